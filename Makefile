@@ -1,0 +1,40 @@
+# make install   .venv with the package and what its tests need; does nothing when it is up to date
+# make run       install, then the quickstart job: labels, training, samples and a report
+# make test      install, then every test that this machine can run
+# make lint      ruff, mypy and the import directions
+# make bench     the measurements in tests/benchmarks
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+STAMP := .venv/.installed
+
+.PHONY: install run test lint bench clean
+
+install: $(STAMP)
+
+# torch goes first and through the constraints: asked for by another package, pip may take a CUDA build of several GB.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "sfg_dist needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) install --quiet -c constraints.txt torch
+	$(PIP) install --quiet -c constraints.txt --editable '.[test,lint]'
+	touch $@
+
+run: install
+	$(BIN)/sfg run jobs/quickstart.toml
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: install
+	$(BIN)/python -m pytest tests/benchmarks
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,305 @@
+"""The job file: one TOML document, read into frozen and checked models.
+
+Every key has a default except ``data.source``. Unknown keys, wrong types and impossible combinations are refused
+before any work starts, with the key, the file and the nearest valid key in the message. The models travel no deeper
+than the pipeline and ``distributed``: the rooms below take plain arguments.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from sfg_dist.errors import ConfigError
+
+
+
+def _integral(value: Any) -> Any:
+    """1e6 is a float in TOML, yet everyone means a count by it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+PositiveInt = Annotated[int, BeforeValidator(_integral), Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+METRICS = (
+    "c2st_auc",
+    "sliced_wasserstein",
+    "energy_distance",
+    "ks_mean",
+    "marginal_kl_mean",
+    "correlation_error",
+    "nearest_train_distance",
+    "kl",
+)
+
+SOLVER_NAMES = ("euler", "midpoint", "heun", "ralston3", "kutta3", "rk4", "rk38")
+
+
+class _Section(BaseModel):
+    """One table of the job file: immutable, closed to unknown keys, strict about types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class SplitArrays(_Section):
+    """Names of arrays of a table that comes split already."""
+
+    train: str | list[str]
+    validation: str | list[str] | None = None
+    test: str | list[str]
+
+
+class DataConfig(_Section):
+    """Where the table is and how it is cleaned and split."""
+
+    source: str = Field(min_length=1)
+    array: str = "X"
+    append: list[str] = []
+    arrays: SplitArrays | None = None
+    columns: list[str] | None = None
+    missing: Literal["refuse", "drop"] = "refuse"
+    constant: Literal["refuse", "keep"] = "refuse"
+    dequantize: Literal["auto", "none"] | dict[str, PositiveFloat] = "auto"
+    max_rows: PositiveInt | None = None
+    split: list[float] = [0.8, 0.1, 0.1]
+    shuffle: Literal["permutation", "legacy", "none"] = "permutation"
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        if len(self.split) != 3 or min(self.split) < 0 or abs(sum(self.split) - 1) > 1e-6:
+            raise ValueError("split must be three fractions, train, validation and test, that sum to 1")
+        if self.split[0] <= 0 or self.split[2] <= 0:
+            raise ValueError("split must leave rows for training and for the test")
+        if self.columns is not None and len(set(self.columns)) != len(self.columns):
+            raise ValueError("columns names a column twice")
+        if self.columns == []:
+            raise ValueError("columns must name at least one column, or be left out for all")
+        return self
+
+
+class TransformConfig(_Section):
+    """How each column is mapped before the flow sees it."""
+
+    kind: Literal["quantile", "standardize", "none"] = "quantile"
+
+
+class LabelsConfig(_Section):
+    """How many pairs are made, and by which flow."""
+
+    num_pairs: PositiveInt = 100_000
+    seed: Seed = 0
+    t_min: Annotated[float, Field(gt=0, lt=1)] = 1e-3
+    schedule: Literal["linear", "linear_floor"] = "linear"
+    estimator: Literal["full", "minibatch"] = "full"
+    num_reference: PositiveInt = 1000
+    solver: Literal[SOLVER_NAMES] = "rk4"  # type: ignore[valid-type]
+    num_evaluations: PositiveInt = 32
+    time_grid: Literal["graded", "uniform"] = "graded"
+    num_threads: PositiveInt = 1
+    direction: Literal["decode", "encode", "both"] = "decode"
+    latents: str | None = None
+    shard_rows: PositiveInt = 4096
+    batch_size: PositiveInt = 1024
+
+    @model_validator(mode="after")
+    def _check(self) -> LabelsConfig:
+        if self.latents is not None and self.direction == "both":
+            raise ValueError('direction = "both" needs drawn latents: leave out latents or choose one direction')
+        return self
+
+
+class TrainConfig(_Section):
+    """The network and how it is fitted."""
+
+    width: PositiveInt = 256
+    depth: PositiveInt = 3
+    block: Literal["residual", "plain"] = "residual"
+    activation: Literal["silu", "gelu", "relu", "tanh"] = "silu"
+    linear_skip: bool = True
+    batch_size: PositiveInt = 1024
+    learning_rate: PositiveFloat = 2e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    num_epochs: PositiveInt = 50
+    max_time_s: PositiveFloat | None = None
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    validation_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.05
+    shuffle_rows: PositiveInt = 262_144
+    calibrate: bool = True
+    checkpoint_interval_s: PositiveFloat = 30.0
+    num_workers: PositiveInt = 1
+    num_threads: PositiveInt | None = None
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: Seed = 0
+
+
+class EvaluateConfig(_Section):
+    """What is measured on the samples and the labels."""
+
+    num_samples: PositiveInt = 10_000
+    metrics: list[Literal[METRICS]] = list(METRICS)  # type: ignore[valid-type]
+    seed: Seed = 0
+
+
+class ExecutorConfig(_Section):
+    """Where the work runs."""
+
+    kind: Literal["ray", "inline"] = "ray"
+    num_actors: PositiveInt | None = None
+    num_gpus_per_actor: Annotated[float, Field(gt=0)] | None = None
+    address: str | None = None
+
+
+class OutputConfig(_Section):
+    """Where everything that a run leaves is written."""
+
+    dir: str = Field(default="runs/job", min_length=1)
+
+
+class Job(_Section):
+    """A whole job, resolved: every key has its value."""
+
+    data: DataConfig
+    transform: TransformConfig = TransformConfig()
+    labels: LabelsConfig = LabelsConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    executor: ExecutorConfig = ExecutorConfig()
+    output: OutputConfig = OutputConfig()
+
+    def to_toml(self) -> str:
+        """The job as a TOML document; keys whose value is None are left out."""
+        return tomli_w.dumps(self.model_dump(exclude_none=True))
+
+
+def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
+    """Read a job file and apply ``table.key=value`` overrides to it.
+
+    Args:
+        path: a TOML file.
+        overrides: assignments such as ``"labels.num_pairs=1000"``; the value is TOML, or a bare string.
+
+    Returns:
+        The job, with ``output.dir`` defaulting to ``runs/<stem of the file>``.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value is wrong.
+    """
+    path = Path(path)
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"job file {path} does not exist") from None
+    except OSError as error:
+        raise ConfigError(f"job file {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"job file {path} is not valid TOML: {error}") from error
+    document.setdefault("output", {})
+    if isinstance(document["output"], dict):
+        document["output"].setdefault("dir", f"runs/{path.stem}")
+    for assignment in overrides:
+        _apply_override(document, assignment)
+    return resolve_job(document, origin=str(path))
+
+
+def resolve_job(document: Mapping[str, Any], *, origin: str = "job") -> Job:
+    """Check a job given as a mapping of tables.
+
+    Args:
+        document: tables of keys, as a TOML document would give them.
+        origin: what the error message calls the job.
+
+    Raises:
+        ConfigError: a key is unknown or a value is wrong; all problems are listed.
+    """
+    try:
+        return Job.model_validate(dict(document))
+    except ValidationError as error:
+        lines = [_describe(problem) for problem in error.errors()]
+        lines = list(dict.fromkeys(lines))  # a union reports one problem once per member
+        raise ConfigError(f"{origin}: " + ("\n  ".join(["", *lines]) if len(lines) > 1 else lines[0])) from None
+
+
+def _apply_override(document: dict[str, Any], assignment: str) -> None:
+    name, equals, text = assignment.partition("=")
+    keys = name.strip().split(".")
+    if not equals or len(keys) < 2 or not all(keys):
+        raise ConfigError(f"--set {assignment}: expected table.key=value, for example labels.num_pairs=10000")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word or a path is a string
+    table = document
+    for key in keys[:-1]:
+        inner = table.setdefault(key, {})
+        if not isinstance(inner, dict):
+            inner = table[key] = {}  # data.dequantize.AT=0.1 replaces dequantize="auto"
+        table = inner
+    table[keys[-1]] = value
+
+
+def _describe(problem: Mapping[str, Any]) -> str:
+    location = [str(part) for part in problem["loc"]]
+    if problem["type"] == "extra_forbidden":
+        return _describe_unknown(location)
+    # A union adds the name of the member it tried; the user's key ends before it.
+    key = ".".join(_user_key(location))
+    if problem["type"] == "missing":
+        return f"{key} is required and has no default"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    given = problem.get("input")
+    shown = "" if isinstance(given, dict) and problem["type"] == "value_error" else f", got {given!r}"
+    return f"{key}: {message[:1].lower()}{message[1:]}{shown}"
+
+
+def _user_key(location: list[str]) -> list[str]:
+    model: Any = Job
+    kept: list[str] = []
+    for part in location:
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            if part not in model.model_fields:
+                break
+            kept.append(part)
+            model = _inner_model(model.model_fields[part].annotation)
+        else:
+            break
+    return kept or location
+
+
+def _inner_model(annotation: Any) -> Any:
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        models = [a for a in typing.get_args(annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
+        return models[0] if models else None
+    return annotation
+
+
+def _describe_unknown(location: list[str]) -> str:
+    parent = _user_key(location[:-1])
+    model: Any = Job
+    for part in parent if location[:-1] else []:
+        model = _inner_model(model.model_fields[part].annotation)
+    if len(location) == 1 or not (isinstance(model, type) and issubclass(model, BaseModel)):
+        model, parent = Job, []
+    name = location[-1]
+    prefix = ".".join([*parent, ""]) if parent else ""
+    close = difflib.get_close_matches(name, model.model_fields, n=1, cutoff=0.5)
+    if close:
+        hint = f"did you mean {prefix}{close[0]}?"
+    else:
+        elsewhere = [
+            f"{table}.{name}"
+            for table, field in Job.model_fields.items()
+            if name in getattr(field.annotation, "model_fields", {})
+        ]
+        hint = f"did you mean {elsewhere[0]}?" if elsewhere else f"valid keys: {', '.join(model.model_fields)}"
+    return f"unknown key {prefix}{name}; {hint}"

@@ -1,0 +1,29 @@
+"""Opening a user's table, cleaning it, and mapping its columns for the flow and back.
+
+Conventions of this room:
+
+- A table is float64, shape (num_rows, num_columns), in the user's units; missing values are NaN.
+- The flow's rows are float32, shape (num_rows, dim), with ``dim <= num_columns``: constant columns are left
+  out by ``Transform.forward`` and put back by ``Transform.inverse``.
+- A source is a built-in name, a path, or an ``s3://`` URL. Built-in names win; ``./moons`` is the file.
+- Nothing is ever unpickled; nothing is downloaded, except from the URL that the user gives.
+- Rows are counted from 0 in arrays. Data rows of .csv and .parquet files are counted from 1, and the message
+  says so.
+- Densities are in nats, per the user's units.
+- The same source and seed give the same bytes.
+"""
+
+from sfg_dist.data.prepare import Prepared, prepare
+from sfg_dist.data.table import BUILTIN_NAMES, SplitTable, Table, open_split, open_table
+from sfg_dist.data.transform import Transform
+
+__all__ = [
+    "BUILTIN_NAMES",
+    "Prepared",
+    "SplitTable",
+    "Table",
+    "Transform",
+    "open_split",
+    "open_table",
+    "prepare",
+]

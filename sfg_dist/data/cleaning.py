@@ -1,0 +1,176 @@
+"""What a table holds before it is split: missing values, constant columns, ties and grids, duplicates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfg_dist.data.grid import Grid, find_grid, grid_of_step, tied_share
+from sfg_dist.data.naming import check_columns, listed
+from sfg_dist.errors import DataError
+
+# Above this share of rows with a tied value a column counts as measured in steps. Ties by chance in float32
+# columns stay below it up to about 10,000 rows; above that the grid test, which chance does not pass,
+# decides alone.
+TIED_SHARE = 0.01
+
+_Array = NDArray[np.float64]
+
+
+def drop_missing(source: str, rows: _Array, names: Sequence[str], missing: str) -> _Array:
+    """The rows without NaN and infinite values.
+
+    Args:
+        source: for messages.
+        rows: shape (num_rows, num_columns).
+        names: of the columns.
+        missing: "refuse" or "drop".
+
+    Raises:
+        DataError: a value is missing and ``missing`` is "refuse".
+    """
+    if missing not in ("refuse", "drop"):
+        raise DataError(f'data.missing = {missing!r}: expected "refuse" or "drop"')
+    bad = ~np.isfinite(rows)
+    if not bad.any():
+        return rows
+    if missing == "drop":
+        return rows[~bad.any(axis=1)]
+    counts = bad.sum(axis=0)
+    affected = np.flatnonzero(counts)
+    first = affected[0]
+    more = [f"{names[column]!r} has {counts[column]}" for column in affected[1:6]]
+    if len(affected) > 6:
+        more.append(f"{len(affected) - 6} more columns have some")
+    raise DataError(
+        f"{source}: column {names[first]!r} has {counts[first]} missing or infinite values, the first in row "
+        f"{np.argmax(bad[:, first])} (counted from 0){'; ' if more else ''}{', '.join(more)}; "
+        f'set data.missing = "drop" to leave out the {bad.any(axis=1).sum()} incomplete rows of {len(rows)}, '
+        "or leave columns out with data.columns"
+    )
+
+
+def find_constants(
+    source: str,
+    rows: _Array,
+    names: Sequence[str],
+    constant: str,
+    *,
+    where: str = "all rows",
+    known: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    """The columns that never change, with their value.
+
+    Args:
+        source: for messages.
+        rows: finite, shape (num_rows, num_columns).
+        names: of the columns.
+        constant: "refuse" or "keep".
+        where: which rows these are, for messages.
+        known: constant columns found before.
+
+    Raises:
+        DataError: there is one and ``constant`` is "refuse", or no other column is left.
+    """
+    if constant not in ("refuse", "keep"):
+        raise DataError(f'data.constant = {constant!r}: expected "refuse" or "keep"')
+    is_constant = rows.min(axis=0) == rows.max(axis=0)
+    found = {
+        name: float(rows[0, column])
+        for column, name in enumerate(names)
+        if is_constant[column] and name not in (known or {})
+    }
+    if found and constant == "refuse":
+        word = "column" if len(found) == 1 else "columns"
+        verb = "is" if len(found) == 1 else "are"
+        first = next(iter(found))
+        raise DataError(
+            f"{source}: {word} {listed(list(found))} {verb} constant over {where} "
+            f"({first!r} is always {found[first]}); "
+            'set data.constant = "keep" to leave such columns out of the flow and put them back in samples, '
+            "or leave them out with data.columns"
+        )
+    if is_constant.all():
+        raise DataError(f"{source}: every column is constant over {where}: there is nothing to learn")
+    return found
+
+
+def find_grids(
+    source: str,
+    rows: _Array,
+    names: tuple[str, ...],
+    constants: Mapping[str, float],
+    dequantize: str | Mapping[str, float],
+) -> tuple[dict[str, Grid], dict[str, dict[str, Any]]]:
+    """The columns to dequantize, with their grids, and what was found in each column with ties.
+
+    Args:
+        source: for messages.
+        rows: finite, shape (num_rows, num_columns).
+        names: of the columns.
+        constants: columns to pass over.
+        dequantize: "auto", "none", or the step of each column to dequantize.
+
+    Raises:
+        DataError: a step is given for an unknown column, or is not positive.
+    """
+    steps = dequantize if isinstance(dequantize, Mapping) else {}
+    if isinstance(dequantize, str) and dequantize not in ("auto", "none"):
+        raise DataError(
+            f'data.dequantize = {dequantize!r}: expected "auto", "none" or a table of column = step'
+        )
+    check_columns(source, names, list(steps), key="data.dequantize")
+    for name, step in steps.items():
+        if not 0 < step < np.inf:
+            raise DataError(
+                f"data.dequantize: the step of column {name!r} is {step}: expected a positive number"
+            )
+    grids: dict[str, Grid] = {}
+    report: dict[str, dict[str, Any]] = {}
+    for column, name in enumerate(names):
+        if name in constants:
+            continue
+        values = rows[:, column]
+        share = tied_share(values)
+        entry: dict[str, Any] = {"share": share, "step": None}
+        if name in steps:
+            grid: Grid | None = grid_of_step(values, float(steps[name]))
+            entry["reason"] = "step given by data.dequantize"
+        elif dequantize != "auto":
+            grid, entry["reason"] = None, 'not asked for: data.dequantize is "none" or names other columns'
+        else:
+            grid = find_grid(values) if share > TIED_SHARE else None
+            entry["reason"] = "tied, on a grid" if grid else "tied, but the values lie on no common grid"
+        if grid:
+            grids[name] = grid
+            places = grid.coordinates(values)
+            entry |= {"step": grid.step, "offset": grid.offset}
+            entry["off_grid_share"] = float(np.mean(places != np.floor(places)))
+        if share > TIED_SHARE or grid:
+            report[name] = entry
+    return grids, report
+
+
+def num_duplicates(rows: _Array) -> int:
+    """How many rows are equal to an earlier one.
+
+    Example:
+        >>> num_duplicates(np.array([[1.0, 2.0], [1.0, 2.0], [1.0, 3.0]]))
+        1
+    """
+    alive = np.arange(len(rows))
+    groups = np.zeros(len(rows), dtype=np.int64)
+    num_groups = 1
+    for column in range(rows.shape[1]):
+        if not len(alive):
+            return 0
+        distinct, codes = np.unique(rows[alive, column], return_inverse=True)
+        _, groups, counts = np.unique(groups * len(distinct) + codes, return_inverse=True, return_counts=True)
+        is_shared = counts > 1
+        kept = is_shared[groups]
+        groups = (np.cumsum(is_shared) - 1)[groups[kept]]
+        alive, num_groups = alive[kept], int(is_shared.sum())
+    return len(alive) - num_groups

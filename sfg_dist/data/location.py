@@ -1,0 +1,141 @@
+"""Where a table lies: a local path or an S3 object, opened as a stream of bytes or as a Zarr node.
+
+Credentials, region and endpoint come from the environment, as obstore reads them (``AWS_ACCESS_KEY_ID``,
+``AWS_REGION``, ``AWS_ENDPOINT_URL``, ...). An endpoint given as ``http://`` is allowed to be plain HTTP.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+from sfg_dist.errors import DataError
+
+KNOWN_SUFFIXES = (".npy", ".npz", ".csv", ".parquet", ".h5", ".hdf5", ".zarr")
+
+
+def suffix_of(source: str) -> str:
+    """The format of a source by its name, in lower case, with the dot; empty if it has none.
+
+    Example:
+        >>> suffix_of("s3://bucket/run.ZARR/")
+        '.zarr'
+    """
+    return PurePosixPath(source.rstrip("/")).suffix.lower()
+
+
+def is_url(source: str) -> bool:
+    """Whether the source names a scheme, such as ``s3://``."""
+    return "://" in source
+
+
+@contextmanager
+def open_bytes(source: str) -> Iterator[BinaryIO]:
+    """Open a file, or fetch an object, as a binary stream that can seek.
+
+    Raises:
+        DataError: it does not exist, cannot be opened, or is empty.
+    """
+    if is_url(source):
+        data = _fetch(source)
+        if not data:
+            raise DataError(f"{source} is empty (0 bytes): expected a table")
+        yield io.BytesIO(data)
+        return
+    path = Path(source).expanduser()
+    _check_exists(path)
+    try:
+        stream = path.open("rb")
+    except OSError as error:
+        raise DataError(f"{source} cannot be opened: {error.strerror}") from error
+    with stream:
+        if path.stat().st_size == 0:
+            raise DataError(f"{source} is empty (0 bytes): expected a table")
+        yield stream
+
+
+def open_zarr(source: str) -> Any:
+    """Open a Zarr group or array for reading.
+
+    Raises:
+        DataError: it does not exist, or holds no Zarr metadata.
+    """
+    import zarr
+    import zarr.storage
+
+    if is_url(source):
+        store, prefix = open_bucket(source)
+        location: Any = zarr.storage.ObjectStore(store, read_only=True)
+    else:
+        location, prefix = Path(source).expanduser(), ""
+        _check_exists(location)
+    with reading(source):
+        try:
+            return zarr.open(location, path=prefix, mode="r")
+        except FileNotFoundError:
+            raise DataError(
+                f"{source} holds no Zarr group or array (no zarr.json, .zgroup or .zarray)"
+            ) from None
+
+
+def open_bucket(url: str) -> tuple[Any, str]:
+    """The bucket of an ``s3://bucket/key`` URL as an obstore store, and the key.
+
+    Raises:
+        DataError: the URL has another scheme, or no bucket or key.
+    """
+    from obstore.store import S3Store
+
+    parts = urlsplit(url)
+    key = parts.path.strip("/")
+    if parts.scheme != "s3":
+        raise DataError(f"{url}: expected a local path or an s3:// URL, found the scheme {parts.scheme}://")
+    if not parts.netloc or not key:
+        raise DataError(f"{url}: expected s3://bucket/key")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL", os.environ.get("AWS_ENDPOINT", ""))
+    store = S3Store(
+        parts.netloc,
+        client_options={"allow_http": True} if endpoint.startswith("http://") else {},
+        retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=60)},
+    )
+    return store, key
+
+
+@contextmanager
+def reading(source: str) -> Iterator[None]:
+    """Turn whatever a format's library raises over a damaged file into one DataError that names the file."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # libraries raise anything here, from struct.error to SyntaxError
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise DataError(
+            f"{source} cannot be read as {suffix_of(source)}: "
+            f"the file is damaged or of another format ({reason})"
+        ) from error
+
+
+def _check_exists(path: Path) -> None:
+    if not path.exists():
+        raise DataError(f"{path} does not exist (current directory: {Path.cwd()})")
+
+
+def _fetch(url: str) -> bytes:
+    import obstore
+    from obstore.exceptions import BaseError
+
+    store, key = open_bucket(url)
+    try:
+        return bytes(obstore.get(store, key).bytes())
+    except FileNotFoundError:
+        raise DataError(f"{url} does not exist") from None
+    except (BaseError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise DataError(f"{url} cannot be fetched: {reason}") from error

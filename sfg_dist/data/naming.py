@@ -1,0 +1,60 @@
+"""Names of columns and the messages about them: nearest names, unknown names, names given twice."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from sfg_dist.errors import DataError
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The valid name that a mistyped one most likely means, or None.
+
+    Example:
+        >>> nearest("Voltge", ["Voltage", "Current"])
+        'Voltage'
+    """
+    by_lower: dict[str, str] = {}
+    for valid in names:
+        by_lower.setdefault(valid.lower(), valid)
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    return by_lower[close[0]] if close else None
+
+
+def listed(names: Sequence[str], limit: int = 12) -> str:
+    """Names in quotes, cut short after ``limit``.
+
+    Example:
+        >>> listed(["a", "b", "c"], limit=2)
+        "'a', 'b' and 1 more"
+    """
+    shown = ", ".join(map(repr, names[:limit]))
+    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def check_columns(
+    source: str, names: Sequence[str], wanted: Sequence[str] | None, *, key: str = "data.columns"
+) -> tuple[str, ...]:
+    """The wanted columns, or all of them, after checking that each is there exactly once.
+
+    Args:
+        source: path, URL or name, for messages.
+        names: the columns of the table.
+        wanted: the columns asked for, in order; None is all.
+        key: the job key that asked for them.
+
+    Raises:
+        DataError: a wanted name is unknown, or stands for two columns.
+    """
+    chosen = tuple(names) if wanted is None else tuple(wanted)
+    counts = Counter(names)
+    for name in chosen:
+        if name not in counts:
+            close = nearest(name, names)
+            hint = f"did you mean {close!r}?" if close else f"it has {listed(list(names))}"
+            raise DataError(f"{source} has no column {name!r} ({key}); {hint}")
+        if counts[name] > 1:
+            raise DataError(f"{source}: {counts[name]} columns are named {name!r}; give each its own name")
+    return chosen

@@ -1,0 +1,247 @@
+"""From a source to rows that the flow can use: cleaned, split, and mapped.
+
+The order is fixed: open, choose columns, missing values, constant columns, ties, shuffle and split, fit the
+transform on the training rows. Every choice that drops or changes something is a key of the job, and is
+reported.
+
+A split table's parts keep their rows; only the training rows are shuffled, and ``max_rows`` bounds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfg_dist.data.cleaning import drop_missing, find_constants, find_grids, num_duplicates
+from sfg_dist.data.table import LogDensity, open_split, open_table
+from sfg_dist.data.toy import NAMES as TOY_NAMES
+from sfg_dist.data.transform import Transform
+from sfg_dist.errors import DataError
+from sfg_dist.plan import BLOCK_ROWS, Stream, random_generator
+
+MIN_ROWS = 20
+MIN_TRAIN_ROWS = 10
+
+_Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A table ready for the flow.
+
+    Attributes:
+        source: the path, URL or name.
+        train: training rows in the user's units, float64 (num_train, num_columns), without dequantization
+            noise.
+        validation: rows for choosing, same columns; there may be none.
+        test: rows for judging, same columns.
+        columns: names, constant columns included.
+        transform: fitted on the training rows with their noise.
+        log_density: exact log density in nats of rows in the user's units, where it is known.
+        seed: of the dequantization noise.
+        report: what was read, dropped, found and split; JSON-able.
+    """
+
+    source: str
+    train: _Array
+    validation: _Array
+    test: _Array
+    columns: tuple[str, ...]
+    transform: Transform
+    log_density: LogDensity | None
+    seed: int
+    report: dict[str, Any]
+
+    def reference(self) -> NDArray[np.float32]:
+        """The training rows as the flow sees them, with their noise, shape (num_train, dim)."""
+        return self.flow_rows("train")
+
+    def flow_rows(self, part: str) -> NDArray[np.float32]:
+        """A part ("train", "validation", "test") as the flow sees it, with noise, shape (num_rows, dim)."""
+        return self.transform.forward(getattr(self, part), noise=self.noise(part))
+
+    def noise(self, part: str) -> _Array:
+        """Dequantization noise of a part, in [0, 1), shape (num_rows, dim).
+
+        It belongs to positions: the rows of train, validation and test are counted through.
+        """
+        sizes = {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)}
+        start = sum(list(sizes.values())[: list(sizes).index(part)])
+        return _noise_rows(self.seed, start, start + sizes[part], self.transform.dim)
+
+
+def prepare(
+    source: str | Path,
+    *,
+    array: str = "X",
+    append: Sequence[str] = (),
+    arrays: Mapping[str, str | Sequence[str] | None] | None = None,
+    columns: Sequence[str] | None = None,
+    missing: str = "refuse",
+    constant: str = "refuse",
+    dequantize: str | Mapping[str, float] = "auto",
+    max_rows: int | None = None,
+    split: Sequence[float] = (0.8, 0.1, 0.1),
+    shuffle: str = "permutation",
+    seed: int = 0,
+    kind: str = "quantile",
+) -> Prepared:
+    """Open a table, clean it, split it and fit the transform.
+
+    Args:
+        source: a built-in name, a path, or an ``s3://`` URL.
+        array: the array wanted of a file with several.
+        append: more arrays, put behind as columns.
+        arrays: names of the arrays of a table split already, for train, validation (optional) and test.
+        columns: the columns wanted, in order; None is all.
+        missing: "refuse" NaN and infinite values, or "drop" the rows that hold one in a wanted column.
+        constant: "refuse" columns that never change, or "keep" them: left out of the flow, put back by the
+            transform.
+        dequantize: "auto" for the columns with more than 1 % tied rows whose values lie on a grid; "none";
+            or the step of each column to dequantize, for those alone.
+        max_rows: at most this many rows after the shuffle; of a toy set, the number drawn.
+        split: fractions for training, validation and test; the test rows come last, validation before them.
+        shuffle: "permutation" (numpy's default_rng), "legacy" (numpy's RandomState) or "none".
+        seed: of the shuffle, of toy sets and of the noise.
+        kind: of the transform: "quantile", "standardize" or "none".
+
+    Raises:
+        DataError: the table cannot be used as it stands; the message says where and which key would help.
+
+    Example:
+        >>> prepared = prepare("moons", max_rows=1000)
+        >>> prepared.train.shape, prepared.reference().dtype
+        ((800, 2), dtype('float32'))
+    """
+    source = str(source)
+    if arrays is None:
+        is_toy = source in TOY_NAMES
+        table = open_table(
+            source,
+            array=array,
+            append=append,
+            columns=columns,
+            seed=seed,
+            max_rows=max_rows if is_toy else None,
+        )
+        names, log_density = table.columns, table.log_density
+        parts = {"table": table.values}
+    else:
+        given = open_split(source, arrays=arrays, columns=columns)
+        names, log_density = given.columns, None
+        parts = {"train": given.train, "validation": given.validation, "test": given.test}
+    num_read = sum(map(len, parts.values()))
+    parts = {
+        part: drop_missing(source if part == "table" else f"{source}: the {part} part", rows, names, missing)
+        for part, rows in parts.items()
+    }
+    sizes = [len(rows) for rows in parts.values()]
+    rows = np.concatenate(list(parts.values()))
+    _check_count(source, len(rows), f"{num_read} read, {num_read - len(rows)} dropped as incomplete")
+    constants = find_constants(source, rows, names, constant)
+    grids, ties = find_grids(source, rows, names, constants, dequantize)
+    for name, grid in grids.items():
+        column = names.index(name)
+        rows[:, column] = grid.snap(rows[:, column])
+
+    if arrays is None:
+        order = _order(len(rows), shuffle, seed)[:max_rows]
+        _check_count(source, len(order), f"data.max_rows = {max_rows}")
+        train, validation, test = _cut(rows[order], split)
+    else:
+        whole = np.split(rows, np.cumsum(sizes)[:-1])
+        train = whole[0][_order(len(whole[0]), shuffle, seed)[:max_rows]]
+        validation, test = whole[1], whole[2]
+    if len(train) < MIN_TRAIN_ROWS or not len(test):
+        raise DataError(
+            f"{source}: the split leaves {len(train)} training, {len(validation)} validation "
+            f"and {len(test)} test rows: expected at least {MIN_TRAIN_ROWS} for training, one for the test "
+            "(data.split, data.max_rows)"
+        )
+    constants |= find_constants(source, train, names, constant, where="the training rows", known=constants)
+    transform = _fit(train, rows, names, constants, grids, kind, seed)
+    return Prepared(
+        source=source,
+        train=train,
+        validation=validation,
+        test=test,
+        columns=names,
+        transform=transform,
+        log_density=log_density,
+        seed=seed,
+        report={
+            "source": source,
+            "num_rows_read": num_read,
+            "num_rows_dropped": num_read - len(rows),
+            "constant": constants,
+            "ties": ties,
+            "split": {"train": len(train), "validation": len(validation), "test": len(test)},
+            "num_duplicate_train_rows": num_duplicates(train),
+        },
+    )
+
+
+def _fit(
+    train: _Array,
+    rows: _Array,
+    names: tuple[str, ...],
+    constants: Mapping[str, float],
+    grids: Mapping[str, Any],
+    kind: str,
+    seed: int,
+) -> Transform:
+    used = {name: grid for name, grid in grids.items() if name not in constants}
+    # the whole table, not the training rows alone, says what range a column measured in steps can take
+    limits = {name: rows[:, names.index(name)] for name in used}
+    return Transform.fit(
+        train,
+        names,
+        kind=kind,
+        constants=constants,
+        steps={name: grid.step for name, grid in used.items()},
+        offsets={name: grid.offset for name, grid in used.items()},
+        limits={name: (float(values.min()), float(values.max())) for name, values in limits.items()},
+        noise=_noise_rows(seed, 0, len(train), len(names) - len(constants)),
+    )
+
+
+def _order(num_rows: int, shuffle: str, seed: int) -> NDArray[np.intp]:
+    if shuffle == "permutation":
+        return np.random.default_rng(seed).permutation(num_rows)
+    if shuffle == "legacy":
+        if not 0 <= seed < 2**32:
+            raise DataError(f'data.shuffle = "legacy" takes a data.seed from 0 to 4294967295, found {seed}')
+        # the same order as RandomState(seed).shuffle(rows), which published splits of the UCI tables use
+        return np.random.RandomState(seed).permutation(num_rows)
+    if shuffle == "none":
+        return np.arange(num_rows)
+    raise DataError(f'data.shuffle = {shuffle!r}: expected "permutation", "legacy" or "none"')
+
+
+def _cut(rows: _Array, split: Sequence[float]) -> tuple[_Array, _Array, _Array]:
+    """Training, validation and test rows: the last ones are the test, those before them validation."""
+    num_test, num_validation = int(split[2] * len(rows)), int(split[1] * len(rows))
+    last = len(rows) - num_test
+    first = last - num_validation
+    return rows[:first], rows[first:last], rows[last:]
+
+
+def _check_count(source: str, num_rows: int, why: str) -> None:
+    if num_rows < MIN_ROWS:
+        raise DataError(f"{source}: {num_rows} rows are left ({why}): expected at least {MIN_ROWS}")
+
+
+def _noise_rows(seed: int, start: int, stop: int, dim: int) -> _Array:
+    """Rows ``start`` to ``stop`` of an endless table of uniform numbers, shape (stop - start, dim)."""
+    rows = np.empty((stop - start, dim))
+    for block in range(start // BLOCK_ROWS, -(-stop // BLOCK_ROWS)):
+        drawn = random_generator(seed, Stream.DEQUANTIZE, block).random((BLOCK_ROWS, dim))
+        first = block * BLOCK_ROWS
+        low, high = max(start, first), min(stop, first + BLOCK_ROWS)
+        rows[low - start : high - start] = drawn[low - first : high - first]
+    return rows

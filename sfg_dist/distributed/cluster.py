@@ -1,0 +1,78 @@
+"""A Ray session: the user's cluster, or one on this machine for the length of the run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+
+from sfg_dist.errors import ClusterError
+
+_LOCAL_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one machine cannot leave itself
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@contextlib.contextmanager
+def ray_session(address: str | None = None) -> Iterator[None]:
+    """Within, Ray is up; a session that is up already is used and left as it is.
+
+    A local cluster gets a token of its own, so that no other user of the machine can send it work, and binds to
+    loopback.
+
+    Args:
+        address: of a running cluster; None starts one on this machine.
+
+    Raises:
+        ClusterError: the cluster cannot be reached or started.
+    """
+    with contextlib.ExitStack() as stack:
+        if address is None:
+            stack.enter_context(_environment(_LOCAL_ENVIRONMENT | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}))
+        import ray
+
+        if ray.is_initialized():
+            stack.close()
+            yield
+            return
+        try:
+            if address is None:
+                ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False, _node_ip_address="127.0.0.1")
+            else:
+                ray.init(address=address, log_to_driver=False, configure_logging=False)
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            raise ClusterError(_explain(address, error)) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _explain(address: str | None, error: Exception) -> str:
+    if address is None:
+        return f"Ray could not be started on this machine ({error}); `--executor inline` does without it"
+    return (
+        f"the Ray cluster at {address} cannot be reached ({error}): check executor.address, and that RAY_AUTH_TOKEN "
+        f"holds the token that the cluster was started with"
+    )
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Environment variables set within, and as they were after."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update({name: value for name, value in values.items() if name not in os.environ or name.startswith("RAY_AUTH")})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

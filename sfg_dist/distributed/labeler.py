@@ -1,0 +1,148 @@
+"""One shard at a time: what an actor does, and what the inline executor does in a plain loop."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sfg_dist.errors import NonFiniteLabelError
+from sfg_dist.flow import Reference, Schedule, label_batch
+from sfg_dist.plan import Plan, Stream, integer_rows, normal_rows, random_generator
+from sfg_dist.store import Pairs, open_pairs
+
+Progress = Callable[[int, int, dict[str, Any]], None]
+"""(shards done, shards in all, the commit record just made)."""
+
+
+def default_device() -> torch.device:
+    """The GPU when there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class ShardLabeler:
+    """Labels shards of one store; opens everything by path, so nothing large travels to it.
+
+    Args:
+        url: the store.
+        num_threads: CPU threads; part of what decides the last bits, hence never taken from the machine.
+        device: where the flow runs; the GPU when there is one.
+    """
+
+    def __init__(self, url: str, *, num_threads: int = 1, device: torch.device | None = None) -> None:
+        self.pairs: Pairs = open_pairs(url)
+        self.plan: Plan = self.pairs.plan
+        self.num_threads = num_threads
+        self.device = device or default_device()
+        self.reference = Reference(torch.from_numpy(self.pairs.reference), device=self.device)
+        self.queries = self.pairs.queries
+        self.schedule = Schedule(self.plan.labels["schedule"], self.plan.labels["t_min"])
+
+    def label(self, shard: int, attempt: int = 1) -> dict[str, Any]:
+        """Integrate, write and commit one shard; the commit record.
+
+        Raises:
+            NonFiniteLabelError: the flow left the floating-point range; nothing was written.
+            StoreError: the shard could not be written.
+        """
+        started = time.time()
+        starts: list[NDArray[np.float32]] = []
+        ends: list[NDArray[np.float32]] = []
+        with _threads(self.num_threads):
+            for first, stop in self.plan.batches(shard):
+                rows = self._start_points(shard, first, stop)
+                starts.append(rows)
+                ends.append(self._integrate(shard, first, rows))
+        integrated = time.time()
+        points, images = np.concatenate(starts), np.concatenate(ends)
+        if not np.isfinite(images).all():
+            bad = int(np.flatnonzero(~np.isfinite(images).all(axis=1))[0]) + self.plan.shard_range(shard)[0]
+            raise NonFiniteLabelError(
+                f"shard {shard}: row {bad} has no finite end point: check the table for values far outside the rest, "
+                f"or take a larger labels.t_min"
+            )
+        latents, labels = (points, images) if self.plan.shard_direction(shard) == "decode" else (images, points)
+        return self.pairs.write_shard(
+            shard,
+            latents,
+            labels,
+            {
+                "attempt": attempt,
+                "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine(),
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "evaluations": self.plan.labels["num_evaluations"],
+                "seconds": round(integrated - started, 4),
+                "finished": time.time(),
+            },
+        )
+
+    def _start_points(self, shard: int, first: int, stop: int) -> NDArray[np.float32]:
+        """Latents to decode, or rows to encode, in the flow's coordinates."""
+        if self.queries is not None:
+            return self.queries[first:stop]
+        seed = self.plan.labels["seed"]
+        noise = normal_rows(seed, Stream.LATENTS, first, stop, self.plan.dim)
+        if self.plan.shard_direction(shard) == "decode":
+            return noise
+        # A draw of the blurred data, whose latent is then N(0, I) as the decoder's are: x_j + (beta / alpha) eps.
+        index = integer_rows(seed, Stream.ENCODE, first, stop, self.reference.num_reference)
+        blur = self.schedule.beta_sq(self.schedule.t_end) ** 0.5 / self.schedule.alpha(self.schedule.t_end)
+        picked = self.reference.keys[torch.from_numpy(index).to(self.device), :-1].double() + self.reference.center.to(self.device)
+        return (picked.cpu().numpy() + blur * noise).astype(np.float32)
+
+    def _integrate(self, shard: int, first: int, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """One batch, padded to the plan's size: a product's shape decides its last bits."""
+        settings = self.plan.labels
+        padded = torch.zeros(settings["batch_size"], self.plan.dim, device=self.device)
+        padded[: len(rows)] = torch.from_numpy(rows)
+        ends: Tensor = label_batch(
+            padded,
+            self._batch_reference(first),
+            schedule=self.schedule,
+            direction=self.plan.shard_direction(shard),  # type: ignore[arg-type]
+            solver=settings["solver"],
+            num_evaluations=settings["num_evaluations"],
+            kind=settings["time_grid"],
+        )
+        return ends[: len(rows)].cpu().numpy()
+
+    def _batch_reference(self, first: int) -> Reference:
+        """The whole reference, or the published mini-batch of it, drawn anew for every batch."""
+        settings = self.plan.labels
+        if settings["estimator"] == "full" or settings["num_reference"] >= self.reference.num_reference:
+            return self.reference
+        generator = random_generator(settings["seed"], Stream.MINIBATCH, first // settings["batch_size"])
+        return self.reference.subset(
+            generator.choice(self.reference.num_reference, settings["num_reference"], replace=False)
+        )
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def label_inline(url: str, *, num_threads: int = 1, on_progress: Progress | None = None) -> None:
+    """Label all pending shards of a store in this process, one after the other."""
+    labeler = ShardLabeler(url, num_threads=num_threads)
+    todo = labeler.pairs.pending()
+    total = labeler.plan.num_shards
+    for number, shard in enumerate(todo, start=total - len(todo) + 1):
+        record = labeler.label(shard)
+        if on_progress is not None:
+            on_progress(number, total, record)

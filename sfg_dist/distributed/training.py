@@ -1,0 +1,393 @@
+"""Data-parallel fit of the generator: Ray Train with gloo or NCCL, or the same loop in this process.
+
+Every worker opens the store by path and reads the same global batches; it trains on its own rows of each. Checkpoints
+are ours (safetensors and JSON in ``checkpoints/``), written by rank 0 and read by every rank, so a fit that was killed,
+worker or driver, goes on at the batch after the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sfg_dist.distributed.labeler import default_device
+from sfg_dist.errors import ClusterError, SfgError, TrainingError
+from sfg_dist.model.fit import Stopwatch, Trainer
+from sfg_dist.model.mlp import MLP
+from sfg_dist.store import PairStream, open_pairs, read_rows
+
+KEPT_CHECKPOINTS = 2
+SYNC_STEPS = 16  # ranks agree on the clock this often; a broadcast every step would cost as much as a small step
+MAX_VALIDATION_ROWS = 65_536
+EpochReport = Callable[[dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """What the fit needs to know, as plain values that travel to the workers.
+
+    Attributes:
+        network: arguments of MLP but for dim.
+        batch_size: rows of a global batch, over all ranks.
+        learning_rate, weight_decay, ema_decay, precision: as for Trainer.
+        num_epochs: passes over the training pairs.
+        max_time_s: stop after this much training time, over all attempts; the learning rate is planned for it.
+        validation_fraction: share of the pairs, the last ones, that is held out.
+        shuffle_rows: rows that are shuffled together.
+        checkpoint_interval_s: time between checkpoints.
+        num_threads: CPU threads of a worker; None leaves torch's own choice.
+        seed: of the network's start and of the order.
+    """
+
+    network: Mapping[str, Any]
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    ema_decay: float
+    precision: str
+    num_epochs: int
+    max_time_s: float | None
+    validation_fraction: float
+    shuffle_rows: int
+    checkpoint_interval_s: float
+    num_threads: int | None
+    seed: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree in to be gone on with."""
+        free = {"checkpoint_interval_s", "num_threads", "max_time_s", "num_epochs", "precision"}
+        return {name: value for name, value in asdict(self).items() if name not in free}
+
+
+def fit_inline(
+    url: str, checkpoints: Path, settings: FitSettings, *, on_epoch: EpochReport | None = None
+) -> tuple[MLP, list[dict[str, float]]]:
+    """Fit in this process; the averaged network and one history entry an epoch."""
+    _fit_rank(url, checkpoints, settings, rank=0, world_size=1, on_epoch=on_epoch)
+    return load_fitted(checkpoints)
+
+
+def fit_with_workers(
+    url: str,
+    checkpoints: Path,
+    settings: FitSettings,
+    *,
+    num_workers: int,
+    max_failures: int = 3,
+    on_epoch: EpochReport | None = None,
+) -> tuple[MLP, list[dict[str, float]]]:
+    """Fit with Ray Train on ``num_workers`` workers of the running Ray session; results as for fit_inline.
+
+    Args:
+        url: the store.
+        checkpoints: a directory that all workers reach.
+        settings: the fit.
+        num_workers: ranks; each holds a GPU where the cluster has as many, CPUs otherwise.
+        max_failures: how often lost workers are replaced; the fit then goes on from the last checkpoint.
+        on_epoch: called in this process with every history entry, in order.
+
+    Raises:
+        ClusterError: the cluster is too small.
+        TrainingError: the fit failed; the cause is chained.
+    """
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    available = ray.cluster_resources()
+    use_gpu = available.get("GPU", 0) >= num_workers
+    cpus = max(1, int(available.get("CPU", 1)) // num_workers)
+    if not use_gpu and available.get("CPU", 0) < num_workers:
+        raise ClusterError(f"train.num_workers = {num_workers}, but the cluster has {available.get('CPU', 0):g} CPUs")
+    config = {"url": url, "checkpoints": str(checkpoints.absolute()), "settings": asdict(settings)}
+    with tempfile.TemporaryDirectory(prefix="sfg-train-") as scratch, _tail(checkpoints / "history.jsonl", on_epoch):
+        trainer = TorchTrainer(
+            _ray_worker,
+            train_loop_config=config,
+            scaling_config=ScalingConfig(
+                num_workers=num_workers,
+                use_gpu=use_gpu,
+                # A worker trains with all of its share of the CPUs; the controller itself asks for none.
+                resources_per_worker={"CPU": 1, "GPU": 1} if use_gpu else {"CPU": cpus},
+            ),
+            # Ray keeps its own notes here; the checkpoints that matter are ours.
+            run_config=RunConfig(name="fit", storage_path=scratch, failure_config=FailureConfig(max_failures=max_failures)),
+        )
+        try:
+            trainer.fit()
+        except Exception as error:
+            raise _root_cause(error) from error
+    return load_fitted(checkpoints)
+
+
+def _root_cause(error: Exception) -> Exception:
+    """Our own error out of what Ray Train wraps it in."""
+    failures = getattr(error, "worker_failures", None) or {}
+    for failure in failures.values():
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, SfgError):
+                return cause
+            cause = getattr(cause, "cause", None) or cause.__cause__
+    return TrainingError(f"the fit failed: {error}")
+
+
+def _ray_worker(config: dict[str, Any]) -> None:
+    import ray.train
+
+    context = ray.train.get_context()
+    settings = FitSettings(**config["settings"])
+    if settings.num_threads is None and not torch.cuda.is_available():
+        cpus = int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))
+        torch.set_num_threads(max(1, cpus))
+    _fit_rank(
+        config["url"],
+        Path(config["checkpoints"]),
+        settings,
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        report=lambda entry: ray.train.report(entry),
+    )
+
+
+def _fit_rank(
+    url: str,
+    checkpoints: Path,
+    settings: FitSettings,
+    *,
+    rank: int,
+    world_size: int,
+    on_epoch: EpochReport | None = None,
+    report: EpochReport | None = None,
+) -> None:
+    """The fit of one rank; all ranks run the same lines."""
+    pairs = open_pairs(url)
+    pairs.require_complete()
+    if settings.num_threads is not None:
+        torch.set_num_threads(settings.num_threads)
+    num_rows = pairs.plan.num_pairs
+    num_held_out = min(max(1, round(settings.validation_fraction * num_rows)), MAX_VALIDATION_ROWS)
+    if num_held_out >= num_rows:
+        raise TrainingError(f"{url} holds {num_rows} pairs: too few to train on; raise labels.num_pairs")
+    held_out = [read_rows(array, num_rows - num_held_out, num_rows) for array in (pairs.latents, pairs.labels)]
+    stream = PairStream(
+        pairs.latents,
+        pairs.labels,
+        num_rows=num_rows - num_held_out,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        shuffle_rows=settings.shuffle_rows,
+        rank=rank,
+        world_size=world_size,
+    )
+    torch.manual_seed(settings.seed)
+    device = default_device()
+    if device.type == "cuda" and world_size > 1:
+        import ray.train.torch
+
+        device = ray.train.torch.get_device()
+    model = MLP(pairs.plan.dim, **settings.network).to(device)
+    parallel: nn.Module | None = None
+    if world_size > 1:
+        parallel = nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+    trainer = Trainer(
+        model,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        ema_decay=settings.ema_decay,
+        precision=settings.precision,  # type: ignore[arg-type]
+        parallel=parallel,
+        world_size=world_size,
+    )
+    newest = _newest_checkpoint(checkpoints, settings, pairs.plan.run_id)
+    if newest is not None:
+        trainer.load(newest)
+    _run_epochs(trainer, stream, held_out, checkpoints, settings, pairs.plan.run_id, rank, world_size, on_epoch, report)
+
+
+def _run_epochs(
+    trainer: Trainer,
+    stream: PairStream,
+    held_out: list[np.ndarray],
+    checkpoints: Path,
+    settings: FitSettings,
+    run_id: str,
+    rank: int,
+    world_size: int,
+    on_epoch: EpochReport | None,
+    report: EpochReport | None,
+) -> None:
+    progress = trainer.progress
+    watch = Stopwatch(progress.elapsed_s)
+    total_steps = settings.num_epochs * stream.num_batches
+    saved_s = progress.elapsed_s
+    done = _share_done(trainer, watch, total_steps, settings.max_time_s, world_size)
+    while progress.epoch < settings.num_epochs and done < 1:
+        loss = torch.zeros((), device=trainer.device)
+        num_batches = 0
+        for batch in stream.epoch(progress.epoch, start_step=progress.step_in_epoch):
+            loss += trainer.step(batch.latents, batch.labels, batch.global_rows, done)
+            num_batches += 1
+            if settings.max_time_s is None or progress.step % SYNC_STEPS == 0:
+                done = _share_done(trainer, watch, total_steps, settings.max_time_s, world_size)
+            if done >= 1:
+                break
+            if rank == 0 and watch.elapsed_s - saved_s > settings.checkpoint_interval_s:
+                saved_s = watch.elapsed_s
+                _save(trainer, watch, checkpoints, settings, run_id)
+        progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
+        entry = _entry(trainer, watch, loss, num_batches, held_out, world_size)
+        if not math.isfinite(entry["train_loss"]):
+            raise TrainingError(
+                f"the loss left the floating-point range in epoch {progress.epoch}: take a smaller train.learning_rate"
+            )
+        progress.history.append(entry)
+        if rank == 0:
+            _append_history(checkpoints, progress.history)
+            if on_epoch is not None:
+                on_epoch(entry)
+        if report is not None:
+            report(entry)
+    if rank == 0:
+        _save(trainer, watch, checkpoints, settings, run_id)
+        trainer.model.load_state_dict(trainer.average)
+        _save_fitted(trainer.model, checkpoints, progress.history)
+    if world_size > 1:
+        torch.distributed.barrier()
+
+
+def _share_done(trainer: Trainer, watch: Stopwatch, total_steps: int, max_time_s: float | None, world_size: int) -> float:
+    """Share of the training that is over, by steps or by the clock; every rank gets rank 0's."""
+    done = trainer.progress.step / total_steps
+    if max_time_s is None:
+        return done
+    done = max(done, watch.elapsed_s / max_time_s)
+    if world_size > 1:
+        shared = torch.tensor([done], device=trainer.device)
+        torch.distributed.broadcast(shared, src=0)
+        done = float(shared)
+    return done
+
+
+def _entry(
+    trainer: Trainer,
+    watch: Stopwatch,
+    loss: Tensor,
+    num_batches: int,
+    held_out: list[np.ndarray],
+    world_size: int,
+) -> dict[str, float]:
+    """What an epoch leaves: each rank holds its part of every batch's loss, so the sum over ranks is the loss."""
+    if world_size > 1:
+        torch.distributed.all_reduce(loss)
+    return {
+        "epoch": trainer.progress.epoch,
+        "step": trainer.progress.step,
+        "train_loss": float(loss) / max(1, num_batches),
+        "validation_loss": trainer.validation_loss(*held_out),
+        "learning_rate": trainer.optimizer.param_groups[0]["lr"],
+        "elapsed_s": round(watch.elapsed_s, 3),
+    }
+
+
+def _save(trainer: Trainer, watch: Stopwatch, checkpoints: Path, settings: FitSettings, run_id: str) -> None:
+    trainer.progress.elapsed_s = watch.elapsed_s
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    (checkpoints / "fit.json").write_text(json.dumps({"settings": settings.identity, "pairs": run_id}))
+    trainer.save(checkpoints / f"step_{trainer.progress.step:09d}")
+    for old in sorted(checkpoints.glob("step_*[0-9]"))[:-KEPT_CHECKPOINTS]:
+        for file in old.iterdir():
+            file.unlink()
+        old.rmdir()
+
+
+def _newest_checkpoint(checkpoints: Path, settings: FitSettings, run_id: str) -> Path | None:
+    """The newest checkpoint of this very fit; one of another job's fit is passed over with a warning."""
+    found = sorted(checkpoints.glob("step_*[0-9]"))
+    if not found:
+        return None
+    try:
+        made_by = json.loads((checkpoints / "fit.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        made_by = None
+    if made_by != json.loads(json.dumps({"settings": settings.identity, "pairs": run_id})):
+        warnings.warn(f"{checkpoints} holds checkpoints of other train keys or pairs: training starts anew", stacklevel=2)
+        for old in found:
+            for file in old.iterdir():
+                file.unlink()
+            old.rmdir()
+        return None
+    return found[-1]
+
+
+def _append_history(checkpoints: Path, history: list[dict[str, float]]) -> None:
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    (checkpoints / "history.jsonl").write_text("".join(f"{json.dumps(entry)}\n" for entry in history))
+
+
+def _save_fitted(model: nn.Module, checkpoints: Path, history: list[dict[str, float]]) -> None:
+    assert isinstance(model, MLP)
+    save_file({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}, checkpoints / "fitted.safetensors")
+    (checkpoints / "fitted.json").write_text(json.dumps({"network": {"dim": model.dim, **model.shape}, "history": history}))
+
+
+def load_fitted(checkpoints: Path) -> tuple[MLP, list[dict[str, float]]]:
+    """The averaged network that the last finished fit left, and its history."""
+    try:
+        document = json.loads((checkpoints / "fitted.json").read_text())
+        model = MLP(**document["network"])
+        model.load_state_dict(load_file(checkpoints / "fitted.safetensors"))
+    except FileNotFoundError:
+        raise TrainingError(f"{checkpoints} holds no finished fit: run `sfg train` with this job") from None
+    return model.eval(), document["history"]
+
+
+@contextlib.contextmanager
+def _tail(path: Path, on_epoch: EpochReport | None) -> Iterator[None]:
+    """Within, entries that a worker on a shared file system appends are passed on as they come."""
+    if on_epoch is None:
+        yield
+        return
+    import threading
+
+    path.unlink(missing_ok=True)
+    stop = threading.Event()
+    seen = 0
+
+    def poll() -> None:
+        nonlocal seen
+        lines = path.read_text().splitlines() if path.exists() else []
+        for line in lines[seen:]:
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                return  # caught while being written; the next poll has it whole
+            on_epoch(entry)
+            seen += 1
+
+    def watch() -> None:
+        while not stop.wait(0.5):
+            poll()
+
+    thread = threading.Thread(target=watch, name="history", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        poll()

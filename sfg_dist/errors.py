@@ -1,0 +1,55 @@
+"""The errors that sfg_dist raises on purpose.
+
+    SfgError
+    |-- ConfigError              the request is wrong: a key, a value, an option
+    |-- DataError                the user's table cannot be used as it stands
+    |-- StoreError               the pairs on disk are not what they should be
+    |   |-- PlanMismatchError    a store made by another plan
+    |   `-- IncompleteStoreError shards are missing
+    |-- LabelingError            a shard could not be labelled
+    |   `-- NonFiniteLabelError  the flow left the floating-point range
+    |-- TrainingError            the fit failed
+    `-- ClusterError             Ray or the machines under it failed
+
+A message says what was expected, what was found and what to do, and names the file, column, row, key or shard.
+"""
+
+
+class SfgError(Exception):
+    """Base of every error raised on purpose; the command line prints it without a traceback."""
+
+
+class ConfigError(SfgError, ValueError):
+    """The request is wrong: the message names the key, the file and the nearest valid key."""
+
+
+class DataError(SfgError, ValueError):
+    """The user's table cannot be used as it stands: the message names file, column and row."""
+
+
+class StoreError(SfgError):
+    """The pairs on disk are not what they should be."""
+
+
+class PlanMismatchError(StoreError):
+    """The store was made by another plan; the message shows the difference."""
+
+
+class IncompleteStoreError(StoreError):
+    """Shards are missing; the message says which and how to go on."""
+
+
+class LabelingError(SfgError):
+    """A shard could not be labelled; the cause is chained."""
+
+
+class NonFiniteLabelError(LabelingError):
+    """The flow produced a NaN or infinite label."""
+
+
+class TrainingError(SfgError):
+    """The fit failed; the cause is chained."""
+
+
+class ClusterError(SfgError):
+    """Ray or the machines under it failed."""

@@ -1,0 +1,148 @@
+"""The figures of metrics.json: how far a table of rows is from held-out rows of the same law.
+
+All of them read columns in the user's own units. Where columns are compared with each other they are standardised by the
+training mean and deviation, and columns that are constant in the training rows are left out. A figure that has no value
+(the correlation of one column, a divergence from an unknown density) is None. None of them is zero for finite samples of
+the same law, which is what ``floor`` is for: the same figures for real rows against real rows.
+
+Every random choice (subsets, projections, folds) is drawn from (seed, EVALUATE, figure), so a figure depends on the
+tables and the seed and not on which other figures were asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sfg_dist.errors import ConfigError
+from sfg_dist.evaluate import distances, marginals, neighbours
+from sfg_dist.evaluate.tables import Table, checked_table
+from sfg_dist.plan import Stream, random_generator
+
+METRIC_NAMES = (
+    "c2st_auc",
+    "sliced_wasserstein",
+    "energy_distance",
+    "ks_mean",
+    "marginal_kl_mean",
+    "correlation_error",
+    "nearest_train_distance",
+    "kl",
+)
+_SPLIT_INDEX = len(METRIC_NAMES)
+
+LogDensity = Callable[[NDArray[np.float64]], ArrayLike]
+
+
+def measure(
+    rows: ArrayLike,
+    held_out: ArrayLike,
+    train: ArrayLike,
+    *,
+    metrics: Sequence[str] = METRIC_NAMES,
+    seed: int = 0,
+    log_density: LogDensity | None = None,
+) -> dict[str, float | None]:
+    """Compare ``rows`` with held-out rows.
+
+    ==========================  =====  =============================================================================
+    figure                      right  what it is
+    ==========================  =====  =============================================================================
+    ``c2st_auc``                0.5    how well a classifier tells the two apart, ``distances.c2st_auc``
+    ``sliced_wasserstein``      0      transport distance, standard deviations, ``distances.sliced_wasserstein``
+    ``energy_distance``         0      mean distances between and within, ``distances.energy_distance``
+    ``ks_mean``                 0      Kolmogorov-Smirnov distance of each column, ``marginals.ks_mean``
+    ``marginal_kl_mean``        0      KL of each column's histogram, nats, ``marginals.marginal_kl_mean``
+    ``correlation_error``       0      rank correlations, ``marginals.correlation_error``
+    ``nearest_train_distance``  1      far below 1 is memorising, ``neighbours.nearest_train_distance``
+    ``kl``                      0      KL of the whole law, nats, ``neighbours.kl_divergence``
+    ==========================  =====  =============================================================================
+
+    Args:
+        rows: what is judged (samples or labels), shape (num_rows, dim). Not rows of ``train``: their distance to
+            the nearest training row is a trivial zero; ``floor`` judges training rows.
+        held_out: rows of the data that nothing was fitted to, shape (num_held_out, dim).
+        train: rows of the data that the samples come from, shape (num_train, dim).
+        metrics: which figures to compute, names of ``METRIC_NAMES``.
+        seed: the job's seed.
+        log_density: log density of the data's law where it is known, (num_rows, dim) in the user's units to
+            (num_rows,) in nats.
+
+    Returns:
+        The figures that were asked for, in the order of ``METRIC_NAMES``; None where a figure has no value.
+
+    Raises:
+        ConfigError: a name that is not a metric.
+        DataError: a table with NaN or infinity, of another width, or with fewer than 2 rows.
+    """
+    unknown = [name for name in metrics if name not in METRIC_NAMES]
+    if unknown:
+        raise ConfigError(f"unknown metric {unknown[0]!r}; the metrics are {', '.join(METRIC_NAMES)}")
+    held_out = checked_table("held-out rows", held_out)
+    dim = held_out.shape[1]
+    rows = checked_table("judged rows", rows, dim=dim)
+    train = checked_table("training rows", train, dim=dim)
+    return {
+        name: _figure(name, rows, held_out, train, seed=seed, log_density=log_density)
+        for name in METRIC_NAMES
+        if name in metrics
+    }
+
+
+def _figure(
+    name: str, rows: Table, held_out: Table, train: Table, *, seed: int, log_density: LogDensity | None
+) -> float | None:
+    generator = random_generator(seed, Stream.EVALUATE, METRIC_NAMES.index(name))
+    match name:
+        case "c2st_auc":
+            return distances.c2st_auc(rows, held_out, generator=generator)
+        case "sliced_wasserstein":
+            return distances.sliced_wasserstein(rows, held_out, train, generator=generator)
+        case "energy_distance":
+            return distances.energy_distance(rows, held_out, train, generator=generator)
+        case "ks_mean":
+            return marginals.ks_mean(rows, held_out)
+        case "marginal_kl_mean":
+            return marginals.marginal_kl_mean(rows, held_out)
+        case "correlation_error":
+            return marginals.correlation_error(rows, held_out)
+        case "nearest_train_distance":
+            return neighbours.nearest_train_distance(rows, held_out, train, generator=generator)
+        case _:
+            if log_density is None:
+                return None
+            return neighbours.kl_divergence(
+                rows, held_out, train, log_density=log_density, generator=generator
+            )
+
+
+def floor(
+    held_out: ArrayLike,
+    train: ArrayLike,
+    *,
+    metrics: Sequence[str] = METRIC_NAMES,
+    seed: int = 0,
+    log_density: LogDensity | None = None,
+) -> dict[str, float | None]:
+    """What ``measure`` gives for perfect samples: one random half of the training rows, judged as if generated.
+
+    The other half plays the training rows, so that the distance to the nearest training row is not the trivial zero
+    of a row to itself.
+
+    Args:
+        held_out: rows of the data that nothing was fitted to, shape (num_held_out, dim).
+        train: rows of the data, shape (num_train, dim), at least 4.
+        metrics: which figures to compute, names of ``METRIC_NAMES``.
+        seed: the job's seed; it also draws the halves.
+        log_density: log density of the data's law where it is known, see ``measure``.
+
+    Raises:
+        ConfigError: a name that is not a metric.
+        DataError: a table with NaN or infinity, of another width, or with too few rows.
+    """
+    train = checked_table("training rows", train, min_rows=4)
+    order = random_generator(seed, Stream.EVALUATE, _SPLIT_INDEX).permutation(len(train))
+    judged, kept = np.sort(order[: len(train) // 2]), np.sort(order[len(train) // 2 :])
+    return measure(train[judged], held_out, train[kept], metrics=metrics, seed=seed, log_density=log_density)

@@ -1,0 +1,117 @@
+"""Figures that rest on distances to nearest rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sfg_dist.errors import DataError
+from sfg_dist.evaluate.tables import Table, scale_columns, subset
+
+NEAREST_MAX_ROWS = 5_000
+KL_MAX_HELD_OUT = 10_000
+KL_MAX_ROWS = 100_000
+KL_NEIGHBOUR = 5
+
+
+def nearest_train_distance(
+    rows: Table, held_out: Table, train: Table, *, generator: np.random.Generator
+) -> float | None:
+    """How far rows keep from the training rows, as a multiple of how far held-out rows do.
+
+        median over rows of min_j |row - x_j|  /  median over held-out rows of the same,    standardised columns
+
+    1 is right; far below 1 means that training rows are given back (memorised); above 1, that rows stray from the data.
+    All training rows are searched; at most ``NEAREST_MAX_ROWS`` rows of the other two tables are asked.
+
+    Args:
+        rows: shape (num_rows, dim); not the training rows themselves, see ``floor``.
+        held_out: shape (num_held_out, dim).
+        train: the training rows, which also set the scale of each column, shape (num_train, dim).
+        generator: draws the subsets.
+
+    Returns:
+        The ratio, or None if every column is constant or if half of the held-out rows are found among the training
+        rows: a discrete table, where being equal to a training row says nothing.
+    """
+    deviation, (rows, held_out, train) = scale_columns(train, rows, held_out, train)
+    if len(deviation) == 0:
+        return None
+    medians = [
+        float(np.median(neighbour_distances(subset(table, NEAREST_MAX_ROWS, generator), train, 1)[:, 0]))
+        for table in (rows, held_out)
+    ]
+    return medians[0] / medians[1] if medians[1] > 0 else None
+
+
+def kl_divergence(
+    rows: Table,
+    held_out: Table,
+    train: Table,
+    *,
+    log_density: Callable[[NDArray[np.float64]], ArrayLike],
+    generator: np.random.Generator,
+) -> float | None:
+    """KL(true law || law of rows) in nats, from a known density and nearest neighbours.
+
+        log q(x) = psi(k) - log n - log V_d - d log r_k(x),    KL = mean over held-out x of log p(x) - log q(x)
+
+    n rows, V_d the volume of the unit ball, r_k(x) the distance from x to its k-th nearest row, k = ``KL_NEIGHBOUR``.
+    Distances are taken in standardised columns and the densities brought back to the user's units. A distance of zero
+    (ties) stands for the smallest positive one. At most ``KL_MAX_HELD_OUT`` held-out rows are asked and ``KL_MAX_ROWS``
+    rows searched. The estimate may be a little negative, and its bias grows with dim: read it beside the floor.
+
+    Args:
+        rows: shape (num_rows, dim).
+        held_out: draws from the true law, shape (num_held_out, dim).
+        train: sets the scale of each column, shape (num_train, dim).
+        log_density: (num_rows, dim) in the user's units to (num_rows,) in nats.
+        generator: draws the subsets.
+
+    Returns:
+        The divergence, or None if a column is constant, if there are no more than ``KL_NEIGHBOUR`` rows, or if no
+        distance is positive: such rows have no density.
+
+    Raises:
+        DataError: ``log_density`` gave another shape, NaN or infinity.
+
+    References:
+        Wang, Kulkarni and Verdu 2009, Divergence estimation for multidimensional densities via k-nearest-neighbor
+        distances.
+    """
+    from scipy.special import digamma, gammaln
+
+    rows, held_out = subset(rows, KL_MAX_ROWS, generator), subset(held_out, KL_MAX_HELD_OUT, generator)
+    log_true = np.asarray(log_density(held_out), dtype=np.float64)
+    if log_true.shape != (len(held_out),):
+        raise DataError(f"log_density: expected shape ({len(held_out)},), found {log_true.shape}")
+    if not np.isfinite(log_true).all():
+        num_bad = int((~np.isfinite(log_true)).sum())
+        raise DataError(f"log_density: {num_bad} of {len(held_out)} held-out rows gave NaN or infinity")
+    num_rows, dim = rows.shape
+    deviation, (rows, held_out) = scale_columns(train, rows, held_out)
+    if len(deviation) < dim or num_rows <= KL_NEIGHBOUR:
+        return None
+    radius = neighbour_distances(held_out, rows, KL_NEIGHBOUR)[:, -1]
+    if not (radius > 0).any():
+        return None
+    radius = np.maximum(radius, radius[radius > 0].min())
+    log_ball = 0.5 * dim * np.log(np.pi) - gammaln(0.5 * dim + 1)
+    log_rows = digamma(KL_NEIGHBOUR) - np.log(num_rows) - log_ball - dim * np.log(radius)
+    return float(np.mean(log_true - (log_rows - np.log(deviation).sum())))
+
+
+def neighbour_distances(queries: Table, table: Table, num_neighbours: int) -> Table:
+    """Distances from each query to its nearest rows of ``table``, nearest first, shape (num_queries, num_neighbours).
+
+    The search may find neighbours through |a|^2 - 2ab + |b|^2, which loses small distances to rounding; they are
+    computed again from the differences, so that a copied row is at distance 0.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    search = NearestNeighbors(n_neighbors=min(num_neighbours, len(table))).fit(table)
+    found = search.kneighbors(queries, return_distance=False)
+    squared = np.stack([np.square(queries - table[column]).sum(axis=1) for column in found.T], axis=1)
+    return np.sqrt(np.sort(squared, axis=1))

@@ -1,0 +1,350 @@
+"""The report: one HTML page about one run, with every picture inside it.
+
+The page asks for nothing: no script, no font, no address. What the user wrote (names, the job file, notes) is escaped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sfg_dist.errors import DataError
+from sfg_dist.evaluate.metrics import METRIC_NAMES
+from sfg_dist.evaluate.tables import Table, checked_table, subset
+from sfg_dist.plan import Stream, random_generator
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+HISTOGRAM_MAX_ROWS = 20_000
+MEMORISING_RATIO = 0.5
+_PICTURES_INDEX = 100  # its own place in the EVALUATE stream, past the metrics
+
+# name in metrics.json -> (shown name, what is good, what it means)
+_MEANINGS = {
+    "c2st_auc": (
+        "Classifier AUC",
+        "0.5 is perfect, lower is better",
+        "how well boosted trees tell these rows from held-out ones",
+    ),
+    "sliced_wasserstein": (
+        "Sliced Wasserstein",
+        "0 is perfect, lower is better",
+        "distance that mass has to travel, in standard deviations, over random directions",
+    ),
+    "energy_distance": (
+        "Energy distance",
+        "0 is perfect, lower is better",
+        "distances between the two tables against distances within each, all columns together",
+    ),
+    "ks_mean": (
+        "Kolmogorov–Smirnov",
+        "0 is perfect, lower is better",
+        "largest gap between distribution functions, mean over columns",
+    ),
+    "marginal_kl_mean": (
+        "Marginal KL",
+        "0 is perfect, lower is better",
+        "nats between the histograms of a column, mean over columns",
+    ),
+    "correlation_error": (
+        "Correlation error",
+        "0 is perfect, lower is better",
+        "mean difference of rank correlations between columns",
+    ),
+    "nearest_train_distance": (
+        "Distance to training rows",
+        "1 is right, far below 1 is memorising",
+        "median distance to the nearest training row, over that of held-out rows",
+    ),
+    "kl": (
+        "KL to the true density",
+        "0 is perfect, lower is better",
+        "nats between the known density and these rows, by nearest neighbours",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """All that the page shows.
+
+    Args:
+        title: heading of the page.
+        columns: names of the columns, dim of them.
+        held_out: held-out rows, user's units, shape (num_held_out, dim).
+        samples: generated rows, user's units, shape (num_samples, dim).
+        labels: labels of the pairs, user's units, shape (num_labels, dim); None leaves them out.
+        metrics: as in metrics.json: floor, labels and samples (each a mapping of figures) and time_s (seconds by stage).
+        history: a mapping an epoch: epoch, step, train_loss, validation_loss, learning_rate, elapsed_s.
+        trajectories: paths of the flow for two columns, latents first, user's units, shape (num_times, num_rows, 2).
+        trajectory_log_beta_sq: log of the noise variance at each of those times, shape (num_times,).
+        log_density: the true log density for two columns, (num_rows, 2) to (num_rows,) in nats.
+        job_toml: the job as resolved.
+        facts: short things to know, name to value: rows, columns, pairs, device, versions.
+        notes: what a reader has to be told: ties found, rows dropped, signs of memorising.
+    """
+
+    title: str
+    columns: Sequence[str]
+    held_out: ArrayLike
+    samples: ArrayLike
+    labels: ArrayLike | None
+    metrics: Mapping[str, Mapping[str, Any]]
+    history: Sequence[Mapping[str, Any]] = ()
+    trajectories: ArrayLike | None = None
+    trajectory_log_beta_sq: ArrayLike | None = None
+    log_density: Callable[[NDArray[np.float64]], ArrayLike] | None = None
+    job_toml: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """One image of the page; the width is in pixels."""
+
+    uri: str
+    width: int
+    alt: str
+    caption: str
+
+
+def render_report(content: ReportContent) -> str:
+    """The page as one string of HTML; the same content gives the same page.
+
+    Long tables are cut to random subsets for the pictures.
+
+    Args:
+        content: what to show.
+
+    Raises:
+        DataError: a table with NaN or infinity, or of another width than ``columns``; trajectories of another shape
+            than (num_times, num_rows, 2) with one log_beta_sq a time.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    source = resources.files("sfg_dist.evaluate").joinpath("report.html").read_text(encoding="utf-8")
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    time_s = _stage_seconds(content.metrics.get("time_s", {}))
+    return environment.from_string(source).render(
+        title=content.title,
+        verdict=verdict(content.metrics),
+        scale=_auc_scale(content.metrics),
+        notes=list(content.notes),
+        facts=dict(content.facts),
+        table=_metric_rows(content.metrics),
+        cloud_pictures=list(_cloud_pictures(content)),
+        fit_pictures=list(_fit_pictures(content.history, time_s)),
+        job_toml=content.job_toml,
+    )
+
+
+def verdict(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The figures in plain words: a headline, then what it rests on and what would help."""
+    samples, labels, floor = (_figure(metrics, kind, "c2st_auc") for kind in ("samples", "labels", "floor"))
+    sentences = []
+    if samples is None:
+        sentences.append("The classifier test was not made.")
+    else:
+        base = max(floor if floor is not None else 0.5, 0.5)
+        gap = samples - base
+        share = gap / max(1 - base, 1e-9)  # of the way from real rows to rows that are always told apart
+        if share <= 0.04:
+            sentences.append("The samples pass for held-out rows.")
+        elif share <= 0.14:
+            sentences.append("The samples are close to the data.")
+        elif share <= 0.4:
+            sentences.append("The samples resemble the data, with differences that a classifier finds.")
+        else:
+            sentences.append("The samples are easily told from the data.")
+        beside = f"; real rows in their place score {floor:.3f}" if floor is not None else ""
+        sentences.append(
+            f"A classifier that tries to tell samples from held-out rows scores an AUC of {samples:.3f}, "
+            f"where 0.5 is guessing{beside}."
+        )
+        if labels is not None and gap > 0.03:
+            lost_before_fit = (labels - base) / gap
+            where = (
+                "most of the gap comes before the fit (transform, t_min or tolerance)"
+                if lost_before_fit > 0.5
+                else "most of the gap comes from the fit (more pairs, a larger network or more time)"
+            )
+            sentences.append(f"The labels score {labels:.3f}: {where}.")
+    ratio = _figure(metrics, "samples", "nearest_train_distance")
+    if ratio is not None and ratio < MEMORISING_RATIO:
+        sentences.append(
+            f"Samples lie {ratio:.2f} times as far from the nearest training row as held-out rows do: "
+            "in part they repeat the training rows."
+        )
+    return sentences
+
+
+def _figure(metrics: Mapping[str, Mapping[str, Any]], kind: str, name: str) -> float | None:
+    """One figure, or None where it is missing, NaN or not a number."""
+    value = (metrics.get(kind) or {}).get(name)
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def shown_number(value: float | None) -> str:
+    """Three significant digits or three decimals; a dash for no value."""
+    if value is None:
+        return "–"
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size >= 1e6 or size < 0.001:
+        shown = f"{value:.2e}"
+    elif size >= 1000:
+        shown = f"{value:,.0f}"
+    else:
+        shown = f"{value:.3f}" if size < 10 else f"{value:.1f}"
+    return shown.replace("-", "−")
+
+
+def _metric_rows(metrics: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+    """A row for each figure that any of floor, labels and samples holds."""
+    kinds = ("floor", "labels", "samples")
+    return [
+        {kind: shown_number(_figure(metrics, kind, name)) for kind in kinds}
+        | dict(zip(("name", "good", "meaning"), _MEANINGS[name], strict=True))
+        for name in METRIC_NAMES
+        if any(name in (metrics.get(kind) or {}) for kind in kinds)
+    ]
+
+
+def _auc_scale(metrics: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Marks of the scale under the verdict: place in per cent of the way from 0.5 to 1."""
+    marks = []
+    for kind, name in (("floor", "real rows (floor)"), ("labels", "labels"), ("samples", "samples")):
+        value = _figure(metrics, kind, "c2st_auc")
+        if value is not None:
+            place = round(100 * min(max((value - 0.5) / 0.5, 0.0), 1.0), 2)
+            marks.append({"kind": kind, "name": name, "value": f"{value:.3f}", "place": place})
+    return marks
+
+
+def _stage_seconds(time_s: Mapping[str, Any]) -> dict[str, float]:
+    """The stages with a finite time; the total is not a stage."""
+    seconds = {str(name): _figure({"time_s": time_s}, "time_s", name) for name in time_s if name != "total"}
+    return {name: value for name, value in seconds.items() if value is not None}
+
+
+def _picture(figure: Figure, alt: str, caption: str) -> _Picture:
+    from sfg_dist.evaluate.figures import to_data_uri
+
+    return _Picture(to_data_uri(figure), round(100 * figure.get_figwidth()), alt, caption)
+
+
+def _fit_pictures(history: Sequence[Mapping[str, Any]], time_s: Mapping[str, float]) -> Iterator[_Picture]:
+    from sfg_dist.evaluate import figures
+
+    losses = figures.loss_curve(history)
+    if losses is not None:
+        yield _picture(
+            losses,
+            "Training and validation loss by epoch, logarithmic scale",
+            "Loss of the fit, in transformed coordinates. A validation curve that turns up while training goes down "
+            "is overfitting.",
+        )
+    if time_s:
+        total = figures.duration(sum(time_s.values()))
+        yield _picture(
+            figures.stage_times(time_s),
+            "Bars of the seconds that each stage took",
+            f"Wall time by stage, {total} in all.",
+        )
+
+
+def _cloud_pictures(content: ReportContent) -> Iterator[_Picture]:
+    """The pictures of data and samples that suit the table, the most telling first."""
+    from sfg_dist.evaluate import clouds, figures
+
+    columns = [str(name) for name in content.columns]
+    dim = len(columns)
+    generator = random_generator(0, Stream.EVALUATE, _PICTURES_INDEX)
+
+    def prepared(name: str, table: ArrayLike) -> Table:
+        return subset(checked_table(name, table, dim=dim, min_rows=1), HISTOGRAM_MAX_ROWS, generator)
+
+    held_out = prepared("held-out rows", content.held_out)
+    samples = prepared("samples", content.samples)
+    labels = None if content.labels is None else prepared("labels", content.labels)
+
+    if dim == 2:
+        yield _picture(
+            clouds.density_panels(
+                columns, held_out, labels, samples, content.log_density, generator=generator
+            ),
+            "Densities in the plane: data, labels, samples and, where known, the truth",
+            "Density in the plane on one colour scale, equal numbers of rows in each panel.",
+        )
+        if content.trajectories is not None:
+            yield _trajectory_picture(content, columns)
+    if clouds.is_color_table(columns, held_out):
+        yield _picture(
+            clouds.color_clouds(held_out, samples, generator=generator),
+            "Colours of the data and of the samples as points and as swatches",
+            "Each row drawn in its own colour: two planes of the cube, and 400 random rows sorted by lightness.",
+        )
+    shape = clouds.patch_shape(columns)
+    if shape is not None:
+        yield _picture(
+            clouds.patch_mosaic(shape, held_out, samples, generator=generator),
+            "Random rows drawn as small images, data beside samples",
+            f"Random rows as images of {shape[0]} × {shape[1]} pixels, on the grey scale of the data.",
+        )
+    left_out = dim - figures.MAX_MARGINALS
+    more = (
+        f" The first {figures.MAX_MARGINALS} of {dim} columns; {left_out} are left out."
+        if left_out > 0
+        else ""
+    )
+    yield _picture(
+        figures.marginals(columns, held_out, samples),
+        "Histograms of the columns, data against samples",
+        f"Each column alone. Axes hold {100 * figures.SHOWN_SHARE:.0f} % of the data.{more}",
+    )
+    if dim > 1:
+        shown = clouds.pair_columns(held_out)
+        which = (
+            f" The {len(shown)} of {dim} columns with the most rank correlation." if len(shown) < dim else ""
+        )
+        yield _picture(
+            clouds.pair_plot(
+                [columns[i] for i in shown], held_out[:, shown], samples[:, shown], generator=generator
+            ),
+            "Pairs of columns: data below the diagonal, samples above",
+            f"Pairs of columns; a good sampler makes the picture symmetric.{which}",
+        )
+
+
+def _trajectory_picture(content: ReportContent, columns: Sequence[str]) -> _Picture:
+    from sfg_dist.evaluate import clouds
+
+    trajectories = np.asarray(content.trajectories, dtype=np.float64)
+    if content.trajectory_log_beta_sq is None:
+        raise DataError("trajectories: trajectory_log_beta_sq is missing, expected one number a time")
+    log_beta_sq = np.asarray(content.trajectory_log_beta_sq, dtype=np.float64)
+    if trajectories.ndim != 3 or trajectories.shape[2] != 2 or log_beta_sq.shape != (len(trajectories),):
+        raise DataError(
+            "trajectories: expected shape (num_times, num_rows, 2) with one log_beta_sq a time, found "
+            f"{trajectories.shape} and {log_beta_sq.shape}"
+        )
+    if not (np.isfinite(trajectories).all() and np.isfinite(log_beta_sq).all()):
+        raise DataError("trajectories: expected finite numbers, found NaN or infinity")
+    return _picture(
+        clouds.trajectory_plot(columns, trajectories, log_beta_sq),
+        "Paths of the flow from latents to labels, and snapshots as the noise falls",
+        "The probability flow: noise at the start, data at the end. β is the standard deviation of the noise.",
+    )

@@ -1,0 +1,67 @@
+"""The tables that are compared: checked on the way in, cut to a stated number of rows, brought to common units."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sfg_dist.errors import DataError
+
+Table = NDArray[np.float64]
+
+
+def checked_table(name: str, table: ArrayLike, *, dim: int | None = None, min_rows: int = 2) -> Table:
+    """``table`` as float64 of shape (num_rows, dim), refused if anything in it is not a finite number.
+
+    Args:
+        name: what the message calls the table.
+        table: rows of numbers, shape (num_rows, dim).
+        dim: the number of columns that is expected; None accepts any.
+        min_rows: the fewest rows that are accepted.
+
+    Raises:
+        DataError: not two-dimensional, too few rows, another number of columns, or NaN or infinity in a row.
+    """
+    rows = np.asarray(table, dtype=np.float64)
+    if rows.ndim != 2 or rows.shape[1] == 0:
+        raise DataError(f"{name}: expected a table of shape (rows, columns), found shape {rows.shape}")
+    if dim is not None and rows.shape[1] != dim:
+        raise DataError(f"{name}: expected {dim} columns as in the held-out table, found {rows.shape[1]}")
+    if len(rows) < min_rows:
+        raise DataError(f"{name}: expected at least {min_rows} rows, found {len(rows)}")
+    finite = np.isfinite(rows)
+    if not finite.all():
+        bad_rows = np.flatnonzero(~finite.all(axis=1))
+        bad_column = int(np.flatnonzero(~finite[bad_rows[0]])[0])
+        raise DataError(
+            f"{name}: {len(bad_rows)} of {len(rows)} rows hold NaN or infinity (the first is row {bad_rows[0]}, "
+            f"column {bad_column}); drop them or find out what produced them, they cannot be judged"
+        )
+    return rows
+
+
+def subset(table: Table, max_rows: int, generator: np.random.Generator) -> Table:
+    """``max_rows`` rows drawn without replacement, in their own order; the whole table if it is no longer."""
+    if len(table) <= max_rows:
+        return table
+    return table[np.sort(generator.choice(len(table), size=max_rows, replace=False))]
+
+
+def scale_columns(train: Table, *tables: Table) -> tuple[Table, list[Table]]:
+    """Subtract the training mean and divide by the training standard deviation, column by column.
+
+    Columns that are constant in ``train`` have no scale and are left out of every table.
+
+    Args:
+        train: the rows that set the mean and the standard deviation, shape (num_train, dim).
+        tables: what is standardised, each of shape (num_rows, dim).
+
+    Returns:
+        The standard deviation of each column that is kept, shape (kept,), and the tables, each (num_rows, kept).
+    """
+    kept = np.ptp(train, axis=0) > 0
+    center = train[:, kept].mean(axis=0)
+    offset = train[:, kept] - center
+    largest = np.abs(offset).max(axis=0)  # taken out before squaring: values of 1e200 have a deviation too
+    deviation = (offset / largest).std(axis=0) * largest
+    return deviation, [(table[:, kept] - center) / deviation for table in tables]

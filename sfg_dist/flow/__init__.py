@@ -1,0 +1,28 @@
+"""The maths, torch only: schedules, the posterior mean, the probability-flow ODE, labels and scores.
+
+Conventions: rows are samples; t = 0 is data and t = 1 is noise; variances end in ``_sq``; places and labels are in the
+reference's own coordinates at the public functions and centred below them.
+"""
+
+from sfg_dist.flow.labeling import denoiser_of, label_batch, label_latents, label_paths, score
+from sfg_dist.flow.posterior import Posterior, Reference, posterior, posterior_mean
+from sfg_dist.flow.schedule import Schedule
+from sfg_dist.flow.solver import TABLEAUX, integrate, num_steps, time_grid, trajectory
+
+__all__ = [
+    "TABLEAUX",
+    "Posterior",
+    "Reference",
+    "Schedule",
+    "denoiser_of",
+    "integrate",
+    "label_batch",
+    "label_latents",
+    "label_paths",
+    "num_steps",
+    "posterior",
+    "posterior_mean",
+    "score",
+    "time_grid",
+    "trajectory",
+]

@@ -1,0 +1,97 @@
+"""The one-step generator's network: a plain multilayer perceptron from latents to labels.
+
+    x = W y + b + f(y)        f: residual blocks or plain layers, its last layer starting at zero
+
+The linear skip carries what a Gaussian would need, so the network starts from the identity-like map and spends its
+capacity on what is not Gaussian.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh}
+
+
+class ResidualBlock(nn.Module):
+    """h + W2 act(W1 norm(h)), width unchanged."""
+
+    def __init__(self, width: int, activation: str) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, width)
+        self.activation = ACTIVATIONS[activation]()
+        self.project = nn.Linear(width, width)
+        nn.init.zeros_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Shape (num_rows, width) in and out."""
+        return h + self.project(self.activation(self.expand(self.norm(h))))
+
+
+class MLP(nn.Module):
+    """A fully connected network R^dim -> R^dim.
+
+    Args:
+        dim: columns in and out.
+        width: units of a hidden layer.
+        depth: number of residual blocks (two layers each), or of plain hidden layers.
+        block: "residual" (pre-normalised blocks) or "plain".
+        activation: silu, gelu, relu or tanh.
+        linear_skip: add a learned affine map of the input, starting at the identity.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        width: int = 256,
+        depth: int = 3,
+        block: Literal["residual", "plain"] = "residual",
+        activation: str = "silu",
+        linear_skip: bool = True,
+    ) -> None:
+        super().__init__()
+        self.dim = dim
+        self.shape: dict[str, Any] = {
+            "width": width,
+            "depth": depth,
+            "block": block,
+            "activation": activation,
+            "linear_skip": linear_skip,
+        }
+        layers: list[nn.Module]
+        if block == "residual":
+            layers = [nn.Linear(dim, width), *(ResidualBlock(width, activation) for _ in range(depth)), nn.LayerNorm(width)]
+        else:
+            layers = [nn.Linear(dim, width), ACTIVATIONS[activation]()]
+            for _ in range(depth - 1):
+                layers += [nn.Linear(width, width), ACTIVATIONS[activation]()]
+        self.hidden = nn.Sequential(*layers)
+        self.out = nn.Linear(width, dim)
+        self.skip = nn.Linear(dim, dim) if linear_skip else None
+        if self.skip is not None:
+            nn.init.zeros_(self.out.weight)
+            nn.init.zeros_(self.out.bias)
+            nn.init.eye_(self.skip.weight)
+            nn.init.zeros_(self.skip.bias)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Labels of latents, shape (num_rows, dim) in and out."""
+        x: Tensor = self.out(self.hidden(y))
+        return x if self.skip is None else x + self.skip(y)
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of trained numbers."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+def predict(model: nn.Module, latents: Tensor, batch_size: int = 8192) -> Tensor:
+    """The network on any number of rows, a batch at a time, without gradients."""
+    with torch.inference_mode():
+        return torch.cat([model(part) for part in latents.split(batch_size)]) if len(latents) else latents.clone()

@@ -1,0 +1,502 @@
+"""The stages of a run in order: label, train, sample, evaluate.
+
+Each stage reads what the one before left in the output directory, so each can be run, stopped and run again alone. What
+happens is told as events: JSON lines in events.jsonl, and a callable that the command line uses for its display.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sfg_dist._version import __version__
+from sfg_dist.config import Job, load_job, resolve_job
+from sfg_dist.errors import ConfigError, DataError, StoreError
+from sfg_dist.plan import Plan, check_shard_rows, fingerprint
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from sfg_dist.data import Prepared, Transform
+    from sfg_dist.model.generator import Generator
+    from sfg_dist.store import Pairs
+
+Listener = Callable[[Mapping[str, Any]], None]
+STAGES = ("label", "train", "sample", "evaluate")
+NUM_PATHS = 300
+# Keys of the labels table that change neither the bits nor their meaning, and the path of a table whose content counts.
+NOT_IDENTITY = {"num_pairs", "num_threads", "latents"}
+
+
+def run(job: str | Path | Mapping[str, Any] | Job, *, listener: Listener | None = None) -> dict[str, Any]:
+    """Label, train, sample and evaluate.
+
+    Args:
+        job: the path of a job file, a mapping of its tables, or a checked job.
+        listener: called with every event, a mapping with "event" and "time".
+
+    Returns:
+        The metrics, as written to metrics.json.
+
+    Raises:
+        SfgError: what failed, with what to do; what is written so far is kept and the same call goes on from there.
+
+    Example:
+        >>> sfg_dist.run({"data": {"source": "moons"}, "output": {"dir": "runs/moons"}})      # doctest: +SKIP
+    """
+    pipeline = Pipeline(as_job(job), listener)
+    with pipeline.session():
+        pipeline.label()
+        pipeline.train()
+        pipeline.sample()
+        return pipeline.evaluate()
+
+
+def as_job(job: str | Path | Mapping[str, Any] | Job) -> Job:
+    """A checked job from whatever names it."""
+    if isinstance(job, Job):
+        return job
+    return resolve_job(job) if isinstance(job, Mapping) else load_job(job)
+
+
+class Pipeline:
+    """One job and its output directory; each stage is a method.
+
+    Args:
+        job: the checked job.
+        listener: called with every event.
+
+    Raises:
+        ConfigError: keys that are right each alone do not fit together.
+    """
+
+    def __init__(self, job: Job, listener: Listener | None = None) -> None:
+        check_job(job)
+        self.job = job
+        self.directory = Path(job.output.dir)
+        self._listener = listener
+        self._prepared: Prepared | None = None
+        self._in_session = False
+
+    # Where things are.
+
+    @property
+    def pairs_path(self) -> Path:
+        """The store of pairs."""
+        return self.directory / "pairs.zarr"
+
+    @property
+    def model_path(self) -> Path:
+        """The saved generator."""
+        return self.directory / "model"
+
+    @property
+    def checkpoints_path(self) -> Path:
+        """Checkpoints of the fit."""
+        return self.directory / "checkpoints"
+
+    @property
+    def samples_path(self) -> Path:
+        """The samples that are evaluated."""
+        return self.directory / "samples.zarr"
+
+    @property
+    def metrics_path(self) -> Path:
+        """The figures."""
+        return self.directory / "metrics.json"
+
+    @property
+    def report_path(self) -> Path:
+        """The page that shows them."""
+        return self.directory / "report.html"
+
+    # Stages.
+
+    def label(self) -> Pairs:
+        """Make the pairs, or what is missing of them."""
+        pairs = self._open_store()
+        missing = len(pairs.pending())
+        fresh = missing == pairs.plan.num_shards
+        with self._stage("label", fresh=fresh, total=pairs.plan.num_shards, missing=missing, rows=pairs.plan.num_pairs):
+            if missing:
+                self._label_missing(pairs)
+            pairs.require_complete()
+        return pairs
+
+    def train(self) -> Generator:
+        """Fit the network on the pairs and save the generator."""
+        from sfg_dist.data import Transform
+        from sfg_dist.distributed.training import FitSettings, fit_inline, fit_with_workers
+        from sfg_dist.model.calibrate import Calibration
+        from sfg_dist.model.generator import Generator
+
+        pairs = self._existing_store()
+        pairs.require_complete()
+        job = self.job.train
+        settings = FitSettings(
+            network=job.model_dump(include={"width", "depth", "block", "activation", "linear_skip"}),
+            **job.model_dump(
+                include={
+                    "batch_size",
+                    "learning_rate",
+                    "weight_decay",
+                    "ema_decay",
+                    "precision",
+                    "num_epochs",
+                    "max_time_s",
+                    "validation_fraction",
+                    "shuffle_rows",
+                    "checkpoint_interval_s",
+                    "num_threads",
+                    "seed",
+                }
+            ),
+        )
+        fresh = not any(self.checkpoints_path.glob("step_*[0-9]"))
+        with self._stage("train", fresh=fresh, num_epochs=job.num_epochs, max_time_s=job.max_time_s), self.session():
+
+            def on_epoch(entry: Mapping[str, float]) -> None:
+                self.emit("epoch", **entry)
+
+            if self.job.executor.kind == "inline":
+                network, _ = fit_inline(str(self.pairs_path), self.checkpoints_path, settings, on_epoch=on_epoch)
+            else:
+                network, _ = fit_with_workers(
+                    str(self.pairs_path),
+                    self.checkpoints_path,
+                    settings,
+                    num_workers=job.num_workers,
+                    on_epoch=on_epoch,
+                )
+            calibration = Calibration.fit(network, pairs.reference, seed=job.seed) if job.calibrate else None
+            generator = Generator(
+                network,
+                Transform.from_arrays(*pairs.transform),
+                calibration,
+                job=self.job.model_dump(exclude_none=True),
+            )
+            generator.save(self.model_path)
+        return generator
+
+    def sample(self) -> Path:
+        """Draw the samples that are evaluated."""
+        from sfg_dist.model.generator import Generator
+        from sfg_dist.store.table import write_table
+
+        generator = Generator.load(self.model_path)
+        job = self.job.evaluate
+        with self._stage("sample", rows=job.num_samples):
+            write_table(self.samples_path, generator.columns, generator.sample_parts(job.num_samples, seed=job.seed))
+        return self.samples_path
+
+    def evaluate(self) -> dict[str, Any]:
+        """Measure samples and labels against held-out rows; write metrics.json and report.html."""
+        from sfg_dist.data import Transform
+        from sfg_dist.distributed.training import load_fitted
+        from sfg_dist.evaluate import floor, measure, render_report
+        from sfg_dist.model.generator import Generator
+        from sfg_dist.store.table import read_table
+
+        pairs = self._existing_store()
+        prepared = self.prepared
+        job = self.job.evaluate
+        with self._stage("evaluate", metrics=list(job.metrics)):
+            samples = read_table(self.samples_path)
+            num_labels = min(pairs.plan.num_pairs, job.num_samples)
+            transform = Transform.from_arrays(*pairs.transform)
+            labels = transform.inverse(pairs.labels[:num_labels].compute(scheduler="threads"))
+            arguments: dict[str, Any] = {
+                "metrics": job.metrics,
+                "seed": job.seed,
+                "log_density": prepared.log_density,
+            }
+            metrics: dict[str, Any] = {"floor": floor(prepared.test, prepared.train, **arguments)}
+            for name, rows in (("labels", labels), ("samples", samples)):
+                metrics[name] = measure(rows, prepared.test, prepared.train, **arguments)
+                self.emit("measured", what=name, **metrics[name])
+        metrics["time_s"] = stage_times(self.directory / "events.jsonl")
+        _, history = load_fitted(self.checkpoints_path)
+        generator = Generator.load(self.model_path)
+        page = render_report(self._report_content(metrics, history, samples, labels, transform, pairs, generator))
+        self.report_path.write_text(page, encoding="utf-8")
+        self.metrics_path.write_text(json.dumps(metrics, indent=1))
+        Generator(
+            generator.network, generator.transform, generator.calibration, job=generator.job, metrics=metrics
+        ).save(self.model_path)
+        self.emit("report", path=str(self.report_path))
+        return metrics
+
+    # What the stages share.
+
+    @property
+    def prepared(self) -> Prepared:
+        """The user's table, cleaned and split; read once."""
+        if self._prepared is None:
+            from sfg_dist.data import prepare
+
+            data = self.job.data.model_dump()
+            with self._stage("data", source=self.job.data.source):
+                self._prepared = prepare(data.pop("source"), kind=self.job.transform.kind, **data)
+            self.emit("table", **self._prepared.report)
+        return self._prepared
+
+    @contextlib.contextmanager
+    def session(self) -> Iterator[None]:
+        """Within, Ray is up if the job's executor is Ray; the outermost one starts and stops it."""
+        if self._in_session or self.job.executor.kind == "inline":
+            yield
+            return
+        from sfg_dist.distributed.cluster import ray_session
+
+        with ray_session(self.job.executor.address):
+            self._in_session = True
+            try:
+                yield
+            finally:
+                self._in_session = False
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Tell what happened."""
+        entry = {"time": round(time.time(), 3), "event": event, **fields}
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with (self.directory / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry, default=str) + "\n")
+        if self._listener is not None:
+            self._listener(entry)
+
+    @contextlib.contextmanager
+    def _stage(self, name: str, *, fresh: bool = True, **fields: Any) -> Iterator[None]:
+        started = time.monotonic()
+        self.emit("stage_started", stage=name, fresh=fresh, **fields)
+        yield
+        self.emit("stage_finished", stage=name, seconds=round(time.monotonic() - started, 3))
+
+    def _open_store(self) -> Pairs:
+        """The store of this job's plan, created when it is not there."""
+        from sfg_dist.store import create_store
+
+        prepared = self.prepared
+        reference = prepared.reference()
+        queries = self._queries(prepared.transform)
+        plan = make_plan(self.job, reference, prepared.columns, queries)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            (self.directory / "job.toml").write_text(self.job.to_toml(), encoding="utf-8")
+        except OSError as error:
+            raise StoreError(f"output.dir {self.directory} cannot be written: {error.strerror}") from error
+        return create_store(
+            self.pairs_path,
+            plan,
+            reference=reference,
+            transform_arrays=prepared.transform.to_arrays(),
+            transform_metadata=prepared.transform.to_metadata(),
+            queries=queries,
+        )
+
+    def _existing_store(self) -> Pairs:
+        from sfg_dist.store import open_pairs
+
+        if not self.pairs_path.exists():
+            raise StoreError(f"{self.pairs_path} does not exist: run `sfg label` with this job first")
+        return open_pairs(self.pairs_path)
+
+    def _label_missing(self, pairs: Pairs) -> None:
+        from sfg_dist.distributed.actors import label_with_actors
+        from sfg_dist.distributed.labeler import label_inline
+
+        def on_progress(done: int, total: int, record: Mapping[str, Any]) -> None:
+            self.emit("shard", done=done, total=total, **{key: record[key] for key in ("shard", "rows", "seconds", "pid")})
+
+        url, num_threads = str(self.pairs_path.absolute()), self.job.labels.num_threads
+        if self.job.executor.kind == "inline":
+            label_inline(url, num_threads=num_threads, on_progress=on_progress)
+            return
+        with self.session():
+            label_with_actors(
+                url,
+                num_actors=self.job.executor.num_actors,
+                num_gpus_per_actor=self.job.executor.num_gpus_per_actor,
+                num_threads=num_threads,
+                on_progress=on_progress,
+            )
+
+    def _queries(self, transform: Transform) -> NDArray[np.float32] | None:
+        """The user's query points in the flow's coordinates: latents as they stand, data through the transform."""
+        source = self.job.labels.latents
+        if source is None:
+            return None
+        from sfg_dist.data import open_table
+
+        decode = self.job.labels.direction == "decode"
+        table = open_table(source, columns=None if decode else list(transform.columns))
+        width = transform.dim if decode else len(transform.columns)
+        if table.values.shape[1] != width:
+            raise DataError(f"labels.latents: {source} has {table.values.shape[1]} columns, expected {width}")
+        finite = np.isfinite(table.values).all(axis=1)
+        if not finite.all():
+            raise DataError(f"labels.latents: {source} is not finite in row {int(np.argmin(finite))} (0-based)")
+        rows = table.values.astype(np.float32) if decode else transform.forward(table.values, noise=None)
+        return np.ascontiguousarray(rows)
+
+    def _report_content(
+        self,
+        metrics: Mapping[str, Any],
+        history: list[dict[str, float]],
+        samples: NDArray[np.float64],
+        labels: NDArray[np.float64],
+        transform: Transform,
+        pairs: Pairs,
+        generator: Generator,
+    ) -> Any:
+        from sfg_dist.evaluate import ReportContent
+
+        prepared, plan = self.prepared, pairs.plan
+        return ReportContent(
+            title=f"{self.directory.name}: {self.job.data.source}",
+            columns=prepared.columns,
+            held_out=prepared.test,
+            samples=samples,
+            labels=labels,
+            metrics=metrics,
+            history=history,
+            trajectories=self._paths(pairs, transform) if plan.dim == 2 and len(prepared.columns) == 2 else None,
+            log_density=prepared.log_density,
+            job_toml=self.job.to_toml(),
+            facts={
+                "rows": f"{len(prepared.train):,} train, {len(prepared.validation):,} validation, {len(prepared.test):,} test",
+                "columns": f"{len(prepared.columns)}, of which {plan.dim} through the flow",
+                "pairs": f"{plan.num_pairs:,} in {plan.num_shards:,} shards",
+                "label": f"{plan.labels['solver']}, {plan.labels['num_evaluations']} evaluations of "
+                + (f"all {len(prepared.train):,} rows" if plan.labels["estimator"] == "full" else f"{plan.labels['num_reference']:,} rows"),
+                "network": f"{generator.network.num_parameters:,} parameters",
+                "device": _device_name(),
+                "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+            },
+            notes=_notes(prepared.report, metrics, self.job.labels.latents),
+        )
+
+    def _paths(self, pairs: Pairs, transform: Transform) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(states (num_times, n, 2) in the user's units, log beta^2 of each) for some latents."""
+        import torch
+
+        from sfg_dist.flow import Reference, Schedule, label_paths
+
+        settings = self.job.labels
+        latents = torch.from_numpy(pairs.latents[:NUM_PATHS].compute(scheduler="threads"))
+        beta_sq, states = label_paths(
+            latents,
+            Reference(torch.from_numpy(pairs.reference)),
+            schedule=Schedule(settings.schedule, settings.t_min),
+            num_evaluations=96,
+        )
+        rows = np.stack([transform.inverse(state.numpy()) for state in states])
+        return rows, np.log(np.asarray(beta_sq))
+
+
+def check_job(job: Job) -> None:
+    """Refuse keys that do not fit together, before any work.
+
+    Raises:
+        ConfigError: with the keys and what to take instead.
+    """
+    check_shard_rows(job.labels.shard_rows, job.labels.batch_size)
+    from sfg_dist.flow.solver import num_steps
+
+    try:
+        num_steps(job.labels.solver, job.labels.num_evaluations)
+    except ValueError as error:
+        raise ConfigError(f"labels.{error}") from error
+    if "://" in job.output.dir:
+        raise ConfigError(f"output.dir = {job.output.dir!r}: a run writes to a local directory in this version")
+
+
+def make_plan(
+    job: Job, reference: NDArray[np.float32], columns: tuple[str, ...], queries: NDArray[np.float32] | None
+) -> Plan:
+    """The plan of a job over a transformed reference set.
+
+    The path of the table is no part of it: the reference's fingerprint says what was read from there.
+    """
+    identity = {
+        "data": job.data.model_dump(exclude={"source"}, exclude_none=True),
+        "transform": job.transform.model_dump(exclude_none=True),
+        "labels": job.labels.model_dump(exclude=NOT_IDENTITY, exclude_none=True),
+        "reference": fingerprint(reference),
+        "queries": fingerprint(queries) if queries is not None else None,
+    }
+    return Plan(
+        identity=json.loads(json.dumps(identity)),
+        num_pairs=job.labels.num_pairs if queries is None else len(queries),
+        dim=reference.shape[1],
+        shard_rows=job.labels.shard_rows,
+        columns=tuple(columns),
+        versions=versions(),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions that decide the last bits."""
+    return {"sfg_dist": __version__} | {name: importlib.metadata.version(name) for name in ("numpy", "torch")}
+
+
+def stage_times(events: Path) -> dict[str, float]:
+    """Seconds spent in each stage, over all attempts since it was last begun afresh.
+
+    An attempt that was killed counts up to its last event.
+    """
+    times: dict[str, float] = {}
+    stage, last = None, 0.0
+    for line in events.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the torn last line of a killed attempt
+        if entry["event"] == "stage_started":
+            stage = entry["stage"]
+            times[stage] = 0.0 if entry["fresh"] else times.get(stage, 0.0)
+        elif stage is not None:
+            times[stage] = round(times[stage] + max(0.0, entry["time"] - last), 3)
+        last = entry["time"]
+        if entry["event"] == "stage_finished":
+            stage = None
+    return times
+
+
+def _device_name() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _notes(report: Mapping[str, Any], metrics: Mapping[str, Any], latents: str | None) -> list[str]:
+    """What a reader of the figures must know."""
+    notes = []
+    if report.get("num_rows_dropped"):
+        notes.append(f"{report['num_rows_dropped']:,} incomplete rows were dropped (data.missing = \"drop\").")
+    for name, value in (report.get("constant") or {}).items():
+        notes.append(f"Column {name} is constant ({value:g}): left out of the flow and put back in samples.")
+    for name, tie in (report.get("ties") or {}).items():
+        if tie.get("step"):
+            notes.append(f"Column {name} has ties on a grid of {tie['step']:g}: dequantized, and put back on the grid.")
+        else:
+            notes.append(f"Column {name} has ties and was not dequantized: {tie.get('reason', 'no common grid')}.")
+    if latents is not None:
+        notes.append(f"The start points came from {latents}, so labels and samples need not follow the data's law.")
+    for name in ("labels", "samples"):
+        ratio = metrics[name].get("nearest_train_distance")
+        if ratio is not None and ratio < 0.5:
+            notes.append(
+                f"The {name} lie {ratio:.2f} times as far from the training rows as held-out rows do: they repeat "
+                f"training rows; a larger labels.t_min blurs more."
+            )
+    return notes

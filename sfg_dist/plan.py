@@ -1,0 +1,192 @@
+"""The plan: what a store of pairs will hold, decided before any work and independent of who does it.
+
+Rows are cut into shards of ``shard_rows``; a shard is one work unit and one storage object per array. Random numbers
+belong to rows: block ``b`` of ``BLOCK_ROWS`` rows draws from Philox keyed by (seed, stream, b), so a row's numbers do
+not depend on the number of rows, shards or workers. The rows integrated together (``batch_size``) are part of the plan
+too, because the shape of a matrix product changes its last bits.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfg_dist.errors import ConfigError
+
+FORMAT_VERSION = 1
+BLOCK_ROWS = 1024
+
+
+class Stream(enum.IntEnum):
+    """Uses of randomness; each has its own Philox key space."""
+
+    LATENTS = 0
+    ENCODE = 1
+    MINIBATCH = 2
+    SHUFFLE = 3
+    DEQUANTIZE = 4
+    SAMPLE = 5
+    TRAIN_ORDER = 6
+    TOY = 7
+    EVALUATE = 8
+    CALIBRATE = 9
+
+
+def random_generator(seed: int, stream: Stream, index: int = 0) -> np.random.Generator:
+    """The generator of one block: Philox keyed by (seed, stream, index).
+
+    Args:
+        seed: the job's seed, 0 <= seed < 2^63.
+        stream: what the numbers are for.
+        index: the block within the stream, 0 <= index < 2^56.
+    """
+    return np.random.Generator(np.random.Philox(key=np.array([seed, (stream << 56) | index], dtype=np.uint64)))
+
+
+def normal_rows(seed: int, stream: Stream, start: int, stop: int, dim: int) -> NDArray[np.float32]:
+    """Rows ``start`` to ``stop`` of an endless table of N(0, 1) numbers, shape (stop - start, dim).
+
+    Any two calls agree on the rows they share.
+    """
+    rows = np.empty((stop - start, dim), dtype=np.float32)
+    for block in range(start // BLOCK_ROWS, -(-stop // BLOCK_ROWS)):
+        drawn = random_generator(seed, stream, block).standard_normal((BLOCK_ROWS, dim), dtype=np.float32)
+        first = block * BLOCK_ROWS
+        low, high = max(start, first), min(stop, first + BLOCK_ROWS)
+        rows[low - start : high - start] = drawn[low - first : high - first]
+    return rows
+
+
+def fingerprint(rows: NDArray[Any]) -> str:
+    """sha256 of a table's shape, dtype and bytes: its identity by content."""
+    digest = hashlib.sha256(f"{rows.shape}{rows.dtype.str}".encode())
+    digest.update(np.ascontiguousarray(rows).data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a store of pairs holds, written once when it is created.
+
+    Attributes:
+        identity: what decides the bits: tables ``data``, ``transform`` and ``labels`` of the job without the keys that
+            do not, and the fingerprints of the reference and of the user's query points.
+        num_pairs: rows of latents and of labels.
+        dim: columns of latents and of labels, the flow's dimension.
+        shard_rows: rows of a shard, the last one may be shorter.
+        columns: the user's column names, in order.
+        versions: of this package, numpy and torch when the store was created; a difference warns.
+        format_version: of the layout on disk.
+    """
+
+    identity: Mapping[str, Any]
+    num_pairs: int
+    dim: int
+    shard_rows: int
+    columns: tuple[str, ...]
+    versions: Mapping[str, str]
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def num_shards(self) -> int:
+        """Number of shards."""
+        return -(-self.num_pairs // self.shard_rows)
+
+    @property
+    def labels(self) -> Mapping[str, Any]:
+        """The labels table of the job, as far as it decides the bits."""
+        return self.identity["labels"]
+
+    @property
+    def run_id(self) -> str:
+        """sha256 of identity and number of pairs; names the run in its commit records."""
+        text = json.dumps([self.identity, self.num_pairs, self.format_version], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def shard_range(self, shard: int) -> tuple[int, int]:
+        """First row of a shard and the row after its last."""
+        return shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.num_pairs)
+
+    def shard_direction(self, shard: int) -> str:
+        """ "decode" or "encode"; with direction "both", even shards decode and odd shards encode."""
+        direction = self.labels["direction"]
+        return direction if direction != "both" else ("decode", "encode")[shard % 2]
+
+    def batches(self, shard: int) -> Iterator[tuple[int, int]]:
+        """Row ranges integrated together in a shard, none longer than the plan's batch_size."""
+        start, stop = self.shard_range(shard)
+        size = self.labels["batch_size"]
+        for first in range(start, stop, size):
+            yield first, min(first + size, stop)
+
+    def to_json(self) -> bytes:
+        """The plan as a JSON document."""
+        return json.dumps(asdict(self) | {"run_id": self.run_id}, indent=1, sort_keys=True).encode()
+
+    @classmethod
+    def from_json(cls, document: bytes) -> Plan:
+        """The plan of a JSON document.
+
+        Raises:
+            ValueError: the document is not a plan of this format, or was edited: its run id does not fit its content.
+        """
+        try:
+            fields = json.loads(document)
+            run_id = fields.pop("run_id")
+            plan = cls(**(fields | {"columns": tuple(fields["columns"])}))
+        except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(f"not a plan: {error}") from error
+        if plan.format_version != FORMAT_VERSION:
+            raise ValueError(f"format {plan.format_version}, this version reads format {FORMAT_VERSION}")
+        if plan.run_id != run_id:
+            raise ValueError("its run_id does not fit its content: it was edited")
+        return plan
+
+    def difference(self, other: Plan) -> list[str]:
+        """One line for each thing in which ``other`` differs and the bits would too."""
+        mine = _flatten({"identity": self.identity, "num_pairs": self.num_pairs, "columns": list(self.columns)})
+        theirs = _flatten({"identity": other.identity, "num_pairs": other.num_pairs, "columns": list(other.columns)})
+        return [
+            f"{name.removeprefix('identity.')}: {mine.get(name, 'absent')!r} -> {theirs.get(name, 'absent')!r}"
+            for name in sorted(mine.keys() | theirs.keys())
+            if mine.get(name) != theirs.get(name)
+        ]
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, Mapping):
+        return {prefix: tree}
+    return {
+        name: leaf
+        for key, value in tree.items()
+        for name, leaf in _flatten(value, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
+
+
+def check_shard_rows(shard_rows: int, batch_size: int) -> None:
+    """Refuse a shard that the integrator's batch or the random blocks do not divide.
+
+    Raises:
+        ConfigError: shard_rows is not a multiple of labels.batch_size.
+    """
+    if shard_rows % batch_size:
+        nearest = max(batch_size, round(shard_rows / batch_size) * batch_size)
+        raise ConfigError(
+            f"labels.shard_rows = {shard_rows} is not a multiple of labels.batch_size = {batch_size}: "
+            f"take labels.shard_rows = {nearest}"
+        )
+
+
+def integer_rows(seed: int, stream: Stream, start: int, stop: int, high: int) -> NDArray[np.int64]:
+    """Entries ``start`` to ``stop`` of an endless list of uniform integers in [0, high), shape (stop - start,)."""
+    blocks = range(start // BLOCK_ROWS, -(-stop // BLOCK_ROWS))
+    drawn = np.concatenate([random_generator(seed, stream, block).integers(0, high, BLOCK_ROWS) for block in blocks])
+    first = start // BLOCK_ROWS * BLOCK_ROWS
+    return drawn[start - first : stop - first]

@@ -1,0 +1,66 @@
+"""Finding the step of a column, and moving between values and cells."""
+
+import numpy as np
+import pytest
+
+from sfg_dist.data.grid import Grid, find_grid, grid_of_step, tied_share
+
+RANDOM = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize(
+    ("step", "offset", "num_cells"),
+    [(1, 0, 256), (0.1, -19.9, 500), (0.01, 985.85, 4000), (0.001, 0.082, 9000), (5, 3, 30), (100, 100, 90)]
+    + [(0.5, 0, 20), (1e-5, 0.0925, 2000), (0.25, 0.1, 40), (1e6, 0, 50), (2e-9, 1e-9, 100)],
+)
+def test_step_is_found_through_rounding(step, offset, num_cells, dtype):
+    cells = np.unique(np.concatenate([[0, 1, num_cells], RANDOM.integers(0, num_cells, 300)]))
+    exact = np.round(offset + cells * step, 12)
+    grid = find_grid(exact.astype(dtype).astype(np.float64))
+    assert grid == Grid(pytest.approx(step), pytest.approx(offset))
+    np.testing.assert_array_equal(grid.snap(exact.astype(dtype).astype(np.float64)), exact)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4, 1e9])
+def test_continuous_values_have_no_grid(scale, dtype):
+    values = (scale * RANDOM.standard_normal(400)).astype(dtype).astype(np.float64)
+    assert find_grid(np.repeat(values, 2)) is None
+
+
+def test_values_computed_by_arithmetic_are_on_the_grid():
+    values = np.cumsum(np.full(50, 0.1))
+    assert find_grid(values) == Grid(0.1, 0.1)
+    np.testing.assert_array_equal(Grid(0.1, 0.1).snap(values), np.arange(1, 51) / 10)
+
+
+def test_two_values():
+    assert find_grid(np.array([0.0, 1.0, 1.0])) == Grid(1.0, 0.0)
+    assert find_grid(np.array([2.5, 7.0])) == Grid(4.5, 2.5)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e300, 1e-300])
+def test_out_of_reach(value):
+    assert find_grid(np.array([0.0, value])) is None
+
+
+def test_given_step_follows_the_majority():
+    values = np.array([0.2856, 2.0, 3.0, 3.0, 7.0, 8.5])
+    grid = grid_of_step(values, 1.0)
+    assert grid == Grid(1.0, 0.0)
+    np.testing.assert_array_equal(grid.coordinates(values), values)
+    half = grid_of_step(np.array([0.5, 1.5, 2.5, 3.0]), 1.0)
+    assert half == Grid(1.0, 0.5)
+
+
+def test_given_step_on_float32():
+    values = np.array([0.1, 0.4, 1036.6, 12.3], np.float32).astype(np.float64)
+    grid = grid_of_step(values, 0.1)
+    assert grid == Grid(0.1, 0.1)
+    np.testing.assert_array_equal(grid.snap(values), [0.1, 0.4, 1036.6, 12.3])
+
+
+def test_tied_share():
+    assert tied_share(np.arange(5.0)) == 0
+    assert tied_share(np.array([1.0, 1, 1, 2])) == 0.75

@@ -5,6 +5,7 @@ Exit status: 0 done; 1 the work failed; 2 the request was wrong; 130 interrupted
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
 import sys
@@ -12,9 +13,8 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import click
 import typer
 
 from sfg_dist import __version__
@@ -23,6 +23,30 @@ from sfg_dist.errors import ConfigError, DataError, SfgError
 if TYPE_CHECKING:
     from sfg_dist.config import Job
     from sfg_dist.pipeline import Pipeline
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Make a command of a function: its errors become one message and an exit status, no traceback."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, json_: bool, debug: bool, **options: Any) -> None:
+        try:
+            function(*args, json_=json_, debug=debug, **options)
+        except KeyboardInterrupt:
+            _fail(
+                json_,
+                debug,
+                "interrupted; what is committed is kept: run the same command again to go on",
+                130,
+            )
+        except SfgError as error:
+            _fail(json_, debug, str(error), 2 if isinstance(error, (ConfigError, DataError)) else 1)
+        except Exception as error:
+            hint = "" if debug else " (run again with --debug for the traceback)"
+            _fail(json_, debug, f"{type(error).__name__}: {error}{hint}", 1)
+
+    return app.command()(guarded)
+
 
 app = typer.Typer(
     name="sfg",
@@ -35,14 +59,15 @@ app = typer.Typer(
 
 JobPath = Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key of the job; repeatable.")
+    list[str] | None,
+    typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key of the job; repeatable."),
 ]
 Executor = Annotated[str | None, typer.Option("--executor", help="Override executor.kind: ray or inline.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
-@app.command()
+@command
 def run(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False, debug: Debug = False) -> None:
     """Label, train, sample and evaluate; goes on where an earlier run of the job stopped."""
     from sfg_dist.pipeline import run as run_job
@@ -53,7 +78,7 @@ def run(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json =
     _finish(json_, resolved, {"metrics": metrics, "report": str(Path(resolved.output.dir) / "report.html")})
 
 
-@app.command()
+@command
 def label(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False, debug: Debug = False) -> None:
     """Make the labeled pairs, or what is missing of them."""
     resolved = _load(job, set_, executor)
@@ -62,19 +87,17 @@ def label(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json
     _finish(json_, resolved, {"pairs": pairs.plan.num_pairs, "store": pairs.location.url})
 
 
-@app.command()
+@command
 def train(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False, debug: Debug = False) -> None:
     """Fit the generator on the pairs; goes on from the last checkpoint."""
     resolved = _load(job, set_, executor)
     with _Display(json_) as display:
         pipeline = _pipeline(resolved, display)
         generator = pipeline.train()
-    _finish(
-        json_, resolved, {"model": str(pipeline.model_path), "parameters": generator.network.num_parameters}
-    )
+    _finish(json_, resolved, {"model": str(pipeline.model_path), "parameters": generator.network.num_parameters})
 
 
-@app.command()
+@command
 def sample(
     what: Annotated[Path, typer.Argument(metavar="JOB.toml|MODEL", help="A job file, or a saved model directory.")],
     num: Annotated[float | None, typer.Option("-n", "--num", help="Rows to draw; 1e6 is fine.")] = None,
@@ -87,7 +110,9 @@ def sample(
     """Draw rows from a trained generator, for a job's evaluation or to a file of your own."""
     if what.suffix == ".toml":
         if num is not None or out is not None or seed:
-            raise ConfigError(f"with a job file the keys of its evaluate table rule; name a model for -n, --seed and --out")
+            raise ConfigError(
+                "with a job file the keys of its evaluate table rule; name a model for -n, --seed and --out"
+            )
         resolved = _load(what, set_, None)
         with _Display(json_) as display:
             path = _pipeline(resolved, display).sample()
@@ -102,11 +127,13 @@ def sample(
         raise ConfigError(f"-n must be a whole number of rows, got {num}")
     generator = Generator.load(what)
     path = out or Path("samples.csv")
-    rows = write_table(path, generator.columns, generator.sample_parts(int(num if num is not None else 1000), seed=seed))
+    rows = write_table(
+        path, generator.columns, generator.sample_parts(int(num if num is not None else 1000), seed=seed)
+    )
     _say(json_, {"samples": str(path), "rows": rows}, f"{rows:,} rows in {path}")
 
 
-@app.command()
+@command
 def evaluate(job: JobPath, set_: Set = None, json_: Json = False, debug: Debug = False) -> None:
     """Measure labels and samples against held-out rows; write metrics.json and report.html."""
     resolved = _load(job, set_, None)
@@ -115,7 +142,7 @@ def evaluate(job: JobPath, set_: Set = None, json_: Json = False, debug: Debug =
     _finish(json_, resolved, {"metrics": metrics, "report": str(Path(resolved.output.dir) / "report.html")})
 
 
-@app.command()
+@command
 def status(
     store: Annotated[str, typer.Argument(metavar="STORE", help="pairs.zarr, or the output directory that holds it.")],
     json_: Json = False,
@@ -139,7 +166,9 @@ def status(
         "dim": plan.dim,
         "labels": dict(plan.labels),
     }
-    text = f"{facts['shards_done']:,} of {plan.num_shards:,} shards, {rows:,} of {plan.num_pairs:,} pairs, dim {plan.dim}"
+    text = (
+        f"{facts['shards_done']:,} of {plan.num_shards:,} shards, {rows:,} of {plan.num_pairs:,} pairs, dim {plan.dim}"
+    )
     _say(json_, facts, f"{pairs.location.url}: {text}" + ("" if pending else "; complete"))
 
 
@@ -151,48 +180,36 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """Options before the command."""
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Entry point of the console script: errors become one message and an exit status."""
-    words = sys.argv[1:] if argv is None else argv
-    as_json, debug = "--json" in words, "--debug" in words
+def main() -> None:
+    """Entry point of the console script."""
     warnings.showwarning = lambda message, *_: print(f"sfg: warning: {message}", file=sys.stderr)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    for category in (
+        FutureWarning,
+        DeprecationWarning,
+    ):  # for developers of libraries, not for users of a command
+        warnings.filterwarnings("ignore", category=category)
     signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        status = app(args=words, standalone_mode=False)
-    except click.exceptions.ClickException as error:
-        error.show(file=sys.stderr)
-        status = 2
-    except (KeyboardInterrupt, click.exceptions.Abort):
-        _fail(as_json, "interrupted; what is committed is kept: run the same command again to go on")
-        status = 130
-    except SfgError as error:
-        if debug:
-            traceback.print_exc()
-        _fail(as_json, str(error))
-        status = 2 if isinstance(error, (ConfigError, DataError)) else 1
-    except Exception as error:  # a message for the user, the rest for --debug
-        if debug:
-            traceback.print_exc()
-        _fail(as_json, f"{type(error).__name__}: {error} (run again with --debug for the traceback)")
-        status = 1
-    sys.exit(status or 0)
+    app()
 
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _fail(as_json: bool, message: str) -> None:
+def _fail(as_json: bool, debug: bool, message: str, status: int) -> NoReturn:
+    if debug:
+        traceback.print_exc()
     print(f"sfg: {message}", file=sys.stderr)
     if as_json:
         print(json.dumps({"error": message}))
+    raise typer.Exit(status)
 
 
 def _load(path: Path, overrides: list[str] | None, executor: str | None) -> Job:
@@ -208,10 +225,7 @@ def _pipeline(job: Job, display: _Display) -> Pipeline:
 
 
 def _finish(as_json: bool, job: Job, result: Mapping[str, Any]) -> None:
-    lines = []
-    for name in ("store", "model", "samples", "report"):
-        if name in result:
-            lines.append(f"{name}: {result[name]}")
+    lines = [f"{name}: {result[name]}" for name in ("store", "model", "samples", "report") if name in result]
     _say(as_json, {"output": job.output.dir, **result}, "\n".join(lines))
 
 
@@ -258,12 +272,18 @@ class _Display:
         if event["stage"] == "label":
             missing = event["missing"]
             kept = event["total"] - missing
-            self._print(f"label: {event['rows']:,} pairs in {event['total']:,} shards" + (f", {kept:,} done already" if kept else ""))
+            self._print(
+                f"label: {event['rows']:,} pairs in {event['total']:,} shards"
+                + (f", {kept:,} done already" if kept else "")
+            )
             if missing:
                 self._open_bar("label", event["total"], kept)
         elif event["stage"] == "train":
             limit = f", at most {event['max_time_s']:g} s" if event["max_time_s"] else ""
-            self._print(f"train: {event['num_epochs']:,} epochs{limit}" + ("" if event["fresh"] else ", from the last checkpoint"))
+            self._print(
+                f"train: {event['num_epochs']:,} epochs{limit}"
+                + ("" if event["fresh"] else ", from the last checkpoint")
+            )
             self._open_bar("train", event["max_time_s"] or event["num_epochs"], 0)
         elif event["stage"] != "data":
             self._print(f"{event['stage']} ...")
@@ -304,7 +324,14 @@ class _Display:
         self._last_line = 0.0
         if not self._console.is_terminal:
             return
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TaskProgressColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         self._progress = Progress(
             TextColumn("{task.description}"),

@@ -21,7 +21,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from sfg_dist.errors import ConfigError
 
 
-
 def _integral(value: Any) -> Any:
     """1e6 is a float in TOML, yet everyone means a count by it."""
     return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -160,17 +160,21 @@ class Pipeline:
                 }
             ),
         )
+        url = str(self.pairs_path.absolute())
         fresh = not any(self.checkpoints_path.glob("step_*[0-9]"))
-        with self._stage("train", fresh=fresh, num_epochs=job.num_epochs, max_time_s=job.max_time_s), self.session():
+        with (
+            self._stage("train", fresh=fresh, num_epochs=job.num_epochs, max_time_s=job.max_time_s),
+            self.session(),
+        ):
 
             def on_epoch(entry: Mapping[str, float]) -> None:
                 self.emit("epoch", **entry)
 
             if self.job.executor.kind == "inline":
-                network, _ = fit_inline(str(self.pairs_path), self.checkpoints_path, settings, on_epoch=on_epoch)
+                network, _ = fit_inline(url, self.checkpoints_path, settings, on_epoch=on_epoch)
             else:
                 network, _ = fit_with_workers(
-                    str(self.pairs_path),
+                    url,
                     self.checkpoints_path,
                     settings,
                     num_workers=job.num_workers,
@@ -214,7 +218,7 @@ class Pipeline:
             transform = Transform.from_arrays(*pairs.transform)
             labels = transform.inverse(pairs.labels[:num_labels].compute(scheduler="threads"))
             arguments: dict[str, Any] = {
-                "metrics": job.metrics,
+                "metrics": [name for name in job.metrics if name != "kl" or prepared.log_density is not None],
                 "seed": job.seed,
                 "log_density": prepared.log_density,
             }
@@ -313,7 +317,12 @@ class Pipeline:
         from sfg_dist.distributed.labeler import label_inline
 
         def on_progress(done: int, total: int, record: Mapping[str, Any]) -> None:
-            self.emit("shard", done=done, total=total, **{key: record[key] for key in ("shard", "rows", "seconds", "pid")})
+            self.emit(
+                "shard",
+                done=done,
+                total=total,
+                **{key: record[key] for key in ("shard", "rows", "seconds", "pid")},
+            )
 
         url, num_threads = str(self.pairs_path.absolute()), self.job.labels.num_threads
         if self.job.executor.kind == "inline":
@@ -359,6 +368,7 @@ class Pipeline:
         from sfg_dist.evaluate import ReportContent
 
         prepared, plan = self.prepared, pairs.plan
+        paths = self._paths(pairs, transform) if plan.dim == 2 and len(prepared.columns) == 2 else None
         return ReportContent(
             title=f"{self.directory.name}: {self.job.data.source}",
             columns=prepared.columns,
@@ -367,15 +377,20 @@ class Pipeline:
             labels=labels,
             metrics=metrics,
             history=history,
-            trajectories=self._paths(pairs, transform) if plan.dim == 2 and len(prepared.columns) == 2 else None,
+            trajectories=paths[0] if paths else None,
+            trajectory_log_beta_sq=paths[1] if paths else None,
             log_density=prepared.log_density,
             job_toml=self.job.to_toml(),
             facts={
-                "rows": f"{len(prepared.train):,} train, {len(prepared.validation):,} validation, {len(prepared.test):,} test",
+                "rows": ", ".join(f"{size:,} {part}" for part, size in prepared.report["split"].items()),
                 "columns": f"{len(prepared.columns)}, of which {plan.dim} through the flow",
                 "pairs": f"{plan.num_pairs:,} in {plan.num_shards:,} shards",
                 "label": f"{plan.labels['solver']}, {plan.labels['num_evaluations']} evaluations of "
-                + (f"all {len(prepared.train):,} rows" if plan.labels["estimator"] == "full" else f"{plan.labels['num_reference']:,} rows"),
+                + (
+                    f"all {len(prepared.train):,} rows"
+                    if plan.labels["estimator"] == "full"
+                    else f"{plan.labels['num_reference']:,} rows"
+                ),
                 "network": f"{generator.network.num_parameters:,} parameters",
                 "device": _device_name(),
                 "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
@@ -482,7 +497,7 @@ def _notes(report: Mapping[str, Any], metrics: Mapping[str, Any], latents: str |
     """What a reader of the figures must know."""
     notes = []
     if report.get("num_rows_dropped"):
-        notes.append(f"{report['num_rows_dropped']:,} incomplete rows were dropped (data.missing = \"drop\").")
+        notes.append(f'{report["num_rows_dropped"]:,} incomplete rows were dropped (data.missing = "drop").')
     for name, value in (report.get("constant") or {}).items():
         notes.append(f"Column {name} is constant ({value:g}): left out of the flow and put back in samples.")
     for name, tie in (report.get("ties") or {}).items():

@@ -52,12 +52,8 @@ class ArrayFile:
             found = what.get(values.dtype.kind, f"dtype {values.dtype}")
             raise DataError(f"{label} holds {found}: expected real numbers")
         if values.ndim not in (1, 2):
-            raise DataError(
-                f"{label} has shape {values.shape}: expected one or two dimensions, a row a sample"
-            )
-        return np.ascontiguousarray(
-            values.reshape(len(values), -1) if values.size else _empty(values), np.float64
-        )
+            raise DataError(f"{label} has shape {values.shape}: expected one or two dimensions, a row a sample")
+        return np.ascontiguousarray(values.reshape(len(values), -1) if values.size else _empty(values), np.float64)
 
     def find(self, name: str) -> str:
         """The array meant by ``data.array``: itself, or for the default X the only table there is."""
@@ -150,9 +146,7 @@ def _hdf5_file(source: str, file: Any) -> ArrayFile:
     datasets: dict[str, Any] = {}
     with reading(source):
         # visititems follows neither soft nor external links, so no other file is opened
-        file.visititems(
-            lambda name, node: datasets.update({name: node} if isinstance(node, h5py.Dataset) else {})
-        )
+        file.visititems(lambda name, node: datasets.update({name: node} if isinstance(node, h5py.Dataset) else {}))
 
     def read(name: str) -> NDArray[Any]:
         with reading(source):
@@ -170,25 +164,34 @@ def _hdf5_file(source: str, file: Any) -> ArrayFile:
 
 def _zarr_file(source: str) -> ArrayFile:
     import zarr
-    import zarr.errors
 
-    with warnings.catch_warnings(), reading(source):
-        # text arrays, such as the names of columns, have no final specification in Zarr 3 yet; both kinds read well
-        warnings.simplefilter("ignore", zarr.errors.UnstableSpecificationWarning)
+    with _reading_zarr(source):
         node = open_zarr(source)
         arrays = {DEFAULT_ARRAY: node} if isinstance(node, zarr.Array) else dict(_walk_zarr(node))
+        named = node.attrs.get("columns") if "columns" not in arrays else None
 
     def read(name: str) -> NDArray[Any]:
-        with reading(source):
+        if name == "columns" and named is not None:
+            return np.asarray(named, dtype=str)
+        with _reading_zarr(source):
             array = arrays[name]
             if array.dtype.kind == "O" or _uses_pickle(array.metadata.to_dict()):
                 raise DataError(_object_message(source, name))
             values = np.asarray(array[...])
             return values.astype(str) if values.dtype.kind == "T" else values
 
-    return ArrayFile(
-        source, tuple(arrays), read, lambda name: _shape_text(arrays[name].shape, arrays[name].dtype)
-    )
+    names = (*arrays, "columns") if named is not None else tuple(arrays)
+    return ArrayFile(source, names, read, lambda name: _shape_text(read(name).shape, read(name).dtype))
+
+
+@contextmanager
+def _reading_zarr(source: str) -> Iterator[None]:
+    import zarr.errors
+
+    with warnings.catch_warnings(), reading(source):
+        # text, such as the names of columns, has no final specification in Zarr 3 yet; it reads well
+        warnings.simplefilter("ignore", zarr.errors.UnstableSpecificationWarning)
+        yield
 
 
 def _walk_zarr(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -27,10 +27,7 @@ NAMES: tuple[str, ...] = (
     *_TABLES,
     *(f"{photo}_patches_{size}" for photo in _PHOTOS for size in range(2, 17)),
 )
-SUMMARY = (
-    "china_colors, flower_colors, digits, wine, breast_cancer, "
-    "china_patches_N, flower_patches_N (N = 2 to 16)"
-)
+SUMMARY = "china_colors, flower_colors, digits, wine, breast_cancer, china_patches_N, flower_patches_N (N = 2 to 16)"
 
 
 def load(name: str) -> tuple[NDArray[np.float64], tuple[str, ...]]:

@@ -119,15 +119,11 @@ def find_grids(
     """
     steps = dequantize if isinstance(dequantize, Mapping) else {}
     if isinstance(dequantize, str) and dequantize not in ("auto", "none"):
-        raise DataError(
-            f'data.dequantize = {dequantize!r}: expected "auto", "none" or a table of column = step'
-        )
+        raise DataError(f'data.dequantize = {dequantize!r}: expected "auto", "none" or a table of column = step')
     check_columns(source, names, list(steps), key="data.dequantize")
     for name, step in steps.items():
         if not 0 < step < np.inf:
-            raise DataError(
-                f"data.dequantize: the step of column {name!r} is {step}: expected a positive number"
-            )
+            raise DataError(f"data.dequantize: the step of column {name!r} is {step}: expected a positive number")
     grids: dict[str, Grid] = {}
     report: dict[str, dict[str, Any]] = {}
     for column, name in enumerate(names):

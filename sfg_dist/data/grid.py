@@ -15,9 +15,7 @@ from numpy.typing import NDArray
 
 _Array = NDArray[np.float64]
 
-_MAX_DECIMALS = (
-    8  # for columns that reach 1 or more; smaller ones get as many digits again as they start behind
-)
+_MAX_DECIMALS = 8  # for columns that reach 1 or more; smaller ones get as many digits again as they start behind
 _MAX_CHANCE_LOG = -20.0  # log of the chance, at most, that numbers off any grid pass as being on it
 
 
@@ -37,7 +35,9 @@ class Grid:
         """
         values = self.offset + cells * self.step
         decimals = max(_decimals(self.step), _decimals(self.offset))
-        return np.round(values, decimals) if decimals <= 15 else values
+        # beyond 2^52 units of the last decimal, values hold no more than that anyway
+        is_exact = np.abs(values) < 2.0**52 / 10.0 ** min(decimals, 300)
+        return np.where(is_exact, np.round(values, min(decimals, 22)), values)
 
     def coordinates(self, values: _Array) -> _Array:
         """Places of values in steps from the offset; whole where they are on the grid up to rounding."""
@@ -77,9 +77,19 @@ def find_grid(values: _Array) -> Grid | None:
     largest = np.abs(distinct).max()
     if len(distinct) < 2 or not 1e-9 <= largest < 1e15:
         return None
-    rounding = 4 * np.full(len(distinct), np.spacing(largest))
-    if _is_float32(distinct):
-        rounding += 0.51 * _float32_spacing(distinct)
+    exact = np.full(len(distinct), 4 * np.spacing(largest))
+    grid = _decimal_grid(distinct, exact)
+    if not _is_float32(distinct):
+        return grid
+    spacing = _float32_spacing(distinct)
+    if grid and grid.step >= 4 * spacing.max():
+        return grid  # else its step is only how coarse float32 is out there
+    return _decimal_grid(distinct, exact + 0.51 * spacing)
+
+
+def _decimal_grid(distinct: _Array, rounding: _Array) -> Grid | None:
+    """The grid of distinct values that are off by at most ``rounding`` each."""
+    largest = np.abs(distinct).max()
     for decimals in range(_MAX_DECIMALS + 1 + max(0, -int(np.floor(np.log10(largest))))):
         scaled, tolerance = distinct * 10.0**decimals, rounding * 10.0**decimals
         if np.abs(scaled).max() >= 2**52 or tolerance.max() >= 0.25:

@@ -79,9 +79,7 @@ def open_zarr(source: str) -> Any:
         try:
             return zarr.open(location, path=prefix, mode="r")
         except FileNotFoundError:
-            raise DataError(
-                f"{source} holds no Zarr group or array (no zarr.json, .zgroup or .zarray)"
-            ) from None
+            raise DataError(f"{source} holds no Zarr group or array (no zarr.json, .zgroup or .zarray)") from None
 
 
 def open_bucket(url: str) -> tuple[Any, str]:
@@ -117,8 +115,7 @@ def reading(source: str) -> Iterator[None]:
     except Exception as error:  # libraries raise anything here, from struct.error to SyntaxError
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise DataError(
-            f"{source} cannot be read as {suffix_of(source)}: "
-            f"the file is damaged or of another format ({reason})"
+            f"{source} cannot be read as {suffix_of(source)}: the file is damaged or of another format ({reason})"
         ) from error
 
 

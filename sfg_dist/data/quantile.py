@@ -32,9 +32,7 @@ _HEAVY_SHARE, _HEAVY_COUNT = 1 / 500, 8
 _END_LEVEL = 0.25  # ranks: the outer edge of the first and last cell lies a quarter of a row inside 0 and 1
 _MIDDLE_SCORE = 1.28
 _MIN_GAP = 2.0**-36  # knots closer than this times their size are one, or x could not hold what z tells apart
-_EMPTY_CELL_SCORE = (
-    1e-6  # score given to an empty cell, from 1e-5 to 1e-3 a gap: float32 can still tell them apart
-)
+_EMPTY_CELL_SCORE = 1e-6  # score given to an empty cell, from 1e-5 to 1e-3 a gap: float32 can still tell them apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,8 +110,9 @@ def _distribution(values: _Array, grid: Grid | None) -> tuple[_Array, _Array, ND
     cell_counts = np.bincount(of_cell, weights=counts)
     is_heavy = cell_counts >= threshold
     is_light_row = ~is_heavy[of_cell]
+    # counts are added before they are divided, so that neighbours, or cells across a gap, meet at equal ranks
     below = before[start][is_heavy] / num_rows
-    above = below + cell_counts[is_heavy] / num_rows
+    above = (before[start] + cell_counts)[is_heavy] / num_rows
     low, high = (grid.offset + (cells[is_heavy] + side) * grid.step for side in (0, 1))
     places = np.concatenate([distinct[is_light_row], low, high])
     ranks = np.concatenate([mid_ranks[is_light_row], below, above])
@@ -147,9 +146,7 @@ def _separate(knots: _Array, scores: _Array, grid: Grid | None) -> _Array:
 
 def _continue(knots: _Array, scores: _Array) -> Curve:
     """Add a knot beyond each end, one score away."""
-    reach = min(
-        _MIDDLE_SCORE, -scores[0], scores[-1]
-    )  # positive: the ends' mid-ranks lie on either side of 1/2
+    reach = min(_MIDDLE_SCORE, -scores[0], scores[-1])  # positive: the ends' mid-ranks lie on either side of 1/2
     low, high = np.interp([-reach, reach], scores, knots)
     middle = (high - low) / (2 * reach)
     slopes = np.diff(knots) / np.diff(scores)

@@ -68,9 +68,7 @@ def _read_csv(source: str, stream: BinaryIO, columns: Sequence[str] | None) -> t
     return table, wanted
 
 
-def _read_parquet(
-    source: str, stream: BinaryIO, columns: Sequence[str] | None
-) -> tuple[Any, tuple[str, ...]]:
+def _read_parquet(source: str, stream: BinaryIO, columns: Sequence[str] | None) -> tuple[Any, tuple[str, ...]]:
     from pyarrow import parquet
 
     with reading(source):
@@ -103,9 +101,7 @@ def _numbers(source: str, name: str, column: Any) -> NDArray[np.float64]:
         or pa.types.is_decimal(kind)
         or pa.types.is_null(kind)
     ):
-        raise DataError(
-            f"{source}: column {name!r} has type {kind}: expected numbers; leave it out with data.columns"
-        )
+        raise DataError(f"{source}: column {name!r} has type {kind}: expected numbers; leave it out with data.columns")
     with reading(source):
         return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(), dtype=np.float64)
 

@@ -3,7 +3,7 @@
 | suffix | what is read |
 | --- | --- |
 | .npy | the array |
-| .npz, .h5, .hdf5, .zarr | the array ``array``, then those in ``append``; names from an array ``columns`` |
+| .npz, .h5, .hdf5, .zarr | the array ``array``, then those in ``append``; names from ``columns``, an array or an attribute |
 | .csv, .parquet | the columns |
 """
 
@@ -151,9 +151,7 @@ def open_split(
     index = [names.index(name) for name in wanted]
     for part in ("train", "test"):
         _check_size(f"{source}: the {part} part", parts[part])
-    train, validation, test = (
-        np.ascontiguousarray(parts[part][:, index]) for part in ("train", "validation", "test")
-    )
+    train, validation, test = (np.ascontiguousarray(parts[part][:, index]) for part in ("train", "validation", "test"))
     return SplitTable(train, validation, test, columns=wanted, source=source)
 
 
@@ -190,9 +188,7 @@ def _check_source(source: str) -> str:
     )
 
 
-def _read_arrays(
-    file: ArrayFile, array: str, append: Sequence[str]
-) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+def _read_arrays(file: ArrayFile, array: str, append: Sequence[str]) -> tuple[NDArray[np.float64], tuple[str, ...]]:
     chosen = file.find(array)
     values = file.matrix(chosen)
     blocks, names = [values], list(_stored_names(file, values.shape[1]))
@@ -228,6 +224,4 @@ def _refuse_arrays(source: str, what: str, array: str, append: Sequence[str]) ->
 
 def _check_size(source: str, values: NDArray[np.float64]) -> None:
     if 0 in values.shape:
-        raise DataError(
-            f"{source} has {values.shape[0]} rows and {values.shape[1]} columns: expected some of both"
-        )
+        raise DataError(f"{source} has {values.shape[0]} rows and {values.shape[1]} columns: expected some of both")

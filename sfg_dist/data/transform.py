@@ -237,8 +237,7 @@ class Transform:
                 scores = np.array(arrays["knot_scores"], dtype=np.float64)
                 starts = np.concatenate([[0], ends[:-1]])
                 curves = tuple(
-                    Curve(values[start:end], scores[start:end])
-                    for start, end in zip(starts, ends, strict=True)
+                    Curve(values[start:end], scores[start:end]) for start, end in zip(starts, ends, strict=True)
                 )
         except KeyError as error:
             raise DataError(f"the saved transform has no {error.args[0]!r}: it is damaged") from None

@@ -63,9 +63,7 @@ def label_with_actors(
     if not todo:
         return
     num_actors, gpus = _resources(ray.cluster_resources(), num_actors, num_gpus_per_actor, num_threads)
-    remote_class = ray.remote(labeler).options(
-        num_cpus=num_threads, num_gpus=gpus, max_restarts=0, max_concurrency=1
-    )
+    remote_class = ray.remote(labeler).options(num_cpus=num_threads, num_gpus=gpus, max_restarts=0, max_concurrency=1)
 
     def new_slot() -> _Slot:
         handle = remote_class.remote(url, num_threads=num_threads)

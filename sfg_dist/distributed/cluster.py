@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 
 from sfg_dist.errors import ClusterError
 
-_LOCAL_ENVIRONMENT = {
-    "RAY_AUTH_MODE": "token",
+LOCAL_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one machine cannot leave itself
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+
+_TOKEN = secrets.token_hex(32)  # one a process: Ray keeps the first that it sees
 
 
 @contextlib.contextmanager
@@ -33,17 +35,21 @@ def ray_session(address: str | None = None) -> Iterator[None]:
         ClusterError: the cluster cannot be reached or started.
     """
     with contextlib.ExitStack() as stack:
-        if address is None:
-            stack.enter_context(_environment(_LOCAL_ENVIRONMENT | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}))
-        import ray
-
-        if ray.is_initialized():
-            stack.close()
+        if "ray" in sys.modules and sys.modules["ray"].is_initialized():
             yield
             return
+        if address is None:
+            stack.enter_context(local_environment())
+        import ray  # after the environment: Ray reads its authentication mode once, when it is imported
+
         try:
             if address is None:
-                ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False, _node_ip_address="127.0.0.1")
+                ray.init(
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    configure_logging=False,
+                    _node_ip_address="127.0.0.1",
+                )
             else:
                 ray.init(address=address, log_to_driver=False, configure_logging=False)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
@@ -64,10 +70,15 @@ def _explain(address: str | None, error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Environment variables set within, and as they were after."""
+def local_environment() -> Iterator[None]:
+    """Within, a Ray started on this machine has a token of this process and little idle work.
+
+    The environment is put back after.
+    """
+    values = {name: os.environ.get(name, value) for name, value in LOCAL_ENVIRONMENT.items()}
+    values |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
     before = {name: os.environ.get(name) for name in values}
-    os.environ.update({name: value for name, value in values.items() if name not in os.environ or name.startswith("RAY_AUTH")})
+    os.environ.update(values)
     try:
         yield
     finally:

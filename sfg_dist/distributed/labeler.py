@@ -97,7 +97,9 @@ class ShardLabeler:
         # A draw of the blurred data, whose latent is then N(0, I) as the decoder's are: x_j + (beta / alpha) eps.
         index = integer_rows(seed, Stream.ENCODE, first, stop, self.reference.num_reference)
         blur = self.schedule.beta_sq(self.schedule.t_end) ** 0.5 / self.schedule.alpha(self.schedule.t_end)
-        picked = self.reference.keys[torch.from_numpy(index).to(self.device), :-1].double() + self.reference.center.to(self.device)
+        picked = self.reference.keys[torch.from_numpy(index).to(self.device), :-1].double() + self.reference.center.to(
+            self.device
+        )
         return (picked.cpu().numpy() + blur * noise).astype(np.float32)
 
     def _integrate(self, shard: int, first: int, rows: NDArray[np.float32]) -> NDArray[np.float32]:

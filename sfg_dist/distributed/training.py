@@ -30,6 +30,7 @@ from sfg_dist.model.mlp import MLP
 from sfg_dist.store import PairStream, open_pairs, read_rows
 
 KEPT_CHECKPOINTS = 2
+FAILURE_NAME = "failed.txt"
 SYNC_STEPS = 16  # ranks agree on the clock this often; a broadcast every step would cost as much as a small step
 MAX_VALIDATION_ROWS = 65_536
 EpochReport = Callable[[dict[str, float]], None]
@@ -108,13 +109,17 @@ def fit_with_workers(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    open_pairs(url).require_complete()  # a worker that found this out would be replaced and find it out again
     available = ray.cluster_resources()
     use_gpu = available.get("GPU", 0) >= num_workers
     cpus = max(1, int(available.get("CPU", 1)) // num_workers)
     if not use_gpu and available.get("CPU", 0) < num_workers:
         raise ClusterError(f"train.num_workers = {num_workers}, but the cluster has {available.get('CPU', 0):g} CPUs")
     config = {"url": url, "checkpoints": str(checkpoints.absolute()), "settings": asdict(settings)}
-    with tempfile.TemporaryDirectory(prefix="sfg-train-") as scratch, _tail(checkpoints / "history.jsonl", on_epoch):
+    with (
+        tempfile.TemporaryDirectory(prefix="sfg-train-") as scratch,
+        _tail(checkpoints / "history.jsonl", on_epoch),
+    ):
         trainer = TorchTrainer(
             _ray_worker,
             train_loop_config=config,
@@ -125,12 +130,18 @@ def fit_with_workers(
                 resources_per_worker={"CPU": 1, "GPU": 1} if use_gpu else {"CPU": cpus},
             ),
             # Ray keeps its own notes here; the checkpoints that matter are ours.
-            run_config=RunConfig(name="fit", storage_path=scratch, failure_config=FailureConfig(max_failures=max_failures)),
+            run_config=RunConfig(
+                name="fit", storage_path=scratch, failure_config=FailureConfig(max_failures=max_failures)
+            ),
         )
+        failure = checkpoints / FAILURE_NAME
+        failure.unlink(missing_ok=True)
         try:
             trainer.fit()
         except Exception as error:
             raise _root_cause(error) from error
+        if failure.exists():
+            raise TrainingError(failure.read_text())
     return load_fitted(checkpoints)
 
 
@@ -154,14 +165,21 @@ def _ray_worker(config: dict[str, Any]) -> None:
     if settings.num_threads is None and not torch.cuda.is_available():
         cpus = int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))
         torch.set_num_threads(max(1, cpus))
-    _fit_rank(
-        config["url"],
-        Path(config["checkpoints"]),
-        settings,
-        rank=context.get_world_rank(),
-        world_size=context.get_world_size(),
-        report=lambda entry: ray.train.report(entry),
-    )
+    checkpoints, rank = Path(config["checkpoints"]), context.get_world_rank()
+    try:
+        _fit_rank(
+            config["url"],
+            checkpoints,
+            settings,
+            rank=rank,
+            world_size=context.get_world_size(),
+            report=lambda entry: ray.train.report(entry),
+        )
+    except TrainingError as error:
+        # Every rank meets it at the same place, and would again: say so, and end well instead of being replaced.
+        if rank == 0:
+            checkpoints.mkdir(parents=True, exist_ok=True)
+            (checkpoints / FAILURE_NAME).write_text(str(error))
 
 
 def _fit_rank(
@@ -216,7 +234,18 @@ def _fit_rank(
     newest = _newest_checkpoint(checkpoints, settings, pairs.plan.run_id)
     if newest is not None:
         trainer.load(newest)
-    _run_epochs(trainer, stream, held_out, checkpoints, settings, pairs.plan.run_id, rank, world_size, on_epoch, report)
+    _run_epochs(
+        trainer,
+        stream,
+        held_out,
+        checkpoints,
+        settings,
+        pairs.plan.run_id,
+        rank,
+        world_size,
+        on_epoch,
+        report,
+    )
 
 
 def _run_epochs(
@@ -270,7 +299,9 @@ def _run_epochs(
         torch.distributed.barrier()
 
 
-def _share_done(trainer: Trainer, watch: Stopwatch, total_steps: int, max_time_s: float | None, world_size: int) -> float:
+def _share_done(
+    trainer: Trainer, watch: Stopwatch, total_steps: int, max_time_s: float | None, world_size: int
+) -> float:
     """Share of the training that is over, by steps or by the clock; every rank gets rank 0's."""
     done = trainer.progress.step / total_steps
     if max_time_s is None:
@@ -325,7 +356,10 @@ def _newest_checkpoint(checkpoints: Path, settings: FitSettings, run_id: str) ->
     except (OSError, json.JSONDecodeError):
         made_by = None
     if made_by != json.loads(json.dumps({"settings": settings.identity, "pairs": run_id})):
-        warnings.warn(f"{checkpoints} holds checkpoints of other train keys or pairs: training starts anew", stacklevel=2)
+        warnings.warn(
+            f"{checkpoints} holds checkpoints of other train keys or pairs: training starts anew",
+            stacklevel=2,
+        )
         for old in found:
             for file in old.iterdir():
                 file.unlink()
@@ -341,8 +375,13 @@ def _append_history(checkpoints: Path, history: list[dict[str, float]]) -> None:
 
 def _save_fitted(model: nn.Module, checkpoints: Path, history: list[dict[str, float]]) -> None:
     assert isinstance(model, MLP)
-    save_file({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}, checkpoints / "fitted.safetensors")
-    (checkpoints / "fitted.json").write_text(json.dumps({"network": {"dim": model.dim, **model.shape}, "history": history}))
+    save_file(
+        {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()},
+        checkpoints / "fitted.safetensors",
+    )
+    (checkpoints / "fitted.json").write_text(
+        json.dumps({"network": {"dim": model.dim, **model.shape}, "history": history})
+    )
 
 
 def load_fitted(checkpoints: Path) -> tuple[MLP, list[dict[str, float]]]:

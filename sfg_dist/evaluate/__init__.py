@@ -1,7 +1,7 @@
 """How good the samples are: figures against held-out rows, and one page that shows them.
 
-Arrays are tables in the user's own columns and units, shape (num_rows, dim). Importing the room loads numpy and nothing
-heavier; each figure brings what it needs when it is first computed.
+Arrays are tables in the user's own columns and units, shape (num_rows, dim). Importing the room loads numpy
+and nothing heavier; each figure brings what it needs when it is first computed.
 """
 
 from sfg_dist.evaluate.metrics import METRIC_NAMES, floor, measure

@@ -1,4 +1,4 @@
-"""Pictures of rows as points: pairs of columns, densities in the plane, the flow's paths, colours and small images."""
+"""Pictures of rows as points: pairs of columns, densities, the flow's paths, colours and small images."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ NUM_SNAPSHOTS = 6
 
 
 def pair_columns(held_out: Table) -> list[int]:
-    """The columns of the pair plot: all of up to ``MAX_PAIR_COLUMNS``, else those with most rank correlation."""
+    """The columns to pair: all of up to ``MAX_PAIR_COLUMNS``, else those with most rank correlation."""
     dim = held_out.shape[1]
     if dim <= MAX_PAIR_COLUMNS:
         return list(range(dim))
@@ -46,10 +46,8 @@ def pair_columns(held_out: Table) -> list[int]:
     return sorted(int(index) for index in np.argsort(-strength, kind="stable")[:MAX_PAIR_COLUMNS])
 
 
-def pair_plot(
-    columns: Sequence[str], held_out: Table, samples: Table, *, generator: np.random.Generator
-) -> Figure:
-    """Every pair of columns: data below the diagonal, samples above, on the same axes; both on the diagonal."""
+def pair_plot(columns: Sequence[str], held_out: Table, samples: Table, *, generator: np.random.Generator) -> Figure:
+    """Every pair of columns: data below the diagonal, samples above, same axes; both on the diagonal."""
     dim = len(columns)
     num_points = min(len(held_out), len(samples), MAX_POINTS)
     clouds = [subset(table, num_points, generator) for table in (held_out, samples)]
@@ -103,7 +101,8 @@ def density_panels(
     *,
     generator: np.random.Generator,
 ) -> Figure:
-    """The plane's density side by side: data, labels, samples and, where it is known, the truth; one colour scale.
+    """The plane's density side by side: data, labels, samples and, where it is known, the truth; one colour
+    scale.
 
     Equal numbers of rows of each kind in lightly smoothed bins, so that noise looks alike.
     """
@@ -169,7 +168,8 @@ def trajectory_plot(
         log_beta_sq: log of the noise variance at each time, shape (num_times,).
     """
     figure = new_figure(PAGE_WIDTH, 4.35)
-    left, right = figure.subfigures(1, 2, width_ratios=(0.44, 0.56))
+    halves = figure.add_gridspec(1, 2, width_ratios=(0.44, 0.56))
+    left, right = figure.add_subfigure(halves[0]), figure.add_subfigure(halves[1])
     _draw_paths(left.subplots(), columns, trajectories)
     flat = trajectories.reshape(-1, 2)
     limits = [robust_limits(column) for column in flat.T]
@@ -204,9 +204,7 @@ def _draw_paths(axes: Axes, columns: Sequence[str], trajectories: NDArray[np.flo
         y_label=short_name(columns[1]),
     )
     axes.set_box_aspect(1)
-    axes.legend(
-        frameon=True, framealpha=0.85, edgecolor="none", fontsize=9, loc="upper right", markerscale=1.5
-    )
+    axes.legend(frameon=True, framealpha=0.85, edgecolor="none", fontsize=9, loc="upper right", markerscale=1.5)
 
 
 def is_color_table(columns: Sequence[str], held_out: Table) -> bool:
@@ -217,7 +215,7 @@ def is_color_table(columns: Sequence[str], held_out: Table) -> bool:
 
 
 def color_clouds(held_out: Table, samples: Table, *, generator: np.random.Generator) -> Figure:
-    """Rows of a colour table drawn in their own colour: two planes of the cube and a strip sorted by lightness."""
+    """Rows of a colour table in their own colour: two planes of the cube and swatches by lightness."""
     num_points = min(len(held_out), len(samples), 3 * MAX_POINTS)
     figure = new_figure(PAGE_WIDTH, 7.3)
     grid = figure.subplots(2, 3, width_ratios=(1, 1, 1))
@@ -245,8 +243,8 @@ def _draw_swatches(axes: Axes, colors: NDArray[np.float64], generator: np.random
 def patch_shape(columns: Sequence[str]) -> tuple[int, int] | None:
     """(height, width) if the columns are the pixels of a small image, else None.
 
-    Pixels are named p{row}_{col} (or another word before the numbers), row after row; 64 columns with other names are
-    taken for 8 x 8 digits.
+    Pixels are named p{row}_{col} (or another word before the numbers), row after row; 64 columns with other
+    names are taken for 8 x 8 digits.
     """
     found = [re.fullmatch(r"[a-z]*_?(\d+)_(\d+)", name) for name in columns]
     places = [(int(match[1]), int(match[2])) for match in found if match]
@@ -258,14 +256,12 @@ def patch_shape(columns: Sequence[str]) -> tuple[int, int] | None:
     return (8, 8) if len(columns) == 64 else None
 
 
-def patch_mosaic(
-    shape: tuple[int, int], held_out: Table, samples: Table, *, generator: np.random.Generator
-) -> Figure:
+def patch_mosaic(shape: tuple[int, int], held_out: Table, samples: Table, *, generator: np.random.Generator) -> Figure:
     """Rows drawn as grey images, data left and samples right, on the grey scale of the data."""
     across, down = 10, 8
     low, high = (float(limit) for limit in np.quantile(held_out, [0.005, 0.995]))
     high = high if high > low else low + 1
-    figure = new_figure(PAGE_WIDTH, 4.6)
+    figure = new_figure(PAGE_WIDTH, 4.25)
     named = (("held-out data", held_out, DATA_COLOR), ("samples", samples, SAMPLES_COLOR))
     for axes, (name, table, color) in zip(figure.subplots(1, 2), named, strict=True):
         chosen = subset(table, across * down, generator)

@@ -1,8 +1,8 @@
 """Pictures of columns, losses and times, and the look that all pictures of the report share.
 
-Data are blue, samples vermilion, labels green everywhere (Okabe and Ito's palette, told apart by colour-blind readers).
-Pictures are Matplotlib ``Figure`` objects without pyplot, so nothing global is touched, and a user's strings are never
-read as mathematics. One inch is 100 pixels of the page.
+Data are blue, samples vermilion, labels green everywhere (Okabe and Ito's palette, told apart by
+colour-blind readers). Pictures are Matplotlib ``Figure`` objects without pyplot, so nothing global is
+touched, and a user's strings are never read as mathematics. One inch is 100 pixels of the page.
 """
 
 from __future__ import annotations
@@ -65,15 +65,14 @@ def to_data_uri(figure: Figure) -> str:
     """The figure as a PNG inside a data: URI."""
     stream = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="Glyph .* missing from"
-        )  # a name in a script without a font here
+        # A name in a script that no font here has: boxes instead of letters.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(stream, format="png", dpi=150)
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
 def robust_limits(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Axis limits that hold ``SHOWN_SHARE`` of the values with a margin, so that one outlier does not flatten a plot."""
+    """Limits that hold ``SHOWN_SHARE`` of the values and a margin: one outlier does not flatten a plot."""
     tail = (1 - SHOWN_SHARE) / 2
     low, high = (float(limit) for limit in np.quantile(values, [tail, 1 - tail]))
     if high <= low:
@@ -93,7 +92,7 @@ def bin_edges(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def draw_histogram(axes: Axes, data: NDArray[np.float64], samples: NDArray[np.float64]) -> None:
-    """Data filled, samples as a line, both as densities of their whole column; says what share is out of sight."""
+    """Data filled, samples as a line, both as densities; says what share of the samples is out of sight."""
     edges = bin_edges(data)
     widths = np.diff(edges)
     heights = [np.histogram(column, edges)[0] / (len(column) * widths) for column in (data, samples)]
@@ -154,9 +153,7 @@ def loss_curve(history: Sequence[Mapping[str, Any]]) -> Figure | None:
     axes = figure.subplots()
     for kept, name, color in curves:
         marker = "o" if len(kept) <= 30 else None
-        axes.plot(
-            kept[:, 0], kept[:, 1], color=color, label=name, linewidth=1.6, marker=marker, markersize=3.5
-        )
+        axes.plot(kept[:, 0], kept[:, 1], color=color, label=name, linewidth=1.6, marker=marker, markersize=3.5)
     axes.set_yscale("log")
     style_axes(axes, x_label="epoch", y_label="mean squared error")
     _label_log_axis(axes, np.concatenate([kept[:, 1] for kept, _, _ in curves]))
@@ -166,15 +163,13 @@ def loss_curve(history: Sequence[Mapping[str, Any]]) -> Figure | None:
 
 
 def _label_log_axis(axes: Axes, values: NDArray[np.float64]) -> None:
-    """Plain numbers on the axis, with subdivisions where the values span less than about a decade and a half."""
+    """Plain numbers on the axis, with subdivisions where the values span few decades."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = float(values.min()), float(values.max())
     axes.set_ylim(low / 1.08, high * 1.08)
     decades = np.log10(high / low)
-    subdivisions = (
-        (1.0,) if decades > 3 else (1.0, 2.0, 5.0) if decades > 0.7 else tuple(np.arange(1.0, 10.0))
-    )
+    subdivisions = (1.0,) if decades > 3 else (1.0, 2.0, 5.0) if decades > 0.7 else tuple(np.arange(1.0, 10.0))
     plain = FuncFormatter(lambda value, _position: f"{value:g}")
     if decades < 0.25:
         axes.set_yticks(np.geomspace(low, high, 4) if high > low else [low], minor=False)

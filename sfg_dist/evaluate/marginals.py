@@ -37,11 +37,11 @@ def marginal_kl_mean(rows: Table, held_out: Table) -> float:
 
         KL = sum over bins of p log(p / q),    p, q = (count + 1/2) / (num_rows + num_bins / 2)
 
-    The bins hold equal shares of the held-out column: 2 n^(1/3) of them (Rice's rule), at most ``KL_MAX_BINS``, the
-    outer two without end. Equal quantiles (ties) share an edge, and a column with no more distinct values than bins
-    gets one bin a value, cut half way to the next, so samples need not repeat a value to the last bit. A column that is
-    constant in the held-out rows has one bin and counts as 0. Half a row is added to every bin (Jeffreys' prior), so an
-    empty bin costs a finite amount. All rows are used.
+    The bins hold equal shares of the held-out column: 2 n^(1/3) of them (Rice's rule), at most
+    ``KL_MAX_BINS``, the outer two without end. Equal quantiles (ties) share an edge, and a column with no
+    more distinct values than bins gets one bin a value, cut half way to the next, so samples need not repeat
+    a value to the last bit. A column that is constant in the held-out rows has one bin and counts as 0. Half
+    a row is added to every bin (Jeffreys' prior), so an empty bin costs a finite amount. All rows are used.
 
     Args:
         rows: shape (num_rows, dim).
@@ -77,9 +77,9 @@ def _quantile_edges(column: NDArray[np.float64]) -> NDArray[np.float64]:
 def correlation_error(rows: Table, held_out: Table) -> float | None:
     """Mean absolute difference of Spearman's rank correlations, over all pairs of columns.
 
-    Ranks and not values, because one outlier decides a Pearson correlation. Columns that are constant in the held-out
-    rows have no correlation and are left out; one that is constant in ``rows`` alone counts as uncorrelated. All rows
-    are used.
+    Ranks and not values, because one outlier decides a Pearson correlation. Columns that are constant in the
+    held-out rows have no correlation and are left out; one that is constant in ``rows`` alone counts as
+    uncorrelated. All rows are used.
 
     Args:
         rows: shape (num_rows, dim).

@@ -1,12 +1,13 @@
 """The figures of metrics.json: how far a table of rows is from held-out rows of the same law.
 
-All of them read columns in the user's own units. Where columns are compared with each other they are standardised by the
-training mean and deviation, and columns that are constant in the training rows are left out. A figure that has no value
-(the correlation of one column, a divergence from an unknown density) is None. None of them is zero for finite samples of
-the same law, which is what ``floor`` is for: the same figures for real rows against real rows.
+All of them read columns in the user's own units. Where columns are compared with each other they are
+standardised by the training mean and deviation, and columns that are constant in the training rows are left
+out. A figure that has no value (the correlation of one column, a divergence from an unknown density) is
+None. None of them is zero for finite samples of the same law, which is what ``floor`` is for: the same
+figures for real rows against real rows.
 
-Every random choice (subsets, projections, folds) is drawn from (seed, EVALUATE, figure), so a figure depends on the
-tables and the seed and not on which other figures were asked for.
+Every random choice (subsets, projections, folds) is drawn from (seed, EVALUATE, figure), so a figure depends
+on the tables and the seed and not on which other figures were asked for.
 """
 
 from __future__ import annotations
@@ -47,22 +48,24 @@ def measure(
 ) -> dict[str, float | None]:
     """Compare ``rows`` with held-out rows.
 
-    ==========================  =====  =============================================================================
+    ==========================  =====  ==================================================================
     figure                      right  what it is
-    ==========================  =====  =============================================================================
-    ``c2st_auc``                0.5    how well a classifier tells the two apart, ``distances.c2st_auc``
-    ``sliced_wasserstein``      0      transport distance, standard deviations, ``distances.sliced_wasserstein``
-    ``energy_distance``         0      mean distances between and within, ``distances.energy_distance``
-    ``ks_mean``                 0      Kolmogorov-Smirnov distance of each column, ``marginals.ks_mean``
-    ``marginal_kl_mean``        0      KL of each column's histogram, nats, ``marginals.marginal_kl_mean``
-    ``correlation_error``       0      rank correlations, ``marginals.correlation_error``
-    ``nearest_train_distance``  1      far below 1 is memorising, ``neighbours.nearest_train_distance``
-    ``kl``                      0      KL of the whole law, nats, ``neighbours.kl_divergence``
-    ==========================  =====  =============================================================================
+    ==========================  =====  ==================================================================
+    ``c2st_auc``                0.5    how well a classifier tells the two apart
+    ``sliced_wasserstein``      0      transport distance over random directions, standard deviations
+    ``energy_distance``         0      distances between the tables against distances within each
+    ``ks_mean``                 0      Kolmogorov-Smirnov distance of each column
+    ``marginal_kl_mean``        0      KL of each column's histogram, nats
+    ``correlation_error``       0      difference of rank correlations
+    ``nearest_train_distance``  1      distance to the nearest training row; far below 1 is memorising
+    ``kl``                      0      KL of the whole law, nats
+    ==========================  =====  ==================================================================
+
+    Each is defined, with its limits, in ``distances``, ``marginals`` or ``neighbours``.
 
     Args:
-        rows: what is judged (samples or labels), shape (num_rows, dim). Not rows of ``train``: their distance to
-            the nearest training row is a trivial zero; ``floor`` judges training rows.
+        rows: what is judged (samples or labels), shape (num_rows, dim). Not rows of ``train``: their
+            distance to the nearest training row is a trivial zero; ``floor`` judges training rows.
         held_out: rows of the data that nothing was fitted to, shape (num_held_out, dim).
         train: rows of the data that the samples come from, shape (num_train, dim).
         metrics: which figures to compute, names of ``METRIC_NAMES``.
@@ -113,9 +116,7 @@ def _figure(
         case _:
             if log_density is None:
                 return None
-            return neighbours.kl_divergence(
-                rows, held_out, train, log_density=log_density, generator=generator
-            )
+            return neighbours.kl_divergence(rows, held_out, train, log_density=log_density, generator=generator)
 
 
 def floor(
@@ -126,10 +127,11 @@ def floor(
     seed: int = 0,
     log_density: LogDensity | None = None,
 ) -> dict[str, float | None]:
-    """What ``measure`` gives for perfect samples: one random half of the training rows, judged as if generated.
+    """What ``measure`` gives for perfect samples: one random half of the training rows, judged as if
+    generated.
 
-    The other half plays the training rows, so that the distance to the nearest training row is not the trivial zero
-    of a row to itself.
+    The other half plays the training rows, so that the distance to the nearest training row is not the
+    trivial zero of a row to itself.
 
     Args:
         held_out: rows of the data that nothing was fitted to, shape (num_held_out, dim).

@@ -21,10 +21,11 @@ def nearest_train_distance(
 ) -> float | None:
     """How far rows keep from the training rows, as a multiple of how far held-out rows do.
 
-        median over rows of min_j |row - x_j|  /  median over held-out rows of the same,    standardised columns
+        median over rows of min_j |row - x_j|  /  the same for held-out rows,    standardised columns
 
-    1 is right; far below 1 means that training rows are given back (memorised); above 1, that rows stray from the data.
-    All training rows are searched; at most ``NEAREST_MAX_ROWS`` rows of the other two tables are asked.
+    1 is right; far below 1 means that training rows are given back (memorised); above 1, that rows stray
+    from the data. All training rows are searched; at most ``NEAREST_MAX_ROWS`` rows of the other two tables
+    are asked.
 
     Args:
         rows: shape (num_rows, dim); not the training rows themselves, see ``floor``.
@@ -33,8 +34,8 @@ def nearest_train_distance(
         generator: draws the subsets.
 
     Returns:
-        The ratio, or None if every column is constant or if half of the held-out rows are found among the training
-        rows: a discrete table, where being equal to a training row says nothing.
+        The ratio, or None if every column is constant or if half of the held-out rows are found among the
+        training rows: a discrete table, where being equal to a training row says nothing.
     """
     deviation, (rows, held_out, train) = scale_columns(train, rows, held_out, train)
     if len(deviation) == 0:
@@ -56,12 +57,14 @@ def kl_divergence(
 ) -> float | None:
     """KL(true law || law of rows) in nats, from a known density and nearest neighbours.
 
-        log q(x) = psi(k) - log n - log V_d - d log r_k(x),    KL = mean over held-out x of log p(x) - log q(x)
+        log q(x) = psi(k) - log n - log V_d - d log r_k(x)
+        KL = mean over held-out x of log p(x) - log q(x)
 
-    n rows, V_d the volume of the unit ball, r_k(x) the distance from x to its k-th nearest row, k = ``KL_NEIGHBOUR``.
-    Distances are taken in standardised columns and the densities brought back to the user's units. A distance of zero
-    (ties) stands for the smallest positive one. At most ``KL_MAX_HELD_OUT`` held-out rows are asked and ``KL_MAX_ROWS``
-    rows searched. The estimate may be a little negative, and its bias grows with dim: read it beside the floor.
+    n rows, V_d the volume of the unit ball, r_k(x) the distance from x to its k-th nearest row, k =
+    ``KL_NEIGHBOUR``. Distances are taken in standardised columns and the densities brought back to the
+    user's units. A distance of zero (ties) stands for the smallest positive one. At most
+    ``KL_MAX_HELD_OUT`` held-out rows are asked and ``KL_MAX_ROWS`` rows searched. The estimate may be a
+    little negative, and its bias grows with dim: read it beside the floor.
 
     Args:
         rows: shape (num_rows, dim).
@@ -71,15 +74,15 @@ def kl_divergence(
         generator: draws the subsets.
 
     Returns:
-        The divergence, or None if a column is constant, if there are no more than ``KL_NEIGHBOUR`` rows, or if no
-        distance is positive: such rows have no density.
+        The divergence, or None if a column is constant, if there are no more than ``KL_NEIGHBOUR`` rows, or
+        if no distance is positive: such rows have no density.
 
     Raises:
         DataError: ``log_density`` gave another shape, NaN or infinity.
 
     References:
-        Wang, Kulkarni and Verdu 2009, Divergence estimation for multidimensional densities via k-nearest-neighbor
-        distances.
+        Wang, Kulkarni and Verdu 2009, Divergence estimation for multidimensional densities via
+        k-nearest-neighbor distances.
     """
     from scipy.special import digamma, gammaln
 
@@ -104,10 +107,10 @@ def kl_divergence(
 
 
 def neighbour_distances(queries: Table, table: Table, num_neighbours: int) -> Table:
-    """Distances from each query to its nearest rows of ``table``, nearest first, shape (num_queries, num_neighbours).
+    """Distances from each query to its nearest rows, nearest first, shape (num_queries, num_neighbours).
 
-    The search may find neighbours through |a|^2 - 2ab + |b|^2, which loses small distances to rounding; they are
-    computed again from the differences, so that a copied row is at distance 0.
+    The search may find neighbours through |a|^2 - 2ab + |b|^2, which loses small distances to rounding; they
+    are computed again from the differences, so that a copied row is at distance 0.
     """
     from sklearn.neighbors import NearestNeighbors
 

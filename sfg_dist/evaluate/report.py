@@ -1,6 +1,7 @@
 """The report: one HTML page about one run, with every picture inside it.
 
-The page asks for nothing: no script, no font, no address. What the user wrote (names, the job file, notes) is escaped.
+The page asks for nothing: no script, no font, no address. What the user wrote (names, the job file, notes)
+is escaped.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 HISTOGRAM_MAX_ROWS = 20_000
 MEMORISING_RATIO = 0.5
+NO_VALUE = "\N{EN DASH}"
 _PICTURES_INDEX = 100  # its own place in the EVALUATE stream, past the metrics
 
 # name in metrics.json -> (shown name, what is good, what it means)
@@ -44,7 +46,7 @@ _MEANINGS = {
         "distances between the two tables against distances within each, all columns together",
     ),
     "ks_mean": (
-        "Kolmogorov–Smirnov",
+        "Kolmogorov-Smirnov",
         "0 is perfect, lower is better",
         "largest gap between distribution functions, mean over columns",
     ),
@@ -81,9 +83,11 @@ class ReportContent:
         held_out: held-out rows, user's units, shape (num_held_out, dim).
         samples: generated rows, user's units, shape (num_samples, dim).
         labels: labels of the pairs, user's units, shape (num_labels, dim); None leaves them out.
-        metrics: as in metrics.json: floor, labels and samples (each a mapping of figures) and time_s (seconds by stage).
+        metrics: as in metrics.json: floor, labels and samples (each a mapping of figures) and time_s
+            (seconds by stage).
         history: a mapping an epoch: epoch, step, train_loss, validation_loss, learning_rate, elapsed_s.
-        trajectories: paths of the flow for two columns, latents first, user's units, shape (num_times, num_rows, 2).
+        trajectories: paths of the flow for two columns, latents first, user's units, shape (num_times,
+            num_rows, 2).
         trajectory_log_beta_sq: log of the noise variance at each of those times, shape (num_times,).
         log_density: the true log density for two columns, (num_rows, 2) to (num_rows,) in nats.
         job_toml: the job as resolved.
@@ -125,15 +129,13 @@ def render_report(content: ReportContent) -> str:
         content: what to show.
 
     Raises:
-        DataError: a table with NaN or infinity, or of another width than ``columns``; trajectories of another shape
-            than (num_times, num_rows, 2) with one log_beta_sq a time.
+        DataError: a table with NaN or infinity, or of another width than ``columns``; trajectories of
+            another shape than (num_times, num_rows, 2) with one log_beta_sq a time.
     """
     from jinja2 import Environment, StrictUndefined
 
     source = resources.files("sfg_dist.evaluate").joinpath("report.html").read_text(encoding="utf-8")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     time_s = _stage_seconds(content.metrics.get("time_s", {}))
     return environment.from_string(source).render(
         title=content.title,
@@ -199,7 +201,7 @@ def _figure(metrics: Mapping[str, Mapping[str, Any]], kind: str, name: str) -> f
 def shown_number(value: float | None) -> str:
     """Three significant digits or three decimals; a dash for no value."""
     if value is None:
-        return "–"
+        return NO_VALUE
     if value == 0:
         return "0"
     size = abs(value)
@@ -209,7 +211,7 @@ def shown_number(value: float | None) -> str:
         shown = f"{value:,.0f}"
     else:
         shown = f"{value:.3f}" if size < 10 else f"{value:.1f}"
-    return shown.replace("-", "−")
+    return shown.replace("-", "\N{MINUS SIGN}")
 
 
 def _metric_rows(metrics: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -254,8 +256,8 @@ def _fit_pictures(history: Sequence[Mapping[str, Any]], time_s: Mapping[str, flo
         yield _picture(
             losses,
             "Training and validation loss by epoch, logarithmic scale",
-            "Loss of the fit, in transformed coordinates. A validation curve that turns up while training goes down "
-            "is overfitting.",
+            "Loss of the fit, in transformed coordinates. A validation curve that turns up while the other "
+            "goes down is overfitting.",
         )
     if time_s:
         total = figures.duration(sum(time_s.values()))
@@ -283,9 +285,7 @@ def _cloud_pictures(content: ReportContent) -> Iterator[_Picture]:
 
     if dim == 2:
         yield _picture(
-            clouds.density_panels(
-                columns, held_out, labels, samples, content.log_density, generator=generator
-            ),
+            clouds.density_panels(columns, held_out, labels, samples, content.log_density, generator=generator),
             "Densities in the plane: data, labels, samples and, where known, the truth",
             "Density in the plane on one colour scale, equal numbers of rows in each panel.",
         )
@@ -295,21 +295,17 @@ def _cloud_pictures(content: ReportContent) -> Iterator[_Picture]:
         yield _picture(
             clouds.color_clouds(held_out, samples, generator=generator),
             "Colours of the data and of the samples as points and as swatches",
-            "Each row drawn in its own colour: two planes of the cube, and 400 random rows sorted by lightness.",
+            "Each row drawn in its own colour: two planes of the cube, and 400 random rows by lightness.",
         )
     shape = clouds.patch_shape(columns)
     if shape is not None:
         yield _picture(
             clouds.patch_mosaic(shape, held_out, samples, generator=generator),
             "Random rows drawn as small images, data beside samples",
-            f"Random rows as images of {shape[0]} × {shape[1]} pixels, on the grey scale of the data.",
+            f"Random rows as images of {shape[0]} by {shape[1]} pixels, on the grey scale of the data.",
         )
     left_out = dim - figures.MAX_MARGINALS
-    more = (
-        f" The first {figures.MAX_MARGINALS} of {dim} columns; {left_out} are left out."
-        if left_out > 0
-        else ""
-    )
+    more = f" The first {figures.MAX_MARGINALS} of {dim} columns; {left_out} are left out." if left_out > 0 else ""
     yield _picture(
         figures.marginals(columns, held_out, samples),
         "Histograms of the columns, data against samples",
@@ -317,13 +313,9 @@ def _cloud_pictures(content: ReportContent) -> Iterator[_Picture]:
     )
     if dim > 1:
         shown = clouds.pair_columns(held_out)
-        which = (
-            f" The {len(shown)} of {dim} columns with the most rank correlation." if len(shown) < dim else ""
-        )
+        which = f" The {len(shown)} of {dim} columns with the most rank correlation." if len(shown) < dim else ""
         yield _picture(
-            clouds.pair_plot(
-                [columns[i] for i in shown], held_out[:, shown], samples[:, shown], generator=generator
-            ),
+            clouds.pair_plot([columns[i] for i in shown], held_out[:, shown], samples[:, shown], generator=generator),
             "Pairs of columns: data below the diagonal, samples above",
             f"Pairs of columns; a good sampler makes the picture symmetric.{which}",
         )
@@ -346,5 +338,5 @@ def _trajectory_picture(content: ReportContent, columns: Sequence[str]) -> _Pict
     return _picture(
         clouds.trajectory_plot(columns, trajectories, log_beta_sq),
         "Paths of the flow from latents to labels, and snapshots as the noise falls",
-        "The probability flow: noise at the start, data at the end. β is the standard deviation of the noise.",
+        "The probability flow: noise at the start, data at the end. β is the noise's standard deviation.",
     )

@@ -1,4 +1,4 @@
-"""The tables that are compared: checked on the way in, cut to a stated number of rows, brought to common units."""
+"""The tables that are compared: checked, cut to a stated number of rows, brought to common units."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def checked_table(name: str, table: ArrayLike, *, dim: int | None = None, min_ro
         bad_rows = np.flatnonzero(~finite.all(axis=1))
         bad_column = int(np.flatnonzero(~finite[bad_rows[0]])[0])
         raise DataError(
-            f"{name}: {len(bad_rows)} of {len(rows)} rows hold NaN or infinity (the first is row {bad_rows[0]}, "
-            f"column {bad_column}); drop them or find out what produced them, they cannot be judged"
+            f"{name}: {len(bad_rows)} of {len(rows)} rows hold NaN or infinity (the first in row "
+            f"{bad_rows[0]}, column {bad_column}); drop them or find what made them, they cannot be judged"
         )
     return rows
 
@@ -57,7 +57,8 @@ def scale_columns(train: Table, *tables: Table) -> tuple[Table, list[Table]]:
         tables: what is standardised, each of shape (num_rows, dim).
 
     Returns:
-        The standard deviation of each column that is kept, shape (kept,), and the tables, each (num_rows, kept).
+        The standard deviation of each column that is kept, shape (kept,), and the tables, each of shape
+        (num_rows, kept).
     """
     kept = np.ptp(train, axis=0) > 0
     center = train[:, kept].mean(axis=0)

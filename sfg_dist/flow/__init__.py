@@ -5,13 +5,13 @@ reference's own coordinates at the public functions and centred below them.
 """
 
 from sfg_dist.flow.labeling import denoiser_of, label_batch, label_latents, label_paths, score
-from sfg_dist.flow.posterior import Posterior, Reference, posterior, posterior_mean
+from sfg_dist.flow.posterior import PosteriorMoments, Reference, posterior_mean, posterior_moments
 from sfg_dist.flow.schedule import Schedule
 from sfg_dist.flow.solver import TABLEAUX, integrate, num_steps, time_grid, trajectory
 
 __all__ = [
     "TABLEAUX",
-    "Posterior",
+    "PosteriorMoments",
     "Reference",
     "Schedule",
     "denoiser_of",
@@ -20,8 +20,8 @@ __all__ = [
     "label_latents",
     "label_paths",
     "num_steps",
-    "posterior",
     "posterior_mean",
+    "posterior_moments",
     "score",
     "time_grid",
     "trajectory",

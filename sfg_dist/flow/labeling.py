@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sfg_dist.flow.posterior import Backend, Reference, Rows, as_reference, posterior
+from sfg_dist.flow.posterior import Backend, Reference, Rows, as_reference, posterior_moments
 from sfg_dist.flow.schedule import Schedule, ScheduleName
 from sfg_dist.flow.solver import Denoiser, Direction, TimeGrid, integrate, trajectory
 
@@ -50,8 +50,8 @@ def label_latents(
         num_evaluations: evaluations of the posterior mean, a multiple of the solver's stages.
         time_grid: "graded" in log beta^2, or "uniform" in t as published.
         batch_size: rows integrated together; the last batch is padded, so a row's bits do not depend on num_rows.
-        dtype: precision of the arithmetic, torch.float32 (default) or torch.float64; a prepared Reference brings its own.
-        backend: how the posterior mean is computed; see ``posterior``.
+        dtype: precision of the arithmetic, torch.float32 (default) or torch.float64; a Reference brings its own.
+        backend: how the posterior mean is computed; see ``posterior_moments``.
 
     Returns:
         End points, shape of ``latents``, same container, device and dtype.
@@ -137,7 +137,10 @@ def label_paths(
     center = reference.center.to(latents)
     points = list(
         trajectory(
-            denoiser_of(reference), latents - schedule.alpha(1.0) * center, schedule=schedule, num_evaluations=num_evaluations
+            denoiser_of(reference),
+            latents - schedule.alpha(1.0) * center,
+            schedule=schedule,
+            num_evaluations=num_evaluations,
         )
     )
     states = [z + schedule.alpha_of_beta_sq(beta_sq) * center for beta_sq, z in points]
@@ -150,7 +153,7 @@ def denoiser_of(reference: Reference, backend: Backend = "auto") -> Denoiser:
     def denoiser(z_t: Tensor, alpha: float, beta_sq: float) -> Tensor:
         if alpha == 0:  # pure noise says nothing about x: the mean of the data, for free
             return torch.zeros_like(z_t)
-        return posterior(z_t, reference, alpha=alpha, beta_sq=beta_sq, backend=backend).mean
+        return posterior_moments(z_t, reference, alpha=alpha, beta_sq=beta_sq, backend=backend).mean
 
     return denoiser
 
@@ -176,7 +179,7 @@ def score(
         schedule: "linear" (alpha = 1 - t, beta^2 = t) or "linear_floor".
         floor: the variance f at t = 0 of "linear_floor"; unused by "linear".
         dtype: precision of the arithmetic, torch.float32 (default) or torch.float64.
-        backend: how the posterior mean is computed; see ``posterior``.
+        backend: how the posterior mean is computed; see ``posterior_moments``.
 
     Returns:
         Scores, shape of ``z``, same container, device and dtype; units of 1 / z.
@@ -205,7 +208,7 @@ def score(
     center = prepared.center.to(places.device)
     column = alpha.double().reshape(-1, 1)
     centred = (places.double() - column * center).to(prepared.dtype)
-    mean = posterior(centred, prepared, alpha=alpha, beta_sq=beta_sq, backend=backend).mean
+    mean = posterior_moments(centred, prepared, alpha=alpha, beta_sq=beta_sq, backend=backend).mean
     values = -(centred - alpha.reshape(-1, 1) * mean) / beta_sq.reshape(-1, 1)
     values = values.to(places.dtype if places.is_floating_point() else prepared.dtype)
     return values.cpu().numpy() if isinstance(z, np.ndarray) else values

@@ -107,7 +107,7 @@ def as_reference(reference: Rows | Reference, like: Tensor, dtype: torch.dtype) 
 
 
 @dataclass(frozen=True)
-class Posterior:
+class PosteriorMoments:
     """What one pass over the reference gives, in the reference's centred coordinates.
 
     Attributes:
@@ -121,7 +121,7 @@ class Posterior:
     variance: Tensor
 
 
-def posterior(
+def posterior_moments(
     z_t: Tensor,
     reference: Reference,
     *,
@@ -129,7 +129,7 @@ def posterior(
     beta_sq: float | Tensor,
     log_sum_exp: bool = False,
     backend: Backend = "auto",
-) -> Posterior:
+) -> PosteriorMoments:
     """Posterior moments of x given z_t, in centred coordinates: z_t is alpha (x - center) + beta eps.
 
     Args:
@@ -142,7 +142,7 @@ def posterior(
             any device, "auto" takes the fused one where it can give what is asked for.
 
     Returns:
-        The moments; see Posterior.
+        The moments; see PosteriorMoments.
 
     Raises:
         ValueError: the shapes do not fit, or beta_sq is not positive.
@@ -160,7 +160,7 @@ def posterior(
     moments, lse = (_attend_fused if fused else _attend_blocked)(query, reference.keys)
     mean = moments[:, :-1]
     variance = (moments[:, -1] - mean.square().sum(dim=1)).clamp_min(0)
-    return Posterior(mean, lse if log_sum_exp else None, variance)
+    return PosteriorMoments(mean, lse if log_sum_exp else None, variance)
 
 
 def _column(value: float | Tensor, like: Tensor) -> Tensor:
@@ -202,7 +202,7 @@ def _attend_blocked(query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     return output, lse
 
 
-class _full_precision_matmul:  # noqa: N801 - reads as the context it opens
+class _full_precision_matmul:
     """TF32 off while logits are formed: its 10-bit mantissa would move weights by factors at small t."""
 
     def __enter__(self) -> None:
@@ -243,5 +243,5 @@ def posterior_mean(z_t: Tensor, reference: Rows | Reference, *, alpha: float, be
         raise ValueError(f"beta must be positive, got {beta}")
     prepared = as_reference(reference, z_t, z_t.dtype)
     center = prepared.center.to(z_t)
-    moments = posterior(z_t - alpha * center, prepared, alpha=alpha, beta_sq=beta**2)
+    moments = posterior_moments(z_t - alpha * center, prepared, alpha=alpha, beta_sq=beta**2)
     return moments.mean + center

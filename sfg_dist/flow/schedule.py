@@ -80,7 +80,7 @@ class Schedule:
     def velocity_t(self, z_t: Tensor, t: float, posterior_mean: Tensor) -> Tensor:
         """dz/dt of the probability-flow ODE, shape of ``z_t``.
 
-            dz/dt = (1 - f) / beta^2 * dz/dlambda
+        dz/dt = (1 - f) / beta^2 * dz/dlambda
         """
         beta_sq = self.beta_sq(t)
         return (1 - self.floor) / beta_sq * self.velocity(z_t, beta_sq, posterior_mean)
@@ -88,7 +88,7 @@ class Schedule:
     def velocity(self, z_t: Tensor, beta_sq: float, posterior_mean: Tensor) -> Tensor:
         """dz/dlambda at lambda = log beta^2, shape of ``z_t``; regular for every beta in (0, 1].
 
-            dz/dlambda = z / 2 - (beta^2 + alpha / 2) m
+        dz/dlambda = z / 2 - (beta^2 + alpha / 2) m
         """
         return z_t / 2 - (beta_sq + self.alpha_of_beta_sq(beta_sq) / 2) * posterior_mean
 

@@ -10,7 +10,9 @@ velocity dz/dlambda fades. The published procedure, uniform Euler in t, is the g
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -123,7 +125,7 @@ def integrate(
     Returns:
         States at the end, shape of ``z``.
     """
-    for _, z in trajectory(
+    points = trajectory(
         denoiser,
         z,
         schedule=schedule,
@@ -131,9 +133,9 @@ def integrate(
         num_evaluations=num_evaluations,
         kind=kind,
         direction=direction,
-    ):
-        pass
-    return z
+    )
+    ((_, end),) = deque(points, maxlen=1)
+    return end
 
 
 def trajectory(
@@ -163,7 +165,7 @@ def trajectory(
         return schedule.velocity_t(state, s, mean)
 
     yield _beta_sq(schedule, grid[0], kind), z
-    for s, s_next in zip(grid[:-1], grid[1:], strict=True):
+    for s, s_next in itertools.pairwise(grid):
         z = _step(velocity, tableau, s, s_next - s, z)
         yield _beta_sq(schedule, s_next, kind), z
 

@@ -146,7 +146,10 @@ class Trainer:
         temporary = directory.with_name(f"{directory.name}.{os.getpid()}.partial")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary / "state.safetensors")
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            temporary / "state.safetensors",
+        )
         (temporary / "progress.json").write_text(json.dumps(asdict(self.progress)))
         shutil.rmtree(directory, ignore_errors=True)
         temporary.rename(directory)

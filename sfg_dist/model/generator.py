@@ -1,8 +1,8 @@
 """The saved generator: network, column transform, job and figures in two files that hold no code.
 
-    model/
-        model.safetensors   network.*, transform.* and calibration.* arrays
-        generator.json      shapes, column names, the transform's names, the job and its figures
+model/
+    model.safetensors   network.*, transform.* and calibration.* arrays
+    generator.json      shapes, column names, the transform's names, the job and its figures
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ class Generator:
     def predict_labels(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
         """Labels of latents in the flow's coordinates, before the transform is undone."""
         device = next(self.network.parameters()).device
-        labels = predict(self.network, torch.from_numpy(np.ascontiguousarray(latents, np.float32)).to(device)).cpu().numpy()
+        labels = (
+            predict(self.network, torch.from_numpy(np.ascontiguousarray(latents, np.float32)).to(device)).cpu().numpy()
+        )
         return labels if self.calibration is None else self.calibration(labels)
 
     def to(self, device: torch.device | str) -> Generator:
@@ -100,7 +102,9 @@ class Generator:
         """Write the two files; each replaces an older one whole."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        tensors: dict[str, Tensor] = {f"network.{name}": t.detach().cpu() for name, t in self.network.state_dict().items()}
+        tensors: dict[str, Tensor] = {
+            f"network.{name}": t.detach().cpu() for name, t in self.network.state_dict().items()
+        }
         arrays = {f"transform.{name}": array for name, array in self.transform.to_arrays().items()}
         if self.calibration is not None:
             arrays |= {f"calibration.{name}": array for name, array in self.calibration.to_arrays().items()}
@@ -138,7 +142,9 @@ class Generator:
             document = json.loads((directory / JSON_NAME).read_text())
             tensors = load_file(directory / TENSORS_NAME)
         except FileNotFoundError as error:
-            raise StoreError(f"{path} holds no generator: {Path(error.filename or directory).name} is missing") from None
+            raise StoreError(
+                f"{path} holds no generator: {Path(error.filename or directory).name} is missing"
+            ) from None
         except (json.JSONDecodeError, SafetensorError, OSError) as error:
             raise StoreError(f"the generator in {directory} cannot be read: {error}") from error
         if document.get("format") != FORMAT_VERSION:

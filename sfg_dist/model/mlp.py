@@ -66,7 +66,11 @@ class MLP(nn.Module):
         }
         layers: list[nn.Module]
         if block == "residual":
-            layers = [nn.Linear(dim, width), *(ResidualBlock(width, activation) for _ in range(depth)), nn.LayerNorm(width)]
+            layers = [
+                nn.Linear(dim, width),
+                *(ResidualBlock(width, activation) for _ in range(depth)),
+                nn.LayerNorm(width),
+            ]
         else:
             layers = [nn.Linear(dim, width), ACTIVATIONS[activation]()]
             for _ in range(depth - 1):

@@ -315,14 +315,16 @@ def _write_frame(
     import zarr
 
     # overwrite=False: a driver that was killed here left the same frame, and a second one writes the same bytes.
-    group = zarr.open_group(location.zarr_store(), mode="a", attributes={"format": f"sfg_dist.pairs {plan.format_version}"})
+    group = zarr.open_group(
+        location.zarr_store(), mode="a", attributes={"format": f"sfg_dist.pairs {plan.format_version}"}
+    )
     for name in ARRAYS:
         if name not in group:
             _create_array(group, name, (plan.num_pairs, plan.dim), "float32", plan.shard_rows)
     tables = {"reference/rows": reference} | ({} if queries is None else {"queries/rows": queries})
     for name, rows in tables.items():
         chunk_rows = max(1, MAX_CHUNK_BYTES // (4 * plan.dim))
-        array = group[name] if name in group else _create_array(group, name, rows.shape, "float32", chunk_rows)
+        array: Any = group[name] if name in group else _create_array(group, name, rows.shape, "float32", chunk_rows)
         array[...] = rows
     transform = group.require_group("transform")
     transform.attrs["metadata"] = json.dumps(transform_metadata, sort_keys=True)

@@ -167,7 +167,7 @@ class PairStream:
 
     def _load(self, window: Window) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Rows of a window's blocks, read by Dask straight into place."""
-        import dask
+        from dask.base import compute
 
         if window in self._held:
             return self._held[window]
@@ -179,7 +179,7 @@ class PairStream:
         for block in window:
             # Threads, never Ray's Dask scheduler: its tasks want CPUs of their own, and a training worker that holds
             # them all would wait for ever.
-            parts = dask.compute(*(array.blocks[block] for array in self._arrays), scheduler="threads")
+            parts = compute(*(array.blocks[block] for array in self._arrays), scheduler="threads")
             rows = self._block_rows(block)
             for table, part in zip(tables, parts, strict=True):
                 table[offset : offset + rows] = part[:rows]

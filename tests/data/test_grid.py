@@ -11,12 +11,23 @@ RANDOM = np.random.default_rng(0)
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize(
     ("step", "offset", "num_cells"),
-    [(1, 0, 256), (0.1, -19.9, 500), (0.01, 985.85, 4000), (0.001, 0.082, 9000), (5, 3, 30), (100, 100, 90)]
-    + [(0.5, 0, 20), (1e-5, 0.0925, 2000), (0.25, 0.1, 40), (1e6, 0, 50), (2e-9, 1e-9, 100)],
+    [
+        (1, 0, 256),
+        (0.1, -19.9, 500),
+        (0.01, 985.85, 4000),
+        (0.001, 0.082, 9000),
+        (5, 3, 30),
+        (100, 100, 90),
+        (0.5, 0, 20),
+        (1e-5, 0.0925, 2000),
+        (0.25, 0.1, 40),
+        (1e6, 0, 50),
+        (2e-9, 1e-9, 100),
+    ],
 )
 def test_step_is_found_through_rounding(step, offset, num_cells, dtype):
     cells = np.unique(np.concatenate([[0, 1, num_cells], RANDOM.integers(0, num_cells, 300)]))
-    exact = np.round(offset + cells * step, 12)
+    exact = np.array([round(offset + int(cell) * step, 12) for cell in cells])
     grid = find_grid(exact.astype(dtype).astype(np.float64))
     assert grid == Grid(pytest.approx(step), pytest.approx(offset))
     np.testing.assert_array_equal(grid.snap(exact.astype(dtype).astype(np.float64)), exact)

@@ -126,7 +126,6 @@ class TestTies:
         prepared = prepare(write(rows))
         assert prepared.report["ties"]["count"]["step"] is None
         assert "no common grid" in prepared.report["ties"]["count"]["reason"]
-        np.testing.assert_array_equal(sort(prepared.train)[0], sort(prepared.train)[0])
 
     def test_values_off_a_given_grid_are_counted(self, write):
         rows = table()
@@ -159,8 +158,9 @@ class TestMissing:
 
     def test_refuse(self, path):
         message = (
-            r"t\.npz: column 'count' has 2 missing or infinite values, the first in row 7 \(counted from 0\); "
-            r"'load' has 1; set data\.missing = \"drop\" to leave out the 2 incomplete rows of 400"
+            r"t\.npz: column 'count' has 2 missing or infinite values, the first in row 7 "
+            r"\(counted from 0\); 'load' has 1; set data\.missing = .drop. "
+            r"to leave out the 2 incomplete rows of 400"
         )
         with pytest.raises(DataError, match=message):
             prepare(path)
@@ -180,7 +180,7 @@ class TestMissing:
         test = rows[:30].copy()
         test[3, 0] = np.nan
         path = write(rows, test=test)
-        with pytest.raises(DataError, match="the test part: column 'temp' has 1 missing .* in row 3"):
+        with pytest.raises(DataError, match=r"the test part: column 'temp' has 1 missing .* in row 3"):
             prepare(path, arrays={"train": "X", "test": "test"})
 
 
@@ -192,9 +192,7 @@ class TestConstant:
         return write(rows)
 
     def test_refuse(self, path):
-        with pytest.raises(
-            DataError, match=r"column 'count' is constant.*always 4\.5.*data\.constant = \"keep\""
-        ):
+        with pytest.raises(DataError, match=r"column 'count' is constant.*always 4\.5.*data\.constant = .keep."):
             prepare(path)
 
     def test_keep(self, path):
@@ -258,11 +256,11 @@ def test_toy_set():
     assert len(prepare("moons", max_rows=100).train) == 80
     assert prepared.report["ties"] == {}
     assert prepared.log_density is not None
-    assert prepared.log_density(prepared.test).mean() == pytest.approx(-0.9, abs=0.5)
+    assert prepared.log_density(prepared.test).mean() == pytest.approx(-0.3, abs=0.05)
 
 
 def test_constant_pixels_of_digits():
-    with pytest.raises(DataError, match="columns 'pixel_0_0', .* are constant"):
+    with pytest.raises(DataError, match=r"columns 'pixel_0_0', .* are constant"):
         prepare("digits")
     prepared = prepare("digits", constant="keep")
     assert prepared.transform.dim == 61

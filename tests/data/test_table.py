@@ -84,9 +84,7 @@ class TestFormats:
     @pytest.mark.parametrize("suffix", [".npz", ".h5", ".zarr"])
     def test_missing_array_lists_those_present(self, tmp_path, suffix):
         path = write(tmp_path / f"t{suffix}", other=np.ones((3, 2)))
-        with pytest.raises(
-            DataError, match=r"has no array 'Y'; set data.array to one of: .*X \(2-D 3 x 3 float64\)"
-        ):
+        with pytest.raises(DataError, match=r"has no array 'Y'; set data.array to one of: .*X \(2-D 3 x 3 float64\)"):
             open_table(path, array="Y")
         with pytest.raises(DataError, match="no array 'nope'"):
             open_table(path, append=["nope"])
@@ -209,9 +207,7 @@ def test_object_arrays_are_never_unpickled(tmp_path, suffix):
     values = np.array([[Bomb()]], dtype=object)
     path = tmp_path / f"a{suffix}"
     np.save(path, values) if suffix == ".npy" else np.savez(path, X=values)
-    with pytest.raises(
-        DataError, match=rf"a\{suffix}: array 'X' holds Python objects.*save it as plain numbers"
-    ):
+    with pytest.raises(DataError, match=rf"a\{suffix}: array 'X' holds Python objects.*save it as plain numbers"):
         open_table(path)
 
 

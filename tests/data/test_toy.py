@@ -23,7 +23,7 @@ def grid_density(name, num_cells):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_density_integrates_to_one(name):
-    density, area, _ = grid_density(name, 250)
+    density, area, _ = grid_density(name, 250)  # shared with the next test
     assert density.sum() * area == pytest.approx(1, abs=0.002)
 
 

@@ -1,0 +1,125 @@
+"""The streamed posterior against a plain float64 softmax."""
+
+import numpy as np
+import pytest
+import torch
+
+from sfg_dist.flow.posterior import Reference, posterior_mean, posterior_moments
+
+
+def plain(z, x, alpha, beta_sq):
+    """Mean, log-sum-exp and variance from the whole (M, J) matrix, in float64, in the logits' convention."""
+    z, x = z.double(), x.double()
+    alpha, beta_sq = (torch.as_tensor(v, dtype=torch.float64, device=z.device).reshape(-1, 1) for v in (alpha, beta_sq))
+    logits = alpha / beta_sq * (z @ x.T) - alpha**2 / (2 * beta_sq) * x.square().sum(1)
+    weights = logits.softmax(dim=1)
+    mean = weights @ x
+    return mean, logits.logsumexp(dim=1), weights @ x.square().sum(1) - mean.square().sum(1)
+
+
+def cloud(num_rows, dim, device, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(num_rows, dim, generator=generator, dtype=dtype).to(device)
+
+
+@pytest.fixture(params=["fused", "blocked"])
+def backend(request, device):
+    if request.param == "fused" and device.type != "cpu":
+        pytest.skip("the fused backend is torch's CPU kernel")
+    return request.param
+
+
+@pytest.mark.parametrize("dim", [1, 2, 11, 43])
+@pytest.mark.parametrize("t", [0.9, 0.1, 1e-3, 1e-5])
+def test_moments(dim, t, backend, device):
+    reference = Reference(cloud(3001, dim, device))
+    x = reference.keys[:, :-1]
+    z = (1 - t) * x[:200] + t**0.5 * cloud(200, dim, device, seed=1)
+    result = posterior_moments(z, reference, alpha=1 - t, beta_sq=t, log_sum_exp=True, backend=backend)
+    mean, log_sum_exp, variance = plain(z, x, 1 - t, t)
+    assert (result.mean.double() - mean).norm(dim=1).max() < 1e-3
+    assert (result.mean.double() - mean).norm(dim=1).median() < 2e-6
+    torch.testing.assert_close(result.log_sum_exp.double(), log_sum_exp, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(result.variance.double(), variance, rtol=1e-3, atol=1e-3)
+
+
+def test_rows_may_have_times_of_their_own(backend, device):
+    reference = Reference(cloud(500, 3, device), dtype=torch.float64)
+    z = cloud(64, 3, device, seed=1, dtype=torch.float64)
+    t = torch.linspace(0.01, 1.0, 64, dtype=torch.float64, device=device)
+    result = posterior_moments(z, reference, alpha=1 - t, beta_sq=t, log_sum_exp=True, backend=backend)
+    mean, log_sum_exp, variance = plain(z, reference.keys[:, :-1], 1 - t, t)
+    torch.testing.assert_close(result.mean, mean)
+    torch.testing.assert_close(result.log_sum_exp, log_sum_exp)
+    torch.testing.assert_close(result.variance, variance)
+
+
+def test_far_from_every_reference_no_weight_vanishes(backend, device):
+    # Without the running maximum every weight here is exp(-50000) = 0 and the row is 0 / 0.
+    reference = Reference(torch.tensor([[-1.0] * 200, [1.0] * 200], device=device))
+    z = torch.full((1, 200), 30.0, device=device)
+    result = posterior_moments(z, reference, alpha=1.0, beta_sq=0.01, log_sum_exp=True, backend=backend)
+    torch.testing.assert_close(result.mean, torch.ones(1, 200, device=device))
+    assert torch.isfinite(result.log_sum_exp).all()
+
+
+def test_more_references_than_a_tile_and_a_ragged_rest(backend, device, monkeypatch):
+    monkeypatch.setattr("sfg_dist.flow.posterior._TILE", {device.type: (7, 13), "cuda": (7, 13)})
+    reference = Reference(cloud(100, 2, device), dtype=torch.float64)
+    z = cloud(23, 2, device, seed=2, dtype=torch.float64)
+    result = posterior_moments(z, reference, alpha=0.5, beta_sq=0.5, log_sum_exp=True, backend=backend)
+    mean, log_sum_exp, _ = plain(z, reference.keys[:, :-1], 0.5, 0.5)
+    torch.testing.assert_close(result.mean, mean)
+    torch.testing.assert_close(result.log_sum_exp, log_sum_exp)
+
+
+def test_offset_data_keep_their_digits(device):
+    # 20 standard deviations from the origin: centring keeps the error at rounding level (1e-2 without it).
+    x = cloud(5000, 6, device, dtype=torch.float64) + 20
+    t = 1e-4
+    z = (1 - t) * x[:300] + t**0.5 * cloud(300, 6, device, seed=1, dtype=torch.float64)
+    reference = Reference(x)
+    center = reference.center.to(device)
+    result = posterior_moments((z - (1 - t) * center).float(), reference, alpha=1 - t, beta_sq=t)
+    mean, _, _ = plain(z - (1 - t) * center, x - center, 1 - t, t)
+    assert (result.mean.double() - mean).norm(dim=1).max() < 1e-3
+
+
+def test_posterior_mean_is_in_the_references_coordinates(device):
+    x = torch.tensor([[9.0], [11.0]], device=device)
+    z = torch.tensor([[10.5]], device=device)
+    torch.testing.assert_close(posterior_mean(z, x, alpha=1.0, beta=1.0), torch.tensor([[10.4621]], device=device))
+
+
+def test_subset_is_centred_anew(device):
+    rows = cloud(50, 2, device, dtype=torch.float64) + 3
+    index = np.array([1, 5, 7])
+    torch.testing.assert_close(
+        Reference(rows, dtype=torch.float64).subset(index).center, rows[torch.from_numpy(index)].mean(0).cpu()
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (np.zeros((0, 2)), "non-empty"),
+        (np.zeros(3), "non-empty"),
+        (np.array([[0.0, 1.0], [np.nan, 1.0]]), "row 1"),
+        (np.array([[0.0], [np.inf]]), "row 1"),
+    ],
+)
+def test_refuses_a_bad_reference(rows, message):
+    with pytest.raises(ValueError, match=message):
+        Reference(rows)
+
+
+def test_refuses_bad_calls(device):
+    reference = Reference(cloud(5, 2, device))
+    with pytest.raises(ValueError, match="shape"):
+        posterior_moments(cloud(5, 3, device), reference, alpha=1.0, beta_sq=1.0)
+    with pytest.raises(ValueError, match="positive"):
+        posterior_moments(cloud(5, 2, device), reference, alpha=1.0, beta_sq=0.0)
+    with pytest.raises(ValueError, match="float64"):
+        posterior_moments(cloud(5, 2, device).double(), reference, alpha=1.0, beta_sq=1.0)
+    with pytest.raises(ValueError, match="beta must be positive"):
+        posterior_mean(cloud(5, 2, device), reference, alpha=1.0, beta=0.0)

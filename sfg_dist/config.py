@@ -128,6 +128,7 @@ class TrainConfig(_Section):
     linear_skip: bool = True
     batch_size: PositiveInt = 1024
     learning_rate: PositiveFloat = 2e-3
+    learning_rate_schedule: Literal["cosine", "constant"] = "cosine"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     num_epochs: PositiveInt = 50
     max_time_s: PositiveFloat | None = None

@@ -147,6 +147,7 @@ class Pipeline:
                 include={
                     "batch_size",
                     "learning_rate",
+                    "learning_rate_schedule",
                     "weight_decay",
                     "ema_decay",
                     "precision",
@@ -345,8 +346,10 @@ class Pipeline:
         from sfg_dist.data import open_table
 
         decode = self.job.labels.direction == "decode"
-        table = open_table(source, columns=None if decode else list(transform.columns))
+        table = open_table(source)
         width = transform.dim if decode else len(transform.columns)
+        if not decode and set(transform.columns) <= set(table.columns):
+            table = open_table(source, columns=list(transform.columns))  # by name; without names, by position
         if table.values.shape[1] != width:
             raise DataError(f"labels.latents: {source} has {table.values.shape[1]} columns, expected {width}")
         finite = np.isfinite(table.values).all(axis=1)

@@ -26,12 +26,11 @@ def device(request):
 @pytest.fixture(scope="session")
 def ray_cluster():
     """A local Ray of 4 CPUs and 2 made-up GPUs, started once; Ray only counts what it is told it has."""
-    import ray
-
     from sfg_dist.distributed.cluster import local_environment
 
-    with local_environment(), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    with local_environment():
+        import ray
+
         ray.init(num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
         yield
         ray.shutdown()

@@ -3,7 +3,7 @@
 | suffix | what is read |
 | --- | --- |
 | .npy | the array |
-| .npz, .h5, .hdf5, .zarr | the array ``array``, then those in ``append``; names from ``columns``, an array or an attribute |
+| .npz, .h5, .hdf5, .zarr | the array ``array``, then those in ``append``; names from ``columns`` |
 | .csv, .parquet | the columns |
 """
 

@@ -19,6 +19,7 @@ LOCAL_ENVIRONMENT = {
 }
 
 _TOKEN = secrets.token_hex(32)  # one a process: Ray keeps the first that it sees
+_ray_has_token = False
 
 
 @contextlib.contextmanager
@@ -73,10 +74,14 @@ def _explain(address: str | None, error: Exception) -> str:
 def local_environment() -> Iterator[None]:
     """Within, a Ray started on this machine has a token of this process and little idle work.
 
-    The environment is put back after.
+    The environment is put back after. Ray reads its authentication mode once, when it is imported; where the user's
+    program imported it first, Ray's own way of making a token stands.
     """
+    global _ray_has_token
+    _ray_has_token = _ray_has_token or "ray" not in sys.modules
     values = {name: os.environ.get(name, value) for name, value in LOCAL_ENVIRONMENT.items()}
-    values |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
+    if _ray_has_token:
+        values |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

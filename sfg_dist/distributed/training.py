@@ -43,7 +43,7 @@ class FitSettings:
     Attributes:
         network: arguments of MLP but for dim.
         batch_size: rows of a global batch, over all ranks.
-        learning_rate, weight_decay, ema_decay, precision: as for Trainer.
+        learning_rate, learning_rate_schedule, weight_decay, ema_decay, precision: as for Trainer.
         num_epochs: passes over the training pairs.
         max_time_s: stop after this much training time, over all attempts; the learning rate is planned for it.
         validation_fraction: share of the pairs, the last ones, that is held out.
@@ -56,6 +56,7 @@ class FitSettings:
     network: Mapping[str, Any]
     batch_size: int
     learning_rate: float
+    learning_rate_schedule: str
     weight_decay: float
     ema_decay: float
     precision: str
@@ -227,6 +228,7 @@ def _fit_rank(
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         ema_decay=settings.ema_decay,
+        schedule=settings.learning_rate_schedule,  # type: ignore[arg-type]
         precision=settings.precision,  # type: ignore[arg-type]
         parallel=parallel,
         world_size=world_size,

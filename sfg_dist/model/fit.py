@@ -54,7 +54,8 @@ class Trainer:
 
     Args:
         model: the network on its device.
-        learning_rate: of AdamW at the top of its schedule (a short warm-up, then a cosine to zero).
+        learning_rate: of AdamW at the top of its schedule.
+        schedule: "cosine", after a short warm-up down to zero, or "constant".
         weight_decay: of AdamW.
         ema_decay: of the exponential moving average of the weights; shorter in the first steps; 0 for none.
         precision: "auto" takes bfloat16 where the GPU has it, "float32" and "bfloat16" say which.
@@ -69,6 +70,7 @@ class Trainer:
         learning_rate: float,
         weight_decay: float,
         ema_decay: float,
+        schedule: Literal["cosine", "constant"] = "cosine",
         precision: Precision = "auto",
         parallel: nn.Module | None = None,
         world_size: int = 1,
@@ -78,6 +80,7 @@ class Trainer:
         self.world_size = world_size
         self.device = next(model.parameters()).device
         self.learning_rate = learning_rate
+        self.schedule = schedule
         self.ema_decay = ema_decay
         self.bfloat16 = precision == "bfloat16" or (
             precision == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
@@ -101,9 +104,8 @@ class Trainer:
             This rank's sum of squared errors over the batch's number of elements, a scalar on the device.
         """
         y, x = self._to_device(latents), self._to_device(labels)
-        warm = min(1.0, (self.progress.step + 1) / WARMUP_STEPS)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+            group["lr"] = self._scheduled_rate(done)
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
             predicted = self.parallel(y)
@@ -114,6 +116,12 @@ class Trainer:
         self.progress.step_in_epoch += 1
         self._update_average()
         return loss.detach()
+
+    def _scheduled_rate(self, done: float) -> float:
+        if self.schedule == "constant":
+            return self.learning_rate
+        warm = min(1.0, (self.progress.step + 1) / WARMUP_STEPS)
+        return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
     def validation_loss(self, latents: NDArray[np.float32], labels: NDArray[np.float32]) -> float:
         """Mean squared error of the averaged weights, per element, in the flow's units."""

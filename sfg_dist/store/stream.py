@@ -172,9 +172,8 @@ class PairStream:
         if window in self._held:
             return self._held[window]
         num_rows = sum(self._block_rows(block) for block in window)
-        tables = tuple(np.empty((num_rows, self._dim), dtype=np.float32) for _ in self._arrays)
-        self._held[window] = tables  # type: ignore[assignment]
-        self.max_blocks_held = max(self.max_blocks_held, sum(map(len, self._held)))
+        self.max_blocks_held = max(self.max_blocks_held, sum(map(len, self._held)) + len(window))
+        tables = (np.empty((num_rows, self._dim), np.float32), np.empty((num_rows, self._dim), np.float32))
         offset = 0
         for block in window:
             # Threads, never Ray's Dask scheduler: its tasks want CPUs of their own, and a training worker that holds
@@ -184,7 +183,8 @@ class PairStream:
             for table, part in zip(tables, parts, strict=True):
                 table[offset : offset + rows] = part[:rows]
             offset += rows
-        return tables  # type: ignore[return-value]
+        self._held[window] = tables
+        return tables
 
 
 def read_rows(array: da.Array, start: int, stop: int) -> NDArray[np.float32]:

@@ -20,7 +20,7 @@ def write_table(path: Path, columns: Sequence[str], parts: Iterable[NDArray[np.f
     """Write rows to .zarr, .parquet, .csv or .npy; an older table is replaced once the new one is whole.
 
     Args:
-        path: where; the suffix says the format. A .zarr is a group with the array ``X`` and the names in its attributes.
+        path: where; the suffix says the format. A .zarr is a group of the array ``X``, names as attribute.
         columns: column names.
         parts: tables of rows, shape (some rows, number of columns) each.
 

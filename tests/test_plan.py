@@ -1,0 +1,107 @@
+"""Randomness that belongs to rows, and the plan's identity."""
+
+import json
+
+import numpy as np
+import pytest
+
+from sfg_dist.errors import ConfigError
+from sfg_dist.plan import (
+    BLOCK_ROWS,
+    Plan,
+    Stream,
+    check_shard_rows,
+    fingerprint,
+    integer_rows,
+    normal_rows,
+    random_generator,
+)
+
+
+def make_plan(**changed):
+    labels = {"direction": "decode", "batch_size": 64, "seed": 0}
+    fields = {
+        "identity": {"data": {"seed": 0}, "labels": labels, "reference": "abc", "queries": None},
+        "num_pairs": 1000,
+        "dim": 2,
+        "shard_rows": 128,
+        "columns": ("x", "y"),
+        "versions": {"numpy": "2"},
+    }
+    return Plan(**(fields | changed))
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [lambda a, b: normal_rows(7, Stream.LATENTS, a, b, 3), lambda a, b: integer_rows(7, Stream.ENCODE, a, b, 50)],
+)
+def test_rows_do_not_depend_on_how_they_are_asked_for(draw):
+    whole = draw(0, 3 * BLOCK_ROWS + 5)
+    for start, stop in [(0, 1), (1, 2), (BLOCK_ROWS - 1, BLOCK_ROWS + 1), (100, 3 * BLOCK_ROWS)]:
+        assert np.array_equal(draw(start, stop), whole[start:stop])
+
+
+def test_normal_rows_are_standard_normal_and_differ_by_seed_and_stream():
+    rows = normal_rows(0, Stream.LATENTS, 0, 20_000, 2)
+    assert rows.dtype == np.float32
+    assert np.abs(rows.mean(axis=0)).max() < 0.03
+    assert np.abs(rows.std(axis=0) - 1).max() < 0.03
+    assert not np.array_equal(rows, normal_rows(1, Stream.LATENTS, 0, 20_000, 2))
+    assert not np.array_equal(rows, normal_rows(0, Stream.SAMPLE, 0, 20_000, 2))
+
+
+def test_streams_never_share_a_key():
+    first = {random_generator(0, stream, index).integers(2**62) for stream in Stream for index in (0, 1, 2**50)}
+    assert len(first) == 3 * len(Stream)
+
+
+def test_shards_cover_every_row_once():
+    plan = make_plan()
+    ranges = [plan.shard_range(shard) for shard in range(plan.num_shards)]
+    assert plan.num_shards == 8
+    assert ranges[0] == (0, 128)
+    assert ranges[-1] == (896, 1000)
+    assert [row for start, stop in ranges for row in range(start, stop)] == list(range(1000))
+    for shard, (start, stop) in enumerate(ranges):
+        rows = [row for first, last in plan.batches(shard) for row in range(first, last)]
+        assert rows == list(range(start, stop))
+
+
+def test_both_directions_alternate():
+    plan = make_plan(identity={"labels": {"direction": "both", "batch_size": 64}})
+    assert [plan.shard_direction(shard) for shard in range(3)] == ["decode", "encode", "decode"]
+
+
+def test_json_round_trip_and_edits_are_seen():
+    plan = make_plan()
+    assert Plan.from_json(plan.to_json()) == plan
+    document = json.loads(plan.to_json())
+    document["identity"]["labels"]["seed"] = 5
+    with pytest.raises(ValueError, match="edited"):
+        Plan.from_json(json.dumps(document).encode())
+    with pytest.raises(ValueError, match="not a plan"):
+        Plan.from_json(b"{}")
+    with pytest.raises(ValueError, match="not a plan"):
+        Plan.from_json(b"torn")
+    with pytest.raises(ValueError, match="format 99"):
+        Plan.from_json(json.dumps(json.loads(plan.to_json()) | {"format_version": 99}).encode())
+
+
+def test_difference_names_what_changed():
+    changed = make_plan(num_pairs=2000, identity={**make_plan().identity, "data": {"seed": 3}})
+    assert make_plan().difference(changed) == ["data.seed: 0 -> 3", "num_pairs: 1000 -> 2000"]
+    assert make_plan().difference(make_plan(versions={"numpy": "3"})) == []
+
+
+def test_fingerprint_tells_shapes_and_bytes_apart():
+    rows = np.arange(6, dtype=np.float32)
+    assert (
+        len({fingerprint(rows.reshape(2, 3)), fingerprint(rows.reshape(3, 2)), fingerprint(rows.reshape(2, 3) + 1)})
+        == 3
+    )
+
+
+def test_shard_rows_must_be_whole_batches():
+    check_shard_rows(4096, 1024)
+    with pytest.raises(ConfigError, match="labels.shard_rows = 5120"):
+        check_shard_rows(5000, 1024)

@@ -103,5 +103,5 @@ def test_fingerprint_tells_shapes_and_bytes_apart():
 
 def test_shard_rows_must_be_whole_batches():
     check_shard_rows(4096, 1024)
-    with pytest.raises(ConfigError, match="labels.shard_rows = 5120"):
+    with pytest.raises(ConfigError, match=r"labels\.shard_rows = 5120"):
         check_shard_rows(5000, 1024)

@@ -89,6 +89,7 @@ def fit_with_workers(
     settings: FitSettings,
     *,
     num_workers: int,
+    use_gpu: bool | None = None,
     max_failures: int = 3,
     on_epoch: EpochReport | None = None,
 ) -> tuple[MLP, list[dict[str, float]]]:
@@ -98,7 +99,8 @@ def fit_with_workers(
         url: the store.
         checkpoints: a directory that all workers reach.
         settings: the fit.
-        num_workers: ranks; each holds a GPU where the cluster has as many, CPUs otherwise.
+        num_workers: ranks.
+        use_gpu: whether each holds a GPU (and NCCL averages), or CPUs (and gloo); GPUs where the cluster has as many.
         max_failures: how often lost workers are replaced; the fit then goes on from the last checkpoint.
         on_epoch: called in this process with every history entry, in order.
 
@@ -112,7 +114,8 @@ def fit_with_workers(
 
     open_pairs(url).require_complete()  # a worker that found this out would be replaced and find it out again
     available = ray.cluster_resources()
-    use_gpu = available.get("GPU", 0) >= num_workers
+    if use_gpu is None:
+        use_gpu = available.get("GPU", 0) >= num_workers
     cpus = max(1, int(available.get("CPU", 1)) // num_workers)
     if not use_gpu and available.get("CPU", 0) < num_workers:
         raise ClusterError(f"train.num_workers = {num_workers}, but the cluster has {available.get('CPU', 0):g} CPUs")

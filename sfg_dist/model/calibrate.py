@@ -118,9 +118,9 @@ def _map_columns(
 
 
 def _gaussian_map(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The symmetric T with T C_s T = C_x; directions in which the samples hardly vary are left alone."""
+    """The symmetric T with T C_s T = C_x; the ridge bounds it where the samples hardly vary."""
     source, target = np.atleast_2d(source), np.atleast_2d(target)
-    ridge = MIN_VARIANCE_SHARE * np.trace(source) / len(source) * np.eye(len(source))
+    ridge = MIN_VARIANCE_SHARE * np.trace(target) / len(target) * np.eye(len(target))
     root = _root(source + ridge)
     inverse = np.linalg.inv(root)
     return inverse @ _root(root @ (target + ridge) @ root) @ inverse

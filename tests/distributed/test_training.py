@@ -1,0 +1,297 @@
+"""The fit: one loop, any number of ranks; resumed, it goes on at the next batch."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from sfg_dist.distributed import training
+from sfg_dist.distributed.labeler import label_inline
+from sfg_dist.distributed.training import FitSettings, fit_inline, fit_with_workers
+from sfg_dist.errors import IncompleteStoreError, TrainingError
+
+NETWORK = {"width": 16, "depth": 1, "block": "residual", "activation": "silu", "linear_skip": True}
+
+
+def make_settings(**changed):
+    settings = {
+        "network": NETWORK,
+        "batch_size": 64,
+        "learning_rate": 5e-3,
+        "learning_rate_schedule": "cosine",
+        "weight_decay": 0.0,
+        "ema_decay": 0.9,
+        "precision": "float32",
+        "num_epochs": 3,
+        "max_time_s": None,
+        "validation_fraction": 0.1,
+        "shuffle_rows": 256,
+        "checkpoint_interval_s": 1000.0,
+        "num_threads": 1,
+        "seed": 0,
+    }
+    return FitSettings(**(settings | changed))
+
+
+@pytest.fixture
+def url(make_store):
+    pairs = make_store()
+    label_inline(pairs.location.url)
+    return pairs.location.url
+
+
+def weights(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def test_the_fit_learns_and_its_history_is_whole(url, tmp_path):
+    entries = []
+    _, history = fit_inline(url, tmp_path / "c", make_settings(num_epochs=12), on_epoch=entries.append)
+    assert history == entries
+    assert [entry["epoch"] for entry in history] == list(range(1, 13))
+    assert history[-1]["step"] == 12 * 15  # 900 training rows in batches of 64
+    assert history[-1]["validation_loss"] < 0.5 * history[0]["validation_loss"]
+    assert all(np.isfinite(list(entry.values())).all() for entry in history)
+
+
+def test_the_fit_repeats(url, tmp_path):
+    first, _ = fit_inline(url, tmp_path / "a", make_settings())
+    second, _ = fit_inline(url, tmp_path / "b", make_settings())
+    other, _ = fit_inline(url, tmp_path / "c", make_settings(seed=1))
+    assert torch.equal(weights(first), weights(second))
+    assert not torch.equal(weights(first), weights(other))
+
+
+class Stop(Exception):
+    """Stands for a kill in the middle of an epoch."""
+
+
+@pytest.mark.parametrize("stop_at", [1, 7, 15, 20])
+def test_a_stopped_fit_goes_on_at_the_next_batch(url, tmp_path, monkeypatch, stop_at):
+    whole, history = fit_inline(url, tmp_path / "whole", make_settings())
+    settings = make_settings(checkpoint_interval_s=0.0)
+    saved = training._save
+    rows = []
+
+    def save_and_stop(trainer, *arguments):
+        saved(trainer, *arguments)
+        if trainer.progress.step == stop_at:
+            raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_save", save_and_stop)
+        with pytest.raises(Stop):
+            fit_inline(url, tmp_path / "cut", settings)
+    step = training.Trainer.step
+    monkeypatch.setattr(
+        training.Trainer, "step", lambda self, y, x, n, done: (rows.append(n), step(self, y, x, n, done))[1]
+    )
+    resumed, resumed_history = fit_inline(url, tmp_path / "cut", settings)
+    assert len(rows) == 45 - stop_at
+    assert torch.equal(weights(resumed), weights(whole))
+    assert [entry["step"] for entry in resumed_history] == [entry["step"] for entry in history]
+
+
+def test_a_finished_fit_is_not_trained_again_and_more_epochs_go_on(url, tmp_path):
+    first, _ = fit_inline(url, tmp_path / "c", make_settings())
+    again, history = fit_inline(url, tmp_path / "c", make_settings())
+    assert torch.equal(weights(first), weights(again))
+    assert len(history) == 3
+    _, longer = fit_inline(url, tmp_path / "c", make_settings(num_epochs=5))
+    assert [entry["epoch"] for entry in longer] == [1, 2, 3, 4, 5]
+
+
+def test_checkpoints_of_another_fit_are_not_taken_up(url, tmp_path):
+    fit_inline(url, tmp_path / "c", make_settings())
+    with pytest.warns(UserWarning, match="other train keys or pairs: training starts anew"):
+        _, history = fit_inline(url, tmp_path / "c", make_settings(learning_rate=1e-3))
+    assert [entry["epoch"] for entry in history] == [1, 2, 3]
+
+
+def test_only_the_newest_checkpoints_are_kept_and_nothing_is_pickled(url, tmp_path):
+    fit_inline(url, tmp_path / "c", make_settings(checkpoint_interval_s=0.0))
+    assert len(list((tmp_path / "c").glob("step_*"))) == training.KEPT_CHECKPOINTS
+    assert {file.suffix for file in (tmp_path / "c").rglob("*") if file.is_file()} == {
+        ".safetensors",
+        ".json",
+        ".jsonl",
+    }
+
+
+def test_a_torn_checkpoint_says_what_to_do(url, tmp_path):
+    fit_inline(url, tmp_path / "c", make_settings())
+    (newest,) = (tmp_path / "c").glob("step_*")
+    (newest / "state.safetensors").write_bytes(b"torn")
+    with pytest.raises(TrainingError, match="remove its parent directory"):
+        fit_inline(url, tmp_path / "c", make_settings())
+
+
+def test_the_clock_stops_the_fit_and_ends_the_schedule(url, tmp_path):
+    settings = make_settings(num_epochs=100_000, max_time_s=1.5)
+    started = time.monotonic()
+    _, history = fit_inline(url, tmp_path / "c", settings)
+    assert 1.5 < time.monotonic() - started < 30
+    assert history[-1]["elapsed_s"] >= 1.5
+    assert history[-1]["learning_rate"] < 0.1 * settings.learning_rate
+
+
+def test_a_diverging_fit_says_so(url, tmp_path):
+    with pytest.raises(TrainingError, match=r"smaller train\.learning_rate"):
+        fit_inline(url, tmp_path / "c", make_settings(learning_rate=1e18))
+
+
+def test_missing_shards_are_refused(make_store, tmp_path):
+    pairs = make_store()
+    with pytest.raises(IncompleteStoreError, match="8 of 8 shards are missing"):
+        fit_inline(pairs.location.url, tmp_path / "c", make_settings())
+
+
+def test_too_few_pairs_are_refused(make_store, tmp_path):
+    pairs = make_store(labels={"num_pairs": 1})
+    label_inline(pairs.location.url)
+    with pytest.raises(TrainingError, match=r"too few to train on; raise labels\.num_pairs"):
+        fit_inline(pairs.location.url, tmp_path / "c", make_settings())
+
+
+def _record_batches(directory):
+    """Patch the trainer so that each rank notes the latents that it trained on."""
+    step = training.Trainer.step
+
+    def noted(self, latents, labels, global_rows, done):
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        name = f"rank{rank}_epoch{self.progress.epoch}_step{self.progress.step:04d}.npy"
+        np.save(directory / name, latents)
+        return step(self, latents, labels, global_rows, done)
+
+    training.Trainer.step = noted
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_workers_see_each_pair_once_an_epoch_and_fit_what_one_fits(ray_cluster, url, tmp_path, monkeypatch):
+    seen = tmp_path / "seen"
+    seen.mkdir()
+    worker = training._ray_worker
+
+    def noting_worker(config):
+        _record_batches(seen)
+        worker(config)
+
+    monkeypatch.setattr(training, "_ray_worker", noting_worker)
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
+    entries = []
+    settings = make_settings(num_epochs=2)
+    model, history = fit_with_workers(
+        url, tmp_path / "two", settings, num_workers=2, use_gpu=False, on_epoch=entries.append
+    )
+    assert entries == history
+    alone, alone_history = fit_inline(url, tmp_path / "one", settings)
+    torch.testing.assert_close(weights(model), weights(alone), rtol=1e-3, atol=1e-4)
+    for two, one in zip(history, alone_history, strict=True):
+        assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-3)
+        assert two["validation_loss"] == pytest.approx(one["validation_loss"], rel=1e-3)
+    import sfg_dist
+
+    latents = sfg_dist.open_pairs(url).latents[:900].compute()
+    for epoch in range(2):
+        parts = [[np.load(file) for file in sorted(seen.glob(f"rank{rank}_epoch{epoch}_*"))] for rank in range(2)]
+        assert all(len(part) == 15 for part in parts)
+        rows = np.concatenate([np.concatenate(part) for part in parts])
+        order, expected = np.lexsort(rows.T), np.lexsort(latents.T)
+        assert np.array_equal(rows[order], latents[expected])
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_worker_costs_no_more_than_the_steps_since_the_checkpoint(ray_cluster, url, tmp_path, monkeypatch):
+    worker = training._ray_worker
+    marker = tmp_path / "killed"
+
+    def dying_worker(config):
+        step = training.Trainer.step
+
+        def step_or_die(self, latents, labels, global_rows, done):
+            if self.progress.step == 20 and not marker.exists():
+                marker.write_text("")
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(self, latents, labels, global_rows, done)
+
+        training.Trainer.step = step_or_die
+        worker(config)
+
+    monkeypatch.setattr(training, "_ray_worker", dying_worker)
+    settings = make_settings(checkpoint_interval_s=0.0)
+    model, history = fit_with_workers(url, tmp_path / "c", settings, num_workers=1, use_gpu=False)
+    assert marker.exists()
+    whole, _ = fit_inline(url, tmp_path / "whole", make_settings())
+    assert torch.equal(weights(model), weights(whole))
+    assert [entry["epoch"] for entry in history] == [1, 2, 3]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_diverging_fit_on_workers_says_so_once(ray_cluster, url, tmp_path):
+    with pytest.raises(TrainingError, match=r"smaller train\.learning_rate"):
+        fit_with_workers(url, tmp_path / "c", make_settings(learning_rate=1e18), num_workers=1, use_gpu=False)
+
+
+@pytest.mark.slow
+def test_a_killed_training_driver_goes_on(make_job, tmp_path):
+    from sfg_dist.pipeline import Pipeline
+
+    keys = {"width": 16, "depth": 1, "num_epochs": 60, "batch_size": 64, "checkpoint_interval_s": 0.01}
+    job = make_job(train=keys)
+    pipeline = Pipeline(job)
+    pipeline.label()
+    path = tmp_path / "job.toml"
+    path.write_text(job.to_toml())
+    command = [sys.executable, "-m", "sfg_dist.cli", "train", str(path)]
+    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL) as driver:
+        deadline = time.monotonic() + 60
+        while len(list(pipeline.checkpoints_path.glob("step_*[0-9]"))) < 2:
+            assert time.monotonic() < deadline
+            assert driver.poll() is None, "the driver ended before it could be killed"
+            time.sleep(0.005)
+        driver.kill()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    events = [json.loads(line) for line in (pipeline.directory / "events.jsonl").read_text().splitlines()]
+    begun = [event["fresh"] for event in events if event["event"] == "stage_started" and event["stage"] == "train"]
+    assert begun == [True, False]
+    epochs = [event["epoch"] for event in events if event["event"] == "epoch"]
+    assert epochs[-1] == 60
+    assert len(epochs) < 75
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_as_the_store_grows_tenfold(make_store, tmp_path):
+    """Peak memory of a fit in a process of its own, on 2 MB and on 20 MB of pairs a column block."""
+    code = """
+import json, resource, sys
+from pathlib import Path
+from sfg_dist.distributed.training import FitSettings, fit_inline
+fit_inline(sys.argv[1], Path(sys.argv[2]), FitSettings(**json.loads(sys.argv[3])))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    from dataclasses import asdict
+
+    peaks = {}
+    for num_pairs in (200_000, 2_000_000):
+        pairs = make_store(
+            f"store{num_pairs}", labels={"num_pairs": num_pairs, "shard_rows": 20_480, "batch_size": 20_480}
+        )
+        for shard in range(pairs.plan.num_shards):
+            start, stop = pairs.plan.shard_range(shard)
+            rows = np.random.default_rng(shard).standard_normal((stop - start, 2)).astype(np.float32)
+            pairs.write_shard(shard, rows, rows)
+        settings = make_settings(batch_size=4096, shuffle_rows=40_960, num_epochs=1, validation_fraction=0.01)
+        arguments = [pairs.location.url, str(tmp_path / f"c{num_pairs}"), json.dumps(asdict(settings))]
+        done = subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True)
+        peaks[num_pairs] = int(done.stdout) / 1024
+    # The larger store's pairs are 32 MB, ten times the smaller one's; the fit must not hold them.
+    assert peaks[2_000_000] - peaks[200_000] < 10

@@ -124,12 +124,12 @@ class TrainConfig(_Section):
     width: PositiveInt = 256
     depth: PositiveInt = 3
     block: Literal["residual", "plain"] = "residual"
-    activation: Literal["silu", "gelu", "relu", "tanh"] = "silu"
+    activation: Literal["silu", "gelu", "relu", "tanh"] = "gelu"
     linear_skip: bool = True
     batch_size: PositiveInt = 1024
-    learning_rate: PositiveFloat = 2e-3
+    learning_rate: PositiveFloat = 3e-3
     learning_rate_schedule: Literal["cosine", "constant"] = "cosine"
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
     num_epochs: PositiveInt = 50
     max_time_s: PositiveFloat | None = None
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999

@@ -12,6 +12,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -188,7 +189,8 @@ class Pipeline:
                 calibration,
                 job=self.job.model_dump(exclude_none=True),
             )
-            generator.save(self.model_path)
+            with self._writing("model"):
+                generator.save(self.model_path)
         return generator
 
     def sample(self) -> Path:
@@ -231,11 +233,10 @@ class Pipeline:
         _, history = load_fitted(self.checkpoints_path)
         generator = Generator.load(self.model_path)
         page = render_report(self._report_content(metrics, history, samples, labels, transform, pairs, generator))
-        self.report_path.write_text(page, encoding="utf-8")
-        self.metrics_path.write_text(json.dumps(metrics, indent=1))
-        Generator(
-            generator.network, generator.transform, generator.calibration, job=generator.job, metrics=metrics
-        ).save(self.model_path)
+        with self._writing("report.html, metrics.json and model"):
+            self.report_path.write_text(page, encoding="utf-8")
+            self.metrics_path.write_text(json.dumps(metrics, indent=1))
+            replace(generator, metrics=metrics).save(self.model_path)
         self.emit("report", path=str(self.report_path))
         return metrics
 
@@ -271,11 +272,21 @@ class Pipeline:
     def emit(self, event: str, **fields: Any) -> None:
         """Tell what happened."""
         entry = {"time": round(time.time(), 3), "event": event, **fields}
-        self.directory.mkdir(parents=True, exist_ok=True)
-        with (self.directory / "events.jsonl").open("a", encoding="utf-8") as file:
+        with self._writing("events.jsonl"), (self.directory / "events.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, default=str) + "\n")
         if self._listener is not None:
             self._listener(entry)
+
+    @contextlib.contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        """Within, a failed write becomes a message that says what is safe."""
+        from sfg_dist.store import reason_of
+
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            yield
+        except OSError as error:
+            raise StoreError(f"cannot write {what} in output.dir {self.directory}: {reason_of(error)}") from error
 
     @contextlib.contextmanager
     def _stage(self, name: str, *, fresh: bool = True, **fields: Any) -> Iterator[None]:
@@ -292,11 +303,8 @@ class Pipeline:
         reference = prepared.reference()
         queries = self._queries(prepared.transform)
         plan = make_plan(self.job, reference, prepared.columns, queries)
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+        with self._writing("job.toml"):
             (self.directory / "job.toml").write_text(self.job.to_toml(), encoding="utf-8")
-        except OSError as error:
-            raise StoreError(f"output.dir {self.directory} cannot be written: {error.strerror}") from error
         return create_store(
             self.pairs_path,
             plan,

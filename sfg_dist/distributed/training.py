@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -27,7 +28,7 @@ from sfg_dist.distributed.labeler import default_device
 from sfg_dist.errors import ClusterError, SfgError, TrainingError
 from sfg_dist.model.fit import Stopwatch, Trainer
 from sfg_dist.model.mlp import MLP
-from sfg_dist.store import PairStream, open_pairs, read_rows
+from sfg_dist.store import PairStream, open_pairs, read_rows, reason_of
 
 KEPT_CHECKPOINTS = 2
 FAILURE_NAME = "failed.txt"
@@ -342,6 +343,13 @@ def _entry(
 
 def _save(trainer: Trainer, watch: Stopwatch, checkpoints: Path, settings: FitSettings, run_id: str) -> None:
     trainer.progress.elapsed_s = watch.elapsed_s
+    try:
+        _save_checkpoint(trainer, checkpoints, settings, run_id)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"cannot write a checkpoint to {checkpoints}: {reason_of(error)}") from error
+
+
+def _save_checkpoint(trainer: Trainer, checkpoints: Path, settings: FitSettings, run_id: str) -> None:
     checkpoints.mkdir(parents=True, exist_ok=True)
     (checkpoints / "fit.json").write_text(json.dumps({"settings": settings.identity, "pairs": run_id}))
     trainer.save(checkpoints / f"step_{trainer.progress.step:09d}")

@@ -7,7 +7,10 @@ its marginals are too round. With the samples s of the network and the reference
        T = C_s^{-1/2} (C_s^{1/2} C_x C_s^{1/2})^{1/2} C_s^{-1/2}
     2. each column is mapped through its quantiles, s to x: a monotone piecewise-linear map with linear ends.
 
-Both maps are fitted on draws of their own, saved as plain arrays, and cost next to nothing a row.
+Both maps are fitted on draws of their own and on the training rows only, saved as plain arrays, and cost a few
+microseconds a row. Measured on the gas turbine table, same network: the classifier's AUC of samples against held-out
+rows is 0.60 without and 0.57 with. Random rotations between the rounds (iterative distribution transfer) took off
+0.007 more with twelve of them, within the noise of the figure, and were left out.
 
 References:
     Peyre, Cuturi 2019, Computational Optimal Transport, remark 2.31 (the map between Gaussians), arXiv 1803.00567.

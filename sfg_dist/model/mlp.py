@@ -52,7 +52,7 @@ class MLP(nn.Module):
         width: int = 256,
         depth: int = 3,
         block: Literal["residual", "plain"] = "residual",
-        activation: str = "silu",
+        activation: str = "gelu",
         linear_skip: bool = True,
     ) -> None:
         super().__init__()

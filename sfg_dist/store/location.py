@@ -107,7 +107,7 @@ class Location:
     @contextmanager
     def writing(self, what: str) -> Iterator[None]:
         """Turn whatever a failed write raises into one message that says what is safe and what to do."""
-        with self._errors("write", what):
+        with self._errors(f"write {what} of", ""):
             yield
 
     @contextmanager
@@ -120,10 +120,13 @@ class Location:
         except (AlreadyExistsError, FileNotFoundError, StoreError):
             raise
         except (BaseError, OSError) as error:
-            text = str(error).split("\n")[0]
-            if "No space left" in text or "StorageFull" in str(error) or getattr(error, "errno", None) == 28:
-                raise StoreError(
-                    f"cannot {verb} {place}: no space left on the device; what is committed is safe: "
-                    f"free some space and run the same command again"
-                ) from error
-            raise StoreError(f"cannot {verb} {place}: {text}") from error
+            raise StoreError(f"cannot {verb} {place}: {reason_of(error)}") from error
+
+
+def reason_of(error: Exception) -> str:
+    """Why a write or read failed, in one line; a full disk with what to do."""
+    text = str(error)
+    if "No space left" in text or "StorageFull" in text:
+        return "no space left on the device; what is committed is safe: free some space and run the same command again"
+    strerror = getattr(error, "strerror", None)
+    return str(strerror or text.split("\n")[0])

@@ -69,7 +69,7 @@ def create_store(
     """
     location = Location(url, create=True)
     if (existing := _read_plan(location)) is None:
-        with location.writing("the frame of the store"):
+        with location.writing("the frame"):
             _write_frame(location, plan, reference, transform_arrays, transform_metadata, queries)
         location.create(PLAN_KEY, plan.to_json())
         existing = _read_plan(location)  # another driver may have been first
@@ -323,7 +323,7 @@ def _write_frame(
             _create_array(group, name, (plan.num_pairs, plan.dim), "float32", plan.shard_rows)
     tables = {"reference/rows": reference} | ({} if queries is None else {"queries/rows": queries})
     for name, rows in tables.items():
-        chunk_rows = max(1, MAX_CHUNK_BYTES // (4 * plan.dim))
+        chunk_rows = min(len(rows), max(1, MAX_CHUNK_BYTES // (4 * plan.dim)))
         array: Any = group[name] if name in group else _create_array(group, name, rows.shape, "float32", chunk_rows)
         array[...] = rows
     transform = group.require_group("transform")

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.errors import ConfigError, StoreError
+from sfg_dist.store.location import reason_of
 
 CHUNK_ROWS = 65_536
 SUFFIXES = (".zarr", ".parquet", ".csv", ".npy")
@@ -42,7 +43,7 @@ def write_table(path: Path, columns: Sequence[str], parts: Iterable[NDArray[np.f
         _remove(path)
         partial.rename(path)
     except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise StoreError(f"cannot write {path}: {reason_of(error)}") from error
     return num_rows
 
 

@@ -34,7 +34,7 @@ lint: install
 	$(BIN)/lint-imports
 
 bench: install
-	$(BIN)/python -m pytest tests/benchmarks
+	$(BIN)/python tests/benchmarks/labels.py
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -85,7 +85,7 @@ class Pipeline:
         self.directory = Path(job.output.dir)
         self._listener = listener
         self._prepared: Prepared | None = None
-        self._in_session = False
+        self._ray: contextlib.ExitStack | None = None
 
     # Where things are.
 
@@ -135,7 +135,7 @@ class Pipeline:
     def train(self) -> Generator:
         """Fit the network on the pairs and save the generator."""
         from sfg_dist.data import Transform
-        from sfg_dist.distributed.training import FitSettings, fit_inline, fit_with_workers
+        from sfg_dist.distributed.training import FitSettings, fit_inline, fit_with_workers, is_finished, load_fitted
         from sfg_dist.model.calibrate import Calibration
         from sfg_dist.model.generator import Generator
 
@@ -172,15 +172,14 @@ class Pipeline:
             def on_epoch(entry: Mapping[str, float]) -> None:
                 self.emit("epoch", **entry)
 
-            if self.job.executor.kind == "inline":
+            if is_finished(self.checkpoints_path, settings, pairs.plan.run_id):
+                network, _ = load_fitted(self.checkpoints_path)
+            elif self.job.executor.kind == "inline":
                 network, _ = fit_inline(url, self.checkpoints_path, settings, on_epoch=on_epoch)
             else:
+                self._need_ray()
                 network, _ = fit_with_workers(
-                    url,
-                    self.checkpoints_path,
-                    settings,
-                    num_workers=job.num_workers,
-                    on_epoch=on_epoch,
+                    url, self.checkpoints_path, settings, num_workers=job.num_workers, on_epoch=on_epoch
                 )
             calibration = Calibration.fit(network, pairs.reference, seed=job.seed) if job.calibrate else None
             generator = Generator(
@@ -256,18 +255,19 @@ class Pipeline:
 
     @contextlib.contextmanager
     def session(self) -> Iterator[None]:
-        """Within, Ray is up if the job's executor is Ray; the outermost one starts and stops it."""
-        if self._in_session or self.job.executor.kind == "inline":
-            yield
-            return
-        from sfg_dist.distributed.cluster import ray_session
-
-        with ray_session(self.job.executor.address):
-            self._in_session = True
+        """Within, Ray is started when a stage first needs it, and stays up for the stages that follow."""
+        with contextlib.ExitStack() as stack:
+            outer, self._ray = self._ray, self._ray or stack
             try:
                 yield
             finally:
-                self._in_session = False
+                self._ray = outer
+
+    def _need_ray(self) -> None:
+        from sfg_dist.distributed.cluster import ray_session
+
+        assert self._ray is not None, "a stage that needs Ray runs within a session"
+        self._ray.enter_context(ray_session(self.job.executor.address))
 
     def emit(self, event: str, **fields: Any) -> None:
         """Tell what happened."""
@@ -338,6 +338,7 @@ class Pipeline:
             label_inline(url, num_threads=num_threads, on_progress=on_progress)
             return
         with self.session():
+            self._need_ray()
             label_with_actors(
                 url,
                 num_actors=self.job.executor.num_actors,

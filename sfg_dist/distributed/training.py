@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +33,7 @@ from sfg_dist.store import PairStream, open_pairs, read_rows, reason_of
 
 KEPT_CHECKPOINTS = 2
 FAILURE_NAME = "failed.txt"
+FITTED_NAME = "fitted.json"
 SYNC_STEPS = 16  # ranks agree on the clock this often; a broadcast every step would cost as much as a small step
 MAX_VALIDATION_ROWS = 65_536
 EpochReport = Callable[[dict[str, float]], None]
@@ -80,6 +82,7 @@ def fit_inline(
     url: str, checkpoints: Path, settings: FitSettings, *, on_epoch: EpochReport | None = None
 ) -> tuple[MLP, list[dict[str, float]]]:
     """Fit in this process; the averaged network and one history entry an epoch."""
+    _prepare(url, checkpoints, settings)
     _fit_rank(url, checkpoints, settings, rank=0, world_size=1, on_epoch=on_epoch)
     return load_fitted(checkpoints)
 
@@ -113,7 +116,7 @@ def fit_with_workers(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    open_pairs(url).require_complete()  # a worker that found this out would be replaced and find it out again
+    _prepare(url, checkpoints, settings)
     available = ray.cluster_resources()
     if use_gpu is None:
         use_gpu = available.get("GPU", 0) >= num_workers
@@ -199,7 +202,6 @@ def _fit_rank(
 ) -> None:
     """The fit of one rank; all ranks run the same lines."""
     pairs = open_pairs(url)
-    pairs.require_complete()
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
     num_rows = pairs.plan.num_pairs
@@ -237,7 +239,7 @@ def _fit_rank(
         parallel=parallel,
         world_size=world_size,
     )
-    newest = _newest_checkpoint(checkpoints, settings, pairs.plan.run_id)
+    newest = _newest(checkpoints)
     if newest is not None:
         trainer.load(newest)
     _run_epochs(
@@ -354,31 +356,43 @@ def _save_checkpoint(trainer: Trainer, checkpoints: Path, settings: FitSettings,
     (checkpoints / "fit.json").write_text(json.dumps({"settings": settings.identity, "pairs": run_id}))
     trainer.save(checkpoints / f"step_{trainer.progress.step:09d}")
     for old in sorted(checkpoints.glob("step_*[0-9]"))[:-KEPT_CHECKPOINTS]:
-        for file in old.iterdir():
-            file.unlink()
-        old.rmdir()
+        shutil.rmtree(old)
 
 
-def _newest_checkpoint(checkpoints: Path, settings: FitSettings, run_id: str) -> Path | None:
-    """The newest checkpoint of this very fit; one of another job's fit is passed over with a warning."""
-    found = sorted(checkpoints.glob("step_*[0-9]"))
-    if not found:
-        return None
+def is_finished(checkpoints: Path, settings: FitSettings, run_id: str) -> bool:
+    """Whether this very fit has run to its end: by epochs, or by the clock where it has a limit."""
+    newest = _newest(checkpoints)
+    if newest is None or not (checkpoints / FITTED_NAME).exists() or not _is_ours(checkpoints, settings, run_id):
+        return False
+    progress = json.loads((newest / "progress.json").read_text())
+    return progress["epoch"] >= settings.num_epochs or (
+        settings.max_time_s is not None and progress["elapsed_s"] >= settings.max_time_s
+    )
+
+
+def _newest(checkpoints: Path) -> Path | None:
+    return max(checkpoints.glob("step_*[0-9]"), default=None)
+
+
+def _is_ours(checkpoints: Path, settings: FitSettings, run_id: str) -> bool:
     try:
         made_by = json.loads((checkpoints / "fit.json").read_text())
     except (OSError, json.JSONDecodeError):
-        made_by = None
-    if made_by != json.loads(json.dumps({"settings": settings.identity, "pairs": run_id})):
-        warnings.warn(
-            f"{checkpoints} holds checkpoints of other train keys or pairs: training starts anew",
-            stacklevel=2,
-        )
-        for old in found:
-            for file in old.iterdir():
-                file.unlink()
-            old.rmdir()
-        return None
-    return found[-1]
+        return False
+    return bool(made_by == json.loads(json.dumps({"settings": settings.identity, "pairs": run_id})))
+
+
+def _prepare(url: str, checkpoints: Path, settings: FitSettings) -> None:
+    """Before any rank starts: refuse an unfinished store, and clear away the checkpoints of another fit."""
+    pairs = open_pairs(url)
+    pairs.require_complete()
+    if _newest(checkpoints) is None or _is_ours(checkpoints, settings, pairs.plan.run_id):
+        return
+    warnings.warn(f"{checkpoints} holds checkpoints of other train keys or pairs: training starts anew", stacklevel=3)
+    for old in checkpoints.glob("step_*[0-9]"):
+        shutil.rmtree(old)
+    for name in (FITTED_NAME, "fitted.safetensors"):
+        (checkpoints / name).unlink(missing_ok=True)
 
 
 def _append_history(checkpoints: Path, history: list[dict[str, float]]) -> None:
@@ -392,7 +406,7 @@ def _save_fitted(model: nn.Module, checkpoints: Path, history: list[dict[str, fl
         {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()},
         checkpoints / "fitted.safetensors",
     )
-    (checkpoints / "fitted.json").write_text(
+    (checkpoints / FITTED_NAME).write_text(
         json.dumps({"network": {"dim": model.dim, **model.shape}, "history": history})
     )
 
@@ -400,7 +414,7 @@ def _save_fitted(model: nn.Module, checkpoints: Path, history: list[dict[str, fl
 def load_fitted(checkpoints: Path) -> tuple[MLP, list[dict[str, float]]]:
     """The averaged network that the last finished fit left, and its history."""
     try:
-        document = json.loads((checkpoints / "fitted.json").read_text())
+        document = json.loads((checkpoints / FITTED_NAME).read_text())
         model = MLP(**document["network"])
         model.load_state_dict(load_file(checkpoints / "fitted.safetensors"))
     except FileNotFoundError:

@@ -1,0 +1,283 @@
+"""The command line as a user meets it: one clear message, the right exit status, and what is written stays usable."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+JOB = """
+[data]
+source = "{source}"
+[labels]
+num_pairs = 2000
+shard_rows = 512
+batch_size = 256
+num_evaluations = 8
+[train]
+width = 16
+depth = 1
+num_epochs = 2
+[evaluate]
+num_samples = 300
+[executor]
+kind = "inline"
+"""
+
+
+def sfg(directory, *words, check=None):
+    done = subprocess.run(
+        [sys.executable, "-m", "sfg_dist.cli", *map(str, words)], cwd=directory, capture_output=True, text=True
+    )
+    if check is not None:
+        assert done.returncode == check, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture
+def table():
+    return np.random.default_rng(0).standard_normal((400, 3))
+
+
+@pytest.fixture
+def job(tmp_path, table):
+    np.save(tmp_path / "table.npy", table)
+    (tmp_path / "job.toml").write_text(JOB.format(source="table.npy"))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A whole run by the command line."""
+    directory = tmp_path_factory.mktemp("finished")
+    np.save(directory / "table.npy", np.random.default_rng(0).standard_normal((400, 3)))
+    (directory / "job.toml").write_text(JOB.format(source="table.npy"))
+    return directory, sfg(directory, "run", "job.toml", check=0)
+
+
+def test_run_ends_by_naming_the_report_and_leaves_what_it_promises(finished):
+    directory, done = finished
+    assert done.stdout.splitlines()[-1] == "report: runs/job/report.html"
+    assert done.stderr == ""
+    left = {path.name for path in (directory / "runs" / "job").iterdir()}
+    assert left == {
+        "job.toml",
+        "pairs.zarr",
+        "model",
+        "checkpoints",
+        "samples.zarr",
+        "metrics.json",
+        "report.html",
+        "events.jsonl",
+    }
+    metrics = json.loads((directory / "runs" / "job" / "metrics.json").read_text())
+    assert set(metrics) == {"floor", "labels", "samples", "time_s"}
+    assert {"c2st_auc", "sliced_wasserstein", "nearest_train_distance"} <= set(metrics["samples"])
+    assert {"data", "label", "train", "sample", "evaluate"} <= set(metrics["time_s"])
+    assert "kl" not in metrics["samples"]
+    page = (directory / "runs" / "job" / "report.html").read_text()
+    assert "http" not in re.sub(r'"data:[^"]*"', "", page)
+
+
+def test_running_again_does_nothing_over_and_shows_the_same(finished):
+    directory, _ = finished
+    before = json.loads((directory / "runs" / "job" / "metrics.json").read_text())
+    again = sfg(directory, "run", "job.toml", "--json", check=0)
+    document = json.loads(again.stdout)
+    assert document["metrics"]["samples"] == before["samples"]
+    assert document["report"] == "runs/job/report.html"
+    assert "4 done already" in again.stderr
+
+
+def test_stages_one_by_one_give_what_run_gives(finished, job):
+    for stage in ("label", "train", "sample", "evaluate"):
+        sfg(job, stage, "job.toml", check=0)
+    one, other = (json.loads((d / "runs" / "job" / "metrics.json").read_text()) for d in (finished[0], job))
+    assert one["samples"] == other["samples"]
+
+
+def test_a_resolved_job_runs_again(finished, tmp_path):
+    directory, _ = finished
+    (tmp_path / "again.toml").write_text((directory / "runs" / "job" / "job.toml").read_text())
+    done = sfg(directory, "status", "runs/job", "--json", check=0)
+    assert json.loads(done.stdout)["is_complete"]
+    sfg(directory, "label", tmp_path / "again.toml", check=0)
+
+
+def test_status_in_words_and_json(finished):
+    directory, _ = finished
+    assert "4 of 4 shards, 2,000 of 2,000 pairs, dim 3; complete" in sfg(directory, "status", "runs/job").stdout
+    facts = json.loads(sfg(directory, "status", "runs/job/pairs.zarr", "--json").stdout)
+    assert (facts["rows_done"], facts["shards"]) == (2000, 4)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".npy", ".parquet", ".zarr"])
+def test_sampling_to_a_file_that_opens_again(finished, tmp_path, suffix):
+    from sfg_dist import Generator
+    from sfg_dist.data import open_table
+
+    directory, _ = finished
+    path = tmp_path / f"rows{suffix}"
+    done = sfg(directory, "sample", "runs/job/model", "-n", "1e3", "--seed", "5", "--out", path, check=0)
+    assert "1,000 rows" in done.stdout
+    table = open_table(str(path))
+    expected = Generator.load(directory / "runs" / "job").sample(1000, seed=5)
+    np.testing.assert_allclose(table.values, expected)
+    assert table.columns == ("c0", "c1", "c2")
+
+
+def change(directory, table, name):
+    table = table.copy()
+    if name == "nan.npy":
+        table[17, 1] = np.nan
+    elif name == "constant.npy":
+        table[:, 2] = 4
+    elif name == "three.npy":
+        table = table[:3]
+    elif name == "text.csv":
+        lines = ["a,b,name", *(f"{a},{b},bob" for a, b, _ in table)]
+        (directory / name).write_text("\n".join(lines))
+        return
+    elif name.startswith("empty"):
+        (directory / name).touch()
+        return
+    elif name == "absent.npy":
+        return
+    np.save(directory / name, table)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nan.npy", ["nan.npy", "'c1'", "row 17", 'data.missing = "drop"']),
+        ("constant.npy", ["constant.npy", "'c2'", 'data.constant = "keep"']),
+        ("three.npy", ["three.npy", "3 rows", "at least 20"]),
+        ("text.csv", ["text.csv", "'name'", "'bob'", "row 1", "data.columns"]),
+        ("empty.csv", ["empty.csv", "empty"]),
+        ("empty.npy", ["empty.npy", "empty"]),
+        ("absent.npy", ["absent.npy", "does not exist"]),
+    ],
+)
+def test_bad_tables(job, table, name, words):
+    change(job, table, name)
+    done = sfg(job, "run", "job.toml", "--set", f"data.source={name}", check=2)
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("sfg: ")
+    assert all(word in done.stderr for word in words), done.stderr
+    assert not (job / "runs" / "job" / "pairs.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["run", "job.toml", "--set", "labels.num_pair=3"],
+            ["job.toml", "labels.num_pair", "did you mean labels.num_pairs?"],
+        ),
+        (["run", "job.toml", "--set", "labels.num_pairs=many"], ["labels.num_pairs", "integer", "'many'"]),
+        (["run", "job.toml", "--set", "nonsense"], ["table.key=value"]),
+        (["run", "absent.toml"], ["absent.toml does not exist"]),
+        (["run", "job.toml", "--executor", "slurm"], ["executor.kind", "'ray' or 'inline'"]),
+        (["run", "job.toml", "--set", "labels.num_evaluations=30"], ["num_evaluations", "take 28 or 32"]),
+        (["run", "job.toml", "--set", "output.dir=s3://bucket/x"], ["output.dir", "local directory"]),
+        (["run"], ["Missing argument"]),
+        (["frobnicate"], ["No such command"]),
+        (["sample", "job.toml", "-n", "3"], ["evaluate table"]),
+        (["sample", "model", "-n", "1.5"], ["whole number"]),
+    ],
+)
+def test_wrong_requests(job, arguments, words):
+    done = sfg(job, *arguments, check=2)
+    assert done.stdout == ""
+    assert all(word in done.stderr for word in words), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (job / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "job.toml"], ["pairs.zarr does not exist", "sfg label"]),
+        (["sample", "job.toml"], ["holds no generator"]),
+        (["evaluate", "job.toml"], ["sfg label"]),
+        (["status", "nowhere"], ["holds no pairs"]),
+        (["sample", "nowhere"], ["holds no generator"]),
+    ],
+)
+def test_stages_out_of_order_fail_and_say_what_comes_first(job, arguments, words):
+    done = sfg(job, *arguments, check=1)
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+def test_a_store_of_another_plan_is_refused_and_kept(job):
+    sfg(job, "label", "job.toml", check=0)
+    done = sfg(job, "label", "job.toml", "--set", "labels.seed=3", check=1)
+    assert "labels.seed: 0 -> 3" in done.stderr
+    sfg(job, "train", "job.toml", check=0)
+
+
+def test_errors_as_json(job):
+    done = sfg(job, "run", "job.toml", "--json", "--set", "data.source=absent.npy", check=2)
+    assert "absent.npy does not exist" in json.loads(done.stdout)["error"]
+
+
+def test_debug_shows_the_traceback(job):
+    assert "Traceback" in sfg(job, "train", "job.toml", "--debug", check=1).stderr
+
+
+def test_help_and_version(tmp_path):
+    assert "label" in sfg(tmp_path, "--help", check=0).stdout
+    assert re.fullmatch(r"sfg_dist \d+\.\d+\.\d+\n", sfg(tmp_path, "--version", check=0).stdout)
+
+
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_keeps_what_is_committed_and_says_how_to_go_on(job, which):
+    command = [sys.executable, "-m", "sfg_dist.cli", "label", "job.toml", "--set", "labels.num_pairs=200000"]
+    with subprocess.Popen(command, cwd=job, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        commits = job / "runs" / "job" / "pairs.zarr" / "commits"
+        deadline = time.monotonic() + 60
+        while len(list(commits.glob("*.json"))) < 2:
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(which)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run the same command again" in errors
+    assert "Traceback" not in errors
+    status = json.loads(sfg(job, "status", "runs/job", "--json", check=0).stdout)
+    assert 2 <= status["shards_done"] < status["shards"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 600 KiB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(place)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.decode().strip()}")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_keeps_what_is_committed(job, small_disk):
+    words = ["label", "job.toml", "--set", f"output.dir={small_disk}/run", "--set", "labels.num_pairs=20000"]
+    done = sfg(job, *words, check=1)
+    assert "no space left on the device; what is committed is safe" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    first = json.loads(sfg(job, "status", small_disk / "run", "--json", check=0).stdout)
+    assert 0 < first["shards_done"] < first["shards"]
+    kept = {f: f.stat().st_mtime_ns for f in Path(small_disk, "run/pairs.zarr/commits").iterdir()}
+    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
+    sfg(job, *words, check=0)
+    assert all(file.stat().st_mtime_ns == at for file, at in kept.items())
+    sfg(job, *words[:4], "--set", "labels.num_pairs=20000", check=0)

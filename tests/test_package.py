@@ -1,0 +1,95 @@
+"""The package as a whole: what importing it costs, and what its pages and docstrings show is run."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sfg_dist
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted(module.name for module in pkgutil.walk_packages(sfg_dist.__path__, "sfg_dist."))
+PAGES = sorted(ROOT.glob("*.md"))
+
+
+def loaded_by(statement):
+    code = (
+        f"import sys; {statement}; print(*[m for m in ('torch', 'ray', 'dask', 'zarr', 'sklearn') if m in sys.modules])"
+    )
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+
+
+def test_importing_the_package_loads_neither_torch_nor_ray():
+    assert loaded_by("import sfg_dist") == []
+    assert loaded_by("import sfg_dist.cli") == []
+
+
+def test_each_room_loads_no_more_than_it_may():
+    assert set(loaded_by("import sfg_dist.flow")) == {"torch"}
+    assert "torch" not in loaded_by("import sfg_dist.store")
+    assert "ray" not in loaded_by(
+        "import sfg_dist.distributed.training, sfg_dist.distributed.actors, sfg_dist.pipeline"
+    )
+
+
+def test_public_names():
+    for name in sfg_dist.__all__:
+        assert getattr(sfg_dist, name) is not None
+    assert set(sfg_dist.__all__) <= set(dir(sfg_dist))
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = sfg_dist.nonsense
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name):
+    import numpy as np
+    import torch
+
+    module = importlib.import_module(name)
+    failures, _ = doctest.testmod(
+        module, extraglobs={"np": np, "torch": torch}, optionflags=doctest.NORMALIZE_WHITESPACE
+    )
+    assert failures == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def readme_commands():
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.split(" #")[0].strip() for line in lines if line.strip().startswith((".venv/bin/sfg", "sfg "))]
+
+
+@pytest.mark.parametrize("command", sorted(set(readme_commands())))
+def test_readme_commands_name_what_exists(command, monkeypatch):
+    """Every command of the README parses; its job files exist and take the keys that it sets."""
+    from sfg_dist.config import load_job
+
+    words = shlex.split(command)[1:]
+    done = subprocess.run([sys.executable, "-m", "sfg_dist.cli", words[0], "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, command
+    for option in (word for word in words if word.startswith("--")):
+        assert option in done.stdout, command
+    monkeypatch.chdir(ROOT)
+    jobs = [word for word in words[1:2] if word.startswith("jobs/")]
+    overrides = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+    for job in jobs:
+        load_job(job, overrides)
+
+
+def test_readme_python_runs(tmp_path, monkeypatch):
+    """The README's Python, line by line, on a small job."""
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README.md", "exec"), {})

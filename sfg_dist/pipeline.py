@@ -382,7 +382,7 @@ class Pipeline:
         prepared, plan = self.prepared, pairs.plan
         paths = self._paths(pairs, transform) if plan.dim == 2 and len(prepared.columns) == 2 else None
         return ReportContent(
-            title=f"{self.directory.name}: {self.job.data.source}",
+            title=f"{self.directory.name}: {Path(self.job.data.source).name}",
             columns=prepared.columns,
             held_out=prepared.test,
             samples=samples,
@@ -519,11 +519,10 @@ def _notes(report: Mapping[str, Any], metrics: Mapping[str, Any], latents: str |
             notes.append(f"Column {name} has ties and was not dequantized: {tie.get('reason', 'no common grid')}.")
     if latents is not None:
         notes.append(f"The start points came from {latents}, so labels and samples need not follow the data's law.")
-    for name in ("labels", "samples"):
-        ratio = metrics[name].get("nearest_train_distance")
-        if ratio is not None and ratio < 0.5:
-            notes.append(
-                f"The {name} lie {ratio:.2f} times as far from the training rows as held-out rows do: they repeat "
-                f"training rows; a larger labels.t_min blurs more."
-            )
+    ratio = metrics["samples"].get("nearest_train_distance")
+    if ratio is not None and ratio < 0.5:
+        notes.append(
+            f"The samples lie {ratio:.2f} times as far from the training rows as held-out rows do: they repeat "
+            f"training rows; a larger labels.t_min blurs more."
+        )
     return notes

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from sfg_dist.errors import StoreError
 from sfg_dist.plan import Stream, random_generator
 
 if TYPE_CHECKING:
@@ -178,7 +179,13 @@ class PairStream:
         for block in window:
             # Threads, never Ray's Dask scheduler: its tasks want CPUs of their own, and a training worker that holds
             # them all would wait for ever.
-            parts = compute(*(array.blocks[block] for array in self._arrays), scheduler="threads")
+            try:
+                parts = compute(*(array.blocks[block] for array in self._arrays), scheduler="threads")
+            except Exception as error:
+                raise StoreError(
+                    f"shard {block} cannot be read: {str(error).splitlines()[0]}; if it is damaged, remove its record "
+                    f"commits/{block:08d}.json from the store and run `sfg label` with the same job to make it again"
+                ) from error
             rows = self._block_rows(block)
             for table, part in zip(tables, parts, strict=True):
                 table[offset : offset + rows] = part[:rows]

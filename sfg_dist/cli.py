@@ -246,6 +246,7 @@ class _Display:
         self._progress: Any = None
         self._task: Any = None
         self._last_line = 0.0
+        self._rows = 0
         self._stage: Mapping[str, Any] = {}
         self._handlers: dict[str, Callable[[Mapping[str, Any]], None]] = {
             "stage_started": self._on_stage,
@@ -305,12 +306,16 @@ class _Display:
             self._print(f"data: ties dequantized by one grid step: {', '.join(steps)}")
 
     def _on_shard(self, event: Mapping[str, Any]) -> None:
-        self._advance(event["done"], f"label: {event['done']:,} of {event['total']:,} shards", event)
+        self._rows += event["rows"][1] - event["rows"][0]
+        rate = self._rows / max(1e-3, event["time"] - self._stage["time"])
+        line = f"label: {event['done']:,} of {event['total']:,} shards, {rate:,.0f} pairs/s"
+        self._advance(event["done"], line, event)
 
     def _on_epoch(self, event: Mapping[str, Any]) -> None:
         position = event["elapsed_s"] if self._stage.get("max_time_s") else event["epoch"]
+        rate = event["step"] / max(1e-3, event["elapsed_s"])
         losses = f"loss {event['train_loss']:.4f}, held out {event['validation_loss']:.4f}"
-        self._advance(position, f"train: epoch {event['epoch']}, {losses}", event)
+        self._advance(position, f"train: epoch {event['epoch']}, {losses}, {rate:,.0f} batches/s", event)
 
     def _on_measured(self, event: Mapping[str, Any]) -> None:
         auc = event.get("c2st_auc")
@@ -321,7 +326,7 @@ class _Display:
         (self._progress.console if self._progress else self._console).print(text, markup=False)
 
     def _open_bar(self, name: str, total: float, completed: float) -> None:
-        self._last_line = 0.0
+        self._last_line, self._rows = 0.0, 0
         if not self._console.is_terminal:
             return
         from rich.progress import (
@@ -336,7 +341,7 @@ class _Display:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TaskProgressColumn(show_speed=True),
+            TaskProgressColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),

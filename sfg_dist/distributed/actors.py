@@ -69,6 +69,12 @@ def label_with_actors(
         handle = remote_class.remote(url, num_threads=num_threads)
         return _Slot(handle, in_flight={handle.__ray_ready__.remote(): _ALIVE})
 
+    def finish(record: dict[str, Any]) -> None:
+        nonlocal done
+        done += 1
+        if on_progress is not None:
+            on_progress(done, total, record)
+
     attempts = dict.fromkeys(todo, 0)
     idle_losses = 0
     slots = [new_slot() for _ in range(min(num_actors, len(todo)))]
@@ -83,14 +89,21 @@ def label_with_actors(
             try:
                 record = ray.get(ready)
             except RayActorError as error:
-                lost = [shard for shard in slot.in_flight.values() if shard != _ALIVE]
+                # What it committed before it died is done, whether or not the answer came through.
+                lost = []
+                for shard in (shard for shard in slot.in_flight.values() if shard != _ALIVE):
+                    record = pairs.commit_record(shard) if pairs.is_done(shard) else None
+                    if record is None:
+                        lost.append(shard)
+                    else:
+                        finish(record)
                 slots[slots.index(slot)] = new_slot()
                 if not lost:
                     idle_losses += 1
                     if idle_losses >= MAX_IDLE_LOSSES:
                         raise ClusterError(f"{idle_losses} actors died before their first shard: {error}") from error
                 todo.extendleft(reversed(lost))
-                # Calls of one actor run in order, so only the first of them can have brought it down.
+                # Calls of one actor run in order, so only the first that is not done can have brought it down.
                 for shard in lost[:1]:
                     attempts[shard] += 1
                     if attempts[shard] >= MAX_ATTEMPTS:
@@ -108,9 +121,7 @@ def label_with_actors(
                 shard = slot.in_flight.pop(ready)
                 slot.is_ready = True
                 if shard != _ALIVE:
-                    done += 1
-                    if on_progress is not None:
-                        on_progress(done, total, record)
+                    finish(record)
     finally:
         for slot in slots:
             ray.kill(slot.handle)

@@ -168,7 +168,7 @@ class Pairs:
 
     def pending(self) -> list[int]:
         """Shards still to do: no commit, or objects whose size is not the recorded one."""
-        done = {shard for shard in self.committed() if self._sizes_match(shard)}
+        done = {shard for shard in self.committed() if self.is_done(shard)}
         return [shard for shard in range(self.plan.num_shards) if shard not in done]
 
     @property
@@ -225,7 +225,7 @@ class Pairs:
         start, stop = self.plan.shard_range(shard)
         objects: dict[str, dict[str, Any]] = {}
         earlier = self.commit_record(shard)
-        intact = earlier is not None and self._sizes_match(shard)
+        intact = earlier is not None and self.is_done(shard)
         for name, rows in zip(ARRAYS, (latents, labels), strict=True):
             if rows.shape != (stop - start, self.plan.dim) or not np.isfinite(rows).all():
                 raise StoreError(f"shard {shard}: {name} must be finite and have {stop - start} rows, got {rows.shape}")
@@ -264,7 +264,8 @@ class Pairs:
         if back.tobytes() != rows.tobytes():
             raise StoreError(f"shard {shard} of {self.location.url}/{name} reads back other bytes than were written")
 
-    def _sizes_match(self, shard: int) -> bool:
+    def is_done(self, shard: int) -> bool:
+        """Whether a shard is committed and its objects have the recorded sizes."""
         record = self.commit_record(shard)
         return record is not None and all(
             self.location.size(entry["key"]) == entry["bytes"] for entry in record["objects"].values()

@@ -76,7 +76,7 @@ class DataConfig(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
-        if len(self.split) != 3 or min(self.split) < 0 or abs(sum(self.split) - 1) > 1e-6:
+        if len(self.split) != 3 or not (min(self.split) >= 0 and abs(sum(self.split) - 1) <= 1e-6):
             raise ValueError("split must be three fractions, train, validation and test, that sum to 1")
         if self.split[0] <= 0 or self.split[2] <= 0:
             raise ValueError("split must leave rows for training and for the test")

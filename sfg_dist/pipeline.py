@@ -7,10 +7,12 @@ happens is told as events: JSON lines in events.jsonl, and a callable that the c
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import json
 import platform
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -135,7 +137,14 @@ class Pipeline:
     def train(self) -> Generator:
         """Fit the network on the pairs and save the generator."""
         from sfg_dist.data import Transform
-        from sfg_dist.distributed.training import FitSettings, fit_inline, fit_with_workers, is_finished, load_fitted
+        from sfg_dist.distributed.training import (
+            FitSettings,
+            fit_inline,
+            fit_with_workers,
+            has_checkpoint,
+            is_finished,
+            load_fitted,
+        )
         from sfg_dist.model.calibrate import Calibration
         from sfg_dist.model.generator import Generator
 
@@ -163,7 +172,7 @@ class Pipeline:
             ),
         )
         url = str(self.pairs_path.absolute())
-        fresh = not any(self.checkpoints_path.glob("step_*[0-9]"))
+        fresh = not has_checkpoint(self.checkpoints_path, settings, pairs.plan.run_id)
         with (
             self._stage("train", fresh=fresh, num_epochs=job.num_epochs, max_time_s=job.max_time_s),
             self.session(),
@@ -200,7 +209,12 @@ class Pipeline:
         generator = Generator.load(self.model_path)
         job = self.job.evaluate
         with self._stage("sample", rows=job.num_samples):
-            write_table(self.samples_path, generator.columns, generator.sample_parts(job.num_samples, seed=job.seed))
+            write_table(
+                self.samples_path,
+                generator.columns,
+                generator.sample_parts(job.num_samples, seed=job.seed),
+                source=self._sample_source,
+            )
         return self.samples_path
 
     def evaluate(self) -> dict[str, Any]:
@@ -212,10 +226,21 @@ class Pipeline:
         from sfg_dist.store.table import read_table
 
         pairs = self._existing_store()
+        generator = Generator.load(self.model_path)
+        if generator.job.get("train") != self.job.train.model_dump(exclude_none=True):
+            warnings.warn(
+                f"{self.model_path} was trained with other train keys than this job has; `sfg train` trains anew",
+                stacklevel=2,
+            )
         prepared = self.prepared
+        if fingerprint(prepared.train) != pairs.plan.identity["table"]:
+            raise DataError(
+                f"{self.job.data.source} is not the table that {self.pairs_path} was made from: bring it back, "
+                f"or choose another output.dir and run again"
+            )
         job = self.job.evaluate
         with self._stage("evaluate", metrics=list(job.metrics)):
-            samples = read_table(self.samples_path)
+            samples = read_table(self.samples_path, source=self._sample_source)
             num_labels = min(pairs.plan.num_pairs, job.num_samples)
             transform = Transform.from_arrays(*pairs.transform)
             labels = transform.inverse(pairs.labels[:num_labels].compute(scheduler="threads"))
@@ -230,7 +255,6 @@ class Pipeline:
                 self.emit("measured", what=name, **metrics[name])
         metrics["time_s"] = stage_times(self.directory / "events.jsonl")
         _, history = load_fitted(self.checkpoints_path)
-        generator = Generator.load(self.model_path)
         page = render_report(self._report_content(metrics, history, samples, labels, transform, pairs, generator))
         with self._writing("report.html, metrics.json and model"):
             self.report_path.write_text(page, encoding="utf-8")
@@ -302,10 +326,8 @@ class Pipeline:
         prepared = self.prepared
         reference = prepared.reference()
         queries = self._queries(prepared.transform)
-        plan = make_plan(self.job, reference, prepared.columns, queries)
-        with self._writing("job.toml"):
-            (self.directory / "job.toml").write_text(self.job.to_toml(), encoding="utf-8")
-        return create_store(
+        plan = make_plan(self.job, prepared.train, reference, prepared.columns, queries)
+        pairs = create_store(
             self.pairs_path,
             plan,
             reference=reference,
@@ -313,13 +335,34 @@ class Pipeline:
             transform_metadata=prepared.transform.to_metadata(),
             queries=queries,
         )
+        self._write_job()
+        return pairs
 
     def _existing_store(self) -> Pairs:
         from sfg_dist.store import open_pairs
 
         if not self.pairs_path.exists():
             raise StoreError(f"{self.pairs_path} does not exist: run `sfg label` with this job first")
-        return open_pairs(self.pairs_path)
+        pairs = open_pairs(self.pairs_path)
+        # The same refusal as when labelling, but for the table itself, which need not be read again to train.
+        plan = pairs.plan
+        wanted = replace(plan, identity={**plan.identity, **_identity_of_keys(self.job)})
+        pairs.require_plan(
+            replace(wanted, num_pairs=plan.num_pairs if self.job.labels.latents else self.job.labels.num_pairs)
+        )
+        self._write_job()
+        return pairs
+
+    def _write_job(self) -> None:
+        with self._writing("job.toml"):
+            (self.directory / "job.toml").write_text(self.job.to_toml(), encoding="utf-8")
+
+    @property
+    def _sample_source(self) -> str:
+        """What decides the samples: the model's bytes, how many, and the seed."""
+        job = self.job.evaluate
+        model = hashlib.sha256((self.model_path / "model.safetensors").read_bytes()).hexdigest()
+        return f"model {model}, {job.num_samples} rows, seed {job.seed}"
 
     def _label_missing(self, pairs: Pairs) -> None:
         from sfg_dist.distributed.actors import label_with_actors
@@ -446,27 +489,42 @@ def check_job(job: Job) -> None:
 
 
 def make_plan(
-    job: Job, reference: NDArray[np.float32], columns: tuple[str, ...], queries: NDArray[np.float32] | None
+    job: Job,
+    train: NDArray[np.float64],
+    reference: NDArray[np.float32],
+    columns: tuple[str, ...],
+    queries: NDArray[np.float32] | None,
 ) -> Plan:
     """The plan of a job over a transformed reference set.
 
-    The path of the table is no part of it: the reference's fingerprint says what was read from there.
+    The path of the table is no part of it: fingerprints say what was read from there. The reference's alone would not
+    do, since a quantile or standardizing transform takes away a change of units.
     """
     identity = {
-        "data": job.data.model_dump(exclude={"source"}, exclude_none=True),
-        "transform": job.transform.model_dump(exclude_none=True),
-        "labels": job.labels.model_dump(exclude=NOT_IDENTITY, exclude_none=True),
+        **_identity_of_keys(job),
+        "table": fingerprint(train),
         "reference": fingerprint(reference),
         "queries": fingerprint(queries) if queries is not None else None,
     }
     return Plan(
-        identity=json.loads(json.dumps(identity)),
+        identity=identity,
         num_pairs=job.labels.num_pairs if queries is None else len(queries),
         dim=reference.shape[1],
         shard_rows=job.labels.shard_rows,
         columns=tuple(columns),
         versions=versions(),
     )
+
+
+def _identity_of_keys(job: Job) -> dict[str, Any]:
+    """The tables of the job that decide the bits of labels, as they read back from JSON."""
+    tables = {
+        "data": job.data.model_dump(exclude={"source"}, exclude_none=True),
+        "transform": job.transform.model_dump(exclude_none=True),
+        "labels": job.labels.model_dump(exclude=NOT_IDENTITY, exclude_none=True),
+    }
+    keys: dict[str, Any] = json.loads(json.dumps(tables))
+    return keys
 
 
 def versions() -> dict[str, str]:

@@ -101,7 +101,8 @@ def label_with_actors(
                 if not lost:
                     idle_losses += 1
                     if idle_losses >= MAX_IDLE_LOSSES:
-                        raise ClusterError(f"{idle_losses} actors died before their first shard: {error}") from error
+                        reason = str(error).strip().splitlines()[-1]
+                        raise ClusterError(f"{idle_losses} actors died before their first shard: {reason}") from error
                 todo.extendleft(reversed(lost))
                 # Calls of one actor run in order, so only the first that is not done can have brought it down.
                 for shard in lost[:1]:

@@ -359,10 +359,15 @@ def _save_checkpoint(trainer: Trainer, checkpoints: Path, settings: FitSettings,
         shutil.rmtree(old)
 
 
+def has_checkpoint(checkpoints: Path, settings: FitSettings, run_id: str) -> bool:
+    """Whether this very fit can go on from where it was."""
+    return _newest(checkpoints) is not None and _is_ours(checkpoints, settings, run_id)
+
+
 def is_finished(checkpoints: Path, settings: FitSettings, run_id: str) -> bool:
     """Whether this very fit has run to its end: by epochs, or by the clock where it has a limit."""
     newest = _newest(checkpoints)
-    if newest is None or not (checkpoints / FITTED_NAME).exists() or not _is_ours(checkpoints, settings, run_id):
+    if newest is None or not (checkpoints / FITTED_NAME).exists() or not has_checkpoint(checkpoints, settings, run_id):
         return False
     progress = json.loads((newest / "progress.json").read_text())
     return progress["epoch"] >= settings.num_epochs or (
@@ -386,7 +391,7 @@ def _prepare(url: str, checkpoints: Path, settings: FitSettings) -> None:
     """Before any rank starts: refuse an unfinished store, and clear away the checkpoints of another fit."""
     pairs = open_pairs(url)
     pairs.require_complete()
-    if _newest(checkpoints) is None or _is_ours(checkpoints, settings, pairs.plan.run_id):
+    if _newest(checkpoints) is None or has_checkpoint(checkpoints, settings, pairs.plan.run_id):
         return
     warnings.warn(f"{checkpoints} holds checkpoints of other train keys or pairs: training starts anew", stacklevel=3)
     for old in checkpoints.glob("step_*[0-9]"):

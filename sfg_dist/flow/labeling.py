@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sfg_dist.flow.posterior import Backend, Reference, Rows, as_reference, posterior_moments
+from sfg_dist.flow.posterior import Backend, Reference, Rows, as_reference, posterior_moments, to_tensor
 from sfg_dist.flow.schedule import Schedule, ScheduleName
 from sfg_dist.flow.solver import Denoiser, Direction, TimeGrid, integrate, trajectory
 
@@ -54,7 +54,7 @@ def label_latents(
         backend: how the posterior mean is computed; see ``posterior_moments``.
 
     Returns:
-        End points, shape of ``latents``, same container, device and dtype.
+        End points, shape of ``latents``, same container, device and dtype (of the arithmetic, for integer latents).
 
     Raises:
         ValueError: shapes or settings do not fit, or a latent is not finite.
@@ -67,7 +67,7 @@ def label_latents(
         array([[-3.],
                [ 5.]])
     """
-    start = torch.as_tensor(latents)
+    start = to_tensor(latents)
     if start.ndim != 2:
         raise ValueError(f"latents must have shape (num_rows, dim), got {tuple(start.shape)}")
     if not bool(torch.isfinite(start).all()):
@@ -78,7 +78,8 @@ def label_latents(
     prepared = as_reference(reference, start, dtype or torch.float32)
     if start.shape[1] != prepared.dim:
         raise ValueError(f"latents have {start.shape[1]} columns, the reference has {prepared.dim}")
-    labels = torch.empty(start.shape, dtype=start.dtype, device=start.device)
+    dtype = start.dtype if start.is_floating_point() else prepared.dtype
+    labels = torch.empty(start.shape, dtype=dtype, device=start.device)
     for first in range(0, len(start), batch_size):
         rows = start[first : first + batch_size]
         padded = torch.zeros(batch_size, prepared.dim, dtype=prepared.dtype, device=start.device)
@@ -194,7 +195,7 @@ def score(
         >>> score(np.array([[2.0]]), np.array([[0.0]]), t=0.5)
         array([[-4.]])
     """
-    places = torch.as_tensor(z)
+    places = to_tensor(z)
     if places.ndim != 2:
         raise ValueError(f"z must have shape (num_rows, dim), got {tuple(places.shape)}")
     prepared = as_reference(reference, places, dtype or torch.float32)

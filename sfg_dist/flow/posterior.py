@@ -53,7 +53,7 @@ class Reference:
     ) -> None:
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
-        table = torch.as_tensor(rows)
+        table = to_tensor(rows)
         if table.ndim != 2 or 0 in table.shape:
             raise ValueError(f"the reference must be a non-empty table of rows, got shape {tuple(table.shape)}")
         if not table.is_floating_point():
@@ -95,6 +95,13 @@ class Reference:
         """A reference of the rows at ``index``, centred about its own mean."""
         rows = self.keys[torch.as_tensor(index, device=self.device), :-1].double()
         return Reference(rows + self.center.to(self.device), dtype=self.dtype)
+
+
+def to_tensor(rows: Rows) -> Tensor:
+    """Rows as a tensor without history; numpy arrays that torch cannot share, read-only or strided, are copied."""
+    if isinstance(rows, Tensor):
+        return rows.detach()
+    return torch.from_numpy(np.require(rows, requirements=["C", "W"]))
 
 
 def as_reference(reference: Rows | Reference, like: Tensor, dtype: torch.dtype) -> Reference:

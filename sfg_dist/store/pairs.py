@@ -74,14 +74,10 @@ def create_store(
         location.create(PLAN_KEY, plan.to_json())
         existing = _read_plan(location)  # another driver may have been first
         assert existing is not None
-    if difference := existing.difference(plan):
-        shown = "\n  ".join(difference)
-        raise PlanMismatchError(
-            f"{location.url} was made by another plan (store -> job):\n  {shown}\n"
-            f"change the job back, or choose another output.dir"
-        )
+    pairs = Pairs(location, existing)
+    pairs.require_plan(plan)
     _warn_of_versions(location.url, existing, plan)
-    return Pairs(location, existing)
+    return pairs
 
 
 def open_pairs(path: str | Path) -> Pairs:
@@ -175,6 +171,19 @@ class Pairs:
     def is_complete(self) -> bool:
         """Whether every shard is committed."""
         return len(self.committed() & set(range(self.plan.num_shards))) == self.plan.num_shards
+
+    def require_plan(self, plan: Plan) -> None:
+        """Refuse another plan than the one that made the store.
+
+        Raises:
+            PlanMismatchError: they differ in what decides the bits; the message shows the difference.
+        """
+        if difference := self.plan.difference(plan):
+            shown = "\n  ".join(difference)
+            raise PlanMismatchError(
+                f"{self.location.url} was made by another plan (store -> job):\n  {shown}\n"
+                f"change the job back, or choose another output.dir"
+            )
 
     def require_complete(self) -> None:
         """Refuse to go on with missing shards.

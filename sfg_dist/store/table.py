@@ -17,13 +17,16 @@ CHUNK_ROWS = 65_536
 SUFFIXES = (".zarr", ".parquet", ".csv", ".npy")
 
 
-def write_table(path: Path, columns: Sequence[str], parts: Iterable[NDArray[np.float64]]) -> int:
+def write_table(
+    path: Path, columns: Sequence[str], parts: Iterable[NDArray[np.float64]], *, source: str | None = None
+) -> int:
     """Write rows to .zarr, .parquet, .csv or .npy; an older table is replaced once the new one is whole.
 
     Args:
         path: where; the suffix says the format. A .zarr is a group of the array ``X``, names as attribute.
         columns: column names.
         parts: tables of rows, shape (some rows, number of columns) each.
+        source: what the rows were made by, kept in the attributes of a .zarr.
 
     Returns:
         Number of rows written.
@@ -40,6 +43,10 @@ def write_table(path: Path, columns: Sequence[str], parts: Iterable[NDArray[np.f
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove(partial)
         num_rows = writers[path.suffix](partial, columns, parts)
+        if source is not None and path.suffix == ".zarr":
+            import zarr
+
+            zarr.open_group(partial, mode="r+").attrs["source"] = source
         _remove(path)
         partial.rename(path)
     except OSError as error:
@@ -47,13 +54,22 @@ def write_table(path: Path, columns: Sequence[str], parts: Iterable[NDArray[np.f
     return num_rows
 
 
-def read_table(path: Path) -> NDArray[np.float64]:
-    """Rows of a .zarr table that ``write_table`` made."""
+def read_table(path: Path, *, source: str) -> NDArray[np.float64]:
+    """Rows of a .zarr table that ``write_table`` made.
+
+    Raises:
+        StoreError: there is none, or another source made it.
+    """
     import zarr
 
     if not path.exists():
         raise StoreError(f"{path} does not exist: run `sfg sample` with this job first")
-    return np.asarray(zarr.open_group(path, mode="r")["X"][...])  # type: ignore[index]
+    group = zarr.open_group(path, mode="r")
+    if group.attrs.get("source") != source:
+        raise StoreError(
+            f"{path} was drawn from another model or with other keys: run `sfg sample` with this job again"
+        )
+    return np.asarray(group["X"][...])  # type: ignore[index]
 
 
 def _remove(path: Path) -> None:

@@ -82,6 +82,22 @@ def test_container_dtype_and_device_are_kept(dtype, device):
     assert array.dtype == latents.cpu().numpy().dtype
 
 
+def test_integers_read_only_and_strided_arrays_and_gradients():
+    x = np.array([[-3, 0], [5, 1]])
+    latents = np.array([[-1, 0], [1, 2]])
+    expected = label_latents(latents.astype(np.float32), x.astype(np.float64), num_evaluations=8)
+    labels = label_latents(latents, x, num_evaluations=8)
+    assert labels.dtype == np.float32
+    assert np.array_equal(labels, expected)
+    frozen = np.asfortranarray(latents.astype(np.float32))
+    frozen.flags.writeable = False
+    assert np.array_equal(label_latents(frozen, x[::-1], num_evaluations=8), expected)
+    tracked = torch.from_numpy(latents).float().requires_grad_()
+    assert not label_latents(tracked, torch.from_numpy(x).float(), num_evaluations=8).requires_grad
+    assert not score(tracked, x, t=0.5).requires_grad
+    assert label_latents(np.zeros((0, 2)), x, num_evaluations=8).shape == (0, 2)
+
+
 def test_a_prepared_reference_gives_the_same_labels(moons):
     latents = np.random.default_rng(2).standard_normal((10, 2))
     assert np.array_equal(

@@ -154,6 +154,16 @@ def test_another_table_is_refused(make_store, pairs):
         make_store(data={"source": "circles", "max_rows": 600})
 
 
+def test_a_change_of_units_is_refused_though_the_transform_takes_it_away(make_store, tmp_path):
+    rows = np.random.default_rng(0).standard_normal((300, 2))
+    keys = {"data": {"source": str(tmp_path / "table.npy"), "max_rows": 300}}
+    np.save(tmp_path / "table.npy", rows)
+    make_store(**keys)
+    np.save(tmp_path / "table.npy", 2 * rows)
+    with pytest.raises(PlanMismatchError, match=r"table: '[0-9a-f]{64}' -> "):
+        make_store(**keys)
+
+
 def test_train_keys_never_refuse_a_store(make_store, full_pairs):
     assert make_store(train={"width": 99}, evaluate={"num_samples": 7}).is_complete
 

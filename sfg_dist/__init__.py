@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sfg_dist._version import __version__
 
 if TYPE_CHECKING:
+    from sfg_dist.errors import SfgError
     from sfg_dist.flow import Reference, label_latents, score
     from sfg_dist.model.generator import Generator
     from sfg_dist.pipeline import run
@@ -25,6 +26,7 @@ _HOMES = {
     "Generator": "sfg_dist.model.generator",
     "Pairs": "sfg_dist.store",
     "Reference": "sfg_dist.flow",
+    "SfgError": "sfg_dist.errors",
     "label_latents": "sfg_dist.flow",
     "open_pairs": "sfg_dist.store",
     "run": "sfg_dist.pipeline",
@@ -35,6 +37,7 @@ __all__ = [
     "Generator",
     "Pairs",
     "Reference",
+    "SfgError",
     "__version__",
     "label_latents",
     "open_pairs",

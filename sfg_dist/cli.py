@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from sfg_dist import __version__
-from sfg_dist.errors import ConfigError, DataError, SfgError
+from sfg_dist.errors import ConfigError, DataError, PlanMismatchError, SfgError
 
 if TYPE_CHECKING:
     from sfg_dist.config import Job
@@ -40,7 +40,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
                 130,
             )
         except SfgError as error:
-            _fail(json_, debug, str(error), 2 if isinstance(error, (ConfigError, DataError)) else 1)
+            _fail(json_, debug, str(error), 2 if isinstance(error, (ConfigError, DataError, PlanMismatchError)) else 1)
         except Exception as error:
             hint = "" if debug else " (run again with --debug for the traceback)"
             _fail(json_, debug, f"{type(error).__name__}: {error}{hint}", 1)
@@ -69,7 +69,10 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 @command
 def run(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False, debug: Debug = False) -> None:
-    """Label, train, sample and evaluate; goes on where an earlier run of the job stopped."""
+    """Label, train, sample and evaluate.
+
+    Goes on where an earlier run of the job stopped. The README lists the keys of a job.
+    """
     from sfg_dist.pipeline import run as run_job
 
     resolved = _load(job, set_, executor)
@@ -80,7 +83,7 @@ def run(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json =
 
 @command
 def label(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False, debug: Debug = False) -> None:
-    """Make the labeled pairs, or what is missing of them."""
+    """Make the labeled pairs that are missing."""
     resolved = _load(job, set_, executor)
     with _Display(json_) as display:
         pairs = _pipeline(resolved, display).label()
@@ -89,7 +92,10 @@ def label(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json
 
 @command
 def train(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False, debug: Debug = False) -> None:
-    """Fit the generator on the pairs; goes on from the last checkpoint."""
+    """Fit the generator on the pairs.
+
+    Goes on from the last checkpoint.
+    """
     resolved = _load(job, set_, executor)
     with _Display(json_) as display:
         pipeline = _pipeline(resolved, display)
@@ -100,14 +106,21 @@ def train(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json
 @command
 def sample(
     what: Annotated[Path, typer.Argument(metavar="JOB.toml|MODEL", help="A job file, or a saved model directory.")],
-    num: Annotated[float | None, typer.Option("-n", "--num", help="Rows to draw; 1e6 is fine.")] = None,
+    num: Annotated[
+        float | None, typer.Option("-n", "--num", help="Rows to draw, 1000 if not given; 1e6 is fine.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the latents.")] = 0,
-    out: Annotated[Path | None, typer.Option("--out", help="Where to: .zarr, .parquet, .csv or .npy.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where to: .zarr, .parquet, .csv or .npy; samples.csv if not given.")
+    ] = None,
     set_: Set = None,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Draw rows from a trained generator, for a job's evaluation or to a file of your own."""
+    """Draw rows from a trained generator.
+
+    With a job file, the samples that it evaluates; with a saved model, to a file of your own.
+    """
     if what.suffix == ".toml":
         if num is not None or out is not None or seed:
             raise ConfigError(
@@ -125,6 +138,8 @@ def sample(
         raise ConfigError("--set changes a job; a saved model has its job inside")
     if num is not None and (num < 0 or num != int(num)):
         raise ConfigError(f"-n must be a whole number of rows, got {num}")
+    if not what.exists():
+        raise ConfigError(f"{what} does not exist: name a job file, or a saved model's directory")
     generator = Generator.load(what)
     path = out or Path("samples.csv")
     rows = write_table(
@@ -135,7 +150,10 @@ def sample(
 
 @command
 def evaluate(job: JobPath, set_: Set = None, json_: Json = False, debug: Debug = False) -> None:
-    """Measure labels and samples against held-out rows; write metrics.json and report.html."""
+    """Measure against held-out rows and report.
+
+    Writes metrics.json and report.html.
+    """
     resolved = _load(job, set_, None)
     with _Display(json_) as display:
         metrics = _pipeline(resolved, display).evaluate()
@@ -151,6 +169,8 @@ def status(
     """Say how far a store of pairs is."""
     from sfg_dist.store import open_pairs
 
+    if "://" not in store and not Path(store).exists():
+        raise ConfigError(f"{store} does not exist: name a pairs.zarr, or the output directory that holds it")
     pairs = open_pairs(store)
     plan = pairs.plan
     pending = pairs.pending()
@@ -247,6 +267,7 @@ class _Display:
         self._task: Any = None
         self._last_line = 0.0
         self._rows = 0
+        self._first: tuple[float, float] | None = None
         self._stage: Mapping[str, Any] = {}
         self._handlers: dict[str, Callable[[Mapping[str, Any]], None]] = {
             "stage_started": self._on_stage,
@@ -301,9 +322,10 @@ class _Display:
             self._print(f"data: {event['num_rows_dropped']:,} incomplete rows dropped")
         if event["constant"]:
             self._print(f"data: constant columns kept aside: {', '.join(event['constant'])}")
-        steps = [f"{name} ({tie['step']:g})" for name, tie in event["ties"].items() if tie.get("step")]
-        if steps:
-            self._print(f"data: ties dequantized by one grid step: {', '.join(steps)}")
+        gridded = [name for name, tie in event["ties"].items() if tie.get("step")]
+        if gridded:
+            shown = ", ".join(gridded[:8]) + (f" and {len(gridded) - 8} more" if len(gridded) > 8 else "")
+            self._print(f"data: columns with ties on a grid, dequantized by one step: {shown}")
 
     def _on_shard(self, event: Mapping[str, Any]) -> None:
         self._rows += event["rows"][1] - event["rows"][0]
@@ -326,7 +348,7 @@ class _Display:
         (self._progress.console if self._progress else self._console).print(text, markup=False)
 
     def _open_bar(self, name: str, total: float, completed: float) -> None:
-        self._last_line, self._rows = 0.0, 0
+        self._last_line, self._rows, self._first = 0.0, 0, None
         if not self._console.is_terminal:
             return
         from rich.progress import (
@@ -356,20 +378,23 @@ class _Display:
             self._progress.update(self._task, completed=completed, description=line)
             return
         # Plain lines: at most one in five seconds, so that a log stays readable.
-        now = event["time"]
+        now, left = event["time"], self._time_left(event, completed)
         if now - self._last_line >= 5 or completed == event.get("total"):
             self._last_line = now
-            left = self._time_left(event, completed)
             self._print(line + (f", about {left:.0f} s left" if left else ""))
 
     def _time_left(self, event: Mapping[str, Any], completed: float) -> float | None:
-        stage = self._stage
-        total = event.get("total") or stage.get("max_time_s") or stage.get("num_epochs")
-        before = stage["total"] - stage["missing"] if stage.get("stage") == "label" else 0
-        elapsed = event["time"] - stage["time"]
+        """Seconds left at the pace since the first event; what went before was starting up."""
+        limit = self._stage.get("max_time_s")
+        if limit and "elapsed_s" in event:
+            return max(0.0, float(limit) - float(event["elapsed_s"]))
+        total = event.get("total") or self._stage.get("num_epochs")
+        if self._first is None:
+            self._first = (event["time"], completed)
+        since, before = self._first
         if not total or completed <= before:
             return None
-        return max(0.0, elapsed * (total - completed) / (completed - before))
+        return max(0.0, (event["time"] - since) * (total - completed) / (completed - before))
 
     def _close_bar(self) -> None:
         if self._progress is not None:

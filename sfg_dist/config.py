@@ -292,7 +292,7 @@ def _describe_unknown(location: list[str]) -> str:
         model, parent = Job, []
     name = location[-1]
     prefix = ".".join([*parent, ""]) if parent else ""
-    close = difflib.get_close_matches(name, model.model_fields, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, model.model_fields, n=1, cutoff=0.6)
     if close:
         hint = f"did you mean {prefix}{close[0]}?"
     else:

@@ -85,6 +85,8 @@ class Pipeline:
         check_job(job)
         self.job = job
         self.directory = Path(job.output.dir)
+        if self.directory.exists() and not self.directory.is_dir():
+            raise ConfigError(f"output.dir = {job.output.dir!r} is a file: name a directory")
         self._listener = listener
         self._prepared: Prepared | None = None
         self._ray: contextlib.ExitStack | None = None
@@ -350,6 +352,11 @@ class Pipeline:
         pairs.require_plan(
             replace(wanted, num_pairs=plan.num_pairs if self.job.labels.latents else self.job.labels.num_pairs)
         )
+        if plan.source != self.job.data.source:
+            warnings.warn(
+                f"{self.pairs_path} was labelled from {plan.source}, this job names {self.job.data.source}",
+                stacklevel=3,
+            )
         self._write_job()
         return pairs
 
@@ -425,7 +432,7 @@ class Pipeline:
         prepared, plan = self.prepared, pairs.plan
         paths = self._paths(pairs, transform) if plan.dim == 2 and len(prepared.columns) == 2 else None
         return ReportContent(
-            title=f"{self.directory.name}: {Path(self.job.data.source).name}",
+            title=_title(self.directory.name, Path(self.job.data.source).name),
             columns=prepared.columns,
             held_out=prepared.test,
             samples=samples,
@@ -512,6 +519,7 @@ def make_plan(
         dim=reference.shape[1],
         shard_rows=job.labels.shard_rows,
         columns=tuple(columns),
+        source=job.data.source,
         versions=versions(),
     )
 
@@ -555,6 +563,10 @@ def stage_times(events: Path) -> dict[str, float]:
     return times
 
 
+def _title(directory: str, source: str) -> str:
+    return directory if directory == source else f"{directory}: {source}"
+
+
 def _device_name() -> str:
     import torch
 
@@ -570,11 +582,13 @@ def _notes(report: Mapping[str, Any], metrics: Mapping[str, Any], latents: str |
         notes.append(f'{report["num_rows_dropped"]:,} incomplete rows were dropped (data.missing = "drop").')
     for name, value in (report.get("constant") or {}).items():
         notes.append(f"Column {name} is constant ({value:g}): left out of the flow and put back in samples.")
+    by_step: dict[str, list[str]] = {}
     for name, tie in (report.get("ties") or {}).items():
-        if tie.get("step"):
-            notes.append(f"Column {name} has ties on a grid of {tie['step']:g}: dequantized, and put back on the grid.")
-        else:
-            notes.append(f"Column {name} has ties and was not dequantized: {tie.get('reason', 'no common grid')}.")
+        by_step.setdefault(f"a grid of {tie['step']:g}" if tie.get("step") else "", []).append(name)
+    for grid, names in by_step.items():
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more columns" if len(names) > 8 else "")
+        what = f"on {grid}: dequantized, and put back on the grid" if grid else "on no common grid: not dequantized"
+        notes.append(f"Ties in {shown} {what}.")
     if latents is not None:
         notes.append(f"The start points came from {latents}, so labels and samples need not follow the data's law.")
     ratio = metrics["samples"].get("nearest_train_distance")

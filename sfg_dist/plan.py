@@ -82,6 +82,7 @@ class Plan:
         dim: columns of latents and of labels, the flow's dimension.
         shard_rows: rows of a shard, the last one may be shorter.
         columns: the user's column names, in order.
+        source: what the job called the table when the store was created; no part of the identity.
         versions: of this package, numpy and torch when the store was created; a difference warns.
         format_version: of the layout on disk.
     """
@@ -91,6 +92,7 @@ class Plan:
     dim: int
     shard_rows: int
     columns: tuple[str, ...]
+    source: str
     versions: Mapping[str, str]
     format_version: int = FORMAT_VERSION
 

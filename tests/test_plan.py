@@ -26,6 +26,7 @@ def make_plan(**changed):
         "dim": 2,
         "shard_rows": 128,
         "columns": ("x", "y"),
+        "source": "moons",
         "versions": {"numpy": "2"},
     }
     return Plan(**(fields | changed))

@@ -11,7 +11,9 @@ import contextlib
 import json
 import math
 import shutil
+import signal
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -144,10 +146,17 @@ def fit_with_workers(
         )
         failure = checkpoints / FAILURE_NAME
         failure.unlink(missing_ok=True)
+        interrupt, terminate = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
         try:
             trainer.fit()
+        except SystemExit:  # Ray's own handler stops the workers on Ctrl-C and then ends the process
+            raise KeyboardInterrupt from None
         except Exception as error:
             raise _root_cause(error) from error
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, interrupt)
+                signal.signal(signal.SIGTERM, terminate)
         if failure.exists():
             raise TrainingError(failure.read_text())
     return load_fitted(checkpoints)
@@ -433,8 +442,6 @@ def _tail(path: Path, on_epoch: EpochReport | None) -> Iterator[None]:
     if on_epoch is None:
         yield
         return
-    import threading
-
     path.unlink(missing_ok=True)
     stop = threading.Event()
     seen = 0

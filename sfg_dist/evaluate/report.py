@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 HISTOGRAM_MAX_ROWS = 20_000
 MEMORISING_RATIO = 0.5
+FEW_HELD_OUT_ROWS = 200  # below this the AUC is uncertain by more than 0.03
 NO_VALUE = "\N{EN DASH}"
 _PICTURES_INDEX = 100  # its own place in the EVALUATE stream, past the metrics
 
@@ -32,7 +33,7 @@ _PICTURES_INDEX = 100  # its own place in the EVALUATE stream, past the metrics
 _MEANINGS = {
     "c2st_auc": (
         "Classifier AUC",
-        "0.5 is perfect, lower is better",
+        "0.5 is perfect; below it is noise",
         "how well boosted trees tell these rows from held-out ones",
     ),
     "sliced_wasserstein": (
@@ -139,7 +140,7 @@ def render_report(content: ReportContent) -> str:
     time_s = _stage_seconds(content.metrics.get("time_s", {}))
     return environment.from_string(source).render(
         title=content.title,
-        verdict=verdict(content.metrics),
+        verdict=verdict(content.metrics, len(np.asarray(content.held_out))),
         scale=_auc_scale(content.metrics),
         notes=list(content.notes),
         facts=dict(content.facts),
@@ -150,7 +151,7 @@ def render_report(content: ReportContent) -> str:
     )
 
 
-def verdict(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def verdict(metrics: Mapping[str, Mapping[str, Any]], num_held_out: int | None = None) -> list[str]:
     """The figures in plain words: a headline, then what it rests on and what would help."""
     samples, labels, floor = (_figure(metrics, kind, "c2st_auc") for kind in ("samples", "labels", "floor"))
     sentences = []
@@ -160,7 +161,9 @@ def verdict(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
         base = max(floor if floor is not None else 0.5, 0.5)
         gap = samples - base
         share = gap / max(1 - base, 1e-9)  # of the way from real rows to rows that are always told apart
-        if share <= 0.04:
+        if num_held_out is not None and num_held_out < FEW_HELD_OUT_ROWS:
+            sentences.append(f"Too few held-out rows ({num_held_out}) to tell samples from data.")
+        elif share <= 0.04:
             sentences.append("The samples pass for held-out rows.")
         elif share <= 0.14:
             sentences.append("The samples are close to the data.")
@@ -173,6 +176,10 @@ def verdict(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
             f"A classifier that tries to tell samples from held-out rows scores an AUC of {samples:.3f}, "
             f"where 0.5 is guessing{beside}."
         )
+        if num_held_out is not None:
+            # Of equal laws, by the rank test: n rows of each kind.
+            error = math.sqrt((2 * num_held_out + 1) / (12 * num_held_out**2))
+            sentences.append(f"With {num_held_out:,} held-out rows the AUC is uncertain by about {error:.3f}.")
         if labels is not None and gap > 0.03:
             lost_before_fit = (labels - base) / gap
             where = (

@@ -95,7 +95,7 @@ def label_latents(
             backend=backend,
         )
         labels[first : first + batch_size] = ends[: len(rows)]
-    return labels.cpu().numpy() if isinstance(latents, np.ndarray) else labels
+    return labels if isinstance(latents, Tensor) else labels.cpu().numpy()
 
 
 def label_batch(
@@ -212,4 +212,4 @@ def score(
     mean = posterior_moments(centred, prepared, alpha=alpha, beta_sq=beta_sq, backend=backend).mean
     values = -(centred - alpha.reshape(-1, 1) * mean) / beta_sq.reshape(-1, 1)
     values = values.to(places.dtype if places.is_floating_point() else prepared.dtype)
-    return values.cpu().numpy() if isinstance(z, np.ndarray) else values
+    return values if isinstance(z, Tensor) else values.cpu().numpy()

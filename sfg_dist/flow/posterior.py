@@ -101,7 +101,10 @@ def to_tensor(rows: Rows) -> Tensor:
     """Rows as a tensor without history; numpy arrays that torch cannot share, read-only or strided, are copied."""
     if isinstance(rows, Tensor):
         return rows.detach()
-    return torch.from_numpy(np.require(rows, requirements=["C", "W"]))
+    array = np.require(rows, requirements=["C", "W"])
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"expected a table of numbers, got an array of {array.dtype}")
+    return torch.from_numpy(array)
 
 
 def as_reference(reference: Rows | Reference, like: Tensor, dtype: torch.dtype) -> Reference:

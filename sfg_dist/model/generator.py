@@ -32,7 +32,7 @@ TENSORS_NAME, JSON_NAME = "model.safetensors", "generator.json"
 SAMPLE_ROWS = 65536
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Generator:
     """A one-step generator of rows in the user's own columns and units.
 
@@ -54,6 +54,9 @@ class Generator:
     job: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"Generator({len(self.columns)} columns, {self.network.num_parameters} parameters)"
+
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns of a sample."""
@@ -64,7 +67,7 @@ class Generator:
 
         Args:
             n: how many, >= 0.
-            seed: of the latents; row i is the same for every n on one kind of machine, up to the last bits.
+            seed: of the latents; row i is the same for every n, up to the last bits of float32.
 
         Returns:
             Rows in the user's columns and units, float64, shape (n, number of columns).

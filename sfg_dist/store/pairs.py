@@ -106,7 +106,7 @@ def open_pairs(path: str | Path) -> Pairs:
     raise StoreError(f"{text} holds no pairs: expected a directory with {PLAN_KEY}, or one with pairs.zarr/{PLAN_KEY}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Pairs:
     """An open store of pairs.
 
@@ -117,6 +117,10 @@ class Pairs:
 
     location: Location
     plan: Plan
+
+    def __repr__(self) -> str:
+        size = f"{self.plan.num_pairs} pairs in {self.plan.num_shards} shards, dim {self.plan.dim}"
+        return f"Pairs({self.location.url!r}, {size})"
 
     @cached_property
     def group(self) -> zarr.Group:

@@ -103,10 +103,10 @@ def test_energy_distance_is_the_u_statistic_and_blocks_do_not_change_it(monkeypa
     assert figure("energy_distance", rows, held_out) == pytest.approx(exact, rel=1e-9)
 
 
-def test_a_negative_energy_estimate_is_reported_as_zero():
+def test_an_energy_estimate_of_equal_laws_falls_on_both_sides_of_zero():
     found = [figure("energy_distance", normal(50, 2, seed), normal(50, 2, 100 + seed)) for seed in range(8)]
-    assert min(found) == 0.0
-    assert max(found) > 0.0
+    assert min(found) < 0.0 < max(found)
+    assert max(map(abs, found)) < 0.5
 
 
 # ---- marginals ----
@@ -239,7 +239,7 @@ def test_floor_is_what_perfect_samples_score():
     assert found["c2st_auc"] == pytest.approx(0.5, abs=0.045)
     assert found["nearest_train_distance"] == pytest.approx(1.0, abs=0.15)
     for name in ("energy_distance", "ks_mean", "marginal_kl_mean", "correlation_error"):
-        assert 0 <= found[name] < 0.08
+        assert abs(found[name]) < 0.08
     assert abs(found["kl"]) < 0.1
     assert found == floor(held_out, train, log_density=standard_log_density)
 

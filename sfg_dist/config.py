@@ -146,8 +146,8 @@ class TrainConfig(_Section):
 class EvaluateConfig(_Section):
     """What is measured on the samples and the labels."""
 
-    num_samples: PositiveInt = 10_000
-    metrics: list[Literal[METRICS]] = list(METRICS)  # type: ignore[valid-type]
+    num_samples: Annotated[int, BeforeValidator(_integral), Field(ge=2)] = 10_000
+    metrics: list[Literal[METRICS]] = Field(default=list(METRICS), min_length=1)  # type: ignore[valid-type]
     seed: Seed = 0
 
 

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import time
 import warnings
@@ -225,6 +226,7 @@ class Pipeline:
         from sfg_dist.distributed.training import load_fitted
         from sfg_dist.evaluate import floor, measure, render_report
         from sfg_dist.model.generator import Generator
+        from sfg_dist.store import read_rows
         from sfg_dist.store.table import read_table
 
         pairs = self._existing_store()
@@ -245,7 +247,7 @@ class Pipeline:
             samples = read_table(self.samples_path, source=self._sample_source)
             num_labels = min(pairs.plan.num_pairs, job.num_samples)
             transform = Transform.from_arrays(*pairs.transform)
-            labels = transform.inverse(pairs.labels[:num_labels].compute(scheduler="threads"))
+            labels = transform.inverse(read_rows(pairs.labels, 0, num_labels))
             arguments: dict[str, Any] = {
                 "metrics": [name for name in job.metrics if name != "kl" or prepared.log_density is not None],
                 "seed": job.seed,
@@ -298,8 +300,11 @@ class Pipeline:
     def emit(self, event: str, **fields: Any) -> None:
         """Tell what happened."""
         entry = {"time": round(time.time(), 3), "event": event, **fields}
-        with self._writing("events.jsonl"), (self.directory / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry, default=str) + "\n")
+        with self._writing("events.jsonl"), (self.directory / "events.jsonl").open("ab+") as file:
+            # A killed attempt may have left a torn line; the next event starts a line of its own.
+            if file.tell() and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
+                file.write(b"\n")
+            file.write(json.dumps(entry, default=str).encode() + b"\n")
         if self._listener is not None:
             self._listener(entry)
 

@@ -238,9 +238,11 @@ def test_help_and_version(tmp_path):
     assert re.fullmatch(r"sfg_dist \d+\.\d+\.\d+\n", sfg(tmp_path, "--version", check=0).stdout)
 
 
+@pytest.mark.parametrize("executor", ["inline", "ray"])
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_keeps_what_is_committed_and_says_how_to_go_on(job, which):
-    command = [sys.executable, "-m", "sfg_dist.cli", "label", "job.toml", "--set", "labels.num_pairs=200000"]
+def test_an_interrupt_keeps_what_is_committed_and_says_how_to_go_on(job, which, executor):
+    command = [sys.executable, "-m", "sfg_dist.cli", "label", "job.toml", "--executor", executor]
+    command += ["--set", "labels.num_pairs=400000"]
     with subprocess.Popen(command, cwd=job, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         commits = job / "runs" / "job" / "pairs.zarr" / "commits"
         deadline = time.monotonic() + 60
@@ -255,6 +257,24 @@ def test_an_interrupt_keeps_what_is_committed_and_says_how_to_go_on(job, which):
     assert "Traceback" not in errors
     status = json.loads(sfg(job, "status", "runs/job", "--json", check=0).stdout)
     assert 2 <= status["shards_done"] < status["shards"]
+
+
+@pytest.mark.slow
+def test_an_interrupt_of_training_on_ray(job):
+    sfg(job, "label", "job.toml", check=0)
+    command = [sys.executable, "-m", "sfg_dist.cli", "train", "job.toml", "--executor", "ray"]
+    command += ["--set", "train.num_epochs=100000"]
+    with subprocess.Popen(command, cwd=job, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        history = job / "runs" / "job" / "checkpoints" / "history.jsonl"
+        deadline = time.monotonic() + 120
+        while not history.exists():
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "run the same command again" in errors
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def label_with_actors(
         LabelingError: a shard was lost with its actor too often; whatever the labeler raised is passed on.
     """
     import ray
-    from ray.exceptions import RayActorError, RayTaskError
+    from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
     pairs = open_pairs(url)
     total = pairs.plan.num_shards
@@ -88,7 +88,7 @@ def label_with_actors(
             slot = next(slot for slot in slots if ready in slot.in_flight)
             try:
                 record = ray.get(ready)
-            except RayActorError as error:
+            except (RayActorError, OutOfMemoryError) as error:
                 # What it committed before it died is done, whether or not the answer came through.
                 lost = []
                 for shard in (shard for shard in slot.in_flight.values() if shard != _ALIVE):
@@ -97,8 +97,9 @@ def label_with_actors(
                         lost.append(shard)
                     else:
                         finish(record)
+                ray.kill(slot.handle)  # it may live on, out of reach, and hold its CPU or GPU
                 slots[slots.index(slot)] = new_slot()
-                if not lost:
+                if not slot.is_ready:
                     idle_losses += 1
                     if idle_losses >= MAX_IDLE_LOSSES:
                         reason = str(error).strip().splitlines()[-1]
@@ -120,7 +121,7 @@ def label_with_actors(
                 raise LabelingError(f"shard {slot.in_flight[ready]}: {cause}") from error
             else:
                 shard = slot.in_flight.pop(ready)
-                slot.is_ready = True
+                slot.is_ready, idle_losses = True, 0
                 if shard != _ALIVE:
                     finish(record)
     finally:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 
 from sfg_dist.errors import ClusterError
@@ -43,6 +45,7 @@ def ray_session(address: str | None = None) -> Iterator[None]:
             stack.enter_context(local_environment())
         import ray  # after the environment: Ray reads its authentication mode once, when it is imported
 
+        terminate = signal.getsignal(signal.SIGTERM)
         try:
             if address is None:
                 ray.init(
@@ -55,6 +58,8 @@ def ray_session(address: str | None = None) -> Iterator[None]:
                 ray.init(address=address, log_to_driver=False, configure_logging=False)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             raise ClusterError(_explain(address, error)) from error
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, terminate)  # Ray put its own in place, which ends the process at once
         try:
             yield
         finally:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from sfg_dist.distributed.labeler import default_device
 from sfg_dist.errors import ClusterError, SfgError, TrainingError
-from sfg_dist.model.fit import Stopwatch, Trainer
+from sfg_dist.model.fit import Progress, Stopwatch, Trainer
 from sfg_dist.model.mlp import MLP
 from sfg_dist.store import PairStream, open_pairs, read_rows, reason_of
 
@@ -38,6 +38,12 @@ FAILURE_NAME = "failed.txt"
 FITTED_NAME = "fitted.json"
 SYNC_STEPS = 16  # ranks agree on the clock this often; a broadcast every step would cost as much as a small step
 MAX_VALIDATION_ROWS = 65_536
+
+
+class _DivergedError(TrainingError):
+    """The loss is not finite: every rank sees it at the same place, because it is summed over ranks first."""
+
+
 EpochReport = Callable[[dict[str, float]], None]
 
 
@@ -192,8 +198,9 @@ def _ray_worker(config: dict[str, Any]) -> None:
             world_size=context.get_world_size(),
             report=lambda entry: ray.train.report(entry),
         )
-    except TrainingError as error:
-        # Every rank meets it at the same place, and would again: say so, and end well instead of being replaced.
+    except _DivergedError as error:
+        # It would come again on every replacement: say so, and end well. Any other error is raised, so that Ray stops
+        # the ranks that wait for this one.
         if rank == 0:
             checkpoints.mkdir(parents=True, exist_ok=True)
             (checkpoints / FAILURE_NAME).write_text(str(error))
@@ -248,9 +255,7 @@ def _fit_rank(
         parallel=parallel,
         world_size=world_size,
     )
-    newest = _newest(checkpoints)
-    if newest is not None:
-        trainer.load(newest)
+    _resume(trainer, checkpoints)
     _run_epochs(
         trainer,
         stream,
@@ -263,6 +268,19 @@ def _fit_rank(
         on_epoch,
         report,
     )
+
+
+def _resume(trainer: Trainer, checkpoints: Path) -> None:
+    """Take up the newest checkpoint, or the one before it where a power cut tore the newest."""
+    found = sorted(checkpoints.glob("step_*[0-9]"), reverse=True)
+    for number, checkpoint in enumerate(found, start=1):
+        try:
+            trainer.load(checkpoint)
+            return
+        except TrainingError as error:
+            if number == len(found):
+                raise
+            warnings.warn(f"{error}; going on from the one before", stacklevel=2)
 
 
 def _run_epochs(
@@ -298,7 +316,7 @@ def _run_epochs(
         progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
         entry = _entry(trainer, watch, loss, num_batches, held_out, world_size)
         if not math.isfinite(entry["train_loss"]):
-            raise TrainingError(
+            raise _DivergedError(
                 f"the loss left the floating-point range in epoch {progress.epoch}: take a smaller train.learning_rate"
             )
         progress.history.append(entry)
@@ -311,7 +329,7 @@ def _run_epochs(
     if rank == 0:
         _save(trainer, watch, checkpoints, settings, run_id)
         trainer.model.load_state_dict(trainer.average)
-        _save_fitted(trainer.model, checkpoints, progress.history)
+        _save_fitted(trainer.model, checkpoints, progress)
     if world_size > 1:
         torch.distributed.barrier()
 
@@ -363,6 +381,8 @@ def _save(trainer: Trainer, watch: Stopwatch, checkpoints: Path, settings: FitSe
 def _save_checkpoint(trainer: Trainer, checkpoints: Path, settings: FitSettings, run_id: str) -> None:
     checkpoints.mkdir(parents=True, exist_ok=True)
     (checkpoints / "fit.json").write_text(json.dumps({"settings": settings.identity, "pairs": run_id}))
+    for leftover in checkpoints.glob("step_*.partial"):
+        shutil.rmtree(leftover)  # of an attempt that was killed
     trainer.save(checkpoints / f"step_{trainer.progress.step:09d}")
     for old in sorted(checkpoints.glob("step_*[0-9]"))[:-KEPT_CHECKPOINTS]:
         shutil.rmtree(old)
@@ -376,9 +396,15 @@ def has_checkpoint(checkpoints: Path, settings: FitSettings, run_id: str) -> boo
 def is_finished(checkpoints: Path, settings: FitSettings, run_id: str) -> bool:
     """Whether this very fit has run to its end: by epochs, or by the clock where it has a limit."""
     newest = _newest(checkpoints)
-    if newest is None or not (checkpoints / FITTED_NAME).exists() or not has_checkpoint(checkpoints, settings, run_id):
+    if newest is None or not has_checkpoint(checkpoints, settings, run_id):
         return False
-    progress = json.loads((newest / "progress.json").read_text())
+    try:
+        fitted = json.loads((checkpoints / FITTED_NAME).read_text())
+        progress = json.loads((newest / "progress.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        return False
+    if fitted["step"] != progress["step"]:
+        return False  # killed between the last checkpoint and the averaged network
     return progress["epoch"] >= settings.num_epochs or (
         settings.max_time_s is not None and progress["elapsed_s"] >= settings.max_time_s
     )
@@ -414,15 +440,19 @@ def _append_history(checkpoints: Path, history: list[dict[str, float]]) -> None:
     (checkpoints / "history.jsonl").write_text("".join(f"{json.dumps(entry)}\n" for entry in history))
 
 
-def _save_fitted(model: nn.Module, checkpoints: Path, history: list[dict[str, float]]) -> None:
+def _save_fitted(model: nn.Module, checkpoints: Path, progress: Progress) -> None:
+    """The averaged network, then the record that names its step; each replaces an older one whole."""
     assert isinstance(model, MLP)
-    save_file(
-        {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()},
-        checkpoints / "fitted.safetensors",
-    )
-    (checkpoints / FITTED_NAME).write_text(
-        json.dumps({"network": {"dim": model.dim, **model.shape}, "history": history})
-    )
+    document = {"network": {"dim": model.dim, **model.shape}, "step": progress.step, "history": progress.history}
+    try:
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        save_file(weights, checkpoints / "fitted.partial")
+        (checkpoints / f"{FITTED_NAME}.partial").write_text(json.dumps(document))
+        (checkpoints / FITTED_NAME).unlink(missing_ok=True)
+        (checkpoints / "fitted.partial").replace(checkpoints / "fitted.safetensors")
+        (checkpoints / f"{FITTED_NAME}.partial").replace(checkpoints / FITTED_NAME)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"cannot write the fitted network to {checkpoints}: {reason_of(error)}") from error
 
 
 def load_fitted(checkpoints: Path) -> tuple[MLP, list[dict[str, float]]]:

@@ -199,6 +199,10 @@ def score(
     if places.ndim != 2:
         raise ValueError(f"z must have shape (num_rows, dim), got {tuple(places.shape)}")
     prepared = as_reference(reference, places, dtype or torch.float32)
+    if places.shape[1] != prepared.dim:
+        raise ValueError(f"z has {places.shape[1]} columns, the reference has {prepared.dim}")
+    if not bool(torch.isfinite(places).all()):
+        raise ValueError(f"z is not finite: row {int((~torch.isfinite(places).all(dim=1)).nonzero()[0, 0])}")
     noise = Schedule(schedule, floor)  # t_min plays no part in "linear" away from the flow's end
     time = torch.as_tensor(t, dtype=prepared.dtype, device=places.device)
     if time.ndim > 1 or (time.ndim == 1 and len(time) != len(places)):

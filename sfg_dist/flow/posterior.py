@@ -166,6 +166,9 @@ def posterior_moments(
     alpha_column = _column(alpha, z_t)
     beta_sq_column = _column(beta_sq, z_t)
     query = torch.cat([alpha_column * z_t, -0.5 * alpha_column.square()], dim=1) / beta_sq_column
+    if not len(z_t):  # the fused kernel divides by the number of rows
+        empty = z_t.new_zeros(0)
+        return PosteriorMoments(z_t.clone(), empty if log_sum_exp else None, empty)
     fused = backend == "fused" or (backend == "auto" and z_t.device.type == "cpu")
     moments, lse = (_attend_fused if fused else _attend_blocked)(query, reference.keys)
     mean = moments[:, :-1]

@@ -159,6 +159,9 @@ class Trainer:
             temporary / "state.safetensors",
         )
         (temporary / "progress.json").write_text(json.dumps(asdict(self.progress)))
+        for file in temporary.iterdir():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
         shutil.rmtree(directory, ignore_errors=True)
         temporary.rename(directory)
 
@@ -169,16 +172,19 @@ class Trainer:
             TrainingError: it belongs to another network, or cannot be read.
         """
         try:
-            tensors = load_file(directory / "state.safetensors", device=str(self.device))
-            self.progress = Progress(**json.loads((directory / "progress.json").read_text()))
+            tensors = load_file(
+                directory / "state.safetensors"
+            )  # each load_state_dict moves what belongs on the device
+            progress = Progress(**json.loads((directory / "progress.json").read_text()))
             self.model.load_state_dict(_under(tensors, "model."))
-            self.average = _under(tensors, "average.")
+            self.average = {name: tensor.to(self.device) for name, tensor in _under(tensors, "average.").items()}
             state = self.optimizer.state_dict()
             numbered: dict[int, dict[str, Tensor]] = {}
             for name, tensor in _under(tensors, "optimizer.").items():
                 index, key = name.split(".", 1)
                 numbered.setdefault(int(index), {})[key] = tensor
             self.optimizer.load_state_dict(state | {"state": numbered})
+            self.progress = progress
         except Exception as error:
             raise TrainingError(
                 f"checkpoint {directory} does not fit this job ({error}); remove its parent directory to train anew"

@@ -78,6 +78,13 @@ class Location:
         self.flush(key)
         return True
 
+    def delete(self, key: str) -> None:
+        """Remove an object."""
+        import obstore
+
+        with self._errors("delete", key):
+            obstore.delete(self._store, key)
+
     def list(self, prefix: str) -> Iterator[str]:
         """Keys under a prefix."""
         import obstore

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 PLAN_KEY = "plan.json"
 MAX_CHUNK_BYTES = 4 << 20
 ARRAYS = ("latents", "labels")
+COMMIT_NAME = re.compile(r"commits/(\d{8,})\.json")
 
 
 def create_store(
@@ -164,7 +166,8 @@ class Pairs:
 
     def committed(self) -> set[int]:
         """Shards with a commit record."""
-        return {int(Path(key).stem) for key in self.location.list("commits") if key.endswith(".json")}
+        names = (COMMIT_NAME.fullmatch(key) for key in self.location.list("commits"))
+        return {int(name[1]) for name in names if name}
 
     def pending(self) -> list[int]:
         """Shards still to do: no commit, or objects whose size is not the recorded one."""
@@ -173,8 +176,8 @@ class Pairs:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every shard is committed."""
-        return len(self.committed() & set(range(self.plan.num_shards))) == self.plan.num_shards
+        """Whether every shard is done."""
+        return not self.pending()
 
     def require_plan(self, plan: Plan) -> None:
         """Refuse another plan than the one that made the store.
@@ -204,15 +207,17 @@ class Pairs:
             )
 
     def commit_record(self, shard: int) -> dict[str, Any] | None:
-        """The commit record of a shard, None where there is none."""
+        """The commit record of a shard; None where there is none, or a torn one, as a power cut may leave it."""
         content = self.location.read(_commit_key(shard))
-        if content is None:
-            return None
         try:
-            record: dict[str, Any] = json.loads(content)
-        except json.JSONDecodeError as error:
-            raise StoreError(f"{self.location.url}/{_commit_key(shard)} is not JSON: {error}") from error
-        return record
+            record: dict[str, Any] | None = json.loads(content) if content else None
+            if record is not None and all(
+                {"key", "bytes", "sha256"} <= record["objects"][name].keys() for name in ARRAYS
+            ):
+                return record
+        except (ValueError, KeyError, TypeError, AttributeError):
+            pass
+        return None
 
     def write_shard(
         self,
@@ -236,36 +241,61 @@ class Pairs:
             StoreError: the disk gave back other bytes, or an earlier commit has other digests.
         """
         start, stop = self.plan.shard_range(shard)
-        objects: dict[str, dict[str, Any]] = {}
-        earlier = self.commit_record(shard)
-        intact = earlier is not None and self.is_done(shard)
+        tables: dict[str, NDArray[np.float32]] = {}
         for name, rows in zip(ARRAYS, (latents, labels), strict=True):
             if rows.shape != (stop - start, self.plan.dim) or not np.isfinite(rows).all():
                 raise StoreError(f"shard {shard}: {name} must be finite and have {stop - start} rows, got {rows.shape}")
-            rows = np.ascontiguousarray(rows, dtype="<f4")
-            objects[name] = {"key": _object_key(name, shard), "sha256": hashlib.sha256(rows.data).hexdigest()}
-            if not intact:  # a committed shard is never written again
-                self._write_rows(name, shard, rows)
-            objects[name]["bytes"] = self.location.size(_object_key(name, shard))
+            tables[name] = np.ascontiguousarray(rows, dtype="<f4")
+        digests = {name: hashlib.sha256(rows.data).hexdigest() for name, rows in tables.items()}
+        earlier = self.commit_record(shard)
+        if earlier is not None:
+            self._require_digests(shard, earlier, digests)
+            if self.is_done(shard):  # a committed shard is never written again
+                return earlier
+        elif self.location.exists(_commit_key(shard)):
+            self.location.delete(_commit_key(shard))  # torn: it commits nothing
+        for name, rows in tables.items():
+            self._write_rows(name, shard, rows)
         record = {
             "shard": shard,
             "rows": [start, stop],
             "run_id": self.plan.run_id,
-            "objects": objects,
+            "objects": {
+                name: {
+                    "key": _object_key(name, shard),
+                    "sha256": digests[name],
+                    "bytes": self.location.size(_object_key(name, shard)),
+                }
+                for name in ARRAYS
+            },
             **(provenance or {}),
         }
-        if not self.location.create(_commit_key(shard), json.dumps(record, sort_keys=True).encode()):
-            earlier = self.commit_record(shard)
-            assert earlier is not None
-            for name in ARRAYS:
-                if earlier["objects"][name]["sha256"] != objects[name]["sha256"]:
-                    raise StoreError(
-                        f"shard {shard} of {self.location.url}: {name} came out with other bytes than the committed "
-                        f"ones; the commit stands. Machines of different kinds differ in the last bits; give each "
-                        f"kind its own store"
-                    )
-            return earlier
-        return record
+        if self.location.create(_commit_key(shard), json.dumps(record, sort_keys=True).encode()):
+            return record
+        earlier = self.commit_record(shard)
+        if earlier is None:
+            raise StoreError(f"the commit of shard {shard} of {self.location.url} cannot be read back")
+        try:
+            self._require_digests(shard, earlier, digests)
+        except StoreError:
+            # This attempt wrote over the winner's objects. Where its bytes are gone, its commit must go too, so that
+            # the shard is made again and never trained on as what it is not.
+            if any(self._stored_digest(name, shard) != earlier["objects"][name]["sha256"] for name in ARRAYS):
+                self.location.delete(_commit_key(shard))
+            raise
+        return earlier
+
+    def _require_digests(self, shard: int, record: Mapping[str, Any], digests: Mapping[str, str]) -> None:
+        for name in ARRAYS:
+            if record["objects"][name]["sha256"] != digests[name]:
+                raise StoreError(
+                    f"shard {shard} of {self.location.url}: {name} came out with other bytes than the committed ones. "
+                    f"Machines of different kinds differ in the last bits; give each kind its own store"
+                )
+
+    def _stored_digest(self, name: str, shard: int) -> str:
+        start, stop = self.plan.shard_range(shard)
+        return hashlib.sha256(np.ascontiguousarray(self.group[name][start:stop]).data).hexdigest()  # type: ignore[index]
 
     def _write_rows(self, name: str, shard: int, rows: NDArray[np.float32]) -> None:
         start, stop = self.plan.shard_range(shard)
@@ -333,36 +363,57 @@ def _write_frame(
         location.zarr_store(), mode="a", attributes={"format": f"sfg_dist.pairs {plan.format_version}"}
     )
     for name in ARRAYS:
-        if name not in group:
-            _create_array(group, name, (plan.num_pairs, plan.dim), "float32", plan.shard_rows)
+        _fit_array(group, name, (plan.num_pairs, plan.dim), "float32", plan.shard_rows)
     tables = {"reference/rows": reference} | ({} if queries is None else {"queries/rows": queries})
     for name, rows in tables.items():
         chunk_rows = min(len(rows), max(1, MAX_CHUNK_BYTES // (4 * plan.dim)))
-        array: Any = group[name] if name in group else _create_array(group, name, rows.shape, "float32", chunk_rows)
-        array[...] = rows
+        _fit_array(group, name, rows.shape, "float32", chunk_rows)[...] = rows
     transform = group.require_group("transform")
     transform.attrs["metadata"] = json.dumps(transform_metadata, sort_keys=True)
+    for name in set(transform.array_keys()) - set(transform_arrays):
+        del transform[name]
     for name, values in transform_arrays.items():
-        if name not in transform:
-            _create_array(transform, name, values.shape, values.dtype.str, max(1, *values.shape[:1]))
-        transform[name][...] = values  # type: ignore[index]
+        _fit_array(transform, name, values.shape, values.dtype.str, max(1, *values.shape[:1]))[...] = values
 
 
-def _create_array(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: str, object_rows: int) -> Any:
-    """An array whose storage objects hold ``object_rows`` rows each, cut into chunks of a few MiB where larger."""
-    from zarr.codecs import Crc32cCodec
+def _fit_array(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: str, object_rows: int) -> Any:
+    """The array of this form; one that a frame cut off before its plan left in another form is made anew."""
+    wanted = _layout(shape, dtype, object_rows)
+    if name in group:
+        array: Any = group[name]
+        if (array.shape, array.chunks, array.shards, array.dtype) == (shape, *wanted, np.dtype(dtype)):
+            return array
+        del group[name]
+    return _create_array(group, name, shape, dtype, *wanted)
 
+
+def _layout(shape: tuple[int, ...], dtype: str, object_rows: int) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """(chunks, shards) for storage objects of ``object_rows`` rows, cut into chunks of a few MiB where larger."""
     row_bytes = np.dtype(dtype).itemsize * int(np.prod(shape[1:], dtype=np.int64))
     chunk_rows = object_rows
     while chunk_rows * row_bytes > MAX_CHUNK_BYTES and chunk_rows % 2 == 0:
         chunk_rows //= 2
     trailing = tuple(max(1, size) for size in shape[1:])
+    shards = None if chunk_rows == object_rows else (object_rows, *trailing)
+    return (max(1, chunk_rows), *trailing) if shape else (), shards
+
+
+def _create_array(
+    group: zarr.Group,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: str,
+    chunks: tuple[int, ...],
+    shards: tuple[int, ...] | None,
+) -> Any:
+    from zarr.codecs import Crc32cCodec
+
     return group.create_array(
         name,
         shape=shape,
         dtype=dtype,
-        chunks=(max(1, chunk_rows), *trailing),
-        shards=None if chunk_rows == object_rows else (object_rows, *trailing),
+        chunks=chunks,
+        shards=shards,
         compressors=[Crc32cCodec()],  # noise does not compress, and zarr's default checks no data
         fill_value=np.nan if np.dtype(dtype).kind == "f" else 0,
     )

@@ -168,8 +168,6 @@ class PairStream:
 
     def _load(self, window: Window) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Rows of a window's blocks, read by Dask straight into place."""
-        from dask.base import compute
-
         if window in self._held:
             return self._held[window]
         num_rows = sum(self._block_rows(block) for block in window)
@@ -179,13 +177,7 @@ class PairStream:
         for block in window:
             # Threads, never Ray's Dask scheduler: its tasks want CPUs of their own, and a training worker that holds
             # them all would wait for ever.
-            try:
-                parts = compute(*(array.blocks[block] for array in self._arrays), scheduler="threads")
-            except Exception as error:
-                raise StoreError(
-                    f"shard {block} cannot be read: {str(error).splitlines()[0]}; if it is damaged, remove its record "
-                    f"commits/{block:08d}.json from the store and run `sfg label` with the same job to make it again"
-                ) from error
+            parts = _compute([array.blocks[block] for array in self._arrays], f"shard {block}")
             rows = self._block_rows(block)
             for table, part in zip(tables, parts, strict=True):
                 table[offset : offset + rows] = part[:rows]
@@ -195,5 +187,22 @@ class PairStream:
 
 
 def read_rows(array: da.Array, start: int, stop: int) -> NDArray[np.float32]:
-    """Rows of a Dask array, for the held-out pairs."""
-    return np.asarray(array[start:stop].compute(scheduler="threads"), dtype=np.float32)
+    """Rows of a Dask array, for the held-out pairs and the labels that are evaluated.
+
+    Raises:
+        StoreError: they cannot be read, or a checksum does not fit.
+    """
+    (rows,) = _compute([array[start:stop]], f"one of rows {start} to {stop}")
+    return np.asarray(rows, dtype=np.float32)
+
+
+def _compute(arrays: Sequence[da.Array], what: str) -> tuple[NDArray[np.float32], ...]:
+    from dask.base import compute
+
+    try:
+        return tuple(compute(*arrays, scheduler="threads"))
+    except Exception as error:
+        raise StoreError(
+            f"{what} of the pairs cannot be read: {str(error).splitlines()[0]}; if it is damaged, delete its object "
+            f"labels/c/N/0 or latents/c/N/0 from the store and run `sfg label` with the same job to make it again"
+        ) from error

@@ -214,7 +214,13 @@ class DeviceLabeler(ShardLabeler):
         super().__init__(url, num_threads=num_threads, device=torch.device("cpu"))
 
     def label(self, shard, attempt=1):
-        time.sleep(0.2)  # long enough that every actor gets a share
+        # No actor goes on before all have begun, so each gets a share however long the others take to start.
+        root = self.pairs.location.root.parent
+        (root / f"began_{os.getpid()}").touch()
+        deadline = time.monotonic() + 120
+        while len(list(root.glob("began_*"))) < int((root / "num_actors").read_text()):
+            assert time.monotonic() < deadline, "the other actors never began"
+            time.sleep(0.02)
         return super().label(shard, attempt) | {"visible": self.visible}
 
 
@@ -224,6 +230,7 @@ class DeviceLabeler(ShardLabeler):
 )
 def test_each_actor_sees_its_own_gpu_and_fractions_pack(ray_cluster, make_store, gpus, num_actors, devices):
     pairs = make_store()
+    (pairs.location.root.parent / "num_actors").write_text(str(len(devices)))
     seen = {}
     label_with_actors(
         pairs.location.url,
@@ -251,7 +258,7 @@ def test_a_killed_driver_goes_on_where_it_was(make_job, store_bytes, executor, t
     """SIGKILL in mid-run, the same command again: the bits of an undisturbed run."""
     from sfg_dist.pipeline import Pipeline
 
-    labels = {"num_pairs": 4000, "num_evaluations": 32}
+    labels = {"num_pairs": 12_000, "num_evaluations": 64}
     Pipeline(make_job("undisturbed", labels=labels)).label()
     job = make_job("killed", labels=labels, executor={"kind": executor})
     path = tmp_path / "job.toml"
@@ -266,7 +273,7 @@ def test_a_killed_driver_goes_on_where_it_was(make_job, store_bytes, executor, t
             time.sleep(0.005)
         driver.kill()
     kept = {file: file.stat().st_mtime_ns for file in commits.glob("*.json")}
-    assert 3 <= len(kept) < 32
+    assert 3 <= len(kept) < 94
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     assert all(file.stat().st_mtime_ns == at for file, at in kept.items())
     assert store_bytes(tmp_path / "killed") == store_bytes(tmp_path / "undisturbed")

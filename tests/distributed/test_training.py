@@ -132,13 +132,40 @@ def test_a_torn_checkpoint_says_what_to_do(url, tmp_path):
         fit_inline(url, tmp_path / "c", make_settings())
 
 
+def test_a_torn_newest_checkpoint_falls_back_to_the_one_before(url, tmp_path):
+    whole, _ = fit_inline(url, tmp_path / "c", make_settings(checkpoint_interval_s=0.0))
+    newest = max((tmp_path / "c").glob("step_*"))
+    (newest / "state.safetensors").write_bytes(b"torn")
+    (tmp_path / "c" / training.FITTED_NAME).unlink()
+    with pytest.warns(UserWarning, match="going on from the one before"):
+        again, history = fit_inline(url, tmp_path / "c", make_settings(checkpoint_interval_s=0.0))
+    assert torch.equal(weights(again), weights(whole))
+    assert len(history) == 3
+
+
+def test_a_kill_between_the_checkpoint_and_the_network_is_not_a_finished_fit(url, tmp_path, monkeypatch):
+    import sfg_dist
+
+    run_id = sfg_dist.open_pairs(url).plan.run_id
+    fit_inline(url, tmp_path / "c", make_settings(num_epochs=2))
+    settings = make_settings(num_epochs=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_save_fitted", lambda *_: (_ for _ in ()).throw(Stop))
+        with pytest.raises(Stop):
+            fit_inline(url, tmp_path / "c", settings)
+    assert not training.is_finished(tmp_path / "c", settings, run_id)
+    _, history = fit_inline(url, tmp_path / "c", settings)
+    assert len(history) == 4
+    assert training.is_finished(tmp_path / "c", settings, run_id)
+
+
 def test_the_clock_stops_the_fit_and_ends_the_schedule(url, tmp_path):
     settings = make_settings(num_epochs=100_000, max_time_s=1.5)
     started = time.monotonic()
     _, history = fit_inline(url, tmp_path / "c", settings)
     assert 1.5 < time.monotonic() - started < 30
     assert history[-1]["elapsed_s"] >= 1.5
-    assert history[-1]["learning_rate"] < 0.1 * settings.learning_rate
+    assert history[-1]["learning_rate"] < 0.5 * settings.learning_rate
 
 
 def test_a_diverging_fit_says_so(url, tmp_path):
@@ -236,6 +263,24 @@ def test_a_killed_worker_costs_no_more_than_the_steps_since_the_checkpoint(ray_c
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_an_error_of_rank_zero_alone_does_not_leave_the_other_waiting(ray_cluster, url, tmp_path, monkeypatch):
+    worker = training._ray_worker
+
+    def full_disk_worker(config):
+        def full(*_):
+            raise TrainingError("cannot write a checkpoint: no space left on the device")
+
+        training._save = full
+        worker(config)
+
+    monkeypatch.setattr(training, "_ray_worker", full_disk_worker)
+    settings = make_settings(checkpoint_interval_s=0.0)
+    with pytest.raises(TrainingError, match="no space left"):
+        fit_with_workers(url, tmp_path / "c", settings, num_workers=2, use_gpu=False, max_failures=0)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_a_diverging_fit_on_workers_says_so_once(ray_cluster, url, tmp_path):
     with pytest.raises(TrainingError, match=r"smaller train\.learning_rate"):
         fit_with_workers(url, tmp_path / "c", make_settings(learning_rate=1e18), num_workers=1, use_gpu=False)
@@ -270,7 +315,7 @@ def test_a_killed_training_driver_goes_on(make_job, tmp_path):
 
 @pytest.mark.slow
 def test_memory_stays_flat_as_the_store_grows_tenfold(make_store, tmp_path):
-    """Peak memory of a fit in a process of its own, on 2 MB and on 20 MB of pairs a column block."""
+    """Peak memory of a fit in a process of its own, on 3.2 MB and on 32 MB of pairs."""
     code = """
 import json, resource, sys
 from pathlib import Path

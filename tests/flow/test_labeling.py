@@ -96,6 +96,7 @@ def test_integers_read_only_and_strided_arrays_and_gradients():
     assert not label_latents(tracked, torch.from_numpy(x).float(), num_evaluations=8).requires_grad
     assert not score(tracked, x, t=0.5).requires_grad
     assert label_latents(np.zeros((0, 2)), x, num_evaluations=8).shape == (0, 2)
+    assert score(np.zeros((0, 2)), x, t=0.5).shape == (0, 2)
 
 
 def test_a_prepared_reference_gives_the_same_labels(moons):
@@ -164,6 +165,8 @@ def test_mixture_oracle_posterior_mean_against_its_score():
         (lambda x: score(np.zeros((3, 2)), x, t=1.5), r"\(0, 1\]"),
         (lambda x: score(np.zeros((3, 2)), x, t=np.array([0.1, 0.2])), "shape"),
         (lambda x: score(np.zeros(3), x, t=0.5), "shape"),
+        (lambda x: score(np.zeros((3, 5)), x, t=0.5), "5 columns"),
+        (lambda x: score(np.array([[0.0, np.nan]]), x, t=0.5), "row 0"),
     ],
 )
 def test_refuses(call, message, moons):

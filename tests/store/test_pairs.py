@@ -133,6 +133,58 @@ def test_non_finite_rows_are_refused(pairs, bad):
     assert pairs.pending() == list(range(8))
 
 
+def test_other_bytes_never_stand_behind_a_commit(full_pairs):
+    os.truncate(full_pairs.location.root / "labels" / "c" / "3" / "0", 100)
+    with pytest.raises(StoreError, match="other bytes"):
+        full_pairs.write_shard(3, *rows_of(full_pairs, 3, seed=1))
+    assert full_pairs.pending() == [3]
+
+
+def test_the_loser_of_a_race_with_other_bytes_takes_the_commit_with_it(pairs, monkeypatch):
+    """Both found no commit; the winner committed; the loser's objects lie over the winner's."""
+    pairs.write_shard(3, *rows_of(pairs, 3))
+    record = type(pairs).commit_record
+    answers = iter([None])
+    monkeypatch.setattr(type(pairs), "commit_record", lambda self, shard: next(answers, record(self, shard)))
+    monkeypatch.setattr(type(pairs.location), "delete", delete_after_the_look(type(pairs.location).delete))
+    with pytest.raises(StoreError, match="other bytes"):
+        pairs.write_shard(3, *rows_of(pairs, 3, seed=1))
+    assert 3 in pairs.pending()
+
+
+def delete_after_the_look(delete):
+    """The racing attempt saw no commit at all, so its first look has nothing to delete."""
+    calls = []
+
+    def later(self, key):
+        calls.append(key)
+        if len(calls) > 1:
+            delete(self, key)
+
+    return later
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"{", b"[1]"])
+def test_a_torn_commit_is_not_done_and_is_made_again(full_pairs, content):
+    (full_pairs.location.root / "commits" / "00000003.json").write_bytes(content)
+    (full_pairs.location.root / "commits" / "foreign.json").write_bytes(b"x")
+    assert full_pairs.pending() == [3]
+    assert not full_pairs.is_complete
+    full_pairs.write_shard(3, *rows_of(full_pairs, 3))
+    assert full_pairs.pending() == []
+
+
+@pytest.mark.parametrize("keys", [{"num_pairs": 500}, {"num_pairs": 2000}, {"shard_rows": 256}])
+def test_a_frame_that_another_job_left_without_a_plan_is_made_anew(make_store, pairs, keys):
+    (pairs.location.root / "plan.json").unlink()
+    other = make_store(labels={"num_pairs": 1000, "shard_rows": 128, "batch_size": 64, "num_evaluations": 8} | keys)
+    for shard in range(other.plan.num_shards):
+        other.write_shard(shard, *rows_of(other, shard))
+    assert other.is_complete
+    assert other.labels.shape == (other.plan.num_pairs, 2)
+    assert np.isfinite(other.labels.compute()).all()
+
+
 def test_a_flipped_bit_is_an_error_not_a_label(full_pairs):
     shard_file = full_pairs.location.root / "labels" / "c" / "3" / "0"
     content = bytearray(shard_file.read_bytes())

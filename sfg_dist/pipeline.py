@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -21,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sfg_dist._version import __version__
 from sfg_dist.config import Job, load_job, resolve_job
 from sfg_dist.errors import ConfigError, DataError, StoreError
-from sfg_dist.plan import Plan, check_shard_rows, fingerprint
+from sfg_dist.plan import fingerprint
+from sfg_dist.planning import check_job, identity_of_keys, make_plan
+from sfg_dist.presentation import report_content
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,10 +33,6 @@ if TYPE_CHECKING:
     from sfg_dist.store import Pairs
 
 Listener = Callable[[Mapping[str, Any]], None]
-STAGES = ("label", "train", "sample", "evaluate")
-NUM_PATHS = 300
-# Keys of the labels table that change neither the bits nor their meaning, and the path of a table whose content counts.
-NOT_IDENTITY = {"num_pairs", "num_threads", "latents"}
 
 
 def run(job: str | Path | Mapping[str, Any] | Job, *, listener: Listener | None = None) -> dict[str, Any]:
@@ -259,7 +254,10 @@ class Pipeline:
                 self.emit("measured", what=name, **metrics[name])
         metrics["time_s"] = stage_times(self.directory / "events.jsonl")
         _, history = load_fitted(self.checkpoints_path)
-        page = render_report(self._report_content(metrics, history, samples, labels, transform, pairs, generator))
+        content = report_content(
+            self.job, prepared, pairs, generator, metrics=metrics, history=history, samples=samples, labels=labels
+        )
+        page = render_report(content)
         with self._writing("report.html, metrics.json and model"):
             self.report_path.write_text(page, encoding="utf-8")
             self.metrics_path.write_text(json.dumps(metrics, indent=1))
@@ -353,7 +351,7 @@ class Pipeline:
         pairs = open_pairs(self.pairs_path)
         # The same refusal as when labelling, but for the table itself, which need not be read again to train.
         plan = pairs.plan
-        wanted = replace(plan, identity={**plan.identity, **_identity_of_keys(self.job)})
+        wanted = replace(plan, identity={**plan.identity, **identity_of_keys(self.job)})
         pairs.require_plan(
             replace(wanted, num_pairs=plan.num_pairs if self.job.labels.latents else self.job.labels.num_pairs)
         )
@@ -422,128 +420,6 @@ class Pipeline:
         rows = table.values.astype(np.float32) if decode else transform.forward(table.values, noise=None)
         return np.ascontiguousarray(rows)
 
-    def _report_content(
-        self,
-        metrics: Mapping[str, Any],
-        history: list[dict[str, float]],
-        samples: NDArray[np.float64],
-        labels: NDArray[np.float64],
-        transform: Transform,
-        pairs: Pairs,
-        generator: Generator,
-    ) -> Any:
-        from sfg_dist.evaluate import ReportContent
-
-        prepared, plan = self.prepared, pairs.plan
-        paths = self._paths(pairs, transform) if plan.dim == 2 and len(prepared.columns) == 2 else None
-        return ReportContent(
-            title=_title(self.directory.name, Path(self.job.data.source).name),
-            columns=prepared.columns,
-            held_out=prepared.test,
-            samples=samples,
-            labels=labels,
-            metrics=metrics,
-            history=history,
-            trajectories=paths[0] if paths else None,
-            trajectory_log_beta_sq=paths[1] if paths else None,
-            log_density=prepared.log_density,
-            job_toml=self.job.to_toml(),
-            facts={
-                "rows": ", ".join(f"{size:,} {part}" for part, size in prepared.report["split"].items()),
-                "columns": f"{len(prepared.columns)}, of which {plan.dim} through the flow",
-                "pairs": f"{plan.num_pairs:,} in {plan.num_shards:,} shards",
-                "label": f"{plan.labels['solver']}, {plan.labels['num_evaluations']} evaluations of "
-                + (
-                    f"all {len(prepared.train):,} rows"
-                    if plan.labels["estimator"] == "full"
-                    else f"{plan.labels['num_reference']:,} rows"
-                ),
-                "network": f"{generator.network.num_parameters:,} parameters",
-                "device": _device_name(),
-                "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
-            },
-            notes=_notes(prepared.report, metrics, self.job.labels.latents),
-        )
-
-    def _paths(self, pairs: Pairs, transform: Transform) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(states (num_times, n, 2) in the user's units, log beta^2 of each) for some latents."""
-        import torch
-
-        from sfg_dist.flow import Reference, Schedule, label_paths
-
-        settings = self.job.labels
-        latents = torch.from_numpy(pairs.latents[:NUM_PATHS].compute(scheduler="threads"))
-        beta_sq, states = label_paths(
-            latents,
-            Reference(torch.from_numpy(pairs.reference)),
-            schedule=Schedule(settings.schedule, settings.t_min),
-            num_evaluations=96,
-        )
-        rows = np.stack([transform.inverse(state.numpy()) for state in states])
-        return rows, np.log(np.asarray(beta_sq))
-
-
-def check_job(job: Job) -> None:
-    """Refuse keys that do not fit together, before any work.
-
-    Raises:
-        ConfigError: with the keys and what to take instead.
-    """
-    check_shard_rows(job.labels.shard_rows, job.labels.batch_size)
-    from sfg_dist.flow.solver import num_steps
-
-    try:
-        num_steps(job.labels.solver, job.labels.num_evaluations)
-    except ValueError as error:
-        raise ConfigError(f"labels.{error}") from error
-    if "://" in job.output.dir:
-        raise ConfigError(f"output.dir = {job.output.dir!r}: a run writes to a local directory in this version")
-
-
-def make_plan(
-    job: Job,
-    train: NDArray[np.float64],
-    reference: NDArray[np.float32],
-    columns: tuple[str, ...],
-    queries: NDArray[np.float32] | None,
-) -> Plan:
-    """The plan of a job over a transformed reference set.
-
-    The path of the table is no part of it: fingerprints say what was read from there. The reference's alone would not
-    do, since a quantile or standardizing transform takes away a change of units.
-    """
-    identity = {
-        **_identity_of_keys(job),
-        "table": fingerprint(train),
-        "reference": fingerprint(reference),
-        "queries": fingerprint(queries) if queries is not None else None,
-    }
-    return Plan(
-        identity=identity,
-        num_pairs=job.labels.num_pairs if queries is None else len(queries),
-        dim=reference.shape[1],
-        shard_rows=job.labels.shard_rows,
-        columns=tuple(columns),
-        source=job.data.source,
-        versions=versions(),
-    )
-
-
-def _identity_of_keys(job: Job) -> dict[str, Any]:
-    """The tables of the job that decide the bits of labels, as they read back from JSON."""
-    tables = {
-        "data": job.data.model_dump(exclude={"source"}, exclude_none=True),
-        "transform": job.transform.model_dump(exclude_none=True),
-        "labels": job.labels.model_dump(exclude=NOT_IDENTITY, exclude_none=True),
-    }
-    keys: dict[str, Any] = json.loads(json.dumps(tables))
-    return keys
-
-
-def versions() -> dict[str, str]:
-    """Versions that decide the last bits."""
-    return {"sfg_dist": __version__} | {name: importlib.metadata.version(name) for name in ("numpy", "torch")}
-
 
 def stage_times(events: Path) -> dict[str, float]:
     """Seconds spent in each stage, over all attempts since it was last begun afresh.
@@ -566,40 +442,3 @@ def stage_times(events: Path) -> dict[str, float]:
         if entry["event"] == "stage_finished":
             stage = None
     return times
-
-
-def _title(directory: str, source: str) -> str:
-    return directory if directory == source else f"{directory}: {source}"
-
-
-def _device_name() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def _notes(report: Mapping[str, Any], metrics: Mapping[str, Any], latents: str | None) -> list[str]:
-    """What a reader of the figures must know."""
-    notes = []
-    if report.get("num_rows_dropped"):
-        notes.append(f'{report["num_rows_dropped"]:,} incomplete rows were dropped (data.missing = "drop").')
-    for name, value in (report.get("constant") or {}).items():
-        notes.append(f"Column {name} is constant ({value:g}): left out of the flow and put back in samples.")
-    by_step: dict[str, list[str]] = {}
-    for name, tie in (report.get("ties") or {}).items():
-        by_step.setdefault(f"a grid of {tie['step']:g}" if tie.get("step") else "", []).append(name)
-    for grid, names in by_step.items():
-        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more columns" if len(names) > 8 else "")
-        what = f"on {grid}: dequantized, and put back on the grid" if grid else "on no common grid: not dequantized"
-        notes.append(f"Ties in {shown} {what}.")
-    if latents is not None:
-        notes.append(f"The start points came from {latents}, so labels and samples need not follow the data's law.")
-    ratio = metrics["samples"].get("nearest_train_distance")
-    if ratio is not None and ratio < 0.5:
-        notes.append(
-            f"The samples lie {ratio:.2f} times as far from the training rows as held-out rows do: they repeat "
-            f"training rows; a larger labels.t_min blurs more."
-        )
-    return notes

@@ -235,7 +235,7 @@ def test_an_edited_plan_is_seen(full_pairs):
 
 
 def test_a_change_of_versions_warns(make_store, pairs, monkeypatch):
-    monkeypatch.setattr("sfg_dist.pipeline.versions", lambda: {"numpy": "9.9"})
+    monkeypatch.setattr("sfg_dist.planning.versions", lambda: {"numpy": "9.9"})
     with pytest.warns(UserWarning, match=r"numpy .* this is 9\.9"):
         make_store()
 

@@ -1,0 +1,82 @@
+"""From a checked job and its table to the plan of a store."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sfg_dist._version import __version__
+from sfg_dist.config import Job
+from sfg_dist.errors import ConfigError
+from sfg_dist.plan import Plan, check_shard_rows, fingerprint
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# Keys of the labels table that change neither the bits nor their meaning, and the path of a table whose content counts.
+NOT_IDENTITY = {"num_pairs", "num_threads", "latents"}
+
+
+def check_job(job: Job) -> None:
+    """Refuse keys that do not fit together, before any work.
+
+    Raises:
+        ConfigError: with the keys and what to take instead.
+    """
+    check_shard_rows(job.labels.shard_rows, job.labels.batch_size)
+    from sfg_dist.flow.solver import num_steps
+
+    try:
+        num_steps(job.labels.solver, job.labels.num_evaluations)
+    except ValueError as error:
+        raise ConfigError(f"labels.{error}") from error
+    if "://" in job.output.dir:
+        raise ConfigError(f"output.dir = {job.output.dir!r}: a run writes to a local directory in this version")
+
+
+def make_plan(
+    job: Job,
+    train: NDArray[np.float64],
+    reference: NDArray[np.float32],
+    columns: tuple[str, ...],
+    queries: NDArray[np.float32] | None,
+) -> Plan:
+    """The plan of a job over a transformed reference set.
+
+    The path of the table is no part of it: fingerprints say what was read from there. The reference's alone would not
+    do, since a quantile or standardizing transform takes away a change of units.
+    """
+    identity = {
+        **identity_of_keys(job),
+        "table": fingerprint(train),
+        "reference": fingerprint(reference),
+        "queries": fingerprint(queries) if queries is not None else None,
+    }
+    return Plan(
+        identity=identity,
+        num_pairs=job.labels.num_pairs if queries is None else len(queries),
+        dim=reference.shape[1],
+        shard_rows=job.labels.shard_rows,
+        columns=tuple(columns),
+        source=job.data.source,
+        versions=versions(),
+    )
+
+
+def identity_of_keys(job: Job) -> dict[str, Any]:
+    """The tables of the job that decide the bits of labels, as they read back from JSON."""
+    tables = {
+        "data": job.data.model_dump(exclude={"source"}, exclude_none=True),
+        "transform": job.transform.model_dump(exclude_none=True),
+        "labels": job.labels.model_dump(exclude=NOT_IDENTITY, exclude_none=True),
+    }
+    keys: dict[str, Any] = json.loads(json.dumps(tables))
+    return keys
+
+
+def versions() -> dict[str, str]:
+    """Versions that decide the last bits."""
+    return {"sfg_dist": __version__} | {name: importlib.metadata.version(name) for name in ("numpy", "torch")}

@@ -1,0 +1,124 @@
+"""What a run's report says: the content of its page, from the job, the pairs and the generator."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sfg_dist.config import Job
+from sfg_dist.planning import versions
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from sfg_dist.data import Prepared, Transform
+    from sfg_dist.evaluate import ReportContent
+    from sfg_dist.model.generator import Generator
+    from sfg_dist.store import Pairs
+
+NUM_PATHS = 300
+
+
+def report_content(
+    job: Job,
+    prepared: Prepared,
+    pairs: Pairs,
+    generator: Generator,
+    *,
+    metrics: Mapping[str, Any],
+    history: list[dict[str, float]],
+    samples: NDArray[np.float64],
+    labels: NDArray[np.float64],
+) -> ReportContent:
+    """What the report shows: rows in the user's units, figures, the flow's paths of 2-D tables, facts, notes."""
+    from sfg_dist.evaluate import ReportContent
+
+    plan = pairs.plan
+    paths = _paths(job, pairs, generator.transform) if plan.dim == 2 and len(prepared.columns) == 2 else None
+    return ReportContent(
+        title=_title(Path(job.output.dir).name, Path(job.data.source).name),
+        columns=prepared.columns,
+        held_out=prepared.test,
+        samples=samples,
+        labels=labels,
+        metrics=metrics,
+        history=history,
+        trajectories=paths[0] if paths else None,
+        trajectory_log_beta_sq=paths[1] if paths else None,
+        log_density=prepared.log_density,
+        job_toml=job.to_toml(),
+        facts={
+            "rows": ", ".join(f"{size:,} {part}" for part, size in prepared.report["split"].items()),
+            "columns": f"{len(prepared.columns)}, of which {plan.dim} through the flow",
+            "pairs": f"{plan.num_pairs:,} in {plan.num_shards:,} shards",
+            "label": f"{plan.labels['solver']}, {plan.labels['num_evaluations']} evaluations of "
+            + (
+                f"all {len(prepared.train):,} rows"
+                if plan.labels["estimator"] == "full"
+                else f"{plan.labels['num_reference']:,} rows"
+            ),
+            "network": f"{generator.network.num_parameters:,} parameters",
+            "device": _device_name(),
+            "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+        },
+        notes=_notes(prepared.report, metrics, job.labels.latents),
+    )
+
+
+def _paths(job: Job, pairs: Pairs, transform: Transform) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(states (num_times, n, 2) in the user's units, log beta^2 of each) for some latents."""
+    import torch
+
+    from sfg_dist.flow import Reference, Schedule, label_paths
+
+    settings = job.labels
+    latents = torch.from_numpy(pairs.latents[:NUM_PATHS].compute(scheduler="threads"))
+    beta_sq, states = label_paths(
+        latents,
+        Reference(torch.from_numpy(pairs.reference)),
+        schedule=Schedule(settings.schedule, settings.t_min),
+        num_evaluations=96,
+    )
+    rows = np.stack([transform.inverse(state.numpy()) for state in states])
+    return rows, np.log(np.asarray(beta_sq))
+
+
+def _title(directory: str, source: str) -> str:
+    return directory if directory == source else f"{directory}: {source}"
+
+
+def _device_name() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _notes(report: Mapping[str, Any], metrics: Mapping[str, Any], latents: str | None) -> list[str]:
+    """What a reader of the figures must know."""
+    notes = []
+    if report.get("num_rows_dropped"):
+        notes.append(f'{report["num_rows_dropped"]:,} incomplete rows were dropped (data.missing = "drop").')
+    for name, value in (report.get("constant") or {}).items():
+        notes.append(f"Column {name} is constant ({value:g}): left out of the flow and put back in samples.")
+    by_step: dict[str, list[str]] = {}
+    for name, tie in (report.get("ties") or {}).items():
+        by_step.setdefault(f"a grid of {tie['step']:g}" if tie.get("step") else "", []).append(name)
+    for grid, names in by_step.items():
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more columns" if len(names) > 8 else "")
+        what = f"on {grid}: dequantized, and put back on the grid" if grid else "on no common grid: not dequantized"
+        notes.append(f"Ties in {shown} {what}.")
+    if latents is not None:
+        notes.append(f"The start points came from {latents}, so labels and samples need not follow the data's law.")
+    ratio = metrics["samples"].get("nearest_train_distance")
+    if ratio is not None and ratio < 0.5:
+        notes.append(
+            f"The samples lie {ratio:.2f} times as far from the training rows as held-out rows do: they repeat "
+            f"training rows; a larger labels.t_min blurs more."
+        )
+    return notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,13 @@ import pytest
 
 def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", help="torch device that the flow's tests run on: cpu or cuda")
+
+
+def pytest_configure(config):
+    # A suite started in the background of a script inherits an ignored SIGINT, and would pass it on to the processes
+    # that the tests interrupt.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

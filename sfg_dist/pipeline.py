@@ -9,11 +9,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ import numpy as np
 
 from sfg_dist.config import Job, load_job, resolve_job
 from sfg_dist.errors import ConfigError, DataError, StoreError
+from sfg_dist.events import append_event, stage_times
 from sfg_dist.plan import fingerprint
 from sfg_dist.planning import check_job, identity_of_keys, make_plan
 from sfg_dist.presentation import report_content
@@ -119,6 +119,11 @@ class Pipeline:
         """The page that shows them."""
         return self.directory / "report.html"
 
+    @property
+    def events_path(self) -> Path:
+        """What happened, one JSON line an event."""
+        return self.directory / "events.jsonl"
+
     # Stages.
 
     def label(self) -> Pairs:
@@ -135,14 +140,8 @@ class Pipeline:
     def train(self) -> Generator:
         """Fit the network on the pairs and save the generator."""
         from sfg_dist.data import Transform
-        from sfg_dist.distributed.training import (
-            FitSettings,
-            fit_inline,
-            fit_with_workers,
-            has_checkpoint,
-            is_finished,
-            load_fitted,
-        )
+        from sfg_dist.distributed.checkpoints import FitSettings, has_checkpoint, is_finished, load_fitted
+        from sfg_dist.distributed.training import fit_inline, fit_with_workers
         from sfg_dist.model.calibrate import Calibration
         from sfg_dist.model.generator import Generator
 
@@ -151,23 +150,7 @@ class Pipeline:
         job = self.job.train
         settings = FitSettings(
             network=job.model_dump(include={"width", "depth", "block", "activation", "linear_skip"}),
-            **job.model_dump(
-                include={
-                    "batch_size",
-                    "learning_rate",
-                    "learning_rate_schedule",
-                    "weight_decay",
-                    "ema_decay",
-                    "precision",
-                    "num_epochs",
-                    "max_time_s",
-                    "validation_fraction",
-                    "shuffle_rows",
-                    "checkpoint_interval_s",
-                    "num_threads",
-                    "seed",
-                }
-            ),
+            **job.model_dump(include={field.name for field in fields(FitSettings)} - {"network"}),
         )
         url = str(self.pairs_path.absolute())
         fresh = not has_checkpoint(self.checkpoints_path, settings, pairs.plan.run_id)
@@ -218,7 +201,7 @@ class Pipeline:
     def evaluate(self) -> dict[str, Any]:
         """Measure samples and labels against held-out rows; write metrics.json and report.html."""
         from sfg_dist.data import Transform
-        from sfg_dist.distributed.training import load_fitted
+        from sfg_dist.distributed.checkpoints import load_fitted
         from sfg_dist.evaluate import floor, measure, render_report
         from sfg_dist.model.generator import Generator
         from sfg_dist.store import read_rows
@@ -252,7 +235,7 @@ class Pipeline:
             for name, rows in (("labels", labels), ("samples", samples)):
                 metrics[name] = measure(rows, prepared.test, prepared.train, **arguments)
                 self.emit("measured", what=name, **metrics[name])
-        metrics["time_s"] = stage_times(self.directory / "events.jsonl")
+        metrics["time_s"] = stage_times(self.events_path)
         _, history = load_fitted(self.checkpoints_path)
         content = report_content(
             self.job, prepared, pairs, generator, metrics=metrics, history=history, samples=samples, labels=labels
@@ -295,14 +278,11 @@ class Pipeline:
         assert self._ray is not None, "a stage that needs Ray runs within a session"
         self._ray.enter_context(ray_session(self.job.executor.address))
 
-    def emit(self, event: str, **fields: Any) -> None:
+    def emit(self, event: str, **details: Any) -> None:
         """Tell what happened."""
-        entry = {"time": round(time.time(), 3), "event": event, **fields}
-        with self._writing("events.jsonl"), (self.directory / "events.jsonl").open("ab+") as file:
-            # A killed attempt may have left a torn line; the next event starts a line of its own.
-            if file.tell() and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
-                file.write(b"\n")
-            file.write(json.dumps(entry, default=str).encode() + b"\n")
+        entry = {"time": round(time.time(), 3), "event": event, **details}
+        with self._writing("events.jsonl"):
+            append_event(self.events_path, entry)
         if self._listener is not None:
             self._listener(entry)
 
@@ -318,9 +298,9 @@ class Pipeline:
             raise StoreError(f"cannot write {what} in output.dir {self.directory}: {reason_of(error)}") from error
 
     @contextlib.contextmanager
-    def _stage(self, name: str, *, fresh: bool = True, **fields: Any) -> Iterator[None]:
+    def _stage(self, name: str, *, fresh: bool = True, **details: Any) -> Iterator[None]:
         started = time.monotonic()
-        self.emit("stage_started", stage=name, fresh=fresh, **fields)
+        self.emit("stage_started", stage=name, fresh=fresh, **details)
         yield
         self.emit("stage_finished", stage=name, seconds=round(time.monotonic() - started, 3))
 
@@ -419,26 +399,3 @@ class Pipeline:
             raise DataError(f"labels.latents: {source} is not finite in row {int(np.argmin(finite))} (0-based)")
         rows = table.values.astype(np.float32) if decode else transform.forward(table.values, noise=None)
         return np.ascontiguousarray(rows)
-
-
-def stage_times(events: Path) -> dict[str, float]:
-    """Seconds spent in each stage, over all attempts since it was last begun afresh.
-
-    An attempt that was killed counts up to its last event.
-    """
-    times: dict[str, float] = {}
-    stage, last = None, 0.0
-    for line in events.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the torn last line of a killed attempt
-        if entry["event"] == "stage_started":
-            stage = entry["stage"]
-            times[stage] = 0.0 if entry["fresh"] else times.get(stage, 0.0)
-        elif stage is not None:
-            times[stage] = round(times[stage] + max(0.0, entry["time"] - last), 3)
-        last = entry["time"]
-        if entry["event"] == "stage_finished":
-            stage = None
-    return times

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sfg_dist.config import Job
+from sfg_dist.data.naming import listed
 from sfg_dist.planning import versions
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def report_content(
     from sfg_dist.evaluate import ReportContent
 
     plan = pairs.plan
-    paths = _paths(job, pairs, generator.transform) if plan.dim == 2 and len(prepared.columns) == 2 else None
+    paths = _paths(pairs, generator.transform) if plan.dim == 2 and len(prepared.columns) == 2 else None
     return ReportContent(
         title=_title(Path(job.output.dir).name, Path(job.data.source).name),
         columns=prepared.columns,
@@ -65,22 +66,23 @@ def report_content(
             "device": _device_name(),
             "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
         },
-        notes=_notes(prepared.report, metrics, job.labels.latents),
+        notes=_notes(prepared.report, job.labels.latents),
     )
 
 
-def _paths(job: Job, pairs: Pairs, transform: Transform) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _paths(pairs: Pairs, transform: Transform) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(states (num_times, n, 2) in the user's units, log beta^2 of each) for some latents."""
     import torch
 
     from sfg_dist.flow import Reference, Schedule, label_paths
+    from sfg_dist.store import read_rows
 
-    settings = job.labels
-    latents = torch.from_numpy(pairs.latents[:NUM_PATHS].compute(scheduler="threads"))
+    settings = pairs.plan.labels
+    latents = torch.from_numpy(read_rows(pairs.latents, 0, min(NUM_PATHS, pairs.plan.num_pairs)))
     beta_sq, states = label_paths(
         latents,
         Reference(torch.from_numpy(pairs.reference)),
-        schedule=Schedule(settings.schedule, settings.t_min),
+        schedule=Schedule(settings["schedule"], settings["t_min"]),
         num_evaluations=96,
     )
     rows = np.stack([transform.inverse(state.numpy()) for state in states])
@@ -99,7 +101,7 @@ def _device_name() -> str:
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def _notes(report: Mapping[str, Any], metrics: Mapping[str, Any], latents: str | None) -> list[str]:
+def _notes(report: Mapping[str, Any], latents: str | None) -> list[str]:
     """What a reader of the figures must know."""
     notes = []
     if report.get("num_rows_dropped"):
@@ -110,15 +112,8 @@ def _notes(report: Mapping[str, Any], metrics: Mapping[str, Any], latents: str |
     for name, tie in (report.get("ties") or {}).items():
         by_step.setdefault(f"a grid of {tie['step']:g}" if tie.get("step") else "", []).append(name)
     for grid, names in by_step.items():
-        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more columns" if len(names) > 8 else "")
         what = f"on {grid}: dequantized, and put back on the grid" if grid else "on no common grid: not dequantized"
-        notes.append(f"Ties in {shown} {what}.")
+        notes.append(f"Ties in {listed(names, limit=8)} {what}.")
     if latents is not None:
         notes.append(f"The start points came from {latents}, so labels and samples need not follow the data's law.")
-    ratio = metrics["samples"].get("nearest_train_distance")
-    if ratio is not None and ratio < 0.5:
-        notes.append(
-            f"The samples lie {ratio:.2f} times as far from the training rows as held-out rows do: they repeat "
-            f"training rows; a larger labels.t_min blurs more."
-        )
     return notes

@@ -10,32 +10,36 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import shutil
 import signal
 import tempfile
 import threading
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sfg_dist.distributed.checkpoints import (
+    HISTORY_NAME,
+    FitSettings,
+    append_history,
+    clear_foreign,
+    load_fitted,
+    resume,
+    save_checkpoint,
+    save_fitted,
+)
 from sfg_dist.distributed.labeler import default_device
 from sfg_dist.errors import ClusterError, SfgError, TrainingError
-from sfg_dist.model.fit import Progress, Stopwatch, Trainer
+from sfg_dist.model.fit import Stopwatch, Trainer
 from sfg_dist.model.mlp import MLP
-from sfg_dist.store import PairStream, open_pairs, read_rows, reason_of
+from sfg_dist.store import PairStream, open_pairs, read_rows
 
-KEPT_CHECKPOINTS = 2
 FAILURE_NAME = "failed.txt"
-FITTED_NAME = "fitted.json"
 SYNC_STEPS = 16  # ranks agree on the clock this often; a broadcast every step would cost as much as a small step
 MAX_VALIDATION_ROWS = 65_536
 
@@ -47,50 +51,11 @@ class _DivergedError(TrainingError):
 EpochReport = Callable[[dict[str, float]], None]
 
 
-@dataclass(frozen=True)
-class FitSettings:
-    """What the fit needs to know, as plain values that travel to the workers.
-
-    Attributes:
-        network: arguments of MLP but for dim.
-        batch_size: rows of a global batch, over all ranks.
-        learning_rate, learning_rate_schedule, weight_decay, ema_decay, precision: as for Trainer.
-        num_epochs: passes over the training pairs.
-        max_time_s: stop after this much training time, over all attempts; the learning rate is planned for it.
-        validation_fraction: share of the pairs, the last ones, that is held out.
-        shuffle_rows: rows that are shuffled together.
-        checkpoint_interval_s: time between checkpoints.
-        num_threads: CPU threads of a worker; None leaves torch's own choice.
-        seed: of the network's start and of the order.
-    """
-
-    network: Mapping[str, Any]
-    batch_size: int
-    learning_rate: float
-    learning_rate_schedule: str
-    weight_decay: float
-    ema_decay: float
-    precision: str
-    num_epochs: int
-    max_time_s: float | None
-    validation_fraction: float
-    shuffle_rows: int
-    checkpoint_interval_s: float
-    num_threads: int | None
-    seed: int
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree in to be gone on with."""
-        free = {"checkpoint_interval_s", "num_threads", "max_time_s", "num_epochs", "precision"}
-        return {name: value for name, value in asdict(self).items() if name not in free}
-
-
 def fit_inline(
     url: str, checkpoints: Path, settings: FitSettings, *, on_epoch: EpochReport | None = None
 ) -> tuple[MLP, list[dict[str, float]]]:
     """Fit in this process; the averaged network and one history entry an epoch."""
-    _prepare(url, checkpoints, settings)
+    _require_ready(url, checkpoints, settings)
     _fit_rank(url, checkpoints, settings, rank=0, world_size=1, on_epoch=on_epoch)
     return load_fitted(checkpoints)
 
@@ -124,7 +89,7 @@ def fit_with_workers(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    _prepare(url, checkpoints, settings)
+    _require_ready(url, checkpoints, settings)
     available = ray.cluster_resources()
     if use_gpu is None:
         use_gpu = available.get("GPU", 0) >= num_workers
@@ -134,7 +99,7 @@ def fit_with_workers(
     config = {"url": url, "checkpoints": str(checkpoints.absolute()), "settings": asdict(settings)}
     with (
         tempfile.TemporaryDirectory(prefix="sfg-train-") as scratch,
-        _tail(checkpoints / "history.jsonl", on_epoch),
+        _following(checkpoints / HISTORY_NAME, on_epoch),
     ):
         trainer = TorchTrainer(
             _ray_worker,
@@ -166,6 +131,13 @@ def fit_with_workers(
         if failure.exists():
             raise TrainingError(failure.read_text())
     return load_fitted(checkpoints)
+
+
+def _require_ready(url: str, checkpoints: Path, settings: FitSettings) -> None:
+    """Before any rank starts: refuse an unfinished store, and clear away the checkpoints of another fit."""
+    pairs = open_pairs(url)
+    pairs.require_complete()
+    clear_foreign(checkpoints, settings, pairs.plan.run_id)
 
 
 def _root_cause(error: Exception) -> Exception:
@@ -255,7 +227,7 @@ def _fit_rank(
         parallel=parallel,
         world_size=world_size,
     )
-    _resume(trainer, checkpoints)
+    resume(trainer, checkpoints)
     _run_epochs(
         trainer,
         stream,
@@ -268,19 +240,6 @@ def _fit_rank(
         on_epoch,
         report,
     )
-
-
-def _resume(trainer: Trainer, checkpoints: Path) -> None:
-    """Take up the newest checkpoint, or the one before it where a power cut tore the newest."""
-    found = sorted(checkpoints.glob("step_*[0-9]"), reverse=True)
-    for number, checkpoint in enumerate(found, start=1):
-        try:
-            trainer.load(checkpoint)
-            return
-        except TrainingError as error:
-            if number == len(found):
-                raise
-            warnings.warn(f"{error}; going on from the one before", stacklevel=2)
 
 
 def _run_epochs(
@@ -311,8 +270,8 @@ def _run_epochs(
             if done >= 1:
                 break
             if rank == 0 and watch.elapsed_s - saved_s > settings.checkpoint_interval_s:
-                saved_s = watch.elapsed_s
-                _save(trainer, watch, checkpoints, settings, run_id)
+                saved_s = progress.elapsed_s = watch.elapsed_s
+                save_checkpoint(trainer, checkpoints, settings, run_id)
         progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
         entry = _entry(trainer, watch, loss, num_batches, held_out, world_size)
         if not math.isfinite(entry["train_loss"]):
@@ -321,15 +280,17 @@ def _run_epochs(
             )
         progress.history.append(entry)
         if rank == 0:
-            _append_history(checkpoints, progress.history)
+            append_history(checkpoints, entry)
             if on_epoch is not None:
                 on_epoch(entry)
         if report is not None:
             report(entry)
     if rank == 0:
-        _save(trainer, watch, checkpoints, settings, run_id)
+        progress.elapsed_s = watch.elapsed_s
+        save_checkpoint(trainer, checkpoints, settings, run_id)
         trainer.model.load_state_dict(trainer.average)
-        _save_fitted(trainer.model, checkpoints, progress)
+        assert isinstance(trainer.model, MLP)
+        save_fitted(trainer.model, checkpoints, progress)
     if world_size > 1:
         torch.distributed.barrier()
 
@@ -370,122 +331,26 @@ def _entry(
     }
 
 
-def _save(trainer: Trainer, watch: Stopwatch, checkpoints: Path, settings: FitSettings, run_id: str) -> None:
-    trainer.progress.elapsed_s = watch.elapsed_s
-    try:
-        _save_checkpoint(trainer, checkpoints, settings, run_id)
-    except (OSError, SafetensorError) as error:
-        raise TrainingError(f"cannot write a checkpoint to {checkpoints}: {reason_of(error)}") from error
-
-
-def _save_checkpoint(trainer: Trainer, checkpoints: Path, settings: FitSettings, run_id: str) -> None:
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    (checkpoints / "fit.json").write_text(json.dumps({"settings": settings.identity, "pairs": run_id}))
-    for leftover in checkpoints.glob("step_*.partial"):
-        shutil.rmtree(leftover)  # of an attempt that was killed
-    trainer.save(checkpoints / f"step_{trainer.progress.step:09d}")
-    for old in sorted(checkpoints.glob("step_*[0-9]"))[:-KEPT_CHECKPOINTS]:
-        shutil.rmtree(old)
-
-
-def has_checkpoint(checkpoints: Path, settings: FitSettings, run_id: str) -> bool:
-    """Whether this very fit can go on from where it was."""
-    return _newest(checkpoints) is not None and _is_ours(checkpoints, settings, run_id)
-
-
-def is_finished(checkpoints: Path, settings: FitSettings, run_id: str) -> bool:
-    """Whether this very fit has run to its end: by epochs, or by the clock where it has a limit."""
-    newest = _newest(checkpoints)
-    if newest is None or not has_checkpoint(checkpoints, settings, run_id):
-        return False
-    try:
-        fitted = json.loads((checkpoints / FITTED_NAME).read_text())
-        progress = json.loads((newest / "progress.json").read_text())
-    except (OSError, json.JSONDecodeError):
-        return False
-    if fitted["step"] != progress["step"]:
-        return False  # killed between the last checkpoint and the averaged network
-    return progress["epoch"] >= settings.num_epochs or (
-        settings.max_time_s is not None and progress["elapsed_s"] >= settings.max_time_s
-    )
-
-
-def _newest(checkpoints: Path) -> Path | None:
-    return max(checkpoints.glob("step_*[0-9]"), default=None)
-
-
-def _is_ours(checkpoints: Path, settings: FitSettings, run_id: str) -> bool:
-    try:
-        made_by = json.loads((checkpoints / "fit.json").read_text())
-    except (OSError, json.JSONDecodeError):
-        return False
-    return bool(made_by == json.loads(json.dumps({"settings": settings.identity, "pairs": run_id})))
-
-
-def _prepare(url: str, checkpoints: Path, settings: FitSettings) -> None:
-    """Before any rank starts: refuse an unfinished store, and clear away the checkpoints of another fit."""
-    pairs = open_pairs(url)
-    pairs.require_complete()
-    if _newest(checkpoints) is None or has_checkpoint(checkpoints, settings, pairs.plan.run_id):
-        return
-    warnings.warn(f"{checkpoints} holds checkpoints of other train keys or pairs: training starts anew", stacklevel=3)
-    for old in checkpoints.glob("step_*[0-9]"):
-        shutil.rmtree(old)
-    for name in (FITTED_NAME, "fitted.safetensors"):
-        (checkpoints / name).unlink(missing_ok=True)
-
-
-def _append_history(checkpoints: Path, history: list[dict[str, float]]) -> None:
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    (checkpoints / "history.jsonl").write_text("".join(f"{json.dumps(entry)}\n" for entry in history))
-
-
-def _save_fitted(model: nn.Module, checkpoints: Path, progress: Progress) -> None:
-    """The averaged network, then the record that names its step; each replaces an older one whole."""
-    assert isinstance(model, MLP)
-    document = {"network": {"dim": model.dim, **model.shape}, "step": progress.step, "history": progress.history}
-    try:
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        save_file(weights, checkpoints / "fitted.partial")
-        (checkpoints / f"{FITTED_NAME}.partial").write_text(json.dumps(document))
-        (checkpoints / FITTED_NAME).unlink(missing_ok=True)
-        (checkpoints / "fitted.partial").replace(checkpoints / "fitted.safetensors")
-        (checkpoints / f"{FITTED_NAME}.partial").replace(checkpoints / FITTED_NAME)
-    except (OSError, SafetensorError) as error:
-        raise TrainingError(f"cannot write the fitted network to {checkpoints}: {reason_of(error)}") from error
-
-
-def load_fitted(checkpoints: Path) -> tuple[MLP, list[dict[str, float]]]:
-    """The averaged network that the last finished fit left, and its history."""
-    try:
-        document = json.loads((checkpoints / FITTED_NAME).read_text())
-        model = MLP(**document["network"])
-        model.load_state_dict(load_file(checkpoints / "fitted.safetensors"))
-    except FileNotFoundError:
-        raise TrainingError(f"{checkpoints} holds no finished fit: run `sfg train` with this job") from None
-    return model.eval(), document["history"]
-
-
 @contextlib.contextmanager
-def _tail(path: Path, on_epoch: EpochReport | None) -> Iterator[None]:
+def _following(path: Path, on_epoch: EpochReport | None) -> Iterator[None]:
     """Within, entries that a worker on a shared file system appends are passed on as they come."""
     if on_epoch is None:
         yield
         return
-    path.unlink(missing_ok=True)
     stop = threading.Event()
-    seen = 0
+    offset = path.stat().st_size if path.exists() else 0  # what earlier attempts wrote was passed on by them
 
     def poll() -> None:
-        nonlocal seen
-        lines = path.read_text().splitlines() if path.exists() else []
-        for line in lines[seen:]:
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                return  # caught while being written; the next poll has it whole
-            on_epoch(entry)
-            seen += 1
+        nonlocal offset
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            file.seek(offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return  # caught while being written; the next poll has it whole
+                offset += len(line)
+                on_epoch(json.loads(line))
 
     def watch() -> None:
         while not stop.wait(0.5):

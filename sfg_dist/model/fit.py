@@ -172,9 +172,8 @@ class Trainer:
             TrainingError: it belongs to another network, or cannot be read.
         """
         try:
-            tensors = load_file(
-                directory / "state.safetensors"
-            )  # each load_state_dict moves what belongs on the device
+            # On the CPU: each load_state_dict moves what belongs on the device, and leaves step counts where they are.
+            tensors = load_file(directory / "state.safetensors")
             progress = Progress(**json.loads((directory / "progress.json").read_text()))
             self.model.load_state_dict(_under(tensors, "model."))
             self.average = {name: tensor.to(self.device) for name, tensor in _under(tensors, "average.").items()}

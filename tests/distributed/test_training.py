@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from sfg_dist.distributed import training
+from sfg_dist.distributed import checkpoints, training
+from sfg_dist.distributed.checkpoints import FitSettings
 from sfg_dist.distributed.labeler import label_inline
-from sfg_dist.distributed.training import FitSettings, fit_inline, fit_with_workers
+from sfg_dist.distributed.training import fit_inline, fit_with_workers
 from sfg_dist.errors import IncompleteStoreError, TrainingError
 
 NETWORK = {"width": 16, "depth": 1, "block": "residual", "activation": "silu", "linear_skip": True}
@@ -76,7 +77,7 @@ class Stop(Exception):
 def test_a_stopped_fit_goes_on_at_the_next_batch(url, tmp_path, monkeypatch, stop_at):
     whole, history = fit_inline(url, tmp_path / "whole", make_settings())
     settings = make_settings(checkpoint_interval_s=0.0)
-    saved = training._save
+    saved = training.save_checkpoint
     rows = []
 
     def save_and_stop(trainer, *arguments):
@@ -85,7 +86,7 @@ def test_a_stopped_fit_goes_on_at_the_next_batch(url, tmp_path, monkeypatch, sto
             raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_save", save_and_stop)
+        patch.setattr(training, "save_checkpoint", save_and_stop)
         with pytest.raises(Stop):
             fit_inline(url, tmp_path / "cut", settings)
     step = training.Trainer.step
@@ -116,7 +117,7 @@ def test_checkpoints_of_another_fit_are_not_taken_up(url, tmp_path):
 
 def test_only_the_newest_checkpoints_are_kept_and_nothing_is_pickled(url, tmp_path):
     fit_inline(url, tmp_path / "c", make_settings(checkpoint_interval_s=0.0))
-    assert len(list((tmp_path / "c").glob("step_*"))) == training.KEPT_CHECKPOINTS
+    assert len(list((tmp_path / "c").glob("step_*"))) == checkpoints.KEPT_CHECKPOINTS
     assert {file.suffix for file in (tmp_path / "c").rglob("*") if file.is_file()} == {
         ".safetensors",
         ".json",
@@ -136,7 +137,7 @@ def test_a_torn_newest_checkpoint_falls_back_to_the_one_before(url, tmp_path):
     whole, _ = fit_inline(url, tmp_path / "c", make_settings(checkpoint_interval_s=0.0))
     newest = max((tmp_path / "c").glob("step_*"))
     (newest / "state.safetensors").write_bytes(b"torn")
-    (tmp_path / "c" / training.FITTED_NAME).unlink()
+    (tmp_path / "c" / checkpoints.FITTED_NAME).unlink()
     with pytest.warns(UserWarning, match="going on from the one before"):
         again, history = fit_inline(url, tmp_path / "c", make_settings(checkpoint_interval_s=0.0))
     assert torch.equal(weights(again), weights(whole))
@@ -150,13 +151,13 @@ def test_a_kill_between_the_checkpoint_and_the_network_is_not_a_finished_fit(url
     fit_inline(url, tmp_path / "c", make_settings(num_epochs=2))
     settings = make_settings(num_epochs=4)
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_save_fitted", lambda *_: (_ for _ in ()).throw(Stop))
+        patch.setattr(training, "save_fitted", lambda *_: (_ for _ in ()).throw(Stop))
         with pytest.raises(Stop):
             fit_inline(url, tmp_path / "c", settings)
-    assert not training.is_finished(tmp_path / "c", settings, run_id)
+    assert not checkpoints.is_finished(tmp_path / "c", settings, run_id)
     _, history = fit_inline(url, tmp_path / "c", settings)
     assert len(history) == 4
-    assert training.is_finished(tmp_path / "c", settings, run_id)
+    assert checkpoints.is_finished(tmp_path / "c", settings, run_id)
 
 
 def test_the_clock_stops_the_fit_and_ends_the_schedule(url, tmp_path):
@@ -256,6 +257,10 @@ def test_a_killed_worker_costs_no_more_than_the_steps_since_the_checkpoint(ray_c
     settings = make_settings(checkpoint_interval_s=0.0)
     model, history = fit_with_workers(url, tmp_path / "c", settings, num_workers=1, use_gpu=False)
     assert marker.exists()
+    entries = []
+    longer = make_settings(checkpoint_interval_s=0.0, num_epochs=4)
+    fit_with_workers(url, tmp_path / "c", longer, num_workers=1, use_gpu=False, on_epoch=entries.append)
+    assert [entry["epoch"] for entry in entries] == [4]  # what earlier attempts told is not told again
     whole, _ = fit_inline(url, tmp_path / "whole", make_settings())
     assert torch.equal(weights(model), weights(whole))
     assert [entry["epoch"] for entry in history] == [1, 2, 3]
@@ -270,7 +275,7 @@ def test_an_error_of_rank_zero_alone_does_not_leave_the_other_waiting(ray_cluste
         def full(*_):
             raise TrainingError("cannot write a checkpoint: no space left on the device")
 
-        training._save = full
+        training.save_checkpoint = full
         worker(config)
 
     monkeypatch.setattr(training, "_ray_worker", full_disk_worker)
@@ -319,7 +324,8 @@ def test_memory_stays_flat_as_the_store_grows_tenfold(make_store, tmp_path):
     code = """
 import json, resource, sys
 from pathlib import Path
-from sfg_dist.distributed.training import FitSettings, fit_inline
+from sfg_dist.distributed.checkpoints import FitSettings
+from sfg_dist.distributed.training import fit_inline
 fit_inline(sys.argv[1], Path(sys.argv[2]), FitSettings(**json.loads(sys.argv[3])))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

@@ -68,7 +68,7 @@ def test_layout(full_pairs):
 
 
 def test_large_shards_are_cut_into_chunks(make_store, monkeypatch):
-    monkeypatch.setattr("sfg_dist.store.pairs.MAX_CHUNK_BYTES", 256)
+    monkeypatch.setattr("sfg_dist.store.frame.MAX_CHUNK_BYTES", 256)
     pairs = make_store()
     for shard in range(pairs.plan.num_shards):
         pairs.write_shard(shard, *rows_of(pairs, shard))

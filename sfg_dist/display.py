@@ -1,0 +1,157 @@
+"""What the command line shows of a run while it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sfg_dist.data.naming import listed
+
+
+class Display:
+    """Shows events: bars with rate and time left on a terminal, plain lines elsewhere.
+
+    With ``--json`` all of it goes to stderr.
+    """
+
+    def __init__(self, as_json: bool) -> None:
+        from rich.console import Console
+
+        self._console = Console(stderr=as_json, highlight=False, soft_wrap=True)
+        self._progress: Any = None
+        self._task: Any = None
+        self._last_line = 0.0
+        self._rows = 0
+        self._first: tuple[float, float] | None = None
+        self._stage: Mapping[str, Any] = {}
+        self._handlers: dict[str, Callable[[Mapping[str, Any]], None]] = {
+            "stage_started": self._on_stage,
+            "stage_finished": self._on_finished,
+            "table": self._on_table,
+            "shard": self._on_shard,
+            "epoch": self._on_epoch,
+            "measured": self._on_measured,
+        }
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close_bar()
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        """Show an event; kinds without a handler are passed over."""
+        handler = self._handlers.get(event["event"])
+        if handler is not None:
+            handler(event)
+
+    def _on_stage(self, event: Mapping[str, Any]) -> None:
+        self._stage = event
+        if event["stage"] == "label":
+            missing = event["missing"]
+            kept = event["total"] - missing
+            self._print(
+                f"label: {event['rows']:,} pairs in {event['total']:,} shards"
+                + (f", {kept:,} done already" if kept else "")
+            )
+            if missing:
+                self._open_bar("label", event["total"], kept)
+        elif event["stage"] == "train":
+            limit = f", at most {event['max_time_s']:g} s" if event["max_time_s"] else ""
+            self._print(
+                f"train: {event['num_epochs']:,} epochs{limit}"
+                + ("" if event["fresh"] else ", from the last checkpoint")
+            )
+            self._open_bar("train", event["max_time_s"] or event["num_epochs"], 0)
+        elif event["stage"] != "data":
+            self._print(f"{event['stage']} ...")
+
+    def _on_finished(self, event: Mapping[str, Any]) -> None:
+        self._close_bar()
+        if event["stage"] != "data":
+            self._print(f"{event['stage']}: done in {event['seconds']:.1f} s")
+
+    def _on_table(self, event: Mapping[str, Any]) -> None:
+        sizes = event["split"]
+        self._print(f"data: {sizes['train']:,} train, {sizes['validation']:,} validation, {sizes['test']:,} test rows")
+        if event["num_rows_dropped"]:
+            self._print(f"data: {event['num_rows_dropped']:,} incomplete rows dropped")
+        if event["constant"]:
+            self._print(f"data: constant columns kept aside: {', '.join(event['constant'])}")
+        gridded = [name for name, tie in event["ties"].items() if tie.get("step")]
+        if gridded:
+            self._print(f"data: columns with ties on a grid, dequantized by one step: {listed(gridded, limit=8)}")
+
+    def _on_shard(self, event: Mapping[str, Any]) -> None:
+        self._rows += event["rows"][1] - event["rows"][0]
+        rate = self._rows / max(1e-3, event["time"] - self._stage["time"])
+        line = f"label: {event['done']:,} of {event['total']:,} shards, {rate:,.0f} pairs/s"
+        self._advance(event["done"], line, event)
+
+    def _on_epoch(self, event: Mapping[str, Any]) -> None:
+        position = event["elapsed_s"] if self._stage.get("max_time_s") else event["epoch"]
+        rate = event["step"] / max(1e-3, event["elapsed_s"])
+        losses = f"loss {event['train_loss']:.4f}, held out {event['validation_loss']:.4f}"
+        self._advance(position, f"train: epoch {event['epoch']}, {losses}, {rate:,.0f} batches/s", event)
+
+    def _on_measured(self, event: Mapping[str, Any]) -> None:
+        auc = event.get("c2st_auc")
+        if auc is not None:
+            self._print(f"evaluate: {event['what']} against held-out rows, AUC {auc:.3f} (0.5 is perfect)")
+
+    def _print(self, text: str) -> None:
+        (self._progress.console if self._progress else self._console).print(text, markup=False)
+
+    def _open_bar(self, name: str, total: float, completed: float) -> None:
+        self._last_line, self._rows, self._first = 0.0, 0, None
+        if not self._console.is_terminal:
+            return
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TaskProgressColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=self._console,
+            transient=True,
+        )
+        self._progress.start()
+        self._task = self._progress.add_task(name, total=total, completed=completed)
+
+    def _advance(self, completed: float, line: str, event: Mapping[str, Any]) -> None:
+        if self._progress is not None:
+            self._progress.update(self._task, completed=completed, description=line)
+            return
+        # Plain lines: at most one in five seconds, so that a log stays readable.
+        now, left = event["time"], self._time_left(event, completed)
+        if now - self._last_line >= 5 or completed == event.get("total"):
+            self._last_line = now
+            self._print(line + (f", about {left:.0f} s left" if left else ""))
+
+    def _time_left(self, event: Mapping[str, Any], completed: float) -> float | None:
+        """Seconds left at the pace since the first event; what went before was starting up."""
+        limit = self._stage.get("max_time_s")
+        if limit and "elapsed_s" in event:
+            return max(0.0, float(limit) - float(event["elapsed_s"]))
+        total = event.get("total") or self._stage.get("num_epochs")
+        if self._first is None:
+            self._first = (event["time"], completed)
+        since, before = self._first
+        if not total or completed <= before:
+            return None
+        return max(0.0, (event["time"] - since) * (total - completed) / (completed - before))
+
+    def _close_bar(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None

@@ -43,7 +43,7 @@ _MEANINGS = {
     ),
     "energy_distance": (
         "Energy distance",
-        "0 is perfect, lower is better",
+        "0 is perfect; below it is noise",
         "distances between the two tables against distances within each, all columns together",
     ),
     "ks_mean": (

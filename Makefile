@@ -2,7 +2,7 @@
 # make run       install, then the quickstart job: labels, training, samples and a report
 # make test      install, then every test that this machine can run
 # make lint      ruff, mypy and the import directions
-# make bench     the measurements in tests/benchmarks
+# make bench     the measurements in tests/benchmarks, beside their peers; BENCH="--quick" for a short one
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -34,7 +34,8 @@ lint: install
 	$(BIN)/lint-imports
 
 bench: install
-	$(BIN)/python tests/benchmarks/labels.py
+	$(PIP) install --quiet -c constraints.txt --editable '.[bench]'
+	$(BIN)/python tests/benchmarks/run.py $(BENCH)
 
 clean:
 	rm -rf .venv build *.egg-info

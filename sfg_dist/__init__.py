@@ -17,7 +17,7 @@ from sfg_dist._version import __version__
 
 if TYPE_CHECKING:
     from sfg_dist.errors import SfgError
-    from sfg_dist.flow import Reference, label_latents, score
+    from sfg_dist.flow import Reference, label_latents, log_density, score
     from sfg_dist.model.generator import Generator
     from sfg_dist.pipeline import run
     from sfg_dist.store import Pairs, open_pairs
@@ -28,6 +28,7 @@ _HOMES = {
     "Reference": "sfg_dist.flow",
     "SfgError": "sfg_dist.errors",
     "label_latents": "sfg_dist.flow",
+    "log_density": "sfg_dist.flow",
     "open_pairs": "sfg_dist.store",
     "run": "sfg_dist.pipeline",
     "score": "sfg_dist.flow",
@@ -40,6 +41,7 @@ __all__ = [
     "SfgError",
     "__version__",
     "label_latents",
+    "log_density",
     "open_pairs",
     "run",
     "score",

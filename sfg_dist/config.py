@@ -41,7 +41,12 @@ METRICS = (
     "kl",
 )
 
-SOLVER_NAMES = ("euler", "midpoint", "heun", "ralston3", "kutta3", "rk4", "rk38")
+# Fixed grid: any; with labels.solver_tolerance: those with an error estimate of their own.
+ADAPTIVE_SOLVER_NAMES = ("bs32", "dopri5", "tsit5", "exp_abm3", "exp_abm4", "exp_abm5")
+SOLVER_NAMES = (
+    *("euler", "midpoint", "heun", "ralston3", "kutta3", "rk4", "rk38", "exp_ab1", "exp_ab2", "exp_ab4"),
+    *ADAPTIVE_SOLVER_NAMES,
+)
 
 
 class _Section(BaseModel):
@@ -98,12 +103,14 @@ class LabelsConfig(_Section):
 
     num_pairs: PositiveInt = 100_000
     seed: Seed = 0
-    t_min: Annotated[float, Field(gt=0, lt=1)] = 1e-3
+    t_min: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = 1e-3
     schedule: Literal["linear", "linear_floor"] = "linear"
     estimator: Literal["full", "minibatch"] = "full"
     num_reference: PositiveInt = 1000
-    solver: Literal[SOLVER_NAMES] = "rk4"  # type: ignore[valid-type]
-    num_evaluations: PositiveInt = 32
+    tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-3
+    solver: Literal[SOLVER_NAMES] = "exp_abm4"  # type: ignore[valid-type]
+    solver_tolerance: PositiveFloat | None = None
+    num_evaluations: PositiveInt = 24
     time_grid: Literal["graded", "uniform"] = "graded"
     num_threads: PositiveInt = 1
     direction: Literal["decode", "encode", "both"] = "decode"
@@ -115,6 +122,11 @@ class LabelsConfig(_Section):
     def _check(self) -> LabelsConfig:
         if self.latents is not None and self.direction == "both":
             raise ValueError('direction = "both" needs drawn latents: leave out latents or choose one direction')
+        if self.solver_tolerance is not None and self.solver not in ADAPTIVE_SOLVER_NAMES:
+            raise ValueError(
+                f"solver_tolerance needs a solver that estimates its error ({', '.join(ADAPTIVE_SOLVER_NAMES)}), "
+                f"got solver = {self.solver!r}"
+            )
         return self
 
 

@@ -22,7 +22,7 @@ from sfg_dist.config import Job, load_job, resolve_job
 from sfg_dist.errors import ConfigError, DataError, StoreError
 from sfg_dist.events import append_event, stage_times
 from sfg_dist.plan import fingerprint
-from sfg_dist.planning import check_job, identity_of_keys, make_plan
+from sfg_dist.planning import check_job, identity_of_keys, make_plan, uses_clusters
 from sfg_dist.presentation import report_content
 
 if TYPE_CHECKING:
@@ -202,6 +202,7 @@ class Pipeline:
         """Measure samples and labels against held-out rows; write metrics.json and report.html."""
         from sfg_dist.data import Transform
         from sfg_dist.distributed.checkpoints import load_fitted
+        from sfg_dist.distributed.labeler import label_error
         from sfg_dist.evaluate import floor, measure, render_report
         from sfg_dist.model.generator import Generator
         from sfg_dist.store import read_rows
@@ -235,6 +236,8 @@ class Pipeline:
             for name, rows in (("labels", labels), ("samples", samples)):
                 metrics[name] = measure(rows, prepared.test, prepared.train, **arguments)
                 self.emit("measured", what=name, **metrics[name])
+            metrics["label_error"] = label_error(pairs)
+            self.emit("label_error", **metrics["label_error"])
         metrics["time_s"] = stage_times(self.events_path)
         _, history = load_fitted(self.checkpoints_path)
         content = report_content(
@@ -319,9 +322,21 @@ class Pipeline:
             transform_arrays=prepared.transform.to_arrays(),
             transform_metadata=prepared.transform.to_metadata(),
             queries=queries,
+            make_order=self._make_order if uses_clusters(self.job, len(reference)) else None,
         )
         self._write_job()
+        if self.job.labels.t_min == "auto":
+            self.emit("blur", **plan.identity["blur"])
         return pairs
+
+    def _make_order(self, reference: NDArray[np.float32]) -> NDArray[np.int64]:
+        from sfg_dist.distributed.ordering import CLUSTER_ROWS, order_with_tasks, order_with_threads
+
+        if self.job.executor.kind == "inline" or len(reference) < CLUSTER_ROWS:
+            return order_with_threads(reference)
+        with self.session():
+            self._need_ray()
+            return order_with_tasks(reference)
 
     def _existing_store(self) -> Pairs:
         from sfg_dist.store import open_pairs

@@ -107,6 +107,11 @@ class Plan:
         return self.identity["labels"]
 
     @property
+    def t_min(self) -> float:
+        """Where the flow ends: the job's number, or the one that was chosen for the table."""
+        return float(self.identity["blur"]["t_min"])
+
+    @property
     def run_id(self) -> str:
         """sha256 of identity and number of pairs; names the run in its commit records."""
         text = json.dumps([self.identity, self.num_pairs, self.format_version], sort_keys=True)

@@ -54,6 +54,7 @@ def make_plan(
         "table": fingerprint(train),
         "reference": fingerprint(reference),
         "queries": fingerprint(queries) if queries is not None else None,
+        "blur": choose_blur(job, reference),
     }
     return Plan(
         identity=identity,
@@ -64,6 +65,29 @@ def make_plan(
         source=job.data.source,
         versions=versions(),
     )
+
+
+def uses_clusters(job: Job, num_reference: int) -> bool:
+    """Whether labels of this job look at clusters of the reference."""
+    from sfg_dist.flow.posterior import SPARSE_ROWS
+
+    return job.labels.estimator == "full" and job.labels.tolerance > 0 and num_reference >= SPARSE_ROWS
+
+
+def choose_blur(job: Job, reference: NDArray[np.float32]) -> dict[str, Any]:
+    """t_min, and for "auto" whether the leave-one-out likelihood ran into its floor.
+
+    Three digits: the likelihood is flat there, and another machine's last bits must not make another plan.
+    """
+    if job.labels.t_min != "auto":
+        return {"t_min": job.labels.t_min}
+    from sfg_dist.flow import choose_t_min
+
+    try:
+        chosen = choose_t_min(reference, schedule=job.labels.schedule)
+    except ValueError as error:
+        raise ConfigError(f'labels.t_min = "auto": {error}; name a number') from error
+    return {"t_min": float(f"{chosen.t_min:.3g}"), "is_floor": chosen.is_floor, "is_ceiling": chosen.is_ceiling}
 
 
 def identity_of_keys(job: Job) -> dict[str, Any]:

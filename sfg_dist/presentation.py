@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sfg_dist.data import Prepared, Transform
     from sfg_dist.evaluate import ReportContent
     from sfg_dist.model.generator import Generator
+    from sfg_dist.plan import Plan
     from sfg_dist.store import Pairs
 
 NUM_PATHS = 300
@@ -56,12 +57,14 @@ def report_content(
             "rows": ", ".join(f"{size:,} {part}" for part, size in prepared.report["split"].items()),
             "columns": f"{len(prepared.columns)}, of which {plan.dim} through the flow",
             "pairs": f"{plan.num_pairs:,} in {plan.num_shards:,} shards",
-            "label": f"{plan.labels['solver']}, {plan.labels['num_evaluations']} evaluations of "
+            "label": f"{plan.labels['solver']}, {_evaluations(plan.labels)} of "
             + (
                 f"all {len(prepared.train):,} rows"
                 if plan.labels["estimator"] == "full"
                 else f"{plan.labels['num_reference']:,} rows"
             ),
+            "t_min": _blur(plan),
+            **_accuracy(plan.labels, metrics.get("label_error") or {}),
             "network": f"{generator.network.num_parameters:,} parameters",
             "device": _device_name(),
             "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
@@ -82,11 +85,38 @@ def _paths(pairs: Pairs, transform: Transform) -> tuple[NDArray[np.float64], NDA
     beta_sq, states = label_paths(
         latents,
         Reference(torch.from_numpy(pairs.reference)),
-        schedule=Schedule(settings["schedule"], settings["t_min"]),
+        schedule=Schedule(settings["schedule"], pairs.plan.t_min),
         num_evaluations=96,
     )
     rows = np.stack([transform.inverse(state.numpy()) for state in states])
     return rows, np.log(np.asarray(beta_sq))
+
+
+def _evaluations(settings: Mapping[str, Any]) -> str:
+    if settings.get("solver_tolerance"):
+        return f"evaluations as many as keep its error estimate below {settings['solver_tolerance']:g}"
+    return f"{settings['num_evaluations']} evaluations"
+
+
+def _blur(plan: Plan) -> str:
+    blur = plan.identity["blur"]
+    if "is_floor" not in blur:
+        return f"{blur['t_min']:g}"
+    end = "; at its floor" if blur["is_floor"] else "; at its ceiling" if blur["is_ceiling"] else ""
+    return f"{blur['t_min']:g}, by leave-one-out likelihood{end}"
+
+
+def _accuracy(settings: Mapping[str, Any], error: Mapping[str, Any]) -> dict[str, str]:
+    """How exact the labels are: what is certified at every evaluation, and what was measured at the end."""
+    if not error:
+        return {}
+    reached, asked = error["tolerance_reached"], settings["tolerance"]
+    certified = f"within {reached:.1e} of exact, certified ({asked:g} asked)" if reached else "every row summed"
+    return {
+        "posterior mean": certified,
+        "label error": f"median {error['median']:.1e}, 90th percentile {error['percentile_90']:.1e}, "
+        f"measured on {error['num_rows']} labels in float64",
+    }
 
 
 def _title(directory: str, source: str) -> str:

@@ -77,7 +77,7 @@ def test_run_ends_by_naming_the_report_and_leaves_what_it_promises(finished):
         "events.jsonl",
     }
     metrics = json.loads((directory / "runs" / "job" / "metrics.json").read_text())
-    assert set(metrics) == {"floor", "labels", "samples", "time_s"}
+    assert set(metrics) == {"floor", "labels", "samples", "label_error", "time_s"}
     assert {"c2st_auc", "sliced_wasserstein", "nearest_train_distance"} <= set(metrics["samples"])
     assert {"data", "label", "train", "sample", "evaluate"} <= set(metrics["time_s"])
     assert "kl" not in metrics["samples"]
@@ -185,7 +185,10 @@ def test_bad_tables(job, table, name, words):
         (["run", "job.toml", "--set", "nonsense"], ["table.key=value"]),
         (["run", "absent.toml"], ["absent.toml does not exist"]),
         (["run", "job.toml", "--executor", "slurm"], ["executor.kind", "'ray' or 'inline'"]),
-        (["run", "job.toml", "--set", "labels.num_evaluations=30"], ["num_evaluations", "take 28 or 32"]),
+        (
+            ["run", "job.toml", "--set", "labels.solver=rk4", "--set", "labels.num_evaluations=30"],
+            ["num_evaluations", "take 28 or 32"],
+        ),
         (["run", "job.toml", "--set", "output.dir=s3://bucket/x"], ["output.dir", "local directory"]),
         (["run"], ["Missing argument"]),
         (["frobnicate"], ["No such command"]),

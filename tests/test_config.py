@@ -131,4 +131,4 @@ def test_keys_that_do_not_fit_together(make_job):
     with pytest.raises(ConfigError, match=r"take labels\.shard_rows = 1024"):
         check_job(make_job(labels={"batch_size": 1024, "shard_rows": 1000}))
     with pytest.raises(ConfigError, match="take 28 or 32"):
-        check_job(make_job(labels={"num_evaluations": 30}))
+        check_job(make_job(labels={"solver": "rk4", "num_evaluations": 30}))

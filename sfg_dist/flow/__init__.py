@@ -1,24 +1,33 @@
-"""The maths, torch only: schedules, the posterior mean, the probability-flow ODE, labels and scores.
+"""The maths, schedules, the posterior mean, the probability-flow ODE, labels and scores.
 
 Conventions: rows are samples; t = 0 is data and t = 1 is noise; variances end in ``_sq``; places and labels are in the
 reference's own coordinates at the public functions and centred below them.
 """
 
-from sfg_dist.flow.labeling import denoiser_of, label_batch, label_latents, label_paths, score
+from sfg_dist.flow.bandwidth import Bandwidth, choose_t_min
+from sfg_dist.flow.clusters import build_order
+from sfg_dist.flow.density import log_density
+from sfg_dist.flow.labeling import Effort, denoiser_of, label_batch, label_latents, label_paths, score
 from sfg_dist.flow.posterior import PosteriorMoments, Reference, posterior_mean, posterior_moments
 from sfg_dist.flow.schedule import Schedule
-from sfg_dist.flow.solver import TABLEAUX, integrate, num_steps, time_grid, trajectory
+from sfg_dist.flow.solver import SOLVERS, TABLEAUX, integrate, num_steps, time_grid, trajectory
 
 __all__ = [
+    "SOLVERS",
     "TABLEAUX",
+    "Bandwidth",
+    "Effort",
     "PosteriorMoments",
     "Reference",
     "Schedule",
+    "build_order",
+    "choose_t_min",
     "denoiser_of",
     "integrate",
     "label_batch",
     "label_latents",
     "label_paths",
+    "log_density",
     "num_steps",
     "posterior_mean",
     "posterior_moments",

@@ -15,18 +15,33 @@ Rounding: a logit's float32 error is about 6e-8 |z| |x| alpha / beta^2, so the r
 
 from __future__ import annotations
 
+import hashlib
 import math
+import threading
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Rows: TypeAlias = Tensor | NDArray[np.floating]
-Backend = Literal["auto", "fused", "blocked"]
+from sfg_dist.flow.seats import LANES, seats
 
+if TYPE_CHECKING:
+    from sfg_dist.flow.clusters import Clusters
+    from sfg_dist.flow.cpu_engine import Sums
+    from sfg_dist.flow.triton_kernels import Blocks
+
+Rows: TypeAlias = Tensor | NDArray[np.floating]
+Backend = Literal["auto", "dense", "sparse", "native", "fused", "blocked", "triton"]
+
+# Up to this many columns the compiled kernel is faster than torch's attention; beyond, matrix products pay.
+_NATIVE_DIM = 12
+# Below this many rows a dense pass costs no more than to look at the clusters.
+SPARSE_ROWS = 4096
+_LOGIT_ROUNDING, _LOGIT_SLACK = 2.0**-24, 1e-4
 # Tiles of the blocked engine: one tile of logits fits in a core's cache on CPUs, and fills a GPU on CUDA.
 _TILE = {"cpu": (256, 1024), "cuda": (8192, 16384)}
 _LOGIT_FLOOR = -87.0  # exp(-87) is the smallest normal float32; below it some CPUs' exp is 30 times slower
@@ -39,6 +54,7 @@ class Reference:
         rows: samples of the data, shape (num_reference, dim), a tensor or a numpy array, finite.
         device: where the work is done; the rows' own device by default.
         dtype: torch.float32 (default) or torch.float64, the precision of all arithmetic.
+        order: the clusters' ordering of these rows, from ``clusters.build_order``, where it was made earlier.
 
     Attributes:
         center: mean of the rows, shape (dim,), float64 on the CPU.
@@ -49,7 +65,12 @@ class Reference:
     """
 
     def __init__(
-        self, rows: Rows, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+        self,
+        rows: Rows,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        order: NDArray[np.int64] | None = None,
     ) -> None:
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
@@ -70,6 +91,7 @@ class Reference:
         norm_sq = centred.double().square().sum(dim=1, keepdim=True).to(dtype)
         self.center = center.cpu()
         self.keys = torch.cat([centred, norm_sq], dim=1).contiguous()
+        self._order = order
 
     @property
     def num_reference(self) -> int:
@@ -91,6 +113,30 @@ class Reference:
         """Precision of the arithmetic."""
         return self.keys.dtype
 
+    @cached_property
+    def clusters(self) -> Clusters:
+        """Compact clusters of the centred rows and their moments, built when first asked for (float32, on the CPU)."""
+        from sfg_dist.flow.clusters import build_clusters
+
+        return build_clusters(self._centred(), order=self._order)
+
+    @cached_property
+    def blocks(self) -> NDArray[np.float32]:
+        """The centred rows as the compiled dense kernel reads them: those of the clusters where there are some."""
+        from sfg_dist.flow.clusters import make_blocks
+
+        return self.clusters.blocks if "clusters" in self.__dict__ else make_blocks(self._centred())
+
+    @cached_property
+    def device_blocks(self) -> Blocks:
+        """The centred rows in compact blocks, as the Triton kernels read them."""
+        from sfg_dist.flow.triton_kernels import make_blocks
+
+        return make_blocks(self.keys[:, :-1].contiguous())
+
+    def _centred(self) -> NDArray[np.float32]:
+        return np.ascontiguousarray(self.keys[:, :-1].to("cpu", torch.float32).numpy())
+
     def subset(self, index: Tensor | NDArray[np.integer]) -> Reference:
         """A reference of the rows at ``index``, centred about its own mean."""
         rows = self.keys[torch.as_tensor(index, device=self.device), :-1].double()
@@ -108,12 +154,29 @@ def to_tensor(rows: Rows) -> Tensor:
 
 
 def as_reference(reference: Rows | Reference, like: Tensor, dtype: torch.dtype) -> Reference:
-    """``reference`` as a Reference on the device of ``like``; a prepared one is taken as it stands."""
+    """``reference`` as a Reference on the device of ``like``; a prepared one is taken as it stands.
+
+    What was built over other rows is found again by their content, for the last few references.
+    """
     if isinstance(reference, Reference):
         if reference.device != like.device:
             raise ValueError(f"the reference is on {reference.device}, the rows are on {like.device}")
         return reference
-    return Reference(reference, device=like.device, dtype=dtype)
+    table = to_tensor(reference)
+    content = hashlib.blake2b(table.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+    key = (content, tuple(table.shape), table.dtype, like.device, dtype)
+    with _kept_lock:
+        if (kept := _kept.pop(key, None)) is None:
+            kept = Reference(table, device=like.device, dtype=dtype)
+        _kept[key] = kept  # last in the order of use
+        while len(_kept) > _NUM_KEPT:
+            del _kept[next(iter(_kept))]
+    return kept
+
+
+_NUM_KEPT = 4
+_kept: dict[tuple[object, ...], Reference] = {}
+_kept_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -124,11 +187,18 @@ class PosteriorMoments:
         mean: m = sum_j w_j x_j, shape (num_rows, dim).
         log_sum_exp: log sum_j exp(logit_j), shape (num_rows,), or None.
         variance: v = sum_j w_j |x_j|^2 - |m|^2, the trace of the posterior covariance, shape (num_rows,), >= 0.
+        log_kernel_sum: log sum_j exp(-|z_t - alpha x_j|^2 / (2 beta^2)), float64, shape (num_rows,), or None.
+        bound: certified bound of the 2-norm of the mean's error, float64, shape (num_rows,); None where every row was
+            summed. Of log_kernel_sum and variance a sparse engine certifies nothing.
+        pairs: rows of the reference that each row summed one by one, shape (num_rows,), or None.
     """
 
     mean: Tensor
     log_sum_exp: Tensor | None
     variance: Tensor
+    log_kernel_sum: Tensor | None = None
+    bound: Tensor | None = None
+    pairs: Tensor | None = None
 
 
 def posterior_moments(
@@ -139,6 +209,7 @@ def posterior_moments(
     beta_sq: float | Tensor,
     log_sum_exp: bool = False,
     backend: Backend = "auto",
+    tolerance: float = 0.0,
 ) -> PosteriorMoments:
     """Posterior moments of x given z_t, in centred coordinates: z_t is alpha (x - center) + beta eps.
 
@@ -148,14 +219,17 @@ def posterior_moments(
         alpha: signal scale, a number or one a row, shape (num_rows,), >= 0.
         beta_sq: noise variance, a number or one a row, > 0.
         log_sum_exp: also return the log of the sum of the unnormalised weights.
-        backend: "fused" is torch's attention kernel (CPU), "blocked" streams tiles through plain matrix products on
-            any device, "auto" takes the fused one where it can give what is asked for.
+        backend: "auto" is "sparse" where a tolerance is given and there are rows enough for it to pay, else "dense".
+            "sparse" (float32 on the CPU) skips and sums up clusters within the tolerance; "dense" is the fastest exact
+            one: "native", the compiled kernel (float32 on the CPU, few columns), "fused", torch's attention kernel
+            (CPU), "triton" (float32 on CUDA), or "blocked", tiles through plain matrix products on any device.
+        tolerance: certified bound of the 2-norm of the mean's error that "sparse" keeps, in the reference's units.
 
     Returns:
         The moments; see PosteriorMoments.
 
     Raises:
-        ValueError: the shapes do not fit, or beta_sq is not positive.
+        ValueError: the shapes do not fit, beta_sq is not positive, or the backend cannot do what is asked.
     """
     if z_t.ndim != 2 or z_t.shape[1] != reference.dim:
         raise ValueError(f"z_t must have shape (num_rows, {reference.dim}), got {tuple(z_t.shape)}")
@@ -163,17 +237,141 @@ def posterior_moments(
         raise ValueError(f"z_t is {z_t.dtype}, the reference is {reference.dtype}")
     if bool((torch.as_tensor(beta_sq) <= 0).any()):
         raise ValueError("beta_sq must be positive")
-    alpha_column = _column(alpha, z_t)
-    beta_sq_column = _column(beta_sq, z_t)
-    query = torch.cat([alpha_column * z_t, -0.5 * alpha_column.square()], dim=1) / beta_sq_column
+    chosen = choose_backend(reference, backend, tolerance)
     if not len(z_t):  # the fused kernel divides by the number of rows
         empty = z_t.new_zeros(0)
-        return PosteriorMoments(z_t.clone(), empty if log_sum_exp else None, empty)
-    fused = backend == "fused" or (backend == "auto" and z_t.device.type == "cpu")
-    moments, lse = (_attend_fused if fused else _attend_blocked)(query, reference.keys)
+        return PosteriorMoments(z_t.clone(), empty if log_sum_exp else None, empty, empty.double())
+    alpha_column = _column(alpha, z_t)
+    beta_sq_column = _column(beta_sq, z_t)
+    if chosen == "sparse" and reference.device.type != "cpu":
+        return _triton(z_t, reference, alpha_column[:, 0], beta_sq_column[:, 0], log_sum_exp, tolerance)
+    if chosen == "sparse":
+        return _sparse(z_t, reference, alpha_column, beta_sq_column, log_sum_exp, tolerance)
+    if chosen == "native":
+        from sfg_dist.flow.cpu_engine import dense_sums
+
+        return _of_sums(
+            dense_sums(z_t, alpha_column, beta_sq_column, reference.blocks, reference.num_reference),
+            z_t,
+            beta_sq_column,
+            log_sum_exp,
+        )
+    if chosen == "triton":
+        return _triton(z_t, reference, alpha_column[:, 0], beta_sq_column[:, 0], log_sum_exp, 0.0)
+    query = torch.cat([alpha_column * z_t, -0.5 * alpha_column.square()], dim=1) / beta_sq_column
+    moments, lse = (_attend_fused if chosen == "fused" else _attend_blocked)(query, reference.keys)
     mean = moments[:, :-1]
     variance = (moments[:, -1] - mean.square().sum(dim=1)).clamp_min(0)
-    return PosteriorMoments(mean, lse if log_sum_exp else None, variance)
+    log_kernel_sum = lse.double() - _log_offset(z_t, beta_sq_column)
+    return PosteriorMoments(mean, lse if log_sum_exp else None, variance, log_kernel_sum)
+
+
+def choose_backend(reference: Reference, backend: Backend, tolerance: float) -> Backend:
+    """The engine that a call with these arguments uses.
+
+    Raises:
+        ValueError: the named backend does not work on the reference's device or dtype, or the tolerance is negative.
+    """
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance must not be negative, got {tolerance}")
+    single = reference.dtype == torch.float32
+    on_cpu = reference.device.type == "cpu"
+    has_kernels = single and (on_cpu or _has_triton(reference.device))
+    if backend == "auto":
+        pays = tolerance > 0 and reference.num_reference >= SPARSE_ROWS
+        backend = "sparse" if has_kernels and pays else "dense"
+    if backend == "dense":
+        if on_cpu:
+            return "native" if single and reference.dim <= _NATIVE_DIM else "fused"
+        return "triton" if has_kernels else "blocked"
+    if (backend == "sparse" and not has_kernels) or (backend == "native" and not (on_cpu and single)):
+        where = "the CPU" if backend == "native" else "the CPU, or on a GPU with Triton"
+        raise ValueError(
+            f'backend = "{backend}" works in float32 on {where}; '
+            f"the reference is {reference.dtype} on {reference.device}"
+        )
+    if backend == "fused" and not on_cpu:
+        raise ValueError(f'backend = "fused" works on the CPU; the reference is on {reference.device}')
+    if backend == "triton" and not single:
+        raise ValueError(f'backend = "triton" works in float32; the reference is {reference.dtype}')
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}, got {backend!r}")
+    return backend
+
+
+def _has_triton(device: torch.device) -> bool:
+    from sfg_dist.flow.triton_kernels import is_available
+
+    return is_available(device)
+
+
+def _log_offset(z_t: Tensor, beta_sq: Tensor) -> Tensor:
+    """|z|^2 / (2 beta^2), what logits leave out because it is common to all references; float64."""
+    return z_t.double().square().sum(dim=1) / (2 * beta_sq.double().reshape(-1))
+
+
+def _sparse(
+    z_t: Tensor, reference: Reference, alpha: Tensor, beta_sq: Tensor, log_sum_exp: bool, tolerance: float
+) -> PosteriorMoments:
+    from sfg_dist.flow.cpu_engine import cluster_sums
+
+    sums = cluster_sums(z_t, alpha, beta_sq, reference.clusters, tolerance)
+    moments = _of_sums(sums, z_t, beta_sq, log_sum_exp)
+    left = np.flatnonzero(sums.bound < 0)
+    # A product's logits are wrong by about 6e-8 |x|^2 / sigma^2; where that shows, the differences of the kernel pay.
+    inv_sigma_sq = (alpha.double().square() / beta_sq.double()).reshape(-1).numpy()[left]
+    fine = _LOGIT_ROUNDING * float(reference.keys[:, -1].max()) * inv_sigma_sq > _LOGIT_SLACK
+    for engine, part in (("native", left[fine]), ("dense", left[~fine])):
+        if not len(part):
+            continue
+        active = torch.zeros(-(-len(z_t) // LANES) * LANES, dtype=torch.bool)
+        active[torch.from_numpy(part)] = True
+        rows, real = seats(active)
+        dense = posterior_moments(
+            z_t[rows], reference, alpha=alpha[rows, 0], beta_sq=beta_sq[rows, 0], log_sum_exp=log_sum_exp,
+            backend=engine,  # type: ignore[arg-type]
+        )  # fmt: skip
+        index = rows[real]
+        for name in ("mean", "variance", "log_sum_exp", "log_kernel_sum"):
+            target, source = getattr(moments, name), getattr(dense, name)
+            if target is not None:
+                target[index] = source[real]
+        assert moments.bound is not None
+        assert moments.pairs is not None
+        moments.bound[index] = 0
+        moments.pairs[index] = reference.num_reference
+    return moments
+
+
+def _triton(
+    z_t: Tensor, reference: Reference, alpha: Tensor, beta_sq: Tensor, log_sum_exp: bool, tolerance: float
+) -> PosteriorMoments:
+    from sfg_dist.flow.triton_kernels import posterior_moments_cuda
+
+    result = posterior_moments_cuda(
+        z_t, reference.device_blocks, alpha=alpha, beta_sq=beta_sq, tolerance=tolerance or None
+    )
+    log_kernel_sum = result.log_sum_exp.double() - _log_offset(z_t, beta_sq)
+    return PosteriorMoments(
+        result.mean,
+        result.log_sum_exp if log_sum_exp else None,
+        result.variance,
+        log_kernel_sum,
+        result.error_bound.double(),
+    )
+
+
+def _of_sums(sums: Sums, z_t: Tensor, beta_sq: Tensor, log_sum_exp: bool) -> PosteriorMoments:
+    log_kernel_sum = torch.from_numpy(sums.log_kernel_sum)
+    lse = (log_kernel_sum + _log_offset(z_t, beta_sq)).to(z_t.dtype) if log_sum_exp else None
+    return PosteriorMoments(
+        torch.from_numpy(sums.mean),
+        lse,
+        torch.from_numpy(sums.variance),
+        log_kernel_sum,
+        torch.from_numpy(sums.bound),
+        torch.from_numpy(sums.work[:, 0]),
+    )
 
 
 def _column(value: float | Tensor, like: Tensor) -> Tensor:

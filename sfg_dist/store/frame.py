@@ -26,8 +26,9 @@ def write_frame(
     transform_arrays: Mapping[str, NDArray[Any]],
     transform_metadata: Mapping[str, Any],
     queries: NDArray[np.float32] | None,
+    cluster_order: NDArray[np.int64] | None = None,
 ) -> None:
-    """Create the arrays of a store and write the reference, the transform and the query points."""
+    """Create the arrays of a store and write the reference, its order, the transform and the query points."""
     import zarr
 
     # overwrite=False: a driver that was killed here left the same frame, and a second one writes the same bytes.
@@ -40,6 +41,9 @@ def write_frame(
     for name, rows in tables.items():
         chunk_rows = min(len(rows), max(1, MAX_CHUNK_BYTES // (4 * plan.dim)))
         _fit_array(group, name, rows.shape, "float32", chunk_rows)[...] = rows
+    if cluster_order is not None:
+        chunk_rows = min(len(cluster_order), MAX_CHUNK_BYTES // 8)
+        _fit_array(group, "reference/order", cluster_order.shape, "int64", chunk_rows)[...] = cluster_order
     transform = group.require_group("transform")
     transform.attrs["metadata"] = json.dumps(transform_metadata, sort_keys=True)
     for name in set(transform.array_keys()) - set(transform_arrays):

@@ -5,6 +5,7 @@
         plan.json             the plan, created if absent and never changed; made last, so a plan means a whole frame
         latents/, labels/     float32 (num_pairs, dim); unwritten rows are NaN; every chunk carries a crc32c
         reference/rows        float32 (num_reference, dim): the data behind the score, as the flow sees them
+        reference/order       int64 (num_reference,): their order in compact clusters, where labels.tolerance uses some
         transform/            the column transform as plain arrays, its names in the group's attributes
         queries/rows          the user's own query points, when there are any
         commits/00000042.json one a finished shard, created after its data have reached the disk
@@ -20,7 +21,7 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -50,6 +51,7 @@ def create_store(
     transform_arrays: Mapping[str, NDArray[Any]],
     transform_metadata: Mapping[str, Any],
     queries: NDArray[np.float32] | None = None,
+    make_order: Callable[[NDArray[np.float32]], NDArray[np.int64]] | None = None,
 ) -> Pairs:
     """Lay out a store, or go on with the one that the same plan made.
 
@@ -60,6 +62,7 @@ def create_store(
         transform_arrays: the column transform's arrays.
         transform_metadata: the rest of the transform, JSON.
         queries: the user's query points as the flow sees them, shape (num_pairs, dim), or None.
+        make_order: orders the reference's rows in compact clusters, where labels use some.
 
     Returns:
         The open store.
@@ -71,7 +74,8 @@ def create_store(
     location = Location(url, create=True)
     if (existing := _read_plan(location)) is None:
         with location.writing("the frame"):
-            write_frame(location, plan, reference, transform_arrays, transform_metadata, queries)
+            order = make_order(reference) if make_order is not None else None
+            write_frame(location, plan, reference, transform_arrays, transform_metadata, queries, order)
         location.create(PLAN_KEY, plan.to_json())
         existing = _read_plan(location)  # another driver may have been first
         assert existing is not None
@@ -150,6 +154,20 @@ class Pairs:
                 f"damaged; choose another output.dir and label again"
             )
         return rows
+
+    @property
+    def cluster_order(self) -> NDArray[np.int64] | None:
+        """The clusters' ordering of the reference's rows, or None where labels sum over every row."""
+        if "order" not in self.group["reference"]:  # type: ignore[operator]
+            return None
+        order = np.asarray(self.group["reference/order"][...])  # type: ignore[index]
+        rows = self.group["reference/rows"].shape[0]  # type: ignore[union-attr]
+        if order.shape != (rows,) or not np.array_equal(np.sort(order), np.arange(rows)):
+            raise StoreError(
+                f"{self.location.url}/reference/order is not an ordering of the {rows} reference rows: it was changed "
+                f"or damaged; choose another output.dir and label again"
+            )
+        return order
 
     @property
     def queries(self) -> NDArray[np.float32] | None:

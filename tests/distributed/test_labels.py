@@ -103,7 +103,7 @@ def test_query_points_of_the_user(make_store, tmp_path, direction):
 def test_a_label_that_is_not_finite_names_its_row_and_nothing_is_written(make_store, monkeypatch):
     pairs = make_store()
     labeler = ShardLabeler(pairs.location.url)
-    monkeypatch.setattr(labeler, "_integrate", lambda shard, first, rows: np.where(rows > 2.0, np.nan, rows))
+    monkeypatch.setattr(labeler, "_integrate", lambda shard, first, rows, effort: np.where(rows > 2.0, np.nan, rows))
     with pytest.raises(NonFiniteLabelError, match=r"shard 1: row \d+ has no finite end point"):
         labeler.label(1)
     assert 1 in pairs.pending()

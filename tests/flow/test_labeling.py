@@ -110,7 +110,7 @@ def test_a_prepared_reference_gives_the_same_labels(moons):
 def test_paths_start_at_the_latents_and_end_at_the_labels(moons):
     latents = torch.randn(20, 2, generator=torch.Generator().manual_seed(3))
     beta_sq, states = label_paths(latents, Reference(moons), schedule=Schedule("linear", 1e-3), num_evaluations=32)
-    labels = label_latents(latents, moons, t_min=1e-3, num_evaluations=32)
+    labels = label_latents(latents, moons, t_min=1e-3, solver="rk4", num_evaluations=32)
     assert states.shape == (9, 20, 2)
     assert beta_sq[0] == 1
     torch.testing.assert_close(states[0], latents)
@@ -156,7 +156,7 @@ def test_mixture_oracle_posterior_mean_against_its_score():
         (lambda x: label_latents(np.zeros(3), x), "shape"),
         (lambda x: label_latents(np.zeros((3, 5)), x), "5 columns"),
         (lambda x: label_latents(np.array([[0.0, np.nan]]), x), "row 0"),
-        (lambda x: label_latents(np.zeros((3, 2)), x, num_evaluations=30), "multiple of 4"),
+        (lambda x: label_latents(np.zeros((3, 2)), x, solver="rk4", num_evaluations=30), "multiple of 4"),
         (lambda x: label_latents(np.zeros((3, 2)), x, t_min=2.0), "t_min"),
         (lambda x: label_latents(np.zeros((3, 2)), x, direction="sideways"), "direction"),
         (lambda x: label_latents(np.zeros((3, 2)), x, time_grid="log"), "time_grid"),

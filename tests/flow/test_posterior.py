@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sfg_dist.flow.posterior import Reference, posterior_mean, posterior_moments
+from sfg_dist.flow.posterior import Reference, choose_backend, posterior_mean, posterior_moments
 
 
 def plain(z, x, alpha, beta_sq):
@@ -22,8 +22,15 @@ def cloud(num_rows, dim, device, seed=0, dtype=torch.float32):
     return torch.randn(num_rows, dim, generator=generator, dtype=dtype).to(device)
 
 
-@pytest.fixture(params=["fused", "blocked"])
+@pytest.fixture(params=["native", "fused", "blocked"])
 def backend(request, device):
+    if request.param != "blocked" and device.type != "cpu":
+        pytest.skip(f"the {request.param} backend is a CPU kernel")
+    return request.param
+
+
+@pytest.fixture(params=["fused", "blocked"])
+def backend_of_float64(request, device):
     if request.param == "fused" and device.type != "cpu":
         pytest.skip("the fused backend is torch's CPU kernel")
     return request.param
@@ -43,11 +50,11 @@ def test_moments(dim, t, backend, device):
     torch.testing.assert_close(result.variance.double(), variance, rtol=1e-3, atol=1e-3)
 
 
-def test_rows_may_have_times_of_their_own(backend, device):
+def test_rows_may_have_times_of_their_own(backend_of_float64, device):
     reference = Reference(cloud(500, 3, device), dtype=torch.float64)
     z = cloud(64, 3, device, seed=1, dtype=torch.float64)
     t = torch.linspace(0.01, 1.0, 64, dtype=torch.float64, device=device)
-    result = posterior_moments(z, reference, alpha=1 - t, beta_sq=t, log_sum_exp=True, backend=backend)
+    result = posterior_moments(z, reference, alpha=1 - t, beta_sq=t, log_sum_exp=True, backend=backend_of_float64)
     mean, log_sum_exp, variance = plain(z, reference.keys[:, :-1], 1 - t, t)
     torch.testing.assert_close(result.mean, mean)
     torch.testing.assert_close(result.log_sum_exp, log_sum_exp)
@@ -63,11 +70,11 @@ def test_far_from_every_reference_no_weight_vanishes(backend, device):
     assert torch.isfinite(result.log_sum_exp).all()
 
 
-def test_more_references_than_a_tile_and_a_ragged_rest(backend, device, monkeypatch):
+def test_more_references_than_a_tile_and_a_ragged_rest(backend_of_float64, device, monkeypatch):
     monkeypatch.setattr("sfg_dist.flow.posterior._TILE", {device.type: (7, 13), "cuda": (7, 13)})
     reference = Reference(cloud(100, 2, device), dtype=torch.float64)
     z = cloud(23, 2, device, seed=2, dtype=torch.float64)
-    result = posterior_moments(z, reference, alpha=0.5, beta_sq=0.5, log_sum_exp=True, backend=backend)
+    result = posterior_moments(z, reference, alpha=0.5, beta_sq=0.5, log_sum_exp=True, backend=backend_of_float64)
     mean, log_sum_exp, _ = plain(z, reference.keys[:, :-1], 0.5, 0.5)
     torch.testing.assert_close(result.mean, mean)
     torch.testing.assert_close(result.log_sum_exp, log_sum_exp)
@@ -83,6 +90,49 @@ def test_offset_data_keep_their_digits(device):
     result = posterior_moments((z - (1 - t) * center).float(), reference, alpha=1 - t, beta_sq=t)
     mean, _, _ = plain(z - (1 - t) * center, x - center, 1 - t, t)
     assert (result.mean.double() - mean).norm(dim=1).max() < 1e-3
+
+
+@pytest.mark.parametrize("dim", [2, 12, 43])
+def test_log_kernel_sum_keeps_its_digits_at_small_times(dim, device):
+    # The kernel sum is what the density is made of; |z|^2 / (2 beta^2), 1e4 and more here, must not swallow it.
+    t = 1e-4
+    reference = Reference(cloud(3000, dim, device))
+    x = reference.keys[:, :-1]
+    z = (1 - t) * x[:100] + t**0.5 * cloud(100, dim, device, seed=1)
+    backend = "native" if device.type == "cpu" else "auto"
+    result = posterior_moments(z, reference, alpha=1 - t, beta_sq=t, backend=backend)
+    squares = (z.double()[:, None] - (1 - t) * x.double()[None]).square().sum(2)
+    kernels = torch.logsumexp(-squares / (2 * t), dim=1)
+    assert result.log_kernel_sum.dtype == torch.float64
+    torch.testing.assert_close(result.log_kernel_sum, kernels, rtol=0, atol=1e-3)
+
+
+def test_the_engine_that_auto_stands_for():
+    small, wide = Reference(cloud(100, 2, "cpu")), Reference(cloud(100, 13, "cpu"))
+    large = Reference(cloud(4096, 2, "cpu"))
+    double = Reference(cloud(4096, 2, "cpu"), dtype=torch.float64)
+    assert choose_backend(small, "auto", 1e-3) == "native"
+    assert choose_backend(wide, "auto", 0.0) == "fused"
+    assert choose_backend(large, "auto", 0.0) == "native"
+    assert choose_backend(large, "auto", 1e-3) == "sparse"
+    assert choose_backend(double, "auto", 1e-3) == "fused"
+    assert choose_backend(large, "blocked", 1e-3) == "blocked"
+
+
+@pytest.mark.parametrize("backend", ["sparse", "native", "triton"])
+def test_engines_of_float32_refuse_float64(backend):
+    reference = Reference(cloud(5, 2, "cpu"), dtype=torch.float64)
+    with pytest.raises(ValueError, match="float32"):
+        choose_backend(reference, backend, 0.0)
+
+
+def test_refuses_bad_backends_and_tolerances():
+    reference = Reference(cloud(5, 2, "cpu"))
+    with pytest.raises(ValueError, match="backend must be one of"):
+        choose_backend(reference, "quick", 0.0)
+    for tolerance in (-1e-3, float("nan")):
+        with pytest.raises(ValueError, match="tolerance"):
+            choose_backend(reference, "sparse", tolerance)
 
 
 def test_posterior_mean_is_in_the_references_coordinates(device):

@@ -1,0 +1,119 @@
+"""The CPU engine: the compiled kernels over threads, dense or within a certified bound.
+
+A row's numbers do not depend on the rows beside it, nor on the number of threads: threads share out rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sfg_dist.flow.clusters import Clusters
+from sfg_dist.flow.cpu_kernels import cluster_rows, dense_rows
+
+# Shares of the tolerance that is left, by level from the leaves up: measured on the power table, flat near these.
+_SPEND = (1.0, 0.9, 0.3)
+_ROWS_A_TASK = 16
+_ALPHA_LEAST = 1e-6  # below it all weights are equal to rounding, and z / alpha would overflow
+# Where a row would open more leaves than this, matrix products over all of them are the faster way.
+_DENSE_SHARE = ((12, 2.0), (24, 0.75), (10**9, 0.5))
+
+
+class Sums(NamedTuple):
+    """What the kernels give for each row.
+
+    Attributes:
+        mean: posterior mean, float32, shape (num_rows, dim).
+        log_kernel_sum: log sum_j exp(-|z - alpha x_j|^2 / (2 beta^2)), float64, shape (num_rows,).
+        variance: sum_j w_j |x_j - mean|^2, float32, shape (num_rows,).
+        bound: certified bound of the mean's error, float64; 0 where all rows were summed, -1 where none was.
+        work: pairs, stand-ins and nodes of each row, int64, shape (num_rows, 3).
+    """
+
+    mean: NDArray[np.float32]
+    log_kernel_sum: NDArray[np.float64]
+    variance: NDArray[np.float32]
+    bound: NDArray[np.float64]
+    work: NDArray[np.int64]
+
+
+def _prepare(z_t: Tensor, alpha: Tensor, beta_sq: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float64], Sums]:
+    scale = alpha.double().clamp_min(_ALPHA_LEAST).reshape(-1)
+    x = (z_t.double() / scale[:, None]).to(torch.float32).contiguous().numpy()
+    inv_sigma_sq = (scale.square() / beta_sq.double().reshape(-1)).contiguous().numpy()
+    rows, dim = x.shape
+    sums = Sums(
+        np.empty((rows, dim), np.float32),
+        np.empty(rows),
+        np.empty(rows, np.float32),
+        np.zeros(rows),
+        np.zeros((rows, 3), np.int64),
+    )
+    return x, inv_sigma_sq, sums
+
+
+def dense_sums(z_t: Tensor, alpha: Tensor, beta_sq: Tensor, blocks: NDArray[np.float32], num_reference: int) -> Sums:
+    """Sums over all rows in ``blocks``; z_t float32 (num_rows, dim), alpha and beta_sq one a row."""
+    x, inv_sigma_sq, sums = _prepare(z_t, alpha, beta_sq)
+    sums.work[:, 0] = num_reference
+    flat = blocks.reshape(-1)
+
+    def work(part: slice) -> None:
+        dense_rows(
+            x[part], inv_sigma_sq[part], flat, len(blocks), sums.mean[part], sums.log_kernel_sum[part],
+            sums.variance[part],
+        )  # fmt: skip
+
+    _share_out(work, len(x))
+    return sums
+
+
+def cluster_sums(z_t: Tensor, alpha: Tensor, beta_sq: Tensor, clusters: Clusters, tolerance: float) -> Sums:
+    """Sums within a certified bound; rows whose bound is -1 are left to a dense pass."""
+    x, inv_sigma_sq, sums = _prepare(z_t, alpha, beta_sq)
+    share = next(share for dim, share in _DENSE_SHARE if clusters.dim <= dim)
+    spend = np.array([*_SPEND, *[_SPEND[-1]] * len(clusters.sizes)])
+    flat = clusters.bounds.reshape(-1), clusters.moments.reshape(-1), clusters.blocks.reshape(-1)
+
+    def run(part: slice, aim: float) -> None:
+        cluster_rows(
+            x[part], inv_sigma_sq[part], aim, share, spend, clusters.offsets, clusters.sizes, *flat,
+            clusters.moment_order, sums.mean[part], sums.log_kernel_sum[part], sums.variance[part], sums.bound[part],
+            sums.work[part],
+        )  # fmt: skip
+
+    def work(part: slice) -> None:
+        run(part, tolerance)
+        # The allowance is spent against a guess of the mean; where the mean came out elsewhere, aim lower. An aim of
+        # zero opens every node whose weight does not vanish in float32.
+        for row in range(part.start, part.stop):
+            for aim in (tolerance / 4, tolerance / 32, 0.0):
+                if sums.bound[row] <= tolerance:
+                    break
+                run(slice(row, row + 1), aim)
+
+    _share_out(work, len(x))
+    return sums
+
+
+def _share_out(work: Callable[[slice], None], num_rows: int) -> None:
+    parts = [slice(first, min(first + _ROWS_A_TASK, num_rows)) for first in range(0, num_rows, _ROWS_A_TASK)]
+    threads = min(torch.get_num_threads(), len(parts))
+    if threads <= 1:
+        for part in parts:
+            work(part)
+        return
+    for _ in _pool(threads).map(work, parts):
+        pass
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="sfg_dist")

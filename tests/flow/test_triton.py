@@ -1,0 +1,356 @@
+"""The Triton kernels against a plain float64 softmax: on a GPU natively, elsewhere in triton's interpreter.
+
+The interpreter must be chosen before triton is first imported, and torch may import triton at any time. So on CPUs the
+checks run in a process of their own, one for the module: it reads a check's name and arguments from a line of JSON and
+answers with one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import traceback
+
+import pytest
+import torch
+
+from sfg_dist.flow import triton_kernels as kernels
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+
+@pytest.fixture(scope="module")
+def call(device):
+    """Runs a check by name: here on CUDA, in the interpreter's process otherwise."""
+    if device.type == "cuda":
+        yield lambda name, **arguments: CHECKS[name](device=device, **arguments)
+        return
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+    def remote(name, **arguments):
+        process.stdin.write(json.dumps([name, arguments]) + "\n")
+        process.stdin.flush()
+        answer = process.stdout.readline()
+        assert answer, f"the interpreter's process ended with code {process.wait()}"
+        failure = json.loads(answer)
+        assert not failure, failure
+
+    yield remote
+    process.communicate()
+
+
+CHECKS = {}
+
+
+def check(function):
+    CHECKS[function.__name__] = function
+    return function
+
+
+def plain(z, x, alpha, beta_sq):
+    """Mean, log-sum-exp and variance from the whole matrix, in float64, in the logits' convention of ``posterior``."""
+    z, x = z.double(), x.double()
+    alpha, beta_sq = (torch.as_tensor(v, dtype=torch.float64, device=z.device).reshape(-1, 1) for v in (alpha, beta_sq))
+    logits = alpha / beta_sq * (z @ x.T) - alpha**2 / (2 * beta_sq) * x.square().sum(1)
+    weights = logits.softmax(dim=1)
+    mean = weights @ x
+    return mean, logits.logsumexp(dim=1), (weights * torch.cdist(mean, x).square()).sum(dim=1)
+
+
+def cloud(num_rows, dim, device, seed=0):
+    rows = torch.randn(num_rows, dim, generator=torch.Generator().manual_seed(seed))
+    return (rows - rows.mean(0)).to(device)
+
+
+def clusters(device, seed=0, dim=3):
+    """A heavy far cluster, a light near one, a chain between them and some lone rows: bounds must not trust counts."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(num_rows):
+        return torch.randn(num_rows, dim, generator=generator)
+
+    chain = torch.linspace(-6, 2, 64)[:, None] + 0.01 * normal(64)
+    rows = torch.cat(
+        [2 + 0.05 * normal(400), -6 + 0.02 * normal(60), chain, 4 * normal(41), torch.full((33, dim), 2.5)]
+    )
+    return (rows - rows.mean(0)).to(device)
+
+
+def assert_moments(result, z, x, alpha, beta_sq, tolerance=1e-5):
+    mean, log_sum_exp, variance = plain(z, x, alpha, beta_sq)
+    size = 1 + x.square().sum(1).max().item()
+    assert (result.mean.double() - mean).norm(dim=1).max() < tolerance
+    assert (result.variance.double() - variance).abs().max() < 5e-6 * size
+    assert (result.variance >= 0).all()
+    torch.testing.assert_close(result.log_sum_exp.double(), log_sum_exp, rtol=3e-6, atol=3e-5)
+
+
+@check
+def moments(device, dim, t, blocks=False, num_rows=37, num_reference=301, precision="tf32x3"):
+    x = cloud(num_reference, dim, device)
+    z = (1 - t) * x[:num_rows] + t**0.5 * cloud(num_rows, dim, device, seed=1)
+    reference = kernels.make_blocks(x, block_rows=64) if blocks else x
+    result = kernels.posterior_moments_cuda(z, reference, alpha=1 - t, beta_sq=t, precision=precision)
+    assert_moments(result, z, x, 1 - t, t)
+    assert not result.error_bound.any()
+
+
+@check
+def sizes(device, dim):
+    for num_rows, num_reference in ((1, 1), (5, 63), (65, 129), (0, 7)):
+        x = cloud(num_reference + 1, dim, device)[:num_reference]
+        z = cloud(max(num_rows, 2), dim, device, seed=1)[:num_rows]
+        result = kernels.posterior_moments_cuda(z, x, alpha=0.5, beta_sq=0.5)
+        assert result.mean.shape == (num_rows, dim)
+        if num_rows:
+            assert_moments(result, z, x, 0.5, 0.5)
+
+
+@check
+def row_times(device, dim):
+    x = cloud(200, dim, device)
+    t = torch.cat([torch.logspace(-5, 0, 39), torch.tensor([0.999999])]).to(device)
+    alpha = (1 - t.double()).clamp_min(0)  # alpha = 0 at t = 1: the mean of the data
+    z = alpha.float()[:, None] * x[:40] + t.sqrt()[:, None] * cloud(40, dim, device, seed=1)
+    for tolerance in (None, 1e-3):
+        result = kernels.posterior_moments_cuda(z, x, alpha=alpha, beta_sq=t.double(), tolerance=tolerance)
+        assert_moments(result, z, x, alpha, t.double(), tolerance=1e-5 + (tolerance or 0))
+    torch.testing.assert_close(result.mean[38], x.mean(0), rtol=0, atol=1e-5)
+
+
+@check
+def far_rows(device, dim):
+    # Every weight underflows without the running maximum, and 0 / 0 follows.
+    x = torch.cat([cloud(70, dim, device) - 3, torch.full((1, dim), 1.0, device=device)])
+    z = torch.full((3, dim), 30.0, device=device)
+    for reference in (x, kernels.make_blocks(x, block_rows=64)):
+        result = kernels.posterior_moments_cuda(z, reference, alpha=1.0, beta_sq=0.01)
+        torch.testing.assert_close(result.mean, x[-1:].expand(3, dim))
+        assert torch.isfinite(result.log_sum_exp).all()
+        assert result.variance.abs().max() < 1e-4
+    sums = kernels.attend_dense(z, torch.full((3,), 50.0, device=device), x)
+    _, mean, _ = sums.finish(z)
+    torch.testing.assert_close(mean, x[-1:].expand(3, dim), rtol=1e-5, atol=1e-5)
+
+
+@check
+def duplicates(device, dim):
+    x = cloud(20, dim, device).repeat(9, 1)
+    z = x[:20] + 1e-3 * cloud(20, dim, device, seed=1)
+    result = kernels.posterior_moments_cuda(z, x, alpha=1.0, beta_sq=1e-6)
+    assert_moments(result, z, x, 1.0, 1e-6)
+    torch.testing.assert_close(result.mean, x[:20], rtol=0, atol=1e-5)
+
+
+@check
+def offset_block(device):
+    # A dense cluster 14 away that fills two blocks, at t = 1e-4: products about the origin are off by 1e-3 there,
+    # about its centre they hold.
+    x = torch.cat([0.01 * cloud(128, 16, device) + 3.5, cloud(192, 16, device)])
+    t = 1e-4
+    z = (1 - t) * x[:32] + t**0.5 * cloud(32, 16, device, seed=1)
+    mean, _, _ = plain(z, x, 1 - t, t)
+    errors = [
+        (kernels.posterior_moments_cuda(z, reference, alpha=1 - t, beta_sq=t).mean - mean).norm(dim=1).max().item()
+        for reference in (x, kernels.make_blocks(x, block_rows=64))
+    ]
+    assert errors[1] < 1e-5, errors
+    assert errors[1] < errors[0] / 10, errors
+
+
+@check
+def splits(device, dim):
+    x = cloud(400, dim, device)
+    z = cloud(33, dim, device, seed=1)
+    scale = torch.full((33,), 3.0, device=device)
+    blocks = kernels.make_blocks(x, block_rows=64)
+    one = kernels.attend_dense(z, scale, blocks, num_splits=1).finish(z)
+    for num_splits in (3, 20):  # of 7 blocks: some programs have nothing to do
+        many = kernels.attend_dense(z, scale, blocks, num_splits=num_splits).finish(z)
+        for first, second in zip(one, many, strict=True):
+            torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-5)
+
+
+@check
+def every_block_listed(device, dim):
+    blocks = kernels.make_blocks(cloud(200, dim, device), block_rows=64)
+    z = cloud(33, dim, device, seed=1)
+    scale = torch.full((33,), 3.0, device=device)
+    num_tiles = -(-33 // kernels.tiles_for(dim).rows)
+    offsets = (torch.arange(num_tiles + 1, device=device) * blocks.num_blocks).int()
+    indices = torch.arange(blocks.num_blocks, device=device).repeat(num_tiles).int()
+    listed = kernels.attend_blocks(z, scale, blocks, offsets, indices)
+    dense = kernels.attend_dense(z, scale, blocks)
+    torch.testing.assert_close(listed.finish(z), dense.finish(z))
+    # Two halves of a list, merged, are the whole; a list that is empty adds nothing.
+    half = indices < 2
+    parts = [
+        kernels.attend_blocks(z, scale, blocks, (torch.arange(num_tiles + 1, device=device) * count).int(), chosen)
+        for count, chosen in ((2, indices[half]), (blocks.num_blocks - 2, indices[~half]), (0, indices[:0]))
+    ]
+    torch.testing.assert_close(kernels.merge(parts).finish(z), dense.finish(z), rtol=1e-5, atol=1e-5)
+
+
+@check
+def sparse(device, t, tolerance, dim=3):
+    x = clusters(device, dim=dim)
+    z = (1 - t) * x[::5] + t**0.5 * cloud(len(x[::5]), dim, device, seed=1)
+    tiles = kernels.Tiles(16, 16, 4, 1)
+    blocks = kernels.make_blocks(x, block_rows=64)
+    result = kernels.posterior_moments_cuda(z, blocks, alpha=1 - t, beta_sq=t, tolerance=tolerance, tiles=tiles)
+    mean, _, _ = plain(z, x, 1 - t, t)
+    assert (result.error_bound <= tolerance).all()
+    assert ((result.mean - mean).norm(dim=1) <= result.error_bound + 1e-5).all()
+    assert result.error_bound.any()
+
+
+@check
+def streaming(device, dim):
+    x = cloud(301, dim, "cpu")
+    z = cloud(21, dim, device, seed=1)
+    host = x.pin_memory() if device.type == "cuda" else x
+    streamed = kernels.posterior_moments_cuda(z, host, alpha=0.7, beta_sq=0.3, stream_rows=64)
+    once = kernels.posterior_moments_cuda(z, x.to(device), alpha=0.7, beta_sq=0.3)
+    torch.testing.assert_close(streamed, once, rtol=1e-5, atol=1e-5)
+
+
+@needs_triton
+@pytest.mark.parametrize("t", [0.9, 0.05, 1e-5])
+@pytest.mark.parametrize("dim", [1, 2, 6, 16, 43, 130])
+def test_moments(call, dim, t):
+    call("moments", dim=dim, t=t)
+
+
+@needs_triton
+@pytest.mark.parametrize("dim", [6, 43])
+def test_moments_about_block_centres(call, dim):
+    call("moments", dim=dim, t=0.05, blocks=True)
+    call("moments", dim=dim, t=1e-5, blocks=True, precision="ieee")
+
+
+@needs_triton
+@pytest.mark.parametrize("dim", [6, 16])
+@pytest.mark.parametrize(
+    "name", ["sizes", "row_times", "far_rows", "duplicates", "splits", "every_block_listed", "streaming"]
+)
+def test_check(call, name, dim):
+    call(name, dim=dim)
+
+
+@needs_triton
+def test_a_dense_cluster_far_out_keeps_its_digits(call):
+    call("offset_block")
+
+
+@needs_triton
+@pytest.mark.parametrize(("t", "tolerance"), [(0.3, 0.1), (0.02, 0.1), (0.02, 1e-4), (1e-3, 1e-4)])
+def test_blocks_left_out_stay_within_the_bound(call, t, tolerance):
+    call("sparse", t=t, tolerance=tolerance)
+
+
+@needs_triton
+def test_many_columns_in_sparse_blocks(call):
+    call("sparse", t=0.01, tolerance=1e-3, dim=20)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("t", [0.5, 0.1, 0.01, 1e-4])
+@pytest.mark.parametrize("tolerance", [0.3, 1e-2, 1e-6])
+@pytest.mark.parametrize("near", [False, True])
+def test_selection_is_certified(t, tolerance, seed, near):
+    # In float64 and without kernels: the bound must hold to the last digit, for tiles that mix two times as well.
+    x = clusters("cpu", seed=seed)
+    blocks = kernels.make_blocks(x, block_rows=64)
+    x = blocks.rows.double()
+    num_tiles, tile_rows = 12, 8
+    order = kernels.order_rows(x[: num_tiles * tile_rows * 6 : 6].float(), tile_rows)
+    starts = x[: num_tiles * tile_rows * 6 : 6][order]
+    noise = cloud(len(starts), 3, "cpu", seed=seed + 10).double()
+    times = torch.full((len(starts),), t, dtype=torch.float64)
+    times[::3] *= 1.5
+    query = starts + times.sqrt()[:, None] * noise
+    scale = 1 / (2 * times)
+    boxes, scales = query.reshape(num_tiles, tile_rows, 3), scale.reshape(num_tiles, tile_rows)
+    logits = -scale[:, None] * torch.cdist(query, x, compute_mode="donot_use_mm_for_euclid_dist").square()
+    # A bound on Z from the nearest rows, as the first blocks give it, or none.
+    log_sum = logits.topk(20, dim=1).values.logsumexp(dim=1).reshape(num_tiles, tile_rows).amin(1) if near else None
+    selection = kernels.select_blocks(
+        boxes.amin(1), boxes.amax(1), scales.amin(1), scales.amax(1), blocks, tolerance=tolerance, log_sum=log_sum
+    )
+    assert (selection.error_bound <= tolerance).all()
+    exact = logits.softmax(dim=1) @ x
+    for tile in range(num_tiles):
+        chosen = selection.indices[selection.offsets[tile] : selection.offsets[tile + 1]]
+        assert len(chosen)
+        kept = torch.isin(torch.arange(len(x)) // 64, chosen)
+        part = slice(tile * tile_rows, (tile + 1) * tile_rows)
+        mean = logits[part, kept].softmax(dim=1) @ x[kept]
+        error = (mean - exact[part]).norm(dim=1)
+        assert (error <= selection.error_bound[tile] + 1e-13).all()
+    if t <= 0.01:
+        assert len(selection.indices) < num_tiles * blocks.num_blocks
+
+
+def test_selection_in_chunks_is_the_same(monkeypatch):
+    x = clusters("cpu")
+    blocks = kernels.make_blocks(x, block_rows=64)
+    low = blocks.low.repeat(3, 1)
+    scale = torch.full((len(low),), 50.0, dtype=torch.float64)
+    whole = kernels.select_blocks(low, low + 0.1, scale, scale, blocks, tolerance=1e-3)
+    monkeypatch.setattr(kernels, "_CHUNK_ELEMENTS", 3 * blocks.num_blocks)
+    chunked = kernels.select_blocks(low, low + 0.1, scale, scale, blocks, tolerance=1e-3)
+    for first, second in zip(vars(whole).values(), vars(chunked).values(), strict=True):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("num_rows", [1, 64, 65, 1000])
+def test_blocks_hold_every_row_once_and_are_compact(num_rows):
+    x = cloud(num_rows + 1, 2, "cpu")[:num_rows]
+    blocks = kernels.make_blocks(x, block_rows=64)
+    assert torch.equal(blocks.order.sort().values, torch.arange(num_rows))
+    assert torch.equal(blocks.rows, x[blocks.order])
+    assert blocks.counts.sum() == num_rows
+    for number, rows in enumerate(blocks.rows.double().split(64)):
+        torch.testing.assert_close(blocks.mean[number], rows.mean(0))
+        assert torch.equal(blocks.low[number], rows.amin(0))
+        assert torch.equal(blocks.high[number], rows.amax(0))
+        distance = (rows - blocks.mean[number]).norm(dim=1)
+        torch.testing.assert_close(blocks.radius[number], distance.max())
+        torch.testing.assert_close(blocks.spread[number], distance.square().mean())
+    if num_rows == 1000:
+        assert blocks.radius.median() < 0.6 * x.norm(dim=1).max()
+
+
+def test_refuses_bad_calls():
+    z, scale = cloud(5, 2, "cpu"), torch.ones(5)
+    with pytest.raises(ValueError, match="columns"):
+        kernels.attend_dense(z, scale, cloud(5, 3, "cpu"))
+    with pytest.raises(ValueError, match="float32"):
+        kernels.attend_dense(z.double(), scale, z)
+    with pytest.raises(ValueError, match="positive"):
+        kernels.posterior_moments_cuda(z, z, alpha=1.0, beta_sq=0.0)
+    with pytest.raises(ValueError, match="tolerance"):
+        kernels.posterior_moments_cuda(z, z, alpha=1.0, beta_sq=1.0, tolerance=0.1, stream_rows=2)
+    with pytest.raises(ValueError, match="multiple of 64"):
+        kernels.make_blocks(z, block_rows=10)
+
+
+def serve():
+    for line in sys.stdin:
+        name, arguments = json.loads(line)
+        try:
+            CHECKS[name](device=torch.device("cpu"), **arguments)
+            failure = ""
+        except Exception:
+            failure = traceback.format_exc()
+        print(json.dumps(failure), flush=True)
+
+
+if __name__ == "__main__":
+    serve()

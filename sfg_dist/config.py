@@ -110,7 +110,7 @@ class LabelsConfig(_Section):
     tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-3
     solver: Literal[SOLVER_NAMES] = "exp_abm4"  # type: ignore[valid-type]
     solver_tolerance: PositiveFloat | None = None
-    num_evaluations: PositiveInt = 24
+    num_evaluations: PositiveInt = 22
     time_grid: Literal["graded", "uniform"] = "graded"
     num_threads: PositiveInt = 1
     direction: Literal["decode", "encode", "both"] = "decode"

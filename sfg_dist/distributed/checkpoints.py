@@ -28,6 +28,7 @@ from sfg_dist.store import reason_of
 
 # Two, because a power cut can tear the newest.
 KEPT_CHECKPOINTS = 2
+FIT_NAME = "fit.json"
 FITTED_NAME = "fitted.json"
 WEIGHTS_NAME = "fitted.safetensors"
 HISTORY_NAME = "history.jsonl"
@@ -80,7 +81,10 @@ def save_checkpoint(trainer: Trainer, checkpoints: Path, settings: FitSettings, 
     """
     try:
         checkpoints.mkdir(parents=True, exist_ok=True)
-        (checkpoints / "fit.json").write_text(json.dumps({"settings": settings.identity, "pairs": run_id}))
+        if not _is_ours(checkpoints, settings, run_id):  # written once, and whole: a kill must not make them foreign
+            partial = checkpoints / f"{FIT_NAME}.partial"
+            partial.write_text(json.dumps({"settings": settings.identity, "pairs": run_id}))
+            partial.replace(checkpoints / FIT_NAME)
         for leftover in checkpoints.glob("step_*.partial"):
             shutil.rmtree(leftover)  # of an attempt that was killed
         trainer.save(checkpoints / f"step_{trainer.progress.step:09d}")
@@ -117,7 +121,7 @@ def _newest_first(checkpoints: Path) -> list[Path]:
 
 def _is_ours(checkpoints: Path, settings: FitSettings, run_id: str) -> bool:
     try:
-        made_by = json.loads((checkpoints / "fit.json").read_text())
+        made_by = json.loads((checkpoints / FIT_NAME).read_text())
     except (OSError, json.JSONDecodeError):
         return False
     return bool(made_by == json.loads(json.dumps({"settings": settings.identity, "pairs": run_id})))

@@ -248,7 +248,7 @@ def _row_weights(schedule: Schedule, lam: Tensor, to: Tensor, nodes: Tensor, cou
     kernel = -half / 2 * torch.as_tensor(_WEIGHTS).to(lam) * ((1 + schedule.floor) / beta + beta)
     kernel = kernel * (to / 2).exp()[:, None]
     decode = (to < lam)[:, None]
-    places, place_nodes = torch.where(decode, beta, x), torch.where(decode, (nodes / 2).exp(), nodes)
+    places, place_nodes = torch.where(decode, x.exp(), x), torch.where(decode, nodes.exp(), nodes)
     used = torch.arange(depth, device=lam.device) < count[:, None]
     columns = []
     for j in range(depth):

@@ -1,8 +1,10 @@
 """Compact clusters of a reference set: an ordering of its rows and the moments of nested runs of them.
 
-The rows are ordered by a k-d tree that splits the widest side at a multiple of the leaf size, so the tree is implicit:
-leaf i is rows [i L, (i + 1) L), and node i of one level holds nodes [8 i, 8 i + 8) of the level below. For every node
-stand its number of rows n, centre c, box, radius rho, and with d = x - c
+The rows are ordered by binary splits at multiples of a node's size, so the tree is implicit: leaf i is rows
+[i L, (i + 1) L), and node i of one level holds nodes [8 i, 8 i + 8) of the level below. A split takes the column and
+the place that lower the sum of squares about the parts' means most. Halving the widest side, as a k-d tree does,
+spends its splits on the tails of a column whose bulk is narrow (on the power table its leaves are 1.7 times as wide).
+For every node stand its number of rows n, centre c, box, radius rho, and with d = x - c
 
     C = E d d',    trace E|d|^2,    largest eigenvalue of C,    E|d|^4,    w = E d |d|^2,    T_ijk = E d_i d_j d_k,
 
@@ -30,6 +32,7 @@ MAX_COVARIANCE_DIM = 32
 MAX_THIRD_DIM = 8
 MAX_TOP_NODES = 16
 PARALLEL_ROWS = 1 << 18
+SPLIT_SAMPLE = 1024
 
 Mapper = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
 
@@ -157,7 +160,17 @@ def make_blocks(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     table[num_rows:, :dim] = PADDING
     table[:num_rows, :dim] = rows
     table[:num_rows, dim] = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
-    return np.ascontiguousarray(table.reshape(num_blocks, LEAF_ROWS, dim + 1).transpose(0, 2, 1))
+    blocks = _aligned((num_blocks, dim + 1, LEAF_ROWS))
+    blocks[:] = table.reshape(num_blocks, LEAF_ROWS, dim + 1).transpose(0, 2, 1)
+    return blocks
+
+
+def _aligned(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """An array that starts at a cache line, so that no vector of it lies across two."""
+    size = math.prod(shape)
+    room = np.empty(size + 16, F)
+    first = -(room.ctypes.data // F().itemsize) % 16
+    return room[first : first + size].reshape(shape)
 
 
 @njit(nogil=True, cache=True)
@@ -186,34 +199,55 @@ def _quickselect(key, order, low, high, k):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
+def _best_split(columns, order, first, last, unit):  # type: ignore[no-untyped-def]
+    """Column and place, a multiple of ``unit``, whose split takes the most from the sum of squares; the gain.
+
+    Splitting n rows into n_l and n_r takes n_l n_r / n (mean_r - mean_l)^2 of it. Looked at on evenly spaced rows.
+    """
+    rows = last - first
+    num, parts = min(rows, SPLIT_SAMPLE), -(-rows // unit)
+    best, column, part = 0.0, -1, 1
+    values = np.empty(num)
+    for k in range(columns.shape[0]):
+        mean = 0.0
+        for i in range(num):
+            values[i] = columns[k, order[first + i * rows // num]]
+            mean += values[i] / num
+        values.sort()
+        below, place = 0.0, 0  # sum about the mean of the values below the split
+        for p in range(1, parts):
+            left = p * unit * num // rows
+            while place < left:
+                below += values[place] - mean
+                place += 1
+            if 0 < left < num:
+                gain = below * below * num / (left * (num - left))
+                if gain > best:
+                    best, column, part = gain, k, p
+    return column, first + part * unit
+
+
+@njit(nogil=True, cache=True)
 def _order_range(columns, order, low, high, leaf_rows, stop_rows):  # type: ignore[no-untyped-def]
-    """Split order[low:high] until parts have at most ``stop_rows`` rows; the parts' first places."""
-    dim = columns.shape[0]
+    """Split order[low:high] until parts have at most ``stop_rows`` rows; the parts' first places.
+
+    A run of up to eight nodes of one size is cut between two of them, so that nodes stay whole whatever the shares.
+    """
     stack = [(low, high)]
     starts = [low for _ in range(0)]
     while len(stack) > 0:
         first, last = stack.pop()
-        rows = last - first
-        if rows <= stop_rows:
+        if last - first <= stop_rows:
             starts.append(first)
             continue
-        half = leaf_rows  # left part: the largest leaf_rows * 2^k below the whole, so leaves on the left are full
-        while half * 2 < rows:
-            half *= 2
-        widest, column = -1.0, 0
-        for k in range(dim):
-            least = columns[k, order[first]]
-            most = least
-            for i in range(first, last):
-                value = columns[k, order[i]]
-                least = min(least, value)
-                most = max(most, value)
-            if most - least > widest:
-                widest, column = most - least, k
-        if widest > 0:
-            _quickselect(columns[column], order, first, last, first + half)
-        stack.append((first, first + half))
-        stack.append((first + half, last))
+        unit = leaf_rows
+        while unit * FAN < last - first:
+            unit *= FAN
+        column, middle = _best_split(columns, order, first, last, unit)
+        if column >= 0:
+            _quickselect(columns[column], order, first, last, middle)
+        stack.append((first, middle))
+        stack.append((middle, last))
     return starts
 
 

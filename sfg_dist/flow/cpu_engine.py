@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfg_dist.flow.clusters import Clusters
-from sfg_dist.flow.cpu_kernels import cluster_rows, dense_rows
+from sfg_dist.flow.cpu_kernels import dense_rows
+from sfg_dist.flow.cpu_traversal import cluster_rows
 
 # Shares of the tolerance that is left, by level from the leaves up: measured on the power table, flat near these.
 _SPEND = (1.0, 0.9, 0.3)
-_ROWS_A_TASK = 16
+_ROWS_A_TASK = 32
 _ALPHA_LEAST = 1e-6  # below it all weights are equal to rounding, and z / alpha would overflow
 # Where a row would open more leaves than this, matrix products over all of them are the faster way.
 _DENSE_SHARE = ((12, 2.0), (24, 0.75), (10**9, 0.5))
@@ -32,7 +33,7 @@ class Sums(NamedTuple):
     Attributes:
         mean: posterior mean, float32, shape (num_rows, dim).
         log_kernel_sum: log sum_j exp(-|z - alpha x_j|^2 / (2 beta^2)), float64, shape (num_rows,).
-        variance: sum_j w_j |x_j - mean|^2, float32, shape (num_rows,).
+        variance: sum_j w_j |x_j - mean|^2, float32, shape (num_rows,); meaningless where it was not asked for.
         bound: certified bound of the mean's error, float64; 0 where all rows were summed, -1 where none was.
         work: pairs, stand-ins and nodes of each row, int64, shape (num_rows, 3).
     """
@@ -59,34 +60,44 @@ def _prepare(z_t: Tensor, alpha: Tensor, beta_sq: Tensor) -> tuple[NDArray[np.fl
     return x, inv_sigma_sq, sums
 
 
-def dense_sums(z_t: Tensor, alpha: Tensor, beta_sq: Tensor, blocks: NDArray[np.float32], num_reference: int) -> Sums:
+def dense_sums(
+    z_t: Tensor,
+    alpha: Tensor,
+    beta_sq: Tensor,
+    blocks: NDArray[np.float32],
+    num_reference: int,
+    variance: bool = True,
+) -> Sums:
     """Sums over all rows in ``blocks``; z_t float32 (num_rows, dim), alpha and beta_sq one a row."""
     x, inv_sigma_sq, sums = _prepare(z_t, alpha, beta_sq)
     sums.work[:, 0] = num_reference
-    flat = blocks.reshape(-1)
+    flat, axes, squares = blocks.reshape(-1), tuple(range(x.shape[1])), (0,) * variance
 
     def work(part: slice) -> None:
         dense_rows(
             x[part], inv_sigma_sq[part], flat, len(blocks), sums.mean[part], sums.log_kernel_sum[part],
-            sums.variance[part],
+            sums.variance[part], axes, squares,
         )  # fmt: skip
 
     _share_out(work, len(x))
     return sums
 
 
-def cluster_sums(z_t: Tensor, alpha: Tensor, beta_sq: Tensor, clusters: Clusters, tolerance: float) -> Sums:
+def cluster_sums(
+    z_t: Tensor, alpha: Tensor, beta_sq: Tensor, clusters: Clusters, tolerance: float, variance: bool = True
+) -> Sums:
     """Sums within a certified bound; rows whose bound is -1 are left to a dense pass."""
     x, inv_sigma_sq, sums = _prepare(z_t, alpha, beta_sq)
     share = next(share for dim, share in _DENSE_SHARE if clusters.dim <= dim)
     spend = np.array([*_SPEND, *[_SPEND[-1]] * len(clusters.sizes)])
+    axes, squares = tuple(range(clusters.dim)), (0,) * variance
     flat = clusters.bounds.reshape(-1), clusters.moments.reshape(-1), clusters.blocks.reshape(-1)
 
     def run(part: slice, aim: float) -> None:
         cluster_rows(
             x[part], inv_sigma_sq[part], aim, share, spend, clusters.offsets, clusters.sizes, *flat,
             clusters.moment_order, sums.mean[part], sums.log_kernel_sum[part], sums.variance[part], sums.bound[part],
-            sums.work[part],
+            sums.work[part], axes, squares,
         )  # fmt: skip
 
     def work(part: slice) -> None:
@@ -104,14 +115,18 @@ def cluster_sums(z_t: Tensor, alpha: Tensor, beta_sq: Tensor, clusters: Clusters
 
 
 def _share_out(work: Callable[[slice], None], num_rows: int) -> None:
-    parts = [slice(first, min(first + _ROWS_A_TASK, num_rows)) for first in range(0, num_rows, _ROWS_A_TASK)]
-    threads = min(torch.get_num_threads(), len(parts))
-    if threads <= 1:
-        for part in parts:
+    """Call ``work`` on parts of the rows from as many threads as torch may use; each takes the next part there is."""
+    parts = iter([slice(first, min(first + _ROWS_A_TASK, num_rows)) for first in range(0, num_rows, _ROWS_A_TASK)])
+
+    def take() -> None:
+        for part in parts:  # a list's iterator gives each part to one thread
             work(part)
-        return
-    for _ in _pool(threads).map(work, parts):
-        pass
+
+    threads = min(torch.get_num_threads(), -(-num_rows // _ROWS_A_TASK))
+    others = [_pool(threads - 1).submit(take) for _ in range(threads - 1)] if threads > 1 else []
+    take()
+    for other in others:
+        other.result()
 
 
 @cache

@@ -148,6 +148,7 @@ def _log_density_along_flow(
         if alpha == 0:  # m is the centre and does not depend on z
             return state / 2, torch.full_like(state[:, 0], dim / 2)
         moments = posterior_moments(state, reference, alpha=alpha, beta_sq=beta_sq, backend=backend)
+        assert moments.variance is not None  # asked for
         # div m = alpha v / beta^2
         divergence = dim / 2 - (beta_sq + alpha / 2) * (alpha / beta_sq) * moments.variance
         return schedule.velocity(state, beta_sq, moments.mean), divergence

@@ -59,7 +59,7 @@ def label_latents(
     schedule: ScheduleName = "linear",
     direction: Direction = "decode",
     solver: str = "exp_abm4",
-    num_evaluations: int = 24,
+    num_evaluations: int = 22,
     time_grid: TimeGrid = "graded",
     batch_size: int = DEFAULT_BATCH_SIZE,
     dtype: torch.dtype | None = None,
@@ -218,7 +218,9 @@ def denoiser_of(
     def denoiser(z_t: Tensor, alpha: float | Tensor, beta_sq: float | Tensor) -> Tensor:
         if not isinstance(alpha, Tensor) and alpha == 0:
             return torch.zeros_like(z_t)  # pure noise says nothing about x: the mean of the data, for free
-        moments = posterior_moments(z_t, reference, alpha=alpha, beta_sq=beta_sq, backend=backend, tolerance=tolerance)
+        moments = posterior_moments(
+            z_t, reference, alpha=alpha, beta_sq=beta_sq, variance=False, backend=backend, tolerance=tolerance
+        )
         if effort is not None:
             effort.evaluations += len(z_t)
             pairs = moments.pairs.sum() if moments.pairs is not None else len(z_t) * reference.num_reference
@@ -284,7 +286,7 @@ def score(
     center = prepared.center.to(places.device)
     column = alpha.double().reshape(-1, 1)
     centred = (places.double() - column * center).to(prepared.dtype)
-    mean = posterior_moments(centred, prepared, alpha=alpha, beta_sq=beta_sq, backend=backend).mean
+    mean = posterior_moments(centred, prepared, alpha=alpha, beta_sq=beta_sq, variance=False, backend=backend).mean
     values = -(centred - alpha.reshape(-1, 1) * mean) / beta_sq.reshape(-1, 1)
     values = values.to(places.dtype if places.is_floating_point() else prepared.dtype)
     return values if isinstance(z, Tensor) else values.cpu().numpy()

@@ -6,8 +6,10 @@ With s = alpha / beta the probability-flow ODE reads d(z / beta) = m ds, so that
 
 A frozen posterior mean, which is what the flow has near the data, costs no error at any step length. Between grid
 points m is a polynomial through the latest evaluations, whose weights are integrals of Lagrange polynomials, found in
-float64 for the grid at hand. The polynomial's variable is beta on the way to the data, where it foresees m best, and
-lambda = log beta^2 on the way to noise, where beta grows from step to step and extrapolation in it is unstable.
+float64 for the grid at hand. The polynomial's variable is beta^2 on the way to the data, where it foresees m best: near
+the data m is smooth in the noise's variance (power table, 24 evaluations: median error 6.9e-4, against 9.5e-4 in beta
+and 1.8e-3 in lambda). On the way to noise it is lambda = log beta^2, because beta grows from step to step there and
+extrapolation in it is unstable.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ class Multistep:
         return min(self.corrector, self.predictor + 1) if self.corrector else self.predictor
 
 
-# exp_ab1 is DDIM; exp_ab2 is close to DPM-Solver++(2M), exp_abm3 and exp_abm4 to UniPC, in the variable beta.
+# exp_ab1 is DDIM; exp_ab2 is close to DPM-Solver++(2M), exp_abm3 and exp_abm4 to UniPC, in the variable beta^2.
 MULTISTEP = {
     "exp_ab1": Multistep(1),
     "exp_ab2": Multistep(2),
@@ -98,13 +100,13 @@ def adams_weights(schedule: Schedule, at: float, to: float, nodes: Sequence[floa
 
         w_j = beta_1 int l_j ds,    ds / dlambda = -((1 + f) / beta + beta) / 2
 
-    where l_j are the Lagrange polynomials of the nodes, in beta towards the data (``to`` < ``at``) and in lambda
+    where l_j are the Lagrange polynomials of the nodes, in beta^2 towards the data (``to`` < ``at``) and in lambda
     towards noise, and f is the schedule's floor.
     """
     lam = (to - at) / 2 * _NODES + (to + at) / 2
     beta = np.exp(lam / 2)
     kernel = -(to - at) / 4 * _WEIGHTS * ((1 + schedule.floor) / beta + beta) * math.exp(to / 2)
-    places, place_nodes = (beta, np.exp(np.asarray(nodes) / 2)) if to < at else (lam, np.asarray(nodes))
+    places, place_nodes = (np.exp(lam), np.exp(np.asarray(nodes))) if to < at else (lam, np.asarray(nodes))
     weights = []
     for j, node in enumerate(place_nodes):
         others = np.delete(place_nodes, j)

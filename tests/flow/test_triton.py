@@ -17,7 +17,10 @@ import traceback
 import pytest
 import torch
 
-from sfg_dist.flow import triton_kernels as kernels
+from sfg_dist.flow import triton_blocks
+from sfg_dist.flow.triton_blocks import make_blocks, nearest_blocks, order_rows, select_blocks
+from sfg_dist.flow.triton_engine import _log_sum_floor, _queries, _reach_of_products, posterior_moments_cuda
+from sfg_dist.flow.triton_sums import Tiles, attend_blocks, attend_dense, attend_streamed, merge, tiles_for
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
@@ -88,15 +91,15 @@ def assert_moments(result, z, x, alpha, beta_sq, tolerance=1e-5):
     assert (result.mean.double() - mean).norm(dim=1).max() < tolerance
     assert (result.variance.double() - variance).abs().max() < 5e-6 * size
     assert (result.variance >= 0).all()
-    torch.testing.assert_close(result.log_sum_exp.double(), log_sum_exp, rtol=3e-6, atol=3e-5)
+    torch.testing.assert_close(result.log_sum_exp, log_sum_exp, rtol=3e-6, atol=3e-5)
 
 
 @check
 def moments(device, dim, t, blocks=False, num_rows=37, num_reference=301, precision="tf32x3"):
     x = cloud(num_reference, dim, device)
     z = (1 - t) * x[:num_rows] + t**0.5 * cloud(num_rows, dim, device, seed=1)
-    reference = kernels.make_blocks(x, block_rows=64) if blocks else x
-    result = kernels.posterior_moments_cuda(z, reference, alpha=1 - t, beta_sq=t, precision=precision)
+    reference = make_blocks(x, block_rows=64) if blocks else x
+    result = posterior_moments_cuda(z, reference, alpha=1 - t, beta_sq=t, precision=precision)
     assert_moments(result, z, x, 1 - t, t)
     assert not result.error_bound.any()
 
@@ -106,7 +109,7 @@ def sizes(device, dim):
     for num_rows, num_reference in ((1, 1), (5, 63), (65, 129), (0, 7)):
         x = cloud(num_reference + 1, dim, device)[:num_reference]
         z = cloud(max(num_rows, 2), dim, device, seed=1)[:num_rows]
-        result = kernels.posterior_moments_cuda(z, x, alpha=0.5, beta_sq=0.5)
+        result = posterior_moments_cuda(z, x, alpha=0.5, beta_sq=0.5)
         assert result.mean.shape == (num_rows, dim)
         if num_rows:
             assert_moments(result, z, x, 0.5, 0.5)
@@ -119,7 +122,7 @@ def row_times(device, dim):
     alpha = (1 - t.double()).clamp_min(0)  # alpha = 0 at t = 1: the mean of the data
     z = alpha.float()[:, None] * x[:40] + t.sqrt()[:, None] * cloud(40, dim, device, seed=1)
     for tolerance in (None, 1e-3):
-        result = kernels.posterior_moments_cuda(z, x, alpha=alpha, beta_sq=t.double(), tolerance=tolerance)
+        result = posterior_moments_cuda(z, x, alpha=alpha, beta_sq=t.double(), tolerance=tolerance)
         assert_moments(result, z, x, alpha, t.double(), tolerance=1e-5 + (tolerance or 0))
     torch.testing.assert_close(result.mean[38], x.mean(0), rtol=0, atol=1e-5)
 
@@ -129,21 +132,79 @@ def far_rows(device, dim):
     # Every weight underflows without the running maximum, and 0 / 0 follows.
     x = torch.cat([cloud(70, dim, device) - 3, torch.full((1, dim), 1.0, device=device)])
     z = torch.full((3, dim), 30.0, device=device)
-    for reference in (x, kernels.make_blocks(x, block_rows=64)):
-        result = kernels.posterior_moments_cuda(z, reference, alpha=1.0, beta_sq=0.01)
+    for reference in (x, make_blocks(x, block_rows=64)):
+        result = posterior_moments_cuda(z, reference, alpha=1.0, beta_sq=0.01)
         torch.testing.assert_close(result.mean, x[-1:].expand(3, dim))
         assert torch.isfinite(result.log_sum_exp).all()
         assert result.variance.abs().max() < 1e-4
-    sums = kernels.attend_dense(z, torch.full((3,), 50.0, device=device), x)
+    sums = attend_dense(z, torch.full((3,), 50.0, device=device), x)
     _, mean, _ = sums.finish(z)
     torch.testing.assert_close(mean, x[-1:].expand(3, dim), rtol=1e-5, atol=1e-5)
+
+
+@check
+def log_sums(device):
+    # 1e6 and more, from which the density takes a term as large again; what is left is a kernel sum of order one.
+    x = cloud(300, 6, device) + 3
+    t = 1e-5
+    z = (1 - t) * x[:40] + t**0.5 * cloud(40, 6, device, seed=1)
+    result = posterior_moments_cuda(z, x, alpha=1 - t, beta_sq=t)
+    _, log_sum_exp, _ = plain(z, x, 1 - t, t)
+    assert log_sum_exp.max() > 1e6
+    torch.testing.assert_close(result.log_sum_exp, log_sum_exp, rtol=0, atol=1e-2)
+
+
+@check
+def floors(device, dim, t, offset):
+    # The kernels' sums over near blocks bound Z from below whatever float32 and products did to them: the queries'
+    # own rounding where the table lies far out, and wide blocks of products at a small t.
+    x = torch.cat([0.3 * cloud(128, dim, device) + 2, cloud(130, dim, device)]) + offset
+    z = (1 - t) * x[::4] + t**0.5 * cloud(len(x[::4]), dim, device, seed=1)
+    blocks = make_blocks(x, block_rows=64)
+    alpha_sq, shape = (1 - t) ** 2, Tiles(16, 16, 4, 1)
+    for queries in (_queries(z, x, 1 - t, t), _queries(z + 3 * t**0.5, x, 1 - t, t)):
+        num_tiles = -(-len(z) // shape.rows)
+        centers = queries.place[:: shape.rows]
+        offsets, indices = nearest_blocks(centers, blocks)
+        near = attend_blocks(
+            queries.anchor, queries.kernel_scale, blocks, offsets, indices, tilt=queries.kernel_tilt, tiles=shape
+        )
+        seat = torch.arange(num_tiles * shape.rows, device=device).clamp_max(len(z) - 1)
+        reach = _reach_of_products(queries.anchor[seat], indices, blocks, num_tiles)[: len(z)] if dim >= 16 else None
+        floor = _log_sum_floor(near, queries, reach, "tf32x3")
+        listed = indices.long().reshape(num_tiles, -1).repeat_interleave(shape.rows, dim=0)[: len(z)]
+        squares = (queries.place[:, None] - blocks.rows.double()).square().sum(2)
+        inside = (torch.arange(len(x), device=device) // 64 == listed[:, :, None]).any(1)
+        exact = (-alpha_sq / (2 * t) * squares).masked_fill(~inside, -torch.inf).logsumexp(1)
+        assert (floor <= exact).all(), (floor - exact).max()
+
+
+@check
+def strided_lists(device):
+    blocks = make_blocks(cloud(200, 6, device), block_rows=64)
+    z, scale = cloud(33, 6, device, seed=1), torch.full((33,), 3.0, device=device)
+    offsets, indices = torch.tensor([0, 3], device=device).int(), torch.tensor([0, 1, 3], device=device).int()
+    packed = attend_blocks(z, scale, blocks, offsets, indices)
+    spread = [part.repeat_interleave(2)[::2] for part in (offsets, indices)]
+    for first, second in zip(
+        vars(packed).values(), vars(attend_blocks(z, scale, blocks, *spread)).values(), strict=True
+    ):
+        assert torch.equal(first, second)
+    with pytest.raises(ValueError, match="float32"):
+        attend_dense(z, scale, blocks, tilt=z.double())
+
+
+@check
+def no_gradient(device):
+    z = cloud(5, 6, device).requires_grad_()
+    assert not posterior_moments_cuda(z, cloud(20, 6, device), alpha=0.5, beta_sq=0.5).mean.requires_grad
 
 
 @check
 def duplicates(device, dim):
     x = cloud(20, dim, device).repeat(9, 1)
     z = x[:20] + 1e-3 * cloud(20, dim, device, seed=1)
-    result = kernels.posterior_moments_cuda(z, x, alpha=1.0, beta_sq=1e-6)
+    result = posterior_moments_cuda(z, x, alpha=1.0, beta_sq=1e-6)
     assert_moments(result, z, x, 1.0, 1e-6)
     torch.testing.assert_close(result.mean, x[:20], rtol=0, atol=1e-5)
 
@@ -157,8 +218,8 @@ def offset_block(device):
     z = (1 - t) * x[:32] + t**0.5 * cloud(32, 16, device, seed=1)
     mean, _, _ = plain(z, x, 1 - t, t)
     errors = [
-        (kernels.posterior_moments_cuda(z, reference, alpha=1 - t, beta_sq=t).mean - mean).norm(dim=1).max().item()
-        for reference in (x, kernels.make_blocks(x, block_rows=64))
+        (posterior_moments_cuda(z, reference, alpha=1 - t, beta_sq=t).mean - mean).norm(dim=1).max().item()
+        for reference in (x, make_blocks(x, block_rows=64))
     ]
     assert errors[1] < 1e-5, errors
     assert errors[1] < errors[0] / 10, errors
@@ -169,41 +230,41 @@ def splits(device, dim):
     x = cloud(400, dim, device)
     z = cloud(33, dim, device, seed=1)
     scale = torch.full((33,), 3.0, device=device)
-    blocks = kernels.make_blocks(x, block_rows=64)
-    one = kernels.attend_dense(z, scale, blocks, num_splits=1).finish(z)
+    blocks = make_blocks(x, block_rows=64)
+    one = attend_dense(z, scale, blocks, num_splits=1).finish(z)
     for num_splits in (3, 20):  # of 7 blocks: some programs have nothing to do
-        many = kernels.attend_dense(z, scale, blocks, num_splits=num_splits).finish(z)
+        many = attend_dense(z, scale, blocks, num_splits=num_splits).finish(z)
         for first, second in zip(one, many, strict=True):
             torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-5)
 
 
 @check
 def every_block_listed(device, dim):
-    blocks = kernels.make_blocks(cloud(200, dim, device), block_rows=64)
+    blocks = make_blocks(cloud(200, dim, device), block_rows=64)
     z = cloud(33, dim, device, seed=1)
     scale = torch.full((33,), 3.0, device=device)
-    num_tiles = -(-33 // kernels.tiles_for(dim).rows)
+    num_tiles = -(-33 // tiles_for(dim).rows)
     offsets = (torch.arange(num_tiles + 1, device=device) * blocks.num_blocks).int()
     indices = torch.arange(blocks.num_blocks, device=device).repeat(num_tiles).int()
-    listed = kernels.attend_blocks(z, scale, blocks, offsets, indices)
-    dense = kernels.attend_dense(z, scale, blocks)
+    listed = attend_blocks(z, scale, blocks, offsets, indices)
+    dense = attend_dense(z, scale, blocks)
     torch.testing.assert_close(listed.finish(z), dense.finish(z))
     # Two halves of a list, merged, are the whole; a list that is empty adds nothing.
     half = indices < 2
     parts = [
-        kernels.attend_blocks(z, scale, blocks, (torch.arange(num_tiles + 1, device=device) * count).int(), chosen)
+        attend_blocks(z, scale, blocks, (torch.arange(num_tiles + 1, device=device) * count).int(), chosen)
         for count, chosen in ((2, indices[half]), (blocks.num_blocks - 2, indices[~half]), (0, indices[:0]))
     ]
-    torch.testing.assert_close(kernels.merge(parts).finish(z), dense.finish(z), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(merge(parts).finish(z), dense.finish(z), rtol=1e-5, atol=1e-5)
 
 
 @check
 def sparse(device, t, tolerance, dim=3):
     x = clusters(device, dim=dim)
     z = (1 - t) * x[::5] + t**0.5 * cloud(len(x[::5]), dim, device, seed=1)
-    tiles = kernels.Tiles(16, 16, 4, 1)
-    blocks = kernels.make_blocks(x, block_rows=64)
-    result = kernels.posterior_moments_cuda(z, blocks, alpha=1 - t, beta_sq=t, tolerance=tolerance, tiles=tiles)
+    tiles = Tiles(16, 16, 4, 1)
+    blocks = make_blocks(x, block_rows=64)
+    result = posterior_moments_cuda(z, blocks, alpha=1 - t, beta_sq=t, tolerance=tolerance, tiles=tiles)
     mean, _, _ = plain(z, x, 1 - t, t)
     assert (result.error_bound <= tolerance).all()
     assert ((result.mean - mean).norm(dim=1) <= result.error_bound + 1e-5).all()
@@ -215,8 +276,8 @@ def streaming(device, dim):
     x = cloud(301, dim, "cpu")
     z = cloud(21, dim, device, seed=1)
     host = x.pin_memory() if device.type == "cuda" else x
-    streamed = kernels.posterior_moments_cuda(z, host, alpha=0.7, beta_sq=0.3, stream_rows=64)
-    once = kernels.posterior_moments_cuda(z, x.to(device), alpha=0.7, beta_sq=0.3)
+    streamed = posterior_moments_cuda(z, host, alpha=0.7, beta_sq=0.3, stream_rows=64)
+    once = posterior_moments_cuda(z, x.to(device), alpha=0.7, beta_sq=0.3)
     torch.testing.assert_close(streamed, once, rtol=1e-5, atol=1e-5)
 
 
@@ -249,6 +310,19 @@ def test_a_dense_cluster_far_out_keeps_its_digits(call):
 
 
 @needs_triton
+@pytest.mark.parametrize("name", ["log_sums", "strided_lists", "no_gradient"])
+def test_check_of_one_dimension(call, name):
+    call(name)
+
+
+@needs_triton
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+@pytest.mark.parametrize(("dim", "t"), [(3, 1e-3), (3, 1e-5), (20, 1e-2), (20, 1e-5)])
+def test_the_sum_over_near_blocks_is_a_lower_bound(call, dim, t, offset):
+    call("floors", dim=dim, t=t, offset=offset)
+
+
+@needs_triton
 @pytest.mark.parametrize(("t", "tolerance"), [(0.3, 0.1), (0.02, 0.1), (0.02, 1e-4), (1e-3, 1e-4)])
 def test_blocks_left_out_stay_within_the_bound(call, t, tolerance):
     call("sparse", t=t, tolerance=tolerance)
@@ -266,10 +340,10 @@ def test_many_columns_in_sparse_blocks(call):
 def test_selection_is_certified(t, tolerance, seed, near):
     # In float64 and without kernels: the bound must hold to the last digit, for tiles that mix two times as well.
     x = clusters("cpu", seed=seed)
-    blocks = kernels.make_blocks(x, block_rows=64)
+    blocks = make_blocks(x, block_rows=64)
     x = blocks.rows.double()
     num_tiles, tile_rows = 12, 8
-    order = kernels.order_rows(x[: num_tiles * tile_rows * 6 : 6].float(), tile_rows)
+    order = order_rows(x[: num_tiles * tile_rows * 6 : 6].float(), tile_rows)
     starts = x[: num_tiles * tile_rows * 6 : 6][order]
     noise = cloud(len(starts), 3, "cpu", seed=seed + 10).double()
     times = torch.full((len(starts),), t, dtype=torch.float64)
@@ -280,7 +354,7 @@ def test_selection_is_certified(t, tolerance, seed, near):
     logits = -scale[:, None] * torch.cdist(query, x, compute_mode="donot_use_mm_for_euclid_dist").square()
     # A bound on Z from the nearest rows, as the first blocks give it, or none.
     log_sum = logits.topk(20, dim=1).values.logsumexp(dim=1).reshape(num_tiles, tile_rows).amin(1) if near else None
-    selection = kernels.select_blocks(
+    selection = select_blocks(
         boxes.amin(1), boxes.amax(1), scales.amin(1), scales.amax(1), blocks, tolerance=tolerance, log_sum=log_sum
     )
     assert (selection.error_bound <= tolerance).all()
@@ -297,14 +371,30 @@ def test_selection_is_certified(t, tolerance, seed, near):
         assert len(selection.indices) < num_tiles * blocks.num_blocks
 
 
+@pytest.mark.parametrize("tolerance", [1.0, 0.1, 1e-3])
+def test_no_bound_passes_the_tolerance(tolerance):
+    # Blocks of unlike sizes at unlike distances: what the second pass drops is not what the first one did.
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(60):
+        num_blocks = int(torch.randint(5, 40, (1,), generator=generator))
+        places = torch.randn(num_blocks, 2, generator=generator)
+        places *= (2 * torch.randn(num_blocks, 1, generator=generator)).exp()
+        noise = torch.randn(num_blocks, 64, 2, generator=generator)
+        blocks = make_blocks((places[:, None] + 0.02 * noise).reshape(-1, 2), block_rows=64)
+        query = places.double() + 0.3 * torch.randn(num_blocks, 2, generator=generator)
+        scale = (2 * torch.randn(num_blocks, generator=generator)).exp().double()
+        selection = select_blocks(query, query, scale, scale, blocks, tolerance=tolerance)
+        assert (selection.error_bound <= tolerance).all()
+
+
 def test_selection_in_chunks_is_the_same(monkeypatch):
     x = clusters("cpu")
-    blocks = kernels.make_blocks(x, block_rows=64)
+    blocks = make_blocks(x, block_rows=64)
     low = blocks.low.repeat(3, 1)
     scale = torch.full((len(low),), 50.0, dtype=torch.float64)
-    whole = kernels.select_blocks(low, low + 0.1, scale, scale, blocks, tolerance=1e-3)
-    monkeypatch.setattr(kernels, "_CHUNK_ELEMENTS", 3 * blocks.num_blocks)
-    chunked = kernels.select_blocks(low, low + 0.1, scale, scale, blocks, tolerance=1e-3)
+    whole = select_blocks(low, low + 0.1, scale, scale, blocks, tolerance=1e-3)
+    monkeypatch.setattr(triton_blocks, "_CHUNK_ELEMENTS", 3 * blocks.num_blocks)
+    chunked = select_blocks(low, low + 0.1, scale, scale, blocks, tolerance=1e-3)
     for first, second in zip(vars(whole).values(), vars(chunked).values(), strict=True):
         assert torch.equal(first, second)
 
@@ -312,7 +402,7 @@ def test_selection_in_chunks_is_the_same(monkeypatch):
 @pytest.mark.parametrize("num_rows", [1, 64, 65, 1000])
 def test_blocks_hold_every_row_once_and_are_compact(num_rows):
     x = cloud(num_rows + 1, 2, "cpu")[:num_rows]
-    blocks = kernels.make_blocks(x, block_rows=64)
+    blocks = make_blocks(x, block_rows=64)
     assert torch.equal(blocks.order.sort().values, torch.arange(num_rows))
     assert torch.equal(blocks.rows, x[blocks.order])
     assert blocks.counts.sum() == num_rows
@@ -330,15 +420,26 @@ def test_blocks_hold_every_row_once_and_are_compact(num_rows):
 def test_refuses_bad_calls():
     z, scale = cloud(5, 2, "cpu"), torch.ones(5)
     with pytest.raises(ValueError, match="columns"):
-        kernels.attend_dense(z, scale, cloud(5, 3, "cpu"))
+        attend_dense(z, scale, cloud(5, 3, "cpu"))
     with pytest.raises(ValueError, match="float32"):
-        kernels.attend_dense(z.double(), scale, z)
+        attend_dense(z.double(), scale, z)
     with pytest.raises(ValueError, match="positive"):
-        kernels.posterior_moments_cuda(z, z, alpha=1.0, beta_sq=0.0)
+        posterior_moments_cuda(z, z, alpha=1.0, beta_sq=0.0)
     with pytest.raises(ValueError, match="tolerance"):
-        kernels.posterior_moments_cuda(z, z, alpha=1.0, beta_sq=1.0, tolerance=0.1, stream_rows=2)
+        posterior_moments_cuda(z, z, alpha=1.0, beta_sq=1.0, tolerance=0.1, stream_rows=2)
+    with pytest.raises(ValueError, match="columns"):
+        posterior_moments_cuda(z[:, :1], cloud(5, 3, "cpu"), alpha=1.0, beta_sq=1.0)
+    for beta_sq in (float("nan"), torch.tensor([1.0, 1.0, 1.0, 1.0, -1.0])):
+        with pytest.raises(ValueError, match="positive"):
+            posterior_moments_cuda(z, z, alpha=1.0, beta_sq=beta_sq)
+    for tolerance in (float("nan"), -1e-3):
+        with pytest.raises(ValueError, match="negative"):
+            posterior_moments_cuda(z, z, alpha=1.0, beta_sq=1.0, tolerance=tolerance)
+    for rows, stream_rows in ((z[:0], 64), (z, 0), (z.double(), 64)):
+        with pytest.raises(ValueError, match="pieces"):
+            attend_streamed(z, scale, rows, stream_rows=stream_rows)
     with pytest.raises(ValueError, match="multiple of 64"):
-        kernels.make_blocks(z, block_rows=10)
+        make_blocks(z, block_rows=10)
 
 
 def serve():

@@ -1,0 +1,475 @@
+"""Which clusters a row of the posterior leaves out, which stand for their rows, and which are summed row by row.
+
+Notation as in ``cpu_kernels``. The nodes of each level, coarse to fine, are either left out, replaced by their moments,
+or opened; with u = a.d, a = (x~ - c) / sigma^2, q = |d|^2 / (2 sigma^2), K = n exp(-|x~ - c|^2 / (2 sigma^2)), a node's
+share is
+
+    sum_j w_j = K E e^(u - q) ~ K (1 + E u^2 / 2 - E q + E u^3 / 6 - E u q),
+    sum_j w_j d_j = K E d e^(u - q) ~ K (C a + T a a / 2 - w / (2 sigma^2)),
+
+to the order of the moments at hand; the remainders are bounded by the next absolute moments times e^max(u - q). With
+m^ the result, |m - m^| <= sum over nodes of |error in sum_j w_j (x_j - m^)| / Z, and Z is bounded from below by the
+nearest row of a leaf found by greedy descent, and by Jensen's inequality, sum_j w_j >= n exp(-(|x~ - c|^2 + E|d|^2) /
+(2 sigma^2)). The errors with the smallest bounds are taken first, as many as the tolerance allows.
+
+All masses are relative to the anchor, a squared distance: 2^((anchor - |x~ - x_j|^2) scale).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from sfg_dist.flow.cpu_kernels import LOG2E, closest_square, listed_rows
+from sfg_dist.flow.leaf_sums import HUGE, LEAF, fade
+from sfg_dist.flow.simd import (
+    bits_below,
+    exp2,
+    fma,
+    larger,
+    least,
+    load,
+    root,
+    smaller,
+    splat,
+    store,
+    total,
+    where_below,
+)  # fmt: skip
+
+F = np.float32
+ROUNDING = 1 + 1e-4  # error bounds are added up in float32
+# A node whose leaves would each cost this share of the tolerance is opened without a look at them.
+WHOLE = F(2.0**-7)
+
+
+@njit(nogil=True, error_model="numpy", forceinline=True)
+def _nearest_node(bounds, dim, group, query):  # type: ignore[no-untyped-def]
+    """The node of a group whose centre is nearest, and its squared distance."""
+    base = group * (3 * dim + 5) * 8
+    square = splat(F(0))
+    for k in range(dim):
+        step = load(bounds, base + 8 * k) - splat(query[k])
+        square = fma(step, step, square)
+    square = where_below(load(bounds, base + 24 * dim), splat(F(0)), splat(HUGE), square)
+    nearest = least(square)
+    for j in range(7):
+        if bits_below(splat(nearest), square) & (1 << j) == 0:
+            return 8 * group + j, nearest
+    return 8 * group + 7, nearest
+
+
+@njit(nogil=True, error_model="numpy")
+def _descend(bounds, blocks, dim, offsets, sizes, query):  # type: ignore[no-untyped-def]
+    """A leaf near x~, and the squared distance of its nearest row."""
+    top = len(sizes) - 1
+    node, nearest = 0, HUGE
+    for group in range(offsets[top] // 8, offsets[top] // 8 + (sizes[top] + 7) // 8):
+        candidate, square = _nearest_node(bounds, dim, group, query)
+        if square < nearest or group == offsets[top] // 8:
+            node, nearest = candidate, square
+    for level in range(top, 0, -1):
+        node, nearest = _nearest_node(bounds, dim, offsets[level - 1] // 8 + node - offsets[level], query)
+    return node, closest_square(blocks, dim, node, query)
+
+
+@njit(nogil=True, error_model="numpy", forceinline=True)
+def _measure(bounds, dim, group, at, query, guess, far, gap, off):  # type: ignore[no-untyped-def]
+    """|x~ - c|^2, squared distance of the box, |c - guess|^2 of a group of nodes; the least mean square distance."""
+    base = group * (3 * dim + 5) * 8
+    d, g, m = splat(F(0)), splat(F(0)), splat(F(0))
+    zero = splat(F(0))
+    for k in range(dim):
+        q = splat(query[k])
+        c = load(bounds, base + 8 * k)
+        s, t = c - q, c - splat(guess[k])
+        u = larger(larger(load(bounds, base + 8 * (dim + k)) - q, q - load(bounds, base + 8 * (2 * dim + k))), zero)
+        d, m, g = fma(s, s, d), fma(t, t, m), fma(u, u, g)
+    store(far, at, d)
+    store(gap, at, g)
+    store(off, at, m)
+    mean_square = where_below(load(bounds, base + 24 * dim), zero, splat(HUGE), d + load(bounds, base + 24 * dim + 16))
+    return least(mean_square)
+
+
+@njit(nogil=True, error_model="numpy", forceinline=True)
+def _bound(  # type: ignore[no-untyped-def]
+    bounds,
+    dim,
+    group,
+    at,
+    moments,
+    least_reach,
+    inv_sq,
+    scale,
+    anchor,
+    far,
+    gap,
+    off,
+    kernel,
+    mass_error,
+    error,
+    jensen,
+):
+    """Bounds of a group's error in sum_j w_j (x_j - guess) where a node is left out or stands for its rows.
+
+    The better of the two is kept; ``kernel`` is K for a stand-in and negative for a node left out. Returns the group's
+    mass at least, by Jensen's inequality.
+    """
+    base = (group * (3 * dim + 5) + 3 * dim) * 8
+    count, radius, square = load(bounds, base), load(bounds, base + 8), load(bounds, base + 16)
+    widest, fourth = load(bounds, base + 24), load(bounds, base + 32)
+    slope, level, zero = splat(scale), splat(anchor), splat(F(0))
+    inv, half = splat(inv_sq), splat(F(0.5) * inv_sq)
+    d2 = load(far, at)
+    distance, reach = root(d2), root(load(off, at))
+    inside = larger(distance - radius, zero)
+    near = larger(inside * inside, load(gap, at))
+    most = count * exp2((level - near) * slope)
+    omit = most * (reach + radius + splat(least_reach))
+    k = count * exp2((level - d2) * slope)
+    a = distance * inv
+    u = a * radius
+    a_sq = a * a
+    u_sq = a_sq * widest
+    half_sq = half * half
+    if moments == 3:
+        spread = a_sq * fourth
+        mass = smaller(u * u * u_sq, a_sq * spread) * splat(F(1 / 24)) + (
+            half * smaller(radius * radius * u_sq, spread) + half_sq * fourth
+        ) * splat(F(0.5))
+        first = (
+            smaller(radius * u * u_sq, a * spread) * splat(F(1 / 6))
+            + half * a * fourth
+            + radius * half_sq * fourth * splat(F(0.5))
+        )
+    elif moments == 2:
+        cube = radius * square
+        mass = u * u_sq * splat(F(1 / 6)) + half * radius * root(square * u_sq) + half_sq * fourth * splat(F(0.5))
+        first = smaller(radius * u_sq, a_sq * cube) * splat(F(0.5)) + half * cube
+    else:
+        mixed = root(square * u_sq)
+        mass = u_sq * splat(F(0.5)) + half * radius * mixed + half_sq * fourth * splat(F(0.5))
+        first = mixed + half * radius * square
+    # K e^max(u - q), see the module's text; one power of two, because K and its growth may each leave exp2's range
+    # where their product does not. The growth is not more than to the nearest row.
+    weight = larger(k, smaller(most, count * exp2((level - d2) * slope + u * splat(LOG2E))))
+    mass = mass * weight
+    stand = fma(mass, reach, weight * first)
+    store(kernel, at, where_below(omit, stand, splat(F(-1)), k))
+    store(mass_error, at, where_below(omit, stand, most, mass))
+    store(error, at, smaller(omit, stand))
+    j = count * exp2((level - d2 - square) * slope)
+    store(jensen, at, j)
+    return total(j)
+
+
+@njit(nogil=True, error_model="numpy", forceinline=True)
+def _bound_leaves(  # type: ignore[no-untyped-def]
+    bounds, dim, group, at, least_reach, scale, anchor, far, gap, off, mass_error, error
+):
+    """As ``_bound`` for leaves, which are left out or summed: their rows cost no more than their moments."""
+    base = (group * (3 * dim + 5) + 3 * dim) * 8
+    count, radius, square = load(bounds, base), load(bounds, base + 8), load(bounds, base + 16)
+    slope, level, zero = splat(scale), splat(anchor), splat(F(0))
+    d2 = load(far, at)
+    inside = larger(root(d2) - radius, zero)
+    most = count * exp2((level - larger(inside * inside, load(gap, at))) * slope)
+    store(mass_error, at, most)
+    store(error, at, most * (root(load(off, at)) + radius + splat(least_reach)))
+    return total(count * exp2((level - d2 - square) * slope))
+
+
+@njit(nogil=True, error_model="numpy", forceinline=True)
+def _stand_in(table, axes, node, moments, k, inv_sq, square, query, origin, slope, products, stands):  # type: ignore[no-untyped-def]
+    """Add a node's moments, weighted K, to ``stands``: columns, then mass, then squares; the mass added."""
+    dim = len(axes)
+    width = (dim + 7) // 8 * 8
+    pairs = dim * (dim + 1) // 2
+    rows = 1 if moments == 1 else 1 + dim if moments == 2 else 2 + dim + pairs
+    base = node * rows * width
+    half = F(0.5) * inv_sq
+    for c in range(0, width, 8):
+        store(slope, c, (load(query, c) - load(table, base + c)) * splat(inv_sq))
+    if moments >= 3:
+        p = 0
+        for i in range(dim):
+            for m in range(i, dim):
+                products[p] = slope[i] * slope[m]
+                p += 1
+    masses, rest, squares = splat(F(0)), splat(F(0)), splat(F(0))
+    for c in range(0, width, 8):
+        a = load(slope, c)
+        step = load(table, base + c) - load(origin, c)
+        shifted = splat(F(0))
+        if moments >= 2:
+            at = base + width + c
+            for i in range(dim):
+                shifted = fma(load(table, at + i * width), splat(slope[i]), shifted)
+            masses = fma(a * splat(F(0.5)), shifted, masses)
+        if moments >= 3:
+            at = base + (1 + dim) * width + c
+            even, odd = splat(F(0)), splat(F(0))  # two sums, so that neither waits for the other
+            for p in range(pairs // 2):
+                even = fma(load(table, at + 2 * p * width), splat(products[2 * p]), even)
+                odd = fma(load(table, at + (2 * p + 1) * width), splat(products[2 * p + 1]), odd)
+            if pairs % 2 == 1:
+                even = fma(load(table, at + (pairs - 1) * width), splat(products[pairs - 1]), even)
+            cubic = even + odd
+            skew = load(table, at + pairs * width) * splat(half)
+            masses = fma(a, cubic * splat(F(1 / 6)) - skew, masses)
+            rest = fma(a * splat(F(2) / inv_sq), skew, rest)
+            shifted = fma(cubic, splat(F(0.5)), shifted) - skew
+        rest = fma(step + step, shifted, rest)
+        squares = fma(step, step, squares)
+        store(slope, width + c, shifted)
+    mass = F(1) - square * half + total(masses)
+    for c in range(0, width, 8):
+        side = fma(splat(mass), load(table, base + c), load(slope, width + c))
+        store(stands, c, fma(splat(k), side, load(stands, c)))
+    stands[width] += k * mass
+    stands[width + 1] += k * (square + total(fma(squares, splat(mass), rest)))
+    return k * mass
+
+
+@njit(nogil=True, error_model="numpy", forceinline=True)
+def _limit(error, num_groups, allowed):  # type: ignore[no-untyped-def]
+    """The error below which all nodes together stay within ``allowed``, to a factor of two; nothing costs nothing."""
+    least_error = F(1e-38)
+    if not allowed > 8e-38:
+        return least_error
+    zero = splat(F(0))
+    top = F(allowed)
+    t1, t2, t3, t4 = splat(top / F(2)), splat(top / F(4)), splat(top / F(8)), splat(top / F(16))
+    t5, t6, t7, t8 = splat(top / F(32)), splat(top / F(64)), splat(top / F(128)), splat(top / F(256))
+    s1, s2, s3, s4, s5, s6, s7, s8 = zero, zero, zero, zero, zero, zero, zero, zero
+    for i in range(num_groups):
+        e = load(error, 8 * i)
+        s1, s2 = s1 + where_below(t1, e, zero, e), s2 + where_below(t2, e, zero, e)
+        s3, s4 = s3 + where_below(t3, e, zero, e), s4 + where_below(t4, e, zero, e)
+        s5, s6 = s5 + where_below(t5, e, zero, e), s6 + where_below(t6, e, zero, e)
+        s7, s8 = s7 + where_below(t7, e, zero, e), s8 + where_below(t8, e, zero, e)
+    for place, spent in enumerate((total(s1), total(s2), total(s3), total(s4), total(s5), total(s6), total(s7))):
+        if spent <= top:
+            return max(top / F(2 << place), least_error)
+    if total(s8) <= top:
+        return max(top / F(256), least_error)
+    return max(top / F(8 * num_groups), least_error)
+
+
+@njit(nogil=True, error_model="numpy", forceinline=True)
+def _is_whole(  # type: ignore[no-untyped-def]
+    bounds, dim, group, at, far, off, scale, anchor, least_reach, limit
+):
+    """Bits of the nodes none of whose leaves could be left out for ``limit``, as far as a glance tells."""
+    base = (group * (3 * dim + 5) + 3 * dim) * 8
+    radius = load(bounds, base + 8)
+    farthest = root(load(far, at)) + radius
+    least_mass = splat(F(LEAF)) * exp2((splat(anchor) - farthest * farthest) * splat(scale))
+    return bits_below(limit, least_mass * (root(load(off, at)) + splat(least_reach)))
+
+
+@njit(nogil=True, error_model="numpy")
+def _pick(  # type: ignore[no-untyped-def]
+    query, inv_sigma_sq, tolerance, dense_share, spend, offsets, sizes, bounds, table, blocks, moments, axes,
+    leaves, sums64, side64, guesses, room, work,
+):  # fmt: skip
+    """One row's choice: leaves to sum in ``leaves``; their number, or -1 for a dense pass, and the anchor.
+
+    ``sums64`` holds mass, squares, error bound so far, mass that stand-ins hold at least, their mass errors, then all
+    mass errors of each level; ``guesses`` the guess of the mean that each level's errors refer to.
+    """
+    dim, width = len(axes), len(query)
+    num_levels = len(sizes)
+    open_, groups, whole, far, gap, off, jensen, kernel, mass_error, error, lanes, origin, slope, products, stands = (
+        room
+    )
+    # Nodes left out are counted as if this much farther off, so that those near the mean cannot all be left out: what
+    # is left out then holds at most a quarter of the mass.
+    least_reach = F(4 * tolerance)
+    near = inv_sigma_sq > 1
+    for k in range(dim):
+        origin[k] = query[k] if near else F(0)
+    inv_sq = F(inv_sigma_sq)
+    scale = F(0.5) * inv_sq * LOG2E
+    leaf, anchor = _descend(bounds, blocks, dim, offsets, sizes, query)
+    guess = lanes[8 * dim :]
+    weight = 1.0
+    for k in range(dim):
+        guess[k] = bounds[(leaf // 8 * (3 * dim + 5) + k) * 8 + leaf % 8]
+    num_groups = (sizes[num_levels - 1] + 7) // 8
+    for i in range(num_groups):
+        groups[i] = offsets[num_levels - 1] // 8 + i
+        whole[i] = 0
+    num_open, num_stand_ins, num_nodes = 0, 0, 0
+    zero = splat(F(0))
+    for level in range(num_levels - 1, -1, -1):
+        closest = HUGE
+        for i in range(num_groups):
+            if whole[i] == 0:
+                closest = min(closest, _measure(bounds, dim, groups[i], 8 * i, query, guess, far, gap, off))
+                num_nodes += 8
+        if closest < anchor:  # by Jensen the nearest row is not farther than a node's mean squared distance
+            share = fade(anchor, closest, scale)
+            for k in range(len(sums64)):
+                sums64[k] *= share
+            for k in range(dim):
+                side64[k] *= share
+            anchor = closest
+        open_mass = 0.0
+        for i in range(num_groups):
+            if whole[i] != 0:
+                store(error, 8 * i, splat(HUGE))
+            elif level == 0:
+                open_mass += _bound_leaves(
+                    bounds, dim, groups[i], 8 * i, least_reach, scale, anchor, far, gap, off, mass_error, error
+                )
+            else:
+                open_mass += _bound(
+                    bounds, dim, groups[i], 8 * i, moments, least_reach, inv_sq, scale, anchor, far, gap, off, kernel,
+                    mass_error, error, jensen,
+                )  # fmt: skip
+        # The nearest row's own mass is 1 or more, whatever Jensen makes of its node.
+        allowed = (tolerance * max(sums64[3] + open_mass, 1.0) - sums64[2]) * spend[level]
+        limit = _limit(error, num_groups, allowed)
+        bar, errors, mass_errors, weights = splat(limit), zero, zero, zero
+        for k in range(dim):
+            guesses[level, k] = guess[k]
+        num_open = 0
+        if level == 0:
+            for i in range(num_groups):
+                first = 8 * groups[i]
+                if whole[i] != 0:
+                    for j in range(first, min(first + 8, sizes[0])):
+                        leaves[num_open] = j
+                        num_open += 1
+                    continue
+                e = load(error, 8 * i)
+                errors = errors + where_below(bar, e, zero, e)
+                mass_errors = mass_errors + where_below(bar, e, zero, load(mass_error, 8 * i))
+                closed = bits_below(e, bar)
+                for j in range(8):
+                    leaves[num_open] = first + j
+                    num_open += 1 - ((closed >> j) & 1)
+            sums64[2] += total(errors) * ROUNDING
+            sums64[5] += total(mass_errors) * ROUNDING
+            break
+        for k in range(8 * dim):
+            lanes[k] = 0
+        whole_limit = splat(F(tolerance * max(sums64[3] + open_mass, 1.0)) * WHOLE)
+        for i in range(num_groups):
+            group = groups[i]
+            e = load(error, 8 * i)
+            errors = errors + where_below(bar, e, zero, e)
+            mass_errors = mass_errors + where_below(bar, e, zero, load(mass_error, 8 * i))
+            closed = bits_below(e, bar)
+            stand = closed & bits_below(zero, load(kernel, 8 * i))
+            j = 0
+            while stand >> j != 0:
+                if (stand >> j) & 1:
+                    num_stand_ins += 1
+                    square = bounds[(group * (3 * dim + 5) + 3 * dim + 2) * 8 + j]
+                    mass = _stand_in(
+                        table, axes, 8 * group + j, moments, kernel[8 * i + j], inv_sq, square, query, origin, slope,
+                        products, stands,
+                    )  # fmt: skip
+                    sums64[3] += max(mass - mass_error[8 * i + j], F(0))
+                    sums64[4] += mass_error[8 * i + j]
+                j += 1
+            if closed == 255:
+                continue
+            masses = where_below(bar, e, load(jensen, 8 * i), zero)
+            weights = weights + masses
+            base = group * (3 * dim + 5) * 8
+            for k in range(dim):
+                store(lanes, 8 * k, fma(masses, load(bounds, base + 8 * k), load(lanes, 8 * k)))
+            all_of_it = 0
+            if level == 1:
+                all_of_it = _is_whole(bounds, dim, group, 8 * i, far, off, scale, anchor, least_reach, whole_limit)
+            first = 8 * group - offsets[level]
+            for j in range(8):
+                open_[num_open] = 2 * (first + j) + ((all_of_it >> j) & 1)
+                num_open += 1 - ((closed >> j) & 1)
+        sums64[2] += total(errors) * ROUNDING
+        sums64[5 + level] += total(mass_errors) * ROUNDING
+        for k in range(dim):
+            side64[k] += stands[k]
+        sums64[0] += stands[width]
+        sums64[1] += stands[width + 1]
+        stands[:] = 0
+        weight = total(weights) + 1e-30
+        for k in range(dim):
+            guess[k] = (total(load(lanes, 8 * k)) + side64[k]) / (weight + sums64[0])
+        num_groups = num_open
+        for i in range(num_open):
+            groups[i] = offsets[level - 1] // 8 + open_[i] // 2
+            whole[i] = open_[i] % 2
+    work[0] = num_open * LEAF
+    work[1] = num_stand_ins
+    work[2] = num_nodes
+    return -1 if num_open > dense_share * sizes[0] else num_open, anchor
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def cluster_rows(  # type: ignore[no-untyped-def]
+    x, inv_sigma_sq, tolerance, dense_share, spend, offsets, sizes, bounds, table, blocks, moments,
+    mean, log_sum, variance, bound, work, axes, squares,
+):  # fmt: skip
+    """As ``cpu_kernels.dense_rows``, with a certified bound of |m - m_exact| a row, which ``tolerance`` aims at.
+
+    A row whose share of leaves to sum one by one exceeds ``dense_share``, or whose float32 logits do not compare, is
+    left for a dense pass: its bound is -1.
+    ``spend`` says which share of the tolerance that is left each level may use, leaves first. ``bounds``, ``table`` and
+    ``blocks`` are flat. ``work`` counts pairs, stand-ins and nodes of each row.
+    """
+    rows, dim = x.shape
+    width = -(-dim // 8) * 8
+    num_levels = len(sizes)
+    nodes = offsets[1] - offsets[0] + 8
+    room = (
+        np.empty(nodes, np.int64), np.empty(nodes, np.int64), np.zeros(nodes, np.uint8), np.empty(nodes, F),
+        np.empty(nodes, F), np.empty(nodes, F), np.empty(nodes, F), np.empty(nodes, F), np.empty(nodes, F),
+        np.empty(nodes, F), np.zeros(8 * dim + width, F), np.zeros(width, F), np.zeros(2 * width, F),
+        np.zeros(dim * (dim + 1) // 2, F), np.zeros(width + 16, F),
+    )  # fmt: skip
+    leaves, counts = np.empty((rows, nodes), np.int32), np.empty(rows, np.int64)
+    anchors, sums64 = np.empty(rows, F), np.zeros((rows, 5 + num_levels))
+    side64, guesses = np.zeros((rows, dim)), np.zeros((rows, num_levels, dim), F)
+    query = np.zeros(width, F)
+    for row in range(rows):
+        query[:dim] = x[row]
+        counts[row], anchors[row] = _pick(
+            query, inv_sigma_sq[row], tolerance, dense_share, spend, offsets, sizes, bounds, table, blocks, moments,
+            axes, leaves[row], sums64[row], side64[row], guesses[row], room, work[row],
+        )  # fmt: skip
+    listed_rows(
+        x,
+        inv_sigma_sq,
+        blocks,
+        leaves,
+        counts,
+        sizes[0],
+        anchors,
+        sums64,
+        side64,
+        mean,
+        log_sum,
+        variance,
+        axes,
+        squares,
+    )
+    for row in range(rows):
+        # The mass is not below 1 relative to the anchor, and at most a quarter was left out. Where it came out less,
+        # x~ is so many sigmas from any row that float32 distances to nodes and to rows do not compare.
+        if counts[row] < 0 or not sums64[row, 0] > 0.25:
+            bound[row] = -1
+            continue
+        error = sums64[row, 2]
+        for level in range(num_levels):
+            moved = 0.0
+            for k in range(dim):
+                step = mean[row, k] - guesses[row, level, k]
+                moved += step * step
+            error += sums64[row, 5 + level] * np.sqrt(moved)
+        floor = sums64[row, 0] - sums64[row, 4]
+        bound[row] = error / floor if floor > 0 else np.inf

@@ -111,7 +111,7 @@ class LabelsConfig(_Section):
     solver: Literal[SOLVER_NAMES] = "exp_abm4"  # type: ignore[valid-type]
     solver_tolerance: PositiveFloat | None = None
     num_evaluations: PositiveInt = 22
-    time_grid: Literal["graded", "uniform"] = "graded"
+    time_grid: Literal["graded", "uniform", "fitted"] = "graded"
     num_threads: PositiveInt = 1
     direction: Literal["decode", "encode", "both"] = "decode"
     latents: str | None = None
@@ -127,6 +127,10 @@ class LabelsConfig(_Section):
                 f"solver_tolerance needs a solver that estimates its error ({', '.join(ADAPTIVE_SOLVER_NAMES)}), "
                 f"got solver = {self.solver!r}"
             )
+        if self.time_grid == "fitted" and self.solver_tolerance is not None:
+            raise ValueError('time_grid = "fitted" is a grid for all rows; with solver_tolerance each row has its own')
+        if self.time_grid == "fitted" and self.estimator != "full":
+            raise ValueError('time_grid = "fitted" is fitted to all rows: it needs estimator = "full"')
         return self
 
 

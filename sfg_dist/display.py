@@ -28,6 +28,7 @@ class Display:
             "stage_started": self._on_stage,
             "stage_finished": self._on_finished,
             "table": self._on_table,
+            "time_grid": self._on_time_grid,
             "shard": self._on_shard,
             "epoch": self._on_epoch,
             "measured": self._on_measured,
@@ -81,6 +82,11 @@ class Display:
         gridded = [name for name, tie in event["ties"].items() if tie.get("step")]
         if gridded:
             self._print(f"data: columns with ties on a grid, dequantized by one step: {listed(gridded, limit=8)}")
+
+    def _on_time_grid(self, event: Mapping[str, Any]) -> None:
+        for direction in ("decode", "encode"):
+            if direction in event:
+                self._print(f"label: time grid of {len(event[direction]) - 1} steps fitted to the table ({direction})")
 
     def _on_shard(self, event: Mapping[str, Any]) -> None:
         self._rows += event["rows"][1] - event["rows"][0]

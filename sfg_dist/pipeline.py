@@ -309,12 +309,16 @@ class Pipeline:
 
     def _open_store(self) -> Pairs:
         """The store of this job's plan, created when it is not there."""
-        from sfg_dist.store import create_store
+        from sfg_dist.store import create_store, open_pairs
 
         prepared = self.prepared
         reference = prepared.reference()
         queries = self._queries(prepared.transform)
-        plan = make_plan(self.job, prepared.train, reference, prepared.columns, queries)
+        existing = open_pairs(self.pairs_path).plan if (self.pairs_path / "plan.json").exists() else None
+        has_clusters = uses_clusters(self.job, len(reference))
+        fits_grid = self.job.labels.time_grid == "fitted" and existing is None
+        order = self._make_order(reference) if has_clusters and fits_grid else None
+        plan = make_plan(self.job, prepared.train, reference, prepared.columns, queries, order=order, existing=existing)
         pairs = create_store(
             self.pairs_path,
             plan,
@@ -322,11 +326,13 @@ class Pipeline:
             transform_arrays=prepared.transform.to_arrays(),
             transform_metadata=prepared.transform.to_metadata(),
             queries=queries,
-            make_order=self._make_order if uses_clusters(self.job, len(reference)) else None,
+            make_order=(lambda rows: self._make_order(rows) if order is None else order) if has_clusters else None,
         )
         self._write_job()
         if self.job.labels.t_min == "auto":
             self.emit("blur", **plan.identity["blur"])
+        if "time_grid" in plan.identity:
+            self.emit("time_grid", **plan.identity["time_grid"])
         return pairs
 
     def _make_order(self, reference: NDArray[np.float32]) -> NDArray[np.int64]:

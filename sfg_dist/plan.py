@@ -77,7 +77,8 @@ class Plan:
 
     Attributes:
         identity: what decides the bits: tables ``data``, ``transform`` and ``labels`` of the job without the keys that
-            do not, and the fingerprints of the reference and of the user's query points.
+            do not, the fingerprints of the reference and of the user's query points, and what was chosen for the
+            reference: t_min, and for ``labels.time_grid = "fitted"`` the grid of each direction.
         num_pairs: rows of latents and of labels.
         dim: columns of latents and of labels, the flow's dimension.
         shard_rows: rows of a shard, the last one may be shorter.
@@ -110,6 +111,11 @@ class Plan:
     def t_min(self) -> float:
         """Where the flow ends: the job's number, or the one that was chosen for the table."""
         return float(self.identity["blur"]["t_min"])
+
+    def time_grid(self, direction: str) -> str | list[float]:
+        """The solver's grid in a direction: the job's word for it, or the points that were fitted to the reference."""
+        fitted: Mapping[str, list[float]] = self.identity.get("time_grid", {})
+        return fitted[direction] if fitted else str(self.labels["time_grid"])
 
     @property
     def run_id(self) -> str:

@@ -43,8 +43,15 @@ def make_plan(
     reference: NDArray[np.float32],
     columns: tuple[str, ...],
     queries: NDArray[np.float32] | None,
+    *,
+    order: NDArray[np.int64] | None = None,
+    existing: Plan | None = None,
 ) -> Plan:
     """The plan of a job over a transformed reference set.
+
+    A grid that was fitted once is taken from the plan that is there already: it is a function of the rest of the
+    identity, and another machine's last bits must not make another plan of it. ``order`` is the clusters' ordering of
+    the reference's rows, where it was made earlier.
 
     The path of the table is no part of it: fingerprints say what was read from there. The reference's alone would not
     do, since a quantile or standardizing transform takes away a change of units.
@@ -56,6 +63,11 @@ def make_plan(
         "queries": fingerprint(queries) if queries is not None else None,
         "blur": choose_blur(job, reference),
     }
+    if job.labels.time_grid == "fitted":
+        if existing is None:
+            identity["time_grid"] = fit_grids(job, reference, identity["blur"]["t_min"], order)
+        elif "time_grid" in existing.identity:
+            identity["time_grid"] = existing.identity["time_grid"]
     return Plan(
         identity=identity,
         num_pairs=job.labels.num_pairs if queries is None else len(queries),
@@ -88,6 +100,36 @@ def choose_blur(job: Job, reference: NDArray[np.float32]) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f'labels.t_min = "auto": {error}; name a number') from error
     return {"t_min": float(f"{chosen.t_min:.3g}"), "is_floor": chosen.is_floor, "is_ceiling": chosen.is_ceiling}
+
+
+def fit_grids(
+    job: Job,
+    reference: NDArray[np.float32],
+    t_min: float,
+    order: NDArray[np.int64] | None = None,
+) -> dict[str, list[float]]:
+    """The time grid fitted to the reference, for each direction of the job: log beta^2 from noise to data."""
+    import torch
+
+    from sfg_dist.flow import Reference, Schedule, fit_time_grid
+    from sfg_dist.flow.solver import Direction
+
+    labels = job.labels
+    prepared = Reference(torch.from_numpy(reference), order=order)
+    directions: tuple[Direction, ...] = ("decode", "encode") if labels.direction == "both" else (labels.direction,)
+    return {
+        direction: list(
+            fit_time_grid(
+                prepared,
+                schedule=Schedule(labels.schedule, t_min),
+                direction=direction,
+                solver=labels.solver,
+                num_evaluations=labels.num_evaluations,
+                tolerance=labels.tolerance,
+            ).points
+        )
+        for direction in directions
+    }
 
 
 def identity_of_keys(job: Job) -> dict[str, Any]:

@@ -64,6 +64,7 @@ def report_content(
                 else f"{plan.labels['num_reference']:,} rows"
             ),
             "t_min": _blur(plan),
+            **_time_grid(plan),
             **_accuracy(plan.labels, metrics.get("label_error") or {}),
             "network": f"{generator.network.num_parameters:,} parameters",
             "device": _device_name(),
@@ -104,6 +105,20 @@ def _blur(plan: Plan) -> str:
         return f"{blur['t_min']:g}"
     end = "; at its floor" if blur["is_floor"] else "; at its ceiling" if blur["is_ceiling"] else ""
     return f"{blur['t_min']:g}, by leave-one-out likelihood{end}"
+
+
+def _time_grid(plan: Plan) -> dict[str, str]:
+    """Where the evaluations stand, if that was fitted to the rows."""
+    if "time_grid" not in plan.identity:
+        return {}
+    from sfg_dist.flow import Schedule, time_grid
+
+    schedule = Schedule(plan.labels["schedule"], plan.t_min)
+    said = [
+        f"{direction}: {'graded, nothing better was found' if points == time_grid(schedule, len(points) - 1) else 'fitted'}"
+        for direction, points in plan.identity["time_grid"].items()
+    ]
+    return {"time grid": "; ".join(said)}
 
 
 def _accuracy(settings: Mapping[str, Any], error: Mapping[str, Any]) -> dict[str, str]:

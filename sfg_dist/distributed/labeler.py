@@ -110,17 +110,17 @@ class ShardLabeler:
 
     def _integrate(self, shard: int, first: int, rows: NDArray[np.float32], effort: Effort) -> NDArray[np.float32]:
         """One batch, padded to the plan's size: a product's shape decides its last bits."""
-        settings = self.plan.labels
+        settings, direction = self.plan.labels, self.plan.shard_direction(shard)
         padded = torch.zeros(settings["batch_size"], self.plan.dim, device=self.device)
         padded[: len(rows)] = torch.from_numpy(rows)
         ends: Tensor = label_batch(
             padded,
             self._batch_reference(first),
             schedule=self.schedule,
-            direction=self.plan.shard_direction(shard),  # type: ignore[arg-type]
+            direction=direction,  # type: ignore[arg-type]
             solver=settings["solver"],
             num_evaluations=settings["num_evaluations"],
-            kind=settings["time_grid"],
+            kind=self.plan.time_grid(direction),  # type: ignore[arg-type]
             tolerance=settings["tolerance"],
             solver_tolerance=settings.get("solver_tolerance"),
             effort=effort,

@@ -7,7 +7,16 @@ reference's own coordinates at the public functions and centred below them.
 from sfg_dist.flow.bandwidth import Bandwidth, choose_t_min
 from sfg_dist.flow.clusters import build_order
 from sfg_dist.flow.density import log_density
-from sfg_dist.flow.labeling import Effort, denoiser_of, label_batch, label_latents, label_paths, score
+from sfg_dist.flow.fitted_grid import FittedGrid
+from sfg_dist.flow.labeling import (
+    Effort,
+    denoiser_of,
+    fit_time_grid,
+    label_batch,
+    label_latents,
+    label_paths,
+    score,
+)
 from sfg_dist.flow.posterior import PosteriorMoments, Reference, posterior_mean, posterior_moments
 from sfg_dist.flow.schedule import Schedule
 from sfg_dist.flow.solver import SOLVERS, TABLEAUX, integrate, num_steps, time_grid, trajectory
@@ -17,12 +26,14 @@ __all__ = [
     "TABLEAUX",
     "Bandwidth",
     "Effort",
+    "FittedGrid",
     "PosteriorMoments",
     "Reference",
     "Schedule",
     "build_order",
     "choose_t_min",
     "denoiser_of",
+    "fit_time_grid",
     "integrate",
     "label_batch",
     "label_latents",

@@ -45,6 +45,7 @@ class Clusters:
         order: row numbers of the reference in the clusters' order, int64, shape (num_rows,).
         blocks: the ordered rows, column by column within leaves, and |x|^2 as the last column: float32, shape
             (num_leaves, dim + 1, LEAF_ROWS). Rows that fill up the last leaf lie at PADDING.
+        largest_square: the largest |x|^2.
         num_rows: rows of the reference.
         dim: columns of the reference.
         offsets: first node of each level, and the end; multiples of FAN, int64.
@@ -57,6 +58,7 @@ class Clusters:
 
     order: NDArray[np.int64]
     blocks: NDArray[np.float32]
+    largest_square: float
     num_rows: int
     dim: int
     offsets: NDArray[np.int64]
@@ -143,6 +145,7 @@ def build_clusters(rows: NDArray[np.float32], *, order: NDArray[np.int64] | None
     return Clusters(
         order=order,
         blocks=make_blocks(ordered),
+        largest_square=float(np.einsum("ij,ij->i", ordered, ordered, dtype=np.float64).max()),
         num_rows=num_rows,
         dim=dim,
         offsets=np.array(offsets, dtype=np.int64),
@@ -159,6 +162,7 @@ def make_blocks(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     table = np.zeros((num_blocks * LEAF_ROWS, dim + 1), F)
     table[num_rows:, :dim] = PADDING
     table[:num_rows, :dim] = rows
+    table[num_rows:, dim] = dim * PADDING * PADDING
     table[:num_rows, dim] = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
     blocks = _aligned((num_blocks, dim + 1, LEAF_ROWS))
     blocks[:] = table.reshape(num_blocks, LEAF_ROWS, dim + 1).transpose(0, 2, 1)

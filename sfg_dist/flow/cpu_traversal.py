@@ -333,6 +333,12 @@ def _pick(  # type: ignore[no-untyped-def]
         allowed = (tolerance * max(sums64[3] + open_mass, 1.0) - sums64[2]) * spend[level]
         limit = _limit(error, num_groups, allowed)
         bar, errors, mass_errors, weights = splat(limit), zero, zero, zero
+        if level == 1 or num_levels == 1:
+            num_closed = 0.0
+            for i in range(num_groups):
+                num_closed += total(where_below(bar, load(error, 8 * i), zero, splat(F(1))))
+            if 8 * num_groups - num_closed > dense_share * sizes[level]:
+                return -1, anchor
         for k in range(dim):
             guesses[level, k] = guess[k]
         num_open = 0
@@ -407,7 +413,7 @@ def _pick(  # type: ignore[no-untyped-def]
     work[0] = num_open * LEAF
     work[1] = num_stand_ins
     work[2] = num_nodes
-    return -1 if num_open > dense_share * sizes[0] else num_open, anchor
+    return num_open, anchor
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
@@ -417,8 +423,8 @@ def cluster_rows(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """As ``cpu_kernels.dense_rows``, with a certified bound of |m - m_exact| a row, which ``tolerance`` aims at.
 
-    A row whose share of leaves to sum one by one exceeds ``dense_share``, or whose float32 logits do not compare, is
-    left for a dense pass: its bound is -1.
+    A row that would open more than ``dense_share`` of the nodes over the leaves, or whose float32 logits do not
+    compare, is left for a dense pass: its bound is -1.
     ``spend`` says which share of the tolerance that is left each level may use, leaves first. ``bounds``, ``table`` and
     ``blocks`` are flat. ``work`` counts pairs, stand-ins and nodes of each row.
     """

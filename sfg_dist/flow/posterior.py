@@ -32,13 +32,12 @@ from sfg_dist.flow.seats import LANES, seats
 if TYPE_CHECKING:
     from sfg_dist.flow.clusters import Clusters
     from sfg_dist.flow.cpu_engine import Sums
+    from sfg_dist.flow.fitted_grid import FittedGrid
     from sfg_dist.flow.triton_blocks import Blocks
 
 Rows: TypeAlias = Tensor | NDArray[np.floating]
 Backend = Literal["auto", "dense", "sparse", "native", "fused", "blocked", "triton"]
 
-# Up to this many columns the compiled kernel is faster than torch's attention; beyond, matrix products pay.
-_NATIVE_DIM = 12
 # Below this many rows a dense pass costs no more than to look at the clusters.
 SPARSE_ROWS = 4096
 _LOGIT_ROUNDING, _LOGIT_SLACK = 2.0**-24, 1e-4
@@ -59,6 +58,7 @@ class Reference:
     Attributes:
         center: mean of the rows, shape (dim,), float64 on the CPU.
         keys: centred rows with their squared norm as one more column, shape (num_reference, dim + 1).
+        fitted_grids: time grids that were fitted to these rows, by the settings of their labels.
 
     Raises:
         ValueError: the rows are not a finite, non-empty table.
@@ -91,6 +91,7 @@ class Reference:
         norm_sq = centred.double().square().sum(dim=1, keepdim=True).to(dtype)
         self.center = center.cpu()
         self.keys = torch.cat([centred, norm_sq], dim=1).contiguous()
+        self.fitted_grids: dict[tuple[object, ...], FittedGrid] = {}
         self._order = order
 
     @property
@@ -258,7 +259,15 @@ def posterior_moments(
         from sfg_dist.flow.cpu_engine import dense_sums
 
         return _of_sums(
-            dense_sums(z_t, alpha_column, beta_sq_column, reference.blocks, reference.num_reference, variance),
+            dense_sums(
+                z_t,
+                alpha_column,
+                beta_sq_column,
+                reference.blocks,
+                reference.num_reference,
+                reference.largest_square,
+                variance,
+            ),
             z_t,
             beta_sq_column,
             log_sum_exp,
@@ -290,7 +299,7 @@ def choose_backend(reference: Reference, backend: Backend, tolerance: float) -> 
         backend = "sparse" if has_kernels and pays else "dense"
     if backend == "dense":
         if on_cpu:
-            return "native" if single and reference.dim <= _NATIVE_DIM else "fused"
+            return "native" if single and _has_native(reference.dim) else "fused"
         return "triton" if has_kernels else "blocked"
     if (backend == "sparse" and not has_kernels) or (backend == "native" and not (on_cpu and single)):
         where = "the CPU" if backend == "native" else "the CPU, or on a GPU with Triton"
@@ -305,6 +314,12 @@ def choose_backend(reference: Reference, backend: Backend, tolerance: float) -> 
     if backend not in get_args(Backend):
         raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}, got {backend!r}")
     return backend
+
+
+def _has_native(dim: int) -> bool:
+    from sfg_dist.flow.cpu_engine import has_dense
+
+    return has_dense(dim)
 
 
 def _has_triton(device: torch.device) -> bool:

@@ -2,8 +2,10 @@
 
     .venv/bin/python tests/benchmarks/label_time.py [--quick] [--power PATH] [--gas PATH] [--beijing PATH]
 
-Published: 1000 references, broadcast, 500 Euler steps. Ours: all references, the package's defaults. Errors are
-2-norms against float64 sums over every pair and 160 evaluations of RK4, written apart from the package.
+Published: 1000 references drawn for every 5000 labels, broadcast, 500 Euler steps. Its broadcasts leave the caches at
+that size, so it is timed in smaller batches too, and the fastest of them stands beside it. Ours: all references, the
+package's defaults. Errors are 2-norms against float64 sums over every pair and 160 evaluations of RK4, written apart
+from the package.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ NUM_EVALUATIONS = 160
 NUDGE, NUM_NUDGES = 1e-3, 64
 LEGITIMATE = 0.999  # share of the blurred data's own draws that are as close to their reference as an end point must be
 BUDGET_S = 40.0  # of one round of ours; fewer latents if more
+PUBLISHED_BATCH = 5000  # as its authors label
+SMALL_BATCHES = (64, 256)  # whose broadcasts stay in the caches
 
 
 def exact(latents: Tensor, table: Tensor, folder: Path) -> Tensor:
@@ -91,15 +95,16 @@ def measure(name: str, table: Tensor, arguments: argparse.Namespace, keywords: d
     while num_latents > 1024 and num_latents * trial > BUDGET_S:
         num_latents //= 2
     latents = latents[:num_latents]
-    few = latents[: 64 if quick else 256]  # broadcasting larger batches leaves the cache and is slower
-    calls = {
-        "ours": partial(label_latents, latents, reference, t_min=T_MIN, **keywords),
-        "published": partial(peers.published_labels, few, table, t_min=T_MIN, generator=generator),
+    batch = 1000 if quick else PUBLISHED_BATCH
+    batches = {f"published {size}": torch.randn(size, dim, generator=generator) for size in (batch, *SMALL_BATCHES)}
+    calls = {"ours": partial(label_latents, latents, reference, t_min=T_MIN, **keywords)} | {
+        key: partial(peers.published_labels, rows, table, t_min=T_MIN, generator=generator)
+        for key, rows in batches.items()
     }
     times = common.alternate(calls, 2 if quick else arguments.rounds, warm=False)
-    ours_s, published_s = (
-        common.median(times[key]) / size for key, size in (("ours", len(latents)), ("published", len(few)))
-    )
+    ours_s = common.median(times["ours"]) / len(latents)
+    each_s = {len(rows): common.median(times[key]) / len(rows) for key, rows in batches.items()}
+    published_s, fastest_s = each_s[batch], min(each_s.values())
     judged = latents[: arguments.judged or (64 if quick else 256)]
     truth = exact(judged, table, arguments.output)
     labels = label_latents(judged, reference, t_min=T_MIN, **keywords)
@@ -115,7 +120,9 @@ def measure(name: str, table: Tensor, arguments: argparse.Namespace, keywords: d
         "num_judged": len(judged),
         "ours_s": ours_s,
         "published_s": published_s,
+        "published_s_by_batch": each_s,
         "ratio": published_s / ours_s,
+        "ratio_fastest": fastest_s / ours_s,
         "build_s": build_s,
         "build_in_labels": build_s / ours_s,
         "error_median": float(error.median()),
@@ -133,6 +140,7 @@ def targets(rows: list[dict[str, Any]]) -> list[common.Verdict]:
         for verdict in (
             common.Verdict("power, published / ours, time a label (the goal)", row["ratio"], ">=", 50),
             common.Verdict("power, published / ours, time a label (the floor)", row["ratio"], ">=", 15),
+            common.Verdict("power, published in its fastest batches / ours", row["ratio_fastest"], ">=", 15),
             common.Verdict("power, median error of a label", row["error_median"], "<=", 1e-3),
             common.Verdict("power, 90th percentile of the error", row["error_p90"], "<=", 1e-2),
         )
@@ -144,7 +152,7 @@ def main() -> None:
     tables.add_options(options)
     options.add_argument("--latents", type=int, help="latents in a timed call")
     options.add_argument("--judged", type=int, help="latents whose error is measured")
-    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--rounds", type=int, default=3)
     common.add_label_options(options)
     arguments = options.parse_args()
     common.start(arguments.threads)
@@ -159,13 +167,14 @@ def main() -> None:
     if not rows:
         return
     common.show(
-        f"Labels at t_min={T_MIN:g}: published time a label (1000 references, 500 steps) over ours (all references)",
-        ["table", "references", "ratio", "ours, ms", "build, in labels", "median error", "p90", "published median"],
+        f"Labels at t_min={T_MIN:g}: published time a label (1000 references, 500 steps, batches of 5000) over ours",
+        ["table", "references", "ratio", "fastest batch", "ours, ms", "build, in labels", "median error", "p90", "published median"],
         (
             [
                 tables.TITLES[row["table"]],
                 row["num_reference"],
                 row["ratio"],
+                row["ratio_fastest"],
                 1e3 * row["ours_s"],
                 row["build_in_labels"],
                 row["error_median"],

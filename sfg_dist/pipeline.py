@@ -331,8 +331,8 @@ class Pipeline:
         self._write_job()
         if self.job.labels.t_min == "auto":
             self.emit("blur", **plan.identity["blur"])
-        if "time_grid" in plan.identity:
-            self.emit("time_grid", **plan.identity["time_grid"])
+        if "time_grid" in pairs.plan.identity:
+            self.emit("time_grid", **pairs.plan.identity["time_grid"])
         return pairs
 
     def _make_order(self, reference: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -163,13 +163,16 @@ class Plan:
         return plan
 
     def difference(self, other: Plan) -> list[str]:
-        """One line for each thing in which ``other`` differs and the bits would too."""
+        """One line for each thing in which ``other`` differs and the bits would too.
+
+        A fitted time grid is left out: it is a function of the rest, up to the last bits of the machine that fitted it.
+        """
         mine = _flatten({"identity": self.identity, "num_pairs": self.num_pairs, "columns": list(self.columns)})
         theirs = _flatten({"identity": other.identity, "num_pairs": other.num_pairs, "columns": list(other.columns)})
         return [
             f"{name.removeprefix('identity.')}: {mine.get(name, 'absent')!r} -> {theirs.get(name, 'absent')!r}"
             for name in sorted(mine.keys() | theirs.keys())
-            if mine.get(name) != theirs.get(name)
+            if mine.get(name) != theirs.get(name) and not name.startswith("identity.time_grid.")
         ]
 
 

@@ -49,9 +49,8 @@ def make_plan(
 ) -> Plan:
     """The plan of a job over a transformed reference set.
 
-    A grid that was fitted once is taken from the plan that is there already: it is a function of the rest of the
-    identity, and another machine's last bits must not make another plan of it. ``order`` is the clusters' ordering of
-    the reference's rows, where it was made earlier.
+    A grid that was fitted once is taken from the plan that is there already, not fitted again: it is a function of the
+    rest of the identity. ``order`` is the clusters' ordering of the reference's rows, where it was made earlier.
 
     The path of the table is no part of it: fingerprints say what was read from there. The reference's alone would not
     do, since a quantile or standardizing transform takes away a change of units.

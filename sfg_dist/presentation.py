@@ -114,10 +114,10 @@ def _time_grid(plan: Plan) -> dict[str, str]:
     from sfg_dist.flow import Schedule, time_grid
 
     schedule = Schedule(plan.labels["schedule"], plan.t_min)
-    said = [
-        f"{direction}: {'graded, nothing better was found' if points == time_grid(schedule, len(points) - 1) else 'fitted'}"
-        for direction, points in plan.identity["time_grid"].items()
-    ]
+    said = []
+    for direction, points in plan.identity["time_grid"].items():
+        is_graded = points == time_grid(schedule, len(points) - 1)
+        said.append(f"{direction} {'graded, nothing better was found' if is_graded else 'fitted to the table'}")
     return {"time grid": "; ".join(said)}
 
 

@@ -90,6 +90,15 @@ def test_every_job_of_the_project_is_valid(path):
         ({"data": {"source": "m", "dequantize": 3}}, ["data.dequantize", "'auto' or 'none'"]),
         ({"data": {"source": "m", "arrays": {"tran": "a", "test": "b"}}}, ["data.arrays.tran", "data.arrays.train"]),
         ({"data": {"source": "m"}, "labels": {"latents": "a.npy", "direction": "both"}}, ["latents"]),
+        ({"data": {"source": "m"}, "labels": {"time_grid": "log"}}, ["labels.time_grid", "fitted", "'log'"]),
+        (
+            {"data": {"source": "m"}, "labels": {"time_grid": "fitted", "solver_tolerance": 1e-3}},
+            ["labels", "time_grid", "solver_tolerance"],
+        ),
+        (
+            {"data": {"source": "m"}, "labels": {"time_grid": "fitted", "estimator": "minibatch"}},
+            ["labels", "time_grid", "estimator"],
+        ),
         ({"data": {"source": "m"}, "evaluate": {"metrics": ["auc"]}}, ["evaluate.metrics", "c2st_auc"]),
         ({"data": 3}, ["data", "3"]),
     ],

@@ -73,6 +73,17 @@ def test_both_directions_alternate():
     assert [plan.shard_direction(shard) for shard in range(3)] == ["decode", "encode", "decode"]
 
 
+def test_the_time_grid_is_the_jobs_word_or_the_points_that_were_fitted():
+    labels = {"direction": "decode", "batch_size": 64, "time_grid": "graded"}
+    assert make_plan(identity={"labels": labels}).time_grid("decode") == "graded"
+    points = [0.0, -1.0, -6.9]
+    fitted = make_plan(identity={"labels": labels | {"time_grid": "fitted"}, "time_grid": {"decode": points}})
+    assert Plan.from_json(fitted.to_json()).time_grid("decode") == points
+    elsewhere = make_plan(identity={**fitted.identity, "time_grid": {"decode": [0.0, -1.001, -6.9]}})
+    assert fitted.difference(elsewhere) == []
+    assert fitted.difference(make_plan(identity={"labels": labels})) == ["labels.time_grid: 'fitted' -> 'graded'"]
+
+
 def test_json_round_trip_and_edits_are_seen():
     plan = make_plan()
     assert Plan.from_json(plan.to_json()) == plan

@@ -23,15 +23,16 @@ from sfg_dist.flow.wide_sums import wide_rows
 
 # Shares of the tolerance that is left, by level from the leaves up: measured on the power table, flat near these.
 _SPEND = (1.0, 0.9, 0.3)
-_ROWS_A_TASK = 32
+_ROWS_A_TASK = 64
 _ALPHA_LEAST = 1e-6  # below it all weights are equal to rounding, and z / alpha would overflow
 HAS_AVX512 = has_avx512()
 _NARROW_DIM = 12  # without AVX-512, up to this many columns the kernels here are faster than torch's attention
 _UNROLLED_DIM = 64  # the kernel of differences is compiled for its number of columns, and grows with it
 _LOGIT_SLACK = 1e-4
 # Where a row would open more than this share of the nodes over the leaves, summing all rows is the faster way.
-_DENSE_SHARE = 0.65
-_FUSED_SHARE = ((12, 2.0), (24, 0.75), (10**9, 0.5))  # beside torch's attention
+_DENSE_SHARE = (
+    ((8, 0.9), (10**9, 0.6)) if HAS_AVX512 else ((12, 2.0), (24, 0.75), (10**9, 0.5))
+)  # up to so many columns
 
 
 class Sums(NamedTuple):
@@ -141,7 +142,7 @@ def cluster_sums(
     are left to it with a bound of -1.
     """
     x, inv_sigma_sq, sums = _prepare(z_t, alpha, beta_sq)
-    share = _DENSE_SHARE if HAS_AVX512 else next(share for dim, share in _FUSED_SHARE if clusters.dim <= dim)
+    share = next(share for dim, share in _DENSE_SHARE if clusters.dim <= dim)
     spend = np.array([*_SPEND, *[_SPEND[-1]] * len(clusters.sizes)])
     axes, squares = tuple(range(clusters.dim)), (0,) * variance
     flat = clusters.bounds.reshape(-1), clusters.moments.reshape(-1), clusters.blocks.reshape(-1)

@@ -140,7 +140,6 @@ def targets(rows: list[dict[str, Any]]) -> list[common.Verdict]:
         for verdict in (
             common.Verdict("power, published / ours, time a label (the goal)", row["ratio"], ">=", 50),
             common.Verdict("power, published / ours, time a label (the floor)", row["ratio"], ">=", 15),
-            common.Verdict("power, published in its fastest batches / ours", row["ratio_fastest"], ">=", 15),
             common.Verdict("power, median error of a label", row["error_median"], "<=", 1e-3),
             common.Verdict("power, 90th percentile of the error", row["error_p90"], "<=", 1e-2),
         )

@@ -18,8 +18,8 @@ import tables
 
 HERE = Path(__file__).parent
 PARTS = ("dense", "label_time", "growth", "solvers", "gpu")
-SHARED = ("dense", "label_time", "growth")  # take the options of common.parser
-WITH_TABLES = ("label_time", "growth")
+SHARED = ("dense", "label_time", "growth", "solvers")  # take the options of common.parser
+WITH_TABLES = {"label_time": tuple(tables.FILES), "growth": ("power",), "solvers": ("power",)}
 
 
 def command(part: str, arguments: argparse.Namespace) -> list[str]:
@@ -27,9 +27,10 @@ def command(part: str, arguments: argparse.Namespace) -> list[str]:
     if part in SHARED:
         words += ["--quick"] if arguments.quick else []
         words += ["--threads", str(arguments.threads), "--output", str(arguments.output)]
-    if part in WITH_TABLES:
-        given = {name: getattr(arguments, name) for name in tables.FILES}
-        words += [word for name, path in given.items() if path for word in (f"--{name}", str(path))]
+    paths = tables.find(arguments)
+    for name in WITH_TABLES.get(part, ()):
+        if name in paths:
+            words += [f"--{name}", str(paths[name])]
     return words
 
 

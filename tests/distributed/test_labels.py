@@ -13,7 +13,7 @@ import pytest
 import sfg_dist
 from sfg_dist.distributed.actors import label_with_actors
 from sfg_dist.distributed.labeler import ShardLabeler, label_inline
-from sfg_dist.errors import ClusterError, LabelingError, NonFiniteLabelError
+from sfg_dist.errors import ClusterError, LabelingError, NonFiniteLabelError, PlanMismatchError
 from sfg_dist.flow import Reference, label_latents
 from sfg_dist.plan import Stream, normal_rows
 
@@ -85,6 +85,29 @@ def test_the_minibatch_estimator_draws_anew_for_each_batch(make_store):
     assert not np.array_equal(first.keys, other.keys)
     label_inline(pairs.location.url)
     assert np.isfinite(pairs.labels.compute()).all()
+
+
+def test_a_fitted_grid_stands_in_the_plan_and_a_resume_takes_it_from_there(make_store, monkeypatch):
+    labels = {"time_grid": "fitted", "direction": "both", "num_evaluations": 12, "num_pairs": 256}
+    pairs = make_store(labels=labels)
+    grids = pairs.plan.identity["time_grid"]
+    assert set(grids) == {"decode", "encode"}
+    assert all(len(grid) == 13 and grid[0] == 0 for grid in grids.values())
+    label_inline(pairs.location.url)
+    expected = label_latents(
+        normal_rows(0, Stream.LATENTS, 0, 128, 2), Reference(pairs.reference), t_min=1e-3, num_evaluations=12,
+        time_grid=grids["decode"], batch_size=64,
+    )  # fmt: skip
+    assert np.array_equal(pairs.labels.compute()[:128], expected)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("fitted again")
+
+    monkeypatch.setattr("sfg_dist.flow.fit_time_grid", refuse)
+    assert make_store(labels=labels).plan == pairs.plan
+    with pytest.raises(PlanMismatchError, match="num_evaluations") as caught:
+        make_store(labels=labels | {"num_evaluations": 16})
+    assert "time_grid" not in str(caught.value)
 
 
 @pytest.mark.parametrize("direction", ["decode", "encode"])

@@ -22,10 +22,10 @@ Measured with "exp_abm4" on 1024 rows that were no pilots, median and 90th perce
 of pairs summed a label:
 
     table   t_min  evaluations  graded                 fitted
-    power   1e-4   22           8.8e-4  4.9e-3   946   7.3e-4  5.7e-3   836
-    power   1e-4   24           6.8e-4  3.7e-3  1032   5.7e-4  4.3e-3   915
-    power   1e-3   22           6.7e-4  4.0e-3  1142   3.6e-4  4.3e-3  1020
-    gas     1e-4   22           5.1e-4  2.6e-3   306   4.6e-4  2.3e-3   319
+    power   1e-4   22           8.8e-4  4.9e-3   880   6.9e-4  5.5e-3   786
+    power   1e-4   24           6.8e-4  3.7e-3   958   5.5e-4  4.3e-3   851
+    power   1e-3   22           6.7e-4  4.0e-3  1060   3.5e-4  4.1e-3   963
+    gas     1e-4   22           5.1e-4  2.6e-3   289   4.6e-4  2.3e-3   302
     moons   1e-4   16           9.5e-4  4.2e-3    30   6.7e-4  3.2e-3    30
     moons   1e-4   20           5.1e-4  2.3e-3    38   2.9e-4  1.5e-3    38
 """

@@ -9,12 +9,12 @@ velocity dz/dlambda fades; or it is any list of lambdas, as ``fitted_grid`` find
 on two moons (2000 references, t_min = 1e-4), median and 90th percentile:
 
     evaluations   rk4               exp_abm4          exp_abm5
-    16            5.0e-3  2.2e-2    1.1e-3  3.4e-3    9.6e-4  3.2e-3
-    20            3.1e-3  1.3e-2    4.7e-4  1.6e-3    4.2e-4  1.3e-3
-    32            2.9e-4  1.5e-3    7.4e-5  2.8e-4    6.7e-5  2.8e-4
+    16            5.0e-3  2.2e-2    8.7e-4  4.0e-3    8.6e-4  3.6e-3
+    20            3.1e-3  1.3e-2    4.6e-4  2.3e-3    4.1e-4  1.8e-3
+    32            2.9e-4  1.5e-3    9.6e-5  3.9e-4    7.8e-5  2.9e-4
 
-On the power table exp_abm5 is no better than exp_abm4. The published procedure, uniform Euler
-in t, is the grid "uniform".
+On the power table exp_abm5 is no better than exp_abm4. The published procedure, uniform Euler in t, is the grid
+"uniform".
 """
 
 from __future__ import annotations

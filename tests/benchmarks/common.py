@@ -122,11 +122,12 @@ def add_label_options(options: argparse.ArgumentParser) -> None:
     options.add_argument("--tolerance", type=float)
     options.add_argument("--solver")
     options.add_argument("--num-evaluations", type=int)
+    options.add_argument("--time-grid")
     options.add_argument("--backend")
 
 
 def label_keywords(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ("tolerance", "solver", "num_evaluations", "backend")
+    names = ("tolerance", "solver", "num_evaluations", "time_grid", "backend")
     return supported(label_latents, **{name: getattr(arguments, name) for name in names})
 
 

@@ -167,7 +167,17 @@ def main() -> None:
         return
     common.show(
         f"Labels at t_min={T_MIN:g}: published time a label (1000 references, 500 steps, batches of 5000) over ours",
-        ["table", "references", "ratio", "fastest batch", "ours, ms", "build, in labels", "median error", "p90", "published median"],
+        [
+            "table",
+            "references",
+            "ratio",
+            "fastest batch",
+            "ours, ms",
+            "build, in labels",
+            "median error",
+            "p90",
+            "published median",
+        ],
         (
             [
                 tables.TITLES[row["table"]],

@@ -5,6 +5,8 @@ A row's numbers do not depend on the rows beside it, nor on the number of thread
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -24,10 +26,12 @@ from sfg_dist.flow.wide_sums import wide_rows
 # Shares of the tolerance that is left, by level from the leaves up: measured on the power table, flat near these.
 _SPEND = (1.0, 0.9, 0.3)
 _ROWS_A_TASK = 64
-_ALPHA_LEAST = 1e-6  # below it all weights are equal to rounding, and z / alpha would overflow
+_LEAST_RATIO = 1e-6  # of alpha to beta
+_FARTHEST = 1e9  # of coordinates of x~: well below those of padding rows, and their squares within float32
+_VANISHING = 1e-30  # what weights at the edge of float32 add to a bound where everything was opened
 HAS_AVX512 = has_avx512()
 _NARROW_DIM = 12  # without AVX-512, up to this many columns the kernels here are faster than torch's attention
-_UNROLLED_DIM = 64  # the kernel of differences is compiled for its number of columns, and grows with it
+UNROLLED_DIM = 64  # the kernel of differences is compiled for its number of columns, and grows with it
 _LOGIT_SLACK = 1e-4
 # Where a row would open more than this share of the nodes over the leaves, summing all rows is the faster way.
 _DENSE_SHARE = (
@@ -42,7 +46,8 @@ class Sums(NamedTuple):
         mean: posterior mean, float32, shape (num_rows, dim).
         log_kernel_sum: log sum_j exp(-|z - alpha x_j|^2 / (2 beta^2)), float64, shape (num_rows,).
         variance: sum_j w_j |x_j - mean|^2, float32, shape (num_rows,); meaningless where it was not asked for.
-        bound: certified bound of the mean's error, float64; 0 where all rows were summed, -1 where none was.
+        bound: certified bound of the mean's error, float64; 0 where all rows were summed, -1 where none was, and NaN
+            where a query is not finite or out of reach.
         work: pairs, stand-ins and nodes of each row, int64, shape (num_rows, 3).
     """
 
@@ -53,19 +58,47 @@ class Sums(NamedTuple):
     work: NDArray[np.int64]
 
 
-def _prepare(z_t: Tensor, alpha: Tensor, beta_sq: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float64], Sums]:
-    scale = alpha.double().clamp_min(_ALPHA_LEAST).reshape(-1)
-    x = (z_t.double() / scale[:, None]).to(torch.float32).contiguous().numpy()
-    inv_sigma_sq = (scale.square() / beta_sq.double().reshape(-1)).contiguous().numpy()
+class _Queries(NamedTuple):
+    """Rows as the kernels take them.
+
+    Attributes:
+        x: x~ = z / alpha, float32, shape (num_rows, dim).
+        inv_sigma_sq: alpha^2 / beta^2, float64.
+        log_shift: what the log of the kernel sum lacks, float64.
+        rows: numbers of the rows that can be computed; the others come out as NaN.
+    """
+
+    x: NDArray[np.float32]
+    inv_sigma_sq: NDArray[np.float64]
+    log_shift: NDArray[np.float64]
+    rows: NDArray[np.int64]
+
+
+def _prepare(z_t: Tensor, alpha: Tensor, beta_sq: Tensor) -> tuple[_Queries, Sums]:
+    """The rows' queries and room for their sums.
+
+    Where alpha is next to nothing beside beta, x~ and sigma would overflow. There sigma is taken smaller and x~ so that
+    the exponent's term linear in x is exact; the quadratic one is off by 5e-13 |x|^2.
+    """
+    z = z_t.detach().double().numpy()
+    signal, noise_sq = (value.detach().double().reshape(-1).numpy() for value in (alpha, beta_sq))
+    with np.errstate(all="ignore"):  # what is not finite is found below
+        scale = np.maximum(signal, _LEAST_RATIO * np.sqrt(noise_sq))
+        x = (z * (signal / scale**2)[:, None]).astype(np.float32)
+        inv_sigma_sq = scale**2 / noise_sq
+        squares = np.einsum("ij,ij->i", z, z)
+        x_squares = np.einsum("ij,ij->i", x, x, dtype=np.float64)
+        log_shift = np.where(scale > signal, (x_squares * inv_sigma_sq - squares / noise_sq) / 2, 0.0)
+        fine = (np.abs(x) < _FARTHEST).all(axis=1) & (inv_sigma_sq > 0) & np.isfinite(inv_sigma_sq)
     rows, dim = x.shape
     sums = Sums(
-        np.empty((rows, dim), np.float32),
-        np.empty(rows),
-        np.empty(rows, np.float32),
-        np.zeros(rows),
+        np.full((rows, dim), np.nan, np.float32),
+        np.full(rows, np.nan),
+        np.full(rows, np.nan, np.float32),
+        np.where(fine, 0.0, np.nan),
         np.zeros((rows, 3), np.int64),
     )
-    return x, inv_sigma_sq, sums
+    return _Queries(x, inv_sigma_sq, log_shift, np.flatnonzero(fine)), sums
 
 
 def has_dense(dim: int) -> bool:
@@ -88,49 +121,58 @@ def dense_sums(
         z_t: noisy states, float32, shape (num_rows, dim); alpha and beta_sq one a row.
         variance: also the variances.
     """
-    x, inv_sigma_sq, sums = _prepare(z_t, alpha, beta_sq)
+    queries, sums = _prepare(z_t, alpha, beta_sq)
     sums.work[:, 0] = num_reference
 
-    def work(part: slice) -> None:
-        _add_dense(np.arange(part.start, part.stop), x, inv_sigma_sq, blocks, largest_square, sums, variance)
+    def work(part: NDArray[np.int64]) -> None:
+        _add_dense(part, queries, blocks, largest_square, sums, variance)
 
-    _share_out(work, len(x))
+    _share_out(work, queries.rows)
     return sums
+
+
+def needs_differences(z_t: Tensor, alpha: Tensor, beta_sq: Tensor, largest_square: float) -> NDArray[np.bool_]:
+    """Rows for which expanded exponents, wrong by about 6e-8 |x~| |x| / sigma^2, would show that."""
+    queries, _ = _prepare(z_t, alpha, beta_sq)
+    return _needs_differences(queries, np.arange(len(queries.x)), largest_square)
+
+
+def _needs_differences(queries: _Queries, rows: NDArray[np.int64], largest_square: float) -> NDArray[np.bool_]:
+    if queries.x.shape[1] > UNROLLED_DIM:
+        return np.zeros(len(rows), bool)
+    x = queries.x[rows]
+    products = np.sqrt(np.einsum("ij,ij->i", x, x, dtype=np.float64) * largest_square)
+    return 2.0**-24 * (largest_square + products) * queries.inv_sigma_sq[rows] >= _LOGIT_SLACK
 
 
 def _add_dense(
     rows: NDArray[np.int64],
-    x: NDArray[np.float32],
-    inv_sigma_sq: NDArray[np.float64],
+    queries: _Queries,
     blocks: NDArray[np.float32],
     largest_square: float,
     sums: Sums,
     variance: bool,
 ) -> None:
     """Dense sums of the numbered rows, each by the kernel that is fast and exact enough for it."""
-    flat, dim, squares = blocks.reshape(-1), x.shape[1], (0,) * variance
-    if HAS_AVX512:
-        # Expanded exponents are wrong by about this much; where it shows, the differences of the other kernel pay.
-        norms = np.sqrt(np.einsum("ij,ij->i", x[rows], x[rows], dtype=np.float64) * largest_square)
-        wide = 2.0**-24 * (largest_square + norms) * inv_sigma_sq[rows] < _LOGIT_SLACK
-        wide |= dim > _UNROLLED_DIM
-    else:
-        wide = np.zeros(len(rows), bool)
-    for is_wide in (True, False):
-        part = rows[wide == is_wide]
+    flat, dim, squares = blocks.reshape(-1), queries.x.shape[1], (0,) * variance
+    narrow = _needs_differences(queries, rows, largest_square) if HAS_AVX512 else np.ones(len(rows), bool)
+    for is_narrow in (False, True):
+        part = rows[narrow == is_narrow]
         if not len(part):
             continue
-        mean, log_sum, spread = (
-            np.empty((len(part), dim), np.float32),
-            np.empty(len(part)),
-            np.empty(len(part), np.float32),
-        )
-        if is_wide:
-            wide_rows(x[part], inv_sigma_sq[part], flat, len(blocks), mean, log_sum, spread, squares)
-        else:
+        mean, log_sum = np.empty((len(part), dim), np.float32), np.empty(len(part))
+        spread = np.empty(len(part), np.float32)
+        x, inv_sigma_sq = queries.x[part], queries.inv_sigma_sq[part]
+        if is_narrow:
             axes = tuple(range(dim))
-            dense_rows(x[part], inv_sigma_sq[part], flat, len(blocks), mean, log_sum, spread, axes, squares)
-        sums.mean[part], sums.log_kernel_sum[part], sums.variance[part] = mean, log_sum, spread
+            dense_rows(x, inv_sigma_sq, flat, len(blocks), mean, log_sum, spread, axes, squares)
+        else:
+            wide_rows(x, inv_sigma_sq, flat, len(blocks), mean, log_sum, spread, squares)
+        sums.mean[part], sums.log_kernel_sum[part], sums.variance[part] = (
+            mean,
+            log_sum + queries.log_shift[part],
+            spread,
+        )
 
 
 def cluster_sums(
@@ -141,53 +183,76 @@ def cluster_sums(
     Rows for which skipping does not pay are summed densely; where another engine does that faster (``has_dense``), they
     are left to it with a bound of -1.
     """
-    x, inv_sigma_sq, sums = _prepare(z_t, alpha, beta_sq)
+    queries, sums = _prepare(z_t, alpha, beta_sq)
     share = next(share for dim, share in _DENSE_SHARE if clusters.dim <= dim)
     spend = np.array([*_SPEND, *[_SPEND[-1]] * len(clusters.sizes)])
     axes, squares = tuple(range(clusters.dim)), (0,) * variance
     flat = clusters.bounds.reshape(-1), clusters.moments.reshape(-1), clusters.blocks.reshape(-1)
 
-    def run(part: slice, aim: float) -> None:
+    def run(part: NDArray[np.int64], aim: float) -> None:
+        found = Sums(sums.mean[part], sums.log_kernel_sum[part], sums.variance[part], sums.bound[part], sums.work[part])
         cluster_rows(
-            x[part], inv_sigma_sq[part], aim, share, spend, clusters.offsets, clusters.sizes, *flat,
-            clusters.moment_order, sums.mean[part], sums.log_kernel_sum[part], sums.variance[part], sums.bound[part],
-            sums.work[part], axes, squares,
+            queries.x[part], queries.inv_sigma_sq[part], aim, share, spend, clusters.offsets, clusters.sizes, *flat,
+            clusters.moment_order, *found, axes, squares,
         )  # fmt: skip
+        sums.mean[part], sums.variance[part] = found.mean, found.variance
+        sums.log_kernel_sum[part] = found.log_kernel_sum + queries.log_shift[part]
+        sums.bound[part], sums.work[part] = found.bound, found.work
 
-    def work(part: slice) -> None:
+    def work(part: NDArray[np.int64]) -> None:
         run(part, tolerance)
         # The allowance is spent against a guess of the mean; where the mean came out elsewhere, aim lower. An aim of
         # zero opens every node whose weight does not vanish in float32.
-        for row in part.start + np.flatnonzero(~(sums.bound[part] <= tolerance)):
-            for aim in (tolerance / 4, tolerance / 32, 0.0):
-                run(slice(row, row + 1), aim)
-                if sums.bound[row] <= tolerance:
-                    break
-        left = part.start + np.flatnonzero(sums.bound[part] < 0)
+        for aim in (tolerance / 4, tolerance / 32, 0.0) if tolerance > 0 else ():
+            over = part[~(sums.bound[part] <= tolerance)]
+            if len(over):
+                run(over, aim)
+        left = part[(sums.bound[part] < 0) | ~(sums.bound[part] <= max(tolerance, _VANISHING))]
         if len(left) and has_dense(clusters.dim):
-            _add_dense(left, x, inv_sigma_sq, clusters.blocks, clusters.largest_square, sums, variance)
+            _add_dense(left, queries, clusters.blocks, clusters.largest_square, sums, variance)
             sums.bound[left] = 0
             sums.work[left, 0] = clusters.num_rows
+        else:
+            sums.bound[left] = -1
 
-    _share_out(work, len(x))
+    _share_out(work, queries.rows)
     return sums
 
 
-def _share_out(work: Callable[[slice], None], num_rows: int) -> None:
-    """Call ``work`` on parts of the rows from as many threads as torch may use; each takes the next part there is."""
-    parts = iter([slice(first, min(first + _ROWS_A_TASK, num_rows)) for first in range(0, num_rows, _ROWS_A_TASK)])
+def _share_out(work: Callable[[NDArray[np.int64]], None], rows: NDArray[np.int64]) -> None:
+    """Call ``work`` on parts of the rows from as many threads as torch may use; each takes the next part there is.
+
+    An error ends all of them after the parts that they are at.
+    """
+    parts = deque(np.split(rows, range(_ROWS_A_TASK, len(rows), _ROWS_A_TASK)) if len(rows) else [])
+    threads = min(torch.get_num_threads(), len(parts))
 
     def take() -> None:
-        for part in parts:  # a list's iterator gives each part to one thread
-            work(part)
+        try:
+            while parts:
+                try:
+                    part = parts.popleft()
+                except IndexError:  # another thread was faster
+                    return
+                work(part)
+        except BaseException:
+            parts.clear()
+            raise
 
-    threads = min(torch.get_num_threads(), -(-num_rows // _ROWS_A_TASK))
     others = [_pool(threads - 1).submit(take) for _ in range(threads - 1)] if threads > 1 else []
-    take()
-    for other in others:
-        other.result()
+    try:
+        take()
+    finally:
+        for other in others:
+            if not other.cancel():  # one that never began has nothing left to do
+                other.result()
 
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="sfg_dist")
+
+
+# A forked process has the pool's record of its threads, but not the threads.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)

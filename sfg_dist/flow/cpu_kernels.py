@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 from sfg_dist.flow.leaf_sums import FLUSH, HUGE, LEAF, SUMS, add_leaves
-from sfg_dist.flow.simd import fma, least, load, smaller, splat
+from sfg_dist.flow.simd import cached_njit, fma, least, load, smaller, splat
 
 F = np.float32
 LOG2E = F(1.4426950408889634)
@@ -33,7 +33,7 @@ def closest_square(blocks, dim, leaf, query):  # type: ignore[no-untyped-def]
     return least(best)
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@cached_njit
 def dense_rows(x, inv_sigma_sq, blocks, num_leaves, mean, log_sum, variance, axes, squares):  # type: ignore[no-untyped-def]
     """Mean, log sum_j w_j and variance of every row of ``x`` over all leaves; ``blocks`` flat.
 
@@ -57,7 +57,7 @@ def dense_rows(x, inv_sigma_sq, blocks, num_leaves, mean, log_sum, variance, axe
         _finish(row, x, inv_sigma_sq, anchors, sums64, side64, mean, log_sum, variance)
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@cached_njit
 def listed_rows(  # type: ignore[no-untyped-def]
     x, inv_sigma_sq, blocks, leaves, counts, num_leaves, anchors, sums64, side64, mean, log_sum, variance, axes, squares
 ):

@@ -24,6 +24,7 @@ from sfg_dist.flow.cpu_kernels import LOG2E, closest_square, listed_rows
 from sfg_dist.flow.leaf_sums import HUGE, LEAF, fade
 from sfg_dist.flow.simd import (
     bits_below,
+    cached_njit,
     exp2,
     fma,
     larger,
@@ -38,7 +39,7 @@ from sfg_dist.flow.simd import (
 )  # fmt: skip
 
 F = np.float32
-ROUNDING = 1 + 1e-4  # error bounds are added up in float32
+ROUNDING = 2.0**-24  # of each addition of error bounds, in float32
 # A node whose leaves would each cost this share of the tolerance is opened without a look at them.
 WHOLE = F(2.0**-7)
 
@@ -51,7 +52,7 @@ def _nearest_node(bounds, dim, group, query):  # type: ignore[no-untyped-def]
     for k in range(dim):
         step = load(bounds, base + 8 * k) - splat(query[k])
         square = fma(step, step, square)
-    square = where_below(load(bounds, base + 24 * dim), splat(F(0)), splat(HUGE), square)
+    square = where_below(load(bounds, base + 24 * dim), splat(F(0)), splat(HUGE), smaller(square, splat(HUGE / F(2))))
     nearest = least(square)
     for j in range(7):
         if bits_below(splat(nearest), square) & (1 << j) == 0:
@@ -269,6 +270,12 @@ def _is_whole(  # type: ignore[no-untyped-def]
     return bits_below(limit, least_mass * (root(load(off, at)) + splat(least_reach)))
 
 
+@njit(nogil=True, error_model="numpy", forceinline=True)
+def _empty(bounds, dim, group):  # type: ignore[no-untyped-def]
+    """Bits of the places of a group that hold no node: never opened, whatever their numbers."""
+    return bits_below(load(bounds, (group * (3 * dim + 5) + 3 * dim) * 8), splat(F(0.5)))
+
+
 @njit(nogil=True, error_model="numpy")
 def _pick(  # type: ignore[no-untyped-def]
     query, inv_sigma_sq, tolerance, dense_share, spend, offsets, sizes, bounds, table, blocks, moments, axes,
@@ -293,8 +300,9 @@ def _pick(  # type: ignore[no-untyped-def]
     inv_sq = F(inv_sigma_sq)
     scale = F(0.5) * inv_sq * LOG2E
     leaf, anchor = _descend(bounds, blocks, dim, offsets, sizes, query)
+    if not anchor < HUGE / F(10):  # squares leave float32, or something is not a number
+        return -1, anchor
     guess = lanes[8 * dim :]
-    weight = 1.0
     for k in range(dim):
         guess[k] = bounds[(leaf // 8 * (3 * dim + 5) + k) * 8 + leaf % 8]
     num_groups = (sizes[num_levels - 1] + 7) // 8
@@ -333,6 +341,7 @@ def _pick(  # type: ignore[no-untyped-def]
         allowed = (tolerance * max(sums64[3] + open_mass, 1.0) - sums64[2]) * spend[level]
         limit = _limit(error, num_groups, allowed)
         bar, errors, mass_errors, weights = splat(limit), zero, zero, zero
+        rounded_up = 1 + (num_groups + 16) * ROUNDING
         if level == 1 or num_levels == 1:
             num_closed = 0.0
             for i in range(num_groups):
@@ -353,12 +362,12 @@ def _pick(  # type: ignore[no-untyped-def]
                 e = load(error, 8 * i)
                 errors = errors + where_below(bar, e, zero, e)
                 mass_errors = mass_errors + where_below(bar, e, zero, load(mass_error, 8 * i))
-                closed = bits_below(e, bar)
+                closed = bits_below(e, bar) | _empty(bounds, dim, groups[i])
                 for j in range(8):
                     leaves[num_open] = first + j
                     num_open += 1 - ((closed >> j) & 1)
-            sums64[2] += total(errors) * ROUNDING
-            sums64[5] += total(mass_errors) * ROUNDING
+            sums64[2] += total(errors) * rounded_up
+            sums64[5] += total(mass_errors) * rounded_up
             break
         for k in range(8 * dim):
             lanes[k] = 0
@@ -368,7 +377,7 @@ def _pick(  # type: ignore[no-untyped-def]
             e = load(error, 8 * i)
             errors = errors + where_below(bar, e, zero, e)
             mass_errors = mass_errors + where_below(bar, e, zero, load(mass_error, 8 * i))
-            closed = bits_below(e, bar)
+            closed = bits_below(e, bar) | _empty(bounds, dim, group)
             stand = closed & bits_below(zero, load(kernel, 8 * i))
             j = 0
             while stand >> j != 0:
@@ -396,8 +405,8 @@ def _pick(  # type: ignore[no-untyped-def]
             for j in range(8):
                 open_[num_open] = 2 * (first + j) + ((all_of_it >> j) & 1)
                 num_open += 1 - ((closed >> j) & 1)
-        sums64[2] += total(errors) * ROUNDING
-        sums64[5 + level] += total(mass_errors) * ROUNDING
+        sums64[2] += total(errors) * rounded_up
+        sums64[5 + level] += total(mass_errors) * rounded_up
         for k in range(dim):
             side64[k] += stands[k]
         sums64[0] += stands[width]
@@ -416,7 +425,7 @@ def _pick(  # type: ignore[no-untyped-def]
     return num_open, anchor
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@cached_njit
 def cluster_rows(  # type: ignore[no-untyped-def]
     x, inv_sigma_sq, tolerance, dense_share, spend, offsets, sizes, bounds, table, blocks, moments,
     mean, log_sum, variance, bound, work, axes, squares,

@@ -6,6 +6,7 @@ x' = x - c the flow has the same form, and float32 logits keep their digits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -304,7 +305,7 @@ def denoiser_of(
             pairs = moments.pairs.sum() if moments.pairs is not None else len(z_t) * reference.num_reference
             effort.pairs += int(pairs)
             if moments.bound is not None:
-                effort.bound = max(effort.bound, float(moments.bound.max()))
+                effort.bound = max(effort.bound, float(moments.bound.nan_to_num(math.inf).max()))
         return moments.mean
 
     return denoiser

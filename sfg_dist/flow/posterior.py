@@ -40,7 +40,8 @@ Backend = Literal["auto", "dense", "sparse", "native", "fused", "blocked", "trit
 
 # Below this many rows a dense pass costs no more than to look at the clusters.
 SPARSE_ROWS = 4096
-_LOGIT_ROUNDING, _LOGIT_SLACK = 2.0**-24, 1e-4
+LARGEST = 1e8  # of centred coordinates in float32
+SPARSE_DIM = 64  # beyond, boxes leave out next to nothing
 # Tiles of the blocked engine: one tile of logits fits in a core's cache on CPUs, and fills a GPU on CUDA.
 _TILE = {"cpu": (256, 1024), "cuda": (8192, 16384)}
 _LOGIT_FLOOR = -87.0  # exp(-87) is the smallest normal float32; below it some CPUs' exp is 30 times slower
@@ -89,6 +90,11 @@ class Reference:
         centred = (table - center).to(dtype)
         # The norm is taken of the rounded rows, so that key and norm belong to the same point.
         norm_sq = centred.double().square().sum(dim=1, keepdim=True).to(dtype)
+        if dtype == torch.float32 and float(centred.abs().max()) > LARGEST:
+            raise ValueError(
+                f"the reference reaches {float(centred.abs().max()):.3g} from its mean, and float32 serves up to "
+                f"{LARGEST:g}: rescale its columns"
+            )
         self.center = center.cpu()
         self.keys = torch.cat([centred, norm_sq], dim=1).contiguous()
         self.fitted_grids: dict[tuple[object, ...], FittedGrid] = {}
@@ -229,7 +235,7 @@ def posterior_moments(
         variance: also return the trace of the posterior covariance; labels do without, a tenth faster on CPUs.
         backend: "auto" is "sparse" where a tolerance is given and there are rows enough for it to pay, else "dense".
             "sparse" (float32 on the CPU) skips and sums up clusters within the tolerance; "dense" is the fastest exact
-            one: "native", the compiled kernel (float32 on the CPU, few columns), "fused", torch's attention kernel
+            one: "native", the compiled kernels (float32 on the CPU), "fused", torch's attention kernel
             (CPU), "triton" (float32 on CUDA), or "blocked", tiles through plain matrix products on any device.
         tolerance: certified bound of the 2-norm of the mean's error that "sparse" keeps, in the reference's units.
 
@@ -248,7 +254,9 @@ def posterior_moments(
     chosen = choose_backend(reference, backend, tolerance)
     if not len(z_t):  # the fused kernel divides by the number of rows
         empty = z_t.new_zeros(0)
-        return PosteriorMoments(z_t.clone(), empty if log_sum_exp else None, empty, empty.double())
+        return PosteriorMoments(
+            z_t.clone(), empty if log_sum_exp else None, empty if variance else None, empty.double()
+        )
     alpha_column = _column(alpha, z_t)
     beta_sq_column = _column(beta_sq, z_t)
     if chosen == "sparse" and reference.device.type != "cpu":
@@ -295,7 +303,7 @@ def choose_backend(reference: Reference, backend: Backend, tolerance: float) -> 
     on_cpu = reference.device.type == "cpu"
     has_kernels = single and (on_cpu or _has_triton(reference.device))
     if backend == "auto":
-        pays = tolerance > 0 and reference.num_reference >= SPARSE_ROWS
+        pays = tolerance > 0 and reference.num_reference >= SPARSE_ROWS and reference.dim <= SPARSE_DIM
         backend = "sparse" if has_kernels and pays else "dense"
     if backend == "dense":
         if on_cpu:
@@ -342,16 +350,15 @@ def _sparse(
     variance: bool,
     tolerance: float,
 ) -> PosteriorMoments:
-    from sfg_dist.flow.cpu_engine import cluster_sums
+    from sfg_dist.flow.cpu_engine import cluster_sums, needs_differences
 
     sums = cluster_sums(z_t, alpha, beta_sq, reference.clusters, tolerance, variance)
     moments = _of_sums(sums, z_t, beta_sq, log_sum_exp, variance)
     left = np.flatnonzero(sums.bound < 0)
     if not len(left):
         return moments
-    # A product's logits are wrong by about 6e-8 |x|^2 / sigma^2; where that shows, the differences of the kernel pay.
-    inv_sigma_sq = (alpha.double().square() / beta_sq.double()).reshape(-1).numpy()[left]
-    fine = _LOGIT_ROUNDING * reference.largest_square * inv_sigma_sq > _LOGIT_SLACK
+    # Left to torch's attention, but for rows where the rounding of its products would show.
+    fine = needs_differences(z_t, alpha, beta_sq, reference.largest_square)[left]
     for engine, part in (("native", left[fine]), ("dense", left[~fine])):
         if not len(part):
             continue

@@ -6,12 +6,17 @@ of the kernels does not hang on what an automatic vectoriser makes of a loop.
 
 from __future__ import annotations
 
+import hashlib
 import operator
 from collections.abc import Callable, Generator, Sequence
+from functools import cache
+from importlib import resources
 from typing import Any
 
-from llvmlite import binding, ir
+from llvmlite import ir
+from numba import njit
 from numba.core import cgutils, config, types
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic, models, overload, register_model
 
 LANES = 8
@@ -27,8 +32,27 @@ def has_avx512() -> bool:
     """Whether compiled code may use AVX-512; NUMBA_CPU_FEATURES has its say."""
     features = getattr(config, "CPU_FEATURES", None)  # numba makes its settings as it is imported
     if features is None:
-        features = binding.get_host_cpu_features().flatten()
+        features = get_host_cpu_features()  # heeds NUMBA_ENABLE_AVX, as the code generator does
     return "+avx512f" in features.split(",")
+
+
+def cached_njit(function: Callable[..., Any]) -> Any:
+    """``njit`` whose compiled code is kept on disk for as long as none of the kernels' modules changes.
+
+    Numba looks at the time stamp of the function's own file only, and would go on with code made of others' old text.
+    """
+    dispatcher = njit(nogil=True, error_model="numpy", cache=True)(function)
+    index = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
+    if index is not None:
+        index._source_stamp = _sources()
+    return dispatcher
+
+
+@cache
+def _sources() -> str:
+    names = ("simd", "leaf_sums", "cpu_kernels", "cpu_traversal", "wide_sums")
+    folder = resources.files("sfg_dist.flow")
+    return hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in names)).hexdigest()
 
 
 class Vector(types.Type):
@@ -80,7 +104,7 @@ def compare(builder: Any, sign: str, a: Any, b: Any) -> Any:
 
 
 def exp2_steps(builder: Any, values: Sequence[Any]) -> Generator[None, None, list[Any]]:
-    """Emit 2^y of several vectors, -126 <= y < 128 or clamped to -126 from below, a step at a time.
+    """Emit 2^y of several vectors, clamped to -126 from below, a step at a time; from 128 on it is garbage.
 
     A caller puts other instructions between the steps, so that the processor has some to do while it waits.
     """
@@ -129,7 +153,7 @@ def _pointer(context: Any, builder: Any, array_type: Any, array: Any, place: Any
 
 
 def _float_array(kind: Any) -> bool:
-    return isinstance(kind, types.Array) and kind.dtype == types.float32 and kind.ndim == 1
+    return isinstance(kind, types.Array) and kind.dtype == types.float32 and kind.ndim == 1 and kind.layout == "C"
 
 
 @intrinsic

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
 from sfg_dist.flow.cpu_kernels import WINDOW_FLOATS
 from sfg_dist.flow.leaf_sums import LEAF
-from sfg_dist.flow.simd import call, compare, constant, exp2_steps, finish, fold, spread
+from sfg_dist.flow.simd import cached_njit, call, compare, constant, exp2_steps, finish, fold, spread
 
 F = np.float32
 WIDTH = 16
@@ -202,7 +202,7 @@ def _columns(typing_context, blocks, first, num, dim, weights, column, sums, man
     return signature, generate
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@cached_njit
 def wide_rows(x, inv_sigma_sq, blocks, num_leaves, mean, log_sum, variance, squares):  # type: ignore[no-untyped-def]
     """As ``cpu_kernels.dense_rows``, eight rows at a time; a row's bits do not depend on the rows beside it.
 

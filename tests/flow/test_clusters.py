@@ -1,5 +1,8 @@
 """The clusters, and the bound that the sparse engine certifies, on data made to break it."""
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -10,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba import njit
 
-from sfg_dist.flow import Effort, Reference, build_order, label_latents, posterior_moments, simd
+from sfg_dist.flow import Effort, Reference, build_order, cpu_engine, label_latents, posterior_moments, simd
 from sfg_dist.flow.clusters import FAN, LEAF_ROWS, build_clusters
 from sfg_dist.flow.cpu_engine import cluster_sums
 
@@ -110,6 +113,87 @@ def test_the_bound_holds(family, seed, num_rows, log_t, log_tolerance):
     assert (moments.variance >= 0).all()
     assert torch.isfinite(moments.log_kernel_sum).all()
     assert np.isfinite(log_sum).all()
+
+
+@pytest.mark.parametrize("family", ["gaussian", "heavy tails", "two far clusters", "nine columns", "one far outlier"])
+def test_the_bound_holds_over_three_levels_and_more(family):
+    """As above where "auto" goes by clusters: from 4097 rows on stand-ins of stand-ins come in."""
+    for seed, (num_rows, t) in enumerate([(4097, 0.6), (9000, 0.3), (20_001, 0.8), (33_000, 0.05)]):
+        rng = np.random.default_rng(seed)
+        reference = Reference(FAMILIES[family](rng, num_rows))
+        rows = reference.keys[:, :-1].numpy()
+        assert len(reference.clusters.sizes) >= 3
+        z = queries(rng, rows, t, num=16)
+        moments = posterior_moments(z, reference, alpha=1 - t, beta_sq=t, backend="sparse", tolerance=1e-3)
+        mean, _, _ = exact(z, rows, 1 - t, t)
+        error = np.linalg.norm(moments.mean.double().numpy() - mean, axis=1)
+        bound = moments.bound.numpy()
+        dense = (moments.pairs.numpy() == len(rows)) & (bound == 0)
+        assert (bound <= 1e-3).all()
+        assert (error <= bound * (1 + 1e-4) + rounding(z, rows, 1 - t, t, mean, dense)).all()
+
+
+@pytest.mark.parametrize("backend", ["sparse", "native"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38, 1e20])
+def test_a_query_out_of_reach_is_nan_and_harms_no_other(backend, value):
+    reference = Reference(np.random.default_rng(0).standard_normal((5001, 3)))
+    z = torch.zeros(40, 3)
+    z[7, 1] = value
+    tolerance = 1e-3 if backend == "sparse" else 0.0
+    given = {"alpha": 0.5, "beta_sq": 0.1, "backend": backend, "tolerance": tolerance}
+    moments = posterior_moments(z, reference, **given)
+    alone = posterior_moments(z[:1], reference, **given)
+    assert moments.mean[7].isnan().all()
+    assert moments.bound[7].isnan()
+    others = torch.arange(40) != 7
+    assert torch.equal(moments.mean[others], alone.mean.expand(39, 3))
+
+
+@pytest.mark.parametrize("backend", ["sparse", "native"])
+@pytest.mark.parametrize(("alpha", "beta_sq"), [(0.0, 1.0), (0.0, 1e-6), (0.0, 1e8), (1e-7, 1e-6), (1e-9, 0.01)])
+def test_a_vanishing_alpha(backend, alpha, beta_sq):
+    reference = Reference(np.random.default_rng(0).standard_normal((5001, 3)))
+    rows = reference.keys[:, :-1].double()
+    z = torch.full((2, 3), 3 * beta_sq**0.5 if alpha else 1.0)
+    tolerance = 1e-4 if backend == "sparse" else 0.0
+    moments = posterior_moments(z, reference, alpha=alpha, beta_sq=beta_sq, backend=backend, tolerance=tolerance)
+    exponents = -(z.double()[:, None] - alpha * rows).square().sum(dim=2) / (2 * beta_sq)
+    expected = exponents.softmax(dim=1) @ rows
+    assert torch.allclose(moments.mean.double(), expected, atol=tolerance + 1e-6)
+    assert torch.allclose(moments.log_kernel_sum, exponents.logsumexp(dim=1), rtol=1e-6, atol=1e-3)
+
+
+def test_an_error_in_one_thread_ends_the_others(monkeypatch):
+    rows = np.arange(10 * cpu_engine._ROWS_A_TASK)
+    seen = []
+
+    def work(part):
+        seen.append(part[0])
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        cpu_engine._share_out(work, rows)
+    assert len(seen) <= 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_has_threads_of_its_own():
+    code = """
+import os, torch, warnings
+warnings.simplefilter("ignore")
+from sfg_dist.flow import Reference, posterior_moments
+torch.set_num_threads(2)
+reference, z = Reference(torch.randn(5000, 2)), torch.randn(300, 2)
+def call():
+    posterior_moments(z, reference, alpha=0.5, beta_sq=0.5, backend="sparse", tolerance=1e-3)
+call()
+child = os.fork()
+if child == 0:
+    call()
+    os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

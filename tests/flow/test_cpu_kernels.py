@@ -7,8 +7,10 @@ import sys
 import numpy as np
 import pytest
 
+from sfg_dist.flow import simd
 from sfg_dist.flow.clusters import make_blocks
 from sfg_dist.flow.cpu_kernels import dense_rows, listed_rows
+from sfg_dist.flow.cpu_traversal import cluster_rows
 from sfg_dist.flow.simd import has_avx512
 from sfg_dist.flow.wide_sums import wide_rows
 
@@ -33,6 +35,12 @@ def run(kernel, x, inv_sigma_sq, rows, squares=(0,)):
     axes = () if kernel is wide_rows else (tuple(range(dim)),)
     kernel(x, inv_sigma_sq, blocks.reshape(-1), len(blocks), mean, log_sum, variance, *axes, squares)
     return mean, log_sum, variance
+
+
+def test_disk_copies_are_of_all_the_kernels_text():
+    """Numba stamps a function with its own file's time, and these are made of several files."""
+    stamps = {kernel._cache._cache_file._source_stamp for kernel in (dense_rows, listed_rows, wide_rows, cluster_rows)}
+    assert stamps == {simd._sources()}
 
 
 def case(dim, num_rows, num_reference, inv_sigma_sq, seed=0):
@@ -84,20 +92,21 @@ def test_rows_far_closer_than_the_ones_before_take_over_the_sums():
 
 
 def test_listed_leaves_alone_are_summed():
-    x, scales, rows = case(4, 3, 64 * 32, 2.0)
-    blocks, dim = make_blocks(rows), 4
-    picked = [np.arange(0, 64, 3), np.array([], int), np.array([63])]
-    leaves, counts = np.zeros((3, 64), np.int32), np.array([len(picked[0]), -1, 1])
+    dim, num_leaves = 12, 1000  # several windows
+    x, scales, rows = case(dim, 3, num_leaves * 32, 2.0)
+    blocks = make_blocks(rows)
+    picked = [np.arange(0, num_leaves, 3), np.array([], int), np.array([63, num_leaves - 1])]
+    leaves, counts = np.zeros((3, num_leaves), np.int32), np.array([len(picked[0]), -1, 2])
     for row, chosen in enumerate(picked):
         leaves[row, : len(chosen)] = chosen
     anchors = np.array([((x[i] - rows) ** 2).sum(1).min() for i in range(3)], np.float32)
     mean, log_sum, variance = np.full((3, dim), 7, np.float32), np.zeros(3), np.zeros(3, np.float32)
     listed_rows(
-        x, scales, blocks.reshape(-1), leaves, counts, 64, anchors, np.zeros((3, 2)), np.zeros((3, dim)), mean, log_sum,
-        variance, tuple(range(dim)), (0,),
+        x, scales, blocks.reshape(-1), leaves, counts, num_leaves, anchors, np.zeros((3, 2)), np.zeros((3, dim)), mean,
+        log_sum, variance, tuple(range(dim)), (0,),
     )  # fmt: skip
     for row in (0, 2):
-        own = rows.reshape(64, 32, dim)[picked[row]].reshape(-1, dim)
+        own = rows.reshape(num_leaves, 32, dim)[picked[row]].reshape(-1, dim)
         expected = exact(x[row : row + 1], own, scales[:1])
         np.testing.assert_allclose(mean[row], expected[0][0], atol=1e-5)
         np.testing.assert_allclose(log_sum[row], expected[1][0], atol=1e-5)

@@ -31,11 +31,11 @@ AHEAD = 4  # leaves to ask for beforehand: lists skip, so that the processor doe
 CACHE_LINE = 16  # floats
 MARGIN = F(24)  # a weight may exceed that at the anchor by 2^24 before a new anchor is taken
 HUGE = F(3.0e38)
-_WORD = ir.IntType(64)
+WORD = ir.IntType(64)
 
 
-def _word(value: int) -> ir.Constant:
-    return ir.Constant(_WORD, value)
+def word(value: int) -> ir.Constant:
+    return ir.Constant(WORD, value)
 
 
 def _prefetch(builder: Any, data: Any, base: Any, num: int) -> None:
@@ -45,7 +45,7 @@ def _prefetch(builder: Any, data: Any, base: Any, num: int) -> None:
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch")
     to_read_and_keep = [ir.Constant(ir.IntType(32), flag) for flag in (0, 3, 1)]
     for place in range(0, num, CACHE_LINE):
-        pointer = builder.gep(data, [builder.add(base, _word(place))])
+        pointer = builder.gep(data, [builder.add(base, word(place))])
         builder.call(function, [builder.bitcast(pointer, byte_pointer), *to_read_and_keep])
 
 
@@ -72,19 +72,19 @@ def _sum_leaves(  # type: ignore[no-untyped-def]
         first, stop, near = arguments[2], arguments[3], arguments[5]
         near = builder.trunc(near, ir.IntType(1)) if near.type.width > 1 else near
         slope, level = spread(builder, arguments[6], WIDTH), spread(builder, arguments[7], WIDTH)
-        query = [spread(builder, builder.load(builder.gep(query_data, [_word(k)])), WIDTH) for k in range(dim)]
-        zero, one = constant(0.0, WIDTH), _word(1)
+        query = [spread(builder, builder.load(builder.gep(query_data, [word(k)])), WIDTH) for k in range(dim)]
+        zero, one = constant(0.0, WIDTH), word(1)
 
         def base_of(place: Any) -> Any:
-            leaf = builder.sext(builder.load(builder.gep(list_, [place])), _WORD)
-            return builder.mul(leaf, _word((dim + 1) * LEAF))
+            leaf = builder.sext(builder.load(builder.gep(list_, [place])), WORD)
+            return builder.mul(leaf, word((dim + 1) * LEAF))
 
         def column(base: Any, k: int, j: int) -> Any:
-            pointer = builder.gep(rows, [builder.add(base, _word(k * LEAF + j * WIDTH))])
+            pointer = builder.gep(rows, [builder.add(base, word(k * LEAF + j * WIDTH))])
             return builder.load(builder.bitcast(pointer, zero.type.as_pointer()), align=4)
 
         before = builder.block
-        last, end = builder.sub(stop, one), builder.add(stop, _word(2))
+        last, end = builder.sub(stop, one), builder.add(stop, word(2))
         start = base_of(first)
         step = builder.fdiv(ir.Constant(ir.FloatType(), 126.0), arguments[6])
         step = compare(builder, ">", step, arguments[7])  # no less than the anchor, where it would be lost to rounding
@@ -115,7 +115,7 @@ def _sum_leaves(  # type: ignore[no-untyped-def]
 
         # Past the end the last leaf is read again; what comes of it is never added.
         base = base_of(later(place))
-        _prefetch(builder, rows, base_of(later(builder.add(place, _word(AHEAD)))), dim * LEAF)
+        _prefetch(builder, rows, base_of(later(builder.add(place, word(AHEAD)))), dim * LEAF)
         exponents = [builder.fmul(builder.fsub(level, square), slope) for square in squares]
         steps = exp2_steps(builder, exponents)
         new_weights: list[Any] | None = None
@@ -150,7 +150,7 @@ def _sum_leaves(  # type: ignore[no-untyped-def]
         builder.position_at_end(done)
         for k, value in enumerate(totals):
             combine = (lambda a, b: compare(builder, "<", a, b)) if k == dim + 2 else builder.fadd
-            builder.store(fold(builder, value, combine), builder.gep(target, [_word(k)]))
+            builder.store(fold(builder, value, combine), builder.gep(target, [word(k)]))
         return context.get_dummy_value()
 
     return signature, generate

@@ -134,7 +134,10 @@ class Reference:
 
     @cached_property
     def blocks(self) -> NDArray[np.float32]:
-        """The centred rows as the compiled dense kernel reads them: those of the clusters where there are some."""
+        """The centred rows as the compiled dense kernel reads them: those of the clusters where there are some.
+
+        Their order moves the last bits of dense sums, so these differ once clusters were built; a job builds them first.
+        """
         from sfg_dist.flow.clusters import make_blocks
 
         return self.clusters.blocks if "clusters" in self.__dict__ else make_blocks(self._centred())

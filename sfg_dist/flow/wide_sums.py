@@ -17,7 +17,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from sfg_dist.flow.cpu_kernels import WINDOW_FLOATS
-from sfg_dist.flow.leaf_sums import LEAF
+from sfg_dist.flow.leaf_sums import LEAF, WORD, word
 from sfg_dist.flow.simd import cached_njit, call, compare, constant, exp2_steps, finish, fold, spread
 
 F = np.float32
@@ -26,12 +26,7 @@ QUERIES = 8
 TOGETHER = 2  # queries whose exponentials hide each other's latency
 CHUNK = 32  # leaves whose weights for all queries, 32 KB, stay in the nearest caches
 _VECTORS = LEAF // WIDTH
-_WORD = ir.IntType(64)
 _LOG2E = 1.4426950408889634
-
-
-def _word(value: int) -> ir.Constant:
-    return ir.Constant(_WORD, value)
 
 
 class _Emitter:
@@ -47,11 +42,11 @@ class _Emitter:
     def add(self, *values: Any) -> Any:
         total = values[0]
         for value in values[1:]:
-            total = self.builder.add(total, value if isinstance(value, ir.Value) else _word(value))
+            total = self.builder.add(total, value if isinstance(value, ir.Value) else word(value))
         return total
 
     def times(self, value: Any, factor: Any) -> Any:
-        return self.builder.mul(value, factor if isinstance(factor, ir.Value) else _word(factor))
+        return self.builder.mul(value, factor if isinstance(factor, ir.Value) else word(factor))
 
     def _pointer(self, data: Any, place: Any) -> Any:
         kind = ir.VectorType(ir.FloatType(), WIDTH).as_pointer()
@@ -74,8 +69,8 @@ class _Emitter:
         head, inside, done = (builder.append_basic_block(name) for name in ("head", "inside", "done"))
         builder.branch(head)
         builder.position_at_end(head)
-        place = builder.phi(_WORD)
-        place.add_incoming(_word(0), before)
+        place = builder.phi(WORD)
+        place.add_incoming(word(0), before)
         carried = []
         for value in values:
             phi = builder.phi(value.type)
@@ -132,7 +127,7 @@ def _exponents(typing_context, blocks, first, num, dim, queries, exponents, tops
 
         lowest = [constant(-3e38, WIDTH)] * QUERIES
         for q, value in enumerate(emit.loop(num, lowest, leaf)):
-            builder.store(fold(builder, value, lambda a, b: compare(builder, ">", a, b)), builder.gep(top, [_word(q)]))
+            builder.store(fold(builder, value, lambda a, b: compare(builder, ">", a, b)), builder.gep(top, [word(q)]))
         return context.get_dummy_value()
 
     return signature, generate
@@ -146,7 +141,7 @@ def _weights(typing_context, exponents, num, anchors, masses):  # type: ignore[n
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         emit = _Emitter(context, builder, signature, arguments)
         values, anchor, mass = emit.data(0), emit.data(2), emit.data(3)
-        levels = [emit.everywhere(anchor, _word(q)) for q in range(QUERIES)]
+        levels = [emit.everywhere(anchor, word(q)) for q in range(QUERIES)]
 
         def leaf(i: Any, sums: list[Any]) -> list[Any]:
             base = emit.times(i, QUERIES * LEAF)
@@ -162,7 +157,7 @@ def _weights(typing_context, exponents, num, anchors, masses):  # type: ignore[n
 
         totals = emit.loop(arguments[1], [constant(0.0, WIDTH)] * QUERIES, leaf)
         for q, value in enumerate(totals):
-            builder.store(fold(builder, value, builder.fadd), builder.gep(mass, [_word(q)]))
+            builder.store(fold(builder, value, builder.fadd), builder.gep(mass, [word(q)]))
         return context.get_dummy_value()
 
     return signature, generate

@@ -41,7 +41,8 @@ def _dense(axes: Axes, record: dict[str, Any]) -> None:
     axes.set(yscale="log", xlabel="dimension", ylabel="our pairs/s over the peer's", title="Dense posterior mean")
     axes.set_xticks([row["dim"] for row in record["rows"]])
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.legend(frameon=False, fontsize=9)
+    axes.set_ylim(top=10 * axes.get_ylim()[1])  # room for the legend
+    axes.legend(frameon=False, fontsize=9, ncol=2, loc="upper center")
 
 
 def _label_time(axes: Axes, record: dict[str, Any]) -> None:

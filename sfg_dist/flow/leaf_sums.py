@@ -35,6 +35,7 @@ WORD = ir.IntType(64)
 
 
 def word(value: int) -> ir.Constant:
+    """A 64-bit integer."""
     return ir.Constant(WORD, value)
 
 

@@ -136,7 +136,7 @@ class Reference:
     def blocks(self) -> NDArray[np.float32]:
         """The centred rows as the compiled dense kernel reads them: those of the clusters where there are some.
 
-        Their order moves the last bits of dense sums, so these differ once clusters were built; a job builds them first.
+        Their order moves the last bits of dense sums, so these differ once clusters were built.
         """
         from sfg_dist.flow.clusters import make_blocks
 

@@ -17,7 +17,8 @@ from sfg_dist.flow.labeling import (
     label_paths,
     score,
 )
-from sfg_dist.flow.posterior import PosteriorMoments, Reference, posterior_mean, posterior_moments
+from sfg_dist.flow.posterior import PosteriorMoments, posterior_mean, posterior_moments
+from sfg_dist.flow.reference import Reference
 from sfg_dist.flow.schedule import Schedule
 from sfg_dist.flow.solver import SOLVERS, TABLEAUX, integrate, num_steps, time_grid, trajectory
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sfg_dist.flow.posterior import Rows, to_tensor
+from sfg_dist.flow.reference import Rows, to_tensor
 from sfg_dist.flow.schedule import Schedule, ScheduleName
 
 # One tile of distances. On CPUs, near a core's cache, but not so small that threads spend their time meeting; on CUDA

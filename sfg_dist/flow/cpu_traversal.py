@@ -1,18 +1,9 @@
 """Which clusters a row of the posterior leaves out, which stand for their rows, and which are summed row by row.
 
-Notation as in ``cpu_kernels``. The nodes of each level, coarse to fine, are either left out, replaced by their moments,
-or opened; with u = a.d, a = (x~ - c) / sigma^2, q = |d|^2 / (2 sigma^2), K = n exp(-|x~ - c|^2 / (2 sigma^2)), a node's
-share is
-
-    sum_j w_j = K E e^(u - q) ~ K (1 + E u^2 / 2 - E q + E u^3 / 6 - E u q),
-    sum_j w_j d_j = K E d e^(u - q) ~ K (C a + T a a / 2 - w / (2 sigma^2)),
-
-to the order of the moments at hand; the remainders are bounded by the next absolute moments times e^max(u - q). With
-m^ the result, |m - m^| <= sum over nodes of |error in sum_j w_j (x_j - m^)| / Z, and Z is bounded from below by the
-nearest row of a leaf found by greedy descent, and by Jensen's inequality, sum_j w_j >= n exp(-(|x~ - c|^2 + E|d|^2) /
-(2 sigma^2)). The errors with the smallest bounds are taken first, as many as the tolerance allows.
-
-All masses are relative to the anchor, a squared distance: 2^((anchor - |x~ - x_j|^2) scale).
+Notation as in ``cpu_kernels`` and ``cpu_nodes``. The nodes of each level, coarse to fine, are either left out, replaced
+by their moments, or opened. With m^ the result, |m - m^| <= sum over nodes of |error in sum_j w_j (x_j - m^)| / Z, and
+Z is bounded from below by the nearest row of a leaf found by greedy descent, and by the nodes' own least masses. The
+errors with the smallest bounds are taken first, as many as the tolerance allows.
 """
 
 from __future__ import annotations
@@ -21,22 +12,9 @@ import numpy as np
 from numba import njit
 
 from sfg_dist.flow.cpu_kernels import LOG2E, closest_square, listed_rows
+from sfg_dist.flow.cpu_nodes import bound_leaves, bound_nodes, empty_bits, measure, stand_in, whole_bits
 from sfg_dist.flow.leaf_sums import HUGE, LEAF, fade
-from sfg_dist.flow.simd import (
-    bits_below,
-    cached_njit,
-    exp2,
-    fma,
-    larger,
-    least,
-    load,
-    root,
-    smaller,
-    splat,
-    store,
-    total,
-    where_below,
-)  # fmt: skip
+from sfg_dist.flow.simd import bits_below, cached_njit, fma, least, load, smaller, splat, store, total, where_below
 
 F = np.float32
 ROUNDING = 2.0**-24  # of each addition of error bounds, in float32
@@ -75,165 +53,6 @@ def _descend(bounds, blocks, dim, offsets, sizes, query):  # type: ignore[no-unt
 
 
 @njit(nogil=True, error_model="numpy", forceinline=True)
-def _measure(bounds, dim, group, at, query, guess, far, gap, off):  # type: ignore[no-untyped-def]
-    """|x~ - c|^2, squared distance of the box, |c - guess|^2 of a group of nodes; the least mean square distance."""
-    base = group * (3 * dim + 5) * 8
-    d, g, m = splat(F(0)), splat(F(0)), splat(F(0))
-    zero = splat(F(0))
-    for k in range(dim):
-        q = splat(query[k])
-        c = load(bounds, base + 8 * k)
-        s, t = c - q, c - splat(guess[k])
-        u = larger(larger(load(bounds, base + 8 * (dim + k)) - q, q - load(bounds, base + 8 * (2 * dim + k))), zero)
-        d, m, g = fma(s, s, d), fma(t, t, m), fma(u, u, g)
-    store(far, at, d)
-    store(gap, at, g)
-    store(off, at, m)
-    mean_square = where_below(load(bounds, base + 24 * dim), zero, splat(HUGE), d + load(bounds, base + 24 * dim + 16))
-    return least(mean_square)
-
-
-@njit(nogil=True, error_model="numpy", forceinline=True)
-def _bound(  # type: ignore[no-untyped-def]
-    bounds,
-    dim,
-    group,
-    at,
-    moments,
-    least_reach,
-    inv_sq,
-    scale,
-    anchor,
-    far,
-    gap,
-    off,
-    kernel,
-    mass_error,
-    error,
-    jensen,
-):
-    """Bounds of a group's error in sum_j w_j (x_j - guess) where a node is left out or stands for its rows.
-
-    The better of the two is kept; ``kernel`` is K for a stand-in and negative for a node left out. Returns the group's
-    mass at least, by Jensen's inequality.
-    """
-    base = (group * (3 * dim + 5) + 3 * dim) * 8
-    count, radius, square = load(bounds, base), load(bounds, base + 8), load(bounds, base + 16)
-    widest, fourth = load(bounds, base + 24), load(bounds, base + 32)
-    slope, level, zero = splat(scale), splat(anchor), splat(F(0))
-    inv, half = splat(inv_sq), splat(F(0.5) * inv_sq)
-    d2 = load(far, at)
-    distance, reach = root(d2), root(load(off, at))
-    inside = larger(distance - radius, zero)
-    near = larger(inside * inside, load(gap, at))
-    most = count * exp2((level - near) * slope)
-    omit = most * (reach + radius + splat(least_reach))
-    k = count * exp2((level - d2) * slope)
-    a = distance * inv
-    u = a * radius
-    a_sq = a * a
-    u_sq = a_sq * widest
-    half_sq = half * half
-    if moments == 3:
-        spread = a_sq * fourth
-        mass = smaller(u * u * u_sq, a_sq * spread) * splat(F(1 / 24)) + (
-            half * smaller(radius * radius * u_sq, spread) + half_sq * fourth
-        ) * splat(F(0.5))
-        first = (
-            smaller(radius * u * u_sq, a * spread) * splat(F(1 / 6))
-            + half * a * fourth
-            + radius * half_sq * fourth * splat(F(0.5))
-        )
-    elif moments == 2:
-        cube = radius * square
-        mass = u * u_sq * splat(F(1 / 6)) + half * radius * root(square * u_sq) + half_sq * fourth * splat(F(0.5))
-        first = smaller(radius * u_sq, a_sq * cube) * splat(F(0.5)) + half * cube
-    else:
-        mixed = root(square * u_sq)
-        mass = u_sq * splat(F(0.5)) + half * radius * mixed + half_sq * fourth * splat(F(0.5))
-        first = mixed + half * radius * square
-    # K e^max(u - q), see the module's text; one power of two, because K and its growth may each leave exp2's range
-    # where their product does not. The growth is not more than to the nearest row.
-    weight = larger(k, smaller(most, count * exp2((level - d2) * slope + u * splat(LOG2E))))
-    mass = mass * weight
-    stand = fma(mass, reach, weight * first)
-    store(kernel, at, where_below(omit, stand, splat(F(-1)), k))
-    store(mass_error, at, where_below(omit, stand, most, mass))
-    store(error, at, smaller(omit, stand))
-    j = count * exp2((level - d2 - square) * slope)
-    store(jensen, at, j)
-    return total(j)
-
-
-@njit(nogil=True, error_model="numpy", forceinline=True)
-def _bound_leaves(  # type: ignore[no-untyped-def]
-    bounds, dim, group, at, least_reach, scale, anchor, far, gap, off, mass_error, error
-):
-    """As ``_bound`` for leaves, which are left out or summed: their rows cost no more than their moments."""
-    base = (group * (3 * dim + 5) + 3 * dim) * 8
-    count, radius, square = load(bounds, base), load(bounds, base + 8), load(bounds, base + 16)
-    slope, level, zero = splat(scale), splat(anchor), splat(F(0))
-    d2 = load(far, at)
-    inside = larger(root(d2) - radius, zero)
-    most = count * exp2((level - larger(inside * inside, load(gap, at))) * slope)
-    store(mass_error, at, most)
-    store(error, at, most * (root(load(off, at)) + radius + splat(least_reach)))
-    return total(count * exp2((level - d2 - square) * slope))
-
-
-@njit(nogil=True, error_model="numpy", forceinline=True)
-def _stand_in(table, axes, node, moments, k, inv_sq, square, query, origin, slope, products, stands):  # type: ignore[no-untyped-def]
-    """Add a node's moments, weighted K, to ``stands``: columns, then mass, then squares; the mass added."""
-    dim = len(axes)
-    width = (dim + 7) // 8 * 8
-    pairs = dim * (dim + 1) // 2
-    rows = 1 if moments == 1 else 1 + dim if moments == 2 else 2 + dim + pairs
-    base = node * rows * width
-    half = F(0.5) * inv_sq
-    for c in range(0, width, 8):
-        store(slope, c, (load(query, c) - load(table, base + c)) * splat(inv_sq))
-    if moments >= 3:
-        p = 0
-        for i in range(dim):
-            for m in range(i, dim):
-                products[p] = slope[i] * slope[m]
-                p += 1
-    masses, rest, squares = splat(F(0)), splat(F(0)), splat(F(0))
-    for c in range(0, width, 8):
-        a = load(slope, c)
-        step = load(table, base + c) - load(origin, c)
-        shifted = splat(F(0))
-        if moments >= 2:
-            at = base + width + c
-            for i in range(dim):
-                shifted = fma(load(table, at + i * width), splat(slope[i]), shifted)
-            masses = fma(a * splat(F(0.5)), shifted, masses)
-        if moments >= 3:
-            at = base + (1 + dim) * width + c
-            even, odd = splat(F(0)), splat(F(0))  # two sums, so that neither waits for the other
-            for p in range(pairs // 2):
-                even = fma(load(table, at + 2 * p * width), splat(products[2 * p]), even)
-                odd = fma(load(table, at + (2 * p + 1) * width), splat(products[2 * p + 1]), odd)
-            if pairs % 2 == 1:
-                even = fma(load(table, at + (pairs - 1) * width), splat(products[pairs - 1]), even)
-            cubic = even + odd
-            skew = load(table, at + pairs * width) * splat(half)
-            masses = fma(a, cubic * splat(F(1 / 6)) - skew, masses)
-            rest = fma(a * splat(F(2) / inv_sq), skew, rest)
-            shifted = fma(cubic, splat(F(0.5)), shifted) - skew
-        rest = fma(step + step, shifted, rest)
-        squares = fma(step, step, squares)
-        store(slope, width + c, shifted)
-    mass = F(1) - square * half + total(masses)
-    for c in range(0, width, 8):
-        side = fma(splat(mass), load(table, base + c), load(slope, width + c))
-        store(stands, c, fma(splat(k), side, load(stands, c)))
-    stands[width] += k * mass
-    stands[width + 1] += k * (square + total(fma(squares, splat(mass), rest)))
-    return k * mass
-
-
-@njit(nogil=True, error_model="numpy", forceinline=True)
 def _limit(error, num_groups, allowed):  # type: ignore[no-untyped-def]
     """The error below which all nodes together stay within ``allowed``, to a factor of two; nothing costs nothing."""
     least_error = F(1e-38)
@@ -256,24 +75,6 @@ def _limit(error, num_groups, allowed):  # type: ignore[no-untyped-def]
     if total(s8) <= top:
         return max(top / F(256), least_error)
     return max(top / F(8 * num_groups), least_error)
-
-
-@njit(nogil=True, error_model="numpy", forceinline=True)
-def _is_whole(  # type: ignore[no-untyped-def]
-    bounds, dim, group, at, far, off, scale, anchor, least_reach, limit
-):
-    """Bits of the nodes none of whose leaves could be left out for ``limit``, as far as a glance tells."""
-    base = (group * (3 * dim + 5) + 3 * dim) * 8
-    radius = load(bounds, base + 8)
-    farthest = root(load(far, at)) + radius
-    least_mass = splat(F(LEAF)) * exp2((splat(anchor) - farthest * farthest) * splat(scale))
-    return bits_below(limit, least_mass * (root(load(off, at)) + splat(least_reach)))
-
-
-@njit(nogil=True, error_model="numpy", forceinline=True)
-def _empty(bounds, dim, group):  # type: ignore[no-untyped-def]
-    """Bits of the places of a group that hold no node: never opened, whatever their numbers."""
-    return bits_below(load(bounds, (group * (3 * dim + 5) + 3 * dim) * 8), splat(F(0.5)))
 
 
 @njit(nogil=True, error_model="numpy")
@@ -315,7 +116,7 @@ def _pick(  # type: ignore[no-untyped-def]
         closest = HUGE
         for i in range(num_groups):
             if whole[i] == 0:
-                closest = min(closest, _measure(bounds, dim, groups[i], 8 * i, query, guess, far, gap, off))
+                closest = min(closest, measure(bounds, dim, groups[i], 8 * i, query, guess, far, gap, off))
                 num_nodes += 8
         if closest < anchor:  # by Jensen the nearest row is not farther than a node's mean squared distance
             share = fade(anchor, closest, scale)
@@ -329,11 +130,11 @@ def _pick(  # type: ignore[no-untyped-def]
             if whole[i] != 0:
                 store(error, 8 * i, splat(HUGE))
             elif level == 0:
-                open_mass += _bound_leaves(
+                open_mass += bound_leaves(
                     bounds, dim, groups[i], 8 * i, least_reach, scale, anchor, far, gap, off, mass_error, error
                 )
             else:
-                open_mass += _bound(
+                open_mass += bound_nodes(
                     bounds, dim, groups[i], 8 * i, moments, least_reach, inv_sq, scale, anchor, far, gap, off, kernel,
                     mass_error, error, jensen,
                 )  # fmt: skip
@@ -362,7 +163,7 @@ def _pick(  # type: ignore[no-untyped-def]
                 e = load(error, 8 * i)
                 errors = errors + where_below(bar, e, zero, e)
                 mass_errors = mass_errors + where_below(bar, e, zero, load(mass_error, 8 * i))
-                closed = bits_below(e, bar) | _empty(bounds, dim, groups[i])
+                closed = bits_below(e, bar) | empty_bits(bounds, dim, groups[i])
                 for j in range(8):
                     leaves[num_open] = first + j
                     num_open += 1 - ((closed >> j) & 1)
@@ -377,14 +178,14 @@ def _pick(  # type: ignore[no-untyped-def]
             e = load(error, 8 * i)
             errors = errors + where_below(bar, e, zero, e)
             mass_errors = mass_errors + where_below(bar, e, zero, load(mass_error, 8 * i))
-            closed = bits_below(e, bar) | _empty(bounds, dim, group)
+            closed = bits_below(e, bar) | empty_bits(bounds, dim, group)
             stand = closed & bits_below(zero, load(kernel, 8 * i))
             j = 0
             while stand >> j != 0:
                 if (stand >> j) & 1:
                     num_stand_ins += 1
                     square = bounds[(group * (3 * dim + 5) + 3 * dim + 2) * 8 + j]
-                    mass = _stand_in(
+                    mass = stand_in(
                         table, axes, 8 * group + j, moments, kernel[8 * i + j], inv_sq, square, query, origin, slope,
                         products, stands,
                     )  # fmt: skip
@@ -400,7 +201,7 @@ def _pick(  # type: ignore[no-untyped-def]
                 store(lanes, 8 * k, fma(masses, load(bounds, base + 8 * k), load(lanes, 8 * k)))
             all_of_it = 0
             if level == 1:
-                all_of_it = _is_whole(bounds, dim, group, 8 * i, far, off, scale, anchor, least_reach, whole_limit)
+                all_of_it = whole_bits(bounds, dim, group, 8 * i, far, off, scale, anchor, least_reach, whole_limit)
             first = 8 * group - offsets[level]
             for j in range(8):
                 open_[num_open] = 2 * (first + j) + ((all_of_it >> j) & 1)

@@ -18,15 +18,8 @@ from torch import Tensor
 
 from sfg_dist.flow.adaptive import integrate_adaptive
 from sfg_dist.flow.fitted_grid import NUM_PILOTS, FittedGrid, fit_grid
-from sfg_dist.flow.posterior import (
-    Backend,
-    Reference,
-    Rows,
-    as_reference,
-    choose_backend,
-    posterior_moments,
-    to_tensor,
-)
+from sfg_dist.flow.posterior import Backend, choose_backend, posterior_moments
+from sfg_dist.flow.reference import Reference, Rows, as_reference, to_tensor
 from sfg_dist.flow.schedule import Schedule, ScheduleName
 from sfg_dist.flow.solver import Denoiser, Direction, TimeGrid, integrate, num_steps, trajectory
 

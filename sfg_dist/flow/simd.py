@@ -50,7 +50,7 @@ def cached_njit(function: Callable[..., Any]) -> Any:
 
 @cache
 def _sources() -> str:
-    names = ("simd", "leaf_sums", "cpu_kernels", "cpu_traversal", "wide_sums")
+    names = ("simd", "leaf_sums", "cpu_kernels", "cpu_nodes", "cpu_traversal", "wide_sums")
     folder = resources.files("sfg_dist.flow")
     return hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in names)).hexdigest()
 

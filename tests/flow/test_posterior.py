@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from sfg_dist.flow.posterior import Reference, choose_backend, posterior_mean, posterior_moments
+from sfg_dist.flow.posterior import choose_backend, posterior_mean, posterior_moments
+from sfg_dist.flow.reference import Reference
 from sfg_dist.flow.simd import has_avx512
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -142,6 +143,21 @@ def test_a_torn_newest_checkpoint_falls_back_to_the_one_before(url, tmp_path):
         again, history = fit_inline(url, tmp_path / "c", make_settings(checkpoint_interval_s=0.0))
     assert torch.equal(weights(again), weights(whole))
     assert len(history) == 3
+
+
+def test_later_checkpoints_leave_the_record_of_the_fit_alone(url, tmp_path, monkeypatch):
+    """Written anew each time, it would be empty after a kill in between, and the checkpoints another fit's."""
+    written = []
+    write_text = Path.write_text
+
+    def note(path, *arguments, **keywords):
+        written.append(path.name)
+        return write_text(path, *arguments, **keywords)
+
+    monkeypatch.setattr(Path, "write_text", note)
+    fit_inline(url, tmp_path / "c", make_settings(checkpoint_interval_s=0.0))
+    assert len([name for name in written if name.startswith("progress")]) > 1
+    assert [name for name in written if name.startswith("fit.json")] == ["fit.json.partial"]
 
 
 def test_a_kill_between_the_checkpoint_and_the_network_is_not_a_finished_fit(url, tmp_path, monkeypatch):

@@ -113,6 +113,7 @@ class LabelsConfig(_Section):
     num_evaluations: PositiveInt = 22
     time_grid: Literal["graded", "uniform", "fitted"] = "graded"
     num_threads: PositiveInt = 1
+    memory_gib: PositiveFloat | None = None
     direction: Literal["decode", "encode", "both"] = "decode"
     latents: str | None = None
     shard_rows: PositiveInt = 4096
@@ -173,6 +174,11 @@ class ExecutorConfig(_Section):
     kind: Literal["ray", "inline"] = "ray"
     num_actors: PositiveInt | None = None
     num_gpus_per_actor: Annotated[float, Field(gt=0)] | None = None
+    num_cpu_actors: Annotated[int, BeforeValidator(_integral), Field(ge=0)] = 0
+    actors_per_group: PositiveInt = 1
+    shard_timeout_s: PositiveFloat | None = None
+    max_attempts: PositiveInt = 4
+    price_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     address: str | None = None
 
 

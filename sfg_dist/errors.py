@@ -5,7 +5,10 @@
     |-- DataError                the user's table cannot be used as it stands
     |-- StoreError               the pairs on disk are not what they should be
     |   |-- PlanMismatchError    a store made by another plan
-    |   `-- IncompleteStoreError shards are missing
+    |   |-- IncompleteStoreError shards are missing
+    |   |-- ConflictError        two attempts at one shard gave different bytes
+    |   |-- StoreFullError       no space is left where the store is
+    |   `-- StoreUnavailableError the store did not answer in time, or said to try again
     |-- LabelingError            a shard could not be labelled
     |   `-- NonFiniteLabelError  the flow left the floating-point range
     |-- TrainingError            the fit failed
@@ -37,6 +40,18 @@ class PlanMismatchError(StoreError):
 
 class IncompleteStoreError(StoreError):
     """Shards are missing; the message says which and how to go on."""
+
+
+class ConflictError(StoreError):
+    """Two attempts at one shard gave different bytes; the message says which, and nothing was overwritten."""
+
+
+class StoreFullError(StoreError):
+    """No space is left where the store is."""
+
+
+class StoreUnavailableError(StoreError):
+    """The store did not answer in time or asked to try again; another attempt may succeed."""
 
 
 class LabelingError(SfgError):

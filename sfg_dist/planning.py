@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # Keys of the labels table that change neither the bits nor their meaning, and the path of a table whose content counts.
-NOT_IDENTITY = {"num_pairs", "num_threads", "latents"}
+NOT_IDENTITY = {"num_pairs", "num_threads", "memory_gib", "latents"}
 
 
 def check_job(job: Job) -> None:

@@ -11,12 +11,12 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from sfg_dist.errors import ConfigError
 
@@ -66,8 +66,14 @@ def normal_rows(seed: int, stream: Stream, start: int, stop: int, dim: int) -> N
 
 def fingerprint(rows: NDArray[Any]) -> str:
     """sha256 of a table's shape, dtype and bytes: its identity by content."""
-    digest = hashlib.sha256(f"{rows.shape}{rows.dtype.str}".encode())
-    digest.update(np.ascontiguousarray(rows).data)
+    return fingerprint_of_blocks([rows], rows.shape, rows.dtype)
+
+
+def fingerprint_of_blocks(blocks: Iterable[NDArray[Any]], shape: tuple[int, ...], dtype: DTypeLike) -> str:
+    """``fingerprint`` of a table that comes in blocks of rows."""
+    digest = hashlib.sha256(f"{shape}{np.dtype(dtype).str}".encode())
+    for rows in blocks:
+        digest.update(np.ascontiguousarray(rows, dtype=dtype).data)
     return digest.hexdigest()
 
 

@@ -28,6 +28,7 @@ from sfg_dist.data.records import numbers
 from sfg_dist.errors import DataError
 
 SUFFIXES = (".parquet", ".zarr", ".npy")
+_PART_ROWS = 1 << 16
 
 _Array = NDArray[np.float64]
 
@@ -70,6 +71,12 @@ class RowReader:
             yield self.read(start, min(start + block_rows, self.num_rows), columns)
 
 
+def has_row_ranges(source: str) -> bool:
+    """Whether a source is of a format that is read by ranges of rows."""
+    suffix = suffix_of(source)
+    return suffix in SUFFIXES and not (suffix == ".npy" and is_url(source))
+
+
 @contextmanager
 def open_rows(
     source: str | Path, *, array: str = DEFAULT_ARRAY, columns: Sequence[str] | None = None
@@ -90,7 +97,7 @@ def open_rows(
     """
     source = str(source)
     suffix = suffix_of(source)
-    if suffix not in SUFFIXES or (suffix == ".npy" and is_url(source)):
+    if not has_row_ranges(source):
         raise DataError(
             f"{source}: only .parquet, .zarr and local .npy tables can be read by ranges of rows; convert it, or "
             f"leave out labels.memory_gib to read it whole"
@@ -223,9 +230,18 @@ def _width(source: str, table: Any) -> int:
 def _matrix_rows(source: str, table: Any, names: tuple[str, ...], columns: Sequence[str] | None) -> RowReader:
     wanted = check_columns(source, names, columns)
 
+    index = {name: place for place, name in enumerate(names)}
+    # A part at a time, in whole chunks, so that a few columns of many rows never bring in all the others.
+    step = -(-_PART_ROWS // table.chunks[0]) * table.chunks[0] if hasattr(table, "chunks") else _PART_ROWS
+
     def fetch(start: int, stop: int, asked: Sequence[str]) -> _Array:
-        rows = np.asarray(table[start:stop])
-        index = [names.index(name) for name in asked]
-        return np.ascontiguousarray(rows if index == list(range(len(names))) else rows[:, index], dtype=np.float64)
+        values = np.empty((stop - start, len(asked)))
+        places = [index[name] for name in asked]
+        low = start
+        while low < stop:
+            high = min(stop, (low // step + 1) * step)
+            values[low - start : high - start] = np.asarray(table[low:high])[:, places]
+            low = high
+        return values
 
     return RowReader(source, wanted, int(table.shape[0]), fetch)

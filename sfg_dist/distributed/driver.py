@@ -185,7 +185,8 @@ class Driver:
     ) -> None:
         """End a worker; its shards are looked up, and those not committed go back to the queue.
 
-        Calls of one worker run in order, so only the first shard that is not done can have brought it down.
+        Calls of one worker run in order, so of its first call only the first shard that is not done can have brought
+        it down; that one is charged.
         """
         self._crew.remove(worker)
         held = [(shard, attempt) for call in worker.calls for shard, attempt in call.attempts.items()]
@@ -193,11 +194,12 @@ class Driver:
             self._ledger.end(shard)
         for shard, record in self._look_up([shard for shard, _ in held if self._ledger.is_open(shard)]).items():
             self._finish(shard, record, worker)
-        left = [(shard, attempt) for shard, attempt in held if self._ledger.is_open(shard)]
-        if charge is not None and left:
-            shard, attempt = left.pop(0)
-            self._fail(shard, worker, charge, attempt)
-        for shard, _ in reversed(left):
+        left = [shard for shard, _ in held if self._ledger.is_open(shard)]
+        at_work = worker.calls[0].attempts if worker.calls else {}
+        if charge is not None and left and left[0] in at_work:
+            shard = left.pop(0)
+            self._fail(shard, worker, charge, at_work[shard])
+        for shard in reversed(left):
             self._ledger.put_back(shard)
         self._wake()
         if replace:
@@ -351,11 +353,13 @@ class Driver:
         if not idle:
             return
         for is_at_work, call, kind in slow_calls(self._crew.workers.values(), self._pace, now):
-            shards = [s for s in call.attempts if self._ledger.is_open(s) and self._ledger.runs(s) == 1]
             helper = next((worker for worker in idle if worker.kind == kind), None)
-            if shards and helper is not None:
+            if helper is None:
+                continue
+            wanted = call.attempts if not is_at_work else [s for s in call.attempts if self._ledger.is_open(s)][:1]
+            if shards := [shard for shard in wanted if self._ledger.back_up(shard)]:
                 idle.remove(helper)
-                self._submit(helper, shards[:1] if is_at_work else shards, now)
+                self._submit(helper, shards, now)
                 self._reporter.emit("backup", shard=shards[0], worker=helper.name)
 
     # Ends.

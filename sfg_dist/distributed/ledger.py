@@ -45,6 +45,7 @@ class Ledger:
         self._open = set(self._todo)  # neither done nor given up
         self._again: list[_Retry] = []
         self._runs: dict[int, int] = {}
+        self._backed_up: set[int] = set()
         self._trouble: dict[int, _Trouble] = {}
         self._policy = policy
         self._random = random.Random(policy.seed)
@@ -112,6 +113,13 @@ class Ledger:
             self._runs[shard] = left
         else:
             self._runs.pop(shard, None)
+
+    def back_up(self, shard: int) -> bool:
+        """Take a shard that one worker holds for another one too; only once, and False where it may not be."""
+        if shard not in self._open or self.runs(shard) != 1 or shard in self._backed_up:
+            return False
+        self._backed_up.add(shard)
+        return True
 
     def finish(self, shard: int) -> bool:
         """A shard is committed; False where that was known, or came after it was given up."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sfg_dist.distributed.cluster import draining_nodes
-from sfg_dist.distributed.pool import Answered, Drain, Event, Failure, Lost, Ready, Result, Task
+from sfg_dist.distributed.pool import WORKER_LOST, Answered, Drain, Event, Failure, Lost, Ready, Result, Task
 from sfg_dist.distributed.shards import label_tasks, worker_info
 
 REASON_CHARACTERS = 400
@@ -203,7 +203,7 @@ class RayPool:
             return None
         error = future.exception()
         if error is not None:
-            return Lost(worker, Failure(type(error).__name__, _loss(error)))
+            return Lost(worker, Failure(WORKER_LOST, _loss(error)))
         answer = future.result()
         actor.calls.popleft()
         if isinstance(answer, Failure):

@@ -377,7 +377,7 @@ class Pipeline:
 
     def _label_missing(self, pairs: Pairs) -> None:
         from sfg_dist.distributed.actors import label_with_actors
-        from sfg_dist.distributed.labeler import label_inline
+        from sfg_dist.distributed.inline import label_inline
 
         def on_progress(done: int, total: int, record: Mapping[str, Any]) -> None:
             self.emit(

@@ -88,10 +88,7 @@ def fingerprint_of_blocks(blocks: Iterable[NDArray[Any]], shape: tuple[int, ...]
 
 def fingerprint_blocks(num_rows: int, dim: int, blocks: Iterable[NDArray[np.float32]]) -> str:
     """``fingerprint`` of a float32 table (num_rows, dim) that comes in blocks of rows, so never whole in memory."""
-    digest = hashlib.sha256(f"{(num_rows, dim)}<f4".encode())
-    for block in blocks:
-        digest.update(np.ascontiguousarray(block, dtype="<f4").data)
-    return digest.hexdigest()
+    return fingerprint_of_blocks(blocks, (num_rows, dim), "<f4")
 
 
 @dataclass(frozen=True)

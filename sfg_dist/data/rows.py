@@ -22,10 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data.arrays import DEFAULT_ARRAY, open_arrays
-from sfg_dist.data.location import is_url, open_bucket, reading, suffix_of
+from sfg_dist.data.location import open_bucket, reading, suffix_of
 from sfg_dist.data.naming import check_columns
 from sfg_dist.data.records import numbers
 from sfg_dist.errors import DataError
+from sfg_dist.objects import is_url
 
 SUFFIXES = (".parquet", ".zarr", ".npy")
 _PART_ROWS = 1 << 16

@@ -78,6 +78,13 @@ class Location:
         self.flush(key)
         return True
 
+    def write(self, key: str, content: bytes) -> None:
+        """Write an object, replacing an older one whole."""
+        import obstore
+
+        with self._errors("write", key):
+            obstore.put(self._store, key, content)
+
     def delete(self, key: str) -> None:
         """Remove an object."""
         import obstore
@@ -128,6 +135,11 @@ class Location:
             raise
         except (BaseError, OSError) as error:
             raise StoreError(f"cannot {verb} {place}: {reason_of(error)}") from error
+
+
+def absolute_url(url: str | Path) -> str:
+    """The place as a process in another working directory names it."""
+    return str(url) if "://" in str(url) else str(Path(url).absolute())
 
 
 def reason_of(error: Exception) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from sfg_dist.store.status import Driver, Provenance, StatusReader, StoreStatus, Worker
 
-MAX_WORKERS, MAX_ENDED, MAX_FAILURES, MAX_GIVEN_UP = 40, 3, 5, 20
+MAX_WORKERS, MAX_GONE, MAX_FAILURES, MAX_GIVEN_UP = 40, 3, 5, 20
 PIPE_WIDTH = 200  # the table of workers is not cut to 80 columns where nobody looks at a terminal
 LINES_BESIDE_WORKERS = 16
 
@@ -78,16 +78,13 @@ def status_lines(status: StoreStatus) -> Iterator[str]:
         f"shard {shard} was given up: {reason}" for shard, reason in islice(status.shards_failed.items(), MAX_GIVEN_UP)
     )
     yield from made_by(status.provenance, status.rows_done)
-    ended = 0
-    for driver in status.drivers:
-        ended += driver.state == "ended"
-        if driver.state != "ended" or ended <= MAX_ENDED:
-            yield _driver_line(driver, status.time)
-        if driver.state != "ended" or (ended == 1 and not status.is_complete):
-            for failure in driver.failures[-MAX_FAILURES:]:
-                yield f"  {failure_line(failure)}"
-    if ended > MAX_ENDED:
-        yield f"and {ended - MAX_ENDED} older drivers that have ended"
+    gone = [driver for driver in status.drivers if driver.state != "running"]
+    for driver in (*status.running, *gone[:MAX_GONE]):
+        yield _driver_line(driver, status)
+        if driver.state == "running" or (driver is gone[0] and not status.is_complete):
+            yield from (f"  {failure_line(failure)}" for failure in driver.failures[-MAX_FAILURES:])
+    if len(gone) > MAX_GONE:
+        yield f"and {len(gone) - MAX_GONE:,} older drivers"
 
 
 def made_by(provenance: Provenance, num_rows: int) -> Iterator[str]:
@@ -101,7 +98,7 @@ def made_by(provenance: Provenance, num_rows: int) -> Iterator[str]:
     if provenance.step_control_exceeded:
         parts.append(f"{provenance.step_control_exceeded:,} rows above labels.solver_tolerance")
     if provenance.num_retried:
-        parts.append(f"{provenance.num_retried:,} shards took more than one attempt")
+        parts.append(f"{_number(provenance.num_retried, 'shard')} took more than one attempt")
     yield "made: " + "; ".join(parts)
     yield "with " + ", ".join(f"{name} {version}" for name, version in provenance.versions.items())
 
@@ -111,28 +108,33 @@ def failure_line(failure: Mapping[str, Any]) -> str:
     shard, attempt = failure.get("shard"), failure.get("attempt")
     where = f" on {failure['worker']}" if failure.get("worker") else ""
     then = "given up" if failure.get("action") == "give_up" else "tried again"
-    return f"shard {shard}, attempt {attempt}{where} failed: {failure.get('reason', 'no reason known')}; {then}"
+    reason = " ".join(str(failure.get("reason", "no reason known")).split())
+    return f"shard {shard}, attempt {attempt}{where} failed: {reason}; {then}"
 
 
-def _driver_line(driver: Driver, now: float) -> str:
-    where = (
-        f"driver {driver.driver} on {driver.host}" if driver.host not in driver.driver else f"driver {driver.driver}"
-    )
+def _driver_line(driver: Driver, status: StoreStatus) -> str:
     failed = sum(driver.num_failures.values())
-    tail = f", {failed:,} attempts failed" if failed else ""
-    if driver.state == "ended":
-        return f"{where}: ended {duration(now - driver.updated)} ago{tail}"
-    if driver.state == "silent":
+    tail = f", {_number(failed, 'failed attempt')}" if failed else ""
+    age = duration(status.time - driver.updated)
+    if driver.state == "running":
+        rate = f", {driver.rows_per_s:,.0f} pairs/s" if driver.rows_per_s else ""
+        number = len(driver.workers)
+        workers = f"{number:,} worker{'s' if number != 1 else ''}"
         return (
-            f"{where}: silent for {duration(now - driver.updated)}, so it is gone or cut off from the store; what it "
-            f"committed is kept, and `sfg label` goes on from there{tail}"
+            f"driver {driver.driver}: at work for {duration(status.time - driver.started)} with {workers}{rate}{tail}"
         )
-    rate = f", {driver.rows_per_s:,.0f} pairs/s" if driver.rows_per_s else ""
-    return f"{where}: at work for {duration(now - driver.started)} with {len(driver.workers)} workers{rate}{tail}"
+    if driver.state == "ended":
+        return f"driver {driver.driver}: ended {age} ago{tail}"
+    then = "" if status.is_complete else "; what it committed is kept, and `sfg label` goes on from there"
+    return f"driver {driver.driver}: silent for {age}, so it is gone or cut off from the store{then}{tail}"
+
+
+def _number(count: int, name: str) -> str:
+    return f"{count:,} {name}{'' if count == 1 else 's'}"
 
 
 def status_page(status: StoreStatus, *, max_workers: int = MAX_WORKERS) -> RenderableType:
-    """The lines of ``status_lines`` and a table of the workers that some driver has, longest at work first.
+    """The lines of ``status_lines`` and a table of the running drivers' workers, longest at work first.
 
     Args:
         status: what to show.
@@ -143,32 +145,32 @@ def status_page(status: StoreStatus, *, max_workers: int = MAX_WORKERS) -> Rende
     from rich.text import Text
 
     lines: list[RenderableType] = [Text(line) for line in status_lines(status)]
-    workers = [(driver, worker) for driver in status.drivers if driver.state != "ended" for worker in driver.workers]
+    workers = [(driver, worker) for driver in status.running for worker in driver.workers]
     workers.sort(key=lambda pair: (pair[1].shard is None, pair[1].since or 0.0))
     if not workers:
         return Group(*lines)
     table = Table(box=None, pad_edge=False)
     several = len({driver.driver for driver, _ in workers}) > 1
-    for name in (*(["driver"] if several else []), "worker", "kind", "host", "device", "at work"):
+    for name in (*(["driver"] if several else []), "worker", "host", "device", "at work"):
         table.add_column(name, overflow="fold")
     for name in ("for", "done", "pairs/s"):
         table.add_column(name, justify="right", no_wrap=True)
     for driver, worker in workers[:max_workers]:
-        cells = _cells(worker, status.time, is_known=driver.state == "running")
-        table.add_row(*([driver.driver] if several else []), *(Text(cell) for cell in cells))
+        cells = (*([driver.driver] if several else []), *_cells(worker, status.time))
+        table.add_row(*(Text(cell) for cell in cells))
     lines += [Text(""), table]
     if len(workers) > max_workers:
         lines.append(Text(f"and {len(workers) - max_workers:,} more workers; --json lists all"))
     return Group(*lines)
 
 
-def _cells(worker: Worker, now: float, *, is_known: bool) -> tuple[str, ...]:
-    at_work, since = worker.state if is_known else "unknown", ""
-    if is_known and worker.shard is not None:
+def _cells(worker: Worker, now: float) -> tuple[str, ...]:
+    at_work, since = worker.state, ""
+    if worker.shard is not None:
         at_work = f"shard {worker.shard}" + (f", attempt {worker.attempt}" if (worker.attempt or 1) > 1 else "")
         since = duration(now - worker.since) if worker.since is not None else ""
     rate = f"{worker.rows_per_s:,.0f}" if worker.rows_per_s else ""
-    return (worker.worker, worker.kind, worker.host, worker.device, at_work, since, f"{worker.done:,}", rate)
+    return (worker.worker, worker.host, worker.device or worker.kind, at_work, since, f"{worker.done:,}", rate)
 
 
 def _counted(devices: Mapping[str, int]) -> str:

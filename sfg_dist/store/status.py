@@ -28,7 +28,7 @@ class Worker:
 
     Attributes:
         worker: its name.
-        kind: "gpu", "cpu" or "inline".
+        kind: what it shares with workers that give the same bits, as the name of the device or "cpu".
         host, pid, device: where it runs.
         state: what it does in a word.
         shard: the shard at work, None for none.
@@ -264,7 +264,7 @@ def driver_of(content: bytes, now: float) -> Driver | None:
             todo=int(snapshot["todo"]),
             rows_per_s=snapshot.get("rows_per_s"),
             workers=tuple(
-                Worker(**{name: value for name, value in worker.items() if name in fields})
+                Worker(**{name: value for name, value in worker.items() if name in fields and value is not None})
                 for worker in snapshot.get("workers", ())
             ),
             failures=tuple(snapshot.get("failures", ())),

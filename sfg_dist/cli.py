@@ -5,12 +5,15 @@ Exit status: 0 done; 1 the work failed; 2 the request was wrong; 130 interrupted
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import os
 import signal
 import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -143,13 +146,29 @@ def main() -> None:
     for category in (FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category)
     signal.signal(signal.SIGTERM, _interrupt)
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        _leave(end.code)
+
+
+def _leave(code: str | int | None) -> NoReturn:
+    """End the process without taking the interpreter down under obstore's threads.
+
+    One that still lets go of a finished request while Python finalizes aborts the process (Python before 3.14 ends such
+    a thread by unwinding it, which Rust does not allow): seen once in some ten commands that end with a request.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a closed pipe was its reader's wish
+            stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def _show_warning(message: Warning | str) -> None:
-    from sfg_dist.events import without_secrets
+    from sfg_dist.events import without_credentials
 
-    print(f"sfg: warning: {without_secrets(str(message))}", file=sys.stderr)
+    print(f"sfg: warning: {without_credentials(str(message))}", file=sys.stderr)
 
 
 def _interrupt(*_: object) -> None:

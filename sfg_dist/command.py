@@ -72,11 +72,11 @@ def say(as_json: bool, document: Mapping[str, Any], text: str) -> None:
 
 
 def _fail(as_json: bool, debug: bool, message: str, status: int) -> NoReturn:
-    from sfg_dist.events import without_secrets
+    from sfg_dist.events import without_credentials
 
-    message = without_secrets(message)
+    message = without_credentials(message)
     if debug:
-        print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
+        print(without_credentials(traceback.format_exc()), end="", file=sys.stderr)
     print(f"sfg: {message}", file=sys.stderr)
     if as_json:
         print(json.dumps({"error": message}))

@@ -9,6 +9,7 @@ import numpy as np
 
 from sfg_dist.errors import DataError
 from sfg_dist.monitor import Monitor
+from sfg_dist.objects import absolute_url
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,7 +46,6 @@ def label_pending(
     """
     from sfg_dist.distributed.actors import label_with_actors
     from sfg_dist.distributed.labeler import label_inline
-    from sfg_dist.store import absolute_url
 
     url = absolute_url(pairs.location.url)
     with Monitor(pairs.location) as monitor:

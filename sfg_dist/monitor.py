@@ -21,7 +21,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sfg_dist.errors import StoreError
-from sfg_dist.events import append_lines, event_line, without_secrets
+from sfg_dist.events import append_lines, event_line, without_credentials
+from sfg_dist.objects import trouble_of
 from sfg_dist.store import Location
 
 PART_BYTES = 1 << 20
@@ -111,9 +112,9 @@ class Monitor:
             self._write_snapshot()
         except (StoreError, OSError) as error:
             # A full disk stops the labels too, and that message says what to do.
-            if not self._has_warned and "no space left" not in str(error).lower():
+            if not self._has_warned and trouble_of(error.__cause__ or error) != "full":
                 self._has_warned = True
-                reason = without_secrets(str(error))
+                reason = without_credentials(str(error))
                 warnings.warn(f"`sfg status` may lag behind: {reason}; the labels go on", stacklevel=2)
 
     def _write_events(self) -> None:
@@ -137,7 +138,7 @@ class Monitor:
     def _write_snapshot(self) -> None:
         with self._lock:
             snapshot, is_new, self._snapshot_is_new = self._snapshot, self._snapshot_is_new, False
-            document = without_secrets(json.dumps(snapshot, default=str)).encode()
+            document = without_credentials(json.dumps(snapshot, default=str)).encode()
         if not is_new:
             return
         try:

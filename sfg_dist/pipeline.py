@@ -23,6 +23,7 @@ from sfg_dist.config import Job, load_job, resolve_job
 from sfg_dist.errors import ConfigError, DataError, StoreError
 from sfg_dist.events import EventLog, stage_times
 from sfg_dist.label_run import label_pending, query_rows
+from sfg_dist.objects import absolute_url, is_url
 from sfg_dist.plan import fingerprint
 from sfg_dist.planning import check_job, identity_of_keys, make_plan, uses_clusters
 from sfg_dist.presentation import report_content
@@ -83,7 +84,7 @@ class Pipeline:
         check_job(job)
         self.job = job
         self.url = job.output.dir.rstrip("/") or "/"
-        if "://" not in self.url and Path(self.url).exists() and not Path(self.url).is_dir():
+        if not is_url(self.url) and Path(self.url).exists() and not Path(self.url).is_dir():
             raise ConfigError(f"output.dir = {job.output.dir!r} is a file: name a directory")
         self._listener = listener
         self._prepared: Prepared | None = None
@@ -148,7 +149,6 @@ class Pipeline:
         from sfg_dist.distributed.training import fit_inline, fit_with_workers
         from sfg_dist.model.calibrate import Calibration
         from sfg_dist.model.generator import Generator
-        from sfg_dist.store import absolute_url
 
         pairs = self._existing_store()
         pairs.require_complete()
@@ -357,7 +357,7 @@ class Pipeline:
 
     def _has_store(self) -> bool:
         """Whether the pairs' plan is there; makes no directory."""
-        return ("://" in self.url or Path(self.url).is_dir()) and self.output.exists("pairs.zarr/plan.json")
+        return (is_url(self.url) or Path(self.url).is_dir()) and self.output.exists("pairs.zarr/plan.json")
 
     def _existing_store(self) -> Pairs:
         from sfg_dist.store import open_pairs

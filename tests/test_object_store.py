@@ -34,7 +34,6 @@ def bucket(server, monkeypatch, request):
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_ENDPOINT_URL", server)
-    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY_ID)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
@@ -49,7 +48,7 @@ def test_a_run_in_a_bucket_is_the_run_on_the_disk(make_job, tmp_path, bucket):
     for name in ("floor", "labels", "samples", "label_error"):
         assert remote[name] == local[name]
     here, there = Location(tmp_path / "run"), Location(f"{bucket}/runs/one")
-    keys = sorted(key for key in there.list(""))
+    keys = sorted(entry.key for entry in there.list())
     assert {key.split("/")[0] for key in keys} == {path.name for path in (tmp_path / "run").iterdir()}
     arrays = [
         key for key in keys if key.startswith(("pairs.zarr/la", "pairs.zarr/reference", "samples.zarr", "model/m"))

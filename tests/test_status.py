@@ -11,6 +11,7 @@ from sfg_dist.distributed.labeler import label_inline
 from sfg_dist.monitor import Monitor
 from sfg_dist.prometheus import prometheus_text
 from sfg_dist.statusview import duration, open_console, size_of, status_line, status_lines, status_page
+from sfg_dist.store import Location
 from sfg_dist.store.status import SILENT_S, StatusReader, driver_of
 
 NOW = 1_800_000_000.0
@@ -157,20 +158,19 @@ def test_a_finished_store_says_how_it_was_made(make_store):
 
 
 def test_a_second_look_reads_only_what_is_new(half_done, monkeypatch):
+    from sfg_dist.distributed.labeler import ShardLabeler
+
     reader = StatusReader(half_done)
     reader.read(NOW)
-    read = []
-    commit_record = type(half_done).commit_record
-    pending = list(range(3, 8))
-    monkeypatch.setattr(type(half_done), "pending", lambda self: pending)
-    monkeypatch.setattr(
-        type(half_done), "commit_record", lambda self, shard: (read.append(shard), commit_record(self, shard))[1]
-    )
+    keys = []
+    read = Location.read
+    monkeypatch.setattr(Location, "read", lambda self, key: (keys.append(key), read(self, key))[1])
     reader.read(NOW + 1)
-    assert read == []
-    pending.remove(3)
-    reader.read(NOW + 2)
-    assert read == [3]
+    assert keys == []
+    ShardLabeler(half_done.location.url).label(3)
+    keys.clear()
+    assert reader.read(NOW + 2).shards_done == 4
+    assert keys == ["commits/00000003.json"]
 
 
 def test_a_monitor_leaves_what_status_shows(half_done):

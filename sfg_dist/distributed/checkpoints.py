@@ -107,7 +107,6 @@ def save_checkpoint(trainer: Trainer, place: Place, settings: FitSettings, run_i
         _remove(location, name)
         for file, content in trainer.state_files().items():
             location.write(f"{name}/{file}", content)
-            location.flush(f"{name}/{file}")
         for old in _newest_first(location)[KEPT_CHECKPOINTS:]:
             _remove(location, old)
     except (StoreError, OSError, SafetensorError) as error:
@@ -139,7 +138,7 @@ def is_finished(place: Place, settings: FitSettings, run_id: str) -> bool:
 
 def _newest_first(location: Location) -> list[str]:
     """Names of the whole checkpoints."""
-    found = (STEP_NAME.fullmatch(key) for key in location.list(""))
+    found = (STEP_NAME.fullmatch(entry.key) for entry in location.list())
     return sorted((match[1] for match in found if match), reverse=True)
 
 
@@ -153,7 +152,7 @@ def _is_ours(location: Location, settings: FitSettings, run_id: str) -> bool:
 
 def _remove(location: Location, name: str) -> None:
     """Remove a checkpoint, or what a kill left of one."""
-    keys = sorted(location.list(name), key=lambda key: not key.endswith(PROGRESS_NAME))
+    keys = sorted((entry.key for entry in location.list(name)), key=lambda key: not key.endswith(PROGRESS_NAME))
     for key in keys:
         location.delete(key)
     if location.root is not None:
@@ -170,11 +169,6 @@ def clear_foreign(place: Place, settings: FitSettings, run_id: str) -> None:
     for old in found:
         _remove(location, old)
     for name in (FITTED_NAME, WEIGHTS_NAME, HISTORY_NAME):
-        _delete_if_there(location, name)
-
-
-def _delete_if_there(location: Location, name: str) -> None:
-    if location.exists(name):
         location.delete(name)
 
 
@@ -245,7 +239,7 @@ def save_fitted(model: MLP, place: Place, progress: Progress) -> None:
     try:
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         content = save(weights)
-        _delete_if_there(location, FITTED_NAME)
+        location.delete(FITTED_NAME)
         location.write(WEIGHTS_NAME, content)
         location.write(FITTED_NAME, json.dumps(document).encode())
     except (StoreError, OSError, SafetensorError) as error:

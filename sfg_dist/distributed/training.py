@@ -39,7 +39,8 @@ from sfg_dist.distributed.labeler import default_device
 from sfg_dist.errors import ClusterError, SfgError, StoreError, TrainingError
 from sfg_dist.model.fit import Stopwatch, Trainer
 from sfg_dist.model.mlp import MLP
-from sfg_dist.store import PairStream, absolute_url, open_pairs, read_rows
+from sfg_dist.objects import absolute_url, is_url
+from sfg_dist.store import PairStream, open_pairs, read_rows
 
 SYNC_STEPS = 16  # ranks agree on the clock this often; a broadcast every step would cost as much as a small step
 MAX_VALIDATION_ROWS = 65_536
@@ -344,7 +345,7 @@ def _following(checkpoints: Place, on_epoch: EpochReport | None) -> Iterator[Non
         offset = follow_history(checkpoints, offset, on_epoch)
 
     def watch() -> None:
-        while not stop.wait(0.5 if "://" not in str(checkpoints) else 2.0):
+        while not stop.wait(2.0 if is_url(checkpoints) else 0.5):
             with contextlib.suppress(StoreError):  # looked at again in a moment, and once more at the end
                 poll()
 

@@ -25,6 +25,7 @@ from sfg_dist.data import Transform
 from sfg_dist.errors import StoreError
 from sfg_dist.model.calibrate import Calibration
 from sfg_dist.model.mlp import MLP, predict
+from sfg_dist.objects import is_url
 from sfg_dist.plan import Stream, normal_rows
 from sfg_dist.store import Location
 
@@ -168,7 +169,7 @@ def _find(path: str) -> tuple[str, dict[str, bytes]]:
     """The place of a generator, ``path`` or ``path/model``, and its two files."""
     missing = JSON_NAME
     for place in (path, f"{path}/model"):
-        if "://" not in place and not Path(place).is_dir():
+        if not is_url(place) and not Path(place).is_dir():
             continue
         location = Location(place)
         files = {name: location.read(name) for name in (JSON_NAME, TENSORS_NAME)}

@@ -10,15 +10,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sfg_dist.plan import Plan
+from sfg_dist.store.arrays import object_bytes
 from sfg_dist.store.pairs import Pairs
+from sfg_dist.store.shards import commit_key, parse_record
 
 SILENT_S = 30.0
-READERS = 32  # an object store answers a request in tens of milliseconds, whatever its size
 DRIVERS_PREFIX = "drivers"
 
 
@@ -194,8 +194,9 @@ class StatusReader:
             StoreError: the store cannot be read.
         """
         plan = self.pairs.plan
-        done = set(range(plan.num_shards)) - set(self.pairs.pending())
-        self._records = self._read_records(done)
+        self._records = self._read_records(self.pairs.committed())
+        sizes = self.pairs.stored_bytes()
+        done = {shard for shard in self._records if (sizes[shard] == object_bytes(plan, shard)).all()}
         drivers = self._read_drivers(now)
         running = [driver for driver in drivers if driver.state == "running"]
         rates = [driver.rows_per_s for driver in running if driver.rows_per_s]
@@ -219,29 +220,26 @@ class StatusReader:
             dim=plan.dim,
             labels=dict(plan.labels),
             source=plan.source,
-            extended_at=(),
+            extended_at=plan.earlier_ends,
             drivers=drivers,
-            provenance=summarise(plan, self._records.values()),
+            provenance=summarise(plan, [self._records[shard] for shard in done]),
         )
 
-    def _read_records(self, done: set[int]) -> dict[int, Mapping[str, Any]]:
-        """Records of the shards that are done; only new ones are read."""
-        kept: dict[int, Mapping[str, Any]] = {shard: self._records[shard] for shard in done & self._records.keys()}
-        new = sorted(done - kept.keys())
-        with ThreadPoolExecutor(READERS, thread_name_prefix="status") as pool:
-            read = zip(new, pool.map(self.pairs.commit_record, new), strict=True)
-            # None: it was repaired away since the listing.
-            return kept | {shard: record for shard, record in read if record is not None}
+    def _read_records(self, committed: set[int]) -> dict[int, Mapping[str, Any]]:
+        """Records of the shards that have one; only new ones are read."""
+        kept: dict[int, Mapping[str, Any]] = {shard: self._records[shard] for shard in committed & self._records.keys()}
+        new = sorted(committed - kept.keys())
+        for shard, (_, content) in zip(new, self.pairs.location.read_many(map(commit_key, new)), strict=True):
+            record = parse_record(self.pairs.plan, shard, content)
+            if record is not None:  # else it is torn, or was repaired away since the listing
+                kept[shard] = record
+        return kept
 
     def _read_drivers(self, now: float) -> tuple[Driver, ...]:
         location = self.pairs.location
-        keys = [key for key in location.list(DRIVERS_PREFIX) if key.endswith(".json")]
-        with ThreadPoolExecutor(READERS, thread_name_prefix="status") as pool:
-            drivers = [
-                driver
-                for key, content in zip(keys, pool.map(location.read, keys), strict=True)
-                if content and (driver := driver_of(content, now)) is not None
-            ]
+        keys = [entry.key for entry in location.list(DRIVERS_PREFIX) if entry.key.endswith(".json")]
+        found = (driver_of(content, now) for _, content in location.read_many(keys) if content)
+        drivers = [driver for driver in found if driver is not None]
         return tuple(sorted(drivers, key=lambda driver: (driver.state != "running", -driver.updated)))
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.errors import ConfigError, StoreError
-from sfg_dist.store.location import Location, reason_of
+from sfg_dist.objects import is_url, reason_of
+from sfg_dist.store.location import Location
 
 if TYPE_CHECKING:
     from zarr.storage import ObjectStore
@@ -43,7 +44,7 @@ def write_table(
         StoreError: the place cannot be written.
     """
     writers = {".zarr": _write_zarr, ".parquet": _write_parquet, ".csv": _write_csv, ".npy": _write_npy}
-    if "://" in str(path):
+    if is_url(path):
         return _write_remote_zarr(str(path).rstrip("/"), columns, parts, source)
     path = Path(path)
     if path.suffix not in writers:
@@ -68,13 +69,17 @@ def _write_remote_zarr(
     """An object store has no rename: what was there is removed first, and ``source`` makes the new table whole."""
     if not url.endswith(".zarr"):
         raise ConfigError(f"{url}: only a .zarr can be written to a URL; write another format to a local file")
+    from obstore.exceptions import BaseError
+
     location = Location(url)
-    with location.writing("the table"):
-        for key in list(location.list("")):
-            location.delete(key)
+    for entry in list(location.list()):
+        location.delete(entry.key)
+    try:
         num_rows = _write_zarr(location.zarr_store(), columns, parts)
         if source is not None:
             _set_source(location.zarr_store(), source)
+    except (BaseError, OSError) as error:
+        raise StoreError(f"cannot write {location.url}: {reason_of(error)}") from error
     return num_rows
 
 
@@ -90,8 +95,7 @@ def read_table(path: str | Path, *, source: str) -> NDArray[np.float64]:
     """
     import zarr
 
-    remote = "://" in str(path)
-    location = Location(path) if remote or Path(path).is_dir() else None
+    location = Location(path) if is_url(path) or Path(path).is_dir() else None
     if location is None or not location.exists("zarr.json"):
         raise StoreError(f"{path} does not exist: run `sfg sample` with this job first")
     group = zarr.open_group(location.zarr_store(read_only=True), mode="r")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
     from sfg_dist.config import ExecutorConfig, LabelsConfig
     from sfg_dist.data import Transform
+    from sfg_dist.distributed.metrics import LabelMetrics
     from sfg_dist.store import Pairs
+
+SHARD_KEYS = ("shard", "rows", "seconds", "attempt", "host", "pid", "device")
+"""What an event says of a commit record; the rest is in the record."""
 
 Emit = Callable[..., None]
 """Told every event: its name, then its details by keyword."""
@@ -29,6 +33,7 @@ def label_pending(
     num_threads: int,
     memory_gib: float | None,
     emit: Emit,
+    only: Collection[int] | None = None,
 ) -> None:
     """Label the pending shards of a store, by actors of the running Ray session or in this process.
 
@@ -38,6 +43,7 @@ def label_pending(
         num_threads: CPU threads of an actor.
         memory_gib: memory for the reference in each; None for as much as it takes.
         emit: told what happens.
+        only: leave pending shards that are not among these as they are.
 
     Raises:
         LabelingError: a shard could not be labelled.
@@ -45,31 +51,52 @@ def label_pending(
         StoreError: a shard could not be written.
     """
     from sfg_dist.distributed.actors import label_with_actors
-    from sfg_dist.distributed.labeler import label_inline
+    from sfg_dist.distributed.inline import label_inline
 
-    url = absolute_url(pairs.location.url)
     with Monitor(pairs.location) as monitor:
+        metrics = _metrics(pairs) if executor.kind == "ray" else None
 
         def on_event(event: str, **details: Any) -> None:
+            if metrics is not None:
+                metrics.event(event, **details)
             if event == "shard":
                 record = details.pop("record")
-                details |= {key: record[key] for key in ("shard", "rows", "seconds", "pid")}
+                details |= {key: record[key] for key in SHARD_KEYS if key in record}
             monitor.event(event, **details)
             emit(event, **details)
 
-        def on_progress(done: int, total: int, record: Mapping[str, Any]) -> None:
-            on_event("shard", done=done, total=total, record=record)
+        def on_snapshot(snapshot: dict[str, Any]) -> None:
+            if metrics is not None:
+                metrics.snapshot(snapshot)
+            monitor.snapshot(snapshot)
 
+        options: dict[str, Any] = {
+            "num_threads": num_threads,
+            "memory_gib": memory_gib,
+            "max_attempts": executor.max_attempts,
+            "on_event": on_event,
+            "on_snapshot": on_snapshot,
+            "only": only,
+        }
+        url = absolute_url(pairs.location.url)
         if executor.kind == "inline":
-            label_inline(url, num_threads=num_threads, on_progress=on_progress)
+            label_inline(url, **options)
             return
         label_with_actors(
             url,
             num_actors=executor.num_actors,
             num_gpus_per_actor=executor.num_gpus_per_actor,
-            num_threads=num_threads,
-            on_progress=on_progress,
+            num_cpu_actors=executor.num_cpu_actors,
+            actors_per_group=executor.actors_per_group,
+            shard_timeout_s=executor.shard_timeout_s,
+            **options,
         )
+
+
+def _metrics(pairs: Pairs) -> LabelMetrics:
+    from sfg_dist.distributed.metrics import LabelMetrics
+
+    return LabelMetrics(pairs.location.url)
 
 
 def query_rows(labels: LabelsConfig, transform: Transform) -> NDArray[np.float32] | None:

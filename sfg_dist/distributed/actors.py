@@ -1,33 +1,23 @@
-"""Labels by Ray actors: a bounded number of shards in flight, a lost actor replaced and its shards done again.
+"""Labels by Ray actors: the pool of actors behind the driver's loop.
 
 Actors open the store by path, write their own shards, and return only commit records: nothing large passes through the
-driver or the object store. An actor gets its first shard once it answers, so one that waits for a free CPU holds none.
+driver or the object store.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any
 
-from sfg_dist.distributed.labeler import Progress, ShardLabeler
-from sfg_dist.errors import ClusterError, LabelingError, SfgError
+from sfg_dist.distributed.driver import Driver
+from sfg_dist.distributed.labeler import ShardLabeler
+from sfg_dist.distributed.pool import Policy, Progress
+from sfg_dist.distributed.ray_pool import RayPool, Role
+from sfg_dist.distributed.shards import Shards
+from sfg_dist.distributed.stopping import stop_signals
+from sfg_dist.errors import ClusterError
 from sfg_dist.store import open_pairs
-
-SHARDS_IN_FLIGHT = 2  # one at work, one waiting, so that an actor never idles for the driver
-MAX_ATTEMPTS = 4
-MAX_IDLE_LOSSES = 3
-_ALIVE = -1
-
-
-@dataclass
-class _Slot:
-    """A place for an actor; the actor in it may be replaced."""
-
-    handle: Any
-    is_ready: bool = False
-    in_flight: dict[Any, int] = field(default_factory=dict)
 
 
 def label_with_actors(
@@ -35,9 +25,18 @@ def label_with_actors(
     *,
     num_actors: int | None = None,
     num_gpus_per_actor: float | None = None,
+    num_cpu_actors: int = 0,
+    actors_per_group: int = 1,
     num_threads: int = 1,
+    memory_gib: float | None = None,
+    shard_timeout_s: float | None = None,
+    max_attempts: int = 4,
     on_progress: Progress | None = None,
+    on_event: Callable[..., None] | None = None,
+    on_snapshot: Callable[[dict[str, Any]], None] | None = None,
+    only: Collection[int] | None = None,
     labeler: Callable[..., Any] = ShardLabeler,
+    policy: Policy | None = None,
 ) -> None:
     """Label all pending shards of a store by actors of the running Ray session.
 
@@ -45,104 +44,84 @@ def label_with_actors(
         url: the store.
         num_actors: how many; one a GPU (or its fraction) where the cluster has some, else one a CPU.
         num_gpus_per_actor: GPUs an actor holds, fractions allowed; 1 where the cluster has GPUs, else none.
+        num_cpu_actors: actors without a GPU beside them.
+        actors_per_group: actors that share one reference, each holding a part; num_actors counts all of them.
         num_threads: CPU threads of an actor.
+        memory_gib: host memory that an actor's reference may take; None for all of it.
+        shard_timeout_s: a shard that runs longer is taken to hang; None for 10 times the median of its kind of actor.
+        max_attempts: failed attempts at a shard before it is given up.
         on_progress: called after every commit.
+        on_event: called with a name and details when something happens (see ``Driver``).
+        on_snapshot: called with the state of everything, at most every two seconds and at the end.
+        only: leave pending shards that are not among these as they are.
         labeler: the class whose ``label(shard, attempt)`` does the work.
+        policy: the driver's patience, where the two keys above are not enough.
 
     Raises:
         ClusterError: the cluster cannot hold an actor, or actors die before they do any work.
-        LabelingError: a shard was lost with its actor too often; whatever the labeler raised is passed on.
+        LabelingError: shards were given up; the message has every attempt's reason.
+        StoreError: the store cannot be read, or its disk stayed full.
+        KeyboardInterrupt: SIGINT, SIGTERM or SIGUSR2 came; what is committed is kept.
     """
     import ray
-    from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
-    pairs = open_pairs(url)
-    total = pairs.plan.num_shards
-    todo = deque(pairs.pending())
-    done = total - len(todo)
-    if not todo:
-        return
-    num_actors, gpus = _resources(ray.cluster_resources(), num_actors, num_gpus_per_actor, num_threads)
-    remote_class = ray.remote(labeler).options(num_cpus=num_threads, num_gpus=gpus, max_restarts=0, max_concurrency=1)
+    shards = Shards(open_pairs(url), only)
+    wanted = _Wanted(num_actors, num_gpus_per_actor, num_cpu_actors, actors_per_group, num_threads)
+    roles, numbers = wanted.roles(ray.cluster_resources())
+    arguments = {"num_threads": num_threads} | ({} if memory_gib is None else {"memory_gib": memory_gib})
+    pool = RayPool(url, labeler, roles, arguments, actors_per_group=actors_per_group)
+    driver = Driver(
+        shards,
+        pool,
+        numbers,
+        total=shards.total,
+        policy=policy or Policy(shard_timeout_s=shard_timeout_s, max_attempts=max_attempts),
+        on_progress=on_progress,
+        on_event=on_event,
+        on_snapshot=on_snapshot,
+    )
 
-    def new_slot() -> _Slot:
-        handle = remote_class.remote(url, num_threads=num_threads)
-        return _Slot(handle, in_flight={handle.__ray_ready__.remote(): _ALIVE})
+    def stop(reason: str) -> None:
+        driver.request_stop(reason)
+        pool.wake()
 
-    def finish(record: dict[str, Any]) -> None:
-        nonlocal done
-        done += 1
-        if on_progress is not None:
-            on_progress(done, total, record)
-
-    attempts = dict.fromkeys(todo, 0)
-    idle_losses = 0
-    slots = [new_slot() for _ in range(min(num_actors, len(todo)))]
-    try:
-        while todo or any(shard != _ALIVE for slot in slots for shard in slot.in_flight.values()):
-            for slot in slots:
-                while slot.is_ready and todo and len(slot.in_flight) < SHARDS_IN_FLIGHT:
-                    shard = todo.popleft()
-                    slot.in_flight[slot.handle.label.remote(shard, attempts[shard] + 1)] = shard
-            (ready, *_), _ = ray.wait([call for slot in slots for call in slot.in_flight], num_returns=1)
-            slot = next(slot for slot in slots if ready in slot.in_flight)
-            try:
-                record = ray.get(ready)
-            except (RayActorError, OutOfMemoryError) as error:
-                # What it committed before it died is done, whether or not the answer came through.
-                lost = []
-                for shard in (shard for shard in slot.in_flight.values() if shard != _ALIVE):
-                    record = pairs.commit_record(shard) if pairs.is_done(shard) else None
-                    if record is None:
-                        lost.append(shard)
-                    else:
-                        finish(record)
-                ray.kill(slot.handle)  # it may live on, out of reach, and hold its CPU or GPU
-                slots[slots.index(slot)] = new_slot()
-                if not slot.is_ready:
-                    idle_losses += 1
-                    if idle_losses >= MAX_IDLE_LOSSES:
-                        reason = str(error).strip().splitlines()[-1]
-                        raise ClusterError(f"{idle_losses} actors died before their first shard: {reason}") from error
-                todo.extendleft(reversed(lost))
-                # Calls of one actor run in order, so only the first that is not done can have brought it down.
-                for shard in lost[:1]:
-                    attempts[shard] += 1
-                    if attempts[shard] >= MAX_ATTEMPTS:
-                        raise LabelingError(
-                            f"shard {shard} was lost with its actor {MAX_ATTEMPTS} times; most often the machine ran "
-                            f"out of memory: take fewer executor.num_actors or a smaller labels.batch_size. "
-                            f"{done} of {total} shards are kept"
-                        ) from error
-            except RayTaskError as error:
-                cause = error.cause if isinstance(error.cause, Exception) else error
-                if isinstance(cause, SfgError):
-                    raise cause from error
-                raise LabelingError(f"shard {slot.in_flight[ready]}: {cause}") from error
-            else:
-                shard = slot.in_flight.pop(ready)
-                slot.is_ready, idle_losses = True, 0
-                if shard != _ALIVE:
-                    finish(record)
-    finally:
-        for slot in slots:
-            ray.kill(slot.handle)
+    with stop_signals(stop):
+        driver.run()
 
 
-def _resources(
-    available: dict[str, float], num_actors: int | None, num_gpus: float | None, num_threads: int
-) -> tuple[int, float]:
-    """Number of actors and GPUs an actor, checked against what the cluster has."""
-    cluster_gpus = available.get("GPU", 0.0)
-    gpus = num_gpus if num_gpus is not None else min(1.0, cluster_gpus)
-    if gpus > cluster_gpus:
-        raise ClusterError(
-            f"executor.num_gpus_per_actor = {gpus:g}, but the cluster has {cluster_gpus:g} GPUs: leave the key out for "
-            f"CPU actors, or add GPUs"
-        )
-    if num_threads > available.get("CPU", 0.0):
-        raise ClusterError(
-            f"labels.num_threads = {num_threads}, but the cluster has {available.get('CPU', 0.0):g} CPUs: take fewer"
-        )
-    room = cluster_gpus / gpus if gpus else available["CPU"] / num_threads
-    return num_actors or max(1, int(room)), gpus
+@dataclass(frozen=True)
+class _Wanted:
+    """The actors that a job asks for."""
+
+    num_actors: int | None
+    num_gpus: float | None
+    num_cpu_actors: int
+    group: int
+    num_threads: int
+
+    def roles(self, available: dict[str, float]) -> tuple[dict[str, Role], dict[str, int]]:
+        """What an actor of each role holds, and how many workers (groups count once), checked against the cluster."""
+        cluster_gpus, cluster_cpus = available.get("GPU", 0.0), available.get("CPU", 0.0)
+        gpus = self.num_gpus if self.num_gpus is not None else min(1.0, cluster_gpus)
+        if gpus > cluster_gpus:
+            raise ClusterError(
+                f"executor.num_gpus_per_actor = {gpus:g}, but the cluster has {cluster_gpus:g} GPUs: leave the key out "
+                f"for CPU actors, or add GPUs"
+            )
+        if self.num_threads > cluster_cpus:
+            raise ClusterError(
+                f"labels.num_threads = {self.num_threads}, but the cluster has {cluster_cpus:g} CPUs: take fewer"
+            )
+        # A GPU above one is whole GPUs, so an actor of 0.5 fits twice on each and one of 0.6 once.
+        room = cluster_gpus * int(1 / gpus + 1e-9) if 0 < gpus <= 1 else cluster_gpus / gpus if gpus else None
+        count = self.num_actors or max(1, int(room if room is not None else cluster_cpus / self.num_threads))
+        if count < self.group:
+            raise ClusterError(
+                f"executor.actors_per_group = {self.group}, but there are {count} actors: set executor.num_actors to "
+                f"a multiple of {self.group} that the cluster can hold"
+            )
+        numbers = {"gpu" if gpus else "cpu": count // self.group}
+        roles = {"gpu": Role(self.num_threads, gpus), "cpu": Role(self.num_threads, 0.0, is_cpu=cluster_gpus > 0)}
+        if alone := self.num_cpu_actors // self.group:
+            numbers["cpu"] = numbers.get("cpu", 0) + alone
+        return roles, numbers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import secrets
 import signal
@@ -97,3 +98,17 @@ def local_environment() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def draining_nodes() -> dict[str, float]:
+    """Nodes of the running Ray that are about to go away: when, in seconds since 1970, infinite where none is given.
+
+    Ray tells its own libraries so through a private module; where another version has it no longer, nothing is drained
+    and a node that goes is found by its lost actors.
+    """
+    try:
+        from ray._private.state import state
+
+        return {node: at / 1000 if at else math.inf for node, at in state.get_draining_nodes().items()}
+    except Exception:
+        return {}

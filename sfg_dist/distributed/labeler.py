@@ -1,4 +1,4 @@
-"""One shard at a time: what an actor does, and what the inline executor does in a plain loop."""
+"""One shard at a time: what a worker does, be it an actor or this process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,13 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sfg_dist.distributed.inline import label_inline as label_inline
 from sfg_dist.errors import NonFiniteLabelError
 from sfg_dist.flow import Effort, Reference, Schedule, label_batch, label_latents
 from sfg_dist.plan import Plan, Stream, integer_rows, normal_rows, random_generator
 from sfg_dist.store import Pairs, open_pairs, read_rows
-
-Progress = Callable[[int, int, dict[str, Any]], None]
-"""(shards done, shards in all, the commit record just made)."""
 
 
 def default_device() -> torch.device:
@@ -196,14 +194,3 @@ def _threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def label_inline(url: str, *, num_threads: int = 1, on_progress: Progress | None = None) -> None:
-    """Label all pending shards of a store in this process, one after the other."""
-    labeler = ShardLabeler(url, num_threads=num_threads)
-    todo = labeler.pairs.pending()
-    total = labeler.plan.num_shards
-    for number, shard in enumerate(todo, start=total - len(todo) + 1):
-        record = labeler.label(shard)
-        if on_progress is not None:
-            on_progress(number, total, record)

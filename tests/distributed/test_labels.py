@@ -204,10 +204,12 @@ def test_a_shard_that_kills_its_actor_is_tried_a_bounded_number_of_times(
         assert (root / "calls").read_text().split() == ["1", "2", "3"]
         assert store_bytes(pairs.location.url) == inline_store
     else:
-        with pytest.raises(LabelingError, match="shard 3 was lost with its actor 4 times"):
+        with pytest.raises(LabelingError, match="shard 3 was given up after 4 attempts") as caught:
             label_with_actors(pairs.location.url, **arguments)
         assert (root / "calls").read_text().split() == ["1", "2", "3", "4"]
-        assert {0, 1, 2} <= pairs.committed()
+        assert pairs.pending() == [3]  # the others are done all the same
+        assert str(caught.value).count("the worker was lost") == 4
+        assert "smaller labels.batch_size" in str(caught.value)
 
 
 class FailingLabeler(ShardLabeler):
@@ -220,11 +222,12 @@ class FailingLabeler(ShardLabeler):
 
 
 @pytest.mark.ray
-def test_an_error_of_the_labeler_comes_out_as_it_is(ray_cluster, make_store):
+def test_an_error_of_the_labeler_comes_out_as_it_is_and_the_other_shards_are_done(ray_cluster, make_store):
     pairs = make_store()
-    with pytest.raises(NonFiniteLabelError, match="row 130"):
+    with pytest.raises(NonFiniteLabelError, match="row 130") as caught:
         label_with_actors(pairs.location.url, num_actors=1, num_gpus_per_actor=0, labeler=FailingLabeler)
-    assert pairs.committed() == {0}
+    assert pairs.pending() == [1]
+    assert str(caught.value).count("row 130 has no finite end point") == 4
 
 
 class DeviceLabeler(ShardLabeler):

@@ -1,0 +1,292 @@
+"""Ray's actors as the driver's pool: answers come through callbacks, so a thousand calls in flight cost no scan."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import queue
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from sfg_dist.distributed.cluster import draining_nodes
+from sfg_dist.distributed.pool import WORKER_LOST, Answered, Drain, Event, Failure, Lost, Ready, Result, Task
+from sfg_dist.distributed.shards import label_tasks, worker_info
+
+REASON_CHARACTERS = 400
+
+
+@dataclass(frozen=True)
+class Role:
+    """What an actor of one role holds.
+
+    Attributes:
+        num_cpus: CPUs.
+        num_gpus: GPUs, fractions allowed.
+        is_cpu: whether its labeler is told to leave the GPUs alone: Ray may show them to it all the same.
+    """
+
+    num_cpus: int
+    num_gpus: float
+    is_cpu: bool = False
+
+
+class ShardActor:
+    """A labeler in a process of its own.
+
+    Signals to stop are left to the driver, which may let the shard at work end.
+
+    Args:
+        make: makes the labeler.
+    """
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR2", signal.SIGTERM)):
+            with contextlib.suppress(ValueError):  # not in the main thread
+                signal.signal(number, signal.SIG_IGN)
+        self._make = make
+        self._labeler: Any = None
+
+    def open(self) -> dict[str, Any] | Failure:
+        """Make the labeler: where it runs, or why it cannot."""
+        import psutil
+        import ray
+
+        try:
+            self._labeler = self._make()
+        except Exception as error:
+            return Failure.of(error)
+        return worker_info(self._labeler) | {
+            "node": ray.get_runtime_context().get_node_id(),
+            "created": psutil.Process().create_time(),
+        }
+
+    def label(self, tasks: Sequence[Task]) -> list[Result]:
+        """Label some shards, one after the other."""
+        return label_tasks(self._labeler, tasks)
+
+
+def end_process(pid: int, created: float) -> None:
+    """Kill a process, if it is still the one that began at a certain time."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        if abs(process.create_time() - created) < 0.01:
+            process.kill()
+
+
+@dataclass
+class _Actor:
+    """An actor, the members of its group, and what is asked of it."""
+
+    handle: Any
+    members: list[Any]
+    group: Any = None
+    info: dict[str, Any] = field(default_factory=dict)
+    calls: deque[Any] = field(default_factory=deque)
+
+
+class RayPool:
+    """Actors of the running Ray session.
+
+    Args:
+        url: the store.
+        labeler: the class of the labelers.
+        roles: what an actor of each role holds.
+        arguments: keyword arguments of the labeler.
+        actors_per_group: actors that share one reference; more than one makes each worker a leader with members.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        labeler: Callable[..., Any],
+        roles: Mapping[str, Role],
+        arguments: Mapping[str, Any],
+        *,
+        actors_per_group: int = 1,
+    ) -> None:
+        self._url, self._labeler, self._roles, self._arguments = url, labeler, roles, dict(arguments)
+        self._group_size = actors_per_group
+        self._actors: dict[str, _Actor] = {}
+        self._number = 0
+        # SimpleQueue: a signal handler may put into it while the main thread is inside it.
+        self._answers: queue.SimpleQueue[tuple[str, Future[Any]] | None] = queue.SimpleQueue()
+
+    def now(self) -> float:
+        """Seconds on a clock that never goes back."""
+        return time.monotonic()
+
+    def unix_time(self) -> float:
+        """Seconds since 1970."""
+        return time.time()
+
+    def start(self, role: str) -> str:
+        """Ask Ray for an actor, or a group of them; it may wait for a place."""
+        import ray
+
+        self._number += 1
+        name = f"{role}-{self._number}"
+        resources = self._roles[role]
+        options: dict[str, Any] = {
+            "num_cpus": resources.num_cpus,
+            "num_gpus": resources.num_gpus,
+            "max_restarts": 0,
+            "max_concurrency": 1,
+        }
+        arguments = dict(self._arguments)
+        if resources.is_cpu:
+            import torch
+
+            arguments["device"] = torch.device("cpu")
+        members: list[Any] = []
+        group = None
+        if self._group_size > 1:
+            group, members = self._start_members(options, arguments)
+            arguments["members"] = tuple(members)
+        make = _Maker(self._labeler, self._url, arguments)
+        handle = ray.remote(ShardActor).options(**options).remote(make)
+        self._actors[name] = _Actor(handle, members, group)
+        self._listen(name, handle.open.remote())  # type: ignore[attr-defined]
+        return name
+
+    def _start_members(self, options: dict[str, Any], arguments: Mapping[str, Any]) -> tuple[Any, list[Any]]:
+        """The members of a group: places for all at once, so that two half groups never wait for each other."""
+        import ray
+        from ray.util.placement_group import placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        ReferenceMember = importlib.import_module("sfg_dist.distributed.members").ReferenceMember
+        place = {"CPU": float(options["num_cpus"])}
+        if options["num_gpus"]:
+            place["GPU"] = options["num_gpus"]
+        group = placement_group([place] * self._group_size, strategy="PACK")
+        options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group)
+        remote_class = ray.remote(ReferenceMember).options(**options)
+        parts = range(self._group_size)
+        return group, [remote_class.remote(self._url, part, self._group_size, **arguments) for part in parts[1:]]
+
+    def submit(self, worker: str, tasks: Sequence[Task]) -> None:
+        """Hand a call to an actor."""
+        self._listen(worker, self._actors[worker].handle.label.remote(tuple(tasks)))
+
+    def _listen(self, worker: str, call: Any) -> None:
+        self._actors[worker].calls.append(call)  # Ray forgets an answer to which nobody holds a reference
+        call.future().add_done_callback(lambda future: self._answers.put((worker, future)))
+
+    def wake(self) -> None:
+        """Let ``wait`` return; may be called from a signal handler."""
+        self._answers.put(None)
+
+    def wait(self, timeout_s: float) -> list[Event]:
+        """All answers that have come; waits for the first of them."""
+        events: list[Event] = []
+        try:
+            entry = self._answers.get(timeout=timeout_s) if timeout_s > 0 else self._answers.get_nowait()
+            while True:
+                if entry is not None and (event := self._event(*entry)) is not None:
+                    events.append(event)
+                entry = self._answers.get_nowait()
+        except queue.Empty:
+            return events
+
+    def _event(self, worker: str, future: Future[Any]) -> Event | None:
+        actor = self._actors.get(worker)
+        if actor is None:
+            return None
+        error = future.exception()
+        if error is not None:
+            return Lost(worker, Failure(WORKER_LOST, _loss(error)))
+        answer = future.result()
+        actor.calls.popleft()
+        if isinstance(answer, Failure):
+            return Lost(worker, answer, is_refusal=True)
+        if isinstance(answer, dict):
+            actor.info = answer
+            return Ready(worker, answer)
+        return Answered(worker, answer)
+
+    def kill(self, worker: str) -> None:
+        """End an actor and its members. One that is stopped, or out of Ray's reach, is ended by its process id."""
+        import ray
+
+        actor = self._actors.pop(worker, None)
+        if actor is None:
+            return
+        for handle in (actor.handle, *actor.members):
+            ray.kill(handle)
+        if actor.group is not None:
+            from ray.util.placement_group import remove_placement_group
+
+            remove_placement_group(actor.group)
+        if "pid" in actor.info:
+            self._end_process(actor.info)
+
+    def _end_process(self, info: Mapping[str, Any]) -> None:
+        if info["host"] == socket.gethostname() and info["pid"] != os.getpid():
+            end_process(info["pid"], info["created"])
+            return
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        strategy = NodeAffinitySchedulingStrategy(info["node"], soft=False)
+        remote = ray.remote(end_process).options(num_cpus=0, max_retries=0, scheduling_strategy=strategy)
+        remote.remote(info["pid"], info["created"])  # nobody waits for it: the node may be gone
+
+    def draining(self) -> Mapping[str, Drain]:
+        """Actors on nodes that Ray says will go away."""
+        nodes = draining_nodes()
+        if not nodes:
+            return {}
+        to_clock = time.monotonic() - time.time()
+        return {
+            name: Drain(node, nodes[node] + to_clock)
+            for name, actor in self._actors.items()
+            if (node := actor.info.get("node")) in nodes
+        }
+
+    def resources(self) -> str:
+        """What the cluster has, and what an actor needs."""
+        import ray
+
+        def words(resources: Mapping[str, float]) -> str:
+            return f"{resources.get('CPU', 0.0):g} CPUs, {resources.get('GPU', 0.0):g} GPUs"
+
+        needs = "; ".join(
+            f"a {name} actor needs {role.num_cpus} CPUs, {role.num_gpus:g} GPUs" for name, role in self._roles.items()
+        )
+        return (
+            f"the cluster has {words(ray.cluster_resources())}, of which {words(ray.available_resources())} are free; "
+            f"{needs}"
+        )
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes a labeler where it is called; travels to an actor."""
+
+    labeler: Callable[..., Any]
+    url: str
+    arguments: Mapping[str, Any]
+
+    def __call__(self) -> Any:
+        return self.labeler(self.url, **self.arguments)
+
+
+def _loss(error: BaseException) -> str:
+    """Why an actor is gone, in one line; Ray's own text is a page."""
+    text = " ".join(str(error).split())
+    if type(error).__name__ == "OutOfMemoryError" or "memory monitor" in text or "OOM killer: " in text:
+        return "Ray's memory monitor ended it, because its machine was nearly out of memory"
+    if "node" in text and ("died" in text or "dead" in text) and "worker process has died" not in text:
+        return "its machine is gone"
+    if "process has died" in text or "connection error code" in text:
+        return "its process died: killed, out of memory, or crashed"
+    return f"{type(error).__name__}: {text}"[:REASON_CHARACTERS]

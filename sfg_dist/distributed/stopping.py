@@ -1,0 +1,63 @@
+"""Requests to stop: SIGINT by hand, SIGTERM by whoever ends the machine, SIGUSR2 by a scheduler ahead of its limit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR2") if hasattr(signal, name))
+
+
+@contextlib.contextmanager
+def stop_signals(
+    request: Callable[[str], None], *, patience: Callable[[], tuple[float | None, float]] | None = None
+) -> Iterator[None]:
+    """Within, a signal to stop calls ``request`` with its name; a second one raises KeyboardInterrupt at once.
+
+    Signals that were ignored stay ignored, and the handlers are put back after. Outside the main thread, where Python
+    allows no handlers, nothing is changed.
+
+    Args:
+        request: asks the loop to end.
+        patience: for a loop that cannot look while it works: seconds until its work should end (None where nobody
+            knows), and seconds that it may take. Where it takes longer than it may, KeyboardInterrupt ends it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    timer: threading.Timer | None = None
+    asked = ""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal timer, asked
+        name = signal.Signals(number).name
+        if asked:
+            raise KeyboardInterrupt(name)
+        asked = name
+        request(name)
+        if patience is not None:
+            left, grace_s = patience()
+            if left is not None and left > grace_s:
+                raise KeyboardInterrupt(name)
+            timer = threading.Timer(grace_s, os.kill, (os.getpid(), number))
+            timer.daemon = True
+            timer.start()
+
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, handle)
+        yield
+        if asked:  # it came when all was done already: whoever asked wants the rest of the program to end too
+            raise KeyboardInterrupt(asked)
+    finally:
+        if timer is not None:
+            timer.cancel()
+        for number, handler in before.items():
+            if handler is not None and handler is not signal.SIG_IGN:
+                signal.signal(number, handler)

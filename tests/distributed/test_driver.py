@@ -1,0 +1,548 @@
+"""The driver's loop over a scripted pool on a clock of its own: no Ray, no waiting, every order of events."""
+
+import heapq
+import itertools
+import math
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sfg_dist.distributed.driver import CALLS_PER_WORKER, Driver
+from sfg_dist.distributed.pool import WORKER_LOST, Answered, Drain, Failure, Lost, Policy, Ready, Result
+from sfg_dist.errors import (
+    ClusterError,
+    ConflictError,
+    LabelingError,
+    NonFiniteLabelError,
+    StoreError,
+    StoreFullError,
+    StoreUnavailableError,
+)
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What becomes of one attempt: done, fail, die (before the commit), die_late (after it), hang."""
+
+    kind: str = "done"
+    seconds: float = 1.0
+    error: Exception | None = None
+
+
+class FakeStore:
+    """Commits by name only; whoever comes second adopts the first record."""
+
+    def __init__(self, num_shards, done=()):
+        self.num_shards = num_shards
+        self.records = {shard: {"shard": shard, "host": "before", "pid": 0} for shard in done}
+        self.made = Counter()
+        self.lookups = 0
+
+    def pending(self):
+        return [shard for shard in range(self.num_shards) if shard not in self.records]
+
+    def committed(self):
+        return set(self.records)
+
+    def finished(self, shards):
+        self.lookups += 1
+        return {shard: self.records[shard] for shard in shards if shard in self.records}
+
+    def rows(self, shard):
+        return 10
+
+    def commit(self, shard, host, pid):
+        if shard not in self.records:
+            self.made[shard] += 1
+            self.records[shard] = {"shard": shard, "host": host, "pid": pid}
+        return self.records[shard]
+
+
+@dataclass
+class FakeWorker:
+    role: str
+    pid: int
+    is_ready: bool = False
+    calls: deque = field(default_factory=deque)
+
+
+class FakePool:
+    """Workers that live on a heap of future events; waiting moves the clock.
+
+    Args:
+        store: where they commit.
+        fate: (shard, attempt, worker) -> Fate.
+        starts: seconds that the starts take, in turn, None for one that never ends and an exception for one that fails.
+    """
+
+    def __init__(self, store, fate=lambda shard, attempt, worker: Fate(), starts=(), host="here"):
+        self.store, self.fate, self.host = store, fate, host
+        self.starts = iter(starts)
+        self.clock, self.heap, self.sequence = 1000.0, [], itertools.count()
+        self.workers, self.events, self.drains = {}, [], {}
+        self.log, self.sizes, self.num_started, self.waits = [], [], 0, 0
+
+    def now(self):
+        return self.clock
+
+    def unix_time(self):
+        return 1.7e9 + self.clock
+
+    def at(self, seconds, action):
+        heapq.heappush(self.heap, (self.clock + seconds, next(self.sequence), action))
+
+    def start(self, role):
+        self.num_started += 1
+        name = f"{role}-{self.num_started}"
+        worker = self.workers[name] = FakeWorker(role, self.num_started)
+        start = next(self.starts, 1.0)
+
+        def ready():
+            if name in self.workers:
+                worker.is_ready = True
+                self.events.append(Ready(name, {"host": self.host, "pid": worker.pid, "device": role}))
+
+        def refuse():
+            self.events.append(Lost(name, Failure.of(start, keep=True), is_refusal=True))
+
+        if isinstance(start, Exception):
+            self.at(0.5, refuse)
+        elif start is not None:
+            self.at(start, ready)
+        return name
+
+    def submit(self, name, tasks):
+        worker = self.workers[name]
+        assert worker.is_ready, "work for a worker that has not answered"
+        assert tasks
+        assert len(worker.calls) < CALLS_PER_WORKER, "too much in flight"
+        worker.calls.append(list(tasks))
+        self.sizes.append(len(tasks))
+        self.log += [(self.clock, name, shard, attempt) for shard, attempt in tasks]
+        if len(worker.calls) == 1:
+            self._begin(name, worker)
+
+    def _begin(self, name, worker):
+        tasks, results = worker.calls[0], []
+
+        def step():
+            if len(results) == len(tasks):
+                worker.calls.popleft()
+                self.events.append(Answered(name, results))
+                if worker.calls:
+                    self._begin(name, worker)
+                return
+            shard, attempt = tasks[len(results)]
+            fate = self.fate(shard, attempt, name)
+            if fate.kind != "hang":
+                self.at(fate.seconds, lambda: end(shard, fate))
+
+        def end(shard, fate):
+            if self.workers.get(name) is not worker:
+                return
+            record, failure = None, None
+            if fate.kind in ("done", "die_late"):
+                record = self.store.commit(shard, self.host, worker.pid)
+            elif fate.kind == "fail":
+                failure = Failure.of(fate.error, keep=True)
+            if fate.kind in ("die", "die_late"):
+                self.lose(name)
+            else:
+                results.append(Result(shard, fate.seconds, record, failure))
+                step()
+
+        step()
+
+    def lose(self, name):
+        if self.workers.pop(name, None) is not None:
+            self.events.append(Lost(name, Failure(WORKER_LOST, "its process died")))
+
+    def wait(self, timeout_s):
+        self.waits += 1
+        assert self.waits < 100_000, "the loop does not end"
+        until = self.clock + timeout_s
+        while not self.events and self.heap and self.heap[0][0] <= until:
+            at, _, action = heapq.heappop(self.heap)
+            self.clock = max(self.clock, at)
+            action()
+        if not self.events:
+            self.clock = max(self.clock, until)
+        events, self.events = self.events, []
+        return events
+
+    def kill(self, name):
+        self.workers.pop(name, None)
+
+    def draining(self):
+        return {name: drain for name, drain in self.drains.items() if name in self.workers}
+
+    def resources(self):
+        return "the cluster has 3 CPUs"
+
+
+class Run:
+    """A driver over a fake pool, and what it told."""
+
+    def __init__(self, num_shards=8, roles=None, done=(), policy=None, **pool):
+        self.store = FakeStore(num_shards, done)
+        self.pool = FakePool(self.store, **pool)
+        self.events, self.progress, self.snapshots = [], [], []
+        self.driver = Driver(
+            self.store,
+            self.pool,
+            roles or {"cpu": 2},
+            total=num_shards,
+            policy=policy,
+            on_progress=lambda done, total, record: self.progress.append((done, total, record["shard"])),
+            on_event=lambda event, **details: self.events.append((event, details)),
+            on_snapshot=self.snapshots.append,
+        )
+
+    def go(self):
+        self.driver.run()
+        return self
+
+    def fails(self, error, match=""):
+        with pytest.raises(error, match=match) as caught:
+            self.driver.run()
+        return str(caught.value)
+
+    def of(self, event):
+        return [details for name, details in self.events if name == event]
+
+
+def fates(table):
+    """Fates by shard, one an attempt in turn; done after the last."""
+    left = {shard: list(row) for shard, row in table.items()}
+    return lambda shard, attempt, worker: left[shard].pop(0) if left.get(shard) else Fate()
+
+
+FAILURES = {
+    "nan": NonFiniteLabelError("row 3 has no finite end point"),
+    "memory": MemoryError(),
+    "store": StoreError("reads back other bytes"),
+    "slow store": StoreUnavailableError("503"),
+    "conflict": ConflictError("other bytes"),
+    "any": RuntimeError("what"),
+}
+fate_strategy = st.one_of(
+    st.builds(Fate, st.just("done"), st.floats(0.001, 30.0)),
+    st.builds(Fate, st.sampled_from(["die", "die_late", "hang"]), st.floats(0.001, 30.0)),
+    st.builds(
+        lambda name, seconds: Fate("fail", seconds, FAILURES[name]), st.sampled_from(sorted(FAILURES)), st.floats(0, 9)
+    ),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_every_shard_is_committed_once_or_given_up_with_its_reasons(data):
+    num_shards = data.draw(st.integers(1, 20))
+    table = {
+        shard: data.draw(st.lists(fate_strategy, max_size=6))
+        for shard in data.draw(st.sets(st.integers(0, num_shards - 1), max_size=6))
+    }
+    rest = data.draw(st.sampled_from([0.004, 1.0, 20.0]))
+    scripted = fates(table)
+    starts = data.draw(st.lists(st.one_of(st.floats(0.1, 20), st.just(RuntimeError("no GPU"))), max_size=6))
+    policy = Policy(max_attempts=data.draw(st.integers(1, 4)), seed=data.draw(st.integers(0, 9)))
+    run = Run(
+        num_shards,
+        roles={"gpu": data.draw(st.integers(1, 3)), "cpu": data.draw(st.integers(0, 2))},
+        done=data.draw(st.sets(st.integers(0, num_shards - 1), max_size=num_shards - 1)),
+        policy=policy,
+        fate=lambda *task: fate if (fate := scripted(*task)).kind != "done" else Fate(seconds=rest),
+        starts=starts,
+    )
+    before = set(run.store.records)
+    for at in data.draw(st.lists(st.floats(0.5, 60.0), max_size=4)):
+        run.pool.at(at, lambda: run.pool.workers and run.pool.lose(min(run.pool.workers)))
+    error = None
+    try:
+        run.driver.run()
+    except (ClusterError, LabelingError) as raised:
+        error = raised
+    if error is None:
+        assert not run.store.pending()
+    elif isinstance(error, ClusterError):
+        names = {details["worker"] for details in run.of("worker_started")}
+        assert sum(details["worker"] not in names for details in run.of("worker_lost")) >= 3
+    else:
+        given_up = {entry["shard"] for entry in run.of("attempt_failed") if entry["action"] == "give_up"}
+        assert given_up
+        assert all(f"shard {shard} was given up after" in str(error) for shard in given_up & set(run.store.pending()))
+        assert len(given_up) >= policy.max_given_up or set(run.store.pending()) <= given_up
+    assert all(count == 1 for count in run.store.made.values())
+    assert not before & set(run.store.made)
+    seen = [shard for _, _, shard in run.progress]
+    assert len(seen) == len(set(seen))
+    assert set(seen) <= set(run.store.made)
+    assert [done for done, _, _ in run.progress] == list(range(len(before) + 1, len(before) + 1 + len(seen)))
+    charged = Counter(entry["shard"] for entry in run.of("attempt_failed"))
+    assert all(count <= policy.max_attempts + 1 for count in charged.values())  # one more where a backup ran
+    assert run.snapshots[-1]["is_running"] is False
+    assert run.snapshots[-1]["done"] == len(before) + len(seen)
+    assert not run.pool.workers, "a worker was left behind"
+
+
+def test_a_worker_gets_its_first_shard_when_it_answers_and_holds_two():
+    run = Run(7, starts=[1.0, 5.0], fate=lambda *_: Fate(seconds=3.0)).go()
+    first = [(at - 1000, name) for at, name, _, _ in run.pool.log]
+    assert first[:2] == [(1.0, "cpu-1")] * 2
+    assert min(at for at, name in first if name == "cpu-2") == 5.0
+    assert [details["seconds"] for details in run.of("worker_started")] == [1.0, 5.0]
+
+
+def test_nothing_to_do_starts_nobody():
+    run = Run(3, done=range(3)).go()
+    assert run.pool.num_started == 0
+
+
+def test_no_more_workers_than_shards():
+    assert Run(2, roles={"gpu": 1, "cpu": 5}).go().pool.num_started == 2
+
+
+def test_what_a_lost_worker_had_committed_counts_and_only_the_one_at_work_is_charged():
+    run = Run(8, roles={"cpu": 1}, fate=fates({0: [Fate("die_late")], 3: [Fate("die")]})).go()
+    assert run.of("attempt_failed") == [
+        {
+            "shard": 3,
+            "attempt": 1,
+            "worker": "cpu-2",
+            "reason": "the worker was lost: its process died",
+            "action": "retry",
+        }
+    ]
+    assert [shard for _, _, shard, _ in run.pool.log].count(0) == 1
+    assert {shard: attempt for _, _, shard, attempt in run.pool.log}[3] == 2
+    assert {shard: attempt for _, _, shard, attempt in run.pool.log}[4] == 1  # it waited behind
+
+
+def test_a_shard_given_up_keeps_the_others_and_every_reason():
+    kinds = ["nan", "any", "slow store", "nan"]
+    run = Run(6, fate=fates({2: [Fate("fail", 1.0, FAILURES[kind]) for kind in kinds]}))
+    text = run.fails(NonFiniteLabelError, "shard 2 was given up after 4 attempts")
+    assert run.store.pending() == [2]
+    assert ["row 3" in text, "RuntimeError: what" in text, "503" in text] == [True] * 3
+    assert "larger labels.t_min" in text
+    assert [entry["action"] for entry in run.of("attempt_failed")] == ["retry"] * 3 + ["give_up"]
+
+
+def test_a_shard_goes_to_another_worker_after_it_failed():
+    run = Run(6, fate=fates({0: [Fate("fail", 1.0, FAILURES["any"])]})).go()
+    assert len({name for _, name, shard, _ in run.pool.log if shard == 0}) == 2
+
+
+def test_a_conflict_goes_to_another_kind_of_worker():
+    run = Run(6, roles={"gpu": 2, "cpu": 1}, fate=fates({0: [Fate("fail", 1.0, FAILURES["conflict"])]})).go()
+    roles = [name.split("-")[0] for _, name, shard, _ in run.pool.log if shard == 0]
+    assert set(roles) == {"gpu", "cpu"}
+    assert run.of("attempt_failed")[0]["reason"] == "other bytes"
+
+
+def test_three_shards_given_up_end_the_run():
+    broken = lambda shard, attempt, worker: Fate("fail", 1.0, FAILURES["any"])  # noqa: E731
+    run = Run(100, fate=broken, policy=Policy(max_attempts=2))
+    text = run.fails(LabelingError, "RuntimeError: what")
+    assert text.count("was given up after 2 attempts") == 3
+    assert len(run.pool.log) < 14
+    assert run.of("stopping") == [{"reason": "3 shards were given up"}]
+
+
+def test_a_store_in_trouble_is_asked_again_after_growing_pauses():
+    trouble = Fate("fail", 0.1, FAILURES["slow store"])
+    run = Run(1, roles={"cpu": 1}, fate=fates({0: [trouble] * 3})).go()
+    at = [when for when, *_ in run.pool.log]
+    gaps = [later - earlier - 0.1 for earlier, later in itertools.pairwise(at)]
+    for number, gap in enumerate(gaps):
+        assert 0.5 * 2**number <= gap <= 1.5 * 2**number + 0.5
+
+
+def test_a_full_disk_is_waited_for_and_charges_nobody():
+    until = 1030.0
+    run = Run(6)
+    full = Fate("fail", 1.0, StoreFullError("no space left"))
+    run.pool.fate = lambda *_: Fate() if run.pool.clock > until else full
+    run.go()
+    assert not run.store.pending()
+    assert len(run.pool.log) < 30
+    assert {entry["action"] for entry in run.of("attempt_failed")} == {"retry"}
+
+
+def test_a_disk_that_stays_full_ends_the_run_after_a_minute():
+    full = Fate("fail", 1.0, StoreFullError("no space left on the device"))
+    run = Run(50, fate=lambda shard, *_: Fate() if shard < 3 else full)
+    run.fails(StoreFullError, r"no space left on the device \(3 of 50 shards are kept; waited 60 s")
+    assert 60 < run.pool.clock - 1000 < 75
+
+
+def test_a_shard_that_hangs_is_found_by_the_median_and_its_worker_replaced():
+    run = Run(200, fate=fates({9: [Fate("hang")]})).go()
+    (failed,) = run.of("attempt_failed")
+    assert failed["shard"] == 9
+    assert "no answer within 60 s" in failed["reason"]
+    assert run.pool.num_started == 3
+
+
+def test_a_hang_before_any_is_finished_has_an_hour_and_the_users_limit_goes_before():
+    for limit, expected in ((None, 3600), (7.0, 7)):
+        run = Run(1, roles={"cpu": 1}, fate=fates({0: [Fate("hang")]}), policy=Policy(shard_timeout_s=limit)).go()
+        assert expected < run.pool.clock - 1000 < expected + 5
+
+
+def test_a_straggler_gets_one_backup_and_the_first_commit_wins():
+    slow = fates({5: [Fate(seconds=50.0)]})
+    run = Run(10, roles={"cpu": 3}, fate=slow).go()
+    (backup,) = run.of("backup")
+    assert backup["shard"] == 5
+    assert run.pool.clock - 1000 < 20
+    assert run.store.made[5] == 1
+    assert len([1 for _, _, shard, _ in run.pool.log if shard == 5]) == 2
+
+
+def test_a_backup_stays_within_its_kind():
+    run = Run(
+        12, roles={"gpu": 1, "cpu": 2}, fate=lambda shard, attempt, worker: Fate(seconds=1 if "gpu" in worker else 9)
+    )
+    run.go()
+    assert run.of("backup") == []
+    assert {name[:3] for _, name, _, _ in run.pool.log} == {"gpu", "cpu"}
+
+
+def test_short_shards_travel_together_and_a_death_charges_only_one():
+    run = Run(2000, fate=fates({700: [Fate("die", 0.001)]}))
+    scripted = run.pool.fate
+    run.pool.fate = lambda *task: fate if (fate := scripted(*task)).kind == "die" else Fate(seconds=0.002)
+    run.go()
+    assert max(run.pool.sizes) == 64
+    assert [entry["shard"] for entry in run.of("attempt_failed")] == [700]
+    assert len(run.pool.log) < 2000 + 64 * 2
+    assert run.store.lookups == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no GPU"), StoreUnavailableError("503")])
+def test_workers_that_never_start_end_the_run(error):
+    run = Run(8, starts=[error] * 9)
+    run.fails(ClusterError if isinstance(error, RuntimeError) else StoreUnavailableError, "3 workers were lost")
+
+
+def test_a_worker_that_refuses_for_good_ends_the_run_at_once():
+    run = Run(8, starts=[StoreError("reference/order is not an ordering")])
+    run.fails(StoreError, "^reference/order is not an ordering$")
+    assert run.pool.num_started == 2
+
+
+def test_no_worker_for_a_long_time_tells_what_the_cluster_has():
+    run = Run(8, starts=[None, None])
+    run.fails(ClusterError, "no worker was ready for 600 s, 2 were asked for: the cluster has 3 CPUs")
+
+
+def test_a_start_that_never_ends_is_given_up_while_others_work():
+    run = Run(400, starts=[1.0, None], fate=lambda *_: Fate(seconds=4.0)).go()
+    assert {name for _, name, _, _ in run.pool.log} == {"cpu-1", "cpu-3"}
+
+
+def test_two_drivers_on_one_store_share_the_work():
+    one = Run(300, fate=lambda *_: Fate(seconds=2.0))
+    other = FakePool(one.store, host="elsewhere")
+    done = []
+
+    def of_the_other():
+        """Its next shard in order, as fast as one of ours."""
+        pending = one.store.pending()
+        if pending:
+            one.store.commit(pending[0], other.host, 7)
+            done.append(pending[0])
+            one.pool.at(1.0, of_the_other)
+
+    scripted = one.pool.fate
+    one.pool.fate = lambda shard, *rest: Fate(seconds=0.01) if shard in one.store.records else scripted(shard, *rest)
+    one.pool.at(5.0, of_the_other)
+    one.go()
+    assert not one.store.pending()
+    assert len(done) > 60
+    worked = sum(one.store.records[shard]["host"] == "here" for shard in range(300))
+    assert len(one.pool.log) < worked + 60  # most of what the other did was never handed out
+    assert len(one.progress) == 300
+
+
+def test_a_stop_lets_shards_end_within_the_grace_and_drops_the_others():
+    run = Run(40, roles={"cpu": 2}, fate=lambda shard, *_: Fate(seconds=1.0 if shard != 9 else 200.0))
+    run.pool.at(8.5, lambda: run.driver.request_stop("SIGTERM"))
+    run.fails(KeyboardInterrupt, "SIGTERM")
+    assert run.pool.clock - 1008.5 < 6
+    assert run.of("stopping") == [{"reason": "SIGTERM"}]
+    begun = [at for at, *_ in run.pool.log]
+    assert max(begun) < 1009.1
+    assert 9 in run.store.pending()
+    assert run.snapshots[-1]["is_running"] is False
+
+
+def test_a_long_shard_is_dropped_at_once_when_a_stop_comes():
+    run = Run(40, fate=lambda *_: Fate(seconds=100.0))
+    run.pool.at(420.0, lambda: run.driver.request_stop("SIGUSR2"))
+    run.fails(KeyboardInterrupt, "SIGUSR2")
+    assert run.pool.clock - 1420 < 1.1
+    assert len(run.store.made) == 8
+
+
+@pytest.mark.parametrize(("left", "ends"), [(60.0, True), (3.0, False), (math.inf, True)])
+def test_a_node_that_drains_gets_nothing_new_and_its_worker_is_replaced(left, ends):
+    run = Run(12, fate=lambda *_: Fate(seconds=10.0))
+    run.pool.at(43.0, lambda: run.pool.drains.update({"cpu-1": Drain("node-a", run.pool.clock + left)}))
+    run.go()
+    handed = [at for at, name, _, _ in run.pool.log if name == "cpu-1"]
+    assert max(handed) < 1046
+    (notice,) = run.of("draining")
+    assert notice["node"] == "node-a"
+    assert (notice["deadline"] is None) == math.isinf(left)
+    done_by_it = sum(record["pid"] == 1 for record in run.store.records.values())
+    assert done_by_it == (5 if ends else 4)
+    assert run.of("attempt_failed") == []
+    assert run.pool.num_started == 3
+
+
+def test_a_driver_that_was_suspended_takes_nobody_for_hanging():
+    run = Run(12, policy=Policy(shard_timeout_s=5.0), fate=lambda *_: Fate(seconds=2.0))
+
+    def suspend():
+        run.pool.clock += 500.0
+        run.pool.heap = [(at + 500.0, *rest) for at, *rest in run.pool.heap]
+        heapq.heapify(run.pool.heap)
+
+    run.pool.at(6.5, suspend)
+    run.go()
+    assert run.of("worker_lost") == []
+
+
+def test_memory_that_ran_out_costs_the_worker_its_process():
+    run = Run(8, fate=fates({2: [Fate("fail", 1.0, RuntimeError("CUDA out of memory. Tried"))]})).go()
+    assert run.pool.num_started == 3
+    assert len(run.of("attempt_failed")) == 1
+
+
+def test_snapshots_tell_of_every_worker():
+    run = Run(30, fate=lambda *_: Fate(seconds=1.5)).go()
+    middle = run.snapshots[len(run.snapshots) // 2]
+    assert middle["total"] == 30
+    assert middle["done"] + middle["todo"] == 30
+    assert [worker["state"] for worker in middle["workers"]] == ["at work"] * 2
+    assert {
+        "worker",
+        "kind",
+        "host",
+        "pid",
+        "device",
+        "state",
+        "shard",
+        "attempt",
+        "since",
+        "done",
+        "rows",
+        "seconds",
+    } == set(middle["workers"][0])
+    assert all(later["updated"] - earlier["updated"] >= 2 for earlier, later in itertools.pairwise(run.snapshots[:-1]))
+    assert run.snapshots[-1]["rows_per_s"] > 10

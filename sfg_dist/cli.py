@@ -5,62 +5,27 @@ Exit status: 0 done; 1 the work failed; 2 the request was wrong; 130 interrupted
 
 from __future__ import annotations
 
-import functools
-import json
+import atexit
+import contextlib
+import os
 import signal
 import sys
-import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+import sfg_dist.store_commands  # noqa: F401  (makes its commands known)
 from sfg_dist import __version__
+from sfg_dist.command import Debug, Executor, JobPath, Json, Set, app, command, load, say
 from sfg_dist.display import Display
-from sfg_dist.errors import ConfigError, DataError, PlanMismatchError, SfgError
+from sfg_dist.errors import ConfigError
 
 if TYPE_CHECKING:
     from sfg_dist.config import Job
     from sfg_dist.pipeline import Pipeline
-
-
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Make a command of a function: its errors become one message and an exit status, no traceback."""
-
-    @functools.wraps(function)
-    def guarded(*args: Any, json_: bool, debug: bool, **options: Any) -> None:
-        try:
-            function(*args, json_=json_, debug=debug, **options)
-        except KeyboardInterrupt:
-            _fail(json_, debug, "interrupted; what is committed is kept: run the same command again to go on", 130)
-        except SfgError as error:
-            _fail(json_, debug, str(error), 2 if isinstance(error, (ConfigError, DataError, PlanMismatchError)) else 1)
-        except Exception as error:
-            hint = "" if debug else " (run again with --debug for the traceback)"
-            _fail(json_, debug, f"{type(error).__name__}: {error}{hint}", 1)
-
-    return app.command()(guarded)
-
-
-app = typer.Typer(
-    name="sfg",
-    help="Turn a table of samples into a one-step generator.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
-JobPath = Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key of the job; repeatable."),
-]
-Executor = Annotated[str | None, typer.Option("--executor", help="Override executor.kind: ray or inline.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
 @command
@@ -71,16 +36,16 @@ def run(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json =
     """
     from sfg_dist.pipeline import run as run_job
 
-    resolved = _load(job, set_, executor)
+    resolved = load(job, set_, executor)
     with Display(json_) as display:
         metrics = run_job(resolved, listener=display)
-    _finish(json_, resolved, {"metrics": metrics, "report": str(Path(resolved.output.dir) / "report.html")})
+    _finish(json_, resolved, {"metrics": metrics, "report": f"{resolved.output.dir.rstrip('/')}/report.html"})
 
 
 @command
 def label(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False, debug: Debug = False) -> None:
     """Make the labeled pairs that are missing."""
-    resolved = _load(job, set_, executor)
+    resolved = load(job, set_, executor)
     with Display(json_) as display:
         pairs = _pipeline(resolved, display).label()
     _finish(json_, resolved, {"pairs": pairs.plan.num_pairs, "store": pairs.location.url})
@@ -92,22 +57,25 @@ def train(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json
 
     Goes on from the last checkpoint.
     """
-    resolved = _load(job, set_, executor)
+    resolved = load(job, set_, executor)
     with Display(json_) as display:
         pipeline = _pipeline(resolved, display)
         generator = pipeline.train()
-    _finish(json_, resolved, {"model": str(pipeline.model_path), "parameters": generator.network.num_parameters})
+    _finish(json_, resolved, {"model": pipeline.model_url, "parameters": generator.network.num_parameters})
 
 
 @command
 def sample(
-    what: Annotated[Path, typer.Argument(metavar="JOB.toml|MODEL", help="A job file, or a saved model directory.")],
+    what: Annotated[
+        str, typer.Argument(metavar="JOB.toml|MODEL", help="A job file, or a saved model: a directory or an s3:// URL.")
+    ],
     num: Annotated[
         float | None, typer.Option("-n", "--num", help="Rows to draw, 1000 if not given; 1e6 is fine.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the latents.")] = 0,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Where to: .zarr, .parquet, .csv or .npy; samples.csv if not given.")
+        str | None,
+        typer.Option("--out", help="Where to: .zarr (a URL too), .parquet, .csv or .npy; samples.csv if not given."),
     ] = None,
     set_: Set = None,
     json_: Json = False,
@@ -117,15 +85,15 @@ def sample(
 
     With a job file, the samples that it evaluates; with a saved model, to a file of your own.
     """
-    if what.suffix == ".toml":
+    if what.endswith(".toml"):
         if num is not None or out is not None or seed:
             raise ConfigError(
                 "with a job file the keys of its evaluate table rule; name a model for -n, --seed and --out"
             )
-        resolved = _load(what, set_, None)
+        resolved = load(Path(what), set_, None)
         with Display(json_) as display:
             path = _pipeline(resolved, display).sample()
-        _finish(json_, resolved, {"samples": str(path), "rows": resolved.evaluate.num_samples})
+        _finish(json_, resolved, {"samples": path, "rows": resolved.evaluate.num_samples})
         return
     from sfg_dist.model.generator import Generator
     from sfg_dist.store.table import write_table
@@ -134,14 +102,14 @@ def sample(
         raise ConfigError("--set changes a job; a saved model has its job inside")
     if num is not None and (num < 0 or num != int(num)):
         raise ConfigError(f"-n must be a whole number of rows, got {num}")
-    if not what.exists():
+    if "://" not in what and not Path(what).exists():
         raise ConfigError(f"{what} does not exist: name a job file, or a saved model's directory")
     generator = Generator.load(what)
-    path = out or Path("samples.csv")
+    path = out or "samples.csv"
     rows = write_table(
         path, generator.columns, generator.sample_parts(int(num if num is not None else 1000), seed=seed)
     )
-    _say(json_, {"samples": str(path), "rows": rows}, f"{rows:,} rows in {path}")
+    say(json_, {"samples": path, "rows": rows}, f"{rows:,} rows in {path}")
 
 
 @command
@@ -150,42 +118,10 @@ def evaluate(job: JobPath, set_: Set = None, json_: Json = False, debug: Debug =
 
     Writes metrics.json and report.html.
     """
-    resolved = _load(job, set_, None)
+    resolved = load(job, set_, None)
     with Display(json_) as display:
         metrics = _pipeline(resolved, display).evaluate()
-    _finish(json_, resolved, {"metrics": metrics, "report": str(Path(resolved.output.dir) / "report.html")})
-
-
-@command
-def status(
-    store: Annotated[str, typer.Argument(metavar="STORE", help="pairs.zarr, or the output directory that holds it.")],
-    json_: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Say how far a store of pairs is."""
-    from sfg_dist.store import open_pairs
-
-    if "://" not in store and not Path(store).exists():
-        raise ConfigError(f"{store} does not exist: name a pairs.zarr, or the output directory that holds it")
-    pairs = open_pairs(store)
-    plan = pairs.plan
-    pending = pairs.pending()
-    rows = plan.num_pairs - sum(stop - start for start, stop in map(plan.shard_range, pending))
-    facts = {
-        "store": pairs.location.url,
-        "shards": plan.num_shards,
-        "shards_done": plan.num_shards - len(pending),
-        "rows": plan.num_pairs,
-        "rows_done": rows,
-        "is_complete": not pending,
-        "columns": list(plan.columns),
-        "dim": plan.dim,
-        "labels": dict(plan.labels),
-    }
-    text = (
-        f"{facts['shards_done']:,} of {plan.num_shards:,} shards, {rows:,} of {plan.num_pairs:,} pairs, dim {plan.dim}"
-    )
-    _say(json_, facts, f"{pairs.location.url}: {text}" + ("" if pending else "; complete"))
+    _finish(json_, resolved, {"metrics": metrics, "report": f"{resolved.output.dir.rstrip('/')}/report.html"})
 
 
 def _version(show: bool) -> None:
@@ -205,33 +141,40 @@ def _root(
 
 def main() -> None:
     """Entry point of the console script."""
-    warnings.showwarning = lambda message, *_: print(f"sfg: warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: _show_warning(message)
     # For developers of libraries, not for users of a command.
     for category in (FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category)
     for name in ("SIGTERM", "SIGUSR2"):  # USR2: a scheduler's notice ahead of its time limit
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _interrupt)
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        _leave(end.code)
+
+
+def _leave(code: str | int | None) -> NoReturn:
+    """End the process without taking the interpreter down under obstore's threads.
+
+    One that still lets go of a finished request while Python finalizes aborts the process (Python before 3.14 ends such
+    a thread by unwinding it, which Rust does not allow): seen once in some ten commands that end with a request.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a closed pipe was its reader's wish
+            stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def _show_warning(message: Warning | str) -> None:
+    from sfg_dist.events import without_credentials
+
+    print(f"sfg: warning: {without_credentials(str(message))}", file=sys.stderr)
 
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
-
-
-def _fail(as_json: bool, debug: bool, message: str, status: int) -> NoReturn:
-    if debug:
-        traceback.print_exc()
-    print(f"sfg: {message}", file=sys.stderr)
-    if as_json:
-        print(json.dumps({"error": message}))
-    raise typer.Exit(status)
-
-
-def _load(path: Path, overrides: list[str] | None, executor: str | None) -> Job:
-    from sfg_dist.config import load_job
-
-    return load_job(path, [*(overrides or []), *([f"executor.kind={executor}"] if executor else [])])
 
 
 def _pipeline(job: Job, display: Display) -> Pipeline:
@@ -242,11 +185,7 @@ def _pipeline(job: Job, display: Display) -> Pipeline:
 
 def _finish(as_json: bool, job: Job, result: Mapping[str, Any]) -> None:
     lines = [f"{name}: {result[name]}" for name in ("store", "model", "samples", "report") if name in result]
-    _say(as_json, {"output": job.output.dir, **result}, "\n".join(lines))
-
-
-def _say(as_json: bool, document: Mapping[str, Any], text: str) -> None:
-    print(json.dumps(document, indent=1) if as_json else text)
+    say(as_json, {"output": job.output.dir, **result}, "\n".join(lines))
 
 
 if __name__ == "__main__":

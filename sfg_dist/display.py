@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sfg_dist.data.naming import listed
+from sfg_dist.statusview import duration, failure_line
 
 
 class Display:
@@ -22,6 +23,7 @@ class Display:
         self._task: Any = None
         self._last_line = 0.0
         self._rows = 0
+        self._workers: set[str] = set()
         self._first: tuple[float, float] | None = None
         self._stage: Mapping[str, Any] = {}
         self._handlers: dict[str, Callable[[Mapping[str, Any]], None]] = {
@@ -30,6 +32,12 @@ class Display:
             "table": self._on_table,
             "time_grid": self._on_time_grid,
             "shard": self._on_shard,
+            "worker_started": self._on_worker,
+            "worker_lost": self._on_worker_lost,
+            "attempt_failed": self._on_attempt_failed,
+            "backup": self._on_backup,
+            "draining": self._on_draining,
+            "stopping": self._on_stopping,
             "epoch": self._on_epoch,
             "measured": self._on_measured,
         }
@@ -92,7 +100,29 @@ class Display:
         self._rows += event["rows"][1] - event["rows"][0]
         rate = self._rows / max(1e-3, event["time"] - self._stage["time"])
         line = f"label: {event['done']:,} of {event['total']:,} shards, {rate:,.0f} pairs/s"
+        if len(self._workers) > 1:
+            line += f", {len(self._workers):,} workers"
         self._advance(event["done"], line, event)
+
+    def _on_worker(self, event: Mapping[str, Any]) -> None:
+        self._workers.add(event["worker"])
+
+    def _on_worker_lost(self, event: Mapping[str, Any]) -> None:
+        self._workers.discard(event["worker"])
+        self._print(f"label: lost worker {event['worker']}: {_one_line(event['reason'])}")
+
+    def _on_attempt_failed(self, event: Mapping[str, Any]) -> None:
+        self._print(f"label: {failure_line(event)}")
+
+    def _on_backup(self, event: Mapping[str, Any]) -> None:
+        self._print(f"label: shard {event['shard']} takes long: {event['worker']} does it too, the first one counts")
+
+    def _on_draining(self, event: Mapping[str, Any]) -> None:
+        left = f" in {duration(event['deadline'] - event['time'])}" if event.get("deadline") else ""
+        self._print(f"label: node {event['node']} leaves{left}: its workers end what they can, others take the rest")
+
+    def _on_stopping(self, event: Mapping[str, Any]) -> None:
+        self._print(f"label: stopping: {_one_line(event['reason'])}")
 
     def _on_epoch(self, event: Mapping[str, Any]) -> None:
         position = event["elapsed_s"] if self._stage.get("max_time_s") else event["epoch"]
@@ -110,6 +140,7 @@ class Display:
 
     def _open_bar(self, name: str, total: float, completed: float) -> None:
         self._last_line, self._rows, self._first = 0.0, 0, None
+        self._workers.clear()
         if not self._console.is_terminal:
             return
         from rich.progress import (
@@ -161,3 +192,7 @@ class Display:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

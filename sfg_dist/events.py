@@ -1,30 +1,125 @@
-"""The log of a run: JSON lines in events.jsonl, and the time of each stage read back from them."""
+"""The log of a run: JSON lines in events.jsonl, and the time of each stage read back from them.
+
+No secret gets into a log: values of the environment that look like keys, tokens or passwords are blotted out of every
+line, wherever an error message of some library may have put them.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import re
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sfg_dist.objects import without_secrets
+from sfg_dist.store import Location
 
-def append_event(path: Path, entry: Mapping[str, Any]) -> None:
-    """Add one event as a line of its own, also after a torn one that a killed attempt left."""
+EVENTS_KEY = "events.jsonl"
+FLUSH_INTERVAL_S = 10.0
+FLUSH_BYTES_PER_S = 200_000  # a log is put anew as a whole, so a long one is put less often
+SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSW|CREDENTIAL", re.IGNORECASE)
+MIN_SECRET_LENGTH = 8  # shorter values are words that a path may hold too
+
+
+def without_credentials(text: str) -> str:
+    """The text with every value of a secret environment variable replaced by its name, and URLs without passwords.
+
+    Example:
+        >>> os.environ["AWS_SECRET_ACCESS_KEY"] = "wJalrXUtnFEMI"               # doctest: +SKIP
+        >>> without_credentials("signed with wJalrXUtnFEMI")                        # doctest: +SKIP
+        'signed with <AWS_SECRET_ACCESS_KEY>'
+    """
+    for name, value in os.environ.items():
+        if len(value) >= MIN_SECRET_LENGTH and value in text and SECRET_NAME.search(name):
+            text = text.replace(value, f"<{name}>")
+    return without_secrets(text)
+
+
+def event_line(entry: Mapping[str, Any]) -> bytes:
+    """An event as a line of JSON without secrets, its end included."""
+    return without_credentials(json.dumps(entry, default=str)).encode() + b"\n"
+
+
+def append_lines(path: Path, lines: bytes) -> None:
+    """Add lines to a file, also after a torn one that a killed attempt left."""
     with path.open("ab+") as file:
         if file.tell() and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
             file.write(b"\n")
-        file.write(json.dumps(entry, default=str).encode() + b"\n")
+        file.write(lines)
 
 
-def stage_times(events: Path) -> dict[str, float]:
+class EventLog:
+    """One file of JSON lines in a directory or an object store; goes on where an earlier attempt stopped.
+
+    A local file is appended to at once. An object cannot be appended to: it is put anew as a whole, at most every few
+    seconds, and when ``flush`` is called.
+
+    Args:
+        location: where the file is.
+        key: its name.
+        clock: seconds, for the interval.
+    """
+
+    def __init__(self, location: Location, key: str = EVENTS_KEY, *, clock: Callable[[], float] = time.monotonic):
+        self._location, self._key, self._clock = location, key, clock
+        self._content: bytearray | None = None
+        self._is_written = True
+        self._written_at = clock()
+
+    def append(self, entry: Mapping[str, Any]) -> None:
+        """Add one event as a line of its own.
+
+        Raises:
+            OSError: the local file cannot be written.
+            StoreError: the object cannot be written.
+        """
+        line = event_line(entry)
+        if self._location.root is not None:
+            append_lines(self._location.root / self._key, line)
+            return
+        content = self._buffer()
+        if content and not content.endswith(b"\n"):
+            content += b"\n"
+        content += line
+        self._is_written = False
+        if self._clock() - self._written_at >= max(FLUSH_INTERVAL_S, len(content) / FLUSH_BYTES_PER_S):
+            self.flush()
+
+    def flush(self) -> None:
+        """Put what is not there yet.
+
+        Raises:
+            StoreError: the object cannot be written.
+        """
+        if not self._is_written:
+            self._location.write(self._key, bytes(self._buffer()))
+            self._is_written, self._written_at = True, self._clock()
+
+    def read(self) -> str:
+        """All lines, those of earlier attempts too; empty where there is no log yet."""
+        content = self._location.read(self._key) if self._location.root is not None else bytes(self._buffer())
+        return (content or b"").decode("utf-8", errors="replace")
+
+    def _buffer(self) -> bytearray:
+        if self._content is None:
+            self._content = bytearray(self._location.read(self._key) or b"")
+        return self._content
+
+
+def stage_times(log: str) -> dict[str, float]:
     """Seconds spent in each stage, over all attempts since it was last begun afresh.
 
     An attempt that was killed counts up to its last event.
+
+    Args:
+        log: the lines of events.jsonl.
     """
     times: dict[str, float] = {}
     stage, last = None, 0.0
-    for line in events.read_text(encoding="utf-8").splitlines():
+    for line in log.splitlines():
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:

@@ -48,6 +48,11 @@ def is_url(place: str | os.PathLike[str]) -> bool:
     return "://" in str(place)
 
 
+def absolute_url(place: str | os.PathLike[str]) -> str:
+    """A place as a process in another working directory names it."""
+    return str(place) if is_url(place) else os.path.abspath(place)
+
+
 def open_objects(url: str) -> Any:
     """The obstore store of an ``s3://bucket/prefix``, ``gs://`` or ``az://`` URL; keys are below the prefix.
 

@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,9 @@ import numpy as np
 
 from sfg_dist.config import Job, load_job, resolve_job
 from sfg_dist.errors import ConfigError, DataError, StoreError
-from sfg_dist.events import append_event, stage_times
+from sfg_dist.events import EventLog, stage_times
+from sfg_dist.label_run import label_pending, query_rows
+from sfg_dist.objects import absolute_url, is_url
 from sfg_dist.plan import fingerprint
 from sfg_dist.planning import check_job, identity_of_keys, make_plan, uses_clusters
 from sfg_dist.presentation import report_content
@@ -28,9 +31,9 @@ from sfg_dist.presentation import report_content
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from sfg_dist.data import Prepared, Transform
+    from sfg_dist.data import Prepared
     from sfg_dist.model.generator import Generator
-    from sfg_dist.store import Pairs
+    from sfg_dist.store import Location, Pairs
 
 Listener = Callable[[Mapping[str, Any]], None]
 
@@ -80,49 +83,51 @@ class Pipeline:
     def __init__(self, job: Job, listener: Listener | None = None) -> None:
         check_job(job)
         self.job = job
-        self.directory = Path(job.output.dir)
-        if self.directory.exists() and not self.directory.is_dir():
+        self.url = job.output.dir.rstrip("/") or "/"
+        if not is_url(self.url) and Path(self.url).exists() and not Path(self.url).is_dir():
             raise ConfigError(f"output.dir = {job.output.dir!r} is a file: name a directory")
         self._listener = listener
         self._prepared: Prepared | None = None
         self._ray: contextlib.ExitStack | None = None
 
-    # Where things are.
+    # Where things are: paths, or URLs of an object store.
 
-    @property
-    def pairs_path(self) -> Path:
-        """The store of pairs."""
-        return self.directory / "pairs.zarr"
+    @cached_property
+    def output(self) -> Location:
+        """The output directory, made when it is first needed."""
+        from sfg_dist.store import Location
 
-    @property
-    def model_path(self) -> Path:
-        """The saved generator."""
-        return self.directory / "model"
+        return Location(self.url, create=True)
 
-    @property
-    def checkpoints_path(self) -> Path:
-        """Checkpoints of the fit."""
-        return self.directory / "checkpoints"
-
-    @property
-    def samples_path(self) -> Path:
-        """The samples that are evaluated."""
-        return self.directory / "samples.zarr"
-
-    @property
-    def metrics_path(self) -> Path:
-        """The figures."""
-        return self.directory / "metrics.json"
-
-    @property
-    def report_path(self) -> Path:
-        """The page that shows them."""
-        return self.directory / "report.html"
-
-    @property
-    def events_path(self) -> Path:
+    @cached_property
+    def events(self) -> EventLog:
         """What happened, one JSON line an event."""
-        return self.directory / "events.jsonl"
+        return EventLog(self.output)
+
+    @property
+    def pairs_url(self) -> str:
+        """The store of pairs."""
+        return f"{self.url}/pairs.zarr"
+
+    @property
+    def model_url(self) -> str:
+        """The saved generator."""
+        return f"{self.url}/model"
+
+    @property
+    def checkpoints_url(self) -> str:
+        """Checkpoints of the fit."""
+        return f"{self.url}/checkpoints"
+
+    @property
+    def samples_url(self) -> str:
+        """The samples that are evaluated."""
+        return f"{self.url}/samples.zarr"
+
+    @property
+    def report_url(self) -> str:
+        """The page that shows the figures, which metrics.json holds."""
+        return f"{self.url}/report.html"
 
     # Stages.
 
@@ -152,8 +157,8 @@ class Pipeline:
             network=job.model_dump(include={"width", "depth", "block", "activation", "linear_skip"}),
             **job.model_dump(include={field.name for field in fields(FitSettings)} - {"network"}),
         )
-        url = str(self.pairs_path.absolute())
-        fresh = not has_checkpoint(self.checkpoints_path, settings, pairs.plan.run_id)
+        url, checkpoints = absolute_url(self.pairs_url), absolute_url(self.checkpoints_url)
+        fresh = not has_checkpoint(checkpoints, settings, pairs.plan.run_id)
         with (
             self._stage("train", fresh=fresh, num_epochs=job.num_epochs, max_time_s=job.max_time_s),
             self.session(),
@@ -162,14 +167,14 @@ class Pipeline:
             def on_epoch(entry: Mapping[str, float]) -> None:
                 self.emit("epoch", **entry)
 
-            if is_finished(self.checkpoints_path, settings, pairs.plan.run_id):
-                network, _ = load_fitted(self.checkpoints_path)
+            if is_finished(checkpoints, settings, pairs.plan.run_id):
+                network, _ = load_fitted(checkpoints)
             elif self.job.executor.kind == "inline":
-                network, _ = fit_inline(url, self.checkpoints_path, settings, on_epoch=on_epoch)
+                network, _ = fit_inline(url, checkpoints, settings, on_epoch=on_epoch)
             else:
                 self._need_ray()
                 network, _ = fit_with_workers(
-                    url, self.checkpoints_path, settings, num_workers=job.num_workers, on_epoch=on_epoch
+                    url, checkpoints, settings, num_workers=job.num_workers, on_epoch=on_epoch
                 )
             calibration = Calibration.fit(network, pairs.reference, seed=job.seed) if job.calibrate else None
             generator = Generator(
@@ -179,24 +184,24 @@ class Pipeline:
                 job=self.job.model_dump(exclude_none=True),
             )
             with self._writing("model"):
-                generator.save(self.model_path)
+                generator.save(self.model_url)
         return generator
 
-    def sample(self) -> Path:
+    def sample(self) -> str:
         """Draw the samples that are evaluated."""
         from sfg_dist.model.generator import Generator
         from sfg_dist.store.table import write_table
 
-        generator = Generator.load(self.model_path)
+        generator = Generator.load(self.model_url)
         job = self.job.evaluate
         with self._stage("sample", rows=job.num_samples):
             write_table(
-                self.samples_path,
+                self.samples_url,
                 generator.columns,
                 generator.sample_parts(job.num_samples, seed=job.seed),
                 source=self._sample_source,
             )
-        return self.samples_path
+        return self.samples_url
 
     def evaluate(self) -> dict[str, Any]:
         """Measure samples and labels against held-out rows; write metrics.json and report.html."""
@@ -209,21 +214,21 @@ class Pipeline:
         from sfg_dist.store.table import read_table
 
         pairs = self._existing_store()
-        generator = Generator.load(self.model_path)
+        generator = Generator.load(self.model_url)
         if generator.job.get("train") != self.job.train.model_dump(exclude_none=True):
             warnings.warn(
-                f"{self.model_path} was trained with other train keys than this job has; `sfg train` trains anew",
+                f"{self.model_url} was trained with other train keys than this job has; `sfg train` trains anew",
                 stacklevel=2,
             )
         prepared = self.prepared
         if fingerprint(prepared.train) != pairs.plan.identity["table"]:
             raise DataError(
-                f"{self.job.data.source} is not the table that {self.pairs_path} was made from: bring it back, "
+                f"{self.job.data.source} is not the table that {self.pairs_url} was made from: bring it back, "
                 f"or choose another output.dir and run again"
             )
         job = self.job.evaluate
         with self._stage("evaluate", metrics=list(job.metrics)):
-            samples = read_table(self.samples_path, source=self._sample_source)
+            samples = read_table(self.samples_url, source=self._sample_source)
             num_labels = min(pairs.plan.num_pairs, job.num_samples)
             transform = Transform.from_arrays(*pairs.transform)
             labels = transform.inverse(read_rows(pairs.labels, 0, num_labels))
@@ -238,17 +243,17 @@ class Pipeline:
                 self.emit("measured", what=name, **metrics[name])
             metrics["label_error"] = label_error(pairs)
             self.emit("label_error", **metrics["label_error"])
-        metrics["time_s"] = stage_times(self.events_path)
-        _, history = load_fitted(self.checkpoints_path)
+        metrics["time_s"] = stage_times(self.events.read())
+        _, history = load_fitted(self.checkpoints_url)
         content = report_content(
             self.job, prepared, pairs, generator, metrics=metrics, history=history, samples=samples, labels=labels
         )
         page = render_report(content)
         with self._writing("report.html, metrics.json and model"):
-            self.report_path.write_text(page, encoding="utf-8")
-            self.metrics_path.write_text(json.dumps(metrics, indent=1))
-            replace(generator, metrics=metrics).save(self.model_path)
-        self.emit("report", path=str(self.report_path))
+            self.output.write("report.html", page.encode())
+            self.output.write("metrics.json", json.dumps(metrics, indent=1).encode())
+            replace(generator, metrics=metrics).save(self.model_url)
+        self.emit("report", path=self.report_url)
         return metrics
 
     # What the stages share.
@@ -285,7 +290,9 @@ class Pipeline:
         """Tell what happened."""
         entry = {"time": round(time.time(), 3), "event": event, **details}
         with self._writing("events.jsonl"):
-            append_event(self.events_path, entry)
+            self.events.append(entry)
+            if event in ("stage_finished", "report"):
+                self.events.flush()
         if self._listener is not None:
             self._listener(entry)
 
@@ -295,16 +302,20 @@ class Pipeline:
         from sfg_dist.store import reason_of
 
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
             yield
         except OSError as error:
-            raise StoreError(f"cannot write {what} in output.dir {self.directory}: {reason_of(error)}") from error
+            raise StoreError(f"cannot write {what} in output.dir {self.url}: {reason_of(error)}") from error
 
     @contextlib.contextmanager
     def _stage(self, name: str, *, fresh: bool = True, **details: Any) -> Iterator[None]:
         started = time.monotonic()
         self.emit("stage_started", stage=name, fresh=fresh, **details)
-        yield
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(OSError, StoreError):  # the error at hand says more
+                self.events.flush()
+            raise
         self.emit("stage_finished", stage=name, seconds=round(time.monotonic() - started, 3))
 
     def _open_store(self) -> Pairs:
@@ -313,14 +324,14 @@ class Pipeline:
 
         prepared = self.prepared
         reference = prepared.reference()
-        queries = self._queries(prepared.transform)
-        existing = open_pairs(self.pairs_path).plan if (self.pairs_path / "plan.json").exists() else None
+        queries = query_rows(self.job.labels, prepared.transform)
+        existing = open_pairs(self.pairs_url).plan if self._has_store() else None
         has_clusters = uses_clusters(self.job, len(reference))
         fits_grid = self.job.labels.time_grid == "fitted" and existing is None
         order = self._make_order(reference) if has_clusters and fits_grid else None
         plan = make_plan(self.job, prepared.train, reference, prepared.columns, queries, order=order, existing=existing)
         pairs = create_store(
-            self.pairs_path,
+            self.pairs_url,
             plan,
             reference=reference,
             transform_arrays=prepared.transform.to_arrays(),
@@ -344,12 +355,16 @@ class Pipeline:
             self._need_ray()
             return order_with_tasks(reference)
 
+    def _has_store(self) -> bool:
+        """Whether the pairs' plan is there; makes no directory."""
+        return (is_url(self.url) or Path(self.url).is_dir()) and self.output.exists("pairs.zarr/plan.json")
+
     def _existing_store(self) -> Pairs:
         from sfg_dist.store import open_pairs
 
-        if not self.pairs_path.exists():
-            raise StoreError(f"{self.pairs_path} does not exist: run `sfg label` with this job first")
-        pairs = open_pairs(self.pairs_path)
+        if not self._has_store():
+            raise StoreError(f"{self.pairs_url} does not exist: run `sfg label` with this job first")
+        pairs = open_pairs(self.pairs_url)
         # The same refusal as when labelling, but for the table itself, which need not be read again to train.
         plan = pairs.plan
         wanted = replace(plan, identity={**plan.identity, **identity_of_keys(self.job)})
@@ -358,7 +373,7 @@ class Pipeline:
         )
         if plan.source != self.job.data.source:
             warnings.warn(
-                f"{self.pairs_path} was labelled from {plan.source}, this job names {self.job.data.source}",
+                f"{self.pairs_url} was labelled from {plan.source}, this job names {self.job.data.source}",
                 stacklevel=3,
             )
         self._write_job()
@@ -366,57 +381,23 @@ class Pipeline:
 
     def _write_job(self) -> None:
         with self._writing("job.toml"):
-            (self.directory / "job.toml").write_text(self.job.to_toml(), encoding="utf-8")
+            self.output.write("job.toml", self.job.to_toml().encode())
 
     @property
     def _sample_source(self) -> str:
         """What decides the samples: the model's bytes, how many, and the seed."""
         job = self.job.evaluate
-        model = hashlib.sha256((self.model_path / "model.safetensors").read_bytes()).hexdigest()
+        model = hashlib.sha256(self.output.read("model/model.safetensors") or b"").hexdigest()
         return f"model {model}, {job.num_samples} rows, seed {job.seed}"
 
     def _label_missing(self, pairs: Pairs) -> None:
-        from sfg_dist.distributed.actors import label_with_actors
-        from sfg_dist.distributed.inline import label_inline
-
-        def on_progress(done: int, total: int, record: Mapping[str, Any]) -> None:
-            self.emit(
-                "shard",
-                done=done,
-                total=total,
-                **{key: record[key] for key in ("shard", "rows", "seconds", "pid")},
-            )
-
-        url, num_threads = str(self.pairs_path.absolute()), self.job.labels.num_threads
-        if self.job.executor.kind == "inline":
-            label_inline(url, num_threads=num_threads, on_progress=on_progress)
-            return
         with self.session():
-            self._need_ray()
-            label_with_actors(
-                url,
-                num_actors=self.job.executor.num_actors,
-                num_gpus_per_actor=self.job.executor.num_gpus_per_actor,
-                num_threads=num_threads,
-                on_progress=on_progress,
+            if self.job.executor.kind == "ray":
+                self._need_ray()
+            label_pending(
+                pairs,
+                self.job.executor,
+                num_threads=self.job.labels.num_threads,
+                memory_gib=self.job.labels.memory_gib,
+                emit=self.emit,
             )
-
-    def _queries(self, transform: Transform) -> NDArray[np.float32] | None:
-        """The user's query points in the flow's coordinates: latents as they stand, data through the transform."""
-        source = self.job.labels.latents
-        if source is None:
-            return None
-        from sfg_dist.data import open_table
-
-        decode = self.job.labels.direction == "decode"
-        table = open_table(source)
-        width = transform.dim if decode else len(transform.columns)
-        if not decode and set(transform.columns) <= set(table.columns):
-            table = open_table(source, columns=list(transform.columns))  # by name; without names, by position
-        if table.values.shape[1] != width:
-            raise DataError(f"labels.latents: {source} has {table.values.shape[1]} columns, expected {width}")
-        finite = np.isfinite(table.values).all(axis=1)
-        if not finite.all():
-            raise DataError(f"labels.latents: {source} is not finite in row {int(np.argmin(finite))} (0-based)")
-        rows = table.values.astype(np.float32) if decode else transform.forward(table.values, noise=None)
-        return np.ascontiguousarray(rows)

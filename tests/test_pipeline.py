@@ -7,8 +7,9 @@ import pytest
 
 import sfg_dist
 from sfg_dist.errors import DataError, PlanMismatchError, StoreError
-from sfg_dist.events import append_event, stage_times
+from sfg_dist.events import EventLog, stage_times
 from sfg_dist.pipeline import Pipeline
+from sfg_dist.store import Location
 
 
 def test_run_takes_a_mapping_and_tells_its_listener(make_job):
@@ -99,7 +100,8 @@ def test_stage_times_add_up_over_attempts(tmp_path):
     ]
     lines = [json.dumps({"time": time, "event": event, **fields}) for time, event, fields in events]
     path.write_text("\n".join(lines) + '\n{"time": 300, "ev')
-    assert stage_times(path) == {"label": 9.0, "train": 1.5}
-    append_event(path, {"time": 400.0, "event": "stage_started", "stage": "sample", "fresh": True})
-    append_event(path, {"time": 402.0, "event": "stage_finished", "stage": "sample"})
-    assert stage_times(path)["sample"] == 2.0
+    log = EventLog(Location(tmp_path))
+    assert stage_times(log.read()) == {"label": 9.0, "train": 1.5}
+    log.append({"time": 400.0, "event": "stage_started", "stage": "sample", "fresh": True})
+    log.append({"time": 402.0, "event": "stage_finished", "stage": "sample"})
+    assert stage_times(log.read())["sample"] == 2.0

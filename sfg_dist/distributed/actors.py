@@ -6,7 +6,7 @@ driver or the object store.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ def label_with_actors(
     on_progress: Progress | None = None,
     on_event: Callable[..., None] | None = None,
     on_snapshot: Callable[[dict[str, Any]], None] | None = None,
+    only: Collection[int] | None = None,
     labeler: Callable[..., Any] = ShardLabeler,
     policy: Policy | None = None,
 ) -> None:
@@ -52,6 +53,7 @@ def label_with_actors(
         on_progress: called after every commit.
         on_event: called with a name and details when something happens (see ``Driver``).
         on_snapshot: called with the state of everything, at most every two seconds and at the end.
+        only: leave pending shards that are not among these as they are.
         labeler: the class whose ``label(shard, attempt)`` does the work.
         policy: the driver's patience, where the two keys above are not enough.
 
@@ -63,16 +65,16 @@ def label_with_actors(
     """
     import ray
 
-    pairs = open_pairs(url)
+    shards = Shards(open_pairs(url), only)
     wanted = _Wanted(num_actors, num_gpus_per_actor, num_cpu_actors, actors_per_group, num_threads)
     roles, numbers = wanted.roles(ray.cluster_resources())
     arguments = {"num_threads": num_threads} | ({} if memory_gib is None else {"memory_gib": memory_gib})
     pool = RayPool(url, labeler, roles, arguments, actors_per_group=actors_per_group)
     driver = Driver(
-        Shards(pairs),
+        shards,
         pool,
         numbers,
-        total=pairs.plan.num_shards,
+        total=shards.total,
         policy=policy or Policy(shard_timeout_s=shard_timeout_s, max_attempts=max_attempts),
         on_progress=on_progress,
         on_event=on_event,

@@ -1,8 +1,10 @@
-"""What a fit leaves on disk and goes on from: safetensors and JSON, each written whole or not at all.
+"""What a fit leaves and goes on from, in a directory or an object store: safetensors and JSON, each file written whole.
+
+A checkpoint is whole once its progress.json is there: that is written last and removed first.
 
 checkpoints/
     fit.json              which fit they belong to: its settings and the run id of its pairs
-    step_000001234/       network, average, optimiser and progress; the newest KEPT_CHECKPOINTS of them
+    step_000001234/       state.safetensors, progress.json; the newest KEPT_CHECKPOINTS of them
     history.jsonl         one line an epoch, over all attempts
     fitted.safetensors    the averaged network of the last finished fit
     fitted.json           its form, step and history
@@ -11,20 +13,21 @@ checkpoints/
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 
-from sfg_dist.errors import TrainingError
-from sfg_dist.model.fit import Progress, Trainer
+from sfg_dist.errors import StoreError, TrainingError
+from sfg_dist.model.fit import PROGRESS_NAME, STATE_NAME, Progress, Trainer
 from sfg_dist.model.mlp import MLP
-from sfg_dist.store import reason_of
+from sfg_dist.store import Location, reason_of
 
 # Two, because a power cut can tear the newest.
 KEPT_CHECKPOINTS = 2
@@ -32,6 +35,11 @@ FIT_NAME = "fit.json"
 FITTED_NAME = "fitted.json"
 WEIGHTS_NAME = "fitted.safetensors"
 HISTORY_NAME = "history.jsonl"
+FAILURE_NAME = "failed.txt"
+STEP_NAME = re.compile(r"(step_\d+)/" + re.escape(PROGRESS_NAME))
+
+Place = str | Path
+"""A directory or a URL of an object store."""
 
 
 @dataclass(frozen=True)
@@ -73,40 +81,53 @@ class FitSettings:
         return {name: value for name, value in asdict(self).items() if name not in free}
 
 
-def save_checkpoint(trainer: Trainer, checkpoints: Path, settings: FitSettings, run_id: str) -> None:
+def open_checkpoints(place: Place) -> Location:
+    """The location of a fit's checkpoints, made if it is not there.
+
+    Raises:
+        TrainingError: it cannot be made.
+    """
+    try:
+        return Location(place, create=True)
+    except StoreError as error:
+        raise TrainingError(str(error)) from error
+
+
+def save_checkpoint(trainer: Trainer, place: Place, settings: FitSettings, run_id: str) -> None:
     """Write a checkpoint of this fit and drop the oldest ones.
 
     Raises:
         TrainingError: it cannot be written.
     """
+    location = open_checkpoints(place)
     try:
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        if not _is_ours(checkpoints, settings, run_id):  # written once, and whole: a kill must not make them foreign
-            partial = checkpoints / f"{FIT_NAME}.partial"
-            partial.write_text(json.dumps({"settings": settings.identity, "pairs": run_id}))
-            partial.replace(checkpoints / FIT_NAME)
-        for leftover in checkpoints.glob("step_*.partial"):
-            shutil.rmtree(leftover)  # of an attempt that was killed
-        trainer.save(checkpoints / f"step_{trainer.progress.step:09d}")
-        for old in _newest_first(checkpoints)[KEPT_CHECKPOINTS:]:
-            shutil.rmtree(old)
-    except (OSError, SafetensorError) as error:
-        raise TrainingError(f"cannot write a checkpoint to {checkpoints}: {reason_of(error)}") from error
+        if not _is_ours(location, settings, run_id):  # written once: a kill must not make them foreign
+            location.write(FIT_NAME, json.dumps({"settings": settings.identity, "pairs": run_id}).encode())
+        name = f"step_{trainer.progress.step:09d}"
+        _remove(location, name)
+        for file, content in trainer.state_files().items():
+            location.write(f"{name}/{file}", content)
+        for old in _newest_first(location)[KEPT_CHECKPOINTS:]:
+            _remove(location, old)
+    except (StoreError, OSError, SafetensorError) as error:
+        raise TrainingError(f"cannot write a checkpoint to {place}: {reason_of(error)}") from error
 
 
-def has_checkpoint(checkpoints: Path, settings: FitSettings, run_id: str) -> bool:
+def has_checkpoint(place: Place, settings: FitSettings, run_id: str) -> bool:
     """Whether this very fit can go on from where it was."""
-    return bool(_newest_first(checkpoints)) and _is_ours(checkpoints, settings, run_id)
+    location = open_checkpoints(place)
+    return bool(_newest_first(location)) and _is_ours(location, settings, run_id)
 
 
-def is_finished(checkpoints: Path, settings: FitSettings, run_id: str) -> bool:
+def is_finished(place: Place, settings: FitSettings, run_id: str) -> bool:
     """Whether this very fit has run to its end: by epochs, or by the clock where it has a limit."""
-    if not has_checkpoint(checkpoints, settings, run_id):
+    if not has_checkpoint(place, settings, run_id):
         return False
+    location = open_checkpoints(place)
     try:
-        fitted = json.loads((checkpoints / FITTED_NAME).read_text())
-        progress = json.loads((_newest_first(checkpoints)[0] / "progress.json").read_text())
-    except (OSError, json.JSONDecodeError):
+        fitted = json.loads(location.read(FITTED_NAME) or b"")
+        progress = json.loads(location.read(f"{_newest_first(location)[0]}/{PROGRESS_NAME}") or b"")
+    except ValueError:
         return False
     if fitted["step"] != progress["step"]:
         return False  # killed between the last checkpoint and the averaged network
@@ -115,36 +136,50 @@ def is_finished(checkpoints: Path, settings: FitSettings, run_id: str) -> bool:
     )
 
 
-def _newest_first(checkpoints: Path) -> list[Path]:
-    return sorted(checkpoints.glob("step_*[0-9]"), reverse=True)
+def _newest_first(location: Location) -> list[str]:
+    """Names of the whole checkpoints."""
+    found = (STEP_NAME.fullmatch(entry.key) for entry in location.list())
+    return sorted((match[1] for match in found if match), reverse=True)
 
 
-def _is_ours(checkpoints: Path, settings: FitSettings, run_id: str) -> bool:
+def _is_ours(location: Location, settings: FitSettings, run_id: str) -> bool:
     try:
-        made_by = json.loads((checkpoints / FIT_NAME).read_text())
-    except (OSError, json.JSONDecodeError):
+        made_by = json.loads(location.read(FIT_NAME) or b"")
+    except ValueError:
         return False
     return bool(made_by == json.loads(json.dumps({"settings": settings.identity, "pairs": run_id})))
 
 
-def clear_foreign(checkpoints: Path, settings: FitSettings, run_id: str) -> None:
+def _remove(location: Location, name: str) -> None:
+    """Remove a checkpoint, or what a kill left of one."""
+    keys = sorted((entry.key for entry in location.list(name)), key=lambda key: not key.endswith(PROGRESS_NAME))
+    for key in keys:
+        location.delete(key)
+    if location.root is not None:
+        shutil.rmtree(location.root / name, ignore_errors=True)
+
+
+def clear_foreign(place: Place, settings: FitSettings, run_id: str) -> None:
     """Remove the checkpoints of another fit, with a warning, before any rank starts."""
-    found = _newest_first(checkpoints)
-    if not found or _is_ours(checkpoints, settings, run_id):
+    location = open_checkpoints(place)
+    found = _newest_first(location)
+    if not found or _is_ours(location, settings, run_id):
         return
-    warnings.warn(f"{checkpoints} holds checkpoints of other train keys or pairs: training starts anew", stacklevel=4)
+    warnings.warn(f"{place} holds checkpoints of other train keys or pairs: training starts anew", stacklevel=4)
     for old in found:
-        shutil.rmtree(old)
+        _remove(location, old)
     for name in (FITTED_NAME, WEIGHTS_NAME, HISTORY_NAME):
-        (checkpoints / name).unlink(missing_ok=True)
+        location.delete(name)
 
 
-def resume(trainer: Trainer, checkpoints: Path) -> None:
+def resume(trainer: Trainer, place: Place) -> None:
     """Take up the newest checkpoint, or the one before it where a power cut tore the newest."""
-    found = _newest_first(checkpoints)
+    location = open_checkpoints(place)
+    found = _newest_first(location)
     for number, checkpoint in enumerate(found, start=1):
         try:
-            trainer.load(checkpoint)
+            files = {name: location.read(f"{checkpoint}/{name}") or b"" for name in (STATE_NAME, PROGRESS_NAME)}
+            trainer.load_files(files, f"{place}/{checkpoint}")
             return
         except TrainingError as error:
             if number == len(found):
@@ -152,36 +187,72 @@ def resume(trainer: Trainer, checkpoints: Path) -> None:
             warnings.warn(f"{error}; going on from the one before", stacklevel=2)
 
 
-def append_history(checkpoints: Path, entry: Mapping[str, float]) -> None:
+def append_history(place: Place, entry: Mapping[str, float]) -> None:
     """Add an epoch to the log of all attempts, which the driver follows while workers train."""
+    location = open_checkpoints(place)
+    line = json.dumps(entry).encode() + b"\n"
     try:
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        with (checkpoints / HISTORY_NAME).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-    except OSError as error:
-        raise TrainingError(f"cannot write {checkpoints / HISTORY_NAME}: {reason_of(error)}") from error
+        if location.root is not None:
+            with (location.root / HISTORY_NAME).open("ab") as file:
+                file.write(line)
+        else:  # an object cannot be appended to; a line an epoch stays small
+            location.write(HISTORY_NAME, (location.read(HISTORY_NAME) or b"") + line)
+    except (StoreError, OSError) as error:
+        raise TrainingError(f"cannot write {place}/{HISTORY_NAME}: {reason_of(error)}") from error
 
 
-def save_fitted(model: MLP, checkpoints: Path, progress: Progress) -> None:
+def history_size(place: Place) -> int:
+    """Bytes of the log of all attempts."""
+    return open_checkpoints(place).size(HISTORY_NAME) or 0
+
+
+def follow_history(place: Place, offset: int, on_entry: Callable[[dict[str, float]], None]) -> int:
+    """Pass on the whole lines of the log behind ``offset`` bytes; the offset behind them."""
+    content = (open_checkpoints(place).read(HISTORY_NAME) or b"")[offset:]
+    for line in content.splitlines(keepends=True):
+        if not line.endswith(b"\n"):
+            break  # caught while being written; the next look has it whole
+        offset += len(line)
+        on_entry(json.loads(line))
+    return offset
+
+
+def note_failure(place: Place, message: str) -> None:
+    """Write down why the fit cannot go on, for the driver."""
+    open_checkpoints(place).write(FAILURE_NAME, message.encode())
+
+
+def take_failure(place: Place) -> str | None:
+    """Why the last fit could not go on; None where it did. The note is removed."""
+    location = open_checkpoints(place)
+    content = location.read(FAILURE_NAME)
+    if content is None:
+        return None
+    location.delete(FAILURE_NAME)
+    return content.decode()
+
+
+def save_fitted(model: MLP, place: Place, progress: Progress) -> None:
     """The averaged network, then the record that names its step; each replaces an older one whole."""
+    location = open_checkpoints(place)
     document = {"network": {"dim": model.dim, **model.shape}, "step": progress.step, "history": progress.history}
     try:
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        save_file(weights, checkpoints / f"{WEIGHTS_NAME}.partial")
-        (checkpoints / f"{FITTED_NAME}.partial").write_text(json.dumps(document))
-        (checkpoints / FITTED_NAME).unlink(missing_ok=True)
-        (checkpoints / f"{WEIGHTS_NAME}.partial").replace(checkpoints / WEIGHTS_NAME)
-        (checkpoints / f"{FITTED_NAME}.partial").replace(checkpoints / FITTED_NAME)
-    except (OSError, SafetensorError) as error:
-        raise TrainingError(f"cannot write the fitted network to {checkpoints}: {reason_of(error)}") from error
+        content = save(weights)
+        location.delete(FITTED_NAME)
+        location.write(WEIGHTS_NAME, content)
+        location.write(FITTED_NAME, json.dumps(document).encode())
+    except (StoreError, OSError, SafetensorError) as error:
+        raise TrainingError(f"cannot write the fitted network to {place}: {reason_of(error)}") from error
 
 
-def load_fitted(checkpoints: Path) -> tuple[MLP, list[dict[str, float]]]:
+def load_fitted(place: Place) -> tuple[MLP, list[dict[str, float]]]:
     """The averaged network that the last finished fit left, and its history."""
-    try:
-        document = json.loads((checkpoints / FITTED_NAME).read_text())
-        model = MLP(**document["network"])
-        model.load_state_dict(load_file(checkpoints / WEIGHTS_NAME))
-    except FileNotFoundError:
-        raise TrainingError(f"{checkpoints} holds no finished fit: run `sfg train` with this job") from None
+    location = open_checkpoints(place)
+    fitted, weights = location.read(FITTED_NAME), location.read(WEIGHTS_NAME)
+    if fitted is None or weights is None:
+        raise TrainingError(f"{place} holds no finished fit: run `sfg train` with this job")
+    document = json.loads(fitted)
+    model = MLP(**document["network"])
+    model.load_state_dict(load(weights))
     return model.eval(), document["history"]

@@ -224,9 +224,9 @@ class Driver:
         if not self._crew.is_own(*process):
             self._meet_other_driver()
 
-    def _note_done(self, shard: int, record: dict[str, Any]) -> None:
+    def _note_done(self, shard: int, record: dict[str, Any], seconds: float | None = None) -> None:
         if self._ledger.finish(shard):
-            self._reporter.emit("shard", done=self._ledger.done, total=self._total, record=record)
+            self._reporter.emit("shard", done=self._ledger.done, total=self._total, record=record, seconds=seconds)
             if self._on_progress is not None:
                 self._on_progress(self._ledger.done, self._total, record)
 
@@ -264,7 +264,8 @@ class Driver:
             avoid = worker.kind if failure.is_a(ConflictError) and others else worker.name
             patience = max(LEAST_AVOID_S, 2 * (self._pace.median(worker.kind) or 0.0))
             action = self._ledger.charge(shard, worker.name, failure, now, avoid=avoid, avoid_s=patience)
-        self._reporter.failed(shard=shard, attempt=attempt, worker=worker.name, reason=str(failure), action=action)
+        details = {"attempt": attempt, "worker": worker.name, "reason": str(failure), "error": failure.error}
+        self._reporter.failed(shard=shard, action=action, **details)
         if len(self._ledger.given_up) >= self._policy.max_given_up:
             self._close(f"{len(self._ledger.given_up)} shards were given up")
         self._wake()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from sfg_dist.distributed.driver import Driver
@@ -85,6 +85,7 @@ def label_inline(
     on_progress: Progress | None = None,
     on_event: Callable[..., None] | None = None,
     on_snapshot: Callable[[dict[str, Any]], None] | None = None,
+    only: Collection[int] | None = None,
     labeler: Callable[..., Any] | None = None,
     policy: Policy | None = None,
 ) -> None:
@@ -98,6 +99,7 @@ def label_inline(
         on_progress: called after every commit.
         on_event: called with a name and details when something happens (see ``Driver``).
         on_snapshot: called with the state of everything, at most every two seconds and at the end.
+        only: leave pending shards that are not among these as they are.
         labeler: the class whose ``label(shard, attempt)`` does the work; ShardLabeler if None.
         policy: the driver's patience, where ``max_attempts`` is not enough.
 
@@ -106,7 +108,7 @@ def label_inline(
         StoreError: the store cannot be read, or its disk stayed full.
         KeyboardInterrupt: SIGINT, SIGTERM or SIGUSR2 came; what is committed is kept.
     """
-    pairs = open_pairs(url)
+    shards = Shards(open_pairs(url), only)
 
     def make_labeler() -> Any:
         from sfg_dist.distributed.labeler import ShardLabeler
@@ -117,10 +119,10 @@ def label_inline(
 
     policy = policy or Policy(max_attempts=max_attempts)
     driver = Driver(
-        Shards(pairs),
+        shards,
         InlinePool(make_labeler),
         {"inline": 1},
-        total=pairs.plan.num_shards,
+        total=shards.total,
         policy=policy,
         on_progress=on_progress,
         on_event=on_event,

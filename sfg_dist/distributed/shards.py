@@ -6,7 +6,7 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +23,22 @@ class Shards:
 
     Args:
         pairs: the open store.
+        only: the shards to look at; all if None.
     """
 
-    def __init__(self, pairs: Pairs) -> None:
+    def __init__(self, pairs: Pairs, only: Collection[int] | None = None) -> None:
         self._pairs = pairs
+        self._only = None if only is None else frozenset(only)
+
+    @property
+    def total(self) -> int:
+        """Shards in all, but for pending ones that are not to be looked at."""
+        left_out = 0 if self._only is None else len(set(self._pairs.pending()) - self._only)
+        return self._pairs.plan.num_shards - left_out
 
     def pending(self) -> list[int]:
         """Shards still to do, in order."""
-        return self._pairs.pending()
+        return [shard for shard in self._pairs.pending() if self._only is None or shard in self._only]
 
     def committed(self) -> set[int]:
         """Shards with a commit record; one listing."""

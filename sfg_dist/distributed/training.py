@@ -8,14 +8,12 @@ worker or driver, goes on at the batch after the last checkpoint.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,22 +22,26 @@ import torch.distributed
 from torch import Tensor, nn
 
 from sfg_dist.distributed.checkpoints import (
-    HISTORY_NAME,
     FitSettings,
+    Place,
     append_history,
     clear_foreign,
+    follow_history,
+    history_size,
     load_fitted,
+    note_failure,
     resume,
     save_checkpoint,
     save_fitted,
+    take_failure,
 )
 from sfg_dist.distributed.labeler import default_device
-from sfg_dist.errors import ClusterError, SfgError, TrainingError
+from sfg_dist.errors import ClusterError, SfgError, StoreError, TrainingError
 from sfg_dist.model.fit import Stopwatch, Trainer
 from sfg_dist.model.mlp import MLP
+from sfg_dist.objects import absolute_url, is_url
 from sfg_dist.store import PairStream, open_pairs, read_rows
 
-FAILURE_NAME = "failed.txt"
 SYNC_STEPS = 16  # ranks agree on the clock this often; a broadcast every step would cost as much as a small step
 MAX_VALIDATION_ROWS = 65_536
 
@@ -52,7 +54,7 @@ EpochReport = Callable[[dict[str, float]], None]
 
 
 def fit_inline(
-    url: str, checkpoints: Path, settings: FitSettings, *, on_epoch: EpochReport | None = None
+    url: str, checkpoints: Place, settings: FitSettings, *, on_epoch: EpochReport | None = None
 ) -> tuple[MLP, list[dict[str, float]]]:
     """Fit in this process; the averaged network and one history entry an epoch."""
     _require_ready(url, checkpoints, settings)
@@ -62,7 +64,7 @@ def fit_inline(
 
 def fit_with_workers(
     url: str,
-    checkpoints: Path,
+    checkpoints: Place,
     settings: FitSettings,
     *,
     num_workers: int,
@@ -74,7 +76,7 @@ def fit_with_workers(
 
     Args:
         url: the store.
-        checkpoints: a directory that all workers reach.
+        checkpoints: a directory or an s3:// URL that all workers reach.
         settings: the fit.
         num_workers: ranks.
         use_gpu: whether each holds a GPU (and NCCL averages), or CPUs (and gloo); GPUs where the cluster has as many.
@@ -96,10 +98,10 @@ def fit_with_workers(
     cpus = max(1, int(available.get("CPU", 1)) // num_workers)
     if not use_gpu and available.get("CPU", 0) < num_workers:
         raise ClusterError(f"train.num_workers = {num_workers}, but the cluster has {available.get('CPU', 0):g} CPUs")
-    config = {"url": url, "checkpoints": str(checkpoints.absolute()), "settings": asdict(settings)}
+    config = {"url": url, "checkpoints": absolute_url(checkpoints), "settings": asdict(settings)}
     with (
         tempfile.TemporaryDirectory(prefix="sfg-train-") as scratch,
-        _following(checkpoints / HISTORY_NAME, on_epoch),
+        _following(checkpoints, on_epoch),
     ):
         trainer = TorchTrainer(
             _ray_worker,
@@ -115,8 +117,7 @@ def fit_with_workers(
                 name="fit", storage_path=scratch, failure_config=FailureConfig(max_failures=max_failures)
             ),
         )
-        failure = checkpoints / FAILURE_NAME
-        failure.unlink(missing_ok=True)
+        take_failure(checkpoints)  # of an earlier fit
         interrupt, terminate = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
         try:
             trainer.fit()
@@ -128,12 +129,12 @@ def fit_with_workers(
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, interrupt)
                 signal.signal(signal.SIGTERM, terminate)
-        if failure.exists():
-            raise TrainingError(failure.read_text())
+        if (failure := take_failure(checkpoints)) is not None:
+            raise TrainingError(failure)
     return load_fitted(checkpoints)
 
 
-def _require_ready(url: str, checkpoints: Path, settings: FitSettings) -> None:
+def _require_ready(url: str, checkpoints: Place, settings: FitSettings) -> None:
     """Before any rank starts: refuse an unfinished store, and clear away the checkpoints of another fit."""
     pairs = open_pairs(url)
     pairs.require_complete()
@@ -160,7 +161,7 @@ def _ray_worker(config: dict[str, Any]) -> None:
     if settings.num_threads is None and not torch.cuda.is_available():
         cpus = int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))
         torch.set_num_threads(max(1, cpus))
-    checkpoints, rank = Path(config["checkpoints"]), context.get_world_rank()
+    checkpoints, rank = config["checkpoints"], context.get_world_rank()
     try:
         _fit_rank(
             config["url"],
@@ -174,13 +175,12 @@ def _ray_worker(config: dict[str, Any]) -> None:
         # It would come again on every replacement: say so, and end well. Any other error is raised, so that Ray stops
         # the ranks that wait for this one.
         if rank == 0:
-            checkpoints.mkdir(parents=True, exist_ok=True)
-            (checkpoints / FAILURE_NAME).write_text(str(error))
+            note_failure(checkpoints, str(error))
 
 
 def _fit_rank(
     url: str,
-    checkpoints: Path,
+    checkpoints: Place,
     settings: FitSettings,
     *,
     rank: int,
@@ -246,7 +246,7 @@ def _run_epochs(
     trainer: Trainer,
     stream: PairStream,
     held_out: list[np.ndarray],
-    checkpoints: Path,
+    checkpoints: Place,
     settings: FitSettings,
     run_id: str,
     rank: int,
@@ -332,29 +332,22 @@ def _entry(
 
 
 @contextlib.contextmanager
-def _following(path: Path, on_epoch: EpochReport | None) -> Iterator[None]:
-    """Within, entries that a worker on a shared file system appends are passed on as they come."""
+def _following(checkpoints: Place, on_epoch: EpochReport | None) -> Iterator[None]:
+    """Within, entries that a worker adds to the fit's history are passed on as they come."""
     if on_epoch is None:
         yield
         return
     stop = threading.Event()
-    offset = path.stat().st_size if path.exists() else 0  # what earlier attempts wrote was passed on by them
+    offset = history_size(checkpoints)  # what earlier attempts wrote was passed on by them
 
     def poll() -> None:
         nonlocal offset
-        if not path.exists():
-            return
-        with path.open("rb") as file:
-            file.seek(offset)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return  # caught while being written; the next poll has it whole
-                offset += len(line)
-                on_epoch(json.loads(line))
+        offset = follow_history(checkpoints, offset, on_epoch)
 
     def watch() -> None:
-        while not stop.wait(0.5):
-            poll()
+        while not stop.wait(2.0 if is_url(checkpoints) else 0.5):
+            with contextlib.suppress(StoreError):  # looked at again in a moment, and once more at the end
+                poll()
 
     thread = threading.Thread(target=watch, name="history", daemon=True)
     thread.start()

@@ -10,23 +10,21 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
-import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from sfg_dist.errors import TrainingError
 
 WARMUP_STEPS = 100
+STATE_NAME, PROGRESS_NAME = "state.safetensors", "progress.json"
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -145,36 +143,31 @@ class Trainer:
         finally:
             self.model.load_state_dict(current)
 
-    def save(self, directory: Path) -> None:
-        """Write a checkpoint, whole or not at all: safetensors and JSON."""
+    def state_files(self) -> dict[str, bytes]:
+        """What a checkpoint holds: the names of its files, and their bytes (safetensors and JSON)."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
-        temporary = directory.with_name(f"{directory.name}.{os.getpid()}.partial")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-            temporary / "state.safetensors",
-        )
-        (temporary / "progress.json").write_text(json.dumps(asdict(self.progress)))
-        for file in temporary.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-        shutil.rmtree(directory, ignore_errors=True)
-        temporary.rename(directory)
+        return {
+            STATE_NAME: save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}),
+            PROGRESS_NAME: json.dumps(asdict(self.progress)).encode(),
+        }
 
-    def load(self, directory: Path) -> None:
+    def load_files(self, files: Mapping[str, bytes], place: str) -> None:
         """Take up a checkpoint.
+
+        Args:
+            files: as ``state_files`` gave them.
+            place: where they came from, for the message.
 
         Raises:
             TrainingError: it belongs to another network, or cannot be read.
         """
         try:
             # On the CPU: each load_state_dict moves what belongs on the device, and leaves step counts where they are.
-            tensors = load_file(directory / "state.safetensors")
-            progress = Progress(**json.loads((directory / "progress.json").read_text()))
+            tensors = load(files[STATE_NAME])
+            progress = Progress(**json.loads(files[PROGRESS_NAME]))
             self.model.load_state_dict(_under(tensors, "model."))
             self.average = {name: tensor.to(self.device) for name, tensor in _under(tensors, "average.").items()}
             state = self.optimizer.state_dict()
@@ -186,7 +179,7 @@ class Trainer:
             self.progress = progress
         except Exception as error:
             raise TrainingError(
-                f"checkpoint {directory} does not fit this job ({error}); remove its parent directory to train anew"
+                f"checkpoint {place} does not fit this job ({error}); remove its parent directory to train anew"
             ) from error
 
     def _to_device(self, rows: NDArray[np.float32]) -> Tensor:

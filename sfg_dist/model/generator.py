@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from sfg_dist._version import __version__
@@ -25,7 +25,9 @@ from sfg_dist.data import Transform
 from sfg_dist.errors import StoreError
 from sfg_dist.model.calibrate import Calibration
 from sfg_dist.model.mlp import MLP, predict
+from sfg_dist.objects import is_url
 from sfg_dist.plan import Stream, normal_rows
+from sfg_dist.store import Location
 
 FORMAT_VERSION = 1
 TENSORS_NAME, JSON_NAME = "model.safetensors", "generator.json"
@@ -102,9 +104,12 @@ class Generator:
         return self
 
     def save(self, directory: str | Path) -> None:
-        """Write the two files; each replaces an older one whole."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        """Write the two files to a directory or an s3:// URL; each replaces an older one whole.
+
+        Raises:
+            StoreError: the place cannot be written.
+        """
+        location = Location(directory, create=True)
         tensors: dict[str, Tensor] = {
             f"network.{name}": t.detach().cpu() for name, t in self.network.state_dict().items()
         }
@@ -121,38 +126,28 @@ class Generator:
             "job": self.job,
             "metrics": self.metrics,
         }
-        partial = directory / f"{TENSORS_NAME}.partial"
-        save_file({name: t.contiguous().clone() for name, t in tensors.items()}, partial)
-        partial.replace(directory / TENSORS_NAME)
-        partial = directory / f"{JSON_NAME}.partial"
-        partial.write_text(json.dumps(document, indent=1))
-        partial.replace(directory / JSON_NAME)
+        location.write(TENSORS_NAME, save({name: t.contiguous().clone() for name, t in tensors.items()}))
+        location.write(JSON_NAME, json.dumps(document, indent=1).encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Generator:
         """Read a generator.
 
         Args:
-            path: the model directory, or the output directory that holds ``model/``.
+            path: the model directory, or the output directory that holds ``model/``; a local path or an s3:// URL.
 
         Raises:
             StoreError: there is no generator, or its files do not fit together.
         """
-        directory = Path(path)
-        if not (directory / JSON_NAME).exists() and (directory / "model" / JSON_NAME).exists():
-            directory = directory / "model"
+        place, files = _find(str(path).rstrip("/"))
         try:
-            document = json.loads((directory / JSON_NAME).read_text())
-            tensors = load_file(directory / TENSORS_NAME)
-        except FileNotFoundError as error:
-            raise StoreError(
-                f"{path} holds no generator: {Path(error.filename or directory).name} is missing"
-            ) from None
-        except (json.JSONDecodeError, SafetensorError, OSError) as error:
-            raise StoreError(f"the generator in {directory} cannot be read: {error}") from error
+            document = json.loads(files[JSON_NAME])
+            tensors = load(files[TENSORS_NAME])
+        except (ValueError, SafetensorError) as error:
+            raise StoreError(f"the generator in {place} cannot be read: {error}") from error
         if document.get("format") != FORMAT_VERSION:
             raise StoreError(
-                f"{directory / JSON_NAME} has format {document.get('format')}, this version reads {FORMAT_VERSION}"
+                f"{place}/{JSON_NAME} has format {document.get('format')}, this version reads {FORMAT_VERSION}"
             )
         try:
             network = MLP(**document["network"])
@@ -167,7 +162,22 @@ class Generator:
                 document["metrics"],
             )
         except (KeyError, TypeError, RuntimeError) as error:
-            raise StoreError(f"the generator in {directory} is damaged or of another version: {error}") from error
+            raise StoreError(f"the generator in {place} is damaged or of another version: {error}") from error
+
+
+def _find(path: str) -> tuple[str, dict[str, bytes]]:
+    """The place of a generator, ``path`` or ``path/model``, and its two files."""
+    missing = JSON_NAME
+    for place in (path, f"{path}/model"):
+        if not is_url(place) and not Path(place).is_dir():
+            continue
+        location = Location(place)
+        files = {name: location.read(name) for name in (JSON_NAME, TENSORS_NAME)}
+        if files[JSON_NAME] is not None:
+            missing = TENSORS_NAME
+        if all(content is not None for content in files.values()):
+            return place, {name: content for name, content in files.items() if content is not None}
+    raise StoreError(f"{path} holds no generator: {missing} is missing")
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

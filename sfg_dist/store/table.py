@@ -6,36 +6,47 @@ import csv
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.errors import ConfigError, StoreError
-from sfg_dist.objects import reason_of
+from sfg_dist.objects import is_url, reason_of
+from sfg_dist.store.location import Location
+
+if TYPE_CHECKING:
+    from zarr.storage import ObjectStore
+
+    ZarrPlace = Path | ObjectStore[Any]
 
 CHUNK_ROWS = 65_536
 SUFFIXES = (".zarr", ".parquet", ".csv", ".npy")
 
 
 def write_table(
-    path: Path, columns: Sequence[str], parts: Iterable[NDArray[np.float64]], *, source: str | None = None
+    path: str | Path, columns: Sequence[str], parts: Iterable[NDArray[np.float64]], *, source: str | None = None
 ) -> int:
-    """Write rows to .zarr, .parquet, .csv or .npy; an older table is replaced once the new one is whole.
+    """Write rows to .zarr, .parquet, .csv or .npy; a local older table is replaced once the new one is whole.
 
     Args:
-        path: where; the suffix says the format. A .zarr is a group of the array ``X``, names as attribute.
+        path: where; the suffix says the format. A .zarr is a group of the array ``X``, names as attribute, and may be
+            at an s3:// URL.
         columns: column names.
         parts: tables of rows, shape (some rows, number of columns) each.
-        source: what the rows were made by, kept in the attributes of a .zarr.
+        source: what the rows were made by, kept in the attributes of a .zarr, and written last.
 
     Returns:
         Number of rows written.
 
     Raises:
-        ConfigError: the suffix is unknown.
+        ConfigError: the suffix is unknown, or cannot be written to a URL.
         StoreError: the place cannot be written.
     """
     writers = {".zarr": _write_zarr, ".parquet": _write_parquet, ".csv": _write_csv, ".npy": _write_npy}
+    if is_url(path):
+        return _write_remote_zarr(str(path).rstrip("/"), columns, parts, source)
+    path = Path(path)
     if path.suffix not in writers:
         raise ConfigError(f"{path}: unknown format {path.suffix!r}; write to one of {', '.join(SUFFIXES)}")
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
@@ -44,9 +55,7 @@ def write_table(
         _remove(partial)
         num_rows = writers[path.suffix](partial, columns, parts)
         if source is not None and path.suffix == ".zarr":
-            import zarr
-
-            zarr.open_group(partial, mode="r+").attrs["source"] = source
+            _set_source(partial, source)
         _remove(path)
         partial.rename(path)
     except OSError as error:
@@ -54,22 +63,53 @@ def write_table(
     return num_rows
 
 
-def read_table(path: Path, *, source: str) -> NDArray[np.float64]:
+def _write_remote_zarr(
+    url: str, columns: Sequence[str], parts: Iterable[NDArray[np.float64]], source: str | None
+) -> int:
+    """An object store has no rename: what was there is removed first, and ``source`` makes the new table whole."""
+    if not url.endswith(".zarr"):
+        raise ConfigError(f"{url}: only a .zarr can be written to a URL; write another format to a local file")
+    from obstore.exceptions import BaseError
+
+    location = Location(url)
+    for entry in list(location.list()):
+        location.delete(entry.key)
+    try:
+        num_rows = _write_zarr(location.zarr_store(), columns, parts)
+        if source is not None:
+            _set_source(location.zarr_store(), source)
+    except (BaseError, OSError) as error:
+        raise StoreError(f"cannot write {location.url}: {reason_of(error)}") from error
+    return num_rows
+
+
+def read_table(path: str | Path, *, source: str) -> NDArray[np.float64]:
     """Rows of a .zarr table that ``write_table`` made.
+
+    Args:
+        path: a directory or an s3:// URL.
+        source: what must have made it.
 
     Raises:
         StoreError: there is none, or another source made it.
     """
     import zarr
 
-    if not path.exists():
+    location = Location(path) if is_url(path) or Path(path).is_dir() else None
+    if location is None or not location.exists("zarr.json"):
         raise StoreError(f"{path} does not exist: run `sfg sample` with this job first")
-    group = zarr.open_group(path, mode="r")
+    group = zarr.open_group(location.zarr_store(read_only=True), mode="r")
     if group.attrs.get("source") != source:
         raise StoreError(
             f"{path} was drawn from another model or with other keys: run `sfg sample` with this job again"
         )
     return np.asarray(group["X"][...])  # type: ignore[index]
+
+
+def _set_source(place: ZarrPlace, source: str) -> None:
+    import zarr
+
+    zarr.open_group(place, mode="r+").attrs["source"] = source
 
 
 def _remove(path: Path) -> None:
@@ -79,11 +119,11 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _write_zarr(path: Path, columns: Sequence[str], parts: Iterable[NDArray[np.float64]]) -> int:
+def _write_zarr(place: ZarrPlace, columns: Sequence[str], parts: Iterable[NDArray[np.float64]]) -> int:
     import zarr
     from zarr.codecs import Crc32cCodec
 
-    group = zarr.create_group(path, attributes={"columns": list(columns)})
+    group = zarr.create_group(place, attributes={"columns": list(columns)})
     array = group.create_array(
         "X",
         shape=(0, len(columns)),

@@ -17,6 +17,7 @@ from sfg_dist.distributed.checkpoints import FitSettings
 from sfg_dist.distributed.labeler import label_inline
 from sfg_dist.distributed.training import fit_inline, fit_with_workers
 from sfg_dist.errors import IncompleteStoreError, TrainingError
+from sfg_dist.store import Location
 
 NETWORK = {"width": 16, "depth": 1, "block": "residual", "activation": "silu", "linear_skip": True}
 
@@ -148,16 +149,16 @@ def test_a_torn_newest_checkpoint_falls_back_to_the_one_before(url, tmp_path):
 def test_later_checkpoints_leave_the_record_of_the_fit_alone(url, tmp_path, monkeypatch):
     """Written anew each time, it would be empty after a kill in between, and the checkpoints another fit's."""
     written = []
-    write_text = Path.write_text
+    write = Location.write
 
-    def note(path, *arguments, **keywords):
-        written.append(path.name)
-        return write_text(path, *arguments, **keywords)
+    def note(location, key, content):
+        written.append(key)
+        return write(location, key, content)
 
-    monkeypatch.setattr(Path, "write_text", note)
+    monkeypatch.setattr(Location, "write", note)
     fit_inline(url, tmp_path / "c", make_settings(checkpoint_interval_s=0.0))
-    assert len([name for name in written if name.startswith("progress")]) > 1
-    assert [name for name in written if name.startswith("fit.json")] == ["fit.json.partial"]
+    assert len([key for key in written if key.endswith("progress.json")]) > 1
+    assert written.count("fit.json") == 1
 
 
 def test_a_kill_between_the_checkpoint_and_the_network_is_not_a_finished_fit(url, tmp_path, monkeypatch):
@@ -320,13 +321,13 @@ def test_a_killed_training_driver_goes_on(make_job, tmp_path):
     command = [sys.executable, "-m", "sfg_dist.cli", "train", str(path)]
     with subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL) as driver:
         deadline = time.monotonic() + 60
-        while len(list(pipeline.checkpoints_path.glob("step_*[0-9]"))) < 2:
+        while len(list(Path(pipeline.checkpoints_url).glob("step_*/progress.json"))) < 2:
             assert time.monotonic() < deadline
             assert driver.poll() is None, "the driver ended before it could be killed"
             time.sleep(0.005)
         driver.kill()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    events = [json.loads(line) for line in (pipeline.directory / "events.jsonl").read_text().splitlines()]
+    events = [json.loads(line) for line in Path(pipeline.url, "events.jsonl").read_text().splitlines()]
     begun = [event["fresh"] for event in events if event["event"] == "stage_started" and event["stage"] == "train"]
     assert begun == [True, False]
     epochs = [event["epoch"] for event in events if event["event"] == "epoch"]

@@ -1,0 +1,124 @@
+"""Labels what a store still lacks, and leaves word of it in the store: what label, repair and extend have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sfg_dist.errors import DataError
+from sfg_dist.monitor import Monitor
+from sfg_dist.objects import absolute_url
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from sfg_dist.config import ExecutorConfig, LabelsConfig
+    from sfg_dist.data import Transform
+    from sfg_dist.distributed.metrics import LabelMetrics
+    from sfg_dist.store import Pairs
+
+SHARD_KEYS = ("shard", "rows", "seconds", "attempt", "host", "pid", "device")
+"""What an event says of a commit record; the rest is in the record."""
+
+Emit = Callable[..., None]
+"""Told every event: its name, then its details by keyword."""
+
+
+def label_pending(
+    pairs: Pairs,
+    executor: ExecutorConfig,
+    *,
+    num_threads: int,
+    memory_gib: float | None,
+    emit: Emit,
+    only: Collection[int] | None = None,
+) -> None:
+    """Label the pending shards of a store, by actors of the running Ray session or in this process.
+
+    Args:
+        pairs: the open store.
+        executor: which, and how many.
+        num_threads: CPU threads of an actor.
+        memory_gib: memory for the reference in each; None for as much as it takes.
+        emit: told what happens.
+        only: leave pending shards that are not among these as they are.
+
+    Raises:
+        LabelingError: a shard could not be labelled.
+        ClusterError: the cluster cannot hold an actor.
+        StoreError: a shard could not be written.
+    """
+    from sfg_dist.distributed.actors import label_with_actors
+    from sfg_dist.distributed.inline import label_inline
+
+    with Monitor(pairs.location) as monitor:
+        metrics = _metrics(pairs) if executor.kind == "ray" else None
+
+        def on_event(event: str, **details: Any) -> None:
+            if metrics is not None:
+                metrics.event(event, **details)
+            if event == "shard":
+                record = details.pop("record")
+                details |= {key: record[key] for key in SHARD_KEYS if key in record}
+            monitor.event(event, **details)
+            emit(event, **details)
+
+        def on_snapshot(snapshot: dict[str, Any]) -> None:
+            if metrics is not None:
+                metrics.snapshot(snapshot)
+            monitor.snapshot(snapshot)
+
+        options: dict[str, Any] = {
+            "num_threads": num_threads,
+            "memory_gib": memory_gib,
+            "max_attempts": executor.max_attempts,
+            "on_event": on_event,
+            "on_snapshot": on_snapshot,
+            "only": only,
+        }
+        url = absolute_url(pairs.location.url)
+        if executor.kind == "inline":
+            label_inline(url, **options)
+            return
+        label_with_actors(
+            url,
+            num_actors=executor.num_actors,
+            num_gpus_per_actor=executor.num_gpus_per_actor,
+            num_cpu_actors=executor.num_cpu_actors,
+            actors_per_group=executor.actors_per_group,
+            shard_timeout_s=executor.shard_timeout_s,
+            **options,
+        )
+
+
+def _metrics(pairs: Pairs) -> LabelMetrics:
+    from sfg_dist.distributed.metrics import LabelMetrics
+
+    return LabelMetrics(pairs.location.url)
+
+
+def query_rows(labels: LabelsConfig, transform: Transform) -> NDArray[np.float32] | None:
+    """The user's query points in the flow's coordinates: latents as they stand, data through the transform.
+
+    Raises:
+        DataError: the table is not one of rows of this flow.
+    """
+    source = labels.latents
+    if source is None:
+        return None
+    from sfg_dist.data import open_table
+
+    decode = labels.direction == "decode"
+    table = open_table(source)
+    width = transform.dim if decode else len(transform.columns)
+    if not decode and set(transform.columns) <= set(table.columns):
+        table = open_table(source, columns=list(transform.columns))  # by name; without names, by position
+    if table.values.shape[1] != width:
+        raise DataError(f"labels.latents: {source} has {table.values.shape[1]} columns, expected {width}")
+    finite = np.isfinite(table.values).all(axis=1)
+    if not finite.all():
+        raise DataError(f"labels.latents: {source} is not finite in row {int(np.argmin(finite))} (0-based)")
+    rows = table.values.astype(np.float32) if decode else transform.forward(table.values, noise=None)
+    return np.ascontiguousarray(rows)

@@ -1,0 +1,305 @@
+"""How far a store of pairs is and who works at it, read from the store alone, on any machine.
+
+Commit records say what is done and how it was made. Every driver that labels leaves a snapshot of itself in
+``drivers/<driver id>.json``, written anew every few seconds; one that says it runs and has been silent for longer than
+``SILENT_S`` belongs to a driver that is gone or cut off. Times are seconds since 1970 by the clock that wrote them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sfg_dist.plan import Plan
+from sfg_dist.store.arrays import object_bytes
+from sfg_dist.store.pairs import Pairs
+from sfg_dist.store.shards import commit_key, parse_record
+
+SILENT_S = 30.0
+DRIVERS_PREFIX = "drivers"
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One worker of a driver, as its driver last saw it.
+
+    Attributes:
+        worker: its name.
+        kind: what it shares with workers that give the same bits, as the name of the device or "cpu".
+        host, pid, device: where it runs.
+        state: what it does in a word.
+        shard: the shard at work, None for none.
+        attempt: the attempt at it, from 1.
+        since: when that began.
+        done: shards done.
+        rows: rows of those.
+        seconds: time spent on those.
+    """
+
+    worker: str
+    kind: str = ""
+    host: str = ""
+    pid: int | None = None
+    device: str = ""
+    state: str = ""
+    shard: int | None = None
+    attempt: int | None = None
+    since: float | None = None
+    done: int = 0
+    rows: int = 0
+    seconds: float = 0.0
+
+    @property
+    def rows_per_s(self) -> float | None:
+        """Rows a second while at work; None before the first shard is done."""
+        return self.rows / self.seconds if self.rows and self.seconds > 0 else None
+
+
+@dataclass(frozen=True)
+class Driver:
+    """One driver's snapshot.
+
+    Attributes:
+        driver: its id.
+        host, pid: where it runs.
+        started, updated: when it began, and when it wrote this.
+        state: "running", "ended", or "silent" where it should run and has not written for ``SILENT_S``.
+        total, done, todo: shards of the store, done, and still to do, as it saw them.
+        rows_per_s: rows it commits a second; None where it cannot say yet.
+        workers: its workers.
+        failures: its last failed attempts: shard, attempt, worker, reason, action.
+        num_failures: failed attempts in all, by what was done about them.
+    """
+
+    driver: str
+    host: str
+    pid: int | None
+    started: float
+    updated: float
+    state: str
+    total: int
+    done: int
+    todo: int
+    rows_per_s: float | None
+    workers: tuple[Worker, ...]
+    failures: tuple[Mapping[str, Any], ...]
+    num_failures: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How what is done was made, over all commit records.
+
+    Attributes:
+        devices, hosts: shards made on each.
+        versions: of the package, numpy and torch, when the store was created.
+        seconds: spent on integration, summed over shards.
+        started, finished: when the first shard was begun, by its length, and the last one committed; None for none.
+        bytes: of the committed objects.
+        evaluations: of the posterior mean, a row.
+        pairs_summed: (row, reference) pairs.
+        tolerance_reached: the largest certified bound of an error of the posterior mean.
+        step_control_exceeded: rows whose estimated error stayed above labels.solver_tolerance.
+        num_retried: shards that took more than one attempt.
+    """
+
+    devices: Mapping[str, int]
+    hosts: Mapping[str, int]
+    versions: Mapping[str, str]
+    seconds: float
+    started: float | None
+    finished: float | None
+    bytes: int
+    evaluations: float
+    pairs_summed: float
+    tolerance_reached: float
+    step_control_exceeded: int
+    num_retried: int
+
+
+@dataclass(frozen=True)
+class StoreStatus:
+    """The state of a store at one moment.
+
+    Attributes:
+        store: its URL.
+        time: when it was read.
+        shards, shards_done, rows, rows_done: in all and done.
+        shards_running: shards that some worker of a running driver has at work.
+        shards_failed: shards that a driver gave up and nobody has done since, with the reason of each.
+        is_complete: whether nothing is left to do.
+        rows_per_s: of the running drivers together; None where nothing runs or none can say yet.
+        seconds_left: at that rate; 0 where complete.
+        columns, dim, labels, source: of the plan.
+        extended_at: numbers of pairs at which the store was complete before it was extended.
+        drivers: those that left a snapshot, running ones first, newest first.
+        provenance: how what is done was made.
+    """
+
+    store: str
+    time: float
+    shards: int
+    shards_done: int
+    rows: int
+    rows_done: int
+    shards_running: tuple[int, ...]
+    shards_failed: Mapping[int, str]
+    is_complete: bool
+    rows_per_s: float | None
+    seconds_left: float | None
+    columns: tuple[str, ...]
+    dim: int
+    labels: Mapping[str, Any]
+    source: str
+    extended_at: tuple[int, ...]
+    drivers: tuple[Driver, ...]
+    provenance: Provenance
+
+    @property
+    def running(self) -> tuple[Driver, ...]:
+        """Drivers at work."""
+        return tuple(driver for driver in self.drivers if driver.state == "running")
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as a JSON document, each worker with its rate."""
+        document = asdict(self)
+        for driver, shown in zip(self.drivers, document["drivers"], strict=True):
+            for worker, entry in zip(driver.workers, shown["workers"], strict=True):
+                entry["rows_per_s"] = worker.rows_per_s
+        return document
+
+
+@dataclass
+class StatusReader:
+    """Reads the state of a store, again and again at little cost: a commit record is read once.
+
+    Args:
+        pairs: the open store.
+
+    Example:
+        >>> StatusReader(open_pairs("runs/quickstart")).read(time.time()).rows_done       # doctest: +SKIP
+        20000
+    """
+
+    pairs: Pairs
+    _records: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+
+    def read(self, now: float) -> StoreStatus:
+        """The state at ``now``, seconds since 1970 by the reader's clock, which drivers' silence is measured by.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        plan = self.pairs.plan
+        self._records = self._read_records(self.pairs.committed())
+        sizes = self.pairs.stored_bytes()
+        done = {shard for shard in self._records if (sizes[shard] == object_bytes(plan, shard)).all()}
+        drivers = self._read_drivers(now)
+        running = [driver for driver in drivers if driver.state == "running"]
+        rates = [driver.rows_per_s for driver in running if driver.rows_per_s]
+        rows_per_s = sum(rates) if rates else None
+        rows_done = sum(stop - start for start, stop in map(plan.shard_range, done))
+        rows_left = plan.num_pairs - rows_done
+        at_work = {worker.shard for driver in running for worker in driver.workers if worker.shard is not None}
+        return StoreStatus(
+            store=self.pairs.location.url,
+            time=now,
+            shards=plan.num_shards,
+            shards_done=len(done),
+            rows=plan.num_pairs,
+            rows_done=rows_done,
+            shards_running=tuple(sorted(at_work - done)),
+            shards_failed=_given_up(drivers, done),
+            is_complete=len(done) == plan.num_shards,
+            rows_per_s=rows_per_s,
+            seconds_left=0.0 if not rows_left else rows_left / rows_per_s if rows_per_s else None,
+            columns=plan.columns,
+            dim=plan.dim,
+            labels=dict(plan.labels),
+            source=plan.source,
+            extended_at=plan.earlier_ends,
+            drivers=drivers,
+            provenance=summarise(plan, [self._records[shard] for shard in done]),
+        )
+
+    def _read_records(self, committed: set[int]) -> dict[int, Mapping[str, Any]]:
+        """Records of the shards that have one; only new ones are read."""
+        kept: dict[int, Mapping[str, Any]] = {shard: self._records[shard] for shard in committed & self._records.keys()}
+        new = sorted(committed - kept.keys())
+        for shard, (_, content) in zip(new, self.pairs.location.read_many(map(commit_key, new)), strict=True):
+            record = parse_record(self.pairs.plan, shard, content)
+            if record is not None:  # else it is torn, or was repaired away since the listing
+                kept[shard] = record
+        return kept
+
+    def _read_drivers(self, now: float) -> tuple[Driver, ...]:
+        location = self.pairs.location
+        keys = [entry.key for entry in location.list(DRIVERS_PREFIX) if entry.key.endswith(".json")]
+        found = (driver_of(content, now) for _, content in location.read_many(keys) if content)
+        drivers = [driver for driver in found if driver is not None]
+        return tuple(sorted(drivers, key=lambda driver: (driver.state != "running", -driver.updated)))
+
+
+def driver_of(content: bytes, now: float) -> Driver | None:
+    """The driver of a snapshot; None for what is not one, as a power cut may leave it."""
+    try:
+        snapshot = json.loads(content)
+        fields = Worker.__dataclass_fields__
+        updated = float(snapshot["updated"])
+        state = "ended" if not snapshot["is_running"] else "silent" if now - updated > SILENT_S else "running"
+        return Driver(
+            driver=str(snapshot["driver"]),
+            host=str(snapshot.get("host", "")),
+            pid=snapshot.get("pid"),
+            started=float(snapshot["started"]),
+            updated=updated,
+            state=state,
+            total=int(snapshot["total"]),
+            done=int(snapshot["done"]),
+            todo=int(snapshot["todo"]),
+            rows_per_s=snapshot.get("rows_per_s"),
+            workers=tuple(
+                Worker(**{name: value for name, value in worker.items() if name in fields and value is not None})
+                for worker in snapshot.get("workers", ())
+            ),
+            failures=tuple(snapshot.get("failures", ())),
+            num_failures=dict(snapshot.get("num_failures", {})),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _given_up(drivers: Iterable[Driver], done: set[int]) -> dict[int, str]:
+    """Shards that the newest word of any driver gave up."""
+    given_up: dict[int, str] = {}
+    for driver in sorted(drivers, key=lambda driver: driver.updated):
+        for failure in driver.failures:
+            if failure.get("action") == "give_up" and failure.get("shard") not in {None, *done}:
+                given_up[int(failure["shard"])] = str(failure.get("reason", ""))
+    return dict(sorted(given_up.items()))
+
+
+def summarise(plan: Plan, records: Iterable[Mapping[str, Any]]) -> Provenance:
+    """How shards were made, over their commit records; keys that a record lacks count as nothing."""
+    records = list(records)
+    rows = [record["rows"][1] - record["rows"][0] for record in records]
+    weighted = sum(number * float(record.get("evaluations", 0.0)) for number, record in zip(rows, records, strict=True))
+    finished = [record["finished"] for record in records if "finished" in record]
+    started = [record["finished"] - record.get("seconds", 0.0) for record in records if "finished" in record]
+    return Provenance(
+        devices=dict(Counter(str(record.get("device", "unknown")) for record in records)),
+        hosts=dict(Counter(str(record.get("host", "unknown")) for record in records)),
+        versions=dict(plan.versions),
+        seconds=round(sum(float(record.get("seconds", 0.0)) for record in records), 3),
+        started=min(started, default=None),
+        finished=max(finished, default=None),
+        bytes=sum(entry["bytes"] for record in records for entry in record["objects"].values()),
+        evaluations=round(weighted / max(1, sum(rows)), 2),
+        pairs_summed=float(sum(record.get("pairs", 0) for record in records)),
+        tolerance_reached=max((float(record.get("tolerance_reached", 0.0)) for record in records), default=0.0),
+        step_control_exceeded=sum(int(record.get("step_control_exceeded", 0)) for record in records),
+        num_retried=sum(int(record.get("attempt", 1)) > 1 for record in records),
+    )

@@ -1,0 +1,128 @@
+"""What a labelling run tells Prometheus: recorded always, served where Ray's agent is installed."""
+
+import importlib.util
+import time
+import urllib.request
+
+import pytest
+
+from sfg_dist.distributed.metrics import STATES, LabelMetrics
+
+RECORD = {
+    "shard": 3,
+    "rows": [384, 512],
+    "device": "NVIDIA H100",
+    "seconds": 2.5,
+    "evaluations": 28.0,
+    "tolerance_reached": 3e-4,
+}
+SNAPSHOT = {
+    "is_running": True,
+    "rows_per_s": 51.2,
+    "workers": [{"state": "at work"}, {"state": "at work"}, {"state": "idle"}],
+}
+EVENTS = [
+    ("shard", {"done": 4, "total": 8, "record": RECORD, "seconds": 3.0}),
+    ("shard", {"done": 5, "total": 8, "record": RECORD | {"tolerance_reached": 1e-4}, "seconds": None}),
+    ("attempt_failed", {"shard": 5, "attempt": 1, "error": "NonFiniteLabelError", "reason": "nan", "action": "retry"}),
+    ("worker_lost", {"worker": "gpu-1", "reason": "killed"}),
+    ("backup", {"shard": 6, "worker": "gpu-2"}),
+    ("draining", {"node": "n", "deadline": None}),
+]
+
+
+def tell(metrics):
+    for event, details in EVENTS:
+        metrics.event(event, **details)
+    metrics.snapshot(SNAPSHOT)
+
+
+class Recorded:
+    """Stands for one of Ray's metrics, and keeps what it is told."""
+
+    kept: dict = {}  # noqa: RUF012  (shared by all, as Ray's are)
+
+    def __init__(self, name, description="", boundaries=None, tag_keys=()):
+        assert description
+        self.name, self.tag_keys = name, set(tag_keys)
+
+    def inc(self, value, tags):
+        assert value > 0
+        key = self._key(tags)
+        self.kept[key] = self.kept.get(key, 0) + value
+
+    def set(self, value, tags):
+        self.kept[self._key(tags)] = value
+
+    def observe(self, value, tags):
+        self.kept.setdefault(self._key(tags), []).append(value)
+
+    def _key(self, tags):
+        assert set(tags) == self.tag_keys
+        return (self.name, *(value for key, value in sorted(tags.items()) if key != "store"))
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    import ray.util.metrics
+
+    for name in ("Counter", "Gauge", "Histogram"):
+        monkeypatch.setattr(ray.util.metrics, name, Recorded)
+    monkeypatch.setattr(Recorded, "kept", {})
+    return Recorded.kept
+
+
+def test_events_are_counted(recorded):
+    tell(LabelMetrics("s3://bucket/pairs.zarr"))
+    device = "NVIDIA H100"
+    assert recorded["sfg_shards_done",] == 5
+    assert recorded["sfg_shards",] == 8
+    assert recorded["sfg_shards_labelled", device] == 2
+    assert recorded["sfg_rows_labelled", device] == 256
+    assert recorded["sfg_evaluations", device] == 256 * 28
+    assert recorded["sfg_integration_seconds", device] == 5.0
+    assert recorded["sfg_integrate_seconds", device] == [2.5, 2.5]
+    assert recorded["sfg_write_seconds", device] == [0.5]
+    assert recorded["sfg_tolerance_reached",] == 3e-4
+    assert recorded["sfg_attempts_failed", "retry", "NonFiniteLabelError"] == 1
+    assert recorded["sfg_workers_lost",] == recorded["sfg_backups",] == 1
+    assert [recorded["sfg_workers", state] for state in STATES] == [0, 1, 2, 0]
+    assert recorded["sfg_rows_per_second",] == 51.2
+
+
+def test_a_run_that_has_ended_has_no_workers(recorded):
+    metrics = LabelMetrics("store")
+    tell(metrics)
+    metrics.snapshot(SNAPSHOT | {"is_running": False})
+    assert [recorded["sfg_workers", state] for state in STATES] == [0, 0, 0, 0]
+
+
+@pytest.mark.ray
+def test_ray_takes_them_without_an_agent(ray_cluster):
+    """Names, labels and values are such as Ray accepts."""
+    tell(LabelMetrics("store"))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("prometheus_client", "opencensus", "aiohttp")),
+    reason="Ray's metrics agent is not installed: pip install 'sfg_dist[cluster]'",
+)
+def test_prometheus_finds_them_on_ray_s_port(ray_cluster):
+    import ray
+
+    tell(LabelMetrics("scraped"))
+    (node,) = ray.nodes()
+    address = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    deadline = time.monotonic() + 120  # Ray reports every few seconds
+    lines = []
+    while not any("ray_sfg_rows_labelled" in line for line in lines):
+        assert time.monotonic() < deadline
+        time.sleep(1)
+        with opener.open(address, timeout=30) as answer:
+            lines = [line for line in answer.read().decode().splitlines() if 'store="scraped"' in line]
+    (rows,) = (line for line in lines if line.startswith("ray_sfg_rows_labelled"))
+    assert 'device="NVIDIA H100"' in rows
+    assert float(rows.rsplit(" ", 1)[1]) == 256

@@ -28,7 +28,7 @@ from sfg_dist.presentation import report_content
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from sfg_dist.data import Prepared, Transform
+    from sfg_dist.data import Prepared
     from sfg_dist.model.generator import Generator
     from sfg_dist.store import Pairs
 
@@ -309,11 +309,12 @@ class Pipeline:
 
     def _open_store(self) -> Pairs:
         """The store of this job's plan, created when it is not there."""
+        from sfg_dist.data import read_queries
         from sfg_dist.store import create_store, open_pairs
 
         prepared = self.prepared
         reference = prepared.reference()
-        queries = self._queries(prepared.transform)
+        queries = read_queries(self.job.labels.latents, prepared.transform, self.job.labels.direction)
         existing = open_pairs(self.pairs_path).plan if (self.pairs_path / "plan.json").exists() else None
         has_clusters = uses_clusters(self.job, len(reference))
         fits_grid = self.job.labels.time_grid == "fitted" and existing is None
@@ -400,23 +401,3 @@ class Pipeline:
                 num_threads=num_threads,
                 on_progress=on_progress,
             )
-
-    def _queries(self, transform: Transform) -> NDArray[np.float32] | None:
-        """The user's query points in the flow's coordinates: latents as they stand, data through the transform."""
-        source = self.job.labels.latents
-        if source is None:
-            return None
-        from sfg_dist.data import open_table
-
-        decode = self.job.labels.direction == "decode"
-        table = open_table(source)
-        width = transform.dim if decode else len(transform.columns)
-        if not decode and set(transform.columns) <= set(table.columns):
-            table = open_table(source, columns=list(transform.columns))  # by name; without names, by position
-        if table.values.shape[1] != width:
-            raise DataError(f"labels.latents: {source} has {table.values.shape[1]} columns, expected {width}")
-        finite = np.isfinite(table.values).all(axis=1)
-        if not finite.all():
-            raise DataError(f"labels.latents: {source} is not finite in row {int(np.argmin(finite))} (0-based)")
-        rows = table.values.astype(np.float32) if decode else transform.forward(table.values, noise=None)
-        return np.ascontiguousarray(rows)

@@ -14,6 +14,7 @@ Conventions of this room:
 """
 
 from sfg_dist.data.prepare import Prepared, prepare
+from sfg_dist.data.queries import read_queries
 from sfg_dist.data.table import BUILTIN_NAMES, SplitTable, Table, open_split, open_table
 from sfg_dist.data.transform import Transform
 
@@ -26,4 +27,5 @@ __all__ = [
     "open_split",
     "open_table",
     "prepare",
+    "read_queries",
 ]

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sfg_dist.distributed.machine import free_disk
 from sfg_dist.errors import ConfigError, LabelingError
 from sfg_dist.plan import Plan
 from sfg_dist.store import Pairs, create_store
@@ -141,7 +141,7 @@ def calibrate(
 
 
 def _require_room(needed: int) -> None:
-    free = shutil.disk_usage(tempfile.gettempdir()).free
+    free = free_disk(Path(tempfile.gettempdir()))
     if free < needed:
         raise ConfigError(
             f"the calibration needs {needed / 2**30:.2f} GiB in the temporary directory {tempfile.gettempdir()}, which "

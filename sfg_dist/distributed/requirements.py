@@ -17,6 +17,7 @@ from sfg_dist.distributed.sizes import (
     ACTOR_BYTES,
     CUDA_DEVICE_BYTES,
     CUDA_HOST_BYTES,
+    EVENT_BYTES,
     GIB,
     RAY_BYTES,
     StoreBytes,
@@ -248,10 +249,11 @@ def require_disk(directory: str, left: StoreBytes, plan: Plan) -> int | None:
         return None
     free = free_disk(Path(directory))
     if left.total > free:
-        each = 8 * plan.dim * plan.shard_rows + 1024
-        frame = left.reference + left.order + left.queries + left.transform
-        shards = (free - frame) // each if plan.identity["queries"] is None else 0
-        fits = f"take labels.num_pairs = {shards * plan.shard_rows}, or " if shards >= 1 else "take "
+        shards = left.latents + left.labels + left.commits + plan.num_shards * EVENT_BYTES
+        fewer = int((free - (left.total - shards)) / (shards / plan.num_shards))
+        # A store that is begun keeps its number of pairs, and so do the user's own query points.
+        is_free = left.reference > 0 and plan.identity["queries"] is None
+        fits = f"take labels.num_pairs = {fewer * plan.shard_rows}, or " if is_free and fewer >= 1 else "take "
         raise ConfigError(
             f"the run writes {left.total / GIB:.2f} GiB into output.dir = {directory!r}, where {free / GIB:.2f} GiB "
             f"are free: {fits}an output.dir with more room"

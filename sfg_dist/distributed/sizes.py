@@ -159,9 +159,17 @@ def _tables(plan: Plan, num_reference: int, has_order: bool, num_queries: int) -
 
 
 def _small_bytes(values: NDArray[Any]) -> int:
-    """Bytes of one of the transform's arrays, which is one chunk; none where it holds nothing but the fill value."""
-    is_fill = np.isnan(values).all() if values.dtype.kind == "f" else not values.any()
-    return 0 if values.size == 0 or is_fill else values.nbytes + _CRC_BYTES
+    """Bytes of one of the transform's arrays, which is one object; none where it holds nothing but the fill value."""
+    if values.size == 0:
+        return 0
+    object_rows = max(1, *values.shape[:1])
+    chunks, shards = _layout(values.shape, values.dtype.str, object_rows)
+    chunk_rows = chunks[0] if chunks else 1
+    rows = values.reshape(object_rows, -1)
+    is_fill = (np.isnan(rows) if values.dtype.kind == "f" else rows == 0).all(axis=1)
+    kept = sum(not is_fill[first : first + chunk_rows].all() for first in range(0, object_rows, chunk_rows))
+    written = kept * (values.nbytes // object_rows * chunk_rows + _CRC_BYTES)
+    return written + object_rows // chunk_rows * _INDEX_BYTES + _CRC_BYTES if shards and kept else written
 
 
 def _metadata_bytes(

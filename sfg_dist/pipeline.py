@@ -22,7 +22,7 @@ import numpy as np
 from sfg_dist.config import Job, load_job, resolve_job
 from sfg_dist.errors import ConfigError, DataError, StoreError
 from sfg_dist.events import EventLog, stage_times
-from sfg_dist.label_run import label_pending, query_rows
+from sfg_dist.label_run import label_pending
 from sfg_dist.objects import absolute_url, is_url
 from sfg_dist.plan import fingerprint
 from sfg_dist.planning import check_job, identity_of_keys, make_plan, uses_clusters
@@ -320,11 +320,12 @@ class Pipeline:
 
     def _open_store(self) -> Pairs:
         """The store of this job's plan, created when it is not there."""
+        from sfg_dist.data import read_queries
         from sfg_dist.store import create_store, open_pairs
 
         prepared = self.prepared
         reference = prepared.reference()
-        queries = query_rows(self.job.labels, prepared.transform)
+        queries = read_queries(self.job.labels.latents, prepared.transform, self.job.labels.direction)
         existing = open_pairs(self.pairs_url).plan if self._has_store() else None
         has_clusters = uses_clusters(self.job, len(reference))
         fits_grid = self.job.labels.time_grid == "fitted" and existing is None

@@ -15,6 +15,7 @@ Conventions of this room:
 
 from sfg_dist.data.large import prepare_within
 from sfg_dist.data.prepare import Prepared, prepare
+from sfg_dist.data.queries import read_queries
 from sfg_dist.data.rows import RowReader, open_rows
 from sfg_dist.data.table import BUILTIN_NAMES, SplitTable, Table, open_split, open_table
 from sfg_dist.data.transform import Transform
@@ -31,4 +32,5 @@ __all__ = [
     "open_table",
     "prepare",
     "prepare_within",
+    "read_queries",
 ]

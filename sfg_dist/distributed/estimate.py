@@ -1,0 +1,388 @@
+"""What a job will take, before anything is spent: shards, bytes, memory, evaluations, time and cost.
+
+Nothing is written into output.dir and Ray is not needed. The time of the label stage is
+
+    start + makespan of the shards over the workers + a check of each shard,
+
+with the pace of a worker and what it pays once from a calibration on this machine, and the makespan from handing out
+whole shards, so that a last wave that is not full counts whole.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sfg_dist.config import Job
+from sfg_dist.distributed.calibration import CALIBRATION_S, Pace, calibrate
+from sfg_dist.distributed.machine import Machine, this_machine
+from sfg_dist.distributed.requirements import (
+    DeviceKind,
+    Memory,
+    Workers,
+    choose_workers,
+    memory_of,
+    require_disk,
+    require_memory,
+)
+from sfg_dist.distributed.sizes import EVENT_BYTES, StoreBytes, shard_bytes, store_bytes
+from sfg_dist.plan import Plan
+from sfg_dist.planning import check_job, make_plan, uses_clusters
+
+if TYPE_CHECKING:
+    from sfg_dist.store import Pairs
+
+# Ray's start and end on this machine, in units of an actor's imports, which load and speed of the machine move alike.
+RAY_IMPORTS = 2.0
+CONNECT_S = 3.0  # to a cluster that runs already
+FIT_ROWS = 4600  # labels' work that a fitted time grid costs, see flow.fit_time_grid
+
+
+@dataclass(frozen=True)
+class Work:
+    """What there is to do.
+
+    Attributes:
+        num_shards: of the whole store; ``shards_left`` of them are still to do.
+        num_pairs: likewise, and ``pairs_left``.
+        dim: columns as the flow sees them.
+        num_reference: rows behind the score.
+        score_evaluations: of what is left, rows times evaluations.
+        pairs_summed: of a latent and a reference, in what is left; from the calibration.
+        is_counted: whether the evaluations are fixed by the job; with step control they are from the calibration.
+    """
+
+    num_shards: int
+    shards_left: int
+    num_pairs: int
+    pairs_left: int
+    dim: int
+    num_reference: int
+    score_evaluations: int
+    pairs_summed: int
+    is_counted: bool
+
+
+@dataclass(frozen=True)
+class Time:
+    """Seconds of what is left, on this machine or machines like it.
+
+    Attributes:
+        data_s: reading and preparing the table, and laying out the store; measured, but for a time grid to be fitted.
+        start_s: Ray, and actors until they are at work.
+        integration_s: of the label stage.
+        writing_s: shards written, read back, committed and checked.
+        label_s: the label stage, the three before together.
+        spread: of single batches in the calibration, relative: what to make of the figures.
+        waves: shards that the busiest worker does.
+    """
+
+    data_s: float
+    start_s: float
+    integration_s: float
+    writing_s: float
+    label_s: float
+    spread: float
+    waves: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the label stage costs.
+
+    Attributes:
+        price_per_hour: of one actor, from the job.
+        actor_hours: actors times the stage's time.
+        total: in the price's currency.
+    """
+
+    price_per_hour: float
+    actor_hours: float
+    total: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Everything that ``sfg plan`` says.
+
+    Attributes:
+        output: output.dir of the job.
+        work: what there is to do.
+        written: bytes of the whole store.
+        left: bytes still to be written.
+        free_bytes: where they go; None for an object store.
+        memory: of actors and driver.
+        workers: who does it.
+        time: how long it takes.
+        cost: None without executor.price_per_hour.
+        paces: the calibration, by kind of device; empty where nothing is left to do.
+        notes: what to know about the figures.
+    """
+
+    output: str
+    work: Work
+    written: StoreBytes
+    left: StoreBytes
+    free_bytes: int | None
+    memory: Memory
+    workers: Workers
+    time: Time
+    cost: Cost | None
+    paces: dict[DeviceKind, Pace]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The estimate as a JSON document."""
+        document = asdict(self)
+        for name, size in (("written", self.written), ("left", self.left)):
+            document[name] |= {"arrays": size.arrays, "total": size.total}
+        return document
+
+
+def estimate_job(
+    job: Job,
+    *,
+    machine: Machine | None = None,
+    seconds: float = CALIBRATION_S,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> Estimate:
+    """What a job will take to label.
+
+    Args:
+        job: the checked job.
+        machine: what there is; this machine by default.
+        seconds: length of the calibration once it is warm.
+        on_step: told in words what goes on.
+
+    Raises:
+        ConfigError: something cannot fit; the message names the keys and values that would.
+        DataError: the table cannot be used.
+        PlanMismatchError: output.dir holds pairs of another plan.
+    """
+    from sfg_dist.data import prepare, read_queries
+    from sfg_dist.distributed.ordering import order_with_threads
+
+    check_job(job)
+    machine = machine or this_machine()
+    workers = choose_workers(job, machine)
+    on_step("data: reading and preparing the table")
+    started = time.monotonic()
+    data = job.data.model_dump()
+    prepared = prepare(data.pop("source"), kind=job.transform.kind, **data)
+    reference = prepared.reference()
+    queries = read_queries(job.labels.latents, prepared.transform, job.labels.direction)
+    pairs = _existing_store(job)
+    fits_grid = job.labels.time_grid == "fitted" and pairs is None
+    planned = _graded(job) if fits_grid else job
+    plan = make_plan(
+        planned, prepared.train, reference, prepared.columns, queries, existing=None if pairs is None else pairs.plan
+    )
+    if pairs is not None:
+        pairs.require_plan(plan)
+        plan = pairs.plan
+    pending = list(range(plan.num_shards)) if pairs is None else pairs.pending()
+    has_clusters = uses_clusters(job, len(reference))
+    memory = memory_of(
+        plan,
+        workers,
+        machine,
+        num_reference=len(reference),
+        has_clusters=has_clusters,
+        driver_bytes=_resident_bytes(),
+        memory_gib=job.labels.memory_gib,
+    )
+    require_memory(memory, workers, machine)
+    written = store_bytes(
+        plan,
+        num_reference=len(reference),
+        has_order=has_clusters,
+        transform_arrays=prepared.transform.to_arrays(),
+        transform_metadata=prepared.transform.to_metadata(),
+        num_queries=0 if queries is None else len(queries),
+    )
+    left = written if pairs is None else _bytes_left(plan, written, pending)
+    free = require_disk(job.output.dir, left, plan)
+    order = order_with_threads(reference) if has_clusters and pending else None
+    data_s = time.monotonic() - started
+    paces: dict[DeviceKind, Pace] = {}
+    if pending:
+        on_step(f"calibration: {seconds:g} s of labels once the workers are warm")
+        devices = calibrated_devices(workers, machine)
+        paces = calibrate(
+            plan, reference, order=order, queries=queries, devices=devices, num_threads=job.labels.num_threads,
+            memory_gib=job.labels.memory_gib, seconds=seconds,
+        )  # type: ignore[assignment]  # fmt: skip
+    commit = max((pace.commit_bytes for pace in paces.values()), default=0.0)
+    written, left = (
+        replace(size, commits=round(commit * number)) if commit else size
+        for size, number in ((written, plan.num_shards), (left, len(pending)))
+    )
+    if fits_grid and paces:
+        data_s += FIT_ROWS * min(pace.seconds_per_row for pace in paces.values())
+    rows = [stop - start for start, stop in map(plan.shard_range, pending)]
+    spent = time_of(rows, plan, workers, paces, data_s=data_s, pads=not has_clusters)
+    price = job.executor.price_per_hour
+    return Estimate(
+        output=job.output.dir,
+        work=_work(plan, rows, len(reference), paces, job),
+        written=written,
+        left=left,
+        free_bytes=free,
+        memory=memory,
+        workers=workers,
+        time=spent,
+        cost=None if price is None else cost_of(spent, workers, price),
+        paces=paces,
+        notes=tuple(_notes(job, workers, machine, memory, fits_grid)),
+    )
+
+
+def calibrated_devices(workers: Workers, machine: Machine) -> list[str]:
+    """The device of each process of a calibration: as many as the run has here, as far as CPUs and GPUs go."""
+    devices: list[str] = []
+    if number := workers.num_actors.get("cuda", 0):
+        each = workers.num_gpus_per_actor
+        share = max(1, int(1 / each + 1e-9))
+        whole = max(1, round(each))
+        places = [f"cuda:{gpu}" for gpu in range(0, len(machine.gpus) - whole + 1, whole) for _ in range(share)]
+        devices += places[:number]
+    room = max(1, machine.num_cpus // workers.num_threads - len(devices))
+    devices += ["cpu"] * min(workers.num_actors.get("cpu", 0), room)
+    return devices
+
+
+def time_of(
+    rows: Sequence[int], plan: Plan, workers: Workers, paces: Mapping[DeviceKind, Pace], *, data_s: float, pads: bool
+) -> Time:
+    """The time of shards of so many rows, handed out whole to whoever is free first.
+
+    Args:
+        rows: of each shard that is left.
+        plan: what it is part of.
+        workers: who does it.
+        paces: of a worker, by kind of device.
+        data_s: what came before.
+        pads: whether a batch that is not full costs as much as one that is; with clusters it does not.
+    """
+    if not rows:
+        return Time(data_s, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
+    batch, group = int(plan.labels["batch_size"]), workers.actors_per_group
+    crews = [(pace, group) for kind, pace in paces.items() for _ in range(workers.num_actors[kind] // group)]
+    crews = crews[: len(rows)]
+
+    def parts(pace: Pace, size: int) -> tuple[float, float]:
+        padded = -(-size // batch) * batch if pads else size
+        return padded * pace.seconds_per_row / group, pace.write_s * size / min(plan.shard_rows, plan.num_pairs)
+
+    free = [(0.0, number) for number in range(len(crews))]
+    integration, done = [0.0] * len(crews), [0] * len(crews)
+    for size in rows:
+        at, number = heapq.heappop(free)
+        integrate, write = parts(crews[number][0], size)
+        integration[number] += integrate
+        done[number] += 1
+        heapq.heappush(free, (at + integrate + write, number))
+    makespan, last = max(free)
+    check = max(pace.check_s for pace in paces.values()) * len(rows)
+    slowest = max(paces.values(), key=lambda pace: pace.import_s + pace.open_s + pace.first_s)
+    start = slowest.open_s + slowest.first_s
+    if workers.executor == "ray":
+        start += slowest.import_s + (CONNECT_S if workers.is_elsewhere else RAY_IMPORTS * slowest.import_s)
+    writing = makespan - integration[last] + check
+    return Time(
+        data_s=data_s,
+        start_s=start,
+        integration_s=integration[last],
+        writing_s=writing,
+        label_s=start + integration[last] + writing,
+        spread=max(pace.spread for pace in paces.values()),
+        waves=max(done),
+    )
+
+
+def cost_of(spent: Time, workers: Workers, price_per_hour: float) -> Cost:
+    """The price of all actors for the length of the label stage."""
+    hours = workers.total * spent.label_s / 3600
+    return Cost(price_per_hour, hours, hours * price_per_hour)
+
+
+def _graded(job: Job) -> Job:
+    """The job on the default grid, which costs as many evaluations as one that is fitted first."""
+    return job.model_copy(update={"labels": job.labels.model_copy(update={"time_grid": "graded"})})
+
+
+def _existing_store(job: Job) -> Pairs | None:
+    from sfg_dist.store import Location, open_pairs
+    from sfg_dist.store.pairs import PLAN_KEY
+
+    url = f"{job.output.dir.rstrip('/')}/pairs.zarr"
+    if "://" not in url and not Path(url).is_dir():
+        return None
+    return open_pairs(url) if Location(url).exists(PLAN_KEY) else None
+
+
+def _bytes_left(plan: Plan, written: StoreBytes, pending: Sequence[int]) -> StoreBytes:
+    """The frame is there already; shards that are left are written whole."""
+    sizes = [stop - start for start, stop in map(plan.shard_range, pending)]
+    shards = sum(shard_bytes(plan, size) for size in sizes)
+    return StoreBytes(
+        latents=shards,
+        labels=shards,
+        reference=0,
+        order=0,
+        transform=0,
+        queries=0,
+        metadata=0,
+        commits=round(written.commits * len(pending) / plan.num_shards),
+        logs=len(pending) * EVENT_BYTES + 4096,
+    )
+
+
+def _resident_bytes() -> int:
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def _work(plan: Plan, rows: Sequence[int], num_reference: int, paces: Mapping[DeviceKind, Pace], job: Job) -> Work:
+    counted = job.labels.solver_tolerance is None
+    pace = next(iter(paces.values()), None)
+    each = job.labels.num_evaluations if counted or pace is None else pace.evaluations_per_row
+    return Work(
+        num_shards=plan.num_shards,
+        shards_left=len(rows),
+        num_pairs=plan.num_pairs,
+        pairs_left=sum(rows),
+        dim=plan.dim,
+        num_reference=num_reference,
+        score_evaluations=round(each * sum(rows)),
+        pairs_summed=0 if pace is None else round(pace.pairs_per_row * sum(rows)),
+        is_counted=counted,
+    )
+
+
+def _notes(job: Job, workers: Workers, machine: Machine, memory: Memory, fits_grid: bool) -> list[str]:
+    notes = []
+    if workers.is_elsewhere:
+        notes.append(
+            f"actors run on the cluster at {job.executor.address} and are taken to be like this machine; its memory, "
+            f"CPUs and GPUs were not looked at"
+        )
+        if job.executor.num_actors is None:
+            notes.append(f"executor.num_actors is not given: {workers.total} were assumed, as this machine would hold")
+    elif memory.total_bytes > machine.available_bytes:
+        notes.append(
+            f"{memory.total_bytes / 2**30:.2f} GiB are needed, and {machine.available_bytes / 2**30:.2f} GiB of memory "
+            f"are free now"
+        )
+    if "://" in job.output.dir:
+        notes.append("writing was timed on a local disk, not in the object store")
+    if fits_grid:
+        notes.append(f"the time grid is fitted first: about {FIT_ROWS} labels' work, counted with the data")
+    if job.labels.solver_tolerance is not None:
+        notes.append("with labels.solver_tolerance each row takes its own steps: evaluations are from the calibration")
+    return notes

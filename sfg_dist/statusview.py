@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from sfg_dist.store.status import Driver, Provenance, StatusReader, StoreStatus, Worker
+    from sfg_dist.store.verify import Report
 
 MAX_WORKERS, MAX_GONE, MAX_FAILURES, MAX_GIVEN_UP = 40, 3, 5, 20
 PIPE_WIDTH = 200  # the table of workers is not cut to 80 columns where nobody looks at a terminal
@@ -101,6 +102,32 @@ def made_by(provenance: Provenance, num_rows: int) -> Iterator[str]:
         parts.append(f"{_number(provenance.num_retried, 'shard')} took more than one attempt")
     yield "made: " + "; ".join(parts)
     yield "with " + ", ".join(f"{name} {version}" for name, version in provenance.versions.items())
+
+
+def report_lines(report: Report) -> Iterator[str]:
+    """What ``verify`` found, a line a finding, and what to do."""
+    read = f"{report.num_objects:,} objects, {size_of(report.num_bytes)} read"
+    for finding in report.findings:
+        yield f"{finding.kind}: {finding}"
+    if report.pending:
+        yield f"{_number(len(report.pending), 'shard')} of {report.num_shards:,} still to be labelled"
+    if report.is_clean:
+        yield f"{report.url}: {read}; nothing is wrong"
+        return
+    bad = f" in {_number(len(report.bad_shards), 'shard')}" if report.bad_shards else ""
+    yield f"{report.url}: {read}; {_number(len(report.findings), 'finding')}{bad}: `sfg repair {report.url}` mends them"
+
+
+def repair_lines(report: Report, num_shards: int, *, is_dry_run: bool) -> Iterator[str]:
+    """What a repair did about each finding, or would do."""
+    for finding in report.findings:
+        yield f"{finding.kind}: {finding}: {finding.repair}"
+    if report.is_clean:
+        yield f"{report.url}: nothing is wrong, nothing was done"
+    elif is_dry_run:
+        yield f"{report.url}: {_number(num_shards, 'shard')} to be labelled again; nothing was changed"
+    else:
+        yield f"{report.url}: repaired, {_number(num_shards, 'shard')} labelled again"
 
 
 def failure_line(failure: Mapping[str, Any]) -> str:

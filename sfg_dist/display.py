@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sfg_dist.data.naming import listed
-from sfg_dist.statusview import duration, failure_line
+from sfg_dist.words import duration, failure_line
 
 
 class Display:

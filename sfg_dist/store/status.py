@@ -95,6 +95,7 @@ class Provenance:
 
     Attributes:
         devices, hosts: shards made on each.
+        num_workers: processes that made them.
         versions: of the package, numpy and torch, when the store was created.
         seconds: spent on integration, summed over shards.
         started, finished: when the first shard was begun, by its length, and the last one committed; None for none.
@@ -108,6 +109,7 @@ class Provenance:
 
     devices: Mapping[str, int]
     hosts: Mapping[str, int]
+    num_workers: int
     versions: Mapping[str, str]
     seconds: float
     started: float | None
@@ -292,6 +294,7 @@ def summarise(plan: Plan, records: Iterable[Mapping[str, Any]]) -> Provenance:
     return Provenance(
         devices=dict(Counter(str(record.get("device", "unknown")) for record in records)),
         hosts=dict(Counter(str(record.get("host", "unknown")) for record in records)),
+        num_workers=len({(record.get("host"), record.get("pid")) for record in records}),
         versions=dict(plan.versions),
         seconds=round(sum(float(record.get("seconds", 0.0)) for record in records), 3),
         started=min(started, default=None),

@@ -6,15 +6,19 @@ from sfg_dist.store.create import create_store, extend_store, mend_frame
 from sfg_dist.store.frame import Frame, RowBlocks, store_bytes
 from sfg_dist.store.location import Entry, Location
 from sfg_dist.store.pairs import Pairs, open_pairs
+from sfg_dist.store.repair import repair_store, sweep_partials
 from sfg_dist.store.stream import Batch, PairStream, read_rows
+from sfg_dist.store.verify import Finding, Report, verify
 
 __all__ = [
     "Batch",
     "Entry",
+    "Finding",
     "Frame",
     "Location",
     "PairStream",
     "Pairs",
+    "Report",
     "RowBlocks",
     "create_store",
     "extend_store",
@@ -23,5 +27,8 @@ __all__ = [
     "open_pairs",
     "read_rows",
     "reason_of",
+    "repair_store",
     "store_bytes",
+    "sweep_partials",
+    "verify",
 ]

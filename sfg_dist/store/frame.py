@@ -142,7 +142,7 @@ def frame_layouts(
     if has_order:
         layouts["reference/order"] = Layout((num_reference,), "int64", min(num_reference, arrays.MAX_CHUNK_BYTES // 8))
     for name, values in transform_arrays.items():
-        layouts[f"transform/{name}"] = Layout(values.shape, values.dtype.str, max(1, *values.shape[:1]))
+        layouts[f"transform/{name}"] = Layout(values.shape, values.dtype.str, max((1, *values.shape[:1])))
     return layouts
 
 

@@ -18,8 +18,8 @@ import tables
 import torch
 
 HERE = Path(__file__).parent
-PARTS = ("dense", "label_time", "growth", "solvers", "gpu")
-SHARED = ("dense", "label_time", "growth", "solvers")  # take the options of common.parser
+PARTS = ("dense", "label_time", "growth", "solvers", "driver", "gpu")
+SHARED = ("dense", "label_time", "growth", "solvers", "driver")  # take the options of common.parser
 WITH_TABLES = {"label_time": tuple(tables.FILES), "growth": ("power",), "solvers": ("power",)}
 
 

@@ -51,11 +51,11 @@ def plan(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json 
     from sfg_dist.distributed.estimate import estimate_job
     from sfg_dist.plan_table import show_estimate, show_steps
 
-    resolved = _load(job, set_, executor)
+    resolved = load(job, set_, executor)
     with show_steps() as on_step:
         estimate = estimate_job(resolved, on_step=on_step)
     if json_:
-        print(json.dumps(estimate.to_dict(), indent=1))
+        say(json_, estimate.to_dict(), "")
     else:
         show_estimate(estimate)
 

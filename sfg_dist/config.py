@@ -219,19 +219,38 @@ def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
     """
     path = Path(path)
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"job file {path} does not exist") from None
     except OSError as error:
         raise ConfigError(f"job file {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ConfigError(f"job file {path} is not valid TOML: {error}") from error
+    return parse_job(text, overrides, origin=str(path), default_dir=f"runs/{path.stem}")
+
+
+def parse_job(text: str, overrides: Iterable[str] = (), *, origin: str, default_dir: str = "runs/job") -> Job:
+    """A job from the text of a TOML document.
+
+    Args:
+        text: the document.
+        overrides: assignments as for ``load_job``.
+        origin: what error messages call the job.
+        default_dir: ``output.dir`` where the document names none.
+
+    Raises:
+        ConfigError: the document is not TOML, or a key or value is wrong.
+    """
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"job file {origin} is not valid TOML: {error}") from error
     document.setdefault("output", {})
     if isinstance(document["output"], dict):
-        document["output"].setdefault("dir", f"runs/{path.stem}")
+        document["output"].setdefault("dir", default_dir)
     for assignment in overrides:
         _apply_override(document, assignment)
-    return resolve_job(document, origin=str(path))
+    return resolve_job(document, origin=origin)
 
 
 def resolve_job(document: Mapping[str, Any], *, origin: str = "job") -> Job:

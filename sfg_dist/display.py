@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from sfg_dist.data.naming import listed
-from sfg_dist.statusview import duration, failure_line
+from sfg_dist.words import duration, failure_line
 
 
 class Display:
@@ -22,6 +23,7 @@ class Display:
         self._progress: Any = None
         self._task: Any = None
         self._last_line = 0.0
+        self._checked_at: float | None = None
         self._rows = 0
         self._workers: set[str] = set()
         self._first: tuple[float, float] | None = None
@@ -38,6 +40,8 @@ class Display:
             "backup": self._on_backup,
             "draining": self._on_draining,
             "stopping": self._on_stopping,
+            "checked": self._on_checked,
+            "extended": self._on_extended,
             "epoch": self._on_epoch,
             "measured": self._on_measured,
         }
@@ -53,6 +57,20 @@ class Display:
         handler = self._handlers.get(event["event"])
         if handler is not None:
             handler(event)
+
+    def tell(self, event: str, **details: Any) -> None:
+        """Show an event that no log keeps."""
+        self({"time": time.time(), "event": event, **details})
+
+    def _on_checked(self, event: Mapping[str, Any]) -> None:
+        if self._checked_at is None:
+            self._checked_at = event["time"]
+        if event["time"] - max(self._checked_at, self._last_line) >= 5:
+            self._last_line = event["time"]
+            self._print(f"verify: {event['done']:,} of {event['total']:,} objects and shards")
+
+    def _on_extended(self, event: Mapping[str, Any]) -> None:
+        self._print(f"extend: from {event['before']:,} to {event['rows']:,} pairs")
 
     def _on_stage(self, event: Mapping[str, Any]) -> None:
         self._stage = event

@@ -9,21 +9,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sfg_dist.config import Job, load_job, resolve_job
-from sfg_dist.errors import ConfigError, DataError, StoreError
-from sfg_dist.events import EventLog, stage_times
+from sfg_dist.errors import DataError, StoreError
+from sfg_dist.events import stage_times
 from sfg_dist.label_run import label_pending
 from sfg_dist.objects import absolute_url, is_url
+from sfg_dist.output import Listener, OutputDirectory
 from sfg_dist.plan import fingerprint
 from sfg_dist.planning import check_job, identity_of_keys, make_plan, uses_clusters
 from sfg_dist.presentation import report_content
@@ -33,9 +32,7 @@ if TYPE_CHECKING:
 
     from sfg_dist.data import Prepared
     from sfg_dist.model.generator import Generator
-    from sfg_dist.store import Location, Pairs
-
-Listener = Callable[[Mapping[str, Any]], None]
+    from sfg_dist.store import Frame, Pairs
 
 
 def run(job: str | Path | Mapping[str, Any] | Job, *, listener: Listener | None = None) -> dict[str, Any]:
@@ -69,7 +66,7 @@ def as_job(job: str | Path | Mapping[str, Any] | Job) -> Job:
     return resolve_job(job) if isinstance(job, Mapping) else load_job(job)
 
 
-class Pipeline:
+class Pipeline(OutputDirectory):
     """One job and its output directory; each stage is a method.
 
     Args:
@@ -83,64 +80,34 @@ class Pipeline:
     def __init__(self, job: Job, listener: Listener | None = None) -> None:
         check_job(job)
         self.job = job
-        self.url = job.output.dir.rstrip("/") or "/"
-        if not is_url(self.url) and Path(self.url).exists() and not Path(self.url).is_dir():
-            raise ConfigError(f"output.dir = {job.output.dir!r} is a file: name a directory")
-        self._listener = listener
+        super().__init__(job.output.dir, listener)
         self._prepared: Prepared | None = None
         self._ray: contextlib.ExitStack | None = None
-
-    # Where things are: paths, or URLs of an object store.
-
-    @cached_property
-    def output(self) -> Location:
-        """The output directory, made when it is first needed."""
-        from sfg_dist.store import Location
-
-        return Location(self.url, create=True)
-
-    @cached_property
-    def events(self) -> EventLog:
-        """What happened, one JSON line an event."""
-        return EventLog(self.output)
-
-    @property
-    def pairs_url(self) -> str:
-        """The store of pairs."""
-        return f"{self.url}/pairs.zarr"
-
-    @property
-    def model_url(self) -> str:
-        """The saved generator."""
-        return f"{self.url}/model"
-
-    @property
-    def checkpoints_url(self) -> str:
-        """Checkpoints of the fit."""
-        return f"{self.url}/checkpoints"
-
-    @property
-    def samples_url(self) -> str:
-        """The samples that are evaluated."""
-        return f"{self.url}/samples.zarr"
-
-    @property
-    def report_url(self) -> str:
-        """The page that shows the figures, which metrics.json holds."""
-        return f"{self.url}/report.html"
 
     # Stages.
 
     def label(self) -> Pairs:
         """Make the pairs, or what is missing of them."""
-        pairs = self._open_store()
+        return self._label(self._open_store())
+
+    def _label(self, pairs: Pairs) -> Pairs:
         missing = len(pairs.pending())
         fresh = missing == pairs.plan.num_shards
-        with self._stage("label", fresh=fresh, total=pairs.plan.num_shards, missing=missing, rows=pairs.plan.num_pairs):
+        with self.stage("label", fresh=fresh, total=pairs.plan.num_shards, missing=missing, rows=pairs.plan.num_pairs):
             if missing:
                 self._label_missing(pairs)
             pairs.require_complete()
         return pairs
+
+    def extend(self) -> Pairs:
+        """Add pairs to the job's finished store, up to its labels.num_pairs; what is committed stays as it is."""
+        from sfg_dist.store import extend_store
+
+        pairs = self._existing_store(may_differ_in_length=True)
+        before = pairs.plan.num_pairs
+        pairs = extend_store(self.pairs_url, self.job.labels.num_pairs)
+        self.emit("extended", before=before, rows=pairs.plan.num_pairs)
+        return self._label(pairs)
 
     def train(self) -> Generator:
         """Fit the network on the pairs and save the generator."""
@@ -160,7 +127,7 @@ class Pipeline:
         url, checkpoints = absolute_url(self.pairs_url), absolute_url(self.checkpoints_url)
         fresh = not has_checkpoint(checkpoints, settings, pairs.plan.run_id)
         with (
-            self._stage("train", fresh=fresh, num_epochs=job.num_epochs, max_time_s=job.max_time_s),
+            self.stage("train", fresh=fresh, num_epochs=job.num_epochs, max_time_s=job.max_time_s),
             self.session(),
         ):
 
@@ -183,7 +150,7 @@ class Pipeline:
                 calibration,
                 job=self.job.model_dump(exclude_none=True),
             )
-            with self._writing("model"):
+            with self.writing("model"):
                 generator.save(self.model_url)
         return generator
 
@@ -194,7 +161,7 @@ class Pipeline:
 
         generator = Generator.load(self.model_url)
         job = self.job.evaluate
-        with self._stage("sample", rows=job.num_samples):
+        with self.stage("sample", rows=job.num_samples):
             write_table(
                 self.samples_url,
                 generator.columns,
@@ -227,7 +194,7 @@ class Pipeline:
                 f"or choose another output.dir and run again"
             )
         job = self.job.evaluate
-        with self._stage("evaluate", metrics=list(job.metrics)):
+        with self.stage("evaluate", metrics=list(job.metrics)):
             samples = read_table(self.samples_url, source=self._sample_source)
             num_labels = min(pairs.plan.num_pairs, job.num_samples)
             transform = Transform.from_arrays(*pairs.transform)
@@ -249,7 +216,7 @@ class Pipeline:
             self.job, prepared, pairs, generator, metrics=metrics, history=history, samples=samples, labels=labels
         )
         page = render_report(content)
-        with self._writing("report.html, metrics.json and model"):
+        with self.writing("report.html, metrics.json and model"):
             self.output.write("report.html", page.encode())
             self.output.write("metrics.json", json.dumps(metrics, indent=1).encode())
             replace(generator, metrics=metrics).save(self.model_url)
@@ -265,7 +232,7 @@ class Pipeline:
             from sfg_dist.data import prepare
 
             data = self.job.data.model_dump()
-            with self._stage("data", source=self.job.data.source):
+            with self.stage("data", source=self.job.data.source):
                 self._prepared = prepare(data.pop("source"), kind=self.job.transform.kind, **data)
             self.emit("table", **self._prepared.report)
         return self._prepared
@@ -286,66 +253,42 @@ class Pipeline:
         assert self._ray is not None, "a stage that needs Ray runs within a session"
         self._ray.enter_context(ray_session(self.job.executor.address))
 
-    def emit(self, event: str, **details: Any) -> None:
-        """Tell what happened."""
-        entry = {"time": round(time.time(), 3), "event": event, **details}
-        with self._writing("events.jsonl"):
-            self.events.append(entry)
-            if event in ("stage_finished", "report"):
-                self.events.flush()
-        if self._listener is not None:
-            self._listener(entry)
-
-    @contextlib.contextmanager
-    def _writing(self, what: str) -> Iterator[None]:
-        """Within, a failed write becomes a message that says what is safe."""
-        from sfg_dist.store import reason_of
-
-        try:
-            yield
-        except OSError as error:
-            raise StoreError(f"cannot write {what} in output.dir {self.url}: {reason_of(error)}") from error
-
-    @contextlib.contextmanager
-    def _stage(self, name: str, *, fresh: bool = True, **details: Any) -> Iterator[None]:
-        started = time.monotonic()
-        self.emit("stage_started", stage=name, fresh=fresh, **details)
-        try:
-            yield
-        except BaseException:
-            with contextlib.suppress(OSError, StoreError):  # the error at hand says more
-                self.events.flush()
-            raise
-        self.emit("stage_finished", stage=name, seconds=round(time.monotonic() - started, 3))
-
     def _open_store(self) -> Pairs:
         """The store of this job's plan, created when it is not there."""
-        from sfg_dist.data import read_queries
-        from sfg_dist.store import create_store, open_pairs
+        from sfg_dist.store import RowBlocks, create_store, open_pairs
 
-        prepared = self.prepared
-        reference = prepared.reference()
-        queries = read_queries(self.job.labels.latents, prepared.transform, self.job.labels.direction)
+        table, frame = self.prepared, self.frame()
+        reference, queries = frame.reference, frame.queries
+        assert not isinstance(reference, RowBlocks)
+        assert not isinstance(queries, RowBlocks)
         existing = open_pairs(self.pairs_url).plan if self._has_store() else None
-        has_clusters = uses_clusters(self.job, len(reference))
-        fits_grid = self.job.labels.time_grid == "fitted" and existing is None
-        order = self._make_order(reference) if has_clusters and fits_grid else None
-        plan = make_plan(self.job, prepared.train, reference, prepared.columns, queries, order=order, existing=existing)
-        pairs = create_store(
-            self.pairs_url,
-            plan,
-            reference=reference,
-            transform_arrays=prepared.transform.to_arrays(),
-            transform_metadata=prepared.transform.to_metadata(),
-            queries=queries,
-            make_order=(lambda rows: self._make_order(rows) if order is None else order) if has_clusters else None,
-        )
+        order = None
+        if frame.make_order is not None and self.job.labels.time_grid == "fitted" and existing is None:
+            order = frame.make_order(reference)
+            frame = replace(frame, make_order=lambda _: order)
+        plan = make_plan(self.job, table.train, reference, table.columns, queries, order=order, existing=existing)
+        parts = {field.name: getattr(frame, field.name) for field in fields(frame)}
+        pairs = create_store(self.pairs_url, plan, **parts)
         self._write_job()
         if self.job.labels.t_min == "auto":
             self.emit("blur", **plan.identity["blur"])
         if "time_grid" in pairs.plan.identity:
             self.emit("time_grid", **pairs.plan.identity["time_grid"])
         return pairs
+
+    def frame(self) -> Frame:
+        """What the frame of this job's store is made of, from its table."""
+        from sfg_dist.data import read_queries
+        from sfg_dist.store import Frame
+
+        reference, transform = self.prepared.reference(), self.prepared.transform
+        return Frame(
+            reference,
+            transform.to_arrays(),
+            transform.to_metadata(),
+            read_queries(self.job.labels.latents, transform, self.job.labels.direction),
+            self._make_order if uses_clusters(self.job, len(reference)) else None,
+        )
 
     def _make_order(self, reference: NDArray[np.float32]) -> NDArray[np.int64]:
         from sfg_dist.distributed.ordering import CLUSTER_ROWS, order_with_tasks, order_with_threads
@@ -360,7 +303,7 @@ class Pipeline:
         """Whether the pairs' plan is there; makes no directory."""
         return (is_url(self.url) or Path(self.url).is_dir()) and self.output.exists("pairs.zarr/plan.json")
 
-    def _existing_store(self) -> Pairs:
+    def _existing_store(self, *, may_differ_in_length: bool = False) -> Pairs:
         from sfg_dist.store import open_pairs
 
         if not self._has_store():
@@ -369,9 +312,9 @@ class Pipeline:
         # The same refusal as when labelling, but for the table itself, which need not be read again to train.
         plan = pairs.plan
         wanted = replace(plan, identity={**plan.identity, **identity_of_keys(self.job)})
-        pairs.require_plan(
-            replace(wanted, num_pairs=plan.num_pairs if self.job.labels.latents else self.job.labels.num_pairs)
-        )
+        if not may_differ_in_length and not self.job.labels.latents:
+            wanted = replace(wanted, num_pairs=self.job.labels.num_pairs)
+        pairs.require_plan(wanted)
         if plan.source != self.job.data.source:
             warnings.warn(
                 f"{self.pairs_url} was labelled from {plan.source}, this job names {self.job.data.source}",
@@ -381,7 +324,7 @@ class Pipeline:
         return pairs
 
     def _write_job(self) -> None:
-        with self._writing("job.toml"):
+        with self.writing("job.toml"):
             self.output.write("job.toml", self.job.to_toml().encode())
 
     @property

@@ -185,6 +185,11 @@ class Plan:
         pairs = list(self.ends) if self.earlier_ends else self.num_pairs
         return _digest([self.identity, pairs, self.format_version])
 
+    @cached_property
+    def record_run_ids(self) -> tuple[str, ...]:
+        """The run id at the end of each record: what the commit records of its shards hold."""
+        return tuple(self.record_plan(record).run_id for record in range(len(self.ends)))
+
     def extended(self, num_pairs: int) -> Plan:
         """The plan with a further record that adds the rows up to ``num_pairs``.
 

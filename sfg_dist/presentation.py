@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import numpy as np
 from sfg_dist.config import Job
 from sfg_dist.data.naming import listed
 from sfg_dist.planning import versions
+from sfg_dist.words import counted, duration, failure_line, size_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from sfg_dist.store import Pairs
 
 NUM_PATHS = 300
+MAX_FAILURES = 20
 
 
 def report_content(
@@ -71,7 +74,37 @@ def report_content(
             "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
         },
         notes=_notes(prepared.report, job.labels.latents),
+        **_labelling(pairs),
     )
+
+
+def _labelling(pairs: Pairs) -> dict[str, Any]:
+    """How the labels were made, and which attempts failed: from commit records and the drivers' snapshots."""
+    from sfg_dist.store.status import StatusReader
+
+    status = StatusReader(pairs).read(time.time())
+    made = status.provenance
+    facts = {
+        "workers": f"{counted(made.num_workers, 'process')} on {_few(list(made.hosts))}",
+        "devices": ", ".join(f"{name}: {counted(number, 'shard')}" for name, number in made.devices.items()),
+        "integration": f"{duration(made.seconds)} over all workers, {made.evaluations:g} evaluations a row",
+        "size": size_of(made.bytes),
+    }
+    if made.started is not None and made.finished is not None:
+        facts["from first to last"] = duration(made.finished - made.started)
+    if made.num_retried:
+        facts["more than one attempt"] = counted(made.num_retried, "shard")
+    if status.extended_at:
+        facts["extended at"] = ", ".join(f"{rows:,} pairs" for rows in status.extended_at)
+    failures = [failure_line(failure) for driver in status.drivers for failure in driver.failures]
+    shown = failures[:MAX_FAILURES]
+    if len(failures) > len(shown):
+        shown.append(f"and {len(failures) - len(shown)} more")
+    return {"labelling": facts, "failures": shown}
+
+
+def _few(names: list[str], limit: int = 4) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _paths(pairs: Pairs, transform: Transform) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

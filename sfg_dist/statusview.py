@@ -7,47 +7,20 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sfg_dist.errors import StoreUnavailableError
+from sfg_dist.words import counted, duration, failure_line, size_of
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from sfg_dist.store.status import Driver, Provenance, StatusReader, StoreStatus, Worker
+    from sfg_dist.store.verify import Report
 
 MAX_WORKERS, MAX_GONE, MAX_FAILURES, MAX_GIVEN_UP = 40, 3, 5, 20
 PIPE_WIDTH = 200  # the table of workers is not cut to 80 columns where nobody looks at a terminal
 LINES_BESIDE_WORKERS = 16
-
-
-def duration(seconds: float) -> str:
-    """A length of time in two units at most.
-
-    Example:
-        >>> duration(12_300)
-        '3 h 25 min'
-    """
-    whole = max(0, round(seconds))
-    for size, name, smaller, smaller_name in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= size:
-            rest = whole % size // smaller
-            return f"{whole // size} {name}" + (f" {rest} {smaller_name}" if rest else "")
-    return f"{whole} s"
-
-
-def size_of(num_bytes: float) -> str:
-    """A number of bytes in the unit that keeps it short.
-
-    Example:
-        >>> size_of(3_500_000)
-        '3.3 MiB'
-    """
-    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
-        if num_bytes < 1024 or unit == "TiB":
-            break
-        num_bytes /= 1024
-    return f"{num_bytes:.0f} {unit}" if unit == "bytes" else f"{num_bytes:.1f} {unit}"
 
 
 def status_line(status: StoreStatus) -> str:
@@ -91,30 +64,47 @@ def made_by(provenance: Provenance, num_rows: int) -> Iterator[str]:
     """How ``num_rows`` finished rows were made; nothing where there are none."""
     if not num_rows:
         return
-    parts = [f"{size_of(provenance.bytes)} on {_counted(provenance.devices)}"]
+    parts = [f"{size_of(provenance.bytes)} on {_devices(provenance.devices)}"]
     parts.append(f"{duration(provenance.seconds)} of integration, {provenance.evaluations:g} evaluations a row")
     if provenance.tolerance_reached:
         parts.append(f"posterior mean within {provenance.tolerance_reached:.1e} of exact, certified")
     if provenance.step_control_exceeded:
         parts.append(f"{provenance.step_control_exceeded:,} rows above labels.solver_tolerance")
     if provenance.num_retried:
-        parts.append(f"{_number(provenance.num_retried, 'shard')} took more than one attempt")
+        parts.append(f"{counted(provenance.num_retried, 'shard')} took more than one attempt")
     yield "made: " + "; ".join(parts)
     yield "with " + ", ".join(f"{name} {version}" for name, version in provenance.versions.items())
 
 
-def failure_line(failure: Mapping[str, Any]) -> str:
-    """A failed attempt in words: what, where, why, and what was done about it."""
-    shard, attempt = failure.get("shard"), failure.get("attempt")
-    where = f" on {failure['worker']}" if failure.get("worker") else ""
-    then = "given up" if failure.get("action") == "give_up" else "tried again"
-    reason = " ".join(str(failure.get("reason", "no reason known")).split())
-    return f"shard {shard}, attempt {attempt}{where} failed: {reason}; {then}"
+def report_lines(report: Report) -> Iterator[str]:
+    """What ``verify`` found, a line a finding, and what to do."""
+    read = f"{report.num_objects:,} objects, {size_of(report.num_bytes)} read"
+    for finding in report.findings:
+        yield f"{finding.kind}: {finding}"
+    if report.pending:
+        yield f"{counted(len(report.pending), 'shard')} of {report.num_shards:,} still to be labelled"
+    if report.is_clean:
+        yield f"{report.url}: {read}; nothing is wrong"
+        return
+    bad = f" in {counted(len(report.bad_shards), 'shard')}" if report.bad_shards else ""
+    yield f"{report.url}: {read}; {counted(len(report.findings), 'finding')}{bad}: `sfg repair {report.url}` mends them"
+
+
+def repair_lines(report: Report, num_shards: int, *, is_dry_run: bool) -> Iterator[str]:
+    """What a repair did about each finding, or would do."""
+    for finding in report.findings:
+        yield f"{finding.kind}: {finding}: {finding.repair}"
+    if report.is_clean:
+        yield f"{report.url}: nothing is wrong, nothing was done"
+    elif is_dry_run:
+        yield f"{report.url}: {counted(num_shards, 'shard')} to be labelled again; nothing was changed"
+    else:
+        yield f"{report.url}: repaired, {counted(num_shards, 'shard')} labelled again"
 
 
 def _driver_line(driver: Driver, status: StoreStatus) -> str:
     failed = sum(driver.num_failures.values())
-    tail = f", {_number(failed, 'failed attempt')}" if failed else ""
+    tail = f", {counted(failed, 'failed attempt')}" if failed else ""
     age = duration(status.time - driver.updated)
     if driver.state == "running":
         rate = f", {driver.rows_per_s:,.0f} pairs/s" if driver.rows_per_s else ""
@@ -127,10 +117,6 @@ def _driver_line(driver: Driver, status: StoreStatus) -> str:
         return f"driver {driver.driver}: ended {age} ago{tail}"
     then = "" if status.is_complete else "; what it committed is kept, and `sfg label` goes on from there"
     return f"driver {driver.driver}: silent for {age}, so it is gone or cut off from the store{then}{tail}"
-
-
-def _number(count: int, name: str) -> str:
-    return f"{count:,} {name}{'' if count == 1 else 's'}"
 
 
 def status_page(status: StoreStatus, *, max_workers: int = MAX_WORKERS) -> RenderableType:
@@ -173,7 +159,7 @@ def _cells(worker: Worker, now: float) -> tuple[str, ...]:
     return (worker.worker, worker.host, worker.device or worker.kind, at_work, since, f"{worker.done:,}", rate)
 
 
-def _counted(devices: Mapping[str, int]) -> str:
+def _devices(devices: Mapping[str, int]) -> str:
     if len(devices) == 1:
         return str(next(iter(devices)))
     most = sorted(devices.items(), key=lambda item: -item[1])

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sfg_dist.command import Debug, Json, command
+from sfg_dist.command import Debug, Executor, JobPath, Json, Set, command, load, say
+from sfg_dist.display import Display
 from sfg_dist.errors import ConfigError
+from sfg_dist.objects import is_url
+from sfg_dist.statusview import repair_lines, report_lines
 
 if TYPE_CHECKING:
     from sfg_dist.store import Pairs
@@ -64,9 +67,69 @@ def status(
         open_console().print(status_page(state), soft_wrap=True)
 
 
-def _open(store: str) -> Pairs:
+@command
+def verify(store: StoreName, json_: Json = False, debug: Debug = False) -> None:
+    """Read all of a store again and name what is wrong with it.
+
+    Exit status 0 where nothing is, 1 where something is; shards that are still to be labelled are not wrong.
+    """
+    from sfg_dist.store.verify import verify as verify_store
+
+    with Display(json_) as display:
+        pairs = _open(store, from_copies=True)
+        report = verify_store(pairs, on_progress=lambda done, total: display.tell("checked", done=done, total=total))
+    say(json_, report.to_dict(), "\n".join(report_lines(report)))
+    if not report.is_clean:
+        raise typer.Exit(1)
+
+
+@command
+def repair(
+    store: StoreName,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="EXECUTOR.KEY=VALUE", help="Override a key of the executor; repeatable."),
+    ] = None,
+    executor: Executor = None,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Do again exactly what is bad in a store; nothing that is sound is touched.
+
+    Bad shards are labelled again by the executor of the job.toml beside the store. A damaged reference or transform is
+    made again from the job's table.
+    """
+    from sfg_dist.mending import job_beside, mend
+
+    overrides = [*(set_ or []), *([f"executor.kind={executor}"] if executor else [])]
+    with Display(json_) as display:
+        pairs = _open(store, from_copies=True)
+        mended = mend(pairs, job_beside(pairs, overrides), dry_run=dry_run, emit=display.tell)
+    document = {**mended.report.to_dict(), "is_dry_run": dry_run, "shards": mended.shards, "frame": mended.frame}
+    say(json_, document, "\n".join(repair_lines(mended.report, len(mended.shards), is_dry_run=dry_run)))
+
+
+@command
+def extend(
+    job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False, debug: Debug = False
+) -> None:
+    """Add pairs to a finished store, up to the job's labels.num_pairs.
+
+    The old pairs stay as they are, and the new ones are those that a longer run would have made.
+    """
+    from sfg_dist.pipeline import Pipeline
+
+    resolved = load(job, set_, executor)
+    with Display(json_) as display:
+        pairs = Pipeline(resolved, display).extend()
+    document = {"output": resolved.output.dir, "pairs": pairs.plan.num_pairs, "store": pairs.location.url}
+    say(json_, document, f"store: {pairs.location.url}")
+
+
+def _open(store: str, *, from_copies: bool = False) -> Pairs:
     from sfg_dist.store import open_pairs
 
-    if "://" not in store and not Path(store).exists():
+    if not is_url(store) and not Path(store).exists():
         raise ConfigError(f"{store} does not exist: name a pairs.zarr, or the output directory that holds it")
-    return open_pairs(store)
+    return open_pairs(store, from_copies=from_copies)

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
+import logging
 import signal
+import threading
+import time
+import urllib.request
+import uuid
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +109,116 @@ def store_bytes():
         return {"objects": objects, "digests": digests, "plan": pairs.plan.identity}
 
     return read
+
+
+PROXIES = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """The address of an S3 server on loopback with one bucket, named "bucket"."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    address = "http://{}:{}".format(*server.get_host_and_port())
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(urllib.request.Request(f"{address}/bucket", method="PUT")) as answer:
+        assert answer.status == 200
+    yield address
+    server.stop()
+
+
+@pytest.fixture
+def s3_url(s3_server, monkeypatch):
+    """An s3:// URL with nothing under it yet, and the environment that leads to it."""
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+    environment = {
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "the-secret",
+        "AWS_REGION": "us-east-1",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://bucket/{uuid.uuid4().hex}"
+
+
+class FaultyProxy(ThreadingHTTPServer):
+    """Hands requests on to a server, but for a seeded share of them that go wrong in one of four ways."""
+
+    daemon_threads = True
+
+    def __init__(self, target: str, share: float, seed: int = 0) -> None:
+        super().__init__(("127.0.0.1", 0), FaultyHandler)
+        self.target = target.removeprefix("http://")
+        self.share, self.generator, self.lock = share, np.random.default_rng(seed), threading.Lock()
+        self.faults: list[str] = []
+
+    def draw(self) -> str:
+        """What happens to the next request."""
+        with self.lock:
+            if self.generator.random() >= self.share:
+                return "none"
+            self.faults.append(str(self.generator.choice(["503", "lost answer", "dropped", "slow"])))
+            return self.faults[-1]
+
+
+class FaultyHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def handle_request(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        fault = self.server.draw()
+        if fault == "dropped":
+            self.close_connection = True
+            return
+        status, headers, content = 503, [], b"<Error><Code>SlowDown</Code></Error>"
+        if fault != "503":
+            connection = http.client.HTTPConnection(self.server.target)
+            connection.request(self.command, self.path, body, dict(self.headers))
+            answer = connection.getresponse()
+            if fault != "lost answer":  # else the server has done it, and the client hears 503
+                status, headers, content = answer.status, answer.getheaders(), answer.read()
+            connection.close()
+        if fault == "slow":
+            time.sleep(0.2)
+        self.send_response(status)
+        length = dict(headers).get("Content-Length", 0) if self.command == "HEAD" else len(content)
+        for name, value in headers:
+            if name.lower() not in ("transfer-encoding", "connection", "content-length"):
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = handle_request
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def faulty_s3(s3_server, s3_url, monkeypatch):
+    """A function of (share, seed) that puts a proxy before the server, which spoils that share of requests."""
+    started = []
+
+    def start(share: float, seed: int = 0) -> FaultyProxy:
+        proxy = FaultyProxy(s3_server, share, seed)
+        thread = threading.Thread(target=proxy.serve_forever)
+        thread.start()
+        started.append((proxy, thread))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.server_port}")
+        return proxy
+
+    yield start
+    for proxy, thread in started:
+        proxy.shutdown()
+        thread.join()
+        proxy.server_close()
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,10 @@ import pytest
 from sfg_dist.distributed.labeler import label_inline
 from sfg_dist.monitor import Monitor
 from sfg_dist.prometheus import prometheus_text
-from sfg_dist.statusview import duration, open_console, size_of, status_line, status_lines, status_page
+from sfg_dist.statusview import open_console, status_line, status_lines, status_page
 from sfg_dist.store import Location
 from sfg_dist.store.status import SILENT_S, StatusReader, driver_of
+from sfg_dist.words import duration, size_of
 
 NOW = 1_800_000_000.0
 WORKER = {

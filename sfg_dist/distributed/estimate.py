@@ -29,9 +29,10 @@ from sfg_dist.distributed.requirements import (
     require_disk,
     require_memory,
 )
-from sfg_dist.distributed.sizes import EVENT_BYTES, StoreBytes, shard_bytes, store_bytes
+from sfg_dist.distributed.sizes import EVENT_BYTES, StoreBytes, store_bytes
 from sfg_dist.plan import Plan
 from sfg_dist.planning import check_job, make_plan, uses_clusters
+from sfg_dist.store import object_bytes
 
 if TYPE_CHECKING:
     from sfg_dist.store import Pairs
@@ -202,7 +203,7 @@ def estimate_job(
         has_order=has_clusters,
         transform_arrays=prepared.transform.to_arrays(),
         transform_metadata=prepared.transform.to_metadata(),
-        num_queries=0 if queries is None else len(queries),
+        num_queries=None if queries is None else len(queries),
     )
     left = written if pairs is None else _bytes_left(plan, written, pending)
     free = require_disk(job.output.dir, left, plan)
@@ -317,18 +318,16 @@ def _graded(job: Job) -> Job:
 
 def _existing_store(job: Job) -> Pairs | None:
     from sfg_dist.store import Location, open_pairs
-    from sfg_dist.store.pairs import PLAN_KEY
 
     url = f"{job.output.dir.rstrip('/')}/pairs.zarr"
     if "://" not in url and not Path(url).is_dir():
         return None
-    return open_pairs(url) if Location(url).exists(PLAN_KEY) else None
+    return open_pairs(url) if Location(url).exists("plan.json") else None
 
 
 def _bytes_left(plan: Plan, written: StoreBytes, pending: Sequence[int]) -> StoreBytes:
     """The frame is there already; shards that are left are written whole."""
-    sizes = [stop - start for start, stop in map(plan.shard_range, pending)]
-    shards = sum(shard_bytes(plan, size) for size in sizes)
+    shards = sum(object_bytes(plan, shard) for shard in pending)
     return StoreBytes(
         latents=shards,
         labels=shards,

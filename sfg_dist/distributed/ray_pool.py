@@ -102,6 +102,7 @@ class RayPool:
         roles: what an actor of each role holds.
         arguments: keyword arguments of the labeler.
         actors_per_group: actors that share one reference; more than one makes each worker a leader with members.
+        member: the class of the members; ReferenceMember if None.
     """
 
     def __init__(
@@ -112,7 +113,9 @@ class RayPool:
         arguments: Mapping[str, Any],
         *,
         actors_per_group: int = 1,
+        member: Callable[..., Any] | None = None,
     ) -> None:
+        self._member = member
         self._url, self._labeler, self._roles, self._arguments = url, labeler, roles, dict(arguments)
         self._group_size = actors_per_group
         self._actors: dict[str, _Actor] = {}
@@ -158,18 +161,21 @@ class RayPool:
         return name
 
     def _start_members(self, options: dict[str, Any], arguments: Mapping[str, Any]) -> tuple[Any, list[Any]]:
-        """The members of a group: places for all at once, so that two half groups never wait for each other."""
+        """The members of a group; its leader holds part 0 itself.
+
+        Places are asked for all at once, so that two half groups never wait for each other.
+        """
         import ray
         from ray.util.placement_group import placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        ReferenceMember = importlib.import_module("sfg_dist.distributed.members").ReferenceMember
+        member = self._member or importlib.import_module("sfg_dist.distributed.members").ReferenceMember
         place = {"CPU": float(options["num_cpus"])}
         if options["num_gpus"]:
             place["GPU"] = options["num_gpus"]
         group = placement_group([place] * self._group_size, strategy="PACK")
         options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group)
-        remote_class = ray.remote(ReferenceMember).options(**options)
+        remote_class = ray.remote(member).options(**options)
         parts = range(self._group_size)
         return group, [remote_class.remote(self._url, part, self._group_size, **arguments) for part in parts[1:]]
 

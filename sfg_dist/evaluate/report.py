@@ -94,6 +94,8 @@ class ReportContent:
         job_toml: the job as resolved.
         facts: short things to know, name to value: rows, columns, pairs, device, versions.
         notes: what a reader has to be told: ties found, rows dropped, signs of memorising.
+        labelling: how the labels were made, name to value: workers, devices, time, size.
+        failures: attempts at shards that failed on the way, each with its reason.
     """
 
     title: str
@@ -109,6 +111,8 @@ class ReportContent:
     job_toml: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    labelling: Mapping[str, str] = field(default_factory=dict)
+    failures: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,8 @@ def render_report(content: ReportContent) -> str:
         cloud_pictures=list(_cloud_pictures(content)),
         fit_pictures=list(_fit_pictures(content.history, time_s)),
         job_toml=content.job_toml,
+        labelling=dict(content.labelling),
+        failures=list(content.failures),
     )
 
 

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from sfg_dist.errors import ConfigError, PlanMismatchError, StoreError
 from sfg_dist.plan import Plan, fingerprint_blocks
+from sfg_dist.store.commits import parse_record
 from sfg_dist.store.frame import MANIFEST_KEY, Frame, RowBlocks, extension_objects, sha256, write_frame
 from sfg_dist.store.location import Location
-from sfg_dist.store.pairs import COMMIT_NAME, Pairs
+from sfg_dist.store.pairs import COMMIT_NAME, Pairs, shard_of_commit
 from sfg_dist.store.records import create_record, extension_record, keep_copy, read_plan, record_key
-from sfg_dist.store.shards import parse_record
 
 
 def create_store(
@@ -94,11 +94,10 @@ def _checked(location: Location, plan: Plan, frame: Frame) -> Frame:
 def _require_no_commits(location: Location, plan: Plan) -> None:
     """Refuse to lay out a store over the shards of a lost plan, unless they are this plan's own."""
     for entry in location.list("commits"):
-        name = COMMIT_NAME.fullmatch(entry.key)
-        if name is None:
+        shard = shard_of_commit(plan, entry.key)
+        if COMMIT_NAME.fullmatch(entry.key) is None:
             continue
-        shard = int(name[1])
-        if shard >= plan.num_shards or parse_record(plan, shard, location.read(entry.key)) is None:
+        if shard is None or parse_record(plan, shard, location.read(entry.key)) is None:
             raise PlanMismatchError(
                 f"{location.url} holds commits of another plan, whose records {record_key(0)} and "
                 f"{record_key(0, copy=True)} are lost: bring one back from a backup, or choose another output.dir"

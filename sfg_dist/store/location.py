@@ -75,7 +75,7 @@ class Location:
             self.root = Path(url).absolute()
             with self._errors("create", ""):
                 if create:
-                    self.root.mkdir(parents=True, exist_ok=True)
+                    _make_folder(self.root)
                 self._store = obstore.store.LocalStore(prefix=self.root)
 
     def exists(self, key: str) -> bool:
@@ -178,6 +178,14 @@ class Location:
         with suppress(FileNotFoundError), self._errors("delete", key, may_be_absent=True), self._alone(key):
             obstore.delete(self._store, key)
 
+    def move(self, key: str, to: str) -> None:
+        """Give an object another name; what is there already is replaced."""
+        import obstore
+
+        with self._errors("move", key):
+            obstore.rename(self._store, key, to)
+        self.flush(to)
+
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """The objects under a prefix, a whole name between slashes; staging files are not among them."""
         import obstore
@@ -265,6 +273,14 @@ class Location:
 
 def _entry(facts: Any) -> Entry:
     return Entry(facts["path"], int(facts["size"]), facts["last_modified"].timestamp(), str(facts["e_tag"] or ""))
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a directory and those above it, and wait until the disk has each of them."""
+    missing = [level for level in (folder, *folder.parents) if not level.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for level in missing:
+        _fsync(level.parent)
 
 
 def _fsync(path: Path) -> None:

@@ -12,6 +12,7 @@
         transform/            the column transform as plain arrays, its names in the group's attributes
         queries/rows          the user's own query points, when there are any
         commits/00000042.json one a finished shard, created after its data have reached the disk
+        claims/               who is finishing what a dead writer left, if anyone
         drivers/, events/     what drivers say of themselves
         quarantine/           what `sfg repair` found and knew nothing of
 
@@ -38,9 +39,10 @@ from sfg_dist.errors import IncompleteStoreError, PlanMismatchError, StoreError,
 from sfg_dist.objects import is_url, reason_of, trouble_of
 from sfg_dist.plan import REFERENCE_BLOCK_ROWS, Plan, fingerprint_blocks
 from sfg_dist.store.arrays import ARRAYS, object_bytes, object_key, record_layout, record_prefix
+from sfg_dist.store.commits import Record, ShardContent, commit_key, parse_record
 from sfg_dist.store.location import Location
 from sfg_dist.store.records import PLAN_KEY, read_plan
-from sfg_dist.store.shards import Record, ShardContent, commit_key, parse_record, write_shard
+from sfg_dist.store.shards import write_shard
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -195,8 +197,8 @@ class Pairs:
 
     def committed(self) -> set[int]:
         """Shards with a commit record, be it a torn one."""
-        names = (COMMIT_NAME.fullmatch(entry.key) for entry in self.location.list("commits"))
-        return {int(name[1]) for name in names if name and int(name[1]) < self.plan.num_shards}
+        shards = (shard_of_commit(self.plan, entry.key) for entry in self.location.list("commits"))
+        return {shard for shard in shards if shard is not None}
 
     def commit_records(self) -> dict[int, Record]:
         """The commit records of all shards that have one, read a few at a time."""
@@ -213,12 +215,10 @@ class Pairs:
         """Bytes of each shard's objects, int64 (num_shards, 2) for latents and labels; -1 where there is none."""
         sizes = np.full((self.plan.num_shards, len(ARRAYS)), -1, dtype=np.int64)
         for record in range(len(self.plan.ends)):
-            shards = self.plan.record_shards(record)
             for column, name in enumerate(ARRAYS):
                 for entry in self.location.list(f"{record_prefix(record)}{name}/c"):
-                    match = OBJECT_NAME.fullmatch(entry.key)
-                    if match and int(match[3]) < len(shards):
-                        sizes[shards.start + int(match[3]), column] = entry.bytes
+                    if (shard := shard_of_object(self.plan, entry.key)) is not None:
+                        sizes[shard, column] = entry.bytes
         return sizes
 
     def pending(self) -> list[int]:
@@ -355,6 +355,24 @@ class Pairs:
             start, stop = self.plan.record_rows(record)
             parts.append(whole[shape[0] - (stop - start) :])
         return parts[0] if len(parts) == 1 else dask.array.concatenate(parts)
+
+
+def shard_of_commit(plan: Plan, key: str) -> int | None:
+    """The shard whose commit record has this key, None where it is no shard's."""
+    match = COMMIT_NAME.fullmatch(key)
+    shard = int(match[1]) if match else -1
+    return shard if 0 <= shard < plan.num_shards and key == commit_key(shard) else None
+
+
+def shard_of_object(plan: Plan, key: str) -> int | None:
+    """The shard whose latents or labels have this key, None where it is no shard's."""
+    match = OBJECT_NAME.fullmatch(key)
+    record = int(match[1] or 0) if match else len(plan.ends)
+    if match is None or record >= len(plan.ends):
+        return None
+    shards, number = plan.record_shards(record), int(match[3])
+    shard = shards.start + number
+    return shard if number < len(shards) and key == object_key(plan, match[2], shard) else None
 
 
 def _is_order(order: NDArray[np.int64], num_rows: int) -> bool:

@@ -1,10 +1,14 @@
 """How a shard is written and committed, in small steps that hold against any interleaving of writers and crashes.
 
-An object is created if absent; one that is there is compared. What nobody can want, an object of the wrong size or
-with a checksum that does not fit, is replaced, and only as the very version that was seen. What another writer may
-want, an object with other rows, stays, and is a conflict; only where it has been without a commit for ORPHAN_S is its
-writer taken for dead. A writer never commits an object that old, nor later than LEASE_S after it began: it begins
-again. So no commit can come to stand for bytes that another writer has replaced.
+An object is created if absent; one that is there is compared. What nobody can want, an object of the wrong size or with
+a checksum that does not fit, is replaced, and only as the very version that was seen. What another writer may want, an
+object with other rows, stays, and is a conflict; only where it has been without a commit for ORPHAN_S is its writer
+taken for dead. Nobody replaces or commits later than LEASE_S after his first look: he begins again. And who would
+commit, or replace, objects that are old by then needs the shard's claim, an object that one writer at a time can have.
+So no commit can come to stand for bytes that another writer has replaced.
+
+The versions of an object store are digests of its objects: they tell that an object is another one, not that it was
+written again. That is why an old object is claimed, not touched; a claim's bytes are never used twice.
 
 ``write_steps`` is a generator that stops before each of its steps, so that tests can run writers against each other
 and end them anywhere; ``write_shard`` runs it through.
@@ -13,99 +17,31 @@ and end them anywhere; ``write_shard`` runs it through.
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from sfg_dist.errors import ConflictError, StoreError, StoreUnavailableError
-from sfg_dist.plan import Plan, seal, unseal
-from sfg_dist.store.arrays import ARRAYS, object_bytes, object_key, object_rows, row_digest, shard_layout
+from sfg_dist.plan import Plan, seal
+from sfg_dist.store.arrays import ARRAYS, object_key
+from sfg_dist.store.commits import Record, ShardContent, commit_key, make_record, parse_record, stored_digest
 from sfg_dist.store.location import Location
 
 LEASE_S = 1500.0
-"""Seconds from a writer's first look at a shard within which it may commit."""
+"""Seconds from a writer's first look at a shard within which he may replace an object or commit."""
 ADOPT_S = 1500.0
-"""Age up to which an object of equal bytes is taken as it stands; an older one is written again first."""
+"""Age up to which an object of equal rows is taken as it stands; for an older one, the shard's claim is needed."""
 ORPHAN_S = 3600.0
 """Age from which an object without a commit is a dead writer's; more than LEASE_S + ADOPT_S, for clocks that differ."""
 MAX_ROUNDS = 20
 """How often a writer begins again before it says that it cannot get through."""
 
-Record = dict[str, Any]
+Steps = Generator[str, None, bool]
 
 
-def commit_key(shard: int) -> str:
-    """Where the commit record of a shard lies."""
-    return f"commits/{shard:08d}.json"
-
-
-def parse_record(plan: Plan, shard: int, content: bytes | None) -> Record | None:
-    """A commit record, None where there is none, or one that commits nothing: torn, edited, or of another plan."""
-    if content is None:
-        return None
-    try:
-        record = unseal(content)
-        objects = record["objects"]
-        size = object_bytes(plan, shard)
-        fits = (
-            record["shard"] == shard
-            and record["rows"] == list(plan.shard_range(shard))
-            and record["run_id"] == plan.record_plan(plan.record_of(shard)).run_id
-            and all(objects[name]["key"] == object_key(plan, name, shard) for name in ARRAYS)
-            and all(objects[name]["bytes"] == size and len(objects[name]["sha256"]) == 64 for name in ARRAYS)
-        )
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return record if fits else None
-
-
-@dataclass(frozen=True)
-class ShardContent:
-    """What a shard shall be.
-
-    Attributes:
-        objects: array to the bytes of its object.
-        digests: array to the sha256 of its rows.
-    """
-
-    objects: Mapping[str, bytes]
-    digests: Mapping[str, str]
-
-    @classmethod
-    def of(cls, plan: Plan, shard: int, latents: NDArray[np.float32], labels: NDArray[np.float32]) -> ShardContent:
-        """The objects of a shard's rows.
-
-        Raises:
-            StoreError: the rows are not finite, or not as many as the shard has.
-        """
-        start, stop = plan.shard_range(shard)
-        layout, first = shard_layout(plan), object_rows(plan, shard)[0]
-        objects, digests = {}, {}
-        for name, rows in zip(ARRAYS, (latents, labels), strict=True):
-            if rows.shape != (stop - start, plan.dim) or not np.isfinite(rows).all():
-                raise StoreError(
-                    f"shard {shard}: {name} must be finite and have {stop - start} rows of {plan.dim} columns, got "
-                    f"shape {rows.shape}"
-                )
-            content = layout.encode(np.asarray(rows, dtype="<f4"), first)
-            assert content is not None
-            objects[name], digests[name] = content, row_digest(rows)
-        return cls(objects, digests)
-
-
-def stored_digest(plan: Plan, shard: int, content: bytes) -> str:
-    """sha256 of the rows that a shard's object holds.
-
-    Raises:
-        ValueError: a checksum does not fit, or it is not an object of this store.
-    """
-    if len(content) != object_bytes(plan, shard):
-        raise ValueError(f"it has {len(content)} bytes, expected {object_bytes(plan, shard)}")
-    first, stop = object_rows(plan, shard)
-    return row_digest(shard_layout(plan).decode(content)[first:stop])
+def claim_key(shard: int) -> str:
+    """Where the claim to a shard's old objects lies, as long as there is one."""
+    return f"claims/{shard:08d}.json"
 
 
 def write_shard(
@@ -135,125 +71,178 @@ def write_steps(
         StoreUnavailableError: the store does not answer, or other writers kept this one from getting through.
         StoreError: the store gave back other bytes than were written.
     """
+    attempt = _Attempt(location, plan, shard, content, provenance)
     for _ in range(MAX_ROUNDS):
-        began = location.now()
-        yield "look at commit"
-        committed = parse_record(plan, shard, location.read(commit_key(shard)))
-        if committed is not None:
-            _require_digests(location, shard, committed, content)
-        is_settled = True
-        for name in ARRAYS:
-            is_settled = is_settled and (yield from _settle(location, plan, shard, name, content, committed))
-        if not is_settled:
-            continue
-        for name in ARRAYS:
-            yield f"flush {name}"
-            location.flush(object_key(plan, name, shard))
-        for name in ARRAYS:
-            yield f"read {name} back"
-            is_settled = is_settled and _reads_back(location, plan, shard, name, content)
-        if not is_settled:
-            continue
-        if committed is not None:
-            return committed
-        yield "commit"
-        if location.now() - began > LEASE_S:
-            continue  # another writer may take these objects for a dead one's
-        record = _record(plan, shard, content, provenance)
-        document = seal(record)
-        if location.create(commit_key(shard), document):
-            yield "flush commit"
-            location.flush(commit_key(shard))
-            return record
-        yield "look at the other commit"
-        other = location.look(commit_key(shard))
-        if other is not None and parse_record(plan, shard, location.read(commit_key(shard))) is None:
-            yield "replace torn commit"
-            # As a power cut left it: it commits nothing. Where another writer was faster, the next round meets his.
-            if location.now() - began <= LEASE_S and location.replace(other, document):
-                location.flush(commit_key(shard))
-                return record
+        if (yield from attempt.round()):
+            assert attempt.record is not None
+            return attempt.record
     raise StoreUnavailableError(
         f"shard {shard} of {location.url}: other writers were in the way {MAX_ROUNDS} times; nothing was lost, try "
         f"again"
     )
 
 
-def _settle(
-    location: Location, plan: Plan, shard: int, name: str, content: ShardContent, committed: Record | None
-) -> Generator[str, None, bool]:
-    """Bring an object to the bytes that it shall have; False where another writer changed it meanwhile."""
-    key, wanted = object_key(plan, name, shard), content.objects[name]
-    yield f"look at {name}"
-    seen = location.look(key)
-    if seen is None:
-        yield f"create {name}"
-        return location.create(key, wanted)
-    stored = location.read(key)
-    if stored is None:
-        return False  # removed meanwhile
-    age = location.now() - seen.modified
-    is_whole, is_equal = _compare(plan, shard, name, content, stored)
-    if is_equal and (committed is not None or age <= ADOPT_S):
+class _Attempt:
+    """One writer at one shard. Its steps say True where they got through, False where all must begin again."""
+
+    def __init__(
+        self, location: Location, plan: Plan, shard: int, content: ShardContent, provenance: Mapping[str, Any]
+    ) -> None:
+        self.location, self.plan, self.shard = location, plan, shard
+        self.content, self.provenance = content, provenance
+        self.keys = {name: object_key(plan, name, shard) for name in ARRAYS}
+        self.record: Record | None = None
+        """The commit record, found or made."""
+        self._began = 0.0
+        self._created: set[str] = set()
+        """Arrays whose object this attempt has put there."""
+        self._claim = b""
+
+    def round(self) -> Steps:
+        """From the first look to the commit."""
+        self._began = self.location.now()
+        yield "look at commit"
+        self.record = parse_record(self.plan, self.shard, self.location.read(commit_key(self.shard)))
+        if self.record is not None:
+            yield from self._require_digests(self.record)
+        for name in ARRAYS:
+            if not (yield from self._settle(name)):
+                return False
+        for name in ARRAYS:
+            yield f"flush {name}"
+            self.location.flush(self.keys[name])
+        for name in ARRAYS:
+            yield f"read {name} back"
+            if not self._reads_back(name):
+                return False
+        return self.record is not None or (yield from self._commit())
+
+    def _settle(self, name: str) -> Steps:
+        """Bring an object to the rows that it shall have."""
+        key, wanted = self.keys[name], self.content.objects[name]
+        yield f"look at {name}"
+        seen = self.location.look(key)
+        if seen is None:
+            yield f"create {name}"
+            self._created.add(name)
+            return self.location.create(key, wanted)
+        yield f"read {name}"
+        stored = self.location.read(key)
+        if stored is None:
+            return False  # removed meanwhile
+        age = self.location.now() - seen.modified
+        is_whole, is_equal = self._compare(name, stored)
+        if is_equal and (self.record is not None or age <= ADOPT_S):
+            return True
+        if is_whole and self.record is None:
+            if age <= (ADOPT_S if is_equal else ORPHAN_S):
+                raise self._conflict(f"{key} holds other rows than this attempt's, and no commit yet")
+            if not (yield from self._take_claim()):
+                return False
+            if is_equal:
+                return True
+        yield f"replace {name}"
+        self._created.add(name)
+        return not self._is_late and self.location.replace(seen, wanted)
+
+    def _commit(self) -> Steps:
+        """Create the record, or put it in place of a torn one."""
+        key, record = commit_key(self.shard), make_record(self.plan, self.shard, self.content, self.provenance)
+        document = seal(record)
+        yield "commit"
+        if self._is_late:
+            return False
+        if not self.location.create(key, document):
+            yield "look at the other commit"
+            seen = self.location.look(key)
+            yield "read the other commit"
+            if seen is None or parse_record(self.plan, self.shard, self.location.read(key)) is not None:
+                return False
+            yield "replace torn commit"  # as a power cut left it: it commits nothing
+            if self._is_late or not self.location.replace(seen, document):
+                return False
+        yield "flush commit"
+        self.location.flush(key)
+        self.record = record
+        if self._claim:
+            yield "give up claim"
+            self.location.delete(claim_key(self.shard))
         return True
-    if is_whole and not is_equal and committed is None and age <= ORPHAN_S:
-        raise ConflictError(
-            f"shard {shard} of {location.url}: {key} holds other rows than this attempt's, and no commit yet. Another "
-            f"attempt on a machine of another kind may be at work: machines differ in the last bits, give each kind a "
-            f"store of its own. If none is, `sfg repair` removes the object, and so does any attempt an hour after it "
-            f"was written"
-        )
-    yield f"replace {name}"
-    return location.replace(seen, wanted)
 
+    def _take_claim(self) -> Steps:
+        """Have the claim since before this round began; False where it was taken just now, or another was faster.
 
-def _compare(plan: Plan, shard: int, name: str, content: ShardContent, stored: bytes) -> tuple[bool, bool]:
-    """Whether an object could be some writer's (its size and checksums fit), and whether it holds these rows."""
-    if stored == content.objects[name]:
-        return True, True
-    try:
-        return True, stored_digest(plan, shard, stored) == content.digests[name]
-    except ValueError:
-        return False, False
+        Raises:
+            StoreUnavailableError: another writer has it, and may be alive.
+        """
+        key = claim_key(self.shard)
+        yield "look at claim"
+        seen = self.location.look(key)
+        if seen is not None:
+            yield "read claim"
+            age = self.location.now() - seen.modified
+            if self._claim and self.location.read(key) == self._claim:
+                if age <= ADOPT_S:
+                    return True
+            elif age <= ORPHAN_S:
+                raise StoreUnavailableError(
+                    f"shard {self.shard} of {self.location.url} is being finished by another writer, see {key}: try "
+                    f"again"
+                )
+        yield "take claim"
+        self._claim = json.dumps({"writer": uuid.uuid4().hex}).encode()
+        if seen is None:
+            self.location.create(key, self._claim)
+        elif not self._is_late:
+            self.location.replace(seen, self._claim)
+        return False  # what was seen before the claim may have changed since
 
+    @property
+    def _is_late(self) -> bool:
+        """Whether other writers may take this one for dead."""
+        return self.location.now() - self._began > LEASE_S
 
-def _reads_back(location: Location, plan: Plan, shard: int, name: str, content: ShardContent) -> bool:
-    """Whether the store gives back the bytes; False where another writer removed them meanwhile."""
-    key = object_key(plan, name, shard)
-    stored = location.read(key)
-    if stored is not None and not _compare(plan, shard, name, content, stored)[1]:
-        raise StoreError(
-            f"shard {shard}: {location.url}/{key} reads back other bytes than were written; nothing was committed. "
-            f"Check the disk, then run the same command again"
-        )
-    return stored is not None
+    def _compare(self, name: str, stored: bytes) -> tuple[bool, bool]:
+        """Whether an object could be some writer's (its size and checksums fit), and whether it holds these rows."""
+        if stored == self.content.objects[name]:
+            return True, True
+        try:
+            return True, stored_digest(self.plan, self.shard, stored) == self.content.digests[name]
+        except ValueError:
+            return False, False
 
-
-def _record(plan: Plan, shard: int, content: ShardContent, provenance: Mapping[str, Any]) -> Record:
-    objects = {
-        name: {
-            "key": object_key(plan, name, shard),
-            "sha256": content.digests[name],
-            "bytes": len(content.objects[name]),
-        }
-        for name in ARRAYS
-    }
-    record = {
-        **provenance,
-        "shard": shard,
-        "rows": list(plan.shard_range(shard)),
-        "run_id": plan.record_plan(plan.record_of(shard)).run_id,
-        "objects": objects,
-    }
-    # As it reads back, so that a caller gets the same whether this attempt or another one made it.
-    parsed: Record = json.loads(json.dumps(record))
-    return parsed
-
-
-def _require_digests(location: Location, shard: int, record: Mapping[str, Any], content: ShardContent) -> None:
-    for name in ARRAYS:
-        if record["objects"][name]["sha256"] != content.digests[name]:
-            raise ConflictError(
-                f"shard {shard} of {location.url}: {name} came out with other bytes than the committed ones, which "
-                f"stay. Machines of different kinds differ in the last bits; give each kind its own store"
+    def _reads_back(self, name: str) -> bool:
+        """Whether the store gives back the rows; False where another writer removed them meanwhile, as he may."""
+        stored = self.location.read(self.keys[name])
+        if stored is None or self._is_late:
+            return False
+        if not self._compare(name, stored)[1]:
+            raise StoreError(
+                f"shard {self.shard}: {self.location.url}/{self.keys[name]} reads back other bytes than were written; "
+                f"nothing was committed. Check the disk, then run the same command again"
             )
+        return True
+
+    def _require_digests(self, record: Record) -> Generator[str, None, None]:
+        """Refuse to go on beside a commit of other rows.
+
+        Where its objects had been lost, this attempt may have put its own in their place before it knew of the commit.
+        They are emptied, so that the shard is found to be bad.
+        """
+        others = [name for name in ARRAYS if record["objects"][name]["sha256"] != self.content.digests[name]]
+        for name in sorted(self._created.intersection(others)):
+            yield f"look at own {name}"
+            seen = self.location.look(self.keys[name])
+            yield f"read own {name}"
+            if seen is not None and self.location.read(self.keys[name]) == self.content.objects[name]:
+                yield f"empty own {name}"
+                self.location.replace(seen, b"")
+        if others:
+            raise self._conflict(f"{others[0]} came out with other bytes than the committed ones, which stay")
+
+    def _conflict(self, what: str) -> ConflictError:
+        return ConflictError(
+            f"shard {self.shard} of {self.location.url}: {what}. Machines of different kinds differ in the last bits: "
+            f"give each kind a store of its own. An object without a commit is removed by `sfg repair`, and by any "
+            f"attempt an hour after it was written"
+        )

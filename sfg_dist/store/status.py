@@ -15,8 +15,8 @@ from typing import Any
 
 from sfg_dist.plan import Plan
 from sfg_dist.store.arrays import object_bytes
+from sfg_dist.store.commits import commit_key, parse_record
 from sfg_dist.store.pairs import Pairs
-from sfg_dist.store.shards import commit_key, parse_record
 
 SILENT_S = 30.0
 DRIVERS_PREFIX = "drivers"
@@ -95,6 +95,7 @@ class Provenance:
 
     Attributes:
         devices, hosts: shards made on each.
+        num_workers: processes that made them.
         versions: of the package, numpy and torch, when the store was created.
         seconds: spent on integration, summed over shards.
         started, finished: when the first shard was begun, by its length, and the last one committed; None for none.
@@ -108,6 +109,7 @@ class Provenance:
 
     devices: Mapping[str, int]
     hosts: Mapping[str, int]
+    num_workers: int
     versions: Mapping[str, str]
     seconds: float
     started: float | None
@@ -292,6 +294,7 @@ def summarise(plan: Plan, records: Iterable[Mapping[str, Any]]) -> Provenance:
     return Provenance(
         devices=dict(Counter(str(record.get("device", "unknown")) for record in records)),
         hosts=dict(Counter(str(record.get("host", "unknown")) for record in records)),
+        num_workers=len({(record.get("host"), record.get("pid")) for record in records}),
         versions=dict(plan.versions),
         seconds=round(sum(float(record.get("seconds", 0.0)) for record in records), 3),
         started=min(started, default=None),

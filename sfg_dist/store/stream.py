@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.errors import StoreError
+from sfg_dist.errors import StoreError, StoreUnavailableError
+from sfg_dist.objects import reason_of, trouble_of
 from sfg_dist.plan import Stream, random_generator
 
 if TYPE_CHECKING:
@@ -202,7 +203,9 @@ def _compute(arrays: Sequence[da.Array], what: str) -> tuple[NDArray[np.float32]
     try:
         return tuple(compute(*arrays, scheduler="threads"))
     except Exception as error:
+        if trouble_of(error) == "unavailable":
+            raise StoreUnavailableError(f"{what} of the pairs cannot be read: {reason_of(error)}") from error
         raise StoreError(
-            f"{what} of the pairs cannot be read: {str(error).splitlines()[0]}; if it is damaged, delete its object "
-            f"labels/c/N/0 or latents/c/N/0 from the store and run `sfg label` with the same job to make it again"
+            f"{what} of the pairs cannot be read: {reason_of(error)}; `sfg verify` says what is damaged and "
+            f"`sfg repair` makes it again"
         ) from error

@@ -18,8 +18,8 @@ import tables
 import torch
 
 HERE = Path(__file__).parent
-PARTS = ("dense", "label_time", "growth", "solvers", "plan_time", "gpu")
-SHARED = ("dense", "label_time", "growth", "solvers", "plan_time")  # take the options of common.parser
+PARTS = ("dense", "label_time", "growth", "solvers", "plan_time", "driver", "gpu")
+SHARED = ("dense", "label_time", "growth", "solvers", "plan_time", "driver")  # take the options of common.parser
 WITH_TABLES = {"label_time": tuple(tables.FILES), "growth": ("power",), "solvers": ("power",), "plan_time": ("power",)}
 
 

@@ -313,6 +313,7 @@ def test_what_a_lost_worker_had_committed_counts_and_only_the_one_at_work_is_cha
             "attempt": 1,
             "worker": "cpu-2",
             "reason": "the worker was lost: its process died",
+            "error": "WorkerLost",
             "action": "retry",
         }
     ]

@@ -1,0 +1,113 @@
+"""Commit records: what a shard must be to be committed, and what its record says.
+
+A record is sealed with a digest of its own, so an edited one commits nothing, as a torn one does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfg_dist.errors import StoreError
+from sfg_dist.plan import Plan, unseal
+from sfg_dist.store.arrays import ARRAYS, object_bytes, object_key, object_rows, row_digest, shard_layout
+
+Record = dict[str, Any]
+
+
+def commit_key(shard: int) -> str:
+    """Where the commit record of a shard lies."""
+    return f"commits/{shard:08d}.json"
+
+
+def parse_record(plan: Plan, shard: int, content: bytes | None) -> Record | None:
+    """A commit record, None where there is none, or one that commits nothing: torn, edited, or of another plan."""
+    if content is None:
+        return None
+    try:
+        record = unseal(content)
+        objects = record["objects"]
+        size = object_bytes(plan, shard)
+        fits = (
+            record["shard"] == shard
+            and record["rows"] == list(plan.shard_range(shard))
+            and record["run_id"] == plan.record_run_ids[plan.record_of(shard)]
+            and all(objects[name]["key"] == object_key(plan, name, shard) for name in ARRAYS)
+            and all(objects[name]["bytes"] == size and len(objects[name]["sha256"]) == 64 for name in ARRAYS)
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return record if fits else None
+
+
+@dataclass(frozen=True)
+class ShardContent:
+    """What a shard shall be.
+
+    Attributes:
+        objects: array to the bytes of its object.
+        digests: array to the sha256 of its rows.
+    """
+
+    objects: Mapping[str, bytes]
+    digests: Mapping[str, str]
+
+    @classmethod
+    def of(cls, plan: Plan, shard: int, latents: NDArray[np.float32], labels: NDArray[np.float32]) -> ShardContent:
+        """The objects of a shard's rows.
+
+        Raises:
+            StoreError: the rows are not finite, or not as many as the shard has.
+        """
+        start, stop = plan.shard_range(shard)
+        layout, first = shard_layout(plan), object_rows(plan, shard)[0]
+        objects, digests = {}, {}
+        for name, rows in zip(ARRAYS, (latents, labels), strict=True):
+            if rows.shape != (stop - start, plan.dim) or not np.isfinite(rows).all():
+                raise StoreError(
+                    f"shard {shard}: {name} must be finite and have {stop - start} rows of {plan.dim} columns, got "
+                    f"shape {rows.shape}"
+                )
+            content = layout.encode(np.asarray(rows, dtype="<f4"), first)
+            assert content is not None
+            objects[name], digests[name] = content, row_digest(rows)
+        return cls(objects, digests)
+
+
+def stored_digest(plan: Plan, shard: int, content: bytes) -> str:
+    """sha256 of the rows that a shard's object holds.
+
+    Raises:
+        ValueError: a checksum does not fit, or it is not an object of this store.
+    """
+    if len(content) != object_bytes(plan, shard):
+        raise ValueError(f"it has {len(content)} bytes, expected {object_bytes(plan, shard)}")
+    first, stop = object_rows(plan, shard)
+    return row_digest(shard_layout(plan).decode(content)[first:stop])
+
+
+def make_record(plan: Plan, shard: int, content: ShardContent, provenance: Mapping[str, Any]) -> Record:
+    """The commit record of a shard: what it holds, of which plan, and what its maker says of himself."""
+    objects = {
+        name: {
+            "key": object_key(plan, name, shard),
+            "sha256": content.digests[name],
+            "bytes": len(content.objects[name]),
+        }
+        for name in ARRAYS
+    }
+    record = {
+        **provenance,
+        "shard": shard,
+        "rows": list(plan.shard_range(shard)),
+        "run_id": plan.record_run_ids[plan.record_of(shard)],
+        "objects": objects,
+    }
+    # As it reads back, so that a caller gets the same whether this attempt or another one made it.
+    parsed: Record = json.loads(json.dumps(record))
+    return parsed

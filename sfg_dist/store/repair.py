@@ -1,0 +1,115 @@
+"""What ``verify`` found is made ready to be made again: bad objects go, plans come back from their copies.
+
+Labelling itself is not done here. Repair while nobody labels: it removes data that have no commit yet. What a writer
+loses by it is found pending and done again, so even then nothing is lost.
+"""
+
+from __future__ import annotations
+
+import re
+
+from sfg_dist.errors import StoreError
+from sfg_dist.store.arrays import ARRAYS, object_key
+from sfg_dist.store.commits import commit_key
+from sfg_dist.store.frame import extension_objects
+from sfg_dist.store.location import Location
+from sfg_dist.store.pairs import Pairs, shard_of_commit, shard_of_object
+from sfg_dist.store.records import record_key, record_states
+from sfg_dist.store.shards import ORPHAN_S
+from sfg_dist.store.verify import Finding, Report, verify
+
+STAGING_SUFFIX = re.compile(r"#\d+$")
+BAD_DATA = ("damaged_data", "truncated_data", "empty_data")
+BAD_COMMITS = ("missing_commit", "torn_commit", "edited_commit")
+
+
+def repair_store(pairs: Pairs, report: Report | None = None) -> list[int]:
+    """Make a store ready for its bad shards to be labelled again, and mend all else that needs no table.
+
+    Bad objects are removed, and with a commit that is torn, edited or missing all that there is of its shard. A sound
+    commit stays: what is labelled again must have its digests. Plans are restored from their copies and copies from
+    their plans, foreign files are moved to quarantine/, and files that were left half written are removed. A damaged
+    frame is mended by ``mend_frame``, which needs the user's table.
+
+    Args:
+        pairs: the store, opened with ``from_copies`` where its plan may be damaged.
+        report: what ``verify`` said of it just now; verified here when left out.
+
+    Returns:
+        The shards to label again, those that were merely pending not among them.
+
+    Raises:
+        StoreError: the store cannot be written.
+    """
+    report = report or verify(pairs)
+    location = pairs.location
+    if any(finding.kind == "damaged_plan" for finding in report.findings):
+        _restore_plans(pairs)
+    extensions = {
+        key: content
+        for record in range(1, len(pairs.plan.ends))
+        for key, content in extension_objects(pairs.plan, record)
+    }
+    for finding in report.findings:
+        if finding.kind in BAD_DATA:
+            location.delete(finding.key)
+        elif finding.kind in BAD_COMMITS:
+            assert finding.shard is not None
+            # The commit first: where this is ended in between, data without a commit are left, not the reverse.
+            location.delete(commit_key(finding.shard))
+            for name in ARRAYS:
+                location.delete(object_key(pairs.plan, name, finding.shard))
+        elif finding.kind == "damaged_frame" and finding.key in extensions:
+            location.write(finding.key, extensions[finding.key])
+        elif finding.kind == "foreign_file":
+            _quarantine(location, finding)
+    for partial in location.partials():
+        location.remove_partial(partial)
+    for claim in location.list("claims"):
+        location.delete(claim.key)
+    return list(report.bad_shards)
+
+
+def sweep_partials(pairs: Pairs, *, min_age_s: float = ORPHAN_S) -> list[str]:
+    """Remove files that ended writers left half written: old ones, and those of committed shards; their names.
+
+    To be called before and after labelling. A file that a living writer fills is neither.
+
+    Args:
+        pairs: the store.
+        min_age_s: seconds since its last write from which a file is old.
+    """
+    location, plan = pairs.location, pairs.plan
+    partials = list(location.partials())
+    committed = pairs.committed() if partials else set()
+    swept = []
+    for partial in partials:
+        key = STAGING_SUFFIX.sub("", partial.key)
+        shard = shard_of_object(plan, key)
+        shard = shard_of_commit(plan, key) if shard is None else shard
+        if location.now() - partial.modified > min_age_s or shard in committed:
+            location.remove_partial(partial)
+            swept.append(partial.key)
+    return swept
+
+
+def _restore_plans(pairs: Pairs) -> None:
+    for state in record_states(pairs.location, pairs.plan):
+        if state.good is None:
+            raise StoreError(
+                f"{pairs.location.url}/{record_key(state.number)} and its copy are both damaged: bring one of them "
+                f"back from a backup"
+            )
+        if state.error:
+            pairs.location.write(record_key(state.number), state.good)
+        elif state.copy_error:
+            pairs.location.write(record_key(state.number, copy=True), state.good)
+
+
+def _quarantine(location: Location, finding: Finding) -> None:
+    """Move a file aside under its old key, with a number where one lies there already."""
+    target, number = f"quarantine/{finding.key}", 0
+    while location.exists(target):
+        number += 1
+        target = f"quarantine/{finding.key}.{number}"
+    location.move(finding.key, target)

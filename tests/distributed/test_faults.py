@@ -1,0 +1,329 @@
+"""Faults with real processes: stopped actors, memory that runs out, signals, a node that leaves, a mixed fleet."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sfg_dist.distributed.actors import label_with_actors
+from sfg_dist.distributed.driver import Driver
+from sfg_dist.distributed.inline import label_inline
+from sfg_dist.distributed.labeler import ShardLabeler
+from sfg_dist.distributed.pool import Policy
+from sfg_dist.distributed.ray_pool import RayPool, Role
+from sfg_dist.distributed.shards import Shards
+from sfg_dist.errors import LabelingError, NonFiniteLabelError, StoreError, StoreFullError
+from sfg_dist.store import open_pairs
+
+
+@pytest.fixture
+def inline_store(make_store, store_bytes):
+    """Bytes of an undisturbed store."""
+    pairs = make_store("inline")
+    label_inline(pairs.location.url)
+    return store_bytes(pairs.location.url)
+
+
+class Events(list):
+    """What a driver told."""
+
+    def __call__(self, event, **details):
+        self.append((event, details))
+
+    def of(self, event):
+        return [details for name, details in self if name == event]
+
+
+class FaultyLabeler(ShardLabeler):
+    """Fails on shard 3 in the way that the file beside the store names, at the first attempt; notes its process."""
+
+    def label(self, shard, attempt=1):
+        root = self.pairs.location.root.parent
+        (root / f"pid_{os.getpid()}").touch()
+        if shard == 3 and attempt == 1:
+            fault = (root / "fault").read_text()
+            if fault == "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            if fault == "memory":
+                raise MemoryError
+            if fault == "full":
+                (root / "fault").write_text("none")
+                raise StoreFullError("no space left on the device")
+        return super().label(shard, attempt)
+
+
+def seen_pids(pairs):
+    return {int(file.name[4:]) for file in pairs.location.root.parent.glob("pid_*")}
+
+
+@pytest.mark.ray
+def test_a_stopped_actor_is_found_ended_and_replaced(ray_cluster, make_store, store_bytes, inline_store):
+    pairs, events = make_store("ray"), Events()
+    (pairs.location.root.parent / "fault").write_text("stop")
+    label_with_actors(
+        pairs.location.url, num_actors=1, num_gpus_per_actor=0, labeler=FaultyLabeler, shard_timeout_s=4.0,
+        on_event=events,
+    )  # fmt: skip
+    assert store_bytes(pairs.location.url) == inline_store
+    (failed,) = events.of("attempt_failed")
+    assert failed["shard"] == 3
+    assert "no answer within 4 s" in failed["reason"]
+    pids = seen_pids(pairs)
+    assert len(pids) == 2
+    stopped = {details["worker"]: details["pid"] for details in events.of("worker_started")}[failed["worker"]]
+    deadline = time.monotonic() + 30
+    while psutil.pid_exists(stopped) and psutil.Process(stopped).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the stopped process lives on and holds its CPU"
+        time.sleep(0.1)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("fault", ["memory", "full"])
+def test_an_actor_without_memory_is_replaced_and_a_full_disk_is_waited_for(
+    ray_cluster, make_store, store_bytes, inline_store, fault
+):
+    pairs, events = make_store("ray"), Events()
+    (pairs.location.root.parent / "fault").write_text(fault)
+    label_with_actors(
+        pairs.location.url, num_actors=1, num_gpus_per_actor=0, labeler=FaultyLabeler, on_event=events,
+        policy=Policy(full_wait_s=3.0),
+    )  # fmt: skip
+    assert store_bytes(pairs.location.url) == inline_store
+    (failed,) = events.of("attempt_failed")
+    assert failed["reason"] == {"memory": "MemoryError: MemoryError", "full": "no space left on the device"}[fault]
+    assert len(events.of("worker_started")) == (2 if fault == "memory" else 1)
+
+
+class RefusingLabeler(ShardLabeler):
+    """Cannot open its store."""
+
+    def __init__(self, url, *, num_threads=1, device=None):
+        raise StoreError("reference/order is not an ordering of the 480 reference rows")
+
+
+@pytest.mark.ray
+def test_what_an_actor_says_when_it_cannot_start_comes_out_as_it_is(ray_cluster, make_store):
+    with pytest.raises(StoreError, match=r"^reference/order is not an ordering of the 480 reference rows$"):
+        label_with_actors(make_store().location.url, num_actors=2, num_gpus_per_actor=0, labeler=RefusingLabeler)
+
+
+class KindLabeler(ShardLabeler):
+    """Notes what it was started as; no actor goes on before all have begun."""
+
+    def __init__(self, url, *, num_threads=1, device=None):
+        super().__init__(url, num_threads=num_threads, device=device)
+        self.told = str(device)
+
+    def label(self, shard, attempt=1):
+        root = self.pairs.location.root.parent
+        (root / f"began_{os.getpid()}").write_text(f"{self.told} {os.environ.get('CUDA_VISIBLE_DEVICES')}")
+        deadline = time.monotonic() + 120
+        while len(list(root.glob("began_*"))) < 4:
+            assert time.monotonic() < deadline, "the other actors never began"
+            time.sleep(0.02)
+        return super().label(shard, attempt)
+
+
+@pytest.mark.ray
+def test_a_mixed_fleet_of_gpu_fractions_and_cpus(ray_cluster, make_store, store_bytes, inline_store):
+    pairs = make_store("ray")
+    label_with_actors(pairs.location.url, num_actors=2, num_gpus_per_actor=0.5, num_cpu_actors=2, labeler=KindLabeler)
+    assert store_bytes(pairs.location.url) == inline_store
+    began = sorted(file.read_text() for file in pairs.location.root.parent.glob("began_*"))
+    assert [text.split()[0] for text in began] == ["None", "None", "cpu", "cpu"]
+    assert [text.split()[1] for text in began[:2]] == ["0", "0"]
+
+
+class GroupLabeler(ShardLabeler):
+    """Asks each member of its group which part it holds."""
+
+    def __init__(self, url, *, num_threads=1, members=()):
+        super().__init__(url, num_threads=num_threads)
+        self.members = members
+
+    def label(self, shard, attempt=1):
+        import ray
+
+        parts = ray.get([member.which.remote() for member in self.members])
+        return super().label(shard, attempt) | {"parts": parts}
+
+
+class Member:
+    """A part of a reference; ends itself once, when it is asked for the third time."""
+
+    def __init__(self, url, part, num_parts, *, num_threads=1):
+        self.file, self.part, self.num_parts, self.calls = Path(url).parent / "member_died", part, num_parts, 0
+
+    def which(self):
+        self.calls += 1
+        if self.calls == 3 and not self.file.exists():
+            self.file.touch()
+            os._exit(1)
+        return [self.part, self.num_parts]
+
+
+@pytest.mark.ray
+def test_a_group_is_lost_and_replaced_as_one(ray_cluster, make_store, store_bytes, inline_store):
+    pairs, events, parts = make_store("ray"), Events(), []
+    pool = RayPool(
+        pairs.location.url, GroupLabeler, {"cpu": Role(1, 0.0)}, {"num_threads": 1}, actors_per_group=2, member=Member
+    )
+    Driver(
+        Shards(pairs), pool, {"cpu": 1}, total=8, on_event=events,
+        on_progress=lambda done, total, record: parts.append(record.get("parts")),
+    ).run()  # fmt: skip
+    assert store_bytes(pairs.location.url) == inline_store
+    assert parts == [[[1, 2]]] * 8
+    assert len(events.of("worker_started")) == 2
+    assert len(events.of("attempt_failed")) == 1
+
+
+def test_the_inline_executor_tries_again_and_keeps_every_reason(make_store, store_bytes, inline_store):
+    class Flaky(ShardLabeler):
+        def label(self, shard, attempt=1):
+            if shard == 2 and attempt < 3:
+                raise RuntimeError(f"attempt {attempt} of {shard}")
+            return super().label(shard, attempt)
+
+    pairs, events = make_store("again"), Events()
+    label_inline(pairs.location.url, labeler=Flaky, on_event=events)
+    assert store_bytes(pairs.location.url) == inline_store
+    assert [entry["reason"] for entry in events.of("attempt_failed")] == [
+        "RuntimeError: attempt 1 of 2", "RuntimeError: attempt 2 of 2"
+    ]  # fmt: skip
+    pairs = make_store("never")
+    with pytest.raises(LabelingError, match=r"2\. on inline-1: RuntimeError: attempt 2 of 2") as caught:
+        label_inline(pairs.location.url, labeler=Flaky, max_attempts=2)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    assert pairs.pending() == [2]
+
+
+def test_not_finite_inline_stays_that_error(make_store):
+    class Broken(ShardLabeler):
+        def label(self, shard, attempt=1):
+            raise NonFiniteLabelError(f"shard {shard}: row 130 has no finite end point")
+
+    pairs = make_store()
+    with pytest.raises(NonFiniteLabelError, match="shard 2 was given up after 4 attempts"):
+        label_inline(pairs.location.url, labeler=Broken)
+    assert pairs.committed() == set()
+
+
+def test_an_inline_shard_that_ends_soon_is_finished_after_a_signal(make_store):
+    class Signalled(ShardLabeler):
+        def label(self, shard, attempt=1):
+            if shard == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().label(shard, attempt)
+
+    pairs, events = make_store(), Events()
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+        label_inline(pairs.location.url, labeler=Signalled, on_event=events)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert {0, 1, 2, 3, 4} <= pairs.committed()
+    assert 7 in pairs.pending()
+    assert events.of("stopping") == [{"reason": "SIGTERM"}]
+    label_inline(pairs.location.url)
+    assert pairs.is_complete
+
+
+def test_an_inline_shard_that_takes_longer_than_the_grace_is_dropped(make_store):
+    class Endless(ShardLabeler):
+        def label(self, shard, attempt=1):
+            if shard == 1:
+                os.kill(os.getpid(), signal.SIGUSR2)
+                while True:
+                    time.sleep(0.01)
+            return super().label(shard, attempt)
+
+    pairs = make_store()
+    with pytest.raises(KeyboardInterrupt):
+        label_inline(pairs.location.url, labeler=Endless, policy=Policy(grace_s=0.5))
+    assert pairs.committed() == {0}
+
+
+@pytest.mark.slow
+def test_usr2_ends_a_run_on_ray_and_its_events_are_whole(make_job, tmp_path):
+    path = tmp_path / "job.toml"
+    path.write_text(make_job(labels={"num_pairs": 400_000}, executor={"kind": "ray", "num_actors": 2}).to_toml())
+    command = [sys.executable, "-m", "sfg_dist.cli", "label", str(path)]
+    commits = tmp_path / "run" / "pairs.zarr" / "commits"
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as driver:
+        deadline = time.monotonic() + 120
+        while len(list(commits.glob("*.json"))) < 20:
+            assert time.monotonic() < deadline
+            assert driver.poll() is None, driver.stderr.read()
+            time.sleep(0.01)
+        driver.send_signal(signal.SIGUSR2)
+        _, errors = driver.communicate(timeout=120)
+    assert driver.returncode == 130
+    assert b"run the same command again" in errors
+    lines = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    told = {line["shard"] for line in lines if line["event"] == "shard"}
+    assert told == open_pairs(tmp_path / "run").committed()
+
+
+NODE_LEAVES = """
+import json, sys, time
+from sfg_dist.distributed.cluster import local_environment
+
+with local_environment():
+    import ray
+    from ray.cluster_utils import Cluster
+    from ray.core.generated import autoscaler_pb2
+    from ray._raylet import GcsClient
+    from sfg_dist.distributed.actors import label_with_actors
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    node = cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, log_to_driver=False)
+    cluster.wait_for_nodes()
+    events, drained = [], []
+
+    class Slow:
+        def __init__(self, url, *, num_threads=1):
+            import ray
+            from sfg_dist.distributed.labeler import ShardLabeler
+            self.labeler, self.node = ShardLabeler(url), ray.get_runtime_context().get_node_id()
+
+        def label(self, shard, attempt=1):
+            time.sleep(2.5)
+            return self.labeler.label(shard, attempt) | {"node": self.node}
+
+    def on_event(event, **details):
+        events.append([event, {key: value for key, value in details.items() if key != "record"}])
+        if event == "shard" and details["record"]["node"] == node.node_id and not drained:
+            reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+            until = int((time.time() + 60) * 1000)
+            drained.append(GcsClient(address=cluster.address).drain_node(node.node_id, reason, "spot", until))
+
+    label_with_actors(sys.argv[1], num_actors=2, labeler=Slow, on_event=on_event)
+    print(json.dumps({"node": node.node_id, "drained": drained, "events": events}))
+    ray.shutdown()
+    cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_node_that_is_preempted_finishes_its_shard_and_gets_no_more(make_store, store_bytes, inline_store):
+    pairs = make_store("drained")
+    done = subprocess.run(
+        [sys.executable, "-c", NODE_LEAVES, pairs.location.url], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    names = [event for event, _ in told["events"]]
+    assert told["drained"][0][0] is True
+    (notice,) = [details for event, details in told["events"] if event == "draining"]
+    assert notice["node"] == told["node"]
+    assert notice["deadline"] - time.time() + 60 > 20
+    assert "attempt_failed" not in names
+    assert store_bytes(pairs.location.url) == inline_store

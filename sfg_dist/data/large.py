@@ -48,6 +48,11 @@ class LargePrepared(Prepared):
     kept: NDArray[np.int64]
     grids: Mapping[str, Grid]
 
+    @property
+    def is_whole(self) -> bool:
+        """Not so: the rows are read again for each pass."""
+        return False
+
     def train_blocks(self, block_rows: int) -> Iterator[_Array]:
         """All training rows in the user's units, ``block_rows`` at a time; on their grids."""
         with self.open() as reader:

@@ -66,6 +66,11 @@ class Prepared:
         """Number of training rows, the reference's rows."""
         return self.sizes["train"]
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all rows are held in memory."""
+        return True
+
     def train_blocks(self, block_rows: int) -> Iterator[_Array]:
         """All training rows in the user's units, ``block_rows`` at a time."""
         for start in range(0, self.num_train, block_rows):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sfg_dist.distributed.calibration import Pace, calibrate
+from sfg_dist.distributed.calibration import Calibration, Pace, calibrate
 from sfg_dist.distributed.estimate import calibrated_devices, estimate_job
 from sfg_dist.distributed.labeler import label_inline
 from sfg_dist.distributed.machine import Gpu, Machine, _memory_limits, free_disk, this_machine

@@ -30,9 +30,7 @@ def prepare_table(job: Job) -> Prepared:
     from sfg_dist.data import prepare_within
 
     data = job.data.model_dump()
-    return prepare_within(
-        data.pop("source"), memory_gib=job.labels.memory_gib, kind=job.transform.kind, **data
-    )
+    return prepare_within(data.pop("source"), memory_gib=job.labels.memory_gib, kind=job.transform.kind, **data)
 
 
 def frame_of(job: Job, table: Prepared, make_order: Order) -> Frame:

@@ -24,18 +24,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sfg_dist.distributed import calibration_process
+from sfg_dist.distributed.calibration_process import PROBES, TRIAL_ROWS, with_batches
 from sfg_dist.distributed.machine import free_disk
 from sfg_dist.errors import ConfigError, LabelingError
 from sfg_dist.plan import Plan
-from sfg_dist.store import Pairs, create_store
+from sfg_dist.store import create_store
 
 CALIBRATION_S = 4.0
-_TRIAL_ROWS = 64
-_LEAST_BATCHES = 3
-_MAX_SHARDS = 4096  # that a calibration can get through
 _QUERY_BATCHES = 64  # at least so many of the user's own query points, repeated where there are fewer
 _PROBE_BYTES = 32 << 20  # of an array of a shard that is written as a probe
-_PROBES = 4
 _ROOM = 64 << 20  # in the temporary directory, beside the reference and the probes
 
 
@@ -78,6 +76,19 @@ class Pace:
     num_workers: int
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """What a calibration found.
+
+    Attributes:
+        paces: of one worker, by kind of device, "cpu" or "cuda".
+        other_cpus: CPUs that processes of others kept busy meanwhile, on average.
+    """
+
+    paces: dict[str, Pace]
+    other_cpus: float
+
+
 def calibrate(
     plan: Plan,
     reference: NDArray[np.float32],
@@ -88,7 +99,8 @@ def calibrate(
     num_threads: int = 1,
     memory_gib: float | None = None,
     seconds: float = CALIBRATION_S,
-) -> dict[str, Pace]:
+    niceness: int = 0,
+) -> Calibration:
     """Label real batches of a plan in processes of their own, all at once.
 
     Args:
@@ -100,26 +112,34 @@ def calibrate(
         num_threads: CPU threads of each.
         memory_gib: budget of the reference in memory, where the job has one.
         seconds: how long to integrate once all are ready.
+        niceness: scheduling priority of each, as the run's own workers will have.
 
     Returns:
-        The pace of each kind of device that was asked for, "cpu" or "cuda".
+        The pace of each kind of device that was asked for.
 
     Raises:
         ConfigError: the temporary directory has no room.
         LabelingError: a process failed.
     """
     probe_rows = max(1, min(plan.shard_rows, plan.num_pairs, _PROBE_BYTES // (4 * plan.dim)))
-    probe_bytes = 8 * probe_rows * plan.dim * _PROBES * len(devices)
+    probe_bytes = 8 * probe_rows * plan.dim * PROBES * len(devices)
     _require_room(reference.nbytes + (order.nbytes if order is not None else 0) + probe_bytes + _ROOM)
-    _compile_kernels(plan)
+    if "cpu" in devices:
+        _compile_kernels(plan)
     scale = min(plan.shard_rows, plan.num_pairs) / probe_rows
     if queries is not None:
         batches = max(_QUERY_BATCHES, 8 * len(devices))
         queries = np.resize(queries, (max(len(queries), batches * plan.labels["batch_size"]), plan.dim))
         plan = replace(plan, num_pairs=len(queries))
     with tempfile.TemporaryDirectory(prefix="sfg-plan-") as folder:
-        settings = {"num_threads": num_threads, "memory_gib": memory_gib, "seconds": seconds, "probe_rows": probe_rows}
-        trial = _with_batches(plan, _TRIAL_ROWS)
+        settings = {
+            "num_threads": num_threads,
+            "memory_gib": memory_gib,
+            "seconds": seconds,
+            "probe_rows": probe_rows,
+            "niceness": niceness,
+        }
+        trial = with_batches(plan, TRIAL_ROWS)
         create_store(
             Path(folder, "trial"),
             trial,
@@ -129,15 +149,15 @@ def calibrate(
             queries=queries,
             make_order=(lambda _: order) if order is not None else None,
         )
-        results = _run_workers(Path(folder), plan, devices, settings)
+        results, other_cpus = _run_workers(Path(folder), plan, devices, settings)
     kinds = sorted({device.partition(":")[0] for device in devices})
-    return {
+    paces = {
         kind: _pace_of(
-            [result for result, device in zip(results, devices, strict=True) if device.startswith(kind)],
-            scale=scale,
+            [result for result, device in zip(results, devices, strict=True) if device.startswith(kind)], scale=scale
         )
         for kind in kinds
     }
+    return Calibration(paces, other_cpus)
 
 
 def _require_room(needed: int) -> None:
@@ -151,50 +171,52 @@ def _require_room(needed: int) -> None:
 
 def _compile_kernels(plan: Plan) -> None:
     """Compile what labels of these columns use on the CPU and keep it for other processes, a run's own among them."""
-    import torch
-
     from sfg_dist.flow import label_latents
     from sfg_dist.flow.posterior import SPARSE_ROWS
 
-    if torch.cuda.is_available():
-        return
     rows = np.random.default_rng(0).standard_normal((2 * SPARSE_ROWS, plan.dim)).astype(np.float32)
     for tolerance in {plan.labels["tolerance"], 0.0}:
         label_latents(rows[:16], rows, t_min=plan.t_min, batch_size=16, tolerance=tolerance)
 
 
-def _with_batches(plan: Plan, rows: int) -> Plan:
-    """The same plan with shards of one batch of so many rows, enough of them where latents are drawn."""
-    labels = {**plan.labels, "batch_size": rows, "shard_rows": rows}
-    num_pairs = plan.num_pairs if plan.identity["queries"] else max(plan.num_pairs, _MAX_SHARDS * rows)
-    return replace(plan, identity={**plan.identity, "labels": labels}, num_pairs=num_pairs, shard_rows=rows)
-
-
 # The processes.
 
 
-def _run_workers(folder: Path, plan: Plan, devices: Sequence[str], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Start a process a device, let all integrate at once when the last is ready, and take their results."""
+def _run_workers(
+    folder: Path, plan: Plan, devices: Sequence[str], settings: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], float]:
+    """Start a process a device and let all integrate at once when the last is ready; their results, others' CPUs."""
     with contextlib.ExitStack() as stack:
         workers = []
         for number, device in enumerate(devices):
             task = {**settings, "folder": str(folder), "number": number, "num_workers": len(devices), "device": device}
             (folder / f"{number}.json").write_text(json.dumps({**task, "plan": plan.to_json().decode()}))
-            workers.append(stack.enter_context(_process(folder, number, device, settings["num_threads"])))
+            workers.append(stack.enter_context(_process(folder, number, device, settings)))
         for worker in workers:
             _read_line(worker, "ready")
+        before, started = _busy_seconds(), time.perf_counter()
         for worker in workers:
             assert worker.stdin is not None
             worker.stdin.write("go\n")
             worker.stdin.flush()
-        return [_read_line(worker, "result") for worker in workers]
+        results = [_read_line(worker, "result") for worker in workers]
+        own = sum(result["cpu_s"] for result in results)
+        return results, max(0.0, _busy_seconds() - before - own) / (time.perf_counter() - started)
+
+
+def _busy_seconds() -> float:
+    """CPU seconds that all processes of the machine have used, and those that its host took away."""
+    import psutil
+
+    times = psutil.cpu_times()
+    return float(sum(times[:3]) + sum(getattr(times, name, 0.0) for name in ("irq", "softirq", "steal")))
 
 
 @contextlib.contextmanager
-def _process(folder: Path, number: int, device: str, num_threads: int) -> Iterator[subprocess.Popen[str]]:
+def _process(folder: Path, number: int, device: str, settings: Mapping[str, Any]) -> Iterator[subprocess.Popen[str]]:
     """A worker with the environment that Ray gives an actor; ended with the block, whatever happens."""
     environment = os.environ | {
-        "OMP_NUM_THREADS": str(num_threads),
+        "OMP_NUM_THREADS": str(settings["num_threads"]),
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "SFG_CALIBRATION_STARTED": repr(time.time()),
     }
@@ -202,7 +224,7 @@ def _process(folder: Path, number: int, device: str, num_threads: int) -> Iterat
     if kind == "cuda":
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         environment["CUDA_VISIBLE_DEVICES"] = visible[int(index)] if visible != [""] else index
-    command = [sys.executable, "-m", __name__, str(folder / f"{number}.json")]
+    command = [sys.executable, "-m", calibration_process.__name__, str(folder / f"{number}.json")]
     with (
         (folder / f"{number}.log").open("w") as log,
         subprocess.Popen(
@@ -210,6 +232,8 @@ def _process(folder: Path, number: int, device: str, num_threads: int) -> Iterat
         ) as process,
     ):
         try:
+            if settings["niceness"] and hasattr(os, "setpriority"):
+                os.setpriority(os.PRIO_PROCESS, process.pid, settings["niceness"])
             yield process
         finally:
             process.kill()
@@ -255,118 +279,10 @@ def _pace_of(results: Sequence[Mapping[str, Any]], scale: float) -> Pace:
         check_s=middle("check_s"),
         import_s=middle("import_s"),
         open_s=middle("open_s"),
-        first_s=max(0.0, middle("first_s") - per_row * _TRIAL_ROWS),
+        first_s=max(0.0, middle("first_s") - per_row * TRIAL_ROWS),
         host_bytes=max(result["host_bytes"] for result in results),
         device_bytes=max(result["device_bytes"] for result in results),
         commit_bytes=middle("commit_bytes"),
         num_rows=int(rows),
         num_workers=len(results),
     )
-
-
-# Within a process.
-
-
-def _work(task: Mapping[str, Any]) -> None:
-    """What a worker does; it answers in lines of JSON and waits for a line between getting ready and measuring."""
-    import torch
-
-    from sfg_dist.distributed.labeler import ShardLabeler
-
-    imported = time.time()
-    folder, number, seconds = Path(task["folder"]), task["number"], task["seconds"]
-    plan = Plan.from_json(task["plan"].encode())
-    budget = {} if task["memory_gib"] is None else {"memory_gib": task["memory_gib"]}
-    device = torch.device(task["device"].partition(":")[0])
-    labeler = ShardLabeler(str(folder / "trial"), num_threads=task["num_threads"], device=device, **budget)
-    opened = time.time()
-    shards = _own_shards(labeler.plan, task)
-    labeler.label(next(shards))
-    first = time.time() - opened
-    record = labeler.label(next(shards))
-    # Larger batches, until one takes a good part of the time or is the plan's own.
-    rows, wanted = _TRIAL_ROWS, int(plan.labels["batch_size"])
-    while rows < wanted and record["seconds"] < seconds / 8:
-        room = seconds / 4 / max(record["seconds"], 1e-4)
-        rows = min(wanted, max(2, int(room)) * rows)
-        _enter(labeler, _with_batches(plan, rows), folder / f"batches-{number}-{rows}")
-        shards = _own_shards(labeler.plan, task)
-        record = labeler.label(next(shards))
-    probes = _make_store(
-        folder / f"probes-{number}",
-        replace(plan, num_pairs=_PROBES * task["probe_rows"], shard_rows=task["probe_rows"]),
-    )
-    _answer("ready", {})
-    sys.stdin.readline()
-
-    batches: list[tuple[int, float, float, int]] = []
-    started = time.perf_counter()
-    for shard in shards:
-        record = labeler.label(shard)
-        start, stop = record["rows"]
-        batches.append((stop - start, record["seconds"], record["evaluations"] * (stop - start), record["pairs"]))
-        if time.perf_counter() - started >= seconds and len(batches) >= _LEAST_BATCHES:
-            break
-    _answer(
-        "result",
-        {
-            "device": record["device"],
-            "batches": batches,
-            "import_s": imported - float(os.environ["SFG_CALIBRATION_STARTED"]),
-            "open_s": opened - imported,
-            "first_s": first,
-            "host_bytes": _peak_bytes(),
-            "device_bytes": torch.cuda.max_memory_reserved() if device.type == "cuda" else 0,
-            "commit_bytes": labeler.pairs.location.size(f"commits/{record['shard']:08d}.json"),
-            **_time_writes(probes),
-        },
-    )
-
-
-def _own_shards(plan: Plan, task: Mapping[str, Any]) -> Iterator[int]:
-    """This worker's shards, all over the plan; neighbours follow each other, so that directions take turns."""
-    twos = np.random.default_rng(0).permutation(min(plan.num_shards, _MAX_SHARDS) // 2 + 1)
-    for two in twos[task["number"] :: task["num_workers"]]:
-        yield from (shard for shard in (2 * int(two), 2 * int(two) + 1) if shard < plan.num_shards)
-
-
-def _enter(labeler: Any, plan: Plan, path: Path) -> None:
-    """Let a labeler go on in another store, with the reference that it has prepared already."""
-    labeler.pairs = _make_store(path, plan)
-    labeler.plan = labeler.pairs.plan
-
-
-def _make_store(path: Path, plan: Plan) -> Pairs:
-    """A store for shards alone: what it holds as its reference is never read."""
-    placeholder = np.zeros((1, plan.dim), np.float32)
-    return create_store(path, plan, reference=placeholder, transform_arrays={}, transform_metadata={})
-
-
-def _time_writes(pairs: Pairs) -> dict[str, Any]:
-    """Seconds of each write of a shard, and of a check whether one is done."""
-    rows = np.random.default_rng(0).standard_normal((pairs.plan.shard_rows, pairs.plan.dim), dtype=np.float32)
-    writes = []
-    for shard in range(pairs.plan.num_shards):
-        started = time.perf_counter()
-        pairs.write_shard(shard, rows, rows)
-        writes.append(time.perf_counter() - started)
-    started = time.perf_counter()
-    for shard in range(pairs.plan.num_shards):
-        pairs.is_done(shard)
-    return {"writes": writes[1:], "check_s": (time.perf_counter() - started) / pairs.plan.num_shards}
-
-
-def _peak_bytes() -> int:
-    """Peak resident size of this process."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _answer(key: str, value: Any) -> None:
-    print(json.dumps({key: value}), flush=True)
-
-
-if __name__ == "__main__":
-    _work(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

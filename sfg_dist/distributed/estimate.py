@@ -1,21 +1,18 @@
 """What a job will take, before anything is spent: shards, bytes, memory, evaluations, time and cost.
 
-Nothing is written into output.dir and Ray is not needed. The time of the label stage is
-
-    start + makespan of the shards over the workers + a check of each shard,
-
-with the pace of a worker and what it pays once from a calibration on this machine, and the makespan from handing out
-whole shards, so that a last wave that is not full counts whole.
+Nothing is written into output.dir and Ray is not needed: the pace of a worker, and what it pays once, come from a
+calibration on this machine (``calibration``), the time of the label stage from them (``run_time``).
 """
 
 from __future__ import annotations
 
-import heapq
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from sfg_dist.config import Job
 from sfg_dist.distributed.calibration import CALIBRATION_S, Pace, calibrate
@@ -29,17 +26,20 @@ from sfg_dist.distributed.requirements import (
     require_disk,
     require_memory,
 )
+from sfg_dist.distributed.run_time import Cost, Time, cost_of, time_of
 from sfg_dist.distributed.sizes import EVENT_BYTES, StoreBytes, store_bytes
-from sfg_dist.plan import Plan
-from sfg_dist.planning import check_job, make_plan, uses_clusters
-from sfg_dist.store import object_bytes
+from sfg_dist.plan import REFERENCE_BLOCK_ROWS, Plan
+from sfg_dist.planning import check_job
+from sfg_dist.store import RowBlocks, object_bytes
+from sfg_dist.table_plan import frame_of, plan_of, prepare_table
 
 if TYPE_CHECKING:
-    from sfg_dist.store import Pairs
+    from numpy.typing import NDArray
 
-# Ray's start and end on this machine, in units of an actor's imports, which load and speed of the machine move alike.
-RAY_IMPORTS = 2.0
-CONNECT_S = 3.0  # to a cluster that runs already
+    from sfg_dist.store import Frame, Pairs
+
+RAY_NICENESS = 15  # of its workers: they give way to other processes
+OTHER_CPUS = 0.2  # that others may take from the workers before it is said
 FIT_ROWS = 4600  # labels' work that a fitted time grid costs, see flow.fit_time_grid
 
 
@@ -66,44 +66,6 @@ class Work:
     score_evaluations: int
     pairs_summed: int
     is_counted: bool
-
-
-@dataclass(frozen=True)
-class Time:
-    """Seconds of what is left, on this machine or machines like it.
-
-    Attributes:
-        data_s: reading and preparing the table, and laying out the store; measured, but for a time grid to be fitted.
-        start_s: Ray, and actors until they are at work.
-        integration_s: of the label stage.
-        writing_s: shards written, read back, committed and checked.
-        label_s: the label stage, the three before together.
-        spread: of single batches in the calibration, relative: what to make of the figures.
-        waves: shards that the busiest worker does.
-    """
-
-    data_s: float
-    start_s: float
-    integration_s: float
-    writing_s: float
-    label_s: float
-    spread: float
-    waves: int
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What the label stage costs.
-
-    Attributes:
-        price_per_hour: of one actor, from the job.
-        actor_hours: actors times the stage's time.
-        total: in the price's currency.
-    """
-
-    price_per_hour: float
-    actor_hours: float
-    total: float
 
 
 @dataclass(frozen=True)
@@ -164,7 +126,6 @@ def estimate_job(
         DataError: the table cannot be used.
         PlanMismatchError: output.dir holds pairs of another plan.
     """
-    from sfg_dist.data import prepare, read_queries
     from sfg_dist.distributed.ordering import order_with_threads
 
     check_job(job)
@@ -172,26 +133,22 @@ def estimate_job(
     workers = choose_workers(job, machine)
     on_step("data: reading and preparing the table")
     started = time.monotonic()
-    data = job.data.model_dump()
-    prepared = prepare(data.pop("source"), kind=job.transform.kind, **data)
-    reference = prepared.reference()
-    queries = read_queries(job.labels.latents, prepared.transform, job.labels.direction)
+    prepared = prepare_table(job)
+    frame = frame_of(job, prepared, order_with_threads)
     pairs = _existing_store(job)
     fits_grid = job.labels.time_grid == "fitted" and pairs is None
     planned = _graded(job) if fits_grid else job
-    plan = make_plan(
-        planned, prepared.train, reference, prepared.columns, queries, existing=None if pairs is None else pairs.plan
-    )
+    plan = plan_of(planned, prepared, frame, existing=None if pairs is None else pairs.plan)
     if pairs is not None:
         pairs.require_plan(plan)
         plan = pairs.plan
     pending = list(range(plan.num_shards)) if pairs is None else pairs.pending()
-    has_clusters = uses_clusters(job, len(reference))
+    num_reference, has_clusters = prepared.num_train, frame.make_order is not None
     memory = memory_of(
         plan,
         workers,
         machine,
-        num_reference=len(reference),
+        num_reference=num_reference,
         has_clusters=has_clusters,
         driver_bytes=_resident_bytes(),
         memory_gib=job.labels.memory_gib,
@@ -199,24 +156,35 @@ def estimate_job(
     require_memory(memory, workers, machine)
     written = store_bytes(
         plan,
-        num_reference=len(reference),
+        num_reference=num_reference,
         has_order=has_clusters,
-        transform_arrays=prepared.transform.to_arrays(),
-        transform_metadata=prepared.transform.to_metadata(),
-        num_queries=None if queries is None else len(queries),
+        transform_arrays=frame.transform_arrays,
+        transform_metadata=frame.transform_metadata,
+        num_queries=None if frame.queries is None else RowBlocks.of(frame.queries).num_rows,
     )
     left = written if pairs is None else _bytes_left(plan, written, pending)
     free = require_disk(job.output.dir, left, plan)
-    order = order_with_threads(reference) if has_clusters and pending else None
+    reference, blocks = _calibrated_reference(frame)
+    order = _order_of(frame, reference) if pending else None
     data_s = time.monotonic() - started
     paces: dict[DeviceKind, Pace] = {}
+    other_cpus = 0.0
     if pending:
         on_step(f"calibration: {seconds:g} s of labels once the workers are warm")
         devices = calibrated_devices(workers, machine)
-        paces = calibrate(
-            plan, reference, order=order, queries=queries, devices=devices, num_threads=job.labels.num_threads,
-            memory_gib=job.labels.memory_gib, seconds=seconds,
-        )  # type: ignore[assignment]  # fmt: skip
+        found = calibrate(
+            plan,
+            reference,
+            order=order,
+            queries=None if frame.queries is None else _held(frame.queries),
+            devices=devices,
+            num_threads=job.labels.num_threads,
+            memory_gib=job.labels.memory_gib,
+            seconds=seconds,
+            niceness=RAY_NICENESS if workers.executor == "ray" else 0,
+        )
+        paces = {kind: _of_blocks(pace, blocks) for kind, pace in found.paces.items()}  # type: ignore[misc]
+        other_cpus = found.other_cpus
     commit = max((pace.commit_bytes for pace in paces.values()), default=0.0)
     written, left = (
         replace(size, commits=round(commit * number)) if commit else size
@@ -229,7 +197,7 @@ def estimate_job(
     price = job.executor.price_per_hour
     return Estimate(
         output=job.output.dir,
-        work=_work(plan, rows, len(reference), paces, job),
+        work=_work(plan, rows, num_reference, paces, job),
         written=written,
         left=left,
         free_bytes=free,
@@ -238,7 +206,7 @@ def estimate_job(
         time=spent,
         cost=None if price is None else cost_of(spent, workers, price),
         paces=paces,
-        notes=tuple(_notes(job, workers, machine, memory, fits_grid)),
+        notes=tuple(_notes(job, workers, machine, memory, fits_grid, other_cpus, blocks)),
     )
 
 
@@ -256,59 +224,38 @@ def calibrated_devices(workers: Workers, machine: Machine) -> list[str]:
     return devices
 
 
-def time_of(
-    rows: Sequence[int], plan: Plan, workers: Workers, paces: Mapping[DeviceKind, Pace], *, data_s: float, pads: bool
-) -> Time:
-    """The time of shards of so many rows, handed out whole to whoever is free first.
+def _calibrated_reference(frame: Frame) -> tuple[NDArray[np.float32], float]:
+    """The reference that a calibration looks at, and how many times as large the real one is.
 
-    Args:
-        rows: of each shard that is left.
-        plan: what it is part of.
-        workers: who does it.
-        paces: of a worker, by kind of device.
-        data_s: what came before.
-        pads: whether a batch that is not full costs as much as one that is; with clusters it does not.
+    One that is larger than memory is looked at by its first block: each block has clusters of its own, and rows come
+    in no order, so that all blocks cost the same.
     """
-    if not rows:
-        return Time(data_s, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
-    batch, group = int(plan.labels["batch_size"]), workers.actors_per_group
-    crews = [(pace, group) for kind, pace in paces.items() for _ in range(workers.num_actors[kind] // group)]
-    crews = crews[: len(rows)]
+    if not isinstance(frame.reference, RowBlocks):
+        return frame.reference, 1.0
+    first = next(frame.reference.cut(REFERENCE_BLOCK_ROWS))
+    return first, frame.reference.num_rows / len(first)
 
-    def parts(pace: Pace, size: int) -> tuple[float, float]:
-        padded = -(-size // batch) * batch if pads else size
-        return padded * pace.seconds_per_row / group, pace.write_s * size / min(plan.shard_rows, plan.num_pairs)
 
-    free = [(0.0, number) for number in range(len(crews))]
-    integration, done = [0.0] * len(crews), [0] * len(crews)
-    for size in rows:
-        at, number = heapq.heappop(free)
-        integrate, write = parts(crews[number][0], size)
-        integration[number] += integrate
-        done[number] += 1
-        heapq.heappush(free, (at + integrate + write, number))
-    makespan, last = max(free)
-    check = max(pace.check_s for pace in paces.values()) * len(rows)
-    slowest = max(paces.values(), key=lambda pace: pace.import_s + pace.open_s + pace.first_s)
-    start = slowest.open_s + slowest.first_s
-    if workers.executor == "ray":
-        start += slowest.import_s + (CONNECT_S if workers.is_elsewhere else RAY_IMPORTS * slowest.import_s)
-    writing = makespan - integration[last] + check
-    return Time(
-        data_s=data_s,
-        start_s=start,
-        integration_s=integration[last],
-        writing_s=writing,
-        label_s=start + integration[last] + writing,
-        spread=max(pace.spread for pace in paces.values()),
-        waves=max(done),
+def _order_of(frame: Frame, reference: NDArray[np.float32]) -> NDArray[np.int64] | None:
+    """The clusters' order of what a calibration looks at."""
+    if frame.make_order is None:
+        return None
+    return np.concatenate(list(replace(frame, reference=reference).orders()))
+
+
+def _of_blocks(pace: Pace, blocks: float) -> Pace:
+    """The pace with so many times the reference that it was measured with."""
+    return replace(
+        pace,
+        seconds_per_row=pace.seconds_per_row * blocks,
+        pairs_per_row=pace.pairs_per_row * blocks,
+        open_s=pace.open_s * blocks,
     )
 
 
-def cost_of(spent: Time, workers: Workers, price_per_hour: float) -> Cost:
-    """The price of all actors for the length of the label stage."""
-    hours = workers.total * spent.label_s / 3600
-    return Cost(price_per_hour, hours, hours * price_per_hour)
+def _held(queries: NDArray[np.float32] | RowBlocks) -> NDArray[np.float32]:
+    assert isinstance(queries, np.ndarray)
+    return queries
 
 
 def _graded(job: Job) -> Job:
@@ -364,7 +311,9 @@ def _work(plan: Plan, rows: Sequence[int], num_reference: int, paces: Mapping[De
     )
 
 
-def _notes(job: Job, workers: Workers, machine: Machine, memory: Memory, fits_grid: bool) -> list[str]:
+def _notes(
+    job: Job, workers: Workers, machine: Machine, memory: Memory, fits_grid: bool, other_cpus: float, blocks: float
+) -> list[str]:
     notes = []
     if workers.is_elsewhere:
         notes.append(
@@ -378,8 +327,19 @@ def _notes(job: Job, workers: Workers, machine: Machine, memory: Memory, fits_gr
             f"{memory.total_bytes / 2**30:.2f} GiB are needed, and {machine.available_bytes / 2**30:.2f} GiB of memory "
             f"are free now"
         )
+    idle = machine.num_cpus - len(calibrated_devices(workers, machine)) * workers.num_threads
+    if other_cpus > idle + OTHER_CPUS:
+        notes.append(
+            f"other processes kept {other_cpus:.1f} CPUs busy during the calibration: the time is that of a machine as "
+            f"busy as that"
+        )
     if "://" in job.output.dir:
         notes.append("writing was timed on a local disk, not in the object store")
+    if blocks > 1:
+        notes.append(
+            f"the reference is larger than labels.memory_gib: its first {REFERENCE_BLOCK_ROWS:,} rows were looked at, "
+            f"and the pace is theirs over {blocks:.1f}"
+        )
     if fits_grid:
         notes.append(f"the time grid is fitted first: about {FIT_ROWS} labels' work, counted with the data")
     if job.labels.solver_tolerance is not None:

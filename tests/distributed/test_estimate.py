@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sfg_dist.distributed.calibration import Pace, calibrate
-from sfg_dist.distributed.estimate import calibrated_devices, cost_of, estimate_job, time_of
+from sfg_dist.distributed.calibration import Calibration, Pace, calibrate
+from sfg_dist.distributed.estimate import calibrated_devices, estimate_job
 from sfg_dist.distributed.labeler import label_inline
 from sfg_dist.distributed.machine import Gpu, Machine, _memory_limits, free_disk, this_machine
 from sfg_dist.distributed.requirements import Workers, choose_workers, memory_of, require_disk, require_memory
+from sfg_dist.distributed.run_time import cost_of, time_of
 from sfg_dist.distributed.sizes import GIB, reference_memory, store_bytes
 from sfg_dist.errors import ConfigError, LabelingError, PlanMismatchError
 from sfg_dist.pipeline import Pipeline
@@ -44,7 +45,7 @@ def paces(monkeypatch):
     """An estimate without the processes of a calibration."""
 
     def fake(plan, reference, *, devices, **_):
-        return dict.fromkeys({device.partition(":")[0] for device in devices}, PACE)
+        return Calibration(dict.fromkeys({device.partition(":")[0] for device in devices}, PACE), 0.0)
 
     monkeypatch.setattr("sfg_dist.distributed.estimate.calibrate", fake)
 

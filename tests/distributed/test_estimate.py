@@ -56,7 +56,8 @@ def sizes_on_disk(store: Path) -> dict[str, int]:
     for path in store.rglob("*"):
         if path.is_file():
             parts = path.relative_to(store).parts
-            name = "metadata" if path.name in ("zarr.json", "plan.json") else parts[0]
+            texts = ("zarr.json", "plan.json", "plan.copy.json", "frame.json")
+            name = "metadata" if path.name in texts else parts[0]
             name = "order" if parts[:2] == ("reference", "order") and name == "reference" else name
             found[name] = found.get(name, 0) + path.stat().st_size
     return found
@@ -74,7 +75,7 @@ def expected_bytes(job):
         has_order="order" in pairs.group["reference"],
         transform_arrays=prepared.transform.to_arrays(),
         transform_metadata=prepared.transform.to_metadata(),
-        num_queries=pairs.plan.num_pairs if pairs.plan.identity["queries"] else 0,
+        num_queries=pairs.plan.num_pairs if pairs.plan.identity["queries"] else None,
     )
 
 

@@ -4,6 +4,10 @@ Rows are cut into shards of ``shard_rows``; a shard is one work unit and one sto
 belong to rows: block ``b`` of ``BLOCK_ROWS`` rows draws from Philox keyed by (seed, stream, b), so a row's numbers do
 not depend on the number of rows, shards or workers. The rows integrated together (``batch_size``) are part of the plan
 too, because the shape of a matrix product changes its last bits.
+
+A finished plan can be extended: each further record adds rows behind the last one on the same grid of shards. A ragged
+last shard stays as it is; the rows that complete it are a shard of their own, with the next free number. So shard
+numbers only ever go on, and nothing that is committed changes.
 """
 
 from __future__ import annotations
@@ -11,17 +15,22 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from sfg_dist.errors import ConfigError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 BLOCK_ROWS = 1024
+REFERENCE_BLOCK_ROWS = 2**20
+"""Rows of a block of the reference: the clusters' order in the store is that of each block, block after block."""
 
 
 class Stream(enum.IntEnum):
@@ -66,9 +75,20 @@ def normal_rows(seed: int, stream: Stream, start: int, stop: int, dim: int) -> N
 
 def fingerprint(rows: NDArray[Any]) -> str:
     """sha256 of a table's shape, dtype and bytes: its identity by content."""
-    digest = hashlib.sha256(f"{rows.shape}{rows.dtype.str}".encode())
-    digest.update(np.ascontiguousarray(rows).data)
+    return fingerprint_of_blocks([rows], rows.shape, rows.dtype)
+
+
+def fingerprint_of_blocks(blocks: Iterable[NDArray[Any]], shape: tuple[int, ...], dtype: DTypeLike) -> str:
+    """``fingerprint`` of a table that comes in blocks of rows."""
+    digest = hashlib.sha256(f"{shape}{np.dtype(dtype).str}".encode())
+    for rows in blocks:
+        digest.update(np.ascontiguousarray(rows, dtype=dtype).data)
     return digest.hexdigest()
+
+
+def fingerprint_blocks(num_rows: int, dim: int, blocks: Iterable[NDArray[np.float32]]) -> str:
+    """``fingerprint`` of a float32 table (num_rows, dim) that comes in blocks of rows, so never whole in memory."""
+    return fingerprint_of_blocks(blocks, (num_rows, dim), "<f4")
 
 
 @dataclass(frozen=True)
@@ -79,13 +99,15 @@ class Plan:
         identity: what decides the bits: tables ``data``, ``transform`` and ``labels`` of the job without the keys that
             do not, the fingerprints of the reference and of the user's query points, and what was chosen for the
             reference: t_min, and for ``labels.time_grid = "fitted"`` the grid of each direction.
-        num_pairs: rows of latents and of labels.
+        num_pairs: rows of latents and of labels, in all records together.
         dim: columns of latents and of labels, the flow's dimension.
         shard_rows: rows of a shard, the last one may be shorter.
         columns: the user's column names, in order.
         source: what the job called the table when the store was created; no part of the identity.
         versions: of this package, numpy and torch when the store was created; a difference warns.
         format_version: of the layout on disk.
+        earlier_ends: num_pairs as it was before each extension, ascending; empty where the store was never extended.
+        frame: sha256 of the manifest of the store's frame, empty before that is laid out; no part of the identity.
     """
 
     identity: Mapping[str, Any]
@@ -96,11 +118,51 @@ class Plan:
     source: str
     versions: Mapping[str, str]
     format_version: int = FORMAT_VERSION
+    earlier_ends: tuple[int, ...] = ()
+    frame: str = field(default="", compare=False)
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Number of rows at the end of each plan record; one number where the store was never extended."""
+        return (*self.earlier_ends, self.num_pairs)
 
     @property
     def num_shards(self) -> int:
-        """Number of shards."""
-        return -(-self.num_pairs // self.shard_rows)
+        """Number of shards, in all records together."""
+        return self._shard_ends[-1]
+
+    @cached_property
+    def _shard_ends(self) -> tuple[int, ...]:
+        """Number of shards at the end of each record."""
+        sizes = (-(-stop // self.shard_rows) - start // self.shard_rows for start, stop in pairwise((0, *self.ends)))
+        return tuple(accumulate(sizes))
+
+    def record_of(self, shard: int) -> int:
+        """The plan record that a shard belongs to: 0 the first, 1 the first extension.
+
+        Raises:
+            IndexError: the plan has no such shard.
+        """
+        if not 0 <= shard < self.num_shards:
+            raise IndexError(f"shard {shard}: the plan has shards 0 to {self.num_shards - 1}")
+        return bisect_right(self._shard_ends, shard)
+
+    def record_rows(self, record: int) -> tuple[int, int]:
+        """First row of a record and the row after its last."""
+        return (0, *self.ends)[record], self.ends[record]
+
+    def record_shards(self, record: int) -> range:
+        """The shards of a record."""
+        return range((0, *self._shard_ends)[record], self._shard_ends[record])
+
+    def record_plan(self, record: int) -> Plan:
+        """The plan as it was when a record was its last."""
+        return replace(self, num_pairs=self.ends[record], earlier_ends=self.ends[:record])
+
+    def grid_shard(self, shard: int) -> int:
+        """The place of a shard on the grid of ``shard_rows`` rows; a ragged shard and what completes it share one."""
+        record = self.record_of(shard)
+        return self.record_rows(record)[0] // self.shard_rows + shard - self.record_shards(record).start
 
     @property
     def labels(self) -> Mapping[str, Any]:
@@ -117,47 +179,73 @@ class Plan:
         fitted: Mapping[str, list[float]] = self.identity.get("time_grid", {})
         return fitted[direction] if fitted else str(self.labels["time_grid"])
 
-    @property
+    @cached_property
     def run_id(self) -> str:
-        """sha256 of identity and number of pairs; names the run in its commit records."""
-        text = json.dumps([self.identity, self.num_pairs, self.format_version], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        """sha256 of identity and number of pairs at the end of each record; names the run in its commit records."""
+        pairs = list(self.ends) if self.earlier_ends else self.num_pairs
+        return _digest([self.identity, pairs, self.format_version])
+
+    def extended(self, num_pairs: int) -> Plan:
+        """The plan with a further record that adds the rows up to ``num_pairs``.
+
+        Raises:
+            ConfigError: that adds no rows, or the rows are the user's own query points.
+        """
+        if self.identity.get("queries"):
+            raise ConfigError(
+                "a store of labels.latents, your own query points, cannot be extended: label the further points in "
+                "another output.dir"
+            )
+        if num_pairs <= self.num_pairs:
+            raise ConfigError(
+                f"labels.num_pairs = {num_pairs} adds nothing to the {self.num_pairs} pairs of the store: name a "
+                f"larger number"
+            )
+        return replace(self, num_pairs=num_pairs, earlier_ends=self.ends)
 
     def shard_range(self, shard: int) -> tuple[int, int]:
         """First row of a shard and the row after its last."""
-        return shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.num_pairs)
+        first, end = self.record_rows(self.record_of(shard))
+        start = self.grid_shard(shard) * self.shard_rows
+        return max(first, start), min(start + self.shard_rows, end)
 
     def shard_direction(self, shard: int) -> str:
-        """ "decode" or "encode"; with direction "both", even shards decode and odd shards encode."""
+        """ "decode" or "encode"; with direction "both", even places of the grid decode and odd ones encode."""
         direction = self.labels["direction"]
-        return direction if direction != "both" else ("decode", "encode")[shard % 2]
+        return direction if direction != "both" else ("decode", "encode")[self.grid_shard(shard) % 2]
 
     def batches(self, shard: int) -> Iterator[tuple[int, int]]:
-        """Row ranges integrated together in a shard, none longer than the plan's batch_size."""
+        """Row ranges integrated together for a shard, none longer than the plan's batch_size.
+
+        They lie on the grid of batch_size, so the first one begins before the shard where that completes a ragged one.
+        """
         start, stop = self.shard_range(shard)
         size = self.labels["batch_size"]
-        for first in range(start, stop, size):
+        for first in range(start // size * size, stop, size):
             yield first, min(first + size, stop)
 
     def to_json(self) -> bytes:
-        """The plan as a JSON document."""
-        return json.dumps(asdict(self) | {"run_id": self.run_id}, indent=1, sort_keys=True).encode()
+        """The first record as a JSON document, sealed with a digest over all of it."""
+        fields = asdict(self.record_plan(0))
+        del fields["earlier_ends"]
+        return seal(fields | {"run_id": self.record_plan(0).run_id})
 
     @classmethod
     def from_json(cls, document: bytes) -> Plan:
-        """The plan of a JSON document.
+        """The plan of a first record.
 
         Raises:
-            ValueError: the document is not a plan of this format, or was edited: its run id does not fit its content.
+            ValueError: the document is not a plan of this format, or was edited: its digest does not fit its content.
         """
         try:
-            fields = json.loads(document)
+            fields = unseal(document)
             run_id = fields.pop("run_id")
             plan = cls(**(fields | {"columns": tuple(fields["columns"])}))
-        except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
+            labels = plan.labels
+            if plan.earlier_ends or not isinstance(labels["batch_size"], int) or not 0 < plan.num_pairs < 2**62:
+                raise TypeError("its numbers are out of range")
+        except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"not a plan: {error}") from error
-        if plan.format_version != FORMAT_VERSION:
-            raise ValueError(f"format {plan.format_version}, this version reads format {FORMAT_VERSION}")
         if plan.run_id != run_id:
             raise ValueError("its run_id does not fit its content: it was edited")
         return plan
@@ -174,6 +262,35 @@ class Plan:
             for name in sorted(mine.keys() | theirs.keys())
             if mine.get(name) != theirs.get(name) and not name.startswith("identity.time_grid.")
         ]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def seal(fields: Mapping[str, Any]) -> bytes:
+    """A JSON document of these fields that says the digest of them all."""
+    return json.dumps({**fields, "sha256": _digest(fields)}, indent=1, sort_keys=True).encode()
+
+
+def unseal(document: bytes) -> dict[str, Any]:
+    """The fields of a document that ``seal`` made.
+
+    Raises:
+        ValueError: it is none, is of another format version, or was edited: its digest does not fit its content.
+    """
+    try:
+        fields = json.loads(document)
+        digest = fields.pop("sha256", None)
+    except (TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"not a plan: {error}") from error
+    if "format_version" in fields and fields["format_version"] != FORMAT_VERSION:
+        raise ValueError(f"format {fields['format_version']}, this version reads format {FORMAT_VERSION}")
+    if digest is None:
+        raise ValueError("not a plan: it has no digest")
+    if digest != _digest(fields):
+        raise ValueError("its digest does not fit its content: it was edited")
+    return fields
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,21 +1,19 @@
 """Where a table lies: a local path or an S3 object, opened as a stream of bytes or as a Zarr node.
 
-Credentials, region and endpoint come from the environment, as obstore reads them (``AWS_ACCESS_KEY_ID``,
-``AWS_REGION``, ``AWS_ENDPOINT_URL``, ...). An endpoint given as ``http://`` is allowed to be plain HTTP.
+Object stores are opened as ``sfg_dist.objects`` says.
 """
 
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from sfg_dist.errors import DataError
+from sfg_dist.objects import is_url, open_objects, plain_reason
 
 KNOWN_SUFFIXES = (".npy", ".npz", ".csv", ".parquet", ".h5", ".hdf5", ".zarr")
 
@@ -28,11 +26,6 @@ def suffix_of(source: str) -> str:
         '.zarr'
     """
     return PurePosixPath(source.rstrip("/")).suffix.lower()
-
-
-def is_url(source: str) -> bool:
-    """Whether the source names a scheme, such as ``s3://``."""
-    return "://" in source
 
 
 @contextmanager
@@ -88,21 +81,13 @@ def open_bucket(url: str) -> tuple[Any, str]:
     Raises:
         DataError: the URL has another scheme, or no bucket or key.
     """
-    from obstore.store import S3Store
-
     parts = urlsplit(url)
     key = parts.path.strip("/")
     if parts.scheme != "s3":
         raise DataError(f"{url}: expected a local path or an s3:// URL, found the scheme {parts.scheme}://")
     if not parts.netloc or not key:
         raise DataError(f"{url}: expected s3://bucket/key")
-    endpoint = os.environ.get("AWS_ENDPOINT_URL", os.environ.get("AWS_ENDPOINT", ""))
-    store = S3Store(
-        parts.netloc,
-        client_options={"allow_http": True} if endpoint.startswith("http://") else {},
-        retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=60)},
-    )
-    return store, key
+    return open_objects(f"s3://{parts.netloc}"), key
 
 
 @contextmanager
@@ -134,5 +119,4 @@ def _fetch(url: str) -> bytes:
     except FileNotFoundError:
         raise DataError(f"{url} does not exist") from None
     except (BaseError, OSError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise DataError(f"{url} cannot be fetched: {reason}") from error
+        raise DataError(f"{url} cannot be fetched: {plain_reason(error)}") from error

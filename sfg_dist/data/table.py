@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from sfg_dist.data import bundled, toy
 from sfg_dist.data.arrays import DEFAULT_ARRAY, ArrayFile, open_arrays
-from sfg_dist.data.location import KNOWN_SUFFIXES, is_url, open_bucket, suffix_of
+from sfg_dist.data.location import KNOWN_SUFFIXES, open_bucket, suffix_of
 from sfg_dist.data.naming import check_columns, nearest
 from sfg_dist.data.records import read_records
 from sfg_dist.errors import DataError
+from sfg_dist.objects import is_url
 
 BUILTIN_NAMES: tuple[str, ...] = (*toy.NAMES, *bundled.NAMES)
 

@@ -48,12 +48,14 @@ class ShardLabeler:
         self.schedule = Schedule(self.plan.labels["schedule"], self.plan.t_min)
 
     def label(self, shard: int, attempt: int = 1) -> dict[str, Any]:
-        """Integrate, write and commit one shard; the commit record.
+        """Integrate, write and commit one shard; the commit record, the existing one where it is done already.
 
         Raises:
             NonFiniteLabelError: the flow left the floating-point range; nothing was written.
             StoreError: the shard could not be written.
         """
+        if self.pairs.is_done(shard) and (record := self.pairs.commit_record(shard)) is not None:
+            return record
         started = time.time()
         effort = Effort()
         starts: list[NDArray[np.float32]] = []
@@ -64,7 +66,9 @@ class ShardLabeler:
                 starts.append(rows)
                 ends.append(self._integrate(shard, first, rows, effort))
         integrated = time.time()
-        points, images = np.concatenate(starts), np.concatenate(ends)
+        # A shard that completes a ragged one begins within a batch, which is integrated whole, as in a longer run.
+        own = slice(self.plan.shard_range(shard)[0] - next(self.plan.batches(shard))[0], None)
+        points, images = np.concatenate(starts)[own], np.concatenate(ends)[own]
         if not np.isfinite(images).all():
             bad = int(np.flatnonzero(~np.isfinite(images).all(axis=1))[0]) + self.plan.shard_range(shard)[0]
             raise NonFiniteLabelError(

@@ -1,95 +1,276 @@
-"""The frame of a store: empty arrays, the reference and the column transform, laid out before the plan is written."""
+"""The frame of a store: all that is laid out before the plan is written, and never changes afterwards.
+
+Metadata of groups and arrays, the reference with its order, the column transform and the user's query points: each
+object is encoded in memory, written whole, and named with its size and sha256 in a manifest, ``frame.json``, whose own
+digest stands in the plan. The same inputs give the same bytes, so a frame that was cut off is laid out again, and one
+that was damaged is mended object by object. Tables come in blocks, so none need ever be in memory whole.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.plan import Plan
+from sfg_dist.errors import StoreError
+from sfg_dist.plan import REFERENCE_BLOCK_ROWS, Plan
+from sfg_dist.store import arrays
+from sfg_dist.store.arrays import ARRAYS, Layout, group_metadata, record_layout, record_prefix
 from sfg_dist.store.location import Location
 
-if TYPE_CHECKING:
-    import zarr
+MANIFEST_KEY = "frame.json"
+FORMAT_NAME = "sfg_dist.pairs"
 
-MAX_CHUNK_BYTES = 4 << 20
-ARRAYS = ("latents", "labels")
+Object = tuple[str, bytes]
 
 
-def write_frame(
-    location: Location,
+@dataclass(frozen=True)
+class RowBlocks:
+    """A float32 table that may be larger than memory.
+
+    Attributes:
+        num_rows: its rows.
+        dim: its columns.
+        read: gives its blocks of rows, float32 (some rows, dim), in order; called once for each pass over the table.
+    """
+
+    num_rows: int
+    dim: int
+    read: Callable[[], Iterable[NDArray[np.float32]]]
+
+    @classmethod
+    def of(cls, rows: NDArray[np.float32] | RowBlocks) -> RowBlocks:
+        """Blocks of a table in memory, or those that there are already."""
+        return rows if isinstance(rows, RowBlocks) else cls(len(rows), rows.shape[1], lambda: [rows])
+
+    def cut(self, block_rows: int) -> Iterator[NDArray[np.float32]]:
+        """The table in blocks of exactly ``block_rows`` rows, the last one shorter.
+
+        Raises:
+            StoreError: the blocks that were read are not the table that was promised.
+        """
+        parts: list[NDArray[np.float32]] = []
+        held = total = 0
+        for block in self.read():
+            if block.ndim != 2 or block.shape[1] != self.dim:
+                raise StoreError(f"a block of a table has shape {block.shape}, expected (some rows, {self.dim})")
+            total += len(block)
+            while len(block):
+                part = block[: block_rows - held]
+                block = block[len(part) :]
+                parts.append(part)
+                held += len(part)
+                if held == block_rows:
+                    yield _joined(parts)
+                    parts, held = [], 0
+        if total != self.num_rows:
+            raise StoreError(f"a table has {total} rows, expected {self.num_rows}: it changed while it was read")
+        if parts:
+            yield _joined(parts)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a frame is made of.
+
+    Attributes:
+        reference: the transformed reference set.
+        transform_arrays: the column transform's arrays.
+        transform_metadata: the rest of the transform, JSON.
+        queries: the user's query points as the flow sees them, or None.
+        make_order: orders a reference's rows in compact clusters, where labels use some. A table in memory is given
+            whole, one in blocks block by block of REFERENCE_BLOCK_ROWS rows.
+    """
+
+    reference: NDArray[np.float32] | RowBlocks
+    transform_arrays: Mapping[str, NDArray[Any]]
+    transform_metadata: Mapping[str, Any]
+    queries: NDArray[np.float32] | RowBlocks | None = None
+    make_order: Callable[[NDArray[np.float32]], NDArray[np.int64]] | None = None
+
+    def layouts(self, plan: Plan) -> dict[str, Layout]:
+        """The arrays of a fresh store by name, latents and labels among them."""
+        return frame_layouts(
+            plan,
+            num_reference=RowBlocks.of(self.reference).num_rows,
+            transform_arrays=self.transform_arrays,
+            num_queries=None if self.queries is None else RowBlocks.of(self.queries).num_rows,
+            has_order=self.make_order is not None,
+        )
+
+    def objects(self, plan: Plan) -> Iterator[Object]:
+        """(key, bytes) of each object, one after the other."""
+        layouts = self.layouts(plan)
+        yield from _metadata(plan, layouts, self.transform_metadata)
+        for name, table in (("reference/rows", self.reference), ("queries/rows", self.queries)):
+            if table is not None:
+                yield from _objects(name, layouts[name], RowBlocks.of(table).cut(layouts[name].object_rows))
+        if self.make_order is not None:
+            layout = layouts["reference/order"]
+            yield from _objects("reference/order", layout, _cut(self._orders(), layout.object_rows))
+        for name, values in self.transform_arrays.items():
+            layout = layouts[f"transform/{name}"]
+            yield from _objects(f"transform/{name}", layout, [values] if layout.num_objects else [])
+
+    def _orders(self) -> Iterator[NDArray[np.int64]]:
+        assert self.make_order is not None
+        in_memory = isinstance(self.reference, np.ndarray)
+        table = RowBlocks.of(self.reference)
+        for block in table.cut(table.num_rows if in_memory else REFERENCE_BLOCK_ROWS):
+            yield np.ascontiguousarray(self.make_order(block), dtype=np.int64)
+
+
+def frame_layouts(
     plan: Plan,
-    reference: NDArray[np.float32],
+    *,
+    num_reference: int,
     transform_arrays: Mapping[str, NDArray[Any]],
-    transform_metadata: Mapping[str, Any],
-    queries: NDArray[np.float32] | None,
-    cluster_order: NDArray[np.int64] | None = None,
-) -> None:
-    """Create the arrays of a store and write the reference, its order, the transform and the query points."""
-    import zarr
-
-    # overwrite=False: a driver that was killed here left the same frame, and a second one writes the same bytes.
-    group = zarr.open_group(
-        location.zarr_store(), mode="a", attributes={"format": f"sfg_dist.pairs {plan.format_version}"}
-    )
-    for name in ARRAYS:
-        _fit_array(group, name, (plan.num_pairs, plan.dim), "float32", plan.shard_rows)
-    tables = {"reference/rows": reference} | ({} if queries is None else {"queries/rows": queries})
-    for name, rows in tables.items():
-        chunk_rows = min(len(rows), max(1, MAX_CHUNK_BYTES // (4 * plan.dim)))
-        _fit_array(group, name, rows.shape, "float32", chunk_rows)[...] = rows
-    if cluster_order is not None:
-        chunk_rows = min(len(cluster_order), MAX_CHUNK_BYTES // 8)
-        _fit_array(group, "reference/order", cluster_order.shape, "int64", chunk_rows)[...] = cluster_order
-    transform = group.require_group("transform")
-    transform.attrs["metadata"] = json.dumps(transform_metadata, sort_keys=True)
-    for name in set(transform.array_keys()) - set(transform_arrays):
-        del transform[name]
+    num_queries: int | None,
+    has_order: bool,
+) -> dict[str, Layout]:
+    """The arrays of a fresh store by name; nothing is read or written."""
+    layouts = {name: record_layout(plan, 0) for name in ARRAYS}
+    for name, num_rows in (("reference/rows", num_reference), ("queries/rows", num_queries)):
+        if num_rows is not None:
+            chunk_rows = min(num_rows, max(1, arrays.MAX_CHUNK_BYTES // (4 * plan.dim)))
+            layouts[name] = Layout((num_rows, plan.dim), "float32", max(1, chunk_rows))
+    if has_order:
+        layouts["reference/order"] = Layout((num_reference,), "int64", min(num_reference, arrays.MAX_CHUNK_BYTES // 8))
     for name, values in transform_arrays.items():
-        _fit_array(transform, name, values.shape, values.dtype.str, max(1, *values.shape[:1]))[...] = values
+        layouts[f"transform/{name}"] = Layout(values.shape, values.dtype.str, max(1, *values.shape[:1]))
+    return layouts
 
 
-def _fit_array(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: str, object_rows: int) -> Any:
-    """The array of this form; one that a frame cut off before its plan left in another form is made anew."""
-    wanted = _layout(shape, dtype, object_rows)
-    if name in group:
-        array: Any = group[name]
-        if (array.shape, array.chunks, array.shards, array.dtype) == (shape, *wanted, np.dtype(dtype)):
-            return array
-        del group[name]
-    return _create_array(group, name, shape, dtype, *wanted)
+def store_bytes(
+    plan: Plan,
+    *,
+    num_reference: int,
+    transform_arrays: Mapping[str, NDArray[Any]],
+    num_queries: int | None = None,
+    has_order: bool = False,
+) -> dict[str, int]:
+    """Exact bytes of the array objects of a complete store by array; nothing is read or written.
 
+    Args:
+        plan: of the store.
+        num_reference: rows of the reference.
+        transform_arrays: the column transform's arrays.
+        num_queries: rows of the user's query points, or None when the latents are drawn.
+        has_order: whether labels look at clusters, whose order the store holds.
 
-def _layout(shape: tuple[int, ...], dtype: str, object_rows: int) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-    """(chunks, shards) for storage objects of ``object_rows`` rows, cut into chunks of a few MiB where larger."""
-    row_bytes = np.dtype(dtype).itemsize * int(np.prod(shape[1:], dtype=np.int64))
-    chunk_rows = object_rows
-    while chunk_rows * row_bytes > MAX_CHUNK_BYTES and chunk_rows % 2 == 0:
-        chunk_rows //= 2
-    trailing = tuple(max(1, size) for size in shape[1:])
-    shards = None if chunk_rows == object_rows else (object_rows, *trailing)
-    return (max(1, chunk_rows), *trailing) if shape else (), shards
-
-
-def _create_array(
-    group: zarr.Group,
-    name: str,
-    shape: tuple[int, ...],
-    dtype: str,
-    chunks: tuple[int, ...],
-    shards: tuple[int, ...] | None,
-) -> Any:
-    from zarr.codecs import Crc32cCodec
-
-    return group.create_array(
-        name,
-        shape=shape,
-        dtype=dtype,
-        chunks=chunks,
-        shards=shards,
-        compressors=[Crc32cCodec()],  # noise does not compress, and zarr's default checks no data
-        fill_value=np.nan if np.dtype(dtype).kind == "f" else 0,
+    Returns:
+        Bytes of ``latents``, ``labels``, ``reference/rows``, ``transform/...`` and so on, extensions included. The
+        texts beside them, a zarr.json an array and a commit record of about a kilobyte a shard, are not counted.
+    """
+    pairs = sum(_record_bytes(plan, record) for record in range(len(plan.ends)))
+    layouts = frame_layouts(
+        plan,
+        num_reference=num_reference,
+        transform_arrays=transform_arrays,
+        num_queries=num_queries,
+        has_order=has_order,
     )
+    sizes = dict.fromkeys(ARRAYS, pairs)
+    for name, layout in layouts.items():
+        if name.startswith("transform/"):
+            values = transform_arrays[name.removeprefix("transform/")]
+            sizes[name] = len((layout.encode(values) if layout.num_objects else None) or b"")
+        elif name == "reference/order" and num_reference == 1:
+            sizes[name] = 0  # [0] is all fill value
+        elif name not in ARRAYS:
+            sizes[name] = layout.num_objects * layout.object_bytes(0, layout.object_rows)
+    return sizes
+
+
+def _record_bytes(plan: Plan, record: int) -> int:
+    shards = plan.record_shards(record)
+    ragged = {shards[0], shards[-1]}  # all others hold every row of their place on the grid
+    inner = (len(shards) - len(ragged)) * arrays.shard_layout(plan).object_bytes(0, plan.shard_rows)
+    return inner + sum(arrays.object_bytes(plan, shard) for shard in ragged)
+
+
+def write_frame(location: Location, plan: Plan, frame: Frame) -> str:
+    """Lay out a frame and its manifest; the digest of the manifest."""
+    entries: list[dict[str, Any]] = []
+
+    def noted() -> Iterator[Object]:
+        for key, content in frame.objects(plan):
+            entries.append({"key": key, "bytes": len(content), "sha256": sha256(content)})
+            yield key, content
+
+    location.write_many(noted())
+    # What a frame that was cut off left, if it was another job's. Never latents or labels: while this driver was laying
+    # out, another one of the same job may have begun to label.
+    keys = {entry["key"] for entry in entries}
+    for name in ("reference", "queries", "transform"):
+        for found in location.list(name):
+            if found.key not in keys:
+                location.delete(found.key)
+    manifest = json.dumps(entries, indent=0).encode()
+    location.write(MANIFEST_KEY, manifest)
+    return sha256(manifest)
+
+
+def read_manifest(location: Location, plan: Plan) -> dict[str, dict[str, Any]]:
+    """What the frame holds: key to bytes and sha256.
+
+    Raises:
+        StoreError: the manifest is missing, or is not the one that the plan names.
+    """
+    content = location.read(MANIFEST_KEY)
+    if content is None or sha256(content) != plan.frame:
+        state = "is missing" if content is None else "was changed: its digest is not the one in the plan"
+        raise StoreError(f"{location.url}/{MANIFEST_KEY} {state}; run `sfg verify` and `sfg repair` on the store")
+    return {entry["key"]: entry for entry in json.loads(content)}
+
+
+def extension_objects(plan: Plan, record: int) -> list[Object]:
+    """The empty arrays of an extension, whose metadata are all that there is."""
+    prefix = record_prefix(record)
+    metadata = record_layout(plan, record).metadata
+    return [
+        ("extensions/zarr.json", group_metadata({})),
+        (f"{prefix}zarr.json", group_metadata({})),
+        *((f"{prefix}{name}/zarr.json", metadata) for name in ARRAYS),
+    ]
+
+
+def sha256(content: bytes) -> str:
+    """The digest of an object's bytes."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def _metadata(plan: Plan, layouts: Mapping[str, Layout], transform_metadata: Mapping[str, Any]) -> Iterator[Object]:
+    yield "zarr.json", group_metadata({"format": f"{FORMAT_NAME} {plan.format_version}"})
+    words = {"metadata": json.dumps(transform_metadata, sort_keys=True)}
+    for group in sorted({"transform", *(name.split("/")[0] for name in layouts if "/" in name)}):
+        yield f"{group}/zarr.json", group_metadata(words if group == "transform" else {})
+    for name, layout in layouts.items():
+        yield f"{name}/zarr.json", layout.metadata
+
+
+def _objects(name: str, layout: Layout, blocks: Iterable[NDArray[Any]]) -> Iterator[Object]:
+    for number, block in enumerate(blocks):
+        content = layout.encode(block)
+        if content is not None:
+            yield f"{name}/{layout.object_key(number)}", content
+
+
+def _cut(parts: Iterable[NDArray[np.int64]], length: int) -> Iterator[NDArray[np.int64]]:
+    held = np.empty(0, dtype=np.int64)
+    for part in parts:
+        held = np.concatenate([held, part])
+        while len(held) >= length:
+            yield held[:length]
+            held = held[length:]
+    if len(held):
+        yield held
+
+
+def _joined(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts), dtype="<f4")

@@ -1,41 +1,78 @@
 """A directory or an object store behind one small interface: the protocol needs no more than this.
 
-Create-if-absent is atomic on both, because obstore links a finished temporary file into place locally and sends a
-conditional PUT to an object store; a plain write replaces an object whole or not at all.
+Every write is one request: a create is atomic on both, because obstore links a finished temporary file into place
+locally and sends a conditional PUT to an object store; a write replaces an object whole or not at all; a replacement
+happens only where the object is still the version that was seen (If-Match; locally under a lock on its directory).
+Nothing is sent in parts, which have no conditional form.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sfg_dist.errors import StoreError
+from sfg_dist.errors import ConfigError, StoreError, StoreFullError, StoreUnavailableError
+from sfg_dist.objects import is_url, open_objects, reason_of, trouble_of, without_secrets
 
 if TYPE_CHECKING:
     from zarr.storage import ObjectStore
 
+NUM_THREADS = 16
+"""Requests in flight where many objects are read."""
+NUM_WRITERS = 4
+"""Requests in flight where many objects are written; each holds its object in memory."""
+STAGING_NAME = re.compile(r".+#\d+")
+"""What obstore calls a file until it is whole; its listing leaves such names out."""
+
+
+class Entry(NamedTuple):
+    """An object as a look or a listing sees it.
+
+    Attributes:
+        key: its name below the location.
+        bytes: its size.
+        modified: when it was last written, seconds since 1970 by the store's clock.
+        version: changes when the object does (an entity tag).
+    """
+
+    key: str
+    bytes: int
+    modified: float
+    version: str
+
 
 class Location:
-    """Objects under a path or an s3:// URL.
+    """Objects under a local path or an s3://, gs:// or az:// URL.
 
     Args:
         url: a local directory or an object-store URL.
         create: make the local directory.
+
+    Raises:
+        ConfigError: the URL has a scheme that is not an object store's, or no bucket.
+        StoreError: the place cannot be opened.
     """
 
     def __init__(self, url: str | Path, *, create: bool = False) -> None:
         import obstore.store
 
-        self.url = str(url)
+        self.url = without_secrets(str(url)).rstrip("/") or "/"
         self.root: Path | None = None
-        if "://" in self.url:
+        if is_url(url):
             with self._errors("open", ""):
-                self._store = obstore.store.from_url(self.url)
+                try:
+                    self._store: Any = open_objects(str(url))
+                except ValueError as error:
+                    raise ConfigError(str(error)) from error
         else:
-            self.root = Path(self.url).absolute()
+            self.root = Path(url).absolute()
             with self._errors("create", ""):
                 if create:
                     self.root.mkdir(parents=True, exist_ok=True)
@@ -43,16 +80,21 @@ class Location:
 
     def exists(self, key: str) -> bool:
         """Whether an object is there."""
-        return self.size(key) is not None
+        return self.look(key) is not None
 
     def size(self, key: str) -> int | None:
         """Bytes of an object, None where there is none."""
+        entry = self.look(key)
+        return entry.bytes if entry else None
+
+    def look(self, key: str) -> Entry | None:
+        """Size, age and version of an object, None where there is none."""
         import obstore
 
         try:
-            with self._errors("look at", key):
-                return int(obstore.head(self._store, key)["size"])
-        except FileNotFoundError:
+            with self._errors("look at", key, may_be_absent=True):
+                return _entry(obstore.head(self._store, key))
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def read(self, key: str) -> bytes | None:
@@ -60,50 +102,127 @@ class Location:
         import obstore
 
         try:
-            with self._errors("read", key):
+            with self._errors("read", key, may_be_absent=True):
                 return bytes(obstore.get(self._store, key).bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
+    def read_many(self, keys: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
+        """(key, bytes) of many objects, read by a few threads at once, in the order of the keys."""
+        with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="read") as pool:
+            waiting: deque[tuple[str, Future[bytes | None]]] = deque()
+            for key in keys:
+                waiting.append((key, pool.submit(self.read, key)))
+                if len(waiting) >= 4 * NUM_THREADS:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            for key, future in waiting:
+                yield key, future.result()
+
+    def write(self, key: str, content: bytes) -> None:
+        """Write an object, in place of one that is there; it has reached the disk when this returns."""
+        import obstore
+
+        with self._errors("write", key):
+            obstore.put(self._store, key, content, use_multipart=False)
+        self.flush(key)
+
+    def write_many(self, objects: Iterable[tuple[str, bytes]]) -> None:
+        """``write`` many objects, a few at once; as many of them are in memory."""
+        with ThreadPoolExecutor(NUM_WRITERS, thread_name_prefix="write") as pool:
+            waiting: deque[Future[None]] = deque()
+            for key, content in objects:
+                if len(waiting) >= NUM_WRITERS:
+                    waiting.popleft().result()
+                waiting.append(pool.submit(self.write, key, content))
+            for future in waiting:
+                future.result()
+
     def create(self, key: str, content: bytes) -> bool:
-        """Write an object if there is none yet; whether this call made it."""
+        """Write an object if there is none yet; whether this call made it. ``flush`` waits until the disk has it.
+
+        On an object store the answer may be False though this call made it, where the request was sent twice because
+        its first answer was lost: compare what is there.
+        """
         import obstore
         from obstore.exceptions import AlreadyExistsError
 
         try:
             with self._errors("create", key):
-                obstore.put(self._store, key, content, mode="create")
+                obstore.put(self._store, key, content, mode="create", use_multipart=False)
         except AlreadyExistsError:
             return False
-        self.flush(key)
         return True
 
+    def replace(self, seen: Entry, content: bytes) -> bool:
+        """Write an object in place of the very version that was seen; False where it is another one by now."""
+        import obstore
+        from obstore.exceptions import PreconditionError
+
+        try:
+            with self._errors("replace", seen.key, may_be_absent=True), self._alone(seen.key):
+                if self.root is None:
+                    obstore.put(self._store, seen.key, content, mode={"e_tag": seen.version}, use_multipart=False)
+                    return True
+                if _entry(obstore.head(self._store, seen.key)).version != seen.version:
+                    return False
+                obstore.put(self._store, seen.key, content, use_multipart=False)
+                return True
+        except (PreconditionError, FileNotFoundError):
+            return False
+
     def delete(self, key: str) -> None:
-        """Remove an object."""
+        """Remove an object; none there is fine."""
         import obstore
 
-        with self._errors("delete", key):
+        with suppress(FileNotFoundError), self._errors("delete", key, may_be_absent=True), self._alone(key):
             obstore.delete(self._store, key)
 
-    def list(self, prefix: str) -> Iterator[str]:
-        """Keys under a prefix."""
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        """The objects under a prefix, a whole name between slashes; staging files are not among them."""
         import obstore
 
         with self._errors("list", prefix):
-            for batch in obstore.list(self._store, prefix):
+            for batch in obstore.list(self._store, prefix or None):
                 for entry in batch:
-                    yield entry["path"]
+                    yield _entry(entry)
 
-    def flush(self, key: str) -> None:
-        """On a local disk, wait until an object has reached it, so that a commit never outlives its data."""
+    def partials(self) -> Iterator[Entry]:
+        """Files that a killed writer left half written: their names end in # and a number. Object stores have none."""
         if self.root is None:
             return
-        for path in (self.root / key, (self.root / key).parent):
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+        for folder, _, names in os.walk(self.root):
+            for name in names:
+                if STAGING_NAME.fullmatch(name):
+                    path = Path(folder, name)
+                    with suppress(FileNotFoundError):
+                        facts = path.stat()
+                        key = path.relative_to(self.root).as_posix()
+                        yield Entry(key, facts.st_size, facts.st_mtime, f"{facts.st_ino}-{facts.st_mtime_ns}")
+
+    def remove_partial(self, entry: Entry) -> None:
+        """Remove a file of ``partials``."""
+        assert self.root is not None
+        assert STAGING_NAME.fullmatch(Path(entry.key).name)
+        with self._errors("delete", entry.key):
+            (self.root / entry.key).unlink(missing_ok=True)
+
+    def now(self) -> float:
+        """Seconds since 1970, to compare with ``Entry.modified``."""
+        return time.time()
+
+    def flush(self, key: str) -> None:
+        """On a local disk, wait until an object and the directories that lead to it have reached it."""
+        if self.root is None:
+            return
+        path = self.root / key
+        with self._errors("flush", key):
+            _fsync(path)
+            # All levels, not only the ones that this writer made: another may have made them a moment ago, unflushed.
+            for folder in path.parents:
+                _fsync(folder)
+                if folder == self.root:
+                    break
 
     def zarr_store(self, *, read_only: bool = False) -> ObjectStore:
         """The same place as zarr sees it."""
@@ -112,28 +231,45 @@ class Location:
         return ObjectStore(self._store, read_only=read_only)
 
     @contextmanager
-    def writing(self, what: str) -> Iterator[None]:
-        """Turn whatever a failed write raises into one message that says what is safe and what to do."""
-        with self._errors(f"write {what} of", ""):
+    def _alone(self, key: str) -> Iterator[None]:
+        """Locally, hold the lock of an object's directory, which ends with the process that holds it."""
+        if self.root is None:
             yield
+            return
+        import fcntl
+
+        folder = os.open((self.root / key).parent, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # a file system without locks: the version is compared all the same
+                fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
 
     @contextmanager
-    def _errors(self, verb: str, key: str) -> Iterator[None]:
-        from obstore.exceptions import AlreadyExistsError, BaseError
+    def _errors(self, verb: str, key: str, *, may_be_absent: bool = False) -> Iterator[None]:
+        """Turn whatever obstore or the system raises into one message that names the key and says what to do."""
+        from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
-        place = f"{self.url}/{key}".rstrip("/")
         try:
             yield
-        except (AlreadyExistsError, FileNotFoundError, StoreError):
+        except (AlreadyExistsError, PreconditionError, ConfigError):
             raise
         except (BaseError, OSError) as error:
-            raise StoreError(f"cannot {verb} {place}: {reason_of(error)}") from error
+            if may_be_absent and isinstance(error, FileNotFoundError | NotADirectoryError):
+                raise
+            kinds = {"full": StoreFullError, "unavailable": StoreUnavailableError, "other": StoreError}
+            place = f"{self.url}/{key}".rstrip("/")
+            raise kinds[trouble_of(error)](f"cannot {verb} {place}: {reason_of(error)}") from error
 
 
-def reason_of(error: Exception) -> str:
-    """Why a write or read failed, in one line; a full disk with what to do."""
-    text = str(error)
-    if "No space left" in text or "StorageFull" in text:
-        return "no space left on the device; what is committed is safe: free some space and run the same command again"
-    strerror = getattr(error, "strerror", None)
-    return str(strerror or text.split("\n")[0])
+def _entry(facts: Any) -> Entry:
+    return Entry(facts["path"], int(facts["size"]), facts["last_modified"].timestamp(), str(facts["e_tag"] or ""))
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -3,12 +3,17 @@
     pairs.zarr/
         zarr.json             the group; opens with plain zarr
         plan.json             the plan, created if absent and never changed; made last, so a plan means a whole frame
+        plan-0001.json        an extension, if any; each record has a copy, plan.copy.json, plan-0001.copy.json
+        frame.json            keys, sizes and digests of all that was laid out before the plan
         latents/, labels/     float32 (num_pairs, dim); unwritten rows are NaN; every chunk carries a crc32c
+        extensions/0001/      the latents and labels that an extension adds, on the same grid
         reference/rows        float32 (num_reference, dim): the data behind the score, as the flow sees them
         reference/order       int64 (num_reference,): their order in compact clusters, where labels.tolerance uses some
         transform/            the column transform as plain arrays, its names in the group's attributes
         queries/rows          the user's own query points, when there are any
         commits/00000042.json one a finished shard, created after its data have reached the disk
+        drivers/, events/     what drivers say of themselves
+        quarantine/           what `sfg repair` found and knew nothing of
 
 A shard is one storage object per array, so two writers never share an object. It is done when its commit exists and the
 objects have the recorded sizes; it is never inferred from chunks. A shard written twice has the same bytes, so retries
@@ -17,11 +22,10 @@ and overlapping attempts are harmless.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,66 +34,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.errors import IncompleteStoreError, PlanMismatchError, StoreError
-from sfg_dist.plan import Plan, fingerprint
-from sfg_dist.store.frame import ARRAYS, write_frame
+from sfg_dist.errors import IncompleteStoreError, PlanMismatchError, StoreError, StoreUnavailableError
+from sfg_dist.objects import is_url, reason_of, trouble_of
+from sfg_dist.plan import REFERENCE_BLOCK_ROWS, Plan, fingerprint_blocks
+from sfg_dist.store.arrays import ARRAYS, object_bytes, object_key, record_layout, record_prefix
 from sfg_dist.store.location import Location
+from sfg_dist.store.records import PLAN_KEY, read_plan
+from sfg_dist.store.shards import Record, ShardContent, commit_key, parse_record, write_shard
 
 if TYPE_CHECKING:
     import dask.array as da
     import zarr
 
-PLAN_KEY = "plan.json"
 COMMIT_NAME = re.compile(r"commits/(\d{8,})\.json")
+OBJECT_NAME = re.compile(r"(?:extensions/(\d{4})/)?(latents|labels)/c/(\d+)/0")
+CHECK_ROWS = 1 << 18
+"""Rows read at once to check a table that may be larger than memory."""
 
 
-def create_store(
-    url: str | Path,
-    plan: Plan,
-    *,
-    reference: NDArray[np.float32],
-    transform_arrays: Mapping[str, NDArray[Any]],
-    transform_metadata: Mapping[str, Any],
-    queries: NDArray[np.float32] | None = None,
-    make_order: Callable[[NDArray[np.float32]], NDArray[np.int64]] | None = None,
-) -> Pairs:
-    """Lay out a store, or go on with the one that the same plan made.
-
-    Args:
-        url: where the group is, a local directory or an object-store URL.
-        plan: what it will hold.
-        reference: the transformed reference set, float32, shape (num_reference, dim).
-        transform_arrays: the column transform's arrays.
-        transform_metadata: the rest of the transform, JSON.
-        queries: the user's query points as the flow sees them, shape (num_pairs, dim), or None.
-        make_order: orders the reference's rows in compact clusters, where labels use some.
-
-    Returns:
-        The open store.
-
-    Raises:
-        PlanMismatchError: another plan made the store; the message shows the difference.
-        StoreError: the place cannot be written.
-    """
-    location = Location(url, create=True)
-    if (existing := _read_plan(location)) is None:
-        with location.writing("the frame"):
-            order = make_order(reference) if make_order is not None else None
-            write_frame(location, plan, reference, transform_arrays, transform_metadata, queries, order)
-        location.create(PLAN_KEY, plan.to_json())
-        existing = _read_plan(location)  # another driver may have been first
-        assert existing is not None
-    pairs = Pairs(location, existing)
-    pairs.require_plan(plan)
-    _warn_of_versions(location.url, existing, plan)
-    return pairs
-
-
-def open_pairs(path: str | Path) -> Pairs:
+def open_pairs(path: str | Path, *, from_copies: bool = False) -> Pairs:
     """Open the pairs of a run.
 
     Args:
         path: a pairs.zarr, or the output directory that holds one; a local path or an object-store URL.
+        from_copies: where the plan was edited or lost, go by its copy; for ``verify`` and ``repair``.
 
     Returns:
         An object with ``latents`` and ``labels`` (Dask arrays, rows x columns), ``plan`` and ``is_complete``.
@@ -103,10 +71,10 @@ def open_pairs(path: str | Path) -> Pairs:
     """
     text = str(path).rstrip("/")
     for candidate in (text, f"{text}/pairs.zarr"):
-        if "://" not in candidate and not Path(candidate).is_dir():
+        if not is_url(candidate) and not Path(candidate).is_dir():
             continue
         location = Location(candidate)
-        if (plan := _read_plan(location)) is not None:
+        if (plan := read_plan(location, from_copies=from_copies)) is not None:
             return Pairs(location, plan)
     raise StoreError(f"{text} holds no pairs: expected a directory with {PLAN_KEY}, or one with pairs.zarr/{PLAN_KEY}")
 
@@ -132,7 +100,10 @@ class Pairs:
         """The Zarr group itself."""
         import zarr
 
-        return zarr.open_group(self.location.zarr_store(), mode="r+")
+        with self._reading("zarr.json"):
+            return zarr.open_group(self.location.zarr_store(), mode="r+")
+
+    # Rows.
 
     @property
     def latents(self) -> da.Array:
@@ -144,52 +115,130 @@ class Pairs:
         """Labels in the flow's coordinates, float32 (num_pairs, dim), one Dask block a shard; NaN where not written."""
         return self._dask_array("labels")
 
+    # The frame.
+
     @property
-    def reference(self) -> NDArray[np.float32]:
-        """The reference set as the flow sees it, checked against its fingerprint."""
-        rows = self._read_rows("reference")
-        if fingerprint(rows) != self.plan.identity["reference"]:
+    def num_reference(self) -> int:
+        """Rows of the reference set."""
+        return self._num_rows("reference")
+
+    def reference_rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows of the reference as the flow sees them, float32 (stop - start, dim).
+
+        Raises:
+            StoreError: they cannot be read, or are missing.
+        """
+        rows: NDArray[np.float32] = self._rows("reference/rows", start, stop)
+        if len(rows) != stop - start or not np.isfinite(rows).all():
             raise StoreError(
-                f"{self.location.url}/reference is not the table that the plan was made for: it was changed or "
-                f"damaged; choose another output.dir and label again"
+                f"{self.location.url}/reference/rows lacks some of rows {start} to {stop}: an object is lost; run "
+                f"`sfg verify` and `sfg repair` on the store"
             )
         return rows
 
+    def order_rows(self, start: int, stop: int) -> NDArray[np.int64] | None:
+        """Entries of the clusters' order of the reference, int64 (stop - start,), or None where there is none.
+
+        Each block of REFERENCE_BLOCK_ROWS rows has an order of its own, counted from the block's first row.
+        """
+        return self._rows("reference/order", start, stop) if self.has_order else None
+
+    @cached_property
+    def has_order(self) -> bool:
+        """Whether the store holds an order of the reference in compact clusters."""
+        with self._reading("reference"):
+            return "order" in self.group["reference"]  # type: ignore[operator]
+
+    @property
+    def reference(self) -> NDArray[np.float32]:
+        """The reference set as the flow sees it, checked against its fingerprint."""
+        rows = self.reference_rows(0, self.num_reference)
+        self._require_fingerprint("reference", len(rows), [rows])
+        return rows
+
+    def check_reference(self) -> None:
+        """Read the reference in blocks and compare its fingerprint with the plan's.
+
+        Raises:
+            StoreError: it is not the table that the plan was made for.
+        """
+        num_rows = self.num_reference
+        blocks = (self.reference_rows(k, min(k + CHECK_ROWS, num_rows)) for k in range(0, num_rows, CHECK_ROWS))
+        self._require_fingerprint("reference", num_rows, blocks)
+
     @property
     def cluster_order(self) -> NDArray[np.int64] | None:
-        """The clusters' ordering of the reference's rows, or None where labels sum over every row."""
-        if "order" not in self.group["reference"]:  # type: ignore[operator]
-            return None
-        order = np.asarray(self.group["reference/order"][...])  # type: ignore[index]
-        rows = self.group["reference/rows"].shape[0]  # type: ignore[union-attr]
-        if order.shape != (rows,) or not np.array_equal(np.sort(order), np.arange(rows)):
+        """The clusters' order of the reference's rows, or None where labels sum over every row."""
+        num_rows = self.num_reference
+        order = self.order_rows(0, num_rows)
+        if order is not None and not _is_order(order, num_rows):
             raise StoreError(
-                f"{self.location.url}/reference/order is not an ordering of the {rows} reference rows: it was changed "
-                f"or damaged; choose another output.dir and label again"
+                f"{self.location.url}/reference/order is not an ordering of the {num_rows} reference rows: it was "
+                f"changed or damaged; run `sfg verify` and `sfg repair` on the store"
             )
         return order
 
     @property
     def queries(self) -> NDArray[np.float32] | None:
         """The user's query points as the flow sees them, or None when the latents are drawn."""
-        return self._read_rows("queries") if self.plan.identity["queries"] else None
+        return self._rows("queries/rows", 0, self._num_rows("queries")) if self.plan.identity["queries"] else None
 
     @property
     def transform(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """The column transform: its arrays and its metadata."""
-        group = self.group["transform"]
-        arrays = {name: np.asarray(array[...]) for name, array in group.arrays()}  # type: ignore[union-attr]
-        return arrays, json.loads(str(group.attrs["metadata"]))
+        with self._reading("transform"):
+            group = self.group["transform"]
+            arrays = {name: np.asarray(array[...]) for name, array in group.arrays()}  # type: ignore[union-attr]
+            return arrays, json.loads(str(group.attrs["metadata"]))
+
+    # What is done.
 
     def committed(self) -> set[int]:
-        """Shards with a commit record."""
-        names = (COMMIT_NAME.fullmatch(key) for key in self.location.list("commits"))
-        return {int(name[1]) for name in names if name}
+        """Shards with a commit record, be it a torn one."""
+        names = (COMMIT_NAME.fullmatch(entry.key) for entry in self.location.list("commits"))
+        return {int(name[1]) for name in names if name and int(name[1]) < self.plan.num_shards}
+
+    def commit_records(self) -> dict[int, Record]:
+        """The commit records of all shards that have one, read a few at a time."""
+        return dict(self._commit_records())
+
+    def _commit_records(self) -> Iterator[tuple[int, Record]]:
+        shards = sorted(self.committed())
+        contents = self.location.read_many(map(commit_key, shards))
+        for shard, (_, content) in zip(shards, contents, strict=True):
+            if (record := parse_record(self.plan, shard, content)) is not None:
+                yield shard, record
+
+    def stored_bytes(self) -> NDArray[np.int64]:
+        """Bytes of each shard's objects, int64 (num_shards, 2) for latents and labels; -1 where there is none."""
+        sizes = np.full((self.plan.num_shards, len(ARRAYS)), -1, dtype=np.int64)
+        for record in range(len(self.plan.ends)):
+            shards = self.plan.record_shards(record)
+            for column, name in enumerate(ARRAYS):
+                for entry in self.location.list(f"{record_prefix(record)}{name}/c"):
+                    match = OBJECT_NAME.fullmatch(entry.key)
+                    if match and int(match[3]) < len(shards):
+                        sizes[shards.start + int(match[3]), column] = entry.bytes
+        return sizes
 
     def pending(self) -> list[int]:
         """Shards still to do: no commit, or objects whose size is not the recorded one."""
-        done = {shard for shard in self.committed() if self.is_done(shard)}
-        return [shard for shard in range(self.plan.num_shards) if shard not in done]
+        is_done = np.zeros(self.plan.num_shards, dtype=bool)
+        sizes = self.stored_bytes()
+        for shard, _ in self._commit_records():
+            is_done[shard] = (sizes[shard] == object_bytes(self.plan, shard)).all()
+        return [int(shard) for shard in np.flatnonzero(~is_done)]
+
+    def is_done(self, shard: int) -> bool:
+        """Whether a shard is committed and its objects have the recorded sizes."""
+        size = object_bytes(self.plan, shard)
+        return self.commit_record(shard) is not None and all(
+            self.location.size(object_key(self.plan, name, shard)) == size for name in ARRAYS
+        )
+
+    def commit_record(self, shard: int) -> Record | None:
+        """The commit record of a shard; None where there is none, or a torn one, as a power cut may leave it."""
+        return parse_record(self.plan, shard, self.location.read(commit_key(shard)))
 
     @property
     def is_complete(self) -> bool:
@@ -204,9 +253,14 @@ class Pairs:
         """
         if difference := self.plan.difference(plan):
             shown = "\n  ".join(difference)
+            advice = "change the job back, or choose another output.dir"
+            if plan.num_pairs > self.plan.num_pairs and len(difference) == 1 and not self.plan.identity.get("queries"):
+                more = plan.num_pairs - self.plan.num_pairs
+                advice = (
+                    f"run `sfg extend` with this job to add the {more} pairs once the store is complete, or {advice}"
+                )
             raise PlanMismatchError(
-                f"{self.location.url} was made by another plan (store -> job):\n  {shown}\n"
-                f"change the job back, or choose another output.dir"
+                f"{self.location.url} was made by another plan (store -> job):\n  {shown}\n{advice}"
             )
 
     def require_complete(self) -> None:
@@ -223,26 +277,13 @@ class Pairs:
                 f"run `sfg label` with the same job to finish it"
             )
 
-    def commit_record(self, shard: int) -> dict[str, Any] | None:
-        """The commit record of a shard; None where there is none, or a torn one, as a power cut may leave it."""
-        content = self.location.read(_commit_key(shard))
-        try:
-            record: dict[str, Any] | None = json.loads(content) if content else None
-            if record is not None and all(
-                {"key", "bytes", "sha256"} <= record["objects"][name].keys() for name in ARRAYS
-            ):
-                return record
-        except (ValueError, KeyError, TypeError, AttributeError):
-            pass
-        return None
-
     def write_shard(
         self,
         shard: int,
         latents: NDArray[np.float32],
         labels: NDArray[np.float32],
         provenance: Mapping[str, Any] | None = None,
-    ) -> dict[str, Any]:
+    ) -> Record:
         """Write one shard, read it back, and commit it.
 
         Args:
@@ -255,121 +296,70 @@ class Pairs:
             The commit record; of the earlier commit where there was one with equal digests.
 
         Raises:
-            StoreError: the disk gave back other bytes, or an earlier commit has other digests.
+            ConflictError: another attempt came out with other bytes; nothing that is there was changed.
+            StoreFullError: no space is left.
+            StoreUnavailableError: the store does not answer.
+            StoreError: the rows are not what the shard holds, or the disk gave back other bytes.
         """
-        start, stop = self.plan.shard_range(shard)
-        tables: dict[str, NDArray[np.float32]] = {}
-        for name, rows in zip(ARRAYS, (latents, labels), strict=True):
-            if rows.shape != (stop - start, self.plan.dim) or not np.isfinite(rows).all():
-                raise StoreError(f"shard {shard}: {name} must be finite and have {stop - start} rows, got {rows.shape}")
-            tables[name] = np.ascontiguousarray(rows, dtype="<f4")
-        digests = {name: hashlib.sha256(rows.data).hexdigest() for name, rows in tables.items()}
-        earlier = self.commit_record(shard)
-        if earlier is not None:
-            self._require_digests(shard, earlier, digests)
-            if self.is_done(shard):  # a committed shard is never written again
-                return earlier
-        elif self.location.exists(_commit_key(shard)):
-            self.location.delete(_commit_key(shard))  # torn: it commits nothing
-        for name, rows in tables.items():
-            self._write_rows(name, shard, rows)
-        record = {
-            "shard": shard,
-            "rows": [start, stop],
-            "run_id": self.plan.run_id,
-            "objects": {
-                name: {
-                    "key": _object_key(name, shard),
-                    "sha256": digests[name],
-                    "bytes": self.location.size(_object_key(name, shard)),
-                }
-                for name in ARRAYS
-            },
-            **(provenance or {}),
-        }
-        if self.location.create(_commit_key(shard), json.dumps(record, sort_keys=True).encode()):
-            return record
-        earlier = self.commit_record(shard)
-        if earlier is None:
-            raise StoreError(f"the commit of shard {shard} of {self.location.url} cannot be read back")
+        content = ShardContent.of(self.plan, shard, latents, labels)
+        return write_shard(self.location, self.plan, shard, content, provenance or {})
+
+    # Reading.
+
+    def _num_rows(self, name: str) -> int:
+        with self._reading(f"{name}/rows"):
+            return int(self.group[f"{name}/rows"].shape[0])  # type: ignore[union-attr]
+
+    def _rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        with self._reading(name):
+            return np.ascontiguousarray(self.group[name][start:stop])  # type: ignore[index]
+
+    def _require_fingerprint(self, name: str, num_rows: int, blocks: Any) -> None:
+        if fingerprint_blocks(num_rows, self.plan.dim, blocks) != self.plan.identity[name]:
+            raise StoreError(
+                f"{self.location.url}/{name} is not the table that the plan was made for: it was changed or "
+                f"damaged; run `sfg verify` and `sfg repair` on the store"
+            )
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        """Turn whatever Zarr raises into one message that names the array and says what to do."""
         try:
-            self._require_digests(shard, earlier, digests)
+            yield
         except StoreError:
-            # This attempt wrote over the winner's objects. Where its bytes are gone, its commit must go too, so that
-            # the shard is made again and never trained on as what it is not.
-            if any(self._stored_digest(name, shard) != earlier["objects"][name]["sha256"] for name in ARRAYS):
-                self.location.delete(_commit_key(shard))
             raise
-        return earlier
-
-    def _require_digests(self, shard: int, record: Mapping[str, Any], digests: Mapping[str, str]) -> None:
-        for name in ARRAYS:
-            if record["objects"][name]["sha256"] != digests[name]:
-                raise StoreError(
-                    f"shard {shard} of {self.location.url}: {name} came out with other bytes than the committed ones. "
-                    f"Machines of different kinds differ in the last bits; give each kind its own store"
-                )
-
-    def _stored_digest(self, name: str, shard: int) -> str:
-        start, stop = self.plan.shard_range(shard)
-        return hashlib.sha256(np.ascontiguousarray(self.group[name][start:stop]).data).hexdigest()  # type: ignore[index]
-
-    def _write_rows(self, name: str, shard: int, rows: NDArray[np.float32]) -> None:
-        start, stop = self.plan.shard_range(shard)
-        with self.location.writing(f"shard {shard} of {name}"):
-            array = self.group[name]
-            array[start:stop] = rows  # type: ignore[index]
-            self.location.flush(_object_key(name, shard))
-            back = np.asarray(array[start:stop])  # type: ignore[index]
-        if back.tobytes() != rows.tobytes():
-            raise StoreError(f"shard {shard} of {self.location.url}/{name} reads back other bytes than were written")
-
-    def is_done(self, shard: int) -> bool:
-        """Whether a shard is committed and its objects have the recorded sizes."""
-        record = self.commit_record(shard)
-        return record is not None and all(
-            self.location.size(entry["key"]) == entry["bytes"] for entry in record["objects"].values()
-        )
-
-    def _read_rows(self, name: str) -> NDArray[np.float32]:
-        return np.ascontiguousarray(self.group[f"{name}/rows"][...])  # type: ignore[index]
+        except Exception as error:  # zarr and its codecs raise anything here
+            place = f"{self.location.url}/{name}"
+            if trouble_of(error) == "unavailable":
+                raise StoreUnavailableError(f"cannot read {place}: {reason_of(error)}") from error
+            raise StoreError(
+                f"{place} cannot be read: {reason_of(error)}; run `sfg verify` and `sfg repair` on the store"
+            ) from error
 
     def _dask_array(self, name: str) -> da.Array:
         import dask.array
 
         # Blocks are whole shards: one object is opened once. Inline, because Ray's Dask scheduler takes the
         # dataclasses inside a Zarr array apart when it is a value of the graph.
-        return dask.array.from_array(
-            self.group[name],
-            chunks=(self.plan.shard_rows, self.plan.dim),
-            name=f"{name}-{self.plan.run_id[:16]}-{id(self):x}",
-            inline_array=True,
-        )
-
-
-def _object_key(name: str, shard: int) -> str:
-    return f"{name}/c/{shard}/0"
-
-
-def _commit_key(shard: int) -> str:
-    return f"commits/{shard:08d}.json"
-
-
-def _read_plan(location: Location) -> Plan | None:
-    content = location.read(PLAN_KEY)
-    if content is None:
-        return None
-    try:
-        return Plan.from_json(content)
-    except ValueError as error:
-        raise StoreError(f"{location.url}/{PLAN_KEY} cannot be used: {error}") from error
-
-
-def _warn_of_versions(url: str, existing: Plan, plan: Plan) -> None:
-    for name, version in plan.versions.items():
-        if existing.versions.get(name) not in (None, version):
-            warnings.warn(
-                f"{url} was begun with {name} {existing.versions[name]}, this is {version}: new shards may differ in "
-                f"the last bits",
-                stacklevel=3,
+        parts = []
+        for record in range(len(self.plan.ends)):
+            prefix, shape = record_prefix(record), record_layout(self.plan, record).shape
+            with self._reading(f"{prefix}{name}"):
+                array = self.group[f"{prefix}{name}"]
+            whole = dask.array.from_array(
+                array,
+                chunks=(self.plan.shard_rows, self.plan.dim),
+                name=f"{name}-{self.plan.run_id[:16]}-{record}-{id(self):x}",
+                inline_array=True,
             )
+            start, stop = self.plan.record_rows(record)
+            parts.append(whole[shape[0] - (stop - start) :])
+        return parts[0] if len(parts) == 1 else dask.array.concatenate(parts)
+
+
+def _is_order(order: NDArray[np.int64], num_rows: int) -> bool:
+    """Whether each block's entries are an ordering of its rows."""
+    if order.shape != (num_rows,):
+        return False
+    blocks = [order[k : k + REFERENCE_BLOCK_ROWS] for k in range(0, num_rows, REFERENCE_BLOCK_ROWS)]
+    return all(np.array_equal(np.sort(block), np.arange(len(block))) for block in blocks)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.errors import ConfigError, StoreError
-from sfg_dist.store.location import reason_of
+from sfg_dist.objects import reason_of
 
 CHUNK_ROWS = 65_536
 SUFFIXES = (".zarr", ".parquet", ".csv", ".npy")

@@ -10,7 +10,7 @@ import pytest
 import zarr
 
 import sfg_dist
-from sfg_dist.errors import IncompleteStoreError, PlanMismatchError, StoreError
+from sfg_dist.errors import ConflictError, IncompleteStoreError, PlanMismatchError, StoreError
 from sfg_dist.store import create_store
 
 
@@ -18,6 +18,12 @@ def rows_of(pairs, shard, seed=0):
     start, stop = pairs.plan.shard_range(shard)
     generator = np.random.default_rng([seed, shard])
     return [generator.standard_normal((stop - start, pairs.plan.dim)).astype(np.float32) for _ in range(2)]
+
+
+def lose_plan(pairs):
+    """As a driver that was killed before it wrote the plan leaves a store."""
+    for name in ("plan.json", "plan.copy.json"):
+        (pairs.location.root / name).unlink()
 
 
 @pytest.fixture
@@ -68,7 +74,7 @@ def test_layout(full_pairs):
 
 
 def test_large_shards_are_cut_into_chunks(make_store, monkeypatch):
-    monkeypatch.setattr("sfg_dist.store.frame.MAX_CHUNK_BYTES", 256)
+    monkeypatch.setattr("sfg_dist.store.arrays.MAX_CHUNK_BYTES", 256)
     pairs = make_store()
     for shard in range(pairs.plan.num_shards):
         pairs.write_shard(shard, *rows_of(pairs, shard))
@@ -140,28 +146,17 @@ def test_other_bytes_never_stand_behind_a_commit(full_pairs):
     assert full_pairs.pending() == [3]
 
 
-def test_the_loser_of_a_race_with_other_bytes_takes_the_commit_with_it(pairs, monkeypatch):
-    """Both found no commit; the winner committed; the loser's objects lie over the winner's."""
+def test_the_loser_of_a_race_with_other_bytes_changes_nothing(pairs, monkeypatch):
+    """Both found no commit and no objects; the winner was done before the loser wrote anything."""
     pairs.write_shard(3, *rows_of(pairs, 3))
-    record = type(pairs).commit_record
-    answers = iter([None])
-    monkeypatch.setattr(type(pairs), "commit_record", lambda self, shard: next(answers, record(self, shard)))
-    monkeypatch.setattr(type(pairs.location), "delete", delete_after_the_look(type(pairs.location).delete))
-    with pytest.raises(StoreError, match="other bytes"):
+    location, look, read = type(pairs.location), type(pairs.location).look, type(pairs.location).read
+    first_looks = iter([None])
+    monkeypatch.setattr(location, "read", lambda self, key: None if "commits" in key else read(self, key))
+    monkeypatch.setattr(location, "look", lambda self, key: next(first_looks, look(self, key)))
+    before = {path: path.read_bytes() for path in pairs.location.root.rglob("*") if path.is_file()}
+    with pytest.raises(ConflictError, match=r"shard 3 .* holds other rows"):
         pairs.write_shard(3, *rows_of(pairs, 3, seed=1))
-    assert 3 in pairs.pending()
-
-
-def delete_after_the_look(delete):
-    """The racing attempt saw no commit at all, so its first look has nothing to delete."""
-    calls = []
-
-    def later(self, key):
-        calls.append(key)
-        if len(calls) > 1:
-            delete(self, key)
-
-    return later
+    assert before == {path: path.read_bytes() for path in pairs.location.root.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"{", b"[1]"])
@@ -176,7 +171,7 @@ def test_a_torn_commit_is_not_done_and_is_made_again(full_pairs, content):
 
 @pytest.mark.parametrize("keys", [{"num_pairs": 500}, {"num_pairs": 2000}, {"shard_rows": 256}])
 def test_a_frame_that_another_job_left_without_a_plan_is_made_anew(make_store, pairs, keys):
-    (pairs.location.root / "plan.json").unlink()
+    lose_plan(pairs)
     other = make_store(labels={"num_pairs": 1000, "shard_rows": 128, "batch_size": 64, "num_evaluations": 8} | keys)
     for shard in range(other.plan.num_shards):
         other.write_shard(shard, *rows_of(other, shard))
@@ -241,8 +236,7 @@ def test_a_change_of_versions_warns(make_store, pairs, monkeypatch):
 
 
 def test_a_frame_that_was_cut_off_is_finished(make_store, pairs):
-    # As a driver killed before it wrote the plan leaves it.
-    (pairs.location.root / "plan.json").unlink()
+    lose_plan(pairs)
     assert make_store().plan == pairs.plan
 
 

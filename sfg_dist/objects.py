@@ -1,0 +1,119 @@
+"""Object stores by URL: how they are opened, how long they are waited for, and what their errors mean.
+
+Credentials, region and endpoint come from the environment, as obstore reads them (``AWS_ACCESS_KEY_ID``,
+``AWS_REGION``, ``AWS_ENDPOINT_URL``, ``GOOGLE_SERVICE_ACCOUNT``, ``AZURE_STORAGE_ACCOUNT_NAME``, ...). An endpoint
+given as ``http://`` is allowed to be plain HTTP. A request that meets a lost connection, a 5xx answer or "slow down" is
+sent again after a growing pause, until RETRY_S have passed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig
+
+CONNECT_S = 10
+"""Seconds in which a connection must stand."""
+REQUEST_S = 120
+"""Seconds in which one request must be answered in full."""
+RETRY_S = 180
+"""Seconds from a first request after which it is not sent again."""
+MAX_RETRIES = 10
+
+ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
+SCHEMES = ("s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss")
+
+Trouble = Literal["full", "unavailable", "other"]
+_FULL = re.compile(r"No space left|StorageFull|Disk quota exceeded|QuotaExceeded|\b507\b|os error (28|122)\b", re.I)
+_UNAVAILABLE = re.compile(
+    r"timed? ?out|timeout|SlowDown|slow down|status code: (408|409|429|5\d\d)|error sending request|connection|"
+    r"connect\b|dns error|after \d+ retries|error decoding response body|os error (4|11|16|110|111|112|113|116)\b",
+    re.I,
+)
+_BUSY = {
+    getattr(errno, name)
+    for name in ("EINTR", "EAGAIN", "EBUSY", "ETIMEDOUT", "ECONNREFUSED", "ECONNRESET", "EHOSTDOWN", "ESTALE", "EPIPE")
+    if hasattr(errno, name)
+}
+_ALL_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def is_url(place: str | os.PathLike[str]) -> bool:
+    """Whether a place names a scheme, such as ``s3://``."""
+    return "://" in str(place)
+
+
+def open_objects(url: str) -> Any:
+    """The obstore store of an ``s3://bucket/prefix``, ``gs://`` or ``az://`` URL; keys are below the prefix.
+
+    Raises:
+        ValueError: the scheme is not one of an object store, or the URL has no bucket.
+    """
+    import obstore.store
+
+    scheme, _, rest = url.partition("://")
+    if scheme not in SCHEMES:
+        raise ValueError(f"{without_secrets(url)}: expected a local path or an s3://, gs:// or az:// URL")
+    if not rest.strip("/"):
+        raise ValueError(f"{without_secrets(url)}: expected {scheme}://bucket/prefix, found no bucket")
+    return obstore.store.from_url(url, client_options=client_options(), retry_config=retry_config())
+
+
+def client_options() -> ClientConfig:
+    """Time limits of a request, and plain HTTP where the environment's endpoint asks for it."""
+    options: ClientConfig = {
+        "connect_timeout": timedelta(seconds=CONNECT_S),
+        "timeout": timedelta(seconds=REQUEST_S),
+    }
+    if any(os.environ.get(name, "").startswith("http://") for name in ENDPOINTS):
+        options["allow_http"] = True
+    return options
+
+
+def retry_config() -> RetryConfig:
+    """How often and how long a request is sent again."""
+    return {
+        "max_retries": MAX_RETRIES,
+        "retry_timeout": timedelta(seconds=RETRY_S),
+        "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=10), "base": 2},
+    }
+
+
+def trouble_of(error: BaseException) -> Trouble:
+    """What an error of a store means: no space, no answer (another attempt may succeed), or anything else."""
+    number = getattr(error, "errno", None)
+    text = f"{error}"
+    if number in _ALL_FULL or _FULL.search(text):
+        return "full"
+    if number in _BUSY or isinstance(error, TimeoutError | ConnectionError):
+        return "unavailable"
+    if number is None and _UNAVAILABLE.search(text):
+        return "unavailable"
+    return "other"
+
+
+def plain_reason(error: BaseException) -> str:
+    """What an error says, its first line, without secrets."""
+    strerror = getattr(error, "strerror", None)
+    return without_secrets(str(strerror or str(error).strip().split("\n")[0] or type(error).__name__))
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a write or read of a run failed, in one line; where it is known what to do, with that."""
+    trouble = trouble_of(error)
+    if trouble == "full":
+        return "no space left on the device; what is committed is safe: free some space and run the same command again"
+    if trouble == "unavailable":
+        return f"{plain_reason(error)}; what is committed is safe: run the same command again when the store answers"
+    return plain_reason(error)
+
+
+def without_secrets(text: str) -> str:
+    """A text whose URLs have lost user, password and query: signatures and tokens travel there."""
+    text = re.sub(r"(://)[^/@\s]*@", r"\1", text)
+    return re.sub(r"(://[^\s?]*)\?[^\s,;)]*", r"\1", text)

@@ -1,0 +1,187 @@
+"""Stores are made, mended and extended here: the frame first, the plan last."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfg_dist.errors import ConfigError, PlanMismatchError, StoreError
+from sfg_dist.plan import Plan, fingerprint_blocks
+from sfg_dist.store.frame import MANIFEST_KEY, Frame, RowBlocks, extension_objects, sha256, write_frame
+from sfg_dist.store.location import Location
+from sfg_dist.store.pairs import COMMIT_NAME, Pairs
+from sfg_dist.store.records import create_record, extension_record, keep_copy, read_plan, record_key
+from sfg_dist.store.shards import parse_record
+
+
+def create_store(
+    url: str | Path,
+    plan: Plan,
+    *,
+    reference: NDArray[np.float32] | RowBlocks,
+    transform_arrays: Mapping[str, NDArray[Any]],
+    transform_metadata: Mapping[str, Any],
+    queries: NDArray[np.float32] | RowBlocks | None = None,
+    make_order: Callable[[NDArray[np.float32]], NDArray[np.int64]] | None = None,
+) -> Pairs:
+    """Lay out a store, or go on with the one that the same plan made.
+
+    Args:
+        url: where the group is, a local directory or an object-store URL.
+        plan: what it will hold.
+        reference: the transformed reference set, float32, shape (num_reference, dim); in blocks where it is larger
+            than memory.
+        transform_arrays: the column transform's arrays.
+        transform_metadata: the rest of the transform, JSON.
+        queries: the user's query points as the flow sees them, shape (num_pairs, dim), or None.
+        make_order: orders the reference's rows in compact clusters, where labels use some; a reference in blocks is
+            given to it block by block of REFERENCE_BLOCK_ROWS rows.
+
+    Returns:
+        The open store.
+
+    Raises:
+        PlanMismatchError: another plan made the store; the message shows the difference.
+        StoreError: the place cannot be written, or the reference is not the one that the plan was made for.
+    """
+    location = Location(url, create=True)
+    frame = Frame(reference, transform_arrays, transform_metadata, queries, make_order)
+    existing = read_plan(location)
+    if existing is None:
+        existing = _lay_out(location, plan, frame)
+    pairs = Pairs(location, existing)
+    pairs.require_plan(plan)
+    for record in range(len(existing.ends)):
+        content = location.read(record_key(record))
+        assert content is not None
+        keep_copy(location, record, content)
+    _warn_of_versions(location.url, existing, plan)
+    return pairs
+
+
+def _lay_out(location: Location, plan: Plan, frame: Frame) -> Plan:
+    _require_no_commits(location, plan)
+    digest = write_frame(location, plan, _checked(location, plan, frame))
+    create_record(location, 0, replace(plan, frame=digest).to_json())
+    existing = read_plan(location)  # another driver may have been first
+    assert existing is not None
+    if not existing.difference(plan) and existing.frame != sha256(location.read(MANIFEST_KEY) or b""):
+        raise StoreError(
+            f"{location.url}: another driver laid out the store at the same time with other bytes; choose another "
+            f"output.dir, or remove this one"
+        )
+    return existing
+
+
+def _checked(location: Location, plan: Plan, frame: Frame) -> Frame:
+    """The frame, whose reference is compared with the plan's fingerprint while it is written."""
+    table = RowBlocks.of(frame.reference)
+    if fingerprint_blocks(table.num_rows, table.dim, table.read()) != plan.identity["reference"]:
+        raise StoreError(
+            f"{location.url}: the reference is not the table that the plan was made for; it changed since then: run "
+            f"the same command again"
+        )
+    return frame
+
+
+def _require_no_commits(location: Location, plan: Plan) -> None:
+    """Refuse to lay out a store over the shards of a lost plan, unless they are this plan's own."""
+    for entry in location.list("commits"):
+        name = COMMIT_NAME.fullmatch(entry.key)
+        if name is None:
+            continue
+        shard = int(name[1])
+        if shard >= plan.num_shards or parse_record(plan, shard, location.read(entry.key)) is None:
+            raise PlanMismatchError(
+                f"{location.url} holds commits of another plan, whose records {record_key(0)} and "
+                f"{record_key(0, copy=True)} are lost: bring one back from a backup, or choose another output.dir"
+            )
+
+
+def mend_frame(pairs: Pairs, frame: Frame) -> list[str]:
+    """Write again the objects of the frame that are missing or damaged, from the user's table; their keys.
+
+    Args:
+        pairs: the store, opened with ``from_copies`` where its plan is damaged too.
+        frame: what ``create_store`` was given.
+
+    Raises:
+        StoreError: the table is not the one that the store was made from, so the frame cannot be made again.
+    """
+    location, plan = pairs.location, pairs.plan.record_plan(0)
+    entries: list[dict[str, Any]] = []
+    bad: list[str] = []
+    for key, content in _checked(location, plan, frame).objects(plan):
+        entries.append({"key": key, "bytes": len(content), "sha256": sha256(content)})
+        if location.read(key) != content:
+            bad.append(key)
+    manifest = json.dumps(entries, indent=0).encode()
+    if sha256(manifest) != pairs.plan.frame:
+        raise StoreError(
+            f"{location.url}: the frame comes out with other bytes than when the store was made, so nothing was "
+            f"changed: the table, the transform or the versions of numpy and zarr differ"
+        )
+    if location.read(MANIFEST_KEY) != manifest:
+        location.write(MANIFEST_KEY, manifest)
+        bad.append(MANIFEST_KEY)
+    wanted = set(bad)
+    location.write_many((key, content) for key, content in frame.objects(plan) if key in wanted)
+    return bad
+
+
+def extend_store(url: str | Path, num_pairs: int) -> Pairs:
+    """Add rows to a complete store: a further plan record and its empty arrays, for ``sfg label`` to fill.
+
+    The rows are those that a longer run would have had, and nothing that is committed changes. An extension to the same
+    number of pairs that was interrupted goes on.
+
+    Args:
+        url: the store.
+        num_pairs: of the extended store, all records together.
+
+    Returns:
+        The store with all its rows.
+
+    Raises:
+        ConfigError: that adds no rows, or the store was made of the user's own query points.
+        IncompleteStoreError: shards are missing; the store must be complete first.
+        StoreError: there is no store, or it cannot be written.
+    """
+    location = Location(url)
+    plan = read_plan(location)
+    if plan is None:
+        raise StoreError(f"{location.url} holds no pairs: run `sfg label` with the job first")
+    pairs = Pairs(location, plan)
+    missing = pairs.pending()
+    if num_pairs == plan.num_pairs and plan.earlier_ends and missing:
+        return pairs
+    extended = plan.extended(num_pairs)
+    if missing:
+        pairs.require_complete()
+    record = len(extended.ends) - 1
+    location.write_many(extension_objects(extended, record))
+    stored = create_record(location, record, extension_record(extended))
+    if stored != extension_record(extended):  # another driver was first
+        found = read_plan(location)
+        assert found is not None
+        raise ConfigError(
+            f"{location.url} was just extended to {found.num_pairs} pairs by another driver, not to {num_pairs}"
+        )
+    return Pairs(location, extended)
+
+
+def _warn_of_versions(url: str, existing: Plan, plan: Plan) -> None:
+    for name, version in plan.versions.items():
+        if existing.versions.get(name) not in (None, version):
+            warnings.warn(
+                f"{url} was begun with {name} {existing.versions[name]}, this is {version}: new shards may differ in "
+                f"the last bits",
+                stacklevel=3,
+            )

@@ -15,8 +15,8 @@ from typing import Any
 
 from sfg_dist.plan import Plan
 from sfg_dist.store.arrays import object_bytes
+from sfg_dist.store.commits import commit_key, parse_record
 from sfg_dist.store.pairs import Pairs
-from sfg_dist.store.shards import commit_key, parse_record
 
 SILENT_S = 30.0
 DRIVERS_PREFIX = "drivers"

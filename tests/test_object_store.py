@@ -8,38 +8,21 @@ import numpy as np
 import pytest
 
 import sfg_dist
-from sfg_dist.events import EventLog
+from sfg_dist.errors import StoreUnavailableError
+from sfg_dist.events import EventLog, without_credentials
+from sfg_dist.monitor import Monitor
+from sfg_dist.pipeline import Pipeline
 from sfg_dist.store import Location
 
-SECRET = "wJalrXUtnFEMIK7MDENGbPxRfiCYsecret"
-KEY_ID = "AKIAIOSFODNN7EXAMPLE"
-
-
-@pytest.fixture(scope="module")
-def server():
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+SECRET, KEY_ID = "wJalrXUtnFEMIK7MDENGbPxRfiCYsecret", "AKIAIOSFODNN7EXAMPLE"
 
 
 @pytest.fixture
-def bucket(server, monkeypatch, request):
-    """URL of an empty bucket, with the environment that reaches it."""
-    import urllib.request
-
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
+def bucket(s3_url, monkeypatch):
+    """An s3:// URL with nothing under it; its credentials look like real ones."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY_ID)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    name = f"bucket{abs(hash(request.node.nodeid)) % 10**8}"
-    urllib.request.urlopen(urllib.request.Request(f"{server}/{name}", method="PUT")).close()
-    return f"s3://{name}"
+    return s3_url
 
 
 def test_a_run_in_a_bucket_is_the_run_on_the_disk(make_job, tmp_path, bucket):
@@ -89,3 +72,147 @@ def test_commands_take_urls(make_job, tmp_path, bucket):
 
     np.testing.assert_array_equal(open_table(f"{bucket}/rows.zarr").values, np.load(tmp_path / "rows.npy"))
     assert {path.name for path in tmp_path.iterdir()} == {"job.toml", "rows.npy"}
+
+
+def test_status_verify_and_repair_in_a_bucket(make_job, tmp_path, bucket):
+    pairs = Pipeline(make_job(output={"dir": f"{bucket}/run"})).label()
+    key = "labels/c/3/0"
+    whole = pairs.location.read(key)
+    pairs.location.write(key, whole[:-1])
+    assert json.loads(sfg(tmp_path, "status", f"{bucket}/run", "--json"))["shards_done"] == 7
+    failed = subprocess.run(
+        [sys.executable, "-m", "sfg_dist.cli", "verify", f"{bucket}/run"], capture_output=True, text=True
+    )
+    assert failed.returncode == 1
+    assert "truncated_data: labels/c/3/0 (shard 3)" in failed.stdout
+    assert "1 shard labelled again" in sfg(tmp_path, "repair", f"{bucket}/run")
+    assert pairs.location.read(key) == whole
+    assert "nothing is wrong" in sfg(tmp_path, "verify", f"{bucket}/run")
+
+
+def test_a_fit_that_was_cut_off_goes_on_from_its_checkpoint_in_the_bucket(make_job, tmp_path, bucket, monkeypatch):
+    from sfg_dist.distributed import training
+
+    keys = {"num_epochs": 3, "checkpoint_interval_s": 0.0001}
+    whole = Pipeline(make_job("whole", train=keys))
+    whole.label()
+    expected = whole.train()
+    pipeline = Pipeline(make_job(train=keys, output={"dir": f"{bucket}/run"}))
+    pipeline.label()
+    save = training.save_checkpoint
+
+    def save_and_stop(trainer, *arguments):
+        save(trainer, *arguments)
+        if trainer.progress.step == 20:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "save_checkpoint", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.train()
+    resumed = Pipeline(make_job(train=keys, output={"dir": f"{bucket}/run"}))
+    generator = resumed.train()
+    np.testing.assert_array_equal(generator.sample(50), expected.sample(50))
+    events = [json.loads(line) for line in EventLog(Location(f"{bucket}/run")).read().splitlines()]
+    begun = [event["fresh"] for event in events if event["event"] == "stage_started" and event["stage"] == "train"]
+    assert begun == [True, False]
+    steps = {entry.key.split("/")[0] for entry in Location(f"{bucket}/run/checkpoints").list() if "step_" in entry.key}
+    assert len(steps) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_actors_and_workers_of_ray_write_to_the_bucket(make_job, tmp_path, bucket):
+    """In a process of its own, whose Ray starts with the bucket's environment."""
+    ray = make_job(output={"dir": f"{bucket}/ray"}, executor={"kind": "ray", "num_actors": 2})
+    (tmp_path / "ray.toml").write_text(ray.to_toml())
+    document = json.loads(sfg(tmp_path, "run", "ray.toml", "--json"))
+    expected = sfg_dist.run(make_job("local"))
+    for name in ("floor", "labels"):
+        assert document["metrics"][name] == expected[name]
+    state = json.loads(sfg(tmp_path, "status", f"{bucket}/ray", "--json"))
+    assert state["is_complete"]
+    assert state["drivers"][0]["state"] == "ended"
+
+
+def test_a_long_log_in_a_bucket_is_put_now_and_then(bucket):
+    now = [0.0]
+    log = EventLog(Location(bucket), clock=lambda: now[0])
+    log.append({"event": "one"})
+    assert Location(bucket).read("events.jsonl") is None
+    now[0] = 11.0
+    log.append({"event": "two"})
+    assert len(Location(bucket).read("events.jsonl").splitlines()) == 2
+    log.append({"event": "three"})
+    log.flush()
+    later = EventLog(Location(bucket))
+    later.append({"event": "four"})
+    later.flush()
+    assert [json.loads(line)["event"] for line in later.read().splitlines()] == ["one", "two", "three", "four"]
+    assert later.read().encode() == Location(bucket).read("events.jsonl")
+
+
+def test_a_monitor_writes_bounded_parts_from_a_thread_of_its_own(bucket, monkeypatch):
+    monkeypatch.setattr("sfg_dist.monitor.PART_BYTES", 1000)
+    monkeypatch.setattr("sfg_dist.monitor.REMOTE_INTERVAL_S", 0.02)
+    location = Location(bucket)
+    with Monitor(location, "me") as monitor:
+        for number in range(200):
+            monitor.event("shard", shard=number)
+            monitor._thread.join(0.001)
+        monitor.snapshot({"is_running": True, "updated": 0.0})
+    parts = sorted(entry.key for entry in location.list("events"))
+    assert len(parts) > 1
+    assert parts[0] == "events/me-0000.jsonl"
+    lines = [json.loads(line) for part in parts for line in location.read(part).splitlines()]
+    assert [line["shard"] for line in lines] == list(range(200))
+    assert json.loads(location.read("drivers/me.json"))["is_running"] is False
+
+
+def test_a_store_that_takes_no_reports_is_labelled_all_the_same(make_job, monkeypatch):
+    write = Location.write
+
+    def failing(location, key, content):
+        if key.startswith("drivers/"):
+            raise StoreUnavailableError("cannot write drivers/x.json: 503 SlowDown")
+        write(location, key, content)
+
+    monkeypatch.setattr(Location, "write", failing)
+    with pytest.warns(UserWarning, match="`sfg status` may lag behind: .*503 SlowDown; the labels go on"):
+        pairs = Pipeline(make_job()).label()
+    assert pairs.is_complete
+
+
+def test_secrets_reach_no_log_no_plan_and_no_snapshot(make_job, tmp_path, bucket, monkeypatch, capsys):
+    """Even where a library puts them in the text of an error."""
+    from sfg_dist.distributed import labeler
+
+    label = labeler.ShardLabeler.label
+    failed = []
+
+    def fail_once(self, shard, attempt=1):
+        if not failed:
+            failed.append(shard)
+            raise StoreUnavailableError(f"PUT failed: AWS4-HMAC-SHA256 Credential={KEY_ID}/x, key {SECRET}, 503")
+        return label(self, shard, attempt)
+
+    monkeypatch.setattr(labeler.ShardLabeler, "label", fail_once)
+    sfg_dist.run(make_job(output={"dir": f"{bucket}/run"}))
+    assert failed
+    location = Location(f"{bucket}/run")
+    keys = [entry.key for entry in location.list()]
+    assert any(key.startswith("pairs.zarr/drivers/") for key in keys)
+    contents = {key: location.read(key) for key in keys}
+    assert b"<AWS_SECRET_ACCESS_KEY>" in contents["events.jsonl"]
+    assert b"&lt;AWS_SECRET_ACCESS_KEY&gt;" in contents["report.html"]
+    for key, content in contents.items():
+        assert SECRET.encode() not in content, key
+        assert KEY_ID.encode() not in content, key
+    assert SECRET not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("name", ["AWS_SESSION_TOKEN", "MY_PASSWORD", "SOME_API_KEY", "RAY_AUTH_TOKEN"])
+def test_values_of_secret_variables_are_blotted_out(monkeypatch, name):
+    monkeypatch.setenv(name, "s3cret-value")
+    monkeypatch.setenv("PLAIN", "plain-value")
+    assert without_credentials("a s3cret-value, a plain-value") == f"a <{name}>, a plain-value"

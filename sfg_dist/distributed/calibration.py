@@ -56,8 +56,7 @@ class Pace:
         device_bytes: peak memory reserved on its GPU; 0 on a CPU.
         commit_bytes: of a commit record.
         cpu_share: CPU time over time at work; what is missing to 1 went to other processes, or to waiting.
-        cpu_share: CPU time of a thread over the time at work; what is missing to 1 went to other processes.
-    num_rows: rows integrated, over all workers of the kind.
+        num_rows: rows integrated, over all workers of the kind.
         num_workers: workers of the kind that ran at once.
     """
 

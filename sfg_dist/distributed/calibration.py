@@ -55,6 +55,7 @@ class Pace:
         host_bytes: peak resident size of the process.
         device_bytes: peak memory reserved on its GPU; 0 on a CPU.
         commit_bytes: of a commit record.
+        cpu_share: CPU time over time at work; what is missing to 1 went to other processes, or to waiting.
         num_rows: rows integrated, over all workers of the kind.
         num_workers: workers of the kind that ran at once.
     """
@@ -72,6 +73,7 @@ class Pace:
     host_bytes: int
     device_bytes: int
     commit_bytes: float
+    cpu_share: float
     num_rows: int
     num_workers: int
 
@@ -283,6 +285,7 @@ def _pace_of(results: Sequence[Mapping[str, Any]], scale: float) -> Pace:
         host_bytes=max(result["host_bytes"] for result in results),
         device_bytes=max(result["device_bytes"] for result in results),
         commit_bytes=middle("commit_bytes"),
+        cpu_share=min(1.0, sum(result["label_cpu_s"] for result in results) / seconds),
         num_rows=int(rows),
         num_workers=len(results),
     )

@@ -75,11 +75,13 @@ def _work(task: Mapping[str, Any]) -> None:
         batches.append((stop - start, record["seconds"], record["evaluations"] * (stop - start), record["pairs"]))
         if time.perf_counter() - started >= seconds and len(batches) >= _LEAST_BATCHES:
             break
+    label_cpu_s = time.process_time() - used
     writes = _time_writes(probes)
     _answer(
         "result",
         {
             "cpu_s": time.process_time() - used,
+            "label_cpu_s": label_cpu_s,
             "device": record["device"],
             "batches": batches,
             "import_s": imported - float(os.environ["SFG_CALIBRATION_STARTED"]),

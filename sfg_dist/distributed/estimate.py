@@ -194,6 +194,7 @@ def estimate_job(
         data_s += FIT_ROWS * min(pace.seconds_per_row for pace in paces.values())
     rows = [stop - start for start, stop in map(plan.shard_range, pending)]
     spent = time_of(rows, plan, workers, paces, data_s=data_s, pads=not has_clusters)
+    load = _load_notes(workers, machine, paces, other_cpus, spent)
     price = job.executor.price_per_hour
     return Estimate(
         output=job.output.dir,
@@ -206,7 +207,7 @@ def estimate_job(
         time=spent,
         cost=None if price is None else cost_of(spent, workers, price),
         paces=paces,
-        notes=tuple(_notes(job, workers, machine, memory, fits_grid, other_cpus, blocks)),
+        notes=(*_notes(job, workers, machine, memory, fits_grid, blocks), *load),
     )
 
 
@@ -312,7 +313,7 @@ def _work(plan: Plan, rows: Sequence[int], num_reference: int, paces: Mapping[De
 
 
 def _notes(
-    job: Job, workers: Workers, machine: Machine, memory: Memory, fits_grid: bool, other_cpus: float, blocks: float
+    job: Job, workers: Workers, machine: Machine, memory: Memory, fits_grid: bool, blocks: float
 ) -> list[str]:
     notes = []
     if workers.is_elsewhere:
@@ -327,12 +328,6 @@ def _notes(
             f"{memory.total_bytes / 2**30:.2f} GiB are needed, and {machine.available_bytes / 2**30:.2f} GiB of memory "
             f"are free now"
         )
-    idle = machine.num_cpus - len(calibrated_devices(workers, machine)) * workers.num_threads
-    if other_cpus > idle + OTHER_CPUS:
-        notes.append(
-            f"other processes kept {other_cpus:.1f} CPUs busy during the calibration: the time is that of a machine as "
-            f"busy as that"
-        )
     if "://" in job.output.dir:
         notes.append("writing was timed on a local disk, not in the object store")
     if blocks > 1:
@@ -345,3 +340,19 @@ def _notes(
     if job.labels.solver_tolerance is not None:
         notes.append("with labels.solver_tolerance each row takes its own steps: evaluations are from the calibration")
     return notes
+
+
+def _load_notes(
+    workers: Workers, machine: Machine, paces: Mapping[DeviceKind, Pace], other_cpus: float, spent: Time
+) -> list[str]:
+    """What to know where other processes took CPUs from the calibration."""
+    idle = machine.num_cpus - len(calibrated_devices(workers, machine)) * workers.num_threads
+    if other_cpus <= idle + OTHER_CPUS:
+        return []
+    text = (
+        f"other processes kept {other_cpus:.1f} CPUs busy during the calibration, and the times are those of a machine "
+        f"as busy as that"
+    )
+    if "cpu" in paces and len(paces) == 1 and workers.num_threads == 1:
+        text += f"; alone on it, the label time is about {spent.label_s * paces['cpu'].cpu_share:.0f} s"
+    return [text]

@@ -35,6 +35,7 @@ PACE = Pace(
     host_bytes=GIB,
     device_bytes=0,
     commit_bytes=600.0,
+    cpu_share=0.5,
     num_rows=1000,
     num_workers=2,
 )
@@ -197,6 +198,14 @@ def test_a_fitted_grid_is_not_fitted_to_plan(make_job, paces, monkeypatch):
     assert fitted.time.data_s - plain.time.data_s > 4600 * PACE.seconds_per_row - 5
     assert any("time grid is fitted first" in note for note in fitted.notes)
     assert fitted.work == plain.work
+
+
+def test_a_busy_machine_is_told_apart(make_job, monkeypatch):
+    monkeypatch.setattr("sfg_dist.distributed.estimate.calibrate", lambda *_, **__: Calibration({"cpu": PACE}, 3.5))
+    busy, idle = (estimate_job(make_job(), machine=replace(MACHINE, num_cpus=cpus)) for cpus in (4, 8))
+    alone = f"about {busy.time.label_s / 2:.0f} s"
+    assert any("kept 3.5 CPUs busy" in note and alone in note for note in busy.notes)
+    assert not idle.notes
 
 
 # Time.

@@ -67,6 +67,11 @@ class ShardLabeler:
         self.queries = self.pairs.queries
         self.schedule = Schedule(self.plan.labels["schedule"], self.plan.t_min)
 
+    def close(self) -> None:
+        """Give up this process's share of the node's files; labels can be made no more."""
+        if self._table is not None:
+            self._table.close()
+
     def label(self, shard: int, attempt: int = 1) -> dict[str, Any]:
         """Integrate, write and commit one shard; the commit record, the earlier one where the shard is done already.
 

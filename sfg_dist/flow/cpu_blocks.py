@@ -90,8 +90,11 @@ class State:
 
     def add(self, blocks: Iterable[ReferenceBlock], num_blocks: int, aim: float, dense: Dense) -> None:
         """Take all blocks in turn, whose errors together may come to ``aim``."""
-        for number, block in enumerate(blocks, start=1):
+        number = 0
+        for block in blocks:  # without enumerate, which would hold one while the next is loaded
+            number += 1
             self._add_block(block, aim, (1 + number / num_blocks) / 2, SPARE / num_blocks, dense)
+            del block
 
     def _add_block(self, block: ReferenceBlock, aim: float, share: float, spare: float, dense: Dense) -> None:
         clusters, num = block.clusters, len(self.rows)

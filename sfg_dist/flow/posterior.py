@@ -232,6 +232,7 @@ def _sparse_over_blocks(call: _Call, reference: PreparedReference, tolerance: fl
         for block in reference.blocks():
             _ = block.clusters  # whose order of rows moves the last bits: one just loaded must have them too
             merger.add(*_dense_rows(call, block, left))
+            del block
         _put(moments, left, merger.result(), call, reference.num_reference)
     return moments
 
@@ -246,6 +247,7 @@ def _dense_over_blocks(call: _Call, reference: PreparedReference, chosen: Backen
         assert part.log_kernel_sum is not None
         merger.add(part.mean, part.log_kernel_sum, part.variance if call.variance else None)
         bounded = bounded or part.bound is not None
+        del block  # before the next one is loaded
     mean, log_kernel_sum, variance = merger.result()
     dtype = call.z_t.dtype
     lse = (log_kernel_sum + _log_offset(call.z_t, call.beta_sq)).to(dtype) if call.log_sum_exp else None

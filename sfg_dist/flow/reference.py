@@ -235,15 +235,17 @@ def center_of(read: Callable[[int, int], Tensor], num_rows: int) -> Tensor:
     total: NDArray[np.float64] | None = None
     for start, stop in ranges:
         rows = read(start, stop)
-        finite = torch.isfinite(rows).all(dim=1)
-        if not bool(finite.all()):
-            bad = int((~finite).nonzero()[0, 0])
-            raise ValueError(f"the reference is not finite: row {start + bad} holds {rows[bad].tolist()}")
+        for first in range(0, len(rows), _CHUNK_ROWS):
+            finite = torch.isfinite(rows[first : first + _CHUNK_ROWS]).all(dim=1)
+            if not bool(finite.all()):
+                bad = first + int((~finite).nonzero()[0, 0])
+                raise ValueError(f"the reference is not finite: row {start + bad} holds {rows[bad].tolist()}")
         if len(ranges) == 1:
             return rows.double().mean(dim=0).cpu()
         for first in range(0, len(rows), _CHUNK_ROWS):
             part = np.add.reduce(rows[first : first + _CHUNK_ROWS].double().cpu().numpy(), axis=0)
             total = part if total is None else total + part
+        del rows  # before the next ones are read
     assert total is not None
     return torch.from_numpy(total / num_rows)
 

@@ -24,6 +24,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from sfg_dist.flow.clusters import Clusters
     from sfg_dist.flow.fitted_grid import FittedGrid
+    from sfg_dist.flow.posterior import PosteriorMoments
     from sfg_dist.flow.triton_blocks import Blocks
 
 Rows: TypeAlias = Tensor | NDArray[np.floating]
@@ -157,6 +158,20 @@ class PreparedReference(ABC):
     @abstractmethod
     def take(self, index: NDArray[np.integer]) -> Tensor:
         """The rows at ``index`` in the reference's own coordinates, float64 on the CPU, shape (len(index), dim)."""
+
+    def moments_elsewhere(
+        self, z_t: Tensor, alpha: Tensor, beta_sq: Tensor, tolerance: float, is_sparse: bool
+    ) -> PosteriorMoments | None:
+        """The posterior's moments where other processes hold the blocks, or None where this one does.
+
+        Args:
+            z_t: noisy states about ``alpha * center``, shape (num_rows, dim).
+            alpha: signal scale of each row, shape (num_rows,).
+            beta_sq: noise variance of each row, shape (num_rows,).
+            tolerance: certified bound of the mean's error.
+            is_sparse: whether clusters are used; else every row is summed.
+        """
+        return None
 
     def subset(self, index: Tensor | NDArray[np.integer]) -> Reference:
         """A reference of the rows at ``index``, in memory and centred about its own mean."""

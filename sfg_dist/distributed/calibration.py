@@ -25,10 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.distributed import calibration_process
-from sfg_dist.distributed.calibration_process import PROBES, TRIAL_ROWS, with_batches
+from sfg_dist.distributed.calibration_process import PROBES, TRIAL_ROWS, with_batches, with_reference
 from sfg_dist.distributed.machine import free_disk
 from sfg_dist.errors import ConfigError, LabelingError
-from sfg_dist.plan import Plan
+from sfg_dist.plan import REFERENCE_BLOCK_ROWS, Plan
 from sfg_dist.store import create_store
 
 CALIBRATION_S = 4.0
@@ -141,7 +141,9 @@ def calibrate(
             "probe_rows": probe_rows,
             "niceness": niceness,
         }
-        trial = with_batches(plan, TRIAL_ROWS)
+        trial = with_batches(with_reference(plan, reference), TRIAL_ROWS)
+        cuts = range(REFERENCE_BLOCK_ROWS, len(reference), REFERENCE_BLOCK_ROWS)
+        orders = iter([] if order is None else np.split(order, cuts))  # of each block
         create_store(
             Path(folder, "trial"),
             trial,
@@ -149,7 +151,7 @@ def calibrate(
             transform_arrays={},
             transform_metadata={},
             queries=queries,
-            make_order=(lambda _: order) if order is not None else None,
+            make_order=(lambda _: next(orders)) if order is not None else None,
         )
         results, other_cpus = _run_workers(Path(folder), plan, devices, settings)
     kinds = sorted({device.partition(":")[0] for device in devices})

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sfg_dist.plan import Plan
+from sfg_dist.plan import Plan, fingerprint
 from sfg_dist.store import Pairs, create_store
 
 TRIAL_ROWS = 64  # of the first batches
@@ -33,6 +34,11 @@ def with_batches(plan: Plan, rows: int) -> Plan:
     labels = {**plan.labels, "batch_size": rows, "shard_rows": rows}
     num_pairs = plan.num_pairs if plan.identity["queries"] else max(plan.num_pairs, _MAX_SHARDS * rows)
     return replace(plan, identity={**plan.identity, "labels": labels}, num_pairs=num_pairs, shard_rows=rows)
+
+
+def with_reference(plan: Plan, reference: NDArray[np.float32]) -> Plan:
+    """The same plan for another reference."""
+    return replace(plan, identity={**plan.identity, "reference": fingerprint(reference)})
 
 
 def _work(task: Mapping[str, Any]) -> None:
@@ -111,6 +117,7 @@ def _enter(labeler: Any, plan: Plan, path: Path) -> None:
 def _make_store(path: Path, plan: Plan) -> Pairs:
     """A store for shards alone: what it holds as its reference is never read."""
     placeholder = np.zeros((1, plan.dim), np.float32)
+    plan = with_reference(plan, placeholder)
     return create_store(path, plan, reference=placeholder, transform_arrays={}, transform_metadata={})
 
 

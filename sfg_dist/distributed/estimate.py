@@ -312,9 +312,7 @@ def _work(plan: Plan, rows: Sequence[int], num_reference: int, paces: Mapping[De
     )
 
 
-def _notes(
-    job: Job, workers: Workers, machine: Machine, memory: Memory, fits_grid: bool, blocks: float
-) -> list[str]:
+def _notes(job: Job, workers: Workers, machine: Machine, memory: Memory, fits_grid: bool, blocks: float) -> list[str]:
     notes = []
     if workers.is_elsewhere:
         notes.append(

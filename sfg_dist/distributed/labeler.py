@@ -8,7 +8,7 @@ import resource
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sfg_dist.distributed.inline import label_inline as label_inline
+from sfg_dist.distributed.members import GroupReference
+from sfg_dist.distributed.node_table import NodeTable
 from sfg_dist.distributed.references import StoredReference, open_reference
 from sfg_dist.errors import NonFiniteLabelError
 from sfg_dist.flow import Effort, PreparedReference, Schedule, label_batch, label_latents
@@ -40,7 +41,9 @@ class ShardLabeler:
         num_threads: CPU threads; part of what decides the last bits, hence never taken from the machine.
         device: where the flow runs; the GPU when there is one.
         memory_gib: memory that this process may hold resident, in GiB, interpreter and libraries included; a reference
-            that does not fit in is streamed, with the same bits. Unlimited where not given.
+            that does not fit in is streamed, with the same bits. What the machine has free where not given.
+        members: those that hold the reference, where one process cannot: actor handles of ``ReferenceMember``, one a
+            part, in order. Labels are then within the same tolerance, and the same for the same number of members.
 
     Raises:
         LabelingError: the memory is too small for one block of the reference.
@@ -54,16 +57,27 @@ class ShardLabeler:
         num_threads: int = 1,
         device: torch.device | None = None,
         memory_gib: float | None = None,
+        members: Sequence[Any] = (),
     ) -> None:
         self.pairs: Pairs = open_pairs(url)
         self.plan: Plan = self.pairs.plan
         self.num_threads = num_threads
         self.device = device or default_device()
-        self.memory_gib = memory_gib
+        self.members = tuple(members)
+        self.reference: PreparedReference
+        self._table: NodeTable | None
         with _threads(num_threads):
-            self.reference, self._table = open_reference(self.pairs, device=self.device, memory_gib=memory_gib)
+            if members:
+                self.reference, self._table = GroupReference(StoredReference(self.pairs), members), None
+            else:
+                self.reference, self._table = open_reference(self.pairs, device=self.device, memory_gib=memory_gib)
         self.queries = self.pairs.queries
         self.schedule = Schedule(self.plan.labels["schedule"], self.plan.t_min)
+
+    def close(self) -> None:
+        """Give up this process's share of the node's files; labels can be made no more."""
+        if self._table is not None:
+            self._table.close()
 
     def label(self, shard: int, attempt: int = 1) -> dict[str, Any]:
         """Integrate, write and commit one shard; the commit record, the existing one where it is done already.
@@ -114,6 +128,7 @@ class ShardLabeler:
                 "blocks": self.reference.num_blocks,
                 "blocks_streamed": _num_streamed(self.reference) - streamed,
                 "memory_peak": peak_memory(),
+                "group": len(self.members) or 1,
                 "seconds": round(integrated - started, 4),
                 "finished": time.time(),
             },

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import os
 import tempfile
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,19 +34,11 @@ class NodeTable:
     def __init__(self, path: Path, handle: int) -> None:
         self.path = path
         self.blocks = BlockFile(handle)
-        self._handle: int | None = handle
+        self._release = weakref.finalize(self, _release, path, handle)
 
     def close(self) -> None:
-        """Give up this process's share; the last one to do so removes the file."""
-        if self._handle is None:
-            return
-        handle, self._handle = self._handle, None
-        _remove_unused(self.path, handle)
-        os.close(handle)
-
-    def __del__(self) -> None:
-        with contextlib.suppress(Exception):  # the interpreter may be on its way out
-            self.close()
+        """Give up this process's share, as its end would; the last one to do so removes the file."""
+        self._release()
 
 
 def open_table(directory: Path, name: str, num_bytes: int, make: Callable[[int], None]) -> NodeTable | None:
@@ -60,7 +53,7 @@ def open_table(directory: Path, name: str, num_bytes: int, make: Callable[[int],
     Returns:
         The open file, or None where there is no room for it.
     """
-    path = directory / f"{name}{SUFFIX}"
+    path = table_path(directory, name)
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -78,6 +71,11 @@ def open_table(directory: Path, name: str, num_bytes: int, make: Callable[[int],
         finally:
             if handle >= 0:
                 os.close(handle)
+
+
+def table_path(directory: Path, name: str) -> Path:
+    """Where a table of this name is."""
+    return directory / f"{name}{SUFFIX}"
 
 
 def table_directory(root: Path) -> Path | None:
@@ -141,6 +139,11 @@ def _make(path: Path, handle: int, num_bytes: int, make: Callable[[int], None]) 
         path.unlink(missing_ok=True)
         raise
     return True
+
+
+def _release(path: Path, handle: int) -> None:
+    _remove_unused(path, handle)
+    os.close(handle)
 
 
 def _remove_unused(path: Path, handle: int) -> None:

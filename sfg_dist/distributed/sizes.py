@@ -17,7 +17,7 @@ from sfg_dist.flow.clusters import FAN, LEAF_ROWS, moment_order
 from sfg_dist.plan import Plan
 
 GIB = 2**30
-COMMIT_BYTES = 620  # of a commit record, before one was seen
+COMMIT_BYTES = 870  # of a commit record, before one was seen
 EVENT_BYTES = 180  # of a shard's line in the event log
 
 # Measured: the resident size of an actor with torch, numba's compiled code and Ray, before it opens a store. Usual

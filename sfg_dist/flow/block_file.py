@@ -66,10 +66,10 @@ def write_blocks(handle: int, blocks: Iterable[ReferenceBlock], center: Tensor, 
     contents: dict[str, Any] = {"center": center.tolist(), "blocks": []}
     place = 0
     for block in blocks:
+        clusters = block.clusters if has_clusters else None
         arrays: dict[str, NDArray[Any]] = {"keys": block.keys.numpy()}
         entry: dict[str, Any] = {"start": place, "largest_square": block.largest_square, "arrays": {}}
-        if has_clusters:
-            clusters = block.clusters
+        if clusters is not None:
             arrays |= {name: getattr(clusters, name) for name in ("blocks", "bounds", "moments", "offsets", "sizes")}
             entry["clusters_largest_square"] = clusters.largest_square
         else:
@@ -81,6 +81,7 @@ def write_blocks(handle: int, blocks: Iterable[ReferenceBlock], center: Tensor, 
         place = _up(place, _PAGE)
         entry["bytes"] = place - entry["start"]
         contents["blocks"].append(entry)
+        del block, clusters, arrays, values  # before the next one is made
     text = json.dumps(contents).encode()
     _write(handle, np.frombuffer(text + _END.pack(place, len(text), _MAGIC), np.uint8), place)
     os.ftruncate(handle, place + len(text) + _END.size)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfg_dist.flow.cpu_engine import Carried, Queries, Sums, add_clusters, fresh, prepare, share_out
+from sfg_dist.flow.cpu_traversal import LEAST_MASS
 
 if TYPE_CHECKING:
     from sfg_dist.flow.reference import PreparedReference, ReferenceBlock
@@ -86,12 +87,17 @@ class State:
             self.carried.anchors[:] = anchors
         self.mean = np.zeros((len(rows), dim), np.float32)
         self.work = np.zeros((len(rows), 3), np.int64)
+        self._num_taken = 0
+        # An anchor given beforehand may be of rows elsewhere, or in a block that is still to come.
+        self._least_mass = LEAST_MASS if anchors is None else -1.0
         self._queries, self._variance, self._unit = queries, variance, unit
 
     def add(self, blocks: Iterable[ReferenceBlock], num_blocks: int, aim: float, dense: Dense) -> None:
         """Take all blocks in turn, whose errors together may come to ``aim``."""
-        for number, block in enumerate(blocks, start=1):
-            self._add_block(block, aim, (1 + number / num_blocks) / 2, SPARE / num_blocks, dense)
+        for block in blocks:  # without enumerate, which would hold one while the next is loaded
+            self._num_taken += 1
+            self._add_block(block, aim, (1 + self._num_taken / num_blocks) / 2, SPARE / num_blocks, dense)
+            del block
 
     def _add_block(self, block: ReferenceBlock, aim: float, share: float, spare: float, dense: Dense) -> None:
         clusters, num = block.clusters, len(self.rows)
@@ -106,6 +112,7 @@ class State:
             add_clusters(
                 self._queries, self.rows[part], clusters, aim, carried, found,
                 variance=self._variance, share=share, spare=spare, unit=self._unit,
+                least_mass=self._least_mass,
             )  # fmt: skip
             bound[part] = found.bound
             fine = found.bound >= 0
@@ -145,7 +152,8 @@ class State:
             step = place - self._origin(rows)
             sums[:, 1] += mass * (variance + np.einsum("ij,ij->i", step, step))
         sums[:, 0] += mass
-        new_mean = (side / sums[:, :1]).astype(np.float32)
+        # All of it may vanish beside what others hold.
+        new_mean = np.where(sums[:, :1] > 0, side / np.where(sums[:, :1] > 0, sums[:, :1], 1), place).astype(np.float32)
         moved = np.linalg.norm(new_mean.astype(np.float64) - self.mean[at], axis=1)
         sums[:, 2] += sums[:, 5] * moved
         sums[:, 3] = np.maximum(sums[:, 0] - sums[:, 4], 0)

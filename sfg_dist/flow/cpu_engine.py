@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sfg_dist.flow.clusters import Clusters
 from sfg_dist.flow.cpu_kernels import dense_rows
-from sfg_dist.flow.cpu_traversal import CARRIED, cluster_rows
+from sfg_dist.flow.cpu_traversal import CARRIED, LEAST_MASS, cluster_rows
 from sfg_dist.flow.leaf_sums import HUGE
 from sfg_dist.flow.simd import has_avx512
 from sfg_dist.flow.wide_sums import wide_rows
@@ -244,6 +244,7 @@ def add_clusters(
     share: float = 1.0,
     spare: float = 0.0,
     unit: float = 1.0,
+    least_mass: float = LEAST_MASS,
 ) -> None:
     """Add a block's clusters to the numbered rows' ``carried`` sums, in place, and write what they come to.
 
@@ -254,14 +255,15 @@ def add_clusters(
         share: of the aim that may be used up after this block.
         spare: of the aim, what this block may use up in any case.
         unit: mass, relative to the anchor, that is certain to be there.
+        least_mass: a row with less is left for a dense pass.
     """
     dense_share = next(share for dim, share in _DENSE_SHARE if clusters.dim <= dim)
     spend = np.array([*_SPEND, *[_SPEND[-1]] * len(clusters.sizes)])
     sums64 = np.zeros((len(part), CARRIED + len(clusters.sizes)))
     sums64[:, :CARRIED] = carried.sums
     cluster_rows(
-        queries.x[part], queries.inv_sigma_sq[part], aim, share, spare, unit, dense_share, spend, clusters.offsets,
-        clusters.sizes, clusters.bounds.reshape(-1), clusters.moments.reshape(-1), clusters.blocks.reshape(-1),
+        queries.x[part], queries.inv_sigma_sq[part], aim, share, spare, unit, least_mass, dense_share, spend,
+        clusters.offsets, clusters.sizes, clusters.bounds.reshape(-1), clusters.moments.reshape(-1), clusters.blocks.reshape(-1),
         clusters.moment_order, carried.anchors, sums64, carried.side, *found, tuple(range(clusters.dim)),
         (0,) * variance,
     )  # fmt: skip

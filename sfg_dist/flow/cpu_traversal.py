@@ -21,6 +21,7 @@ ROUNDING = 2.0**-24  # of each addition of error bounds, in float32
 CARRIED = 6  # of a row's sums: mass, squares, error, floor, the stand-ins' mass errors, all mass errors
 # A node whose leaves would each cost this share of the tolerance is opened without a look at them.
 WHOLE = F(2.0**-7)
+LEAST_MASS = 0.25  # what is found of a mass of 1 or more
 
 
 @njit(nogil=True, error_model="numpy", forceinline=True)
@@ -51,6 +52,16 @@ def _descend(bounds, blocks, dim, offsets, sizes, query):  # type: ignore[no-unt
     for level in range(top, 0, -1):
         node, nearest = _nearest_node(bounds, dim, offsets[level - 1] // 8 + node - offsets[level], query)
     return node, closest_square(blocks, dim, node, query)
+
+
+@cached_njit
+def nearest_rows(x, offsets, sizes, bounds, blocks, anchors):  # type: ignore[no-untyped-def]
+    """Lower each row's anchor to the squared distance of a row that a greedy descent finds; arrays flat as below."""
+    dim = x.shape[1]
+    for row in range(len(x)):
+        _, square = _descend(bounds, blocks, dim, offsets, sizes, x[row])
+        if square < anchors[row]:
+            anchors[row] = square
 
 
 @njit(nogil=True, error_model="numpy", forceinline=True)
@@ -242,8 +253,8 @@ def _pick(  # type: ignore[no-untyped-def]
 
 @cached_njit
 def cluster_rows(  # type: ignore[no-untyped-def]
-    x, inv_sigma_sq, tolerance, share, spare, unit, dense_share, spend, offsets, sizes, bounds, table, blocks, moments,
-    anchors, sums64, side64, mean, log_sum, variance, bound, work, axes, squares,
+    x, inv_sigma_sq, tolerance, share, spare, unit, least_mass, dense_share, spend, offsets, sizes, bounds, table,
+    blocks, moments, anchors, sums64, side64, mean, log_sum, variance, bound, work, axes, squares,
 ):  # fmt: skip
     """As ``cpu_kernels.dense_rows``, with a certified bound of |m - m_exact| a row, which ``tolerance`` aims at.
 
@@ -258,7 +269,8 @@ def cluster_rows(  # type: ignore[no-untyped-def]
     The last refer to ``mean``, the mean so far, which they follow: |m - a| <= |m - b| + |b - a|. ``share`` of the
     tolerance may be used up after this block, and ``spare`` within it in any case: where the bound is missed already,
     it is no use to open all of what is left. ``unit`` is the mass that is certain to be there, 1 unless other processes
-    share it; where they do, the mass itself is judged by whoever adds theirs.
+    share it. ``least_mass`` is LEAST_MASS, or below 0 where the anchor may be of rows that are not among these: then
+    the mass is judged by whoever adds theirs.
     """
     rows, dim = x.shape
     width = -(-dim // 8) * 8
@@ -298,7 +310,7 @@ def cluster_rows(  # type: ignore[no-untyped-def]
     for row in range(rows):
         # The mass is not below 1 relative to the anchor, and at most a quarter was left out. Where it came out less,
         # x~ is so many sigmas from any row that float32 distances to nodes and to rows do not compare.
-        if counts[row] < 0 or (unit == 1 and not sums64[row, 0] > 0.25):
+        if counts[row] < 0 or not sums64[row, 0] > least_mass:
             bound[row] = -1
             continue
         if not sums64[row, 0] > 0:  # all of a share may vanish beside what others hold

@@ -28,6 +28,7 @@ from sfg_dist.flow.reference import PreparedReference, ReferenceBlock, Rows, as_
 from sfg_dist.flow.seats import LANES, seats
 
 if TYPE_CHECKING:
+    from sfg_dist.flow.cpu_blocks import Dense
     from sfg_dist.flow.cpu_engine import Sums
 
 Backend = Literal["auto", "dense", "sparse", "native", "fused", "blocked", "triton"]
@@ -107,6 +108,9 @@ def posterior_moments(
             z_t.clone(), empty if log_sum_exp else None, empty if variance else None, empty.double()
         )
     call = _Call(z_t, _column(alpha, z_t), _column(beta_sq, z_t), log_sum_exp, variance)
+    elsewhere = reference.moments_elsewhere(z_t, call.alpha[:, 0], call.beta_sq[:, 0], tolerance, chosen == "sparse")
+    if elsewhere is not None:
+        return elsewhere
     if reference.num_blocks == 1:
         (block,) = reference.blocks()
         return _of_block(call, block, chosen, tolerance)
@@ -220,10 +224,7 @@ def _sparse(call: _Call, block: ReferenceBlock, tolerance: float) -> PosteriorMo
 def _sparse_over_blocks(call: _Call, reference: PreparedReference, tolerance: float) -> PosteriorMoments:
     from sfg_dist.flow.cpu_blocks import blocked_cluster_sums
 
-    def dense(block: ReferenceBlock, rows: NDArray[np.int64]) -> tuple[NDArray, NDArray, NDArray]:
-        mean, log_kernel_sum, variance = _dense_rows(call, block, rows)
-        return mean.numpy(), log_kernel_sum.numpy(), np.zeros(len(rows)) if variance is None else variance.numpy()
-
+    dense = dense_within(call.z_t, call.alpha, call.beta_sq, call.variance)
     sums = blocked_cluster_sums(call.z_t, call.alpha, call.beta_sq, reference, tolerance, dense, call.variance)
     moments = _of_sums(sums, call)
     left = np.flatnonzero(sums.bound < 0)
@@ -232,8 +233,20 @@ def _sparse_over_blocks(call: _Call, reference: PreparedReference, tolerance: fl
         for block in reference.blocks():
             _ = block.clusters  # whose order of rows moves the last bits: one just loaded must have them too
             merger.add(*_dense_rows(call, block, left))
+            del block
         _put(moments, left, merger.result(), call, reference.num_reference)
     return moments
+
+
+def dense_within(z_t: Tensor, alpha: Tensor, beta_sq: Tensor, variance: bool) -> Dense:
+    """What the sparse engine asks for rows that would open most of a block; scales of shape (num_rows, 1)."""
+    call = _Call(z_t, alpha, beta_sq, False, variance)
+
+    def dense(block: ReferenceBlock, rows: NDArray[np.int64]) -> tuple[NDArray, NDArray, NDArray]:
+        mean, log_kernel_sum, spread = _dense_rows(call, block, rows)
+        return mean.numpy(), log_kernel_sum.numpy(), np.zeros(len(rows)) if spread is None else spread.numpy()
+
+    return dense
 
 
 def _dense_over_blocks(call: _Call, reference: PreparedReference, chosen: Backend) -> PosteriorMoments:
@@ -246,6 +259,7 @@ def _dense_over_blocks(call: _Call, reference: PreparedReference, chosen: Backen
         assert part.log_kernel_sum is not None
         merger.add(part.mean, part.log_kernel_sum, part.variance if call.variance else None)
         bounded = bounded or part.bound is not None
+        del block  # before the next one is loaded
     mean, log_kernel_sum, variance = merger.result()
     dtype = call.z_t.dtype
     lse = (log_kernel_sum + _log_offset(call.z_t, call.beta_sq)).to(dtype) if call.log_sum_exp else None

@@ -21,15 +21,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sfg_dist.plan import REFERENCE_BLOCK_ROWS
+
 if TYPE_CHECKING:
     from sfg_dist.flow.clusters import Clusters
     from sfg_dist.flow.fitted_grid import FittedGrid
+    from sfg_dist.flow.posterior import PosteriorMoments
     from sfg_dist.flow.triton_blocks import Blocks
 
 Rows: TypeAlias = Tensor | NDArray[np.floating]
 
 LARGEST = 1e8  # of centred coordinates in float32
-BLOCK_ROWS = 1 << 20
+BLOCK_ROWS = REFERENCE_BLOCK_ROWS
 _CHUNK_ROWS = 1 << 16  # worked on in float64 at a time
 
 
@@ -158,6 +161,20 @@ class PreparedReference(ABC):
     def take(self, index: NDArray[np.integer]) -> Tensor:
         """The rows at ``index`` in the reference's own coordinates, float64 on the CPU, shape (len(index), dim)."""
 
+    def moments_elsewhere(
+        self, z_t: Tensor, alpha: Tensor, beta_sq: Tensor, tolerance: float, is_sparse: bool
+    ) -> PosteriorMoments | None:
+        """The posterior's moments where other processes hold the blocks, or None where this one does.
+
+        Args:
+            z_t: noisy states about ``alpha * center``, shape (num_rows, dim).
+            alpha: signal scale of each row, shape (num_rows,).
+            beta_sq: noise variance of each row, shape (num_rows,).
+            tolerance: certified bound of the mean's error.
+            is_sparse: whether clusters are used; else every row is summed.
+        """
+        return None
+
     def subset(self, index: Tensor | NDArray[np.integer]) -> Reference:
         """A reference of the rows at ``index``, in memory and centred about its own mean."""
         numbers = index.cpu().numpy() if isinstance(index, Tensor) else index
@@ -235,15 +252,17 @@ def center_of(read: Callable[[int, int], Tensor], num_rows: int) -> Tensor:
     total: NDArray[np.float64] | None = None
     for start, stop in ranges:
         rows = read(start, stop)
-        finite = torch.isfinite(rows).all(dim=1)
-        if not bool(finite.all()):
-            bad = int((~finite).nonzero()[0, 0])
-            raise ValueError(f"the reference is not finite: row {start + bad} holds {rows[bad].tolist()}")
+        for first in range(0, len(rows), _CHUNK_ROWS):
+            finite = torch.isfinite(rows[first : first + _CHUNK_ROWS]).all(dim=1)
+            if not bool(finite.all()):
+                bad = first + int((~finite).nonzero()[0, 0])
+                raise ValueError(f"the reference is not finite: row {start + bad} holds {rows[bad].tolist()}")
         if len(ranges) == 1:
             return rows.double().mean(dim=0).cpu()
         for first in range(0, len(rows), _CHUNK_ROWS):
             part = np.add.reduce(rows[first : first + _CHUNK_ROWS].double().cpu().numpy(), axis=0)
             total = part if total is None else total + part
+        del rows  # before the next ones are read
     assert total is not None
     return torch.from_numpy(total / num_rows)
 

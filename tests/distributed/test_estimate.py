@@ -9,7 +9,7 @@ import pytest
 
 from sfg_dist.distributed.calibration import Calibration, Pace, calibrate
 from sfg_dist.distributed.estimate import calibrated_devices, estimate_job
-from sfg_dist.distributed.labeler import label_inline
+from sfg_dist.distributed.inline import label_inline
 from sfg_dist.distributed.machine import Gpu, Machine, _memory_limits, free_disk, this_machine
 from sfg_dist.distributed.requirements import Workers, choose_workers, memory_of, require_disk, require_memory
 from sfg_dist.distributed.run_time import cost_of, time_of
@@ -104,8 +104,7 @@ def test_bytes_are_exact(make_job, tables):
 
 
 def test_bytes_are_exact_where_shards_and_the_reference_are_cut_into_chunks(make_job, monkeypatch):
-    for module in ("store.frame", "distributed.sizes"):
-        monkeypatch.setattr(f"sfg_dist.{module}.MAX_CHUNK_BYTES", 300)
+    monkeypatch.setattr("sfg_dist.store.arrays.MAX_CHUNK_BYTES", 300)
     job = make_job(labels={"num_pairs": 900})  # the last shard holds 4 of 128 rows: its last chunks are left out
     Pipeline(job).label()
     pairs = open_pairs(job.output.dir)

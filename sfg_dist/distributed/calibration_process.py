@@ -74,9 +74,12 @@ def _work(task: Mapping[str, Any]) -> None:
     sys.stdin.readline()
 
     batches: list[tuple[int, float, float, int]] = []
+    others: list[float] = []  # seconds beside the integration
     started, used = time.perf_counter(), time.process_time()
     for shard in shards:
+        begun = time.perf_counter()
         record = labeler.label(shard)
+        others.append(time.perf_counter() - begun - record["seconds"])
         start, stop = record["rows"]
         batches.append((stop - start, record["seconds"], record["evaluations"] * (stop - start), record["pairs"]))
         if time.perf_counter() - started >= seconds and len(batches) >= _LEAST_BATCHES:
@@ -90,6 +93,7 @@ def _work(task: Mapping[str, Any]) -> None:
             "label_cpu_s": label_cpu_s,
             "device": record["device"],
             "batches": batches,
+            "others": others,
             "import_s": imported - float(os.environ["SFG_CALIBRATION_STARTED"]),
             "open_s": opened - imported,
             "first_s": first,

@@ -8,7 +8,8 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
-from hypothesis import HealthCheck, settings
+import pytest
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -16,6 +17,7 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
+    run_state_machine_as_test,
 )
 
 from sfg_dist.errors import ConflictError, StoreError, StoreUnavailableError
@@ -286,3 +288,46 @@ SETTINGS = settings(
 )
 TestProtocol = Protocol.TestCase
 TestProtocol.settings = SETTINGS
+
+
+@pytest.mark.parametrize("is_disk", [True, False])
+def test_of_two_writers_at_a_dead_ones_objects_one_has_the_claim(is_disk):
+    """The one would commit them as they are, the other one replace them: only one of them may."""
+    location = ModelLocation(is_disk)
+    for name, key in zip(ARRAYS, KEYS, strict=True):
+        location.put(key, CONTENTS[0].objects[name])
+        location.flush(key)
+    location.clock += 2 * protocol.ORPHAN_S
+    first = protocol.write_steps(location, PLAN, 0, CONTENTS[0], {})
+    names = []
+    while not names or names[-1] != "commit":
+        names.append(next(first))
+    assert "take claim" in names
+    assert not any(name.startswith(("create", "replace")) for name in names)
+    with pytest.raises(StoreUnavailableError, match="being finished by another writer"):
+        protocol.write_shard(location, PLAN, 0, CONTENTS[1], {})
+    assert [name for name in first if name == "commit"] == []
+    assert location.read(KEYS[1]) == CONTENTS[0].objects["labels"]
+    assert protocol.claim_key(0) not in location.objects
+    with pytest.raises(ConflictError, match="committed"):
+        protocol.write_shard(location, PLAN, 0, CONTENTS[1], {})
+
+
+@pytest.mark.parametrize("bug", ["objects are not flushed", "objects are overwritten"])
+def test_the_machine_finds_a_planted_bug(monkeypatch, bug):
+    if bug == "objects are not flushed":
+        flush = ModelLocation.flush
+        monkeypatch.setattr(
+            ModelLocation, "flush", lambda self, key: flush(self, key) if not self.is_disk or key not in KEYS else None
+        )
+    else:
+
+        def settle(self, name):
+            yield f"replace {name}"
+            self.location.put(self.keys[name], self.content.objects[name])
+            return True
+
+        monkeypatch.setattr(protocol._Attempt, "_settle", settle)
+    quick = settings(SETTINGS, max_examples=3000, phases=[Phase.generate], database=None, report_multiple_bugs=False)
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(Protocol, settings=quick)

@@ -165,7 +165,8 @@ def extend_store(url: str | Path, num_pairs: int) -> Pairs:
     if missing:
         pairs.require_complete()
     record = len(extended.ends) - 1
-    location.write_many(extension_objects(extended, record))
+    objects = extension_objects(extended, record)
+    location.write_many((key, content) for key, content in objects if location.read(key) != content)
     stored = create_record(location, record, extension_record(extended))
     if stored != extension_record(extended):  # another driver was first
         found = read_plan(location)

@@ -161,12 +161,13 @@ class Location:
 
         try:
             with self._errors("replace", seen.key, may_be_absent=True), self._alone(seen.key):
-                if self.root is None:
-                    obstore.put(self._store, seen.key, content, mode={"e_tag": seen.version}, use_multipart=False)
-                    return True
-                if _entry(obstore.head(self._store, seen.key)).version != seen.version:
+                facts = obstore.head(self._store, seen.key)
+                if _entry(facts).version != seen.version:
                     return False
-                obstore.put(self._store, seen.key, content, use_multipart=False)
+                # Google's stores compare the number of the version, the others the entity tag.
+                if_match = {name: facts[name] for name in ("e_tag", "version") if facts[name] is not None}
+                mode: Any = "overwrite" if self.root is not None else if_match
+                obstore.put(self._store, seen.key, content, mode=mode, use_multipart=False)
                 return True
         except (PreconditionError, FileNotFoundError):
             return False
@@ -177,6 +178,7 @@ class Location:
 
         with suppress(FileNotFoundError), self._errors("delete", key, may_be_absent=True), self._alone(key):
             obstore.delete(self._store, key)
+        self._remove_empty_folders(key)
 
     def move(self, key: str, to: str) -> None:
         """Give an object another name; what is there already is replaced."""
@@ -185,6 +187,7 @@ class Location:
         with self._errors("move", key):
             obstore.rename(self._store, key, to)
         self.flush(to)
+        self._remove_empty_folders(key)
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """The objects under a prefix, a whole name between slashes; staging files are not among them."""
@@ -237,6 +240,15 @@ class Location:
         from zarr.storage import ObjectStore
 
         return ObjectStore(self._store, read_only=read_only)
+
+    def _remove_empty_folders(self, key: str) -> None:
+        """Locally, remove the directories that held only this object: Zarr takes them for damaged arrays."""
+        if self.root is not None:
+            with suppress(OSError):  # not empty
+                for folder in (self.root / key).parents:
+                    if folder == self.root:
+                        break
+                    folder.rmdir()
 
     @contextmanager
     def _alone(self, key: str) -> Iterator[None]:

@@ -32,6 +32,8 @@ def test_objects_come_back(location):
     location.delete("c")
     location.delete("c")
     assert keys(location) == ["d/e"]
+    if location.root is not None:
+        assert sorted(path.name for path in location.root.rglob("*")) == ["d", "e"]
 
 
 def test_of_two_creates_one_wins(location):

@@ -64,6 +64,7 @@ def label_with_actors(
         KeyboardInterrupt: SIGINT, SIGTERM or SIGUSR2 came; what is committed is kept.
     """
     import ray
+    from ray.exceptions import RayError
 
     shards = Shards(open_pairs(url), only)
     wanted = _Wanted(num_actors, num_gpus_per_actor, num_cpu_actors, actors_per_group, num_threads)
@@ -86,7 +87,13 @@ def label_with_actors(
         pool.wake()
 
     with stop_signals(stop):
-        driver.run()
+        try:
+            driver.run()
+        except RayError as error:
+            raise ClusterError(
+                f"the Ray cluster failed ({' '.join(str(error).split())[:300]}); what is committed is kept: run the "
+                f"same command again to go on"
+            ) from error
 
 
 @dataclass(frozen=True)

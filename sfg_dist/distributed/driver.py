@@ -124,9 +124,9 @@ class Driver:
                 self._reporter.emit("stopping", reason=self._request or "interrupted")
             raise
         finally:
-            self._reporter.snapshot(self._ledger, self._crew.workers, is_running=False)
             for name in self._crew.workers:
                 self._pool.kill(name)
+            self._reporter.snapshot(self._ledger, self._crew.workers, is_running=False)
         if self._request is not None:
             raise KeyboardInterrupt(self._request)
         if (error := self._ledger.error()) is not None:
@@ -185,8 +185,8 @@ class Driver:
     ) -> None:
         """End a worker; its shards are looked up, and those not committed go back to the queue.
 
-        Calls of one worker run in order, so of its first call only the first shard that is not done can have brought
-        it down; that one is charged.
+        Calls of one worker run in order, so only the first shard that is not committed can have brought it down; that
+        one is charged. It may be in the second call: the answer to the first goes down with the process.
         """
         self._crew.remove(worker)
         held = [(shard, attempt) for call in worker.calls for shard, attempt in call.attempts.items()]
@@ -194,12 +194,11 @@ class Driver:
             self._ledger.end(shard)
         for shard, record in self._look_up([shard for shard, _ in held if self._ledger.is_open(shard)]).items():
             self._finish(shard, record, worker)
-        left = [shard for shard, _ in held if self._ledger.is_open(shard)]
-        at_work = worker.calls[0].attempts if worker.calls else {}
-        if charge is not None and left and left[0] in at_work:
-            shard = left.pop(0)
-            self._fail(shard, worker, charge, at_work[shard])
-        for shard in reversed(left):
+        left = [(shard, attempt) for shard, attempt in held if self._ledger.is_open(shard)]
+        if charge is not None and left:
+            shard, attempt = left.pop(0)
+            self._fail(shard, worker, charge, attempt)
+        for shard, _ in reversed(left):
             self._ledger.put_back(shard)
         self._wake()
         if replace:

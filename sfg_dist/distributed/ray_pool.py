@@ -232,7 +232,7 @@ class RayPool:
             from ray.util.placement_group import remove_placement_group
 
             remove_placement_group(actor.group)
-        if "pid" in actor.info:
+        if actor.calls and "pid" in actor.info:  # an idle one hears Ray
             self._end_process(actor.info)
 
     def _end_process(self, info: Mapping[str, Any]) -> None:

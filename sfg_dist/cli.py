@@ -43,6 +43,24 @@ def run(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json =
 
 
 @command
+def plan(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False, debug: Debug = False) -> None:
+    """Say what labelling will take: work, memory, disk, time and cost.
+
+    Measures this machine's pace for a few seconds, writes nothing and needs no Ray. Refuses what cannot fit.
+    """
+    from sfg_dist.distributed.estimate import estimate_job
+    from sfg_dist.plan_table import show_estimate, show_steps
+
+    resolved = load(job, set_, executor)
+    with show_steps() as on_step:
+        estimate = estimate_job(resolved, on_step=on_step)
+    if json_:
+        say(json_, estimate.to_dict(), "")
+    else:
+        show_estimate(estimate)
+
+
+@command
 def label(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False, debug: Debug = False) -> None:
     """Make the labeled pairs that are missing."""
     resolved = load(job, set_, executor)

@@ -5,17 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from sfg_dist.errors import DataError
 from sfg_dist.monitor import Monitor
 from sfg_dist.objects import absolute_url
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from sfg_dist.config import ExecutorConfig, LabelsConfig
-    from sfg_dist.data import Transform
+    from sfg_dist.config import ExecutorConfig
     from sfg_dist.distributed.metrics import LabelMetrics
     from sfg_dist.store import Pairs
 
@@ -97,28 +91,3 @@ def _metrics(pairs: Pairs) -> LabelMetrics:
     from sfg_dist.distributed.metrics import LabelMetrics
 
     return LabelMetrics(pairs.location.url)
-
-
-def query_rows(labels: LabelsConfig, transform: Transform) -> NDArray[np.float32] | None:
-    """The user's query points in the flow's coordinates: latents as they stand, data through the transform.
-
-    Raises:
-        DataError: the table is not one of rows of this flow.
-    """
-    source = labels.latents
-    if source is None:
-        return None
-    from sfg_dist.data import open_table
-
-    decode = labels.direction == "decode"
-    table = open_table(source)
-    width = transform.dim if decode else len(transform.columns)
-    if not decode and set(transform.columns) <= set(table.columns):
-        table = open_table(source, columns=list(transform.columns))  # by name; without names, by position
-    if table.values.shape[1] != width:
-        raise DataError(f"labels.latents: {source} has {table.values.shape[1]} columns, expected {width}")
-    finite = np.isfinite(table.values).all(axis=1)
-    if not finite.all():
-        raise DataError(f"labels.latents: {source} is not finite in row {int(np.argmin(finite))} (0-based)")
-    rows = table.values.astype(np.float32) if decode else transform.forward(table.values, noise=None)
-    return np.ascontiguousarray(rows)

@@ -20,12 +20,12 @@ import numpy as np
 from sfg_dist.config import Job, load_job, resolve_job
 from sfg_dist.errors import DataError, StoreError
 from sfg_dist.events import stage_times
-from sfg_dist.label_run import label_pending, query_rows
+from sfg_dist.label_run import label_pending
 from sfg_dist.objects import absolute_url, is_url
 from sfg_dist.output import Listener, OutputDirectory
-from sfg_dist.plan import fingerprint
-from sfg_dist.planning import check_job, identity_of_keys, make_plan, uses_clusters
+from sfg_dist.planning import check_job, identity_of_keys
 from sfg_dist.presentation import report_content
+from sfg_dist.table_plan import frame_of, plan_of, prepare_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -188,7 +188,7 @@ class Pipeline(OutputDirectory):
                 stacklevel=2,
             )
         prepared = self.prepared
-        if fingerprint(prepared.train) != pairs.plan.identity["table"]:
+        if prepared.table_fingerprint() != pairs.plan.identity["table"]:
             raise DataError(
                 f"{self.job.data.source} is not the table that {self.pairs_url} was made from: bring it back, "
                 f"or choose another output.dir and run again"
@@ -229,11 +229,8 @@ class Pipeline(OutputDirectory):
     def prepared(self) -> Prepared:
         """The user's table, cleaned and split; read once."""
         if self._prepared is None:
-            from sfg_dist.data import prepare
-
-            data = self.job.data.model_dump()
             with self.stage("data", source=self.job.data.source):
-                self._prepared = prepare(data.pop("source"), kind=self.job.transform.kind, **data)
+                self._prepared = prepare_table(self.job)
             self.emit("table", **self._prepared.report)
         return self._prepared
 
@@ -255,18 +252,16 @@ class Pipeline(OutputDirectory):
 
     def _open_store(self) -> Pairs:
         """The store of this job's plan, created when it is not there."""
-        from sfg_dist.store import RowBlocks, create_store, open_pairs
+        from sfg_dist.store import create_store, open_pairs
 
         table, frame = self.prepared, self.frame()
-        reference, queries = frame.reference, frame.queries
-        assert not isinstance(reference, RowBlocks)
-        assert not isinstance(queries, RowBlocks)
         existing = open_pairs(self.pairs_url).plan if self._has_store() else None
         order = None
         if frame.make_order is not None and self.job.labels.time_grid == "fitted" and existing is None:
-            order = frame.make_order(reference)
-            frame = replace(frame, make_order=lambda _: order)
-        plan = make_plan(self.job, table.train, reference, table.columns, queries, order=order, existing=existing)
+            orders = list(frame.orders())  # made once, for the grid and for the store
+            order, again = np.concatenate(orders), iter(orders)
+            frame = replace(frame, make_order=lambda _: next(again))
+        plan = plan_of(self.job, table, frame, order=order, existing=existing)
         parts = {field.name: getattr(frame, field.name) for field in fields(frame)}
         pairs = create_store(self.pairs_url, plan, **parts)
         self._write_job()
@@ -278,16 +273,7 @@ class Pipeline(OutputDirectory):
 
     def frame(self) -> Frame:
         """What the frame of this job's store is made of, from its table."""
-        from sfg_dist.store import Frame
-
-        reference, transform = self.prepared.reference(), self.prepared.transform
-        return Frame(
-            reference,
-            transform.to_arrays(),
-            transform.to_metadata(),
-            query_rows(self.job.labels, transform),
-            self._make_order if uses_clusters(self.job, len(reference)) else None,
-        )
+        return frame_of(self.job, self.prepared, self._make_order)
 
     def _make_order(self, reference: NDArray[np.float32]) -> NDArray[np.int64]:
         from sfg_dist.distributed.ordering import CLUSTER_ROWS, order_with_tasks, order_with_threads

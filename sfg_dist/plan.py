@@ -23,7 +23,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from sfg_dist.errors import ConfigError
 
@@ -75,17 +75,20 @@ def normal_rows(seed: int, stream: Stream, start: int, stop: int, dim: int) -> N
 
 def fingerprint(rows: NDArray[Any]) -> str:
     """sha256 of a table's shape, dtype and bytes: its identity by content."""
-    digest = hashlib.sha256(f"{rows.shape}{rows.dtype.str}".encode())
-    digest.update(np.ascontiguousarray(rows).data)
+    return fingerprint_of_blocks([rows], rows.shape, rows.dtype)
+
+
+def fingerprint_of_blocks(blocks: Iterable[NDArray[Any]], shape: tuple[int, ...], dtype: DTypeLike) -> str:
+    """``fingerprint`` of a table that comes in blocks of rows."""
+    digest = hashlib.sha256(f"{shape}{np.dtype(dtype).str}".encode())
+    for rows in blocks:
+        digest.update(np.ascontiguousarray(rows, dtype=dtype).data)
     return digest.hexdigest()
 
 
 def fingerprint_blocks(num_rows: int, dim: int, blocks: Iterable[NDArray[np.float32]]) -> str:
     """``fingerprint`` of a float32 table (num_rows, dim) that comes in blocks of rows, so never whole in memory."""
-    digest = hashlib.sha256(f"{(num_rows, dim)}<f4".encode())
-    for block in blocks:
-        digest.update(np.ascontiguousarray(block, dtype="<f4").data)
-    return digest.hexdigest()
+    return fingerprint_of_blocks(blocks, (num_rows, dim), "<f4")
 
 
 @dataclass(frozen=True)

@@ -37,38 +37,57 @@ def check_job(job: Job) -> None:
 
 def make_plan(
     job: Job,
-    train: NDArray[np.float64],
-    reference: NDArray[np.float32],
+    *,
+    table: str,
+    reference: NDArray[np.float32] | None,
+    reference_fingerprint: str,
+    dim: int,
     columns: tuple[str, ...],
     queries: NDArray[np.float32] | None,
-    *,
     order: NDArray[np.int64] | None = None,
     existing: Plan | None = None,
 ) -> Plan:
     """The plan of a job over a transformed reference set.
 
     A grid that was fitted once is taken from the plan that is there already, not fitted again: it is a function of the
-    rest of the identity. ``order`` is the clusters' ordering of the reference's rows, where it was made earlier.
+    rest of the identity.
 
     The path of the table is no part of it: fingerprints say what was read from there. The reference's alone would not
     do, since a quantile or standardizing transform takes away a change of units.
+
+    Args:
+        job: the checked job.
+        table: fingerprint of the training rows in the user's units.
+        reference: the reference, shape (num_reference, dim); None where it is larger than memory.
+        reference_fingerprint: of the reference.
+        dim: columns as the flow sees them.
+        columns: the user's column names.
+        queries: the user's query points as the flow sees them, or None.
+        order: the clusters' ordering of the reference's rows, where it was made earlier.
+        existing: the plan that is there already.
+
+    Raises:
+        ConfigError: something shall be chosen for the reference, which cannot be done for this one.
     """
     identity = {
         **identity_of_keys(job),
-        "table": fingerprint(train),
-        "reference": fingerprint(reference),
+        "table": table,
+        "reference": reference_fingerprint,
         "queries": fingerprint(queries) if queries is not None else None,
         "blur": choose_blur(job, reference),
     }
     if job.labels.time_grid == "fitted":
+        if existing is None and reference is None:
+            raise ConfigError('labels.time_grid = "fitted" needs the reference in memory: take "graded"')
         if existing is None:
+            assert reference is not None
             identity["time_grid"] = fit_grids(job, reference, identity["blur"]["t_min"], order)
         elif "time_grid" in existing.identity:
             identity["time_grid"] = existing.identity["time_grid"]
     return Plan(
         identity=identity,
         num_pairs=job.labels.num_pairs if queries is None else len(queries),
-        dim=reference.shape[1],
+        dim=dim,
         shard_rows=job.labels.shard_rows,
         columns=tuple(columns),
         source=job.data.source,
@@ -83,13 +102,15 @@ def uses_clusters(job: Job, num_reference: int) -> bool:
     return job.labels.estimator == "full" and job.labels.tolerance > 0 and num_reference >= SPARSE_ROWS
 
 
-def choose_blur(job: Job, reference: NDArray[np.float32]) -> dict[str, Any]:
+def choose_blur(job: Job, reference: NDArray[np.float32] | None) -> dict[str, Any]:
     """t_min, and for "auto" whether the leave-one-out likelihood ran into its floor.
 
     Three digits: the likelihood is flat there, and another machine's last bits must not make another plan.
     """
     if job.labels.t_min != "auto":
         return {"t_min": job.labels.t_min}
+    if reference is None:
+        raise ConfigError('labels.t_min = "auto" needs the reference in memory: name a number')
     from sfg_dist.flow import choose_t_min
 
     try:

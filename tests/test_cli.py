@@ -306,3 +306,27 @@ def test_a_full_disk_keeps_what_is_committed(job, small_disk):
     sfg(job, *words, check=0)
     assert all(file.stat().st_mtime_ns == at for file, at in kept.items())
     sfg(job, *words[:4], "--set", "labels.num_pairs=20000", check=0)
+
+
+def test_plan_says_what_a_run_will_take_and_writes_nothing(job):
+    words = ["plan", "job.toml", "--set", "executor.price_per_hour=2"]
+    shown = sfg(job, *words, check=0)
+    assert shown.stderr == ""
+    lines = dict(line.split(": ", 1) for line in shown.stdout.splitlines())
+    assert lines["pairs"] == "2,000 in 4 shards, 3 columns"
+    assert lines["workers"] == "this process, 1 thread"
+    assert lines["work"].startswith("16,000 score evaluations")
+    assert {"memory", "disk", "label time", "calibration", "cost"} <= lines.keys()
+    assert not (job / "runs").exists()
+    sfg(job, "label", "job.toml", check=0)
+    document = json.loads(sfg(job, *words, "--json", check=0).stdout)
+    assert document["work"]["shards_left"] == document["left"]["arrays"] == 0
+    arrays = [path for path in (job / "runs/job/pairs.zarr").rglob("*") if path.is_file() and path.suffix != ".json"]
+    assert document["written"]["arrays"] == sum(path.stat().st_size for path in arrays)
+
+
+def test_plan_refuses_what_cannot_fit(job):
+    words = ["plan", "job.toml", "--executor", "ray", "--set", "executor.num_actors=10_000"]
+    done = sfg(job, *words, "--json", check=2)
+    assert "take executor.num_actors = " in json.loads(done.stdout)["error"]
+    assert not (job / "runs").exists()

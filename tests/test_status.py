@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from sfg_dist.distributed.labeler import label_inline
+from sfg_dist.distributed.inline import label_inline
 from sfg_dist.monitor import Monitor
 from sfg_dist.prometheus import prometheus_text
 from sfg_dist.statusview import open_console, status_line, status_lines, status_page

@@ -13,17 +13,24 @@ Conventions of this room:
 - The same source and seed give the same bytes.
 """
 
+from sfg_dist.data.large import prepare_within
 from sfg_dist.data.prepare import Prepared, prepare
+from sfg_dist.data.queries import read_queries
+from sfg_dist.data.rows import RowReader, open_rows
 from sfg_dist.data.table import BUILTIN_NAMES, SplitTable, Table, open_split, open_table
 from sfg_dist.data.transform import Transform
 
 __all__ = [
     "BUILTIN_NAMES",
     "Prepared",
+    "RowReader",
     "SplitTable",
     "Table",
     "Transform",
+    "open_rows",
     "open_split",
     "open_table",
     "prepare",
+    "prepare_within",
+    "read_queries",
 ]

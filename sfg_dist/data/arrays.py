@@ -30,12 +30,14 @@ class ArrayFile:
         names: the arrays present.
         read: gives an array by name; numbers as stored, text as str.
         describe: shape and type of an array, for messages.
+        node: gives an array that reads what is sliced from it, where the format can (.zarr).
     """
 
     source: str
     names: tuple[str, ...]
     read: Callable[[str], NDArray[Any]]
     describe: Callable[[str], str]
+    node: Callable[[str], Any] | None = None
 
     def matrix(self, name: str) -> NDArray[np.float64]:
         """An array as float64 of shape (num_rows, num_columns); one dimension is one column.
@@ -174,14 +176,20 @@ def _zarr_file(source: str) -> ArrayFile:
         if name == "columns" and named is not None:
             return np.asarray(named, dtype=str)
         with _reading_zarr(source):
-            array = arrays[name]
-            if array.dtype.kind == "O" or _uses_pickle(array.metadata.to_dict()):
-                raise DataError(_object_message(source, name))
-            values = np.asarray(array[...])
+            values = np.asarray(array_of(name)[...])
             return values.astype(str) if values.dtype.kind == "T" else values
 
+    def array_of(name: str) -> Any:
+        array = arrays[name]
+        if array.dtype.kind == "O" or _uses_pickle(array.metadata.to_dict()):
+            raise DataError(_object_message(source, name))
+        return array
+
+    def describe(name: str) -> str:
+        return "names" if name not in arrays else _shape_text(arrays[name].shape, arrays[name].dtype)
+
     names = (*arrays, "columns") if named is not None else tuple(arrays)
-    return ArrayFile(source, names, read, lambda name: _shape_text(read(name).shape, read(name).dtype))
+    return ArrayFile(source, names, read, describe, array_of)
 
 
 @contextmanager

@@ -40,15 +40,31 @@ def drop_missing(source: str, rows: _Array, names: Sequence[str], missing: str) 
     if missing == "drop":
         return rows[~bad.any(axis=1)]
     counts = bad.sum(axis=0)
+    first_row = int(np.argmax(bad[:, np.flatnonzero(counts)[0]]))
+    raise missing_values(source, names, counts, first_row, int(bad.any(axis=1).sum()), len(rows))
+
+
+def missing_values(
+    source: str, names: Sequence[str], counts: NDArray[np.intp], first_row: int, num_incomplete: int, num_rows: int
+) -> DataError:
+    """The refusal of a table with missing or infinite values.
+
+    Args:
+        source: for the message.
+        names: of the columns.
+        counts: missing or infinite values of each column, shape (num_columns,), not all 0.
+        first_row: the first row in which the first column concerned has one.
+        num_incomplete: rows that have one.
+        num_rows: rows of the table.
+    """
     affected = np.flatnonzero(counts)
-    first = affected[0]
     more = [f"{names[column]!r} has {counts[column]}" for column in affected[1:6]]
     if len(affected) > 6:
         more.append(f"{len(affected) - 6} more columns have some")
-    raise DataError(
-        f"{source}: column {names[first]!r} has {counts[first]} missing or infinite values, the first in row "
-        f"{np.argmax(bad[:, first])} (counted from 0){'; ' if more else ''}{', '.join(more)}; "
-        f'set data.missing = "drop" to leave out the {bad.any(axis=1).sum()} incomplete rows of {len(rows)}, '
+    return DataError(
+        f"{source}: column {names[affected[0]]!r} has {counts[affected[0]]} missing or infinite values, the first in "
+        f"row {first_row} (counted from 0){'; ' if more else ''}{', '.join(more)}; "
+        f'set data.missing = "drop" to leave out the {num_incomplete} incomplete rows of {num_rows}, '
         "or leave columns out with data.columns"
     )
 

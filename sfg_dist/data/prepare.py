@@ -9,7 +9,7 @@ A split table's parts keep their rows; only the training rows are shuffled, and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ from sfg_dist.data.table import LogDensity, open_split, open_table
 from sfg_dist.data.toy import NAMES as TOY_NAMES
 from sfg_dist.data.transform import Transform
 from sfg_dist.errors import DataError
-from sfg_dist.plan import BLOCK_ROWS, Stream, random_generator
+from sfg_dist.plan import BLOCK_ROWS, Stream, fingerprint_of_blocks, random_generator
 
 MIN_ROWS = 20
 MIN_TRAIN_ROWS = 10
+PARTS = ("train", "validation", "test")
+_BLOCK_ROWS = 1 << 16
 
 _Array = NDArray[np.float64]
 
@@ -45,6 +47,7 @@ class Prepared:
         log_density: exact log density in nats of rows in the user's units, where it is known.
         seed: of the dequantization noise.
         report: what was read, dropped, found and split; JSON-able.
+        sizes: rows of each part; ``train``, ``validation`` and ``test`` of a large table hold the first of them only.
     """
 
     source: str
@@ -56,6 +59,40 @@ class Prepared:
     log_density: LogDensity | None
     seed: int
     report: dict[str, Any]
+    sizes: Mapping[str, int]
+
+    @property
+    def num_train(self) -> int:
+        """Number of training rows, the reference's rows."""
+        return self.sizes["train"]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all rows are held in memory."""
+        return True
+
+    def train_blocks(self, block_rows: int) -> Iterator[_Array]:
+        """All training rows in the user's units, ``block_rows`` at a time."""
+        for start in range(0, self.num_train, block_rows):
+            yield self.train[start : start + block_rows]
+
+    def reference_blocks(self, block_rows: int) -> Iterator[NDArray[np.float32]]:
+        """The training rows as the flow sees them, with their noise, ``block_rows`` at a time."""
+        start = 0
+        for rows in self.train_blocks(block_rows):
+            noise = noise_rows(self.seed, start, start + len(rows), self.transform.dim)
+            yield self.transform.forward(rows, noise=noise)
+            start += len(rows)
+
+    def table_fingerprint(self) -> str:
+        """``plan.fingerprint`` of the training rows, block by block."""
+        return fingerprint_of_blocks(self.train_blocks(_BLOCK_ROWS), (self.num_train, len(self.columns)), np.float64)
+
+    def reference_fingerprint(self) -> str:
+        """``plan.fingerprint`` of the reference, block by block."""
+        return fingerprint_of_blocks(
+            self.reference_blocks(_BLOCK_ROWS), (self.num_train, self.transform.dim), np.float32
+        )
 
     def reference(self) -> NDArray[np.float32]:
         """The training rows as the flow sees them, with their noise, shape (num_train, dim)."""
@@ -70,9 +107,8 @@ class Prepared:
 
         It belongs to positions: the rows of train, validation and test are counted through.
         """
-        sizes = {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)}
-        start = sum(list(sizes.values())[: list(sizes).index(part)])
-        return _noise_rows(self.seed, start, start + sizes[part], self.transform.dim)
+        start = sum(self.sizes[before] for before in PARTS[: PARTS.index(part)])
+        return noise_rows(self.seed, start, start + len(getattr(self, part)), self.transform.dim)
 
 
 def prepare(
@@ -157,12 +193,8 @@ def prepare(
         whole = np.split(rows, np.cumsum(sizes)[:-1])
         train = whole[0][_order(len(whole[0]), shuffle, seed)[:max_rows]]
         validation, test = whole[1], whole[2]
-    if len(train) < MIN_TRAIN_ROWS or not len(test):
-        raise DataError(
-            f"{source}: the split leaves {len(train)} training, {len(validation)} validation "
-            f"and {len(test)} test rows: expected at least {MIN_TRAIN_ROWS} for training, one for the test "
-            "(data.split, data.max_rows)"
-        )
+    sizes_of_parts = {"train": len(train), "validation": len(validation), "test": len(test)}
+    check_parts(source, len(rows), num_read, sizes_of_parts)
     constants |= find_constants(source, train, names, constant, where="the training rows", known=constants)
     transform = _fit(train, rows, names, constants, grids, kind, seed)
     return Prepared(
@@ -180,9 +212,10 @@ def prepare(
             "num_rows_dropped": num_read - len(rows),
             "constant": constants,
             "ties": ties,
-            "split": {"train": len(train), "validation": len(validation), "test": len(test)},
+            "split": sizes_of_parts,
             "num_duplicate_train_rows": num_duplicates(train),
         },
+        sizes=sizes_of_parts,
     )
 
 
@@ -206,7 +239,7 @@ def _fit(
         steps={name: grid.step for name, grid in used.items()},
         offsets={name: grid.offset for name, grid in used.items()},
         limits={name: (float(values.min()), float(values.max())) for name, values in limits.items()},
-        noise=_noise_rows(seed, 0, len(train), len(names) - len(constants)),
+        noise=noise_rows(seed, 0, len(train), len(names) - len(constants)),
     )
 
 
@@ -225,10 +258,33 @@ def _order(num_rows: int, shuffle: str, seed: int) -> NDArray[np.intp]:
 
 def _cut(rows: _Array, split: Sequence[float]) -> tuple[_Array, _Array, _Array]:
     """Training, validation and test rows: the last ones are the test, those before them validation."""
-    num_test, num_validation = int(split[2] * len(rows)), int(split[1] * len(rows))
-    last = len(rows) - num_test
-    first = last - num_validation
+    sizes = part_sizes(len(rows), split)
+    first, last = sizes["train"], sizes["train"] + sizes["validation"]
     return rows[:first], rows[first:last], rows[last:]
+
+
+def part_sizes(num_rows: int, split: Sequence[float]) -> dict[str, int]:
+    """Rows of each part."""
+    num_test, num_validation = int(split[2] * num_rows), int(split[1] * num_rows)
+    return {"train": num_rows - num_validation - num_test, "validation": num_validation, "test": num_test}
+
+
+def check_parts(
+    source: str, num_rows: int, num_read: int, sizes: Mapping[str, int], max_rows: int | None = None
+) -> None:
+    """Refuse a table, or a split of it, that leaves too few rows.
+
+    Raises:
+        DataError: with the numbers.
+    """
+    _check_count(source, num_rows, f"{num_read} read, {num_read - num_rows} dropped as incomplete")
+    _check_count(source, sum(sizes.values()), f"data.max_rows = {max_rows}")
+    if sizes["train"] < MIN_TRAIN_ROWS or not sizes["test"]:
+        raise DataError(
+            f"{source}: the split leaves {sizes['train']} training, {sizes['validation']} validation "
+            f"and {sizes['test']} test rows: expected at least {MIN_TRAIN_ROWS} for training, one for the test "
+            "(data.split, data.max_rows)"
+        )
 
 
 def _check_count(source: str, num_rows: int, why: str) -> None:
@@ -236,8 +292,8 @@ def _check_count(source: str, num_rows: int, why: str) -> None:
         raise DataError(f"{source}: {num_rows} rows are left ({why}): expected at least {MIN_ROWS}")
 
 
-def _noise_rows(seed: int, start: int, stop: int, dim: int) -> _Array:
-    """Rows ``start`` to ``stop`` of an endless table of uniform numbers, shape (stop - start, dim)."""
+def noise_rows(seed: int, start: int, stop: int, dim: int) -> _Array:
+    """Dequantization noise of rows ``start`` to ``stop`` of a table, shape (stop - start, dim)."""
     rows = np.empty((stop - start, dim))
     for block in range(start // BLOCK_ROWS, -(-stop // BLOCK_ROWS)):
         drawn = random_generator(seed, Stream.DEQUANTIZE, block).random((BLOCK_ROWS, dim))

@@ -39,7 +39,7 @@ def read_records(source: str, columns: Sequence[str] | None) -> tuple[NDArray[np
         table, names = read(source, stream, columns)
     values = np.empty((table.num_rows, len(names)))
     for index, name in enumerate(names):
-        values[:, index] = _numbers(source, name, table.column(index))
+        values[:, index] = numbers(source, name, table.column(index))
     return values, names
 
 
@@ -80,7 +80,12 @@ def _read_parquet(source: str, stream: BinaryIO, columns: Sequence[str] | None) 
         return file.read(columns=list(wanted)).select(list(wanted)), wanted
 
 
-def _numbers(source: str, name: str, column: Any) -> NDArray[np.float64]:
+def numbers(source: str, name: str, column: Any) -> NDArray[np.float64]:
+    """A column of an Arrow table as float64, nulls as NaN.
+
+    Raises:
+        DataError: it holds something else than numbers.
+    """
     import pyarrow as pa
 
     kind = column.type

@@ -120,8 +120,10 @@ class Transform:
         spread = _spread(rows[:, kept], grids, noise)
         location, scale = np.zeros(len(kept)), np.ones(len(kept))
         if kind == "standardize":
-            location, scale = spread.mean(axis=0), spread.std(axis=0)
-            scale = np.maximum(scale, 1e-100)
+            # Column by column: numpy adds up a column of a table in another order than the column alone.
+            whole = [np.ascontiguousarray(spread[:, index]) for index in range(len(kept))]
+            location = np.array([column.mean() for column in whole])
+            scale = np.maximum([column.std() for column in whole], 1e-100)
         curves = [fit_curve(spread[:, i], grid) for i, grid in enumerate(grids)] if kind == "quantile" else []
         return cls(
             kind=kind,
@@ -133,6 +135,20 @@ class Transform:
             location=location,
             scale=scale,
             curves=tuple(curves),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Transform]) -> Transform:
+        """The map of a table's columns out of maps of one or some of them each, in order, all of one kind."""
+        arrays = {
+            name: np.concatenate([getattr(part, name) for part in parts])
+            for name in ("constants", "steps", "offsets", "cell_ranges", "location", "scale")
+        }
+        return cls(
+            kind=parts[0].kind,
+            columns=tuple(name for part in parts for name in part.columns),
+            curves=tuple(curve for part in parts for curve in part.curves),
+            **arrays,
         )
 
     def forward(self, rows: _Array, *, noise: _Array | None = None) -> NDArray[np.float32]:

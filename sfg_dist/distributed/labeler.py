@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import socket
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,10 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sfg_dist.distributed.inline import label_inline as label_inline
+from sfg_dist.distributed.members import GroupReference
+from sfg_dist.distributed.node_table import NodeTable
+from sfg_dist.distributed.references import StoredReference, open_reference
 from sfg_dist.errors import NonFiniteLabelError
-from sfg_dist.flow import Effort, Reference, Schedule, label_batch, label_latents
+from sfg_dist.flow import Effort, PreparedReference, Schedule, label_batch, label_latents
+from sfg_dist.flow.streaming import StreamedReference
 from sfg_dist.plan import Plan, Stream, integer_rows, normal_rows, random_generator
+from sfg_dist.planning import versions
 from sfg_dist.store import Pairs, open_pairs, read_rows
 
 
@@ -34,18 +40,44 @@ class ShardLabeler:
         url: the store.
         num_threads: CPU threads; part of what decides the last bits, hence never taken from the machine.
         device: where the flow runs; the GPU when there is one.
+        memory_gib: memory that this process may hold resident, in GiB, interpreter and libraries included; a reference
+            that does not fit in is streamed, with the same bits. What the machine has free where not given.
+        members: those that hold the reference, where one process cannot: actor handles of ``ReferenceMember``, one a
+            part, in order. Labels are then within the same tolerance, and the same for the same number of members.
+
+    Raises:
+        LabelingError: the memory is too small for one block of the reference.
+        StoreError: the store cannot be read, or its reference is damaged.
     """
 
-    def __init__(self, url: str, *, num_threads: int = 1, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        num_threads: int = 1,
+        device: torch.device | None = None,
+        memory_gib: float | None = None,
+        members: Sequence[Any] = (),
+    ) -> None:
         self.pairs: Pairs = open_pairs(url)
         self.plan: Plan = self.pairs.plan
         self.num_threads = num_threads
         self.device = device or default_device()
-        self.reference = Reference(
-            torch.from_numpy(self.pairs.reference), device=self.device, order=self.pairs.cluster_order
-        )
+        self.members = tuple(members)
+        self.reference: PreparedReference
+        self._table: NodeTable | None
+        with _threads(num_threads):
+            if members:
+                self.reference, self._table = GroupReference(StoredReference(self.pairs), members), None
+            else:
+                self.reference, self._table = open_reference(self.pairs, device=self.device, memory_gib=memory_gib)
         self.queries = self.pairs.queries
         self.schedule = Schedule(self.plan.labels["schedule"], self.plan.t_min)
+
+    def close(self) -> None:
+        """Give up this process's share of the node's files; labels can be made no more."""
+        if self._table is not None:
+            self._table.close()
 
     def label(self, shard: int, attempt: int = 1) -> dict[str, Any]:
         """Integrate, write and commit one shard; the commit record, the existing one where it is done already.
@@ -58,19 +90,22 @@ class ShardLabeler:
             return record
         started = time.time()
         effort = Effort()
+        streamed = _num_streamed(self.reference)
+        own = self.plan.shard_range(shard)
         starts: list[NDArray[np.float32]] = []
         ends: list[NDArray[np.float32]] = []
         with _threads(self.num_threads):
             for first, stop in self.plan.batches(shard):
                 rows = self._start_points(shard, first, stop)
-                starts.append(rows)
-                ends.append(self._integrate(shard, first, rows, effort))
+                images_of_batch = self._integrate(shard, first, rows, effort)
+                # A shard that completes a ragged one begins within a batch; it is integrated whole, as in a longer run.
+                kept = slice(max(own[0] - first, 0), own[1] - first)
+                starts.append(rows[kept])
+                ends.append(images_of_batch[kept])
         integrated = time.time()
-        # A shard that completes a ragged one begins within a batch, which is integrated whole, as in a longer run.
-        own = slice(self.plan.shard_range(shard)[0] - next(self.plan.batches(shard))[0], None)
-        points, images = np.concatenate(starts)[own], np.concatenate(ends)[own]
+        points, images = np.concatenate(starts), np.concatenate(ends)
         if not np.isfinite(images).all():
-            bad = int(np.flatnonzero(~np.isfinite(images).all(axis=1))[0]) + self.plan.shard_range(shard)[0]
+            bad = int(np.flatnonzero(~np.isfinite(images).all(axis=1))[0]) + own[0]
             raise NonFiniteLabelError(
                 f"shard {shard}: row {bad} has no finite end point: check the table for values far outside the rest, "
                 f"or take a larger labels.t_min"
@@ -85,10 +120,15 @@ class ShardLabeler:
                 "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine(),
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
+                "versions": versions(),
                 "evaluations": round(effort.evaluations / effort.rows, 2),
                 "pairs": effort.pairs,
                 "tolerance_reached": effort.bound,
                 "step_control_exceeded": effort.exceeded,
+                "blocks": self.reference.num_blocks,
+                "blocks_streamed": _num_streamed(self.reference) - streamed,
+                "memory_peak": peak_memory(),
+                "group": len(self.members) or 1,
                 "seconds": round(integrated - started, 4),
                 "finished": time.time(),
             },
@@ -105,10 +145,7 @@ class ShardLabeler:
         # A draw of the blurred data, whose latent is then N(0, I) as the decoder's are: x_j + (beta / alpha) eps.
         index = integer_rows(seed, Stream.ENCODE, first, stop, self.reference.num_reference)
         blur = self.schedule.beta_sq(self.schedule.t_end) ** 0.5 / self.schedule.alpha(self.schedule.t_end)
-        picked = self.reference.keys[torch.from_numpy(index).to(self.device), :-1].double() + self.reference.center.to(
-            self.device
-        )
-        return (picked.cpu().numpy() + blur * noise).astype(np.float32)
+        return (self.reference.take(index).numpy() + blur * noise).astype(np.float32)
 
     def _integrate(self, shard: int, first: int, rows: NDArray[np.float32], effort: Effort) -> NDArray[np.float32]:
         """One batch, padded to the plan's size: a product's shape decides its last bits."""
@@ -129,7 +166,7 @@ class ShardLabeler:
         )
         return ends[: len(rows)].cpu().numpy()
 
-    def _batch_reference(self, first: int) -> Reference:
+    def _batch_reference(self, first: int) -> PreparedReference:
         """The whole reference, or the published mini-batch of it, drawn anew for every batch."""
         settings = self.plan.labels
         if settings["estimator"] == "full" or settings["num_reference"] >= self.reference.num_reference:
@@ -138,6 +175,16 @@ class ShardLabeler:
         return self.reference.subset(
             generator.choice(self.reference.num_reference, settings["num_reference"], replace=False)
         )
+
+
+def _num_streamed(reference: PreparedReference) -> int:
+    return reference.num_streamed if isinstance(reference, StreamedReference) else 0
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has held resident so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def label_error(pairs: Pairs, *, max_rows: int = 256, max_pairs: float = 1e9) -> dict[str, Any]:
@@ -153,16 +200,16 @@ def label_error(pairs: Pairs, *, max_rows: int = 256, max_pairs: float = 1e9) ->
     plan = pairs.plan
     if plan.labels["estimator"] != "full":
         return {}
-    rows = pairs.reference
+    stored = StoredReference(pairs)
     num_evaluations = 96
-    wanted = max(8, int(max_pairs / (len(rows) * num_evaluations)))
+    wanted = max(8, int(max_pairs / (stored.num_reference * num_evaluations)))
     start, stop = plan.shard_range(0)
     num_rows = min(max_rows, wanted, stop - start)
     latents, labels = (read_rows(array, 0, num_rows).astype(np.float64) for array in (pairs.latents, pairs.labels))
     decodes = plan.shard_direction(0) == "decode"
     ends = label_latents(
         latents if decodes else labels,
-        Reference(torch.from_numpy(rows), dtype=torch.float64),
+        stored.streamed(torch.device("cpu"), torch.float64),
         t_min=plan.t_min,
         schedule=plan.labels["schedule"],
         direction="decode" if decodes else "encode",

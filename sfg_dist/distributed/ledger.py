@@ -134,11 +134,7 @@ class Ledger:
 
     def put_back(self, shard: int) -> None:
         """A shard comes back through no fault of its own; where somebody else holds it still, that will do."""
-        if shard not in self._open or self.runs(shard):
-            return
-        if self._is_exhausted(shard):
-            self._give_up(shard)
-        else:
+        if shard in self._open and not self.runs(shard):
             self._todo.appendleft(shard)
 
     def charge(self, shard: int, worker: str, failure: Failure, now: float, *, avoid: str, avoid_s: float) -> str:
@@ -159,8 +155,9 @@ class Ledger:
         trouble.reasons.append((worker, failure))
         if self.runs(shard):  # another attempt goes on; it decides
             return "retry"
-        if self._is_exhausted(shard):
-            self._give_up(shard)
+        if len(trouble.reasons) >= self._policy.max_attempts:
+            self._open.discard(shard)
+            self.given_up.append(shard)
             return "give_up"
         wait = self._pause(trouble) if failure.is_a(StoreUnavailableError) else 0.0
         self._again.append(_Retry(shard, now + wait, avoid, now + wait + avoid_s))
@@ -197,14 +194,6 @@ class Ledger:
     def last_exception(self) -> BaseException | None:
         """The exception behind the last shard given up, where it was raised in this process."""
         return self._trouble[self.given_up[-1]].reasons[-1][1].exception if self.given_up else None
-
-    def _is_exhausted(self, shard: int) -> bool:
-        trouble = self._trouble.get(shard)
-        return trouble is not None and len(trouble.reasons) >= self._policy.max_attempts
-
-    def _give_up(self, shard: int) -> None:
-        self._open.discard(shard)
-        self.given_up.append(shard)
 
     def _pause(self, trouble: _Trouble) -> float:
         """Pause before the next attempt: doubled with every failure of the store, with jitter of half of it."""

@@ -18,19 +18,22 @@ from sfg_dist.flow.labeling import (
     score,
 )
 from sfg_dist.flow.posterior import PosteriorMoments, posterior_mean, posterior_moments
-from sfg_dist.flow.reference import Reference
+from sfg_dist.flow.reference import BLOCK_ROWS, PreparedReference, Reference, block_ranges
 from sfg_dist.flow.schedule import Schedule
 from sfg_dist.flow.solver import SOLVERS, TABLEAUX, integrate, num_steps, time_grid, trajectory
 
 __all__ = [
+    "BLOCK_ROWS",
     "SOLVERS",
     "TABLEAUX",
     "Bandwidth",
     "Effort",
     "FittedGrid",
     "PosteriorMoments",
+    "PreparedReference",
     "Reference",
     "Schedule",
+    "block_ranges",
     "build_order",
     "choose_t_min",
     "denoiser_of",

@@ -33,6 +33,7 @@ MAX_THIRD_DIM = 8
 MAX_TOP_NODES = 16
 PARALLEL_ROWS = 1 << 18
 SPLIT_SAMPLE = 1024
+_CHUNK_LEAVES = 1 << 12  # laid out at a time
 
 Mapper = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
 
@@ -118,16 +119,9 @@ def build_clusters(rows: NDArray[np.float32], *, order: NDArray[np.int64] | None
     if order is None:
         order = build_order(rows)
     ordered = np.ascontiguousarray(rows[order])
-    sizes = [-(-num_rows // LEAF_ROWS)]
-    while sizes[-1] > MAX_TOP_NODES:
-        sizes.append(-(-sizes[-1] // FAN))
-    offsets = [0]
-    for size in sizes:
-        offsets.append(offsets[-1] + -(-size // FAN) * FAN)  # whole groups, so that a group is read without a test
-    moments = moment_order(dim)
-    padded, pairs = -(-dim // 8) * 8, dim * (dim + 1) // 2
-    bounds = np.zeros((offsets[-1] // FAN, 3 * dim + 5, FAN), F)
-    table = np.zeros((offsets[-1], {1: 1, 2: 1 + dim, 3: 2 + dim + pairs}[moments], padded), F)
+    sizes, offsets = _levels(num_rows)
+    moments, shapes = moment_order(dim), clusters_shapes(num_rows, dim)
+    bounds, table = np.zeros(shapes["bounds"], F), np.zeros(shapes["moments"], F)
     for level, size in enumerate(sizes):
         _node_moments(ordered, LEAF_ROWS * FAN**level, offsets[level], size, moments, bounds, table)
     if moments >= 2:
@@ -135,7 +129,7 @@ def build_clusters(rows: NDArray[np.float32], *, order: NDArray[np.int64] | None
         widest = np.concatenate(
             [
                 np.linalg.eigvalsh(part.astype(np.float64))[:, -1]
-                for part in np.array_split(covariance, len(table) // 65536 + 1)
+                for part in np.array_split(covariance, len(table) // 4096 + 1)
             ]
         )
         bounds[:, 3 * dim + 3] = widest.reshape(-1, FAN).clip(0)
@@ -155,17 +149,44 @@ def build_clusters(rows: NDArray[np.float32], *, order: NDArray[np.int64] | None
     )
 
 
+def clusters_shapes(num_rows: int, dim: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the arrays of ``Clusters`` over a table of this size, by name."""
+    sizes, offsets = _levels(num_rows)
+    pairs = dim * (dim + 1) // 2
+    rows = {1: 1, 2: 1 + dim, 3: 2 + dim + pairs}[moment_order(dim)]
+    return {
+        "blocks": (sizes[0], dim + 1, LEAF_ROWS),
+        "bounds": (offsets[-1] // FAN, 3 * dim + 5, FAN),
+        "moments": (offsets[-1], rows, -(-dim // 8) * 8),
+        "offsets": (len(offsets),),
+        "sizes": (len(sizes),),
+    }
+
+
+def _levels(num_rows: int) -> tuple[list[int], list[int]]:
+    """Nodes of each level, leaves first; and the first node of each, and the end."""
+    sizes = [-(-num_rows // LEAF_ROWS)]
+    while sizes[-1] > MAX_TOP_NODES:
+        sizes.append(-(-sizes[-1] // FAN))
+    offsets = [0]
+    for size in sizes:
+        offsets.append(offsets[-1] + -(-size // FAN) * FAN)  # whole groups, so that a group is read without a test
+    return sizes, offsets
+
+
 def make_blocks(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows column by column within leaves, then |x|^2; see ``Clusters.blocks``."""
     num_rows, dim = rows.shape
     num_blocks = -(-num_rows // LEAF_ROWS)
-    table = np.zeros((num_blocks * LEAF_ROWS, dim + 1), F)
-    table[num_rows:, :dim] = PADDING
-    table[:num_rows, :dim] = rows
-    table[num_rows:, dim] = dim * PADDING * PADDING
-    table[:num_rows, dim] = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
     blocks = _aligned((num_blocks, dim + 1, LEAF_ROWS))
-    blocks[:] = table.reshape(num_blocks, LEAF_ROWS, dim + 1).transpose(0, 2, 1)
+    for start in range(0, num_blocks, _CHUNK_LEAVES):
+        part = blocks[start : start + _CHUNK_LEAVES]
+        own = rows[start * LEAF_ROWS : (start + len(part)) * LEAF_ROWS]
+        table = np.full((len(part) * LEAF_ROWS, dim + 1), PADDING)
+        table[len(own) :, dim] = dim * PADDING * PADDING
+        table[: len(own), :dim] = own
+        table[: len(own), dim] = np.einsum("ij,ij->i", own, own, dtype=np.float64)
+        part[:] = table.reshape(len(part), LEAF_ROWS, dim + 1).transpose(0, 2, 1)
     return blocks
 
 

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from sfg_dist.flow.clusters import Clusters
 from sfg_dist.flow.cpu_kernels import dense_rows
-from sfg_dist.flow.cpu_traversal import cluster_rows
+from sfg_dist.flow.cpu_traversal import CARRIED, LEAST_MASS, cluster_rows
+from sfg_dist.flow.leaf_sums import HUGE
 from sfg_dist.flow.simd import has_avx512
 from sfg_dist.flow.wide_sums import wide_rows
 
@@ -58,7 +59,7 @@ class Sums(NamedTuple):
     work: NDArray[np.int64]
 
 
-class _Queries(NamedTuple):
+class Queries(NamedTuple):
     """Rows as the kernels take them.
 
     Attributes:
@@ -74,7 +75,7 @@ class _Queries(NamedTuple):
     rows: NDArray[np.int64]
 
 
-def _prepare(z_t: Tensor, alpha: Tensor, beta_sq: Tensor) -> tuple[_Queries, Sums]:
+def prepare(z_t: Tensor, alpha: Tensor, beta_sq: Tensor) -> tuple[Queries, Sums]:
     """The rows' queries and room for their sums.
 
     Where alpha is next to nothing beside beta, x~ and sigma would overflow. There sigma is taken smaller and x~ so that
@@ -98,7 +99,7 @@ def _prepare(z_t: Tensor, alpha: Tensor, beta_sq: Tensor) -> tuple[_Queries, Sum
         np.where(fine, 0.0, np.nan),
         np.zeros((rows, 3), np.int64),
     )
-    return _Queries(x, inv_sigma_sq, log_shift, np.flatnonzero(fine)), sums
+    return Queries(x, inv_sigma_sq, log_shift, np.flatnonzero(fine)), sums
 
 
 def has_dense(dim: int) -> bool:
@@ -121,23 +122,23 @@ def dense_sums(
         z_t: noisy states, float32, shape (num_rows, dim); alpha and beta_sq one a row.
         variance: also the variances.
     """
-    queries, sums = _prepare(z_t, alpha, beta_sq)
+    queries, sums = prepare(z_t, alpha, beta_sq)
     sums.work[:, 0] = num_reference
 
     def work(part: NDArray[np.int64]) -> None:
         _add_dense(part, queries, blocks, largest_square, sums, variance)
 
-    _share_out(work, queries.rows)
+    share_out(work, queries.rows)
     return sums
 
 
 def needs_differences(z_t: Tensor, alpha: Tensor, beta_sq: Tensor, largest_square: float) -> NDArray[np.bool_]:
     """Rows for which expanded exponents, wrong by about 6e-8 |x~| |x| / sigma^2, would show that."""
-    queries, _ = _prepare(z_t, alpha, beta_sq)
+    queries, _ = prepare(z_t, alpha, beta_sq)
     return _needs_differences(queries, np.arange(len(queries.x)), largest_square)
 
 
-def _needs_differences(queries: _Queries, rows: NDArray[np.int64], largest_square: float) -> NDArray[np.bool_]:
+def _needs_differences(queries: Queries, rows: NDArray[np.int64], largest_square: float) -> NDArray[np.bool_]:
     if queries.x.shape[1] > UNROLLED_DIM:
         return np.zeros(len(rows), bool)
     x = queries.x[rows]
@@ -147,7 +148,7 @@ def _needs_differences(queries: _Queries, rows: NDArray[np.int64], largest_squar
 
 def _add_dense(
     rows: NDArray[np.int64],
-    queries: _Queries,
+    queries: Queries,
     blocks: NDArray[np.float32],
     largest_square: float,
     sums: Sums,
@@ -183,18 +184,11 @@ def cluster_sums(
     Rows for which skipping does not pay are summed densely; where another engine does that faster (``has_dense``), they
     are left to it with a bound of -1.
     """
-    queries, sums = _prepare(z_t, alpha, beta_sq)
-    share = next(share for dim, share in _DENSE_SHARE if clusters.dim <= dim)
-    spend = np.array([*_SPEND, *[_SPEND[-1]] * len(clusters.sizes)])
-    axes, squares = tuple(range(clusters.dim)), (0,) * variance
-    flat = clusters.bounds.reshape(-1), clusters.moments.reshape(-1), clusters.blocks.reshape(-1)
+    queries, sums = prepare(z_t, alpha, beta_sq)
 
     def run(part: NDArray[np.int64], aim: float) -> None:
         found = Sums(sums.mean[part], sums.log_kernel_sum[part], sums.variance[part], sums.bound[part], sums.work[part])
-        cluster_rows(
-            queries.x[part], queries.inv_sigma_sq[part], aim, share, spend, clusters.offsets, clusters.sizes, *flat,
-            clusters.moment_order, *found, axes, squares,
-        )  # fmt: skip
+        add_clusters(queries, part, clusters, aim, fresh(len(part), clusters.dim), found, variance=variance)
         sums.mean[part], sums.variance[part] = found.mean, found.variance
         sums.log_kernel_sum[part] = found.log_kernel_sum + queries.log_shift[part]
         sums.bound[part], sums.work[part] = found.bound, found.work
@@ -215,11 +209,68 @@ def cluster_sums(
         else:
             sums.bound[left] = -1
 
-    _share_out(work, queries.rows)
+    share_out(work, queries.rows)
     return sums
 
 
-def _share_out(work: Callable[[NDArray[np.int64]], None], rows: NDArray[np.int64]) -> None:
+class Carried(NamedTuple):
+    """What each row takes from one block of the reference to the next; see ``cpu_traversal.cluster_rows``.
+
+    Attributes:
+        anchors: float32, shape (num_rows,).
+        sums: float64, shape (num_rows, CARRIED).
+        side: sums of the columns, float64, shape (num_rows, dim).
+    """
+
+    anchors: NDArray[np.float32]
+    sums: NDArray[np.float64]
+    side: NDArray[np.float64]
+
+
+def fresh(num_rows: int, dim: int) -> Carried:
+    """Rows that have seen no block."""
+    return Carried(np.full(num_rows, HUGE, np.float32), np.zeros((num_rows, CARRIED)), np.zeros((num_rows, dim)))
+
+
+def add_clusters(
+    queries: Queries,
+    part: NDArray[np.int64],
+    clusters: Clusters,
+    aim: float,
+    carried: Carried,
+    found: Sums,
+    *,
+    variance: bool,
+    share: float = 1.0,
+    spare: float = 0.0,
+    unit: float = 1.0,
+    least_mass: float = LEAST_MASS,
+) -> None:
+    """Add a block's clusters to the numbered rows' ``carried`` sums, in place, and write what they come to.
+
+    Args:
+        aim: of the bound.
+        carried: of these rows; means nothing afterwards where their bound came out as -1.
+        found: of these rows; its mean is that of the blocks before.
+        share: of the aim that may be used up after this block.
+        spare: of the aim, what this block may use up in any case.
+        unit: mass, relative to the anchor, that is certain to be there.
+        least_mass: a row with less is left for a dense pass.
+    """
+    dense_share = next(share for dim, share in _DENSE_SHARE if clusters.dim <= dim)
+    spend = np.array([*_SPEND, *[_SPEND[-1]] * len(clusters.sizes)])
+    sums64 = np.zeros((len(part), CARRIED + len(clusters.sizes)))
+    sums64[:, :CARRIED] = carried.sums
+    cluster_rows(
+        queries.x[part], queries.inv_sigma_sq[part], aim, share, spare, unit, least_mass, dense_share, spend,
+        clusters.offsets, clusters.sizes, clusters.bounds.reshape(-1), clusters.moments.reshape(-1), clusters.blocks.reshape(-1),
+        clusters.moment_order, carried.anchors, sums64, carried.side, *found, tuple(range(clusters.dim)),
+        (0,) * variance,
+    )  # fmt: skip
+    carried.sums[:] = sums64[:, :CARRIED]
+
+
+def share_out(work: Callable[[NDArray[np.int64]], None], rows: NDArray[np.int64]) -> None:
     """Call ``work`` on parts of the rows from as many threads as torch may use; each takes the next part there is.
 
     An error ends all of them after the parts that they are at.

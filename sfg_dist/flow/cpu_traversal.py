@@ -18,8 +18,10 @@ from sfg_dist.flow.simd import bits_below, cached_njit, fma, least, load, smalle
 
 F = np.float32
 ROUNDING = 2.0**-24  # of each addition of error bounds, in float32
+CARRIED = 6  # of a row's sums: mass, squares, error, floor, the stand-ins' mass errors, all mass errors
 # A node whose leaves would each cost this share of the tolerance is opened without a look at them.
 WHOLE = F(2.0**-7)
+LEAST_MASS = 0.25  # what is found of a mass of 1 or more
 
 
 @njit(nogil=True, error_model="numpy", forceinline=True)
@@ -52,6 +54,16 @@ def _descend(bounds, blocks, dim, offsets, sizes, query):  # type: ignore[no-unt
     return node, closest_square(blocks, dim, node, query)
 
 
+@cached_njit
+def nearest_rows(x, offsets, sizes, bounds, blocks, anchors):  # type: ignore[no-untyped-def]
+    """Lower each row's anchor to the squared distance of a row that a greedy descent finds; arrays flat as below."""
+    dim = x.shape[1]
+    for row in range(len(x)):
+        _, square = _descend(bounds, blocks, dim, offsets, sizes, x[row])
+        if square < anchors[row]:
+            anchors[row] = square
+
+
 @njit(nogil=True, error_model="numpy", forceinline=True)
 def _limit(error, num_groups, allowed):  # type: ignore[no-untyped-def]
     """The error below which all nodes together stay within ``allowed``, to a factor of two; nothing costs nothing."""
@@ -77,15 +89,25 @@ def _limit(error, num_groups, allowed):  # type: ignore[no-untyped-def]
     return max(top / F(8 * num_groups), least_error)
 
 
+@njit(nogil=True, error_model="numpy", inline="always")
+def _draw_in(old, new, scale, sums64, side64):  # type: ignore[no-untyped-def]
+    """A row's sums under the anchor ``old``, made those under ``new`` <= old."""
+    share = fade(old, new, scale)
+    for k in range(len(sums64)):
+        sums64[k] *= share
+    for k in range(len(side64)):
+        side64[k] *= share
+
+
 @njit(nogil=True, error_model="numpy")
 def _pick(  # type: ignore[no-untyped-def]
-    query, inv_sigma_sq, tolerance, dense_share, spend, offsets, sizes, bounds, table, blocks, moments, axes,
-    leaves, sums64, side64, guesses, room, work,
+    query, inv_sigma_sq, tolerance, share, spare, unit, dense_share, spend, offsets, sizes, bounds, table, blocks,
+    moments, axes, known, leaves, sums64, side64, guesses, room, work,
 ):  # fmt: skip
     """One row's choice: leaves to sum in ``leaves``; their number, or -1 for a dense pass, and the anchor.
 
-    ``sums64`` holds mass, squares, error bound so far, mass that stand-ins hold at least, their mass errors, then all
-    mass errors of each level; ``guesses`` the guess of the mean that each level's errors refer to.
+    ``sums64`` holds what is carried from block to block (see ``cluster_rows``), then all mass errors of each level;
+    ``guesses`` the guess of the mean that each level's errors refer to; ``known`` is the anchor so far.
     """
     dim, width = len(axes), len(query)
     num_levels = len(sizes)
@@ -103,9 +125,15 @@ def _pick(  # type: ignore[no-untyped-def]
     leaf, anchor = _descend(bounds, blocks, dim, offsets, sizes, query)
     if not anchor < HUGE / F(10):  # squares leave float32, or something is not a number
         return -1, anchor
+    if known < anchor:
+        anchor = known
+    else:
+        _draw_in(known, anchor, scale, sums64, side64)
     guess = lanes[8 * dim :]
     for k in range(dim):
         guess[k] = bounds[(leaf // 8 * (3 * dim + 5) + k) * 8 + leaf % 8]
+        if sums64[0] > 1:  # blocks before this one tell more of the mean than its own leaf
+            guess[k] = side64[k] / sums64[0]
     num_groups = (sizes[num_levels - 1] + 7) // 8
     for i in range(num_groups):
         groups[i] = offsets[num_levels - 1] // 8 + i
@@ -119,11 +147,7 @@ def _pick(  # type: ignore[no-untyped-def]
                 closest = min(closest, measure(bounds, dim, groups[i], 8 * i, query, guess, far, gap, off))
                 num_nodes += 8
         if closest < anchor:  # by Jensen the nearest row is not farther than a node's mean squared distance
-            share = fade(anchor, closest, scale)
-            for k in range(len(sums64)):
-                sums64[k] *= share
-            for k in range(dim):
-                side64[k] *= share
+            _draw_in(anchor, closest, scale, sums64, side64)
             anchor = closest
         open_mass = 0.0
         for i in range(num_groups):
@@ -139,7 +163,8 @@ def _pick(  # type: ignore[no-untyped-def]
                     mass_error, error, jensen,
                 )  # fmt: skip
         # The nearest row's own mass is 1 or more, whatever Jensen makes of its node.
-        allowed = (tolerance * max(sums64[3] + open_mass, 1.0) - sums64[2]) * spend[level]
+        mass_floor = max(sums64[3] + open_mass, unit)
+        allowed = max(tolerance * share * mass_floor - sums64[2], tolerance * spare * mass_floor) * spend[level]
         limit = _limit(error, num_groups, allowed)
         bar, errors, mass_errors, weights = splat(limit), zero, zero, zero
         rounded_up = 1 + (num_groups + 16) * ROUNDING
@@ -168,11 +193,11 @@ def _pick(  # type: ignore[no-untyped-def]
                     leaves[num_open] = first + j
                     num_open += 1 - ((closed >> j) & 1)
             sums64[2] += total(errors) * rounded_up
-            sums64[5] += total(mass_errors) * rounded_up
+            sums64[CARRIED] += total(mass_errors) * rounded_up
             break
         for k in range(8 * dim):
             lanes[k] = 0
-        whole_limit = splat(F(tolerance * max(sums64[3] + open_mass, 1.0)) * WHOLE)
+        whole_limit = splat(F(tolerance * share * mass_floor) * WHOLE)
         for i in range(num_groups):
             group = groups[i]
             e = load(error, 8 * i)
@@ -207,7 +232,7 @@ def _pick(  # type: ignore[no-untyped-def]
                 open_[num_open] = 2 * (first + j) + ((all_of_it >> j) & 1)
                 num_open += 1 - ((closed >> j) & 1)
         sums64[2] += total(errors) * rounded_up
-        sums64[5 + level] += total(mass_errors) * rounded_up
+        sums64[CARRIED + level] += total(mass_errors) * rounded_up
         for k in range(dim):
             side64[k] += stands[k]
         sums64[0] += stands[width]
@@ -228,8 +253,8 @@ def _pick(  # type: ignore[no-untyped-def]
 
 @cached_njit
 def cluster_rows(  # type: ignore[no-untyped-def]
-    x, inv_sigma_sq, tolerance, dense_share, spend, offsets, sizes, bounds, table, blocks, moments,
-    mean, log_sum, variance, bound, work, axes, squares,
+    x, inv_sigma_sq, tolerance, share, spare, unit, least_mass, dense_share, spend, offsets, sizes, bounds, table,
+    blocks, moments, anchors, sums64, side64, mean, log_sum, variance, bound, work, axes, squares,
 ):  # fmt: skip
     """As ``cpu_kernels.dense_rows``, with a certified bound of |m - m_exact| a row, which ``tolerance`` aims at.
 
@@ -237,6 +262,15 @@ def cluster_rows(  # type: ignore[no-untyped-def]
     compare, is left for a dense pass: its bound is -1.
     ``spend`` says which share of the tolerance that is left each level may use, leaves first. ``bounds``, ``table`` and
     ``blocks`` are flat. ``work`` counts pairs, stand-ins and nodes of each row.
+
+    What is carried from one block of the reference to the next, of each row: its anchor, HUGE at first, a squared
+    distance such that the whole mass is not below 1; the columns' sums ``side64``; and in the first CARRIED places of
+    ``sums64`` mass, squares, the error's bound, a floor of the mass, the stand-ins' mass errors and all mass errors.
+    The last refer to ``mean``, the mean so far, which they follow: |m - a| <= |m - b| + |b - a|. ``share`` of the
+    tolerance may be used up after this block, and ``spare`` within it in any case: where the bound is missed already,
+    it is no use to open all of what is left. ``unit`` is the mass that is certain to be there, 1 unless other processes
+    share it. ``least_mass`` is LEAST_MASS, or below 0 where the anchor may be of rows that are not among these: then
+    the mass is judged by whoever adds theirs.
     """
     rows, dim = x.shape
     width = -(-dim // 8) * 8
@@ -249,14 +283,13 @@ def cluster_rows(  # type: ignore[no-untyped-def]
         np.zeros(dim * (dim + 1) // 2, F), np.zeros(width + 16, F),
     )  # fmt: skip
     leaves, counts = np.empty((rows, nodes), np.int32), np.empty(rows, np.int64)
-    anchors, sums64 = np.empty(rows, F), np.zeros((rows, 5 + num_levels))
-    side64, guesses = np.zeros((rows, dim)), np.zeros((rows, num_levels, dim), F)
+    guesses, before = np.zeros((rows, num_levels, dim), F), mean.copy()
     query = np.zeros(width, F)
     for row in range(rows):
         query[:dim] = x[row]
         counts[row], anchors[row] = _pick(
-            query, inv_sigma_sq[row], tolerance, dense_share, spend, offsets, sizes, bounds, table, blocks, moments,
-            axes, leaves[row], sums64[row], side64[row], guesses[row], room, work[row],
+            query, inv_sigma_sq[row], tolerance, share, spare, unit, dense_share, spend, offsets, sizes, bounds, table,
+            blocks, moments, axes, anchors[row], leaves[row], sums64[row], side64[row], guesses[row], room, work[row],
         )  # fmt: skip
     listed_rows(
         x,
@@ -277,15 +310,26 @@ def cluster_rows(  # type: ignore[no-untyped-def]
     for row in range(rows):
         # The mass is not below 1 relative to the anchor, and at most a quarter was left out. Where it came out less,
         # x~ is so many sigmas from any row that float32 distances to nodes and to rows do not compare.
-        if counts[row] < 0 or not sums64[row, 0] > 0.25:
+        if counts[row] < 0 or not sums64[row, 0] > least_mass:
             bound[row] = -1
             continue
+        if not sums64[row, 0] > 0:  # all of a share may vanish beside what others hold
+            mean[row] = guesses[row, 0]
         error = sums64[row, 2]
+        if sums64[row, 5] > 0:
+            error += sums64[row, 5] * _distance(mean[row], before[row])
         for level in range(num_levels):
-            moved = 0.0
-            for k in range(dim):
-                step = mean[row, k] - guesses[row, level, k]
-                moved += step * step
-            error += sums64[row, 5 + level] * np.sqrt(moved)
+            error += sums64[row, CARRIED + level] * _distance(mean[row], guesses[row, level])
+            sums64[row, 5] += sums64[row, CARRIED + level]
         floor = sums64[row, 0] - sums64[row, 4]
+        sums64[row, 2], sums64[row, 3] = error, max(floor, 0.0)
         bound[row] = error / floor if floor > 0 else np.inf
+
+
+@njit(nogil=True, error_model="numpy", inline="always")
+def _distance(a, b):  # type: ignore[no-untyped-def]
+    square = 0.0
+    for k in range(len(a)):
+        step = a[k] - b[k]
+        square += step * step
+    return np.sqrt(square)

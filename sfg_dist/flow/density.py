@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfg_dist.flow.posterior import Backend, posterior_moments
-from sfg_dist.flow.reference import Reference, Rows, as_reference, to_tensor
+from sfg_dist.flow.reference import PreparedReference, Rows, as_reference, to_tensor
 from sfg_dist.flow.schedule import Schedule, ScheduleName
 from sfg_dist.flow.solver import TABLEAUX, num_steps, time_grid
 
@@ -28,7 +28,7 @@ _SOLVER = "rk4"
 
 def log_density(
     x: R,
-    reference: Rows | Reference,
+    reference: Rows | PreparedReference,
     *,
     t_min: float = 1e-3,
     schedule: ScheduleName = "linear",
@@ -116,7 +116,9 @@ def log_density(
     return values if isinstance(x, Tensor) else values.cpu().numpy()
 
 
-def _blurred_log_density(z: Tensor, reference: Reference, alpha: float, beta_sq: float, backend: Backend) -> Tensor:
+def _blurred_log_density(
+    z: Tensor, reference: PreparedReference, alpha: float, beta_sq: float, backend: Backend
+) -> Tensor:
     """log p_t(z) = log sum_j exp(-|z - alpha x_j|^2 / (2 beta^2)) - log J - d/2 log(2 pi beta^2), in float64."""
     normaliser = math.log(reference.num_reference) + reference.dim / 2 * math.log(2 * math.pi * beta_sq)
     if alpha == 0:  # pure noise: every reference has the same weight
@@ -127,7 +129,7 @@ def _blurred_log_density(z: Tensor, reference: Reference, alpha: float, beta_sq:
 
 
 def _log_density_along_flow(
-    z: Tensor, reference: Reference, schedule: Schedule, steps: int, backend: Backend
+    z: Tensor, reference: PreparedReference, schedule: Schedule, steps: int, backend: Backend
 ) -> Tensor:
     """Log density of states at the data end, carried from the noise end by the exact divergence, in float64.
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from sfg_dist.flow.adaptive import integrate_adaptive
 from sfg_dist.flow.fitted_grid import NUM_PILOTS, FittedGrid, fit_grid
 from sfg_dist.flow.posterior import Backend, choose_backend, posterior_moments
-from sfg_dist.flow.reference import Reference, Rows, as_reference, to_tensor
+from sfg_dist.flow.reference import PreparedReference, Rows, as_reference, to_tensor
 from sfg_dist.flow.schedule import Schedule, ScheduleName
 from sfg_dist.flow.solver import Denoiser, Direction, TimeGrid, integrate, num_steps, trajectory
 
@@ -53,7 +53,7 @@ class Effort:
 
 def label_latents(
     latents: R,
-    reference: Rows | Reference,
+    reference: Rows | PreparedReference,
     *,
     t_min: float = 1e-4,
     schedule: ScheduleName = "linear",
@@ -154,7 +154,7 @@ def label_latents(
 
 def label_batch(
     rows: Tensor,
-    reference: Reference,
+    reference: PreparedReference,
     *,
     schedule: Schedule,
     direction: Direction,
@@ -202,7 +202,7 @@ def label_batch(
 
 
 def fit_time_grid(
-    reference: Reference,
+    reference: PreparedReference,
     *,
     schedule: Schedule,
     direction: Direction = "decode",
@@ -239,10 +239,10 @@ def fit_time_grid(
     rng = np.random.default_rng(0)
     pilots = torch.from_numpy(rng.standard_normal((NUM_PILOTS, reference.dim)))
     if direction == "encode":
-        picked = torch.from_numpy(rng.integers(reference.num_reference, size=NUM_PILOTS)).to(reference.device)
+        picked = reference.take(rng.integers(reference.num_reference, size=NUM_PILOTS))
         blur = schedule.beta_sq(schedule.t_end) ** 0.5 / schedule.alpha(schedule.t_end)
-        pilots = reference.keys[picked, :-1].double().cpu() + reference.center + blur * pilots
-    pilots = pilots.to(reference.keys)
+        pilots = picked + blur * pilots
+    pilots = pilots.to(device=reference.device, dtype=reference.dtype)
 
     def run(method: str, evaluations: int, kind: TimeGrid) -> tuple[NDArray[np.floating], float]:
         effort = Effort()
@@ -262,7 +262,7 @@ def fit_time_grid(
 
 
 def label_paths(
-    latents: Tensor, reference: Reference, *, schedule: Schedule, num_evaluations: int = 32
+    latents: Tensor, reference: PreparedReference, *, schedule: Schedule, num_evaluations: int = 32
 ) -> tuple[list[float], Tensor]:
     """The way of latents to their labels, for pictures.
 
@@ -283,7 +283,7 @@ def label_paths(
 
 
 def denoiser_of(
-    reference: Reference, backend: Backend = "auto", tolerance: float = 0.0, effort: Effort | None = None
+    reference: PreparedReference, backend: Backend = "auto", tolerance: float = 0.0, effort: Effort | None = None
 ) -> Denoiser:
     """The posterior mean of a reference as the callable that the solver asks for, in centred coordinates."""
 
@@ -306,7 +306,7 @@ def denoiser_of(
 
 def score(
     z: R,
-    reference: Rows | Reference,
+    reference: Rows | PreparedReference,
     *,
     t: float | Tensor | NDArray[np.floating],
     schedule: ScheduleName = "linear",

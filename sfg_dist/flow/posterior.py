@@ -16,16 +16,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from sfg_dist.flow.reference import Reference, Rows, as_reference
+from sfg_dist.flow.merging import Merger
+from sfg_dist.flow.reference import PreparedReference, ReferenceBlock, Rows, as_reference
 from sfg_dist.flow.seats import LANES, seats
 
 if TYPE_CHECKING:
+    from sfg_dist.flow.cpu_blocks import Dense
     from sfg_dist.flow.cpu_engine import Sums
 
 Backend = Literal["auto", "dense", "sparse", "native", "fused", "blocked", "triton"]
@@ -62,7 +65,7 @@ class PosteriorMoments:
 
 def posterior_moments(
     z_t: Tensor,
-    reference: Reference,
+    reference: PreparedReference,
     *,
     alpha: float | Tensor,
     beta_sq: float | Tensor,
@@ -104,41 +107,54 @@ def posterior_moments(
         return PosteriorMoments(
             z_t.clone(), empty if log_sum_exp else None, empty if variance else None, empty.double()
         )
-    alpha_column = _column(alpha, z_t)
-    beta_sq_column = _column(beta_sq, z_t)
-    if chosen == "sparse" and reference.device.type != "cpu":
-        return _triton(z_t, reference, alpha_column[:, 0], beta_sq_column[:, 0], log_sum_exp, tolerance)
+    call = _Call(z_t, _column(alpha, z_t), _column(beta_sq, z_t), log_sum_exp, variance)
+    elsewhere = reference.moments_elsewhere(z_t, call.alpha[:, 0], call.beta_sq[:, 0], tolerance, chosen == "sparse")
+    if elsewhere is not None:
+        return elsewhere
+    if reference.num_blocks == 1:
+        (block,) = reference.blocks()
+        return _of_block(call, block, chosen, tolerance)
+    if chosen == "sparse" and reference.device.type == "cpu":
+        return _sparse_over_blocks(call, reference, tolerance)
+    return _dense_over_blocks(call, reference, chosen)
+
+
+class _Call(NamedTuple):
+    """What is asked of the posterior: rows, their scales, shape (num_rows, 1) each, and what to return beside."""
+
+    z_t: Tensor
+    alpha: Tensor
+    beta_sq: Tensor
+    log_sum_exp: bool
+    variance: bool
+
+    def take(self, rows: Tensor) -> _Call:
+        return self._replace(z_t=self.z_t[rows], alpha=self.alpha[rows], beta_sq=self.beta_sq[rows])
+
+
+def _of_block(call: _Call, block: ReferenceBlock, chosen: Backend, tolerance: float) -> PosteriorMoments:
+    """The moments over one block by the engine that was chosen."""
+    z_t, alpha, beta_sq, log_sum_exp, variance = call
+    if chosen == "dense":
+        chosen = _dense_engine(block)
+    if chosen == "triton" or (chosen == "sparse" and block.device.type != "cpu"):
+        return _triton(call, block, tolerance if chosen == "sparse" else 0.0)
     if chosen == "sparse":
-        return _sparse(z_t, reference, alpha_column, beta_sq_column, log_sum_exp, variance, tolerance)
+        return _sparse(call, block, tolerance)
     if chosen == "native":
         from sfg_dist.flow.cpu_engine import dense_sums
 
-        return _of_sums(
-            dense_sums(
-                z_t,
-                alpha_column,
-                beta_sq_column,
-                reference.blocks,
-                reference.num_reference,
-                reference.largest_square,
-                variance,
-            ),
-            z_t,
-            beta_sq_column,
-            log_sum_exp,
-            variance,
-        )
-    if chosen == "triton":
-        return _triton(z_t, reference, alpha_column[:, 0], beta_sq_column[:, 0], log_sum_exp, 0.0)
-    query = torch.cat([alpha_column * z_t, -0.5 * alpha_column.square()], dim=1) / beta_sq_column
-    moments, lse = (_attend_fused if chosen == "fused" else _attend_blocked)(query, reference.keys)
+        sums = dense_sums(z_t, alpha, beta_sq, block.leaves, block.num_rows, block.largest_square, variance)
+        return _of_sums(sums, call)
+    query = torch.cat([alpha * z_t, -0.5 * alpha.square()], dim=1) / beta_sq
+    moments, lse = (_attend_fused if chosen == "fused" else _attend_blocked)(query, block.keys)
     mean = moments[:, :-1]
     spread = (moments[:, -1] - mean.square().sum(dim=1)).clamp_min(0) if variance else None
-    log_kernel_sum = lse.double() - _log_offset(z_t, beta_sq_column)
+    log_kernel_sum = lse.double() - _log_offset(z_t, beta_sq)
     return PosteriorMoments(mean, lse if log_sum_exp else None, spread, log_kernel_sum)
 
 
-def choose_backend(reference: Reference, backend: Backend, tolerance: float) -> Backend:
+def choose_backend(reference: PreparedReference, backend: Backend, tolerance: float) -> Backend:
     """The engine that a call with these arguments uses.
 
     Raises:
@@ -153,9 +169,7 @@ def choose_backend(reference: Reference, backend: Backend, tolerance: float) -> 
         pays = tolerance > 0 and reference.num_reference >= SPARSE_ROWS and reference.dim <= SPARSE_DIM
         backend = "sparse" if has_kernels and pays else "dense"
     if backend == "dense":
-        if on_cpu:
-            return "native" if single and _has_native(reference.dim) else "fused"
-        return "triton" if has_kernels else "blocked"
+        return _dense_engine(reference)
     if (backend == "sparse" and not has_kernels) or (backend == "native" and not (on_cpu and single)):
         where = "the CPU" if backend == "native" else "the CPU, or on a GPU with Triton"
         raise ValueError(
@@ -188,71 +202,157 @@ def _log_offset(z_t: Tensor, beta_sq: Tensor) -> Tensor:
     return z_t.double().square().sum(dim=1) / (2 * beta_sq.double().reshape(-1))
 
 
-def _sparse(
-    z_t: Tensor,
-    reference: Reference,
-    alpha: Tensor,
-    beta_sq: Tensor,
-    log_sum_exp: bool,
-    variance: bool,
-    tolerance: float,
-) -> PosteriorMoments:
-    from sfg_dist.flow.cpu_engine import cluster_sums, needs_differences
+def _dense_engine(reference: PreparedReference | ReferenceBlock) -> Backend:
+    """The fastest engine that sums over every row."""
+    single = reference.dtype == torch.float32
+    if reference.device.type == "cpu":
+        return "native" if single and _has_native(reference.dim) else "fused"
+    return "triton" if single and _has_triton(reference.device) else "blocked"
 
-    sums = cluster_sums(z_t, alpha, beta_sq, reference.clusters, tolerance, variance)
-    moments = _of_sums(sums, z_t, beta_sq, log_sum_exp, variance)
+
+def _sparse(call: _Call, block: ReferenceBlock, tolerance: float) -> PosteriorMoments:
+    from sfg_dist.flow.cpu_engine import cluster_sums
+
+    sums = cluster_sums(call.z_t, call.alpha, call.beta_sq, block.clusters, tolerance, call.variance)
+    moments = _of_sums(sums, call)
     left = np.flatnonzero(sums.bound < 0)
-    if not len(left):
-        return moments
-    # Left to torch's attention, but for rows where the rounding of its products would show.
-    fine = needs_differences(z_t, alpha, beta_sq, reference.largest_square)[left]
-    for engine, part in (("native", left[fine]), ("dense", left[~fine])):
-        if not len(part):
-            continue
-        active = torch.zeros(-(-len(z_t) // LANES) * LANES, dtype=torch.bool)
-        active[torch.from_numpy(part)] = True
-        rows, real = seats(active)
-        dense = posterior_moments(
-            z_t[rows], reference, alpha=alpha[rows, 0], beta_sq=beta_sq[rows, 0], log_sum_exp=log_sum_exp,
-            variance=variance, backend=engine,  # type: ignore[arg-type]
-        )  # fmt: skip
-        index = rows[real]
-        for name in ("mean", "variance", "log_sum_exp", "log_kernel_sum"):
-            target, source = getattr(moments, name), getattr(dense, name)
-            if target is not None:
-                target[index] = source[real]
-        assert moments.bound is not None
-        assert moments.pairs is not None
-        moments.bound[index] = 0
-        moments.pairs[index] = reference.num_reference
+    if len(left):
+        _put(moments, left, _dense_rows(call, block, left), call, block.num_rows)
     return moments
 
 
-def _triton(
-    z_t: Tensor, reference: Reference, alpha: Tensor, beta_sq: Tensor, log_sum_exp: bool, tolerance: float
-) -> PosteriorMoments:
+def _sparse_over_blocks(call: _Call, reference: PreparedReference, tolerance: float) -> PosteriorMoments:
+    from sfg_dist.flow.cpu_blocks import blocked_cluster_sums
+
+    dense = dense_within(call.z_t, call.alpha, call.beta_sq, call.variance)
+    sums = blocked_cluster_sums(call.z_t, call.alpha, call.beta_sq, reference, tolerance, dense, call.variance)
+    moments = _of_sums(sums, call)
+    left = np.flatnonzero(sums.bound < 0)
+    if len(left):
+        merger = Merger()
+        for block in reference.blocks():
+            _ = block.clusters  # whose order of rows moves the last bits: one just loaded must have them too
+            merger.add(*_dense_rows(call, block, left))
+            del block
+        _put(moments, left, merger.result(), call, reference.num_reference)
+    return moments
+
+
+def dense_within(z_t: Tensor, alpha: Tensor, beta_sq: Tensor, variance: bool) -> Dense:
+    """What the sparse engine asks for rows that would open most of a block; scales of shape (num_rows, 1)."""
+    call = _Call(z_t, alpha, beta_sq, False, variance)
+
+    def dense(block: ReferenceBlock, rows: NDArray[np.int64]) -> tuple[NDArray, NDArray, NDArray]:
+        mean, log_kernel_sum, spread = _dense_rows(call, block, rows)
+        return mean.numpy(), log_kernel_sum.numpy(), np.zeros(len(rows)) if spread is None else spread.numpy()
+
+    return dense
+
+
+def _dense_over_blocks(call: _Call, reference: PreparedReference, chosen: Backend) -> PosteriorMoments:
+    """Every pair, block after block. A Triton engine's bound within a block says nothing of the block's mass, so it
+    leaves nothing out either."""
+    merger = Merger()
+    bounded = False
+    for block in reference.blocks():
+        part = _of_block(call._replace(log_sum_exp=False), block, "dense" if chosen == "sparse" else chosen, 0.0)
+        assert part.log_kernel_sum is not None
+        merger.add(part.mean, part.log_kernel_sum, part.variance if call.variance else None)
+        bounded = bounded or part.bound is not None
+        del block  # before the next one is loaded
+    mean, log_kernel_sum, variance = merger.result()
+    dtype = call.z_t.dtype
+    lse = (log_kernel_sum + _log_offset(call.z_t, call.beta_sq)).to(dtype) if call.log_sum_exp else None
+    return PosteriorMoments(
+        mean.to(dtype),
+        lse,
+        None if variance is None else variance.to(dtype),
+        log_kernel_sum,
+        # NaN where a query is out of reach, as for one block.
+        torch.where(mean.isnan().any(dim=1), math.nan, torch.zeros_like(log_kernel_sum)) if bounded else None,
+    )
+
+
+def _dense_rows(call: _Call, block: ReferenceBlock, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Mean, log kernel sum and variance of the numbered rows over all of a block, whatever rows are beside them.
+
+    By the kernels here where they are the fastest, else by torch's attention but for rows where the rounding of its
+    products would show.
+    """
+    from sfg_dist.flow.cpu_engine import needs_differences
+
+    z_t, alpha, beta_sq = call.z_t, call.alpha, call.beta_sq
+    fine = needs_differences(z_t, alpha, beta_sq, block.largest_square)[rows]
+    if _dense_engine(block) == "native":
+        fine[:] = True
+    mean = torch.empty(len(rows), z_t.shape[1])
+    log_kernel_sum = torch.empty(len(rows), dtype=torch.float64)
+    variance = torch.empty(len(rows)) if call.variance else None
+    for engine, places in (("native", np.flatnonzero(fine)), ("fused", np.flatnonzero(~fine))):
+        if not len(places):
+            continue
+        seated = torch.from_numpy(rows[places])
+        real = torch.ones(len(seated), dtype=torch.bool)
+        if engine == "fused":
+            active = torch.zeros(-(-len(z_t) // LANES) * LANES, dtype=torch.bool)
+            active[seated] = True
+            seated, real = seats(active)
+        dense = _of_block(call.take(seated)._replace(log_sum_exp=False), block, engine, 0.0)  # type: ignore[arg-type]
+        at = torch.from_numpy(places[np.searchsorted(rows[places], seated[real].numpy())])
+        assert dense.log_kernel_sum is not None
+        mean[at], log_kernel_sum[at] = dense.mean[real], dense.log_kernel_sum[real]
+        if variance is not None and dense.variance is not None:
+            variance[at] = dense.variance[real]
+    return mean, log_kernel_sum, variance
+
+
+def _put(
+    moments: PosteriorMoments,
+    rows: NDArray[np.int64],
+    dense: tuple[Tensor, Tensor, Tensor | None],
+    call: _Call,
+    num_reference: int,
+) -> None:
+    """Write what a dense pass gave for the numbered rows."""
+    index = torch.from_numpy(rows)
+    mean, log_kernel_sum, variance = dense
+    moments.mean[index] = mean.to(moments.mean.dtype)
+    assert moments.log_kernel_sum is not None
+    moments.log_kernel_sum[index] = log_kernel_sum
+    if moments.log_sum_exp is not None:
+        offset = _log_offset(call.z_t, call.beta_sq)[index]
+        moments.log_sum_exp[index] = (log_kernel_sum + offset).to(moments.log_sum_exp.dtype)
+    if moments.variance is not None and variance is not None:
+        moments.variance[index] = variance.to(moments.variance.dtype)
+    assert moments.bound is not None
+    assert moments.pairs is not None
+    moments.bound[index] = 0
+    moments.pairs[index] = num_reference
+
+
+def _triton(call: _Call, block: ReferenceBlock, tolerance: float) -> PosteriorMoments:
     from sfg_dist.flow.triton_engine import posterior_moments_cuda
 
     result = posterior_moments_cuda(
-        z_t, reference.device_blocks, alpha=alpha, beta_sq=beta_sq, tolerance=tolerance or None
+        call.z_t, block.device_blocks, alpha=call.alpha[:, 0], beta_sq=call.beta_sq[:, 0], tolerance=tolerance or None
     )
-    log_kernel_sum = result.log_sum_exp.double() - _log_offset(z_t, beta_sq)
+    log_kernel_sum = result.log_sum_exp.double() - _log_offset(call.z_t, call.beta_sq)
     return PosteriorMoments(
         result.mean,
-        result.log_sum_exp if log_sum_exp else None,
+        result.log_sum_exp if call.log_sum_exp else None,
         result.variance,
         log_kernel_sum,
         result.error_bound.double(),
     )
 
 
-def _of_sums(sums: Sums, z_t: Tensor, beta_sq: Tensor, log_sum_exp: bool, variance: bool) -> PosteriorMoments:
+def _of_sums(sums: Sums, call: _Call) -> PosteriorMoments:
     log_kernel_sum = torch.from_numpy(sums.log_kernel_sum)
-    lse = (log_kernel_sum + _log_offset(z_t, beta_sq)).to(z_t.dtype) if log_sum_exp else None
+    lse = (log_kernel_sum + _log_offset(call.z_t, call.beta_sq)).to(call.z_t.dtype) if call.log_sum_exp else None
     return PosteriorMoments(
         torch.from_numpy(sums.mean),
         lse,
-        torch.from_numpy(sums.variance) if variance else None,
+        torch.from_numpy(sums.variance) if call.variance else None,
         log_kernel_sum,
         torch.from_numpy(sums.bound),
         torch.from_numpy(sums.work[:, 0]),
@@ -309,7 +409,7 @@ class _full_precision_matmul:
         torch.set_float32_matmul_precision(self._precision)
 
 
-def posterior_mean(z_t: Tensor, reference: Rows | Reference, *, alpha: float, beta: float) -> Tensor:
+def posterior_mean(z_t: Tensor, reference: Rows | PreparedReference, *, alpha: float, beta: float) -> Tensor:
     """Posterior mean E[x | z_t] under the empirical law of the reference set.
 
         w_j = softmax_j(-|z_t - alpha x_j|^2 / (2 beta^2)),    E[x | z_t] = sum_j w_j x_j

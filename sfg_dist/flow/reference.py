@@ -1,12 +1,18 @@
-"""The data behind the score, prepared once: centred, on one device, with what the engines build over them.
+"""The data behind the score, prepared once: centred, cut into blocks, with what the engines build over each.
 
 Rounding: a logit's float32 error is about 6e-8 |z| |x| alpha / beta^2, so the reference is centred first.
+
+A reference is cut into blocks of ``BLOCK_ROWS`` rows in the order of its table. A posterior over several is defined
+block after block, each with clusters of its own, so its bits do not tell whether the blocks lay in memory or came from
+a file one at a time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -15,71 +21,53 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sfg_dist.plan import REFERENCE_BLOCK_ROWS
+
 if TYPE_CHECKING:
     from sfg_dist.flow.clusters import Clusters
     from sfg_dist.flow.fitted_grid import FittedGrid
+    from sfg_dist.flow.posterior import PosteriorMoments
     from sfg_dist.flow.triton_blocks import Blocks
 
 Rows: TypeAlias = Tensor | NDArray[np.floating]
 
 LARGEST = 1e8  # of centred coordinates in float32
+BLOCK_ROWS = REFERENCE_BLOCK_ROWS
+_CHUNK_ROWS = 1 << 16  # worked on in float64 at a time
 
 
-class Reference:
-    """The data behind the score: a reference set, centred once and kept on one device.
+def block_ranges(num_rows: int) -> list[tuple[int, int]]:
+    """First row of each block of a reference, and the row after its last."""
+    return [(first, min(first + BLOCK_ROWS, num_rows)) for first in range(0, num_rows, BLOCK_ROWS)]
+
+
+class ReferenceBlock:
+    """One block of a reference: its centred rows on one device, and what the engines build over them.
 
     Args:
-        rows: samples of the data, shape (num_reference, dim), a tensor or a numpy array, finite.
-        device: where the work is done; the rows' own device by default.
-        dtype: torch.float32 (default) or torch.float64, the precision of all arithmetic.
+        keys: centred rows with their squared norm as one more column, shape (num_rows, dim + 1).
         order: the clusters' ordering of these rows, from ``clusters.build_order``, where it was made earlier.
-
-    Attributes:
-        center: mean of the rows, shape (dim,), float64 on the CPU.
-        keys: centred rows with their squared norm as one more column, shape (num_reference, dim + 1).
-        fitted_grids: time grids that were fitted to these rows, by the settings of their labels.
-
-    Raises:
-        ValueError: the rows are not a finite, non-empty table.
+        clusters: the clusters themselves, where they were built earlier.
+        leaves: the rows as ``clusters.make_blocks`` lays them out, where that was done earlier.
     """
 
     def __init__(
         self,
-        rows: Rows,
+        keys: Tensor,
         *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
         order: NDArray[np.int64] | None = None,
+        clusters: Clusters | None = None,
+        leaves: NDArray[np.float32] | None = None,
     ) -> None:
-        if dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
-        table = to_tensor(rows)
-        if table.ndim != 2 or 0 in table.shape:
-            raise ValueError(f"the reference must be a non-empty table of rows, got shape {tuple(table.shape)}")
-        if not table.is_floating_point():
-            table = table.to(torch.float32)
-        finite = torch.isfinite(table).all(dim=1)
-        if not bool(finite.all()):
-            bad = int((~finite).nonzero()[0, 0])
-            raise ValueError(f"the reference is not finite: row {bad} holds {table[bad].tolist()}")
-        device = table.device if device is None else torch.device(device)
-        table = table.to(device=device, dtype=torch.float64)
-        center = table.mean(dim=0)
-        centred = (table - center).to(dtype)
-        # The norm is taken of the rounded rows, so that key and norm belong to the same point.
-        norm_sq = centred.double().square().sum(dim=1, keepdim=True).to(dtype)
-        if dtype == torch.float32 and float(centred.abs().max()) > LARGEST:
-            raise ValueError(
-                f"the reference reaches {float(centred.abs().max()):.3g} from its mean, and float32 serves up to "
-                f"{LARGEST:g}: rescale its columns"
-            )
-        self.center = center.cpu()
-        self.keys = torch.cat([centred, norm_sq], dim=1).contiguous()
-        self.fitted_grids: dict[tuple[object, ...], FittedGrid] = {}
+        self.keys = keys
         self._order = order
+        if clusters is not None:
+            self.__dict__["clusters"] = clusters
+        if leaves is not None:
+            self.__dict__["leaves"] = leaves
 
     @property
-    def num_reference(self) -> int:
+    def num_rows(self) -> int:
         """Number of rows."""
         return self.keys.shape[0]
 
@@ -110,15 +98,20 @@ class Reference:
 
         return build_clusters(self._centred(), order=self._order)
 
+    @property
+    def has_clusters(self) -> bool:
+        """Whether clusters were built."""
+        return "clusters" in self.__dict__
+
     @cached_property
-    def blocks(self) -> NDArray[np.float32]:
+    def leaves(self) -> NDArray[np.float32]:
         """The centred rows as the compiled dense kernel reads them: those of the clusters where there are some.
 
         Their order moves the last bits of dense sums, so these differ once clusters were built.
         """
         from sfg_dist.flow.clusters import make_blocks
 
-        return self.clusters.blocks if "clusters" in self.__dict__ else make_blocks(self._centred())
+        return self.clusters.blocks if self.has_clusters else make_blocks(self._centred())
 
     @cached_property
     def device_blocks(self) -> Blocks:
@@ -128,12 +121,171 @@ class Reference:
         return make_blocks(self.keys[:, :-1].contiguous())
 
     def _centred(self) -> NDArray[np.float32]:
-        return np.ascontiguousarray(self.keys[:, :-1].to("cpu", torch.float32).numpy())
+        return self.keys[:, :-1].to("cpu", torch.float32).numpy()
+
+
+class PreparedReference(ABC):
+    """A reference that is centred and cut into blocks, wherever its rows are.
+
+    Attributes:
+        num_reference: number of rows.
+        center: mean of the rows, shape (dim,), float64 on the CPU.
+        device: where the posterior is computed.
+        dtype: torch.float32 or torch.float64, the precision of all arithmetic.
+        fitted_grids: time grids that were fitted to these rows, by the settings of their labels.
+    """
+
+    num_reference: int
+    center: Tensor
+    device: torch.device
+    dtype: torch.dtype
+
+    def __init__(self) -> None:
+        self.fitted_grids: dict[tuple[object, ...], FittedGrid] = {}
+
+    @property
+    def dim(self) -> int:
+        """Number of columns."""
+        return len(self.center)
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks."""
+        return -(-self.num_reference // BLOCK_ROWS)
+
+    @abstractmethod
+    def blocks(self) -> Iterator[ReferenceBlock]:
+        """The blocks in order, on the reference's device; none is held longer than the loop over it does."""
+
+    @abstractmethod
+    def take(self, index: NDArray[np.integer]) -> Tensor:
+        """The rows at ``index`` in the reference's own coordinates, float64 on the CPU, shape (len(index), dim)."""
+
+    def moments_elsewhere(
+        self, z_t: Tensor, alpha: Tensor, beta_sq: Tensor, tolerance: float, is_sparse: bool
+    ) -> PosteriorMoments | None:
+        """The posterior's moments where other processes hold the blocks, or None where this one does.
+
+        Args:
+            z_t: noisy states about ``alpha * center``, shape (num_rows, dim).
+            alpha: signal scale of each row, shape (num_rows,).
+            beta_sq: noise variance of each row, shape (num_rows,).
+            tolerance: certified bound of the mean's error.
+            is_sparse: whether clusters are used; else every row is summed.
+        """
+        return None
 
     def subset(self, index: Tensor | NDArray[np.integer]) -> Reference:
-        """A reference of the rows at ``index``, centred about its own mean."""
-        rows = self.keys[torch.as_tensor(index, device=self.device), :-1].double()
-        return Reference(rows + self.center.to(self.device), dtype=self.dtype)
+        """A reference of the rows at ``index``, in memory and centred about its own mean."""
+        numbers = index.cpu().numpy() if isinstance(index, Tensor) else index
+        return Reference(self.take(numbers), device=self.device, dtype=self.dtype)
+
+
+class Reference(PreparedReference):
+    """The data behind the score: a reference set, centred once and kept in memory on one device.
+
+    Args:
+        rows: samples of the data, shape (num_reference, dim), a tensor or a numpy array, finite.
+        device: where the work is done; the rows' own device by default.
+        dtype: torch.float32 (default) or torch.float64, the precision of all arithmetic.
+        order: the clusters' ordering of these rows, block by block, where it was made earlier: row numbers of the
+            block, from ``clusters.build_order``.
+
+    Attributes:
+        keys: centred rows with their squared norm as one more column, shape (num_reference, dim + 1).
+
+    Raises:
+        ValueError: the rows are not a finite, non-empty table.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        order: NDArray[np.int64] | None = None,
+    ) -> None:
+        super().__init__()
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+        table = to_tensor(rows)
+        if table.ndim != 2 or 0 in table.shape:
+            raise ValueError(f"the reference must be a non-empty table of rows, got shape {tuple(table.shape)}")
+        if not table.is_floating_point():
+            table = table.to(torch.float32)
+        self.num_reference = len(table)
+        self.device = table.device if device is None else torch.device(device)
+        self.dtype = dtype
+        self.center = center_of(lambda start, stop: table[start:stop].to(self.device), len(table))
+        self.keys = centred_keys(table.to(self.device), self.center, dtype)
+        self._order = order
+
+    @cached_property
+    def _blocks(self) -> list[ReferenceBlock]:
+        order = self._order
+        return [
+            ReferenceBlock(self.keys[start:stop], order=None if order is None else order[start:stop])
+            for start, stop in block_ranges(self.num_reference)
+        ]
+
+    def blocks(self) -> Iterator[ReferenceBlock]:
+        """The blocks in order."""
+        return iter(self._blocks)
+
+    def take(self, index: NDArray[np.integer]) -> Tensor:
+        """The rows at ``index`` in the reference's own coordinates, float64 on the CPU, shape (len(index), dim)."""
+        return self.keys[torch.as_tensor(index, device=self.device), :-1].double().cpu() + self.center
+
+
+def center_of(read: Callable[[int, int], Tensor], num_rows: int) -> Tensor:
+    """The mean of a table, float64 on the CPU: of several blocks summed one after the other, by one thread.
+
+    Args:
+        read: rows from ``start`` to ``stop`` of the table, as a tensor.
+        num_rows: rows of the table.
+
+    Raises:
+        ValueError: a row is not finite.
+    """
+    ranges = block_ranges(num_rows)
+    total: NDArray[np.float64] | None = None
+    for start, stop in ranges:
+        rows = read(start, stop)
+        for first in range(0, len(rows), _CHUNK_ROWS):
+            finite = torch.isfinite(rows[first : first + _CHUNK_ROWS]).all(dim=1)
+            if not bool(finite.all()):
+                bad = first + int((~finite).nonzero()[0, 0])
+                raise ValueError(f"the reference is not finite: row {start + bad} holds {rows[bad].tolist()}")
+        if len(ranges) == 1:
+            return rows.double().mean(dim=0).cpu()
+        for first in range(0, len(rows), _CHUNK_ROWS):
+            part = np.add.reduce(rows[first : first + _CHUNK_ROWS].double().cpu().numpy(), axis=0)
+            total = part if total is None else total + part
+        del rows  # before the next ones are read
+    assert total is not None
+    return torch.from_numpy(total / num_rows)
+
+
+def centred_keys(rows: Tensor, center: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows about the centre with their squared norm as one more column, shape (num_rows, dim + 1), of ``dtype``.
+
+    Raises:
+        ValueError: coordinates are too large for float32.
+    """
+    keys = torch.empty(len(rows), rows.shape[1] + 1, dtype=dtype, device=rows.device)
+    center = center.to(rows.device)
+    for start in range(0, len(rows), _CHUNK_ROWS):
+        part = keys[start : start + _CHUNK_ROWS]
+        part[:, :-1] = (rows[start : start + _CHUNK_ROWS].double() - center).to(dtype)
+        # The norm is taken of the rounded rows, so that key and norm belong to the same point.
+        part[:, -1] = part[:, :-1].double().square().sum(dim=1).to(dtype)
+        if dtype == torch.float32 and (reach := float(part[:, :-1].abs().max())) > LARGEST:
+            raise ValueError(
+                f"the reference reaches {reach:.3g} from its mean, and float32 serves up to {LARGEST:g}: "
+                f"rescale its columns"
+            )
+    return keys
 
 
 def to_tensor(rows: Rows) -> Tensor:
@@ -146,12 +298,12 @@ def to_tensor(rows: Rows) -> Tensor:
     return torch.from_numpy(array)
 
 
-def as_reference(reference: Rows | Reference, like: Tensor, dtype: torch.dtype) -> Reference:
-    """``reference`` as a Reference on the device of ``like``; a prepared one is taken as it stands.
+def as_reference(reference: Rows | PreparedReference, like: Tensor, dtype: torch.dtype) -> PreparedReference:
+    """``reference`` as a prepared one on the device of ``like``; one that is prepared is taken as it stands.
 
     What was built over other rows is found again by their content, for the last few references.
     """
-    if isinstance(reference, Reference):
+    if isinstance(reference, PreparedReference):
         if reference.device != like.device:
             raise ValueError(f"the reference is on {reference.device}, the rows are on {like.device}")
         return reference

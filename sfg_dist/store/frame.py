@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -83,8 +83,8 @@ class Frame:
         transform_arrays: the column transform's arrays.
         transform_metadata: the rest of the transform, JSON.
         queries: the user's query points as the flow sees them, or None.
-        make_order: orders a reference's rows in compact clusters, where labels use some. A table in memory is given
-            whole, one in blocks block by block of REFERENCE_BLOCK_ROWS rows.
+        make_order: orders rows in compact clusters, where labels use some; called for each block of
+            REFERENCE_BLOCK_ROWS rows of the reference, whose clusters are its own.
     """
 
     reference: NDArray[np.float32] | RowBlocks
@@ -112,16 +112,15 @@ class Frame:
                 yield from _objects(name, layouts[name], RowBlocks.of(table).cut(layouts[name].object_rows))
         if self.make_order is not None:
             layout = layouts["reference/order"]
-            yield from _objects("reference/order", layout, _cut(self._orders(), layout.object_rows))
+            yield from _objects("reference/order", layout, _cut(self.orders(), layout.object_rows))
         for name, values in self.transform_arrays.items():
             layout = layouts[f"transform/{name}"]
             yield from _objects(f"transform/{name}", layout, [values] if layout.num_objects else [])
 
-    def _orders(self) -> Iterator[NDArray[np.int64]]:
+    def orders(self) -> Iterator[NDArray[np.int64]]:
+        """Each block's own order of its rows, block after block; ``make_order`` must be there."""
         assert self.make_order is not None
-        in_memory = isinstance(self.reference, np.ndarray)
-        table = RowBlocks.of(self.reference)
-        for block in table.cut(table.num_rows if in_memory else REFERENCE_BLOCK_ROWS):
+        for block in RowBlocks.of(self.reference).cut(REFERENCE_BLOCK_ROWS):
             yield np.ascontiguousarray(self.make_order(block), dtype=np.int64)
 
 
@@ -185,6 +184,45 @@ def store_bytes(
         elif name not in ARRAYS:
             sizes[name] = layout.num_objects * layout.object_bytes(0, layout.object_rows)
     return sizes
+
+
+def metadata_bytes(
+    plan: Plan,
+    transform_metadata: Mapping[str, Any],
+    *,
+    num_reference: int,
+    transform_arrays: Mapping[str, NDArray[Any]],
+    num_queries: int | None = None,
+    has_order: bool = False,
+) -> int:
+    """Exact bytes of the texts of a fresh store: zarr.json files, the plan with its copy, and the manifest.
+
+    Args are those of ``store_bytes``, and the rest of the column transform.
+    """
+    layouts = frame_layouts(
+        plan,
+        num_reference=num_reference,
+        transform_arrays=transform_arrays,
+        num_queries=num_queries,
+        has_order=has_order,
+    )
+    texts = list(_metadata(plan, layouts, transform_metadata))
+    no_digest = "0" * 64
+    entries = [{"key": key, "bytes": len(content), "sha256": no_digest} for key, content in texts]
+    for name, layout in layouts.items():
+        size = layout.object_bytes(0, layout.object_rows)
+        if name.startswith("transform/"):
+            values = transform_arrays[name.removeprefix("transform/")]
+            content = layout.encode(values) if layout.num_objects else None
+            entries += [] if content is None else [_entry(name, layout, 0, len(content))]
+        elif name not in ARRAYS:
+            entries += [_entry(name, layout, number, size) for number in range(layout.num_objects)]
+    manifest = json.dumps(entries, indent=0).encode()
+    return sum(len(content) for _, content in texts) + len(manifest) + 2 * len(replace(plan, frame=no_digest).to_json())
+
+
+def _entry(name: str, layout: Layout, number: int, size: int) -> dict[str, Any]:
+    return {"key": f"{name}/{layout.object_key(number)}", "bytes": size, "sha256": "0" * 64}
 
 
 def _record_bytes(plan: Plan, record: int) -> int:

@@ -18,9 +18,9 @@ import tables
 import torch
 
 HERE = Path(__file__).parent
-PARTS = ("dense", "label_time", "growth", "solvers", "driver", "gpu")
-SHARED = ("dense", "label_time", "growth", "solvers", "driver")  # take the options of common.parser
-WITH_TABLES = {"label_time": tuple(tables.FILES), "growth": ("power",), "solvers": ("power",)}
+PARTS = ("dense", "label_time", "growth", "solvers", "plan_time", "driver", "gpu")
+SHARED = ("dense", "label_time", "growth", "solvers", "plan_time", "driver")  # take the options of common.parser
+WITH_TABLES = {"label_time": tuple(tables.FILES), "growth": ("power",), "solvers": ("power",), "plan_time": ("power",)}
 
 
 def command(part: str, arguments: argparse.Namespace) -> list[str]:

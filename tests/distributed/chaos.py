@@ -47,16 +47,19 @@ STOPPED = 130
 
 
 class ChaosLocation(Location):
-    """A place that fails to create an object of a shard's when it is told to, and notes the commits that it makes."""
+    """A place that fails, or ends its process, when told to before it creates an object; it notes commits it makes."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self.fails_at: str | None = None
+        self.kills_at: str | None = None
 
     def create(self, key: str, content: bytes) -> bool:
         if self.fails_at is not None and key.startswith(self.fails_at):
             self.fails_at = None
             raise StoreUnavailableError(f"{key}: injected")
+        if self.kills_at is not None and key.startswith(self.kills_at):
+            os.kill(os.getpid(), signal.SIGKILL)
         is_new = super().create(key, content)
         if is_new and key.startswith("commits/"):
             with (Path(self.url).parent / "made").open("a") as file:
@@ -69,7 +72,8 @@ class ChaosLabeler(ShardLabeler):
 
     def __init__(self, url: str, *, num_threads: int = 1) -> None:
         super().__init__(url, num_threads=num_threads)
-        self.pairs = Pairs(ChaosLocation(url), self.plan)
+        self.place = ChaosLocation(url)
+        self.pairs = Pairs(self.place, self.plan)
         self.state = State(Path(url).parent)
         self.faults = {int(shard): kind for shard, kind in self.state.read("faults").items()}
         self.state.note_actor()
@@ -87,20 +91,13 @@ class ChaosLabeler(ShardLabeler):
         if kind == "stopped actor":
             os.kill(os.getpid(), signal.SIGSTOP)
         if kind == "failing write":
-            self.pairs.location.fails_at = random.Random(shard).choice(("latents/", "labels/", "commits/"))  # type: ignore[attr-defined]
-            if not stores_by_create(self.pairs):
-                self.pairs.location.fails_at = "commits/"  # type: ignore[attr-defined]
+            self.place.fails_at = random.Random(shard).choice(("latents/", "labels/", "commits/"))
         if kind == "actor dies before its commit":
-            self.pairs.location.create = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+            self.place.kills_at = "commits/"
         if self.state.path("full").exists():
             self.state.once("full disk hit")
             raise StoreFullError("no space left on the device: injected")
         return super().label(shard, attempt)
-
-
-def stores_by_create(pairs: Pairs) -> bool:
-    """Whether data objects are created if absent, as commits are."""
-    return not hasattr(pairs, "_write_rows")
 
 
 class State:
@@ -260,7 +257,7 @@ class Harness:
             AssertionError: anything else.
         """
         total = self.pairs.plan.num_shards
-        keys = [key if isinstance(key, str) else key[0] for key in self.pairs.location.list("commits")]
+        keys = [entry.key for entry in self.pairs.location.list("commits")]
         assert len(keys) == len(set(keys)) == total, "not one commit a shard"
         made = collections.Counter((self.log.parent / "made").read_text().split())
         assert max(made.values()) == 1, "a commit was made twice"

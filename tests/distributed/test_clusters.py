@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from sfg_dist.distributed.actors import label_with_actors
-from sfg_dist.distributed.labeler import label_error, label_inline
+from sfg_dist.distributed.inline import label_inline
+from sfg_dist.distributed.labeler import label_error
 from sfg_dist.distributed.ordering import order_with_tasks, order_with_threads
 from sfg_dist.errors import StoreError
 from sfg_dist.flow import build_order

@@ -12,7 +12,8 @@ import pytest
 
 import sfg_dist
 from sfg_dist.distributed.actors import label_with_actors
-from sfg_dist.distributed.labeler import ShardLabeler, label_inline
+from sfg_dist.distributed.inline import label_inline
+from sfg_dist.distributed.labeler import ShardLabeler
 from sfg_dist.errors import ClusterError, LabelingError, NonFiniteLabelError, PlanMismatchError
 from sfg_dist.flow import Reference, label_latents
 from sfg_dist.plan import Stream, normal_rows

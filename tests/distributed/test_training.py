@@ -14,7 +14,7 @@ import torch
 
 from sfg_dist.distributed import checkpoints, training
 from sfg_dist.distributed.checkpoints import FitSettings
-from sfg_dist.distributed.labeler import label_inline
+from sfg_dist.distributed.inline import label_inline
 from sfg_dist.distributed.training import fit_inline, fit_with_workers
 from sfg_dist.errors import IncompleteStoreError, TrainingError
 from sfg_dist.store import Location

@@ -1,0 +1,40 @@
+"""The user's own query points, for labels that are not made from random latents."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfg_dist.data.table import open_table
+from sfg_dist.data.transform import Transform
+from sfg_dist.errors import DataError
+
+
+def read_queries(source: str | None, transform: Transform, direction: str) -> NDArray[np.float32] | None:
+    """Query points in the flow's coordinates: latents as they stand, data through the transform.
+
+    Args:
+        source: the table, None where there is none.
+        transform: the column transform of the training rows.
+        direction: "decode" for latents, "encode" for rows of data.
+
+    Returns:
+        float32, shape (num_rows, dim), or None without a source.
+
+    Raises:
+        DataError: the table has other columns than it should, or is not finite.
+    """
+    if source is None:
+        return None
+    table = open_table(source)
+    decode = direction == "decode"
+    width = transform.dim if decode else len(transform.columns)
+    if not decode and set(transform.columns) <= set(table.columns):
+        table = open_table(source, columns=list(transform.columns))  # by name; without names, by position
+    if table.values.shape[1] != width:
+        raise DataError(f"labels.latents: {source} has {table.values.shape[1]} columns, expected {width}")
+    finite = np.isfinite(table.values).all(axis=1)
+    if not finite.all():
+        raise DataError(f"labels.latents: {source} is not finite in row {int(np.argmin(finite))} (0-based)")
+    rows = table.values.astype(np.float32) if decode else transform.forward(table.values, noise=None)
+    return np.ascontiguousarray(rows)

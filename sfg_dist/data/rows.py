@@ -1,0 +1,248 @@
+"""A table read by ranges of rows, for tables that are larger than memory.
+
+| suffix | how a range is read |
+| --- | --- |
+| .parquet | the row groups that it lies in, one at a time, only the columns wanted |
+| .zarr | the chunks that it lies in |
+| .npy | mapped into memory (local files only) |
+
+The other formats are read whole or not at all.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfg_dist.data.arrays import DEFAULT_ARRAY, open_arrays
+from sfg_dist.data.location import open_bucket, reading, suffix_of
+from sfg_dist.data.naming import check_columns
+from sfg_dist.data.records import numbers
+from sfg_dist.errors import DataError
+from sfg_dist.objects import is_url
+
+SUFFIXES = (".parquet", ".zarr", ".npy")
+_PART_ROWS = 1 << 16
+
+_Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class RowReader:
+    """An open table of which any range of rows can be read.
+
+    Attributes:
+        source: path or URL.
+        columns: one name a column.
+        num_rows: rows of the table.
+        fetch: (first row, row after the last, names of the columns) -> float64 (rows, columns).
+    """
+
+    source: str
+    columns: tuple[str, ...]
+    num_rows: int
+    fetch: Callable[[int, int, Sequence[str]], _Array]
+
+    @property
+    def num_bytes(self) -> int:
+        """What the table takes in memory as float64."""
+        return 8 * self.num_rows * len(self.columns)
+
+    def read(self, start: int, stop: int, columns: Sequence[str] | None = None) -> _Array:
+        """Rows ``start`` to ``stop``, float64, shape (stop - start, number of columns); missing values are NaN.
+
+        Raises:
+            DataError: the range lies outside the table, or cannot be read.
+        """
+        if not 0 <= start <= stop <= self.num_rows:
+            raise DataError(f"{self.source} has {self.num_rows} rows: rows {start} to {stop} are not all there")
+        with reading(self.source):
+            return self.fetch(start, stop, self.columns if columns is None else columns)
+
+    def blocks(self, block_rows: int, columns: Sequence[str] | None = None) -> Iterator[_Array]:
+        """All rows in order, ``block_rows`` at a time."""
+        for start in range(0, self.num_rows, block_rows):
+            yield self.read(start, min(start + block_rows, self.num_rows), columns)
+
+
+def has_row_ranges(source: str) -> bool:
+    """Whether a source is of a format that is read by ranges of rows."""
+    suffix = suffix_of(source)
+    return suffix in SUFFIXES and not (suffix == ".npy" and is_url(source))
+
+
+@contextmanager
+def open_rows(
+    source: str | Path, *, array: str = DEFAULT_ARRAY, columns: Sequence[str] | None = None
+) -> Iterator[RowReader]:
+    """Open a .parquet, .zarr or local .npy table to be read by ranges of rows.
+
+    Args:
+        source: a path or an ``s3://`` URL.
+        array: the array wanted of a .zarr group, as for ``open_table``.
+        columns: the columns wanted, in order; None is all.
+
+    Raises:
+        DataError: the source does not exist, is of another format, or cannot be used.
+
+    Example:
+        >>> with open_rows("table.parquet") as rows:      # doctest: +SKIP
+        ...     first = rows.read(0, 1000)
+    """
+    source = str(source)
+    suffix = suffix_of(source)
+    if not has_row_ranges(source):
+        raise DataError(
+            f"{source}: only .parquet, .zarr and local .npy tables can be read by ranges of rows; convert it, or "
+            f"leave out labels.memory_gib to read it whole"
+        )
+    if suffix == ".parquet":
+        with _open_file(source) as stream:
+            yield _parquet_rows(source, stream, columns)
+    elif suffix == ".npy":
+        yield _npy_rows(source, columns)
+    else:
+        with open_arrays(source) as file:
+            yield _zarr_rows(source, file, array, columns)
+
+
+@contextmanager
+def _open_file(source: str) -> Iterator[Any]:
+    """A file that pyarrow reads by ranges, local or an object."""
+    if not is_url(source):
+        if not Path(source).expanduser().exists():
+            raise DataError(f"{source} does not exist (current directory: {Path.cwd()})")
+        with Path(source).expanduser().open("rb") as stream:
+            yield stream
+        return
+    store, key = open_bucket(source)
+    with reading(source):
+        try:
+            object_ = _ObjectFile(store, key)
+        except FileNotFoundError:
+            raise DataError(f"{source} does not exist") from None
+    with io.BufferedReader(object_, buffer_size=1 << 20) as buffered:
+        yield buffered
+
+
+class _ObjectFile(io.RawIOBase):
+    """An object of a bucket as a file: every read is one request for a range."""
+
+    def __init__(self, store: Any, key: str) -> None:
+        import obstore
+
+        self._store, self._key, self._place = store, key, 0
+        self._size = int(obstore.head(store, key)["size"])
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        self._place = max(0, base + offset)
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        import obstore
+
+        length = min(len(buffer), self._size - self._place)
+        if length <= 0:
+            return 0
+        buffer[:length] = memoryview(obstore.get_range(self._store, self._key, start=self._place, length=length))
+        self._place += length
+        return length
+
+
+def _parquet_rows(source: str, stream: Any, columns: Sequence[str] | None) -> RowReader:
+    from pyarrow import parquet
+
+    with reading(source):
+        file = parquet.ParquetFile(stream)
+        names = [name for name in file.schema_arrow.names if not name.startswith("__index_level_")]
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    wanted = check_columns(source, names, columns)
+    ends = np.cumsum(sizes, dtype=np.int64)
+    kept: dict[tuple[int, tuple[str, ...]], Any] = {}  # the last row group: ranges are asked for in order
+
+    def group_of(group: int, asked: tuple[str, ...]) -> Any:
+        if (group, asked) not in kept:
+            kept.clear()
+            kept[group, asked] = file.read_row_group(group, columns=list(asked))
+        return kept[group, asked]
+
+    def fetch(start: int, stop: int, asked: Sequence[str]) -> _Array:
+        values = np.empty((stop - start, len(asked)))
+        for group in range(int(np.searchsorted(ends, start, side="right")), len(ends)):
+            first = int(ends[group]) - sizes[group]
+            low, high = max(start, first), min(stop, int(ends[group]))
+            if low >= high:
+                break
+            table = group_of(group, tuple(asked)).slice(low - first, high - low)
+            for index, name in enumerate(asked):
+                values[low - start : high - start, index] = numbers(source, name, table.column(name))
+        return values
+
+    return RowReader(source, wanted, int(ends[-1]) if len(ends) else 0, fetch)
+
+
+def _npy_rows(source: str, columns: Sequence[str] | None) -> RowReader:
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise DataError(f"{source} does not exist (current directory: {Path.cwd()})")
+    with reading(source):
+        table: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+    return _matrix_rows(source, table, tuple(f"c{index}" for index in range(_width(source, table))), columns)
+
+
+def _zarr_rows(source: str, file: Any, array: str, columns: Sequence[str] | None) -> RowReader:
+    name = file.find(array)
+    if name not in file.names:
+        raise DataError(f"{source} has no array {name!r}; {file.listing()}")
+    assert file.node is not None
+    table = file.node(name)
+    width = _width(source, table)
+    names: tuple[str, ...] = tuple(f"c{index}" for index in range(width))
+    if "columns" in file.names:
+        stored = file.read("columns")
+        if stored.shape == (width,) and stored.dtype.kind == "U":
+            names = tuple(str(name) for name in stored)
+    return _matrix_rows(source, table, names, columns)
+
+
+def _width(source: str, table: Any) -> int:
+    if table.ndim != 2 or table.dtype.kind not in "fiub":
+        raise DataError(f"{source} is {table.ndim}-D {table.dtype}: expected a 2-D table of numbers, a row a sample")
+    return int(table.shape[1])
+
+
+def _matrix_rows(source: str, table: Any, names: tuple[str, ...], columns: Sequence[str] | None) -> RowReader:
+    wanted = check_columns(source, names, columns)
+
+    index = {name: place for place, name in enumerate(names)}
+    # A part at a time, in whole chunks, so that a few columns of many rows never bring in all the others.
+    step = -(-_PART_ROWS // table.chunks[0]) * table.chunks[0] if hasattr(table, "chunks") else _PART_ROWS
+
+    def fetch(start: int, stop: int, asked: Sequence[str]) -> _Array:
+        values = np.empty((stop - start, len(asked)))
+        places = [index[name] for name in asked]
+        low = start
+        while low < stop:
+            high = min(stop, (low // step + 1) * step)
+            values[low - start : high - start] = np.asarray(table[low:high])[:, places]
+            low = high
+        return values
+
+    return RowReader(source, wanted, int(table.shape[0]), fetch)

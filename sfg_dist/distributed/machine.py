@@ -1,0 +1,103 @@
+"""What this machine has for actors: CPUs, memory, GPUs and room on a disk, within the limits of its control group."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU that torch sees.
+
+    Attributes:
+        name: as its driver calls it.
+        memory_bytes: all of its memory.
+    """
+
+    name: str
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the processes of a run may use here.
+
+    Attributes:
+        num_cpus: CPUs that this process may run on.
+        memory_bytes: memory of the machine, or of the control group where that is less.
+        available_bytes: what of it is free now, or could be freed without swapping.
+        gpus: those that torch sees.
+    """
+
+    num_cpus: int
+    memory_bytes: int
+    available_bytes: int
+    gpus: tuple[Gpu, ...] = ()
+
+
+def this_machine() -> Machine:
+    """Look at the machine that this process runs on."""
+    import psutil
+    import torch
+
+    memory = psutil.virtual_memory()
+    total, available = memory.total, memory.available
+    for limit, used in _memory_limits(_CGROUPS, _own_groups()):
+        if limit < total:
+            total, available = limit, min(available, max(0, limit - used))
+    gpus = []
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            gpus.append(Gpu(properties.name, properties.total_memory))
+    return Machine(_usable_cpus(), total, available, tuple(gpus))
+
+
+def free_disk(path: Path) -> int:
+    """Bytes that this user may still write where ``path`` is, or would be made."""
+    place = path.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def _usable_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _own_groups() -> dict[str, str]:
+    """The control group of this process by controller, "" for version 2; empty where there are none."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    groups: dict[str, str] = {}
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        groups |= dict.fromkeys(controllers.split(","), path)
+    return groups
+
+
+def _memory_limits(root: Path, groups: dict[str, str]) -> Iterator[tuple[int, int]]:
+    """(limit, used) in bytes of each group from this process's own up to the outermost that can be seen."""
+    for controller, folder, names in (
+        ("", root, ("memory.max", "memory.current")),
+        ("memory", root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")),
+    ):
+        if controller not in groups:
+            continue
+        inner = folder / groups[controller].lstrip("/")
+        for place in (inner, *inner.parents):
+            try:
+                limit, used = ((place / name).read_text(encoding="utf-8").strip() for name in names)
+                yield int(limit), int(used)
+            except (OSError, ValueError):  # not mounted in this container, or "max": no limit here
+                pass
+            if place == folder:
+                break

@@ -1,0 +1,202 @@
+"""From the reference in a store to the one that a process labels with: in memory, shared by the node, or streamed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sfg_dist.distributed import node_table
+from sfg_dist.errors import LabelingError, StoreError
+from sfg_dist.flow import PreparedReference, posterior_moments
+from sfg_dist.flow.block_file import block_bytes, reference_bytes, write_blocks
+from sfg_dist.flow.posterior import Backend
+from sfg_dist.flow.reference import Reference, ReferenceBlock, block_ranges, center_of, centred_keys
+from sfg_dist.flow.streaming import StreamedReference
+from sfg_dist.store import Pairs
+
+GIB = 1 << 30
+SHARED_BYTES = 64 << 20  # from here on a second copy on the node is worth a file
+WORK_BYTES = 64 << 20  # of a batch on its way, and what the allocator keeps back
+_BUILD_COPIES = 1.25  # of a block's rows beside it, while it is built (measured: 1.0 in 21 columns, 1.15 in 64)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory that labels need of a process, in bytes, beside interpreter and libraries (``base_bytes``).
+
+    Attributes:
+        resident: with all of the reference in memory.
+        streamed: with one block at a time, the least.
+    """
+
+    resident: int
+    streamed: int
+
+
+def reference_memory(num_reference: int, dim: int, *, has_clusters: bool) -> Memory:
+    """What a reference of this size takes; see Memory.
+
+    Args:
+        num_reference: rows of the reference.
+        dim: columns, as the flow sees them.
+        has_clusters: whether labels look at clusters: full estimator, a tolerance, and rows enough.
+    """
+    block_rows = max(stop - start for start, stop in block_ranges(num_reference))
+    block = block_bytes(block_rows, dim, has_clusters=has_clusters)
+    build = int(_BUILD_COPIES * 4 * (dim + 1) * block_rows)
+    whole = reference_bytes(num_reference, dim, has_clusters=has_clusters)
+    return Memory(whole + build + WORK_BYTES, block + build + WORK_BYTES)
+
+
+class StoredReference:
+    """The reference of a store, read a block at a time and checked against its fingerprint.
+
+    Args:
+        pairs: the open store.
+
+    Raises:
+        StoreError: the rows are not those that the plan was made for.
+    """
+
+    def __init__(self, pairs: Pairs) -> None:
+        self._pairs = pairs
+        self._rows = cast(Any, pairs.group["reference/rows"])
+        self.num_reference: int = self._rows.shape[0]
+        self.dim: int = self._rows.shape[1]
+        self.num_blocks = len(block_ranges(self.num_reference))
+        self.has_clusters = "order" in pairs.group["reference"]  # type: ignore[operator]
+
+    def center(self) -> Tensor:
+        """Mean of the rows; all are read once, and checked."""
+        digest = hashlib.sha256(f"{(self.num_reference, self.dim)}{np.dtype(np.float32).str}".encode())
+
+        def read(start: int, stop: int) -> Tensor:
+            rows = self.rows(start, stop)
+            digest.update(rows.data)
+            return torch.from_numpy(rows)
+
+        center = center_of(read, self.num_reference)
+        if digest.hexdigest() != self._pairs.plan.identity["reference"]:
+            raise StoreError(
+                f"{self._pairs.location.url}/reference is not the table that the plan was made for: it was changed or "
+                f"damaged; choose another output.dir and label again"
+            )
+        return center
+
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows from ``start`` to ``stop``, shape (stop - start, dim)."""
+        return np.ascontiguousarray(self._rows[start:stop])
+
+    def order(self, start: int, stop: int) -> NDArray[np.int64] | None:
+        """The clusters' ordering of a block's rows, None where labels sum over every row."""
+        if not self.has_clusters:
+            return None
+        order = np.asarray(self._pairs.group["reference/order"][start:stop])  # type: ignore[index]
+        if not np.array_equal(np.sort(order), np.arange(stop - start)):
+            raise StoreError(
+                f"{self._pairs.location.url}/reference/order is not an ordering of the {stop - start} reference rows "
+                f"from row {start} on: it was changed or damaged; choose another output.dir and label again"
+            )
+        return order
+
+    def block(
+        self, number: int, center: Tensor, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> ReferenceBlock:
+        """A block, centred; its clusters are built when they are first asked for."""
+        start, stop = block_ranges(self.num_reference)[number]
+        keys = centred_keys(torch.from_numpy(self.rows(start, stop)).to(device), center, dtype)
+        return ReferenceBlock(keys, order=self.order(start, stop))
+
+    def streamed(
+        self, device: torch.device, dtype: torch.dtype = torch.float32, *, is_kept: bool = False
+    ) -> StreamedReference:
+        """The reference, its blocks read anew in each loop over them, or kept once they were read."""
+        center = self.center()
+        return StreamedReference(
+            lambda number: self.block(number, center, device, dtype),
+            center=center,
+            num_reference=self.num_reference,
+            device=device,
+            dtype=dtype,
+            num_kept=self.num_blocks if is_kept or self.num_blocks == 1 else 0,
+        )
+
+
+def open_reference(
+    pairs: Pairs, *, device: torch.device, memory_gib: float | None = None
+) -> tuple[PreparedReference, node_table.NodeTable | None]:
+    """The reference of a store, ready for labels; and the node's file that it lies in, to be closed after.
+
+    On the CPU a reference of some size is built once a node, in a file that its processes map: in shared memory where
+    it has room, else each has its own. What does not fit in the budget, or in the machine's free memory where there is
+    none, is a file on disk whose blocks are mapped one at a time; where the disk has no room either, they are read and
+    built anew for each evaluation. GPUs hold all of it.
+
+    Args:
+        pairs: the open store.
+        device: where the flow runs.
+        memory_gib: memory that this process may hold resident, in GiB, interpreter and libraries included; what the
+            machine has free where not given.
+
+    Raises:
+        LabelingError: the budget is too small for one block.
+        StoreError: the store's reference is damaged.
+    """
+    stored = StoredReference(pairs)
+    if device.type != "cpu":
+        return stored.streamed(device, is_kept=True), None
+    need = reference_memory(stored.num_reference, stored.dim, has_clusters=stored.has_clusters)
+    room = None if memory_gib is None else int(memory_gib * GIB) - base_bytes(stored.dim, stored.has_clusters)
+    if room is not None and room < need.streamed:
+        least = (need.streamed + int(memory_gib * GIB) - room) / GIB  # type: ignore[operator]
+        raise LabelingError(
+            f"labels.memory_gib = {memory_gib:g} cannot hold one block of the reference: a process needs "
+            f"{least:.2f} GiB at least, and {(need.resident - need.streamed) / GIB + least:.2f} GiB to hold all of it"
+        )
+    total = reference_bytes(stored.num_reference, stored.dim, has_clusters=stored.has_clusters)
+    shared = node_table.table_directory(node_table.SHARED_MEMORY) if total >= SHARED_BYTES else None
+    name = f"{pairs.plan.identity['reference'][:24]}-{pairs.plan.run_id[:24]}"
+    is_shared = shared is not None and node_table.table_path(shared, name).exists()
+    free = psutil.virtual_memory().available
+    is_resident = need.resident <= room if room is not None else is_shared or need.resident <= free
+    directory = shared if is_resident else node_table.table_directory(Path(tempfile.gettempdir()))
+    table = None
+    if directory is not None:
+        table = node_table.open_table(directory, name, total, partial(_write, stored))
+    if table is None:
+        return stored.streamed(device, is_kept=is_resident), None
+    reference = StreamedReference(
+        table.blocks.block,
+        center=table.blocks.center,
+        num_reference=stored.num_reference,
+        device=device,
+        num_kept=stored.num_blocks if is_resident else 0,
+    )
+    return reference, table
+
+
+def _write(stored: StoredReference, handle: int) -> None:
+    center = stored.center()
+    blocks = (stored.block(number, center, torch.device("cpu")) for number in range(stored.num_blocks))
+    write_blocks(handle, blocks, center, has_clusters=stored.has_clusters)
+
+
+def base_bytes(dim: int, has_clusters: bool) -> int:
+    """What this process holds resident before it opens a reference, with its compiled kernels."""
+    rows = torch.randn(64, dim, generator=torch.Generator().manual_seed(0))
+    tiny = Reference(rows)
+    backends: tuple[Backend, ...] = ("sparse", "dense") if has_clusters else ("dense",)
+    for backend in backends:
+        posterior_moments(rows, tiny, alpha=0.5, beta_sq=0.5, variance=False, tolerance=1e-3, backend=backend)
+    return psutil.Process(os.getpid()).memory_info().rss

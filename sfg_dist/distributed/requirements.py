@@ -1,0 +1,261 @@
+"""The workers that a job asks for, what they take in memory and on disk, and refusals of what cannot fit.
+
+Each refusal names the keys and a value that fits. Workers on other machines (executor.address) are taken to be like
+this one, whose limits do not bind them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sfg_dist.config import Job
+from sfg_dist.distributed.machine import Machine, free_disk
+from sfg_dist.distributed.sizes import (
+    ACTOR_BYTES,
+    CUDA_DEVICE_BYTES,
+    CUDA_HOST_BYTES,
+    EVENT_BYTES,
+    GIB,
+    RAY_BYTES,
+    StoreBytes,
+    reference_memory,
+    shard_memory,
+)
+from sfg_dist.errors import ConfigError
+from sfg_dist.plan import Plan
+
+DeviceKind = Literal["cpu", "cuda"]
+_LEAST_MEMORY_GIB = 0.05  # below, a budget is no way out
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The workers of a run.
+
+    Attributes:
+        executor: "inline", one worker in the process itself, or "ray", actors.
+        num_actors: by kind of device; kinds without one are left out.
+        num_gpus_per_actor: GPUs that an actor of kind "cuda" holds.
+        num_threads: CPU threads of each.
+        actors_per_group: actors that share one reference, and work on one shard together.
+        is_elsewhere: whether they are on a cluster that runs already, and this machine only stands for theirs.
+    """
+
+    executor: str
+    num_actors: dict[DeviceKind, int]
+    num_gpus_per_actor: float
+    num_threads: int
+    actors_per_group: int
+    is_elsewhere: bool
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(self.num_actors.values())
+
+
+@dataclass(frozen=True)
+class ActorMemory:
+    """Peak memory of one actor.
+
+    Attributes:
+        host_bytes: on the host.
+        device_bytes: on its GPU, 0 for an actor on CPUs.
+        reference_bytes: the part of either that is the reference set and what is built over it.
+    """
+
+    host_bytes: int
+    device_bytes: int
+    reference_bytes: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory that a run takes.
+
+    Attributes:
+        actors: of one actor, by kind of device.
+        driver_bytes: of the process that holds the table and hands out shards, and of Ray's own.
+        total_bytes: of all that run on this machine.
+        limit_bytes: what this machine, or the control group, has.
+    """
+
+    actors: dict[DeviceKind, ActorMemory]
+    driver_bytes: int
+    total_bytes: int
+    limit_bytes: int
+
+
+def choose_workers(job: Job, machine: Machine) -> Workers:
+    """The workers that the job asks for, those by default counted on this machine.
+
+    Raises:
+        ConfigError: the machine has fewer GPUs or CPUs.
+    """
+    keys, threads = job.executor, job.labels.num_threads
+    if keys.kind == "inline":
+        kind: DeviceKind = "cuda" if machine.gpus else "cpu"
+        workers = Workers("inline", {kind: 1}, float(bool(machine.gpus)), threads, 1, False)
+        _require_cpus(workers, machine)
+        return workers
+    elsewhere = keys.address is not None
+    gpus = keys.num_gpus_per_actor if keys.num_gpus_per_actor is not None else float(bool(machine.gpus))
+    if gpus and not elsewhere and gpus > len(machine.gpus):
+        raise ConfigError(
+            f"executor.num_gpus_per_actor = {gpus:g}, but torch sees {len(machine.gpus)} GPUs here: "
+            + (f"take at most {len(machine.gpus)}" if machine.gpus else "leave the key out for actors on CPUs")
+        )
+    if gpus and not machine.gpus:
+        raise ConfigError(
+            f"executor.num_gpus_per_actor = {gpus:g} on the cluster at {keys.address}, but torch sees no GPU here to "
+            f"calibrate on: plan on a machine like the cluster's"
+        )
+    room = _gpu_room(len(machine.gpus), gpus) if gpus else max(1, machine.num_cpus // threads)
+    number = keys.num_actors or room
+    if gpus and number > room and not elsewhere:
+        raise ConfigError(
+            f"executor.num_actors = {number} with executor.num_gpus_per_actor = {gpus:g} need {number * gpus:g} GPUs, "
+            f"torch sees {len(machine.gpus)} here: take executor.num_actors = {room}"
+        )
+    actors: dict[DeviceKind, int] = {"cuda": number, "cpu": keys.num_cpu_actors} if gpus else {"cpu": number}
+    if not gpus:
+        actors["cpu"] += keys.num_cpu_actors
+    group = keys.actors_per_group
+    for kind, count in actors.items():
+        if count % group:
+            raise ConfigError(
+                f"{count} actors on {kind} are no whole number of groups of executor.actors_per_group = {group}: "
+                f"take {count // group * group or group}"
+            )
+    workers = Workers("ray", {kind: n for kind, n in actors.items() if n}, gpus, threads, group, elsewhere)
+    if not elsewhere:
+        _require_cpus(workers, machine)
+    return workers
+
+
+def _gpu_room(num_gpus: int, each: float) -> int:
+    return int(num_gpus // each) if each >= 1 else num_gpus * int(1 / each + 1e-9)
+
+
+def _require_cpus(workers: Workers, machine: Machine) -> None:
+    if workers.total * workers.num_threads <= machine.num_cpus:
+        return
+    needed = f"{workers.total} actors x labels.num_threads = {workers.num_threads}"
+    fits = []
+    if workers.num_threads <= machine.num_cpus:
+        fits.append(f"executor.num_actors = {max(1, machine.num_cpus // workers.num_threads)}")
+    if workers.total <= machine.num_cpus and workers.num_threads > 1:
+        fits.append(f"labels.num_threads = {machine.num_cpus // workers.total}")
+    raise ConfigError(
+        f"{needed} need {workers.total * workers.num_threads} CPUs, this machine has {machine.num_cpus}: "
+        f"take {' or '.join(fits) or f'labels.num_threads = {machine.num_cpus}'}"
+        if workers.executor == "ray"
+        else f"labels.num_threads = {workers.num_threads}, this machine has {machine.num_cpus} CPUs: take "
+        f"labels.num_threads = {machine.num_cpus}"
+    )
+
+
+def memory_of(
+    plan: Plan,
+    workers: Workers,
+    machine: Machine,
+    *,
+    num_reference: int,
+    has_clusters: bool,
+    driver_bytes: int,
+    memory_gib: float | None,
+) -> Memory:
+    """Memory of a run, before it is begun.
+
+    Args:
+        plan: what it makes.
+        workers: who makes it.
+        machine: where.
+        num_reference: rows of the reference set.
+        has_clusters: whether labels use clusters of it.
+        driver_bytes: resident size of this process, which holds the table as the run's own will.
+        memory_gib: budget of the reference in an actor, None for all of it.
+    """
+    budget = math.inf if memory_gib is None else memory_gib * GIB
+    rows = -(-num_reference // workers.actors_per_group)
+    actors: dict[DeviceKind, ActorMemory] = {}
+    for kind in workers.num_actors:
+        on_device = kind == "cuda"
+        reference = reference_memory(rows, plan.dim, has_clusters=has_clusters, on_device=on_device)
+        reference = int(min(reference, budget))
+        base = driver_bytes if workers.executor == "inline" else ACTOR_BYTES
+        host = base + shard_memory(plan) + (CUDA_HOST_BYTES + 4 * rows * plan.dim if on_device else reference)
+        actors[kind] = ActorMemory(host, CUDA_DEVICE_BYTES + reference if on_device else 0, reference)
+    here = 0 if workers.is_elsewhere else sum(actors[kind].host_bytes * n for kind, n in workers.num_actors.items())
+    driver = driver_bytes + (RAY_BYTES if workers.executor == "ray" else 0)
+    total = here if workers.executor == "inline" else here + driver
+    return Memory(actors, driver, total, machine.memory_bytes)
+
+
+def require_memory(memory: Memory, workers: Workers, machine: Machine) -> None:
+    """Refuse what this machine cannot hold.
+
+    Raises:
+        ConfigError: with a number of actors that fits, a budget with which the reference is streamed, or both.
+    """
+    if memory.total_bytes > memory.limit_bytes:
+        one = max(actor.host_bytes for actor in memory.actors.values())
+        room = memory.limit_bytes - (0 if workers.executor == "inline" else memory.driver_bytes)
+        fits = []
+        group = workers.actors_per_group
+        if workers.executor == "ray" and (number := int(room // one) // group * group) >= 1:
+            fits.append(f"executor.num_actors = {number}")
+        reference = max(actor.reference_bytes for actor in memory.actors.values())
+        budget = math.floor(10 * (room / workers.total - (one - reference)) / GIB) / 10
+        if "cpu" in memory.actors and _LEAST_MEMORY_GIB <= budget < reference / GIB:
+            fits.append(f"labels.memory_gib = {budget:g} (the reference is then streamed)")
+        who = "the process" if workers.executor == "inline" else f"{workers.total} actors of {one / GIB:.2f} GiB"
+        raise ConfigError(
+            f"{who} and what else the run holds need {memory.total_bytes / GIB:.2f} GiB, this machine has "
+            f"{memory.limit_bytes / GIB:.2f} GiB: "
+            + (f"take {', or '.join(fits)}" if fits else "take a machine with more memory, or fewer data.max_rows")
+        )
+    if "cuda" not in memory.actors or workers.is_elsewhere:
+        return
+    smallest = min(gpu.memory_bytes for gpu in machine.gpus)
+    each = memory.actors["cuda"]
+    sharing = max(1, int(1 / workers.num_gpus_per_actor + 1e-9))
+    if sharing * each.device_bytes > smallest:
+        fits = ["executor.num_gpus_per_actor = 1"] if sharing > 1 and each.device_bytes <= smallest else []
+        budget = math.floor(10 * (smallest / sharing - (each.device_bytes - each.reference_bytes)) / GIB) / 10
+        if budget >= _LEAST_MEMORY_GIB:
+            fits.append(f"labels.memory_gib = {budget:g} (the reference is then streamed)")
+        raise ConfigError(
+            f"{sharing} actors on a GPU need {sharing * each.device_bytes / GIB:.2f} GiB of its memory, which is "
+            f"{smallest / GIB:.2f} GiB: "
+            + (
+                f"take {', or '.join(fits)}"
+                if fits
+                else "take GPUs with more memory, or a larger executor.actors_per_group"
+            )
+        )
+
+
+def require_disk(directory: str, left: StoreBytes, plan: Plan) -> int | None:
+    """Bytes free where the run writes, None for an object store; refuses what does not fit.
+
+    Raises:
+        ConfigError: there is less room than the store still takes.
+    """
+    if "://" in directory:
+        return None
+    free = free_disk(Path(directory))
+    if left.total > free:
+        shards = left.latents + left.labels + left.commits + plan.num_shards * EVENT_BYTES
+        fewer = int((free - (left.total - shards)) / (shards / plan.num_shards))
+        # A store that is begun keeps its number of pairs, and so do the user's own query points.
+        is_free = left.reference > 0 and plan.identity["queries"] is None
+        fits = f"take labels.num_pairs = {fewer * plan.shard_rows}, or " if is_free and fewer >= 1 else "take "
+        raise ConfigError(
+            f"the run writes {left.total / GIB:.2f} GiB into output.dir = {directory!r}, where {free / GIB:.2f} GiB "
+            f"are free: {fits}an output.dir with more room"
+        )
+    return free

@@ -1,0 +1,50 @@
+"""Posterior moments over parts of a reference, merged to those over all of it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Merger:
+    """Means, log kernel sums and variances of one part after the other, merged in float64.
+
+    With L = log sum_j of a part's kernels, the parts' shares are p_b = exp(L_b - log sum exp L); then
+    m = sum p_b m_b and v = sum p_b (v_b + |m_b - m|^2).
+    """
+
+    def __init__(self) -> None:
+        self._mean: Tensor | None = None
+        self._log_kernel_sum: Tensor
+        self._variance: Tensor | None
+
+    def add(self, mean: Tensor, log_kernel_sum: Tensor, variance: Tensor | None) -> None:
+        """Add a part.
+
+        Args:
+            mean: shape (num_rows, dim).
+            log_kernel_sum: shape (num_rows,).
+            variance: trace of the covariance, shape (num_rows,), or None, in all parts alike.
+        """
+        mean, log_kernel_sum = mean.double(), log_kernel_sum.double()
+        variance = None if variance is None else variance.double()
+        if self._mean is None:
+            self._mean, self._log_kernel_sum, self._variance = mean, log_kernel_sum, variance
+            return
+        total = torch.logaddexp(self._log_kernel_sum, log_kernel_sum)
+        old, new = torch.exp(self._log_kernel_sum - total), torch.exp(log_kernel_sum - total)
+        step = mean - self._mean
+        if variance is not None and self._variance is not None:
+            self._variance = old * self._variance + new * variance + old * new * step.square().sum(dim=1)
+        self._mean = self._mean + new[:, None] * step
+        self._log_kernel_sum = total
+
+    def result(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Mean, log kernel sum and variance over all parts, float64.
+
+        Raises:
+            ValueError: no part was added.
+        """
+        if self._mean is None:
+            raise ValueError("nothing to merge: no part was added")
+        return self._mean, self._log_kernel_sum, self._variance

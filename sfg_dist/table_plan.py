@@ -1,0 +1,94 @@
+"""From a job and its prepared table to the frame and the plan of its store, whether the table is in memory or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sfg_dist.plan import REFERENCE_BLOCK_ROWS, fingerprint
+from sfg_dist.planning import make_plan, uses_clusters
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from sfg_dist.config import Job
+    from sfg_dist.data import Prepared
+    from sfg_dist.plan import Plan
+    from sfg_dist.store import Frame
+
+Order = Callable[["NDArray[np.float32]"], "NDArray[np.int64]"]
+
+
+def prepare_table(job: Job) -> Prepared:
+    """The table of a job, cleaned and split; one larger than labels.memory_gib in passes, where its keys allow it.
+
+    Raises:
+        DataError: the table cannot be used as it stands.
+    """
+    from sfg_dist.data import prepare_within
+
+    data = job.data.model_dump()
+    return prepare_within(data.pop("source"), memory_gib=job.labels.memory_gib, kind=job.transform.kind, **data)
+
+
+def frame_of(job: Job, table: Prepared, make_order: Order) -> Frame:
+    """What the frame of a job's store is made of.
+
+    Args:
+        job: the checked job.
+        table: its prepared table.
+        make_order: orders a block of the reference in compact clusters, where labels use some.
+
+    Raises:
+        DataError: the user's query points cannot be used.
+    """
+    from sfg_dist.data import read_queries
+    from sfg_dist.store import Frame, RowBlocks
+
+    transform = table.transform
+    return Frame(
+        table.reference()
+        if table.is_whole
+        else RowBlocks(table.num_train, transform.dim, lambda: table.reference_blocks(REFERENCE_BLOCK_ROWS)),
+        transform.to_arrays(),
+        transform.to_metadata(),
+        read_queries(job.labels.latents, transform, job.labels.direction),
+        make_order if uses_clusters(job, table.num_train) else None,
+    )
+
+
+def plan_of(
+    job: Job,
+    table: Prepared,
+    frame: Frame,
+    *,
+    order: NDArray[np.int64] | None = None,
+    existing: Plan | None = None,
+) -> Plan:
+    """The plan of a job over its prepared table.
+
+    Args:
+        job: the checked job.
+        table: its prepared table.
+        frame: what the store's frame is made of.
+        order: the clusters' ordering of the reference's rows, where it was made earlier.
+        existing: the plan that is there already.
+
+    Raises:
+        ConfigError: something shall be chosen for the reference, which cannot be done for one larger than memory.
+    """
+    whole = frame.reference if isinstance(frame.reference, np.ndarray) else None
+    assert frame.queries is None or isinstance(frame.queries, np.ndarray)
+    return make_plan(
+        job,
+        table=table.table_fingerprint(),
+        reference=whole,
+        reference_fingerprint=table.reference_fingerprint() if whole is None else fingerprint(whole),
+        dim=table.transform.dim,
+        columns=table.columns,
+        queries=frame.queries,
+        order=order,
+        existing=existing,
+    )

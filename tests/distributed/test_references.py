@@ -1,0 +1,237 @@
+"""References larger than memory: the bits of those in memory, within the budget, one copy a node."""
+
+import fcntl
+import multiprocessing
+import os
+import tempfile
+
+import numpy as np
+import pytest
+import torch
+
+from sfg_dist.distributed import node_table, references
+from sfg_dist.distributed.labeler import ShardLabeler, label_error
+from sfg_dist.errors import LabelingError, StoreError
+from sfg_dist.flow import Reference, block_ranges
+
+TABLE = {"source": "moons", "max_rows": 6000}  # 4800 of them for training: enough for clusters
+LABELS = {"num_pairs": 192, "shard_rows": 64, "batch_size": 64, "num_evaluations": 20, "t_min": 1e-3}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch, tmp_path):
+    """Blocks of 1500 rows, files of them in a directory of the test."""
+    monkeypatch.setattr("sfg_dist.flow.reference.BLOCK_ROWS", 1500)
+    shared, temporary = tmp_path / "shared", tmp_path / "temporary"
+    shared.mkdir()
+    temporary.mkdir()
+    monkeypatch.setattr(node_table, "SHARED_MEMORY", shared)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    return shared, temporary
+
+
+@pytest.fixture
+def tight(monkeypatch):
+    """A budget, in GiB, that holds one block and no more."""
+    monkeypatch.setattr(references, "base_bytes", lambda dim, has_clusters: 0)
+
+    def make(pairs):
+        stored = references.StoredReference(pairs)
+        size = (stored.num_reference, stored.dim)
+        return (references.reference_memory(*size, has_clusters=stored.has_clusters).streamed + 1) / references.GIB
+
+    return make
+
+
+def digests(pairs):
+    return [pairs.commit_record(shard)["objects"] for shard in range(pairs.plan.num_shards)]
+
+
+def label_all(pairs, **keywords):
+    labeler = ShardLabeler(pairs.location.url, **keywords)
+    return labeler, [labeler.label(shard) for shard in range(pairs.plan.num_shards)]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"direction": "both"},
+        {"tolerance": 0.0},
+        {"estimator": "minibatch", "num_reference": 100, "direction": "encode"},
+        {"solver_tolerance": 1e-2},
+    ],
+)
+@pytest.mark.parametrize("has_room", [True, False])
+def test_streamed_labels_have_the_bits_of_those_in_memory(make_store, tight, monkeypatch, keys, has_room, small_blocks):
+    labels = LABELS | keys
+    resident, streamed = make_store("resident", data=TABLE, labels=labels), make_store("s", data=TABLE, labels=labels)
+    labeler, records = label_all(resident)
+    assert labeler.reference.num_blocks == 4
+    assert all(record["blocks_streamed"] == 0 for record in records)
+    if not has_room:
+        monkeypatch.setattr(node_table, "free_bytes", lambda directory: 0)
+    labeler, records = label_all(streamed, memory_gib=tight(streamed))
+    assert bool(list(small_blocks[1].rglob("*.blocks"))) == has_room
+    assert all(record["blocks_streamed"] > 0 for record in records)
+    assert all(record["tolerance_reached"] <= labels.get("tolerance", 1e-3) for record in records)
+    assert digests(resident) == digests(streamed)
+    labeler.close()
+    assert not list(small_blocks[1].rglob("*.blocks"))
+
+
+def test_a_shared_file_gives_the_same_bits_and_goes_with_its_last_user(make_store, monkeypatch, small_blocks):
+    alone, shared = make_store("alone", data=TABLE, labels=LABELS), make_store("shared", data=TABLE, labels=LABELS)
+    label_all(alone)
+    monkeypatch.setattr(references, "SHARED_BYTES", 0)
+    first, second = ShardLabeler(shared.location.url), ShardLabeler(shared.location.url)
+    (path,) = small_blocks[0].rglob("*.blocks")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    for shard in range(shared.plan.num_shards):
+        (first, second)[shard % 2].label(shard)
+    assert digests(alone) == digests(shared)
+    first.close()
+    assert path.exists()
+    second.close()
+    assert not path.exists()
+
+
+def test_a_label_of_the_blocked_reference_has_a_small_error(make_store):
+    pairs = make_store(data=TABLE, labels=LABELS)
+    label_all(pairs)
+    error = label_error(pairs)
+    assert 0 < error["median"] < 2e-3
+
+
+def test_a_shard_that_is_done_is_not_done_again(make_store, monkeypatch):
+    pairs = make_store(data=TABLE, labels=LABELS)
+    labeler = ShardLabeler(pairs.location.url)
+    record = labeler.label(1)
+    monkeypatch.setattr(labeler, "_integrate", lambda *arguments: pytest.fail("integrated again"))
+    assert labeler.label(1, attempt=2) == record
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["memory_peak"] > 10**8
+
+
+def test_a_budget_below_one_block_is_refused_with_what_would_do(make_store, monkeypatch):
+    pairs = make_store(data=TABLE, labels=LABELS)
+    monkeypatch.setattr(references, "base_bytes", lambda dim, has_clusters: references.GIB)
+    with pytest.raises(LabelingError, match=r"memory_gib = 0.5 cannot hold one block.*needs 1\.06 GiB"):
+        ShardLabeler(pairs.location.url, memory_gib=0.5)
+
+
+@pytest.mark.parametrize("place", ["rows", "order"])
+def test_a_damaged_reference_is_refused(make_store, place):
+    pairs = make_store(data=TABLE, labels=LABELS)
+    pairs.group[f"reference/{place}"][4000:4002] = 5
+    with pytest.raises(StoreError, match="changed or damaged"):
+        ShardLabeler(pairs.location.url).label(0)
+
+
+def test_rows_of_the_store_are_read_as_they_are(make_store):
+    pairs = make_store(data=TABLE, labels=LABELS)
+    stored = references.StoredReference(pairs)
+    whole = Reference(pairs.reference, order=np.concatenate([stored.order(*part) for part in block_ranges(4800)]))
+    opened, _ = references.open_reference(pairs, device=CPU)
+    assert torch.equal(whole.center, opened.center)
+    for one, other in zip(whole.blocks(), opened.blocks(), strict=True):
+        assert torch.equal(one.keys, other.keys)
+        assert np.array_equal(one.clusters.bounds, other.clusters.bounds)
+
+
+def _hold(directory, ready, leave):
+    table = node_table.open_table(directory, "held", 10, lambda handle: pytest.fail("made again"))
+    ready.put(table is not None)
+    leave.get()
+
+
+@pytest.fixture
+def make_file(make_store):
+    """Makes the content of a table, counting how often."""
+    pairs = make_store(data=TABLE, labels=LABELS)
+    stored = references.StoredReference(pairs)
+    calls = []
+
+    def make(handle):
+        calls.append(handle)
+        center = stored.center()
+        blocks = [stored.block(number, center, CPU) for number in range(4)]
+        references.write_blocks(handle, blocks, center, has_clusters=True)
+
+    make.calls = calls
+    return make
+
+
+def test_a_file_is_made_once_and_again_where_its_maker_died(tmp_path, make_file):
+    (tmp_path / "held.blocks").write_bytes(b"cut off")
+    first = node_table.open_table(tmp_path, "held", 10, make_file)
+    second = node_table.open_table(tmp_path, "held", 10, make_file)
+    assert len(make_file.calls) == 1
+    node_table.sweep(tmp_path)
+    assert first.path.exists()
+    first.close()
+    second.close()
+    assert not first.path.exists()
+    third = node_table.open_table(tmp_path, "held", 10, make_file)
+    assert len(make_file.calls) == 2
+    third.close()
+
+
+def test_a_file_outlives_a_killed_user_no_longer_than_the_next_sweep(tmp_path, make_file):
+    table = node_table.open_table(tmp_path, "held", 10, make_file)
+    context = multiprocessing.get_context("spawn")
+    ready, leave = context.Queue(), context.Queue()
+    user = context.Process(target=_hold, args=(tmp_path, ready, leave))
+    user.start()
+    assert ready.get(timeout=120)
+    table.close()
+    assert table.path.exists()
+    user.kill()
+    user.join()
+    assert table.path.exists()
+    node_table.sweep(tmp_path)
+    assert not table.path.exists()
+    for queue in (ready, leave):
+        queue.close()
+        queue.join_thread()
+
+
+def test_no_room_means_no_file(tmp_path, monkeypatch, make_file):
+    assert node_table.open_table(tmp_path, "large", 1 << 60, make_file) is None
+    assert not list(tmp_path.glob("*.blocks"))
+    assert not make_file.calls
+
+
+def test_a_maker_that_fails_leaves_nothing(tmp_path):
+    def fail(handle):
+        os.write(handle, b"half")
+        raise StoreError("damaged")
+
+    with pytest.raises(StoreError, match="damaged"):
+        node_table.open_table(tmp_path, "failed", 10, fail)
+    assert not list(tmp_path.glob("*.blocks"))
+
+
+def test_a_directory_that_others_can_read_is_not_used(tmp_path):
+    directory = tmp_path / f"sfg_dist-{os.getuid()}"
+    directory.mkdir(mode=0o777)
+    directory.chmod(0o777)
+    assert node_table.table_directory(tmp_path) is None
+
+
+def test_a_file_removed_between_two_locks_is_made_again(tmp_path, make_file, monkeypatch):
+    flock, removed = fcntl.flock, []
+
+    def remove_once(handle, kind):
+        if kind == fcntl.LOCK_SH and not removed:
+            removed.append(True)
+            (tmp_path / "held.blocks").unlink()
+        return flock(handle, kind)
+
+    monkeypatch.setattr(node_table.fcntl, "flock", remove_once)
+    table = node_table.open_table(tmp_path, "held", 10, make_file)
+    assert len(make_file.calls) == 2
+    assert table.path.exists()
+    table.close()

@@ -32,7 +32,7 @@ class OutputDirectory:
     """
 
     def __init__(self, url: str, listener: Listener | None = None) -> None:
-        self.url = url.rstrip("/") or "/"
+        self.url = url if url.endswith("://") else url.rstrip("/") or "/"
         if not is_url(self.url) and Path(self.url).exists() and not Path(self.url).is_dir():
             raise ConfigError(f"output.dir = {url!r} is a file: name a directory")
         self._listener = listener

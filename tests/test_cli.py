@@ -189,6 +189,8 @@ def test_bad_tables(job, table, name, words):
             ["run", "job.toml", "--set", "labels.solver=rk4", "--set", "labels.num_evaluations=30"],
             ["num_evaluations", "take 28 or 32"],
         ),
+        (["run", "job.toml", "--set", "output.dir=ftp://host/x"], ["ftp://host/x", "local path or an s3://"]),
+        (["label", "job.toml", "--set", "output.dir=s3://"], ["s3://", "no bucket"]),
         (["run"], ["Missing argument"]),
         (["frobnicate"], ["No such command"]),
         (["sample", "job.toml", "-n", "3"], ["evaluate table"]),

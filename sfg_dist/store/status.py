@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sfg_dist.plan import Plan
-from sfg_dist.store.arrays import object_bytes
+from sfg_dist.store.arrays import ARRAYS
 from sfg_dist.store.commits import commit_key, parse_record
 from sfg_dist.store.pairs import Pairs
 
@@ -198,7 +198,7 @@ class StatusReader:
         plan = self.pairs.plan
         self._records = self._read_records(self.pairs.committed())
         sizes = self.pairs.stored_bytes()
-        done = {shard for shard in self._records if (sizes[shard] == object_bytes(plan, shard)).all()}
+        done = {shard for shard, record in self._records.items() if sizes[shard].tolist() == _recorded_bytes(record)}
         drivers = self._read_drivers(now)
         running = [driver for driver in drivers if driver.state == "running"]
         rates = [driver.rows_per_s for driver in running if driver.rows_per_s]
@@ -243,6 +243,10 @@ class StatusReader:
         found = (driver_of(content, now) for _, content in location.read_many(keys) if content)
         drivers = [driver for driver in found if driver is not None]
         return tuple(sorted(drivers, key=lambda driver: (driver.state != "running", -driver.updated)))
+
+
+def _recorded_bytes(record: Mapping[str, Any]) -> list[int]:
+    return [record["objects"][name]["bytes"] for name in ARRAYS]
 
 
 def driver_of(content: bytes, now: float) -> Driver | None:

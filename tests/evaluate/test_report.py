@@ -256,3 +256,14 @@ def test_axis_limits_ignore_one_outlier():
     assert 1 - 0.02 < high < 1.3
     assert robust_limits(np.full(9, 2.0)) == (1.0, 3.0)
     assert bin_edges(np.array([0.0, 0.0, 1.0, 3.0])).tolist() == [-0.5, 0.5, 2.0, 4.0]
+
+
+def test_the_labelling_run_has_a_section_where_there_is_something_to_say():
+    assert "<h2>Labelling</h2>" not in render_report(content(["a", "b"]))
+    facts = {"devices": "NVIDIA H100: 40 shards", "workers": "8 processes on node1"}
+    page = render_report(content(["a", "b"], labelling=facts))
+    assert "<h2>Labelling</h2>" in page
+    assert "<dt>devices</dt><dd>NVIDIA H100: 40 shards</dd>" in page
+    assert "Attempts that failed" not in page
+    page = render_report(content(["a", "b"], labelling=facts, failures=["shard 3 failed: <b>503</b>; tried again"]))
+    assert "<li>shard 3 failed: &lt;b&gt;503&lt;/b&gt;; tried again</li>" in page

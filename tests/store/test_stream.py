@@ -119,7 +119,9 @@ def test_a_failed_read_is_raised_and_can_be_tried_again():
             return real(self, key)
 
     sources[0].__class__ = Flaky
-    with pytest.raises(StoreError, match=r"shard \d+ of the pairs cannot be read: the disk is away.*sfg repair"):
+    with pytest.raises(
+        StoreError, match=r"shard \d+ of the pairs cannot be read: the disk is away.*sfg verify.*sfg repair"
+    ):
         list(stream.epoch(0))
     assert sorted(np.concatenate([batch.rows for batch in stream.epoch(0)])) == list(range(950))
     for batch in stream.epoch(0):

@@ -45,7 +45,8 @@ def label_with_actors(
         num_actors: how many; one a GPU (or its fraction) where the cluster has some, else one a CPU.
         num_gpus_per_actor: GPUs an actor holds, fractions allowed; 1 where the cluster has GPUs, else none.
         num_cpu_actors: actors without a GPU beside them.
-        actors_per_group: actors that share one reference, each holding a part; num_actors counts all of them.
+        actors_per_group: actors that hold one reference between them, each a part; num_actors counts all of them, but
+            not the process that leads each group and needs neither CPU nor GPU of its own.
         num_threads: CPU threads of an actor.
         memory_gib: host memory that an actor's reference may take; None for all of it.
         shard_timeout_s: a shard that runs longer is taken to hang; None for 10 times the median of its kind of actor.

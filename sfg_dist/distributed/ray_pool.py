@@ -154,6 +154,12 @@ class RayPool:
         if self._group_size > 1:
             group, members = self._start_members(options, arguments)
             arguments["members"] = tuple(members)
+            # The leader integrates on its CPU while the members wait, and waits while they work: it needs no place.
+            options |= {"num_cpus": 0, "num_gpus": 0}
+            if resources.num_gpus:
+                import torch
+
+                arguments["device"] = torch.device("cpu")
         make = _Maker(self._labeler, self._url, arguments)
         handle = ray.remote(ShardActor).options(**options).remote(make)
         self._actors[name] = _Actor(handle, members, group)
@@ -161,7 +167,7 @@ class RayPool:
         return name
 
     def _start_members(self, options: dict[str, Any], arguments: Mapping[str, Any]) -> tuple[Any, list[Any]]:
-        """The members of a group; its leader holds part 0 itself.
+        """The members of a group, one a part of the reference; its leader holds none.
 
         Places are asked for all at once, so that two half groups never wait for each other.
         """
@@ -177,7 +183,7 @@ class RayPool:
         options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group)
         remote_class = ray.remote(member).options(**options)
         parts = range(self._group_size)
-        return group, [remote_class.remote(self._url, part, self._group_size, **arguments) for part in parts[1:]]
+        return group, [remote_class.remote(self._url, part, self._group_size, **arguments) for part in parts]
 
     def submit(self, worker: str, tasks: Sequence[Task]) -> None:
         """Hand a call to an actor."""
@@ -215,6 +221,8 @@ class RayPool:
         if isinstance(answer, Failure):
             return Lost(worker, answer, is_refusal=True)
         if isinstance(answer, dict):
+            if actor.members:  # of a kind of its own: its leader's device says nothing of its pace and its bits
+                answer = answer | {"device": f"{len(actor.members)} x {worker.rpartition('-')[0]}"}
             actor.info = answer
             return Ready(worker, answer)
         return Answered(worker, answer)

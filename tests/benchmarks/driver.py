@@ -44,7 +44,9 @@ class CommitLabeler:
 
     def label(self, shard: int, attempt: int = 1) -> dict[str, Any]:
         record = {"shard": shard, "rows": list(self.pairs.plan.shard_range(shard)), "attempt": attempt, **self.origin}
-        self.pairs.location.create(f"commits/{shard:08d}.json", json.dumps(record).encode())
+        key = f"commits/{shard:08d}.json"
+        self.pairs.location.create(key, json.dumps(record).encode())
+        self.pairs.location.flush(key)
         return record
 
 

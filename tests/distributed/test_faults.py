@@ -179,7 +179,8 @@ def test_a_group_is_lost_and_replaced_as_one(ray_cluster, make_store, store_byte
         on_progress=lambda done, total, record: parts.append(record.get("parts")),
     ).run()  # fmt: skip
     assert store_bytes(pairs.location.url) == inline_store
-    assert parts == [[[1, 2]]] * 8
+    assert parts == [[[0, 2], [1, 2]]] * 8
+    assert {details["kind"] for details in events.of("worker_started")} == {"2 x cpu"}
     assert len(events.of("worker_started")) == 2
     assert len(events.of("attempt_failed")) == 1
 

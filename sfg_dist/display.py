@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,6 +22,8 @@ class Display:
         from rich.console import Console
 
         self._console = Console(stderr=as_json, highlight=False, soft_wrap=True)
+        self._stack = contextlib.ExitStack()
+        self._as_json = as_json
         self._progress: Any = None
         self._task: Any = None
         self._last_line = 0.0
@@ -47,10 +51,13 @@ class Display:
         }
 
     def __enter__(self) -> Display:
+        if self._as_json:  # whatever a library prints meanwhile, such as Ray's news of a dead worker, is no document
+            self._stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._close_bar()
+        self._stack.close()
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Show an event; kinds without a handler are passed over."""

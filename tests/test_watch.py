@@ -146,6 +146,13 @@ def test_the_display_tells_of_what_goes_wrong(capsys):
     assert capsys.readouterr().out.splitlines() == [line for _, _, line in EVENTS if line]
 
 
+def test_with_json_stdout_is_left_to_the_document(capsys):
+    with Display(as_json=True):
+        print("(raylet) A worker died or was killed")
+    print("{}")
+    assert capsys.readouterr() == ("{}\n", "(raylet) A worker died or was killed\n")
+
+
 def test_the_display_counts_workers(capsys):
     with Display(as_json=True) as display:
         display({"time": 0.0, "event": "stage_started", "stage": "label", "missing": 2, "total": 2, "rows": 20})

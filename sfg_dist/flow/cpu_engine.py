@@ -263,9 +263,9 @@ def add_clusters(
     sums64[:, :CARRIED] = carried.sums
     cluster_rows(
         queries.x[part], queries.inv_sigma_sq[part], aim, share, spare, unit, least_mass, dense_share, spend,
-        clusters.offsets, clusters.sizes, clusters.bounds.reshape(-1), clusters.moments.reshape(-1), clusters.blocks.reshape(-1),
-        clusters.moment_order, carried.anchors, sums64, carried.side, *found, tuple(range(clusters.dim)),
-        (0,) * variance,
+        clusters.offsets, clusters.sizes, clusters.bounds.reshape(-1), clusters.moments.reshape(-1),
+        clusters.blocks.reshape(-1), clusters.moment_order, carried.anchors, sums64, carried.side, *found,
+        tuple(range(clusters.dim)), (0,) * variance,
     )  # fmt: skip
     carried.sums[:] = sums64[:, :CARRIED]
 

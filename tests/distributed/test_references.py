@@ -3,6 +3,8 @@
 import fcntl
 import multiprocessing
 import os
+import subprocess
+import sys
 import tempfile
 
 import numpy as np
@@ -13,6 +15,7 @@ from sfg_dist.distributed import node_table, references
 from sfg_dist.distributed.labeler import ShardLabeler, label_error
 from sfg_dist.errors import LabelingError, StoreError
 from sfg_dist.flow import Reference, block_ranges
+from sfg_dist.store import open_pairs
 
 TABLE = {"source": "moons", "max_rows": 6000}  # 4800 of them for training: enough for clusters
 LABELS = {"num_pairs": 192, "shard_rows": 64, "batch_size": 64, "num_evaluations": 20, "t_min": 1e-3}
@@ -235,3 +238,60 @@ def test_a_file_removed_between_two_locks_is_made_again(tmp_path, make_file, mon
     assert len(make_file.calls) == 2
     assert table.path.exists()
     table.close()
+
+
+# A worker with blocks of 16384 rows, whose budget is what it holds already and ROOM beside.
+WORKER = """
+import sys, torch
+torch.set_num_threads(1)
+import sfg_dist.flow.reference
+from sfg_dist.distributed import references
+from sfg_dist.distributed.labeler import ShardLabeler, peak_memory
+from sfg_dist.store import open_pairs
+url, room = sys.argv[1], int(sys.argv[2])
+sfg_dist.flow.reference.BLOCK_ROWS = 1 << 14
+references.WORK_BYTES = 8 << 20
+open_pairs(url).commit_record(0)
+stored = references.StoredReference(open_pairs(url))
+stored.rows(0, 16)
+total = references.reference_bytes(stored.num_reference, stored.dim, has_clusters=stored.has_clusters)
+assert total >= 10 * room, (total, room)
+budget = references.base_bytes(stored.dim, stored.has_clusters) + room
+labeler = ShardLabeler(url, memory_gib=budget / references.GIB)
+record = labeler.label(0)
+labeler.close()
+assert labeler.reference.num_blocks > 10
+assert record["blocks_streamed"] > 0
+print(peak_memory() - budget)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tolerance", [0.0, 1e-3])
+def test_ten_times_the_budget_is_labelled_within_it(tmp_path, monkeypatch, tolerance):
+    from sfg_dist.config import resolve_job
+    from sfg_dist.distributed.ordering import order_with_threads
+    from sfg_dist.planning import make_plan
+    from sfg_dist.store import create_store
+
+    monkeypatch.setattr("sfg_dist.flow.reference.BLOCK_ROWS", 1 << 14)
+    room, dim, num_rows = 24 << 20, 32, 1_000_000 if tolerance == 0 else 650_000
+    rows = np.random.default_rng(0).standard_normal((num_rows, dim), dtype=np.float32) * np.geomspace(1, 0.05, dim)
+    labels = {"num_pairs": 16, "shard_rows": 16, "batch_size": 16, "t_min": 1e-3, "num_evaluations": 4}
+    job = resolve_job({"data": {"source": "moons"}, "labels": labels | {"tolerance": tolerance}})
+    rows = rows.astype(np.float32)
+    plan = make_plan(job, rows[:16].astype(np.float64), rows, tuple(f"x{k}" for k in range(dim)), None)
+    url = tmp_path / "pairs.zarr"
+    create_store(
+        url,
+        plan,
+        reference=rows,
+        transform_arrays={},
+        transform_metadata={},
+        make_order=order_with_threads if tolerance else None,
+    )
+    command = [sys.executable, "-c", WORKER, str(url), str(room)]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment, timeout=500)
+    assert int(done.stdout) <= 0
+    assert open_pairs(url).is_complete

@@ -13,6 +13,7 @@ from typing import Literal
 
 from sfg_dist.config import Job
 from sfg_dist.distributed.machine import Machine, free_disk
+from sfg_dist.distributed.references import SHARED_BYTES, reference_memory
 from sfg_dist.distributed.sizes import (
     ACTOR_BYTES,
     CUDA_DEVICE_BYTES,
@@ -21,14 +22,14 @@ from sfg_dist.distributed.sizes import (
     GIB,
     RAY_BYTES,
     StoreBytes,
-    reference_memory,
+    device_memory,
     shard_memory,
 )
 from sfg_dist.errors import ConfigError
+from sfg_dist.flow.block_file import reference_bytes
 from sfg_dist.plan import Plan
 
 DeviceKind = Literal["cpu", "cuda"]
-_LEAST_MEMORY_GIB = 0.05  # below, a budget is no way out
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,15 @@ class ActorMemory:
         host_bytes: on the host.
         device_bytes: on its GPU, 0 for an actor on CPUs.
         reference_bytes: the part of either that is the reference set and what is built over it.
+        shared_bytes: the part on the host that all actors of a node map together.
+        least_bytes: of one that holds one block of the reference at a time; 0 where it must hold all of it.
     """
 
     host_bytes: int
     device_bytes: int
     reference_bytes: int
+    shared_bytes: int
+    least_bytes: int
 
 
 @dataclass(frozen=True)
@@ -179,17 +184,32 @@ def memory_of(
         driver_bytes: resident size of this process, which holds the table as the run's own will.
         memory_gib: budget of the reference in an actor, None for all of it.
     """
-    budget = math.inf if memory_gib is None else memory_gib * GIB
     rows = -(-num_reference // workers.actors_per_group)
     actors: dict[DeviceKind, ActorMemory] = {}
+    base = (driver_bytes if workers.executor == "inline" else ACTOR_BYTES) + shard_memory(plan)
     for kind in workers.num_actors:
-        on_device = kind == "cuda"
-        reference = reference_memory(rows, plan.dim, has_clusters=has_clusters, on_device=on_device)
-        reference = int(min(reference, budget))
-        base = driver_bytes if workers.executor == "inline" else ACTOR_BYTES
-        host = base + shard_memory(plan) + (CUDA_HOST_BYTES + 4 * rows * plan.dim if on_device else reference)
-        actors[kind] = ActorMemory(host, CUDA_DEVICE_BYTES + reference if on_device else 0, reference)
-    here = 0 if workers.is_elsewhere else sum(actors[kind].host_bytes * n for kind, n in workers.num_actors.items())
+        if kind == "cuda":
+            device = device_memory(rows, plan.dim)
+            host = base + CUDA_HOST_BYTES + 4 * rows * plan.dim
+            actors[kind] = ActorMemory(host, CUDA_DEVICE_BYTES + device, device, 0, 0)
+            continue
+        need = reference_memory(rows, plan.dim, has_clusters=has_clusters)
+        budget = math.inf if memory_gib is None else memory_gib * GIB - base
+        if budget < need.streamed:
+            raise ConfigError(
+                f"labels.memory_gib = {memory_gib:g} cannot hold one block of the reference beside interpreter and "
+                f"libraries: take {_up((base + need.streamed) / GIB):g} or more, or leave the key out"
+            )
+        whole = reference_bytes(rows, plan.dim, has_clusters=has_clusters)
+        is_shared = need.resident <= budget and whole >= SHARED_BYTES and workers.actors_per_group == 1
+        reference = int(min(need.resident, budget))
+        actors[kind] = ActorMemory(base + reference, 0, reference, whole * is_shared, base + need.streamed)
+    here = 0
+    if not workers.is_elsewhere:
+        here = sum(
+            actors[kind].host_bytes * number - actors[kind].shared_bytes * (number - 1)
+            for kind, number in workers.num_actors.items()
+        )
     driver = driver_bytes + (RAY_BYTES if workers.executor == "ray" else 0)
     total = here if workers.executor == "inline" else here + driver
     return Memory(actors, driver, total, machine.memory_bytes)
@@ -202,17 +222,22 @@ def require_memory(memory: Memory, workers: Workers, machine: Machine) -> None:
         ConfigError: with a number of actors that fits, a budget with which the reference is streamed, or both.
     """
     if memory.total_bytes > memory.limit_bytes:
-        one = max(actor.host_bytes for actor in memory.actors.values())
+        largest = max(memory.actors.values(), key=lambda actor: actor.host_bytes - actor.shared_bytes)
+        one = largest.host_bytes - largest.shared_bytes
         room = memory.limit_bytes - (0 if workers.executor == "inline" else memory.driver_bytes)
         fits = []
         group = workers.actors_per_group
-        if workers.executor == "ray" and (number := int(room // one) // group * group) >= 1:
+        number = int((room - largest.shared_bytes) // one) // group * group
+        if workers.executor == "ray" and number >= 1:
             fits.append(f"executor.num_actors = {number}")
-        reference = max(actor.reference_bytes for actor in memory.actors.values())
-        budget = math.floor(10 * (room / workers.total - (one - reference)) / GIB) / 10
-        if "cpu" in memory.actors and _LEAST_MEMORY_GIB <= budget < reference / GIB:
+        budget = math.floor(10 * room / workers.total / GIB) / 10
+        if "cpu" in memory.actors and memory.actors["cpu"].least_bytes <= budget * GIB < largest.host_bytes:
             fits.append(f"labels.memory_gib = {budget:g} (the reference is then streamed)")
-        who = "the process" if workers.executor == "inline" else f"{workers.total} actors of {one / GIB:.2f} GiB"
+        who = (
+            "the process"
+            if workers.executor == "inline"
+            else f"{workers.total} actors of {largest.host_bytes / GIB:.2f} GiB"
+        )
         raise ConfigError(
             f"{who} and what else the run holds need {memory.total_bytes / GIB:.2f} GiB, this machine has "
             f"{memory.limit_bytes / GIB:.2f} GiB: "
@@ -225,9 +250,6 @@ def require_memory(memory: Memory, workers: Workers, machine: Machine) -> None:
     sharing = max(1, int(1 / workers.num_gpus_per_actor + 1e-9))
     if sharing * each.device_bytes > smallest:
         fits = ["executor.num_gpus_per_actor = 1"] if sharing > 1 and each.device_bytes <= smallest else []
-        budget = math.floor(10 * (smallest / sharing - (each.device_bytes - each.reference_bytes)) / GIB) / 10
-        if budget >= _LEAST_MEMORY_GIB:
-            fits.append(f"labels.memory_gib = {budget:g} (the reference is then streamed)")
         raise ConfigError(
             f"{sharing} actors on a GPU need {sharing * each.device_bytes / GIB:.2f} GiB of its memory, which is "
             f"{smallest / GIB:.2f} GiB: "
@@ -237,6 +259,10 @@ def require_memory(memory: Memory, workers: Workers, machine: Machine) -> None:
                 else "take GPUs with more memory, or a larger executor.actors_per_group"
             )
         )
+
+
+def _up(gib: float) -> float:
+    return math.ceil(100 * gib) / 100
 
 
 def require_disk(directory: str, left: StoreBytes, plan: Plan) -> int | None:

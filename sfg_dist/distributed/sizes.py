@@ -5,7 +5,6 @@ What lies on disk is asked of the store, which lays it out; what lies in memory 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 from numpy.typing import NDArray
 
 from sfg_dist import store
-from sfg_dist.flow.clusters import FAN, LEAF_ROWS, moment_order
 from sfg_dist.plan import Plan
 
 GIB = 2**30
@@ -111,32 +109,15 @@ def store_bytes(
     )
 
 
-def reference_memory(num_rows: int, dim: int, *, has_clusters: bool, on_device: bool = False) -> int:
-    """Peak bytes of preparing a reference set, above what the process had before: an estimate from its arrays.
-
-    The peak is either in centring the rows, which is done in float64, or in building the clusters over them.
+def device_memory(num_rows: int, dim: int) -> int:
+    """Peak bytes on a GPU of a reference set: centred in float64, then its rows in blocks and what orders them.
 
     Args:
         num_rows: rows of the reference set.
         dim: columns.
-        has_clusters: whether clusters are built.
-        on_device: count what lies on a GPU, where rows in blocks take the place of clusters.
     """
     row = 4 * dim
-    keys = row + 4
-    # On the host the stored rows and their order, on top the float64 table, a float64 temporary and the centred rows.
-    centring = (0 if on_device else row + 8 * has_clusters) + 2 * row + row + 4 * row
-    if on_device:
-        return num_rows * max(centring, keys + 3 * row)
-    if not has_clusters:
-        return num_rows * max(centring, keys + row + 3 * keys)
-    nodes = num_rows / LEAF_ROWS * FAN / (FAN - 1)
-    padded, pairs = -(-dim // 8) * 8, dim * (dim + 1) // 2
-    moment_rows = {1: 1, 2: 1 + dim, 3: 2 + dim + pairs}[moment_order(dim)]
-    tables = 4 * nodes * (3 * dim + 5 + moment_rows * padded)
-    eigenvalues = 16 * min(nodes, 65536) * dim**2 if moment_order(dim) >= 2 else 0
-    clusters = num_rows * (keys + 8 + 2 * row) + tables + max(eigenvalues, num_rows * 2 * keys)
-    return math.ceil(max(num_rows * centring, clusters))
+    return num_rows * max(2 * row + row + 4 * row, row + 4 + 3 * row)
 
 
 def shard_memory(plan: Plan) -> int:

@@ -13,7 +13,7 @@ from sfg_dist.distributed.inline import label_inline
 from sfg_dist.distributed.machine import Gpu, Machine, _memory_limits, free_disk, this_machine
 from sfg_dist.distributed.requirements import Workers, choose_workers, memory_of, require_disk, require_memory
 from sfg_dist.distributed.run_time import cost_of, time_of
-from sfg_dist.distributed.sizes import GIB, reference_memory, store_bytes
+from sfg_dist.distributed.sizes import GIB, device_memory, store_bytes
 from sfg_dist.errors import ConfigError, LabelingError, PlanMismatchError
 from sfg_dist.pipeline import Pipeline
 from sfg_dist.plan_table import duration, estimate_rows, size
@@ -344,9 +344,7 @@ def test_a_reference_that_no_gpu_can_hold(plan):
     machine = replace(MACHINE, gpus=GPUS, memory_bytes=10**12)
     one, halves = workers(cuda=2, gpus=1.0), workers(cuda=4, gpus=0.5)
     require_memory(memory(plan, one, machine, num_reference=15 * 10**7), one, machine)
-    with pytest.raises(
-        ConfigError, match=r"2 actors on a GPU need .* executor.num_gpus_per_actor = 1, or labels.memory_gib"
-    ):
+    with pytest.raises(ConfigError, match=r"2 actors on a GPU need .* take executor.num_gpus_per_actor = 1$"):
         require_memory(memory(plan, halves, machine, num_reference=15 * 10**7), halves, machine)
     with pytest.raises(ConfigError, match="1 actors on a GPU"):
         require_memory(memory(plan, one, machine, num_reference=10**9), one, machine)
@@ -393,9 +391,24 @@ def test_this_machine():
 
 
 def test_memory_of_a_reference_grows_with_it():
-    one, two = (reference_memory(rows, 6, has_clusters=True) for rows in (10**6, 2 * 10**6))
-    assert 1.9 < two / one < 2.1
-    assert reference_memory(10**6, 6, has_clusters=False) <= one
+    assert device_memory(2 * 10**6, 6) == 2 * device_memory(10**6, 6)
+
+
+def test_a_budget_below_one_block_is_refused_with_one_that_does(plan):
+    chosen = workers(cpu=2)
+    with pytest.raises(ConfigError, match=r"labels.memory_gib = 0.3 cannot hold one block") as caught:
+        memory(plan, chosen, MACHINE, memory_gib=0.3)
+    least = float(str(caught.value).split("take ")[1].split(" ")[0])
+    assert memory(plan, chosen, MACHINE, memory_gib=least).actors["cpu"].reference_bytes < least * GIB
+
+
+def test_a_large_reference_counts_once_on_a_node(plan):
+    one, four = (memory(plan, workers(cpu=number), MACHINE) for number in (1, 4))
+    shared = one.actors["cpu"].shared_bytes
+    assert 0 < shared < one.actors["cpu"].reference_bytes
+    assert four.total_bytes - one.total_bytes == 3 * (one.actors["cpu"].host_bytes - shared)
+    small = memory(plan, workers(cpu=1), MACHINE, num_reference=1000, has_clusters=False)
+    assert small.actors["cpu"].shared_bytes == 0
 
 
 def test_words():

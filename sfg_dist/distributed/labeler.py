@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -183,6 +184,9 @@ def _num_streamed(reference: PreparedReference) -> int:
 
 def peak_memory() -> int:
     """The most bytes that this process has held resident so far."""
+    if sys.platform == "linux":  # whose ru_maxrss a child inherits from its parent, this not
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

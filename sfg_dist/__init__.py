@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sfg_dist._version import __version__
 
 if TYPE_CHECKING:
+    from sfg_dist.data.streamed import open_reference
     from sfg_dist.errors import SfgError
     from sfg_dist.flow import Reference, label_latents, log_density, score
     from sfg_dist.model.generator import Generator
@@ -30,6 +31,7 @@ _HOMES = {
     "label_latents": "sfg_dist.flow",
     "log_density": "sfg_dist.flow",
     "open_pairs": "sfg_dist.store",
+    "open_reference": "sfg_dist.data.streamed",
     "run": "sfg_dist.pipeline",
     "score": "sfg_dist.flow",
 }
@@ -43,6 +45,7 @@ __all__ = [
     "label_latents",
     "log_density",
     "open_pairs",
+    "open_reference",
     "run",
     "score",
 ]

@@ -118,6 +118,7 @@ class LabelsConfig(_Section):
     latents: str | None = None
     shard_rows: PositiveInt = 4096
     batch_size: PositiveInt = 1024
+    gpu_batch_size: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _check(self) -> LabelsConfig:
@@ -128,6 +129,8 @@ class LabelsConfig(_Section):
                 f"solver_tolerance needs a solver that estimates its error ({', '.join(ADAPTIVE_SOLVER_NAMES)}), "
                 f"got solver = {self.solver!r}"
             )
+        if self.gpu_batch_size is not None and self.estimator != "full":
+            raise ValueError('gpu_batch_size: each batch of estimator = "minibatch" has a reference of its own')
         if self.time_grid == "fitted" and self.solver_tolerance is not None:
             raise ValueError('time_grid = "fitted" is a grid for all rows; with solver_tolerance each row has its own')
         if self.time_grid == "fitted" and self.estimator != "full":

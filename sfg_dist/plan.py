@@ -219,13 +219,22 @@ class Plan:
         direction = self.labels["direction"]
         return direction if direction != "both" else ("decode", "encode")[self.grid_shard(shard) % 2]
 
-    def batches(self, shard: int) -> Iterator[tuple[int, int]]:
-        """Row ranges integrated together for a shard, none longer than the plan's batch_size.
+    def batch_rows(self, device_type: str) -> int:
+        """Rows integrated together on a device of a type: fixed for each type, because it decides the last bits.
 
-        They lie on the grid of batch_size, so the first one begins before the shard where that completes a ragged one.
+        Args:
+            device_type: as torch calls it; "cuda" takes ``gpu_batch_size`` where the job has one.
+        """
+        size = self.labels.get("gpu_batch_size") if device_type == "cuda" else None
+        return int(size or self.labels["batch_size"])
+
+    def batches(self, shard: int, device_type: str = "cpu") -> Iterator[tuple[int, int]]:
+        """Row ranges integrated together for a shard, none longer than ``batch_rows`` of the device.
+
+        They lie on the grid of that, so the first one begins before the shard where that completes a ragged one.
         """
         start, stop = self.shard_range(shard)
-        size = self.labels["batch_size"]
+        size = self.batch_rows(device_type)
         for first in range(start // size * size, stop, size):
             yield first, min(first + size, stop)
 
@@ -308,12 +317,18 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def check_shard_rows(shard_rows: int, batch_size: int) -> None:
-    """Refuse a shard that the integrator's batch or the random blocks do not divide.
+def check_shard_rows(shard_rows: int, batch_size: int, gpu_batch_size: int | None = None) -> None:
+    """Refuse a shard that the integrator's batches do not divide.
 
     Raises:
-        ConfigError: shard_rows is not a multiple of labels.batch_size.
+        ConfigError: shard_rows is not a multiple of labels.batch_size or of labels.gpu_batch_size.
     """
+    if gpu_batch_size is not None and shard_rows % gpu_batch_size:
+        nearest = max(gpu_batch_size, round(shard_rows / gpu_batch_size) * gpu_batch_size)
+        raise ConfigError(
+            f"labels.shard_rows = {shard_rows} is not a multiple of labels.gpu_batch_size = {gpu_batch_size}: "
+            f"take labels.shard_rows = {nearest}"
+        )
     if shard_rows % batch_size:
         nearest = max(batch_size, round(shard_rows / batch_size) * batch_size)
         raise ConfigError(

@@ -26,7 +26,7 @@ def check_job(job: Job) -> None:
     Raises:
         ConfigError: with the keys and what to take instead.
     """
-    check_shard_rows(job.labels.shard_rows, job.labels.batch_size)
+    check_shard_rows(job.labels.shard_rows, job.labels.batch_size, job.labels.gpu_batch_size)
     from sfg_dist.flow.solver import num_steps
 
     try:

@@ -113,6 +113,18 @@ def test_fingerprint_tells_shapes_and_bytes_apart():
     )
 
 
+def test_each_kind_of_device_has_its_own_batch():
+    plain = make_plan()
+    both = make_plan(identity={"labels": {"direction": "decode", "batch_size": 32, "gpu_batch_size": 128}})
+    assert [plain.batch_rows(kind) for kind in ("cpu", "cuda")] == [64, 64]
+    assert [both.batch_rows(kind) for kind in ("cpu", "cuda")] == [32, 128]
+    assert list(both.batches(1, "cuda")) == [(128, 256)]
+    assert list(both.batches(1)) == [(128, 160), (160, 192), (192, 224), (224, 256)]
+    check_shard_rows(4096, 1024, 2048)
+    with pytest.raises(ConfigError, match=r"labels\.gpu_batch_size = 3000: take labels\.shard_rows = 3000"):
+        check_shard_rows(4096, 1024, 3000)
+
+
 def test_shard_rows_must_be_whole_batches():
     check_shard_rows(4096, 1024)
     with pytest.raises(ConfigError, match=r"labels\.shard_rows = 5120"):

@@ -31,7 +31,8 @@ _MAX_SHARDS = 4096  # that a calibration can get through
 
 def with_batches(plan: Plan, rows: int) -> Plan:
     """The same plan with shards of one batch of so many rows, enough of them where latents are drawn."""
-    labels = {**plan.labels, "batch_size": rows, "shard_rows": rows}
+    labels = {name: value for name, value in plan.labels.items() if name != "gpu_batch_size"}
+    labels |= {"batch_size": rows, "shard_rows": rows}
     num_pairs = plan.num_pairs if plan.identity["queries"] else max(plan.num_pairs, _MAX_SHARDS * rows)
     return replace(plan, identity={**plan.identity, "labels": labels}, num_pairs=num_pairs, shard_rows=rows)
 
@@ -59,7 +60,7 @@ def _work(task: Mapping[str, Any]) -> None:
     first = time.time() - opened
     record = labeler.label(next(shards))
     # Larger batches, until one takes a good part of the time or is the plan's own.
-    rows, wanted = TRIAL_ROWS, int(plan.labels["batch_size"])
+    rows, wanted = TRIAL_ROWS, plan.batch_rows(device.type)
     while rows < wanted and record["seconds"] < seconds / 8:
         room = seconds / 4 / max(record["seconds"], 1e-4)
         rows = min(wanted, max(2, int(room)) * rows)

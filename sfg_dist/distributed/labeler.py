@@ -96,7 +96,7 @@ class ShardLabeler:
         starts: list[NDArray[np.float32]] = []
         ends: list[NDArray[np.float32]] = []
         with _threads(self.num_threads):
-            for first, stop in self.plan.batches(shard):
+            for first, stop in self.plan.batches(shard, self.device.type):
                 rows = self._start_points(shard, first, stop)
                 images_of_batch = self._integrate(shard, first, rows, effort)
                 # A shard that completes a ragged one begins within a batch; it is integrated whole, as in a longer run.
@@ -151,7 +151,7 @@ class ShardLabeler:
     def _integrate(self, shard: int, first: int, rows: NDArray[np.float32], effort: Effort) -> NDArray[np.float32]:
         """One batch, padded to the plan's size: a product's shape decides its last bits."""
         settings, direction = self.plan.labels, self.plan.shard_direction(shard)
-        padded = torch.zeros(settings["batch_size"], self.plan.dim, device=self.device)
+        padded = torch.zeros(self.plan.batch_rows(self.device.type), self.plan.dim, device=self.device)
         padded[: len(rows)] = torch.from_numpy(rows)
         ends: Tensor = label_batch(
             padded,

@@ -160,7 +160,9 @@ def open_reference(
     if memory_gib is not None:
         give_memory_back()
     if device.type != "cpu":
-        return stored.streamed(device, is_kept=True), None
+        on_device = stored.streamed(device, is_kept=True)
+        on_device.load_kept()
+        return on_device, None
     need = reference_memory(stored.num_reference, stored.dim, has_clusters=stored.has_clusters)
     room = None if memory_gib is None else int(memory_gib * GIB) - base_bytes(stored.dim, stored.has_clusters)
     if room is not None and room < need.streamed:
@@ -180,7 +182,10 @@ def open_reference(
     if directory is not None:
         table = node_table.open_table(directory, name, total, partial(_write, stored))
     if table is None:
-        return stored.streamed(device, is_kept=is_resident), None
+        own = stored.streamed(device, is_kept=is_resident)
+        if is_resident:
+            own.load_kept()
+        return own, None
     reference = StreamedReference(
         table.blocks.block,
         center=table.blocks.center,

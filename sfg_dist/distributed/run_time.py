@@ -73,11 +73,13 @@ def time_of(
     """
     if not rows:
         return Time(data_s, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
-    batch, group = int(plan.labels["batch_size"]), workers.actors_per_group
-    crews = [(pace, group) for kind, pace in paces.items() for _ in range(workers.num_actors[kind] // group)]
+    group = workers.actors_per_group
+    crews = [
+        (pace, plan.batch_rows(kind)) for kind, pace in paces.items() for _ in range(workers.num_actors[kind] // group)
+    ]
     crews = crews[: len(rows)]
 
-    def parts(pace: Pace, size: int) -> tuple[float, float]:
+    def parts(pace: Pace, batch: int, size: int) -> tuple[float, float]:
         padded = -(-size // batch) * batch if pads else size
         return padded * pace.seconds_per_row / group, pace.write_s * size / min(plan.shard_rows, plan.num_pairs)
 
@@ -85,7 +87,7 @@ def time_of(
     integration, done = [0.0] * len(crews), [0] * len(crews)
     for size in rows:
         at, number = heapq.heappop(free)
-        integrate, write = parts(crews[number][0], size)
+        integrate, write = parts(*crews[number], size)
         integration[number] += integrate
         done[number] += 1
         heapq.heappush(free, (at + integrate + write, number))

@@ -153,8 +153,9 @@ def test_a_calibration_with_queries_fewer_than_a_batch(make_job, tmp_path):
 
 def test_an_error_in_a_calibration_comes_out_with_its_reason(make_store):
     pairs = make_store()
-    damaged = pairs.reference + np.float32(1)
-    with pytest.raises(LabelingError, match="is not the table that the plan was made for"):
+    damaged = pairs.reference.copy()
+    damaged[5, 1] = np.nan
+    with pytest.raises(LabelingError, match="not finite: row 5"):
         calibrate(pairs.plan, damaged, devices=["cpu"], seconds=0.1)
 
 

@@ -67,6 +67,17 @@ def test_encoded_rows_are_blurred_data_and_their_latents_decode_to_them(make_sto
     assert np.median(np.linalg.norm(back - labels, axis=1)) < 1e-3
 
 
+def test_a_batch_of_another_kind_changes_no_bits_of_this_one(make_store, store_bytes, inline_store, device):
+    """The batch of GPUs is another plan's, but a CPU's rows come in the batches that they always came in."""
+    pairs = make_store("gpu", labels={"gpu_batch_size": 128})
+    label_inline(pairs.location.url)
+    rows = [tables["objects"] for tables in (store_bytes(pairs.location.url), inline_store)]
+    same = [name for name in rows[0] if name.startswith(("latents/c", "labels/c"))]
+    if device.type == "cpu":
+        assert same
+        assert all(rows[0][name] == rows[1][name] for name in same)
+
+
 def test_both_directions_in_one_store(make_store):
     pairs = make_store(labels={"direction": "both"})
     label_inline(pairs.location.url)

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-import sfg_dist.store_commands  # noqa: F401  (makes its commands known)
 from sfg_dist import __version__
 from sfg_dist.command import Debug, Executor, JobPath, Json, Set, app, command, load, say
 from sfg_dist.display import Display
@@ -205,6 +204,8 @@ def _finish(as_json: bool, job: Job, result: Mapping[str, Any]) -> None:
     lines = [f"{name}: {result[name]}" for name in ("store", "model", "samples", "report") if name in result]
     say(as_json, {"output": job.output.dir, **result}, "\n".join(lines))
 
+
+import sfg_dist.store_commands  # noqa: E402, F401  (makes its commands known, behind those above in the help)
 
 if __name__ == "__main__":
     main()

@@ -31,6 +31,8 @@ def label_pending(
 ) -> None:
     """Label the pending shards of a store, by actors of the running Ray session or in this process.
 
+    Files that killed writers left half written are swept away before and after.
+
     Args:
         pairs: the open store.
         executor: which, and how many.
@@ -42,11 +44,13 @@ def label_pending(
     Raises:
         LabelingError: a shard could not be labelled.
         ClusterError: the cluster cannot hold an actor.
-        StoreError: a shard could not be written.
+        StoreError: a shard could not be written, or what is there could not be listed.
     """
     from sfg_dist.distributed.actors import label_with_actors
     from sfg_dist.distributed.inline import label_inline
+    from sfg_dist.store import sweep_partials
 
+    sweep_partials(pairs)
     with Monitor(pairs.location) as monitor:
         metrics = _metrics(pairs) if executor.kind == "ray" else None
 
@@ -75,16 +79,17 @@ def label_pending(
         url = absolute_url(pairs.location.url)
         if executor.kind == "inline":
             label_inline(url, **options)
-            return
-        label_with_actors(
-            url,
-            num_actors=executor.num_actors,
-            num_gpus_per_actor=executor.num_gpus_per_actor,
-            num_cpu_actors=executor.num_cpu_actors,
-            actors_per_group=executor.actors_per_group,
-            shard_timeout_s=executor.shard_timeout_s,
-            **options,
-        )
+        else:
+            label_with_actors(
+                url,
+                num_actors=executor.num_actors,
+                num_gpus_per_actor=executor.num_gpus_per_actor,
+                num_cpu_actors=executor.num_cpu_actors,
+                actors_per_group=executor.actors_per_group,
+                shard_timeout_s=executor.shard_timeout_s,
+                **options,
+            )
+    sweep_partials(pairs)
 
 
 def _metrics(pairs: Pairs) -> LabelMetrics:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import queue
 import signal
@@ -20,6 +19,7 @@ from sfg_dist.distributed.pool import WORKER_LOST, Answered, Drain, Event, Failu
 from sfg_dist.distributed.shards import label_tasks, worker_info
 
 REASON_CHARACTERS = 400
+ENDING_S = 5.0  # within which a process goes that Ray was asked to end
 
 
 @dataclass(frozen=True)
@@ -44,42 +44,85 @@ class ShardActor:
 
     Args:
         make: makes the labeler.
+        members: actors of its group.
     """
 
-    def __init__(self, make: Callable[[], Any]) -> None:
+    def __init__(self, make: Callable[[], Any], members: Sequence[Any] = ()) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR2", signal.SIGTERM)):
             with contextlib.suppress(ValueError):  # not in the main thread
                 signal.signal(number, signal.SIG_IGN)
-        self._make = make
+        self._make, self._members = make, members
         self._labeler: Any = None
 
     def open(self) -> dict[str, Any] | Failure:
         """Make the labeler: where it runs, or why it cannot."""
-        import psutil
         import ray
 
         try:
             self._labeler = self._make()
+            members = ray.get([member.__ray_call__.remote(process_of) for member in self._members])
         except Exception as error:
             return Failure.of(error)
-        return worker_info(self._labeler) | {
-            "node": ray.get_runtime_context().get_node_id(),
-            "created": psutil.Process().create_time(),
-        }
+        return worker_info(self._labeler) | {"processes": [process_of(self), *members]}
 
     def label(self, tasks: Sequence[Task]) -> list[Result]:
         """Label some shards, one after the other."""
         return label_tasks(self._labeler, tasks)
 
 
-def end_process(pid: int, created: float) -> None:
-    """Kill a process, if it is still the one that began at a certain time."""
-    import psutil
+@dataclass(frozen=True)
+class Process:
+    """A process of an actor, for good: ids of processes are used again.
 
-    with contextlib.suppress(psutil.Error):
-        process = psutil.Process(pid)
-        if abs(process.create_time() - created) < 0.01:
-            process.kill()
+    Attributes:
+        node: Ray's id of its node.
+        host: name of its machine.
+        pid: its id there.
+        created: when it began, seconds since 1970.
+    """
+
+    node: str
+    host: str
+    pid: int
+    created: float
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is another process of this machine."""
+        return self.host == socket.gethostname() and self.pid != os.getpid()
+
+    def is_alive(self) -> bool:
+        """Whether it runs still, or is stopped; for its own machine."""
+        import psutil
+
+        try:
+            process = psutil.Process(self.pid)
+            return abs(process.create_time() - self.created) < 0.01 and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    def kill(self) -> None:
+        """End it, if it is alive; for its own machine."""
+        if self.is_alive():
+            with contextlib.suppress(OSError):
+                os.kill(self.pid, signal.SIGKILL)
+
+
+def process_of(actor: object) -> Process:
+    """The process that this is called in, by an actor."""
+    import psutil
+    import ray
+
+    node = ray.get_runtime_context().get_node_id()
+    return Process(node, socket.gethostname(), os.getpid(), psutil.Process().create_time())
+
+
+def see_off(process: Process, patience_s: float) -> None:
+    """Wait for the end of a process of this machine, and bring it about where it takes longer than it may."""
+    deadline = time.monotonic() + patience_s
+    while process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
 
 
 @dataclass
@@ -89,7 +132,7 @@ class _Actor:
     handle: Any
     members: list[Any]
     group: Any = None
-    info: dict[str, Any] = field(default_factory=dict)
+    processes: Sequence[Process] = ()
     calls: deque[Any] = field(default_factory=deque)
 
 
@@ -120,6 +163,8 @@ class RayPool:
         self._group_size = actors_per_group
         self._actors: dict[str, _Actor] = {}
         self._number = 0
+        self._ending: list[tuple[float, Process]] = []  # on this machine, and when they must be gone
+        self._seeing_off: list[Any] = []  # tasks on other machines
         # SimpleQueue: a signal handler may put into it while the main thread is inside it.
         self._answers: queue.SimpleQueue[tuple[str, Future[Any]] | None] = queue.SimpleQueue()
 
@@ -161,7 +206,7 @@ class RayPool:
 
                 arguments["device"] = torch.device("cpu")
         make = _Maker(self._labeler, self._url, arguments)
-        handle = ray.remote(ShardActor).options(**options).remote(make)
+        handle = ray.remote(ShardActor).options(**options).remote(make, members)
         self._actors[name] = _Actor(handle, members, group)
         self._listen(name, handle.open.remote())  # type: ignore[attr-defined]
         return name
@@ -175,13 +220,14 @@ class RayPool:
         from ray.util.placement_group import placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        member = self._member or importlib.import_module("sfg_dist.distributed.members").ReferenceMember
+        from sfg_dist.distributed.members import ReferenceMember
+
         place = {"CPU": float(options["num_cpus"])}
         if options["num_gpus"]:
             place["GPU"] = options["num_gpus"]
         group = placement_group([place] * self._group_size, strategy="PACK")
         options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group)
-        remote_class = ray.remote(member).options(**options)
+        remote_class = ray.remote(self._member or ReferenceMember).options(**options)
         parts = range(self._group_size)
         return group, [remote_class.remote(self._url, part, self._group_size, **arguments) for part in parts]
 
@@ -199,6 +245,7 @@ class RayPool:
 
     def wait(self, timeout_s: float) -> list[Event]:
         """All answers that have come; waits for the first of them."""
+        self._end_overdue()
         events: list[Event] = []
         try:
             entry = self._answers.get(timeout=timeout_s) if timeout_s > 0 else self._answers.get_nowait()
@@ -223,12 +270,15 @@ class RayPool:
         if isinstance(answer, dict):
             if actor.members:  # of a kind of its own: its leader's device says nothing of its pace and its bits
                 answer = answer | {"device": f"{len(actor.members)} x {worker.rpartition('-')[0]}"}
-            actor.info = answer
+            actor.processes = answer["processes"]
             return Ready(worker, answer)
         return Answered(worker, answer)
 
     def kill(self, worker: str) -> None:
-        """End an actor and its members. One that is stopped, or out of Ray's reach, is ended by its process id."""
+        """Have Ray end an actor and its members. Where one is stopped, and does not hear Ray, it is killed later.
+
+        Not at once: where a process goes before Ray has ended it, Ray tells the user that a worker died.
+        """
         import ray
 
         actor = self._actors.pop(worker, None)
@@ -240,19 +290,37 @@ class RayPool:
             from ray.util.placement_group import remove_placement_group
 
             remove_placement_group(actor.group)
-        if actor.calls and "pid" in actor.info:  # an idle one hears Ray
-            self._end_process(actor.info)
+        for process in actor.processes:
+            if process.is_here:
+                self._ending.append((time.monotonic() + ENDING_S, process))
+            elif actor.calls:  # an idle one hears Ray, and a task costs a process
+                self._see_off(process)
 
-    def _end_process(self, info: Mapping[str, Any]) -> None:
-        if info["host"] == socket.gethostname() and info["pid"] != os.getpid():
-            end_process(info["pid"], info["created"])
-            return
+    def close(self) -> None:
+        """Wait until the processes of ended actors are gone, and kill those that stay; takes seconds at most."""
+        import ray
+
+        while self._ending:
+            self._end_overdue()
+            time.sleep(0.01)
+        if self._seeing_off:
+            ray.wait(self._seeing_off, num_returns=len(self._seeing_off), timeout=2 * ENDING_S)
+            self._seeing_off.clear()
+
+    def _end_overdue(self) -> None:
+        now = time.monotonic()
+        for deadline, process in self._ending:
+            if now >= deadline:
+                process.kill()
+        self._ending = [(at, process) for at, process in self._ending if now < at and process.is_alive()]
+
+    def _see_off(self, process: Process) -> None:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        strategy = NodeAffinitySchedulingStrategy(info["node"], soft=False)
-        remote = ray.remote(end_process).options(num_cpus=0, max_retries=0, scheduling_strategy=strategy)
-        remote.remote(info["pid"], info["created"])  # nobody waits for it: the node may be gone
+        strategy = NodeAffinitySchedulingStrategy(process.node, soft=False)
+        remote = ray.remote(see_off).options(num_cpus=0, max_retries=0, scheduling_strategy=strategy)
+        self._seeing_off.append(remote.remote(process, ENDING_S))
 
     def draining(self) -> Mapping[str, Drain]:
         """Actors on nodes that Ray says will go away."""
@@ -263,7 +331,7 @@ class RayPool:
         return {
             name: Drain(node, nodes[node] + to_clock)
             for name, actor in self._actors.items()
-            if (node := actor.info.get("node")) in nodes
+            if actor.processes and (node := actor.processes[0].node) in nodes
         }
 
     def resources(self) -> str:

@@ -4,8 +4,10 @@
 
 Drivers are processes of their own, with four actors each, on a Ray that stays up between the seeds. Some faults come
 from a labeler that fails on purpose on the shards that the seed names, once each; the others from outside, by signals,
-each when so many shards are committed: the labelers hold there until it has happened. Afterwards the store must be
-bit-equal to one that was never disturbed, with one commit a shard, and every planned fault must have happened.
+each when so many shards are committed: the labelers hold there until it has happened. Where the system lets it, the
+stores of even seeds are on small file systems in memory, and their disk is full in earnest; for the others the error is
+made up. Afterwards the store must be clean by its own ``verify``, and bit-equal to one that was never disturbed, with
+one commit a shard, and every planned fault must have happened.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,139 +31,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
+from chaos_faults import ChaosLabeler, State, plan_faults
 
-from sfg_dist.distributed.labeler import ShardLabeler
-from sfg_dist.errors import NonFiniteLabelError, StoreFullError, StoreUnavailableError
-from sfg_dist.store import Pairs, open_pairs
-from sfg_dist.store.location import Location
+from sfg_dist.store import Pairs, open_pairs, sweep_partials, verify
 
-# Of 40 faults. From inside: on a shard of their own. From outside: when so many shards are committed.
-INSIDE = {"nan": 4, "hang": 2, "stopped actor": 2, "actor dies before its commit": 2, "failing write": 10}
-OUTSIDE = {"SIGKILL of an actor": 12, "SIGKILL of the driver": 4, "two drivers": 2, "full disk": 2}
-SHARDS_PER_FAULT = 5
 SHARD_ROWS, BATCH_SIZE = 64, 64
 TIMEOUT_S = 20.0  # of a shard; longer than a driver takes to start, because labelers hold meanwhile
 PATIENCE_S = 240.0  # for anything that the harness waits for
-SHARD_S = 0.1
 STOPPED = 130
-
-
-class ChaosLocation(Location):
-    """A place that fails, or ends its process, when told to before it creates an object; it notes commits it makes."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
-        self.fails_at: str | None = None
-        self.kills_at: str | None = None
-
-    def create(self, key: str, content: bytes) -> bool:
-        if self.fails_at is not None and key.startswith(self.fails_at):
-            self.fails_at = None
-            raise StoreUnavailableError(f"{key}: injected")
-        if self.kills_at is not None and key.startswith(self.kills_at):
-            os.kill(os.getpid(), signal.SIGKILL)
-        is_new = super().create(key, content)
-        if is_new and key.startswith("commits/"):
-            with (Path(self.url).parent / "made").open("a") as file:
-                file.write(f"{key}\n")
-        return is_new
-
-
-class ChaosLabeler(ShardLabeler):
-    """Fails on purpose, once on each shard that the plan of faults names."""
-
-    def __init__(self, url: str, *, num_threads: int = 1) -> None:
-        super().__init__(url, num_threads=num_threads)
-        self.place = ChaosLocation(url)
-        self.pairs = Pairs(self.place, self.plan)
-        self.state = State(Path(url).parent)
-        self.faults = {int(shard): kind for shard, kind in self.state.read("faults").items()}
-        self.state.note_actor()
-
-    def label(self, shard: int, attempt: int = 1) -> dict[str, Any]:
-        kind = self.faults.get(shard)
-        if kind is not None and not self.state.once(f"{kind} {shard}"):
-            kind = None
-        time.sleep(SHARD_S)
-        self.state.hold(self.pairs)
-        if kind == "nan":
-            raise NonFiniteLabelError(f"shard {shard}: injected")
-        if kind == "hang":
-            time.sleep(3600)
-        if kind == "stopped actor":
-            os.kill(os.getpid(), signal.SIGSTOP)
-        if kind == "failing write":
-            self.place.fails_at = random.Random(shard).choice(("latents/", "labels/", "commits/"))
-        if kind == "actor dies before its commit":
-            self.place.kills_at = "commits/"
-        if self.state.path("full").exists():
-            self.state.once("full disk hit")
-            raise StoreFullError("no space left on the device: injected")
-        return super().label(shard, attempt)
-
-
-class State:
-    """What harness, drivers and actors tell each other: files beside the store.
-
-    Args:
-        directory: where they are.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-
-    def path(self, name: str) -> Path:
-        return self.directory / "chaos" / name.replace(" ", "_")
-
-    def read(self, name: str) -> Any:
-        return json.loads(self.path(name).read_text())
-
-    def write(self, name: str, value: Any) -> None:
-        self.path(name).parent.mkdir(exist_ok=True, parents=True)
-        part = self.path(f"{name}.part")
-        part.write_text(json.dumps(value))
-        part.replace(self.path(name))
-
-    def once(self, name: str) -> bool:
-        """Note that something happens; False where it has happened before."""
-        with contextlib.suppress(FileExistsError):
-            self.path(name).touch(exist_ok=False)
-            return True
-        return False
-
-    def hold(self, pairs: Pairs) -> None:
-        """Wait while as many shards are committed as the harness wants for its next fault."""
-        while len(list((Path(pairs.location.url) / "commits").glob("*.json"))) >= self.read("hold"):
-            time.sleep(0.02)
-
-    def note_actor(self) -> None:
-        self.write(f"actor-{os.getpid()}", psutil.Process().create_time())
-
-    def actors(self) -> list[psutil.Process]:
-        """Actors that are alive."""
-        found = []
-        for file in self.path("").glob("actor-*[0-9]"):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process = psutil.Process(int(file.name.rpartition("-")[2]))
-                if process.create_time() == json.loads(file.read_text()) and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
-
-
-def plan_faults(num_shards: int, seed: int) -> tuple[dict[int, str], list[tuple[int, str]]]:
-    """Faults from inside by shard, and from outside with the number of commits at which they come."""
-    total = max(len(INSIDE) + len(OUTSIDE), num_shards // SHARDS_PER_FAULT)
-    weights = {**INSIDE, **OUTSIDE}
-    counts = {kind: max(1, round(total * weight / sum(weights.values()))) for kind, weight in weights.items()}
-    counts["SIGKILL of an actor"] = max(1, counts["SIGKILL of an actor"] + total - sum(counts.values()))
-    chance = random.Random(seed)
-    inside = [kind for kind in INSIDE for _ in range(counts[kind])]
-    outside = [kind for kind in OUTSIDE for _ in range(counts[kind])]
-    chance.shuffle(outside)
-    shards = chance.sample(range(num_shards), len(inside))
-    at = sorted(chance.sample(range(1, max(len(outside) + 1, num_shards - 8)), len(outside)))
-    return dict(zip(shards, inside, strict=True)), list(zip(at, outside, strict=True))
+DISK_BYTES = 64 << 20  # of a small file system
+FILLER = "filler"
 
 
 class Harness:
@@ -244,11 +124,25 @@ class Harness:
         else:
             hit = self.state.path("full disk hit")
             hit.unlink(missing_ok=True)
+            with self.full_disk():
+                self.state.write("hold", math.inf)
+                self.wait_for(hit.exists, "a write that finds the disk full")
+                time.sleep(0.5)
+
+    @contextlib.contextmanager
+    def full_disk(self) -> Iterator[None]:
+        """Within, the store's disk is full: in earnest where the store has one of its own."""
+        filler = Path(self.pairs.location.url) / FILLER
+        if os.path.ismount(filler.parent):
+            with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+                while file.write(bytes(1 << 12)):
+                    pass
+            assert shutil.disk_usage(filler.parent).free == 0, "the disk did not become full"
+        else:
+            filler = self.state.path("full")
             self.state.write("full", True)
-            self.state.write("hold", math.inf)
-            self.wait_for(hit.exists, "a write that finds the disk full")
-            time.sleep(0.5)
-            self.state.path("full").unlink()
+        yield
+        filler.unlink()
 
     def check(self, undisturbed: Pairs) -> None:
         """Nothing lost, nothing double, the bytes of an undisturbed store.
@@ -259,6 +153,9 @@ class Harness:
         total = self.pairs.plan.num_shards
         keys = [entry.key for entry in self.pairs.location.list("commits")]
         assert len(keys) == len(set(keys)) == total, "not one commit a shard"
+        report = verify(self.pairs)
+        assert report.is_clean, "\n".join(map(str, report.findings))
+        assert not report.pending, f"pending: {report.pending}"
         made = collections.Counter((self.log.parent / "made").read_text().split())
         assert max(made.values()) == 1, "a commit was made twice"
         for shard in range(total):
@@ -296,6 +193,19 @@ def make_store(directory: Path, num_shards: int) -> Pairs:
 
 
 @contextlib.contextmanager
+def small_disk(place: Path) -> Iterator[bool]:
+    """Within, a directory is a small file system of its own; False where the system does not let it be one."""
+    place.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(place)]
+    is_mounted = shutil.which("mount") is not None and not subprocess.run(mount, capture_output=True).returncode
+    try:
+        yield is_mounted
+    finally:
+        if is_mounted:
+            subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@contextlib.contextmanager
 def running_ray(num_cpus: int) -> Iterator[str]:
     """A Ray of its own, whose address and token reach the drivers; it only counts CPUs."""
     from sfg_dist.distributed.cluster import local_environment
@@ -316,7 +226,7 @@ def drive(url: str, address: str, num_actors: int) -> int:
     from sfg_dist.distributed.cluster import ray_session
     from sfg_dist.distributed.pool import Policy
 
-    state = State(Path(url).parent)
+    state, pairs = State(Path(url).parent), open_pairs(url)
 
     def on_event(event: str, **details: Any) -> None:
         if event == "worker_started":
@@ -327,6 +237,7 @@ def drive(url: str, address: str, num_actors: int) -> int:
     policy = Policy(shard_timeout_s=TIMEOUT_S, max_attempts=8, full_wait_s=30.0, refresh_s=1.0, seed=os.getpid())
     try:
         with ray_session(address):
+            sweep_partials(pairs)
             label_with_actors(
                 url,
                 num_actors=num_actors,
@@ -335,6 +246,7 @@ def drive(url: str, address: str, num_actors: int) -> int:
                 on_event=on_event,
                 policy=policy,
             )
+            sweep_partials(pairs)
     except KeyboardInterrupt:
         return STOPPED
     return 0
@@ -356,15 +268,18 @@ def main() -> int:
         label_inline(undisturbed.location.url)
         for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
             directory = Path(place) / f"seed-{seed}"
-            make_store(directory, arguments.shards)
-            harness = Harness(directory, address, arguments.actors, seed)
-            begun = time.monotonic()
-            harness.run()
-            harness.check(undisturbed)
+            disk = small_disk(directory / "pairs.zarr") if seed % 2 == 0 else contextlib.nullcontext(False)
+            with disk as is_disk:
+                make_store(directory, arguments.shards)
+                harness = Harness(directory, address, arguments.actors, seed)
+                begun = time.monotonic()
+                harness.run()
+                harness.check(undisturbed)
             told = ", ".join(f"{count} x {kind}" for kind, count in sorted(harness.happened.items()))
             print(
-                f"seed {seed}: {arguments.shards} shards, {harness.happened.total()} faults ({told}): nothing lost, "
-                f"nothing double, in {time.monotonic() - begun:.0f} s",
+                f"seed {seed}: {arguments.shards} shards, {harness.happened.total()} faults ({told}), the disk full "
+                f"{'in earnest' if is_disk else 'by injection'}: nothing lost, nothing double, verify clean, in "
+                f"{time.monotonic() - begun:.0f} s",
                 flush=True,
             )
     return 0

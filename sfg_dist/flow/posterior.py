@@ -51,7 +51,8 @@ class PosteriorMoments:
         variance: v = sum_j w_j |x_j|^2 - |m|^2, the posterior covariance's trace, shape (num_rows,), >= 0, or None.
         log_kernel_sum: log sum_j exp(-|z_t - alpha x_j|^2 / (2 beta^2)), float64, shape (num_rows,), or None.
         bound: certified bound of the 2-norm of the mean's error, float64, shape (num_rows,); None where every row was
-            summed. Of log_kernel_sum and variance a sparse engine certifies nothing.
+            summed. Of log_kernel_sum and variance a sparse engine certifies nothing: with a tolerance up to about a
+            quarter of the mass may be left out where it does not move the mean, without one none is.
         pairs: rows of the reference that each row summed one by one, shape (num_rows,), or None.
     """
 

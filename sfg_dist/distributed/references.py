@@ -21,8 +21,8 @@ from torch import Tensor
 from sfg_dist.distributed import node_table
 from sfg_dist.errors import LabelingError, StoreError
 from sfg_dist.flow import PreparedReference, posterior_moments
+from sfg_dist.flow.backends import Backend
 from sfg_dist.flow.block_file import block_bytes, reference_bytes, write_blocks
-from sfg_dist.flow.posterior import Backend
 from sfg_dist.flow.reference import Reference, ReferenceBlock, block_ranges, center_of, centred_keys
 from sfg_dist.flow.streaming import StreamedReference
 from sfg_dist.store import Pairs

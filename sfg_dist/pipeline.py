@@ -208,7 +208,7 @@ class Pipeline(OutputDirectory):
             for name, rows in (("labels", labels), ("samples", samples)):
                 metrics[name] = measure(rows, prepared.test, prepared.train, **arguments)
                 self.emit("measured", what=name, **metrics[name])
-            metrics["label_error"] = label_error(pairs)
+            metrics["label_error"] = label_error(pairs, memory_gib=self.job.labels.memory_gib)
             self.emit("label_error", **metrics["label_error"])
         metrics["time_s"] = stage_times(self.events.read())
         _, history = load_fitted(self.checkpoints_url)

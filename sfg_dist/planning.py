@@ -97,7 +97,7 @@ def make_plan(
 
 def uses_clusters(job: Job, num_reference: int) -> bool:
     """Whether labels of this job look at clusters of the reference."""
-    from sfg_dist.flow.posterior import SPARSE_ROWS
+    from sfg_dist.flow.backends import SPARSE_ROWS
 
     return job.labels.estimator == "full" and job.labels.tolerance > 0 and num_reference >= SPARSE_ROWS
 

@@ -176,7 +176,7 @@ def _require_room(needed: int) -> None:
 def _compile_kernels(plan: Plan) -> None:
     """Compile what labels of these columns use on the CPU and keep it for other processes, a run's own among them."""
     from sfg_dist.flow import label_latents
-    from sfg_dist.flow.posterior import SPARSE_ROWS
+    from sfg_dist.flow.backends import SPARSE_ROWS
 
     rows = np.random.default_rng(0).standard_normal((2 * SPARSE_ROWS, plan.dim)).astype(np.float32)
     for tolerance in {plan.labels["tolerance"], 0.0}:

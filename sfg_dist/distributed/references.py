@@ -21,8 +21,8 @@ from torch import Tensor
 from sfg_dist.distributed import node_table
 from sfg_dist.errors import LabelingError, StoreError
 from sfg_dist.flow import PreparedReference, posterior_moments
+from sfg_dist.flow.backends import Backend
 from sfg_dist.flow.block_file import block_bytes, reference_bytes, write_blocks
-from sfg_dist.flow.posterior import Backend
 from sfg_dist.flow.reference import Reference, ReferenceBlock, block_ranges, center_of, centred_keys
 from sfg_dist.flow.streaming import StreamedReference
 from sfg_dist.store import Pairs
@@ -119,12 +119,12 @@ class StoredReference:
         """A block, centred; its clusters are built when they are first asked for."""
         start, stop = block_ranges(self.num_reference)[number]
         keys = centred_keys(torch.from_numpy(self.rows(start, stop)).to(device), center, dtype)
-        return ReferenceBlock(keys, order=self.order(start, stop))
+        return ReferenceBlock(keys, order=self.order(start, stop) if dtype == torch.float32 else None)
 
     def streamed(
-        self, device: torch.device, dtype: torch.dtype = torch.float32, *, is_kept: bool = False
+        self, device: torch.device, dtype: torch.dtype = torch.float32, *, num_kept: int = 0
     ) -> StreamedReference:
-        """The reference, its blocks read anew in each loop over them, or kept once they were read."""
+        """The reference, its blocks read anew in each loop over them, but for ``num_kept`` that stay once read."""
         center = self.center()
         return StreamedReference(
             lambda number: self.block(number, center, device, dtype),
@@ -132,8 +132,27 @@ class StoredReference:
             num_reference=self.num_reference,
             device=device,
             dtype=dtype,
-            num_kept=self.num_blocks if is_kept or self.num_blocks == 1 else 0,
+            num_kept=max(num_kept, 1 if self.num_blocks == 1 else 0),
         )
+
+    def num_fitting(self, memory_gib: float | None, dtype: torch.dtype) -> int:
+        """How many blocks of rows alone fit in memory, with what it takes to read one more.
+
+        Args:
+            memory_gib: memory that this process may hold resident, what it holds already included, in GiB; half of what
+                the machine has free where not given.
+            dtype: of the rows in memory.
+        """
+        room = psutil.virtual_memory().available // 2
+        if memory_gib is not None:
+            room = int(memory_gib * GIB) - psutil.Process(os.getpid()).memory_info().rss
+        block_rows = max(stop - start for start, stop in block_ranges(self.num_reference))
+        block = block_rows * (self.dim + 1) * dtype.itemsize
+        reading = block + int(_BUILD_COPIES * 4 * (self.dim + 1) * block_rows) + WORK_BYTES
+        # The last of all is among those that are kept.
+        if self.num_blocks * block + reading - block <= room:
+            return self.num_blocks
+        return max(0, (room - reading) // block)
 
 
 def open_reference(
@@ -160,7 +179,7 @@ def open_reference(
     if memory_gib is not None:
         give_memory_back()
     if device.type != "cpu":
-        on_device = stored.streamed(device, is_kept=True)
+        on_device = stored.streamed(device, num_kept=stored.num_blocks)
         on_device.load_kept()
         return on_device, None
     need = reference_memory(stored.num_reference, stored.dim, has_clusters=stored.has_clusters)
@@ -182,9 +201,8 @@ def open_reference(
     if directory is not None:
         table = node_table.open_table(directory, name, total, partial(_write, stored))
     if table is None:
-        own = stored.streamed(device, is_kept=is_resident)
-        if is_resident:
-            own.load_kept()
+        own = stored.streamed(device, num_kept=stored.num_blocks if is_resident else 0)
+        own.load_kept()
         return own, None
     reference = StreamedReference(
         table.blocks.block,

@@ -115,8 +115,8 @@ def _pick(  # type: ignore[no-untyped-def]
         room
     )
     # Nodes left out are counted as if this much farther off, so that those near the mean cannot all be left out: what
-    # is left out then holds at most a quarter of the mass.
-    least_reach = F(4 * tolerance)
+    # is left out then holds at most a quarter of the mass. Without a tolerance none may be left out that has mass.
+    least_reach = F(4 * tolerance) if tolerance > 0 else F(1)
     near = inv_sigma_sq > 1
     for k in range(dim):
         origin[k] = query[k] if near else F(0)

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfg_dist.flow.adaptive import integrate_adaptive
+from sfg_dist.flow.backends import Backend, choose_backend
 from sfg_dist.flow.fitted_grid import NUM_PILOTS, FittedGrid, fit_grid
-from sfg_dist.flow.posterior import Backend, choose_backend, posterior_moments
+from sfg_dist.flow.posterior import posterior_moments
 from sfg_dist.flow.reference import PreparedReference, Rows, as_reference, to_tensor
 from sfg_dist.flow.schedule import Schedule, ScheduleName
 from sfg_dist.flow.solver import Denoiser, Direction, TimeGrid, integrate, num_steps, trajectory

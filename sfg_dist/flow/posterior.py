@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sfg_dist.flow.attention import attend_blocked, attend_fused
+from sfg_dist.flow.backends import Backend, choose_backend, dense_engine
 from sfg_dist.flow.merging import Merger
 from sfg_dist.flow.reference import PreparedReference, ReferenceBlock, Rows, as_reference
 from sfg_dist.flow.seats import LANES, seats
@@ -30,15 +32,6 @@ from sfg_dist.flow.seats import LANES, seats
 if TYPE_CHECKING:
     from sfg_dist.flow.cpu_blocks import Dense
     from sfg_dist.flow.cpu_engine import Sums
-
-Backend = Literal["auto", "dense", "sparse", "native", "fused", "blocked", "triton"]
-
-# Below this many rows a dense pass costs no more than to look at the clusters.
-SPARSE_ROWS = 4096
-SPARSE_DIM = 64  # beyond, boxes leave out next to nothing
-# Tiles of the blocked engine: one tile of logits fits in a core's cache on CPUs, and fills a GPU on CUDA.
-_TILE = {"cpu": (256, 1024), "cuda": (8192, 16384)}
-_LOGIT_FLOOR = -87.0  # exp(-87) is the smallest normal float32; below it some CPUs' exp is 30 times slower
 
 
 @dataclass(frozen=True)
@@ -51,7 +44,8 @@ class PosteriorMoments:
         variance: v = sum_j w_j |x_j|^2 - |m|^2, the posterior covariance's trace, shape (num_rows,), >= 0, or None.
         log_kernel_sum: log sum_j exp(-|z_t - alpha x_j|^2 / (2 beta^2)), float64, shape (num_rows,), or None.
         bound: certified bound of the 2-norm of the mean's error, float64, shape (num_rows,); None where every row was
-            summed. Of log_kernel_sum and variance a sparse engine certifies nothing.
+            summed. Of log_kernel_sum and variance a sparse engine certifies nothing: with a tolerance up to about a
+            quarter of the mass may be left out where it does not move the mean, without one none is.
         pairs: rows of the reference that each row summed one by one, shape (num_rows,), or None.
     """
 
@@ -136,7 +130,7 @@ def _of_block(call: _Call, block: ReferenceBlock, chosen: Backend, tolerance: fl
     """The moments over one block by the engine that was chosen."""
     z_t, alpha, beta_sq, log_sum_exp, variance = call
     if chosen == "dense":
-        chosen = _dense_engine(block)
+        chosen = dense_engine(block)
     if chosen == "triton" or (chosen == "sparse" and block.device.type != "cpu"):
         return _triton(call, block, tolerance if chosen == "sparse" else 0.0)
     if chosen == "sparse":
@@ -147,67 +141,16 @@ def _of_block(call: _Call, block: ReferenceBlock, chosen: Backend, tolerance: fl
         sums = dense_sums(z_t, alpha, beta_sq, block.leaves, block.num_rows, block.largest_square, variance)
         return _of_sums(sums, call)
     query = torch.cat([alpha * z_t, -0.5 * alpha.square()], dim=1) / beta_sq
-    moments, lse = (_attend_fused if chosen == "fused" else _attend_blocked)(query, block.keys)
+    moments, lse = (attend_fused if chosen == "fused" else attend_blocked)(query, block.keys)
     mean = moments[:, :-1]
     spread = (moments[:, -1] - mean.square().sum(dim=1)).clamp_min(0) if variance else None
     log_kernel_sum = lse.double() - _log_offset(z_t, beta_sq)
     return PosteriorMoments(mean, lse if log_sum_exp else None, spread, log_kernel_sum)
 
 
-def choose_backend(reference: PreparedReference, backend: Backend, tolerance: float) -> Backend:
-    """The engine that a call with these arguments uses.
-
-    Raises:
-        ValueError: the named backend does not work on the reference's device or dtype, or the tolerance is negative.
-    """
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance must not be negative, got {tolerance}")
-    single = reference.dtype == torch.float32
-    on_cpu = reference.device.type == "cpu"
-    has_kernels = single and (on_cpu or _has_triton(reference.device))
-    if backend == "auto":
-        pays = tolerance > 0 and reference.num_reference >= SPARSE_ROWS and reference.dim <= SPARSE_DIM
-        backend = "sparse" if has_kernels and pays else "dense"
-    if backend == "dense":
-        return _dense_engine(reference)
-    if (backend == "sparse" and not has_kernels) or (backend == "native" and not (on_cpu and single)):
-        where = "the CPU" if backend == "native" else "the CPU, or on a GPU with Triton"
-        raise ValueError(
-            f'backend = "{backend}" works in float32 on {where}; '
-            f"the reference is {reference.dtype} on {reference.device}"
-        )
-    if backend == "fused" and not on_cpu:
-        raise ValueError(f'backend = "fused" works on the CPU; the reference is on {reference.device}')
-    if backend == "triton" and not single:
-        raise ValueError(f'backend = "triton" works in float32; the reference is {reference.dtype}')
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}, got {backend!r}")
-    return backend
-
-
-def _has_native(dim: int) -> bool:
-    from sfg_dist.flow.cpu_engine import has_dense
-
-    return has_dense(dim)
-
-
-def _has_triton(device: torch.device) -> bool:
-    from sfg_dist.flow.triton_kernels import is_available
-
-    return is_available(device)
-
-
 def _log_offset(z_t: Tensor, beta_sq: Tensor) -> Tensor:
     """|z|^2 / (2 beta^2), what logits leave out because it is common to all references; float64."""
     return z_t.double().square().sum(dim=1) / (2 * beta_sq.double().reshape(-1))
-
-
-def _dense_engine(reference: PreparedReference | ReferenceBlock) -> Backend:
-    """The fastest engine that sums over every row."""
-    single = reference.dtype == torch.float32
-    if reference.device.type == "cpu":
-        return "native" if single and _has_native(reference.dim) else "fused"
-    return "triton" if single and _has_triton(reference.device) else "blocked"
 
 
 def _sparse(call: _Call, block: ReferenceBlock, tolerance: float) -> PosteriorMoments:
@@ -283,7 +226,7 @@ def _dense_rows(call: _Call, block: ReferenceBlock, rows: NDArray[np.int64]) -> 
 
     z_t, alpha, beta_sq = call.z_t, call.alpha, call.beta_sq
     fine = needs_differences(z_t, alpha, beta_sq, block.largest_square)[rows]
-    if _dense_engine(block) == "native":
+    if dense_engine(block) == "native":
         fine[:] = True
     mean = torch.empty(len(rows), z_t.shape[1])
     log_kernel_sum = torch.empty(len(rows), dtype=torch.float64)
@@ -362,51 +305,6 @@ def _of_sums(sums: Sums, call: _Call) -> PosteriorMoments:
 def _column(value: float | Tensor, like: Tensor) -> Tensor:
     column = torch.as_tensor(value, dtype=like.dtype, device=like.device)
     return column.reshape(-1, 1).expand(like.shape[0], 1)
-
-
-def _attend_fused(query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Torch's CPU attention kernel: it streams with a running maximum and returns the log-sum-exp besides."""
-    output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query[None, None], keys[None, None], keys[None, None], scale=1.0
-    )
-    return output[0, 0], lse.reshape(-1)
-
-
-def _attend_blocked(query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Tiles of logits through matrix products, with a running maximum; memory is one tile."""
-    tile_rows, tile_keys = _TILE.get(query.device.type, _TILE["cuda"])
-    num_rows, width = query.shape
-    output = torch.empty(num_rows, width, dtype=query.dtype, device=query.device)
-    lse = torch.empty(num_rows, dtype=query.dtype, device=query.device)
-    with _full_precision_matmul():
-        for start in range(0, num_rows, tile_rows):
-            block = query[start : start + tile_rows]
-            maximum = block.new_full((len(block), 1), -math.inf)
-            total = block.new_zeros((len(block), 1))
-            accumulated = block.new_zeros((len(block), width))
-            for first in range(0, len(keys), tile_keys):
-                tile = keys[first : first + tile_keys]
-                logits = block @ tile.T
-                new_maximum = torch.maximum(maximum, logits.amax(dim=1, keepdim=True))
-                weights = logits.sub_(new_maximum).clamp_(min=_LOGIT_FLOOR).exp_()
-                rescale = torch.exp(maximum - new_maximum)
-                accumulated = torch.addmm(accumulated * rescale, weights, tile)
-                total = total * rescale + weights.sum(dim=1, keepdim=True)
-                maximum = new_maximum
-            output[start : start + tile_rows] = accumulated / total
-            lse[start : start + tile_rows] = (maximum + total.log()).squeeze(1)
-    return output, lse
-
-
-class _full_precision_matmul:
-    """TF32 off while logits are formed: its 10-bit mantissa would move weights by factors at small t."""
-
-    def __enter__(self) -> None:
-        self._precision = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_float32_matmul_precision(self._precision)
 
 
 def posterior_mean(z_t: Tensor, reference: Rows | PreparedReference, *, alpha: float, beta: float) -> Tensor:

@@ -20,8 +20,7 @@ from rich.table import Table
 
 import sfg_dist
 from sfg_dist.flow import label_latents
-from sfg_dist.flow import posterior as flow_posterior
-from sfg_dist.flow.posterior import SPARSE_ROWS
+from sfg_dist.flow.backends import SPARSE_ROWS, Backend
 
 OUTPUT = Path("runs/bench")
 PAUSE_S = 0.02  # lets the last contestant's idle threads stop spinning
@@ -97,7 +96,7 @@ def supported(function: Callable[..., object], **keywords: object) -> dict[str, 
 
 def dense_backend() -> str:
     """The name under which the engine that sums over every pair is forced."""
-    names = get_args(flow_posterior.Backend)
+    names = get_args(Backend)
     return "dense" if "dense" in names else "fused"
 
 

@@ -60,6 +60,7 @@ def rows_of(path: Path, num_rows: int, dim: int) -> np.memmap[Any, Any]:
 def make_store(directory: Path, arguments: argparse.Namespace, num_rows: int) -> str:
     from sfg_dist.config import resolve_job
     from sfg_dist.distributed.ordering import order_with_threads
+    from sfg_dist.plan import fingerprint
     from sfg_dist.planning import make_plan
     from sfg_dist.store import create_store
 
@@ -78,7 +79,16 @@ def make_store(directory: Path, arguments: argparse.Namespace, num_rows: int) ->
         }
     )
     columns = tuple(f"x{k}" for k in range(arguments.dim))
-    plan = make_plan(job, np.asarray(table[:16], np.float64), table, columns, None)
+    content = fingerprint(table)
+    plan = make_plan(
+        job,
+        table=content,
+        reference=None,
+        reference_fingerprint=content,
+        dim=arguments.dim,
+        columns=columns,
+        queries=None,
+    )
     create_store(
         directory / "pairs.zarr",
         plan,

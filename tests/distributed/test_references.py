@@ -14,8 +14,8 @@ import torch
 from sfg_dist.distributed import node_table, references
 from sfg_dist.distributed.labeler import ShardLabeler, label_error
 from sfg_dist.errors import LabelingError, StoreError
-from sfg_dist.flow import Reference, block_ranges
-from sfg_dist.store import open_pairs
+from sfg_dist.flow import Reference, block_ranges, label_latents
+from sfg_dist.store import open_pairs, read_rows
 
 TABLE = {"source": "moons", "max_rows": 6000}  # 4800 of them for training: enough for clusters
 LABELS = {"num_pairs": 192, "shard_rows": 64, "batch_size": 64, "num_evaluations": 20, "t_min": 1e-3}
@@ -101,11 +101,69 @@ def test_a_shared_file_gives_the_same_bits_and_goes_with_its_last_user(make_stor
     assert not path.exists()
 
 
-def test_a_label_of_the_blocked_reference_has_a_small_error(make_store):
+@pytest.fixture
+def loads(monkeypatch):
+    """Numbers of the blocks that were read from a store, in order."""
+    numbers, read = [], references.StoredReference.block
+
+    def block(self, number, *arguments):
+        numbers.append(number)
+        return read(self, number, *arguments)
+
+    monkeypatch.setattr(references.StoredReference, "block", block)
+    return numbers
+
+
+@pytest.mark.parametrize("direction", ["decode", "encode"])
+@pytest.mark.parametrize("num_evaluations", [6, 20])
+def test_the_measured_error_is_that_of_the_labels(make_store, monkeypatch, loads, direction, num_evaluations):
+    """Whether all blocks fit in memory, some, or none: then they are read anew, but not often."""
+    pairs = make_store(data=TABLE, labels=LABELS | {"direction": direction, "num_evaluations": num_evaluations})
+    label_all(pairs)
+    start, end = ("latents", "labels") if direction == "decode" else ("labels", "latents")
+    given, made = (read_rows(getattr(pairs, name), 0, 64).astype(np.float64) for name in (start, end))
+    exact = label_latents(
+        given, Reference(pairs.reference, dtype=torch.float64), direction=direction, solver="rk4", num_evaluations=384,
+        t_min=1e-3, batch_size=64, tolerance=0.0,
+    )  # fmt: skip
+    true = np.linalg.norm(made - exact, axis=1)
+    for num_kept in (4, 2, 0):
+        monkeypatch.setattr(references.StoredReference, "num_fitting", lambda *_, kept=num_kept: kept)
+        loads.clear()
+        error = label_error(pairs)
+        assert error["num_rows"] == 64
+        assert error["median"] == pytest.approx(np.median(true), rel=0.1)
+        assert error["percentile_90"] == pytest.approx(np.quantile(true, 0.9), rel=0.1)
+        assert len(loads) <= num_kept + (4 - num_kept) * 48
+        assert all(loads.count(number) == 1 for number in range(num_kept))
+
+
+def test_a_planted_error_is_measured(make_store):
     pairs = make_store(data=TABLE, labels=LABELS)
     label_all(pairs)
-    error = label_error(pairs)
-    assert 0 < error["median"] < 2e-3
+    pairs.group["labels"][:64] += np.float32([0.3, 0.4])
+    assert label_error(pairs)["median"] == pytest.approx(0.5, abs=5e-3)
+
+
+def test_as_many_blocks_are_kept_as_fit(make_store, monkeypatch):
+    stored = references.StoredReference(make_store(data=TABLE, labels=LABELS))
+    block = 1500 * 3 * 8
+    reading = block + references.WORK_BYTES + 1.25 * 1500 * 3 * 4
+
+    class Process:
+        def __init__(self, pid):
+            assert pid == os.getpid()
+
+        def memory_info(self):
+            return type("Memory", (), {"rss": 100 << 20})
+
+    monkeypatch.setattr(references.psutil, "Process", Process)
+    for num_kept in (0, 1, 2):
+        budget = ((100 << 20) + reading + num_kept * block + 10) / references.GIB
+        assert stored.num_fitting(budget, torch.float64) == num_kept
+    assert stored.num_fitting(((100 << 20) + reading + 3 * block + 10) / references.GIB, torch.float64) == 4
+    assert stored.num_fitting(1e-3, torch.float64) == 0
+    assert stored.num_fitting(None, torch.float64) == 4
 
 
 def test_a_shard_that_is_done_is_not_done_again(make_store, monkeypatch):

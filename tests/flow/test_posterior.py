@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from sfg_dist.flow.posterior import choose_backend, posterior_mean, posterior_moments
+from sfg_dist.flow.posterior import posterior_mean, posterior_moments
 from sfg_dist.flow.reference import Reference
-from sfg_dist.flow.simd import has_avx512
 
 
 def plain(z, x, alpha, beta_sq):
@@ -72,16 +71,6 @@ def test_far_from_every_reference_no_weight_vanishes(backend, device):
     assert torch.isfinite(result.log_sum_exp).all()
 
 
-def test_more_references_than_a_tile_and_a_ragged_rest(backend_of_float64, device, monkeypatch):
-    monkeypatch.setattr("sfg_dist.flow.posterior._TILE", {device.type: (7, 13), "cuda": (7, 13)})
-    reference = Reference(cloud(100, 2, device), dtype=torch.float64)
-    z = cloud(23, 2, device, seed=2, dtype=torch.float64)
-    result = posterior_moments(z, reference, alpha=0.5, beta_sq=0.5, log_sum_exp=True, backend=backend_of_float64)
-    mean, log_sum_exp, _ = plain(z, reference.keys[:, :-1], 0.5, 0.5)
-    torch.testing.assert_close(result.mean, mean)
-    torch.testing.assert_close(result.log_sum_exp, log_sum_exp)
-
-
 def test_offset_data_keep_their_digits(device):
     # 20 standard deviations from the origin: centring keeps the error at rounding level (1e-2 without it).
     x = cloud(5000, 6, device, dtype=torch.float64) + 20
@@ -107,34 +96,6 @@ def test_log_kernel_sum_keeps_its_digits_at_small_times(dim, device):
     kernels = torch.logsumexp(-squares / (2 * t), dim=1)
     assert result.log_kernel_sum.dtype == torch.float64
     torch.testing.assert_close(result.log_kernel_sum, kernels, rtol=0, atol=1e-3)
-
-
-def test_the_engine_that_auto_stands_for():
-    small, wide = Reference(cloud(100, 2, "cpu")), Reference(cloud(100, 13, "cpu"))
-    large = Reference(cloud(4096, 2, "cpu"))
-    double = Reference(cloud(4096, 2, "cpu"), dtype=torch.float64)
-    assert choose_backend(small, "auto", 1e-3) == "native"
-    assert choose_backend(wide, "auto", 0.0) == ("native" if has_avx512() else "fused")
-    assert choose_backend(large, "auto", 0.0) == "native"
-    assert choose_backend(large, "auto", 1e-3) == "sparse"
-    assert choose_backend(double, "auto", 1e-3) == "fused"
-    assert choose_backend(large, "blocked", 1e-3) == "blocked"
-
-
-@pytest.mark.parametrize("backend", ["sparse", "native", "triton"])
-def test_engines_of_float32_refuse_float64(backend):
-    reference = Reference(cloud(5, 2, "cpu"), dtype=torch.float64)
-    with pytest.raises(ValueError, match="float32"):
-        choose_backend(reference, backend, 0.0)
-
-
-def test_refuses_bad_backends_and_tolerances():
-    reference = Reference(cloud(5, 2, "cpu"))
-    with pytest.raises(ValueError, match="backend must be one of"):
-        choose_backend(reference, "quick", 0.0)
-    for tolerance in (-1e-3, float("nan")):
-        with pytest.raises(ValueError, match="tolerance"):
-            choose_backend(reference, "sparse", tolerance)
 
 
 def test_posterior_mean_is_in_the_references_coordinates(device):

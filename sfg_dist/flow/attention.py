@@ -1,0 +1,68 @@
+"""Softmax attention without kernels of our own: through torch's fused kernel on the CPU, or tile by tile anywhere.
+
+Both stream over the keys with a running maximum, so no weight underflows to 0 / 0 and memory is that of one tile.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# Tiles of the blocked engine: one tile of logits fits in a core's cache on CPUs, and fills a GPU on CUDA.
+_TILE = {"cpu": (256, 1024), "cuda": (8192, 16384)}
+_LOGIT_FLOOR = -87.0  # exp(-87) is the smallest normal float32; below it some CPUs' exp is 30 times slower
+
+
+def attend_fused(query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention of queries to keys by torch's kernel for the CPU.
+
+    Args:
+        query: shape (num_rows, width), on the CPU, a row at least.
+        keys: shape (num_keys, width), which are the values too.
+
+    Returns:
+        softmax(query keys^T) keys, shape (num_rows, width), and the logits' log-sum-exp, shape (num_rows,).
+    """
+    output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query[None, None], keys[None, None], keys[None, None], scale=1.0
+    )
+    return output[0, 0], lse.reshape(-1)
+
+
+def attend_blocked(query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """As ``attend_fused``, tiles of logits through matrix products on any device."""
+    tile_rows, tile_keys = _TILE.get(query.device.type, _TILE["cuda"])
+    num_rows, width = query.shape
+    output = torch.empty(num_rows, width, dtype=query.dtype, device=query.device)
+    lse = torch.empty(num_rows, dtype=query.dtype, device=query.device)
+    with _full_precision_matmul():
+        for start in range(0, num_rows, tile_rows):
+            block = query[start : start + tile_rows]
+            maximum = block.new_full((len(block), 1), -math.inf)
+            total = block.new_zeros((len(block), 1))
+            accumulated = block.new_zeros((len(block), width))
+            for first in range(0, len(keys), tile_keys):
+                tile = keys[first : first + tile_keys]
+                logits = block @ tile.T
+                new_maximum = torch.maximum(maximum, logits.amax(dim=1, keepdim=True))
+                weights = logits.sub_(new_maximum).clamp_(min=_LOGIT_FLOOR).exp_()
+                rescale = torch.exp(maximum - new_maximum)
+                accumulated = torch.addmm(accumulated * rescale, weights, tile)
+                total = total * rescale + weights.sum(dim=1, keepdim=True)
+                maximum = new_maximum
+            output[start : start + tile_rows] = accumulated / total
+            lse[start : start + tile_rows] = (maximum + total.log()).squeeze(1)
+    return output, lse
+
+
+class _full_precision_matmul:
+    """TF32 off while logits are formed: its 10-bit mantissa would move weights by factors at small t."""
+
+    def __enter__(self) -> None:
+        self._precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_float32_matmul_precision(self._precision)

@@ -6,6 +6,7 @@ line, wherever an error message of some library may have put them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -44,11 +45,23 @@ def event_line(entry: Mapping[str, Any]) -> bytes:
 
 
 def append_lines(path: Path, lines: bytes) -> None:
-    """Add lines to a file, also after a torn one that a killed attempt left."""
-    with path.open("ab+") as file:
-        if file.tell() and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
-            file.write(b"\n")
-        file.write(lines)
+    """Add lines to a file, also after a torn one that a killed attempt left: all of them, or none.
+
+    Raises:
+        OSError: there is no room, or no such place.
+    """
+    with path.open("ab+", buffering=0) as file:
+        size = file.tell()
+        if size and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
+            lines = b"\n" + lines
+        try:
+            written = 0
+            while written < len(lines):  # a disk that becomes full takes a part first
+                written += file.write(lines[written:])
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(size)
+            raise
 
 
 class EventLog:
@@ -95,6 +108,7 @@ class EventLog:
             StoreError: the object cannot be written.
         """
         if not self._is_written:
+            self._written_at = self._clock()  # a store in trouble is not asked again with every event
             self._location.write(self._key, bytes(self._buffer()))
             self._is_written, self._written_at = True, self._clock()
 

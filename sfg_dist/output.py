@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +37,7 @@ class OutputDirectory:
         if not is_url(self.url) and Path(self.url).exists() and not Path(self.url).is_dir():
             raise ConfigError(f"output.dir = {url!r} is a file: name a directory")
         self._listener = listener
+        self._may_drop_events = self._has_warned = False
 
     # Where things are: paths, or URLs of an object store.
 
@@ -79,12 +81,28 @@ class OutputDirectory:
     def emit(self, event: str, **details: Any) -> None:
         """Tell what happened."""
         entry = {"time": round(time.time(), 3), "event": event, **details}
-        with self.writing("events.jsonl"):
-            self.events.append(entry)
-            if event in ("stage_finished", "report"):
-                self.events.flush()
+        try:
+            with self.writing("events.jsonl"):
+                self.events.append(entry)
+                if event in ("stage_finished", "report"):
+                    self.events.flush()
+        except StoreError as error:
+            if not self._may_drop_events:
+                raise
+            if not self._has_warned:
+                self._has_warned = True
+                warnings.warn(f"the labels go on, but the log lacks some events: {error}", stacklevel=2)
         if self._listener is not None:
             self._listener(entry)
+
+    @contextlib.contextmanager
+    def dropping_events(self) -> Iterator[None]:
+        """Within, an event that cannot be written is dropped, with one warning: what counts is written elsewhere."""
+        before, self._may_drop_events = self._may_drop_events, True
+        try:
+            yield
+        finally:
+            self._may_drop_events = before
 
     @contextlib.contextmanager
     def writing(self, what: str) -> Iterator[None]:

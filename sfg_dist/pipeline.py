@@ -93,7 +93,9 @@ class Pipeline(OutputDirectory):
     def _label(self, pairs: Pairs) -> Pairs:
         missing = len(pairs.pending())
         fresh = missing == pairs.plan.num_shards
-        with self.stage("label", fresh=fresh, total=pairs.plan.num_shards, missing=missing, rows=pairs.plan.num_pairs):
+        details = {"total": pairs.plan.num_shards, "missing": missing, "rows": pairs.plan.num_pairs}
+        # On a full disk the driver waits, and what it says at last counts, not the first event that is lost.
+        with self.dropping_events(), self.stage("label", fresh=fresh, **details):
             if missing:
                 self._label_missing(pairs)
             pairs.require_complete()

@@ -1,0 +1,84 @@
+"""A run that is stopped again and again ends with the bytes of one that never was."""
+
+import subprocess
+import sys
+
+import pytest
+
+from sfg_dist.distributed.inline import label_inline
+from sfg_dist.store import verify
+
+NUM_STOPS = 10
+
+STOPPED_RUNS = """
+import contextlib, functools, os, random, signal, sys, threading, time
+
+from sfg_dist.distributed.actors import label_with_actors
+from sfg_dist.distributed.cluster import ray_session
+from sfg_dist.distributed.inline import label_inline
+from sfg_dist.distributed.labeler import ShardLabeler
+from sfg_dist.distributed.pool import Policy
+from sfg_dist.store import open_pairs, sweep_partials
+
+url, executor, num_stops = sys.argv[1], sys.argv[2], int(sys.argv[3])
+chance = random.Random(0)
+
+
+class Unhurried(ShardLabeler):
+    def label(self, shard, attempt=1):
+        time.sleep(0.04)  # else all would be done before the last stop
+        return super().label(shard, attempt)
+
+
+def stopped_run(label):
+    shards, delay = chance.randrange(4), chance.uniform(0, 0.05)
+    number = chance.choice([signal.SIGTERM, signal.SIGUSR2])
+    is_sent = []
+
+    def on_event(event, **details):
+        seen[event] = seen.get(event, 0) + 1
+        if event in ("worker_started", "shard") and seen.get("shard", 0) >= shards and not is_sent:
+            is_sent.append(True)
+            threading.Timer(delay, os.kill, (os.getpid(), number)).start()
+
+    seen = {}
+    try:
+        # With no grace at all a shard is dropped wherever it is, in the middle of its commit too.
+        label(url, labeler=Unhurried, on_event=on_event, policy=Policy(grace_s=chance.choice([0.001, 0.03, 5.0])))
+    except KeyboardInterrupt as stop:
+        return str(stop)
+    return "ended"
+
+
+for number in (signal.SIGTERM, signal.SIGUSR2):
+    signal.signal(number, lambda *_: None)  # one that comes when the run is over already
+with ray_session() if executor == "ray" else contextlib.nullcontext():
+    label = label_inline
+    if executor == "ray":
+        label = functools.partial(label_with_actors, num_actors=2, num_gpus_per_actor=0)
+    print(*[stopped_run(label) for _ in range(num_stops)])
+    label(url)
+sweep_partials(open_pairs(url))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", ["inline", pytest.param("ray", marks=pytest.mark.ray)])
+def test_a_run_stopped_ten_times_ends_as_one_that_never_was(make_store, store_bytes, executor):
+    labels = {"num_pairs": 240 * 16 - 5, "shard_rows": 16, "batch_size": 16}
+    pairs, undisturbed = make_store("stopped", labels=labels), make_store("undisturbed", labels=labels)
+    label_inline(undisturbed.location.url)
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED_RUNS, pairs.location.url, executor, str(NUM_STOPS)],
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    ends = done.stdout.split()
+    assert len(ends) == NUM_STOPS
+    assert set(ends) <= {"SIGTERM", "SIGUSR2"}, "a run was over before it was stopped"
+    assert store_bytes(pairs.location.url) == store_bytes(undisturbed.location.url)
+    report = verify(pairs)
+    assert report.is_clean, report.findings
+    assert not report.pending

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from sfg_dist.distributed.actors import label_with_actors
 from sfg_dist.distributed.labeler import ShardLabeler, label_error
 from sfg_dist.distributed.members import GroupReference, ReferenceMember, part_ranges
 from sfg_dist.distributed.references import StoredReference
 from sfg_dist.errors import LabelingError
 from sfg_dist.flow import posterior_moments
-from sfg_dist.store import read_rows
+from sfg_dist.store import open_pairs, read_rows
 
 TABLE = {"source": "moons", "max_rows": 6000}  # 4800 of them for training: enough for clusters
 LABELS = {"num_pairs": 128, "shard_rows": 64, "batch_size": 64, "num_evaluations": 20, "t_min": 1e-3}
@@ -128,3 +129,27 @@ def test_members_may_be_actors(make_store, ray_cluster):
         for handle in handles:
             ray.kill(handle)
     assert np.array_equal(read_rows(here.labels, 0, 64), read_rows(there.labels, 0, 64))
+
+
+@pytest.mark.ray
+def test_a_group_works_through_the_pool(make_store, ray_cluster):
+    alone, here = make_store("alone", data=TABLE, labels=LABELS), make_store("here", data=TABLE, labels=LABELS)
+    group = make_store("group", data=TABLE, labels=LABELS)
+    devices = []
+    label_with_actors(
+        group.location.url, num_actors=2, num_gpus_per_actor=0, actors_per_group=2,
+        on_event=lambda event, **details: devices.append(details["device"]) if event == "worker_started" else None,
+    )  # fmt: skip
+    assert devices == ["2 x cpu"]
+    whole = open_pairs(group.location.url)
+    assert whole.committed() == {0, 1}
+    records = [whole.commit_record(shard) for shard in range(2)]
+    assert all(record["group"] == 2 for record in records)
+    assert all(0 < record["tolerance_reached"] <= 1e-3 for record in records)
+    for labeler in (ShardLabeler(alone.location.url), ShardLabeler(here.location.url, members=members_of(here, 2))):
+        for shard in range(2):
+            labeler.label(shard)
+    replicated, in_process, pooled = (read_rows(pairs.labels, 0, 128) for pairs in (alone, here, whole))
+    assert np.array_equal(in_process, pooled)
+    gap = np.linalg.norm(replicated - pooled, axis=1)
+    assert 0 < np.median(gap) < 1e-3

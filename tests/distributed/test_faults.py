@@ -77,10 +77,7 @@ def test_a_stopped_actor_is_found_ended_and_replaced(ray_cluster, make_store, st
     pids = seen_pids(pairs)
     assert len(pids) == 2
     stopped = {details["worker"]: details["pid"] for details in events.of("worker_started")}[failed["worker"]]
-    deadline = time.monotonic() + 30
-    while psutil.pid_exists(stopped) and psutil.Process(stopped).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline, "the stopped process lives on and holds its CPU"
-        time.sleep(0.1)
+    assert not psutil.pid_exists(stopped) or psutil.Process(stopped).status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.ray
@@ -155,29 +152,35 @@ class GroupLabeler(ShardLabeler):
 
 
 class Member:
-    """A part of a reference; ends itself once, when it is asked for the third time."""
+    """A part of a reference; one ends or stops itself when it is asked for the third time, and leaves its id."""
 
     def __init__(self, url, part, num_parts, *, num_threads=1):
-        self.file, self.part, self.num_parts, self.calls = Path(url).parent / "member_died", part, num_parts, 0
+        self.directory, self.part, self.num_parts, self.calls = Path(url).parent, part, num_parts, 0
 
     def which(self):
         self.calls += 1
-        if self.calls == 3 and not self.file.exists():
-            self.file.touch()
-            os._exit(1)
+        file = self.directory / "member"
+        if self.calls == 3 and not file.exists():
+            file.write_text(str(os.getpid()))
+            os.kill(os.getpid(), getattr(signal, (self.directory / "fault").read_text()))
         return [self.part, self.num_parts]
 
 
 @pytest.mark.ray
-def test_a_group_is_lost_and_replaced_as_one(ray_cluster, make_store, store_bytes, inline_store):
+@pytest.mark.parametrize("fault", ["SIGKILL", "SIGSTOP"])
+def test_a_group_is_lost_and_replaced_as_one(ray_cluster, make_store, store_bytes, inline_store, fault):
     pairs, events, parts = make_store("ray"), Events(), []
+    (pairs.location.root.parent / "fault").write_text(fault)
     pool = RayPool(
         pairs.location.url, GroupLabeler, {"cpu": Role(1, 0.0)}, {"num_threads": 1}, actors_per_group=2, member=Member
     )
     Driver(
-        Shards(pairs), pool, {"cpu": 1}, total=8, on_event=events,
+        Shards(pairs), pool, {"cpu": 1}, total=8, on_event=events, policy=Policy(shard_timeout_s=6.0),
         on_progress=lambda done, total, record: parts.append(record.get("parts")),
     ).run()  # fmt: skip
+    pool.close()
+    member = int((pairs.location.root.parent / "member").read_text())
+    assert not psutil.pid_exists(member) or psutil.Process(member).status() == psutil.STATUS_ZOMBIE
     assert store_bytes(pairs.location.url) == inline_store
     assert parts == [[[0, 2], [1, 2]]] * 8
     assert {details["kind"] for details in events.of("worker_started")} == {"2 x cpu"}
@@ -251,21 +254,22 @@ def test_an_inline_shard_that_takes_longer_than_the_grace_is_dropped(make_store)
 
 
 @pytest.mark.slow
-def test_usr2_ends_a_run_on_ray_and_its_events_are_whole(make_job, tmp_path):
+def test_usr2_ends_a_run_on_ray_quietly_and_its_events_are_whole(make_job, tmp_path):
     path = tmp_path / "job.toml"
     path.write_text(make_job(labels={"num_pairs": 400_000}, executor={"kind": "ray", "num_actors": 2}).to_toml())
     command = [sys.executable, "-m", "sfg_dist.cli", "label", str(path)]
     commits = tmp_path / "run" / "pairs.zarr" / "commits"
-    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as driver:
+    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as driver:
         deadline = time.monotonic() + 120
         while len(list(commits.glob("*.json"))) < 20:
             assert time.monotonic() < deadline
-            assert driver.poll() is None, driver.stderr.read()
+            assert driver.poll() is None, driver.stdout.read()
             time.sleep(0.01)
         driver.send_signal(signal.SIGUSR2)
-        _, errors = driver.communicate(timeout=120)
+        told, _ = driver.communicate(timeout=120)
     assert driver.returncode == 130
-    assert b"run the same command again" in errors
+    assert b"run the same command again" in told
+    assert b"raylet" not in told  # as Ray begins when it takes an ended actor for a crashed one
     lines = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     told = {line["shard"] for line in lines if line["event"] == "shard"}
     assert told == open_pairs(tmp_path / "run").committed()

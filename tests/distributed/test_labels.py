@@ -14,6 +14,7 @@ import sfg_dist
 from sfg_dist.distributed.actors import label_with_actors
 from sfg_dist.distributed.inline import label_inline
 from sfg_dist.distributed.labeler import ShardLabeler
+from sfg_dist.distributed.node_table import SHARED_MEMORY, SUFFIX, table_directory
 from sfg_dist.errors import ClusterError, LabelingError, NonFiniteLabelError, PlanMismatchError
 from sfg_dist.flow import Reference, label_latents
 from sfg_dist.plan import Stream, normal_rows
@@ -222,6 +223,25 @@ def test_a_shard_that_kills_its_actor_is_tried_a_bounded_number_of_times(
         assert pairs.pending() == [3]  # the others are done all the same
         assert str(caught.value).count("the worker was lost") == 4
         assert "smaller labels.batch_size" in str(caught.value)
+
+
+class LeavingLabeler(ShardLabeler):
+    """Leaves with its last shard what a killed process does: a file of blocks that nobody holds."""
+
+    def label(self, shard, attempt=1):
+        record = super().label(shard, attempt)
+        if shard == 7:
+            (table_directory(SHARED_MEMORY) / f"{self.pairs.plan.run_id}{SUFFIX}").write_bytes(b"blocks")
+        return record
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(not SHARED_MEMORY.is_dir(), reason="this system has no /dev/shm")
+def test_a_run_leaves_nothing_in_shared_memory(ray_cluster, make_store):
+    pairs = make_store()
+    label_with_actors(pairs.location.url, num_actors=1, num_gpus_per_actor=0, labeler=LeavingLabeler)
+    assert pairs.is_complete
+    assert not list(SHARED_MEMORY.glob(f"*/{pairs.plan.run_id}*"))
 
 
 class FailingLabeler(ShardLabeler):

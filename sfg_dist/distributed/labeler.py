@@ -63,6 +63,7 @@ class ShardLabeler:
         members: Sequence[Any] = (),
     ) -> None:
         self.pairs: Pairs = open_pairs(url)
+        self.pairs.check_frame()
         self.plan: Plan = self.pairs.plan
         self.num_threads = num_threads
         self.device = device or default_device()
@@ -74,7 +75,6 @@ class ShardLabeler:
                 self.reference, self._table = GroupReference(StoredReference(self.pairs), members), None
             else:
                 self.reference, self._table = open_reference(self.pairs, device=self.device, memory_gib=memory_gib)
-        self.queries = self.pairs.queries
         self.schedule = Schedule(self.plan.labels["schedule"], self.plan.t_min)
 
     def close(self) -> None:
@@ -139,8 +139,8 @@ class ShardLabeler:
 
     def _start_points(self, shard: int, first: int, stop: int) -> NDArray[np.float32]:
         """Latents to decode, or rows to encode, in the flow's coordinates."""
-        if self.queries is not None:
-            return self.queries[first:stop]
+        if self.pairs.has_queries:
+            return self.pairs.query_rows(first, stop)
         seed = self.plan.labels["seed"]
         noise = normal_rows(seed, Stream.LATENTS, first, stop, self.plan.dim)
         if self.plan.shard_direction(shard) == "decode":

@@ -10,7 +10,6 @@ import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import psutil
@@ -74,11 +73,9 @@ class StoredReference:
 
     def __init__(self, pairs: Pairs) -> None:
         self._pairs = pairs
-        self._rows = cast(Any, pairs.group["reference/rows"])
-        self.num_reference: int = self._rows.shape[0]
-        self.dim: int = self._rows.shape[1]
+        self.num_reference, self.dim = pairs.num_reference, pairs.plan.dim
         self.num_blocks = len(block_ranges(self.num_reference))
-        self.has_clusters = "order" in pairs.group["reference"]  # type: ignore[operator]
+        self.has_clusters = pairs.has_order
 
     def center(self) -> Tensor:
         """Mean of the rows; all are read once, and checked."""
@@ -93,23 +90,21 @@ class StoredReference:
         if digest.hexdigest() != self._pairs.plan.identity["reference"]:
             raise StoreError(
                 f"{self._pairs.location.url}/reference is not the table that the plan was made for: it was changed or "
-                f"damaged; choose another output.dir and label again"
+                f"damaged; run `sfg verify` and `sfg repair` on the store"
             )
         return center
 
     def rows(self, start: int, stop: int) -> NDArray[np.float32]:
         """Rows from ``start`` to ``stop``, shape (stop - start, dim)."""
-        return np.ascontiguousarray(self._rows[start:stop])
+        return self._pairs.reference_rows(start, stop)
 
     def order(self, start: int, stop: int) -> NDArray[np.int64] | None:
         """The clusters' ordering of a block's rows, None where labels sum over every row."""
-        if not self.has_clusters:
-            return None
-        order = np.asarray(self._pairs.group["reference/order"][start:stop])  # type: ignore[index]
-        if not np.array_equal(np.sort(order), np.arange(stop - start)):
+        order = self._pairs.order_rows(start, stop)
+        if order is not None and not np.array_equal(np.sort(order), np.arange(stop - start)):
             raise StoreError(
                 f"{self._pairs.location.url}/reference/order is not an ordering of the {stop - start} reference rows "
-                f"from row {start} on: it was changed or damaged; choose another output.dir and label again"
+                f"from row {start} on: it was changed or damaged; run `sfg verify` and `sfg repair` on the store"
             )
         return order
 

@@ -68,10 +68,15 @@ def create_store(
 
 def _lay_out(location: Location, plan: Plan, frame: Frame) -> Plan:
     _require_no_commits(location, plan)
-    digest = write_frame(location, plan, _checked(location, plan, frame))
-    create_record(location, 0, replace(plan, frame=digest).to_json())
+    digest = write_frame(
+        location, plan, _checked(location, plan, frame), is_settled=lambda: location.exists(record_key(0))
+    )
+    if digest is not None:
+        create_record(location, 0, replace(plan, frame=digest).to_json())
     existing = read_plan(location)  # another driver may have been first
     assert existing is not None
+    if digest is None:
+        return existing
     if not existing.difference(plan) and existing.frame != sha256(location.read(MANIFEST_KEY) or b""):
         raise StoreError(
             f"{location.url}: another driver laid out the store at the same time with other bytes; choose another "
@@ -166,9 +171,9 @@ def extend_store(url: str | Path, num_pairs: int) -> Pairs:
         pairs.require_complete()
     record = len(extended.ends) - 1
     objects = extension_objects(extended, record)
-    location.write_many((key, content) for key, content in objects if location.read(key) != content)
-    stored = create_record(location, record, extension_record(extended))
-    if stored != extension_record(extended):  # another driver was first
+    if location.write_many(objects, is_settled=lambda: location.exists(record_key(record))):
+        create_record(location, record, extension_record(extended))
+    if location.read(record_key(record)) != extension_record(extended):  # another driver was first
         found = read_plan(location)
         assert found is not None
         raise ConfigError(

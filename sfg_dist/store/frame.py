@@ -232,8 +232,18 @@ def _record_bytes(plan: Plan, record: int) -> int:
     return inner + sum(arrays.object_bytes(plan, shard) for shard in ragged)
 
 
-def write_frame(location: Location, plan: Plan, frame: Frame) -> str:
-    """Lay out a frame and its manifest; the digest of the manifest."""
+def write_frame(location: Location, plan: Plan, frame: Frame, *, is_settled: Callable[[], bool]) -> str | None:
+    """Lay out a frame and its manifest.
+
+    Args:
+        location: of the store.
+        plan: of the store.
+        frame: what it is made of.
+        is_settled: whether a plan is there by now. From then on the frame is that plan's, and is left alone.
+
+    Returns:
+        The digest of the manifest; None where another driver's plan came first.
+    """
     entries: list[dict[str, Any]] = []
 
     def noted() -> Iterator[Object]:
@@ -241,17 +251,19 @@ def write_frame(location: Location, plan: Plan, frame: Frame) -> str:
             entries.append({"key": key, "bytes": len(content), "sha256": sha256(content)})
             yield key, content
 
-    location.write_many(noted())
+    if not location.write_many(noted(), is_settled=is_settled):
+        return None
     # What a frame that was cut off left, if it was another job's. Never latents or labels: while this driver was laying
     # out, another one of the same job may have begun to label.
     keys = {entry["key"] for entry in entries}
     for name in ("reference", "queries", "transform"):
         for found in location.list(name):
             if found.key not in keys:
+                if is_settled():
+                    return None
                 location.delete(found.key)
     manifest = json.dumps(entries, indent=0).encode()
-    location.write(MANIFEST_KEY, manifest)
-    return sha256(manifest)
+    return sha256(manifest) if location.write_many([(MANIFEST_KEY, manifest)], is_settled=is_settled) else None
 
 
 def read_manifest(location: Location, plan: Plan) -> dict[str, dict[str, Any]]:
@@ -265,6 +277,29 @@ def read_manifest(location: Location, plan: Plan) -> dict[str, dict[str, Any]]:
         state = "is missing" if content is None else "was changed: its digest is not the one in the plan"
         raise StoreError(f"{location.url}/{MANIFEST_KEY} {state}; run `sfg verify` and `sfg repair` on the store")
     return {entry["key"]: entry for entry in json.loads(content)}
+
+
+def check_frame(location: Location, plan: Plan) -> None:
+    """Refuse a frame that is not the plan's, before labels are made from it.
+
+    Looked at are the manifest and all that it names but the objects of the reference, which whoever labels compares
+    with the fingerprint in the plan; and the empty arrays of extensions.
+
+    Raises:
+        StoreError: an object is missing, or has other bytes than it was laid out with.
+    """
+    manifest = read_manifest(location, plan)
+    of_reference = ("reference/rows/c", "reference/order/c")
+    wanted = {key: entry["sha256"] for key, entry in manifest.items() if not key.startswith(of_reference)}
+    for record in range(1, len(plan.ends)):
+        wanted |= {key: sha256(content) for key, content in extension_objects(plan.record_plan(record), record)}
+    for key, content in location.read_many(wanted):
+        if content is None or sha256(content) != wanted[key]:
+            state = "is missing" if content is None else "was changed or damaged"
+            raise StoreError(
+                f"{location.url}/{key} {state}: no labels are made from it; run `sfg verify` and `sfg repair` on the "
+                f"store"
+            )
 
 
 def extension_objects(plan: Plan, record: int) -> list[Object]:

@@ -12,7 +12,7 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -127,16 +127,41 @@ class Location:
             obstore.put(self._store, key, content, use_multipart=False)
         self.flush(key)
 
-    def write_many(self, objects: Iterable[tuple[str, bytes]]) -> None:
-        """``write`` many objects, a few at once; as many of them are in memory."""
+    def write_many(self, objects: Iterable[tuple[str, bytes]], *, is_settled: Callable[[], bool] | None = None) -> bool:
+        """``write`` many objects, a few at once; as many of them are in memory.
+
+        Args:
+            objects: keys and contents.
+            is_settled: asked before an object with other bytes is written over, as others may have made them theirs
+                by now; nothing more is written once it says so. None writes over anything.
+
+        Returns:
+            Whether all were written, or were there already.
+        """
+
+        def put(key: str, content: bytes) -> bool:
+            if is_settled is None:
+                self.write(key, content)
+                return True
+            while not self.create(key, content):
+                seen = self.look(key)
+                if seen is not None and self.read(key) == content:
+                    break
+                if is_settled():
+                    return False
+                if seen is not None and self.replace(seen, content):
+                    break
+            self.flush(key)
+            return True
+
         with ThreadPoolExecutor(NUM_WRITERS, thread_name_prefix="write") as pool:
-            waiting: deque[Future[None]] = deque()
+            waiting: deque[Future[bool]] = deque()
             for key, content in objects:
-                if len(waiting) >= NUM_WRITERS:
-                    waiting.popleft().result()
-                waiting.append(pool.submit(self.write, key, content))
-            for future in waiting:
-                future.result()
+                if len(waiting) >= NUM_WRITERS and not waiting.popleft().result():
+                    return False
+                waiting.append(pool.submit(put, key, content))
+            results = [future.result() for future in waiting]  # all of them, so that no error is passed over
+            return all(results)
 
     def create(self, key: str, content: bytes) -> bool:
         """Write an object if there is none yet; whether this call made it. ``flush`` waits until the disk has it.

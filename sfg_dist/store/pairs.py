@@ -37,9 +37,10 @@ from numpy.typing import NDArray
 
 from sfg_dist.errors import IncompleteStoreError, PlanMismatchError, StoreError, StoreUnavailableError
 from sfg_dist.objects import is_url, reason_of, trouble_of
-from sfg_dist.plan import REFERENCE_BLOCK_ROWS, Plan, fingerprint_blocks
+from sfg_dist.plan import Plan, fingerprint_blocks
 from sfg_dist.store.arrays import ARRAYS, object_bytes, object_key, record_layout, record_prefix
 from sfg_dist.store.commits import Record, ShardContent, commit_key, parse_record
+from sfg_dist.store.frame import check_frame
 from sfg_dist.store.location import Location
 from sfg_dist.store.records import PLAN_KEY, read_plan
 from sfg_dist.store.shards import write_shard
@@ -158,32 +159,28 @@ class Pairs:
         self._require_fingerprint("reference", len(rows), [rows])
         return rows
 
-    def check_reference(self) -> None:
-        """Read the reference in blocks and compare its fingerprint with the plan's.
+    @property
+    def has_queries(self) -> bool:
+        """Whether the user's own query points take the place of drawn latents."""
+        return bool(self.plan.identity["queries"])
+
+    def query_rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Query points ``start`` to ``stop`` as the flow sees them, float32 (stop - start, dim).
 
         Raises:
-            StoreError: it is not the table that the plan was made for.
+            StoreError: they cannot be read, or are missing.
         """
-        num_rows = self.num_reference
-        blocks = (self.reference_rows(k, min(k + CHECK_ROWS, num_rows)) for k in range(0, num_rows, CHECK_ROWS))
-        self._require_fingerprint("reference", num_rows, blocks)
-
-    @property
-    def cluster_order(self) -> NDArray[np.int64] | None:
-        """The clusters' order of the reference's rows, or None where labels sum over every row."""
-        num_rows = self.num_reference
-        order = self.order_rows(0, num_rows)
-        if order is not None and not _is_order(order, num_rows):
+        rows: NDArray[np.float32] = self._rows("queries/rows", start, stop)
+        if len(rows) != stop - start or not np.isfinite(rows).all():
             raise StoreError(
-                f"{self.location.url}/reference/order is not an ordering of the {num_rows} reference rows: it was "
-                f"changed or damaged; run `sfg verify` and `sfg repair` on the store"
+                f"{self.location.url}/queries/rows lacks some of rows {start} to {stop}: an object is lost; run "
+                f"`sfg verify` and `sfg repair` on the store"
             )
-        return order
+        return rows
 
-    @property
-    def queries(self) -> NDArray[np.float32] | None:
-        """The user's query points as the flow sees them, or None when the latents are drawn."""
-        return self._rows("queries/rows", 0, self._num_rows("queries")) if self.plan.identity["queries"] else None
+    def check_frame(self) -> None:
+        """Refuse a frame that is not the plan's, but for the reference's rows; see ``frame.check_frame``."""
+        check_frame(self.location, self.plan)
 
     @property
     def transform(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -346,6 +343,11 @@ class Pairs:
             prefix, shape = record_prefix(record), record_layout(self.plan, record).shape
             with self._reading(f"{prefix}{name}"):
                 array = self.group[f"{prefix}{name}"]
+                if array.shape != shape:  # type: ignore[union-attr]
+                    raise StoreError(
+                        f"{self.location.url}/{prefix}{name} has shape {array.shape}, the plan says {shape}: "  # type: ignore[union-attr]
+                        f"its zarr.json is another job's; run `sfg verify` and `sfg repair` on the store"
+                    )
             whole = dask.array.from_array(
                 array,
                 chunks=(self.plan.shard_rows, self.plan.dim),
@@ -373,11 +375,3 @@ def shard_of_object(plan: Plan, key: str) -> int | None:
     shards, number = plan.record_shards(record), int(match[3])
     shard = shards.start + number
     return shard if number < len(shards) and key == object_key(plan, match[2], shard) else None
-
-
-def _is_order(order: NDArray[np.int64], num_rows: int) -> bool:
-    """Whether each block's entries are an ordering of its rows."""
-    if order.shape != (num_rows,):
-        return False
-    blocks = [order[k : k + REFERENCE_BLOCK_ROWS] for k in range(0, num_rows, REFERENCE_BLOCK_ROWS)]
-    return all(np.array_equal(np.sort(block), np.arange(len(block))) for block in blocks)

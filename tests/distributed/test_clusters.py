@@ -18,7 +18,7 @@ LABELS = {"num_pairs": 256, "shard_rows": 64, "batch_size": 64, "num_evaluations
 
 def test_the_store_holds_the_order_and_every_record_its_bound(make_store):
     pairs = make_store(data=TABLE, labels=LABELS)
-    assert np.array_equal(np.sort(pairs.cluster_order), np.arange(len(pairs.reference)))
+    assert np.array_equal(np.sort(pairs.order_rows(0, pairs.num_reference)), np.arange(len(pairs.reference)))
     label_inline(pairs.location.url)
     records = [pairs.commit_record(shard) for shard in range(pairs.plan.num_shards)]
     assert all(0 < record["tolerance_reached"] <= 1e-3 for record in records)
@@ -42,7 +42,7 @@ def test_actors_give_the_bits_of_one_process(make_store, store_bytes, ray_cluste
 @pytest.mark.parametrize("keys", [{"tolerance": 0.0}, {"estimator": "minibatch", "num_reference": 100}])
 def test_no_order_where_no_clusters_are_used(make_store, keys):
     pairs = make_store(data=TABLE, labels=LABELS | keys)
-    assert pairs.cluster_order is None
+    assert not pairs.has_order
     label_inline(pairs.location.url)
     assert pairs.commit_record(0)["tolerance_reached"] == 0
 

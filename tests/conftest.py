@@ -46,7 +46,11 @@ def ray_cluster():
     with local_environment():
         import ray
 
-        ray.init(num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+        # "local": one of its own even where the machine runs another Ray.
+        ray.init(
+            address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False,
+            _node_ip_address="127.0.0.1",
+        )  # fmt: skip
         yield
         ray.shutdown()
 

@@ -207,7 +207,7 @@ def estimate_job(
         time=spent,
         cost=None if price is None else cost_of(spent, workers, price),
         paces=paces,
-        notes=(*_notes(job, workers, machine, memory, fits_grid, blocks), *load),
+        notes=(*_notes(job, workers, machine, memory, fits_grid, num_reference, blocks), *load),
     )
 
 
@@ -312,7 +312,9 @@ def _work(plan: Plan, rows: Sequence[int], num_reference: int, paces: Mapping[De
     )
 
 
-def _notes(job: Job, workers: Workers, machine: Machine, memory: Memory, fits_grid: bool, blocks: float) -> list[str]:
+def _notes(
+    job: Job, workers: Workers, machine: Machine, memory: Memory, fits_grid: bool, num_reference: int, blocks: float
+) -> list[str]:
     notes = []
     if workers.is_elsewhere:
         notes.append(
@@ -328,6 +330,11 @@ def _notes(job: Job, workers: Workers, machine: Machine, memory: Memory, fits_gr
         )
     if "://" in job.output.dir:
         notes.append("writing was timed on a local disk, not in the object store")
+    if "cuda" in memory.actors and num_reference > REFERENCE_BLOCK_ROWS and job.labels.tolerance > 0:
+        notes.append(
+            f"on GPUs a reference of more than {REFERENCE_BLOCK_ROWS:,} rows is summed row by row: labels.tolerance saves "
+            f"nothing there yet"
+        )
     if blocks > 1:
         notes.append(
             f"the reference is larger than labels.memory_gib: its first {REFERENCE_BLOCK_ROWS:,} rows were looked at, "

@@ -174,9 +174,7 @@ def open_reference(
     if memory_gib is not None:
         give_memory_back()
     if device.type != "cpu":
-        on_device = stored.streamed(device, num_kept=stored.num_blocks)
-        on_device.load_kept()
-        return on_device, None
+        return _resident(stored, device), None
     need = reference_memory(stored.num_reference, stored.dim, has_clusters=stored.has_clusters)
     room = None if memory_gib is None else int(memory_gib * GIB) - base_bytes(stored.dim, stored.has_clusters)
     if room is not None and room < need.streamed:
@@ -196,9 +194,7 @@ def open_reference(
     if directory is not None:
         table = node_table.open_table(directory, name, total, partial(_write, stored))
     if table is None:
-        own = stored.streamed(device, num_kept=stored.num_blocks if is_resident else 0)
-        own.load_kept()
-        return own, None
+        return _resident(stored, device) if is_resident else stored.streamed(device), None
     reference = StreamedReference(
         table.blocks.block,
         center=table.blocks.center,
@@ -207,6 +203,14 @@ def open_reference(
         num_kept=stored.num_blocks if is_resident else 0,
     )
     return reference, table
+
+
+def _resident(stored: StoredReference, device: torch.device) -> StreamedReference:
+    """All of a reference in this process's memory, read now: what is damaged is told before any shard is tried."""
+    reference = stored.streamed(device, num_kept=stored.num_blocks)
+    for _ in reference.blocks():
+        pass
+    return reference
 
 
 def _write(stored: StoredReference, handle: int) -> None:

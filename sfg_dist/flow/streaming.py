@@ -48,11 +48,6 @@ class StreamedReference(PreparedReference):
         for number in range(self.num_blocks):
             yield self._block(number)
 
-    def load_kept(self) -> None:
-        """Load the blocks that stay now, so that whatever is wrong with them is found before any work."""
-        for number in range(min(self._num_kept, self.num_blocks)):
-            self._block(number)
-
     def take(self, index: NDArray[np.integer]) -> Tensor:
         """The rows at ``index`` in the reference's own coordinates, float64 on the CPU, shape (len(index), dim)."""
         rows = torch.empty(len(index), self.dim, dtype=torch.float64)

@@ -47,13 +47,15 @@ print(json.dumps({
 def rows_of(path: Path, num_rows: int, dim: int) -> np.memmap[Any, Any]:
     """A table on disk: pieces of planes with noise, written part by part."""
     rng = np.random.default_rng(0)
-    centers, axes = rng.standard_normal((50, dim)), rng.standard_normal((50, 3, dim)) / dim**0.5
+    centers = rng.standard_normal((50, dim), dtype=np.float32)
+    axes = rng.standard_normal((50, 3, dim), dtype=np.float32) / np.float32(dim**0.5)
     table = np.memmap(path, np.float32, mode="w+", shape=(num_rows, dim))
     for start in range(0, num_rows, PART_ROWS):
         size = min(PART_ROWS, num_rows - start)
         which = rng.integers(0, 50, size)
-        flat = np.einsum("ni,nik->nk", rng.standard_normal((size, 3)), axes[which])
-        table[start : start + size] = centers[which] + flat + 0.02 * rng.standard_normal((size, dim))
+        flat = np.einsum("ni,nik->nk", rng.standard_normal((size, 3), dtype=np.float32), axes[which])
+        noise = rng.standard_normal((size, dim), dtype=np.float32)
+        table[start : start + size] = centers[which] + flat + np.float32(0.02) * noise
     return table
 
 

@@ -188,7 +188,7 @@ def test_a_damaged_reference_is_refused(make_store, place):
     pairs = make_store(data=TABLE, labels=LABELS)
     pairs.group[f"reference/{place}"][4000:4002] = 5
     with pytest.raises(StoreError, match="changed or damaged"):
-        ShardLabeler(pairs.location.url).label(0)
+        ShardLabeler(pairs.location.url)
 
 
 def test_rows_of_the_store_are_read_as_they_are(make_store):
@@ -329,6 +329,7 @@ print(peak_memory() - budget)
 def test_ten_times_the_budget_is_labelled_within_it(tmp_path, monkeypatch, tolerance):
     from sfg_dist.config import resolve_job
     from sfg_dist.distributed.ordering import order_with_threads
+    from sfg_dist.plan import fingerprint
     from sfg_dist.planning import make_plan
     from sfg_dist.store import create_store
 
@@ -338,7 +339,11 @@ def test_ten_times_the_budget_is_labelled_within_it(tmp_path, monkeypatch, toler
     labels = {"num_pairs": 16, "shard_rows": 16, "batch_size": 16, "t_min": 1e-3, "num_evaluations": 4}
     job = resolve_job({"data": {"source": "moons"}, "labels": labels | {"tolerance": tolerance}})
     rows = rows.astype(np.float32)
-    plan = make_plan(job, rows[:16].astype(np.float64), rows, tuple(f"x{k}" for k in range(dim)), None)
+    content = fingerprint(rows)
+    plan = make_plan(
+        job, table=content, reference=None, reference_fingerprint=content, dim=dim,
+        columns=tuple(f"x{k}" for k in range(dim)), queries=None,
+    )  # fmt: skip
     url = tmp_path / "pairs.zarr"
     create_store(
         url,

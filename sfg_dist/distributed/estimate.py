@@ -332,8 +332,8 @@ def _notes(
         notes.append("writing was timed on a local disk, not in the object store")
     if "cuda" in memory.actors and num_reference > REFERENCE_BLOCK_ROWS and job.labels.tolerance > 0:
         notes.append(
-            f"on GPUs a reference of more than {REFERENCE_BLOCK_ROWS:,} rows is summed row by row: labels.tolerance saves "
-            f"nothing there yet"
+            f"on GPUs a reference of more than {REFERENCE_BLOCK_ROWS:,} rows is summed row by row: labels.tolerance "
+            f"saves nothing there yet"
         )
     if blocks > 1:
         notes.append(

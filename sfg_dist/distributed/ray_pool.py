@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sfg_dist.distributed.cluster import draining_nodes
+from sfg_dist.distributed.members import ReferenceMember
 from sfg_dist.distributed.pool import WORKER_LOST, Answered, Drain, Event, Failure, Lost, Ready, Result, Task
 from sfg_dist.distributed.shards import label_tasks, worker_info
 
 REASON_CHARACTERS = 400
-ENDING_S = 5.0  # within which a process goes that Ray was asked to end
+ENDING_S, KILL_S = 5.0, 1.0  # within which a process goes that Ray was asked to end, and one that was killed
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class RayPool:
         roles: what an actor of each role holds.
         arguments: keyword arguments of the labeler.
         actors_per_group: actors that share one reference; more than one makes each worker a leader with members.
-        member: the class of the members; ReferenceMember if None.
+        member: the class of the members.
     """
 
     def __init__(
@@ -156,7 +157,7 @@ class RayPool:
         arguments: Mapping[str, Any],
         *,
         actors_per_group: int = 1,
-        member: Callable[..., Any] | None = None,
+        member: Callable[..., Any] = ReferenceMember,
     ) -> None:
         self._member = member
         self._url, self._labeler, self._roles, self._arguments = url, labeler, roles, dict(arguments)
@@ -220,14 +221,12 @@ class RayPool:
         from ray.util.placement_group import placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        from sfg_dist.distributed.members import ReferenceMember
-
         place = {"CPU": float(options["num_cpus"])}
         if options["num_gpus"]:
             place["GPU"] = options["num_gpus"]
         group = placement_group([place] * self._group_size, strategy="PACK")
         options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group)
-        remote_class = ray.remote(self._member or ReferenceMember).options(**options)
+        remote_class = ray.remote(self._member).options(**options)
         parts = range(self._group_size)
         return group, [remote_class.remote(self._url, part, self._group_size, **arguments) for part in parts]
 
@@ -312,7 +311,7 @@ class RayPool:
         for deadline, process in self._ending:
             if now >= deadline:
                 process.kill()
-        self._ending = [(at, process) for at, process in self._ending if now < at and process.is_alive()]
+        self._ending = [(at, process) for at, process in self._ending if now < at + KILL_S and process.is_alive()]
 
     def _see_off(self, process: Process) -> None:
         import ray

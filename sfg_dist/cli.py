@@ -9,7 +9,10 @@ import atexit
 import contextlib
 import os
 import signal
+import socket
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +28,10 @@ from sfg_dist.errors import ConfigError
 if TYPE_CHECKING:
     from sfg_dist.config import Job
     from sfg_dist.pipeline import Pipeline
+
+INTERRUPT_S = 20.0
+"""Seconds that the ordinary way out of a command has after a signal."""
+_ENDING_SIGNALS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR2") if hasattr(signal, name)}
 
 
 @command
@@ -165,10 +172,36 @@ def main() -> None:
     for name in ("SIGTERM", "SIGUSR2"):  # USR2: a scheduler's notice ahead of its time limit
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _interrupt)
+    _end_where_signals_wait()
     try:
         app()
     except SystemExit as end:
         _leave(end.code)
+
+
+def _end_where_signals_wait() -> None:
+    """From now on, end the process INTERRUPT_S after a signal to stop that it has not followed.
+
+    Python runs handlers between two instructions of the main thread, and there are none while a request to a store that
+    does not answer is inside a library. The interpreter writes the signal's number to a socket at once, though.
+    """
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+
+    def wait() -> None:
+        with ours, theirs:  # open to the end: the interpreter has no more than the number of one
+            while ours.recv(1)[0] not in _ENDING_SIGNALS:
+                pass
+            time.sleep(INTERRUPT_S)
+            message = (
+                f"sfg: interrupted, and not at an end {INTERRUPT_S:g} s later, as where a store does not answer: "
+                f"ended; what is committed is kept: run the same command again to go on\n"
+            )
+            os.write(2, message.encode())
+            os._exit(130)
+
+    threading.Thread(target=wait, name="end", daemon=True).start()
 
 
 def _leave(code: str | int | None) -> NoReturn:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from sfg_dist.config import Job, parse_job, resolve_job
 from sfg_dist.errors import ConfigError, SfgError, StoreError
 from sfg_dist.label_run import label_pending
+from sfg_dist.objects import absolute_url
+from sfg_dist.table_plan import frame_of, prepare_table
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from sfg_dist.plan import Plan
     from sfg_dist.store import Pairs
     from sfg_dist.store.verify import Report
 
@@ -35,7 +42,9 @@ class Mended:
 
 
 def job_beside(pairs: Pairs, overrides: Sequence[str] = ()) -> Job:
-    """The job of the last run in the output directory that holds a store; where there is none, one of defaults.
+    """The job of the last run in the output directory that holds a store; where there is none, what the plan says.
+
+    A store may be somebody else's, and so may the job file beside it: the cluster that it names is not gone to.
 
     Args:
         pairs: the store.
@@ -50,20 +59,37 @@ def job_beside(pairs: Pairs, overrides: Sequence[str] = ()) -> Job:
                 f"--set {assignment}: a store has its job inside; only keys of executor, labels.num_threads and "
                 f"labels.memory_gib can be set here"
             )
-    directory, _, name = pairs.location.url.rstrip("/").rpartition("/")
+    directory, _, name = absolute_url(pairs.location.url).rstrip("/").rpartition("/")
     beside = _read_beside(directory) if name == "pairs.zarr" else None
-    if beside is not None:
-        return parse_job(beside, overrides, origin=f"{directory}/job.toml")
-    labels = {key: pairs.plan.labels[key] for key in ("shard_rows", "batch_size")}
-    document = resolve_job({"data": {"source": pairs.plan.source}, "labels": labels}).to_toml()
-    return parse_job(document, overrides, origin="the store's job")
+    if beside is None:
+        origin = f"the plan of {pairs.location.url}"
+        return parse_job(resolve_job(_job_of_plan(pairs.plan), origin=origin).to_toml(), overrides, origin=origin)
+    origin = f"{directory}/job.toml"
+    job = parse_job(beside, origin=origin)
+    if job.executor.address is not None:
+        if not any(assignment.startswith("executor.address=") for assignment in overrides):
+            warnings.warn(
+                f"executor.address = {job.executor.address!r} of {origin} is not used, since a store and its job file "
+                f"may come from anywhere: to label on that cluster, give --set executor.address=ADDRESS",
+                stacklevel=2,
+            )
+        job = job.model_copy(update={"executor": job.executor.model_copy(update={"address": None})})
+    return parse_job(job.to_toml(), overrides, origin=origin)
 
 
 def _read_beside(directory: str) -> str | None:
     from sfg_dist.store import Location
 
-    content = Location(directory or ".").read("job.toml")
+    content = Location(directory or "/").read("job.toml")
     return None if content is None else content.decode("utf-8", errors="replace")
+
+
+def _job_of_plan(plan: Plan) -> dict[str, Any]:
+    """The tables of the job that a plan was made of; who labels and how many at once is not in it."""
+    tables = {name: dict(plan.identity.get(name, {})) for name in ("data", "transform", "labels")}
+    tables["data"]["source"] = plan.source
+    tables["labels"] |= {"num_pairs": plan.num_pairs, "shard_rows": plan.shard_rows}
+    return tables
 
 
 def mend(
@@ -104,19 +130,38 @@ def mend(
 
 def _mend_frame(pairs: Pairs, job: Job) -> None:
     """Write damaged objects of the frame again, from the job's table."""
-    from sfg_dist.pipeline import Pipeline
     from sfg_dist.store import mend_frame
 
-    directory = pairs.location.url.rstrip("/").rpartition("/")[0] or "."
-    pipeline = Pipeline(job.model_copy(update={"output": job.output.model_copy(update={"dir": directory})}))
+    def make_order(reference: NDArray[np.float32]) -> NDArray[np.int64]:
+        from sfg_dist.distributed.cluster import ray_session
+        from sfg_dist.distributed.ordering import CLUSTER_ROWS, order_with_tasks, order_with_threads
+
+        if job.executor.kind == "inline" or len(reference) < CLUSTER_ROWS:
+            return order_with_threads(reference)
+        with ray_session(job.executor.address):
+            return order_with_tasks(reference)
+
     try:
-        frame = pipeline.frame()
+        frame = frame_of(job, prepare_table(job), make_order)
     except (SfgError, OSError) as error:
         raise StoreError(
             f"{pairs.location.url}: the frame is damaged and can only be made again from the table "
             f"{job.data.source}, which cannot be read: {error}"
         ) from error
+    if frame.queries is None and pairs.plan.identity.get("queries"):
+        frame = replace(frame, queries=_stored_queries(pairs))
     mend_frame(pairs, frame)
+
+
+def _stored_queries(pairs: Pairs) -> NDArray[np.float32] | None:
+    """The user's query points as the store holds them, for a job that does not say where they came from."""
+    try:
+        return pairs.queries
+    except StoreError as error:
+        raise StoreError(
+            f"{pairs.location.url}: the user's query points are damaged, and without the run's job.toml beside the "
+            f"store it is not known where they came from: put that back, with labels.latents, and run this again"
+        ) from error
 
 
 def _label_again(pairs: Pairs, job: Job, shards: Sequence[int], emit: Callable[..., None]) -> None:

@@ -97,8 +97,8 @@ def repair(
 ) -> None:
     """Do again exactly what is bad in a store; nothing that is sound is touched.
 
-    Bad shards are labelled again by the executor of the job.toml beside the store. A damaged reference or transform is
-    made again from the job's table.
+    Bad shards are labelled again by the executor of the job.toml beside the store, but on a cluster only where --set
+    executor.address says so. A damaged reference or transform is made again from the job's table.
     """
     from sfg_dist.mending import job_beside, mend
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -261,6 +262,26 @@ def test_an_interrupt_keeps_what_is_committed_and_says_how_to_go_on(job, which, 
     assert "Traceback" not in errors
     status = json.loads(sfg(job, "status", "runs/job", "--json", check=0).stdout)
     assert 2 <= status["shards_done"] < status["shards"]
+
+
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+def test_an_interrupt_while_a_store_does_not_answer(tmp_path, which):
+    """The main thread is inside a request that waits for its answer, so no handler of Python's runs."""
+    script = "from sfg_dist import cli; cli.INTERRUPT_S = 0.5; cli.main()"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        keys = {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "NO_PROXY": "*"}
+        command = [sys.executable, "-c", script, "status", "s3://bucket/run"]
+        with subprocess.Popen(command, env=os.environ | keys, stderr=subprocess.PIPE, text=True) as process:
+            server.settimeout(60)
+            connection, _ = server.accept()  # and never a word
+            with connection:
+                connection.recv(1)
+                process.send_signal(which)
+                _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.startswith("sfg: interrupted, and not at an end 0.5 s later, as where a store does not answer")
+    assert len(errors.splitlines()) == 1
 
 
 @pytest.mark.slow

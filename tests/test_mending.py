@@ -118,6 +118,47 @@ def test_a_store_without_its_output_directory_is_repaired_too(labelled, tmp_path
     assert moved.is_complete
 
 
+def test_the_cluster_that_a_stores_job_file_names_is_not_gone_to(make_job, labelled, tmp_path):
+    job = make_job(executor={"kind": "ray", "address": "stranger:6379", "num_actors": 3})
+    (tmp_path / "run" / "job.toml").write_text(job.to_toml())
+    with pytest.warns(UserWarning, match=r"'stranger:6379' of .*run/job\.toml is not used.*--set executor\.address="):
+        found = job_beside(labelled)
+    assert (found.executor.kind, found.executor.address, found.executor.num_actors) == ("ray", None, 3)
+    assert job_beside(labelled, ["executor.address=own:6379"]).executor.address == "own:6379"
+
+
+def test_repair_inside_the_store_finds_the_job_file_above(labelled, tmp_path):
+    assert job_beside(labelled).executor.kind == "inline"
+    object_path(labelled, "labels", 2).unlink()
+    done = sfg(tmp_path / "run" / "pairs.zarr", "repair", ".")
+    assert "repaired, 1 shard labelled again" in done.stdout
+    assert labelled.is_complete
+    object_path(labelled, "labels", 2).unlink()
+    assert "1 shard labelled again" in sfg(tmp_path / "run" / "pairs.zarr" / "commits", "repair", "..").stdout
+
+
+@pytest.mark.parametrize("kind", ["quantile", "standardize"])
+def test_the_frame_of_a_copied_store_is_made_again_from_its_own_plan(make_job, tmp_path, kind):
+    rows = np.random.default_rng(0).standard_normal((300, 3))
+    np.save(tmp_path / "table.npy", rows)
+    np.save(tmp_path / "queries.npy", rows[:200, :2])
+    keys = {"source": str(tmp_path / "table.npy"), "max_rows": 300, "columns": ["c2", "c0"], "seed": 3}
+    job = make_job(data=keys, transform={"kind": kind}, labels={"latents": str(tmp_path / "queries.npy")})
+    source = Pipeline(job).label().location.root
+    (tmp_path / "queries.npy").unlink()  # the store holds them
+    shutil.copytree(source, tmp_path / "copy" / "pairs.zarr")
+    copied = sfg_dist.open_pairs(tmp_path / "copy")
+    flip(copied.location.root / "reference" / "rows" / "c" / "0" / "0")
+    assert mend(copied, job_beside(copied), emit=quiet).frame == ("reference/rows/c/0/0",)
+    assert not (tmp_path / "copy" / "events.jsonl").exists()
+    for name in ("reference", "queries"):
+        key = f"{name}/rows/c/0/0"
+        assert copied.location.read(key) == (source / key).read_bytes()
+    flip(copied.location.root / "queries" / "rows" / "c" / "0" / "0")
+    with pytest.raises(StoreError, match=r"query points are damaged, and without the run's job\.toml"):
+        mend(copied, job_beside(copied), emit=quiet)
+
+
 @pytest.mark.parametrize("key", ["labels.seed=3", "output.dir=x", "labels.num_threads_=2"])
 def test_only_keys_of_the_executor_can_be_set(labelled, key):
     with pytest.raises(ConfigError, match=rf"--set {key}: .*only keys of executor"):

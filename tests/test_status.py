@@ -128,13 +128,39 @@ def test_ended_drivers_and_shards_that_were_given_up(half_done):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"{}", b'{"driver": "x", "updated": "noon", "is_running": true}']
+    "content",
+    [
+        *(b"", b"{", b"[]", b"{}", b'{"driver": "x", "updated": "noon", "is_running": true}', b"[" * 100_000, b"\xff"),
+        *(
+            json.dumps(SNAPSHOT | changes).encode()
+            for changes in (
+                {"updated": str(NOW)},
+                {"started": math.nan},
+                {"total": "8"},
+                {"rows_per_s": "64.0"},
+                {"pid": [7]},
+                {"workers": 3},
+                {"workers": ["actor-1"]},
+                {"workers": [{"kind": "cpu"}]},
+                *({"workers": [WORKER | {name: "x"}]} for name in ("shard", "rows", "seconds", "since", "attempt")),
+                {"workers": [WORKER | {"host": 5}]},
+                {"failures": ["it hangs"]},
+                {"failures": [{"shard": "5", "action": "give_up"}]},
+                {"failures": [{"shard": {}, "action": "give_up"}]},
+                {"num_failures": {"retry": "one"}},
+                {"num_failures": 3},
+            )
+        ),
+        *(json.dumps({k: v for k, v in SNAPSHOT.items() if k != name}).encode() for name in ("driver", "todo", "done")),
+    ],
 )
 def test_what_is_no_snapshot_is_passed_over(half_done, content):
     assert driver_of(content, NOW) is None
     half_done.location.write("drivers/torn.json", content)
     leave(half_done)
-    assert len(StatusReader(half_done).read(NOW).drivers) == 1
+    state = StatusReader(half_done).read(NOW)
+    assert [driver.driver for driver in state.drivers] == ["node1-7-aa"]
+    assert "at work for 10 min" in shown(state)
 
 
 def test_a_finished_store_says_how_it_was_made(make_store):

@@ -8,10 +8,11 @@ Commit records say what is done and how it was made. Every driver that labels le
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from sfg_dist.plan import Plan
 from sfg_dist.store.arrays import ARRAYS
@@ -19,6 +20,7 @@ from sfg_dist.store.commits import commit_key, parse_record
 from sfg_dist.store.pairs import Pairs
 
 SILENT_S = 30.0
+T = TypeVar("T")
 DRIVERS_PREFIX = "drivers"
 
 
@@ -250,32 +252,65 @@ def _recorded_bytes(record: Mapping[str, Any]) -> list[int]:
 
 
 def driver_of(content: bytes, now: float) -> Driver | None:
-    """The driver of a snapshot; None for what is not one, as a power cut may leave it."""
+    """The driver of a snapshot; None for what is not one: torn by a power cut, of another version, or edited."""
     try:
         snapshot = json.loads(content)
-        fields = Worker.__dataclass_fields__
-        updated = float(snapshot["updated"])
+        updated = _number(snapshot["updated"])
         state = "ended" if not snapshot["is_running"] else "silent" if now - updated > SILENT_S else "running"
         return Driver(
             driver=str(snapshot["driver"]),
             host=str(snapshot.get("host", "")),
-            pid=snapshot.get("pid"),
-            started=float(snapshot["started"]),
+            pid=_maybe(_integer, snapshot.get("pid")),
+            started=_number(snapshot["started"]),
             updated=updated,
             state=state,
-            total=int(snapshot["total"]),
-            done=int(snapshot["done"]),
-            todo=int(snapshot["todo"]),
-            rows_per_s=snapshot.get("rows_per_s"),
-            workers=tuple(
-                Worker(**{name: value for name, value in worker.items() if name in fields and value is not None})
-                for worker in snapshot.get("workers", ())
-            ),
-            failures=tuple(snapshot.get("failures", ())),
-            num_failures=dict(snapshot.get("num_failures", {})),
+            total=_integer(snapshot["total"]),
+            done=_integer(snapshot["done"]),
+            todo=_integer(snapshot["todo"]),
+            rows_per_s=_maybe(_number, snapshot.get("rows_per_s")),
+            workers=tuple(map(_worker_of, snapshot.get("workers", ()))),
+            failures=tuple(map(_failure_of, snapshot.get("failures", ()))),
+            num_failures={action: _integer(count) for action, count in snapshot.get("num_failures", {}).items()},
         )
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
+
+
+def _worker_of(entry: Mapping[str, Any]) -> Worker:
+    """A worker of a snapshot; keys that this version does not know are left out."""
+    readers: dict[str, Callable[[Any], Any]] = {
+        **dict.fromkeys(("worker", "kind", "host", "device", "state"), _text),
+        **dict.fromkeys(("pid", "shard", "attempt", "done", "rows"), _integer),
+        **dict.fromkeys(("since", "seconds"), _number),
+    }
+    found = {name: _maybe(read, entry.get(name)) for name, read in readers.items()}
+    return Worker(**{name: value for name, value in found.items() if value is not None})
+
+
+def _failure_of(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A failed attempt of a snapshot, its numbers checked."""
+    return {**entry, **{name: _maybe(_integer, entry.get(name)) for name in ("shard", "attempt")}}
+
+
+def _number(value: Any) -> float:
+    """A finite number as it is; anything else, a number in quotes too, is refused with TypeError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise TypeError(f"expected a number, found {value!r}")
+    return float(value)
+
+
+def _integer(value: Any) -> int:
+    return int(_number(value))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected a text, found {value!r}")
+    return value
+
+
+def _maybe(read: Callable[[Any], T], value: Any) -> T | None:
+    return None if value is None else read(value)
 
 
 def _given_up(drivers: Iterable[Driver], done: set[int]) -> dict[int, str]:

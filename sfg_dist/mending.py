@@ -153,10 +153,10 @@ def _mend_frame(pairs: Pairs, job: Job) -> None:
     mend_frame(pairs, frame)
 
 
-def _stored_queries(pairs: Pairs) -> NDArray[np.float32] | None:
+def _stored_queries(pairs: Pairs) -> NDArray[np.float32]:
     """The user's query points as the store holds them, for a job that does not say where they came from."""
     try:
-        return pairs.queries
+        return pairs.query_rows(0, pairs.plan.num_pairs)
     except StoreError as error:
         raise StoreError(
             f"{pairs.location.url}: the user's query points are damaged, and without the run's job.toml beside the "

@@ -12,7 +12,6 @@ from typing import Any
 
 from sfg_dist.distributed.driver import Driver
 from sfg_dist.distributed.labeler import ShardLabeler
-from sfg_dist.distributed.node_table import sweep_node
 from sfg_dist.distributed.pool import Policy, Progress
 from sfg_dist.distributed.ray_pool import RayPool, Role
 from sfg_dist.distributed.shards import Shards
@@ -98,7 +97,6 @@ def label_with_actors(
             ) from error
         finally:
             pool.close()
-            sweep_node()  # a killed actor leaves its reference in shared memory
 
 
 @dataclass(frozen=True)

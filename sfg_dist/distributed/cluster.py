@@ -50,6 +50,7 @@ def ray_session(address: str | None = None) -> Iterator[None]:
         try:
             if address is None:
                 ray.init(
+                    address="local",  # else it would join whatever Ray this user started last on the machine
                     include_dashboard=False,
                     log_to_driver=False,
                     configure_logging=False,

@@ -16,6 +16,7 @@ from typing import Any
 
 from sfg_dist.distributed.cluster import draining_nodes
 from sfg_dist.distributed.members import ReferenceMember
+from sfg_dist.distributed.node_table import sweep_node
 from sfg_dist.distributed.pool import WORKER_LOST, Answered, Drain, Event, Failure, Lost, Ready, Result, Task
 from sfg_dist.distributed.shards import label_tasks, worker_info
 
@@ -165,7 +166,8 @@ class RayPool:
         self._actors: dict[str, _Actor] = {}
         self._number = 0
         self._ending: list[tuple[float, Process]] = []  # on this machine, and when they must be gone
-        self._seeing_off: list[Any] = []  # tasks on other machines
+        self._elsewhere: set[str] = set()  # other machines' nodes that had an actor
+        self._tasks: list[Any] = []  # on those
         # SimpleQueue: a signal handler may put into it while the main thread is inside it.
         self._answers: queue.SimpleQueue[tuple[str, Future[Any]] | None] = queue.SimpleQueue()
 
@@ -292,19 +294,24 @@ class RayPool:
         for process in actor.processes:
             if process.is_here:
                 self._ending.append((time.monotonic() + ENDING_S, process))
-            elif actor.calls:  # an idle one hears Ray, and a task costs a process
-                self._see_off(process)
+                continue
+            self._elsewhere.add(process.node)
+            if actor.calls:  # an idle one hears Ray, and a task costs a process
+                self._on_node(process.node, see_off, process, ENDING_S)
 
     def close(self) -> None:
-        """Wait until the processes of ended actors are gone, and kill those that stay; takes seconds at most."""
-        import ray
+        """Wait until the processes of ended actors are gone, and kill those that stay; takes seconds at most.
 
+        Then what they left in the shared memory of their nodes is removed: an actor that Ray ends cannot do it.
+        """
         while self._ending:
             self._end_overdue()
             time.sleep(0.01)
-        if self._seeing_off:
-            ray.wait(self._seeing_off, num_returns=len(self._seeing_off), timeout=2 * ENDING_S)
-            self._seeing_off.clear()
+        self._wait_for_tasks()
+        sweep_node()
+        for node in self._elsewhere:
+            self._on_node(node, sweep_node)
+        self._wait_for_tasks()
 
     def _end_overdue(self) -> None:
         now = time.monotonic()
@@ -313,13 +320,21 @@ class RayPool:
                 process.kill()
         self._ending = [(at, process) for at, process in self._ending if now < at + KILL_S and process.is_alive()]
 
-    def _see_off(self, process: Process) -> None:
+    def _on_node(self, node: str, function: Callable[..., Any], *arguments: Any) -> None:
+        """Have a function called on a node, as long as that is there."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        strategy = NodeAffinitySchedulingStrategy(process.node, soft=False)
-        remote = ray.remote(see_off).options(num_cpus=0, max_retries=0, scheduling_strategy=strategy)
-        self._seeing_off.append(remote.remote(process, ENDING_S))
+        strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+        remote = ray.remote(function).options(num_cpus=0, max_retries=0, scheduling_strategy=strategy)
+        self._tasks.append(remote.remote(*arguments))
+
+    def _wait_for_tasks(self) -> None:
+        import ray
+
+        if self._tasks:
+            ray.wait(self._tasks, num_returns=len(self._tasks), timeout=2 * ENDING_S)
+            self._tasks.clear()
 
     def draining(self) -> Mapping[str, Drain]:
         """Actors on nodes that Ray says will go away."""

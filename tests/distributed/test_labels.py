@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 import sfg_dist
+from sfg_dist.distributed import ray_pool
 from sfg_dist.distributed.actors import label_with_actors
 from sfg_dist.distributed.inline import label_inline
 from sfg_dist.distributed.labeler import ShardLabeler
-from sfg_dist.distributed.node_table import SHARED_MEMORY, SUFFIX, table_directory
+from sfg_dist.distributed.node_table import SHARED_MEMORY, SUFFIX, sweep_node, table_directory
 from sfg_dist.errors import ClusterError, LabelingError, NonFiniteLabelError, PlanMismatchError
 from sfg_dist.flow import Reference, label_latents
 from sfg_dist.plan import Stream, normal_rows
@@ -237,11 +238,27 @@ class LeavingLabeler(ShardLabeler):
 
 @pytest.mark.ray
 @pytest.mark.skipif(not SHARED_MEMORY.is_dir(), reason="this system has no /dev/shm")
-def test_a_run_leaves_nothing_in_shared_memory(ray_cluster, make_store):
+@pytest.mark.parametrize("is_here", [True, False])
+def test_a_run_leaves_nothing_in_shared_memory(ray_cluster, make_store, monkeypatch, is_here):
+    """Nor on other machines' nodes, which a task sweeps; here the one machine is taken for another."""
+    if not is_here:
+        monkeypatch.setattr(ray_pool.Process, "is_here", False)
+        monkeypatch.setattr(ray_pool, "sweep_node", _sweep_in_a_task())
     pairs = make_store()
     label_with_actors(pairs.location.url, num_actors=1, num_gpus_per_actor=0, labeler=LeavingLabeler)
     assert pairs.is_complete
     assert not list(SHARED_MEMORY.glob(f"*/{pairs.plan.run_id}*"))
+
+
+def _sweep_in_a_task():
+    """Sweeps in a process that Ray has started, and nowhere else."""
+    driver = os.getpid()
+
+    def sweep():
+        if os.getpid() != driver:
+            sweep_node()
+
+    return sweep
 
 
 class FailingLabeler(ShardLabeler):

@@ -159,7 +159,7 @@ def test_the_caller_keeps_its_number_of_threads(make_store):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("num_actors", [1, 2, 3])
+@pytest.mark.parametrize("num_actors", [1, 2, 4])
 def test_any_number_of_actors_gives_the_bits_of_the_inline_executor(
     ray_cluster, make_store, store_bytes, inline_store, num_actors
 ):

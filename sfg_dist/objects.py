@@ -35,6 +35,12 @@ _UNAVAILABLE = re.compile(
     r"connect\b|dns error|after \d+ retries|error decoding response body|os error (4|11|16|110|111|112|113|116)\b",
     re.I,
 )
+# Where credentials are asked for when the environment has none: the metadata of a machine in Amazon's cloud.
+_NO_CREDENTIALS = re.compile(r"/latest/(api/token|meta-data/iam)\b|Missing (SecretAccessKey|AccessKeyId)\b")
+NO_CREDENTIALS = (
+    "found no credentials, or half of them: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_REGION, or "
+    "AWS_ENDPOINT_URL for a store that is not Amazon's), or AWS_SKIP_SIGNATURE=true for a public bucket"
+)
 _BUSY = {
     getattr(errno, name)
     for name in ("EINTR", "EAGAIN", "EBUSY", "ETIMEDOUT", "ECONNREFUSED", "ECONNRESET", "EHOSTDOWN", "ESTALE", "EPIPE")
@@ -64,7 +70,7 @@ def open_objects(url: str) -> Any:
     scheme, _, rest = url.partition("://")
     if scheme not in SCHEMES:
         raise ValueError(f"{without_secrets(url)}: expected a local path or an s3://, gs:// or az:// URL")
-    if not rest.strip("/"):
+    if not re.match(r"[^/?#]", rest):
         raise ValueError(f"{without_secrets(url)}: expected {scheme}://bucket/prefix, found no bucket")
     return obstore.store.from_url(url, client_options=client_options(), retry_config=retry_config())
 
@@ -102,8 +108,15 @@ def trouble_of(error: BaseException) -> Trouble:
     return "other"
 
 
+def lacks_credentials(error: BaseException) -> bool:
+    """Whether an error of a store means that it was to be asked without credentials."""
+    return _NO_CREDENTIALS.search(str(error)) is not None
+
+
 def plain_reason(error: BaseException) -> str:
     """What an error says, its first line, without secrets."""
+    if lacks_credentials(error):
+        return NO_CREDENTIALS
     strerror = getattr(error, "strerror", None)
     return without_secrets(str(strerror or str(error).strip().split("\n")[0] or type(error).__name__))
 
@@ -113,7 +126,7 @@ def reason_of(error: BaseException) -> str:
     trouble = trouble_of(error)
     if trouble == "full":
         return "no space left on the device; what is committed is safe: free some space and run the same command again"
-    if trouble == "unavailable":
+    if trouble == "unavailable" and not lacks_credentials(error):
         return f"{plain_reason(error)}; what is committed is safe: run the same command again when the store answers"
     return plain_reason(error)
 

@@ -11,9 +11,10 @@ import typer
 
 from sfg_dist.command import Debug, Executor, JobPath, Json, Set, command, load, say
 from sfg_dist.display import Display
-from sfg_dist.errors import ConfigError
+from sfg_dist.errors import ConfigError, StoreError
 from sfg_dist.objects import is_url
 from sfg_dist.statusview import repair_lines, report_lines
+from sfg_dist.words import counted
 
 if TYPE_CHECKING:
     from sfg_dist.store import Pairs
@@ -128,8 +129,34 @@ def extend(
 
 
 def _open(store: str, *, from_copies: bool = False) -> Pairs:
-    from sfg_dist.store import open_pairs
+    from sfg_dist.store import Location, open_pairs
 
-    if not is_url(store) and not Path(store).exists():
+    if is_url(store):
+        Location(store)  # refuses a URL without a bucket as such
+    elif not Path(store).exists():
         raise ConfigError(f"{store} does not exist: name a pairs.zarr, or the output directory that holds it")
-    return open_pairs(store, from_copies=from_copies)
+    try:
+        return open_pairs(store, from_copies=from_copies)
+    except StoreError as error:
+        if type(error) is StoreError and (lost := _lost_plan(store)):
+            raise StoreError(lost) from error
+        raise
+
+
+def _lost_plan(store: str) -> str:
+    """What to do about a store that has commits and has lost both its plan and the plan's copy; empty for another."""
+    from sfg_dist.store import Location
+    from sfg_dist.store.records import record_key
+
+    for place in (store.rstrip("/"), f"{store.rstrip('/')}/pairs.zarr"):
+        if not is_url(place) and not Path(place).is_dir():
+            continue
+        location = Location(place)
+        records = [record_key(0), record_key(0, copy=True)]
+        number = 0 if any(map(location.exists, records)) else sum(1 for _ in location.list("commits"))
+        if number:
+            return (
+                f"{location.url} holds {counted(number, 'commit')} and no plan: {records[0]} and {records[1]} are both "
+                f"lost; `sfg label` with the same job lays the store out again and keeps what is committed"
+            )
+    return ""

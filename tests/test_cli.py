@@ -192,6 +192,11 @@ def test_bad_tables(job, table, name, words):
         ),
         (["run", "job.toml", "--set", "output.dir=ftp://host/x"], ["ftp://host/x", "local path or an s3://"]),
         (["label", "job.toml", "--set", "output.dir=s3://"], ["s3://", "no bucket"]),
+        (["plan", "job.toml", "--set", "output.dir=s3://"], ["expected s3://bucket/prefix", "no bucket"]),
+        (["status", "s3://"], ["expected s3://bucket/prefix", "no bucket"]),
+        (["verify", "s3:///run"], ["expected s3://bucket/prefix", "no bucket"]),
+        (["repair", "gs://"], ["expected gs://bucket/prefix", "no bucket"]),
+        (["plan", "job.toml", "--set", "output.dir=table.npy/run"], ["output.dir", "table.npy is a file"]),
         (["run"], ["Missing argument"]),
         (["frobnicate"], ["No such command"]),
         (["sample", "job.toml", "-n", "3"], ["evaluate table"]),
@@ -314,6 +319,45 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(place)], check=True)
 
 
+@pytest.fixture
+def read_only(tmp_path):
+    """A directory that this user cannot write into; root can write anywhere but on a read-only file system."""
+    place = tmp_path / "read-only"
+    place.mkdir(mode=0o500)
+    is_root = os.geteuid() == 0
+    if is_root:
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(place)], capture_output=True)
+        if done.returncode:
+            pytest.skip(f"a tmpfs cannot be mounted here: {done.stderr.decode().strip()}")
+    yield place
+    if is_root:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.parametrize("directory", ["", "a/run"])
+def test_plan_refuses_a_directory_that_cannot_be_written(job, read_only, directory):
+    done = sfg(job, "plan", "job.toml", "--set", f"output.dir={read_only / directory}", check=2)
+    assert "cannot be written" in done.stderr
+    assert f"{read_only} is read-only" in done.stderr
+    assert list(read_only.iterdir()) == []
+
+
+def test_commits_without_a_plan(job):
+    sfg(job, "label", "job.toml", check=0)
+    store = job / "runs" / "job" / "pairs.zarr"
+    kept = {path: path.stat().st_mtime_ns for path in (store / "commits").iterdir()}
+    (store / "plan.json").unlink()
+    (store / "plan.copy.json").unlink()
+    for words in (["status", "runs/job"], ["verify", "runs/job/pairs.zarr"]):
+        done = sfg(job, *words, check=1)
+        assert "holds 4 commits and no plan" in done.stderr
+        assert "`sfg label` with the same job lays the store out again" in done.stderr
+    sfg(job, "label", "job.toml", check=0)
+    assert "4 of 4 shards" in sfg(job, "status", "runs/job", check=0).stdout
+    assert kept == {path: path.stat().st_mtime_ns for path in (store / "commits").iterdir()}
+    assert "holds no pairs" in sfg(job, "status", "runs", check=1).stderr
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 def test_a_full_disk_keeps_what_is_committed(job, small_disk):
     words = ["label", "job.toml", "--set", f"output.dir={small_disk}/run", "--set", "labels.num_pairs=20000"]
@@ -342,7 +386,7 @@ def test_plan_says_what_a_run_will_take_and_writes_nothing(job):
     sfg(job, "label", "job.toml", check=0)
     document = json.loads(sfg(job, *words, "--json", check=0).stdout)
     assert document["work"]["shards_left"] == document["left"]["arrays"] == 0
-    arrays = [path for path in (job / "runs/job/pairs.zarr").rglob("*") if path.is_file() and path.suffix != ".json"]
+    arrays = [path for path in (job / "runs/job/pairs.zarr").rglob("*") if path.is_file() and not path.suffix]
     assert document["written"]["arrays"] == sum(path.stat().st_size for path in arrays)
 
 

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from sfg_dist.errors import DataError
-from sfg_dist.objects import is_url, open_objects, plain_reason
+from sfg_dist.objects import NO_CREDENTIALS, is_url, lacks_credentials, open_objects, plain_reason
 
 KNOWN_SUFFIXES = (".npy", ".npz", ".csv", ".parquet", ".h5", ".hdf5", ".zarr")
 
@@ -79,15 +79,20 @@ def open_bucket(url: str) -> tuple[Any, str]:
     """The bucket of an ``s3://bucket/key`` URL as an obstore store, and the key.
 
     Raises:
-        DataError: the URL has another scheme, or no bucket or key.
+        DataError: the URL has another scheme, or no bucket or key; or credentials lack a half.
     """
+    from obstore.exceptions import BaseError
+
     parts = urlsplit(url)
     key = parts.path.strip("/")
     if parts.scheme != "s3":
         raise DataError(f"{url}: expected a local path or an s3:// URL, found the scheme {parts.scheme}://")
     if not parts.netloc or not key:
         raise DataError(f"{url}: expected s3://bucket/key")
-    return open_objects(f"s3://{parts.netloc}"), key
+    try:
+        return open_objects(f"s3://{parts.netloc}"), key
+    except BaseError as error:
+        raise DataError(f"{url} cannot be opened: {plain_reason(error)}") from error
 
 
 @contextmanager
@@ -98,6 +103,8 @@ def reading(source: str) -> Iterator[None]:
     except DataError:
         raise
     except Exception as error:  # libraries raise anything here, from struct.error to SyntaxError
+        if is_url(source) and lacks_credentials(error):
+            raise DataError(f"{source} cannot be fetched: {NO_CREDENTIALS}") from error
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise DataError(
             f"{source} cannot be read as {suffix_of(source)}: the file is damaged or of another format ({reason})"

@@ -25,6 +25,7 @@ from sfg_dist.distributed.requirements import (
     memory_of,
     require_disk,
     require_memory,
+    require_output,
 )
 from sfg_dist.distributed.run_time import Cost, Time, cost_of, time_of
 from sfg_dist.distributed.sizes import EVENT_BYTES, StoreBytes, store_bytes
@@ -129,6 +130,7 @@ def estimate_job(
     from sfg_dist.distributed.ordering import order_with_threads
 
     check_job(job)
+    require_output(job.output.dir)
     machine = machine or this_machine()
     workers = choose_workers(job, machine)
     on_step("data: reading and preparing the table")

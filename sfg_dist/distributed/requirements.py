@@ -7,6 +7,7 @@ this one, whose limits do not bind them.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -263,6 +264,30 @@ def require_memory(memory: Memory, workers: Workers, machine: Machine) -> None:
 
 def _up(gib: float) -> float:
     return math.ceil(100 * gib) / 100
+
+
+def require_output(directory: str) -> None:
+    """Refuse an output.dir that the run could not write into; nothing is written to find out.
+
+    Raises:
+        ConfigError: it is a file, or may not be written, or is a URL without a bucket.
+    """
+    if "://" in directory:
+        from sfg_dist.store import Location
+
+        Location(directory)
+        return
+    for place in (Path(directory), Path(directory) / "pairs.zarr"):
+        there = place.absolute()
+        while not os.path.exists(there):  # False also for what this user may not look at, whose parent then is refused
+            there = there.parent
+        if not there.is_dir():
+            raise ConfigError(f"output.dir = {directory!r}: {there} is a file: name a directory")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise ConfigError(
+                f"output.dir = {directory!r} cannot be written: {there} is read-only for this user: take another "
+                f"output.dir, or have its permissions changed"
+            )
 
 
 def require_disk(directory: str, left: StoreBytes, plan: Plan) -> int | None:

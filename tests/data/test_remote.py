@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from obstore.store import LocalStore
 
+import sfg_dist.objects
 from sfg_dist.data import location, open_table
 from sfg_dist.errors import DataError
 
@@ -60,6 +61,22 @@ def test_csv_over_http():
 def test_missing_object():
     with pytest.raises(DataError, match=r"s3://bucket/other\.csv does not exist"):
         open_table("s3://bucket/other.csv")
+
+
+@pytest.mark.usefixtures("endpoint")
+@pytest.mark.parametrize("suffix", [".csv", ".zarr"])
+@pytest.mark.parametrize("has_half", [False, True])
+def test_without_credentials_it_is_said_which_to_set(monkeypatch, suffix, has_half):
+    monkeypatch.delenv("AWS_SKIP_SIGNATURE")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
+    if has_half:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(sfg_dist.objects, "MAX_RETRIES", 1)
+    with pytest.raises(DataError, match=rf"table\{suffix} cannot be (fetched|opened): found no credentials") as caught:
+        open_table(f"s3://bucket/folder/table{suffix}")
+    assert "127.0.0.1:9" not in str(caught.value)
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".csv", ".parquet", ".h5", ".zarr"])

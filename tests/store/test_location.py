@@ -95,7 +95,7 @@ def test_a_flush_reaches_the_object_and_every_directory_above_it(tmp_path, monke
     assert flushed == [f"{tmp_path}/new", str(tmp_path)]
 
 
-@pytest.mark.parametrize("url", ["https://host/x", "memory://", "s3://", "file:///tmp/x"])
+@pytest.mark.parametrize("url", ["https://host/x", "memory://", "s3://", "s3:///x", "file:///tmp/x"])
 def test_other_schemes_are_refused(url):
     with pytest.raises(ConfigError, match="expected"):
         Location(url)
@@ -108,6 +108,20 @@ def test_an_endpoint_without_a_server_is_unavailable_and_no_secret_is_told(s3_ur
         StoreUnavailableError, match=r"cannot read s3://bucket/.*/a/b: .*run the same command"
     ) as caught:
         Location(s3_url).read("a/b")
+    assert "the-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("names", [("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), ("AWS_SECRET_ACCESS_KEY",)])
+def test_without_credentials_it_is_said_which_to_set(s3_url, monkeypatch, names):
+    """Without any, the machine's own are asked for at an address that means nothing to the user."""
+    for name in names:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(sfg_dist.objects, "MAX_RETRIES", 1)
+    with pytest.raises(StoreError, match="found no credentials, or half of them: set AWS_ACCESS_KEY_ID and") as caught:
+        Location(s3_url).read("a/b")
+    assert "AWS_SKIP_SIGNATURE=true for a public bucket" in str(caught.value)
+    assert "127.0.0.1:9" not in str(caught.value)
     assert "the-secret" not in str(caught.value)
 
 

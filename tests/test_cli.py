@@ -363,7 +363,10 @@ def test_a_full_disk_keeps_what_is_committed(job, small_disk):
     words = ["label", "job.toml", "--set", f"output.dir={small_disk}/run", "--set", "labels.num_pairs=20000"]
     done = sfg(job, *words, check=1)
     assert "no space left on the device; what is committed is safe" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    # One error; the log of the same disk may lack events, which is said once.
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("sfg: warning: the labels go on, but")]
+    assert len(errors) == 1
+    assert len(done.stderr.splitlines()) <= 2
     first = json.loads(sfg(job, "status", small_disk / "run", "--json", check=0).stdout)
     assert 0 < first["shards_done"] < first["shards"]
     kept = {f: f.stat().st_mtime_ns for f in Path(small_disk, "run/pairs.zarr/commits").iterdir()}

@@ -86,11 +86,6 @@ def fingerprint_of_blocks(blocks: Iterable[NDArray[Any]], shape: tuple[int, ...]
     return digest.hexdigest()
 
 
-def fingerprint_blocks(num_rows: int, dim: int, blocks: Iterable[NDArray[np.float32]]) -> str:
-    """``fingerprint`` of a float32 table (num_rows, dim) that comes in blocks of rows, so never whole in memory."""
-    return fingerprint_of_blocks(blocks, (num_rows, dim), "<f4")
-
-
 @dataclass(frozen=True)
 class Plan:
     """What a store of pairs holds, written once when it is created.

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.errors import ConfigError, PlanMismatchError, StoreError
-from sfg_dist.plan import Plan, fingerprint_blocks
+from sfg_dist.plan import Plan, fingerprint_of_blocks
 from sfg_dist.store.commits import parse_record
 from sfg_dist.store.frame import MANIFEST_KEY, Frame, RowBlocks, extension_objects, sha256, write_frame
 from sfg_dist.store.location import Location
@@ -88,7 +88,7 @@ def _lay_out(location: Location, plan: Plan, frame: Frame) -> Plan:
 def _checked(location: Location, plan: Plan, frame: Frame) -> Frame:
     """The frame, whose reference is compared with the plan's fingerprint while it is written."""
     table = RowBlocks.of(frame.reference)
-    if fingerprint_blocks(table.num_rows, table.dim, table.read()) != plan.identity["reference"]:
+    if fingerprint_of_blocks(table.read(), (table.num_rows, table.dim), "<f4") != plan.identity["reference"]:
         raise StoreError(
             f"{location.url}: the reference is not the table that the plan was made for; it changed since then: run "
             f"the same command again"

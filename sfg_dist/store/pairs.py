@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 
 from sfg_dist.errors import IncompleteStoreError, PlanMismatchError, StoreError, StoreUnavailableError
 from sfg_dist.objects import is_url, reason_of, trouble_of
-from sfg_dist.plan import Plan, fingerprint_blocks
+from sfg_dist.plan import Plan, fingerprint_of_blocks
 from sfg_dist.store.arrays import ARRAYS, object_bytes, object_key, record_layout, record_prefix
 from sfg_dist.store.commits import Record, ShardContent, commit_key, parse_record
 from sfg_dist.store.frame import check_frame
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 
 COMMIT_NAME = re.compile(r"commits/(\d{8,})\.json")
 OBJECT_NAME = re.compile(r"(?:extensions/(\d{4})/)?(latents|labels)/c/(\d+)/0")
-CHECK_ROWS = 1 << 18
 """Rows read at once to check a table that may be larger than memory."""
 
 
@@ -312,7 +311,7 @@ class Pairs:
             return np.ascontiguousarray(self.group[name][start:stop])  # type: ignore[index]
 
     def _require_fingerprint(self, name: str, num_rows: int, blocks: Any) -> None:
-        if fingerprint_blocks(num_rows, self.plan.dim, blocks) != self.plan.identity[name]:
+        if fingerprint_of_blocks(blocks, (num_rows, self.plan.dim), "<f4") != self.plan.identity[name]:
             raise StoreError(
                 f"{self.location.url}/{name} is not the table that the plan was made for: it was changed or "
                 f"damaged; run `sfg verify` and `sfg repair` on the store"

@@ -5,7 +5,7 @@ import pytest
 
 import sfg_dist.store.frame
 from sfg_dist.errors import StoreError
-from sfg_dist.plan import fingerprint, fingerprint_blocks
+from sfg_dist.plan import fingerprint, fingerprint_of_blocks
 from sfg_dist.store import Location, RowBlocks, create_store
 
 ROWS = np.random.default_rng(5).standard_normal((1000, 2)).astype(np.float32)
@@ -105,8 +105,8 @@ def test_blocks_that_are_not_the_promised_table_are_refused(small_plan, place, r
 
 
 def test_the_fingerprint_of_blocks_is_that_of_the_table():
-    assert fingerprint_blocks(1000, 2, [ROWS[:1], ROWS[1:700], ROWS[700:]]) == fingerprint(ROWS)
-    assert fingerprint_blocks(1000, 2, [ROWS[:999]]) != fingerprint(ROWS)
+    assert fingerprint_of_blocks([ROWS[:1], ROWS[1:700], ROWS[700:]], (1000, 2), "<f4") == fingerprint(ROWS)
+    assert fingerprint_of_blocks([ROWS[:999]], (1000, 2), "<f4") != fingerprint(ROWS)
 
 
 def test_the_frame_of_another_job_that_has_no_plan_is_cleared_away(new_store):

@@ -1,9 +1,10 @@
 """The one-step generator's network: a plain multilayer perceptron from latents to labels.
 
-    x = W y + b + f(y)        f: residual blocks or plain layers, its last layer starting at zero
+    x = W u + b + f(u)        f: residual blocks or plain layers, its last layer starting at zero
 
-The linear skip carries what a Gaussian would need, so the network starts from the identity-like map and spends its
-capacity on what is not Gaussian.
+The input u is the latent, followed by the columns that a sample is conditioned on and by noise of its own, where there
+are any. The linear skip carries what a Gaussian would need, so the network starts from the identity on the latent and
+spends its capacity on what is not Gaussian.
 """
 
 from __future__ import annotations
@@ -34,15 +35,17 @@ class ResidualBlock(nn.Module):
 
 
 class MLP(nn.Module):
-    """A fully connected network R^dim -> R^dim.
+    """A fully connected network from latents, and what goes with them, to labels.
 
     Args:
-        dim: columns in and out.
+        dim: columns of a latent and of a label.
         width: units of a hidden layer.
         depth: number of residual blocks (two layers each), or of plain hidden layers.
         block: "residual" (pre-normalised blocks) or "plain".
         activation: silu, gelu, relu or tanh.
-        linear_skip: add a learned affine map of the input, starting at the identity.
+        linear_skip: add a learned affine map of the input, starting at the identity on the latent.
+        num_conditions: columns that a sample is conditioned on, behind the latent's.
+        num_noise: columns of noise, the last of the input.
     """
 
     def __init__(
@@ -54,40 +57,46 @@ class MLP(nn.Module):
         block: Literal["residual", "plain"] = "residual",
         activation: str = "gelu",
         linear_skip: bool = True,
+        num_conditions: int = 0,
+        num_noise: int = 0,
     ) -> None:
         super().__init__()
         self.dim = dim
+        self.num_conditions, self.num_noise = num_conditions, num_noise
+        self.num_inputs = dim + num_conditions + num_noise
         self.shape: dict[str, Any] = {
             "width": width,
             "depth": depth,
             "block": block,
             "activation": activation,
             "linear_skip": linear_skip,
+            "num_conditions": num_conditions,
+            "num_noise": num_noise,
         }
         layers: list[nn.Module]
         if block == "residual":
             layers = [
-                nn.Linear(dim, width),
+                nn.Linear(self.num_inputs, width),
                 *(ResidualBlock(width, activation) for _ in range(depth)),
                 nn.LayerNorm(width),
             ]
         else:
-            layers = [nn.Linear(dim, width), ACTIVATIONS[activation]()]
+            layers = [nn.Linear(self.num_inputs, width), ACTIVATIONS[activation]()]
             for _ in range(depth - 1):
                 layers += [nn.Linear(width, width), ACTIVATIONS[activation]()]
         self.hidden = nn.Sequential(*layers)
         self.out = nn.Linear(width, dim)
-        self.skip = nn.Linear(dim, dim) if linear_skip else None
+        self.skip = nn.Linear(self.num_inputs, dim) if linear_skip else None
         if self.skip is not None:
             nn.init.zeros_(self.out.weight)
             nn.init.zeros_(self.out.bias)
             nn.init.eye_(self.skip.weight)
             nn.init.zeros_(self.skip.bias)
 
-    def forward(self, y: Tensor) -> Tensor:
-        """Labels of latents, shape (num_rows, dim) in and out."""
-        x: Tensor = self.out(self.hidden(y))
-        return x if self.skip is None else x + self.skip(y)
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Labels, shape (num_rows, dim), of inputs, shape (num_rows, num_inputs)."""
+        x: Tensor = self.out(self.hidden(inputs))
+        return x if self.skip is None else x + self.skip(inputs)
 
     @property
     def num_parameters(self) -> int:

@@ -209,6 +209,15 @@ class Plan:
         start = self.grid_shard(shard) * self.shard_rows
         return max(first, start), min(start + self.shard_rows, end)
 
+    @cached_property
+    def shard_edges(self) -> NDArray[np.int64]:
+        """First row of each shard and the end of the last, int64 (num_shards + 1,)."""
+        edges = [np.zeros(1, np.int64)]
+        for start, stop in pairwise((0, *self.ends)):
+            grid = np.arange(start // self.shard_rows + 1, -(-stop // self.shard_rows) + 1, dtype=np.int64)
+            edges.append(np.minimum(grid * self.shard_rows, stop))
+        return np.concatenate(edges)
+
     def shard_direction(self, shard: int) -> str:
         """ "decode" or "encode"; with direction "both", even places of the grid decode and odd ones encode."""
         direction = self.labels["direction"]

@@ -25,7 +25,11 @@ from sfg_dist.errors import TrainingError
 
 WARMUP_STEPS = 100
 STATE_NAME, PROGRESS_NAME = "state.safetensors", "progress.json"
+DECAY_FROM = 0.8
 Precision = Literal["auto", "float32", "bfloat16"]
+Schedule = Literal["cosine", "stable_decay", "constant"]
+Rows = NDArray[np.float32] | Tensor
+"""Rows on the host, or on the trainer's device already."""
 
 
 @dataclass
@@ -37,6 +41,7 @@ class Progress:
         step_in_epoch: global batches of the running epoch that are done.
         step: global batches done in all.
         elapsed_s: training time spent, over all attempts.
+        ahead_steps: steps of ``step`` that were done ahead of the first epoch, while labels were still being made.
         history: one entry an epoch.
     """
 
@@ -44,6 +49,7 @@ class Progress:
     step_in_epoch: int = 0
     step: int = 0
     elapsed_s: float = 0.0
+    ahead_steps: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -53,10 +59,12 @@ class Trainer:
     Args:
         model: the network on its device.
         learning_rate: of AdamW at the top of its schedule.
-        schedule: "cosine", after a short warm-up down to zero, or "constant".
+        schedule: "cosine", after a short warm-up down to zero; "stable_decay", after a warm-up level, and straight down
+            to zero from DECAY_FROM of the training on; or "constant".
         weight_decay: of AdamW.
         ema_decay: of the exponential moving average of the weights; shorter in the first steps; 0 for none.
         precision: "auto" takes bfloat16 where the GPU has it, "float32" and "bfloat16" say which.
+        clip_norm: a gradient with a larger 2-norm is scaled down to it; None for none.
         parallel: the network as data-parallel training wraps it, when it does; gradients are taken through it.
         world_size: number of ranks whose gradients are averaged.
     """
@@ -68,8 +76,9 @@ class Trainer:
         learning_rate: float,
         weight_decay: float,
         ema_decay: float,
-        schedule: Literal["cosine", "constant"] = "cosine",
+        schedule: Schedule = "cosine",
         precision: Precision = "auto",
+        clip_norm: float | None = None,
         parallel: nn.Module | None = None,
         world_size: int = 1,
     ) -> None:
@@ -80,6 +89,7 @@ class Trainer:
         self.learning_rate = learning_rate
         self.schedule = schedule
         self.ema_decay = ema_decay
+        self.clip_norm = clip_norm
         self.bfloat16 = precision == "bfloat16" or (
             precision == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
         )
@@ -89,7 +99,7 @@ class Trainer:
         self.average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         self.progress = Progress()
 
-    def step(self, latents: NDArray[np.float32], labels: NDArray[np.float32], global_rows: int, done: float) -> Tensor:
+    def step(self, latents: Rows, labels: Rows, global_rows: int, done: float) -> Tensor:
         """One optimiser step.
 
         Args:
@@ -109,6 +119,8 @@ class Trainer:
             predicted = self.parallel(y)
         loss = (predicted.float() - x).square().sum() / (global_rows * x.shape[1])
         (loss * self.world_size).backward()
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.optimizer.step()
         self.progress.step += 1
         self.progress.step_in_epoch += 1
@@ -119,6 +131,8 @@ class Trainer:
         if self.schedule == "constant":
             return self.learning_rate
         warm = min(1.0, (self.progress.step + 1) / WARMUP_STEPS)
+        if self.schedule == "stable_decay":
+            return self.learning_rate * warm * min(1.0, max(0.0, 1 - done) / (1 - DECAY_FROM))
         return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
     def validation_loss(self, latents: NDArray[np.float32], labels: NDArray[np.float32]) -> float:
@@ -182,7 +196,9 @@ class Trainer:
                 f"checkpoint {place} does not fit this job ({error}); remove its parent directory to train anew"
             ) from error
 
-    def _to_device(self, rows: NDArray[np.float32]) -> Tensor:
+    def _to_device(self, rows: Rows) -> Tensor:
+        if isinstance(rows, Tensor):
+            return rows
         return torch.from_numpy(np.ascontiguousarray(rows)).to(self.device, non_blocking=True)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:

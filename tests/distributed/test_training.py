@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from sfg_dist.distributed import checkpoints, training
+from sfg_dist.distributed import checkpoints, fit_loop, training
 from sfg_dist.distributed.checkpoints import FitSettings
 from sfg_dist.distributed.inline import label_inline
 from sfg_dist.distributed.training import fit_inline, fit_with_workers
 from sfg_dist.errors import IncompleteStoreError, TrainingError
+from sfg_dist.model.fit import Trainer
 from sfg_dist.store import Location
 
 NETWORK = {"width": 16, "depth": 1, "block": "residual", "activation": "silu", "linear_skip": True}
@@ -79,7 +80,7 @@ class Stop(Exception):
 def test_a_stopped_fit_goes_on_at_the_next_batch(url, tmp_path, monkeypatch, stop_at):
     whole, history = fit_inline(url, tmp_path / "whole", make_settings())
     settings = make_settings(checkpoint_interval_s=0.0)
-    saved = training.save_checkpoint
+    saved = fit_loop.save_checkpoint
     rows = []
 
     def save_and_stop(trainer, *arguments):
@@ -88,13 +89,11 @@ def test_a_stopped_fit_goes_on_at_the_next_batch(url, tmp_path, monkeypatch, sto
             raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save_checkpoint", save_and_stop)
+        patch.setattr(fit_loop, "save_checkpoint", save_and_stop)
         with pytest.raises(Stop):
             fit_inline(url, tmp_path / "cut", settings)
-    step = training.Trainer.step
-    monkeypatch.setattr(
-        training.Trainer, "step", lambda self, y, x, n, done: (rows.append(n), step(self, y, x, n, done))[1]
-    )
+    step = Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda self, y, x, n, done: (rows.append(n), step(self, y, x, n, done))[1])
     resumed, resumed_history = fit_inline(url, tmp_path / "cut", settings)
     assert len(rows) == 45 - stop_at
     assert torch.equal(weights(resumed), weights(whole))
@@ -119,7 +118,7 @@ def test_checkpoints_of_another_fit_are_not_taken_up(url, tmp_path):
 
 def test_only_the_newest_checkpoints_are_kept_and_nothing_is_pickled(url, tmp_path):
     fit_inline(url, tmp_path / "c", make_settings(checkpoint_interval_s=0.0))
-    assert len(list((tmp_path / "c").glob("step_*"))) == checkpoints.KEPT_CHECKPOINTS
+    assert len(list((tmp_path / "c").glob("step_*"))) == 2
     assert {file.suffix for file in (tmp_path / "c").rglob("*") if file.is_file()} == {
         ".safetensors",
         ".json",
@@ -168,7 +167,7 @@ def test_a_kill_between_the_checkpoint_and_the_network_is_not_a_finished_fit(url
     fit_inline(url, tmp_path / "c", make_settings(num_epochs=2))
     settings = make_settings(num_epochs=4)
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save_fitted", lambda *_: (_ for _ in ()).throw(Stop))
+        patch.setattr(fit_loop, "save_fitted", lambda *_: (_ for _ in ()).throw(Stop))
         with pytest.raises(Stop):
             fit_inline(url, tmp_path / "c", settings)
     assert not checkpoints.is_finished(tmp_path / "c", settings, run_id)
@@ -206,7 +205,7 @@ def test_too_few_pairs_are_refused(make_store, tmp_path):
 
 def _record_batches(directory):
     """Patch the trainer so that each rank notes the latents that it trained on."""
-    step = training.Trainer.step
+    step = Trainer.step
 
     def noted(self, latents, labels, global_rows, done):
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
@@ -214,7 +213,7 @@ def _record_batches(directory):
         np.save(directory / name, latents)
         return step(self, latents, labels, global_rows, done)
 
-    training.Trainer.step = noted
+    Trainer.step = noted
 
 
 @pytest.mark.ray
@@ -259,7 +258,7 @@ def test_a_killed_worker_costs_no_more_than_the_steps_since_the_checkpoint(ray_c
     marker = tmp_path / "killed"
 
     def dying_worker(config):
-        step = training.Trainer.step
+        step = Trainer.step
 
         def step_or_die(self, latents, labels, global_rows, done):
             if self.progress.step == 20 and not marker.exists():
@@ -267,7 +266,7 @@ def test_a_killed_worker_costs_no_more_than_the_steps_since_the_checkpoint(ray_c
                 os.kill(os.getpid(), signal.SIGKILL)
             return step(self, latents, labels, global_rows, done)
 
-        training.Trainer.step = step_or_die
+        Trainer.step = step_or_die
         worker(config)
 
     monkeypatch.setattr(training, "_ray_worker", dying_worker)
@@ -292,7 +291,7 @@ def test_an_error_of_rank_zero_alone_does_not_leave_the_other_waiting(ray_cluste
         def full(*_):
             raise TrainingError("cannot write a checkpoint: no space left on the device")
 
-        training.save_checkpoint = full
+        fit_loop.save_checkpoint = full
         worker(config)
 
     monkeypatch.setattr(training, "_ray_worker", full_disk_worker)

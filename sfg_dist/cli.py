@@ -35,7 +35,16 @@ _ENDING_SIGNALS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGU
 
 
 @command
-def run(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False, debug: Debug = False) -> None:
+def run(
+    job: JobPath,
+    overlap: Annotated[
+        bool, typer.Option("--overlap", help="Begin to train on the shards that are done while others are labelled.")
+    ] = False,
+    set_: Set = None,
+    executor: Executor = None,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
     """Label, train, sample and evaluate.
 
     Goes on where an earlier run of the job stopped. The README lists the keys of a job.
@@ -44,7 +53,7 @@ def run(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json =
 
     resolved = load(job, set_, executor)
     with Display(json_) as display:
-        metrics = run_job(resolved, listener=display)
+        metrics = run_job(resolved, listener=display, overlap=overlap)
     _finish(json_, resolved, {"metrics": metrics, "report": f"{resolved.output.dir.rstrip('/')}/report.html"})
 
 
@@ -76,7 +85,21 @@ def label(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json
 
 
 @command
-def train(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False, debug: Debug = False) -> None:
+def train(
+    job: JobPath,
+    resume_from: Annotated[
+        str | None,
+        typer.Option(
+            "--resume-from",
+            metavar="CHECKPOINT",
+            help="Go on from this one (step_000001234, or the path or URL of another run's); later ones are removed.",
+        ),
+    ] = None,
+    set_: Set = None,
+    executor: Executor = None,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
     """Fit the generator on the pairs.
 
     Goes on from the last checkpoint.
@@ -84,7 +107,7 @@ def train(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json
     resolved = load(job, set_, executor)
     with Display(json_) as display:
         pipeline = _pipeline(resolved, display)
-        generator = pipeline.train()
+        generator = pipeline.train(resume_from=resume_from)
     _finish(json_, resolved, {"model": pipeline.model_url, "parameters": generator.network.num_parameters})
 
 

@@ -148,7 +148,7 @@ class TrainConfig(_Section):
     linear_skip: bool = True
     batch_size: PositiveInt = 1024
     learning_rate: PositiveFloat = 3e-3
-    learning_rate_schedule: Literal["cosine", "constant"] = "cosine"
+    learning_rate_schedule: Literal["cosine", "stable_decay", "constant"] = "cosine"
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     num_epochs: PositiveInt = 50
     max_time_s: PositiveFloat | None = None
@@ -156,11 +156,22 @@ class TrainConfig(_Section):
     validation_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.05
     shuffle_rows: PositiveInt = 262_144
     calibrate: bool = True
+    clip_norm: PositiveFloat | None = None
+    patience: PositiveInt | None = None
     checkpoint_interval_s: PositiveFloat = 30.0
-    num_workers: PositiveInt = 1
+    keep_checkpoints: Annotated[int, BeforeValidator(_integral), Field(ge=2)] = 2
+    num_workers: PositiveInt | list[PositiveInt] = 1
     num_threads: PositiveInt | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        if isinstance(self.num_workers, list) and not (
+            len(self.num_workers) == 2 and self.num_workers[0] <= self.num_workers[1]
+        ):
+            raise ValueError("num_workers must be a number, or [the fewest, the most]")
+        return self
 
 
 class EvaluateConfig(_Section):

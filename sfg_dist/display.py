@@ -26,7 +26,7 @@ class Display:
         self._as_json = as_json
         self._progress: Any = None
         self._task: Any = None
-        self._last_line = 0.0
+        self._last_line = self._last_ahead = 0.0
         self._checked_at: float | None = None
         self._rows = 0
         self._workers: set[str] = set()
@@ -47,6 +47,9 @@ class Display:
             "checked": self._on_checked,
             "extended": self._on_extended,
             "epoch": self._on_epoch,
+            "live": self._on_live,
+            "ahead": self._on_ahead,
+            "resumed_from": self._on_resumed_from,
             "measured": self._on_measured,
         }
 
@@ -151,9 +154,32 @@ class Display:
 
     def _on_epoch(self, event: Mapping[str, Any]) -> None:
         position = event["elapsed_s"] if self._stage.get("max_time_s") else event["epoch"]
-        rate = event["step"] / max(1e-3, event["elapsed_s"])
         losses = f"loss {event['train_loss']:.4f}, held out {event['validation_loss']:.4f}"
-        self._advance(position, f"train: epoch {event['epoch']}, {losses}, {rate:,.0f} batches/s", event)
+        line = f"train: epoch {event['epoch']}, step {event['step']:,}, {losses}, {event['rows_per_s']:,.0f} rows/s"
+        self._advance(position, line, event)
+
+    def _on_live(self, event: Mapping[str, Any]) -> None:
+        share = event["step_in_epoch"] / event["num_batches"]
+        position = event["elapsed_s"] if self._stage.get("max_time_s") else event["epoch"] - 1 + share
+        line = (
+            f"train: epoch {event['epoch']} ({100 * share:.0f} %), step {event['step']:,}, "
+            f"loss {event['train_loss']:.4f}, {event['rows_per_s']:,.0f} rows/s"
+        )
+        if event["num_workers"] > 1:
+            line += f", {event['num_workers']:,} workers"
+        self._advance(position, line, event)
+
+    def _on_ahead(self, event: Mapping[str, Any]) -> None:
+        # Beside the bar of the labels, so a line of its own, and not often.
+        if event["time"] - self._last_ahead >= 10:
+            self._last_ahead = event["time"]
+            self._print(
+                f"train: ahead of the labels on {event['rows']:,} pairs, step {event['step']:,}, "
+                f"loss {event['train_loss']:.4f}, {event['rows_per_s']:,.0f} rows/s"
+            )
+
+    def _on_resumed_from(self, event: Mapping[str, Any]) -> None:
+        self._print(f"train: goes on from {event['checkpoint']}")
 
     def _on_measured(self, event: Mapping[str, Any]) -> None:
         auc = event.get("c2st_auc")

@@ -146,6 +146,12 @@ def has_checkpoint(place: Place, settings: FitSettings, run_id: str) -> bool:
     return bool(_newest_first(location)) and _is_ours(location, settings, run_id)
 
 
+def newest_step(place: Place) -> int:
+    """The step of the newest whole checkpoint; 0 where there is none."""
+    found = _newest_first(open_checkpoints(place))
+    return int(found[0].removeprefix("step_")) if found else 0
+
+
 def is_finished(place: Place, settings: FitSettings, run_id: str) -> bool:
     """Whether this very fit has run to its end: by epochs, or by the clock where it has a limit."""
     if not has_checkpoint(place, settings, run_id):

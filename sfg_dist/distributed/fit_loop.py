@@ -155,7 +155,7 @@ class FitLoop:
     def _run_epoch(self) -> None:
         trainer, progress = self.trainer, self.trainer.progress
         loss = torch.zeros((), device=trainer.device)
-        first = progress.step_in_epoch
+        first, begun_s = progress.step_in_epoch, self._watch.elapsed_s
         batches = self.stream.epoch(progress.epoch, first, more=progress.epoch + 1 < self.settings.num_epochs)
         self._live_from = (progress.step, self._watch.elapsed_s, 0.0)
         for batch, (inputs, targets) in self._feed(batches):
@@ -171,7 +171,7 @@ class FitLoop:
                 raise KeyboardInterrupt
         num_batches = progress.step_in_epoch - first
         progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
-        entry = self._entry(loss, num_batches)
+        entry = self._entry(loss, num_batches, self._watch.elapsed_s - begun_s)
         self._require_finite(entry["train_loss"], progress.epoch)
         progress.history.append(entry)
         if self.early is not None:
@@ -240,8 +240,11 @@ class FitLoop:
                 f"train.learning_rate, or set train.clip_norm"
             )
 
-    def _entry(self, loss: Tensor, num_batches: int) -> Entry:
-        """What an epoch leaves: each rank holds its part of every batch's loss, so the sum over ranks is the loss."""
+    def _entry(self, loss: Tensor, num_batches: int, seconds: float) -> Entry:
+        """What an epoch leaves, or what of it came since the last resume.
+
+        Each rank holds its part of every batch's loss, so the sum over ranks is the loss.
+        """
         num_rows = len(self.held_out[0])
         held_out = self.trainer.validation_loss(*self.held_out) if num_rows else 0.0
         sums = torch.tensor([float(loss), held_out * num_rows, num_rows], dtype=torch.float64)
@@ -255,5 +258,6 @@ class FitLoop:
             "train_loss": train_loss / max(1, num_batches),
             "validation_loss": held_out_sum / max(1.0, num_held_out),
             "learning_rate": self.trainer.optimizer.param_groups[0]["lr"],
+            "rows_per_s": round(num_batches * self.settings.batch_size / max(seconds, 1e-9), 1),
             "elapsed_s": round(self._watch.elapsed_s, 3),
         }

@@ -256,10 +256,12 @@ def table_names(settings: FitSettings) -> tuple[str, str]:
     return ("labels", "latents") if settings.direction == "encode" else ("latents", "labels")
 
 
-def make_trainer(pairs: Pairs, settings: FitSettings, *, world_size: int = 1) -> Trainer:
-    """The network of these settings at its start, on this rank's device, and what trains it."""
+def make_trainer(
+    pairs: Pairs, settings: FitSettings, *, world_size: int = 1, device: torch.device | None = None
+) -> Trainer:
+    """The network of these settings at its start, on this rank's device if no other is given, and what trains it."""
     torch.manual_seed(settings.seed)
-    device = default_device()
+    device = device or default_device()
     if device.type == "cuda" and world_size > 1:
         import ray.train.torch
 

@@ -225,7 +225,7 @@ class FitLoop:
                 "step_in_epoch": progress.step_in_epoch,
                 "num_batches": self.stream.num_batches,
                 "train_loss": (total - before) / steps,
-                "learning_rate": self.trainer.optimizer.param_groups[0]["lr"],
+                "learning_rate": self.trainer.rate,
                 "rows_per_s": steps * self.settings.batch_size / seconds,
                 "done": self.done,
                 "num_workers": self.world_size,
@@ -257,7 +257,7 @@ class FitLoop:
             "step": self.trainer.progress.step,
             "train_loss": train_loss / max(1, num_batches),
             "validation_loss": held_out_sum / max(1.0, num_held_out),
-            "learning_rate": self.trainer.optimizer.param_groups[0]["lr"],
+            "learning_rate": self.trainer.rate,
             "rows_per_s": round(num_batches * self.settings.batch_size / max(seconds, 1e-9), 1),
             "elapsed_s": round(self._watch.elapsed_s, 3),
         }

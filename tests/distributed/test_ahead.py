@@ -117,6 +117,13 @@ def test_with_nothing_committed_it_waits_and_leaves_nothing(make_store, tmp_path
     assert checkpoints.newest_step(tmp_path / "c") == 0
 
 
+def test_in_a_bucket(make_store, s3_url):
+    pairs = make_store(output={"dir": s3_url})
+    label_inline(pairs.location.url, only=[0, 2])
+    steps = train_ahead(pairs.location.url, f"{s3_url}/checkpoints", make_settings(), should_stop=stop_after(30))
+    assert checkpoints.newest_step(f"{s3_url}/checkpoints") == steps == 4
+
+
 def wait_for(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition():

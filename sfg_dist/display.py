@@ -49,6 +49,7 @@ class Display:
             "epoch": self._on_epoch,
             "live": self._on_live,
             "ahead": self._on_ahead,
+            "trained_ahead": self._on_trained_ahead,
             "resumed_from": self._on_resumed_from,
             "measured": self._on_measured,
         }
@@ -177,6 +178,9 @@ class Display:
                 f"train: ahead of the labels on {event['rows']:,} pairs, step {event['step']:,}, "
                 f"loss {event['train_loss']:.4f}, {event['rows_per_s']:,.0f} rows/s"
             )
+
+    def _on_trained_ahead(self, event: Mapping[str, Any]) -> None:
+        self._print(f"train: {event['step']:,} steps were done ahead of the labels")
 
     def _on_resumed_from(self, event: Mapping[str, Any]) -> None:
         self._print(f"train: goes on from {event['checkpoint']}")

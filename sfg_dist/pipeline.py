@@ -376,3 +376,7 @@ class Pipeline(OutputDirectory):
                 emit=self.emit,
                 reserved=reserved,
             )
+        if overlap:
+            from sfg_dist.distributed.checkpoints import newest_step
+
+            self.emit("trained_ahead", step=newest_step(self.checkpoints_url))

@@ -8,10 +8,12 @@ worker or driver, goes on at the batch after the last checkpoint.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -42,6 +44,7 @@ from sfg_dist.store import Pairs, PairStream, open_pairs, read_ranges
 
 MAX_VALIDATION_ROWS = 65_536
 RESIZE_INTERVAL_S = 60.0
+LIVE_PUT_INTERVAL_S = 10.0
 STOP_GRACE_S = 10.0
 """Seconds that a step and a checkpoint may take after a signal."""
 
@@ -187,7 +190,7 @@ def _ray_worker(config: dict[str, Any]) -> None:
         torch.set_num_threads(max(1, cpus))
     checkpoints, rank = config["checkpoints"], context.get_world_rank()
     hooks = Hooks(
-        on_live=lambda entry: write_live(checkpoints, entry),
+        on_live=_live_writer(checkpoints),
         report=lambda entry: ray.train.report(entry),
         is_preempted=_is_preempted if config["watch_preemption"] else None,
     )
@@ -198,6 +201,19 @@ def _ray_worker(config: dict[str, Any]) -> None:
         # the ranks that wait for this one.
         if rank == 0:
             note_failure(checkpoints, str(error))
+
+
+def _live_writer(checkpoints: Place) -> Report:
+    """Writes how far the fit is, on an object store not with every call: a step waits for it."""
+    written_at = -math.inf
+
+    def write(entry: Entry) -> None:
+        nonlocal written_at
+        if not is_url(checkpoints) or time.monotonic() - written_at >= LIVE_PUT_INTERVAL_S:
+            written_at = time.monotonic()
+            write_live(checkpoints, entry)
+
+    return write
 
 
 def _is_preempted() -> bool:

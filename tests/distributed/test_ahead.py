@@ -13,6 +13,7 @@ import torch
 from test_training import make_settings, weights
 
 from sfg_dist.distributed import ahead, checkpoints
+from sfg_dist.distributed.actors import label_with_actors
 from sfg_dist.distributed.ahead import train_ahead, training_ahead
 from sfg_dist.distributed.inline import label_inline
 from sfg_dist.distributed.training import fit_inline
@@ -117,6 +118,13 @@ def test_with_nothing_committed_it_waits_and_leaves_nothing(make_store, tmp_path
     assert checkpoints.newest_step(tmp_path / "c") == 0
 
 
+def test_in_a_bucket(make_store, s3_url):
+    pairs = make_store(output={"dir": s3_url})
+    label_inline(pairs.location.url, only=[0, 2])
+    steps = train_ahead(pairs.location.url, f"{s3_url}/checkpoints", make_settings(), should_stop=stop_after(30))
+    assert checkpoints.newest_step(f"{s3_url}/checkpoints") == steps == 4
+
+
 def wait_for(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition():
@@ -155,12 +163,21 @@ def test_what_goes_wrong_with_it_is_a_warning(pairs, tmp_path):
 @pytest.mark.slow
 def test_an_actor_trains_ahead_and_labels_leave_it_its_resources(ray_cluster, pairs, tmp_path):
     url, settings = pairs.location.url, make_settings(checkpoint_interval_s=0.0)
-    place = tmp_path / "c"
+    place, started = tmp_path / "c", []
+
+    def on_event(event, **details):
+        if event == "worker_started":
+            started.append(details["worker"])
+
     with training_ahead("ray", url, place, settings) as reserved:
-        assert reserved == {"CPU": 1.0, "GPU": 1.0}  # the made-up cluster has two GPUs
+        assert reserved == {"CPU": 1.0, "GPU": 1.0}  # the made-up cluster has four CPUs and two GPUs
         wait_for(lambda: checkpoints.newest_step(place) >= 2)
-        label_inline(url)
-    assert checkpoints.newest_step(place) >= 2
+        label_with_actors(url, reserved=reserved, on_event=on_event)
+    assert len(started) == 1  # one of two GPUs was left
+    assert pairs.is_complete
+    step = checkpoints.newest_step(place)
+    _, history = fit_inline(url, place, settings)
+    assert history[-1]["step"] == 45 + step
 
 
 @pytest.mark.slow

@@ -167,7 +167,8 @@ class Pipeline(OutputDirectory):
             write_table(
                 self.samples_url,
                 generator.columns,
-                generator.sample_parts(job.num_samples, seed=job.seed),
+                job.num_samples,
+                lambda ranges: generator.sample_ranges(ranges, job.seed),
                 source=self._sample_source,
             )
         return self.samples_url

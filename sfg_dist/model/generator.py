@@ -7,8 +7,11 @@ model/
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,13 +28,13 @@ from sfg_dist.data import Transform
 from sfg_dist.errors import StoreError
 from sfg_dist.model.calibrate import Calibration
 from sfg_dist.model.mlp import MLP, predict
+from sfg_dist.model.sampling import BLOCK_ROWS, draw_ranges, units
 from sfg_dist.objects import is_url
 from sfg_dist.plan import Stream, normal_rows
 from sfg_dist.store import Location
 
 FORMAT_VERSION = 1
 TENSORS_NAME, JSON_NAME = "model.safetensors", "generator.json"
-SAMPLE_ROWS = 65536
 
 
 @dataclass(frozen=True, repr=False)
@@ -64,27 +67,41 @@ class Generator:
         """Names of the columns of a sample."""
         return self.transform.columns
 
-    def sample(self, n: int, seed: int = 0) -> NDArray[np.float64]:
+    def sample(self, n: int, seed: int = 0, *, start: int = 0) -> NDArray[np.float64]:
         """Draw rows.
 
         Args:
             n: how many, >= 0.
-            seed: of the latents; row i is the same for every n, up to the last bits of float32.
+            seed: of the latents; row i is the same for every n and start, to the bit on one machine.
+            start: the first row, >= 0.
 
         Returns:
-            Rows in the user's columns and units, float64, shape (n, number of columns).
+            Rows ``start`` to ``start + n`` in the user's columns and units, float64, shape (n, number of columns).
 
         Raises:
-            ValueError: n is negative.
+            ValueError: n or start is negative.
         """
-        if n < 0:
-            raise ValueError(f"n must not be negative, got {n}")
-        return np.concatenate([np.empty((0, len(self.columns))), *self.sample_parts(n, seed)])
+        if n < 0 or start < 0:
+            raise ValueError(f"n and start must not be negative, got {n} and {start}")
+        rows, done = np.empty((n, len(self.columns))), 0
+        for part in self.sample_ranges([(start, start + n)], seed):
+            rows[done : done + len(part)] = part
+            done += len(part)
+        return rows
 
-    def sample_parts(self, n: int, seed: int = 0) -> Iterator[NDArray[np.float64]]:
-        """The rows of ``sample`` in parts, for tables that do not fit in memory."""
-        for first in range(0, n, SAMPLE_ROWS):
-            yield self.decode(normal_rows(seed, Stream.SAMPLE, first, min(first + SAMPLE_ROWS, n), self.network.dim))
+    def sample_ranges(self, ranges: Iterable[tuple[int, int]], seed: int = 0) -> Iterator[NDArray[np.float64]]:
+        """Rows ``start`` to ``stop`` of ``sample`` for each range, made ahead by threads, in bounded memory.
+
+        A range comes in several arrays.
+        """
+        width = len(self.columns)
+        parts = itertools.chain.from_iterable(units(start, stop, width) for start, stop in ranges)
+        return draw_ranges(functools.partial(self._block_rows, seed), parts, width)
+
+    def _block_rows(self, seed: int, block: int) -> NDArray[np.float64]:
+        first = block * BLOCK_ROWS
+        num_drawn = self.network.dim + self.network.num_noise
+        return self.decode(normal_rows(seed, Stream.SAMPLE, first, first + BLOCK_ROWS, num_drawn))
 
     def decode(self, latents: NDArray[np.float32]) -> NDArray[np.float64]:
         """Rows of given latents, shape (num_rows, dim) in and (num_rows, number of columns) out."""
@@ -103,13 +120,13 @@ class Generator:
         self.network.to(device)
         return self
 
-    def save(self, directory: str | Path) -> None:
-        """Write the two files to a directory or an s3:// URL; each replaces an older one whole.
+    @property
+    def digest(self) -> str:
+        """sha256 of all its numbers, as ``save`` writes them."""
+        return hashlib.sha256(self._tensors()).hexdigest()
 
-        Raises:
-            StoreError: the place cannot be written.
-        """
-        location = Location(directory, create=True)
+    def _tensors(self) -> bytes:
+        """The numbers as a safetensors file."""
         tensors: dict[str, Tensor] = {
             f"network.{name}": t.detach().cpu() for name, t in self.network.state_dict().items()
         }
@@ -117,6 +134,15 @@ class Generator:
         if self.calibration is not None:
             arrays |= {f"calibration.{name}": array for name, array in self.calibration.to_arrays().items()}
         tensors |= {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+        return save({name: t.contiguous().clone() for name, t in tensors.items()})
+
+    def save(self, directory: str | Path) -> None:
+        """Write the two files to a directory or an s3:// URL; each replaces an older one whole.
+
+        Raises:
+            StoreError: the place cannot be written.
+        """
+        location = Location(directory, create=True)
         document = {
             "format": FORMAT_VERSION,
             "sfg_dist": __version__,
@@ -126,7 +152,7 @@ class Generator:
             "job": self.job,
             "metrics": self.metrics,
         }
-        location.write(TENSORS_NAME, save({name: t.contiguous().clone() for name, t in tensors.items()}))
+        location.write(TENSORS_NAME, self._tensors())
         location.write(JSON_NAME, json.dumps(document, indent=1).encode())
 
     @classmethod

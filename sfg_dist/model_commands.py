@@ -1,11 +1,14 @@
-"""Commands on a saved model: rows drawn to a table of any length."""
+"""Commands on a saved model: rows drawn to a table of any length, and its export to another format."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Annotated
 
-from sfg_dist.command import say
+import typer
+
+from sfg_dist.command import Debug, Json, command, say
 from sfg_dist.display import Display
 from sfg_dist.errors import ConfigError
 
@@ -60,6 +63,52 @@ def sample_model(
         )
     lacking = "" if there == num_rows else f" of {num_rows:,}; the other shares make the rest"
     say(as_json, {"samples": path, "rows": there, "is_whole": not lacking}, f"{there:,} rows in {path}{lacking}")
+
+
+@command
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A saved model: a directory or an s3:// URL.")],
+    to: Annotated[str, typer.Option("--to", help="The format: onnx.")] = "onnx",
+    out: Annotated[
+        str | None,
+        typer.Option("--out", help="The file, a path or a URL; generator.onnx or network.onnx if not given."),
+    ] = None,
+    network_only: Annotated[
+        bool, typer.Option("--network-only", help="The network alone, without calibration and transform.")
+    ] = False,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a saved model in another format, checked against the model first.
+
+    The graph takes N(0, 1) latents, and conditions where the model has them, and gives rows in the user's units.
+    """
+    from sfg_dist.model.export_onnx import export_onnx
+    from sfg_dist.model.generator import Generator
+    from sfg_dist.store import Location
+
+    if to != "onnx":
+        raise ConfigError(f"--to {to}: the only format is onnx")
+    path = out or ("network.onnx" if network_only else "generator.onnx")
+    folder, _, name = path.rpartition("/")
+    if not name:
+        raise ConfigError(f"--out {path}: expected the name of a file")
+    content, agreement = export_onnx(Generator.load(_existing(model)), network_only=network_only)
+    Location(folder or ("/" if path.startswith("/") else "."), create=True).write(name, content)
+    facts = agreement.to_dict()
+    differ = f"the network's output differs by {facts['raw_labels_max']:.1e} at most"
+    if not network_only:
+        share = f"{100 * facts['values_within']:.4g} %"
+        differ += f", {share} of the values by 1e-5 or less, all by {facts['values_max']:.1e} or less"
+        if facts["cells_differing"]:
+            differ += f", {facts['cells_differing']:,} values lie on another cell of their grid"
+    say(json_, {"model": path, "agreement": facts}, f"{path}: on {facts['rows']:,} rows {differ}")
+
+
+def _existing(model: str) -> str:
+    if "://" not in model and not Path(model).exists():
+        raise ConfigError(f"{model} does not exist: name a saved model's directory")
+    return model
 
 
 def _whole(option: str, value: float) -> int:

@@ -46,6 +46,8 @@ class Stream(enum.IntEnum):
     TOY = 7
     EVALUATE = 8
     CALIBRATE = 9
+    EXPORT = 10
+    CONDITION = 11
 
 
 def random_generator(seed: int, stream: Stream, index: int = 0) -> np.random.Generator:

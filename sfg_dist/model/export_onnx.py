@@ -1,8 +1,8 @@
 """A generator as one ONNX graph, checked against itself before it is handed out.
 
     latents (num_rows, dim) float32 [, conditions float64] [, noise float32]
-        -> network -> calibration -> labels (num_rows, dim) float32
-        -> the transform undone -> rows (num_rows, number of columns) float64, in the user's columns and units
+        -> network -> raw_labels (num_rows, dim) float32
+        -> calibration, the transform undone -> rows (num_rows, number of columns) float64, in the user's units
 
 The number of rows is free. Random numbers stay outside: latents and noise are independent N(0, 1).
 """
@@ -23,6 +23,7 @@ from sfg_dist.plan import Stream, normal_rows
 
 TOLERANCE = 1e-5
 CHECK_ROWS = 16_381
+_ROUNDING = 2.0**-22
 _FAR = 1.5  # every fourth checked latent is stretched, to reach the tails
 
 
@@ -32,18 +33,18 @@ class Agreement:
 
     Attributes:
         rows: rows compared.
-        labels_max: largest difference of a label, over max(1, its size), in the flow's coordinates, where a column's
-            spread is about 1.
-        values_max: largest difference of a value in the user's units over the spread of its column, in columns without
-            a step; a steep place of a column's curve makes more of the same difference of labels.
-        values_median: the median of these.
+        raw_labels_max: largest difference of the network's output, over max(1, its size), in the flow's coordinates,
+            where a column's spread is about 1; at most 1e-5.
+        values_max: largest difference of a value in the user's units, over the spread of its column and its own size,
+            in columns without a step. A steep place of a column's map makes more of the same difference of labels.
+        values_within: share of these that are at most 1e-5.
         cells_differing: values of columns with a step that came out on another cell of the grid, of all rows.
     """
 
     rows: int
-    labels_max: float
+    raw_labels_max: float
     values_max: float
-    values_median: float
+    values_within: float
     cells_differing: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,8 +64,8 @@ def export_onnx(generator: Generator, *, network_only: bool = False) -> tuple[by
 
     Raises:
         ConfigError: onnx or onnxruntime is not installed.
-        ExportError: a layer cannot be exported, or the outputs differ by more than 1e-5: a label over max(1, its size),
-            and a value beyond what such a change of its label makes of it.
+        ExportError: a layer cannot be exported; or the network's outputs differ by more than 1e-5 over max(1, their
+            size); or, of the same network output, a value differs by more than rounding its label to float32 does.
     """
     try:
         import onnxruntime  # noqa: F401
@@ -77,7 +78,7 @@ def export_onnx(generator: Generator, *, network_only: bool = False) -> tuple[by
         ) from error
     graph, network = pieces.Graph(), generator.network
     transform = generator.transform
-    targets, given = generator.target_columns, generator.condition_columns
+    targets, given = generator.split.targets, generator.split.conditions
 
     def value(name: str, dtype: int, width: int) -> Any:
         return helper.make_tensor_value_info(name, dtype, ["num_rows", width])
@@ -85,8 +86,8 @@ def export_onnx(generator: Generator, *, network_only: bool = False) -> tuple[by
     if network_only:
         inputs = [value("inputs", TensorProto.FLOAT, network.num_inputs)]
         graph.add("Identity", pieces.add_network(graph, network, "inputs"))
-        outputs = [value("labels", TensorProto.FLOAT, network.dim)]
-        last = "labels"
+        outputs = [value("raw_labels", TensorProto.FLOAT, network.dim)]
+        last = "raw_labels"
     else:
         inputs = [value("latents", TensorProto.FLOAT, network.dim)]
         parts = ["latents"]
@@ -98,16 +99,17 @@ def export_onnx(generator: Generator, *, network_only: bool = False) -> tuple[by
             inputs.append(value("noise", TensorProto.FLOAT, network.num_noise))
             parts.append("noise")
         together = parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=1)
-        labels = graph.cast(pieces.add_network(graph, network, together), TensorProto.DOUBLE)
+        raw = pieces.add_network(graph, network, together)
+        graph.nodes.append(helper.make_node("Identity", [raw], ["raw_labels"]))
+        labels = graph.cast(raw, TensorProto.DOUBLE)
         if generator.calibration is not None:
             labels = pieces.add_calibration(graph, generator.calibration, labels)
-        graph.nodes.append(helper.make_node("Cast", [labels], ["labels"], to=TensorProto.FLOAT))
         values = pieces.add_inverse(graph, transform, targets, labels)
         graph.add("Identity", _in_order(graph, generator, values))
         last = "rows"
         outputs = [
             value("rows", TensorProto.DOUBLE, len(generator.columns)),
-            value("labels", TensorProto.FLOAT, network.dim),
+            value("raw_labels", TensorProto.FLOAT, network.dim),
         ]
     graph.nodes[-1].output[0] = last
     model = helper.make_model(
@@ -130,10 +132,10 @@ def _in_order(graph: Any, generator: Generator, values: str) -> str:
     flow_columns = np.flatnonzero(np.isnan(transform.constants))
     constant_columns = np.flatnonzero(~np.isnan(transform.constants))
     parts = [values]
-    places = [flow_columns[generator.target_columns]]
-    if len(generator.condition_columns):
+    places = [flow_columns[generator.split.targets]]
+    if len(generator.split.conditions):
         parts.append("conditions")
-        places.append(flow_columns[generator.condition_columns])
+        places.append(flow_columns[generator.split.conditions])
     if len(constant_columns):
         num_rows = graph.add("Shape", values, start=0, end=1)
         width = graph.constant(np.array([len(constant_columns)]))
@@ -162,45 +164,46 @@ def check_agreement(content: bytes, generator: Generator, *, network_only: bool 
     if network_only:
         (found,) = session.run(None, {"inputs": drawn})
         wanted = generator.predict_raw(drawn)
-        return Agreement(len(drawn), _labels_difference(found, wanted), 0.0, 0.0, 0)
+        return Agreement(len(drawn), _labels_difference(found, wanted), 0.0, 1.0, 0)
     noise = drawn[:, network.dim + network.num_conditions :]
     feed: dict[str, NDArray[Any]] = {"latents": np.ascontiguousarray(drawn[:, : network.dim])}
     given = None
     if network.num_conditions:
         flow_rows = np.zeros((len(drawn), transform.dim))
-        flow_rows[:, generator.condition_columns] = drawn[:, network.dim : network.dim + network.num_conditions]
-        columns = [generator.columns.index(name) for name in generator.condition]
-        feed["conditions"] = given = np.ascontiguousarray(transform.inverse(flow_rows)[:, columns])
+        flow_rows[:, generator.split.conditions] = drawn[:, network.dim : network.dim + network.num_conditions]
+        feed["conditions"] = given = np.ascontiguousarray(transform.inverse(flow_rows)[:, generator.split.places])
     if network.num_noise:
         feed["noise"] = np.ascontiguousarray(noise)
-    rows, labels = session.run(["rows", "labels"], feed)
+    rows, raw = session.run(["rows", "raw_labels"], feed)
     for size in (1, 2):  # the number of rows is free
         again = session.run(["rows"], {name: array[:size] for name, array in feed.items()})[0]
         if again.shape != (size, len(generator.columns)):
             raise ExportError(f"the exported graph gives {again.shape} for {size} rows")
-    wanted = generator.predict_labels(generator.network_inputs(feed["latents"], given, feed.get("noise")))
-    difference = _labels_difference(labels, wanted)
-    exact = generator.rows_of(wanted, given)
-    # A value may be what a label within the tolerance gives: the map of each column is monotone.
-    reach = TOLERANCE * np.maximum(1.0, np.abs(wanted.astype(np.float64)))
-    low, high = (generator.rows_of(wanted + side * reach, given) for side in (-1, 1))
+    wanted = generator.predict_raw(generator.network_inputs(feed["latents"], given, feed.get("noise")))
+    difference = _labels_difference(raw, wanted)
+    labels = generator.calibrate(raw)
+    # Of the same raw labels, a value may be what the rounding of a label to float32 makes of it: each column's map is
+    # monotone.
+    reach = _ROUNDING * np.maximum(1.0, np.abs(labels.astype(np.float64)))
+    low, high = (generator.rows_of(labels + side * reach, given) for side in (-1, 1))
+    exact = generator.rows_of(generator.calibrate(wanted), given)
     spread = np.maximum(exact.std(axis=0), 1e-300)
-    rounding = 1e-12 * (spread + np.abs(exact))
-    is_outside = (rows < low - rounding) | (rows > high + rounding) | ~np.isfinite(rows)
+    slack = 1e-12 * (spread + np.abs(exact))
+    is_outside = (rows < low - slack) | (rows > high + slack) | ~np.isfinite(rows)
     if is_outside.any():
         row, column = np.argwhere(is_outside)[0]
         raise ExportError(
             f"the exported graph differs from the generator: column {generator.columns[column]!r} is "
-            f"{rows[row, column]!r} where the generator gives {exact[row, column]!r}; nothing was written"
+            f"{rows[row, column]!r} where the generator gives {low[row, column]!r} to {high[row, column]!r}"
         )
     stepped = np.zeros(len(generator.columns), dtype=bool)
     stepped[np.flatnonzero(np.isnan(transform.constants))] = transform.steps > 0
-    relative = (np.abs(rows - exact) / spread)[:, ~stepped]
+    relative = (np.abs(rows - exact) / (spread + np.abs(exact)))[:, ~stepped]
     return Agreement(
         rows=len(rows),
-        labels_max=difference,
+        raw_labels_max=difference,
         values_max=float(relative.max(initial=0.0)),
-        values_median=float(np.median(relative)) if relative.size else 0.0,
+        values_within=float((relative <= TOLERANCE).mean()) if relative.size else 1.0,
         cells_differing=int((rows != exact)[:, stepped].sum()),
     )
 
@@ -210,7 +213,6 @@ def _labels_difference(found: NDArray[np.float32], wanted: NDArray[np.float32]) 
     largest = float(difference.max())
     if not largest <= TOLERANCE:  # NaN too
         raise ExportError(
-            f"the exported graph differs from the generator: a label by {largest:.2g}, allowed is {TOLERANCE:g}; "
-            f"nothing was written"
+            f"the exported graph differs from the generator: a label by {largest:.2g}, allowed is {TOLERANCE:g}"
         )
     return largest

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from sfg_dist._version import __version__
 from sfg_dist.data import Transform
+from sfg_dist.data.conditions import ColumnSplit, read_given
 from sfg_dist.errors import StoreError
 from sfg_dist.model.calibrate import Calibration
 from sfg_dist.model.mlp import MLP, predict
@@ -37,16 +38,21 @@ FORMAT_VERSION = 1
 TENSORS_NAME, JSON_NAME = "model.safetensors", "generator.json"
 
 
+Given = Mapping[str, Any] | NDArray[Any] | None
+"""What samples are conditioned on: values by column name, or an array; one row for all, or a row for each."""
+
+
 @dataclass(frozen=True, repr=False)
 class Generator:
     """A one-step generator of rows in the user's own columns and units.
 
     Attributes:
-        network: maps latents to labels, shape (num_rows, dim) in and out.
+        network: maps latents, conditions and noise to labels, shape (num_rows, num_inputs) in and (num_rows, dim) out.
         transform: between the user's rows and the flow's.
         calibration: corrects what the network's mean squared error shrinks; None for none.
         job: the job that made it, as resolved.
         metrics: its figures, as in metrics.json; empty before it was evaluated.
+        condition: names of the columns that a sample is given; the others are drawn.
 
     Example:
         >>> generator = Generator.load("runs/quickstart/model")     # doctest: +SKIP
@@ -58,62 +64,141 @@ class Generator:
     calibration: Calibration | None = None
     job: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    condition: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        return f"Generator({len(self.columns)} columns, {self.network.num_parameters} parameters)"
+        given = f" given {', '.join(self.condition)}" if self.condition else ""
+        return f"Generator({len(self.columns)} columns{given}, {self.network.num_parameters} parameters)"
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns of a sample."""
         return self.transform.columns
 
-    def sample(self, n: int, seed: int = 0, *, start: int = 0) -> NDArray[np.float64]:
+    @functools.cached_property
+    def split(self) -> ColumnSplit:
+        """Which columns are drawn and which are given."""
+        return ColumnSplit.of(self.transform, self.condition)
+
+    def sample(self, n: int, seed: int = 0, given: Given = None, *, start: int = 0) -> NDArray[np.float64]:
         """Draw rows.
 
         Args:
             n: how many, >= 0.
             seed: of the latents; row i is the same for every n and start, to the bit on one machine.
+            given: what a conditional generator's rows are drawn for, in the user's units: a mapping from each column of
+                ``condition`` to a number or n numbers, or an array of one row or n rows in the order of ``condition``.
             start: the first row, >= 0.
 
         Returns:
-            Rows ``start`` to ``start + n`` in the user's columns and units, float64, shape (n, number of columns).
+            Rows ``start`` to ``start + n`` in the user's columns and units, float64, shape (n, number of columns); what
+            is given stands in its columns.
 
         Raises:
             ValueError: n or start is negative.
+            ConfigError: ``given`` is missing, does not belong to this generator, or does not fit.
+
+        Example:
+            >>> generator.sample(1000, given={"temperature": 20.5})     # doctest: +SKIP
         """
         if n < 0 or start < 0:
             raise ValueError(f"n and start must not be negative, got {n} and {start}")
         rows, done = np.empty((n, len(self.columns))), 0
-        for part in self.sample_ranges([(start, start + n)], seed):
+        conditions = self.conditions_of(given, n)
+        for part in self.sample_ranges([(start, start + n)], seed, conditions, first=start):
             rows[done : done + len(part)] = part
             done += len(part)
         return rows
 
-    def sample_ranges(self, ranges: Iterable[tuple[int, int]], seed: int = 0) -> Iterator[NDArray[np.float64]]:
+    def sample_ranges(
+        self,
+        ranges: Iterable[tuple[int, int]],
+        seed: int = 0,
+        conditions: NDArray[np.float64] | None = None,
+        *,
+        first: int = 0,
+    ) -> Iterator[NDArray[np.float64]]:
         """Rows ``start`` to ``stop`` of ``sample`` for each range, made ahead by threads, in bounded memory.
 
         A range comes in several arrays.
+
+        Args:
+            ranges: of row numbers.
+            seed: of the latents.
+            conditions: of ``conditions_of``: one row, or the rows from ``first`` on.
+            first: see ``conditions``.
         """
         width = len(self.columns)
         parts = itertools.chain.from_iterable(units(start, stop, width) for start, stop in ranges)
-        return draw_ranges(functools.partial(self._block_rows, seed), parts, width)
+        return draw_ranges(functools.partial(self._block_rows, seed, conditions, first), parts, width)
 
-    def _block_rows(self, seed: int, block: int) -> NDArray[np.float64]:
-        first = block * BLOCK_ROWS
-        num_drawn = self.network.dim + self.network.num_noise
-        return self.decode(normal_rows(seed, Stream.SAMPLE, first, first + BLOCK_ROWS, num_drawn))
+    def _block_rows(
+        self, seed: int, conditions: NDArray[np.float64] | None, start: int, block: int
+    ) -> NDArray[np.float64]:
+        first, dim = block * BLOCK_ROWS, self.network.dim
+        drawn = normal_rows(seed, Stream.SAMPLE, first, first + BLOCK_ROWS, dim + self.network.num_noise)
+        if conditions is not None:
+            # A block is whole, though not all of its rows may be asked for: those beyond repeat the ends.
+            conditions = conditions[np.clip(np.arange(first, first + BLOCK_ROWS) - start, 0, len(conditions) - 1)]
+        return self.decode(drawn[:, :dim], conditions, drawn[:, dim:])
 
-    def decode(self, latents: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Rows of given latents, shape (num_rows, dim) in and (num_rows, number of columns) out."""
-        return self.transform.inverse(self.predict_labels(latents))
+    def conditions_of(self, given: Given, n: int) -> NDArray[np.float64] | None:
+        """``given`` as rows in the order of ``condition``, one or n of them; None for an unconditional generator.
 
-    def predict_labels(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Labels of latents in the flow's coordinates, before the transform is undone."""
-        device = next(self.network.parameters()).device
-        labels = (
-            predict(self.network, torch.from_numpy(np.ascontiguousarray(latents, np.float32)).to(device)).cpu().numpy()
-        )
+        Raises:
+            ConfigError: as ``sample`` says.
+        """
+        return read_given(given, self.condition, n)
+
+    def decode(
+        self,
+        latents: NDArray[np.float32],
+        conditions: NDArray[np.float64] | None = None,
+        noise: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float64]:
+        """Rows of given latents, shape (num_rows, dim) in and (num_rows, number of columns) out.
+
+        Args:
+            latents: N(0, 1) numbers.
+            conditions: in the user's units, shape (num_rows, len(condition)), for a conditional generator.
+            noise: shape (num_rows, network.num_noise), for a network with noise.
+        """
+        labels = self.predict_labels(self.network_inputs(latents, conditions, noise))
+        return self.rows_of(labels, conditions)
+
+    def network_inputs(
+        self,
+        latents: NDArray[np.float32],
+        conditions: NDArray[np.float64] | None = None,
+        noise: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """The network's input columns, of what ``decode`` takes; shape (num_rows, num_inputs)."""
+        parts = [latents]
+        if conditions is not None:
+            parts.append(self.split.flow_conditions(self.transform, conditions))
+        if noise is not None:
+            parts.append(noise)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+    def predict_labels(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Labels of the network's inputs in the flow's coordinates, before the transform is undone."""
+        return self.calibrate(self.predict_raw(inputs))
+
+    def calibrate(self, labels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Labels after the calibration, where there is one."""
         return labels if self.calibration is None else self.calibration(labels)
+
+    def predict_raw(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Labels before calibration."""
+        device = next(self.network.parameters()).device
+        tensor = torch.from_numpy(np.ascontiguousarray(inputs, np.float32)).to(device)
+        return predict(self.network, tensor).cpu().numpy()
+
+    def rows_of(self, labels: NDArray[Any], conditions: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+        """Rows in the user's columns and units of labels, with the conditions in their columns."""
+        if conditions is None:
+            return self.transform.inverse(labels)
+        return self.split.join(self.transform, labels, conditions)
 
     def to(self, device: torch.device | str) -> Generator:
         """The same generator with its network on another device."""
@@ -148,6 +233,7 @@ class Generator:
             "sfg_dist": __version__,
             "network": {"dim": self.network.dim, **self.network.shape},
             "columns": list(self.columns),
+            "condition": list(self.condition),
             "transform": self.transform.to_metadata(),
             "job": self.job,
             "metrics": self.metrics,
@@ -186,6 +272,7 @@ class Generator:
                 Calibration.from_arrays(calibration) if calibration else None,
                 document["job"],
                 document["metrics"],
+                tuple(document.get("condition", ())),
             )
         except (KeyError, TypeError, RuntimeError) as error:
             raise StoreError(f"the generator in {place} is damaged or of another version: {error}") from error

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 
-from sfg_dist.data.quantile import Curve
 from sfg_dist.data.transform import Transform
 from sfg_dist.errors import ExportError
 from sfg_dist.model.calibrate import Calibration

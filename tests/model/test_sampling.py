@@ -47,7 +47,7 @@ def test_row_i_has_the_same_bits_for_every_length_and_start(generator):
 
 def test_any_number_of_threads_makes_the_same_bits_and_leaves_torchs_own_alone(generator):
     before = torch.get_num_threads()
-    block_rows = functools.partial(generator._block_rows, 3)
+    block_rows = functools.partial(generator._block_rows, 3, None, 0)
     tables = [
         np.concatenate(list(draw_ranges(block_rows, units(0, 9000, 3), 3, num_threads=threads)))
         for threads in (1, 2, 5)

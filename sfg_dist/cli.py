@@ -105,6 +105,16 @@ def sample(
         str | None,
         typer.Option("--share", metavar="K/M", help="Make the K-th of M shares of a table in parts, K from 1."),
     ] = None,
+    given: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--given", metavar="COLUMN=NUMBER", help="What a conditional model is given, for all rows; repeatable."
+        ),
+    ] = None,
+    given_table: Annotated[
+        str | None,
+        typer.Option("--given-table", metavar="FILE", help="A table of what each row is given; -n is its length."),
+    ] = None,
     out: Annotated[
         str | None,
         typer.Option(
@@ -124,11 +134,15 @@ def sample(
     if not what.endswith(".toml"):
         if set_:
             raise ConfigError("--set changes a job; a saved model has its job inside")
-        sample_model(what, num=num, seed=seed, start=start, share=share, out=out, as_json=json_)
+        sample_model(
+            what, num=num, seed=seed, start=start, share=share, given=given, given_table=given_table, out=out,
+            as_json=json_,
+        )  # fmt: skip
         return
-    if num is not None or out is not None or seed or start or share:
+    if num is not None or out is not None or seed or start or share or given or given_table:
         raise ConfigError(
-            "with a job file the keys of its evaluate table rule; name a model for -n, --seed, --start, --share, --out"
+            "with a job file the keys of its evaluate table rule; name a model for -n, --seed, --start, --share, "
+            "--given and --out"
         )
     resolved = load(Path(what), set_, None)
     with Display(json_) as display:

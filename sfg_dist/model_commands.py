@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,16 +14,27 @@ from sfg_dist.errors import ConfigError
 
 
 def sample_model(
-    model: str, *, num: float | None, seed: int, start: float, share: str | None, out: str | None, as_json: bool
+    model: str,
+    *,
+    num: float | None,
+    seed: int,
+    start: float,
+    share: str | None,
+    given: list[str] | None,
+    given_table: str | None,
+    out: str | None,
+    as_json: bool,
 ) -> None:
     """Draw rows from a saved model to a table, with a bar; what ``sfg sample MODEL`` does.
 
     Args:
         model: a model's directory or URL.
-        num: rows, 1000 for None.
+        num: rows; 1000 for None, or those of ``given_table``.
         seed: of the latents.
         start: the first row.
         share: "K/M", K from 1 to M, of a table in parts; None for all of it.
+        given: "column=number" of each condition, for all rows.
+        given_table: a table that has the conditions of each row, in columns of their names.
         out: the table, samples.csv for None.
         as_json: the result as one document.
 
@@ -32,13 +43,18 @@ def sample_model(
         StoreError: the model cannot be read, or the table not be written.
     """
     from sfg_dist.model.generator import Generator
+    from sfg_dist.plan import fingerprint
     from sfg_dist.store.table import write_table
 
     num_rows, first = _whole("-n", 1000 if num is None else num), _whole("--start", start)
-    part = _share(share)
+    part, values = _share(share), _given(given)
     if "://" not in model and not Path(model).exists():
         raise ConfigError(f"{model} does not exist: name a job file, or a saved model's directory")
     generator = Generator.load(model)
+    if given_table is not None:
+        values, num_rows = _read_conditions(given_table, generator.condition, values, num, num_rows)
+    conditions = generator.conditions_of(values, num_rows)
+    told = "" if conditions is None else f", given {fingerprint(conditions)}"
     path = out or "samples.csv"
     done = made = 0
     with Display(as_json) as display:
@@ -56,8 +72,10 @@ def sample_model(
             path,
             generator.columns,
             num_rows,
-            lambda ranges: generator.sample_ranges(((first + a, first + b) for a, b in ranges), seed),
-            source=f"model {generator.digest}, rows {first} to {first + num_rows}, seed {seed}",
+            lambda ranges: generator.sample_ranges(
+                ((first + a, first + b) for a, b in ranges), seed, conditions, first=first
+            ),
+            source=f"model {generator.digest}, rows {first} to {first + num_rows}, seed {seed}{told}",
             share=part,
             on_progress=on_progress,
         )
@@ -109,6 +127,34 @@ def _existing(model: str) -> str:
     if "://" not in model and not Path(model).exists():
         raise ConfigError(f"{model} does not exist: name a saved model's directory")
     return model
+
+
+def _given(assignments: list[str] | None) -> Any:
+    """Numbers by column name; None where nothing is given."""
+    values = {}
+    for assignment in assignments or ():
+        name, equals, text = assignment.rpartition("=")
+        try:
+            values[name] = float(text)
+        except ValueError:
+            equals = ""
+        if not equals or not name:
+            raise ConfigError(f"--given {assignment}: expected column=number, for example temperature=20.5")
+    return values or None
+
+
+def _read_conditions(path: str, names: tuple[str, ...], given: Any, num: float | None, num_rows: int) -> Any:
+    """The table's columns of these names and its length."""
+    from sfg_dist.data import open_table
+
+    if given is not None:
+        raise ConfigError("--given says one condition for all rows, --given-table one a row: leave one out")
+    if not names:
+        raise ConfigError("this generator was trained without data.condition: leave out --given-table")
+    values = open_table(path, columns=list(names)).values
+    if num is not None and num_rows != len(values):
+        raise ConfigError(f"-n {num_rows}: {path} has {len(values):,} rows, and each is given to one: leave out -n")
+    return values, len(values)
 
 
 def _whole(option: str, value: float) -> int:

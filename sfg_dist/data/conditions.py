@@ -6,7 +6,6 @@ the order in which they are named; the others are targets, in the order of the t
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sfg_dist.data.naming import check_columns
 from sfg_dist.data.transform import Transform
 from sfg_dist.errors import ConfigError, DataError
 
@@ -41,21 +41,16 @@ class ColumnSplit:
         """The split of a table's columns.
 
         Raises:
-            ConfigError: a name is no column of the table, or no column is left to draw.
-            DataError: a condition is constant.
+            DataError: a condition is constant, or no column is left to draw.
         """
         flow_columns = transform.flow_columns
         for name in names:
-            if name not in transform.columns:
-                close = difflib.get_close_matches(name, transform.columns, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"the columns are {', '.join(transform.columns)}"
-                raise ConfigError(f"data.condition names {name!r}, which is no column of the table: {hint}")
             if name not in flow_columns:
                 raise DataError(f"column {name!r} of data.condition is constant: leave it out of the conditions")
         conditions = np.array([flow_columns.index(name) for name in names], dtype=np.intp)
         targets = np.setdiff1d(np.arange(transform.dim), conditions)
         if not len(targets):
-            raise ConfigError("data.condition names every column that changes: none is left to draw")
+            raise DataError("data.condition names every column that changes: none is left to draw")
         places = np.array([transform.columns.index(name) for name in names], dtype=np.intp)
         return cls(tuple(names), targets, conditions, places)
 
@@ -72,6 +67,21 @@ class ColumnSplit:
         rows = transform.inverse(flow_rows)
         rows[:, self.places] = conditions
         return rows
+
+
+def conditions_last(source: str, columns: Sequence[str], names: Sequence[str]) -> list[int]:
+    """The columns of a table with the conditions behind the others, by their places.
+
+    Raises:
+        DataError: a condition is no column of the table.
+
+    Example:
+        >>> conditions_last("table.csv", ("a", "b", "c", "d"), ("c", "a"))
+        [1, 3, 2, 0]
+    """
+    check_columns(source, columns, names, key="data.condition")
+    places = [columns.index(name) for name in names]
+    return [place for place in range(len(columns)) if place not in places] + places
 
 
 def read_given(given: Mapping[str, Any] | NDArray[Any] | None, names: Sequence[str], n: int) -> _Array | None:

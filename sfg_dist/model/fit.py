@@ -76,6 +76,7 @@ class Trainer:
         self.model = model
         self.parallel = model if parallel is None else parallel
         self.world_size = world_size
+        self.num_targets: int | None = getattr(model, "dim", None)  # labels' columns that the network gives
         self.device = next(model.parameters()).device
         self.learning_rate = learning_rate
         self.schedule = schedule
@@ -93,15 +94,16 @@ class Trainer:
         """One optimiser step.
 
         Args:
-            latents: this rank's part of the batch, shape (num_rows, dim); num_rows may be 0.
-            labels: the same shape.
+            latents: this rank's part of the batch, with the conditions that go with them, shape (num_rows, dim +
+                num_conditions); num_rows may be 0.
+            labels: the same shape; the conditions in it are passed over.
             global_rows: rows of the batch over all ranks.
             done: share of the training that is over, 0 to 1, for the learning rate.
 
         Returns:
             This rank's sum of squared errors over the batch's number of elements, a scalar on the device.
         """
-        y, x = self._to_device(latents), self._to_device(labels)
+        y, x = self._to_device(latents), self._to_device(labels)[:, : self.num_targets]
         for group in self.optimizer.param_groups:
             group["lr"] = self._scheduled_rate(done)
         self.optimizer.zero_grad(set_to_none=True)
@@ -125,13 +127,14 @@ class Trainer:
         """Mean squared error of the averaged weights, per element, in the flow's units."""
         if not len(latents):
             return math.nan
-        total = 0.0
+        total, number = 0.0, 0
         with self.averaged_weights(), torch.inference_mode():
             for first in range(0, len(latents), 8192):
                 y = self._to_device(latents[first : first + 8192])
-                x = self._to_device(labels[first : first + 8192])
+                x = self._to_device(labels[first : first + 8192])[:, : self.num_targets]
+                number += x.numel()
                 total += float((self.model(y) - x).square().sum(dtype=torch.float64))
-        return total / latents.size
+        return total / number
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:

@@ -63,6 +63,7 @@ def test_pairs_hold_conditions_of_training_rows_in_latents_and_labels(finished):
     pairs = sfg_dist.open_pairs(finished[0])
     latents, labels = (np.asarray(array) for array in (pairs.latents, pairs.labels))
     np.testing.assert_array_equal(latents[:, 1], labels[:, 1])
+    np.testing.assert_array_equal(np.asarray(pairs.conditions), latents[:, 1:])
     assert set(latents[:, 1]) <= set(pairs.reference[:, 1])
     assert len(set(latents[:, 1])) > 15_000
     assert abs(latents[:, 0].mean()) < 0.05

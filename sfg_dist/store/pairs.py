@@ -117,6 +117,11 @@ class Pairs:
         """Labels in the flow's coordinates, float32 (num_pairs, dim), one Dask block a shard; NaN where not written."""
         return self._dask_array("labels")
 
+    @property
+    def conditions(self) -> da.Array:
+        """What the labels are given, float32 (num_pairs, len(plan.condition)): the last columns of both arrays."""
+        return self.latents[:, self.plan.dim - len(self.plan.condition) :]
+
     # The frame.
 
     @property

@@ -272,7 +272,7 @@ class Generator:
                 Calibration.from_arrays(calibration) if calibration else None,
                 document["job"],
                 document["metrics"],
-                tuple(document.get("condition", ())),
+                condition=tuple(document.get("condition", ())),
             )
         except (KeyError, TypeError, RuntimeError) as error:
             raise StoreError(f"the generator in {place} is damaged or of another version: {error}") from error

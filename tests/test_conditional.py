@@ -105,6 +105,15 @@ def test_an_extended_store_holds_a_longer_runs_pairs(make_job, store_bytes):
         np.testing.assert_array_equal(np.asarray(getattr(short, name)), np.asarray(getattr(long, name)))
 
 
+@pytest.mark.ray
+def test_actors_make_the_bits_of_one_process(make_job, ray_cluster):
+    for name, executor in (("one", {"kind": "inline"}), ("actors", {"kind": "ray", "num_actors": 2})):
+        Pipeline(make_job(name, data=CONDITIONAL, labels={"num_pairs": 500}, executor=executor)).label()
+    one, actors = (sfg_dist.open_pairs(make_job(name).output.dir) for name in ("one", "actors"))
+    for name in ("latents", "labels"):
+        np.testing.assert_array_equal(np.asarray(getattr(actors, name)), np.asarray(getattr(one, name)))
+
+
 def test_verify_and_repair_make_the_same_rows_again(make_job):
     from sfg_dist.mending import job_beside, mend
     from sfg_dist.store import verify

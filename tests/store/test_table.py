@@ -193,3 +193,46 @@ def test_parts_are_bounded_in_rows_and_bytes(tmp_path):
     assert json.loads((tmp_path / "x.parquet" / "_sample.json").read_text()) == {
         "columns": list(COLUMNS), "rows": 10, "part_rows": 10, "source": "one",
     }  # fmt: skip
+
+
+KILLED = """
+import sys
+from sfg_dist.model_commands import sample_model
+from sfg_dist.store import parts
+
+parts.MAX_PART_ROWS = parts.MIN_PART_ROWS = 4096
+sample_model(
+    sys.argv[1], num=200_000, seed=3, start=0, share=None, given=None, given_table=None, out=sys.argv[2], as_json=True
+)
+"""
+
+
+def test_a_process_that_is_killed_leaves_whole_parts(tmp_path):
+    """For real: SIGKILL while parts are written, then the same command."""
+    import subprocess
+    import sys
+    import time
+
+    import torch
+
+    from sfg_dist.data import Transform
+    from sfg_dist.model import MLP, Generator
+
+    table = np.random.default_rng(0).standard_normal((500, 2))
+    torch.manual_seed(0)
+    generator = Generator(MLP(2, width=64, depth=2).eval(), Transform.fit(table, ("a", "b")))
+    generator.save(tmp_path / "model")
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "model"), str(tmp_path / "rows.zarr")]
+    chunks = tmp_path / "rows.zarr" / "X" / "c"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and (not chunks.is_dir() or len(list(chunks.iterdir())) < 5):
+            time.sleep(0.005)
+        process.kill()
+    left = len(list(chunks.iterdir()))
+    assert 5 <= left < 49, "the process ended before it was killed"
+    kept = {path: path.stat().st_mtime_ns for path in chunks.glob("[0-3]/0")}
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert json.loads(done.stdout) == {"samples": str(tmp_path / "rows.zarr"), "rows": 200_000, "is_whole": True}
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept  # not made again
+    rows = zarr.open_group(str(tmp_path / "rows.zarr"), mode="r")["X"][...]
+    np.testing.assert_array_equal(rows, generator.sample(200_000, seed=3))

@@ -71,6 +71,7 @@ class DataConfig(_Section):
     append: list[str] = []
     arrays: SplitArrays | None = None
     columns: list[str] | None = None
+    condition: Annotated[list[str], Field(min_length=1)] | None = None
     missing: Literal["refuse", "drop"] = "refuse"
     constant: Literal["refuse", "keep"] = "refuse"
     dequantize: Literal["auto", "none"] | dict[str, PositiveFloat] = "auto"
@@ -89,6 +90,10 @@ class DataConfig(_Section):
             raise ValueError("columns names a column twice")
         if self.columns == []:
             raise ValueError("columns must name at least one column, or be left out for all")
+        if self.condition is not None and len(set(self.condition)) != len(self.condition):
+            raise ValueError("condition names a column twice")
+        if missing := [name for name in self.condition or () if self.columns is not None and name not in self.columns]:
+            raise ValueError(f"condition names {missing[0]!r}, which columns does not")
         return self
 
 
@@ -119,6 +124,9 @@ class LabelsConfig(_Section):
     shard_rows: PositiveInt = 4096
     batch_size: PositiveInt = 1024
     gpu_batch_size: PositiveInt | None = None
+    condition_neighbors: PositiveInt | None = None
+    condition_bandwidth: PositiveFloat | None = None
+    condition_adjust: Literal["linear", "none"] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> LabelsConfig:

@@ -52,6 +52,7 @@ class Display:
             "trained_ahead": self._on_trained_ahead,
             "resumed_from": self._on_resumed_from,
             "measured": self._on_measured,
+            "drawn": self._on_drawn,
         }
 
     def __enter__(self) -> Display:
@@ -101,6 +102,8 @@ class Display:
                 + ("" if event["fresh"] else ", from the last checkpoint")
             )
             self._open_bar("train", event["max_time_s"] or event["num_epochs"], 0)
+        elif event["stage"] == "draw":
+            self._open_bar("draw", event["total"], 0)
         elif event["stage"] != "data":
             self._print(f"{event['stage']} ...")
 
@@ -189,6 +192,10 @@ class Display:
         auc = event.get("c2st_auc")
         if auc is not None:
             self._print(f"evaluate: {event['what']} against held-out rows, AUC {auc:.3f} (0.5 is perfect)")
+
+    def _on_drawn(self, event: Mapping[str, Any]) -> None:
+        rate = event["made"] / max(1e-3, event["time"] - self._stage["time"])
+        self._advance(event["done"], f"draw: {event['done']:,} of {event['total']:,} rows, {rate:,.0f} rows/s", event)
 
     def _print(self, text: str) -> None:
         (self._progress.console if self._progress else self._console).print(text, markup=False)

@@ -23,6 +23,7 @@ from sfg_dist.events import stage_times
 from sfg_dist.label_run import label_pending
 from sfg_dist.objects import absolute_url, is_url
 from sfg_dist.output import Listener, OutputDirectory
+from sfg_dist.plan import fingerprint
 from sfg_dist.planning import check_job, identity_of_keys
 from sfg_dist.presentation import report_content
 from sfg_dist.table_plan import frame_of, plan_of, prepare_table
@@ -164,12 +165,15 @@ class Pipeline(OutputDirectory):
                 network, _ = fit_with_workers(
                     url, checkpoints, settings, num_workers=workers, on_epoch=on_epoch, on_live=on_live
                 )
-            calibration = Calibration.fit(network, pairs.reference, seed=job.seed) if job.calibrate else None
+            # Calibration takes samples to the law of the whole table, which for given conditions is another.
+            calibrates = job.calibrate and not pairs.plan.condition
+            calibration = Calibration.fit(network, pairs.reference, seed=job.seed) if calibrates else None
             generator = Generator(
                 network,
                 Transform.from_arrays(*pairs.transform),
                 calibration,
                 job=self.job.model_dump(exclude_none=True),
+                condition=pairs.plan.condition,
             )
             with self.writing("model"):
                 generator.save(self.model_url)
@@ -183,10 +187,12 @@ class Pipeline(OutputDirectory):
         generator = Generator.load(self.model_url)
         job = self.job.evaluate
         with self.stage("sample", rows=job.num_samples):
+            conditions = self._held_out_conditions(generator)
             write_table(
                 self.samples_url,
                 generator.columns,
-                generator.sample_parts(job.num_samples, seed=job.seed),
+                job.num_samples,
+                lambda ranges: generator.sample_ranges(ranges, job.seed, conditions),
                 source=self._sample_source,
             )
         return self.samples_url
@@ -342,12 +348,20 @@ class Pipeline(OutputDirectory):
         with self.writing("job.toml"):
             self.output.write("job.toml", self.job.to_toml().encode())
 
+    def _held_out_conditions(self, generator: Generator) -> NDArray[np.float64] | None:
+        """What the samples that are evaluated are given: the conditions of held-out rows, again from the first one."""
+        if not generator.condition:
+            return None
+        held_out = self.prepared.test[:, generator.split.places]
+        return np.resize(held_out, (self.job.evaluate.num_samples, held_out.shape[1]))
+
     @property
     def _sample_source(self) -> str:
         """What decides the samples: the model's bytes, how many, and the seed."""
         job = self.job.evaluate
         model = hashlib.sha256(self.output.read("model/model.safetensors") or b"").hexdigest()
-        return f"model {model}, {job.num_samples} rows, seed {job.seed}"
+        given = f", given {fingerprint(self.prepared.test)}" if self.job.data.condition else ""
+        return f"model {model}, {job.num_samples} rows, seed {job.seed}{given}"
 
     def _label_missing(self, pairs: Pairs, overlap: bool) -> None:
         with self.session(), contextlib.ExitStack() as stack:

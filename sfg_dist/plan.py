@@ -46,6 +46,8 @@ class Stream(enum.IntEnum):
     TOY = 7
     EVALUATE = 8
     CALIBRATE = 9
+    EXPORT = 10
+    CONDITION = 11
     TRAIN_NOISE = 12
 
 
@@ -96,7 +98,8 @@ class Plan:
             do not, the fingerprints of the reference and of the user's query points, and what was chosen for the
             reference: t_min, and for ``labels.time_grid = "fitted"`` the grid of each direction.
         num_pairs: rows of latents and of labels, in all records together.
-        dim: columns of latents and of labels, the flow's dimension.
+        dim: columns of latents and of labels, the flow's dimension; those of ``condition`` are the last, and the same
+            in both.
         shard_rows: rows of a shard, the last one may be shorter.
         columns: the user's column names, in order.
         source: what the job called the table when the store was created; no part of the identity.
@@ -159,6 +162,11 @@ class Plan:
         """The place of a shard on the grid of ``shard_rows`` rows; a ragged shard and what completes it share one."""
         record = self.record_of(shard)
         return self.record_rows(record)[0] // self.shard_rows + shard - self.record_shards(record).start
+
+    @property
+    def condition(self) -> tuple[str, ...]:
+        """The columns that labels are conditioned on: the last of latents, of labels and of the reference."""
+        return tuple(self.identity.get("data", {}).get("condition", ()))
 
     @property
     def labels(self) -> Mapping[str, Any]:

@@ -282,7 +282,8 @@ def make_trainer(
         import ray.train.torch
 
         device = ray.train.torch.get_device()
-    model = MLP(pairs.plan.dim, **settings.network).to(device)
+    num_conditions = len(pairs.plan.condition)  # the last columns, of latents and of labels alike
+    model = MLP(pairs.plan.dim - num_conditions, num_conditions=num_conditions, **settings.network).to(device)
     parallel: nn.Module | None = None
     if world_size > 1:
         parallel = nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)

@@ -100,6 +100,7 @@ class Trainer:
         self.seed, self.rank = seed, rank
         self.parallel = model if parallel is None else parallel
         self.world_size = world_size
+        self.num_targets: int | None = getattr(model, "dim", None)  # labels' columns that the network gives
         self.device = next(model.parameters()).device
         self.learning_rate = learning_rate
         self.schedule = schedule
@@ -114,16 +115,16 @@ class Trainer:
         """One optimiser step.
 
         Args:
-            latents: this rank's part of the batch, with conditions behind them where there are any, shape (num_rows,
-                num_columns); num_rows may be 0.
-            labels: shape (num_rows, dim).
+            latents: this rank's part of the batch, with the conditions that go with them, shape (num_rows, dim +
+                num_conditions); num_rows may be 0.
+            labels: the same shape; the conditions in it are passed over.
             global_rows: rows of the batch over all ranks.
             done: share of the training that is over, 0 to 1, for the learning rate.
 
         Returns:
             This rank's sum of the loss over the rows of the whole batch, a scalar on the device.
         """
-        y, x = self._to_device(latents), self._to_device(labels)
+        y, x = self._to_device(latents), self._to_device(labels)[:, : self.num_targets]
         rate = self._scheduled_rate(done)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -168,7 +169,7 @@ class Trainer:
         with self.averaged_weights(), torch.inference_mode():
             for first in range(0, len(latents), 8192):
                 y = self._to_device(latents[first : first + 8192])
-                x = self._to_device(labels[first : first + 8192])
+                x = self._to_device(labels[first : first + 8192])[:, : self.num_targets]
                 total += float(self._loss_sum(self.model, y, x, noise))
         return total / len(latents)
 

@@ -132,6 +132,11 @@ class Pairs:
         """Rows of the least that can be read: of a shard, or of a chunk where shards are cut."""
         return record_layout(self.plan, 0).chunk_rows
 
+    @property
+    def conditions(self) -> da.Array:
+        """What the labels are given, float32 (num_pairs, len(plan.condition)): the last columns of both arrays."""
+        return self.latents[:, self.plan.dim - len(self.plan.condition) :]
+
     # The frame.
 
     @property

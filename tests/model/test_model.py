@@ -178,18 +178,6 @@ def test_save_and_load(tmp_path, calibrated, kind):
     assert {file.name for file in (tmp_path / "model").iterdir()} == {"model.safetensors", "generator.json"}
 
 
-def test_samples_are_seeded_by_row(monkeypatch):
-    monkeypatch.setattr("sfg_dist.model.generator.SAMPLE_ROWS", 100)
-    generator = make_generator()
-    whole = generator.sample(250, seed=1)
-    assert whole.shape == (250, 3)
-    np.testing.assert_allclose(generator.sample(130, seed=1), whole[:130], rtol=1e-5)
-    assert not np.array_equal(generator.sample(130, seed=2), whole[:130])
-    assert generator.sample(0).shape == (0, 3)
-    with pytest.raises(ValueError, match="negative"):
-        generator.sample(-1)
-
-
 def test_loading_what_is_not_a_generator(tmp_path):
     with pytest.raises(StoreError, match="holds no generator"):
         Generator.load(tmp_path)

@@ -154,6 +154,9 @@ class TrainConfig(_Section):
     block: Literal["residual", "plain"] = "residual"
     activation: Literal["silu", "gelu", "relu", "tanh"] = "gelu"
     linear_skip: bool = True
+    objective: Literal["mse", "energy"] = "mse"
+    num_noise: Annotated[int, BeforeValidator(_integral), Field(ge=0)] = 0
+    optimizer: Literal["muon", "adamw"] = "muon"
     batch_size: PositiveInt = 1024
     learning_rate: PositiveFloat = 3e-3
     learning_rate_schedule: Literal["cosine", "stable_decay", "constant"] = "cosine"
@@ -175,6 +178,10 @@ class TrainConfig(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
+        if self.objective == "energy" and not self.num_noise:
+            raise ValueError('objective = "energy" needs columns of noise beside the latents: set num_noise')
+        if self.objective == "mse" and self.num_noise:
+            raise ValueError('num_noise: objective = "mse" would learn to pass noise over; set objective = "energy"')
         if isinstance(self.num_workers, list) and not (
             len(self.num_workers) == 2 and self.num_workers[0] <= self.num_workers[1]
         ):

@@ -255,7 +255,7 @@ class Pipeline(OutputDirectory):
 
         job = self.job.train
         return FitSettings(
-            network=job.model_dump(include={"width", "depth", "block", "activation", "linear_skip"}),
+            network=job.model_dump(include={"width", "depth", "block", "activation", "linear_skip", "num_noise"}),
             **job.model_dump(include={field.name for field in fields(FitSettings)} - {"network"}),
         )
 

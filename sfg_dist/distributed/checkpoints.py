@@ -60,7 +60,8 @@ class FitSettings:
     Attributes:
         network: arguments of MLP but for dim.
         batch_size: rows of a global batch, over all ranks.
-        learning_rate, learning_rate_schedule, weight_decay, ema_decay, precision, clip_norm: as for Trainer.
+        learning_rate, learning_rate_schedule, weight_decay, ema_decay, precision, clip_norm, objective,
+            optimizer: as for Trainer.
         num_epochs: passes over the training pairs.
         max_time_s: stop after this much training time, over all attempts; the learning rate is planned for it.
         validation_fraction: share of the pairs, the last ones, that is held out.
@@ -92,6 +93,8 @@ class FitSettings:
     keep_checkpoints: int = 2
     patience: int | None = None
     direction: str = "decode"
+    objective: str = "mse"
+    optimizer: str = "muon"
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -240,7 +240,7 @@ def _fit_rank(url: str, checkpoints: Place, settings: FitSettings, *, rank: int,
         rank=rank,
         world_size=world_size,
     ) as stream:
-        trainer = make_trainer(pairs, settings, world_size=world_size)
+        trainer = make_trainer(pairs, settings, rank=rank, world_size=world_size)
         FitLoop(
             trainer,
             stream,
@@ -273,7 +273,7 @@ def table_names(settings: FitSettings) -> tuple[str, str]:
 
 
 def make_trainer(
-    pairs: Pairs, settings: FitSettings, *, world_size: int = 1, device: torch.device | None = None
+    pairs: Pairs, settings: FitSettings, *, rank: int = 0, world_size: int = 1, device: torch.device | None = None
 ) -> Trainer:
     """The network of these settings at its start, on this rank's device if no other is given, and what trains it."""
     torch.manual_seed(settings.seed)
@@ -294,9 +294,13 @@ def make_trainer(
         ema_decay=settings.ema_decay,
         schedule=settings.learning_rate_schedule,  # type: ignore[arg-type]
         precision=settings.precision,  # type: ignore[arg-type]
+        objective=settings.objective,  # type: ignore[arg-type]
+        optimizer=settings.optimizer,  # type: ignore[arg-type]
         clip_norm=settings.clip_norm,
         parallel=parallel,
         world_size=world_size,
+        rank=rank,
+        seed=settings.seed,
     )
 
 

@@ -60,7 +60,12 @@ def test_gradients_of_uneven_parts_average_to_the_batchs(parts):
     def gradient(world_size, y, x):
         torch.manual_seed(0)
         trainer = Trainer(
-            MLP(3, width=6, depth=1), learning_rate=0.0, weight_decay=0, ema_decay=0, world_size=world_size
+            MLP(3, width=6, depth=1),
+            learning_rate=0.0,
+            weight_decay=0,
+            ema_decay=0,
+            precision="float32",
+            world_size=world_size,
         )
         torch.nn.init.normal_(trainer.model.out.weight)
         trainer.step(y, x, 8, 0.0)

@@ -24,10 +24,11 @@ from sfg_dist.distributed.checkpoints import load_average
 from sfg_dist.errors import SfgError, TrainingError
 from sfg_dist.flow import label_latents
 from sfg_dist.model import MLP, Calibration, Generator
+from sfg_dist.output import Listener
 from sfg_dist.pipeline import Pipeline
 
-PILOT_SHARE = 1 / 16  # of the pairs, made first
 PACE_MARGIN = 0.95
+MAX_GROWTH = 16  # of the pairs at once, so that the pace is known better before the most of them
 RESERVED_SHARE = 0.005  # of the budget, for opening the pairs and saving the network
 CHECKPOINTS_A_BUDGET = 16  # snapshots are read from them; each costs the fit some 50 ms
 MIN_CHECKPOINT_S = 0.5
@@ -86,7 +87,7 @@ class OwnFit:
 class _InnerPipeline(Pipeline):
     """A pipeline over a table that is read already."""
 
-    def __init__(self, job: Job, prepared: Prepared, listener: Callable[[Mapping[str, Any]], None]) -> None:
+    def __init__(self, job: Job, prepared: Prepared, listener: Listener | None) -> None:
         super().__init__(job, listener)
         self._prepared = prepared
 
@@ -202,30 +203,27 @@ def _calibration_time(job: Job, prepared: Prepared) -> float:
 
 
 def _label(job: Job, prepared: Prepared, limit_s: float, started: float) -> Job:
-    """Label as many pairs as the time allows, the job's number at most; the job with the number made."""
-    rows, shard_rows = job.labels.num_pairs, job.labels.shard_rows
-    least = shard_rows * (2 if job.labels.direction == "both" else 1)
-    pilot = max(least, int(PILOT_SHARE * rows) // shard_rows * shard_rows)
-    timed: list[tuple[int, float]] = []
+    """Label as many pairs as the time allows, the job's number at most; the job with the number made.
 
-    def on_event(event: Mapping[str, Any]) -> None:
-        if event["event"] == "shard":
-            timed.append((event["rows"][1] - event["rows"][0], event["seconds"]))
-
-    if pilot >= rows:
-        _InnerPipeline(job, prepared, on_event).label()
-        return job
-    part = _with(job, labels={"num_pairs": pilot})
-    _InnerPipeline(part, prepared, on_event).label()
-    pace = PACE_MARGIN * sum(count for count, _ in timed) / max(1e-9, sum(seconds for _, seconds in timed))
-    affordable = pilot + int(pace * (limit_s - (time.perf_counter() - started)))
-    if affordable < rows:
-        rows = max(pilot, affordable // shard_rows * shard_rows)
-    if rows == pilot:
-        return part
-    whole = _with(job, labels={"num_pairs": rows})
-    _InnerPipeline(whole, prepared, on_event).extend()
-    return whole
+    One shard first, then more by the pace so far; each part is a store's extension, with the bits of a single run.
+    """
+    wanted, shard_rows = job.labels.num_pairs, job.labels.shard_rows
+    made = min(wanted, shard_rows * (2 if job.labels.direction == "both" else 1))
+    part = _with(job, labels={"num_pairs": made})
+    _InnerPipeline(part, prepared, None).label()
+    pace = made / (time.perf_counter() - started)  # a low guess: the start of the store is in it
+    while made < wanted:
+        before_s = time.perf_counter()
+        affordable = made + PACE_MARGIN * pace * (limit_s - (before_s - started))
+        target = min(wanted, MAX_GROWTH * made)
+        if affordable < target:
+            target = int(affordable) // shard_rows * shard_rows
+        if target <= made:
+            break
+        part = _with(job, labels={"num_pairs": target})
+        _InnerPipeline(part, prepared, None).extend()
+        pace, made = (target - made) / (time.perf_counter() - before_s), target
+    return part
 
 
 class _Watcher:

@@ -65,7 +65,7 @@ class Selection:
 
     def to_json(self) -> dict[str, Any]:
         """As a document."""
-        return asdict(self)
+        return {**asdict(self), "trials": [asdict(trial) for trial in self.trials]}
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Selection:

@@ -96,7 +96,8 @@ def _entry(cells: Sequence[Mapping[str, Any]], job: Job) -> dict[str, Any]:
                  "num_pairs_wanted"):  # fmt: skip
         if name in first:
             entry[name] = first[name]
-    entry["num_not_finite"] = sum(cell["num_not_finite"] for cell in cells)
+    for name in ("num_not_finite", "num_likelihood_not_finite"):
+        entry[name] = sum(cell[name] for cell in cells)
     entry["load_average"] = max(max(cell["load_average"]) for cell in cells)
     entry["curve"] = _curve([cell["curve"] for cell in cells])
     return entry

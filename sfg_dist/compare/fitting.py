@@ -18,6 +18,7 @@ from sfg_dist.errors import TrainingError
 
 EMA_DECAY = 0.999
 WARMUP_STEPS = 100
+MAX_WARMUP_SHARE = 0.05  # of the time, however few steps that is
 MAX_GRADIENT_NORM = 5.0
 NUM_LOOKS = 50  # at the validation rows
 VALIDATION_ROWS = 2048
@@ -101,7 +102,8 @@ def fit_peer(
     while not is_last:
         elapsed = clock() - started
         done = min(1.0, elapsed / max_time_s)
-        rate = learning_rate * min(1.0, (fit.num_steps + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * done))
+        warm = min(1.0, max((fit.num_steps + 1) / WARMUP_STEPS, done / MAX_WARMUP_SHARE))
+        rate = learning_rate * warm * 0.5 * (1 + math.cos(math.pi * done))
         for group in optimizer.param_groups:
             group["lr"] = rate
         if place + batch_size > len(rows):

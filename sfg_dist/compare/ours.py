@@ -21,7 +21,7 @@ from sfg_dist.compare.judging import Rows, auc, figures, finite_rows, mean_and_e
 from sfg_dist.config import Job, resolve_job
 from sfg_dist.data import Prepared
 from sfg_dist.distributed.checkpoints import load_average
-from sfg_dist.errors import SfgError, TrainingError
+from sfg_dist.errors import TrainingError
 from sfg_dist.flow import label_latents
 from sfg_dist.model import MLP, Calibration, Generator
 from sfg_dist.output import Listener
@@ -329,16 +329,25 @@ def run_own(
 
 
 def _likelihood(generator: Generator, prepared: Prepared) -> dict[str, Any]:
-    """Mean log density of the test rows in the user's units, where the generator gives one."""
+    """Mean log density of the test rows in the user's units, where the generator gives one.
+
+    The rows have the dequantization noise that the peers' have.
+    """
     log_prob = getattr(generator, "log_prob", None)
-    nothing = {"test_log_likelihood": None, "test_log_likelihood_error": None, "num_likelihood_rows": 0}
+    found: dict[str, Any] = {
+        "test_log_likelihood": None,
+        "test_log_likelihood_error": None,
+        "num_likelihood_rows": 0,
+        "num_likelihood_not_finite": 0,
+    }
     if log_prob is None:
-        return nothing
+        return found
     try:
-        values = np.asarray(log_prob(prepared.test), dtype=np.float64)
-    except SfgError:  # a generator without an encoder
-        return nothing
-    mean, error = mean_and_error(values)
-    if not np.isfinite(mean):
-        return nothing
-    return {"test_log_likelihood": mean, "test_log_likelihood_error": error, "num_likelihood_rows": len(values)}
+        values = np.asarray(log_prob(prepared.test, noise=prepared.noise("test")), dtype=np.float64)
+    except TrainingError:  # the generator has no encoder
+        return found
+    found["num_likelihood_rows"] = len(values)
+    found["num_likelihood_not_finite"] = int((~np.isfinite(values)).sum())
+    if not found["num_likelihood_not_finite"]:
+        found["test_log_likelihood"], found["test_log_likelihood_error"] = mean_and_error(values)
+    return found

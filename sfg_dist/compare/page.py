@@ -157,6 +157,11 @@ def _notes(document: Mapping[str, Any]) -> Iterator[str]:
             )
         if entry["num_not_finite"]:
             yield f"{NAMES[name]}: {entry['num_not_finite']:,} samples held NaN or infinity and were left out."
+        if entry["num_likelihood_not_finite"]:
+            yield (
+                f"{NAMES[name]}: the log density of {entry['num_likelihood_not_finite']:,} test rows is not finite, so "
+                "their mean is not shown."
+            )
     threads = int(document["facts"]["threads"])
     busy = [NAMES[name] for name, entry in document["methods"].items() if entry["load_average"] > threads + MANY_FITS]
     if busy:

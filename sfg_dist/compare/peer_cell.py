@@ -125,6 +125,7 @@ def _likelihood(
         "test_log_likelihood": mean if np.isfinite(mean) else None,
         "test_log_likelihood_error": error if np.isfinite(mean) else None,
         "num_likelihood_rows": len(values),
+        "num_likelihood_not_finite": int((~np.isfinite(values)).sum()),
     }
 
 

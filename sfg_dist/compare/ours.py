@@ -210,8 +210,15 @@ def _label(job: Job, prepared: Prepared, limit_s: float, started: float) -> Job:
     wanted, shard_rows = job.labels.num_pairs, job.labels.shard_rows
     made = min(wanted, shard_rows * (2 if job.labels.direction == "both" else 1))
     part = _with(job, labels={"num_pairs": made})
-    _InnerPipeline(part, prepared, None).label()
-    pace = made / (time.perf_counter() - started)  # a low guess: the start of the store is in it
+    begun_s = started
+
+    def on_event(event: Mapping[str, Any]) -> None:
+        nonlocal begun_s
+        if event["event"] == "stage_started" and event["stage"] == "label":  # the store is made, once
+            begun_s = time.perf_counter()
+
+    _InnerPipeline(part, prepared, on_event).label()
+    pace = made / (time.perf_counter() - begun_s)
     while made < wanted:
         before_s = time.perf_counter()
         affordable = made + PACE_MARGIN * pace * (limit_s - (before_s - started))

@@ -66,7 +66,7 @@ def peer_kinds(width: int, depth: int) -> tuple[PeerKind, ...]:
         PeerKind(
             "nsf",
             spline_flow,
-            {"transforms": 3, "hidden": [128, 128], "bins": 8},
+            {"transforms": 5, "hidden": [128, 128], "bins": 8},
             256,
             {"nsf": "sample"},
             {"nsf": -1},

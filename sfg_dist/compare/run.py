@@ -30,7 +30,7 @@ from sfg_dist.compare.tables import Tables
 from sfg_dist.config import Job
 from sfg_dist.data import prepare
 from sfg_dist.distributed.labeler import default_device
-from sfg_dist.errors import ConfigError
+from sfg_dist.errors import ConfigError, TrainingError
 from sfg_dist.evaluate import floor
 from sfg_dist.output import Listener, OutputDirectory
 from sfg_dist.pipeline import as_job
@@ -271,7 +271,12 @@ class Comparison(OutputDirectory):
         def on_step(text: str) -> None:
             self.emit("cell_step", method=name, seed=seed, text=text)
 
-        found, tables = cell(on_step)
+        try:
+            found, tables = cell(on_step)
+        except TrainingError as error:
+            raise TrainingError(
+                f"{name}, seed {seed}: {error}; or leave it out of compare.methods: finished methods are kept"
+            ) from error
         for entry in found.values():
             # Above the number of threads, others were at work on the machine.
             entry["load_average"] = [round(load_before, 2), round(os.getloadavg()[0], 2)]

@@ -11,6 +11,8 @@ from sfg_dist.evaluate.figures import to_data_uri
 from sfg_dist.evaluate.report import MEANINGS, NO_VALUE, shown_number
 from sfg_dist.words import duration
 
+OVERRUN = 1.02
+"""Times the budget from which on the page says so."""
 MANY_FITS = 4.0
 """A load average so far above the number of threads says that others were at work."""
 
@@ -148,7 +150,11 @@ def _facts(document: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _notes(document: Mapping[str, Any]) -> Iterator[str]:
+    limit_s = document["budget"]["max_time_s"]
     for name, entry in document["methods"].items():
+        spent_s = entry["label_s"] + entry["fit_s"]
+        if spent_s > OVERRUN * limit_s:
+            yield f"{NAMES[name]}: {spent_s:.0f} s instead of {limit_s:g} s, since its last steps were long."
         if entry.get("num_pairs", 0) < entry.get("num_pairs_wanted", 0):
             share = document["budget"]["max_label_share"]
             yield (

@@ -275,6 +275,7 @@ def _finish(as_json: bool, job: Job, result: Mapping[str, Any]) -> None:
     say(as_json, {"output": job.output.dir, **result}, "\n".join(lines))
 
 
+import sfg_dist.compare_command  # noqa: E402
 import sfg_dist.model_commands  # noqa: E402
 import sfg_dist.store_commands  # noqa: E402, F401  (makes its commands known, behind those above in the help)
 

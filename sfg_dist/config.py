@@ -41,6 +41,8 @@ METRICS = (
     "kl",
 )
 
+COMPARE_METHODS = ("sfg", "published", "nsf", "realnvp", "flow_matching", "score_sde", "score_ode")
+
 # Fixed grid: any; with labels.solver_tolerance: those with an error estimate of their own.
 ADAPTIVE_SOLVER_NAMES = ("bs32", "dopri5", "tsit5", "exp_abm3", "exp_abm4", "exp_abm5")
 SOLVER_NAMES = (
@@ -197,6 +199,27 @@ class EvaluateConfig(_Section):
     seed: Seed = 0
 
 
+class CompareConfig(_Section):
+    """Which methods stand beside each other, and for how long each may work."""
+
+    methods: list[Literal[COMPARE_METHODS]] = Field(default=list(COMPARE_METHODS), min_length=1)  # type: ignore[valid-type]
+    max_time_s: PositiveFloat = 300.0
+    num_seeds: PositiveInt = 1
+    selection_time_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 15.0
+    max_label_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    num_threads: PositiveInt | None = None
+    sizes: list[Annotated[str, Field(pattern=r"^[1-9]\d*x[1-9]\d*$")]] = []
+
+    @model_validator(mode="after")
+    def _check(self) -> CompareConfig:
+        for name, values in (("methods", self.methods), ("sizes", self.sizes)):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} names one twice")
+        if self.sizes and "sfg" not in self.methods:
+            raise ValueError('sizes are of "sfg", which is not among the methods')
+        return self
+
+
 class ExecutorConfig(_Section):
     """Where the work runs."""
 
@@ -225,6 +248,7 @@ class Job(_Section):
     labels: LabelsConfig = LabelsConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    compare: CompareConfig = CompareConfig()
     executor: ExecutorConfig = ExecutorConfig()
     output: OutputConfig = OutputConfig()
 

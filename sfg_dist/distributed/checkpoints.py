@@ -26,6 +26,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import Tensor
 
 from sfg_dist.errors import StoreError, TrainingError
 from sfg_dist.model.early_stopping import BEST_FILES
@@ -386,3 +387,16 @@ def load_fitted(place: Place) -> tuple[MLP, list[dict[str, float]]]:
     model = MLP(**document["network"])
     model.load_state_dict(load(weights))
     return model.eval(), document["history"]
+
+
+def load_average(place: Place) -> tuple[float, dict[str, Tensor]] | None:
+    """The averaged weights of the newest checkpoint and the training time that it was made after; None without one."""
+    location = open_checkpoints(place)
+    for name in _newest_first(location)[:1]:
+        tensors = load(location.read(f"{name}/{STATE_NAME}") or b"")
+        progress = json.loads(location.read(f"{name}/{PROGRESS_NAME}") or b"")
+        prefix = "average."
+        return float(progress["elapsed_s"]), {
+            key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)
+        }
+    return None

@@ -56,6 +56,7 @@ PUBLISHED_TRAIN: Mapping[str, Any] = {
     "activation": "tanh",
     "linear_skip": False,
     "validation_fraction": 0.001,
+    "optimizer": "adamw",
     "learning_rate": 2e-3,
     "weight_decay": 0,
     "learning_rate_schedule": "constant",

@@ -133,29 +133,6 @@ def test_sampling_to_a_file_that_opens_again(finished, tmp_path, suffix):
     assert table.columns == ("c0", "c1", "c2")
 
 
-@pytest.mark.parametrize("name", ["rows.zarr", "rows.parquet/"])
-def test_shares_of_a_table_and_a_start(finished, tmp_path, name):
-    from pyarrow import parquet
-
-    from sfg_dist import Generator
-    from sfg_dist.data import open_table
-
-    directory, _ = finished
-    out = f"{tmp_path}/{name}"
-    words = ["sample", "runs/job/model", "-n", "5000", "--start", "200", "--out", out, "--json"]
-    first = json.loads(sfg(directory, *words, "--share", "2/2", check=0).stdout)
-    assert first == {"samples": out, "rows": 0, "is_whole": False}  # one part, and it is the other's
-    done = sfg(directory, *words, "--share", "1/2", check=0)
-    assert json.loads(done.stdout) == {"samples": out, "rows": 5000, "is_whole": True}
-    assert "draw: 5,000 of 5,000 rows" in done.stderr
-    if name.endswith("/"):
-        table = parquet.read_table(out)
-        rows = np.column_stack([column.to_numpy() for column in table.columns])
-    else:
-        rows = open_table(out).values
-    np.testing.assert_array_equal(rows, Generator.load(directory / "runs" / "job").sample(5000, start=200))
-
-
 def change(directory, table, name):
     table = table.copy()
     if name == "nan.npy":
@@ -224,8 +201,6 @@ def test_bad_tables(job, table, name, words):
         (["frobnicate"], ["No such command"]),
         (["sample", "job.toml", "-n", "3"], ["evaluate table"]),
         (["sample", "model", "-n", "1.5"], ["whole number"]),
-        (["sample", "model", "--start", "-1"], ["--start must be a whole number"]),
-        (["sample", "model", "--share", "5/4"], ["--share 5/4: expected K/M"]),
         (["status", "nowhere"], ["nowhere does not exist"]),
         (["sample", "nowhere"], ["nowhere does not exist"]),
         (["run", "job.toml", "--set", "output.dir=table.npy"], ["output.dir", "is a file"]),

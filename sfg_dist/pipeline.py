@@ -11,7 +11,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sfg_dist.data import Prepared
+    from sfg_dist.model.encoder import Encoder
     from sfg_dist.model.generator import Generator
+    from sfg_dist.model.likelihood import Mass
     from sfg_dist.store import Frame, Pairs
 
 
@@ -126,6 +128,8 @@ class Pipeline(OutputDirectory):
             network=job.model_dump(include={"width", "depth", "block", "activation", "linear_skip"}),
             **job.model_dump(include={field.name for field in fields(FitSettings)} - {"network"}),
         )
+        if job.encoder and job.max_time_s is not None:
+            settings = replace(settings, max_time_s=job.max_time_s * (1 - job.encoder_share))
         url, checkpoints = absolute_url(self.pairs_url), absolute_url(self.checkpoints_url)
         fresh = not has_checkpoint(checkpoints, settings, pairs.plan.run_id)
         with (
@@ -145,16 +149,43 @@ class Pipeline(OutputDirectory):
                 network, _ = fit_with_workers(
                     url, checkpoints, settings, num_workers=job.num_workers, on_epoch=on_epoch
                 )
+            encoder, mass = self._fit_encoder(url, checkpoints) if job.encoder else (None, None)
             calibration = Calibration.fit(network, pairs.reference, seed=job.seed) if job.calibrate else None
             generator = Generator(
                 network,
                 Transform.from_arrays(*pairs.transform),
                 calibration,
                 job=self.job.model_dump(exclude_none=True),
+                encoder=encoder,
+                mass=mass,
             )
             with self.writing("model"):
                 generator.save(self.model_url)
         return generator
+
+    def _fit_encoder(self, url: str, checkpoints: str) -> tuple[Encoder, Mass]:
+        """Fit the encoder to the pairs and the training rows; the validation rows choose among its weights."""
+        from sfg_dist.distributed.encoding import EncoderSettings, fit_encoder
+
+        job = self.job.train
+        settings = EncoderSettings(
+            width=job.encoder_width,
+            depth=job.encoder_depth,
+            num_steps=job.encoder_steps,
+            max_time_s=None if job.max_time_s is None else job.max_time_s * job.encoder_share,
+            checkpoint_interval_s=job.checkpoint_interval_s,
+            num_threads=job.num_threads,
+            seed=job.seed,
+        )
+        encoder, mass = fit_encoder(
+            url,
+            checkpoints,
+            settings,
+            self.prepared.flow_rows("validation"),
+            on_check=lambda entry: self.emit("encoder", **entry),
+        )
+        self.emit("mass", **asdict(mass))
+        return encoder, mass
 
     def sample(self) -> str:
         """Draw the samples that are evaluated."""

@@ -46,6 +46,7 @@ class Stream(enum.IntEnum):
     TOY = 7
     EVALUATE = 8
     CALIBRATE = 9
+    ENCODER = 12
 
 
 def random_generator(seed: int, stream: Stream, index: int = 0) -> np.random.Generator:

@@ -21,6 +21,7 @@ from sfg_dist.config import Job, load_job, resolve_job
 from sfg_dist.errors import DataError, StoreError
 from sfg_dist.events import stage_times
 from sfg_dist.label_run import label_pending
+from sfg_dist.likelihoods import likelihood_figures
 from sfg_dist.objects import absolute_url, is_url
 from sfg_dist.output import Listener, OutputDirectory
 from sfg_dist.planning import check_job, identity_of_keys
@@ -243,6 +244,9 @@ class Pipeline(OutputDirectory):
                 self.emit("measured", what=name, **metrics[name])
             metrics["label_error"] = label_error(pairs, memory_gib=self.job.labels.memory_gib)
             self.emit("label_error", **metrics["label_error"])
+            if generator.encoder is not None:
+                metrics["likelihood"] = likelihood_figures(generator, prepared, pairs)
+                self.emit("likelihood", **metrics["likelihood"])
         metrics["time_s"] = stage_times(self.events.read())
         _, history = load_fitted(self.checkpoints_url)
         content = report_content(

@@ -43,7 +43,7 @@ from sfg_dist.model.likelihood import (
 )
 from sfg_dist.plan import Stream, random_generator
 
-IMITATION_SHARE = 0.12  # of the training
+IMITATION_STEPS, MAX_IMITATION_SHARE = 4000, 0.4  # of the training; a step costs a sixth of a later one
 IMITATION_ROWS, DATA_ROWS, PAIR_ROWS, PROPOSAL_ROWS = 256, 128, 128, 96
 PAIR_WEIGHT, FOLD_WEIGHT = 0.1, 0.3
 LEARNING_RATE, WEIGHT_DECAY, EMA_DECAY, WARMUP_STEPS = 3e-3, 0.01, 0.999, 100
@@ -120,7 +120,7 @@ class EncoderTrainer:
         warm = min(1.0, (progress.step + 1) / WARMUP_STEPS)
         for group in self.optimizer.param_groups:
             group["lr"] = LEARNING_RATE * warm * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-        if done < IMITATION_SHARE:
+        if progress.step < IMITATION_STEPS and done < MAX_IMITATION_SHARE:
             loss = self._imitation(generator, IMITATION_ROWS)
         else:
             loss = self._likelihood(generator) + PAIR_WEIGHT * self._imitation(generator, PAIR_ROWS)

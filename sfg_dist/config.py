@@ -176,6 +176,11 @@ class TrainConfig(_Section):
     num_workers: PositiveInt | list[PositiveInt] = 1
     num_threads: PositiveInt | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    encoder: bool = False
+    encoder_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    encoder_steps: PositiveInt = 20_000
+    encoder_width: PositiveInt = 128
+    encoder_depth: PositiveInt = 2
     seed: Seed = 0
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from sfg_dist.config import Job, load_job, resolve_job
 from sfg_dist.errors import DataError, StoreError
 from sfg_dist.events import stage_times
 from sfg_dist.label_run import label_pending
+from sfg_dist.likelihoods import likelihood_figures
 from sfg_dist.objects import absolute_url, is_url
 from sfg_dist.output import Listener, OutputDirectory
 from sfg_dist.plan import fingerprint
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
 
     from sfg_dist.data import Prepared
     from sfg_dist.distributed.checkpoints import FitSettings
+    from sfg_dist.model.encoder import Encoder
     from sfg_dist.model.generator import Generator
+    from sfg_dist.model.likelihood import Mass
     from sfg_dist.store import Frame, Pairs
 
 
@@ -165,6 +168,7 @@ class Pipeline(OutputDirectory):
                 network, _ = fit_with_workers(
                     url, checkpoints, settings, num_workers=workers, on_epoch=on_epoch, on_live=on_live
                 )
+            encoder, mass = self._fit_encoder(url, checkpoints) if job.encoder else (None, None)
             # Calibration takes samples to the law of the whole table, which for given conditions is another.
             calibrates = job.calibrate and not pairs.plan.condition
             calibration = Calibration.fit(network, pairs.reference, seed=job.seed) if calibrates else None
@@ -174,10 +178,36 @@ class Pipeline(OutputDirectory):
                 calibration,
                 job=self.job.model_dump(exclude_none=True),
                 condition=pairs.plan.condition,
+                encoder=encoder,
+                mass=mass,
             )
             with self.writing("model"):
                 generator.save(self.model_url)
         return generator
+
+    def _fit_encoder(self, url: str, checkpoints: str) -> tuple[Encoder, Mass]:
+        """Fit the encoder to the pairs and the training rows; the validation rows choose among its weights."""
+        from sfg_dist.distributed.encoding import EncoderSettings, fit_encoder
+
+        job = self.job.train
+        settings = EncoderSettings(
+            width=job.encoder_width,
+            depth=job.encoder_depth,
+            num_steps=job.encoder_steps,
+            max_time_s=None if job.max_time_s is None else job.max_time_s * job.encoder_share,
+            checkpoint_interval_s=job.checkpoint_interval_s,
+            num_threads=job.num_threads,
+            seed=job.seed,
+        )
+        encoder, mass = fit_encoder(
+            url,
+            checkpoints,
+            settings,
+            self.prepared.flow_rows("validation"),
+            on_check=lambda entry: self.emit("encoder", **entry),
+        )
+        self.emit("mass", **asdict(mass))
+        return encoder, mass
 
     def sample(self) -> str:
         """Draw the samples that are evaluated."""
@@ -237,6 +267,9 @@ class Pipeline(OutputDirectory):
                 self.emit("measured", what=name, **metrics[name])
             metrics["label_error"] = label_error(pairs, memory_gib=self.job.labels.memory_gib)
             self.emit("label_error", **metrics["label_error"])
+            if generator.encoder is not None:
+                metrics["likelihood"] = likelihood_figures(generator, prepared, pairs)
+                self.emit("likelihood", **metrics["likelihood"])
         metrics["time_s"] = stage_times(self.events.read())
         _, history = load_fitted(self.checkpoints_url)
         content = report_content(
@@ -254,10 +287,13 @@ class Pipeline(OutputDirectory):
         from sfg_dist.distributed.checkpoints import FitSettings
 
         job = self.job.train
-        return FitSettings(
+        settings = FitSettings(
             network=job.model_dump(include={"width", "depth", "block", "activation", "linear_skip", "num_noise"}),
             **job.model_dump(include={field.name for field in fields(FitSettings)} - {"network"}),
         )
+        if job.encoder and job.max_time_s is not None:
+            settings = replace(settings, max_time_s=job.max_time_s * (1 - job.encoder_share))
+        return settings
 
     # What the stages share.
 

@@ -49,6 +49,7 @@ class Stream(enum.IntEnum):
     EXPORT = 10
     CONDITION = 11
     TRAIN_NOISE = 12
+    ENCODER = 13
 
 
 def random_generator(seed: int, stream: Stream, index: int = 0) -> np.random.Generator:

@@ -149,6 +149,7 @@ def render_report(content: ReportContent) -> str:
         notes=list(content.notes),
         facts=dict(content.facts),
         table=_metric_rows(content.metrics),
+        likelihood=_likelihood_rows(content.metrics.get("likelihood") or {}),
         cloud_pictures=list(_cloud_pictures(content)),
         fit_pictures=list(_fit_pictures(content.history, time_s)),
         job_toml=content.job_toml,
@@ -236,6 +237,38 @@ def _metric_rows(metrics: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str
         for name in METRIC_NAMES
         if any(name in (metrics.get(kind) or {}) for kind in kinds)
     ]
+
+
+_LIKELIHOODS = {
+    "encoder": ("Generator.log_prob", "the encoder's density, its mass taken off"),
+    "kernel": ("Blurred data", "the labels' own law: a Gaussian of the blur about every training row, exactly"),
+    "ode": ("Blurred data, along the flow", "the same law by the change of variables along the ODE"),
+    "normal": ("Normal law", "mean and covariance of the transformed training rows"),
+}
+
+
+def _likelihood_rows(figures: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+    """A row for each density: mean over held-out rows with its standard error, rows, and the mass."""
+    rows = []
+    for name, (shown, meaning) in _LIKELIHOODS.items():
+        if name not in figures:
+            continue
+        mean, error = (_figure(figures, name, key) for key in ("mean", "standard_error"))
+        mass, mass_error = (_figure(figures, name, key) for key in ("mass", "mass_error"))
+        said = "1, exactly" if mass is None else f"{mass:.3f} \N{PLUS-MINUS SIGN} {mass_error or 0:.3f}"
+        if not figures[name].get("mass_established", True):
+            said += ", not established"
+        rows.append(
+            {
+                "name": shown,
+                "meaning": meaning,
+                "mean": shown_number(mean),
+                "error": shown_number(error),
+                "num_rows": f"{figures[name]['num_rows']:,}",
+                "mass": said,
+            }
+        )
+    return rows
 
 
 def _auc_scale(metrics: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """The saved generator: network, column transform, job and figures in two files that hold no code.
 
 model/
-    model.safetensors   network.*, transform.* and calibration.* arrays
+    model.safetensors   network.*, transform.*, calibration.* and encoder.* arrays
     generator.json      shapes, column names, the transform's names, the job and its figures
 """
 
@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,10 @@ from torch import Tensor
 from sfg_dist._version import __version__
 from sfg_dist.data import Transform
 from sfg_dist.data.conditions import ColumnSplit, read_given
-from sfg_dist.errors import StoreError
+from sfg_dist.errors import StoreError, TrainingError
 from sfg_dist.model.calibrate import Calibration
+from sfg_dist.model.encoder import Encoder
+from sfg_dist.model.likelihood import Mass, batch_rows_of, mapped_log_density
 from sfg_dist.model.mlp import MLP, predict
 from sfg_dist.model.sampling import BLOCK_ROWS, draw_ranges, units
 from sfg_dist.objects import is_url
@@ -53,6 +55,8 @@ class Generator:
         job: the job that made it, as resolved.
         metrics: its figures, as in metrics.json; empty before it was evaluated.
         condition: names of the columns that a sample is given; the others are drawn.
+        encoder: maps labels to latents; None where train.encoder was false.
+        mass: the integral of the encoder's density, which ``log_prob`` takes off.
 
     Example:
         >>> generator = Generator.load("runs/quickstart/model")     # doctest: +SKIP
@@ -65,6 +69,8 @@ class Generator:
     job: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     condition: tuple[str, ...] = ()
+    encoder: Encoder | None = None
+    mass: Mass | None = None
 
     def __repr__(self) -> str:
         given = f" given {', '.join(self.condition)}" if self.condition else ""
@@ -200,9 +206,70 @@ class Generator:
             return self.transform.inverse(labels)
         return self.split.join(self.transform, labels, conditions)
 
+    def encode(self, rows: NDArray[np.float64], *, noise: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
+        """Latents of rows, which ``decode`` takes back to about the same rows.
+
+        Args:
+            rows: in the user's columns and units, shape (num_rows, number of columns).
+            noise: where in its cell a value of a column on a grid lies, in [0, 1), shape (num_rows, dim); None is the
+                middle.
+
+        Returns:
+            Latents, float32, shape (num_rows, dim).
+
+        Raises:
+            TrainingError: the generator has no encoder.
+            DataError: the shape is wrong, or a value is not finite.
+        """
+        encoder, _ = self._require_encoder()
+        device = next(encoder.parameters()).device
+        labels = torch.from_numpy(self.transform.forward(rows, noise=noise)).to(device)
+        return predict(encoder, labels).cpu().numpy()
+
+    def log_prob(self, rows: NDArray[np.float64], *, noise: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+        """Log density of rows, by the encoder E and its exact Jacobian J.
+
+            log p(x) = log N(E(u); 0, I) + log |det J(u)| - log mass + log |du/dx|,    u = the row as the flow sees it
+
+        The mass is that of the first two terms, estimated when the encoder was fitted (``mass``): the network need not
+        be one-to-one. A column on a grid counts as spread evenly over its cells. Beyond the training rows the
+        transform goes on straight and so does the encoder, so the tails are those of a normal law.
+
+        Args:
+            rows: in the user's columns and units, shape (num_rows, number of columns); memory does not grow with
+                their number.
+            noise: as for ``encode``.
+
+        Returns:
+            Nats per unit volume of the user's columns (constant ones left out), float64, shape (num_rows,); minus
+            infinity where the encoder's determinant is zero.
+
+        Raises:
+            TrainingError: the generator has no encoder.
+            DataError: the shape is wrong, or a value is not finite.
+        """
+        encoder, mass = self._require_encoder()
+        labels = torch.from_numpy(self.transform.forward(rows, noise=noise))
+        values, _ = mapped_log_density(
+            encoder.with_jacobian,
+            labels,
+            batch_rows=batch_rows_of(encoder.dim, encoder.shape["width"]),
+            device=next(encoder.parameters()).device,
+        )
+        return values.numpy() - np.log(mass.value) + self.transform.log_det_jacobian(rows, noise=noise)
+
+    def _require_encoder(self) -> tuple[Encoder, Mass]:
+        if self.encoder is None or self.mass is None:
+            raise TrainingError(
+                "this generator has no encoder: set train.encoder = true in its job and run `sfg train` again"
+            )
+        return self.encoder, self.mass
+
     def to(self, device: torch.device | str) -> Generator:
-        """The same generator with its network on another device."""
+        """The same generator with its networks on another device."""
         self.network.to(device)
+        if self.encoder is not None:
+            self.encoder.to(device)
         return self
 
     @property
@@ -215,6 +282,8 @@ class Generator:
         tensors: dict[str, Tensor] = {
             f"network.{name}": t.detach().cpu() for name, t in self.network.state_dict().items()
         }
+        if self.encoder is not None:
+            tensors |= {f"encoder.{name}": t.detach().cpu() for name, t in self.encoder.state_dict().items()}
         arrays = {f"transform.{name}": array for name, array in self.transform.to_arrays().items()}
         if self.calibration is not None:
             arrays |= {f"calibration.{name}": array for name, array in self.calibration.to_arrays().items()}
@@ -238,6 +307,9 @@ class Generator:
             "job": self.job,
             "metrics": self.metrics,
         }
+        if self.encoder is not None and self.mass is not None:
+            shape = {"dim": self.encoder.dim, **self.encoder.shape}
+            document["encoder"] = {"network": shape, "mass": asdict(self.mass)}
         location.write(TENSORS_NAME, self._tensors())
         location.write(JSON_NAME, json.dumps(document, indent=1).encode())
 
@@ -266,6 +338,7 @@ class Generator:
             network.load_state_dict(_part(tensors, "network."))
             arrays = {name: tensor.numpy() for name, tensor in _part(tensors, "transform.").items()}
             calibration = {name: tensor.numpy() for name, tensor in _part(tensors, "calibration.").items()}
+            encoder, mass = _load_encoder(document.get("encoder"), _part(tensors, "encoder."))
             return cls(
                 network.eval(),
                 Transform.from_arrays(arrays, document["transform"]),
@@ -273,6 +346,8 @@ class Generator:
                 document["job"],
                 document["metrics"],
                 condition=tuple(document.get("condition", ())),
+                encoder=encoder,
+                mass=mass,
             )
         except (KeyError, TypeError, RuntimeError) as error:
             raise StoreError(f"the generator in {place} is damaged or of another version: {error}") from error
@@ -291,6 +366,15 @@ def _find(path: str) -> tuple[str, dict[str, bytes]]:
         if all(content is not None for content in files.values()):
             return place, {name: content for name, content in files.items() if content is not None}
     raise StoreError(f"{path} holds no generator: {missing} is missing")
+
+
+def _load_encoder(document: Mapping[str, Any] | None, tensors: dict[str, Tensor]) -> tuple[Encoder | None, Mass | None]:
+    """The encoder and its mass; two None where the generator has none."""
+    if document is None:
+        return None, None
+    encoder = Encoder(**document["network"])
+    encoder.load_state_dict(tensors)
+    return encoder.eval(), Mass(**document["mass"])
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

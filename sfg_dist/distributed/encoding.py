@@ -1,0 +1,147 @@
+"""The encoder's fit in one process: reads the pairs, keeps a checkpoint, goes on from it.
+
+It is small enough for one process wherever the fit of the generator needs several. Its checkpoint is one file,
+``encoder.safetensors`` among those of the generator's fit, written whole; a fit that has run to its end is not run
+again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sfg_dist.distributed.checkpoints import Place, open_checkpoints
+from sfg_dist.distributed.labeler import default_device
+from sfg_dist.errors import StoreError, TrainingError
+from sfg_dist.model.encoder import Encoder
+from sfg_dist.model.fit import Stopwatch
+from sfg_dist.model.fit_encoder import NUM_CHECKS, EncoderTrainer
+from sfg_dist.model.likelihood import Mass
+from sfg_dist.objects import reason_of
+from sfg_dist.store import open_pairs, read_rows
+
+STATE_NAME = "encoder.safetensors"
+MAX_NUMBERS = 2**25  # of the reference, and of latents and labels, that are held: 128 MiB each
+MIN_VALIDATION_ROWS = 32
+HELD_OUT_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """What the encoder's fit needs to know.
+
+    Attributes:
+        width, depth: of the network.
+        num_steps: at most.
+        max_time_s: stop after this much training time, over all attempts; None leaves it to num_steps.
+        checkpoint_interval_s: time between checkpoints.
+        num_threads: CPU threads; None leaves torch's own choice.
+        seed: of the network's start and of all draws.
+    """
+
+    width: int
+    depth: int
+    num_steps: int
+    max_time_s: float | None
+    checkpoint_interval_s: float
+    num_threads: int | None
+    seed: int
+
+
+def fit_encoder(
+    url: str,
+    checkpoints: Place,
+    settings: EncoderSettings,
+    validation: NDArray[np.float32],
+    *,
+    on_check: Callable[[dict[str, float]], None] | None = None,
+) -> tuple[Encoder, Mass]:
+    """Fit an encoder to the pairs of a store and to its reference.
+
+    Args:
+        url: the store.
+        checkpoints: a directory or an s3:// URL.
+        settings: the fit.
+        validation: rows of the data that no pair was made from, in the flow's coordinates; with fewer than
+            MIN_VALIDATION_ROWS, a share of the reference takes their place.
+        on_check: called with every entry of the history.
+
+    Returns:
+        The encoder with its best weights, and the mass of its density.
+
+    Raises:
+        TrainingError: the fit diverged, or a checkpoint cannot be written.
+        StoreError: the pairs cannot be read.
+    """
+    pairs = open_pairs(url)
+    pairs.require_complete()
+    if settings.num_threads is not None:
+        torch.set_num_threads(settings.num_threads)
+    dim, num_pairs = pairs.plan.dim, pairs.plan.num_pairs
+    held = max(1, MAX_NUMBERS // dim)
+    reference = pairs.reference_rows(0, min(held, pairs.num_reference))
+    if len(validation) < MIN_VALIDATION_ROWS:
+        cut = len(reference) - max(1, round(HELD_OUT_SHARE * len(reference)))
+        reference, validation = reference[:cut], reference[cut:]
+    torch.manual_seed(settings.seed)
+    encoder = Encoder(dim, width=settings.width, depth=settings.depth).to(default_device())
+    trainer = EncoderTrainer(
+        encoder,
+        reference=reference,
+        latents=read_rows(pairs.latents, 0, min(held, num_pairs)),
+        labels=read_rows(pairs.labels, 0, min(held, num_pairs)),
+        validation=validation,
+        seed=settings.seed,
+    )
+    identity = {"pairs": pairs.plan.run_id, "dim": dim, **encoder.shape, "seed": settings.seed}
+    location = open_checkpoints(checkpoints)
+    content = location.read(STATE_NAME)
+    if content is not None:
+        trainer.load_state(content, identity)
+    _run(trainer, settings, lambda: _write(location, trainer.state(identity), checkpoints), on_check)
+    return encoder, trainer.finish()
+
+
+def _run(
+    trainer: EncoderTrainer,
+    settings: EncoderSettings,
+    save: Callable[[], None],
+    on_check: Callable[[dict[str, float]], None] | None,
+) -> None:
+    progress = trainer.progress
+    watch = Stopwatch(progress.elapsed_s)
+    saved_s = progress.elapsed_s
+
+    def share_done() -> float:
+        by_clock = watch.elapsed_s / settings.max_time_s if settings.max_time_s is not None else 0.0
+        return max(progress.step / settings.num_steps, by_clock)
+
+    done = share_done()
+    next_check = (int(done * NUM_CHECKS) + 1) / NUM_CHECKS
+    is_fresh = done < 1
+    while done < 1:
+        trainer.step(done)
+        done = share_done()
+        progress.elapsed_s = watch.elapsed_s
+        if done >= next_check:
+            next_check = (int(done * NUM_CHECKS) + 1) / NUM_CHECKS
+            entry = trainer.check()
+            if on_check is not None:
+                on_check(entry)
+        if watch.elapsed_s - saved_s > settings.checkpoint_interval_s:
+            saved_s = progress.elapsed_s
+            save()
+    if is_fresh:
+        save()
+
+
+def _write(location: Any, content: bytes, place: Place) -> None:
+    try:
+        location.write(STATE_NAME, content)
+    except (StoreError, OSError) as error:
+        raise TrainingError(f"cannot write {place}/{STATE_NAME}: {reason_of(error)}") from error

@@ -1,0 +1,101 @@
+"""The test log-likelihood of a run: of its encoder, and of what stands beside it.
+
+    encoder   what Generator.log_prob says, its mass taken off
+    kernel    the density of the blurred training rows, which is the law of the labels, exactly
+    ode       the same law along the probability-flow ODE, on fewer rows
+    normal    a normal law in the flow's coordinates, with the training rows' mean and covariance
+
+All in nats per unit volume of the user's columns, on held-out rows; columns on a grid count as spread over their cells.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from sfg_dist.data import Prepared
+    from sfg_dist.model.generator import Generator
+    from sfg_dist.store import Pairs
+
+MAX_ROWS = 10_000
+_KERNEL_PAIRS, _ODE_PAIRS = 2e8, 2e8  # pairs of a row and a reference, over all evaluations
+_ODE_EVALUATIONS = 64
+_MAX_REFERENCE = 2**20
+
+
+def likelihood_figures(generator: Generator, prepared: Prepared, pairs: Pairs) -> dict[str, Any]:
+    """The figures by name; each has mean, standard_error and num_rows, the encoder's also its mass.
+
+    Args:
+        generator: with an encoder.
+        prepared: the table, whose test rows are judged.
+        pairs: the store that holds the reference. The kernel density and the ODE's are left out where the reference has
+            more than 2^20 rows, or the labels were made from mini-batches.
+    """
+    rows, noise = prepared.test[:MAX_ROWS], prepared.noise("test")[:MAX_ROWS]
+    volume = prepared.transform.log_det_jacobian(rows, noise=noise)
+    flow_rows = prepared.transform.forward(rows, noise=noise).astype(np.float64)
+    assert generator.mass is not None  # it has an encoder
+    figures = {
+        "encoder": _figure(generator.log_prob(rows, noise=noise))
+        | {
+            "mass": generator.mass.value,
+            "mass_error": generator.mass.standard_error,
+            "mass_plain": generator.mass.plain,
+            "mass_plain_error": generator.mass.plain_error,
+            "mass_established": generator.mass.is_established,
+        }
+    }
+    num_reference = pairs.num_reference
+    if num_reference <= _MAX_REFERENCE and pairs.plan.labels["estimator"] == "full":
+        reference = pairs.reference.astype(np.float64)
+        for method, most in (
+            ("kernel", _KERNEL_PAIRS / num_reference),
+            ("ode", _ODE_PAIRS / (num_reference * _ODE_EVALUATIONS)),
+        ):
+            part = slice(0, min(len(rows), max(20, int(most))))
+            figures[method] = _figure(_flow_density(flow_rows[part], reference, pairs, method) + volume[part])
+    figures["normal"] = _figure(_normal_log_density(flow_rows, pairs) + volume)
+    return figures
+
+
+def _figure(values: NDArray[np.float64]) -> dict[str, Any]:
+    error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return {"mean": _number(float(values.mean())), "standard_error": _number(error), "num_rows": len(values)}
+
+
+def _number(value: float) -> float | None:
+    """JSON knows no infinity."""
+    return value if math.isfinite(value) else None
+
+
+def _flow_density(
+    rows: NDArray[np.float64], reference: NDArray[np.float64], pairs: Pairs, method: str
+) -> NDArray[np.float64]:
+    from sfg_dist.flow import log_density
+
+    values: NDArray[np.float64] = log_density(
+        rows,
+        reference,
+        t_min=pairs.plan.t_min,
+        schedule=pairs.plan.labels["schedule"],
+        method=method,  # type: ignore[arg-type]
+        num_evaluations=_ODE_EVALUATIONS,
+    ).astype(np.float64)
+    return values
+
+
+def _normal_log_density(rows: NDArray[np.float64], pairs: Pairs) -> NDArray[np.float64]:
+    known = pairs.reference_rows(0, min(pairs.num_reference, _MAX_REFERENCE)).astype(np.float64)
+    covariance = np.atleast_2d(np.cov(known.T)) + 1e-9 * np.eye(known.shape[1])
+    factor = np.linalg.cholesky(covariance)
+    distances = np.square(np.linalg.solve(factor, (rows - known.mean(axis=0)).T)).sum(axis=0)
+    values: NDArray[np.float64] = (
+        -0.5 * distances - np.log(np.diag(factor)).sum() - 0.5 * known.shape[1] * math.log(2 * math.pi)
+    )
+    return values

@@ -56,6 +56,7 @@ def _check_condition(job: Job) -> None:
         "labels.time_grid": labels.time_grid == "fitted",
         "labels.solver_tolerance": labels.solver_tolerance is not None,
         "executor.actors_per_group": job.executor.actors_per_group > 1,
+        "train.encoder": job.train.encoder,
     }
     instead = {
         "labels.t_min": "a number",

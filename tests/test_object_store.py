@@ -91,7 +91,7 @@ def test_status_verify_and_repair_in_a_bucket(make_job, tmp_path, bucket):
 
 
 def test_a_fit_that_was_cut_off_goes_on_from_its_checkpoint_in_the_bucket(make_job, tmp_path, bucket, monkeypatch):
-    from sfg_dist.distributed import training
+    from sfg_dist.distributed import fit_loop
 
     keys = {"num_epochs": 3, "checkpoint_interval_s": 0.0001}
     whole = Pipeline(make_job("whole", train=keys))
@@ -99,7 +99,7 @@ def test_a_fit_that_was_cut_off_goes_on_from_its_checkpoint_in_the_bucket(make_j
     expected = whole.train()
     pipeline = Pipeline(make_job(train=keys, output={"dir": f"{bucket}/run"}))
     pipeline.label()
-    save = training.save_checkpoint
+    save = fit_loop.save_checkpoint
 
     def save_and_stop(trainer, *arguments):
         save(trainer, *arguments)
@@ -107,7 +107,7 @@ def test_a_fit_that_was_cut_off_goes_on_from_its_checkpoint_in_the_bucket(make_j
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save_checkpoint", save_and_stop)
+        patch.setattr(fit_loop, "save_checkpoint", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             pipeline.train()
     resumed = Pipeline(make_job(train=keys, output={"dir": f"{bucket}/run"}))

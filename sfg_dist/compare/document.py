@@ -59,7 +59,7 @@ def make_document(
         for row in kind.samplers
     }
     methods = {
-        row: _entry(cells, job) | {"configuration": configurations.get(row)}
+        row: _entry(cells, job) | {"configuration": configurations.get(row) or cells[0]["configuration"]}
         for row, cells in found.items()
         if row in job.compare.methods
     }
@@ -172,10 +172,14 @@ def verdict(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if compared:
             sentences.append(f"Test log-likelihood in nats: sfg {likelihood[0]:.2f}; {', '.join(compared)}.")
     costs = [
-        f"{NAMES[peer]} {methods[peer]['us_per_sample'] / ours['us_per_sample']:,.3g} times as long"
+        f"{NAMES[peer]} {_times(methods[peer]['us_per_sample'] / ours['us_per_sample'])} times as long"
         for peer in COSTS_COMPARED
         if peer in methods and ours["us_per_sample"] > 0
     ]
     if costs:
         sentences.append(f"A sampled row takes {ours['us_per_sample']:.1f} µs; {', '.join(costs)}.")
     return sentences
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.2g}"

@@ -69,9 +69,10 @@ def costs(methods: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, Mapping[
         axes.errorbar(cost, auc, yerr=error, color=COLORS[name], marker="o", markersize=7, capsize=3, linestyle="none")
         axes.annotate(NAMES[name], (cost, auc), xytext=(8, 5), textcoords="offset points", fontsize=9, color=INK)
     axes.set_xscale("log")
-    low, high = min(mark[1] for mark in marks), max(mark[1] for mark in marks)
-    axes.set_xlim(low / 2, high * 6)
-    _plain_ticks(axes, low / 2, high * 6)
+    shown = [cost for _, cost, _, _ in marks] + [cost for cost, _ in line]
+    limits = min(shown) / 2, 6 * max(shown)  # room for the names
+    axes.set_xlim(*limits)
+    _plain_ticks(axes, *limits)
     style_axes(axes, x_label="microseconds a sampled row", y_label="classifier AUC (0.5 is perfect)")
     axes.grid(axis="y", color="#e8e8e8", linewidth=0.8)
     return figure

@@ -220,18 +220,39 @@ def _label(job: Job, prepared: Prepared, limit_s: float, started: float) -> Job:
 
     _InnerPipeline(part, prepared, on_event).label()
     pace = made / (time.perf_counter() - begun_s)
-    while made < wanted:
+    while True:
         before_s = time.perf_counter()
-        affordable = made + PACE_MARGIN * pace * (limit_s - (before_s - started))
-        target = min(wanted, MAX_GROWTH * made)
-        if affordable < target:
-            target = int(affordable) // shard_rows * shard_rows
-        if target <= made:
-            break
+        left_s = limit_s - (before_s - started)
+        target = next_target(made, wanted, pace=pace, left_s=left_s, shard_rows=shard_rows)
+        if target == made:
+            return part
         part = _with(job, labels={"num_pairs": target})
         _InnerPipeline(part, prepared, None).extend()
         pace, made = (target - made) / (time.perf_counter() - before_s), target
-    return part
+
+
+def next_target(made: int, wanted: int, *, pace: float, left_s: float, shard_rows: int) -> int:
+    """How many pairs to have next: what the time left allows in whole shards, not too many more at once; or all.
+
+    Args:
+        made: pairs that there are.
+        wanted: pairs in the end.
+        pace: pairs a second, of the last part.
+        left_s: time left for labels.
+        shard_rows: of the store.
+
+    Returns:
+        ``made`` where nothing more fits.
+
+    Example:
+        >>> next_target(4096, 200_000, pace=1000.0, left_s=10.0, shard_rows=4096)
+        12288
+    """
+    target = min(wanted, MAX_GROWTH * made)
+    affordable = made + PACE_MARGIN * pace * left_s
+    if affordable < target:
+        target = int(affordable) // shard_rows * shard_rows
+    return max(made, target)
 
 
 class _Watcher:
@@ -318,6 +339,7 @@ def run_own(
         "us_per_sample_back": back,
         "fit_s": fit.fit_s,
         "label_s": fit.label_s,
+        "configuration": _configuration(job),
         "num_pairs": fit.num_pairs,
         "num_pairs_wanted": job.labels.num_pairs,
         "num_steps": fit.num_steps,
@@ -334,6 +356,13 @@ def run_own(
     found["curve"].append({"elapsed_s": fit.label_s + fit.fit_s, **last})
     on_step("judged")
     return {name: found}, {name: rows}
+
+
+def _configuration(job: Job) -> dict[str, Any]:
+    """What is shown of the job beside the peers' configurations."""
+    labels = job.labels.model_dump(include={"estimator", "solver", "num_evaluations", "schedule", "t_min"})
+    names = {"width", "depth", "block", "activation", "batch_size", "learning_rate"}
+    return {"transform": job.transform.kind, **labels, **job.train.model_dump(include=names)}
 
 
 def _likelihood(generator: Generator, prepared: Prepared) -> dict[str, Any]:

@@ -129,10 +129,9 @@ def _microseconds(value: float) -> str:
 
 def _configurations(document: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     for name, entry in document["methods"].items():
-        words = entry["configuration"] or {}
-        text = ", ".join(f"{key} {value}" for key, value in words.items())
+        text = ", ".join(f"{key} {value}" for key, value in entry["configuration"].items())
         if name in NOT_PEERS:
-            text = f"{entry['num_pairs']:,} pairs of {entry['num_pairs_wanted']:,} asked for"
+            text = f"{entry['num_pairs']:,} pairs of {entry['num_pairs_wanted']:,} asked for, {text}"
         yield {
             "name": NAMES[name],
             "text": f"{text}; {entry['num_parameters']:,} parameters, {entry['num_steps']:,} steps",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sfg_dist.compare import compare, ours
-from sfg_dist.compare.ours import PUBLISHED_LABELS, PUBLISHED_TRAIN, fit_own, own_job, published_job
+from sfg_dist.compare.ours import PUBLISHED_LABELS, PUBLISHED_TRAIN, fit_own, next_target, own_job, published_job
 from sfg_dist.compare.run import Comparison
 from sfg_dist.config import load_job, resolve_job
 from sfg_dist.data import prepare
@@ -124,16 +124,30 @@ def test_ours_keeps_to_its_share_for_labels(make_compare_job):
     job = own_job(make_compare_job(labels={"num_pairs": 2_000_000}), num_threads=1, seed=3)
     assert (job.labels.seed, job.train.seed, job.executor.kind) == (3, 3, "inline")
     prepared = prepare("moons", max_rows=1500)
-    fit = fit_own(job, prepared, max_time_s=8.0, max_label_share=0.25, marks=(0.125, 0.5))
-    assert 128 < fit.num_pairs < 2_000_000
-    assert fit.label_s < 4
-    assert fit.num_steps > 10
-    assert all(seconds > fit.label_s for seconds, _ in fit.snapshots)
-    early, last = fit.snapshots[0][1].sample(500), fit.generator.sample(500)
-    assert np.abs(early - last).max() > 1e-3
+    fit = fit_own(job, prepared, max_time_s=20.0, max_label_share=0.25, marks=(0.5, 0.75))
+    assert 128 <= fit.num_pairs < 2_000_000  # the share is for the labels, on whatever machine
+    assert fit.num_pairs % 128 == 0
+    assert fit.num_steps > 0
+    assert fit.generator.job["labels"]["num_pairs"] == fit.num_pairs
+    for seconds, generator in fit.snapshots:
+        assert fit.label_s < seconds < fit.label_s + fit.fit_s
+        assert np.abs(generator.sample(500) - fit.generator.sample(500)).max() > 1e-3
     short = make_compare_job("short", compare={"methods": ["sfg"], "max_time_s": 0.01})
     with pytest.raises(TrainingError, match=r"sfg, seed 0: .*raise compare\.max_time_s.*leave it out of"):
         compare(short)
+
+
+def test_labels_grow_by_the_pace_within_the_time_left():
+    def ask(made, pace, left_s):
+        return next_target(made, 1000, pace=pace, left_s=left_s, shard_rows=10)
+
+    assert ask(10, 1e9, 1.0) == 160  # not all at once, on the word of one shard
+    assert ask(160, 1e9, 1.0) == 1000
+    assert ask(160, 100.0, 2.0) == 350  # 190 more, within the margin of 5 %
+    assert ask(160, 100.0, 0.05) == 160
+    assert ask(160, 100.0, -3.0) == 160
+    assert ask(1000, 1e9, 1e9) == 1000
+    assert next_target(995, 1003, pace=1e9, left_s=1.0, shard_rows=10) == 1003  # a ragged last shard
 
 
 def test_the_published_procedure_is_that_of_the_published_jobs(make_compare_job):

@@ -47,6 +47,7 @@ class Display:
             "checked": self._on_checked,
             "extended": self._on_extended,
             "epoch": self._on_epoch,
+            "encoder": self._on_encoder,
             "measured": self._on_measured,
         }
 
@@ -154,6 +155,12 @@ class Display:
         rate = event["step"] / max(1e-3, event["elapsed_s"])
         losses = f"loss {event['train_loss']:.4f}, held out {event['validation_loss']:.4f}"
         self._advance(position, f"train: epoch {event['epoch']}, {losses}, {rate:,.0f} batches/s", event)
+
+    def _on_encoder(self, event: Mapping[str, Any]) -> None:
+        self._print(
+            f"train: encoder, {event['step']:,} steps, log-likelihood {event['log_likelihood']:.3f} in the flow's "
+            f"coordinates at a mass of {event['mass']:.3f}"
+        )
 
     def _on_measured(self, event: Mapping[str, Any]) -> None:
         auc = event.get("c2st_auc")

@@ -51,6 +51,7 @@ class Display:
             "ahead": self._on_ahead,
             "trained_ahead": self._on_trained_ahead,
             "resumed_from": self._on_resumed_from,
+            "encoder": self._on_encoder,
             "measured": self._on_measured,
             "drawn": self._on_drawn,
         }
@@ -187,6 +188,12 @@ class Display:
 
     def _on_resumed_from(self, event: Mapping[str, Any]) -> None:
         self._print(f"train: goes on from {event['checkpoint']}")
+
+    def _on_encoder(self, event: Mapping[str, Any]) -> None:
+        self._print(
+            f"train: encoder, {event['step']:,} steps, log-likelihood {event['log_likelihood']:.3f} in the flow's "
+            f"coordinates at a mass of {event['mass']:.3f}"
+        )
 
     def _on_measured(self, event: Mapping[str, Any]) -> None:
         auc = event.get("c2st_auc")

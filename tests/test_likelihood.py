@@ -9,7 +9,7 @@ from sfg_dist.distributed.encoding import EncoderSettings, fit_encoder
 from sfg_dist.model.encoder import Encoder
 from sfg_dist.pipeline import Pipeline
 
-TRAIN = {"encoder": True, "encoder_steps": 700, "encoder_width": 48, "num_epochs": 40, "width": 48}
+TRAIN = {"encoder": True, "encoder_steps": 1200, "encoder_width": 48, "num_epochs": 40, "width": 48}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_the_run_tells_of_the_encoder_and_the_page_shows_it(moons):
     metrics, pipeline, events = moons
     checks = [event for event in events if event["event"] == "encoder"]
     assert len(checks) == 12
-    assert checks[-1]["step"] == 700
+    assert checks[-1]["step"] == 1200
     assert checks[-1]["log_likelihood"] > checks[0]["log_likelihood"]
     page = pipeline.output.read("report.html").decode()
     assert "Generator.log_prob" in page

@@ -45,7 +45,7 @@ from sfg_dist.plan import Stream, random_generator
 
 IMITATION_STEPS, MAX_IMITATION_SHARE = 4000, 0.4  # of the training; a step costs a sixth of a later one
 IMITATION_ROWS, DATA_ROWS, PAIR_ROWS, PROPOSAL_ROWS = 256, 128, 128, 96
-PAIR_WEIGHT, FOLD_WEIGHT = 0.1, 0.3
+PAIR_WEIGHT, FOLD_WEIGHT = 0.1, 1.0
 LEARNING_RATE, WEIGHT_DECAY, EMA_DECAY, WARMUP_STEPS = 3e-3, 0.01, 0.999, 100
 MAX_GRADIENT_NORM = 5.0
 MAX_LOG_WEIGHT = 6.0  # of importance weights in the loss: one row must not decide a step

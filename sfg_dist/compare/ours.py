@@ -361,7 +361,17 @@ def run_own(
 def _configuration(job: Job) -> dict[str, Any]:
     """What is shown of the job beside the peers' configurations."""
     labels = job.labels.model_dump(include={"estimator", "solver", "num_evaluations", "schedule", "t_min"})
-    names = {"width", "depth", "block", "activation", "batch_size", "learning_rate"}
+    names = {
+        "width",
+        "depth",
+        "block",
+        "activation",
+        "objective",
+        "num_noise",
+        "optimizer",
+        "batch_size",
+        "learning_rate",
+    }
     return {"transform": job.transform.kind, **labels, **job.train.model_dump(include=names)}
 
 

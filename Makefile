@@ -1,4 +1,4 @@
-# make install   .venv with the package and what its tests need; does nothing when it is up to date
+# make install   .venv with the package, the peers of `sfg compare` and what tests need; does nothing when it is up to date
 # make run       install, then the quickstart job: labels, training, samples and a report
 # make test      install, then every test that this machine can run
 # make lint      ruff, mypy and the import directions

@@ -24,6 +24,7 @@ from sfg_dist import __version__
 from sfg_dist.command import Debug, Executor, JobPath, Json, Set, app, command, load, say
 from sfg_dist.display import Display
 from sfg_dist.errors import ConfigError
+from sfg_dist.model_commands import sample_model
 
 if TYPE_CHECKING:
     from sfg_dist.config import Job
@@ -35,7 +36,16 @@ _ENDING_SIGNALS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGU
 
 
 @command
-def run(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False, debug: Debug = False) -> None:
+def run(
+    job: JobPath,
+    overlap: Annotated[
+        bool, typer.Option("--overlap", help="Begin to train on the shards that are done while others are labelled.")
+    ] = False,
+    set_: Set = None,
+    executor: Executor = None,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
     """Label, train, sample and evaluate.
 
     Goes on where an earlier run of the job stopped. The README lists the keys of a job.
@@ -44,7 +54,7 @@ def run(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json =
 
     resolved = load(job, set_, executor)
     with Display(json_) as display:
-        metrics = run_job(resolved, listener=display)
+        metrics = run_job(resolved, listener=display, overlap=overlap)
     _finish(json_, resolved, {"metrics": metrics, "report": f"{resolved.output.dir.rstrip('/')}/report.html"})
 
 
@@ -76,7 +86,21 @@ def label(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json
 
 
 @command
-def train(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False, debug: Debug = False) -> None:
+def train(
+    job: JobPath,
+    resume_from: Annotated[
+        str | None,
+        typer.Option(
+            "--resume-from",
+            metavar="CHECKPOINT",
+            help="Go on from this one (step_000001234, or the path or URL of another run's); later ones are removed.",
+        ),
+    ] = None,
+    set_: Set = None,
+    executor: Executor = None,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
     """Fit the generator on the pairs.
 
     Goes on from the last checkpoint.
@@ -84,7 +108,7 @@ def train(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json
     resolved = load(job, set_, executor)
     with Display(json_) as display:
         pipeline = _pipeline(resolved, display)
-        generator = pipeline.train()
+        generator = pipeline.train(resume_from=resume_from)
     _finish(json_, resolved, {"model": pipeline.model_url, "parameters": generator.network.num_parameters})
 
 
@@ -94,12 +118,33 @@ def sample(
         str, typer.Argument(metavar="JOB.toml|MODEL", help="A job file, or a saved model: a directory or an s3:// URL.")
     ],
     num: Annotated[
-        float | None, typer.Option("-n", "--num", help="Rows to draw, 1000 if not given; 1e6 is fine.")
+        float | None, typer.Option("-n", "--num", help="Rows to draw, 1000 if not given; 1e9 is fine.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the latents.")] = 0,
+    start: Annotated[
+        float, typer.Option("--start", help="First row; row i is the same whatever part of the rows is drawn.")
+    ] = 0,
+    share: Annotated[
+        str | None,
+        typer.Option("--share", metavar="K/M", help="Make the K-th of M shares of a table in parts, K from 1."),
+    ] = None,
+    given: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--given", metavar="COLUMN=NUMBER", help="What a conditional model is given, for all rows; repeatable."
+        ),
+    ] = None,
+    given_table: Annotated[
+        str | None,
+        typer.Option("--given-table", metavar="FILE", help="A table of what each row is given; -n is its length."),
+    ] = None,
     out: Annotated[
         str | None,
-        typer.Option("--out", help="Where to: .zarr (a URL too), .parquet, .csv or .npy; samples.csv if not given."),
+        typer.Option(
+            "--out",
+            help="Where to: .zarr or .parquet (a URL too), .csv or .npy; samples.csv if not given. A .zarr, and a "
+            ".parquet at a URL or with a slash at its end, is made in parts, and goes on where it was killed.",
+        ),
     ] = None,
     set_: Set = None,
     json_: Json = False,
@@ -107,33 +152,25 @@ def sample(
 ) -> None:
     """Draw rows from a trained generator.
 
-    With a job file, the samples that it evaluates; with a saved model, to a file of your own.
+    With a job file, the samples that it evaluates; with a saved model, to a table of your own.
     """
-    if what.endswith(".toml"):
-        if num is not None or out is not None or seed:
-            raise ConfigError(
-                "with a job file the keys of its evaluate table rule; name a model for -n, --seed and --out"
-            )
-        resolved = load(Path(what), set_, None)
-        with Display(json_) as display:
-            path = _pipeline(resolved, display).sample()
-        _finish(json_, resolved, {"samples": path, "rows": resolved.evaluate.num_samples})
+    if not what.endswith(".toml"):
+        if set_:
+            raise ConfigError("--set changes a job; a saved model has its job inside")
+        sample_model(
+            what, num=num, seed=seed, start=start, share=share, given=given, given_table=given_table, out=out,
+            as_json=json_,
+        )  # fmt: skip
         return
-    from sfg_dist.model.generator import Generator
-    from sfg_dist.store.table import write_table
-
-    if set_:
-        raise ConfigError("--set changes a job; a saved model has its job inside")
-    if num is not None and (num < 0 or num != int(num)):
-        raise ConfigError(f"-n must be a whole number of rows, got {num}")
-    if "://" not in what and not Path(what).exists():
-        raise ConfigError(f"{what} does not exist: name a job file, or a saved model's directory")
-    generator = Generator.load(what)
-    path = out or "samples.csv"
-    rows = write_table(
-        path, generator.columns, generator.sample_parts(int(num if num is not None else 1000), seed=seed)
-    )
-    say(json_, {"samples": path, "rows": rows}, f"{rows:,} rows in {path}")
+    if num is not None or out is not None or seed or start or share or given or given_table:
+        raise ConfigError(
+            "with a job file the keys of its evaluate table rule; name a model for -n, --seed, --start, --share, "
+            "--given and --out"
+        )
+    resolved = load(Path(what), set_, None)
+    with Display(json_) as display:
+        path = _pipeline(resolved, display).sample()
+    _finish(json_, resolved, {"samples": path, "rows": resolved.evaluate.num_samples})
 
 
 @command
@@ -238,6 +275,8 @@ def _finish(as_json: bool, job: Job, result: Mapping[str, Any]) -> None:
     say(as_json, {"output": job.output.dir, **result}, "\n".join(lines))
 
 
+import sfg_dist.compare_command  # noqa: E402
+import sfg_dist.model_commands  # noqa: E402
 import sfg_dist.store_commands  # noqa: E402, F401  (makes its commands known, behind those above in the help)
 
 if __name__ == "__main__":

@@ -41,6 +41,8 @@ METRICS = (
     "kl",
 )
 
+COMPARE_METHODS = ("sfg", "published", "nsf", "realnvp", "flow_matching", "score_sde", "score_ode")
+
 # Fixed grid: any; with labels.solver_tolerance: those with an error estimate of their own.
 ADAPTIVE_SOLVER_NAMES = ("bs32", "dopri5", "tsit5", "exp_abm3", "exp_abm4", "exp_abm5")
 SOLVER_NAMES = (
@@ -71,6 +73,7 @@ class DataConfig(_Section):
     append: list[str] = []
     arrays: SplitArrays | None = None
     columns: list[str] | None = None
+    condition: Annotated[list[str], Field(min_length=1)] | None = None
     missing: Literal["refuse", "drop"] = "refuse"
     constant: Literal["refuse", "keep"] = "refuse"
     dequantize: Literal["auto", "none"] | dict[str, PositiveFloat] = "auto"
@@ -89,6 +92,10 @@ class DataConfig(_Section):
             raise ValueError("columns names a column twice")
         if self.columns == []:
             raise ValueError("columns must name at least one column, or be left out for all")
+        if self.condition is not None and len(set(self.condition)) != len(self.condition):
+            raise ValueError("condition names a column twice")
+        if missing := [name for name in self.condition or () if self.columns is not None and name not in self.columns]:
+            raise ValueError(f"condition names {missing[0]!r}, which columns does not")
         return self
 
 
@@ -119,6 +126,9 @@ class LabelsConfig(_Section):
     shard_rows: PositiveInt = 4096
     batch_size: PositiveInt = 1024
     gpu_batch_size: PositiveInt | None = None
+    condition_neighbors: PositiveInt | None = None
+    condition_bandwidth: PositiveFloat | None = None
+    condition_adjust: Literal["linear", "none"] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> LabelsConfig:
@@ -146,9 +156,12 @@ class TrainConfig(_Section):
     block: Literal["residual", "plain"] = "residual"
     activation: Literal["silu", "gelu", "relu", "tanh"] = "gelu"
     linear_skip: bool = True
+    objective: Literal["mse", "energy"] = "mse"
+    num_noise: Annotated[int, BeforeValidator(_integral), Field(ge=0)] = 0
+    optimizer: Literal["muon", "adamw"] = "muon"
     batch_size: PositiveInt = 1024
     learning_rate: PositiveFloat = 3e-3
-    learning_rate_schedule: Literal["cosine", "constant"] = "cosine"
+    learning_rate_schedule: Literal["cosine", "stable_decay", "constant"] = "cosine"
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     num_epochs: PositiveInt = 50
     max_time_s: PositiveFloat | None = None
@@ -156,8 +169,11 @@ class TrainConfig(_Section):
     validation_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.05
     shuffle_rows: PositiveInt = 262_144
     calibrate: bool = True
+    clip_norm: PositiveFloat | None = None
+    patience: PositiveInt | None = None
     checkpoint_interval_s: PositiveFloat = 30.0
-    num_workers: PositiveInt = 1
+    keep_checkpoints: Annotated[int, BeforeValidator(_integral), Field(ge=2)] = 2
+    num_workers: PositiveInt | list[PositiveInt] = 1
     num_threads: PositiveInt | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     encoder: bool = False
@@ -167,6 +183,18 @@ class TrainConfig(_Section):
     encoder_depth: PositiveInt = 2
     seed: Seed = 0
 
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        if self.objective == "energy" and not self.num_noise:
+            raise ValueError('objective = "energy" needs columns of noise beside the latents: set num_noise')
+        if self.objective == "mse" and self.num_noise:
+            raise ValueError('num_noise: objective = "mse" would learn to pass noise over; set objective = "energy"')
+        if isinstance(self.num_workers, list) and not (
+            len(self.num_workers) == 2 and self.num_workers[0] <= self.num_workers[1]
+        ):
+            raise ValueError("num_workers must be a number, or [the fewest, the most]")
+        return self
+
 
 class EvaluateConfig(_Section):
     """What is measured on the samples and the labels."""
@@ -174,6 +202,27 @@ class EvaluateConfig(_Section):
     num_samples: Annotated[int, BeforeValidator(_integral), Field(ge=2)] = 10_000
     metrics: list[Literal[METRICS]] = Field(default=list(METRICS), min_length=1)  # type: ignore[valid-type]
     seed: Seed = 0
+
+
+class CompareConfig(_Section):
+    """Which methods stand beside each other, and for how long each may work."""
+
+    methods: list[Literal[COMPARE_METHODS]] = Field(default=list(COMPARE_METHODS), min_length=1)  # type: ignore[valid-type]
+    max_time_s: PositiveFloat = 300.0
+    num_seeds: PositiveInt = 1
+    selection_time_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 15.0
+    max_label_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    num_threads: PositiveInt | None = None
+    sizes: list[Annotated[str, Field(pattern=r"^[1-9]\d*x[1-9]\d*$")]] = []
+
+    @model_validator(mode="after")
+    def _check(self) -> CompareConfig:
+        for name, values in (("methods", self.methods), ("sizes", self.sizes)):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} names one twice")
+        if self.sizes and "sfg" not in self.methods:
+            raise ValueError('sizes are of "sfg", which is not among the methods')
+        return self
 
 
 class ExecutorConfig(_Section):
@@ -204,6 +253,7 @@ class Job(_Section):
     labels: LabelsConfig = LabelsConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    compare: CompareConfig = CompareConfig()
     executor: ExecutorConfig = ExecutorConfig()
     output: OutputConfig = OutputConfig()
 

@@ -26,7 +26,7 @@ class Display:
         self._as_json = as_json
         self._progress: Any = None
         self._task: Any = None
-        self._last_line = 0.0
+        self._last_line = self._last_ahead = 0.0
         self._checked_at: float | None = None
         self._rows = 0
         self._workers: set[str] = set()
@@ -48,7 +48,12 @@ class Display:
             "extended": self._on_extended,
             "epoch": self._on_epoch,
             "encoder": self._on_encoder,
+            "live": self._on_live,
+            "ahead": self._on_ahead,
+            "trained_ahead": self._on_trained_ahead,
+            "resumed_from": self._on_resumed_from,
             "measured": self._on_measured,
+            "drawn": self._on_drawn,
         }
 
     def __enter__(self) -> Display:
@@ -98,6 +103,8 @@ class Display:
                 + ("" if event["fresh"] else ", from the last checkpoint")
             )
             self._open_bar("train", event["max_time_s"] or event["num_epochs"], 0)
+        elif event["stage"] == "draw":
+            self._open_bar("draw", event["total"], 0)
         elif event["stage"] != "data":
             self._print(f"{event['stage']} ...")
 
@@ -152,9 +159,35 @@ class Display:
 
     def _on_epoch(self, event: Mapping[str, Any]) -> None:
         position = event["elapsed_s"] if self._stage.get("max_time_s") else event["epoch"]
-        rate = event["step"] / max(1e-3, event["elapsed_s"])
         losses = f"loss {event['train_loss']:.4f}, held out {event['validation_loss']:.4f}"
-        self._advance(position, f"train: epoch {event['epoch']}, {losses}, {rate:,.0f} batches/s", event)
+        line = f"train: epoch {event['epoch']}, step {event['step']:,}, {losses}, {event['rows_per_s']:,.0f} rows/s"
+        self._advance(position, line, event)
+
+    def _on_live(self, event: Mapping[str, Any]) -> None:
+        share = event["step_in_epoch"] / event["num_batches"]
+        position = event["elapsed_s"] if self._stage.get("max_time_s") else event["epoch"] - 1 + share
+        line = (
+            f"train: epoch {event['epoch']} ({100 * share:.0f} %), step {event['step']:,}, "
+            f"loss {event['train_loss']:.4f}, {event['rows_per_s']:,.0f} rows/s"
+        )
+        if event["num_workers"] > 1:
+            line += f", {event['num_workers']:,} workers"
+        self._advance(position, line, event)
+
+    def _on_ahead(self, event: Mapping[str, Any]) -> None:
+        # Beside the bar of the labels, so a line of its own, and not often.
+        if event["time"] - self._last_ahead >= 10:
+            self._last_ahead = event["time"]
+            self._print(
+                f"train: ahead of the labels on {event['rows']:,} pairs, step {event['step']:,}, "
+                f"loss {event['train_loss']:.4f}, {event['rows_per_s']:,.0f} rows/s"
+            )
+
+    def _on_trained_ahead(self, event: Mapping[str, Any]) -> None:
+        self._print(f"train: {event['step']:,} steps were done ahead of the labels")
+
+    def _on_resumed_from(self, event: Mapping[str, Any]) -> None:
+        self._print(f"train: goes on from {event['checkpoint']}")
 
     def _on_encoder(self, event: Mapping[str, Any]) -> None:
         self._print(
@@ -166,6 +199,10 @@ class Display:
         auc = event.get("c2st_auc")
         if auc is not None:
             self._print(f"evaluate: {event['what']} against held-out rows, AUC {auc:.3f} (0.5 is perfect)")
+
+    def _on_drawn(self, event: Mapping[str, Any]) -> None:
+        rate = event["made"] / max(1e-3, event["time"] - self._stage["time"])
+        self._advance(event["done"], f"draw: {event['done']:,} of {event['total']:,} rows, {rate:,.0f} rows/s", event)
 
     def _print(self, text: str) -> None:
         (self._progress.console if self._progress else self._console).print(text, markup=False)

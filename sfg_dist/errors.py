@@ -12,6 +12,7 @@
     |-- LabelingError            a shard could not be labelled
     |   `-- NonFiniteLabelError  the flow left the floating-point range
     |-- TrainingError            the fit failed
+    |-- ExportError              an exported model would not be the generator
     `-- ClusterError             Ray or the machines under it failed
 
 A message says what was expected, what was found and what to do, and names the file, column, row, key or shard.
@@ -64,6 +65,10 @@ class NonFiniteLabelError(LabelingError):
 
 class TrainingError(SfgError):
     """The fit failed; the cause is chained."""
+
+
+class ExportError(SfgError):
+    """A model in another format would not give the generator's rows."""
 
 
 class ClusterError(SfgError):

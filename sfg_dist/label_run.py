@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sfg_dist.monitor import Monitor
@@ -28,6 +28,7 @@ def label_pending(
     memory_gib: float | None,
     emit: Emit,
     only: Collection[int] | None = None,
+    reserved: Mapping[str, float] | None = None,
 ) -> None:
     """Label the pending shards of a store, by actors of the running Ray session or in this process.
 
@@ -40,6 +41,7 @@ def label_pending(
         memory_gib: memory for the reference in each; None for as much as it takes.
         emit: told what happens.
         only: leave pending shards that are not among these as they are.
+        reserved: of Ray's resources, what something else holds meanwhile.
 
     Raises:
         LabelingError: a shard could not be labelled.
@@ -87,6 +89,7 @@ def label_pending(
                 num_cpu_actors=executor.num_cpu_actors,
                 actors_per_group=executor.actors_per_group,
                 shard_timeout_s=executor.shard_timeout_s,
+                reserved=reserved,
                 **options,
             )
     sweep_partials(pairs)

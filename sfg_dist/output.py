@@ -95,6 +95,11 @@ class OutputDirectory:
         if self._listener is not None:
             self._listener(entry)
 
+    def tell(self, event: str, **details: Any) -> None:
+        """Tell the listener what is of no use a moment later; the log does not keep it."""
+        if self._listener is not None:
+            self._listener({"time": round(time.time(), 3), "event": event, **details})
+
     @contextlib.contextmanager
     def dropping_events(self) -> Iterator[None]:
         """Within, an event that cannot be written is dropped, with one warning: what counts is written elsewhere."""

@@ -24,6 +24,7 @@ from sfg_dist.label_run import label_pending
 from sfg_dist.likelihoods import likelihood_figures
 from sfg_dist.objects import absolute_url, is_url
 from sfg_dist.output import Listener, OutputDirectory
+from sfg_dist.plan import fingerprint
 from sfg_dist.planning import check_job, identity_of_keys
 from sfg_dist.presentation import report_content
 from sfg_dist.table_plan import frame_of, plan_of, prepare_table
@@ -32,18 +33,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sfg_dist.data import Prepared
+    from sfg_dist.distributed.checkpoints import FitSettings
     from sfg_dist.model.encoder import Encoder
     from sfg_dist.model.generator import Generator
     from sfg_dist.model.likelihood import Mass
     from sfg_dist.store import Frame, Pairs
 
 
-def run(job: str | Path | Mapping[str, Any] | Job, *, listener: Listener | None = None) -> dict[str, Any]:
+def run(
+    job: str | Path | Mapping[str, Any] | Job, *, listener: Listener | None = None, overlap: bool = False
+) -> dict[str, Any]:
     """Label, train, sample and evaluate.
 
     Args:
         job: the path of a job file, a mapping of its tables, or a checked job.
         listener: called with every event, a mapping with "event" and "time".
+        overlap: whether training begins on the shards that are committed while the rest is still being labelled.
 
     Returns:
         The metrics, as written to metrics.json.
@@ -56,7 +61,7 @@ def run(job: str | Path | Mapping[str, Any] | Job, *, listener: Listener | None 
     """
     pipeline = Pipeline(as_job(job), listener)
     with pipeline.session():
-        pipeline.label()
+        pipeline.label(overlap=overlap)
         pipeline.train()
         pipeline.sample()
         return pipeline.evaluate()
@@ -89,18 +94,22 @@ class Pipeline(OutputDirectory):
 
     # Stages.
 
-    def label(self) -> Pairs:
-        """Make the pairs, or what is missing of them."""
-        return self._label(self._open_store())
+    def label(self, *, overlap: bool = False) -> Pairs:
+        """Make the pairs, or what is missing of them.
 
-    def _label(self, pairs: Pairs) -> Pairs:
+        Args:
+            overlap: whether a worker trains on what is committed meanwhile (see ``distributed/ahead.py``).
+        """
+        return self._label(self._open_store(), overlap=overlap)
+
+    def _label(self, pairs: Pairs, *, overlap: bool = False) -> Pairs:
         missing = len(pairs.pending())
         fresh = missing == pairs.plan.num_shards
         details = {"total": pairs.plan.num_shards, "missing": missing, "rows": pairs.plan.num_pairs}
         # On a full disk the driver waits, and what it says at last counts, not the first event that is lost.
         with self.dropping_events(), self.stage("label", fresh=fresh, **details):
             if missing:
-                self._label_missing(pairs)
+                self._label_missing(pairs, overlap)
             pairs.require_complete()
         return pairs
 
@@ -114,10 +123,15 @@ class Pipeline(OutputDirectory):
         self.emit("extended", before=before, rows=pairs.plan.num_pairs)
         return self._label(pairs)
 
-    def train(self) -> Generator:
-        """Fit the network on the pairs and save the generator."""
+    def train(self, *, resume_from: str | None = None) -> Generator:
+        """Fit the network on the pairs and save the generator.
+
+        Args:
+            resume_from: go on from this checkpoint instead of the newest (see ``checkpoints.go_back_to``).
+        """
+        from sfg_dist.board import Board
         from sfg_dist.data import Transform
-        from sfg_dist.distributed.checkpoints import FitSettings, has_checkpoint, is_finished, load_fitted
+        from sfg_dist.distributed.checkpoints import go_back_to, has_checkpoint, is_finished, load_fitted, newest_step
         from sfg_dist.distributed.training import fit_inline, fit_with_workers
         from sfg_dist.model.calibrate import Calibration
         from sfg_dist.model.generator import Generator
@@ -125,38 +139,45 @@ class Pipeline(OutputDirectory):
         pairs = self._existing_store()
         pairs.require_complete()
         job = self.job.train
-        settings = FitSettings(
-            network=job.model_dump(include={"width", "depth", "block", "activation", "linear_skip"}),
-            **job.model_dump(include={field.name for field in fields(FitSettings)} - {"network"}),
-        )
-        if job.encoder and job.max_time_s is not None:
-            settings = replace(settings, max_time_s=job.max_time_s * (1 - job.encoder_share))
+        settings = self._fit_settings()
         url, checkpoints = absolute_url(self.pairs_url), absolute_url(self.checkpoints_url)
+        if resume_from is not None:
+            self.emit("resumed_from", checkpoint=go_back_to(checkpoints, resume_from, settings, pairs.plan.run_id))
         fresh = not has_checkpoint(checkpoints, settings, pairs.plan.run_id)
         with (
             self.stage("train", fresh=fresh, num_epochs=job.num_epochs, max_time_s=job.max_time_s),
             self.session(),
+            Board(self.output, 0 if fresh else newest_step(checkpoints)) as board,
         ):
 
             def on_epoch(entry: Mapping[str, float]) -> None:
                 self.emit("epoch", **entry)
+                board.epoch(entry)
+
+            def on_live(entry: Mapping[str, float]) -> None:
+                self.tell("live", **entry)
+                board.live(entry)
 
             if is_finished(checkpoints, settings, pairs.plan.run_id):
                 network, _ = load_fitted(checkpoints)
             elif self.job.executor.kind == "inline":
-                network, _ = fit_inline(url, checkpoints, settings, on_epoch=on_epoch)
+                network, _ = fit_inline(url, checkpoints, settings, on_epoch=on_epoch, on_live=on_live)
             else:
                 self._need_ray()
+                workers: Any = job.num_workers if isinstance(job.num_workers, int) else tuple(job.num_workers)
                 network, _ = fit_with_workers(
-                    url, checkpoints, settings, num_workers=job.num_workers, on_epoch=on_epoch
+                    url, checkpoints, settings, num_workers=workers, on_epoch=on_epoch, on_live=on_live
                 )
             encoder, mass = self._fit_encoder(url, checkpoints) if job.encoder else (None, None)
-            calibration = Calibration.fit(network, pairs.reference, seed=job.seed) if job.calibrate else None
+            # Calibration takes samples to the law of the whole table, which for given conditions is another.
+            calibrates = job.calibrate and not pairs.plan.condition
+            calibration = Calibration.fit(network, pairs.reference, seed=job.seed) if calibrates else None
             generator = Generator(
                 network,
                 Transform.from_arrays(*pairs.transform),
                 calibration,
                 job=self.job.model_dump(exclude_none=True),
+                condition=pairs.plan.condition,
                 encoder=encoder,
                 mass=mass,
             )
@@ -196,10 +217,12 @@ class Pipeline(OutputDirectory):
         generator = Generator.load(self.model_url)
         job = self.job.evaluate
         with self.stage("sample", rows=job.num_samples):
+            conditions = self._held_out_conditions(generator)
             write_table(
                 self.samples_url,
                 generator.columns,
-                generator.sample_parts(job.num_samples, seed=job.seed),
+                job.num_samples,
+                lambda ranges: generator.sample_ranges(ranges, job.seed, conditions),
                 source=self._sample_source,
             )
         return self.samples_url
@@ -259,6 +282,18 @@ class Pipeline(OutputDirectory):
             replace(generator, metrics=metrics).save(self.model_url)
         self.emit("report", path=self.report_url)
         return metrics
+
+    def _fit_settings(self) -> FitSettings:
+        from sfg_dist.distributed.checkpoints import FitSettings
+
+        job = self.job.train
+        settings = FitSettings(
+            network=job.model_dump(include={"width", "depth", "block", "activation", "linear_skip", "num_noise"}),
+            **job.model_dump(include={field.name for field in fields(FitSettings)} - {"network"}),
+        )
+        if job.encoder and job.max_time_s is not None:
+            settings = replace(settings, max_time_s=job.max_time_s * (1 - job.encoder_share))
+        return settings
 
     # What the stages share.
 
@@ -349,21 +384,49 @@ class Pipeline(OutputDirectory):
         with self.writing("job.toml"):
             self.output.write("job.toml", self.job.to_toml().encode())
 
+    def _held_out_conditions(self, generator: Generator) -> NDArray[np.float64] | None:
+        """What the samples that are evaluated are given: the conditions of held-out rows, again from the first one."""
+        if not generator.condition:
+            return None
+        held_out = self.prepared.test[:, generator.split.places]
+        return np.resize(held_out, (self.job.evaluate.num_samples, held_out.shape[1]))
+
     @property
     def _sample_source(self) -> str:
         """What decides the samples: the model's bytes, how many, and the seed."""
         job = self.job.evaluate
         model = hashlib.sha256(self.output.read("model/model.safetensors") or b"").hexdigest()
-        return f"model {model}, {job.num_samples} rows, seed {job.seed}"
+        given = f", given {fingerprint(self.prepared.test)}" if self.job.data.condition else ""
+        return f"model {model}, {job.num_samples} rows, seed {job.seed}{given}"
 
-    def _label_missing(self, pairs: Pairs) -> None:
-        with self.session():
+    def _label_missing(self, pairs: Pairs, overlap: bool) -> None:
+        with self.session(), contextlib.ExitStack() as stack:
             if self.job.executor.kind == "ray":
                 self._need_ray()
+            reserved: Mapping[str, float] = {}
+            if overlap:
+                from sfg_dist.distributed.ahead import training_ahead
+
+                def on_live(entry: Mapping[str, float]) -> None:
+                    self.tell("ahead", **entry)
+
+                ahead = training_ahead(
+                    self.job.executor.kind,
+                    absolute_url(self.pairs_url),
+                    absolute_url(self.checkpoints_url),
+                    self._fit_settings(),
+                    on_live=on_live,
+                )
+                reserved = stack.enter_context(ahead)
             label_pending(
                 pairs,
                 self.job.executor,
                 num_threads=self.job.labels.num_threads,
                 memory_gib=self.job.labels.memory_gib,
                 emit=self.emit,
+                reserved=reserved,
             )
+        if overlap:
+            from sfg_dist.distributed.checkpoints import newest_step
+
+            self.emit("trained_ahead", step=newest_step(self.checkpoints_url))

@@ -46,7 +46,10 @@ class Stream(enum.IntEnum):
     TOY = 7
     EVALUATE = 8
     CALIBRATE = 9
-    ENCODER = 12
+    EXPORT = 10
+    CONDITION = 11
+    TRAIN_NOISE = 12
+    ENCODER = 13
 
 
 def random_generator(seed: int, stream: Stream, index: int = 0) -> np.random.Generator:
@@ -96,7 +99,8 @@ class Plan:
             do not, the fingerprints of the reference and of the user's query points, and what was chosen for the
             reference: t_min, and for ``labels.time_grid = "fitted"`` the grid of each direction.
         num_pairs: rows of latents and of labels, in all records together.
-        dim: columns of latents and of labels, the flow's dimension.
+        dim: columns of latents and of labels, the flow's dimension; those of ``condition`` are the last, and the same
+            in both.
         shard_rows: rows of a shard, the last one may be shorter.
         columns: the user's column names, in order.
         source: what the job called the table when the store was created; no part of the identity.
@@ -161,6 +165,11 @@ class Plan:
         return self.record_rows(record)[0] // self.shard_rows + shard - self.record_shards(record).start
 
     @property
+    def condition(self) -> tuple[str, ...]:
+        """The columns that labels are conditioned on: the last of latents, of labels and of the reference."""
+        return tuple(self.identity.get("data", {}).get("condition", ()))
+
+    @property
     def labels(self) -> Mapping[str, Any]:
         """The labels table of the job, as far as it decides the bits."""
         return self.identity["labels"]
@@ -209,6 +218,15 @@ class Plan:
         first, end = self.record_rows(self.record_of(shard))
         start = self.grid_shard(shard) * self.shard_rows
         return max(first, start), min(start + self.shard_rows, end)
+
+    @cached_property
+    def shard_edges(self) -> NDArray[np.int64]:
+        """First row of each shard and the end of the last, int64 (num_shards + 1,)."""
+        edges = [np.zeros(1, np.int64)]
+        for start, stop in pairwise((0, *self.ends)):
+            grid = np.arange(start // self.shard_rows + 1, -(-stop // self.shard_rows) + 1, dtype=np.int64)
+            edges.append(np.minimum(grid * self.shard_rows, stop))
+        return np.concatenate(edges)
 
     def shard_direction(self, shard: int) -> str:
         """ "decode" or "encode"; with direction "both", even places of the grid decode and odd ones encode."""

@@ -27,12 +27,53 @@ def check_job(job: Job) -> None:
         ConfigError: with the keys and what to take instead.
     """
     check_shard_rows(job.labels.shard_rows, job.labels.batch_size, job.labels.gpu_batch_size)
+    _check_condition(job)
     from sfg_dist.flow.solver import num_steps
 
     try:
         num_steps(job.labels.solver, job.labels.num_evaluations)
     except ValueError as error:
         raise ConfigError(f"labels.{error}") from error
+
+
+def _check_condition(job: Job) -> None:
+    """Refuse keys that a conditional job cannot have, or only it can.
+
+    Raises:
+        ConfigError: with the key.
+    """
+    labels = job.labels
+    if job.data.condition is None:
+        for key in ("condition_neighbors", "condition_bandwidth", "condition_adjust"):
+            if getattr(labels, key) is not None:
+                raise ConfigError(f"labels.{key} is for conditional labels: name data.condition, or leave it out")
+        return
+    wrong = {
+        "labels.estimator": labels.estimator != "full",
+        "labels.direction": labels.direction != "decode",
+        "labels.latents": labels.latents is not None,
+        "labels.t_min": labels.t_min == "auto",
+        "labels.time_grid": labels.time_grid == "fitted",
+        "labels.solver_tolerance": labels.solver_tolerance is not None,
+        "executor.actors_per_group": job.executor.actors_per_group > 1,
+        "train.encoder": job.train.encoder,
+    }
+    instead = {
+        "labels.t_min": "a number",
+        "labels.time_grid": '"graded" or "uniform"',
+        "labels.estimator": '"full"',
+        "labels.direction": '"decode"',
+        "executor.actors_per_group": "1",
+        "train.encoder": "false",
+    }
+    for key, is_wrong in wrong.items():
+        if is_wrong:
+            table, name = key.split(".")
+            value = getattr(getattr(job, table), name)
+            raise ConfigError(
+                f"{key} = {value!r} does not go with data.condition: "
+                + (f"take {instead[key]}" if key in instead else "leave it out")
+            )
 
 
 def make_plan(
@@ -99,7 +140,12 @@ def uses_clusters(job: Job, num_reference: int) -> bool:
     """Whether labels of this job look at clusters of the reference."""
     from sfg_dist.flow.backends import SPARSE_ROWS
 
-    return job.labels.estimator == "full" and job.labels.tolerance > 0 and num_reference >= SPARSE_ROWS
+    return (
+        job.data.condition is None
+        and job.labels.estimator == "full"
+        and job.labels.tolerance > 0
+        and num_reference >= SPARSE_ROWS
+    )
 
 
 def choose_blur(job: Job, reference: NDArray[np.float32] | None) -> dict[str, Any]:
@@ -157,6 +203,11 @@ def identity_of_keys(job: Job) -> dict[str, Any]:
         "transform": job.transform.model_dump(exclude_none=True),
         "labels": job.labels.model_dump(exclude=NOT_IDENTITY, exclude_none=True),
     }
+    if job.data.condition is not None:
+        from sfg_dist.flow.conditional import DEFAULT_NEIGHBORS
+
+        tables["labels"].setdefault("condition_neighbors", DEFAULT_NEIGHBORS)
+        tables["labels"].setdefault("condition_adjust", "linear")
     keys: dict[str, Any] = json.loads(json.dumps(tables))
     return keys
 

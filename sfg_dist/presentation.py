@@ -43,7 +43,8 @@ def report_content(
     from sfg_dist.evaluate import ReportContent
 
     plan = pairs.plan
-    paths = _paths(pairs, generator.transform) if plan.dim == 2 and len(prepared.columns) == 2 else None
+    is_plane = plan.dim == 2 and len(prepared.columns) == 2 and not plan.condition
+    paths = _paths(pairs, generator.transform) if is_plane else None
     return ReportContent(
         title=_title(Path(job.output.dir).name, Path(job.data.source).name),
         columns=prepared.columns,
@@ -68,12 +69,13 @@ def report_content(
             ),
             "t_min": _blur(plan),
             **_time_grid(plan),
+            **_condition(plan),
             **_accuracy(plan.labels, metrics.get("label_error") or {}),
             "network": f"{generator.network.num_parameters:,} parameters",
             "device": _device_name(),
             "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
         },
-        notes=_notes(prepared.report, job.labels.latents),
+        notes=_notes(prepared.report, job.labels.latents, plan.condition),
         **_labelling(pairs),
     )
 
@@ -154,12 +156,29 @@ def _time_grid(plan: Plan) -> dict[str, str]:
     return {"time grid": "; ".join(said)}
 
 
+def _condition(plan: Plan) -> dict[str, str]:
+    """What labels are given, and how their law is estimated there."""
+    if not plan.condition:
+        return {}
+    labels = plan.labels
+    width = labels.get("condition_bandwidth")
+    kernel = "half the distance to the farthest" if width is None else f"{width:g}"
+    carried = ", carried along the local regression" if labels["condition_adjust"] == "linear" else ""
+    return {
+        "given": ", ".join(plan.condition),
+        "given its condition": f"the {labels['condition_neighbors']:,} nearest rows, bandwidth {kernel}{carried}",
+    }
+
+
 def _accuracy(settings: Mapping[str, Any], error: Mapping[str, Any]) -> dict[str, str]:
     """How exact the labels are: what is certified at every evaluation, and what was measured at the end."""
     if not error:
         return {}
     reached, asked = error["tolerance_reached"], settings["tolerance"]
-    certified = f"within {reached:.1e} of exact, certified ({asked:g} asked)" if reached else "every row summed"
+    if "condition_neighbors" in settings:
+        certified = "every neighbour summed"
+    else:
+        certified = f"within {reached:.1e} of exact, certified ({asked:g} asked)" if reached else "every row summed"
     return {
         "posterior mean": certified,
         "label error": f"median {error['median']:.1e}, 90th percentile {error['percentile_90']:.1e}, "
@@ -179,7 +198,7 @@ def _device_name() -> str:
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def _notes(report: Mapping[str, Any], latents: str | None) -> list[str]:
+def _notes(report: Mapping[str, Any], latents: str | None, condition: tuple[str, ...]) -> list[str]:
     """What a reader of the figures must know."""
     notes = []
     if report.get("num_rows_dropped"):
@@ -192,6 +211,11 @@ def _notes(report: Mapping[str, Any], latents: str | None) -> list[str]:
     for grid, names in by_step.items():
         what = f"on {grid}: dequantized, and put back on the grid" if grid else "on no common grid: not dequantized"
         notes.append(f"Ties in {listed(names, limit=8)} {what}.")
+    if condition:
+        notes.append(
+            f"Samples are drawn for the held-out rows' own {listed(condition, limit=8)}, and compared with those rows "
+            f"in all columns together; labels have the training rows'. A conditional generator is not calibrated."
+        )
     if latents is not None:
         notes.append(f"The start points came from {latents}, so labels and samples need not follow the data's law.")
     return notes

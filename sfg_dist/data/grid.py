@@ -34,10 +34,15 @@ class Grid:
             0.3
         """
         values = self.offset + cells * self.step
-        decimals = max(_decimals(self.step), _decimals(self.offset))
+        decimals = self.num_decimals
         # beyond 2^52 units of the last decimal, values hold no more than that anyway
         is_exact = np.abs(values) < 2.0**52 / 10.0 ** min(decimals, 300)
         return np.where(is_exact, np.round(values, min(decimals, 22)), values)
+
+    @property
+    def num_decimals(self) -> int:
+        """Decimals of the values' numbers."""
+        return max(_decimals(self.step), _decimals(self.offset))
 
     def coordinates(self, values: _Array) -> _Array:
         """Places of values in steps from the offset; whole where they are on the grid up to rounding."""

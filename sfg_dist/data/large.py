@@ -173,6 +173,11 @@ def prepare_within(source: str | Path, *, memory_gib: float | None = None, **key
     with open_rows(source, **table) as reader:
         if reader.num_bytes <= memory_bytes:
             return prepare(source, **keys)
+    if passed.pop("condition", None):
+        raise DataError(
+            f"{source} is larger than labels.memory_gib = {memory_gib:g}, and labels for data.condition need it whole: "
+            f"raise it, or leave it out and lower data.max_rows"
+        )
     return prepare_large(partial(open_rows, source, **table), memory_bytes=memory_bytes, **passed)
 
 

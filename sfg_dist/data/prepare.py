@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data.cleaning import drop_missing, find_constants, find_grids, num_duplicates
+from sfg_dist.data.conditions import ColumnSplit, conditions_last
 from sfg_dist.data.table import LogDensity, open_split, open_table
 from sfg_dist.data.toy import NAMES as TOY_NAMES
 from sfg_dist.data.transform import Transform
@@ -118,6 +119,7 @@ def prepare(
     append: Sequence[str] = (),
     arrays: Mapping[str, str | Sequence[str] | None] | None = None,
     columns: Sequence[str] | None = None,
+    condition: Sequence[str] | None = None,
     missing: str = "refuse",
     constant: str = "refuse",
     dequantize: str | Mapping[str, float] = "auto",
@@ -135,6 +137,7 @@ def prepare(
         append: more arrays, put behind as columns.
         arrays: names of the arrays of a table split already, for train, validation (optional) and test.
         columns: the columns wanted, in order; None is all.
+        condition: those of them that samples will be given: they become the last ones, in this order.
         missing: "refuse" NaN and infinite values, or "drop" the rows that hold one in a wanted column.
         constant: "refuse" columns that never change, or "keep" them: left out of the flow, put back by the
             transform.
@@ -171,6 +174,11 @@ def prepare(
         given = open_split(source, arrays=arrays, columns=columns)
         names, log_density = given.columns, None
         parts = {"train": given.train, "validation": given.validation, "test": given.test}
+    if condition:
+        places = conditions_last(source, names, condition)
+        names = tuple(names[place] for place in places)
+        parts = {part: rows[:, places] for part, rows in parts.items()}
+        log_density = None if log_density is None else _of_columns(log_density, places)
     num_read = sum(map(len, parts.values()))
     parts = {
         part: drop_missing(source if part == "table" else f"{source}: the {part} part", rows, names, missing)
@@ -197,6 +205,7 @@ def prepare(
     check_parts(source, len(rows), num_read, sizes_of_parts)
     constants |= find_constants(source, train, names, constant, where="the training rows", known=constants)
     transform = _fit(train, rows, names, constants, grids, kind, seed)
+    ColumnSplit.of(transform, condition or ())  # refuses conditions that no sample can be given
     return Prepared(
         source=source,
         train=train,
@@ -217,6 +226,12 @@ def prepare(
         },
         sizes=sizes_of_parts,
     )
+
+
+def _of_columns(log_density: LogDensity, places: Sequence[int]) -> LogDensity:
+    """A density of rows whose columns were put in another order."""
+    back = np.argsort(places)
+    return lambda rows: log_density(rows[:, back])
 
 
 def _fit(

@@ -9,6 +9,7 @@
 | pinwheel | 5 Gaussian arms, rotated by an angle that grows with the radius | closed form |
 | 8gaussians | 8 Gaussians of deviation 0.2 on a circle of radius 2 | closed form |
 | checkerboard | uniform on 8 of the 16 squares of side 2 in [-4, 4]^2 | constant; -inf outside |
+| wave | x given y is N(sin y, (0.2 + 0.1 y)^2), y uniform on [0, 3] | closed form; -inf outside |
 
 All parts of a set have the same weight, and noise is isotropic. An integral along a curve is a sum over
 Gauss-Legendre panels four noise widths long, 10 nodes each: a relative error below 1e-7. The pinwheel's
@@ -25,7 +26,7 @@ from scipy.special import ive, logsumexp
 
 from sfg_dist.plan import BLOCK_ROWS, Stream, random_generator
 
-NAMES: tuple[str, ...] = ("moons", "circles", "rings", "spirals", "pinwheel", "8gaussians", "checkerboard")
+NAMES: tuple[str, ...] = ("moons", "circles", "rings", "spirals", "pinwheel", "8gaussians", "checkerboard", "wave")
 DEFAULT_NUM_ROWS = 20_000
 
 _Array = NDArray[np.float64]
@@ -38,6 +39,7 @@ _SPIRAL_NOISE, _SPIRAL_ANGLE = 0.08, 3 * np.pi
 _NUM_ARMS, _ARM_CENTRE, _ARM_STD, _ARM_TWIST = 5, np.array([1.0, 0.0]), np.array([0.3, 0.1]), 0.25
 _NUM_GAUSSIANS, _GAUSSIAN_RADIUS, _GAUSSIAN_STD = 8, 2.0, 0.2
 _BOARD_HALF, _SQUARE = 4.0, 2.0
+_WAVE_END, _WAVE_STD, _WAVE_GROWTH = 3.0, 0.2, 0.1
 
 
 def draw(name: str, num_rows: int, seed: int) -> _Array:
@@ -89,6 +91,8 @@ def log_density(name: str, rows: _Array) -> _Array:
             values[start : start + _DENSITY_ROWS] = _pinwheel_log_density(block)
         elif name == "checkerboard":
             values[start : start + _DENSITY_ROWS] = _checkerboard_log_density(block)
+        elif name == "wave":
+            values[start : start + _DENSITY_ROWS] = _wave_log_density(block)
         else:
             values[start : start + _DENSITY_ROWS] = _mixture_log_density(block, *_mixture(name))
     return values
@@ -116,7 +120,23 @@ def _shape_rows(name: str, part: _Array, uniform: _Array, normal: _Array) -> _Ar
         index = (part * 8).astype(int)
         row, column = index // 2, 2 * (index % 2) + (index // 2) % 2
         return _SQUARE * (np.stack([column, row], axis=1) + uniform) - _BOARD_HALF
+    if name == "wave":
+        given = _WAVE_END * uniform[:, 0]
+        mean, std = wave_law(given)
+        return np.stack([mean + std * normal[:, 0], given], axis=1)
     raise ValueError(f"unknown toy set {name!r}: expected one of {', '.join(NAMES)}")
+
+
+def wave_law(given: _Array) -> tuple[_Array, _Array]:
+    """Mean and standard deviation of the first column of "wave" given its second, each of the shape of ``given``."""
+    return np.sin(given), _WAVE_STD + _WAVE_GROWTH * given
+
+
+def _wave_log_density(rows: _Array) -> _Array:
+    inside = (rows[:, 1] >= 0) & (rows[:, 1] <= _WAVE_END)
+    mean, std = wave_law(np.where(inside, rows[:, 1], 0.0))
+    log_p = -0.5 * ((rows[:, 0] - mean) / std) ** 2 - np.log(std * np.sqrt(2 * np.pi) * _WAVE_END)
+    return np.where(inside, log_p, -np.inf)
 
 
 def _direction(angle: _Array) -> _Array:

@@ -271,9 +271,13 @@ class Transform:
             )
         return cls(kind=kind, columns=columns, curves=curves, **fields)
 
+    def grid(self, column: int) -> Grid | None:
+        """The grid of a flow column, None where it has none."""
+        step, offset = float(self.steps[column]), float(self.offsets[column])
+        return Grid(step, offset) if step else None
+
     def _grids(self) -> list[Grid | None]:
-        pairs = zip(self.steps.tolist(), self.offsets.tolist(), strict=True)
-        return [Grid(step, offset) if step else None for step, offset in pairs]
+        return [self.grid(column) for column in range(self.dim)]
 
     def _spread_rows(self, rows: _Array, noise: _Array | None) -> _Array:
         rows = _check_rows(rows, len(self.columns), self.columns)

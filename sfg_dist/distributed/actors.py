@@ -6,7 +6,7 @@ driver or the object store.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ def label_with_actors(
     on_event: Callable[..., None] | None = None,
     on_snapshot: Callable[[dict[str, Any]], None] | None = None,
     only: Collection[int] | None = None,
+    reserved: Mapping[str, float] | None = None,
     labeler: Callable[..., Any] = ShardLabeler,
     policy: Policy | None = None,
 ) -> None:
@@ -55,6 +56,7 @@ def label_with_actors(
         on_event: called with a name and details when something happens (see ``Driver``).
         on_snapshot: called with the state of everything, at most every two seconds and at the end.
         only: leave pending shards that are not among these as they are.
+        reserved: resources of the cluster that something else holds meanwhile; so many fewer actors by default.
         labeler: the class whose ``label(shard, attempt)`` does the work.
         policy: the driver's patience, where the two keys above are not enough.
 
@@ -69,7 +71,10 @@ def label_with_actors(
 
     shards = Shards(open_pairs(url), only)
     wanted = _Wanted(num_actors, num_gpus_per_actor, num_cpu_actors, actors_per_group, num_threads)
-    roles, numbers = wanted.roles(ray.cluster_resources())
+    available = ray.cluster_resources()
+    for name, amount in (reserved or {}).items():
+        available[name] = max(1.0, available[name] - amount) if available.get(name) else 0.0
+    roles, numbers = wanted.roles(available)
     arguments = {"num_threads": num_threads} | ({} if memory_gib is None else {"memory_gib": memory_gib})
     pool = RayPool(url, labeler, roles, arguments, actors_per_group=actors_per_group)
     driver = Driver(

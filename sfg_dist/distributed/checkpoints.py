@@ -4,7 +4,8 @@ A checkpoint is whole once its progress.json is there: that is written last and 
 
 checkpoints/
     fit.json              which fit they belong to: its settings and the run id of its pairs
-    step_000001234/       state.safetensors, progress.json; the newest KEPT_CHECKPOINTS of them
+    step_000001234/       state.safetensors, progress.json, with early stopping best.*; the newest few of them
+    live.json             how far the fit is, written over every few seconds by the first of several workers
     history.jsonl         one line an epoch, over all attempts
     fitted.safetensors    the averaged network of the last finished fit
     fitted.json           its form, step and history
@@ -12,7 +13,9 @@ checkpoints/
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import re
 import shutil
 import warnings
@@ -23,20 +26,29 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import Tensor
 
 from sfg_dist.errors import StoreError, TrainingError
+from sfg_dist.model.early_stopping import BEST_FILES
 from sfg_dist.model.fit import PROGRESS_NAME, STATE_NAME, Progress, Trainer
 from sfg_dist.model.mlp import MLP
+from sfg_dist.objects import absolute_url, is_url
 from sfg_dist.store import Location, reason_of
 
-# Two, because a power cut can tear the newest.
-KEPT_CHECKPOINTS = 2
 FIT_NAME = "fit.json"
 FITTED_NAME = "fitted.json"
 WEIGHTS_NAME = "fitted.safetensors"
 HISTORY_NAME = "history.jsonl"
 FAILURE_NAME = "failed.txt"
+LIVE_NAME = "live.json"
 STEP_NAME = re.compile(r"(step_\d+)/" + re.escape(PROGRESS_NAME))
+
+# What may change while a fit goes on, and what may change beside where it is told to go on from a checkpoint: the
+# network, the pairs and their order stay.
+FREE_KEYS = frozenset(
+    {"checkpoint_interval_s", "keep_checkpoints", "num_threads", "max_time_s", "num_epochs", "precision", "patience"}
+)
+RATE_KEYS = frozenset({"learning_rate", "learning_rate_schedule", "weight_decay", "ema_decay", "clip_norm"})
 
 Place = str | Path
 """A directory or a URL of an object store."""
@@ -49,14 +61,19 @@ class FitSettings:
     Attributes:
         network: arguments of MLP but for dim.
         batch_size: rows of a global batch, over all ranks.
-        learning_rate, learning_rate_schedule, weight_decay, ema_decay, precision: as for Trainer.
+        learning_rate, learning_rate_schedule, weight_decay, ema_decay, precision, clip_norm, objective,
+            optimizer: as for Trainer.
         num_epochs: passes over the training pairs.
         max_time_s: stop after this much training time, over all attempts; the learning rate is planned for it.
         validation_fraction: share of the pairs, the last ones, that is held out.
         shuffle_rows: rows that are shuffled together.
         checkpoint_interval_s: time between checkpoints.
+        keep_checkpoints: how many are kept, the newest ones; two at least, because a power cut can tear the newest.
+        patience: epochs without a lower held-out loss after which the fit ends; the averaged weights of the best epoch
+            are then its result. None for all epochs and the last weights.
         num_threads: CPU threads of a worker; None leaves torch's own choice.
         seed: of the network's start and of the order.
+        direction: "decode" fits latents -> labels, "encode" labels -> latents.
     """
 
     network: Mapping[str, Any]
@@ -73,12 +90,17 @@ class FitSettings:
     checkpoint_interval_s: float
     num_threads: int | None
     seed: int
+    clip_norm: float | None = None
+    keep_checkpoints: int = 2
+    patience: int | None = None
+    direction: str = "decode"
+    objective: str = "mse"
+    optimizer: str = "muon"
 
     @property
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree in to be gone on with."""
-        free = {"checkpoint_interval_s", "num_threads", "max_time_s", "num_epochs", "precision"}
-        return {name: value for name, value in asdict(self).items() if name not in free}
+        return {name: value for name, value in asdict(self).items() if name not in FREE_KEYS}
 
 
 def open_checkpoints(place: Place) -> Location:
@@ -93,8 +115,17 @@ def open_checkpoints(place: Place) -> Location:
         raise TrainingError(str(error)) from error
 
 
-def save_checkpoint(trainer: Trainer, place: Place, settings: FitSettings, run_id: str) -> None:
+def save_checkpoint(
+    trainer: Trainer, place: Place, settings: FitSettings, run_id: str, more: Mapping[str, bytes] | None = None
+) -> None:
     """Write a checkpoint of this fit and drop the oldest ones.
+
+    Args:
+        trainer: its state.
+        place: of the fit's checkpoints.
+        settings: the fit's.
+        run_id: of its pairs.
+        more: further files of the checkpoint.
 
     Raises:
         TrainingError: it cannot be written.
@@ -105,9 +136,9 @@ def save_checkpoint(trainer: Trainer, place: Place, settings: FitSettings, run_i
             location.write(FIT_NAME, json.dumps({"settings": settings.identity, "pairs": run_id}).encode())
         name = f"step_{trainer.progress.step:09d}"
         _remove(location, name)
-        for file, content in trainer.state_files().items():
+        for file, content in {**(more or {}), **trainer.state_files()}.items():  # progress.json is the last
             location.write(f"{name}/{file}", content)
-        for old in _newest_first(location)[KEPT_CHECKPOINTS:]:
+        for old in _newest_first(location)[max(2, settings.keep_checkpoints) :]:
             _remove(location, old)
     except (StoreError, OSError, SafetensorError) as error:
         raise TrainingError(f"cannot write a checkpoint to {place}: {reason_of(error)}") from error
@@ -117,6 +148,12 @@ def has_checkpoint(place: Place, settings: FitSettings, run_id: str) -> bool:
     """Whether this very fit can go on from where it was."""
     location = open_checkpoints(place)
     return bool(_newest_first(location)) and _is_ours(location, settings, run_id)
+
+
+def newest_step(place: Place) -> int:
+    """The step of the newest whole checkpoint; 0 where there is none."""
+    found = _newest_first(open_checkpoints(place))
+    return int(found[0].removeprefix("step_")) if found else 0
 
 
 def is_finished(place: Place, settings: FitSettings, run_id: str) -> bool:
@@ -131,6 +168,8 @@ def is_finished(place: Place, settings: FitSettings, run_id: str) -> bool:
         return False
     if fitted["step"] != progress["step"]:
         return False  # killed between the last checkpoint and the averaged network
+    if settings.patience is not None and progress["epoch"] - fitted.get("best_epoch", math.inf) >= settings.patience:
+        return True
     return progress["epoch"] >= settings.num_epochs or (
         settings.max_time_s is not None and progress["elapsed_s"] >= settings.max_time_s
     )
@@ -168,23 +207,92 @@ def clear_foreign(place: Place, settings: FitSettings, run_id: str) -> None:
     warnings.warn(f"{place} holds checkpoints of other train keys or pairs: training starts anew", stacklevel=4)
     for old in found:
         _remove(location, old)
-    for name in (FITTED_NAME, WEIGHTS_NAME, HISTORY_NAME):
+    for name in (FITTED_NAME, WEIGHTS_NAME, HISTORY_NAME, LIVE_NAME):
         location.delete(name)
 
 
-def resume(trainer: Trainer, place: Place) -> None:
-    """Take up the newest checkpoint, or the one before it where a power cut tore the newest."""
+def resume(place: Place, take: Callable[[Mapping[str, bytes], str], None]) -> None:
+    """Take up the newest checkpoint, or the one before it where a power cut tore the newest.
+
+    Args:
+        place: of the fit's checkpoints.
+        take: called with a checkpoint's files and its name for messages.
+    """
     location = open_checkpoints(place)
     found = _newest_first(location)
     for number, checkpoint in enumerate(found, start=1):
+        names = (STATE_NAME, PROGRESS_NAME, *BEST_FILES)
+        contents = {name: location.read(f"{checkpoint}/{name}") for name in names}
         try:
-            files = {name: location.read(f"{checkpoint}/{name}") or b"" for name in (STATE_NAME, PROGRESS_NAME)}
-            trainer.load_files(files, f"{place}/{checkpoint}")
+            take({name: content for name, content in contents.items() if content is not None}, f"{place}/{checkpoint}")
             return
         except TrainingError as error:
             if number == len(found):
                 raise
             warnings.warn(f"{error}; going on from the one before", stacklevel=2)
+
+
+def go_back_to(place: Place, checkpoint: str, settings: FitSettings, run_id: str) -> str:
+    """Let the fit go on from a checkpoint of one's choice: it becomes the newest, later ones are removed.
+
+    Args:
+        place: of this fit's checkpoints.
+        checkpoint: the name of one of them (``step_000001234``, or 1234), or the path or URL of one of another output
+            directory, which is copied here.
+        settings: of the fit that goes on. Rates, schedule, decays and clipping may differ from those that the
+            checkpoint was made with, and so may what does not touch the result; the rest may not.
+        run_id: of the pairs.
+
+    Returns:
+        The checkpoint's name.
+
+    Raises:
+        TrainingError: there is no such checkpoint, or it is of another network, other pairs or another order of them.
+    """
+    there, name = _find_checkpoint(place, checkpoint)
+    location = open_checkpoints(place)
+    found = _newest_first(there)
+    if name not in found:
+        kept = ", ".join(found) or "none"
+        raise TrainingError(f"{there.url} holds no whole checkpoint {name}; kept there: {kept}")
+    try:
+        made_by = json.loads(there.read(FIT_NAME) or b"")
+    except ValueError as error:
+        raise TrainingError(f"{there.url}/{FIT_NAME} cannot be read: {error}") from error
+    wanted = json.loads(json.dumps({"pairs": run_id, **settings.identity}))
+    had = {"pairs": made_by["pairs"], **made_by["settings"]}
+    different = sorted(key for key in wanted.keys() | had.keys() if wanted.get(key) != had.get(key))
+    if refused := [key for key in different if key not in RATE_KEYS]:
+        shown = "; ".join(f"{key}: {had.get(key)!r} -> {wanted.get(key)!r}" for key in refused)
+        raise TrainingError(f"checkpoint {name} of {there.url} is of another fit (checkpoint -> job): {shown}")
+    files = {entry.key: there.read(entry.key) or b"" for entry in there.list(name)}
+    is_elsewhere = absolute_url(there.url) != absolute_url(location.url)
+    if is_elsewhere:
+        for old in _newest_first(location):
+            _remove(location, old)
+    # The fit's record first: a kill must not leave checkpoints that look like another fit's.
+    location.write(FIT_NAME, json.dumps({"settings": settings.identity, "pairs": run_id}).encode())
+    if is_elsewhere:
+        for key in sorted(files, key=lambda key: key.endswith(PROGRESS_NAME)):
+            location.write(key, files[key])
+    for later in [other for other in _newest_first(location) if other > name]:
+        _remove(location, later)
+    for leftover in (FITTED_NAME, WEIGHTS_NAME):
+        location.delete(leftover)
+    return name
+
+
+def _find_checkpoint(place: Place, checkpoint: str) -> tuple[Location, str]:
+    """Where a checkpoint is, and its name there."""
+    text = checkpoint.rstrip("/")
+    parent, _, name = text.rpartition("/")
+    if text.isdigit():
+        name = f"step_{int(text):09d}"
+    if not parent:
+        return open_checkpoints(place), name
+    if not is_url(parent) and not Path(parent).is_dir():
+        raise TrainingError(f"{checkpoint}: {parent} is no directory")
+    return Location(absolute_url(parent)), name
 
 
 def append_history(place: Place, entry: Mapping[str, float]) -> None:
@@ -199,6 +307,20 @@ def append_history(place: Place, entry: Mapping[str, float]) -> None:
             location.write(HISTORY_NAME, (location.read(HISTORY_NAME) or b"") + line)
     except (StoreError, OSError) as error:
         raise TrainingError(f"cannot write {place}/{HISTORY_NAME}: {reason_of(error)}") from error
+
+
+def write_live(place: Place, entry: Mapping[str, Any]) -> None:
+    """Say how far the fit is; a word that cannot be written is dropped, the next one comes in a moment."""
+    with contextlib.suppress(StoreError, TrainingError):
+        open_checkpoints(place).write(LIVE_NAME, json.dumps(entry).encode())
+
+
+def read_live(place: Place) -> dict[str, Any] | None:
+    """How far the fit is, as last said; None where nothing was."""
+    try:
+        return json.loads(open_checkpoints(place).read(LIVE_NAME) or b"") or None
+    except ValueError:
+        return None
 
 
 def history_size(place: Place) -> int:
@@ -232,10 +354,19 @@ def take_failure(place: Place) -> str | None:
     return content.decode()
 
 
-def save_fitted(model: MLP, place: Place, progress: Progress) -> None:
-    """The averaged network, then the record that names its step; each replaces an older one whole."""
+def save_fitted(model: MLP, place: Place, progress: Progress, best_epoch: int | None = None) -> None:
+    """The averaged network, then the record that names its step; each replaces an older one whole.
+
+    Args:
+        model: the network, with the weights that count.
+        place: of the fit's checkpoints.
+        progress: where the fit ended.
+        best_epoch: whose weights they are, where early stopping chose them.
+    """
     location = open_checkpoints(place)
     document = {"network": {"dim": model.dim, **model.shape}, "step": progress.step, "history": progress.history}
+    if best_epoch is not None:
+        document["best_epoch"] = best_epoch
     try:
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         content = save(weights)
@@ -256,3 +387,16 @@ def load_fitted(place: Place) -> tuple[MLP, list[dict[str, float]]]:
     model = MLP(**document["network"])
     model.load_state_dict(load(weights))
     return model.eval(), document["history"]
+
+
+def load_average(place: Place) -> tuple[float, dict[str, Tensor]] | None:
+    """The averaged weights of the newest checkpoint and the training time that it was made after; None without one."""
+    location = open_checkpoints(place)
+    for name in _newest_first(location)[:1]:
+        tensors = load(location.read(f"{name}/{STATE_NAME}") or b"")
+        progress = json.loads(location.read(f"{name}/{PROGRESS_NAME}") or b"")
+        prefix = "average."
+        return float(progress["elapsed_s"]), {
+            key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)
+        }
+    return None

@@ -21,13 +21,23 @@ from torch import Tensor
 from sfg_dist.distributed.members import GroupReference
 from sfg_dist.distributed.node_table import NodeTable
 from sfg_dist.distributed.references import StoredReference, open_reference
-from sfg_dist.errors import NonFiniteLabelError
-from sfg_dist.flow import Effort, PreparedReference, Schedule, label_batch, label_latents
+from sfg_dist.distributed.sizes import GIB
+from sfg_dist.errors import LabelingError, NonFiniteLabelError
+from sfg_dist.flow import (
+    ConditionalReference,
+    Effort,
+    PreparedReference,
+    Schedule,
+    label_batch,
+    label_given,
+    label_latents,
+)
 from sfg_dist.flow.streaming import StreamedReference
 from sfg_dist.plan import Plan, Stream, integer_rows, normal_rows, random_generator
 from sfg_dist.planning import versions
 from sfg_dist.store import Pairs, open_pairs, read_rows
 
+_CONDITIONAL_COPIES = 6  # of the reference, with the tree of its conditions and their numbers in float64
 _ERROR_EVALUATIONS = 96  # of RK4, to measure the labels' error by
 
 
@@ -68,10 +78,12 @@ class ShardLabeler:
         self.num_threads = num_threads
         self.device = device or default_device()
         self.members = tuple(members)
-        self.reference: PreparedReference
+        self.reference: PreparedReference | ConditionalReference
         self._table: NodeTable | None
         with _threads(num_threads):
-            if members:
+            if self.plan.condition:
+                self.reference, self._table = conditional_reference(self.pairs, self.device, memory_gib), None
+            elif members:
                 self.reference, self._table = GroupReference(StoredReference(self.pairs), members), None
             else:
                 self.reference, self._table = open_reference(self.pairs, device=self.device, memory_gib=memory_gib)
@@ -143,6 +155,10 @@ class ShardLabeler:
             return self.pairs.query_rows(first, stop)
         seed = self.plan.labels["seed"]
         noise = normal_rows(seed, Stream.LATENTS, first, stop, self.plan.dim)
+        if isinstance(self.reference, ConditionalReference):
+            index = integer_rows(seed, Stream.CONDITION, first, stop, self.reference.num_reference)
+            noise[:, self.reference.num_targets :] = self.reference.conditions(index)
+            return noise
         if self.plan.shard_direction(shard) == "decode":
             return noise
         # A draw of the blurred data, whose latent is then N(0, I) as the decoder's are: x_j + (beta / alpha) eps.
@@ -155,7 +171,19 @@ class ShardLabeler:
         settings, direction = self.plan.labels, self.plan.shard_direction(shard)
         padded = torch.zeros(self.plan.batch_rows(self.device.type), self.plan.dim, device=self.device)
         padded[: len(rows)] = torch.from_numpy(rows)
-        ends: Tensor = label_batch(
+        ends: Tensor
+        if isinstance(self.reference, ConditionalReference):
+            ends = label_given(
+                padded,
+                self.reference,
+                schedule=self.schedule,
+                solver=settings["solver"],
+                num_evaluations=settings["num_evaluations"],
+                kind=self.plan.time_grid(direction),  # type: ignore[arg-type]
+                effort=effort,
+            )
+            return ends[: len(rows)].cpu().numpy()
+        ends = label_batch(
             padded,
             self._batch_reference(first),
             schedule=self.schedule,
@@ -171,6 +199,7 @@ class ShardLabeler:
 
     def _batch_reference(self, first: int) -> PreparedReference:
         """The whole reference, or the published mini-batch of it, drawn anew for every batch."""
+        assert not isinstance(self.reference, ConditionalReference)
         settings = self.plan.labels
         if settings["estimator"] == "full" or settings["num_reference"] >= self.reference.num_reference:
             return self.reference
@@ -180,7 +209,33 @@ class ShardLabeler:
         )
 
 
-def _num_streamed(reference: PreparedReference) -> int:
+def conditional_reference(
+    pairs: Pairs, device: torch.device, memory_gib: float | None = None, dtype: torch.dtype = torch.float32
+) -> ConditionalReference:
+    """The reference of a store of conditional labels, held whole.
+
+    Raises:
+        LabelingError: it does not fit in ``memory_gib``.
+    """
+    plan = pairs.plan
+    need = _CONDITIONAL_COPIES * 4 * plan.dim * pairs.num_reference
+    if memory_gib is not None and peak_memory() + need > memory_gib * GIB:
+        raise LabelingError(
+            f"labels for data.condition hold the whole reference, {need / GIB:.2f} GiB beside the interpreter's "
+            f"{peak_memory() / GIB:.2f}: raise labels.memory_gib = {memory_gib:g}, or lower data.max_rows"
+        )
+    return ConditionalReference(
+        pairs.reference,
+        len(plan.condition),
+        neighbors=plan.labels["condition_neighbors"],
+        bandwidth=plan.labels.get("condition_bandwidth"),
+        adjust=plan.labels["condition_adjust"] == "linear",
+        dtype=dtype,
+        device=device,
+    )
+
+
+def _num_streamed(reference: PreparedReference | ConditionalReference) -> int:
     return reference.num_streamed if isinstance(reference, StreamedReference) else 0
 
 
@@ -218,6 +273,8 @@ def label_error(
     plan = pairs.plan
     if plan.labels["estimator"] != "full":
         return {}
+    if plan.condition:
+        return _conditional_error(pairs, max_rows=max_rows)
     stored = StoredReference(pairs)
     num_kept = stored.num_fitting(memory_gib, torch.float64)
     solver, num_evaluations = "rk4", _ERROR_EVALUATIONS
@@ -240,12 +297,30 @@ def label_error(
         batch_size=num_rows,
         tolerance=0.0,
     )
-    error = np.linalg.norm(ends - (labels if decodes else latents), axis=1)
+    return _error_figures(ends - (labels if decodes else latents)) | {"tolerance_reached": max_reached(pairs)}
+
+
+def _conditional_error(pairs: Pairs, *, max_rows: int) -> dict[str, Any]:
+    plan = pairs.plan
+    start, stop = plan.shard_range(0)
+    num_rows = min(max_rows, stop - start)
+    latents, labels = (read_rows(array, 0, num_rows).astype(np.float64) for array in (pairs.latents, pairs.labels))
+    ends = label_given(
+        torch.from_numpy(latents),
+        conditional_reference(pairs, torch.device("cpu"), dtype=torch.float64),
+        schedule=Schedule(plan.labels["schedule"], plan.t_min),
+        solver="rk4",
+        num_evaluations=_ERROR_EVALUATIONS,
+    )
+    return _error_figures(ends.numpy() - labels) | {"tolerance_reached": 0.0}
+
+
+def _error_figures(difference: NDArray[np.float64]) -> dict[str, Any]:
+    error = np.linalg.norm(difference, axis=1)
     return {
-        "num_rows": num_rows,
+        "num_rows": len(error),
         "median": float(np.median(error)),
         "percentile_90": float(np.quantile(error, 0.9)),
-        "tolerance_reached": max_reached(pairs),
     }
 
 

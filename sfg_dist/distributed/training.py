@@ -9,56 +9,72 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
-import torch.distributed
-from torch import Tensor, nn
+from torch import nn
 
 from sfg_dist.distributed.checkpoints import (
     FitSettings,
     Place,
-    append_history,
     clear_foreign,
     follow_history,
     history_size,
     load_fitted,
     note_failure,
-    resume,
-    save_checkpoint,
-    save_fitted,
+    read_live,
     take_failure,
+    write_live,
 )
+from sfg_dist.distributed.fit_loop import DivergedError, Entry, FitLoop, Hooks, Report
 from sfg_dist.distributed.labeler import default_device
+from sfg_dist.distributed.stopping import stop_signals
 from sfg_dist.errors import ClusterError, SfgError, StoreError, TrainingError
-from sfg_dist.model.fit import Stopwatch, Trainer
+from sfg_dist.model.fit import Trainer
 from sfg_dist.model.mlp import MLP
 from sfg_dist.objects import absolute_url, is_url
-from sfg_dist.store import PairStream, open_pairs, read_rows
+from sfg_dist.store import Pairs, PairStream, open_pairs, read_ranges
 
-SYNC_STEPS = 16  # ranks agree on the clock this often; a broadcast every step would cost as much as a small step
 MAX_VALIDATION_ROWS = 65_536
-
-
-class _DivergedError(TrainingError):
-    """The loss is not finite: every rank sees it at the same place, because it is summed over ranks first."""
-
-
-EpochReport = Callable[[dict[str, float]], None]
+RESIZE_INTERVAL_S = 60.0
+LIVE_PUT_INTERVAL_S = 10.0
+STOP_GRACE_S = 10.0
+"""Seconds that a step and a checkpoint may take after a signal."""
 
 
 def fit_inline(
-    url: str, checkpoints: Place, settings: FitSettings, *, on_epoch: EpochReport | None = None
-) -> tuple[MLP, list[dict[str, float]]]:
-    """Fit in this process; the averaged network and one history entry an epoch."""
+    url: str,
+    checkpoints: Place,
+    settings: FitSettings,
+    *,
+    on_epoch: Report | None = None,
+    on_live: Report | None = None,
+) -> tuple[MLP, list[Entry]]:
+    """Fit in this process; the averaged network and one history entry an epoch.
+
+    Args:
+        url: the store.
+        checkpoints: a directory or an s3:// URL.
+        settings: the fit.
+        on_epoch: called with every history entry.
+        on_live: called every few seconds with how far the epoch is.
+
+    Raises:
+        TrainingError: the fit failed.
+        KeyboardInterrupt: SIGINT, SIGTERM or SIGUSR2 came; a checkpoint is written.
+    """
     _require_ready(url, checkpoints, settings)
-    _fit_rank(url, checkpoints, settings, rank=0, world_size=1, on_epoch=on_epoch)
+    asked = threading.Event()
+    hooks = Hooks(on_epoch=on_epoch, on_live=on_live, should_stop=asked.is_set)
+    with stop_signals(lambda _: asked.set(), patience=lambda: (None, STOP_GRACE_S)):
+        _fit_rank(url, checkpoints, settings, rank=0, world_size=1, hooks=hooks)
     return load_fitted(checkpoints)
 
 
@@ -67,21 +83,25 @@ def fit_with_workers(
     checkpoints: Place,
     settings: FitSettings,
     *,
-    num_workers: int,
+    num_workers: int | tuple[int, int],
     use_gpu: bool | None = None,
     max_failures: int = 3,
-    on_epoch: EpochReport | None = None,
-) -> tuple[MLP, list[dict[str, float]]]:
-    """Fit with Ray Train on ``num_workers`` workers of the running Ray session; results as for fit_inline.
+    on_epoch: Report | None = None,
+    on_live: Report | None = None,
+) -> tuple[MLP, list[Entry]]:
+    """Fit with Ray Train on workers of the running Ray session; results as for fit_inline.
 
     Args:
         url: the store.
         checkpoints: a directory or an s3:// URL that all workers reach.
         settings: the fit.
-        num_workers: ranks.
+        num_workers: ranks; or the fewest and the most of them, and the fit then runs with as many as the cluster has
+            room for, looking for more every RESIZE_INTERVAL_S. The global batches are the same for any number.
         use_gpu: whether each holds a GPU (and NCCL averages), or CPUs (and gloo); GPUs where the cluster has as many.
-        max_failures: how often lost workers are replaced; the fit then goes on from the last checkpoint.
+        max_failures: how often lost workers are replaced; the fit then goes on from the last checkpoint. Nodes that
+            are taken away with a notice do not count, and a checkpoint is written at the notice.
         on_epoch: called in this process with every history entry, in order.
+        on_live: called in this process every few seconds with how far the epoch is.
 
     Raises:
         ClusterError: the cluster is too small.
@@ -92,26 +112,33 @@ def fit_with_workers(
     from ray.train.torch import TorchTrainer
 
     _require_ready(url, checkpoints, settings)
+    fewest, most = (num_workers, num_workers) if isinstance(num_workers, int) else num_workers
     available = ray.cluster_resources()
     if use_gpu is None:
-        use_gpu = available.get("GPU", 0) >= num_workers
-    cpus = max(1, int(available.get("CPU", 1)) // num_workers)
-    if not use_gpu and available.get("CPU", 0) < num_workers:
-        raise ClusterError(f"train.num_workers = {num_workers}, but the cluster has {available.get('CPU', 0):g} CPUs")
-    config = {"url": url, "checkpoints": absolute_url(checkpoints), "settings": asdict(settings)}
+        use_gpu = available.get("GPU", 0) >= fewest
+    cpus = max(1, int(available.get("CPU", 1)) // most)
+    if available.get("GPU" if use_gpu else "CPU", 0) < fewest:
+        raise ClusterError(
+            f"train.num_workers = {fewest}, but the cluster has {available.get('CPU', 0):g} CPUs and "
+            f"{available.get('GPU', 0):g} GPUs"
+        )
+    config: dict[str, Any] = {"url": url, "checkpoints": absolute_url(checkpoints), "settings": asdict(settings)}
+    config["watch_preemption"] = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0"
+    scaling: dict[str, Any] = {
+        "num_workers": num_workers,
+        "elastic_resize_monitor_interval_s": RESIZE_INTERVAL_S,
+        "use_gpu": use_gpu,
+        # A worker trains with all of its share of the CPUs; the controller itself asks for none.
+        "resources_per_worker": {"CPU": 1, "GPU": 1} if use_gpu else {"CPU": cpus},
+    }
     with (
         tempfile.TemporaryDirectory(prefix="sfg-train-") as scratch,
-        _following(checkpoints, on_epoch),
+        _following(checkpoints, on_epoch, on_live),
     ):
         trainer = TorchTrainer(
             _ray_worker,
             train_loop_config=config,
-            scaling_config=ScalingConfig(
-                num_workers=num_workers,
-                use_gpu=use_gpu,
-                # A worker trains with all of its share of the CPUs; the controller itself asks for none.
-                resources_per_worker={"CPU": 1, "GPU": 1} if use_gpu else {"CPU": cpus},
-            ),
+            scaling_config=ScalingConfig(**scaling),
             # Ray keeps its own notes here; the checkpoints that matter are ours.
             run_config=RunConfig(
                 name="fit", storage_path=scratch, failure_config=FailureConfig(max_failures=max_failures)
@@ -162,187 +189,139 @@ def _ray_worker(config: dict[str, Any]) -> None:
         cpus = int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))
         torch.set_num_threads(max(1, cpus))
     checkpoints, rank = config["checkpoints"], context.get_world_rank()
+    hooks = Hooks(
+        on_live=_live_writer(checkpoints),
+        report=lambda entry: ray.train.report(entry),
+        is_preempted=_is_preempted if config["watch_preemption"] else None,
+    )
     try:
-        _fit_rank(
-            config["url"],
-            checkpoints,
-            settings,
-            rank=rank,
-            world_size=context.get_world_size(),
-            report=lambda entry: ray.train.report(entry),
-        )
-    except _DivergedError as error:
+        _fit_rank(config["url"], checkpoints, settings, rank=rank, world_size=context.get_world_size(), hooks=hooks)
+    except DivergedError as error:
         # It would come again on every replacement: say so, and end well. Any other error is raised, so that Ray stops
         # the ranks that wait for this one.
         if rank == 0:
             note_failure(checkpoints, str(error))
 
 
-def _fit_rank(
-    url: str,
-    checkpoints: Place,
-    settings: FitSettings,
-    *,
-    rank: int,
-    world_size: int,
-    on_epoch: EpochReport | None = None,
-    report: EpochReport | None = None,
-) -> None:
+def _live_writer(checkpoints: Place) -> Report:
+    """Writes how far the fit is, on an object store not with every call: a step waits for it."""
+    written_at = -math.inf
+
+    def write(entry: Entry) -> None:
+        nonlocal written_at
+        if not is_url(checkpoints) or time.monotonic() - written_at >= LIVE_PUT_INTERVAL_S:
+            written_at = time.monotonic()
+            write_live(checkpoints, entry)
+
+    return write
+
+
+def _is_preempted() -> bool:
+    import ray.train
+
+    return ray.train.get_preemption_info() is not None
+
+
+def _fit_rank(url: str, checkpoints: Place, settings: FitSettings, *, rank: int, world_size: int, hooks: Hooks) -> None:
     """The fit of one rank; all ranks run the same lines."""
     pairs = open_pairs(url)
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
-    num_rows = pairs.plan.num_pairs
-    num_held_out = min(max(1, round(settings.validation_fraction * num_rows)), MAX_VALIDATION_ROWS)
-    if num_held_out >= num_rows:
-        raise TrainingError(f"{url} holds {num_rows} pairs: too few to train on; raise labels.num_pairs")
-    held_out = [read_rows(array, num_rows - num_held_out, num_rows) for array in (pairs.latents, pairs.labels)]
-    stream = PairStream(
-        pairs.latents,
-        pairs.labels,
-        num_rows=num_rows - num_held_out,
+    num_rows, num_held_out = split_rows(pairs, settings)
+    names = table_names(settings)
+    held_out = read_ranges([pairs.rows(name) for name in names], [(num_rows, num_rows + num_held_out)])
+    with PairStream.of(
+        pairs,
+        names,
+        num_rows=num_rows,
         batch_size=settings.batch_size,
         seed=settings.seed,
         shuffle_rows=settings.shuffle_rows,
         rank=rank,
         world_size=world_size,
-    )
+    ) as stream:
+        trainer = make_trainer(pairs, settings, rank=rank, world_size=world_size)
+        FitLoop(
+            trainer,
+            stream,
+            held_out,
+            checkpoints,
+            settings,
+            pairs.plan.run_id,
+            rank=rank,
+            world_size=world_size,
+            hooks=hooks,
+        ).run()
+
+
+def split_rows(pairs: Pairs, settings: FitSettings) -> tuple[int, int]:
+    """Rows of the pairs that are trained on, the first ones, and rows that are held out, the last ones.
+
+    Raises:
+        TrainingError: there are too few.
+    """
+    num_rows = pairs.plan.num_pairs
+    num_held_out = min(max(1, round(settings.validation_fraction * num_rows)), MAX_VALIDATION_ROWS)
+    if num_held_out >= num_rows:
+        raise TrainingError(f"{pairs.location.url} holds {num_rows} pairs: too few to train on; raise labels.num_pairs")
+    return num_rows - num_held_out, num_held_out
+
+
+def table_names(settings: FitSettings) -> tuple[str, str]:
+    """The arrays of the store that are the network's inputs and its targets."""
+    return ("labels", "latents") if settings.direction == "encode" else ("latents", "labels")
+
+
+def make_trainer(
+    pairs: Pairs, settings: FitSettings, *, rank: int = 0, world_size: int = 1, device: torch.device | None = None
+) -> Trainer:
+    """The network of these settings at its start, on this rank's device if no other is given, and what trains it."""
     torch.manual_seed(settings.seed)
-    device = default_device()
+    device = device or default_device()
     if device.type == "cuda" and world_size > 1:
         import ray.train.torch
 
         device = ray.train.torch.get_device()
-    model = MLP(pairs.plan.dim, **settings.network).to(device)
+    num_conditions = len(pairs.plan.condition)  # the last columns, of latents and of labels alike
+    model = MLP(pairs.plan.dim - num_conditions, num_conditions=num_conditions, **settings.network).to(device)
     parallel: nn.Module | None = None
     if world_size > 1:
         parallel = nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
-    trainer = Trainer(
+    return Trainer(
         model,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         ema_decay=settings.ema_decay,
         schedule=settings.learning_rate_schedule,  # type: ignore[arg-type]
         precision=settings.precision,  # type: ignore[arg-type]
+        objective=settings.objective,  # type: ignore[arg-type]
+        optimizer=settings.optimizer,  # type: ignore[arg-type]
+        clip_norm=settings.clip_norm,
         parallel=parallel,
         world_size=world_size,
+        rank=rank,
+        seed=settings.seed,
     )
-    resume(trainer, checkpoints)
-    _run_epochs(
-        trainer,
-        stream,
-        held_out,
-        checkpoints,
-        settings,
-        pairs.plan.run_id,
-        rank,
-        world_size,
-        on_epoch,
-        report,
-    )
-
-
-def _run_epochs(
-    trainer: Trainer,
-    stream: PairStream,
-    held_out: list[np.ndarray],
-    checkpoints: Place,
-    settings: FitSettings,
-    run_id: str,
-    rank: int,
-    world_size: int,
-    on_epoch: EpochReport | None,
-    report: EpochReport | None,
-) -> None:
-    progress = trainer.progress
-    watch = Stopwatch(progress.elapsed_s)
-    total_steps = settings.num_epochs * stream.num_batches
-    saved_s = progress.elapsed_s
-    done = _share_done(trainer, watch, total_steps, settings.max_time_s, world_size)
-    while progress.epoch < settings.num_epochs and done < 1:
-        loss = torch.zeros((), device=trainer.device)
-        num_batches = 0
-        for batch in stream.epoch(progress.epoch, start_step=progress.step_in_epoch):
-            loss += trainer.step(batch.latents, batch.labels, batch.global_rows, done)
-            num_batches += 1
-            if settings.max_time_s is None or progress.step % SYNC_STEPS == 0:
-                done = _share_done(trainer, watch, total_steps, settings.max_time_s, world_size)
-            if done >= 1:
-                break
-            if rank == 0 and watch.elapsed_s - saved_s > settings.checkpoint_interval_s:
-                saved_s = progress.elapsed_s = watch.elapsed_s
-                save_checkpoint(trainer, checkpoints, settings, run_id)
-        progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
-        entry = _entry(trainer, watch, loss, num_batches, held_out, world_size)
-        if not math.isfinite(entry["train_loss"]):
-            raise _DivergedError(
-                f"the loss left the floating-point range in epoch {progress.epoch}: take a smaller train.learning_rate"
-            )
-        progress.history.append(entry)
-        if rank == 0:
-            append_history(checkpoints, entry)
-            if on_epoch is not None:
-                on_epoch(entry)
-        if report is not None:
-            report(entry)
-    if rank == 0:
-        progress.elapsed_s = watch.elapsed_s
-        save_checkpoint(trainer, checkpoints, settings, run_id)
-        trainer.model.load_state_dict(trainer.average)
-        assert isinstance(trainer.model, MLP)
-        save_fitted(trainer.model, checkpoints, progress)
-    if world_size > 1:
-        torch.distributed.barrier()
-
-
-def _share_done(
-    trainer: Trainer, watch: Stopwatch, total_steps: int, max_time_s: float | None, world_size: int
-) -> float:
-    """Share of the training that is over, by steps or by the clock; every rank gets rank 0's."""
-    done = trainer.progress.step / total_steps
-    if max_time_s is None:
-        return done
-    done = max(done, watch.elapsed_s / max_time_s)
-    if world_size > 1:
-        shared = torch.tensor([done], device=trainer.device)
-        torch.distributed.broadcast(shared, src=0)
-        done = float(shared)
-    return done
-
-
-def _entry(
-    trainer: Trainer,
-    watch: Stopwatch,
-    loss: Tensor,
-    num_batches: int,
-    held_out: list[np.ndarray],
-    world_size: int,
-) -> dict[str, float]:
-    """What an epoch leaves: each rank holds its part of every batch's loss, so the sum over ranks is the loss."""
-    if world_size > 1:
-        torch.distributed.all_reduce(loss)
-    return {
-        "epoch": trainer.progress.epoch,
-        "step": trainer.progress.step,
-        "train_loss": float(loss) / max(1, num_batches),
-        "validation_loss": trainer.validation_loss(*held_out),
-        "learning_rate": trainer.optimizer.param_groups[0]["lr"],
-        "elapsed_s": round(watch.elapsed_s, 3),
-    }
 
 
 @contextlib.contextmanager
-def _following(checkpoints: Place, on_epoch: EpochReport | None) -> Iterator[None]:
-    """Within, entries that a worker adds to the fit's history are passed on as they come."""
-    if on_epoch is None:
+def _following(checkpoints: Place, on_epoch: Report | None, on_live: Report | None) -> Iterator[None]:
+    """Within, what the first worker says is passed on: each entry of its history, and how far it is."""
+    if on_epoch is None and on_live is None:
         yield
         return
     stop = threading.Event()
     offset = history_size(checkpoints)  # what earlier attempts wrote was passed on by them
+    last: dict[str, Any] | None = read_live(checkpoints)
 
     def poll() -> None:
-        nonlocal offset
-        offset = follow_history(checkpoints, offset, on_epoch)
+        nonlocal offset, last
+        live = read_live(checkpoints) if on_live is not None else None
+        offset = follow_history(checkpoints, offset, on_epoch or (lambda entry: None))
+        if live is not None and live != last:
+            last = live
+            assert on_live is not None
+            on_live(live)
 
     def watch() -> None:
         while not stop.wait(2.0 if is_url(checkpoints) else 0.5):

@@ -4,7 +4,7 @@ Arrays are tables in the user's own columns and units, shape (num_rows, dim). Im
 and nothing heavier; each figure brings what it needs when it is first computed.
 """
 
-from sfg_dist.evaluate.metrics import METRIC_NAMES, floor, measure
+from sfg_dist.evaluate.metrics import METRIC_NAMES, classifier_test, floor, measure
 from sfg_dist.evaluate.report import ReportContent, render_report
 
-__all__ = ["METRIC_NAMES", "ReportContent", "floor", "measure", "render_report"]
+__all__ = ["METRIC_NAMES", "ReportContent", "classifier_test", "floor", "measure", "render_report"]

@@ -119,6 +119,24 @@ def _figure(
             return neighbours.kl_divergence(rows, held_out, train, log_density=log_density, generator=generator)
 
 
+def classifier_test(rows: ArrayLike, held_out: ArrayLike, *, seed: int = 0) -> tuple[float, float] | None:
+    """The ``c2st_auc`` of ``measure``, to the bit, with its standard error (see ``distances.c2st_auc_and_error``).
+
+    Args:
+        rows, held_out, seed: as for ``measure``.
+
+    Returns:
+        The area and its standard error, or None with too few rows.
+
+    Raises:
+        DataError: a table with NaN or infinity, of another width, or with fewer than 2 rows.
+    """
+    held_out = checked_table("held-out rows", held_out)
+    rows = checked_table("judged rows", rows, dim=held_out.shape[1])
+    generator = random_generator(seed, Stream.EVALUATE, METRIC_NAMES.index("c2st_auc"))
+    return distances.c2st_auc_and_error(rows, held_out, generator=generator)
+
+
 def floor(
     held_out: ArrayLike,
     train: ArrayLike,

@@ -30,7 +30,7 @@ NO_VALUE = "\N{EN DASH}"
 _PICTURES_INDEX = 100  # its own place in the EVALUATE stream, past the metrics
 
 # name in metrics.json -> (shown name, what is good, what it means)
-_MEANINGS = {
+MEANINGS = {
     "c2st_auc": (
         "Classifier AUC",
         "0.5 is perfect; below it is noise",
@@ -233,7 +233,7 @@ def _metric_rows(metrics: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str
     kinds = ("floor", "labels", "samples")
     return [
         {kind: shown_number(_figure(metrics, kind, name)) for kind in kinds}
-        | dict(zip(("name", "good", "meaning"), _MEANINGS[name], strict=True))
+        | dict(zip(("name", "good", "meaning"), MEANINGS[name], strict=True))
         for name in METRIC_NAMES
         if any(name in (metrics.get(kind) or {}) for kind in kinds)
     ]

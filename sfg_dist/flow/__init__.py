@@ -6,6 +6,7 @@ reference's own coordinates at the public functions and centred below them.
 
 from sfg_dist.flow.bandwidth import Bandwidth, choose_t_min
 from sfg_dist.flow.clusters import build_order
+from sfg_dist.flow.conditional import ConditionalReference, label_given
 from sfg_dist.flow.density import log_density
 from sfg_dist.flow.fitted_grid import FittedGrid
 from sfg_dist.flow.labeling import (
@@ -27,6 +28,7 @@ __all__ = [
     "SOLVERS",
     "TABLEAUX",
     "Bandwidth",
+    "ConditionalReference",
     "Effort",
     "FittedGrid",
     "PosteriorMoments",
@@ -40,6 +42,7 @@ __all__ = [
     "fit_time_grid",
     "integrate",
     "label_batch",
+    "label_given",
     "label_latents",
     "label_paths",
     "log_density",

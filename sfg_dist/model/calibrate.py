@@ -62,8 +62,8 @@ class Calibration:
             seed: of the draws; they share no random numbers with samples or labels.
         """
         device = next(network.parameters()).device
-        latents = torch.from_numpy(normal_rows(seed, Stream.CALIBRATE, 0, NUM_FIT_ROWS, network.dim)).to(device)
-        rows = predict(network, latents).cpu().numpy().astype(np.float64)
+        inputs = torch.from_numpy(normal_rows(seed, Stream.CALIBRATE, 0, NUM_FIT_ROWS, network.num_inputs)).to(device)
+        rows = predict(network, inputs).cpu().numpy().astype(np.float64)
         target = reference.astype(np.float64)
         probabilities = _probabilities(min(len(target), len(rows)))
         images = np.quantile(target, probabilities, axis=0).T

@@ -1,4 +1,4 @@
-"""The supervised fit of the generator: mean squared error on pairs, one optimiser step a global batch.
+"""The supervised fit of the generator on pairs, one optimiser step a global batch.
 
 The loop knows nothing of where batches come from or of how many ranks there are: each rank passes its part of a global
 batch and the number of rows of the whole. The loss is scaled so that the mean of the ranks' gradients, which is what
@@ -22,10 +22,17 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from sfg_dist.errors import TrainingError
+from sfg_dist.model.objective import Objective, loss_sum
+from sfg_dist.model.optimizers import OptimizerName, make_optimizers
+from sfg_dist.plan import Stream, random_generator
 
 WARMUP_STEPS = 100
 STATE_NAME, PROGRESS_NAME = "state.safetensors", "progress.json"
+DECAY_FROM = 0.8
 Precision = Literal["auto", "float32", "bfloat16"]
+Schedule = Literal["cosine", "stable_decay", "constant"]
+Rows = NDArray[np.float32] | Tensor
+"""Rows on the host, or on the trainer's device already."""
 
 
 @dataclass
@@ -37,6 +44,7 @@ class Progress:
         step_in_epoch: global batches of the running epoch that are done.
         step: global batches done in all.
         elapsed_s: training time spent, over all attempts.
+        ahead_steps: steps of ``step`` that were done ahead of the first epoch, while labels were still being made.
         history: one entry an epoch.
     """
 
@@ -44,6 +52,7 @@ class Progress:
     step_in_epoch: int = 0
     step: int = 0
     elapsed_s: float = 0.0
+    ahead_steps: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -51,14 +60,21 @@ class Trainer:
     """A network, its optimiser, and the running average of its weights.
 
     Args:
-        model: the network on its device.
-        learning_rate: of AdamW at the top of its schedule.
-        schedule: "cosine", after a short warm-up down to zero, or "constant".
-        weight_decay: of AdamW.
+        model: the network on its device; its noise, where it takes any, is drawn here.
+        learning_rate: at the top of its schedule.
+        schedule: "cosine", after a short warm-up down to zero; "stable_decay", after a warm-up level, and straight down
+            to zero from DECAY_FROM of the training on; or "constant".
+        weight_decay: decoupled, as in AdamW.
         ema_decay: of the exponential moving average of the weights; shorter in the first steps; 0 for none.
-        precision: "auto" takes bfloat16 where the GPU has it, "float32" and "bfloat16" say which.
+        objective: "mse" or "energy", see ``objective``.
+        optimizer: "adamw" or "muon", see ``optimizers``.
+        precision: "auto" takes bfloat16 for the network's products where the device has units for them, "float32" and
+            "bfloat16" say which.
+        clip_norm: a gradient with a larger 2-norm is scaled down to it; None for none.
         parallel: the network as data-parallel training wraps it, when it does; gradients are taken through it.
         world_size: number of ranks whose gradients are averaged.
+        rank: this rank.
+        seed: of the noise, which follows from (seed, rank, step).
     """
 
     def __init__(
@@ -68,70 +84,94 @@ class Trainer:
         learning_rate: float,
         weight_decay: float,
         ema_decay: float,
-        schedule: Literal["cosine", "constant"] = "cosine",
+        schedule: Schedule = "cosine",
+        objective: Objective = "mse",
+        optimizer: OptimizerName = "adamw",
         precision: Precision = "auto",
+        clip_norm: float | None = None,
         parallel: nn.Module | None = None,
         world_size: int = 1,
+        rank: int = 0,
+        seed: int = 0,
     ) -> None:
         self.model = model
+        self.objective: Objective = objective
+        self.num_noise: int = getattr(model, "num_noise", 0)
+        self.seed, self.rank = seed, rank
         self.parallel = model if parallel is None else parallel
         self.world_size = world_size
+        self.num_targets: int | None = getattr(model, "dim", None)  # labels' columns that the network gives
         self.device = next(model.parameters()).device
         self.learning_rate = learning_rate
         self.schedule = schedule
         self.ema_decay = ema_decay
-        self.bfloat16 = precision == "bfloat16" or (
-            precision == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        )
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99), foreach=True
-        )
+        self.clip_norm = clip_norm
+        self.bfloat16 = precision == "bfloat16" or (precision == "auto" and _has_bfloat16(self.device))
+        self.optimizers = make_optimizers(model, optimizer, learning_rate=learning_rate, weight_decay=weight_decay)
         self.average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         self.progress = Progress()
 
-    def step(self, latents: NDArray[np.float32], labels: NDArray[np.float32], global_rows: int, done: float) -> Tensor:
+    def step(self, latents: Rows, labels: Rows, global_rows: int, done: float) -> Tensor:
         """One optimiser step.
 
         Args:
-            latents: this rank's part of the batch, shape (num_rows, dim); num_rows may be 0.
-            labels: the same shape.
+            latents: this rank's part of the batch, with the conditions that go with them, shape (num_rows, dim +
+                num_conditions); num_rows may be 0.
+            labels: the same shape; the conditions in it are passed over.
             global_rows: rows of the batch over all ranks.
             done: share of the training that is over, 0 to 1, for the learning rate.
 
         Returns:
-            This rank's sum of squared errors over the batch's number of elements, a scalar on the device.
+            This rank's sum of the loss over the rows of the whole batch, a scalar on the device.
         """
-        y, x = self._to_device(latents), self._to_device(labels)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._scheduled_rate(done)
-        self.optimizer.zero_grad(set_to_none=True)
+        y, x = self._to_device(latents), self._to_device(labels)[:, : self.num_targets]
+        rate = self._scheduled_rate(done)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad(set_to_none=True)
+        noise = random_generator(self.seed, Stream.TRAIN_NOISE, (self.rank << 40) | self.progress.step)
         with self._autocast():
-            predicted = self.parallel(y)
-        loss = (predicted.float() - x).square().sum() / (global_rows * x.shape[1])
+            loss = self._loss_sum(self.parallel, y, x, noise) / global_rows
         (loss * self.world_size).backward()
-        self.optimizer.step()
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.progress.step += 1
         self.progress.step_in_epoch += 1
         self._update_average()
         return loss.detach()
 
+    @property
+    def rate(self) -> float:
+        """The learning rate of the last step."""
+        return float(self.optimizers[0].param_groups[0]["lr"])
+
+    def _loss_sum(self, network: nn.Module, y: Tensor, x: Tensor, noise: np.random.Generator) -> Tensor:
+        generator = torch.Generator().manual_seed(int(noise.integers(2**63))) if self.num_noise else None
+        return loss_sum(self.objective, network, y, x, num_noise=self.num_noise, generator=generator)
+
     def _scheduled_rate(self, done: float) -> float:
         if self.schedule == "constant":
             return self.learning_rate
         warm = min(1.0, (self.progress.step + 1) / WARMUP_STEPS)
+        if self.schedule == "stable_decay":
+            return self.learning_rate * warm * min(1.0, max(0.0, 1 - done) / (1 - DECAY_FROM))
         return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
     def validation_loss(self, latents: NDArray[np.float32], labels: NDArray[np.float32]) -> float:
-        """Mean squared error of the averaged weights, per element, in the flow's units."""
+        """The loss of the averaged weights a row, with noise of its own that is the same at every call."""
         if not len(latents):
             return math.nan
         total = 0.0
+        noise = random_generator(self.seed, Stream.TRAIN_NOISE, 1 << 55)
         with self.averaged_weights(), torch.inference_mode():
             for first in range(0, len(latents), 8192):
                 y = self._to_device(latents[first : first + 8192])
-                x = self._to_device(labels[first : first + 8192])
-                total += float((self.model(y) - x).square().sum(dtype=torch.float64))
-        return total / latents.size
+                x = self._to_device(labels[first : first + 8192])[:, : self.num_targets]
+                total += float(self._loss_sum(self.model, y, x, noise))
+        return total / len(latents)
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -147,8 +187,10 @@ class Trainer:
         """What a checkpoint holds: the names of its files, and their bytes (safetensors and JSON)."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
+        for number, optimizer in enumerate(self.optimizers):
+            for index, state in optimizer.state_dict()["state"].items():
+                prefix = f"optimizer.{number}.{index}."
+                tensors |= {prefix + name: torch.as_tensor(value) for name, value in state.items()}
         return {
             STATE_NAME: save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}),
             PROGRESS_NAME: json.dumps(asdict(self.progress)).encode(),
@@ -170,19 +212,21 @@ class Trainer:
             progress = Progress(**json.loads(files[PROGRESS_NAME]))
             self.model.load_state_dict(_under(tensors, "model."))
             self.average = {name: tensor.to(self.device) for name, tensor in _under(tensors, "average.").items()}
-            state = self.optimizer.state_dict()
-            numbered: dict[int, dict[str, Tensor]] = {}
-            for name, tensor in _under(tensors, "optimizer.").items():
-                index, key = name.split(".", 1)
-                numbered.setdefault(int(index), {})[key] = tensor
-            self.optimizer.load_state_dict(state | {"state": numbered})
+            for number, optimizer in enumerate(self.optimizers):
+                numbered: dict[int, dict[str, Tensor]] = {}
+                for name, tensor in _under(tensors, f"optimizer.{number}.").items():
+                    index, key = name.split(".", 1)
+                    numbered.setdefault(int(index), {})[key] = tensor
+                optimizer.load_state_dict(optimizer.state_dict() | {"state": numbered})
             self.progress = progress
         except Exception as error:
             raise TrainingError(
                 f"checkpoint {place} does not fit this job ({error}); remove its parent directory to train anew"
             ) from error
 
-    def _to_device(self, rows: NDArray[np.float32]) -> Tensor:
+    def _to_device(self, rows: Rows) -> Tensor:
+        if isinstance(rows, Tensor):
+            return rows
         return torch.from_numpy(np.ascontiguousarray(rows)).to(self.device, non_blocking=True)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -196,6 +240,14 @@ class Trainer:
             names = list(self.average)
             state = self.model.state_dict()
             torch._foreach_lerp_([self.average[name] for name in names], [state[name] for name in names], 1 - decay)
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products of bfloat16 have units of their own: a GPU's, or a CPU's tiles (AMX)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    capabilities = getattr(torch.cpu, "get_capabilities", None)  # younger than the oldest torch that is supported
+    return bool(capabilities is not None and capabilities().get("amx_bf16"))
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -7,8 +7,11 @@ model/
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,18 +25,23 @@ from torch import Tensor
 
 from sfg_dist._version import __version__
 from sfg_dist.data import Transform
+from sfg_dist.data.conditions import ColumnSplit, read_given
 from sfg_dist.errors import StoreError, TrainingError
 from sfg_dist.model.calibrate import Calibration
 from sfg_dist.model.encoder import Encoder
 from sfg_dist.model.likelihood import Mass, batch_rows_of, mapped_log_density
 from sfg_dist.model.mlp import MLP, predict
+from sfg_dist.model.sampling import BLOCK_ROWS, draw_ranges, units
 from sfg_dist.objects import is_url
 from sfg_dist.plan import Stream, normal_rows
 from sfg_dist.store import Location
 
 FORMAT_VERSION = 1
 TENSORS_NAME, JSON_NAME = "model.safetensors", "generator.json"
-SAMPLE_ROWS = 65536
+
+
+Given = Mapping[str, Any] | NDArray[Any] | None
+"""What samples are conditioned on: values by column name, or an array; one row for all, or a row for each."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,11 +49,12 @@ class Generator:
     """A one-step generator of rows in the user's own columns and units.
 
     Attributes:
-        network: maps latents to labels, shape (num_rows, dim) in and out.
+        network: maps latents, conditions and noise to labels, shape (num_rows, num_inputs) in and (num_rows, dim) out.
         transform: between the user's rows and the flow's.
         calibration: corrects what the network's mean squared error shrinks; None for none.
         job: the job that made it, as resolved.
         metrics: its figures, as in metrics.json; empty before it was evaluated.
+        condition: names of the columns that a sample is given; the others are drawn.
         encoder: maps labels to latents; None where train.encoder was false.
         mass: the integral of the encoder's density, which ``log_prob`` takes off.
 
@@ -59,50 +68,143 @@ class Generator:
     calibration: Calibration | None = None
     job: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    condition: tuple[str, ...] = ()
     encoder: Encoder | None = None
     mass: Mass | None = None
 
     def __repr__(self) -> str:
-        return f"Generator({len(self.columns)} columns, {self.network.num_parameters} parameters)"
+        given = f" given {', '.join(self.condition)}" if self.condition else ""
+        return f"Generator({len(self.columns)} columns{given}, {self.network.num_parameters} parameters)"
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns of a sample."""
         return self.transform.columns
 
-    def sample(self, n: int, seed: int = 0) -> NDArray[np.float64]:
+    @functools.cached_property
+    def split(self) -> ColumnSplit:
+        """Which columns are drawn and which are given."""
+        return ColumnSplit.of(self.transform, self.condition)
+
+    def sample(self, n: int, seed: int = 0, given: Given = None, *, start: int = 0) -> NDArray[np.float64]:
         """Draw rows.
 
         Args:
             n: how many, >= 0.
-            seed: of the latents; row i is the same for every n, up to the last bits of float32.
+            seed: of the latents; row i is the same for every n and start, to the bit on one machine.
+            given: what a conditional generator's rows are drawn for, in the user's units: a mapping from each column of
+                ``condition`` to a number or n numbers, or an array of one row or n rows in the order of ``condition``.
+            start: the first row, >= 0.
 
         Returns:
-            Rows in the user's columns and units, float64, shape (n, number of columns).
+            Rows ``start`` to ``start + n`` in the user's columns and units, float64, shape (n, number of columns); what
+            is given stands in its columns.
 
         Raises:
-            ValueError: n is negative.
+            ValueError: n or start is negative.
+            ConfigError: ``given`` is missing, does not belong to this generator, or does not fit.
+
+        Example:
+            >>> generator.sample(1000, given={"temperature": 20.5})     # doctest: +SKIP
         """
-        if n < 0:
-            raise ValueError(f"n must not be negative, got {n}")
-        return np.concatenate([np.empty((0, len(self.columns))), *self.sample_parts(n, seed)])
+        if n < 0 or start < 0:
+            raise ValueError(f"n and start must not be negative, got {n} and {start}")
+        rows, done = np.empty((n, len(self.columns))), 0
+        conditions = self.conditions_of(given, n)
+        for part in self.sample_ranges([(start, start + n)], seed, conditions, first=start):
+            rows[done : done + len(part)] = part
+            done += len(part)
+        return rows
 
-    def sample_parts(self, n: int, seed: int = 0) -> Iterator[NDArray[np.float64]]:
-        """The rows of ``sample`` in parts, for tables that do not fit in memory."""
-        for first in range(0, n, SAMPLE_ROWS):
-            yield self.decode(normal_rows(seed, Stream.SAMPLE, first, min(first + SAMPLE_ROWS, n), self.network.dim))
+    def sample_ranges(
+        self,
+        ranges: Iterable[tuple[int, int]],
+        seed: int = 0,
+        conditions: NDArray[np.float64] | None = None,
+        *,
+        first: int = 0,
+    ) -> Iterator[NDArray[np.float64]]:
+        """Rows ``start`` to ``stop`` of ``sample`` for each range, made ahead by threads, in bounded memory.
 
-    def decode(self, latents: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Rows of given latents, shape (num_rows, dim) in and (num_rows, number of columns) out."""
-        return self.transform.inverse(self.predict_labels(latents))
+        A range comes in several arrays.
 
-    def predict_labels(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Labels of latents in the flow's coordinates, before the transform is undone."""
-        device = next(self.network.parameters()).device
-        labels = (
-            predict(self.network, torch.from_numpy(np.ascontiguousarray(latents, np.float32)).to(device)).cpu().numpy()
-        )
+        Args:
+            ranges: of row numbers.
+            seed: of the latents.
+            conditions: of ``conditions_of``: one row, or the rows from ``first`` on.
+            first: see ``conditions``.
+        """
+        width = len(self.columns)
+        parts = itertools.chain.from_iterable(units(start, stop, width) for start, stop in ranges)
+        return draw_ranges(functools.partial(self._block_rows, seed, conditions, first), parts, width)
+
+    def _block_rows(
+        self, seed: int, conditions: NDArray[np.float64] | None, start: int, block: int
+    ) -> NDArray[np.float64]:
+        first, dim = block * BLOCK_ROWS, self.network.dim
+        drawn = normal_rows(seed, Stream.SAMPLE, first, first + BLOCK_ROWS, dim + self.network.num_noise)
+        if conditions is not None:
+            # A block is whole, though not all of its rows may be asked for: those beyond repeat the ends.
+            conditions = conditions[np.clip(np.arange(first, first + BLOCK_ROWS) - start, 0, len(conditions) - 1)]
+        return self.decode(drawn[:, :dim], conditions, drawn[:, dim:])
+
+    def conditions_of(self, given: Given, n: int) -> NDArray[np.float64] | None:
+        """``given`` as rows in the order of ``condition``, one or n of them; None for an unconditional generator.
+
+        Raises:
+            ConfigError: as ``sample`` says.
+        """
+        return read_given(given, self.condition, n)
+
+    def decode(
+        self,
+        latents: NDArray[np.float32],
+        conditions: NDArray[np.float64] | None = None,
+        noise: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float64]:
+        """Rows of given latents, shape (num_rows, dim) in and (num_rows, number of columns) out.
+
+        Args:
+            latents: N(0, 1) numbers.
+            conditions: in the user's units, shape (num_rows, len(condition)), for a conditional generator.
+            noise: shape (num_rows, network.num_noise), for a network with noise.
+        """
+        labels = self.predict_labels(self.network_inputs(latents, conditions, noise))
+        return self.rows_of(labels, conditions)
+
+    def network_inputs(
+        self,
+        latents: NDArray[np.float32],
+        conditions: NDArray[np.float64] | None = None,
+        noise: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """The network's input columns, of what ``decode`` takes; shape (num_rows, num_inputs)."""
+        parts = [latents]
+        if conditions is not None:
+            parts.append(self.split.flow_conditions(self.transform, conditions))
+        if noise is not None:
+            parts.append(noise)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+    def predict_labels(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Labels of the network's inputs in the flow's coordinates, before the transform is undone."""
+        return self.calibrate(self.predict_raw(inputs))
+
+    def calibrate(self, labels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Labels after the calibration, where there is one."""
         return labels if self.calibration is None else self.calibration(labels)
+
+    def predict_raw(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Labels before calibration."""
+        device = next(self.network.parameters()).device
+        tensor = torch.from_numpy(np.ascontiguousarray(inputs, np.float32)).to(device)
+        return predict(self.network, tensor).cpu().numpy()
+
+    def rows_of(self, labels: NDArray[Any], conditions: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+        """Rows in the user's columns and units of labels, with the conditions in their columns."""
+        if conditions is None:
+            return self.transform.inverse(labels)
+        return self.split.join(self.transform, labels, conditions)
 
     def encode(self, rows: NDArray[np.float64], *, noise: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
         """Latents of rows, which ``decode`` takes back to about the same rows.
@@ -170,13 +272,13 @@ class Generator:
             self.encoder.to(device)
         return self
 
-    def save(self, directory: str | Path) -> None:
-        """Write the two files to a directory or an s3:// URL; each replaces an older one whole.
+    @property
+    def digest(self) -> str:
+        """sha256 of all its numbers, as ``save`` writes them."""
+        return hashlib.sha256(self._tensors()).hexdigest()
 
-        Raises:
-            StoreError: the place cannot be written.
-        """
-        location = Location(directory, create=True)
+    def _tensors(self) -> bytes:
+        """The numbers as a safetensors file."""
         tensors: dict[str, Tensor] = {
             f"network.{name}": t.detach().cpu() for name, t in self.network.state_dict().items()
         }
@@ -186,11 +288,21 @@ class Generator:
         if self.calibration is not None:
             arrays |= {f"calibration.{name}": array for name, array in self.calibration.to_arrays().items()}
         tensors |= {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+        return save({name: t.contiguous().clone() for name, t in tensors.items()})
+
+    def save(self, directory: str | Path) -> None:
+        """Write the two files to a directory or an s3:// URL; each replaces an older one whole.
+
+        Raises:
+            StoreError: the place cannot be written.
+        """
+        location = Location(directory, create=True)
         document = {
             "format": FORMAT_VERSION,
             "sfg_dist": __version__,
             "network": {"dim": self.network.dim, **self.network.shape},
             "columns": list(self.columns),
+            "condition": list(self.condition),
             "transform": self.transform.to_metadata(),
             "job": self.job,
             "metrics": self.metrics,
@@ -198,7 +310,7 @@ class Generator:
         if self.encoder is not None and self.mass is not None:
             shape = {"dim": self.encoder.dim, **self.encoder.shape}
             document["encoder"] = {"network": shape, "mass": asdict(self.mass)}
-        location.write(TENSORS_NAME, save({name: t.contiguous().clone() for name, t in tensors.items()}))
+        location.write(TENSORS_NAME, self._tensors())
         location.write(JSON_NAME, json.dumps(document, indent=1).encode())
 
     @classmethod
@@ -233,8 +345,9 @@ class Generator:
                 Calibration.from_arrays(calibration) if calibration else None,
                 document["job"],
                 document["metrics"],
-                encoder,
-                mass,
+                condition=tuple(document.get("condition", ())),
+                encoder=encoder,
+                mass=mass,
             )
         except (KeyError, TypeError, RuntimeError) as error:
             raise StoreError(f"the generator in {place} is damaged or of another version: {error}") from error

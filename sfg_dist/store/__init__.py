@@ -7,7 +7,8 @@ from sfg_dist.store.frame import Frame, RowBlocks, metadata_bytes, store_bytes
 from sfg_dist.store.location import Entry, Location
 from sfg_dist.store.pairs import Pairs, open_pairs
 from sfg_dist.store.repair import repair_store, sweep_partials
-from sfg_dist.store.stream import Batch, PairStream, read_rows
+from sfg_dist.store.rows import read_ranges, read_rows
+from sfg_dist.store.stream import Batch, PairStream
 from sfg_dist.store.verify import Finding, Report, verify
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "metadata_bytes",
     "object_bytes",
     "open_pairs",
+    "read_ranges",
     "read_rows",
     "reason_of",
     "repair_store",

@@ -28,7 +28,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,7 @@ from sfg_dist.store.commits import Record, ShardContent, commit_key, parse_recor
 from sfg_dist.store.frame import check_frame
 from sfg_dist.store.location import Location
 from sfg_dist.store.records import PLAN_KEY, read_plan
+from sfg_dist.store.rows import StoredRows
 from sfg_dist.store.shards import write_shard
 
 if TYPE_CHECKING:
@@ -116,6 +117,25 @@ class Pairs:
     def labels(self) -> da.Array:
         """Labels in the flow's coordinates, float32 (num_pairs, dim), one Dask block a shard; NaN where not written."""
         return self._dask_array("labels")
+
+    def rows(self, name: str) -> StoredRows:
+        """An array, "latents" or "labels", to be read by ranges of rows; costs the same for any number of shards."""
+        parts = []
+        for record in range(len(self.plan.ends)):
+            start, stop = self.plan.record_rows(record)
+            origin = record_layout(self.plan, record).shape[0] - (stop - start)
+            parts.append((partial(self._record_array, name, record), origin, stop - start))
+        return StoredRows(parts, self.plan.dim)
+
+    @property
+    def unit_rows(self) -> int:
+        """Rows of the least that can be read: of a shard, or of a chunk where shards are cut."""
+        return record_layout(self.plan, 0).chunk_rows
+
+    @property
+    def conditions(self) -> da.Array:
+        """What the labels are given, float32 (num_pairs, len(plan.condition)): the last columns of both arrays."""
+        return self.latents[:, self.plan.dim - len(self.plan.condition) :]
 
     # The frame.
 
@@ -339,16 +359,9 @@ class Pairs:
         # dataclasses inside a Zarr array apart when it is a value of the graph.
         parts = []
         for record in range(len(self.plan.ends)):
-            prefix, shape = record_prefix(record), record_layout(self.plan, record).shape
-            with self._reading(f"{prefix}{name}"):
-                array = self.group[f"{prefix}{name}"]
-                if array.shape != shape:  # type: ignore[union-attr]
-                    raise StoreError(
-                        f"{self.location.url}/{prefix}{name} has shape {array.shape}, the plan says {shape}: "  # type: ignore[union-attr]
-                        f"its zarr.json is another job's; run `sfg verify` and `sfg repair` on the store"
-                    )
+            shape = record_layout(self.plan, record).shape
             whole = dask.array.from_array(
-                array,
+                self._record_array(name, record),
                 chunks=(self.plan.shard_rows, self.plan.dim),
                 name=f"{name}-{self.plan.run_id[:16]}-{record}-{id(self):x}",
                 inline_array=True,
@@ -356,6 +369,18 @@ class Pairs:
             start, stop = self.plan.record_rows(record)
             parts.append(whole[shape[0] - (stop - start) :])
         return parts[0] if len(parts) == 1 else dask.array.concatenate(parts)
+
+    def _record_array(self, name: str, record: int) -> Any:
+        """The Zarr array of a plan record."""
+        prefix, shape = record_prefix(record), record_layout(self.plan, record).shape
+        with self._reading(f"{prefix}{name}"):
+            array = self.group[f"{prefix}{name}"]
+            if array.shape != shape:  # type: ignore[union-attr]
+                raise StoreError(
+                    f"{self.location.url}/{prefix}{name} has shape {array.shape}, the plan says {shape}: "  # type: ignore[union-attr]
+                    f"its zarr.json is another job's; run `sfg verify` and `sfg repair` on the store"
+                )
+            return array
 
 
 def shard_of_commit(plan: Plan, key: str) -> int | None:

@@ -1,11 +1,20 @@
-"""Pairs as batches in a seeded order, through Dask, in bounded memory.
+"""Pairs as batches in a seeded order, read ahead in bounded memory, each rank its own share.
 
-The order of an epoch is fixed by (seed, epoch) alone: the blocks (shards) of the training rows are permuted, cut into
-windows of about ``shuffle_rows`` rows, and the rows are permuted within each window. Global batch k is rows k * B to
-(k + 1) * B of that sequence; rank r takes rows r, r + world, ... of it. So every pair is met once an epoch, the global
-batches are the same for any number of ranks, and an epoch can be entered at any batch.
+The order of an epoch is fixed by (seed, epoch) alone. The blocks (shards) of the training rows are permuted and cut
+into windows of about ``shuffle_rows`` rows. Within a window the rows of every block are permuted and spread evenly over
+the window's whole length, at places with a random part. Global batch k is rows k * B to (k + 1) * B of that sequence.
+So every pair is met once an epoch, every batch has rows of every block of its window, the global batches are the same
+for any number of ranks, and an epoch can be entered at any batch.
 
-Memory: the window in use and the one being read ahead, nothing else, however large the store is.
+What a rank reads: the rows of a window, in the order of the store, are cut into ``world_size`` ranges, and rank r
+trains on those rows of each global batch that lie in range r. Because blocks are spread evenly, its part of a batch
+is 1 / world_size of it but for a few rows, and because a range is whole shards but for its ends, all ranks together
+read each shard once, but for those that a cut goes through: at most 1 + (world_size - 1) * u / w times the data, with
+windows of w rows, and u rows in what is the least that can be read (a shard, or a chunk of 4 MiB of it). For the
+defaults, shards of 4096 rows and windows of 262,144, that is 1.11 for 8 ranks at most, and 1 where the number of
+ranks divides that of shards in a window.
+
+Memory of a rank: its ranges of two windows, the one in use and the one being read, whatever the size of the store.
 """
 
 from __future__ import annotations
@@ -13,19 +22,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.errors import StoreError, StoreUnavailableError
-from sfg_dist.objects import reason_of, trouble_of
 from sfg_dist.plan import Stream, random_generator
+from sfg_dist.store.rows import Range, RowSource, read_ranges
 
 if TYPE_CHECKING:
-    import dask.array as da
+    from sfg_dist.store.pairs import Pairs
 
-Window = tuple[int, ...]
+NUM_READERS = 8
+"""Shards that a rank reads at once: enough to hide the latency of an object store."""
+
+Tables = tuple[NDArray[np.float32], ...]
 
 
 @dataclass(frozen=True)
@@ -35,39 +47,98 @@ class Batch:
     Attributes:
         step: number of the global batch within the epoch.
         rows: row numbers in the store, shape (num_rows,).
-        latents: float32, shape (num_rows, dim).
-        labels: float32, shape (num_rows, dim).
+        tables: rows of each source, float32, shapes (num_rows, columns).
         global_rows: rows of the global batch, over all ranks.
     """
 
     step: int
     rows: NDArray[np.int64]
-    latents: NDArray[np.float32]
-    labels: NDArray[np.float32]
+    tables: Tables
     global_rows: int
+
+    @property
+    def latents(self) -> NDArray[np.float32]:
+        """Rows of the first source."""
+        return self.tables[0]
+
+    @property
+    def labels(self) -> NDArray[np.float32]:
+        """Rows of the second source."""
+        return self.tables[1]
 
 
 class PairStream:
-    """Batches of pairs for one rank.
+    """Batches of pairs for one rank; a context manager that ends its reading threads.
 
     Args:
-        latents: Dask array (num_pairs, dim) in blocks of whole shards.
-        labels: Dask array of the same shape and blocks.
+        sources: arrays of equal length, read by slices of rows: latents, labels, and what else belongs to a pair.
+        edges: first row of each block and the end of the last, int64, ascending: the shards of the store.
         num_rows: rows to train on, the first ones of the store; the rest are held out for validation.
         batch_size: rows of a global batch, over all ranks.
         seed: of the order.
         shuffle_rows: rows of a window, rounded up to whole blocks.
         rank: this rank.
         world_size: number of ranks.
+        unit_rows: rows of the least that can be read, where blocks are cut into chunks; None for whole blocks.
+        blocks: numbers of the blocks to train on, where it is not all; ``num_rows`` cuts them as it cuts all.
 
     Attributes:
-        max_blocks_held: the most blocks that were in memory at once, at most two windows.
+        num_rows: rows of an epoch.
+        rows_read: rows that this rank has read so far, from each source.
+        max_rows_held: the most rows that were in memory at once.
     """
 
     def __init__(
         self,
-        latents: da.Array,
-        labels: da.Array,
+        sources: Sequence[RowSource],
+        *,
+        edges: NDArray[np.int64],
+        num_rows: int,
+        batch_size: int,
+        seed: int,
+        shuffle_rows: int,
+        rank: int = 0,
+        world_size: int = 1,
+        unit_rows: int | None = None,
+        blocks: Sequence[int] | None = None,
+    ) -> None:
+        lengths = {source.shape[0] for source in sources} | {int(edges[-1])}
+        if len(lengths) != 1:
+            raise ValueError(f"sources and blocks differ in their rows: {sorted(lengths)}")
+        if not 0 < num_rows <= edges[-1]:
+            raise ValueError(f"num_rows must lie in 1 to {edges[-1]}, got {num_rows}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} of {world_size}")
+        self._sources = tuple(sources)
+        num_blocks = int(np.searchsorted(edges, num_rows, side="left"))
+        starts = np.asarray(edges[:num_blocks], np.int64)
+        stops = np.minimum(edges[1 : num_blocks + 1], num_rows)  # the last block may be cut by the held-out rows
+        if blocks is not None:
+            chosen = np.unique(np.asarray(blocks, np.int64))
+            chosen = chosen[chosen < num_blocks]
+            if not len(chosen):
+                raise ValueError("none of the blocks holds rows to train on")
+            starts, stops = starts[chosen], stops[chosen]
+        self._starts, self._stops = starts, stops
+        self.num_rows = int((stops - starts).sum())
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank, self.world_size = rank, world_size
+        block_rows = int(np.diff(edges).max())
+        self._unit_rows = min(unit_rows or block_rows, block_rows)
+        self.window_blocks = min(len(starts), max(1, -(-shuffle_rows // block_rows)))
+        self._held: dict[tuple[Range, ...], Tables] = {}
+        self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="window")
+        self._readers = ThreadPoolExecutor(max_workers=NUM_READERS, thread_name_prefix="read")
+        self._pending: dict[tuple[int, int], Future[_Share]] = {}
+        self.rows_read = 0
+        self.max_rows_held = 0
+
+    @classmethod
+    def of(
+        cls,
+        pairs: Pairs,
+        names: Sequence[str] = ("latents", "labels"),
         *,
         num_rows: int,
         batch_size: int,
@@ -75,137 +146,192 @@ class PairStream:
         shuffle_rows: int,
         rank: int = 0,
         world_size: int = 1,
+        blocks: Sequence[int] | None = None,
+    ) -> Self:
+        """The stream of a store's pairs; arguments as for the class.
+
+        Args:
+            pairs: the open store.
+            names: its arrays, in the order of a batch's tables.
+        """
+        return cls(
+            [pairs.rows(name) for name in names],
+            edges=pairs.plan.shard_edges,
+            unit_rows=pairs.unit_rows,
+            num_rows=num_rows,
+            batch_size=batch_size,
+            seed=seed,
+            shuffle_rows=shuffle_rows,
+            rank=rank,
+            world_size=world_size,
+            blocks=blocks,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if latents.chunks != labels.chunks:
-            raise ValueError(f"latents and labels differ in their blocks: {latents.chunks} and {labels.chunks}")
-        if not 0 < num_rows <= latents.shape[0]:
-            raise ValueError(f"num_rows must lie in 1 to {latents.shape[0]}, got {num_rows}")
-        if len(latents.chunks[1]) != 1:
-            raise ValueError("a block must hold whole rows")
-        self._arrays = (latents, labels)
-        self._dim = latents.shape[1]
-        edges = np.concatenate([[0], np.cumsum(latents.chunks[0])])
-        num_blocks = int(np.searchsorted(edges, num_rows, side="left"))
-        self._edges = np.minimum(edges[: num_blocks + 1], num_rows)  # the last block may be cut by the held-out rows
-        self.num_rows = num_rows
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank, self.world_size = rank, world_size
-        self.window_blocks = min(num_blocks, max(1, -(-shuffle_rows // latents.chunks[0][0])))
-        self._held: dict[Window, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
-        self.max_blocks_held = 0
+        self.close()
+
+    def close(self) -> None:
+        """Give up what is being read ahead, and end the threads."""
+        self._pending.clear()
+        self._loader.shutdown(wait=False, cancel_futures=True)
+        self._readers.shutdown(wait=False, cancel_futures=True)
 
     @property
     def num_batches(self) -> int:
         """Global batches in an epoch; the last may be short."""
         return -(-self.num_rows // self.batch_size)
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Batches of one epoch, from global batch ``start_step`` on.
+    @property
+    def num_windows(self) -> int:
+        """Windows in an epoch."""
+        return -(-len(self._starts) // self.window_blocks)
+
+    @property
+    def max_read_amplification(self) -> float:
+        """Rows that all ranks together fetch in an epoch over its rows, at most.
+
+        A cut between two ranks goes through one unit of reading, which both then fetch; so does the cut before the
+        held-out rows. A store of one window is read once, and its rows stay in memory for all epochs.
+        """
+        num_cuts = self.num_windows * (self.world_size - 1) + 1
+        return 1 + num_cuts * self._unit_rows / self.num_rows
+
+    def epoch(self, epoch: int, start_step: int = 0, *, more: bool = False) -> Iterator[Batch]:
+        """This rank's parts of the batches of one epoch, from global batch ``start_step`` on.
 
         Windows that lie wholly before ``start_step`` are not read.
+
+        Args:
+            epoch: its number.
+            start_step: number of the first batch.
+            more: whether the next epoch follows: its first window is then read while this one's last is in use.
+
+        Raises:
+            StoreError: rows cannot be read; the epoch can be begun again.
         """
-        windows = self._windows(epoch)
-        sizes = [sum(self._block_rows(block) for block in window) for window in windows]
-        ends = np.cumsum(sizes)
+        order = self._block_order(epoch)
+        ends = np.cumsum(np.add.reduceat((self._stops - self._starts)[order], self._window_firsts()))
         position = start_step * self.batch_size
         first = int(np.searchsorted(ends, position, side="right"))
-        carried: list[tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]] = []
-        num_carried = 0
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as pool:
-            pending = self._ahead(pool, windows, first, keep=())
-            for number in range(first, len(windows)):
-                window = windows[number]
-                assert pending is not None
-                latents, labels = pending.result()
-                pending = self._ahead(pool, windows, number + 1, keep=window)
-                order = random_generator(self.seed, Stream.TRAIN_ORDER, (epoch << 24) | (number + 1)).permutation(
-                    sizes[number]
-                )
-                order = order[max(0, position - (int(ends[number]) - sizes[number])) :]
-                row_of = np.concatenate([np.arange(self._edges[b], self._edges[b + 1]) for b in window])
-                taken = 0
-                while taken < len(order):
-                    part = order[taken : taken + self.batch_size - num_carried]
-                    taken += len(part)
-                    carried.append((row_of[part], latents[part], labels[part]))
-                    num_carried += len(part)
-                    position += len(part)
-                    if num_carried == self.batch_size or position == self.num_rows:
-                        yield self._batch((position - 1) // self.batch_size, carried)
-                        carried, num_carried = [], 0
+        carried: list[tuple[NDArray[np.int64], Tables]] = []
+        for number in range(first, len(ends)):
+            share = self._take(epoch, number)
+            if number + 1 < len(ends):
+                self._read_ahead(epoch, number + 1, keep=share)
+            elif more:
+                self._read_ahead(epoch + 1, 0, keep=share)
+            begin = int(ends[number]) - share.window_rows
+            while position < ends[number]:
+                step = position // self.batch_size
+                stop = min((step + 1) * self.batch_size, int(ends[number]))
+                carried.append(share.part(position - begin, stop - begin))
+                position = stop
+                if stop == (step + 1) * self.batch_size or stop == self.num_rows:
+                    yield Batch(step, *_joined(carried), stop - step * self.batch_size)
+                    carried = []
 
-    def _batch(
-        self, step: int, parts: Sequence[tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]]
-    ) -> Batch:
-        rows, latents, labels = (
-            parts[0] if len(parts) == 1 else [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
-        )
-        mine = slice(self.rank, None, self.world_size)
-        return Batch(step, rows[mine], latents[mine], labels[mine], len(rows))
+    def _window_firsts(self) -> NDArray[np.int64]:
+        return np.arange(0, len(self._starts), self.window_blocks)
 
-    def _windows(self, epoch: int) -> list[Window]:
-        """Windows of an epoch; blocks in ascending order within one, so that equal windows are the same object."""
-        num_blocks = len(self._edges) - 1
-        order = random_generator(self.seed, Stream.TRAIN_ORDER, epoch << 24).permutation(num_blocks)
-        return [
-            tuple(sorted(int(block) for block in order[i : i + self.window_blocks]))
-            for i in range(0, num_blocks, self.window_blocks)
-        ]
+    def _block_order(self, epoch: int) -> NDArray[np.int64]:
+        return random_generator(self.seed, Stream.TRAIN_ORDER, epoch << 24).permutation(len(self._starts))
 
-    def _block_rows(self, block: int) -> int:
-        return int(self._edges[block + 1] - self._edges[block])
+    def _take(self, epoch: int, number: int) -> _Share:
+        """A window that was read ahead, or is read now."""
+        self._read_ahead(epoch, number, keep=None)
+        pending = self._pending.pop((epoch, number))
+        try:
+            return pending.result()
+        finally:
+            for other in self._pending.values():  # of an epoch that was not gone through
+                other.cancel()
+            self._pending.clear()
 
-    def _ahead(
-        self, pool: ThreadPoolExecutor, windows: list[Window], number: int, keep: Window
-    ) -> Future[tuple[NDArray[np.float32], NDArray[np.float32]]] | None:
+    def _read_ahead(self, epoch: int, number: int, keep: _Share | None) -> None:
         """Start to read a window; of those held, only it and ``keep`` stay."""
-        if number >= len(windows):
-            return None
-        window = windows[number]
-        for held in [held for held in self._held if held not in (window, keep)]:
+        if (epoch, number) in self._pending:
+            return
+        first = number * self.window_blocks
+        # Ascending, so that a window of the same blocks is the same in every epoch, and need not be read again.
+        window = np.sort(self._block_order(epoch)[first : first + self.window_blocks])
+        kept = () if keep is None else keep.ranges
+        self._pending[epoch, number] = self._loader.submit(self._load, window, epoch, number, kept)
+
+    def _load(self, window: NDArray[np.int64], epoch: int, number: int, kept: tuple[Range, ...]) -> _Share:
+        """This rank's rows of a window, and their places in its sequence."""
+        sizes = (self._stops - self._starts)[window]
+        window_rows = int(sizes.sum())
+        low, high = (window_rows * rank // self.world_size for rank in (self.rank, self.rank + 1))
+        ranges = _cut(self._starts[window], sizes, low, high)
+        for held in [held for held in self._held if held not in (ranges, kept)]:
             del self._held[held]
-        return pool.submit(self._load, window)
-
-    def _load(self, window: Window) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Rows of a window's blocks, read by Dask straight into place."""
-        if window in self._held:
-            return self._held[window]
-        num_rows = sum(self._block_rows(block) for block in window)
-        self.max_blocks_held = max(self.max_blocks_held, sum(map(len, self._held)) + len(window))
-        tables = (np.empty((num_rows, self._dim), np.float32), np.empty((num_rows, self._dim), np.float32))
-        offset = 0
-        for block in window:
-            # Threads, never Ray's Dask scheduler: its tasks want CPUs of their own, and a training worker that holds
-            # them all would wait for ever.
-            parts = _compute([array.blocks[block] for array in self._arrays], f"shard {block}")
-            rows = self._block_rows(block)
-            for table, part in zip(tables, parts, strict=True):
-                table[offset : offset + rows] = part[:rows]
-            offset += rows
-        self._held[window] = tables
-        return tables
+        if ranges not in self._held:
+            held_rows = sum(len(tables[0]) for tables in self._held.values())
+            self.max_rows_held = max(self.max_rows_held, held_rows + high - low)
+            self._held[ranges] = read_ranges(self._sources, ranges, readers=self._readers)
+            self.rows_read += high - low
+        generator = random_generator(self.seed, Stream.TRAIN_ORDER, (epoch << 24) | (number + 1))
+        order = _spread(generator, sizes)
+        places = np.flatnonzero((order >= low) & (order < high))
+        order = order[places] - low
+        rows = np.concatenate([np.empty(0, np.int64), *(np.arange(start, stop) for start, stop in ranges)])
+        return _Share(ranges, window_rows, places, order, rows[order], self._held[ranges])
 
 
-def read_rows(array: da.Array, start: int, stop: int) -> NDArray[np.float32]:
-    """Rows of a Dask array, for the held-out pairs and the labels that are evaluated.
+@dataclass(frozen=True)
+class _Share:
+    """A rank's rows of a window.
 
-    Raises:
-        StoreError: they cannot be read, or a checksum does not fit.
+    Attributes:
+        ranges: their rows in the store, in the order of the tables.
+        window_rows: rows of the whole window.
+        places: places of this rank's rows in the window's sequence, ascending.
+        order: entries of the tables, in the order of the places.
+        rows: row numbers in the store, in the order of the places.
+        tables: the rows of each source.
     """
-    (rows,) = _compute([array[start:stop]], f"one of rows {start} to {stop}")
-    return np.asarray(rows, dtype=np.float32)
+
+    ranges: tuple[Range, ...]
+    window_rows: int
+    places: NDArray[np.int64]
+    order: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    tables: Tables
+
+    def part(self, start: int, stop: int) -> tuple[NDArray[np.int64], Tables]:
+        """Row numbers and rows of this rank at places ``start`` to ``stop`` of the window's sequence."""
+        first, last = np.searchsorted(self.places, (start, stop))
+        entries = self.order[first:last]
+        return self.rows[first:last], tuple(table[entries] for table in self.tables)
 
 
-def _compute(arrays: Sequence[da.Array], what: str) -> tuple[NDArray[np.float32], ...]:
-    from dask.base import compute
+def _spread(generator: np.random.Generator, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The sequence of a window whose blocks have these sizes: entries of its rows, each block's spread evenly over it.
 
-    try:
-        return tuple(compute(*arrays, scheduler="threads"))
-    except Exception as error:
-        if trouble_of(error) == "unavailable":
-            raise StoreUnavailableError(f"{what} of the pairs cannot be read: {reason_of(error)}") from error
-        raise StoreError(
-            f"{what} of the pairs cannot be read: {reason_of(error)}; `sfg verify` says what is damaged and "
-            f"`sfg repair` makes it again"
-        ) from error
+    Row i of a block of n rows comes at (p_i + u) / n of the window, with a permutation p and u uniform in [0, 1).
+    """
+    keys = [(generator.permutation(size) + generator.random(size)) / size for size in sizes]
+    return np.argsort(np.concatenate(keys), kind="stable")
+
+
+def _cut(starts: NDArray[np.int64], sizes: NDArray[np.int64], low: int, high: int) -> tuple[Range, ...]:
+    """Rows in the store of rows ``low`` to ``high`` of some blocks, one behind the other."""
+    ends = np.cumsum(sizes)
+    ranges = []
+    for start, size, end in zip(starts.tolist(), sizes.tolist(), ends.tolist(), strict=True):
+        before = end - size
+        if before < high and end > low:
+            ranges.append((start + max(0, low - before), start + min(size, high - before)))
+    return tuple(ranges)
+
+
+def _joined(parts: Sequence[tuple[NDArray[np.int64], Tables]]) -> tuple[NDArray[np.int64], Tables]:
+    if len(parts) == 1:
+        return parts[0]
+    rows = np.concatenate([rows for rows, _ in parts])
+    return rows, tuple(np.concatenate(tables) for tables in zip(*(tables for _, tables in parts), strict=True))

@@ -1,12 +1,10 @@
-"""Tables of samples: written part by part, so their length is bounded by the disk alone."""
+"""Tables of samples: written as they are made, so their length is bounded by the disk alone."""
 
 from __future__ import annotations
 
 import csv
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,72 +12,73 @@ from numpy.typing import NDArray
 from sfg_dist.errors import ConfigError, StoreError
 from sfg_dist.objects import is_url, reason_of
 from sfg_dist.store.location import Location
+from sfg_dist.store.parts import Draw, ParquetTable, ParquetWriter, Progress, ZarrTable, attributes_of
 
-if TYPE_CHECKING:
-    from zarr.storage import ObjectStore
-
-    ZarrPlace = Path | ObjectStore[Any]
-
-CHUNK_ROWS = 65_536
 SUFFIXES = (".zarr", ".parquet", ".csv", ".npy")
 
 
 def write_table(
-    path: str | Path, columns: Sequence[str], parts: Iterable[NDArray[np.float64]], *, source: str | None = None
+    path: str | Path,
+    columns: Sequence[str],
+    num_rows: int,
+    draw: Draw,
+    *,
+    source: str,
+    share: tuple[int, int] = (0, 1),
+    on_progress: Progress | None = None,
 ) -> int:
-    """Write rows to .zarr, .parquet, .csv or .npy; a local older table is replaced once the new one is whole.
+    """Write rows to .zarr, .parquet, .csv or .npy.
+
+    A .zarr (a group of the array ``X``, names as attribute) and a .parquet at a URL or with a slash at its end (a
+    folder of files) are made part by part: what is there of the same source already is kept, so a killed writer goes on
+    and several share the work. Any other is one local file, which replaces an older one once it is whole.
 
     Args:
-        path: where; the suffix says the format. A .zarr is a group of the array ``X``, names as attribute, and may be
-            at an s3:// URL.
+        path: where; the suffix says the format.
         columns: column names.
-        parts: tables of rows, shape (some rows, number of columns) each.
-        source: what the rows were made by, kept in the attributes of a .zarr, and written last.
+        num_rows: how many.
+        draw: the rows of ranges within 0 to num_rows.
+        source: what decides the rows; two calls of one source make the same table.
+        share: (k, m) makes every m-th part from part k on, for a table in parts.
+        on_progress: told of rows as they are made.
 
     Returns:
-        Number of rows written.
+        Number of rows that are there at the end.
 
     Raises:
-        ConfigError: the suffix is unknown, or cannot be written to a URL.
+        ConfigError: the suffix is unknown, cannot be written to a URL or cannot be shared, or something else is there.
         StoreError: the place cannot be written.
     """
-    writers = {".zarr": _write_zarr, ".parquet": _write_parquet, ".csv": _write_csv, ".npy": _write_npy}
-    if is_url(path):
-        return _write_remote_zarr(str(path).rstrip("/"), columns, parts, source)
-    path = Path(path)
-    if path.suffix not in writers:
-        raise ConfigError(f"{path}: unknown format {path.suffix!r}; write to one of {', '.join(SUFFIXES)}")
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    name = str(path)
+    place, suffix = name.rstrip("/"), Path(name.rstrip("/")).suffix
+    if suffix not in SUFFIXES:
+        raise ConfigError(f"{path}: unknown format {suffix!r}; write to one of {', '.join(SUFFIXES)}")
+    in_parts = suffix == ".zarr" or (suffix == ".parquet" and (is_url(name) or name.endswith("/")))
+    if in_parts:
+        kind = ZarrTable if suffix == ".zarr" else ParquetTable
+        table = kind(Location(place, create=True), columns, num_rows, source)
+        return table.write(draw, share=share, on_progress=on_progress)
+    if is_url(name):
+        raise ConfigError(f"{path}: only .zarr and .parquet can be written to a URL; write {suffix} to a local file")
+    if share != (0, 1):
+        raise ConfigError(f"{path}: only a table in parts is shared: a .zarr, or a .parquet with a slash at its end")
+
+    def told() -> Iterable[NDArray[np.float64]]:
+        for part in draw([(0, num_rows)] if num_rows else []):
+            yield part
+            if on_progress is not None:
+                on_progress(len(part))
+
+    writers = {".parquet": _write_parquet, ".csv": _write_csv, ".npy": _write_npy}
+    target = Path(place)
+    partial = target.with_name(f".{target.stem}.partial{suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(partial)
-        num_rows = writers[path.suffix](partial, columns, parts)
-        if source is not None and path.suffix == ".zarr":
-            _set_source(partial, source)
-        _remove(path)
-        partial.rename(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        writers[suffix](partial, columns, told())
+        partial.replace(target)
     except OSError as error:
+        partial.unlink(missing_ok=True)
         raise StoreError(f"cannot write {path}: {reason_of(error)}") from error
-    return num_rows
-
-
-def _write_remote_zarr(
-    url: str, columns: Sequence[str], parts: Iterable[NDArray[np.float64]], source: str | None
-) -> int:
-    """An object store has no rename: what was there is removed first, and ``source`` makes the new table whole."""
-    if not url.endswith(".zarr"):
-        raise ConfigError(f"{url}: only a .zarr can be written to a URL; write another format to a local file")
-    from obstore.exceptions import BaseError
-
-    location = Location(url)
-    for entry in list(location.list()):
-        location.delete(entry.key)
-    try:
-        num_rows = _write_zarr(location.zarr_store(), columns, parts)
-        if source is not None:
-            _set_source(location.zarr_store(), source)
-    except (BaseError, OSError) as error:
-        raise StoreError(f"cannot write {location.url}: {reason_of(error)}") from error
     return num_rows
 
 
@@ -98,73 +97,32 @@ def read_table(path: str | Path, *, source: str) -> NDArray[np.float64]:
     location = Location(path) if is_url(path) or Path(path).is_dir() else None
     if location is None or not location.exists("zarr.json"):
         raise StoreError(f"{path} does not exist: run `sfg sample` with this job first")
-    group = zarr.open_group(location.zarr_store(read_only=True), mode="r")
-    if group.attrs.get("source") != source:
+    if attributes_of(location).get("source") != source:
         raise StoreError(
             f"{path} was drawn from another model or with other keys: run `sfg sample` with this job again"
         )
+    group = zarr.open_group(location.zarr_store(read_only=True), mode="r")
     return np.asarray(group["X"][...])  # type: ignore[index]
 
 
-def _set_source(place: ZarrPlace, source: str) -> None:
-    import zarr
-
-    zarr.open_group(place, mode="r+").attrs["source"] = source
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _write_parquet(path: Path, columns: Sequence[str], parts: Iterable[NDArray[np.float64]]) -> None:
+    rows = iter(parts)
+    first = next(rows, np.empty((0, len(columns))))
+    with ParquetWriter(path, columns, first) as write:
+        write(first)
+        for part in rows:
+            write(part)
 
 
-def _write_zarr(place: ZarrPlace, columns: Sequence[str], parts: Iterable[NDArray[np.float64]]) -> int:
-    import zarr
-    from zarr.codecs import Crc32cCodec
-
-    group = zarr.create_group(place, attributes={"columns": list(columns)})
-    array = group.create_array(
-        "X",
-        shape=(0, len(columns)),
-        chunks=(CHUNK_ROWS, len(columns)),
-        dtype="float64",
-        compressors=[Crc32cCodec()],
-        fill_value=np.nan,
-    )
-    num_rows = 0
-    for part in parts:
-        array.resize((num_rows + len(part), len(columns)))
-        array[num_rows : num_rows + len(part)] = part
-        num_rows += len(part)
-    return num_rows
-
-
-def _write_parquet(path: Path, columns: Sequence[str], parts: Iterable[NDArray[np.float64]]) -> int:
-    import pyarrow
-    import pyarrow.parquet
-
-    schema = pyarrow.schema([(name, pyarrow.float64()) for name in columns])
-    num_rows = 0
-    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
-        for part in parts:
-            writer.write_table(pyarrow.table(list(part.T), schema=schema))
-            num_rows += len(part)
-    return num_rows
-
-
-def _write_csv(path: Path, columns: Sequence[str], parts: Iterable[NDArray[np.float64]]) -> int:
-    num_rows = 0
+def _write_csv(path: Path, columns: Sequence[str], parts: Iterable[NDArray[np.float64]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         for part in parts:
             writer.writerows(part.tolist())
-            num_rows += len(part)
-    return num_rows
 
 
-def _write_npy(path: Path, columns: Sequence[str], parts: Iterable[NDArray[np.float64]]) -> int:
+def _write_npy(path: Path, columns: Sequence[str], parts: Iterable[NDArray[np.float64]]) -> None:
     # The header of a .npy names the number of rows, so it is written over once they are counted.
     header = {"descr": "<f8", "fortran_order": False}
     num_rows = 0
@@ -177,4 +135,3 @@ def _write_npy(path: Path, columns: Sequence[str], parts: Iterable[NDArray[np.fl
         file.seek(0)
         np.lib.format.write_array_header_1_0(file, header | {"shape": (num_rows, len(columns))})
         assert file.tell() == length  # numpy pads headers to 64 bytes, so a shorter number takes the same room
-    return num_rows

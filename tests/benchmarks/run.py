@@ -18,8 +18,16 @@ import tables
 import torch
 
 HERE = Path(__file__).parent
-PARTS = ("dense", "label_time", "growth", "solvers", "plan_time", "driver", "gpu")
-SHARED = ("dense", "label_time", "growth", "solvers", "plan_time", "driver")  # take the options of common.parser
+PARTS = ("dense", "label_time", "growth", "solvers", "plan_time", "driver", "stream", "gpu")
+SHARED = (
+    "dense",
+    "label_time",
+    "growth",
+    "solvers",
+    "plan_time",
+    "driver",
+    "stream",
+)  # take the options of common.parser
 WITH_TABLES = {"label_time": tuple(tables.FILES), "growth": ("power",), "solvers": ("power",), "plan_time": ("power",)}
 
 

@@ -1,5 +1,6 @@
 """The fit: one loop, any number of ranks; resumed, it goes on at the next batch."""
 
+import itertools
 import json
 import os
 import signal
@@ -12,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from sfg_dist.distributed import checkpoints, training
+from sfg_dist.distributed import checkpoints, fit_loop, training
 from sfg_dist.distributed.checkpoints import FitSettings
 from sfg_dist.distributed.inline import label_inline
 from sfg_dist.distributed.training import fit_inline, fit_with_workers
 from sfg_dist.errors import IncompleteStoreError, TrainingError
+from sfg_dist.model.fit import Trainer
 from sfg_dist.store import Location
 
 NETWORK = {"width": 16, "depth": 1, "block": "residual", "activation": "silu", "linear_skip": True}
@@ -79,7 +81,7 @@ class Stop(Exception):
 def test_a_stopped_fit_goes_on_at_the_next_batch(url, tmp_path, monkeypatch, stop_at):
     whole, history = fit_inline(url, tmp_path / "whole", make_settings())
     settings = make_settings(checkpoint_interval_s=0.0)
-    saved = training.save_checkpoint
+    saved = fit_loop.save_checkpoint
     rows = []
 
     def save_and_stop(trainer, *arguments):
@@ -88,13 +90,11 @@ def test_a_stopped_fit_goes_on_at_the_next_batch(url, tmp_path, monkeypatch, sto
             raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save_checkpoint", save_and_stop)
+        patch.setattr(fit_loop, "save_checkpoint", save_and_stop)
         with pytest.raises(Stop):
             fit_inline(url, tmp_path / "cut", settings)
-    step = training.Trainer.step
-    monkeypatch.setattr(
-        training.Trainer, "step", lambda self, y, x, n, done: (rows.append(n), step(self, y, x, n, done))[1]
-    )
+    step = Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda self, y, x, n, done: (rows.append(n), step(self, y, x, n, done))[1])
     resumed, resumed_history = fit_inline(url, tmp_path / "cut", settings)
     assert len(rows) == 45 - stop_at
     assert torch.equal(weights(resumed), weights(whole))
@@ -119,7 +119,7 @@ def test_checkpoints_of_another_fit_are_not_taken_up(url, tmp_path):
 
 def test_only_the_newest_checkpoints_are_kept_and_nothing_is_pickled(url, tmp_path):
     fit_inline(url, tmp_path / "c", make_settings(checkpoint_interval_s=0.0))
-    assert len(list((tmp_path / "c").glob("step_*"))) == checkpoints.KEPT_CHECKPOINTS
+    assert len(list((tmp_path / "c").glob("step_*"))) == 2
     assert {file.suffix for file in (tmp_path / "c").rglob("*") if file.is_file()} == {
         ".safetensors",
         ".json",
@@ -168,7 +168,7 @@ def test_a_kill_between_the_checkpoint_and_the_network_is_not_a_finished_fit(url
     fit_inline(url, tmp_path / "c", make_settings(num_epochs=2))
     settings = make_settings(num_epochs=4)
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save_fitted", lambda *_: (_ for _ in ()).throw(Stop))
+        patch.setattr(fit_loop, "save_fitted", lambda *_: (_ for _ in ()).throw(Stop))
         with pytest.raises(Stop):
             fit_inline(url, tmp_path / "c", settings)
     assert not checkpoints.is_finished(tmp_path / "c", settings, run_id)
@@ -206,7 +206,7 @@ def test_too_few_pairs_are_refused(make_store, tmp_path):
 
 def _record_batches(directory):
     """Patch the trainer so that each rank notes the latents that it trained on."""
-    step = training.Trainer.step
+    step = Trainer.step
 
     def noted(self, latents, labels, global_rows, done):
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
@@ -214,7 +214,7 @@ def _record_batches(directory):
         np.save(directory / name, latents)
         return step(self, latents, labels, global_rows, done)
 
-    training.Trainer.step = noted
+    Trainer.step = noted
 
 
 @pytest.mark.ray
@@ -259,7 +259,7 @@ def test_a_killed_worker_costs_no_more_than_the_steps_since_the_checkpoint(ray_c
     marker = tmp_path / "killed"
 
     def dying_worker(config):
-        step = training.Trainer.step
+        step = Trainer.step
 
         def step_or_die(self, latents, labels, global_rows, done):
             if self.progress.step == 20 and not marker.exists():
@@ -267,7 +267,7 @@ def test_a_killed_worker_costs_no_more_than_the_steps_since_the_checkpoint(ray_c
                 os.kill(os.getpid(), signal.SIGKILL)
             return step(self, latents, labels, global_rows, done)
 
-        training.Trainer.step = step_or_die
+        Trainer.step = step_or_die
         worker(config)
 
     monkeypatch.setattr(training, "_ray_worker", dying_worker)
@@ -285,6 +285,62 @@ def test_a_killed_worker_costs_no_more_than_the_steps_since_the_checkpoint(ray_c
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_a_killed_rank_of_two_is_replaced_and_one_rank_may_go_on_from_there(ray_cluster, url, tmp_path, monkeypatch):
+    worker = training._ray_worker
+    marker = tmp_path / "killed"
+
+    def dying_worker(config):
+        step = Trainer.step
+
+        def step_or_die(self, latents, labels, global_rows, done):
+            if torch.distributed.get_rank() == 1 and self.progress.step == 20 and not marker.exists():
+                marker.write_text("")
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(self, latents, labels, global_rows, done)
+
+        Trainer.step = step_or_die
+        worker(config)
+
+    monkeypatch.setattr(training, "_ray_worker", dying_worker)
+    settings = make_settings(checkpoint_interval_s=0.0, num_epochs=2, learning_rate_schedule="constant")
+    _, history = fit_with_workers(url, tmp_path / "c", settings, num_workers=2, use_gpu=False)
+    assert marker.exists()
+    assert [entry["step"] for entry in history] == [15, 30]
+    longer = make_settings(num_epochs=3, learning_rate_schedule="constant")
+    model, history = fit_inline(url, tmp_path / "c", longer)
+    assert [entry["step"] for entry in history] == [15, 30, 45]
+    alone, _ = fit_inline(url, tmp_path / "alone", longer)
+    # The same global batches, so the same fit up to the order in which two ranks add up a gradient.
+    torch.testing.assert_close(weights(model), weights(alone), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_an_elastic_fit_takes_a_node_that_comes_and_outlives_its_loss(make_store, tmp_path):
+    """One worker, two when a second node is there, one again when it is lost; each goes on where the last one was."""
+    from dataclasses import asdict
+
+    pairs = make_store(labels={"num_pairs": 40_960, "shard_rows": 4096, "batch_size": 1024})
+    for shard in range(pairs.plan.num_shards):
+        rows = np.random.default_rng(shard).standard_normal((4096, 2)).astype(np.float32)
+        pairs.write_shard(shard, rows, 2 * rows)
+    settings = make_settings(batch_size=32, num_epochs=100_000, max_time_s=60.0, checkpoint_interval_s=1.0)
+    script = Path(__file__).parent / "elastic.py"
+    done = subprocess.run(
+        [sys.executable, str(script), pairs.location.url, str(tmp_path / "c"), json.dumps(asdict(settings))],
+        capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    seen = json.loads(done.stdout.splitlines()[-1])
+    workers = [number for number, _ in itertools.groupby(seen["workers"])]
+    assert workers == [1, 2, 1]
+    epochs = seen["history"]
+    assert [entry["epoch"] for entry in epochs] == list(range(1, len(epochs) + 1))
+    # Every whole epoch is 1152 batches, also those in which the number of workers changed.
+    assert {two["step"] - one["step"] for one, two in itertools.pairwise(epochs[:-1])} == {1152}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_an_error_of_rank_zero_alone_does_not_leave_the_other_waiting(ray_cluster, url, tmp_path, monkeypatch):
     worker = training._ray_worker
 
@@ -292,7 +348,7 @@ def test_an_error_of_rank_zero_alone_does_not_leave_the_other_waiting(ray_cluste
         def full(*_):
             raise TrainingError("cannot write a checkpoint: no space left on the device")
 
-        training.save_checkpoint = full
+        fit_loop.save_checkpoint = full
         worker(config)
 
     monkeypatch.setattr(training, "_ray_worker", full_disk_worker)

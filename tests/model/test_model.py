@@ -60,7 +60,12 @@ def test_gradients_of_uneven_parts_average_to_the_batchs(parts):
     def gradient(world_size, y, x):
         torch.manual_seed(0)
         trainer = Trainer(
-            MLP(3, width=6, depth=1), learning_rate=0.0, weight_decay=0, ema_decay=0, world_size=world_size
+            MLP(3, width=6, depth=1),
+            learning_rate=0.0,
+            weight_decay=0,
+            ema_decay=0,
+            precision="float32",
+            world_size=world_size,
         )
         torch.nn.init.normal_(trainer.model.out.weight)
         trainer.step(y, x, 8, 0.0)
@@ -95,8 +100,8 @@ def test_learning_rate_schedules():
     for step in range(400):
         for trainer in (cosine, constant):
             trainer.step(rows, rows, 4, step / 400)
-        rates.append(cosine.optimizer.param_groups[0]["lr"])
-        assert constant.optimizer.param_groups[0]["lr"] == 1.0
+        rates.append(cosine.rate)
+        assert constant.rate == 1.0
     assert rates[0] == pytest.approx(0.01)
     assert max(rates) > 0.8
     assert rates[-1] < 1e-3
@@ -176,18 +181,6 @@ def test_save_and_load(tmp_path, calibrated, kind):
     assert loaded.metrics == generator.metrics
     assert np.array_equal(Generator.load(tmp_path).sample(5), generator.sample(5))
     assert {file.name for file in (tmp_path / "model").iterdir()} == {"model.safetensors", "generator.json"}
-
-
-def test_samples_are_seeded_by_row(monkeypatch):
-    monkeypatch.setattr("sfg_dist.model.generator.SAMPLE_ROWS", 100)
-    generator = make_generator()
-    whole = generator.sample(250, seed=1)
-    assert whole.shape == (250, 3)
-    np.testing.assert_allclose(generator.sample(130, seed=1), whole[:130], rtol=1e-5)
-    assert not np.array_equal(generator.sample(130, seed=2), whole[:130])
-    assert generator.sample(0).shape == (0, 3)
-    with pytest.raises(ValueError, match="negative"):
-        generator.sample(-1)
 
 
 def test_loading_what_is_not_a_generator(tmp_path):

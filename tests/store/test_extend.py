@@ -124,7 +124,7 @@ def test_a_job_with_more_pairs_is_told_to_extend(new_store, fill, place):
 def test_the_stream_of_batches_meets_every_row_of_an_extended_store_once(new_store, fill, place):
     fill(new_store(num_pairs=37))
     pairs = fill(extend_store(place, 61))
-    stream = PairStream(pairs.latents, pairs.labels, num_rows=58, batch_size=7, seed=0, shuffle_rows=16)
+    stream = PairStream.of(pairs, num_rows=58, batch_size=7, seed=0, shuffle_rows=16)
     batches = list(stream.epoch(0))
     assert sorted(np.concatenate([batch.rows for batch in batches])) == list(range(58))
     latents = pairs.latents.compute()

@@ -1,0 +1,361 @@
+"""The cells of this package: its ordinary pipeline under the budget, labels included; and the procedure as published.
+
+Both run the stages of ``Pipeline`` in this process, on as many threads as the peers, in a directory that is removed.
+The label stage may take a stated share of the budget: after a first part its pace is known, and no more pairs are made
+than that share allows. The rest of the budget is the fit's. Outside the budget is, for ours as for the peers, what a
+machine or a process does once: importing libraries and compiling kernels.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from sfg_dist.compare.judging import Rows, auc, figures, finite_rows, mean_and_error, us_per_row
+from sfg_dist.config import Job, resolve_job
+from sfg_dist.data import Prepared
+from sfg_dist.distributed.checkpoints import load_average
+from sfg_dist.errors import TrainingError
+from sfg_dist.flow import label_latents
+from sfg_dist.model import MLP, Calibration, Generator
+from sfg_dist.output import Listener
+from sfg_dist.pipeline import Pipeline
+
+PACE_MARGIN = 0.95
+MAX_GROWTH = 16  # of the pairs at once, so that the pace is known better before the most of them
+RESERVED_SHARE = 0.005  # of the budget, for opening the pairs and saving the network
+CHECKPOINTS_A_BUDGET = 16  # snapshots are read from them; each costs the fit some 50 ms
+MIN_CHECKPOINT_S = 0.5
+COMPILED_ROWS = 8192  # enough for clusters, whose code takes longest
+MANY_EPOCHS = 1_000_000  # the clock ends the fit, not the epochs
+
+# Hidden units by the columns of the data sets that the paper's code names them for.
+PUBLISHED_WIDTHS = {6: 256, 8: 512, 21: 1024, 43: 1400}
+PUBLISHED_TRANSFORM = {"kind": "standardize"}
+PUBLISHED_LABELS: Mapping[str, Any] = {
+    "num_pairs": 200_000,
+    "t_min": 0.01,
+    "schedule": "linear_floor",
+    "estimator": "minibatch",
+    "num_reference": 1000,
+    "solver": "euler",
+    "time_grid": "uniform",
+    "num_evaluations": 500,
+    "batch_size": 5000,
+    "shard_rows": 5000,
+}
+PUBLISHED_TRAIN: Mapping[str, Any] = {
+    "depth": 2,
+    "block": "plain",
+    "activation": "tanh",
+    "linear_skip": False,
+    "validation_fraction": 0.001,
+    "optimizer": "adamw",
+    "learning_rate": 2e-3,
+    "weight_decay": 0,
+    "learning_rate_schedule": "constant",
+    "ema_decay": 0,
+    "calibrate": False,
+}
+
+
+@dataclass
+class OwnFit:
+    """What the pipeline made under the budget.
+
+    Attributes:
+        generator: the result.
+        label_s, fit_s: wall-clock time of the two stages.
+        num_pairs: as many as were made.
+        snapshots: (seconds since the start of the labels, generator as it stood).
+        num_steps: batches of the fit.
+    """
+
+    generator: Generator
+    label_s: float
+    fit_s: float
+    num_pairs: int
+    snapshots: list[tuple[float, Generator]] = field(default_factory=list)
+    num_steps: int = 0
+
+
+class _InnerPipeline(Pipeline):
+    """A pipeline over a table that is read already."""
+
+    def __init__(self, job: Job, prepared: Prepared, listener: Listener | None) -> None:
+        super().__init__(job, listener)
+        self._prepared = prepared
+
+
+def own_job(job: Job, *, num_threads: int, seed: int, shape: tuple[int, int] | None = None) -> Job:
+    """The job as its cell runs it: in this process, ended by the clock.
+
+    Args:
+        job: the user's.
+        num_threads: of labels and of the fit.
+        seed: added to the seeds of labels and of the fit.
+        shape: another width and depth of the network.
+    """
+    document = job.model_dump(exclude_none=True)
+    document["executor"] = {"kind": "inline"}
+    document["labels"] |= {"num_threads": num_threads, "seed": job.labels.seed + seed}
+    document["train"] |= {
+        "num_threads": num_threads,
+        "num_workers": 1,
+        "seed": job.train.seed + seed,
+        "num_epochs": MANY_EPOCHS,
+    }
+    if shape is not None:
+        document["train"] |= {"width": shape[0], "depth": shape[1]}
+    return resolve_job(document)
+
+
+def published_job(job: Job, dim: int, *, num_threads: int, seed: int) -> Job:
+    """The procedure as published, on the job's table and split: mini-batches, uniform Euler steps, a tanh network.
+
+    The width is that of the published data set with the nearest number of columns.
+    """
+    document = own_job(job, num_threads=num_threads, seed=seed).model_dump(exclude_none=True)
+    nearest = min(PUBLISHED_WIDTHS, key=lambda columns: abs(np.log(columns / dim)))
+    document["transform"] = dict(PUBLISHED_TRANSFORM)
+    document["labels"] = {"num_threads": num_threads, "seed": job.labels.seed + seed, **PUBLISHED_LABELS}
+    document["train"] = {
+        **{name: document["train"][name] for name in ("num_threads", "num_workers", "seed", "num_epochs")},
+        "width": PUBLISHED_WIDTHS[nearest],
+        **PUBLISHED_TRAIN,
+    }
+    return resolve_job(document)
+
+
+def fit_own(
+    job: Job,
+    prepared: Prepared,
+    *,
+    max_time_s: float,
+    max_label_share: float,
+    marks: Sequence[float],
+    is_full_batch: bool = False,
+    on_step: Callable[[str], None] = lambda text: None,
+) -> OwnFit:
+    """Run the label and the train stage within a budget.
+
+    Args:
+        job: as ``own_job`` or ``published_job`` gives it.
+        prepared: its table.
+        max_time_s: wall-clock budget of both stages.
+        max_label_share: of the budget, for the labels.
+        marks: shares of the budget at which a snapshot is kept.
+        is_full_batch: one batch holds all pairs, as published.
+        on_step: told what is done.
+
+    Raises:
+        TrainingError: the labels alone took the whole budget.
+    """
+    _compile_kernels(job, prepared)
+    reserved_s = RESERVED_SHARE * max_time_s + _calibration_time(job, prepared)
+    with tempfile.TemporaryDirectory(prefix="sfg-compare-") as folder:
+        job = _with(job, output={"dir": folder})
+        started = time.perf_counter()
+        job = _label(job, prepared, max_label_share * max_time_s, started)
+        label_s = time.perf_counter() - started
+        left_s = max_time_s - label_s - reserved_s
+        num_pairs = job.labels.num_pairs
+        on_step(f"{num_pairs:,} labels in {label_s:.1f} s")
+        if left_s <= 0:
+            raise TrainingError(
+                f"the labels took {label_s:.0f} s of the {max_time_s:g} s: raise compare.max_time_s or lower "
+                f"labels.num_pairs"
+            )
+        keys = {"max_time_s": left_s, "checkpoint_interval_s": max(MIN_CHECKPOINT_S, max_time_s / CHECKPOINTS_A_BUDGET)}
+        if is_full_batch:
+            keys |= {"batch_size": num_pairs, "shuffle_rows": num_pairs}
+        watcher = _Watcher(folder, label_s, [mark * max_time_s for mark in marks])
+        started = time.perf_counter()
+        generator = _InnerPipeline(_with(job, train=keys), prepared, watcher).train()
+        fit_s = time.perf_counter() - started
+        on_step(f"fitted in {fit_s:.1f} s, {watcher.num_steps:,} steps")
+    snapshots = [(seconds, _as_it_stood(generator, weights, prepared, job)) for seconds, weights in watcher.snapshots]
+    return OwnFit(generator, label_s, fit_s, num_pairs, snapshots, watcher.num_steps)
+
+
+def _compile_kernels(job: Job, prepared: Prepared) -> None:
+    """Before the clock: the kernels of this table's width, compiled once a machine and then read from numba's cache."""
+    reference = prepared.flow_rows("train")
+    rows = job.labels.num_reference if job.labels.estimator == "minibatch" else COMPILED_ROWS
+    latents = np.zeros((8, reference.shape[1]), dtype=np.float32)
+    label_latents(latents, reference[:rows], tolerance=job.labels.tolerance)
+
+
+def _calibration_time(job: Job, prepared: Prepared) -> float:
+    """Seconds that follow the last step of the fit, measured on a network of the same size."""
+    if not job.train.calibrate:
+        return 0.0
+    shape = job.train.model_dump(include={"width", "depth", "block", "activation", "linear_skip"})
+    network, reference = MLP(prepared.transform.dim, **shape), prepared.reference()
+    started = time.perf_counter()
+    Calibration.fit(network, reference, seed=job.train.seed)
+    return time.perf_counter() - started
+
+
+def _label(job: Job, prepared: Prepared, limit_s: float, started: float) -> Job:
+    """Label as many pairs as the time allows, the job's number at most; the job with the number made.
+
+    One shard first, then more by the pace so far; each part is a store's extension, with the bits of a single run.
+    """
+    wanted, shard_rows = job.labels.num_pairs, job.labels.shard_rows
+    made = min(wanted, shard_rows * (2 if job.labels.direction == "both" else 1))
+    part = _with(job, labels={"num_pairs": made})
+    begun_s = started
+
+    def on_event(event: Mapping[str, Any]) -> None:
+        nonlocal begun_s
+        if event["event"] == "stage_started" and event["stage"] == "label":  # the store is made, once
+            begun_s = time.perf_counter()
+
+    _InnerPipeline(part, prepared, on_event).label()
+    pace = made / (time.perf_counter() - begun_s)
+    while made < wanted:
+        before_s = time.perf_counter()
+        affordable = made + PACE_MARGIN * pace * (limit_s - (before_s - started))
+        target = min(wanted, MAX_GROWTH * made)
+        if affordable < target:
+            target = int(affordable) // shard_rows * shard_rows
+        if target <= made:
+            break
+        part = _with(job, labels={"num_pairs": target})
+        _InnerPipeline(part, prepared, None).extend()
+        pace, made = (target - made) / (time.perf_counter() - before_s), target
+    return part
+
+
+class _Watcher:
+    """Keeps the averaged weights of the newest checkpoint when a mark is passed.
+
+    Args:
+        folder: the output directory of the fit.
+        label_s: what the labels took before.
+        marks_s: of the budget, ascending.
+    """
+
+    def __init__(self, folder: str, label_s: float, marks_s: Sequence[float]) -> None:
+        self.checkpoints = f"{folder}/checkpoints"
+        self.label_s = label_s
+        self.waiting = [mark for mark in marks_s if mark > label_s]
+        self.snapshots: list[tuple[float, dict[str, Any]]] = []
+        self.num_steps = 0
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        """Look at an event of the pipeline."""
+        if event["event"] != "epoch":
+            return
+        self.num_steps = int(event["step"])
+        if self.waiting and self.label_s + event["elapsed_s"] >= self.waiting[0]:
+            newest = load_average(self.checkpoints)
+            if newest is not None:
+                elapsed_s, weights = newest
+                while self.waiting and self.label_s + event["elapsed_s"] >= self.waiting[0]:
+                    del self.waiting[0]
+                self.snapshots.append((self.label_s + elapsed_s, weights))
+
+
+def _as_it_stood(generator: Generator, weights: Mapping[str, Any], prepared: Prepared, job: Job) -> Generator:
+    """The generator with earlier weights, calibrated like the last ones."""
+    network = copy.deepcopy(generator.network)
+    network.load_state_dict(weights)
+    calibration = None
+    if generator.calibration is not None:
+        calibration = Calibration.fit(network, prepared.reference(), seed=job.train.seed)
+    return replace(generator, network=network, calibration=calibration)
+
+
+def _with(job: Job, **tables: Mapping[str, Any]) -> Job:
+    """The job with other keys in some of its tables."""
+    document = job.model_dump(exclude_none=True)
+    for table, keys in tables.items():
+        document[table] |= keys
+    return resolve_job(document)
+
+
+def run_own(
+    name: str,
+    job: Job,
+    prepared: Prepared,
+    *,
+    max_time_s: float,
+    max_label_share: float,
+    marks: Sequence[float],
+    num_samples: int,
+    metrics: Sequence[str],
+    metric_seed: int,
+    is_full_batch: bool = False,
+    on_step: Callable[[str], None] = lambda text: None,
+) -> tuple[dict[str, dict[str, Any]], dict[str, Rows]]:
+    """Label, fit and judge; arguments as for ``fit_own`` and ``run_peer``, results as those of the latter."""
+    fit = fit_own(
+        job,
+        prepared,
+        max_time_s=max_time_s,
+        max_label_share=max_label_share,
+        marks=marks,
+        is_full_batch=is_full_batch,
+        on_step=on_step,
+    )
+    seed = job.train.seed
+    rows, num_bad = finite_rows(fit.generator.sample(num_samples, seed=seed), name)
+    whole = us_per_row(lambda n: fit.generator.sample(n, seed=seed))
+    drawn = prepared.transform.forward(rows[:4096])
+    back = us_per_row(lambda n: prepared.transform.inverse(drawn[:n]), len(drawn))
+    found: dict[str, Any] = {
+        **figures(rows, prepared, metrics=metrics, seed=metric_seed),
+        **_likelihood(fit.generator, prepared),
+        "us_per_sample": max(0.0, whole - back),
+        "us_per_sample_back": back,
+        "fit_s": fit.fit_s,
+        "label_s": fit.label_s,
+        "num_pairs": fit.num_pairs,
+        "num_pairs_wanted": job.labels.num_pairs,
+        "num_steps": fit.num_steps,
+        "num_parameters": fit.generator.network.num_parameters,
+        "num_evaluations": 1,
+        "num_not_finite": num_bad,
+        "curve": [],
+    }
+    judged_rows = min(num_samples, len(prepared.test))
+    for seconds, generator in fit.snapshots:
+        good, _ = finite_rows(generator.sample(judged_rows, seed=seed), name)
+        found["curve"].append({"elapsed_s": seconds, **auc(good, prepared, seed=metric_seed)})
+    last = {key: found[key] for key in ("c2st_auc", "c2st_auc_error")}
+    found["curve"].append({"elapsed_s": fit.label_s + fit.fit_s, **last})
+    on_step("judged")
+    return {name: found}, {name: rows}
+
+
+def _likelihood(generator: Generator, prepared: Prepared) -> dict[str, Any]:
+    """Mean log density of the test rows in the user's units, where the generator gives one.
+
+    The rows have the dequantization noise that the peers' have.
+    """
+    log_prob = getattr(generator, "log_prob", None)
+    found: dict[str, Any] = {
+        "test_log_likelihood": None,
+        "test_log_likelihood_error": None,
+        "num_likelihood_rows": 0,
+        "num_likelihood_not_finite": 0,
+    }
+    if log_prob is None:
+        return found
+    try:
+        values = np.asarray(log_prob(prepared.test, noise=prepared.noise("test")), dtype=np.float64)
+    except TrainingError:  # the generator has no encoder
+        return found
+    found["num_likelihood_rows"] = len(values)
+    found["num_likelihood_not_finite"] = int((~np.isfinite(values)).sum())
+    if not found["num_likelihood_not_finite"]:
+        found["test_log_likelihood"], found["test_log_likelihood_error"] = mean_and_error(values)
+    return found

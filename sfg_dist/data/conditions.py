@@ -1,0 +1,135 @@
+"""Columns that a sample is given: which they are among the flow's columns, and what a user says of them.
+
+The transform is one for the whole table. In the flow's rows the columns named by ``data.condition`` are conditions, in
+the order in which they are named; the others are targets, in the order of the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfg_dist.data.naming import check_columns
+from sfg_dist.data.transform import Transform
+from sfg_dist.errors import ConfigError, DataError
+
+_Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class ColumnSplit:
+    """Targets and conditions among the flow's columns.
+
+    Attributes:
+        names: of the conditions, in their order.
+        targets: flow columns that are drawn, ascending.
+        conditions: flow columns that are given, in the order of ``names``.
+        places: the user's columns that hold the conditions, in the same order.
+    """
+
+    names: tuple[str, ...]
+    targets: NDArray[np.intp]
+    conditions: NDArray[np.intp]
+    places: NDArray[np.intp]
+
+    @classmethod
+    def of(cls, transform: Transform, names: Sequence[str]) -> ColumnSplit:
+        """The split of a table's columns.
+
+        Raises:
+            DataError: a condition is constant, or no column is left to draw.
+        """
+        flow_columns = transform.flow_columns
+        for name in names:
+            if name not in flow_columns:
+                raise DataError(f"column {name!r} of data.condition is constant: leave it out of the conditions")
+        conditions = np.array([flow_columns.index(name) for name in names], dtype=np.intp)
+        targets = np.setdiff1d(np.arange(transform.dim), conditions)
+        if not len(targets):
+            raise DataError("data.condition names every column that changes: none is left to draw")
+        places = np.array([transform.columns.index(name) for name in names], dtype=np.intp)
+        return cls(tuple(names), targets, conditions, places)
+
+    def flow_conditions(self, transform: Transform, conditions: _Array) -> NDArray[np.float32]:
+        """Conditions in the user's units as the flow sees them; a value on a grid goes to the middle of its cell."""
+        rows = np.repeat(transform.inverse(np.zeros((1, transform.dim))), len(conditions), axis=0)
+        rows[:, self.places] = conditions
+        return np.ascontiguousarray(transform.forward(rows)[:, self.conditions])
+
+    def join(self, transform: Transform, labels: NDArray[Any], conditions: _Array) -> _Array:
+        """The user's rows of labels, with conditions in the user's units in their columns."""
+        flow_rows = np.zeros((len(labels), transform.dim))
+        flow_rows[:, self.targets] = labels
+        rows = transform.inverse(flow_rows)
+        rows[:, self.places] = conditions
+        return rows
+
+
+def conditions_last(source: str, columns: Sequence[str], names: Sequence[str]) -> list[int]:
+    """The columns of a table with the conditions behind the others, by their places.
+
+    Raises:
+        DataError: a condition is no column of the table.
+
+    Example:
+        >>> conditions_last("table.csv", ("a", "b", "c", "d"), ("c", "a"))
+        [1, 3, 2, 0]
+    """
+    check_columns(source, columns, names, key="data.condition")
+    places = [columns.index(name) for name in names]
+    return [place for place in range(len(columns)) if place not in places] + places
+
+
+def read_given(given: Mapping[str, Any] | NDArray[Any] | None, names: Sequence[str], n: int) -> _Array | None:
+    """What a user gave, as an array in the order of ``names``, one row or n of them; None where nothing is to be given.
+
+    Args:
+        given: numbers, or n numbers, by name; or an array of shape (len(names),), (1, len(names)) or (n, len(names)),
+            for one name (n,) too.
+        names: of the conditions.
+        n: rows that are drawn.
+
+    Raises:
+        ConfigError: it is missing, or nothing is to be given; a name is missing or unknown; the shape is wrong; or a
+            value is not a finite number.
+
+    Example:
+        >>> read_given({"b": [3.0, 4.0], "a": 1.0}, ("a", "b"), 2)
+        array([[1., 3.],
+               [1., 4.]])
+    """
+    if not names:
+        if given is not None:
+            raise ConfigError("this generator was trained without data.condition: it takes nothing given")
+        return None
+    wanted = ", ".join(names)
+    if given is None:
+        raise ConfigError(f"this generator draws rows for given {wanted}: say their values (given=, --given)")
+    try:
+        if isinstance(given, Mapping):
+            unknown = [name for name in given if name not in names]
+            missing = [name for name in names if name not in given]
+            if unknown or missing:
+                what = f"{missing[0]!r} is missing" if missing else f"{unknown[0]!r} is not one of them"
+                raise ConfigError(f"given: {what}; this generator takes {wanted}")
+            columns = np.broadcast_arrays(*(np.asarray(given[name], dtype=np.float64).reshape(-1) for name in names))
+            rows = np.stack(columns, axis=1)
+        else:
+            rows = np.asarray(given, dtype=np.float64)
+            rows = rows.reshape(-1, 1) if rows.ndim < 2 and len(names) == 1 else np.atleast_2d(rows)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"given: expected numbers for {wanted}, one or {n:,} each: {error}") from error
+    if rows.ndim != 2 or rows.shape[1] != len(names) or len(rows) not in (1, n):
+        raise ConfigError(
+            f"given: has shape {rows.shape}, expected (1, {len(names)}) or ({n}, {len(names)}): the columns {wanted}"
+        )
+    if not np.isfinite(rows).all():
+        row, column = np.argwhere(~np.isfinite(rows))[0]
+        raise ConfigError(f"given: {names[column]!r} is {rows[row, column]} in row {row} (counted from 0)")
+    return rows

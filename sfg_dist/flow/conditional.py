@@ -1,0 +1,204 @@
+"""Labels of some columns given the others: the flow of a conditional law, whose score is known in closed form too.
+
+The reference has rows (u_j, c_j), targets and conditions. For a condition c the law of u is estimated by a kernel in
+the condition, and its score needs one more factor in every weight:
+
+    w_j(z, t | c) = softmax_j( -|z - alpha u_j|^2 / (2 beta^2)  -  |c - c_j|^2 / (2 h^2) ),    m = sum_j w_j u_j
+
+over the k nearest c_j. The probability-flow ODE of the targets is then that of ``solver``, with c standing still. The
+bandwidth is h = r / 2 with r the distance to the k-th of them, so it is small where conditions are dense, or a number.
+
+A kernel of width h smears the law: where the mean of u moves with c by B = dE[u|c]/dc, it adds B^T B h^2 to the
+variance. With ``adjust`` each neighbour is first carried to c along the local linear regression of u on c,
+
+    u_j <- u_j + B^T (c - c_j),    B by weighted least squares with the same kernel,
+
+which takes away both the added variance and, at the edge of the conditions, the bias of the mean to first order.
+
+References:
+    Kernel conditional densities: Rosenblatt 1969, Conditional probability density and regression estimators.
+    Nearest neighbours in the condition for this method's labels: arXiv 2410.03108.
+    The adjustment: Beaumont, Zhang, Balding 2002, Approximate Bayesian computation in population genetics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from sfg_dist.flow.labeling import Effort
+from sfg_dist.flow.schedule import Schedule
+from sfg_dist.flow.solver import TimeGrid, integrate
+
+DEFAULT_NEIGHBORS = 512
+BANDWIDTH_SHARE = 0.5
+"""Of the distance to the farthest neighbour: its weight is then exp(-2), and some 80 % of the neighbours count."""
+_LEAST_BANDWIDTH = 1e-6
+_RIDGE = 1e-3  # of the conditions' mean variance in the neighbourhood: bounds B where they hardly vary
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbourhood:
+    """What the law of the targets is estimated from, for each row of a batch.
+
+    Attributes:
+        targets: of the neighbours, carried to the row's condition, about ``center``; (num_rows, k, num_targets).
+        squares: their squared lengths, shape (num_rows, k).
+        log_weights: log of the kernel in the condition, up to a constant a row, shape (num_rows, k).
+        center: weighted mean of the targets, shape (num_rows, num_targets).
+    """
+
+    targets: Tensor
+    squares: Tensor
+    log_weights: Tensor
+    center: Tensor
+
+    def posterior_mean(self, z: Tensor, alpha: float, beta_sq: float) -> Tensor:
+        """m(z, t | c) of states z, shape (num_rows, num_targets)."""
+        centred = z - alpha * self.center
+        products = torch.bmm(self.targets, centred[:, :, None])[:, :, 0]
+        logits = self.log_weights + (alpha * products - 0.5 * alpha**2 * self.squares) / beta_sq
+        weights = torch.softmax(logits, dim=1)
+        return self.center + torch.bmm(weights[:, None, :], self.targets)[:, 0, :]
+
+
+class ConditionalReference:
+    """Rows of targets and conditions, with the neighbours of any condition.
+
+    Args:
+        rows: float32, shape (num_reference, num_targets + num_conditions), the conditions last.
+        num_conditions: how many columns are conditions, >= 1.
+        neighbors: rows that count for a condition, at most; all of a smaller reference.
+        bandwidth: h in the conditions' units; None for half the distance to the farthest neighbour.
+        adjust: carry the neighbours along the local linear regression.
+        dtype: of the arithmetic.
+        device: where it is done; neighbours are found on the CPU.
+
+    Raises:
+        ValueError: no column is left for a target or a condition.
+    """
+
+    def __init__(
+        self,
+        rows: NDArray[np.float32],
+        num_conditions: int,
+        *,
+        neighbors: int = DEFAULT_NEIGHBORS,
+        bandwidth: float | None = None,
+        adjust: bool = True,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if not 0 < num_conditions < rows.shape[1]:
+            raise ValueError(f"{num_conditions} of {rows.shape[1]} columns are conditions: one of each is needed")
+        self.num_reference, self.dim = rows.shape
+        self.num_blocks = 1
+        self.num_conditions, self.num_targets = num_conditions, self.dim - num_conditions
+        self.neighbors = min(neighbors, self.num_reference)
+        self.bandwidth, self.adjust = bandwidth, adjust
+        self.dtype, self.device = dtype, torch.device(device)
+        self._targets = torch.from_numpy(np.ascontiguousarray(rows[:, : self.num_targets]))
+        self._conditions = np.ascontiguousarray(rows[:, self.num_targets :], dtype=np.float64)
+        self._tree = cKDTree(self._conditions)
+
+    def conditions(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The conditions of some rows of the reference, shape (len(index), num_conditions)."""
+        return self._conditions[index].astype(np.float32)
+
+    def neighbourhood(self, conditions: NDArray[np.float32]) -> Neighbourhood:
+        """The neighbours of conditions, shape (num_rows, num_conditions), with their weights."""
+        places = np.asarray(conditions, dtype=np.float64)
+        # A list of numbers of neighbours keeps the answer's second axis where it is one.
+        distances, index = self._tree.query(places, k=np.arange(1, self.neighbors + 1))
+        if self.bandwidth is None:
+            width = np.maximum(BANDWIDTH_SHARE * distances[:, -1:], _LEAST_BANDWIDTH)
+        else:
+            width = np.full((len(places), 1), self.bandwidth)
+        log_weights = torch.from_numpy(-0.5 * (distances / width) ** 2)
+        targets = self._targets[torch.from_numpy(index)].double()
+        weights = torch.softmax(log_weights, dim=1)[:, None, :]
+        if self.adjust:
+            offsets = torch.from_numpy(self._conditions[index] - places[:, None, :])
+            slopes = _local_slopes(offsets, targets, weights)
+            targets = targets - torch.bmm(offsets, slopes)
+        center = torch.bmm(weights, targets)
+        targets = (targets - center).to(self.device, self.dtype)
+        return Neighbourhood(
+            targets=targets,
+            squares=targets.square().sum(dim=2),
+            log_weights=log_weights.to(self.device, self.dtype),
+            center=center[:, 0].to(self.device, self.dtype),
+        )
+
+
+def _local_slopes(offsets: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """B of the weighted regression of targets on offsets with an intercept, (num_rows, num_conditions, num_targets)."""
+    x = offsets - torch.bmm(weights, offsets)
+    y = targets - torch.bmm(weights, targets)
+    weighted = x * weights.transpose(1, 2)
+    normal = torch.bmm(weighted.transpose(1, 2), x)
+    size = normal.diagonal(dim1=1, dim2=2).mean(dim=1)
+    ridge = (_RIDGE * size).clamp_min(1e-300)[:, None, None] * torch.eye(x.shape[2], dtype=x.dtype)
+    return torch.linalg.solve(normal + ridge, torch.bmm(weighted.transpose(1, 2), y))
+
+
+def label_given(
+    rows: Tensor,
+    reference: ConditionalReference,
+    *,
+    schedule: Schedule,
+    solver: str = "exp_abm4",
+    num_evaluations: int = 22,
+    kind: TimeGrid = "graded",
+    effort: Effort | None = None,
+) -> Tensor:
+    """Labels of latents for given conditions.
+
+    Args:
+        rows: latents and, behind them, conditions, shape (num_rows, dim of the reference).
+        reference: the prepared rows.
+        schedule: alpha and beta, and where the flow ends.
+        solver: a method on a fixed grid, by name.
+        num_evaluations: evaluations of the posterior mean.
+        kind: the time grid.
+        effort: counts what was done, where given.
+
+    Returns:
+        Labels in the place of the latents, the conditions as they were; shape, dtype and device of ``rows``.
+
+    Example:
+        >>> rows = np.random.default_rng(0).standard_normal((400, 2)).astype(np.float32)
+        >>> reference = ConditionalReference(rows, 1, neighbors=50)
+        >>> labels = label_given(torch.zeros(3, 2), reference, schedule=Schedule("linear", 1e-3))
+        >>> labels.shape, bool((labels[:, 1] == 0).all())
+        (torch.Size([3, 2]), True)
+    """
+    split = reference.num_targets
+    nearby = reference.neighbourhood(rows[:, split:].cpu().numpy())
+    if effort is not None:
+        effort.rows += len(rows)
+
+    def denoiser(z: Tensor, alpha: float, beta_sq: float) -> Tensor:
+        if effort is not None:
+            effort.evaluations += len(z)
+            effort.pairs += len(z) * reference.neighbors
+        return nearby.posterior_mean(z, alpha, beta_sq)
+
+    ends = integrate(
+        denoiser,
+        # at the noise end the state is the latent
+        rows[:, :split].to(reference.device, reference.dtype),
+        schedule=schedule,
+        solver=solver,
+        num_evaluations=num_evaluations,
+        kind=kind,
+        direction="decode",
+    )
+    labels = rows.clone()
+    labels[:, :split] = (ends / schedule.alpha(schedule.t_end)).to(rows)
+    return labels

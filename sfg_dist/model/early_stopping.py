@@ -1,0 +1,59 @@
+"""The best averaged weights of a fit so far, by held-out loss, and when to stop waiting for better ones."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+BEST_WEIGHTS_NAME, BEST_NAME = "best.safetensors", "best.json"
+BEST_FILES = (BEST_WEIGHTS_NAME, BEST_NAME)
+
+
+class EarlyStopping:
+    """Keeps the weights of the epoch with the lowest held-out loss.
+
+    Args:
+        patience: epochs without a lower loss after which the fit should end.
+
+    Attributes:
+        epoch: of the lowest loss; 0 before the first.
+        loss: the lowest one.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+        self.epoch = 0
+        self.loss = math.inf
+        self.weights: dict[str, Tensor] = {}
+
+    def note(self, epoch: int, loss: float, weights: Mapping[str, Tensor]) -> bool:
+        """Take an epoch's held-out loss and averaged weights; whether the fit should end."""
+        if loss < self.loss:
+            self.epoch, self.loss = epoch, loss
+            self.weights = {name: tensor.detach().clone() for name, tensor in weights.items()}
+        return self.is_over(epoch)
+
+    def is_over(self, epoch: int) -> bool:
+        """Whether a fit that has done so many epochs should end."""
+        return epoch - self.epoch >= self.patience
+
+    def state_files(self) -> dict[str, bytes]:
+        """What a checkpoint holds of it, by file name; nothing before the first epoch."""
+        if not self.weights:
+            return {}
+        weights = {name: tensor.cpu().contiguous() for name, tensor in self.weights.items()}
+        return {
+            BEST_WEIGHTS_NAME: save(weights),
+            BEST_NAME: json.dumps({"epoch": self.epoch, "loss": self.loss}).encode(),
+        }
+
+    def load_files(self, files: Mapping[str, bytes], device: str = "cpu") -> None:
+        """Take up what ``state_files`` gave; files that lack it leave it as it is."""
+        if all(name in files for name in BEST_FILES):
+            best = json.loads(files[BEST_NAME])
+            self.weights = {name: tensor.to(device) for name, tensor in load(files[BEST_WEIGHTS_NAME]).items()}
+            self.epoch, self.loss = int(best["epoch"]), float(best["loss"])

@@ -1,0 +1,218 @@
+"""A generator as one ONNX graph, checked against itself before it is handed out.
+
+    latents (num_rows, dim) float32 [, conditions float64] [, noise float32]
+        -> network -> raw_labels (num_rows, dim) float32
+        -> calibration, the transform undone -> rows (num_rows, number of columns) float64, in the user's units
+
+The number of rows is free. Random numbers stay outside: latents and noise are independent N(0, 1).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfg_dist._version import __version__
+from sfg_dist.errors import ConfigError, ExportError
+from sfg_dist.model.generator import Generator
+from sfg_dist.plan import Stream, normal_rows
+
+TOLERANCE = 1e-5
+CHECK_ROWS = 16_381
+_ROUNDING = 2.0**-22
+_FAR = 1.5  # every fourth checked latent is stretched, to reach the tails
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far an exported graph is from its generator, on rows of its own.
+
+    Attributes:
+        rows: rows compared.
+        raw_labels_max: largest difference of the network's output, over max(1, its size), in the flow's coordinates,
+            where a column's spread is about 1; at most 1e-5.
+        values_max: largest difference of a value in the user's units, over the spread of its column and its own size,
+            in columns without a step. A steep place of a column's map makes more of the same difference of labels.
+        values_within: share of these that are at most 1e-5.
+        cells_differing: values of columns with a step that came out on another cell of the grid, of all rows.
+    """
+
+    rows: int
+    raw_labels_max: float
+    values_max: float
+    values_within: float
+    cells_differing: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a JSON document."""
+        return asdict(self)
+
+
+def export_onnx(generator: Generator, *, network_only: bool = False) -> tuple[bytes, Agreement]:
+    """The generator as an ONNX model.
+
+    Args:
+        generator: on any device; nothing of it is changed.
+        network_only: the network alone, from its input columns to labels before calibration, all float32.
+
+    Returns:
+        The model, and how well onnxruntime's output of it agrees with the generator's.
+
+    Raises:
+        ConfigError: onnx or onnxruntime is not installed.
+        ExportError: a layer cannot be exported; or the network's outputs differ by more than 1e-5 over max(1, their
+            size); or, of the same network output, a value differs by more than rounding its label to float32 does.
+    """
+    try:
+        import onnxruntime  # noqa: F401
+        from onnx import TensorProto, checker, helper
+
+        from sfg_dist.model import onnx_graph as pieces
+    except ImportError as error:
+        raise ConfigError(
+            f"{error.name} is not installed, and an export needs it: pip install 'sfg_dist[onnx]'"
+        ) from error
+    graph, network = pieces.Graph(), generator.network
+    transform = generator.transform
+    targets, given = generator.split.targets, generator.split.conditions
+
+    def value(name: str, dtype: int, width: int) -> Any:
+        return helper.make_tensor_value_info(name, dtype, ["num_rows", width])
+
+    if network_only:
+        inputs = [value("inputs", TensorProto.FLOAT, network.num_inputs)]
+        graph.add("Identity", pieces.add_network(graph, network, "inputs"))
+        outputs = [value("raw_labels", TensorProto.FLOAT, network.dim)]
+        last = "raw_labels"
+    else:
+        inputs = [value("latents", TensorProto.FLOAT, network.dim)]
+        parts = ["latents"]
+        if len(given):
+            inputs.append(value("conditions", TensorProto.DOUBLE, len(given)))
+            flow_given = pieces.add_forward(graph, transform, given, "conditions")
+            parts.append(graph.cast(flow_given, TensorProto.FLOAT))
+        if network.num_noise:
+            inputs.append(value("noise", TensorProto.FLOAT, network.num_noise))
+            parts.append("noise")
+        together = parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=1)
+        raw = pieces.add_network(graph, network, together)
+        graph.nodes.append(helper.make_node("Identity", [raw], ["raw_labels"]))
+        labels = graph.cast(raw, TensorProto.DOUBLE)
+        if generator.calibration is not None:
+            labels = pieces.add_calibration(graph, generator.calibration, labels)
+        values = pieces.add_inverse(graph, transform, targets, labels)
+        graph.add("Identity", _in_order(graph, generator, values))
+        last = "rows"
+        outputs = [
+            value("rows", TensorProto.DOUBLE, len(generator.columns)),
+            value("raw_labels", TensorProto.FLOAT, network.dim),
+        ]
+    graph.nodes[-1].output[0] = last
+    model = helper.make_model(
+        helper.make_graph(graph.nodes, "generator", inputs, outputs, graph.constants),
+        opset_imports=[helper.make_opsetid("", pieces.OPSET)],
+        ir_version=pieces.IR_VERSION,
+        producer_name="sfg_dist",
+        producer_version=__version__,
+    )
+    facts = {"columns": list(generator.columns), "condition": list(generator.condition)}
+    helper.set_model_props(model, {name: json.dumps(fact) for name, fact in facts.items()})
+    checker.check_model(model, full_check=True)
+    content = model.SerializeToString()
+    return content, check_agreement(content, generator, network_only=network_only)
+
+
+def _in_order(graph: Any, generator: Generator, values: str) -> str:
+    """The user's columns, from the values of the target columns, the conditions as given, and the constants."""
+    transform = generator.transform
+    flow_columns = np.flatnonzero(np.isnan(transform.constants))
+    constant_columns = np.flatnonzero(~np.isnan(transform.constants))
+    parts = [values]
+    places = [flow_columns[generator.split.targets]]
+    if len(generator.split.conditions):
+        parts.append("conditions")
+        places.append(flow_columns[generator.split.conditions])
+    if len(constant_columns):
+        num_rows = graph.add("Shape", values, start=0, end=1)
+        width = graph.constant(np.array([len(constant_columns)]))
+        shape = graph.add("Concat", num_rows, width, axis=0)
+        parts.append(graph.add("Expand", graph.constant(transform.constants[constant_columns][None]), shape))
+        places.append(constant_columns)
+    order = np.argsort(np.concatenate(places))
+    joined = parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=1)
+    return str(graph.add("Gather", joined, graph.constant(order), axis=1))
+
+
+def check_agreement(content: bytes, generator: Generator, *, network_only: bool = False) -> Agreement:
+    """Run a model beside its generator.
+
+    Raises:
+        ExportError: they differ.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    network, transform = generator.network, generator.transform
+    drawn = normal_rows(0, Stream.EXPORT, 0, CHECK_ROWS, network.num_inputs)
+    drawn[::4] *= _FAR
+    if network_only:
+        (found,) = session.run(None, {"inputs": drawn})
+        wanted = generator.predict_raw(drawn)
+        return Agreement(len(drawn), _labels_difference(found, wanted), 0.0, 1.0, 0)
+    noise = drawn[:, network.dim + network.num_conditions :]
+    feed: dict[str, NDArray[Any]] = {"latents": np.ascontiguousarray(drawn[:, : network.dim])}
+    given = None
+    if network.num_conditions:
+        flow_rows = np.zeros((len(drawn), transform.dim))
+        flow_rows[:, generator.split.conditions] = drawn[:, network.dim : network.dim + network.num_conditions]
+        feed["conditions"] = given = np.ascontiguousarray(transform.inverse(flow_rows)[:, generator.split.places])
+    if network.num_noise:
+        feed["noise"] = np.ascontiguousarray(noise)
+    rows, raw = session.run(["rows", "raw_labels"], feed)
+    for size in (1, 2):  # the number of rows is free
+        again = session.run(["rows"], {name: array[:size] for name, array in feed.items()})[0]
+        if again.shape != (size, len(generator.columns)):
+            raise ExportError(f"the exported graph gives {again.shape} for {size} rows")
+    wanted = generator.predict_raw(generator.network_inputs(feed["latents"], given, feed.get("noise")))
+    difference = _labels_difference(raw, wanted)
+    labels = generator.calibrate(raw)
+    # Of the same raw labels, a value may be what the rounding of a label to float32 makes of it: each column's map is
+    # monotone.
+    reach = _ROUNDING * np.maximum(1.0, np.abs(labels.astype(np.float64)))
+    low, high = (generator.rows_of(labels + side * reach, given) for side in (-1, 1))
+    exact = generator.rows_of(generator.calibrate(wanted), given)
+    spread = np.maximum(exact.std(axis=0), 1e-300)
+    slack = 1e-12 * (spread + np.abs(exact))
+    is_outside = (rows < low - slack) | (rows > high + slack) | ~np.isfinite(rows)
+    if is_outside.any():
+        row, column = np.argwhere(is_outside)[0]
+        raise ExportError(
+            f"the exported graph differs from the generator: column {generator.columns[column]!r} is "
+            f"{rows[row, column]!r} where the generator gives {low[row, column]!r} to {high[row, column]!r}"
+        )
+    stepped = np.zeros(len(generator.columns), dtype=bool)
+    stepped[np.flatnonzero(np.isnan(transform.constants))] = transform.steps > 0
+    relative = (np.abs(rows - exact) / (spread + np.abs(exact)))[:, ~stepped]
+    return Agreement(
+        rows=len(rows),
+        raw_labels_max=difference,
+        values_max=float(relative.max(initial=0.0)),
+        values_within=float((relative <= TOLERANCE).mean()) if relative.size else 1.0,
+        cells_differing=int((rows != exact)[:, stepped].sum()),
+    )
+
+
+def _labels_difference(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
+    difference = np.abs(found.astype(np.float64) - wanted) / np.maximum(1.0, np.abs(wanted))
+    largest = float(difference.max())
+    if not largest <= TOLERANCE:  # NaN too
+        raise ExportError(
+            f"the exported graph differs from the generator: a label by {largest:.2g}, allowed is {TOLERANCE:g}"
+        )
+    return largest

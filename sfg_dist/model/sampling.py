@@ -1,0 +1,80 @@
+"""Rows of a generator, block by block on all cores: drawn, through the network, and back to the user's units.
+
+A block is BLOCK_ROWS rows on a fixed grid. It is always drawn and computed whole, in one thread, whatever part of it is
+asked for, so that on one machine the bits of row i follow from the model, the seed and i alone: not from how many rows
+are drawn, where a drawing starts, or how many threads and processes share it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+BLOCK_ROWS = 4096
+"""Measured, a default network in one thread: 6.8 us a row, with 1024 rows 10.2, with 8192 rows 7.3."""
+UNIT_BYTES = 8 << 20
+MAX_UNIT_BLOCKS = 16
+
+BlockRows = Callable[[int], NDArray[np.float64]]
+
+
+def unit_rows(num_columns: int) -> int:
+    """Rows that one thread makes at a time: whole blocks, 65,536 rows or fewer of a wide table."""
+    return BLOCK_ROWS * max(1, min(MAX_UNIT_BLOCKS, UNIT_BYTES // (8 * BLOCK_ROWS * max(1, num_columns))))
+
+
+def units(start: int, stop: int, num_columns: int) -> Iterator[tuple[int, int]]:
+    """The ranges that rows ``start`` to ``stop`` are made in, on the grid of ``unit_rows``."""
+    size = unit_rows(num_columns)
+    while start < stop:
+        end = min(stop, (start // size + 1) * size)
+        yield start, end
+        start = end
+
+
+def draw_ranges(
+    block_rows: BlockRows, ranges: Iterable[tuple[int, int]], num_columns: int, *, num_threads: int | None = None
+) -> Iterator[NDArray[np.float64]]:
+    """Rows of each range, in order; the next ones are made by threads meanwhile, one range more than there are threads.
+
+    Args:
+        block_rows: the rows of a block by its number, shape (BLOCK_ROWS, num_columns).
+        ranges: first row and the row after the last, any number of them.
+        num_columns: columns of a row.
+        num_threads: default one a CPU that this process may run on.
+    """
+    threads = num_threads or num_cpus()
+    before = torch.get_num_threads()
+    # One thread an operation: several threads that share each one wait for each other, and others' threads, at its end.
+    pool = ThreadPoolExecutor(threads, "draw", initializer=torch.set_num_threads, initargs=(1,))
+    waiting: deque[Future[NDArray[np.float64]]] = deque()
+    try:
+        for start, stop in ranges:
+            waiting.append(pool.submit(_rows_of, block_rows, start, stop, num_columns))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)
+
+
+def _rows_of(block_rows: BlockRows, start: int, stop: int, num_columns: int) -> NDArray[np.float64]:
+    rows = np.empty((stop - start, num_columns))
+    for block in range(start // BLOCK_ROWS, -(-stop // BLOCK_ROWS)):
+        first = block * BLOCK_ROWS
+        low, high = max(start, first), min(stop, first + BLOCK_ROWS)
+        rows[low - start : high - start] = block_rows(block)[low - first : high - first]
+    return rows
+
+
+def num_cpus() -> int:
+    """CPUs that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

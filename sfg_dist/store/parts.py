@@ -1,0 +1,241 @@
+"""Tables of samples in parts: each is one object, written whole, so a killed writer goes on and several share the work.
+
+| table | parts | what says whose it is |
+| --- | --- | --- |
+| .zarr | the chunks of the array ``X`` | attributes of the group |
+| .parquet at a URL, or named with a slash at its end | part-000000.parquet, ... | _sample.json |
+
+Which rows a part holds follows from the number of rows and columns alone. While parts are missing the table says
+``making``: what it is made from; once all are there it says ``source`` in its place. A table of another source is
+removed before the first part is written.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfg_dist.errors import ConfigError
+from sfg_dist.store.arrays import Layout, group_metadata
+from sfg_dist.store.location import Location
+
+PART_BYTES = 16 << 20
+MAX_PART_ROWS, MIN_PART_ROWS = 1 << 20, 4096
+SAMPLE_NAME = "_sample.json"
+
+Draw = Callable[[Iterable[tuple[int, int]]], Iterator[NDArray[np.float64]]]
+"""The rows of ranges of row numbers, in order, in arrays that do not cross the end of a range."""
+Progress = Callable[[int], None]
+"""Told how many rows were made since it was last told."""
+
+
+class PartedTable:
+    """A table of samples that is, or will be, at a place.
+
+    Args:
+        location: where it lies.
+        columns: column names.
+        num_rows: rows of the whole table.
+        source: what decides them.
+    """
+
+    def __init__(self, location: Location, columns: Sequence[str], num_rows: int, source: str) -> None:
+        self.location, self.columns, self.num_rows, self.source = location, list(columns), num_rows, source
+        rows = MAX_PART_ROWS
+        while rows > MIN_PART_ROWS and rows * len(self.columns) * 8 > PART_BYTES:
+            rows //= 2
+        self.part_rows = max(1, min(rows, num_rows))
+
+    @property
+    def num_parts(self) -> int:
+        """Number of objects that hold rows."""
+        return -(-self.num_rows // self.part_rows)
+
+    def write(self, draw: Draw, *, share: tuple[int, int] = (0, 1), on_progress: Progress | None = None) -> int:
+        """Make the parts that are missing.
+
+        Args:
+            draw: the rows of ranges.
+            share: (k, m) makes parts k, k + m, k + 2 m, ... only, so that m processes share a table.
+            on_progress: told of rows as they are made or found.
+
+        Returns:
+            Number of rows of the table that are there at the end, with the parts that others made.
+
+        Raises:
+            ConfigError: something else lies there; or, for one of several processes, an older table.
+            StoreError: the place cannot be written.
+        """
+        self._begin(is_shared=share[1] > 1)
+        there = self._there()
+        mine = range(share[0], self.num_parts, share[1])
+        missing = [part for part in mine if part not in there]
+        if on_progress is not None:
+            on_progress(sum(self._size(part) for part in mine) - sum(self._size(part) for part in missing))
+        self.location.write_many(self._objects(draw, missing, on_progress))
+        there = self._there()
+        if len(there) == self.num_parts:
+            self._mark({"source": self.source})
+        return sum(map(self._size, there))
+
+    def _objects(self, draw: Draw, parts: Sequence[int], on_progress: Progress | None) -> Iterator[tuple[str, bytes]]:
+        starts = [part * self.part_rows for part in parts]
+        drawn = draw((start, min(start + self.part_rows, self.num_rows)) for start in starts)
+        for part in parts:
+            rows, done = np.empty((self._size(part), len(self.columns))), 0
+            while done < len(rows):
+                some = next(drawn)
+                rows[done : done + len(some)] = some
+                done += len(some)
+                if on_progress is not None:
+                    on_progress(len(some))
+            yield self._key(part), self._encode(rows)
+
+    def _size(self, part: int) -> int:
+        return min(self.part_rows, self.num_rows - part * self.part_rows)
+
+    def _begin(self, *, is_shared: bool) -> None:
+        found = self._state()
+        if self.source in (found.get("source"), found.get("making")):
+            return
+        entries = list(self.location.list())
+        if entries and "columns" not in found:
+            raise ConfigError(f"{self.location.url} holds something else than a table of samples: choose another place")
+        if entries and is_shared:
+            raise ConfigError(
+                f"{self.location.url} holds another table ({found.get('source') or found.get('making')}): remove it, "
+                f"or choose another place; a process that makes a share of a table removes nothing"
+            )
+        if entries:
+            self._mark({"removing": True})  # a killed removal is told from a table that was begun
+            for entry in entries:
+                if entry.key != self._marker:
+                    self.location.delete(entry.key)
+        self._mark({"making": self.source})
+
+    # What the two kinds do in their own way.
+
+    _marker = ""
+
+    def _state(self) -> dict[str, Any]:
+        """What the table says of itself; empty where there is none."""
+        raise NotImplementedError
+
+    def _mark(self, state: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _key(self, part: int) -> str:
+        raise NotImplementedError
+
+    def _encode(self, rows: NDArray[np.float64]) -> bytes:
+        raise NotImplementedError
+
+    def _there(self) -> set[int]:
+        """The parts that are there."""
+        sizes = {entry.key: entry.bytes for entry in self.location.list()}
+        return {part for part in range(self.num_parts) if self._is_whole(sizes.get(self._key(part)))}
+
+    def _is_whole(self, size: int | None) -> bool:
+        return size is not None
+
+
+class ZarrTable(PartedTable):
+    """A group with the array ``X``, float64, a crc32c a chunk; the array can be opened once it is whole."""
+
+    _marker = "zarr.json"
+
+    @cached_property
+    def _layout(self) -> Layout:
+        whole = self.part_rows * len(self.columns) * 8
+        return Layout((self.num_rows, len(self.columns)), "float64", self.part_rows, max_chunk_bytes=whole)
+
+    def _state(self) -> dict[str, Any]:
+        return attributes_of(self.location)
+
+    def _mark(self, state: dict[str, Any]) -> None:
+        if "source" in state:
+            self.location.write("X/zarr.json", self._layout.metadata)
+        self.location.write(self._marker, group_metadata({"columns": self.columns, **state}))
+
+    def _key(self, part: int) -> str:
+        return f"X/{self._layout.object_key(part)}"
+
+    def _encode(self, rows: NDArray[np.float64]) -> bytes:
+        content = self._layout.encode(rows)
+        assert content is not None, "a row of a sample is never all NaN"
+        return content
+
+    def _is_whole(self, size: int | None) -> bool:
+        return size == self._layout.object_bytes(0, self.part_rows)
+
+
+class ParquetTable(PartedTable):
+    """A folder of .parquet files."""
+
+    _marker = SAMPLE_NAME
+
+    def _state(self) -> dict[str, Any]:
+        try:
+            found = json.loads(self.location.read(self._marker) or b"{}")
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _mark(self, state: dict[str, Any]) -> None:
+        document = {"columns": self.columns, "rows": self.num_rows, "part_rows": self.part_rows, **state}
+        self.location.write(self._marker, json.dumps(document, indent=1).encode())
+
+    def _key(self, part: int) -> str:
+        return f"part-{part:06d}.parquet"
+
+    def _encode(self, rows: NDArray[np.float64]) -> bytes:
+        stream = io.BytesIO()
+        with ParquetWriter(stream, self.columns, rows) as writer:
+            writer(rows)
+        return stream.getvalue()
+
+
+class ParquetWriter:
+    """Writes tables of rows to one .parquet file, within a ``with``.
+
+    Args:
+        place: a path or a stream.
+        columns: column names.
+        rows: the first rows: a column that repeats its values there gets a dictionary; noise would only be searched.
+    """
+
+    def __init__(self, place: Any, columns: Sequence[str], rows: NDArray[np.float64]) -> None:
+        import pyarrow
+        from pyarrow import parquet
+
+        head = rows[:4096]
+        distinct = [len(np.unique(values)) for values in head.T]
+        repeated = [name for name, number in zip(columns, distinct, strict=True) if number < len(head) / 4]
+        self._schema = pyarrow.schema([(name, pyarrow.float64()) for name in columns])
+        self._writer = parquet.ParquetWriter(place, self._schema, use_dictionary=repeated or False)
+
+    def __enter__(self) -> Callable[[NDArray[np.float64]], None]:
+        return self._write
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+
+    def _write(self, rows: NDArray[np.float64]) -> None:
+        import pyarrow
+
+        self._writer.write_table(pyarrow.table(list(rows.T), schema=self._schema))
+
+
+def attributes_of(location: Location) -> dict[str, Any]:
+    """The attributes of the Zarr group at a place, empty where there is none."""
+    try:
+        found = json.loads(location.read("zarr.json") or b"{}").get("attributes", {})
+    except (ValueError, AttributeError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,159 @@
+"""Rows of a store read by ranges, through Dask: whole shards, several at once, straight into place.
+
+A Dask graph is made of the ranges that are asked for and nothing else, so its cost does not grow with the number of
+shards of the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfg_dist.errors import StoreError, StoreUnavailableError
+from sfg_dist.objects import reason_of, trouble_of
+
+if TYPE_CHECKING:
+    import dask.array as da
+
+Range = tuple[int, int]
+"""First row and the row after the last."""
+
+
+class RowSource(Protocol):
+    """Rows that are read by slices: a Zarr array, ``StoredRows``, or anything alike."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows and columns."""
+
+    def __getitem__(self, rows: slice) -> Any:
+        """Rows of a slice, as an array."""
+
+
+class StoredRows:
+    """One array of a store over all of its plan records.
+
+    Args:
+        parts: for each record the function that opens its Zarr array, the array's row where the record begins, and the
+            number of its rows; an array is opened when its rows are first read.
+        dim: columns.
+        dtype: of the rows.
+    """
+
+    def __init__(self, parts: Sequence[tuple[Callable[[], Any], int, int]], dim: int, dtype: str = "float32") -> None:
+        self._parts = tuple(parts)
+        self._arrays: dict[int, Any] = {}
+        self._lock = Lock()
+        self._starts = np.concatenate([[0], np.cumsum([rows for _, _, rows in parts])])
+        self.shape = (int(self._starts[-1]), dim)
+        self.dtype = np.dtype(dtype)
+        self.ndim = 2
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        start, stop, _ = rows.indices(self.shape[0])
+        found = []
+        while start < stop:
+            record = int(np.searchsorted(self._starts, start, side="right")) - 1
+            end = min(stop, int(self._starts[record + 1]))
+            open_array, origin, _ = self._parts[record]
+            with self._lock:
+                if record not in self._arrays:
+                    self._arrays[record] = open_array()
+            first = origin + start - int(self._starts[record])
+            found.append(np.asarray(self._arrays[record][first : first + end - start]))
+            start = end
+        return found[0] if len(found) == 1 else np.concatenate([np.empty((0, self.shape[1]), self.dtype), *found])
+
+
+class _Ranges:
+    """Ranges of a source's rows, one behind the other, as Dask sees them; each is read as a whole."""
+
+    ndim = 2
+
+    def __init__(self, source: RowSource, ranges: Sequence[Range]) -> None:
+        self._source, self._ranges = source, ranges
+        self._first = {}
+        first = 0
+        for number, (start, stop) in enumerate(ranges):
+            self._first[first] = number
+            first += stop - start
+        self.shape = (first, source.shape[1])
+        self.dtype = np.dtype(np.float32)
+
+    def __getitem__(self, key: tuple[slice, ...]) -> NDArray[np.float32]:
+        start, stop = self._ranges[self._first[key[0].start or 0]]
+        try:
+            return np.asarray(self._source[start:stop], dtype=np.float32)
+        except StoreError:
+            raise
+        except Exception as error:  # zarr and its codecs raise anything here
+            what = f"rows {start:,} to {stop:,} of the pairs cannot be read: {reason_of(error)}"
+            if trouble_of(error) == "unavailable":
+                raise StoreUnavailableError(what) from error
+            raise StoreError(f"{what}; `sfg verify` says what is damaged and `sfg repair` makes it again") from error
+
+
+def read_ranges(
+    sources: Sequence[RowSource], ranges: Sequence[Range], *, readers: Executor | None = None
+) -> tuple[NDArray[np.float32], ...]:
+    """Rows of some ranges, one behind the other, from each of the sources.
+
+    Args:
+        sources: arrays of equal length.
+        ranges: rows to read; each is one read of each source.
+        readers: threads that read; as many as there are CPUs where not given.
+
+    Returns:
+        For each source float32, shape (rows of all ranges, its columns).
+
+    Raises:
+        StoreError: they cannot be read, or a checksum does not fit.
+    """
+    import dask.array
+
+    num_rows = sum(stop - start for start, stop in ranges)
+    tables = tuple(np.empty((num_rows, source.shape[1]), np.float32) for source in sources)
+    if not num_rows:
+        return tables
+    arrays = [dask_array(source, ranges) for source in sources]
+    # Threads, never Ray's Dask scheduler: its tasks want CPUs of their own, and a training worker that holds them all
+    # would wait for ever.
+    options: dict[str, Any] = {} if readers is None else {"pool": readers}
+    dask.array.store(arrays, list(tables), lock=False, scheduler="threads", **options)
+    return tables
+
+
+def dask_array(source: RowSource, ranges: Sequence[Range]) -> da.Array:
+    """Ranges of a source's rows, one behind the other, as a Dask array of one block a range."""
+    import dask.array
+
+    return dask.array.from_array(
+        _Ranges(source, ranges),
+        chunks=(tuple(stop - start for start, stop in ranges), (source.shape[1],)),
+        name=False,  # a name of chance: to hash the source would read it
+        inline_array=True,
+        meta=np.empty((0, 0), np.float32),
+    )
+
+
+def read_rows(array: da.Array, start: int, stop: int) -> NDArray[np.float32]:
+    """Rows of a Dask array, for the labels that are evaluated.
+
+    Raises:
+        StoreError: they cannot be read, or a checksum does not fit.
+    """
+    from dask.base import compute
+
+    try:
+        (rows,) = compute(array[start:stop], scheduler="threads")
+    except Exception as error:
+        what = f"one of rows {start} to {stop} of the pairs cannot be read: {reason_of(error)}"
+        if trouble_of(error) == "unavailable":
+            raise StoreUnavailableError(what) from error
+        raise StoreError(f"{what}; `sfg verify` says what is damaged and `sfg repair` makes it again") from error
+    return np.asarray(rows, dtype=np.float32)

@@ -1,0 +1,95 @@
+"""The page of a comparison, from a document made by hand."""
+
+import html
+
+import pytest
+
+from sfg_dist.compare.document import NAMES, verdict
+from sfg_dist.compare.page import main_table, render_page, size_table, with_error
+
+
+def entry(name, area=0.6, cost=10.0, **changed):
+    is_own = name in ("sfg", "published")
+    return {
+        "c2st_auc": [area],
+        "c2st_auc_error": [0.007],
+        "test_log_likelihood": None if is_own else [-15.5],
+        "test_log_likelihood_error": None if is_own else [0.125],
+        "metrics": {"marginal_kl_mean": [0.0123], "kl": [None]},
+        "us_per_sample": cost,
+        "us_per_sample_back": 2.0,
+        "fit_s": 160.0,
+        "label_s": 20.0 if is_own else 0.0,
+        "num_evaluations": 1,
+        "num_parameters": 400_000,
+        "num_steps": 12_345,
+        "num_likelihood_rows": 3673,
+        "num_not_finite": 0,
+        "num_likelihood_not_finite": 0,
+        "load_average": 1.5,
+        "configuration": None if is_own else {"transform": "quantile", "learning_rate": 0.001},
+        "curve": [{"elapsed_s": 90.0, "c2st_auc": area + 0.05}, {"elapsed_s": 180.0, "c2st_auc": area}],
+        **({"num_pairs": 50_000, "num_pairs_wanted": 50_000} if is_own else {}),
+        **changed,
+    }
+
+
+def document(**changed):
+    methods = {name: entry(name, 0.58 + 0.01 * place, 4.0**place) for place, name in enumerate(NAMES)}
+    for name, keys in changed.items():
+        methods[name] |= keys
+    return {
+        "methods": methods,
+        "floor": {"c2st_auc": 0.501, "c2st_auc_error": 0.007, "marginal_kl_mean": 0.004, "kl": None},
+        "verdict": verdict(methods),
+        "budget": {"max_time_s": 180.0, "num_seeds": 1, "selection_time_s": 15.0, "max_label_share": 0.5},
+        "selection": {},
+        "sizes": {"256x3": methods["sfg"], "64x2": entry("sfg", 0.7, 0.5)},
+        "facts": {"source": "<table>.npz", "threads": "2"},
+    }
+
+
+def page(**changed):
+    return render_page(document(**changed), title="Comparison: <table>", job_toml='[data]\nsource = "<table>"')
+
+
+def test_the_page_has_each_method_once_in_its_table():
+    text = page()
+    assert "<table>.npz" not in text  # what the user wrote is escaped
+    assert "&lt;table&gt;" in text
+    for name in NAMES.values():
+        assert name in html.unescape(text)
+    assert text.count("data:image/png;base64,") == 2
+    assert "http" not in text
+    rows = main_table(document())
+    assert [row["name"] for row in rows] == ["real rows (floor)", *NAMES.values()]
+    (own,) = (row for row in rows if row["is_own"])
+    assert (own["auc"], own["time"], own["cost"], own["likelihood"]) == (
+        "0.580 ± 0.007", "20 s + 2 min 40 s", "1.0", "\N{EN DASH}",
+    )  # fmt: skip
+    assert rows[3]["likelihood"] == "\N{MINUS SIGN}15.50 ± 0.12"
+    assert [row["name"] for row in size_table(document()["sizes"])] == ["64x2", "256x3"]
+
+
+def test_notes_say_what_was_cut_or_disturbed():
+    assert 'class="notes"' not in page()
+    text = html.unescape(
+        page(
+            published={"num_pairs": 35_000, "num_pairs_wanted": 200_000, "fit_s": 170.0},
+            nsf={"num_not_finite": 3, "load_average": 9.0},
+            sfg={"num_likelihood_not_finite": 2},
+        )
+    )
+    assert "as published: 35,000 of 200,000 pairs; more labels would take more than 50 % of the budget." in text
+    assert "as published: 190 s instead of 180 s" in text
+    assert "NSF: 3 samples held NaN or infinity" in text
+    assert "the log density of 2 test rows is not finite" in text
+    assert "Other processes were at work on the machine during NSF:" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "shown"),
+    [(None, None, "\N{EN DASH}"), (0.5, None, "0.500"), (-1.0, 0.1, "\N{MINUS SIGN}1.000 ± 0.100")],
+)
+def test_a_number_is_shown_with_its_error(value, error, shown):
+    assert with_error(value, error) == shown

@@ -1,0 +1,195 @@
+"""Selection, records and figures: what is chosen, what is kept, and what the verdict says."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from sfg_dist.compare.cells import Records
+from sfg_dist.compare.document import mean_auc, verdict
+from sfg_dist.compare.judging import auc, figures, finite_rows, us_per_row
+from sfg_dist.compare.peers import KINDS, LEARNING_RATES, PeerKind
+from sfg_dist.compare.selection import Configuration, Selection, select
+from sfg_dist.compare.tables import Tables
+from sfg_dist.data import prepare
+from sfg_dist.errors import TrainingError
+from sfg_dist.evaluate import classifier_test, measure
+from sfg_dist.store import Location
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return Tables({kind: prepare("moons", max_rows=4000, kind=kind) for kind in KINDS})
+
+
+class Known(torch.nn.Module):
+    """Knows the training rows by heart under one configuration, and adds noise under every other."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.dim, self.weight = dim, torch.nn.Parameter(torch.zeros(1))
+
+    def loss(self, rows):
+        self.rows = rows
+        return self.weight.square().sum() + 1
+
+    def sample(self, num_rows, generator):
+        chosen = torch.randint(len(self.rows), (num_rows,), generator=generator)
+        return self.rows[chosen] + self.noise * torch.randn(num_rows, self.dim, generator=generator)
+
+
+def known_kind(monkeypatch, noise_of):
+    """A peer whose samples are as good as ``noise_of`` says of a learning rate and a transform."""
+    from sfg_dist.compare import selection
+
+    def fit(model, rows, validation, *, learning_rate, max_time_s, **_):
+        model.rows = rows
+        is_quantile = bool(abs(rows.std() - 1) < 1e-6 or rows.abs().max() > 3)  # a normal's tail
+        model.noise = noise_of("quantile" if is_quantile else "standardize", learning_rate)
+        fits.append((learning_rate, max_time_s))
+
+    fits = []
+    monkeypatch.setattr(selection, "fit_peer", fit)
+    return PeerKind("known", Known, {}, 64, {"known": "sample"}, {"known": 1}, False), fits
+
+
+def test_the_best_of_all_configurations_is_chosen(tables, monkeypatch):
+    def noise_of(kind, rate):
+        return 0.0 if (kind, rate) == ("standardize", LEARNING_RATES[1]) else 0.6
+
+    kind, fits = known_kind(monkeypatch, noise_of)
+    told = []
+    chosen = select(kind, tables, time_s=2.0, device=torch.device("cpu"), seed=0, on_trial=told.append)
+    assert chosen.chosen == Configuration("standardize", LEARNING_RATES[1])
+    assert [seconds for _, seconds in fits] == [2.0] * 6 + [6.0] * 2
+    assert tuple(told) == chosen.trials
+    assert Selection.from_json(json.loads(json.dumps(chosen.to_json()))) == chosen
+
+
+def test_a_selection_without_time_is_the_default(tables):
+    assert select(None, tables, time_s=0, device=torch.device("cpu"), seed=0).chosen == Configuration("quantile", 1e-3)
+
+
+def test_a_peer_that_fails_everywhere_is_refused(tables, monkeypatch):
+    from sfg_dist.compare import selection
+
+    def fail(*_, **__):
+        raise TrainingError("no")
+
+    monkeypatch.setattr(selection, "fit_peer", fail)
+    kind = PeerKind("known", Known, {}, 64, {"known": "sample"}, {"known": 1}, False)
+    with pytest.raises(TrainingError, match="known: every configuration failed in fits of 1 s"):
+        select(kind, tables, time_s=1, device=torch.device("cpu"), seed=0)
+
+
+def test_validation_rows_are_held_back_where_the_split_has_none():
+    without = Tables({kind: prepare("moons", max_rows=1000, split=(0.9, 0.0, 0.1), kind=kind) for kind in KINDS})
+    assert without.holds_back
+    train, validation = without.rows("train"), without.rows("validation")
+    assert (len(train), len(validation)) == (810, 90)
+    np.testing.assert_array_equal(np.concatenate([train, validation]), without.any.train)
+    assert len(without.flow_rows("quantile", "train")) == 810
+    assert len(without.log_det_jacobian("quantile", "validation")) == 90
+    np.testing.assert_allclose(
+        without.transform("standardize").inverse(without.flow_rows("standardize", "validation").numpy()),
+        validation,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_a_record_is_kept_under_its_keys_alone(place, tmp_path, request):
+    url = str(tmp_path) if place == "local" else request.getfixturevalue("s3_url")
+    records = Records(Location(url, create=True))
+    keys, rows = {"seed": 0, "marks": (0.1, 0.2)}, np.arange(6.0).reshape(3, 2)
+    assert records.load("cells/a_0", keys) is None
+    records.save("cells/a_0", keys, {"a": {"x": 1.5}}, {"a": rows})
+    assert records.load("cells/a_0", keys) == {"a": {"x": 1.5}}
+    np.testing.assert_array_equal(records.table("cells/a_0", "a"), rows)
+    assert records.load("cells/a_0", keys | {"seed": 1}) is None
+    records.output.delete("compare/cells/a_0.a.npy")
+    assert records.load("cells/a_0", keys) is None  # samples that are gone are drawn again
+    records.output.write("compare/cells/a_0.json", b'{"keys": ')
+    assert records.load("cells/a_0", keys) is None
+
+
+def test_the_auc_is_that_of_measure_and_its_error_is_right():
+    generator = np.random.default_rng(0)
+    first, second = generator.standard_normal((2, 3000, 3))
+    area, error = classifier_test(first, second, seed=4)
+    assert measure(first, second, second, metrics=["c2st_auc"], seed=4)["c2st_auc"] == area
+    # of equal laws, by the rank test over 3000 rows of each kind
+    assert error == pytest.approx(np.sqrt((2 * 3000 + 1) / (12 * 3000**2)), rel=0.1)
+    shifted, far_error = classifier_test(first + 1.5, second, seed=4)
+    assert shifted > 0.9
+    assert far_error < error / 2
+    assert classifier_test(first[:5], second) is None
+
+
+def test_the_error_of_the_auc_is_the_spread_of_repeated_samples():
+    found = []
+    for seed in range(20):
+        generator = np.random.default_rng(seed)
+        found.append(classifier_test(generator.normal(0.4, 1, (600, 1)), generator.normal(0, 1, (600, 1)), seed=seed))
+    areas, errors = np.transpose(found)
+    assert errors.mean() == pytest.approx(areas.std(ddof=1), rel=0.5)
+
+
+def test_figures_come_from_the_test_rows(tables):
+    prepared = tables.any
+    found = figures(prepared.train[:400], prepared, metrics=["c2st_auc", "ks_mean", "kl"], seed=0)
+    assert set(found) == {"c2st_auc", "c2st_auc_error", "ks_mean", "kl"}
+    assert found["c2st_auc"] == auc(prepared.train[:400], prepared, seed=0)["c2st_auc"]
+    assert found["ks_mean"] < 0.1
+
+
+def test_rows_that_are_not_finite_are_left_out_and_counted():
+    rows = np.ones((10, 2))
+    rows[3, 1] = np.nan
+    kept, num_bad = finite_rows(rows, "nsf")
+    assert (len(kept), num_bad) == (9, 1)
+    with pytest.raises(TrainingError, match="nsf: 10 of 10 samples"):
+        finite_rows(np.full((10, 2), np.inf), "nsf")
+
+
+def test_the_cost_of_a_row_is_that_of_the_whole_call(monkeypatch):
+    import time
+
+    now = [0.0]
+
+    def draw(num_rows):
+        now[0] += 1.0 + 0.001 * num_rows
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    assert us_per_row(draw, 1000) == pytest.approx(2000)
+
+
+def entry(area, error=0.01, likelihood=None, cost=10.0):
+    return {
+        "c2st_auc": [area],
+        "c2st_auc_error": [error],
+        "test_log_likelihood": None if likelihood is None else [likelihood],
+        "test_log_likelihood_error": None if likelihood is None else [0.1],
+        "us_per_sample": cost,
+    }
+
+
+def test_the_verdict_allows_one_standard_error_of_the_best_peer():
+    peers = {"nsf": entry(0.59, 0.01, -16.0, 200.0), "realnvp": entry(0.64, 0.05, -17.0, 3.0)}
+    published = {"published": entry(0.5)}  # no peer
+    assert verdict({"sfg": entry(0.58), **peers, **published})[0].startswith("sfg is the best")
+    assert verdict({"sfg": entry(0.599), **peers})[0].startswith("sfg stands beside the best peer, NSF")
+    text = verdict({"sfg": entry(0.601, likelihood=-16.5), **peers})
+    assert text[0].startswith("NSF is ahead")
+    assert "sfg 0.601 ± 0.010" in text[1]
+    assert "RealNVP -17.00 (at least), NSF -16.00 (below)" in text[2]
+    assert "A sampled row takes 10.0 µs; NSF 20 times as long" in text[3]
+    assert "needs sfg and a peer" in verdict({"sfg": entry(0.6), **published})[0]
+
+
+def test_seeds_share_the_test_rows():
+    both = {"c2st_auc": [0.6, 0.62], "c2st_auc_error": [0.01, 0.01]}
+    mean, error = mean_auc(both)
+    assert mean == pytest.approx(0.61)
+    assert error == pytest.approx(np.sqrt(0.01**2 + 0.0002 / 2))

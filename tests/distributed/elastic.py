@@ -1,0 +1,63 @@
+"""A fit of one to two workers on a cluster that gets a second node and loses it again; says what it saw as JSON.
+
+python tests/distributed/elastic.py STORE CHECKPOINTS SETTINGS
+"""
+
+import json
+import sys
+import threading
+import time
+import warnings
+from typing import Any
+
+from sfg_dist.distributed import training
+from sfg_dist.distributed.checkpoints import FitSettings
+from sfg_dist.distributed.cluster import local_environment
+
+
+def main() -> None:
+    url, checkpoints, settings = sys.argv[1], sys.argv[2], FitSettings(**json.loads(sys.argv[3]))
+    training.RESIZE_INTERVAL_S = 3.0
+    seen: list[dict] = []
+    with local_environment():
+        import ray
+        from ray.cluster_utils import Cluster
+
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        ray.init(address=cluster.address, log_to_driver=False)
+
+        fitted: list[Any] = []
+        fit = threading.Thread(  # nodes come and go in the main thread
+            target=lambda: fitted.append(
+                training.fit_with_workers(
+                    url, checkpoints, settings, num_workers=(1, 2), use_gpu=False, on_live=seen.append
+                )
+            ),
+            daemon=True,
+        )
+        fit.start()
+        wait_for(lambda: seen and seen[-1]["num_workers"] == 1)
+        node = cluster.add_node(num_cpus=1)
+        wait_for(lambda: seen[-1]["num_workers"] == 2)
+        step = seen[-1]["step"]
+        wait_for(lambda: seen[-1]["step"] > step)
+        cluster.remove_node(node, allow_graceful=False)
+        wait_for(lambda: seen[-1]["num_workers"] == 1)
+        fit.join(150)
+        ((_, history),) = fitted
+        ray.shutdown()
+        cluster.shutdown()
+    print(json.dumps({"history": history, "workers": [entry["num_workers"] for entry in seen]}))
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + 150
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.2)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    main()

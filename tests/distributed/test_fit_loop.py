@@ -1,0 +1,236 @@
+"""What a fit does beside its epochs: ends early, says how far it is, goes back to a checkpoint, runs in a bucket."""
+
+import dataclasses
+import json
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from test_training import Stop, make_settings, weights
+
+from sfg_dist.distributed import checkpoints, fit_loop, training
+from sfg_dist.distributed.inline import label_inline
+from sfg_dist.distributed.training import fit_inline
+from sfg_dist.errors import TrainingError
+from sfg_dist.model.fit import Trainer
+from sfg_dist.store import open_pairs, stream
+
+
+@pytest.fixture
+def url(make_store):
+    pairs = make_store()
+    label_inline(pairs.location.url)
+    return pairs.location.url
+
+
+class ScriptedLosses:
+    """Held-out losses as a test wants them, one an epoch."""
+
+    def __init__(self, monkeypatch, losses):
+        self.losses, self.averages = list(losses), []
+
+        def scripted(trainer, *_):
+            self.averages.append({name: tensor.clone() for name, tensor in trainer.average.items()})
+            return self.losses[len(trainer.progress.history)]
+
+        monkeypatch.setattr(Trainer, "validation_loss", scripted)
+
+
+LOSSES = [5.0, 3.0, 4.0, 3.5, 3.2, 9.0, 9.0]
+
+
+def test_a_fit_that_gets_no_better_ends_with_the_best_averaged_weights(url, tmp_path, monkeypatch):
+    script = ScriptedLosses(monkeypatch, LOSSES)
+    settings = make_settings(num_epochs=7, patience=3)
+    model, history = fit_inline(url, tmp_path / "c", settings)
+    assert [entry["epoch"] for entry in history] == [1, 2, 3, 4, 5]
+    best = script.averages[1]
+    assert all(torch.equal(tensor, best[name]) for name, tensor in model.state_dict().items())
+    run_id = open_pairs(url).plan.run_id
+    assert checkpoints.is_finished(tmp_path / "c", settings, run_id)
+    # With more patience the same fit goes on.
+    assert not checkpoints.is_finished(tmp_path / "c", dataclasses.replace(settings, patience=5), run_id)
+
+
+def test_without_patience_all_epochs_are_done_and_the_last_weights_count(url, tmp_path, monkeypatch):
+    script = ScriptedLosses(monkeypatch, LOSSES)
+    model, history = fit_inline(url, tmp_path / "c", make_settings(num_epochs=7))
+    assert len(history) == 7
+    assert all(torch.equal(tensor, script.averages[6][name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("stop_at", [31, 50, 75])
+def test_a_stopped_fit_with_patience_ends_as_an_undisturbed_one(url, tmp_path, monkeypatch, stop_at):
+    ScriptedLosses(monkeypatch, LOSSES)
+    settings = make_settings(num_epochs=7, patience=3, checkpoint_interval_s=0.0)
+    whole, history = fit_inline(url, tmp_path / "whole", settings)
+    saved = fit_loop.save_checkpoint
+
+    def save_and_stop(trainer, *arguments):
+        saved(trainer, *arguments)
+        if trainer.progress.step == stop_at:
+            raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_loop, "save_checkpoint", save_and_stop)
+        with pytest.raises(Stop):
+            fit_inline(url, tmp_path / "cut", settings)
+    resumed, resumed_history = fit_inline(url, tmp_path / "cut", settings)
+    assert torch.equal(weights(resumed), weights(whole))
+    assert [entry["epoch"] for entry in resumed_history] == [entry["epoch"] for entry in history]
+
+
+def test_a_long_epoch_says_how_far_it_is(url, tmp_path, monkeypatch):
+    monkeypatch.setattr(fit_loop, "LIVE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(fit_loop, "SYNC_STEPS", 4)
+    live, epochs = [], []
+    fit_inline(url, tmp_path / "c", make_settings(), on_live=live.append, on_epoch=epochs.append)
+    assert [entry["step"] for entry in live] == list(range(4, 46, 4))
+    assert [entry["epoch"] for entry in live[:4]] == [1, 1, 1, 2]
+    assert all(entry["num_batches"] == 15 and 0 < entry["done"] <= 1 for entry in live)
+    assert all(entry["rows_per_s"] > 0 and np.isfinite(entry["train_loss"]) for entry in live)
+    # Means over a few batches each: over an epoch they come out at the epoch's own mean, roughly.
+    assert np.mean([entry["train_loss"] for entry in live[:3]]) == pytest.approx(epochs[0]["train_loss"], rel=0.5)
+
+
+def test_a_signal_leaves_a_checkpoint_at_the_very_step(url, tmp_path, monkeypatch):
+    settings = make_settings(num_epochs=3)
+    whole, _ = fit_inline(url, tmp_path / "whole", settings)
+    step = Trainer.step
+
+    def step_and_ask(self, *arguments):
+        loss = step(self, *arguments)
+        if self.progress.step == 20:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", step_and_ask)
+        with pytest.raises(KeyboardInterrupt):
+            fit_inline(url, tmp_path / "c", settings)
+    assert checkpoints.newest_step(tmp_path / "c") == 20
+    resumed, _ = fit_inline(url, tmp_path / "c", settings)
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_a_fit_may_go_back_to_any_checkpoint_that_is_kept(url, tmp_path):
+    place, run_id = tmp_path / "c", open_pairs(url).plan.run_id
+    settings = make_settings(checkpoint_interval_s=0.0, keep_checkpoints=30)
+    whole, history = fit_inline(url, place, settings)
+    kept = sorted(path.name for path in place.glob("step_*"))
+    assert len(kept) == 30
+    for name in ("step_000000037", "29"):
+        assert checkpoints.go_back_to(place, name, settings, run_id).endswith(name)
+        assert max(path.name for path in place.glob("step_*")).endswith(name)
+        assert not checkpoints.is_finished(place, settings, run_id)
+        again, again_history = fit_inline(url, place, settings)
+        assert torch.equal(weights(again), weights(whole))
+        assert [entry["step"] for entry in again_history] == [entry["step"] for entry in history]
+    with pytest.raises(TrainingError, match=r"no whole checkpoint step_000000007; kept there: step_000000045, "):
+        checkpoints.go_back_to(place, "7", settings, run_id)
+
+
+def test_a_fit_may_go_on_from_another_runs_checkpoint_with_another_rate_but_not_another_order(url, tmp_path):
+    run_id = open_pairs(url).plan.run_id
+    fit_inline(url, tmp_path / "one", make_settings(num_epochs=2))
+    slower = make_settings(num_epochs=3, learning_rate=1e-4, clip_norm=1.0)
+    source = str(tmp_path / "one" / "step_000000030")
+    assert checkpoints.go_back_to(tmp_path / "two", source, slower, run_id) == "step_000000030"
+    _, history = fit_inline(url, tmp_path / "two", slower)
+    assert [entry["epoch"] for entry in history] == [1, 2, 3]
+    assert history[-1]["learning_rate"] < 1e-4 < history[0]["learning_rate"]
+    for changed in ({"batch_size": 32}, {"seed": 1}, {"network": {**slower.network, "width": 8}}):
+        with pytest.raises(TrainingError, match=rf"is of another fit \(checkpoint -> job\): {next(iter(changed))}"):
+            checkpoints.go_back_to(tmp_path / "three", source, dataclasses.replace(slower, **changed), run_id)
+    with pytest.raises(TrainingError, match="pairs: "):
+        checkpoints.go_back_to(tmp_path / "three", source, slower, "another")
+    with pytest.raises(TrainingError, match="is no directory"):
+        checkpoints.go_back_to(tmp_path / "three", str(tmp_path / "nowhere" / "step_1"), slower, run_id)
+
+
+def test_the_encode_direction_fits_latents_from_labels(url, tmp_path, monkeypatch):
+    seen = []
+    step = Trainer.step
+    monkeypatch.setattr(
+        Trainer, "step", lambda self, x, y, n, d: (seen.append((x.clone(), y.clone())), step(self, x, y, n, d))[1]
+    )
+    fit_inline(url, tmp_path / "c", make_settings(num_epochs=1, direction="encode"))
+    pairs = open_pairs(url)
+    for tables, array in zip(zip(*seen, strict=True), (pairs.labels, pairs.latents), strict=True):
+        rows, stored = torch.cat(tables).numpy(), array[:900].compute()
+        assert np.array_equal(rows[np.lexsort(rows.T)], stored[np.lexsort(stored.T)])
+
+
+def test_a_notice_of_preemption_is_a_checkpoint_at_once(url, tmp_path, monkeypatch):
+    monkeypatch.setattr(fit_loop, "PREEMPTION_INTERVAL_S", 0.0)
+    asked = []
+
+    def is_preempted():
+        asked.append(True)
+        return len(asked) >= 2
+
+    saved = []
+    save = fit_loop.save_checkpoint
+    monkeypatch.setattr(
+        fit_loop, "save_checkpoint", lambda trainer, *a: (saved.append(trainer.progress.step), save(trainer, *a))
+    )
+    training._fit_rank(
+        url, tmp_path / "c", make_settings(), rank=0, world_size=1, hooks=fit_loop.Hooks(is_preempted=is_preempted)
+    )
+    assert len(asked) >= 3
+    assert saved == [16, 45]  # at the notice, once, and at the end
+
+
+def test_a_fit_in_a_bucket_is_the_one_in_a_directory(make_store, s3_url, tmp_path):
+    """Store, checkpoints and their resume on an object store."""
+    pairs = make_store(output={"dir": s3_url})
+    label_inline(pairs.location.url)
+    here = make_store("here")
+    label_inline(here.location.url)
+    settings = make_settings(checkpoint_interval_s=0.0, learning_rate_schedule="constant")
+    _, history = fit_inline(pairs.location.url, f"{s3_url}/checkpoints", dataclasses.replace(settings, num_epochs=2))
+    assert len(history) == 2
+    there, _ = fit_inline(pairs.location.url, f"{s3_url}/checkpoints", settings)
+    local, _ = fit_inline(here.location.url, tmp_path / "c", settings)
+    assert torch.equal(weights(there), weights(local))
+    name = checkpoints.go_back_to(f"{s3_url}/checkpoints", str(44), settings, pairs.plan.run_id)
+    again, _ = fit_inline(pairs.location.url, f"{s3_url}/checkpoints", settings)
+    assert name == "step_000000044"
+    assert torch.equal(weights(again), weights(local))
+
+
+def test_a_live_word_is_passed_on_once_and_a_missing_one_is_none(tmp_path):
+    heard, stop = [], threading.Event()
+    assert checkpoints.read_live(tmp_path) is None
+    checkpoints.write_live(tmp_path, {"step": 1})
+    with training._following(tmp_path, None, heard.append):
+        checkpoints.write_live(tmp_path, {"step": 2})
+        deadline = time.monotonic() + 30
+        while not heard:
+            assert time.monotonic() < deadline
+            stop.wait(0.05)
+    assert heard == [{"step": 2}]  # what an earlier fit said is not said again
+    (tmp_path / checkpoints.LIVE_NAME).write_text(json.dumps({"step": 3})[:-3])
+    assert checkpoints.read_live(tmp_path) is None
+
+
+def test_block_shuffle_and_full_shuffle_fit_equally_well(make_store, tmp_path, monkeypatch):
+    """Windows of two of 16 shards against a permutation of all rows: losses equal within the spread of seeds."""
+    pairs = make_store(labels={"num_pairs": 2048})
+    label_inline(pairs.location.url)
+
+    def final_losses(shuffle_rows):
+        settings = [make_settings(num_epochs=8, shuffle_rows=shuffle_rows, seed=seed) for seed in range(5)]
+        place = tmp_path / str(shuffle_rows)
+        fits = [fit_inline(pairs.location.url, place / str(each.seed), each) for each in settings]
+        return np.array([history[-1]["validation_loss"] for _, history in fits])
+
+    in_blocks = final_losses(256)
+    monkeypatch.setattr(stream, "_spread", lambda generator, sizes: generator.permutation(int(sizes.sum())))
+    in_full = final_losses(2048)
+    assert not np.array_equal(in_blocks, in_full)
+    assert abs(in_blocks.mean() - in_full.mean()) < np.std(in_full, ddof=1)

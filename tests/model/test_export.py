@@ -1,0 +1,182 @@
+"""The exported graph beside the generator, in every kind of transform, network and column."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from sfg_dist.data import Transform
+from sfg_dist.errors import ConfigError, ExportError
+from sfg_dist.model import MLP, Calibration, Generator
+
+onnx = pytest.importorskip("onnx")
+ort = pytest.importorskip("onnxruntime")
+
+from sfg_dist.model import export_onnx as module  # noqa: E402
+from sfg_dist.model import onnx_graph  # noqa: E402
+from sfg_dist.model.export_onnx import TOLERANCE, check_agreement, export_onnx  # noqa: E402
+
+COLUMNS = ("heavy", "gap", "count", "fixed", "decimal")
+
+
+def table(num_rows=3000):
+    """A heavy tail, a gap in the middle, integers, a constant and tenths."""
+    generator = np.random.default_rng(0)
+    columns = [
+        generator.standard_t(2, num_rows),
+        np.sign(generator.standard_normal(num_rows)) * (4 + generator.random(num_rows)),
+        generator.poisson(3.0, num_rows).astype(float),
+        np.full(num_rows, 7.5),
+        np.round(generator.standard_normal(num_rows), 1),
+    ]
+    return np.column_stack(columns)
+
+
+def make(kind="quantile", calibrated=True, condition=(), num_noise=0, **shape):
+    rows = table()
+    transform = Transform.fit(
+        rows, COLUMNS, kind=kind, constants={"fixed": 7.5}, steps={"count": 1.0, "decimal": 0.1},
+        noise=np.random.default_rng(1).random((len(rows), 4)),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    dim = 4 - len(condition)
+    network = MLP(dim, num_conditions=len(condition), num_noise=num_noise, **({"width": 24, "depth": 2} | shape))
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    calibration = None
+    if calibrated:
+        reference = transform.forward(rows)[:, :dim]
+        calibration = Calibration.fit(MLP(dim, width=4, depth=1), reference, seed=0)
+    return Generator(network.eval(), transform, calibration, condition=tuple(condition))
+
+
+def run(content, **feed):
+    return ort.InferenceSession(content, providers=["CPUExecutionProvider"]).run(["rows"], feed)[0]
+
+
+@pytest.mark.parametrize("kind", ["quantile", "standardize", "none"])
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_rows_of_the_graph_are_the_generators(kind, calibrated):
+    generator = make(kind, calibrated)
+    content, agreement = export_onnx(generator)
+    assert agreement.raw_labels_max < TOLERANCE
+    latents = np.random.default_rng(3).standard_normal((777, 4)).astype(np.float32)
+    rows, expected = run(content, latents=latents), generator.decode(latents)
+    spread = expected.std(axis=0) + 1e-12
+    share = (np.abs(rows - expected) <= TOLERANCE * (spread + np.abs(expected))).mean(axis=0)
+    assert (share > 0.98).all(), share
+    assert agreement.values_within > 0.98  # the rest: another cell of the grid, or a steep place of a curve
+    assert (rows[:, 3] == 7.5).all()
+    assert np.array_equal(rows[:, 2], np.round(rows[:, 2]))
+    assert np.array_equal(rows[:, 4], np.round(rows[:, 4], 1))
+
+
+@pytest.mark.parametrize("block", ["residual", "plain"])
+@pytest.mark.parametrize("activation", ["silu", "gelu", "relu", "tanh"])
+@pytest.mark.parametrize("linear_skip", [True, False])
+def test_every_network(block, activation, linear_skip):
+    generator = make(block=block, activation=activation, linear_skip=linear_skip)
+    _, agreement = export_onnx(generator)
+    assert agreement.raw_labels_max < TOLERANCE
+    content, alone = export_onnx(generator, network_only=True)
+    assert alone.raw_labels_max < TOLERANCE
+    session = ort.InferenceSession(content, providers=["CPUExecutionProvider"])
+    latents = np.random.default_rng(3).standard_normal((5, 4)).astype(np.float32)
+    np.testing.assert_allclose(
+        session.run(None, {"inputs": latents})[0], generator.predict_raw(latents), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("kind", ["quantile", "standardize", "none"])
+def test_conditions_and_noise_are_inputs(kind):
+    generator = make(kind, condition=("count", "heavy"), num_noise=3)
+    content, _ = export_onnx(generator)
+    draw = np.random.default_rng(3)
+    latents, noise = (draw.standard_normal((300, width)).astype(np.float32) for width in (2, 3))
+    given = np.ascontiguousarray(table()[:300, [2, 0]])
+    rows = run(content, latents=latents, conditions=given, noise=noise)
+    expected = generator.decode(latents, given, noise)
+    np.testing.assert_array_equal(rows[:, [2, 0]], given)
+    spread = expected.std(axis=0) + 1e-12
+    assert (np.abs(rows - expected) <= TOLERANCE * (spread + np.abs(expected))).mean() > 0.98
+
+
+def test_curves_at_their_knots_between_them_and_far_beyond():
+    """The binary search against numpy's, to the last bits of float64."""
+    transform = make().transform
+    graph = onnx_graph.Graph()
+    columns = np.arange(4)
+    name = onnx_graph.add_inverse(graph, transform, columns, "scores")
+    back = onnx_graph.add_forward(graph, transform, columns, "scores")
+    value = onnx.helper.make_tensor_value_info
+    double = onnx.TensorProto.DOUBLE
+    built = onnx.helper.make_graph(
+        graph.nodes, "g", [value("scores", double, ["n", 4])],
+        [value(name, double, ["n", 4]), value(back, double, ["n", 4])], graph.constants,
+    )  # fmt: skip
+    model = onnx.helper.make_model(
+        built, opset_imports=[onnx.helper.make_opsetid("", onnx_graph.OPSET)], ir_version=onnx_graph.IR_VERSION
+    )
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    longest = max(len(curve.scores) for curve in transform.curves)
+    knots = np.stack([np.resize(curve.scores, longest) for curve in transform.curves], axis=1)
+    places = np.concatenate([knots, (knots[1:] + knots[:-1]) / 2, [[-40.0] * 4, [40.0] * 4, [0.0] * 4]])
+    flow = places.copy()
+    found, _ = session.run(None, {"scores": flow})
+    expected = transform.inverse(flow)[:, [0, 1, 2, 4]]
+    on_edge = found != expected
+    assert on_edge[:, :2].sum() == 0 or np.allclose(found[:, :2], expected[:, :2], rtol=1e-14, atol=1e-14)
+    assert (np.abs(found[:, 2] - expected[:, 2]) <= 1.0).all()
+    assert on_edge[:, 2:].mean() < 0.02
+    rows = table(500)
+    _, scores = session.run(None, {"scores": np.ascontiguousarray(rows[:, [0, 1, 2, 4]])})
+    np.testing.assert_allclose(scores.astype(np.float32), transform.forward(rows), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("what", ["label", "value", "calibration"])
+def test_a_graph_that_differs_is_refused(what, monkeypatch):
+    generator = make()
+    content, _ = export_onnx(generator)
+    other = make(calibrated=what != "calibration")
+    if what == "label":
+        with torch.no_grad():
+            other.network.out.bias += 3e-5
+        message = "a label by"
+    elif what == "value":
+        other.transform.curves[1].values[:] += 1e-3
+        message = "column 'gap' is"
+    else:
+        message = "column 'heavy' is"
+    with pytest.raises(ExportError, match=message):
+        check_agreement(content, other)
+    if what == "label":
+        monkeypatch.setattr(module, "TOLERANCE", 1e-4)
+        assert check_agreement(content, other).raw_labels_max > 2e-5
+
+
+def test_a_layer_that_is_not_known_is_refused():
+    generator = make()
+    generator.network.hidden.append(torch.nn.Softsign())
+    with pytest.raises(ExportError, match="Softsign cannot be exported"):
+        export_onnx(generator)
+
+
+def test_the_command_writes_a_file_that_onnxruntime_opens(tmp_path):
+    generator = make()
+    generator.save(tmp_path / "model")
+    words = [sys.executable, "-m", "sfg_dist.cli", "export", "model", "--to", "onnx", "--out", "deep/g.onnx", "--json"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["agreement"]["raw_labels_max"] < TOLERANCE
+    model = onnx.load(tmp_path / "deep" / "g.onnx")
+    facts = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+    assert facts == {"columns": list(COLUMNS), "condition": []}
+
+
+def test_what_is_missing_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ConfigError, match=r"onnxruntime is not installed.*pip install 'sfg_dist\[onnx\]'"):
+        export_onnx(make())

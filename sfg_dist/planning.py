@@ -64,6 +64,7 @@ def _check_condition(job: Job) -> None:
         "labels.estimator": '"full"',
         "labels.direction": '"decode"',
         "executor.actors_per_group": "1",
+        "train.encoder": "false",
     }
     for key, is_wrong in wrong.items():
         if is_wrong:

@@ -47,8 +47,11 @@ def test_encoded_rows_decode_to_about_themselves(moons):
     _, pipeline, _ = moons
     generator = sfg_dist.Generator.load(pipeline.model_url)
     latents = np.random.default_rng(0).standard_normal((500, 2)).astype(np.float32)
-    back = generator.encode(generator.decode(latents))
-    assert np.square(back - latents).mean() < 0.1
+    rows = generator.decode(latents)
+    back = generator.encode(rows)
+    # Across a moon's width a small error of the row is a large one of the latent; independent latents differ by 2.
+    assert np.square(back - latents).mean() < 0.25
+    assert np.square(generator.decode(back) - rows).mean() < 0.08  # independent rows: 1.0
 
 
 def test_the_run_tells_of_the_encoder_and_the_page_shows_it(moons):

@@ -7,8 +7,9 @@ again.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ STATE_NAME = "encoder.safetensors"
 MAX_NUMBERS = 2**25  # of the reference, and of latents and labels, that are held: 128 MiB each
 MIN_VALIDATION_ROWS = 32
 HELD_OUT_SHARE = 0.05
+MIN_TRAINING_SHARE = 0.5  # of the time limit, where setting up and the mass would take more
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class EncoderSettings:
     Attributes:
         width, depth: of the network.
         num_steps: at most.
-        max_time_s: stop after this much training time, over all attempts; None leaves it to num_steps.
+        max_time_s: of setting up, training over all attempts and estimating the mass; None leaves it to num_steps.
         checkpoint_interval_s: time between checkpoints.
         num_threads: CPU threads; None leaves torch's own choice.
         seed: of the network's start and of all draws.
@@ -78,6 +80,7 @@ def fit_encoder(
         TrainingError: the fit diverged, or a checkpoint cannot be written.
         StoreError: the pairs cannot be read.
     """
+    started = time.monotonic()
     pairs = open_pairs(url)
     pairs.require_complete()
     if settings.num_threads is not None:
@@ -103,7 +106,19 @@ def fit_encoder(
     content = location.read(STATE_NAME)
     if content is not None:
         trainer.load_state(content, identity)
-    _run(trainer, settings, lambda: _write(location, trainer.state(identity), checkpoints), on_check)
+    limits = [settings.num_steps, settings.max_time_s]
+    if trainer.progress.ended_by != limits:
+        trainer.progress.ended_by = None
+        if settings.max_time_s is not None:
+            left_s = settings.max_time_s - (time.monotonic() - started) - trainer.time_of_mass_s()
+            settings = replace(settings, max_time_s=max(left_s, MIN_TRAINING_SHARE * settings.max_time_s))
+
+        def save() -> None:
+            _write(location, trainer.state(identity), checkpoints)
+
+        _run(trainer, settings, save, on_check)
+        trainer.progress.ended_by = limits
+        save()
     return encoder, trainer.finish()
 
 
@@ -123,7 +138,6 @@ def _run(
 
     done = share_done()
     next_check = (int(done * NUM_CHECKS) + 1) / NUM_CHECKS
-    is_fresh = done < 1
     while done < 1:
         trainer.step(done)
         done = share_done()
@@ -136,8 +150,6 @@ def _run(
         if watch.elapsed_s - saved_s > settings.checkpoint_interval_s:
             saved_s = progress.elapsed_s
             save()
-    if is_fresh:
-        save()
 
 
 def _write(location: Any, content: bytes, place: Place) -> None:

@@ -20,8 +20,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from torch import Tensor, nn
 from sfg_dist.errors import TrainingError
 from sfg_dist.model.encoder import Encoder
 from sfg_dist.model.likelihood import (
+    MASS_ROWS,
     Mass,
     Proposal,
     batch_rows_of,
@@ -65,12 +67,14 @@ class EncoderProgress:
         elapsed_s: training time spent, over all attempts.
         best: validation log-likelihood of the best weights so far, nats, less the log of their mass.
         history: one entry a check.
+        ended_by: the limits, steps and seconds, by which it has run to its end; None while it has not.
     """
 
     step: int = 0
     elapsed_s: float = 0.0
     best: float = FAR_BEHIND
     history: list[dict[str, float]] = field(default_factory=list)
+    ended_by: list[float | None] | None = None
 
 
 class EncoderTrainer:
@@ -200,6 +204,13 @@ class EncoderTrainer:
             device=self.device,
         )
 
+    def time_of_mass_s(self) -> float:
+        """Seconds that ``finish`` is going to take, from a small part of its work."""
+        rows = self._pool[:NUM_CHECK_ROWS].cpu()
+        started = time.monotonic()
+        self._mapped(rows)
+        return (time.monotonic() - started) * MASS_ROWS / len(rows)
+
     @property
     def _batch_rows(self) -> int:
         return batch_rows_of(self.encoder.dim, self.encoder.shape["width"])
@@ -267,7 +278,7 @@ class EncoderTrainer:
     def _progress_document(self) -> dict[str, Any]:
         progress = self.progress
         best = progress.best if math.isfinite(progress.best) else None
-        return {"step": progress.step, "elapsed_s": progress.elapsed_s, "best": best, "history": progress.history}
+        return asdict(progress) | {"best": best}
 
 
 def _as_bytes(document: Mapping[str, Any]) -> Tensor:

@@ -134,9 +134,9 @@ def mean_auc(entry: Mapping[str, Any]) -> tuple[float, float] | None:
 
 def mean_likelihood(entry: Mapping[str, Any]) -> tuple[float, float] | None:
     """Mean test log-likelihood over seeds, and the standard error that the test rows leave."""
-    if entry["test_log_likelihood"] is None:
-        return None
-    values = [value for value in entry["test_log_likelihood"] if value is not None]
+    values = entry["test_log_likelihood"]
+    if values is None or any(value is None for value in values):
+        return None  # the mean over the seeds that went well would flatter
     errors = [error for error in entry["test_log_likelihood_error"] if error is not None]
     return float(np.mean(values)), float(np.mean(errors))
 

@@ -68,6 +68,7 @@ def fit_peer(
     max_time_s: float,
     learning_rate: float,
     batch_size: int,
+    bfloat16: bool = False,
     marks_s: Sequence[float] = (),
     seed: int = 0,
     clock: Callable[[], float] = time.perf_counter,
@@ -81,6 +82,7 @@ def fit_peer(
         max_time_s: wall-clock time of all that happens here.
         learning_rate: at the top of its schedule.
         batch_size: rows of a batch.
+        bfloat16: whether the network's products are of bfloat16, as ours are where the device has units for them.
         marks_s: times at which to keep a snapshot, ascending.
         seed: of the order and of the loss's own draws.
         clock: seconds.
@@ -108,7 +110,8 @@ def fit_peer(
             group["lr"] = rate
         if place + batch_size > len(rows):
             order, place = torch.randperm(len(rows), device=rows.device), 0
-        loss = model.loss(rows[order[place : place + batch_size]])  # type: ignore[operator]
+        with torch.autocast(rows.device.type, torch.bfloat16, enabled=bfloat16):
+            loss = model.loss(rows[order[place : place + batch_size]])  # type: ignore[operator]
         place += batch_size
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -57,6 +57,7 @@ PUBLISHED_TRAIN: Mapping[str, Any] = {
     "linear_skip": False,
     "validation_fraction": 0.001,
     "optimizer": "adamw",
+    "precision": "float32",
     "learning_rate": 2e-3,
     "weight_decay": 0,
     "learning_rate_schedule": "constant",
@@ -371,6 +372,11 @@ def _configuration(job: Job) -> dict[str, Any]:
         "optimizer",
         "batch_size",
         "learning_rate",
+        "learning_rate_schedule",
+        "weight_decay",
+        "ema_decay",
+        "precision",
+        "calibrate",
     }
     return {"transform": job.transform.kind, **labels, **job.train.model_dump(include=names)}
 

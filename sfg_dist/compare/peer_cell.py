@@ -14,6 +14,7 @@ from sfg_dist.compare.judging import Rows, auc, figures, finite_rows, mean_and_e
 from sfg_dist.compare.peers import PeerKind
 from sfg_dist.compare.selection import Configuration, draw_rows
 from sfg_dist.compare.tables import Tables
+from sfg_dist.model.precision import has_bfloat16
 
 ODE_LIKELIHOOD_ROWS = 1000  # an ODE's exact divergence takes thousands of passes a row
 DENSITY_BATCH_ROWS = 4096
@@ -64,6 +65,7 @@ def run_peer(
         max_time_s=max_time_s,
         learning_rate=configuration.learning_rate,
         batch_size=kind.batch_size,
+        bfloat16=kind.mixed_precision and has_bfloat16(device),
         marks_s=[mark * max_time_s for mark in marks],
         seed=seed,
     )

@@ -34,6 +34,8 @@ class PeerKind:
         samplers: name of a row of the table, and the method of the module that draws its samples.
         evaluations: network passes a sample takes, by the name of the row; -1 stands for one a column.
         exact_density: whether the log density is one pass, not an ODE.
+        mixed_precision: whether its fit may take bfloat16 for the network's products; splines and couplings need all
+            their digits.
     """
 
     name: str
@@ -43,6 +45,7 @@ class PeerKind:
     samplers: Mapping[str, str]
     evaluations: Mapping[str, int]
     exact_density: bool
+    mixed_precision: bool = False
 
     def sampler(self, model: nn.Module, row: str) -> Sampler:
         """The function that draws the samples of a row of the table."""
@@ -52,7 +55,7 @@ class PeerKind:
     @property
     def settings(self) -> dict[str, Any]:
         """What is printed and stored of it."""
-        return {**self.shape, "batch_size": self.batch_size}
+        return {**self.shape, "batch_size": self.batch_size, "mixed_precision": self.mixed_precision}
 
 
 def peer_kinds(width: int, depth: int) -> tuple[PeerKind, ...]:
@@ -89,6 +92,7 @@ def peer_kinds(width: int, depth: int) -> tuple[PeerKind, ...]:
             {"flow_matching": "sample"},
             {"flow_matching": NUM_EVALUATIONS},
             False,
+            True,
         ),
         PeerKind(
             "score",
@@ -98,5 +102,6 @@ def peer_kinds(width: int, depth: int) -> tuple[PeerKind, ...]:
             {"score_sde": "sample_sde", "score_ode": "sample_ode"},
             {"score_sde": NUM_SDE_STEPS + 1, "score_ode": 2 * NUM_ODE_STEPS - 1},
             False,
+            True,
         ),
     )

@@ -20,6 +20,7 @@ from sfg_dist.compare.peers import KINDS, LEARNING_RATES, PeerKind
 from sfg_dist.compare.tables import Tables
 from sfg_dist.errors import TrainingError
 from sfg_dist.evaluate import classifier_test
+from sfg_dist.model.precision import has_bfloat16
 
 NUM_FINALISTS = 2
 FINAL_FACTOR = 3
@@ -130,6 +131,7 @@ def _try(
             max_time_s=seconds,
             learning_rate=configuration.learning_rate,
             batch_size=kind.batch_size,
+            bfloat16=kind.mixed_precision and has_bfloat16(device),
             seed=seed,
         )
         held_out = tables.rows("validation")[:MAX_JUDGED_ROWS]

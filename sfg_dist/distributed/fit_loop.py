@@ -159,16 +159,19 @@ class FitLoop:
         batches = self.stream.epoch(progress.epoch, first, more=progress.epoch + 1 < self.settings.num_epochs)
         self._live_from = (progress.step, self._watch.elapsed_s, 0.0)
         for batch, (inputs, targets) in self._feed(batches):
-            loss += trainer.step(inputs, targets, batch.global_rows, self.done)
-            if progress.step % SYNC_STEPS == 0:
-                self._agree(loss)
-            if self.done >= 1:
-                break
+            # Before the step: behind the last one an epoch is over, and its entry belongs to it.
             if self.rank == 0 and self._watch.elapsed_s - self._saved_s > self.settings.checkpoint_interval_s:
                 self.save()
             if self.hooks.should_stop is not None and self.hooks.should_stop():
                 self.save()
                 raise KeyboardInterrupt
+            loss += trainer.step(inputs, targets, batch.global_rows, self.done)
+            if progress.step % SYNC_STEPS == 0:
+                self._agree(loss)
+            elif self.world_size == 1:
+                self._clock = self._watch.elapsed_s
+            if self.done >= 1:
+                break
         num_batches = progress.step_in_epoch - first
         progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
         entry = self._entry(loss, num_batches, self._watch.elapsed_s - begun_s)
@@ -199,7 +202,8 @@ class FitLoop:
         if self.hooks.is_preempted is not None and self._clock - self._asked_s >= PREEMPTION_INTERVAL_S:
             self._asked_s = self._clock
             is_preempted = self.hooks.is_preempted()
-            if is_preempted and not self._has_saved_for_preemption and self.rank == 0:
+            is_between = self.trainer.progress.step_in_epoch < self.stream.num_batches
+            if is_preempted and is_between and not self._has_saved_for_preemption and self.rank == 0:
                 self.save()
             self._has_saved_for_preemption = is_preempted
 

@@ -6,8 +6,11 @@ import json
 import math
 from collections.abc import Mapping
 
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
+
+from sfg_dist.errors import TrainingError
 
 BEST_WEIGHTS_NAME, BEST_NAME = "best.safetensors", "best.json"
 BEST_FILES = (BEST_WEIGHTS_NAME, BEST_NAME)
@@ -52,8 +55,17 @@ class EarlyStopping:
         }
 
     def load_files(self, files: Mapping[str, bytes], device: str = "cpu") -> None:
-        """Take up what ``state_files`` gave; files that lack it leave it as it is."""
-        if all(name in files for name in BEST_FILES):
+        """Take up what ``state_files`` gave; files that lack it leave it as it is.
+
+        Raises:
+            TrainingError: they are torn, or one of the two is missing.
+        """
+        if not any(name in files for name in BEST_FILES):
+            return
+        try:
             best = json.loads(files[BEST_NAME])
-            self.weights = {name: tensor.to(device) for name, tensor in load(files[BEST_WEIGHTS_NAME]).items()}
+            weights = load(files[BEST_WEIGHTS_NAME])
             self.epoch, self.loss = int(best["epoch"]), float(best["loss"])
+        except (ValueError, KeyError, SafetensorError) as error:
+            raise TrainingError(f"the best weights beside a checkpoint cannot be read ({error})") from error
+        self.weights = {name: tensor.to(device) for name, tensor in weights.items()}

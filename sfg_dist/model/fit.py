@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from sfg_dist.errors import TrainingError
 from sfg_dist.model.objective import Objective, loss_sum
 from sfg_dist.model.optimizers import OptimizerName, make_optimizers
+from sfg_dist.model.precision import has_bfloat16
 from sfg_dist.plan import Stream, random_generator
 
 WARMUP_STEPS = 100
@@ -74,7 +75,7 @@ class Trainer:
         parallel: the network as data-parallel training wraps it, when it does; gradients are taken through it.
         world_size: number of ranks whose gradients are averaged.
         rank: this rank.
-        seed: of the noise, which follows from (seed, rank, step).
+        seed: of the noise, which follows from (seed, rank, step): the same for one number of ranks only.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class Trainer:
         self.schedule = schedule
         self.ema_decay = ema_decay
         self.clip_norm = clip_norm
-        self.bfloat16 = precision == "bfloat16" or (precision == "auto" and _has_bfloat16(self.device))
+        self.bfloat16 = precision == "bfloat16" or (precision == "auto" and has_bfloat16(self.device))
         self.optimizers = make_optimizers(model, optimizer, learning_rate=learning_rate, weight_decay=weight_decay)
         self.average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         self.progress = Progress()
@@ -130,9 +131,8 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.zero_grad(set_to_none=True)
-        noise = random_generator(self.seed, Stream.TRAIN_NOISE, (self.rank << 40) | self.progress.step)
         with self._autocast():
-            loss = self._loss_sum(self.parallel, y, x, noise) / global_rows
+            loss = self._loss_sum(self.parallel, y, x, (self.rank << 40) | self.progress.step) / global_rows
         (loss * self.world_size).backward()
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
@@ -148,8 +148,11 @@ class Trainer:
         """The learning rate of the last step."""
         return float(self.optimizers[0].param_groups[0]["lr"])
 
-    def _loss_sum(self, network: nn.Module, y: Tensor, x: Tensor, noise: np.random.Generator) -> Tensor:
-        generator = torch.Generator().manual_seed(int(noise.integers(2**63))) if self.num_noise else None
+    def _loss_sum(self, network: nn.Module, y: Tensor, x: Tensor, index: int) -> Tensor:
+        generator = None
+        if self.num_noise:
+            drawn = random_generator(self.seed, Stream.TRAIN_NOISE, index).integers(2**63)
+            generator = torch.Generator().manual_seed(int(drawn))
         return loss_sum(self.objective, network, y, x, num_noise=self.num_noise, generator=generator)
 
     def _scheduled_rate(self, done: float) -> float:
@@ -165,12 +168,11 @@ class Trainer:
         if not len(latents):
             return math.nan
         total = 0.0
-        noise = random_generator(self.seed, Stream.TRAIN_NOISE, 1 << 55)
         with self.averaged_weights(), torch.inference_mode():
             for first in range(0, len(latents), 8192):
                 y = self._to_device(latents[first : first + 8192])
                 x = self._to_device(labels[first : first + 8192])[:, : self.num_targets]
-                total += float(self._loss_sum(self.model, y, x, noise))
+                total += float(self._loss_sum(self.model, y, x, (1 << 55) | first))
         return total / len(latents)
 
     @contextlib.contextmanager
@@ -240,14 +242,6 @@ class Trainer:
             names = list(self.average)
             state = self.model.state_dict()
             torch._foreach_lerp_([self.average[name] for name in names], [state[name] for name in names], 1 - decay)
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    """Whether matrix products of bfloat16 have units of their own: a GPU's, or a CPU's tiles (AMX)."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    capabilities = getattr(torch.cpu, "get_capabilities", None)  # younger than the oldest torch that is supported
-    return bool(capabilities is not None and capabilities().get("amx_bf16"))
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -130,8 +130,9 @@ class EncoderTrainer:
             loss = self._likelihood(generator) + PAIR_WEIGHT * self._imitation(generator, PAIR_ROWS)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self._parameters, MAX_GRADIENT_NORM, foreach=True)
-        self.optimizer.step()
+        norm = nn.utils.clip_grad_norm_(self._parameters, MAX_GRADIENT_NORM, foreach=True)
+        if bool(torch.isfinite(norm)):  # a singular Jacobian among the rows has no gradient: its batch moves nothing
+            self.optimizer.step()
         progress.step += 1
         decay = min(EMA_DECAY, (1 + progress.step) / (10 + progress.step))
         with torch.no_grad():
@@ -183,7 +184,10 @@ class EncoderTrainer:
             "elapsed_s": round(self.progress.elapsed_s, 3),
         }
         if not math.isfinite(loss):
-            raise TrainingError("the encoder's fit left the floating-point range")
+            raise TrainingError(
+                "the encoder's fit left the floating-point range: take a smaller train.encoder_width, or set "
+                "train.encoder = false; the generator's own fit is kept"
+            )
         self.progress.history.append(entry)
         score = entry["log_likelihood"] - math.log(entry["mass"])
         if score >= self.progress.best:  # not so where a determinant is exactly zero

@@ -59,7 +59,8 @@ def loss_sum(
         return (predicted.float() - labels).square().sum() / dim
     if not num_noise:
         raise ValueError('objective = "energy" needs a network with columns of noise')
-    draws = network(with_noise(inputs.repeat(NUM_DRAWS, 1), num_noise, generator)).float().view(-1, num_rows, dim)
+    repeated = with_noise(inputs.repeat(NUM_DRAWS, 1), num_noise, generator)
+    draws = network(repeated).float().view(NUM_DRAWS, num_rows, dim)
     distance = _norms(draws - labels).sum() / NUM_DRAWS
     spread = _norms(draws[0] - draws[1]).sum()
     return (distance - 0.5 * spread) / dim**0.5

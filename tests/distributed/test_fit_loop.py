@@ -82,6 +82,29 @@ def test_a_stopped_fit_with_patience_ends_as_an_undisturbed_one(url, tmp_path, m
     resumed, resumed_history = fit_inline(url, tmp_path / "cut", settings)
     assert torch.equal(weights(resumed), weights(whole))
     assert [entry["epoch"] for entry in resumed_history] == [entry["epoch"] for entry in history]
+    assert all(entry["train_loss"] > 0 and entry["rows_per_s"] > 0 for entry in resumed_history)
+
+
+def test_a_torn_copy_of_the_best_weights_sends_the_fit_one_checkpoint_back(url, tmp_path, monkeypatch):
+    ScriptedLosses(monkeypatch, LOSSES)
+    settings = make_settings(num_epochs=7, patience=3, checkpoint_interval_s=0.0)
+    whole, _ = fit_inline(url, tmp_path / "whole", settings)
+    saved = fit_loop.save_checkpoint
+
+    def save_and_stop(trainer, *arguments):
+        saved(trainer, *arguments)
+        if trainer.progress.step == 50:
+            raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_loop, "save_checkpoint", save_and_stop)
+        with pytest.raises(Stop):
+            fit_inline(url, tmp_path / "cut", settings)
+    torn = tmp_path / "cut" / "step_000000050" / "best.safetensors"
+    torn.write_bytes(torn.read_bytes()[:100])
+    with pytest.warns(UserWarning, match="going on from the one before"):
+        resumed, _ = fit_inline(url, tmp_path / "cut", settings)
+    assert torch.equal(weights(resumed), weights(whole))
 
 
 def test_a_long_epoch_says_how_far_it_is(url, tmp_path, monkeypatch):

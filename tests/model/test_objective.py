@@ -8,7 +8,7 @@ from sfg_dist.config import resolve_job
 from sfg_dist.errors import ConfigError
 from sfg_dist.model import MLP, Trainer
 from sfg_dist.model.objective import loss_sum, with_noise
-from sfg_dist.model.optimizers import make_optimizers
+from sfg_dist.model.optimizers import make_optimizers, orthogonal
 
 SPREAD = 0.5
 
@@ -69,11 +69,36 @@ def test_job_whose_objective_and_noise_do_not_fit_is_refused(objective: str, num
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_every_weight_has_one_optimizer(name: str) -> None:
-    network = MLP(3, width=64, depth=2)
+    network = MLP(40, width=64, depth=2)
     optimizers = make_optimizers(network, name, learning_rate=1e-3, weight_decay=0.1)
     held = [id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in network.parameters())
-    assert len(optimizers) == (2 if name == "muon" else 1)
+    if name == "muon":
+        inner = {id(p) for block in network.hidden[1:3] for p in (block.expand.weight, block.project.weight)}
+        assert {id(p) for p in optimizers[1].param_groups[0]["params"]} == inner
+    else:
+        assert len(optimizers) == 1
+
+
+@pytest.mark.parametrize("shape", [(3, 40, 40), (2, 64, 24), (2, 24, 64)])
+def test_a_muon_step_is_about_the_nearest_orthogonal_matrix(shape) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, s, v = torch.linalg.svd(matrices, full_matrices=False)
+    inner = u.mT @ orthogonal(matrices) @ v.mT
+    values = torch.diagonal(inner, dim1=1, dim2=2)
+    # Diagonal in the basis of the singular vectors, and near one wherever the singular value is not tiny.
+    assert float((inner - torch.diag_embed(values)).abs().max()) < 0.03
+    assert float(values[s > 0.05 * s.amax(1, keepdim=True)].min()) > 0.6
+    assert float(values.max()) < 1.3
+
+
+def test_energy_score_of_no_rows_is_zero_and_has_a_gradient() -> None:
+    network = MLP(2, width=8, depth=1, num_noise=2)
+    rows = torch.zeros(0, 2)
+    total = loss_sum("energy", network, rows, rows, num_noise=2, generator=torch.Generator().manual_seed(0))
+    total.backward()
+    assert total.item() == 0
+    assert all(p.grad is None or not p.grad.any() for p in network.parameters())
 
 
 @pytest.mark.parametrize(("objective", "num_noise"), [("mse", 0), ("energy", 2)])

@@ -120,7 +120,7 @@ def sample(
     num: Annotated[
         float | None, typer.Option("-n", "--num", help="Rows to draw, 1000 if not given; 1e9 is fine.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the latents.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the latents.")] = 0,
     start: Annotated[
         float, typer.Option("--start", help="First row; row i is the same whatever part of the rows is drawn.")
     ] = 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -134,6 +135,8 @@ def _given(assignments: list[str] | None) -> Any:
     values = {}
     for assignment in assignments or ():
         name, equals, text = assignment.rpartition("=")
+        if name in values:
+            raise ConfigError(f"--given {assignment}: {name} is given twice")
         try:
             values[name] = float(text)
         except ValueError:
@@ -158,8 +161,9 @@ def _read_conditions(path: str, names: tuple[str, ...], given: Any, num: float |
 
 
 def _whole(option: str, value: float) -> int:
-    if value < 0 or value != int(value):
-        raise ConfigError(f"{option} must be a whole number of rows, got {value}")
+    # Beyond 2^53 a float is not the number that was typed.
+    if not math.isfinite(value) or not 0 <= value <= 2**53 or value != int(value):
+        raise ConfigError(f"{option} must be a whole number of rows, at most 2^53, got {value}")
     return int(value)
 
 

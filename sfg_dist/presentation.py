@@ -213,7 +213,7 @@ def _notes(report: Mapping[str, Any], latents: str | None, condition: tuple[str,
         notes.append(f"Ties in {listed(names, limit=8)} {what}.")
     if condition:
         notes.append(
-            f"Samples are drawn for the held-out rows' own {listed(condition, limit=8)}, and compared with those rows "
+            f"Samples are drawn for the validation rows' {listed(condition, limit=8)}, and compared with the test rows "
             f"in all columns together; labels have the training rows'. A conditional generator is not calibrated."
         )
     if latents is not None:

@@ -76,6 +76,7 @@ def test_run_ends_by_naming_the_report_and_leaves_what_it_promises(finished):
         "metrics.json",
         "report.html",
         "events.jsonl",
+        "tensorboard",
     }
     metrics = json.loads((directory / "runs" / "job" / "metrics.json").read_text())
     assert set(metrics) == {"floor", "labels", "samples", "label_error", "time_s"}

@@ -73,17 +73,18 @@ def test_pairs_hold_conditions_of_training_rows_in_latents_and_labels(finished):
 def test_figures_are_joint_and_the_report_says_what_is_given(finished):
     directory, metrics = finished
     assert metrics["samples"]["ks_mean"] < 0.06
-    assert metrics["samples"]["correlation_error"] < 0.06
+    # Rows of their own on both sides: three standard errors of a correlation's difference between 1000 and 1000 rows.
+    assert metrics["samples"]["correlation_error"] < 3 * (2 / 1000) ** 0.5
     assert metrics["samples"]["kl"] < metrics["floor"]["kl"] + 0.1
     assert metrics["label_error"]["median"] < 1e-2
     page = (directory / "report.html").read_text()
     assert "the 400 nearest rows" in page
-    assert "compared with those rows in all columns together" in page
+    assert "compared with the test rows in all columns together" in page
     import zarr
 
     samples = zarr.open_group(str(directory / "samples.zarr"), mode="r")["X"][...]
     held_out = Pipeline(resolve_job(json.loads((directory / "model" / "generator.json").read_text())["job"])).prepared
-    np.testing.assert_array_equal(samples[:, 1], held_out.test[:1000, 1])
+    np.testing.assert_array_equal(samples[:, 1], held_out.validation[:1000, 1])
 
 
 def test_the_graph_takes_conditions(finished):

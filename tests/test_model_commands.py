@@ -52,7 +52,11 @@ def test_shares_of_a_table_and_a_start(model, tmp_path, name):
     ("words", "message"),
     [
         ({"num": 1.5}, "-n must be a whole number"),
+        ({"num": float("nan")}, "-n must be a whole number"),
+        ({"num": float("inf")}, "-n must be a whole number"),
         ({"start": -1}, "--start must be a whole number"),
+        ({"start": 1e19}, "--start must be a whole number"),
+        ({"given": ["a=1", "a=2"]}, "a is given twice"),
         ({"share": "5/4"}, "--share 5/4: expected K/M"),
         ({"share": "half"}, "--share half: expected K/M"),
         ({"given": ["a=1"]}, "trained without data.condition"),

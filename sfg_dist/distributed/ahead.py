@@ -174,7 +174,13 @@ class _Committed:
 
 @contextlib.contextmanager
 def training_ahead(
-    executor: str, url: str, checkpoints: Place, settings: FitSettings, *, on_live: Report | None = None
+    executor: str,
+    url: str,
+    checkpoints: Place,
+    settings: FitSettings,
+    *,
+    label_actor: Mapping[str, float] | None = None,
+    on_live: Report | None = None,
 ) -> Iterator[dict[str, float]]:
     """Within, a worker trains on what is committed; it has written its checkpoint and ended when this is left.
 
@@ -185,6 +191,7 @@ def training_ahead(
         url: the store.
         checkpoints: of the fit that will go on from here.
         settings: the fit's.
+        label_actor: the CPUs and GPUs that an actor of the labels needs, and that are left to one at least.
         on_live: called every few seconds with how far it is.
 
     Yields:
@@ -192,7 +199,9 @@ def training_ahead(
     """
     clear_foreign(checkpoints, settings, open_pairs(url).plan.run_id)
     task = {"url": absolute_url(url), "checkpoints": absolute_url(checkpoints), "settings": asdict(settings)}
-    worker: _Process | _Actor = _Process(task, on_live) if executor == "inline" else _Actor(task, on_live)
+    worker: _Process | _Actor = (
+        _Process(task, on_live) if executor == "inline" else _Actor(task, label_actor or {}, on_live)
+    )
     try:
         yield worker.resources
     finally:
@@ -203,6 +212,26 @@ def training_ahead(
                 f"checkpoint, if any",
                 stacklevel=3,
             )
+
+
+def held_resources(
+    available: Mapping[str, float], num_threads: int | None, label_actor: Mapping[str, float]
+) -> dict[str, float]:
+    """What the actor holds for itself: nothing that would leave less than an actor of the labels needs.
+
+    Args:
+        available: of the cluster.
+        num_threads: that the fit asks for; None takes a quarter of the CPUs.
+        label_actor: what one actor of the labels needs.
+    """
+    wanted = {
+        "CPU": float(num_threads or max(1, int(available.get("CPU", 1)) // 4)),
+        "GPU": float(available.get("GPU", 0) >= 2),
+    }
+    return {
+        name: amount if available.get(name, 0.0) - amount >= max(1.0, label_actor.get(name, 0.0)) else 0.0
+        for name, amount in wanted.items()
+    }
 
 
 class _Process:
@@ -289,14 +318,17 @@ class _Worker:
 class _Actor:
     """The worker as an actor of the running Ray session; it ends with this process."""
 
-    def __init__(self, task: Mapping[str, Any], on_live: Report | None) -> None:
+    def __init__(self, task: Mapping[str, Any], label_actor: Mapping[str, float], on_live: Report | None) -> None:
         import ray
 
-        available = ray.cluster_resources()
-        cpus = task["settings"]["num_threads"] or max(1, int(available.get("CPU", 1)) // 4)
-        self.resources = {"CPU": float(cpus), "GPU": float(available.get("GPU", 0) >= 2)}
+        self.resources = held_resources(ray.cluster_resources(), task["settings"]["num_threads"], label_actor)
+        cpus = int(self.resources["CPU"]) or 1  # without one of its own it shares one, on one thread
         self.failure = ""
-        options = {"num_cpus": cpus, "num_gpus": self.resources["GPU"], "max_concurrency": 3}
+        options = {
+            "num_cpus": self.resources["CPU"],
+            "num_gpus": self.resources["GPU"],
+            "max_concurrency": 3,
+        }
         remote_class: Any = ray.remote(_Worker)
         self._worker = remote_class.options(**options).remote()
         device = None if self.resources["GPU"] else "cpu"

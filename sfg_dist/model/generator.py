@@ -259,6 +259,8 @@ class Generator:
         return values.numpy() - np.log(mass.value) + self.transform.log_det_jacobian(rows, noise=noise)
 
     def _require_encoder(self) -> tuple[Encoder, Mass]:
+        if self.condition:
+            raise TrainingError("a generator with data.condition has no encoder, and so no likelihood")
         if self.encoder is None or self.mass is None:
             raise TrainingError(
                 "this generator has no encoder: set train.encoder = true in its job and run `sfg train` again"

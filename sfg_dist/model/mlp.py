@@ -107,4 +107,4 @@ class MLP(nn.Module):
 def predict(model: nn.Module, latents: Tensor, batch_size: int = 8192) -> Tensor:
     """The network on any number of rows, a batch at a time, without gradients."""
     with torch.inference_mode():
-        return torch.cat([model(part) for part in latents.split(batch_size)]) if len(latents) else latents.clone()
+        return torch.cat([model(part) for part in latents.split(batch_size)]) if len(latents) else model(latents)

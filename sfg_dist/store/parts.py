@@ -81,6 +81,7 @@ class PartedTable:
         self.location.write_many(self._objects(draw, missing, on_progress))
         there = self._there()
         if len(there) == self.num_parts:
+            self._sweep()
             self._mark({"source": self.source})
         return sum(map(self._size, there))
 
@@ -105,7 +106,9 @@ class PartedTable:
         if self.source in (found.get("source"), found.get("making")):
             return
         entries = list(self.location.list())
-        if entries and "columns" not in found:
+        # Not by its columns alone: others call an attribute that, and what is here is about to be removed.
+        is_samples = "columns" in found and any(state in found for state in ("source", "making", "removing"))
+        if entries and not is_samples:
             raise ConfigError(f"{self.location.url} holds something else than a table of samples: choose another place")
         if entries and is_shared:
             raise ConfigError(
@@ -117,7 +120,13 @@ class PartedTable:
             for entry in entries:
                 if entry.key != self._marker:
                     self.location.delete(entry.key)
+            self._sweep()
         self._mark({"making": self.source})
+
+    def _sweep(self) -> None:
+        """Remove what killed writers left half written: readers of a folder would take it for a part."""
+        for partial in self.location.partials():
+            self.location.remove_partial(partial)
 
     # What the two kinds do in their own way.
 

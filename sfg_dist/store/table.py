@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -71,14 +73,16 @@ def write_table(
 
     writers = {".parquet": _write_parquet, ".csv": _write_csv, ".npy": _write_npy}
     target = Path(place)
-    partial = target.with_name(f".{target.stem}.partial{suffix}")
+    partial = target.with_name(f".{target.stem}.{os.getpid()}.partial{suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         writers[suffix](partial, columns, told())
         partial.replace(target)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise StoreError(f"cannot write {path}: {reason_of(error)}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
     return num_rows
 
 

@@ -14,7 +14,7 @@ from test_training import make_settings, weights
 
 from sfg_dist.distributed import ahead, checkpoints
 from sfg_dist.distributed.actors import label_with_actors
-from sfg_dist.distributed.ahead import train_ahead, training_ahead
+from sfg_dist.distributed.ahead import held_resources, train_ahead, training_ahead
 from sfg_dist.distributed.inline import label_inline
 from sfg_dist.distributed.training import fit_inline
 from sfg_dist.model.fit import Trainer
@@ -184,7 +184,7 @@ def test_an_actor_trains_ahead_and_labels_leave_it_its_resources(ray_cluster, pa
 def test_a_run_killed_while_it_overlaps_goes_on(make_job, tmp_path):
     keys = {"width": 16, "depth": 1, "num_epochs": 2, "batch_size": 64, "checkpoint_interval_s": 0.01}
     job = make_job(
-        labels={"num_pairs": 60_000, "shard_rows": 1024, "batch_size": 1024, "num_evaluations": 22},
+        labels={"num_pairs": 60_000, "shard_rows": 1024, "batch_size": 1024, "num_evaluations": 160},
         train=keys, evaluate={"num_samples": 100, "metrics": ["sliced_wasserstein"]},
     )  # fmt: skip
     path, place = tmp_path / "job.toml", Path(job.output.dir) / "checkpoints"
@@ -207,3 +207,19 @@ def test_a_run_killed_while_it_overlaps_goes_on(make_job, tmp_path):
     per_epoch = epochs[1]["step"] - epochs[0]["step"]
     assert per_epoch == -(-57_000 // 64)
     assert epochs[0]["step"] - per_epoch >= step  # what was learnt ahead, by both attempts
+
+
+@pytest.mark.parametrize(
+    ("available", "num_threads", "label_actor", "held"),
+    [
+        ({"CPU": 8.0}, None, {"CPU": 1}, {"CPU": 2.0, "GPU": 0.0}),
+        ({"CPU": 8.0}, None, {"CPU": 8}, {"CPU": 0.0, "GPU": 0.0}),
+        ({"CPU": 1.0}, None, {"CPU": 1}, {"CPU": 0.0, "GPU": 0.0}),
+        ({"CPU": 8.0}, 4, {"CPU": 4}, {"CPU": 4.0, "GPU": 0.0}),
+        ({"CPU": 8.0, "GPU": 2.0}, None, {"CPU": 1, "GPU": 1.0}, {"CPU": 2.0, "GPU": 1.0}),
+        ({"CPU": 8.0, "GPU": 2.0}, None, {"CPU": 1, "GPU": 2.0}, {"CPU": 2.0, "GPU": 0.0}),
+        ({"CPU": 8.0, "GPU": 1.0}, None, {"CPU": 1, "GPU": 1.0}, {"CPU": 2.0, "GPU": 0.0}),
+    ],
+)
+def test_training_ahead_leaves_an_actor_of_the_labels_what_it_needs(available, num_threads, label_actor, held):
+    assert held_resources(available, num_threads, label_actor) == held

@@ -128,6 +128,25 @@ def test_what_is_no_table_of_samples_is_left_alone(place, suffix):
     assert [entry.key for entry in location.list()] == ["precious.txt"]
 
 
+def test_a_users_own_group_is_no_table_of_samples_for_naming_its_columns(tmp_path):
+    group = zarr.open_group(f"{tmp_path}/mine.zarr", mode="w")
+    group.create_array("precious", data=np.arange(5))
+    group.attrs["columns"] = ["a", "b", "c d"]
+    with pytest.raises(ConfigError, match="something else than a table of samples"):
+        write_table(f"{tmp_path}/mine.zarr", COLUMNS, 10, Drawing(), source="one")
+    assert zarr.open_group(f"{tmp_path}/mine.zarr", mode="r")["precious"][...].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_what_a_killed_writer_left_half_written_is_no_part_of_a_finished_folder(small_parts, tmp_path):
+    path = f"{tmp_path}/rows.parquet/"
+    with pytest.raises(RuntimeError, match="killed"):
+        write_table(path, COLUMNS, 1000, Drawing(fails_at=600), source="one")
+    (tmp_path / "rows.parquet" / "part-000004.parquet#1").write_bytes(b"junk")
+    write_table(path, COLUMNS, 1000, Drawing(), source="one")
+    assert parquet.read_table(path).num_rows == 1000
+    assert not list((tmp_path / "rows.parquet").glob("*#*"))
+
+
 def test_a_torn_chunk_is_made_again(small_parts, tmp_path):
     path = tmp_path / "rows.zarr"
     with pytest.raises(RuntimeError, match="killed"):
@@ -156,6 +175,7 @@ def test_a_file_replaces_an_older_one_once_it_is_whole(tmp_path, suffix):
     with pytest.raises(RuntimeError, match="killed"):
         write_table(path, COLUMNS, 1000, Drawing(-ROWS, fails_at=600), source="two")
     assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
     write_table(path, COLUMNS, 1000, Drawing(-ROWS), source="two")
     assert path.read_bytes() != before
     assert [file.name for file in tmp_path.iterdir()] == [path.name]

@@ -184,7 +184,7 @@ def test_an_actor_trains_ahead_and_labels_leave_it_its_resources(ray_cluster, pa
 def test_a_run_killed_while_it_overlaps_goes_on(make_job, tmp_path):
     keys = {"width": 16, "depth": 1, "num_epochs": 2, "batch_size": 64, "checkpoint_interval_s": 0.01}
     job = make_job(
-        labels={"num_pairs": 60_000, "shard_rows": 1024, "batch_size": 1024, "num_evaluations": 160},
+        labels={"num_pairs": 60_000, "shard_rows": 1024, "batch_size": 1024, "num_evaluations": 64},
         train=keys, evaluate={"num_samples": 100, "metrics": ["sliced_wasserstein"]},
     )  # fmt: skip
     path, place = tmp_path / "job.toml", Path(job.output.dir) / "checkpoints"

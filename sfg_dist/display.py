@@ -26,7 +26,7 @@ class Display:
         self._as_json = as_json
         self._progress: Any = None
         self._task: Any = None
-        self._last_line = self._last_ahead = 0.0
+        self._last_line = self._last_printed = 0.0
         self._checked_at: float | None = None
         self._rows = 0
         self._workers: set[str] = set()
@@ -175,9 +175,7 @@ class Display:
         self._advance(position, line, event)
 
     def _on_ahead(self, event: Mapping[str, Any]) -> None:
-        # Beside the bar of the labels, so a line of its own, and not often.
-        if event["time"] - self._last_ahead >= 10:
-            self._last_ahead = event["time"]
+        if self._is_time_for_a_line(event):  # beside the bar of the labels, so a line of its own
             self._print(
                 f"train: ahead of the labels on {event['rows']:,} pairs, step {event['step']:,}, "
                 f"loss {event['train_loss']:.4f}, {event['rows_per_s']:,.0f} rows/s"
@@ -190,10 +188,18 @@ class Display:
         self._print(f"train: goes on from {event['checkpoint']}")
 
     def _on_encoder(self, event: Mapping[str, Any]) -> None:
-        self._print(
-            f"train: encoder, {event['step']:,} steps, log-likelihood {event['log_likelihood']:.3f} in the flow's "
-            f"coordinates at a mass of {event['mass']:.3f}"
-        )
+        if self._is_time_for_a_line(event):
+            self._print(
+                f"train: encoder, {event['step']:,} steps, log-likelihood {event['log_likelihood']:.3f} in the flow's "
+                f"coordinates at a mass of {event['mass']:.3f}"
+            )
+
+    def _is_time_for_a_line(self, event: Mapping[str, Any]) -> bool:
+        """Whether the last such line is ten seconds old; this one then counts as the last."""
+        if event["time"] - self._last_printed < 10:
+            return False
+        self._last_printed = event["time"]
+        return True
 
     def _on_measured(self, event: Mapping[str, Any]) -> None:
         auc = event.get("c2st_auc")

@@ -155,7 +155,7 @@ def loss_curve(history: Sequence[Mapping[str, Any]]) -> Figure | None:
         marker = "o" if len(kept) <= 30 else None
         axes.plot(kept[:, 0], kept[:, 1], color=color, label=name, linewidth=1.6, marker=marker, markersize=3.5)
     axes.set_yscale("log")
-    style_axes(axes, x_label="epoch", y_label="mean squared error")
+    style_axes(axes, x_label="epoch", y_label="loss")
     _label_log_axis(axes, np.concatenate([kept[:, 1] for kept, _, _ in curves]))
     axes.grid(axis="y", which="both", color="#e8e8e8", linewidth=0.8)
     axes.legend(frameon=False, fontsize=9.5)

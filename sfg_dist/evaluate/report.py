@@ -255,7 +255,8 @@ def _likelihood_rows(figures: Mapping[str, Mapping[str, Any]]) -> list[dict[str,
             continue
         mean, error = (_figure(figures, name, key) for key in ("mean", "standard_error"))
         mass, mass_error = (_figure(figures, name, key) for key in ("mass", "mass_error"))
-        said = "1, exactly" if mass is None else f"{mass:.3f} \N{PLUS-MINUS SIGN} {mass_error or 0:.3f}"
+        known = "1, up to the solver" if name == "ode" else "1, exactly"
+        said = known if mass is None else f"{mass:.3f} \N{PLUS-MINUS SIGN} {mass_error or 0:.3f}"
         if not figures[name].get("mass_established", True):
             said += ", not established"
         rows.append(

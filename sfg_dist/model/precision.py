@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 
+@functools.cache  # asked at every step of the optimiser, and the CPU's answer is a table made anew
 def has_bfloat16(device: torch.device) -> bool:
     """Whether matrix products of bfloat16 have units of their own: a GPU's, or a CPU's tiles (AMX).
 

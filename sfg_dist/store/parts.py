@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -35,7 +36,7 @@ Progress = Callable[[int], None]
 """Told how many rows were made since it was last told."""
 
 
-class PartedTable:
+class PartedTable(ABC):
     """A table of samples that is, or will be, at a place.
 
     Args:
@@ -132,18 +133,18 @@ class PartedTable:
 
     _marker = ""
 
+    @abstractmethod
     def _state(self) -> dict[str, Any]:
         """What the table says of itself; empty where there is none."""
-        raise NotImplementedError
 
-    def _mark(self, state: dict[str, Any]) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _mark(self, state: dict[str, Any]) -> None: ...
 
-    def _key(self, part: int) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def _key(self, part: int) -> str: ...
 
-    def _encode(self, rows: NDArray[np.float64]) -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def _encode(self, rows: NDArray[np.float64]) -> bytes: ...
 
     def _there(self) -> set[int]:
         """The parts that are there."""

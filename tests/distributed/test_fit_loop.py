@@ -63,22 +63,27 @@ def test_without_patience_all_epochs_are_done_and_the_last_weights_count(url, tm
     assert all(torch.equal(tensor, script.averages[6][name]) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize("stop_at", [31, 50, 75])
-def test_a_stopped_fit_with_patience_ends_as_an_undisturbed_one(url, tmp_path, monkeypatch, stop_at):
-    ScriptedLosses(monkeypatch, LOSSES)
-    settings = make_settings(num_epochs=7, patience=3, checkpoint_interval_s=0.0)
-    whole, history = fit_inline(url, tmp_path / "whole", settings)
+def cut_at(monkeypatch, step, url, place, settings):
+    """A fit that ends as soon as its checkpoint of a step is written."""
     saved = fit_loop.save_checkpoint
 
     def save_and_stop(trainer, *arguments):
         saved(trainer, *arguments)
-        if trainer.progress.step == stop_at:
+        if trainer.progress.step == step:
             raise Stop
 
     with monkeypatch.context() as patch:
         patch.setattr(fit_loop, "save_checkpoint", save_and_stop)
         with pytest.raises(Stop):
-            fit_inline(url, tmp_path / "cut", settings)
+            fit_inline(url, place, settings)
+
+
+@pytest.mark.parametrize("stop_at", [31, 50, 75])
+def test_a_stopped_fit_with_patience_ends_as_an_undisturbed_one(url, tmp_path, monkeypatch, stop_at):
+    ScriptedLosses(monkeypatch, LOSSES)
+    settings = make_settings(num_epochs=7, patience=3, checkpoint_interval_s=0.0)
+    whole, history = fit_inline(url, tmp_path / "whole", settings)
+    cut_at(monkeypatch, stop_at, url, tmp_path / "cut", settings)
     resumed, resumed_history = fit_inline(url, tmp_path / "cut", settings)
     assert torch.equal(weights(resumed), weights(whole))
     assert [entry["epoch"] for entry in resumed_history] == [entry["epoch"] for entry in history]
@@ -89,17 +94,7 @@ def test_a_torn_copy_of_the_best_weights_sends_the_fit_one_checkpoint_back(url, 
     ScriptedLosses(monkeypatch, LOSSES)
     settings = make_settings(num_epochs=7, patience=3, checkpoint_interval_s=0.0)
     whole, _ = fit_inline(url, tmp_path / "whole", settings)
-    saved = fit_loop.save_checkpoint
-
-    def save_and_stop(trainer, *arguments):
-        saved(trainer, *arguments)
-        if trainer.progress.step == 50:
-            raise Stop
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fit_loop, "save_checkpoint", save_and_stop)
-        with pytest.raises(Stop):
-            fit_inline(url, tmp_path / "cut", settings)
+    cut_at(monkeypatch, 50, url, tmp_path / "cut", settings)
     torn = tmp_path / "cut" / "step_000000050" / "best.safetensors"
     torn.write_bytes(torn.read_bytes()[:100])
     with pytest.warns(UserWarning, match="going on from the one before"):

@@ -56,10 +56,10 @@ def weights(model):
 
 def test_the_fit_learns_and_its_history_is_whole(url, tmp_path):
     entries = []
-    _, history = fit_inline(url, tmp_path / "c", make_settings(num_epochs=12), on_epoch=entries.append)
+    _, history = fit_inline(url, tmp_path / "c", make_settings(num_epochs=24), on_epoch=entries.append)
     assert history == entries
-    assert [entry["epoch"] for entry in history] == list(range(1, 13))
-    assert history[-1]["step"] == 12 * 15  # 900 training rows in batches of 64
+    assert [entry["epoch"] for entry in history] == list(range(1, 25))
+    assert history[-1]["step"] == 24 * 15  # 900 training rows in batches of 64
     assert history[-1]["validation_loss"] < 0.5 * history[0]["validation_loss"]
     assert all(np.isfinite(list(entry.values())).all() for entry in history)
 

@@ -49,7 +49,7 @@ def _lines(document: Mapping[str, Any]) -> list[str]:
 def _show(event: Mapping[str, Any]) -> None:
     """One line an event, on stderr."""
     kind, method = event["event"], event.get("method")
-    if kind in ("cell_started", "cell_kept", "cell_step"):
+    if kind in ("cell_started", "cell_kept", "cell_step", "cell_failed"):
         method = f"{method}, seed {event['seed']}"
     lines = {
         "table": lambda: "data: " + ", ".join(f"{size:,} {part}" for part, size in event["split"].items()) + " rows",
@@ -61,6 +61,7 @@ def _show(event: Mapping[str, Any]) -> None:
         "selected": lambda: f"{method}: takes {_configuration(event)}",
         "cell_kept": lambda: f"{method}: done already",
         "cell_started": lambda: f"{method}: {event['max_time_s']:g} s",
+        "cell_failed": lambda: f"{method}: failed: {event['reason']}",
         "cell_step": lambda: f"{method}: {event['text']}",
         "cell_finished": lambda: (
             f"{method}, seed {event['seed']}: AUC {_number(event['c2st_auc'])}, "

@@ -159,8 +159,8 @@ class TrainConfig(_Section):
     objective: Literal["mse", "energy"] = "mse"
     num_noise: Annotated[int, BeforeValidator(_integral), Field(ge=0)] = 0
     optimizer: Literal["muon", "adamw"] = "muon"
-    batch_size: PositiveInt = 1024
-    learning_rate: PositiveFloat = 3e-3
+    batch_size: PositiveInt = 2048
+    learning_rate: PositiveFloat = 6e-3
     learning_rate_schedule: Literal["cosine", "stable_decay", "constant"] = "cosine"
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     num_epochs: PositiveInt = 50
@@ -179,8 +179,8 @@ class TrainConfig(_Section):
     encoder: bool = False
     encoder_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     encoder_steps: PositiveInt = 20_000
-    encoder_width: PositiveInt = 128
-    encoder_depth: PositiveInt = 2
+    encoder_width: PositiveInt = 256
+    encoder_depth: PositiveInt = 3
     seed: Seed = 0
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,15 +28,13 @@ from sfg_dist.plan import fingerprint
 from sfg_dist.planning import check_job, identity_of_keys
 from sfg_dist.presentation import report_content
 from sfg_dist.table_plan import frame_of, plan_of, prepare_table
+from sfg_dist.train_run import TrainHooks, fit_generator, fit_settings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sfg_dist.data import Prepared
-    from sfg_dist.distributed.checkpoints import FitSettings
-    from sfg_dist.model.encoder import Encoder
     from sfg_dist.model.generator import Generator
-    from sfg_dist.model.likelihood import Mass
     from sfg_dist.store import Frame, Pairs
 
 
@@ -130,17 +128,12 @@ class Pipeline(OutputDirectory):
             resume_from: go on from this checkpoint instead of the newest (see ``checkpoints.go_back_to``).
         """
         from sfg_dist.board import Board
-        from sfg_dist.data import Transform
-        from sfg_dist.distributed.checkpoints import go_back_to, has_checkpoint, is_finished, load_fitted, newest_step
-        from sfg_dist.distributed.training import fit_inline, fit_with_workers
-        from sfg_dist.model.calibrate import Calibration
-        from sfg_dist.model.generator import Generator
+        from sfg_dist.distributed.checkpoints import go_back_to, has_checkpoint, newest_step
 
         pairs = self._existing_store()
         pairs.require_complete()
-        job = self.job.train
-        settings = self._fit_settings()
-        url, checkpoints = absolute_url(self.pairs_url), absolute_url(self.checkpoints_url)
+        job, settings = self.job.train, fit_settings(self.job)
+        checkpoints = absolute_url(self.checkpoints_url)
         if resume_from is not None:
             self.emit("resumed_from", checkpoint=go_back_to(checkpoints, resume_from, settings, pairs.plan.run_id))
         fresh = not has_checkpoint(checkpoints, settings, pairs.plan.run_id)
@@ -158,56 +151,14 @@ class Pipeline(OutputDirectory):
                 self.tell("live", **entry)
                 board.live(entry)
 
-            if is_finished(checkpoints, settings, pairs.plan.run_id):
-                network, _ = load_fitted(checkpoints)
-            elif self.job.executor.kind == "inline":
-                network, _ = fit_inline(url, checkpoints, settings, on_epoch=on_epoch, on_live=on_live)
-            else:
-                self._need_ray()
-                workers: Any = job.num_workers if isinstance(job.num_workers, int) else tuple(job.num_workers)
-                network, _ = fit_with_workers(
-                    url, checkpoints, settings, num_workers=workers, on_epoch=on_epoch, on_live=on_live
-                )
-            encoder, mass = self._fit_encoder(url, checkpoints) if job.encoder else (None, None)
-            # Calibration takes samples to the law of the whole table, which for given conditions is another.
-            calibrates = job.calibrate and not pairs.plan.condition
-            calibration = Calibration.fit(network, pairs.reference, seed=job.seed) if calibrates else None
-            generator = Generator(
-                network,
-                Transform.from_arrays(*pairs.transform),
-                calibration,
-                job=self.job.model_dump(exclude_none=True),
-                condition=pairs.plan.condition,
-                encoder=encoder,
-                mass=mass,
-            )
+            def validation() -> NDArray[np.float32]:
+                return self.prepared.flow_rows("validation")
+
+            hooks = TrainHooks(self.emit, on_epoch, on_live, self._need_ray, validation)
+            generator = fit_generator(pairs, self.job, checkpoints, hooks)
             with self.writing("model"):
                 generator.save(self.model_url)
         return generator
-
-    def _fit_encoder(self, url: str, checkpoints: str) -> tuple[Encoder, Mass]:
-        """Fit the encoder to the pairs and the training rows; the validation rows choose among its weights."""
-        from sfg_dist.distributed.encoding import EncoderSettings, fit_encoder
-
-        job = self.job.train
-        settings = EncoderSettings(
-            width=job.encoder_width,
-            depth=job.encoder_depth,
-            num_steps=job.encoder_steps,
-            max_time_s=None if job.max_time_s is None else job.max_time_s * job.encoder_share,
-            checkpoint_interval_s=job.checkpoint_interval_s,
-            num_threads=job.num_threads,
-            seed=job.seed,
-        )
-        encoder, mass = fit_encoder(
-            url,
-            checkpoints,
-            settings,
-            self.prepared.flow_rows("validation"),
-            on_check=lambda entry: self.emit("encoder", **entry),
-        )
-        self.emit("mass", **asdict(mass))
-        return encoder, mass
 
     def sample(self) -> str:
         """Draw the samples that are evaluated."""
@@ -282,18 +233,6 @@ class Pipeline(OutputDirectory):
             replace(generator, metrics=metrics).save(self.model_url)
         self.emit("report", path=self.report_url)
         return metrics
-
-    def _fit_settings(self) -> FitSettings:
-        from sfg_dist.distributed.checkpoints import FitSettings
-
-        job = self.job.train
-        settings = FitSettings(
-            network=job.model_dump(include={"width", "depth", "block", "activation", "linear_skip", "num_noise"}),
-            **job.model_dump(include={field.name for field in fields(FitSettings)} - {"network"}),
-        )
-        if job.encoder and job.max_time_s is not None:
-            settings = replace(settings, max_time_s=job.max_time_s * (1 - job.encoder_share))
-        return settings
 
     # What the stages share.
 
@@ -421,7 +360,7 @@ class Pipeline(OutputDirectory):
                     self.job.executor.kind,
                     absolute_url(self.pairs_url),
                     absolute_url(self.checkpoints_url),
-                    self._fit_settings(),
+                    fit_settings(self.job),
                     label_actor={
                         "CPU": self.job.labels.num_threads,
                         "GPU": self.job.executor.num_gpus_per_actor or 1.0,

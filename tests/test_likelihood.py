@@ -1,13 +1,20 @@
 """The encoder as a part of a run: trained, saved, resumed, judged and shown."""
 
+import time
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
 import sfg_dist
 from sfg_dist.distributed import encoding
+from sfg_dist.distributed.encoder_process import encoder_beside
 from sfg_dist.distributed.encoding import EncoderSettings, fit_encoder
+from sfg_dist.errors import TrainingError
 from sfg_dist.model.encoder import Encoder
 from sfg_dist.pipeline import Pipeline
+from sfg_dist.train_run import encoder_settings, fit_settings
 
 TRAIN = {"encoder": True, "encoder_steps": 1200, "encoder_width": 48, "num_epochs": 40, "width": 48}
 
@@ -109,24 +116,76 @@ def test_a_stopped_encoder_goes_on_from_its_checkpoint(make_job, tmp_path, monke
         assert np.array_equal(tensor, resumed.state_dict()[name]), name
 
 
-def test_the_time_limit_is_shared(make_job, monkeypatch):
-    from sfg_dist.distributed import training
+@pytest.mark.parametrize(
+    ("threads", "device", "kind", "generator", "encoder"),
+    [
+        (1, "cpu", "inline", (6.0, 1), (2.0, 1)),
+        (4, "cpu", "ray", (6.0, 4), (2.0, 4)),
+        (4, "cuda", "inline", (6.0, 4), (2.0, 4)),
+        (5, "cpu", "inline", (8.0, 3), (8.0, 2)),  # at once, on threads of their own
+    ],
+)
+def test_the_fits_share_the_time_or_the_threads(make_job, monkeypatch, threads, device, kind, generator, encoder):
+    monkeypatch.setattr("sfg_dist.distributed.labeler.default_device", lambda: torch.device(device))
+    keys = {"encoder": True, "encoder_share": 0.25, "max_time_s": 8.0, "num_threads": threads}
+    job = make_job(train=keys, executor={"kind": kind})
+    assert tuple(getattr(fit_settings(job), name) for name in ("max_time_s", "num_threads")) == generator
+    assert tuple(getattr(encoder_settings(job), name) for name in ("max_time_s", "num_threads")) == encoder
 
-    job = make_job(train={"encoder": True, "encoder_share": 0.25, "max_time_s": 8.0, "encoder_steps": 5})
-    Pipeline(job).label()
-    limits = {}
-    inline = training.fit_inline
-    fit = encoding.fit_encoder
 
-    def fit_inline(url, checkpoints, settings, **others):
-        limits["generator"] = settings.max_time_s
-        return inline(url, checkpoints, settings, **others)
+def small_fit(make_job, **changed):
+    pairs = Pipeline(make_job()).label()
+    keys = {"width": 16, "depth": 1, "num_steps": 60, "max_time_s": None, "checkpoint_interval_s": 0.0}
+    settings = EncoderSettings(**(keys | {"num_threads": 1, "seed": 0} | changed))
+    return pairs, settings, np.zeros((0, 2), np.float32)
 
-    def fit_the_encoder(url, checkpoints, settings, *others, **named):
-        limits["encoder"] = settings.max_time_s
-        return fit(url, checkpoints, settings, *others, **named)
 
-    monkeypatch.setattr(training, "fit_inline", fit_inline)
-    monkeypatch.setattr(encoding, "fit_encoder", fit_the_encoder)
-    Pipeline(job).train()
-    assert limits == {"generator": 6.0, "encoder": 2.0}
+def test_a_fit_in_another_process_is_the_same_fit(make_job, tmp_path):
+    pairs, settings, validation = small_fit(make_job)
+    alone, mass = fit_encoder(pairs.location.url, tmp_path / "alone", settings, validation)
+    told = []
+    with encoder_beside(pairs.location.url, tmp_path / "beside", settings, validation, on_check=told.append) as beside:
+        encoder, same_mass = beside.wait()
+    assert [entry["step"] for entry in told] == [5 * check for check in range(1, 13)]
+    assert same_mass == mass
+    for name, tensor in alone.state_dict().items():
+        assert torch.equal(tensor, encoder.state_dict()[name]), name
+
+
+def test_a_process_that_is_killed_says_so_and_the_fit_goes_on(make_job, tmp_path, monkeypatch):
+    pairs, settings, validation = small_fit(make_job, num_steps=1_000_000)
+    arguments = (pairs.location.url, tmp_path / "c", settings, validation)
+    with encoder_beside(*arguments, on_check=lambda entry: None) as beside:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "c" / encoding.STATE_NAME).exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        beside._process.kill()
+        with pytest.raises(TrainingError, match="the encoder's process ended"):
+            beside.wait()
+    step, steps = encoding.EncoderTrainer.step, []
+
+    def counted(self, done):
+        steps.append(done)
+        step(self, done)
+
+    monkeypatch.setattr(encoding.EncoderTrainer, "step", counted)
+    fit_encoder(*arguments[:2], replace(settings, num_steps=1000), validation)
+    assert len(steps) < 1000  # it did not begin anew
+
+
+def test_an_error_in_the_other_process_is_raised_here(make_job, tmp_path):
+    _, settings, validation = small_fit(make_job)
+    arguments = (str(tmp_path / "nowhere.zarr"), tmp_path / "c", settings, validation)
+    with (
+        encoder_beside(*arguments, on_check=lambda entry: None) as beside,
+        pytest.raises(TrainingError, match=r"nowhere\.zarr"),
+    ):
+        beside.wait()
+
+
+def test_the_other_process_ends_with_this_one(make_job, tmp_path):
+    pairs, settings, validation = small_fit(make_job, num_steps=1_000_000)
+    arguments = (pairs.location.url, tmp_path / "c", settings, validation)
+    with encoder_beside(*arguments, on_check=lambda entry: None) as beside:
+        beside._process.stdin.close()  # as the system does when a process is killed
+        assert beside._process.wait(60) == 1

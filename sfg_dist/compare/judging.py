@@ -13,7 +13,7 @@ from sfg_dist.data import Prepared
 from sfg_dist.errors import TrainingError
 from sfg_dist.evaluate import classifier_test, measure
 
-TIMED_ROWS = 4096
+TIMED_ROWS = 16_384
 TIMED_S = 2.0  # repetitions stop here
 MAX_REPEATS = 7
 

@@ -24,6 +24,7 @@ from sfg_dist.distributed.checkpoints import load_average
 from sfg_dist.errors import TrainingError
 from sfg_dist.flow import label_latents
 from sfg_dist.model import MLP, Calibration, Generator
+from sfg_dist.model.pair_maps import PairMaps
 from sfg_dist.output import Listener
 from sfg_dist.pipeline import Pipeline
 
@@ -191,6 +192,10 @@ def _compile_kernels(job: Job, prepared: Prepared) -> None:
     rows = job.labels.num_reference if job.labels.estimator == "minibatch" else COMPILED_ROWS
     latents = np.zeros((8, reference.shape[1]), dtype=np.float32)
     label_latents(latents, reference[:rows], tolerance=job.labels.tolerance)
+    if job.train.calibrate:
+        blurred = np.random.default_rng(0).standard_normal((8192, 2))
+        sharp = np.column_stack([blurred[:, 0], blurred.sum(axis=1)])
+        PairMaps.fit(blurred, blurred, sharp, max_maps=1)(blurred)
 
 
 def _calibration_time(job: Job, prepared: Prepared) -> float:

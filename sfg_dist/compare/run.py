@@ -123,10 +123,19 @@ class Comparison(OutputDirectory):
             self.emit("table", **self.tables.any.report)
             selections = {kind.name: self._selection(kind) for kind in self.peers}
             found: dict[str, list[dict[str, Any]]] = {}
+            failures: list[str] = []
             for seed in range(keys.num_seeds):
                 for name, cell_keys, cell in self._cells(seed, selections):
-                    for row, entry in self._cell(name, seed, cell_keys, cell).items():
+                    try:
+                        entries = self._cell(name, seed, cell_keys, cell)
+                    except TrainingError as error:  # the others need not wait for it
+                        failures.append(f"{name}, seed {seed}: {error}")
+                        self.emit("cell_failed", method=name, seed=seed, reason=str(error))
+                        continue
+                    for row, entry in entries.items():
                         found.setdefault(row, []).append(entry)
+            if not found:
+                raise TrainingError(f"{'; '.join(failures)}; or leave it out of compare.methods")
             document = make_document(
                 found,
                 job=job,
@@ -135,7 +144,13 @@ class Comparison(OutputDirectory):
                 peers=self.peers,
                 facts=self._facts(),
             )
-        return self._write(document)
+            document = self._write(document)
+            if failures:
+                raise TrainingError(
+                    f"{'; '.join(failures)}; or leave it out of compare.methods. The rest is finished, and shown in "
+                    f"{self.url}/{FOLDER}/compare.html"
+                )
+        return document
 
     def _cells(self, seed: int, selections: Mapping[str, Selection]) -> Iterator[tuple[str, dict[str, Any], Cell]]:
         """Name, keys and work of each cell of a seed, in the order of compare.methods; other sizes of ours last."""
@@ -271,12 +286,7 @@ class Comparison(OutputDirectory):
         def on_step(text: str) -> None:
             self.emit("cell_step", method=name, seed=seed, text=text)
 
-        try:
-            found, tables = cell(on_step)
-        except TrainingError as error:
-            raise TrainingError(
-                f"{name}, seed {seed}: {error}; or leave it out of compare.methods: finished methods are kept"
-            ) from error
+        found, tables = cell(on_step)
         for entry in found.values():
             # Above the number of threads, others were at work on the machine.
             entry["load_average"] = [round(load_before, 2), round(os.getloadavg()[0], 2)]

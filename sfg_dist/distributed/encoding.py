@@ -21,10 +21,10 @@ from sfg_dist.distributed.labeler import default_device
 from sfg_dist.errors import StoreError, TrainingError
 from sfg_dist.model.encoder import Encoder
 from sfg_dist.model.fit import Stopwatch
-from sfg_dist.model.fit_encoder import NUM_CHECKS, EncoderTrainer
+from sfg_dist.model.fit_encoder import NUM_CHECKS, EncoderTrainer, load_finished
 from sfg_dist.model.likelihood import Mass
 from sfg_dist.objects import reason_of
-from sfg_dist.store import open_pairs, read_rows
+from sfg_dist.store import Pairs, open_pairs, read_rows
 
 STATE_NAME = "encoder.safetensors"
 MAX_NUMBERS = 2**25  # of the reference, and of latents and labels, that are held: 128 MiB each
@@ -62,6 +62,7 @@ def fit_encoder(
     validation: NDArray[np.float32],
     *,
     on_check: Callable[[dict[str, float]], None] | None = None,
+    begun_s: float = 0.0,
 ) -> tuple[Encoder, Mass]:
     """Fit an encoder to the pairs of a store and to its reference.
 
@@ -72,6 +73,7 @@ def fit_encoder(
         validation: rows of the data that no pair was made from, in the flow's coordinates; with fewer than
             MIN_VALIDATION_ROWS, a share of the reference takes their place.
         on_check: called with every entry of the history.
+        begun_s: of settings.max_time_s, what went before this call.
 
     Returns:
         The encoder with its best weights, and the mass of its density.
@@ -80,19 +82,25 @@ def fit_encoder(
         TrainingError: the fit diverged, or a checkpoint cannot be written.
         StoreError: the pairs cannot be read.
     """
-    started = time.monotonic()
+    started = time.monotonic() - begun_s
     pairs = open_pairs(url)
     pairs.require_complete()
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
     dim, num_pairs = pairs.plan.dim, pairs.plan.num_pairs
+    done = finished_encoder(pairs, checkpoints, settings)
+    if done is not None:
+        return done
+    torch.manual_seed(settings.seed)
+    encoder = Encoder(dim, width=settings.width, depth=settings.depth).to(default_device())
+    identity, limits = _identity(pairs, settings), [settings.num_steps, settings.max_time_s]
+    location = open_checkpoints(checkpoints)
+    content = location.read(STATE_NAME)
     held = max(1, MAX_NUMBERS // dim)
     reference = pairs.reference_rows(0, min(held, pairs.num_reference))
     if len(validation) < MIN_VALIDATION_ROWS:
         cut = len(reference) - max(1, round(HELD_OUT_SHARE * len(reference)))
         reference, validation = reference[:cut], reference[cut:]
-    torch.manual_seed(settings.seed)
-    encoder = Encoder(dim, width=settings.width, depth=settings.depth).to(default_device())
     trainer = EncoderTrainer(
         encoder,
         reference=reference,
@@ -101,25 +109,38 @@ def fit_encoder(
         validation=validation,
         seed=settings.seed,
     )
-    identity = {"pairs": pairs.plan.run_id, "dim": dim, **encoder.shape, "seed": settings.seed}
-    location = open_checkpoints(checkpoints)
-    content = location.read(STATE_NAME)
     if content is not None:
         trainer.load_state(content, identity)
-    limits = [settings.num_steps, settings.max_time_s]
+
+    def save() -> None:
+        _write(location, trainer.state(identity), checkpoints)
+
     if trainer.progress.ended_by != limits:
         trainer.progress.ended_by = None
         if settings.max_time_s is not None:
             left_s = settings.max_time_s - (time.monotonic() - started) - trainer.time_of_mass_s()
             settings = replace(settings, max_time_s=max(left_s, MIN_TRAINING_SHARE * settings.max_time_s))
-
-        def save() -> None:
-            _write(location, trainer.state(identity), checkpoints)
-
         _run(trainer, settings, save, on_check)
         trainer.progress.ended_by = limits
         save()
-    return encoder, trainer.finish()
+    mass = trainer.finish()
+    save()
+    return encoder, mass
+
+
+def finished_encoder(pairs: Pairs, checkpoints: Place, settings: EncoderSettings) -> tuple[Encoder, Mass] | None:
+    """What ``fit_encoder`` would give at once, where it has been to its end by these settings."""
+    encoder = Encoder(pairs.plan.dim, width=settings.width, depth=settings.depth).to(default_device())
+    content = open_checkpoints(checkpoints).read(STATE_NAME)
+    limits = [settings.num_steps, settings.max_time_s]
+    mass = None if content is None else load_finished(encoder, content, _identity(pairs, settings), limits)
+    return None if mass is None else (encoder, mass)
+
+
+def _identity(pairs: Pairs, settings: EncoderSettings) -> dict[str, Any]:
+    """Which fit a checkpoint belongs to."""
+    shape = {"width": settings.width, "depth": settings.depth}
+    return {"pairs": pairs.plan.run_id, "dim": pairs.plan.dim, **shape, "seed": settings.seed}
 
 
 def _run(

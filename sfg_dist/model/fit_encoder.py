@@ -43,12 +43,15 @@ from sfg_dist.model.likelihood import (
     normal_log_density,
     signed_log_density,
 )
+from sfg_dist.model.optimizers import split_optimizers
+from sfg_dist.model.precision import has_bfloat16
 from sfg_dist.plan import Stream, random_generator
 
 IMITATION_STEPS, MAX_IMITATION_SHARE = 4000, 0.4  # of the training; a step costs a sixth of a later one
 IMITATION_ROWS, DATA_ROWS, PAIR_ROWS, PROPOSAL_ROWS = 256, 128, 128, 96
-PAIR_WEIGHT, FOLD_WEIGHT = 0.1, 1.0
-LEARNING_RATE, WEIGHT_DECAY, EMA_DECAY, WARMUP_STEPS = 3e-3, 0.01, 0.999, 100
+PAIR_WEIGHT, FOLD_WEIGHT = 0.05, 1.0
+LEARNING_RATE, INNER_LEARNING_RATE = 3e-3, 6e-3  # of AdamW, and of Muon for the matrices within
+WEIGHT_DECAY, EMA_DECAY, WARMUP_STEPS = 0.01, 0.999, 100
 MAX_GRADIENT_NORM = 5.0
 MAX_LOG_WEIGHT = 6.0  # of importance weights in the loss: one row must not decide a step
 MIN_LOG_DET = -8.0  # below it a row at the edge of a fold is not pushed any further towards it
@@ -68,6 +71,7 @@ class EncoderProgress:
         best: validation log-likelihood of the best weights so far, nats, less the log of their mass.
         history: one entry a check.
         ended_by: the limits, steps and seconds, by which it has run to its end; None while it has not.
+        mass: of the best weights, once they are final.
     """
 
     step: int = 0
@@ -75,6 +79,7 @@ class EncoderProgress:
     best: float = FAR_BEHIND
     history: list[dict[str, float]] = field(default_factory=list)
     ended_by: list[float | None] | None = None
+    mass: dict[str, Any] | None = None
 
 
 class EncoderTrainer:
@@ -88,6 +93,8 @@ class EncoderTrainer:
         validation: rows that nothing else is fitted to, shape (num_validation, dim), at least 1; they choose among the
             averages.
         seed: of all draws.
+        bfloat16: whether the Jacobian's products are of bfloat16 while it is fitted; None where the device has units
+            for them.
     """
 
     def __init__(
@@ -99,9 +106,11 @@ class EncoderTrainer:
         labels: NDArray[np.float32],
         validation: NDArray[np.float32],
         seed: int,
+        bfloat16: bool | None = None,
     ) -> None:
         self.encoder = encoder
         self.device = next(encoder.parameters()).device
+        self.bfloat16 = has_bfloat16(self.device) if bfloat16 is None else bfloat16
         self.seed = seed
         self.proposal = Proposal.fit(reference, seed=seed)
         pool, log_proposal = self.proposal.draw(NUM_POOL_ROWS, seed=seed)
@@ -109,11 +118,17 @@ class EncoderTrainer:
         self._pool, self._log_proposal = pool.to(self.device), log_proposal.float().to(self.device)
         self._validation = torch.from_numpy(np.ascontiguousarray(validation[:NUM_CHECK_ROWS]))
         self._parameters: list[Tensor] = list(encoder.parameters())
-        self.optimizer = torch.optim.AdamW(
-            self._parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.99), foreach=True
+        self.optimizers = split_optimizers(
+            encoder,
+            [layer.get_parameter("weight") for layer in encoder.layers],
+            learning_rate=LEARNING_RATE,
+            inner_rate=INNER_LEARNING_RATE,
+            weight_decay=WEIGHT_DECAY,
         )
+        self._rates = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
         self._average = [parameter.detach().clone() for parameter in self._parameters]
         self._best = [parameter.detach().clone() for parameter in self._parameters]
+        self._last: list[Tensor] | None = None  # the weights at the last step, once the encoder has its best ones
         self._running_mass = torch.ones((), device=self.device)
         self.progress = EncoderProgress()
 
@@ -122,17 +137,21 @@ class EncoderTrainer:
         progress = self.progress
         generator = random_generator(self.seed, Stream.ENCODER, progress.step)
         warm = min(1.0, (progress.step + 1) / WARMUP_STEPS)
-        for group in self.optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * warm * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+        share = warm * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+        for optimizer, rate in zip(self.optimizers, self._rates, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * share
         if progress.step < IMITATION_STEPS and done < MAX_IMITATION_SHARE:
             loss = self._imitation(generator, IMITATION_ROWS)
         else:
             loss = self._likelihood(generator) + PAIR_WEIGHT * self._imitation(generator, PAIR_ROWS)
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self._parameters, MAX_GRADIENT_NORM, foreach=True)
         if bool(torch.isfinite(norm)):  # a singular Jacobian among the rows has no gradient: its batch moves nothing
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
         progress.step += 1
         decay = min(EMA_DECAY, (1 + progress.step) / (10 + progress.step))
         with torch.no_grad():
@@ -145,7 +164,9 @@ class EncoderTrainer:
     def _likelihood(self, generator: np.random.Generator) -> Tensor:
         data = self._reference[self._choose(generator, len(self._reference), DATA_ROWS)]
         chosen = self._choose(generator, len(self._pool), PROPOSAL_ROWS)
-        latents, jacobians = self.encoder.with_jacobian(torch.cat([data, self._pool[chosen]]))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            latents, jacobians = self.encoder.with_jacobian(torch.cat([data, self._pool[chosen]]))
+        latents, jacobians = latents.float(), jacobians.float()
         density, sign = signed_log_density(latents, jacobians)
         normal = normal_log_density(latents)
         log_det, sign = density - normal, sign * self.encoder.degree
@@ -197,9 +218,9 @@ class EncoderTrainer:
 
     def finish(self) -> Mass:
         """Give the encoder its best weights; the mass of what it then is, from rows that no step has seen."""
-        self._swap(self._best)
+        self._last = self._swap(self._best)
         self.encoder.eval()
-        return estimate_mass(
+        mass = estimate_mass(
             self.encoder.with_jacobian,
             self.proposal,
             degree=self.encoder.degree,
@@ -207,6 +228,8 @@ class EncoderTrainer:
             batch_rows=self._batch_rows,
             device=self.device,
         )
+        self.progress.mass = asdict(mass)
+        return mass
 
     def time_of_mass_s(self) -> float:
         """Seconds that ``finish`` is going to take, from a small part of its work."""
@@ -240,8 +263,9 @@ class EncoderTrainer:
         tensors = {"identity": _digest(identity), "progress": _as_bytes(self._progress_document())}
         for name, values in self._groups().items():
             tensors |= {f"{name}.{index}": value for index, value in enumerate(values)}
-        for index, entry in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in entry.items()}
+        for number, optimizer in enumerate(self.optimizers):
+            for index, entry in optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer.{number}.{index}.{key}": torch.as_tensor(v) for key, v in entry.items()}
         return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
 
     def load_state(self, content: bytes, identity: Mapping[str, Any]) -> bool:
@@ -253,17 +277,18 @@ class EncoderTrainer:
             document = json.loads(tensors["progress"].numpy().tobytes())
             best = document.pop("best")
             progress = EncoderProgress(**document, best=FAR_BEHIND if best is None else best)
-            state: dict[int, dict[str, Tensor]] = {}
+            states: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.optimizers]
             for name in [name for name in tensors if name.startswith("optimizer.")]:
-                _, index, key = name.split(".")
-                state.setdefault(int(index), {})[key] = tensors[name]
+                _, number, index, key = name.split(".")
+                states[int(number)].setdefault(int(index), {})[key] = tensors[name]
             groups = {
                 name: [tensors[f"{name}.{index}"] for index in range(len(values))]
                 for name, values in self._groups().items()
             }
         except Exception:  # whatever is wrong with it, the fit can start anew
             return False
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+        for optimizer, state in zip(self.optimizers, states, strict=True):
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
         with torch.no_grad():
             for name, values in self._groups().items():
                 for value, saved in zip(values, groups[name], strict=True):
@@ -273,7 +298,7 @@ class EncoderTrainer:
 
     def _groups(self) -> dict[str, list[Tensor]]:
         return {
-            "model": list(self._parameters),
+            "model": self._last or list(self._parameters),
             "average": self._average,
             "best": self._best,
             "mass": [self._running_mass],
@@ -283,6 +308,31 @@ class EncoderTrainer:
         progress = self.progress
         best = progress.best if math.isfinite(progress.best) else None
         return asdict(progress) | {"best": best}
+
+
+def load_finished(encoder: Encoder, content: bytes, identity: Mapping[str, Any], limits: list[Any]) -> Mass | None:
+    """Give an encoder the best weights of a checkpoint whose fit is over, and tell their mass; None where it is not.
+
+    Args:
+        encoder: of the checkpoint's size.
+        content: as ``EncoderTrainer.state`` made it.
+        identity: of the fit.
+        limits: of the fit, as in ``EncoderProgress.ended_by``.
+    """
+    try:
+        tensors = load(content)
+        document = json.loads(tensors["progress"].numpy().tobytes())
+        if not torch.equal(tensors["identity"], _digest(identity)) or document["ended_by"] != limits:
+            return None
+        mass = Mass(**document["mass"])
+        best = [tensors[f"best.{index}"] for index, _ in enumerate(encoder.parameters())]
+    except Exception:  # whatever is wrong with it, the fit can go on or start anew
+        return None
+    with torch.no_grad():
+        for parameter, tensor in zip(encoder.parameters(), best, strict=True):
+            parameter.copy_(tensor)
+    encoder.eval()
+    return mass
 
 
 def _as_bytes(document: Mapping[str, Any]) -> Tensor:

@@ -18,6 +18,7 @@ from sfg_dist.data.transform import Transform
 from sfg_dist.errors import ExportError
 from sfg_dist.model.calibrate import Calibration
 from sfg_dist.model.mlp import MLP, ResidualBlock
+from sfg_dist.model.pair_maps import PairMaps
 
 _Array = NDArray[np.float64]
 
@@ -93,7 +94,43 @@ def add_calibration(graph: Graph, calibration: Calibration, labels: str) -> str:
         inside = graph.add("Min", graph.add("Max", rows, low), high)
         mapped = add_curves(graph, list(knots), list(values), inside)
         rows = graph.add("Add", mapped, graph.add("Sub", rows, inside))
+    if len(calibration.pairs):
+        rows = _add_pair_maps(graph, calibration.pairs, rows, calibration.centers.shape[1])
     return graph.cast(graph.cast(rows, TensorProto.FLOAT), TensorProto.DOUBLE)
+
+
+def _add_pair_maps(graph: Graph, pairs: PairMaps, rows: str, dim: int) -> str:
+    """``PairMaps`` of rows, float64: the columns apart, map by map, and together again."""
+    names = [f"column_{len(graph.nodes)}_{index}" for index in range(dim)]
+    graph.nodes.append(helper.make_node("Split", [rows], names, axis=1, num_outputs=dim))
+    parts = (pairs.centers, pairs.means, pairs.spreads, pairs.knots, pairs.shifts)
+    for (i, j), centers, means, spreads, knots, shifts in zip(pairs.columns, *parts, strict=True):
+        window, share = _add_place(graph, centers, names[i])
+        mean, spread = (_add_between(graph, graph.constant(array), window, share) for array in (means, spreads))
+        residual = graph.add("Div", graph.add("Sub", names[j], mean), spread)
+        knot, rest = _add_place(graph, knots, residual)
+        corner = graph.add("Add", graph.add("Mul", window, graph.constant(np.int64(len(knots)))), knot)
+        table = graph.constant(shifts.ravel())
+        lower = _add_between(graph, table, corner, rest)
+        upper = _add_between(graph, table, graph.add("Add", corner, graph.constant(np.int64(len(knots)))), rest)
+        between = graph.add("Add", lower, graph.add("Mul", share, graph.add("Sub", upper, lower)))
+        names[j] = graph.add("Add", names[j], graph.add("Mul", spread, between))
+    return graph.add("Concat", *names, axis=1)
+
+
+def _add_place(graph: Graph, knots: _Array, values: str) -> tuple[str, str]:
+    """The interval of each value, int64, and how far into it."""
+    inside = graph.add("Min", graph.add("Max", values, graph.constant(knots[0])), graph.constant(knots[-1]))
+    place = add_curves(graph, [knots], [np.arange(len(knots), dtype=np.float64)], inside)
+    interval = graph.cast(place, TensorProto.INT64)
+    interval = graph.add("Min", interval, graph.constant(np.int64(len(knots) - 2)))
+    return interval, graph.add("Sub", place, graph.cast(interval, TensorProto.DOUBLE))
+
+
+def _add_between(graph: Graph, table: str, index: str, share: str) -> str:
+    start = graph.add("Gather", table, index)
+    stop = graph.add("Gather", table, graph.add("Add", index, graph.constant(np.int64(1))))
+    return graph.add("Add", start, graph.add("Mul", share, graph.add("Sub", stop, start)))
 
 
 def add_inverse(graph: Graph, transform: Transform, columns: NDArray[np.intp], flow_rows: str) -> str:

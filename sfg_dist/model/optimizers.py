@@ -15,6 +15,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -43,13 +44,29 @@ def make_optimizers(
     named = dict(model.named_parameters()) if name == "muon" else {}
     inner = [key for key, p in named.items() if key.startswith("hidden.") and p.ndim == 2]
     matrices = [named[key] for key in inner if not key.startswith("hidden.0.")]
+    return split_optimizers(
+        model, matrices, learning_rate=learning_rate, inner_rate=learning_rate, weight_decay=weight_decay
+    )
+
+
+def split_optimizers(
+    model: nn.Module, matrices: Sequence[Tensor], *, learning_rate: float, inner_rate: float, weight_decay: float
+) -> list[torch.optim.Optimizer]:
+    """AdamW for a model's weights, but Muon for some matrices of it, if any.
+
+    Args:
+        model: the network.
+        matrices: parameters of it.
+        learning_rate, inner_rate: of AdamW and of Muon.
+        weight_decay: of both.
+    """
     chosen = {id(parameter) for parameter in matrices}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(rest, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99), foreach=True)
     ]
     if matrices:
-        optimizers.append(Muon(matrices, lr=learning_rate, weight_decay=weight_decay))
+        optimizers.append(Muon(matrices, lr=inner_rate, weight_decay=weight_decay))
     return optimizers
 
 

@@ -30,8 +30,11 @@ def unit_rows(num_columns: int) -> int:
 
 
 def units(start: int, stop: int, num_columns: int) -> Iterator[tuple[int, int]]:
-    """The ranges that rows ``start`` to ``stop`` are made in, on the grid of ``unit_rows``."""
+    """The ranges that rows ``start`` to ``stop`` are made in: whole blocks, at most ``unit_rows``, for every CPU."""
+    share = -(-(stop - start) // num_cpus())
     size = unit_rows(num_columns)
+    while size > share and size > BLOCK_ROWS:
+        size = size // (2 * BLOCK_ROWS) * BLOCK_ROWS
     while start < stop:
         end = min(stop, (start // size + 1) * size)
         yield start, end

@@ -61,6 +61,7 @@ def run(content, **feed):
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_rows_of_the_graph_are_the_generators(kind, calibrated):
     generator = make(kind, calibrated)
+    assert not calibrated or len(generator.calibration.pairs)
     content, agreement = export_onnx(generator)
     assert agreement.raw_labels_max < TOLERANCE
     latents = np.random.default_rng(3).standard_normal((777, 4)).astype(np.float32)

@@ -1,6 +1,6 @@
 """Compiled lookups in tables of knots: straight lines between them, a row after the other.
 
-numpy has them too, an operation at a time over all rows; one pass a row is three to four times as fast.
+numpy has them too, an operation at a time over all rows; these are several times as fast.
 """
 
 from __future__ import annotations
@@ -11,22 +11,48 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+CELLS = 512  # of a table of first guesses
+
 _Array = NDArray[np.float64]
 _compiled = njit(nogil=True, cache=True, error_model="numpy")
+_inlined = njit(nogil=True, error_model="numpy", forceinline=True)
 
 
 @_compiled
-def _interval(knots: _Array, x: float) -> int:
+def _first_guesses(knots: _Array) -> NDArray[np.int32]:
+    """The interval of the left edge of each of ``CELLS`` equal cells from the first knot to the last, and of its end.
+
+    A search among all knots takes ten times as long as one within a cell: no processor foresees its branches.
+    """
+    guesses = np.empty(CELLS + 1, np.int32)
+    interval, last = 0, len(knots) - 2
+    width = (knots[-1] - knots[0]) / CELLS
+    for cell in range(CELLS + 1):
+        edge = knots[0] + cell * width
+        while interval < last and edge >= knots[interval + 1]:
+            interval += 1
+        guesses[cell] = interval
+    return guesses
+
+
+@_inlined
+def _interval(knots: _Array, guesses: NDArray[np.int32], x: float) -> int:
     """The interval of x, 0 to len(knots) - 2: the last whose first knot is at most x."""
-    low, left = 0, len(knots) - 1
-    while left > 1:  # without a branch on x, which no processor could foresee
-        half = left >> 1
-        low += half * (x >= knots[low + half])
-        left -= half
+    span = knots[-1] - knots[0]
+    place = (x - knots[0]) * (CELLS / span) if span > 0 else 0.0
+    place = place if place > 0.0 else 0.0
+    cell = int(place) if place < CELLS else CELLS - 1
+    low, high = guesses[cell], guesses[cell + 1] + 1
+    while high - low > 1:
+        middle = (low + high) >> 1
+        if x >= knots[middle]:
+            low = middle
+        else:
+            high = middle
     return low
 
 
-@_compiled
+@_inlined
 def _share(knots: _Array, interval: int, x: float) -> float:
     """How far x is into its interval, within 0 and 1."""
     width = knots[interval + 1] - knots[interval]
@@ -45,28 +71,36 @@ def map_columns(rows: _Array, knots: _Array, values: _Array) -> _Array:
         values: at the knots, the same shape.
     """
     mapped = np.empty_like(rows)
-    last = knots.shape[1] - 1
-    for row in range(rows.shape[0]):
-        for column in range(rows.shape[1]):
+    for column in range(rows.shape[1]):
+        places, images = knots[column], values[column]
+        guesses, first, last = _first_guesses(places), places[0], places[-1]
+        for row in range(rows.shape[0]):
             x = rows[row, column]
-            places, images = knots[column], values[column]
-            k = _interval(places, x)
+            k = _interval(places, guesses, x)
             inside = images[k] + _share(places, k, x) * (images[k + 1] - images[k])
-            mapped[row, column] = inside + min(x - places[0], 0.0) + max(x - places[last], 0.0)
+            mapped[row, column] = inside + min(x - first, 0.0) + max(x - last, 0.0)
     return mapped
 
 
-@_compiled
+@_inlined
 def _shifted(
-    x: float, value: float, centers: _Array, means: _Array, spreads: _Array, knots: _Array, shifts: _Array
+    x: float,
+    value: float,
+    centers: _Array,
+    center_guesses: NDArray[np.int32],
+    means: _Array,
+    spreads: _Array,
+    knots: _Array,
+    knot_guesses: NDArray[np.int32],
+    shifts: _Array,
 ) -> float:
     """One map of ``move_columns``: a value of its column j where column i is x."""
-    window = _interval(centers, x)
+    window = _interval(centers, center_guesses, x)
     share = _share(centers, window, x)
     mean = means[window] + share * (means[window + 1] - means[window])
     spread = spreads[window] + share * (spreads[window + 1] - spreads[window])
     residual = (value - mean) / spread
-    k = _interval(knots, residual)
+    k = _interval(knots, knot_guesses, residual)
     rest = _share(knots, k, residual)
     lower = shifts[window, k] + rest * (shifts[window, k + 1] - shifts[window, k])
     upper = shifts[window + 1, k] + rest * (shifts[window + 1, k + 1] - shifts[window + 1, k])
@@ -93,8 +127,9 @@ def move_columns(
             knots[number],
             shifts[number],
         )
+        near, far = _first_guesses(center), _first_guesses(knot)
         for row in range(rows.shape[0]):
-            rows[row, j] = _shifted(rows[row, i], rows[row, j], center, mean, spread, knot, shift)
+            rows[row, j] = _shifted(rows[row, i], rows[row, j], center, near, mean, spread, knot, far, shift)
 
 
 @_compiled
@@ -103,8 +138,9 @@ def moved_column(
 ) -> _Array:
     """Column j after one map, of columns i and j, shape (num_rows,)."""
     moved = np.empty_like(values)
+    near, far = _first_guesses(centers), _first_guesses(knots)
     for row in range(len(values)):
-        moved[row] = _shifted(x[row], values[row], centers, means, spreads, knots, shifts)
+        moved[row] = _shifted(x[row], values[row], centers, near, means, spreads, knots, far, shifts)
     return moved
 
 
@@ -112,8 +148,9 @@ def moved_column(
 def residuals(x: _Array, values: _Array, centers: _Array, means: _Array, spreads: _Array) -> _Array:
     """(value - mean) / spread, both between the centers, shape (num_rows,)."""
     found = np.empty_like(values)
+    guesses = _first_guesses(centers)
     for row in range(len(values)):
-        window = _interval(centers, x[row])
+        window = _interval(centers, guesses, x[row])
         share = _share(centers, window, x[row])
         mean = means[window] + share * (means[window + 1] - means[window])
         spread = spreads[window] + share * (spreads[window + 1] - spreads[window])

@@ -191,6 +191,14 @@ def sfg(directory, *words):
     )
 
 
+def test_a_value_far_outside_the_training_rows_is_warned_of(finished):
+    generator = sfg_dist.Generator.load(finished[0])
+    with pytest.warns(UserWarning, match="'y' is -1000, far outside the training rows"):
+        rows = generator.sample(3, given={"y": [1.0, -1000.0, 2.0]})
+    assert np.isfinite(rows).all()
+    generator.sample(3, given={"y": [0.01, 1.5, 2.99]})  # the ends are no cause for a warning
+
+
 def test_given_on_the_command_line(finished, tmp_path):
     model = finished[0] / "model"
     done = sfg(tmp_path, "sample", model, "-n", "500", "--given", "y=1.25", "--out", "rows.npy")

@@ -8,7 +8,7 @@ import pytest
 from sfg_dist.config import Job, load_job, resolve_job
 from sfg_dist.errors import ConfigError
 
-JOBS = sorted((Path(__file__).parents[1] / "jobs").glob("*.toml"))
+JOBS = sorted((Path(__file__).parents[1] / "jobs").rglob("*.toml"))
 
 
 @pytest.fixture

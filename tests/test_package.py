@@ -90,6 +90,6 @@ def test_readme_commands_name_what_exists(command, monkeypatch):
 
 def test_readme_python_runs(tmp_path, monkeypatch):
     """The README's Python, line by line, on a small job."""
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    block, _ = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)  # tests/test_likelihood.py
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "README.md", "exec"), {})

@@ -173,12 +173,14 @@ class FitLoop:
             if self.done >= 1:
                 break
         num_batches = progress.step_in_epoch - first
-        progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
-        entry = self._entry(loss, num_batches, self._watch.elapsed_s - begun_s)
-        self._require_finite(entry["train_loss"], progress.epoch)
+        epoch = progress.epoch + 1
+        if progress.step_in_epoch >= self.stream.num_batches:  # not where the clock has ended it: a fit may go on there
+            progress.epoch, progress.step_in_epoch = epoch, 0
+        entry = self._entry(epoch, loss, num_batches, self._watch.elapsed_s - begun_s)
+        self._require_finite(entry["train_loss"], epoch)
         progress.history.append(entry)
         if self.early is not None:
-            self.early.note(progress.epoch, entry["validation_loss"], trainer.average)
+            self.early.note(epoch, entry["validation_loss"], trainer.average)
         if self.rank == 0:
             append_history(self._checkpoints, entry)
             if self.hooks.on_epoch is not None:
@@ -244,7 +246,7 @@ class FitLoop:
                 f"train.learning_rate, or set train.clip_norm"
             )
 
-    def _entry(self, loss: Tensor, num_batches: int, seconds: float) -> Entry:
+    def _entry(self, epoch: int, loss: Tensor, num_batches: int, seconds: float) -> Entry:
         """What an epoch leaves, or what of it came since the last resume.
 
         Each rank holds its part of every batch's loss, so the sum over ranks is the loss.
@@ -257,7 +259,7 @@ class FitLoop:
             torch.distributed.all_reduce(sums)
         train_loss, held_out_sum, num_held_out = sums.tolist()
         return {
-            "epoch": self.trainer.progress.epoch,
+            "epoch": epoch,
             "step": self.trainer.progress.step,
             "train_loss": train_loss / max(1, num_batches),
             "validation_loss": held_out_sum / max(1.0, num_held_out),

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import itertools
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -37,6 +38,7 @@ from sfg_dist.plan import Stream, normal_rows
 from sfg_dist.store import Location
 
 FORMAT_VERSION = 1
+FAR_CONDITION = 6.0  # in the flow's coordinates, where a column's spread is 1
 TENSORS_NAME, JSON_NAME = "model.safetensors", "generator.json"
 
 
@@ -151,10 +153,28 @@ class Generator:
     def conditions_of(self, given: Given, n: int) -> NDArray[np.float64] | None:
         """``given`` as rows in the order of ``condition``, one or n of them; None for an unconditional generator.
 
+        Warns where a value lies far outside the training rows, where the network has learnt nothing.
+
         Raises:
             ConfigError: as ``sample`` says.
         """
-        return read_given(given, self.condition, n)
+        conditions = read_given(given, self.condition, n)
+        if conditions is not None and len(conditions):
+            self._warn_of_far(conditions)
+        return conditions
+
+    def _warn_of_far(self, conditions: NDArray[np.float64]) -> None:
+        if self.transform.kind == "none":  # its columns have no common scale
+            return
+        ends = np.stack([conditions.min(axis=0), conditions.max(axis=0)])
+        places = np.abs(self.split.flow_conditions(self.transform, ends))
+        if places.max() > FAR_CONDITION:
+            row, column = np.unravel_index(places.argmax(), places.shape)
+            warnings.warn(
+                f"given: {self.condition[column]!r} is {ends[row, column]:g}, far outside the training rows: "
+                f"what the generator draws for it is extrapolated",
+                stacklevel=3,
+            )
 
     def decode(
         self,

@@ -8,6 +8,7 @@ Nothing is sent in parts, which have no conditional form.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import time
@@ -313,7 +314,13 @@ def _entry(facts: Any) -> Entry:
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a directory and those above it, and wait until the disk has each of them."""
+    """Make a directory and those above it, and wait until the disk has each of them.
+
+    Raises:
+        PermissionError: it lies in a file system of the kernel's, where a write of obstore would not return.
+    """
+    if any(level in (Path("/proc"), Path("/sys")) for level in (folder, *folder.parents)):
+        raise PermissionError(errno.EACCES, "files cannot be made there", str(folder))
     missing = [level for level in (folder, *folder.parents) if not level.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for level in missing:

@@ -137,6 +137,20 @@ def test_ours_keeps_to_its_share_for_labels(make_compare_job):
         compare(short)
 
 
+def test_a_method_that_fails_does_not_end_the_others(make_compare_job, monkeypatch, tmp_path):
+    def fail(*others, **named):
+        raise TrainingError("the labels took 9 s of the 1 s: raise compare.max_time_s")
+
+    monkeypatch.setattr("sfg_dist.compare.run.run_own", fail)
+    told = []
+    job = make_compare_job(compare={"methods": ["sfg", "realnvp"], "max_time_s": 0.5})
+    with pytest.raises(TrainingError, match=r"sfg, seed 0: the labels took.*leave it out.*The rest is finished"):
+        compare(job, listener=told.append)
+    assert [event["method"] for event in told if event["event"] == "cell_failed"] == ["sfg"]
+    document = json.loads((tmp_path / "run" / "compare" / "compare.json").read_text())
+    assert list(document["methods"]) == ["realnvp"]
+
+
 def test_labels_grow_by_the_pace_within_the_time_left():
     def ask(made, pace, left_s):
         return next_target(made, 1000, pace=pace, left_s=left_s, shard_rows=10)

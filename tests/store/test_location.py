@@ -182,3 +182,11 @@ def test_requests_that_go_wrong_are_sent_again(s3_url, faulty_s3):
         assert location.read(f"k/{k}") == b"x" * k
     assert {"503", "lost answer", "dropped", "slow"} == set(proxy.faults)
     assert len(keys(location)) == 20
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no /proc here")
+@pytest.mark.parametrize("folder", ["/proc", "/proc/self", "/proc/nowhere/below"])
+def test_the_kernels_own_file_systems_are_refused(folder):
+    """A write of obstore's there would try for ever."""
+    with pytest.raises(StoreError, match="files cannot be made there"):
+        Location(folder, create=True)

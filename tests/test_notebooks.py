@@ -1,0 +1,59 @@
+"""Every notebook runs from the first cell to the last, on small settings, and what it shows is there."""
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+
+nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed: pip install 'sfg_dist[notebooks]'")
+import nbformat  # noqa: E402
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+
+
+def execute(name, monkeypatch, **environment):
+    """The notebook after a run in its own folder."""
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    notebook = nbformat.read(FOLDER / name, as_version=4)
+    client = nbclient.NotebookClient(notebook, timeout=570, resources={"metadata": {"path": str(FOLDER)}})
+    return client.execute()
+
+
+def outputs(notebook, kind):
+    """What cells gave, by its type."""
+    return [
+        output["data"][kind]
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+        if kind in output.get("data", ())
+    ]
+
+
+def printed(notebook):
+    return "".join(
+        output["text"] for cell in notebook.cells for output in cell.get("outputs", ()) if output["output_type"] == "stream"
+    )
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_defines_nothing_and_is_kept_without_outputs(path):
+    document = json.loads(path.read_text())
+    for cell in document["cells"]:
+        source = "".join(cell["source"])
+        assert cell["cell_type"] != "code" or not cell["outputs"]
+        assert not any(line.startswith(("def ", "class ", "    def ")) for line in source.splitlines()), source
+
+
+@pytest.mark.slow
+def test_the_study_of_the_generator(monkeypatch, tmp_path):
+    notebook = execute(
+        "generator_study.ipynb", monkeypatch,
+        SFG_STUDY_SECONDS="1", SFG_STUDY_PAIRS="4096", SFG_STUDY_JOBS="[de][en]*", SFG_STUDY_DIR=str(tmp_path),
+    )  # fmt: skip
+    table = [line.split("|")[1].strip() for line in printed(notebook).splitlines() if line.startswith("| ")]
+    assert set(table) == {"job", "default", "deep_256x6", "energy"}
+    (picture,) = outputs(notebook, "image/png")
+    assert len(base64.b64decode(picture)) > 5000

@@ -33,9 +33,8 @@ def outputs(notebook, kind):
 
 
 def printed(notebook):
-    return "".join(
-        output["text"] for cell in notebook.cells for output in cell.get("outputs", ()) if output["output_type"] == "stream"
-    )
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    return "".join(output["text"] for output in outputs if output["output_type"] == "stream")
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)

@@ -58,13 +58,16 @@ class PeerKind:
         return {**self.shape, "batch_size": self.batch_size, "mixed_precision": self.mixed_precision}
 
 
-def peer_kinds(width: int, depth: int) -> tuple[PeerKind, ...]:
+FIELD_SHAPE = {"width": 256, "depth": 3}
+"""Of the networks of the fields over time."""
+
+
+def peer_kinds(field_shape: Mapping[str, int] = FIELD_SHAPE) -> tuple[PeerKind, ...]:
     """All peers.
 
     Args:
-        width, depth: of the generator that they stand beside; the fields' networks have the same.
+        field_shape: width and depth of the networks of the fields over time.
     """
-    field = {"width": width, "depth": depth}
     return (
         PeerKind(
             "nsf",
@@ -87,7 +90,7 @@ def peer_kinds(width: int, depth: int) -> tuple[PeerKind, ...]:
         PeerKind(
             "flow_matching",
             FlowMatching,
-            field,
+            field_shape,
             512,
             {"flow_matching": "sample"},
             {"flow_matching": NUM_EVALUATIONS},
@@ -97,7 +100,7 @@ def peer_kinds(width: int, depth: int) -> tuple[PeerKind, ...]:
         PeerKind(
             "score",
             ScoreModel,
-            field,
+            field_shape,
             512,
             {"score_sde": "sample_sde", "score_ode": "sample_ode"},
             {"score_sde": NUM_SDE_STEPS + 1, "score_ode": 2 * NUM_ODE_STEPS - 1},

@@ -80,11 +80,7 @@ class Comparison(OutputDirectory):
         self.job = job
         self.num_threads = job.compare.num_threads or len(os.sched_getaffinity(0))
         self.device = default_device()
-        self.peers = [
-            kind
-            for kind in peer_kinds(job.train.width, job.train.depth)
-            if any(row in job.compare.methods for row in kind.samplers)
-        ]
+        self.peers = [kind for kind in peer_kinds() if any(row in job.compare.methods for row in kind.samplers)]
         for kind in self.peers:
             kind.build(2, **kind.shape)  # a missing library is missed now, not after the first hour
 

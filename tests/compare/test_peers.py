@@ -87,7 +87,7 @@ def test_one_time_for_all_rows_is_that_time_for_each():
     [("nsf", 250, 0.05), ("realnvp", 250, 0.05), ("flow_matching", 700, 0.12), ("score", 700, 0.12)],
 )
 def test_a_fitted_peer_knows_the_gaussian(name, steps, error, gaussian, clock):
-    (kind,) = (kind for kind in peer_kinds(64, 2) if kind.name == name)
+    (kind,) = (kind for kind in peer_kinds({"width": 64, "depth": 2}) if kind.name == name)
     shape = {key: value if key != "hidden" else [32, 32] for key, value in kind.shape.items()}
     torch.manual_seed(0)
     model = kind.build(2, **shape)
@@ -114,7 +114,7 @@ def test_a_fitted_peer_knows_the_gaussian(name, steps, error, gaussian, clock):
 
 @pytest.mark.parametrize("name", ["nsf", "realnvp"])
 def test_a_flow_s_density_has_mass_one(name):
-    (kind,) = (kind for kind in peer_kinds(8, 1) if kind.name == name)
+    (kind,) = (kind for kind in peer_kinds({"width": 8, "depth": 1}) if kind.name == name)
     torch.manual_seed(3)
     model = kind.build(2, **kind.shape)
     axis = torch.linspace(-8, 8, 321)

@@ -151,7 +151,7 @@ class LabelsConfig(_Section):
 class TrainConfig(_Section):
     """The network and how it is fitted."""
 
-    width: PositiveInt = 256
+    width: PositiveInt = 192
     depth: PositiveInt = 3
     block: Literal["residual", "plain"] = "residual"
     activation: Literal["silu", "gelu", "relu", "tanh"] = "gelu"

@@ -53,6 +53,6 @@ def test_the_study_of_the_generator(monkeypatch, tmp_path):
         SFG_STUDY_SECONDS="1", SFG_STUDY_PAIRS="4096", SFG_STUDY_JOBS="[de][en]*", SFG_STUDY_DIR=str(tmp_path),
     )  # fmt: skip
     table = [line.split("|")[1].strip() for line in printed(notebook).splitlines() if line.startswith("| ")]
-    assert set(table) == {"job", "default", "deep_256x6", "energy"}
+    assert set(table) == {"job", "default", "deep_192x6", "energy"}
     (picture,) = outputs(notebook, "image/png")
     assert len(base64.b64decode(picture)) > 5000

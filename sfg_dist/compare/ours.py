@@ -30,7 +30,7 @@ from sfg_dist.pipeline import Pipeline
 
 PACE_MARGIN = 0.95
 MAX_GROWTH = 16  # of the pairs at once, so that the pace is known better before the most of them
-RESERVED_SHARE = 0.005  # of the budget, for opening the pairs and saving the network
+RESERVED_SHARE = 0.015  # of the budget, for opening the pairs, starting the encoder's process and saving the network
 CHECKPOINTS_A_BUDGET = 16  # snapshots are read from them; each costs the fit some 50 ms
 MIN_CHECKPOINT_S = 0.5
 COMPILED_ROWS = 8192  # enough for clusters, whose code takes longest

@@ -52,7 +52,7 @@ class MLP(nn.Module):
         self,
         dim: int,
         *,
-        width: int = 256,
+        width: int = 192,
         depth: int = 3,
         block: Literal["residual", "plain"] = "residual",
         activation: str = "gelu",

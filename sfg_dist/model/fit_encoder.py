@@ -49,7 +49,7 @@ from sfg_dist.plan import Stream, random_generator
 
 IMITATION_STEPS, MAX_IMITATION_SHARE = 4000, 0.4  # of the training; a step costs a sixth of a later one
 IMITATION_ROWS, DATA_ROWS, PAIR_ROWS, PROPOSAL_ROWS = 256, 128, 128, 96
-PAIR_WEIGHT, FOLD_WEIGHT = 0.05, 1.0
+PAIR_WEIGHT, FOLD_WEIGHT = 0.02, 1.0
 LEARNING_RATE, INNER_LEARNING_RATE = 3e-3, 6e-3  # of AdamW, and of Muon for the matrices within
 WEIGHT_DECAY, EMA_DECAY, WARMUP_STEPS = 0.01, 0.999, 100
 MAX_GRADIENT_NORM = 5.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -82,6 +81,7 @@ def encoder_settings(job: Job) -> EncoderSettings:
         checkpoint_interval_s=keys.checkpoint_interval_s,
         num_threads=num_threads,
         seed=keys.seed,
+        precision=keys.precision,
     )
 
 
@@ -91,10 +91,11 @@ def _threads_beside(job: Job) -> tuple[int, int] | None:
     Measured on two cores, a fit on one thread does 0.6 of the steps of a fit on two.
     """
     from sfg_dist.distributed.labeler import default_device
+    from sfg_dist.model.sampling import num_cpus
 
     if job.executor.kind != "inline" or default_device().type != "cpu":
         return None
-    threads = job.train.num_threads or len(os.sched_getaffinity(0))
+    threads = job.train.num_threads or num_cpus()
     return (threads - threads // 2, threads // 2) if threads > 1 else None
 
 
@@ -116,7 +117,7 @@ def fit_generator(pairs: Pairs, job: Job, checkpoints: str, hooks: TrainHooks) -
     from sfg_dist.model.calibrate import Calibration
     from sfg_dist.model.generator import Generator
 
-    with _encoder_of(pairs, job, checkpoints, hooks) as (poll, encoder_of):
+    with _own_threads(), _encoder_of(pairs, job, checkpoints, hooks) as (poll, encoder_of):
         network = _fit_network(pairs, job, checkpoints, hooks, poll)
         # Calibration takes samples to the law of the whole table, which for given conditions is another.
         calibrates = job.train.calibrate and not pairs.plan.condition
@@ -131,6 +132,18 @@ def fit_generator(pairs: Pairs, job: Job, checkpoints: str, hooks: TrainHooks) -
         encoder=encoder,
         mass=mass,
     )
+
+
+@contextmanager
+def _own_threads() -> Iterator[None]:
+    """Within, fits may set torch's number of threads; after, it is what it was."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _fit_network(pairs: Pairs, job: Job, checkpoints: str, hooks: TrainHooks, poll: Callable[[], None]) -> MLP:

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import sfg_dist
-from sfg_dist.distributed import encoding
+from sfg_dist.distributed import encoder_process, encoding
 from sfg_dist.distributed.encoder_process import encoder_beside
 from sfg_dist.distributed.encoding import EncoderSettings, fit_encoder
-from sfg_dist.errors import TrainingError
+from sfg_dist.errors import StoreError, TrainingError
 from sfg_dist.model.encoder import Encoder
 from sfg_dist.pipeline import Pipeline
 from sfg_dist.train_run import encoder_settings, fit_settings
@@ -90,7 +90,8 @@ def test_the_readme_s_lines_on_likelihood(moons, tmp_path, monkeypatch):
 def test_a_finished_encoder_is_not_fitted_again(moons, monkeypatch):
     _, pipeline, _ = moons
     before = pipeline.output.read("model/model.safetensors")
-    monkeypatch.setattr(encoding.EncoderTrainer, "step", lambda *_: pytest.fail("it was fitted again"))
+    monkeypatch.setattr(encoding, "EncoderTrainer", lambda *_, **__: pytest.fail("it was fitted again"))
+    monkeypatch.setattr(encoder_process, "encoder_beside", lambda *_, **__: pytest.fail("it was fitted again"))
     pipeline.train()
     assert pipeline.output.read("model/model.safetensors") == before
 
@@ -193,9 +194,27 @@ def test_an_error_in_the_other_process_is_raised_here(make_job, tmp_path):
     arguments = (str(tmp_path / "nowhere.zarr"), tmp_path / "c", settings, validation)
     with (
         encoder_beside(*arguments, on_check=lambda entry: None) as beside,
-        pytest.raises(TrainingError, match=r"nowhere\.zarr"),
+        pytest.raises(StoreError, match=r"nowhere\.zarr"),
     ):
         beside.wait()
+
+
+def test_a_mass_belongs_to_the_weights_that_it_was_measured_for(make_job, tmp_path, monkeypatch):
+    """Killed after more steps and before their mass, a fit does not pass the old mass off as the new one's."""
+    pairs, settings, validation = small_fit(make_job)
+    fit_encoder(pairs.location.url, tmp_path / "c", settings, validation)
+    longer = replace(settings, num_steps=200)
+
+    def stop(self):
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoding.EncoderTrainer, "finish", stop)
+        with pytest.raises(Stop):
+            fit_encoder(pairs.location.url, tmp_path / "c", longer, validation)
+    assert encoding.finished_encoder(pairs, tmp_path / "c", longer) is None
+    fit_encoder(pairs.location.url, tmp_path / "c", longer, validation)
+    assert encoding.finished_encoder(pairs, tmp_path / "c", longer) is not None
 
 
 def test_the_other_process_ends_with_this_one(make_job, tmp_path):

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed: pip install 'sfg_dist[notebooks]'")
-import nbformat  # noqa: E402
-
 FOLDER = Path(__file__).parents[1] / "notebooks"
 
 
 def execute(name, monkeypatch, **environment):
     """The notebook after a run in its own folder."""
+    nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed: pip install 'sfg_dist[notebooks]'")
+    import nbformat
+
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")

@@ -117,9 +117,15 @@ class Comparison(OutputDirectory):
         job, keys = self.job, self.job.compare
         with self.stage("compare", methods=list(keys.methods), max_time_s=keys.max_time_s):
             self.emit("table", **self.tables.any.report)
-            selections = {kind.name: self._selection(kind) for kind in self.peers}
-            found: dict[str, list[dict[str, Any]]] = {}
             failures: list[str] = []
+            selections = {}
+            for kind in self.peers:
+                try:
+                    selections[kind.name] = self._selection(kind)
+                except TrainingError as error:
+                    failures.append(str(error))
+                    self.emit("cell_failed", method=kind.name, seed=0, reason=str(error))
+            found: dict[str, list[dict[str, Any]]] = {}
             for seed in range(keys.num_seeds):
                 for name, cell_keys, cell in self._cells(seed, selections):
                     try:
@@ -137,7 +143,7 @@ class Comparison(OutputDirectory):
                 job=job,
                 floor=self._floor(),
                 selections=selections,
-                peers=self.peers,
+                peers=[kind for kind in self.peers if kind.name in selections],
                 facts=self._facts(),
             )
             document = self._write(document)
@@ -157,7 +163,7 @@ class Comparison(OutputDirectory):
                 yield method, *self._own_cell(method, seed)
                 continue
             kind = next(kind for kind in self.peers if method in kind.samplers)
-            if kind.name not in done:  # one fit may serve two rows
+            if kind.name not in done and kind.name in selections:  # one fit may serve two rows
                 done.add(kind.name)
                 yield kind.name, *self._peer_cell(kind, selections[kind.name], seed)
         for size in keys.sizes:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,18 +21,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sfg_dist import errors
 from sfg_dist.distributed.checkpoints import Place
 from sfg_dist.distributed.encoding import EncoderSettings, fit_encoder
 from sfg_dist.errors import SfgError, TrainingError
 from sfg_dist.model.encoder import Encoder
+from sfg_dist.model.fit_encoder import NUM_CHECK_ROWS
 from sfg_dist.model.likelihood import Mass
 
 OnCheck = Callable[[dict[str, float]], None]
+_answers: TextIO = sys.stdout
 
 
 class EncoderBeside:
@@ -53,6 +57,7 @@ class EncoderBeside:
     ) -> None:
         self._process, self._result, self._log, self._on_check = process, result, log, on_check
         self._lines: list[str] = []
+        self._error: tuple[str, str] | None = None
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -62,15 +67,11 @@ class EncoderBeside:
             self._lines.append(line)
 
     def poll(self) -> None:
-        """Tell what there is to tell.
-
-        Raises:
-            TrainingError: the fit has failed.
-        """
+        """Tell what there is to tell; an error waits for ``wait``, so that it does not end another fit."""
         while self._lines:
             answer = json.loads(self._lines.pop(0))
             if "error" in answer:
-                raise TrainingError(answer["error"])
+                self._error = answer["error"], answer["message"]
             if "check" in answer:
                 self._on_check(answer["check"])
 
@@ -78,12 +79,17 @@ class EncoderBeside:
         """The encoder with its best weights and the mass of its density, once they are there.
 
         Raises:
-            TrainingError: the fit has failed.
+            SfgError: the fit has failed, as ``fit_encoder`` says.
+            TrainingError: the process has ended otherwise.
         """
         while self._reader.is_alive():
             self._reader.join(0.2)
             self.poll()
         self.poll()
+        if self._error is not None:
+            name, message = self._error
+            kind = getattr(errors, name, TrainingError)
+            raise kind(message)
         status = self._process.wait()
         if status:
             reason = (self._log.read_text(errors="replace").strip().splitlines() or [f"exit status {status}"])[-1]
@@ -99,13 +105,13 @@ def encoder_beside(
     started = time.time()
     with tempfile.TemporaryDirectory(prefix="sfg-encoder-") as folder:
         rows, task, log = (Path(folder, name) for name in ("validation.npy", "task.json", "log"))
-        np.save(rows, validation, allow_pickle=False)
+        np.save(rows, validation[:NUM_CHECK_ROWS], allow_pickle=False)
         document = {"url": url, "checkpoints": str(checkpoints), "settings": asdict(settings), "validation": str(rows)}
         task.write_text(json.dumps(document | {"started": started}), encoding="utf-8")
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         if settings.num_threads is not None:
             environment["OMP_NUM_THREADS"] = str(settings.num_threads)
-        command = [sys.executable, "-m", __name__, str(task)]
+        command = [sys.executable, "-P", "-m", __name__, str(task)]
         with (
             log.open("w") as log_file,
             subprocess.Popen(
@@ -123,6 +129,10 @@ def encoder_beside(
 
 
 def _work(task: dict[str, Any]) -> None:
+    global _answers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's goes to both; the parent decides
+    _answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is no answer
     threading.Thread(target=_end_with_parent, daemon=True).start()
     validation = np.load(task["validation"], allow_pickle=False)
     try:
@@ -135,7 +145,7 @@ def _work(task: dict[str, Any]) -> None:
             begun_s=max(0.0, time.time() - task["started"]),
         )
     except SfgError as error:
-        _answer("error", str(error))
+        _answer("error", type(error).__name__, message=str(error))
 
 
 def _end_with_parent() -> None:
@@ -144,8 +154,8 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _answer(key: str, value: Any) -> None:
-    print(json.dumps({key: value}), flush=True)
+def _answer(key: str, value: Any, **more: Any) -> None:
+    print(json.dumps({key: value, **more}), file=_answers, flush=True)
 
 
 if __name__ == "__main__":

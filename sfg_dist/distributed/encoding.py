@@ -44,6 +44,8 @@ class EncoderSettings:
         checkpoint_interval_s: time between checkpoints.
         num_threads: CPU threads; None leaves torch's own choice.
         seed: of the network's start and of all draws.
+        precision: "auto" takes bfloat16 for the Jacobian's products where the device has units for them, "float32" and
+            "bfloat16" take what they say.
     """
 
     width: int
@@ -53,6 +55,7 @@ class EncoderSettings:
     checkpoint_interval_s: float
     num_threads: int | None
     seed: int
+    precision: str = "auto"
 
 
 def fit_encoder(
@@ -85,12 +88,12 @@ def fit_encoder(
     started = time.monotonic() - begun_s
     pairs = open_pairs(url)
     pairs.require_complete()
-    if settings.num_threads is not None:
-        torch.set_num_threads(settings.num_threads)
     dim, num_pairs = pairs.plan.dim, pairs.plan.num_pairs
     done = finished_encoder(pairs, checkpoints, settings)
     if done is not None:
         return done
+    if settings.num_threads is not None:
+        torch.set_num_threads(settings.num_threads)
     torch.manual_seed(settings.seed)
     encoder = Encoder(dim, width=settings.width, depth=settings.depth).to(default_device())
     identity, limits = _identity(pairs, settings), [settings.num_steps, settings.max_time_s]
@@ -108,6 +111,7 @@ def fit_encoder(
         labels=read_rows(pairs.labels, 0, min(held, num_pairs)),
         validation=validation,
         seed=settings.seed,
+        bfloat16=None if settings.precision == "auto" else settings.precision == "bfloat16",
     )
     if content is not None:
         trainer.load_state(content, identity)
@@ -116,7 +120,7 @@ def fit_encoder(
         _write(location, trainer.state(identity), checkpoints)
 
     if trainer.progress.ended_by != limits:
-        trainer.progress.ended_by = None
+        trainer.progress.ended_by = trainer.progress.mass = None
         if settings.max_time_s is not None:
             left_s = settings.max_time_s - (time.monotonic() - started) - trainer.time_of_mass_s()
             settings = replace(settings, max_time_s=max(left_s, MIN_TRAINING_SHARE * settings.max_time_s))

@@ -110,6 +110,9 @@ class Calibration:
         """The calibration of saved arrays."""
         pairs = {name.removeprefix(PAIRS_PREFIX): a for name, a in arrays.items() if name.startswith(PAIRS_PREFIX)}
         rounds = {name: array for name, array in arrays.items() if not name.startswith(PAIRS_PREFIX)}
+        knots, values = rounds["knots"], rounds["values"]
+        if knots.ndim != 3 or knots.shape != values.shape or knots.shape[2] < 2:
+            raise ValueError(f"the saved calibration is damaged: knots {knots.shape} and values {values.shape}")
         # A generator of before these maps has none.
         return cls(**rounds, pairs=PairMaps.from_arrays(pairs) if pairs else PairMaps.none())
 

@@ -185,8 +185,22 @@ def test_the_clock_stops_the_fit_and_ends_the_schedule(url, tmp_path):
     assert history[-1]["learning_rate"] < 0.5 * settings.learning_rate
 
 
-def test_an_epoch_that_the_clock_has_cut_short_is_gone_on_with(url, tmp_path):
-    _, history = fit_inline(url, tmp_path / "c", make_settings(num_epochs=2, max_time_s=1e-4))
+class Ticking:
+    """A watch on which every look takes a hundredth of a second."""
+
+    def __init__(self, elapsed_s):
+        self._elapsed_s = elapsed_s
+
+    @property
+    def elapsed_s(self):
+        self._elapsed_s += 0.01
+        return self._elapsed_s
+
+
+def test_an_epoch_that_the_clock_has_cut_short_is_gone_on_with(url, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_loop, "Stopwatch", Ticking)
+        _, history = fit_inline(url, tmp_path / "c", make_settings(num_epochs=2, max_time_s=0.2))
     cut = history[-1]["step"]
     assert len(history) == 1
     assert 0 < cut < 15

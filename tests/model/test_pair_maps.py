@@ -44,6 +44,33 @@ def test_samples_of_the_very_law_are_hardly_moved():
     assert np.abs(moved - rows).mean() < 0.01
 
 
+def test_a_small_table_of_the_very_law_gives_next_to_no_map():
+    """What would be fitted there is its noise."""
+    for seed in range(3):
+        assert len(PairMaps.fit(curve(0, 0.05), curve(1, 0.05), curve(10 + seed, 0.05)[:3000])) <= 2
+
+
+def test_damaged_arrays_are_refused(maps):
+    arrays = maps.to_arrays()
+    for name, damaged in (("columns", arrays["columns"] - 5), ("means", arrays["means"][:, 1:]),
+                          ("shifts", arrays["shifts"][:, :, :-1]), ("centers", arrays["centers"][:, :1])):  # fmt: skip
+        with pytest.raises(ValueError, match="damaged"):
+            PairMaps.from_arrays(arrays | {name: damaged})
+    with pytest.raises(ValueError, match="columns"):
+        maps(np.zeros((3, 2)))
+
+
+def test_the_work_is_bounded_for_a_wide_table(monkeypatch):
+    from sfg_dist.model import pair_maps
+
+    fitted, fit = [], pair_maps._fit_map
+    monkeypatch.setattr(pair_maps, "_fit_map", lambda *arguments: fitted.append(arguments[2:]) or fit(*arguments))
+    rows = np.random.default_rng(0).standard_normal((3, 3000, 60))
+    assert len(PairMaps.fit(*rows)) == 0
+    assert len(fitted) <= 2 * pair_maps.MAX_TRIED_PAIRS
+    assert len(PairMaps.fit(*np.zeros((3, 3000, pair_maps.MAX_DIM + 1)))) == 0
+
+
 def test_a_map_is_monotone_and_moves_its_own_column_only(maps):
     first = PairMaps(
         *(getattr(maps, name)[:1] for name in ("columns", "centers", "means", "spreads", "knots", "shifts"))

@@ -33,7 +33,7 @@ class Encoder(nn.Module):
         (torch.Size([3, 2]), torch.Size([3, 2, 2]))
     """
 
-    def __init__(self, dim: int, *, width: int = 128, depth: int = 2) -> None:
+    def __init__(self, dim: int, *, width: int = 256, depth: int = 3) -> None:
         super().__init__()
         self.dim = dim
         self.shape: dict[str, Any] = {"width": width, "depth": depth}

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 BLOCK_ROWS = 4096
-"""Measured, a default network in one thread: 6.8 us a row, with 1024 rows 10.2, with 8192 rows 7.3."""
+"""Measured, a network of 256 x 3 in one thread: 6.8 us a row, with 1024 rows 10.2, with 8192 rows 7.3."""
 UNIT_BYTES = 8 << 20
 MAX_UNIT_BLOCKS = 16
 

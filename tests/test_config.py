@@ -63,7 +63,7 @@ def test_every_job_of_the_project_is_valid(path):
     check_job(
         load_job(
             path,
-            ["data.source=table.npy"] if "source" not in path.read_text().split("[labels]")[0].split("#")[-1] else [],
+            [] if "[data]\nsource" in path.read_text() else ["data.source=table.npy"],
         )
     )
 

@@ -48,7 +48,9 @@ def make(kind="quantile", calibrated=True, condition=(), num_noise=0, **shape):
         torch.nn.init.normal_(parameter, std=0.2)
     calibration = None
     if calibrated:
-        reference = transform.forward(rows)[:, :dim]
+        reference = np.tile(transform.forward(rows)[:, :dim], (3, 1))
+        if dim > 1:  # something for the maps of pairs to do
+            reference[:, 1] = np.maximum(reference[:, 0], 0) + 0.2 * reference[:, 1]
         calibration = Calibration.fit(MLP(dim, width=4, depth=1), reference, seed=0)
     return Generator(network.eval(), transform, calibration, condition=tuple(condition))
 

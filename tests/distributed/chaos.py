@@ -217,7 +217,13 @@ def running_ray(num_cpus: int) -> Iterator[str]:
     with local_environment():
         import ray
 
-        ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            _node_ip_address="127.0.0.1",
+        )
         try:
             yield ray.get_runtime_context().gcs_address
         finally:

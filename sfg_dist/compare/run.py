@@ -22,7 +22,8 @@ from sfg_dist._version import __version__
 from sfg_dist.compare.cells import FOLDER, Records
 from sfg_dist.compare.document import make_document
 from sfg_dist.compare.judging import auc
-from sfg_dist.compare.ours import own_job, published_job, run_own
+from sfg_dist.compare.ours import own_job, published_job
+from sfg_dist.compare.own_cell import run_own
 from sfg_dist.compare.peer_cell import run_peer
 from sfg_dist.compare.peers import KINDS, LEARNING_RATES, PeerKind, peer_kinds
 from sfg_dist.compare.selection import FINAL_FACTOR, NUM_FINALISTS, Selection, Trial, select
@@ -32,6 +33,7 @@ from sfg_dist.data import prepare
 from sfg_dist.distributed.labeler import default_device
 from sfg_dist.errors import ConfigError, TrainingError
 from sfg_dist.evaluate import floor
+from sfg_dist.model.sampling import num_cpus
 from sfg_dist.output import Listener, OutputDirectory
 from sfg_dist.pipeline import as_job
 from sfg_dist.plan import fingerprint
@@ -78,7 +80,7 @@ class Comparison(OutputDirectory):
         _check(job)
         super().__init__(job.output.dir, listener)
         self.job = job
-        self.num_threads = job.compare.num_threads or len(os.sched_getaffinity(0))
+        self.num_threads = job.compare.num_threads or num_cpus()
         self.device = default_device()
         self.peers = [kind for kind in peer_kinds() if any(row in job.compare.methods for row in kind.samplers)]
         for kind in self.peers:

@@ -117,7 +117,15 @@ def move_columns(
     knots: _Array,
     shifts: _Array,
 ) -> None:
-    """Apply ``PairMaps`` to rows in place; arrays as there."""
+    """Apply ``PairMaps`` to rows in place, a map after the other.
+
+    Args:
+        rows: shape (num_rows, dim).
+        columns: i and j of each map, shape (num_maps, 2).
+        centers, means, spreads: of each map's windows of column i, shape (num_maps, num_windows).
+        knots: of each map's residuals, shape (num_maps, num_knots).
+        shifts: at the knots, shape (num_maps, num_windows, num_knots).
+    """
     for number in range(columns.shape[0]):  # a map after the other: its table stays in the first cache
         i, j = columns[number]
         center, mean, spread, knot, shift = (
@@ -136,7 +144,17 @@ def move_columns(
 def moved_column(
     x: _Array, values: _Array, centers: _Array, means: _Array, spreads: _Array, knots: _Array, shifts: _Array
 ) -> _Array:
-    """Column j after one map, of columns i and j, shape (num_rows,)."""
+    """Column j after one map.
+
+    Args:
+        x, values: columns i and j, shape (num_rows,).
+        centers, means, spreads: shape (num_windows,).
+        knots: shape (num_knots,).
+        shifts: shape (num_windows, num_knots).
+
+    Returns:
+        Shape (num_rows,).
+    """
     moved = np.empty_like(values)
     near, far = _first_guesses(centers), _first_guesses(knots)
     for row in range(len(values)):
@@ -146,7 +164,15 @@ def moved_column(
 
 @_compiled
 def residuals(x: _Array, values: _Array, centers: _Array, means: _Array, spreads: _Array) -> _Array:
-    """(value - mean) / spread, both between the centers, shape (num_rows,)."""
+    """(value - mean) / spread, both between the centers.
+
+    Args:
+        x, values: columns i and j, shape (num_rows,).
+        centers, means, spreads: shape (num_windows,).
+
+    Returns:
+        Shape (num_rows,).
+    """
     found = np.empty_like(values)
     guesses = _first_guesses(centers)
     for row in range(len(values)):
@@ -160,7 +186,15 @@ def residuals(x: _Array, values: _Array, centers: _Array, means: _Array, spreads
 
 @_compiled
 def histogram(first: NDArray[np.uint8], second: NDArray[np.uint8], num_cells: int) -> NDArray[Any]:
-    """Shares of rows in the cells of two columns, shape (num_cells * num_cells,)."""
+    """Shares of rows in the cells of two columns.
+
+    Args:
+        first, second: a row's cell in each, shape (num_rows,).
+        num_cells: of a column.
+
+    Returns:
+        Shape (num_cells * num_cells,).
+    """
     counts = np.zeros(num_cells * num_cells)
     for row in range(len(first)):
         counts[first[row] * num_cells + second[row]] += 1

@@ -102,10 +102,9 @@ class PairMaps:
         histograms = _Histograms(held_out, reference)
         maps: list[_PairMap] = []
         while len(maps) < max_maps:
-            pair = _best_pair(rows, held_out, reference, histograms)
-            if pair is None:
+            best = _best_map(rows, held_out, reference, histograms)
+            if best is None:
                 break
-            best = _fit_map(rows, reference, *pair)
             maps.append(best)
             for table in (rows, held_out):
                 table[:, best.j] = best.moved(table)
@@ -177,16 +176,18 @@ class _PairMap:
         return moved
 
 
-def _best_pair(rows: _Array, held_out: _Array, reference: _Array, histograms: _Histograms) -> tuple[int, int] | None:
-    """(i, j) of the map that gains most, of the worst pairs that can gain, in both directions; None where none does."""
+def _best_map(rows: _Array, held_out: _Array, reference: _Array, histograms: _Histograms) -> _PairMap | None:
+    """Of the worst pairs that can gain, in both directions, the map that gains most; None where none does."""
     pairs = histograms.worst()
     for first in range(0, min(len(pairs), MAX_TRIED_PAIRS), TRIED_PAIRS):
-        tried = {}
+        best, most = None, -np.inf
         for pair in pairs[first : first + TRIED_PAIRS]:
             for i, j in (pair, pair[::-1]):
-                tried[i, j] = histograms.gain(j, _fit_map(rows, reference, i, j).moved(held_out))
-        best = max(tried, key=tried.__getitem__)
-        if tried[best] >= histograms.least_gain:
+                candidate = _fit_map(rows, reference, i, j)
+                gain = histograms.gain(j, candidate.moved(held_out))
+                if gain > most:
+                    best, most = candidate, gain
+        if most >= histograms.least_gain:
             return best
     return None
 

@@ -12,7 +12,7 @@ from sfg_dist.flow import label_latents
 from sfg_dist.flow.oracle import GaussianOracle, MixtureOracle
 from sfg_dist.model import MLP, Generator
 from sfg_dist.model.encoder import Encoder
-from sfg_dist.model.fit_encoder import EncoderTrainer
+from sfg_dist.model.fit_encoder import MAX_LOG_WEIGHT, EncoderTrainer, _bounded_exp
 from sfg_dist.model.likelihood import Mass, Proposal, estimate_mass, mapped_log_density
 
 
@@ -325,3 +325,13 @@ def test_rows_that_are_not_finite_or_too_wide_are_refused():
         generator.log_prob(rows)
     with pytest.raises(DataError, match="expected"):
         generator.encode(rows[:, :1])
+
+
+def test_a_large_weight_has_a_gradient_and_no_decisive_value():
+    """A fold where the proposal hardly goes must be pushed down all the same."""
+    log_weights = torch.tensor([-2.0, MAX_LOG_WEIGHT, MAX_LOG_WEIGHT + 3], requires_grad=True)
+    bounded = _bounded_exp(log_weights)
+    bounded.sum().backward()
+    edge = math.exp(MAX_LOG_WEIGHT)
+    assert bounded.tolist() == pytest.approx([math.exp(-2), edge, 4 * edge], rel=1e-5)
+    assert log_weights.grad.tolist() == pytest.approx([math.exp(-2), edge, edge], rel=1e-5)

@@ -277,7 +277,9 @@ def _finish(as_json: bool, job: Job, result: Mapping[str, Any]) -> None:
 
 import sfg_dist.compare_command  # noqa: E402
 import sfg_dist.model_commands  # noqa: E402
-import sfg_dist.store_commands  # noqa: E402, F401  (makes its commands known, behind those above in the help)
+import sfg_dist.scale_command  # noqa: E402
+import sfg_dist.store_commands  # noqa: E402
+import sfg_dist.submit_commands  # noqa: E402, F401  (makes its commands known, behind those above in the help)
 
 if __name__ == "__main__":
     main()

@@ -7,17 +7,15 @@ than the pipeline and ``distributed``: the rooms below take plain arguments.
 
 from __future__ import annotations
 
-import difflib
 import tomllib
-import types
-import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from sfg_dist.documents import apply_override, checked
 from sfg_dist.errors import ConfigError
 
 
@@ -307,7 +305,7 @@ def parse_job(text: str, overrides: Iterable[str] = (), *, origin: str, default_
     if isinstance(document["output"], dict):
         document["output"].setdefault("dir", default_dir)
     for assignment in overrides:
-        _apply_override(document, assignment)
+        apply_override(document, assignment)
     return resolve_job(document, origin=origin)
 
 
@@ -321,84 +319,4 @@ def resolve_job(document: Mapping[str, Any], *, origin: str = "job") -> Job:
     Raises:
         ConfigError: a key is unknown or a value is wrong; all problems are listed.
     """
-    try:
-        return Job.model_validate(dict(document))
-    except ValidationError as error:
-        lines = [_describe(problem) for problem in error.errors()]
-        lines = list(dict.fromkeys(lines))  # a union reports one problem once per member
-        raise ConfigError(f"{origin}: " + ("\n  ".join(["", *lines]) if len(lines) > 1 else lines[0])) from None
-
-
-def _apply_override(document: dict[str, Any], assignment: str) -> None:
-    name, equals, text = assignment.partition("=")
-    keys = name.strip().split(".")
-    if not equals or len(keys) < 2 or not all(keys):
-        raise ConfigError(f"--set {assignment}: expected table.key=value, for example labels.num_pairs=10000")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text  # a bare word or a path is a string
-    table = document
-    for key in keys[:-1]:
-        inner = table.setdefault(key, {})
-        if not isinstance(inner, dict):
-            inner = table[key] = {}  # data.dequantize.AT=0.1 replaces dequantize="auto"
-        table = inner
-    table[keys[-1]] = value
-
-
-def _describe(problem: Mapping[str, Any]) -> str:
-    location = [str(part) for part in problem["loc"]]
-    if problem["type"] == "extra_forbidden":
-        return _describe_unknown(location)
-    # A union adds the name of the member it tried; the user's key ends before it.
-    key = ".".join(_user_key(location))
-    if problem["type"] == "missing":
-        return f"{key} is required and has no default"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    given = problem.get("input")
-    shown = "" if isinstance(given, dict) and problem["type"] == "value_error" else f", got {given!r}"
-    return f"{key}: {message[:1].lower()}{message[1:]}{shown}"
-
-
-def _user_key(location: list[str]) -> list[str]:
-    model: Any = Job
-    kept: list[str] = []
-    for part in location:
-        if isinstance(model, type) and issubclass(model, BaseModel):
-            if part not in model.model_fields:
-                break
-            kept.append(part)
-            model = _inner_model(model.model_fields[part].annotation)
-        else:
-            break
-    return kept or location
-
-
-def _inner_model(annotation: Any) -> Any:
-    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
-        models = [a for a in typing.get_args(annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
-        return models[0] if models else None
-    return annotation
-
-
-def _describe_unknown(location: list[str]) -> str:
-    parent = _user_key(location[:-1])
-    model: Any = Job
-    for part in parent if location[:-1] else []:
-        model = _inner_model(model.model_fields[part].annotation)
-    if len(location) == 1 or not (isinstance(model, type) and issubclass(model, BaseModel)):
-        model, parent = Job, []
-    name = location[-1]
-    prefix = ".".join([*parent, ""]) if parent else ""
-    close = difflib.get_close_matches(name, model.model_fields, n=1, cutoff=0.6)
-    if close:
-        hint = f"did you mean {prefix}{close[0]}?"
-    else:
-        elsewhere = [
-            f"{table}.{name}"
-            for table, field in Job.model_fields.items()
-            if name in getattr(field.annotation, "model_fields", {})
-        ]
-        hint = f"did you mean {elsewhere[0]}?" if elsewhere else f"valid keys: {', '.join(model.model_fields)}"
-    return f"unknown key {prefix}{name}; {hint}"
+    return checked(Job, document, origin)

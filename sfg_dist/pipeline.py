@@ -98,7 +98,7 @@ class Pipeline(OutputDirectory):
         Args:
             overlap: whether a worker trains on what is committed meanwhile (see ``distributed/ahead.py``).
         """
-        return self._label(self._open_store(), overlap=overlap)
+        return self._label(self.open_store(), overlap=overlap)
 
     def _label(self, pairs: Pairs, *, overlap: bool = False) -> Pairs:
         missing = len(pairs.pending())
@@ -154,7 +154,7 @@ class Pipeline(OutputDirectory):
             def validation() -> NDArray[np.float32]:
                 return self.prepared.flow_rows("validation")
 
-            hooks = TrainHooks(self.emit, on_epoch, on_live, self._need_ray, validation)
+            hooks = TrainHooks(self.emit, on_epoch, on_live, self.need_ray, validation)
             generator = fit_generator(pairs, self.job, checkpoints, hooks)
             with self.writing("model"):
                 generator.save(self.model_url)
@@ -255,13 +255,14 @@ class Pipeline(OutputDirectory):
             finally:
                 self._ray = outer
 
-    def _need_ray(self) -> None:
+    def need_ray(self) -> None:
+        """Start Ray, within a session, unless it is up."""
         from sfg_dist.distributed.cluster import ray_session
 
         assert self._ray is not None, "a stage that needs Ray runs within a session"
         self._ray.enter_context(ray_session(self.job.executor.address))
 
-    def _open_store(self) -> Pairs:
+    def open_store(self) -> Pairs:
         """The store of this job's plan, created when it is not there."""
         from sfg_dist.store import create_store, open_pairs
 
@@ -292,7 +293,7 @@ class Pipeline(OutputDirectory):
         if self.job.executor.kind == "inline" or len(reference) < CLUSTER_ROWS:
             return order_with_threads(reference)
         with self.session():
-            self._need_ray()
+            self.need_ray()
             return order_with_tasks(reference)
 
     def _has_store(self) -> bool:
@@ -348,7 +349,7 @@ class Pipeline(OutputDirectory):
     def _label_missing(self, pairs: Pairs, overlap: bool) -> None:
         with self.session(), contextlib.ExitStack() as stack:
             if self.job.executor.kind == "ray":
-                self._need_ray()
+                self.need_ray()
             reserved: Mapping[str, float] = {}
             if overlap:
                 from sfg_dist.distributed.ahead import training_ahead

@@ -150,6 +150,8 @@ class Driver:
         self._hungry[worker.name] = None
         now = self._pool.now()
         details = {"host": worker.host, "pid": worker.pid, "device": worker.kind}
+        if "load_s" in info:
+            details["load_s"] = round(info["load_s"], 3)
         self._reporter.emit(
             "worker_started", worker=worker.name, kind=worker.kind, seconds=round(now - worker.started, 3), **details
         )
@@ -283,8 +285,9 @@ class Driver:
 
     def _feed_one(self, worker: Worker, now: float) -> bool:
         """Hand a worker its next call, if there is one for it."""
-        # Towards the end nobody hoards: a shard waits behind another only while all workers have enough.
-        if worker.calls and self._ledger.num_todo < self._crew.num_ready:
+        # Towards the end nobody hoards: a shard waits behind another only while all workers have enough, those that are
+        # still starting too.
+        if worker.calls and self._ledger.num_todo < len(self._crew.workers):
             return False
         share = self._ledger.num_todo // (CALLS_PER_WORKER * max(1, self._crew.num_ready))
         count = max(1, min(self._pace.call_shards(worker.kind), share))

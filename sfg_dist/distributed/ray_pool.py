@@ -60,12 +60,14 @@ class ShardActor:
         """Make the labeler: where it runs, or why it cannot."""
         import ray
 
+        started = time.perf_counter()
         try:
             self._labeler = self._make()
             members = ray.get([member.__ray_call__.remote(process_of) for member in self._members])
         except Exception as error:
             return Failure.of(error)
-        return worker_info(self._labeler) | {"processes": [process_of(self), *members]}
+        load_s = time.perf_counter() - started
+        return worker_info(self._labeler) | {"processes": [process_of(self), *members], "load_s": load_s}
 
     def label(self, tasks: Sequence[Task]) -> list[Result]:
         """Label some shards, one after the other."""

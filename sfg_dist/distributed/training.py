@@ -14,7 +14,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -85,6 +85,7 @@ def fit_with_workers(
     *,
     num_workers: int | tuple[int, int],
     use_gpu: bool | None = None,
+    num_cpus_per_worker: int | None = None,
     max_failures: int = 3,
     on_epoch: Report | None = None,
     on_live: Report | None = None,
@@ -98,6 +99,7 @@ def fit_with_workers(
         num_workers: ranks; or the fewest and the most of them, and the fit then runs with as many as the cluster has
             room for, looking for more every RESIZE_INTERVAL_S. The global batches are the same for any number.
         use_gpu: whether each holds a GPU (and NCCL averages), or CPUs (and gloo); GPUs where the cluster has as many.
+        num_cpus_per_worker: CPUs of each without a GPU; if None as many as so many workers can have on these nodes.
         max_failures: how often lost workers are replaced; the fit then goes on from the last checkpoint. Nodes that
             are taken away with a notice do not count, and a checkpoint is written at the notice.
         on_epoch: called in this process with every history entry, in order.
@@ -116,7 +118,7 @@ def fit_with_workers(
     available = ray.cluster_resources()
     if use_gpu is None:
         use_gpu = available.get("GPU", 0) >= fewest
-    cpus = max(1, int(available.get("CPU", 1)) // most)
+    cpus = num_cpus_per_worker or _largest_share([node["Resources"] for node in ray.nodes() if node["Alive"]], most)
     if available.get("GPU" if use_gpu else "CPU", 0) < fewest:
         raise ClusterError(
             f"train.num_workers = {fewest}, but the cluster has {available.get('CPU', 0):g} CPUs and "
@@ -159,6 +161,20 @@ def fit_with_workers(
         if (failure := take_failure(checkpoints)) is not None:
             raise TrainingError(failure)
     return load_fitted(checkpoints)
+
+
+def _largest_share(nodes: list[Mapping[str, float]], num_workers: int) -> int:
+    """CPUs of a worker, the most with which all find a place; a worker lies on one node.
+
+    Example:
+        >>> _largest_share([{"CPU": 8.0}, {"CPU": 8.0}], 1), _largest_share([{"CPU": 8.0}, {"CPU": 5.0}], 3)
+        (8, 4)
+    """
+    sizes = [int(resources.get("CPU", 0)) for resources in nodes]
+    for cpus in range(max(sizes, default=1), 1, -1):
+        if sum(size // cpus for size in sizes) >= num_workers:
+            return cpus
+    return 1
 
 
 def _require_ready(url: str, checkpoints: Place, settings: FitSettings) -> None:

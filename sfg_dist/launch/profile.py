@@ -1,0 +1,219 @@
+"""A site, described once: cluster/*.toml, checked in full before anything is sent."""
+
+from __future__ import annotations
+
+import datetime
+import re
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
+
+from sfg_dist.documents import apply_override, checked
+from sfg_dist.errors import ConfigError
+
+TARGETS = ("slurm", "kuberay", "ray")
+_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
+Seconds = Annotated[int, Field(ge=0)]
+
+
+class _Section(BaseModel):
+    # An account that is a number, or a variable that is one, is written without quotes.
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+
+
+class Container(_Section):
+    """Where Ray and the package run, if not on the host: an image, and the command that enters it.
+
+    Only such as leave processes, sockets and shared memory of a node in common: Ray's processes meet by them, and each
+    is started by itself.
+    """
+
+    runtime: Literal["apptainer", "singularity", "enroot"] = "apptainer"
+    image: str = Field(min_length=1)
+    options: list[str] = []
+
+
+class Setup(_Section):
+    """What a node needs before Python starts.
+
+    Attributes:
+        modules: loaded with ``module load``, in order.
+        environment: variables of every process.
+        commands: lines of shell, run as they stand.
+        python: an interpreter that has the package, on every node or in the container; if not given that of ``sfg``, or
+            "python" in a container.
+        host_python: of the host, 3.9 or newer, which starts Ray where that is in a container.
+        scratch: a local directory of every node, for Ray's sessions; short. Default /tmp.
+        dir: for what a submission keeps; all nodes share it.
+    """
+
+    modules: list[str] = []
+    environment: dict[Annotated[str, Field(pattern=_NAME)], str] = {}
+    commands: list[str] = []
+    python: str | None = None
+    host_python: str = "python3"
+    scratch: str | None = None
+    dir: str = "runs/submissions"
+    container: Container | None = None
+
+
+class SlurmProfile(_Section):
+    """What is asked of Slurm.
+
+    Attributes:
+        nodes, cpus_per_node, gpus_per_node, gpu_type, memory_per_node: the size; whole nodes where cpus_per_node is
+            None; memory as Slurm writes it, "64G".
+        walltime: "30", "1:30:00" or "2-12:00:00", as Slurm reads it.
+        partition, account, qos, constraint, reservation: where, and for whom.
+        signal_before_s: before the walltime, for what is to be committed.
+        max_requeues: how often a job that met its walltime goes on.
+        options: more words for sbatch, such as "--mail-type=END".
+    """
+
+    nodes: PositiveInt = 1
+    cpus_per_node: PositiveInt | None = None
+    gpus_per_node: Annotated[int, Field(ge=0)] = 0
+    gpu_type: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] | None = None
+    memory_per_node: Annotated[str, Field(pattern=r"^\d+[KMGT]?$")] | None = None
+    walltime: Annotated[str, Field(pattern=r"^(\d+-)?\d+(:\d+){0,2}$")] = "1:00:00"
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    reservation: str | None = None
+    signal_before_s: Seconds = 180
+    max_requeues: Annotated[int, Field(ge=0)] = 100
+    options: list[str] = []
+
+    @field_validator("options")
+    @classmethod
+    def _are_options(cls, options: list[str]) -> list[str]:
+        for option in options:
+            if not option.startswith("--"):
+                raise ValueError(f"{option!r} is no long option of sbatch: write one word such as '--mail-type=END'")
+        return options
+
+    @property
+    def gres(self) -> str:
+        """The GPUs of a node, as --gres names them."""
+        return ":".join(filter(None, ["gpu", self.gpu_type, str(self.gpus_per_node)]))
+
+
+class Volume(_Section):
+    """A persistent volume claim and where it appears."""
+
+    claim: str
+    path: Annotated[str, Field(pattern=r"^/")]
+    read_only: bool = False
+
+
+class Toleration(_Section):
+    """As in a pod's specification."""
+
+    key: str
+    operator: Literal["Exists", "Equal"] = "Exists"
+    value: str | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] = "NoSchedule"
+
+
+class KubeRayProfile(_Section):
+    """What is asked of Kubernetes.
+
+    Attributes:
+        namespace: of all objects.
+        image: holds the package; see cluster/Dockerfile.
+        ray_version: of that image.
+        workers, min_workers: pods; fewer than ``workers`` where autoscaling may take some away.
+        autoscaling: whether KubeRay adds and removes workers.
+        cpus, memory, gpus: of a worker pod.
+        head_cpus, head_memory: of the head's.
+        gpu_resource: the name of a GPU among the node's resources.
+        queue: of Kueue; None for none.
+        service_account, node_selector, tolerations, volumes: as in a pod's specification.
+        environment: variables of every pod; ``secrets``: names of Kubernetes secrets whose keys become variables.
+        backoff_limit: attempts after the first one; they may overlap with it.
+        deadline_s: of the whole job.
+        ttl_s: how long the cluster of an ended job, GPUs and all, is kept.
+        fs_group: the group that volumes are given to; 1000 is that of the image's user.
+        kubectl: the command.
+    """
+
+    namespace: str = "default"
+    image: str = "sfg-dist:latest"
+    ray_version: str = "2.60.0"
+    workers: PositiveInt = 1
+    min_workers: Annotated[int, Field(ge=0)] | None = None
+    autoscaling: bool = False
+    cpus: PositiveInt = 4
+    memory: Annotated[str, Field(pattern=r"^\d+(\.\d+)?([EPTGMK]i?)?$")] = "16Gi"
+    gpus: Annotated[int, Field(ge=0)] = 0
+    head_cpus: PositiveInt = 2
+    head_memory: Annotated[str, Field(pattern=r"^\d+(\.\d+)?([EPTGMK]i?)?$")] = "8Gi"
+    gpu_resource: str = "nvidia.com/gpu"
+    queue: str | None = None
+    service_account: str | None = None
+    node_selector: dict[str, str] = {}
+    tolerations: list[Toleration] = []
+    volumes: list[Volume] = []
+    environment: dict[Annotated[str, Field(pattern=_NAME)], str] = {}
+    secrets: list[str] = []
+    backoff_limit: Annotated[int, Field(ge=0)] = 3
+    deadline_s: PositiveInt | None = None
+    ttl_s: Seconds = 0
+    fs_group: int | None = 1000
+    kubectl: str = "kubectl"
+
+
+class RayProfile(_Section):
+    """A Ray cluster that runs already.
+
+    Attributes:
+        address: of its dashboard, "http://127.0.0.1:8265".
+        sfg: the command on the cluster's nodes.
+        environment: variables of the job.
+    """
+
+    address: str | None = None
+    sfg: str = "sfg"
+    environment: dict[Annotated[str, Field(pattern=_NAME)], str] = {}
+
+
+class Profile(_Section):
+    """A site."""
+
+    setup: Setup = Setup()
+    slurm: SlurmProfile = SlurmProfile()
+    kuberay: KubeRayProfile = KubeRayProfile()
+    ray: RayProfile = RayProfile()
+
+
+def load_profile(path: str | Path | None, overrides: Iterable[str] = ()) -> Profile:
+    """A site's profile with overrides; the defaults where path is None.
+
+    Args:
+        path: a TOML file.
+        overrides: assignments such as ``"slurm.partition=debug"``.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value is wrong.
+    """
+    document: dict[str, Any] = {}
+    if path is not None:
+        try:
+            document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"profile {path}: {error}") from error
+    for assignment in overrides:
+        apply_override(document, assignment)
+    slurm = document.get("slurm")
+    if isinstance(slurm, dict) and isinstance(slurm.get("walltime"), datetime.time):  # 01:30:00 without quotes
+        slurm["walltime"] = slurm["walltime"].isoformat()
+    return checked(Profile, document, f"profile {path}" if path else "profile")
+
+
+def one_line(name: str) -> str:
+    """A name as schedulers can show it: without control characters, 64 characters at most."""
+    return re.sub(r"[\x00-\x1f\x7f]+", " ", name).strip()[:64] or "sfg"

@@ -1,0 +1,124 @@
+"""A Ray cluster that runs already: its own job API, through the command that Ray brings (``ray job``)."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from sfg_dist.config import Job, resolve_job
+from sfg_dist.errors import ConfigError
+from sfg_dist.launch.profile import Profile
+from sfg_dist.launch.submission import ANSWER_S, Rendered, Submission, run_command
+
+RAY = [sys.executable, "-m", "ray.scripts.scripts", "job"]
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+UNKNOWN, NOT_SENT = "unknown: the cluster does not answer", "UNKNOWN: IT WAS NOT SENT"
+
+
+def render(
+    submission: Submission,
+    jobs: Sequence[Job],
+    profile: Profile,
+    *,
+    stages: Sequence[str],
+    apart: bool,
+    after: Sequence[str],
+) -> Rendered:
+    """The job files and the commands that send them.
+
+    Raises:
+        ConfigError: no address is known, or the job waits for others.
+    """
+    if apart or after:
+        raise ConfigError("--to ray: stages run one after the other in one job: leave --apart and --after out")
+    if profile.ray.address is None:
+        raise ConfigError("--to ray needs the cluster's address: --profile-set ray.address=http://HOST:8265")
+    files, commands = {}, []
+    environment = {**profile.setup.environment, **profile.ray.environment}
+    files["runtime.json"] = json.dumps({"env_vars": environment})  # JSON is YAML; values stay off the command line
+    for number, job in enumerate(jobs):
+        document = job.model_dump(exclude_none=True)
+        document["executor"]["address"] = "auto"
+        files[f"upload/{number}.toml"] = resolve_job(document).to_toml()
+        lines = " && ".join(shlex.join([profile.ray.sfg, stage, f"{number}.toml"]) for stage in stages)
+        commands.append(
+            [
+                *RAY, "submit", f"--address={profile.ray.address}", "--no-wait",
+                f"--submission-id={submission.id}-{number}", f"--working-dir={submission.path / 'upload'}",
+                f"--runtime-env={submission.path / 'runtime.json'}",
+                "--", "bash", "-c", lines,
+            ]
+        )  # fmt: skip
+    submission.options = {"address": profile.ray.address}
+    return Rendered(commands, files)
+
+
+def send(submission: Submission, rendered: Rendered, profile: Profile) -> None:
+    """Send the jobs.
+
+    Raises:
+        ClusterError: the cluster refused one.
+    """
+    for number, command in enumerate(rendered.commands):
+        run_command(command, what="the job could not be sent (needs sfg_dist[cluster] and RAY_AUTH_TOKEN)")
+        submission.scheduler_ids.append(f"{submission.id}-{number}")
+        submission.save()
+
+
+def status(submission: Submission) -> str:
+    """In a word or two."""
+    states = []
+    for name in submission.scheduler_ids:
+        command = [*RAY, "status", f"--address={submission.options['address']}", name]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S)
+        except (OSError, subprocess.TimeoutExpired):
+            return UNKNOWN
+        states.append(state_in(done.stdout + done.stderr, name))
+    return ", ".join(dict.fromkeys(states)) or "unknown: it was not sent"
+
+
+def state_in(text: str, name: str) -> str:
+    """The state that ``ray job status`` prints; its other lines may be what the job itself said.
+
+    Example:
+        >>> state_in("Status for job 'a-0': RUNNING", "a-0"), state_in("Job 'a-0' was stopped", "a-0")
+        ('running', 'stopped')
+    """
+    for line in text.splitlines():
+        for words, state in (("succeeded", "succeeded"), ("was stopped", "stopped"), ("failed", "failed")):
+            if f"Job '{name}' {words}" in line:
+                return state
+        if (found := re.search(rf"Status for job '{re.escape(name)}': (?:JobStatus\.)?(\w+)", line)) is not None:
+            return found.group(1).lower()
+    return UNKNOWN
+
+
+def is_over(state: str) -> bool:
+    """Whether a status means that nothing more will happen."""
+    return state != UNKNOWN and all(word.upper() in (*ENDED, NOT_SENT) for word in state.split(", "))
+
+
+def logs_command(submission: Submission, *, follow: bool) -> list[str]:
+    """The command that shows what the last job's driver says."""
+    words = [*RAY, "logs", f"--address={submission.options['address']}"]
+    return [*words, *(["--follow"] if follow else []), submission.scheduler_ids[-1]]
+
+
+def cancel(submission: Submission) -> None:
+    """Stop the jobs.
+
+    Raises:
+        ClusterError: the cluster does not answer.
+    """
+    for name in submission.scheduler_ids:
+        _job(submission, "stop", name, "--no-wait")
+
+
+def _job(submission: Submission, verb: str, *words: str) -> str:
+    command = [*RAY, verb, f"--address={submission.options['address']}", *words]
+    return run_command(command, what="the cluster could not be asked")

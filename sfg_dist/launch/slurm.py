@@ -1,0 +1,269 @@
+"""Slurm: sbatch with every value as a word of its own, and a script that holds none but quoted ones.
+
+Nothing here needs Slurm's accounting: what runs is in squeue, what has ended for a while in scontrol, and what the
+attempts said of themselves stays in the submission's folder.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+from sfg_dist.config import Job
+from sfg_dist.errors import ClusterError, ConfigError
+from sfg_dist.launch.profile import Container, Profile
+from sfg_dist.launch.submission import STAGES, Rendered, Submission, run_command
+
+PENDING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
+RUNNING = ("RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "SUSPENDED", "STOPPED", "RESIZING")
+UNKNOWN = "UNKNOWN:"  # nobody answers, which says nothing of the job
+LEAST_WORK_S = 10
+AFTER = "{previous}"  # stands for the id of the job before, in a command that is not sent yet
+
+
+def render(
+    submission: Submission,
+    jobs: Sequence[Job],
+    profile: Profile,
+    *,
+    stages: Sequence[str],
+    apart: bool,
+    after: Sequence[str],
+) -> Rendered:
+    """The files of a submission and the commands that send it."""
+    if apart and list(stages) != ["run"]:
+        raise ConfigError("--apart has stages of its own, one job each: leave --stages out")
+    _check_walltime(profile)
+    parts = [[stage] for stage in STAGES] if apart else [list(stages)]
+    files = {f"jobs/{number}.toml": job.to_toml() for number, job in enumerate(jobs)}
+    commands = []
+    for number, part in enumerate(parts):
+        folder = submission.path / str(number) if apart else submission.path
+        prefix = f"{number}/" if apart else ""
+        files[f"{prefix}task.json"] = json.dumps(_task(submission, jobs, profile, part), indent=1)
+        files[f"{prefix}slurm_task.py"] = resources.files(__package__).joinpath("slurm_task.py").read_text("utf-8")
+        files[f"{prefix}job.sh"] = script(profile, str(folder))
+        waits = list(after) if not number else [AFTER]
+        commands.append(sbatch(submission, profile, str(folder), num_jobs=len(jobs), after=waits))
+    return Rendered(commands, files)
+
+
+def _check_walltime(profile: Profile) -> None:
+    """Refuse a notice that comes before anything can be done."""
+    walltime_s, ahead_s = seconds_of(profile.slurm.walltime), profile.slurm.signal_before_s
+    if walltime_s - ahead_s < LEAST_WORK_S:
+        raise ConfigError(
+            f"slurm.signal_before_s = {ahead_s} leaves {walltime_s - ahead_s} s of slurm.walltime = "
+            f"{profile.slurm.walltime!r} to work in: take a longer walltime or a later signal"
+        )
+
+
+def seconds_of(walltime: str) -> int:
+    """Slurm's minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes[:seconds].
+
+    Example:
+        >>> seconds_of("90"), seconds_of("1:30:00"), seconds_of("2-12")
+        (5400, 5400, 216000)
+    """
+    days, dash, rest = walltime.rpartition("-")
+    numbers = [int(word) for word in rest.split(":")]
+    if not dash and len(numbers) < 3:  # minutes first
+        numbers = [0, *numbers]
+    hours, minutes, seconds = (*numbers, 0, 0)[:3]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def _task(submission: Submission, jobs: Sequence[Job], profile: Profile, stages: Sequence[str]) -> dict[str, Any]:
+    slurm, setup = profile.slurm, profile.setup
+    enter = _enter(setup.container, slurm.gpus_per_node, ["RAY_AUTH_MODE", "RAY_AUTH_TOKEN", *setup.environment])
+    python = [*enter, setup.python or ("python" if setup.container is not None else sys.executable)]
+    kinds = {job.executor.kind for job in jobs}
+    if len(kinds) > 1:
+        raise ConfigError("jobs of one submission must have one executor.kind")
+    if kinds == {"inline"} and slurm.nodes > 1:
+        raise ConfigError(
+            'executor.kind = "inline" works on one node: set slurm.nodes = 1 in the profile, or --executor ray'
+        )
+    return {
+        "root": submission.folder,
+        "jobs": [str(submission.path / "jobs" / f"{number}.toml") for number in range(len(jobs))],
+        "stages": list(stages),
+        "needs_ray": kinds == {"ray"},
+        "has_ray_client": importlib.util.find_spec("grpc") is not None,  # ray[client], which ray[default] brings
+        "sfg": [*python, "-m", "sfg_dist.cli"],
+        "ray": [*python, "-m", "ray.scripts.scripts"],
+        "wait": [*python, "-m", "sfg_dist.distributed.nodes"],
+        "environment": dict(setup.environment),
+        "scratch": setup.scratch,
+        "cpus_per_node": slurm.cpus_per_node,
+        "gpus_per_node": slurm.gpus_per_node,
+        "gres": slurm.gres,
+        "max_requeues": slurm.max_requeues,
+    }
+
+
+def _enter(container: Container | None, gpus: int, variables: Sequence[str]) -> list[str]:
+    """The words that run a command in the container; variables by name alone, their values stay in the environment."""
+    if container is None:
+        return []
+    named = [word for name in variables for word in ("--env", name)]
+    if container.runtime in ("apptainer", "singularity"):
+        return [container.runtime, "exec", *(["--nv"] if gpus else []), *container.options, container.image]
+    return ["enroot", "start", *named, *container.options, container.image]
+
+
+def script(profile: Profile, folder: str) -> str:
+    """What sbatch is given: the site's own lines, then Python in place of the shell, so that signals reach it."""
+    setup = profile.setup
+    # Until Python takes the signal, it must not end the shell.
+    lines = ["#!/bin/bash", "trap '' USR2", "set -e"]
+    lines += [f"module load {shlex.quote(name)}" for name in setup.modules]
+    lines += setup.commands
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in setup.environment.items()]
+    python = setup.host_python if setup.container is not None else setup.python or sys.executable
+    lines.append(f"exec {shlex.join([python, f'{folder}/slurm_task.py', folder])}")
+    return "\n".join(lines) + "\n"
+
+
+def sbatch(submission: Submission, profile: Profile, folder: str, *, num_jobs: int, after: Sequence[str]) -> list[str]:
+    """The command that queues a script; each value is one word, whatever is in it."""
+    slurm = profile.slurm
+    place = submission.folder.replace("%", "%%")
+    output = f"{place}/logs/%A_%a.out" if num_jobs > 1 else f"{place}/logs/%j.out"
+    words = [
+        "sbatch",
+        "--parsable",
+        f"--job-name={submission.name}",
+        f"--output={output}",
+        "--open-mode=append",
+        f"--nodes={slurm.nodes}",
+        f"--time={slurm.walltime}",
+        f"--signal=B:USR2@{slurm.signal_before_s}",
+        "--requeue",
+    ]
+    if slurm.cpus_per_node:
+        words += ["--ntasks-per-node=1", f"--cpus-per-task={slurm.cpus_per_node}"]
+    else:
+        words.append("--exclusive")  # whole nodes; Slurm gives one CPU to whom asks for none
+    if slurm.gpus_per_node:
+        words.append(f"--gres={slurm.gres}")
+    if slurm.memory_per_node:
+        words.append(f"--mem={slurm.memory_per_node}")
+    for name in ("partition", "account", "qos", "constraint", "reservation"):
+        value = getattr(slurm, name)
+        if value:
+            words.append(f"--{name}={value}")
+    if num_jobs > 1:
+        words.append(f"--array=0-{num_jobs - 1}")
+    if after:
+        words += [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"]
+    return [*words, *slurm.options, f"{folder}/job.sh"]
+
+
+def send(submission: Submission, rendered: Rendered, profile: Profile) -> None:
+    """Queue the parts; each waits for the one before.
+
+    Raises:
+        ClusterError: sbatch refused one; what is queued already is taken back.
+    """
+    for command in rendered.commands:
+        words = [word.replace(AFTER, submission.scheduler_ids[-1]) if AFTER in word else word for word in command]
+        try:
+            answer = run_command(words, what="the job could not be queued", environment=_outside_of_jobs())
+        except ClusterError:
+            if submission.scheduler_ids:
+                cancel(submission)
+            raise
+        submission.scheduler_ids.append(answer.strip().split(";")[0])
+        submission.save()
+
+
+def _outside_of_jobs() -> dict[str, str]:
+    """The environment without what a job that we may be in has from Slurm: the new job would take it for its own."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("SLURM_") or name == "SLURM_CONF"}
+
+
+def status(submission: Submission) -> str:
+    """In a word or two: of all tasks, what most want to know first."""
+    states = []
+    for name in submission.scheduler_ids:
+        try:
+            known = _states(name)
+        except ClusterError:
+            return "unknown: Slurm does not answer"
+        tasks = range(len(submission.outputs))
+        states += [known.get(task) or _from_attempts(submission, name, task) for task in tasks]
+    if not states:
+        return "unknown: it was not sent"
+    counts = {state: states.count(state) for state in dict.fromkeys(states)}
+    if len(counts) == 1:
+        return states[0].lower()
+    return ", ".join(f"{number} {state.lower()}" for state, number in counts.items())
+
+
+def _states(name: str) -> dict[int, str]:
+    """States of a job's tasks as far as Slurm still knows them, a job without tasks as task 0.
+
+    Raises:
+        ClusterError: Slurm does not answer.
+    """
+    try:
+        shown = run_command(["scontrol", "--oneliner", "show", "job", name], what="its state is unknown")
+    except ClusterError as error:
+        if "Invalid job id" in str(error):  # ended, and forgotten after MinJobAge
+            return {}
+        raise
+    found: dict[int, str] = {}
+    for line in shown.splitlines():
+        fields = dict(word.partition("=")[::2] for word in line.split() if "=" in word)
+        if "JobState" in fields:
+            found |= dict.fromkeys(_tasks(fields.get("ArrayTaskId", "0")), fields["JobState"])
+    return found
+
+
+def _tasks(text: str) -> list[int]:
+    """Numbers of tasks as Slurm writes them: those that have not begun are one line, "3", "0-4%2" or "1,3-5"."""
+    found: list[int] = []
+    for part in text.partition("%")[0].split(","):
+        first, _, last = part.partition("-")
+        if first.isdigit() and (last or first).isdigit():
+            found += range(int(first), int(last or first) + 1)
+    return found
+
+
+def _from_attempts(submission: Submission, name: str, task: int) -> str:
+    """What is left once Slurm has forgotten a task: what its last attempt said."""
+    own = [entry for entry in submission.attempts() if (entry["part"], entry["task"]) == (name, task)]
+    if not own:
+        return "UNKNOWN"
+    if own[-1]["event"] == "ended" and own[-1].get("status") == 0:
+        return "COMPLETED"
+    return "FAILED"
+
+
+def is_over(state: str) -> bool:
+    """Whether a status means that nothing more will happen."""
+    words = {word.strip(",").upper() for word in state.split()}
+    return not words & {*PENDING, *RUNNING, UNKNOWN}
+
+
+def logs(submission: Submission) -> list[str]:
+    """The files, the jobs' own output first."""
+    folder = submission.path / "logs"
+    found = sorted(folder.glob("*.out")) + sorted(folder.glob("*.log"))
+    return [str(path) for path in found]
+
+
+def cancel(submission: Submission) -> None:
+    """Take all parts off the queue, running ones too.
+
+    Raises:
+        ClusterError: scancel failed.
+    """
+    run_command(["scancel", *submission.scheduler_ids], what="the job could not be cancelled")

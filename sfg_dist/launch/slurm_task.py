@@ -1,0 +1,380 @@
+"""What a Slurm job runs: a Ray cluster over its nodes, then the stages of one job, then the end of both.
+
+    python slurm_task.py SUBMISSION_FOLDER
+
+``sfg submit`` copies this file into the submission's folder. It needs the standard library alone, so that it runs on
+the host's own Python where Ray and the package are in a container. Why not ``ray symmetric-run``: that ends with status
+0 when Ray does not start, waits for the workers half a minute at most, and stops every Ray that the user has on a node.
+
+    head        srun on the first node: ray start --head, at a port by the job's number; another one if it is taken
+    workers     srun on each other node
+    driver      the stages, in this batch step; when the last one ends, Slurm's end of the job takes all the rest
+    USR2        sent some time before the limit: the stage commits what is done, and the job is put back in the queue
+
+A token of this job alone lets nobody else's processes in; it is in the environment, on no command line and in no log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+FIRST_PORT, NUM_PORTS = 20_000, 20_000
+PORT_ATTEMPTS = 8
+HEAD_TIMEOUT_S = 120.0
+WORKER_TIMEOUT_S = 300.0
+DRIVER_GRACE_S = 60.0  # for what a stage still has to commit, if the site gives no other time
+LOG_LINES = 15
+RAY_TROUBLE = ("ddress already in use", "is already in use", "ailed to bind")
+INTERRUPTED = 130
+
+
+class LaunchError(Exception):
+    """The job cannot go on; the message says why, and which log to read."""
+
+
+def main(folder: Path) -> int:
+    """Run the task of this Slurm job; its exit status."""
+    task = json.loads((folder / "task.json").read_text(encoding="utf-8"))
+    return SlurmTask(folder, task, dict(os.environ)).run()
+
+
+class SlurmTask:
+    """One attempt of one task of a submission.
+
+    Args:
+        folder: of the submission, on a file system that all nodes share.
+        task: task.json, as ``launch/slurm.py`` writes it.
+        environment: of the batch step.
+    """
+
+    def __init__(self, folder: Path, task: dict, environment: dict) -> None:
+        self.folder, self.task, self.environment = folder, task, environment
+        self.job_id = environment["SLURM_JOB_ID"]
+        # Not of an array that the submitting shell itself was a task of.
+        self.is_array = len(task["jobs"]) > 1
+        self.index = int(environment["SLURM_ARRAY_TASK_ID"]) if self.is_array else 0
+        self.attempt = int(environment.get("SLURM_RESTART_COUNT", "0"))
+        self.root = Path(task["root"])
+        self.logs = self.root / "logs"
+        self.processes: list = []
+        self.nodes: list = []
+        self.driver: subprocess.Popen[bytes] | None = None
+        self.is_near_the_limit = self.is_ending = False
+
+    def run(self) -> int:
+        """All stages; the exit status of the first one that fails, or 0."""
+        self.logs.mkdir(exist_ok=True)
+        signal.signal(signal.SIGUSR2, self._on_limit)
+        signal.signal(signal.SIGTERM, self._on_end)
+        self._note("started")
+        try:
+            with self._scratch() as scratch:
+                status = self._run_stages(scratch)
+        except LaunchError as error:
+            print(f"sfg: {error}", file=sys.stderr, flush=True)
+            if self._is_preempted():
+                return self._requeue(1)
+            self._note("failed", reason=str(error))
+            return 1
+        if status and not self.is_ending and (self.is_near_the_limit or self._is_preempted()):
+            return self._requeue(status)
+        self._note("ended", status=status)
+        return status
+
+    @contextlib.contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        """A directory of this attempt for Ray's sessions, our own on every node.
+
+        Short, since a socket's path has room for 107 bytes. Ray opens the directory that it is given to everybody: that
+        is one within, behind a door that only we pass.
+        """
+        base = self.task["scratch"] or ("/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir())
+        path = Path(tempfile.mkdtemp(prefix=f"sfg{self.job_id}-", dir=base))
+        try:
+            yield path
+        finally:
+            self._stop_ray()
+            for node in self.nodes[1:]:
+                self._on_node(node, ["rm", "-rf", str(path)])
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _on_node(self, node: str, command: list) -> str | None:
+        """Run a short command as a step of one node; what it complained of, None where it did not."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            done = subprocess.run(
+                [*_srun(node), *command], env=self.environment, stdin=subprocess.DEVNULL, capture_output=True,
+                text=True, timeout=60,
+            )  # fmt: skip
+            return None if not done.returncode else done.stderr.strip() or f"exit status {done.returncode}"
+        return "no answer within 60 s"
+
+    # The stages.
+
+    def _run_stages(self, scratch: Path) -> int:
+        environment = dict(self.environment) | self.task["environment"]
+        job = self.task["jobs"][self.index]
+        more = []
+        if self.task["needs_ray"]:
+            environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+            more = ["--set", f"executor.address={self._start_ray(environment, scratch)}"]
+        for stage in self.task["stages"]:
+            if self.is_near_the_limit or self.is_ending:
+                return INTERRUPTED
+            status = self._run_driver([*self.task["sfg"], stage, job, *more], environment)
+            if status:
+                return status
+        return 0
+
+    def _run_driver(self, command: list, environment: dict) -> int:
+        driver = self.driver = subprocess.Popen(command, env=environment)
+        if self.is_near_the_limit or self.is_ending:  # the signal came while there was nobody to pass it to
+            self._interrupt()
+        while True:
+            try:
+                return driver.wait(1.0)
+            except subprocess.TimeoutExpired:
+                if not (self.is_near_the_limit or self.is_ending):
+                    self._require_ray()
+
+    def _on_limit(self, number: int, frame: object) -> None:
+        """The time limit is near: the stage commits what it has, and ends."""
+        self.is_near_the_limit = True
+        print("sfg: the time limit is near: what is done is committed, then the job is requeued", flush=True)
+        self._interrupt()
+
+    def _on_end(self, number: int, frame: object) -> None:
+        """Cancelled or preempted: Slurm itself requeues what it preempts."""
+        self.is_ending = True
+        self._interrupt()
+
+    def _interrupt(self) -> None:
+        if self.driver is not None and self.driver.poll() is None:
+            self.driver.send_signal(signal.SIGUSR2 if self.is_near_the_limit else signal.SIGTERM)
+
+    def _requeue(self, status: int) -> int:
+        if self.attempt >= self.task["max_requeues"] and self.is_near_the_limit:
+            self._note("ended", status=status, reason="max_requeues")
+            print(f"sfg: requeued {self.attempt} times already (max_requeues): not again", file=sys.stderr, flush=True)
+            return status
+        name = f"{self.environment['SLURM_ARRAY_JOB_ID']}_{self.index}" if self.is_array else self.job_id
+        self._note("requeued")
+        done = subprocess.run(["scontrol", "requeue", name], capture_output=True, text=True)
+        if done.returncode:
+            print(f"sfg: scontrol requeue {name}: {done.stderr.strip()}", file=sys.stderr, flush=True)
+            return status
+        time.sleep(DRIVER_GRACE_S)  # Slurm ends this step; to return first would count as the job's own end
+        return status
+
+    def _is_preempted(self) -> bool:
+        """Whether Slurm is taking the job off its nodes: it tells the steps, and the batch script at the end only."""
+        if self.is_ending:
+            return False
+        words = _show(["scontrol", "--oneliner", "show", "job", self.job_id])
+        return words.get("PreemptTime", "None") not in ("None", "Unknown", "N/A", "")
+
+    # Ray.
+
+    def _start_ray(self, environment: dict, scratch: Path) -> str:
+        """The cluster's address, when every node has joined it."""
+        nodes = self.nodes = self._nodes()
+        for node in nodes[1:]:
+            if trouble := self._on_node(node, ["mkdir", "-p", "-m", "700", str(scratch)]):
+                raise LaunchError(f"{scratch} cannot be made on {node}: {trouble}")
+        address = self._start_head(nodes, environment, scratch)
+        for number, node in enumerate(nodes[1:], start=1):
+            self._step(
+                node, f"ray-worker{number}", ["start", f"--address={address}", *self._ray_options()], environment
+            )
+        self._wait_for_nodes(address, len(nodes), environment)
+        return address
+
+    def _start_head(self, nodes: list, environment: dict, scratch: Path) -> str:
+        node, host = nodes[0], _address_of(*nodes[:2])
+        for attempt in range(PORT_ATTEMPTS):
+            port, client_port = (port_of(self.job_id, 2 * attempt + number) for number in (0, 1))
+            process, log = self._step(
+                node,
+                "ray-head",
+                [
+                    "start", "--head", f"--node-ip-address={host}", f"--port={port}",
+                    "--include-dashboard=false", f"--temp-dir={scratch / 'r'}", *self._ray_options(),
+                    # Where Ray has its client's server, its port is else the same for every Ray of a node.
+                    *([f"--ray-client-server-port={client_port}"] if self.task["has_ray_client"] else []),
+                ],
+                environment,
+            )  # fmt: skip
+            deadline = time.monotonic() + HEAD_TIMEOUT_S
+            while time.monotonic() < deadline:
+                if process.poll() is not None:
+                    break
+                if _answers(host, port) and "Ray runtime started" in _read(log):
+                    return f"{host}:{port}"
+                time.sleep(0.2)
+            else:
+                raise LaunchError(f"Ray's head on {node} did not answer in {HEAD_TIMEOUT_S:.0f} s: {_tail(log)}")
+            self.processes.remove((process, log, node))
+            if not any(words in _read(log) for words in RAY_TROUBLE):
+                raise LaunchError(f"`ray start --head` failed on {node} with status {process.returncode}: {_tail(log)}")
+            print(f"sfg: port {port} is taken on {node}, trying another", file=sys.stderr, flush=True)
+        raise LaunchError(f"no free port for Ray's head on {node} in {PORT_ATTEMPTS} tries: {_tail(log)}")
+
+    def _ray_options(self) -> list:
+        cpus, gpus = self.task["cpus_per_node"], self.task["gpus_per_node"]
+        # Workers take any free ports: the default range is that of every Ray on the node.
+        options = ["--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats", "--block"]
+        return [*options, f"--num-cpus={cpus or self._own_cpus()}", f"--num-gpus={gpus}"]
+
+    def _own_cpus(self) -> int:
+        text = self.environment.get("SLURM_CPUS_ON_NODE", "")
+        return int(text) if text.isdigit() else os.cpu_count() or 1
+
+    def _step(self, node: str, name: str, arguments: list, environment: dict) -> tuple[subprocess.Popen[bytes], Path]:
+        """A job step on one node; its output goes to a log of its own."""
+        log = self.logs / f"{self.job_id}-{self.attempt}-{name}.log"
+        command = _srun(node)
+        gpus = self.task["gpus_per_node"]
+        if gpus:
+            command.append(f"--gres={self.task['gres']}")
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [*command, *self.task["ray"], *arguments],
+                env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        self.processes.append((process, log, node))
+        return process, log
+
+    def _wait_for_nodes(self, address: str, number: int, environment: dict) -> None:
+        command = [*self.task["wait"], address, str(number)]
+        deadline = time.monotonic() + WORKER_TIMEOUT_S
+        with tempfile.TemporaryFile("w+") as said:
+            waiting = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=said)
+            try:
+                while waiting.poll() is None:
+                    self._require_ray()
+                    if self.is_near_the_limit or self.is_ending:
+                        return
+                    if time.monotonic() > deadline:
+                        logs = ", ".join(str(log) for _, log, _ in self.processes)
+                        raise LaunchError(f"not all {number} nodes joined Ray in {WORKER_TIMEOUT_S:.0f} s: see {logs}")
+                    time.sleep(0.2)
+                if waiting.returncode:
+                    said.seek(0)
+                    raise LaunchError(f"Ray at {address} cannot be used: {said.read().strip()[-500:]}")
+            finally:
+                waiting.kill()
+                waiting.wait()
+
+    def _require_ray(self) -> None:
+        """A Ray process that has ended before its time ends the job, but for a worker's: others take over its work."""
+        for process, log, node in self.processes:
+            if process.poll() is None:
+                continue
+            is_head = (process, log, node) == self.processes[0]
+            if is_head or self.driver is None:
+                self._interrupt()
+                consequence = ", and with it the cluster" if is_head else " before all nodes had joined"
+                raise LaunchError(f"Ray on {node} ended with status {process.returncode}{consequence}: {_tail(log)}")
+
+    def _stop_ray(self) -> None:
+        """End this attempt's Ray processes, and no others."""
+        if self.driver is not None and self.driver.poll() is None:
+            self._interrupt()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.driver.wait(DRIVER_GRACE_S)
+            self.driver.kill()
+        for process, _, _ in reversed(self.processes):
+            process.terminate()
+        for process, _, _ in self.processes:
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+    def _nodes(self) -> list:
+        listed = subprocess.run(
+            ["scontrol", "show", "hostnames", self.environment["SLURM_JOB_NODELIST"]],
+            capture_output=True, text=True,
+        )  # fmt: skip
+        if listed.returncode:
+            raise LaunchError(f"scontrol show hostnames: {listed.stderr.strip()}")
+        return listed.stdout.split()
+
+    def _note(self, event: str, **details: object) -> None:
+        """A line of the submission's log, which `sfg jobs` reads."""
+        entry = {
+            "event": event, "time": time.time(), "job_id": self.job_id, "task": self.index, "attempt": self.attempt,
+            "part": self.environment["SLURM_ARRAY_JOB_ID"] if self.is_array else self.job_id,
+        }  # fmt: skip
+        with contextlib.suppress(OSError), (self.root / "attempts.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry | details) + "\n")
+
+
+def port_of(job_id: str, number: int) -> int:
+    """The port of an attempt: far from that of the next jobs."""
+    return FIRST_PORT + (int(job_id) * 7 + 997 * number) % NUM_PORTS
+
+
+def _srun(node: str) -> list:
+    """The words that run a step of one task on a node, beside other steps.
+
+    --export=ALL: the token reaches the step also where sbatch was told to export nothing. --cpu-bind=none: a step of
+    one task would else be held to one CPU of those that the job has.
+    """
+    return [
+        "srun", "--nodes=1", "--ntasks=1", f"--nodelist={node}", "--overlap", "--kill-on-bad-exit=0", "--export=ALL",
+        "--cpu-bind=none",
+    ]  # fmt: skip
+
+
+def _show(command: list) -> dict:
+    """The WORD=VALUE pairs that scontrol prints."""
+    shown = subprocess.run(command, capture_output=True, text=True).stdout
+    return dict(word.partition("=")[::2] for word in shown.split() if "=" in word)
+
+
+def _address_of(node: str, other: str | None = None) -> str:
+    """The node's address as Slurm knows it, or by its name; to be called on the node itself.
+
+    A node's own name is often loopback to itself (127.0.1.1 on Debian): then that by which it would speak to another.
+    """
+    found, there = (socket.gethostbyname(_show(["scontrol", "show", "node", name]).get("NodeAddr") or name)
+                    for name in (node, other or node))  # fmt: skip
+    if found.startswith("127.") and not there.startswith("127."):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((there, 9))  # sends nothing
+            found = probe.getsockname()[0]
+    return found
+
+
+def _answers(host: str, port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1.0):
+        return True
+    return False
+
+
+def _read(log: Path) -> str:
+    try:
+        return log.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _tail(log: Path) -> str:
+    lines = [line.rstrip() for line in _read(log).splitlines() if line.strip()]
+    return "\n  ".join([f"the end of {log}:", *lines[-LOG_LINES:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

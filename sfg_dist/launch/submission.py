@@ -1,0 +1,273 @@
+"""A submission: jobs with a scheduler, what it was told, and where to look for them.
+
+SUBMISSIONS/<id>/              on a file system that the nodes share
+    submission.json            what it is; written before anything is sent
+    jobs/0.toml ...            the jobs as resolved, with absolute paths
+    logs/                      of the nodes
+    attempts.jsonl             what the attempts say of themselves
+
+A line in ~/.local/state/sfg_dist/submissions.jsonl finds them again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import secrets
+import shlex
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sfg_dist.config import Job, resolve_job
+from sfg_dist.errors import ClusterError, ConfigError
+from sfg_dist.launch.profile import Profile, one_line
+from sfg_dist.objects import is_url
+
+STAGES = ("label", "train", "sample", "evaluate")
+ID_NAME = "submission.json"
+ANSWER_S = 120.0  # for a scheduler's command to answer
+
+
+@dataclass
+class Submission:
+    """What was sent.
+
+    Attributes:
+        id: of this package's own.
+        to: "slurm", "kuberay" or "ray".
+        name: of the user's choice.
+        folder: see the module.
+        outputs: output.dir of each job.
+        scheduler_ids: what the scheduler calls it, one a part.
+        created: time, in ISO format.
+        options: what else is needed to ask after it: the address, the namespace.
+    """
+
+    id: str
+    to: str
+    name: str
+    folder: str
+    outputs: list[str]
+    scheduler_ids: list[str] = field(default_factory=list)
+    created: str = ""
+    options: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return Path(self.folder)
+
+    def save(self) -> None:
+        """Write submission.json, whole."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        part = self.path / f"{ID_NAME}.part"
+        part.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        part.replace(self.path / ID_NAME)
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """What the attempts said; a torn last line is left out."""
+        found = []
+        with contextlib.suppress(OSError):
+            for line in (self.path / "attempts.jsonl").read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(ValueError):
+                    found.append(json.loads(line))
+        return found
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What would be sent.
+
+    Attributes:
+        commands: of this machine, in order; each a list of words.
+        files: by the name within the submission's folder.
+    """
+
+    commands: list[list[str]]
+    files: dict[str, str]
+
+    def text(self) -> str:
+        """For the user's eyes: every file, then every command."""
+        parts = [f"# {name}\n{content.rstrip()}" for name, content in self.files.items()]
+        parts += [f"# command\n{shlex.join(words)}" for words in self.commands]
+        return "\n\n".join(parts)
+
+
+def new_submission(jobs: Sequence[Job], to: str, name: str, profile: Profile) -> Submission:
+    """A submission of jobs that nothing is written of yet."""
+    now = datetime.datetime.now(datetime.UTC)
+    identifier = f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    folder = Path(profile.setup.dir).expanduser().absolute() / identifier
+    return Submission(
+        id=identifier,
+        to=to,
+        name=one_line(name),
+        folder=str(folder),
+        outputs=[job.output.dir for job in jobs],
+        created=now.isoformat(timespec="seconds"),
+    )
+
+
+def with_absolute_paths(job: Job) -> Job:
+    """The job as it reads from any directory."""
+    document = job.model_dump(exclude_none=True)
+    document["output"]["dir"] = _absolute(job.output.dir)
+    if _is_path(job.data.source):
+        document["data"]["source"] = _absolute(job.data.source)
+    if job.labels.latents is not None:
+        document["labels"]["latents"] = _absolute(job.labels.latents)
+    return resolve_job(document)
+
+
+def seeded(job: Job, seeds: Sequence[int]) -> list[Job]:
+    """The job once a seed, each in a directory of its own under output.dir."""
+    jobs = []
+    for seed in seeds:
+        document = job.model_dump(exclude_none=True)
+        document["labels"]["seed"] = document["train"]["seed"] = seed
+        document["output"]["dir"] = f"{job.output.dir.rstrip('/')}/seed_{seed}"
+        jobs.append(resolve_job(document))
+    return jobs
+
+
+def _absolute(path: str) -> str:
+    return path if is_url(path) else str(Path(path).expanduser().absolute())
+
+
+def _is_path(source: str) -> bool:
+    return not is_url(source) and ("/" in source or "." in source or Path(source).exists())
+
+
+def submit(
+    jobs: Sequence[Job],
+    *,
+    to: str,
+    profile: Profile,
+    name: str,
+    stages: Sequence[str] = ("run",),
+    apart: bool = False,
+    after: Sequence[str] = (),
+) -> tuple[Submission, Rendered, Callable[[], Submission]]:
+    """Render a submission; the third result sends it.
+
+    Args:
+        jobs: one or more; several become an array where the scheduler has such.
+        to: "slurm", "kuberay" or "ray".
+        profile: the site.
+        name: shown by the scheduler.
+        stages: commands of ``sfg`` to run, in order.
+        apart: whether each stage is a job of its own, which waits for the one before.
+        after: ids of the scheduler that must have ended well before.
+
+    Raises:
+        ConfigError: the scheduler cannot do what is asked.
+    """
+    if to == "slurm":
+        from sfg_dist.launch import slurm as scheduler
+    elif to == "kuberay":
+        from sfg_dist.launch import kuberay as scheduler  # type: ignore[no-redef]
+    elif to == "ray":
+        from sfg_dist.launch import ray_jobs as scheduler  # type: ignore[no-redef]
+    else:
+        raise ConfigError(f"--to {to}: expected slurm, kuberay or ray")
+    jobs = [with_absolute_paths(job) for job in jobs]
+    submission = new_submission(jobs, to, name, profile)
+    rendered = scheduler.render(submission, jobs, profile, stages=stages, apart=apart, after=after)
+
+    def send() -> Submission:
+        write_files(submission, rendered)
+        remember(submission)  # before anything is sent: what is half sent must be found again
+        scheduler.send(submission, rendered, profile)
+        submission.save()
+        return submission
+
+    return submission, rendered, send
+
+
+def write_files(submission: Submission, rendered: Rendered) -> None:
+    """Put the files in place, before anything is sent."""
+    try:
+        submission.save()
+        (submission.path / "logs").mkdir(exist_ok=True)
+        for name, content in rendered.files.items():
+            path = submission.path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content, encoding="utf-8")
+            path.chmod(0o700 if name.endswith(".sh") else 0o600)
+    except OSError as error:
+        raise ConfigError(f"setup.dir: {submission.folder} cannot be written ({error.strerror})") from error
+
+
+def registry() -> Path:
+    """The file that finds submissions again."""
+    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(base) / "sfg_dist" / "submissions.jsonl"
+
+
+def remember(submission: Submission) -> None:
+    """Add a line to the registry."""
+    path = registry()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"id": submission.id, "folder": submission.folder}) + "\n")
+
+
+def known() -> Iterator[Submission]:
+    """Every submission whose folder is still there, oldest first."""
+    try:
+        lines = registry().read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        with contextlib.suppress(ValueError, KeyError, OSError, TypeError):
+            folder = Path(json.loads(line)["folder"])
+            yield Submission(**json.loads((folder / ID_NAME).read_text(encoding="utf-8")))
+
+
+def find(word: str) -> Submission:
+    """The submission of an id, a scheduler's id, a name (the newest of that name) or the start of an id.
+
+    Raises:
+        ConfigError: there is none, or more than one begins so.
+    """
+    everything = list(known())
+    exact = [one for one in everything if word in (one.id, one.name) or word in one.scheduler_ids]
+    if exact:
+        return exact[-1]
+    found = [one for one in everything if one.id.startswith(word)]
+    if not found:
+        raise ConfigError(f"no submission is called {word!r}: `sfg jobs` lists them")
+    if len(found) > 1:
+        raise ConfigError(f"{word!r} means {len(found)} submissions: {', '.join(one.id for one in found)}")
+    return found[0]
+
+
+def run_command(words: Sequence[str], *, what: str, environment: Mapping[str, str] | None = None) -> str:
+    """A scheduler's own command; what it printed.
+
+    Raises:
+        ClusterError: it is not there, or it failed; the message has what it said.
+    """
+    try:
+        done = subprocess.run(
+            words,
+            capture_output=True,
+            text=True,
+            timeout=ANSWER_S,
+            env=None if environment is None else dict(environment),
+        )
+    except subprocess.TimeoutExpired:
+        raise ClusterError(f"{what}: {words[0]} did not answer within {ANSWER_S:g} s") from None
+    except FileNotFoundError:
+        raise ClusterError(f"{what}: the command {words[0]} is not on this machine") from None
+    except OSError as error:
+        raise ClusterError(f"{what}: {words[0]}: {error.strerror}") from error
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}").splitlines()
+        raise ClusterError(f"{what}: {words[0]}: {said[-1]}")
+    return done.stdout

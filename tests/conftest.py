@@ -90,7 +90,7 @@ def make_store(make_job):
     def make(directory: str = "run", **tables: dict[str, Any]):
         from sfg_dist.pipeline import Pipeline
 
-        return Pipeline(make_job(directory, **tables))._open_store()
+        return Pipeline(make_job(directory, **tables)).open_store()
 
     return make
 

@@ -25,7 +25,7 @@ def undisturbed(make_job, store_bytes):
 def test_a_log_that_cannot_be_written_costs_one_warning(make_job, store_bytes, undisturbed, tmp_path, monkeypatch):
     monkeypatch.setattr(monitor, "new_driver_id", lambda: "me")
     pipeline, heard = Pipeline(make_job(), lambda entry: heard.append(entry["event"])), []
-    pairs = pipeline._open_store()
+    pairs = pipeline.open_store()
     (tmp_path / "run" / "events.jsonl").unlink()
     (pairs.location.root / "events").mkdir()
     for log in (tmp_path / "run" / "events.jsonl", pairs.location.root / "events" / "me-0000.jsonl"):

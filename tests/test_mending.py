@@ -76,7 +76,7 @@ def test_verify_names_what_is_bad_and_repair_does_that_again(labelled, tmp_path,
 def test_repair_leaves_pending_shards_pending(make_job, tmp_path):
     from sfg_dist.distributed.inline import label_inline
 
-    pairs = Pipeline(make_job())._open_store()
+    pairs = Pipeline(make_job()).open_store()
     label_inline(pairs.location.url, only=[0, 1, 2])
     assert pairs.pending() == [3, 4, 5, 6, 7]
     object_path(pairs, "labels", 1).unlink()

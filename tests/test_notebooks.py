@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,34 @@ def test_the_study_of_the_generator(monkeypatch, tmp_path):
     assert set(table) == {"job", "default", "deep_192x6", "energy"}
     (picture,) = outputs(notebook, "image/png")
     assert len(base64.b64decode(picture)) > 5000
+
+
+@pytest.mark.slow
+def test_the_flow_in_two_dimensions(monkeypatch):
+    notebook = execute("flow_2d.ipynb", monkeypatch)
+    pictures = outputs(notebook, "image/png")
+    assert len(pictures) == 4
+    assert all(len(base64.b64decode(picture)) > 5000 for picture in pictures)
+    difference = float(re.search(r"largest difference .*: ([0-9.]+) nats", printed(notebook)).group(1))
+    assert difference < 0.1
+
+
+@pytest.mark.slow
+def test_labels_and_training_on_a_table(monkeypatch):
+    notebook = execute("labels_and_training.ipynb", monkeypatch, SFG_SECONDS="3", SFG_PAIRS="8192")
+    assert len(outputs(notebook, "image/png")) == 3
+    table = {line.split()[0]: line.split()[1:] for line in printed(notebook).splitlines() if line.startswith("c2st")}
+    floor, labels, samples = map(float, table["c2st_auc"])
+    assert 0.4 < floor < 0.6
+    assert labels < 0.65
+    assert samples < 0.85
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_reading_a_scaling_study(monkeypatch):
+    notebook = execute("scaling_study.ipynb", monkeypatch)
+    said = printed(notebook)
+    assert "label, strong, 2 workers" in said
+    assert said.count("limited by") == 9
+    assert len(outputs(notebook, "image/png")) == 2

@@ -63,7 +63,7 @@ def make_store(directory: Path, *, num_shards: int, shard_rows: int, batch_size:
             "output": {"dir": str(directory)},
         }
     )
-    return Pipeline(job)._open_store()
+    return Pipeline(job).open_store()
 
 
 class Clock:
@@ -117,7 +117,7 @@ def write(directory: Path, quick: bool) -> list[dict[str, Any]]:
             "labels": {"num_pairs": 8 * shard_rows, "shard_rows": shard_rows, "batch_size": 64},
             "output": {"dir": str(directory / f"write-{number}")},
         }
-        pairs = Pipeline(resolve_job(job))._open_store()
+        pairs = Pipeline(resolve_job(job)).open_store()
         tables = np.random.default_rng(1).standard_normal((2, shard_rows, dim), dtype=np.float32)
         times = [common.seconds(partial(pairs.write_shard, shard, *tables)) for shard in range(8)]
         size = 2 * tables[0].nbytes / 2**20

@@ -49,7 +49,7 @@ def make_pairs(directory: Path, num_rows: int) -> Pairs:
         "labels": {"num_pairs": num_rows, "shard_rows": SHARD_ROWS, "tolerance": 0.0},
         "output": {"dir": str(directory / "run")},
     }
-    pairs = Pipeline(resolve_job(job))._open_store()
+    pairs = Pipeline(resolve_job(job)).open_store()
     for shard in range(pairs.plan.num_shards):
         latents = np.random.default_rng(shard).standard_normal((SHARD_ROWS, DIM), dtype=np.float32)
         pairs.write_shard(shard, latents, np.tanh(latents) + 0.1 * latents[:, ::-1])

@@ -193,7 +193,7 @@ def make_store(directory: Path, num_shards: int) -> Pairs:
         "executor": {"kind": "inline"},
         "output": {"dir": str(directory)},
     }
-    return Pipeline(resolve_job(job))._open_store()
+    return Pipeline(resolve_job(job)).open_store()
 
 
 @contextlib.contextmanager

@@ -66,12 +66,12 @@ def test_step_control_is_recorded_and_meets_its_tolerance(make_store):
 def test_the_blur_is_chosen_once_and_kept(make_job):
     job = make_job(data=TABLE, labels=LABELS | {"t_min": "auto"})
     seen = []
-    first = Pipeline(job, seen.append)._open_store()
+    first = Pipeline(job, seen.append).open_store()
     blur = first.plan.identity["blur"]
     assert 1e-5 < blur["t_min"] < 0.05
     assert blur["is_floor"] is False
     assert [event["t_min"] for event in seen if event["event"] == "blur"] == [blur["t_min"]]
-    assert Pipeline(job)._open_store().plan.run_id == first.plan.run_id
+    assert Pipeline(job).open_store().plan.run_id == first.plan.run_id
     label_inline(first.location.url)
     assert np.isfinite(read_rows(open_pairs(first.location.url).labels, 0, 256)).all()
 

@@ -128,7 +128,7 @@ def test_no_room_for_a_calibration(make_store, monkeypatch):
 
 def test_a_store_that_is_begun_counts_what_is_left(make_job, paces):
     job = make_job()
-    pairs = Pipeline(job)._open_store()
+    pairs = Pipeline(job).open_store()
     assert estimate_job(job, machine=MACHINE).work.shards_left == 8
     label_inline(pairs.location.url)
     for shard in (2, 7):  # the last one has 104 rows
@@ -146,7 +146,7 @@ def test_a_store_that_is_begun_counts_what_is_left(make_job, paces):
 
 
 def test_a_store_of_another_plan_is_refused(make_job, paces):
-    Pipeline(make_job())._open_store()
+    Pipeline(make_job()).open_store()
     with pytest.raises(PlanMismatchError, match=r"labels\.seed: 0 -> 5"):
         estimate_job(make_job(labels={"seed": 5}), machine=MACHINE)
 

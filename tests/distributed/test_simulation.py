@@ -1,0 +1,58 @@
+"""The driver's own loop over simulated workers, against what can be worked out by hand."""
+
+import dataclasses
+
+import pytest
+
+from sfg_dist.distributed.simulation import Costs, Limits, simulate
+
+COSTS = Costs(start_s=5.0, load_s=1.0, integrate_s=10.0, spread=0.0, write_s=0.5)
+
+
+@pytest.mark.parametrize(("shards", "workers"), [(1, 1), (8, 1), (8, 2), (9, 4), (64, 64)])
+def test_without_limits_the_time_is_start_plus_waves(shards, workers):
+    outcome = simulate(shards, workers, COSTS)
+    waves = -(-shards // workers)
+    assert outcome.wall_s == pytest.approx(6.0 + waves * 10.5, abs=0.5)
+    assert sum(outcome.parts_s.values()) == pytest.approx(min(shards, workers) * outcome.wall_s, rel=0.02)
+    assert outcome.parts_s["integrate"] == pytest.approx(10.0 * shards)
+    assert outcome.parts_s["start"] == pytest.approx(5.0 * min(workers, shards))
+
+
+def test_a_thousand_workers_are_served():
+    outcome = simulate(10_240, 1024, COSTS)
+    assert outcome.wall_s == pytest.approx(6.0 + 10 * 10.5, rel=0.1)
+    assert 0 < outcome.driver_share < 1
+
+
+def test_a_store_that_is_full_sets_the_pace():
+    limits = Limits(store_bytes_per_s=1e6, shard_bytes=2e6)  # one shard in two seconds, whoever writes
+    outcome = simulate(100, 50, COSTS, limits=limits)
+    assert outcome.wall_s > 200
+    assert outcome.store_share > 0.7
+    assert outcome.limit == "store"
+
+
+def test_requests_are_a_limit_of_their_own():
+    limits = Limits(store_requests_per_s=4.0, requests_a_shard=8.0)
+    assert simulate(50, 50, COSTS, limits=limits).wall_s > 100
+
+
+def test_short_shards_meet_the_driver():
+    fast = dataclasses.replace(COSTS, start_s=0.1, load_s=0.0, integrate_s=0.02, write_s=0.0, driver_s=0.005)
+    outcome = simulate(4000, 200, fast)
+    assert outcome.limit == "driver"
+    assert outcome.wall_s > 0.9 * 4000 * 0.005  # the driver's work for the last answers is after the last commit
+
+
+def test_loads_share_the_store():
+    limits = Limits(store_bytes_per_s=1e6, load_bytes=1e6)  # a second each, one after the other
+    assert simulate(20, 20, COSTS, limits=limits).wall_s > 20 + 10
+
+
+def test_a_spread_leaves_the_last_ones_waiting_and_is_seeded():
+    uneven = dataclasses.replace(COSTS, spread=0.5)
+    first, again, other = (simulate(40, 20, uneven, seed=seed) for seed in (1, 1, 2))
+    assert first.wall_s == pytest.approx(again.wall_s, rel=0.01)
+    assert first.wall_s != pytest.approx(other.wall_s, rel=1e-4)
+    assert first.parts_s["wait"] > 20.0

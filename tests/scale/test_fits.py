@@ -1,0 +1,62 @@
+"""Laws of scaling from times that follow them, and efficiencies."""
+
+import numpy as np
+import pytest
+
+from sfg_dist.scale.fits import amdahl, efficiencies, fit_laws, universal
+
+
+def noisy(law, parameters, workers, repeats=5, noise=0.02, seed=0):
+    generator = np.random.default_rng(seed)
+    n = np.repeat(np.asarray(workers, dtype=float), repeats)
+    times = law(n, np.array(parameters)) * np.exp(noise * generator.standard_normal(len(n)))
+    return n.astype(int).tolist(), times.tolist()
+
+
+def test_amdahls_share_is_found_within_its_interval():
+    workers, times = noisy(amdahl, (100.0, 0.08), (1, 2, 4, 8, 16))
+    law = fit_laws(workers, times)["amdahl"]
+    share = law["serial_share"]
+    assert share["low"] <= 0.08 <= share["high"]
+    assert share["value"] == pytest.approx(0.08, abs=0.01)
+    assert law["time_of_one_s"]["value"] == pytest.approx(100, rel=0.03)
+    assert law["residual"] < 0.04
+
+
+def test_contention_and_coherence_are_told_apart():
+    workers, times = noisy(universal, (100.0, 0.05, 0.002), (1, 2, 4, 8, 16, 32), noise=0.01)
+    law = fit_laws(workers, times)["universal"]
+    assert law["contention"]["value"] == pytest.approx(0.05, abs=0.02)
+    assert law["coherence"]["value"] == pytest.approx(0.002, abs=0.0007)
+
+
+def test_more_noise_means_a_wider_interval():
+    widths = []
+    for noise in (0.005, 0.05):
+        share = fit_laws(*noisy(amdahl, (100.0, 0.1), (1, 2, 4), noise=noise))["amdahl"]["serial_share"]
+        widths.append(share["high"] - share["low"])
+    assert widths[1] > 3 * widths[0]
+
+
+def test_too_few_numbers_of_workers_are_said():
+    laws = fit_laws([1, 1, 2, 2], [10.0, 10.1, 5.5, 5.4])
+    assert "serial_share" in laws["amdahl"]
+    assert laws["universal"] == {"missing": "needs runs with 3 numbers of workers"}
+    assert "missing" in fit_laws([4], [1.0])["amdahl"]
+
+
+def test_one_run_of_each_number_has_no_interval():
+    share = fit_laws([1, 2, 4], [100.0, 55.0, 32.5])["amdahl"]["serial_share"]
+    assert share["value"] == pytest.approx(0.1, abs=1e-3)
+    assert (share["low"], share["high"]) == (None, None)
+
+
+def test_strong_and_weak_efficiency():
+    strong = efficiencies([1, 2, 2], [10.0, 5.0, 6.25], [100, 100, 100], mode="strong")
+    assert [entry["efficiency"] for entry in strong] == pytest.approx([1.0, 0.9])
+    assert strong[1]["efficiency_low"] == pytest.approx(0.8)
+    assert strong[1]["efficiency_high"] == pytest.approx(1.0)
+    weak = efficiencies([1, 4], [10.0, 12.5], [100, 400], mode="weak")
+    assert weak[1]["efficiency"] == pytest.approx(0.8)
+    late = efficiencies([2, 4], [10.0, 10.0], [100, 100], mode="strong")  # against the fewest that there were
+    assert late[1]["efficiency"] == pytest.approx(0.5)

@@ -1,0 +1,125 @@
+"""A small study by Ray, its document and page, how it goes on, and what it says of larger clusters."""
+
+import json
+
+import pytest
+
+from sfg_dist.config import resolve_job
+from sfg_dist.errors import ConfigError
+from sfg_dist.scale import compare_studies, predict, scale
+from sfg_dist.scale.page import render_page
+from sfg_dist.scale.predict import costs_of, validate
+
+
+@pytest.fixture
+def make_study_job(tmp_path):
+    def make(directory="run", **tables):
+        document = {
+            "data": {"source": "moons", "max_rows": 1500},
+            "labels": {"num_pairs": 512, "shard_rows": 64, "batch_size": 64, "num_evaluations": 8},
+            "train": {"width": 16, "depth": 1, "num_epochs": 2, "batch_size": 64},
+            "output": {"dir": str(tmp_path / directory)},
+        }
+        return resolve_job({**document, **tables})
+
+    return make
+
+
+def study(label_s=10.0, shard_s=1.0):
+    """A document as a study of labels writes it, with times by hand."""
+    runs = [
+        {
+            "stage": "label", "mode": "strong", "num_workers": n, "repeat": repeat, "rows": 1000,
+            "wall_s": label_s / n + 2.0 + 0.01 * repeat, "num_shards": 10, "shard_bytes": 1000, "driver_s": 0.01,
+            "parts_s": {"start": 1.5, "load": 0.5, "integrate": 10 * shard_s / n, "write": 0, "wait": 0, "end": 0},
+            "shard_s": [shard_s] * 10, "warm_up_s": 0.0,
+        }
+        for n in (1, 2) for repeat in range(2)
+    ]  # fmt: skip
+    return {"runs": runs, "summary": {}, "fit": {}, "facts": {}}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_study_of_labels_and_training(make_study_job, ray_cluster, tmp_path):
+    told = []
+    document = scale(make_study_job(), [1, 2], modes=["strong", "weak"], repeats=1, use_gpu=False, listener=told.append)
+    assert {(run["stage"], run["mode"], run["num_workers"]) for run in document["runs"]} == {
+        (stage, mode, n) for stage in ("label", "train") for mode in ("strong", "weak") for n in (1, 2)
+    }
+    rows = {(run["mode"], run["num_workers"]): run["rows"] for run in document["runs"] if run["stage"] == "label"}
+    assert rows == {("strong", 1): 512, ("strong", 2): 512, ("weak", 1): 512, ("weak", 2): 1024}
+    for run in document["runs"]:
+        assert run["wall_s"] > 0
+        assert sum(run["parts_s"].values()) == pytest.approx(run["wall_s"], rel=0.35)
+    assert not (tmp_path / "run" / "scale" / "work").exists()
+    page = (tmp_path / "run" / "scale" / "scale.html").read_text()
+    assert page.count('src="data:image/png') == 2
+    assert "<script" not in page
+    told.clear()
+    again = scale(make_study_job(), [1, 2], modes=["strong", "weak"], repeats=1, use_gpu=False, listener=told.append)
+    assert not [event for event in told if event["event"] == "run_started"]
+    assert again["runs"] == document["runs"]
+
+
+def test_costs_come_from_the_runs_and_predict_them():
+    document = study()
+    costs = costs_of(document)
+    assert (costs.start_s, costs.load_s, costs.integrate_s, costs.spread) == (1.5, 0.5, 1.0, 0.0)
+    for entry in validate(document):
+        assert entry["predicted_s"] == pytest.approx(entry["measured_s"], rel=0.05)
+    found = predict(document, [1, 64], shard_seconds=[1.0, 60.0])
+    assert [(entry["num_workers"], entry["shard_s"]) for entry in found] == [(1, 1.0), (64, 1.0), (1, 60.0), (64, 60.0)]
+    long, short = found[3]["efficiency"], found[1]["efficiency"]
+    assert 0.5 < short < long <= 1.0  # a start counts less against longer shards
+
+
+def test_the_page_shows_predictions():
+    document = study()
+    document["summary"] = {"label, strong": [
+        {"num_workers": n, "num_runs": 2, "wall_s": 12.0 / n, "wall_s_low": 11.0 / n, "wall_s_high": 13.0 / n,
+         "rows_per_s": 80.0 * n, "efficiency": 1.0, "efficiency_low": 0.9, "efficiency_high": 1.1, "mode": "strong",
+         "parts_s": {"start": 2.0, "integrate": 10.0 / n}} for n in (1, 2)
+    ]}  # fmt: skip
+    document |= {"validation": validate(document), "predictions": predict(document, [64])}
+    page = render_page(document, title="t", job_toml="")
+    assert page.count('src="data:image/png') == 3
+    assert "64" in page
+
+
+def test_two_studies_side_by_side(tmp_path):
+    paths = []
+    for name, factor in (("a", 1.0), ("b", 1.5)):
+        document = study()
+        document["summary"] = {"label, strong": [
+            {"num_workers": 2, "wall_s": 6.0 * factor, "wall_s_low": 5.9 * factor, "wall_s_high": 6.2 * factor}
+        ]}  # fmt: skip
+        path = tmp_path / name / "scale" / "scale.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(document))
+        paths.append(tmp_path / name)
+    (entry,) = compare_studies(*paths)
+    assert entry["ratio"] == pytest.approx(1.5)
+    assert entry["ratio_low"] < 1.5 < entry["ratio_high"]
+    with pytest.raises(ConfigError, match=r"holds no scale\.json"):
+        compare_studies(paths[0], tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workers": [0]}, "1 or more"),
+        ({"workers": [2, 2]}, "different numbers"),
+        ({"workers": [1], "stages": ["lable"]}, "expected some of label, train"),
+        ({"workers": [1], "repeats": 0}, "repeats"),
+    ],
+)
+def test_wrong_words(make_study_job, options, message):
+    workers = options.pop("workers")
+    with pytest.raises(ConfigError, match=message):
+        scale(make_study_job(), workers, **options)
+
+
+def test_an_inline_job_is_refused(make_study_job):
+    with pytest.raises(ConfigError, match="Ray workers"):
+        scale(make_study_job(executor={"kind": "inline"}), [1])

@@ -321,8 +321,8 @@ class EncoderTrainer:
 
 def _bounded_exp(log_weights: Tensor) -> Tensor:
     """exp, and from MAX_LOG_WEIGHT on its tangent: a large weight is pushed down, and does not decide a step alone."""
-    bounded = log_weights.clamp(max=MAX_LOG_WEIGHT)
-    return bounded.exp() + math.exp(MAX_LOG_WEIGHT) * (log_weights - bounded)
+    tangent = math.exp(MAX_LOG_WEIGHT) * (1 + log_weights - MAX_LOG_WEIGHT)
+    return torch.where(log_weights > MAX_LOG_WEIGHT, tangent, log_weights.clamp(max=MAX_LOG_WEIGHT).exp())
 
 
 def load_finished(encoder: Encoder, content: bytes, identity: Mapping[str, Any], limits: list[Any]) -> Mass | None:

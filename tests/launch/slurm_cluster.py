@@ -139,9 +139,9 @@ class SlurmCluster:
 
     def _make_gpus(self) -> str:
         """Character devices whose names end in a number are what Slurm takes for GPUs."""
-        if os.getuid():
-            return "/dev/tty"
-        for number in range(self.gpus):
-            with contextlib.suppress(FileExistsError):
+        try:
+            for number in range(self.gpus):
                 os.mknod(self.base / "gpu" / f"gpu{number}", 0o20666, os.makedev(1, 3))
+        except PermissionError:  # not root, or in a container that may make none
+            return "/dev/tty"
         return str(self.base / "gpu" / "gpu")

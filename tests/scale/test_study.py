@@ -43,12 +43,21 @@ def study(label_s=10.0, shard_s=1.0):
 @pytest.mark.slow
 def test_a_study_of_labels_and_training(make_study_job, ray_cluster, tmp_path):
     told = []
-    document = scale(make_study_job(), [1, 2], modes=["strong", "weak"], repeats=1, use_gpu=False, listener=told.append)
+
+    def study_both():
+        scale(make_study_job(), [1, 2], stages=["label"], modes=["strong", "weak"], repeats=1, listener=told.append)
+        return scale(
+            make_study_job(), [1, 2], stages=["train"], modes=["weak"], repeats=1, use_gpu=False, listener=told.append
+        )
+
+    document = study_both()
     assert {(run["stage"], run["mode"], run["num_workers"]) for run in document["runs"]} == {
-        (stage, mode, n) for stage in ("label", "train") for mode in ("strong", "weak") for n in (1, 2)
+        (stage, mode, n) for stage, mode in (("label", "strong"), ("label", "weak"), ("train", "weak")) for n in (1, 2)
     }
     rows = {(run["mode"], run["num_workers"]): run["rows"] for run in document["runs"] if run["stage"] == "label"}
     assert rows == {("strong", 1): 512, ("strong", 2): 512, ("weak", 1): 512, ("weak", 2): 1024}
+    fits = {run["num_workers"]: run["rows"] for run in document["runs"] if run["stage"] == "train"}
+    assert fits[2] == pytest.approx(2 * fits[1], rel=0.1)
     for run in document["runs"]:
         assert run["wall_s"] > 0
         assert sum(run["parts_s"].values()) == pytest.approx(run["wall_s"], rel=0.35)
@@ -57,7 +66,7 @@ def test_a_study_of_labels_and_training(make_study_job, ray_cluster, tmp_path):
     assert page.count('src="data:image/png') == 2
     assert "<script" not in page
     told.clear()
-    again = scale(make_study_job(), [1, 2], modes=["strong", "weak"], repeats=1, use_gpu=False, listener=told.append)
+    again = study_both()
     assert not [event for event in told if event["event"] == "run_started"]
     assert again["runs"] == document["runs"]
 

@@ -160,21 +160,21 @@ def disk(meeting: Meeting, megabytes: int) -> dict:
             times.append(time.perf_counter() - started)
     block = os.urandom(BLOCK)
     started = time.perf_counter()
-    with (meeting.folder / f"large.{meeting.rank}").open("wb") as file:
+    with (meeting.folder / f"bulk-{meeting.rank}").open("wb") as file:
         for _ in range(megabytes):
             file.write(block)
         file.flush()
         os.fsync(file.fileno())
     write_s = time.perf_counter() - started
     meeting.meet("large")
-    other = meeting.folder / f"large.{(meeting.rank + 1) % meeting.size}"
+    other = meeting.folder / f"bulk-{(meeting.rank + 1) % meeting.size}"
     started, size = time.perf_counter(), 0
     with other.open("rb") as file:
         while chunk := file.read(8 * BLOCK):
             size += len(chunk)
     read_s = time.perf_counter() - started
     meeting.meet("read")
-    (meeting.folder / f"large.{meeting.rank}").unlink()
+    (meeting.folder / f"bulk-{meeting.rank}").unlink()
     return {
         "fsync_s": sorted(times)[len(times) // 2],
         "write_mb_per_s": megabytes * BLOCK / 1e6 / write_s,
@@ -333,9 +333,10 @@ def main() -> int:
     else:
         for level, text in found:
             print(f"{level:<9}{text}")
+        words = "" if not warned else ", with 1 warning" if warned == 1 else f", with {warned} warnings"
         print(
             f"This site will not do: {failed} of the above FAILED." if failed
-            else f"This site will do{f', with {warned} warnings' if warned else ''}."
+            else f"This site will do{words}."
         )  # fmt: skip
     meeting.say("over", True)
     time.sleep(1.0)  # the others still read it

@@ -204,7 +204,8 @@ def test_a_walltime_that_is_met_three_times(site, store_bytes, local_store):
     )  # fmt: skip
     assert site.wait(sent["id"], 700) == "completed", site.said(sent["id"])
     assert site.state(sent["id"])["attempts"] >= 4
-    events = [entry["event"] for entry in map(json.loads, (Path(sent["folder"]) / "attempts.jsonl").open())]
+    lines = (Path(sent["folder"]) / "attempts.jsonl").read_text().splitlines()
+    events = [json.loads(line)["event"] for line in lines]
     assert events.count("requeued") == events.count("started") - 1
     site.sfg("label", site.job("local", **sizes))  # two actors, undisturbed
     require_equal(site, store_bytes, site.folder / "runs" / "local" / "pairs.zarr")
@@ -344,5 +345,6 @@ def test_the_smoke_check(site, cluster):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "This site will do" in done.stdout
+    assert float(re.search(r"read: ([\d,]+) MB/s", done.stdout).group(1).replace(",", "")) > 1
     for words in ("create-if-absent by open: exactly one node wins", "a renamed file is seen whole", "Ray: 2 nodes in"):
         assert words in done.stdout

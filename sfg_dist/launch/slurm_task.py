@@ -34,7 +34,8 @@ FIRST_PORT, NUM_PORTS = 20_000, 20_000
 PORT_ATTEMPTS = 8
 HEAD_TIMEOUT_S = 120.0
 WORKER_TIMEOUT_S = 300.0
-DRIVER_GRACE_S = 60.0  # for what a stage still has to commit, if the site gives no other time
+DRIVER_GRACE_S = 60.0  # for what a stage still has to commit
+ENDING_S = 2.0  # the same where Slurm is about to kill
 LOG_LINES = 15
 RAY_TROUBLE = ("ddress already in use", "is already in use", "ailed to bind")
 INTERRUPTED = 130
@@ -72,6 +73,7 @@ class SlurmTask:
         self.nodes: list = []
         self.driver: subprocess.Popen[bytes] | None = None
         self.is_near_the_limit = self.is_ending = False
+        self.ended_at = 0.0
 
     def run(self) -> int:
         """All stages; the exit status of the first one that fails, or 0."""
@@ -143,8 +145,10 @@ class SlurmTask:
             self._interrupt()
         while True:
             try:
-                return driver.wait(1.0)
+                return driver.wait(0.5)
             except subprocess.TimeoutExpired:
+                if self.is_ending and time.monotonic() > self.ended_at + ENDING_S:
+                    driver.kill()
                 if not (self.is_near_the_limit or self.is_ending):
                     self._require_ray()
 
@@ -156,7 +160,7 @@ class SlurmTask:
 
     def _on_end(self, number: int, frame: object) -> None:
         """Cancelled or preempted: Slurm itself requeues what it preempts."""
-        self.is_ending = True
+        self.is_ending, self.ended_at = True, time.monotonic()
         self._interrupt()
 
     def _interrupt(self) -> None:
@@ -289,16 +293,18 @@ class SlurmTask:
 
     def _stop_ray(self) -> None:
         """End this attempt's Ray processes, and no others."""
+        # A cancelled job has seconds (KillWait) to clean up in; what is committed is safe anyhow.
+        patience_s, ray_s = (ENDING_S, ENDING_S / 2) if self.is_ending else (DRIVER_GRACE_S, 15.0)
         if self.driver is not None and self.driver.poll() is None:
             self._interrupt()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.driver.wait(DRIVER_GRACE_S)
+                self.driver.wait(patience_s)
             self.driver.kill()
         for process, _, _ in reversed(self.processes):
             process.terminate()
         for process, _, _ in self.processes:
             try:
-                process.wait(15)
+                process.wait(ray_s)
             except subprocess.TimeoutExpired:
                 process.kill()
 

@@ -9,6 +9,7 @@ from sfg_dist.compare import figures
 from sfg_dist.compare.document import NAMES, NOT_PEERS, mean_auc, mean_likelihood
 from sfg_dist.evaluate.figures import to_data_uri
 from sfg_dist.evaluate.report import MEANINGS, NO_VALUE, shown_number
+from sfg_dist.evaluate.templates import page_template
 from sfg_dist.words import duration
 
 OVERRUN = 1.02
@@ -25,14 +26,8 @@ def render_page(document: Mapping[str, Any], *, title: str, job_toml: str) -> st
         title: heading.
         job_toml: the job as resolved.
     """
-    from jinja2 import Environment, PackageLoader, PrefixLoader, StrictUndefined
-
-    loaders = {room: PackageLoader("sfg_dist", room) for room in ("compare", "evaluate")}
-    environment = Environment(
-        loader=PrefixLoader(loaders), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     methods = document["methods"]
-    return environment.get_template("compare/compare.html").render(
+    return page_template("compare/compare.html").render(
         title=title,
         verdict=document["verdict"],
         table=main_table(document),

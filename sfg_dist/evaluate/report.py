@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from sfg_dist.errors import DataError
 from sfg_dist.evaluate.metrics import METRIC_NAMES
 from sfg_dist.evaluate.tables import Table, checked_table, subset
+from sfg_dist.evaluate.templates import page_template
 from sfg_dist.plan import Stream, random_generator
 
 if TYPE_CHECKING:
@@ -137,12 +137,8 @@ def render_report(content: ReportContent) -> str:
         DataError: a table with NaN or infinity, or of another width than ``columns``; trajectories of
             another shape than (num_times, num_rows, 2) with one log_beta_sq a time.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    source = resources.files("sfg_dist.evaluate").joinpath("report.html").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     time_s = _stage_seconds(content.metrics.get("time_s", {}))
-    return environment.from_string(source).render(
+    return page_template("evaluate/report.html").render(
         title=content.title,
         verdict=verdict(content.metrics, len(np.asarray(content.held_out))),
         scale=_auc_scale(content.metrics),

@@ -122,7 +122,8 @@ def ray_job(name: str, kube: KubeRayProfile, setup: Setup, stages: Sequence[str]
         "authOptions": {"mode": "token"},
         "enableInTreeAutoscaling": kube.autoscaling,
         "headGroupSpec": {
-            # No work on the head: it is small, and must not be taken down by it.
+            # No work on the head: it is small, and must not be taken down by it. The submitter's pod reaches the job
+            # server by the pod's address, with the cluster's token.
             "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
             "template": _pod(name, kube, setup, cpus=kube.head_cpus, memory=kube.head_memory, gpus=0),
         },

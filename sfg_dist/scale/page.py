@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sfg_dist.evaluate.figures import to_data_uri
+from sfg_dist.evaluate.templates import page_template
 from sfg_dist.scale import figures
 
 LAW_NAMES = {"amdahl": "Amdahl", "universal": "universal scalability"}
@@ -20,13 +21,7 @@ def render_page(document: Mapping[str, Any], *, title: str, job_toml: str) -> st
         title: heading.
         job_toml: the job as resolved.
     """
-    from jinja2 import Environment, PackageLoader, PrefixLoader, StrictUndefined
-
-    loaders = {room: PackageLoader("sfg_dist", room) for room in ("scale", "evaluate")}
-    environment = Environment(
-        loader=PrefixLoader(loaders), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("scale/scale.html").render(
+    return page_template("scale/scale.html").render(
         title=title,
         verdict=list(verdict(document)),
         table=main_table(document["summary"]),

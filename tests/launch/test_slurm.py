@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import statistics
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from slurm_cluster import SlurmCluster, missing_program
 
 import sfg_dist
 from sfg_dist.config import load_job
-from sfg_dist.launch import slurm
+from sfg_dist.launch import slurm, slurm_task
 from sfg_dist.pipeline import Pipeline
 
 pytestmark = [
@@ -234,18 +235,12 @@ def test_seeds_as_an_array_and_stages_apart(site):
     assert (site.folder / "runs/apart/report.html").exists()
 
 
-def test_a_port_that_is_taken_is_passed_by(site, monkeypatch):
-    import socket
-
-    from sfg_dist.launch import slurm_task
-
-    taken = []
+def test_a_port_that_is_taken_is_passed_by(site):
     job_id = int(site.submit(site.job("first"), "--stages", "label")["scheduler_ids"][0]) + 1
     with socket.socket() as one:
         port = slurm_task.port_of(str(job_id), 0)
         one.bind(("127.0.0.1", port))
         one.listen()
-        taken.append(port)
         sent = site.submit(site.job("second"), "--stages", "label")
         assert sent["scheduler_ids"] == [str(job_id)]
         assert site.wait(sent["id"]) == "completed", site.said(sent["id"])

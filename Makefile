@@ -1,6 +1,7 @@
 # make install   .venv with the package, the peers of `sfg compare` and what tests need; does nothing when it is up to date
 # make run       install, then the quickstart job: labels, training, samples and a report
 # make test      install, then every test that this machine can run
+# make test-cluster   the extra `cluster` too, then the tests that need it
 # make lint      ruff, mypy and the import directions
 # make bench     the measurements in tests/benchmarks, beside their peers; BENCH="--quick" for a short one
 
@@ -9,7 +10,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := .venv/.installed
 
-.PHONY: install run test lint bench clean
+.PHONY: install run test test-cluster lint bench clean
 
 install: $(STAMP)
 
@@ -25,7 +26,13 @@ run: install
 	$(BIN)/sfg run jobs/quickstart.toml
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'not cluster'
+
+# Apart from the other tests: with Ray's agents beside them each of its nodes starts later.
+test-cluster: install
+	$(PIP) install --quiet -c constraints.txt --editable '.[cluster]'
+	$(BIN)/python -c 'import aiohttp, opencensus, prometheus_client'  # else the tests would be skipped
+	$(BIN)/python -m pytest -m cluster
 
 lint: install
 	$(BIN)/ruff check .

@@ -25,13 +25,14 @@ from sfg_dist.command import Debug, Executor, JobPath, Json, Set, app, command, 
 from sfg_dist.display import Display
 from sfg_dist.errors import ConfigError
 from sfg_dist.model_commands import sample_model
+from sfg_dist.notice import granted_s
 
 if TYPE_CHECKING:
     from sfg_dist.config import Job
     from sfg_dist.pipeline import Pipeline
 
 INTERRUPT_S = 20.0
-"""Seconds that the ordinary way out of a command has after a signal."""
+"""Seconds that the ordinary way out of a command has after a signal, beyond what the work was granted."""
 _ENDING_SIGNALS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR2") if hasattr(signal, name)}
 
 
@@ -219,6 +220,8 @@ def main() -> None:
 def _end_where_signals_wait() -> None:
     """From now on, end the process INTERRUPT_S after a signal to stop that it has not followed.
 
+    After SIGUSR2 the work at hand may have been granted some time more.
+
     Python runs handlers between two instructions of the main thread, and there are none while a request to a store that
     does not answer is inside a library. The interpreter writes the signal's number to a socket at once, though.
     """
@@ -228,11 +231,17 @@ def _end_where_signals_wait() -> None:
 
     def wait() -> None:
         with ours, theirs:  # open to the end: the interpreter has no more than the number of one
-            while ours.recv(1)[0] not in _ENDING_SIGNALS:
+            while (number := ours.recv(1)[0]) not in _ENDING_SIGNALS:
                 pass
-            time.sleep(INTERRUPT_S)
+            begun = time.monotonic()
+            wait_s = INTERRUPT_S + (granted_s() if number == signal.SIGUSR2 else 0.0)
+            while (left := begun + wait_s - time.monotonic()) > 0:
+                ours.settimeout(left)
+                with contextlib.suppress(TimeoutError):
+                    if ours.recv(1)[0] in _ENDING_SIGNALS:  # a second one takes back what was granted
+                        wait_s = min(wait_s, time.monotonic() - begun + INTERRUPT_S)
             message = (
-                f"sfg: interrupted, and not at an end {INTERRUPT_S:g} s later, as where a store does not answer: "
+                f"sfg: interrupted, and not at an end {wait_s:g} s later, as where a store does not answer: "
                 f"ended; what is committed is kept: run the same command again to go on\n"
             )
             os.write(2, message.encode())

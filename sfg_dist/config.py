@@ -233,6 +233,7 @@ class ExecutorConfig(_Section):
     actors_per_group: PositiveInt = 1
     shard_timeout_s: PositiveFloat | None = None
     max_attempts: PositiveInt = 4
+    notice_s: PositiveFloat | None = None
     price_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     address: str | None = None
 

@@ -29,6 +29,7 @@ def label_pending(
     emit: Emit,
     only: Collection[int] | None = None,
     reserved: Mapping[str, float] | None = None,
+    on_snapshot: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:
     """Label the pending shards of a store, by actors of the running Ray session or in this process.
 
@@ -42,6 +43,7 @@ def label_pending(
         emit: told what happens.
         only: leave pending shards that are not among these as they are.
         reserved: of Ray's resources, what something else holds meanwhile.
+        on_snapshot: told every snapshot of the driver too.
 
     Raises:
         LabelingError: a shard could not be labelled.
@@ -65,19 +67,23 @@ def label_pending(
             monitor.event(event, **details)
             emit(event, **details)
 
-        def on_snapshot(snapshot: dict[str, Any]) -> None:
+        def note_snapshot(snapshot: dict[str, Any]) -> None:
             if metrics is not None:
                 metrics.snapshot(snapshot)
             monitor.snapshot(snapshot)
+            if on_snapshot is not None:
+                on_snapshot(snapshot)
 
         options: dict[str, Any] = {
             "num_threads": num_threads,
             "memory_gib": memory_gib,
             "max_attempts": executor.max_attempts,
             "on_event": on_event,
-            "on_snapshot": on_snapshot,
+            "on_snapshot": note_snapshot,
             "only": only,
         }
+        if executor.notice_s is not None:
+            options["notice_s"] = executor.notice_s
         url = absolute_url(pairs.location.url)
         if executor.kind == "inline":
             label_inline(url, **options)

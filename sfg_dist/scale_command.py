@@ -7,12 +7,15 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sfg_dist.command import Debug, Json, Set, command, load, say
 from sfg_dist.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sfg_dist.distributed.simulation import Limits
 
 Numbers = Annotated[str | None, typer.Option("--workers", help="Numbers of workers to measure, such as 1,2,4.")]
 
@@ -52,8 +55,12 @@ def scale(
     driver_scale: Annotated[
         float, typer.Option("--driver-scale", help="Time of the driver's loop there, in units of this machine's.")
     ] = 1.0,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Of each fit; 5 or the job's own, if fewer.")] = None,
+    gpu: Annotated[
+        bool | None, typer.Option("--gpu/--no-gpu", help="Training workers on GPUs; where there is one for each.")
+    ] = None,
     compare_with: Annotated[
-        Path | None, typer.Option("--compare-with", help="Another study's scale.json: say which is faster.")
+        str | None, typer.Option("--compare-with", help="Another study's directory, URL or scale.json.")
     ] = None,
     set_: Set = None,
     json_: Json = False,
@@ -61,31 +68,41 @@ def scale(
 ) -> None:
     """Measure strong and weak scaling of labels and training, and predict larger clusters.
 
-    Writes scale/scale.html and scale.json in output.dir; finished runs are kept, so the same command goes on.
+    Writes scale/scale.html and scale.json in output.dir; finished runs are kept, so the same command goes on. A fit has
+    a few epochs (--epochs), whatever time the job gives it.
     """
     from sfg_dist.distributed.simulation import Limits
     from sfg_dist.scale import compare_studies
-    from sfg_dist.scale.study import Study, read_study
+    from sfg_dist.scale.study import NUM_EPOCHS, Study, read_study, write_study
 
     resolved = load(job, set_, None)
     _require_positive(
         {"--store-mb-per-s": store_mb_per_s, "--store-requests-per-s": store_requests_per_s,
-         "--worker-mb-per-s": worker_mb_per_s, "--starts-per-s": starts_per_s, "--driver-scale": driver_scale}
+         "--worker-mb-per-s": worker_mb_per_s, "--starts-per-s": starts_per_s, "--driver-scale": driver_scale,
+         "--network-ms": network_ms, "--shard-mb": shard_mb, "--epochs": epochs}
     )  # fmt: skip
     if workers is None and simulate is None and compare_with is None:
         raise ConfigError("say what to measure (--workers 1,2), to predict (--simulate 64,256) or --compare-with")
+    # All that can be wrong with the words is found before anything is measured.
+    larger = _numbers("--simulate", simulate or "")
+    lengths = _numbers("--shard-seconds", shard_seconds, float)
+    if min(larger, default=1) < 1 or not min(lengths, default=0) > 0:
+        raise ConfigError("--simulate and --shard-seconds: expected numbers above 0")
+    if compare_with is not None:
+        read_study(compare_with)
     if workers is not None:
         study = Study(
             resolved, _numbers("--workers", workers), stages=_words(stages), modes=_words(modes), repeats=repeats,
-            listener=_show,
+            num_epochs=epochs or NUM_EPOCHS, use_gpu=gpu, listener=_show,
         )  # fmt: skip
+        if larger and "label" not in _words(stages) and not study.has_labels:
+            raise ConfigError("--simulate takes its costs from label runs, of which there are none: add --stages label")
         with contextlib.redirect_stdout(sys.stderr):  # Ray prints of its own
             document = study.run()
     else:
         document = read_study(resolved.output.dir)
-    if simulate is not None:
-        from sfg_dist.scale.predict import predict, shard_bytes, validate
-        from sfg_dist.scale.study import write_study
+    if larger:
+        from sfg_dist.scale.predict import predict, shard_bytes, slowdown, validate
 
         limits = Limits(
             store_bytes_per_s=None if store_mb_per_s is None else 1e6 * store_mb_per_s,
@@ -96,21 +113,37 @@ def scale(
             load_bytes=1e6 * load_mb,
             driver_scale=driver_scale,
         )
-        document["validation"] = validate(document)
+        document |= {"validation": validate(document), "slowdown": slowdown(document)}
+        document["assumptions"] = _assumptions(limits, network_ms)
         document["predictions"] = predict(
-            document,
-            _numbers("--simulate", simulate),
-            shard_seconds=_numbers("--shard-seconds", shard_seconds, float),
-            limits=limits,
-            answer_s=network_ms / 1000,
+            document, larger, shard_seconds=lengths, limits=limits, answer_s=network_ms / 1000
         )
-        write_study(resolved, document)
     if compare_with is not None:
         document["comparison"] = compare_studies(compare_with, resolved.output.dir)
+    if larger or compare_with is not None:
+        write_study(resolved.output.dir, document)
     if json_:
         print(json.dumps(document, indent=1))
     else:
         say(False, {}, "\n".join([*_lines(document), f"report: {resolved.output.dir.rstrip('/')}/scale/scale.html"]))
+
+
+def _assumptions(limits: Limits, network_ms: float) -> dict[str, str]:
+    """What a prediction depends on beside the measured costs, in words."""
+
+    def shown(value: float | None, unit: str, scale: float = 1.0) -> str:
+        return "no limit" if value is None else f"{value / scale:g} {unit}"
+
+    return {
+        "the store's bandwidth": shown(limits.store_bytes_per_s, "MB/s", 1e6),
+        "its requests": shown(limits.store_requests_per_s, "a second"),
+        "a worker's link": shown(limits.worker_bytes_per_s, "MB/s", 1e6),
+        "workers brought up": "all at once" if limits.starts_per_s is None else f"{limits.starts_per_s:g} a second",
+        "a shard of the study": f"{limits.shard_bytes / 1e6:.3g} MB",
+        "read by each worker at its start": f"{limits.load_bytes / 1e6:g} MB",
+        "to the driver or back": f"{network_ms:g} ms",
+        "the driver's machine": f"{limits.driver_scale:g} times the time of this one",
+    }
 
 
 def _words(text: str) -> list[str]:
@@ -132,23 +165,15 @@ def _require_positive(options: Mapping[str, float | None]) -> None:
 
 
 def _lines(document: Mapping[str, Any]) -> list[str]:
-    from sfg_dist.scale.page import law_lines, prediction_table, verdict
+    from sfg_dist.scale.page import comparison_lines, law_lines, prediction_table, validation_lines, verdict
 
-    lines = [*verdict(document), *law_lines(document["fit"])]
-    lines += [
-        f"simulated {entry['num_workers']} workers: {entry['predicted_s']:.1f} s, measured {entry['measured_s']:.1f} s"
-        for entry in document.get("validation", ())
-    ]
+    lines = [*verdict(document), *law_lines(document["fit"]), *validation_lines(document)]
     lines += [
         f"{row['workers']:>6} workers, shards of {row['shard']} s: efficiency {row['efficiency']} "
         f"({row['at_work']} without start-up), limited by {row['limit']}"
         for row in prediction_table(document.get("predictions", []))
     ]
-    lines += [
-        f"{entry['case']}, {entry['num_workers']} workers: {entry['ratio']:.2f} times as long "
-        f"({entry['ratio_low']:.2f} to {entry['ratio_high']:.2f})"
-        for entry in document.get("comparison", ())
-    ]
+    lines += comparison_lines(document)
     return lines
 
 

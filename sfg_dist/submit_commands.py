@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 POLL_S = 2.0
 MAX_UNKNOWN = 150  # times in a row that a scheduler may have no answer before --wait gives up
 PROFILES = Path("cluster")
+# Not those that a requeue may follow by itself: preempted, timeout, node_fail.
+FINAL = {"completed", "cancelled", "failed", "out_of_memory", "complete", "validationfailed", "succeeded", "stopped"}
 Jobs = Annotated[list[Path], typer.Argument(metavar="JOB.toml...", help="One or more job files.")]
 Word = Annotated[str, typer.Argument(metavar="SUBMISSION", help="Its id, the start of one, or its name.")]
 
@@ -38,6 +40,9 @@ def submit(
     name: Annotated[str | None, typer.Option("--name", help="Shown by the scheduler; the job file's name.")] = None,
     seeds: Annotated[str | None, typer.Option("--seeds", help="One run a seed, such as 0,1,2 or 0-9.")] = None,
     stages: Annotated[str, typer.Option("--stages", help="Commands of sfg, in order: run, or label,train.")] = "run",
+    scale: Annotated[
+        str | None, typer.Option("--scale", help="A scaling study by these options: --scale '--workers 1,2,4'.")
+    ] = None,
     apart: Annotated[
         bool, typer.Option("--apart", help="label, train, sample and evaluate as jobs that wait for each other.")
     ] = False,
@@ -55,7 +60,7 @@ def submit(
 
     Prints how to follow, stop and resume them. A job that meets its walltime or is preempted goes on where it was.
     """
-    from sfg_dist.launch import load_profile
+    from sfg_dist.launch import Order, load_profile
     from sfg_dist.launch import submit as prepare
     from sfg_dist.launch.submission import seeded
 
@@ -65,20 +70,13 @@ def submit(
     if len({job.output.dir for job in resolved}) < len(resolved):
         raise ConfigError("two of the jobs write to one output.dir: give each its own")
     site = profile or (PROFILES / f"{to}.toml" if (PROFILES / f"{to}.toml").exists() else None)
-    words = [stage.strip() for stage in stages.split(",")]
+    words = [stage.strip() for stage in stages.split(",")] if scale is None else [f"scale {scale}"]
     allowed = ("run", "label", "train", "sample", "evaluate", "compare")
     for stage in words:
-        if stage not in allowed:
+        if scale is None and stage not in allowed:
             raise ConfigError(f"--stages {stages}: {stage!r} is none of {', '.join(allowed)}")
-    submission, rendered, send = prepare(
-        resolved,
-        to=to,
-        profile=load_profile(site, profile_set or ()),
-        name=name or jobs[0].stem,
-        stages=words,
-        apart=apart,
-        after=after or (),
-    )
+    order = Order(resolved, load_profile(site, profile_set or ()), stages=words, apart=apart, after=after or ())
+    submission, rendered, send = prepare(order, to=to, name=name or jobs[0].stem)
     if dry_run:
         document = {"commands": rendered.commands, "files": rendered.files}
         say(json_, document, rendered.text())
@@ -177,11 +175,17 @@ def _scheduler(submission: Submission) -> Any:
 
 
 def _state(submission: Submission) -> str:
+    """What the scheduler says, once; of what has ended it is not asked again."""
+    if (noted := submission.final_state()) is not None:
+        return noted
+    scheduler, num_lines = _scheduler(submission), len(submission.attempts())
     try:
-        state: str = _scheduler(submission).status(submission)
-        return state
+        state: str = scheduler.status(submission)
     except ClusterError as error:
         return f"unknown: {error}"
+    if {word.strip(" 0123456789").lower() for word in state.split(",")} <= FINAL:
+        submission.note_final_state(state, num_lines)
+    return state
 
 
 def _require_alone(outputs: Iterable[str]) -> None:

@@ -290,6 +290,32 @@ def test_an_interrupt_while_a_store_does_not_answer(tmp_path, which):
     assert len(errors.splitlines()) == 1
 
 
+@pytest.mark.parametrize("second", [None, "SIGTERM"])
+def test_work_that_was_granted_time_after_a_notice_has_it(second):
+    """A second signal takes it back."""
+    again = "" if second is None else f"threading.Timer(0.2, os.kill, (os.getpid(), signal.{second})).start()"
+    script = f"""
+import os, signal, threading, time
+from sfg_dist import cli
+from sfg_dist.distributed.stopping import stop_signals
+cli.INTERRUPT_S = 0.5
+cli._end_where_signals_wait()
+try:
+    with stop_signals(lambda name: None, notice_s=2.0):
+        os.kill(os.getpid(), signal.SIGUSR2)
+        {again}
+        time.sleep(1.2)
+        print("worked on", flush=True)
+        time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(60)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130
+    assert ("worked on" in done.stdout) is (second is None)
+    assert ("not at an end 2.5 s later" in done.stderr) is (second is None)
+
+
 @pytest.mark.slow
 def test_an_interrupt_of_training_on_ray(job):
     sfg(job, "label", "job.toml", check=0)

@@ -31,6 +31,7 @@ def label_with_actors(
     memory_gib: float | None = None,
     shard_timeout_s: float | None = None,
     max_attempts: int = 4,
+    notice_s: float = Policy.notice_s,
     on_progress: Progress | None = None,
     on_event: Callable[..., None] | None = None,
     on_snapshot: Callable[[dict[str, Any]], None] | None = None,
@@ -52,13 +53,14 @@ def label_with_actors(
         memory_gib: host memory that an actor's reference may take; None for all of it.
         shard_timeout_s: a shard that runs longer is taken to hang; None for 10 times the median of its kind of actor.
         max_attempts: failed attempts at a shard before it is given up.
+        notice_s: how long shards at work may go on after SIGUSR2.
         on_progress: called after every commit.
         on_event: called with a name and details when something happens (see ``Driver``).
         on_snapshot: called with the state of everything, at most every two seconds and at the end.
         only: leave pending shards that are not among these as they are.
         reserved: resources of the cluster that something else holds meanwhile; so many fewer actors by default.
         labeler: the class whose ``label(shard, attempt)`` does the work.
-        policy: the driver's patience, where the two keys above are not enough.
+        policy: the driver's patience, where the three keys above are not enough.
 
     Raises:
         ClusterError: the cluster cannot hold an actor, or actors die before they do any work.
@@ -77,12 +79,13 @@ def label_with_actors(
     roles, numbers = wanted.roles(available)
     arguments = {"num_threads": num_threads} | ({} if memory_gib is None else {"memory_gib": memory_gib})
     pool = RayPool(url, labeler, roles, arguments, actors_per_group=actors_per_group)
+    policy = policy or Policy(shard_timeout_s=shard_timeout_s, max_attempts=max_attempts, notice_s=notice_s)
     driver = Driver(
         shards,
         pool,
         numbers,
         total=shards.total,
-        policy=policy or Policy(shard_timeout_s=shard_timeout_s, max_attempts=max_attempts),
+        policy=policy,
         on_progress=on_progress,
         on_event=on_event,
         on_snapshot=on_snapshot,
@@ -92,7 +95,7 @@ def label_with_actors(
         driver.request_stop(reason)
         pool.wake()
 
-    with stop_signals(stop):
+    with stop_signals(stop, notice_s=policy.notice_s):
         try:
             driver.run()
         except RayError as error:
@@ -102,6 +105,7 @@ def label_with_actors(
             ) from error
         finally:
             pool.close()
+            driver.settle()
 
 
 @dataclass(frozen=True)

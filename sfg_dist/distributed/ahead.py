@@ -28,6 +28,7 @@ import torch
 
 from sfg_dist.distributed.checkpoints import FitSettings, Place, clear_foreign, resume, save_checkpoint
 from sfg_dist.distributed.fit_loop import LIVE_INTERVAL_S, Report
+from sfg_dist.distributed.hold import Hold, take_hold
 from sfg_dist.distributed.training import make_trainer, split_rows, table_names
 from sfg_dist.errors import TrainingError
 from sfg_dist.model.device_feed import DeviceFeed
@@ -51,6 +52,7 @@ def train_ahead(
     should_stop: Callable[[], bool],
     on_live: Report | None = None,
     device: str | None = None,
+    attempt: str | None = None,
 ) -> int:
     """Pass over what is committed until told to stop; a checkpoint is written at the end and now and then.
 
@@ -61,13 +63,15 @@ def train_ahead(
         should_stop: asked after every batch.
         on_live: called every few seconds with how far it is.
         device: where it trains, as torch calls it; the GPU when there is one.
+        attempt: what it holds the checkpoints by; one of its own if None.
 
     Returns:
         Steps done ahead, over all attempts; a fit whose epochs have begun is left as it is.
 
     Raises:
-        TrainingError: the loss is no longer finite; the last checkpoint is of before.
+        TrainingError: the loss is no longer finite, or another attempt has taken over; the last checkpoint is kept.
     """
+    hold = Hold(checkpoints, attempt or take_hold(checkpoints))
     pairs = open_pairs(url)
     num_rows, _ = split_rows(pairs, settings)
     trainer = make_trainer(pairs, settings, device=None if device is None else torch.device(device))
@@ -80,6 +84,7 @@ def train_ahead(
 
     def save() -> None:
         if trainer.progress.step > saved[1]:
+            hold.require()
             save_checkpoint(trainer, checkpoints, settings, run_id)
         saved[:] = [watch.elapsed_s, trainer.progress.step]
 
@@ -197,8 +202,14 @@ def training_ahead(
     Yields:
         What of Ray's resources the worker holds, and labels should leave to it.
     """
+    attempt = take_hold(checkpoints)
     clear_foreign(checkpoints, settings, open_pairs(url).plan.run_id)
-    task = {"url": absolute_url(url), "checkpoints": absolute_url(checkpoints), "settings": asdict(settings)}
+    task = {
+        "url": absolute_url(url),
+        "checkpoints": absolute_url(checkpoints),
+        "settings": asdict(settings),
+        "attempt": attempt,
+    }
     worker: _Process | _Actor = (
         _Process(task, on_live) if executor == "inline" else _Actor(task, label_actor or {}, on_live)
     )
@@ -300,6 +311,7 @@ class _Worker:
                 should_stop=self._stop.is_set,
                 on_live=self._live.append,
                 device=task["device"],
+                attempt=task["attempt"],
             )
         except Exception as error:
             return f"{type(error).__name__}: {error}"
@@ -380,6 +392,7 @@ def _main() -> None:
             FitSettings(**task["settings"]),
             should_stop=asked.is_set,
             device=task["device"],
+            attempt=task["attempt"],
             on_live=lambda entry: print(json.dumps(entry), flush=True),
         )
     except Exception as error:

@@ -6,6 +6,7 @@ checkpoints/
     fit.json              which fit they belong to: its settings and the run id of its pairs
     step_000001234/       state.safetensors, progress.json, with early stopping best.*; the newest few of them
     live.json             how far the fit is, written over every few seconds by the first of several workers
+    hold.json, hold_*.json     which attempt may write here, and which process of it (see hold.py)
     history.jsonl         one line an epoch, over all attempts
     fitted.safetensors    the averaged network of the last finished fit
     fitted.json           its form, step and history

@@ -36,7 +36,6 @@ from sfg_dist.distributed.workers import Call, Reporter, Worker, slow_calls
 from sfg_dist.errors import ConflictError, StoreError, StoreFullError
 
 CALLS_PER_WORKER = 2  # one at work, one waiting
-TICK_S = 0.5  # between two looks at the clock
 DRAIN_LOOK_S = 2.0
 LEAST_AVOID_S = 5.0
 GAP_S = 10.0  # a loop that stood still for longer was itself suspended
@@ -76,6 +75,7 @@ class Driver:
         self._crew = Crew(pool, roles, self._policy)
         self._hungry: dict[str, None] = {}  # in the order in which they became so
         self._draining: set[str] = set()
+        self._dropped: set[int] = set()  # at work when their worker was ended
         self._space = SpaceWait(self._policy.full_wait_s)
         self._refresh_at = 0.0
         self._request: str | None = None
@@ -83,15 +83,26 @@ class Driver:
         self._next_tick = self._next_drain_look = 0.0
 
     def request_stop(self, reason: str) -> None:
-        """Ask the loop to end within seconds; may be called from a signal handler."""
+        """Ask the loop to end soon; may be called from a signal handler."""
         self._request = self._request or reason
 
-    def expected_left(self) -> float | None:
-        """Seconds until the first worker's call should end, None where nobody knows; for a pool of one."""
+    def patience(self) -> tuple[float | None, float]:
+        """Seconds until the call at work should end (None: nobody knows), and how long it may; for a pool of one."""
         now = self._pool.now()
+        left: float | None = 0.0
         for worker in self._crew.workers.values():
-            return worker.left(self._pace, now)
-        return 0.0
+            left = worker.left(self._pace, now)
+        return left, self._policy.grace_for(self._request)
+
+    def settle(self) -> None:
+        """Count what workers still committed while they were being ended; to be called when they are gone."""
+        for worker in self._crew.workers.values():  # of a run that was cut short
+            self._dropped.update(shard for call in worker.calls for shard in call.attempts)
+        found = self._look_up([shard for shard in sorted(self._dropped) if self._ledger.is_open(shard)])
+        for shard, record in found.items():
+            self._note_done(shard, record)
+        if found:
+            self._reporter.snapshot(self._ledger, {}, is_running=False)
 
     def run(self) -> None:
         """Label all pending shards.
@@ -200,6 +211,7 @@ class Driver:
         if charge is not None and left:
             shard, attempt = left.pop(0)
             self._fail(shard, worker, charge, attempt)
+        self._dropped.update(shard for shard, _ in held)
         for shard, _ in reversed(left):
             self._ledger.put_back(shard)
         self._wake()
@@ -319,7 +331,7 @@ class Driver:
             self._close(self._request)
         if now < self._next_tick and self._closing is None:
             return
-        self._next_tick = now + TICK_S
+        self._next_tick = now + self._policy.tick_s
         if now - self._last_loop > GAP_S:  # this process was suspended, not the workers' shards slow
             for worker in self._crew.workers.values():
                 for call in worker.calls:
@@ -390,7 +402,7 @@ class Driver:
         self._closing = reason
         self._crew.is_closed = True
         self._reporter.emit("stopping", reason=reason)
-        by = self._pool.now() + self._policy.grace_s
+        by = self._pool.now() + self._policy.grace_for(self._request)
         for worker in self._crew.workers.values():
             worker.leave_by = by if worker.leave_by is None else min(by, worker.leave_by)
         self._next_tick = 0.0

@@ -24,6 +24,7 @@ from sfg_dist.distributed.checkpoints import (
     save_checkpoint,
     save_fitted,
 )
+from sfg_dist.distributed.hold import Hold
 from sfg_dist.errors import TrainingError
 from sfg_dist.model.device_feed import DeviceFeed
 from sfg_dist.model.early_stopping import EarlyStopping
@@ -76,6 +77,7 @@ class FitLoop:
         rank: this rank.
         world_size: number of ranks.
         hooks: what it tells and asks.
+        hold: what lets rank 0 write; None where nobody else can be at work on this fit.
     """
 
     def __init__(
@@ -90,13 +92,14 @@ class FitLoop:
         rank: int = 0,
         world_size: int = 1,
         hooks: Hooks | None = None,
+        hold: Hold | None = None,
     ) -> None:
         self.trainer, self.stream, self.settings = trainer, stream, settings
         self.held_out = tuple(table[rank::world_size] for table in held_out)
         self.rank, self.world_size = rank, world_size
         self.hooks = hooks or Hooks()
         self.early = None if settings.patience is None else EarlyStopping(settings.patience)
-        self._checkpoints, self._run_id = checkpoints, run_id
+        self._checkpoints, self._run_id, self._hold = checkpoints, run_id, hold
         self._feed = DeviceFeed(trainer.device)
         resume(checkpoints, self._take)
         self._watch = Stopwatch(trainer.progress.elapsed_s)
@@ -114,7 +117,7 @@ class FitLoop:
 
         Raises:
             DivergedError: the loss is no longer finite, on all ranks at once.
-            TrainingError: a checkpoint cannot be written.
+            TrainingError: a checkpoint cannot be written, or another attempt has taken over.
             StoreError: the pairs cannot be read.
             KeyboardInterrupt: ``hooks.should_stop`` said so; a checkpoint is written.
         """
@@ -137,7 +140,12 @@ class FitLoop:
         """Write a checkpoint."""
         self._saved_s = self.trainer.progress.elapsed_s = self._watch.elapsed_s
         more = {} if self.early is None else self.early.state_files()
+        self._require_hold()
         save_checkpoint(self.trainer, self._checkpoints, self.settings, self._run_id, more)
+
+    def _require_hold(self) -> None:
+        if self._hold is not None:
+            self._hold.require()
 
     @property
     def done(self) -> float:
@@ -182,6 +190,7 @@ class FitLoop:
         if self.early is not None:
             self.early.note(epoch, entry["validation_loss"], trainer.average)
         if self.rank == 0:
+            self._require_hold()
             append_history(self._checkpoints, entry)
             if self.hooks.on_epoch is not None:
                 self.hooks.on_epoch(entry)

@@ -82,6 +82,7 @@ def label_inline(
     num_threads: int = 1,
     memory_gib: float | None = None,
     max_attempts: int = 4,
+    notice_s: float = Policy.notice_s,
     on_progress: Progress | None = None,
     on_event: Callable[..., None] | None = None,
     on_snapshot: Callable[[dict[str, Any]], None] | None = None,
@@ -96,12 +97,13 @@ def label_inline(
         num_threads: CPU threads.
         memory_gib: host memory that the reference may take; None for all of it.
         max_attempts: failed attempts at a shard before it is given up.
+        notice_s: how long the shard at work may go on after SIGUSR2.
         on_progress: called after every commit.
         on_event: called with a name and details when something happens (see ``Driver``).
         on_snapshot: called with the state of everything, at most every two seconds and at the end.
         only: leave pending shards that are not among these as they are.
         labeler: the class whose ``label(shard, attempt)`` does the work; ShardLabeler if None.
-        policy: the driver's patience, where ``max_attempts`` is not enough.
+        policy: the driver's patience, where the two keys above are not enough.
 
     Raises:
         LabelingError: shards were given up; the message has every attempt's reason.
@@ -117,7 +119,7 @@ def label_inline(
         more = {} if memory_gib is None else {"memory_gib": memory_gib}
         return make(url, num_threads=num_threads, **more)
 
-    policy = policy or Policy(max_attempts=max_attempts)
+    policy = policy or Policy(max_attempts=max_attempts, notice_s=notice_s)
     driver = Driver(
         shards,
         InlinePool(make_labeler),
@@ -128,6 +130,6 @@ def label_inline(
         on_event=on_event,
         on_snapshot=on_snapshot,
     )
-    # A shard that will not end within the grace is dropped where it is: the store's protocol takes any cut.
-    with stop_signals(driver.request_stop, patience=lambda: (driver.expected_left(), policy.grace_s)):
+    # A shard that will not end in time is dropped where it is: the store's protocol takes any cut.
+    with stop_signals(driver.request_stop, patience=driver.patience, notice_s=policy.notice_s):
         driver.run()

@@ -194,7 +194,9 @@ class Policy:
         start_timeout_s: how long no worker at all may be ready.
         full_wait_s: how long a full disk is waited for, all pauses together.
         grace_s: how long shards at work may go on after a request to stop.
+        notice_s: the same where a scheduler gave notice by SIGUSR2; those that would take longer are ended at once.
         refresh_s: shortest time between two looks at what another driver has committed.
+        tick_s: time between two looks at the clock.
         seed: of the jitter in pauses, and of the order after another driver was met.
     """
 
@@ -204,5 +206,11 @@ class Policy:
     start_timeout_s: float = 600.0
     full_wait_s: float = 60.0
     grace_s: float = 5.0
+    notice_s: float = 30.0
     refresh_s: float = 30.0
+    tick_s: float = 0.5
     seed: int = 0
+
+    def grace_for(self, reason: str | None) -> float:
+        """How long shards at work may go on after a request to stop for this reason."""
+        return self.notice_s if reason == "SIGUSR2" else self.grace_s

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +21,8 @@ import numpy as np
 
 from sfg_dist.distributed.driver import Driver
 from sfg_dist.distributed.pool import Answered, Drain, Event, Policy, Ready, Result, Task
+
+MAX_TICKS = 5000  # of a simulated run
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,15 @@ class Limits:
     requests_a_shard: float = 8.0
     driver_scale: float = 1.0
 
+    def seconds(self, size: float, requests: float) -> float:
+        """How long the store is busy with so many bytes and requests, alone."""
+        of_bytes = size / self.store_bytes_per_s if self.store_bytes_per_s else 0.0
+        return max(of_bytes, requests / self.store_requests_per_s if self.store_requests_per_s else 0.0)
+
+    def least_s(self, num_shards: int, num_workers: int, costs: Costs) -> float:
+        """Seconds that a run takes at the least: for the workers, or for the store."""
+        return num_shards * max(costs.integrate_s / num_workers, self.seconds(self.shard_bytes, self.requests_a_shard))
+
 
 @dataclass
 class Outcome:
@@ -77,14 +89,16 @@ class Outcome:
     Attributes:
         num_workers: as asked for.
         wall_s: from the first start to the last commit.
-        parts_s: seconds of all workers together: start, load, integrate, write, store (queueing for it), driver (idle,
-            until it hands out a shard), wait (at the end, for others).
+        ready_s: when a worker was ready, in the mean.
+        parts_s: seconds of all workers together: start, load, integrate, write, link (what its own link adds to those),
+            store (queueing for it), driver (idle, until it hands out a shard), wait (at the end, for others).
         driver_share: of the time that the driver was busy.
         store_share: of the time that the store was at its limit.
     """
 
     num_workers: int
     wall_s: float
+    ready_s: float
     parts_s: dict[str, float]
     driver_share: float
     store_share: float
@@ -98,7 +112,8 @@ class Outcome:
             return "store"
         others = {name: seconds for name, seconds in self.parts_s.items() if name != "integrate"}
         name = max(others, key=others.__getitem__)
-        words = {"start": "start-up", "load": "loading", "write": "writing", "wait": "the last shards"}
+        words = {"start": "start-up", "load": "loading", "write": "writing", "wait": "the last shards",
+                 "link": "a worker's link"}  # fmt: skip
         return words.get(name, name)
 
 
@@ -120,16 +135,24 @@ def simulate(
     if num_shards < 1 or num_workers < 1:
         raise ValueError(f"{num_shards} shards and {num_workers} workers: expected 1 or more of both")
     limits = limits or Limits()
-    store = _Store(num_shards)
+    store, sizes = _Store(num_shards), list[int]()
     pool = SimulatedPool(store, costs, limits, seed)
-    driver = Driver(store, pool, {"cpu": num_workers}, total=num_shards, policy=Policy(start_timeout_s=1e9))
+    # A run of days is looked at less often: the loop is the real one, and a look costs what it costs there.
+    tick_s = max(Policy.tick_s, limits.least_s(num_shards, num_workers, costs) / MAX_TICKS)
+    policy = Policy(start_timeout_s=1e9, tick_s=tick_s)
+    driver = Driver(
+        store, pool, {"cpu": num_workers}, total=num_shards, policy=policy,
+        # As in a run: what is told has to be put together.
+        on_event=lambda event, **details: None, on_snapshot=lambda snapshot: sizes.append(len(json.dumps(snapshot))),
+    )  # fmt: skip
     driver.run()
     wall_s = pool.last_commit
     known = sum(pool.parts_s.values())
     pool.parts_s["wait"] = max(0.0, num_workers * wall_s - known)
     busy = limits.store_bytes_per_s is not None or limits.store_requests_per_s is not None
     store_share = pool.store_busy_s / wall_s if busy else 0.0
-    return Outcome(num_workers, wall_s, pool.parts_s, min(1.0, pool.driver_s / wall_s), min(1.0, store_share))
+    ready_s = pool.ready_s / max(1, pool.num_ready)
+    return Outcome(num_workers, wall_s, ready_s, pool.parts_s, min(1.0, pool.driver_s / wall_s), min(1.0, store_share))
 
 
 class _Store:
@@ -193,8 +216,9 @@ class SimulatedPool:
         self._workers: dict[str, _Worker] = {}
         self._events: list[Event] = []
         self._store_free_at = self._start_free_at = 0.0
-        self.driver_s = self.store_busy_s = self.last_commit = 0.0
-        self.parts_s = dict.fromkeys(("start", "load", "integrate", "write", "store", "driver"), 0.0)
+        self.driver_s = self.store_busy_s = self.last_commit = self.ready_s = 0.0
+        self.num_ready = 0
+        self.parts_s = dict.fromkeys(("start", "load", "integrate", "write", "link", "store", "driver"), 0.0)
 
     def now(self) -> float:
         """The clock, with what the driver has computed since it last waited."""
@@ -211,13 +235,12 @@ class SimulatedPool:
         worker = self._workers[name] = _Worker(number)
 
         def imported() -> None:
-            ends = self._through_store(self._costs.load_s, self._limits.load_bytes, 2.0)
-            self.parts_s["load"] += self._costs.load_s
-            self.parts_s["store"] += ends - self._here - self._costs.load_s
-            self._at(ends - self._here, ready)
+            self._at(self._through_store("load", self._costs.load_s, self._limits.load_bytes, 2.0), ready)
 
         def ready() -> None:
             worker.idle_since = self._here
+            self.ready_s += self._here
+            self.num_ready += 1
             self._events.append(Ready(name, {"host": name, "pid": worker.pid, "device": role}))
 
         self._here = self.now()
@@ -231,18 +254,21 @@ class SimulatedPool:
 
     def submit(self, worker: str, tasks: Sequence[Task]) -> None:
         """Hand over a call."""
-        mine = self._workers[worker]
-        mine.calls.append(list(tasks))
-        if len(mine.calls) == 1:
-            self._here = self.now()
-            self._at(self._costs.answer_s, lambda: self._begin(worker))
+        # It arrives later than it is sent, and the driver sends it when it has come so far: a worker that has ended its
+        # call meanwhile is idle until then.
+        self._here = self.now()
+        self._at(self._costs.answer_s, lambda: self._arrive(worker, list(tasks)))
 
-    def _begin(self, name: str) -> None:
+    def _arrive(self, name: str, tasks: list[Task]) -> None:
         worker = self._workers.get(name)
-        if worker is not None and worker.idle_since is not None:
-            self.parts_s["driver"] += self._here - worker.idle_since
-            worker.idle_since = None
-        self._work(name, [])
+        if worker is None:
+            return
+        worker.calls.append(tasks)
+        if len(worker.calls) == 1:
+            if worker.idle_since is not None:
+                self.parts_s["driver"] += self._here - worker.idle_since
+                worker.idle_since = None
+            self._work(name, [])
 
     def _work(self, name: str, results: list[Result]) -> None:
         worker = self._workers.get(name)
@@ -262,10 +288,8 @@ class SimulatedPool:
 
         def integrated() -> None:
             self.parts_s["integrate"] += seconds
-            ends = self._through_store(self._costs.write_s, self._limits.shard_bytes, self._limits.requests_a_shard)
-            self.parts_s["write"] += self._costs.write_s
-            self.parts_s["store"] += ends - self._here - self._costs.write_s
-            self._at(ends - self._here, written)
+            size, requests = self._limits.shard_bytes, self._limits.requests_a_shard
+            self._at(self._through_store("write", self._costs.write_s, size, requests), written)
 
         def written() -> None:
             record = self._store.commit(shard, name, worker.pid)
@@ -281,18 +305,18 @@ class SimulatedPool:
         width = np.sqrt(np.log1p(spread**2))
         return float(mean * self._random.lognormal(-(width**2) / 2, width))
 
-    def _through_store(self, alone_s: float, size: float, requests: float) -> float:
-        """When what takes so long alone is through, behind all that others have asked of the store before."""
-        limits, needed = self._limits, 0.0
-        if limits.store_bytes_per_s:
-            needed = size / limits.store_bytes_per_s
-        if limits.store_requests_per_s:
-            needed = max(needed, requests / limits.store_requests_per_s)
+    def _through_store(self, part: str, alone_s: float, size: float, requests: float) -> float:
+        """Seconds until what takes so long alone is through, behind all that others have asked of the store before."""
+        limits, needed = self._limits, self._limits.seconds(size, requests)
         self._store_free_at = max(self._here, self._store_free_at) + needed
         self.store_busy_s += needed
-        if limits.worker_bytes_per_s:
-            alone_s = max(alone_s, size / limits.worker_bytes_per_s)
-        return max(self._here + alone_s, self._store_free_at)
+        of_link = size / limits.worker_bytes_per_s if limits.worker_bytes_per_s else 0.0
+        link_s = max(0.0, of_link - alone_s)
+        seconds = max(alone_s + link_s, self._store_free_at - self._here)
+        self.parts_s[part] += alone_s
+        self.parts_s["link"] += link_s
+        self.parts_s["store"] += seconds - alone_s - link_s
+        return seconds
 
     def _at(self, seconds: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._heap, (self._here + max(0.0, seconds), next(self._order), action))

@@ -9,12 +9,17 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from sfg_dist.notice import granting
+
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR2") if hasattr(signal, name))
 
 
 @contextlib.contextmanager
 def stop_signals(
-    request: Callable[[str], None], *, patience: Callable[[], tuple[float | None, float]] | None = None
+    request: Callable[[str], None],
+    *,
+    patience: Callable[[], tuple[float | None, float]] | None = None,
+    notice_s: float = 0.0,
 ) -> Iterator[None]:
     """Within, a signal to stop calls ``request`` with its name; a second one raises KeyboardInterrupt at once.
 
@@ -25,6 +30,7 @@ def stop_signals(
         request: asks the loop to end.
         patience: for a loop that cannot look while it works: seconds until its work should end (None where nobody
             knows), and seconds that it may take. Where it takes longer than it may, KeyboardInterrupt ends it.
+        notice_s: how long the work may go on after SIGUSR2.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -52,7 +58,8 @@ def stop_signals(
         for number, handler in before.items():
             if handler is not signal.SIG_IGN:
                 signal.signal(number, handle)
-        yield
+        with granting(notice_s):
+            yield
         if asked:  # it came when all was done already: whoever asked wants the rest of the program to end too
             raise KeyboardInterrupt(asked)
     finally:

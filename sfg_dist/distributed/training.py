@@ -14,7 +14,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -34,7 +34,9 @@ from sfg_dist.distributed.checkpoints import (
     write_live,
 )
 from sfg_dist.distributed.fit_loop import DivergedError, Entry, FitLoop, Hooks, Report
+from sfg_dist.distributed.hold import Hold, take_hold
 from sfg_dist.distributed.labeler import default_device
+from sfg_dist.distributed.places import alive_nodes, largest_share
 from sfg_dist.distributed.stopping import stop_signals
 from sfg_dist.errors import ClusterError, SfgError, StoreError, TrainingError
 from sfg_dist.model.fit import Trainer
@@ -70,11 +72,11 @@ def fit_inline(
         TrainingError: the fit failed.
         KeyboardInterrupt: SIGINT, SIGTERM or SIGUSR2 came; a checkpoint is written.
     """
-    _require_ready(url, checkpoints, settings)
+    attempt = _begin(url, checkpoints, settings)
     asked = threading.Event()
     hooks = Hooks(on_epoch=on_epoch, on_live=on_live, should_stop=asked.is_set)
     with stop_signals(lambda _: asked.set(), patience=lambda: (None, STOP_GRACE_S)):
-        _fit_rank(url, checkpoints, settings, rank=0, world_size=1, hooks=hooks)
+        _fit_rank(url, checkpoints, settings, attempt, rank=0, world_size=1, hooks=hooks)
     return load_fitted(checkpoints)
 
 
@@ -113,18 +115,23 @@ def fit_with_workers(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    _require_ready(url, checkpoints, settings)
+    attempt = _begin(url, checkpoints, settings)
     fewest, most = (num_workers, num_workers) if isinstance(num_workers, int) else num_workers
     available = ray.cluster_resources()
     if use_gpu is None:
         use_gpu = available.get("GPU", 0) >= fewest
-    cpus = num_cpus_per_worker or _largest_share([node["Resources"] for node in ray.nodes() if node["Alive"]], most)
+    cpus = num_cpus_per_worker or largest_share(alive_nodes(), most)
     if available.get("GPU" if use_gpu else "CPU", 0) < fewest:
         raise ClusterError(
             f"train.num_workers = {fewest}, but the cluster has {available.get('CPU', 0):g} CPUs and "
             f"{available.get('GPU', 0):g} GPUs"
         )
-    config: dict[str, Any] = {"url": url, "checkpoints": absolute_url(checkpoints), "settings": asdict(settings)}
+    config: dict[str, Any] = {
+        "url": url,
+        "checkpoints": absolute_url(checkpoints),
+        "settings": asdict(settings),
+        "attempt": attempt,
+    }
     config["watch_preemption"] = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0"
     scaling: dict[str, Any] = {
         "num_workers": num_workers,
@@ -163,25 +170,13 @@ def fit_with_workers(
     return load_fitted(checkpoints)
 
 
-def _largest_share(nodes: list[Mapping[str, float]], num_workers: int) -> int:
-    """CPUs of a worker, the most with which all find a place; a worker lies on one node.
-
-    Example:
-        >>> _largest_share([{"CPU": 8.0}, {"CPU": 8.0}], 1), _largest_share([{"CPU": 8.0}, {"CPU": 5.0}], 3)
-        (8, 4)
-    """
-    sizes = [int(resources.get("CPU", 0)) for resources in nodes]
-    for cpus in range(max(sizes, default=1), 1, -1):
-        if sum(size // cpus for size in sizes) >= num_workers:
-            return cpus
-    return 1
-
-
-def _require_ready(url: str, checkpoints: Place, settings: FitSettings) -> None:
-    """Before any rank starts: refuse an unfinished store, and clear away the checkpoints of another fit."""
+def _begin(url: str, checkpoints: Place, settings: FitSettings) -> str:
+    """Before any rank starts: refuse an unfinished store, take hold, clear away the checkpoints of another fit."""
     pairs = open_pairs(url)
     pairs.require_complete()
+    attempt = take_hold(checkpoints)  # first: an older attempt must not save in between
     clear_foreign(checkpoints, settings, pairs.plan.run_id)
+    return attempt
 
 
 def _root_cause(error: Exception) -> Exception:
@@ -211,7 +206,15 @@ def _ray_worker(config: dict[str, Any]) -> None:
         is_preempted=_is_preempted if config["watch_preemption"] else None,
     )
     try:
-        _fit_rank(config["url"], checkpoints, settings, rank=rank, world_size=context.get_world_size(), hooks=hooks)
+        _fit_rank(
+            config["url"],
+            checkpoints,
+            settings,
+            config["attempt"],
+            rank=rank,
+            world_size=context.get_world_size(),
+            hooks=hooks,
+        )
     except DivergedError as error:
         # It would come again on every replacement: say so, and end well. Any other error is raised, so that Ray stops
         # the ranks that wait for this one.
@@ -238,8 +241,18 @@ def _is_preempted() -> bool:
     return ray.train.get_preemption_info() is not None
 
 
-def _fit_rank(url: str, checkpoints: Place, settings: FitSettings, *, rank: int, world_size: int, hooks: Hooks) -> None:
+def _fit_rank(
+    url: str,
+    checkpoints: Place,
+    settings: FitSettings,
+    attempt: str,
+    *,
+    rank: int,
+    world_size: int,
+    hooks: Hooks,
+) -> None:
     """The fit of one rank; all ranks run the same lines."""
+    hold = Hold(checkpoints, attempt) if rank == 0 else None  # before the checkpoints are read
     pairs = open_pairs(url)
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
@@ -267,6 +280,7 @@ def _fit_rank(url: str, checkpoints: Place, settings: FitSettings, *, rank: int,
             rank=rank,
             world_size=world_size,
             hooks=hooks,
+            hold=hold,
         ).run()
 
 

@@ -21,8 +21,8 @@ import yaml
 
 from sfg_dist.config import Job
 from sfg_dist.errors import ConfigError
-from sfg_dist.launch.profile import KubeRayProfile, Profile, Setup
-from sfg_dist.launch.submission import Rendered, Submission, run_command
+from sfg_dist.launch.profile import KubeRayProfile, Setup
+from sfg_dist.launch.submission import Order, Rendered, Submission, run_command, stage_words
 from sfg_dist.objects import is_url
 
 MOUNT = "/etc/sfg"
@@ -30,31 +30,24 @@ ENDED = ("Complete", "Failed", "ValidationFailed")
 MAX_NAME = 40  # KubeRay adds its own words, and 63 characters are all that a label has
 
 
-def render(
-    submission: Submission,
-    jobs: Sequence[Job],
-    profile: Profile,
-    *,
-    stages: Sequence[str],
-    apart: bool,
-    after: Sequence[str],
-) -> Rendered:
+def render(submission: Submission, order: Order) -> Rendered:
     """The manifests of a submission and the command that applies them.
 
     Raises:
         ConfigError: a job writes to a place that its pods do not share, or waits for others.
     """
-    if apart or after:
+    profile = order.profile
+    if order.apart or order.after:
         raise ConfigError("--to kuberay: stages run one after the other in one RayJob: leave --apart and --after out")
     kube = profile.kuberay
     if kube.queue is not None and kube.autoscaling:
         raise ConfigError("kuberay.queue: Kueue admits a RayJob of fixed size: set kuberay.autoscaling = false")
     files = {}
-    for number, job in enumerate(jobs):
+    for number, job in enumerate(order.jobs):
         _check_place(job, kube)
-        name = object_name(submission, number, len(jobs))
+        name = object_name(submission, number, len(order.jobs))
         text = _in_cluster(job).to_toml()
-        documents = [config_map(name, kube, text), ray_job(name, kube, profile.setup, stages)]
+        documents = [config_map(name, kube, text), ray_job(name, kube, profile.setup, order.stages)]
         files[f"{number}.yaml"] = yaml.safe_dump_all(documents, sort_keys=False)
     submission.options = {"namespace": kube.namespace, "kubectl": kube.kubectl}
     paths = [str(submission.path / name) for name in files]
@@ -101,7 +94,7 @@ def config_map(name: str, kube: KubeRayProfile, text: str) -> dict[str, Any]:
 
 def entrypoint(stages: Sequence[str]) -> str:
     """What the head runs."""
-    commands = [shlex.join(["sfg", stage, f"{MOUNT}/job.toml"]) for stage in stages]
+    commands = [shlex.join(["sfg", *stage_words(stage, f"{MOUNT}/job.toml")]) for stage in stages]
     return " && ".join(commands) if len(commands) == 1 else f"bash -c {shlex.quote(' && '.join(commands))}"
 
 
@@ -187,7 +180,7 @@ def _pod(name: str, kube: KubeRayProfile, setup: Setup, *, cpus: int, memory: st
     return {"metadata": {"labels": {"app.kubernetes.io/name": "sfg-dist"}}, "spec": spec}
 
 
-def send(submission: Submission, rendered: Rendered, profile: Profile) -> None:
+def send(submission: Submission, rendered: Rendered) -> None:
     """Apply the manifests.
 
     Raises:

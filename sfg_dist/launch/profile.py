@@ -68,8 +68,10 @@ class SlurmProfile(_Section):
             None; memory as Slurm writes it, "64G".
         walltime: "30", "1:30:00" or "2-12:00:00", as Slurm reads it.
         partition, account, qos, constraint, reservation: where, and for whom.
-        signal_before_s: before the walltime, for what is to be committed.
-        max_requeues: how often a job that met its walltime goes on.
+        signal_before_s: before the walltime, for what is to be committed: shards at work may take all of it but the
+            last minute; 40 to 65535.
+        max_requeues: how often a job that met its walltime goes on; it ends before that where two attempts one after
+            the other got nothing done.
         options: more words for sbatch, such as "--mail-type=END".
     """
 
@@ -84,7 +86,7 @@ class SlurmProfile(_Section):
     qos: str | None = None
     constraint: str | None = None
     reservation: str | None = None
-    signal_before_s: Seconds = 180
+    signal_before_s: Annotated[int, Field(ge=40, le=65_535)] = 180
     max_requeues: Annotated[int, Field(ge=0)] = 100
     options: list[str] = []
 

@@ -7,44 +7,37 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
 
-from sfg_dist.config import Job, resolve_job
+from sfg_dist.config import resolve_job
 from sfg_dist.errors import ConfigError
-from sfg_dist.launch.profile import Profile
-from sfg_dist.launch.submission import ANSWER_S, Rendered, Submission, run_command
+from sfg_dist.launch.submission import ANSWER_S, Order, Rendered, Submission, run_command, stage_words
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts", "job"]
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 UNKNOWN, NOT_SENT = "unknown: the cluster does not answer", "UNKNOWN: IT WAS NOT SENT"
 
 
-def render(
-    submission: Submission,
-    jobs: Sequence[Job],
-    profile: Profile,
-    *,
-    stages: Sequence[str],
-    apart: bool,
-    after: Sequence[str],
-) -> Rendered:
+def render(submission: Submission, order: Order) -> Rendered:
     """The job files and the commands that send them.
 
     Raises:
         ConfigError: no address is known, or the job waits for others.
     """
-    if apart or after:
+    profile = order.profile
+    if order.apart or order.after:
         raise ConfigError("--to ray: stages run one after the other in one job: leave --apart and --after out")
     if profile.ray.address is None:
         raise ConfigError("--to ray needs the cluster's address: --profile-set ray.address=http://HOST:8265")
     files, commands = {}, []
     environment = {**profile.setup.environment, **profile.ray.environment}
     files["runtime.json"] = json.dumps({"env_vars": environment})  # JSON is YAML; values stay off the command line
-    for number, job in enumerate(jobs):
+    for number, job in enumerate(order.jobs):
         document = job.model_dump(exclude_none=True)
         document["executor"]["address"] = "auto"
         files[f"upload/{number}.toml"] = resolve_job(document).to_toml()
-        lines = " && ".join(shlex.join([profile.ray.sfg, stage, f"{number}.toml"]) for stage in stages)
+        lines = " && ".join(
+            shlex.join([profile.ray.sfg, *stage_words(stage, f"{number}.toml")]) for stage in order.stages
+        )
         commands.append(
             [
                 *RAY, "submit", f"--address={profile.ray.address}", "--no-wait",
@@ -57,7 +50,7 @@ def render(
     return Rendered(commands, files)
 
 
-def send(submission: Submission, rendered: Rendered, profile: Profile) -> None:
+def send(submission: Submission, rendered: Rendered) -> None:
     """Send the jobs.
 
     Raises:

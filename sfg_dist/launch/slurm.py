@@ -6,7 +6,6 @@ attempts said of themselves stays in the submission's folder.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shlex
@@ -15,43 +14,46 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-from sfg_dist.config import Job
+from sfg_dist.config import Job, resolve_job
 from sfg_dist.errors import ClusterError, ConfigError
 from sfg_dist.launch.profile import Container, Profile
-from sfg_dist.launch.submission import STAGES, Rendered, Submission, run_command
+from sfg_dist.launch.submission import STAGES, Order, Rendered, Submission, run_command, stage_words
 
 PENDING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
 RUNNING = ("RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "SUSPENDED", "STOPPED", "RESIZING")
 UNKNOWN = "UNKNOWN:"  # nobody answers, which says nothing of the job
 LEAST_WORK_S = 10
+ENDING_S, LEAST_NOTICE_S = 60, 5  # for a late signal, to end actors and Ray, to requeue; what shards have at least
+JOB = "{job}"  # stands for a task's job file, in the words of a stage
 AFTER = "{previous}"  # stands for the id of the job before, in a command that is not sent yet
 
 
-def render(
-    submission: Submission,
-    jobs: Sequence[Job],
-    profile: Profile,
-    *,
-    stages: Sequence[str],
-    apart: bool,
-    after: Sequence[str],
-) -> Rendered:
+def render(submission: Submission, order: Order) -> Rendered:
     """The files of a submission and the commands that send it."""
-    if apart and list(stages) != ["run"]:
+    profile, apart = order.profile, order.apart
+    if apart and list(order.stages) != ["run"]:
         raise ConfigError("--apart has stages of its own, one job each: leave --stages out")
     _check_walltime(profile)
-    parts = [[stage] for stage in STAGES] if apart else [list(stages)]
-    files = {f"jobs/{number}.toml": job.to_toml() for number, job in enumerate(jobs)}
+    parts = [[stage] for stage in STAGES] if apart else [list(order.stages)]
+    files = {f"jobs/{number}.toml": _with_notice(job, profile) for number, job in enumerate(order.jobs)}
     commands = []
     for number, part in enumerate(parts):
         folder = submission.path / str(number) if apart else submission.path
         prefix = f"{number}/" if apart else ""
-        files[f"{prefix}task.json"] = json.dumps(_task(submission, jobs, profile, part), indent=1)
+        files[f"{prefix}task.json"] = json.dumps(_task(submission, order.jobs, profile, part), indent=1)
         files[f"{prefix}slurm_task.py"] = resources.files(__package__).joinpath("slurm_task.py").read_text("utf-8")
         files[f"{prefix}job.sh"] = script(profile, str(folder))
-        waits = list(after) if not number else [AFTER]
-        commands.append(sbatch(submission, profile, str(folder), num_jobs=len(jobs), after=waits))
+        waits = list(order.after) if not number else [AFTER]
+        commands.append(sbatch(submission, profile, str(folder), num_jobs=len(order.jobs), after=waits))
     return Rendered(commands, files)
+
+
+def _with_notice(job: Job, profile: Profile) -> str:
+    """The job file: shards at work may go on after the signal as long as there is time to end in order behind them."""
+    document = job.model_dump(exclude_none=True)
+    there_is = float(max(LEAST_NOTICE_S, profile.slurm.signal_before_s - ENDING_S))
+    document["executor"]["notice_s"] = min(there_is, job.executor.notice_s or there_is)
+    return resolve_job(document).to_toml()
 
 
 def _check_walltime(profile: Profile) -> None:
@@ -92,14 +94,17 @@ def _task(submission: Submission, jobs: Sequence[Job], profile: Profile, stages:
         )
     return {
         "root": submission.folder,
+        "outputs": submission.outputs,
         "jobs": [str(submission.path / "jobs" / f"{number}.toml") for number in range(len(jobs))],
-        "stages": list(stages),
+        "stages": [stage_words(stage, JOB) for stage in stages],
         "needs_ray": kinds == {"ray"},
-        "has_ray_client": importlib.util.find_spec("grpc") is not None,  # ray[client], which ray[default] brings
+        "signal_before_s": slurm.signal_before_s,
+        "python": python,
         "sfg": [*python, "-m", "sfg_dist.cli"],
         "ray": [*python, "-m", "ray.scripts.scripts"],
         "wait": [*python, "-m", "sfg_dist.distributed.nodes"],
         "environment": dict(setup.environment),
+        "container_prefixes": _prefixes(setup.container),
         "scratch": setup.scratch,
         "cpus_per_node": slurm.cpus_per_node,
         "gpus_per_node": slurm.gpus_per_node,
@@ -116,6 +121,13 @@ def _enter(container: Container | None, gpus: int, variables: Sequence[str]) -> 
     if container.runtime in ("apptainer", "singularity"):
         return [container.runtime, "exec", *(["--nv"] if gpus else []), *container.options, container.image]
     return ["enroot", "start", *named, *container.options, container.image]
+
+
+def _prefixes(container: Container | None) -> list[str]:
+    """Of variables that the runtime hands to the inside, whatever its options leave of the rest."""
+    if container is None or container.runtime == "enroot":
+        return []
+    return ["APPTAINERENV_", "SINGULARITYENV_"]
 
 
 def script(profile: Profile, folder: str) -> str:
@@ -151,6 +163,8 @@ def sbatch(submission: Submission, profile: Profile, folder: str, *, num_jobs: i
         words += ["--ntasks-per-node=1", f"--cpus-per-task={slurm.cpus_per_node}"]
     else:
         words.append("--exclusive")  # whole nodes; Slurm gives one CPU to whom asks for none
+        if not slurm.memory_per_node:
+            words.append("--mem=0")  # all of it, too
     if slurm.gpus_per_node:
         words.append(f"--gres={slurm.gres}")
     if slurm.memory_per_node:
@@ -166,7 +180,7 @@ def sbatch(submission: Submission, profile: Profile, folder: str, *, num_jobs: i
     return [*words, *slurm.options, f"{folder}/job.sh"]
 
 
-def send(submission: Submission, rendered: Rendered, profile: Profile) -> None:
+def send(submission: Submission, rendered: Rendered) -> None:
     """Queue the parts; each waits for the one before.
 
     Raises:
@@ -240,11 +254,9 @@ def _tasks(text: str) -> list[int]:
 def _from_attempts(submission: Submission, name: str, task: int) -> str:
     """What is left once Slurm has forgotten a task: what its last attempt said."""
     own = [entry for entry in submission.attempts() if (entry["part"], entry["task"]) == (name, task)]
-    if not own:
-        return "UNKNOWN"
-    if own[-1]["event"] == "ended" and own[-1].get("status") == 0:
-        return "COMPLETED"
-    return "FAILED"
+    if not own or own[-1]["event"] not in ("ended", "failed"):
+        return "UNKNOWN"  # it may be another cluster's, or its node is gone
+    return "COMPLETED" if own[-1].get("status") == 0 else "FAILED"
 
 
 def is_over(state: str) -> bool:

@@ -17,6 +17,7 @@ A token of this job alone lets nobody else's processes in; it is in the environm
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
@@ -28,6 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 FIRST_PORT, NUM_PORTS = 20_000, 20_000
@@ -36,9 +38,15 @@ HEAD_TIMEOUT_S = 120.0
 WORKER_TIMEOUT_S = 300.0
 DRIVER_GRACE_S = 60.0  # for what a stage still has to commit
 ENDING_S = 2.0  # the same where Slurm is about to kill
+LATE_S = 20.0  # by which Slurm's notice of the limit may come too late
+LEAST_ENDING_S = 10.0  # before the limit: what runs still is ended, and word of the end is the limit's
+TIDYING_S = 20.0  # before that: enough to tidy up in
 LOG_LINES = 15
 RAY_TROUBLE = ("ddress already in use", "is already in use", "ailed to bind")
 INTERRUPTED = 130
+# Shell: $1 a place, $2 names of directories there that are ours and go, $3 the one that stays, or is to be made.
+SWEEP = 'find "$1" -maxdepth 1 -name "$2" -user "$(id -u)" ! -path "$3" -exec rm -rf {} +'
+MAKE = 'mkdir -p -m 700 "$3" && [ -O "$3" ] || { echo "it is somebody else\'s" >&2; exit 1; }'
 
 
 class LaunchError(Exception):
@@ -69,29 +77,34 @@ class SlurmTask:
         self.attempt = int(environment.get("SLURM_RESTART_COUNT", "0"))
         self.root = Path(task["root"])
         self.logs = self.root / "logs"
+        self.places: list = []
         self.processes: list = []
         self.nodes: list = []
         self.driver: subprocess.Popen[bytes] | None = None
         self.is_near_the_limit = self.is_ending = False
-        self.ended_at = 0.0
+        self.ended_at = self.limit_at = 0.0
 
     def run(self) -> int:
         """All stages; the exit status of the first one that fails, or 0."""
         self.logs.mkdir(exist_ok=True)
         signal.signal(signal.SIGUSR2, self._on_limit)
         signal.signal(signal.SIGTERM, self._on_end)
+        before = self._traces()
         self._note("started")
         try:
             with self._scratch() as scratch:
                 status = self._run_stages(scratch)
+                self._stop_ray()
+                if status and self.is_near_the_limit and time.monotonic() > self.limit_at - TIDYING_S:
+                    return self._requeue(status, before)  # and tidy up in the seconds that Slurm leaves to ended steps
         except LaunchError as error:
             print(f"sfg: {error}", file=sys.stderr, flush=True)
-            if self._is_preempted():
-                return self._requeue(1)
+            if self._is_preempted() or (self.is_near_the_limit and not self._is_cancelled()):
+                return self._requeue(1, before)
             self._note("failed", reason=str(error))
             return 1
-        if status and not self.is_ending and (self.is_near_the_limit or self._is_preempted()):
-            return self._requeue(status)
+        if status and (self.is_near_the_limit or self._is_preempted()) and not self._is_cancelled():
+            return self._requeue(status, before)
         self._note("ended", status=status)
         return status
 
@@ -103,14 +116,27 @@ class SlurmTask:
         is one within, behind a door that only we pass.
         """
         base = self.task["scratch"] or ("/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir())
-        path = Path(tempfile.mkdtemp(prefix=f"sfg{self.job_id}-", dir=base))
+        base = os.path.expandvars(os.path.expanduser(base))
+        self.places = [base, f"sfg{self.job_id}-*"]  # of an attempt that went down with its node
+        subprocess.run(["sh", "-c", SWEEP, "sh", *self.places, ""], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            path = Path(tempfile.mkdtemp(prefix=f"sfg{self.job_id}-", dir=base))
+        except OSError as error:
+            raise LaunchError(f"setup.scratch = {base}: no directory can be made there: {error.strerror}") from None
         try:
             yield path
         finally:
             self._stop_ray()
-            for node in self.nodes[1:]:
-                self._on_node(node, ["rm", "-rf", str(path)])
+            self._on_nodes(self.nodes[1:], ["rm", "-rf", str(path)])
             shutil.rmtree(path, ignore_errors=True)
+
+    def _on_nodes(self, nodes: list, command: list) -> dict:
+        """Run a short command on several nodes at once; what those complained of that did."""
+        if not nodes:
+            return {}
+        with ThreadPoolExecutor(min(32, len(nodes))) as threads:
+            said = list(threads.map(lambda node: self._on_node(node, command), nodes))
+        return {node: trouble for node, trouble in zip(nodes, said) if trouble}  # noqa: B905 - Python 3.9
 
     def _on_node(self, node: str, command: list) -> str | None:
         """Run a short command as a step of one node; what it complained of, None where it did not."""
@@ -126,15 +152,20 @@ class SlurmTask:
 
     def _run_stages(self, scratch: Path) -> int:
         environment = dict(self.environment) | self.task["environment"]
+        inside = dict(self.task["environment"])
         job = self.task["jobs"][self.index]
         more = []
         if self.task["needs_ray"]:
             environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+            inside |= {name: environment[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+            for prefix in self.task["container_prefixes"]:  # reach the inside of a container with --cleanenv too
+                environment |= {prefix + name: value for name, value in inside.items()}
             more = ["--set", f"executor.address={self._start_ray(environment, scratch)}"]
         for stage in self.task["stages"]:
             if self.is_near_the_limit or self.is_ending:
                 return INTERRUPTED
-            status = self._run_driver([*self.task["sfg"], stage, job, *more], environment)
+            words = [job if word == "{job}" else word for word in stage]
+            status = self._run_driver([*self.task["sfg"], *words, *more], environment)
             if status:
                 return status
         return 0
@@ -149,17 +180,20 @@ class SlurmTask:
             except subprocess.TimeoutExpired:
                 if self.is_ending and time.monotonic() > self.ended_at + ENDING_S:
                     driver.kill()
+                if self.is_near_the_limit and time.monotonic() > self.limit_at - LEAST_ENDING_S:
+                    driver.kill()  # what is committed is safe, and the job must still be requeued
                 if not (self.is_near_the_limit or self.is_ending):
                     self._require_ray()
 
     def _on_limit(self, number: int, frame: object) -> None:
         """The time limit is near: the stage commits what it has, and ends."""
         self.is_near_the_limit = True
+        self.limit_at = time.monotonic() + self.task["signal_before_s"] - LATE_S
         print("sfg: the time limit is near: what is done is committed, then the job is requeued", flush=True)
         self._interrupt()
 
     def _on_end(self, number: int, frame: object) -> None:
-        """Cancelled or preempted: Slurm itself requeues what it preempts."""
+        """Cancelled, preempted or at the limit: Slurm itself requeues what it preempts."""
         self.is_ending, self.ended_at = True, time.monotonic()
         self._interrupt()
 
@@ -167,35 +201,89 @@ class SlurmTask:
         if self.driver is not None and self.driver.poll() is None:
             self.driver.send_signal(signal.SIGUSR2 if self.is_near_the_limit else signal.SIGTERM)
 
-    def _requeue(self, status: int) -> int:
-        if self.attempt >= self.task["max_requeues"] and self.is_near_the_limit:
-            self._note("ended", status=status, reason="max_requeues")
-            print(f"sfg: requeued {self.attempt} times already (max_requeues): not again", file=sys.stderr, flush=True)
+    def _requeue(self, status: int, before: str) -> int:
+        is_idle = self.is_near_the_limit and self._traces() == before
+        refusal = ""
+        if self.is_near_the_limit and self.attempt >= self.task["max_requeues"]:
+            refusal = f"requeued {self.attempt} times already (max_requeues)"
+        elif is_idle and self._was_idle():
+            refusal = (
+                "two attempts one after the other met the time limit with nothing new to show (a shard, a checkpoint, "
+                "a cell, a part of the samples): take a longer slurm.walltime, or smaller labels.shard_rows"
+            )
+        if refusal:
+            self._note("ended", status=status, reason=refusal)
+            print(f"sfg: {refusal}: not again", file=sys.stderr, flush=True)
             return status
         name = f"{self.environment['SLURM_ARRAY_JOB_ID']}_{self.index}" if self.is_array else self.job_id
-        self._note("requeued")
+        self._note("requeued", is_idle=is_idle)
         done = subprocess.run(["scontrol", "requeue", name], capture_output=True, text=True)
         if done.returncode:
             print(f"sfg: scontrol requeue {name}: {done.stderr.strip()}", file=sys.stderr, flush=True)
             return status
-        time.sleep(DRIVER_GRACE_S)  # Slurm ends this step; to return first would count as the job's own end
+        # Slurm ends this step; to return before it has said so would count as the job's own end.
+        deadline = time.monotonic() + DRIVER_GRACE_S
+        while not self.is_ending and time.monotonic() < deadline:
+            time.sleep(0.2)
         return status
+
+    def _traces(self) -> str:
+        """What the stages have got done, as far as files tell: another text means that they got on.
+
+        Where the output is in an object store nothing is known, and every attempt is taken to get on.
+        """
+        output = self.task["outputs"][self.index]
+        if "://" in output:
+            return secrets.token_hex(8)
+        names = []
+        for folder, folders, files in os.walk(output):
+            if folder == os.path.join(output, "pairs.zarr"):
+                folders[:] = ["commits"]  # an array's chunks count once their shard is committed
+            # The encoder's checkpoint is one file, written over; the others tell by their names.
+            for name in files:
+                path = os.path.join(folder, name)
+                stamp = os.stat(path).st_mtime if name == "encoder.safetensors" else ""
+                names.append(f"{path} {stamp}")
+        return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
+
+    def _was_idle(self) -> bool:
+        """Whether the attempt before this one said that it got nothing done."""
+        own = []
+        with contextlib.suppress(OSError):
+            for line in self._attempts().read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(ValueError):
+                    own.append(json.loads(line))
+        own = [entry for entry in own if entry["event"] == "requeued"]
+        return bool(own) and own[-1]["attempt"] == self.attempt - 1 and bool(own[-1].get("is_idle"))
+
+    def _attempts(self) -> Path:
+        """A file of this task alone: lines of several nodes at once overwrite each other on NFS."""
+        return self.root / "attempts" / f"{self._part()}_{self.index}.jsonl"
+
+    def _part(self) -> str:
+        return self.environment["SLURM_ARRAY_JOB_ID"] if self.is_array else self.job_id
 
     def _is_preempted(self) -> bool:
         """Whether Slurm is taking the job off its nodes: it tells the steps, and the batch script at the end only."""
         if self.is_ending:
             return False
-        words = _show(["scontrol", "--oneliner", "show", "job", self.job_id])
-        return words.get("PreemptTime", "None") not in ("None", "Unknown", "N/A", "")
+        return self._slurms_words().get("PreemptTime", "None") not in ("None", "Unknown", "N/A", "")
+
+    def _is_cancelled(self) -> bool:
+        """Whether the end that Slurm has sent word of is somebody's wish, not the limit's."""
+        return self.is_ending and not (self.is_near_the_limit and self.ended_at > self.limit_at - LEAST_ENDING_S)
+
+    def _slurms_words(self) -> dict:
+        return _show(["scontrol", "--oneliner", "show", "job", self.job_id])
 
     # Ray.
 
     def _start_ray(self, environment: dict, scratch: Path) -> str:
         """The cluster's address, when every node has joined it."""
         nodes = self.nodes = self._nodes()
-        for node in nodes[1:]:
-            if trouble := self._on_node(node, ["mkdir", "-p", "-m", "700", str(scratch)]):
-                raise LaunchError(f"{scratch} cannot be made on {node}: {trouble}")
+        make = ["sh", "-c", f"{MAKE}; {SWEEP}", "sh", *self.places, str(scratch)]
+        for node, trouble in self._on_nodes(nodes[1:], make).items():
+            raise LaunchError(f"{scratch} cannot be made on {node}: {trouble}")
         address = self._start_head(nodes, environment, scratch)
         for number, node in enumerate(nodes[1:], start=1):
             self._step(
@@ -206,6 +294,8 @@ class SlurmTask:
 
     def _start_head(self, nodes: list, environment: dict, scratch: Path) -> str:
         node, host = nodes[0], _address_of(*nodes[:2])
+        probe = [*self.task["python"], "-c", "import importlib.util as i, sys; sys.exit(i.find_spec('grpc') is None)"]
+        asked = subprocess.run(probe, env=environment, stdin=subprocess.DEVNULL, capture_output=True)
         for attempt in range(PORT_ATTEMPTS):
             port, client_port = (port_of(self.job_id, 2 * attempt + number) for number in (0, 1))
             process, log = self._step(
@@ -215,7 +305,7 @@ class SlurmTask:
                     "start", "--head", f"--node-ip-address={host}", f"--port={port}",
                     "--include-dashboard=false", f"--temp-dir={scratch / 'r'}", *self._ray_options(),
                     # Where Ray has its client's server, its port is else the same for every Ray of a node.
-                    *([f"--ray-client-server-port={client_port}"] if self.task["has_ray_client"] else []),
+                    *([f"--ray-client-server-port={client_port}"] if not asked.returncode else []),
                 ],
                 environment,
             )  # fmt: skip
@@ -321,10 +411,12 @@ class SlurmTask:
         """A line of the submission's log, which `sfg jobs` reads."""
         entry = {
             "event": event, "time": time.time(), "job_id": self.job_id, "task": self.index, "attempt": self.attempt,
-            "part": self.environment["SLURM_ARRAY_JOB_ID"] if self.is_array else self.job_id,
+            "part": self._part(),
         }  # fmt: skip
-        with contextlib.suppress(OSError), (self.root / "attempts.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry | details) + "\n")
+        with contextlib.suppress(OSError):
+            self._attempts().parent.mkdir(exist_ok=True)
+            with self._attempts().open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry | details) + "\n")
 
 
 def port_of(job_id: str, number: int) -> int:

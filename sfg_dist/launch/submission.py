@@ -2,9 +2,10 @@
 
 SUBMISSIONS/<id>/              on a file system that the nodes share
     submission.json            what it is; written before anything is sent
+    state.json                 how it ended, once the scheduler has said so: it is not asked again
     jobs/0.toml ...            the jobs as resolved, with absolute paths
     logs/                      of the nodes
-    attempts.jsonl             what the attempts say of themselves
+    attempts/                  what the attempts say of themselves, a file a part and task
 
 A line in ~/.local/state/sfg_dist/submissions.jsonl finds them again.
 """
@@ -19,7 +20,7 @@ import secrets
 import shlex
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from sfg_dist.launch.profile import Profile, one_line
 from sfg_dist.objects import is_url
 
 STAGES = ("label", "train", "sample", "evaluate")
-ID_NAME = "submission.json"
+ID_NAME, STATE_NAME = "submission.json", "state.json"
 ANSWER_S = 120.0  # for a scheduler's command to answer
 
 
@@ -69,14 +70,33 @@ class Submission:
         part.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
         part.replace(self.path / ID_NAME)
 
-    def attempts(self) -> list[dict[str, Any]]:
-        """What the attempts said; a torn last line is left out."""
-        found = []
+    def final_state(self) -> str | None:
+        """How it ended, as noted; None where that is not known, or where an attempt has begun since."""
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            noted = json.loads((self.path / STATE_NAME).read_text(encoding="utf-8"))
+            if noted["lines"] == len(self.attempts()):
+                return str(noted["state"])
+        return None
+
+    def note_final_state(self, state: str, num_lines: int) -> None:
+        """Note how it ended, and how many lines its attempts had written before that was asked.
+
+        Another user's submission can be looked at all the same.
+        """
         with contextlib.suppress(OSError):
-            for line in (self.path / "attempts.jsonl").read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(ValueError):
-                    found.append(json.loads(line))
-        return found
+            part = self.path / f"{STATE_NAME}.{os.getpid()}.part"
+            part.write_text(json.dumps({"state": state, "lines": num_lines}), encoding="utf-8")
+            part.replace(self.path / STATE_NAME)
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """What the attempts said, in the order of their clocks; a torn last line is left out."""
+        found = []
+        for file in (self.path / "attempts").glob("*.jsonl"):
+            with contextlib.suppress(OSError):
+                for line in file.read_text(encoding="utf-8").splitlines():
+                    with contextlib.suppress(ValueError):
+                        found.append(json.loads(line))
+        return sorted(found, key=lambda entry: float(entry.get("time", 0.0)))
 
 
 @dataclass(frozen=True)
@@ -96,6 +116,42 @@ class Rendered:
         parts = [f"# {name}\n{content.rstrip()}" for name, content in self.files.items()]
         parts += [f"# command\n{shlex.join(words)}" for words in self.commands]
         return "\n\n".join(parts)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a scheduler is to be told.
+
+    Attributes:
+        jobs: one or more; several become an array where the scheduler has such.
+        profile: the site.
+        stages: commands of ``sfg`` to run, in order; options of one behind its name.
+        apart: whether each stage is a job of its own, which waits for the one before.
+        after: ids of the scheduler that must have ended well before.
+    """
+
+    jobs: Sequence[Job]
+    profile: Profile
+    stages: Sequence[str] = ("run",)
+    apart: bool = False
+    after: Sequence[str] = ()
+
+
+def stage_words(stage: str, job: str) -> list[str]:
+    """Words behind ``sfg`` for a stage, whose options may stand behind its name.
+
+    Example:
+        >>> stage_words("scale --workers 1,2", "job.toml")
+        ['scale', 'job.toml', '--workers', '1,2']
+
+    Raises:
+        ConfigError: a quote is not closed.
+    """
+    try:
+        name, *options = shlex.split(stage)
+    except ValueError as error:
+        raise ConfigError(f"stage {stage!r}: {error}") from None
+    return [name, job, *options]
 
 
 def new_submission(jobs: Sequence[Job], to: str, name: str, profile: Profile) -> Submission:
@@ -143,26 +199,13 @@ def _is_path(source: str) -> bool:
     return not is_url(source) and ("/" in source or "." in source or Path(source).exists())
 
 
-def submit(
-    jobs: Sequence[Job],
-    *,
-    to: str,
-    profile: Profile,
-    name: str,
-    stages: Sequence[str] = ("run",),
-    apart: bool = False,
-    after: Sequence[str] = (),
-) -> tuple[Submission, Rendered, Callable[[], Submission]]:
+def submit(order: Order, *, to: str, name: str) -> tuple[Submission, Rendered, Callable[[], Submission]]:
     """Render a submission; the third result sends it.
 
     Args:
-        jobs: one or more; several become an array where the scheduler has such.
+        order: what is wanted.
         to: "slurm", "kuberay" or "ray".
-        profile: the site.
         name: shown by the scheduler.
-        stages: commands of ``sfg`` to run, in order.
-        apart: whether each stage is a job of its own, which waits for the one before.
-        after: ids of the scheduler that must have ended well before.
 
     Raises:
         ConfigError: the scheduler cannot do what is asked.
@@ -175,14 +218,14 @@ def submit(
         from sfg_dist.launch import ray_jobs as scheduler  # type: ignore[no-redef]
     else:
         raise ConfigError(f"--to {to}: expected slurm, kuberay or ray")
-    jobs = [with_absolute_paths(job) for job in jobs]
-    submission = new_submission(jobs, to, name, profile)
-    rendered = scheduler.render(submission, jobs, profile, stages=stages, apart=apart, after=after)
+    order = replace(order, jobs=[with_absolute_paths(job) for job in order.jobs])
+    submission = new_submission(order.jobs, to, name, order.profile)
+    rendered = scheduler.render(submission, order)
 
     def send() -> Submission:
         write_files(submission, rendered)
         remember(submission)  # before anything is sent: what is half sent must be found again
-        scheduler.send(submission, rendered, profile)
+        scheduler.send(submission, rendered)
         submission.save()
         return submission
 

@@ -59,7 +59,7 @@ def efficiency(summary: Mapping[str, Sequence[Mapping[str, Any]]], fit: Mapping[
 
 def parts(summary: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """Where the time of a worker goes, stacked, a bar a number of workers."""
-    figure = new_figure(9.0, 0.6 + 0.42 * sum(map(len, summary.values())))
+    figure = new_figure(9.0, max(2.2, 0.6 + 0.42 * sum(map(len, summary.values()))))  # the legend needs its height
     axes = figure.subplots()
     names: list[str] = []
     shown: set[str] = set()

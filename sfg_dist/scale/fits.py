@@ -3,24 +3,28 @@
     Amdahl          T(n) = T_1 (s + (1 - s) / n)                              s: share that does not divide
     universal       T(n) = T_1 (1 + c (n - 1) + k n (n - 1)) / n              c: contention, k: coherence
 
-Both by least squares of log T over all runs. The interval of a number is that of 200 fits to runs drawn anew within
-each number of workers (a stratified bootstrap), 5th to 95th percentile; there is none where a number has one run alone.
+Both by least squares of log T over all runs. The interval of a number is Student's t for 90 %, by the linearised
+covariance with the variance of the residuals: both the spread of repeats and the law's own misfit are in it. There is
+none where there are no more runs than numbers. A law with as many numbers as there are numbers of workers goes through
+all of them, and its residual is no test of it.
 
 References:
-    Amdahl 1967, Validity of the single processor approach. Gunther 1993, A simple capacity model of massively parallel
-    transaction systems.
+    Bates and Watts 1988, Nonlinear regression analysis (2.4). Amdahl 1967, Validity of the single processor approach.
+    Gunther 1993, A simple capacity model of massively parallel transaction systems.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
+from scipy.stats import t as student
 
-NUM_DRAWS = 200
+QUANTILE = 0.95  # one-sided: intervals of 90 %
 _Array = NDArray[np.float64]
 Law = Callable[[_Array, _Array], _Array]
 
@@ -45,17 +49,18 @@ LAWS: Mapping[str, tuple[Law, tuple[str, ...], tuple[float, ...], tuple[float, .
 }
 
 
-def fit_laws(workers: Sequence[int], wall_s: Sequence[float], *, seed: int = 0) -> dict[str, Any]:
+def fit_laws(workers: Sequence[int], wall_s: Sequence[float]) -> dict[str, Any]:
     """Each law's numbers, by name, where there are enough numbers of workers for it.
 
     Args:
         workers: of each run.
         wall_s: of each run.
-        seed: of the draws.
 
     Returns:
-        By law: time_of_one_s and its own numbers, each {"value", "low", "high"} (the latter two None without repeats),
-        and residual, the root mean square of log T; or {"missing": why}.
+        By law: time_of_one_s and its own numbers, each {"value", "low", "high"} (the latter two None without runs to
+        spare, and within the bounds that the numbers have), residual, the root mean square of log T, and is_tested,
+        whether there are more numbers of workers than the law has numbers; the universal law has peak, the number of
+        workers beyond which more do less, None where coherence may be 0. Or {"missing": why}.
 
     Example:
         >>> found = fit_laws([1, 2, 4], [100.0, 55.0, 32.5])["amdahl"]
@@ -69,40 +74,36 @@ def fit_laws(workers: Sequence[int], wall_s: Sequence[float], *, seed: int = 0) 
         if len(set(workers)) < needed:
             found[name] = {"missing": f"needs runs with {needed} numbers of workers"}
             continue
-        best = _fit(law, n, t, low, high)
-        entry: dict[str, Any] = {
-            key: {"value": float(best[place]), "low": None, "high": None}
-            for place, key in enumerate(("time_of_one_s", *names))
-        }
-        if np.unique(n, return_counts=True)[1].min() > 1:
-            draws = np.array([_fit(law, n, drawn, low, high) for drawn in _drawn_anew(n, t, seed)])
-            edges = np.percentile(draws, [5, 95], axis=0)
-            for place, key in enumerate(("time_of_one_s", *names)):
-                entry[key] |= {"low": float(edges[0, place]), "high": float(edges[1, place])}
+        best, half = _fit(law, n, t, low, high)
+        entry: dict[str, Any] = {}
+        for place, key in enumerate(("time_of_one_s", *names)):
+            value, least, most = float(best[place]), (0.0, *low)[place], (np.inf, *high)[place]
+            entry[key] = {"value": value, "low": None, "high": None}
+            if half is not None:
+                entry[key] |= {"low": max(least, value - half[place]), "high": min(most, value + half[place])}
         entry["residual"] = float(np.sqrt(np.mean(np.log(law(n, best) / t) ** 2)))
+        entry["is_tested"] = len(set(workers)) > needed
+        if name == "universal":
+            contention, coherence = (entry[key]["value"] for key in names)
+            is_there = coherence > 0 and (entry["coherence"]["low"] is None or entry["coherence"]["low"] > 0)
+            entry["peak"] = math.sqrt((1 - contention) / coherence) if is_there else None
         found[name] = entry
     return found
 
 
-def _fit(law: Law, n: _Array, t: _Array, low: Sequence[float], high: Sequence[float]) -> _Array:
+def _fit(
+    law: Law, n: _Array, t: _Array, low: Sequence[float], high: Sequence[float]
+) -> tuple[_Array, list[float] | None]:
+    """The law's numbers, and half the widths of their intervals."""
     start = [float(np.median(t * n)), *[0.01] * len(low)]
     bounds = ([1e-9, *low], [np.inf, *high])
     result = least_squares(lambda p: np.log(law(n, p) / t), start, bounds=bounds, x_scale=[start[0], *[0.1] * len(low)])
-    parameters: _Array = result.x
-    return parameters
-
-
-def _drawn_anew(n: _Array, t: _Array, seed: int) -> list[_Array]:
-    """Times with, for each run, that of a run drawn among those with as many workers."""
-    generator = np.random.default_rng(seed)
-    groups = {number: np.flatnonzero(n == number) for number in np.unique(n)}
-    draws = []
-    for _ in range(NUM_DRAWS):
-        drawn = np.empty_like(t)
-        for group in groups.values():
-            drawn[group] = t[generator.choice(group, len(group))]
-        draws.append(drawn)
-    return draws
+    freedom = len(t) - len(start)
+    if freedom < 1:
+        return result.x, None
+    covariance = np.linalg.pinv(result.jac.T @ result.jac) * float(np.sum(result.fun**2)) / freedom
+    half = student.ppf(QUANTILE, freedom) * np.sqrt(np.maximum(np.diag(covariance), 0.0))
+    return result.x, [float(value) for value in half]
 
 
 def efficiencies(
@@ -130,6 +131,7 @@ def efficiencies(
                 "wall_s": float(np.median(times)),
                 "wall_s_low": float(times.min()),
                 "wall_s_high": float(times.max()),
+                "rows": float(np.median(r[n == number])),
                 "rows_per_s": float(np.median(r[n == number] / times)),
                 "efficiency": float(np.median(own) / np.median(base)),
                 "efficiency_low": float(own.min() / base.max()),

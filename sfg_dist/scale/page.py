@@ -27,8 +27,10 @@ def render_page(document: Mapping[str, Any], *, title: str, job_toml: str) -> st
         table=main_table(document["summary"]),
         laws=list(law_lines(document["fit"])),
         pictures=list(_pictures(document)),
-        validation=document.get("validation", []),
+        validation=list(validation_lines(document)),
         predictions=prediction_table(document.get("predictions", [])),
+        assumptions=document.get("assumptions", {}),
+        comparison=list(comparison_lines(document)),
         facts=document["facts"],
         job_toml=job_toml,
     )
@@ -73,17 +75,54 @@ def law_lines(fit: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
                 yield f"{stage}, {LAW_NAMES[name]}: {law['missing']}."
                 continue
             numbers = ", ".join(
-                f"{NUMBER_NAMES[key]} {entry['value']:.3f} {_interval(entry)}"
-                for key, entry in law.items()
-                if key in NUMBER_NAMES
+                f"{words} {law[key]['value']:.2g} {_interval(law[key])}"
+                for key, words in NUMBER_NAMES.items()
+                if key in law
             )
-            yield f"{stage}, {LAW_NAMES[name]}: {numbers}; times fit within {100 * law['residual']:.1f} %."
+            if law.get("peak") is not None:
+                numbers += f", most is done by about {law['peak']:.0f} workers"
+            if law["is_tested"]:
+                yield f"{stage}, {LAW_NAMES[name]}: {numbers}; times fit within {100 * law['residual']:.1f} %."
+            else:
+                yield (
+                    f"{stage}, {LAW_NAMES[name]}: {numbers}; it has as many numbers as there are numbers of workers, "
+                    f"and is not tested by them."
+                )
 
 
 def _interval(entry: Mapping[str, Any]) -> str:
     if entry["low"] is None:
-        return "(one run of a number: no interval)"
-    return f"({entry['low']:.3f} to {entry['high']:.3f})"
+        return "(no runs to spare: no interval)"
+    return f"({entry['low']:.2g} to {entry['high']:.2g})"
+
+
+def validation_lines(document: Mapping[str, Any]) -> Iterator[str]:
+    """The simulation beside the study's own runs, a line a number of workers."""
+    for entry in document.get("validation", ()):
+        measured, predicted = entry["measured_s"], entry["predicted_s"]
+        yield (
+            f"{entry['num_workers']} workers: {measured:.1f} s measured up to the last commit, {predicted:.1f} s "
+            f"simulated by the costs of the fewest ({100 * (predicted / measured - 1):+.1f} %), "
+            f"{entry['predicted_own_s']:.1f} s by the costs of these runs"
+        )
+    if (slowdown := document.get("slowdown")) is not None:
+        yield (
+            f"a shard takes {slowdown:.2f} times as long where the most workers are at work as where the fewest are: "
+            f"predictions have the costs of the former, and their efficiency is against workers as slow"
+        )
+
+
+def comparison_lines(document: Mapping[str, Any]) -> Iterator[str]:
+    """This study beside another one, a line a case."""
+    comparison = document.get("comparison")
+    if comparison is None:
+        return
+    yield from (f"the jobs differ in {text}" for text in comparison["differences"])
+    for entry in comparison["cases"]:
+        yield (
+            f"{entry['case']}, {entry['num_workers']} workers: {entry['ratio']:.2f} times as long a row as there "
+            f"({entry['ratio_low']:.2f} to {entry['ratio_high']:.2f})"
+        )
 
 
 def prediction_table(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -117,8 +156,8 @@ def _pictures(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         (
             figures.parts(document["summary"]),
             "Seconds of a worker by what it did",
-            "Mean seconds of a worker: start and load until it is at work; integrating; writing; waiting, for the "
-            "driver or for others' last shards; the end of all processes.",
+            "Seconds of a worker, the mean over those of the run with the median time: start and load until it is at "
+            "work; integrating; writing; waiting, for the driver or for others' last shards; the end of all processes.",
         ),
     ]
     if document.get("predictions"):
@@ -126,7 +165,8 @@ def _pictures(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             (
                 figures.predictions(document["predictions"]),
                 "Efficiency of simulated clusters",
-                "The driver's own loop over workers with the costs that were measured.",
+                "The driver's own loop over workers with the costs that were measured; as many shards a worker for "
+                "every number of workers.",
             )
         )
     for figure, alt, caption in drawn:

@@ -21,15 +21,14 @@ def costs_of(document: Mapping[str, Any], num_workers: int | None = None) -> Cos
 
     Args:
         document: of scale.json.
-        num_workers: runs with so many; those with the fewest if None.
+        num_workers: runs with so many; those with the most if None, in which workers have neighbours and the driver
+            has as much to do as it had anywhere.
 
     Raises:
         ConfigError: the study has no label run.
     """
-    runs = [run for run in document["runs"] if run["stage"] == "label"]
-    if not runs:
-        raise ConfigError("the study has no label runs to take costs from: run `sfg scale --stages label` first")
-    number = min(run["num_workers"] for run in runs) if num_workers is None else num_workers
+    runs = _label_runs(document)
+    number = max(run["num_workers"] for run in runs) if num_workers is None else num_workers
     own = [run for run in runs if run["num_workers"] == number]
     shards = np.concatenate([run["shard_s"] for run in own])
     mean = float(np.mean(shards))
@@ -51,6 +50,24 @@ def costs_of(document: Mapping[str, Any], num_workers: int | None = None) -> Cos
     return replace(costs, driver_s=max(0.0, measured_s - loop_s))
 
 
+def _label_runs(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    runs = [run for run in document["runs"] if run["stage"] == "label"]
+    if not runs:
+        raise ConfigError("the study has no label runs to take costs from: run `sfg scale --stages label` first")
+    return runs
+
+
+def slowdown(document: Mapping[str, Any]) -> float:
+    """How many times as long a shard takes where the most workers of the study are at work as where the fewest are.
+
+    Raises:
+        ConfigError: the study has no label run.
+    """
+    numbers = [run["num_workers"] for run in _label_runs(document)]
+    few, many = (costs_of(document, number).integrate_s for number in (min(numbers), max(numbers)))
+    return many / few
+
+
 def shard_bytes(document: Mapping[str, Any]) -> float:
     """What a shard of the study's label runs moved: written, and read back for its checksum."""
     return 2.0 * max((run["shard_bytes"] for run in document["runs"] if run["stage"] == "label"), default=0.0)
@@ -67,8 +84,9 @@ def predict(
 ) -> list[dict[str, Any]]:
     """Efficiency on other numbers of workers, and what limits it.
 
-    A worker has LEAST_SHARDS shards and LEAST_JOB_S of work at least, fewer where all would be more than MAX_SHARDS.
-    A longer shard has more rows: bytes and the time of a write grow with it.
+    A worker has LEAST_JOB_S of work, fewer shards where those of the most workers would be more than MAX_SHARDS, but
+    LEAST_SHARDS of them at least; as many for every number of workers. A longer shard has more rows: bytes and the time
+    of a write grow with it.
 
     Args:
         document: of scale.json.
@@ -79,9 +97,9 @@ def predict(
         seed: of the spread.
 
     Returns:
-        Entries with num_workers, shard_s, num_shards, wall_s, efficiency (against one worker that is at work from the
-        first second on), efficiency_at_work (the same from when workers can be ready), limit, parts_s, driver_share,
-        store_share.
+        Entries with num_workers, shard_s, num_shards, wall_s, ready_s, efficiency (against workers with these costs
+        that are at work from the first second to the last), efficiency_at_work (the same from when they are ready),
+        limit, parts_s, driver_share, store_share.
 
     Raises:
         ConfigError: a number is not positive, or the study has no label run.
@@ -98,9 +116,8 @@ def predict(
         share = seconds / costs.integrate_s
         each = replace(costs, integrate_s=seconds, write_s=costs.write_s * max(1.0, share))
         own_limits = replace(limits, shard_bytes=limits.shard_bytes * share)
+        waves = max(LEAST_SHARDS, min(math.ceil(LEAST_JOB_S / seconds), MAX_SHARDS // max(workers)))
         for number in workers:
-            waves = max(LEAST_SHARDS, math.ceil(LEAST_JOB_S / seconds))
-            waves = max(LEAST_SHARDS, min(waves, MAX_SHARDS // number))
             outcome = simulate(waves * number, number, each, limits=own_limits, seed=seed)
             ideal = waves * (each.integrate_s + each.write_s)
             found.append(
@@ -109,8 +126,9 @@ def predict(
                     "shard_s": seconds,
                     "num_shards": waves * number,
                     "wall_s": outcome.wall_s,
+                    "ready_s": outcome.ready_s,
                     "efficiency": ideal / outcome.wall_s,
-                    "efficiency_at_work": ideal / (outcome.wall_s - each.start_s - each.load_s),
+                    "efficiency_at_work": ideal / (outcome.wall_s - outcome.ready_s),
                     "limit": outcome.limit,
                     "parts_s": outcome.parts_s,
                     "driver_share": outcome.driver_share,
@@ -124,16 +142,17 @@ def validate(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The simulation against the study's own label runs: what the fewest workers cost in, the time of all others out.
 
     Returns:
-        Entries with num_workers, measured_s (median, up to the last commit), predicted_s, and predicted_own_s, by the
-        costs of runs with as many workers: where that is right and predicted_s is not, workers slow each other down.
+        Entries, one a number of workers but the fewest, with num_workers, measured_s (median, up to the last commit),
+        predicted_s, and predicted_own_s, by the costs of runs with as many workers: where that is right and predicted_s
+        is not, workers slow each other down.
     """
-    runs = [run for run in document["runs"] if run["stage"] == "label" and run["mode"] == "strong"]
+    runs = [run for run in _label_runs(document) if run["mode"] == "strong"]
     found = []
-    for number in sorted({run["num_workers"] for run in runs}):
+    for number in sorted({run["num_workers"] for run in runs})[1:]:
         own = [run for run in runs if run["num_workers"] == number]
         predicted, with_own = (
             simulate(own[0]["num_shards"], number, costs).wall_s
-            for costs in (costs_of(document), costs_of(document, number))
+            for costs in (costs_of(document, min(run["num_workers"] for run in runs)), costs_of(document, number))
         )
         measured = float(np.median([run["wall_s"] - run["parts_s"]["end"] for run in own]))
         found.append(

@@ -5,7 +5,9 @@ weak: so many times the pairs; for a fit so many times the pairs in batches so m
     scale/runs/STAGE-MODE-WORKERS-REPEAT.json     one a run, written when it is over; the study goes on from them
     scale/scale.json, scale/scale.html            of all runs of this job that are there
 
-Every training worker has the same number of CPUs, however many there are: the cluster's, divided by the most workers.
+Every training worker has the same CPUs, or a GPU, however many there are: what the most workers of the study find room
+with. A fit has a few epochs and no time limit, whatever the job says. Runs of different numbers of workers take turns,
+every other turn from the most to the fewest, behind a short run of each stage that is not counted.
 """
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ import json
 import os
 import platform
 import shutil
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,8 @@ from sfg_dist.table_plan import prepare_table
 from sfg_dist.train_run import fit_settings
 
 FOLDER = "scale"
+NUM_EPOCHS = 5  # of a fit: enough for its pace
+NOT_KEYS = ("num_actors", "address", "notice_s", "price_per_hour")  # of a run: they do not change it
 STAGES, MODES = ("label", "train"), ("strong", "weak")
 
 
@@ -57,18 +63,20 @@ def scale(
     stages: Sequence[str] = STAGES,
     modes: Sequence[str] = ("strong",),
     repeats: int = 3,
+    num_epochs: int = NUM_EPOCHS,
     use_gpu: bool | None = None,
     listener: Listener | None = None,
 ) -> dict[str, Any]:
     """Run the study, or what is missing of it, and write scale.json and scale.html.
 
     Args:
-        job: the path of a job file, a mapping of its tables, or a checked job. Its fit is ended by num_epochs.
+        job: the path of a job file, a mapping of its tables, or a checked job.
         workers: numbers of label actors and of training workers.
         stages: "label", "train".
         modes: "strong", "weak".
         repeats: of each run; they take turns, so that a slow hour of the machine meets all of them.
-        use_gpu: whether training workers hold a GPU each; if None where the cluster has as many.
+        num_epochs: of each fit, no more than the job's.
+        use_gpu: whether training workers hold a GPU each; if None where the cluster has one for each of the most.
         listener: called with every event.
 
     Returns:
@@ -78,7 +86,10 @@ def scale(
         ConfigError: a number, stage or mode is none, or the job does not go with it.
         SfgError: what failed; finished runs are kept.
     """
-    study = Study(as_job(job), workers, stages=stages, modes=modes, repeats=repeats, use_gpu=use_gpu, listener=listener)
+    study = Study(
+        as_job(job), workers, stages=stages, modes=modes, repeats=repeats, num_epochs=num_epochs, use_gpu=use_gpu,
+        listener=listener,
+    )  # fmt: skip
     return study.run()
 
 
@@ -93,6 +104,7 @@ class Study(OutputDirectory):
         stages: Sequence[str],
         modes: Sequence[str],
         repeats: int,
+        num_epochs: int = NUM_EPOCHS,
         use_gpu: bool | None = None,
         listener: Listener | None = None,
     ) -> None:
@@ -103,8 +115,8 @@ class Study(OutputDirectory):
                 raise ConfigError(f"{word}: {wrong[0] if wrong else 'nothing'}: expected some of {', '.join(known)}")
         if not workers or min(workers) < 1 or len(set(workers)) < len(workers):
             raise ConfigError(f"workers {list(workers)}: expected different numbers, 1 or more")
-        if repeats < 1:
-            raise ConfigError(f"repeats = {repeats}: expected 1 or more")
+        if repeats < 1 or num_epochs < 1:
+            raise ConfigError(f"repeats = {repeats}, num_epochs = {num_epochs}: expected 1 or more")
         if job.executor.kind != "ray":
             raise ConfigError('a scaling study is of Ray workers: leave executor.kind = "inline" out')
         if job.labels.latents is not None and "weak" in modes:
@@ -113,8 +125,10 @@ class Study(OutputDirectory):
             raise ConfigError("a scaling study is of actors of one kind: leave actors_per_group and num_cpu_actors out")
         super().__init__(job.output.dir, listener)
         self.job, self.workers, self.stages, self.modes, self.repeats = job, sorted(workers), stages, modes, repeats
-        self.use_gpu = use_gpu
+        self.num_epochs, self.use_gpu = min(num_epochs, job.train.num_epochs), use_gpu
         self._prepared: Prepared | None = None
+        self._warm: set[str] = set()
+        self._gpus = use_gpu
 
     def run(self) -> dict[str, Any]:
         """All that is missing, then the document and the page."""
@@ -123,7 +137,7 @@ class Study(OutputDirectory):
             for repeat in range(self.repeats)
             for stage in self.stages
             for mode in self.modes
-            for number in self.workers
+            for number in (reversed(self.workers) if repeat % 2 else self.workers)
         ]
         with self.stage("scale", runs=len(cases)):
             try:
@@ -134,17 +148,24 @@ class Study(OutputDirectory):
                         self._make(case)
             finally:
                 self._clear(self._work)
-            document = self._document(self._all_kept())
-            self._write(document)
+                document = self._document(self._all_kept())
+                if document["runs"]:  # of a study that is stopped, too
+                    self._write(document)
         return document
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether label runs of this job are kept."""
+        return any(run["stage"] == "label" for run in self._all_kept())
 
     def _keys(self, case: Case) -> dict[str, Any]:
         """What decides a run."""
         job = self._job_of(case, "").model_dump(exclude_none=True)
         keys: dict[str, Any] = identity_of_keys(self.job) | {"source": self.job.data.source}
         keys |= {name: job["labels"].get(name) for name in ("num_pairs", "num_threads", "memory_gib")}
-        keys["executor"] = {name: value for name, value in job["executor"].items() if name != "num_actors"}
-        keys |= {"host": platform.node(), "versions": versions()}
+        keys["executor"] = {name: value for name, value in job["executor"].items() if name not in NOT_KEYS}
+        # A cluster is the same from wherever its driver runs.
+        keys |= {"host": platform.node() if self.job.executor.address is None else "cluster", "versions": versions()}
         if case.stage == "train":  # the most workers decide how many CPUs each has
             keys |= {"train": job["train"], "use_gpu": self.use_gpu, "most_workers": max(self.workers)}
         return keys
@@ -184,45 +205,82 @@ class Study(OutputDirectory):
         return record
 
     def _measure(self, case: Case) -> dict[str, Any]:
-        from sfg_dist.distributed.scaling import measure_fit, measure_labels, num_cpus_of_cluster
-
-        job = self._job_of(case, "")
         # Fits over as many pairs share a store, and are not kept waiting for its labels.
-        folder = f"{self._work}/{'run' if case.stage == 'label' else job.labels.num_pairs}"
-        self._clear(folder if case.stage == "label" else f"{folder}/checkpoints")
-        job = self._job_of(case, folder)
-        pipeline = _OverTable(job, self._table())
+        is_label = case.stage == "label"
+        folder = f"{self._work}/{'run' if is_label else self._job_of(case, '').labels.num_pairs}"
+        self._clear(folder if is_label else f"{folder}/checkpoints")
+        pipeline = _OverTable(self._job_of(case, folder), self._table())
         with pipeline.session():
             pipeline.need_ray()
-            if case.stage == "label":
-                url = pipeline.open_store().location.url
-                return measure_labels(
-                    str(Path(url).absolute()) if not is_url(url) else url,
-                    case.num_workers,
-                    num_threads=job.labels.num_threads,
-                    memory_gib=job.labels.memory_gib,
-                    num_gpus_per_actor=job.executor.num_gpus_per_actor,
-                    shard_timeout_s=job.executor.shard_timeout_s,
-                    max_attempts=job.executor.max_attempts,
-                ).to_json()
-            pairs = pipeline.label()
-            url = pairs.location.url
-            checkpoints = pipeline.checkpoints_url
-            if not is_url(url):
-                url, checkpoints = str(Path(url).absolute()), str(Path(checkpoints).absolute())
-            cpus = max(1, num_cpus_of_cluster() // max(self.workers))
-            settings = fit_settings(job)
-            if settings.num_threads is None:
-                settings = replace(settings, num_threads=cpus)
-            return measure_fit(
-                url, checkpoints, settings, case.num_workers, num_cpus_per_worker=cpus, use_gpu=self.use_gpu
-            ).to_json()
+            self._require_places(case)
+            if is_label:
+                return self._measure_labels(pipeline)
+            return self._measure_fit(case, pipeline)
+
+    def _require_places(self, case: Case) -> None:
+        """Before the first run: for the most workers too."""
+        from sfg_dist.distributed.places import alive_nodes, require_places
+
+        executor, most = self.job.executor, max(self.workers)
+        if case.stage == "label":
+            cluster_gpus = sum(node.get("GPU", 0.0) for node in alive_nodes())
+            gpus = min(1.0, cluster_gpus) if executor.num_gpus_per_actor is None else executor.num_gpus_per_actor
+            require_places(most, num_cpus=self.job.labels.num_threads, num_gpus=gpus, what="actors")
+        else:
+            gpus = 1.0 if self._has_gpus() else 0.0
+            require_places(most, num_cpus=1, num_gpus=gpus, what="training workers")
+
+    def _has_gpus(self) -> bool:
+        from sfg_dist.distributed.places import alive_nodes, num_places
+
+        if self._gpus is None:
+            self._gpus = num_places(alive_nodes(), num_cpus=1, num_gpus=1.0) >= max(self.workers)
+        return self._gpus
+
+    def _measure_labels(self, pipeline: Pipeline) -> dict[str, Any]:
+        from sfg_dist.scale.measuring import measure_labels
+
+        measure = partial(
+            measure_labels, num_threads=self.job.labels.num_threads, memory_gib=self.job.labels.memory_gib
+        )
+        if "label" not in self._warm:
+            document = pipeline.job.model_dump(exclude_none=True)
+            document["labels"]["num_pairs"] = min(self.job.labels.num_pairs, self.job.labels.shard_rows)
+            document["output"]["dir"] = f"{self._work}/warm"
+            document["executor"]["num_actors"] = 1
+            warm = _OverTable(resolve_job(document), self._table())
+            measure(warm.open_store(), warm.job.executor)
+            self._warm.add("label")
+        return measure(pipeline.open_store(), pipeline.job.executor).to_json()
+
+    def _measure_fit(self, case: Case, pipeline: Pipeline) -> dict[str, Any]:
+        from sfg_dist.distributed.places import alive_nodes, largest_share
+        from sfg_dist.scale.measuring import measure_fit
+
+        url, checkpoints = pipeline.label().location.url, pipeline.checkpoints_url
+        if not is_url(url):
+            url, checkpoints = str(Path(url).absolute()), str(Path(checkpoints).absolute())
+        cpus = largest_share(alive_nodes(), max(self.workers))
+        settings = fit_settings(pipeline.job)
+        if settings.num_threads is None:
+            settings = replace(settings, num_threads=cpus)
+        measure = partial(
+            measure_fit, url, checkpoints, num_workers=case.num_workers, num_cpus_per_worker=cpus,
+            use_gpu=self._has_gpus(),
+        )  # fmt: skip
+        if "train" not in self._warm:
+            measure(replace(settings, num_epochs=1))
+            self._clear(checkpoints)
+            self._warm.add("train")
+        return measure(settings).to_json() | {"worker": "1 GPU" if self._has_gpus() else f"{cpus} CPUs"}
 
     def _job_of(self, case: Case, folder: str) -> Job:
         document = self.job.model_dump(exclude_none=True)
         document["output"]["dir"] = folder or self.url
         document["train"]["encoder"] = False
-        document["train"].pop("max_time_s", None)
+        document["train"]["num_epochs"] = self.num_epochs
+        for key in ("max_time_s", "patience"):
+            document["train"].pop(key, None)
         if case.mode == "weak":
             document["labels"]["num_pairs"] *= case.num_workers
             if case.stage == "train":
@@ -256,16 +314,20 @@ class Study(OutputDirectory):
                 columns = [[run[key] for run in own] for key in ("num_workers", "wall_s", "rows")]
                 entries = efficiencies(*columns, mode=mode)
                 for entry in entries:
-                    entry["parts_s"] = _mean_parts(own, entry["num_workers"])
+                    entry["parts_s"] = _middle_parts(own, entry["num_workers"])
                 summary[f"{stage}, {mode}"] = entries
                 if mode == "strong":
                     fit[stage] = fit_laws(columns[0], columns[1])
+        loads = [float(run.get("load_average", 0.0)) for run in runs]
         facts = {"machine": f"{platform.machine()}, {os.cpu_count()} CPUs", "host": platform.node(), **versions()}
-        return {"runs": list(runs), "summary": summary, "fit": fit, "facts": facts}
+        facts["load average before a run"] = f"{min(loads, default=0.0):.1f} to {max(loads, default=0.0):.1f}"
+        if workers := sorted({run["worker"] for run in runs if "worker" in run}):
+            facts["a training worker"] = ", ".join(workers)
+        return {"runs": list(runs), "summary": summary, "fit": fit, "facts": facts, "job": self.job.to_toml()}
 
     def _write(self, document: Mapping[str, Any]) -> None:
         with self.writing(f"{FOLDER}/scale.json and {FOLDER}/scale.html"):
-            write_study(self.job, document)
+            write_study(self.url, document)
         self.emit("report", path=f"{self.url}/{FOLDER}/scale.html")
 
 
@@ -281,19 +343,22 @@ def _short(record: Mapping[str, Any]) -> dict[str, Any]:
     return {key: record[key] for key in ("stage", "mode", "num_workers", "repeat", "wall_s", "rows") if key in record}
 
 
-def _mean_parts(runs: Sequence[Mapping[str, Any]], num_workers: int) -> dict[str, float]:
-    own = [run["parts_s"] for run in runs if run["num_workers"] == num_workers]
-    return {name: sum(parts[name] for parts in own) / len(own) for name in own[0]}
+def _middle_parts(runs: Sequence[Mapping[str, Any]], num_workers: int) -> dict[str, float]:
+    """Of the run whose time is the median, the faster one of two."""
+    own = sorted((run for run in runs if run["num_workers"] == num_workers), key=lambda run: float(run["wall_s"]))
+    parts: dict[str, float] = own[(len(own) - 1) // 2]["parts_s"]
+    return parts
 
 
-def compare_studies(first: str | Path, second: str | Path) -> list[dict[str, Any]]:
-    """Two studies side by side: for each case of both, the ratio of times with its spread.
+def compare_studies(first: str | Path, second: str | Path) -> dict[str, Any]:
+    """Two studies side by side: for each case of both, the ratio of times a row with its spread.
 
     Args:
-        first, second: scale.json, or the directory that holds scale/.
+        first, second: scale.json, or the directory or URL that holds scale/.
 
     Returns:
-        Entries with case, num_workers, wall_s of both, ratio (second over first), ratio_low, ratio_high.
+        cases: entries with case, num_workers, wall_s and rows of both, ratio (second over first), ratio_low,
+        ratio_high. differences: what in the two jobs is not the same, "key: value -> value".
 
     Raises:
         ConfigError: a file is none, or nothing is in both.
@@ -305,27 +370,43 @@ def compare_studies(first: str | Path, second: str | Path) -> list[dict[str, Any
         for one in studies[0]["summary"][case]:
             other = others.get(one["num_workers"])
             if other is not None:
+                share = one["rows"] / other["rows"]
                 entries.append(
                     {
                         "case": case,
                         "num_workers": one["num_workers"],
                         "wall_s": [one["wall_s"], other["wall_s"]],
-                        "ratio": other["wall_s"] / one["wall_s"],
-                        "ratio_low": other["wall_s_low"] / one["wall_s_high"],
-                        "ratio_high": other["wall_s_high"] / one["wall_s_low"],
+                        "rows": [one["rows"], other["rows"]],
+                        "ratio": share * other["wall_s"] / one["wall_s"],
+                        "ratio_low": share * other["wall_s_low"] / one["wall_s_high"],
+                        "ratio_high": share * other["wall_s_high"] / one["wall_s_low"],
                     }
                 )
     if not entries:
         raise ConfigError(f"{first} and {second} have no stage with as many workers in common")
-    return entries
+    return {"of": str(first), "cases": entries, "differences": _differences(*(one.get("job", "") for one in studies))}
 
 
-def write_study(job: Job, document: Mapping[str, Any]) -> None:
-    """scale.json and its page, in the job's output directory."""
+def _differences(first: str, second: str) -> list[str]:
+    """Keys of two job files with different values; where a run is written is no matter."""
+    jobs = [tomllib.loads(text) for text in (first, second)]
+    keys = [
+        (table, key)
+        for table in sorted(jobs[0].keys() | jobs[1].keys())
+        for key in sorted(jobs[0].get(table, {}).keys() | jobs[1].get(table, {}).keys())
+        if table != "output" and key not in NOT_KEYS
+    ]
+    values = [(table, key, *(job.get(table, {}).get(key) for job in jobs)) for table, key in keys]
+    return [f"{table}.{key}: {one} -> {other}" for table, key, one, other in values if one != other]
+
+
+def write_study(place: str, document: Mapping[str, Any]) -> None:
+    """scale.json and its page, in an output directory."""
     from sfg_dist.scale.page import render_page
 
-    page = render_page(document, title=f"Scaling: {Path(job.data.source).name}", job_toml=job.to_toml())
-    output = Location(job.output.dir, create=True)
+    source = tomllib.loads(document["job"])["data"]["source"]
+    page = render_page(document, title=f"Scaling: {Path(source).name}", job_toml=document["job"])
+    output = Location(place, create=True)
     output.write(f"{FOLDER}/scale.html", page.encode())
     output.write(f"{FOLDER}/scale.json", json.dumps(document, indent=1).encode())
 
@@ -349,7 +430,7 @@ def read_study(path: str | Path) -> dict[str, Any]:
                 continue
             try:
                 document: dict[str, Any] = json.loads(content)
-                document["summary"], document["runs"]
+                document["summary"], document["runs"], document["job"]
                 return document
             except (ValueError, KeyError, TypeError) as error:
                 raise ConfigError(f"{folder}/{candidate} is no scaling study: {error!r}") from None

@@ -297,6 +297,40 @@ def test_a_long_shard_is_dropped_at_once_when_a_stop_comes():
     assert len(run.store.made) == 8
 
 
+def test_a_scheduler_s_notice_is_used_by_shards_that_can_end_within_it():
+    fate = lambda shard, *_: Fate(seconds=25.0 if shard != 5 else 300.0)  # noqa: E731
+    run = Run(40, roles={"cpu": 2}, fate=fate, policy=Policy(notice_s=60.0))
+    run.pool.at(80.0, lambda: run.driver.request_stop("SIGUSR2"))
+    run.fails(KeyboardInterrupt, "SIGUSR2")
+    at_stop = {shard for at, _, shard, _ in run.pool.log if at < 1080}
+    kept = set(run.store.records)
+    assert 5 in at_stop
+    assert 5 not in kept
+    assert max(kept) > max(shard for shard in run.store.made if shard < 5)
+    assert 20 < run.pool.clock - 1080 < 61
+
+
+@pytest.mark.parametrize("end", ["in its grace", "at once"])
+def test_what_a_worker_commits_while_it_is_ended_is_told_of(end):
+    """Ray ends an actor some time after it was asked to; what that one commits meanwhile is there for good."""
+    run = Run(4, roles={"cpu": 1}, fate=lambda *_: Fate(seconds=100.0), policy=Policy(grace_s=1.0))
+
+    def stop():
+        if end == "at once":
+            raise KeyboardInterrupt
+        run.driver.request_stop("SIGTERM")
+
+    run.pool.at(50.0, stop)
+    run.fails(KeyboardInterrupt, None)
+    assert run.of("shard") == []
+    run.store.commit(0, "here", 1)
+    run.driver.settle()
+    assert [details["record"]["shard"] for details in run.of("shard")] == [0]
+    assert (run.snapshots[-1]["done"], run.snapshots[-1]["is_running"]) == (1, False)
+    run.driver.settle()
+    assert len(run.of("shard")) == 1
+
+
 @pytest.mark.parametrize(("left", "ends"), [(60.0, True), (3.0, False), (math.inf, True)])
 def test_a_node_that_drains_gets_nothing_new_and_its_worker_is_replaced(left, ends):
     run = Run(12, fate=lambda *_: Fate(seconds=10.0))

@@ -248,7 +248,7 @@ def test_an_inline_shard_that_takes_longer_than_the_grace_is_dropped(make_store)
 
     pairs = make_store()
     with pytest.raises(KeyboardInterrupt):
-        label_inline(pairs.location.url, labeler=Endless, policy=Policy(grace_s=0.5))
+        label_inline(pairs.location.url, labeler=Endless, policy=Policy(notice_s=0.5))
     assert pairs.committed() == {0}
 
 

@@ -105,6 +105,7 @@ def test_ray_takes_them_without_an_agent(ray_cluster):
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("prometheus_client", "opencensus", "aiohttp")),
     reason="Ray's metrics agent is not installed: pip install 'sfg_dist[cluster]'",

@@ -56,3 +56,33 @@ def test_a_spread_leaves_the_last_ones_waiting_and_is_seeded():
     assert first.wall_s == pytest.approx(again.wall_s, rel=0.01)
     assert first.wall_s != pytest.approx(other.wall_s, rel=1e-4)
     assert first.parts_s["wait"] > 20.0
+
+
+@pytest.mark.timeout(120)
+def test_a_run_of_weeks_takes_seconds_here():
+    """A store far below what the shards need: a loop that looked twice a simulated second would look for an hour."""
+    limits = Limits(store_bytes_per_s=1e3, shard_bytes=2e6)
+    outcome = simulate(2000, 500, COSTS, limits=limits)
+    assert outcome.wall_s == pytest.approx(2000 * 2000.0, rel=0.01)
+    assert outcome.limit == "store"
+
+
+def test_a_call_begins_no_earlier_than_it_is_sent():
+    """The driver is busy for a while with each answer; its workers are idle meanwhile, and it is the driver's doing."""
+    slow = dataclasses.replace(COSTS, integrate_s=1.0, write_s=0.0, driver_s=0.05)
+    outcome = simulate(1000, 100, slow)
+    assert outcome.wall_s >= 1000 * 0.05
+    assert outcome.parts_s["driver"] > 0.5 * (100 * outcome.wall_s - outcome.parts_s["integrate"] - 600)
+
+
+def test_a_slow_link_is_not_the_store_s_fault():
+    limits = Limits(worker_bytes_per_s=1e6, shard_bytes=20e6)
+    outcome = simulate(100, 10, COSTS, limits=limits)
+    assert outcome.parts_s["store"] == 0
+    assert outcome.limit == "a worker's link"
+
+
+def test_when_workers_are_ready():
+    assert simulate(40, 10, COSTS).ready_s == pytest.approx(6.0, abs=0.1)
+    limits = Limits(starts_per_s=1.0)
+    assert simulate(40, 10, COSTS, limits=limits).ready_s == pytest.approx(6.0 + 5.5, abs=0.2)

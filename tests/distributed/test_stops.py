@@ -44,7 +44,8 @@ def stopped_run(label):
     seen = {}
     try:
         # With no grace at all a shard is dropped wherever it is, in the middle of its commit too.
-        label(url, labeler=Unhurried, on_event=on_event, policy=Policy(grace_s=chance.choice([0.001, 0.03, 5.0])))
+        grace_s = chance.choice([0.001, 0.03, 5.0])
+        label(url, labeler=Unhurried, on_event=on_event, policy=Policy(grace_s=grace_s, notice_s=grace_s))
     except KeyboardInterrupt as stop:
         return str(stop)
     return "ended"

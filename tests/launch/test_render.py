@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import yaml
 
 from sfg_dist.config import resolve_job
 from sfg_dist.errors import ConfigError
-from sfg_dist.launch import load_profile, slurm, submit
+from sfg_dist.launch import Order, load_profile, slurm, submit
 from sfg_dist.launch.submission import find, known, seeded
 
 NASTY = [
@@ -30,8 +31,9 @@ def make_job(**tables):
 
 
 def render(to="slurm", jobs=None, overrides=(), **options):
-    options = {"name": "test"} | options
-    return submit(jobs or [make_job()], to=to, profile=load_profile(None, overrides), **options)[:2]
+    name = options.pop("name", "test")
+    order = Order(jobs or [make_job()], load_profile(None, overrides), **options)
+    return submit(order, to=to, name=name)[:2]
 
 
 def run_script(folder, files, tmp_path, **environment):
@@ -64,7 +66,7 @@ def test_a_name_is_one_word_whatever_is_in_it(name, tmp_path):
 def test_values_of_the_site_reach_the_process_as_they_are(value, tmp_path):
     overrides = [f"setup.environment.SITE={json.dumps(value)}", f"setup.python={tmp_path}/it's a python"]
     profile = load_profile(None, overrides)
-    submission, rendered, _ = submit([make_job()], to="slurm", profile=profile, name="x")
+    submission, rendered, _ = submit(Order([make_job()], profile), to="slurm", name="x")
     arguments, environment = run_script(submission.folder, rendered.files, tmp_path)
     assert arguments == [f"{submission.folder}/slurm_task.py", submission.folder]
     assert environment["SITE"] == value
@@ -112,8 +114,8 @@ def test_seeds_become_an_array_and_stages_apart_wait_for_each_other():
     _, apart = render(apart=True, stages=["run"])
     assert len(apart.commands) == 4
     assert [json.loads(apart.files[f"{n}/task.json"])["stages"] for n in range(4)] == [
-        ["label"], ["train"], ["sample"], ["evaluate"],
-    ]  # fmt: skip
+        [[stage, "{job}"]] for stage in ("label", "train", "sample", "evaluate")
+    ]
     assert "--dependency=afterok:{previous}" in apart.commands[1]
 
 
@@ -335,3 +337,39 @@ def test_slurms_words_about_an_outer_job_stay_outside(monkeypatch):
 @pytest.mark.parametrize(("text", "tasks"), [("3", [3]), ("0-3%2", [0, 1, 2, 3]), ("1,4-5", [1, 4, 5])])
 def test_task_numbers_as_slurm_writes_them(text, tasks):
     assert slurm._tasks(text) == tasks
+
+
+def test_shards_at_work_have_the_time_that_there_is_before_the_limit():
+    for own, ahead, expected in ((None, 180, 120.0), (None, 45, 5.0), (30.0, 180, 30.0), (600.0, 180, 120.0)):
+        job = make_job(executor={"kind": "ray"} | ({} if own is None else {"notice_s": own}))
+        _, rendered = render(jobs=[job], overrides=[f"slurm.signal_before_s={ahead}"])
+        assert tomllib.loads(rendered.files["jobs/0.toml"])["executor"]["notice_s"] == expected
+
+
+def test_a_signal_too_near_to_the_limit_is_refused():
+    with pytest.raises(ConfigError, match=r"slurm\.signal_before_s"):
+        load_profile(None, ["slurm.signal_before_s=20"])
+
+
+def test_whole_nodes_have_all_their_memory():
+    assert {"--exclusive", "--mem=0"} <= set(render()[1].commands[0])
+    for override in ("slurm.memory_per_node=4G", "slurm.cpus_per_node=2"):
+        assert "--mem=0" not in render(overrides=[override])[1].commands[0]
+
+
+def test_variables_reach_the_inside_of_an_apptainer_that_cleans_its_environment():
+    _, rendered = render(overrides=["setup.container.image=x", 'setup.container.options=["--cleanenv"]'])
+    assert json.loads(rendered.files["task.json"])["container_prefixes"] == ["APPTAINERENV_", "SINGULARITYENV_"]
+    assert json.loads(render()[1].files["task.json"])["container_prefixes"] == []
+
+
+def test_a_stage_may_have_options():
+    stages = ["scale --workers 1,2 --modes 'strong,weak'"]
+    words = ["scale", "{job}", "--workers", "1,2", "--modes", "strong,weak"]
+    assert json.loads(render(stages=stages)[1].files["task.json"])["stages"] == [words]
+    _, rendered = render("kuberay", [make_job(output={"dir": "s3://b/x"})], stages=stages)
+    assert (
+        manifests(rendered)[1]["spec"]["entrypoint"] == "sfg scale /etc/sfg/job.toml --workers 1,2 --modes strong,weak"
+    )
+    with pytest.raises(ConfigError, match="No closing quotation"):
+        render(stages=["scale --workers '1"])

@@ -45,10 +45,39 @@ def test_too_few_numbers_of_workers_are_said():
     assert "missing" in fit_laws([4], [1.0])["amdahl"]
 
 
-def test_one_run_of_each_number_has_no_interval():
-    share = fit_laws([1, 2, 4], [100.0, 55.0, 32.5])["amdahl"]["serial_share"]
+def test_as_many_runs_as_numbers_leave_no_interval():
+    law = fit_laws([1, 2], [100.0, 55.0])["amdahl"]
+    share = law["serial_share"]
     assert share["value"] == pytest.approx(0.1, abs=1e-3)
     assert (share["low"], share["high"]) == (None, None)
+    assert not law["is_tested"]
+    assert fit_laws([1, 2, 4], [100.0, 55.0, 32.5])["amdahl"]["is_tested"]
+
+
+@pytest.mark.parametrize(("law", "parameters"), [(amdahl, (100.0, 0.08)), (universal, (100.0, 0.05, 0.001))])
+def test_nine_intervals_in_ten_hold_the_truth(law, parameters):
+    """Three runs of each number, as a study has them."""
+    held = []
+    for seed in range(200):
+        workers, times = noisy(law, parameters, (1, 2, 4, 8, 16), repeats=3, noise=0.02, seed=seed)
+        entry = fit_laws(workers, times)["amdahl" if law is amdahl else "universal"]
+        numbers = [entry[key] for key in ("serial_share", "contention", "coherence") if key in entry]
+        held += [
+            number["low"] <= truth <= number["high"] for number, truth in zip(numbers, parameters[1:], strict=True)
+        ]
+    assert 0.84 < np.mean(held) < 0.97
+
+
+def test_a_law_that_does_not_fit_has_wide_intervals():
+    workers, times = [1, 2, 4, 8], [100.0, 70.0, 20.0, 19.0]
+    share = fit_laws(workers, times)["amdahl"]["serial_share"]
+    assert share["high"] - share["low"] > 0.1
+
+
+def test_the_number_of_workers_that_do_the_most():
+    law = fit_laws(*noisy(universal, (100.0, 0.05, 4e-4), (1, 2, 4, 8, 16, 32, 64), noise=0.001))["universal"]
+    assert law["peak"] == pytest.approx(np.sqrt(0.95 / 4e-4), rel=0.05)
+    assert fit_laws(*noisy(amdahl, (100.0, 0.05), (1, 2, 4), noise=0.02))["universal"]["peak"] is None
 
 
 def test_strong_and_weak_efficiency():

@@ -3,12 +3,14 @@
 import json
 
 import pytest
+from typer.testing import CliRunner
 
 from sfg_dist.config import resolve_job
-from sfg_dist.errors import ConfigError
+from sfg_dist.errors import ClusterError, ConfigError
 from sfg_dist.scale import compare_studies, predict, scale
 from sfg_dist.scale.page import render_page
-from sfg_dist.scale.predict import costs_of, validate
+from sfg_dist.scale.predict import costs_of, slowdown, validate
+from sfg_dist.store import Location
 
 
 @pytest.fixture
@@ -36,7 +38,7 @@ def study(label_s=10.0, shard_s=1.0):
         }
         for n in (1, 2) for repeat in range(2)
     ]  # fmt: skip
-    return {"runs": runs, "summary": {}, "fit": {}, "facts": {}}
+    return {"runs": runs, "summary": {}, "fit": {}, "facts": {}, "job": '[data]\nsource = "moons"\n'}
 
 
 @pytest.mark.ray
@@ -47,8 +49,9 @@ def test_a_study_of_labels_and_training(make_study_job, ray_cluster, tmp_path):
     def study_both():
         scale(make_study_job(), [1, 2], stages=["label"], modes=["strong", "weak"], repeats=1, listener=told.append)
         return scale(
-            make_study_job(), [1, 2], stages=["train"], modes=["weak"], repeats=1, use_gpu=False, listener=told.append
-        )
+            make_study_job(train={"width": 16, "depth": 1, "num_epochs": 500, "max_time_s": 900, "batch_size": 64}),
+            [1, 2], stages=["train"], modes=["weak"], repeats=1, use_gpu=False, listener=told.append, num_epochs=2,
+        )  # fmt: skip
 
     document = study_both()
     assert {(run["stage"], run["mode"], run["num_workers"]) for run in document["runs"]} == {
@@ -74,26 +77,42 @@ def test_a_study_of_labels_and_training(make_study_job, ray_cluster, tmp_path):
 def test_costs_come_from_the_runs_and_predict_them():
     document = study()
     costs = costs_of(document)
+    assert slowdown(document) == pytest.approx(1.0)
     assert (costs.start_s, costs.load_s, costs.integrate_s, costs.spread) == (1.5, 0.5, 1.0, 0.0)
-    for entry in validate(document):
+    checked = validate(document)
+    assert [entry["num_workers"] for entry in checked] == [2]  # what the costs come from proves nothing
+    for entry in checked:
         assert entry["predicted_s"] == pytest.approx(entry["measured_s"], rel=0.05)
     found = predict(document, [1, 64], shard_seconds=[1.0, 60.0])
     assert [(entry["num_workers"], entry["shard_s"]) for entry in found] == [(1, 1.0), (64, 1.0), (1, 60.0), (64, 60.0)]
     long, short = found[3]["efficiency"], found[1]["efficiency"]
     assert 0.5 < short < long <= 1.0  # a start counts less against longer shards
+    waves = {entry["num_shards"] / entry["num_workers"] for entry in found if entry["shard_s"] == 1.0}
+    assert len(waves) == 1
 
 
 def test_the_page_shows_predictions():
     document = study()
     document["summary"] = {"label, strong": [
         {"num_workers": n, "num_runs": 2, "wall_s": 12.0 / n, "wall_s_low": 11.0 / n, "wall_s_high": 13.0 / n,
-         "rows_per_s": 80.0 * n, "efficiency": 1.0, "efficiency_low": 0.9, "efficiency_high": 1.1, "mode": "strong",
-         "parts_s": {"start": 2.0, "integrate": 10.0 / n}} for n in (1, 2)
+         "rows": 1000, "rows_per_s": 80.0 * n, "efficiency": 1.0, "efficiency_low": 0.9, "efficiency_high": 1.1,
+         "mode": "strong", "parts_s": {"start": 2.0, "integrate": 10.0 / n}} for n in (1, 2)
     ]}  # fmt: skip
     document |= {"validation": validate(document), "predictions": predict(document, [64])}
+    document |= {"slowdown": 1.25, "assumptions": {"the store's bandwidth": "200 MB/s"}}
+    document["comparison"] = {"differences": ["labels.seed: 0 -> 1"], "cases": [
+        {"case": "label, strong", "num_workers": 2, "ratio": 1.5, "ratio_low": 1.4, "ratio_high": 1.6}
+    ]}  # fmt: skip
     page = render_page(document, title="t", job_toml="")
     assert page.count('src="data:image/png') == 3
-    assert "64" in page
+    for words in (
+        "64",
+        "1.25 times as long",
+        "bandwidth 200 MB/s",
+        "1.50 times as long a row",
+        "labels.seed: 0 -&gt; 1",
+    ):
+        assert words in page
 
 
 def test_two_studies_side_by_side(tmp_path):
@@ -101,13 +120,20 @@ def test_two_studies_side_by_side(tmp_path):
     for name, factor in (("a", 1.0), ("b", 1.5)):
         document = study()
         document["summary"] = {"label, strong": [
-            {"num_workers": 2, "wall_s": 6.0 * factor, "wall_s_low": 5.9 * factor, "wall_s_high": 6.2 * factor}
+            {"num_workers": 2, "wall_s": 12.0 * factor, "wall_s_low": 11.8 * factor, "wall_s_high": 12.4 * factor,
+             "rows": 2000} if name == "a" else
+            {"num_workers": 2, "wall_s": 6.0 * factor, "wall_s_low": 5.9 * factor, "wall_s_high": 6.2 * factor,
+             "rows": 1000}
         ]}  # fmt: skip
+        if name == "b":
+            document["job"] += "[labels]\nnum_evaluations = 8\n"
         path = tmp_path / name / "scale" / "scale.json"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(document))
         paths.append(tmp_path / name)
-    (entry,) = compare_studies(*paths)
+    found = compare_studies(*paths)
+    assert found["differences"] == ["labels.num_evaluations: None -> 8"]
+    (entry,) = found["cases"]
     assert entry["ratio"] == pytest.approx(1.5)
     assert entry["ratio_low"] < 1.5 < entry["ratio_high"]
     with pytest.raises(ConfigError, match=r"holds no scale\.json"):
@@ -121,6 +147,7 @@ def test_two_studies_side_by_side(tmp_path):
         ({"workers": [2, 2]}, "different numbers"),
         ({"workers": [1], "stages": ["lable"]}, "expected some of label, train"),
         ({"workers": [1], "repeats": 0}, "repeats"),
+        ({"workers": [1], "num_epochs": 0}, "num_epochs"),
     ],
 )
 def test_wrong_words(make_study_job, options, message):
@@ -132,3 +159,82 @@ def test_wrong_words(make_study_job, options, message):
 def test_an_inline_job_is_refused(make_study_job):
     with pytest.raises(ConfigError, match="Ray workers"):
         scale(make_study_job(executor={"kind": "inline"}), [1])
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_more_workers_than_there_is_room_for_are_refused_before_anything_is_measured(make_study_job, ray_cluster):
+    told = []
+    with pytest.raises(ClusterError, match="the cluster has room for 4"):
+        scale(make_study_job(), [1, 5], stages=["train"], repeats=1, use_gpu=False, listener=told.append)
+    assert not [event for event in told if event["event"] == "run_finished"]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_study_that_is_cut_short_has_a_page_and_goes_on(make_study_job, ray_cluster, tmp_path):
+    class Cut(Exception):
+        pass
+
+    def cut(event):
+        if event["event"] == "run_started" and event["num_workers"] == 2:
+            raise Cut
+
+    options = {"stages": ["label"], "repeats": 1}
+    with pytest.raises(Cut):
+        scale(make_study_job(), [1, 2], listener=cut, **options)
+    assert (tmp_path / "run" / "scale" / "scale.html").exists()
+    told = []
+    document = scale(make_study_job(), [1, 2], listener=told.append, **options)
+    assert [event["num_workers"] for event in told if event["event"] == "run_kept"] == [1]
+    assert len(document["runs"]) == 2
+
+
+def test_the_command_predicts_and_compares_studies_in_a_bucket(s3_url, monkeypatch, capsys):
+    from sfg_dist import cli
+
+    document = study()
+    document["summary"] = {"label, strong": [
+        {"num_workers": n, "num_runs": 2, "wall_s": 12.0 / n, "wall_s_low": 11.0 / n, "wall_s_high": 13.0 / n,
+         "rows": 1000, "rows_per_s": 80.0 * n, "efficiency": 1.0, "efficiency_low": 0.9, "efficiency_high": 1.1,
+         "mode": "strong", "parts_s": {"start": 2.0, "integrate": 10.0 / n}} for n in (1, 2)
+    ]}  # fmt: skip
+    for name in ("one", "other"):
+        Location(f"{s3_url}/{name}", create=True).write("scale/scale.json", json.dumps(document).encode())
+    job = {"data": {"source": "moons"}, "output": {"dir": f"{s3_url}/one"}}
+    monkeypatch.setattr("sfg_dist.scale_command.load", lambda *_: resolve_job(job))
+    options = [
+        "--simulate",
+        "64",
+        "--shard-seconds",
+        "1",
+        "--store-mb-per-s",
+        "200",
+        "--compare-with",
+        f"{s3_url}/other",
+    ]
+    done = CliRunner().invoke(cli.app, ["scale", "job.toml", *options])
+    assert done.exit_code == 0, done.output
+    assert "64 workers, shards of 1 s" in done.output
+    assert "1.00 times as long a row" in done.output
+    written = json.loads(Location(f"{s3_url}/one").read("scale/scale.json"))
+    assert written["assumptions"]["the store's bandwidth"] == "200 MB/s"
+    assert written["comparison"]["of"] == f"{s3_url}/other"
+    assert written["job"] == document["job"]  # of the study, not of the command that reads it
+
+
+def test_words_are_checked_before_anything_is_measured(make_study_job, tmp_path):
+    from sfg_dist import cli
+
+    path = tmp_path / "job.toml"
+    path.write_text(make_study_job().to_toml())
+    for options, message in (
+        (["--simulate", "many"], "expected whole numbers"),
+        (["--shard-seconds", "0"], "above 0"),
+        (["--compare-with", str(tmp_path / "nowhere")], "holds no scale.json"),
+        (["--stages", "train", "--simulate", "64"], "add --stages label"),
+    ):
+        done = CliRunner().invoke(cli.app, ["scale", str(path), "--workers", "1,2", *options])
+        assert done.exit_code != 0
+        assert message in str(done.exception) + done.output
+    assert not (tmp_path / "run" / "scale").exists()

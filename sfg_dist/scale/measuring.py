@@ -6,11 +6,14 @@ import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sfg_dist.distributed.actors import label_with_actors
 from sfg_dist.errors import ClusterError
-from sfg_dist.store import open_pairs
+from sfg_dist.label_run import label_pending
+
+if TYPE_CHECKING:
+    from sfg_dist.config import ExecutorConfig
+    from sfg_dist.store import Pairs
 
 
 @dataclass
@@ -48,49 +51,37 @@ class Measured:
 
 
 def measure_labels(
-    url: str,
-    num_actors: int,
-    *,
-    num_threads: int,
-    memory_gib: float | None = None,
-    num_gpus_per_actor: float | None = None,
-    shard_timeout_s: float | None = None,
-    max_attempts: int = 4,
+    pairs: Pairs, executor: ExecutorConfig, *, num_threads: int, memory_gib: float | None = None
 ) -> Measured:
-    """Label a store that has no shard yet, within a running Ray session.
+    """Label a store that has no shard yet, as ``sfg label`` does, within a running Ray session.
 
     Args:
-        url: the store.
-        num_actors: how many.
+        pairs: the store.
+        executor: with the number of actors.
         num_threads: of each.
         memory_gib: of each actor's reference.
-        num_gpus_per_actor: of each.
-        shard_timeout_s, max_attempts: as for ``label_with_actors``.
 
     Raises:
-        ClusterError: the cluster has no place for so many actors, or as ``label_with_actors``.
-        LabelingError: as ``label_with_actors``.
+        ClusterError: not all actors found a place, or as ``label_pending``.
+        LabelingError: as ``label_pending``.
     """
-    seen = _Seen()
-    pairs = open_pairs(url)
-    plan = pairs.plan
+    num_actors = executor.num_actors
+    assert num_actors is not None, "a run has its number of actors"
+    seen, plan = _Seen(), pairs.plan
     started = time.perf_counter()
-    label_with_actors(
-        url,
-        num_actors=num_actors,
+    label_pending(
+        pairs,
+        executor,
         num_threads=num_threads,
         memory_gib=memory_gib,
-        num_gpus_per_actor=num_gpus_per_actor,
-        shard_timeout_s=shard_timeout_s,
-        max_attempts=max_attempts,
-        on_event=seen.on_event,
+        emit=seen.on_event,
         on_snapshot=seen.last.update,
     )
     wall_s = time.perf_counter() - started
     if len(seen.starts) < min(num_actors, plan.num_shards):
         raise ClusterError(
-            f"{num_actors} actors were asked for and {len(seen.starts)} found a place before the labels were done: "
-            f"the cluster is too small for this study, or a job of so few seconds is"
+            f"{num_actors} actors were asked for and {len(seen.starts)} began before the labels were done: a job of so "
+            f"few seconds is too short for this study; raise labels.num_pairs"
         )
     integrate_s = sum(seconds for _, seconds, _ in seen.shards)
     busy_s = sum(float(worker["seconds"]) for worker in seen.last.get("workers", ()))
@@ -121,7 +112,7 @@ class _Seen:
         self.driver_s = self.last_shard_at = self._thread_s = 0.0
 
     def on_event(self, event: str, **details: Any) -> None:
-        """Of the driver, in its thread."""
+        """Of the driver, in its thread, behind all that a label run does with it."""
         if event == "worker_started":
             load_s = float(details.get("load_s", 0.0))
             if not self.starts:
@@ -129,10 +120,9 @@ class _Seen:
             self.starts.append(float(details["seconds"]) - load_s)
             self.loads.append(load_s)
         elif event == "shard":
-            record = details["record"]
-            process = (record.get("host"), record.get("pid"))
-            first, stop = record["rows"]
-            self.shards.append((process, float(record["seconds"]), stop - first))
+            process = (details.get("host"), details.get("pid"))
+            first, stop = details["rows"]
+            self.shards.append((process, float(details["seconds"]), stop - first))
             self.driver_s, self.last_shard_at = time.thread_time() - self._thread_s, time.perf_counter()
 
     def steady_shards(self, whole_rows: int) -> tuple[list[float], float]:
@@ -148,13 +138,6 @@ class _Seen:
             return [seconds for _, seconds, _ in self.shards], 0.0
         middle = statistics.median(rest)
         return rest, statistics.fmean(max(0.0, seconds - middle) for seconds in first.values())
-
-
-def num_cpus_of_cluster() -> int:
-    """CPUs of the running Ray session."""
-    import ray
-
-    return int(ray.cluster_resources().get("CPU", 1))
 
 
 def measure_fit(

@@ -1,0 +1,62 @@
+"""How many workers the nodes of the running Ray session have room for; a worker lies on one node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from sfg_dist.errors import ClusterError
+
+
+def alive_nodes() -> list[Mapping[str, float]]:
+    """What each node of the running Ray session has."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def largest_share(nodes: Sequence[Mapping[str, float]], num_workers: int) -> int:
+    """CPUs of a worker, the most with which all find a place.
+
+    Example:
+        >>> largest_share([{"CPU": 8.0}, {"CPU": 8.0}], 1), largest_share([{"CPU": 8.0}, {"CPU": 5.0}], 3)
+        (8, 4)
+    """
+    sizes = [int(resources.get("CPU", 0)) for resources in nodes]
+    for cpus in range(max(sizes, default=1), 1, -1):
+        if sum(size // cpus for size in sizes) >= num_workers:
+            return cpus
+    return 1
+
+
+def num_places(nodes: Sequence[Mapping[str, float]], *, num_cpus: int, num_gpus: float) -> int:
+    """Workers that find a place, each with so many CPUs and GPUs; a part of a GPU is one GPU's.
+
+    Example:
+        >>> num_places([{"CPU": 8.0, "GPU": 2.0}, {"CPU": 3.0}], num_cpus=2, num_gpus=0.0)
+        5
+        >>> num_places([{"CPU": 8.0, "GPU": 2.0}, {"CPU": 3.0}], num_cpus=2, num_gpus=0.5)
+        4
+    """
+    found = 0
+    for resources in nodes:
+        room = int(resources.get("CPU", 0) // num_cpus)
+        if num_gpus:
+            gpus = resources.get("GPU", 0.0)
+            room = min(room, int(gpus) * int(1 / num_gpus + 1e-9) if num_gpus <= 1 else int(gpus // num_gpus))
+        found += room
+    return found
+
+
+def require_places(num_workers: int, *, num_cpus: int, num_gpus: float, what: str) -> None:
+    """Refuse more workers than the running Ray session has room for.
+
+    Raises:
+        ClusterError: it has not; the message says for how many it has.
+    """
+    room = num_places(alive_nodes(), num_cpus=num_cpus, num_gpus=num_gpus)
+    if room < num_workers:
+        each = f"{num_cpus} CPUs" + (f" and {num_gpus:g} GPUs" if num_gpus else "")
+        raise ClusterError(
+            f"{num_workers} {what} of {each} each: the cluster has room for {room}; ask for fewer, or for a larger "
+            f"cluster"
+        )

@@ -6,7 +6,6 @@ import os
 import secrets
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from slurm_cluster import free_ports
+from small_job import JOB, SIZES
 
 from sfg_dist.config import load_job
 from sfg_dist.launch import Order, load_profile, submit
@@ -32,37 +33,6 @@ pytestmark = [
     ),
 ]
 
-JOB = """
-[data]
-source = "moons"
-max_rows = 2000
-[labels]
-num_pairs = {num_pairs}
-shard_rows = 128
-num_evaluations = {num_evaluations}
-batch_size = 128
-tolerance = 0
-[train]
-width = 16
-depth = 1
-num_epochs = 2
-batch_size = 256
-[evaluate]
-num_samples = 200
-metrics = ["ks_mean"]
-[executor]
-num_actors = 2
-[output]
-dir = "{directory}"
-"""
-SIZES = {"num_pairs": 2048, "num_evaluations": 20}
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
 
 class Head:
     """The head of a Ray cluster with a job server on loopback, its token, and ``sfg`` on its path."""
@@ -73,7 +43,7 @@ class Head:
         program.parent.mkdir()
         program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m sfg_dist.cli "$@"\n')
         program.chmod(0o755)
-        self.job_port = free_port()
+        self.job_port, *self.ports = free_ports(4)
         self.environment = {name: value for name, value in os.environ.items() if name not in PROXIES} | {
             "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token,
             "PATH": f"{program.parent}:{os.environ['PATH']}",
@@ -90,9 +60,9 @@ class Head:
 
     def up(self):
         words = [
-            "start", "--head", "--node-ip-address=127.0.0.1", f"--port={free_port()}", "--num-cpus=2",
+            "start", "--head", "--node-ip-address=127.0.0.1", f"--port={self.ports[0]}", "--num-cpus=2",
             "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.job_port}",
-            f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
+            f"--dashboard-agent-listen-port={self.ports[1]}", f"--ray-client-server-port={self.ports[2]}",
             "--min-worker-port=0", "--max-worker-port=0", f"--temp-dir={self.folder / 'r'}",
             "--disable-usage-stats", "--block",
         ]  # fmt: skip

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from slurm_cluster import SlurmCluster, missing_program
+from small_job import JOB, SIZES
 
 import sfg_dist
 from sfg_dist.config import load_job
@@ -26,30 +27,6 @@ pytestmark = [
 ]
 
 QUICKSTART = Path(__file__).parents[2] / "jobs" / "quickstart.toml"
-JOB = """
-[data]
-source = "moons"
-max_rows = 2000
-[labels]
-num_pairs = {num_pairs}
-shard_rows = {shard_rows}
-num_evaluations = {num_evaluations}
-batch_size = {shard_rows}
-tolerance = 0
-[train]
-width = 16
-depth = 1
-num_epochs = 2
-batch_size = 256
-[evaluate]
-num_samples = 200
-metrics = ["ks_mean"]
-[executor]
-num_actors = 2
-[output]
-dir = "{directory}"
-"""
-SIZES = {"num_pairs": 2048, "shard_rows": 128, "num_evaluations": 20}
 
 
 @pytest.fixture(scope="module")

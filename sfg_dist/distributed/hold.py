@@ -54,7 +54,8 @@ class Hold:
         is_lost = found.get("attempt") != self._attempt
         if not is_lost and self._writer:
             found = self._read(_writer_name(self._attempt))
-            is_lost = found.get("writer") != self._writer
+            # Where the file is gone, another attempt that began at the same moment has tidied, and lost.
+            is_lost = found.get("writer", self._writer) != self._writer
         if is_lost:
             who = f"{found.get('host', 'unknown host')}, process {found.get('pid', '?')}, at {found.get('time', '?')}"
             raise TrainingError(

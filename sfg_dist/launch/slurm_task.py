@@ -40,12 +40,12 @@ DRIVER_GRACE_S = 60.0  # for what a stage still has to commit
 ENDING_S = 2.0  # the same where Slurm is about to kill
 LATE_S = 20.0  # by which Slurm's notice of the limit may come too late
 LEAST_ENDING_S = 10.0  # before the limit: what runs still is ended, and word of the end is the limit's
-TIDYING_S = 20.0  # before that: enough to tidy up in
+TIDYING_S = 90.0  # before the limit: enough to tidy up in, first
 LOG_LINES = 15
 RAY_TROUBLE = ("ddress already in use", "is already in use", "ailed to bind")
 INTERRUPTED = 130
 # Shell: $1 a place, $2 names of directories there that are ours and go, $3 the one that stays, or is to be made.
-SWEEP = 'find "$1" -maxdepth 1 -name "$2" -user "$(id -u)" ! -path "$3" -exec rm -rf {} +'
+SWEEP = 'find -H "$1" -maxdepth 1 -name "$2" -user "$(id -u)" ! -name "${3##*/}" -exec rm -rf {} +'
 MAKE = 'mkdir -p -m 700 "$3" && [ -O "$3" ] || { echo "it is somebody else\'s" >&2; exit 1; }'
 
 
@@ -94,8 +94,8 @@ class SlurmTask:
         try:
             with self._scratch() as scratch:
                 status = self._run_stages(scratch)
-                self._stop_ray()
-                if status and self.is_near_the_limit and time.monotonic() > self.limit_at - TIDYING_S:
+                is_late = self.is_near_the_limit and time.monotonic() > self.limit_at - TIDYING_S
+                if status and is_late and not self._is_cancelled():
                     return self._requeue(status, before)  # and tidy up in the seconds that Slurm leaves to ended steps
         except LaunchError as error:
             print(f"sfg: {error}", file=sys.stderr, flush=True)
@@ -116,7 +116,7 @@ class SlurmTask:
         is one within, behind a door that only we pass.
         """
         base = self.task["scratch"] or ("/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir())
-        base = os.path.expandvars(os.path.expanduser(base))
+        base = os.path.abspath(os.path.expandvars(os.path.expanduser(base)))
         self.places = [base, f"sfg{self.job_id}-*"]  # of an attempt that went down with its node
         subprocess.run(["sh", "-c", SWEEP, "sh", *self.places, ""], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
@@ -157,9 +157,10 @@ class SlurmTask:
         more = []
         if self.task["needs_ray"]:
             environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-            inside |= {name: environment[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
-            for prefix in self.task["container_prefixes"]:  # reach the inside of a container with --cleanenv too
-                environment |= {prefix + name: value for name, value in inside.items()}
+            inside.update((name, environment[name]) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"))
+        for prefix in self.task["container_prefixes"]:  # reach the inside of a container with --cleanenv too
+            environment.update((prefix + name, value) for name, value in inside.items())
+        if self.task["needs_ray"]:
             more = ["--set", f"executor.address={self._start_ray(environment, scratch)}"]
         for stage in self.task["stages"]:
             if self.is_near_the_limit or self.is_ending:
@@ -220,6 +221,7 @@ class SlurmTask:
         done = subprocess.run(["scontrol", "requeue", name], capture_output=True, text=True)
         if done.returncode:
             print(f"sfg: scontrol requeue {name}: {done.stderr.strip()}", file=sys.stderr, flush=True)
+            self._note("ended", status=status, reason="scontrol requeue failed")
             return status
         # Slurm ends this step; to return before it has said so would count as the job's own end.
         deadline = time.monotonic() + DRIVER_GRACE_S
@@ -237,10 +239,13 @@ class SlurmTask:
             return secrets.token_hex(8)
         names = []
         for folder, folders, files in os.walk(output):
-            if folder == os.path.join(output, "pairs.zarr"):
+            if os.path.basename(folder) == "pairs.zarr":
                 folders[:] = ["commits"]  # an array's chunks count once their shard is committed
+            folders[:] = [name for name in folders if name not in ("tensorboard", "work")]
             # The encoder's checkpoint is one file, written over; the others tell by their names.
             for name in files:
+                if name.startswith("hold"):  # of every attempt, whatever it does
+                    continue
                 path = os.path.join(folder, name)
                 stamp = os.stat(path).st_mtime if name == "encoder.safetensors" else ""
                 names.append(f"{path} {stamp}")
@@ -271,7 +276,13 @@ class SlurmTask:
 
     def _is_cancelled(self) -> bool:
         """Whether the end that Slurm has sent word of is somebody's wish, not the limit's."""
-        return self.is_ending and not (self.is_near_the_limit and self.ended_at > self.limit_at - LEAST_ENDING_S)
+        if not self.is_ending:
+            return False
+        words = self._slurms_words()
+        said = f"{words.get('JobState')} {words.get('Reason')}"
+        if "CANCELLED" in said or "TIMEOUT" in said or "TimeLimit" in said:
+            return "CANCELLED" in said
+        return not (self.is_near_the_limit and self.ended_at > self.limit_at - LEAST_ENDING_S)
 
     def _slurms_words(self) -> dict:
         return _show(["scontrol", "--oneliner", "show", "job", self.job_id])
@@ -392,9 +403,10 @@ class SlurmTask:
             self.driver.kill()
         for process, _, _ in reversed(self.processes):
             process.terminate()
+        deadline = time.monotonic() + ray_s
         for process, _, _ in self.processes:
             try:
-                process.wait(ray_s)
+                process.wait(max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
 

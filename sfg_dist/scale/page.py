@@ -117,7 +117,7 @@ def comparison_lines(document: Mapping[str, Any]) -> Iterator[str]:
     comparison = document.get("comparison")
     if comparison is None:
         return
-    yield from (f"the jobs differ in {text}" for text in comparison["differences"])
+    yield from (f"the studies differ in {text}" for text in comparison["differences"])
     for entry in comparison["cases"]:
         yield (
             f"{entry['case']}, {entry['num_workers']} workers: {entry['ratio']:.2f} times as long a row as there "

@@ -129,6 +129,7 @@ class Study(OutputDirectory):
         self._prepared: Prepared | None = None
         self._warm: set[str] = set()
         self._gpus = use_gpu
+        self._cluster: list[str] = []
 
     def run(self) -> dict[str, Any]:
         """All that is missing, then the document and the page."""
@@ -140,6 +141,8 @@ class Study(OutputDirectory):
             for number in (reversed(self.workers) if repeat % 2 else self.workers)
         ]
         with self.stage("scale", runs=len(cases)):
+            self._clear(self._work)  # of a study that was killed
+            self._cluster = self._shape()
             try:
                 for case in cases:
                     if (record := self._kept(case)) is not None:
@@ -155,8 +158,24 @@ class Study(OutputDirectory):
 
     @property
     def has_labels(self) -> bool:
-        """Whether label runs of this job are kept."""
-        return any(run["stage"] == "label" for run in self._all_kept())
+        """Whether there are label runs already."""
+        return any("/label-" in f"/{entry.key}" for entry in self.output.list(f"{FOLDER}/runs"))
+
+    def _shape(self) -> list[str]:
+        """What the runs are made on: this machine, or the nodes of a cluster, from wherever its driver runs."""
+        if self.job.executor.address is None:
+            return [platform.node()]
+        from sfg_dist.distributed.places import alive_nodes
+
+        pipeline = Pipeline(self.job)
+        with pipeline.session():
+            pipeline.need_ray()
+            nodes = alive_nodes()
+        kinds = [[name for name in node if name.startswith("accelerator_type:")] for node in nodes]
+        return sorted(
+            f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs {' '.join(sorted(kind))}".strip()
+            for node, kind in zip(nodes, kinds, strict=True)
+        )
 
     def _keys(self, case: Case) -> dict[str, Any]:
         """What decides a run."""
@@ -164,8 +183,7 @@ class Study(OutputDirectory):
         keys: dict[str, Any] = identity_of_keys(self.job) | {"source": self.job.data.source}
         keys |= {name: job["labels"].get(name) for name in ("num_pairs", "num_threads", "memory_gib")}
         keys["executor"] = {name: value for name, value in job["executor"].items() if name not in NOT_KEYS}
-        # A cluster is the same from wherever its driver runs.
-        keys |= {"host": platform.node() if self.job.executor.address is None else "cluster", "versions": versions()}
+        keys |= {"cluster": self._cluster, "versions": versions()}
         if case.stage == "train":  # the most workers decide how many CPUs each has
             keys |= {"train": job["train"], "use_gpu": self.use_gpu, "most_workers": max(self.workers)}
         return keys
@@ -320,6 +338,8 @@ class Study(OutputDirectory):
                     fit[stage] = fit_laws(columns[0], columns[1])
         loads = [float(run.get("load_average", 0.0)) for run in runs]
         facts = {"machine": f"{platform.machine()}, {os.cpu_count()} CPUs", "host": platform.node(), **versions()}
+        if any(run["stage"] == "train" for run in runs):
+            facts["epochs of a fit"] = str(self.num_epochs)
         facts["load average before a run"] = f"{min(loads, default=0.0):.1f} to {max(loads, default=0.0):.1f}"
         if workers := sorted({run["worker"] for run in runs if "worker" in run}):
             facts["a training worker"] = ", ".join(workers)
@@ -358,7 +378,7 @@ def compare_studies(first: str | Path, second: str | Path) -> dict[str, Any]:
 
     Returns:
         cases: entries with case, num_workers, wall_s and rows of both, ratio (second over first), ratio_low,
-        ratio_high. differences: what in the two jobs is not the same, "key: value -> value".
+        ratio_high. differences: what in the two jobs, machines and versions is not the same, "key: value -> value".
 
     Raises:
         ConfigError: a file is none, or nothing is in both.
@@ -384,17 +404,18 @@ def compare_studies(first: str | Path, second: str | Path) -> dict[str, Any]:
                 )
     if not entries:
         raise ConfigError(f"{first} and {second} have no stage with as many workers in common")
-    return {"of": str(first), "cases": entries, "differences": _differences(*(one.get("job", "") for one in studies))}
+    differences = _differences(*(tomllib.loads(one["job"]) for one in studies))
+    differences += _differences(*({"facts": one["facts"]} for one in studies))
+    return {"of": str(first), "cases": entries, "differences": differences}
 
 
-def _differences(first: str, second: str) -> list[str]:
-    """Keys of two job files with different values; where a run is written is no matter."""
-    jobs = [tomllib.loads(text) for text in (first, second)]
+def _differences(*jobs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Keys of two documents of tables with different values; where a run is written is no matter."""
     keys = [
         (table, key)
         for table in sorted(jobs[0].keys() | jobs[1].keys())
         for key in sorted(jobs[0].get(table, {}).keys() | jobs[1].get(table, {}).keys())
-        if table != "output" and key not in NOT_KEYS
+        if table != "output" and key not in (*NOT_KEYS, "load average before a run")
     ]
     values = [(table, key, *(job.get(table, {}).get(key) for job in jobs)) for table, key in keys]
     return [f"{table}.{key}: {one} -> {other}" for table, key, one, other in values if one != other]

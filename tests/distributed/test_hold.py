@@ -39,6 +39,13 @@ def test_the_same_in_an_object_store(s3_url):
         early.require()
 
 
+def test_an_attempt_that_loses_while_it_tidies_takes_nobody_down(tmp_path):
+    fresh = Hold(tmp_path, take_hold(tmp_path))
+    for path in tmp_path.glob("hold_*.json"):  # as by one that began a moment before it
+        path.unlink()
+    fresh.require()
+
+
 def test_a_writer_of_an_old_attempt_leaves_the_new_one_s_name_alone(tmp_path):
     old = take_hold(tmp_path)
     early = Hold(tmp_path, old)

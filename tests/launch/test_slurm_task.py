@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ import time
 import pytest
 
 from sfg_dist import submit_commands
+from sfg_dist.distributed.hold import Hold, take_hold
 from sfg_dist.launch import slurm, slurm_task
 from sfg_dist.launch.slurm_task import MAKE, SWEEP, LaunchError, SlurmTask
 from sfg_dist.launch.submission import Submission
@@ -105,10 +107,11 @@ def test_a_checkpoint_of_the_fit_or_of_the_encoder_is_getting_on(bench):
     (bench.output / "pairs.zarr" / "labels").mkdir()
     (bench.output / "pairs.zarr" / "labels" / "0").touch()  # a shard counts when it is committed
     assert task._traces() == seen[-1]
-    (bench.output / "checkpoints" / "hold.json").touch()
-    before = task._traces()
-    os.utime(bench.output / "checkpoints" / "hold.json", (1, 1))  # as every attempt writes it
-    assert task._traces() == before
+    (bench.output / "checkpoints" / "tensorboard").mkdir()
+    (bench.output / "checkpoints" / "tensorboard" / "events.out.1").touch()
+    for _ in range(2):  # as every attempt does, whatever comes of it
+        Hold(bench.output / "checkpoints", take_hold(bench.output / "checkpoints"))
+        assert task._traces() == seen[-1]
 
 
 def test_nothing_is_known_of_an_object_store(bench):
@@ -164,6 +167,51 @@ def test_a_state_that_is_guessed_is_not_noted(tmp_path, monkeypatch):
         file.write('{"event": "ended", "status": 0, "part": "5", "task": 0, "time": 2}\n')
     assert submit_commands._state(one) == "completed"
     assert one.final_state() == "completed"
+
+
+@pytest.mark.parametrize("said", ["", "JobState=COMPLETING Reason=TimeLimit", "JobState=CANCELLED Reason=None"])
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_job_at_its_limit_is_requeued_and_a_cancelled_one_is_not(bench, monkeypatch, said, is_late):
+    """As Slurm says why it ends the job, or else by the clock."""
+    program = bench.folder / "bin" / "scontrol"
+    program.write_text(program.read_text() + f'case "$*" in *show*) echo "{said}";; esac\n')
+    task = bench.task()
+
+    def stages(scratch):
+        task._on_limit(0, None)
+        task.limit_at = time.monotonic() + (5.0 if is_late else 150.0)
+        task._on_end(0, None)
+        return 130
+
+    monkeypatch.setattr(task, "_run_stages", stages)
+    kept = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM)}
+    try:
+        assert task.run() == 130
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+    is_limit = "TimeLimit" in said or (not said and is_late)
+    assert bench.num_requeued == is_limit
+    assert bench.last()["event"] == ("requeued" if is_limit else "ended")
+
+
+def test_a_requeue_that_slurm_refuses_is_the_end(bench):
+    (bench.folder / "bin" / "scontrol").write_text("#!/bin/sh\necho no >&2; exit 1\n")
+    bench.attempt(0, commits=1)
+    assert bench.last()["event"] == "ended"
+
+
+@pytest.mark.parametrize("needs_ray", [False, True])
+def test_variables_of_a_container_with_and_without_ray(bench, monkeypatch, needs_ray):
+    task = bench.task()
+    task.task |= {"environment": {"SITE": "a b"}, "needs_ray": needs_ray, "container_prefixes": ["APPTAINERENV_"]}
+    task.task["sfg"] = ["sfg"]
+    given = {}
+    monkeypatch.setattr(task, "_start_ray", lambda *_: "address")
+    monkeypatch.setattr(task, "_run_driver", lambda command, environment: given.update(environment) or 0)
+    assert task._run_stages(bench.folder) == 0
+    assert given["APPTAINERENV_SITE"] == "a b"
+    assert ("APPTAINERENV_RAY_AUTH_TOKEN" in given) is needs_ray
 
 
 @pytest.mark.parametrize(("seconds_left", "is_limit"), [(8.0, True), (100.0, False)])

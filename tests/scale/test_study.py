@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from sfg_dist.config import resolve_job
 from sfg_dist.errors import ClusterError, ConfigError
+from sfg_dist.pipeline import Pipeline
 from sfg_dist.scale import compare_studies, predict, scale
 from sfg_dist.scale.page import render_page
 from sfg_dist.scale.predict import costs_of, slowdown, validate
@@ -181,6 +182,8 @@ def test_a_study_that_is_cut_short_has_a_page_and_goes_on(make_study_job, ray_cl
             raise Cut
 
     options = {"stages": ["label"], "repeats": 1}
+    left = Pipeline(make_study_job("run/scale/work/warm"))
+    left.label()  # as a study leaves it that was killed
     with pytest.raises(Cut):
         scale(make_study_job(), [1, 2], listener=cut, **options)
     assert (tmp_path / "run" / "scale" / "scale.html").exists()

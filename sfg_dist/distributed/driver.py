@@ -332,9 +332,8 @@ class Driver:
         if now < self._next_tick and self._closing is None:
             return
         self._next_tick = now + self._policy.tick_s
-        if now - self._last_loop > max(
-            GAP_S, 2 * self._policy.tick_s
-        ):  # this process was suspended, not the workers' shards slow
+        gap_s = max(GAP_S, 2 * self._policy.tick_s)
+        if now - self._last_loop > gap_s:  # this process was suspended, not the workers' shards slow
             for worker in self._crew.workers.values():
                 for call in worker.calls:
                     call.begun = min(now, call.begun + now - self._last_loop)

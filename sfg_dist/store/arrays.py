@@ -114,6 +114,22 @@ class Layout:
         except Exception as error:  # numcodecs and zarr raise anything here, from RuntimeError to struct.error
             raise ValueError(str(error).strip().split("\n")[0] or type(error).__name__) from error
 
+    def decode_chunk(self, content: bytes) -> NDArray[Any]:
+        """All rows of an object that is one chunk, as ``decode`` gives them, in a thirtieth of the time; read-only.
+
+        Raises:
+            ValueError: a checksum does not fit, or it is not an object of this array.
+        """
+        import google_crc32c
+
+        size = self.chunk_rows * self._row_bytes
+        if self.is_cut or len(content) != size + CRC_BYTES:
+            raise ValueError(f"it has {len(content)} bytes, not {size + CRC_BYTES}")
+        rows, checksum = content[:size], content[size:]
+        if google_crc32c.value(rows) != int.from_bytes(checksum, "little"):
+            raise ValueError("its checksum does not fit")
+        return np.frombuffer(rows, np.dtype(self.dtype).newbyteorder("<")).reshape(self.chunk_rows, *self.shape[1:])
+
     def _one_object(self) -> tuple[dict[str, Any], zarr.Array[Any]]:
         """A store in memory with the metadata of an array of one object, and that array."""
         import zarr

@@ -20,6 +20,9 @@ from sfg_dist.objects import reason_of, trouble_of
 if TYPE_CHECKING:
     import dask.array as da
 
+    from sfg_dist.store.arrays import Layout
+    from sfg_dist.store.location import Location
+
 Range = tuple[int, int]
 """First row and the row after the last."""
 
@@ -68,6 +71,40 @@ class StoredRows:
             found.append(np.asarray(self._arrays[record][first : first + end - start]))
             start = end
         return found[0] if len(found) == 1 else np.concatenate([np.empty((0, self.shape[1]), self.dtype), *found])
+
+
+class ObjectRows:
+    """Rows of one Zarr array whose objects are one chunk each, read as they lie there.
+
+    Zarr itself takes a millisecond for a chunk, whatever its size, in which a training step waits for a processor.
+
+    Args:
+        location: of the store.
+        name: of the array.
+        layout: of the array.
+    """
+
+    def __init__(self, location: Location, name: str, layout: Layout) -> None:
+        self._location, self._name, self._layout = location, name, layout
+        self.shape = layout.shape
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        start, stop, _ = rows.indices(self.shape[0])
+        step, found = self._layout.object_rows, []
+        while start < stop:
+            number = start // step
+            end = min(stop, (number + 1) * step)
+            key = f"{self._name}/{self._layout.object_key(number)}"
+            if (content := self._location.read(key)) is None:  # as Zarr reads what is not there
+                found.append(np.full((end - start, *self.shape[1:]), np.nan, self._layout.dtype))
+            else:
+                try:
+                    found.append(self._layout.decode_chunk(content)[start - number * step : end - number * step])
+                except ValueError as error:
+                    raise ValueError(f"{key}: {error}") from None
+            start = end
+        empty = np.empty((0, *self.shape[1:]), self._layout.dtype)
+        return found[0] if len(found) == 1 else np.concatenate([empty, *found])
 
 
 class _Ranges:

@@ -49,6 +49,21 @@ def test_plain_zarr_reads_the_extension(new_store, fill, place):
 
 
 @pytest.mark.parametrize("max_chunk_bytes", [4 << 20, 16])
+def test_rows_are_those_that_zarr_reads(new_store, fill, place, rows_of, monkeypatch, max_chunk_bytes):
+    """Of objects that are one chunk, of those that are cut, and of shards that nobody has written."""
+    monkeypatch.setattr("sfg_dist.store.arrays.MAX_CHUNK_BYTES", max_chunk_bytes)
+    fill(new_store(num_pairs=37))
+    pairs = extend_store(place, 75)
+    for shard in pairs.pending()[1::2]:
+        pairs.write_shard(shard, *rows_of(pairs.plan, shard), {"attempt": 1})
+    for name, array in (("latents", pairs.latents.compute()), ("labels", pairs.labels.compute())):
+        assert np.isnan(array).any()
+        rows = pairs.rows(name)
+        for start, stop in [(0, 75), (0, 8), (3, 5), (7, 30), (36, 41), (40, 75), (74, 75), (9, 9)]:
+            assert np.array_equal(rows[start:stop], array[start:stop], equal_nan=True)
+
+
+@pytest.mark.parametrize("max_chunk_bytes", [4 << 20, 16])
 def test_the_bytes_of_an_extended_store_are_known(new_store, fill, place, monkeypatch, max_chunk_bytes):
     monkeypatch.setattr("sfg_dist.store.arrays.MAX_CHUNK_BYTES", max_chunk_bytes)
     fill(new_store(num_pairs=37))

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from sfg_dist.store.arrays import Layout
     from sfg_dist.store.location import Location
 
+MAX_BLOCKS = 16
+"""Tasks of a read, of each source."""
+
 Range = tuple[int, int]
 """First row and the row after the last."""
 
@@ -108,22 +111,29 @@ class ObjectRows:
 
 
 class _Ranges:
-    """Ranges of a source's rows, one behind the other, as Dask sees them; each is read as a whole."""
+    """Ranges of a source's rows, one behind the other, as Dask sees them: blocks of a few whole ranges.
+
+    A task of Dask's costs as much as to read a shard from the page cache, so there are not more of them than threads
+    that read can use.
+    """
 
     ndim = 2
 
     def __init__(self, source: RowSource, ranges: Sequence[Range]) -> None:
-        self._source, self._ranges = source, ranges
-        self._first = {}
-        first = 0
-        for number, (start, stop) in enumerate(ranges):
-            self._first[first] = number
-            first += stop - start
-        self.shape = (first, source.shape[1])
+        self._source = source
+        size = max(1, -(-len(ranges) // MAX_BLOCKS))
+        blocks = [ranges[first : first + size] for first in range(0, len(ranges), size)]
+        self.block_rows = [sum(stop - start for start, stop in block) for block in blocks]
+        firsts = np.cumsum([0, *self.block_rows]).tolist()
+        self._blocks = dict(zip(firsts[:-1], blocks, strict=True))
+        self.shape = (firsts[-1], source.shape[1])
         self.dtype = np.dtype(np.float32)
 
     def __getitem__(self, key: tuple[slice, ...]) -> NDArray[np.float32]:
-        start, stop = self._ranges[self._first[key[0].start or 0]]
+        found = [self._read(start, stop) for start, stop in self._blocks[key[0].start or 0]]
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def _read(self, start: int, stop: int) -> NDArray[np.float32]:
         try:
             return np.asarray(self._source[start:stop], dtype=np.float32)
         except StoreError:
@@ -166,12 +176,13 @@ def read_ranges(
 
 
 def dask_array(source: RowSource, ranges: Sequence[Range]) -> da.Array:
-    """Ranges of a source's rows, one behind the other, as a Dask array of one block a range."""
+    """Ranges of a source's rows, one behind the other, as a Dask array whose blocks are whole ranges."""
     import dask.array
 
+    rows = _Ranges(source, ranges)
     return dask.array.from_array(
-        _Ranges(source, ranges),
-        chunks=(tuple(stop - start for start, stop in ranges), (source.shape[1],)),
+        rows,
+        chunks=(tuple(rows.block_rows), (source.shape[1],)),
         name=False,  # a name of chance: to hash the source would read it
         inline_array=True,
         meta=np.empty((0, 0), np.float32),

@@ -63,7 +63,7 @@ def test_a_run_of_weeks_takes_seconds_here():
     """A store far below what the shards need: a loop that looked twice a simulated second would look for an hour."""
     limits = Limits(store_bytes_per_s=1e3, shard_bytes=2e6)
     outcome = simulate(2000, 500, COSTS, limits=limits)
-    assert outcome.wall_s == pytest.approx(2000 * 2000.0, rel=0.01)
+    assert outcome.wall_s >= 2000 * 2000.0  # more: some shards wait so long that they are taken to hang
     assert outcome.limit == "store"
 
 

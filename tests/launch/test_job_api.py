@@ -1,11 +1,13 @@
 """A Ray cluster that runs already: jobs through its own job API, and a RayJob's entry point as KubeRay sends it."""
 
+import contextlib
 import importlib.util
 import json
 import os
 import secrets
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -80,10 +82,11 @@ class Head:
 
     def down(self):
         self.process.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # its own session: all of its Ray
+        self.process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def ray(self, *words):

@@ -173,8 +173,8 @@ def test_a_node_that_goes_down_is_survived(site, cluster, store_bytes, local_sto
 def test_a_walltime_that_is_met_three_times(site, store_bytes, local_store):
     probe = sfg_dist.open_pairs(local_store(num_pairs=256, shard_rows=64, num_evaluations=1000))
     shard_s = statistics.median(probe.commit_record(shard)["seconds"] for shard in range(4))
-    # 36 shards of 2 seconds, one after the other; an attempt works for about 12 seconds of its minute.
-    sizes = {"num_pairs": 2304, "shard_rows": 64, "num_evaluations": int(1000 * 2.0 / shard_s)}
+    # 72 shards of a second, one after the other; an attempt works for about 12 seconds of its minute.
+    sizes = {"num_pairs": 4608, "shard_rows": 64, "num_evaluations": int(1000 * 1.0 / shard_s)}
     sent = site.submit(
         # Slurm's least limit is a minute, and the signal comes up to half a minute before the time that is asked for.
         site.job(**sizes), "--stages", "label", "--profile-set", "slurm.walltime=1",

@@ -13,6 +13,7 @@ import torch
 from test_training import Stop, make_settings, weights
 
 from sfg_dist.distributed import checkpoints, fit_loop, training
+from sfg_dist.distributed.hold import take_hold
 from sfg_dist.distributed.inline import label_inline
 from sfg_dist.distributed.training import fit_inline
 from sfg_dist.errors import TrainingError
@@ -197,8 +198,9 @@ def test_a_notice_of_preemption_is_a_checkpoint_at_once(url, tmp_path, monkeypat
         fit_loop, "save_checkpoint", lambda trainer, *a: (saved.append(trainer.progress.step), save(trainer, *a))
     )
     training._fit_rank(
-        url, tmp_path / "c", make_settings(), rank=0, world_size=1, hooks=fit_loop.Hooks(is_preempted=is_preempted)
-    )
+        url, tmp_path / "c", make_settings(), take_hold(tmp_path / "c"),
+        rank=0, world_size=1, hooks=fit_loop.Hooks(is_preempted=is_preempted),
+    )  # fmt: skip
     assert len(asked) >= 3
     assert saved == [16, 45]  # at the notice, once, and at the end
 

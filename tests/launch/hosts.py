@@ -104,9 +104,10 @@ class Hosts:
         words = [sys.executable, "-m", "sfg_dist.distributed.nodes", self.address, str(number)]
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
-            done = subprocess.run(self._within(0, words), env=self.environment, capture_output=True, timeout=120)
-            if done.returncode == 0:
-                return
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                done = subprocess.run(self._within(0, words), env=self.environment, capture_output=True, timeout=40)
+                if done.returncode == 0:
+                    return
             time.sleep(0.5)
         raise RuntimeError((self.folder / "ray0.log").read_text(errors="replace")[-2000:])
 

@@ -43,11 +43,9 @@ def hosts():
     three = Hosts(3)
     try:
         three.up()
-        for index in range(3):
+        for index in range(3):  # one after the other: on one file system two that start at once take the same files
             three.start_ray(index)
-            if index == 0:
-                three.wait_for(1)
-        three.wait_for(3)
+            three.wait_for(index + 1)
         yield three
     finally:
         three.down()

@@ -63,8 +63,11 @@ def submit(
     from sfg_dist.launch import Order, load_profile
     from sfg_dist.launch import submit as prepare
     from sfg_dist.launch.submission import seeded
+    from sfg_dist.planning import check_job
 
     resolved = [load(job, set_, executor) for job in jobs]
+    for each in resolved:
+        check_job(each)  # here, not after a wait in the queue
     if seeds is not None:
         resolved = [each for job in resolved for each in seeded(job, _numbers(seeds))]
     if len({job.output.dir for job in resolved}) < len(resolved):

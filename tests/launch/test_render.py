@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from sfg_dist import cli
 from sfg_dist.config import resolve_job
 from sfg_dist.errors import ConfigError
 from sfg_dist.launch import Order, load_profile, slurm, submit
@@ -373,3 +375,12 @@ def test_a_stage_may_have_options():
     )
     with pytest.raises(ConfigError, match="No closing quotation"):
         render(stages=["scale --workers '1"])
+
+
+def test_keys_that_do_not_go_together_are_refused_before_the_queue(tmp_path):
+    job = tmp_path / "job.toml"
+    job.write_text('[data]\nsource = "moons"\n[labels]\nshard_rows = 512\nbatch_size = 1024\n')
+    done = CliRunner().invoke(cli.app, ["submit", str(job), "--to", "slurm"])
+    assert done.exit_code != 0
+    assert "labels.shard_rows = 512" in str(done.exception) + done.output
+    assert list(known()) == []

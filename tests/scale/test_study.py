@@ -42,6 +42,15 @@ def study(label_s=10.0, shard_s=1.0):
     return {"runs": runs, "summary": {}, "fit": {}, "facts": {}, "job": '[data]\nsource = "moons"\n'}
 
 
+def summary():
+    """What a study says of its two numbers of workers."""
+    return [
+        {"num_workers": n, "num_runs": 2, "wall_s": 12.0 / n, "wall_s_low": 11.0 / n, "wall_s_high": 13.0 / n,
+         "rows": 1000, "rows_per_s": 80.0 * n, "efficiency": 1.0, "efficiency_low": 0.9, "efficiency_high": 1.1,
+         "mode": "strong", "parts_s": {"start": 2.0, "integrate": 10.0 / n}} for n in (1, 2)
+    ]  # fmt: skip
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_study_of_labels_and_training(make_study_job, ray_cluster, tmp_path):
@@ -94,11 +103,7 @@ def test_costs_come_from_the_runs_and_predict_them():
 
 def test_the_page_shows_predictions():
     document = study()
-    document["summary"] = {"label, strong": [
-        {"num_workers": n, "num_runs": 2, "wall_s": 12.0 / n, "wall_s_low": 11.0 / n, "wall_s_high": 13.0 / n,
-         "rows": 1000, "rows_per_s": 80.0 * n, "efficiency": 1.0, "efficiency_low": 0.9, "efficiency_high": 1.1,
-         "mode": "strong", "parts_s": {"start": 2.0, "integrate": 10.0 / n}} for n in (1, 2)
-    ]}  # fmt: skip
+    document["summary"] = {"label, strong": summary()}
     document |= {"validation": validate(document), "predictions": predict(document, [64])}
     document |= {"slowdown": 1.25, "assumptions": {"the store's bandwidth": "200 MB/s"}}
     document["comparison"] = {"differences": ["labels.seed: 0 -> 1"], "cases": [
@@ -197,11 +202,7 @@ def test_the_command_predicts_and_compares_studies_in_a_bucket(s3_url, monkeypat
     from sfg_dist import cli
 
     document = study()
-    document["summary"] = {"label, strong": [
-        {"num_workers": n, "num_runs": 2, "wall_s": 12.0 / n, "wall_s_low": 11.0 / n, "wall_s_high": 13.0 / n,
-         "rows": 1000, "rows_per_s": 80.0 * n, "efficiency": 1.0, "efficiency_low": 0.9, "efficiency_high": 1.1,
-         "mode": "strong", "parts_s": {"start": 2.0, "integrate": 10.0 / n}} for n in (1, 2)
-    ]}  # fmt: skip
+    document["summary"] = {"label, strong": summary()}
     for name in ("one", "other"):
         Location(f"{s3_url}/{name}", create=True).write("scale/scale.json", json.dumps(document).encode())
     job = {"data": {"source": "moons"}, "output": {"dir": f"{s3_url}/one"}}

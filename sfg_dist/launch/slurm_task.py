@@ -246,8 +246,10 @@ class SlurmTask:
             for name in files:
                 if name.startswith("hold"):  # of every attempt, whatever it does
                     continue
-                path = os.path.join(folder, name)
-                stamp = os.stat(path).st_mtime if name == "encoder.safetensors" else ""
+                path, stamp = os.path.join(folder, name), 0.0
+                if name == "encoder.safetensors":
+                    with contextlib.suppress(OSError):
+                        stamp = os.stat(path).st_mtime
                 names.append(f"{path} {stamp}")
         return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
 

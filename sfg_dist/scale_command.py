@@ -73,7 +73,8 @@ def scale(
     """
     from sfg_dist.distributed.simulation import Limits
     from sfg_dist.scale import compare_studies
-    from sfg_dist.scale.study import NUM_EPOCHS, Study, read_study, write_study
+    from sfg_dist.scale.document import read_study, write_study
+    from sfg_dist.scale.study import NUM_EPOCHS, Study
 
     resolved = load(job, set_, None)
     _require_positive(

@@ -135,7 +135,7 @@ def simulate(
     if num_shards < 1 or num_workers < 1:
         raise ValueError(f"{num_shards} shards and {num_workers} workers: expected 1 or more of both")
     limits = limits or Limits()
-    store, sizes = _Store(num_shards), list[int]()
+    store = _Store(num_shards)
     pool = SimulatedPool(store, costs, limits, seed)
     # A run of days is looked at less often: the loop is the real one, and a look costs what it costs there.
     tick_s = max(Policy.tick_s, limits.least_s(num_shards, num_workers, costs) / MAX_TICKS)
@@ -143,7 +143,7 @@ def simulate(
     driver = Driver(
         store, pool, {"cpu": num_workers}, total=num_shards, policy=policy,
         # As in a run: what is told has to be put together.
-        on_event=lambda event, **details: None, on_snapshot=lambda snapshot: sizes.append(len(json.dumps(snapshot))),
+        on_event=lambda event, **details: None, on_snapshot=_put_together,
     )  # fmt: skip
     driver.run()
     wall_s = pool.last_commit
@@ -153,6 +153,10 @@ def simulate(
     store_share = pool.store_busy_s / wall_s if busy else 0.0
     ready_s = pool.ready_s / max(1, pool.num_ready)
     return Outcome(num_workers, wall_s, ready_s, pool.parts_s, min(1.0, pool.driver_s / wall_s), min(1.0, store_share))
+
+
+def _put_together(snapshot: Mapping[str, Any]) -> None:
+    json.dumps(snapshot)
 
 
 class _Store:

@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import shutil
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,14 +29,13 @@ from sfg_dist.objects import is_url
 from sfg_dist.output import Listener, OutputDirectory
 from sfg_dist.pipeline import Pipeline, as_job
 from sfg_dist.planning import check_job, identity_of_keys, versions
+from sfg_dist.scale.document import FOLDER, LOAD, NOT_KEYS, write_study
 from sfg_dist.scale.fits import efficiencies, fit_laws
 from sfg_dist.store import Location
 from sfg_dist.table_plan import prepare_table
 from sfg_dist.train_run import fit_settings
 
-FOLDER = "scale"
 NUM_EPOCHS = 5  # of a fit: enough for its pace
-NOT_KEYS = ("num_actors", "address", "notice_s", "price_per_hour")  # of a run: they do not change it
 STAGES, MODES = ("label", "train"), ("strong", "weak")
 
 
@@ -340,7 +338,7 @@ class Study(OutputDirectory):
         facts = {"machine": f"{platform.machine()}, {os.cpu_count()} CPUs", "host": platform.node(), **versions()}
         if any(run["stage"] == "train" for run in runs):
             facts["epochs of a fit"] = str(self.num_epochs)
-        facts["load average before a run"] = f"{min(loads, default=0.0):.1f} to {max(loads, default=0.0):.1f}"
+        facts[LOAD] = f"{min(loads, default=0.0):.1f} to {max(loads, default=0.0):.1f}"
         if workers := sorted({run["worker"] for run in runs if "worker" in run}):
             facts["a training worker"] = ", ".join(workers)
         return {"runs": list(runs), "summary": summary, "fit": fit, "facts": facts, "job": self.job.to_toml()}
@@ -368,91 +366,3 @@ def _middle_parts(runs: Sequence[Mapping[str, Any]], num_workers: int) -> dict[s
     own = sorted((run for run in runs if run["num_workers"] == num_workers), key=lambda run: float(run["wall_s"]))
     parts: dict[str, float] = own[(len(own) - 1) // 2]["parts_s"]
     return parts
-
-
-def compare_studies(first: str | Path, second: str | Path) -> dict[str, Any]:
-    """Two studies side by side: for each case of both, the ratio of times a row with its spread.
-
-    Args:
-        first, second: scale.json, or the directory or URL that holds scale/.
-
-    Returns:
-        cases: entries with case, num_workers, wall_s and rows of both, ratio (second over first), ratio_low,
-        ratio_high. differences: what in the two jobs, machines and versions is not the same, "key: value -> value".
-
-    Raises:
-        ConfigError: a file is none, or nothing is in both.
-    """
-    studies = [read_study(path) for path in (first, second)]
-    entries = []
-    for case in studies[0]["summary"]:
-        others = {entry["num_workers"]: entry for entry in studies[1]["summary"].get(case, ())}
-        for one in studies[0]["summary"][case]:
-            other = others.get(one["num_workers"])
-            if other is not None:
-                share = one["rows"] / other["rows"]
-                entries.append(
-                    {
-                        "case": case,
-                        "num_workers": one["num_workers"],
-                        "wall_s": [one["wall_s"], other["wall_s"]],
-                        "rows": [one["rows"], other["rows"]],
-                        "ratio": share * other["wall_s"] / one["wall_s"],
-                        "ratio_low": share * other["wall_s_low"] / one["wall_s_high"],
-                        "ratio_high": share * other["wall_s_high"] / one["wall_s_low"],
-                    }
-                )
-    if not entries:
-        raise ConfigError(f"{first} and {second} have no stage with as many workers in common")
-    differences = _differences(*(tomllib.loads(one["job"]) for one in studies))
-    differences += _differences(*({"facts": one["facts"]} for one in studies))
-    return {"of": str(first), "cases": entries, "differences": differences}
-
-
-def _differences(*jobs: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Keys of two documents of tables with different values; where a run is written is no matter."""
-    keys = [
-        (table, key)
-        for table in sorted(jobs[0].keys() | jobs[1].keys())
-        for key in sorted(jobs[0].get(table, {}).keys() | jobs[1].get(table, {}).keys())
-        if table != "output" and key not in (*NOT_KEYS, "load average before a run")
-    ]
-    values = [(table, key, *(job.get(table, {}).get(key) for job in jobs)) for table, key in keys]
-    return [f"{table}.{key}: {one} -> {other}" for table, key, one, other in values if one != other]
-
-
-def write_study(place: str, document: Mapping[str, Any]) -> None:
-    """scale.json and its page, in an output directory."""
-    from sfg_dist.scale.page import render_page
-
-    source = tomllib.loads(document["job"])["data"]["source"]
-    page = render_page(document, title=f"Scaling: {Path(source).name}", job_toml=document["job"])
-    output = Location(place, create=True)
-    output.write(f"{FOLDER}/scale.html", page.encode())
-    output.write(f"{FOLDER}/scale.json", json.dumps(document, indent=1).encode())
-
-
-def read_study(path: str | Path) -> dict[str, Any]:
-    """The document of a study.
-
-    Args:
-        path: scale.json, or a directory or URL that holds it.
-
-    Raises:
-        ConfigError: there is none, or it is none.
-    """
-    folder, name = str(path).rstrip("/"), "scale.json"
-    if folder.endswith(".json"):
-        folder, _, name = folder.rpartition("/")
-    if is_url(folder) or Path(folder or ".").is_dir():
-        location = Location(folder or ".")
-        for candidate in (name, f"{FOLDER}/{name}"):
-            if (content := location.read(candidate)) is None:
-                continue
-            try:
-                document: dict[str, Any] = json.loads(content)
-                document["summary"], document["runs"], document["job"]
-                return document
-            except (ValueError, KeyError, TypeError) as error:
-                raise ConfigError(f"{folder}/{candidate} is no scaling study: {error!r}") from None
-    raise ConfigError(f"{path} holds no scale.json: run `sfg scale` first")

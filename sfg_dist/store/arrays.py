@@ -115,7 +115,7 @@ class Layout:
             raise ValueError(str(error).strip().split("\n")[0] or type(error).__name__) from error
 
     def decode_chunk(self, content: bytes) -> NDArray[Any]:
-        """All rows of an object that is one chunk, as ``decode`` gives them, in a thirtieth of the time; read-only.
+        """All rows of an object that is one chunk, as ``decode`` gives them but read-only, and without Zarr.
 
         Raises:
             ValueError: a checksum does not fit, or it is not an object of this array.

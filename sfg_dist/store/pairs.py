@@ -371,7 +371,7 @@ class Pairs:
         return parts[0] if len(parts) == 1 else dask.array.concatenate(parts)
 
     def _record_rows(self, name: str, record: int) -> RowSource:
-        """The same, in the fastest way to read it."""
+        """Rows of the Zarr array of a plan record, in the fastest way to read them."""
         array, layout = self._record_array(name, record), record_layout(self.plan, record)
         return array if layout.is_cut else ObjectRows(self.location, f"{record_prefix(record)}{name}", layout)
 

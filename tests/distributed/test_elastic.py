@@ -15,16 +15,8 @@ import torch
 from test_training import make_settings, weights
 
 from sfg_dist.distributed import training
-from sfg_dist.distributed.inline import label_inline
 from sfg_dist.distributed.training import fit_inline, fit_with_workers
 from sfg_dist.model.fit import Trainer
-
-
-@pytest.fixture
-def url(make_store):
-    pairs = make_store()
-    label_inline(pairs.location.url)
-    return pairs.location.url
 
 
 @pytest.mark.ray

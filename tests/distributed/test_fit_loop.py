@@ -21,13 +21,6 @@ from sfg_dist.model.fit import Trainer
 from sfg_dist.store import open_pairs, stream
 
 
-@pytest.fixture
-def url(make_store):
-    pairs = make_store()
-    label_inline(pairs.location.url)
-    return pairs.location.url
-
-
 class ScriptedLosses:
     """Held-out losses as a test wants them, one an epoch."""
 

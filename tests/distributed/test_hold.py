@@ -7,16 +7,8 @@ from test_training import make_settings, weights
 from sfg_dist.distributed import fit_loop, training
 from sfg_dist.distributed.checkpoints import newest_step
 from sfg_dist.distributed.hold import HOLD_NAME, Hold, take_hold
-from sfg_dist.distributed.inline import label_inline
 from sfg_dist.distributed.training import fit_inline, fit_with_workers
 from sfg_dist.errors import TrainingError
-
-
-@pytest.fixture
-def url(make_store):
-    pairs = make_store()
-    label_inline(pairs.location.url)
-    return pairs.location.url
 
 
 def test_the_last_attempt_holds_and_the_last_writer_of_it(tmp_path):

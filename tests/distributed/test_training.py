@@ -43,13 +43,6 @@ def make_settings(**changed):
     return FitSettings(**(settings | changed))
 
 
-@pytest.fixture
-def url(make_store):
-    pairs = make_store()
-    label_inline(pairs.location.url)
-    return pairs.location.url
-
-
 def weights(model):
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 

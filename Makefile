@@ -1,26 +1,20 @@
-# make install   .venv with the package, the peers of `sfg compare` and what tests need; does nothing when it is up to date
-# make run       install, then the quickstart job: labels, training, samples and a report
-# make test      install, then every test that this machine can run
-# make test-cluster   the extra `cluster` too, then the tests that need it
-# make lint      ruff, mypy and the import directions
-# make bench     the measurements in tests/benchmarks, beside their peers; BENCH="--quick" for a short one
+# make install      .venv with the package, the peers of `sfg compare` and what tests need; does nothing when it is up to date
+#                   TORCH=cpu: torch's build for the CPU; TORCH_INDEX=URL: an index with other builds; INSTALLER=pip or uv
+# make run          install, then the quickstart job: labels, training, samples and a report
+# make test         install, then every test that this machine can run
+# make test-cluster the extra `cluster` too, then the tests that need it
+# make lint         ruff, mypy and the import directions
+# make bench        the measurements in tests/benchmarks, beside their peers; BENCH="--quick" for a short one
+# make constraints  constraints.txt anew from pyproject.toml; UPGRADE=--upgrade takes the newest versions
 
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
-STAMP := .venv/.installed
+INSTALL = $(PYTHON) install.py --torch "$(TORCH)" --torch-index "$(TORCH_INDEX)" --installer "$(INSTALLER)"
 
-.PHONY: install run test test-cluster lint bench clean
+.PHONY: install run test test-cluster lint bench constraints clean
 
-install: $(STAMP)
-
-# torch goes first and through the constraints: asked for by another package, pip may take a CUDA build of several GB.
-$(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "sfg_dist needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) install --quiet -c constraints.txt torch
-	$(PIP) install --quiet -c constraints.txt --editable '.[test,lint]'
-	touch $@
+install:
+	@$(INSTALL) test lint
 
 run: install
 	$(BIN)/sfg run jobs/quickstart.toml
@@ -30,7 +24,7 @@ test: install
 
 # Apart from the other tests: with Ray's agents beside them each of its nodes starts later.
 test-cluster: install
-	$(PIP) install --quiet -c constraints.txt --editable '.[cluster]'
+	@$(INSTALL) cluster
 	$(BIN)/python -c 'import aiohttp, opencensus, prometheus_client'  # else the tests would be skipped
 	$(BIN)/python -m pytest -m cluster
 
@@ -41,8 +35,13 @@ lint: install
 	$(BIN)/lint-imports
 
 bench: install
-	$(PIP) install --quiet -c constraints.txt --editable '.[bench]'
+	@$(INSTALL) bench
 	$(BIN)/python tests/benchmarks/run.py $(BENCH)
+
+# One file for every platform and Python; what the file pins already stays as long as it fits.
+constraints: install
+	$(BIN)/uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --all-extras \
+		--custom-compile-command "make constraints" --no-annotate --output-file constraints.txt $(UPGRADE) pyproject.toml
 
 clean:
 	rm -rf .venv build *.egg-info

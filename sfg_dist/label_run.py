@@ -52,10 +52,12 @@ def label_pending(
     """
     from sfg_dist.distributed.actors import label_with_actors
     from sfg_dist.distributed.inline import label_inline
+    from sfg_dist.distributed.workers import DriverId
     from sfg_dist.store import sweep_partials
 
     sweep_partials(pairs)
-    with Monitor(pairs.location) as monitor:
+    driver = DriverId.new()
+    with Monitor(pairs.location, str(driver)) as monitor:
         metrics = _metrics(pairs) if executor.kind == "ray" else None
 
         def on_event(event: str, **details: Any) -> None:
@@ -75,6 +77,7 @@ def label_pending(
                 on_snapshot(snapshot)
 
         options: dict[str, Any] = {
+            "driver": driver,
             "num_threads": num_threads,
             "memory_gib": memory_gib,
             "max_attempts": executor.max_attempts,

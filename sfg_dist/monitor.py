@@ -9,10 +9,6 @@ Both are for people and dashboards: the protocol reads neither, and where they c
 from __future__ import annotations
 
 import json
-import os
-import re
-import secrets
-import socket
 import threading
 import time
 import warnings
@@ -30,12 +26,6 @@ REMOTE_INTERVAL_S = 3.0
 CLOSE_TIMEOUT_S = 30.0
 
 
-def new_driver_id() -> str:
-    """A name that no other driver has: host, process and a random part."""
-    host = re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname())[:64]
-    return f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
-
-
 class Monitor:
     """Writes one driver's snapshots and events into its store.
 
@@ -44,15 +34,16 @@ class Monitor:
 
     Args:
         location: the store.
-        driver: the driver's id; a new one if not given.
+        driver: the driver's id.
 
     Example:
-        >>> with Monitor(pairs.location) as monitor:                                        # doctest: +SKIP
-        ...     label_with_actors(url, on_event=monitor.event, on_snapshot=monitor.snapshot)
+        >>> driver = DriverId.new()                                                         # doctest: +SKIP
+        >>> with Monitor(pairs.location, str(driver)) as monitor:                           # doctest: +SKIP
+        ...     label_with_actors(url, driver=driver, on_event=monitor.event, on_snapshot=monitor.snapshot)
     """
 
-    def __init__(self, location: Location, driver: str | None = None) -> None:
-        self.driver = driver or new_driver_id()
+    def __init__(self, location: Location, driver: str) -> None:
+        self.driver = driver
         self._location = location
         self._lock = threading.Lock()
         self._part, self._part_number, self._num_written = bytearray(), 0, 0
@@ -93,7 +84,7 @@ class Monitor:
     def snapshot(self, snapshot: Mapping[str, Any]) -> None:
         """Keep the driver's state: a mapping with "is_running", "updated" and what ``sfg status`` shows."""
         with self._lock:
-            self._snapshot = {**snapshot, "driver": self.driver, "num_failures": dict(self._num_failures)}
+            self._snapshot = {**snapshot, "num_failures": dict(self._num_failures)}
             self._snapshot_is_new = True
         self._written_at_once()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sfg_dist import monitor
+from sfg_dist.distributed.workers import DriverId
 from sfg_dist.errors import StoreError, StoreFullError
 from sfg_dist.events import append_lines
 from sfg_dist.pipeline import Pipeline
@@ -23,12 +23,12 @@ def undisturbed(make_job, store_bytes):
 
 @needs_full_device
 def test_a_log_that_cannot_be_written_costs_one_warning(make_job, store_bytes, undisturbed, tmp_path, monkeypatch):
-    monkeypatch.setattr(monitor, "new_driver_id", lambda: "me")
+    monkeypatch.setattr(DriverId, "new", lambda: DriverId("me", 1, "0"))
     pipeline, heard = Pipeline(make_job(), lambda entry: heard.append(entry["event"])), []
     pairs = pipeline.open_store()
     (tmp_path / "run" / "events.jsonl").unlink()
     (pairs.location.root / "events").mkdir()
-    for log in (tmp_path / "run" / "events.jsonl", pairs.location.root / "events" / "me-0000.jsonl"):
+    for log in (tmp_path / "run" / "events.jsonl", pairs.location.root / "events" / "me-1-0-0000.jsonl"):
         log.symlink_to(FULL)
     with pytest.warns(UserWarning, match=r"the log lacks some events: .*events\.jsonl.*no space left") as caught:
         pipeline.label()

@@ -7,8 +7,11 @@ import time
 
 import pytest
 
+from sfg_dist.config import ExecutorConfig
 from sfg_dist.distributed.inline import label_inline
+from sfg_dist.label_run import label_pending
 from sfg_dist.monitor import Monitor
+from sfg_dist.pipeline import Pipeline
 from sfg_dist.prometheus import prometheus_text
 from sfg_dist.statusview import open_console, status_line, status_lines, status_page
 from sfg_dist.store import Location
@@ -201,7 +204,7 @@ def test_a_second_look_reads_only_what_is_new(half_done, monkeypatch):
 
 
 def test_a_monitor_leaves_what_status_shows(half_done):
-    with Monitor(half_done.location) as monitor:
+    with Monitor(half_done.location, SNAPSHOT["driver"]) as monitor:
         monitor.event("attempt_failed", shard=5, attempt=1, worker="actor-9", reason="it hangs", action="retry")
         monitor.snapshot(SNAPSHOT | {"updated": time.time(), "num_failures": {}})
         running = StatusReader(half_done).read(time.time())
@@ -286,3 +289,17 @@ def test_the_line_for_a_log(half_done):
     leave(half_done)
     line = status_line(StatusReader(half_done).read(NOW))
     assert line == "3 of 8 shards, 384 of 1,000 pairs, 1 at work, 64 pairs/s, about 10 s left"
+
+
+def test_snapshots_and_files_name_one_driver(make_job):
+    """What is shown of a driver, the name of its snapshot and that of its events are one id."""
+    snapshots = []
+    pairs = Pipeline(make_job()).open_store()
+    label_pending(
+        pairs, ExecutorConfig(kind="inline"), num_threads=1, memory_gib=None, emit=lambda *_, **__: None,
+        on_snapshot=snapshots.append,
+    )  # fmt: skip
+    (driver,) = {snapshot["driver"] for snapshot in snapshots}
+    root = pairs.location.root
+    assert [path.name for path in (root / "drivers").iterdir()] == [f"{driver}.json"]
+    assert [path.name for path in (root / "events").iterdir()] == [f"{driver}-0000.jsonl"]

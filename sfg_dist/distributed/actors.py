@@ -12,10 +12,12 @@ from typing import Any
 
 from sfg_dist.distributed.driver import Driver
 from sfg_dist.distributed.labeler import ShardLabeler
+from sfg_dist.distributed.places import gpu_room, num_actors
 from sfg_dist.distributed.pool import Policy, Progress
 from sfg_dist.distributed.ray_pool import RayPool, Role
 from sfg_dist.distributed.shards import Shards
 from sfg_dist.distributed.stopping import stop_signals
+from sfg_dist.distributed.workers import DriverId
 from sfg_dist.errors import ClusterError
 from sfg_dist.store import open_pairs
 
@@ -32,6 +34,7 @@ def label_with_actors(
     shard_timeout_s: float | None = None,
     max_attempts: int = 4,
     notice_s: float = Policy.notice_s,
+    driver: DriverId | None = None,
     on_progress: Progress | None = None,
     on_event: Callable[..., None] | None = None,
     on_snapshot: Callable[[dict[str, Any]], None] | None = None,
@@ -54,6 +57,7 @@ def label_with_actors(
         shard_timeout_s: a shard that runs longer is taken to hang; None for 10 times the median of its kind of actor.
         max_attempts: failed attempts at a shard before it is given up.
         notice_s: how long shards at work may go on after SIGUSR2.
+        driver: the driver's id; a new one if not given.
         on_progress: called after every commit.
         on_event: called with a name and details when something happens (see ``Driver``).
         on_snapshot: called with the state of everything, at most every two seconds and at the end.
@@ -63,6 +67,7 @@ def label_with_actors(
         policy: the driver's patience, where the three keys above are not enough.
 
     Raises:
+        ConfigError: a number of actors is no whole number of groups.
         ClusterError: the cluster cannot hold an actor, or actors die before they do any work.
         LabelingError: shards were given up; the message has every attempt's reason.
         StoreError: the store cannot be read, or its disk stayed full.
@@ -72,7 +77,7 @@ def label_with_actors(
     from ray.exceptions import RayError
 
     shards = Shards(open_pairs(url), only)
-    wanted = _Wanted(num_actors, num_gpus_per_actor, num_cpu_actors, actors_per_group, num_threads)
+    wanted = WantedActors(num_actors, num_gpus_per_actor, num_cpu_actors, actors_per_group, num_threads)
     available = ray.cluster_resources()
     for name, amount in (reserved or {}).items():
         available[name] = max(1.0, available[name] - amount) if available.get(name) else 0.0
@@ -80,11 +85,12 @@ def label_with_actors(
     arguments = {"num_threads": num_threads} | ({} if memory_gib is None else {"memory_gib": memory_gib})
     pool = RayPool(url, labeler, roles, arguments, actors_per_group=actors_per_group)
     policy = policy or Policy(shard_timeout_s=shard_timeout_s, max_attempts=max_attempts, notice_s=notice_s)
-    driver = Driver(
+    loop = Driver(
         shards,
         pool,
         numbers,
         total=shards.total,
+        driver=driver,
         policy=policy,
         on_progress=on_progress,
         on_event=on_event,
@@ -92,12 +98,12 @@ def label_with_actors(
     )
 
     def stop(reason: str) -> None:
-        driver.request_stop(reason)
+        loop.request_stop(reason)
         pool.wake()
 
     with stop_signals(stop, notice_s=policy.notice_s):
         try:
-            driver.run()
+            loop.run()
         except RayError as error:
             raise ClusterError(
                 f"the Ray cluster failed ({' '.join(str(error).split())[:300]}); what is committed is kept: run the "
@@ -105,11 +111,11 @@ def label_with_actors(
             ) from error
         finally:
             pool.close()
-            driver.settle()
+            loop.settle()
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class WantedActors:
     """The actors that a job asks for."""
 
     num_actors: int | None
@@ -131,16 +137,11 @@ class _Wanted:
             raise ClusterError(
                 f"labels.num_threads = {self.num_threads}, but the cluster has {cluster_cpus:g} CPUs: take fewer"
             )
-        # A GPU above one is whole GPUs, so an actor of 0.5 fits twice on each and one of 0.6 once.
-        room = cluster_gpus * int(1 / gpus + 1e-9) if 0 < gpus <= 1 else cluster_gpus / gpus if gpus else None
-        count = self.num_actors or max(1, int(room if room is not None else cluster_cpus / self.num_threads))
-        if count < self.group:
-            raise ClusterError(
-                f"executor.actors_per_group = {self.group}, but there are {count} actors: set executor.num_actors to "
-                f"a multiple of {self.group} that the cluster can hold"
-            )
+        beside = num_actors(self.num_cpu_actors, key="executor.num_cpu_actors", group=self.group)
+        room = gpu_room(cluster_gpus, gpus) if gpus else max(1, int(cluster_cpus // self.num_threads) - beside)
+        count = num_actors(self.num_actors, room=room, group=self.group)
         numbers = {"gpu" if gpus else "cpu": count // self.group}
         roles = {"gpu": Role(self.num_threads, gpus), "cpu": Role(self.num_threads, 0.0, is_cpu=cluster_gpus > 0)}
-        if alone := self.num_cpu_actors // self.group:
-            numbers["cpu"] = numbers.get("cpu", 0) + alone
+        if beside:
+            numbers["cpu"] = numbers.get("cpu", 0) + beside // self.group
         return roles, numbers

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sfg_dist.distributed.machine import peak_memory
 from sfg_dist.plan import Plan, fingerprint
 from sfg_dist.store import Pairs, create_store
 
@@ -98,7 +99,7 @@ def _work(task: Mapping[str, Any]) -> None:
             "import_s": imported - float(os.environ["SFG_CALIBRATION_STARTED"]),
             "open_s": opened - imported,
             "first_s": first,
-            "host_bytes": _peak_bytes(),
+            "host_bytes": peak_memory(),
             "device_bytes": torch.cuda.max_memory_reserved() if device.type == "cuda" else 0,
             "commit_bytes": labeler.pairs.location.size(f"commits/{record['shard']:08d}.json"),
             **writes,
@@ -138,14 +139,6 @@ def _time_writes(pairs: Pairs) -> dict[str, Any]:
     for shard in range(pairs.plan.num_shards):
         pairs.is_done(shard)
     return {"writes": writes[1:], "check_s": (time.perf_counter() - started) / pairs.plan.num_shards}
-
-
-def _peak_bytes() -> int:
-    """Peak resident size of this process."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _answer(key: str, value: Any) -> None:

@@ -8,9 +8,6 @@ are not and why.
 
 from __future__ import annotations
 
-import os
-import secrets
-import socket
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -32,7 +29,7 @@ from sfg_dist.distributed.pool import (
     Result,
     ShardStore,
 )
-from sfg_dist.distributed.workers import Call, Reporter, Worker, slow_calls
+from sfg_dist.distributed.workers import Call, DriverId, Reporter, Worker, slow_calls
 from sfg_dist.errors import ConflictError, StoreError, StoreFullError
 
 CALLS_PER_WORKER = 2  # one at work, one waiting
@@ -49,6 +46,7 @@ class Driver:
         pool: who does them.
         roles: how many workers of each role to start; a role is what the pool understands ("gpu", "cpu").
         total: shards in all.
+        driver: who this is; a new id if not given.
         policy: how patient to be.
         on_progress: called after every commit.
         on_event: called with a name and details when something happens.
@@ -62,6 +60,7 @@ class Driver:
         roles: Mapping[str, int],
         *,
         total: int,
+        driver: DriverId | None = None,
         policy: Policy | None = None,
         on_progress: Progress | None = None,
         on_event: Callable[..., None] | None = None,
@@ -71,6 +70,7 @@ class Driver:
         self._policy = policy or Policy()
         self._pace = Pace(self._policy.shard_timeout_s)
         self._total = total
+        self._id = driver or DriverId.new()
         self._on_progress, self._on_event, self._on_snapshot = on_progress, on_event, on_snapshot
         self._crew = Crew(pool, roles, self._policy)
         self._hungry: dict[str, None] = {}  # in the order in which they became so
@@ -120,8 +120,7 @@ class Driver:
             return
         now = self._pool.now()
         self._last_loop = now
-        name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-        self._reporter = Reporter(name, self._pool, self._on_event, self._on_snapshot)
+        self._reporter = Reporter(self._id, self._pool, self._on_event, self._on_snapshot)
         try:
             self._crew.start_all(len(pending))
             while not self._is_over():
@@ -228,12 +227,14 @@ class Driver:
 
     def _finish(self, shard: int, record: dict[str, Any], worker: Worker, seconds: float | None = None) -> None:
         process = (record.get("host", worker.host), record.get("pid", worker.pid))
-        if process == (worker.host, worker.pid) and seconds is not None:
+        if process != (worker.host, worker.pid):
+            seconds = None  # they are another attempt's, and the record is not
+        if seconds is not None:
             worker.done += 1
             worker.rows += self._store.rows(shard)
             self._pace.add(worker.kind, seconds)
         self._space.written(self._pool.now())
-        self._note_done(shard, record)
+        self._note_done(shard, record, seconds)
         if not self._crew.is_own(*process):
             self._meet_other_driver()
 

@@ -17,6 +17,7 @@ import numpy as np
 from sfg_dist.config import Job
 from sfg_dist.distributed.calibration import CALIBRATION_S, Pace, calibrate
 from sfg_dist.distributed.machine import Machine, this_machine
+from sfg_dist.distributed.places import workers_per_gpu
 from sfg_dist.distributed.requirements import (
     DeviceKind,
     Memory,
@@ -218,7 +219,7 @@ def calibrated_devices(workers: Workers, machine: Machine) -> list[str]:
     devices: list[str] = []
     if number := workers.num_actors.get("cuda", 0):
         each = workers.num_gpus_per_actor
-        share = max(1, int(1 / each + 1e-9))
+        share = workers_per_gpu(each)
         whole = max(1, round(each))
         places = [f"cuda:{gpu}" for gpu in range(0, len(machine.gpus) - whole + 1, whole) for _ in range(share)]
         devices += places[:number]

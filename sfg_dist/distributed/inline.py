@@ -11,6 +11,7 @@ from sfg_dist.distributed.driver import Driver
 from sfg_dist.distributed.pool import Answered, Drain, Event, Failure, Lost, Policy, Progress, Ready, Result, Task
 from sfg_dist.distributed.shards import Shards, label_tasks, worker_info
 from sfg_dist.distributed.stopping import stop_signals
+from sfg_dist.distributed.workers import DriverId
 from sfg_dist.store import open_pairs
 
 
@@ -83,6 +84,7 @@ def label_inline(
     memory_gib: float | None = None,
     max_attempts: int = 4,
     notice_s: float = Policy.notice_s,
+    driver: DriverId | None = None,
     on_progress: Progress | None = None,
     on_event: Callable[..., None] | None = None,
     on_snapshot: Callable[[dict[str, Any]], None] | None = None,
@@ -98,6 +100,7 @@ def label_inline(
         memory_gib: host memory that the reference may take; None for all of it.
         max_attempts: failed attempts at a shard before it is given up.
         notice_s: how long the shard at work may go on after SIGUSR2.
+        driver: the driver's id; a new one if not given.
         on_progress: called after every commit.
         on_event: called with a name and details when something happens (see ``Driver``).
         on_snapshot: called with the state of everything, at most every two seconds and at the end.
@@ -120,16 +123,17 @@ def label_inline(
         return make(url, num_threads=num_threads, **more)
 
     policy = policy or Policy(max_attempts=max_attempts, notice_s=notice_s)
-    driver = Driver(
+    loop = Driver(
         shards,
         InlinePool(make_labeler),
         {"inline": 1},
         total=shards.total,
+        driver=driver,
         policy=policy,
         on_progress=on_progress,
         on_event=on_event,
         on_snapshot=on_snapshot,
     )
     # A shard that will not end in time is dropped where it is: the store's protocol takes any cut.
-    with stop_signals(driver.request_stop, patience=driver.patience, notice_s=policy.notice_s):
-        driver.run()
+    with stop_signals(loop.request_stop, patience=loop.patience, notice_s=policy.notice_s):
+        loop.run()

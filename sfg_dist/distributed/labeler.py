@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import socket
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sfg_dist.distributed.machine import peak_memory
 from sfg_dist.distributed.members import GroupReference
 from sfg_dist.distributed.node_table import NodeTable
 from sfg_dist.distributed.references import StoredReference, open_reference
@@ -237,15 +235,6 @@ def conditional_reference(
 
 def _num_streamed(reference: PreparedReference | ConditionalReference) -> int:
     return reference.num_streamed if isinstance(reference, StreamedReference) else 0
-
-
-def peak_memory() -> int:
-    """The most bytes that this process has held resident so far."""
-    if sys.platform == "linux":  # whose ru_maxrss a child inherits from its parent, this not
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def label_error(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +59,15 @@ def this_machine() -> Machine:
             properties = torch.cuda.get_device_properties(index)
             gpus.append(Gpu(properties.name, properties.total_memory))
     return Machine(_usable_cpus(), total, available, tuple(gpus))
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has held resident so far."""
+    if sys.platform == "linux":  # whose ru_maxrss a child inherits from its parent, this not
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def free_disk(path: Path) -> int:

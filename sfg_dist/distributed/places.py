@@ -1,10 +1,53 @@
-"""How many workers the nodes of the running Ray session have room for; a worker lies on one node."""
+"""How many workers there is room for, on GPUs and on the nodes of a Ray session; a worker lies on one node."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sfg_dist.errors import ClusterError
+from sfg_dist.errors import ClusterError, ConfigError
+
+
+def gpu_room(num_gpus: float, each: float) -> int:
+    """Workers that fit so many GPUs, each with ``each`` of them: a part of a GPU is one GPU's.
+
+    Example:
+        >>> gpu_room(4, 0.5), gpu_room(4, 0.6), gpu_room(4, 2), gpu_room(3, 2)
+        (8, 4, 2, 1)
+    """
+    return int(num_gpus) * workers_per_gpu(each) if each <= 1 else int(num_gpus // each)
+
+
+def workers_per_gpu(each: float) -> int:
+    """Workers that share a GPU, each with ``each`` of it; 1 where a worker holds whole ones."""
+    return max(1, int(1 / each + 1e-9))
+
+
+def num_actors(asked: int | None, *, group: int, room: int = 0, key: str = "executor.num_actors") -> int:
+    """Actors of a run, in whole groups: those asked for, else as many as there is room for.
+
+    Args:
+        asked: the job's number; None for as many as there is room for.
+        group: actors of a group, ``executor.actors_per_group``.
+        room: actors that there is room for.
+        key: of the job's number, for the message.
+
+    Raises:
+        ConfigError: the number is no whole number of groups, or there is room for less than one.
+
+    Example:
+        >>> num_actors(None, group=2, room=5), num_actors(6, group=2)
+        (4, 6)
+    """
+    if asked is None and room < group:
+        raise ConfigError(f"executor.actors_per_group = {group}, but there is room for {room} actors: take {room}")
+    if asked is None:
+        return room // group * group
+    if asked % group:
+        raise ConfigError(
+            f"{key} = {asked} is no whole number of groups of executor.actors_per_group = {group}: "
+            f"take {max(group, asked // group * group)}"
+        )
+    return asked
 
 
 def alive_nodes() -> list[Mapping[str, float]]:
@@ -42,7 +85,7 @@ def num_places(nodes: Sequence[Mapping[str, float]], *, num_cpus: int, num_gpus:
         room = int(resources.get("CPU", 0) // num_cpus)
         if num_gpus:
             gpus = resources.get("GPU", 0.0)
-            room = min(room, int(gpus) * int(1 / num_gpus + 1e-9) if num_gpus <= 1 else int(gpus // num_gpus))
+            room = min(room, gpu_room(gpus, num_gpus))
         found += room
     return found
 

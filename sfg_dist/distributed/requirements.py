@@ -14,6 +14,7 @@ from typing import Literal
 
 from sfg_dist.config import Job
 from sfg_dist.distributed.machine import Machine, free_disk
+from sfg_dist.distributed.places import gpu_room, num_actors, workers_per_gpu
 from sfg_dist.distributed.references import SHARED_BYTES, reference_memory
 from sfg_dist.distributed.sizes import (
     ACTOR_BYTES,
@@ -119,31 +120,20 @@ def choose_workers(job: Job, machine: Machine) -> Workers:
             f"executor.num_gpus_per_actor = {gpus:g} on the cluster at {keys.address}, but torch sees no GPU here to "
             f"calibrate on: plan on a machine like the cluster's"
         )
-    room = _gpu_room(len(machine.gpus), gpus) if gpus else max(1, machine.num_cpus // threads)
-    number = keys.num_actors or room
+    group = keys.actors_per_group
+    beside = num_actors(keys.num_cpu_actors, key="executor.num_cpu_actors", group=group)
+    room = gpu_room(len(machine.gpus), gpus) if gpus else max(1, machine.num_cpus // threads - beside)
+    number = num_actors(keys.num_actors, room=room, group=group)
     if gpus and number > room and not elsewhere:
         raise ConfigError(
             f"executor.num_actors = {number} with executor.num_gpus_per_actor = {gpus:g} need {number * gpus:g} GPUs, "
             f"torch sees {len(machine.gpus)} here: take executor.num_actors = {room}"
         )
-    actors: dict[DeviceKind, int] = {"cuda": number, "cpu": keys.num_cpu_actors} if gpus else {"cpu": number}
-    if not gpus:
-        actors["cpu"] += keys.num_cpu_actors
-    group = keys.actors_per_group
-    for kind, count in actors.items():
-        if count % group:
-            raise ConfigError(
-                f"{count} actors on {kind} are no whole number of groups of executor.actors_per_group = {group}: "
-                f"take {count // group * group or group}"
-            )
+    actors: dict[DeviceKind, int] = {"cuda": number, "cpu": beside} if gpus else {"cpu": number + beside}
     workers = Workers("ray", {kind: n for kind, n in actors.items() if n}, gpus, threads, group, elsewhere)
     if not elsewhere:
         _require_cpus(workers, machine)
     return workers
-
-
-def _gpu_room(num_gpus: int, each: float) -> int:
-    return int(num_gpus // each) if each >= 1 else num_gpus * int(1 / each + 1e-9)
 
 
 def _require_cpus(workers: Workers, machine: Machine) -> None:
@@ -248,7 +238,7 @@ def require_memory(memory: Memory, workers: Workers, machine: Machine) -> None:
         return
     smallest = min(gpu.memory_bytes for gpu in machine.gpus)
     each = memory.actors["cuda"]
-    sharing = max(1, int(1 / workers.num_gpus_per_actor + 1e-9))
+    sharing = workers_per_gpu(workers.num_gpus_per_actor)
     if sharing * each.device_bytes > smallest:
         fits = ["executor.num_gpus_per_actor = 1"] if sharing > 1 and each.device_bytes <= smallest else []
         raise ConfigError(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import secrets
+import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -99,11 +103,35 @@ def slow_calls(workers: Iterable[Worker], pace: Pace, now: float) -> list[tuple[
     return [(is_at_work, call, kind) for is_at_work, _, call, kind in sorted(found, key=lambda entry: entry[:2])]
 
 
+@dataclass(frozen=True)
+class DriverId:
+    """Who drives: no other driver has the same id.
+
+    Attributes:
+        host: the machine, in characters that a file name may have.
+        pid: the process.
+        token: a random part.
+    """
+
+    host: str
+    pid: int
+    token: str
+
+    @classmethod
+    def new(cls) -> DriverId:
+        """An id for this process."""
+        host = re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname())[:64]
+        return cls(host, os.getpid(), secrets.token_hex(4))
+
+    def __str__(self) -> str:
+        return f"{self.host}-{self.pid}-{self.token}"
+
+
 class Reporter:
     """Tells what happens, as events, and how all stands, as snapshots.
 
     Args:
-        name: id of this driver.
+        driver: who this driver is.
         pool: whose clock counts.
         on_event: called with a name and details.
         on_snapshot: called with the state.
@@ -111,12 +139,12 @@ class Reporter:
 
     def __init__(
         self,
-        name: str,
+        driver: DriverId,
         pool: Pool,
         on_event: Callable[..., None] | None,
         on_snapshot: Callable[[dict[str, Any]], None] | None,
     ) -> None:
-        self.name = name
+        self._driver = driver
         self._pool, self._on_event, self._on_snapshot = pool, on_event, on_snapshot
         self._begun, self._unix_begun = pool.now(), pool.unix_time()
         self._next = self._begun
@@ -145,12 +173,11 @@ class Reporter:
         now = self._pool.now()
         self._next = now + SNAPSHOT_S
         self._rows |= {worker.name: worker.rows for worker in workers.values()}
-        host, _, rest = self.name.rpartition("-")[0].rpartition("-")
         self._on_snapshot(
             {
-                "driver": self.name,
-                "host": host,
-                "pid": int(rest),
+                "driver": str(self._driver),
+                "host": self._driver.host,
+                "pid": self._driver.pid,
                 "started": round(self._unix_begun, 3),
                 "updated": round(self._unix(now), 3),
                 "is_running": is_running,

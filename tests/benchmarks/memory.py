@@ -29,7 +29,8 @@ WORKER = """
 import json, os, sys, time, psutil, torch
 torch.set_num_threads(1)
 url, memory_gib = sys.argv[1], float(sys.argv[2]) or None
-from sfg_dist.distributed.labeler import ShardLabeler, peak_memory
+from sfg_dist.distributed.labeler import ShardLabeler
+from sfg_dist.distributed.machine import peak_memory
 started = time.perf_counter()
 labeler = ShardLabeler(url, memory_gib=memory_gib)
 opened = time.perf_counter()

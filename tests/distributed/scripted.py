@@ -174,7 +174,7 @@ class FakePool:
 class Run:
     """A driver over a fake pool, and what it told."""
 
-    def __init__(self, num_shards=8, roles=None, done=(), policy=None, **pool):
+    def __init__(self, num_shards=8, roles=None, done=(), policy=None, driver=None, **pool):
         self.store = FakeStore(num_shards, done)
         self.pool = FakePool(self.store, **pool)
         self.events, self.progress, self.snapshots = [], [], []
@@ -183,6 +183,7 @@ class Run:
             self.pool,
             roles or {"cpu": 2},
             total=num_shards,
+            driver=driver,
             policy=policy,
             on_progress=lambda done, total, record: self.progress.append((done, total, record["shard"])),
             on_event=lambda event, **details: self.events.append((event, details)),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scripted import FakePool, Fate, Run, fates
 
 from sfg_dist.distributed.pool import Drain, Policy
+from sfg_dist.distributed.workers import DriverId
 from sfg_dist.errors import (
     ClusterError,
     ConflictError,
@@ -364,6 +365,21 @@ def test_memory_that_ran_out_costs_the_worker_its_process():
     run = Run(8, fate=fates({2: [Fate("fail", 1.0, RuntimeError("CUDA out of memory. Tried"))]})).go()
     assert run.pool.num_started == 3
     assert len(run.of("attempt_failed")) == 1
+
+
+def test_the_seconds_of_a_shard_reach_who_listens():
+    run = Run(6, fate=lambda shard, *_: Fate(seconds=1.0 + shard)).go()
+    assert {details["record"]["shard"]: details["seconds"] for details in run.of("shard")} == {
+        shard: 1.0 + shard for shard in range(6)
+    }
+
+
+def test_a_driver_has_one_id_with_its_host_and_process_in_it():
+    driver = DriverId("a-host-with-dashes", 4711, "0123")
+    run = Run(3, driver=driver).go()
+    assert run.snapshots
+    for snapshot in run.snapshots:
+        assert (snapshot["driver"], snapshot["host"], snapshot["pid"]) == (str(driver), "a-host-with-dashes", 4711)
 
 
 def test_snapshots_tell_of_every_worker():

@@ -11,6 +11,7 @@ from machines import MACHINE, PACE, expected_bytes
 from sfg_dist.distributed.calibration import Calibration, calibrate
 from sfg_dist.distributed.estimate import estimate_job
 from sfg_dist.distributed.inline import label_inline
+from sfg_dist.distributed.machine import peak_memory
 from sfg_dist.errors import ConfigError, LabelingError, PlanMismatchError
 from sfg_dist.pipeline import Pipeline
 from sfg_dist.plan_table import duration, estimate_rows, size
@@ -117,6 +118,15 @@ def test_an_error_in_a_calibration_comes_out_with_its_reason(make_store):
     damaged[5, 1] = np.nan
     with pytest.raises(LabelingError, match="lacks some of rows 0 to"):
         calibrate(pairs.plan, damaged, devices=["cpu"], seconds=0.1)
+
+
+def test_the_peak_of_a_calibration_is_its_own(make_store):
+    """A child process inherits the peak that `getrusage` tells from whoever started it."""
+    ballast = bytearray(1_500_000_000)
+    pairs = make_store()
+    pace = calibrate(pairs.plan, pairs.reference, devices=["cpu"], seconds=0.1).paces["cpu"]
+    assert peak_memory() > len(ballast)
+    assert pace.host_bytes < 1_000_000_000
 
 
 def test_no_room_for_a_calibration(make_store, monkeypatch):

@@ -5,7 +5,9 @@ import time
 import urllib.request
 
 import pytest
+from scripted import Fate, Run
 
+from sfg_dist.distributed.driver import Driver
 from sfg_dist.distributed.metrics import STATES, LabelMetrics
 
 RECORD = {
@@ -88,6 +90,23 @@ def test_events_are_counted(recorded):
     assert recorded["sfg_workers_lost",] == recorded["sfg_backups",] == 1
     assert [recorded["sfg_workers", state] for state in STATES] == [0, 1, 2, 0]
     assert recorded["sfg_rows_per_second",] == 51.2
+
+
+def test_the_driver_tells_how_long_a_shard_took_to_be_written(recorded):
+    """The seconds of the whole task come from the driver, those of the integration from the record."""
+    run = Run(4, fate=lambda *_: Fate(seconds=2.0))
+    metrics = LabelMetrics("store")
+    run.driver = Driver(
+        run.store,
+        run.pool,
+        {"cpu": 2},
+        total=4,
+        on_event=lambda event, **details: metrics.event(
+            event, **details | ({"record": RECORD | {"seconds": 1.25}} if event == "shard" else {})
+        ),
+    )
+    run.go()
+    assert recorded["sfg_write_seconds", "NVIDIA H100"] == [0.75] * 4
 
 
 def test_a_run_that_has_ended_has_no_workers(recorded):

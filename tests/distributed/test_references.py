@@ -304,7 +304,8 @@ import sys, torch
 torch.set_num_threads(1)
 import sfg_dist.flow.reference
 from sfg_dist.distributed import references
-from sfg_dist.distributed.labeler import ShardLabeler, peak_memory
+from sfg_dist.distributed.labeler import ShardLabeler
+from sfg_dist.distributed.machine import peak_memory
 from sfg_dist.store import open_pairs
 url, room = sys.argv[1], int(sys.argv[2])
 sfg_dist.flow.reference.BLOCK_ROWS = 1 << 14

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from machines import GPUS, MACHINE, expected_bytes, workers
 
+from sfg_dist.distributed.actors import WantedActors
 from sfg_dist.distributed.estimate import calibrated_devices
 from sfg_dist.distributed.machine import _memory_limits, free_disk, this_machine
 from sfg_dist.distributed.requirements import choose_workers, memory_of, require_disk, require_memory
 from sfg_dist.distributed.sizes import GIB, device_memory
-from sfg_dist.errors import ConfigError
+from sfg_dist.errors import ClusterError, ConfigError
 from sfg_dist.pipeline import Pipeline
 from sfg_dist.store import open_pairs
 
@@ -59,6 +60,47 @@ def test_workers_that_cannot_be_had(make_job, executor, labels, machine, words):
     with pytest.raises(ConfigError) as caught:
         choose_workers(job, machine)
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize("gpus", [(), GPUS])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"num_actors": 2},
+        {"num_actors": 3, "actors_per_group": 2},
+        {"num_actors": 2, "actors_per_group": 2, "num_cpu_actors": 1},
+        {"num_cpu_actors": 2, "actors_per_group": 2},
+        {"actors_per_group": 2, "num_gpus_per_actor": 0.6},
+        {"actors_per_group": 3},
+        {"actors_per_group": 9},
+        {"num_gpus_per_actor": 0.5},
+        {"num_gpus_per_actor": 2},
+    ],
+)
+def test_a_run_takes_the_workers_of_the_plan(make_job, keys, gpus):
+    """Both refuse the same numbers, in the same words, and count the same where the job leaves it to them."""
+    job, machine = make_job(executor={"kind": "ray"} | keys), replace(MACHINE, num_cpus=9, gpus=gpus)
+    wanted = WantedActors(
+        job.executor.num_actors,
+        job.executor.num_gpus_per_actor,
+        job.executor.num_cpu_actors,
+        job.executor.actors_per_group,
+        job.labels.num_threads,
+    )
+    outcomes = []
+    for count in (
+        lambda: {kind.replace("cuda", "gpu"): n for kind, n in choose_workers(job, machine).num_actors.items()},
+        lambda: {
+            kind: n * job.executor.actors_per_group
+            for kind, n in wanted.roles({"CPU": 9.0, "GPU": float(len(gpus))})[1].items()
+        },
+    ):
+        try:
+            outcomes.append(count())
+        except (ConfigError, ClusterError) as error:
+            outcomes.append(str(error) if "actors_per_group" in str(error) else "refused")
+    assert outcomes[0] == outcomes[1]
 
 
 def memory(plan, chosen, machine, **keywords):

@@ -1,0 +1,167 @@
+"""The installation: versions that resolve on machines unlike this one, and the wheel by itself."""
+
+import http.server
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PYTHONS = ["3.11", "3.12", "3.13", "3.14"]  # the classifiers of pyproject.toml
+PLATFORMS = ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "aarch64-apple-darwin"]
+SOURCE_ONLY = ["pykeops", "keopscore"]  # the extra `bench`: these have no wheels, and are plain Python
+
+
+@pytest.fixture(scope="module")
+def installer():
+    spec = importlib.util.spec_from_file_location("install", ROOT / "install.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def uv(tmp_path_factory):
+    """A function that runs `uv pip compile` in a folder with the project's files, without settings."""
+    program = Path(sys.executable).with_name("uv")
+    if not program.exists():
+        pytest.skip("uv is not installed")
+    try:
+        urllib.request.urlopen("https://pypi.org/simple/uv/", timeout=10).close()
+    except OSError as error:
+        pytest.skip(f"the public index cannot be reached: {error}")
+    folder = tmp_path_factory.mktemp("resolution")
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    settings = ("PIP_", "UV_", "VIRTUAL_ENV", "CONDA_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(settings)}
+    environment |= {"MACOSX_DEPLOYMENT_TARGET": "14.0"}
+
+    def compile_(*words: str) -> subprocess.CompletedProcess:
+        command = [str(program), "pip", "compile", "pyproject.toml", "--quiet", "--all-extras", "--no-annotate", *words]
+        return subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True, timeout=120)
+
+    compile_.folder = folder
+    return compile_
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("python", PYTHONS)
+def test_constraints_resolve_to_wheels(uv, python, platform):
+    """Every extra, from the public index alone: nothing is downloaded but the packages' metadata."""
+    wheels = ["--only-binary", ":all:"] + [word for name in SOURCE_ONLY for word in ("--no-binary", name)]
+    done = uv("--constraints", "constraints.txt", "--python-version", python, "--python-platform", platform, *wheels)
+    assert done.returncode == 0, done.stderr
+    pinned = {line.split(" ")[0] for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    taken = {line for line in done.stdout.splitlines() if not line.startswith("#")}
+    assert len(taken) > 150
+    assert taken <= pinned, "a package without a pin"
+
+
+def test_constraints_are_what_the_tool_makes(uv):
+    """`make constraints` would leave the file as it is: no line was written by hand, no requirement is missing."""
+    before = (uv.folder / "constraints.txt").read_text()
+    words = ["--universal", "--fork-strategy", "fewest", "--python-version", "3.11", "--output-file", "constraints.txt"]
+    done = uv(*words, "--custom-compile-command", "make constraints")
+    assert done.returncode == 0, done.stderr
+    assert (uv.folder / "constraints.txt").read_text() == before
+
+
+CUDA = [("torch", "2.13.0", "a"), ("nvidia-cuda-runtime", "13.0.96", "b"), ("Jinja2", "3.1.6", "c")]
+
+
+@pytest.mark.parametrize(
+    ("packages", "words"),
+    [
+        (CUDA, "torch 2.13.0, the build for CUDA 13.0: 3.0 GB"),
+        ([("torch", "2.13.0+cpu", "a")], "torch 2.13.0+cpu, the build for the CPU: 1.0 GB"),
+        ([("torch", "2.13.0+rocm7.0", "a")], "torch 2.13.0+rocm7.0, the build for rocm7.0: 1.0 GB"),
+    ],
+)
+def test_the_build_and_its_size_are_said(installer, monkeypatch, packages, words):
+    monkeypatch.setattr(installer, "num_bytes", lambda url: 10**9)
+    assert installer.described(packages).startswith(words)
+
+
+@pytest.fixture
+def served(tmp_path):
+    """The address of a folder with one file of 3 bytes."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "torch.whl").write_bytes(b"abc")
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=tmp_path)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_sizes_are_asked_for(installer, served, tmp_path):
+    assert installer.num_bytes(f"{served}/torch/torch.whl") == 3
+    assert installer.num_bytes(f"{served}/torch/none.whl") == 0
+    assert installer.num_bytes((tmp_path / "torch" / "torch.whl").as_uri()) == 3
+
+
+def test_an_index_that_is_out_of_reach_is_named_without_its_password(installer, served, capsys):
+    assert installer.reached(served)
+    assert capsys.readouterr().out == ""
+    assert not installer.reached("http://me:secret@127.0.0.1:9/simple")
+    said = capsys.readouterr().out
+    assert "http://127.0.0.1:9/simple cannot be reached" in said
+    assert "TORCH_INDEX=URL" in said
+    assert "secret" not in said
+
+
+def test_nothing_is_done_twice():
+    """The second `make install` of a checkout takes no time and says nothing."""
+    if not (ROOT / ".venv" / "install.json").exists():
+        pytest.skip("this checkout was not installed by make")
+    done = subprocess.run([sys.executable, "install.py"], cwd=ROOT, text=True, capture_output=True, timeout=10)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_all_that_a_job_needs(tmp_path):
+    """The wheel alone, outside the checkout: labels, a fit, samples and the page."""
+    sources = tmp_path / "sources"
+    shutil.copytree(ROOT / "sfg_dist", sources / "sfg_dist", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, sources)
+    built = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(sources)]
+    subprocess.run(built, check=True, capture_output=True, timeout=120)
+    shutil.rmtree(sources)
+    (wheel,) = tmp_path.glob("*.whl")
+    shutil.unpack_archive(wheel, tmp_path / "site", "zip")
+    job = tmp_path / "job.toml"
+    job.write_text(
+        '[data]\nsource = "moons"\nmax_rows = 600\n'
+        "[labels]\nnum_pairs = 1000\nnum_evaluations = 8\n"
+        "[train]\nwidth = 16\ndepth = 1\nnum_epochs = 2\n"
+        "[evaluate]\nnum_samples = 200\n"
+    )
+    program = "import sfg_dist, sfg_dist.cli as c; assert sfg_dist.__file__.startswith({!r}); c.main()"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program.format(str(tmp_path)), "run", str(job), "--executor", "inline"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "job" / "report.html").stat().st_size > 10_000

@@ -26,6 +26,7 @@ from sfg_dist.display import Display
 from sfg_dist.errors import ConfigError
 from sfg_dist.model_commands import sample_model
 from sfg_dist.notice import granted_s
+from sfg_dist.threads import wait_passively
 
 if TYPE_CHECKING:
     from sfg_dist.config import Job
@@ -203,6 +204,7 @@ def _root(
 
 def main() -> None:
     """Entry point of the console script."""
+    wait_passively()
     warnings.showwarning = lambda message, *_: _show_warning(message)
     # For developers of libraries, not for users of a command.
     for category in (FutureWarning, DeprecationWarning):

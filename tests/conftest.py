@@ -16,6 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sfg_dist.threads import wait_passively
+
+wait_passively()  # before anything imports torch
+
 
 def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", help="torch device that the flow's tests run on: cpu or cuda")

@@ -35,6 +35,7 @@ from sfg_dist.model.device_feed import DeviceFeed
 from sfg_dist.model.fit import Stopwatch, Trainer
 from sfg_dist.objects import absolute_url
 from sfg_dist.store import Pairs, PairStream, open_pairs
+from sfg_dist.threads import wait_passively
 
 FIRST_PASS = 2**31
 """Number of the first pass where epochs have theirs, so that no pass has the order of an epoch."""
@@ -256,8 +257,11 @@ class _Process:
             settings["num_threads"] = max(1, (os.cpu_count() or 1) - 1)  # the labels have the other one
         device = "cuda:1" if torch.cuda.device_count() >= 2 else "cpu"  # the labels have the first GPU
         task = {**task, "settings": settings, "device": device}
+        environment = dict(os.environ)
+        wait_passively(environment)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "sfg_dist.distributed.ahead", json.dumps(task)],
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -30,6 +30,7 @@ from sfg_dist.distributed.machine import free_disk
 from sfg_dist.errors import ConfigError, LabelingError
 from sfg_dist.plan import REFERENCE_BLOCK_ROWS, Plan
 from sfg_dist.store import create_store
+from sfg_dist.threads import wait_passively
 
 CALIBRATION_S = 4.0
 _QUERY_BATCHES = 64  # at least so many of the user's own query points, repeated where there are fewer
@@ -224,6 +225,7 @@ def _process(folder: Path, number: int, device: str, settings: Mapping[str, Any]
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "SFG_CALIBRATION_STARTED": repr(time.time()),
     }
+    wait_passively(environment)
     kind, _, index = device.partition(":")
     if kind == "cuda":
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")

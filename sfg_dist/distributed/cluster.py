@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 
 from sfg_dist.errors import ClusterError
+from sfg_dist.threads import is_settled, wait_passively
 
 LOCAL_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -79,7 +80,7 @@ def _explain(address: str | None, error: Exception) -> str:
 
 @contextlib.contextmanager
 def local_environment() -> Iterator[None]:
-    """Within, a Ray started on this machine has a token of this process and little idle work.
+    """Within, a Ray started on this machine has a token of this process, little idle work and threads that sleep.
 
     The environment is put back after. Ray reads its authentication mode once, when it is imported; where the user's
     program imported it first, Ray's own way of making a token stands.
@@ -87,6 +88,8 @@ def local_environment() -> Iterator[None]:
     global _ray_has_token
     _ray_has_token = _ray_has_token or "ray" not in sys.modules
     values = {name: os.environ.get(name, value) for name, value in LOCAL_ENVIRONMENT.items()}
+    if not is_settled():
+        wait_passively(values)
     if _ray_has_token:
         values |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
     before = {name: os.environ.get(name) for name in values}

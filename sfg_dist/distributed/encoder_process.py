@@ -33,6 +33,7 @@ from sfg_dist.errors import SfgError, TrainingError
 from sfg_dist.model.encoder import Encoder
 from sfg_dist.model.fit_encoder import NUM_CHECK_ROWS
 from sfg_dist.model.likelihood import Mass
+from sfg_dist.threads import wait_passively
 
 OnCheck = Callable[[dict[str, float]], None]
 _answers: TextIO = sys.stdout
@@ -109,6 +110,7 @@ def encoder_beside(
         document = {"url": url, "checkpoints": str(checkpoints), "settings": asdict(settings), "validation": str(rows)}
         task.write_text(json.dumps(document | {"started": started}), encoding="utf-8")
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        wait_passively(environment)
         if settings.num_threads is not None:
             environment["OMP_NUM_THREADS"] = str(settings.num_threads)
         command = [sys.executable, "-P", "-m", __name__, str(task)]

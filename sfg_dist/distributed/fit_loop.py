@@ -7,6 +7,7 @@ numbers, rank 0's clock and the loss, and what follows from the clock follows on
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,7 @@ from sfg_dist.model.early_stopping import EarlyStopping
 from sfg_dist.model.fit import Stopwatch, Trainer
 from sfg_dist.model.mlp import MLP
 from sfg_dist.store import PairStream
+from sfg_dist.threads import SpinWatch
 
 SYNC_STEPS = 16  # ranks agree on the clock this often; a collective every step would cost as much as a small step
 LIVE_INTERVAL_S = 2.0
@@ -106,6 +108,7 @@ class FitLoop:
         self._clock = self._saved_s = self._looked_s = self._asked_s = trainer.progress.elapsed_s
         self._has_saved_for_preemption = False
         self._live_from = (trainer.progress.step, self._clock, 0.0)
+        self._spin_watch = SpinWatch()
 
     def _take(self, files: Mapping[str, bytes], place: str) -> None:
         self.trainer.load_files(files, place)
@@ -226,11 +229,13 @@ class FitLoop:
         """
         progress = self.trainer.progress
         self._require_finite(total, progress.epoch + 1)
-        if self.rank != 0 or self.hooks.on_live is None:
-            return
         step, since, before = self._live_from
         steps, seconds = progress.step - step, self._clock - since
-        if steps <= 0 or seconds <= 0:
+        if self.rank != 0 or steps <= 0 or seconds <= 0:
+            return
+        if self.trainer.device.type == "cpu" and (word := self._spin_watch.word(seconds / steps)):
+            warnings.warn(word, stacklevel=2)
+        if self.hooks.on_live is None:
             return
         self._live_from = (progress.step, self._clock, total)
         self.hooks.on_live(

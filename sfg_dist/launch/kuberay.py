@@ -24,6 +24,7 @@ from sfg_dist.errors import ConfigError
 from sfg_dist.launch.profile import KubeRayProfile, Setup
 from sfg_dist.launch.submission import Order, Rendered, Submission, run_command, stage_words
 from sfg_dist.objects import is_url
+from sfg_dist.threads import wait_passively
 
 MOUNT = "/etc/sfg"
 ENDED = ("Complete", "Failed", "ValidationFailed")
@@ -152,6 +153,7 @@ def _pod(name: str, kube: KubeRayProfile, setup: Setup, *, cpus: int, memory: st
     if gpus:
         sizes[kube.gpu_resource] = str(gpus)
     environment = {**setup.environment, **kube.environment}
+    wait_passively(environment)
     mounts = [{"name": "job", "mountPath": MOUNT, "readOnly": True}]
     volumes: list[dict[str, Any]] = [{"name": "job", "configMap": {"name": name}}]
     for number, volume in enumerate(kube.volumes):
@@ -163,9 +165,8 @@ def _pod(name: str, kube: KubeRayProfile, setup: Setup, *, cpus: int, memory: st
         "image": kube.image,
         "resources": {"requests": sizes, "limits": sizes},
         "volumeMounts": mounts,
+        "env": [{"name": key, "value": value} for key, value in environment.items()],
     }
-    if environment:
-        container["env"] = [{"name": key, "value": value} for key, value in environment.items()]
     if kube.secrets:
         container["envFrom"] = [{"secretRef": {"name": secret}} for secret in kube.secrets]
     spec: dict[str, Any] = {"containers": [container], "volumes": volumes}

@@ -11,6 +11,7 @@ import sys
 from sfg_dist.config import resolve_job
 from sfg_dist.errors import ConfigError
 from sfg_dist.launch.submission import ANSWER_S, Order, Rendered, Submission, run_command, stage_words
+from sfg_dist.threads import wait_passively
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts", "job"]
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -30,6 +31,7 @@ def render(submission: Submission, order: Order) -> Rendered:
         raise ConfigError("--to ray needs the cluster's address: --profile-set ray.address=http://HOST:8265")
     files, commands = {}, []
     environment = {**profile.setup.environment, **profile.ray.environment}
+    wait_passively(environment)
     files["runtime.json"] = json.dumps({"env_vars": environment})  # JSON is YAML; values stay off the command line
     for number, job in enumerate(order.jobs):
         document = job.model_dump(exclude_none=True)

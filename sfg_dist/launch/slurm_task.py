@@ -42,6 +42,7 @@ LATE_S = 20.0  # by which Slurm's notice of the limit may come too late
 LEAST_ENDING_S = 10.0  # before the limit: what runs still is ended, and word of the end is the limit's
 TIDYING_S = 90.0  # before the limit: enough to tidy up in, first
 LOG_LINES = 15
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")  # as in sfg_dist/threads.py
 RAY_TROUBLE = ("ddress already in use", "is already in use", "ailed to bind")
 INTERRUPTED = 130
 # Shell: $1 a place, $2 names of directories there that are ours and go, $3 the one that stays, or is to be made.
@@ -153,6 +154,8 @@ class SlurmTask:
     def _run_stages(self, scratch: Path) -> int:
         environment = dict(self.environment) | self.task["environment"]
         inside = dict(self.task["environment"])
+        if not any(name in environment for name in WAITING):
+            inside["OMP_WAIT_POLICY"] = environment["OMP_WAIT_POLICY"] = "PASSIVE"
         job = self.task["jobs"][self.index]
         more = []
         if self.task["needs_ray"]:

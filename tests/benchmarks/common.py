@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import passive  # noqa: F401
 import torch
 from rich.console import Console
 from rich.table import Table

@@ -1,0 +1,72 @@
+"""How threads wait for each other.
+
+The threads of an OpenMP loop (torch, scikit-learn) wait for the last of them. By default they spin for it. On a busy
+machine they then burn the CPU that the last one needs, and a step takes 3 to 20 times as long. Threads that sleep cost
+an idle machine nothing that can be measured (tests/benchmarks/neighbours.py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, MutableMapping
+
+SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
+"""Variables by which a user says how long threads spin."""
+
+
+def wait_passively(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Have the threads of OpenMP sleep while they wait, unless the environment says already what they do.
+
+    OpenMP reads its variables when it is loaded: to be called before torch or scikit-learn are imported, or with the
+    environment of a process that is about to be started.
+
+    Example:
+        >>> environment = {}
+        >>> wait_passively(environment)
+        >>> environment
+        {'OMP_WAIT_POLICY': 'PASSIVE'}
+    """
+    if not is_settled(environment):
+        environment["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+def is_settled(environment: MutableMapping[str, str] = os.environ) -> bool:
+    """Whether the environment says how threads wait."""
+    return any(name in environment for name in SETTINGS)
+
+
+class SpinWatch:
+    """Notices when the threads of this process spend their time spinning.
+
+    A program that imports this package as a library keeps its own environment, so its threads may spin.
+
+    Args:
+        is_settled: whether the user has said how threads wait; nothing is said then.
+        load: processes that want a CPU now, of the whole machine.
+        num_cpus: CPUs of the machine.
+    """
+
+    SLOWER = 4.0  # times the best pace before a word is said; other work alone takes less where threads sleep
+
+    def __init__(
+        self,
+        is_settled: Callable[[], bool] = is_settled,
+        load: Callable[[], float] | None = None,
+        num_cpus: int | None = None,
+    ) -> None:
+        self._is_settled, self._num_cpus = is_settled, num_cpus or os.cpu_count() or 1
+        self._load = load or (lambda: os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0)
+        self._best, self._has_spoken = float("inf"), False
+
+    def word(self, seconds: float) -> str | None:
+        """What to tell the user after steps of so many seconds each; said once, else None."""
+        self._best = min(self._best, seconds)
+        is_slow = seconds > self.SLOWER * self._best
+        if self._has_spoken or not is_slow or self._is_settled() or self._load() <= self._num_cpus:
+            return None
+        self._has_spoken = True
+        return (
+            f"a step takes {seconds / self._best:.0f} times as long as the fastest so far, and other work keeps this "
+            f"machine busy: its threads wait for each other by spinning. Set OMP_WAIT_POLICY=PASSIVE in the "
+            f"environment before Python starts"
+        )

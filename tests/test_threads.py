@@ -1,0 +1,66 @@
+"""Threads that wait sleep, in every process of ours, and never in somebody else's program behind their back."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sfg_dist.distributed.cluster import local_environment
+from sfg_dist.threads import SETTINGS, SpinWatch, wait_passively
+
+
+@pytest.fixture
+def unsettled(monkeypatch):
+    for name in SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_what_the_user_says_stands(name):
+    environment = {name: "ACTIVE"}
+    wait_passively(environment)
+    assert environment == {name: "ACTIVE"}
+
+
+def test_the_command_sets_it_before_torch_is_imported(unsettled):
+    program = "import os, sys; from sfg_dist import cli; cli.app = lambda: print({}); cli.main()".format(
+        "os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", program], text=True, capture_output=True, check=True)
+    assert done.stdout == "PASSIVE False\n"
+
+
+def test_a_library_leaves_the_environment_alone(unsettled):
+    program = "import os; before = dict(os.environ); import sfg_dist, sfg_dist.flow; assert dict(os.environ) == before"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_local_ray_has_it_and_the_caller_does_not(unsettled):
+    with local_environment():
+        assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert "OMP_WAIT_POLICY" not in os.environ
+
+
+def test_a_local_ray_leaves_the_users_choice(unsettled, monkeypatch):
+    monkeypatch.setenv("GOMP_SPINCOUNT", "3000")
+    with local_environment():
+        assert "OMP_WAIT_POLICY" not in os.environ
+
+
+def watch(load=9.0, is_settled=False):
+    return SpinWatch(lambda: is_settled, lambda: load, num_cpus=2)
+
+
+def test_a_step_that_became_much_slower_on_a_busy_machine_is_told_of_once():
+    seen = watch()
+    assert [seen.word(seconds) for seconds in (0.01, 0.008, 0.02)] == [None] * 3
+    assert "10 times as long" in (word := seen.word(0.08))
+    assert "OMP_WAIT_POLICY=PASSIVE" in word
+    assert seen.word(0.2) is None
+
+
+@pytest.mark.parametrize("keys", [{"load": 1.5}, {"is_settled": True}])
+def test_an_idle_machine_or_a_settled_one_hears_nothing(keys):
+    seen = watch(**keys)
+    assert [seen.word(seconds) for seconds in (0.01, 0.5)] == [None, None]

@@ -205,10 +205,7 @@ def _root(
 def main() -> None:
     """Entry point of the console script."""
     wait_passively()
-    warnings.showwarning = lambda message, *_: _show_warning(message)
-    # For developers of libraries, not for users of a command.
-    for category in (FutureWarning, DeprecationWarning):
-        warnings.filterwarnings("ignore", category=category)
+    show_warnings_in_a_line()
     for name in ("SIGTERM", "SIGUSR2"):  # USR2: a scheduler's notice ahead of its time limit
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _interrupt)
@@ -263,6 +260,13 @@ def _leave(code: str | int | None) -> NoReturn:
         with contextlib.suppress(OSError, ValueError):  # a closed pipe was its reader's wish
             stream.flush()
     os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def show_warnings_in_a_line() -> None:
+    """Warnings are for users from now on: a line each, and none of those for developers of libraries."""
+    warnings.showwarning = lambda message, *_: _show_warning(message)
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=category)
 
 
 def _show_warning(message: Warning | str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import sfg, sfg_process
 
 JOB = """
 [data]
@@ -32,15 +33,6 @@ kind = "inline"
 """
 
 
-def sfg(directory, *words, check=None):
-    done = subprocess.run(
-        [sys.executable, "-m", "sfg_dist.cli", *map(str, words)], cwd=directory, capture_output=True, text=True
-    )
-    if check is not None:
-        assert done.returncode == check, done.stdout + done.stderr
-    return done
-
-
 @pytest.fixture
 def table():
     return np.random.default_rng(0).standard_normal((400, 3))
@@ -59,7 +51,7 @@ def finished(tmp_path_factory):
     directory = tmp_path_factory.mktemp("finished")
     np.save(directory / "table.npy", np.random.default_rng(0).standard_normal((400, 3)))
     (directory / "job.toml").write_text(JOB.format(source="table.npy"))
-    return directory, sfg(directory, "run", "job.toml", check=0)
+    return directory, sfg_process(directory, "run", "job.toml")
 
 
 def test_run_ends_by_naming_the_report_and_leaves_what_it_promises(finished):
@@ -90,7 +82,7 @@ def test_run_ends_by_naming_the_report_and_leaves_what_it_promises(finished):
 def test_running_again_does_nothing_over_and_shows_the_same(finished):
     directory, _ = finished
     before = json.loads((directory / "runs" / "job" / "metrics.json").read_text())
-    again = sfg(directory, "run", "job.toml", "--json", check=0)
+    again = sfg(directory, "run", "job.toml", "--json")
     document = json.loads(again.stdout)
     assert document["metrics"]["samples"] == before["samples"]
     assert document["report"] == "runs/job/report.html"
@@ -99,7 +91,7 @@ def test_running_again_does_nothing_over_and_shows_the_same(finished):
 
 def test_stages_one_by_one_give_what_run_gives(finished, job):
     for stage in ("label", "train", "sample", "evaluate"):
-        sfg(job, stage, "job.toml", check=0)
+        sfg(job, stage, "job.toml")
     one, other = (json.loads((d / "runs" / "job" / "metrics.json").read_text()) for d in (finished[0], job))
     assert one["samples"] == other["samples"]
 
@@ -107,9 +99,9 @@ def test_stages_one_by_one_give_what_run_gives(finished, job):
 def test_a_resolved_job_runs_again(finished, tmp_path):
     directory, _ = finished
     (tmp_path / "again.toml").write_text((directory / "runs" / "job" / "job.toml").read_text())
-    done = sfg(directory, "status", "runs/job", "--json", check=0)
+    done = sfg(directory, "status", "runs/job", "--json")
     assert json.loads(done.stdout)["is_complete"]
-    sfg(directory, "label", tmp_path / "again.toml", check=0)
+    sfg(directory, "label", tmp_path / "again.toml")
 
 
 def test_status_in_words_and_json(finished):
@@ -126,7 +118,7 @@ def test_sampling_to_a_file_that_opens_again(finished, tmp_path, suffix):
 
     directory, _ = finished
     path = tmp_path / f"rows{suffix}"
-    done = sfg(directory, "sample", "runs/job/model", "-n", "1e3", "--seed", "5", "--out", path, check=0)
+    done = sfg(directory, "sample", "runs/job/model", "-n", "1e3", "--seed", "5", "--out", path)
     assert "1,000 rows" in done.stdout
     table = open_table(str(path))
     expected = Generator.load(directory / "runs" / "job").sample(1000, seed=5)
@@ -229,10 +221,10 @@ def test_stages_out_of_order_fail_and_say_what_comes_first(job, arguments, words
 
 
 def test_a_store_of_another_plan_is_refused_and_kept(job):
-    sfg(job, "label", "job.toml", check=0)
+    sfg(job, "label", "job.toml")
     done = sfg(job, "label", "job.toml", "--set", "labels.seed=3", check=2)
     assert "labels.seed: 0 -> 3" in done.stderr
-    sfg(job, "train", "job.toml", check=0)
+    sfg(job, "train", "job.toml")
 
 
 def test_errors_as_json(job):
@@ -245,8 +237,8 @@ def test_debug_shows_the_traceback(job):
 
 
 def test_help_and_version(tmp_path):
-    assert "label" in sfg(tmp_path, "--help", check=0).stdout
-    assert re.fullmatch(r"sfg_dist \d+\.\d+\.\d+\n", sfg(tmp_path, "--version", check=0).stdout)
+    assert "label" in sfg(tmp_path, "--help").stdout
+    assert re.fullmatch(r"sfg_dist \d+\.\d+\.\d+\n", sfg(tmp_path, "--version").stdout)
 
 
 @pytest.mark.parametrize("executor", ["inline", "ray"])
@@ -266,7 +258,7 @@ def test_an_interrupt_keeps_what_is_committed_and_says_how_to_go_on(job, which, 
     assert process.returncode == 130
     assert "run the same command again" in errors
     assert "Traceback" not in errors
-    status = json.loads(sfg(job, "status", "runs/job", "--json", check=0).stdout)
+    status = json.loads(sfg(job, "status", "runs/job", "--json").stdout)
     assert 2 <= status["shards_done"] < status["shards"]
 
 
@@ -318,7 +310,7 @@ except KeyboardInterrupt:
 
 @pytest.mark.slow
 def test_an_interrupt_of_training_on_ray(job):
-    sfg(job, "label", "job.toml", check=0)
+    sfg(job, "label", "job.toml")
     command = [sys.executable, "-m", "sfg_dist.cli", "train", "job.toml", "--executor", "ray"]
     command += ["--set", "train.num_epochs=100000"]
     with subprocess.Popen(command, cwd=job, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
@@ -370,7 +362,7 @@ def test_plan_refuses_a_directory_that_cannot_be_written(job, read_only, directo
 
 
 def test_commits_without_a_plan(job):
-    sfg(job, "label", "job.toml", check=0)
+    sfg(job, "label", "job.toml")
     store = job / "runs" / "job" / "pairs.zarr"
     kept = {path: path.stat().st_mtime_ns for path in (store / "commits").iterdir()}
     (store / "plan.json").unlink()
@@ -379,8 +371,8 @@ def test_commits_without_a_plan(job):
         done = sfg(job, *words, check=1)
         assert "holds 4 commits and no plan" in done.stderr
         assert "`sfg label` with the same job lays the store out again" in done.stderr
-    sfg(job, "label", "job.toml", check=0)
-    assert "4 of 4 shards" in sfg(job, "status", "runs/job", check=0).stdout
+    sfg(job, "label", "job.toml")
+    assert "4 of 4 shards" in sfg(job, "status", "runs/job").stdout
     assert kept == {path: path.stat().st_mtime_ns for path in (store / "commits").iterdir()}
     assert "holds no pairs" in sfg(job, "status", "runs", check=1).stderr
 
@@ -394,18 +386,18 @@ def test_a_full_disk_keeps_what_is_committed(job, small_disk):
     errors = [line for line in done.stderr.splitlines() if not line.startswith("sfg: warning: the labels go on, but")]
     assert len(errors) == 1
     assert len(done.stderr.splitlines()) <= 2
-    first = json.loads(sfg(job, "status", small_disk / "run", "--json", check=0).stdout)
+    first = json.loads(sfg(job, "status", small_disk / "run", "--json").stdout)
     assert 0 < first["shards_done"] < first["shards"]
     kept = {f: f.stat().st_mtime_ns for f in Path(small_disk, "run/pairs.zarr/commits").iterdir()}
     subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
-    sfg(job, *words, check=0)
+    sfg(job, *words)
     assert all(file.stat().st_mtime_ns == at for file, at in kept.items())
-    sfg(job, *words[:4], "--set", "labels.num_pairs=20000", check=0)
+    sfg(job, *words[:4], "--set", "labels.num_pairs=20000")
 
 
 def test_plan_says_what_a_run_will_take_and_writes_nothing(job):
     words = ["plan", "job.toml", "--set", "executor.price_per_hour=2"]
-    shown = sfg(job, *words, check=0)
+    shown = sfg(job, *words)
     assert shown.stderr == ""
     lines = dict(line.split(": ", 1) for line in shown.stdout.splitlines())
     assert lines["pairs"] == "2,000 in 4 shards, 3 columns"
@@ -413,8 +405,8 @@ def test_plan_says_what_a_run_will_take_and_writes_nothing(job):
     assert lines["work"].startswith("16,000 score evaluations")
     assert {"memory", "disk", "label time", "calibration", "cost"} <= lines.keys()
     assert not (job / "runs").exists()
-    sfg(job, "label", "job.toml", check=0)
-    document = json.loads(sfg(job, *words, "--json", check=0).stdout)
+    sfg(job, "label", "job.toml")
+    document = json.loads(sfg(job, *words, "--json").stdout)
     assert document["work"]["shards_left"] == document["left"]["arrays"] == 0
     arrays = [path for path in (job / "runs/job/pairs.zarr").rglob("*") if path.is_file() and not path.suffix]
     assert document["written"]["arrays"] == sum(path.stat().st_size for path in arrays)

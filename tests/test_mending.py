@@ -2,26 +2,16 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from commands import sfg
 
 import sfg_dist
 from sfg_dist.errors import ConfigError, PlanMismatchError, StoreError
 from sfg_dist.mending import job_beside, mend
 from sfg_dist.pipeline import Pipeline
 from sfg_dist.store.status import StatusReader
-
-
-def sfg(directory, *words, check=0):
-    done = subprocess.run(
-        [sys.executable, "-m", "sfg_dist.cli", *map(str, words)], cwd=directory, capture_output=True, text=True
-    )
-    assert done.returncode == check, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done
 
 
 @pytest.fixture

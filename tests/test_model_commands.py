@@ -1,12 +1,11 @@
 """Commands on a saved model: tables that processes share."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+from commands import sfg
 from pyarrow import parquet
 
 from sfg_dist.data import Transform, open_table
@@ -31,9 +30,7 @@ def test_shares_of_a_table_and_a_start(model, tmp_path, name):
     words = ["sample", "model", "-n", "5000", "--start", "200", "--out", out, "--json"]
 
     def run(*more):
-        command = [sys.executable, "-m", "sfg_dist.cli", *words, *more]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        done = sfg(tmp_path, *words, *more)
         return json.loads(done.stdout), done.stderr
 
     assert run("--share", "2/2")[0] == {"samples": out, "rows": 0, "is_whole": False}  # one part, and the other's

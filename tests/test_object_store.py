@@ -1,11 +1,10 @@
 """A whole run with output.dir on an S3 server: the same figures and the same bytes as on the local disk."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from commands import sfg
 
 import sfg_dist
 from sfg_dist.errors import StoreUnavailableError
@@ -51,21 +50,13 @@ def test_a_run_in_a_bucket_is_the_run_on_the_disk(make_job, tmp_path, bucket):
     assert sfg_dist.open_pairs(f"{bucket}/runs/one").is_complete
 
 
-def sfg(directory, *words):
-    done = subprocess.run(
-        [sys.executable, "-m", "sfg_dist.cli", *map(str, words)], cwd=directory, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def test_commands_take_urls(make_job, tmp_path, bucket):
     job = make_job(output={"dir": f"{bucket}/run"})
     (tmp_path / "job.toml").write_text(job.to_toml())
     for stage in ("label", "train", "sample", "evaluate"):
-        said = sfg(tmp_path, stage, "job.toml")
+        said = sfg(tmp_path, stage, "job.toml").stdout
     assert f"report: {bucket}/run/report.html" in said
-    assert "complete" in sfg(tmp_path, "status", f"{bucket}/run")
+    assert "complete" in sfg(tmp_path, "status", f"{bucket}/run").stdout
     sfg(tmp_path, "sample", f"{bucket}/run/model", "-n", "100", "--out", "rows.npy")
     sfg(tmp_path, "sample", f"{bucket}/run/model", "-n", "100", "--out", f"{bucket}/rows.zarr")
     from sfg_dist.data import open_table
@@ -79,15 +70,12 @@ def test_status_verify_and_repair_in_a_bucket(make_job, tmp_path, bucket):
     key = "labels/c/3/0"
     whole = pairs.location.read(key)
     pairs.location.write(key, whole[:-1])
-    assert json.loads(sfg(tmp_path, "status", f"{bucket}/run", "--json"))["shards_done"] == 7
-    failed = subprocess.run(
-        [sys.executable, "-m", "sfg_dist.cli", "verify", f"{bucket}/run"], capture_output=True, text=True
-    )
-    assert failed.returncode == 1
+    assert json.loads(sfg(tmp_path, "status", f"{bucket}/run", "--json").stdout)["shards_done"] == 7
+    failed = sfg(tmp_path, "verify", f"{bucket}/run", check=1)
     assert "truncated_data: labels/c/3/0 (shard 3)" in failed.stdout
-    assert "1 shard labelled again" in sfg(tmp_path, "repair", f"{bucket}/run")
+    assert "1 shard labelled again" in sfg(tmp_path, "repair", f"{bucket}/run").stdout
     assert pairs.location.read(key) == whole
-    assert "nothing is wrong" in sfg(tmp_path, "verify", f"{bucket}/run")
+    assert "nothing is wrong" in sfg(tmp_path, "verify", f"{bucket}/run").stdout
 
 
 def test_a_fit_that_was_cut_off_goes_on_from_its_checkpoint_in_the_bucket(make_job, tmp_path, bucket, monkeypatch):

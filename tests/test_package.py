@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import sfg
 
 import sfg_dist
 
@@ -77,8 +78,7 @@ def test_readme_commands_name_what_exists(command, monkeypatch):
     from sfg_dist.config import load_job
 
     words = shlex.split(command)[1:]
-    done = subprocess.run([sys.executable, "-m", "sfg_dist.cli", words[0], "--help"], capture_output=True, text=True)
-    assert done.returncode == 0, command
+    done = sfg(".", words[0], "--help")
     for option in (word for word in words if word.startswith("--") and " " not in word):  # not those of another command
         assert option in done.stdout, command
     monkeypatch.chdir(ROOT)

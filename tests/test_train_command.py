@@ -1,42 +1,29 @@
 """`sfg train` from the outside: going back to a checkpoint, and what is shown while a fit goes on."""
 
 import json
-import subprocess
-import sys
 
 import pytest
+from commands import sfg
 
 from sfg_dist.display import Display
 
 
-@pytest.fixture
-def sfg(tmp_path):
-    def call(*words, check=0):
-        done = subprocess.run(
-            [sys.executable, "-m", "sfg_dist.cli", *words], cwd=tmp_path, capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == check, done.stdout + done.stderr
-        return done
-
-    return call
-
-
 @pytest.mark.slow
-def test_a_checkpoint_of_ones_choice(make_job, sfg, tmp_path):
+def test_a_checkpoint_of_ones_choice(make_job, tmp_path):
     keys = {"num_epochs": 3, "checkpoint_interval_s": 1e-6, "keep_checkpoints": 40}
     job = make_job(labels={"num_pairs": 600}, train=keys, output={"dir": "run"})
     (tmp_path / "job.toml").write_text(job.to_toml())
-    sfg("label", "job.toml")
-    sfg("train", "job.toml")
-    done = sfg("train", "job.toml", "--resume-from", "step_000000012")
+    sfg(tmp_path, "label", "job.toml")
+    sfg(tmp_path, "train", "job.toml")
+    done = sfg(tmp_path, "train", "job.toml", "--resume-from", "step_000000012")
     assert "train: goes on from step_000000012" in done.stdout
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     assert [event["checkpoint"] for event in events if event["event"] == "resumed_from"] == ["step_000000012"]
     # 570 rows in batches of 64: step 12 is in the second epoch, which is then finished and followed by the third.
     assert [event["epoch"] for event in events if event["event"] == "epoch"] == [1, 2, 3, 2, 3]
-    failed = sfg("train", "job.toml", "--resume-from", "step_000000099", check=1)
+    failed = sfg(tmp_path, "train", "job.toml", "--resume-from", "step_000000099", check=1)
     assert "holds no whole checkpoint step_000000099; kept there: step_000000027, " in failed.stderr
-    failed = sfg("train", "job.toml", "--set", "train.width=8", "--resume-from", "12", check=1)
+    failed = sfg(tmp_path, "train", "job.toml", "--set", "train.width=8", "--resume-from", "12", check=1)
     assert "is of another fit (checkpoint -> job): network: " in failed.stderr
 
 

@@ -9,17 +9,12 @@ import sys
 import time
 
 import pytest
+from commands import sfg
 
 from sfg_dist.display import Display
 from sfg_dist.distributed.inline import label_inline
 
 COMMAND = [sys.executable, "-m", "sfg_dist.cli", "status"]
-
-
-def sfg(*words, check=0):
-    done = subprocess.run([*COMMAND, *map(str, words)], capture_output=True, text=True)
-    assert done.returncode == check, done.stdout + done.stderr
-    return done
 
 
 @pytest.fixture
@@ -43,7 +38,7 @@ def test_watch_in_a_pipe_says_a_line_a_look_and_ends_when_all_is_done(store):
 
 def test_watch_as_json_is_a_document_a_line(store):
     label_inline(store.location.url)
-    (line,) = sfg(store.location.url, "--watch", "--json").stdout.splitlines()
+    (line,) = sfg(".", "status", store.location.url, "--watch", "--json").stdout.splitlines()
     assert json.loads(line)["is_complete"]
 
 
@@ -95,7 +90,7 @@ def test_watch_on_a_terminal_shows_the_page_in_place(store):
 
 
 def test_prometheus_text_on_stdout(store):
-    done = sfg(store.location.url, "--prometheus")
+    done = sfg(".", "status", store.location.url, "--prometheus")
     assert f'sfg_store_shards_done{{store="{store.location.url}"}} 5' in done.stdout.splitlines()
 
 

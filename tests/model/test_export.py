@@ -1,12 +1,12 @@
 """The exported graph beside the generator, in every kind of transform, network and column."""
 
 import json
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from commands import sfg
 
 from sfg_dist.data import Transform
 from sfg_dist.errors import ConfigError, ExportError
@@ -170,9 +170,7 @@ def test_a_layer_that_is_not_known_is_refused():
 def test_the_command_writes_a_file_that_onnxruntime_opens(tmp_path):
     generator = make()
     generator.save(tmp_path / "model")
-    words = [sys.executable, "-m", "sfg_dist.cli", "export", "model", "--to", "onnx", "--out", "deep/g.onnx", "--json"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = sfg(tmp_path, "export", "model", "--to", "onnx", "--out", "deep/g.onnx", "--json")
     assert json.loads(done.stdout)["agreement"]["raw_labels_max"] < TOLERANCE
     model = onnx.load(tmp_path / "deep" / "g.onnx")
     facts = {entry.key: json.loads(entry.value) for entry in model.metadata_props}

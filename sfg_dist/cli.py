@@ -265,7 +265,7 @@ def _leave(code: str | int | None) -> NoReturn:
 def show_warnings_in_a_line() -> None:
     """Warnings are for users from now on: a line each, and none of those for developers of libraries."""
     warnings.showwarning = lambda message, *_: _show_warning(message)
-    for category in (FutureWarning, DeprecationWarning):
+    for category in (FutureWarning, DeprecationWarning, SyntaxWarning):
         warnings.filterwarnings("ignore", category=category)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import http.client
 import logging
+import os
 import signal
 import threading
 import time
@@ -15,10 +17,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from patience import measure_slowness, patience
 
 from sfg_dist.threads import wait_passively
 
 wait_passively()  # before anything imports torch
+
+TEST_LIMIT_S = 240
+GROUP_LIMIT_S = 600  # of tests that start clusters and kill what runs on them
+SHARED = ("slurm", "hosts", "chaos", "notebooks", "ray")  # each the one user of something of the machine
+STDERR = pytest.StashKey[int]()
 
 
 def pytest_addoption(parser):
@@ -30,6 +38,36 @@ def pytest_configure(config):
     # that the tests interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    config.stash[STDERR] = os.dup(2)  # pytest puts a file of its own in its place while a test runs
+    measure_slowness()  # before the workers of pytest-xdist, which inherit it, keep each other busy
+
+
+def pytest_report_header():
+    return f"slowness: {measure_slowness():.2f}; every wait and limit is that many times as long"
+
+
+def pytest_collection_modifyitems(items):
+    """Tests of one file stay together, for the fixtures that they share, and so do those that share a machine's Ray."""
+    for item in items:
+        shared = next((name for name in SHARED if item.get_closest_marker(name)), None)
+        limit_s = GROUP_LIMIT_S if shared in SHARED[:-1] else TEST_LIMIT_S
+        if marker := item.get_closest_marker("timeout"):
+            limit_s = marker.args[0]
+        item.add_marker(pytest.mark.timeout(patience(limit_s)), append=False)
+        item.add_marker(pytest.mark.xdist_group(shared or item.path.name))
+    # Groups are handed out in this order; the longest comes first.
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Shows where a test hangs, some time before its limit ends it."""
+    limit_s = item.get_closest_marker("timeout").args[0]
+    faulthandler.dump_traceback_later(limit_s / 2, file=item.config.stash[STDERR])
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import sfg, sfg_process
+from patience import patience
 
 JOB = """
 [data]
@@ -248,13 +249,13 @@ def test_an_interrupt_keeps_what_is_committed_and_says_how_to_go_on(job, which, 
     command += ["--set", "labels.num_pairs=400000"]
     with subprocess.Popen(command, cwd=job, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         commits = job / "runs" / "job" / "pairs.zarr" / "commits"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + patience(60)
         while len(list(commits.glob("*.json"))) < 2:
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.005)
         process.send_signal(which)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=patience(60))
     assert process.returncode == 130
     assert "run the same command again" in errors
     assert "Traceback" not in errors
@@ -276,7 +277,7 @@ def test_an_interrupt_while_a_store_does_not_answer(tmp_path, which):
             with connection:
                 connection.recv(1)
                 process.send_signal(which)
-                _, errors = process.communicate(timeout=60)
+                _, errors = process.communicate(timeout=patience(60))
     assert process.returncode == 130
     assert errors.startswith("sfg: interrupted, and not at an end 0.5 s later, as where a store does not answer")
     assert len(errors.splitlines()) == 1
@@ -302,7 +303,7 @@ try:
 except KeyboardInterrupt:
     time.sleep(60)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=patience(60))
     assert done.returncode == 130
     assert ("worked on" in done.stdout) is (second is None)
     assert ("not at an end 2.5 s later" in done.stderr) is (second is None)
@@ -315,13 +316,13 @@ def test_an_interrupt_of_training_on_ray(job):
     command += ["--set", "train.num_epochs=100000"]
     with subprocess.Popen(command, cwd=job, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         history = job / "runs" / "job" / "checkpoints" / "history.jsonl"
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + patience(120)
         while not history.exists():
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=patience(60))
     assert process.returncode == 130, errors
     assert "run the same command again" in errors
 

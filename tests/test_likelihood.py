@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from patience import patience
 
 import sfg_dist
 from sfg_dist.distributed import encoder_process, encoding
@@ -172,7 +173,7 @@ def test_a_process_that_is_killed_says_so_and_the_fit_goes_on(make_job, tmp_path
     pairs, settings, validation = small_fit(make_job, num_steps=1_000_000)
     arguments = (pairs.location.url, tmp_path / "c", settings, validation)
     with encoder_beside(*arguments, on_check=lambda entry: None) as beside:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + patience(60)
         while not (tmp_path / "c" / encoding.STATE_NAME).exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         beside._process.kill()
@@ -222,4 +223,4 @@ def test_the_other_process_ends_with_this_one(make_job, tmp_path):
     arguments = (pairs.location.url, tmp_path / "c", settings, validation)
     with encoder_beside(*arguments, on_check=lambda entry: None) as beside:
         beside._process.stdin.close()  # as the system does when a process is killed
-        assert beside._process.wait(60) == 1
+        assert beside._process.wait(patience(60)) == 1

@@ -10,6 +10,7 @@ import time
 
 import pytest
 from commands import sfg
+from patience import patience
 
 from sfg_dist.display import Display
 from sfg_dist.distributed.inline import label_inline
@@ -30,7 +31,7 @@ def test_watch_in_a_pipe_says_a_line_a_look_and_ends_when_all_is_done(store):
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         first = process.stdout.readline()
         label_inline(store.location.url)
-        rest, _ = process.communicate(timeout=120)
+        rest, _ = process.communicate(timeout=patience(120))
     assert "5 of 8 shards, 640 of 1,000 pairs" in first
     assert rest.splitlines()[-1].endswith("8 of 8 shards, 1,000 of 1,000 pairs; complete")
     assert process.returncode == 0
@@ -47,7 +48,7 @@ def test_watch_ends_on_ctrl_c_and_harms_nothing(store):
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=patience(60))
     assert process.returncode == 0
     assert errors == ""
 
@@ -81,7 +82,7 @@ def test_watch_on_a_terminal_shows_the_page_in_place(store):
                 shown += os.read(mine, 4096)
             except OSError:  # the other end is closed
                 break
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=patience(60)) == 0
     os.close(mine)
     text = shown.decode()
     assert "and 186 more workers; --json lists all" in text

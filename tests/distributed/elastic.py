@@ -4,6 +4,7 @@ python tests/distributed/elastic.py STORE CHECKPOINTS SETTINGS
 """
 
 import json
+import os
 import sys
 import threading
 import time
@@ -13,6 +14,8 @@ from typing import Any
 from sfg_dist.distributed import training
 from sfg_dist.distributed.checkpoints import FitSettings
 from sfg_dist.distributed.cluster import local_environment
+
+PATIENCE_S = 150 * float(os.environ.get("SFG_TEST_SLOWNESS", "1"))  # tests/patience.py measures it
 
 
 def main() -> None:
@@ -43,7 +46,7 @@ def main() -> None:
         wait_for(lambda: seen[-1]["step"] > step)
         cluster.remove_node(node, allow_graceful=False)
         wait_for(lambda: seen[-1]["num_workers"] == 1)
-        fit.join(150)
+        fit.join(PATIENCE_S)
         ((_, history),) = fitted
         ray.shutdown()
         cluster.shutdown()
@@ -51,7 +54,7 @@ def main() -> None:
 
 
 def wait_for(condition) -> None:
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from patience import patience
 from test_training import make_settings, weights
 
 from sfg_dist.distributed import training
@@ -61,7 +62,7 @@ def test_an_elastic_fit_takes_a_node_that_comes_and_outlives_its_loss(make_store
     script = Path(__file__).parent / "elastic.py"
     done = subprocess.run(
         [sys.executable, str(script), pairs.location.url, str(tmp_path / "c"), json.dumps(asdict(settings))],
-        capture_output=True, text=True, timeout=500,
+        capture_output=True, text=True, timeout=patience(500),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     seen = json.loads(done.stdout.splitlines()[-1])

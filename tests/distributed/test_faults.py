@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from patience import patience
 
 from sfg_dist.distributed.actors import label_with_actors
 from sfg_dist.distributed.driver import Driver
@@ -119,7 +120,7 @@ class KindLabeler(ShardLabeler):
     def label(self, shard, attempt=1):
         root = self.pairs.location.root.parent
         (root / f"began_{os.getpid()}").write_text(f"{self.told} {os.environ.get('CUDA_VISIBLE_DEVICES')}")
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + patience(120)
         while len(list(root.glob("began_*"))) < 4:
             assert time.monotonic() < deadline, "the other actors never began"
             time.sleep(0.02)
@@ -259,13 +260,13 @@ def test_usr2_ends_a_run_on_ray_quietly_and_its_events_are_whole(make_job, tmp_p
     command = [sys.executable, "-m", "sfg_dist.cli", "label", str(path)]
     commits = tmp_path / "run" / "pairs.zarr" / "commits"
     with subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as driver:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + patience(120)
         while len(list(commits.glob("*.json"))) < 20:
             assert time.monotonic() < deadline
             assert driver.poll() is None, driver.stdout.read()
             time.sleep(0.01)
         driver.send_signal(signal.SIGUSR2)
-        told, _ = driver.communicate(timeout=120)
+        told, _ = driver.communicate(timeout=patience(120))
     assert driver.returncode == 130
     assert b"run the same command again" in told
     assert b"raylet" not in told  # as Ray begins when it takes an ended actor for a crashed one
@@ -320,7 +321,7 @@ with local_environment():
 def test_a_node_that_is_preempted_finishes_its_shard_and_gets_no_more(make_store, store_bytes, inline_store):
     pairs = make_store("drained")
     done = subprocess.run(
-        [sys.executable, "-c", NODE_LEAVES, pairs.location.url], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", NODE_LEAVES, pairs.location.url], capture_output=True, text=True, timeout=patience(300)
     )
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])

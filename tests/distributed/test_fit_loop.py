@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from patience import patience
 from test_training import Stop, make_settings, weights
 
 from sfg_dist.distributed import checkpoints, fit_loop, training
@@ -222,7 +223,7 @@ def test_a_live_word_is_passed_on_once_and_a_missing_one_is_none(tmp_path):
     checkpoints.write_live(tmp_path, {"step": 1})
     with training._following(tmp_path, None, heard.append):
         checkpoints.write_live(tmp_path, {"step": 2})
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + patience(30)
         while not heard:
             assert time.monotonic() < deadline
             stop.wait(0.05)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import patience
 
 import sfg_dist
 from sfg_dist.distributed import ray_pool
@@ -292,7 +293,7 @@ class DeviceLabeler(ShardLabeler):
         # No actor goes on before all have begun, so each gets a share however long the others take to start.
         root = self.pairs.location.root.parent
         (root / f"began_{os.getpid()}").touch()
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + patience(120)
         while len(list(root.glob("began_*"))) < int((root / "num_actors").read_text()):
             assert time.monotonic() < deadline, "the other actors never began"
             time.sleep(0.02)
@@ -341,7 +342,7 @@ def test_a_killed_driver_goes_on_where_it_was(make_job, store_bytes, executor, t
     command = [sys.executable, "-m", "sfg_dist.cli", "label", str(path)]
     commits = tmp_path / "killed" / "pairs.zarr" / "commits"
     with subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL) as driver:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + patience(120)
         while len(list(commits.glob("*.json"))) < 3:
             assert time.monotonic() < deadline
             assert driver.poll() is None, "the driver ended before it could be killed"

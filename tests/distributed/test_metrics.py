@@ -5,6 +5,7 @@ import time
 import urllib.request
 
 import pytest
+from patience import patience
 from scripted import Fate, Run
 
 from sfg_dist.distributed.driver import Driver
@@ -136,12 +137,12 @@ def test_prometheus_finds_them_on_ray_s_port(ray_cluster):
     (node,) = ray.nodes()
     address = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    deadline = time.monotonic() + 120  # Ray reports every few seconds
+    deadline = time.monotonic() + patience(120)  # Ray reports every few seconds
     lines = []
     while not any("ray_sfg_rows_labelled" in line for line in lines):
         assert time.monotonic() < deadline
         time.sleep(1)
-        with opener.open(address, timeout=30) as answer:
+        with opener.open(address, timeout=patience(30)) as answer:
             lines = [line for line in answer.read().decode().splitlines() if 'store="scraped"' in line]
     (rows,) = (line for line in lines if line.startswith("ray_sfg_rows_labelled"))
     assert 'device="NVIDIA H100"' in rows

@@ -10,6 +10,7 @@ import tempfile
 import numpy as np
 import pytest
 import torch
+from patience import patience
 
 from sfg_dist.distributed import node_table, references
 from sfg_dist.distributed.labeler import ShardLabeler, label_error
@@ -246,7 +247,7 @@ def test_a_file_outlives_a_killed_user_no_longer_than_the_next_sweep(tmp_path, m
     ready, leave = context.Queue(), context.Queue()
     user = context.Process(target=_hold, args=(tmp_path, ready, leave))
     user.start()
-    assert ready.get(timeout=120)
+    assert ready.get(timeout=patience(120))
     table.close()
     assert table.path.exists()
     user.kill()
@@ -356,6 +357,6 @@ def test_ten_times_the_budget_is_labelled_within_it(tmp_path, monkeypatch, toler
     )
     command = [sys.executable, "-c", WORKER, str(url), str(room)]
     environment = os.environ | {"TMPDIR": str(tmp_path)}
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment, timeout=500)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment, timeout=patience(500))
     assert int(done.stdout) <= 0
     assert open_pairs(url).is_complete

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from patience import patience
 
 from sfg_dist.distributed.inline import label_inline
 from sfg_dist.store import verify
@@ -73,7 +74,7 @@ def test_a_run_stopped_ten_times_ends_as_one_that_never_was(make_store, store_by
         [sys.executable, "-c", STOPPED_RUNS, pairs.location.url, executor, str(NUM_STOPS)],
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=patience(500),
     )
     assert done.returncode == 0, done.stderr[-3000:]
     ends = done.stdout.split()

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from patience import patience
 
 from sfg_dist.distributed import checkpoints, fit_loop, training
 from sfg_dist.distributed.checkpoints import FitSettings
@@ -335,7 +336,7 @@ def test_a_killed_training_driver_goes_on(make_job, tmp_path):
     path.write_text(job.to_toml())
     command = [sys.executable, "-m", "sfg_dist.cli", "train", str(path)]
     with subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL) as driver:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + patience(60)
         while len(list(Path(pipeline.checkpoints_url).glob("step_*/progress.json"))) < 2:
             assert time.monotonic() < deadline
             assert driver.poll() is None, "the driver ended before it could be killed"

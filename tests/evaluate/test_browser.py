@@ -7,6 +7,7 @@ import subprocess
 import threading
 
 import pytest
+from patience import patience
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
@@ -62,7 +63,7 @@ def test_the_report_has_no_broken_picture_and_no_request(make_job, tmp_path):
             ],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=patience(120),
             check=True,
         )
         server.shutdown()

@@ -13,6 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from patience import patience
+
 
 def why_not() -> str | None:
     """Why hosts cannot be made here; None where they can."""
@@ -102,10 +104,12 @@ class Hosts:
     def wait_for(self, number: int) -> None:
         """Until so many hosts are in the cluster."""
         words = [sys.executable, "-m", "sfg_dist.distributed.nodes", self.address, str(number)]
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + patience(120)
         while time.monotonic() < deadline:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                done = subprocess.run(self._within(0, words), env=self.environment, capture_output=True, timeout=40)
+                done = subprocess.run(
+                    self._within(0, words), env=self.environment, capture_output=True, timeout=patience(40)
+                )
                 if done.returncode == 0:
                     return
             time.sleep(0.5)
@@ -150,7 +154,7 @@ def _ip(*words: str, check: bool = True) -> None:
 def _end(process: subprocess.Popen) -> None:
     try:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(10)
+        process.wait(patience(10))
     except ProcessLookupError:
         pass
     except subprocess.TimeoutExpired:

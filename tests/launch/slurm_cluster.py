@@ -16,6 +16,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from patience import patience
+
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "squeue", "scancel")
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
@@ -87,7 +89,7 @@ class SlurmCluster:
         self._run("slurmctld", "-c")
         for name in self.nodes:
             self._run("slurmd", "-N", name, "-c")
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + patience(30)
         while time.monotonic() < deadline:
             idle = self.say("sinfo", "-h", "-N", "-p", "debug", "-t", "idle", "-o", "%N", check=False).split()
             if sorted(idle) == self.nodes:
@@ -101,7 +103,7 @@ class SlurmCluster:
         jobs = set(self.say("squeue", "-h", "-o", "%A", check=False).split())
         if jobs:
             self.say("scancel", *jobs, check=False)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + patience(20)
         while time.monotonic() < deadline and self.say("squeue", "-h", check=False).strip():
             time.sleep(0.2)  # else a slurmstepd outlives its slurmd
         for path in [*sorted((self.base / "run").glob("slurmd.*.pid")), self.base / "run/slurmctld.pid",

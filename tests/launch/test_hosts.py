@@ -6,6 +6,7 @@ import time
 
 import pytest
 from hosts import Hosts, why_not
+from patience import patience
 
 from sfg_dist.config import load_job
 from sfg_dist.pipeline import Pipeline
@@ -65,14 +66,14 @@ def test_labels_and_training_survive_a_cut_link(hosts, tmp_path, store_bytes):
     job.write_text(JOB.format(directory=tmp_path / "run"))
     labels = sfg(hosts, "label", job)
     commits = tmp_path / "run" / "pairs.zarr" / "commits"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + patience(120)
     while time.monotonic() < deadline and len({record["pid"] for record in records(commits)}) < 3:
         time.sleep(0.1)
     assert len(records(commits)) < 30, "all is done before the link can be cut"
     hosts.cut(2)
     time.sleep(CUT_S)
     hosts.mend(2)
-    said, _ = labels.communicate(timeout=300)
+    said, _ = labels.communicate(timeout=patience(300))
     assert labels.returncode == 0, said
     assert len({record["pid"] for record in records(commits)}) >= 3  # three actors, one a host
 
@@ -86,7 +87,7 @@ def test_labels_and_training_survive_a_cut_link(hosts, tmp_path, store_bytes):
     hosts.wait_for(3)
     training = sfg(hosts, "train", job)
     checkpoints = tmp_path / "run" / "checkpoints"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + patience(120)
     while time.monotonic() < deadline and len(list(checkpoints.glob("step_*"))) < 2:
         time.sleep(0.1)
     victim = next(index for index in (1, 2) if hosts.runs(index, "RayTrainWorker"))  # the head itself stays
@@ -95,7 +96,7 @@ def test_labels_and_training_survive_a_cut_link(hosts, tmp_path, store_bytes):
     hosts.mend(victim)
     if hosts.processes[victim].poll() is not None:
         hosts.start_ray(victim)
-    said, _ = training.communicate(timeout=400)
+    said, _ = training.communicate(timeout=patience(400))
     assert training.returncode == 0, said
     history = [json.loads(line) for line in (checkpoints / "history.jsonl").read_text().splitlines()]
     assert history[-1]["epoch"] == 60

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from patience import patience
 from slurm_cluster import free_ports
 from small_job import JOB, SIZES
 
@@ -74,7 +75,7 @@ class Head:
                 env=self.environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
                 start_new_session=True,
             )  # fmt: skip
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + patience(120)
         while self.ray("job", "list", f"--address={self.address}").returncode:
             assert time.monotonic() < deadline, self.log.read_text(errors="replace")
             assert self.process.poll() is None, self.log.read_text(errors="replace")
@@ -83,7 +84,7 @@ class Head:
     def down(self):
         self.process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(30)
+            self.process.wait(patience(30))
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)  # its own session: all of its Ray
         self.process.wait()
@@ -166,7 +167,7 @@ def test_a_job_is_sent_followed_and_finished(head, write_job, tmp_path, require_
 def test_a_job_that_is_stopped_goes_on_when_it_is_sent_again(head, write_job, tmp_path, require_equal):
     sizes = {"num_pairs": 8192, "num_evaluations": 1000}
     sent = json.loads(head.submit(write_job(**sizes), "--stages", "label").stdout)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + patience(120)
     while num_shards(tmp_path) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.1)

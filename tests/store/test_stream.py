@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from patience import patience
 
 from sfg_dist.errors import StoreError
 from sfg_dist.store import PairStream, create_store, open_pairs, read_ranges
@@ -188,7 +189,7 @@ class Gate(Blocks):
             self.inside += 1
             self.most = max(self.most, self.inside)
             self.change.notify_all()
-            self.change.wait_for(lambda: self.most >= self.wanted, timeout=30)
+            self.change.wait_for(lambda: self.most >= self.wanted, timeout=patience(30))
             self.inside -= 1
         return super().__getitem__(rows)
 
@@ -202,7 +203,7 @@ def test_shards_of_a_window_are_read_at_once():
 
 
 def wait_for(condition):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + patience(30)
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)

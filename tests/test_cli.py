@@ -1,5 +1,6 @@
 """The command line as a user meets it: one clear message, the right exit status, and what is written stays usable."""
 
+import functools
 import json
 import os
 import re
@@ -14,6 +15,9 @@ import numpy as np
 import pytest
 from commands import sfg, sfg_process
 from patience import patience
+
+from sfg_dist.distributed import inline
+from sfg_dist.distributed.pool import Policy
 
 JOB = """
 [data]
@@ -379,7 +383,8 @@ def test_commits_without_a_plan(job):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-def test_a_full_disk_keeps_what_is_committed(job, small_disk):
+def test_a_full_disk_keeps_what_is_committed(job, small_disk, monkeypatch):
+    monkeypatch.setattr(inline, "Policy", functools.partial(Policy, full_wait_s=2.0))
     words = ["label", "job.toml", "--set", f"output.dir={small_disk}/run", "--set", "labels.num_pairs=20000"]
     done = sfg(job, *words, check=1)
     assert "no space left on the device; what is committed is safe" in done.stderr
@@ -396,7 +401,14 @@ def test_a_full_disk_keeps_what_is_committed(job, small_disk):
     sfg(job, *words[:4], "--set", "labels.num_pairs=20000")
 
 
-def test_plan_says_what_a_run_will_take_and_writes_nothing(job):
+@pytest.fixture
+def short_calibration(monkeypatch):
+    from sfg_dist.distributed.estimate import estimate_job
+
+    monkeypatch.setitem(estimate_job.__kwdefaults__, "seconds", 0.2)
+
+
+def test_plan_says_what_a_run_will_take_and_writes_nothing(job, short_calibration):
     words = ["plan", "job.toml", "--set", "executor.price_per_hour=2"]
     shown = sfg(job, *words)
     assert shown.stderr == ""

@@ -63,8 +63,9 @@ def mean_and_error(values: NDArray[np.floating]) -> tuple[float, float]:
     return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
-def us_per_row(draw: Callable[[int], object], num_rows: int = TIMED_ROWS) -> float:
-    """Microseconds a row: the median of some calls that draw ``num_rows`` rows each, after a short one."""
+def us_per_row(draw: Callable[[int], object], num_rows: int | None = None) -> float:
+    """Microseconds a row: the median of some calls that draw ``num_rows`` (TIMED_ROWS) rows each, after a short one."""
+    num_rows = num_rows or TIMED_ROWS
     draw(min(num_rows, 256))
     seconds: list[float] = []
     while not seconds or (sum(seconds) < TIMED_S and len(seconds) < MAX_REPEATS):

@@ -48,10 +48,11 @@ def gaussian():
 
 @pytest.fixture
 def make_compare_job(make_job, monkeypatch):
-    """A job of few rows whose methods get a few seconds each, and whose costs are timed but once."""
+    """A job of few rows whose methods get a few seconds each, and whose costs are timed but once, on few rows."""
     from sfg_dist.compare import judging
 
     monkeypatch.setattr(judging, "TIMED_S", 0.0)
+    monkeypatch.setattr(judging, "TIMED_ROWS", 256)
 
     def make(directory="run", **tables):
         keys = {

@@ -1,9 +1,12 @@
 # make install      .venv with the package, the peers of `sfg compare` and what tests need; does nothing when it is up to date
 #                   TORCH=cpu: torch's build for the CPU; TORCH_INDEX=URL: an index with other builds; INSTALLER=pip or uv
 # make run          install, then the quickstart job: labels, training, samples and a report
-# make test         install, then every test that this machine can run
+# make check        install, lint, and the tests that take no time and no Ray: before a commit
+# make test         install, then all that a plain machine can run
+# make test-all     all tests: Slurm, hosts, browser, notebooks, chaos, comparisons and the cluster's too
 # make test-cluster the extra `cluster` too, then the tests that need it
 # make lint         ruff, mypy and the import directions
+# make planted      whether the tests catch the faults of tests/planted.py; TIER="..." for markers
 # make bench        the measurements in tests/benchmarks, beside their peers; BENCH="--quick" for a short one
 # make constraints  constraints.txt anew from pyproject.toml; UPGRADE=--upgrade takes the newest versions
 
@@ -11,7 +14,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL = $(PYTHON) install.py --torch "$(TORCH)" --torch-index "$(TORCH_INDEX)" --installer "$(INSTALLER)"
 
-.PHONY: install run test test-cluster lint bench constraints clean
+PYTEST = $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+APART = not slurm and not hosts and not browser and not notebooks and not chaos and not comparison and not cluster
+
+.PHONY: install run check test test-all test-cluster lint planted bench constraints clean
 
 install:
 	@$(INSTALL) test lint
@@ -19,8 +25,15 @@ install:
 run: install
 	$(BIN)/sfg run jobs/quickstart.toml
 
+check: lint
+	HYPOTHESIS_PROFILE=check $(PYTEST) -m '$(APART) and not slow and not ray'
+
 test: install
-	$(BIN)/python -m pytest -m 'not cluster'
+	$(PYTEST) -m '$(APART)'
+
+test-all: install
+	HYPOTHESIS_PROFILE=full $(PYTEST) -m 'not cluster'
+	$(MAKE) test-cluster
 
 # Apart from the other tests: with Ray's agents beside them each of its nodes starts later.
 test-cluster: install
@@ -33,6 +46,9 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+planted: install
+	$(BIN)/python tests/planted.py $(if $(TIER),--markers '$(TIER)')
 
 bench: install
 	@$(INSTALL) bench

@@ -48,9 +48,17 @@ def gaussian():
 
 @pytest.fixture
 def make_compare_job(make_job, monkeypatch):
-    """A job of few rows whose methods get a few seconds each, and whose costs are timed but once, on few rows."""
-    from sfg_dist.compare import judging
+    """A job of few rows whose methods take few steps, and whose costs are timed but once, on few rows."""
+    from sfg_dist.compare import judging, matching, run, score
 
+    for module, name, number in (
+        (score, "NUM_SDE_STEPS", 60),
+        (score, "NUM_ODE_STEPS", 10),
+        (score, "NUM_LIKELIHOOD_STEPS", 8),
+        (matching, "NUM_LIKELIHOOD_STEPS", 8),
+        (run, "MARKS", (0.5,)),
+    ):
+        monkeypatch.setattr(module, name, number)
     monkeypatch.setattr(judging, "TIMED_S", 0.0)
     monkeypatch.setattr(judging, "TIMED_ROWS", 256)
 

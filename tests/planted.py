@@ -544,6 +544,7 @@ def main() -> int:
         for fault in chosen:
             print(f"{fault.name:40} {fault.file:40} {fault.why}")
         return 0
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # tests and copy go with this process
     verdicts = []
     for fault in chosen:
         outcome = try_fault(fault, options.markers)

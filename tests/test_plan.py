@@ -38,7 +38,13 @@ def make_plan(**changed):
 )
 def test_rows_do_not_depend_on_how_they_are_asked_for(draw):
     whole = draw(0, 3 * BLOCK_ROWS + 5)
-    for start, stop in [(0, 1), (1, 2), (BLOCK_ROWS - 1, BLOCK_ROWS + 1), (100, 3 * BLOCK_ROWS)]:
+    for start, stop in [
+        (0, 1),
+        (1, 2),
+        (BLOCK_ROWS - 1, BLOCK_ROWS + 1),
+        (100, 3 * BLOCK_ROWS),
+        (2 * BLOCK_ROWS + 7, len(whole)),
+    ]:
         assert np.array_equal(draw(start, stop), whole[start:stop])
 
 
@@ -87,10 +93,10 @@ def test_the_time_grid_is_the_jobs_word_or_the_points_that_were_fitted():
 def test_json_round_trip_and_edits_are_seen():
     plan = make_plan()
     assert Plan.from_json(plan.to_json()) == plan
-    document = json.loads(plan.to_json())
-    document["identity"]["labels"]["seed"] = 5
-    with pytest.raises(ValueError, match="edited"):
-        Plan.from_json(json.dumps(document).encode())
+    for edited in ({"source": "circles"}, {"identity": {**plan.identity, "reference": "abd"}}):
+        document = json.loads(plan.to_json()) | edited
+        with pytest.raises(ValueError, match="edited"):
+            Plan.from_json(json.dumps(document).encode())
     with pytest.raises(ValueError, match="not a plan"):
         Plan.from_json(b"{}")
     with pytest.raises(ValueError, match="not a plan"):

@@ -1,6 +1,7 @@
 """Selection, records and figures: what is chosen, what is kept, and what the verdict says."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -142,6 +143,10 @@ def test_figures_come_from_the_test_rows(tables):
     assert set(found) == {"c2st_auc", "c2st_auc_error", "ks_mean", "kl"}
     assert found["c2st_auc"] == auc(prepared.train[:400], prepared, seed=0)["c2st_auc"]
     assert found["ks_mean"] < 0.1
+    elsewhere = replace(prepared, test=prepared.test + 9)
+    far = figures(prepared.train[:400], elsewhere, metrics=["ks_mean"], seed=0)
+    assert far["c2st_auc"] > 0.999
+    assert far["ks_mean"] == 1.0
 
 
 def test_rows_that_are_not_finite_are_left_out_and_counted():

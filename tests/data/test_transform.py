@@ -106,6 +106,15 @@ def test_outlier_does_not_throw_samples_beyond_itself():
     assert curve.to_values(np.array([curve.scores[1] - 3]))[0] > values.min() - 4
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_each_end_goes_on_with_a_slope_of_its_own(sign):
+    """An exponential column has a steep end, held at the slope of the middle, and a flat one, held at a tenth of it."""
+    curve = fit_curve(sign * np.random.default_rng(2).standard_exponential(5000), None)
+    middle = np.diff(curve.to_values(np.array([-1.28, 1.28])))[0] / 2.56
+    slopes = (np.diff(curve.values) / np.diff(curve.scores))[[0, -1]]
+    np.testing.assert_allclose(slopes[::sign], [0.1 * middle, middle], rtol=1e-6)
+
+
 def test_ties_share_their_mid_rank():
     values = column("middle_atom")
     share_below, share = np.mean(values < 0), np.mean(values == 0)

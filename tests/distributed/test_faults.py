@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from sfg_dist.distributed.driver import Driver
 from sfg_dist.distributed.inline import label_inline
 from sfg_dist.distributed.labeler import ShardLabeler
 from sfg_dist.distributed.pool import Policy
-from sfg_dist.distributed.ray_pool import RayPool, Role
+from sfg_dist.distributed.ray_pool import Process, RayPool, Role
 from sfg_dist.distributed.shards import Shards
 from sfg_dist.errors import LabelingError, NonFiniteLabelError, StoreError, StoreFullError
 from sfg_dist.store import open_pairs
@@ -61,6 +62,20 @@ class FaultyLabeler(ShardLabeler):
 
 def seen_pids(pairs):
     return {int(file.name[4:]) for file in pairs.location.root.parent.glob("pid_*")}
+
+
+def test_a_process_that_is_still_there_when_its_time_is_over_is_killed():
+    """Ray mostly ends a stopped process itself; this is for where it does not."""
+    pool = RayPool("nowhere", ShardLabeler, {}, {})
+    with subprocess.Popen(["sleep", "600"]) as stopped:
+        stopped.send_signal(signal.SIGSTOP)
+        created = psutil.Process(stopped.pid).create_time()
+        pool._ending.append((time.monotonic() - 0.001, Process("node", socket.gethostname(), stopped.pid, created)))
+        assert pool.wait(0) == []
+        try:
+            assert stopped.wait(10) == -signal.SIGKILL
+        finally:
+            stopped.kill()
 
 
 @pytest.mark.ray

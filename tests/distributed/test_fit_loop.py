@@ -19,7 +19,7 @@ from sfg_dist.distributed.inline import label_inline
 from sfg_dist.distributed.training import fit_inline
 from sfg_dist.errors import TrainingError
 from sfg_dist.model.fit import Trainer
-from sfg_dist.store import open_pairs, stream
+from sfg_dist.store import Location, open_pairs, stream
 
 
 class ScriptedLosses:
@@ -95,6 +95,22 @@ def test_a_torn_copy_of_the_best_weights_sends_the_fit_one_checkpoint_back(url, 
     with pytest.warns(UserWarning, match="going on from the one before"):
         resumed, _ = fit_inline(url, tmp_path / "cut", settings)
     assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_the_file_that_makes_a_checkpoint_whole_is_written_last(url, tmp_path, monkeypatch):
+    """A kill between two files must leave none that the fit would go on from."""
+    write, written = Location.write, []
+
+    def note(location, key, content):
+        written.append(key)
+        write(location, key, content)
+
+    monkeypatch.setattr(Location, "write", note)
+    fit_inline(url, tmp_path / "c", make_settings(num_epochs=1, patience=3))
+    (folder,) = {key.partition("/")[0] for key in written if key.startswith("step_")}
+    names = [key.removeprefix(f"{folder}/") for key in written if key.startswith(folder)]
+    assert sorted(names) == ["best.json", "best.safetensors", "progress.json", "state.safetensors"]
+    assert names[-1] == "progress.json"
 
 
 def test_a_long_epoch_says_how_far_it_is(url, tmp_path, monkeypatch):

@@ -63,7 +63,8 @@ def test_encoded_rows_are_blurred_data_and_their_latents_decode_to_them(make_sto
     label_inline(pairs.location.url)
     latents, labels = pairs.latents.compute(), pairs.labels.compute()
     nearest = np.linalg.norm(labels[:, None] - pairs.reference[None], axis=2).min(axis=1)
-    assert 0 < np.median(nearest) < 0.2  # blur of 0.1 standard deviations about training rows
+    # Blur of 0.1 standard deviations about training rows: 0.049 to the nearest; of 0.01 it would be 0.011.
+    assert 0.03 < np.median(nearest) < 0.08
     assert np.abs(latents.mean(axis=0)).max() < 0.15
     assert np.abs(latents.std(axis=0) - 1).max() < 0.15
     back = label_latents(latents, pairs.reference, t_min=0.01, num_evaluations=64)

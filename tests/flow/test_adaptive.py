@@ -101,6 +101,7 @@ def test_bits_of_a_row_do_not_depend_on_the_other_rows(moons, solver, dtype):
     assert torch.equal(whole.states, again.states)
     assert torch.equal(whole.states[:70], part.states)
     assert torch.equal(whole.num_evaluations[:70], part.num_evaluations)
+    assert len(part.states) == len(part.num_evaluations) == len(part.exceeded) == 70  # nothing of what fills a batch up
     assert torch.equal(whole.states[100:150], beside_others.states[100:150])
 
 

@@ -15,7 +15,7 @@ from sfg_dist import cli
 from sfg_dist.config import resolve_job
 from sfg_dist.errors import ConfigError
 from sfg_dist.launch import Order, load_profile, slurm, submit
-from sfg_dist.launch.submission import find, known, seeded
+from sfg_dist.launch.submission import find, known, seeded, write_files
 
 NASTY = [
     "plain", "two words", "it's \"quoted\"", "$(touch PWNED)", "`touch PWNED`", "a;touch PWNED", "ü%j\n#SBATCH --x",
@@ -129,6 +129,18 @@ def test_paths_are_absolute_and_nothing_is_written_before_it_is_sent(tmp_path):
     assert f'dir = "{tmp_path}/runs/a b"' in job
     assert not (tmp_path / "runs").exists()
     assert list(known()) == []
+
+
+@pytest.mark.parametrize("to", ["slurm", "ray"])
+def test_what_is_sent_is_read_by_the_user_alone(to):
+    """A site's variables may be keys, and many people can read the file system of a cluster."""
+    overrides = ["ray.address=http://head:8265", "setup.environment.API_TOKEN=the-secret"]
+    submission, rendered = render(to, overrides=overrides)
+    write_files(submission, rendered)
+    assert any("the-secret" in content for content in rendered.files.values())
+    assert {name: (submission.path / name).stat().st_mode & 0o077 for name in rendered.files} == dict.fromkeys(
+        rendered.files, 0
+    )
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,7 @@ def test_calibration_is_monotone_in_one_dimension_and_finite_far_out():
     images = calibration(places)[:, 0]
     assert np.isfinite(images).all()
     assert (np.diff(images) >= 0).all()
+    assert (np.diff(images)[[0, -1]] > 0).all()  # beyond the last knots rows keep their distance
 
 
 def test_calibration_of_a_collapsed_network_is_finite():

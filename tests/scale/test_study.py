@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sfg_dist.config import resolve_job
+from sfg_dist.distributed.simulation import Limits
 from sfg_dist.errors import ClusterError, ConfigError
 from sfg_dist.pipeline import Pipeline
 from sfg_dist.scale import compare_studies, predict, scale
@@ -99,6 +100,14 @@ def test_costs_come_from_the_runs_and_predict_them():
     assert 0.5 < short < long <= 1.0  # a start counts less against longer shards
     waves = {entry["num_shards"] / entry["num_workers"] for entry in found if entry["shard_s"] == 1.0}
     assert len(waves) == 1
+
+
+def test_a_longer_shard_has_more_bytes():
+    """So a store that holds workers up holds them up as much whatever the length of a shard is."""
+    limits = Limits(store_bytes_per_s=16_000.0, shard_bytes=1000.0)
+    found = predict(study(), [64], shard_seconds=[1.0, 10.0], limits=limits)
+    assert [entry["limit"] for entry in found] == ["store", "store"]
+    assert [entry["efficiency_at_work"] for entry in found] == [pytest.approx(0.25, rel=0.1)] * 2
 
 
 def test_the_page_shows_predictions():

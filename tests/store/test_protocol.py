@@ -313,6 +313,13 @@ def test_of_two_writers_at_a_dead_ones_objects_one_has_the_claim(is_disk):
         protocol.write_shard(location, PLAN, 0, CONTENTS[1], {})
 
 
+def test_a_writer_that_is_done_has_left_nothing_that_a_power_cut_takes():
+    location = ModelLocation(is_disk=True)
+    protocol.write_shard(location, PLAN, 0, CONTENTS[0], {})
+    assert COMMIT in location.objects
+    assert location.unflushed() == []
+
+
 @pytest.mark.parametrize("bug", ["objects are not flushed", "objects are overwritten"])
 def test_the_machine_finds_a_planted_bug(monkeypatch, bug):
     if bug == "objects are not flushed":

@@ -4,6 +4,7 @@ import json
 import os
 import time
 
+import google_crc32c
 import numpy as np
 import pytest
 
@@ -36,6 +37,12 @@ def flipped(content, at=9):
     return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
 
 
+def with_other_rows(content):
+    """An object whose checksum fits, as another attempt would have written it."""
+    rows = flipped(content[:-4])
+    return rows + google_crc32c.value(rows).to_bytes(4, "little")
+
+
 def rewritten(content, **fields):
     """A sealed document with other fields and a seal that fits, as a careful hand makes it."""
     return seal(unseal(content) | fields)
@@ -51,6 +58,7 @@ DAMAGES = {
         4,
         "check",
     ),
+    "other rows": ("labels/c/2/0", with_other_rows, "damaged_data", 2, "not the committed ones"),
     "truncated": ("latents/c/3/0", lambda content: content[:20], "truncated_data", 3, "has 20 bytes, expected 68"),
     "zero length": ("latents/c/0/0", lambda content: b"", "empty_data", 0, "has no bytes"),
     "deleted object": ("labels/c/1/0", lambda content: None, "missing_data", 1, "is missing"),

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from patience import patience
 from slurm_cluster import SlurmCluster, missing_program
 from small_job import JOB, SIZES
 
@@ -82,7 +83,7 @@ class Site:
         return next(entry for entry in found if entry["id"] == identifier)
 
     def wait(self, identifier, timeout_s=240.0):
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + patience(timeout_s)
         while time.monotonic() < deadline:
             state = self.state(identifier)["state"]
             if slurm.is_over(state):
@@ -97,7 +98,7 @@ class Site:
         return len(list((self.folder / "runs" / name / "pairs.zarr" / "commits").glob("*.json")))
 
     def wait_for_shards(self, number, name="job", timeout_s=120.0):
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + patience(timeout_s)
         while time.monotonic() < deadline and self.shards(name) < number:
             time.sleep(0.1)
         assert self.shards(name) >= number, "the job does not get on"

@@ -140,6 +140,7 @@ def test_ours_keeps_to_its_share_for_labels(make_compare_job):
         compare(short)
 
 
+@pytest.mark.slow
 def test_a_method_that_fails_does_not_end_the_others(make_compare_job, monkeypatch, tmp_path):
     def fail(*others, **named):
         raise TrainingError("the labels took 9 s of the 1 s: raise compare.max_time_s")

@@ -82,6 +82,7 @@ def test_one_time_for_all_rows_is_that_time_for_each():
     torch.testing.assert_close(network(rows, torch.full((1, 1), 0.3)), network(rows, torch.full((5, 1), 0.3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "steps", "error"),
     [("nsf", 250, 0.05), ("realnvp", 250, 0.05), ("flow_matching", 700, 0.12), ("score", 700, 0.12)],
@@ -112,6 +113,7 @@ def test_a_fitted_peer_knows_the_gaussian(name, steps, error, gaussian, clock):
         assert np.cov(samples.T) == pytest.approx(gaussian.covariance, abs=0.12), row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nsf", "realnvp"])
 def test_a_flow_s_density_has_mass_one(name):
     (kind,) = (kind for kind in peer_kinds({"width": 8, "depth": 1}) if kind.name == name)
@@ -140,6 +142,7 @@ class Constant(torch.nn.Module):
         return (self.value - rows).square().mean()
 
 
+@pytest.mark.slow
 def test_the_best_look_is_kept_and_the_clock_is_kept_to(clock):
     model = Constant()
     rows, validation = torch.full((64, 1), 5.0), torch.full((8, 1), 1.0)

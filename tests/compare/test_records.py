@@ -55,6 +55,7 @@ def known_kind(monkeypatch, noise_of):
     return PeerKind("known", Known, {}, 64, {"known": "sample"}, {"known": 1}, False), fits
 
 
+@pytest.mark.slow
 def test_the_best_of_all_configurations_is_chosen(tables, monkeypatch):
     def noise_of(kind, rate):
         return 0.0 if (kind, rate) == ("standardize", LEARNING_RATES[1]) else 0.6
@@ -128,6 +129,7 @@ def test_the_auc_is_that_of_measure_and_its_error_is_right():
     assert classifier_test(first[:5], second) is None
 
 
+@pytest.mark.slow
 def test_the_error_of_the_auc_is_the_spread_of_repeated_samples():
     found = []
     for seed in range(20):

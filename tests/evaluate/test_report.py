@@ -110,6 +110,7 @@ def test_a_plane_shows_densities_and_the_flow():
     assert "latents to labels" in alts
 
 
+@pytest.mark.slow
 def test_a_plane_without_labels_density_or_flow():
     check_page(render_report(content(["x", "y"], labels=None)), num_images=5)
 
@@ -123,6 +124,7 @@ def test_colours():
     assert not is_color_table(named.columns, named.held_out - 1000)
 
 
+@pytest.mark.slow
 def test_eleven_columns_pair_the_most_correlated():
     given = content([f"c{i}" for i in range(11)])
     for index in (1, 4, 6, 8, 10):
@@ -132,6 +134,7 @@ def test_eleven_columns_pair_the_most_correlated():
     assert "The 5 of 11 columns" in page.text
 
 
+@pytest.mark.slow
 def test_patches_and_what_is_left_out():
     columns = [f"p{i}_{j}" for i in range(8) for j in range(8)]
     page = check_page(render_report(content(columns, num_rows=120)), num_images=5)
@@ -193,6 +196,7 @@ def test_outliers_constants_and_few_values_do_not_break_the_pictures():
     check_page(render_report(given), num_images=4)
 
 
+@pytest.mark.slow
 def test_the_page_is_the_same_twice():
     assert render_report(plane()) == render_report(plane())
 

@@ -54,6 +54,7 @@ def test_gaussian_flow_within_the_tolerance(solver, schedule, direction):
         assert not got.exceeded.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ADAPTIVE_SOLVERS)
 def test_median_label_error_is_below_the_tolerance(case, solver):
     denoiser, latents, schedule, exact = case

@@ -126,6 +126,7 @@ def check_bound(rng, reference, t, tolerance, block_rows):
     assert (np.abs(shift) <= -np.log(1 - (1 + 1 / 16) / 4) + 1e-5 * np.abs(log_sum) + 1e-3).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_blocks", [1, 3])
 @pytest.mark.parametrize("family", ["gaussian", "heavy tails", "two far clusters", "six columns", "one far outlier"])
 def test_the_bound_holds_over_three_levels_and_more(family, num_blocks, monkeypatch):

@@ -60,6 +60,7 @@ def test_an_error_in_one_thread_ends_the_others():
     assert len(seen) <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_forked_process_has_threads_of_its_own():
     code = """
@@ -145,6 +146,7 @@ def test_a_rows_bits_depend_on_nothing_beside_it(dim):
         assert torch.equal(results[0][5:6], alone)
 
 
+@pytest.mark.slow
 def test_a_near_row_in_a_far_node_is_not_lost():
     # A node whose centre is 126 powers of two off while its one near row holds two thirds of all weight: the bound of
     # its stand-in must not be the product of two clamped powers. Each of the many stands for 4096 rows.

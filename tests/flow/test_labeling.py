@@ -14,6 +14,7 @@ def exact_labels(moons):
     return latents, label_latents(latents, moons, num_evaluations=640, dtype=torch.float64)
 
 
+@pytest.mark.slow
 def test_float32_labels_with_32_evaluations(moons, exact_labels, device):
     latents, exact = exact_labels
     labels = label_latents(torch.from_numpy(latents).to(device), torch.from_numpy(moons).to(device), num_evaluations=32)
@@ -22,12 +23,14 @@ def test_float32_labels_with_32_evaluations(moons, exact_labels, device):
     assert np.quantile(error, 0.9) <= 5e-3
 
 
+@pytest.mark.slow
 def test_published_euler_is_far_worse_at_far_more_evaluations(moons, exact_labels):
     latents, exact = exact_labels
     labels = label_latents(latents[:300], moons, solver="euler", time_grid="uniform", num_evaluations=500)
     assert 3e-3 < np.median(np.linalg.norm(labels - exact[:300], axis=1)) < 5e-2
 
 
+@pytest.mark.slow
 def test_encode_inverts_decode(moons, exact_labels):
     latents, exact = exact_labels
     back = label_latents(exact[:200], moons, direction="encode", num_evaluations=320, dtype=torch.float64)

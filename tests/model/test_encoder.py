@@ -155,6 +155,7 @@ def imitation_error(encoder, latents, labels):
         return float((encoder(torch.from_numpy(labels)) - torch.from_numpy(latents)).square().mean())
 
 
+@pytest.mark.slow
 def test_the_density_of_a_normal_law():
     oracle = GaussianOracle(torch.tensor([0.5, -1.0, 0.0]), torch.tensor([0.3, 1.0, 2.0]))
     latents = normal_rows(6000, 3, seed=1)
@@ -188,6 +189,7 @@ def mixture_fit():
     return oracle, encoder, mass, latents, labels
 
 
+@pytest.mark.slow
 def test_the_density_of_a_mixture(mixture_fit):
     oracle, encoder, mass, latents, labels = mixture_fit
     _, rows = mixture_rows(4000, 7)
@@ -201,6 +203,7 @@ def test_the_density_of_a_mixture(mixture_fit):
     assert imitation_error(encoder, latents, labels) < 0.05
 
 
+@pytest.mark.slow
 def test_the_mass_of_the_fit_is_its_integral(mixture_fit):
     _, encoder, mass, _, _ = mixture_fit
     axis = torch.linspace(-8, 8, 401)
@@ -208,6 +211,7 @@ def test_the_mass_of_the_fit_is_its_integral(mixture_fit):
     assert float(values.exp().sum()) * 0.04**2 == pytest.approx(mass.value, abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_resumed_fit_ends_with_the_same_bits():
     rows, latents = normal_rows(500, 2), normal_rows(400, 2, seed=1)
     arguments = (rows[:400], latents, latents * 0.5, rows[400:])
@@ -261,6 +265,7 @@ def make_generator(kind="quantile", dim=2, *, with_encoder=True, steps=None, sca
     return Generator(MLP(dim, width=8, depth=1).eval(), transform, encoder=encoder, mass=mass), rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["quantile", "standardize", "none"])
 def test_log_prob_integrates_over_the_users_units_to_one_over_the_mass(kind):
     generator, _ = make_generator(kind, dim=1)

@@ -1,5 +1,7 @@
 """The exported graph beside the generator, in every kind of transform, network and column."""
 
+import copy
+import functools
 import json
 import sys
 
@@ -35,24 +37,33 @@ def table(num_rows=3000):
     return np.column_stack(columns)
 
 
-def make(kind="quantile", calibrated=True, condition=(), num_noise=0, **shape):
+@functools.cache
+def fitted_transform(kind):
     rows = table()
-    transform = Transform.fit(
+    return Transform.fit(
         rows, COLUMNS, kind=kind, constants={"fixed": 7.5}, steps={"count": 1.0, "decimal": 0.1},
         noise=np.random.default_rng(1).random((len(rows), 4)),
     )  # fmt: skip
+
+
+@functools.cache
+def fitted_calibration(kind, dim):
+    reference = np.tile(fitted_transform(kind).forward(table())[:, :dim], (3, 1))
+    if dim > 1:  # something for the maps of pairs to do
+        reference[:, 1] = np.maximum(reference[:, 0], 0) + 0.2 * reference[:, 1]
+    torch.manual_seed(0)
+    return Calibration.fit(MLP(dim, width=4, depth=1), reference, seed=0)
+
+
+def make(kind="quantile", calibrated=True, condition=(), num_noise=0, **shape):
+    """A generator; the slow parts of it are fitted once and copied, since some tests change them."""
     torch.manual_seed(0)
     dim = 4 - len(condition)
     network = MLP(dim, num_conditions=len(condition), num_noise=num_noise, **({"width": 24, "depth": 2} | shape))
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    calibration = None
-    if calibrated:
-        reference = np.tile(transform.forward(rows)[:, :dim], (3, 1))
-        if dim > 1:  # something for the maps of pairs to do
-            reference[:, 1] = np.maximum(reference[:, 0], 0) + 0.2 * reference[:, 1]
-        calibration = Calibration.fit(MLP(dim, width=4, depth=1), reference, seed=0)
-    return Generator(network.eval(), transform, calibration, condition=tuple(condition))
+    calibration = copy.deepcopy(fitted_calibration(kind, dim)) if calibrated else None
+    return Generator(network.eval(), copy.deepcopy(fitted_transform(kind)), calibration, condition=tuple(condition))
 
 
 def run(content, **feed):
@@ -77,6 +88,7 @@ def test_rows_of_the_graph_are_the_generators(kind, calibrated):
     assert np.array_equal(rows[:, 4], np.round(rows[:, 4], 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", ["residual", "plain"])
 @pytest.mark.parametrize("activation", ["silu", "gelu", "relu", "tanh"])
 @pytest.mark.parametrize("linear_skip", [True, False])

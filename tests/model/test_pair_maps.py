@@ -44,6 +44,7 @@ def test_samples_of_the_very_law_are_hardly_moved():
     assert np.abs(moved - rows).mean() < 0.01
 
 
+@pytest.mark.slow
 def test_a_small_table_is_not_learnt_by_heart():
     """Samples of the very law stay so, whatever noise of 3000 rows the maps are fitted to."""
     rows, fresh = curve(5, 0.05), curve(6, 0.05)

@@ -127,6 +127,7 @@ assert not {names!r} & set(sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_a_saved_generator_needs_neither_ray_nor_zarr_nor_dask(generator, tmp_path):
     """Nor the package's other heavy needs: a model is loaded where it is used."""
     generator.save(tmp_path / "model")

@@ -7,6 +7,7 @@ import http.client
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 import urllib.request
@@ -88,11 +89,14 @@ def ray_cluster():
     with local_environment():
         import ray
 
-        # "local": one of its own even where the machine runs another Ray.
-        ray.init(
-            address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False,
-            _node_ip_address="127.0.0.1",
-        )  # fmt: skip
+        with pytest.MonkeyPatch.context() as patch:
+            # Actors import the modules of the tests, and those import what stands beside them.
+            patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+            # "local": one of its own even where the machine runs another Ray.
+            ray.init(
+                address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False,
+                _node_ip_address="127.0.0.1",
+            )  # fmt: skip
         yield
         ray.shutdown()
 

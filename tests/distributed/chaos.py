@@ -36,8 +36,9 @@ from chaos_faults import ChaosLabeler, State, plan_faults
 from sfg_dist.store import Pairs, open_pairs, sweep_partials, verify
 
 SHARD_ROWS, BATCH_SIZE = 64, 64
-TIMEOUT_S = 20.0  # of a shard; longer than a driver takes to start, because labelers hold meanwhile
-PATIENCE_S = 240.0  # for anything that the harness waits for
+SLOWNESS = float(os.environ.get("SFG_TEST_SLOWNESS", "1"))  # tests/patience.py measures it
+TIMEOUT_S = 20.0 * SLOWNESS  # of a shard; longer than a driver takes to start, because labelers hold meanwhile
+PATIENCE_S = 240.0 * SLOWNESS  # for anything that the harness waits for
 STOPPED = 130
 DISK_BYTES = 64 << 20  # of a small file system
 FILLER = "filler"
@@ -244,7 +245,9 @@ def drive(url: str, address: str, num_actors: int) -> int:
         print(os.getpid(), event, json.dumps(details), flush=True)
 
     # Shards are short, and some of them meet several faults.
-    policy = Policy(shard_timeout_s=TIMEOUT_S, max_attempts=8, full_wait_s=30.0, refresh_s=1.0, seed=os.getpid())
+    policy = Policy(
+        shard_timeout_s=TIMEOUT_S, max_attempts=8, full_wait_s=30.0 * SLOWNESS, refresh_s=1.0, seed=os.getpid()
+    )
     try:
         with ray_session(address):
             sweep_partials(pairs)

@@ -1,15 +1,20 @@
 """Training ahead of the labels: only committed rows, the epochs as without it, and kills that cost little."""
 
 import json
+import os
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
+from commands import sfg
+from held import held_sfg
+from held import wait_for as wait_for_driver
+from patience import patience
 from test_training import make_settings, weights
 
 from sfg_dist.distributed import ahead, checkpoints
@@ -125,8 +130,8 @@ def test_in_a_bucket(make_store, s3_url):
     assert checkpoints.newest_step(f"{s3_url}/checkpoints") == steps == 4
 
 
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
+def wait_for(condition):
+    deadline = time.monotonic() + patience(60)
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -145,13 +150,29 @@ def test_the_process_trains_beside_the_labels_and_leaves_a_checkpoint(pairs, tmp
     assert history[-1]["step"] == 45 + step
 
 
-@pytest.mark.slow
-def test_what_goes_wrong_with_it_is_a_warning(pairs, tmp_path):
+@pytest.fixture
+def process_here(monkeypatch, capfd):
+    """What the process does and says is done here, when it is started; a small one says it again."""
+    start = subprocess.Popen
+
+    def run_and_start(command, **keywords):
+        end, stdin = os.pipe()
+        with monkeypatch.context() as patch, open(end) as lines:
+            patch.setattr(sys, "argv", command[2:])
+            patch.setattr(sys, "stdin", lines)
+            ahead._main()
+            os.close(stdin)
+        return start(
+            [sys.executable, "-c", "import sys; print(sys.argv[1], end='')", capfd.readouterr().out], **keywords
+        )
+
+    monkeypatch.setattr(ahead.subprocess, "Popen", run_and_start)
+
+
+def test_what_goes_wrong_with_it_is_a_warning(pairs, tmp_path, process_here):
     def label_beside():
         settings = make_settings(learning_rate=1e18, num_epochs=100)
         with training_ahead("inline", pairs.location.url, tmp_path / "c", settings):
-            done = [worker for worker in threading.enumerate() if worker.name == "ahead"]
-            wait_for(lambda: not done[0].is_alive())
             label_inline(pairs.location.url)
 
     with pytest.warns(UserWarning, match=r"ended early \(TrainingError: the loss left .*smaller train\.learning_rate"):
@@ -183,29 +204,25 @@ def test_an_actor_trains_ahead_and_labels_leave_it_its_resources(ray_cluster, pa
 @pytest.mark.slow
 def test_a_run_killed_while_it_overlaps_goes_on(make_job, tmp_path):
     keys = {"width": 16, "depth": 1, "num_epochs": 2, "batch_size": 64, "checkpoint_interval_s": 0.01}
-    job = make_job(
-        labels={"num_pairs": 60_000, "shard_rows": 1024, "batch_size": 1024, "num_evaluations": 64},
-        train=keys, evaluate={"num_samples": 100, "metrics": ["sliced_wasserstein"]},
-    )  # fmt: skip
+    job = make_job(train=keys, evaluate={"num_samples": 100, "metrics": ["sliced_wasserstein"]})
     path, place = tmp_path / "job.toml", Path(job.output.dir) / "checkpoints"
     path.write_text(job.to_toml())
-    command = [sys.executable, "-m", "sfg_dist.cli", "run", str(path), "--overlap"]
-    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL) as driver:
-        wait_for(lambda: len(list(place.glob("step_*/progress.json"))) >= 2)
-        assert driver.poll() is None, "the driver ended before it could be killed"
+    # Its labels wait at the fifth of eight shards, the training ahead of them goes on.
+    with held_sfg("run", path, "--overlap", shards=4) as driver:
+        wait_for_driver(driver, lambda: len(list(place.glob("step_*/progress.json"))) >= 2)
+        (worker,) = [child for child in psutil.Process(driver.pid).children() if "ahead" in " ".join(child.cmdline())]
         driver.kill()
-    time.sleep(1.0)  # its worker sees the end of its input and ends too
+    worker.wait(patience(60))  # it sees the end of its input and ends too
     step = checkpoints.newest_step(place)
     assert step > 0
-    pairs = open_pairs(job.output.dir)
-    assert 0 < len(pairs.pending()) < pairs.plan.num_shards
-    done = subprocess.run([*command, "--json"], check=True, capture_output=True, text=True)
+    assert len(open_pairs(job.output.dir).pending()) == 4
+    done = sfg(tmp_path, "run", path, "--overlap", "--json")
     assert json.loads(done.stdout)["metrics"]
     fitted = json.loads((place / "fitted.json").read_text())
     epochs = fitted["history"]
     assert [entry["epoch"] for entry in epochs] == [1, 2]
     per_epoch = epochs[1]["step"] - epochs[0]["step"]
-    assert per_epoch == -(-57_000 // 64)
+    assert per_epoch == -(-900 // 64)
     assert epochs[0]["step"] - per_epoch >= step  # what was learnt ahead, by both attempts
 
 

@@ -10,8 +10,9 @@ from patience import patience
 CHAOS = Path(__file__).with_name("chaos.py")
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.ray
+@pytest.mark.slow
 def test_nothing_is_lost_and_nothing_double_under_every_kind_of_fault():
     command = [sys.executable, str(CHAOS), "--shards", "16", "--actors", "3"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=patience(540))

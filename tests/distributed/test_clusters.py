@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from sfg_dist.distributed.actors import label_with_actors
 from sfg_dist.distributed.inline import label_inline
 from sfg_dist.distributed.labeler import label_error
 from sfg_dist.distributed.ordering import order_with_tasks, order_with_threads
@@ -29,14 +28,6 @@ def test_the_store_holds_the_order_and_every_record_its_bound(make_store):
     assert 0 < error["median"] < 2e-3
     assert error["median"] <= error["percentile_90"]
     assert error["tolerance_reached"] == max(record["tolerance_reached"] for record in records)
-
-
-@pytest.mark.ray
-def test_actors_give_the_bits_of_one_process(make_store, store_bytes, ray_cluster):
-    alone, together = make_store("alone", data=TABLE, labels=LABELS), make_store("together", data=TABLE, labels=LABELS)
-    label_inline(alone.location.url)
-    label_with_actors(together.location.url, num_actors=2, num_gpus_per_actor=0)
-    assert store_bytes(alone.location.url) == store_bytes(together.location.url)
 
 
 @pytest.mark.parametrize("keys", [{"tolerance": 0.0}, {"estimator": "minibatch", "num_reference": 100}])

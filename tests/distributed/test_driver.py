@@ -140,6 +140,20 @@ def test_a_shard_given_up_keeps_the_others_and_every_reason():
     assert [entry["action"] for entry in run.of("attempt_failed")] == ["retry"] * 3 + ["give_up"]
 
 
+@pytest.mark.parametrize(("deaths", "is_given_up"), [(2, False), (99, True)])
+def test_a_shard_that_takes_its_worker_down_is_tried_a_bounded_number_of_times(deaths, is_given_up):
+    run = Run(8, roles={"cpu": 1}, fate=fates({3: [Fate("die")] * deaths}))
+    if is_given_up:
+        text = run.fails(LabelingError, "shard 3 was given up after 4 attempts")
+        assert text.count("the worker was lost") == 4
+        assert "smaller labels.batch_size" in text
+    else:
+        run.go()
+    attempts = [attempt for _, _, shard, attempt in run.pool.log if shard == 3]
+    assert attempts == ([1, 2, 3, 4] if is_given_up else [1, 2, 3])
+    assert run.store.pending() == ([3] if is_given_up else [])  # the others are done all the same
+
+
 def test_a_shard_goes_to_another_worker_after_it_failed():
     run = Run(6, fate=fates({0: [Fate("fail", 1.0, FAILURES["any"])]})).go()
     assert len({name for _, name, shard, _ in run.pool.log if shard == 0}) == 2

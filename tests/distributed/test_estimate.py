@@ -81,6 +81,7 @@ def test_bytes_are_exact_with_the_users_own_queries(make_job, tmp_path):
     check_bytes(job)
 
 
+@pytest.mark.slow
 def test_an_estimate_writes_nothing_and_its_parts_add_up(make_job, tmp_path):
     """With a calibration for real, by two processes as the run would have two actors."""
     machine = replace(MACHINE, num_cpus=2)
@@ -104,29 +105,26 @@ def test_an_estimate_writes_nothing_and_its_parts_add_up(make_job, tmp_path):
     assert json.loads(json.dumps(estimate.to_dict()))["written"]["arrays"] == estimate.written.arrays
 
 
-def test_a_calibration_with_queries_fewer_than_a_batch(make_job, tmp_path):
+@pytest.mark.slow
+def test_a_calibration_with_queries_fewer_than_a_batch_tells_a_peak_of_its_own(make_job, tmp_path):
+    """A child process inherits the peak that `getrusage` tells from whoever started it."""
+    ballast = bytearray(1_500_000_000)
     np.save(tmp_path / "queries.npy", np.random.default_rng(0).standard_normal((20, 2)))
     job = make_job(labels={"latents": str(tmp_path / "queries.npy"), "solver_tolerance": 1e-2})
     estimate = estimate_job(job, machine=MACHINE, seconds=0.1)
     assert not estimate.work.is_counted
     assert estimate.work.score_evaluations == round(20 * estimate.paces["cpu"].evaluations_per_row)
+    assert peak_memory() > len(ballast)
+    assert estimate.paces["cpu"].host_bytes < 1_000_000_000
 
 
+@pytest.mark.slow
 def test_an_error_in_a_calibration_comes_out_with_its_reason(make_store):
     pairs = make_store()
     damaged = pairs.reference.copy()
     damaged[5, 1] = np.nan
     with pytest.raises(LabelingError, match="lacks some of rows 0 to"):
         calibrate(pairs.plan, damaged, devices=["cpu"], seconds=0.1)
-
-
-def test_the_peak_of_a_calibration_is_its_own(make_store):
-    """A child process inherits the peak that `getrusage` tells from whoever started it."""
-    ballast = bytearray(1_500_000_000)
-    pairs = make_store()
-    pace = calibrate(pairs.plan, pairs.reference, devices=["cpu"], seconds=0.1).paces["cpu"]
-    assert peak_memory() > len(ballast)
-    assert pace.host_bytes < 1_000_000_000
 
 
 def test_no_room_for_a_calibration(make_store, monkeypatch):

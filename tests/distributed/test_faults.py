@@ -20,43 +20,17 @@ from sfg_dist.distributed.labeler import ShardLabeler
 from sfg_dist.distributed.pool import Policy
 from sfg_dist.distributed.ray_pool import Process, RayPool, Role
 from sfg_dist.distributed.shards import Shards
-from sfg_dist.errors import LabelingError, NonFiniteLabelError, StoreError, StoreFullError
+from sfg_dist.errors import LabelingError, NonFiniteLabelError
 from sfg_dist.store import open_pairs
 
 
-@pytest.fixture
-def inline_store(make_store, store_bytes):
-    """Bytes of an undisturbed store."""
-    pairs = make_store("inline")
-    label_inline(pairs.location.url)
-    return store_bytes(pairs.location.url)
-
-
-class Events(list):
-    """What a driver told."""
-
-    def __call__(self, event, **details):
-        self.append((event, details))
-
-    def of(self, event):
-        return [details for name, details in self if name == event]
-
-
-class FaultyLabeler(ShardLabeler):
-    """Fails on shard 3 in the way that the file beside the store names, at the first attempt; notes its process."""
+class StoppedLabeler(ShardLabeler):
+    """Stops at its first attempt at shard 3; notes its process."""
 
     def label(self, shard, attempt=1):
-        root = self.pairs.location.root.parent
-        (root / f"pid_{os.getpid()}").touch()
+        (self.pairs.location.root.parent / f"pid_{os.getpid()}").touch()
         if shard == 3 and attempt == 1:
-            fault = (root / "fault").read_text()
-            if fault == "stop":
-                os.kill(os.getpid(), signal.SIGSTOP)
-            if fault == "memory":
-                raise MemoryError
-            if fault == "full":
-                (root / "fault").write_text("none")
-                raise StoreFullError("no space left on the device")
+            os.kill(os.getpid(), signal.SIGSTOP)
         return super().label(shard, attempt)
 
 
@@ -78,12 +52,13 @@ def test_a_process_that_is_still_there_when_its_time_is_over_is_killed():
             stopped.kill()
 
 
+@pytest.mark.chaos
 @pytest.mark.ray
-def test_a_stopped_actor_is_found_ended_and_replaced(ray_cluster, make_store, store_bytes, inline_store):
-    pairs, events = make_store("ray"), Events()
-    (pairs.location.root.parent / "fault").write_text("stop")
+@pytest.mark.slow
+def test_a_stopped_actor_is_found_ended_and_replaced(ray_cluster, make_store, store_bytes, inline_store, events):
+    pairs = make_store("ray")
     label_with_actors(
-        pairs.location.url, num_actors=1, num_gpus_per_actor=0, labeler=FaultyLabeler, shard_timeout_s=4.0,
+        pairs.location.url, num_actors=1, num_gpus_per_actor=0, labeler=StoppedLabeler, shard_timeout_s=4.0,
         on_event=events,
     )  # fmt: skip
     assert store_bytes(pairs.location.url) == inline_store
@@ -93,63 +68,6 @@ def test_a_stopped_actor_is_found_ended_and_replaced(ray_cluster, make_store, st
     assert len(seen_pids(pairs)) >= 2
     stopped = {details["worker"]: details["pid"] for details in events.of("worker_started")}[failed["worker"]]
     assert not psutil.pid_exists(stopped) or psutil.Process(stopped).status() == psutil.STATUS_ZOMBIE
-
-
-@pytest.mark.ray
-@pytest.mark.parametrize("fault", ["memory", "full"])
-def test_an_actor_without_memory_is_replaced_and_a_full_disk_is_waited_for(
-    ray_cluster, make_store, store_bytes, inline_store, fault
-):
-    pairs, events = make_store("ray"), Events()
-    (pairs.location.root.parent / "fault").write_text(fault)
-    label_with_actors(
-        pairs.location.url, num_actors=1, num_gpus_per_actor=0, labeler=FaultyLabeler, on_event=events,
-        policy=Policy(full_wait_s=3.0),
-    )  # fmt: skip
-    assert store_bytes(pairs.location.url) == inline_store
-    (failed,) = events.of("attempt_failed")
-    assert failed["reason"] == {"memory": "MemoryError: MemoryError", "full": "no space left on the device"}[fault]
-    assert len(events.of("worker_started")) == (2 if fault == "memory" else 1)
-
-
-class RefusingLabeler(ShardLabeler):
-    """Cannot open its store."""
-
-    def __init__(self, url, *, num_threads=1, device=None):
-        raise StoreError("reference/order is not an ordering of the 480 reference rows")
-
-
-@pytest.mark.ray
-def test_what_an_actor_says_when_it_cannot_start_comes_out_as_it_is(ray_cluster, make_store):
-    with pytest.raises(StoreError, match=r"^reference/order is not an ordering of the 480 reference rows$"):
-        label_with_actors(make_store().location.url, num_actors=2, num_gpus_per_actor=0, labeler=RefusingLabeler)
-
-
-class KindLabeler(ShardLabeler):
-    """Notes what it was started as; no actor goes on before all have begun."""
-
-    def __init__(self, url, *, num_threads=1, device=None):
-        super().__init__(url, num_threads=num_threads, device=device)
-        self.told = str(device)
-
-    def label(self, shard, attempt=1):
-        root = self.pairs.location.root.parent
-        (root / f"began_{os.getpid()}").write_text(f"{self.told} {os.environ.get('CUDA_VISIBLE_DEVICES')}")
-        deadline = time.monotonic() + patience(120)
-        while len(list(root.glob("began_*"))) < 4:
-            assert time.monotonic() < deadline, "the other actors never began"
-            time.sleep(0.02)
-        return super().label(shard, attempt)
-
-
-@pytest.mark.ray
-def test_a_mixed_fleet_of_gpu_fractions_and_cpus(ray_cluster, make_store, store_bytes, inline_store):
-    pairs = make_store("ray")
-    label_with_actors(pairs.location.url, num_actors=2, num_gpus_per_actor=0.5, num_cpu_actors=2, labeler=KindLabeler)
-    assert store_bytes(pairs.location.url) == inline_store
-    began = sorted(file.read_text() for file in pairs.location.root.parent.glob("began_*"))
-    assert [text.split()[0] for text in began] == ["None", "None", "cpu", "cpu"]
-    assert [text.split()[1] for text in began[:2]] == ["0", "0"]
 
 
 class GroupLabeler(ShardLabeler):
@@ -181,10 +99,12 @@ class Member:
         return [self.part, self.num_parts]
 
 
+@pytest.mark.chaos
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["SIGKILL", "SIGSTOP"])
-def test_a_group_is_lost_and_replaced_as_one(ray_cluster, make_store, store_bytes, inline_store, fault):
-    pairs, events, parts = make_store("ray"), Events(), []
+def test_a_group_is_lost_and_replaced_as_one(ray_cluster, make_store, store_bytes, inline_store, events, fault):
+    pairs, parts = make_store("ray"), []
     (pairs.location.root.parent / "fault").write_text(fault)
     pool = RayPool(
         pairs.location.url, GroupLabeler, {"cpu": Role(1, 0.0)}, {"num_threads": 1}, actors_per_group=2, member=Member
@@ -203,14 +123,14 @@ def test_a_group_is_lost_and_replaced_as_one(ray_cluster, make_store, store_byte
     assert len(events.of("attempt_failed")) == 1
 
 
-def test_the_inline_executor_tries_again_and_keeps_every_reason(make_store, store_bytes, inline_store):
+def test_the_inline_executor_tries_again_and_keeps_every_reason(make_store, store_bytes, inline_store, events):
     class Flaky(ShardLabeler):
         def label(self, shard, attempt=1):
             if shard == 2 and attempt < 3:
                 raise RuntimeError(f"attempt {attempt} of {shard}")
             return super().label(shard, attempt)
 
-    pairs, events = make_store("again"), Events()
+    pairs = make_store("again")
     label_inline(pairs.location.url, labeler=Flaky, on_event=events)
     assert store_bytes(pairs.location.url) == inline_store
     assert [entry["reason"] for entry in events.of("attempt_failed")] == [
@@ -234,14 +154,14 @@ def test_not_finite_inline_stays_that_error(make_store):
     assert pairs.committed() == set()
 
 
-def test_an_inline_shard_that_ends_soon_is_finished_after_a_signal(make_store):
+def test_an_inline_shard_that_ends_soon_is_finished_after_a_signal(make_store, events):
     class Signalled(ShardLabeler):
         def label(self, shard, attempt=1):
             if shard == 4:
                 os.kill(os.getpid(), signal.SIGTERM)
             return super().label(shard, attempt)
 
-    pairs, events = make_store(), Events()
+    pairs = make_store()
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
         label_inline(pairs.location.url, labeler=Signalled, on_event=events)
@@ -268,6 +188,8 @@ def test_an_inline_shard_that_takes_longer_than_the_grace_is_dropped(make_store)
     assert pairs.committed() == {0}
 
 
+@pytest.mark.chaos
+@pytest.mark.ray
 @pytest.mark.slow
 def test_usr2_ends_a_run_on_ray_quietly_and_its_events_are_whole(make_job, tmp_path):
     path = tmp_path / "job.toml"
@@ -331,8 +253,9 @@ with local_environment():
 """
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_node_that_is_preempted_finishes_its_shard_and_gets_no_more(make_store, store_bytes, inline_store):
     pairs = make_store("drained")
     done = subprocess.run(

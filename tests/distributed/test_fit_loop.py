@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from patience import patience
-from test_training import Stop, make_settings, weights
+from test_training import cut_at, make_settings, weights
 
 from sfg_dist.distributed import checkpoints, fit_loop, training
 from sfg_dist.distributed.hold import take_hold
@@ -58,31 +58,17 @@ def test_without_patience_all_epochs_are_done_and_the_last_weights_count(url, tm
     assert all(torch.equal(tensor, script.averages[6][name]) for name, tensor in model.state_dict().items())
 
 
-def cut_at(monkeypatch, step, url, place, settings):
-    """A fit that ends as soon as its checkpoint of a step is written."""
-    saved = fit_loop.save_checkpoint
-
-    def save_and_stop(trainer, *arguments):
-        saved(trainer, *arguments)
-        if trainer.progress.step == step:
-            raise Stop
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fit_loop, "save_checkpoint", save_and_stop)
-        with pytest.raises(Stop):
-            fit_inline(url, place, settings)
-
-
-@pytest.mark.parametrize("stop_at", [31, 50, 75])
-def test_a_stopped_fit_with_patience_ends_as_an_undisturbed_one(url, tmp_path, monkeypatch, stop_at):
+def test_a_stopped_fit_with_patience_ends_as_an_undisturbed_one(url, tmp_path, monkeypatch):
     ScriptedLosses(monkeypatch, LOSSES)
     settings = make_settings(num_epochs=7, patience=3, checkpoint_interval_s=0.0)
     whole, history = fit_inline(url, tmp_path / "whole", settings)
-    cut_at(monkeypatch, stop_at, url, tmp_path / "cut", settings)
-    resumed, resumed_history = fit_inline(url, tmp_path / "cut", settings)
-    assert torch.equal(weights(resumed), weights(whole))
-    assert [entry["epoch"] for entry in resumed_history] == [entry["epoch"] for entry in history]
-    assert all(entry["train_loss"] > 0 and entry["rows_per_s"] > 0 for entry in resumed_history)
+    for stop_at in (31, 50, 75):
+        place = tmp_path / f"cut-{stop_at}"
+        cut_at(monkeypatch, stop_at, url, place, settings)
+        resumed, resumed_history = fit_inline(url, place, settings)
+        assert torch.equal(weights(resumed), weights(whole)), stop_at
+        assert [entry["epoch"] for entry in resumed_history] == [entry["epoch"] for entry in history]
+        assert all(entry["train_loss"] > 0 and entry["rows_per_s"] > 0 for entry in resumed_history)
 
 
 def test_a_torn_copy_of_the_best_weights_sends_the_fit_one_checkpoint_back(url, tmp_path, monkeypatch):
@@ -248,6 +234,7 @@ def test_a_live_word_is_passed_on_once_and_a_missing_one_is_none(tmp_path):
     assert checkpoints.read_live(tmp_path) is None
 
 
+@pytest.mark.slow
 def test_block_shuffle_and_full_shuffle_fit_equally_well(make_store, tmp_path, monkeypatch):
     """Windows of two of 16 shards against a permutation of all rows: losses equal within the spread of seeds."""
     pairs = make_store(labels={"num_pairs": 2048})

@@ -9,26 +9,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import sfg
+from held import held_sfg, wait_for
 from patience import patience
 
 import sfg_dist
 from sfg_dist.distributed import ray_pool
-from sfg_dist.distributed.actors import label_with_actors
+from sfg_dist.distributed.actors import WantedActors, label_with_actors
 from sfg_dist.distributed.inline import label_inline
 from sfg_dist.distributed.labeler import ShardLabeler
 from sfg_dist.distributed.node_table import SHARED_MEMORY, SUFFIX, sweep_node, table_directory
-from sfg_dist.errors import ClusterError, LabelingError, NonFiniteLabelError, PlanMismatchError
+from sfg_dist.distributed.pool import Policy
+from sfg_dist.errors import ClusterError, NonFiniteLabelError, PlanMismatchError, StoreError, StoreFullError
 from sfg_dist.flow import Reference, label_latents
 from sfg_dist.plan import Stream, normal_rows
 
-
-@pytest.fixture
-def inline_store(make_store, store_bytes):
-    """Bytes of an undisturbed store, labelled inline."""
-    pairs = make_store("inline")
-    label_inline(pairs.location.url)
-    assert pairs.is_complete
-    return store_bytes(pairs.location.url)
+CLUSTERS = {
+    "data": {"source": "moons", "max_rows": 6000},  # 4800 of them for training: enough for clusters
+    "labels": {"num_pairs": 256, "shard_rows": 64, "batch_size": 64, "num_evaluations": 20, "t_min": 1e-3},
+}
 
 
 def test_inline_labels_are_the_flows(make_store):
@@ -160,96 +159,166 @@ def test_the_caller_keeps_its_number_of_threads(make_store):
         torch.set_num_threads(before)
 
 
+def check_progress(seen, num_shards, num_actors):
+    """Each shard is told of once, in the order in which they are done, by no more processes than there are actors."""
+    assert [(done, total) for done, total, _ in seen] == [(done, num_shards) for done in range(1, num_shards + 1)]
+    assert len({record["pid"] for _, _, record in seen}) <= num_actors
+
+
+class KindLabeler(ShardLabeler):
+    """Notes what it was started as; no actor goes on before all have begun, so each gets a share of the work."""
+
+    def __init__(self, url, *, num_threads=1, device=None):
+        import torch
+
+        super().__init__(url, num_threads=num_threads, device=torch.device("cpu"))  # the GPUs are made up
+        self.told = f"{device} {os.environ.get('CUDA_VISIBLE_DEVICES')}"
+
+    def label(self, shard, attempt=1):
+        root = self.pairs.location.root.parent
+        (root / f"began_{os.getpid()}").touch()
+        deadline = time.monotonic() + patience(120)
+        while len(list(root.glob("began_*"))) < int((root / "num_actors").read_text()):
+            assert time.monotonic() < deadline, "the other actors never began"
+            time.sleep(0.02)
+        return super().label(shard, attempt) | {"told": self.told}
+
+
 @pytest.mark.ray
-@pytest.mark.parametrize("num_actors", [1, 2, 4])
-def test_any_number_of_actors_gives_the_bits_of_the_inline_executor(
-    ray_cluster, make_store, store_bytes, inline_store, num_actors
+@pytest.mark.parametrize(
+    ("actors", "told", "tables"),
+    [
+        # Fractions of GPUs pack, and CPUs beside them; the bits are those of the inline executor.
+        (
+            {"num_actors": 3, "num_gpus_per_actor": 0.5, "num_cpu_actors": 1},
+            ["None 0", "None 0", "None 1", "cpu"],
+            {},
+        ),
+        # One GPU each, as many as there are, where nobody says how many; over clusters.
+        ({}, ["None 0", "None 1"], CLUSTERS),
+    ],
+)
+def test_any_number_of_actors_of_any_kind_gives_the_bits_of_the_inline_executor(
+    ray_cluster, make_store, store_bytes, actors, told, tables
 ):
-    pairs = make_store("ray")
-    seen = []
+    alone, pairs, seen = make_store("alone", **tables), make_store("ray", **tables), []
+    label_inline(alone.location.url)
+    (pairs.location.root.parent / "num_actors").write_text(str(len(told)))
     label_with_actors(
-        pairs.location.url,
-        num_actors=num_actors,
-        num_gpus_per_actor=0,
-        on_progress=lambda done, total, record: seen.append((done, total, record["pid"])),
+        pairs.location.url, labeler=KindLabeler, on_progress=lambda *progress: seen.append(progress), **actors
     )
-    assert store_bytes(pairs.location.url) == inline_store
-    assert [done for done, _, _ in seen] == list(range(1, 9))
-    assert len({pid for _, _, pid in seen}) <= num_actors
+    assert store_bytes(pairs.location.url) == store_bytes(alone.location.url)
+    check_progress(seen, pairs.plan.num_shards, len(told))
+    kinds = {record["pid"]: record["told"] for _, _, record in seen}
+    assert sorted("cpu" if text.startswith("cpu") else text for text in kinds.values()) == told
+
+
+def test_a_gpu_each_is_what_actors_are_given_where_nobody_says():
+    for gpus, cpus in ((2, 4.0), (1, 8.0)):
+        available, said = {"CPU": cpus, "GPU": float(gpus)}, WantedActors(gpus, 1, 0, 1, 1)
+        assert WantedActors(None, None, 0, 1, 1).roles(available) == said.roles(available)
+    halves, numbers = WantedActors(None, 0.5, 0, 1, 1).roles({"CPU": 4.0, "GPU": 2.0})
+    assert (halves["gpu"].num_gpus, numbers) == (0.5, {"gpu": 4})
 
 
 @pytest.mark.ray
 def test_a_killed_actor_is_replaced_and_its_shards_are_done_again(ray_cluster, make_store, store_bytes, inline_store):
     pairs = make_store("ray")
-    killed = []
+    seen = []
 
     def kill_one(done, total, record):
+        seen.append((done, total, record))
         if done == 2:
             os.kill(record["pid"], signal.SIGKILL)
-            killed.append(record["pid"])
 
     label_with_actors(pairs.location.url, num_actors=2, num_gpus_per_actor=0, on_progress=kill_one)
-    assert killed
+    check_progress(seen, 8, 3)
     assert store_bytes(pairs.location.url) == inline_store
 
 
-class ScriptedLabeler(ShardLabeler):
-    """Dies on shard 3 as often as the file beside the store says, counting its calls there."""
+def leave_blocks(pairs):
+    """What a killed process leaves: a file of blocks that nobody holds."""
+    if SHARED_MEMORY.is_dir():
+        (table_directory(SHARED_MEMORY) / f"{pairs.plan.run_id}{SUFFIX}").write_bytes(b"blocks")
+
+
+class DyingLabeler(ShardLabeler):
+    """Dies on shard 3, counting its calls there, then has no memory for it; leaves something with its last shard."""
 
     def label(self, shard, attempt=1):
         if shard == 3:
             log = Path(self.pairs.location.root.parent / "calls")
             log.write_text((log.read_text() if log.exists() else "") + f"{attempt} ")
-            deaths = int((log.parent / "deaths").read_text())
-            if attempt <= deaths:
+            if attempt == 1:
                 os._exit(1)
-        return super().label(shard, attempt)
-
-
-@pytest.mark.ray
-@pytest.mark.parametrize("deaths", [2, 99])
-def test_a_shard_that_kills_its_actor_is_tried_a_bounded_number_of_times(
-    ray_cluster, make_store, store_bytes, inline_store, deaths
-):
-    pairs = make_store("ray")
-    root = pairs.location.root.parent
-    (root / "deaths").write_text(str(deaths))
-    arguments = {"num_actors": 1, "num_gpus_per_actor": 0, "labeler": ScriptedLabeler}
-    if deaths == 2:
-        label_with_actors(pairs.location.url, **arguments)
-        assert (root / "calls").read_text().split() == ["1", "2", "3"]
-        assert store_bytes(pairs.location.url) == inline_store
-    else:
-        with pytest.raises(LabelingError, match="shard 3 was given up after 4 attempts") as caught:
-            label_with_actors(pairs.location.url, **arguments)
-        assert (root / "calls").read_text().split() == ["1", "2", "3", "4"]
-        assert pairs.pending() == [3]  # the others are done all the same
-        assert str(caught.value).count("the worker was lost") == 4
-        assert "smaller labels.batch_size" in str(caught.value)
-
-
-class LeavingLabeler(ShardLabeler):
-    """Leaves with its last shard what a killed process does: a file of blocks that nobody holds."""
-
-    def label(self, shard, attempt=1):
+            if attempt == 2:
+                raise MemoryError
         record = super().label(shard, attempt)
         if shard == 7:
-            (table_directory(SHARED_MEMORY) / f"{self.pairs.plan.run_id}{SUFFIX}").write_bytes(b"blocks")
+            leave_blocks(self.pairs)
         return record
 
 
 @pytest.mark.ray
-@pytest.mark.skipif(not SHARED_MEMORY.is_dir(), reason="this system has no /dev/shm")
-@pytest.mark.parametrize("is_here", [True, False])
-def test_a_run_leaves_nothing_in_shared_memory(ray_cluster, make_store, monkeypatch, is_here):
-    """Nor on other machines' nodes, which a task sweeps; here the one machine is taken for another."""
-    if not is_here:
-        monkeypatch.setattr(ray_pool.Process, "is_here", False)
-        monkeypatch.setattr(ray_pool, "sweep_node", _sweep_in_a_task())
-    pairs = make_store()
-    label_with_actors(pairs.location.url, num_actors=1, num_gpus_per_actor=0, labeler=LeavingLabeler)
-    assert pairs.is_complete
+def test_a_shard_that_takes_its_actors_down_gets_another_actor_each_time(
+    ray_cluster, make_store, store_bytes, inline_store, events
+):
+    """One actor dies of it, the next is short of memory; both are replaced, and nothing of theirs is left."""
+    pairs, seen = make_store("ray"), []
+    label_with_actors(
+        pairs.location.url, num_actors=1, num_gpus_per_actor=0, labeler=DyingLabeler, on_event=events,
+        on_progress=lambda *progress: seen.append(progress),
+    )  # fmt: skip
+    assert (pairs.location.root.parent / "calls").read_text().split() == ["1", "2", "3"]
+    assert store_bytes(pairs.location.url) == inline_store
+    check_progress(seen, 8, 3)
+    lost, short = events.of("attempt_failed")
+    assert (lost["shard"], lost["error"], lost["action"]) == (3, "WorkerLost", "retry")
+    assert lost["reason"].startswith("the worker was lost: ")
+    assert (short["shard"], short["reason"], short["action"]) == (3, "MemoryError: MemoryError", "retry")
+    assert len(events.of("worker_started")) == 3
     assert not list(SHARED_MEMORY.glob(f"*/{pairs.plan.run_id}*"))
+
+
+class TroubledLabeler(ShardLabeler):
+    """Fails on shard 1 always, finds the disk full once, on shard 3; leaves something with its last shard."""
+
+    def label(self, shard, attempt=1):
+        if shard == 1:
+            raise NonFiniteLabelError("shard 1: row 130 has no finite end point")
+        if shard == 3 and not (told := self.pairs.location.root.parent / "full").exists():
+            told.touch()
+            raise StoreFullError("no space left on the device")
+        record = super().label(shard, attempt)
+        if shard == 7:
+            leave_blocks(self.pairs)
+        return record
+
+
+@pytest.mark.ray
+def test_errors_come_out_as_they_are_a_full_disk_is_waited_for_and_the_other_shards_are_done(
+    ray_cluster, make_store, store_bytes, inline_store, events, monkeypatch
+):
+    """By one actor, which is taken for one of another machine: there a task removes what it leaves."""
+    monkeypatch.setattr(ray_pool.Process, "is_here", False)
+    monkeypatch.setattr(ray_pool, "sweep_node", _sweep_in_a_task())
+    pairs, seen = make_store("ray"), []
+    with pytest.raises(NonFiniteLabelError, match="row 130") as caught:
+        label_with_actors(
+            pairs.location.url, num_actors=1, num_gpus_per_actor=0, labeler=TroubledLabeler, on_event=events,
+            policy=Policy(full_wait_s=3.0), on_progress=lambda *progress: seen.append(progress),
+        )  # fmt: skip
+    assert str(caught.value).count("row 130 has no finite end point") == 4
+    assert pairs.pending() == [1]
+    check_progress([*seen, (8, 8, seen[0][2])], 8, 1)
+    failed = events.of("attempt_failed")
+    assert [entry["reason"] for entry in failed if entry["shard"] == 3] == ["no space left on the device"]
+    assert [entry["action"] for entry in failed if entry["shard"] == 1] == ["retry"] * 3 + ["give_up"]
+    assert len(failed) == 5
+    assert len(events.of("worker_started")) == 1
+    assert not list(SHARED_MEMORY.glob(f"*/{pairs.plan.run_id}*"))
+    label_inline(pairs.location.url)
+    assert store_bytes(pairs.location.url) == inline_store
 
 
 def _sweep_in_a_task():
@@ -263,60 +332,17 @@ def _sweep_in_a_task():
     return sweep
 
 
-class FailingLabeler(ShardLabeler):
-    """Fails on shard 1 with an error of the package's own."""
+class RefusingLabeler(ShardLabeler):
+    """Cannot open its store."""
 
-    def label(self, shard, attempt=1):
-        if shard == 1:
-            raise NonFiniteLabelError("shard 1: row 130 has no finite end point")
-        return super().label(shard, attempt)
+    def __init__(self, url, *, num_threads=1, device=None):
+        raise StoreError("reference/order is not an ordering of the 480 reference rows")
 
 
 @pytest.mark.ray
-def test_an_error_of_the_labeler_comes_out_as_it_is_and_the_other_shards_are_done(ray_cluster, make_store):
-    pairs = make_store()
-    with pytest.raises(NonFiniteLabelError, match="row 130") as caught:
-        label_with_actors(pairs.location.url, num_actors=1, num_gpus_per_actor=0, labeler=FailingLabeler)
-    assert pairs.pending() == [1]
-    assert str(caught.value).count("row 130 has no finite end point") == 4
-
-
-class DeviceLabeler(ShardLabeler):
-    """Notes which GPUs its actor was given; the work itself stays on the CPU."""
-
-    def __init__(self, url, *, num_threads=1):
-        import torch
-
-        self.visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        super().__init__(url, num_threads=num_threads, device=torch.device("cpu"))
-
-    def label(self, shard, attempt=1):
-        # No actor goes on before all have begun, so each gets a share however long the others take to start.
-        root = self.pairs.location.root.parent
-        (root / f"began_{os.getpid()}").touch()
-        deadline = time.monotonic() + patience(120)
-        while len(list(root.glob("began_*"))) < int((root / "num_actors").read_text()):
-            assert time.monotonic() < deadline, "the other actors never began"
-            time.sleep(0.02)
-        return super().label(shard, attempt) | {"visible": self.visible}
-
-
-@pytest.mark.ray
-@pytest.mark.parametrize(
-    ("gpus", "num_actors", "devices"), [(1, 2, ["0", "1"]), (0.5, 4, ["0", "0", "1", "1"]), (None, None, ["0", "1"])]
-)
-def test_each_actor_sees_its_own_gpu_and_fractions_pack(ray_cluster, make_store, gpus, num_actors, devices):
-    pairs = make_store()
-    (pairs.location.root.parent / "num_actors").write_text(str(len(devices)))
-    seen = {}
-    label_with_actors(
-        pairs.location.url,
-        num_actors=num_actors,
-        num_gpus_per_actor=gpus,
-        labeler=DeviceLabeler,
-        on_progress=lambda done, total, record: seen.update({record["pid"]: record["visible"]}),
-    )
-    assert sorted(seen.values()) == devices
+def test_what_an_actor_says_when_it_cannot_start_comes_out_as_it_is(ray_cluster, make_store):
+    with pytest.raises(StoreError, match=r"^reference/order is not an ordering of the 480 reference rows$"):
+        label_with_actors(make_store().location.url, num_actors=1, num_gpus_per_actor=0, labeler=RefusingLabeler)
 
 
 @pytest.mark.ray
@@ -329,29 +355,34 @@ def test_what_the_cluster_cannot_hold_is_refused(ray_cluster, make_store, argume
         label_with_actors(make_store().location.url, **arguments)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("executor", ["inline", "ray"])
-def test_a_killed_driver_goes_on_where_it_was(make_job, store_bytes, executor, tmp_path):
+@pytest.mark.parametrize(
+    ("executor", "num_pairs"),
+    [
+        pytest.param("inline", 1000, marks=pytest.mark.slow),
+        pytest.param("ray", 12_000, marks=(pytest.mark.chaos, pytest.mark.ray, pytest.mark.slow)),
+    ],
+)
+def test_a_killed_driver_goes_on_where_it_was(make_job, store_bytes, tmp_path, executor, num_pairs):
     """SIGKILL in mid-run, the same command again: the bits of an undisturbed run."""
     from sfg_dist.pipeline import Pipeline
 
-    labels = {"num_pairs": 12_000, "num_evaluations": 64}
-    Pipeline(make_job("undisturbed", labels=labels)).label()
+    labels = {"num_pairs": num_pairs, "num_evaluations": 64}
+    undisturbed = Pipeline(make_job("undisturbed", labels=labels))
+    undisturbed.label()
     job = make_job("killed", labels=labels, executor={"kind": executor})
     path = tmp_path / "job.toml"
     path.write_text(job.to_toml())
-    command = [sys.executable, "-m", "sfg_dist.cli", "label", str(path)]
     commits = tmp_path / "killed" / "pairs.zarr" / "commits"
-    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL) as driver:
-        deadline = time.monotonic() + patience(120)
-        while len(list(commits.glob("*.json"))) < 3:
-            assert time.monotonic() < deadline
-            assert driver.poll() is None, "the driver ended before it could be killed"
-            time.sleep(0.005)
+    # Inline, the driver waits at its fourth shard; with Ray its actors are killed wherever they are.
+    with held_sfg("label", path, shards=3) as driver:
+        wait_for(driver, lambda: len(list(commits.glob("*.json"))) >= 3)
         driver.kill()
     kept = {file: file.stat().st_mtime_ns for file in commits.glob("*.json")}
-    assert 3 <= len(kept) < 94
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert 3 <= len(kept) < undisturbed.open_store().plan.num_shards
+    if executor == "inline":
+        sfg(tmp_path, "label", path)
+    else:
+        subprocess.run([sys.executable, "-m", "sfg_dist.cli", "label", path], check=True, stdout=subprocess.DEVNULL)
     assert all(file.stat().st_mtime_ns == at for file, at in kept.items())
     assert store_bytes(tmp_path / "killed") == store_bytes(tmp_path / "undisturbed")
     assert sfg_dist.open_pairs(tmp_path / "killed").is_complete

@@ -299,7 +299,7 @@ def test_a_file_removed_between_two_locks_is_made_again(tmp_path, make_file, mon
     table.close()
 
 
-# A worker with blocks of 16384 rows, whose budget is what it holds already and ROOM beside.
+# A worker with blocks of 8192 rows, whose budget is what it holds already and ROOM beside.
 WORKER = """
 import sys, torch
 torch.set_num_threads(1)
@@ -309,8 +309,8 @@ from sfg_dist.distributed.labeler import ShardLabeler
 from sfg_dist.distributed.machine import peak_memory
 from sfg_dist.store import open_pairs
 url, room = sys.argv[1], int(sys.argv[2])
-sfg_dist.flow.reference.BLOCK_ROWS = 1 << 14
-references.WORK_BYTES = 8 << 20
+sfg_dist.flow.reference.BLOCK_ROWS = 1 << 13
+references.WORK_BYTES = 4 << 20
 open_pairs(url).commit_record(0)
 stored = references.StoredReference(open_pairs(url))
 stored.rows(0, 16)
@@ -335,8 +335,8 @@ def test_ten_times_the_budget_is_labelled_within_it(tmp_path, monkeypatch, toler
     from sfg_dist.planning import make_plan
     from sfg_dist.store import create_store
 
-    monkeypatch.setattr("sfg_dist.flow.reference.BLOCK_ROWS", 1 << 14)
-    room, dim, num_rows = 24 << 20, 32, 1_000_000 if tolerance == 0 else 650_000
+    monkeypatch.setattr("sfg_dist.flow.reference.BLOCK_ROWS", 1 << 13)
+    room, dim, num_rows = 12 << 20, 32, 500_000 if tolerance == 0 else 325_000
     rows = np.random.default_rng(0).standard_normal((num_rows, dim), dtype=np.float32) * np.geomspace(1, 0.05, dim)
     labels = {"num_pairs": 16, "shard_rows": 16, "batch_size": 16, "t_min": 1e-3, "num_evaluations": 4}
     job = resolve_job({"data": {"source": "moons"}, "labels": labels | {"tolerance": tolerance}})

@@ -64,8 +64,13 @@ sweep_partials(open_pairs(url))
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("executor", "num_shards"), [("inline", 80), pytest.param("ray", 240, marks=pytest.mark.ray)])
+@pytest.mark.parametrize(
+    ("executor", "num_shards"),
+    [
+        pytest.param("inline", 80, marks=pytest.mark.slow),
+        pytest.param("ray", 240, marks=(pytest.mark.chaos, pytest.mark.ray, pytest.mark.slow)),
+    ],
+)
 def test_a_run_stopped_ten_times_ends_as_one_that_never_was(make_store, store_bytes, executor, num_shards):
     labels = {"num_pairs": num_shards * 16 - 5, "shard_rows": 16, "batch_size": 16}
     pairs, undisturbed = make_store("stopped", labels=labels), make_store("undisturbed", labels=labels)

@@ -27,8 +27,8 @@ def lose_plan(pairs):
 
 
 @pytest.fixture
-def pairs(make_store):
-    return make_store()
+def pairs(copy_labels):
+    return copy_labels(0)
 
 
 @pytest.fixture

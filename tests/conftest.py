@@ -213,10 +213,23 @@ def copy_labels(small_labels, tmp_path):
     return copy
 
 
+def leave_out_pictures(patch: pytest.MonkeyPatch) -> None:
+    """Pages come with empty pictures: to draw them takes most of the time of a small evaluation."""
+    patch.setattr("sfg_dist.evaluate.figures.to_data_uri", lambda figure: "data:image/png;base64,")
+
+
 @pytest.fixture
 def no_pictures(monkeypatch):
-    """Pages come with an empty picture each time: drawing them is most of the time of a small evaluation."""
-    monkeypatch.setattr("sfg_dist.evaluate.figures.to_data_uri", lambda figure: "data:image/png;base64,")
+    """In this test pages come with empty pictures."""
+    leave_out_pictures(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def no_pictures_here():
+    """The same for the runs that the tests of a file share."""
+    with pytest.MonkeyPatch.context() as patch:
+        leave_out_pictures(patch)
+        yield
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ def test_prometheus_text_on_stdout(store):
     ],
 )
 def test_wrong_requests(tmp_path, words, message):
-    assert message in sfg(tmp_path, *words, check=2).stderr
+    assert message in sfg(tmp_path, "status", "run", *words, check=2).stderr
 
 
 EVENTS = [

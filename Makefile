@@ -17,7 +17,7 @@ INSTALL = $(PYTHON) install.py --torch "$(TORCH)" --torch-index "$(TORCH_INDEX)"
 PYTEST = $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 APART = not slurm and not hosts and not browser and not notebooks and not chaos and not comparison and not cluster
 
-.PHONY: install run check test test-all test-cluster lint planted bench constraints clean
+.PHONY: install run check quick-tests test test-all test-cluster lint planted bench constraints clean
 
 install:
 	@$(INSTALL) test lint
@@ -25,7 +25,11 @@ install:
 run: install
 	$(BIN)/sfg run jobs/quickstart.toml
 
-check: lint
+check: install
+	@$(MAKE) --no-print-directory -j2 lint quick-tests
+
+# Beside the lint, which on a fresh checkout takes as long on one core.
+quick-tests: install
 	HYPOTHESIS_PROFILE=check $(PYTEST) -m '$(APART) and not slow and not ray'
 
 test: install

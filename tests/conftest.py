@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import faulthandler
+import functools
 import http.client
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
 import urllib.request
 import uuid
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from examples import load_profile
 from patience import measure_slowness, patience
 
 from sfg_dist.threads import wait_passively
 
 wait_passively()  # before anything imports torch
+load_profile()
 
 TEST_LIMIT_S = 240
 GROUP_LIMIT_S = 600  # of tests that start clusters and kill what runs on them
@@ -101,30 +106,35 @@ def ray_cluster():
         ray.shutdown()
 
 
+def small_job(directory: Path, **tables: dict[str, Any]):
+    """A small two-moons job; keyword arguments are tables that override its keys."""
+    from sfg_dist.config import resolve_job
+
+    document: dict[str, Any] = {
+        "data": {"source": "moons", "max_rows": 600},
+        "labels": {
+            "num_pairs": 1000,
+            "shard_rows": 128,
+            "batch_size": 64,
+            "num_evaluations": 8,
+            "t_min": 1e-3,
+        },
+        "train": {"width": 16, "depth": 1, "num_epochs": 2, "batch_size": 64},
+        "evaluate": {"num_samples": 200},
+        "executor": {"kind": "inline"},
+        "output": {"dir": str(directory)},
+    }
+    for name, keys in tables.items():
+        document[name] = document.get(name, {}) | keys
+    return resolve_job(document)
+
+
 @pytest.fixture
 def make_job(tmp_path):
     """A small two-moons job in a directory of its own; keyword arguments are tables that override its keys."""
 
     def make(directory: str = "run", **tables: dict[str, Any]):
-        from sfg_dist.config import resolve_job
-
-        document: dict[str, Any] = {
-            "data": {"source": "moons", "max_rows": 600},
-            "labels": {
-                "num_pairs": 1000,
-                "shard_rows": 128,
-                "batch_size": 64,
-                "num_evaluations": 8,
-                "t_min": 1e-3,
-            },
-            "train": {"width": 16, "depth": 1, "num_epochs": 2, "batch_size": 64},
-            "evaluate": {"num_samples": 200},
-            "executor": {"kind": "inline"},
-            "output": {"dir": str(tmp_path / directory)},
-        }
-        for name, keys in tables.items():
-            document[name] = document.get(name, {}) | keys
-        return resolve_job(document)
+        return small_job(tmp_path / directory, **tables)
 
     return make
 
@@ -139,6 +149,91 @@ def make_store(make_job):
         return Pipeline(make_job(directory, **tables)).open_store()
 
     return make
+
+
+@dataclass(frozen=True)
+class SmallRun:
+    """What `sfg run` left of the small job, and what it told; tests change copies of it."""
+
+    directory: Path
+    job: Any
+    metrics: dict[str, Any]
+    events: list[dict[str, Any]]
+
+    def copy(self, target: Path) -> Path:
+        """The same run, as if it had been made there."""
+        return copy_run(self.directory, target)
+
+
+def copy_run(source: Path, target: Path) -> Path:
+    """A copy of an output directory whose job file names the copy."""
+    shutil.copytree(source, target)
+    job = target / "job.toml"
+    job.write_text(job.read_text().replace(str(source), str(target)))
+    return target
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory):
+    """The small job after all stages, made once for the session."""
+    import sfg_dist
+
+    events: list[dict[str, Any]] = []
+    job = small_job(tmp_path_factory.mktemp("small_run") / "run")
+    metrics = sfg_dist.run(job.model_dump(exclude_none=True), listener=events.append)
+    return SmallRun(Path(job.output.dir), job, metrics, events)
+
+
+@pytest.fixture(scope="session")
+def small_labels(tmp_path_factory):
+    """Stores of the small job by the number of shards of 8 that are done, each of them made once for the session."""
+    from sfg_dist.distributed.inline import label_inline
+    from sfg_dist.pipeline import Pipeline
+
+    made: dict[int, Path] = {}
+
+    def make(shards: int) -> Path:
+        if shards not in made:
+            job = small_job(tmp_path_factory.mktemp(f"labels_{shards}") / "run")
+            if shards == 8:
+                Pipeline(job).label()
+            else:
+                label_inline(Pipeline(job).open_store().location.url, only=range(shards))
+            made[shards] = Path(job.output.dir)
+        return made[shards]
+
+    return make
+
+
+@pytest.fixture
+def copy_labels(small_labels, tmp_path):
+    """The store of the small job with so many of its 8 shards done, in the output directory ``run``."""
+
+    def copy(shards: int = 8):
+        import sfg_dist
+
+        return sfg_dist.open_pairs(copy_run(small_labels(shards), tmp_path / "run"))
+
+    return copy
+
+
+def leave_out_pictures(patch: pytest.MonkeyPatch) -> None:
+    """Pages come with empty pictures: to draw them takes most of the time of a small evaluation."""
+    patch.setattr("sfg_dist.evaluate.figures.to_data_uri", lambda figure: "data:image/png;base64,")
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """In this test pages come with empty pictures."""
+    leave_out_pictures(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def no_pictures_here():
+    """The same for the runs that the tests of a file share."""
+    with pytest.MonkeyPatch.context() as patch:
+        leave_out_pictures(patch)
+        yield
 
 
 @pytest.fixture
@@ -166,18 +261,29 @@ PROXIES = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY"
 
 @pytest.fixture(scope="session")
 def s3_server():
-    """The address of an S3 server on loopback with one bucket, named "bucket"."""
-    from moto.server import ThreadedMotoServer
+    """The address of an S3 server on loopback with one bucket, named "bucket".
+
+    It is moto's S3 alone: its server of all services takes as long again for a request, to find out whose that is.
+    """
+    from moto.core import serialize
+    from moto.moto_server.werkzeug_app import MotoRequestHandler, create_backend_app
+    from werkzeug.serving import make_server
 
     logging.getLogger("werkzeug").setLevel(logging.WARNING)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    address = "http://{}:{}".format(*server.get_host_and_port())
+    server = make_server("127.0.0.1", 0, create_backend_app("s3"), threaded=True, request_handler=MotoRequestHandler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    address = "http://{}:{}".format(*server.server_address[:2])
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(urllib.request.Request(f"{address}/bucket", method="PUT")) as answer:
-        assert answer.status == 200
-    yield address
-    server.stop()
+    with pytest.MonkeyPatch.context() as patch:
+        parse = getattr(serialize, "parse_to_aware_datetime", None)  # half the time of a list, for equal times
+        patch.setattr(serialize, "parse_to_aware_datetime", functools.cache(parse), raising=False)
+        with opener.open(urllib.request.Request(f"{address}/bucket", method="PUT")) as answer:
+            assert answer.status == 200
+        yield address
+    server.shutdown()
+    thread.join()
+    server.server_close()
 
 
 @pytest.fixture

@@ -91,9 +91,9 @@ def test_curves_that_cannot_be_written_are_said_once_and_end_nothing(tmp_path):
     assert len(caught) == 1
 
 
-def test_a_run_leaves_its_curves(make_job):
+def test_a_run_leaves_its_curves(make_job, copy_labels):
+    copy_labels()
     pipeline = Pipeline(make_job())
-    pipeline.label()
     pipeline.train()
     points, _ = curves(pipeline.output)
     assert [step for step, _ in points["loss/held_out"]] == [15, 30]

@@ -94,7 +94,7 @@ def test_running_again_does_nothing_over_and_shows_the_same(finished):
     assert "4 done already" in again.stderr
 
 
-def test_stages_one_by_one_give_what_run_gives(finished, job):
+def test_stages_one_by_one_give_what_run_gives(finished, job, no_pictures):
     for stage in ("label", "train", "sample", "evaluate"):
         sfg(job, stage, "job.toml")
     one, other = (json.loads((d / "runs" / "job" / "metrics.json").read_text()) for d in (finished[0], job))
@@ -246,8 +246,8 @@ def test_help_and_version(tmp_path):
     assert re.fullmatch(r"sfg_dist \d+\.\d+\.\d+\n", sfg(tmp_path, "--version").stdout)
 
 
-@pytest.mark.parametrize("executor", ["inline", "ray"])
-@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("executor", ["inline", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])])
+@pytest.mark.parametrize("which", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupt_keeps_what_is_committed_and_says_how_to_go_on(job, which, executor):
     command = [sys.executable, "-m", "sfg_dist.cli", "label", "job.toml", "--executor", executor]
     command += ["--set", "labels.num_pairs=400000"]
@@ -267,7 +267,9 @@ def test_an_interrupt_keeps_what_is_committed_and_says_how_to_go_on(job, which, 
     assert 2 <= status["shards_done"] < status["shards"]
 
 
-@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize(
+    "which", [signal.SIGINT, *(pytest.param(name, marks=pytest.mark.slow) for name in (signal.SIGTERM, signal.SIGUSR2))]
+)
 def test_an_interrupt_while_a_store_does_not_answer(tmp_path, which):
     """The main thread is inside a request that waits for its answer, so no handler of Python's runs."""
     script = "from sfg_dist import cli; cli.INTERRUPT_S = 0.5; cli.main()"
@@ -276,7 +278,7 @@ def test_an_interrupt_while_a_store_does_not_answer(tmp_path, which):
         keys = {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "NO_PROXY": "*"}
         command = [sys.executable, "-c", script, "status", "s3://bucket/run"]
         with subprocess.Popen(command, env=os.environ | keys, stderr=subprocess.PIPE, text=True) as process:
-            server.settimeout(60)
+            server.settimeout(patience(60))
             connection, _ = server.accept()  # and never a word
             with connection:
                 connection.recv(1)
@@ -313,6 +315,7 @@ except KeyboardInterrupt:
     assert ("not at an end 2.5 s later" in done.stderr) is (second is None)
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_an_interrupt_of_training_on_ray(job):
     sfg(job, "label", "job.toml")
@@ -384,7 +387,7 @@ def test_commits_without_a_plan(job):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 def test_a_full_disk_keeps_what_is_committed(job, small_disk, monkeypatch):
-    monkeypatch.setattr(inline, "Policy", functools.partial(Policy, full_wait_s=2.0))
+    monkeypatch.setattr(inline, "Policy", functools.partial(Policy, full_wait_s=0.3))
     words = ["label", "job.toml", "--set", f"output.dir={small_disk}/run", "--set", "labels.num_pairs=20000"]
     done = sfg(job, *words, check=1)
     assert "no space left on the device; what is committed is safe" in done.stderr
@@ -408,6 +411,7 @@ def short_calibration(monkeypatch):
     monkeypatch.setitem(estimate_job.__kwdefaults__, "seconds", 0.2)
 
 
+@pytest.mark.slow
 def test_plan_says_what_a_run_will_take_and_writes_nothing(job, short_calibration):
     words = ["plan", "job.toml", "--set", "executor.price_per_hour=2"]
     shown = sfg(job, *words)

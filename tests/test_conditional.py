@@ -18,7 +18,7 @@ CONDITIONAL = {"source": "wave", "max_rows": 2000, "condition": ["y"]}
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, no_pictures_here):
     """A short run of a case whose law is known."""
     directory = tmp_path_factory.mktemp("conditional")
     job = {
@@ -32,6 +32,24 @@ def finished(tmp_path_factory):
     return directory, sfg_dist.run(job)
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The directory of a model that was hardly trained, for what does not depend on how good it is."""
+    directory = tmp_path_factory.mktemp("small_conditional")
+    job = {
+        "data": CONDITIONAL,
+        "labels": {"num_pairs": 1024, "num_evaluations": 8, "t_min": 1e-3},
+        "train": {"width": 16, "depth": 1, "num_epochs": 2, "batch_size": 128},
+        "executor": {"kind": "inline"},
+        "output": {"dir": str(directory)},
+    }
+    pipeline = Pipeline(resolve_job(job))
+    pipeline.label()
+    pipeline.train()
+    return directory
+
+
+@pytest.mark.slow
 def test_mean_and_spread_are_those_of_the_known_law(finished):
     """Within 5 % of the spread here; `tests/benchmarks/conditional.py` trains longer, for 2 %."""
     generator = sfg_dist.Generator.load(finished[0])
@@ -43,8 +61,8 @@ def test_mean_and_spread_are_those_of_the_known_law(finished):
         assert abs(drawn[:, 0].std() / spread - 1) < 0.05, place
 
 
-def test_a_row_for_each_sample_and_the_same_bits_however_they_are_drawn(finished):
-    generator = sfg_dist.Generator.load(finished[0])
+def test_a_row_for_each_sample_and_the_same_bits_however_they_are_drawn(small):
+    generator = sfg_dist.Generator.load(small)
     assert generator.condition == ("y",)
     assert "given y" in repr(generator)
     given = np.linspace(0.1, 2.9, 9000)
@@ -58,6 +76,7 @@ def test_a_row_for_each_sample_and_the_same_bits_however_they_are_drawn(finished
         generator.sample(3, given={"y": 1.0, "z": 2.0})
 
 
+@pytest.mark.slow
 def test_pairs_hold_conditions_of_training_rows_in_latents_and_labels(finished):
     pairs = sfg_dist.open_pairs(finished[0])
     latents, labels = (np.asarray(array) for array in (pairs.latents, pairs.labels))
@@ -69,6 +88,7 @@ def test_pairs_hold_conditions_of_training_rows_in_latents_and_labels(finished):
     assert pairs.plan.condition == ("y",)
 
 
+@pytest.mark.slow
 def test_figures_are_joint_and_the_report_says_what_is_given(finished):
     directory, metrics = finished
     assert metrics["samples"]["ks_mean"] < 0.06
@@ -86,6 +106,7 @@ def test_figures_are_joint_and_the_report_says_what_is_given(finished):
     np.testing.assert_array_equal(samples[:, 1], held_out.validation[:1000, 1])
 
 
+@pytest.mark.slow
 def test_the_graph_takes_conditions(finished):
     pytest.importorskip("onnxruntime")
     from sfg_dist.model.export_onnx import export_onnx
@@ -184,16 +205,16 @@ def test_a_reference_larger_than_the_memory_is_refused(make_job, tmp_path):
         Pipeline(make_job(data=data | {"shuffle": "none"}, labels={"memory_gib": 1e-5})).label()
 
 
-def test_a_value_far_outside_the_training_rows_is_warned_of(finished):
-    generator = sfg_dist.Generator.load(finished[0])
+def test_a_value_far_outside_the_training_rows_is_warned_of(small):
+    generator = sfg_dist.Generator.load(small)
     with pytest.warns(UserWarning, match="'y' is -1000, far outside the training rows"):
         rows = generator.sample(3, given={"y": [1.0, -1000.0, 2.0]})
     assert np.isfinite(rows).all()
     generator.sample(3, given={"y": [0.01, 1.5, 2.99]})  # the ends are no cause for a warning
 
 
-def test_given_on_the_command_line(finished, tmp_path):
-    model = finished[0] / "model"
+def test_given_on_the_command_line(small, tmp_path):
+    model = small / "model"
     sfg(tmp_path, "sample", model, "-n", "500", "--given", "y=1.25", "--out", "rows.npy")
     generator = sfg_dist.Generator.load(model)
     np.testing.assert_array_equal(np.load(tmp_path / "rows.npy"), generator.sample(500, given={"y": 1.25}))
@@ -219,11 +240,11 @@ def test_given_on_the_command_line(finished, tmp_path):
         ({"given_table": "y.csv", "num": 3}, "-n 3: y.csv has 2 rows"),
     ],
 )
-def test_wrong_words_on_the_command_line(finished, tmp_path, monkeypatch, words, message):
+def test_wrong_words_on_the_command_line(small, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "t.csv").write_text("a,b\n1,2\n3,4\n")
     (tmp_path / "y.csv").write_text("y\n1\n2\n")
     options = {"num": None, "seed": 0, "start": 0, "share": None, "given": None, "given_table": None, "out": None}
     with pytest.raises(SfgError, match=message):
-        sample_model(str(finished[0] / "model"), **(options | words), as_json=False)
+        sample_model(str(small / "model"), **(options | words), as_json=False)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["t.csv", "y.csv"]

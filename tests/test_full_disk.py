@@ -17,8 +17,8 @@ needs_full_device = pytest.mark.skipif(not FULL.exists(), reason="this system ha
 
 
 @pytest.fixture
-def undisturbed(make_job, store_bytes):
-    return store_bytes(Pipeline(make_job("undisturbed")).label().location.url)
+def undisturbed(small_labels, store_bytes):
+    return store_bytes(small_labels(8))
 
 
 @needs_full_device
@@ -38,9 +38,9 @@ def test_a_log_that_cannot_be_written_costs_one_warning(make_job, store_bytes, u
 
 
 @needs_full_device
-def test_other_stages_say_at_once_that_the_disk_is_full(make_job, tmp_path):
+def test_other_stages_say_at_once_that_the_disk_is_full(make_job, copy_labels, tmp_path):
+    copy_labels()
     pipeline = Pipeline(make_job())
-    pipeline.label()
     (tmp_path / "run" / "events.jsonl").unlink()
     (tmp_path / "run" / "events.jsonl").symlink_to(FULL)
     with pytest.raises(StoreError, match=r"cannot write events\.jsonl .*no space left"):

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import threading
 import urllib.request
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from patience import patience
 
 ROOT = Path(__file__).parents[1]
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]  # the classifiers of pyproject.toml
@@ -45,18 +47,33 @@ def uv(tmp_path_factory):
 
     def compile_(*words: str) -> subprocess.CompletedProcess:
         command = [str(program), "pip", "compile", "pyproject.toml", "--quiet", "--all-extras", "--no-annotate", *words]
-        return subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True, timeout=120)
+        return subprocess.run(
+            command, cwd=folder, env=environment, text=True, capture_output=True, timeout=patience(120)
+        )
 
     compile_.folder = folder
     return compile_
 
 
+@pytest.fixture(scope="module")
+def resolutions(uv):
+    """By Python and platform what will come of every extra; all are asked for at once, as each waits for the index."""
+    wheels = ["--only-binary", ":all:"] + [word for name in SOURCE_ONLY for word in ("--no-binary", name)]
+
+    def resolve(python: str, platform: str) -> Future:
+        words = ["--constraints", "constraints.txt", "--python-version", python, "--python-platform", platform]
+        return pool.submit(uv, *words, *wheels)
+
+    with ThreadPoolExecutor(len(PYTHONS) * len(PLATFORMS)) as pool:
+        yield {(python, platform): resolve(python, platform) for python in PYTHONS for platform in PLATFORMS}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("python", PYTHONS)
-def test_constraints_resolve_to_wheels(uv, python, platform):
+def test_constraints_resolve_to_wheels(resolutions, python, platform):
     """Every extra, from the public index alone: nothing is downloaded but the packages' metadata."""
-    wheels = ["--only-binary", ":all:"] + [word for name in SOURCE_ONLY for word in ("--no-binary", name)]
-    done = uv("--constraints", "constraints.txt", "--python-version", python, "--python-platform", platform, *wheels)
+    done = resolutions[python, platform].result()
     assert done.returncode == 0, done.stderr
     pinned = {line.split(" ")[0] for line in (ROOT / "constraints.txt").read_text().splitlines()}
     taken = {line for line in done.stdout.splitlines() if not line.startswith("#")}
@@ -64,6 +81,7 @@ def test_constraints_resolve_to_wheels(uv, python, platform):
     assert taken <= pinned, "a package without a pin"
 
 
+@pytest.mark.slow
 def test_constraints_are_what_the_tool_makes(uv):
     """`make constraints` would leave the file as it is: no line was written by hand, no requirement is missing."""
     before = (uv.folder / "constraints.txt").read_text()
@@ -131,7 +149,9 @@ def test_nothing_is_done_twice():
     """The second `make install` of a checkout takes no time and says nothing."""
     if not (ROOT / ".venv" / "install.json").exists():
         pytest.skip("this checkout was not installed by make")
-    done = subprocess.run([sys.executable, "install.py"], cwd=ROOT, text=True, capture_output=True, timeout=10)
+    done = subprocess.run(
+        [sys.executable, "install.py"], cwd=ROOT, text=True, capture_output=True, timeout=patience(10)
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -143,7 +163,7 @@ def test_the_wheel_holds_all_that_a_job_needs(tmp_path):
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, sources)
     built = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(sources)]
-    subprocess.run(built, check=True, capture_output=True, timeout=120)
+    subprocess.run(built, check=True, capture_output=True, timeout=patience(120))
     shutil.rmtree(sources)
     (wheel,) = tmp_path.glob("*.whl")
     shutil.unpack_archive(wheel, tmp_path / "site", "zip")
@@ -161,7 +181,7 @@ def test_the_wheel_holds_all_that_a_job_needs(tmp_path):
         env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
         text=True,
         capture_output=True,
-        timeout=300,
+        timeout=patience(300),
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "job" / "report.html").stat().st_size > 10_000

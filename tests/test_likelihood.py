@@ -24,7 +24,7 @@ TRAIN = {"encoder": True, "encoder_steps": 1200, "encoder_width": 48, "num_epoch
 
 
 @pytest.fixture(scope="module")
-def moons(tmp_path_factory):
+def moons(tmp_path_factory, no_pictures_here):
     """A run on two moons with an encoder: its metrics, its pipeline, and what it told."""
     directory = tmp_path_factory.mktemp("moons") / "run"
     events = []
@@ -40,6 +40,7 @@ def moons(tmp_path_factory):
     return metrics, Pipeline(sfg_dist.pipeline.as_job(job)), events
 
 
+@pytest.mark.slow
 def test_the_encoder_comes_near_the_known_density(moons):
     metrics, pipeline, _ = moons
     generator, table = sfg_dist.Generator.load(pipeline.model_url), pipeline.prepared
@@ -54,6 +55,7 @@ def test_the_encoder_comes_near_the_known_density(moons):
     assert {figure["num_rows"] for figure in figures.values()} == {400}
 
 
+@pytest.mark.slow
 def test_encoded_rows_decode_to_about_themselves(moons):
     _, pipeline, _ = moons
     generator = sfg_dist.Generator.load(pipeline.model_url)
@@ -65,6 +67,7 @@ def test_encoded_rows_decode_to_about_themselves(moons):
     assert np.square(generator.decode(back) - rows).mean() < 0.08  # independent rows: 1.0
 
 
+@pytest.mark.slow
 def test_the_run_tells_of_the_encoder_and_the_page_shows_it(moons):
     metrics, pipeline, events = moons
     checks = [event for event in events if event["event"] == "encoder"]
@@ -76,6 +79,7 @@ def test_the_run_tells_of_the_encoder_and_the_page_shows_it(moons):
     assert f"{metrics['likelihood']['encoder']['mass']:.3f}" in page
 
 
+@pytest.mark.slow
 def test_the_readme_s_lines_on_likelihood(moons, tmp_path, monkeypatch):
     _, pipeline, _ = moons
     shutil.copytree(pipeline.model_url, tmp_path / "runs" / "my_job" / "model")
@@ -88,6 +92,7 @@ def test_the_readme_s_lines_on_likelihood(moons, tmp_path, monkeypatch):
     assert scope["generator"].mass.value == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.slow
 def test_a_finished_encoder_is_not_fitted_again(moons, monkeypatch):
     _, pipeline, _ = moons
     before = pipeline.output.read("model/model.safetensors")
@@ -97,19 +102,18 @@ def test_a_finished_encoder_is_not_fitted_again(moons, monkeypatch):
     assert pipeline.output.read("model/model.safetensors") == before
 
 
-def test_a_run_without_an_encoder_has_no_likelihood(make_job, tmp_path):
-    metrics = sfg_dist.run(make_job())
-    assert "likelihood" not in metrics
-    assert "Generator.log_prob" not in (tmp_path / "run" / "report.html").read_text()
-    assert sfg_dist.Generator.load(tmp_path / "run").encoder is None
+def test_a_run_without_an_encoder_has_no_likelihood(small_run):
+    assert "likelihood" not in small_run.metrics
+    assert "Generator.log_prob" not in (small_run.directory / "report.html").read_text()
+    assert sfg_dist.Generator.load(small_run.directory).encoder is None
 
 
 class Stop(Exception):
     """Stands for a kill."""
 
 
-def test_a_stopped_encoder_goes_on_from_its_checkpoint(make_job, tmp_path, monkeypatch):
-    pairs = Pipeline(make_job()).label()
+def test_a_stopped_encoder_goes_on_from_its_checkpoint(copy_labels, tmp_path, monkeypatch):
+    pairs = copy_labels()
     validation = np.zeros((0, 2), np.float32)
     settings = EncoderSettings(16, 1, 60, None, 0.0, 1, 0)
     whole, _ = fit_encoder(pairs.location.url, tmp_path / "whole", settings, validation)
@@ -150,15 +154,15 @@ def test_the_fits_share_the_time_or_the_threads(make_job, monkeypatch, threads, 
     assert tuple(getattr(encoder_settings(job), name) for name in ("max_time_s", "num_threads")) == encoder
 
 
-def small_fit(make_job, **changed):
-    pairs = Pipeline(make_job()).label()
+def small_fit(copy_labels, **changed):
+    pairs = copy_labels()
     keys = {"width": 16, "depth": 1, "num_steps": 60, "max_time_s": None, "checkpoint_interval_s": 0.0}
     settings = EncoderSettings(**(keys | {"num_threads": 1, "seed": 0} | changed))
     return pairs, settings, np.zeros((0, 2), np.float32)
 
 
-def test_a_fit_in_another_process_is_the_same_fit(make_job, tmp_path):
-    pairs, settings, validation = small_fit(make_job)
+def test_a_fit_in_another_process_is_the_same_fit(copy_labels, tmp_path):
+    pairs, settings, validation = small_fit(copy_labels)
     alone, mass = fit_encoder(pairs.location.url, tmp_path / "alone", settings, validation)
     told = []
     with encoder_beside(pairs.location.url, tmp_path / "beside", settings, validation, on_check=told.append) as beside:
@@ -169,8 +173,9 @@ def test_a_fit_in_another_process_is_the_same_fit(make_job, tmp_path):
         assert torch.equal(tensor, encoder.state_dict()[name]), name
 
 
-def test_a_process_that_is_killed_says_so_and_the_fit_goes_on(make_job, tmp_path, monkeypatch):
-    pairs, settings, validation = small_fit(make_job, num_steps=1_000_000)
+@pytest.mark.slow
+def test_a_process_that_is_killed_says_so_and_the_fit_goes_on(copy_labels, tmp_path, monkeypatch):
+    pairs, settings, validation = small_fit(copy_labels, num_steps=1_000_000)
     arguments = (pairs.location.url, tmp_path / "c", settings, validation)
     with encoder_beside(*arguments, on_check=lambda entry: None) as beside:
         deadline = time.monotonic() + patience(60)
@@ -190,8 +195,9 @@ def test_a_process_that_is_killed_says_so_and_the_fit_goes_on(make_job, tmp_path
     assert len(steps) < 1000  # it did not begin anew
 
 
-def test_an_error_in_the_other_process_is_raised_here(make_job, tmp_path):
-    _, settings, validation = small_fit(make_job)
+@pytest.mark.slow
+def test_an_error_in_the_other_process_is_raised_here(copy_labels, tmp_path):
+    _, settings, validation = small_fit(copy_labels)
     arguments = (str(tmp_path / "nowhere.zarr"), tmp_path / "c", settings, validation)
     with (
         encoder_beside(*arguments, on_check=lambda entry: None) as beside,
@@ -200,9 +206,9 @@ def test_an_error_in_the_other_process_is_raised_here(make_job, tmp_path):
         beside.wait()
 
 
-def test_a_mass_belongs_to_the_weights_that_it_was_measured_for(make_job, tmp_path, monkeypatch):
+def test_a_mass_belongs_to_the_weights_that_it_was_measured_for(copy_labels, tmp_path, monkeypatch):
     """Killed after more steps and before their mass, a fit does not pass the old mass off as the new one's."""
-    pairs, settings, validation = small_fit(make_job)
+    pairs, settings, validation = small_fit(copy_labels)
     fit_encoder(pairs.location.url, tmp_path / "c", settings, validation)
     longer = replace(settings, num_steps=200)
 
@@ -218,8 +224,9 @@ def test_a_mass_belongs_to_the_weights_that_it_was_measured_for(make_job, tmp_pa
     assert encoding.finished_encoder(pairs, tmp_path / "c", longer) is not None
 
 
-def test_the_other_process_ends_with_this_one(make_job, tmp_path):
-    pairs, settings, validation = small_fit(make_job, num_steps=1_000_000)
+@pytest.mark.slow
+def test_the_other_process_ends_with_this_one(copy_labels, tmp_path):
+    pairs, settings, validation = small_fit(copy_labels, num_steps=1_000_000)
     arguments = (pairs.location.url, tmp_path / "c", settings, validation)
     with encoder_beside(*arguments, on_check=lambda entry: None) as beside:
         beside._process.stdin.close()  # as the system does when a process is killed

@@ -15,9 +15,9 @@ from sfg_dist.store.status import StatusReader
 
 
 @pytest.fixture
-def labelled(make_job, tmp_path):
+def labelled(copy_labels):
     """A finished store of 8 shards in the output directory ``run``."""
-    return Pipeline(make_job()).label()
+    return copy_labels()
 
 
 def flip(path):
@@ -63,11 +63,8 @@ def test_verify_names_what_is_bad_and_repair_does_that_again(labelled, tmp_path,
     assert "nothing was done" in sfg(tmp_path, "repair", "run").stdout
 
 
-def test_repair_leaves_pending_shards_pending(make_job, tmp_path):
-    from sfg_dist.distributed.inline import label_inline
-
-    pairs = Pipeline(make_job()).open_store()
-    label_inline(pairs.location.url, only=[0, 1, 2])
+def test_repair_leaves_pending_shards_pending(copy_labels):
+    pairs = copy_labels(3)
     assert pairs.pending() == [3, 4, 5, 6, 7]
     object_path(pairs, "labels", 1).unlink()
     events = []

@@ -48,6 +48,7 @@ def test_a_notebook_defines_nothing_and_is_kept_without_outputs(path):
         assert not any(line.startswith(("def ", "class ", "    def ")) for line in source.splitlines()), source
 
 
+@pytest.mark.notebooks
 @pytest.mark.slow
 def test_the_study_of_the_generator(monkeypatch, tmp_path):
     notebook = execute(
@@ -60,6 +61,7 @@ def test_the_study_of_the_generator(monkeypatch, tmp_path):
     assert len(base64.b64decode(picture)) > 5000
 
 
+@pytest.mark.notebooks
 @pytest.mark.slow
 def test_the_flow_in_two_dimensions(monkeypatch):
     notebook = execute("flow_2d.ipynb", monkeypatch)
@@ -70,6 +72,7 @@ def test_the_flow_in_two_dimensions(monkeypatch):
     assert difference < 0.1
 
 
+@pytest.mark.notebooks
 @pytest.mark.slow
 def test_labels_and_training_on_a_table(monkeypatch):
     notebook = execute("labels_and_training.ipynb", monkeypatch, SFG_SECONDS="3", SFG_PAIRS="8192")
@@ -81,6 +84,7 @@ def test_labels_and_training_on_a_table(monkeypatch):
     assert samples < 0.85
 
 
+@pytest.mark.notebooks
 @pytest.mark.slow
 @pytest.mark.ray
 def test_reading_a_scaling_study(monkeypatch):

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from commands import sfg
+from commands import sfg, sfg_process
 
 import sfg_dist
 from sfg_dist.errors import StoreUnavailableError
@@ -24,14 +24,13 @@ def bucket(s3_url, monkeypatch):
     return s3_url
 
 
-def test_a_run_in_a_bucket_is_the_run_on_the_disk(make_job, tmp_path, bucket):
-    local = sfg_dist.run(make_job())
+def test_a_run_in_a_bucket_is_the_run_on_the_disk(make_job, small_run, bucket, no_pictures):
     remote = sfg_dist.run(make_job(output={"dir": f"{bucket}/runs/one"}))
     for name in ("floor", "labels", "samples", "label_error"):
-        assert remote[name] == local[name]
-    here, there = Location(tmp_path / "run"), Location(f"{bucket}/runs/one")
+        assert remote[name] == small_run.metrics[name]
+    here, there = Location(small_run.directory), Location(f"{bucket}/runs/one")
     keys = sorted(entry.key for entry in there.list())
-    assert {key.split("/")[0] for key in keys} == {path.name for path in (tmp_path / "run").iterdir()}
+    assert {key.split("/")[0] for key in keys} == {path.name for path in small_run.directory.iterdir()}
     arrays = [
         key for key in keys if key.startswith(("pairs.zarr/la", "pairs.zarr/reference", "samples.zarr", "model/m"))
     ]
@@ -45,12 +44,12 @@ def test_a_run_in_a_bucket_is_the_run_on_the_disk(make_job, tmp_path, bucket):
     assert kinds[-1] == "report"
     generator = sfg_dist.Generator.load(f"{bucket}/runs/one/model")
     np.testing.assert_array_equal(
-        generator.sample(20, seed=3), sfg_dist.Generator.load(tmp_path / "run").sample(20, seed=3)
+        generator.sample(20, seed=3), sfg_dist.Generator.load(small_run.directory).sample(20, seed=3)
     )
     assert sfg_dist.open_pairs(f"{bucket}/runs/one").is_complete
 
 
-def test_commands_take_urls(make_job, tmp_path, bucket):
+def test_commands_take_urls(make_job, tmp_path, bucket, no_pictures):
     job = make_job(output={"dir": f"{bucket}/run"})
     (tmp_path / "job.toml").write_text(job.to_toml())
     for stage in ("label", "train", "sample", "evaluate"):
@@ -78,13 +77,12 @@ def test_status_verify_and_repair_in_a_bucket(make_job, tmp_path, bucket):
     assert "nothing is wrong" in sfg(tmp_path, "verify", f"{bucket}/run").stdout
 
 
-def test_a_fit_that_was_cut_off_goes_on_from_its_checkpoint_in_the_bucket(make_job, tmp_path, bucket, monkeypatch):
+def test_a_fit_that_was_cut_off_goes_on_from_its_checkpoint_in_the_bucket(make_job, copy_labels, bucket, monkeypatch):
     from sfg_dist.distributed import fit_loop
 
     keys = {"num_epochs": 3, "checkpoint_interval_s": 0.0001}
-    whole = Pipeline(make_job("whole", train=keys))
-    whole.label()
-    expected = whole.train()
+    copy_labels()
+    expected = Pipeline(make_job(train=keys)).train()
     pipeline = Pipeline(make_job(train=keys, output={"dir": f"{bucket}/run"}))
     pipeline.label()
     save = fit_loop.save_checkpoint
@@ -110,15 +108,14 @@ def test_a_fit_that_was_cut_off_goes_on_from_its_checkpoint_in_the_bucket(make_j
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_actors_and_workers_of_ray_write_to_the_bucket(make_job, tmp_path, bucket):
+def test_actors_and_workers_of_ray_write_to_the_bucket(make_job, small_run, tmp_path, bucket):
     """In a process of its own, whose Ray starts with the bucket's environment."""
     ray = make_job(output={"dir": f"{bucket}/ray"}, executor={"kind": "ray", "num_actors": 2})
     (tmp_path / "ray.toml").write_text(ray.to_toml())
-    document = json.loads(sfg(tmp_path, "run", "ray.toml", "--json"))
-    expected = sfg_dist.run(make_job("local"))
+    document = json.loads(sfg_process(tmp_path, "run", "ray.toml", "--json").stdout)
     for name in ("floor", "labels"):
-        assert document["metrics"][name] == expected[name]
-    state = json.loads(sfg(tmp_path, "status", f"{bucket}/ray", "--json"))
+        assert document["metrics"][name] == small_run.metrics[name]
+    state = json.loads(sfg(tmp_path, "status", f"{bucket}/ray", "--json").stdout)
     assert state["is_complete"]
     assert state["drivers"][0]["state"] == "ended"
 
@@ -171,7 +168,7 @@ def test_a_store_that_takes_no_reports_is_labelled_all_the_same(make_job, monkey
     assert pairs.is_complete
 
 
-def test_secrets_reach_no_log_no_plan_and_no_snapshot(make_job, tmp_path, bucket, monkeypatch, capsys):
+def test_secrets_reach_no_log_no_plan_and_no_snapshot(make_job, bucket, monkeypatch, capsys, no_pictures):
     """Even where a library puts them in the text of an error."""
     from sfg_dist.distributed import labeler
 

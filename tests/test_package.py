@@ -5,12 +5,11 @@ import importlib
 import pkgutil
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from commands import sfg
+from imports import imported
 
 import sfg_dist
 
@@ -19,24 +18,16 @@ MODULES = sorted(module.name for module in pkgutil.walk_packages(sfg_dist.__path
 PAGES = sorted(ROOT.glob("*.md"))
 
 
-def loaded_by(statement):
-    code = (
-        f"import sys; {statement}; print(*[m for m in ('torch', 'ray', 'dask', 'zarr', 'sklearn') if m in sys.modules])"
-    )
-    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-
-
 def test_importing_the_package_loads_neither_torch_nor_ray():
-    assert loaded_by("import sfg_dist") == []
-    assert loaded_by("import sfg_dist.cli") == []
+    assert imported("sfg_dist").libraries == set()
+    assert imported("sfg_dist.cli").libraries == set()
 
 
 def test_each_room_loads_no_more_than_it_may():
-    assert set(loaded_by("import sfg_dist.flow")) == {"torch"}
-    assert "torch" not in loaded_by("import sfg_dist.store")
-    assert "ray" not in loaded_by(
-        "import sfg_dist.distributed.training, sfg_dist.distributed.actors, sfg_dist.pipeline"
-    )
+    assert imported("sfg_dist.flow").libraries == {"torch"}
+    assert "torch" not in imported("sfg_dist.store").libraries
+    for name in ("sfg_dist.distributed.training", "sfg_dist.distributed.actors", "sfg_dist.pipeline"):
+        assert "ray" not in imported(name).libraries
 
 
 def test_public_names():
@@ -88,9 +79,21 @@ def test_readme_commands_name_what_exists(command, monkeypatch):
         load_job(job, overrides)
 
 
-def test_readme_python_runs(tmp_path, monkeypatch):
-    """The README's Python, line by line, on a small job."""
+SMALLER = {
+    '"max_rows": 2000': '"max_rows": 500',
+    '"num_pairs": 8192': '"num_pairs": 512',
+    '"num_epochs": 5': '"num_epochs": 1, "width": 16, "depth": 1',
+    '"executor": {"kind": "inline"}': '"executor": {"kind": "inline"}, "evaluate": {"num_samples": 200}',
+}
+
+
+@pytest.mark.slow
+def test_readme_python_runs(tmp_path, monkeypatch, no_pictures):
+    """The README's Python, line by line, with smaller numbers in its job."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
     (block,) = (text for text in blocks if "log_prob" not in text)  # that one: tests/test_likelihood.py
+    for said, smaller in SMALLER.items():
+        assert block.count(said) == 1
+        block = block.replace(said, smaller)
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "README.md", "exec"), {})

@@ -12,28 +12,25 @@ from sfg_dist.pipeline import Pipeline
 from sfg_dist.store import Location
 
 
-def test_run_takes_a_mapping_and_tells_its_listener(make_job):
-    events = []
-    metrics = sfg_dist.run(make_job().model_dump(exclude_none=True), listener=events.append)
+def test_run_takes_a_mapping_and_tells_its_listener(small_run):
+    metrics = small_run.metrics
     assert metrics["samples"].keys() == metrics["floor"].keys() == metrics["labels"].keys()
     assert "kl" in metrics["samples"]
-    kinds = [event["event"] for event in events]
+    kinds = [event["event"] for event in small_run.events]
     assert kinds.count("shard") == 8
     assert kinds.count("epoch") == 2
     assert kinds[-1] == "report"
 
 
-def test_the_generator_carries_job_and_figures(make_job, tmp_path):
-    job = make_job()
-    metrics = sfg_dist.run(job)
-    generator = sfg_dist.Generator.load(tmp_path / "run")
-    assert generator.job == job.model_dump(exclude_none=True)
-    assert generator.metrics == metrics
+def test_the_generator_carries_job_and_figures(small_run):
+    generator = sfg_dist.Generator.load(small_run.directory)
+    assert generator.job == small_run.job.model_dump(exclude_none=True)
+    assert generator.metrics == small_run.metrics
     assert generator.columns == ("x", "y")
 
 
-def test_samples_of_another_model_are_not_measured(make_job):
-    sfg_dist.run(make_job())
+def test_samples_of_another_model_are_not_measured(make_job, small_run, tmp_path, no_pictures):
+    small_run.copy(tmp_path / "run")
     changed = Pipeline(make_job(train={"num_epochs": 4}))
     with pytest.warns(UserWarning, match="other train keys"):
         changed.evaluate()
@@ -46,8 +43,8 @@ def test_samples_of_another_model_are_not_measured(make_job):
         Pipeline(make_job(train={"num_epochs": 4}, evaluate={"num_samples": 100})).evaluate()
 
 
-def test_stages_after_labelling_refuse_another_plan_too(make_job):
-    sfg_dist.run(make_job())
+def test_stages_after_labelling_refuse_another_plan_too(make_job, small_run, tmp_path):
+    small_run.copy(tmp_path / "run")
     with pytest.raises(PlanMismatchError, match=r"labels\.seed: 0 -> 9"):
         Pipeline(make_job(labels={"seed": 9})).train()
     with pytest.raises(PlanMismatchError, match="num_pairs: 1000 -> 500"):
@@ -58,14 +55,16 @@ def test_a_table_that_changed_is_not_measured_against(make_job, tmp_path):
     rows = np.random.default_rng(0).standard_normal((300, 2))
     np.save(tmp_path / "table.npy", rows)
     job = make_job(data={"source": str(tmp_path / "table.npy"), "max_rows": 300})
-    sfg_dist.run(job)
+    pipeline = Pipeline(job)
+    for stage in (pipeline.label, pipeline.train, pipeline.sample):
+        stage()
     np.save(tmp_path / "table.npy", rows + 1e-3)
     with pytest.raises(DataError, match=r"table\.npy is not the table"):
         Pipeline(job).evaluate()
 
 
-def test_job_toml_is_the_job_of_the_last_stage_that_was_not_refused(make_job, tmp_path):
-    Pipeline(make_job()).label()
+def test_job_toml_is_the_job_of_the_last_stage_that_was_not_refused(make_job, copy_labels, tmp_path):
+    copy_labels()
     with pytest.raises(PlanMismatchError):
         Pipeline(make_job(labels={"seed": 9})).label()
     assert "seed = 9" not in (tmp_path / "run" / "job.toml").read_text()
@@ -73,7 +72,7 @@ def test_job_toml_is_the_job_of_the_last_stage_that_was_not_refused(make_job, tm
     assert "seed = 7" in (tmp_path / "run" / "job.toml").read_text()
 
 
-def test_samples_of_integer_columns_are_integers_and_constants_come_back(make_job, tmp_path):
+def test_samples_of_integer_columns_are_integers_and_constants_come_back(make_job, tmp_path, no_pictures):
     generator = np.random.default_rng(0)
     rows = np.stack([generator.poisson(5, 400), np.full(400, 7.5), generator.standard_normal(400)], axis=1)
     np.savez(tmp_path / "t.npz", X=rows, columns=np.array(["count", "fixed", "real"]))

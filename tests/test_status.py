@@ -51,15 +51,9 @@ SNAPSHOT = {
 
 
 @pytest.fixture
-def half_done(make_store):
+def half_done(copy_labels):
     """A store of 8 shards with the first 3 done."""
-    from sfg_dist.distributed.labeler import ShardLabeler
-
-    pairs = make_store()
-    labeler = ShardLabeler(pairs.location.url)
-    for shard in range(3):
-        labeler.label(shard)
-    return pairs
+    return copy_labels(3)
 
 
 def leave(pairs, **changes):

@@ -19,11 +19,9 @@ COMMAND = [sys.executable, "-m", "sfg_dist.cli", "status"]
 
 
 @pytest.fixture
-def store(make_store):
+def store(copy_labels):
     """A store of which 5 of 8 shards are done."""
-    pairs = make_store()
-    label_inline(pairs.location.url, only=range(5))
-    return pairs
+    return copy_labels(5)
 
 
 def test_watch_in_a_pipe_says_a_line_a_look_and_ends_when_all_is_done(store):
@@ -104,7 +102,7 @@ def test_prometheus_text_on_stdout(store):
     ],
 )
 def test_wrong_requests(tmp_path, words, message):
-    assert message in sfg(tmp_path, *words, check=2).stderr
+    assert message in sfg(tmp_path, "status", "run", *words, check=2).stderr
 
 
 EVENTS = [

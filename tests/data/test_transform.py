@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -133,7 +134,7 @@ columns_of_floats = st.lists(
 ).filter(lambda values: min(values) < max(values) and max(values) - min(values) > 1e-90)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(columns_of_floats, st.lists(st.floats(-1e61, 1e61), min_size=2, max_size=20))
 def test_any_column_is_monotone_and_invertible(column_values, places):
     curve = fit_curve(np.array(column_values), None)
@@ -150,7 +151,7 @@ def test_any_column_is_monotone_and_invertible(column_values, places):
     np.testing.assert_allclose(curve.to_scores(values), np.linspace(-9, 9, 200), atol=1e-3)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     st.lists(st.integers(-50, 50), min_size=20, max_size=80).filter(lambda cells: len(set(cells)) > 1),
     st.sampled_from([0.1, 0.01, 1.0, 2.5, 100.0, 1 / 3]),

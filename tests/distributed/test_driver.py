@@ -7,6 +7,7 @@ import re
 from collections import Counter
 
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import FakePool, Fate, Run, fates
@@ -40,7 +41,7 @@ fate_strategy = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.data())
 def test_every_shard_is_committed_once_or_given_up_with_its_reasons(data):
     num_shards = data.draw(st.integers(1, 20))

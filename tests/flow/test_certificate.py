@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -85,7 +86,7 @@ def queries(rng, rows, t, num=24):
 
 
 @pytest.mark.parametrize("family", EVERY_FAMILY)
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=examples(12), deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 2**31),
     num_rows=st.integers(1, 3000),

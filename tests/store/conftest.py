@@ -7,6 +7,16 @@ from sfg_dist.plan import Plan, fingerprint
 from sfg_dist.store import Location, create_store
 
 
+def pytest_collection_modifyitems(items):
+    """Of a test with many cases the first one is tried in a bucket before every commit; all are tried on a disk."""
+    seen = set()
+    for item in items:
+        if getattr(item, "callspec", None) and item.callspec.params.get("place") == "s3":
+            if (item.path, item.originalname) in seen:
+                item.add_marker("slow")
+            seen.add((item.path, item.originalname))
+
+
 @pytest.fixture(params=["local", "s3"])
 def place(request, tmp_path):
     """Where a store can be made: a local path and an s3:// URL, one after the other."""

@@ -27,8 +27,8 @@ def lose_plan(pairs):
 
 
 @pytest.fixture
-def pairs(make_store):
-    return make_store()
+def pairs(copy_labels):
+    return copy_labels(0)
 
 
 @pytest.fixture
@@ -259,18 +259,35 @@ def test_a_place_that_cannot_be_written(pairs, tmp_path):
         )
 
 
+# They are forked by one process, which has imported what they need, and begin together.
+WRITERS = """
+import multiprocessing, sys
+import numpy, obstore, zarr
+import sfg_dist, sfg_dist.store
+
+def write(attempt):
+    pairs, rows = sfg_dist.open_pairs(sys.argv[1]), numpy.ones((128, 2), numpy.float32)
+    begin.wait()
+    answer = pairs.write_shard(0, rows, rows, {"attempt": attempt})["attempt"]
+    sys.stdout.write(f"{answer} ")
+    sys.stdout.flush()
+
+context = multiprocessing.get_context("fork")
+begin = context.Barrier(8)
+writers = [context.Process(target=write, args=(attempt,)) for attempt in range(8)]
+for writer in writers:
+    writer.start()
+for writer in writers:
+    writer.join()
+sys.exit(max(abs(writer.exitcode) for writer in writers))
+"""
+
+
 def test_of_many_writers_one_commit_wins(pairs):
     """Eight processes commit the same shard at once: one record, and all of them succeed."""
-    code = (
-        "import sys, numpy, sfg_dist; p = sfg_dist.open_pairs(sys.argv[1]); "
-        "rows = numpy.ones((128, 2), numpy.float32); "
-        "print(p.write_shard(0, rows, rows, {'attempt': int(sys.argv[2])})['attempt'])"
-    )
-    writers = [
-        subprocess.Popen([sys.executable, "-c", code, pairs.location.url, str(k)], stdout=subprocess.PIPE, text=True)
-        for k in range(8)
-    ]
-    answers = {writer.communicate()[0] for writer in writers}
-    assert all(writer.returncode == 0 for writer in writers)
-    assert len(answers) == 1
-    assert pairs.commit_record(0)["attempt"] == int(answers.pop())
+    done = subprocess.run([sys.executable, "-c", WRITERS, pairs.location.url], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    answers = done.stdout.split()
+    assert len(answers) == 8
+    assert len(set(answers)) == 1
+    assert pairs.commit_record(0)["attempt"] == int(answers[0])

@@ -1,0 +1,23 @@
+"""How many examples Hypothesis tries: HYPOTHESIS_PROFILE is check, default or full."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
+
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "default")
+LARGEST = {"check": 25, "default": 100, "full": 300}  # of a test that asks for no number of its own
+
+
+def load_profile() -> None:
+    """Before the tests are imported, since each of them takes its settings from what is loaded then."""
+    for name, number in LARGEST.items():
+        settings.register_profile(name, max_examples=number, deadline=None)
+    settings.load_profile(PROFILE)
+
+
+def examples(number: int) -> int:
+    """Of so many examples under "full" about a third are tried by default, and 25 at most under "check"."""
+    few = min(number, LARGEST["check"])
+    return {"check": few, "default": max(few, number // 3), "full": number}[PROFILE]

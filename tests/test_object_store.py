@@ -49,6 +49,7 @@ def test_a_run_in_a_bucket_is_the_run_on_the_disk(make_job, small_run, bucket, n
     assert sfg_dist.open_pairs(f"{bucket}/runs/one").is_complete
 
 
+@pytest.mark.slow
 def test_commands_take_urls(make_job, tmp_path, bucket, no_pictures):
     job = make_job(output={"dir": f"{bucket}/run"})
     (tmp_path / "job.toml").write_text(job.to_toml())
@@ -77,6 +78,7 @@ def test_status_verify_and_repair_in_a_bucket(make_job, tmp_path, bucket):
     assert "nothing is wrong" in sfg(tmp_path, "verify", f"{bucket}/run").stdout
 
 
+@pytest.mark.slow
 def test_a_fit_that_was_cut_off_goes_on_from_its_checkpoint_in_the_bucket(make_job, copy_labels, bucket, monkeypatch):
     from sfg_dist.distributed import fit_loop
 
@@ -168,6 +170,7 @@ def test_a_store_that_takes_no_reports_is_labelled_all_the_same(make_job, monkey
     assert pairs.is_complete
 
 
+@pytest.mark.slow
 def test_secrets_reach_no_log_no_plan_and_no_snapshot(make_job, bucket, monkeypatch, capsys, no_pictures):
     """Even where a library puts them in the text of an error."""
     from sfg_dist.distributed import labeler

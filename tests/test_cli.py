@@ -84,7 +84,7 @@ def test_run_ends_by_naming_the_report_and_leaves_what_it_promises(finished):
     assert "http" not in re.sub(r'"data:[^"]*"', "", page)
 
 
-def test_running_again_does_nothing_over_and_shows_the_same(finished):
+def test_running_again_does_nothing_over_and_shows_the_same(finished, no_pictures):
     directory, _ = finished
     before = json.loads((directory / "runs" / "job" / "metrics.json").read_text())
     again = sfg(directory, "run", "job.toml", "--json")

@@ -161,6 +161,7 @@ def small_fit(copy_labels, **changed):
     return pairs, settings, np.zeros((0, 2), np.float32)
 
 
+@pytest.mark.slow
 def test_a_fit_in_another_process_is_the_same_fit(copy_labels, tmp_path):
     pairs, settings, validation = small_fit(copy_labels)
     alone, mass = fit_encoder(pairs.location.url, tmp_path / "alone", settings, validation)
@@ -206,6 +207,7 @@ def test_an_error_in_the_other_process_is_raised_here(copy_labels, tmp_path):
         beside.wait()
 
 
+@pytest.mark.slow
 def test_a_mass_belongs_to_the_weights_that_it_was_measured_for(copy_labels, tmp_path, monkeypatch):
     """Killed after more steps and before their mass, a fit does not pass the old mass off as the new one's."""
     pairs, settings, validation = small_fit(copy_labels)

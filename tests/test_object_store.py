@@ -24,13 +24,14 @@ def bucket(s3_url, monkeypatch):
     return s3_url
 
 
-def test_a_run_in_a_bucket_is_the_run_on_the_disk(make_job, small_run, bucket, no_pictures):
+def test_a_run_in_a_bucket_is_the_run_on_the_disk(make_job, tmp_path, bucket, no_pictures):
+    local = sfg_dist.run(make_job())
     remote = sfg_dist.run(make_job(output={"dir": f"{bucket}/runs/one"}))
     for name in ("floor", "labels", "samples", "label_error"):
-        assert remote[name] == small_run.metrics[name]
-    here, there = Location(small_run.directory), Location(f"{bucket}/runs/one")
+        assert remote[name] == local[name]
+    here, there = Location(tmp_path / "run"), Location(f"{bucket}/runs/one")
     keys = sorted(entry.key for entry in there.list())
-    assert {key.split("/")[0] for key in keys} == {path.name for path in small_run.directory.iterdir()}
+    assert {key.split("/")[0] for key in keys} == {path.name for path in (tmp_path / "run").iterdir()}
     arrays = [
         key for key in keys if key.startswith(("pairs.zarr/la", "pairs.zarr/reference", "samples.zarr", "model/m"))
     ]
@@ -44,11 +45,12 @@ def test_a_run_in_a_bucket_is_the_run_on_the_disk(make_job, small_run, bucket, n
     assert kinds[-1] == "report"
     generator = sfg_dist.Generator.load(f"{bucket}/runs/one/model")
     np.testing.assert_array_equal(
-        generator.sample(20, seed=3), sfg_dist.Generator.load(small_run.directory).sample(20, seed=3)
+        generator.sample(20, seed=3), sfg_dist.Generator.load(tmp_path / "run").sample(20, seed=3)
     )
     assert sfg_dist.open_pairs(f"{bucket}/runs/one").is_complete
 
 
+@pytest.mark.slow
 def test_commands_take_urls(make_job, tmp_path, bucket, no_pictures):
     job = make_job(output={"dir": f"{bucket}/run"})
     (tmp_path / "job.toml").write_text(job.to_toml())
@@ -77,6 +79,7 @@ def test_status_verify_and_repair_in_a_bucket(make_job, tmp_path, bucket):
     assert "nothing is wrong" in sfg(tmp_path, "verify", f"{bucket}/run").stdout
 
 
+@pytest.mark.slow
 def test_a_fit_that_was_cut_off_goes_on_from_its_checkpoint_in_the_bucket(make_job, copy_labels, bucket, monkeypatch):
     from sfg_dist.distributed import fit_loop
 
@@ -168,6 +171,7 @@ def test_a_store_that_takes_no_reports_is_labelled_all_the_same(make_job, monkey
     assert pairs.is_complete
 
 
+@pytest.mark.slow
 def test_secrets_reach_no_log_no_plan_and_no_snapshot(make_job, bucket, monkeypatch, capsys, no_pictures):
     """Even where a library puts them in the text of an error."""
     from sfg_dist.distributed import labeler

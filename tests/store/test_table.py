@@ -227,6 +227,7 @@ sample_model(
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_leaves_whole_parts(tmp_path):
     """For real: SIGKILL while parts are written, then the same command."""
     import subprocess

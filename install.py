@@ -164,7 +164,9 @@ def main() -> None:
     if wanted == there:
         return
     if index and not reached(index):
-        index = wanted["index"] = ""
+        index = wanted["index"] = there.get("index", "")
+        if wanted == there:
+            return
     installer = Uv() if (given.installer or ("uv" if shutil.which("uv") else "pip")) == "uv" else Pip()
     try:
         began = PYTHON.exists()

@@ -145,14 +145,67 @@ def test_an_index_that_is_out_of_reach_is_named_without_its_password(installer, 
     assert "secret" not in said
 
 
-def test_nothing_is_done_twice():
-    """The second `make install` of a checkout takes no time and says nothing."""
-    if not (ROOT / ".venv" / "install.json").exists():
-        pytest.skip("this checkout was not installed by make")
-    done = subprocess.run(
-        [sys.executable, "install.py"], cwd=ROOT, text=True, capture_output=True, timeout=patience(10)
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+@pytest.fixture
+def checkout(installer, tmp_path, monkeypatch):
+    """A function that calls `install.py WORDS` on a folder of its own; gives what it had installed, call by call."""
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name, path in (
+        ("HERE", "."), ("CONSTRAINTS", "constraints.txt"), ("VENV", ".venv"), ("PYTHON", ".venv/python"),
+        ("STAMP", ".venv/install.json"),
+    ):  # fmt: skip
+        monkeypatch.setattr(installer, name, tmp_path / path)
+    monkeypatch.setattr(installer, "num_bytes", lambda url: 1)
+    monkeypatch.setattr(installer, "reached", lambda url: "away" not in url)
+    calls = []
+
+    class Fake:
+        name = "fake"
+
+        def make_environment(self):
+            installer.PYTHON.parent.mkdir()
+            installer.PYTHON.touch()
+
+        def install(self, *words):
+            calls.append([word for word in words if not word.startswith("/")])
+
+        def resolve(self, *words):
+            return CUDA
+
+    monkeypatch.setattr(installer, "Pip", Fake)
+    monkeypatch.setattr(installer, "Uv", Fake)
+
+    def call(*words):
+        calls.clear()
+        monkeypatch.setattr(sys, "argv", ["install.py", *words])
+        installer.main()
+        return list(calls)
+
+    return call
+
+
+def test_nothing_is_done_twice(checkout, capsys):
+    torch, package = checkout("test", "lint")
+    assert torch == ["torch", "--constraint"]
+    assert package == ["--constraint", "--editable", ".[lint,test]"]
+    assert "the build for CUDA 13.0" in capsys.readouterr().out
+    assert checkout("test") == []
+    assert capsys.readouterr().out == ""
+    assert checkout("cluster") == [["--constraint", "--editable", ".[cluster,lint,test]"]]  # torch stays as it is
+
+
+def test_another_build_of_the_same_version_is_forced(checkout):
+    checkout("test")
+    index = ["--extra-index-url", "http://me:secret@host/cpu"]
+    forced, torch, _ = checkout("--torch-index", index[1])
+    assert forced == ["torch", "--constraint", *index, "--force-reinstall", "--no-deps"]
+    assert torch == ["torch", "--constraint", *index]
+
+
+def test_an_index_out_of_reach_leaves_what_is_there(checkout, installer):
+    checkout("test")
+    assert checkout("--torch-index", "http://away/cpu") == []
+    assert "secret" not in installer.STAMP.read_text()
 
 
 @pytest.mark.slow

@@ -59,6 +59,7 @@ def finished(tmp_path_factory):
     return directory, sfg_process(directory, "run", "job.toml")
 
 
+@pytest.mark.slow
 def test_run_ends_by_naming_the_report_and_leaves_what_it_promises(finished):
     directory, done = finished
     assert done.stdout.splitlines()[-1] == "report: runs/job/report.html"
@@ -84,6 +85,7 @@ def test_run_ends_by_naming_the_report_and_leaves_what_it_promises(finished):
     assert "http" not in re.sub(r'"data:[^"]*"', "", page)
 
 
+@pytest.mark.slow
 def test_running_again_does_nothing_over_and_shows_the_same(finished, no_pictures):
     directory, _ = finished
     before = json.loads((directory / "runs" / "job" / "metrics.json").read_text())
@@ -94,6 +96,7 @@ def test_running_again_does_nothing_over_and_shows_the_same(finished, no_picture
     assert "4 done already" in again.stderr
 
 
+@pytest.mark.slow
 def test_stages_one_by_one_give_what_run_gives(finished, job, no_pictures):
     for stage in ("label", "train", "sample", "evaluate"):
         sfg(job, stage, "job.toml")
@@ -289,6 +292,7 @@ def test_an_interrupt_while_a_store_does_not_answer(tmp_path, which):
     assert len(errors.splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("second", [None, "SIGTERM"])
 def test_work_that_was_granted_time_after_a_notice_has_it(second):
     """A second signal takes it back."""
@@ -385,6 +389,7 @@ def test_commits_without_a_plan(job):
     assert "holds no pairs" in sfg(job, "status", "runs", check=1).stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 def test_a_full_disk_keeps_what_is_committed(job, small_disk, monkeypatch):
     monkeypatch.setattr(inline, "Policy", functools.partial(Policy, full_wait_s=0.3))

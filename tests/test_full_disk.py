@@ -47,6 +47,7 @@ def test_other_stages_say_at_once_that_the_disk_is_full(make_job, copy_labels, t
         pipeline.train()
 
 
+@pytest.mark.slow
 def test_the_driver_waits_on_a_full_disk_and_the_log_goes_on_after(
     make_job, store_bytes, undisturbed, tmp_path, monkeypatch
 ):

@@ -184,6 +184,7 @@ def checkout(installer, tmp_path, monkeypatch):
     return call
 
 
+@pytest.mark.slow
 def test_nothing_is_done_twice(checkout, capsys):
     torch, package = checkout("test", "lint")
     assert torch == ["torch", "--constraint"]

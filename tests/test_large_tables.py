@@ -30,6 +30,7 @@ def small(monkeypatch):
         monkeypatch.setattr(f"sfg_dist.{module}.REFERENCE_BLOCK_ROWS", 2000)
 
 
+@pytest.mark.slow
 def test_all_stages_give_the_bits_of_the_table_held_whole(make_job, store_bytes, table, small):
     labels = {"num_pairs": 300, "memory_gib": 6.0}
     passes = Pipeline(make_job("passes", data=table, labels=labels))
@@ -45,6 +46,7 @@ def test_all_stages_give_the_bits_of_the_table_held_whole(make_job, store_bytes,
     assert passes.evaluate()["samples"]["c2st_auc"] > 0
 
 
+@pytest.mark.slow
 def test_a_plan_looks_at_the_first_block(make_job, table, small):
     job = make_job(data=table, labels={"num_pairs": 300, "memory_gib": 6.0})
     estimate = estimate_job(job, seconds=0.1)

@@ -102,6 +102,7 @@ def test_a_finished_encoder_is_not_fitted_again(moons, monkeypatch):
     assert pipeline.output.read("model/model.safetensors") == before
 
 
+@pytest.mark.slow
 def test_a_run_without_an_encoder_has_no_likelihood(small_run):
     assert "likelihood" not in small_run.metrics
     assert "Generator.log_prob" not in (small_run.directory / "report.html").read_text()
@@ -112,6 +113,7 @@ class Stop(Exception):
     """Stands for a kill."""
 
 
+@pytest.mark.slow
 def test_a_stopped_encoder_goes_on_from_its_checkpoint(copy_labels, tmp_path, monkeypatch):
     pairs = copy_labels()
     validation = np.zeros((0, 2), np.float32)

@@ -24,6 +24,7 @@ def bucket(s3_url, monkeypatch):
     return s3_url
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_the_run_on_the_disk(make_job, tmp_path, bucket, no_pictures):
     local = sfg_dist.run(make_job())
     remote = sfg_dist.run(make_job(output={"dir": f"{bucket}/runs/one"}))
@@ -66,6 +67,7 @@ def test_commands_take_urls(make_job, tmp_path, bucket, no_pictures):
     assert {path.name for path in tmp_path.iterdir()} == {"job.toml", "rows.npy"}
 
 
+@pytest.mark.slow
 def test_status_verify_and_repair_in_a_bucket(make_job, tmp_path, bucket):
     pairs = Pipeline(make_job(output={"dir": f"{bucket}/run"})).label()
     key = "labels/c/3/0"

@@ -23,6 +23,7 @@ def test_importing_the_package_loads_neither_torch_nor_ray():
     assert imported("sfg_dist.cli").libraries == set()
 
 
+@pytest.mark.slow
 def test_each_room_loads_no_more_than_it_may():
     assert imported("sfg_dist.flow").libraries == {"torch"}
     assert "torch" not in imported("sfg_dist.store").libraries

@@ -29,6 +29,7 @@ def test_the_generator_carries_job_and_figures(small_run):
     assert generator.columns == ("x", "y")
 
 
+@pytest.mark.slow
 def test_samples_of_another_model_are_not_measured(make_job, small_run, tmp_path, no_pictures):
     small_run.copy(tmp_path / "run")
     changed = Pipeline(make_job(train={"num_epochs": 4}))
@@ -72,6 +73,7 @@ def test_job_toml_is_the_job_of_the_last_stage_that_was_not_refused(make_job, co
     assert "seed = 7" in (tmp_path / "run" / "job.toml").read_text()
 
 
+@pytest.mark.slow
 def test_samples_of_integer_columns_are_integers_and_constants_come_back(make_job, tmp_path, no_pictures):
     generator = np.random.default_rng(0)
     rows = np.stack([generator.poisson(5, 400), np.full(400, 7.5), generator.standard_normal(400)], axis=1)

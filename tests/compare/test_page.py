@@ -53,6 +53,7 @@ def page(**changed):
     return render_page(document(**changed), title="Comparison: <table>", job_toml='[data]\nsource = "<table>"')
 
 
+@pytest.mark.slow
 def test_the_page_has_each_method_once_in_its_table():
     text = page()
     assert "<table>.npz" not in text  # what the user wrote is escaped
@@ -71,6 +72,7 @@ def test_the_page_has_each_method_once_in_its_table():
     assert [row["name"] for row in size_table(document()["sizes"])] == ["64x2", "256x3"]
 
 
+@pytest.mark.slow
 def test_notes_say_what_was_cut_or_disturbed():
     assert 'class="notes"' not in page()
     text = html.unescape(

@@ -157,6 +157,7 @@ def test_the_best_look_is_kept_and_the_clock_is_kept_to(clock):
     assert len(fit.history) >= 50
 
 
+@pytest.mark.slow
 def test_a_fit_that_is_never_finite_is_refused(clock):
     rows = torch.full((16, 1), math.nan)
     with pytest.raises(TrainingError, match=r"learning rate 0\.01"):

@@ -116,6 +116,7 @@ def test_a_record_is_kept_under_its_keys_alone(place, tmp_path, request):
     assert records.load("cells/a_0", keys) is None
 
 
+@pytest.mark.slow
 def test_the_auc_is_that_of_measure_and_its_error_is_right():
     generator = np.random.default_rng(0)
     first, second = generator.standard_normal((2, 3000, 3))
@@ -139,6 +140,7 @@ def test_the_error_of_the_auc_is_the_spread_of_repeated_samples():
     assert errors.mean() == pytest.approx(areas.std(ddof=1), rel=0.5)
 
 
+@pytest.mark.slow
 def test_figures_come_from_the_test_rows(tables):
     prepared = tables.any
     found = figures(prepared.train[:400], prepared, metrics=["c2st_auc", "ks_mean", "kl"], seed=0)

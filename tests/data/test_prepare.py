@@ -62,6 +62,7 @@ def test_max_rows_follows_the_shuffle(write):
     np.testing.assert_array_equal(part.train, whole.train[:40])
 
 
+@pytest.mark.slow
 def test_same_bytes_in_another_process(write):
     path = write(table())
     code = (
@@ -76,6 +77,7 @@ def test_same_bytes_in_another_process(write):
     assert not np.array_equal(prepare(path, seed=7).reference(), prepare(path, seed=8).reference())
 
 
+@pytest.mark.slow
 def test_import_is_cheap():
     assert imported("sfg_dist.data").libraries == set()
 

@@ -31,6 +31,7 @@ def path(request, tmp_path):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory_gib", [None, 1.0])
 def test_labels_have_the_bits_of_the_table_in_memory(path, memory_gib):
     streamed = sfg_dist.open_reference(path, memory_gib=memory_gib)

@@ -27,6 +27,7 @@ def test_density_integrates_to_one(name):
     assert density.sum() * area == pytest.approx(1, abs=0.002)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_density_is_that_of_the_rows(name):
     num_rows, fine, coarse = 20_000, 250, 25

@@ -63,6 +63,7 @@ def quick_polls(monkeypatch):
     monkeypatch.setattr(ahead, "POLL_S", 0.001)
 
 
+@pytest.mark.slow
 def test_a_pass_meets_the_committed_rows_that_are_not_held_out_once_each(pairs, tmp_path, monkeypatch):
     seen = Seen(monkeypatch)
     assert train_ahead(pairs.location.url, tmp_path / "c", make_settings(), should_stop=stop_after(30)) == 7
@@ -73,6 +74,7 @@ def test_a_pass_meets_the_committed_rows_that_are_not_held_out_once_each(pairs, 
     assert len(seen.inputs) == 7
 
 
+@pytest.mark.slow
 def test_what_is_committed_later_is_met_in_the_next_pass(pairs, tmp_path, monkeypatch):
     seen = Seen(monkeypatch)
     labelled = []
@@ -89,6 +91,7 @@ def test_what_is_committed_later_is_met_in_the_next_pass(pairs, tmp_path, monkey
     assert rows[0] != rows[7]
 
 
+@pytest.mark.slow
 def test_the_epochs_after_it_are_the_same_as_without_it(pairs, tmp_path, monkeypatch):
     url, settings = pairs.location.url, make_settings()
     steps_ahead = train_ahead(url, tmp_path / "with", settings, should_stop=stop_after(30))
@@ -104,6 +107,7 @@ def test_the_epochs_after_it_are_the_same_as_without_it(pairs, tmp_path, monkeyp
     assert not torch.equal(weights(model), weights(other))  # they began from what was learnt ahead
 
 
+@pytest.mark.slow
 def test_it_goes_on_from_its_checkpoint_and_leaves_a_fit_that_has_begun_alone(pairs, tmp_path, monkeypatch):
     url, settings = pairs.location.url, make_settings()
     first = train_ahead(url, tmp_path / "c", settings, should_stop=stop_after(30))
@@ -123,6 +127,7 @@ def test_with_nothing_committed_it_waits_and_leaves_nothing(make_store, tmp_path
     assert checkpoints.newest_step(tmp_path / "c") == 0
 
 
+@pytest.mark.slow
 def test_in_a_bucket(make_store, s3_url):
     pairs = make_store(output={"dir": s3_url})
     label_inline(pairs.location.url, only=[0, 2])

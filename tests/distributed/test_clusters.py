@@ -45,6 +45,7 @@ def test_a_damaged_order_is_refused(make_store):
         label_inline(pairs.location.url)
 
 
+@pytest.mark.slow
 def test_step_control_is_recorded_and_meets_its_tolerance(make_store):
     pairs = make_store(data=TABLE, labels=LABELS | {"solver_tolerance": 1e-3})
     label_inline(pairs.location.url)

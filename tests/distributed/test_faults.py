@@ -123,6 +123,7 @@ def test_a_group_is_lost_and_replaced_as_one(ray_cluster, make_store, store_byte
     assert len(events.of("attempt_failed")) == 1
 
 
+@pytest.mark.slow
 def test_the_inline_executor_tries_again_and_keeps_every_reason(make_store, store_bytes, inline_store, events):
     class Flaky(ShardLabeler):
         def label(self, shard, attempt=1):

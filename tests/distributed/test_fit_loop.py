@@ -38,6 +38,7 @@ class ScriptedLosses:
 LOSSES = [5.0, 3.0, 4.0, 3.5, 3.2, 9.0, 9.0]
 
 
+@pytest.mark.slow
 def test_a_fit_that_gets_no_better_ends_with_the_best_averaged_weights(url, tmp_path, monkeypatch):
     script = ScriptedLosses(monkeypatch, LOSSES)
     settings = make_settings(num_epochs=7, patience=3)
@@ -58,6 +59,7 @@ def test_without_patience_all_epochs_are_done_and_the_last_weights_count(url, tm
     assert all(torch.equal(tensor, script.averages[6][name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_stopped_fit_with_patience_ends_as_an_undisturbed_one(url, tmp_path, monkeypatch):
     ScriptedLosses(monkeypatch, LOSSES)
     settings = make_settings(num_epochs=7, patience=3, checkpoint_interval_s=0.0)
@@ -71,6 +73,7 @@ def test_a_stopped_fit_with_patience_ends_as_an_undisturbed_one(url, tmp_path, m
         assert all(entry["train_loss"] > 0 and entry["rows_per_s"] > 0 for entry in resumed_history)
 
 
+@pytest.mark.slow
 def test_a_torn_copy_of_the_best_weights_sends_the_fit_one_checkpoint_back(url, tmp_path, monkeypatch):
     ScriptedLosses(monkeypatch, LOSSES)
     settings = make_settings(num_epochs=7, patience=3, checkpoint_interval_s=0.0)
@@ -132,6 +135,7 @@ def test_a_signal_leaves_a_checkpoint_at_the_very_step(url, tmp_path, monkeypatc
     assert torch.equal(weights(resumed), weights(whole))
 
 
+@pytest.mark.slow
 def test_a_fit_may_go_back_to_any_checkpoint_that_is_kept(url, tmp_path):
     place, run_id = tmp_path / "c", open_pairs(url).plan.run_id
     settings = make_settings(checkpoint_interval_s=0.0, keep_checkpoints=30)
@@ -201,6 +205,7 @@ def test_a_notice_of_preemption_is_a_checkpoint_at_once(url, tmp_path, monkeypat
     assert saved == [16, 45]  # at the notice, once, and at the end
 
 
+@pytest.mark.slow
 def test_a_fit_in_a_bucket_is_the_one_in_a_directory(make_store, s3_url, tmp_path):
     """Store, checkpoints and their resume on an object store."""
     pairs = make_store(output={"dir": s3_url})

@@ -56,6 +56,7 @@ def test_a_damaged_hold_is_nobody_s(tmp_path, content):
         hold.require()
 
 
+@pytest.mark.slow
 def test_a_fit_that_is_taken_over_writes_no_more_and_the_other_goes_on(url, tmp_path):
     settings, place = make_settings(checkpoint_interval_s=0.0), tmp_path / "c"
 

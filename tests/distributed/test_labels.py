@@ -50,6 +50,7 @@ def test_a_row_count_that_nothing_divides_loses_nothing(make_store, num_pairs):
     assert np.isfinite(pairs.labels.compute()).all()
 
 
+@pytest.mark.slow
 def test_a_longer_run_begins_with_the_rows_of_a_shorter_one(make_store):
     short, long = make_store("short", labels={"num_pairs": 300}), make_store("long")
     for pairs in (short, long):
@@ -57,6 +58,7 @@ def test_a_longer_run_begins_with_the_rows_of_a_shorter_one(make_store):
     assert np.array_equal(short.labels.compute(), long.labels.compute()[:300])
 
 
+@pytest.mark.slow
 def test_encoded_rows_are_blurred_data_and_their_latents_decode_to_them(make_store):
     pairs = make_store(labels={"direction": "encode", "num_evaluations": 64, "t_min": 0.01})
     label_inline(pairs.location.url)
@@ -91,6 +93,7 @@ def test_both_directions_in_one_store(make_store):
     assert np.isfinite(latents).all()
 
 
+@pytest.mark.slow
 def test_the_minibatch_estimator_draws_anew_for_each_batch(make_store):
     pairs = make_store(labels={"estimator": "minibatch", "num_reference": 50})
     labeler = ShardLabeler(pairs.location.url)
@@ -102,6 +105,7 @@ def test_the_minibatch_estimator_draws_anew_for_each_batch(make_store):
     assert np.isfinite(pairs.labels.compute()).all()
 
 
+@pytest.mark.slow
 def test_a_fitted_grid_stands_in_the_plan_and_a_resume_takes_it_from_there(make_store, monkeypatch):
     labels = {"time_grid": "fitted", "direction": "both", "num_evaluations": 12, "num_pairs": 256}
     pairs = make_store(labels=labels)

@@ -37,6 +37,7 @@ def test_a_part_that_is_not_there_is_refused():
         part_ranges(10, 0, 11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_rows", [700, 10_000])
 @pytest.mark.parametrize("num_parts", [1, 2, 5])
 @pytest.mark.parametrize("is_sorted", [True, False])
@@ -68,6 +69,7 @@ def test_the_merged_bound_holds(make_store, monkeypatch, block_rows, num_parts, 
             assert (moments.pairs < len(rows)).any()
 
 
+@pytest.mark.slow
 def test_labels_of_a_group_agree_with_those_of_one_process(make_store, monkeypatch):
     monkeypatch.setattr(BLOCK_ROWS, 1500)
     alone, group = make_store("alone", data=TABLE, labels=LABELS), make_store("group", data=TABLE, labels=LABELS)
@@ -84,6 +86,7 @@ def test_labels_of_a_group_agree_with_those_of_one_process(make_store, monkeypat
     assert label_error(group)["median"] < 2e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "keys", [{"tolerance": 0.0}, {"direction": "encode"}, {"estimator": "minibatch", "num_reference": 100}]
 )

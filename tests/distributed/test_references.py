@@ -58,6 +58,7 @@ def label_all(pairs, **keywords):
     return labeler, [labeler.label(shard) for shard in range(pairs.plan.num_shards)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "keys",
     [
@@ -86,6 +87,7 @@ def test_streamed_labels_have_the_bits_of_those_in_memory(make_store, tight, mon
     assert not list(small_blocks[1].rglob("*.blocks"))
 
 
+@pytest.mark.slow
 def test_a_shared_file_gives_the_same_bits_and_goes_with_its_last_user(make_store, monkeypatch, small_blocks):
     alone, shared = make_store("alone", data=TABLE, labels=LABELS), make_store("shared", data=TABLE, labels=LABELS)
     label_all(alone)
@@ -116,6 +118,7 @@ def loads(monkeypatch):
     return numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", ["decode", "encode"])
 @pytest.mark.parametrize("num_evaluations", [6, 20])
 def test_the_measured_error_is_that_of_the_labels(make_store, monkeypatch, loads, direction, num_evaluations):
@@ -242,6 +245,7 @@ def test_a_file_is_made_once_and_again_where_its_maker_died(tmp_path, make_file)
     third.close()
 
 
+@pytest.mark.slow
 def test_a_file_outlives_a_killed_user_no_longer_than_the_next_sweep(tmp_path, make_file):
     table = node_table.open_table(tmp_path, "held", 10, make_file)
     context = multiprocessing.get_context("spawn")

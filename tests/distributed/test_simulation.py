@@ -28,6 +28,7 @@ def test_without_limits_the_time_is_start_plus_waves(shards, workers):
     assert outcome.parts_s["start"] == pytest.approx(5.0 * min(workers, shards))
 
 
+@pytest.mark.slow
 def test_a_thousand_workers_are_served(monkeypatch):
     """In the time that the driver's loop takes in earnest."""
     monkeypatch.undo()
@@ -69,6 +70,7 @@ def test_a_spread_leaves_the_last_ones_waiting_and_is_seeded():
     assert first.parts_s["wait"] > 20.0
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_a_run_of_weeks_takes_seconds_here():
     """A store far below what the shards need: a loop that looked twice a simulated second would look for minutes."""

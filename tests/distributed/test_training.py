@@ -53,6 +53,7 @@ def weights(model):
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
+@pytest.mark.slow
 def test_the_fit_learns_and_its_history_is_whole(url, tmp_path):
     entries = []
     _, history = fit_inline(url, tmp_path / "c", make_settings(num_epochs=24), on_epoch=entries.append)
@@ -63,6 +64,7 @@ def test_the_fit_learns_and_its_history_is_whole(url, tmp_path):
     assert all(np.isfinite(list(entry.values())).all() for entry in history)
 
 
+@pytest.mark.slow
 def test_the_fit_repeats(url, tmp_path):
     first, _ = fit_inline(url, tmp_path / "a", make_settings())
     second, _ = fit_inline(url, tmp_path / "b", make_settings())
@@ -90,6 +92,7 @@ def cut_at(monkeypatch, step, url, place, settings):
             fit_inline(url, place, settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [1, 7, 15, 20])
 def test_a_stopped_fit_goes_on_at_the_next_batch(url, tmp_path, monkeypatch, stop_at):
     whole, history = fit_inline(url, tmp_path / "whole", make_settings())
@@ -103,6 +106,7 @@ def test_a_stopped_fit_goes_on_at_the_next_batch(url, tmp_path, monkeypatch, sto
     assert [entry["step"] for entry in resumed_history] == [entry["step"] for entry in history]
 
 
+@pytest.mark.slow
 def test_a_finished_fit_is_not_trained_again_and_more_epochs_go_on(url, tmp_path):
     first, _ = fit_inline(url, tmp_path / "c", make_settings())
     again, history = fit_inline(url, tmp_path / "c", make_settings())
@@ -119,6 +123,7 @@ def test_checkpoints_of_another_fit_are_not_taken_up(url, tmp_path):
     assert [entry["epoch"] for entry in history] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_only_the_newest_checkpoints_are_kept_and_nothing_is_pickled(url, tmp_path):
     fit_inline(url, tmp_path / "c", make_settings(checkpoint_interval_s=0.0))
     assert len(list((tmp_path / "c").glob("step_*"))) == 2
@@ -137,6 +142,7 @@ def test_a_torn_checkpoint_says_what_to_do(url, tmp_path):
         fit_inline(url, tmp_path / "c", make_settings())
 
 
+@pytest.mark.slow
 def test_a_torn_newest_checkpoint_falls_back_to_the_one_before(url, tmp_path):
     whole, _ = fit_inline(url, tmp_path / "c", make_settings(checkpoint_interval_s=0.0))
     newest = max((tmp_path / "c").glob("step_*"))
@@ -148,6 +154,7 @@ def test_a_torn_newest_checkpoint_falls_back_to_the_one_before(url, tmp_path):
     assert len(history) == 3
 
 
+@pytest.mark.slow
 def test_later_checkpoints_leave_the_record_of_the_fit_alone(url, tmp_path, monkeypatch):
     """Written anew each time, it would be empty after a kill in between, and the checkpoints another fit's."""
     written = []
@@ -189,6 +196,7 @@ class Ticking:
         return self._elapsed_s
 
 
+@pytest.mark.slow
 def test_the_clock_stops_the_fit_and_ends_the_schedule(url, tmp_path, monkeypatch):
     started = time.monotonic()
     _, history = fit_inline(url, tmp_path / "real", make_settings(num_epochs=100_000, max_time_s=0.3))

@@ -28,10 +28,12 @@ def standard_log_density(rows):
 # ---- classifier ----
 
 
+@pytest.mark.slow
 def test_auc_of_equal_laws_is_one_half_within_noise():
     assert figure("c2st_auc", normal(1000, 3, 0), normal(1000, 3, 1)) == pytest.approx(0.5, abs=0.045)
 
 
+@pytest.mark.slow
 def test_auc_of_shifted_normals_nears_the_best_possible_from_below():
     shift = 1.5
     rows = normal(4000, 2, 2)
@@ -41,6 +43,7 @@ def test_auc_of_shifted_normals_nears_the_best_possible_from_below():
     assert best - 0.03 < found < best + 0.015
 
 
+@pytest.mark.slow
 def test_auc_uses_equal_numbers_of_both_kinds(monkeypatch):
     drawn = []
     monkeypatch.setattr(
@@ -61,6 +64,7 @@ def test_auc_of_a_handful_of_rows_is_not_given():
 # ---- distances ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_held_out", [3000, 1777])
 def test_sliced_wasserstein_of_a_shift(num_held_out):
     scale, dim = np.array([1.0, 20.0, 0.01]), 3
@@ -210,6 +214,7 @@ def test_a_density_that_is_not_finite_is_refused():
 # ---- all of them ----
 
 
+@pytest.mark.slow
 def test_same_seed_same_figures_and_each_without_the_others():
     rows, held_out, train = normal(400, 3, 44), normal(150, 3, 45), normal(500, 3, 46)
     first = measure(rows, held_out, train, seed=7, log_density=standard_log_density)
@@ -220,6 +225,7 @@ def test_same_seed_same_figures_and_each_without_the_others():
     assert first["c2st_auc"] != figure("c2st_auc", rows, held_out, train, seed=8)
 
 
+@pytest.mark.slow
 def test_the_order_of_columns_does_not_matter():
     rows, held_out, train = normal(1500, 3, 47) * 1.3, normal(1500, 3, 48), normal(1500, 3, 49)
     order = [2, 0, 1]
@@ -232,6 +238,7 @@ def test_the_order_of_columns_does_not_matter():
     assert other == pytest.approx(first, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_floor_is_what_perfect_samples_score():
     train, held_out = normal(4000, 2, 50), normal(1000, 2, 51)
     found = floor(held_out, train, log_density=standard_log_density)

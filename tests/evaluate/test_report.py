@@ -99,10 +99,12 @@ def check_page(html, num_images):
     return page
 
 
+@pytest.mark.slow
 def test_one_column():
     check_page(render_report(content(["x"])), num_images=3)
 
 
+@pytest.mark.slow
 def test_a_plane_shows_densities_and_the_flow():
     page = check_page(render_report(plane()), num_images=6)
     alts = " ".join(attributes["alt"] for attributes in page.images())
@@ -115,6 +117,7 @@ def test_a_plane_without_labels_density_or_flow():
     check_page(render_report(content(["x", "y"], labels=None)), num_images=5)
 
 
+@pytest.mark.slow
 def test_colours():
     named = content(["Red", "green", "BLUE"], offset=128.0, scale=25.0)
     assert is_color_table(named.columns, named.held_out)
@@ -150,6 +153,7 @@ def test_patch_columns():
     assert patch_shape(["a", "b"]) is None
 
 
+@pytest.mark.slow
 def test_what_the_user_wrote_is_escaped_and_never_read_as_mathematics():
     bad = "<script>alert(1)</script> & $\\frac{"
     given = content(
@@ -187,6 +191,7 @@ def test_a_loss_that_is_missing_or_not_positive_is_left_out():
     check_page(render_report(content(["x"], history=records)), num_images=3)
 
 
+@pytest.mark.slow
 def test_outliers_constants_and_few_values_do_not_break_the_pictures():
     given = content(["a", "b", "c"], num_rows=200)
     given.samples[0] = 1e30
@@ -201,6 +206,7 @@ def test_the_page_is_the_same_twice():
     assert render_report(plane()) == render_report(plane())
 
 
+@pytest.mark.slow
 def test_long_tables_are_cut():
     check_page(render_report(content(["x", "y"], num_rows=60_000)), num_images=5)
 
@@ -262,6 +268,7 @@ def test_axis_limits_ignore_one_outlier():
     assert bin_edges(np.array([0.0, 0.0, 1.0, 3.0])).tolist() == [-0.5, 0.5, 2.0, 4.0]
 
 
+@pytest.mark.slow
 def test_the_labelling_run_has_a_section_where_there_is_something_to_say():
     assert "<h2>Labelling</h2>" not in render_report(content(["a", "b"]))
     facts = {"devices": "NVIDIA H100: 40 shards", "workers": "8 processes on node1"}

@@ -32,6 +32,7 @@ def case(moons):
     return denoiser, latents, schedule, exact
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", ["decode", "encode"])
 @pytest.mark.parametrize(
     "schedule", [Schedule("linear", 1e-3), Schedule("linear_floor", 0.01)], ids=["linear", "floor"]
@@ -65,6 +66,7 @@ def test_median_label_error_is_below_the_tolerance(case, solver):
     assert not got.exceeded.any()
 
 
+@pytest.mark.slow
 def test_rows_differ_in_their_evaluations_and_few_are_needed(case):
     denoiser, latents, schedule, _ = case
     evaluations = integrate_adaptive(denoiser, latents, schedule=schedule, tolerance=1e-3).num_evaluations
@@ -73,6 +75,7 @@ def test_rows_differ_in_their_evaluations_and_few_are_needed(case):
     assert evaluations.min() < evaluations.max() < 32
 
 
+@pytest.mark.slow
 def test_evaluations_counted_are_evaluations_made(case):
     denoiser, latents, schedule, _ = case
     calls = []

@@ -38,6 +38,7 @@ def test_every_candidate_is_the_brute_force(schedule, tile, device, monkeypatch)
     assert (choice.candidates[0][0], choice.candidates[-1][0]) == (1e-5, 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_rows", "dim"), [(400, 1), (400, 2), (300, 8)])
 def test_maximum_is_the_brute_force_maximum(num_rows, dim):
     rows = table(num_rows, dim)

@@ -68,6 +68,7 @@ def test_a_kernel_as_wide_as_the_world_gives_the_unconditional_flow():
     assert (labels[:, 2] == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [-1.5, 0.0, 0.7])
 @pytest.mark.parametrize("adjust", [False, True])
 def test_a_gaussian_law_smeared_by_the_kernel_and_carried_back(place, adjust):
@@ -84,6 +85,7 @@ def test_a_gaussian_law_smeared_by_the_kernel_and_carried_back(place, adjust):
     np.testing.assert_allclose(labels, mean + blurred * latents, atol=0.035)
 
 
+@pytest.mark.slow
 def test_neighbours_follow_the_density_and_the_law_at_its_edge():
     rows = gaussian(20_000, seed=1)
     inside = rows[np.abs(rows[:, 1]) < 1]

@@ -49,6 +49,7 @@ def test_kernel_is_the_blurred_rows(name, t_min, dim, offset, device):
     np.testing.assert_allclose(values.cpu().numpy(), blurred(rows, x, Schedule(name, t_min)), rtol=1e-8, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("offset", [0.0, 30.0])
 def test_ode_is_the_blurred_rows(name, offset, device):

@@ -87,6 +87,7 @@ def test_falls_back_to_the_graded_grid(error_of, num_steps):
     assert (fitted.cost, fitted.center, fitted.tail) == (1, 1, 1)
 
 
+@pytest.mark.slow
 def test_lower_error_on_two_moons_for_as_many_evaluations(moons):
     reference = Reference(moons.astype(np.float32))
     fitted = fit_time_grid(reference, schedule=SCHEDULE, num_evaluations=20)
@@ -104,6 +105,7 @@ def test_lower_error_on_two_moons_for_as_many_evaluations(moons):
     assert np.quantile(better, 0.9) < np.quantile(graded, 0.9)
 
 
+@pytest.mark.slow
 def test_less_work_at_equal_error_where_evaluations_differ_in_cost(heavy_tailed):
     reference = Reference(heavy_tailed)
     latents = np.random.default_rng(1).standard_normal((512, 3)).astype(np.float32)
@@ -123,6 +125,7 @@ def test_less_work_at_equal_error_where_evaluations_differ_in_cost(heavy_tailed)
     assert tail[1] < tail[0]
 
 
+@pytest.mark.slow
 def test_the_grid_is_fitted_once_and_kept_with_the_reference(moons, monkeypatch):
     from sfg_dist.flow import labeling
 
@@ -141,6 +144,7 @@ def test_the_grid_is_fitted_once_and_kept_with_the_reference(moons, monkeypatch)
     assert len(calls) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("solver", "num_evaluations", "direction", "name"),
     [

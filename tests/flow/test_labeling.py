@@ -37,6 +37,7 @@ def test_encode_inverts_decode(moons, exact_labels):
     assert np.median(np.abs(back - latents[:200])) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["linear", "linear_floor"])
 def test_labels_follow_the_empirical_mixture(name, device):
     # The blurred empirical law is a mixture of equal Gaussians; its own oracle gives the same labels.

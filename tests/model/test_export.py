@@ -70,6 +70,7 @@ def run(content, **feed):
     return ort.InferenceSession(content, providers=["CPUExecutionProvider"]).run(["rows"], feed)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["quantile", "standardize", "none"])
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_rows_of_the_graph_are_the_generators(kind, calibrated):
@@ -105,6 +106,7 @@ def test_every_network(block, activation, linear_skip):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["quantile", "standardize", "none"])
 def test_conditions_and_noise_are_inputs(kind):
     generator = make(kind, condition=("count", "heavy"), num_noise=3)
@@ -119,6 +121,7 @@ def test_conditions_and_noise_are_inputs(kind):
     assert (np.abs(rows - expected) <= TOLERANCE * (spread + np.abs(expected))).mean() > 0.98
 
 
+@pytest.mark.slow
 def test_curves_at_their_knots_between_them_and_far_beyond():
     """The binary search against numpy's, to the last bits of float64."""
     transform = make().transform
@@ -151,6 +154,7 @@ def test_curves_at_their_knots_between_them_and_far_beyond():
     np.testing.assert_allclose(scores.astype(np.float32), transform.forward(rows), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["label", "value", "calibration"])
 def test_a_graph_that_differs_is_refused(what, monkeypatch):
     generator = make()

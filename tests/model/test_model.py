@@ -92,6 +92,7 @@ def test_the_average_of_weights_follows_its_recursion():
     assert torch.equal(trainer.model.state_dict()["out.weight"], current)
 
 
+@pytest.mark.slow
 def test_learning_rate_schedules():
     rows = np.zeros((4, 2), np.float32)
     cosine = Trainer(MLP(2, width=4, depth=1), learning_rate=1.0, weight_decay=0, ema_decay=0)

@@ -86,6 +86,7 @@ def test_a_study_of_labels_and_training(make_study_job, ray_cluster, tmp_path):
     assert again["runs"] == document["runs"]
 
 
+@pytest.mark.slow
 def test_costs_come_from_the_runs_and_predict_them():
     document = study()
     costs = costs_of(document)
@@ -103,6 +104,7 @@ def test_costs_come_from_the_runs_and_predict_them():
     assert len(waves) == 1
 
 
+@pytest.mark.slow
 def test_a_longer_shard_has_more_bytes():
     """So a store that holds workers up holds them up as much whatever the length of a shard is."""
     limits = Limits(store_bytes_per_s=16_000.0, shard_bytes=1000.0)

@@ -13,6 +13,7 @@ def all_rows(pairs):
     return [array.compute() for array in (pairs.latents, pairs.labels)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", ["decode", "both"])
 @pytest.mark.parametrize("ends", [(36, 52), (36, 37, 39, 64), (32, 40), (3, 5, 8, 9, 41)])
 def test_an_extended_store_holds_the_rows_of_a_longer_run(new_store, fill, place, ends, direction):

@@ -31,6 +31,7 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr("sfg_dist.store.arrays.MAX_CHUNK_BYTES", 512)  # 64 rows of the reference an object
 
 
+@pytest.mark.slow
 def test_blocks_lay_out_the_same_store(new_store, place, monkeypatch):
     monkeypatch.setattr(sfg_dist.store.frame, "REFERENCE_BLOCK_ROWS", 1000)
     order = lambda rows: np.argsort(rows[:, 0], kind="stable")  # noqa: E731

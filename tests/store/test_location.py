@@ -189,6 +189,7 @@ def test_a_bucket_that_is_not_there(s3_url):
         location.create("y", b"1")
 
 
+@pytest.mark.slow
 def test_requests_that_go_wrong_are_sent_again(s3_url, faulty_s3):
     proxy = faulty_s3(0.3, seed=1)
     location = Location(s3_url)

@@ -240,6 +240,7 @@ def test_a_shard_that_the_plan_does_not_have(new_store, rows_of):
         pairs.write_shard(5, *rows_of(pairs.plan, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_the_protocol_holds_over_a_store_that_fails_and_delays(
     new_store, rows_of, s3_url, faulty_s3, monkeypatch, seed
@@ -268,6 +269,7 @@ def test_the_protocol_holds_over_a_store_that_fails_and_delays(
         assert np.array_equal(pairs.labels.blocks[shard].compute(), rows_of(plan, shard)[1])
 
 
+@pytest.mark.slow
 def test_frames_and_plans_are_laid_out_over_a_store_that_fails(new_store, s3_url, faulty_s3):
     faulty_s3(0.15, seed=4)
     pairs = new_store(f"{s3_url}/x.zarr")

@@ -93,6 +93,7 @@ def test_every_block_of_a_window_is_spread_evenly_over_its_batches():
     assert sorted(block) == list(range(SHARD_ROWS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("world_size", [2, 3, 4, 8, 40])
 def test_global_batches_do_not_depend_on_the_number_of_ranks(world_size, seed):

@@ -253,6 +253,7 @@ def test_the_frame_is_not_mended_from_another_table(pairs):
     assert contents(pairs.location) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["extensions/0001/labels/zarr.json", "extensions/0001/labels/c/1/0", "plan-0001.json"])
 @pytest.mark.parametrize("is_deleted", [True, False])
 def test_damage_in_an_extension(pairs, fill, key, is_deleted):

@@ -1,8 +1,8 @@
 # make install      .venv with the package, the peers of `sfg compare` and what tests need; does nothing when it is up to date
-#                   TORCH=cpu: torch's build for the CPU; TORCH_INDEX=URL: an index with other builds; INSTALLER=pip or uv
+#                   TORCH=cpu or default: torch's build; TORCH_INDEX=URL: an index with other builds; INSTALLER=pip or uv
 # make run          install, then the quickstart job: labels, training, samples and a report
 # make check        install, lint, and the tests that take no time and no Ray: before a commit
-# make test         install, then all that a plain machine can run
+# make test         install, then all that any machine can run
 # make test-all     all tests: Slurm, hosts, browser, notebooks, chaos, comparisons and the cluster's too
 # make test-cluster the extra `cluster` too, then the tests that need it
 # make lint         ruff, mypy and the import directions
@@ -59,8 +59,9 @@ bench: install
 	$(BIN)/python tests/benchmarks/run.py $(BENCH)
 
 # One file for every platform and Python; what the file pins already stays as long as it fits.
-constraints: install
-	$(BIN)/uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --all-extras \
+# It needs uv alone, not an installation, which pins that no longer fit would not allow.
+constraints:
+	PATH="$$PATH:$(BIN)" uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --all-extras \
 		--custom-compile-command "make constraints" --no-annotate --output-file constraints.txt $(UPGRADE) pyproject.toml
 
 clean:

@@ -1,6 +1,6 @@
 """What `make install` does: .venv with this package and its extras, at the versions of constraints.txt.
 
-    python3 install.py [--torch cpu | --torch-index URL] [--installer pip | uv] [EXTRA ...]
+    python3 install.py [--torch cpu | --torch default | --torch-index URL] [--installer pip | uv] [EXTRA ...]
 
 It needs nothing but the standard library. uv installs where it is on the PATH, else pip does. Both ask the index that
 they are configured with. torch goes first: it is by far the largest part, and its build is chosen then.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import hashlib
+import http.client
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ import sys
 import urllib.parse
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 CONSTRAINTS = HERE / "constraints.txt"
@@ -35,17 +37,19 @@ class Pip:
 
     def make_environment(self) -> None:
         """An empty .venv."""
-        if subprocess.run([sys.executable, "-m", "venv", str(VENV)]).returncode:
+        if subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)]).returncode:
+            shutil.rmtree(VENV, ignore_errors=True)
             sys.exit("Python's module venv failed: install it (Debian: apt install python3-venv), or uv")
-        self.install("pip>=25")  # older ones download all of torch to tell which build it is
 
     def install(self, *words: str) -> None:
         """`pip install`, which prints errors only."""
         command = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "-qq", *words]
-        subprocess.run(command, check=True, cwd=HERE)
+        # A setting of the user's that holds outside of environments alone.
+        subprocess.run(command, check=True, cwd=HERE, env={**os.environ, "PIP_USER": "0"})
 
     def resolve(self, *words: str) -> list[tuple[str, str, str]]:
         """(name, version, URL of the file) of each package that `install` would take into an empty environment."""
+        self.install("pip>=25")  # older ones download all of torch to tell which build it is
         report = VENV / "report.json"
         self.install("--dry-run", "--ignore-installed", "--report", str(report), *words)
         items = json.loads(report.read_text(encoding="utf-8"))["install"]
@@ -61,7 +65,9 @@ class Uv:
 
     def make_environment(self) -> None:
         """An empty .venv, with a pip for whoever wants one."""
-        subprocess.run(["uv", "venv", "--quiet", "--seed", "--python", sys.executable, str(VENV)], check=True)
+        subprocess.run(
+            ["uv", "venv", "--quiet", "--seed", "--clear", "--python", sys.executable, str(VENV)], check=True
+        )
 
     def install(self, *words: str) -> None:
         """`uv pip install`, which prints errors only."""
@@ -77,15 +83,15 @@ class Uv:
         return [(p["name"], p["version"], p["wheels"][0]["url"]) for p in packages if p.get("wheels")]
 
 
-def num_bytes(url: str) -> int:
-    """Size of the file at a URL, or 0 where it cannot be told."""
-    if url.startswith("file:"):
-        return os.path.getsize(urllib.request.url2pathname(urllib.parse.urlsplit(url).path))
+def num_bytes(url: str) -> int | None:
+    """Size of the file at a URL; None where it cannot be told."""
     try:
+        if url.startswith("file:"):
+            return os.path.getsize(urllib.request.url2pathname(urllib.parse.urlsplit(url).path))
         with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10) as answer:
-            return int(answer.headers.get("Content-Length") or 0)
-    except OSError:
-        return 0
+            return int(answer.headers["Content-Length"])
+    except (OSError, ValueError, TypeError, http.client.HTTPException):
+        return None
 
 
 def described(packages: list[tuple[str, str, str]]) -> str:
@@ -93,7 +99,7 @@ def described(packages: list[tuple[str, str, str]]) -> str:
     versions = {name.lower(): version for name, version, _ in packages}
     version = versions["torch"]
     local = version.partition("+")[2]
-    runtime = versions.get("nvidia-cuda-runtime", "") or versions.get("cuda-toolkit", "")
+    runtime = next((v for name, v in versions.items() if name.startswith("nvidia-cuda-runtime")), "")
     if runtime:
         build = "for CUDA " + ".".join(runtime.split(".")[:2])
     elif local and local != "cpu":
@@ -101,8 +107,10 @@ def described(packages: list[tuple[str, str, str]]) -> str:
     else:
         build = "for the CPU" + (" and Apple's GPU" if sys.platform == "darwin" else "")
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        size = sum(pool.map(num_bytes, [url for _, _, url in packages]))
-    return f"torch {version}, the build {build}: {size / 1e9:.1f} GB with what it needs"
+        sizes = list(pool.map(num_bytes, [url for _, _, url in packages]))
+    told = sum(size for size in sizes if size is not None) / 1e9
+    size = f"{'at least ' if None in sizes else ''}{told:.1f} GB with what it needs" if any(sizes) else "size not told"
+    return f"torch {version}, the build {build}: {size}"
 
 
 def has_nvidia_driver() -> bool:
@@ -116,69 +124,94 @@ def without_secrets(url: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
-def reached(url: str) -> bool:
-    """Whether an index answers; if not, says so and what will be done instead."""
-    if not url.startswith("http"):
-        return True
-    try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/torch/", timeout=15):
-            return True
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        print(f"{without_secrets(url)} cannot be reached ({reason}): torch comes from the configured index.")
+def choose_build(installer: Pip | Uv, index: str) -> tuple[list[tuple[str, str, str]], str]:
+    """The build of torch that an index has, and the index; that of the configured index, and "", if it has none."""
+    words = ["torch", "--constraint", str(CONSTRAINTS)]
+    if index:
+        try:
+            packages = installer.resolve(*words, "--extra-index-url", index)
+        except subprocess.CalledProcessError:
+            packages = []
+        # A build has a word of its own in its version, except on macOS, which has but one.
+        version = next((version for name, version, _ in packages if name == "torch"), "")
+        if "+" in version or (packages and sys.platform == "darwin"):
+            return packages, index
+        print(f"{without_secrets(index)} cannot be reached or has no build of this torch: the default one is taken.")
         print("TORCH_INDEX=URL names another index with builds of torch.", flush=True)
-        return False
+    return installer.resolve(*words), ""
 
 
-def install_torch(installer: Pip | Uv, index: str, force: bool) -> None:
-    """torch, after a line that says which build of it and how large."""
-    words = ["torch", "--constraint", str(CONSTRAINTS), *(["--extra-index-url", index] if index else [])]
-    packages = installer.resolve(*words)
-    print(described(packages), flush=True)
-    if any(name.startswith("nvidia-") for name, _, _ in packages) and not has_nvidia_driver():
-        print("This machine shows no NVIDIA driver: `make install TORCH=cpu` takes the much smaller build for the CPU.")
-    sys.stdout.flush()
-    if force:  # another build of the same version is not newer
-        installer.install(*words, "--force-reinstall", "--no-deps")
-    installer.install(*words)
+def write_stamp(content: dict[str, object]) -> None:
+    """Note what is installed, whole or not at all."""
+    part = STAMP.with_suffix(".part")
+    part.write_text(json.dumps(content), encoding="utf-8")
+    os.replace(part, STAMP)
+
+
+def install(installer: Pip | Uv, there: dict[str, Any], wanted: dict[str, Any], index: str) -> None:
+    """Bring .venv from what is there to what is wanted; its stamp says neither meanwhile."""
+    if not PYTHON.exists():
+        installer.make_environment()
+    if wanted["torch"] != there.get("torch") or wanted["index"] != there.get("index"):
+        packages, index = choose_build(installer, index)
+        wanted["index"] = without_secrets(index)
+        if wanted["torch"] != there.get("torch") or wanted["index"] != there.get("index"):
+            print(described(packages), flush=True)
+            if any(name.startswith("nvidia-") for name, _, _ in packages) and not has_nvidia_driver():
+                print("This machine shows no NVIDIA driver: `make install TORCH=cpu` takes the much smaller CPU build.")
+            sys.stdout.flush()
+            write_stamp({**wanted, "torch": None, "digest": None})
+            words = ["torch", "--constraint", str(CONSTRAINTS), *(["--extra-index-url", index] if index else [])]
+            if there:  # another build of the same version is not newer
+                installer.install(*words, "--force-reinstall", "--no-deps")
+            installer.install(*words)
+    if wanted != there:
+        print("Installing sfg_dist and its other packages", flush=True)
+        write_stamp({**wanted, "digest": None})
+        extras = f"[{','.join(wanted['extras'])}]" if wanted["extras"] else ""
+        installer.install("--constraint", str(CONSTRAINTS), "--editable", f".{extras}")
+    write_stamp(wanted)
 
 
 def main() -> None:
     """Install what is asked for and not there yet."""
+    import tomllib
+
     parser = argparse.ArgumentParser(description="Make .venv with this package.")
     parser.add_argument("extras", nargs="*", help="extras of pyproject.toml")
     parser.add_argument(
-        "--torch", default="", choices=["", "cpu"], help="cpu: the build for the CPU, from torch's index"
+        "--torch", default="", choices=["", "cpu", "default"], help="which build; kept until another is named"
     )
     parser.add_argument("--torch-index", default="", help="an index with other builds of torch")
     parser.add_argument("--installer", default="", choices=["", "pip", "uv"], help="default: uv if there is one")
     given = parser.parse_args()
+    if given.torch and given.torch_index:
+        parser.error("TORCH and TORCH_INDEX: take one")
+    known = tomllib.loads((HERE / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    for extra in given.extras:
+        if extra not in known:
+            parser.error(f"there is no extra {extra}: there are {', '.join(known)}")
+    name = given.installer or ("uv" if shutil.which("uv") else "pip")
+    if name == "uv" and shutil.which("uv") is None:
+        parser.error("uv is not on the PATH: INSTALLER=pip does without it")
 
     pins = CONSTRAINTS.read_text(encoding="utf-8")
-    digest = hashlib.sha256((HERE / "pyproject.toml").read_bytes() + pins.encode()).hexdigest()
     there = json.loads(STAMP.read_text(encoding="utf-8")) if PYTHON.exists() and STAMP.exists() else {}
-    extras = sorted({*given.extras, *there.get("extras", [])})
-    index = given.torch_index or (TORCH_INDEX if given.torch else there.get("index", ""))
-    torch_pin = next(line for line in pins.splitlines() if line.startswith("torch=="))
-    wanted = {"digest": digest, "extras": extras, "index": without_secrets(index), "torch": torch_pin}
+    index = given.torch_index or {"cpu": TORCH_INDEX, "default": ""}.get(given.torch, there.get("index", ""))
+    wanted = {
+        "digest": hashlib.sha256((HERE / "pyproject.toml").read_bytes() + pins.encode()).hexdigest(),
+        "extras": sorted({*given.extras, *there.get("extras", [])}),
+        "index": without_secrets(index),
+        "torch": next(line for line in pins.splitlines() if line.startswith("torch==")),
+    }
     if wanted == there:
         return
-    if index and not reached(index):
-        index = wanted["index"] = there.get("index", "")
-        if wanted == there:
-            return
-    installer = Uv() if (given.installer or ("uv" if shutil.which("uv") else "pip")) == "uv" else Pip()
     try:
-        began = PYTHON.exists()
-        if not began:
-            installer.make_environment()
-        if (torch_pin, wanted["index"]) != (there.get("torch"), there.get("index")):
-            install_torch(installer, index, force=began and wanted["index"] != there.get("index", ""))
-        print("sfg_dist and its other packages", flush=True)
-        installer.install("--constraint", str(CONSTRAINTS), "--editable", f".[{','.join(extras)}]")
+        install(Uv() if name == "uv" else Pip(), there, wanted, index)
     except subprocess.CalledProcessError as error:
-        sys.exit(f"{installer.name} ended with exit status {error.returncode}: its own words are above")
-    STAMP.write_text(json.dumps(wanted), encoding="utf-8")
+        sys.exit(f"{name} ended with exit status {error.returncode}: its own words are above; make clean begins anew")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -67,6 +67,6 @@ class SpinWatch:
         self._has_spoken = True
         return (
             f"a step takes {seconds / self._best:.0f} times as long as the fastest so far, and other work keeps this "
-            f"machine busy: its threads wait for each other by spinning. Set OMP_WAIT_POLICY=PASSIVE in the "
-            f"environment before Python starts"
+            f"machine busy: threads that spin while they wait for each other may be why. Set OMP_WAIT_POLICY=PASSIVE "
+            f"in the environment before Python starts"
         )

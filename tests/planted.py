@@ -517,6 +517,8 @@ def judge(status: int | None, seconds: float, output: str) -> Outcome:
     """What pytest's exit status and its words mean for the fault."""
     if status is None:
         return Outcome("MISSED", seconds, f"its tests took longer than the time limit of {LIMIT_S:g} s")
+    if status == 0 and " passed" not in output:
+        return Outcome("MISSED", seconds, "its tests are skipped on this machine")
     if status == 0:
         return Outcome("MISSED", seconds, "all of its tests pass")
     if status == 5:

@@ -131,18 +131,9 @@ def served(tmp_path):
 
 def test_sizes_are_asked_for(installer, served, tmp_path):
     assert installer.num_bytes(f"{served}/torch/torch.whl") == 3
-    assert installer.num_bytes(f"{served}/torch/none.whl") == 0
+    assert installer.num_bytes(f"{served}/torch/none.whl") is None
+    assert installer.num_bytes("https://me:secret@127.0.0.1/none.whl") is None
     assert installer.num_bytes((tmp_path / "torch" / "torch.whl").as_uri()) == 3
-
-
-def test_an_index_that_is_out_of_reach_is_named_without_its_password(installer, served, capsys):
-    assert installer.reached(served)
-    assert capsys.readouterr().out == ""
-    assert not installer.reached("http://me:secret@127.0.0.1:9/simple")
-    said = capsys.readouterr().out
-    assert "http://127.0.0.1:9/simple cannot be reached" in said
-    assert "TORCH_INDEX=URL" in said
-    assert "secret" not in said
 
 
 @pytest.fixture
@@ -156,7 +147,6 @@ def checkout(installer, tmp_path, monkeypatch):
     ):  # fmt: skip
         monkeypatch.setattr(installer, name, tmp_path / path)
     monkeypatch.setattr(installer, "num_bytes", lambda url: 1)
-    monkeypatch.setattr(installer, "reached", lambda url: "away" not in url)
     calls = []
 
     class Fake:
@@ -168,9 +158,13 @@ def checkout(installer, tmp_path, monkeypatch):
 
         def install(self, *words):
             calls.append([word for word in words if not word.startswith("/")])
+            if call.is_cut_short and len(calls) == 2:
+                raise subprocess.CalledProcessError(1, "pip")
 
         def resolve(self, *words):
-            return CUDA
+            if any("away" in word for word in words):
+                raise subprocess.CalledProcessError(1, "pip")
+            return [("torch", "2.13.0+cpu", "")] if "--extra-index-url" in words else CUDA
 
     monkeypatch.setattr(installer, "Pip", Fake)
     monkeypatch.setattr(installer, "Uv", Fake)
@@ -181,6 +175,7 @@ def checkout(installer, tmp_path, monkeypatch):
         installer.main()
         return list(calls)
 
+    call.is_cut_short = False
     return call
 
 
@@ -203,10 +198,52 @@ def test_another_build_of_the_same_version_is_forced(checkout):
     assert torch == ["torch", "--constraint", *index]
 
 
-def test_an_index_out_of_reach_leaves_what_is_there(checkout, installer):
+def test_an_index_out_of_reach_leaves_what_is_there(checkout, installer, capsys):
     checkout("test")
-    assert checkout("--torch-index", "http://away/cpu") == []
-    assert "secret" not in installer.STAMP.read_text()
+    stamp = installer.STAMP.read_text()
+    capsys.readouterr()
+    assert checkout("--torch-index", "http://me:secret@away/cpu") == []
+    said = capsys.readouterr().out
+    assert "http://away/cpu cannot be reached or has no build of this torch" in said
+    assert "TORCH_INDEX=URL" in said
+    assert installer.STAMP.read_text() == stamp
+    assert "secret" not in said + stamp
+
+
+def test_a_build_stays_until_another_is_named(checkout):
+    checkout("--torch", "cpu", "test")
+    assert checkout("test") == []
+    forced, torch, _ = checkout("--torch", "default")
+    assert forced[-2:] == ["--force-reinstall", "--no-deps"]
+    assert torch == ["torch", "--constraint"]
+
+
+def test_what_was_cut_short_is_done_again(checkout, installer):
+    checkout("test")
+    checkout.is_cut_short = True
+    with pytest.raises(SystemExit, match="ended with exit status 1"):
+        checkout("--torch", "cpu")
+    checkout.is_cut_short = False
+    assert checkout()[0][0] == "torch"
+    assert checkout() == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["clsuter"], "there is no extra clsuter: there are h5, "),
+        (["--torch", "cpu", "--torch-index", "http://host"], "take one"),
+        (["--torch", "rocm"], "invalid choice"),
+    ],
+)
+def test_wrong_words(checkout, capsys, words, message):
+    with pytest.raises(SystemExit):
+        checkout(*words)
+    assert message in capsys.readouterr().err
+
+
+def test_no_extras_is_the_package_alone(checkout):
+    assert checkout()[-1] == ["--constraint", "--editable", "."]
 
 
 @pytest.mark.slow

@@ -65,7 +65,7 @@ def mean_and_error(values: NDArray[np.floating]) -> tuple[float, float]:
 
 def us_per_row(draw: Callable[[int], object], num_rows: int | None = None) -> float:
     """Microseconds a row: the median of some calls that draw ``num_rows`` (TIMED_ROWS) rows each, after a short one."""
-    num_rows = num_rows or TIMED_ROWS
+    num_rows = TIMED_ROWS if num_rows is None else num_rows
     draw(min(num_rows, 256))
     seconds: list[float] = []
     while not seconds or (sum(seconds) < TIMED_S and len(seconds) < MAX_REPEATS):

@@ -12,7 +12,7 @@ from typing import Any
 
 from sfg_dist.distributed.driver import Driver
 from sfg_dist.distributed.labeler import ShardLabeler
-from sfg_dist.distributed.places import gpu_room, num_actors
+from sfg_dist.distributed.places import cpu_room, gpu_room, whole_groups
 from sfg_dist.distributed.pool import Policy, Progress
 from sfg_dist.distributed.ray_pool import RayPool, Role
 from sfg_dist.distributed.shards import Shards
@@ -137,9 +137,9 @@ class WantedActors:
             raise ClusterError(
                 f"labels.num_threads = {self.num_threads}, but the cluster has {cluster_cpus:g} CPUs: take fewer"
             )
-        beside = num_actors(self.num_cpu_actors, key="executor.num_cpu_actors", group=self.group)
-        room = gpu_room(cluster_gpus, gpus) if gpus else max(1, int(cluster_cpus // self.num_threads) - beside)
-        count = num_actors(self.num_actors, room=room, group=self.group)
+        beside = whole_groups(self.num_cpu_actors, key="executor.num_cpu_actors", group=self.group)
+        room = gpu_room(cluster_gpus, gpus) if gpus else cpu_room(cluster_cpus, self.num_threads, beside=beside)
+        count = whole_groups(self.num_actors, room=room, group=self.group)
         numbers = {"gpu" if gpus else "cpu": count // self.group}
         roles = {"gpu": Role(self.num_threads, gpus), "cpu": Role(self.num_threads, 0.0, is_cpu=cluster_gpus > 0)}
         if beside:

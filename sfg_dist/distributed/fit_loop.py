@@ -233,11 +233,12 @@ class FitLoop:
         steps, seconds = progress.step - step, self._clock - since
         if self.rank != 0 or steps <= 0 or seconds <= 0:
             return
-        if self.trainer.device.type == "cpu" and (word := self._spin_watch.word(seconds / steps)):
+        self._live_from = (progress.step, self._clock, total)
+        can_spin = self.trainer.device.type == "cpu" and torch.get_num_threads() > 1
+        if can_spin and (word := self._spin_watch.word(seconds / steps)):
             warnings.warn(word, stacklevel=2)
         if self.hooks.on_live is None:
             return
-        self._live_from = (progress.step, self._clock, total)
         self.hooks.on_live(
             {
                 "epoch": progress.epoch + 1,

@@ -22,7 +22,12 @@ def workers_per_gpu(each: float) -> int:
     return max(1, int(1 / each + 1e-9))
 
 
-def num_actors(asked: int | None, *, group: int, room: int = 0, key: str = "executor.num_actors") -> int:
+def cpu_room(num_cpus: float, num_threads: int, *, beside: int = 0) -> int:
+    """Actors on CPUs that so many CPUs have room for, beside others that are asked for."""
+    return max(0, int(num_cpus // num_threads) - beside)
+
+
+def whole_groups(asked: int | None, *, group: int, room: int = 0, key: str = "executor.num_actors") -> int:
     """Actors of a run, in whole groups: those asked for, else as many as there is room for.
 
     Args:
@@ -35,9 +40,13 @@ def num_actors(asked: int | None, *, group: int, room: int = 0, key: str = "exec
         ConfigError: the number is no whole number of groups, or there is room for less than one.
 
     Example:
-        >>> num_actors(None, group=2, room=5), num_actors(6, group=2)
+        >>> whole_groups(None, group=2, room=5), whole_groups(6, group=2)
         (4, 6)
     """
+    if asked is None and room == 0:
+        raise ConfigError(
+            "there is room for no actor: lower labels.num_threads or executor.num_cpu_actors, or add nodes"
+        )
     if asked is None and room < group:
         raise ConfigError(f"executor.actors_per_group = {group}, but there is room for {room} actors: take {room}")
     if asked is None:

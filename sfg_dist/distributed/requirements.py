@@ -14,7 +14,7 @@ from typing import Literal
 
 from sfg_dist.config import Job
 from sfg_dist.distributed.machine import Machine, free_disk
-from sfg_dist.distributed.places import gpu_room, num_actors, workers_per_gpu
+from sfg_dist.distributed.places import cpu_room, gpu_room, whole_groups, workers_per_gpu
 from sfg_dist.distributed.references import SHARED_BYTES, reference_memory
 from sfg_dist.distributed.sizes import (
     ACTOR_BYTES,
@@ -121,28 +121,33 @@ def choose_workers(job: Job, machine: Machine) -> Workers:
             f"calibrate on: plan on a machine like the cluster's"
         )
     group = keys.actors_per_group
-    beside = num_actors(keys.num_cpu_actors, key="executor.num_cpu_actors", group=group)
-    room = gpu_room(len(machine.gpus), gpus) if gpus else max(1, machine.num_cpus // threads - beside)
-    number = num_actors(keys.num_actors, room=room, group=group)
+    beside = whole_groups(keys.num_cpu_actors, key="executor.num_cpu_actors", group=group)
+    room = gpu_room(len(machine.gpus), gpus) if gpus else cpu_room(machine.num_cpus, threads, beside=beside)
+    if elsewhere and gpus:
+        room = max(room, group)  # the cluster is larger than the machine that stands for it
+    number = whole_groups(keys.num_actors, room=room, group=group)
     if gpus and number > room and not elsewhere:
         raise ConfigError(
             f"executor.num_actors = {number} with executor.num_gpus_per_actor = {gpus:g} need {number * gpus:g} GPUs, "
-            f"torch sees {len(machine.gpus)} here: take executor.num_actors = {room}"
+            f"torch sees {len(machine.gpus)} here: take executor.num_actors = {max(1, room // group * group)}"
         )
     actors: dict[DeviceKind, int] = {"cuda": number, "cpu": beside} if gpus else {"cpu": number + beside}
     workers = Workers("ray", {kind: n for kind, n in actors.items() if n}, gpus, threads, group, elsewhere)
     if not elsewhere:
-        _require_cpus(workers, machine)
+        _require_cpus(workers, machine, beside)
     return workers
 
 
-def _require_cpus(workers: Workers, machine: Machine) -> None:
+def _require_cpus(workers: Workers, machine: Machine, beside: int = 0) -> None:
     if workers.total * workers.num_threads <= machine.num_cpus:
         return
     needed = f"{workers.total} actors x labels.num_threads = {workers.num_threads}"
     fits = []
-    if workers.num_threads <= machine.num_cpus:
-        fits.append(f"executor.num_actors = {max(1, machine.num_cpus // workers.num_threads)}")
+    group = workers.actors_per_group
+    if fitting := cpu_room(machine.num_cpus, workers.num_threads, beside=beside) // group * group:
+        fits.append(f"executor.num_actors = {fitting}")
+    elif beside:
+        fits.append(f"fewer executor.num_cpu_actors than {beside}")
     if workers.total <= machine.num_cpus and workers.num_threads > 1:
         fits.append(f"labels.num_threads = {machine.num_cpus // workers.total}")
     raise ConfigError(

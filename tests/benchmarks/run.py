@@ -18,7 +18,7 @@ import tables
 import torch
 
 HERE = Path(__file__).parent
-PARTS = ("dense", "label_time", "growth", "solvers", "plan_time", "driver", "stream", "gpu")
+PARTS = ("dense", "label_time", "growth", "solvers", "plan_time", "driver", "stream", "neighbours", "gpu")
 SHARED = (
     "dense",
     "label_time",
@@ -27,6 +27,7 @@ SHARED = (
     "plan_time",
     "driver",
     "stream",
+    "neighbours",
 )  # take the options of common.parser
 WITH_TABLES = {"label_time": tuple(tables.FILES), "growth": ("power",), "solvers": ("power",), "plan_time": ("power",)}
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -51,6 +52,19 @@ def make_settings(**changed):
 
 def weights(model):
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+@pytest.mark.parametrize(("num_threads", "is_told"), [(2, True), (1, False)])
+def test_steps_that_spinning_slows_are_told_of_without_a_listener(url, tmp_path, monkeypatch, num_threads, is_told):
+    """A program that calls the fit as a library has no display; one thread has nobody to wait for."""
+    seen = []
+    monkeypatch.setattr(fit_loop, "LIVE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(fit_loop.SpinWatch, "word", lambda self, seconds: seen.append(seconds) or "threads that spin")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit_inline(url, tmp_path / "c", make_settings(num_epochs=2, num_threads=num_threads))
+    assert ("threads that spin" in {str(warning.message) for warning in caught}) is is_told
+    assert all(seconds > 0 for seconds in seen)
 
 
 @pytest.mark.slow

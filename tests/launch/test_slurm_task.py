@@ -15,6 +15,7 @@ from sfg_dist.distributed.hold import Hold, take_hold
 from sfg_dist.launch import slurm, slurm_task
 from sfg_dist.launch.slurm_task import MAKE, SWEEP, LaunchError, SlurmTask
 from sfg_dist.launch.submission import Submission
+from sfg_dist.threads import SETTINGS
 
 
 @pytest.fixture
@@ -246,3 +247,8 @@ def test_other_nodes_are_swept_too_and_what_is_kept_stays(bench):
         command = ["sh", "-c", f"{MAKE}; {SWEEP}", "sh", str(bench.folder), "sfg5-*", str(bench.folder / "sfg5-new")]
         subprocess.run(command, check=True)
     assert sorted(path.name for path in bench.folder.glob("sfg*")) == ["sfg5-new", "sfg55-other"]
+
+
+def test_the_variables_are_those_of_the_package():
+    """The file needs the standard library alone, so it has a copy of them."""
+    assert slurm_task.WAITING == SETTINGS

@@ -51,7 +51,8 @@ class Pip:
         """(name, version, URL of the file) of each package that `install` would take into an empty environment."""
         self.install("pip>=25")  # older ones download all of torch to tell which build it is
         report = VENV / "report.json"
-        self.install("--dry-run", "--ignore-installed", "--report", str(report), *words)
+        # No second tries: where an extra index is out of reach they take minutes, and the installation itself has them.
+        self.install("--dry-run", "--ignore-installed", "--retries", "0", "--report", str(report), *words)
         items = json.loads(report.read_text(encoding="utf-8"))["install"]
         report.unlink()
         return [(i["metadata"]["name"], i["metadata"]["version"], i["download_info"]["url"]) for i in items]

@@ -52,6 +52,7 @@ def pytest_report_header():
     return f"slowness: {measure_slowness():.2f}; every wait and limit is that many times as long"
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Tests of one file stay together, for the fixtures that they share, and so do those that share a machine's Ray."""
     for item in items:

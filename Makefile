@@ -15,7 +15,8 @@ BIN := .venv/bin
 INSTALL = $(PYTHON) install.py --torch "$(TORCH)" --torch-index "$(TORCH_INDEX)" --installer "$(INSTALLER)"
 
 PYTEST = $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
-APART = not slurm and not hosts and not browser and not notebooks and not chaos and not comparison and not cluster
+ALONE = slurm or hosts or browser or notebooks or chaos or comparison or alone
+APART = not ($(ALONE) or cluster)
 
 .PHONY: install run check quick-tests test test-all test-cluster lint planted bench constraints clean
 
@@ -35,8 +36,10 @@ quick-tests: install
 test: install
 	$(PYTEST) -m '$(APART)'
 
+# What goes by the clock has the machine for itself.
 test-all: install
-	HYPOTHESIS_PROFILE=full $(PYTEST) -m 'not cluster'
+	HYPOTHESIS_PROFILE=full $(PYTEST) -m '$(APART)'
+	HYPOTHESIS_PROFILE=full $(BIN)/python -m pytest -m '($(ALONE)) and not cluster'
 	$(MAKE) test-cluster
 
 # Apart from the other tests: with Ray's agents beside them each of its nodes starts later.

@@ -53,6 +53,7 @@ def summary():
     ]  # fmt: skip
 
 
+@pytest.mark.alone
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_study_of_labels_and_training(make_study_job, ray_cluster, tmp_path):

@@ -51,8 +51,9 @@ class Pip:
         """(name, version, URL of the file) of each package that `install` would take into an empty environment."""
         self.install("pip>=25")  # older ones download all of torch to tell which build it is
         report = VENV / "report.json"
-        # No second tries: where an extra index is out of reach they take minutes, and the installation itself has them.
-        self.install("--dry-run", "--ignore-installed", "--retries", "0", "--report", str(report), *words)
+        # An extra index out of reach is asked for each package: with second tries that takes minutes.
+        tries = ["--retries", "0"] if "--extra-index-url" in words else []
+        self.install("--dry-run", "--ignore-installed", *tries, "--report", str(report), *words)
         items = json.loads(report.read_text(encoding="utf-8"))["install"]
         report.unlink()
         return [(i["metadata"]["name"], i["metadata"]["version"], i["download_info"]["url"]) for i in items]

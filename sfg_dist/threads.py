@@ -1,8 +1,7 @@
 """How threads wait for each other.
 
 The threads of an OpenMP loop (torch, scikit-learn) wait for the last of them. By default they spin for it. On a busy
-machine they then burn the CPU that the last one needs, and a step takes 3 to 20 times as long. Threads that sleep cost
-an idle machine nothing that can be measured (tests/benchmarks/neighbours.py).
+machine they then burn the CPU that the last one needs. tests/benchmarks/neighbours.py measures both ways.
 """
 
 from __future__ import annotations

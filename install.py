@@ -38,7 +38,7 @@ class Pip:
     def make_environment(self) -> None:
         """An empty .venv."""
         if subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)]).returncode:
-            shutil.rmtree(VENV, ignore_errors=True)
+            shutil.rmtree(VENV, ignore_errors=True)  # a half of it is there, without pip
             sys.exit("Python's module venv failed: install it (Debian: apt install python3-venv), or uv")
 
     def install(self, *words: str) -> None:

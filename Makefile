@@ -18,6 +18,9 @@ PYTEST = $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadgroup --
 ALONE = slurm or hosts or browser or notebooks or chaos or comparison or alone
 APART = not ($(ALONE) or cluster)
 
+# Tests start hundreds of processes: each would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: install run check quick-tests test test-all test-cluster lint planted bench constraints clean
 
 install:

@@ -38,7 +38,6 @@ class Pip:
     def make_environment(self) -> None:
         """An empty .venv."""
         if subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)]).returncode:
-            shutil.rmtree(VENV, ignore_errors=True)  # a half of it is there, without pip
             sys.exit("Python's module venv failed: install it (Debian: apt install python3-venv), or uv")
 
     def install(self, *words: str) -> None:
@@ -153,7 +152,11 @@ def write_stamp(content: dict[str, object]) -> None:
 def install(installer: Pip | Uv, there: dict[str, Any], wanted: dict[str, Any], index: str) -> None:
     """Bring .venv from what is there to what is wanted; its stamp says neither meanwhile."""
     if not PYTHON.exists():
-        installer.make_environment()
+        try:
+            installer.make_environment()
+        except BaseException:
+            shutil.rmtree(VENV, ignore_errors=True)  # a half of it is there, without pip
+            raise
     if wanted["torch"] != there.get("torch") or wanted["index"] != there.get("index"):
         packages, index = choose_build(installer, index)
         wanted["index"] = without_secrets(index)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -46,7 +45,8 @@ def uv(tmp_path_factory):
     environment |= {"MACOSX_DEPLOYMENT_TARGET": "14.0"}
 
     def compile_(*words: str) -> subprocess.CompletedProcess:
-        command = [str(program), "pip", "compile", "pyproject.toml", "--quiet", "--all-extras", "--no-annotate", *words]
+        command = [str(program), "pip", "compile", "pyproject.toml", "--quiet", "--all-extras", "--no-annotate"]
+        command += ["--no-python-downloads", *words]  # this Python will do, whichever is resolved for
         return subprocess.run(
             command, cwd=folder, env=environment, text=True, capture_output=True, timeout=patience(120)
         )
@@ -55,25 +55,14 @@ def uv(tmp_path_factory):
     return compile_
 
 
-@pytest.fixture(scope="module")
-def resolutions(uv):
-    """By Python and platform what will come of every extra; all are asked for at once, as each waits for the index."""
-    wheels = ["--only-binary", ":all:"] + [word for name in SOURCE_ONLY for word in ("--no-binary", name)]
-
-    def resolve(python: str, platform: str) -> Future:
-        words = ["--constraints", "constraints.txt", "--python-version", python, "--python-platform", platform]
-        return pool.submit(uv, *words, *wheels)
-
-    with ThreadPoolExecutor(len(PYTHONS) * len(PLATFORMS)) as pool:
-        yield {(python, platform): resolve(python, platform) for python in PYTHONS for platform in PLATFORMS}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("python", PYTHONS)
-def test_constraints_resolve_to_wheels(resolutions, python, platform):
+def test_constraints_resolve_to_wheels(uv, python, platform):
     """Every extra, from the public index alone: nothing is downloaded but the packages' metadata."""
-    done = resolutions[python, platform].result()
+    words = ["--constraints", "constraints.txt", "--python-version", python, "--python-platform", platform]
+    wheels = ["--only-binary", ":all:"] + [word for name in SOURCE_ONLY for word in ("--no-binary", name)]
+    done = uv(*words, *wheels)
     assert done.returncode == 0, done.stderr
     pinned = {line.split(" ")[0] for line in (ROOT / "constraints.txt").read_text().splitlines()}
     taken = {line for line in done.stdout.splitlines() if not line.startswith("#")}
@@ -155,6 +144,8 @@ def checkout(installer, tmp_path, monkeypatch):
         def make_environment(self):
             installer.PYTHON.parent.mkdir()
             installer.PYTHON.touch()
+            if call.is_interrupted:
+                raise KeyboardInterrupt
 
         def install(self, *words):
             calls.append([word for word in words if not word.startswith("/")])
@@ -175,7 +166,7 @@ def checkout(installer, tmp_path, monkeypatch):
         installer.main()
         return list(calls)
 
-    call.is_cut_short = False
+    call.is_cut_short = call.is_interrupted = False
     return call
 
 
@@ -226,6 +217,15 @@ def test_what_was_cut_short_is_done_again(checkout, installer):
     checkout.is_cut_short = False
     assert checkout()[0][0] == "torch"
     assert checkout() == []
+
+
+def test_half_an_environment_goes(checkout, installer):
+    checkout.is_interrupted = True
+    with pytest.raises(SystemExit):
+        checkout()
+    assert not installer.VENV.exists()
+    checkout.is_interrupted = False
+    assert checkout()[-1] == ["--constraint", "--editable", "."]
 
 
 @pytest.mark.parametrize(

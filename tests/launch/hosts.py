@@ -58,8 +58,7 @@ class Hosts:
             _ip("-n", name, "link", "set", "lo", "up")
 
     def down(self) -> None:
-        for process in self.processes.values():
-            _end(process)
+        _end(list(self.processes.values()))
         for name in self.names:
             pids = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True).stdout.split()
             for pid in pids:
@@ -76,6 +75,9 @@ class Hosts:
         return os.environ | {
             "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token,
             "GLOO_SOCKET_IFNAME": "eth0",  # the machine's name is loopback to all of them
+            # A host that does not answer is taken for lost after some seconds, not after half a minute.
+            "RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "1000",
+            "RAY_health_check_timeout_ms": "2000", "RAY_health_check_failure_threshold": "3",
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         }  # fmt: skip
 
@@ -151,12 +153,16 @@ def _ip(*words: str, check: bool = True) -> None:
         raise RuntimeError(f"ip {' '.join(words)}: {done.stderr.strip()}")
 
 
-def _end(process: subprocess.Popen) -> None:
-    try:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(patience(10))
-    except ProcessLookupError:
-        pass
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+def _end(processes: list[subprocess.Popen]) -> None:
+    """All have the same seconds; what is still there then is killed with the rest of its host."""
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+    deadline = time.monotonic() + patience(5)
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

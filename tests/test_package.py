@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import os
 import pkgutil
 import re
 import shlex
@@ -29,6 +30,11 @@ def test_each_room_loads_no_more_than_it_may():
     assert "torch" not in imported("sfg_dist.store").libraries
     for name in ("sfg_dist.distributed.training", "sfg_dist.distributed.actors", "sfg_dist.pipeline"):
         assert "ray" not in imported(name).libraries
+
+
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="no groups without pytest-xdist")
+def test_the_suite_runs_in_its_groups(request):
+    assert request.node.nodeid.endswith("@test_package.py"), "pytest-xdist does not see the groups of conftest.py"
 
 
 def test_public_names():

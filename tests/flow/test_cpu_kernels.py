@@ -128,11 +128,14 @@ rows = np.concatenate([rng.standard_normal((6000, 3)), rng.standard_normal((3000
 np.save(sys.argv[1], label_latents(rng.standard_normal((40, 3)), rows, t_min=1e-2, tolerance=1e-4))
 print(WIDTH)
 """
-    narrow = {"NUMBA_CPU_FEATURES": "+avx2,+avx,+fma,+sse4.2,+popcnt,+bmi,+bmi2", "NUMBA_CPU_NAME": "haswell"}
+    narrow = {
+        "NUMBA_CPU_FEATURES": "+avx2,+avx,+fma,+sse4.2,+popcnt,+bmi,+bmi2", "NUMBA_CPU_NAME": "haswell",
+        "NUMBA_CACHE_DIR": str(tmp_path / "cache"),
+    }  # fmt: skip
     ends, widths = [], []
     for name, extra in (("own", {}), ("narrow", narrow)):
         path = tmp_path / f"{name}.npy"
-        environment = {**os.environ, **extra, "NUMBA_CACHE_DIR": str(tmp_path / f"{name}_cache")}
+        environment = {**os.environ, **extra}
         done = subprocess.run(
             [sys.executable, "-c", code, str(path)], check=True, capture_output=True, text=True, env=environment
         )

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Dense = Callable[["ReferenceBlock", NDArray[np.int64]], tuple[NDArray, NDArray, NDArray]]
 """A block and numbers of rows -> mean, log of the kernel sum and variance of each over all of the block."""
 
+LARGEST_EXPONENT = 600.0  # of a mass relative to its anchor: float64 overflows at 709, and masses are added up
 SPARE = 1 / 16  # of the aim, shared out over the blocks, for rows that have spent too much already
 AIMS = (1.0, 1 / 4, 1 / 32, 0.0)  # of the tolerance, for rows whose bound came out above it before
 
@@ -145,7 +146,10 @@ class State:
         anchor = np.minimum(before, own)
         fade = np.exp(np.maximum((anchor - before) * half, -700.0))
         sums, side = self.carried.sums[at] * fade[:, None], self.carried.side[at] * fade[:, None]
-        mass = np.exp(log_sum + anchor * half)
+        exponent = log_sum + anchor * half
+        # Where float32 has no anchor close enough, what the block weighs beside others is not known.
+        sums[exponent > LARGEST_EXPONENT, 2] = np.inf
+        mass = np.exp(np.minimum(exponent, LARGEST_EXPONENT))
         place = mean.astype(np.float64)
         side += mass[:, None] * place
         if self._variance:

@@ -107,6 +107,15 @@ def test_the_bound_holds(family, seed, num_rows, log_t, log_tolerance, num_block
         check_bound(rng, Reference(table), 10**log_t, 10**log_tolerance, block_rows)
 
 
+def test_a_row_too_far_for_an_anchor_in_float32_is_summed_whole():
+    """A thousand units away at a noise of 0.003, the next number of float32 is 3000 in the exponent."""
+    rng = np.random.default_rng(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BLOCK_ROWS, 1)
+        for num_rows in (1, 3):
+            check_bound(rng, Reference(FAMILIES["one far outlier"](rng, num_rows)), 1e-5, 0.1, 1)
+
+
 def check_bound(rng, reference, t, tolerance, block_rows):
     rows = reference.keys[:, :-1].numpy()
     z = queries(rng, rows, t)

@@ -3,7 +3,7 @@
 # make run          install, then the quickstart job: labels, training, samples and a report
 # make check        install, lint, and the tests that take no time and no Ray: before a commit
 # make test         install, then all that any machine can run
-# make test-all     all tests: Slurm, hosts, browser, notebooks, chaos, comparisons and the cluster's too
+# make test-all     all tests: Slurm, hosts, browser, notebooks, chaos, comparisons, packaging and the cluster's too
 # make test-cluster the extra `cluster` too, then the tests that need it
 # make lint         ruff, mypy and the import directions
 # make planted      whether the tests catch the faults of tests/planted.py; TIER="..." for markers
@@ -15,8 +15,8 @@ BIN := .venv/bin
 INSTALL = $(PYTHON) install.py --torch "$(TORCH)" --torch-index "$(TORCH_INDEX)" --installer "$(INSTALLER)"
 
 PYTEST = $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
-ALONE = slurm or hosts or browser or notebooks or chaos or comparison or alone
-APART = not ($(ALONE) or cluster)
+APART = slurm or hosts or chaos or alone
+BEYOND = $(APART) or browser or notebooks or comparison or packaging or cluster
 
 # Tests start hundreds of processes: each would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -34,15 +34,15 @@ check: install
 
 # Beside the lint, which on a fresh checkout takes as long on one core.
 quick-tests: install
-	HYPOTHESIS_PROFILE=check $(PYTEST) -m '$(APART) and not slow and not ray'
+	HYPOTHESIS_PROFILE=check $(PYTEST) -m 'not ($(BEYOND) or slow or ray)'
 
 test: install
-	$(PYTEST) -m '$(APART)'
+	$(PYTEST) -m 'not ($(BEYOND))'
 
-# What goes by the clock has the machine for itself.
+# What starts clusters and goes by the clock comes after what keeps the machine busy.
 test-all: install
-	HYPOTHESIS_PROFILE=full $(PYTEST) -m '$(APART)'
-	HYPOTHESIS_PROFILE=full $(BIN)/python -m pytest -m '($(ALONE)) and not cluster'
+	HYPOTHESIS_PROFILE=full $(PYTEST) -m 'not ($(APART) or cluster)'
+	$(PYTEST) -m '($(APART)) and not cluster'
 	$(MAKE) test-cluster
 
 # Apart from the other tests: with Ray's agents beside them each of its nodes starts later.

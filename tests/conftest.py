@@ -31,7 +31,8 @@ load_profile()
 
 TEST_LIMIT_S = 240
 GROUP_LIMIT_S = 600  # of tests that start clusters and kill what runs on them
-SHARED = ("slurm", "hosts", "chaos", "notebooks", "ray")  # each the one user of something of the machine
+# By marker the group of tests that run one after the other: one Slurm at a time, and beside it one local Ray.
+SHARED = {"slurm": "slurm", "hosts": "ray", "chaos": "ray", "notebooks": "ray", "alone": "ray", "ray": "ray"}
 STDERR = pytest.StashKey[int]()
 
 
@@ -57,13 +58,13 @@ def pytest_collection_modifyitems(items):
     """Tests of one file stay together, for the fixtures that they share, and so do those that share a machine's Ray."""
     for item in items:
         shared = next((name for name in SHARED if item.get_closest_marker(name)), None)
-        limit_s = GROUP_LIMIT_S if shared in SHARED[:-1] else TEST_LIMIT_S
+        limit_s = TEST_LIMIT_S if shared in (None, "ray") else GROUP_LIMIT_S
         if marker := item.get_closest_marker("timeout"):
             limit_s = marker.args[0]
         item.add_marker(pytest.mark.timeout(patience(limit_s)), append=False)
-        item.add_marker(pytest.mark.xdist_group(shared or item.path.name))
-    # Groups are handed out in this order; the longest comes first.
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+        item.add_marker(pytest.mark.xdist_group(SHARED.get(shared, item.path.name)))
+    # Groups are handed out in this order; the longest come first.
+    items.sort(key=lambda item: not any(item.get_closest_marker(name) for name in SHARED))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -232,7 +232,7 @@ DISTRIBUTED = (
         why="Each training worker reads the first one's rows: some pairs count twice and others not at all.",
         old="shuffle_rows=settings.shuffle_rows,\n        rank=rank,",
         new="shuffle_rows=settings.shuffle_rows,\n        rank=0,",
-        tests=("tests/distributed/test_training.py::test_two_workers_of_which_one_is_killed_fit_what_one_fits",),
+        tests=("tests/distributed/test_training.py::test_two_workers_fit_what_one_fits",),
     ),
     Fault(
         name="stopped_actor_left_alive",

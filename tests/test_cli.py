@@ -249,8 +249,15 @@ def test_help_and_version(tmp_path):
     assert re.fullmatch(r"sfg_dist \d+\.\d+\.\d+\n", sfg(tmp_path, "--version").stdout)
 
 
-@pytest.mark.parametrize("executor", ["inline", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])])
-@pytest.mark.parametrize("which", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("which", "executor"),
+    [
+        (signal.SIGINT, "inline"),
+        pytest.param(signal.SIGTERM, "inline", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, "ray", marks=[pytest.mark.ray, pytest.mark.slow]),
+        pytest.param(signal.SIGTERM, "ray", marks=[pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos]),
+    ],
+)
 def test_an_interrupt_keeps_what_is_committed_and_says_how_to_go_on(job, which, executor):
     command = [sys.executable, "-m", "sfg_dist.cli", "label", "job.toml", "--executor", executor]
     command += ["--set", "labels.num_pairs=400000"]
@@ -319,6 +326,7 @@ except KeyboardInterrupt:
     assert ("not at an end 2.5 s later" in done.stderr) is (second is None)
 
 
+@pytest.mark.chaos
 @pytest.mark.ray
 @pytest.mark.slow
 def test_an_interrupt_of_training_on_ray(job):

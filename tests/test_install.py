@@ -55,6 +55,7 @@ def uv(tmp_path_factory):
     return compile_
 
 
+@pytest.mark.packaging
 @pytest.mark.slow
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("python", PYTHONS)
@@ -70,6 +71,7 @@ def test_constraints_resolve_to_wheels(uv, python, platform):
     assert taken <= pinned, "a package without a pin"
 
 
+@pytest.mark.packaging
 @pytest.mark.slow
 def test_constraints_are_what_the_tool_makes(uv):
     """`make constraints` would leave the file as it is: no line was written by hand, no requirement is missing."""
@@ -246,6 +248,7 @@ def test_no_extras_is_the_package_alone(checkout):
     assert checkout()[-1] == ["--constraint", "--editable", "."]
 
 
+@pytest.mark.packaging
 @pytest.mark.slow
 def test_the_wheel_holds_all_that_a_job_needs(tmp_path):
     """The wheel alone, outside the checkout: labels, a fit, samples and the page."""

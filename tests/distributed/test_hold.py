@@ -73,6 +73,7 @@ def test_a_fit_that_is_taken_over_writes_no_more_and_the_other_goes_on(url, tmp_
     assert history[-1]["epoch"] == 3
 
 
+@pytest.mark.chaos
 @pytest.mark.ray
 @pytest.mark.slow
 def test_workers_that_are_taken_over_do_not_take_it_back_nor_wait_for_each_other(

@@ -15,12 +15,20 @@ from sfg_dist.distributed import training
 from sfg_dist.distributed.checkpoints import FitSettings
 from sfg_dist.distributed.cluster import local_environment
 
-PATIENCE_S = 150 * float(os.environ.get("SFG_TEST_SLOWNESS", "1"))  # tests/patience.py measures it
+SLOWNESS = float(os.environ.get("SFG_TEST_SLOWNESS", "1"))  # tests/patience.py measures it
+PATIENCE_S = 150 * SLOWNESS
+# A node that is gone is taken for lost after some seconds, and so are workers that wait for a place on it.
+SHORT_WAITS = {
+    "RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000", "RAY_health_check_failure_threshold": "3",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(20 * SLOWNESS),
+}  # fmt: skip
 
 
 def main() -> None:
     url, checkpoints, settings = sys.argv[1], sys.argv[2], FitSettings(**json.loads(sys.argv[3]))
     training.RESIZE_INTERVAL_S = 3.0
+    os.environ |= SHORT_WAITS
     seen: list[dict] = []
     with local_environment():
         import ray

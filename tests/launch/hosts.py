@@ -75,9 +75,8 @@ class Hosts:
         return os.environ | {
             "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token,
             "GLOO_SOCKET_IFNAME": "eth0",  # the machine's name is loopback to all of them
-            # A host that does not answer is taken for lost after some seconds, not after half a minute.
-            "RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "1000",
-            "RAY_health_check_timeout_ms": "2000", "RAY_health_check_failure_threshold": "3",
+            # Workers that wait for a place on a host that is gone.
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(patience(20)),
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         }  # fmt: skip
 

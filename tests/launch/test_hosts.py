@@ -13,7 +13,7 @@ from sfg_dist.pipeline import Pipeline
 
 pytestmark = [pytest.mark.slow, pytest.mark.hosts, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 
-CUT_S = 15.0  # longer than it takes until Ray gives the host up: hosts.py
+CUT_S = 30.0
 JOB = """
 [data]
 source = "moons"

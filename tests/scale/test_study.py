@@ -18,10 +18,10 @@ from sfg_dist.store import Location
 
 @pytest.fixture
 def make_study_job(tmp_path):
-    def make(directory="run", **tables):
+    def make(directory="run", num_evaluations=8, **tables):
         document = {
             "data": {"source": "moons", "max_rows": 1500},
-            "labels": {"num_pairs": 512, "shard_rows": 64, "batch_size": 64, "num_evaluations": 8},
+            "labels": {"num_pairs": 512, "shard_rows": 64, "batch_size": 64, "num_evaluations": num_evaluations},
             "train": {"width": 16, "depth": 1, "num_epochs": 2, "batch_size": 64},
             "output": {"dir": str(tmp_path / directory)},
         }
@@ -58,12 +58,14 @@ def summary():
 @pytest.mark.slow
 def test_a_study_of_labels_and_training(make_study_job, ray_cluster, tmp_path):
     told = []
+    slow = {"num_evaluations": 300}  # both actors begin before the labels are done, on a busy machine too
 
     def study_both():
-        scale(make_study_job(), [1, 2], stages=["label"], modes=["strong", "weak"], repeats=1, listener=told.append)
+        train = {"width": 16, "depth": 1, "num_epochs": 500, "max_time_s": 900, "batch_size": 64}
+        labels, fits = make_study_job(**slow), make_study_job(train=train, **slow)
+        scale(labels, [1, 2], stages=["label"], modes=["strong", "weak"], repeats=1, listener=told.append)
         return scale(
-            make_study_job(train={"width": 16, "depth": 1, "num_epochs": 500, "max_time_s": 900, "batch_size": 64}),
-            [1, 2], stages=["train"], modes=["weak"], repeats=1, use_gpu=False, listener=told.append, num_epochs=2,
+            fits, [1, 2], stages=["train"], modes=["weak"], repeats=1, use_gpu=False, listener=told.append, num_epochs=2,
         )  # fmt: skip
 
     document = study_both()

@@ -65,7 +65,8 @@ def test_a_study_of_labels_and_training(make_study_job, ray_cluster, tmp_path):
         labels, fits = make_study_job(**slow), make_study_job(train=train, **slow)
         scale(labels, [1, 2], stages=["label"], modes=["strong", "weak"], repeats=1, listener=told.append)
         return scale(
-            fits, [1, 2], stages=["train"], modes=["weak"], repeats=1, use_gpu=False, listener=told.append, num_epochs=2,
+            fits, [1, 2], stages=["train"], modes=["weak"], repeats=1, use_gpu=False, listener=told.append,
+            num_epochs=2,
         )  # fmt: skip
 
     document = study_both()

@@ -5,7 +5,7 @@
 Each fault is applied to a copy of the checkout in a temporary folder, where its tests then run; the checkout itself is
 only read. A fault is caught where a test fails. It is missed where all pass, where none is selected, or where they take
 longer than LIMIT_S. Whatever else happens, such as a test file that cannot be imported, says nothing of the tests and
-is an error of this tool.
+is an error of this tool; so is a test that fails before any fault is planted.
 
 ``--markers "not slow and not ray"`` asks what the everyday tests catch by themselves.
 
@@ -30,6 +30,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 600.0
+PASSING = "all of its tests pass"
 ENDING_S = 10.0  # from a word to end to the end by force
 FIRST_FAILURE = re.compile(r"^(?:FAILED|ERROR) (\S+?::.+?)(?: - .*)?$", re.MULTILINE)
 
@@ -471,36 +472,41 @@ def environment_of(copy: Path) -> dict[str, str]:
     return kept | {"PYTHONPATH": str(copy)}
 
 
-def try_fault(fault: Fault, markers: str | None) -> Outcome:
-    """Apply a fault to a copy of the checkout and run its tests there."""
+def try_tests(
+    tests: Sequence[str], markers: str | None, fault: Fault | None = None, limit_s: float = LIMIT_S
+) -> Outcome:
+    """Run tests in a copy of the checkout, in which a fault may be planted."""
     with tempfile.TemporaryDirectory(prefix="planted-", ignore_cleanup_errors=True) as folder:
         copy, log = Path(folder) / "copy", Path(folder) / "log"
         copy_checkout(copy)
-        source = copy / fault.file
-        source.write_text(fault.apply(source.read_text(encoding="utf-8")), encoding="utf-8")
+        if fault is not None:
+            source = copy / fault.file
+            source.write_text(fault.apply(source.read_text(encoding="utf-8")), encoding="utf-8")
         environment = environment_of(copy)
         look = [sys.executable, "-c", "import sfg_dist; print(sfg_dist.__file__)"]
         seen = subprocess.run(look, cwd=folder, env=environment, capture_output=True, text=True)
         if seen.stdout.strip() != str(copy / "sfg_dist" / "__init__.py"):
             return Outcome("ERROR", 0.0, f"child processes import {seen.stdout or seen.stderr}, not the copy")
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *fault.tests]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
         if markers is not None:
             command += ["-m", markers]
         started = time.monotonic()
         # Into a file: a service that a test left running would hold a pipe open.
         with log.open("wb") as said:
-            status = run_within_limit(command, copy, environment, said.fileno())
+            status = run_within_limit(command, copy, environment, said.fileno(), limit_s)
         return judge(status, time.monotonic() - started, log.read_text(encoding="utf-8", errors="replace"))
 
 
-def run_within_limit(command: Sequence[str], copy: Path, environment: dict[str, str], output: int) -> int | None:
+def run_within_limit(
+    command: Sequence[str], copy: Path, environment: dict[str, str], output: int, limit_s: float
+) -> int | None:
     """The exit status of a command in a process group of its own, which ends with it; None where it took too long."""
     tests = subprocess.Popen(
         command, cwd=copy, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
         start_new_session=True,
     )  # fmt: skip
     try:
-        return tests.wait(LIMIT_S)
+        return tests.wait(limit_s)
     except subprocess.TimeoutExpired:
         return None
     finally:
@@ -520,7 +526,7 @@ def judge(status: int | None, seconds: float, output: str) -> Outcome:
     if status == 0 and " passed" not in output:
         return Outcome("MISSED", seconds, "its tests are skipped on this machine")
     if status == 0:
-        return Outcome("MISSED", seconds, "all of its tests pass")
+        return Outcome("MISSED", seconds, PASSING)
     if status == 5:
         return Outcome("MISSED", seconds, "none of its tests is selected")
     failure = FIRST_FAILURE.search(output)
@@ -545,9 +551,14 @@ def main() -> int:
             print(f"{fault.name:40} {fault.file:40} {fault.why}")
         return 0
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # tests and copy go with this process
+    tests = sorted({test for fault in chosen for test in fault.tests})
+    outcome = try_tests(tests, options.markers, limit_s=len(chosen) * LIMIT_S)
+    if outcome.verdict != "MISSED" or outcome.said != PASSING:
+        print(f"Without a fault the tests do not all pass: {outcome.said}")
+        return 2
     verdicts = []
     for fault in chosen:
-        outcome = try_fault(fault, options.markers)
+        outcome = try_tests(fault.tests, options.markers, fault)
         verdicts.append(outcome.verdict)
         print(f"{fault.name:40} {outcome.verdict:7} {outcome.seconds:6.1f} s  {outcome.said}", flush=True)
     print(f"{verdicts.count('caught')} of {len(verdicts)} caught")

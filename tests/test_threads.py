@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from imports import imported
 
@@ -47,6 +48,41 @@ def test_a_local_ray_leaves_the_users_choice(unsettled, monkeypatch):
     monkeypatch.setenv("GOMP_SPINCOUNT", "3000")
     with local_environment():
         assert "OMP_WAIT_POLICY" not in os.environ
+
+
+def calibration_of(folder):
+    from sfg_dist.distributed import calibration
+
+    with calibration._process(folder, 0, "cpu", {"num_threads": 1, "niceness": 0}):
+        pass
+
+
+def encoder_beside_of(folder):
+    from sfg_dist.distributed.encoder_process import encoder_beside
+    from sfg_dist.distributed.encoding import EncoderSettings
+
+    settings = EncoderSettings(16, 1, 60, None, 0.0, 1, 0)
+    with encoder_beside(str(folder), folder, settings, np.zeros((1, 2), np.float32), on_check=print):
+        pass
+
+
+def training_ahead_of(folder):
+    from sfg_dist.distributed import ahead
+
+    ahead._Process({"settings": {"num_threads": 1}}, None)
+
+
+@pytest.mark.parametrize("start", [calibration_of, encoder_beside_of, training_ahead_of])
+def test_a_child_process_has_it(unsettled, monkeypatch, tmp_path, start):
+    class Started(Exception):
+        pass
+
+    def popen(command, *, env, **_):
+        raise Started(env["OMP_WAIT_POLICY"])
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    with pytest.raises(Started, match="PASSIVE"):
+        start(tmp_path)
 
 
 def watch(load=9.0, is_settled=False):

@@ -58,7 +58,7 @@ def summary():
 @pytest.mark.slow
 def test_a_study_of_labels_and_training(make_study_job, ray_cluster, tmp_path):
     told = []
-    slow = {"num_evaluations": 300}  # both actors begin before the labels are done, on a busy machine too
+    slow = {"num_evaluations": 100}  # both actors begin before the labels are done, on a busy machine too
 
     def study_both():
         train = {"width": 16, "depth": 1, "num_epochs": 500, "max_time_s": 900, "batch_size": 64}

@@ -20,7 +20,9 @@ def execute(name, monkeypatch, **environment):
         monkeypatch.setenv(key, value)
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     notebook = nbformat.read(FOLDER / name, as_version=4)
-    client = nbclient.NotebookClient(notebook, timeout=round(patience(570)), resources={"metadata": {"path": str(FOLDER)}})
+    client = nbclient.NotebookClient(
+        notebook, timeout=round(patience(570)), resources={"metadata": {"path": str(FOLDER)}}
+    )
     return client.execute()
 
 

@@ -7,7 +7,8 @@ import os
 from hypothesis import settings
 
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "default")
-LARGEST = {"check": 25, "default": 50, "full": 100}  # of a test without a number of its own; "full" is Hypothesis's default
+# Of a test that asks for no number of its own; Hypothesis itself tries 100.
+LARGEST = {"check": 25, "default": 50, "full": 100}
 
 
 def load_profile() -> None:

@@ -90,7 +90,7 @@ def test_labels_and_training_on_a_table(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.ray
 def test_reading_a_scaling_study(monkeypatch):
-    notebook = execute("scaling_study.ipynb", monkeypatch, SFG_CLUSTERS="4,8,16")
+    notebook = execute("scaling_study.ipynb", monkeypatch, SFG_CLUSTERS="4,8,16", SFG_REPEATS="1")
     said = printed(notebook)
     assert "label, strong, 2 workers" in said
     assert said.count("limited by") == 9

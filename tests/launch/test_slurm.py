@@ -228,7 +228,9 @@ def test_seeds_as_an_array_and_stages_apart(site):
 
 
 def test_a_port_that_is_taken_is_passed_by(site):
-    job_id = int(site.submit(site.job("first"), "--stages", "label")["scheduler_ids"][0]) + 1
+    first = site.submit(site.job("first"), "--stages", "label")
+    site.sfg("cancel", first["id"])  # it was sent for its number alone
+    job_id = int(first["scheduler_ids"][0]) + 1
     with socket.socket() as one:
         port = slurm_task.port_of(str(job_id), 0)
         one.bind(("127.0.0.1", port))

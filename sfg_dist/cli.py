@@ -5,6 +5,11 @@ Exit status: 0 done; 1 the work failed; 2 the request was wrong; 130 interrupted
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from sfg_dist.search_path import clean
+
+    clean()  # before the libraries are imported
+
 import atexit
 import contextlib
 import os

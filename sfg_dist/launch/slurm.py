@@ -16,8 +16,9 @@ from typing import Any
 
 from sfg_dist.config import Job, resolve_job
 from sfg_dist.errors import ClusterError, ConfigError
-from sfg_dist.launch.profile import Container, Profile
+from sfg_dist.launch.profile import Container, Profile, Setup
 from sfg_dist.launch.submission import STAGES, Order, Rendered, Submission, run_command, stage_words
+from sfg_dist.search_path import PACKAGE_ROOT, inherited_path, is_on_path_by_name
 
 PENDING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
 RUNNING = ("RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "SUSPENDED", "STOPPED", "RESIZING")
@@ -100,10 +101,10 @@ def _task(submission: Submission, jobs: Sequence[Job], profile: Profile, stages:
         "needs_ray": kinds == {"ray"},
         "signal_before_s": slurm.signal_before_s,
         "python": python,
-        "sfg": [*python, "-m", "sfg_dist.cli"],
-        "ray": [*python, "-m", "ray.scripts.scripts"],
-        "wait": [*python, "-m", "sfg_dist.distributed.nodes"],
-        "environment": dict(setup.environment),
+        "sfg": [*python, "-P", "-m", "sfg_dist.cli"],
+        "ray": [*python, "-P", "-m", "ray.scripts.scripts"],
+        "wait": [*python, "-P", "-m", "sfg_dist.distributed.nodes"],
+        "environment": _search_path(setup) | setup.environment,
         "container_prefixes": _prefixes(setup.container),
         "scratch": setup.scratch,
         "cpus_per_node": slurm.cpus_per_node,
@@ -111,6 +112,13 @@ def _task(submission: Submission, jobs: Sequence[Job], profile: Profile, stages:
         "gres": slurm.gres,
         "max_requeues": slurm.max_requeues,
     }
+
+
+def _search_path(setup: Setup) -> dict[str, str]:
+    """PYTHONPATH of a checkout that is run where it lies: the nodes' processes do not look into their directory."""
+    if setup.python is not None or setup.container is not None or not is_on_path_by_name():
+        return {}
+    return {"PYTHONPATH": inherited_path(PACKAGE_ROOT)}
 
 
 def _enter(container: Container | None, gpus: int, variables: Sequence[str]) -> list[str]:

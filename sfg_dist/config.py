@@ -7,26 +7,35 @@ than the pipeline and ``distributed``: the rooms below take plain arguments.
 
 from __future__ import annotations
 
-import tomllib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from sfg_dist.documents import apply_override, checked
-from sfg_dist.errors import ConfigError
+from sfg_dist.documents import apply_override, checked, parse_document, read_document
+from sfg_dist.expected import MAX_COUNT, Words
+from sfg_dist.folders import expanded
 
 
-def _integral(value: Any) -> Any:
+def integral(value: Any) -> Any:
     """1e6 is a float in TOML, yet everyone means a count by it."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-PositiveInt = Annotated[int, BeforeValidator(_integral), Field(gt=0)]
+def _is_size(value: str) -> str:
+    if re.fullmatch(r"[1-9]\d{0,5}x[1-9]\d{0,5}", value, re.ASCII) is None:
+        raise ValueError("a size is WIDTHxDEPTH, such as 64x3")
+    return value
+
+
+PositiveInt = Annotated[int, BeforeValidator(integral), Field(gt=0, le=MAX_COUNT)]
+Count = Annotated[int, BeforeValidator(integral), Field(ge=0, le=MAX_COUNT)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seed = Annotated[int, BeforeValidator(integral), Field(ge=0, lt=2**63)]
+Place = Annotated[str, AfterValidator(expanded)]
 
 METRICS = (
     "c2st_auc",
@@ -66,7 +75,7 @@ class SplitArrays(_Section):
 class DataConfig(_Section):
     """Where the table is and how it is cleaned and split."""
 
-    source: str = Field(min_length=1)
+    source: Place = Field(min_length=1)
     array: str = "X"
     append: list[str] = []
     arrays: SplitArrays | None = None
@@ -120,7 +129,7 @@ class LabelsConfig(_Section):
     num_threads: PositiveInt = 1
     memory_gib: PositiveFloat | None = None
     direction: Literal["decode", "encode", "both"] = "decode"
-    latents: str | None = None
+    latents: Place | None = None
     shard_rows: PositiveInt = 4096
     batch_size: PositiveInt = 1024
     gpu_batch_size: PositiveInt | None = None
@@ -155,12 +164,12 @@ class TrainConfig(_Section):
     activation: Literal["silu", "gelu", "relu", "tanh"] = "gelu"
     linear_skip: bool = True
     objective: Literal["mse", "energy"] = "mse"
-    num_noise: Annotated[int, BeforeValidator(_integral), Field(ge=0)] = 0
+    num_noise: Count = 0
     optimizer: Literal["muon", "adamw"] = "muon"
     batch_size: PositiveInt = 2048
     learning_rate: PositiveFloat = 6e-3
     learning_rate_schedule: Literal["cosine", "stable_decay", "constant"] = "cosine"
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
     num_epochs: PositiveInt = 50
     max_time_s: PositiveFloat | None = None
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
@@ -170,7 +179,7 @@ class TrainConfig(_Section):
     clip_norm: PositiveFloat | None = None
     patience: PositiveInt | None = None
     checkpoint_interval_s: PositiveFloat = 30.0
-    keep_checkpoints: Annotated[int, BeforeValidator(_integral), Field(ge=2)] = 2
+    keep_checkpoints: Annotated[int, BeforeValidator(integral), Field(ge=2, le=MAX_COUNT)] = 2
     num_workers: PositiveInt | list[PositiveInt] = 1
     num_threads: PositiveInt | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -197,7 +206,7 @@ class TrainConfig(_Section):
 class EvaluateConfig(_Section):
     """What is measured on the samples and the labels."""
 
-    num_samples: Annotated[int, BeforeValidator(_integral), Field(ge=2)] = 10_000
+    num_samples: Annotated[int, BeforeValidator(integral), Field(ge=2, le=MAX_COUNT)] = 10_000
     metrics: list[Literal[METRICS]] = Field(default=list(METRICS), min_length=1)  # type: ignore[valid-type]
     seed: Seed = 0
 
@@ -211,7 +220,7 @@ class CompareConfig(_Section):
     selection_time_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 15.0
     max_label_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     num_threads: PositiveInt | None = None
-    sizes: list[Annotated[str, Field(pattern=r"^[1-9]\d*x[1-9]\d*$")]] = []
+    sizes: list[Annotated[str, AfterValidator(_is_size), Words("WIDTHxDEPTH, such as 64x3")]] = []
 
     @model_validator(mode="after")
     def _check(self) -> CompareConfig:
@@ -228,8 +237,8 @@ class ExecutorConfig(_Section):
 
     kind: Literal["ray", "inline"] = "ray"
     num_actors: PositiveInt | None = None
-    num_gpus_per_actor: Annotated[float, Field(gt=0)] | None = None
-    num_cpu_actors: Annotated[int, BeforeValidator(_integral), Field(ge=0)] = 0
+    num_gpus_per_actor: PositiveFloat | None = None
+    num_cpu_actors: Count = 0
     actors_per_group: PositiveInt = 1
     shard_timeout_s: PositiveFloat | None = None
     max_attempts: PositiveInt = 4
@@ -241,7 +250,7 @@ class ExecutorConfig(_Section):
 class OutputConfig(_Section):
     """Where everything that a run leaves is written."""
 
-    dir: str = Field(default="runs/job", min_length=1)
+    dir: Place = Field(default="runs/job", min_length=1)
 
 
 class Job(_Section):
@@ -275,15 +284,7 @@ def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
         ConfigError: the file cannot be read, or a key or value is wrong.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"job file {path} does not exist") from None
-    except OSError as error:
-        raise ConfigError(f"job file {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"job file {path} is not valid TOML: {error}") from error
-    return parse_job(text, overrides, origin=str(path), default_dir=f"runs/{path.stem}")
+    return parse_job(read_document(path, "job file"), overrides, origin=str(path), default_dir=f"runs/{path.stem}")
 
 
 def parse_job(text: str, overrides: Iterable[str] = (), *, origin: str, default_dir: str = "runs/job") -> Job:
@@ -298,15 +299,12 @@ def parse_job(text: str, overrides: Iterable[str] = (), *, origin: str, default_
     Raises:
         ConfigError: the document is not TOML, or a key or value is wrong.
     """
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"job file {origin} is not valid TOML: {error}") from error
+    document = parse_document(text, f"job file {origin}")
     document.setdefault("output", {})
     if isinstance(document["output"], dict):
         document["output"].setdefault("dir", default_dir)
     for assignment in overrides:
-        apply_override(document, assignment)
+        apply_override(document, assignment, Job)
     return resolve_job(document, origin=origin)
 
 

@@ -183,7 +183,7 @@ def test_bad_tables(job, table, name, words):
             ["run", "job.toml", "--set", "labels.num_pair=3"],
             ["job.toml", "labels.num_pair", "did you mean labels.num_pairs?"],
         ),
-        (["run", "job.toml", "--set", "labels.num_pairs=many"], ["labels.num_pairs", "integer", "'many'"]),
+        (["run", "job.toml", "--set", "labels.num_pairs=many"], ["labels.num_pairs", "whole number", "'many'"]),
         (["run", "job.toml", "--set", "nonsense"], ["table.key=value"]),
         (["run", "absent.toml"], ["absent.toml does not exist"]),
         (["run", "job.toml", "--executor", "slurm"], ["executor.kind", "'ray' or 'inline'"]),

@@ -7,6 +7,7 @@ attempts said of themselves stays in the submission's folder.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import sys
@@ -67,19 +68,22 @@ def _check_walltime(profile: Profile) -> None:
         )
 
 
-def seconds_of(walltime: str) -> int:
-    """Slurm's minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes[:seconds].
+def seconds_of(walltime: str) -> float:
+    """Slurm's minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes[:seconds];
+    infinite for UNLIMITED, INFINITE and 0.
 
     Example:
         >>> seconds_of("90"), seconds_of("1:30:00"), seconds_of("2-12")
         (5400, 5400, 216000)
     """
+    if walltime.lower() in ("unlimited", "infinite"):
+        return math.inf
     days, dash, rest = walltime.rpartition("-")
     numbers = [int(word) for word in rest.split(":")]
     if not dash and len(numbers) < 3:  # minutes first
         numbers = [0, *numbers]
     hours, minutes, seconds = (*numbers, 0, 0)[:3]
-    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds or math.inf
 
 
 def _task(submission: Submission, jobs: Sequence[Job], profile: Profile, stages: Sequence[str]) -> dict[str, Any]:

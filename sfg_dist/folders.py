@@ -1,0 +1,62 @@
+"""Places of the user: names that begin with ``~``, and a private folder where the home cannot be written."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import MutableMapping
+
+from sfg_dist.errors import ConfigError
+
+
+def expanded(place: str) -> str:
+    """A path or URL with ``~`` or ``~user`` at its front written out; every place that a user names passes through.
+
+    Example:
+        >>> expanded("s3://bucket/~x")
+        's3://bucket/~x'
+
+    Raises:
+        ConfigError: it names an unknown user, or no file can have the name.
+    """
+    if "\0" in place:
+        raise ConfigError(f"{place!r} holds a NUL character, which no name of a file can")
+    try:
+        place.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{place!r} is not valid UTF-8: rename it") from None
+    if not place.startswith("~"):
+        return place
+    found = os.path.expanduser(place)
+    if found.startswith("~"):
+        user = place.partition("/")[0]
+        whose = "HOME is not set" if user == "~" else f"there is no user {user[1:]}"
+        raise ConfigError(f"{place} cannot be written out: {whose}; write ./{place} for a file of that name")
+    return found
+
+
+def private_folder(name: str) -> str | None:
+    """A folder of this user's alone among the temporary files, the same for each process; None where there is none.
+
+    What lies in it is trusted: nobody else may have laid it out.
+    """
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    try:
+        folder = os.path.join(tempfile.gettempdir(), f"{name}-{user}")
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        facts = os.lstat(folder)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError:
+        return None
+    is_ours = facts.st_mode & 0o170077 == 0o040000 and (not hasattr(os, "getuid") or facts.st_uid == user)
+    return folder if is_ours else None
+
+
+def spare_home(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Have Matplotlib keep its fonts elsewhere where the home cannot be written; it says so at length otherwise."""
+    home = os.path.expanduser("~")
+    if "MPLCONFIGDIR" not in environment and not (os.path.isdir(home) and os.access(home, os.W_OK)):
+        folder = private_folder("sfg-fonts")
+        if folder is not None:
+            environment["MPLCONFIGDIR"] = folder

@@ -16,8 +16,9 @@ import tomli_w
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from sfg_dist.documents import apply_override, checked, parse_document, read_document
-from sfg_dist.expected import MAX_COUNT, Words
+from sfg_dist.expected import Words
 from sfg_dist.folders import expanded
+from sfg_dist.values import MAX_COUNT
 
 
 def integral(value: Any) -> Any:

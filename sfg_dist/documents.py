@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from sfg_dist.errors import ConfigError
-from sfg_dist.expected import expected, plain, printable, shown
+from sfg_dist.expected import expected
+from sfg_dist.values import plain, printable, shown
 
 Model = type[BaseModel]
 _T = TypeVar("_T", bound=BaseModel)
@@ -100,9 +101,7 @@ def parse_document(text: str, name: str) -> dict[str, Any]:
     except RecursionError:
         raise ConfigError(f"{name} is not valid TOML: brackets within brackets, too deep") from None
     except ValueError:  # Python's own limit on the digits of a number
-        raise ConfigError(
-            f"{name} is not valid TOML: a number has thousands of digits, or a date is none"
-        ) from None
+        raise ConfigError(f"{name} is not valid TOML: a number has thousands of digits, or a date is none") from None
 
 
 def checked(root: type[_T], document: Mapping[str, Any], origin: str) -> _T:

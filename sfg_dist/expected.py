@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import datetime
-import math
-import os
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +12,6 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-MAX_COUNT = 2**53
-"""Counts above are not what was typed, where it was typed as 1e20."""
-_LONG = 60  # characters of a value that a message shows
 _SAID_LIMIT = 1e9  # larger limits are said only where they are passed
 
 
@@ -67,73 +61,6 @@ def expected(annotation: Any, metadata: Iterable[Any] = (), *, with_limits: bool
     return "a table" if isinstance(annotation, type) and issubclass(annotation, BaseModel) else "another kind of value"
 
 
-def shown(value: Any) -> str:
-    """A value as a message shows it: short, printable, and never the inside of an object.
-
-    Example:
-        >>> shown(1e30), shown("ten"), shown([1, 2]), shown(object())
-        ('1e+30', "'ten'", '[1, 2]', 'an object of type object')
-    """
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if value is None:
-        return "nothing"
-    if isinstance(value, int):
-        is_long = abs(value) >= 10**_LONG
-        return f"a number of about {int(math.log10(2) * value.bit_length()) + 1:,} digits" if is_long else str(value)
-    if isinstance(value, float):
-        return repr(value)
-    if isinstance(value, str):
-        more = len(value) - _LONG
-        return repr(value) if more <= 0 else f"{value[:_LONG]!r} and {more:,} more characters"
-    if isinstance(value, bytes):
-        return f"{len(value):,} bytes"
-    if isinstance(value, datetime.date | datetime.time):
-        return value.isoformat()
-    if isinstance(value, list | tuple | set):
-        parts = [shown(each) for each in list(value)[:_LONG]]
-        text = f"[{', '.join(parts)}]"
-        return text if len(value) <= _LONG and len(text) <= _LONG else f"a list of {len(value):,}"
-    if isinstance(value, Mapping):
-        return "a table"
-    if isinstance(value, type) or callable(value):
-        return f"a {'class' if isinstance(value, type) else 'function'}, {getattr(value, '__name__', 'without a name')}"
-    return f"{'an' if type(value).__name__[:1] in 'aeiouAEIOU' else 'a'} object of type {type(value).__name__}"[:200]
-
-
-def plain(value: Any) -> Any:
-    """A value as a TOML document could hold it: what numpy, pathlib and tuples put in its place, taken out.
-
-    Anything else stays as it is, for the checks to name.
-    """
-    if isinstance(value, str | bytes | bool | int | float) and type(value).__module__ == "builtins":
-        return value
-    if isinstance(value, Mapping):
-        return {plain(name): plain(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if type(value).__module__ == "numpy":
-        if getattr(value, "ndim", None) == 0:
-            return plain(value.item()) if value.dtype.kind in "biufU" else value
-        if getattr(value, "ndim", None) == 1 and value.dtype.kind in "biufUO" and value.size <= 10_000:
-            return [plain(each) for each in value.tolist()]
-    return value
-
-
-def printable(text: str) -> str:
-    """A text that a terminal shows and does not obey: control characters and what is no text are written out.
-
-    Example:
-        >>> printable("a\\x1b[31mb")
-        'a\\\\x1b[31mb'
-    """
-    return "".join(
-        c if c in "\n\t" or c.isprintable() or (c == "\xa0") else c.encode("unicode_escape").decode() for c in text
-    )
-
-
 def _flat(metadata: Iterable[Any]) -> list[Any]:
     found: list[Any] = []
     for mark in metadata:
@@ -148,11 +75,15 @@ def _bounds(beside: Iterable[Any], with_limits: bool) -> list[str]:
             said.append(f"above {_number(mark.gt)}")
         elif isinstance(mark, Ge):
             said.append(f"of {_number(mark.ge)} or more")
-        elif isinstance(mark, Lt) and (with_limits or mark.lt < _SAID_LIMIT):
+        elif isinstance(mark, Lt) and (with_limits or _limit(mark.lt) < _SAID_LIMIT):
             said.append(f"below {_number(mark.lt)}")
-        elif isinstance(mark, Le) and (with_limits or mark.le < _SAID_LIMIT):
+        elif isinstance(mark, Le) and (with_limits or _limit(mark.le) < _SAID_LIMIT):
             said.append(f"at most {_number(mark.le)}")
     return [" and ".join(said)] if said else []
+
+
+def _limit(value: Any) -> float:
+    return float(value)
 
 
 def _number(value: Any) -> str:

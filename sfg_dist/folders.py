@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import MutableMapping
+from typing import Any
 
 from sfg_dist.errors import ConfigError
+from sfg_dist.values import shown
 
 
 def expanded(place: str) -> str:
@@ -33,6 +35,21 @@ def expanded(place: str) -> str:
         whose = "HOME is not set" if user == "~" else f"there is no user {user[1:]}"
         raise ConfigError(f"{place} cannot be written out: {whose}; write ./{place} for a file of that name")
     return found
+
+
+def place_of(name: str, place: Any) -> str:
+    """A path or URL of a call as text, ``~`` written out.
+
+    Args:
+        name: of the argument.
+        place: what stands there.
+
+    Raises:
+        ConfigError: it is neither a text nor a path.
+    """
+    if isinstance(place, bytes) or not isinstance(place, str | os.PathLike):
+        raise ConfigError(f"{name}: expected a path or URL, got {shown(place)}")
+    return expanded(os.fspath(place))
 
 
 def private_folder(name: str) -> str | None:

@@ -201,7 +201,7 @@ def test_bad_tables(job, table, name, words):
         (["run"], ["Missing argument"]),
         (["frobnicate"], ["No such command"]),
         (["sample", "job.toml", "-n", "3"], ["evaluate table"]),
-        (["sample", "model", "-n", "1.5"], ["whole number"]),
+        (["sample", "model", "-n", "1.5"], ["--num", "whole number"]),
         (["status", "nowhere"], ["nowhere does not exist"]),
         (["sample", "nowhere"], ["nowhere does not exist"]),
         (["run", "job.toml", "--set", "output.dir=table.npy"], ["output.dir", "is a file"]),

@@ -77,7 +77,7 @@ def test_every_job_of_the_project_is_valid(path):
         ({"data": {"source": "m"}, "label": {}}, ["unknown key label", "did you mean labels"]),
         ({"data": {"source": "m", "num_pairs": 3}}, ["unknown key data.num_pairs", "did you mean labels.num_pairs"]),
         ({"data": {"source": "m"}, "labels": {"zzz": 3}}, ["unknown key labels.zzz", "valid keys", "num_pairs"]),
-        ({"data": {"source": "m"}, "labels": {"num_pairs": "many"}}, ["labels.num_pairs", "a whole number above 0", "'many'"]),
+        ({"data": {"source": "m"}, "labels": {"num_pairs": "many"}}, ["labels.num_pairs", "above 0", "'many'"]),
         ({"data": {"source": "m"}, "labels": {"num_pairs": 0}}, ["labels.num_pairs", "above 0"]),
         ({"data": {"source": "m"}, "labels": {"num_pairs": 1.5}}, ["labels.num_pairs", "whole number", "1.5"]),
         ({"data": {"source": "m"}, "labels": {"t_min": 1.0}}, ["labels.t_min", "below 1", "'auto'"]),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+import unicodedata
 from collections.abc import MutableMapping
 from typing import Any
 
 from sfg_dist.errors import ConfigError
 from sfg_dist.values import shown
+
+LONGEST_NAME, LONGEST = 255, 4095
 
 
 def expanded(place: str) -> str:
@@ -19,21 +22,25 @@ def expanded(place: str) -> str:
         's3://bucket/~x'
 
     Raises:
-        ConfigError: it names an unknown user, or no file can have the name.
+        ConfigError: it names an unknown user, or is no name of a file that a terminal can show.
     """
-    if "\0" in place:
-        raise ConfigError(f"{place!r} holds a NUL character, which no name of a file can")
     try:
-        place.encode()
+        length = len(place.encode())
     except UnicodeEncodeError:
-        raise ConfigError(f"{place!r} is not valid UTF-8: rename it") from None
+        raise ConfigError(f"{shown(place)} is not valid UTF-8: rename it") from None
+    if any(unicodedata.category(letter) == "Cc" for letter in place):
+        raise ConfigError(f"{shown(place)} holds control characters: rename it")
+    if "://" not in place and (length > LONGEST or max(len(part.encode()) for part in place.split("/")) > LONGEST_NAME):
+        raise ConfigError(
+            f"{shown(place)} is too long: a file's name has {LONGEST_NAME} bytes at most, and a path {LONGEST}"
+        )
     if not place.startswith("~"):
         return place
     found = os.path.expanduser(place)
     if found.startswith("~"):
         user = place.partition("/")[0]
         whose = "HOME is not set" if user == "~" else f"there is no user {user[1:]}"
-        raise ConfigError(f"{place} cannot be written out: {whose}; write ./{place} for a file of that name")
+        raise ConfigError(f"{shown(place)} cannot be written out: {whose}; write ./~ for a file of that name")
     return found
 
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from sfg_dist.config import Job
 
 _UsageError: Any = typer.BadParameter.__bases__[0]
+PLACES = {"compare_with", "given_table", "job", "model", "out", "profile", "resume_from", "store", "what"}
+_NO_MEMORY = ("out of memory", "not enough memory", "allocate memory")
 _LARGEST, _LONGEST = 2**63 - 1, 20
 
 
@@ -127,6 +129,8 @@ def load(path: Path, overrides: list[str] | None, executor: str | None) -> Job:
 
 def _written_out(option: str, value: Any) -> Any:
     """The places among a command's words, ``~`` written out."""
+    if option in PLACES and isinstance(value, str | Path) and not str(value).strip():
+        raise ConfigError(f"{option.replace('_', '-')}: expected the name of a file or folder, got {shown(str(value))}")
     if isinstance(value, list):
         return [_written_out(option, each) if isinstance(each, Path) else each for each in value]
     if not isinstance(value, str | Path):
@@ -140,7 +144,12 @@ def _written_out(option: str, value: Any) -> Any:
 def _plain_words(error: Exception) -> str:
     """An error that nobody foresaw, as far as its kind says what happened."""
     text = " ".join(str(error).split())
-    if isinstance(error, MemoryError) or "out of memory" in text or "not enough memory" in text:
+    if (
+        isinstance(error, MemoryError)
+        or "out of memory" in text
+        or "not enough memory" in text
+        or "allocate memory" in text
+    ):
         return "there is not enough memory for this: make the job smaller, or take a machine with more"
     if isinstance(error, FileNotFoundError) and "usable temporary directory" in text:
         return "no temporary directory can be written: set TMPDIR to one that can"

@@ -145,7 +145,7 @@ def apply_override(document: dict[str, Any], assignment: str, root: Model, *, op
     name, equals, text = assignment.partition("=")
     keys = [key.strip() for key in name.split(".")]
     if not equals or len(keys) < 2 or not all(keys):
-        raise ConfigError(f"{option} {shown(assignment)}: expected table.key=value, for example labels.num_pairs=10000")
+        raise ConfigError(f"{option} {shown(assignment)}: expected table.key=value, for example {_example(root)}")
     if len(keys) > 8:
         raise ConfigError(f"{option} {shown(assignment)}: no key lies so deep")
     table = document
@@ -155,6 +155,10 @@ def apply_override(document: dict[str, Any], assignment: str, root: Model, *, op
             inner = table[key] = {}  # data.dequantize.AT=0.1 replaces dequantize="auto"
         table = inner
     table[keys[-1]] = _value(text.strip(), _takes(root, keys))
+
+
+def _example(root: Model) -> str:
+    return "labels.num_pairs=10000" if "labels" in root.model_fields else "slurm.nodes=2"
 
 
 def _value(text: str, takes: Any) -> Any:
@@ -211,10 +215,9 @@ def _where(said: str, text: str) -> str:
     """Where a document is no TOML and why, from what the parser says."""
     found = re.search(r"\(at line (\d+), column (\d+)\)", said)
     reason = next((words for start, words in _REASONS if said.startswith(start)), "expected key = value, or [table]")
-    if found is None:
-        return f": {reason}" if "end of document" not in said else ": it ends too early, as where a quote is not closed"
-    number = int(found[1])
-    line = text.split("\n")[number - 1].strip() if number <= text.count("\n") + 1 else ""
+    lines = text.rstrip().split("\n")
+    number = min(int(found[1]) if found else len(lines), len(lines))
+    line = lines[number - 1].strip()
     if any(mark in line for mark in "\u201c\u201d\u2018\u2019\u201e"):
         reason = "the quotes are curly: write straight ones"
     elif "\xa0" in line:

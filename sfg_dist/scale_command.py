@@ -23,7 +23,7 @@ _number = functools.partial(typer.Option, metavar="NUMBER", parser=number)
 _whole = functools.partial(typer.Option, metavar="NUMBER", parser=whole)
 _number = functools.partial(typer.Option, metavar="NUMBER", parser=number)
 _whole = functools.partial(typer.Option, metavar="NUMBER", parser=whole)
-MAX_WORKERS, MAX_CASES = 1_000_000, 100
+MAX_WORKERS, MAX_CASES, MAX_REPEATS = 1_000_000, 100, 1000
 Numbers = Annotated[str | None, typer.Option("--workers", help="Numbers of workers to measure, such as 1,2,4.")]
 
 
@@ -128,6 +128,8 @@ def scale(
          "--worker-mb-per-s": worker_mb_per_s, "--starts-per-s": starts_per_s, "--driver-scale": driver_scale,
          "--network-ms": network_ms, "--shard-mb": shard_mb, "--epochs": epochs, "--repeats": repeats}
     )  # fmt: skip
+    if repeats > MAX_REPEATS:
+        raise ConfigError(f"--repeats: expected at most {MAX_REPEATS:,} runs of each number, got {repeats:,}")
     if workers is None and simulate is None and compare_with is None:
         raise ConfigError("say what to measure (--workers 1,2), to predict (--simulate 64,256) or --compare-with")
     # All that can be wrong with the words is found before anything is measured.

@@ -46,7 +46,7 @@ def shown(value: Any) -> str:
         return "a table"
     if isinstance(value, type) or callable(value):
         return f"a {'class' if isinstance(value, type) else 'function'}, {getattr(value, '__name__', 'without a name')}"
-    return f"{'an' if type(value).__name__[:1] in 'aeiouAEIOU' else 'a'} object of type {type(value).__name__}"[:200]
+    return f"an object of type {type(value).__name__[:_LONG]}"
 
 
 def whole_number(name: str, value: Any, least: int = 0) -> int:

@@ -218,6 +218,14 @@ def _root(
 
 def main() -> None:
     """Entry point of the console script."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    try:
+        os.getcwd()
+    except OSError:  # torch would end the process
+        print("sfg: the working directory was removed: change to another one", file=sys.stderr)
+        _leave(2)
     wait_passively()
     spare_home()
     for stream in (sys.stdout, sys.stderr):

@@ -169,6 +169,8 @@ def _value(text: str, takes: Any) -> Any:
         value = document["value"] if len(document) == 1 else text
     except (ValueError, RecursionError):
         value = text  # a bare word or a path is a string
+        if kinds & {int, float} and re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text):
+            return float(text)  # .5 and 5. and 01, which TOML does not know
         if list in kinds and str not in kinds and re.fullmatch(r"\[[^\[\]'\"]+\]", text):
             return [word.strip() for word in text[1:-1].split(",")]  # a shell took the quotes away
     if str in kinds and isinstance(value, bool | int | float | datetime.date | datetime.time):

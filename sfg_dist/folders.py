@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import unicodedata
 from collections.abc import MutableMapping
@@ -27,7 +28,9 @@ def expanded(place: str) -> str:
     try:
         length = len(place.encode())
     except UnicodeEncodeError:
-        raise ConfigError(f"{shown(place)} is not valid UTF-8: rename it") from None
+        is_utf8 = sys.getfilesystemencoding().lower() == "utf-8"
+        remedy = "rename it" if is_utf8 else "set LC_ALL=C.UTF-8, since this terminal's letters are others"
+        raise ConfigError(f"{shown(place)} is not valid UTF-8: {remedy}") from None
     if any(unicodedata.category(letter) == "Cc" for letter in place):
         raise ConfigError(f"{shown(place)} holds control characters: rename it")
     if "://" not in place and (length > LONGEST or max(len(part.encode()) for part in place.split("/")) > LONGEST_NAME):
@@ -78,7 +81,11 @@ def private_folder(name: str) -> str | None:
 
 
 def spare_home(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Have Matplotlib keep its fonts elsewhere where the home cannot be written; it says so at length otherwise."""
+    """Have Matplotlib draw without a screen, and keep its fonts elsewhere where the home cannot be written.
+
+    It says so at length otherwise, and ends the process where MPLBACKEND is misspelt.
+    """
+    environment["MPLBACKEND"] = "agg"
     home = os.path.expanduser("~")
     if "MPLCONFIGDIR" not in environment and not (os.path.isdir(home) and os.access(home, os.W_OK)):
         folder = private_folder("sfg-fonts")

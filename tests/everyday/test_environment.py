@@ -102,6 +102,13 @@ def test_the_search_path_without_the_users_folders(tmp_path, monkeypatch):
     assert without_users_files([str(site)]) == [str(site)]
 
 
+@pytest.mark.parametrize("script", ["{sfg} --version >&-", "mkdir gone; cd gone; rmdir ../gone; ! {sfg} jobs 2>&1"])
+def test_without_streams_or_a_working_directory(tmp_path, script):
+    command = f"{sys.executable} -m sfg_dist.cli"
+    told = run(tmp_path, "bash", "-c", script.format(sfg=command))
+    assert told in ("", "sfg: the working directory was removed: change to another one\n")
+
+
 # Directories.
 
 
@@ -179,10 +186,11 @@ def test_fonts_go_elsewhere_without_a_home(tmp_path, monkeypatch):
     environment = {}
     spare_home(environment)
     assert environment["MPLCONFIGDIR"].startswith(str(tmp_path))
+    assert environment["MPLBACKEND"] == "agg"
     monkeypatch.setenv("HOME", str(tmp_path))
-    environment = {}
+    environment = {"MPLBACKEND": "misspelt"}
     spare_home(environment)
-    assert environment == {}
+    assert environment == {"MPLBACKEND": "agg"}
 
 
 # The home folder.

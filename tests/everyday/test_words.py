@@ -234,6 +234,9 @@ def test_a_file_that_is_no_job_is_named_for_what_it_is(job, content, said):
         ("executor.address=10", "10"), ("data.columns=[1, 2]", ["1", "2"]), ("data.columns=[a, b]", ["a", "b"]),
         ("data.columns=['a','b']", ["a", "b"]), ("data.seed=1e3", 1000), ("train.seed=1_000", 1000),
         ("labels.num_pairs=1e6", 10**6), ("train.num_workers=2.0", 2), ("train.num_workers=[1, 2e0]", [1, 2]),
+        ("labels.tolerance=.5", 0.5),
+        ("train.max_time_s=5.", 5.0),
+        ("data.seed=01", 1),
         ("labels.t_min=auto", "auto"), ("train.encoder=true", True),
     ],
 )  # fmt: skip

@@ -41,10 +41,18 @@ class Pip:
             sys.exit("Python's module venv failed: install it (Debian: apt install python3-venv), or uv")
 
     def install(self, *words: str) -> None:
-        """`pip install`, which prints errors only."""
+        """`pip install`, which prints errors only.
+
+        With -qq, too, pip prints a warning for each try at an index that is out of reach, several a package.
+        """
         command = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "-qq", *words]
         # A setting of the user's that holds outside of environments alone.
-        subprocess.run(command, check=True, cwd=HERE, env={**os.environ, "PIP_USER": "0"})
+        environment = {**os.environ, "PIP_USER": "0"}
+        done = subprocess.run(command, cwd=HERE, env=environment, stderr=subprocess.PIPE, text=True)
+        for line in done.stderr.splitlines():
+            if not line.startswith(("WARNING: ", "DEPRECATION: ")):
+                print(line, file=sys.stderr)
+        done.check_returncode()
 
     def resolve(self, *words: str) -> list[tuple[str, str, str]]:
         """(name, version, URL of the file) of each package that `install` would take into an empty environment."""

@@ -184,7 +184,7 @@ def disk(meeting: Meeting, megabytes: int) -> dict:
 
 def start_ray(meeting: Meeting) -> dict:
     """Start Ray with a token of this run, on the first node and then on the others; seconds until all are there."""
-    ray = [sys.executable, "-m", "ray.scripts.scripts"]
+    ray = [sys.executable, "-P", "-m", "ray.scripts.scripts"]
     scratch = tempfile.mkdtemp(prefix="sfgsmoke-", dir="/tmp" if os.path.isdir("/tmp") else None)
     log = Path(scratch, "ray.log")
     started = time.monotonic()
@@ -227,7 +227,7 @@ def start_ray(meeting: Meeting) -> dict:
 
 def count_nodes(address: str, size: int, environment: dict, started: float) -> dict:
     """Wait until all nodes have joined."""
-    waiting = [sys.executable, "-m", "sfg_dist.distributed.nodes", address, str(size)]
+    waiting = [sys.executable, "-P", "-m", "sfg_dist.distributed.nodes", address, str(size)]
     deadline, said = time.monotonic() + MEETING_S, ""
     while time.monotonic() < deadline:
         try:

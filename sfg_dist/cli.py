@@ -5,8 +5,14 @@ Exit status: 0 done; 1 the work failed; 2 the request was wrong; 130 interrupted
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from sfg_dist.search_path import clean
+
+    clean()  # before the libraries are imported
+
 import atexit
 import contextlib
+import io
 import os
 import signal
 import socket
@@ -21,9 +27,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from sfg_dist import __version__
-from sfg_dist.command import Debug, Executor, JobPath, Json, Set, app, command, load, say
+from sfg_dist.command import Debug, Executor, JobPath, Json, Set, app, command, load, say, whole
 from sfg_dist.display import Display
 from sfg_dist.errors import ConfigError
+from sfg_dist.folders import spare_home
 from sfg_dist.model_commands import sample_model
 from sfg_dist.notice import granted_s
 from sfg_dist.threads import wait_passively
@@ -120,11 +127,18 @@ def sample(
         str, typer.Argument(metavar="JOB.toml|MODEL", help="A job file, or a saved model: a directory or an s3:// URL.")
     ],
     num: Annotated[
-        float | None, typer.Option("-n", "--num", help="Rows to draw, 1000 if not given; 1e9 is fine.")
+        int | None,
+        typer.Option("-n", "--num", metavar="ROWS", parser=whole, help="Rows to draw, 1000 if not given; 1e9 is fine."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the latents.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="NUMBER", parser=whole, help="Seed of the latents.")] = 0,
     start: Annotated[
-        float, typer.Option("--start", help="First row; row i is the same whatever part of the rows is drawn.")
+        int,
+        typer.Option(
+            "--start",
+            metavar="ROW",
+            parser=whole,
+            help="First row; row i is the same whatever part of the rows is drawn.",
+        ),
     ] = 0,
     share: Annotated[
         str | None,
@@ -204,7 +218,19 @@ def _root(
 
 def main() -> None:
     """Entry point of the console script."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    try:
+        os.getcwd()
+    except OSError:  # torch would end the process
+        print("sfg: the working directory was removed: change to another one", file=sys.stderr)
+        _leave(2)
     wait_passively()
+    spare_home()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal of another alphabet
     show_warnings_in_a_line()
     for name in ("SIGTERM", "SIGUSR2"):  # USR2: a scheduler's notice ahead of its time limit
         if hasattr(signal, name):

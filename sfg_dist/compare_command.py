@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sfg_dist.command import Debug, Executor, JobPath, Json, Set, command, load
+from sfg_dist.words import WIDE, wide_number
 
 
 @command
@@ -78,4 +79,6 @@ def _configuration(event: Mapping[str, Any]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.3f}"
+    if value is None:
+        return "none"
+    return f"{value:.3f}" if abs(value) < WIDE else wide_number(value)

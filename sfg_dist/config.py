@@ -7,26 +7,41 @@ than the pipeline and ``distributed``: the rooms below take plain arguments.
 
 from __future__ import annotations
 
-import tomllib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from sfg_dist.documents import apply_override, checked
-from sfg_dist.errors import ConfigError
+from sfg_dist.documents import apply_override, checked, parse_document, read_document
+from sfg_dist.expected import Words
+from sfg_dist.folders import expanded
+from sfg_dist.values import MAX_COUNT
 
 
-def _integral(value: Any) -> Any:
+def integral(value: Any) -> Any:
     """1e6 is a float in TOML, yet everyone means a count by it."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-PositiveInt = Annotated[int, BeforeValidator(_integral), Field(gt=0)]
+def _is_size(value: str) -> str:
+    if re.fullmatch(r"[1-9]\d{0,5}x[1-9]\d{0,5}", value, re.ASCII) is None:
+        raise ValueError("a size is WIDTHxDEPTH, such as 64x3")
+    return value
+
+
+PositiveInt = Annotated[int, BeforeValidator(integral), Field(gt=0, le=MAX_COUNT)]
+Count = Annotated[int, BeforeValidator(integral), Field(ge=0, le=MAX_COUNT)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seconds = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+Threads = Annotated[int, BeforeValidator(integral), Field(gt=0, le=4096)]
+Width = Annotated[int, BeforeValidator(integral), Field(gt=0, le=65_536)]
+Depth = Annotated[int, BeforeValidator(integral), Field(gt=0, le=1000)]
+Workers = Annotated[int, BeforeValidator(integral), Field(gt=0, le=1_000_000)]
+Seed = Annotated[int, BeforeValidator(integral), Field(ge=0, lt=2**63)]
+Place = Annotated[str, AfterValidator(expanded)]
 
 METRICS = (
     "c2st_auc",
@@ -66,7 +81,7 @@ class SplitArrays(_Section):
 class DataConfig(_Section):
     """Where the table is and how it is cleaned and split."""
 
-    source: str = Field(min_length=1)
+    source: Place = Field(min_length=1)
     array: str = "X"
     append: list[str] = []
     arrays: SplitArrays | None = None
@@ -108,19 +123,19 @@ class LabelsConfig(_Section):
 
     num_pairs: PositiveInt = 100_000
     seed: Seed = 0
-    t_min: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = 1e-3
+    t_min: Annotated[float, Field(ge=1e-30, lt=1)] | Literal["auto"] = 1e-3
     schedule: Literal["linear", "linear_floor"] = "linear"
     estimator: Literal["full", "minibatch"] = "full"
     num_reference: PositiveInt = 1000
     tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-3
     solver: Literal[SOLVER_NAMES] = "exp_abm4"  # type: ignore[valid-type]
     solver_tolerance: PositiveFloat | None = None
-    num_evaluations: PositiveInt = 22
+    num_evaluations: Annotated[int, BeforeValidator(integral), Field(gt=0, le=100_000)] = 22
     time_grid: Literal["graded", "uniform", "fitted"] = "graded"
-    num_threads: PositiveInt = 1
-    memory_gib: PositiveFloat | None = None
+    num_threads: Threads = 1
+    memory_gib: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] | None = None
     direction: Literal["decode", "encode", "both"] = "decode"
-    latents: str | None = None
+    latents: Place | None = None
     shard_rows: PositiveInt = 4096
     batch_size: PositiveInt = 1024
     gpu_batch_size: PositiveInt | None = None
@@ -149,36 +164,36 @@ class LabelsConfig(_Section):
 class TrainConfig(_Section):
     """The network and how it is fitted."""
 
-    width: PositiveInt = 192
-    depth: PositiveInt = 3
+    width: Width = 192
+    depth: Depth = 3
     block: Literal["residual", "plain"] = "residual"
     activation: Literal["silu", "gelu", "relu", "tanh"] = "gelu"
     linear_skip: bool = True
     objective: Literal["mse", "energy"] = "mse"
-    num_noise: Annotated[int, BeforeValidator(_integral), Field(ge=0)] = 0
+    num_noise: Count = 0
     optimizer: Literal["muon", "adamw"] = "muon"
     batch_size: PositiveInt = 2048
-    learning_rate: PositiveFloat = 6e-3
+    learning_rate: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 6e-3
     learning_rate_schedule: Literal["cosine", "stable_decay", "constant"] = "cosine"
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.1
     num_epochs: PositiveInt = 50
-    max_time_s: PositiveFloat | None = None
+    max_time_s: Seconds | None = None
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     validation_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.05
     shuffle_rows: PositiveInt = 262_144
     calibrate: bool = True
     clip_norm: PositiveFloat | None = None
     patience: PositiveInt | None = None
-    checkpoint_interval_s: PositiveFloat = 30.0
-    keep_checkpoints: Annotated[int, BeforeValidator(_integral), Field(ge=2)] = 2
-    num_workers: PositiveInt | list[PositiveInt] = 1
-    num_threads: PositiveInt | None = None
+    checkpoint_interval_s: Seconds = 30.0
+    keep_checkpoints: Annotated[int, BeforeValidator(integral), Field(ge=2, le=1_000_000)] = 2
+    num_workers: Workers | list[Workers] = 1
+    num_threads: Threads | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     encoder: bool = False
     encoder_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     encoder_steps: PositiveInt = 20_000
-    encoder_width: PositiveInt = 256
-    encoder_depth: PositiveInt = 3
+    encoder_width: Width = 256
+    encoder_depth: Depth = 3
     seed: Seed = 0
 
     @model_validator(mode="after")
@@ -197,7 +212,7 @@ class TrainConfig(_Section):
 class EvaluateConfig(_Section):
     """What is measured on the samples and the labels."""
 
-    num_samples: Annotated[int, BeforeValidator(_integral), Field(ge=2)] = 10_000
+    num_samples: Annotated[int, BeforeValidator(integral), Field(ge=2, le=1_000_000_000)] = 10_000
     metrics: list[Literal[METRICS]] = Field(default=list(METRICS), min_length=1)  # type: ignore[valid-type]
     seed: Seed = 0
 
@@ -206,12 +221,12 @@ class CompareConfig(_Section):
     """Which methods stand beside each other, and for how long each may work."""
 
     methods: list[Literal[COMPARE_METHODS]] = Field(default=list(COMPARE_METHODS), min_length=1)  # type: ignore[valid-type]
-    max_time_s: PositiveFloat = 300.0
-    num_seeds: PositiveInt = 1
-    selection_time_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 15.0
+    max_time_s: Seconds = 300.0
+    num_seeds: Annotated[int, BeforeValidator(integral), Field(gt=0, le=10_000)] = 1
+    selection_time_s: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 15.0
     max_label_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    num_threads: PositiveInt | None = None
-    sizes: list[Annotated[str, Field(pattern=r"^[1-9]\d*x[1-9]\d*$")]] = []
+    num_threads: Threads | None = None
+    sizes: list[Annotated[str, AfterValidator(_is_size), Words("WIDTHxDEPTH, such as 64x3")]] = []
 
     @model_validator(mode="after")
     def _check(self) -> CompareConfig:
@@ -227,21 +242,21 @@ class ExecutorConfig(_Section):
     """Where the work runs."""
 
     kind: Literal["ray", "inline"] = "ray"
-    num_actors: PositiveInt | None = None
-    num_gpus_per_actor: Annotated[float, Field(gt=0)] | None = None
-    num_cpu_actors: Annotated[int, BeforeValidator(_integral), Field(ge=0)] = 0
+    num_actors: Workers | None = None
+    num_gpus_per_actor: Annotated[float, Field(gt=0, le=1024, allow_inf_nan=False)] | None = None
+    num_cpu_actors: Annotated[int, BeforeValidator(integral), Field(ge=0, le=1_000_000)] = 0
     actors_per_group: PositiveInt = 1
-    shard_timeout_s: PositiveFloat | None = None
+    shard_timeout_s: Seconds | None = None
     max_attempts: PositiveInt = 4
-    notice_s: PositiveFloat | None = None
-    price_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    notice_s: Seconds | None = None
+    price_per_hour: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] | None = None
     address: str | None = None
 
 
 class OutputConfig(_Section):
     """Where everything that a run leaves is written."""
 
-    dir: str = Field(default="runs/job", min_length=1)
+    dir: Place = Field(default="runs/job", min_length=1)
 
 
 class Job(_Section):
@@ -275,15 +290,7 @@ def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
         ConfigError: the file cannot be read, or a key or value is wrong.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"job file {path} does not exist") from None
-    except OSError as error:
-        raise ConfigError(f"job file {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"job file {path} is not valid TOML: {error}") from error
-    return parse_job(text, overrides, origin=str(path), default_dir=f"runs/{path.stem}")
+    return parse_job(read_document(path, "job file"), overrides, origin=str(path), default_dir=f"runs/{path.stem}")
 
 
 def parse_job(text: str, overrides: Iterable[str] = (), *, origin: str, default_dir: str = "runs/job") -> Job:
@@ -298,15 +305,12 @@ def parse_job(text: str, overrides: Iterable[str] = (), *, origin: str, default_
     Raises:
         ConfigError: the document is not TOML, or a key or value is wrong.
     """
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"job file {origin} is not valid TOML: {error}") from error
+    document = parse_document(text, f"job file {origin}")
     document.setdefault("output", {})
     if isinstance(document["output"], dict):
         document["output"].setdefault("dir", default_dir)
     for assignment in overrides:
-        apply_override(document, assignment)
+        apply_override(document, assignment, Job)
     return resolve_job(document, origin=origin)
 
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sfg_dist.command import Debug, Json, command, say
+from sfg_dist.command import Debug, Json, command, number, say
 from sfg_dist.display import Display
 from sfg_dist.errors import ConfigError
+from sfg_dist.values import MAX_COUNT, shown
 
 
 def sample_model(
     model: str,
     *,
-    num: float | None,
+    num: int | None,
     seed: int,
-    start: float,
+    start: int,
     share: str | None,
     given: list[str] | None,
     given_table: str | None,
@@ -47,7 +47,9 @@ def sample_model(
     from sfg_dist.plan import fingerprint
     from sfg_dist.store.table import write_table
 
-    num_rows, first = _whole("-n", 1000 if num is None else num), _whole("--start", start)
+    num_rows, first = _rows("--num", 1000 if num is None else num), _rows("--start", start)
+    if seed < 0:
+        raise ConfigError(f"--seed: expected a whole number of 0 or more, got {seed}")
     part, values = _share(share), _given(given)
     if "://" not in model and not Path(model).exists():
         raise ConfigError(f"{model} does not exist: name a job file, or a saved model's directory")
@@ -107,7 +109,7 @@ def export(
     from sfg_dist.store import Location
 
     if to != "onnx":
-        raise ConfigError(f"--to {to}: the only format is onnx")
+        raise ConfigError(f"--to {shown(to)}: the only format is onnx")
     path = out or ("network.onnx" if network_only else "generator.onnx")
     folder, _, name = path.rpartition("/")
     if not name:
@@ -136,17 +138,17 @@ def _given(assignments: list[str] | None) -> Any:
     for assignment in assignments or ():
         name, equals, text = assignment.rpartition("=")
         if name in values:
-            raise ConfigError(f"--given {assignment}: {name} is given twice")
+            raise ConfigError(f"--given {shown(assignment)}: {shown(name)} is given twice")
         try:
-            values[name] = float(text)
-        except ValueError:
+            values[name] = number(text)
+        except typer.BadParameter:
             equals = ""
         if not equals or not name:
-            raise ConfigError(f"--given {assignment}: expected column=number, for example temperature=20.5")
+            raise ConfigError(f"--given {shown(assignment)}: expected column=number, for example temperature=20.5")
     return values or None
 
 
-def _read_conditions(path: str, names: tuple[str, ...], given: Any, num: float | None, num_rows: int) -> Any:
+def _read_conditions(path: str, names: tuple[str, ...], given: Any, num: int | None, num_rows: int) -> Any:
     """The table's columns of these names and its length."""
     from sfg_dist.data import open_table
 
@@ -160,18 +162,17 @@ def _read_conditions(path: str, names: tuple[str, ...], given: Any, num: float |
     return values, len(values)
 
 
-def _whole(option: str, value: float) -> int:
-    # Beyond 2^53 a float is not the number that was typed.
-    if not math.isfinite(value) or not 0 <= value <= 2**53 or value != int(value):
-        raise ConfigError(f"{option} must be a whole number of rows, at most 2^53, got {value}")
-    return int(value)
+def _rows(option: str, value: int) -> int:
+    if not 0 <= value <= MAX_COUNT:
+        raise ConfigError(f"{option}: expected a whole number of rows, 0 to {MAX_COUNT:,}, got {value:,}")
+    return value
 
 
 def _share(text: str | None) -> tuple[int, int]:
     """(k, m) with k from 0."""
     if text is None:
         return 0, 1
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
-        raise ConfigError(f"--share {text}: expected K/M with K from 1 to M, for example 1/4")
+        raise ConfigError(f"--share {shown(text)}: expected K/M with K from 1 to M, for example 1/4")
     return int(found[1]) - 1, int(found[2])

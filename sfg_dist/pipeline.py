@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
@@ -18,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sfg_dist.config import Job, load_job, resolve_job
-from sfg_dist.errors import DataError, StoreError
+from sfg_dist.errors import ConfigError, DataError, StoreError
 from sfg_dist.events import stage_times
+from sfg_dist.folders import expanded
 from sfg_dist.label_run import label_pending
 from sfg_dist.likelihoods import likelihood_figures
 from sfg_dist.objects import absolute_url, is_url
@@ -29,6 +31,7 @@ from sfg_dist.planning import check_job, identity_of_keys
 from sfg_dist.presentation import report_content
 from sfg_dist.table_plan import frame_of, plan_of, prepare_table
 from sfg_dist.train_run import TrainHooks, fit_generator, fit_settings
+from sfg_dist.values import shown
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,10 +69,21 @@ def run(
 
 
 def as_job(job: str | Path | Mapping[str, Any] | Job) -> Job:
-    """A checked job from whatever names it."""
+    """A checked job from whatever names it.
+
+    Raises:
+        ConfigError: nothing of the kind, or a key or value is wrong.
+    """
     if isinstance(job, Job):
         return job
-    return resolve_job(job) if isinstance(job, Mapping) else load_job(job)
+    if isinstance(job, Mapping):
+        return resolve_job(job)
+    if isinstance(job, str | os.PathLike):
+        return load_job(expanded(os.fspath(job)))
+    raise ConfigError(
+        f"job: expected the path of a job file, a mapping of its tables or a Job, got {shown(job)}; the table itself "
+        f'is named in it: {{"data": {{"source": "table.csv"}}}}'
+    )
 
 
 class Pipeline(OutputDirectory):

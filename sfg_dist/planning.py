@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # Keys of the labels table that change neither the bits nor their meaning, and the path of a table whose content counts.
 NOT_IDENTITY = {"num_pairs", "num_threads", "memory_gib", "latents"}
 
+MAX_SHARDS = 10_000_000
+
 
 def check_job(job: Job) -> None:
     """Refuse keys that do not fit together, before any work.
@@ -27,6 +29,12 @@ def check_job(job: Job) -> None:
         ConfigError: with the keys and what to take instead.
     """
     check_shard_rows(job.labels.shard_rows, job.labels.batch_size, job.labels.gpu_batch_size)
+    if job.labels.num_pairs > MAX_SHARDS * job.labels.shard_rows:
+        shards = -(-job.labels.num_pairs // job.labels.shard_rows)
+        raise ConfigError(
+            f"labels.num_pairs = {job.labels.num_pairs:,} in shards of labels.shard_rows = {job.labels.shard_rows:,} "
+            f"are {shards:,} shards, and a store has {MAX_SHARDS:,} at most: take larger shards or fewer pairs"
+        )
     _check_condition(job)
     from sfg_dist.flow.solver import num_steps
 

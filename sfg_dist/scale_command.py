@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import sys
 from collections.abc import Mapping
@@ -11,12 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sfg_dist.command import Debug, Json, Set, command, load, say
+from sfg_dist.command import Debug, Json, Set, command, load, number, say, whole
 from sfg_dist.errors import ConfigError
+from sfg_dist.values import shown
 
 if TYPE_CHECKING:
     from sfg_dist.distributed.simulation import Limits
 
+_number = functools.partial(typer.Option, metavar="NUMBER", parser=number)
+_whole = functools.partial(typer.Option, metavar="NUMBER", parser=whole)
+_number = functools.partial(typer.Option, metavar="NUMBER", parser=number)
+_whole = functools.partial(typer.Option, metavar="NUMBER", parser=whole)
+MAX_WORKERS, MAX_CASES, MAX_REPEATS = 1_000_000, 100, 1000
 Numbers = Annotated[str | None, typer.Option("--workers", help="Numbers of workers to measure, such as 1,2,4.")]
 
 
@@ -26,7 +33,7 @@ def scale(
     workers: Numbers = None,
     stages: Annotated[str, typer.Option("--stages", help="label, train or both.")] = "label,train",
     modes: Annotated[str, typer.Option("--modes", help="strong, weak or both.")] = "strong",
-    repeats: Annotated[int, typer.Option("--repeats", help="Runs of each number.")] = 3,
+    repeats: Annotated[int, _whole("--repeats", help="Runs of each number.")] = 3,
     simulate: Annotated[
         str | None, typer.Option("--simulate", help="Numbers of workers to predict, such as 64,256,1024.")
     ] = None,
@@ -34,28 +41,65 @@ def scale(
         str, typer.Option("--shard-seconds", help="Seconds of a shard in the prediction.")
     ] = "1,10,60",
     store_mb_per_s: Annotated[
-        float | None, typer.Option("--store-mb-per-s", help="What the store takes in a prediction, all together.")
+        float | None,
+        typer.Option(
+            "--store-mb-per-s",
+            metavar="NUMBER",
+            parser=number,
+            help="What the store takes in a prediction, all together.",
+        ),
     ] = None,
     store_requests_per_s: Annotated[
-        float | None, typer.Option("--store-requests-per-s", help="The same of requests.")
+        float | None,
+        _number("--store-requests-per-s", help="The same of requests."),
     ] = None,
     network_ms: Annotated[
-        float, typer.Option("--network-ms", help="From a worker to the driver or back, in a prediction.")
+        float,
+        typer.Option(
+            "--network-ms",
+            metavar="NUMBER",
+            parser=number,
+            help="From a worker to the driver or back, in a prediction.",
+        ),
     ] = 2.0,
     worker_mb_per_s: Annotated[
-        float | None, typer.Option("--worker-mb-per-s", help="Of one worker's link to the store in a prediction.")
+        float | None,
+        typer.Option(
+            "--worker-mb-per-s",
+            metavar="NUMBER",
+            parser=number,
+            help="Of one worker's link to the store in a prediction.",
+        ),
     ] = None,
     starts_per_s: Annotated[
-        float | None, typer.Option("--starts-per-s", help="Workers that the cluster brings up in a second.")
+        float | None,
+        typer.Option(
+            "--starts-per-s", metavar="NUMBER", parser=number, help="Workers that the cluster brings up in a second."
+        ),
     ] = None,
     shard_mb: Annotated[
-        float | None, typer.Option("--shard-mb", help="What a shard of the study moves; as measured if not given.")
+        float | None,
+        typer.Option(
+            "--shard-mb",
+            metavar="NUMBER",
+            parser=number,
+            help="What a shard of the study moves; as measured if not given.",
+        ),
     ] = None,
-    load_mb: Annotated[float, typer.Option("--load-mb", help="What each worker reads at its start.")] = 0.0,
+    load_mb: Annotated[float, _number("--load-mb", help="What each worker reads at its start.")] = 0.0,
     driver_scale: Annotated[
-        float, typer.Option("--driver-scale", help="Time of the driver's loop there, in units of this machine's.")
+        float,
+        typer.Option(
+            "--driver-scale",
+            metavar="NUMBER",
+            parser=number,
+            help="Time of the driver's loop there, in units of this machine's.",
+        ),
     ] = 1.0,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="Of each fit; 5 or the job's own, if fewer.")] = None,
+    epochs: Annotated[
+        int | None,
+        _whole("--epochs", help="Of each fit; 5 or the job's own, if fewer."),
+    ] = None,
     gpu: Annotated[
         bool | None, typer.Option("--gpu/--no-gpu", help="Training workers on GPUs; where there is one for each.")
     ] = None,
@@ -77,18 +121,20 @@ def scale(
     from sfg_dist.scale.study import NUM_EPOCHS, Study
 
     resolved = load(job, set_, None)
+    if not load_mb >= 0:
+        raise ConfigError(f"--load-mb: expected a number of 0 or more, got {load_mb:g}")
     _require_positive(
         {"--store-mb-per-s": store_mb_per_s, "--store-requests-per-s": store_requests_per_s,
          "--worker-mb-per-s": worker_mb_per_s, "--starts-per-s": starts_per_s, "--driver-scale": driver_scale,
-         "--network-ms": network_ms, "--shard-mb": shard_mb, "--epochs": epochs}
+         "--network-ms": network_ms, "--shard-mb": shard_mb, "--epochs": epochs, "--repeats": repeats}
     )  # fmt: skip
+    if repeats > MAX_REPEATS:
+        raise ConfigError(f"--repeats: expected at most {MAX_REPEATS:,} runs of each number, got {repeats:,}")
     if workers is None and simulate is None and compare_with is None:
         raise ConfigError("say what to measure (--workers 1,2), to predict (--simulate 64,256) or --compare-with")
     # All that can be wrong with the words is found before anything is measured.
-    larger = _numbers("--simulate", simulate or "")
+    larger = [] if simulate is None else _numbers("--simulate", simulate)
     lengths = _numbers("--shard-seconds", shard_seconds, float)
-    if min(larger, default=1) < 1 or not min(lengths, default=0) > 0:
-        raise ConfigError("--simulate and --shard-seconds: expected numbers above 0")
     if compare_with is not None:
         read_study(compare_with)
     if workers is not None:
@@ -152,17 +198,23 @@ def _words(text: str) -> list[str]:
 
 
 def _numbers(option: str, text: str, kind: type[Any] = int) -> list[Any]:
+    parse, wanted, most = (whole, "whole numbers", MAX_WORKERS) if kind is int else (number, "numbers", 1e9)
     try:
-        return [kind(word) for word in _words(text)]
-    except ValueError:
-        wanted = "whole numbers" if kind is int else "numbers"
-        raise ConfigError(f"{option} {text}: expected {wanted} such as 1,2,4") from None
+        found = [parse(word) for word in text.split(",")]
+    except typer.BadParameter:
+        found = [0]
+    if len(found) > MAX_CASES or not all(0 < each <= most for each in found):
+        raise ConfigError(
+            f"{option} {shown(text)}: expected {wanted} above 0 and at most {most:,.0f}, such as 1,2,4; at most "
+            f"{MAX_CASES} of them"
+        )
+    return found
 
 
 def _require_positive(options: Mapping[str, float | None]) -> None:
     for name, value in options.items():
         if value is not None and not value > 0:
-            raise ConfigError(f"{name} {value:g}: expected a number above 0")
+            raise ConfigError(f"{name}: expected a number above 0, got {value:g}")
 
 
 def _lines(document: Mapping[str, Any]) -> list[str]:

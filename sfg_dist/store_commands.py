@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sfg_dist.command import Debug, Executor, JobPath, Json, Set, command, load, say
+from sfg_dist.command import Debug, Executor, JobPath, Json, Set, command, load, number, say
 from sfg_dist.display import Display
 from sfg_dist.errors import ConfigError, StoreError
 from sfg_dist.objects import is_url
@@ -31,7 +31,10 @@ def status(
     watch: Annotated[
         bool, typer.Option("--watch", help="Show it again and again until it is complete, or Ctrl-C.")
     ] = False,
-    interval: Annotated[float, typer.Option("--interval", help="Seconds between two looks, with --watch.")] = 2.0,
+    interval: Annotated[
+        float,
+        typer.Option("--interval", metavar="SECONDS", parser=number, help="Seconds between two looks, with --watch."),
+    ] = 2.0,
     prometheus: Annotated[
         bool, typer.Option("--prometheus", help="Print Prometheus' text format, for a textfile collector.")
     ] = False,
@@ -48,7 +51,7 @@ def status(
     if sum((json_, prometheus)) > 1 or (prometheus and watch):
         raise ConfigError("--prometheus prints one document of its own: leave out --json and --watch")
     if not 0.1 <= interval <= 86_400:
-        raise ConfigError(f"--interval must lie in 0.1 to 86400 seconds, got {interval:g}")
+        raise ConfigError(f"--interval: expected 0.1 to 86400 seconds, got {interval:g}")
     reader = StatusReader(_open(store))
     if watch:
         from sfg_dist.statusview import watch as look_again_and_again
@@ -103,7 +106,7 @@ def repair(
     """
     from sfg_dist.mending import job_beside, mend
 
-    overrides = [*(set_ or []), *([f"executor.kind={executor}"] if executor else [])]
+    overrides = [*(set_ or []), *([f"executor.kind={executor}"] if executor is not None else [])]
     with Display(json_) as display:
         pairs = _open(store, from_copies=True)
         mended = mend(pairs, job_beside(pairs, overrides), dry_run=dry_run, emit=display.tell)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,11 +14,13 @@ import typer
 
 from sfg_dist.command import Debug, Executor, Json, Set, command, load, say
 from sfg_dist.errors import ClusterError, ConfigError
+from sfg_dist.values import printable, shown
 
 if TYPE_CHECKING:
     from sfg_dist.launch.submission import Submission
 
 POLL_S = 2.0
+MAX_SEEDS = 10_000
 MAX_UNKNOWN = 150  # times in a row that a scheduler may have no answer before --wait gives up
 PROFILES = Path("cluster")
 # Not those that a requeue may follow by itself: preempted, timeout, node_fail.
@@ -65,11 +68,12 @@ def submit(
     from sfg_dist.launch.submission import seeded
     from sfg_dist.planning import check_job
 
+    numbers = None if seeds is None else _numbers(seeds)
     resolved = [load(job, set_, executor) for job in jobs]
     for each in resolved:
         check_job(each)  # here, not after a wait in the queue
-    if seeds is not None:
-        resolved = [each for job in resolved for each in seeded(job, _numbers(seeds))]
+    if numbers is not None:
+        resolved = [each for job in resolved for each in seeded(job, numbers)]
     if len({job.output.dir for job in resolved}) < len(resolved):
         raise ConfigError("two of the jobs write to one output.dir: give each its own")
     site = profile or (PROFILES / f"{to}.toml" if (PROFILES / f"{to}.toml").exists() else None)
@@ -77,7 +81,7 @@ def submit(
     allowed = ("run", "label", "train", "sample", "evaluate", "compare")
     for stage in words:
         if scale is None and stage not in allowed:
-            raise ConfigError(f"--stages {stages}: {stage!r} is none of {', '.join(allowed)}")
+            raise ConfigError(f"--stages {shown(stages)}: {shown(stage)} is none of {', '.join(allowed)}")
     order = Order(resolved, load_profile(site, profile_set or ()), stages=words, apart=apart, after=after or ())
     submission, rendered, send = prepare(order, to=to, name=name or jobs[0].stem)
     if dry_run:
@@ -118,7 +122,7 @@ def jobs(
          "attempts": sum(entry["event"] == "started" for entry in one.attempts()), "outputs": one.outputs}
         for one, state in found
     ]  # fmt: skip
-    lines = [f"{e['id']}  {e['to']:<8}{e['state']:<24}{e['name']}  {', '.join(e['outputs'])}" for e in entries]
+    lines = _columns([(e["id"], e["to"], e["state"], e["name"], ", ".join(e["outputs"])) for e in entries])
     say(json_, {"submissions": entries}, "\n".join(lines) or "nothing was submitted from this account")
 
 
@@ -158,16 +162,32 @@ def cancel(submission: Word, json_: Json = False, debug: Debug = False) -> None:
     say(json_, {"id": one.id, "cancelled": one.scheduler_ids}, f"{one.id} ({one.name}) is cancelled")
 
 
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines, each column as wide as its longest word; the last one as it is."""
+    words = [[printable(word).replace("\n", " ") for word in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*words, strict=True)]
+    return ["  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in words]
+
+
 def _numbers(text: str) -> list[int]:
     """0,1,2 or 0-9 or both."""
     found: list[int] = []
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
-            raise ConfigError(f"--seeds {text}: expected numbers such as 0,1,2 or 0-9")
-        found += range(int(first), int(last if dash else first) + 1)
+        numbers = re.fullmatch(r"\s*([0-9]{1,19})\s*(?:-\s*([0-9]{1,19})\s*)?", part)
+        if numbers is None:
+            raise ConfigError(f"--seeds {shown(text)}: expected numbers such as 0,1,2 or 0-9")
+        first, last = int(numbers[1]), int(numbers[2] or numbers[1])
+        if last < first:
+            raise ConfigError(f"--seeds {shown(text)}: {first}-{last} goes down: write {last}-{first}")
+        if last >= 2**63:
+            raise ConfigError(f"--seeds {shown(text)}: a seed is below {2**63:,}")
+        if len(found) + last - first >= MAX_SEEDS:
+            raise ConfigError(
+                f"--seeds {shown(text)}: that is more than {MAX_SEEDS:,} runs, the most that one submission has"
+            )
+        found += range(first, last + 1)
     if len(set(found)) < len(found):
-        raise ConfigError(f"--seeds {text}: a seed stands there twice")
+        raise ConfigError(f"--seeds {shown(text)}: a seed stands there twice")
     return found
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sfg_dist.errors import DataError
 from sfg_dist.plan import REFERENCE_BLOCK_ROWS, fingerprint
 from sfg_dist.planning import make_plan, uses_clusters
 
@@ -30,7 +31,13 @@ def prepare_table(job: Job) -> Prepared:
     from sfg_dist.data import prepare_within
 
     data = job.data.model_dump()
-    return prepare_within(data.pop("source"), memory_gib=job.labels.memory_gib, kind=job.transform.kind, **data)
+    try:
+        return prepare_within(data.pop("source"), memory_gib=job.labels.memory_gib, kind=job.transform.kind, **data)
+    except MemoryError:
+        raise DataError(
+            f"{job.data.source} does not fit into memory: set labels.memory_gib to read it in parts, or data.max_rows "
+            f"to take fewer rows"
+        ) from None
 
 
 def frame_of(job: Job, table: Prepared, make_order: Order) -> Frame:

@@ -35,6 +35,20 @@ def size_of(num_bytes: float) -> str:
     return f"{num_bytes:.0f} {unit}" if unit == "bytes" else f"{num_bytes:.1f} {unit}"
 
 
+WIDE = 1e6
+"""From here on a number with decimals is wider than a column."""
+
+
+def wide_number(value: float) -> str:
+    """A number with three digits and a power of ten.
+
+    Example:
+        >>> wide_number(-163296656082398880.0)
+        '-1.63e17'
+    """
+    return f"{value:.2e}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
+
+
 def counted(count: int, name: str) -> str:
     """A number of things.
 

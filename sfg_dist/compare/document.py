@@ -11,6 +11,7 @@ import numpy as np
 from sfg_dist.compare.peers import PeerKind
 from sfg_dist.compare.selection import Selection
 from sfg_dist.config import Job
+from sfg_dist.words import WIDE, wide_number
 
 OURS = "sfg"
 NOT_PEERS = (OURS, "published")
@@ -165,12 +166,12 @@ def verdict(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if likelihood is not None:
         others = {peer: mean_likelihood(methods[peer]) for peer in ("realnvp", "nsf") if peer in methods}
         compared = [
-            f"{NAMES[peer]} {value[0]:.2f} ({'at least' if likelihood[0] >= value[0] else 'below'})"
+            f"{NAMES[peer]} {_nats(value[0])} ({'at least' if likelihood[0] >= value[0] else 'below'})"
             for peer, value in others.items()
             if value is not None
         ]
         if compared:
-            sentences.append(f"Test log-likelihood in nats: sfg {likelihood[0]:.2f}; {', '.join(compared)}.")
+            sentences.append(f"Test log-likelihood in nats: sfg {_nats(likelihood[0])}; {', '.join(compared)}.")
     costs = [
         f"{NAMES[peer]} {_times(methods[peer]['us_per_sample'] / ours['us_per_sample'])} times as long"
         for peer in COSTS_COMPARED
@@ -179,6 +180,10 @@ def verdict(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if costs:
         sentences.append(f"A sampled row takes {ours['us_per_sample']:.1f} µs; {', '.join(costs)}.")
     return sentences
+
+
+def _nats(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < WIDE else wide_number(value)
 
 
 def _times(ratio: float) -> str:

@@ -10,7 +10,7 @@ from sfg_dist.compare.document import NAMES, NOT_PEERS, mean_auc, mean_likelihoo
 from sfg_dist.evaluate.figures import to_data_uri
 from sfg_dist.evaluate.report import MEANINGS, NO_VALUE, shown_number
 from sfg_dist.evaluate.templates import page_template
-from sfg_dist.words import duration
+from sfg_dist.words import WIDE, duration, wide_number
 
 OVERRUN = 1.02
 """Times the budget from which on the page says so."""
@@ -77,10 +77,17 @@ def main_table(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def with_error(value: float | None, error: float | None, digits: int = 3) -> str:
-    """A number and its standard error."""
+    """A number and its standard error; one that no column has room for has three digits and a power of ten.
+
+    Example:
+        >>> with_error(0.5, 0.01), with_error(-1.6329665e20, 3e19)
+        ('0.500 ± 0.010', '−1.63e20 ± 3.00e19')
+    """
     if value is None:
         return NO_VALUE
-    shown = f"{value:.{digits}f}" + (f" ± {error:.{digits}f}" if error is not None else "")
+    numbers = [value] if error is None else [value, error]
+    is_wide = max(map(abs, numbers)) >= WIDE
+    shown = " ± ".join(wide_number(number) if is_wide else f"{number:.{digits}f}" for number in numbers)
     return shown.replace("-", "\N{MINUS SIGN}")
 
 

@@ -34,6 +34,7 @@ from sfg_dist.errors import TrainingError
 from sfg_dist.model.device_feed import DeviceFeed
 from sfg_dist.model.fit import Stopwatch, Trainer
 from sfg_dist.objects import absolute_url
+from sfg_dist.search_path import python_command
 from sfg_dist.store import Pairs, PairStream, open_pairs
 from sfg_dist.threads import wait_passively
 
@@ -260,7 +261,7 @@ class _Process:
         environment = dict(os.environ)
         wait_passively(environment)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "sfg_dist.distributed.ahead", json.dumps(task)],
+            python_command("sfg_dist.distributed.ahead", json.dumps(task)),
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -13,7 +13,6 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from sfg_dist.distributed.calibration_process import PROBES, TRIAL_ROWS, with_ba
 from sfg_dist.distributed.machine import free_disk
 from sfg_dist.errors import ConfigError, LabelingError
 from sfg_dist.plan import REFERENCE_BLOCK_ROWS, Plan
+from sfg_dist.search_path import python_command
 from sfg_dist.store import create_store
 from sfg_dist.threads import wait_passively
 
@@ -222,7 +222,6 @@ def _process(folder: Path, number: int, device: str, settings: Mapping[str, Any]
     """A worker with the environment that Ray gives an actor; ended with the block, whatever happens."""
     environment = os.environ | {
         "OMP_NUM_THREADS": str(settings["num_threads"]),
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "SFG_CALIBRATION_STARTED": repr(time.time()),
     }
     wait_passively(environment)
@@ -230,7 +229,7 @@ def _process(folder: Path, number: int, device: str, settings: Mapping[str, Any]
     if kind == "cuda":
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         environment["CUDA_VISIBLE_DEVICES"] = visible[int(index)] if visible != [""] else index
-    command = [sys.executable, "-m", calibration_process.__name__, str(folder / f"{number}.json")]
+    command = python_command(calibration_process.__name__, str(folder / f"{number}.json"))
     with (
         (folder / f"{number}.log").open("w") as log,
         subprocess.Popen(

@@ -6,12 +6,17 @@ import contextlib
 import math
 import os
 import secrets
+import shutil
 import signal
 import sys
+import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 from sfg_dist.errors import ClusterError
+from sfg_dist.search_path import PACKAGE_ROOT, inherited_path, is_on_path_by_name
 from sfg_dist.threads import is_settled, wait_passively
 
 LOCAL_ENVIRONMENT = {
@@ -21,6 +26,10 @@ LOCAL_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+
+MAX_BASE = 24
+"""Characters of a directory with room for Ray's sockets: a socket's path has 103, and Ray's names take up to 79."""
+LEAST_ROOM = 32 << 20
 
 _TOKEN = secrets.token_hex(32)  # one a process: Ray keeps the first that it sees
 _ray_has_token = False
@@ -44,21 +53,21 @@ def ray_session(address: str | None = None) -> Iterator[None]:
             yield
             return
         if address is None:
-            stack.enter_context(local_environment())
+            folder = stack.enter_context(session_directory())
+            stack.enter_context(local_environment({"PYTHONPATH": _workers_path(folder)}))
         import ray  # after the environment: Ray reads its authentication mode once, when it is imported
 
         terminate = signal.getsignal(signal.SIGTERM)
+        options: dict[str, Any] = {
+            "job_config": job_config(is_local=address is None), "log_to_driver": False, "configure_logging": False,
+        }  # fmt: skip
+        if address is None:
+            options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+            # Ray opens the directory that it is given to everybody: that is one behind a door that only we pass.
+            options["_temp_dir"] = str(folder / "r")
         try:
-            if address is None:
-                ray.init(
-                    address="local",  # else it would join whatever Ray this user started last on the machine
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    configure_logging=False,
-                    _node_ip_address="127.0.0.1",
-                )
-            else:
-                ray.init(address=address, log_to_driver=False, configure_logging=False)
+            # "local": else it would join whatever Ray this user started last on the machine.
+            ray.init(address=address or "local", **options)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             raise ClusterError(_explain(address, error)) from error
         if threading.current_thread() is threading.main_thread():
@@ -67,6 +76,86 @@ def ray_session(address: str | None = None) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+class _OwnPath(list[str]):
+    """Directories that workers import from before all others; Ray may add none."""
+
+    def extend(self, _: Iterable[str]) -> None:
+        """Leave out what Ray adds, which is the working directory and the script's: the user's files lie there."""
+
+
+def job_config(*, is_local: bool) -> Any:
+    """Ray's settings of a job whose workers find their modules where this package is, and never beside the job.
+
+    Args:
+        is_local: whether the workers inherit this process's environment, which then says where the package is.
+    """
+    from ray.job_config import JobConfig
+
+    config = JobConfig()
+    config._py_driver_sys_path = _OwnPath([] if is_local or not is_on_path_by_name() else [PACKAGE_ROOT])
+    return config
+
+
+@contextlib.contextmanager
+def session_directory() -> Iterator[Path]:
+    """A directory for a local Ray's sockets, logs and spilled objects, removed at the end.
+
+    Raises:
+        ClusterError: there is no place for it; the message names TMPDIR.
+    """
+    refused = {}
+    for base in dict.fromkeys((_temporary_directory(), "/tmp", "/var/tmp")):
+        if reason := _unfit(base):
+            refused[base or "TMPDIR"] = reason
+            continue
+        with tempfile.TemporaryDirectory(prefix="sfg-", dir=base, ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
+            return
+    reasons = "; ".join(f"{base} {reason}" for base, reason in refused.items())
+    raise ClusterError(
+        f"Ray needs a directory for its sockets, and found none: {reasons}. Set TMPDIR to a local directory with a "
+        f"short name, or use `--executor inline`"
+    )
+
+
+def _workers_path(folder: Path) -> str:
+    """PYTHONPATH of workers; a package that is not installed gets a directory of its own, which hides no other."""
+    if not is_on_path_by_name():
+        return inherited_path()
+    own = folder / "package"
+    own.mkdir()
+    (own / "sfg_dist").symlink_to(Path(PACKAGE_ROOT, "sfg_dist"))
+    return inherited_path(str(own))
+
+
+def _temporary_directory() -> str:
+    """What the environment names, whether it can be used or not; else the system's."""
+    named = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR")
+    if named:
+        return os.path.abspath(named)
+    try:
+        return tempfile.gettempdir()
+    except OSError:
+        return ""
+
+
+def _unfit(base: str) -> str:
+    """Why Ray's directory cannot lie there; empty where it can."""
+    if not base.isascii():
+        return "has a name with letters that Ray cannot take"
+    if len(base) > MAX_BASE:
+        return f"has a name of {len(base)} characters, of which a socket leaves {MAX_BASE}"
+    try:
+        with tempfile.TemporaryFile(dir=base or os.curdir) as file:
+            file.write(b"\0" * 4096)
+            file.flush()
+    except OSError as error:
+        return f"cannot be written ({error.strerror or 'no such directory'})"
+    if shutil.disk_usage(base).free < LEAST_ROOM:
+        return f"has less than {LEAST_ROOM >> 20} MiB free"
+    return ""
 
 
 def _explain(address: str | None, error: Exception) -> str:
@@ -79,11 +168,14 @@ def _explain(address: str | None, error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def local_environment() -> Iterator[None]:
+def local_environment(more: Mapping[str, str] | None = None) -> Iterator[None]:
     """Within, a Ray started on this machine has a token of this process, little idle work and threads that sleep.
 
     The environment is put back after. Ray reads its authentication mode once, when it is imported; where the user's
     program imported it first, Ray's own way of making a token stands.
+
+    Args:
+        more: variables beside these.
     """
     global _ray_has_token
     _ray_has_token = _ray_has_token or "ray" not in sys.modules
@@ -92,6 +184,7 @@ def local_environment() -> Iterator[None]:
         wait_passively(values)
     if _ray_has_token:
         values |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
+    values |= more or {}
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

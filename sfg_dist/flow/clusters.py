@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from sfg_dist.kernel_cache import cached_njit
 
 F = np.float32
 FAN = 8
@@ -198,7 +199,7 @@ def _aligned(shape: tuple[int, ...]) -> NDArray[np.float32]:
     return room[first : first + size].reshape(shape)
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def _quickselect(key, order, low, high, k):  # type: ignore[no-untyped-def]
     """Reorder order[low:high] so that keys before place k are not above those from k on."""
     high -= 1
@@ -223,7 +224,7 @@ def _quickselect(key, order, low, high, k):  # type: ignore[no-untyped-def]
             return
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def _best_split(columns, order, first, last, unit):  # type: ignore[no-untyped-def]
     """Column and place, a multiple of ``unit``, whose split takes the most from the sum of squares; the gain.
 
@@ -252,7 +253,7 @@ def _best_split(columns, order, first, last, unit):  # type: ignore[no-untyped-d
     return column, first + part * unit
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def _order_range(columns, order, low, high, leaf_rows, stop_rows):  # type: ignore[no-untyped-def]
     """Split order[low:high] until parts have at most ``stop_rows`` rows; the parts' first places.
 
@@ -276,7 +277,7 @@ def _order_range(columns, order, low, high, leaf_rows, stop_rows):  # type: igno
     return starts
 
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def _node_moments(rows, span, offset, size, moments, bounds, table):  # type: ignore[no-untyped-def]
     """Bounds and moments of one level's nodes, each of ``span`` rows."""
     num_rows, dim = rows.shape

@@ -14,10 +14,11 @@ from importlib import resources
 from typing import Any
 
 from llvmlite import ir
-from numba import njit
 from numba.core import cgutils, config, types
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic, models, overload, register_model
+
+from sfg_dist import kernel_cache
 
 LANES = 8
 # Polynomial of 2^f on [-1/2, 1/2], highest power first: least largest relative error, 1.1e-7 in float32.
@@ -41,7 +42,7 @@ def cached_njit(function: Callable[..., Any]) -> Any:
 
     Numba looks at the time stamp of the function's own file only, and would go on with code made of others' old text.
     """
-    dispatcher = njit(nogil=True, error_model="numpy", cache=True)(function)
+    dispatcher = kernel_cache.cached_njit(nogil=True, error_model="numpy")(function)
     index = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
     if index is not None:
         index._source_stamp = _sources()

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import datetime
 import re
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, field_validator
 
-from sfg_dist.documents import apply_override, checked
-from sfg_dist.errors import ConfigError
+from sfg_dist.config import integral
+from sfg_dist.documents import apply_override, checked, parse_document, read_document
+from sfg_dist.expected import Words
 
 TARGETS = ("slurm", "kuberay", "ray")
-_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
-Seconds = Annotated[int, Field(ge=0)]
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+WALLTIME = r"^(([0-9]{1,6}-)?[0-9]{1,9}(:[0-9]{1,2}){0,2}|(?i:unlimited|infinite))$"
+WALLTIME_WORDS = 'a time such as "90" (minutes), "1:30:00" or "2-12:00:00" (days-hours), or "UNLIMITED"'
+MEMORY = 'a size such as "64G": a whole number and K, M, G or T'
+QUANTITY = r"^[0-9]{1,15}(\.[0-9]{1,3})?([EPTGMK]i?)?$"
+QUANTITY_WORDS = 'a size such as "16Gi"'
+_MOST = 1_000_000_000
+PositiveInt = Annotated[int, Strict(), BeforeValidator(integral), Field(gt=0, le=_MOST)]
+Count = Annotated[int, Strict(), BeforeValidator(integral), Field(ge=0, le=_MOST)]
 
 
 class _Section(BaseModel):
@@ -51,7 +58,7 @@ class Setup(_Section):
     """
 
     modules: list[str] = []
-    environment: dict[Annotated[str, Field(pattern=_NAME)], str] = {}
+    environment: dict[Variable, str] = {}
     commands: list[str] = []
     python: str | None = None
     host_python: str = "python3"
@@ -77,17 +84,17 @@ class SlurmProfile(_Section):
 
     nodes: PositiveInt = 1
     cpus_per_node: PositiveInt | None = None
-    gpus_per_node: Annotated[int, Field(ge=0)] = 0
-    gpu_type: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] | None = None
-    memory_per_node: Annotated[str, Field(pattern=r"^\d+[KMGT]?$")] | None = None
-    walltime: Annotated[str, Field(pattern=r"^(\d+-)?\d+(:\d+){0,2}$")] = "1:00:00"
+    gpus_per_node: Count = 0
+    gpu_type: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$"), Words("one word, such as a100")] | None = None
+    memory_per_node: Annotated[str, Field(pattern=r"^[0-9]{1,15}[KMGT]?$"), Words(MEMORY)] | None = None
+    walltime: Annotated[str, Field(pattern=WALLTIME), Words(WALLTIME_WORDS)] = "1:00:00"
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
     reservation: str | None = None
-    signal_before_s: Annotated[int, Field(ge=40, le=65_535)] = 180
-    max_requeues: Annotated[int, Field(ge=0)] = 100
+    signal_before_s: Annotated[int, Strict(), BeforeValidator(integral), Field(ge=40, le=65_535)] = 180
+    max_requeues: Count = 100
     options: list[str] = []
 
     @field_validator("options")
@@ -108,7 +115,7 @@ class Volume(_Section):
     """A persistent volume claim and where it appears."""
 
     claim: str
-    path: Annotated[str, Field(pattern=r"^/")]
+    path: Annotated[str, Field(pattern=r"^/"), Words("a path from the root, such as /data")]
     read_only: bool = False
 
 
@@ -147,25 +154,25 @@ class KubeRayProfile(_Section):
     image: str = "sfg-dist:latest"
     ray_version: str = "2.60.0"
     workers: PositiveInt = 1
-    min_workers: Annotated[int, Field(ge=0)] | None = None
+    min_workers: Count | None = None
     autoscaling: bool = False
     cpus: PositiveInt = 4
-    memory: Annotated[str, Field(pattern=r"^\d+(\.\d+)?([EPTGMK]i?)?$")] = "16Gi"
-    gpus: Annotated[int, Field(ge=0)] = 0
+    memory: Annotated[str, Field(pattern=QUANTITY), Words(QUANTITY_WORDS)] = "16Gi"
+    gpus: Count = 0
     head_cpus: PositiveInt = 2
-    head_memory: Annotated[str, Field(pattern=r"^\d+(\.\d+)?([EPTGMK]i?)?$")] = "8Gi"
+    head_memory: Annotated[str, Field(pattern=QUANTITY), Words(QUANTITY_WORDS)] = "8Gi"
     gpu_resource: str = "nvidia.com/gpu"
     queue: str | None = None
     service_account: str | None = None
     node_selector: dict[str, str] = {}
     tolerations: list[Toleration] = []
     volumes: list[Volume] = []
-    environment: dict[Annotated[str, Field(pattern=_NAME)], str] = {}
+    environment: dict[Variable, str] = {}
     secrets: list[str] = []
-    backoff_limit: Annotated[int, Field(ge=0)] = 3
+    backoff_limit: Count = 3
     deadline_s: PositiveInt | None = None
-    ttl_s: Seconds = 0
-    fs_group: int | None = 1000
+    ttl_s: Count = 0
+    fs_group: Count | None = 1000
     kubectl: str = "kubectl"
 
 
@@ -180,7 +187,7 @@ class RayProfile(_Section):
 
     address: str | None = None
     sfg: str = "sfg"
-    environment: dict[Annotated[str, Field(pattern=_NAME)], str] = {}
+    environment: dict[Variable, str] = {}
 
 
 class Profile(_Section):
@@ -204,12 +211,9 @@ def load_profile(path: str | Path | None, overrides: Iterable[str] = ()) -> Prof
     """
     document: dict[str, Any] = {}
     if path is not None:
-        try:
-            document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"profile {path}: {error}") from error
+        document = parse_document(read_document(path, "profile"), f"profile {path}")
     for assignment in overrides:
-        apply_override(document, assignment)
+        apply_override(document, assignment, Profile, option="--profile-set")
     slurm = document.get("slurm")
     if isinstance(slurm, dict) and isinstance(slurm.get("walltime"), datetime.time):  # 01:30:00 without quotes
         slurm["walltime"] = slurm["walltime"].isoformat()

@@ -13,7 +13,7 @@ from sfg_dist.errors import ConfigError
 from sfg_dist.launch.submission import ANSWER_S, Order, Rendered, Submission, run_command, stage_words
 from sfg_dist.threads import wait_passively
 
-RAY = [sys.executable, "-m", "ray.scripts.scripts", "job"]
+RAY = [sys.executable, "-P", "-m", "ray.scripts.scripts", "job"]
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 UNKNOWN, NOT_SENT = "unknown: the cluster does not answer", "UNKNOWN: IT WAS NOT SENT"
 

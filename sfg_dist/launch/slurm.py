@@ -7,6 +7,7 @@ attempts said of themselves stays in the submission's folder.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import sys
@@ -16,8 +17,9 @@ from typing import Any
 
 from sfg_dist.config import Job, resolve_job
 from sfg_dist.errors import ClusterError, ConfigError
-from sfg_dist.launch.profile import Container, Profile
+from sfg_dist.launch.profile import Container, Profile, Setup
 from sfg_dist.launch.submission import STAGES, Order, Rendered, Submission, run_command, stage_words
+from sfg_dist.search_path import PACKAGE_ROOT, inherited_path, is_on_path_by_name
 
 PENDING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
 RUNNING = ("RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "SUSPENDED", "STOPPED", "RESIZING")
@@ -66,19 +68,22 @@ def _check_walltime(profile: Profile) -> None:
         )
 
 
-def seconds_of(walltime: str) -> int:
-    """Slurm's minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes[:seconds].
+def seconds_of(walltime: str) -> float:
+    """Slurm's minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes[:seconds];
+    infinite for UNLIMITED, INFINITE and 0.
 
     Example:
         >>> seconds_of("90"), seconds_of("1:30:00"), seconds_of("2-12")
         (5400, 5400, 216000)
     """
+    if walltime.lower() in ("unlimited", "infinite"):
+        return math.inf
     days, dash, rest = walltime.rpartition("-")
     numbers = [int(word) for word in rest.split(":")]
     if not dash and len(numbers) < 3:  # minutes first
         numbers = [0, *numbers]
     hours, minutes, seconds = (*numbers, 0, 0)[:3]
-    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds or math.inf
 
 
 def _task(submission: Submission, jobs: Sequence[Job], profile: Profile, stages: Sequence[str]) -> dict[str, Any]:
@@ -100,10 +105,10 @@ def _task(submission: Submission, jobs: Sequence[Job], profile: Profile, stages:
         "needs_ray": kinds == {"ray"},
         "signal_before_s": slurm.signal_before_s,
         "python": python,
-        "sfg": [*python, "-m", "sfg_dist.cli"],
-        "ray": [*python, "-m", "ray.scripts.scripts"],
-        "wait": [*python, "-m", "sfg_dist.distributed.nodes"],
-        "environment": dict(setup.environment),
+        "sfg": [*python, "-P", "-m", "sfg_dist.cli"],
+        "ray": [*python, "-P", "-m", "ray.scripts.scripts"],
+        "wait": [*python, "-P", "-m", "sfg_dist.distributed.nodes"],
+        "environment": _search_path(setup) | setup.environment,
         "container_prefixes": _prefixes(setup.container),
         "scratch": setup.scratch,
         "cpus_per_node": slurm.cpus_per_node,
@@ -111,6 +116,13 @@ def _task(submission: Submission, jobs: Sequence[Job], profile: Profile, stages:
         "gres": slurm.gres,
         "max_requeues": slurm.max_requeues,
     }
+
+
+def _search_path(setup: Setup) -> dict[str, str]:
+    """PYTHONPATH of a checkout that is run where it lies: the nodes' processes do not look into their directory."""
+    if setup.python is not None or setup.container is not None or not is_on_path_by_name():
+        return {}
+    return {"PYTHONPATH": inherited_path(PACKAGE_ROOT)}
 
 
 def _enter(container: Container | None, gpus: int, variables: Sequence[str]) -> list[str]:

@@ -153,6 +153,8 @@ class SlurmTask:
 
     def _run_stages(self, scratch: Path) -> int:
         environment = dict(self.environment) | self.task["environment"]
+        if "PYTHONPATH" in environment:
+            environment["PYTHONPATH"] = _without_working_directory(environment["PYTHONPATH"])
         inside = dict(self.task["environment"])
         if not any(name in environment for name in WAITING):
             inside["OMP_WAIT_POLICY"] = environment["OMP_WAIT_POLICY"] = "PASSIVE"
@@ -310,7 +312,8 @@ class SlurmTask:
 
     def _start_head(self, nodes: list, environment: dict, scratch: Path) -> str:
         node, host = nodes[0], _address_of(*nodes[:2])
-        probe = [*self.task["python"], "-c", "import importlib.util as i, sys; sys.exit(i.find_spec('grpc') is None)"]
+        find = "import importlib.util as i, sys; sys.exit(i.find_spec('grpc') is None)"
+        probe = [*self.task["python"], "-P", "-c", find]
         asked = subprocess.run(probe, env=environment, stdin=subprocess.DEVNULL, capture_output=True)
         for attempt in range(PORT_ATTEMPTS):
             port, client_port = (port_of(self.job_id, 2 * attempt + number) for number in (0, 1))
@@ -451,6 +454,15 @@ def _srun(node: str) -> list:
         "srun", "--nodes=1", "--ntasks=1", f"--nodelist={node}", "--overlap", "--kill-on-bad-exit=0", "--export=ALL",
         "--cpu-bind=none",
     ]  # fmt: skip
+
+
+def _without_working_directory(path: str) -> str:
+    """A PYTHONPATH whose entries are no other name of the working directory, whose files are the user's."""
+    here = os.path.realpath(".")
+    return os.pathsep.join(
+        entry for entry in path.split(os.pathsep)
+        if entry and (os.path.realpath(entry) != here or os.path.isdir(os.path.join(entry, "sfg_dist")))
+    )  # fmt: skip
 
 
 def _show(command: list) -> dict:

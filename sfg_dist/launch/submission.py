@@ -26,8 +26,10 @@ from typing import Any
 
 from sfg_dist.config import Job, resolve_job
 from sfg_dist.errors import ClusterError, ConfigError
+from sfg_dist.folders import expanded
 from sfg_dist.launch.profile import Profile, one_line
 from sfg_dist.objects import is_url
+from sfg_dist.values import shown
 
 STAGES = ("label", "train", "sample", "evaluate")
 ID_NAME, STATE_NAME = "submission.json", "state.json"
@@ -158,7 +160,7 @@ def new_submission(jobs: Sequence[Job], to: str, name: str, profile: Profile) ->
     """A submission of jobs that nothing is written of yet."""
     now = datetime.datetime.now(datetime.UTC)
     identifier = f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    folder = Path(profile.setup.dir).expanduser().absolute() / identifier
+    folder = Path(expanded(profile.setup.dir)).absolute() / identifier
     return Submission(
         id=identifier,
         to=to,
@@ -192,7 +194,7 @@ def seeded(job: Job, seeds: Sequence[int]) -> list[Job]:
 
 
 def _absolute(path: str) -> str:
-    return path if is_url(path) else str(Path(path).expanduser().absolute())
+    return path if is_url(path) else str(Path(path).absolute())
 
 
 def _is_path(source: str) -> bool:
@@ -217,7 +219,7 @@ def submit(order: Order, *, to: str, name: str) -> tuple[Submission, Rendered, C
     elif to == "ray":
         from sfg_dist.launch import ray_jobs as scheduler  # type: ignore[no-redef]
     else:
-        raise ConfigError(f"--to {to}: expected slurm, kuberay or ray")
+        raise ConfigError(f"--to {shown(to)}: expected slurm, kuberay or ray")
     order = replace(order, jobs=[with_absolute_paths(job) for job in order.jobs])
     submission = new_submission(order.jobs, to, name, order.profile)
     rendered = scheduler.render(submission, order)
@@ -248,23 +250,29 @@ def write_files(submission: Submission, rendered: Rendered) -> None:
 
 def registry() -> Path:
     """The file that finds submissions again."""
-    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    base = os.environ.get("XDG_STATE_HOME") or expanded("~/.local/state")
     return Path(base) / "sfg_dist" / "submissions.jsonl"
 
 
 def remember(submission: Submission) -> None:
     """Add a line to the registry."""
     path = registry()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"id": submission.id, "folder": submission.folder}) + "\n")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"id": submission.id, "folder": submission.folder}) + "\n")
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be written ({error.strerror}), and `sfg jobs` would not find the submission again: set "
+            f"XDG_STATE_HOME to a directory of your own"
+        ) from error
 
 
 def known() -> Iterator[Submission]:
     """Every submission whose folder is still there, oldest first."""
     try:
         lines = registry().read_text(encoding="utf-8").splitlines()
-    except OSError:
+    except (OSError, ConfigError):  # nothing was submitted, or there is no home to remember it in
         return
     for line in lines:
         with contextlib.suppress(ValueError, KeyError, OSError, TypeError):
@@ -284,7 +292,7 @@ def find(word: str) -> Submission:
         return exact[-1]
     found = [one for one in everything if one.id.startswith(word)]
     if not found:
-        raise ConfigError(f"no submission is called {word!r}: `sfg jobs` lists them")
+        raise ConfigError(f"no submission is called {shown(word)}: `sfg jobs` lists them")
     if len(found) > 1:
         raise ConfigError(f"{word!r} means {len(found)} submissions: {', '.join(one.id for one in found)}")
     return found[0]

@@ -28,6 +28,7 @@ from sfg_dist._version import __version__
 from sfg_dist.data import Transform
 from sfg_dist.data.conditions import ColumnSplit, read_given
 from sfg_dist.errors import StoreError, TrainingError
+from sfg_dist.folders import place_of
 from sfg_dist.model.calibrate import Calibration
 from sfg_dist.model.encoder import Encoder
 from sfg_dist.model.likelihood import Mass, batch_rows_of, mapped_log_density
@@ -36,6 +37,7 @@ from sfg_dist.model.sampling import BLOCK_ROWS, draw_ranges, units
 from sfg_dist.objects import is_url
 from sfg_dist.plan import Stream, normal_rows
 from sfg_dist.store import Location
+from sfg_dist.values import whole_number
 
 FORMAT_VERSION = 1
 FAR_CONDITION = 8.0  # in the flow's coordinates, where a column's spread is 1
@@ -103,14 +105,13 @@ class Generator:
             is given stands in its columns.
 
         Raises:
-            ValueError: n or start is negative.
-            ConfigError: ``given`` is missing, does not belong to this generator, or does not fit.
+            ConfigError: n, seed or start is no whole number of 0 or more; or ``given`` is missing, does not belong to
+                this generator, or does not fit.
 
         Example:
             >>> generator.sample(1000, given={"temperature": 20.5})     # doctest: +SKIP
         """
-        if n < 0 or start < 0:
-            raise ValueError(f"n and start must not be negative, got {n} and {start}")
+        n, seed, start = (whole_number(name, value) for name, value in (("n", n), ("seed", seed), ("start", start)))
         rows, done = np.empty((n, len(self.columns))), 0
         conditions = self.conditions_of(given, n)
         for part in self.sample_ranges([(start, start + n)], seed, conditions, first=start):
@@ -318,7 +319,7 @@ class Generator:
         Raises:
             StoreError: the place cannot be written.
         """
-        location = Location(directory, create=True)
+        location = Location(place_of("directory", directory), create=True)
         document = {
             "format": FORMAT_VERSION,
             "sfg_dist": __version__,
@@ -345,7 +346,7 @@ class Generator:
         Raises:
             StoreError: there is no generator, or its files do not fit together.
         """
-        place, files = _find(str(path).rstrip("/"))
+        place, files = _find(place_of("path", path).rstrip("/"))
         try:
             document = json.loads(files[JSON_NAME])
             tensors = load(files[TENSORS_NAME])

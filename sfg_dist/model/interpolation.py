@@ -11,10 +11,12 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from sfg_dist.kernel_cache import cached_njit
+
 CELLS = 512  # of a table of first guesses
 
 _Array = NDArray[np.float64]
-_compiled = njit(nogil=True, cache=True, error_model="numpy")
+_compiled = cached_njit(nogil=True, error_model="numpy")
 _inlined = njit(nogil=True, error_model="numpy", forceinline=True)
 
 

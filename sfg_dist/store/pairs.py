@@ -36,6 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.errors import IncompleteStoreError, PlanMismatchError, StoreError, StoreUnavailableError
+from sfg_dist.folders import place_of
 from sfg_dist.objects import is_url, reason_of, trouble_of
 from sfg_dist.plan import Plan, fingerprint_of_blocks
 from sfg_dist.store.arrays import ARRAYS, object_bytes, object_key, record_layout, record_prefix
@@ -66,13 +67,14 @@ def open_pairs(path: str | Path, *, from_copies: bool = False) -> Pairs:
         An object with ``latents`` and ``labels`` (Dask arrays, rows x columns), ``plan`` and ``is_complete``.
 
     Raises:
+        ConfigError: it is no path.
         StoreError: there is no store of pairs there, or its plan cannot be read.
 
     Example:
         >>> pairs = sfg_dist.open_pairs("runs/quickstart")      # doctest: +SKIP
         >>> pairs.labels.mean(axis=0).compute()                 # doctest: +SKIP
     """
-    text = str(path).rstrip("/")
+    text = place_of("path", path).rstrip("/")
     for candidate in (text, f"{text}/pairs.zarr"):
         if not is_url(candidate) and not Path(candidate).is_dir():
             continue

@@ -88,7 +88,7 @@ def test_modules_commands_and_a_container():
     assert lines[-1].startswith("exec python3 ")
     task = json.loads(rendered.files["task.json"])
     enter = ["apptainer", "exec", "--nv", "--bind", "/shared", "/images/a b.sif", "python"]
-    assert task["sfg"] == [*enter, "-m", "sfg_dist.cli"]
+    assert task["sfg"] == [*enter, "-P", "-m", "sfg_dist.cli"]
     assert task["ray"][: len(enter)] == enter
     assert task["gres"] == "gpu:a100:2"
     assert "--gres=gpu:a100:2" in rendered.commands[0]

@@ -120,7 +120,7 @@ def _paths(pairs: Pairs, transform: Transform) -> tuple[NDArray[np.float64], NDA
     latents = torch.from_numpy(read_rows(pairs.latents, 0, min(NUM_PATHS, pairs.plan.num_pairs)))
     beta_sq, states = label_paths(
         latents,
-        Reference(torch.from_numpy(pairs.reference)),
+        Reference(torch.from_numpy(pairs.reference), sigma_data=pairs.plan.sigma_data),
         schedule=Schedule(settings["schedule"], pairs.plan.t_min),
         num_evaluations=96,
     )

@@ -154,14 +154,16 @@ def label_latents(
         ).points  # fmt: skip
     else:
         kind = time_grid
-    is_sparse = choose_backend(prepared, backend, tolerance) == "sparse"
+    # The shape of a matrix product decides its last bits, so a batch is filled up, with places amid the data. Clusters
+    # take each row by itself, and step control fills up what it needs.
+    filler = prepared.center if direction == "encode" else torch.zeros(prepared.dim)
+    is_filled = choose_backend(prepared, backend, tolerance) != "sparse" and solver_tolerance is None
     labels = torch.empty(start.shape, dtype=dtype, device=start.device)
     for first in range(0, len(start), batch_size):
         rows = start[first : first + batch_size].to(prepared.states_dtype)
-        # The shape of a matrix product decides its last bits, so a batch is filled up, with rows that it has.
-        seats = rows if is_sparse else rows[torch.arange(batch_size, device=rows.device) % len(rows)]
+        missing = batch_size - len(rows) if is_filled else 0
         ends = label_batch(
-            seats,
+            torch.cat([rows, filler.to(rows).expand(missing, -1)]),
             prepared,
             schedule=noise,
             direction=direction,

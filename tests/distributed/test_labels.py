@@ -119,8 +119,9 @@ def test_a_fitted_grid_stands_in_the_plan_and_a_resume_takes_it_from_there(make_
     assert all(len(grid) == 13 and grid[0] == 0 for grid in grids.values())
     label_inline(pairs.location.url)
     expected = label_latents(
-        normal_rows(0, Stream.LATENTS, 0, 128, 2), Reference(pairs.reference, sigma_data=1.0), t_min=1e-3, num_evaluations=12,
-        time_grid=grids["decode"], batch_size=64, sigma_data=1.0)  # fmt: skip
+        normal_rows(0, Stream.LATENTS, 0, 128, 2), Reference(pairs.reference, sigma_data=1.0), t_min=1e-3,
+        num_evaluations=12, time_grid=grids["decode"], batch_size=64,
+    )  # fmt: skip
     assert np.array_equal(pairs.labels.compute()[:128], expected)
 
     def refuse(*args, **kwargs):

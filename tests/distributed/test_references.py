@@ -128,8 +128,9 @@ def test_the_measured_error_is_that_of_the_labels(make_store, monkeypatch, loads
     start, end = ("latents", "labels") if direction == "decode" else ("labels", "latents")
     given, made = (read_rows(getattr(pairs, name), 0, 64).astype(np.float64) for name in (start, end))
     exact = label_latents(
-        given, Reference(pairs.reference, dtype=torch.float64, sigma_data=1.0), direction=direction, solver="rk4", num_evaluations=384,
-        t_min=1e-3, batch_size=64, tolerance=0.0, sigma_data=1.0)  # fmt: skip
+        given, Reference(pairs.reference, dtype=torch.float64, sigma_data=1.0), direction=direction, solver="rk4",
+        num_evaluations=384, t_min=1e-3, batch_size=64, tolerance=0.0,
+    )  # fmt: skip
     true = np.linalg.norm(made - exact, axis=1)
     for num_kept in (4, 2, 0):
         monkeypatch.setattr(references.StoredReference, "num_fitting", lambda *_, kept=num_kept: kept)

@@ -60,21 +60,22 @@ class ColumnSpread:
     def add(self, rows: Tensor) -> Tensor:
         """Count rows in, shape (some rows, dim); they are given back, so that this can stand in a loop that reads."""
         for first in range(0, len(rows), _CHUNK_ROWS):
-            part = rows[first : first + _CHUNK_ROWS].double().cpu().numpy()
+            part = rows[first : first + _CHUNK_ROWS].double().t().contiguous().cpu().numpy()
             with np.errstate(all="ignore"):  # rows that are not finite are refused by their reader
                 self._merge(part)
         return rows
 
-    def _merge(self, part: NDArray[np.float64]) -> None:
-        mean = np.add.reduce(part, axis=0) / len(part)
-        squares = np.add.reduce(np.square(part - mean), axis=0)
-        low, high = part.min(axis=0), part.max(axis=0)
+    def _merge(self, columns: NDArray[np.float64]) -> None:
+        more = columns.shape[1]
+        mean = columns.mean(axis=1)
+        squares = np.square(columns - mean[:, None]).sum(axis=1)
+        low, high = columns.min(axis=1), columns.max(axis=1)
         if not self._count:
-            self._count, self._mean, self._squares, self._low, self._high = len(part), mean, squares, low, high
+            self._count, self._mean, self._squares, self._low, self._high = more, mean, squares, low, high
             return
-        count, step = self._count + len(part), mean - self._mean
-        self._squares += squares + np.square(step) * (self._count * len(part) / count)
-        self._mean += step * (len(part) / count)
+        count, step = self._count + more, mean - self._mean
+        self._squares += squares + np.square(step) * (self._count * more / count)
+        self._mean += step * (more / count)
         self._low, self._high = np.minimum(self._low, low), np.maximum(self._high, high)
         self._count = count
 

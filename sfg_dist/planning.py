@@ -25,6 +25,7 @@ NOT_IDENTITY = {"num_pairs", "num_threads", "memory_gib", "latents"}
 
 Blocks = Callable[[], Iterable["NDArray[np.float32]"]]
 """A table's rows in blocks, anew at each call."""
+_COARSEST = 0.01  # of a column's spread, the grid that float32 may put on it
 _REMEDY = 'take transform.kind = "standardize" or "quantile"'
 
 
@@ -215,6 +216,12 @@ def _check_spreads(job: Job, measured: ColumnSpread, columns: tuple[str, ...], s
     from sfg_dist.flow.spread import check_blur, check_start, uneven_columns
 
     split, spreads, schedule = _num_targets(job, columns), measured.result(), Schedule(job.labels.schedule, t_min)
+    for name, mean, spread in zip(columns, measured.center.tolist(), spreads.tolist(), strict=True):
+        if np.finfo(np.float32).eps * abs(mean) >= _COARSEST * spread or spread < np.finfo(np.float32).tiny:
+            raise ConfigError(
+                f'transform.kind = "none": column {name!r} has mean {mean:.3g} and spread {spread:.3g}, too little for '
+                f"float32: {_REMEDY}"
+            )
     try:
         check_blur(spreads[:split], sigma_data, schedule, remedy=_REMEDY, names=columns)
         if job.data.condition is None:

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 import sfg_dist
-from sfg_dist.distributed import references
+from sfg_dist.config import resolve_job
+from sfg_dist.distributed import encoding, references
 from sfg_dist.distributed.labeler import ShardLabeler, label_error
 from sfg_dist.distributed.members import ReferenceMember
+from sfg_dist.distributed.training import make_trainer
 from sfg_dist.errors import ConfigError
 from sfg_dist.flow import (
     ConditionalReference,
@@ -32,6 +34,7 @@ from sfg_dist.flow.streaming import StreamedReference
 from sfg_dist.likelihoods import _flow_density, _normal_log_density
 from sfg_dist.pipeline import Pipeline
 from sfg_dist.plan import Stream, normal_rows
+from sfg_dist.train_run import encoder_settings, fit_settings
 
 UNITS = [1e-6, 1e-3, 1e3, 1e6]
 FAR_UNITS = [1e-30, 1e30]
@@ -514,6 +517,10 @@ def test_columns_that_one_blur_does_not_suit_are_refused_before_any_work(store_o
         store_of(table() * [1, 1, 10], labels={"t_min": 1e-5})
     with pytest.raises(ConfigError, match=r"column \'c1\' has mean .* take the means off the columns"):
         store_of(table() + np.array([0, 1000, 0]), "floor", labels={"schedule": "linear_floor", "t_min": 1e-2})
+    with pytest.raises(ConfigError, match=r"column 'c0' has mean 1e\+06 and spread .* too little for float32"):
+        store_of(table() + np.array([1e6, 0, 0]), "far")
+    with pytest.raises(ConfigError, match=r"column 'c0' has mean 0 and spread 0, too little for float32"):
+        store_of(table() * 1e-50, "tiny")
     with pytest.warns(UserWarning, match="count alike in the distance of two conditions"):
         store_of(table() * [1, 1, 1000], "given", data={"condition": ["c1", "c2"]}, labels={"condition_neighbors": 20})
 
@@ -526,3 +533,57 @@ def test_likelihoods_know_the_unit(store_of):
         found = [_flow_density(rows, pairs.reference.astype(float), pairs, method) for method in ("kernel", "ode")]
         figures.append([values.mean() + 3 * math.log(unit) for values in (*found, _normal_log_density(rows, pairs))])
     assert figures[0] == pytest.approx(figures[1], rel=1e-3)
+
+
+TRAIN = {"num_epochs": 2, "batch_size": 64, "width": 16, "depth": 1}
+
+
+@pytest.mark.parametrize("condition", [None, ["c2"]])
+def test_networks_are_fitted_in_the_flows_units(store_of, condition):
+    """The same steps for any unit: losses and weights agree, though labels differ 10^4-fold."""
+    settings = {"labels": {"condition_neighbors": 20}, "data": {"condition": condition}} if condition else {}
+    losses = []
+    for unit, offset in ((1, 0), (1e4, 100)):
+        pairs = store_of((table() + offset) * unit, f"run-{unit:g}", **settings)
+        trainer = make_trainer(pairs, fit_settings(resolve_job({"data": {"source": "moons"}, "train": TRAIN})))
+        starts, ends = pairs.latents.compute(), pairs.labels.compute()
+        for step in range(5):
+            trainer.step(starts, ends, len(starts), 0.1 * step)
+        losses.append(trainer.validation_loss(starts, ends))
+    assert 0.01 < losses[0] < 2
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+
+
+def test_the_encoder_is_fitted_in_the_flows_units(store_of, tmp_path, monkeypatch):
+    given = {}
+
+    def trainer(encoder, **arguments):
+        given.update(arguments)
+        raise InterruptedError
+
+    monkeypatch.setattr(encoding, "EncoderTrainer", trainer)
+    rows = (table() + 20) * 1e4
+    pairs = store_of(rows)
+    settings = encoder_settings(resolve_job({"data": {"source": "moons"}, "train": {"encoder": True}}))
+    with pytest.raises(InterruptedError):
+        encoding.fit_encoder(pairs.location.url, tmp_path, settings, rows[:40].astype(np.float32))
+    for name in ("reference", "labels", "validation"):
+        assert given[name].dtype == np.float32
+        assert given[name].std() == pytest.approx(1, rel=0.4)
+        assert np.abs(given[name].mean(axis=0)).max() < 0.7
+    assert np.array_equal(given["latents"], pairs.latents.compute())
+
+
+@pytest.mark.slow
+def test_a_run_without_transform_in_other_units(store_of, make_job, monkeypatch):
+    monkeypatch.setattr("sfg_dist.model.calibrate.NUM_FIT_ROWS", 2000)
+    monkeypatch.setattr("sfg_dist.model.calibrate.NUM_HELD_OUT_ROWS", 2000)
+    samples = []
+    for unit, offset in ((1, 0), (1e4, 20)):
+        pairs = store_of((table() + offset) * unit, f"run-{unit:g}")
+        data = {"source": pairs.plan.source, "max_rows": 300, "dequantize": "none"}
+        train = TRAIN | {"num_threads": 1}
+        generator = Pipeline(make_job(f"run-{unit:g}", data=data, labels=LABELS, train=train, **NONE)).train()
+        samples.append(generator.sample(500) / unit - offset)
+    assert np.median(np.abs(samples[0] - samples[1])) < 0.02
+    assert samples[1].std(axis=0) == pytest.approx(table().std(axis=0), rel=0.2)

@@ -86,13 +86,14 @@ def _flow_density(
         schedule=pairs.plan.labels["schedule"],
         method=method,  # type: ignore[arg-type]
         num_evaluations=_ODE_EVALUATIONS,
+        sigma_data=pairs.plan.sigma_data,
     ).astype(np.float64)
     return values
 
 
 def _normal_log_density(rows: NDArray[np.float64], pairs: Pairs) -> NDArray[np.float64]:
     known = pairs.reference_rows(0, min(pairs.num_reference, _MAX_REFERENCE)).astype(np.float64)
-    covariance = np.atleast_2d(np.cov(known.T)) + 1e-9 * np.eye(known.shape[1])
+    covariance = np.atleast_2d(np.cov(known.T)) + 1e-9 * pairs.plan.sigma_data**2 * np.eye(known.shape[1])
     factor = np.linalg.cholesky(covariance)
     distances = np.square(np.linalg.solve(factor, (rows - known.mean(axis=0)).T)).sum(axis=0)
     values: NDArray[np.float64] = (

@@ -27,7 +27,7 @@ from sfg_dist.likelihoods import likelihood_figures
 from sfg_dist.objects import absolute_url, is_url
 from sfg_dist.output import Listener, OutputDirectory
 from sfg_dist.plan import fingerprint
-from sfg_dist.planning import check_job, identity_of_keys
+from sfg_dist.planning import check_job, identity_of_keys, warn_of_plain_process
 from sfg_dist.presentation import report_content
 from sfg_dist.table_plan import frame_of, plan_of, prepare_table
 from sfg_dist.train_run import TrainHooks, fit_generator, fit_settings
@@ -121,6 +121,7 @@ class Pipeline(OutputDirectory):
         # On a full disk the driver waits, and what it says at last counts, not the first event that is lost.
         with self.dropping_events(), self.stage("label", fresh=fresh, **details):
             if missing:
+                warn_of_plain_process(pairs.plan)
                 self._label_missing(pairs, overlap)
             pairs.require_complete()
         return pairs

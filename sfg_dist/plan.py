@@ -97,7 +97,8 @@ class Plan:
     Attributes:
         identity: what decides the bits: tables ``data``, ``transform`` and ``labels`` of the job without the keys that
             do not, the fingerprints of the reference and of the user's query points, and what was chosen for the
-            reference: t_min, and for ``labels.time_grid = "fitted"`` the grid of each direction.
+            reference: t_min; sigma_data where no transform gives it spread 1; and for ``labels.time_grid = "fitted"``
+            the grid of each direction.
         num_pairs: rows of latents and of labels, in all records together.
         dim: columns of latents and of labels, the flow's dimension; those of ``condition`` are the last, and the same
             in both.
@@ -178,6 +179,14 @@ class Plan:
     def t_min(self) -> float:
         """Where the flow ends: the job's number, or the one that was chosen for the table."""
         return float(self.identity["blur"]["t_min"])
+
+    @property
+    def sigma_data(self) -> float:
+        """The unit of the flow in the reference's units: its spread, or 1 where a transform gave it that.
+
+        Stores of version 0.1.0 with transform.kind = "none" were made with 1 too, whatever their spread.
+        """
+        return float(self.identity.get("sigma_data", 1.0))
 
     def time_grid(self, direction: str) -> str | list[float]:
         """The solver's grid in a direction: the job's word for it, or the points that were fitted to the reference."""

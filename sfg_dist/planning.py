@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import warnings
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,10 +18,16 @@ from sfg_dist.plan import Plan, check_shard_rows, fingerprint
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from sfg_dist.flow.spread import ColumnSpread
+
 # Keys of the labels table that change neither the bits nor their meaning, and the path of a table whose content counts.
 NOT_IDENTITY = {"num_pairs", "num_threads", "memory_gib", "latents"}
 
 MAX_SHARDS = 10_000_000
+Blocks = Callable[[], Iterable["NDArray[np.float32]"]]
+"""A table's rows in blocks, anew at each call."""
+_COARSEST = 0.01  # of a column's spread, the grid that float32 may put on it
+_REMEDY = 'take transform.kind = "standardize" or "quantile"'
 
 
 def check_job(job: Job) -> None:
@@ -93,6 +101,8 @@ def make_plan(
     dim: int,
     columns: tuple[str, ...],
     queries: NDArray[np.float32] | None,
+    blocks: Blocks,
+    flow_columns: tuple[str, ...],
     order: NDArray[np.int64] | None = None,
     existing: Plan | None = None,
 ) -> Plan:
@@ -112,25 +122,37 @@ def make_plan(
         dim: columns as the flow sees them.
         columns: the user's column names.
         queries: the user's query points as the flow sees them, or None.
+        blocks: the reference in blocks of rows, for one that is larger than memory too.
+        flow_columns: names of the reference's columns.
         order: the clusters' ordering of the reference's rows, where it was made earlier.
         existing: the plan that is there already.
 
     Raises:
-        ConfigError: something shall be chosen for the reference, which cannot be done for this one.
+        ConfigError: something shall be chosen for the reference, which cannot be done for this one; or one blur does
+            not suit all columns.
     """
+    unit = {} if existing is None else _entry_of(existing)
+    measured = _measured(blocks) if job.transform.kind == "none" and existing is None else None
+    if measured is not None:
+        unit = {"sigma_data": _unit_of(measured, _num_targets(job, flow_columns))}
+    sigma_data = unit.get("sigma_data", 1.0)
+    blur = choose_blur(job, reference, sigma_data)
+    if measured is not None:
+        _check_spreads(job, measured, flow_columns, sigma_data, blur["t_min"])
     identity = {
         **identity_of_keys(job),
         "table": table,
         "reference": reference_fingerprint,
         "queries": fingerprint(queries) if queries is not None else None,
-        "blur": choose_blur(job, reference),
+        "blur": blur,
+        **unit,
     }
     if job.labels.time_grid == "fitted":
         if existing is None and reference is None:
             raise ConfigError('labels.time_grid = "fitted" needs the reference in memory: take "graded"')
         if existing is None:
             assert reference is not None
-            identity["time_grid"] = fit_grids(job, reference, identity["blur"]["t_min"], order)
+            identity["time_grid"] = fit_grids(job, reference, blur["t_min"], order, sigma_data)
         elif "time_grid" in existing.identity:
             identity["time_grid"] = existing.identity["time_grid"]
     return Plan(
@@ -156,7 +178,87 @@ def uses_clusters(job: Job, num_reference: int) -> bool:
     )
 
 
-def choose_blur(job: Job, reference: NDArray[np.float32] | None) -> dict[str, Any]:
+def _entry_of(existing: Plan) -> dict[str, Any]:
+    """The unit of a plan that is there already: a function of the rest of its identity, so it is not measured again.
+
+    A plan of version 0.1.0 has none, and goes on as it was begun.
+    """
+    return {name: value for name, value in existing.identity.items() if name == "sigma_data"}
+
+
+def _measured(blocks: Blocks) -> ColumnSpread:
+    import torch
+
+    from sfg_dist.flow.spread import ColumnSpread
+
+    tally = ColumnSpread()
+    for rows in blocks():
+        tally.add(torch.from_numpy(rows))
+    return tally
+
+
+def _unit_of(measured: ColumnSpread, num_targets: int) -> float:
+    """sigma_data of a plan; none where a transform gives the reference spread 1.
+
+    Six digits: any number near the spread will do, and another machine's last bits must not make another plan.
+
+    Raises:
+        ConfigError: the spread leaves float64.
+    """
+    from sfg_dist.flow.spread import root_mean_square
+
+    try:
+        return float(f"{root_mean_square(measured.result()[:num_targets]):.6g}")
+    except ValueError as error:
+        raise ConfigError(f'transform.kind = "none": {error}') from error
+
+
+def _check_spreads(job: Job, measured: ColumnSpread, columns: tuple[str, ...], sigma_data: float, t_min: float) -> None:
+    """Refuse a blur that hides a column, and say where columns are uneven.
+
+    Raises:
+        ConfigError: with the columns.
+    """
+    from sfg_dist.flow import Schedule
+    from sfg_dist.flow.spread import check_blur, check_start, uneven_columns
+
+    split, spreads, schedule = _num_targets(job, columns), measured.result(), Schedule(job.labels.schedule, t_min)
+    for name, mean, spread in zip(columns, measured.center.tolist(), spreads.tolist(), strict=True):
+        if np.finfo(np.float32).eps * abs(mean) >= _COARSEST * spread or spread < np.finfo(np.float32).tiny:
+            raise ConfigError(
+                f'transform.kind = "none": column {name!r} has mean {mean:.3g} and spread {spread:.3g}, too little for '
+                f"float32: {_REMEDY}"
+            )
+    try:
+        check_blur(spreads[:split], sigma_data, schedule, remedy=_REMEDY, names=columns)
+        if job.data.condition is None:
+            check_start(measured.center, sigma_data, schedule, columns)
+    except ValueError as error:
+        raise ConfigError(f'transform.kind = "none": {error}') from error
+    for words in (
+        uneven_columns(spreads[:split], columns),
+        uneven_columns(spreads[split:], columns[split:], "count alike in the distance of two conditions"),
+    ):
+        if words is not None:
+            warnings.warn(f'transform.kind = "none": {words}: {_REMEDY}', stacklevel=4)
+
+
+def _num_targets(job: Job, columns: tuple[str, ...]) -> int:
+    """How many of the flow's columns are drawn; conditions are the last."""
+    return len(columns) - len(job.data.condition or ())
+
+
+def warn_of_plain_process(plan: Plan) -> None:
+    """Say that a store of version 0.1.0 without a transform goes on with noise of spread 1, whatever its rows'."""
+    if plan.identity.get("transform", {}).get("kind") == "none" and "sigma_data" not in plan.identity:
+        warnings.warn(
+            'the store was begun by version 0.1.0 with transform.kind = "none", and goes on with sigma_data = 1: where '
+            "its rows have another spread than about 1, take another output.dir",
+            stacklevel=3,
+        )
+
+
+def choose_blur(job: Job, reference: NDArray[np.float32] | None, sigma_data: float) -> dict[str, Any]:
     """t_min, and for "auto" whether the leave-one-out likelihood ran into its floor.
 
     Three digits: the likelihood is flat there, and another machine's last bits must not make another plan.
@@ -168,7 +270,7 @@ def choose_blur(job: Job, reference: NDArray[np.float32] | None) -> dict[str, An
     from sfg_dist.flow import choose_t_min
 
     try:
-        chosen = choose_t_min(reference, schedule=job.labels.schedule)
+        chosen = choose_t_min(reference, schedule=job.labels.schedule, sigma_data=sigma_data)
     except ValueError as error:
         raise ConfigError(f'labels.t_min = "auto": {error}; name a number') from error
     return {"t_min": float(f"{chosen.t_min:.3g}"), "is_floor": chosen.is_floor, "is_ceiling": chosen.is_ceiling}
@@ -179,6 +281,7 @@ def fit_grids(
     reference: NDArray[np.float32],
     t_min: float,
     order: NDArray[np.int64] | None = None,
+    sigma_data: float = 1.0,
 ) -> dict[str, list[float]]:
     """The time grid fitted to the reference, for each direction of the job: log beta^2 from noise to data."""
     import torch
@@ -187,7 +290,7 @@ def fit_grids(
     from sfg_dist.flow.solver import Direction
 
     labels = job.labels
-    prepared = Reference(torch.from_numpy(reference), order=order)
+    prepared = Reference(torch.from_numpy(reference), order=order, sigma_data=sigma_data)
     directions: tuple[Direction, ...] = ("decode", "encode") if labels.direction == "both" else (labels.direction,)
     return {
         direction: list(

@@ -40,11 +40,12 @@ def report_content(
     labels: NDArray[np.float64],
 ) -> ReportContent:
     """What the report shows: rows in the user's units, figures, the flow's paths of 2-D tables, facts, notes."""
+    from sfg_dist.data import Transform
     from sfg_dist.evaluate import ReportContent
 
     plan = pairs.plan
     is_plane = plan.dim == 2 and len(prepared.columns) == 2 and not plan.condition
-    paths = _paths(pairs, generator.transform) if is_plane else None
+    paths = _paths(pairs, Transform.from_arrays(*pairs.transform)) if is_plane else None
     return ReportContent(
         title=_title(Path(job.output.dir).name, Path(job.data.source).name),
         columns=prepared.columns,
@@ -120,7 +121,7 @@ def _paths(pairs: Pairs, transform: Transform) -> tuple[NDArray[np.float64], NDA
     latents = torch.from_numpy(read_rows(pairs.latents, 0, min(NUM_PATHS, pairs.plan.num_pairs)))
     beta_sq, states = label_paths(
         latents,
-        Reference(torch.from_numpy(pairs.reference)),
+        Reference(torch.from_numpy(pairs.reference), sigma_data=pairs.plan.sigma_data),
         schedule=Schedule(settings["schedule"], pairs.plan.t_min),
         num_evaluations=96,
     )

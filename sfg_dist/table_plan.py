@@ -84,8 +84,11 @@ def plan_of(
         existing: the plan that is there already.
 
     Raises:
-        ConfigError: something shall be chosen for the reference, which cannot be done for one larger than memory.
+        ConfigError: something shall be chosen for the reference, which cannot be done for one larger than memory; or
+            one blur does not suit all columns.
     """
+    from sfg_dist.store import RowBlocks
+
     whole = frame.reference if isinstance(frame.reference, np.ndarray) else None
     assert frame.queries is None or isinstance(frame.queries, np.ndarray)
     return make_plan(
@@ -96,6 +99,8 @@ def plan_of(
         dim=table.transform.dim,
         columns=table.columns,
         queries=frame.queries,
+        blocks=RowBlocks.of(frame.reference).read,
+        flow_columns=table.transform.flow_columns,
         order=order,
         existing=existing,
     )

@@ -114,6 +114,7 @@ def fit_generator(pairs: Pairs, job: Job, checkpoints: str, hooks: TrainHooks) -
         StoreError: the pairs cannot be read.
     """
     from sfg_dist.data import Transform
+    from sfg_dist.distributed.units import units_of
     from sfg_dist.model.calibrate import Calibration
     from sfg_dist.model.generator import Generator
 
@@ -121,11 +122,15 @@ def fit_generator(pairs: Pairs, job: Job, checkpoints: str, hooks: TrainHooks) -
         network = _fit_network(pairs, job, checkpoints, hooks, poll)
         # Calibration takes samples to the law of the whole table, which for given conditions is another.
         calibrates = job.train.calibrate and not pairs.plan.condition
-        calibration = Calibration.fit(network, pairs.reference, seed=job.train.seed) if calibrates else None
+        units, calibration = units_of(pairs), None
+        if calibrates:
+            reference = pairs.reference if units is None else units(pairs.reference)
+            calibration = Calibration.fit(network, reference, seed=job.train.seed)
         encoder, mass = encoder_of()
+    transform = Transform.from_arrays(*pairs.transform)
     return Generator(
         network,
-        Transform.from_arrays(*pairs.transform),
+        transform if units is None else units.transform(transform),
         calibration,
         job=job.model_dump(exclude_none=True),
         condition=pairs.plan.condition,

@@ -11,6 +11,7 @@ from sfg_dist.data.rows import open_rows
 from sfg_dist.errors import DataError
 from sfg_dist.flow import block_ranges
 from sfg_dist.flow.reference import ReferenceBlock, center_of, centred_keys
+from sfg_dist.flow.spread import ColumnSpread, SigmaData, resolve_sigma_data
 from sfg_dist.flow.streaming import StreamedReference
 
 GIB = 1 << 30
@@ -23,6 +24,7 @@ def open_reference(
     array: str = "X",
     device: torch.device | str = "cpu",
     memory_gib: float | None = None,
+    sigma_data: SigmaData = "auto",
 ) -> StreamedReference:
     """A table as the reference of ``label_latents``, ``score`` and ``log_density``, without holding it in memory.
 
@@ -35,6 +37,7 @@ def open_reference(
         device: where the work is done.
         memory_gib: memory for blocks that stay once they were read, 2**20 rows each; the others are read again, and
             their clusters built again, for every evaluation. None keeps none but a single one.
+        sigma_data: the unit of the flow, as for ``Reference``.
 
     Returns:
         The reference; the table must stay where it is as long as it is used.
@@ -56,18 +59,22 @@ def open_reference(
         with open_rows(source, array=array, columns=columns) as reader:
             return torch.from_numpy(reader.read(start, stop)).to(where)
 
+    tally = ColumnSpread()
     try:
-        center = center_of(rows, num_rows)
+        center = center_of(lambda start, stop: tally.add(rows(start, stop)), num_rows)
     except ValueError as error:
         raise DataError(f"{source}: {error}; a reference needs complete rows") from error
+    scale = resolve_sigma_data(sigma_data, tally.result())
     ranges = block_ranges(num_rows)
     # Keys, the same rows in leaves, and about as much again for the clusters' bounds and moments.
     block_bytes = 3 * 4 * (dim + 1) * (ranges[0][1] - ranges[0][0])
     num_kept = 1 if len(ranges) == 1 else int((memory_gib or 0.0) * GIB / block_bytes)
     return StreamedReference(
-        lambda number: ReferenceBlock(centred_keys(rows(*ranges[number]), center, torch.float32)),
+        lambda number: ReferenceBlock(centred_keys(rows(*ranges[number]), center, torch.float32, scale)),
         center=center,
         num_reference=num_rows,
         device=where,
         num_kept=num_kept,
+        scale=scale,
+        spreads=tally.result(),
     )

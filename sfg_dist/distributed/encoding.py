@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from sfg_dist.distributed.checkpoints import Place, open_checkpoints
 from sfg_dist.distributed.labeler import default_device
+from sfg_dist.distributed.units import units_of
 from sfg_dist.errors import StoreError, TrainingError
 from sfg_dist.model.encoder import Encoder
 from sfg_dist.model.fit import Stopwatch
@@ -101,6 +102,9 @@ def fit_encoder(
     content = location.read(STATE_NAME)
     held = max(1, MAX_NUMBERS // dim)
     reference = pairs.reference_rows(0, min(held, pairs.num_reference))
+    labels = read_rows(pairs.labels, 0, min(held, num_pairs))
+    if (units := units_of(pairs)) is not None:
+        reference, labels, validation = units(reference), units(labels), units(validation)
     if len(validation) < MIN_VALIDATION_ROWS:
         cut = len(reference) - max(1, round(HELD_OUT_SHARE * len(reference)))
         reference, validation = reference[:cut], reference[cut:]
@@ -108,7 +112,7 @@ def fit_encoder(
         encoder,
         reference=reference,
         latents=read_rows(pairs.latents, 0, min(held, num_pairs)),
-        labels=read_rows(pairs.labels, 0, min(held, num_pairs)),
+        labels=labels,
         validation=validation,
         seed=settings.seed,
         bfloat16=None if settings.precision == "auto" else settings.precision == "bfloat16",

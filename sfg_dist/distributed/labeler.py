@@ -136,7 +136,7 @@ class ShardLabeler:
                 "versions": versions(),
                 "evaluations": round(effort.evaluations / effort.rows, 2),
                 "pairs": effort.pairs,
-                "tolerance_reached": effort.bound,
+                "tolerance_reached": effort.bound / self.plan.sigma_data,
                 "step_control_exceeded": effort.exceeded,
                 "blocks": self.reference.num_blocks,
                 "blocks_streamed": _num_streamed(self.reference) - streamed,
@@ -159,9 +159,9 @@ class ShardLabeler:
             return noise
         if self.plan.shard_direction(shard) == "decode":
             return noise
-        # A draw of the blurred data, whose latent is then N(0, I) as the decoder's are: x_j + (beta / alpha) eps.
+        # A draw of the blurred data, whose latent is then N(0, I) as the decoder's are: x_j + (beta / alpha) s eps.
         index = integer_rows(seed, Stream.ENCODE, first, stop, self.reference.num_reference)
-        blur = self.schedule.beta_sq(self.schedule.t_end) ** 0.5 / self.schedule.alpha(self.schedule.t_end)
+        blur = self.plan.sigma_data * self.schedule.blur
         return (self.reference.take(index).numpy() + blur * noise).astype(np.float32)
 
     def _integrate(self, shard: int, first: int, rows: NDArray[np.float32], effort: Effort) -> NDArray[np.float32]:
@@ -193,7 +193,7 @@ class ShardLabeler:
             solver_tolerance=settings.get("solver_tolerance"),
             effort=effort,
         )
-        return ends[: len(rows)].cpu().numpy()
+        return ends[: len(rows)].float().cpu().numpy()
 
     def _batch_reference(self, first: int) -> PreparedReference:
         """The whole reference, or the published mini-batch of it, drawn anew for every batch."""
@@ -230,6 +230,7 @@ def conditional_reference(
         adjust=plan.labels["condition_adjust"] == "linear",
         dtype=dtype,
         device=device,
+        sigma_data=plan.sigma_data,
     )
 
 
@@ -245,8 +246,8 @@ def label_error(
     They are integrated again in float64 over every reference, as many rows as ``max_pairs`` pairs allow, but 8 at
     least: by RK4 with 96 evaluations where all of the reference's rows fit in memory. Else each evaluation reads again
     those that do not, so there are fewer, by a method that makes more of them: "exp_abm4" with twice the labels' own
-    evaluations, but 48 at least, whose error is about a twentieth of that of labels with 22. The errors are in the
-    flow's coordinates, where a column's spread is about 1.
+    evaluations, but 48 at least, whose error is about a twentieth of that of labels with 22. The errors are in units of
+    the reference's spread (the plan's sigma_data), and of latents.
 
     Args:
         pairs: the open store; its first shard is committed.
@@ -286,7 +287,8 @@ def label_error(
         batch_size=num_rows,
         tolerance=0.0,
     )
-    return _error_figures(ends - (labels if decodes else latents)) | {"tolerance_reached": max_reached(pairs)}
+    difference = (ends - labels) / plan.sigma_data if decodes else ends - latents
+    return _error_figures(difference) | {"tolerance_reached": max_reached(pairs)}
 
 
 def _conditional_error(pairs: Pairs, *, max_rows: int) -> dict[str, Any]:
@@ -301,7 +303,7 @@ def _conditional_error(pairs: Pairs, *, max_rows: int) -> dict[str, Any]:
         solver="rk4",
         num_evaluations=_ERROR_EVALUATIONS,
     )
-    return _error_figures(ends.numpy() - labels) | {"tolerance_reached": 0.0}
+    return _error_figures((ends.numpy() - labels) / plan.sigma_data) | {"tolerance_reached": 0.0}
 
 
 def _error_figures(difference: NDArray[np.float64]) -> dict[str, Any]:
@@ -314,7 +316,7 @@ def _error_figures(difference: NDArray[np.float64]) -> dict[str, Any]:
 
 
 def max_reached(pairs: Pairs) -> float:
-    """The largest certified bound of the posterior mean's error that any shard recorded."""
+    """The largest certified bound of the posterior mean's error that any shard recorded, in units of sigma_data."""
     records = (pairs.commit_record(shard) for shard in sorted(pairs.committed()))
     return max((float(record.get("tolerance_reached", 0.0)) for record in records if record), default=0.0)
 

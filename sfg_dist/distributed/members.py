@@ -51,10 +51,10 @@ def part_ranges(num_reference: int, part: int, num_parts: int) -> list[tuple[int
 
 
 class PartReference(PreparedReference):
-    """Some blocks of a reference, in memory, about the centre of all of it."""
+    """Some blocks of a reference, in memory, about the centre of all of it and over its scale."""
 
-    def __init__(self, blocks: list[ReferenceBlock], center: Tensor, device: torch.device) -> None:
-        super().__init__()
+    def __init__(self, blocks: list[ReferenceBlock], center: Tensor, scale: float, device: torch.device) -> None:
+        super().__init__(scale)
         self._blocks = blocks
         self.center, self.device, self.dtype = center, device, torch.float32
         self.num_reference = sum(block.num_rows for block in blocks)
@@ -71,7 +71,7 @@ class PartReference(PreparedReference):
     def take(self, index: NDArray[np.integer]) -> Tensor:
         """Rows by their place in this part, in the reference's own coordinates, float64 on the CPU."""
         keys = torch.cat([block.keys[:, :-1].cpu() for block in self._blocks])
-        return keys[torch.as_tensor(index)].double() + self.center
+        return self.scale * keys[torch.as_tensor(index)].double() + self.center
 
 
 class ReferenceMember:
@@ -110,12 +110,14 @@ class ReferenceMember:
         is_whole = set(ranges) <= set(block_ranges(stored.num_reference))
         blocks = [
             ReferenceBlock(
-                centred_keys(torch.from_numpy(stored.rows(start, stop)).to(self.device), center, torch.float32),
+                centred_keys(
+                    torch.from_numpy(stored.rows(start, stop)).to(self.device), center, torch.float32, stored.scale
+                ),
                 order=stored.order(start, stop) if is_whole else None,
             )
             for start, stop in ranges
         ]
-        self.reference = PartReference(blocks, center, self.device)
+        self.reference = PartReference(blocks, center, stored.scale, self.device)
 
     def kind(self) -> str:
         """Where the sums are made, "cpu" or "cuda"."""
@@ -141,7 +143,7 @@ class ReferenceMember:
         """This part's sums within ``aim``; all rows must be within reach.
 
         Args:
-            z_t: noisy states, float32, shape (num_rows, dim), about ``alpha * center``.
+            z_t: noisy states of the centred data of spread 1, float32, shape (num_rows, dim).
             alpha: shape (num_rows,).
             beta_sq: shape (num_rows,).
             aim: of the error, relative to this part's mass or ``unit``, whichever is larger.
@@ -179,7 +181,7 @@ class GroupReference(PreparedReference):
     """
 
     def __init__(self, stored: StoredReference, members: Sequence[Any]) -> None:
-        super().__init__()
+        super().__init__(stored.scale)
         self._members = list(members)
         self._rows = stored.streamed(torch.device("cpu"))
         self.center, self.num_reference = self._rows.center, stored.num_reference

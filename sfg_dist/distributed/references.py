@@ -75,6 +75,7 @@ class StoredReference:
         self._pairs = pairs
         self.num_reference, self.dim = pairs.num_reference, pairs.plan.dim
         self.num_blocks = len(block_ranges(self.num_reference))
+        self.scale = pairs.plan.sigma_data
         self.has_clusters = pairs.has_order
 
     def center(self) -> Tensor:
@@ -111,9 +112,9 @@ class StoredReference:
     def block(
         self, number: int, center: Tensor, device: torch.device, dtype: torch.dtype = torch.float32
     ) -> ReferenceBlock:
-        """A block, centred; its clusters are built when they are first asked for."""
+        """A block, centred and of spread 1; its clusters are built when they are first asked for."""
         start, stop = block_ranges(self.num_reference)[number]
-        keys = centred_keys(torch.from_numpy(self.rows(start, stop)).to(device), center, dtype)
+        keys = centred_keys(torch.from_numpy(self.rows(start, stop)).to(device), center, dtype, self.scale)
         return ReferenceBlock(keys, order=self.order(start, stop) if dtype == torch.float32 else None)
 
     def streamed(
@@ -128,6 +129,7 @@ class StoredReference:
             device=device,
             dtype=dtype,
             num_kept=max(num_kept, 1 if self.num_blocks == 1 else 0),
+            scale=self.scale,
         )
 
     def num_fitting(self, memory_gib: float | None, dtype: torch.dtype) -> int:
@@ -201,6 +203,7 @@ def open_reference(
         num_reference=stored.num_reference,
         device=device,
         num_kept=stored.num_blocks if is_resident else 0,
+        scale=stored.scale,
     )
     return reference, table
 
@@ -233,7 +236,7 @@ def give_memory_back() -> None:
 def base_bytes(dim: int, has_clusters: bool) -> int:
     """What this process holds resident before it opens a reference, with its compiled kernels."""
     rows = torch.randn(64, dim, generator=torch.Generator().manual_seed(0))
-    tiny = Reference(rows)
+    tiny = Reference(rows, sigma_data=1.0)
     backends: tuple[Backend, ...] = ("sparse", "dense") if has_clusters else ("dense",)
     for backend in backends:
         for beta_sq in (0.5, 1e-8):  # the dense kernels are two, one for small noise

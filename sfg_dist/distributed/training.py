@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -38,6 +39,7 @@ from sfg_dist.distributed.hold import Hold, take_hold
 from sfg_dist.distributed.labeler import default_device
 from sfg_dist.distributed.places import alive_nodes, largest_share
 from sfg_dist.distributed.stopping import stop_signals
+from sfg_dist.distributed.units import units_of
 from sfg_dist.errors import ClusterError, SfgError, StoreError, TrainingError
 from sfg_dist.model.fit import Trainer
 from sfg_dist.model.mlp import MLP
@@ -317,6 +319,13 @@ def make_trainer(
     parallel: nn.Module | None = None
     if world_size > 1:
         parallel = nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+    units = units_of(pairs)
+    labels = None if units is None else (units.location, units.scale)
+    latents = None
+    if units is not None and num_conditions:  # they stand behind the latents too
+        latents = (np.zeros(pairs.plan.dim), np.ones(pairs.plan.dim))
+        for part, whole in zip(latents, (units.location, units.scale), strict=True):
+            part[-num_conditions:] = whole[-num_conditions:]
     return Trainer(
         model,
         learning_rate=settings.learning_rate,
@@ -331,6 +340,8 @@ def make_trainer(
         world_size=world_size,
         rank=rank,
         seed=settings.seed,
+        input_units=labels if settings.direction == "encode" else latents,
+        target_units=latents if settings.direction == "encode" else labels,
     )
 
 

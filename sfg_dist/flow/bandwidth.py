@@ -1,6 +1,6 @@
 """The blur that the data themselves ask for: t_min by leave-one-out likelihood.
 
-The label's law is the reference set blurred with sigma = beta / alpha at the data end of the flow (see ``density``).
+The label's law is the reference set blurred with sigma = s beta / alpha at the data end of the flow (see ``density``).
 With too small a sigma the labels are the training rows, with too large a one the structure is gone; the likelihood of
 each row under all the others is largest in between.
 """
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sfg_dist.flow.reference import Rows, to_tensor
 from sfg_dist.flow.schedule import Schedule, ScheduleName
+from sfg_dist.flow.spread import SigmaData, resolve_sigma_data, spreads_of
 
 # One tile of distances. On CPUs, near a core's cache, but not so small that threads spend their time meeting; on CUDA
 # large enough to fill the GPU.
@@ -32,11 +33,11 @@ class Bandwidth:
     """A chosen blur, and what it was chosen from.
 
     Attributes:
-        t_min: the candidate with the largest likelihood, in squared units of the rows; the flow's ``t_min``.
+        t_min: the candidate with the largest likelihood, in units of s^2; the flow's ``t_min``.
         is_floor: it is the smallest value allowed: the likelihood still grows towards less blur, as it does where rows
             lie on a lattice or a lower-dimensional surface.
-        is_ceiling: it is the largest value allowed; the rows are few, or not standardised.
-        log_likelihood: leave-one-out mean over the rows asked, in nats a row.
+        is_ceiling: it is the largest value allowed; the rows are few.
+        log_likelihood: leave-one-out mean over the rows asked, in nats a row, per unit volume of the rows' own units.
         candidates: (t, leave-one-out mean) of all that was tried, by rising t.
         num_duplicates: rows that repeat an earlier one.
     """
@@ -58,25 +59,28 @@ def choose_t_min(
     max_queries: int = 1024,
     seed: int = 0,
     device: torch.device | str | None = None,
+    sigma_data: SigmaData = "auto",
 ) -> Bandwidth:
     """The t_min under which each row is likeliest given all the others.
 
         maximise over t   mean_i log( 1 / (J - g_i) sum_{j not in group(i)} N(x_i; x_j, sigma^2 I) ),
-        sigma^2 = beta^2 / alpha^2 at the data end of the flow:  t / (1 - t)^2 ("linear"),  t ("linear_floor")
+        sigma^2 = s^2 beta^2 / alpha^2 at the data end of the flow:  s^2 t / (1 - t)^2 ("linear"),
+                  s^2 t ("linear_floor")
 
     The group of a row is the row and its g_i - 1 exact duplicates: a duplicate left in would make the likelihood
     grow without bound as sigma falls. Octaves of sigma^2 from floor to ceiling come first, then quarter octaves about
     the vertex of the parabola through the best three; the answer is the best of all that was tried.
 
     Args:
-        rows: the reference set, shape (num_rows, dim), in the coordinates that the flow will see: standardised, so that
-            one blur suits every column.
+        rows: the reference set, shape (num_rows, dim), in the coordinates that the flow will see: columns of like
+            spread, so that one blur suits them all.
         schedule: "linear" or "linear_floor"; it sets how sigma depends on t.
         floor: smallest t_min allowed; 1e-5 is as far as float32 labels of standardised data keep their digits.
         ceiling: largest t_min allowed, above the floor and below 1.
         max_queries: rows whose likelihood is taken, a seeded sample; all rows are always their references.
         seed: of that sample.
         device: where the work is done; the rows' own device by default.
+        sigma_data: s, as for ``label_latents``.
 
     Returns:
         The choice; see Bandwidth. The same for the same arguments, up to rounding between devices.
@@ -99,7 +103,9 @@ def choose_t_min(
     if max_queries < 1:
         raise ValueError(f"max_queries must be positive, got {max_queries}")
     low, high = _blur_sq(schedule, floor), _blur_sq(schedule, ceiling)
-    sample = _Sample(_checked(rows), max_queries, seed, device)
+    table = _checked(rows)
+    scale = resolve_sigma_data(sigma_data, spreads_of(table))
+    sample = _Sample(table, scale, max_queries, seed, device)
 
     num_octaves = int(math.log2(high / low) * (1 + 1e-12))
     octaves = [low * 2.0**k for k in range(num_octaves + 1)]
@@ -110,6 +116,7 @@ def choose_t_min(
     around = [min(max(2 ** (middle + step), low), high) for step in (-0.25, 0.0, 0.25)]
     found |= sample.log_likelihood([[blur_sq] for blur_sq in sorted(set(around) - set(found))])
 
+    volume = table.shape[1] * math.log(scale)  # found is the density of rows / scale
     best = max(found, key=lambda blur_sq: found[blur_sq])
     # The bounds are given back as they came, not through the blur and back.
     times = {blur_sq: _time_of_blur_sq(schedule, blur_sq) for blur_sq in found} | {grid[0]: floor, grid[-1]: ceiling}
@@ -117,14 +124,14 @@ def choose_t_min(
         t_min=times[best],
         is_floor=best == grid[0],
         is_ceiling=best == grid[-1],
-        log_likelihood=found[best],
-        candidates=tuple((times[blur_sq], found[blur_sq]) for blur_sq in sorted(found)),
+        log_likelihood=found[best] - volume,
+        candidates=tuple((times[blur_sq], found[blur_sq] - volume) for blur_sq in sorted(found)),
         num_duplicates=sample.num_duplicates,
     )
 
 
 def _checked(rows: Rows) -> Tensor:
-    table = to_tensor(rows)
+    table = to_tensor(rows, "rows")
     if table.ndim != 2 or 0 in table.shape:
         raise ValueError(f"rows must be a non-empty table, got shape {tuple(table.shape)}")
     finite = torch.isfinite(table).all(dim=1)
@@ -135,7 +142,7 @@ def _checked(rows: Rows) -> Tensor:
 
 
 def _blur_sq(schedule: ScheduleName, t: float) -> float:
-    """sigma^2 = beta^2 / alpha^2 at the data end of the flow that stops at ``t``."""
+    """sigma^2 / s^2 = beta^2 / alpha^2 at the data end of the flow that stops at ``t``."""
     noise = Schedule(schedule, t)
     return noise.beta_sq(noise.t_end) / noise.alpha(noise.t_end) ** 2
 
@@ -158,9 +165,11 @@ def _vertex(places: list[float], heights: list[float]) -> float:
 
 
 class _Sample:
-    """The distinct rows with how often each occurs, and a sample of them to ask."""
+    """The distinct rows, centred and over ``scale``, with how often each occurs, and a sample of them to ask."""
 
-    def __init__(self, table: Tensor, max_queries: int, seed: int, device: torch.device | str | None) -> None:
+    def __init__(
+        self, table: Tensor, scale: float, max_queries: int, seed: int, device: torch.device | str | None
+    ) -> None:
         device = table.device if device is None else torch.device(device)
         exact = table.double().cpu().numpy() + 0.0  # -0.0 becomes 0.0: equal rows must have equal bytes
         distinct, group, counts = _distinct(exact)
@@ -172,7 +181,7 @@ class _Sample:
         index = np.arange(len(table))
         if len(table) > max_queries:
             index = np.sort(np.random.default_rng(seed).choice(len(table), max_queries, replace=False))
-        centred = torch.from_numpy(distinct - exact.mean(axis=0)).to(device)
+        centred = torch.from_numpy((distinct - exact.mean(axis=0)) / scale).to(device)
         norm_sq = centred.square().sum(dim=1, keepdim=True)
         one = torch.ones_like(norm_sq)
         own = torch.from_numpy(group[index]).to(device)

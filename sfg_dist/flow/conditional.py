@@ -5,8 +5,9 @@ the condition, and its score needs one more factor in every weight:
 
     w_j(z, t | c) = softmax_j( -|z - alpha u_j|^2 / (2 beta^2)  -  |c - c_j|^2 / (2 h^2) ),    m = sum_j w_j u_j
 
-over the k nearest c_j. The probability-flow ODE of the targets is then that of ``solver``, with c standing still. The
-bandwidth is h = r / 2 with r the distance to the k-th of them, so it is small where conditions are dense, or a number.
+over the k nearest c_j; z, u and beta in units of the targets' spread (see ``spread``). The probability-flow ODE of the
+targets is then that of ``solver``, with c standing still. The bandwidth is h = r / 2 with r the distance to the k-th of
+them, so it is small where conditions are dense, or a number.
 
 A kernel of width h smears the law: where the mean of u moves with c by B = dE[u|c]/dc, it adds B^T B h^2 to the
 variance. With ``adjust`` each neighbour is first carried to c along the local linear regression of u on c,
@@ -34,11 +35,12 @@ from torch import Tensor
 from sfg_dist.flow.labeling import Effort
 from sfg_dist.flow.schedule import Schedule
 from sfg_dist.flow.solver import TimeGrid, integrate
+from sfg_dist.flow.spread import SigmaData, resolve_sigma_data, root_mean_square, spreads_of
 
 DEFAULT_NEIGHBORS = 512
 BANDWIDTH_SHARE = 0.5
 """Of the distance to the farthest neighbour: its weight is then exp(-2), and some 80 % of the neighbours count."""
-_LEAST_BANDWIDTH = 1e-6
+_LEAST_BANDWIDTH = 1e-6  # of the conditions' spread
 _RIDGE = 1e-3  # of the conditions' mean variance in the neighbourhood: bounds B where they hardly vary
 
 
@@ -47,7 +49,8 @@ class Neighbourhood:
     """What the law of the targets is estimated from, for each row of a batch.
 
     Attributes:
-        targets: of the neighbours, carried to the row's condition, about ``center``; (num_rows, k, num_targets).
+        targets: of the neighbours, in units of their spread, carried to the row's condition, about ``center``;
+            (num_rows, k, num_targets).
         squares: their squared lengths, shape (num_rows, k).
         log_weights: log of the kernel in the condition, up to a constant a row, shape (num_rows, k).
         center: weighted mean of the targets, shape (num_rows, num_targets).
@@ -78,6 +81,8 @@ class ConditionalReference:
         adjust: carry the neighbours along the local linear regression.
         dtype: of the arithmetic.
         device: where it is done; neighbours are found on the CPU.
+        sigma_data: the unit of the flow in the targets' units, "auto" for the root mean square of their columns'
+            spreads. Of 1 are the targets that a transform has centred and scaled; they are taken as they stand.
 
     Raises:
         ValueError: no column is left for a target or a condition.
@@ -93,6 +98,7 @@ class ConditionalReference:
         adjust: bool = True,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        sigma_data: SigmaData = "auto",
     ) -> None:
         if not 0 < num_conditions < rows.shape[1]:
             raise ValueError(f"{num_conditions} of {rows.shape[1]} columns are conditions: one of each is needed")
@@ -104,6 +110,11 @@ class ConditionalReference:
         self.dtype, self.device = dtype, torch.device(device)
         self._targets = torch.from_numpy(np.ascontiguousarray(rows[:, : self.num_targets]))
         self._conditions = np.ascontiguousarray(rows[:, self.num_targets :], dtype=np.float64)
+        self.scale = resolve_sigma_data(sigma_data, spreads_of(self._targets))
+        self.center, self._least_bandwidth = torch.zeros(self.num_targets, dtype=torch.float64), _LEAST_BANDWIDTH
+        if self.scale != 1:
+            self.center = self._targets.double().mean(dim=0)
+            self._least_bandwidth *= root_mean_square(spreads_of(torch.from_numpy(self._conditions)))
         self._tree = cKDTree(self._conditions)
 
     def conditions(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -116,11 +127,11 @@ class ConditionalReference:
         # A list of numbers of neighbours keeps the answer's second axis where it is one.
         distances, index = self._tree.query(places, k=np.arange(1, self.neighbors + 1))
         if self.bandwidth is None:
-            width = np.maximum(BANDWIDTH_SHARE * distances[:, -1:], _LEAST_BANDWIDTH)
+            width = np.maximum(BANDWIDTH_SHARE * distances[:, -1:], self._least_bandwidth)
         else:
             width = np.full((len(places), 1), self.bandwidth)
         log_weights = torch.from_numpy(-0.5 * (distances / width) ** 2)
-        targets = self._targets[torch.from_numpy(index)].double()
+        targets = (self._targets[torch.from_numpy(index)].double() - self.center) / self.scale
         weights = torch.softmax(log_weights, dim=1)[:, None, :]
         if self.adjust:
             offsets = torch.from_numpy(self._conditions[index] - places[:, None, :])
@@ -200,5 +211,8 @@ def label_given(
         direction="decode",
     )
     labels = rows.clone()
-    labels[:, :split] = (ends / schedule.alpha(schedule.t_end)).to(rows)
+    ends = ends / schedule.alpha(schedule.t_end)
+    if reference.scale != 1:
+        ends = reference.scale * ends.double() + reference.center.to(ends.device)
+    labels[:, :split] = ends.to(rows)
     return labels

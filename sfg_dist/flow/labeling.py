@@ -1,7 +1,8 @@
 """Labels and scores: the flow's public functions, for tensors or numpy arrays on any device.
 
-The reference is taken as it stands: coordinates in, coordinates out. Inside, all is centred: with z' = z - alpha c and
-x' = x - c the flow has the same form, and float32 logits keep their digits.
+The reference is taken as it stands: coordinates in, coordinates out. Inside, all is centred and of spread 1 (see
+``spread``): with x' = (x - c) / s and z' = z - alpha c / s the flow has the same form, and float32 logits keep their
+digits.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from sfg_dist.flow.posterior import posterior_moments
 from sfg_dist.flow.reference import PreparedReference, Rows, as_reference, to_tensor
 from sfg_dist.flow.schedule import Schedule, ScheduleName
 from sfg_dist.flow.solver import Denoiser, Direction, TimeGrid, integrate, num_steps, trajectory
+from sfg_dist.flow.spread import SigmaData, check_blur, check_dtype, check_start, check_unit, warn_of_uneven
 
 R = TypeVar("R", Tensor, NDArray[np.floating])
 DEFAULT_BATCH_SIZE = 1024
@@ -41,7 +43,8 @@ class Effort:
         rows: rows integrated, those that fill up a batch included.
         evaluations: evaluations of the posterior mean, over rows.
         pairs: pairs of a latent and a reference that were summed one by one.
-        bound: the largest certified bound of |m - m_exact| at any evaluation; 0 where every row was summed.
+        bound: the largest certified bound of |m - m_exact| at any evaluation, in the reference's units; 0 where every
+            row was summed.
         exceeded: rows whose step control used up its evaluations.
     """
 
@@ -68,16 +71,20 @@ def label_latents(
     tolerance: float = DEFAULT_TOLERANCE,
     solver_tolerance: float | None = None,
     effort: Effort | None = None,
+    sigma_data: SigmaData = "auto",
 ) -> R:
     """Labels of latents: end points of the probability-flow ODE with the exact score of the reference set.
 
         dz/dlambda = z / 2 - (beta^2 + alpha / 2) m(z, t),    lambda = log beta^2,    label = z(t_min) / alpha(t_min)
 
+    It is solved for x / s, with s the spread of the reference, and the labels are scaled back: with rows in other units
+    labels come out in these units, and nothing else changes.
+
     Args:
         latents: start points, N(0, I) draws for "decode" or rows in the reference's coordinates for "encode", shape
             (num_rows, dim); a tensor on any device, or a numpy array.
         reference: samples of the data, shape (num_reference, dim); or a prepared Reference.
-        t_min: variance at which the flow ends, the blur of the labels in squared units of the reference.
+        t_min: variance at which the flow ends, the blur of the labels, in units of s^2.
         schedule: "linear" (the paper's) or "linear_floor" (its published code's, with floor t_min).
         direction: "decode" maps latents to labels, "encode" labels to latents.
         solver: a method by name: exponential Adams (exp_ab1, exp_ab2, exp_ab4, exp_abm3, exp_abm4, exp_abm5), or
@@ -89,27 +96,35 @@ def label_latents(
         batch_size: rows integrated together; the last batch is padded, so a row's bits do not depend on num_rows.
         dtype: precision of the arithmetic, torch.float32 (default) or torch.float64; a Reference brings its own.
         backend: how the posterior mean is computed; see ``posterior_moments``.
-        tolerance: certified bound of the 2-norm of the posterior mean's error at every evaluation, in the reference's
-            units; 0 sums over every row. It applies where clusters pay: in float32 on the CPU, from 4096 rows on.
-        solver_tolerance: with it each row chooses its own steps, for errors of about this size; without it all rows
-            make ``num_evaluations`` on the fixed grid.
+        tolerance: certified bound of the 2-norm of the posterior mean's error at every evaluation, in units of s; 0
+            sums over every row. It applies where clusters pay: in float32 on the CPU, from 4096 rows on.
+        solver_tolerance: with it each row chooses its own steps, for errors of about this size, in units of s; without
+            it all rows make ``num_evaluations`` on the fixed grid.
         effort: counts what was done, where given.
+        sigma_data: s. "auto" is the root mean square of the columns' standard deviations, one number for all columns; a
+            number is taken as it is, 1 for the plain process z = alpha x + beta eps. A Reference brings its own.
 
     Returns:
         End points, shape of ``latents``, same container, device and dtype (of the arithmetic, for integer latents).
 
     Raises:
-        ValueError: shapes or settings do not fit, or a latent is not finite.
+        ValueError: shapes or settings do not fit, or a latent is not finite; columns differ so much in spread that
+            their one blur would hide the smallest; "linear_floor" would not start from a normal law; or the labels do
+            not fit in the latents' dtype.
+
+    Warns:
+        UserWarning: columns differ more than 30-fold in spread, or the spread from a given sigma_data.
 
     References:
-        Liu et al. 2024, arXiv 2310.14458; the graded grid and the regular form are this project's.
+        Liu et al. 2024, arXiv 2310.14458; the graded grid and the regular form are this project's. sigma_data: Karras
+        et al. 2022, arXiv 2206.00364.
 
     Example:
         >>> label_latents(np.array([[-1.0], [1.0]]), np.array([[-3.0], [5.0]]), t_min=1e-6).round(2)
         array([[-3.],
                [ 5.]])
     """
-    start = to_tensor(latents)
+    start = to_tensor(latents, "latents")
     if start.ndim != 2:
         raise ValueError(f"latents must have shape (num_rows, dim), got {tuple(start.shape)}")
     if not bool(torch.isfinite(start).all()):
@@ -117,29 +132,40 @@ def label_latents(
         raise ValueError(f"latents are not finite: row {bad} holds {start[bad].tolist()}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be positive, got {batch_size}")
-    prepared = as_reference(reference, start, dtype or torch.float32)
+    prepared = as_reference(reference, start, dtype or torch.float32, sigma_data)
     if start.shape[1] != prepared.dim:
         raise ValueError(f"latents have {start.shape[1]} columns, the reference has {prepared.dim}")
+    noise = Schedule(schedule, t_min)
+    dtype = start.dtype if start.is_floating_point() else prepared.dtype
+    if prepared.spreads is not None:
+        check_blur(prepared.spreads, prepared.scale, noise)
+        check_start(prepared.center, prepared.scale, noise)
+        check_unit(prepared.spreads, prepared.scale, noise, stacklevel=2)
+        warn_of_uneven(prepared.spreads, stacklevel=2)
+    if direction == "decode":
+        check_dtype(prepared.center, prepared.spreads, prepared.scale, dtype)
     kind: TimeGrid
     if isinstance(time_grid, str) and time_grid == "fitted":
         if solver_tolerance is not None:
             raise ValueError('time_grid = "fitted" is a grid for all rows; with solver_tolerance each has its own')
         kind = fit_time_grid(
-            prepared, schedule=Schedule(schedule, t_min), direction=direction, solver=solver,
+            prepared, schedule=noise, direction=direction, solver=solver,
             num_evaluations=num_evaluations, backend=backend, tolerance=tolerance,
         ).points  # fmt: skip
     else:
         kind = time_grid
-    dtype = start.dtype if start.is_floating_point() else prepared.dtype
+    # The shape of a matrix product decides its last bits, so a batch is filled up, with places amid the data. Clusters
+    # take each row by itself, and step control fills up what it needs.
+    filler = prepared.center if direction == "encode" else torch.zeros(prepared.dim)
+    is_filled = choose_backend(prepared, backend, tolerance) != "sparse" and solver_tolerance is None
     labels = torch.empty(start.shape, dtype=dtype, device=start.device)
     for first in range(0, len(start), batch_size):
-        rows = start[first : first + batch_size]
-        padded = torch.zeros(batch_size, prepared.dim, dtype=prepared.dtype, device=start.device)
-        padded[: len(rows)] = rows
+        rows = start[first : first + batch_size].to(prepared.states_dtype)
+        missing = batch_size - len(rows) if is_filled else 0
         ends = label_batch(
-            padded,
+            torch.cat([rows, filler.to(rows).expand(missing, -1)]),
             prepared,
-            schedule=Schedule(schedule, t_min),
+            schedule=noise,
             direction=direction,
             solver=solver,
             num_evaluations=num_evaluations,
@@ -167,7 +193,10 @@ def label_batch(
     solver_tolerance: float | None = None,
     effort: Effort | None = None,
 ) -> Tensor:
-    """One batch through the flow, in the reference's coordinates, device and dtype; shapes as for label_latents."""
+    """One batch through the flow, in the reference's coordinates, device and dtype; shapes as for label_latents.
+
+    Rows in float64 keep the digits of a reference far from 0, whatever the arithmetic.
+    """
     batch_rows = len(rows)
     if choose_backend(reference, backend, tolerance) == "sparse":
         # A row's numbers are its own there, so a padded batch is cut after the first of the zeros that fill it up.
@@ -175,11 +204,12 @@ def label_batch(
         rows = rows[: (int(filled[-1]) + 2 if len(filled) else 1)]
     if effort is not None:
         effort.rows += len(rows)
-    data_end = (schedule.alpha(schedule.t_end), reference.center.to(rows))
-    noise_end = (schedule.alpha(1.0), data_end[1])
-    (alpha, center), (alpha_stop, _) = (noise_end, data_end) if direction == "decode" else (data_end, noise_end)
-    # A latent is a state z; a label is z / alpha. Both are moved about the reference's centre.
-    z = rows - alpha * center if direction == "decode" else alpha * (rows - center)
+    # A latent is a state z; a label is z / alpha. Both are moved about the reference's centre and divided by its scale.
+    rows = rows.to(reference.states_dtype)
+    center, scale = reference.center.to(rows), reference.scale
+    alpha, alpha_noise = schedule.alpha(schedule.t_end), schedule.alpha(1.0)
+    z = rows - alpha_noise * (center / scale) if direction == "decode" else alpha * ((rows - center) / scale)
+    z = z.to(reference.dtype)
     denoiser = denoiser_of(reference, backend, tolerance, effort)
     if solver_tolerance is None:
         z = integrate(
@@ -198,7 +228,8 @@ def label_batch(
         z = result.states
         if effort is not None:
             effort.exceeded += int(result.exceeded.sum())
-    ends = z / alpha_stop + center if direction == "decode" else z + alpha_stop * center
+    z = z.to(rows)
+    ends = scale * (z / alpha) + center if direction == "decode" else z + alpha_noise * (center / scale)
     return torch.cat([ends, ends[-1:].expand(batch_rows - len(ends), -1)])
 
 
@@ -241,9 +272,9 @@ def fit_time_grid(
     pilots = torch.from_numpy(rng.standard_normal((NUM_PILOTS, reference.dim)))
     if direction == "encode":
         picked = reference.take(rng.integers(reference.num_reference, size=NUM_PILOTS))
-        blur = schedule.beta_sq(schedule.t_end) ** 0.5 / schedule.alpha(schedule.t_end)
-        pilots = picked + blur * pilots
-    pilots = pilots.to(device=reference.device, dtype=reference.dtype)
+        pilots = picked + schedule.blur * reference.scale * pilots
+    pilots = pilots.to(device=reference.device, dtype=reference.states_dtype)
+    unit = reference.scale if direction == "decode" else 1.0  # of the end points; a fit looks at their errors
 
     def run(method: str, evaluations: int, kind: TimeGrid) -> tuple[NDArray[np.floating], float]:
         effort = Effort()
@@ -251,7 +282,7 @@ def fit_time_grid(
             pilots, reference, schedule=schedule, direction=direction, solver=method, num_evaluations=evaluations,
             kind=kind, backend=backend, tolerance=tolerance, effort=effort,
         )  # fmt: skip
-        return ends.cpu().numpy(), float(max(1, effort.pairs + _EVALUATION_PAIRS * effort.evaluations))
+        return ends.cpu().numpy() / unit, float(max(1, effort.pairs + _EVALUATION_PAIRS * effort.evaluations))
 
     def solve(grid: Sequence[float]) -> tuple[NDArray[np.floating], float]:
         return run(solver, num_evaluations, grid)
@@ -268,9 +299,10 @@ def label_paths(
     """The way of latents to their labels, for pictures.
 
     Returns:
-        beta^2 at each grid point, and states shape (num_times, num_rows, dim): z_t in the reference's units.
+        beta^2 at each grid point, and states shape (num_times, num_rows, dim): z_t in the reference's units, so that
+        the first ones are the latents times its scale.
     """
-    center = reference.center.to(latents)
+    center = (reference.center / reference.scale).to(latents)
     points = list(
         trajectory(
             denoiser_of(reference),
@@ -279,14 +311,14 @@ def label_paths(
             num_evaluations=num_evaluations,
         )
     )
-    states = [z + schedule.alpha_of_beta_sq(beta_sq) * center for beta_sq, z in points]
+    states = [reference.scale * (z + schedule.alpha_of_beta_sq(beta_sq) * center) for beta_sq, z in points]
     return [beta_sq for beta_sq, _ in points], torch.stack(states)
 
 
 def denoiser_of(
     reference: PreparedReference, backend: Backend = "auto", tolerance: float = 0.0, effort: Effort | None = None
 ) -> Denoiser:
-    """The posterior mean of a reference as the callable that the solver asks for, in centred coordinates."""
+    """The posterior mean of a reference as the callable that the solver asks for, centred and of spread 1."""
 
     def denoiser(z_t: Tensor, alpha: float | Tensor, beta_sq: float | Tensor) -> Tensor:
         if not isinstance(alpha, Tensor) and alpha == 0:
@@ -299,7 +331,7 @@ def denoiser_of(
             pairs = moments.pairs.sum() if moments.pairs is not None else len(z_t) * reference.num_reference
             effort.pairs += int(pairs)
             if moments.bound is not None:
-                effort.bound = max(effort.bound, float(moments.bound.nan_to_num(math.inf).max()))
+                effort.bound = max(effort.bound, reference.scale * float(moments.bound.nan_to_num(math.inf).max()))
         return moments.mean
 
     return denoiser
@@ -314,25 +346,27 @@ def score(
     floor: float = 0.01,
     dtype: torch.dtype | None = None,
     backend: Backend = "auto",
+    sigma_data: SigmaData = "auto",
 ) -> R:
     """The score of the noised data at any place and time, the gradient of log p_t at z.
 
-        S(z, t) = -(z - alpha m(z, t)) / beta^2
+        S(z, t) = -(z - alpha m(z, t)) / (s beta)^2,    z = alpha x + s beta eps
 
     Args:
         z: places, shape (num_rows, dim); a tensor on any device, or a numpy array.
         reference: samples of the data, shape (num_reference, dim); or a prepared Reference.
         t: time in (0, 1] ("linear") or [0, 1] ("linear_floor"), a number or one a row, shape (num_rows,).
         schedule: "linear" (alpha = 1 - t, beta^2 = t) or "linear_floor".
-        floor: the variance f at t = 0 of "linear_floor"; unused by "linear".
+        floor: the variance f at t = 0 of "linear_floor", in units of s^2; unused by "linear".
         dtype: precision of the arithmetic, torch.float32 (default) or torch.float64.
         backend: how the posterior mean is computed; see ``posterior_moments``.
+        sigma_data: s, the spread of the noise at t = 1 in the reference's units; as for ``label_latents``.
 
     Returns:
         Scores, shape of ``z``, same container, device and dtype; units of 1 / z.
 
     Raises:
-        ValueError: t lies outside its interval, or shapes do not fit.
+        ValueError: t lies outside its interval, shapes do not fit, or scores do not fit in the dtype of z.
 
     References:
         Song et al. 2021, Score-Based Generative Modeling through SDEs, arXiv 2011.13456.
@@ -341,10 +375,10 @@ def score(
         >>> score(np.array([[2.0]]), np.array([[0.0]]), t=0.5)
         array([[-4.]])
     """
-    places = to_tensor(z)
+    places = to_tensor(z, "z")
     if places.ndim != 2:
         raise ValueError(f"z must have shape (num_rows, dim), got {tuple(places.shape)}")
-    prepared = as_reference(reference, places, dtype or torch.float32)
+    prepared = as_reference(reference, places, dtype or torch.float32, sigma_data)
     if places.shape[1] != prepared.dim:
         raise ValueError(f"z has {places.shape[1]} columns, the reference has {prepared.dim}")
     if not bool(torch.isfinite(places).all()):
@@ -356,10 +390,16 @@ def score(
     beta_sq, alpha = noise.beta_sq(time), noise.alpha(time)
     if bool(((beta_sq <= 0) | (time > 1) | (time < 0) | ~torch.isfinite(time)).any()):
         raise ValueError(f"t must lie in {'(0' if schedule == 'linear' else '[0'}, 1], got {t}")
+    warn_of_uneven(prepared.spreads, 2)
     center = prepared.center.to(places.device)
     column = alpha.double().reshape(-1, 1)
-    centred = (places.double() - column * center).to(prepared.dtype)
+    centred = ((places.double() - column * center) / prepared.scale).to(prepared.dtype)
     mean = posterior_moments(centred, prepared, alpha=alpha, beta_sq=beta_sq, variance=False, backend=backend).mean
     values = -(centred - alpha.reshape(-1, 1) * mean) / beta_sq.reshape(-1, 1)
-    values = values.to(places.dtype if places.is_floating_point() else prepared.dtype)
+    if prepared.scale != 1:
+        values = values.double() / prepared.scale
+    kept = places.dtype if places.is_floating_point() else prepared.dtype
+    if len(values) and (largest := float(values.abs().max())) > torch.finfo(kept).max:
+        raise ValueError(f"z is {kept}, whose range does not hold scores of {largest:.3g}: give it in float64")
+    values = values.to(kept)
     return values if isinstance(z, Tensor) else values.cpu().numpy()

@@ -9,7 +9,8 @@ query is (alpha z, -alpha^2 / 2) / beta^2, a key is (x_j, |x_j|^2) and a value i
 m = sum_j w_j x_j and sum_j w_j |x_j|^2 together, and its log-sum-exp gives the density. alpha and beta may differ from
 row to row, because they stand in the query only.
 
-Rounding: a logit's float32 error is about 6e-8 |z| |x| alpha / beta^2, which is why ``Reference`` centres its rows.
+The rows are those of a ``Reference``, (x - center) / scale, and so are z, beta and the moments in these coordinates.
+Rounding: a logit's float32 error is about 6e-8 |z| |x| alpha / beta^2, which is why they are centred.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PosteriorMoments:
-    """What one pass over the reference gives, in the reference's centred coordinates.
+    """What one pass over the reference gives, in the reference's centred coordinates of spread 1.
 
     Attributes:
         mean: m = sum_j w_j x_j, shape (num_rows, dim).
@@ -68,10 +69,11 @@ def posterior_moments(
     backend: Backend = "auto",
     tolerance: float = 0.0,
 ) -> PosteriorMoments:
-    """Posterior moments of x given z_t, in centred coordinates: z_t is alpha (x - center) + beta eps.
+    """Posterior moments of x given z_t, in the reference's inner coordinates: z_t is alpha x' + beta eps with
+    x' = (x - center) / scale.
 
     Args:
-        z_t: noisy states about ``alpha * center``, shape (num_rows, dim), of the reference's device and dtype.
+        z_t: noisy states, shape (num_rows, dim), of the reference's device and dtype.
         reference: the prepared reference set.
         alpha: signal scale, a number or one a row, shape (num_rows,), >= 0.
         beta_sq: noise variance, a number or one a row, > 0.
@@ -81,7 +83,7 @@ def posterior_moments(
             "sparse" (float32 on the CPU) skips and sums up clusters within the tolerance; "dense" is the fastest exact
             one: "native", the compiled kernels (float32 on the CPU), "fused", torch's attention kernel
             (CPU), "triton" (float32 on CUDA), or "blocked", tiles through plain matrix products on any device.
-        tolerance: certified bound of the 2-norm of the mean's error that "sparse" keeps, in the reference's units.
+        tolerance: certified bound of the 2-norm of the mean's error that "sparse" keeps, in units of ``scale``.
 
     Returns:
         The moments; see PosteriorMoments.
@@ -318,7 +320,7 @@ def posterior_mean(z_t: Tensor, reference: Rows | PreparedReference, *, alpha: f
         z_t: noisy states at one common time, shape (num_rows, dim).
         reference: samples of the data, shape (num_reference, dim), same units as z_t / alpha; or a Reference.
         alpha: signal scale at t, dimensionless, >= 0.
-        beta: noise standard deviation at t, > 0.
+        beta: noise standard deviation at t, in the units of z_t, > 0.
 
     Returns:
         Posterior means, shape (num_rows, dim).
@@ -336,6 +338,7 @@ def posterior_mean(z_t: Tensor, reference: Rows | PreparedReference, *, alpha: f
     if beta <= 0:
         raise ValueError(f"beta must be positive, got {beta}")
     prepared = as_reference(reference, z_t, z_t.dtype)
-    center = prepared.center.to(z_t)
-    moments = posterior_moments(z_t - alpha * center, prepared, alpha=alpha, beta_sq=beta**2)
-    return moments.mean + center
+    center, scale = prepared.center.to(z_t.device), prepared.scale
+    states = ((z_t.double() - alpha * center) / scale).to(prepared.dtype)
+    mean = posterior_moments(states, prepared, alpha=alpha, beta_sq=(beta / scale) ** 2).mean
+    return (scale * mean.double() + center).to(z_t.dtype)

@@ -1,4 +1,4 @@
-"""The data behind the score, prepared once: centred, cut into blocks, with what the engines build over each.
+"""The data behind the score, prepared once: centred, of spread 1, in blocks, with what the engines build over each.
 
 Rounding: a logit's float32 error is about 6e-8 |z| |x| alpha / beta^2, so the reference is centred first.
 
@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sfg_dist.flow.spread import ColumnSpread, SigmaData, resolve_sigma_data
 from sfg_dist.plan import REFERENCE_BLOCK_ROWS
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 Rows: TypeAlias = Tensor | NDArray[np.floating]
 
-LARGEST = 1e8  # of centred coordinates in float32
+LARGEST = 1e8  # of centred coordinates of spread 1 in float32
 BLOCK_ROWS = REFERENCE_BLOCK_ROWS
 _CHUNK_ROWS = 1 << 16  # worked on in float64 at a time
 
@@ -125,11 +126,16 @@ class ReferenceBlock:
 
 
 class PreparedReference(ABC):
-    """A reference that is centred and cut into blocks, wherever its rows are.
+    """A reference that is centred, divided by its spread and cut into blocks, wherever its rows are.
+
+    Its blocks hold (x - center) / scale, and all below the public functions is in these coordinates.
 
     Attributes:
         num_reference: number of rows.
-        center: mean of the rows, shape (dim,), float64 on the CPU.
+        center: mean of the rows, in their own units, shape (dim,), float64 on the CPU.
+        scale: sigma_data, the unit of the flow, in the rows' units; see ``spread``.
+        spreads: standard deviation of each column, in the rows' units, float64, shape (dim,); None where it was not
+            measured, as of a store, whose plan has the scale.
         device: where the posterior is computed.
         dtype: torch.float32 or torch.float64, the precision of all arithmetic.
         fitted_grids: time grids that were fitted to these rows, by the settings of their labels.
@@ -137,16 +143,27 @@ class PreparedReference(ABC):
 
     num_reference: int
     center: Tensor
+    scale: float
+    spreads: Tensor | None
     device: torch.device
     dtype: torch.dtype
 
-    def __init__(self) -> None:
+    def __init__(self, scale: float = 1.0, spreads: Tensor | None = None) -> None:
+        self.scale, self.spreads = scale, spreads
         self.fitted_grids: dict[tuple[object, ...], FittedGrid] = {}
 
     @property
     def dim(self) -> int:
         """Number of columns."""
         return len(self.center)
+
+    @property
+    def states_dtype(self) -> torch.dtype:
+        """Precision in which rows are centred and scaled: float64, for the digits of rows that lie far from 0.
+
+        Labels in stores of scale 1 were made without; their transform has centred them, and they keep their bits.
+        """
+        return self.dtype if self.scale == 1 else torch.float64
 
     @property
     def num_blocks(self) -> int:
@@ -167,18 +184,18 @@ class PreparedReference(ABC):
         """The posterior's moments where other processes hold the blocks, or None where this one does.
 
         Args:
-            z_t: noisy states about ``alpha * center``, shape (num_rows, dim).
+            z_t: noisy states of the centred data of spread 1, shape (num_rows, dim).
             alpha: signal scale of each row, shape (num_rows,).
             beta_sq: noise variance of each row, shape (num_rows,).
-            tolerance: certified bound of the mean's error.
+            tolerance: certified bound of the mean's error, in units of ``scale``.
             is_sparse: whether clusters are used; else every row is summed.
         """
         return None
 
     def subset(self, index: Tensor | NDArray[np.integer]) -> Reference:
-        """A reference of the rows at ``index``, in memory and centred about its own mean."""
+        """A reference of the rows at ``index``, in memory, centred about its own mean, with the scale of the whole."""
         numbers = index.cpu().numpy() if isinstance(index, Tensor) else index
-        return Reference(self.take(numbers), device=self.device, dtype=self.dtype)
+        return Reference(self.take(numbers), device=self.device, dtype=self.dtype, sigma_data=self.scale)
 
 
 class Reference(PreparedReference):
@@ -190,9 +207,11 @@ class Reference(PreparedReference):
         dtype: torch.float32 (default) or torch.float64, the precision of all arithmetic.
         order: the clusters' ordering of these rows, block by block, where it was made earlier: row numbers of the
             block, from ``clusters.build_order``.
+        sigma_data: the unit of the flow, in the rows' units: "auto" for the root mean square of the columns' spreads;
+            1 for the plain process z = alpha x + beta eps.
 
     Attributes:
-        keys: centred rows with their squared norm as one more column, shape (num_reference, dim + 1).
+        keys: (x - center) / scale with its squared norm as one more column, shape (num_reference, dim + 1).
 
     Raises:
         ValueError: the rows are not a finite, non-empty table.
@@ -205,20 +224,22 @@ class Reference(PreparedReference):
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
         order: NDArray[np.int64] | None = None,
+        sigma_data: SigmaData = "auto",
     ) -> None:
-        super().__init__()
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
-        table = to_tensor(rows)
+        table = to_tensor(rows, "the reference")
         if table.ndim != 2 or 0 in table.shape:
             raise ValueError(f"the reference must be a non-empty table of rows, got shape {tuple(table.shape)}")
         if not table.is_floating_point():
-            table = table.to(torch.float32)
+            table = table.to(torch.float64)
         self.num_reference = len(table)
         self.device = table.device if device is None else torch.device(device)
         self.dtype = dtype
-        self.center = center_of(lambda start, stop: table[start:stop].to(self.device), len(table))
-        self.keys = centred_keys(table.to(self.device), self.center, dtype)
+        tally = ColumnSpread()
+        self.center = center_of(lambda start, stop: tally.add(table[start:stop]).to(self.device), len(table))
+        super().__init__(resolve_sigma_data(sigma_data, tally.result()), tally.result())
+        self.keys = centred_keys(table.to(self.device), self.center, dtype, self.scale)
         self._order = order
 
     @cached_property
@@ -235,7 +256,7 @@ class Reference(PreparedReference):
 
     def take(self, index: NDArray[np.integer]) -> Tensor:
         """The rows at ``index`` in the reference's own coordinates, float64 on the CPU, shape (len(index), dim)."""
-        return self.keys[torch.as_tensor(index, device=self.device), :-1].double().cpu() + self.center
+        return self.scale * self.keys[torch.as_tensor(index, device=self.device), :-1].double().cpu() + self.center
 
 
 def center_of(read: Callable[[int, int], Tensor], num_rows: int) -> Tensor:
@@ -267,8 +288,8 @@ def center_of(read: Callable[[int, int], Tensor], num_rows: int) -> Tensor:
     return torch.from_numpy(total / num_rows)
 
 
-def centred_keys(rows: Tensor, center: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rows about the centre with their squared norm as one more column, shape (num_rows, dim + 1), of ``dtype``.
+def centred_keys(rows: Tensor, center: Tensor, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
+    """(rows - center) / scale with its squared norm as one more column, shape (num_rows, dim + 1), of ``dtype``.
 
     Raises:
         ValueError: coordinates are too large for float32.
@@ -277,48 +298,76 @@ def centred_keys(rows: Tensor, center: Tensor, dtype: torch.dtype) -> Tensor:
     center = center.to(rows.device)
     for start in range(0, len(rows), _CHUNK_ROWS):
         part = keys[start : start + _CHUNK_ROWS]
-        part[:, :-1] = (rows[start : start + _CHUNK_ROWS].double() - center).to(dtype)
+        part[:, :-1] = ((rows[start : start + _CHUNK_ROWS].double() - center) / scale).to(dtype)
         # The norm is taken of the rounded rows, so that key and norm belong to the same point.
         part[:, -1] = part[:, :-1].double().square().sum(dim=1).to(dtype)
         if dtype == torch.float32 and (reach := float(part[:, :-1].abs().max())) > LARGEST:
             raise ValueError(
-                f"the reference reaches {reach:.3g} from its mean, and float32 serves up to {LARGEST:g}: "
-                f"rescale its columns"
+                f"the reference reaches {reach:.3g} from its mean in units of sigma_data = {scale:.3g}, and float32 "
+                f"serves up to {LARGEST:g}: rescale its columns"
             )
     return keys
 
 
-def to_tensor(rows: Rows) -> Tensor:
-    """Rows as a tensor without history; numpy arrays that torch cannot share, read-only or strided, are copied."""
+def to_tensor(rows: Rows, name: str) -> Tensor:
+    """Rows as a tensor without history; arrays that torch cannot share (read-only, strided, foreign) are copied.
+
+    Raises:
+        ValueError: they are no table of real numbers that float64 holds; the message calls them ``name``.
+    """
     if isinstance(rows, Tensor):
+        if rows.is_complex() or rows.layout != torch.strided:
+            raise ValueError(f"{name}: expected a table of numbers, got a tensor of {rows.dtype}, {rows.layout}")
         return rows.detach()
-    array = np.require(rows, requirements=["C", "W"])
-    if array.dtype.kind not in "fiub":
-        raise ValueError(f"expected a table of numbers, got an array of {array.dtype}")
-    return torch.from_numpy(array)
+    if isinstance(rows, np.ma.MaskedArray) and np.ma.is_masked(rows):
+        raise ValueError(f"{name}: expected a table of numbers, got an array with masked values: fill them in")
+    try:
+        array = np.asarray(rows)
+    except ValueError as error:  # of lists of several lengths
+        raise ValueError(f"{name}: expected a table of numbers: {error}") from error
+    if array.dtype.kind not in "fiub" or (array.dtype.kind == "f" and array.dtype.itemsize > 8):
+        raise ValueError(f"{name}: expected a table of numbers, got an array of {array.dtype}")
+    if array.dtype.kind in "iu" and array.dtype.itemsize == 8 and array.size:
+        if max(int(array.max()), -int(array.min())) > _LARGEST_INTEGER:
+            raise ValueError(f"{name}: holds integers beyond 2^53, which float64 does not tell apart")
+        array = array.astype(np.int64)
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        array = array.astype(np.int64)  # torch knows little of the others
+    return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), requirements=["C", "W"]))
 
 
-def as_reference(reference: Rows | PreparedReference, like: Tensor, dtype: torch.dtype) -> PreparedReference:
+def as_reference(
+    reference: Rows | PreparedReference, like: Tensor, dtype: torch.dtype, sigma_data: SigmaData = "auto"
+) -> PreparedReference:
     """``reference`` as a prepared one on the device of ``like``; one that is prepared is taken as it stands.
 
     What was built over other rows is found again by their content, for the last few references.
+
+    Raises:
+        ValueError: a prepared one lies elsewhere, or was prepared with another sigma_data.
     """
     if isinstance(reference, PreparedReference):
         if reference.device != like.device:
             raise ValueError(f"the reference is on {reference.device}, the rows are on {like.device}")
+        if sigma_data != "auto" and sigma_data != reference.scale:
+            raise ValueError(
+                f"sigma_data = {sigma_data} is not that of the prepared reference, {reference.scale:g}: give it where "
+                f"the reference is prepared"
+            )
         return reference
-    table = to_tensor(reference)
+    table = to_tensor(reference, "the reference")
     content = hashlib.blake2b(table.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
-    key = (content, tuple(table.shape), table.dtype, like.device, dtype)
+    key = (content, tuple(table.shape), table.dtype, like.device, dtype, sigma_data)
     with _kept_lock:
         if (kept := _kept.pop(key, None)) is None:
-            kept = Reference(table, device=like.device, dtype=dtype)
+            kept = Reference(table, device=like.device, dtype=dtype, sigma_data=sigma_data)
         _kept[key] = kept  # last in the order of use
         while len(_kept) > _NUM_KEPT:
             del _kept[next(iter(_kept))]
     return kept
 
 
+_LARGEST_INTEGER = 2**53
 _NUM_KEPT = 4
 _kept: dict[tuple[object, ...], Reference] = {}
 _kept_lock = threading.Lock()

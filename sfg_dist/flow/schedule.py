@@ -66,7 +66,7 @@ class Schedule:
         return 1 - (1 - self.floor) * t
 
     def beta_sq(self, t: T) -> T:
-        """Noise variance at t, in squared units of the reference."""
+        """Noise variance at t, in units of sigma_data^2 (see ``spread``)."""
         return self.floor + (1 - self.floor) * t
 
     def alpha_of_beta_sq(self, beta_sq: T) -> T:
@@ -91,6 +91,11 @@ class Schedule:
         dz/dlambda = z / 2 - (beta^2 + alpha / 2) m
         """
         return z_t / 2 - (beta_sq + self.alpha_of_beta_sq(beta_sq) / 2) * posterior_mean
+
+    @property
+    def blur(self) -> float:
+        """Standard deviation of the labels' blur, beta / alpha at the data end, in units of sigma_data."""
+        return self.beta_sq(self.t_end) ** 0.5 / self.alpha(self.t_end)
 
     @property
     def log_beta_sq_end(self) -> float:

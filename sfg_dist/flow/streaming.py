@@ -25,6 +25,8 @@ class StreamedReference(PreparedReference):
         device: where the posterior is computed.
         dtype: precision of the arithmetic.
         num_kept: how many blocks, the first ones, stay once they were loaded.
+        scale: that the blocks' rows are divided by.
+        spreads: standard deviation of each column, where it was measured.
     """
 
     def __init__(
@@ -36,8 +38,10 @@ class StreamedReference(PreparedReference):
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         num_kept: int = 0,
+        scale: float = 1.0,
+        spreads: Tensor | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(scale, spreads)
         self.center, self.num_reference, self.device, self.dtype = center, num_reference, device, dtype
         self.num_streamed = 0
         self._load, self._num_kept = load, num_kept
@@ -56,7 +60,7 @@ class StreamedReference(PreparedReference):
             if len(places):
                 keys = self._block(number).keys
                 picked = keys[torch.as_tensor(index[places] - start, device=keys.device), :-1]
-                rows[torch.from_numpy(places)] = picked.double().cpu() + self.center
+                rows[torch.from_numpy(places)] = self.scale * picked.double().cpu() + self.center
         return rows
 
     def _block(self, number: int) -> ReferenceBlock:

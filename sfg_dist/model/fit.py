@@ -34,6 +34,8 @@ Precision = Literal["auto", "float32", "bfloat16"]
 Schedule = Literal["cosine", "stable_decay", "constant"]
 Rows = NDArray[np.float32] | Tensor
 """Rows on the host, or on the trainer's device already."""
+Affine = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Location and scale of columns, shape (num_columns,) each."""
 
 
 @dataclass
@@ -76,6 +78,8 @@ class Trainer:
         world_size: number of ranks whose gradients are averaged.
         rank: this rank.
         seed: of the noise, which follows from (seed, rank, step): the same for one number of ranks only.
+        input_units: location and scale of the input's columns, taken off what it is given; None for 0 and 1.
+        target_units: the same of the targets' columns.
     """
 
     def __init__(
@@ -94,6 +98,8 @@ class Trainer:
         world_size: int = 1,
         rank: int = 0,
         seed: int = 0,
+        input_units: Affine | None = None,
+        target_units: Affine | None = None,
     ) -> None:
         self.model = model
         self.objective: Objective = objective
@@ -103,6 +109,7 @@ class Trainer:
         self.world_size = world_size
         self.num_targets: int | None = getattr(model, "dim", None)  # labels' columns that the network gives
         self.device = next(model.parameters()).device
+        self._input_units, self._target_units = self._affine(input_units), self._affine(target_units)
         self.learning_rate = learning_rate
         self.schedule = schedule
         self.ema_decay = ema_decay
@@ -125,7 +132,7 @@ class Trainer:
         Returns:
             This rank's sum of the loss over the rows of the whole batch, a scalar on the device.
         """
-        y, x = self._to_device(latents), self._to_device(labels)[:, : self.num_targets]
+        y, x = self._inputs(latents), self._targets(labels)
         rate = self._scheduled_rate(done)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -170,8 +177,7 @@ class Trainer:
         total = 0.0
         with self.averaged_weights(), torch.inference_mode():
             for first in range(0, len(latents), 8192):
-                y = self._to_device(latents[first : first + 8192])
-                x = self._to_device(labels[first : first + 8192])[:, : self.num_targets]
+                y, x = self._inputs(latents[first : first + 8192]), self._targets(labels[first : first + 8192])
                 total += float(self._loss_sum(self.model, y, x, (1 << 55) | first))
         return total / len(latents)
 
@@ -225,6 +231,22 @@ class Trainer:
             raise TrainingError(
                 f"checkpoint {place} does not fit this job ({error}); remove its parent directory to train anew"
             ) from error
+
+    def _affine(self, units: Affine | None) -> tuple[Tensor, Tensor] | None:
+        if units is None:
+            return None
+        location, scale = (torch.from_numpy(part).float().to(self.device) for part in units)
+        return location, scale
+
+    def _inputs(self, rows: Rows) -> Tensor:
+        y = self._to_device(rows)
+        return y if self._input_units is None else (y - self._input_units[0]) / self._input_units[1]
+
+    def _targets(self, rows: Rows) -> Tensor:
+        x = self._to_device(rows)
+        if self._target_units is not None:
+            x = (x - self._target_units[0]) / self._target_units[1]
+        return x[:, : self.num_targets]
 
     def _to_device(self, rows: Rows) -> Tensor:
         if isinstance(rows, Tensor):

@@ -91,6 +91,8 @@ def make_store(directory: Path, arguments: argparse.Namespace, num_rows: int) ->
         dim=arguments.dim,
         columns=columns,
         queries=None,
+        blocks=lambda: [table],
+        flow_columns=columns,
     )
     create_store(
         directory / "pairs.zarr",

@@ -36,7 +36,12 @@ def test_inline_labels_are_the_flows(make_store):
     settings = pairs.plan.labels
     latents = normal_rows(settings["seed"], Stream.LATENTS, 0, 1000, 2)
     expected = label_latents(
-        latents, Reference(pairs.reference), t_min=settings["t_min"], num_evaluations=8, batch_size=64
+        latents,
+        Reference(pairs.reference, sigma_data=1.0),
+        t_min=settings["t_min"],
+        num_evaluations=8,
+        batch_size=64,
+        sigma_data=1.0,
     )
     assert np.array_equal(pairs.latents.compute(), latents)
     assert np.array_equal(pairs.labels.compute(), expected)
@@ -68,7 +73,7 @@ def test_encoded_rows_are_blurred_data_and_their_latents_decode_to_them(make_sto
     assert 0.03 < np.median(nearest) < 0.08
     assert np.abs(latents.mean(axis=0)).max() < 0.15
     assert np.abs(latents.std(axis=0) - 1).max() < 0.15
-    back = label_latents(latents, pairs.reference, t_min=0.01, num_evaluations=64)
+    back = label_latents(latents, pairs.reference, t_min=0.01, num_evaluations=64, sigma_data=1.0)
     assert np.median(np.linalg.norm(back - labels, axis=1)) < 1e-3
 
 
@@ -114,8 +119,8 @@ def test_a_fitted_grid_stands_in_the_plan_and_a_resume_takes_it_from_there(make_
     assert all(len(grid) == 13 and grid[0] == 0 for grid in grids.values())
     label_inline(pairs.location.url)
     expected = label_latents(
-        normal_rows(0, Stream.LATENTS, 0, 128, 2), Reference(pairs.reference), t_min=1e-3, num_evaluations=12,
-        time_grid=grids["decode"], batch_size=64,
+        normal_rows(0, Stream.LATENTS, 0, 128, 2), Reference(pairs.reference, sigma_data=1.0), t_min=1e-3,
+        num_evaluations=12, time_grid=grids["decode"], batch_size=64,
     )  # fmt: skip
     assert np.array_equal(pairs.labels.compute()[:128], expected)
 

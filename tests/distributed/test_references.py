@@ -128,8 +128,8 @@ def test_the_measured_error_is_that_of_the_labels(make_store, monkeypatch, loads
     start, end = ("latents", "labels") if direction == "decode" else ("labels", "latents")
     given, made = (read_rows(getattr(pairs, name), 0, 64).astype(np.float64) for name in (start, end))
     exact = label_latents(
-        given, Reference(pairs.reference, dtype=torch.float64), direction=direction, solver="rk4", num_evaluations=384,
-        t_min=1e-3, batch_size=64, tolerance=0.0,
+        given, Reference(pairs.reference, dtype=torch.float64, sigma_data=1.0), direction=direction, solver="rk4",
+        num_evaluations=384, t_min=1e-3, batch_size=64, tolerance=0.0,
     )  # fmt: skip
     true = np.linalg.norm(made - exact, axis=1)
     for num_kept in (4, 2, 0):
@@ -199,7 +199,9 @@ def test_a_damaged_reference_is_refused(make_store, place):
 def test_rows_of_the_store_are_read_as_they_are(make_store):
     pairs = make_store(data=TABLE, labels=LABELS)
     stored = references.StoredReference(pairs)
-    whole = Reference(pairs.reference, order=np.concatenate([stored.order(*part) for part in block_ranges(4800)]))
+    whole = Reference(
+        pairs.reference, order=np.concatenate([stored.order(*part) for part in block_ranges(4800)]), sigma_data=1.0
+    )
     opened, _ = references.open_reference(pairs, device=CPU)
     assert torch.equal(whole.center, opened.center)
     for one, other in zip(whole.blocks(), opened.blocks(), strict=True):

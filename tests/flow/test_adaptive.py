@@ -26,7 +26,7 @@ def gaussian_mean(z, alpha, beta_sq):
 @pytest.fixture(scope="module")
 def case(moons):
     latents = torch.randn(150, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    denoiser = denoiser_of(Reference(moons, dtype=torch.float64), "fused")
+    denoiser = denoiser_of(Reference(moons, dtype=torch.float64, sigma_data=1.0), "fused")
     schedule = Schedule("linear", 1e-4)
     exact = integrate(denoiser, latents, schedule=schedule, solver="rk4", num_evaluations=640)
     return denoiser, latents, schedule, exact
@@ -93,7 +93,7 @@ def test_evaluations_counted_are_evaluations_made(case):
 @pytest.mark.parametrize("solver", ["exp_abm4", "dopri5"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_bits_of_a_row_do_not_depend_on_the_other_rows(moons, solver, dtype):
-    denoiser = denoiser_of(Reference(moons, dtype=dtype), "fused")
+    denoiser = denoiser_of(Reference(moons, dtype=dtype, sigma_data=1.0), "fused")
     generator = torch.Generator().manual_seed(1)
     latents = torch.randn(200, 2, generator=generator, dtype=dtype)
     others = torch.randn(200, 2, generator=generator, dtype=dtype)

@@ -29,7 +29,7 @@ def table(num_rows, dim, seed=0):
 def test_every_candidate_is_the_brute_force(schedule, tile, device, monkeypatch):
     monkeypatch.setattr(bandwidth, "_TILE", {device.type: tile, "cuda": tile})
     rows = np.concatenate([table(60, 3), table(10, 3)[:4], [[9.0, -9.0, 9.0]]])  # four duplicates and an outlier
-    choice = choose_t_min(rows, schedule=schedule, device=device)
+    choice = choose_t_min(rows, schedule=schedule, device=device, sigma_data=1.0)
     assert choice.num_duplicates == 4
     for t, log_likelihood in choice.candidates:
         assert log_likelihood == pytest.approx(brute_force(rows, t, schedule), rel=1e-5, abs=1e-4)
@@ -42,7 +42,7 @@ def test_every_candidate_is_the_brute_force(schedule, tile, device, monkeypatch)
 @pytest.mark.parametrize(("num_rows", "dim"), [(400, 1), (400, 2), (300, 8)])
 def test_maximum_is_the_brute_force_maximum(num_rows, dim):
     rows = table(num_rows, dim)
-    choice = choose_t_min(rows)
+    choice = choose_t_min(rows, sigma_data=1.0)
     fine = np.geomspace(1e-3, 0.49, 120)
     values = [brute_force(rows, t) for t in fine]
     assert abs(np.log(choice.t_min / fine[np.argmax(values)])) < 0.2
@@ -52,14 +52,14 @@ def test_maximum_is_the_brute_force_maximum(num_rows, dim):
 
 
 def test_moons(moons):
-    choice = choose_t_min(moons)
+    choice = choose_t_min(moons, sigma_data=1.0)
     assert 5e-4 < choice.t_min < 2e-2
     assert len(choice.candidates) < 25
 
 
 def test_gaussian_sample_asks_for_silvermans_blur():
     rows = table(2000, 1)
-    choice = choose_t_min(rows, max_queries=2000)
+    choice = choose_t_min(rows, max_queries=2000, sigma_data=1.0)
     sigma = np.sqrt(choice.t_min) / (1 - choice.t_min)
     silverman = 1.06 * 2000 ** (-1 / 5)
     assert silverman / 2 < sigma < silverman * 2
@@ -67,7 +67,7 @@ def test_gaussian_sample_asks_for_silvermans_blur():
 
 def test_duplicates_do_not_call_for_less_blur():
     rows = table(300, 2)
-    once, thrice = choose_t_min(rows), choose_t_min(np.repeat(rows, 3, axis=0))
+    once, thrice = choose_t_min(rows, sigma_data=1.0), choose_t_min(np.repeat(rows, 3, axis=0), sigma_data=1.0)
     assert thrice.num_duplicates == 600
     assert thrice.t_min == pytest.approx(once.t_min)
     assert thrice.log_likelihood == pytest.approx(once.log_likelihood, abs=1e-5)
@@ -76,7 +76,7 @@ def test_duplicates_do_not_call_for_less_blur():
 
 def test_negative_zero_is_a_duplicate_of_zero():
     rows = np.array([[0.0, 1.0], [-0.0, 1.0], [2.0, 3.0]])
-    assert choose_t_min(rows).num_duplicates == 1
+    assert choose_t_min(rows, sigma_data=1.0).num_duplicates == 1
 
 
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
@@ -84,31 +84,37 @@ def test_float32_rows_far_from_the_origin(offset, device):
     # The offset costs the input its digits (6e-5 here), not the distances theirs.
     rows = torch.from_numpy(table(400, 3) * 0.05 + offset).float().to(device)
     exact = rows.double().cpu().numpy()
-    choice = choose_t_min(rows)
+    choice = choose_t_min(rows, sigma_data=1.0)
     assert choice.log_likelihood == pytest.approx(brute_force(exact - offset, choice.t_min), abs=1e-4)
 
 
 def test_one_dense_cluster_far_out():
     # |x| of 300 beside a cluster of width 0.01: in float32 the expanded square would be noise of 5e-3, sigma^2 is 1e-5.
     rows = np.concatenate([table(300, 2) * 0.01 + 300, table(10, 2) - 300])
-    choice = choose_t_min(rows)
+    choice = choose_t_min(rows, sigma_data=1.0)
     assert choice.log_likelihood == pytest.approx(brute_force(rows, choice.t_min), rel=1e-5)
 
 
 def test_bounds_are_reported():
     lattice = np.repeat(np.arange(10.0), 5)[:, None] + 1e-7 * np.arange(50)[:, None]
-    choice = choose_t_min(lattice, floor=1e-4)
+    choice = choose_t_min(lattice, floor=1e-4, sigma_data=1.0)
     assert choice.is_floor
     assert choice.t_min == 1e-4
-    wide = choose_t_min(table(50, 2) * 100)
+    wide = choose_t_min(table(50, 2) * 100, sigma_data=1.0)
     assert wide.is_ceiling
     assert wide.t_min == 0.5
 
 
 def test_queries_are_a_seeded_sample():
     rows = table(3000, 2)
-    first, again = choose_t_min(rows, max_queries=200), choose_t_min(rows, max_queries=200)
-    other, whole = choose_t_min(rows, max_queries=200, seed=1), choose_t_min(rows, max_queries=3000)
+    first, again = (
+        choose_t_min(rows, max_queries=200, sigma_data=1.0),
+        choose_t_min(rows, max_queries=200, sigma_data=1.0),
+    )
+    other, whole = (
+        choose_t_min(rows, max_queries=200, seed=1, sigma_data=1.0),
+        choose_t_min(rows, max_queries=3000, sigma_data=1.0),
+    )
     assert first == again
     assert other.log_likelihood != first.log_likelihood
     assert whole.log_likelihood == pytest.approx(first.log_likelihood, abs=0.3)
@@ -132,4 +138,4 @@ def test_queries_are_a_seeded_sample():
 )
 def test_refuses_bad_calls(rows, settings, message):
     with pytest.raises(ValueError, match=message):
-        choose_t_min(rows, **settings)
+        choose_t_min(rows, **settings, sigma_data=1.0)

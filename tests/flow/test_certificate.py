@@ -104,7 +104,7 @@ def test_the_bound_holds(family, seed, num_rows, log_t, log_tolerance, num_block
     block_rows = max(1, -(-len(table) // num_blocks))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BLOCK_ROWS, block_rows)
-        check_bound(rng, Reference(table), 10**log_t, 10**log_tolerance, block_rows)
+        check_bound(rng, Reference(table, sigma_data=1.0), 10**log_t, 10**log_tolerance, block_rows)
 
 
 def test_a_row_too_far_for_an_anchor_in_float32_is_summed_whole():
@@ -113,7 +113,7 @@ def test_a_row_too_far_for_an_anchor_in_float32_is_summed_whole():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BLOCK_ROWS, 1)
         for num_rows in (1, 3):
-            check_bound(rng, Reference(FAMILIES["one far outlier"](rng, num_rows)), 1e-5, 0.1, 1)
+            check_bound(rng, Reference(FAMILIES["one far outlier"](rng, num_rows), sigma_data=1.0), 1e-5, 0.1, 1)
 
 
 def check_bound(rng, reference, t, tolerance, block_rows):
@@ -146,7 +146,7 @@ def test_the_bound_holds_over_three_levels_and_more(family, num_blocks, monkeypa
         table = FAMILIES[family](rng, num_rows * num_blocks)
         block_rows = -(-len(table) // num_blocks)
         monkeypatch.setattr(BLOCK_ROWS, block_rows)
-        reference = Reference(table)
+        reference = Reference(table, sigma_data=1.0)
         assert all(len(block.clusters.sizes) >= 3 for block in reference.blocks())
         check_bound(rng, reference, t, 1e-3, block_rows)
 
@@ -156,7 +156,7 @@ def test_the_bound_holds_over_three_levels_and_more(family, num_blocks, monkeypa
 def test_without_a_tolerance_it_is_exact(family, block_rows, monkeypatch):
     monkeypatch.setattr(BLOCK_ROWS, block_rows)
     rng = np.random.default_rng(3)
-    reference = Reference(FAMILIES[family](rng, 1500))
+    reference = Reference(FAMILIES[family](rng, 1500), sigma_data=1.0)
     rows = reference.keys[:, :-1].numpy()
     t = 0.05
     z = queries(rng, rows, t)
@@ -174,7 +174,7 @@ def test_without_a_tolerance_it_is_exact(family, block_rows, monkeypatch):
 @pytest.mark.slow
 def test_where_skipping_does_not_pay_every_row_is_summed():
     rng = np.random.default_rng(2)
-    reference = Reference(rng.standard_normal((5000, 43)))
+    reference = Reference(rng.standard_normal((5000, 43)), sigma_data=1.0)
     z = torch.from_numpy(rng.standard_normal((40, 43), dtype=np.float32))
     moments = posterior_moments(z, reference, alpha=0.5, beta_sq=0.5, tolerance=1e-3)
     assert (moments.pairs == 5000).all()
@@ -188,7 +188,7 @@ def test_where_skipping_does_not_pay_every_row_is_summed():
 def test_every_pair_over_several_blocks(num_rows, backend, dtype):
     rng = np.random.default_rng(4)
     table = np.sort(rng.standard_normal((num_rows, 3)), axis=0)
-    reference = Reference(table, dtype=dtype or torch.float32)
+    reference = Reference(table, dtype=dtype or torch.float32, sigma_data=1.0)
     rows = reference.keys[:, :-1].numpy()
     for t in (0.5, 1e-2, 1e-4):
         z = queries(rng, rows, t).to(reference.dtype)
@@ -196,7 +196,7 @@ def test_every_pair_over_several_blocks(num_rows, backend, dtype):
         single = posterior_moments(z, reference, backend=backend, **given)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(BLOCK_ROWS, 1000)
-            blocked = Reference(table, dtype=dtype or torch.float32)
+            blocked = Reference(table, dtype=dtype or torch.float32, sigma_data=1.0)
             assert blocked.num_blocks == -(-num_rows // 1000)
             moments = posterior_moments(z, blocked, backend=backend, **given)
         mean, log_sum, variance = exact(z, rows, 1 - t, t)

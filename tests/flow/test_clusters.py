@@ -20,7 +20,7 @@ from sfg_dist.flow.cpu_engine import cluster_sums
 @pytest.mark.parametrize("backend", ["sparse", "native"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38, 1e20])
 def test_a_query_out_of_reach_is_nan_and_harms_no_other(backend, value):
-    reference = Reference(np.random.default_rng(0).standard_normal((5001, 3)))
+    reference = Reference(np.random.default_rng(0).standard_normal((5001, 3)), sigma_data=1.0)
     z = torch.zeros(40, 3)
     z[7, 1] = value
     tolerance = 1e-3 if backend == "sparse" else 0.0
@@ -36,7 +36,7 @@ def test_a_query_out_of_reach_is_nan_and_harms_no_other(backend, value):
 @pytest.mark.parametrize("backend", ["sparse", "native"])
 @pytest.mark.parametrize(("alpha", "beta_sq"), [(0.0, 1.0), (0.0, 1e-6), (0.0, 1e8), (1e-7, 1e-6), (1e-9, 0.01)])
 def test_a_vanishing_alpha(backend, alpha, beta_sq):
-    reference = Reference(np.random.default_rng(0).standard_normal((5001, 3)))
+    reference = Reference(np.random.default_rng(0).standard_normal((5001, 3)), sigma_data=1.0)
     rows = reference.keys[:, :-1].double()
     z = torch.full((2, 3), 3 * beta_sq**0.5 if alpha else 1.0)
     tolerance = 1e-4 if backend == "sparse" else 0.0
@@ -130,7 +130,7 @@ def test_the_order_is_the_same_whoever_sorts(monkeypatch):
 @pytest.mark.parametrize("dim", [3, 43])
 def test_a_rows_bits_depend_on_nothing_beside_it(dim):
     rng = np.random.default_rng(1)
-    reference = Reference(rng.standard_normal((6000, dim)))
+    reference = Reference(rng.standard_normal((6000, dim)), sigma_data=1.0)
     z = torch.from_numpy(rng.standard_normal((70, dim), dtype=np.float32))
     before = torch.get_num_threads()
     try:
@@ -173,7 +173,7 @@ def test_a_near_row_in_a_far_node_is_not_lost():
 @pytest.mark.parametrize("dim", [1, 3, 21])
 def test_no_tolerance_equals_dense(dim):
     rng = np.random.default_rng(5)
-    reference = Reference(rng.standard_normal((3000, dim)))
+    reference = Reference(rng.standard_normal((3000, dim)), sigma_data=1.0)
     z = torch.from_numpy(rng.standard_normal((20, dim), dtype=np.float32))
     sparse = posterior_moments(z, reference, alpha=0.9, beta_sq=0.1, backend="sparse", tolerance=0.0)
     dense = posterior_moments(z, reference, alpha=0.9, beta_sq=0.1, backend="dense")
@@ -183,7 +183,7 @@ def test_no_tolerance_equals_dense(dim):
 
 def test_rows_with_times_of_their_own_are_as_if_alone():
     rng = np.random.default_rng(6)
-    reference = Reference(rng.standard_normal((3000, 3)))
+    reference = Reference(rng.standard_normal((3000, 3)), sigma_data=1.0)
     z = torch.from_numpy(rng.standard_normal((20, 3), dtype=np.float32))
     t = torch.logspace(-4, -0.01, 20)
     together = posterior_moments(z, reference, alpha=1 - t, beta_sq=t, backend="sparse", tolerance=1e-3)
@@ -202,8 +202,8 @@ def test_labels_agree_with_float64():
     rows = (rows - rows.mean(0)) / rows.std(0)
     latents = np.random.default_rng(7).standard_normal((48, 2))
     effort = Effort()
-    labels = label_latents(latents, rows, tolerance=1e-3, t_min=1e-3, batch_size=48, effort=effort)
-    every = label_latents(latents, rows, tolerance=0.0, t_min=1e-3, batch_size=48, dtype=torch.float64)
+    labels = label_latents(latents, rows, tolerance=1e-3, t_min=1e-3, batch_size=48, effort=effort, sigma_data=1.0)
+    every = label_latents(latents, rows, tolerance=0.0, t_min=1e-3, batch_size=48, dtype=torch.float64, sigma_data=1.0)
     gap = np.linalg.norm(labels - every, axis=1)
     assert 0 < effort.bound <= 1e-3
     assert 0 < effort.pairs < effort.evaluations * len(rows) / 2
@@ -251,8 +251,8 @@ def test_labels_keep_the_tolerance_and_cost_less():
     rows = (rows - rows.mean(0)) / rows.std(0)
     latents = np.random.default_rng(4).standard_normal((64, 2))
     effort, full = Effort(), Effort()
-    labels = label_latents(latents, rows, batch_size=64, effort=effort)
-    every = label_latents(latents, rows, tolerance=0.0, batch_size=64, effort=full)
+    labels = label_latents(latents, rows, batch_size=64, effort=effort, sigma_data=1.0)
+    every = label_latents(latents, rows, tolerance=0.0, batch_size=64, effort=full, sigma_data=1.0)
     assert 0 < effort.bound <= 1e-3
     assert effort.evaluations == full.evaluations == 64 * 21  # the one at t = 1 is free
     assert effort.pairs < full.pairs / 3

@@ -89,16 +89,16 @@ def test_falls_back_to_the_graded_grid(error_of, num_steps):
 
 @pytest.mark.slow
 def test_lower_error_on_two_moons_for_as_many_evaluations(moons):
-    reference = Reference(moons.astype(np.float32))
+    reference = Reference(moons.astype(np.float32), sigma_data=1.0)
     fitted = fit_time_grid(reference, schedule=SCHEDULE, num_evaluations=20)
-    again = fit_time_grid(Reference(moons.astype(np.float32)), schedule=SCHEDULE, num_evaluations=20)
+    again = fit_time_grid(Reference(moons.astype(np.float32), sigma_data=1.0), schedule=SCHEDULE, num_evaluations=20)
     assert fitted == again
     assert not fitted.is_graded
     assert max(fitted.center, fitted.tail, fitted.cost) <= 1
     latents = np.random.default_rng(1).standard_normal((400, 2))
-    exact = label_latents(latents, moons, num_evaluations=96, dtype=torch.float64, batch_size=400)
+    exact = label_latents(latents, moons, num_evaluations=96, dtype=torch.float64, batch_size=400, sigma_data=1.0)
     graded, better = (
-        errors(label_latents(latents, reference, num_evaluations=20, time_grid=kind), exact)
+        errors(label_latents(latents, reference, num_evaluations=20, time_grid=kind, sigma_data=1.0), exact)
         for kind in ("graded", "fitted")
     )
     assert np.median(better) < 0.8 * np.median(graded)
@@ -107,14 +107,21 @@ def test_lower_error_on_two_moons_for_as_many_evaluations(moons):
 
 @pytest.mark.slow
 def test_less_work_at_equal_error_where_evaluations_differ_in_cost(heavy_tailed):
-    reference = Reference(heavy_tailed)
+    reference = Reference(heavy_tailed, sigma_data=1.0)
     latents = np.random.default_rng(1).standard_normal((512, 3)).astype(np.float32)
-    exact = label_latents(latents, reference, t_min=1e-3, num_evaluations=48, tolerance=1e-4)
+    exact = label_latents(latents, reference, t_min=1e-3, num_evaluations=48, tolerance=1e-4, sigma_data=1.0)
     center, tail, pairs = [], [], []
     for kind in ("graded", "fitted"):
         effort = Effort()
         labels = label_latents(
-            latents, reference, t_min=1e-3, num_evaluations=20, time_grid=kind, batch_size=512, effort=effort
+            latents,
+            reference,
+            t_min=1e-3,
+            num_evaluations=20,
+            time_grid=kind,
+            batch_size=512,
+            effort=effort,
+            sigma_data=1.0,
         )
         error = errors(labels, exact)
         center.append(np.median(error))
@@ -129,18 +136,18 @@ def test_less_work_at_equal_error_where_evaluations_differ_in_cost(heavy_tailed)
 def test_the_grid_is_fitted_once_and_kept_with_the_reference(moons, monkeypatch):
     from sfg_dist.flow import labeling
 
-    reference, calls = Reference(moons[:300]), []
+    reference, calls = Reference(moons[:300], sigma_data=1.0), []
     monkeypatch.setattr(labeling, "fit_grid", lambda *args, **kwargs: calls.append(1) or fit_grid(*args, **kwargs))
     latents = np.random.default_rng(0).standard_normal((5, 2))
     settings = {"t_min": 1e-3, "num_evaluations": 10}
-    first = label_latents(latents, reference, time_grid="fitted", **settings)
-    again = label_latents(latents, reference, time_grid="fitted", **settings)
+    first = label_latents(latents, reference, time_grid="fitted", **settings, sigma_data=1.0)
+    again = label_latents(latents, reference, time_grid="fitted", **settings, sigma_data=1.0)
     assert len(calls) == 1
     points = fit_time_grid(reference, schedule=Schedule("linear", 1e-3), num_evaluations=10).points
-    by_hand = label_latents(latents, reference, time_grid=points, **settings)
+    by_hand = label_latents(latents, reference, time_grid=points, **settings, sigma_data=1.0)
     assert np.array_equal(first, again)
     assert np.array_equal(first, by_hand)
-    label_latents(latents, reference, time_grid="fitted", **(settings | {"num_evaluations": 12}))
+    label_latents(latents, reference, time_grid="fitted", **(settings | {"num_evaluations": 12}), sigma_data=1.0)
     assert len(calls) == 2
 
 
@@ -155,16 +162,27 @@ def test_the_grid_is_fitted_once_and_kept_with_the_reference(moons, monkeypatch)
     ],
 )
 def test_any_solver_and_direction(few_moons, solver, num_evaluations, direction, name):
-    reference = Reference(few_moons)
+    reference = Reference(few_moons, sigma_data=1.0)
     settings = {"t_min": 1e-2, "schedule": name, "direction": direction, "solver": solver}
     starts = np.random.default_rng(2).standard_normal((300, 2)).astype(np.float32)
     if direction == "encode":
         starts = few_moons[:300] + 0.1 * starts
     exact = label_latents(
-        starts, few_moons, **(settings | {"solver": "rk4"}), num_evaluations=320, dtype=torch.float64, batch_size=300
+        starts,
+        few_moons,
+        **(settings | {"solver": "rk4"}),
+        num_evaluations=320,
+        dtype=torch.float64,
+        batch_size=300,
+        sigma_data=1.0,
     )
     graded, fitted = (
-        errors(label_latents(starts, reference, **settings, num_evaluations=num_evaluations, time_grid=kind), exact)
+        errors(
+            label_latents(
+                starts, reference, **settings, num_evaluations=num_evaluations, time_grid=kind, sigma_data=1.0
+            ),
+            exact,
+        )
         for kind in ("graded", "fitted")
     )
     assert np.median(fitted) <= 1.1 * np.median(graded)
@@ -184,4 +202,4 @@ def test_any_solver_and_direction(few_moons, solver, num_evaluations, direction,
 )
 def test_refuses(moons, settings, message):
     with pytest.raises(ValueError, match=message):
-        label_latents(np.zeros((2, 2)), moons[:50], **settings)
+        label_latents(np.zeros((2, 2)), moons[:50], **settings, sigma_data=1.0)

@@ -11,13 +11,15 @@ from sfg_dist.flow.oracle import GaussianOracle, MixtureOracle
 @pytest.fixture(scope="module")
 def exact_labels(moons):
     latents = np.random.default_rng(0).standard_normal((1000, 2))
-    return latents, label_latents(latents, moons, num_evaluations=640, dtype=torch.float64)
+    return latents, label_latents(latents, moons, num_evaluations=640, dtype=torch.float64, sigma_data=1.0)
 
 
 @pytest.mark.slow
 def test_float32_labels_with_32_evaluations(moons, exact_labels, device):
     latents, exact = exact_labels
-    labels = label_latents(torch.from_numpy(latents).to(device), torch.from_numpy(moons).to(device), num_evaluations=32)
+    labels = label_latents(
+        torch.from_numpy(latents).to(device), torch.from_numpy(moons).to(device), num_evaluations=32, sigma_data=1.0
+    )
     error = np.linalg.norm(labels.cpu().numpy() - exact, axis=1)
     assert np.median(error) <= 5e-4
     assert np.quantile(error, 0.9) <= 5e-3
@@ -26,14 +28,18 @@ def test_float32_labels_with_32_evaluations(moons, exact_labels, device):
 @pytest.mark.slow
 def test_published_euler_is_far_worse_at_far_more_evaluations(moons, exact_labels):
     latents, exact = exact_labels
-    labels = label_latents(latents[:300], moons, solver="euler", time_grid="uniform", num_evaluations=500)
+    labels = label_latents(
+        latents[:300], moons, solver="euler", time_grid="uniform", num_evaluations=500, sigma_data=1.0
+    )
     assert 3e-3 < np.median(np.linalg.norm(labels - exact[:300], axis=1)) < 5e-2
 
 
 @pytest.mark.slow
 def test_encode_inverts_decode(moons, exact_labels):
     latents, exact = exact_labels
-    back = label_latents(exact[:200], moons, direction="encode", num_evaluations=320, dtype=torch.float64)
+    back = label_latents(
+        exact[:200], moons, direction="encode", num_evaluations=320, dtype=torch.float64, sigma_data=1.0
+    )
     assert np.median(np.abs(back - latents[:200])) < 1e-6
 
 
@@ -54,6 +60,7 @@ def test_labels_follow_the_empirical_mixture(name, device):
         schedule=name,
         num_evaluations=800,
         dtype=torch.float64,
+        sigma_data=1.0,
     )
     torch.testing.assert_close(labels.cpu(), z / schedule.alpha(schedule.t_end), rtol=1e-5, atol=1e-5)
 
@@ -63,15 +70,15 @@ def test_labels_of_a_large_gaussian_sample_are_the_gaussians(device):
     x = torch.randn(40_000, 2, generator=generator, dtype=torch.float64) * torch.tensor([0.5, 2.0]) + 1
     oracle = GaussianOracle(x.mean(0), x.var(0))
     latents = torch.randn(200, 2, generator=generator, dtype=torch.float64)
-    labels = label_latents(latents.to(device), x.to(device), t_min=0.05).cpu()
+    labels = label_latents(latents.to(device), x.to(device), t_min=0.05, sigma_data=1.0).cpu()
     expected = oracle.transport(latents, (0.0, 1.0), (0.95, 0.05)) / 0.95
     assert (labels - expected).norm(dim=1).median() < 0.05
 
 
 def test_row_bits_do_not_depend_on_the_number_of_rows(moons):
     latents = np.random.default_rng(1).standard_normal((70, 2)).astype(np.float32)
-    whole = label_latents(latents, moons, num_evaluations=8, batch_size=32)
-    part = label_latents(latents[:40], moons, num_evaluations=8, batch_size=32)
+    whole = label_latents(latents, moons, num_evaluations=8, batch_size=32, sigma_data=1.0)
+    part = label_latents(latents[:40], moons, num_evaluations=8, batch_size=32, sigma_data=1.0)
     assert np.array_equal(whole[:40], part)
 
 
@@ -79,9 +86,9 @@ def test_row_bits_do_not_depend_on_the_number_of_rows(moons):
 def test_container_dtype_and_device_are_kept(dtype, device):
     x = torch.tensor([[-3.0], [5.0]], dtype=dtype, device=device)
     latents = torch.tensor([[-1.0], [1.0]], dtype=dtype, device=device)
-    labels = label_latents(latents, x, t_min=1e-3)
+    labels = label_latents(latents, x, t_min=1e-3, sigma_data=1.0)
     assert (labels.dtype, labels.device, labels.shape) == (dtype, latents.device, (2, 1))
-    array = label_latents(latents.cpu().numpy(), x.cpu().numpy(), t_min=1e-3)
+    array = label_latents(latents.cpu().numpy(), x.cpu().numpy(), t_min=1e-3, sigma_data=1.0)
     assert isinstance(array, np.ndarray)
     assert array.dtype == latents.cpu().numpy().dtype
 
@@ -89,32 +96,34 @@ def test_container_dtype_and_device_are_kept(dtype, device):
 def test_integers_read_only_and_strided_arrays_and_gradients():
     x = np.array([[-3, 0], [5, 1]])
     latents = np.array([[-1, 0], [1, 2]])
-    expected = label_latents(latents.astype(np.float32), x.astype(np.float64), num_evaluations=8)
-    labels = label_latents(latents, x, num_evaluations=8)
+    expected = label_latents(latents.astype(np.float32), x.astype(np.float64), num_evaluations=8, sigma_data=1.0)
+    labels = label_latents(latents, x, num_evaluations=8, sigma_data=1.0)
     assert labels.dtype == np.float32
     assert np.array_equal(labels, expected)
     frozen = np.asfortranarray(latents.astype(np.float32))
     frozen.flags.writeable = False
-    assert np.array_equal(label_latents(frozen, x[::-1], num_evaluations=8), expected)
+    assert np.array_equal(label_latents(frozen, x[::-1], num_evaluations=8, sigma_data=1.0), expected)
     tracked = torch.from_numpy(latents).float().requires_grad_()
-    assert not label_latents(tracked, torch.from_numpy(x).float(), num_evaluations=8).requires_grad
-    assert not score(tracked, x, t=0.5).requires_grad
-    assert label_latents(np.zeros((0, 2)), x, num_evaluations=8).shape == (0, 2)
-    assert score(np.zeros((0, 2)), x, t=0.5).shape == (0, 2)
+    assert not label_latents(tracked, torch.from_numpy(x).float(), num_evaluations=8, sigma_data=1.0).requires_grad
+    assert not score(tracked, x, t=0.5, sigma_data=1.0).requires_grad
+    assert label_latents(np.zeros((0, 2)), x, num_evaluations=8, sigma_data=1.0).shape == (0, 2)
+    assert score(np.zeros((0, 2)), x, t=0.5, sigma_data=1.0).shape == (0, 2)
 
 
 def test_a_prepared_reference_gives_the_same_labels(moons):
     latents = np.random.default_rng(2).standard_normal((10, 2))
     assert np.array_equal(
-        label_latents(latents, moons, num_evaluations=8),
-        label_latents(latents, Reference(moons), num_evaluations=8),
+        label_latents(latents, moons, num_evaluations=8, sigma_data=1.0),
+        label_latents(latents, Reference(moons, sigma_data=1.0), num_evaluations=8, sigma_data=1.0),
     )
 
 
 def test_paths_start_at_the_latents_and_end_at_the_labels(moons):
     latents = torch.randn(20, 2, generator=torch.Generator().manual_seed(3))
-    beta_sq, states = label_paths(latents, Reference(moons), schedule=Schedule("linear", 1e-3), num_evaluations=32)
-    labels = label_latents(latents, moons, t_min=1e-3, solver="rk4", num_evaluations=32)
+    beta_sq, states = label_paths(
+        latents, Reference(moons, sigma_data=1.0), schedule=Schedule("linear", 1e-3), num_evaluations=32
+    )
+    labels = label_latents(latents, moons, t_min=1e-3, solver="rk4", num_evaluations=32, sigma_data=1.0)
     assert states.shape == (9, 20, 2)
     assert beta_sq[0] == 1
     torch.testing.assert_close(states[0], latents)
@@ -129,17 +138,17 @@ def test_score_is_the_gradient_of_the_log_density(name, t, device):
     schedule = Schedule(name, 0.01)
     z = torch.randn(8, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(oracle.log_density(z, schedule.alpha(t), schedule.beta_sq(t)).sum(), z)
-    got = score(z.detach().to(device), centers.to(device), t=t, schedule=name, dtype=torch.float64)
+    got = score(z.detach().to(device), centers.to(device), t=t, schedule=name, dtype=torch.float64, sigma_data=1.0)
     torch.testing.assert_close(got.cpu(), gradient, rtol=1e-8, atol=1e-8)
-    single = score(z.detach().float().to(device), centers.to(device), t=t, schedule=name)
+    single = score(z.detach().float().to(device), centers.to(device), t=t, schedule=name, sigma_data=1.0)
     torch.testing.assert_close(single.cpu().double(), gradient, rtol=1e-4, atol=1e-3)
 
 
 def test_score_takes_a_time_for_each_row(moons):
     z = np.random.default_rng(0).standard_normal((4, 2))
     times = np.array([0.1, 0.2, 0.5, 1.0])
-    together = score(z, moons, t=times)
-    one_by_one = np.concatenate([score(z[i : i + 1], moons, t=float(times[i])) for i in range(4)])
+    together = score(z, moons, t=times, sigma_data=1.0)
+    one_by_one = np.concatenate([score(z[i : i + 1], moons, t=float(times[i]), sigma_data=1.0) for i in range(4)])
     np.testing.assert_allclose(together, one_by_one, rtol=1e-4, atol=1e-4)
 
 
@@ -157,20 +166,23 @@ def test_mixture_oracle_posterior_mean_against_its_score():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda x: label_latents(np.zeros(3), x), "shape"),
-        (lambda x: label_latents(np.zeros((3, 5)), x), "5 columns"),
-        (lambda x: label_latents(np.array([[0.0, np.nan]]), x), "row 0"),
-        (lambda x: label_latents(np.zeros((3, 2)), x, solver="rk4", num_evaluations=30), "multiple of 4"),
-        (lambda x: label_latents(np.zeros((3, 2)), x, t_min=2.0), "t_min"),
-        (lambda x: label_latents(np.zeros((3, 2)), x, direction="sideways"), "direction"),
-        (lambda x: label_latents(np.zeros((3, 2)), x, time_grid="log"), "time_grid"),
-        (lambda x: label_latents(np.zeros((3, 2)), x, batch_size=0), "batch_size"),
-        (lambda x: score(np.zeros((3, 2)), x, t=0.0), r"\(0, 1\]"),
-        (lambda x: score(np.zeros((3, 2)), x, t=1.5), r"\(0, 1\]"),
-        (lambda x: score(np.zeros((3, 2)), x, t=np.array([0.1, 0.2])), "shape"),
-        (lambda x: score(np.zeros(3), x, t=0.5), "shape"),
-        (lambda x: score(np.zeros((3, 5)), x, t=0.5), "5 columns"),
-        (lambda x: score(np.array([[0.0, np.nan]]), x, t=0.5), "row 0"),
+        (lambda x: label_latents(np.zeros(3), x, sigma_data=1.0), "shape"),
+        (lambda x: label_latents(np.zeros((3, 5)), x, sigma_data=1.0), "5 columns"),
+        (lambda x: label_latents(np.array([[0.0, np.nan]]), x, sigma_data=1.0), "row 0"),
+        (
+            lambda x: label_latents(np.zeros((3, 2)), x, solver="rk4", num_evaluations=30, sigma_data=1.0),
+            "multiple of 4",
+        ),
+        (lambda x: label_latents(np.zeros((3, 2)), x, t_min=2.0, sigma_data=1.0), "t_min"),
+        (lambda x: label_latents(np.zeros((3, 2)), x, direction="sideways", sigma_data=1.0), "direction"),
+        (lambda x: label_latents(np.zeros((3, 2)), x, time_grid="log", sigma_data=1.0), "time_grid"),
+        (lambda x: label_latents(np.zeros((3, 2)), x, batch_size=0, sigma_data=1.0), "batch_size"),
+        (lambda x: score(np.zeros((3, 2)), x, t=0.0, sigma_data=1.0), r"\(0, 1\]"),
+        (lambda x: score(np.zeros((3, 2)), x, t=1.5, sigma_data=1.0), r"\(0, 1\]"),
+        (lambda x: score(np.zeros((3, 2)), x, t=np.array([0.1, 0.2]), sigma_data=1.0), "shape"),
+        (lambda x: score(np.zeros(3), x, t=0.5, sigma_data=1.0), "shape"),
+        (lambda x: score(np.zeros((3, 5)), x, t=0.5, sigma_data=1.0), "5 columns"),
+        (lambda x: score(np.array([[0.0, np.nan]]), x, t=0.5, sigma_data=1.0), "row 0"),
     ],
 )
 def test_refuses(call, message, moons):

@@ -40,7 +40,7 @@ def backend_of_float64(request, device):
 @pytest.mark.parametrize("dim", [1, 2, 11, 43])
 @pytest.mark.parametrize("t", [0.9, 0.1, 1e-3, 1e-5])
 def test_moments(dim, t, backend, device):
-    reference = Reference(cloud(3001, dim, device))
+    reference = Reference(cloud(3001, dim, device), sigma_data=1.0)
     x = reference.keys[:, :-1]
     z = (1 - t) * x[:200] + t**0.5 * cloud(200, dim, device, seed=1)
     result = posterior_moments(z, reference, alpha=1 - t, beta_sq=t, log_sum_exp=True, backend=backend)
@@ -52,7 +52,7 @@ def test_moments(dim, t, backend, device):
 
 
 def test_rows_may_have_times_of_their_own(backend_of_float64, device):
-    reference = Reference(cloud(500, 3, device), dtype=torch.float64)
+    reference = Reference(cloud(500, 3, device), dtype=torch.float64, sigma_data=1.0)
     z = cloud(64, 3, device, seed=1, dtype=torch.float64)
     t = torch.linspace(0.01, 1.0, 64, dtype=torch.float64, device=device)
     result = posterior_moments(z, reference, alpha=1 - t, beta_sq=t, log_sum_exp=True, backend=backend_of_float64)
@@ -64,7 +64,7 @@ def test_rows_may_have_times_of_their_own(backend_of_float64, device):
 
 def test_far_from_every_reference_no_weight_vanishes(backend, device):
     # Without the running maximum every weight here is exp(-50000) = 0 and the row is 0 / 0.
-    reference = Reference(torch.tensor([[-1.0] * 200, [1.0] * 200], device=device))
+    reference = Reference(torch.tensor([[-1.0] * 200, [1.0] * 200], device=device), sigma_data=1.0)
     z = torch.full((1, 200), 30.0, device=device)
     result = posterior_moments(z, reference, alpha=1.0, beta_sq=0.01, log_sum_exp=True, backend=backend)
     torch.testing.assert_close(result.mean, torch.ones(1, 200, device=device))
@@ -76,7 +76,7 @@ def test_offset_data_keep_their_digits(device):
     x = cloud(5000, 6, device, dtype=torch.float64) + 20
     t = 1e-4
     z = (1 - t) * x[:300] + t**0.5 * cloud(300, 6, device, seed=1, dtype=torch.float64)
-    reference = Reference(x)
+    reference = Reference(x, sigma_data=1.0)
     center = reference.center.to(device)
     result = posterior_moments((z - (1 - t) * center).float(), reference, alpha=1 - t, beta_sq=t)
     mean, _, _ = plain(z - (1 - t) * center, x - center, 1 - t, t)
@@ -87,7 +87,7 @@ def test_offset_data_keep_their_digits(device):
 def test_log_kernel_sum_keeps_its_digits_at_small_times(dim, device):
     # The kernel sum is what the density is made of; |z|^2 / (2 beta^2), 1e4 and more here, must not swallow it.
     t = 1e-4
-    reference = Reference(cloud(3000, dim, device))
+    reference = Reference(cloud(3000, dim, device), sigma_data=1.0)
     x = reference.keys[:, :-1]
     z = (1 - t) * x[:100] + t**0.5 * cloud(100, dim, device, seed=1)
     backend = "native" if device.type == "cpu" else "auto"
@@ -108,7 +108,8 @@ def test_subset_is_centred_anew(device):
     rows = cloud(50, 2, device, dtype=torch.float64) + 3
     index = np.array([1, 5, 7])
     torch.testing.assert_close(
-        Reference(rows, dtype=torch.float64).subset(index).center, rows[torch.from_numpy(index)].mean(0).cpu()
+        Reference(rows, dtype=torch.float64, sigma_data=1.0).subset(index).center,
+        rows[torch.from_numpy(index)].mean(0).cpu(),
     )
 
 
@@ -123,11 +124,11 @@ def test_subset_is_centred_anew(device):
 )
 def test_refuses_a_bad_reference(rows, message):
     with pytest.raises(ValueError, match=message):
-        Reference(rows)
+        Reference(rows, sigma_data=1.0)
 
 
 def test_refuses_bad_calls(device):
-    reference = Reference(cloud(5, 2, device))
+    reference = Reference(cloud(5, 2, device), sigma_data=1.0)
     with pytest.raises(ValueError, match="shape"):
         posterior_moments(cloud(5, 3, device), reference, alpha=1.0, beta_sq=1.0)
     with pytest.raises(ValueError, match="positive"):

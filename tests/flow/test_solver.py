@@ -184,7 +184,7 @@ def test_num_evaluations_are_the_calls_made(solver, budget):
 @pytest.mark.parametrize(("solver", "budget", "bound"), [("exp_abm5", 16, 1e-3), ("exp_abm4", 20, 6e-4)])
 def test_label_error_of_the_multistep_methods(moons, solver, budget, bound):
     latents = torch.randn(500, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    denoiser = denoiser_of(Reference(moons, dtype=torch.float64), "fused")
+    denoiser = denoiser_of(Reference(moons, dtype=torch.float64, sigma_data=1.0), "fused")
     schedule = Schedule("linear", 1e-4)
     exact = integrate(denoiser, latents, schedule=schedule, solver="rk4", num_evaluations=640)
     got = integrate(denoiser, latents, schedule=schedule, solver=solver, num_evaluations=budget)

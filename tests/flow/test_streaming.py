@@ -48,7 +48,7 @@ def mapped(tmp_path):
     handles = []
 
     def make(rows, has_clusters=True):
-        whole = Reference(rows)
+        whole = Reference(rows, sigma_data=1.0)
         handles.append(os.open(tmp_path / f"{len(handles)}.blocks", os.O_RDWR | os.O_CREAT))
         write_blocks(handles[-1], whole.blocks(), whole.center, has_clusters=has_clusters)
         file = BlockFile(handles[-1])
@@ -78,7 +78,7 @@ def moments(reference, dim, **keywords):
 @pytest.mark.parametrize("keywords", [{"backend": "sparse", "tolerance": 1e-3}, {"backend": "dense"}])
 def test_streamed_and_mapped_blocks_give_the_bits_of_those_in_memory(num_rows, dim, keywords, mapped):
     rows = table(num_rows, dim)
-    expected = moments(Reference(rows), dim, **keywords)
+    expected = moments(Reference(rows, sigma_data=1.0), dim, **keywords)
     from_file = mapped(rows, has_clusters=keywords["backend"] == "sparse")
     for reference in (streamed(rows), streamed(rows, num_kept=2), from_file):
         found = moments(reference, dim, **keywords)
@@ -89,7 +89,7 @@ def test_streamed_and_mapped_blocks_give_the_bits_of_those_in_memory(num_rows, d
 @pytest.mark.parametrize("backend", ["fused", "blocked"])
 def test_streamed_blocks_in_float64(backend):
     rows = table(4000, 3)
-    expected = moments(Reference(rows, dtype=torch.float64), 3, backend=backend)
+    expected = moments(Reference(rows, dtype=torch.float64, sigma_data=1.0), 3, backend=backend)
     found = moments(streamed(rows, torch.float64), 3, backend=backend)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
@@ -97,28 +97,30 @@ def test_streamed_blocks_in_float64(backend):
 @pytest.mark.slow
 def test_all_that_takes_a_reference_takes_a_streamed_one():
     rows = table(5003, 2)
-    whole, parts = Reference(rows), streamed(rows)
+    whole, parts = Reference(rows, sigma_data=1.0), streamed(rows)
     latents = np.random.default_rng(2).standard_normal((40, 2))
     for direction in ("decode", "encode"):
-        labels = label_latents(latents, whole, direction=direction, batch_size=64)
-        assert np.array_equal(labels, label_latents(latents, parts, direction=direction, batch_size=64))
-    fresh = Reference(rows)  # without clusters, whose order of rows moves the last bits of dense sums
-    assert np.array_equal(score(latents, fresh, t=0.1), score(latents, parts, t=0.1))
-    assert np.array_equal(log_density(latents, fresh), log_density(latents, parts))
+        labels = label_latents(latents, whole, direction=direction, batch_size=64, sigma_data=1.0)
+        assert np.array_equal(labels, label_latents(latents, parts, direction=direction, batch_size=64, sigma_data=1.0))
+    fresh = Reference(rows, sigma_data=1.0)  # without clusters, whose order of rows moves the last bits of dense sums
+    assert np.array_equal(score(latents, fresh, t=0.1, sigma_data=1.0), score(latents, parts, t=0.1, sigma_data=1.0))
+    assert np.array_equal(log_density(latents, fresh, sigma_data=1.0), log_density(latents, parts, sigma_data=1.0))
     index = np.array([5002, 0, 1499, 1500, 3, 3])
     assert torch.equal(whole.take(index), parts.take(index))
     np.testing.assert_allclose(parts.take(index).numpy(), rows[index], atol=1e-6)
     assert torch.equal(whole.subset(index).keys, parts.subset(index).keys)
-    fitted = label_latents(latents, whole, time_grid="fitted", num_evaluations=6, batch_size=64)
-    assert np.array_equal(fitted, label_latents(latents, parts, time_grid="fitted", num_evaluations=6, batch_size=64))
+    fitted = label_latents(latents, whole, time_grid="fitted", num_evaluations=6, batch_size=64, sigma_data=1.0)
+    assert np.array_equal(
+        fitted, label_latents(latents, parts, time_grid="fitted", num_evaluations=6, batch_size=64, sigma_data=1.0)
+    )
 
 
 def test_labels_over_blocks_are_those_of_one_block(monkeypatch):
     rows = table(5003, 2)
     latents = np.random.default_rng(3).standard_normal((64, 2))
-    blocked = label_latents(latents, Reference(rows), batch_size=64)
+    blocked = label_latents(latents, Reference(rows, sigma_data=1.0), batch_size=64, sigma_data=1.0)
     monkeypatch.setattr("sfg_dist.flow.reference.BLOCK_ROWS", len(rows))
-    single = label_latents(latents, Reference(rows), batch_size=64)
+    single = label_latents(latents, Reference(rows, sigma_data=1.0), batch_size=64, sigma_data=1.0)
     gap = np.linalg.norm(blocked - single, axis=1)
     assert gap.max() > 0
     assert np.median(gap) < 1e-3
@@ -127,7 +129,9 @@ def test_labels_over_blocks_are_those_of_one_block(monkeypatch):
 def test_an_order_made_earlier_is_taken_block_by_block():
     rows = table(4000, 3)
     orders = np.concatenate([build_order(rows[start:stop]) for start, stop in block_ranges(len(rows))])
-    for (start, stop), block in zip(block_ranges(len(rows)), Reference(rows, order=orders).blocks(), strict=True):
+    for (start, stop), block in zip(
+        block_ranges(len(rows)), Reference(rows, order=orders, sigma_data=1.0).blocks(), strict=True
+    ):
         assert np.array_equal(block.clusters.order, orders[start:stop])
 
 
@@ -163,6 +167,6 @@ def test_a_row_that_is_not_finite_is_named_in_any_block():
     rows = table(4000, 2)
     rows[3700, 1] = np.inf
     with pytest.raises(ValueError, match="row 3700"):
-        Reference(rows)
+        Reference(rows, sigma_data=1.0)
     with pytest.raises(ValueError, match="row 3700"):
         streamed(rows)

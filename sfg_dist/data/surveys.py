@@ -1,0 +1,308 @@
+"""From a file's columns to their types: all values are looked at where the type alone does not say the offset."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfg_dist.data.column_type import (
+    FLOAT,
+    MAX_DIGITS,
+    MAX_WHOLE,
+    PER_SECOND,
+    TEMPORAL,
+    Array,
+    ColumnType,
+    UnfitValueError,
+)
+from sfg_dist.data.naming import listed
+from sfg_dist.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class IdentifierError(UnfitValueError):
+    """Whole numbers that float64 cannot tell apart."""
+
+
+class Survey:
+    """Looks at all of a column, in one part or several, and says its type with the offset.
+
+    Args:
+        type_: as ``ColumnType.of`` gives it.
+    """
+
+    def __init__(self, type_: ColumnType) -> None:
+        self.type = type_
+        self._ends: tuple[int, int] | None = None
+        self._coarsest = 10**9
+
+    @property
+    def needs_values(self) -> bool:
+        """Whether the type alone does not say it."""
+        if self.type.kind == "decimal":
+            return self.type.dtype != "float64" and self.type.arrow.precision > 15
+        return self.type.kind in TEMPORAL or self.type.dtype in ("int64", "uint64")
+
+    def add(self, column: Any) -> None:
+        """Look at a part of the column, as an Arrow array."""
+        from sfg_dist.data.arrow_columns import as_whole, ends_of, plain_column
+
+        if not self.needs_values:
+            return
+        column = plain_column(column)
+        if self.type.kind in TEMPORAL:
+            column = as_whole(self.type, column)
+        self.add_ends(ends_of(column))
+        if self.type.kind in ("timestamp", "duration", "time") and self._coarsest > 1:
+            ticks = column.drop_null().to_numpy()
+            while self._coarsest > 1 and (ticks % self._coarsest).any():
+                self._coarsest //= 10**3
+
+    def add_ends(self, ends: tuple[int, int] | None) -> None:
+        """Take the smallest and the largest whole number of a part from elsewhere; None for a part without values."""
+        if ends is not None:
+            low, high = self._ends or ends
+            self._ends = min(low, ends[0]), max(high, ends[1])
+
+    def result(self) -> ColumnType:
+        """The type with its offset and unit.
+
+        Raises:
+            UnfitValueError: float64 cannot hold all values, whatever is taken off.
+        """
+        from sfg_dist.data.arrow_columns import in_digits, shown_whole
+
+        if self._ends is None:
+            return self.type
+        low, high = self._ends
+        if self.type.kind in TEMPORAL:
+            factor = 1
+            if high - low > MAX_WHOLE and self.type.kind != "date":
+                factor = min(self._coarsest, PER_SECOND[str(self.type.unit)])
+                factor = next(
+                    (f for f in (1, 10**3, 10**6, 10**9) if (high - low) // f <= MAX_WHOLE and f <= factor), 1
+                )
+            if (high - low) // factor > MAX_WHOLE:
+                raise UnfitValueError(
+                    f"spans {high - low} {self.type.unit}, more than the 2^53 that float64 tells apart: round it to a "
+                    f"coarser unit, or leave it out with data.columns"
+                )
+            unit = self.type.unit
+            if factor > 1:
+                per_second = PER_SECOND[str(unit)] // factor
+                unit = next(name for name, number in PER_SECOND.items() if number == per_second)
+            return replace(self.type, unit=unit, offset=low // factor)
+        limit = MAX_DIGITS if self.type.kind == "decimal" else MAX_WHOLE
+        if max(-low, high) <= limit:
+            return self.type
+        places = self.type.places or 0
+        offset = low // 10**places if places >= 0 else low * 10**-places
+        if high - in_digits(offset, places) > limit:
+            shown = [shown_whole(end, self.type.places) for end in (low, high)]
+            raise IdentifierError(
+                f"holds {self.type.kind}s from {shown[0]} to {shown[1]}, as identifiers do: float64 cannot tell them "
+                f"apart"
+            )
+        return replace(self.type, offset=offset)
+
+
+def ends_of_statistics(statistics: Any, type_: ColumnType) -> tuple[int, int] | None:
+    """Smallest and largest value of an int64 column's row group by its statistics; None where they do not say."""
+    if (
+        type_.dtype != "int64"
+        or statistics is None
+        or not statistics.has_min_max
+        or statistics.physical_type != "INT64"
+    ):
+        return None
+    return int(statistics.min_raw), int(statistics.max_raw)
+
+
+def survey_of(source: str, name: str, column: Any, metadata: Mapping[bytes, bytes] | None = None) -> Survey:
+    """The survey of an Arrow column, nothing of which is looked at yet.
+
+    Args:
+        source: for the message.
+        name: of the column.
+        column: some of it, or its field: for its type.
+        metadata: of its field.
+
+    Raises:
+        DataError: it holds neither numbers, booleans, dates nor times.
+    """
+    import pyarrow as pa
+
+    try:
+        return Survey(ColumnType.of(column.type, metadata))
+    except UnfitValueError as error:
+        found = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        if not (pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found)):
+            raise DataError(f"{source}: column {name!r} {error}; leave it out with data.columns") from None
+    texts = enumerate([] if isinstance(column, pa.Field) else column.slice(0, 1000).to_pylist(), start=1)
+    row, text = next(((row, text) for row, text in texts if text is not None), (0, ""))
+    shown = text if len(text) <= 40 else text[:37] + "..."
+    where = f": {shown!r} in data row {row} (counted from 1)" if row else ""
+    raise DataError(
+        f"{source}: column {name!r} holds text{where}; expected numbers; leave the column out with data.columns"
+    )
+
+
+def settled(source: str, surveys: Mapping[str, Survey], identifiers: str) -> dict[str, ColumnType]:
+    """The types of surveyed columns, without those that are left out as identifiers.
+
+    Args:
+        source: for the message.
+        surveys: by the name of the column, all values looked at.
+        identifiers: "refuse" whole numbers that float64 cannot tell apart, or "drop" their columns and say so.
+
+    Raises:
+        DataError: float64 cannot carry a column, or all of them are left out.
+    """
+    types: dict[str, ColumnType] = {}
+    dropped = []
+    for name, survey in surveys.items():
+        try:
+            types[name] = survey.result()
+        except IdentifierError as error:
+            if identifiers != "drop":
+                raise DataError(
+                    f'{source}: column {name!r} {error}; set data.identifiers = "drop" to leave such columns out, or '
+                    f"leave it out with data.columns"
+                ) from None
+            dropped.append(name)
+        except UnfitValueError as error:
+            raise DataError(f"{source}: column {name!r} {error}") from None
+    if dropped and not types:
+        raise DataError(
+            f"{source}: every column is left out as an identifier (data.identifiers): there is nothing left"
+        )
+    if dropped:
+        word = "column" if len(dropped) == 1 else "columns"
+        warnings.warn(f"{source}: left out as identifiers: {word} {listed(dropped)} (data.identifiers)", stacklevel=2)
+    return types
+
+
+def to_float(source: str, name: str, type_: ColumnType, column: Any) -> Array:
+    """``ColumnType.to_float`` of a named column.
+
+    Raises:
+        DataError: a value is none of the type.
+    """
+    try:
+        return type_.to_float(column)
+    except UnfitValueError as error:
+        raise DataError(f"{source}: column {name!r} {error}") from None
+
+
+def type_of_numpy(dtype: np.dtype[Any]) -> ColumnType:
+    """The type of a column of an array, its offset not yet known.
+
+    Raises:
+        UnfitValueError: it is none of numbers, booleans, dates and times.
+    """
+    import pyarrow as pa
+
+    what = {"c": "complex numbers", "O": "Python objects", "U": "text", "S": "text", "T": "text", "V": "records"}
+    if dtype.kind in what:
+        raise UnfitValueError(f"holds {what[dtype.kind]}: expected real numbers")
+    if dtype.kind == "f" and dtype.itemsize > 8:
+        return FLOAT
+    try:
+        return ColumnType.of(pa.from_numpy_dtype(dtype.newbyteorder("=")))
+    except (pa.ArrowException, NotImplementedError):
+        hint = "convert it to datetime64[s]" if dtype.kind in "mM" else "convert it to numbers"
+        raise UnfitValueError(f"has type {dtype}: {hint}") from None
+
+
+def numpy_survey(source: str, name: str, blocks: Sequence[NDArray[Any]], index: int) -> Survey:
+    """The survey of a column of arrays one below the other, nothing of which is looked at yet.
+
+    Raises:
+        DataError: it holds neither numbers, booleans, dates nor times.
+    """
+    columns = [column_of(block, index, name) for block in blocks]
+    if any(column.ndim > 1 or column.dtype.names for column in columns):
+        raise DataError(f"{source}: column {name!r} holds several values a row: leave it out with data.columns")
+    dtypes = [column.dtype.newbyteorder("=") for column in columns]
+    try:
+        return Survey(type_of_numpy(np.result_type(*dtypes)))
+    except (UnfitValueError, TypeError) as error:
+        raise DataError(f"{source}: column {name!r} {error}; leave it out with data.columns") from None
+
+
+def typed_blocks(
+    source: str, blocks: Sequence[NDArray[Any]], names: Sequence[str], identifiers: str
+) -> tuple[list[Array], dict[str, ColumnType]]:
+    """Arrays that lie one below the other as float64, and the types of their columns.
+
+    Args:
+        source: for messages; the array's name too where the file has several.
+        blocks: each of shape (some rows, number of names), or (some rows,) with fields.
+        names: of the columns; of the fields wanted.
+        identifiers: as for ``settled``.
+
+    Raises:
+        DataError: a column cannot be carried by float64.
+    """
+    surveys = {}
+    for index, name in enumerate(names):
+        surveys[name] = numpy_survey(source, name, blocks, index)
+        if surveys[name].needs_values:
+            for block in blocks:
+                surveys[name].add(arrow_of(column_of(block, index, name)))
+    types = settled(source, surveys, identifiers)
+    return [float_block(source, block, names, types) for block in blocks], types
+
+
+def float_block(
+    source: str, block: NDArray[Any], names: Sequence[str], types: Mapping[str, ColumnType], wanted: Sequence[str] = ()
+) -> Array:
+    """Columns of an array as float64 of value - offset.
+
+    Args:
+        source: for messages.
+        block: of shape (num_rows, number of names), or (num_rows,) with fields.
+        names: of its columns.
+        types: of the columns that are wanted.
+        wanted: their order, that of ``types`` if not given.
+
+    Raises:
+        DataError: a value is none of its column's type.
+    """
+    wanted = wanted or tuple(types)
+    is_small = block.dtype.kind in "fiub" and (block.dtype.itemsize <= 4 or block.dtype == np.float64)
+    if block.dtype.names is None and is_small and all(types[name].is_plain for name in wanted):
+        places = [list(names).index(name) for name in wanted]
+        return np.ascontiguousarray(block if tuple(wanted) == tuple(names) else block[:, places], dtype=np.float64)
+    values = np.empty((len(block), len(wanted)))
+    for place, name in enumerate(wanted):
+        column = column_of(block, list(names).index(name), name)
+        if column.dtype.kind == "f":
+            values[:, place] = column
+            if column.dtype.itemsize > 8 and not np.array_equal(values[:, place], column, equal_nan=True):
+                raise DataError(
+                    f"{source}: column {name!r} holds {column.dtype} that float64 cannot hold: round it first"
+                )
+        else:
+            values[:, place] = to_float(source, name, types[name], arrow_of(column))
+    return values
+
+
+def column_of(block: NDArray[Any], index: int, name: str) -> NDArray[Any]:
+    """A column of an array, or a field of one of records."""
+    column: NDArray[Any] = block[:, index] if block.dtype.names is None else block[name]
+    return column
+
+
+def arrow_of(column: NDArray[Any]) -> pa.Array:
+    """A column of an array for Arrow, whatever its order of bytes."""
+    import pyarrow as pa
+
+    return pa.array(np.ascontiguousarray(column, dtype=column.dtype.newbyteorder("=")))

@@ -1,18 +1,16 @@
 """Columns of every type go in and come out as what they were."""
 
-from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfg_dist.data.column_type import FLOAT, ColumnType, UnfitValueError
+from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.surveys import Survey
 
-INTEGERS = {name: pa.type_for_alias(name) for name in "int8 int16 int32 int64 uint8 uint16 uint32 uint64".split()}
+INTEGERS = {name: pa.type_for_alias(name) for name in ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]}
 UNITS = ("s", "ms", "us", "ns")
 
 

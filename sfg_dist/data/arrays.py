@@ -209,6 +209,8 @@ def _reading_zarr(source: str) -> Iterator[None]:
     with warnings.catch_warnings(), reading(source):
         # text, such as the names of columns, has no final specification in Zarr 3 yet; it reads well
         warnings.simplefilter("ignore", zarr.errors.UnstableSpecificationWarning)
+        # a store of pairs has files of its own beside its arrays
+        warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
         yield
 
 

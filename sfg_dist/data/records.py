@@ -45,7 +45,8 @@ def read_records(
         table, names = read(source, stream, columns)
     surveys = {}
     for index, name in enumerate(names):
-        surveys[name] = survey_of(source, name, table.column(index), table.field(index).metadata)
+        field, is_text = table.field(index), suffix_of(source) == ".csv"
+        surveys[name] = survey_of(source, name, table.column(index), field.metadata, is_text=is_text)
         surveys[name].add(table.column(index))
     types = settled(source, surveys, identifiers)
     values = np.empty((table.num_rows, len(types)))

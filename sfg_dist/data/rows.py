@@ -26,6 +26,7 @@ from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.location import open_bucket, reading, suffix_of
 from sfg_dist.data.naming import check_columns
 from sfg_dist.data.surveys import (
+    Survey,
     arrow_of,
     column_of,
     ends_of_statistics,
@@ -198,7 +199,8 @@ def _parquet_rows(
         names = [name for name in file.schema_arrow.names if not name.startswith("__index_level_")]
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
     if types is None:
-        types = _parquet_types(source, file, check_columns(source, names, columns), identifiers)
+        surveys = _parquet_surveys(source, file, check_columns(source, names, columns))
+        types = settled(source, surveys, identifiers)
     ends = np.cumsum(sizes, dtype=np.int64)
     kept: dict[tuple[int, tuple[str, ...]], Any] = {}  # the last row group: ranges are asked for in order
 
@@ -223,8 +225,8 @@ def _parquet_rows(
     return RowReader(source, tuple(types), int(ends[-1]) if len(ends) else 0, tuple(types.values()), fetch)
 
 
-def _parquet_types(source: str, file: Any, names: Sequence[str], identifiers: str) -> dict[str, ColumnType]:
-    """The types of columns: by the statistics of integers where they are there, else by reading what does not say."""
+def _parquet_surveys(source: str, file: Any, names: Sequence[str]) -> dict[str, Survey]:
+    """Columns surveyed: by the statistics of integers where they are there, else by reading what does not say."""
     head = next(file.iter_batches(batch_size=1000, columns=list(names)), None)
     surveys = {}
     for name in names:
@@ -237,8 +239,10 @@ def _parquet_types(source: str, file: Any, names: Sequence[str], identifiers: st
             if (ends := ends_of_statistics(statistics, survey.type)) is not None:
                 survey.add_ends(ends)
             else:
-                survey.add(file.read_row_group(group, columns=[name]).column(name))
-    return settled(source, surveys, identifiers)
+                with reading(source):
+                    column = file.read_row_group(group, columns=[name]).column(name)
+                survey.add(column)
+    return surveys
 
 
 def _npy_rows(source: str, columns: Sequence[str] | None, identifiers: str, types: _Types | None) -> RowReader:

@@ -214,7 +214,8 @@ def record_layout(plan: Plan, record: int) -> Layout:
     """The arrays ``latents`` and ``labels`` of a plan record: on the grid, from the shard of its first row on."""
     start, stop = plan.record_rows(record)
     skipped = start // plan.shard_rows * plan.shard_rows
-    return _pairs_layout(stop - skipped, plan.dim, plan.shard_rows, MAX_CHUNK_BYTES)
+    dims = ("row", "column") if plan.has_names else None
+    return _pairs_layout(stop - skipped, plan.dim, plan.shard_rows, MAX_CHUNK_BYTES, dims)
 
 
 def shard_layout(plan: Plan) -> Layout:
@@ -223,8 +224,10 @@ def shard_layout(plan: Plan) -> Layout:
 
 
 @lru_cache(maxsize=16)  # a layout keeps the metadata of its object, which cost more to make than a small object
-def _pairs_layout(num_rows: int, dim: int, shard_rows: int, max_chunk_bytes: int) -> Layout:
-    return Layout((num_rows, dim), "float32", shard_rows, max_chunk_bytes)
+def _pairs_layout(
+    num_rows: int, dim: int, shard_rows: int, max_chunk_bytes: int, dims: tuple[str, ...] | None = None
+) -> Layout:
+    return Layout((num_rows, dim), "float32", shard_rows, max_chunk_bytes, dims)
 
 
 def record_prefix(record: int) -> str:

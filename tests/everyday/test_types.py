@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.surveys import Survey
 
-INTEGERS = {name: pa.type_for_alias(name) for name in ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]}
+INTEGERS = [pa.type_for_alias(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)]
 UNITS = ("s", "ms", "us", "ns")
 
 
@@ -39,7 +39,7 @@ def ticks_of(type_, low=-(2**63) + 1, high=2**63 - 1, storage=None):
 
 
 COLUMNS = st.one_of(
-    *(within(*ends(kind)).map(lambda values, kind=kind: pa.array(values, kind)) for kind in INTEGERS.values()),
+    *(within(*ends(kind)).map(lambda values, kind=kind: pa.array(values, kind)) for kind in INTEGERS),
     st.lists(st.none() | st.booleans(), min_size=1).map(lambda values: pa.array(values, pa.bool_())),
     *(
         st.lists(st.none() | st.floats(width=width, allow_nan=False), min_size=1).map(

@@ -112,51 +112,42 @@ def _whole(type_: ColumnType, column: pa.Array) -> Array:
 
 
 def as_whole(type_: ColumnType, column: pa.Array) -> pa.Array:
-    """The column as whole numbers of this type; ticks of ``unit``."""
-    found, wanted = column.type, _ticks(type_)
+    """The column as whole numbers of a type of dates or times: ticks of ``unit``."""
+    found = column.type
+    if type_.kind not in TEMPORAL or not _takes(type_, found):
+        raise UnfitValueError(f"holds {_words_of(found)}: expected {type_.words}")
+    ticks = _ticks(type_)
     try:
-        if type_.kind in TEMPORAL:
-            if found.__class__ is not wanted.__class__ and not _takes(type_, found):
-                raise UnfitValueError(f"holds {_words_of(found)}: expected {type_.words}")
-            if (
-                pa.types.is_timestamp(found)
-                and type_.kind == "timestamp"
-                and (found.tz is None) != (type_.zone is None)
-            ):
-                has, needs = ("no", "one") if found.tz is None else ("a", "none")
-                raise UnfitValueError(f"holds stamps with {has} time zone: expected {needs}, as in the training table")
-            if pa.types.is_date64(found):
-                column = _days(column)
-            if not pa.types.is_integer(found):
-                column = column.cast(wanted)
-            return column.cast(pa.int32() if wanted.bit_width == 32 else pa.int64())
+        if pa.types.is_integer(found):
+            column = column.cast(pa.int64()).cast(arrow_type(type_))
+        if type_.kind == "date" and not pa.types.is_date32(found):
+            column = _days(column)
+        return column.cast(ticks).cast(pa.int32() if ticks.bit_width == 32 else pa.int64())
     except pa.ArrowInvalid as error:
         raise UnfitValueError(f"does not fit {type_.words}: {_first_line(error)}") from error
-    raise UnfitValueError(f"holds {_words_of(found)}: expected {type_.words}")
 
 
 def _ticks(type_: ColumnType) -> pa.DataType:
-    """The Arrow type whose numbers are the flow's ticks."""
+    """The Arrow type of dates or times whose numbers are the flow's ticks."""
     if type_.kind == "date":
         return pa.date32()
     if type_.kind == "timestamp":
         return pa.timestamp(type_.unit, type_.zone)
     if type_.kind == "duration":
         return pa.duration(type_.unit)
-    if type_.kind == "time":
-        return pa.time32(type_.unit) if type_.unit in ("s", "ms") else pa.time64(type_.unit)
-    return arrow_type(type_)
+    return pa.time32(type_.unit) if type_.unit in ("s", "ms") else pa.time64(type_.unit)
 
 
 def _takes(type_: ColumnType, found: pa.DataType) -> bool:
-    """Whether a column of another type may hold values of this one."""
+    """Whether a column of an Arrow type may hold dates or times of this type."""
+    is_local = bool(pa.types.is_date(found) or (pa.types.is_timestamp(found) and found.tz is None))
     if type_.kind == "date":
-        return pa.types.is_date(found) or (pa.types.is_timestamp(found) and found.tz is None)
+        return is_local
     if type_.kind == "timestamp":
-        return pa.types.is_date(found) and type_.zone is None
+        return is_local if type_.zone is None else pa.types.is_timestamp(found) and found.tz is not None
     if type_.kind == "time":
         return bool(pa.types.is_time(found))
-    return type_.kind == "duration" and bool(pa.types.is_integer(found))  # ticks, as a .csv has them
+    return bool(pa.types.is_duration(found) or pa.types.is_integer(found))  # ticks, as a .csv has durations
 
 
 def from_float(type_: ColumnType, values: Array) -> pa.Array:
@@ -305,10 +296,10 @@ def _low_words(column: pa.Array) -> NDArray[np.uint64]:
 
 
 def _days(column: pa.Array) -> pa.Array:
-    ticks = column.cast(pa.int64())
-    if any(end % _DAY_MS for end in ends_of(ticks) or ()) or (ticks.drop_null().to_numpy() % _DAY_MS).any():
-        raise UnfitValueError("holds dates with a time of day in milliseconds: expected whole days")
-    return column.cast(pa.date32())
+    days = column.cast(pa.date32())
+    if not days.cast(column.type).equals(column):
+        raise UnfitValueError("holds dates with a time of day: expected whole days")
+    return days
 
 
 def _scaled(values: Array, places: int) -> Array:

@@ -70,7 +70,10 @@ def to_float(type_: ColumnType, column: Any) -> Array:
         values = np.array(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
         values = values - type_.offset if type_.offset else values
     elif pa.types.is_decimal(found):
-        values = _whole(replace(type_, places=found.scale), column)
+        if found.precision > 15:
+            shorter = at_places(column, type_.places or 0)
+            column = column if shorter is None else shorter
+        values = _whole(replace(type_, places=column.type.scale), column)
     else:
         values = _whole(type_, column)
     _check_whole(type_, values)
@@ -205,21 +208,30 @@ def _limits(type_: ColumnType) -> tuple[int, int]:
 
 
 def _decimals(type_: ColumnType, values: Array, mask: NDArray[np.bool_] | None) -> pa.Array:
-    wanted = arrow_type(type_)
-    most, offset = 10**wanted.precision - 1, in_digits(type_.offset, wanted.scale)
-    digits = np.rint(_scaled(values, wanted.scale))
+    wanted, places = arrow_type(type_), type_.places or 0
+    most, offset = (10**wanted.precision - 1) // 10 ** (wanted.scale - places), in_digits(type_.offset, places)
+    digits = np.rint(_scaled(values, places))
     digits = digits.clip(max(-most - offset, -MAX_WHOLE), min(most - offset, MAX_WHOLE)).astype(np.int64)
-    width = max(wanted.bit_width // 64, 2)
-    words = np.empty((len(digits), width), dtype="<u8")
+    wide = pa.decimal256(76, places) if wanted.bit_width == 256 else pa.decimal128(38, places)
+    words = np.empty((len(digits), wide.bit_width // 64), dtype="<u8")
     sign, carry = (digits >> 63).view(np.uint64), np.zeros(len(digits), np.uint64)
-    for index in range(width):
+    for index in range(words.shape[1]):
         part = digits.view(np.uint64) if index == 0 else sign
         added = part + np.uint64((offset >> (64 * index)) % 2**64)
         words[:, index] = added + carry
         carry = ((added < part) | (words[:, index] < added)).astype(np.uint64)
-    whole = wanted if wanted.bit_width >= 128 else pa.decimal128(wanted.precision, wanted.scale)
     valid = None if mask is None else pa.py_buffer(np.packbits(~mask, bitorder="little").tobytes())
-    return pa.Array.from_buffers(whole, len(digits), [valid, pa.py_buffer(words.tobytes())]).cast(wanted)
+    return pa.Array.from_buffers(wide, len(digits), [valid, pa.py_buffer(words.tobytes())]).cast(wanted)
+
+
+def at_places(column: pa.Array, places: int) -> pa.Array | None:
+    """Decimals with so many places; None where they have more."""
+    found = column.type
+    try:
+        wide = pa.decimal256(76, places) if found.bit_width == 256 else pa.decimal128(38, places)
+        return column.cast(wide)
+    except pa.ArrowInvalid:
+        return None
 
 
 def from_user(type_: ColumnType, values: Any) -> Array:

@@ -41,7 +41,8 @@ class Survey:
     def __init__(self, type_: ColumnType) -> None:
         self.type = type_
         self._ends: tuple[int, int] | None = None
-        self._coarsest = 10**9
+        self._coarsest = 10**9  # the largest of 1, 10^3, 10^6, 10^9 that divides all ticks
+        self._places = min(0, type_.places or 0)  # the fewest that hold all decimals
 
     @property
     def needs_values(self) -> bool:
@@ -52,7 +53,7 @@ class Survey:
 
     def add(self, column: Any) -> None:
         """Look at a part of the column, as an Arrow array."""
-        from sfg_dist.data.arrow_columns import as_whole, ends_of, plain_column
+        from sfg_dist.data.arrow_columns import as_whole, at_places, ends_of, plain_column
 
         if not self.needs_values:
             return
@@ -60,7 +61,10 @@ class Survey:
         if self.type.kind in TEMPORAL:
             column = as_whole(self.type, column)
         self.add_ends(ends_of(column))
-        if self.type.kind in ("timestamp", "duration", "time") and self._coarsest > 1:
+        if self.type.kind == "decimal":
+            while self._places < column.type.scale and at_places(column, self._places) is None:
+                self._places += 1
+        elif self.type.kind in ("timestamp", "duration", "time") and self._coarsest > 1:
             ticks = column.drop_null().to_numpy()
             while self._coarsest > 1 and (ticks % self._coarsest).any():
                 self._coarsest //= 10**3
@@ -99,18 +103,26 @@ class Survey:
                 per_second = PER_SECOND[str(unit)] // factor
                 unit = next(name for name, number in PER_SECOND.items() if number == per_second)
             return replace(self.type, unit=unit, offset=low // factor)
-        limit = MAX_DIGITS if self.type.kind == "decimal" else MAX_WHOLE
-        if max(-low, high) <= limit:
-            return self.type
-        places = self.type.places or 0
-        offset = low // 10**places if places >= 0 else low * 10**-places
-        if high - in_digits(offset, places) > limit:
-            shown = [shown_whole(end, self.type.places) for end in (low, high)]
-            raise IdentifierError(
-                f"holds {self.type.kind}s from {shown[0]} to {shown[1]}, as identifiers do: float64 cannot tell them "
-                f"apart"
-            )
-        return replace(self.type, offset=offset)
+        if self.type.kind != "decimal":
+            if max(-low, high) <= MAX_WHOLE:
+                return self.type
+            if high - low > MAX_WHOLE:
+                raise IdentifierError(
+                    f"holds integers from {low} to {high}, as identifiers do: float64 cannot tell them apart"
+                )
+            return replace(self.type, offset=low)
+        scale = self.type.arrow.scale
+        low, high = (end // 10 ** (scale - self._places) for end in (low, high))
+        found = replace(self.type, places=self._places)
+        if max(-low, high) <= MAX_DIGITS:
+            return found
+        per_unit = 10 ** max(self._places, 0)
+        found = replace(found, offset=low // per_unit * 10 ** max(-self._places, 0))
+        if high - in_digits(found.offset, self._places) > MAX_DIGITS:
+            ends = " to ".join(shown_whole(end, self._places) for end in (low, high))
+            error = UnfitValueError if self._places > 0 else IdentifierError
+            raise error(f"holds decimals from {ends}, more digits than float64 tells apart")
+        return found
 
 
 def ends_of_statistics(statistics: Any, type_: ColumnType) -> tuple[int, int] | None:

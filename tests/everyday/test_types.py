@@ -7,16 +7,21 @@ import h5py
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 import zarr
+from commands import sfg
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+import sfg_dist
 from sfg_dist.data import Transform, open_rows, open_split, open_table, prepare, prepare_within, read_queries
 from sfg_dist.data.column_type import FLOAT, ColumnType, UnfitValueError
 from sfg_dist.data.conditions import read_given
 from sfg_dist.data.surveys import Survey, survey_of
 from sfg_dist.errors import ConfigError, DataError
+from sfg_dist.model import MLP, Generator
+from sfg_dist.model.export_onnx import export_onnx
 
 INTEGERS = [pa.type_for_alias(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)]
 UNITS = ("s", "ms", "us", "ns")
@@ -59,12 +64,15 @@ COLUMNS = st.one_of(
         for width in (16, 32, 64)
     ),
     *(
-        within(-(10**digits) + 1, 10**digits - 1, 2**50).map(
+        within(-most, most, 2**50 - 10**4).map(
             lambda values, digits=digits, places=places: pa.array(
                 [None if v is None else Decimal(v).scaleb(-places) for v in values], pa.decimal128(digits, places)
             )
         )
-        for digits, places in [(3, 1), (10, 2), (15, 15), (18, 4), (28, 0), (28, 27)]
+        for digits, places, most in [
+            *((3, 1, 999), (10, 2, 10**10 - 1), (15, 15, 10**15 - 1), (18, 4, 10**18 - 1), (28, 0, 10**28 - 1)),
+            (28, 27, 2**50),
+        ]
     ),
     *(ticks_of(pa.timestamp(unit, zone)) for unit in UNITS for zone in (None, "UTC", "Europe/Berlin")),
     *(ticks_of(pa.duration(unit)) for unit in UNITS),
@@ -289,6 +297,18 @@ def test_decimals_of_text_are_doubles_with_places():
     assert str(type_.from_float(np.array([-0.001])).to_pylist()[0]) == "0.0"
 
 
+def test_decimals_of_many_places_that_are_not_used():
+    """As databases write them: decimal(38, 18) of amounts in cents."""
+    column = pa.array([Decimal("12.50"), Decimal("-1000000.07"), None], pa.decimal128(38, 18))
+    type_ = surveyed(column)
+    assert (type_.places, type_.step, type_.offset, type_.dtype) == (2, 0.01, 0, "decimal128(38, 18)")
+    np.testing.assert_array_equal(type_.to_float(column), [12.5, -1000000.07, np.nan])
+    assert type_.from_float(type_.to_float(column)).equals(column)
+    assert surveyed(pa.array([10**30, 10**30 + 7], pa.decimal128(38, 0))).offset == 10**30
+    with pytest.raises(UnfitValueError, match=r"decimals from 0.1234567890123456789 to .* more digits than float64"):
+        surveyed(pa.array([Decimal("0.1234567890123456789"), Decimal("2.5")], pa.decimal128(38, 19)))
+
+
 def stamps(ticks, unit="ns"):
     return pa.array(ticks, pa.int64()).cast(pa.timestamp(unit))
 
@@ -433,3 +453,59 @@ def test_query_points_are_brought_to_the_types_of_the_table(typed_path, tmp_path
     rows = read_queries(str(tmp_path / "q.parquet"), prepared.transform, "encode")
     whole = open_table(typed_path).values[7:27]
     np.testing.assert_array_equal(rows, prepared.transform.forward(whole))
+
+
+@pytest.fixture
+def generator(typed_path):
+    """An untrained generator of the typed table, given the day."""
+    torch.manual_seed(0)
+    transform = prepare(typed_path, condition=["day"]).transform
+    network = MLP(5, num_conditions=1, width=8, depth=1).eval()
+    return Generator(network, transform, condition=("day",))
+
+
+def test_samples_have_their_offsets_and_files_their_types(generator, tmp_path):
+    generator.save(tmp_path / "model")
+    loaded = Generator.load(tmp_path / "model")
+    assert loaded.types == generator.types
+    rows = loaded.sample(50, given={"day": "1970-01-05"})
+    assert (rows[:, 5] == 4).all()
+    assert 2**60 <= rows[:, 0].min() <= rows[:, 0].max() <= NEAR[-1]
+    sfg(tmp_path, "sample", "model", "-n", "50", "--given", "day=1970-01-05", "--out", "rows.parquet")
+    found = parquet.read_table(tmp_path / "rows.parquet")
+    assert [str(kind) for kind in found.schema.types] == [
+        "int64", "uint8", "double", "bool", "timestamp[ns, tz=UTC]", "date32[day]",
+    ]  # fmt: skip
+    assert set(found.column("day").to_pylist()) == {date(1970, 1, 5)}
+    np.testing.assert_array_equal(found.column("near").to_numpy().astype(float), rows[:, 0])
+
+
+def test_a_table_of_what_is_given_has_the_types_of_its_columns(generator, tmp_path):
+    generator.save(tmp_path / "model")
+    (tmp_path / "given.csv").write_text("other,day\nx,1970-01-05\ny,1970-01-09\n")
+    sfg(tmp_path, "sample", "model", "--given-table", "given.csv", "--out", "rows.csv")
+    lines = [line.split(",") for line in (tmp_path / "rows.csv").read_text().splitlines()]
+    assert [line[5] for line in lines] == ["day", "1970-01-05", "1970-01-09"]
+    assert all(line[0].isdigit() and line[3] in ("true", "false") and line[4].endswith("Z") for line in lines[1:])
+    (tmp_path / "given.csv").write_text("day\n1\n2\n")
+    done = sfg(tmp_path, "sample", "model", "--given-table", "given.csv", "--out", "rows.csv", check=None)
+    assert "given.csv: column 'day' holds whole numbers: expected dates" in done.stderr
+
+
+def test_a_graph_that_would_round_is_not_exported(generator):
+    with pytest.raises(ConfigError, match=r"column 'near' holds whole numbers whose offset.*--network-only"):
+        export_onnx(generator)
+
+
+@pytest.mark.slow
+def test_a_run_keeps_the_types_from_the_table_to_its_samples(typed_path, make_job, tmp_path, no_pictures):
+    table = pa.concat_tables([parquet.read_table(typed_path)] * 20)
+    parquet.write_table(table, typed_path)
+    job = make_job(data={"source": str(typed_path), "max_rows": 800}, labels={"num_pairs": 300})
+    sfg_dist.run(job)
+    found = open_table(f"{job.output.dir}/samples.zarr")
+    assert found.types == open_table(typed_path).types
+    columns = exactly(found)
+    assert set(columns["flag"].to_pylist()) == {True, False}
+    assert all(date(1970, 1, 1) <= day <= date(1970, 2, 9) for day in columns["day"].to_pylist())
+    assert Generator.load(job.output.dir).types == found.types

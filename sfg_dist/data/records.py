@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.location import open_bytes, reading, suffix_of
 from sfg_dist.data.naming import check_columns
-from sfg_dist.data.surveys import settled, survey_of, to_float
+from sfg_dist.data.surveys import settled, style_of, survey_of, to_float
 from sfg_dist.errors import DataError
 
 _NULL_TEXTS = frozenset({"", "NA", "N/A", "NULL", "null", "NaN", "nan", "n/a", "#N/A"})
@@ -72,16 +72,28 @@ def _read_csv(source: str, stream: BinaryIO, columns: Sequence[str] | None) -> t
     names = [cell if has_header and cell else f"c{index}" for index, cell in enumerate(cells)]
     wanted = check_columns(source, names, columns)
     with reading(source):
+        read = arrow_csv.ReadOptions(column_names=names, skip_rows=num_blank + has_header)
+        parse = arrow_csv.ParseOptions(delimiter=separator)
         table = arrow_csv.read_csv(
             stream,
-            read_options=arrow_csv.ReadOptions(column_names=names, skip_rows=num_blank + has_header),
-            parse_options=arrow_csv.ParseOptions(delimiter=separator),
+            read_options=read,
+            parse_options=parse,
             convert_options=arrow_csv.ConvertOptions(include_columns=list(wanted)),
         )
+        styled = [
+            field.name for field in table.schema if pa.types.is_boolean(field.type) or pa.types.is_timestamp(field.type)
+        ]
+        if styled:
+            stream.seek(0)
+            convert = arrow_csv.ConvertOptions(include_columns=styled, column_types=dict.fromkeys(styled, pa.string()))
+            texts = arrow_csv.read_csv(stream, read_options=read, parse_options=parse, convert_options=convert)
     for index, name in enumerate(wanted):
-        if str(table.field(index).type) == "string":
-            numbers = _parse_text(source, name, table.column(index).to_pylist())
+        column = table.column(index)
+        if pa.types.is_string(column.type):
+            numbers = _parse_text(source, name, column.to_pylist())
             table = table.set_column(index, name, pa.array(numbers, from_pandas=True))
+        elif name in styled and (style := style_of(texts.column(name), column)):
+            table = table.set_column(index, pa.field(name, column.type, metadata={"style": style}), column)
     return table, wanted
 
 

@@ -36,10 +36,11 @@ class Survey:
 
     Args:
         type_: as ``ColumnType.of`` gives it.
+        is_text: whether the column was read from text, whose stamps are of the coarsest unit that holds them all.
     """
 
-    def __init__(self, type_: ColumnType) -> None:
-        self.type = type_
+    def __init__(self, type_: ColumnType, *, is_text: bool = False) -> None:
+        self.type, self._is_text = type_, is_text
         self._ends: tuple[int, int] | None = None
         self._coarsest = 10**9  # the largest of 1, 10^3, 10^6, 10^9 that divides all ticks
         self._places = min(0, type_.places or 0)  # the fewest that hold all decimals
@@ -87,22 +88,24 @@ class Survey:
             return self.type
         low, high = self._ends
         if self.type.kind in TEMPORAL:
-            factor = 1
-            if high - low > MAX_WHOLE and self.type.kind != "date":
-                factor = min(self._coarsest, PER_SECOND[str(self.type.unit)])
-                factor = next(
-                    (f for f in (1, 10**3, 10**6, 10**9) if (high - low) // f <= MAX_WHOLE and f <= factor), 1
-                )
+            factor, coarsest = 1, min(self._coarsest, PER_SECOND.get(str(self.type.unit), 1))
+            if self._is_text and self.type.kind == "timestamp":
+                factor = coarsest
+            while (high - low) // factor > MAX_WHOLE and factor < coarsest:
+                factor *= 10**3
             if (high - low) // factor > MAX_WHOLE:
                 raise UnfitValueError(
                     f"spans {high - low} {self.type.unit}, more than the 2^53 that float64 tells apart: round it to a "
                     f"coarser unit, or leave it out with data.columns"
                 )
-            unit = self.type.unit
-            if factor > 1:
-                per_second = PER_SECOND[str(unit)] // factor
-                unit = next(name for name, number in PER_SECOND.items() if number == per_second)
-            return replace(self.type, unit=unit, offset=low // factor)
+            if factor == 1:
+                return replace(self.type, offset=low)
+            per_second = PER_SECOND[str(self.type.unit)] // factor
+            unit = next(name for name, number in PER_SECOND.items() if number == per_second)
+            found = self.type
+            if self._is_text:
+                found = replace(found, dtype=found.dtype.replace(f"[{found.unit}", f"[{unit}"))
+            return replace(found, unit=unit, offset=low // factor)
         if self.type.kind != "decimal":
             if max(-low, high) <= MAX_WHOLE:
                 return self.type
@@ -158,7 +161,7 @@ def survey_of(
         found = ColumnType.of(column.type, metadata)
         if is_text and found.kind == "decimal" and column.type.precision <= 15:
             found = ColumnType("decimal", "float64", places=found.places)
-        return Survey(found)
+        return Survey(found, is_text=is_text)
     except UnfitValueError as error:
         found = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
         if not (pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found)):
@@ -324,3 +327,28 @@ def arrow_of(column: NDArray[Any]) -> pa.Array:
     import pyarrow as pa
 
     return pa.array(np.ascontiguousarray(column, dtype=column.dtype.newbyteorder("=")))
+
+
+def style_of(cells: Any, column: Any) -> str | None:
+    """How a column of text wrote its values, where there are several ways and all cells keep to one.
+
+    For the metadata of its field, under ``style``: ``survey_of`` takes it from there.
+
+    Args:
+        cells: the text, a chunked array of strings.
+        column: the same as booleans or stamps.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_boolean(column.type):
+        found = {str(cell).strip() for cell in pc.unique(cells).to_pylist() if cell}
+        words = found - {str(cell).strip() for cell in pc.unique(cells.filter(pc.is_null(column))).to_pylist()}
+        return next(("/".join(pair) for pair in _BOOLEANS if words <= set(pair)), None)
+    if pa.types.is_timestamp(column.type):
+        separators = pc.unique(pc.utf8_slice_codeunits(cells.filter(pc.is_valid(column)), 10, 11)).to_pylist()
+        return " " if separators == [" "] else None
+    return None
+
+
+_BOOLEANS = (("true", "false"), ("True", "False"), ("TRUE", "FALSE"), ("t", "f"), ("T", "F"), ("1", "0"))

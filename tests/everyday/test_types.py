@@ -22,6 +22,7 @@ from sfg_dist.data.surveys import Survey, survey_of
 from sfg_dist.errors import ConfigError, DataError
 from sfg_dist.model import MLP, Generator
 from sfg_dist.model.export_onnx import export_onnx
+from sfg_dist.store.table import write_table
 
 INTEGERS = [pa.type_for_alias(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)]
 UNITS = ("s", "ms", "us", "ns")
@@ -283,6 +284,29 @@ def test_a_csv_has_types_by_its_cells(tmp_path):
     assert [type_.kind for type_ in table.types] == ["integer", "float", "boolean", "date", "timestamp"]
     assert exactly(table)["day"].to_pylist() == [date(2024, 2, 29), date(2024, 3, 1)]
     assert exactly(table)["stamp"].to_pylist()[1] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "cells"),
+    [
+        ("True/False", ["True", "False", "True"]),
+        ("true/false", ["true", "false", "false"]),
+        ("TRUE/FALSE", ["TRUE", "TRUE", "TRUE"]),
+        ("T", ["2024-02-29T12:00:00", "2024-03-01T00:00:00", "2020-01-01T00:00:01"]),
+        ("space", ["2024-02-29 12:00:00", "2024-03-01 00:00:00", "2020-01-01 00:00:01"]),
+        ("zone", ["2024-02-29T12:00:00Z", "2024-03-01T00:00:00Z", "1990-01-01T00:00:01Z"]),
+        ("milliseconds of years", ["1990-02-28 12:00:00.250", "2024-03-01 00:00:00.000", "2024-03-01 00:00:00.125"]),
+        ("date", ["2024-02-29", "2024-03-01", "0800-01-01"]),
+        ("whole", ["7", "-3", str(2**53 - 1)]),
+        ("integers beyond 2^53", [str(2**53 + 1), str(2**53 + 3), str(2**53 + 2)]),
+        ("floats", ["0.1", "1e-05", "123456.789"]),
+    ],
+)
+def test_text_of_a_csv_comes_out_as_it_was(tmp_path, name, cells):
+    (tmp_path / "t.csv").write_text("\n".join(["c,n", *(f"{cell},{k}" for k, cell in enumerate(cells))]) + "\n")
+    table = open_table(tmp_path / "t.csv")
+    write_table(tmp_path / "o.csv", table.columns, 3, lambda _: iter([table.values]), source="", types=table.types)
+    assert (tmp_path / "o.csv").read_text() == (tmp_path / "t.csv").read_text()
 
 
 def test_decimals_of_text_are_doubles_with_places():

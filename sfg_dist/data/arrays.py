@@ -179,7 +179,7 @@ def _zarr_file(source: str) -> ArrayFile:
         node = open_zarr(source)
         arrays = {DEFAULT_ARRAY: node} if isinstance(node, zarr.Array) else dict(_walk_zarr(node))
         named = node.attrs.get("columns") if "columns" not in arrays else None
-        types = None if DEFAULT_ARRAY not in arrays or named is None else node.attrs.get("types")
+        types = node.attrs.get("types") if DEFAULT_ARRAY in arrays and node.attrs.get("source") else None
         written = None if types is None else tuple(ColumnType.from_dict(words) for words in types)
 
     def read(name: str) -> NDArray[Any]:

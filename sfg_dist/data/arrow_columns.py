@@ -158,6 +158,8 @@ def from_float(type_: ColumnType, values: Array) -> pa.Array:
     values = np.asarray(values, dtype=np.float64)
     missing = np.isnan(values)
     mask = missing if missing.any() else None
+    if type_.kind == "float" and type_.dtype == "float64":
+        return pa.array(values, mask=mask)
     wanted = arrow_type(type_)
     if pa.types.is_floating(wanted):
         if type_.kind == "decimal":

@@ -193,10 +193,14 @@ class Generator:
         if places.max() > FAR_CONDITION:
             row, column = np.unravel_index(places.argmax(), places.shape)
             warnings.warn(
-                f"given: {self.condition[column]!r} is {ends[row, column]:g}, far outside the training rows: "
+                f"given: {self.condition[column]!r} is {self._shown(int(column), ends[row, column])}, far outside the training rows: "
                 f"what the generator draws for it is extrapolated",
                 stacklevel=5,
             )
+
+    def _shown(self, condition: int, value: float) -> str:
+        type_ = self.types[self.split.places[condition]]
+        return f"{value:g}" if type_.is_plain else str(type_.from_float(np.array([value]))[0])
 
     def decode(
         self,

@@ -1,6 +1,7 @@
 """What the tool writes is read by pandas, polars, pyarrow, duckdb, xarray, dask, zarr and by the tool itself."""
 
 import importlib.util
+from dataclasses import fields
 from decimal import Decimal
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from pyarrow import parquet
 
 from sfg_dist.data import Transform, open_table
 from sfg_dist.data.surveys import survey_of
-from sfg_dist.errors import ConfigError
+from sfg_dist.errors import ConfigError, StoreError
 from sfg_dist.plan import Plan, fingerprint, seal, unseal
-from sfg_dist.store import create_store, extend_store, open_pairs
-from sfg_dist.store.frame import Frame
+from sfg_dist.store import Pairs, create_store, extend_store, open_pairs
+from sfg_dist.store.create import mend_frame
+from sfg_dist.store.frame import Frame, check_frame
 from sfg_dist.store.table import write_table
 from sfg_dist.store.verify import verify
 
@@ -212,23 +214,24 @@ def test_dask_and_zarr_open_a_table(tmp_path):
     assert list(map(str, group["column"][...])) == TABLE.column_names
 
 
-@pytest.fixture
-def pairs_url(tmp_path):
-    """A labelled store of a table whose middle column is constant."""
+def frame_of_pairs():
+    """Of a table whose middle column is constant."""
     table = np.random.default_rng(0).standard_normal((50, 3))
     table[:, 1] = 5.0
     transform = Transform.fit(table, ("a", "b", "c"), constants={"b": 5.0})
-    reference = transform.forward(table)
+    order = lambda rows: np.arange(len(rows))[::-1]  # noqa: E731
+    return Frame(transform.forward(table), transform.to_arrays(), transform.to_metadata(), make_order=order)
+
+
+@pytest.fixture
+def pairs_url(tmp_path):
+    """A labelled store."""
+    frame = frame_of_pairs()
+    reference = frame.reference
     identity = {"labels": {"direction": "decode", "batch_size": 4, "seed": 0}, "reference": fingerprint(reference)}
     plan = Plan(identity | {"queries": None}, 36, 2, 8, ("a", "b", "c"), "table.npy", {})
-    pairs = create_store(
-        f"{tmp_path}/pairs.zarr",
-        plan,
-        reference=reference,
-        transform_arrays=transform.to_arrays(),
-        transform_metadata=transform.to_metadata(),
-        make_order=lambda rows: np.arange(len(rows))[::-1],
-    )
+    parts = {field.name: getattr(frame, field.name) for field in fields(frame)}
+    pairs = create_store(f"{tmp_path}/pairs.zarr", plan, **parts)
     fill(pairs)
     return pairs.location.url
 
@@ -240,9 +243,8 @@ def fill(pairs):
         pairs.write_shard(shard, rows, -rows, {"attempt": 1})
 
 
-@pytest.mark.parametrize("consolidated", [None, False])
-@pytest.mark.filterwarnings("ignore:Object at .* is not recognized")  # the plan and the commits
-@pytest.mark.filterwarnings("ignore:Failed to open Zarr store with consolidated metadata")
+@pytest.mark.parametrize("consolidated", [None, True, False])
+@pytest.mark.filterwarnings("ignore:Object at .* is not recognized")  # the plan and the commits, if not consolidated
 def test_xarray_opens_pairs_with_the_names_of_their_columns(pairs_url, consolidated):
     xarray = pytest.importorskip("xarray")
     with xarray.open_zarr(pairs_url, consolidated=consolidated) as found:
@@ -254,14 +256,38 @@ def test_xarray_opens_pairs_with_the_names_of_their_columns(pairs_url, consolida
             assert len(found.data_vars) > 1
 
 
-@pytest.mark.filterwarnings("ignore:Object at .* is not recognized")
-@pytest.mark.filterwarnings("ignore:Failed to open Zarr store with consolidated metadata")
-def test_xarray_opens_the_rows_that_an_extension_adds(pairs_url):
+def test_xarray_and_zarr_open_the_rows_that_an_extension_adds(pairs_url):
     xarray = pytest.importorskip("xarray")
     fill(extend_store(pairs_url, 44))
-    with xarray.open_zarr(pairs_url, group="extensions/0001") as found:
+    with xarray.open_zarr(f"{pairs_url}/extensions/0001") as found:
         np.testing.assert_array_equal(found["labels"][4:, 0], -np.arange(36, 44) - 0.25)
-    assert verify(open_pairs(pairs_url)).is_clean
+    labels = zarr.open_group(pairs_url, mode="r")["extensions/0001/labels"]
+    np.testing.assert_array_equal(labels[4:, 0], -np.arange(36, 44) - 0.25)
+    with pytest.warns(match="Failed to open Zarr store with consolidated metadata|is not recognized"):
+        xarray.open_zarr(pairs_url).close()
+
+
+def test_the_root_of_a_store_is_whole_before_within_and_after_an_extension(pairs_url):
+    pairs = open_pairs(pairs_url)
+    listed = pairs.location.read("zarr.json")
+    assert b"consolidated_metadata" in listed
+    fill(extend_store(pairs_url, 44))
+    extended = open_pairs(pairs_url)
+    plain = extended.location.read("zarr.json")
+    assert b"consolidated_metadata" not in plain
+    assert verify(extended).is_clean
+    check_frame(extended.location, extended.plan)
+    # killed after the root was written and before the record was
+    pairs.location.delete("plan-0001.json")
+    pairs.location.delete("plan-0001.copy.json")
+    assert not [finding for finding in verify(open_pairs(pairs_url)).findings if finding.key == "zarr.json"]
+    check_frame(pairs.location, pairs.plan)
+    for plan, root in ((pairs.plan, listed), (extended.plan, plain)):
+        pairs.location.write("zarr.json", b"{}")
+        with pytest.raises(StoreError, match=r"zarr.json was changed"):
+            check_frame(pairs.location, plan)
+        assert mend_frame(Pairs(pairs.location, plan), frame_of_pairs()) == ["zarr.json"]
+        assert pairs.location.read("zarr.json") == root
 
 
 def test_dask_and_the_tool_open_pairs(pairs_url):

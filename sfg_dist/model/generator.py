@@ -193,8 +193,8 @@ class Generator:
         if places.max() > FAR_CONDITION:
             row, column = np.unravel_index(places.argmax(), places.shape)
             warnings.warn(
-                f"given: {self.condition[column]!r} is {self._shown(int(column), ends[row, column])}, far outside the training rows: "
-                f"what the generator draws for it is extrapolated",
+                f"given: {self.condition[column]!r} is {self._shown(int(column), ends[row, column])}, far outside the "
+                f"training rows: what the generator draws for it is extrapolated",
                 stacklevel=5,
             )
 

@@ -173,8 +173,8 @@ def group_metadata(attributes: Mapping[str, Any], members: Mapping[str, bytes] |
 
     Args:
         attributes: of the group.
-        members: the zarr.json of each group and array below it by its path, to stand there too (consolidated metadata):
-            readers open the group by one request, and look for no others.
+        members: the zarr.json of each array below it by its path, to stand there too: readers open the group by one
+            request, and look for no others.
     """
     document: dict[str, Any] = {"attributes": dict(attributes), "zarr_format": 3, "node_type": "group"}
     if members is not None:

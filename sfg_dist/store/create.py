@@ -15,16 +15,7 @@ from numpy.typing import NDArray
 from sfg_dist.errors import ConfigError, PlanMismatchError, StoreError
 from sfg_dist.plan import Plan, fingerprint_of_blocks
 from sfg_dist.store.commits import parse_record
-from sfg_dist.store.frame import (
-    MANIFEST_KEY,
-    ROOT_KEY,
-    Frame,
-    RowBlocks,
-    extension_objects,
-    root_metadata,
-    sha256,
-    write_frame,
-)
+from sfg_dist.store.frame import MANIFEST_KEY, Frame, RowBlocks, extension_objects, sha256, write_frame
 from sfg_dist.store.location import Location
 from sfg_dist.store.pairs import COMMIT_NAME, Pairs, shard_of_commit
 from sfg_dist.store.records import create_record, extension_record, keep_copy, read_plan, record_key
@@ -131,11 +122,9 @@ def mend_frame(pairs: Pairs, frame: Frame) -> list[str]:
     location, plan = pairs.location, pairs.plan.record_plan(0)
     entries: list[dict[str, Any]] = []
     bad: list[str] = []
-    extended_root = root_metadata(plan)
     for key, content in _checked(location, plan, frame).objects(plan):
         entries.append({"key": key, "bytes": len(content), "sha256": sha256(content)})
-        found = location.read(key)
-        if found != content and not (key == ROOT_KEY and found == extended_root):
+        if location.read(key) != content:
             bad.append(key)
     manifest = json.dumps(entries, indent=0).encode()
     if sha256(manifest) != pairs.plan.frame:
@@ -146,12 +135,8 @@ def mend_frame(pairs: Pairs, frame: Frame) -> list[str]:
     if location.read(MANIFEST_KEY) != manifest:
         location.write(MANIFEST_KEY, manifest)
         bad.append(MANIFEST_KEY)
-    wanted, is_extended = set(bad), len(pairs.plan.ends) > 1
-    location.write_many(
-        (key, extended_root if key == ROOT_KEY and is_extended else content)
-        for key, content in frame.objects(plan)
-        if key in wanted
-    )
+    wanted = set(bad)
+    location.write_many((key, content) for key, content in frame.objects(plan) if key in wanted)
     return bad
 
 
@@ -187,8 +172,6 @@ def extend_store(url: str | Path, num_pairs: int) -> Pairs:
     record = len(extended.ends) - 1
     objects = extension_objects(extended, record)
     if location.write_many(objects, is_settled=lambda: location.exists(record_key(record))):
-        if location.read(ROOT_KEY) != root_metadata(plan):
-            location.write(ROOT_KEY, root_metadata(plan))  # first, so that whoever sees the extension can open it
         create_record(location, record, extension_record(extended))
     if location.read(record_key(record)) != extension_record(extended):  # another driver was first
         found = read_plan(location)

@@ -23,7 +23,7 @@ from sfg_dist.store import arrays
 from sfg_dist.store.arrays import ARRAYS, Layout, group_metadata, names_objects, record_layout, record_prefix
 from sfg_dist.store.location import Location
 
-MANIFEST_KEY, ROOT_KEY = "frame.json", "zarr.json"
+MANIFEST_KEY = "frame.json"
 FORMAT_NAME = "sfg_dist.pairs"
 
 Object = tuple[str, bytes]
@@ -304,10 +304,7 @@ def check_frame(location: Location, plan: Plan) -> None:
     wanted = {key: entry["sha256"] for key, entry in manifest.items() if not key.startswith(of_reference)}
     for record in range(1, len(plan.ends)):
         wanted |= {key: sha256(content) for key, content in extension_objects(plan.record_plan(record), record)}
-    extended_root = sha256(root_metadata(plan))
     for key, content in location.read_many(wanted):
-        if key == ROOT_KEY and content is not None and sha256(content) == extended_root:
-            continue  # also where an extension was begun and not finished
         if content is None or sha256(content) != wanted[key]:
             state = "is missing" if content is None else "was changed or damaged"
             raise StoreError(
@@ -322,7 +319,7 @@ def extension_objects(plan: Plan, record: int) -> list[Object]:
     metadata = record_layout(plan, record).metadata
     return [
         ("extensions/zarr.json", group_metadata({})),
-        (f"{prefix}zarr.json", group_metadata({}, dict.fromkeys(ARRAYS, metadata) if plan.has_names else None)),
+        (f"{prefix}zarr.json", group_metadata({})),
         *((f"{prefix}{name}/zarr.json", metadata) for name in ARRAYS),
     ]
 
@@ -338,36 +335,16 @@ def _metadata(
     transform_arrays: Mapping[str, NDArray[Any]],
     transform_metadata: Mapping[str, Any],
 ) -> Iterator[Object]:
+    yield "zarr.json", group_metadata({"format": f"{FORMAT_NAME} {plan.format_version}"})
     if not plan.has_names:
         transform_metadata = {name: value for name, value in transform_metadata.items() if name != "types"}
     words = {"metadata": json.dumps(transform_metadata, sort_keys=True)}
-    members = {name: layout.metadata for name, layout in layouts.items()}
-    objects: list[Object] = []
     for group in sorted({"transform", *(name.split("/")[0] for name in layouts if "/" in name)}):
-        inner = {name.removeprefix(f"{group}/"): members[name] for name in members if name.startswith(f"{group}/")}
-        objects.append(
-            (
-                f"{group}/zarr.json",
-                group_metadata(words if group == "transform" else {}, inner if plan.has_names else None),
-            )
-        )
-    objects += [(f"{name}/zarr.json", content) for name, content in members.items()]
+        yield f"{group}/zarr.json", group_metadata(words if group == "transform" else {})
+    for name, layout in layouts.items():
+        yield f"{name}/zarr.json", layout.metadata
     if plan.has_names and (names := _flow_columns(plan, transform_arrays)):
-        objects += names_objects(names, "column").items()
-    nodes = {key.removesuffix("/zarr.json"): content for key, content in objects if key.endswith("/zarr.json")}
-    yield ROOT_KEY, root_metadata(plan, nodes if plan.has_names else None)
-    yield from objects
-
-
-def root_metadata(plan: Plan, nodes: Mapping[str, bytes] | None = None) -> bytes:
-    """The zarr.json of a store.
-
-    Args:
-        plan: of the store.
-        nodes: the zarr.json of each group and array below, which readers then find by one request. An extended store's
-            does without: they would not look for the extensions.
-    """
-    return group_metadata({"format": f"{FORMAT_NAME} {plan.format_version}"}, nodes)
+        yield from names_objects(names, "column").items()
 
 
 def _flow_columns(plan: Plan, transform_arrays: Mapping[str, NDArray[Any]]) -> tuple[str, ...]:

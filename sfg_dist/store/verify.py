@@ -21,7 +21,7 @@ from sfg_dist.errors import StoreError
 from sfg_dist.plan import Plan
 from sfg_dist.store.arrays import ARRAYS, object_bytes, object_key
 from sfg_dist.store.commits import commit_key, parse_record, stored_digest
-from sfg_dist.store.frame import MANIFEST_KEY, ROOT_KEY, extension_objects, read_manifest, root_metadata, sha256
+from sfg_dist.store.frame import MANIFEST_KEY, extension_objects, read_manifest, sha256
 from sfg_dist.store.location import NUM_THREADS, Location
 from sfg_dist.store.pairs import Pairs, shard_of_commit, shard_of_object
 from sfg_dist.store.records import record_key, record_states
@@ -180,10 +180,6 @@ class _Checks:
         else:
             self.frame |= {key: entry["sha256"] for key, entry in manifest.items()}
             self.has_manifest = True
-            # An extended store's root lists nothing; so does one whose extension was begun and not finished.
-            extended_root = sha256(root_metadata(self.plan))
-            if sha256(self.location.read(ROOT_KEY) or b"") == extended_root:
-                self.frame[ROOT_KEY] = extended_root
 
     def survey(self) -> Iterator[Finding]:
         """List the store: which shards are begun, and what does not belong there."""

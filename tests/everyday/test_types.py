@@ -1,5 +1,6 @@
 """Columns of every type go in and come out as what they were; what float64 cannot carry is refused by name."""
 
+import warnings
 from datetime import UTC, date, datetime
 from decimal import Decimal
 
@@ -268,6 +269,28 @@ def test_records_are_columns_with_their_names_and_types(tmp_path, suffix):
             np.testing.assert_array_equal(rows.read(0, 40), table.values)
 
 
+def test_a_dictionary_of_numbers_is_numbers(tmp_path):
+    column = pa.array([7, 2**60, 7]).dictionary_encode()
+    parquet.write_table(pa.table({"n": column, "m": pa.array([2**60] * 3)}), tmp_path / "t.parquet")
+    assert open_table(tmp_path / "t.parquet", columns=["m"]).types[0].offset == 2**60
+    with pytest.raises(DataError, match="column 'n' holds integers from 7 to"):
+        open_table(tmp_path / "t.parquet")
+
+
+def test_records_of_a_zarr_and_attributes_that_are_the_users_own(tmp_path):
+    records = np.zeros(40, dtype=[("n", "i2"), ("x", "f4")])
+    records["n"] = STEPS
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Zarr 3 has no final word on records
+        zarr.create_array(str(tmp_path / "r.zarr"), data=records)
+    table = open_table(tmp_path / "r.zarr")
+    assert table.columns == ("n", "x")
+    assert [type_.dtype for type_ in table.types] == ["int16", "float32"]
+    group = zarr.create_group(str(tmp_path / "g.zarr"), attributes={"columns": ["a", "b"], "types": ["wind", "rain"]})
+    group.create_array("X", data=np.ones((3, 2), np.int8))
+    assert [type_.dtype for type_ in open_table(tmp_path / "g.zarr").types] == ["int8", "int8"]
+
+
 @pytest.mark.parametrize("column", [["02139", "10001"], pa.array(["02139", "10001"]).dictionary_encode()])
 def test_text_stays_text(tmp_path, column):
     parquet.write_table(pa.table({"zip": column, "n": [1, 2]}), tmp_path / "t.parquet")
@@ -514,6 +537,11 @@ def test_a_table_of_what_is_given_has_the_types_of_its_columns(generator, tmp_pa
     (tmp_path / "given.csv").write_text("day\n1\n2\n")
     done = sfg(tmp_path, "sample", "model", "--given-table", "given.csv", "--out", "rows.csv", check=None)
     assert "given.csv: column 'day' holds whole numbers: expected dates" in done.stderr
+
+
+def test_a_day_far_outside_is_told_as_a_day(generator):
+    with pytest.warns(UserWarning, match="'day' is 2400-01-01, far outside the training rows"):
+        generator.sample(1, given={"day": "2400-01-01"})
 
 
 def test_a_graph_that_would_round_is_not_exported(generator):

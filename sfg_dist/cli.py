@@ -147,7 +147,7 @@ def sample(
     given: Annotated[
         list[str] | None,
         typer.Option(
-            "--given", metavar="COLUMN=NUMBER", help="What a conditional model is given, for all rows; repeatable."
+            "--given", metavar="COLUMN=VALUE", help="What a conditional model is given, for all rows; repeatable."
         ),
     ] = None,
     given_table: Annotated[

@@ -88,6 +88,7 @@ class DataConfig(_Section):
     columns: list[str] | None = None
     condition: Annotated[list[str], Field(min_length=1)] | None = None
     missing: Literal["refuse", "drop"] = "refuse"
+    identifiers: Literal["refuse", "drop"] = "refuse"
     constant: Literal["refuse", "keep"] = "refuse"
     dequantize: Literal["auto", "none"] | dict[str, PositiveFloat] = "auto"
     max_rows: PositiveInt | None = None

@@ -42,7 +42,7 @@ def likelihood_figures(generator: Generator, prepared: Prepared, pairs: Pairs) -
     flow_rows = prepared.transform.forward(rows, noise=noise).astype(np.float64)
     assert generator.mass is not None  # it has an encoder
     figures = {
-        "encoder": _figure(generator.log_prob(rows, noise=noise))
+        "encoder": _figure(generator.log_density(rows, noise=noise))
         | {
             "mass": generator.mass.value,
             "mass_error": generator.mass.standard_error,

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sfg_dist.command import Debug, Json, command, number, say
+from sfg_dist.command import Debug, Json, command, say
 from sfg_dist.display import Display
 from sfg_dist.errors import ConfigError
 from sfg_dist.values import MAX_COUNT, shown
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from sfg_dist.model.generator import Generator
 
 
 def sample_model(
@@ -34,7 +40,7 @@ def sample_model(
         seed: of the latents.
         start: the first row.
         share: "K/M", K from 1 to M, of a table in parts; None for all of it.
-        given: "column=number" of each condition, for all rows.
+        given: "column=value" of each condition, for all rows.
         given_table: a table that has the conditions of each row, in columns of their names.
         out: the table, samples.csv for None.
         as_json: the result as one document.
@@ -54,9 +60,11 @@ def sample_model(
     if "://" not in model and not Path(model).exists():
         raise ConfigError(f"{model} does not exist: name a job file, or a saved model's directory")
     generator = Generator.load(model)
+    conditions: NDArray[np.float64] | None
     if given_table is not None:
-        values, num_rows = _read_conditions(given_table, generator.condition, values, num, num_rows)
-    conditions = generator.conditions_of(values, num_rows)
+        conditions, num_rows = _read_conditions(given_table, generator, values, num, num_rows)
+    else:
+        conditions = generator.conditions_of(values, num_rows)
     told = "" if conditions is None else f", given {fingerprint(conditions)}"
     path = out or "samples.csv"
     done = made = 0
@@ -78,6 +86,7 @@ def sample_model(
             lambda ranges: generator.sample_ranges(
                 ((first + a, first + b) for a, b in ranges), seed, conditions, first=first
             ),
+            types=generator.types,
             source=f"model {generator.digest}, rows {first} to {first + num_rows}, seed {seed}{told}",
             share=part,
             on_progress=on_progress,
@@ -133,33 +142,33 @@ def _existing(model: str) -> str:
 
 
 def _given(assignments: list[str] | None) -> Any:
-    """Numbers by column name; None where nothing is given."""
+    """Values as text by column name; None where nothing is given."""
     values = {}
     for assignment in assignments or ():
         name, equals, text = assignment.rpartition("=")
         if name in values:
             raise ConfigError(f"--given {shown(assignment)}: {shown(name)} is given twice")
-        try:
-            values[name] = number(text)
-        except typer.BadParameter:
-            equals = ""
-        if not equals or not name:
-            raise ConfigError(f"--given {shown(assignment)}: expected column=number, for example temperature=20.5")
+        if not equals or not name or not text:
+            raise ConfigError(f"--given {shown(assignment)}: expected column=value, for example temperature=20.5")
+        values[name] = text
     return values or None
 
 
-def _read_conditions(path: str, names: tuple[str, ...], given: Any, num: int | None, num_rows: int) -> Any:
-    """The table's columns of these names and its length."""
+def _read_conditions(
+    path: str, generator: Generator, given: Any, num: int | None, num_rows: int
+) -> tuple[NDArray[np.float64], int]:
+    """The conditions of each row by a table that has them, and its length."""
     from sfg_dist.data import open_table
 
     if given is not None:
         raise ConfigError("--given says one condition for all rows, --given-table one a row: leave one out")
-    if not names:
+    if not generator.condition:
         raise ConfigError("this generator was trained without data.condition: leave out --given-table")
-    values = open_table(path, columns=list(names)).values
+    table = open_table(path, columns=list(generator.condition))
+    values = table.retyped([generator.types[place] for place in generator.split.places])
     if num is not None and num_rows != len(values):
         raise ConfigError(f"-n {num_rows}: {path} has {len(values):,} rows, and each is given to one: leave out -n")
-    return values, len(values)
+    return generator.check_conditions(values), len(values)
 
 
 def _rows(option: str, value: int) -> int:

@@ -189,6 +189,7 @@ class Pipeline(OutputDirectory):
                 generator.columns,
                 job.num_samples,
                 lambda ranges: generator.sample_ranges(ranges, job.seed, conditions),
+                types=generator.types,
                 source=self._sample_source,
             )
         return self.samples_url

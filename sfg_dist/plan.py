@@ -109,6 +109,8 @@ class Plan:
         format_version: of the layout on disk.
         earlier_ends: num_pairs as it was before each extension, ascending; empty where the store was never extended.
         frame: sha256 of the manifest of the store's frame, empty before that is laid out; no part of the identity.
+        has_names: whether the store's arrays name their dimensions and its transform the types of columns; not so in a
+            store of version 0.1.0, whose objects are made again as they were. No part of the identity.
     """
 
     identity: Mapping[str, Any]
@@ -121,6 +123,7 @@ class Plan:
     format_version: int = FORMAT_VERSION
     earlier_ends: tuple[int, ...] = ()
     frame: str = field(default="", compare=False)
+    has_names: bool = field(default=True, compare=False)
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -277,7 +280,7 @@ class Plan:
         try:
             fields = unseal(document)
             run_id = fields.pop("run_id")
-            plan = cls(**(fields | {"columns": tuple(fields["columns"])}))
+            plan = cls(**({"has_names": False} | fields | {"columns": tuple(fields["columns"])}))
             labels = plan.labels
             if plan.earlier_ends or not isinstance(labels["batch_size"], int) or not 0 < plan.num_pairs < 2**62:
                 raise TypeError("its numbers are out of range")

@@ -310,7 +310,8 @@ def fit_grids(
 def identity_of_keys(job: Job) -> dict[str, Any]:
     """The tables of the job that decide the bits of labels, as they read back from JSON."""
     tables = {
-        "data": job.data.model_dump(exclude={"source"}, exclude_none=True),
+        # which identifiers were left out shows in the columns
+        "data": job.data.model_dump(exclude={"source", "identifiers"}, exclude_none=True),
         "transform": job.transform.model_dump(exclude_none=True),
         "labels": job.labels.model_dump(exclude=NOT_IDENTITY, exclude_none=True),
     }

@@ -43,7 +43,7 @@ def run_own(
         on_step=on_step,
     )
     seed = job.train.seed
-    rows, num_bad = finite_rows(fit.generator.sample(num_samples, seed=seed), name)
+    rows, num_bad = finite_rows(_draw_rows(fit.generator, num_samples, seed), name)
     drawn = prepared.transform.forward(rows[:4096])
     back = us_per_row(lambda n: prepared.transform.inverse(drawn[:n]), len(drawn))
     found: dict[str, Any] = {
@@ -64,12 +64,17 @@ def run_own(
     }
     judged_rows = min(num_samples, len(prepared.test))
     for seconds, generator in fit.snapshots:
-        good, _ = finite_rows(generator.sample(judged_rows, seed=seed), name)
+        good, _ = finite_rows(_draw_rows(generator, judged_rows, seed), name)
         found["curve"].append({"elapsed_s": seconds, **auc(good, prepared, seed=metric_seed)})
     last = {key: found[key] for key in ("c2st_auc", "c2st_auc_error")}
     found["curve"].append({"elapsed_s": fit.label_s + fit.fit_s, **last})
     on_step("judged")
     return {name: found}, {name: rows}
+
+
+def _draw_rows(generator: Generator, num_rows: int, seed: int) -> NDArray[np.float64]:
+    """``Generator.sample`` without offsets, as the prepared table is."""
+    return np.concatenate([np.empty((0, len(generator.columns))), *generator.sample_ranges([(0, num_rows)], seed)])
 
 
 def _draw_labels(generator: Generator, num_rows: int, seed: int, num_threads: int | None) -> None:

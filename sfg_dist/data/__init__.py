@@ -2,7 +2,8 @@
 
 Conventions of this room:
 
-- A table is float64, shape (num_rows, num_columns), in the user's units; missing values are NaN.
+- A table is float64, shape (num_rows, num_columns), in the user's units; missing values are NaN. A column has a type
+  (``column_type``); where that has an offset, as for dates and integers beyond 2^53, the table holds value - offset.
 - The flow's rows are float32, shape (num_rows, dim), with ``dim <= num_columns``: constant columns are left
   out by ``Transform.forward`` and put back by ``Transform.inverse``.
 - A source is a built-in name, a path, or an ``s3://`` URL. Built-in names win; ``./moons`` is the file.

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sfg_dist.data.column_type import ColumnType, UnfitValueError
 from sfg_dist.data.location import open_bytes, open_zarr, reading, suffix_of
+from sfg_dist.data.surveys import type_of_numpy
 from sfg_dist.errors import DataError
 
 DEFAULT_ARRAY = "X"
@@ -31,6 +33,7 @@ class ArrayFile:
         read: gives an array by name; numbers as stored, text as str.
         describe: shape and type of an array, for messages.
         node: gives an array that reads what is sliced from it, where the format can (.zarr).
+        types: of the columns of X, in a table of samples that ``sfg sample`` wrote.
     """
 
     source: str
@@ -38,24 +41,29 @@ class ArrayFile:
     read: Callable[[str], NDArray[Any]]
     describe: Callable[[str], str]
     node: Callable[[str], Any] | None = None
+    types: tuple[ColumnType, ...] | None = None
 
-    def matrix(self, name: str) -> NDArray[np.float64]:
-        """An array as float64 of shape (num_rows, num_columns); one dimension is one column.
+    def matrix(self, name: str) -> NDArray[Any]:
+        """An array as it is stored, of shape (num_rows, num_columns); one dimension is one column.
+
+        An array of records has one dimension, and its fields are the columns.
 
         Raises:
-            DataError: there is no such array, or it is not a table of real numbers.
+            DataError: there is no such array, or it is not a table of numbers, dates or times.
         """
         if name not in self.names:
             raise DataError(f"{self.source} has no array {name!r}; {self.listing()}")
         values = self.read(name)
         label = f"{self.source}: array {name!r}"
-        if values.dtype.kind not in "fiub":
-            what = {"c": "complex numbers", "O": "Python objects", "U": "text", "S": "text", "V": "records"}
-            found = what.get(values.dtype.kind, f"dtype {values.dtype}")
-            raise DataError(f"{label} holds {found}: expected real numbers")
+        if values.dtype.names is not None and values.ndim == 1:
+            return values
+        try:
+            type_of_numpy(values.dtype)
+        except UnfitValueError as error:
+            raise DataError(f"{label} {error}") from None
         if values.ndim not in (1, 2):
             raise DataError(f"{label} has shape {values.shape}: expected one or two dimensions, a row a sample")
-        return np.ascontiguousarray(values.reshape(len(values), -1) if values.size else _empty(values), np.float64)
+        return values.reshape(len(values), -1) if values.size else _empty(values)
 
     def find(self, name: str) -> str:
         """The array meant by ``data.array``: itself, or for the default X the only table there is."""
@@ -171,6 +179,8 @@ def _zarr_file(source: str) -> ArrayFile:
         node = open_zarr(source)
         arrays = {DEFAULT_ARRAY: node} if isinstance(node, zarr.Array) else dict(_walk_zarr(node))
         named = node.attrs.get("columns") if "columns" not in arrays else None
+        types = node.attrs.get("types") if DEFAULT_ARRAY in arrays and node.attrs.get("source") else None
+        written = None if types is None else tuple(ColumnType.from_dict(words) for words in types)
 
     def read(name: str) -> NDArray[Any]:
         if name == "columns" and named is not None:
@@ -189,7 +199,7 @@ def _zarr_file(source: str) -> ArrayFile:
         return "names" if name not in arrays else _shape_text(arrays[name].shape, arrays[name].dtype)
 
     names = (*arrays, "columns") if named is not None else tuple(arrays)
-    return ArrayFile(source, names, read, describe, array_of)
+    return ArrayFile(source, names, read, describe, array_of, written)
 
 
 @contextmanager
@@ -199,6 +209,8 @@ def _reading_zarr(source: str) -> Iterator[None]:
     with warnings.catch_warnings(), reading(source):
         # text, such as the names of columns, has no final specification in Zarr 3 yet; it reads well
         warnings.simplefilter("ignore", zarr.errors.UnstableSpecificationWarning)
+        # a store of pairs has files of its own beside its arrays
+        warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
         yield
 
 

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sfg_dist.data.column_type import FLOAT, ColumnType
+
 _PHOTOS = ("china", "flower")
 _TABLES = ("digits", "wine", "breast_cancer")
 
@@ -28,6 +30,11 @@ NAMES: tuple[str, ...] = (
     *(f"{photo}_patches_{size}" for photo in _PHOTOS for size in range(2, 17)),
 )
 SUMMARY = "china_colors, flower_colors, digits, wine, breast_cancer, china_patches_N, flower_patches_N (N = 2 to 16)"
+
+
+def type_of(name: str) -> ColumnType:
+    """The type of a bundled table's columns: levels of a photograph are bytes."""
+    return FLOAT if name in _TABLES else ColumnType("integer", "uint8")
 
 
 def load(name: str) -> tuple[NDArray[np.float64], tuple[str, ...]]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sfg_dist.data.column_type import FLOAT, ColumnType, UnfitValueError
 from sfg_dist.data.naming import check_columns
 from sfg_dist.data.transform import Transform
 from sfg_dist.errors import ConfigError, DataError
@@ -84,14 +85,17 @@ def conditions_last(source: str, columns: Sequence[str], names: Sequence[str]) -
     return [place for place in range(len(columns)) if place not in places] + places
 
 
-def read_given(given: Mapping[str, Any] | NDArray[Any] | None, names: Sequence[str], n: int) -> _Array | None:
+def read_given(
+    given: Mapping[str, Any] | NDArray[Any] | None, names: Sequence[str], n: int, types: Sequence[ColumnType] = ()
+) -> _Array | None:
     """What a user gave, as an array in the order of ``names``, one row or n of them; None where nothing is to be given.
 
     Args:
-        given: numbers, or n numbers, by name; or an array of shape (len(names),), (1, len(names)) or (n, len(names)),
-            for one name (n,) too.
+        given: a value or n values of the column's type, by name; or an array of shape (len(names),), (1, len(names)) or
+            (n, len(names)), for one name (n,) too.
         names: of the conditions.
         n: rows that are drawn.
+        types: of the conditions, whose value - offset comes out; float64 if not given.
 
     Raises:
         ConfigError: it is missing, or nothing is to be given; a name is missing or unknown; the shape is wrong; or a
@@ -106,7 +110,7 @@ def read_given(given: Mapping[str, Any] | NDArray[Any] | None, names: Sequence[s
         if given is not None:
             raise ConfigError("this generator was trained without data.condition: it takes nothing given")
         return None
-    wanted = ", ".join(names)
+    wanted, types = ", ".join(names), tuple(types) or (FLOAT,) * len(names)
     if given is None:
         raise ConfigError(f"this generator draws rows for given {wanted}: say their values (given=, --given)")
     try:
@@ -116,11 +120,16 @@ def read_given(given: Mapping[str, Any] | NDArray[Any] | None, names: Sequence[s
             if unknown or missing:
                 what = f"{missing[0]!r} is missing" if missing else f"{unknown[0]!r} is not one of them"
                 raise ConfigError(f"given: {what}; this generator takes {wanted}")
-            columns = np.broadcast_arrays(*(np.asarray(given[name], dtype=np.float64).reshape(-1) for name in names))
-            rows = np.stack(columns, axis=1)
+            columns = [_column(name, type_, given[name]) for name, type_ in zip(names, types, strict=True)]
+            rows = np.stack(np.broadcast_arrays(*columns), axis=1)
         else:
-            rows = np.asarray(given, dtype=np.float64)
-            rows = rows.reshape(-1, 1) if rows.ndim < 2 and len(names) == 1 else np.atleast_2d(rows)
+            values = np.asarray(given)
+            values = values.reshape(-1, 1) if values.ndim < 2 and len(names) == 1 else np.atleast_2d(values)
+            if values.ndim == 2 and values.shape[1] == len(names):
+                columns = [_column(*column) for column in zip(names, types, values.T, strict=True)]
+                rows = np.stack(columns, axis=1)
+            else:
+                rows = np.empty(values.shape)
     except (TypeError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -129,7 +138,23 @@ def read_given(given: Mapping[str, Any] | NDArray[Any] | None, names: Sequence[s
         raise ConfigError(
             f"given: has shape {rows.shape}, expected (1, {len(names)}) or ({n}, {len(names)}): the columns {wanted}"
         )
+    finite_conditions(rows, names)
+    return rows
+
+
+def finite_conditions(rows: _Array, names: Sequence[str]) -> None:
+    """Refuse conditions that are missing or infinite.
+
+    Raises:
+        ConfigError: with the column and the row.
+    """
     if not np.isfinite(rows).all():
         row, column = np.argwhere(~np.isfinite(rows))[0]
         raise ConfigError(f"given: {names[column]!r} is {rows[row, column]} in row {row} (counted from 0)")
-    return rows
+
+
+def _column(name: str, type_: ColumnType, values: Any) -> _Array:
+    try:
+        return type_.from_user(values)
+    except UnfitValueError as error:
+        raise ConfigError(f"given: {name!r}: {error}") from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,7 @@ def prepare_large(
         raise DataError(f'data.missing = {missing!r}: expected "refuse" or "drop"')
     with open_() as reader:
         source, names = reader.source, reader.columns
+        types = dict(zip(names, reader.types, strict=True))
         kept = _scan(reader, missing)
         num_kept = int(kept[-1])
         sizes = part_sizes(min(num_kept, max_rows or num_kept), split)
@@ -120,7 +121,8 @@ def prepare_large(
                     values = found[name].snap(values)
                     if name in flow_names:
                         noise = _noise_column(seed, num_train, len(flow_names), flow_names.index(name))
-                parts.append(_fit_column(values, num_train, name, constants.get(name), found.get(name), kind, noise))
+                fitted = _fit_column(values, num_train, name, constants.get(name), found.get(name), kind, noise)
+                parts.append(replace(fitted, types=(types[name],)))
         starts = {"train": 0, "validation": num_train, "test": num_train + sizes["validation"]}
         held = {
             part: _snapped(
@@ -168,11 +170,13 @@ def prepare_within(source: str | Path, *, memory_gib: float | None = None, **key
     if memory_gib is None or not in_order or source in BUILTIN_NAMES or not has_row_ranges(source):
         return prepare(source, **keys)
     passed = {name: value for name, value in keys.items() if name not in ("shuffle", "append", "arrays")}
-    table = {name: passed.pop(name) for name in ("array", "columns") if name in passed}
+    table = {name: passed.pop(name) for name in ("array", "columns", "identifiers") if name in passed}
     memory_bytes = int(memory_gib * 2**30)
     with open_rows(source, **table) as reader:
         if reader.num_bytes <= memory_bytes:
             return prepare(source, **keys)
+        types = dict(zip(reader.columns, reader.types, strict=True))
+    table = {"types": types} | {name: value for name, value in table.items() if name == "array"}
     if passed.pop("condition", None):
         raise DataError(
             f"{source} is larger than labels.memory_gib = {memory_gib:g}, and labels for data.condition need it whole: "

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data.cleaning import drop_missing, find_constants, find_grids, num_duplicates
+from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.conditions import ColumnSplit, conditions_last
 from sfg_dist.data.table import LogDensity, open_split, open_table
 from sfg_dist.data.toy import NAMES as TOY_NAMES
@@ -128,6 +129,7 @@ def prepare(
     shuffle: str = "permutation",
     seed: int = 0,
     kind: str = "quantile",
+    identifiers: str = "refuse",
 ) -> Prepared:
     """Open a table, clean it, split it and fit the transform.
 
@@ -148,6 +150,7 @@ def prepare(
         shuffle: "permutation" (numpy's default_rng), "legacy" (numpy's RandomState) or "none".
         seed: of the shuffle, of toy sets and of the noise.
         kind: of the transform: "quantile", "standardize" or "none".
+        identifiers: "refuse" or "drop" columns of whole numbers that float64 cannot tell apart.
 
     Raises:
         DataError: the table cannot be used as it stands; the message says where and which key would help.
@@ -165,18 +168,19 @@ def prepare(
             array=array,
             append=append,
             columns=columns,
+            identifiers=identifiers,
             seed=seed,
             max_rows=max_rows if is_toy else None,
         )
-        names, log_density = table.columns, table.log_density
+        names, types, log_density = table.columns, table.types, table.log_density
         parts = {"table": table.values}
     else:
-        given = open_split(source, arrays=arrays, columns=columns)
-        names, log_density = given.columns, None
+        given = open_split(source, arrays=arrays, columns=columns, identifiers=identifiers)
+        names, types, log_density = given.columns, given.types, None
         parts = {"train": given.train, "validation": given.validation, "test": given.test}
     if condition:
         places = conditions_last(source, names, condition)
-        names = tuple(names[place] for place in places)
+        names, types = tuple(names[place] for place in places), tuple(types[place] for place in places)
         parts = {part: rows[:, places] for part, rows in parts.items()}
         log_density = None if log_density is None else _of_columns(log_density, places)
     num_read = sum(map(len, parts.values()))
@@ -204,7 +208,7 @@ def prepare(
     sizes_of_parts = {"train": len(train), "validation": len(validation), "test": len(test)}
     check_parts(source, len(rows), num_read, sizes_of_parts)
     constants |= find_constants(source, train, names, constant, where="the training rows", known=constants)
-    transform = _fit(train, rows, names, constants, grids, kind, seed)
+    transform = _fit(train, rows, names, constants, grids, kind, seed, types)
     ColumnSplit.of(transform, condition or ())  # refuses conditions that no sample can be given
     return Prepared(
         source=source,
@@ -242,6 +246,7 @@ def _fit(
     grids: Mapping[str, Any],
     kind: str,
     seed: int,
+    types: tuple[ColumnType, ...],
 ) -> Transform:
     used = {name: grid for name, grid in grids.items() if name not in constants}
     # the whole table, not the training rows alone, says what range a column measured in steps can take
@@ -255,6 +260,7 @@ def _fit(
         offsets={name: grid.offset for name, grid in used.items()},
         limits={name: (float(values.min()), float(values.max())) for name, values in limits.items()},
         noise=noise_rows(seed, 0, len(train), len(names) - len(constants)),
+        types=types,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from sfg_dist.data.column_type import FLOAT
 from sfg_dist.data.table import open_table
 from sfg_dist.data.transform import Transform
 from sfg_dist.errors import DataError
@@ -33,8 +34,9 @@ def read_queries(source: str | None, transform: Transform, direction: str) -> ND
         table = open_table(source, columns=list(transform.columns))  # by name; without names, by position
     if table.values.shape[1] != width:
         raise DataError(f"labels.latents: {source} has {table.values.shape[1]} columns, expected {width}")
-    finite = np.isfinite(table.values).all(axis=1)
+    values = table.retyped((FLOAT,) * width if decode else transform.types)
+    finite = np.isfinite(values).all(axis=1)
     if not finite.all():
         raise DataError(f"labels.latents: {source} is not finite in row {int(np.argmin(finite))} (0-based)")
-    rows = table.values.astype(np.float32) if decode else transform.forward(table.values, noise=None)
+    rows = values.astype(np.float32) if decode else transform.forward(values, noise=None)
     return np.ascontiguousarray(rows)

@@ -1,6 +1,7 @@
 """Files that hold named columns: .csv and .parquet.
 
-Nulls are NaN, booleans 0 and 1. Text and dates are refused by name, unless ``data.columns`` leaves them out.
+Columns are typed as the file says (``column_type``). Text is refused by name, unless ``data.columns`` leaves it out;
+only the text of a .csv is read as numbers.
 A .csv file is UTF-8, separated by commas, semicolons or tabs (the most frequent of them in its first line);
 if its first line is all numbers it has no header, and its columns are c0, c1, ...
 """
@@ -14,22 +15,27 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.location import open_bytes, reading, suffix_of
 from sfg_dist.data.naming import check_columns
+from sfg_dist.data.surveys import settled, style_of, survey_of, to_float
 from sfg_dist.errors import DataError
 
 _NULL_TEXTS = frozenset({"", "NA", "N/A", "NULL", "null", "NaN", "nan", "n/a", "#N/A"})
 
 
-def read_records(source: str, columns: Sequence[str] | None) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+def read_records(
+    source: str, columns: Sequence[str] | None, identifiers: str = "refuse"
+) -> tuple[NDArray[np.float64], dict[str, ColumnType]]:
     """Read the wanted columns of a .csv or .parquet source.
 
     Args:
         source: path or URL.
         columns: names wanted, in order; None is all.
+        identifiers: "refuse" or "drop" columns of whole numbers that float64 cannot tell apart.
 
     Returns:
-        Values, shape (num_rows, num_columns), and the names.
+        value - offset, shape (num_rows, num_columns), and the type of each column by its name.
 
     Raises:
         DataError: the file or one of the wanted columns cannot be used.
@@ -37,13 +43,20 @@ def read_records(source: str, columns: Sequence[str] | None) -> tuple[NDArray[np
     with open_bytes(source) as stream:
         read = _read_csv if suffix_of(source) == ".csv" else _read_parquet
         table, names = read(source, stream, columns)
-    values = np.empty((table.num_rows, len(names)))
+    surveys = {}
     for index, name in enumerate(names):
-        values[:, index] = numbers(source, name, table.column(index))
-    return values, names
+        field, is_text = table.field(index), suffix_of(source) == ".csv"
+        surveys[name] = survey_of(source, name, table.column(index), field.metadata, is_text=is_text)
+        surveys[name].add(table.column(index))
+    types = settled(source, surveys, identifiers)
+    values = np.empty((table.num_rows, len(types)))
+    for index, (name, type_) in enumerate(types.items()):
+        values[:, index] = to_float(source, name, type_, table.column(name))
+    return values, types
 
 
 def _read_csv(source: str, stream: BinaryIO, columns: Sequence[str] | None) -> tuple[Any, tuple[str, ...]]:
+    import pyarrow as pa
     from pyarrow import csv as arrow_csv
 
     with reading(source):
@@ -59,12 +72,28 @@ def _read_csv(source: str, stream: BinaryIO, columns: Sequence[str] | None) -> t
     names = [cell if has_header and cell else f"c{index}" for index, cell in enumerate(cells)]
     wanted = check_columns(source, names, columns)
     with reading(source):
+        read = arrow_csv.ReadOptions(column_names=names, skip_rows=num_blank + has_header)
+        parse = arrow_csv.ParseOptions(delimiter=separator)
         table = arrow_csv.read_csv(
             stream,
-            read_options=arrow_csv.ReadOptions(column_names=names, skip_rows=num_blank + has_header),
-            parse_options=arrow_csv.ParseOptions(delimiter=separator),
+            read_options=read,
+            parse_options=parse,
             convert_options=arrow_csv.ConvertOptions(include_columns=list(wanted)),
         )
+        styled = [
+            field.name for field in table.schema if pa.types.is_boolean(field.type) or pa.types.is_timestamp(field.type)
+        ]
+        if styled:
+            stream.seek(0)
+            convert = arrow_csv.ConvertOptions(include_columns=styled, column_types=dict.fromkeys(styled, pa.string()))
+            texts = arrow_csv.read_csv(stream, read_options=read, parse_options=parse, convert_options=convert)
+    for index, name in enumerate(wanted):
+        column = table.column(index)
+        if pa.types.is_string(column.type):
+            numbers = _parse_text(source, name, column.to_pylist())
+            table = table.set_column(index, name, pa.array(numbers, from_pandas=True))
+        elif name in styled and (style := style_of(texts.column(name), column)):
+            table = table.set_column(index, pa.field(name, column.type, metadata={"style": style}), column)
     return table, wanted
 
 
@@ -78,37 +107,6 @@ def _read_parquet(source: str, stream: BinaryIO, columns: Sequence[str] | None) 
     wanted = check_columns(source, names, columns)
     with reading(source):
         return file.read(columns=list(wanted)).select(list(wanted)), wanted
-
-
-def numbers(source: str, name: str, column: Any) -> NDArray[np.float64]:
-    """A column of an Arrow table as float64, nulls as NaN.
-
-    Raises:
-        DataError: it holds something else than numbers.
-    """
-    import pyarrow as pa
-
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        column = column.cast(kind.value_type)
-        kind = column.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return _parse_text(source, name, column.to_pylist())
-    if pa.types.is_temporal(kind):
-        raise DataError(
-            f"{source}: column {name!r} holds dates or times ({kind}): expected numbers; "
-            "convert it, or leave it out with data.columns"
-        )
-    if not (
-        pa.types.is_integer(kind)
-        or pa.types.is_floating(kind)
-        or pa.types.is_boolean(kind)
-        or pa.types.is_decimal(kind)
-        or pa.types.is_null(kind)
-    ):
-        raise DataError(f"{source}: column {name!r} has type {kind}: expected numbers; leave it out with data.columns")
-    with reading(source):
-        return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(), dtype=np.float64)
 
 
 def _parse_text(source: str, name: str, texts: Sequence[str | None]) -> NDArray[np.float64]:

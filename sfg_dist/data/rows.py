@@ -12,7 +12,7 @@ The other formats are read whole or not at all.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +22,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data.arrays import DEFAULT_ARRAY, open_arrays
+from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.location import open_bucket, reading, suffix_of
 from sfg_dist.data.naming import check_columns
-from sfg_dist.data.records import numbers
+from sfg_dist.data.surveys import (
+    Survey,
+    arrow_of,
+    column_of,
+    ends_of_statistics,
+    float_block,
+    numpy_survey,
+    settled,
+    survey_of,
+    to_float,
+)
 from sfg_dist.errors import DataError
 from sfg_dist.objects import is_url
 
@@ -32,6 +43,7 @@ SUFFIXES = (".parquet", ".zarr", ".npy")
 _PART_ROWS = 1 << 16
 
 _Array = NDArray[np.float64]
+_Types = Mapping[str, ColumnType]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +54,14 @@ class RowReader:
         source: path or URL.
         columns: one name a column.
         num_rows: rows of the table.
+        types: of the columns; their offsets are those of the table read whole.
         fetch: (first row, row after the last, names of the columns) -> float64 (rows, columns).
     """
 
     source: str
     columns: tuple[str, ...]
     num_rows: int
+    types: tuple[ColumnType, ...]
     fetch: Callable[[int, int, Sequence[str]], _Array]
 
     @property
@@ -56,7 +70,7 @@ class RowReader:
         return 8 * self.num_rows * len(self.columns)
 
     def read(self, start: int, stop: int, columns: Sequence[str] | None = None) -> _Array:
-        """Rows ``start`` to ``stop``, float64, shape (stop - start, number of columns); missing values are NaN.
+        """Rows ``start`` to ``stop``: float64 of value - offset, shape (stop - start, number of columns), missing NaN.
 
         Raises:
             DataError: the range lies outside the table, or cannot be read.
@@ -80,14 +94,23 @@ def has_row_ranges(source: str) -> bool:
 
 @contextmanager
 def open_rows(
-    source: str | Path, *, array: str = DEFAULT_ARRAY, columns: Sequence[str] | None = None
+    source: str | Path,
+    *,
+    array: str = DEFAULT_ARRAY,
+    columns: Sequence[str] | None = None,
+    identifiers: str = "refuse",
+    types: Mapping[str, ColumnType] | None = None,
 ) -> Iterator[RowReader]:
     """Open a .parquet, .zarr or local .npy table to be read by ranges of rows.
+
+    Columns whose type does not say their offset, 64-bit integers and stamps, are read once to find it.
 
     Args:
         source: a path or an ``s3://`` URL.
         array: the array wanted of a .zarr group, as for ``open_table``.
         columns: the columns wanted, in order; None is all.
+        identifiers: as for ``open_table``.
+        types: the table's columns by name, where it was opened before: nothing is read to find them.
 
     Raises:
         DataError: the source does not exist, is of another format, or cannot be used.
@@ -105,12 +128,12 @@ def open_rows(
         )
     if suffix == ".parquet":
         with _open_file(source) as stream:
-            yield _parquet_rows(source, stream, columns)
+            yield _parquet_rows(source, stream, columns, identifiers, types)
     elif suffix == ".npy":
-        yield _npy_rows(source, columns)
+        yield _npy_rows(source, columns, identifiers, types)
     else:
         with open_arrays(source) as file:
-            yield _zarr_rows(source, file, array, columns)
+            yield _zarr_rows(source, file, array, columns, identifiers, types)
 
 
 @contextmanager
@@ -166,14 +189,18 @@ class _ObjectFile(io.RawIOBase):
         return length
 
 
-def _parquet_rows(source: str, stream: Any, columns: Sequence[str] | None) -> RowReader:
+def _parquet_rows(
+    source: str, stream: Any, columns: Sequence[str] | None, identifiers: str, types: _Types | None
+) -> RowReader:
     from pyarrow import parquet
 
     with reading(source):
         file = parquet.ParquetFile(stream)
         names = [name for name in file.schema_arrow.names if not name.startswith("__index_level_")]
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-    wanted = check_columns(source, names, columns)
+    if types is None:
+        surveys = _parquet_surveys(source, file, check_columns(source, names, columns))
+        types = settled(source, surveys, identifiers)
     ends = np.cumsum(sizes, dtype=np.int64)
     kept: dict[tuple[int, tuple[str, ...]], Any] = {}  # the last row group: ranges are asked for in order
 
@@ -192,57 +219,108 @@ def _parquet_rows(source: str, stream: Any, columns: Sequence[str] | None) -> Ro
                 break
             table = group_of(group, tuple(asked)).slice(low - first, high - low)
             for index, name in enumerate(asked):
-                values[low - start : high - start, index] = numbers(source, name, table.column(name))
+                values[low - start : high - start, index] = to_float(source, name, types[name], table.column(name))
         return values
 
-    return RowReader(source, wanted, int(ends[-1]) if len(ends) else 0, fetch)
+    return RowReader(source, tuple(types), int(ends[-1]) if len(ends) else 0, tuple(types.values()), fetch)
 
 
-def _npy_rows(source: str, columns: Sequence[str] | None) -> RowReader:
+def _parquet_surveys(source: str, file: Any, names: Sequence[str]) -> dict[str, Survey]:
+    """Columns surveyed: by the statistics of integers where they are there, else by reading what does not say."""
+    head = next(file.iter_batches(batch_size=1000, columns=list(names)), None)
+    surveys = {}
+    for name in names:
+        field = file.schema_arrow.field(name)
+        surveys[name] = survey_of(source, name, head.column(name) if head else field, field.metadata)
+    places = {file.metadata.schema.column(index).path: index for index in range(len(file.metadata.schema))}
+    for name, survey in surveys.items():
+        for group in range(file.num_row_groups if survey.needs_values else 0):
+            statistics = file.metadata.row_group(group).column(places[name]).statistics if name in places else None
+            if (ends := ends_of_statistics(statistics, survey.type)) is not None:
+                survey.add_ends(ends)
+            else:
+                with reading(source):
+                    column = file.read_row_group(group, columns=[name]).column(name)
+                survey.add(column)
+    return surveys
+
+
+def _npy_rows(source: str, columns: Sequence[str] | None, identifiers: str, types: _Types | None) -> RowReader:
     path = Path(source).expanduser()
     if not path.exists():
         raise DataError(f"{source} does not exist (current directory: {Path.cwd()})")
     with reading(source):
         table: Any = np.load(path, mmap_mode="r", allow_pickle=False)
-    return _matrix_rows(source, table, tuple(f"c{index}" for index in range(_width(source, table))), columns)
+    width = _width(source, table)
+    names = table.dtype.names or tuple(f"c{index}" for index in range(width))
+    return _matrix_rows(source, table, names, columns, identifiers, types)
 
 
-def _zarr_rows(source: str, file: Any, array: str, columns: Sequence[str] | None) -> RowReader:
+def _zarr_rows(
+    source: str, file: Any, array: str, columns: Sequence[str] | None, identifiers: str, types: _Types | None
+) -> RowReader:
     name = file.find(array)
     if name not in file.names:
         raise DataError(f"{source} has no array {name!r}; {file.listing()}")
     assert file.node is not None
     table = file.node(name)
     width = _width(source, table)
-    names: tuple[str, ...] = tuple(f"c{index}" for index in range(width))
+    names: tuple[str, ...] = table.dtype.names or tuple(f"c{index}" for index in range(width))
     if "columns" in file.names:
         stored = file.read("columns")
         if stored.shape == (width,) and stored.dtype.kind == "U":
             names = tuple(str(name) for name in stored)
-    return _matrix_rows(source, table, names, columns)
+    if types is None and name == DEFAULT_ARRAY and file.types is not None and len(file.types) == width:
+        wanted = check_columns(source, names, columns)
+        types = {name: file.types[names.index(name)] for name in wanted}
+    return _matrix_rows(source, table, names, columns, identifiers, types)
 
 
 def _width(source: str, table: Any) -> int:
-    if table.ndim != 2 or table.dtype.kind not in "fiub":
+    if table.dtype.names is not None and table.ndim == 1:
+        return len(table.dtype.names)
+    if table.ndim not in (1, 2) or table.dtype.kind not in "fiubmM":
         raise DataError(f"{source} is {table.ndim}-D {table.dtype}: expected a 2-D table of numbers, a row a sample")
-    return int(table.shape[1])
+    return int(table.shape[1]) if table.ndim == 2 else 1
 
 
-def _matrix_rows(source: str, table: Any, names: tuple[str, ...], columns: Sequence[str] | None) -> RowReader:
-    wanted = check_columns(source, names, columns)
-
-    index = {name: place for place, name in enumerate(names)}
+def _matrix_rows(
+    source: str,
+    table: Any,
+    names: tuple[str, ...],
+    columns: Sequence[str] | None,
+    identifiers: str,
+    types: _Types | None,
+) -> RowReader:
+    num_rows = int(table.shape[0])
     # A part at a time, in whole chunks, so that a few columns of many rows never bring in all the others.
     step = -(-_PART_ROWS // table.chunks[0]) * table.chunks[0] if hasattr(table, "chunks") else _PART_ROWS
 
+    def part(start: int, stop: int) -> NDArray[Any]:
+        rows = np.asarray(table[start:stop])
+        return rows if rows.ndim == 2 or rows.dtype.names is not None else rows[:, None]
+
+    if types is None:
+        wanted = check_columns(source, names, columns)
+        index = [names.index(name) for name in wanted]
+        surveys = {
+            name: numpy_survey(source, name, [part(0, 0)], place) for name, place in zip(wanted, index, strict=True)
+        }
+        if any(survey.needs_values for survey in surveys.values()):
+            for start in range(0, num_rows, step):
+                with reading(source):
+                    rows = part(start, min(start + step, num_rows))
+                for name, place in zip(wanted, index, strict=True):
+                    surveys[name].add(arrow_of(column_of(rows, place, name)))
+        types = settled(source, surveys, identifiers)
+
     def fetch(start: int, stop: int, asked: Sequence[str]) -> _Array:
         values = np.empty((stop - start, len(asked)))
-        places = [index[name] for name in asked]
         low = start
         while low < stop:
             high = min(stop, (low // step + 1) * step)
-            values[low - start : high - start] = np.asarray(table[low:high])[:, places]
+            values[low - start : high - start] = float_block(source, part(low, high), names, types, asked)
             low = high
         return values
 
-    return RowReader(source, wanted, int(table.shape[0]), fetch)
+    return RowReader(source, tuple(types), num_rows, tuple(types.values()), fetch)

@@ -52,11 +52,17 @@ def open_reference(
     where = torch.device(device)
     with open_rows(source, array=array, columns=columns) as reader:
         num_rows, dim = reader.num_rows, len(reader.columns)
+        types = dict(zip(reader.columns, reader.types, strict=True))
+    for name, type_ in types.items():
+        if not type_.is_plain:
+            raise DataError(
+                f"{source}: column {name!r} holds {type_.words} that are no coordinates as they stand: leave it out"
+            )
     if not num_rows:
         raise DataError(f"{source} has no rows")
 
     def rows(start: int, stop: int) -> torch.Tensor:
-        with open_rows(source, array=array, columns=columns) as reader:
+        with open_rows(source, array=array, types=types) as reader:
             return torch.from_numpy(reader.read(start, stop)).to(where)
 
     tally = ColumnSpread()

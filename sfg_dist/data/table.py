@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from numpy.typing import NDArray
 
 from sfg_dist.data import bundled, toy
 from sfg_dist.data.arrays import DEFAULT_ARRAY, ArrayFile, open_arrays
+from sfg_dist.data.column_type import FLOAT, ColumnType, UnfitValueError
 from sfg_dist.data.location import KNOWN_SUFFIXES, open_bucket, suffix_of
 from sfg_dist.data.naming import check_columns, nearest
 from sfg_dist.data.records import read_records
+from sfg_dist.data.surveys import typed_blocks
 from sfg_dist.errors import DataError
 from sfg_dist.objects import is_url
 
@@ -36,16 +39,36 @@ class Table:
     """A table of numbers.
 
     Attributes:
-        values: float64, shape (num_rows, num_columns), missing values NaN.
+        values: float64 of value - offset, shape (num_rows, num_columns), missing values NaN; the offset is its type's.
         columns: one name a column.
         source: the path, URL or name that it came from.
         log_density: exact log density in nats of rows (num_rows, num_columns), where it is known.
+        types: of the columns, in order.
     """
 
     values: NDArray[np.float64]
     columns: tuple[str, ...]
     source: str
     log_density: LogDensity | None = None
+    types: tuple[ColumnType, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.types:
+            object.__setattr__(self, "types", (FLOAT,) * len(self.columns))
+
+    def retyped(self, types: Sequence[ColumnType]) -> NDArray[np.float64]:
+        """The values as those of columns of other types: their units and offsets.
+
+        Raises:
+            DataError: a value is none of its column's type wanted.
+        """
+        columns = []
+        for index, (found, wanted) in enumerate(zip(self.types, types, strict=True)):
+            try:
+                columns.append(wanted.take_over(self.values[:, index], found))
+            except UnfitValueError as error:
+                raise DataError(f"{self.source}: column {self.columns[index]!r} {error}") from None
+        return np.stack(columns, axis=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +80,7 @@ class SplitTable:
     test: NDArray[np.float64]
     columns: tuple[str, ...]
     source: str
+    types: tuple[ColumnType, ...]
 
 
 def open_table(
@@ -65,6 +89,7 @@ def open_table(
     array: str = DEFAULT_ARRAY,
     append: Sequence[str] = (),
     columns: Sequence[str] | None = None,
+    identifiers: str = "refuse",
     seed: int = 0,
     max_rows: int | None = None,
 ) -> Table:
@@ -76,6 +101,7 @@ def open_table(
             array.
         append: more arrays of the file, put behind as columns named after them.
         columns: the columns wanted, in order; None is all.
+        identifiers: "refuse" or "drop" columns of whole numbers that float64 cannot tell apart.
         seed: for sets that are drawn.
         max_rows: rows to draw of a toy set (default 20,000); the first rows of any other table.
 
@@ -95,16 +121,12 @@ def open_table(
     suffix = _check_source(source)
     if suffix in (".csv", ".parquet"):
         _refuse_arrays(source, f"a {suffix} file", array, append)
-        values, names = read_records(source, columns)
+        values, types = read_records(source, columns, identifiers)
     else:
         with open_arrays(source) as file:
-            values, names = _read_arrays(file, array, append)
-        wanted = check_columns(source, names, columns)
-        if wanted != names:
-            values = np.ascontiguousarray(values[:, [names.index(name) for name in wanted]])
-            names = wanted
+            values, types = _read_arrays(file, array, append, columns, identifiers)
     _check_size(source, values)
-    return Table(values[:max_rows], names, source)
+    return Table(values[:max_rows], tuple(types), source, types=tuple(types.values()))
 
 
 def open_split(
@@ -112,6 +134,7 @@ def open_split(
     *,
     arrays: Mapping[str, str | Sequence[str] | None],
     columns: Sequence[str] | None = None,
+    identifiers: str = "refuse",
 ) -> SplitTable:
     """Open a table whose parts lie in separate arrays of one .npz, .h5, .hdf5 or .zarr.
 
@@ -120,6 +143,7 @@ def open_split(
         arrays: for train, validation and test the name of an array, or a list of names to put one below the
             other; validation may be left out.
         columns: the columns wanted, in order; None is all.
+        identifiers: as for ``open_table``.
 
     Raises:
         DataError: an array is missing, or the widths differ.
@@ -131,29 +155,27 @@ def open_split(
     for part in ("train", "test"):
         if not arrays.get(part):
             raise DataError(f"{source}: data.arrays.{part} must name at least one array")
-    parts: dict[str, NDArray[np.float64]] = {}
+    blocks: list[NDArray[Any]] = []
+    ends = [0]
     with open_arrays(source) as file:
-        width, first_name = None, ""
         for part in ("train", "validation", "test"):
             given = arrays.get(part) or ()
-            blocks = []
             for name in [given] if isinstance(given, str) else given:
                 blocks.append(file.matrix(name))
-                if width is None:
-                    width, first_name = blocks[-1].shape[1], name
-                elif blocks[-1].shape[1] != width:
+                if len(blocks) == 1:
+                    first_name, names = name, _names_of(file, blocks[0])
+                elif len(found := _names_of(file, blocks[-1])) != len(names):
                     raise DataError(
-                        f"{source}: array {name!r} has {blocks[-1].shape[1]} columns, {first_name!r} has "
-                        f"{width}: the parts of a split table must have the same columns"
+                        f"{source}: array {name!r} has {len(found)} columns, {first_name!r} has "
+                        f"{len(names)}: the parts of a split table must have the same columns"
                     )
-            parts[part] = np.concatenate(blocks) if blocks else np.empty((0, width or 0))
-        names = _stored_names(file, width or 0)
+            ends.append(len(blocks))
     wanted = check_columns(source, names, columns)
-    index = [names.index(name) for name in wanted]
-    for part in ("train", "test"):
-        _check_size(f"{source}: the {part} part", parts[part])
-    train, validation, test = (np.ascontiguousarray(parts[part][:, index]) for part in ("train", "validation", "test"))
-    return SplitTable(train, validation, test, columns=wanted, source=source)
+    values, types = _typed(source, blocks, names, wanted, identifiers)
+    parts = [np.concatenate([np.empty((0, len(types))), *values[first:stop]]) for first, stop in pairwise(ends)]
+    for part, rows in (("train", parts[0]), ("test", parts[2])):
+        _check_size(f"{source}: the {part} part", rows)
+    return SplitTable(parts[0], parts[1], parts[2], tuple(types), source, tuple(types.values()))
 
 
 def _open_builtin(name: str, *, seed: int, max_rows: int | None) -> Table:
@@ -161,7 +183,7 @@ def _open_builtin(name: str, *, seed: int, max_rows: int | None) -> Table:
         values = toy.draw(name, max_rows or toy.DEFAULT_NUM_ROWS, seed)
         return Table(values, ("x", "y"), name, partial(toy.log_density, name))
     values, names = bundled.load(name)
-    return Table(values[:max_rows], names, name)
+    return Table(values[:max_rows], names, name, types=(bundled.type_of(name),) * len(names))
 
 
 def _select(table: Table, columns: Sequence[str] | None) -> Table:
@@ -170,7 +192,8 @@ def _select(table: Table, columns: Sequence[str] | None) -> Table:
         return table
     index = [table.columns.index(name) for name in wanted]
     # the density of some columns, or of columns in another order, is another function
-    return Table(np.ascontiguousarray(table.values[:, index]), wanted, table.source)
+    types = tuple(table.types[place] for place in index)
+    return Table(np.ascontiguousarray(table.values[:, index]), wanted, table.source, types=types)
 
 
 def _check_source(source: str) -> str:
@@ -189,22 +212,61 @@ def _check_source(source: str) -> str:
     )
 
 
-def _read_arrays(file: ArrayFile, array: str, append: Sequence[str]) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+def _read_arrays(
+    file: ArrayFile, array: str, append: Sequence[str], columns: Sequence[str] | None, identifiers: str
+) -> tuple[NDArray[np.float64], dict[str, ColumnType]]:
     chosen = file.find(array)
-    values = file.matrix(chosen)
-    blocks, names = [values], list(_stored_names(file, values.shape[1]))
+    blocks = [file.matrix(chosen)]
+    names = [_names_of(file, blocks[0])]
     for name in append:
-        more = file.matrix(name)
-        if len(more) != len(values):
+        blocks.append(file.matrix(name))
+        if len(blocks[-1]) != len(blocks[0]):
             raise DataError(
-                f"{file.source}: array {name!r} (data.append) has {len(more)} rows, "
-                f"{chosen!r} has {len(values)}: they must match"
+                f"{file.source}: array {name!r} (data.append) has {len(blocks[-1])} rows, "
+                f"{chosen!r} has {len(blocks[0])}: they must match"
             )
-        blocks.append(more)
-        one = more.shape[1] == 1
-        names += [name] if one else [f"{name}_{index}" for index in range(more.shape[1])]
-    check_columns(file.source, names, None)
-    return (np.concatenate(blocks, axis=1) if append else values), tuple(names)
+        names.append(_appended_names(name, blocks[-1]))
+    flat = [name for some in names for name in some]
+    wanted = check_columns(file.source, flat, columns)
+    check_columns(file.source, flat, None)
+    values: list[NDArray[np.float64]] = []
+    types: dict[str, ColumnType] = {}
+    for number, (block, some) in enumerate(zip(blocks, names, strict=True)):
+        chosen_here = [name for name in some if name in wanted]
+        if not chosen_here:
+            continue
+        if number == 0 and chosen == DEFAULT_ARRAY and file.types is not None and len(file.types) == len(some):
+            found = {name: type_ for name, type_ in zip(some, file.types, strict=True) if name in wanted}
+            rows = [np.ascontiguousarray(block[:, [some.index(name) for name in found]], np.float64)]
+        else:
+            rows, found = _typed(file.source, [block], some, chosen_here, identifiers)
+        values.append(rows[0])
+        types |= found
+    order = [name for name in wanted if name in types]
+    table = values[0] if len(values) == 1 else np.concatenate([np.empty((len(blocks[0]), 0)), *values], axis=1)
+    if order != list(types):
+        places = [list(types).index(name) for name in order]
+        table = np.ascontiguousarray(table[:, places])
+    return table, {name: types[name] for name in order}
+
+
+def _typed(
+    source: str, blocks: Sequence[NDArray[Any]], names: Sequence[str], wanted: Sequence[str], identifiers: str
+) -> tuple[list[NDArray[np.float64]], dict[str, ColumnType]]:
+    """The wanted columns of arrays one below the other, and their types."""
+    if list(wanted) != list(names) and blocks[0].dtype.names is None:
+        blocks = [block[:, [names.index(name) for name in wanted]] for block in blocks]
+    return typed_blocks(source, blocks, wanted, identifiers)
+
+
+def _names_of(file: ArrayFile, block: NDArray[Any]) -> tuple[str, ...]:
+    return block.dtype.names if block.dtype.names is not None else _stored_names(file, block.shape[1])
+
+
+def _appended_names(name: str, block: NDArray[Any]) -> tuple[str, ...]:
+    if block.dtype.names is not None:
+        return block.dtype.names
+    return (name,) if block.shape[1] == 1 else tuple(f"{name}_{index}" for index in range(block.shape[1]))
 
 
 def _stored_names(file: ArrayFile, width: int) -> tuple[str, ...]:

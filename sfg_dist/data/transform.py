@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sfg_dist.data.column_type import FLOAT, ColumnType
 from sfg_dist.data.grid import Grid
 from sfg_dist.data.quantile import Curve, fit_curve
 from sfg_dist.errors import DataError
@@ -41,6 +42,7 @@ class Transform:
         location: subtracted from each flow column ("standardize"), shape (dim,).
         scale: then divided by, > 0, shape (dim,).
         curves: one a flow column ("quantile"), else empty.
+        types: of the user's columns, whose value - offset the rows hold; float64 for all if not given.
     """
 
     kind: str
@@ -52,6 +54,11 @@ class Transform:
     location: _Array
     scale: _Array
     curves: tuple[Curve, ...]
+    types: tuple[ColumnType, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.types:
+            object.__setattr__(self, "types", (FLOAT,) * len(self.columns))
 
     @property
     def dim(self) -> int:
@@ -75,6 +82,7 @@ class Transform:
         offsets: Mapping[str, float] | None = None,
         limits: Mapping[str, tuple[float, float]] | None = None,
         noise: _Array | None = None,
+        types: Sequence[ColumnType] = (),
     ) -> Transform:
         """Fit the map to training rows.
 
@@ -88,6 +96,7 @@ class Transform:
             limits: smallest and largest value that ``inverse`` gives such a column; default those of
                 ``rows``.
             noise: in [0, 1), shape (num_rows, dim); None puts every value at the middle of its cell.
+            types: of the columns.
 
         Raises:
             DataError: a column is constant without being named so, or holds a value that is not finite or
@@ -135,6 +144,7 @@ class Transform:
             location=location,
             scale=scale,
             curves=tuple(curves),
+            types=tuple(types),
         )
 
     @classmethod
@@ -148,6 +158,7 @@ class Transform:
             kind=parts[0].kind,
             columns=tuple(name for part in parts for name in part.columns),
             curves=tuple(curve for part in parts for curve in part.curves),
+            types=tuple(type_ for part in parts for type_ in part.types),
             **arrays,
         )
 
@@ -231,7 +242,8 @@ class Transform:
 
     def to_metadata(self) -> dict[str, Any]:
         """The words of the map, for JSON."""
-        return {"kind": self.kind, "columns": list(self.columns)}
+        types = [type_.to_dict() for type_ in self.types]
+        return {"kind": self.kind, "columns": list(self.columns), "types": types}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any]) -> Transform:
@@ -246,6 +258,7 @@ class Transform:
                 for name in ("constants", "steps", "offsets", "cell_ranges", "location", "scale")
             }
             kind, columns = str(metadata["kind"]), tuple(str(name) for name in metadata["columns"])
+            types = tuple(ColumnType.from_dict(words) for words in metadata.get("types", ()))  # version 0.1.0 had none
             curves: tuple[Curve, ...] = ()
             if kind == "quantile":
                 ends = np.cumsum(np.array(arrays["knot_counts"], dtype=np.int64))
@@ -257,6 +270,8 @@ class Transform:
                 )
         except KeyError as error:
             raise DataError(f"the saved transform has no {error.args[0]!r}: it is damaged") from None
+        if types and len(types) != len(columns):
+            raise DataError(f"the saved transform is damaged: {len(types)} types for {len(columns)} columns")
         dim = int(np.isnan(fields["constants"]).sum())
         shapes = {"constants": (len(columns),), "cell_ranges": (dim, 2)}
         for name, array in fields.items():
@@ -269,7 +284,7 @@ class Transform:
             raise DataError(
                 f"the saved transform is damaged: kind {kind!r} with {len(curves)} curves for {dim} columns"
             )
-        return cls(kind=kind, columns=columns, curves=curves, **fields)
+        return cls(kind=kind, columns=columns, curves=curves, types=types, **fields)
 
     def grid(self, column: int) -> Grid | None:
         """The grid of a flow column, None where it has none."""

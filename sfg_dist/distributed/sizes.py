@@ -37,7 +37,7 @@ class StoreBytes:
         order: its order in clusters; 0 where labels use none.
         transform: the column transform's arrays.
         queries: the user's own query points; 0 where latents are drawn.
-        metadata: zarr.json files, the plan with its copy, and the manifest of the frame.
+        metadata: zarr.json files, names of columns, the plan with its copy, and the manifest of the frame.
         commits: commit records, an estimate.
         logs: the event log and the job, an estimate.
     """

@@ -63,7 +63,7 @@ def export_onnx(generator: Generator, *, network_only: bool = False) -> tuple[by
         The model, and how well onnxruntime's output of it agrees with the generator's.
 
     Raises:
-        ConfigError: onnx or onnxruntime is not installed.
+        ConfigError: onnx or onnxruntime is not installed, or a column is one of dates, or of integers beyond 2^53.
         ExportError: a layer cannot be exported; or the network's outputs differ by more than 1e-5 over max(1, their
             size); or, of the same network output, a value differs by more than rounding its label to float32 does.
     """
@@ -76,6 +76,12 @@ def export_onnx(generator: Generator, *, network_only: bool = False) -> tuple[by
         raise ConfigError(
             f"{error.name} is not installed, and an export needs it: pip install 'sfg_dist[onnx]'"
         ) from error
+    moved = [name for name, type_ in zip(generator.columns, generator.types, strict=True) if type_.offset]
+    if moved and not network_only:
+        raise ConfigError(
+            f"column {moved[0]!r} holds {generator.types[generator.columns.index(moved[0])].words} whose offset the "
+            f"graph's output would round: export the network alone (--network-only)"
+        )
     graph, network = pieces.Graph(), generator.network
     transform = generator.transform
     targets, given = generator.split.targets, generator.split.conditions

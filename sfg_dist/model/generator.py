@@ -26,7 +26,8 @@ from torch import Tensor
 
 from sfg_dist._version import __version__
 from sfg_dist.data import Transform
-from sfg_dist.data.conditions import ColumnSplit, read_given
+from sfg_dist.data.column_type import ColumnType
+from sfg_dist.data.conditions import ColumnSplit, finite_conditions, read_given
 from sfg_dist.errors import StoreError, TrainingError
 from sfg_dist.folders import place_of
 from sfg_dist.model.calibrate import Calibration
@@ -85,6 +86,15 @@ class Generator:
         """Names of the columns of a sample."""
         return self.transform.columns
 
+    @property
+    def types(self) -> tuple[ColumnType, ...]:
+        """What these columns were in the training table: tables of samples are written in these types."""
+        return self.transform.types
+
+    @functools.cached_property
+    def _offsets(self) -> NDArray[np.float64]:
+        return np.array([float(type_.offset) for type_ in self.types])
+
     @functools.cached_property
     def split(self) -> ColumnSplit:
         """Which columns are drawn and which are given."""
@@ -97,12 +107,14 @@ class Generator:
             n: how many, >= 0.
             seed: of the latents; row i is the same for every n and start, to the bit on one machine.
             given: what a conditional generator's rows are drawn for, in the user's units: a mapping from each column of
-                ``condition`` to a number or n numbers, or an array of one row or n rows in the order of ``condition``.
+                ``condition`` to a value or n values of its type (dates and times as ISO text, or as Python or numpy has
+                them), or an array of one row or n rows in the order of ``condition``.
             start: the first row, >= 0.
 
         Returns:
             Rows ``start`` to ``start + n`` in the user's columns and units, float64, shape (n, number of columns); what
-            is given stands in its columns.
+            is given stands in its columns. Dates and times are ticks of their ``types``' unit since 1970 or midnight;
+            values beyond 2^53 are rounded to what float64 holds, where ``sfg sample`` writes them exactly.
 
         Raises:
             ConfigError: n, seed or start is no whole number of 0 or more; or ``given`` is missing, does not belong to
@@ -115,7 +127,7 @@ class Generator:
         rows, done = np.empty((n, len(self.columns))), 0
         conditions = self.conditions_of(given, n)
         for part in self.sample_ranges([(start, start + n)], seed, conditions, first=start):
-            rows[done : done + len(part)] = part
+            rows[done : done + len(part)] = self._with_offsets(part)
             done += len(part)
         return rows
 
@@ -129,7 +141,7 @@ class Generator:
     ) -> Iterator[NDArray[np.float64]]:
         """Rows ``start`` to ``stop`` of ``sample`` for each range, made ahead by threads, in bounded memory.
 
-        A range comes in several arrays.
+        A range comes in several arrays, of value - offset where a column's type has one.
 
         Args:
             ranges: of row numbers.
@@ -149,7 +161,7 @@ class Generator:
         if conditions is not None:
             # A block is whole, though not all of its rows may be asked for: those beyond repeat the ends.
             conditions = conditions[np.clip(np.arange(first, first + BLOCK_ROWS) - start, 0, len(conditions) - 1)]
-        return self.decode(drawn[:, :dim], conditions, drawn[:, dim:])
+        return self._decoded(drawn[:, :dim], conditions, drawn[:, dim:])
 
     def conditions_of(self, given: Given, n: int) -> NDArray[np.float64] | None:
         """``given`` as rows in the order of ``condition``, one or n of them; None for an unconditional generator.
@@ -159,8 +171,18 @@ class Generator:
         Raises:
             ConfigError: as ``sample`` says.
         """
-        conditions = read_given(given, self.condition, n)
-        if conditions is not None and len(conditions):
+        types = [self.types[place] for place in self.split.places] if self.condition else []
+        conditions = read_given(given, self.condition, n, types)
+        return None if conditions is None else self.check_conditions(conditions)
+
+    def check_conditions(self, conditions: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Rows of conditions of value - offset as they are, after ``conditions_of``'s look at how far out they lie.
+
+        Raises:
+            ConfigError: a value is not finite.
+        """
+        finite_conditions(conditions, self.condition)
+        if len(conditions):
             self._warn_of_far(conditions)
         return conditions
 
@@ -172,10 +194,14 @@ class Generator:
         if places.max() > FAR_CONDITION:
             row, column = np.unravel_index(places.argmax(), places.shape)
             warnings.warn(
-                f"given: {self.condition[column]!r} is {ends[row, column]:g}, far outside the training rows: "
-                f"what the generator draws for it is extrapolated",
-                stacklevel=4,
+                f"given: {self.condition[column]!r} is {self._shown(int(column), ends[row, column])}, far outside the "
+                f"training rows: what the generator draws for it is extrapolated",
+                stacklevel=5,
             )
+
+    def _shown(self, condition: int, value: float) -> str:
+        type_ = self.types[self.split.places[condition]]
+        return f"{value:g}" if type_.is_plain else str(type_.from_float(np.array([value]))[0])
 
     def decode(
         self,
@@ -187,11 +213,22 @@ class Generator:
 
         Args:
             latents: N(0, 1) numbers.
-            conditions: in the user's units, shape (num_rows, len(condition)), for a conditional generator.
+            conditions: of ``conditions_of``, shape (num_rows, len(condition)), for a conditional generator.
             noise: shape (num_rows, network.num_noise), for a network with noise.
         """
+        return self._with_offsets(self._decoded(latents, conditions, noise))
+
+    def _decoded(
+        self,
+        latents: NDArray[np.float32],
+        conditions: NDArray[np.float64] | None,
+        noise: NDArray[np.float32] | None,
+    ) -> NDArray[np.float64]:
         labels = self.predict_labels(self.network_inputs(latents, conditions, noise))
         return self.rows_of(labels, conditions)
+
+    def _with_offsets(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        return rows + self._offsets if self._offsets.any() else rows
 
     def network_inputs(
         self,
@@ -222,7 +259,7 @@ class Generator:
         return predict(self.network, tensor).cpu().numpy()
 
     def rows_of(self, labels: NDArray[Any], conditions: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-        """Rows in the user's columns and units of labels, with the conditions in their columns."""
+        """Rows in the user's columns of labels, value - offset, with the conditions in their columns."""
         if conditions is None:
             return self.transform.inverse(labels)
         return self.split.join(self.transform, labels, conditions)
@@ -244,7 +281,7 @@ class Generator:
         """
         encoder, _ = self._require_encoder()
         device = next(encoder.parameters()).device
-        labels = torch.from_numpy(self.transform.forward(rows, noise=noise)).to(device)
+        labels = torch.from_numpy(self.transform.forward(self._without_offsets(rows), noise=noise)).to(device)
         return predict(encoder, labels).cpu().numpy()
 
     def log_prob(self, rows: NDArray[np.float64], *, noise: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
@@ -257,8 +294,7 @@ class Generator:
         transform goes on straight and so does the encoder, so the tails are those of a normal law.
 
         Args:
-            rows: in the user's columns and units, shape (num_rows, number of columns); memory does not grow with
-                their number.
+            rows: as ``sample`` gives them, shape (num_rows, number of columns); memory does not grow with their number.
             noise: as for ``encode``.
 
         Returns:
@@ -269,6 +305,12 @@ class Generator:
             TrainingError: the generator has no encoder.
             DataError: the shape is wrong, or a value is not finite.
         """
+        return self.log_density(self._without_offsets(rows), noise=noise)
+
+    def log_density(
+        self, rows: NDArray[np.float64], *, noise: NDArray[np.float64] | None = None
+    ) -> NDArray[np.float64]:
+        """``log_prob`` of rows of value - offset, as a prepared table has them."""
         encoder, mass = self._require_encoder()
         labels = torch.from_numpy(self.transform.forward(rows, noise=noise))
         values, _ = mapped_log_density(
@@ -278,6 +320,9 @@ class Generator:
             device=next(encoder.parameters()).device,
         )
         return values.numpy() - np.log(mass.value) + self.transform.log_det_jacobian(rows, noise=noise)
+
+    def _without_offsets(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(rows, dtype=np.float64) - self._offsets if self._offsets.any() else rows
 
     def _require_encoder(self) -> tuple[Encoder, Mass]:
         if self.condition:

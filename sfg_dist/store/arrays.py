@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
@@ -39,12 +40,14 @@ class Layout:
         dtype: in numpy's words.
         object_rows: rows of one storage object; the array is cut along its first axis only.
         max_chunk_bytes: larger objects are cut into chunks.
+        dims: a name for each axis, for readers that want them (xarray); none for an array of version 0.1.0.
     """
 
     shape: tuple[int, ...]
     dtype: str
     object_rows: int
     max_chunk_bytes: int = MAX_CHUNK_BYTES
+    dims: tuple[str, ...] | None = None
 
     @property
     def num_objects(self) -> int:
@@ -160,21 +163,59 @@ class Layout:
             shards=(self.object_rows, *trailing) if self.shape and self.is_cut else None,
             compressors=[Crc32cCodec()],  # noise does not compress, and zarr's default checks no data
             fill_value=np.nan if np.dtype(self.dtype).kind == "f" else 0,
+            dimension_names=self.dims,
         )
         return content, array
 
 
-def group_metadata(attributes: Mapping[str, Any]) -> bytes:
-    """The zarr.json of a group."""
-    document = {"attributes": dict(attributes), "zarr_format": 3, "node_type": "group"}
+def group_metadata(attributes: Mapping[str, Any], members: Mapping[str, bytes] | None = None) -> bytes:
+    """The zarr.json of a group.
+
+    Args:
+        attributes: of the group.
+        members: the zarr.json of each array below it by its path, to stand there too: readers open the group by one
+            request, and look for no others.
+    """
+    document: dict[str, Any] = {"attributes": dict(attributes), "zarr_format": 3, "node_type": "group"}
+    if members is not None:
+        metadata = {path: json.loads(content) for path, content in members.items()}
+        document["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": metadata}
     return json.dumps(document, indent=2).encode()
+
+
+def names_objects(names: Sequence[str], dim: str) -> dict[str, bytes]:
+    """The objects of an array of names along an axis, by their keys: the axis's coordinate, as xarray has it.
+
+    Args:
+        names: one for each place of the axis.
+        dim: the axis, which is the array's name too.
+    """
+    import zarr
+    from zarr.storage import MemoryStore
+
+    content: dict[str, Any] = {}
+    with warnings.catch_warnings():
+        # text has no final specification in Zarr 3 yet; this layout is the one that its libraries share
+        warnings.simplefilter("ignore")
+        array = zarr.create_array(
+            MemoryStore(content),
+            name=dim,
+            shape=(len(names),),
+            dtype=str,
+            chunks=(max(1, len(names)),),
+            compressors=None,
+            dimension_names=(dim,),
+        )
+        array[:] = np.array(list(names), dtype=object)
+    return {key: value.to_bytes() for key, value in content.items() if key.startswith(f"{dim}/")}
 
 
 def record_layout(plan: Plan, record: int) -> Layout:
     """The arrays ``latents`` and ``labels`` of a plan record: on the grid, from the shard of its first row on."""
     start, stop = plan.record_rows(record)
     skipped = start // plan.shard_rows * plan.shard_rows
-    return _pairs_layout(stop - skipped, plan.dim, plan.shard_rows, MAX_CHUNK_BYTES)
+    dims = ("row", "column") if plan.has_names else None
+    return _pairs_layout(stop - skipped, plan.dim, plan.shard_rows, MAX_CHUNK_BYTES, dims)
 
 
 def shard_layout(plan: Plan) -> Layout:
@@ -183,8 +224,10 @@ def shard_layout(plan: Plan) -> Layout:
 
 
 @lru_cache(maxsize=16)  # a layout keeps the metadata of its object, which cost more to make than a small object
-def _pairs_layout(num_rows: int, dim: int, shard_rows: int, max_chunk_bytes: int) -> Layout:
-    return Layout((num_rows, dim), "float32", shard_rows, max_chunk_bytes)
+def _pairs_layout(
+    num_rows: int, dim: int, shard_rows: int, max_chunk_bytes: int, dims: tuple[str, ...] | None = None
+) -> Layout:
+    return Layout((num_rows, dim), "float32", shard_rows, max_chunk_bytes, dims)
 
 
 def record_prefix(record: int) -> str:

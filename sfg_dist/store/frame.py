@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sfg_dist.errors import StoreError
 from sfg_dist.plan import REFERENCE_BLOCK_ROWS, Plan
 from sfg_dist.store import arrays
-from sfg_dist.store.arrays import ARRAYS, Layout, group_metadata, record_layout, record_prefix
+from sfg_dist.store.arrays import ARRAYS, Layout, group_metadata, names_objects, record_layout, record_prefix
 from sfg_dist.store.location import Location
 
 MANIFEST_KEY = "frame.json"
@@ -106,7 +106,7 @@ class Frame:
     def objects(self, plan: Plan) -> Iterator[Object]:
         """(key, bytes) of each object, one after the other."""
         layouts = self.layouts(plan)
-        yield from _metadata(plan, layouts, self.transform_metadata)
+        yield from _metadata(plan, layouts, self.transform_arrays, self.transform_metadata)
         for name, table in (("reference/rows", self.reference), ("queries/rows", self.queries)):
             if table is not None:
                 yield from _objects(name, layouts[name], RowBlocks.of(table).cut(layouts[name].object_rows))
@@ -142,7 +142,18 @@ def frame_layouts(
         layouts["reference/order"] = Layout((num_reference,), "int64", min(num_reference, arrays.MAX_CHUNK_BYTES // 8))
     for name, values in transform_arrays.items():
         layouts[f"transform/{name}"] = Layout(values.shape, values.dtype.str, max((1, *values.shape[:1])))
-    return layouts
+    return (
+        {name: replace(layout, dims=_dims(name, layout)) for name, layout in layouts.items()}
+        if plan.has_names
+        else layouts
+    )
+
+
+def _dims(name: str, layout: Layout) -> tuple[str, ...]:
+    """Names of an array's dimensions: equal ones are equally long in all groups."""
+    if name.startswith("transform/"):
+        return tuple(f"{name.removeprefix('transform/')}_{axis}" for axis in range(len(layout.shape)))
+    return ("reference_row" if name.startswith("reference/") else "row", "column")[: len(layout.shape)]
 
 
 def store_bytes(
@@ -206,7 +217,7 @@ def metadata_bytes(
         num_queries=num_queries,
         has_order=has_order,
     )
-    texts = list(_metadata(plan, layouts, transform_metadata))
+    texts = list(_metadata(plan, layouts, transform_arrays, transform_metadata))
     no_digest = "0" * 64
     entries = [{"key": key, "bytes": len(content), "sha256": no_digest} for key, content in texts]
     for name, layout in layouts.items():
@@ -256,7 +267,7 @@ def write_frame(location: Location, plan: Plan, frame: Frame, *, is_settled: Cal
     # What a frame that was cut off left, if it was another job's. Never latents or labels: while this driver was laying
     # out, another one of the same job may have begun to label.
     keys = {entry["key"] for entry in entries}
-    for name in ("reference", "queries", "transform"):
+    for name in ("reference", "queries", "transform", "column"):
         for found in location.list(name):
             if found.key not in keys:
                 if is_settled():
@@ -318,13 +329,31 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _metadata(plan: Plan, layouts: Mapping[str, Layout], transform_metadata: Mapping[str, Any]) -> Iterator[Object]:
+def _metadata(
+    plan: Plan,
+    layouts: Mapping[str, Layout],
+    transform_arrays: Mapping[str, NDArray[Any]],
+    transform_metadata: Mapping[str, Any],
+) -> Iterator[Object]:
     yield "zarr.json", group_metadata({"format": f"{FORMAT_NAME} {plan.format_version}"})
+    if not plan.has_names:
+        transform_metadata = {name: value for name, value in transform_metadata.items() if name != "types"}
     words = {"metadata": json.dumps(transform_metadata, sort_keys=True)}
     for group in sorted({"transform", *(name.split("/")[0] for name in layouts if "/" in name)}):
         yield f"{group}/zarr.json", group_metadata(words if group == "transform" else {})
     for name, layout in layouts.items():
         yield f"{name}/zarr.json", layout.metadata
+    if plan.has_names and (names := _flow_columns(plan, transform_arrays)):
+        yield from names_objects(names, "column").items()
+
+
+def _flow_columns(plan: Plan, transform_arrays: Mapping[str, NDArray[Any]]) -> tuple[str, ...]:
+    """Names of the pairs' columns, those of the table that change; empty where the transform does not say."""
+    constants = transform_arrays.get("constants")
+    if constants is None or constants.shape != (len(plan.columns),):
+        return ()
+    names = tuple(name for name, constant in zip(plan.columns, constants, strict=True) if np.isnan(constant))
+    return names if len(names) == plan.dim else ()
 
 
 def _objects(name: str, layout: Layout, blocks: Iterable[NDArray[Any]]) -> Iterator[Object]:

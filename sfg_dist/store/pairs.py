@@ -6,6 +6,7 @@
         plan-0001.json        an extension, if any; each record has a copy, plan.copy.json, plan-0001.copy.json
         frame.json            keys, sizes and digests of all that was laid out before the plan
         latents/, labels/     float32 (num_pairs, dim); unwritten rows are NaN; every chunk carries a crc32c
+        column/               names of their columns
         extensions/0001/      the latents and labels that an extension adds, on the same grid
         reference/rows        float32 (num_reference, dim): the data behind the score, as the flow sees them
         reference/order       int64 (num_reference,): their order in compact clusters, where labels.tolerance uses some

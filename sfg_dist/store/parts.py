@@ -3,7 +3,10 @@
 | table | parts | what says whose it is |
 | --- | --- | --- |
 | .zarr | the chunks of the array ``X`` | attributes of the group |
-| .parquet at a URL, or named with a slash at its end | part-000000.parquet, ... | _sample.json |
+| .parquet at a URL, or named with a slash at its end | part-000000.parquet, ... | NAME.parquet.sample.json beside it |
+
+A folder of .parquet holds its parts and nothing else, so that every reader takes it for a table; version 0.1.0 put
+``_sample.json`` into it, which is still understood.
 
 Which rows a part holds follows from the number of rows and columns alone. While parts are missing the table says
 ``making``: what it is made from; once all are there it says ``source`` in its place. A table of another source is
@@ -12,23 +15,29 @@ removed before the first part is written.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sfg_dist.data.column_type import FLOAT, ColumnType
 from sfg_dist.errors import ConfigError
-from sfg_dist.store.arrays import Layout, group_metadata
+from sfg_dist.objects import is_url
+from sfg_dist.store.arrays import Layout, group_metadata, names_objects
 from sfg_dist.store.location import Location
 
 PART_BYTES = 16 << 20
 MAX_PART_ROWS, MIN_PART_ROWS = 1 << 20, 4096
-SAMPLE_NAME = "_sample.json"
+OLD_SAMPLE_NAME = "_sample.json"
+_PART = re.compile(r"part-\d{6,}\.parquet")
 
 Draw = Callable[[Iterable[tuple[int, int]]], Iterator[NDArray[np.float64]]]
 """The rows of ranges of row numbers, in order, in arrays that do not cross the end of a range."""
@@ -40,14 +49,18 @@ class PartedTable(ABC):
     """A table of samples that is, or will be, at a place.
 
     Args:
-        location: where it lies.
+        place: where it lies.
         columns: column names.
         num_rows: rows of the whole table.
         source: what decides them.
+        types: of the columns.
     """
 
-    def __init__(self, location: Location, columns: Sequence[str], num_rows: int, source: str) -> None:
-        self.location, self.columns, self.num_rows, self.source = location, list(columns), num_rows, source
+    def __init__(
+        self, place: str | Path, columns: Sequence[str], num_rows: int, source: str, types: Sequence[ColumnType]
+    ) -> None:
+        self.location = Location(place, create=True)
+        self.columns, self.num_rows, self.source, self.types = list(columns), num_rows, source, tuple(types)
         rows = MAX_PART_ROWS
         while rows > MIN_PART_ROWS and rows * len(self.columns) * 8 > PART_BYTES:
             rows //= 2
@@ -109,6 +122,7 @@ class PartedTable(ABC):
         entries = list(self.location.list())
         # Not by its columns alone: others call an attribute that, and what is here is about to be removed.
         is_samples = "columns" in found and any(state in found for state in ("source", "making", "removing"))
+        is_samples = is_samples and all(self._is_own(entry.key) for entry in entries)
         if entries and not is_samples:
             raise ConfigError(f"{self.location.url} holds something else than a table of samples: choose another place")
         if entries and is_shared:
@@ -118,7 +132,7 @@ class PartedTable(ABC):
             )
         if entries:
             self._mark({"removing": True})  # a killed removal is told from a table that was begun
-            for entry in entries:
+            for entry in self.location.list():
                 if entry.key != self._marker:
                     self.location.delete(entry.key)
             self._sweep()
@@ -139,6 +153,10 @@ class PartedTable(ABC):
 
     @abstractmethod
     def _mark(self, state: dict[str, Any]) -> None: ...
+
+    @abstractmethod
+    def _is_own(self, key: str) -> bool:
+        """Whether a writer of such tables makes an object of this name."""
 
     @abstractmethod
     def _key(self, part: int) -> str: ...
@@ -163,15 +181,27 @@ class ZarrTable(PartedTable):
     @cached_property
     def _layout(self) -> Layout:
         whole = self.part_rows * len(self.columns) * 8
-        return Layout((self.num_rows, len(self.columns)), "float64", self.part_rows, max_chunk_bytes=whole)
+        shape = (self.num_rows, len(self.columns))
+        return Layout(shape, "float64", self.part_rows, max_chunk_bytes=whole, dims=("row", "column"))
 
     def _state(self) -> dict[str, Any]:
         return attributes_of(self.location)
 
     def _mark(self, state: dict[str, Any]) -> None:
+        attributes: dict[str, Any] = {"columns": self.columns, **state}
+        members: dict[str, bytes] | None = None
         if "source" in state:
-            self.location.write("X/zarr.json", self._layout.metadata)
-        self.location.write(self._marker, group_metadata({"columns": self.columns, **state}))
+            names = names_objects(self.columns, "column")
+            for key, content in {"X/zarr.json": self._layout.metadata, **names}.items():
+                self.location.write(key, content)
+            members = {"X": self._layout.metadata, "column": names["column/zarr.json"]}
+            attributes["types"] = [type_.to_dict() for type_ in self.types]
+            if any(type_.offset for type_ in self.types):
+                attributes["note"] = "X holds value - offset, with the offset of each column in types"
+        self.location.write(self._marker, group_metadata(attributes, members))
+
+    def _is_own(self, key: str) -> bool:
+        return key == self._marker or key.split("/")[0] in ("X", "column")
 
     def _key(self, part: int) -> str:
         return f"X/{self._layout.object_key(part)}"
@@ -188,25 +218,40 @@ class ZarrTable(PartedTable):
 class ParquetTable(PartedTable):
     """A folder of .parquet files."""
 
-    _marker = SAMPLE_NAME
+    def __init__(
+        self, place: str | Path, columns: Sequence[str], num_rows: int, source: str, types: Sequence[ColumnType]
+    ) -> None:
+        if any(type_ != FLOAT for type_ in types):  # they decide the bytes, and a model's digest does not know them
+            words = json.dumps([type_.to_dict() for type_ in types], sort_keys=True)
+            source += f", types {hashlib.sha256(words.encode()).hexdigest()[:16]}"
+        super().__init__(place, columns, num_rows, source, types)
+        folder, _, name = str(place if is_url(place) else Path(place).absolute()).rstrip("/").rpartition("/")
+        self._beside = Location(folder or "/", create=True)
+        self._sample_name = f"{name}.sample.json"
 
     def _state(self) -> dict[str, Any]:
+        content = self._beside.read(self._sample_name)
         try:
-            found = json.loads(self.location.read(self._marker) or b"{}")
+            found = json.loads(content or self.location.read(OLD_SAMPLE_NAME) or b"{}")
         except ValueError:
             return {}
         return found if isinstance(found, dict) else {}
 
     def _mark(self, state: dict[str, Any]) -> None:
         document = {"columns": self.columns, "rows": self.num_rows, "part_rows": self.part_rows, **state}
-        self.location.write(self._marker, json.dumps(document, indent=1).encode())
+        self._beside.write(self._sample_name, json.dumps(document, indent=1).encode())
+        if self.location.exists(OLD_SAMPLE_NAME):
+            self.location.delete(OLD_SAMPLE_NAME)
+
+    def _is_own(self, key: str) -> bool:
+        return key == OLD_SAMPLE_NAME or _PART.fullmatch(key) is not None
 
     def _key(self, part: int) -> str:
         return f"part-{part:06d}.parquet"
 
     def _encode(self, rows: NDArray[np.float64]) -> bytes:
         stream = io.BytesIO()
-        with ParquetWriter(stream, self.columns, rows) as writer:
+        with ParquetWriter(stream, self.columns, self.types, rows) as writer:
             writer(rows)
         return stream.getvalue()
 
@@ -217,17 +262,22 @@ class ParquetWriter:
     Args:
         place: a path or a stream.
         columns: column names.
-        rows: the first rows: a column that repeats its values there gets a dictionary; noise would only be searched.
+        types: of the columns.
+        rows: the first rows, value - offset: a column that repeats its values there gets a dictionary; noise would only
+            be searched.
     """
 
-    def __init__(self, place: Any, columns: Sequence[str], rows: NDArray[np.float64]) -> None:
+    def __init__(
+        self, place: Any, columns: Sequence[str], types: Sequence[ColumnType], rows: NDArray[np.float64]
+    ) -> None:
         import pyarrow
         from pyarrow import parquet
 
         head = rows[:4096]
         distinct = [len(np.unique(values)) for values in head.T]
         repeated = [name for name, number in zip(columns, distinct, strict=True) if number < len(head) / 4]
-        self._schema = pyarrow.schema([(name, pyarrow.float64()) for name in columns])
+        self._types = types
+        self._schema = pyarrow.schema([(name, type_.arrow) for name, type_ in zip(columns, types, strict=True)])
         self._writer = parquet.ParquetWriter(place, self._schema, use_dictionary=repeated or False)
 
     def __enter__(self) -> Callable[[NDArray[np.float64]], None]:
@@ -239,7 +289,8 @@ class ParquetWriter:
     def _write(self, rows: NDArray[np.float64]) -> None:
         import pyarrow
 
-        self._writer.write_table(pyarrow.table(list(rows.T), schema=self._schema))
+        columns = [type_.from_float(column) for type_, column in zip(self._types, rows.T, strict=True)]
+        self._writer.write_table(pyarrow.table(columns, schema=self._schema))
 
 
 def attributes_of(location: Location) -> dict[str, Any]:

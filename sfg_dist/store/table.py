@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import csv
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sfg_dist.data.column_type import FLOAT, Array, ColumnType
 from sfg_dist.errors import ConfigError, StoreError
 from sfg_dist.objects import is_url, reason_of
 from sfg_dist.store.location import Location
 from sfg_dist.store.parts import Draw, ParquetTable, ParquetWriter, Progress, ZarrTable, attributes_of
+from sfg_dist.store.text import cells_of, npy_dtype, npy_rows
 
 SUFFIXES = (".zarr", ".parquet", ".csv", ".npy")
 
@@ -26,21 +29,25 @@ def write_table(
     draw: Draw,
     *,
     source: str,
+    types: Sequence[ColumnType] = (),
     share: tuple[int, int] = (0, 1),
     on_progress: Progress | None = None,
 ) -> int:
-    """Write rows to .zarr, .parquet, .csv or .npy.
+    """Write rows to .zarr, .parquet, .csv or .npy, each column in its own type.
 
     A .zarr (a group of the array ``X``, names as attribute) and a .parquet at a URL or with a slash at its end (a
     folder of files) are made part by part: what is there of the same source already is kept, so a killed writer goes on
     and several share the work. Any other is one local file, which replaces an older one once it is whole.
 
+    A .zarr holds float64 of value - offset, and says the types with their offsets. A .npy has one type for all columns.
+
     Args:
-        path: where; the suffix says the format.
+        path: where; the suffix says the format, in upper or lower case.
         columns: column names.
         num_rows: how many.
-        draw: the rows of ranges within 0 to num_rows.
+        draw: the rows of ranges within 0 to num_rows, value - offset.
         source: what decides the rows; two calls of one source make the same table.
+        types: of the columns; float64 for all if not given.
         share: (k, m) makes every m-th part from part k on, for a table in parts.
         on_progress: told of rows as they are made.
 
@@ -48,22 +55,25 @@ def write_table(
         Number of rows that are there at the end.
 
     Raises:
-        ConfigError: the suffix is unknown, cannot be written to a URL or cannot be shared, or something else is there.
+        ConfigError: the suffix is unknown, cannot be written to a URL, cannot be shared or cannot hold the types, or
+            something else is there.
         StoreError: the place cannot be written.
     """
-    name = str(path)
-    place, suffix = name.rstrip("/"), Path(name.rstrip("/")).suffix
+    name = str(path) if is_url(path) else os.path.expanduser(path)
+    place, suffix = name.rstrip("/"), Path(name.rstrip("/")).suffix.lower()
     if suffix not in SUFFIXES:
         raise ConfigError(f"{path}: unknown format {suffix!r}; write to one of {', '.join(SUFFIXES)}")
-    in_parts = suffix == ".zarr" or (suffix == ".parquet" and (is_url(name) or name.endswith("/")))
-    if in_parts:
-        kind = ZarrTable if suffix == ".zarr" else ParquetTable
-        table = kind(Location(place, create=True), columns, num_rows, source)
-        return table.write(draw, share=share, on_progress=on_progress)
+    types = tuple(types) or (FLOAT,) * len(columns)
+    if suffix == ".zarr":
+        return ZarrTable(place, columns, num_rows, source, types).write(draw, share=share, on_progress=on_progress)
+    if suffix == ".parquet" and (is_url(name) or name.endswith("/")):
+        return ParquetTable(place, columns, num_rows, source, types).write(draw, share=share, on_progress=on_progress)
     if is_url(name):
         raise ConfigError(f"{path}: only .zarr and .parquet can be written to a URL; write {suffix} to a local file")
     if share != (0, 1):
         raise ConfigError(f"{path}: only a table in parts is shared: a .zarr, or a .parquet with a slash at its end")
+
+    dtype = npy_dtype(name, columns, types) if suffix == ".npy" else np.dtype(np.float64)
 
     def told() -> Iterable[NDArray[np.float64]]:
         for part in draw([(0, num_rows)] if num_rows else []):
@@ -71,23 +81,27 @@ def write_table(
             if on_progress is not None:
                 on_progress(len(part))
 
-    writers = {".parquet": _write_parquet, ".csv": _write_csv, ".npy": _write_npy}
+    writers: dict[str, Callable[[Path], None]] = {
+        ".parquet": lambda file: _write_parquet(file, columns, types, told()),
+        ".csv": lambda file: _write_csv(file, columns, types, told()),
+        ".npy": lambda file: _write_npy(file, types, dtype, told()),
+    }
     target = Path(place)
-    partial = target.with_name(f".{target.stem}.{os.getpid()}.partial{suffix}")
+    unfinished = target.with_name(f".{target.stem}.{os.getpid()}.partial{suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        writers[suffix](partial, columns, told())
-        partial.replace(target)
+        writers[suffix](unfinished)
+        unfinished.replace(target)
     except OSError as error:
         raise StoreError(f"cannot write {path}: {reason_of(error)}") from error
     finally:
         with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
     return num_rows
 
 
 def read_table(path: str | Path, *, source: str) -> NDArray[np.float64]:
-    """Rows of a .zarr table that ``write_table`` made.
+    """Rows of a .zarr table that ``write_table`` made, float64 of value - offset.
 
     Args:
         path: a directory or an s3:// URL.
@@ -109,33 +123,33 @@ def read_table(path: str | Path, *, source: str) -> NDArray[np.float64]:
     return np.asarray(group["X"][...])  # type: ignore[index]
 
 
-def _write_parquet(path: Path, columns: Sequence[str], parts: Iterable[NDArray[np.float64]]) -> None:
+def _write_parquet(path: Path, columns: Sequence[str], types: Sequence[ColumnType], parts: Iterable[Array]) -> None:
     rows = iter(parts)
     first = next(rows, np.empty((0, len(columns))))
-    with ParquetWriter(path, columns, first) as write:
+    with ParquetWriter(path, columns, types, first) as write:
         write(first)
         for part in rows:
             write(part)
 
 
-def _write_csv(path: Path, columns: Sequence[str], parts: Iterable[NDArray[np.float64]]) -> None:
+def _write_csv(path: Path, columns: Sequence[str], types: Sequence[ColumnType], parts: Iterable[Array]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         for part in parts:
-            writer.writerows(part.tolist())
+            writer.writerows(zip(*(cells_of(*column) for column in zip(types, part.T, strict=True)), strict=True))
 
 
-def _write_npy(path: Path, columns: Sequence[str], parts: Iterable[NDArray[np.float64]]) -> None:
+def _write_npy(path: Path, types: Sequence[ColumnType], dtype: np.dtype[Any], parts: Iterable[Array]) -> None:
     # The header of a .npy names the number of rows, so it is written over once they are counted.
-    header = {"descr": "<f8", "fortran_order": False}
+    header = {"descr": np.lib.format.dtype_to_descr(dtype.newbyteorder("<")), "fortran_order": False}
     num_rows = 0
     with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, header | {"shape": (2**62, len(columns))})
+        np.lib.format.write_array_header_1_0(file, header | {"shape": (2**62, len(types))})
         length = file.tell()
         for part in parts:
-            file.write(np.ascontiguousarray(part, dtype="<f8").tobytes())
+            file.write(npy_rows(types, part, dtype.newbyteorder("<")).tobytes())
             num_rows += len(part)
         file.seek(0)
-        np.lib.format.write_array_header_1_0(file, header | {"shape": (num_rows, len(columns))})
+        np.lib.format.write_array_header_1_0(file, header | {"shape": (num_rows, len(types))})
         assert file.tell() == length  # numpy pads headers to 64 bytes, so a shorter number takes the same room

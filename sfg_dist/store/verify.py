@@ -42,7 +42,7 @@ Kind = Literal[
 ]
 OTHERS = ("claims/", "drivers/", "events/", "quarantine/")
 """Where objects lie that are not part of the pairs."""
-FRAME_FOLDERS = ("reference/", "transform/", "queries/")
+FRAME_FOLDERS = ("reference/", "transform/", "queries/", "column/")
 FROM_TABLE = "make it again from the job's table, which must be the same"
 FROM_PLAN = "make it again from the plan"
 RELABEL = "remove the object and label the shard again; the rows must come out as the commit says"

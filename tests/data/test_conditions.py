@@ -91,7 +91,7 @@ def test_a_row_for_each():
         ([1.0, 2.0, 3.0], ("a", "b"), r"shape \(1, 3\), expected \(1, 2\) or \(4, 2\)"),
         (np.zeros((3, 2)), ("a", "b"), r"shape \(3, 2\)"),
         ({"a": [1.0, 2.0], "b": [1.0, 2.0, 3.0]}, ("a", "b"), "expected numbers for a, b"),
-        ({"a": "warm", "b": 1.0}, ("a", "b"), "expected numbers for a, b"),
+        ({"a": "warm", "b": 1.0}, ("a", "b"), "given: 'a': 'warm' is no number"),
         ([[1.0, 2.0], [1.0, 2.0], [1.0, np.nan], [1.0, 2.0]], ("a", "b"), "'b' is nan in row 2"),
         ([np.inf, 1.0], ("a", "b"), "'a' is inf in row 0"),
     ],

@@ -183,8 +183,8 @@ def test_only_matrix_is_found_without_its_name(tmp_path):
         (np.float64(1), r"array 'X' has shape \(\)"),
         (np.ones((2, 2), complex), "array 'X' holds complex numbers: expected real numbers"),
         (np.array([["a"]]), "array 'X' holds text"),
-        (np.ones(2, dtype="f4,f4"), "array 'X' holds records"),
-        (np.array(["2020-01-01"], dtype="M8[D]"), r"array 'X' holds dtype datetime64\[D\]"),
+        (np.ones(2, dtype="f4,(3,)f4"), "column 'f1' holds several values a row"),
+        (np.array(["2020-01-01"], dtype="M8[h]"), r"has type datetime64\[h\]: convert it to datetime64\[s\]"),
         (np.empty((0, 3)), "has 0 rows and 3 columns"),
         (np.empty((3, 0)), "has 3 rows and 0 columns"),
     ],
@@ -279,7 +279,6 @@ def test_csv_dialects(tmp_path, text, columns, values):
             r"column 'b' holds text: 'four' in data row 2 \(counted from 1\).*data.columns",
         ),
         ("a,b\n1,2\n?,3\n", r"column 'a' holds text: '\?' in data row 2"),
-        ("a,day\n1,2020-01-02\n", "column 'day' holds dates or times"),
         ("a,b\n1,2\n3\n", "a.csv cannot be read as .csv: .*Expected 2 columns, got 1"),
         ("a,a\n1,2\n", "2 columns are named 'a'"),
         ("a,b\n", "has 0 rows and 2 columns"),
@@ -318,7 +317,6 @@ def test_unwanted_columns_do_not_matter(tmp_path):
     for column, message in {
         "name": "column 'name' holds text: 'x' in data row 1",
         "kind": "column 'kind' holds text: 'a'",
-        "day": r"column 'day' holds dates or times \(date32",
         "list": "column 'list' has type list",
     }.items():
         with pytest.raises(DataError, match=message):

@@ -8,6 +8,7 @@ import pytest
 import zarr
 from pyarrow import parquet
 
+from sfg_dist.data.column_type import FLOAT
 from sfg_dist.errors import ConfigError, StoreError
 from sfg_dist.store import Location, parts
 from sfg_dist.store.table import read_table, write_table
@@ -203,14 +204,15 @@ def test_places_that_cannot_be_written(path, share, message):
 
 def test_parts_are_bounded_in_rows_and_bytes(tmp_path):
     def part_rows(num_columns, num_rows=10**9):
-        return parts.ParquetTable(Location(tmp_path), ["x"] * num_columns, num_rows, "one").part_rows
+        return parts.ParquetTable(tmp_path, ["x"] * num_columns, num_rows, "one", [FLOAT] * num_columns).part_rows
 
     assert part_rows(2) == 2**20
     assert part_rows(8) == 2**18
     assert part_rows(5000) == 4096
     assert part_rows(2, num_rows=10) == 10
     write_table(f"{tmp_path}/x.parquet/", COLUMNS, 10, Drawing(), source="one")
-    assert json.loads((tmp_path / "x.parquet" / "_sample.json").read_text()) == {
+    assert [file.name for file in (tmp_path / "x.parquet").iterdir()] == ["part-000000.parquet"]
+    assert json.loads((tmp_path / "x.parquet.sample.json").read_text()) == {
         "columns": list(COLUMNS), "rows": 10, "part_rows": 10, "source": "one",
     }  # fmt: skip
 

@@ -1,0 +1,199 @@
+"""What a column is in the user's file, and its exact way to float64 and back.
+
+The flow sees float64 of ``value - offset``. A whole number (an integer, the ticks of a stamp, the digits of a decimal)
+is moved by its offset in integer arithmetic, so float64 holds it to the last digit; what it cannot hold is refused.
+What is generated goes the same way back and is a value of the file's own type: the nearest one that the type has.
+
+| kind | whole numbers | step |
+| --- | --- | --- |
+| float | none: the value as it stands | None |
+| integer, boolean | the value | 1 |
+| decimal | the digits | 10^-places |
+| timestamp, date, time, duration | ticks of ``unit`` | 1 |
+
+Offsets are 0 but for stamps and dates and the like, whose offset is the smallest tick of the table, and for integers
+and decimals beyond what float64 counts, whose offset is the smallest value. Missing values are NaN here, null there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MAX_WHOLE = 2**53  # float64 holds every whole number up to here
+MAX_DIGITS = 2**50  # digits of a decimal: beyond, the nearest double no longer says which they were
+KINDS = ("float", "integer", "decimal", "boolean", "timestamp", "date", "time", "duration")
+TEMPORAL = ("timestamp", "date", "time", "duration")
+
+PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+
+Array = NDArray[np.float64]
+
+
+class UnfitValueError(ValueError):
+    """A value that a column's type cannot carry; the message goes on after the column's name."""
+
+
+@dataclass(frozen=True)
+class ColumnType:
+    """The type of a column; the default is float64.
+
+    Attributes:
+        kind: one of ``KINDS``.
+        dtype: Arrow's name of the type, as in "int32", "float64", "decimal128(10, 2)", "timestamp[us, tz=UTC]". A
+            decimal column of text has "float64": each value is the double nearest to its digits.
+        places: decimals of a decimal's digits.
+        unit: of the ticks that the flow sees, "s" to "ns" or "D"; coarser than dtype's where that is exact and needed.
+        zone: of a timestamp that has one.
+        offset: taken off the value before it is float64, in the column's units.
+        style: how text writes it where there are several ways: "True/False" of booleans, "T" or " " between a stamp's
+            date and time.
+    """
+
+    kind: str = "float"
+    dtype: str = "float64"
+    places: int | None = None
+    unit: str | None = None
+    zone: str | None = None
+    offset: int = 0
+    style: str | None = None
+
+    @classmethod
+    def of(cls, arrow: pa.DataType, metadata: Mapping[bytes, bytes] | None = None) -> ColumnType:
+        """The type of an Arrow column, its offset not yet known.
+
+        Args:
+            arrow: its type.
+            metadata: of its field: ``places`` makes a float64 column a decimal one, ``style`` says how text wrote it.
+
+        Raises:
+            UnfitValueError: it is none of numbers, booleans, dates and times.
+
+        Example:
+            >>> ColumnType.of(pa.decimal128(10, 2)).step        # doctest: +SKIP
+            0.01
+        """
+        from sfg_dist.data.arrow_columns import type_of
+
+        return type_of(arrow, metadata)
+
+    @property
+    def arrow(self) -> pa.DataType:
+        """The Arrow type of the column in its file."""
+        from sfg_dist.data.arrow_columns import arrow_type
+
+        return arrow_type(self)
+
+    @property
+    def step(self) -> float | None:
+        """The distance of neighbours that the type itself sets, in the column's units; None for floats."""
+        if self.kind == "float":
+            return None
+        return float(f"1e{-(self.places or 0)}")
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the values as they stand in the file are what the flow sees."""
+        return self.offset == 0 and self.kind not in TEMPORAL
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: what differs from the default."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name in ("kind", "dtype") or getattr(self, field.name) != field.default
+        }
+
+    @classmethod
+    def from_dict(cls, words: Mapping[str, Any]) -> ColumnType:
+        """What ``to_dict`` wrote.
+
+        Raises:
+            ValueError: it is no column type.
+        """
+        try:
+            found = cls(**words)
+        except TypeError as error:
+            raise ValueError(f"no column type: {dict(words)}") from error
+        if found.kind not in KINDS or not isinstance(found.dtype, str) or type(found.offset) is not int:
+            raise ValueError(f"no column type: {dict(words)}")
+        return found
+
+    @property
+    def words(self) -> str:
+        """The type in words."""
+        if self.kind == "timestamp":
+            return f"timestamps with {'a' if self.zone else 'no'} time zone, in {self.unit}"
+        texts = {"float": "numbers", "integer": "whole numbers", "boolean": "true or false", "duration": "durations"}
+        return texts.get(self.kind, f"{self.kind}s")
+
+    def to_float(self, column: pa.Array | pa.ChunkedArray) -> Array:
+        """A column of an Arrow table as float64 of value - offset, nulls as NaN.
+
+        A column of another type is taken where every value is one of this type: values given, another file.
+
+        Raises:
+            UnfitValueError: a value is none of this type, or lies so far from the offset that float64 cannot hold it.
+        """
+        from sfg_dist.data.arrow_columns import to_float
+
+        return to_float(self, column)
+
+    def from_float(self, values: Array) -> pa.Array:
+        """Values as the flow has them as an Arrow array of the file's own type, NaN as null.
+
+        The nearest value that the type has; at the ends of the type, what lies beyond.
+
+        Args:
+            values: value - offset, float64 of shape (num_rows,).
+        """
+        from sfg_dist.data.arrow_columns import from_float
+
+        return from_float(self, values)
+
+    def from_user(self, values: Any) -> Array:
+        """What a user writes for values of this type, as float64 of value - offset.
+
+        Args:
+            values: one or several of: numbers (ticks of ``unit`` for stamps and the like), booleans, dates and times of
+                Python or numpy, or text: ISO for dates and times, "true" and "false".
+
+        Raises:
+            UnfitValueError: they are none of this type.
+        """
+        from sfg_dist.data.arrow_columns import from_user
+
+        return from_user(self, values)
+
+    def take_over(self, values: Array, found: ColumnType) -> Array:
+        """Values of a column of another type as values of this one: another offset, another unit.
+
+        Args:
+            values: value - offset of the type found.
+            found: their type.
+
+        Raises:
+            UnfitValueError: a value is none of this type.
+        """
+        if self == found or (self.is_plain and found.is_plain):
+            return values
+        return self.to_float(found.from_float(values))
+
+    def add_offset(self, values: Array) -> Array:
+        """Values with the offset, as near as float64 comes to them; stamps are ticks of ``unit`` since 1970."""
+        return values + self.offset if self.offset else values
+
+
+FLOAT = ColumnType()
+
+
+def steps_of(names: Sequence[str], types: Sequence[ColumnType]) -> dict[str, float]:
+    """The steps that types set, by column."""
+    return {name: type_.step for name, type_ in zip(names, types, strict=True) if type_.step is not None}

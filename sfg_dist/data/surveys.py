@@ -1,0 +1,354 @@
+"""From a file's columns to their types: all values are looked at where the type alone does not say the offset."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfg_dist.data.column_type import (
+    FLOAT,
+    MAX_DIGITS,
+    MAX_WHOLE,
+    PER_SECOND,
+    TEMPORAL,
+    Array,
+    ColumnType,
+    UnfitValueError,
+)
+from sfg_dist.data.naming import listed
+from sfg_dist.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class IdentifierError(UnfitValueError):
+    """Whole numbers that float64 cannot tell apart."""
+
+
+class Survey:
+    """Looks at all of a column, in one part or several, and says its type with the offset.
+
+    Args:
+        type_: as ``ColumnType.of`` gives it.
+        is_text: whether the column was read from text, whose stamps are of the coarsest unit that holds them all.
+    """
+
+    def __init__(self, type_: ColumnType, *, is_text: bool = False) -> None:
+        self.type, self._is_text = type_, is_text
+        self._ends: tuple[int, int] | None = None
+        self._coarsest = 10**9  # the largest of 1, 10^3, 10^6, 10^9 that divides all ticks
+        self._places = min(0, type_.places or 0)  # the fewest that hold all decimals
+
+    @property
+    def needs_values(self) -> bool:
+        """Whether the type alone does not say it."""
+        if self.type.kind == "decimal":
+            return self.type.dtype != "float64" and self.type.arrow.precision > 15
+        return self.type.kind in TEMPORAL or self.type.dtype in ("int64", "uint64")
+
+    def add(self, column: Any) -> None:
+        """Look at a part of the column, as an Arrow array."""
+        from sfg_dist.data.arrow_columns import as_whole, at_places, ends_of, plain_column
+
+        if not self.needs_values:
+            return
+        column = plain_column(column)
+        if self.type.kind in TEMPORAL:
+            column = as_whole(self.type, column)
+        self.add_ends(ends_of(column))
+        if self.type.kind == "decimal":
+            while self._places < column.type.scale and at_places(column, self._places) is None:
+                self._places += 1
+        elif self.type.kind in ("timestamp", "duration", "time") and self._coarsest > 1:
+            ticks = column.drop_null().to_numpy()
+            while self._coarsest > 1 and (ticks % self._coarsest).any():
+                self._coarsest //= 10**3
+
+    def add_ends(self, ends: tuple[int, int] | None) -> None:
+        """Take the smallest and the largest whole number of a part from elsewhere; None for a part without values."""
+        if ends is not None:
+            low, high = self._ends or ends
+            self._ends = min(low, ends[0]), max(high, ends[1])
+
+    def result(self) -> ColumnType:
+        """The type with its offset and unit.
+
+        Raises:
+            UnfitValueError: float64 cannot hold all values, whatever is taken off.
+        """
+        from sfg_dist.data.arrow_columns import in_digits, shown_whole
+
+        if self._ends is None:
+            return self.type
+        low, high = self._ends
+        if self.type.kind in TEMPORAL:
+            factor, coarsest = 1, min(self._coarsest, PER_SECOND.get(str(self.type.unit), 1))
+            if self._is_text and self.type.kind == "timestamp":
+                factor = coarsest
+            while (high - low) // factor > MAX_WHOLE and factor < coarsest:
+                factor *= 10**3
+            if (high - low) // factor > MAX_WHOLE:
+                raise UnfitValueError(
+                    f"spans {high - low} {self.type.unit}, more than the 2^53 that float64 tells apart: round it to a "
+                    f"coarser unit, or leave it out with data.columns"
+                )
+            if factor == 1:
+                return replace(self.type, offset=low)
+            per_second = PER_SECOND[str(self.type.unit)] // factor
+            unit = next(name for name, number in PER_SECOND.items() if number == per_second)
+            found = self.type
+            if self._is_text:
+                found = replace(found, dtype=found.dtype.replace(f"[{found.unit}", f"[{unit}"))
+            return replace(found, unit=unit, offset=low // factor)
+        if self.type.kind != "decimal":
+            if max(-low, high) <= MAX_WHOLE:
+                return self.type
+            if high - low > MAX_WHOLE:
+                raise IdentifierError(
+                    f"holds integers from {low} to {high}, as identifiers do: float64 cannot tell them apart"
+                )
+            return replace(self.type, offset=low)
+        scale = self.type.arrow.scale
+        low, high = (end // 10 ** (scale - self._places) for end in (low, high))
+        found = replace(self.type, places=self._places)
+        if max(-low, high) <= MAX_DIGITS:
+            return found
+        per_unit = 10 ** max(self._places, 0)
+        found = replace(found, offset=low // per_unit * 10 ** max(-self._places, 0))
+        if high - in_digits(found.offset, self._places) > MAX_DIGITS:
+            ends = " to ".join(shown_whole(end, self._places) for end in (low, high))
+            error = UnfitValueError if self._places > 0 else IdentifierError
+            raise error(f"holds decimals from {ends}, more digits than float64 tells apart")
+        return found
+
+
+def ends_of_statistics(statistics: Any, type_: ColumnType) -> tuple[int, int] | None:
+    """Smallest and largest value of an int64 column's row group by its statistics; None where they do not say."""
+    if (
+        type_.dtype != "int64"
+        or statistics is None
+        or not statistics.has_min_max
+        or statistics.physical_type != "INT64"
+    ):
+        return None
+    return int(statistics.min_raw), int(statistics.max_raw)
+
+
+def survey_of(
+    source: str, name: str, column: Any, metadata: Mapping[bytes, bytes] | None = None, *, is_text: bool = False
+) -> Survey:
+    """The survey of an Arrow column, nothing of which is looked at yet.
+
+    Args:
+        source: for the message.
+        name: of the column.
+        column: some of it, or its field: for its type.
+        metadata: of its field.
+        is_text: whether it was read from text, whose decimals are the doubles nearest to them where those say which.
+
+    Raises:
+        DataError: it holds neither numbers, booleans, dates nor times.
+    """
+    import pyarrow as pa
+
+    try:
+        found = ColumnType.of(column.type, metadata)
+        if is_text and found.kind == "decimal" and column.type.precision <= 15:
+            found = ColumnType("decimal", "float64", places=found.places)
+        return Survey(found, is_text=is_text)
+    except UnfitValueError as error:
+        found = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        if not (pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found)):
+            raise DataError(f"{source}: column {name!r} {error}; leave it out with data.columns") from None
+    texts = enumerate([] if isinstance(column, pa.Field) else column.slice(0, 1000).to_pylist(), start=1)
+    row, text = next(((row, text) for row, text in texts if text is not None), (0, ""))
+    shown = text if len(text) <= 40 else text[:37] + "..."
+    where = f": {shown!r} in data row {row} (counted from 1)" if row else ""
+    raise DataError(
+        f"{source}: column {name!r} holds text{where}; expected numbers; leave the column out with data.columns"
+    )
+
+
+def settled(source: str, surveys: Mapping[str, Survey], identifiers: str) -> dict[str, ColumnType]:
+    """The types of surveyed columns, without those that are left out as identifiers.
+
+    Args:
+        source: for the message.
+        surveys: by the name of the column, all values looked at.
+        identifiers: "refuse" whole numbers that float64 cannot tell apart, or "drop" their columns and say so.
+
+    Raises:
+        DataError: float64 cannot carry a column, or all of them are left out.
+    """
+    types: dict[str, ColumnType] = {}
+    dropped = []
+    for name, survey in surveys.items():
+        try:
+            types[name] = survey.result()
+        except IdentifierError as error:
+            if identifiers != "drop":
+                raise DataError(
+                    f'{source}: column {name!r} {error}; set data.identifiers = "drop" to leave such columns out, or '
+                    f"leave it out with data.columns"
+                ) from None
+            dropped.append(name)
+        except UnfitValueError as error:
+            raise DataError(f"{source}: column {name!r} {error}") from None
+    if dropped and not types:
+        raise DataError(
+            f"{source}: every column is left out as an identifier (data.identifiers): there is nothing left"
+        )
+    if dropped:
+        word = "column" if len(dropped) == 1 else "columns"
+        warnings.warn(f"{source}: left out as identifiers: {word} {listed(dropped)} (data.identifiers)", stacklevel=2)
+    return types
+
+
+def to_float(source: str, name: str, type_: ColumnType, column: Any) -> Array:
+    """``ColumnType.to_float`` of a named column.
+
+    Raises:
+        DataError: a value is none of the type.
+    """
+    try:
+        return type_.to_float(column)
+    except UnfitValueError as error:
+        raise DataError(f"{source}: column {name!r} {error}") from None
+
+
+def type_of_numpy(dtype: np.dtype[Any]) -> ColumnType:
+    """The type of a column of an array, its offset not yet known.
+
+    Raises:
+        UnfitValueError: it is none of numbers, booleans, dates and times.
+    """
+    import pyarrow as pa
+
+    what = {"c": "complex numbers", "O": "Python objects", "U": "text", "S": "text", "T": "text", "V": "records"}
+    if dtype.kind in what:
+        raise UnfitValueError(f"holds {what[dtype.kind]}: expected real numbers")
+    if dtype.kind == "f" and dtype.itemsize > 8:
+        return FLOAT
+    try:
+        return ColumnType.of(pa.from_numpy_dtype(dtype.newbyteorder("=")))
+    except (pa.ArrowException, NotImplementedError):
+        hint = "convert it to datetime64[s]" if dtype.kind in "mM" else "convert it to numbers"
+        raise UnfitValueError(f"has type {dtype}: {hint}") from None
+
+
+def numpy_survey(source: str, name: str, blocks: Sequence[NDArray[Any]], index: int) -> Survey:
+    """The survey of a column of arrays one below the other, nothing of which is looked at yet.
+
+    Raises:
+        DataError: it holds neither numbers, booleans, dates nor times.
+    """
+    columns = [column_of(block, index, name) for block in blocks]
+    if any(column.ndim > 1 or column.dtype.names for column in columns):
+        raise DataError(f"{source}: column {name!r} holds several values a row: leave it out with data.columns")
+    dtypes = [column.dtype.newbyteorder("=") for column in columns]
+    try:
+        return Survey(type_of_numpy(np.result_type(*dtypes)))
+    except (UnfitValueError, TypeError) as error:
+        raise DataError(f"{source}: column {name!r} {error}; leave it out with data.columns") from None
+
+
+def typed_blocks(
+    source: str, blocks: Sequence[NDArray[Any]], names: Sequence[str], identifiers: str
+) -> tuple[list[Array], dict[str, ColumnType]]:
+    """Arrays that lie one below the other as float64, and the types of their columns.
+
+    Args:
+        source: for messages; the array's name too where the file has several.
+        blocks: each of shape (some rows, number of names), or (some rows,) with fields.
+        names: of the columns; of the fields wanted.
+        identifiers: as for ``settled``.
+
+    Raises:
+        DataError: a column cannot be carried by float64.
+    """
+    surveys = {}
+    for index, name in enumerate(names):
+        surveys[name] = numpy_survey(source, name, blocks, index)
+        if surveys[name].needs_values:
+            for block in blocks:
+                surveys[name].add(arrow_of(column_of(block, index, name)))
+    types = settled(source, surveys, identifiers)
+    return [float_block(source, block, names, types) for block in blocks], types
+
+
+def float_block(
+    source: str, block: NDArray[Any], names: Sequence[str], types: Mapping[str, ColumnType], wanted: Sequence[str] = ()
+) -> Array:
+    """Columns of an array as float64 of value - offset.
+
+    Args:
+        source: for messages.
+        block: of shape (num_rows, number of names), or (num_rows,) with fields.
+        names: of its columns.
+        types: of the columns that are wanted.
+        wanted: their order, that of ``types`` if not given.
+
+    Raises:
+        DataError: a value is none of its column's type.
+    """
+    wanted = wanted or tuple(types)
+    is_small = block.dtype.kind in "fiub" and (block.dtype.itemsize <= 4 or block.dtype == np.float64)
+    if block.dtype.names is None and is_small and all(types[name].is_plain for name in wanted):
+        places = [list(names).index(name) for name in wanted]
+        return np.ascontiguousarray(block if tuple(wanted) == tuple(names) else block[:, places], dtype=np.float64)
+    values = np.empty((len(block), len(wanted)))
+    for place, name in enumerate(wanted):
+        column = column_of(block, list(names).index(name), name)
+        if column.dtype.kind == "f":
+            values[:, place] = column
+            if column.dtype.itemsize > 8 and not np.array_equal(values[:, place], column, equal_nan=True):
+                raise DataError(
+                    f"{source}: column {name!r} holds {column.dtype} that float64 cannot hold: round it first"
+                )
+        else:
+            values[:, place] = to_float(source, name, types[name], arrow_of(column))
+    return values
+
+
+def column_of(block: NDArray[Any], index: int, name: str) -> NDArray[Any]:
+    """A column of an array, or a field of one of records."""
+    column: NDArray[Any] = block[:, index] if block.dtype.names is None else block[name]
+    return column
+
+
+def arrow_of(column: NDArray[Any]) -> pa.Array:
+    """A column of an array for Arrow, whatever its order of bytes."""
+    import pyarrow as pa
+
+    return pa.array(np.ascontiguousarray(column, dtype=column.dtype.newbyteorder("=")))
+
+
+def style_of(cells: Any, column: Any) -> str | None:
+    """How a column of text wrote its values, where there are several ways and all cells keep to one.
+
+    For the metadata of its field, under ``style``: ``survey_of`` takes it from there.
+
+    Args:
+        cells: the text, a chunked array of strings.
+        column: the same as booleans or stamps.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_boolean(column.type):
+        found = {str(cell).strip() for cell in pc.unique(cells).to_pylist() if cell}
+        words = found - {str(cell).strip() for cell in pc.unique(cells.filter(pc.is_null(column))).to_pylist()}
+        return next(("/".join(pair) for pair in _BOOLEANS if words <= set(pair)), None)
+    if pa.types.is_timestamp(column.type):
+        separators = pc.unique(pc.utf8_slice_codeunits(cells.filter(pc.is_valid(column)), 10, 11)).to_pylist()
+        return " " if separators == [" "] else None
+    return None
+
+
+_BOOLEANS = (("true", "false"), ("True", "False"), ("TRUE", "FALSE"), ("t", "f"), ("T", "F"), ("1", "0"))

@@ -49,7 +49,7 @@ def fit(values, kind="quantile", **arguments):
 @pytest.mark.parametrize("name", NASTY)
 def test_forward_then_inverse(name, num_rows, kind):
     values = column(name, num_rows)
-    transform = fit(values, kind)
+    transform = fit(values, kind, bounds="none")  # a reflection at the ends would turn the slack around
     flow = transform.forward(values[:, None])
     assert flow.dtype == np.float32
     assert flow.shape == (num_rows, 1)

@@ -4,6 +4,9 @@ A value is such an atom where it holds more rows than ties by chance would give 
 the e - 1 further rows of a value are taken for Poisson with the mean of the values beside it (256 on each side, the
 larger mean, and one row more than was seen), since what makes ties there, float32, few digits or rows read twice,
 makes as many here. A column of at most 1000 values that all repeat is atoms alone, unless float32 has no finer ones.
+
+On a grid every value is exact anyway. There an atom is a value at an end of the column that repeats, with a gap beside
+it ten times the largest among the others, a sentinel: nothing is drawn between.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ _FALSE_ALARMS = 1e-4  # expected in a column without atoms
 _LEAST_COUNT = 3
 _LEAST_MEAN_COUNT = 4.0  # of the values of a column that is atoms alone; rows drawn with replacement repeat less
 _LEAST_SPACINGS = 16.0
+_LEAST_SENTINELS, _SENTINEL_GAP = 5, 10.0
 _EDGE = 2.0**-20  # as for cells of a grid: the noise keeps off the ends
 
 
@@ -108,6 +112,29 @@ def find_atoms(distinct: _Array, counts: NDArray[np.intp], *, alone: bool = True
     atoms = np.flatnonzero(is_atom)
     heaviest = np.argsort(-counts[atoms], kind="stable")[:MAX_ATOMS]
     return np.sort(atoms[heaviest])
+
+
+def find_sentinels(distinct: _Array, counts: NDArray[np.intp]) -> NDArray[np.intp]:
+    """The places of the values of a column on a grid that lie far from all others and repeat.
+
+    Args:
+        distinct: its values, ascending.
+        counts: rows of each.
+
+    Example:
+        >>> find_sentinels(np.array([-999.0, 0.0, 1.0, 2.0, 3.0]), np.array([50, 9, 9, 9, 9]))
+        array([0])
+    """
+    gaps = np.diff(distinct)
+    first, last = 0, len(distinct) - 1
+    while last - first > 2:
+        reach = _SENTINEL_GAP * gaps[first + 1 : last - 1].max()
+        is_first = counts[first] >= _LEAST_SENTINELS and gaps[first] > reach
+        is_last = counts[last] >= _LEAST_SENTINELS and gaps[last - 1] > reach
+        if not (is_first or is_last):
+            break
+        first, last = first + is_first, last - is_last
+    return np.concatenate([np.arange(first), np.arange(last + 1, len(distinct))])
 
 
 def _expected(counts: NDArray[np.intp], is_atom: NDArray[np.bool_], candidates: NDArray[np.intp]) -> _Array:

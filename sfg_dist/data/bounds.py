@@ -69,8 +69,8 @@ def check_inside(source: str, name: str, values: _Array, bounds: Bounds) -> None
     if num_outside:
         raise DataError(
             f"{source}: {num_outside} of {len(values)} rows of column {name!r} lie outside data.bounds = "
-            f"[{low:g}, {high:g}]; they run from {values.min()!r} to {values.max()!r}: widen the range, or take those "
-            "rows out of the table"
+            f"[{low:g}, {high:g}]; they run from {float(values.min())!r} to "
+            f"{float(values.max())!r}: widen the range, or take those rows out of the table"
         )
 
 

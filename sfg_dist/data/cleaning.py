@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.data.atoms import find_atoms
+from sfg_dist.data.atoms import find_atoms, find_sentinels
 from sfg_dist.data.grid import Grid, find_grid, find_whole, grid_of_step, grid_of_type, share_of_ties
 from sfg_dist.data.naming import check_columns, listed
 from sfg_dist.errors import DataError
@@ -137,8 +137,8 @@ def find_grids(
         steps_known: for columns whose type says that their values are multiples of something: of what.
 
     Returns:
-        Grids by column; a report by column; and for columns without a grid the rows of each value that repeats beside
-        a continuum.
+        Grids by column; a report by column; and the rows of each value that repeats beside a continuum, or far from
+        the rest of a grid.
 
     Raises:
         DataError: a step is given for an unknown column, or is not positive; or a column's values are closer together
@@ -176,11 +176,15 @@ def find_grids(
             entry["off_grid_share"] = float(np.mean(places != np.floor(places)))
         if share > TIED_SHARE or grid:
             report[name] = entry
-        if not (grid or found):
-            repeated = find_atoms(distinct, counts) if dequantize != "none" else np.array([], dtype=np.intp)
+        repeated = np.array([], dtype=np.intp)
+        if grid:
+            distinct = grid.snap(distinct)
+            repeated = find_sentinels(distinct, counts)
+        elif not found:
+            repeated = find_atoms(distinct, counts) if dequantize != "none" else repeated
             _check_resolved(source, name, np.delete(distinct, repeated))
-            if len(repeated):
-                atoms[name] = {float(distinct[place]) + 0.0: int(counts[place]) for place in repeated}
+        if len(repeated):
+            atoms[name] = {float(distinct[place]) + 0.0: int(counts[place]) for place in repeated}
     return grids, report, atoms
 
 
@@ -204,17 +208,19 @@ def _check_resolved(source: str, name: str, distinct: _Array) -> None:
     spacing = float(np.spacing(max(abs(low), abs(high))))
     if high - low < max(_LEAST_SPACINGS * spacing, _LEAST_WIDTH):
         raise DataError(
-            f"{source}: most of column {name!r} lies between {low!r} and {high!r}, where double precision has steps of "
-            f"{spacing:g}: its values cannot be told apart well enough; take an offset off it or rescale it before it "
+            f"{source}: most of column {name!r} lies between {float(low)!r} and {float(high)!r}, where double "
+            f"precision has steps of {spacing:g}: its values cannot be told apart well enough; take an offset off it or rescale it before it "
             "is written, or leave it out with data.columns"
         )
 
 
-def atoms_report(atoms: Mapping[str, Mapping[float, int]], num_rows: int, kind: str) -> dict[str, Any]:
+def atoms_report(
+    atoms: Mapping[str, Mapping[float, int]], grids: Mapping[str, Grid], num_rows: int, kind: str
+) -> dict[str, Any]:
     """What a report says of values that repeat: whether the transform holds them, and each value's rows and share."""
     return {
         name: {
-            "held": kind == "quantile",
+            "held": kind == "quantile" or name in grids,
             "values": [{"value": value, "count": rows, "share": rows / num_rows} for value, rows in counts.items()],
         }
         for name, counts in atoms.items()

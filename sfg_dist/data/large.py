@@ -151,7 +151,7 @@ def prepare_large(
             "num_rows_dropped": reader.num_rows - num_kept,
             "constant": constants,
             "ties": ties,
-            "atoms": atoms_report(atoms, num_kept, kind),
+            "atoms": atoms_report(atoms, grids, num_kept, kind),
             "split": sizes,
             "num_duplicate_train_rows": None,  # would take all rows at once
         },

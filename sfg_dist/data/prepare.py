@@ -230,7 +230,7 @@ def prepare(
             "num_rows_dropped": num_read - len(rows),
             "constant": constants,
             "ties": ties,
-            "atoms": atoms_report(atoms, len(rows), kind),
+            "atoms": atoms_report(atoms, grids, len(rows), kind),
             "split": sizes_of_parts,
             "num_duplicate_train_rows": num_duplicates(train),
         },

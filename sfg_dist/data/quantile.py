@@ -42,6 +42,7 @@ _MIDDLE_SCORE = 1.28
 MIN_GAP = 2.0**-36  # knots closer than this times their size are one, or x could not hold what z tells apart
 _FAR = 2.0**20  # a column this many times its spread away from 0 has its gaps measured from its median
 _EDGE_ROWS = 8
+_LEAST_RISE = 1e-12
 _EMPTY_CELL_SCORE = 1e-6  # score given to an empty cell, from 1e-5 to 1e-3 a gap: float32 can still tell them apart
 
 
@@ -76,8 +77,10 @@ class Curve:
     def log_slope(self, values: _Array) -> _Array:
         """log dz/dx at values that are no atoms, same shape."""
         piece = _piece(values, self.values)
+        # where no row lies the density is as good as zero, but a row that does has a likelihood
+        rises = np.maximum(np.diff(self.scores), _LEAST_RISE)
         with np.errstate(divide="ignore"):
-            slopes: _Array = np.log(np.diff(self.scores)) - np.log(np.diff(self.values))
+            slopes: _Array = np.log(rises) - np.log(np.diff(self.values))
         return slopes[piece]
 
 
@@ -117,7 +120,7 @@ def fit_curve(values: _Array, grid: Grid | None, atoms: _Array | None = None) ->
     Args:
         values: training values, not all equal, shape (num_rows,); with a grid, spread over its cells already.
         grid: the column's grid, or None.
-        atoms: for a column without a grid, the values to give back exactly; those that no row has are left out.
+        atoms: the values to give back exactly, or with a grid their cells; those that no row has are left out.
 
     Example:
         >>> curve = fit_curve(np.linspace(0.0, 1.0, 1001), None)
@@ -125,9 +128,9 @@ def fit_curve(values: _Array, grid: Grid | None, atoms: _Array | None = None) ->
         0.0
     """
     num_rows = len(values)
-    if atoms is not None and len(atoms):
+    if grid is None and atoms is not None and len(atoms):
         return _fit_with_atoms(values, atoms)
-    places, ranks, is_kept = _distribution(values, grid)
+    places, ranks, is_kept, lonely = _distribution(values, grid, atoms)
     levels = np.concatenate([_levels(num_rows), ranks[is_kept], ranks[[0, -1]]])
     knots = np.concatenate([np.interp(_levels(num_rows), ranks, places), places[is_kept], places[[0, -1]]])
     order = np.lexsort([levels, knots])
@@ -135,7 +138,7 @@ def fit_curve(values: _Array, grid: Grid | None, atoms: _Array | None = None) ->
     inside = (levels >= ranks[0]) & (levels <= ranks[-1])
     middle = _middle(places, ranks)
     knots, levels = _merge_close(knots[inside], levels[inside], middle)
-    scores = _separate(knots, ndtri(levels), grid)
+    scores = _separate(knots, ndtri(levels), grid, lonely)
     return _continue(knots, scores, middle)
 
 
@@ -203,20 +206,29 @@ def _levels(num_rows: int) -> _Array:
     return np.sort(np.concatenate([probabilities, scores]))
 
 
-def _distribution(values: _Array, grid: Grid | None) -> tuple[_Array, _Array, NDArray[np.bool_]]:
-    """The distribution function as a polyline: places, probabilities, and which points must be knots."""
+def _distribution(
+    values: _Array, grid: Grid | None, atoms: _Array | None
+) -> tuple[_Array, _Array, NDArray[np.bool_], _Array]:
+    """The distribution function as a polyline: places, probabilities, which points must be knots, and places of gaps.
+
+    A gap beside an atom of a grid is given by its lower end; the cells at both ends of it are exact.
+    """
     num_rows = len(values)
     threshold = max(_HEAVY_COUNT, num_rows * _HEAVY_SHARE)
     distinct, counts = np.unique(values, return_counts=True)
     before = np.cumsum(counts) - counts
     mid_ranks = (before + counts / 2) / num_rows
     if grid is None:
-        return distinct, mid_ranks, counts >= threshold
+        return distinct, mid_ranks, counts >= threshold, distinct[:0]
     cells, start, of_cell = np.unique(
         np.floor((distinct - grid.offset) / grid.step), return_index=True, return_inverse=True
     )
     cell_counts = np.bincount(of_cell, weights=counts)
     is_heavy = cell_counts >= threshold
+    is_lonely = np.isin(cells, np.array([]) if atoms is None else atoms)
+    before_gap = is_lonely[:-1] | is_lonely[1:]
+    is_heavy[:-1] |= before_gap
+    is_heavy[1:] |= before_gap
     is_light_row = ~is_heavy[of_cell]
     # counts are added before they are divided, so that neighbours, or cells across a gap, meet at equal ranks
     below = before[start][is_heavy] / num_rows
@@ -227,7 +239,8 @@ def _distribution(values: _Array, grid: Grid | None) -> tuple[_Array, _Array, ND
     ranks = ranks.clip(_END_LEVEL / num_rows, 1 - _END_LEVEL / num_rows)
     is_edge = np.arange(len(places)) >= is_light_row.sum()
     order = np.lexsort([ranks, places])
-    return places[order], ranks[order], is_edge[order]
+    gaps = grid.offset + (cells[:-1][before_gap] + 1) * grid.step
+    return places[order], ranks[order], is_edge[order], gaps
 
 
 def _middle(places: _Array, ranks: _Array) -> float:
@@ -255,10 +268,12 @@ def _merge_close(knots: _Array, levels: _Array, middle: float) -> tuple[_Array, 
     return knots[kept], levels[kept]
 
 
-def _separate(knots: _Array, scores: _Array, grid: Grid | None) -> _Array:
-    """Make the scores increase strictly where cells without rows lie between two knots."""
+def _separate(knots: _Array, scores: _Array, grid: Grid | None, lonely: _Array) -> _Array:
+    """Make the scores increase strictly where cells without rows lie between two knots, other than beside an atom."""
     num_empty = np.diff(knots) / grid.step if grid else np.zeros(len(knots) - 1)
     least = np.clip(num_empty * _EMPTY_CELL_SCORE, 1e-5, 1e-3)
+    if len(lonely):
+        least[np.isin(knots[:-1], lonely)] = 0.0
     widths = np.diff(scores)
     # intervals that hold rows stay as they are, however narrow, as long as float64 tells their ends apart
     widths = np.where(widths > 1e-9, widths, least)
@@ -272,7 +287,7 @@ def _continue(knots: _Array, scores: _Array, far_middle: float) -> Curve:
     middle = (high - low) / (2 * reach) or (knots[-1] - knots[0]) / (scores[-1] - scores[0])
     slopes = _slopes(scores, knots)
     held = _least_gap(knots[[0, -1]], far_middle)  # less than this is lost beside a far outlier
-    first, last = np.maximum(np.clip(slopes[[0, -1]], 0.1 * middle, middle), held)
+    first, last = np.maximum(np.clip(slopes[[0, -1]], 0.1 * middle, middle), np.maximum(held, 1e-100))
     values = np.concatenate([[knots[0] - first], knots, [knots[-1] + last]])
     return Curve(values, np.concatenate([[scores[0] - 1], scores, [scores[-1] + 1]]))
 

@@ -98,7 +98,8 @@ class Transform:
             offsets: any value on the grid of such a column; default its smallest value.
             limits: smallest and largest value that ``inverse`` gives such a column; default those of
                 ``rows``.
-            atoms: values of columns without a step that are to come back exactly ("quantile").
+            atoms: values of columns that are to come back exactly ("quantile"); those of a column with a step
+                have no value drawn between them and the nearest others.
             bounds: "observed" for the range of ``rows``, "none", or the range of some columns, which holds all
                 their values. A column with a step has its range by ``limits`` unless one is given here.
             noise: in [0, 1), shape (num_rows, dim); None puts every value at the middle of its cell.
@@ -151,7 +152,7 @@ class Transform:
         if kind == "quantile":
             for index, (source, grid) in enumerate(zip(kept, grids, strict=True)):
                 inner = grid and Grid(grid.step, grid.offset - origins[index])
-                curves.append(fit_curve(spread[:, index], inner, None if grid else atoms.get(columns[source])))
+                curves.append(fit_curve(spread[:, index], inner, _atoms_of(grid, atoms.get(columns[source]))))
                 ends[index] = ends_of(curves[index], (ends[index, 0], ends[index, 1]))
         return cls(
             kind=kind,
@@ -361,13 +362,18 @@ _SHAPES: dict[str, tuple[int, ...]] = {
 }
 
 
+def _atoms_of(grid: Grid | None, atoms: _Array | None) -> _Array | None:
+    """Values that repeat, by their cells in a column on a grid."""
+    return grid.coordinates(atoms) if grid and atoms is not None else atoms
+
+
 def _check_float32(name: str, values: _Array) -> None:
     """Refuse to map a column as it stands where float32 makes most of its values one."""
     spacing = float(float32_spacing(np.abs(values).max(keepdims=True))[0])
     if values.max() - values.min() < _LEAST_SPACINGS * spacing < np.inf:
         raise DataError(
-            f"column {name!r} lies between {values.min()!r} and {values.max()!r}, where float32 has steps of "
-            f'{spacing:g}: transform.kind = "none" would lose it; use "quantile" or "standardize"'
+            f"column {name!r} lies between {float(values.min())!r} and {float(values.max())!r}, where float32 has "
+            f'steps of {spacing:g}: transform.kind = "none" would lose it; use "quantile" or "standardize"'
         )
 
 

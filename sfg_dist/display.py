@@ -123,7 +123,10 @@ class Display:
         gridded = [name for name, tie in event["ties"].items() if tie.get("step")]
         if gridded:
             self._print(f"data: columns on a grid, dequantized by one step: {listed(gridded, limit=8)}")
-        for what, is_held in (("given back exactly", True), ("which this transform.kind cannot give back exactly", False)):
+        for what, is_held in (
+            ("given back exactly", True),
+            ("which this transform.kind cannot give back exactly", False),
+        ):
             if repeated := repeated_values(event.get("atoms", {}), held=is_held):
                 self._print(f"data: values that repeat, {what}: {repeated}")
 

@@ -212,7 +212,9 @@ def _notes(report: Mapping[str, Any], latents: str | None, condition: tuple[str,
             continue
         by_step.setdefault(f"a grid of {tie['step']:g}" if tie.get("step") else "", []).append(name)
     for grid, names in by_step.items():
-        what = f"lie on {grid}: dequantized, and put back on it" if grid else "repeat on no common grid: not dequantized"
+        what = (
+            f"lie on {grid}: dequantized, and put back on it" if grid else "repeat on no common grid: not dequantized"
+        )
         notes.append(f"Values of {listed(names, limit=8)} {what}.")
     if held := repeated_values(atoms, held=True):
         notes.append(f"Values that repeat and are given back exactly: {held}.")

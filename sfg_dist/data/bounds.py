@@ -93,14 +93,14 @@ class Tail:
         value: of the outermost row.
         score: of it.
         rate: of the exponential law, per unit of the column, > 0.
-        filled: its share within the room: 1 - exp(-rate room).
+        room: from there to the end of the range, in units of 1 / rate.
     """
 
     side: int
     value: float
     score: float
     rate: float
-    filled: float
+    room: float
 
     @classmethod
     def of(cls, curve: Curve, end: float, side: int) -> Tail | None:
@@ -112,32 +112,38 @@ class Tail:
         if is_atom or not 4 * abs(value) * MIN_GAP < room < np.inf:
             return None
         rate = abs(score) * abs(float((curve.scores[outer] - score) / (curve.values[outer] - value)))
-        return cls(side, value, score, rate, float(-np.expm1(-rate * room)))
+        return cls(side, value, score, rate, rate * room)
 
     def to_values(self, scores: _Array, values: _Array) -> _Array:
         """Values with those of scores beyond the outermost row replaced."""
         beyond = self.side * (scores - self.score) > 0
-        left_out = -np.expm1((self.score**2 - scores[beyond] ** 2) / 2)
-        values[beyond] = self.value - self.side * np.log1p(-left_out * self.filled) / self.rate
+        fall = (scores[beyond] ** 2 - self.score**2) / 2
+        filled = np.log(np.maximum(-np.expm1(-fall), 1e-300))
+        values[beyond] = self.value - self.side * np.logaddexp(-fall, filled - self.room) / self.rate
         return values
 
     def to_scores(self, values: _Array, scores: _Array) -> _Array:
         """Scores with those of values beyond the outermost row replaced."""
-        beyond = self.side * (values - self.value) > 0
-        excess = self.side * (values[beyond] - self.value)
-        left_out = np.minimum(-np.expm1(-self.rate * excess) / self.filled, 1 - LEAST_TAIL)
-        scores[beyond] = self.side * np.sqrt(self.score**2 - 2 * np.log1p(-left_out))
+        beyond, excess, left = self._beyond(values)
+        scores[beyond] = self.side * self._scores(excess, left)
         return scores
 
     def log_slope(self, values: _Array, slopes: _Array) -> _Array:
         """log dz/dx with that of values beyond the outermost row replaced."""
-        beyond = self.side * (values - self.value) > 0
-        excess = self.side * (values[beyond] - self.value)
-        kept = np.exp(-self.rate * excess)
-        left_out = np.minimum(-np.expm1(-self.rate * excess) / self.filled, 1 - LEAST_TAIL)
-        scores = np.sqrt(self.score**2 - 2 * np.log1p(-left_out))
-        slopes[beyond] = np.log(self.rate * kept / (self.filled * (1 - left_out) * scores))
+        beyond, excess, left = self._beyond(values)
+        slopes[beyond] = np.log(self.rate / (left * self._scores(excess, left)))
         return slopes
+
+    def _beyond(self, values: _Array) -> tuple[NDArray[np.bool_], _Array, _Array]:
+        """Which values lie beyond the row, how far, and the share of the room's law that is left behind them."""
+        beyond = self.side * (values - self.value) > 0
+        excess = self.rate * self.side * (values[beyond] - self.value)
+        return beyond, excess, np.maximum(-np.expm1(np.minimum(excess - self.room, 0.0)), LEAST_TAIL)
+
+    def _scores(self, excess: _Array, left: _Array) -> _Array:
+        fall = excess - np.log(left) + np.log(-np.expm1(-self.room))
+        scores: _Array = np.sqrt(self.score**2 + 2 * fall)
+        return scores
 
 
 def tails(curve: Curve, ends: Range) -> list[Tail]:

@@ -209,8 +209,8 @@ def _check_resolved(source: str, name: str, distinct: _Array) -> None:
     if high - low < max(_LEAST_SPACINGS * spacing, _LEAST_WIDTH):
         raise DataError(
             f"{source}: most of column {name!r} lies between {float(low)!r} and {float(high)!r}, where double "
-            f"precision has steps of {spacing:g}: its values cannot be told apart well enough; take an offset off it or rescale it before it "
-            "is written, or leave it out with data.columns"
+            f"precision has steps of {spacing:g}: its values cannot be told apart well enough; take an offset off it "
+            "or rescale it before it is written, or leave it out with data.columns"
         )
 
 

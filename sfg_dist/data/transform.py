@@ -43,7 +43,8 @@ class Transform:
         steps: step of each flow column, 0 for none, shape (dim,).
         offsets: value of cell 0 of each flow column, shape (dim,).
         cell_ranges: first and last cell that inverse gives, shape (dim, 2).
-        origins: taken off a flow column on a grid far from 0 before it is mapped, else 0, shape (dim,).
+        origins: taken off a flow column on a grid before it is mapped, where that is far from 0 or float32 would
+            not hold it ("none"); else 0, shape (dim,).
         bounds: smallest and largest value that inverse gives a column without a grid, shape (dim, 2).
         location: subtracted from each flow column ("standardize"), shape (dim,).
         scale: then divided by, > 0, shape (dim,).
@@ -135,12 +136,13 @@ class Transform:
                 limit = np.array(limits.get(name, (values.min(), values.max())))
                 ranges[index] = np.floor(grid.coordinates(limit)) if given is None else cells_within(grid, given)
                 is_far = abs(grid.offset) > _FAR * (values.max() - values.min())
-                origins[index] = grid.offset if is_far else 0.0
+                is_coarse = kind == "none" and _float32_step(values) > grid.step / 4
+                origins[index] = grid.offset if is_far or is_coarse else 0.0
             else:
                 ends[index] = range_of(name, values, bounds)
+                if kind == "none":
+                    _check_float32(name, values)
             grids.append(grid)
-            if kind == "none" and origins[index] == 0:
-                _check_float32(name, values)
         spread = spread_rows(rows[:, kept], grids, origins, noise)
         location, scale = np.zeros(len(kept)), np.ones(len(kept))
         if kind == "standardize":
@@ -367,9 +369,13 @@ def _atoms_of(grid: Grid | None, atoms: _Array | None) -> _Array | None:
     return grid.coordinates(atoms) if grid and atoms is not None else atoms
 
 
+def _float32_step(values: _Array) -> float:
+    return float(float32_spacing(np.abs(values).max(keepdims=True))[0])
+
+
 def _check_float32(name: str, values: _Array) -> None:
     """Refuse to map a column as it stands where float32 makes most of its values one."""
-    spacing = float(float32_spacing(np.abs(values).max(keepdims=True))[0])
+    spacing = _float32_step(values)
     if values.max() - values.min() < _LEAST_SPACINGS * spacing < np.inf:
         raise DataError(
             f"column {name!r} lies between {float(values.min())!r} and {float(values.max())!r}, where float32 has "

@@ -221,27 +221,26 @@ def _add_tail(
     if not any(found):
         return mapped
     some = [tail or Tail(side, 0.0, 0.0, 1.0, 1.0) for tail in found]
-    value, score, rate, filled = (
-        graph.constant(np.array([getattr(tail, name) for tail in some]))
-        for name in ("value", "score", "rate", "filled")
-    )
-    one, two, sign = (graph.constant(np.float64(number)) for number in (1, 2, side))
-    squared = graph.add("Mul", score, score)
-    outside = graph.add("Mul", graph.add("Sub", places, score if inverse else value), sign)
-    zero = graph.constant(np.float64(0))
-    beyond = graph.add(
-        "And", graph.add("Greater", outside, zero), graph.constant(np.array([t is not None for t in found]))
-    )
+    value, score, rate, room = np.array([[tail.value, tail.score, tail.rate, tail.room] for tail in some]).T
+    zero, two, sign = (graph.constant(np.float64(number)) for number in (0, 2, side))
+    start = graph.constant(score if inverse else value)
+    outside = graph.add("Mul", graph.add("Sub", places, start), sign)
+    is_tail = graph.constant(np.array([tail is not None for tail in found]))
+    beyond = graph.add("And", graph.add("Greater", outside, zero), is_tail)
+    squared = graph.constant(score**2)
     if inverse:
-        fallen = graph.add("Div", graph.add("Sub", squared, graph.add("Mul", places, places)), two)
-        filled_here = graph.add("Mul", graph.add("Sub", one, graph.add("Exp", fallen)), filled)
-        log = graph.add("Log", graph.add("Sub", one, filled_here))
-        tail = graph.add("Sub", value, graph.add("Mul", graph.add("Div", log, rate), sign))
+        fall = graph.add("Div", graph.add("Sub", squared, graph.add("Mul", places, places)), two)
+        kept = graph.add("Mul", graph.add("Exp", fall), graph.constant(-np.expm1(-room)))
+        log = graph.add("Log", graph.add("Add", kept, graph.constant(np.exp(-room))))
+        excess = graph.add("Div", log, graph.constant(-side * rate))
+        tail = graph.add("Add", graph.constant(value), excess)
     else:
-        fallen = graph.add("Neg", graph.add("Mul", rate, graph.add("Max", outside, zero)))
-        left_out = graph.add("Div", graph.add("Sub", one, graph.add("Exp", fallen)), filled)
-        log = graph.add("Log", graph.add("Sub", one, graph.add("Min", left_out, graph.constant(1 - LEAST_TAIL))))
-        tail = graph.add("Mul", graph.add("Sqrt", graph.add("Sub", squared, graph.add("Mul", log, two))), sign)
+        excess = graph.add("Mul", graph.add("Max", outside, zero), graph.constant(rate))
+        left = graph.add("Exp", graph.add("Min", graph.add("Sub", excess, graph.constant(room)), zero))
+        left = graph.add("Sub", graph.constant(np.float64(1)), left)
+        left = graph.add("Log", graph.add("Max", left, graph.constant(np.float64(LEAST_TAIL))))
+        fall = graph.add("Add", graph.add("Sub", excess, left), graph.constant(np.log(-np.expm1(-room))))
+        tail = graph.add("Mul", graph.add("Sqrt", graph.add("Add", squared, graph.add("Mul", fall, two))), sign)
     return graph.add("Where", beyond, tail, mapped)
 
 

@@ -1,4 +1,4 @@
-"""Values that repeat beside a continuum: found without false alarms, spread over their share, given back bit for bit."""
+"""Values that repeat beside a continuum: found without false alarms, given their share, and back bit for bit."""
 
 import numpy as np
 import pytest
@@ -60,7 +60,10 @@ def test_no_false_alarms(values):
         (np.repeat([0.3, 0.7], 50), [0.3, 0.7]),
         (np.append(np.full(99, 0.3), 0.7), [0.3, 0.7]),
         (np.repeat(np.sqrt(np.arange(1.0, 41)), 30), np.sqrt(np.arange(1.0, 41)).tolist()),
-        (np.append(np.random.default_rng(0).random(50), np.repeat([0.1, 0.1 + 1e-12, 0.2], 40)), [0.1, 0.1 + 1e-12, 0.2]),
+        (
+            np.append(np.random.default_rng(0).random(50), np.repeat([0.1, 0.1 + 1e-12, 0.2], 40)),
+            [0.1, 0.1 + 1e-12, 0.2],
+        ),
     ],
     ids=["20 rows", "light", "float32", "two", "two, one once", "roots", "close"],
 )
@@ -197,10 +200,14 @@ def whole(values):
 pieces = st.one_of(
     st.lists(st.floats(-1e6, 1e6), min_size=10, max_size=40),
     st.builds(lambda value, count: [value] * count, st.floats(-1e6, 1e6), st.integers(1, 40)),
-    st.builds(lambda value, count: [value] * count, st.sampled_from([0.0, -0.0, 5e-324, -999.0, 1e9]), st.integers(1, 40)),
+    st.builds(
+        lambda value, count: [value] * count, st.sampled_from([0.0, -0.0, 5e-324, -999.0, 1e9]), st.integers(1, 40)
+    ),
     st.lists(st.integers(-5, 5), min_size=5, max_size=40).map(whole),
     st.lists(st.integers(-(10**6), 10**6), min_size=5, max_size=40).map(whole),
-    st.lists(st.integers(-500, 500), min_size=5, max_size=40).map(lambda cells: [round(cell / 10, 1) for cell in cells]),
+    st.lists(st.integers(-500, 500), min_size=5, max_size=40).map(
+        lambda cells: [round(cell / 10, 1) for cell in cells]
+    ),
 )
 tables = st.tuples(
     st.lists(pieces, min_size=1, max_size=4).map(lambda parts: [value for part in parts for value in part]),
@@ -221,8 +228,8 @@ def test_any_column_comes_back(made, seed):
         return
     try:
         grids, _, atoms = find_grids("t", values[:, None], ("a",), {}, "auto")
-    except DataError as error:
-        assert "cannot be told apart" in str(error)
+    except DataError:  # closer together than float64 tells apart
+        assert np.ptp(values) < 1e-9 * np.abs(values).max() + 1e-90
         return
     grid = grids.get("a")
     values = grid.snap(values) if grid else values

@@ -2,8 +2,9 @@
 
 A value is such an atom where it holds more rows than ties by chance would give it. Chance is judged by the neighbours:
 the e - 1 further rows of a value are taken for Poisson with the mean of the values beside it (256 on each side, the
-larger mean, and one row more than was seen), since what makes ties there, float32, few digits or rows read twice,
-makes as many here. A column of at most 1000 values that all repeat is atoms alone, unless float32 has no finer ones.
+larger mean, and half a row more than was seen), since what makes ties there, float32, few digits or rows read twice,
+makes as many here; it must hold four times as many, since a law is not flat. A column of at most 1000 values that all
+repeat is atoms alone, unless float32 has no finer ones.
 
 On a grid every value is exact anyway. There an atom is a value at an end of the column that repeats, with a gap beside
 it ten times the largest among the others, a sentinel: nothing is drawn between.
@@ -25,6 +26,7 @@ _Float32s = NDArray[np.float32]
 MAX_ATOMS = 1000
 _NUM_NEIGHBOURS, _LEAST_NEIGHBOURS = 256, 32
 _FALSE_ALARMS = 1e-4  # expected in a column without atoms
+_PRIOR_ROWS, _PROMINENCE = 0.5, 4.0
 _LEAST_COUNT = 3
 _LEAST_MEAN_COUNT = 4.0  # of the values of a column that is atoms alone; rows drawn with replacement repeat less
 _LEAST_SPACINGS = 16.0
@@ -102,7 +104,9 @@ def find_atoms(distinct: _Array, counts: NDArray[np.intp], *, alone: bool = True
     candidates = np.flatnonzero(counts >= _LEAST_COUNT)
     while len(candidates):
         expected = _expected(counts, is_atom, candidates)
-        found = candidates[pdtrc(counts[candidates] - 2, expected) * num_distinct < _FALSE_ALARMS]
+        further = counts[candidates] - 1
+        is_rare = pdtrc(further - 1, expected) * num_distinct < _FALSE_ALARMS
+        found = candidates[is_rare & (further > _PROMINENCE * expected)]
         if not len(found):
             break
         is_atom[found] = True
@@ -147,9 +151,9 @@ def _expected(counts: NDArray[np.intp], is_atom: NDArray[np.bool_], candidates: 
     num_below, num_above = places - first, last - places - 1
     below = further[places] - further[first]
     above = further[last] - further[places + 1]
-    together = (below + above + 1) / np.maximum(num_below + num_above, 1)
+    together = (below + above + _PRIOR_ROWS) / np.maximum(num_below + num_above, 1)
     sides = [
-        np.where(number >= _LEAST_NEIGHBOURS, (rows + 1) / np.maximum(number, 1), 0.0)
+        np.where(number >= _LEAST_NEIGHBOURS, (rows + _PRIOR_ROWS) / np.maximum(number, 1), 0.0)
         for rows, number in ((below, num_below), (above, num_above))
     ]
     expected: _Array = np.maximum(np.maximum(*sides), together)

@@ -163,7 +163,7 @@ def _grid_of_whole(whole: _Array, scale: float, distinct: _Array, *, certain: bo
     divisor = int(np.gcd.reduce(np.diff(whole.astype(np.int64))))
     step = divisor / scale
     spacing = float32_spacing(distinct) if is_float32(distinct) else np.spacing(np.abs(distinct))
-    if not certain and np.log(np.minimum(spacing / step, 1.0)).sum() >= _MAX_CHANCE_LOG:
+    if not certain and np.log(np.clip(spacing / step, 1e-300, 1.0)).sum() >= _MAX_CHANCE_LOG:
         return None
     return Grid(step, float(whole[0]) / scale)
 

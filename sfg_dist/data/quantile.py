@@ -137,7 +137,7 @@ def fit_curve(values: _Array, grid: Grid | None, atoms: _Array | None = None) ->
     knots, levels = knots[order], levels[order]
     inside = (levels >= ranks[0]) & (levels <= ranks[-1])
     middle = _middle(places, ranks)
-    knots, levels = _merge_close(knots[inside], levels[inside], middle)
+    knots, levels = _merge_close(knots[inside], levels[inside], middle, grid.step / 4 if grid else np.inf)
     scores = _separate(knots, ndtri(levels), grid, lonely)
     return _continue(knots, scores, middle)
 
@@ -256,10 +256,10 @@ def _least_gap(knots: _Array, middle: float) -> _Array:
     return np.maximum(gaps, 4 * np.spacing(np.abs(knots))) if middle else gaps
 
 
-def _merge_close(knots: _Array, levels: _Array, middle: float) -> tuple[_Array, _Array]:
-    """Drop knots that lie too close behind another one."""
+def _merge_close(knots: _Array, levels: _Array, middle: float, most: float = np.inf) -> tuple[_Array, _Array]:
+    """Drop knots that lie too close behind another one, at ``most`` so far."""
     kept = [0]
-    tolerance = np.maximum(_least_gap(knots, middle), 1e-100)
+    tolerance = np.minimum(np.maximum(_least_gap(knots, middle), 1e-100), most)
     for index in range(1, len(knots)):
         if knots[index] - knots[kept[-1]] > tolerance[index] and levels[index] >= levels[kept[-1]]:
             kept.append(index)

@@ -6,13 +6,16 @@ float32 score; values that repeat have their share among the samples; no sample 
 stay whole.
 """
 
+import re
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
 from sfg_dist.data import prepare
+from sfg_dist.display import Display
 from sfg_dist.errors import DataError
+from sfg_dist.presentation import _notes
 
 NUM_ROWS, NUM_SAMPLES = 5000, 100_000
 
@@ -158,11 +161,31 @@ def test_in_small_tables_too(name, num_rows, tmp_path):
         np.testing.assert_array_equal(back[table.train[:, 0] == value], value)
 
 
+def shown(table, capsys):
+    """What the command line says of a table."""
+    with Display(as_json=False) as display:
+        display({"event": "table", **table.report})
+    return capsys.readouterr().out
+
+
+def test_what_repeats_is_said(tmp_path, capsys):
+    table = prepared(KINDS["two sentinels"].make(np.random.default_rng(1)), tmp_path)
+    assert re.search(
+        r"data: values that repeat, given back exactly: 'x' -999 \(\d+.\d %\) and 1 more\n", shown(table, capsys)
+    )
+    notes = " ".join(_notes(table.report, None, ()))
+    assert "are given back exactly: 'x' -999" in notes
+    assert "no common grid" not in notes
+
+
 @pytest.mark.parametrize("kind", ["standardize", "none"])
-def test_a_transform_that_cannot_hold_them_says_so(kind, tmp_path):
+def test_a_transform_that_cannot_hold_them_says_so(kind, tmp_path, capsys):
     table = prepared(KINDS["rain"].make(np.random.default_rng(1)), tmp_path, kind=kind)
     assert table.report["atoms"]["x"]["held"] is False
     assert len(table.report["atoms"]["x"]["values"]) == 1
+    lines = shown(table, capsys)
+    assert re.search(r"repeat, which this transform.kind cannot give back exactly: 'x' 0 \(\d\d.\d %\)", lines)
+    assert "cannot give back exactly: 'x' 0" in " ".join(_notes(table.report, None, ()))
 
 
 def test_without_dequantization_nothing_is_spread(tmp_path):

@@ -42,6 +42,7 @@ Depth = Annotated[int, BeforeValidator(integral), Field(gt=0, le=1000)]
 Workers = Annotated[int, BeforeValidator(integral), Field(gt=0, le=1_000_000)]
 Seed = Annotated[int, BeforeValidator(integral), Field(ge=0, lt=2**63)]
 Place = Annotated[str, AfterValidator(expanded)]
+Range = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 METRICS = (
     "c2st_auc",
@@ -91,6 +92,7 @@ class DataConfig(_Section):
     identifiers: Literal["refuse", "drop"] = "refuse"
     constant: Literal["refuse", "keep"] = "refuse"
     dequantize: Literal["auto", "none"] | dict[str, PositiveFloat] = "auto"
+    bounds: Literal["observed", "none"] | dict[str, Range] = "observed"
     max_rows: PositiveInt | None = None
     split: list[float] = [0.8, 0.1, 0.1]
     shuffle: Literal["permutation", "legacy", "none"] = "permutation"
@@ -106,6 +108,9 @@ class DataConfig(_Section):
             raise ValueError("columns names a column twice")
         if self.columns == []:
             raise ValueError("columns must name at least one column, or be left out for all")
+        for name, (low, high) in ({} if isinstance(self.bounds, str) else self.bounds).items():
+            if not low < high:
+                raise ValueError(f"bounds.{name} is [{low:g}, {high:g}]: the first must be below the second")
         if self.condition is not None and len(set(self.condition)) != len(self.condition):
             raise ValueError("condition names a column twice")
         if missing := [name for name in self.condition or () if self.columns is not None and name not in self.columns]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sfg_dist.data.naming import listed
+from sfg_dist.data.naming import listed, repeated_values
 from sfg_dist.words import duration, failure_line
 
 
@@ -122,7 +122,13 @@ class Display:
             self._print(f"data: constant columns kept aside: {', '.join(event['constant'])}")
         gridded = [name for name, tie in event["ties"].items() if tie.get("step")]
         if gridded:
-            self._print(f"data: columns with ties on a grid, dequantized by one step: {listed(gridded, limit=8)}")
+            self._print(f"data: columns on a grid, dequantized by one step: {listed(gridded, limit=8)}")
+        for what, is_held in (
+            ("given back exactly", True),
+            ("which this transform.kind cannot give back exactly", False),
+        ):
+            if repeated := repeated_values(event.get("atoms", {}), held=is_held):
+                self._print(f"data: values that repeat, {what}: {repeated}")
 
     def _on_time_grid(self, event: Mapping[str, Any]) -> None:
         for direction in ("decode", "encode"):

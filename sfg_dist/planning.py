@@ -315,6 +315,8 @@ def identity_of_keys(job: Job) -> dict[str, Any]:
         "transform": job.transform.model_dump(exclude_none=True),
         "labels": job.labels.model_dump(exclude=NOT_IDENTITY, exclude_none=True),
     }
+    if job.data.bounds == "observed":  # so it was not in the plans of stores before there was a choice
+        del tables["data"]["bounds"]
     if job.data.condition is not None:
         from sfg_dist.flow.conditional import DEFAULT_NEIGHBORS
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sfg_dist.config import Job
-from sfg_dist.data.naming import listed
+from sfg_dist.data.naming import listed, repeated_values
 from sfg_dist.planning import versions
 from sfg_dist.words import counted, duration, failure_line, size_of
 
@@ -207,11 +207,20 @@ def _notes(report: Mapping[str, Any], latents: str | None, condition: tuple[str,
     for name, value in (report.get("constant") or {}).items():
         notes.append(f"Column {name} is constant ({value:g}): left out of the flow and put back in samples.")
     by_step: dict[str, list[str]] = {}
+    atoms = report.get("atoms") or {}
     for name, tie in (report.get("ties") or {}).items():
+        if name in atoms and not tie.get("step"):
+            continue
         by_step.setdefault(f"a grid of {tie['step']:g}" if tie.get("step") else "", []).append(name)
     for grid, names in by_step.items():
-        what = f"on {grid}: dequantized, and put back on the grid" if grid else "on no common grid: not dequantized"
-        notes.append(f"Ties in {listed(names, limit=8)} {what}.")
+        what = (
+            f"lie on {grid}: dequantized, and put back on it" if grid else "repeat on no common grid: not dequantized"
+        )
+        notes.append(f"Values of {listed(names, limit=8)} {what}.")
+    if held := repeated_values(atoms, held=True):
+        notes.append(f"Values that repeat and are given back exactly: {held}.")
+    if lost := repeated_values(atoms, held=False):
+        notes.append(f"Values that repeat, which this transform.kind cannot give back exactly: {lost}.")
     if condition:
         notes.append(
             f"Samples are drawn for the validation rows' {listed(condition, limit=8)}, and compared with the test rows "

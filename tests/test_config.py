@@ -38,6 +38,7 @@ def test_overrides(job_file):
             "labels.schedule=linear_floor",
             "data.columns=['a', 'b']",
             "data.dequantize.a=0.5",
+            "data.bounds.a=[0, inf]",
             "train.max_time_s=3",
         ],
     )
@@ -47,6 +48,7 @@ def test_overrides(job_file):
     assert job.labels.schedule == "linear_floor"
     assert job.data.columns == ["a", "b"]
     assert job.data.dequantize == {"a": 0.5}
+    assert job.data.bounds == {"a": [0, float("inf")]}
     assert job.train.max_time_s == 3
 
 
@@ -92,6 +94,9 @@ def test_every_job_of_the_project_is_valid(path):
         ({"data": {"source": "m", "columns": ["a", "a"]}}, ["columns names a column twice"]),
         ({"data": {"source": "m", "columns": []}}, ["columns", "at least one"]),
         ({"data": {"source": "m", "dequantize": 3}}, ["data.dequantize", "'auto' or 'none'"]),
+        ({"data": {"source": "m", "bounds": "some"}}, ["data.bounds", "'observed' or 'none'"]),
+        ({"data": {"source": "m", "bounds": {"a": [1]}}}, ["data.bounds", "at least 2 items"]),
+        ({"data": {"source": "m", "bounds": {"a": [1, 0]}}}, ["bounds.a", "[1, 0]", "below"]),
         ({"data": {"source": "m", "arrays": {"tran": "a", "test": "b"}}}, ["data.arrays.tran", "data.arrays.train"]),
         ({"data": {"source": "m"}, "labels": {"latents": "a.npy", "direction": "both"}}, ["latents"]),
         ({"data": {"source": "m"}, "labels": {"time_grid": "log"}}, ["labels.time_grid", "fitted", "'log'"]),

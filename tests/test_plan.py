@@ -135,3 +135,14 @@ def test_shard_rows_must_be_whole_batches():
     check_shard_rows(4096, 1024)
     with pytest.raises(ConfigError, match=r"labels\.shard_rows = 5120"):
         check_shard_rows(5000, 1024)
+
+
+def test_the_default_range_is_no_part_of_the_identity():
+    """Plans of the first release did not know it, and their stores are to go on."""
+    from sfg_dist.config import resolve_job
+    from sfg_dist.planning import identity_of_keys
+
+    assert "bounds" not in identity_of_keys(resolve_job({"data": {"source": "moons"}}))["data"]
+    for bounds in ("none", {"x": [0.0, 1.0]}):
+        job = resolve_job({"data": {"source": "moons", "bounds": bounds}})
+        assert identity_of_keys(job)["data"]["bounds"] == bounds

@@ -1,4 +1,4 @@
-"""What a table holds before it is split: missing values, constant columns, ties and grids, duplicates."""
+"""What a table holds before it is split: missing values, constant columns, grids, values that repeat, duplicates."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.data.grid import Grid, find_grid, grid_of_step, tied_share
+from sfg_dist.data.atoms import find_atoms, find_sentinels
+from sfg_dist.data.grid import Grid, find_grid, find_whole, grid_of_step, grid_of_type, share_of_ties
 from sfg_dist.data.naming import check_columns, listed
 from sfg_dist.errors import DataError
 
@@ -16,6 +17,9 @@ from sfg_dist.errors import DataError
 # columns stay below it up to about 10,000 rows; above that the grid test, which chance does not pass,
 # decides alone.
 TIED_SHARE = 0.01
+# Of a column that is neither on a grid nor repeats single values, the middle 90 % must hold as many steps of float64
+# and be as wide; what is narrower is rounding, and samples of it would be too.
+_LEAST_SPACINGS, _LEAST_WIDTH, _LEAST_ROWS = 2.0**10, 1e-90, 10
 
 _Array = NDArray[np.float64]
 
@@ -120,8 +124,9 @@ def find_grids(
     names: tuple[str, ...],
     constants: Mapping[str, float],
     dequantize: str | Mapping[str, float],
-) -> tuple[dict[str, Grid], dict[str, dict[str, Any]]]:
-    """The columns to dequantize, with their grids, and what was found in each column with ties.
+    steps_known: Mapping[str, float] | None = None,
+) -> tuple[dict[str, Grid], dict[str, dict[str, Any]], dict[str, dict[float, int]]]:
+    """The columns to dequantize, with their grids; what was found in each with ties or a grid; values that repeat.
 
     Args:
         source: for messages.
@@ -129,9 +134,15 @@ def find_grids(
         names: of the columns.
         constants: columns to pass over.
         dequantize: "auto", "none", or the step of each column to dequantize.
+        steps_known: for columns whose type says that their values are multiples of something: of what.
+
+    Returns:
+        Grids by column; a report by column; and the rows of each value that repeats beside a continuum, or far from
+        the rest of a grid.
 
     Raises:
-        DataError: a step is given for an unknown column, or is not positive.
+        DataError: a step is given for an unknown column, or is not positive; or a column's values are closer together
+            than float64 tells apart.
     """
     steps = dequantize if isinstance(dequantize, Mapping) else {}
     if isinstance(dequantize, str) and dequantize not in ("auto", "none"):
@@ -142,20 +153,22 @@ def find_grids(
             raise DataError(f"data.dequantize: the step of column {name!r} is {step}: expected a positive number")
     grids: dict[str, Grid] = {}
     report: dict[str, dict[str, Any]] = {}
+    atoms: dict[str, dict[float, int]] = {}
     for column, name in enumerate(names):
         if name in constants:
             continue
         values = rows[:, column]
-        share = tied_share(values)
-        entry: dict[str, Any] = {"share": share, "step": None}
+        distinct, counts = np.unique(values, return_counts=True)
+        share = share_of_ties(counts)
+        found, reason = _grid_found(distinct, share, (steps_known or {}).get(name))
         if name in steps:
             grid: Grid | None = grid_of_step(values, float(steps[name]))
-            entry["reason"] = "step given by data.dequantize"
+            reason = "step given by data.dequantize"
         elif dequantize != "auto":
-            grid, entry["reason"] = None, 'not asked for: data.dequantize is "none" or names other columns'
+            grid, reason = None, 'not asked for: data.dequantize is "none" or names other columns'
         else:
-            grid = find_grid(values) if share > TIED_SHARE else None
-            entry["reason"] = "tied, on a grid" if grid else "tied, but the values lie on no common grid"
+            grid = found
+        entry: dict[str, Any] = {"share": share, "step": None, "reason": reason}
         if grid:
             grids[name] = grid
             places = grid.coordinates(values)
@@ -163,7 +176,55 @@ def find_grids(
             entry["off_grid_share"] = float(np.mean(places != np.floor(places)))
         if share > TIED_SHARE or grid:
             report[name] = entry
-    return grids, report
+        repeated = np.array([], dtype=np.intp)
+        if grid:
+            distinct = grid.snap(distinct)
+            repeated = find_sentinels(distinct, counts)
+        elif not found:
+            repeated = find_atoms(distinct, counts) if dequantize != "none" else repeated
+            _check_resolved(source, name, np.delete(distinct, repeated))
+        if len(repeated):
+            atoms[name] = {float(distinct[place]) + 0.0: int(counts[place]) for place in repeated}
+    return grids, report, atoms
+
+
+def _grid_found(distinct: _Array, share: float, unit: float | None) -> tuple[Grid | None, str]:
+    """The grid of a column and why it has it."""
+    if unit is not None and (grid := grid_of_type(distinct, unit)):
+        return grid, "a grid by its type"
+    is_tied = share > TIED_SHARE
+    if grid := find_whole(distinct):
+        return grid, "tied, on a grid" if is_tied else "whole numbers"
+    if is_tied and (grid := find_grid(distinct)):
+        return grid, "tied, on a grid"
+    return None, "tied, but the values lie on no common grid"
+
+
+def _check_resolved(source: str, name: str, distinct: _Array) -> None:
+    """Refuse a column whose values are a few steps of float64 apart, or all but zero."""
+    if len(distinct) < _LEAST_ROWS:
+        return
+    low, high = distinct[round(0.05 * len(distinct))], distinct[-1 - round(0.05 * len(distinct))]
+    spacing = float(np.spacing(max(abs(low), abs(high))))
+    if high - low < max(_LEAST_SPACINGS * spacing, _LEAST_WIDTH):
+        raise DataError(
+            f"{source}: most of column {name!r} lies between {float(low)!r} and {float(high)!r}, where double "
+            f"precision has steps of {spacing:g}: its values cannot be told apart well enough; take an offset off it "
+            "or rescale it before it is written, or leave it out with data.columns"
+        )
+
+
+def atoms_report(
+    atoms: Mapping[str, Mapping[float, int]], grids: Mapping[str, Grid], num_rows: int, kind: str
+) -> dict[str, Any]:
+    """What a report says of values that repeat: whether the transform holds them, and each value's rows and share."""
+    return {
+        name: {
+            "held": kind == "quantile" or name in grids,
+            "values": [{"value": value, "count": rows, "share": rows / num_rows} for value, rows in counts.items()],
+        }
+        for name, counts in atoms.items()
+    }
 
 
 def num_duplicates(rows: _Array) -> int:

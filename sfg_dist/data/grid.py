@@ -2,7 +2,8 @@
 
 A grid is ``offset + k * step`` for whole k. Cell k is [offset + k step, offset + (k + 1) step):
 dequantization spreads the value at its lower edge over it. Values that a file stored as float32 miss their
-decimals by half a unit in the last place of float32; within that they count as on the grid.
+decimals by half a unit in the last place of float32; within that they count as on the grid. Whole numbers and decimals
+that are the doubles nearest to them are found by exact integers, up to 2^53.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 _Array = NDArray[np.float64]
 
 _MAX_DECIMALS = 8  # for columns that reach 1 or more; smaller ones get as many digits again as they start behind
+_MAX_WHOLE = 2.0**53
 _MAX_CHANCE_LOG = -20.0  # log of the chance, at most, that numbers off any grid pass as being on it
 
 
@@ -56,7 +58,7 @@ class Grid:
         return np.where(places == np.floor(places), self.values(np.floor(places)), values)
 
     def _tolerance(self, values: _Array) -> _Array:
-        rounding = 0.51 * _float32_spacing(values) / self.step
+        rounding = 0.51 * float32_spacing(values) / self.step
         limited: _Array = np.minimum(1e-6 + rounding, 0.25)
         return limited
 
@@ -80,16 +82,90 @@ def find_grid(values: _Array) -> Grid | None:
     """
     distinct = np.unique(values)
     largest = np.abs(distinct).max()
-    if len(distinct) < 2 or not 1e-9 <= largest < 1e15:
+    if len(distinct) < 2 or not 1e-9 <= largest < _MAX_WHOLE:
         return None
+    return _rounded_grid(distinct, largest) or _exact_grid(distinct)
+
+
+def find_whole(distinct: _Array) -> Grid | None:
+    """The grid of a column all of whose values are whole numbers below 2^53, whether they repeat or not.
+
+    Values that float32 holds are whole beyond 2^23 whatever they are: from 2^24 on, where its neighbours are further
+    than one apart, the smaller ones must show that the column has whole numbers.
+
+    Args:
+        distinct: a column without repetitions, ascending.
+
+    Example:
+        >>> find_whole(np.array([3.0, 10.0, 24.0]))
+        Grid(step=7.0, offset=3.0)
+    """
+    if len(distinct) < 2 or max(-distinct[0], distinct[-1]) >= _MAX_WHOLE or np.any(distinct != np.rint(distinct)):
+        return None
+    certain = max(-distinct[0], distinct[-1]) < 2.0**24 or not is_float32(distinct)
+    return _grid_of_whole(distinct, 1.0, distinct, certain=certain)
+
+
+def grid_of_type(distinct: _Array, unit: float) -> Grid | None:
+    """The grid of a column whose type says that its values are multiples of ``unit``: the largest step that fits all.
+
+    Args:
+        distinct: a column without repetitions, ascending.
+        unit: > 0; below 1 the reciprocal of a whole number.
+
+    Returns:
+        The grid; None where a value is no multiple, or there are fewer than two.
+
+    Example:
+        >>> grid_of_type(np.array([60.0, 180.0, 600.0]), 1.0)
+        Grid(step=60.0, offset=60.0)
+    """
+    per_unit = round(1 / unit) if unit < 1 else 1.0
+    whole = np.rint(distinct * per_unit) if unit < 1 else np.rint(distinct / unit)
+    is_held = np.abs(whole).max() < _MAX_WHOLE
+    again = whole / per_unit if unit < 1 else whole * unit
+    if len(distinct) < 2 or not is_held or np.any(again != distinct):
+        return None
+    if unit < 1:
+        return _grid_of_whole(whole, per_unit, distinct, certain=True)
+    divisor = int(np.gcd.reduce(np.diff(whole.astype(np.int64))))
+    return Grid(divisor * unit, float(distinct[0]))
+
+
+def _rounded_grid(distinct: _Array, largest: float) -> Grid | None:
+    """The grid of values that may be off by some units in the last place, of float32 if they hold nothing finer."""
     exact = np.full(len(distinct), 4 * np.spacing(largest))
     grid = _decimal_grid(distinct, exact)
-    if not _is_float32(distinct):
+    if not is_float32(distinct):
         return grid
-    spacing = _float32_spacing(distinct)
+    spacing = float32_spacing(distinct)
     if grid and grid.step >= 4 * spacing.max():
         return grid  # else its step is only how coarse float32 is out there
     return _decimal_grid(distinct, exact + 0.51 * spacing)
+
+
+def _exact_grid(distinct: _Array) -> Grid | None:
+    """The grid of values that are the doubles nearest to their decimals."""
+    if grid := find_whole(distinct):
+        return grid
+    for decimals in range(1, _MAX_DECIMALS + 1):
+        scale = 10.0**decimals
+        whole = np.rint(distinct * scale)
+        if np.abs(whole).max() >= _MAX_WHOLE:
+            return None
+        if np.array_equal(whole / scale, distinct):
+            return _grid_of_whole(whole, scale, distinct, certain=False)
+    return None
+
+
+def _grid_of_whole(whole: _Array, scale: float, distinct: _Array, *, certain: bool) -> Grid | None:
+    """The grid of ``whole / scale``, unless all that is chance among the numbers that the column's floats can hold."""
+    divisor = int(np.gcd.reduce(np.diff(whole.astype(np.int64))))
+    step = divisor / scale
+    spacing = float32_spacing(distinct) if is_float32(distinct) else np.spacing(np.abs(distinct))
+    if not certain and np.log(np.clip(spacing / step, 1e-300, 1.0)).sum() >= _MAX_CHANCE_LOG:
+        return None
+    return Grid(step, float(whole[0]) / scale)
 
 
 def _decimal_grid(distinct: _Array, rounding: _Array) -> Grid | None:
@@ -125,7 +201,7 @@ def grid_of_step(values: _Array, step: float) -> Grid:
     anchor = 0.0
     if found[most] != 0:
         anchor = float(values[first[most]])
-        anchor = float(str(np.float32(anchor))) if _is_float32(values) else anchor
+        anchor = float(str(np.float32(anchor))) if is_float32(values) else anchor
     lowest = np.floor(Grid(step, anchor).coordinates(values).min())
     return Grid(step, float(Grid(step, anchor).values(np.asarray(lowest))))
 
@@ -137,8 +213,12 @@ def tied_share(values: _Array) -> float:
         >>> tied_share(np.array([1.0, 1.0, 2.0, 3.0]))
         0.5
     """
-    counts = np.unique(values, return_counts=True)[1]
-    return float(counts[counts > 1].sum() / len(values))
+    return share_of_ties(np.unique(values, return_counts=True)[1])
+
+
+def share_of_ties(counts: NDArray[np.intp]) -> float:
+    """``tied_share`` of the rows that each value has."""
+    return float(counts[counts > 1].sum() / counts.sum())
 
 
 def _decimals(value: float) -> int:
@@ -146,12 +226,13 @@ def _decimals(value: float) -> int:
     return max(0, -exponent) if isinstance(exponent, int) else 0
 
 
-def _is_float32(values: _Array) -> bool:
+def is_float32(values: _Array) -> bool:
     """Whether the values hold no more than float32 does."""
     with np.errstate(over="ignore"):
         return bool(np.array_equal(values.astype(np.float32).astype(np.float64), values))
 
 
-def _float32_spacing(values: _Array) -> _Array:
+def float32_spacing(values: _Array) -> _Array:
+    """How far float32's neighbours are apart at values; infinity beyond its range."""
     with np.errstate(over="ignore", invalid="ignore"):
         return np.nan_to_num(np.spacing(np.abs(values).astype(np.float32)), nan=np.inf).astype(np.float64)

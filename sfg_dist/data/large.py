@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.data.cleaning import find_constants, find_grids, missing_values
+from sfg_dist.data.bounds import Bounds, check_bounds, check_inside, moved_bounds
+from sfg_dist.data.cleaning import atoms_report, find_constants, find_grids, missing_values
+from sfg_dist.data.column_type import steps_of
 from sfg_dist.data.grid import Grid
 from sfg_dist.data.naming import check_columns
 from sfg_dist.data.prepare import Prepared, check_parts, noise_rows, part_sizes, prepare
@@ -67,6 +69,7 @@ def prepare_large(
     missing: str = "refuse",
     constant: str = "refuse",
     dequantize: str | Mapping[str, float] = "auto",
+    bounds: Bounds = "observed",
     max_rows: int | None = None,
     split: Sequence[float] = (0.8, 0.1, 0.1),
     seed: int = 0,
@@ -100,9 +103,13 @@ def prepare_large(
         )
         if isinstance(dequantize, Mapping):
             check_columns(source, names, list(dequantize), key="data.dequantize")
+        check_bounds(source, names, bounds)
+        bounds = moved_bounds(bounds, types)
+        steps = steps_of(names, reader.types)
         flow_names = [name for name in names if name not in constants]
         grids: dict[str, Grid] = {}
         ties: dict[str, dict[str, Any]] = {}
+        atoms: dict[str, dict[float, int]] = {}
         parts: list[Transform] = []
         at_once = max(1, memory_bytes // (_COPIES * 8 * num_kept))
         for first in range(0, len(names), at_once):
@@ -113,15 +120,20 @@ def prepare_large(
                 asked = dequantize
                 if isinstance(asked, Mapping):
                     asked = {name: asked[name]} if name in asked else {}
-                found, reasons = find_grids(source, values[:, None], (name,), everywhere, asked)
+                found, reasons, repeated = find_grids(source, values[:, None], (name,), everywhere, asked, steps)
                 ties |= reasons
                 grids |= found
+                atoms |= repeated
                 noise = None
                 if name in found:
                     values = found[name].snap(values)
                     if name in flow_names:
                         noise = _noise_column(seed, num_train, len(flow_names), flow_names.index(name))
-                fitted = _fit_column(values, num_train, name, constants.get(name), found.get(name), kind, noise)
+                check_inside(source, name, values, bounds)
+                passed: dict[str, Any] = {"kind": kind, "bounds": bounds, "noise": noise}
+                if name in repeated:
+                    passed["atoms"] = {name: np.array(list(repeated[name]))}
+                fitted = _fit_column(values, num_train, name, constants.get(name), found.get(name), passed)
                 parts.append(replace(fitted, types=(types[name],)))
         starts = {"train": 0, "validation": num_train, "test": num_train + sizes["validation"]}
         held = {
@@ -143,6 +155,7 @@ def prepare_large(
             "num_rows_dropped": reader.num_rows - num_kept,
             "constant": constants,
             "ties": ties,
+            "atoms": atoms_report(atoms, grids, num_kept, kind),
             "split": sizes,
             "num_duplicate_train_rows": None,  # would take all rows at once
         },
@@ -258,20 +271,18 @@ def _fit_column(
     name: str,
     constant: float | None,
     grid: Grid | None,
-    kind: str,
-    noise: _Array | None,
+    passed: Mapping[str, Any],
 ) -> Transform:
-    """The map of one column; ``values`` of all parts, on their grid."""
+    """The map of one column; ``values`` of all parts, on their grid, ``passed`` on to ``Transform.fit``."""
     if constant is not None:
-        return Transform.fit(values[:num_train, None], [name], kind=kind, constants={name: constant})
+        return Transform.fit(values[:num_train, None], [name], kind=passed["kind"], constants={name: constant})
     return Transform.fit(
         values[:num_train, None],
         [name],
-        kind=kind,
         steps={name: grid.step} if grid else {},
         offsets={name: grid.offset} if grid else {},
         limits={name: (float(values.min()), float(values.max()))} if grid else {},
-        noise=noise,
+        **passed,
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from sfg_dist.errors import DataError
 
@@ -32,6 +33,28 @@ def listed(names: Sequence[str], limit: int = 12) -> str:
     """
     shown = ", ".join(map(repr, names[:limit]))
     return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def repeated_values(atoms: Mapping[str, Any], *, held: bool, limit: int = 8) -> str:
+    """The columns whose single values repeat, each with the most frequent one, cut short after ``limit``.
+
+    Args:
+        atoms: of the report of a prepared table.
+        held: those that the transform holds, or the others.
+        limit: columns named.
+
+    Example:
+        >>> zeros = {"held": True, "values": [{"value": 0.0, "count": 7, "share": 0.7}]}
+        >>> repeated_values({"rain": zeros}, held=True)
+        "'rain' 0 (70.0 %)"
+    """
+    shown = []
+    for name, found in atoms.items():
+        if found["held"] == held:
+            top = max(found["values"], key=lambda value: value["count"])
+            more = f" and {len(found['values']) - 1} more" if len(found["values"]) > 1 else ""
+            shown.append(f"{name!r} {top['value']:g} ({100 * top['share']:.1f} %){more}")
+    return "; ".join(shown[:limit]) + (f"; {len(shown) - limit} more columns" if len(shown) > limit else "")
 
 
 def check_columns(

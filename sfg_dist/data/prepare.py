@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.data.cleaning import drop_missing, find_constants, find_grids, num_duplicates
-from sfg_dist.data.column_type import ColumnType
+from sfg_dist.data.bounds import Bounds, check_bounds, check_inside, moved_bounds
+from sfg_dist.data.cleaning import atoms_report, drop_missing, find_constants, find_grids, num_duplicates
+from sfg_dist.data.column_type import ColumnType, steps_of
 from sfg_dist.data.conditions import ColumnSplit, conditions_last
 from sfg_dist.data.table import LogDensity, open_split, open_table
 from sfg_dist.data.toy import NAMES as TOY_NAMES
@@ -124,6 +125,7 @@ def prepare(
     missing: str = "refuse",
     constant: str = "refuse",
     dequantize: str | Mapping[str, float] = "auto",
+    bounds: Bounds = "observed",
     max_rows: int | None = None,
     split: Sequence[float] = (0.8, 0.1, 0.1),
     shuffle: str = "permutation",
@@ -143,8 +145,11 @@ def prepare(
         missing: "refuse" NaN and infinite values, or "drop" the rows that hold one in a wanted column.
         constant: "refuse" columns that never change, or "keep" them: left out of the flow, put back by the
             transform.
-        dequantize: "auto" for the columns with more than 1 % tied rows whose values lie on a grid; "none";
-            or the step of each column to dequantize, for those alone.
+        dequantize: "auto" for columns of whole numbers and those with more than 1 % tied rows whose values lie on a
+            grid; "none", with which values that repeat are not given back exactly either; or the step of each column
+            to dequantize, for those alone.
+        bounds: "observed" keeps samples within the training rows' range of each column; "none" does not; or the range
+            of some columns, [low, high], which holds all their rows.
         max_rows: at most this many rows after the shuffle; of a toy set, the number drawn.
         split: fractions for training, validation and test; the test rows come last, validation before them.
         shuffle: "permutation" (numpy's default_rng), "legacy" (numpy's RandomState) or "none".
@@ -192,10 +197,14 @@ def prepare(
     rows = np.concatenate(list(parts.values()))
     _check_count(source, len(rows), f"{num_read} read, {num_read - len(rows)} dropped as incomplete")
     constants = find_constants(source, rows, names, constant)
-    grids, ties = find_grids(source, rows, names, constants, dequantize)
+    check_bounds(source, names, bounds)
+    bounds = moved_bounds(bounds, dict(zip(names, types, strict=True)))
+    grids, ties, atoms = find_grids(source, rows, names, constants, dequantize, steps_of(names, types))
     for name, grid in grids.items():
         column = names.index(name)
         rows[:, column] = grid.snap(rows[:, column])
+    for column, name in enumerate(names):
+        check_inside(source, name, rows[:, column], bounds)
 
     if arrays is None:
         order = _order(len(rows), shuffle, seed)[:max_rows]
@@ -208,7 +217,7 @@ def prepare(
     sizes_of_parts = {"train": len(train), "validation": len(validation), "test": len(test)}
     check_parts(source, len(rows), num_read, sizes_of_parts)
     constants |= find_constants(source, train, names, constant, where="the training rows", known=constants)
-    transform = _fit(train, rows, names, constants, grids, kind, seed, types)
+    transform = _fit(train, rows, names, constants, grids, atoms, bounds, kind, seed, types)
     ColumnSplit.of(transform, condition or ())  # refuses conditions that no sample can be given
     return Prepared(
         source=source,
@@ -225,6 +234,7 @@ def prepare(
             "num_rows_dropped": num_read - len(rows),
             "constant": constants,
             "ties": ties,
+            "atoms": atoms_report(atoms, grids, len(rows), kind),
             "split": sizes_of_parts,
             "num_duplicate_train_rows": num_duplicates(train),
         },
@@ -244,6 +254,8 @@ def _fit(
     names: tuple[str, ...],
     constants: Mapping[str, float],
     grids: Mapping[str, Any],
+    atoms: Mapping[str, Mapping[float, int]],
+    bounds: Bounds,
     kind: str,
     seed: int,
     types: tuple[ColumnType, ...],
@@ -259,6 +271,8 @@ def _fit(
         steps={name: grid.step for name, grid in used.items()},
         offsets={name: grid.offset for name, grid in used.items()},
         limits={name: (float(values.min()), float(values.max())) for name, values in limits.items()},
+        atoms={name: np.array(list(counts)) for name, counts in atoms.items()},
+        bounds=bounds,
         noise=noise_rows(seed, 0, len(train), len(names) - len(constants)),
         types=types,
     )

@@ -13,17 +13,25 @@ the tails), and around every value that holds a share of the rows above 1/500. F
 - Beyond both ends the curve goes on straight. Its slope dx/dz is that of the last interval, limited to
   between 0.1 and 1 times the middle slope, (x at z = 1.28 - x at z = -1.28) / 2.56: an outlier does not
   throw samples beyond itself.
+- An atom, a value that repeats beside a continuum, is two knots of one value: its interval of scores, of exactly its
+  share, all of which gives it back. The rows between two atoms have a curve of their own, which ends as far from its
+  last row as its eighth one, and at the atom itself if that is nearer: between a sentinel and the rows lies nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
+from sfg_dist.data.atoms import Atoms
 from sfg_dist.data.grid import Grid
+from sfg_dist.errors import DataError
 
 _Array = NDArray[np.float64]
 
@@ -31,24 +39,35 @@ _NUM_PROBABILITIES, _NUM_SCORES = 800, 400
 _HEAVY_SHARE, _HEAVY_COUNT = 1 / 500, 8
 _END_LEVEL = 0.25  # ranks: the outer edge of the first and last cell lies a quarter of a row inside 0 and 1
 _MIDDLE_SCORE = 1.28
-_MIN_GAP = 2.0**-36  # knots closer than this times their size are one, or x could not hold what z tells apart
+MIN_GAP = 2.0**-36  # knots closer than this times their size are one, or x could not hold what z tells apart
+_FAR = 2.0**20  # a column this many times its spread away from 0 has its gaps measured from its median
+_EDGE_ROWS = 8
+_LEAST_RISE = 1e-12
 _EMPTY_CELL_SCORE = 1e-6  # score given to an empty cell, from 1e-5 to 1e-3 a gap: float32 can still tell them apart
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Knots of a strictly increasing curve; the outermost two only carry the slope of the continuation.
+    """Knots of an increasing curve; the outermost two only carry the slope of the continuation.
 
     Attributes:
-        values: in the column's units, increasing, shape (num_knots,).
-        scores: normal scores, increasing, shape (num_knots,).
+        values: in the column's units, increasing, an atom twice, shape (num_knots,).
+        scores: normal scores, increasing, twice where no row lies between two values, shape (num_knots,).
     """
 
     values: _Array
     scores: _Array
 
+    @cached_property
+    def atoms(self) -> Atoms:
+        """The values that repeat; none where the curve is strictly increasing."""
+        first = np.flatnonzero(self.values[1:] == self.values[:-1])
+        low = np.where(first == 1, -np.inf, self.scores[first])
+        high = np.where(first == len(self.values) - 3, np.inf, self.scores[first + 1])
+        return Atoms(self.values[first], low, high)
+
     def to_scores(self, values: _Array) -> _Array:
-        """Map values to normal scores, same shape."""
+        """Map values to normal scores, same shape; an atom to the upper end of its interval."""
         return _follow(values, self.values, self.scores)
 
     def to_values(self, scores: _Array) -> _Array:
@@ -56,18 +75,52 @@ class Curve:
         return _follow(scores, self.scores, self.values)
 
     def log_slope(self, values: _Array) -> _Array:
-        """log dz/dx at values, same shape."""
+        """log dz/dx at values that are no atoms, same shape."""
         piece = _piece(values, self.values)
-        slopes: _Array = np.log(np.diff(self.scores)) - np.log(np.diff(self.values))
+        # where no row lies the density is as good as zero, but a row that does has a likelihood
+        rises = np.maximum(np.diff(self.scores), _LEAST_RISE)
+        with np.errstate(divide="ignore"):
+            slopes: _Array = np.log(rises) - np.log(np.diff(self.values))
         return slopes[piece]
 
 
-def fit_curve(values: _Array, grid: Grid | None) -> Curve:
+def curves_to_arrays(curves: Sequence[Curve]) -> dict[str, NDArray[Any]]:
+    """Curves end to end, for a file of named arrays."""
+    return {
+        "knot_counts": np.array([len(curve.values) for curve in curves], dtype=np.int64),
+        "knot_values": np.concatenate([curve.values for curve in curves]),
+        "knot_scores": np.concatenate([curve.scores for curve in curves]),
+    }
+
+
+def curves_from_arrays(arrays: Mapping[str, NDArray[Any]]) -> tuple[Curve, ...]:
+    """The curves that ``curves_to_arrays`` wrote.
+
+    Raises:
+        DataError: their arrays do not fit each other, or are no curves.
+        KeyError: one is missing.
+    """
+    counts = np.array(arrays["knot_counts"], dtype=np.int64)
+    values = np.array(arrays["knot_values"], dtype=np.float64)
+    scores = np.array(arrays["knot_scores"], dtype=np.float64)
+    if not (counts.ndim == values.ndim == 1 and values.shape == scores.shape and (counts > 3).all()):
+        raise DataError("the saved transform is damaged: its knots have no common shape")
+    if counts.sum() != len(values) or not np.isfinite(values).all() or not np.isfinite(scores).all():
+        raise DataError("the saved transform is damaged: knots are missing")
+    ends = np.cumsum(counts)[:-1]
+    curves = tuple(map(Curve, np.split(values, ends), np.split(scores, ends)))
+    if any((np.diff(knots) < 0).any() for curve in curves for knots in (curve.values, curve.scores)):
+        raise DataError("the saved transform is damaged: knots that do not ascend")
+    return curves
+
+
+def fit_curve(values: _Array, grid: Grid | None, atoms: _Array | None = None) -> Curve:
     """Fit the curve of one column.
 
     Args:
         values: training values, not all equal, shape (num_rows,); with a grid, spread over its cells already.
         grid: the column's grid, or None.
+        atoms: the values to give back exactly, or with a grid their cells; those that no row has are left out.
 
     Example:
         >>> curve = fit_curve(np.linspace(0.0, 1.0, 1001), None)
@@ -75,15 +128,73 @@ def fit_curve(values: _Array, grid: Grid | None) -> Curve:
         0.0
     """
     num_rows = len(values)
-    places, ranks, is_kept = _distribution(values, grid)
+    if grid is None and atoms is not None and len(atoms):
+        return _fit_with_atoms(values, atoms)
+    places, ranks, is_kept, lonely = _distribution(values, grid, atoms)
     levels = np.concatenate([_levels(num_rows), ranks[is_kept], ranks[[0, -1]]])
     knots = np.concatenate([np.interp(_levels(num_rows), ranks, places), places[is_kept], places[[0, -1]]])
     order = np.lexsort([levels, knots])
     knots, levels = knots[order], levels[order]
     inside = (levels >= ranks[0]) & (levels <= ranks[-1])
-    knots, levels = _merge_close(knots[inside], levels[inside])
-    scores = _separate(knots, ndtri(levels), grid)
-    return _continue(knots, scores)
+    middle = _middle(places, ranks)
+    knots, levels = _merge_close(knots[inside], levels[inside], middle, grid.step / 4 if grid else np.inf)
+    scores = _separate(knots, ndtri(levels), grid, lonely)
+    return _continue(knots, scores, middle)
+
+
+def _fit_with_atoms(values: _Array, wanted: _Array) -> Curve:
+    num_rows = len(values)
+    distinct, counts = np.unique(values + 0.0, return_counts=True)  # never a negative zero
+    above = np.cumsum(counts)
+    is_atom = np.isin(distinct, wanted)
+    # a value alone between two atoms, or between one and the end, has no neighbour to say how far it reaches
+    beside = np.concatenate([[True], is_atom, [True]])
+    is_atom |= beside[:-2] & beside[2:]
+    is_kept = counts >= max(_HEAVY_COUNT, num_rows * _HEAVY_SHARE)
+    middle = _middle(distinct[~is_atom], (above - counts / 2)[~is_atom] / num_rows)
+    knots, levels = [], []
+    starts = np.flatnonzero(np.diff(is_atom, prepend=not is_atom[0]))
+    for start, stop in zip(starts, np.append(starts[1:], len(distinct)), strict=True):
+        if is_atom[start]:
+            knots.append(np.repeat(distinct[start:stop], 2))
+            ends = np.stack([above[start:stop] - counts[start:stop], above[start:stop]], axis=1).ravel()
+            levels.append(ends / num_rows)
+            continue
+        places, ranks = distinct[start:stop], (above - counts / 2)[start:stop] / num_rows
+        reach = min(_EDGE_ROWS, stop - start) - 1
+        points, kept = [places], [is_kept[start:stop]]
+        if start:
+            edge = max(distinct[start - 1], places[0] - (places[reach] - places[0]))
+            points.insert(0, np.array([edge]))
+            kept.insert(0, np.array([True]))
+            ranks = np.append(above[start - 1] / num_rows, ranks)
+        if stop < len(distinct):
+            edge = min(distinct[stop], places[-1] + (places[-1] - places[-1 - reach]))
+            points.append(np.array([edge]))
+            kept.append(np.array([True]))
+            ranks = np.append(ranks, above[stop - 1] / num_rows)
+        piece = _piece_knots(num_rows, np.concatenate(points), ranks, np.concatenate(kept), middle)
+        knots.append(piece[0])
+        levels.append(piece[1])
+    joined = np.concatenate(knots), np.concatenate(levels).clip(_END_LEVEL / num_rows, 1 - _END_LEVEL / num_rows)
+    is_new = np.append(True, (np.diff(joined[0]) != 0) | (np.diff(joined[1]) != 0))
+    return _continue(joined[0][is_new], ndtri(joined[1][is_new]), middle)
+
+
+def _piece_knots(
+    num_rows: int, places: _Array, ranks: _Array, is_kept: NDArray[np.bool_], middle: float
+) -> tuple[_Array, _Array]:
+    """Knots and probabilities of the rows between two atoms, or beyond one."""
+    levels = _levels(num_rows)
+    levels = levels[(levels > ranks[0] + 0.1 / num_rows) & (levels < ranks[-1] - 0.1 / num_rows)]
+    is_kept[[0, -1]] = True
+    knots = np.concatenate([np.interp(levels, ranks, places), places[is_kept]])
+    levels = np.concatenate([levels, ranks[is_kept]])
+    order = np.lexsort([levels, knots])
+    knots, levels = _merge_close(knots[order], levels[order], middle)
+    # the ends stay where they are, since atoms begin there
+    knots[-1], levels[-1] = places[-1], ranks[-1]
+    return knots, levels
 
 
 def _levels(num_rows: int) -> _Array:
@@ -95,20 +206,29 @@ def _levels(num_rows: int) -> _Array:
     return np.sort(np.concatenate([probabilities, scores]))
 
 
-def _distribution(values: _Array, grid: Grid | None) -> tuple[_Array, _Array, NDArray[np.bool_]]:
-    """The distribution function as a polyline: places, probabilities, and which points must be knots."""
+def _distribution(
+    values: _Array, grid: Grid | None, atoms: _Array | None
+) -> tuple[_Array, _Array, NDArray[np.bool_], _Array]:
+    """The distribution function as a polyline: places, probabilities, which points must be knots, and places of gaps.
+
+    A gap beside an atom of a grid is given by its lower end; the cells at both ends of it are exact.
+    """
     num_rows = len(values)
     threshold = max(_HEAVY_COUNT, num_rows * _HEAVY_SHARE)
     distinct, counts = np.unique(values, return_counts=True)
     before = np.cumsum(counts) - counts
     mid_ranks = (before + counts / 2) / num_rows
     if grid is None:
-        return distinct, mid_ranks, counts >= threshold
+        return distinct, mid_ranks, counts >= threshold, distinct[:0]
     cells, start, of_cell = np.unique(
         np.floor((distinct - grid.offset) / grid.step), return_index=True, return_inverse=True
     )
     cell_counts = np.bincount(of_cell, weights=counts)
     is_heavy = cell_counts >= threshold
+    is_lonely = np.isin(cells, np.array([]) if atoms is None else atoms)
+    before_gap = is_lonely[:-1] | is_lonely[1:]
+    is_heavy[:-1] |= before_gap
+    is_heavy[1:] |= before_gap
     is_light_row = ~is_heavy[of_cell]
     # counts are added before they are divided, so that neighbours, or cells across a gap, meet at equal ranks
     below = before[start][is_heavy] / num_rows
@@ -119,13 +239,27 @@ def _distribution(values: _Array, grid: Grid | None) -> tuple[_Array, _Array, ND
     ranks = ranks.clip(_END_LEVEL / num_rows, 1 - _END_LEVEL / num_rows)
     is_edge = np.arange(len(places)) >= is_light_row.sum()
     order = np.lexsort([ranks, places])
-    return places[order], ranks[order], is_edge[order]
+    gaps = grid.offset + (cells[:-1][before_gap] + 1) * grid.step
+    return places[order], ranks[order], is_edge[order], gaps
 
 
-def _merge_close(knots: _Array, levels: _Array) -> tuple[_Array, _Array]:
-    """Drop knots that lie too close behind another one."""
+def _middle(places: _Array, ranks: _Array) -> float:
+    """The median of a column that lies far from 0 for its spread, from which its gaps are measured; else 0."""
+    if not len(places):
+        return 0.0
+    low, middle, high = np.interp([0.16, 0.5, 0.84], ranks, places)
+    return float(middle) if abs(middle) > _FAR * (high - low) > 0 else 0.0
+
+
+def _least_gap(knots: _Array, middle: float) -> _Array:
+    gaps: _Array = np.abs(knots - middle) * MIN_GAP
+    return np.maximum(gaps, 4 * np.spacing(np.abs(knots))) if middle else gaps
+
+
+def _merge_close(knots: _Array, levels: _Array, middle: float, most: float = np.inf) -> tuple[_Array, _Array]:
+    """Drop knots that lie too close behind another one, at ``most`` so far."""
     kept = [0]
-    tolerance = np.maximum(np.abs(knots) * _MIN_GAP, 1e-100)
+    tolerance = np.minimum(np.maximum(_least_gap(knots, middle), 1e-100), most)
     for index in range(1, len(knots)):
         if knots[index] - knots[kept[-1]] > tolerance[index] and levels[index] >= levels[kept[-1]]:
             kept.append(index)
@@ -134,24 +268,26 @@ def _merge_close(knots: _Array, levels: _Array) -> tuple[_Array, _Array]:
     return knots[kept], levels[kept]
 
 
-def _separate(knots: _Array, scores: _Array, grid: Grid | None) -> _Array:
-    """Make the scores increase strictly where cells without rows lie between two knots."""
+def _separate(knots: _Array, scores: _Array, grid: Grid | None, lonely: _Array) -> _Array:
+    """Make the scores increase strictly where cells without rows lie between two knots, other than beside an atom."""
     num_empty = np.diff(knots) / grid.step if grid else np.zeros(len(knots) - 1)
     least = np.clip(num_empty * _EMPTY_CELL_SCORE, 1e-5, 1e-3)
+    if len(lonely):
+        least[np.isin(knots[:-1], lonely)] = 0.0
     widths = np.diff(scores)
     # intervals that hold rows stay as they are, however narrow, as long as float64 tells their ends apart
     widths = np.where(widths > 1e-9, widths, least)
     return scores[0] + np.concatenate([[0.0], np.cumsum(widths)])
 
 
-def _continue(knots: _Array, scores: _Array) -> Curve:
+def _continue(knots: _Array, scores: _Array, far_middle: float) -> Curve:
     """Add a knot beyond each end, one score away."""
     reach = min(_MIDDLE_SCORE, -scores[0], scores[-1])  # positive: the ends' mid-ranks lie on either side of 1/2
     low, high = np.interp([-reach, reach], scores, knots)
-    middle = (high - low) / (2 * reach)
-    slopes = np.diff(knots) / np.diff(scores)
-    held = np.abs(knots[[0, -1]]) * _MIN_GAP  # less than this is lost beside a far outlier
-    first, last = np.maximum(np.clip(slopes[[0, -1]], 0.1 * middle, middle), held)
+    middle = (high - low) / (2 * reach) or (knots[-1] - knots[0]) / (scores[-1] - scores[0])
+    slopes = _slopes(scores, knots)
+    held = _least_gap(knots[[0, -1]], far_middle)  # less than this is lost beside a far outlier
+    first, last = np.maximum(np.clip(slopes[[0, -1]], 0.1 * middle, middle), np.maximum(held, 1e-100))
     values = np.concatenate([[knots[0] - first], knots, [knots[-1] + last]])
     return Curve(values, np.concatenate([[scores[0] - 1], scores, [scores[-1] + 1]]))
 
@@ -160,9 +296,15 @@ def _piece(places: _Array, knots: _Array) -> NDArray[np.intp]:
     return np.clip(np.searchsorted(knots, places, side="right") - 1, 0, len(knots) - 2)
 
 
+def _slopes(knots: _Array, heights: _Array) -> _Array:
+    """Of each piece; 0 where it has no width."""
+    widths = np.diff(knots)
+    return np.divide(np.diff(heights), widths, out=np.zeros(len(widths)), where=widths > 0)
+
+
 def _follow(places: _Array, knots: _Array, heights: _Array) -> _Array:
     """The polyline through (knots, heights), its first and last piece continued for ever."""
-    slopes = np.diff(heights) / np.diff(knots)
+    slopes = _slopes(knots, heights)
     piece = _piece(places, knots)
     followed = heights[piece] + (places - knots[piece]) * slopes[piece]
     # rounding must not carry a place over the next knot, or the curve would fall there

@@ -1,4 +1,4 @@
-"""Pieces of an ONNX graph: a network's layers, piecewise-linear curves, columns on a grid.
+"""Pieces of an ONNX graph: a network's layers, piecewise-linear curves, columns on a grid or within bounds.
 
 Everything that follows the network is computed in float64, as numpy does it. A curve has no operator of its own: the
 interval of a value is found by a binary search of ten or so Gather and Where steps, all columns at once.
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 
+from sfg_dist.data.bounds import LEAST_TAIL, Tail
 from sfg_dist.data.transform import Transform
 from sfg_dist.errors import ExportError
 from sfg_dist.model.calibrate import Calibration
@@ -142,18 +143,24 @@ def add_inverse(graph: Graph, transform: Transform, columns: NDArray[np.intp], f
         columns: which flow columns ``flow_rows`` has, ascending.
         flow_rows: shape (num_rows, len(columns)).
     """
+    low, high = transform.bounds[columns].T
     if transform.curves:
         curves = [transform.curves[column] for column in columns]
         values = _add_curves_of(graph, [(c.scores, c.values) for c in curves], flow_rows)
+        for side in (-1, 1):
+            values = _add_tail(graph, transform, columns, side, flow_rows, values, inverse=True)
     else:
         scaled = graph.add("Mul", flow_rows, graph.constant(transform.scale[columns]))
         values = graph.add("Add", scaled, graph.constant(transform.location[columns]))
+        values = _add_reflection(graph, low, high, values)
+    values = graph.add("Min", graph.add("Max", values, graph.constant(low)), graph.constant(high))
     steps = transform.steps[columns]
     if not steps.any():
         return values
     has_grid = graph.constant(steps > 0)
     step, offset = graph.constant(np.where(steps > 0, steps, 1.0)), graph.constant(transform.offsets[columns])
-    cells = graph.add("Floor", graph.add("Div", graph.add("Sub", values, offset), step))
+    inner = graph.constant(transform.offsets[columns] - transform.origins[columns])
+    cells = graph.add("Floor", graph.add("Div", graph.add("Sub", values, inner), step))
     low, high = (graph.constant(transform.cell_ranges[columns, side]) for side in (0, 1))
     cells = graph.add("Min", graph.add("Max", cells, low), high)
     on_grid = graph.add("Add", offset, graph.add("Mul", cells, step))
@@ -165,8 +172,20 @@ def add_inverse(graph: Graph, transform: Transform, columns: NDArray[np.intp], f
     return graph.add("Where", has_grid, graph.add("Where", is_exact, rounded, on_grid), values)
 
 
+def _add_reflection(graph: Graph, low: _Array, high: _Array, values: str) -> str:
+    half = graph.constant((high - low) / 2)
+    one, reflected = graph.constant(np.float64(1)), values
+    for end, operator in ((high, "Greater"), (low, "Less")):
+        beyond = graph.add("Sub", values, graph.constant(end))
+        share = graph.add("Div", beyond, half)
+        inside = graph.add("Div", beyond, graph.add("Add", graph.add("Mul", share, share), one))
+        inner = graph.add("Sub", graph.constant(end), inside)
+        reflected = graph.add("Where", graph.add(operator, values, graph.constant(end)), inner, reflected)
+    return reflected
+
+
 def add_forward(graph: Graph, transform: Transform, columns: NDArray[np.intp], values: str) -> str:
-    """Some columns of ``Transform.forward``, float64: a value on a grid goes to the middle of its cell."""
+    """Some columns of ``Transform.forward``, float64: a value on a grid or an atom goes to the middle of its place."""
     steps = transform.steps[columns]
     if steps.any():
         step, offset = graph.constant(np.where(steps > 0, steps, 1.0)), graph.constant(transform.offsets[columns])
@@ -177,21 +196,69 @@ def add_forward(graph: Graph, transform: Transform, columns: NDArray[np.intp], v
         tolerance = graph.add("Min", tolerance, graph.constant(0.25))
         is_whole = graph.add("LessOrEqual", graph.add("Abs", graph.add("Sub", places, whole)), tolerance)
         middle = graph.add("Add", graph.add("Where", is_whole, whole, places), graph.constant(0.5))
-        spread = graph.add("Add", offset, graph.add("Mul", middle, step))
+        inner = graph.constant(transform.offsets[columns] - transform.origins[columns])
+        spread = graph.add("Add", inner, graph.add("Mul", middle, step))
         values = graph.add("Where", graph.constant(steps > 0), spread, values)
     if transform.curves:
         curves = [transform.curves[column] for column in columns]
-        return _add_curves_of(graph, [(c.values, c.scores) for c in curves], values)
+        at_knots = [c.scores.copy() for c in curves]
+        for curve, heights in zip(curves, at_knots, strict=True):
+            middles = curve.atoms.scores(np.arange(len(curve.atoms)), np.full(len(curve.atoms), 0.5))
+            heights[1:][np.diff(curve.values) == 0] = middles
+        scores = _add_curves_of(graph, [(c.values, c.scores) for c in curves], values, at_knots)
+        for side in (-1, 1):
+            scores = _add_tail(graph, transform, columns, side, values, scores, inverse=False)
+        return scores
     centered = graph.add("Sub", values, graph.constant(transform.location[columns]))
     return graph.add("Div", centered, graph.constant(transform.scale[columns]))
 
 
-def _add_curves_of(graph: Graph, curves: Sequence[tuple[_Array, _Array]], places: str) -> str:
-    return add_curves(graph, [knots for knots, _ in curves], [heights for _, heights in curves], places, bounded=True)
+def _add_tail(
+    graph: Graph, transform: Transform, columns: NDArray[np.intp], side: int, places: str, mapped: str, *, inverse: bool
+) -> str:
+    """What a curve gives, with that beyond the outermost rows replaced where the column's range is wider than they."""
+    found = [Tail.of(transform.curves[column], transform.bounds[column, max(side, 0)], side) for column in columns]
+    if not any(found):
+        return mapped
+    some = [tail or Tail(side, 0.0, 0.0, 1.0, 1.0) for tail in found]
+    value, score, rate, room = np.array([[tail.value, tail.score, tail.rate, tail.room] for tail in some]).T
+    zero, two, sign = (graph.constant(np.float64(number)) for number in (0, 2, side))
+    start = graph.constant(score if inverse else value)
+    outside = graph.add("Mul", graph.add("Sub", places, start), sign)
+    is_tail = graph.constant(np.array([tail is not None for tail in found]))
+    beyond = graph.add("And", graph.add("Greater", outside, zero), is_tail)
+    squared = graph.constant(score**2)
+    if inverse:
+        fall = graph.add("Div", graph.add("Sub", squared, graph.add("Mul", places, places)), two)
+        kept = graph.add("Mul", graph.add("Exp", fall), graph.constant(-np.expm1(-room)))
+        log = graph.add("Log", graph.add("Add", kept, graph.constant(np.exp(-room))))
+        excess = graph.add("Div", log, graph.constant(-side * rate))
+        tail = graph.add("Add", graph.constant(value), excess)
+    else:
+        excess = graph.add("Mul", graph.add("Max", outside, zero), graph.constant(rate))
+        left = graph.add("Exp", graph.add("Min", graph.add("Sub", excess, graph.constant(room)), zero))
+        left = graph.add("Sub", graph.constant(np.float64(1)), left)
+        left = graph.add("Log", graph.add("Max", left, graph.constant(np.float64(LEAST_TAIL))))
+        fall = graph.add("Add", graph.add("Sub", excess, left), graph.constant(np.log(-np.expm1(-room))))
+        tail = graph.add("Mul", graph.add("Sqrt", graph.add("Add", squared, graph.add("Mul", fall, two))), sign)
+    return graph.add("Where", beyond, tail, mapped)
+
+
+def _add_curves_of(
+    graph: Graph, curves: Sequence[tuple[_Array, _Array]], places: str, at_knots: Sequence[_Array] | None = None
+) -> str:
+    knots, heights = [knots for knots, _ in curves], [heights for _, heights in curves]
+    return add_curves(graph, knots, heights, places, bounded=True, at_knots=at_knots)
 
 
 def add_curves(
-    graph: Graph, knots: Sequence[_Array], heights: Sequence[_Array], places: str, *, bounded: bool = False
+    graph: Graph,
+    knots: Sequence[_Array],
+    heights: Sequence[_Array],
+    places: str,
+    *,
+    bounded: bool = False,
+    at_knots: Sequence[_Array] | None = None,
 ) -> str:
     """One polyline a column, its first and last piece continued for ever.
 
@@ -201,6 +268,7 @@ def add_curves(
         heights: of the same lengths.
         places: float64, shape (num_rows, number of columns).
         bounded: a place never goes over the height of the knot after it, as ``Curve`` has it.
+        at_knots: heights at the knots themselves, of the last one where some are equal; default ``heights``.
     """
     size = 2
     while size <= max(map(len, knots)):
@@ -235,4 +303,12 @@ def add_curves(
 
     beyond = graph.add("Sub", places, graph.add("Gather", table, index))
     followed = graph.add("Add", at(flat_heights), graph.add("Mul", beyond, at(slopes)))
-    return graph.add("Min", followed, at(limits)) if bounded else followed
+    if bounded:
+        followed = graph.add("Min", followed, at(limits))
+    if at_knots is None:
+        return followed
+    flat_exact = np.zeros((len(knots), size))
+    for column, exact in enumerate(at_knots):
+        flat_exact[column, : len(exact)] = exact
+    is_knot = graph.add("Equal", beyond, graph.constant(np.float64(0)))
+    return graph.add("Where", is_knot, at(flat_exact), followed)

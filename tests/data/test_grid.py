@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sfg_dist.data.grid import Grid, find_grid, grid_of_step, tied_share
+from sfg_dist.data.grid import Grid, find_grid, find_whole, grid_of_step, grid_of_type, tied_share
 
 RANDOM = np.random.default_rng(0)
 
@@ -49,6 +49,51 @@ def test_values_computed_by_arithmetic_are_on_the_grid():
 def test_two_values():
     assert find_grid(np.array([0.0, 1.0, 1.0])) == Grid(1.0, 0.0)
     assert find_grid(np.array([2.5, 7.0])) == Grid(4.5, 2.5)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("largest", [2**22 + 3, 2**23 + 1, 2**24 - 1])
+def test_whole_numbers_as_large_as_float32_holds(largest, dtype):
+    values = np.unique(np.append(largest - RANDOM.integers(0, 3000, 500), largest)).astype(dtype).astype(float)
+    assert find_grid(np.repeat(values, 2)) == Grid(1.0, values[0])
+    assert find_whole(values) == Grid(1.0, values[0])
+
+
+@pytest.mark.parametrize("largest", [2**49, 2**52 + 1, 2**53 - 1])
+def test_whole_numbers_as_large_as_doubles_hold(largest):
+    values = np.unique(np.array([largest - int(less) for less in RANDOM.integers(0, 10**6, 500) * 3], dtype=float))
+    assert find_grid(values) == find_whole(values) == Grid(3.0, values[0])
+    assert find_grid(np.append(values, 2.0**53)) is None
+
+
+def test_large_decimals():
+    values = np.unique(np.round(RANDOM.integers(0, 10**15, 300) / 100, 2))
+    assert find_grid(values) == Grid(0.01, values[0])
+
+
+@pytest.mark.parametrize("scale", [1e3, 1e7, 1e8, 1e9])
+def test_float32_is_not_taken_for_whole_numbers(scale):
+    values = np.unique((scale * RANDOM.standard_normal(400)).astype(np.float32).astype(float))
+    assert find_whole(values) is None
+    if scale <= 1e7:
+        assert find_whole(np.unique(np.rint(values))) == Grid(1.0, np.rint(values[0]))
+
+
+@pytest.mark.parametrize(
+    ("values", "unit", "grid"),
+    [
+        ([3, 10, 24], 1.0, Grid(7.0, 3.0)),
+        ([0.25, 0.3, 12.35], 0.01, Grid(0.05, 0.25)),
+        ([1e13 + 0.01, 1e13 + 0.02, 1e13 + 5.5], 0.01, Grid(0.01, 1e13 + 0.01)),
+        ([1.7e18, 1.7e18 + 6e10, 1.7e18 + 18e10], 1e9, Grid(6e10, 1.7e18)),
+        ([0.5, 1.0], 1.0, None),
+        ([0.123, 1.0], 0.01, None),
+        ([4.0], 1.0, None),
+        ([0.0, 2.0**53], 1.0, None),
+    ],
+)
+def test_a_type_says_the_unit(values, unit, grid):
+    assert grid_of_type(np.array(values, dtype=float), unit) == grid
 
 
 @pytest.mark.parametrize("value", [0.0, 1e300, 1e-300])

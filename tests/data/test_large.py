@@ -17,7 +17,7 @@ def small_blocks(monkeypatch):
 
 
 def table(num_rows=997):
-    """Smooth, heavy-tailed, rounded, integer and constant columns."""
+    """Smooth, heavy-tailed, rounded, integer and constant columns; two with values that repeat."""
     rng = np.random.default_rng(3)
     values = np.stack(
         [
@@ -26,6 +26,9 @@ def table(num_rows=997):
             np.full(num_rows, 4.5),
             np.round(rng.standard_normal(num_rows), 1),
             rng.integers(0, 7, num_rows).astype(float),
+            np.where(rng.random(num_rows) < 0.3, 0.0, rng.standard_exponential(num_rows)),
+            np.where(rng.random(num_rows) < 0.1, -999.0, rng.integers(0, 99, num_rows)),
+            rng.integers(0, 10**7, num_rows).astype(float),
         ],
         axis=1,
     )
@@ -39,7 +42,7 @@ def write(tmp_path):
         if path.suffix == ".npy":
             np.save(path, values)
         else:
-            parquet.write_table(pa.table(list(values.T), names=list("abcde")), path, row_group_size=130)
+            parquet.write_table(pa.table(list(values.T), names=list("abcdefgh")), path, row_group_size=130)
         return path
 
     return write
@@ -68,7 +71,7 @@ def assert_equal(whole, passes):
     for part in ("train", "validation", "test"):
         np.testing.assert_array_equal(getattr(passes, part), getattr(whole, part))
         np.testing.assert_array_equal(passes.flow_rows(part), whole.flow_rows(part))
-    for key in ("num_rows_read", "num_rows_dropped", "constant", "ties", "split"):
+    for key in ("num_rows_read", "num_rows_dropped", "constant", "ties", "atoms", "split"):
         assert passes.report[key] == whole.report[key], key
 
 
@@ -78,7 +81,7 @@ def test_it_is_the_table_prepared_whole(write, kind, name):
     assert_equal(*pair(write(table(), name), kind=kind))
 
 
-@pytest.mark.parametrize("columns_at_once", [1, 2, 5])
+@pytest.mark.parametrize("columns_at_once", [1, 3, 8])
 def test_any_number_of_columns_at_a_time(write, columns_at_once):
     path = write(table(), "t.parquet")
     whole = prepare(path, shuffle="none", constant="keep")
@@ -110,6 +113,8 @@ def test_incomplete_rows_are_refused_with_the_message_of_the_whole_table(write):
     "keys",
     [
         {"dequantize": "none"},
+        {"bounds": "none"},
+        {"bounds": {"c0": [-9.0, 9.0], "c4": [0.0, 9.0]}},
         {"dequantize": {"c3": 0.1}},
         {"columns": ["c3", "c0"]},
         {"max_rows": 400},
@@ -125,6 +130,8 @@ def test_keys(write, keys):
     [
         ({"constant": "refuse"}, "column 'c2' is constant over all rows"),
         ({"dequantize": {"c9": 1.0}}, "has no column 'c9'"),
+        ({"bounds": {"c9": [0, 1]}}, r"has no column 'c9' \(data.bounds\)"),
+        ({"bounds": {"c0": [0, 9]}}, r"\d+ of 997 rows of column 'c0' lie outside data.bounds"),
         ({"max_rows": 15}, r"15 rows are left \(data.max_rows = 15\)"),
         ({"split": [0.005, 0.5, 0.495]}, "the split leaves 6 training"),
         ({"missing": "no"}, "data.missing"),

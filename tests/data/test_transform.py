@@ -49,7 +49,7 @@ def fit(values, kind="quantile", **arguments):
 @pytest.mark.parametrize("name", NASTY)
 def test_forward_then_inverse(name, num_rows, kind):
     values = column(name, num_rows)
-    transform = fit(values, kind)
+    transform = fit(values, kind, bounds="none")  # a reflection at the ends would turn the slack around
     flow = transform.forward(values[:, None])
     assert flow.dtype == np.float32
     assert flow.shape == (num_rows, 1)
@@ -289,6 +289,49 @@ def test_columns_refused(values, message):
         fit(values)
 
 
+def test_mapped_as_it_stands_float32_would_make_one_value_of_it():
+    dates = 2451545 + np.linspace(0, 1e-4, 50)
+    with pytest.raises(DataError, match=r"column 'a' lies between 2451545.0 and .* would lose it"):
+        fit(dates, "none")
+    for kind in ("quantile", "standardize"):
+        transform = fit(dates, kind)
+        np.testing.assert_allclose(transform.inverse(transform.forward(dates[:, None]))[:, 0], dates, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        2451545 + RANDOM.random(5000) * 10 / 86400,
+        1e9 + 1e-3 * RANDOM.standard_normal(5000),
+        500000.123 + 0.01 * RANDOM.standard_normal(5000),
+        np.append(2451545 + RANDOM.random(5000) * 10 / 86400, 0.0),
+    ],
+    ids=["seconds", "nanometres", "coordinates", "with an outlier"],
+)
+def test_a_small_spread_far_from_zero(values):
+    transform = fit(values)
+    flow = transform.forward(values[:, None])
+    assert stats.kstest(flow[:, 0], "norm").statistic < 0.01
+    back = transform.inverse(flow)[:, 0]
+    # between the outlier and the rows a score says little
+    error = np.quantile(np.abs(back - values), 0.999)
+    assert error <= max(4 * np.spacing(values.max()), 1e-5 * values[:-1].std())
+    samples = transform.inverse(RANDOM.standard_normal((5000, 1)))[:, 0]
+    assert stats.ks_2samp(samples, values).statistic < 0.05
+
+
+@pytest.mark.parametrize("low", [2.0**49, 2.0**52, 1.7e9, -(2.0**50)])
+def test_cells_far_from_zero(low):
+    values = low + RANDOM.integers(0, 3000, (2000, 1))
+    noise = RANDOM.random(values.shape)
+    for kind in ("quantile", "standardize", "none"):
+        transform = Transform.fit(values, ["a"], kind=kind, steps={"a": 1.0}, noise=noise)
+        np.testing.assert_array_equal(transform.inverse(transform.forward(values, noise=noise)), values)
+        samples = transform.inverse(transform.forward(values) + 0.01 * RANDOM.standard_normal(values.shape))
+        np.testing.assert_array_equal(samples, np.rint(samples))
+        assert low <= samples.min() <= samples.max() < low + 3000
+
+
 def test_too_large_for_float32():
     rows = np.array([[0.0], [1e50]])
     with pytest.raises(DataError, match=r"column 'a': 1e\+50 in row 1 .* too large for float32"):
@@ -305,3 +348,69 @@ def test_wrong_shapes():
         transform.forward(rows, noise=np.zeros((2000, 4)))
     with pytest.raises(ValueError, match="unknown kind 'normal'"):
         Transform.fit(rows, ["a", "b", "c", "d"], kind="normal")
+
+
+# What 0.1.0 made of every 13th row of ``plain_rows``, as the bits of float32: a store's reference is compared with it.
+FORWARD_OF_0_1_0 = {
+    "quantile": """
+        c028d935 c028d935 bd3b973a 3cc3a382 3cc3a37f bf731d9a 3cfcc582 bf94c5a8
+        bfe1c537 bfdc4692 3edbd1d6 bee7f27c bee7f27c beff68c7 bef582eb bf2f438c
+        bfbbe55a bfbbd5aa 3f867adf bf8df0d9 bf8df0d9 bfa1131d bf9514dc be2ca507
+        bfa2a89f bf9e3ba5 bfcec01d 3fce8d05 3fce8d05 bf2e8634 3fdd11e0 c00c0d0f
+        bf897933 bf884095 bf331b10 3f3255c4 3f3255c3 bfd81b82 3f2f53db bfbc8b40
+        bf6f505f bf6e54b4 be6827c0 3e60599b 3e60599b bf657472 3e57d755 bf69c006
+        bf4fa56c bf4e75a1 3e837d87 be885d1b be885d1b beeb60a1 be9410e4 bee42694
+        bf305caa bf300980 3f58bd2a bf5c11af bf5c11b0 bf97ac7b bf5447f7 3d560165
+        bf165d21 bf14b2f0 4028d935 c028d935 c028d935 bf243e5e c0175bcd 3f11b617
+        befa2564 bef6dd4f bf802b07 3f7fc940 3f7fc940 bfc787c2 3f72cc09 bf986ce6
+    """,
+    "standardize": """
+        bfdc39d8 c06f955c be2ddc4c 3d0b537f 3d0b5380 bf7547d1 3d2929ae bdbbbd68
+        bfccfee8 bfe387ec be2cd01a bf1d727d bf1d727d bf4dbd96 bf200372 bdbbbd67
+        bfbdc3f8 bfb193f8 be1ba57f bfa1cd19 bfa1cd19 bf8390b0 bfa54cbf bdbbbd67
+        bfae8909 bf92f6b3 be2e29e8 3fc85c95 3fc85c96 bf5f9726 3fcae69f bdbbbd68
+        bf9f4e19 bf789cd9 be2e1cc0 3f6a9176 3f6a9175 bf8c7d78 3f6b3731 bdbbbd68
+        bf901329 bf53f4f6 be2df8b9 3e88d383 3e88d384 bf7170b6 3e814249 bdbbbd68
+        bf80d839 bf34b1e2 be2d6b88 bec37be6 bec37be6 bf49e67b bed3e9d0 bdbbbd67
+        bf633a93 bf191113 be289aeb bf83f2d4 bf83f2d4 bf81a523 bf81611e bdbbbd67
+        bf44c4b4 bf0001eb 410d649c bfd706ae bfd706ae bf5bc00b bfd6ac24 bdbbbd67
+        bf264ed5 bed1a242 be2e22da 3f932300 3f932300 bf8a91eb 3f90a2dd bdbbbd68
+    """,
+}
+
+
+def plain_rows(num_rows=120):
+    """Columns without values that repeat, by arithmetic alone; two are on a grid."""
+    index = np.arange(num_rows)
+    u, v = (index * 0.6180339887498949) % 1.0, (index * 0.7548776662466927 + 0.5) % 1.0
+    columns = [
+        u,
+        np.log(u + 1e-3) - np.log1p(-u + 1e-3),
+        1 / (v + 1e-2) ** 3,
+        1e6 + 10 * v,
+        np.float32(v * 3 - 1).astype(float),
+        np.floor(9 * u * u),
+        np.round(5 * v, 1) - 2,
+        np.where(index == 7, 1e9, u - v),
+    ]
+    noise = (index[:, None] * 0.5698402909980532 + np.arange(8) * 0.1) % 1.0
+    return np.stack(columns, axis=1), noise
+
+
+@pytest.mark.parametrize("bounds", ["observed", "none"])
+@pytest.mark.parametrize("kind", ["quantile", "standardize"])
+def test_forward_is_bit_for_bit_that_of_the_first_release(kind, bounds):
+    rows, noise = plain_rows()
+    transform = Transform.fit(rows, list("abcdefgh"), kind=kind, steps={"f": 1.0, "g": 0.1}, noise=noise, bounds=bounds)
+    found = transform.forward(rows, noise=noise)[::13]
+    expected = [int(word, 16) for word in FORWARD_OF_0_1_0[kind].split()]
+    np.testing.assert_array_equal(found.view(np.uint32).ravel(), expected)
+
+
+def test_a_map_saved_by_the_first_release_is_read():
+    """It knows neither bounds nor origins, and goes on beyond its training rows."""
+    transform = Transform.fit(plain_rows()[0][:, :1], ["a"], bounds="none")
+    arrays = {name: array for name, array in transform.to_arrays().items() if name not in ("bounds", "origins")}
+    old = Transform.from_arrays(arrays, {"kind": "quantile", "columns": ["a"]})
+    expected = [-0.04214952034571041, 0.154335865991533, 0.6152907931317263, 1.0649715327475993]
+    np.testing.assert_allclose(old.inverse(np.array([[-4.0], [-1.0], [0.3], [5.0]]))[:, 0], expected, rtol=1e-14)

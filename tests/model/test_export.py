@@ -121,6 +121,82 @@ def test_conditions_and_noise_are_inputs(kind):
     assert (np.abs(rows - expected) <= TOLERANCE * (spread + np.abs(expected))).mean() > 0.98
 
 
+def spiked_transform(kind, rows):
+    """Repeated values in the middle and at an end, ranges given and observed, and whole numbers far from 0."""
+    return Transform.fit(
+        rows, ("rain", "clip", "share", "stamp"), kind=kind, steps={"stamp": 1.0},
+        atoms={"rain": np.array([0.0]), "clip": np.array([-1.0, 1.5])},
+        bounds={"share": (-0.001, 1.5), "clip": (-9, 9)},
+        noise=np.random.default_rng(1).random(rows.shape),
+    )  # fmt: skip
+
+
+def spiked_rows(num_rows=3000):
+    random = np.random.default_rng(0)
+    return np.column_stack([
+        np.where(random.random(num_rows) < 0.6, 0.0, random.standard_normal(num_rows)),
+        np.clip(random.standard_normal(num_rows), -1, 1.5),
+        random.random(num_rows),
+        2.0**50 + random.integers(0, 50, num_rows),
+    ])  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("condition", [(), ("rain", "stamp"), ("share", "clip")])
+@pytest.mark.parametrize("kind", ["quantile", "standardize", "none"])
+def test_repeated_values_and_ranges(kind, condition):
+    rows = spiked_rows()
+    torch.manual_seed(0)
+    network = MLP(4 - len(condition), num_conditions=len(condition), width=24, depth=2).eval()
+    torch.nn.init.normal_(network.out.weight, std=0.3)
+    transform = spiked_transform(kind, rows)
+    generator = Generator(network, transform, None, condition=condition)
+    content, agreement = export_onnx(generator)
+    assert agreement.values_within > 0.98
+    assert agreement.cells_differing < 0.01 * agreement.rows
+    latents = np.random.default_rng(3).standard_normal((3000, 4 - len(condition))).astype(np.float32)
+    places = [("rain", "clip", "share", "stamp").index(name) for name in condition]
+    given = np.ascontiguousarray(rows[:, places]) if condition else None
+    found = run(content, latents=latents, **({"conditions": given} if condition else {}))
+    expected = generator.decode(latents, given)
+    np.testing.assert_array_equal(found == 0, expected == 0)
+    np.testing.assert_array_equal(found[:, 1] == 1.5, expected[:, 1] == 1.5)
+    if kind == "quantile" and not condition:
+        assert 0.1 < np.mean(found[:, 0] == 0) < 1
+    np.testing.assert_array_equal(found[:, 3] % 1, 0)
+    spread = expected.std(axis=0) + 1e-12
+    assert (np.abs(found - expected) <= TOLERANCE * (spread + np.abs(expected))).mean() > 0.98
+    assert (found >= [-9, -9, -0.001, 2.0**50]).all()
+    assert (found <= [9, 9, 1.5, 2.0**50 + 49]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["quantile", "standardize", "none"])
+def test_ends_of_ranges_in_the_graph_and_in_numpy(kind):
+    rows = spiked_rows()
+    transform = spiked_transform(kind, rows)
+    scores = np.linspace(-12, 12, 4001)[:, None] + np.zeros(4)
+    if kind == "none":
+        scores *= 3
+    far = rows[:800] + np.linspace(-0.6, 0.6, 800)[:, None] * [0.0, 1, 1, 0]
+    for add, fed, expected in (
+        (onnx_graph.add_inverse, scores, transform.inverse(scores)),
+        (onnx_graph.add_forward, far, transform.forward(far)),
+    ):
+        graph = onnx_graph.Graph()
+        name = add(graph, transform, np.arange(4), "fed")
+        value, double = onnx.helper.make_tensor_value_info, onnx.TensorProto.DOUBLE
+        built = onnx.helper.make_graph(
+            graph.nodes, "g", [value("fed", double, ["n", 4])], [value(name, double, ["n", 4])], graph.constants
+        )
+        model = onnx.helper.make_model(
+            built, opset_imports=[onnx.helper.make_opsetid("", onnx_graph.OPSET)], ir_version=onnx_graph.IR_VERSION
+        )
+        session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        (found,) = session.run(None, {"fed": fed})
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=2e-6)
+
+
 @pytest.mark.slow
 def test_curves_at_their_knots_between_them_and_far_beyond():
     """The binary search against numpy's, to the last bits of float64."""

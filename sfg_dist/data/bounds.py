@@ -1,0 +1,185 @@
+"""What range a column's samples keep to, and how its map ends there.
+
+    observed range    the quantile curve ends at the outermost training rows: a score beyond theirs gives them
+    wider range       beyond them a truncated exponential law, whose slope at the row is the curve's own:
+                      excess = -log(1 - (1 - r) (1 - exp(-rate room))) / rate,   r = exp((s_end^2 - s^2) / 2)
+    no curve          what lies beyond an end is reflected there, as kernel estimates do it, a depth of at most a
+                      quarter of the range inside
+
+Here s is the score, s_end that of the outermost row, room the distance from there to the end, and rate s_end over the
+curve's slope dx/dz. r is about uniform beyond the outermost row, so a narrow room is filled evenly and a wide one falls
+off as a normal tail does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfg_dist.data.column_type import ColumnType
+from sfg_dist.data.naming import check_columns
+from sfg_dist.data.quantile import MIN_GAP, Curve
+from sfg_dist.errors import DataError
+
+_Array = NDArray[np.float64]
+Bounds = str | Mapping[str, Sequence[float]]
+Range = tuple[float, float]
+
+FREE: Range = (-np.inf, np.inf)
+LEAST_TAIL = 2.0**-40  # of the tail's probability: a value at the very end goes to a finite score
+
+
+def check_bounds(source: str, names: Sequence[str], bounds: Bounds) -> None:
+    """Refuse a ``data.bounds`` that cannot be meant.
+
+    Raises:
+        DataError: it is another word, or names a column that is not there, or a range is empty or not two numbers.
+    """
+    if isinstance(bounds, str):
+        if bounds not in ("observed", "none"):
+            raise DataError(f'data.bounds = {bounds!r}: expected "observed", "none" or a table of column = [low, high]')
+        return
+    check_columns(source, names, list(bounds), key="data.bounds")
+    for name, ends in bounds.items():
+        if len(ends) != 2 or not ends[0] < ends[1]:
+            raise DataError(
+                f"data.bounds: {name!r} is {list(ends)}: expected [low, high], low below high; "
+                "-inf or inf leave an end open"
+            )
+
+
+def moved_bounds(bounds: Bounds, types: Mapping[str, ColumnType]) -> Bounds:
+    """Ranges in the user's units as the flow has them, less the offset of a column's type."""
+    if isinstance(bounds, str):
+        return bounds
+    return {name: [end - types[name].offset for end in ends] for name, ends in bounds.items()}
+
+
+def check_inside(source: str, name: str, values: _Array, bounds: Bounds) -> None:
+    """Refuse a range that leaves out rows of the table.
+
+    Args:
+        source: for the message.
+        name: of the column.
+        values: all of its rows, shape (num_rows,).
+        bounds: as the job says.
+
+    Raises:
+        DataError: with the number of rows outside.
+    """
+    if isinstance(bounds, str) or name not in bounds:
+        return
+    low, high = bounds[name]
+    num_outside = int(((values < low) | (values > high)).sum())
+    if num_outside:
+        raise DataError(
+            f"{source}: {num_outside} of {len(values)} rows of column {name!r} lie outside data.bounds = "
+            f"[{low:g}, {high:g}]; they run from {float(values.min())!r} to "
+            f"{float(values.max())!r}: widen the range, or take those rows out of the table"
+        )
+
+
+def range_of(name: str, values: _Array, bounds: Bounds) -> Range:
+    """The range of a column's samples, for training values."""
+    if bounds == "none":
+        return FREE
+    if isinstance(bounds, str) or name not in bounds:
+        return float(values.min()), float(values.max())
+    low, high = bounds[name]
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The law beyond the outermost training row where the range goes on; ``side`` is 1 at the upper end, else -1.
+
+    Attributes:
+        side: 1 or -1.
+        value: of the outermost row.
+        score: of it.
+        rate: of the exponential law, per unit of the column, > 0.
+        room: from there to the end of the range, in units of 1 / rate.
+    """
+
+    side: int
+    value: float
+    score: float
+    rate: float
+    room: float
+
+    @classmethod
+    def of(cls, curve: Curve, end: float, side: int) -> Tail | None:
+        """The tail of a curve to an end of the range; None where the curve itself ends there, or goes on straight."""
+        inner, outer = (-2, -1) if side > 0 else (1, 0)
+        value, score = float(curve.values[inner]), float(curve.scores[inner])
+        is_atom = len(curve.atoms) and np.isinf((curve.atoms.high[-1], curve.atoms.low[0])[side < 0])
+        room = side * (end - value)
+        if is_atom or not 4 * abs(value) * MIN_GAP < room < np.inf:
+            return None
+        rate = abs(score) * abs(float((curve.scores[outer] - score) / (curve.values[outer] - value)))
+        return cls(side, value, score, rate, rate * room)
+
+    def to_values(self, scores: _Array, values: _Array) -> _Array:
+        """Values with those of scores beyond the outermost row replaced."""
+        beyond = self.side * (scores - self.score) > 0
+        fall = (scores[beyond] ** 2 - self.score**2) / 2
+        filled = np.log(np.maximum(-np.expm1(-fall), 1e-300))
+        values[beyond] = self.value - self.side * np.logaddexp(-fall, filled - self.room) / self.rate
+        return values
+
+    def to_scores(self, values: _Array, scores: _Array) -> _Array:
+        """Scores with those of values beyond the outermost row replaced."""
+        beyond, excess, left = self._beyond(values)
+        scores[beyond] = self.side * self._scores(excess, left)
+        return scores
+
+    def log_slope(self, values: _Array, slopes: _Array) -> _Array:
+        """log dz/dx with that of values beyond the outermost row replaced."""
+        beyond, excess, left = self._beyond(values)
+        slopes[beyond] = np.log(self.rate / (left * self._scores(excess, left)))
+        return slopes
+
+    def _beyond(self, values: _Array) -> tuple[NDArray[np.bool_], _Array, _Array]:
+        """Which values lie beyond the row, how far, and the share of the room's law that is left behind them."""
+        beyond = self.side * (values - self.value) > 0
+        excess = self.rate * self.side * (values[beyond] - self.value)
+        return beyond, excess, np.maximum(-np.expm1(np.minimum(excess - self.room, 0.0)), LEAST_TAIL)
+
+    def _scores(self, excess: _Array, left: _Array) -> _Array:
+        fall = excess - np.log(left) + np.log(-np.expm1(-self.room))
+        scores: _Array = np.sqrt(self.score**2 + 2 * fall)
+        return scores
+
+
+def tails(curve: Curve, ends: Range) -> list[Tail]:
+    """The tails of a curve within a range."""
+    found = [Tail.of(curve, end, side) for end, side in zip(ends, (-1, 1), strict=True)]
+    return [tail for tail in found if tail]
+
+
+def ends_of(curve: Curve, ends: Range) -> Range:
+    """The range that values of a curve keep to: an atom at an end is the end, whatever range was asked for."""
+    low, high = ends
+    if len(curve.atoms):
+        low = float(curve.atoms.values[0]) if np.isneginf(curve.atoms.low[0]) else low
+        high = float(curve.atoms.values[-1]) if np.isposinf(curve.atoms.high[-1]) else high
+    return low, high
+
+
+def reflect(values: _Array, ends: Range) -> _Array:
+    """Values beyond an end about as far inside of it; those further away than half the range nearer to it again.
+
+    Example:
+        >>> reflect(np.array([-0.01, 0.5, 1.2, 1e9]), (0.0, 1.0)).round(3)
+        array([0.01 , 0.5  , 0.828, 1.   ])
+    """
+    low, high = ends
+    half = (high - low) / 2
+    reflected = values.copy()
+    for beyond, side, end in ((values > high, 1, high), (values < low, -1, low)):
+        depth = side * (values[beyond] - end)
+        reflected[beyond] = end - side * depth / (1 + (depth / half) ** 2)
+    return reflected.clip(low, high)

@@ -347,6 +347,22 @@ def test_a_number_of_rows_that_is_none(generator, name, n):
     assert len(said) < LONGEST
 
 
+@pytest.mark.parametrize("value", ["x", None, [1], Frame(), True, np.zeros(2)])
+@pytest.mark.parametrize("name", ["t_min", "tolerance", "batch_size", "num_evaluations"])
+def test_settings_of_labels(name, value):
+    rows = np.zeros((2, 1))
+    said = refusal(lambda: sfg_dist.label_latents(rows, rows, **{name: value}))
+    assert said.startswith(f"{name}: expected a ")
+    assert len(said) < LONGEST
+
+
+def test_settings_of_labels_that_mean_the_same():
+    rows = np.random.default_rng(0).standard_normal((6, 1))
+    expected = sfg_dist.label_latents(rows, rows, num_evaluations=6)
+    same = {"num_evaluations": 6e0, "batch_size": np.int64(1024), "t_min": np.float64(1e-4)}
+    np.testing.assert_array_equal(sfg_dist.label_latents(rows, rows, **same), expected)
+
+
 def test_values_in_words():
     assert shown("a" * 100) == f"{'a' * 60!r} and 40 more characters"
     assert shown(10**5000) == "a number of about 5,001 digits"

@@ -4,11 +4,13 @@ import contextlib
 import io
 import re
 import warnings
+from typing import Literal
 
 import numpy as np
 import pytest
 import typer
 from commands import sfg
+from pydantic import BaseModel, ConfigDict
 
 import sfg_dist
 from sfg_dist import cli, submit_commands
@@ -243,6 +245,29 @@ def test_a_file_that_is_no_job_is_named_for_what_it_is(job, content, said):
 def test_the_type_of_the_key_decides(job, assignment, value):
     table, _, key = assignment.partition("=")[0].partition(".")
     assert getattr(getattr(load_job(job, [assignment]), table), key) == value
+
+
+def test_a_key_of_several_kinds():
+    class Table(BaseModel):
+        model_config = ConfigDict(strict=True)
+        header: Literal["auto"] | bool = "auto"
+        bounds: Literal["observed", "none"] | dict[str, list[float]] = "observed"
+        size: int | str = 1
+
+    class Root(BaseModel):
+        data: Table
+
+    def given(*assignments):
+        document = {}
+        for assignment in assignments:
+            apply_override(document, assignment, Root)
+        return checked(Root, document, "job").data
+
+    table = given("data.header=true", "data.bounds.a=[0, 1]", "data.size=3")
+    assert (table.header, table.bounds, table.size) == (True, {"a": [0, 1]}, 3)
+    assert given("data.header=auto", "data.bounds=none").bounds == "none"
+    assert refusal(given, "data.header=1").endswith("data.header must be 'auto' or true or false, got 1")
+    assert "'observed' or 'none' or a table of names, each with a list" in refusal(given, "data.bounds=3")
 
 
 @pytest.mark.parametrize("text", ["-1", "0", "1.5", "nan", "inf", "ten", "1e30", "true", "1e-3", "''", "[1]", "1,000"])

@@ -209,8 +209,8 @@ def _members(annotation: Any) -> list[Any]:
         origin = typing.get_origin(each)
         is_choice = origin is typing.Literal
         found += {type(value) for value in typing.get_args(each)} if is_choice else [origin or each]
-    # A choice of words beside a number does not make a number text: t_min = "auto" or 0.001.
-    return [each for each in found if each is not str] if {int, float} & set(found) else found
+    # A choice of words beside a number, or true and false, does not make those text: t_min = "auto" or 0.001.
+    return [each for each in found if each is not str] if {int, float, bool} & set(found) else found
 
 
 def _where(said: str, text: str) -> str:

@@ -68,6 +68,22 @@ def whole_number(name: str, value: Any, least: int = 0) -> int:
     return found
 
 
+def number(name: str, value: Any) -> float:
+    """The number that an argument of a call means.
+
+    Args:
+        name: of the argument.
+        value: what stands there.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    found = plain(value)
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise ConfigError(f"{name}: expected a number, got {shown(value)}")
+    return float(found)
+
+
 def plain(value: Any) -> Any:
     """A value as a TOML document could hold it: what numpy, pathlib and tuples put in its place, taken out.
 

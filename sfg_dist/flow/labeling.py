@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sfg_dist import values
 from sfg_dist.flow.adaptive import integrate_adaptive
 from sfg_dist.flow.backends import Backend, choose_backend
 from sfg_dist.flow.fitted_grid import NUM_PILOTS, FittedGrid, fit_grid
@@ -127,6 +128,9 @@ def label_latents(
     start = to_tensor(latents, "latents")
     if start.ndim != 2:
         raise ValueError(f"latents must have shape (num_rows, dim), got {tuple(start.shape)}")
+    batch_size = values.whole_number("batch_size", batch_size)
+    num_evaluations = values.whole_number("num_evaluations", num_evaluations)
+    t_min, tolerance = values.number("t_min", t_min), values.number("tolerance", tolerance)
     if not bool(torch.isfinite(start).all()):
         bad = int((~torch.isfinite(start).all(dim=1)).nonzero()[0, 0])
         raise ValueError(f"latents are not finite: row {bad} holds {start[bad].tolist()}")

@@ -163,7 +163,7 @@ def process_here(monkeypatch, capfd):
     def run_and_start(command, **keywords):
         end, stdin = os.pipe()
         with monkeypatch.context() as patch, open(end) as lines:
-            patch.setattr(sys, "argv", command[2:])
+            patch.setattr(sys, "argv", command[-2:])
             patch.setattr(sys, "stdin", lines)
             ahead._main()
             os.close(stdin)

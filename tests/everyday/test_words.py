@@ -4,11 +4,13 @@ import contextlib
 import io
 import re
 import warnings
+from typing import Literal
 
 import numpy as np
 import pytest
 import typer
 from commands import sfg
+from pydantic import BaseModel, ConfigDict
 
 import sfg_dist
 from sfg_dist import cli, submit_commands
@@ -245,6 +247,29 @@ def test_the_type_of_the_key_decides(job, assignment, value):
     assert getattr(getattr(load_job(job, [assignment]), table), key) == value
 
 
+def test_a_key_of_several_kinds():
+    class Table(BaseModel):
+        model_config = ConfigDict(strict=True)
+        header: Literal["auto"] | bool = "auto"
+        bounds: Literal["observed", "none"] | dict[str, list[float]] = "observed"
+        size: int | str = 1
+
+    class Root(BaseModel):
+        data: Table
+
+    def given(*assignments):
+        document = {}
+        for assignment in assignments:
+            apply_override(document, assignment, Root)
+        return checked(Root, document, "job").data
+
+    table = given("data.header=true", "data.bounds.a=[0, 1]", "data.size=3")
+    assert (table.header, table.bounds, table.size) == (True, {"a": [0, 1]}, 3)
+    assert given("data.header=auto", "data.bounds=none").bounds == "none"
+    assert refusal(given, "data.header=1").endswith("data.header must be 'auto' or true or false, got 1")
+    assert "'observed' or 'none' or a table of names, each with a list" in refusal(given, "data.bounds=3")
+
+
 @pytest.mark.parametrize("text", ["-1", "0", "1.5", "nan", "inf", "ten", "1e30", "true", "1e-3", "''", "[1]", "1,000"])
 def test_a_count_that_is_none(job, text):
     said = refusal(load_job, job, [f"labels.num_pairs={text}"])
@@ -345,6 +370,22 @@ def test_a_number_of_rows_that_is_none(generator, name, n):
     said = refusal(lambda: generator.sample(**arguments))
     assert said.startswith(f"{name}: expected a whole number of 0 or more, got ")
     assert len(said) < LONGEST
+
+
+@pytest.mark.parametrize("value", ["x", None, [1], Frame(), True, np.zeros(2)])
+@pytest.mark.parametrize("name", ["t_min", "tolerance", "batch_size", "num_evaluations"])
+def test_settings_of_labels(name, value):
+    rows = np.zeros((2, 1))
+    said = refusal(lambda: sfg_dist.label_latents(rows, rows, **{name: value}))
+    assert said.startswith(f"{name}: expected a ")
+    assert len(said) < LONGEST
+
+
+def test_settings_of_labels_that_mean_the_same():
+    rows = np.random.default_rng(0).standard_normal((6, 1))
+    expected = sfg_dist.label_latents(rows, rows, num_evaluations=6)
+    same = {"num_evaluations": 6e0, "batch_size": np.int64(1024), "t_min": np.float64(1e-4)}
+    np.testing.assert_array_equal(sfg_dist.label_latents(rows, rows, **same), expected)
 
 
 def test_values_in_words():

@@ -94,9 +94,9 @@ def prepare_large(
         num_train = sizes["train"]
         ends = _ends(reader, kept, num_kept)
         train_ends = _ends(reader, kept, num_train)
-        everywhere = find_constants(source, ends, names, constant)
+        everywhere = find_constants(source, ends, names, constant, types=reader.types)
         constants = everywhere | find_constants(
-            source, train_ends, names, constant, where="the training rows", known=everywhere
+            source, train_ends, names, constant, where="the training rows", known=everywhere, types=reader.types
         )
         if isinstance(dequantize, Mapping):
             check_columns(source, names, list(dequantize), key="data.dequantize")
@@ -141,7 +141,7 @@ def prepare_large(
             "source": source,
             "num_rows_read": reader.num_rows,
             "num_rows_dropped": reader.num_rows - num_kept,
-            "constant": constants,
+            "constant": {name: types[name].shown(value) for name, value in constants.items()},
             "ties": ties,
             "split": sizes,
             "num_duplicate_train_rows": None,  # would take all rows at once

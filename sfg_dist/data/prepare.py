@@ -191,7 +191,7 @@ def prepare(
     sizes = [len(rows) for rows in parts.values()]
     rows = np.concatenate(list(parts.values()))
     _check_count(source, len(rows), f"{num_read} read, {num_read - len(rows)} dropped as incomplete")
-    constants = find_constants(source, rows, names, constant)
+    constants = find_constants(source, rows, names, constant, types=types)
     grids, ties = find_grids(source, rows, names, constants, dequantize)
     for name, grid in grids.items():
         column = names.index(name)
@@ -207,7 +207,7 @@ def prepare(
         validation, test = whole[1], whole[2]
     sizes_of_parts = {"train": len(train), "validation": len(validation), "test": len(test)}
     check_parts(source, len(rows), num_read, sizes_of_parts)
-    constants |= find_constants(source, train, names, constant, where="the training rows", known=constants)
+    constants |= find_constants(source, train, names, constant, where="the training rows", known=constants, types=types)
     transform = _fit(train, rows, names, constants, grids, kind, seed, types)
     ColumnSplit.of(transform, condition or ())  # refuses conditions that no sample can be given
     return Prepared(
@@ -223,7 +223,7 @@ def prepare(
             "source": source,
             "num_rows_read": num_read,
             "num_rows_dropped": num_read - len(rows),
-            "constant": constants,
+            "constant": {name: types[names.index(name)].shown(value) for name, value in constants.items()},
             "ties": ties,
             "split": sizes_of_parts,
             "num_duplicate_train_rows": num_duplicates(train),

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data.atoms import find_atoms, find_sentinels
+from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.grid import Grid, find_grid, find_whole, grid_of_step, grid_of_type, share_of_ties
 from sfg_dist.data.naming import check_columns, listed
 from sfg_dist.errors import DataError
@@ -81,6 +82,7 @@ def find_constants(
     *,
     where: str = "all rows",
     known: Mapping[str, float] | None = None,
+    types: Sequence[ColumnType] = (),
 ) -> dict[str, float]:
     """The columns that never change, with their value.
 
@@ -91,6 +93,7 @@ def find_constants(
         constant: "refuse" or "keep".
         where: which rows these are, for messages.
         known: constant columns found before.
+        types: of the columns, for messages.
 
     Raises:
         DataError: there is one and ``constant`` is "refuse", or no other column is left.
@@ -107,9 +110,10 @@ def find_constants(
         word = "column" if len(found) == 1 else "columns"
         verb = "is" if len(found) == 1 else "are"
         first = next(iter(found))
+        value = types[list(names).index(first)].shown(found[first]) if types else found[first]
         raise DataError(
             f"{source}: {word} {listed(list(found))} {verb} constant over {where} "
-            f"({first!r} is always {found[first]}); "
+            f"({first!r} is always {value}); "
             'set data.constant = "keep" to leave such columns out of the flow and put them back in samples, '
             "or leave them out with data.columns"
         )

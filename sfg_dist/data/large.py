@@ -97,9 +97,9 @@ def prepare_large(
         num_train = sizes["train"]
         ends = _ends(reader, kept, num_kept)
         train_ends = _ends(reader, kept, num_train)
-        everywhere = find_constants(source, ends, names, constant)
+        everywhere = find_constants(source, ends, names, constant, types=reader.types)
         constants = everywhere | find_constants(
-            source, train_ends, names, constant, where="the training rows", known=everywhere
+            source, train_ends, names, constant, where="the training rows", known=everywhere, types=reader.types
         )
         if isinstance(dequantize, Mapping):
             check_columns(source, names, list(dequantize), key="data.dequantize")
@@ -153,7 +153,7 @@ def prepare_large(
             "source": source,
             "num_rows_read": reader.num_rows,
             "num_rows_dropped": reader.num_rows - num_kept,
-            "constant": constants,
+            "constant": {name: types[name].shown(value) for name, value in constants.items()},
             "ties": ties,
             "atoms": atoms_report(atoms, grids, num_kept, kind),
             "split": sizes,

@@ -196,7 +196,7 @@ def prepare(
     sizes = [len(rows) for rows in parts.values()]
     rows = np.concatenate(list(parts.values()))
     _check_count(source, len(rows), f"{num_read} read, {num_read - len(rows)} dropped as incomplete")
-    constants = find_constants(source, rows, names, constant)
+    constants = find_constants(source, rows, names, constant, types=types)
     check_bounds(source, names, bounds)
     bounds = moved_bounds(bounds, dict(zip(names, types, strict=True)))
     grids, ties, atoms = find_grids(source, rows, names, constants, dequantize, steps_of(names, types))
@@ -216,7 +216,7 @@ def prepare(
         validation, test = whole[1], whole[2]
     sizes_of_parts = {"train": len(train), "validation": len(validation), "test": len(test)}
     check_parts(source, len(rows), num_read, sizes_of_parts)
-    constants |= find_constants(source, train, names, constant, where="the training rows", known=constants)
+    constants |= find_constants(source, train, names, constant, where="the training rows", known=constants, types=types)
     transform = _fit(train, rows, names, constants, grids, atoms, bounds, kind, seed, types)
     ColumnSplit.of(transform, condition or ())  # refuses conditions that no sample can be given
     return Prepared(
@@ -232,7 +232,7 @@ def prepare(
             "source": source,
             "num_rows_read": num_read,
             "num_rows_dropped": num_read - len(rows),
-            "constant": constants,
+            "constant": {name: types[names.index(name)].shown(value) for name, value in constants.items()},
             "ties": ties,
             "atoms": atoms_report(atoms, grids, len(rows), kind),
             "split": sizes_of_parts,

@@ -37,9 +37,10 @@ class StoreBytes:
         order: its order in clusters; 0 where labels use none.
         transform: the column transform's arrays.
         queries: the user's own query points; 0 where latents are drawn.
-        metadata: zarr.json files, names of columns, the plan with its copy, and the manifest of the frame.
+        metadata: zarr.json files, the plan with its copy, and the manifest of the frame.
         commits: commit records, an estimate.
         logs: the event log and the job, an estimate.
+        column: names of the pairs' columns.
     """
 
     latents: int
@@ -51,11 +52,12 @@ class StoreBytes:
     metadata: int
     commits: int
     logs: int
+    column: int = 0
 
     @property
     def arrays(self) -> int:
         """All arrays, exact."""
-        return self.latents + self.labels + self.reference + self.order + self.transform + self.queries
+        return self.latents + self.labels + self.reference + self.order + self.transform + self.queries + self.column
 
     @property
     def total(self) -> int:
@@ -106,6 +108,7 @@ def store_bytes(
         ),
         commits=plan.num_shards * COMMIT_BYTES,
         logs=plan.num_shards * EVENT_BYTES + 4096,
+        column=arrays["column"],
     )
 
 

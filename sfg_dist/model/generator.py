@@ -193,15 +193,13 @@ class Generator:
         places = np.abs(self.split.flow_conditions(self.transform, ends))
         if places.max() > FAR_CONDITION:
             row, column = np.unravel_index(places.argmax(), places.shape)
+            value = self.types[self.split.places[column]].shown(ends[row, column])
+            shown = value if isinstance(value, str) else f"{value:g}"
             warnings.warn(
-                f"given: {self.condition[column]!r} is {self._shown(int(column), ends[row, column])}, far outside the "
-                f"training rows: what the generator draws for it is extrapolated",
+                f"given: {self.condition[column]!r} is {shown}, far outside the training rows: what the generator "
+                f"draws for it is extrapolated",
                 stacklevel=5,
             )
-
-    def _shown(self, condition: int, value: float) -> str:
-        type_ = self.types[self.split.places[condition]]
-        return f"{value:g}" if type_.is_plain else str(type_.from_float(np.array([value]))[0])
 
     def decode(
         self,

@@ -194,6 +194,7 @@ def store_bytes(
             sizes[name] = 0  # [0] is all fill value
         elif name not in ARRAYS:
             sizes[name] = layout.num_objects * layout.object_bytes(0, layout.object_rows)
+    sizes["column"] = sum(len(content) for key, content in _column_objects(plan, transform_arrays) if _is_chunk(key))
     return sizes
 
 
@@ -229,7 +230,8 @@ def metadata_bytes(
         elif name not in ARRAYS:
             entries += [_entry(name, layout, number, size) for number in range(layout.num_objects)]
     manifest = json.dumps(entries, indent=0).encode()
-    return sum(len(content) for _, content in texts) + len(manifest) + 2 * len(replace(plan, frame=no_digest).to_json())
+    text_bytes = sum(len(content) for key, content in texts if not _is_chunk(key))
+    return text_bytes + len(manifest) + 2 * len(replace(plan, frame=no_digest).to_json())
 
 
 def _entry(name: str, layout: Layout, number: int, size: int) -> dict[str, Any]:
@@ -343,8 +345,16 @@ def _metadata(
         yield f"{group}/zarr.json", group_metadata(words if group == "transform" else {})
     for name, layout in layouts.items():
         yield f"{name}/zarr.json", layout.metadata
+    yield from _column_objects(plan, transform_arrays)
+
+
+def _column_objects(plan: Plan, transform_arrays: Mapping[str, NDArray[Any]]) -> Iterator[Object]:
     if plan.has_names and (names := _flow_columns(plan, transform_arrays)):
         yield from names_objects(names, "column").items()
+
+
+def _is_chunk(key: str) -> bool:
+    return not key.endswith("zarr.json")
 
 
 def _flow_columns(plan: Plan, transform_arrays: Mapping[str, NDArray[Any]]) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ def sizes_on_disk(store: Path) -> dict[str, int]:
         if path.is_file():
             parts = path.relative_to(store).parts
             texts = ("zarr.json", "plan.json", "plan.copy.json", "frame.json")
-            name = "metadata" if path.name in texts or parts[0] == "column" else parts[0]
+            name = "metadata" if path.name in texts else parts[0]
             name = "order" if parts[:2] == ("reference", "order") and name == "reference" else name
             found[name] = found.get(name, 0) + path.stat().st_size
     return found

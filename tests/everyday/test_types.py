@@ -493,6 +493,17 @@ def test_a_table_prepared_in_passes_has_the_same_types_and_bits(typed_path):
     np.testing.assert_array_equal(passes.reference(), whole.reference())
 
 
+def test_a_constant_day_is_told_as_a_day_and_comes_back(tmp_path):
+    table = {"x": EVERYDAY["x"], "day": pa.array([19_000] * 40, pa.int32()).cast(pa.date32())}
+    parquet.write_table(pa.table(table), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="'day' is always 2022-01-08"):
+        prepare(tmp_path / "t.parquet")
+    prepared = prepare(tmp_path / "t.parquet", constant="keep")
+    assert prepared.report["constant"] == {"day": "2022-01-08"}
+    rows = prepared.transform.inverse(prepared.reference()[:1])
+    assert prepared.transform.types[1].from_float(rows[:, 1]).to_pylist() == [date(2022, 1, 8)]
+
+
 def test_query_points_are_brought_to_the_types_of_the_table(typed_path, tmp_path):
     prepared = prepare(typed_path)
     table = parquet.read_table(typed_path).slice(7, 20)

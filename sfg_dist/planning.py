@@ -101,8 +101,8 @@ def make_plan(
     dim: int,
     columns: tuple[str, ...],
     queries: NDArray[np.float32] | None,
-    blocks: Blocks,
-    flow_columns: tuple[str, ...],
+    blocks: Blocks | None = None,
+    flow_columns: tuple[str, ...] | None = None,
     order: NDArray[np.int64] | None = None,
     existing: Plan | None = None,
 ) -> Plan:
@@ -122,8 +122,8 @@ def make_plan(
         dim: columns as the flow sees them.
         columns: the user's column names.
         queries: the user's query points as the flow sees them, or None.
-        blocks: the reference in blocks of rows, for one that is larger than memory too.
-        flow_columns: names of the reference's columns.
+        blocks: the reference in blocks of rows, where it is larger than memory; read with transform.kind = "none".
+        flow_columns: names of the reference's columns, where they are not all of the user's.
         order: the clusters' ordering of the reference's rows, where it was made earlier.
         existing: the plan that is there already.
 
@@ -131,14 +131,14 @@ def make_plan(
         ConfigError: something shall be chosen for the reference, which cannot be done for this one; or one blur does
             not suit all columns.
     """
-    unit = {} if existing is None else _entry_of(existing)
-    measured = _measured(blocks) if job.transform.kind == "none" and existing is None else None
-    if measured is not None:
-        unit = {"sigma_data": _unit_of(measured, _num_targets(job, flow_columns))}
+    unit, measured, names = {} if existing is None else _entry_of(existing), None, flow_columns or columns
+    if job.transform.kind == "none" and existing is None:
+        measured = _measured(blocks() if blocks is not None else [reference])  # type: ignore[list-item]
+        unit = {"sigma_data": _unit_of(measured, _num_targets(job, names))}
     sigma_data = unit.get("sigma_data", 1.0)
     blur = choose_blur(job, reference, sigma_data)
     if measured is not None:
-        _check_spreads(job, measured, flow_columns, sigma_data, blur["t_min"])
+        _check_spreads(job, measured, names, sigma_data, blur["t_min"])
     identity = {
         **identity_of_keys(job),
         "table": table,
@@ -186,13 +186,13 @@ def _entry_of(existing: Plan) -> dict[str, Any]:
     return {name: value for name, value in existing.identity.items() if name == "sigma_data"}
 
 
-def _measured(blocks: Blocks) -> ColumnSpread:
+def _measured(blocks: Iterable[NDArray[np.float32]]) -> ColumnSpread:
     import torch
 
     from sfg_dist.flow.spread import ColumnSpread
 
     tally = ColumnSpread()
-    for rows in blocks():
+    for rows in blocks:
         tally.add(torch.from_numpy(rows))
     return tally
 

@@ -187,8 +187,8 @@ DISTRIBUTED = (
         name="encoded_rows_blurred_by_the_variance",
         file="sfg_dist/distributed/labeler.py",
         why="Encoded pairs have another law than decoded ones: their rows are hardly blurred.",
-        old="blur = self.schedule.beta_sq(self.schedule.t_end) ** 0.5 /",
-        new="blur = self.schedule.beta_sq(self.schedule.t_end) /",
+        old="blur = self.plan.sigma_data * self.schedule.blur",
+        new="blur = self.plan.sigma_data * self.schedule.blur**2",
         tests=(
             "tests/distributed/test_labels.py::test_encoded_rows_are_blurred_data_and_their_latents_decode_to_them",
         ),

@@ -1,7 +1,7 @@
 """The maths, schedules, the posterior mean, the probability-flow ODE, labels and scores.
 
 Conventions: rows are samples; t = 0 is data and t = 1 is noise; variances end in ``_sq``; places and labels are in the
-reference's own coordinates at the public functions and centred below them.
+reference's own coordinates at the public functions, centred and of spread 1 below them (see ``spread``).
 """
 
 from sfg_dist.flow.bandwidth import Bandwidth, choose_t_min

@@ -91,8 +91,6 @@ def make_store(directory: Path, arguments: argparse.Namespace, num_rows: int) ->
         dim=arguments.dim,
         columns=columns,
         queries=None,
-        blocks=lambda: [table],
-        flow_columns=columns,
     )
     create_store(
         directory / "pairs.zarr",

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,10 +35,11 @@ from sfg_dist.flow.streaming import StreamedReference
 from sfg_dist.likelihoods import _flow_density, _normal_log_density
 from sfg_dist.pipeline import Pipeline
 from sfg_dist.plan import Stream, normal_rows
+from sfg_dist.planning import make_plan
 from sfg_dist.train_run import encoder_settings, fit_settings
 
-UNITS = [1e-6, 1e-3, 1e3, 1e6]
-FAR_UNITS = [1e-30, 1e30]
+UNITS = [1e-6, *(pytest.param(unit, marks=pytest.mark.slow) for unit in (1e-3, 1e3)), 1e6]
+FAR_UNITS = [pytest.param(1e-30, marks=pytest.mark.slow), 1e30]
 DTYPES = [torch.float32, torch.float64]
 
 
@@ -87,8 +89,8 @@ def test_labels_scale_with_the_rows(unit, dtype, device):
         {"solver": "euler", "time_grid": "uniform", "num_evaluations": 20},
         {"solver": "dopri5", "solver_tolerance": 1e-3},
         {"solver_tolerance": 1e-3},
-        {"solver_tolerance": 1e-3, "direction": "encode"},
-        {"time_grid": "fitted", "num_evaluations": 8},
+        pytest.param({"solver_tolerance": 1e-3, "direction": "encode"}, marks=pytest.mark.slow),
+        pytest.param({"time_grid": "fitted", "num_evaluations": 8}, marks=pytest.mark.slow),
         {"backend": "blocked"},
         {"backend": "fused"},
         {"backend": "native"},
@@ -178,6 +180,7 @@ def test_paths_are_in_the_rows_units():
     assert deviation(plain[-1] / (1 - 1e-3), labels) < 1e-4
 
 
+@pytest.mark.slow
 def test_a_fitted_grid_does_not_know_the_unit():
     grids = [fit_time_grid(Reference(table() * unit), schedule=Schedule(), num_evaluations=8) for unit in (1, 1e6)]
     assert grids[0].points == pytest.approx(grids[1].points, rel=2e-3)
@@ -294,6 +297,7 @@ def test_conditional_labels(unit, given_unit):
 # Columns of different spread.
 
 
+@pytest.mark.slow
 def test_uneven_columns_are_said_and_right():
     rng = np.random.default_rng(0)
     small = np.where(rng.random(1000) < 0.5, -1.0, 1.0) + 0.2 * rng.standard_normal(1000)
@@ -418,7 +422,7 @@ def store_of(tmp_path, make_job):
 
 
 @pytest.mark.parametrize("unit", [1e-4, 1e4])
-@pytest.mark.parametrize("num_rows", [400, 6000])
+@pytest.mark.parametrize("num_rows", [400, pytest.param(6000, marks=pytest.mark.slow)])
 def test_a_store_without_transform_scales_with_its_rows(store_of, unit, num_rows):
     x = table(num_rows)
     settings = {"labels": {"direction": "both"}}
@@ -448,6 +452,7 @@ def test_quantile_and_standardized_stores_have_no_entry(store_of):
         assert pairs.plan.sigma_data == 1
 
 
+@pytest.mark.slow
 def test_choices_for_the_table_do_not_know_the_unit(store_of):
     settings = {"labels": {"t_min": "auto", "time_grid": "fitted", "num_evaluations": 8}}
     plans = [store_of(table(200) * unit, f"run-{unit:g}", **settings).plan for unit in (1, 1e4)]
@@ -465,6 +470,7 @@ def test_conditional_stores(store_of):
     assert label_error(scaled)["median"] == pytest.approx(label_error(plain)["median"], rel=0.2)
 
 
+@pytest.mark.slow
 def test_any_way_to_hold_the_reference(store_of, monkeypatch):
     """Mapped from the node's file, built anew for each evaluation, or sharded over a group."""
     pairs = store_of(table(6000) * 1e4)
@@ -494,7 +500,12 @@ def test_minibatches_have_the_unit_of_the_whole(store_of):
 def test_a_store_of_the_first_version_goes_on_as_it_was_begun(tmp_path, make_job, monkeypatch):
     np.save(tmp_path / "x.npy", table(200) * 3)
     given = NONE | {"data": {"source": str(tmp_path / "x.npy"), "max_rows": 200}, "labels": LABELS}
-    monkeypatch.setattr("sfg_dist.planning._measured", lambda blocks: None)  # so are its plans
+
+    def early_plan(*arguments, **keywords):
+        plan = make_plan(*arguments, **keywords)
+        return replace(plan, identity={key: value for key, value in plan.identity.items() if key != "sigma_data"})
+
+    monkeypatch.setattr("sfg_dist.table_plan.make_plan", early_plan)
     begun = Pipeline(make_job(**given)).open_store()
     monkeypatch.undo()
     assert "sigma_data" not in begun.plan.identity

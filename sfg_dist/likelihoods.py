@@ -5,7 +5,8 @@
     ode       the same law along the probability-flow ODE, on fewer rows
     normal    a normal law in the flow's coordinates, with the training rows' mean and covariance
 
-All in nats per unit volume of the user's columns, on held-out rows; columns on a grid count as spread over their cells.
+All in nats per unit volume of the user's columns, on held-out rows; columns on a grid count as spread over their cells,
+and a value that repeats as a point that has its share.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 A value is such an atom where it holds more rows than ties by chance would give it. Chance is judged by the neighbours:
 the e - 1 further rows of a value are taken for Poisson with the mean of the values beside it (256 on each side, the
 larger mean, and half a row more than was seen), since what makes ties there, float32, few digits or rows read twice,
-makes as many here; it must hold four times as many, since a law is not flat. A column of at most 1000 values that all
-repeat is atoms alone, unless float32 has no finer ones.
+makes as many here; it must hold four times as many, since a law is not flat. Where at most 1000 values that all repeat
+are the column, or nine tenths of its rows, they are atoms, unless float32 has no finer ones.
 
 On a grid every value is exact anyway. There an atom is a value at an end of the column that repeats, with a gap beside
 it ten times the largest among the others, a sentinel: nothing is drawn between.
@@ -28,7 +28,8 @@ _NUM_NEIGHBOURS, _LEAST_NEIGHBOURS = 256, 32
 _FALSE_ALARMS = 1e-4  # expected in a column without atoms
 _PRIOR_ROWS, _PROMINENCE = 0.5, 4.0
 _LEAST_COUNT = 3
-_LEAST_MEAN_COUNT = 4.0  # of the values of a column that is atoms alone; rows drawn with replacement repeat less
+_LEAST_HEAVY = 4  # rows of a value where such values are the column; rows drawn with replacement repeat less
+_MOST_ROWS = 0.9
 _LEAST_SPACINGS = 16.0
 _LEAST_SENTINELS, _SENTINEL_GAP = 5, 10.0
 _EDGE = 2.0**-20  # as for cells of a grid: the noise keeps off the ends
@@ -85,13 +86,12 @@ class Atoms:
         return np.clip(scores, lowest[cells], highest[cells])
 
 
-def find_atoms(distinct: _Array, counts: NDArray[np.intp], *, alone: bool = True) -> NDArray[np.intp]:
+def find_atoms(distinct: _Array, counts: NDArray[np.intp]) -> NDArray[np.intp]:
     """The places of the atoms of a column that has no grid.
 
     Args:
         distinct: its values, ascending.
         counts: rows of each.
-        alone: whether a column may be atoms alone.
 
     Example:
         >>> values = np.append(np.random.default_rng(0).random(90), np.full(10, 0.5))
@@ -111,8 +111,7 @@ def find_atoms(distinct: _Array, counts: NDArray[np.intp], *, alone: bool = True
             break
         is_atom[found] = True
         candidates = np.setdiff1d(candidates, found, assume_unique=True)
-    if alone and num_distinct <= MAX_ATOMS and _are_alone(distinct, counts, is_atom):
-        return np.arange(num_distinct)
+    is_atom |= _alone(distinct, counts)
     atoms = np.flatnonzero(is_atom)
     heaviest = np.argsort(-counts[atoms], kind="stable")[:MAX_ATOMS]
     return np.sort(atoms[heaviest])
@@ -160,15 +159,21 @@ def _expected(counts: NDArray[np.intp], is_atom: NDArray[np.bool_], candidates: 
     return expected
 
 
-def _are_alone(distinct: _Array, counts: NDArray[np.intp], is_atom: NDArray[np.bool_]) -> bool:
-    """Whether the values that do not stand out are atoms too, since no continuum has so few values for so many rows."""
-    others = counts[~is_atom]
-    if not len(others):
+def _alone(distinct: _Array, counts: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """The values that repeat of a column that is little else: no continuum has so few values for so many rows."""
+    if len(distinct) == 2:
+        return np.ones(2, dtype=bool)
+    is_heavy = counts >= _LEAST_HEAVY
+    are_few = is_heavy.sum() <= MAX_ATOMS and counts[is_heavy].sum() >= _MOST_ROWS * counts.sum()
+    return is_heavy if are_few and _are_apart(distinct[is_heavy]) else np.zeros_like(is_heavy)
+
+
+def _are_apart(distinct: _Array) -> bool:
+    """Whether values are further from each other than float32's neighbours, if it holds them."""
+    if len(distinct) < 2 or not is_float32(distinct):
         return True
-    if others.mean() < _LEAST_MEAN_COUNT and len(distinct) > 2:
-        return False
     gaps = np.diff(distinct)
-    return not is_float32(distinct) or float(np.median(gaps / float32_spacing(distinct[1:]))) >= _LEAST_SPACINGS
+    return float(np.median(gaps / float32_spacing(distinct[1:]))) >= _LEAST_SPACINGS
 
 
 def _next_float32(numbers: _Array) -> _Float32s:

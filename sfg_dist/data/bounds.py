@@ -29,7 +29,7 @@ Bounds = str | Mapping[str, Sequence[float]]
 Range = tuple[float, float]
 
 FREE: Range = (-np.inf, np.inf)
-LEAST_TAIL = 2.0**-40  # of the tail's probability: a value at the very end goes to a finite score
+LEAST_TAIL = 2.0**-20  # of the tail's probability: a value at the very end goes to a score of about 6
 
 
 def check_bounds(source: str, names: Sequence[str], bounds: Bounds) -> None:

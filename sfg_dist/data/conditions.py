@@ -56,7 +56,10 @@ class ColumnSplit:
         return cls(tuple(names), targets, conditions, places)
 
     def flow_conditions(self, transform: Transform, conditions: _Array) -> NDArray[np.float32]:
-        """Conditions in the user's units as the flow sees them; a value on a grid goes to the middle of its cell."""
+        """Conditions in the user's units as the flow sees them.
+
+        A value on a grid goes to the middle of its cell, and one that repeats to that of its interval.
+        """
         rows = np.repeat(transform.inverse(np.zeros((1, transform.dim))), len(conditions), axis=0)
         rows[:, self.places] = conditions
         return np.ascontiguousarray(transform.forward(rows)[:, self.conditions])

@@ -267,8 +267,8 @@ class Generator:
 
         Args:
             rows: in the user's columns and units, shape (num_rows, number of columns).
-            noise: where in its cell a value of a column on a grid lies, in [0, 1), shape (num_rows, dim); None is the
-                middle.
+            noise: where in its cell a value of a column on a grid lies, or in its interval one that repeats, in [0, 1),
+                shape (num_rows, dim); None is the middle.
 
         Returns:
             Latents, float32, shape (num_rows, dim).
@@ -288,8 +288,9 @@ class Generator:
             log p(x) = log N(E(u); 0, I) + log |det J(u)| - log mass + log |du/dx|,    u = the row as the flow sees it
 
         The mass is that of the first two terms, estimated when the encoder was fitted (``mass``): the network need not
-        be one-to-one. A column on a grid counts as spread evenly over its cells. Beyond the training rows the
-        transform goes on straight and so does the encoder, so the tails are those of a normal law.
+        be one-to-one. A column on a grid counts as spread evenly over its cells, and a value that repeats beside a
+        continuum as a point that has its share. Beyond the training rows the transform goes on straight, or into a
+        wider range of data.bounds, and so does the encoder, so the tails are those of a normal law.
 
         Args:
             rows: as ``sample`` gives them, shape (num_rows, number of columns); memory does not grow with their number.

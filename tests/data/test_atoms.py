@@ -64,8 +64,9 @@ def test_no_false_alarms(values):
             np.append(np.random.default_rng(0).random(50), np.repeat([0.1, 0.1 + 1e-12, 0.2], 40)),
             [0.1, 0.1 + 1e-12, 0.2],
         ),
+        (np.append(600 * np.random.default_rng(0).random(90), np.repeat(np.arange(600.0), 20)), list(range(600))),
     ],
-    ids=["20 rows", "light", "float32", "two", "two, one once", "roots", "close"],
+    ids=["20 rows", "light", "float32", "two", "two, one once", "roots", "close", "steps and some between"],
 )
 def test_found(values, atoms):
     assert found(values) == atoms

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from imports import imported
 
-from sfg_dist.data import prepare
-from sfg_dist.data.cleaning import num_duplicates
+from sfg_dist.data import Transform, prepare
+from sfg_dist.data.cleaning import find_grids, num_duplicates
 from sfg_dist.errors import DataError
 
 NAMES = ("temp", "count", "load")
@@ -108,6 +108,34 @@ class TestTies:
         assert len(np.unique(noise)) == 9000
         assert 0 <= noise.min() < noise.max() < 1
 
+    @pytest.mark.parametrize(("kind", "exact"), [("quantile", True), ("standardize", True), ("none", False)])
+    def test_what_a_type_says_is_a_grid_without_ties(self, kind, exact):
+        """Amounts in cents, of which no two are equal, and stamps of which all are whole minutes."""
+        random = np.random.default_rng(0)
+        rows = np.stack([random.permutation(10**6)[:500] / 100, 1.7e9 + 60.0 * random.permutation(10**5)[:500]], axis=1)
+        known = {"amount": 0.01, "stamp": 1.0}
+        grids, ties, _ = find_grids("t", rows, ("amount", "stamp"), {}, "auto", known)
+        assert {name: grid.step for name, grid in grids.items()} == {"amount": 0.01, "stamp": 60.0}
+        assert {entry["reason"] for entry in ties.values()} == {"a grid by its type"}
+        assert set(find_grids("t", rows, ("amount", "stamp"), {}, "auto")[0]) == {"stamp"}  # whole numbers anyway
+        offsets = {name: grid.offset for name, grid in grids.items()}
+        noise = random.random(rows.shape)
+        transform = Transform.fit(
+            rows, ("amount", "stamp"), kind=kind, steps={"amount": 0.01, "stamp": 60.0}, offsets=offsets, noise=noise
+        )
+        back = transform.inverse(transform.forward(rows, noise=noise))
+        np.testing.assert_array_equal(back[:, 1], rows[:, 1])
+        np.testing.assert_allclose(back[:, 0], rows[:, 0], rtol=0, atol=0 if exact else 0.01)
+        assert np.array_equal(np.round(back[:, 0], 2), back[:, 0])
+
+    def test_whole_numbers_need_no_ties(self, write):
+        rows = table()
+        rows[:, 0] = np.random.default_rng(0).permutation(10**7)[:400]
+        prepared = prepare(write(rows))
+        assert prepared.report["ties"]["temp"]["reason"] == "whole numbers"
+        samples = prepared.transform.inverse(np.random.default_rng(0).standard_normal((1000, 3)))
+        np.testing.assert_array_equal(samples[:, 0] % 1, 0)
+
     def test_given_steps_alone(self, write):
         prepared = prepare(write(table()), dequantize={"count": 1})
         np.testing.assert_array_equal(prepared.transform.steps, [0, 1, 0])
@@ -118,12 +146,17 @@ class TestTies:
         assert not prepared.transform.steps.any()
         assert prepared.report["ties"]["count"]["step"] is None
 
-    def test_ties_on_no_grid_are_left_alone(self, write):
+    def test_ties_on_no_grid_are_values_that_repeat(self, write):
         rows = table()
         rows[:, 1] = np.random.default_rng(0).random(9)[rows[:, 1].astype(int)]
         prepared = prepare(write(rows))
         assert prepared.report["ties"]["count"]["step"] is None
         assert "no common grid" in prepared.report["ties"]["count"]["reason"]
+        found = prepared.report["atoms"]["count"]
+        assert found["held"]
+        assert sum(entry["count"] for entry in found["values"]) == 400
+        back = prepared.transform.inverse(prepared.reference())
+        np.testing.assert_array_equal(back[:, 1], prepared.train[:, 1])
 
     def test_values_off_a_given_grid_are_counted(self, write):
         rows = table()

@@ -74,6 +74,9 @@ class RowBlocks:
             yield _joined(parts)
 
 
+_LATER_ARRAYS = ("origins", "bounds")  # of a transform; not in stores of version 0.1.0
+
+
 @dataclass(frozen=True)
 class Frame:
     """What a frame is made of.
@@ -93,12 +96,17 @@ class Frame:
     queries: NDArray[np.float32] | RowBlocks | None = None
     make_order: Callable[[NDArray[np.float32]], NDArray[np.int64]] | None = None
 
+    def arrays(self, plan: Plan) -> Mapping[str, NDArray[Any]]:
+        """The transform's arrays that a store of this plan holds: those of version 0.1.0 have fewer."""
+        arrays = self.transform_arrays
+        return arrays if plan.has_names else {name: arrays[name] for name in arrays if name not in _LATER_ARRAYS}
+
     def layouts(self, plan: Plan) -> dict[str, Layout]:
         """The arrays of a fresh store by name, latents and labels among them."""
         return frame_layouts(
             plan,
             num_reference=RowBlocks.of(self.reference).num_rows,
-            transform_arrays=self.transform_arrays,
+            transform_arrays=self.arrays(plan),
             num_queries=None if self.queries is None else RowBlocks.of(self.queries).num_rows,
             has_order=self.make_order is not None,
         )
@@ -106,14 +114,14 @@ class Frame:
     def objects(self, plan: Plan) -> Iterator[Object]:
         """(key, bytes) of each object, one after the other."""
         layouts = self.layouts(plan)
-        yield from _metadata(plan, layouts, self.transform_arrays, self.transform_metadata)
+        yield from _metadata(plan, layouts, self.arrays(plan), self.transform_metadata)
         for name, table in (("reference/rows", self.reference), ("queries/rows", self.queries)):
             if table is not None:
                 yield from _objects(name, layouts[name], RowBlocks.of(table).cut(layouts[name].object_rows))
         if self.make_order is not None:
             layout = layouts["reference/order"]
             yield from _objects("reference/order", layout, _cut(self.orders(), layout.object_rows))
-        for name, values in self.transform_arrays.items():
+        for name, values in self.arrays(plan).items():
             layout = layouts[f"transform/{name}"]
             yield from _objects(f"transform/{name}", layout, [values] if layout.num_objects else [])
 

@@ -7,13 +7,14 @@ than the pipeline and ``distributed``: the rooms below take plain arguments.
 
 from __future__ import annotations
 
+import codecs
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from sfg_dist.documents import apply_override, checked
 from sfg_dist.errors import ConfigError
@@ -22,6 +23,23 @@ from sfg_dist.errors import ConfigError
 def _integral(value: Any) -> Any:
     """1e6 is a float in TOML, yet everyone means a count by it."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _separator(value: Any) -> Any:
+    if isinstance(value, str) and value not in ("auto", "tab", "space") and (len(value) != 1 or value in '"\r\n'):
+        raise ValueError(f'separator must be one character, "tab", "space" or "auto", got {value!r}')
+    return {"tab": "\t", "space": " "}.get(value, value) if isinstance(value, str) else value
+
+
+def _encoding(value: str) -> str:
+    if value != "auto":
+        try:
+            codecs.lookup(value)
+        except LookupError:
+            raise ValueError(
+                f'encoding {value!r} is none that Python knows: for example "cp1252" or "utf-16"'
+            ) from None
+    return value
 
 
 PositiveInt = Annotated[int, BeforeValidator(_integral), Field(gt=0)]
@@ -47,6 +65,10 @@ SOLVER_NAMES = (
     *("euler", "midpoint", "heun", "ralston3", "kutta3", "rk4", "rk38", "exp_ab1", "exp_ab2", "exp_ab4"),
     *ADAPTIVE_SOLVER_NAMES,
 )
+
+
+# Keys of the data table that say how a .csv file is written; the table's fingerprint says what was read.
+READING_KEYS = {"header", "separator", "decimal", "encoding", "index"}
 
 
 class _Section(BaseModel):
@@ -76,6 +98,11 @@ class DataConfig(_Section):
     constant: Literal["refuse", "keep"] = "refuse"
     dequantize: Literal["auto", "none"] | dict[str, PositiveFloat] = "auto"
     max_rows: PositiveInt | None = None
+    header: Literal["auto"] | bool = "auto"
+    separator: Annotated[str, BeforeValidator(_separator)] = "auto"
+    decimal: Literal["auto", ".", ","] = "auto"
+    encoding: Annotated[str, AfterValidator(_encoding)] = "auto"
+    index: Literal["auto"] | bool = "auto"
     split: list[float] = [0.8, 0.1, 0.1]
     shuffle: Literal["permutation", "legacy", "none"] = "permutation"
     seed: Seed = 0

@@ -148,13 +148,15 @@ def _given(assignments: list[str] | None) -> Any:
 
 def _read_conditions(path: str, names: tuple[str, ...], given: Any, num: float | None, num_rows: int) -> Any:
     """The table's columns of these names and its length."""
-    from sfg_dist.data import open_table
+    from sfg_dist.data import TextFormat, open_table
+    from sfg_dist.data.location import is_text
 
     if given is not None:
         raise ConfigError("--given says one condition for all rows, --given-table one a row: leave one out")
     if not names:
         raise ConfigError("this generator was trained without data.condition: leave out --given-table")
-    values = open_table(path, columns=list(names)).values
+    text = TextFormat(header=True) if is_text(path) else None  # its columns are found by their names
+    values = open_table(path, columns=list(names), text=text).values
     if num is not None and num_rows != len(values):
         raise ConfigError(f"-n {num_rows}: {path} has {len(values):,} rows, and each is given to one: leave out -n")
     return values, len(values)

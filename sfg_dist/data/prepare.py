@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from sfg_dist.data.cleaning import drop_missing, find_constants, find_grids, num_duplicates
 from sfg_dist.data.conditions import ColumnSplit, conditions_last
+from sfg_dist.data.csv_dialect import TextFormat
 from sfg_dist.data.table import LogDensity, open_split, open_table
 from sfg_dist.data.toy import NAMES as TOY_NAMES
 from sfg_dist.data.transform import Transform
@@ -128,6 +129,7 @@ def prepare(
     shuffle: str = "permutation",
     seed: int = 0,
     kind: str = "quantile",
+    text: TextFormat | None = None,
 ) -> Prepared:
     """Open a table, clean it, split it and fit the transform.
 
@@ -148,6 +150,7 @@ def prepare(
         shuffle: "permutation" (numpy's default_rng), "legacy" (numpy's RandomState) or "none".
         seed: of the shuffle, of toy sets and of the noise.
         kind: of the transform: "quantile", "standardize" or "none".
+        text: what the user says of .csv files.
 
     Raises:
         DataError: the table cannot be used as it stands; the message says where and which key would help.
@@ -167,12 +170,13 @@ def prepare(
             columns=columns,
             seed=seed,
             max_rows=max_rows if is_toy else None,
+            text=text,
         )
-        names, log_density = table.columns, table.log_density
+        names, log_density, read_as = table.columns, table.log_density, table.read_as
         parts = {"table": table.values}
     else:
         given = open_split(source, arrays=arrays, columns=columns)
-        names, log_density = given.columns, None
+        names, log_density, read_as = given.columns, None, given.read_as
         parts = {"train": given.train, "validation": given.validation, "test": given.test}
     if condition:
         places = conditions_last(source, names, condition)
@@ -186,6 +190,11 @@ def prepare(
     }
     sizes = [len(rows) for rows in parts.values()]
     rows = np.concatenate(list(parts.values()))
+    if num_read < MIN_ROWS <= len(names):
+        raise DataError(
+            f"{source} has {num_read} rows of {len(names)} columns: expected at least {MIN_ROWS} rows; MATLAB, Julia "
+            "and R store a table in HDF5 with rows and columns exchanged: save its transpose"
+        )
     _check_count(source, len(rows), f"{num_read} read, {num_read - len(rows)} dropped as incomplete")
     constants = find_constants(source, rows, names, constant)
     grids, ties = find_grids(source, rows, names, constants, dequantize)
@@ -217,6 +226,7 @@ def prepare(
         seed=seed,
         report={
             "source": source,
+            "read_as": read_as,
             "num_rows_read": num_read,
             "num_rows_dropped": num_read - len(rows),
             "constant": constants,

@@ -1,74 +1,75 @@
-"""Files that hold named columns: .csv and .parquet.
+"""Files that hold named columns: .csv and its kin, .parquet, and folders of either.
 
 Nulls are NaN, booleans 0 and 1. Text and dates are refused by name, unless ``data.columns`` leaves them out.
-A .csv file is UTF-8, separated by commas, semicolons or tabs (the most frequent of them in its first line);
-if its first line is all numbers it has no header, and its columns are c0, c1, ...
 """
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.data.location import open_bytes, reading, suffix_of
+from sfg_dist.data.csv_columns import MAX_DIGITS, decimal_values
+from sfg_dist.data.csv_dialect import TextFormat
+from sfg_dist.data.csv_read import read_csv
+from sfg_dist.data.folders import is_folder, is_prefix, read_folder
+from sfg_dist.data.location import AbsentError, is_text, open_bytes, reading
 from sfg_dist.data.naming import check_columns
 from sfg_dist.errors import DataError
+from sfg_dist.words import counted
 
 _NULL_TEXTS = frozenset({"", "NA", "N/A", "NULL", "null", "NaN", "nan", "n/a", "#N/A"})
 
 
-def read_records(source: str, columns: Sequence[str] | None) -> tuple[NDArray[np.float64], tuple[str, ...]]:
-    """Read the wanted columns of a .csv or .parquet source.
+def read_records(
+    source: str, columns: Sequence[str] | None, text: TextFormat | None = None
+) -> tuple[NDArray[np.float64], tuple[str, ...], str]:
+    """Read the wanted columns of a source of named columns.
 
     Args:
         source: path or URL.
         columns: names wanted, in order; None is all.
+        text: what the user says of .csv files.
 
     Returns:
-        Values, shape (num_rows, num_columns), and the names.
+        Values, shape (num_rows, num_columns), the names, and how the source was read.
 
     Raises:
         DataError: the file or one of the wanted columns cannot be used.
     """
-    with open_bytes(source) as stream:
-        read = _read_csv if suffix_of(source) == ".csv" else _read_parquet
-        table, names = read(source, stream, columns)
+    table, read_as = read_columns(source, columns, text or TextFormat())
+    names = tuple(table.column_names)
     values = np.empty((table.num_rows, len(names)))
     for index, name in enumerate(names):
         values[:, index] = numbers(source, name, table.column(index))
-    return values, names
+    return values, names, read_as
 
 
-def _read_csv(source: str, stream: BinaryIO, columns: Sequence[str] | None) -> tuple[Any, tuple[str, ...]]:
-    from pyarrow import csv as arrow_csv
-
-    with reading(source):
-        num_blank, line = 0, stream.readline().decode("utf-8-sig")
-        while line and not line.strip():
-            num_blank, line = num_blank + 1, stream.readline().decode("utf-8")
-        stream.seek(0)
-    if not line.strip():
-        raise DataError(f"{source} is empty (blank lines only): expected a table")
-    separator = max(",;\t", key=line.count)
-    cells = [cell.strip() for cell in next(csv.reader([line], delimiter=separator))]
-    has_header = not all(_is_number(cell) for cell in cells)
-    names = [cell if has_header and cell else f"c{index}" for index, cell in enumerate(cells)]
-    wanted = check_columns(source, names, columns)
-    with reading(source):
-        table = arrow_csv.read_csv(
-            stream,
-            read_options=arrow_csv.ReadOptions(column_names=names, skip_rows=num_blank + has_header),
-            parse_options=arrow_csv.ParseOptions(delimiter=separator),
-            convert_options=arrow_csv.ConvertOptions(include_columns=list(wanted)),
-        )
-    return table, wanted
+def read_columns(source: str, columns: Sequence[str] | None, text: TextFormat) -> tuple[Any, str]:
+    """The wanted columns as an Arrow table with the types that they have in the source, and how it was read."""
+    if not is_folder(source):
+        try:
+            return read_file(source, columns, text)
+        except AbsentError:
+            if not is_prefix(source):
+                raise
+    return read_folder(source, columns, lambda file, wanted: read_file(file, wanted, text))
 
 
-def _read_parquet(source: str, stream: BinaryIO, columns: Sequence[str] | None) -> tuple[Any, tuple[str, ...]]:
+def read_file(source: str, columns: Sequence[str] | None, text: TextFormat) -> tuple[Any, str]:
+    """``read_columns`` of one file."""
+    if is_text(source):
+        with open_bytes(source) as stream:
+            return read_csv(source, stream.read(), columns, text)
+    if text.given:
+        raise DataError(f"{source}: {text.given[0]} is for .csv files: leave it out")
+    with open_bytes(source) as stream:
+        return _read_parquet(source, stream, columns)
+
+
+def _read_parquet(source: str, stream: Any, columns: Sequence[str] | None) -> tuple[Any, str]:
     from pyarrow import parquet
 
     with reading(source):
@@ -77,7 +78,7 @@ def _read_parquet(source: str, stream: BinaryIO, columns: Sequence[str] | None) 
         names = [name for name in file.schema_arrow.names if not name.startswith("__index_level_")]
     wanted = check_columns(source, names, columns)
     with reading(source):
-        return file.read(columns=list(wanted)).select(list(wanted)), wanted
+        return file.read(columns=list(wanted)).select(list(wanted)), f"{counted(len(names), 'column')}, parquet"
 
 
 def numbers(source: str, name: str, column: Any) -> NDArray[np.float64]:
@@ -99,6 +100,8 @@ def numbers(source: str, name: str, column: Any) -> NDArray[np.float64]:
             f"{source}: column {name!r} holds dates or times ({kind}): expected numbers; "
             "convert it, or leave it out with data.columns"
         )
+    if pa.types.is_decimal128(kind) and kind.precision <= MAX_DIGITS:
+        return decimal_values(column)
     if not (
         pa.types.is_integer(kind)
         or pa.types.is_floating(kind)

@@ -5,12 +5,14 @@
 | .parquet | the row groups that it lies in, one at a time, only the columns wanted |
 | .zarr | the chunks that it lies in |
 | .npy | mapped into memory (local files only) |
+| a folder or glob of .parquet | those of its files, one below the other |
 
 The other formats are read whole or not at all.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,12 +23,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.data.arrays import DEFAULT_ARRAY, open_arrays
+from sfg_dist.data.arrays import DEFAULT_ARRAY, ArrayFile, open_arrays
+from sfg_dist.data.cf import Packing
+from sfg_dist.data.folders import (
+    Part,
+    check_same_columns,
+    folder_words,
+    is_folder,
+    is_prefix,
+    key_values,
+    parts_of,
+)
 from sfg_dist.data.location import open_bucket, reading, suffix_of
 from sfg_dist.data.naming import check_columns
 from sfg_dist.data.records import numbers
 from sfg_dist.errors import DataError
 from sfg_dist.objects import is_url
+from sfg_dist.words import counted
 
 SUFFIXES = (".parquet", ".zarr", ".npy")
 _PART_ROWS = 1 << 16
@@ -43,12 +56,14 @@ class RowReader:
         columns: one name a column.
         num_rows: rows of the table.
         fetch: (first row, row after the last, names of the columns) -> float64 (rows, columns).
+        read_as: how it is read, in words.
     """
 
     source: str
     columns: tuple[str, ...]
     num_rows: int
     fetch: Callable[[int, int, Sequence[str]], _Array]
+    read_as: str = ""
 
     @property
     def num_bytes(self) -> int:
@@ -74,6 +89,8 @@ class RowReader:
 
 def has_row_ranges(source: str) -> bool:
     """Whether a source is of a format that is read by ranges of rows."""
+    if is_folder(source):
+        return all(suffix_of(part.source) == ".parquet" for part in parts_of(source))
     suffix = suffix_of(source)
     return suffix in SUFFIXES and not (suffix == ".npy" and is_url(source))
 
@@ -100,10 +117,13 @@ def open_rows(
     suffix = suffix_of(source)
     if not has_row_ranges(source):
         raise DataError(
-            f"{source}: only .parquet, .zarr and local .npy tables can be read by ranges of rows; convert it, or "
-            f"leave out labels.memory_gib to read it whole"
+            f"{source}: only .parquet, .zarr and local .npy tables, and folders of .parquet, can be read by "
+            f"ranges; convert it, or leave out labels.memory_gib to read it whole"
         )
-    if suffix == ".parquet":
+    if is_folder(source) or (suffix == ".parquet" and is_prefix(source)):
+        with contextlib.ExitStack() as stack:
+            yield _folder_rows(source, parts_of(source), columns, stack)
+    elif suffix == ".parquet":
         with _open_file(source) as stream:
             yield _parquet_rows(source, stream, columns)
     elif suffix == ".npy":
@@ -195,7 +215,55 @@ def _parquet_rows(source: str, stream: Any, columns: Sequence[str] | None) -> Ro
                 values[low - start : high - start, index] = numbers(source, name, table.column(name))
         return values
 
-    return RowReader(source, wanted, int(ends[-1]) if len(ends) else 0, fetch)
+    read_as = f"{counted(len(names), 'column')}, parquet"
+    return RowReader(source, wanted, int(ends[-1]) if len(ends) else 0, fetch, read_as)
+
+
+def _folder_rows(
+    source: str, parts: Sequence[Part], columns: Sequence[str] | None, stack: contextlib.ExitStack
+) -> RowReader:
+    """The rows of all files of a folder, one file open at a time."""
+    keys = list(parts[0].keys)
+    asked = None if columns is None else [name for name in columns if name not in keys]
+    sizes, first = [], None
+    for part in parts:
+        with _open_file(part.source) as stream:
+            reader = _parquet_rows(part.source, stream, asked)
+        first = first or reader
+        check_same_columns(first.source, first.columns, part.source, reader.columns)
+        sizes.append(reader.num_rows)
+    assert first is not None
+    wanted = check_columns(source, [*first.columns, *keys], columns)
+    given = {key: key_values(source, key, parts) for key in keys if key in wanted}
+    ends = np.cumsum(sizes, dtype=np.int64)
+    is_open: dict[int, RowReader] = {}
+
+    def reader_of(number: int) -> RowReader:
+        if number not in is_open:
+            stack.close()
+            is_open.clear()
+            stream = stack.enter_context(_open_file(parts[number].source))
+            is_open[number] = _parquet_rows(parts[number].source, stream, asked)
+        return is_open[number]
+
+    def fetch(start: int, stop: int, names: Sequence[str]) -> _Array:
+        values = np.empty((stop - start, len(names)))
+        own = [name for name in names if name not in given]
+        places = [names.index(name) for name in own]
+        for number in range(int(np.searchsorted(ends, start, side="right")), len(ends)):
+            begin = int(ends[number]) - sizes[number]
+            low, high = max(start, begin), min(stop, int(ends[number]))
+            if begin >= stop:
+                break
+            rows = slice(low - start, high - start)
+            values[rows, places] = reader_of(number).read(low - begin, high - begin, own)
+            for key in set(names) & set(given):
+                value = given[key][number].as_py()
+                values[rows, names.index(key)] = np.nan if value is None else value
+        return values
+
+    read_as = folder_words(len(parts), first.read_as, keys, False)
+    return RowReader(source, wanted, int(ends[-1]), fetch, read_as)
 
 
 def _npy_rows(source: str, columns: Sequence[str] | None) -> RowReader:
@@ -204,31 +272,38 @@ def _npy_rows(source: str, columns: Sequence[str] | None) -> RowReader:
         raise DataError(f"{source} does not exist (current directory: {Path.cwd()})")
     with reading(source):
         table: Any = np.load(path, mmap_mode="r", allow_pickle=False)
-    return _matrix_rows(source, table, tuple(f"c{index}" for index in range(_width(source, table))), columns)
+    width = _width(source, table)
+    return _matrix_rows(source, table, tuple(f"c{index}" for index in range(width)), columns)
 
 
-def _zarr_rows(source: str, file: Any, array: str, columns: Sequence[str] | None) -> RowReader:
+def _zarr_rows(source: str, file: ArrayFile, array: str, columns: Sequence[str] | None) -> RowReader:
     name = file.find(array)
     if name not in file.names:
         raise DataError(f"{source} has no array {name!r}; {file.listing()}")
     assert file.node is not None
     table = file.node(name)
-    width = _width(source, table)
-    names: tuple[str, ...] = tuple(f"c{index}" for index in range(width))
-    if "columns" in file.names:
-        stored = file.read("columns")
-        if stored.shape == (width,) and stored.dtype.kind == "U":
-            names = tuple(str(name) for name in stored)
-    return _matrix_rows(source, table, names, columns)
+    _width(source, table)
+    return _matrix_rows(
+        source, table, file.column_names(name), columns, file.packing(name, table.dtype), [repr(name), *file.notes]
+    )
 
 
 def _width(source: str, table: Any) -> int:
-    if table.ndim != 2 or table.dtype.kind not in "fiub":
-        raise DataError(f"{source} is {table.ndim}-D {table.dtype}: expected a 2-D table of numbers, a row a sample")
-    return int(table.shape[1])
+    if table.ndim not in (1, 2) or table.dtype.kind not in "fiub":
+        raise DataError(
+            f"{source} is {table.ndim}-D {table.dtype}: expected one or two dimensions of numbers, a row a sample"
+        )
+    return int(table.shape[1]) if table.ndim == 2 else 1
 
 
-def _matrix_rows(source: str, table: Any, names: tuple[str, ...], columns: Sequence[str] | None) -> RowReader:
+def _matrix_rows(
+    source: str,
+    table: Any,
+    names: tuple[str, ...],
+    columns: Sequence[str] | None,
+    packing: Packing | None = None,
+    words: Sequence[str] = ("'X'",),
+) -> RowReader:
     wanted = check_columns(source, names, columns)
 
     index = {name: place for place, name in enumerate(names)}
@@ -241,8 +316,10 @@ def _matrix_rows(source: str, table: Any, names: tuple[str, ...], columns: Seque
         low = start
         while low < stop:
             high = min(stop, (low // step + 1) * step)
-            values[low - start : high - start] = np.asarray(table[low:high])[:, places]
+            stored = np.asarray(table[low:high]).reshape(high - low, -1)[:, places]
+            values[low - start : high - start] = stored if packing is None else packing.unpack(stored)
             low = high
         return values
 
-    return RowReader(source, wanted, int(table.shape[0]), fetch)
+    read_as = ", ".join([f"{counted(len(names), 'column')} of {words[0]}", *words[1:]])
+    return RowReader(source, wanted, int(table.shape[0]), fetch, read_as)

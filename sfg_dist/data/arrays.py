@@ -69,7 +69,8 @@ class ArrayFile:
         if values.dtype.kind not in "fiub":
             what = {"c": "complex numbers", "O": "Python objects", "U": "text", "S": "text", "V": "records"}
             found = what.get(values.dtype.kind, f"dtype {values.dtype}")
-            raise DataError(f"{label} holds {found}: expected real numbers")
+            hint = "; a table of pandas is read as it writes it with format='fixed'" if name.endswith("/table") else ""
+            raise DataError(f"{label} holds {found}: expected real numbers{hint}")
         if values.ndim not in (1, 2):
             raise DataError(f"{label} has shape {values.shape}: expected one or two dimensions, a row a sample")
         values = values.reshape(len(values), -1) if values.size else _empty(values)
@@ -93,8 +94,8 @@ class ArrayFile:
             if not is_missing:
                 raise DataError(
                     f"{label} lacks {how_many}: they were never written, or hold nothing but the fill value {fill}, "
-                    "which Zarr leaves out; write them (zarr.config.set({'array.write_empty_chunks': True})), or let the "
-                    "fill value be NaN, or the attribute _FillValue, where absent chunks are missing values"
+                    "which Zarr leaves out; write them (zarr.config.set({'array.write_empty_chunks': True})), or let "
+                    "the fill value be NaN, or the attribute _FillValue, where absent chunks are missing values"
                 )
             self.note(f"{how_many} of {name!r} were never written: missing values")
         return packing
@@ -235,6 +236,8 @@ def _hdf5_file(source: str, file: Any) -> ArrayFile:
     with reading(source):
 
         def visit(name: str, node: Any) -> None:
+            if "_i_" in name.rpartition("/")[0]:  # PyTables' indices of a table
+                return
             if isinstance(node, h5py.Dataset):
                 datasets[name] = node
             elif hdf5.is_frame(node):

@@ -147,7 +147,7 @@ def _width(records: Sequence[Record]) -> int:
 
 
 def _find_separator(source: str, lines: list[str], offset: int, decimal: str) -> tuple[str, str]:
-    """The separator that cuts all lines alike, into cells that look like values; and the decimal mark, if that tells."""
+    """The separator that cuts all lines alike, into cells that look like values; and the decimal mark."""
     lines = lines[:_JUDGED_LINES]
     options = []
     for order, separator in enumerate(_WORDS):
@@ -229,8 +229,13 @@ def _find_decimal(source: str, records: Sequence[Record], separator: str) -> str
     commas = [(cell, record) for cell, record in cells if _COMMA_NUMBER.fullmatch(cell)]
     if not commas or any(_POINT_NUMBER.fullmatch(cell) for cell, _ in cells):
         return "."
+    cell, record = commas[0]
+    if separator == NO_SEPARATOR and 2 * len(commas) < len(records):
+        raise DataError(
+            f'{source}: line {record.line} holds {cell}, most others have no comma: set data.decimal = "," if it is a '
+            'decimal comma, data.separator = "," if it separates two cells'
+        )
     if all(_GROUPED.fullmatch(cell) for cell, _ in commas):
-        cell, record = commas[0]
         raise DataError(
             f"{source}: line {record.line} holds {cell}, which may be a decimal comma or a separator of thousands: set "
             'data.decimal = "," for the former, else take the separators of thousands out'
@@ -295,7 +300,8 @@ def _with_width(source: str, dialect: Dialect, plain: Sequence[Record], text: Te
         hint = "; numbers with a decimal comma must be quoted, or separated by something else"
     elif len(names) == width - 1:
         hint = "; set data.index = true if the first cell of each line only names it"
+    found = f"line {dialect.names_line} holds {counted(len(names), 'name')}, line {line} {width} cells"
+    words = dialect.separator_words or "nothing"
     raise DataError(
-        f"{source}: line {dialect.names_line} holds {counted(len(names), 'name')}, line {line} {width} cells (separated "
-        f"by {dialect.separator_words or 'nothing'}): expected as many{hint}; data.separator says what separates them"
+        f"{source}: {found} (separated by {words}): expected as many{hint}; data.separator says what separates them"
     )

@@ -113,7 +113,8 @@ def read_csv(source: str, raw: bytes, columns: Sequence[str] | None, text: TextF
     names = _named(file, table, columns, text)
     kept = [name for name in names if name is not None]
     wanted = check_columns(source, kept, columns)
-    cells = [table.column(names.index(name)) for name in wanted]
+    places = {name: place for place, name in enumerate(names)}
+    cells = [table.column(places[name]) for name in wanted]
     if table.num_rows < _MANY_ROWS:
         found = [_typed(file, *column) for column in zip(wanted, cells, strict=True)]
     else:
@@ -196,6 +197,10 @@ def _body(file: _File) -> tuple[bytes, int, int]:
         file.notes.append(f"{counted(num_comments, 'comment line')} left out")
     if dialect.separator == " ":
         data, start = _with_single_spaces(data[start:]), 0
+    elif any(data.find(dialect.separator.encode() + gap, start) >= 0 for gap in (b' "', b'\t"')):
+        # Arrow takes a quote behind a space for a part of the cell.
+        gap = re.compile(rb'"(?:[^"]|"")*"|(?<=' + re.escape(dialect.separator.encode()) + rb')[ \t]+(?=")')
+        data, start = gap.sub(lambda match: match[0] if match[0].startswith(b'"') else b"", data[start:]), 0
     end = len(data)
     if data[-2:].isspace() or data[-1:] == b" ":  # blank lines at the end are none of the table
         end = len(data.rstrip(b" \n")) if dialect.separator != "\t" else len(data.rstrip(b"\n"))
@@ -239,8 +244,8 @@ def _named(file: _File, table: Any, columns: Sequence[str] | None, text: TextFor
             elif has_names and not name and place == 0 and columns is None:
                 raise DataError(
                     f"{file.source}: the first column has no name in line {file.dialect.names_line}, and does not "
-                    "count the rows: set data.index = true if it only names them and is left out, false if it is a column as "
-                    "the others are (named c0)"
+                    "count the rows: set data.index = true if it only names them and is left out, false if it is a "
+                    "column (named c0)"
                 )
             else:
                 break

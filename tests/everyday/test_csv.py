@@ -286,8 +286,9 @@ class TestBytes:
             (b"PK\x03\x04...", "Excel workbooks"),
             (b"PAR1...", "a parquet file"),
             (b"\n<!doctype html><html>", "an HTML page"),
-            (b'"' + b"1,2\n" * 200_000, "is a quote not closed|expected"),
+            (b'"' + b"1,2\n" * 40_000, "is a quote not closed|expected"),
         ],
+        ids=lambda value: repr(value)[:20],
     )
     def test_named_for_what_it_is(self, tmp_path, content, message):
         with pytest.raises(DataError, match=rf"a\.csv.*({message})"):
@@ -356,8 +357,58 @@ class TestCells:
             read(tmp_path, text)
 
     def test_very_wide(self, tmp_path):
-        text = ",".join(f"x{number}" for number in range(30_000)) + "\n" + (",".join(["1.25"] * 30_000) + "\n") * 3
-        assert read(tmp_path, text).values.shape == (3, 30_000)
+        names = [f"{number:060d}" for number in range(2500)]  # a line longer than a cell of Python's csv may be
+        text = ",".join(f"x{name}" for name in names) + "\n" + (",".join(["1.25"] * 2500) + "\n") * 3
+        assert read(tmp_path, text).values.shape == (3, 2500)
+
+
+# What users of other readers reported, by project and number; what is right here.
+@pytest.mark.parametrize(
+    ("text", "names", "values"),
+    [
+        ('"foo", "bar"\n"1", "2"\n"3", "4"\n', ("foo", "bar"), [[1, 2], [3, 4]]),  # readr 668
+        ('x,y\n"0.1","5"\n".","."\n', "xy", [[0.1, 5], [NAN, NAN]]),  # readr 111
+        ("s,t\n" + "0,0\n" * 5000 + "0.25,3\n", "st", [[0, 0]] * 5000 + [[0.25, 3]]),  # readr 716
+        ("A,B,C,\n1,2,3,\n4,5,6,\n", "ABC", [[1, 2, 3], [4, 5, 6]]),  # polars 21094
+        ("a,b\r\r\n1,2\r\r\n3,4\r\r\n", "ab", [[1, 2], [3, 4]]),  # cpython 7198: text mode on Windows
+        (  # readr 557: NOAA's table of CO2
+            "# CO2\n#\n 1958   3  1958.208  315.71 \n 1958   4  1958.292  317.45   \n",
+            ("c0", "c1", "c2", "c3"),
+            [[1958, 3, 1958.208, 315.71], [1958, 4, 1958.292, 317.45]],
+        ),
+        (  # cpython 110128
+            "\t".join(f"a long field, number {n}, (m/s)" for n in range(3)) + "\n1.5\t2\t3\n4\t5\t6\n",
+            tuple(f"a long field, number {n}, (m/s)" for n in range(3)),
+            [[1.5, 2, 3], [4, 5, 6]],
+        ),
+        ("Unnamed: 0.1,Unnamed: 0,a\n0,0,1.5\n1,1,2.5\n", "a", [[1.5], [2.5]]),  # pandas 10646, written twice
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_reported_elsewhere_and_read(tmp_path, text, names, values):
+    check(read(tmp_path, text), names, values)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n" + "1,2\n" * 3000 + "1,2,3\n" * 9, "line 3002 has 3 cells, expected 2"),  # duckdb 25827
+        ("c0\nv0\na;b\n", "column 'c0' holds text: 'v0' .*line 2"),  # duckdb 25827
+        ("A\n1\n2,3\n4\n", r"line 3 holds 2,3, most others have no comma.*data\.separator"),  # polars 10585
+        ("Report of 2025-01-06\nid;x\n1;2\n3;4\n", "line 1 holds 1 name, line 2 2 cells"),  # duckdb 15576
+        ("a;b\n1;1,20\n2;22,3\n3;1.234,56\n", "'1.234,56' in data row 3 .*line 4"),  # pandas 59299
+        ('a,b\n1,2\n3,"4\n5,6\n7,8\n', "column 'b' holds text: .*line 3"),  # turicreate 1692
+        ('a,b\n"10,000",5\n"20,500",7\n', "line 2 holds 10,000, .*separator of thousands"),  # CSV.jl 217
+        ("a\tb\n1\t+\n2\t5\n", r"column 'b' holds text: '\+'"),  # readr 297
+        ("a,b\n1,2\nTotal,3\n", "'Total' in data row 2 .*line 3"),  # a footer
+        ("a;b\n" + "1;2\n" * 3000 + "1,5;2,5\n", r"'1,5' in data row 3001 .*data\.decimal"),  # decimals beyond a sample
+        ("t,x\n10:00,1\n10:05,2\n", "column 't' holds text: '10:00'"),
+    ],
+    ids=lambda value: repr(value[:20]),
+)
+def test_reported_elsewhere_and_refused(tmp_path, text, message):
+    with pytest.raises(DataError, match=rf"a\.csv: .*{message}"):
+        read(tmp_path, text)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def _integral(value: Any) -> Any:
 
 def _separator(value: Any) -> Any:
     if isinstance(value, str) and value not in ("auto", "tab", "space") and (len(value) != 1 or value in '"\r\n'):
-        raise ValueError(f'separator must be one character, "tab", "space" or "auto", got {value!r}')
+        raise ValueError('separator must be one character, "tab", "space" or "auto"')
     return {"tab": "\t", "space": " "}.get(value, value) if isinstance(value, str) else value
 
 
@@ -36,9 +36,7 @@ def _encoding(value: str) -> str:
         try:
             codecs.lookup(value)
         except LookupError:
-            raise ValueError(
-                f'encoding {value!r} is none that Python knows: for example "cp1252" or "utf-16"'
-            ) from None
+            raise ValueError('encoding is none that Python knows, as "cp1252" and "utf-16" are') from None
     return value
 
 

@@ -7,6 +7,7 @@ partitions) give columns of numbers behind those of the files.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import re
 from collections import Counter
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from sfg_dist.data.csv_columns import MAX_DIGITS, MAX_PLACES
 from sfg_dist.data.location import AbsentError, open_bucket, reading, suffix_of
 from sfg_dist.data.naming import check_columns, listed
 from sfg_dist.errors import DataError
@@ -195,10 +197,12 @@ def _joined(parts: Sequence[Part], name: str, columns: Sequence[Any]) -> Any:
 
     kinds = {column.type for column in columns if not pa.types.is_null(column.type)}
     kind = kinds.pop() if len(kinds) == 1 else _common(parts, name, columns)
-    try:
-        return pa.chunked_array([chunk.cast(kind) for column in columns for chunk in column.chunks], kind)
-    except pa.ArrowInvalid:
-        return pa.chunked_array([chunk.cast(pa.float64(), safe=False) for column in columns for chunk in column.chunks])
+    chunks = [chunk.cast(kind, safe=kind != pa.float64()) for column in columns for chunk in column.chunks]
+    joined = pa.chunked_array(chunks, kind)
+    if pa.types.is_decimal128(kind) and kind.precision > MAX_DIGITS and kind.scale <= MAX_PLACES:
+        with contextlib.suppress(pa.ArrowInvalid):  # some value has more digits
+            return joined.cast(pa.decimal128(MAX_DIGITS, kind.scale))
+    return joined
 
 
 def _common(parts: Sequence[Part], name: str, columns: Sequence[Any]) -> Any:
@@ -210,8 +214,9 @@ def _common(parts: Sequence[Part], name: str, columns: Sequence[Any]) -> Any:
     if all(map(pa.types.is_integer, kinds)):
         is_wide = any(kind == pa.uint64() for kind in kinds)
         return pa.decimal128(38, 0) if is_wide else pa.int64()
-    if all(pa.types.is_integer(kind) or pa.types.is_decimal128(kind) for kind in kinds):
-        return pa.decimal128(38, max(getattr(kind, "scale", 0) for kind in kinds))
+    scale = max(getattr(kind, "scale", 0) for kind in kinds)
+    if all(pa.types.is_integer(kind) or pa.types.is_decimal128(kind) for kind in kinds) and scale <= MAX_PLACES:
+        return pa.decimal128(38, scale)
     if all(pa.types.is_integer(kind) or pa.types.is_decimal(kind) or pa.types.is_floating(kind) for kind in kinds):
         return pa.float64()
     first = kinds[0]

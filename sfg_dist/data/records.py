@@ -55,7 +55,19 @@ def read_columns(source: str, columns: Sequence[str] | None, text: TextFormat) -
         except AbsentError:
             if not is_prefix(source):
                 raise
-    return read_folder(source, columns, lambda file, wanted: read_file(file, wanted, text))
+    return read_folder(source, columns, lambda file, wanted: _read_part(file, wanted, text))
+
+
+def _read_part(file: str, columns: Sequence[str] | None, text: TextFormat) -> tuple[Any, str]:
+    """``read_file``; what is no number is refused with this file's name, not the folder's."""
+    import pyarrow as pa
+
+    table, read_as = read_file(file, columns, text)
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        kind = column.type
+        if pa.types.is_temporal(kind) or not (pa.types.is_primitive(kind) or pa.types.is_decimal(kind)):
+            numbers(file, name, column)
+    return table, read_as
 
 
 def read_file(source: str, columns: Sequence[str] | None, text: TextFormat) -> tuple[Any, str]:

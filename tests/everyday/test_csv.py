@@ -6,11 +6,15 @@ import gzip
 import numpy as np
 import pyarrow as pa
 import pytest
+import tomli_w
 
+from sfg_dist.config import parse_job
 from sfg_dist.data import TextFormat, open_table, prepare, read_queries
 from sfg_dist.data.csv_columns import decimal_places, decimal_values, typed
 from sfg_dist.data.csv_read import read_csv
-from sfg_dist.errors import DataError
+from sfg_dist.errors import ConfigError, DataError
+from sfg_dist.planning import identity_of_keys
+from sfg_dist.table_plan import prepare_table
 
 NAN = np.nan
 
@@ -447,6 +451,24 @@ def test_decimals_are_what_float_reads():
         assert decimal_values(column)[:-1].tolist() == [float(text) for text in texts]
         assert np.isnan(decimal_values(column)[-1])
     assert decimal_places(np.array([1 / 3])) is None
+
+
+def test_keys_of_a_job(tmp_path):
+    def parse(text, overrides=()):
+        return parse_job(text, overrides, origin="job.toml")
+
+    keys = {"header": False, "separator": "tab", "decimal": ",", "encoding": "cp1252", "index": True}
+    job = parse(tomli_w.dumps({"data": {"source": "a.csv", **keys}}))
+    assert job.data.separator == "\t"
+    assert parse(job.to_toml()) == job
+    other = parse('[data]\nsource = "a.csv"')
+    assert identity_of_keys(job) == identity_of_keys(other)  # the table's fingerprint says what was read
+    for key, value in [("separator", "ab"), ("decimal", ";"), ("encoding", "klingon"), ("header", "yes"), ("index", 0)]:
+        with pytest.raises(ConfigError, match=rf"data\.{key}"):
+            parse(tomli_w.dumps({"data": {"source": "a.csv", key: value}}))
+    (tmp_path / "a.csv").write_text("5\t0,5\t1,5\n" * 20 + "6\t0,25\t2,5\n" * 20)
+    found = prepare_table(parse(job.to_toml(), [f"data.source={tmp_path / 'a.csv'}"]))
+    assert found.columns == ("c1", "c2")
 
 
 def test_the_keys_are_for_text_alone(tmp_path):

@@ -9,6 +9,7 @@ from pyarrow import parquet
 
 from sfg_dist.data import TextFormat, location, open_rows, open_table, prepare, prepare_within
 from sfg_dist.data import folders as module
+from sfg_dist.data.records import read_columns
 from sfg_dist.errors import DataError
 
 VALUES = np.random.default_rng(0).standard_normal((300, 2))
@@ -122,7 +123,7 @@ class TestRefusals:
         parquet_file(tmp_path / "t" / "a.parquet", x=[1], y=[1])
         parquet_file(tmp_path / "t" / "b.parquet", x=[2.5], y=["text"])
         assert open_table(tmp_path / "t", columns=["x"]).values.tolist() == [[1], [2.5]]
-        with pytest.raises(DataError, match=r"b\.parquet: column 'y' is string, in the files before int64"):
+        with pytest.raises(DataError, match=r"b\.parquet: column 'y' holds text: 'text'"):
             open_table(tmp_path / "t")
 
     @pytest.mark.parametrize(
@@ -167,6 +168,19 @@ def test_parts_with_row_numbers_and_keys_of_text(tmp_path):
     table = open_table(tmp_path, text=TextFormat(decimal=","))
     assert (table.columns, table.values.tolist()) == (("a",), [[1.5], [2.5]] * 3)
     assert "row numbers" in table.read_as
+
+
+def test_types_of_parts_are_joined_exactly(tmp_path):
+    parts = {"a": ["1", "2", ""], "b": ["0.1", "2.5", "3"], "c": ["", "NA", ""], "d": ["0.125", "7.3", "1e3"]}
+    for name, cells in parts.items():
+        (tmp_path / f"{name}.csv").write_text("x,y\n" + "".join(f"{cell},1\n" for cell in cells))
+    table, _ = read_columns(str(tmp_path), None, TextFormat())
+    assert table.column("x").type == pa.decimal128(15, 3)
+    expected = [1, 2, np.nan, 0.1, 2.5, 3, *[np.nan] * 3, 0.125, 7.3, 1000]
+    np.testing.assert_array_equal(open_table(tmp_path).values[:, 0], expected)
+    (tmp_path / "e.csv").write_text("x,y\n0.12345678901234567,18446744073709551615\n1,2\n")
+    table, _ = read_columns(str(tmp_path), None, TextFormat())
+    assert (table.column("x").type, table.column("y").to_pylist()[-2]) == (pa.float64(), 18446744073709551615)
 
 
 def test_a_file_whose_name_has_brackets(tmp_path):

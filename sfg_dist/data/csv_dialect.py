@@ -121,7 +121,10 @@ def decide(source: str, data: bytes, text: TextFormat) -> Dialect:
     if decimal == "auto":
         decimal = _find_decimal(source, plain, separator)
     dialect = Dialect(separator, decimal, None, 0, _width(plain[1:] or plain), False, plain[0].line, False, False)
-    dialect = _with_names(source, dialect, plain, above, text)
+    quoted = _quotes_names(lines[plain[0].line - offset], plain[0], lines[plain[0].end - offset :])
+    dialect = _with_names(
+        source, dialect, plain, above, replace(text, header=True) if quoted and text.header == "auto" else text
+    )
     dialect = _with_width(source, dialect, plain, text)
     below = [record for record in marked if record.line > dialect.first_line]
     has_missing = any(cell in MISSING for record in plain[: 1 + _JUDGED_LINES] for cell in record.cells)
@@ -262,6 +265,12 @@ def _with_names(
     if not answer:
         return dialect
     return replace(dialect, names=tuple(first.cells), names_line=first.line, first_line=first.end)
+
+
+def _quotes_names(line: str, first: Record, below: Sequence[str]) -> bool:
+    """Whether the first line alone has its cells in quotes, as R and Arrow write names."""
+    num_named = sum(cell != "" for cell in first.cells)
+    return 0 < 2 * num_named <= line.count('"') and not any('"' in other for other in below) and any(below)
 
 
 def _names_of_comment(above: Sequence[Record], width: int) -> tuple[str, ...] | None:

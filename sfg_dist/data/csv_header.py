@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from sfg_dist.data.csv_lines import kind_of
 
-_WHOLE = re.compile(r"\d+")
+_WHOLE = re.compile(r"-?\d+")
 _FEW_ROWS = 5
 _STEPPED_NAMES = 5  # numbers at equal distances that may be names, such as wavelengths
 _CHANCE = 0.2  # share of data lines that count in equal steps above which a first one proves nothing
@@ -75,8 +75,8 @@ def _numbers_are_names(first: Cells, numbers: Cells, body: Sequence[Cells]) -> b
     if len(numbers) < len(first):
         return False
     columns = [[row[place] for row in body if place < len(row) and row[place]] for place in range(len(first))]
-    if _is_rising(numbers) and all(_keeps_places(column) for column in columns):
-        return True
+    if len(set(values)) == len(values) and all(_keeps_places(column) for column in columns):
+        return True if _is_rising(numbers) else "it holds whole numbers, and the lines below it decimals"
     if counts:
         is_decimal = bool(body) and all(not _WHOLE.fullmatch(cell) for column in columns for cell in column)
         return True if is_decimal and len(values) > 2 else "it holds 0, 1, 2, ..., as names from pandas do"

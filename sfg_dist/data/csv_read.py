@@ -81,6 +81,8 @@ class _File:
             what = "take out what is no part of the number"
         elif row == 0 and self.dialect.names is None:
             what = "set data.header = true if the first line holds names"
+        elif not self.dialect.separator_words:
+            what = "cells are separated by commas, semicolons, tabs, bars or spaces, or as data.separator says"
         else:
             what = ""
         advice = f"{what}, or leave" if what else "leave"
@@ -122,6 +124,8 @@ def read_csv(source: str, raw: bytes, columns: Sequence[str] | None, text: TextF
             found = list(pool.map(lambda column: _typed(file, *column), zip(wanted, cells, strict=True)))
     arrays = [array for array, _ in found]
     file.notes.extend(note for _, note in found if note)
+    if len(kept) > 1 and kept[0] in wanted and _counts_rows(arrays[wanted.index(kept[0])]):
+        file.notes.append(f"{kept[0]!r} counts the rows, and is kept (data.index = true leaves it out)")
     return pa.table(arrays, names=list(wanted)), _in_words(file, len(kept))
 
 
@@ -238,14 +242,14 @@ def _named(file: _File, table: Any, columns: Sequence[str] | None, text: TextFor
             if text.index is True and place == 0:
                 names[0] = None
                 file.notes.append("the first column left out (data.index)")
-            elif is_unnamed and _counts(table.column(place)):
+            elif is_unnamed and _counts_rows(typed(table.column(place))):
                 names[place] = None
                 file.notes.append(f"row numbers in {'an unnamed column' if not name else repr(name)} left out")
-            elif has_names and not name and place == 0 and columns is None:
+            elif is_unnamed and columns is None:
                 raise DataError(
-                    f"{file.source}: the first column has no name in line {file.dialect.names_line}, and does not "
-                    "count the rows: set data.index = true if it only names them and is left out, false if it is a "
-                    "column (named c0)"
+                    f"{file.source}: the first column has no name of its own in line {file.dialect.names_line}, "
+                    "and does not count the rows: set data.index = true if it only names them and is left out, false if it is a "
+                    f"column (named {name or 'c0'})"
                 )
             else:
                 break
@@ -256,15 +260,14 @@ def _are_missing(cells: Any) -> bool:
     return without_missing(cells).null_count == len(cells)
 
 
-def _counts(cells: Any) -> bool:
-    """Whether a column numbers the rows, from any number on."""
+def _counts_rows(column: Any) -> bool:
+    """Whether a typed column numbers the rows, from any number on."""
     import numpy as np
     import pyarrow as pa
 
-    found = typed(cells) if len(cells) else None
-    if found is None or found.type != pa.int64() or found.null_count:
+    if column.type != pa.int64() or column.null_count or not len(column):
         return False
-    values = found.to_numpy()
+    values = column.to_numpy()
     return bool(values[0] >= 0 and np.all(np.diff(values) == 1))
 
 

@@ -69,6 +69,11 @@ def parts_of(source: str) -> list[Part]:
     """
     root, paths = _listed_objects(source) if is_url(source) else _listed_files(source)
     kept = [path for path in paths if not _is_hidden(path)]
+    for mark, what in ((r"(.*/)?_delta_log/", "a Delta"), (r"(.*/)?metadata/.*\.metadata\.json$", "an Iceberg")):
+        if any(re.match(mark, path) for path in paths):
+            raise DataError(
+                f"{source} is {what} table, some of whose files are no longer part of it: export it as .parquet"
+            )
     by_kind = [[path for path in kept if suffix_of(path) in kind] for kind in _KINDS]
     chosen = next((some for some in by_kind if some), [])
     if not chosen:

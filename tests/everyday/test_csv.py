@@ -50,6 +50,11 @@ class TestHeader:
         check(table, "012", INTS)
         assert "row numbers in an unnamed column left out" in table.read_as
 
+    def test_names_that_alone_are_quoted(self, tmp_path):
+        check(read(tmp_path, '"0","1","2"\n' + lines(INTS)), "012", INTS)
+        check(read(tmp_path, '"","5","3"\n' + lines([[1, 7, 2], [2, 4, 4]])), "53", [[7, 2], [4, 4]])
+        assert read(tmp_path, '"5","3"\n"7","2"\n"4","4"\n').columns == ("c0", "c1")
+
     def test_a_series(self, tmp_path):
         check(read(tmp_path, ",0\n0,0.5\n1,0.25\n2,1.5\n"), "0", [[0.5], [0.25], [1.5]])
         check(read(tmp_path, "0\n" + lines([[f"{row[0]:.2f}"] for row in FLOATS])), "0", [[row[0]] for row in FLOATS])
@@ -68,6 +73,7 @@ class TestHeader:
             "NA\n1.5\n2.5\n",
             "x1,5,3\n" + lines(INTS),
             "ann,1,3\nbob,2,4\n",
+            "7,5,9\n" + lines([[f"{cell:.2f}" for cell in row] for row in FLOATS]),
         ],
     )
     def test_ambiguous_files_are_refused_until_the_key_says(self, tmp_path, text):
@@ -168,11 +174,17 @@ class TestIndex:
 
     def test_another_unnamed_column_is_refused_until_the_key_says(self, tmp_path):
         text = ",a,b\n5,1,2\n9,3,4\n7,5,6\n"
-        with pytest.raises(DataError, match=r"first column has no name in line 1.*data\.index = true"):
-            read(tmp_path, text)
+        for given in (text, "Unnamed: 0" + text):
+            with pytest.raises(DataError, match=r"first column has no name of its own in line 1.*data\.index = true"):
+                read(tmp_path, given)
         check(read(tmp_path, text, index=True), "ab", [[1, 2], [3, 4], [5, 6]])
         check(read(tmp_path, text, index=False), ("c0", "a", "b"), [[5, 1, 2], [9, 3, 4], [7, 5, 6]])
         check(read(tmp_path, text, columns=["b"]), "b", [[2], [4], [6]])
+
+    def test_a_column_that_counts_is_said(self, tmp_path):
+        assert "'id' counts the rows, and is kept" in read(tmp_path, "id,x\n1,5\n2,3\n").read_as
+        assert "'c0' counts the rows" in read(tmp_path, "0,5.5,1\n1,3.5,7\n2,1.5,0\n").read_as
+        check(read(tmp_path, "id,x\n1,5\n2,3\n", index=True), "x", [[5], [3]])
 
     def test_row_names_of_r(self, tmp_path):
         check(read(tmp_path, '"a","b"\n"1",5,2\n"2",3,4\n'), "ab", [[5, 2], [3, 4]])
@@ -407,6 +419,7 @@ def test_reported_elsewhere_and_read(tmp_path, text, names, values):
         ("a,b\n1,2\nTotal,3\n", "'Total' in data row 2 .*line 3"),  # a footer
         ("a;b\n" + "1;2\n" * 3000 + "1,5;2,5\n", r"'1,5' in data row 3001 .*data\.decimal"),  # decimals beyond a sample
         ("t,x\n10:00,1\n10:05,2\n", "column 't' holds text: '10:00'"),
+        ("1::2::3\n4::5::6\n", r"separated by commas, semicolons, .*data\.separator"),  # MovieLens
     ],
     ids=lambda value: repr(value[:20]),
 )

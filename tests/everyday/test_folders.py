@@ -133,6 +133,8 @@ class TestRefusals:
             (["a.xlsx", "b.xlsx", "c.json"], r"holds 2 with \.xlsx, 1 with \.json"),
             (["a.npy"], r"holds 1 with \.npy: .*name a file of another format itself"),
             (["zarr.json"], r"let its name end in \.zarr"),
+            (["a.parquet", "_delta_log/0.json"], "is a Delta table"),
+            (["data/a.parquet", "metadata/v1.metadata.json"], "is an Iceberg table"),
             (["a.csv", "b.parquet"], "holds 1 .parquet file and 1 .csv file: name one kind"),
         ],
     )
@@ -140,6 +142,7 @@ class TestRefusals:
         folder = tmp_path / "t"
         folder.mkdir()
         for name in names:
+            (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(b"x")
         with pytest.raises(DataError, match=message):
             open_table(folder)

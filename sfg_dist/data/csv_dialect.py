@@ -66,6 +66,7 @@ class Dialect:
         first_line: the first line below the header, counted from 1.
         has_comments: whether some lines below it are comments.
         has_missing: whether some of the first cells stand for missing values.
+        has_gaps: whether spaces stand between separators and quotes.
     """
 
     separator: str
@@ -77,6 +78,7 @@ class Dialect:
     first_line: int
     has_comments: bool
     has_missing: bool
+    has_gaps: bool
 
     @property
     def separator_words(self) -> str:
@@ -120,7 +122,9 @@ def decide(source: str, data: bytes, text: TextFormat) -> Dialect:
     above = [record for record in marked if record.line < plain[0].line]
     if decimal == "auto":
         decimal = _find_decimal(source, plain, separator)
-    dialect = Dialect(separator, decimal, None, 0, _width(plain[1:] or plain), False, plain[0].line, False, False)
+    dialect = Dialect(
+        separator, decimal, None, 0, _width(plain[1:] or plain), False, plain[0].line, False, False, False
+    )
     quoted = _quotes_names(lines[plain[0].line - offset], plain[0], lines[plain[0].end - offset :])
     dialect = _with_names(
         source, dialect, plain, above, replace(text, header=True) if quoted and text.header == "auto" else text
@@ -128,7 +132,12 @@ def decide(source: str, data: bytes, text: TextFormat) -> Dialect:
     dialect = _with_width(source, dialect, plain, text)
     below = [record for record in marked if record.line > dialect.first_line]
     has_missing = any(cell in MISSING for record in plain[: 1 + _JUDGED_LINES] for cell in record.cells)
-    return replace(dialect, has_comments=any(map(dialect.is_comment, below)), has_missing=has_missing)
+    return replace(
+        dialect,
+        has_comments=any(map(dialect.is_comment, below)),
+        has_missing=has_missing,
+        has_gaps=any(f'{separator} "' in line or f'{separator}\t"' in line for line in lines),
+    )
 
 
 def _sample(data: bytes) -> list[str]:

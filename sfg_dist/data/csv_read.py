@@ -201,7 +201,7 @@ def _body(file: _File) -> tuple[bytes, int, int]:
         file.notes.append(f"{counted(num_comments, 'comment line')} left out")
     if dialect.separator == " ":
         data, start = _with_single_spaces(data[start:]), 0
-    elif any(data.find(dialect.separator.encode() + gap, start) >= 0 for gap in (b' "', b'\t"')):
+    elif dialect.has_gaps:
         # Arrow takes a quote behind a space for a part of the cell.
         gap = re.compile(rb'"(?:[^"]|"")*"|(?<=' + re.escape(dialect.separator.encode()) + rb')[ \t]+(?=")')
         data, start = gap.sub(lambda match: match[0] if match[0].startswith(b'"') else b"", data[start:]), 0
@@ -247,8 +247,8 @@ def _named(file: _File, table: Any, columns: Sequence[str] | None, text: TextFor
                 file.notes.append(f"row numbers in {'an unnamed column' if not name else repr(name)} left out")
             elif is_unnamed and columns is None:
                 raise DataError(
-                    f"{file.source}: the first column has no name of its own in line {file.dialect.names_line}, "
-                    "and does not count the rows: set data.index = true if it only names them and is left out, false if it is a "
+                    f"{file.source}: the first column has no name of its own in line {file.dialect.names_line}, and does "
+                    "not count the rows: set data.index = true if it only names them and is left out, false if it is a "
                     f"column (named {name or 'c0'})"
                 )
             else:

@@ -247,9 +247,9 @@ def _named(file: _File, table: Any, columns: Sequence[str] | None, text: TextFor
                 file.notes.append(f"row numbers in {'an unnamed column' if not name else repr(name)} left out")
             elif is_unnamed and columns is None:
                 raise DataError(
-                    f"{file.source}: the first column has no name of its own in line {file.dialect.names_line}, and does "
-                    "not count the rows: set data.index = true if it only names them and is left out, false if it is a "
-                    f"column (named {name or 'c0'})"
+                    f"{file.source}: the first column has no name of its own in line {file.dialect.names_line}, and "
+                    "does not count the rows: set data.index = true if it only names them and is left out, false if "
+                    f"it is a column (named {name or 'c0'})"
                 )
             else:
                 break

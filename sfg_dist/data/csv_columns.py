@@ -30,12 +30,14 @@ def typed(cells: Any, decimal: str = ".") -> Any:
     """A column of strings as the type that all of its cells have, missing ones null; strings where they have none.
 
     Args:
-        cells: a chunked array of strings.
+        cells: a chunked array of strings, or of float64.
         decimal: the decimal mark, "." or ",".
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    if pa.types.is_floating(cells.type):
+        return _with_places(cells)
     if decimal == ",":
         cells = without_missing(cells)
         if pc.any(pc.match_substring(cells, ".")).as_py():
@@ -120,17 +122,21 @@ def _numbers(cells: Any) -> Any:
     numbers = _cast(cells, pa.float64())
     if numbers is None:
         return None
-    values = numbers.to_numpy(zero_copy_only=False) if hasattr(numbers, "chunks") else numbers.to_numpy()
+    values = numbers.to_numpy()
     finite = _finite(values)
-    if not len(finite):
-        return numbers
-    if _largest(finite) >= _EXACT and pc.all(pc.match_substring_regex(cells, _WHOLE)).as_py():
+    if len(finite) and _largest(finite) >= _EXACT and pc.all(pc.match_substring_regex(cells, _WHOLE)).as_py():
         plain = pc.replace_substring_regex(cells, r"^\+", "")
         for kind in (pa.int64(), pa.uint64(), pa.decimal128(38, 0), pa.decimal256(76, 0)):
             exact = _cast(plain, kind)
             if exact is not None:
                 return exact
         return None
+    return _with_places(numbers)
+
+
+def _with_places(numbers: Any) -> Any:
+    """Floats as decimals, where they have few places."""
+    values = numbers.to_numpy()
     places = decimal_places(values)
     return numbers if places is None else _decimals(values, places)
 

@@ -67,6 +67,7 @@ class Dialect:
         has_comments: whether some lines below it are comments.
         has_missing: whether some of the first cells stand for missing values.
         has_gaps: whether spaces stand between separators and quotes.
+        floats: the columns whose first cells all have a decimal mark.
     """
 
     separator: str
@@ -79,6 +80,7 @@ class Dialect:
     has_comments: bool
     has_missing: bool
     has_gaps: bool
+    floats: frozenset[int]
 
     @property
     def separator_words(self) -> str:
@@ -123,7 +125,7 @@ def decide(source: str, data: bytes, text: TextFormat) -> Dialect:
     if decimal == "auto":
         decimal = _find_decimal(source, plain, separator)
     dialect = Dialect(
-        separator, decimal, None, 0, _width(plain[1:] or plain), False, plain[0].line, False, False, False
+        separator, decimal, None, 0, _width(plain[1:] or plain), False, plain[0].line, False, False, False, frozenset()
     )
     quoted = _quotes_names(lines[plain[0].line - offset], plain[0], lines[plain[0].end - offset :])
     dialect = _with_names(
@@ -136,6 +138,7 @@ def decide(source: str, data: bytes, text: TextFormat) -> Dialect:
         dialect,
         has_comments=any(map(dialect.is_comment, below)),
         has_missing=has_missing,
+        floats=_floats(plain[1 : 1 + _JUDGED_LINES], dialect),
         has_gaps=any(f'{separator} "' in line or f'{separator}\t"' in line for line in lines),
     )
 
@@ -274,6 +277,14 @@ def _with_names(
     if not answer:
         return dialect
     return replace(dialect, names=tuple(first.cells), names_line=first.line, first_line=first.end)
+
+
+def _floats(records: Sequence[Record], dialect: Dialect) -> frozenset[int]:
+    number = _COMMA_NUMBER if dialect.decimal == "," else _POINT_NUMBER
+    rows = [record.cells for record in records if len(record.cells) == dialect.num_columns]
+    columns = enumerate(zip(*rows, strict=True))
+    given = {place: [cell for cell in cells if cell not in MISSING] for place, cells in columns}
+    return frozenset(place for place, cells in given.items() if cells and all(map(number.fullmatch, cells)))
 
 
 def _quotes_names(line: str, first: Record, below: Sequence[str]) -> bool:

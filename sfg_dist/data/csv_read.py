@@ -1,7 +1,7 @@
 """Reads a .csv file: its dialect is decided first, then pyarrow cuts all of it into cells, and each column is typed.
 
-Every cell is read as text, and a column's type is decided by all of its cells (``csv_columns``), so no digit is lost on
-the way. What was left out or taken as missing is said in ``read_as``.
+Cells are read as text, but for columns that have a decimal mark throughout; a column's type is decided by all of its cells
+(``csv_columns``), so no digit is lost on the way. What was left out is said.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def read_csv(source: str, raw: bytes, columns: Sequence[str] | None, text: TextF
 
 
 def _cells(file: _File) -> Any:
-    """All cells as text, in columns named "0", "1", ..."""
+    """All cells as text, or as numbers where that says as much, in columns named "0", "1", ..."""
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
 
@@ -148,8 +148,9 @@ def _cells(file: _File) -> Any:
         blank.append(None)
         return "skip"
 
-    def parsed(block_bytes: int, newlines_in_values: bool) -> Any:
+    def parsed(block_bytes: int, newlines_in_values: bool, floats: frozenset[int]) -> Any:
         blank.clear()
+        kinds = {name: pa.float64() if place in floats else pa.string() for place, name in enumerate(names)}
         return arrow_csv.read_csv(
             pa.BufferReader(pa.py_buffer(data).slice(start, end - start)),
             read_options=arrow_csv.ReadOptions(column_names=names, block_size=block_bytes),
@@ -161,7 +162,8 @@ def _cells(file: _File) -> Any:
                 invalid_row_handler=on_uneven,
             ),
             convert_options=arrow_csv.ConvertOptions(
-                column_types=dict.fromkeys(names, pa.string()),
+                column_types=kinds,
+                decimal_point=dialect.decimal,
                 null_values=list(MISSING),
                 strings_can_be_null=dialect.has_missing,  # it costs time where there are none
             ),
@@ -169,11 +171,11 @@ def _cells(file: _File) -> Any:
 
     table = None
     with contextlib.suppress(pa.ArrowInvalid):
-        table = parsed(_BLOCK_BYTES, False)
+        table = parsed(_BLOCK_BYTES, False, dialect.floats)
     if table is None or (has_quotes and table.num_rows < num_lines):
-        # A line longer than a block, or line breaks in quotes, which Arrow reads more slowly.
+        # Text among numbers, a line longer than a block, or line breaks in quotes, which Arrow reads more slowly.
         try:
-            table = parsed(max(_BLOCK_BYTES, end - start), has_quotes)
+            table = parsed(max(_BLOCK_BYTES, end - start), has_quotes, frozenset())
         except pa.ArrowInvalid as error:
             raise file.uneven() from error
     num_blank = num_lines - table.num_rows

@@ -1,7 +1,7 @@
 """Reads a .csv file: its dialect is decided first, then pyarrow cuts all of it into cells, and each column is typed.
 
-Cells are read as text, but for columns that have a decimal mark throughout; a column's type is decided by all of its cells
-(``csv_columns``), so no digit is lost on the way. What was left out is said.
+Cells are read as text, but for columns that have a decimal mark throughout; a column's type is decided by all of its
+cells (``csv_columns``), so no digit is lost on the way. What was left out is said.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from sfg_dist.config import parse_job
 from sfg_dist.data import TextFormat, open_table, prepare, read_queries
 from sfg_dist.data.csv_columns import decimal_places, decimal_values, typed
 from sfg_dist.data.csv_read import read_csv
+from sfg_dist.display import Display
 from sfg_dist.errors import ConfigError, DataError
 from sfg_dist.planning import identity_of_keys
 from sfg_dist.table_plan import prepare_table
@@ -491,12 +492,14 @@ def test_the_keys_are_for_text_alone(tmp_path):
             open_table(source, text=TextFormat(decimal=","))
 
 
-def test_what_was_read_is_reported(tmp_path):
+def test_what_was_read_is_reported(tmp_path, capsys):
     rng = np.random.default_rng(0)
     rows = lines([[f"{cell:.3f}".replace(".", ",") for cell in row] for row in rng.standard_normal((60, 3))], ";")
     (tmp_path / "a.csv").write_text("a;b;c\n" + rows)
     report = prepare(tmp_path / "a.csv").report
     assert report["read_as"] == "3 columns, names from line 1, semicolons, decimal comma"
+    Display(False)({"event": "table", **report})
+    assert "data: read as 3 columns, names from line 1, semicolons, decimal comma\n" in capsys.readouterr().out
 
 
 def test_query_points_go_through_the_same_reader(tmp_path):

@@ -7,6 +7,7 @@ than the pipeline and ``distributed``: the rooms below take plain arguments.
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -29,6 +30,21 @@ def integral(value: Any) -> Any:
 def _is_size(value: str) -> str:
     if re.fullmatch(r"[1-9]\d{0,5}x[1-9]\d{0,5}", value, re.ASCII) is None:
         raise ValueError("a size is WIDTHxDEPTH, such as 64x3")
+    return value
+
+
+def _separator(value: Any) -> Any:
+    if isinstance(value, str) and value not in ("auto", "tab", "space") and (len(value) != 1 or value in '"\r\n'):
+        raise ValueError('separator must be one character, "tab", "space" or "auto"')
+    return {"tab": "\t", "space": " "}.get(value, value) if isinstance(value, str) else value
+
+
+def _encoding(value: str) -> str:
+    if value != "auto":
+        try:
+            codecs.lookup(value)
+        except LookupError:
+            raise ValueError('encoding is none that Python knows, as "cp1252" and "utf-16" are') from None
     return value
 
 
@@ -65,6 +81,10 @@ SOLVER_NAMES = (
 )
 
 
+# Keys of the data table that say how a .csv file is written; the table's fingerprint says what was read.
+READING_KEYS = {"header", "separator", "decimal", "encoding", "index"}
+
+
 class _Section(BaseModel):
     """One table of the job file: immutable, closed to unknown keys, strict about types."""
 
@@ -94,6 +114,11 @@ class DataConfig(_Section):
     dequantize: Literal["auto", "none"] | dict[str, PositiveFloat] = "auto"
     bounds: Literal["observed", "none"] | dict[str, Range] = "observed"
     max_rows: PositiveInt | None = None
+    header: Literal["auto"] | bool = "auto"
+    separator: Annotated[str, BeforeValidator(_separator)] = "auto"
+    decimal: Literal["auto", ".", ","] = "auto"
+    encoding: Annotated[str, AfterValidator(_encoding)] = "auto"
+    index: Literal["auto"] | bool = "auto"
     split: list[float] = [0.8, 0.1, 0.1]
     shuffle: Literal["permutation", "legacy", "none"] = "permutation"
     seed: Seed = 0

@@ -114,6 +114,8 @@ class Display:
             self._print(f"{event['stage']}: done in {event['seconds']:.1f} s")
 
     def _on_table(self, event: Mapping[str, Any]) -> None:
+        if event.get("read_as"):
+            self._print(f"data: read as {event['read_as']}")
         sizes = event["split"]
         self._print(f"data: {sizes['train']:,} train, {sizes['validation']:,} validation, {sizes['test']:,} test rows")
         if event["num_rows_dropped"]:

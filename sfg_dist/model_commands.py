@@ -158,13 +158,15 @@ def _read_conditions(
     path: str, generator: Generator, given: Any, num: int | None, num_rows: int
 ) -> tuple[NDArray[np.float64], int]:
     """The conditions of each row by a table that has them, and its length."""
-    from sfg_dist.data import open_table
+    from sfg_dist.data import TextFormat, open_table
+    from sfg_dist.data.location import is_text
 
     if given is not None:
         raise ConfigError("--given says one condition for all rows, --given-table one a row: leave one out")
     if not generator.condition:
         raise ConfigError("this generator was trained without data.condition: leave out --given-table")
-    table = open_table(path, columns=list(generator.condition))
+    text = TextFormat(header=True) if is_text(path) else None  # its columns are found by their names
+    table = open_table(path, columns=list(generator.condition), text=text)
     values = table.retyped([generator.types[place] for place in generator.split.places])
     if num is not None and num_rows != len(values):
         raise ConfigError(f"-n {num_rows}: {path} has {len(values):,} rows, and each is given to one: leave out -n")

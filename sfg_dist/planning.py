@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sfg_dist._version import __version__
-from sfg_dist.config import Job
+from sfg_dist.config import READING_KEYS, Job
 from sfg_dist.errors import ConfigError
 from sfg_dist.plan import Plan, check_shard_rows, fingerprint
 
@@ -311,7 +311,7 @@ def identity_of_keys(job: Job) -> dict[str, Any]:
     """The tables of the job that decide the bits of labels, as they read back from JSON."""
     tables = {
         # which identifiers were left out shows in the columns
-        "data": job.data.model_dump(exclude={"source", "identifiers"}, exclude_none=True),
+        "data": job.data.model_dump(exclude={"source", "identifiers", *READING_KEYS}, exclude_none=True),
         "transform": job.transform.model_dump(exclude_none=True),
         "labels": job.labels.model_dump(exclude=NOT_IDENTITY, exclude_none=True),
     }

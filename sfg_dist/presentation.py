@@ -59,6 +59,7 @@ def report_content(
         log_density=prepared.log_density,
         job_toml=job.to_toml(),
         facts={
+            **({"read as": prepared.report["read_as"]} if prepared.report.get("read_as") else {}),
             "rows": ", ".join(f"{size:,} {part}" for part, size in prepared.report["split"].items()),
             "columns": f"{len(prepared.columns)}, of which {plan.dim} through the flow",
             "pairs": f"{plan.num_pairs:,} in {plan.num_shards:,} shards",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sfg_dist.config import READING_KEYS
 from sfg_dist.errors import DataError
 from sfg_dist.plan import REFERENCE_BLOCK_ROWS, fingerprint
 from sfg_dist.planning import make_plan, uses_clusters
@@ -28,11 +29,17 @@ def prepare_table(job: Job) -> Prepared:
     Raises:
         DataError: the table cannot be used as it stands.
     """
-    from sfg_dist.data import prepare_within
+    from sfg_dist.data import TextFormat, prepare_within
 
-    data = job.data.model_dump()
+    data = job.data.model_dump(exclude=READING_KEYS)
     try:
-        return prepare_within(data.pop("source"), memory_gib=job.labels.memory_gib, kind=job.transform.kind, **data)
+        return prepare_within(
+            data.pop("source"),
+            memory_gib=job.labels.memory_gib,
+            kind=job.transform.kind,
+            text=TextFormat(**job.data.model_dump(include=READING_KEYS)),
+            **data,
+        )
     except MemoryError:
         raise DataError(
             f"{job.data.source} does not fit into memory: set labels.memory_gib to read it in parts, or data.max_rows "
@@ -51,7 +58,7 @@ def frame_of(job: Job, table: Prepared, make_order: Order) -> Frame:
     Raises:
         DataError: the user's query points cannot be used.
     """
-    from sfg_dist.data import read_queries
+    from sfg_dist.data import TextFormat, read_queries
     from sfg_dist.store import Frame, RowBlocks
 
     transform = table.transform
@@ -61,7 +68,12 @@ def frame_of(job: Job, table: Prepared, make_order: Order) -> Frame:
         else RowBlocks(table.num_train, transform.dim, lambda: table.reference_blocks(REFERENCE_BLOCK_ROWS)),
         transform.to_arrays(),
         transform.to_metadata(),
-        read_queries(job.labels.latents, transform, job.labels.direction),
+        read_queries(
+            job.labels.latents,
+            transform,
+            job.labels.direction,
+            TextFormat(**job.data.model_dump(include=READING_KEYS)),
+        ),
         make_order if uses_clusters(job, table.num_train) else None,
     )
 

@@ -14,6 +14,7 @@ Conventions of this room:
 - The same source and seed give the same bytes.
 """
 
+from sfg_dist.data.csv_dialect import TextFormat
 from sfg_dist.data.large import prepare_within
 from sfg_dist.data.prepare import Prepared, prepare
 from sfg_dist.data.queries import read_queries
@@ -27,6 +28,7 @@ __all__ = [
     "RowReader",
     "SplitTable",
     "Table",
+    "TextFormat",
     "Transform",
     "open_rows",
     "open_split",

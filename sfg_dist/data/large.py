@@ -151,6 +151,7 @@ def prepare_large(
         seed=seed,
         report={
             "source": source,
+            "read_as": reader.read_as,
             "num_rows_read": reader.num_rows,
             "num_rows_dropped": reader.num_rows - num_kept,
             "constant": {name: types[name].shown(value) for name, value in constants.items()},
@@ -182,7 +183,7 @@ def prepare_within(source: str | Path, *, memory_gib: float | None = None, **key
     in_order = keys.get("shuffle") == "none" and not keys.get("append") and keys.get("arrays") is None
     if memory_gib is None or not in_order or source in BUILTIN_NAMES or not has_row_ranges(source):
         return prepare(source, **keys)
-    passed = {name: value for name, value in keys.items() if name not in ("shuffle", "append", "arrays")}
+    passed = {name: value for name, value in keys.items() if name not in ("shuffle", "append", "arrays", "text")}
     table = {name: passed.pop(name) for name in ("array", "columns", "identifiers") if name in passed}
     memory_bytes = int(memory_gib * 2**30)
     with open_rows(source, **table) as reader:

@@ -15,17 +15,33 @@ from urllib.parse import urlsplit
 from sfg_dist.errors import DataError
 from sfg_dist.objects import NO_CREDENTIALS, is_url, lacks_credentials, open_objects, plain_reason
 
-KNOWN_SUFFIXES = (".npy", ".npz", ".csv", ".parquet", ".h5", ".hdf5", ".zarr")
+TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
+HDF5_SUFFIXES = (".h5", ".hdf5", ".nc")
+KNOWN_SUFFIXES = (".npy", ".npz", *TEXT_SUFFIXES, ".parquet", *HDF5_SUFFIXES, ".zarr")
+_PACKED_SUFFIXES = (".gz", ".zst", ".bz2")
 
 
 def suffix_of(source: str) -> str:
     """The format of a source by its name, in lower case, with the dot; empty if it has none.
 
     Example:
-        >>> suffix_of("s3://bucket/run.ZARR/")
-        '.zarr'
+        >>> suffix_of("s3://bucket/run.ZARR/"), suffix_of("table.csv.gz")
+        ('.zarr', '.csv')
     """
-    return PurePosixPath(source.rstrip("/")).suffix.lower()
+    path = PurePosixPath(source.rstrip("/"))
+    inner = PurePosixPath(path.stem).suffix.lower()
+    if path.suffix.lower() in _PACKED_SUFFIXES and inner in TEXT_SUFFIXES:
+        return inner
+    return path.suffix.lower()
+
+
+def is_text(source: str) -> bool:
+    """Whether a source is text by its name: .csv, .tsv or .txt, packed or not."""
+    return suffix_of(source) in TEXT_SUFFIXES
+
+
+class AbsentError(DataError):
+    """A source is not there."""
 
 
 @contextmanager
@@ -43,6 +59,8 @@ def open_bytes(source: str) -> Iterator[BinaryIO]:
         return
     path = Path(source).expanduser()
     _check_exists(path)
+    if path.is_dir():
+        raise DataError(f"{source} is a folder: expected a file")
     try:
         stream = path.open("rb")
     except OSError as error:
@@ -106,14 +124,15 @@ def reading(source: str) -> Iterator[None]:
         if is_url(source) and lacks_credentials(error):
             raise DataError(f"{source} cannot be fetched: {NO_CREDENTIALS}") from error
         reason = str(error).strip().split("\n")[0] or type(error).__name__
+        said = "" if type(error).__module__.startswith("pyarrow") else f" ({reason})"  # Arrow's words help nobody
         raise DataError(
-            f"{source} cannot be read as {suffix_of(source)}: the file is damaged or of another format ({reason})"
+            f"{source} cannot be read as {suffix_of(source)}: the file is damaged or of another format{said}"
         ) from error
 
 
 def _check_exists(path: Path) -> None:
     if not path.exists():
-        raise DataError(f"{path} does not exist (current directory: {Path.cwd()})")
+        raise AbsentError(f"{path} does not exist (current directory: {Path.cwd()})")
 
 
 def _fetch(url: str) -> bytes:
@@ -124,6 +143,6 @@ def _fetch(url: str) -> bytes:
     try:
         return bytes(obstore.get(store, key).bytes())
     except FileNotFoundError:
-        raise DataError(f"{url} does not exist") from None
+        raise AbsentError(f"{url} does not exist") from None
     except (BaseError, OSError) as error:
         raise DataError(f"{url} cannot be fetched: {plain_reason(error)}") from error

@@ -21,6 +21,7 @@ from sfg_dist.data.bounds import Bounds, check_bounds, check_inside, moved_bound
 from sfg_dist.data.cleaning import atoms_report, drop_missing, find_constants, find_grids, num_duplicates
 from sfg_dist.data.column_type import ColumnType, steps_of
 from sfg_dist.data.conditions import ColumnSplit, conditions_last
+from sfg_dist.data.csv_dialect import TextFormat
 from sfg_dist.data.table import LogDensity, open_split, open_table
 from sfg_dist.data.toy import NAMES as TOY_NAMES
 from sfg_dist.data.transform import Transform
@@ -132,6 +133,7 @@ def prepare(
     seed: int = 0,
     kind: str = "quantile",
     identifiers: str = "refuse",
+    text: TextFormat | None = None,
 ) -> Prepared:
     """Open a table, clean it, split it and fit the transform.
 
@@ -156,6 +158,7 @@ def prepare(
         seed: of the shuffle, of toy sets and of the noise.
         kind: of the transform: "quantile", "standardize" or "none".
         identifiers: "refuse" or "drop" columns of whole numbers that float64 cannot tell apart.
+        text: what the user says of .csv files.
 
     Raises:
         DataError: the table cannot be used as it stands; the message says where and which key would help.
@@ -176,12 +179,13 @@ def prepare(
             identifiers=identifiers,
             seed=seed,
             max_rows=max_rows if is_toy else None,
+            text=text,
         )
-        names, types, log_density = table.columns, table.types, table.log_density
+        names, types, log_density, read_as = table.columns, table.types, table.log_density, table.read_as
         parts = {"table": table.values}
     else:
         given = open_split(source, arrays=arrays, columns=columns, identifiers=identifiers)
-        names, types, log_density = given.columns, given.types, None
+        names, types, log_density, read_as = given.columns, given.types, None, given.read_as
         parts = {"train": given.train, "validation": given.validation, "test": given.test}
     if condition:
         places = conditions_last(source, names, condition)
@@ -195,6 +199,11 @@ def prepare(
     }
     sizes = [len(rows) for rows in parts.values()]
     rows = np.concatenate(list(parts.values()))
+    if num_read < MIN_ROWS <= len(names):
+        raise DataError(
+            f"{source} has {num_read} rows of {len(names)} columns: expected at least {MIN_ROWS} rows; MATLAB, Julia "
+            "and R store a table in HDF5 with rows and columns exchanged: save its transpose"
+        )
     _check_count(source, len(rows), f"{num_read} read, {num_read - len(rows)} dropped as incomplete")
     constants = find_constants(source, rows, names, constant, types=types)
     check_bounds(source, names, bounds)
@@ -230,6 +239,7 @@ def prepare(
         seed=seed,
         report={
             "source": source,
+            "read_as": read_as,
             "num_rows_read": num_read,
             "num_rows_dropped": num_read - len(rows),
             "constant": {name: types[names.index(name)].shown(value) for name, value in constants.items()},

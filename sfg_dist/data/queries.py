@@ -6,18 +6,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data.column_type import FLOAT
+from sfg_dist.data.csv_dialect import TextFormat
+from sfg_dist.data.location import is_text
 from sfg_dist.data.table import open_table
 from sfg_dist.data.transform import Transform
 from sfg_dist.errors import DataError
 
 
-def read_queries(source: str | None, transform: Transform, direction: str) -> NDArray[np.float32] | None:
+def read_queries(
+    source: str | None, transform: Transform, direction: str, text: TextFormat | None = None
+) -> NDArray[np.float32] | None:
     """Query points in the flow's coordinates: latents as they stand, data through the transform.
 
     Args:
         source: the table, None where there is none.
         transform: the column transform of the training rows.
         direction: "decode" for latents, "encode" for rows of data.
+        text: what the user says of .csv files.
 
     Returns:
         float32, shape (num_rows, dim), or None without a source.
@@ -27,11 +32,12 @@ def read_queries(source: str | None, transform: Transform, direction: str) -> ND
     """
     if source is None:
         return None
-    table = open_table(source)
+    text = text if is_text(source) else None
+    table = open_table(source, text=text)
     decode = direction == "decode"
     width = transform.dim if decode else len(transform.columns)
     if not decode and set(transform.columns) <= set(table.columns):
-        table = open_table(source, columns=list(transform.columns))  # by name; without names, by position
+        table = open_table(source, columns=list(transform.columns), text=text)  # by name; without names, by position
     if table.values.shape[1] != width:
         raise DataError(f"labels.latents: {source} has {table.values.shape[1]} columns, expected {width}")
     values = table.retyped((FLOAT,) * width if decode else transform.types)

@@ -5,12 +5,14 @@
 | .parquet | the row groups that it lies in, one at a time, only the columns wanted |
 | .zarr | the chunks that it lies in |
 | .npy | mapped into memory (local files only) |
+| a folder or glob of .parquet | those of its files, one below the other |
 
 The other formats are read whole or not at all.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,8 +23,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.data.arrays import DEFAULT_ARRAY, open_arrays
-from sfg_dist.data.column_type import ColumnType
+from sfg_dist.data.arrays import DEFAULT_ARRAY, ArrayFile, open_arrays
+from sfg_dist.data.cf import Packing
+from sfg_dist.data.column_type import FLOAT, ColumnType
+from sfg_dist.data.folders import (
+    Part,
+    check_same_columns,
+    folder_words,
+    is_folder,
+    is_prefix,
+    key_values,
+    parts_of,
+)
 from sfg_dist.data.location import open_bucket, reading, suffix_of
 from sfg_dist.data.naming import check_columns
 from sfg_dist.data.surveys import (
@@ -38,6 +50,7 @@ from sfg_dist.data.surveys import (
 )
 from sfg_dist.errors import DataError
 from sfg_dist.objects import is_url
+from sfg_dist.words import counted
 
 SUFFIXES = (".parquet", ".zarr", ".npy")
 _PART_ROWS = 1 << 16
@@ -56,6 +69,7 @@ class RowReader:
         num_rows: rows of the table.
         types: of the columns; their offsets are those of the table read whole.
         fetch: (first row, row after the last, names of the columns) -> float64 (rows, columns).
+        read_as: how it is read, in words.
     """
 
     source: str
@@ -63,6 +77,7 @@ class RowReader:
     num_rows: int
     types: tuple[ColumnType, ...]
     fetch: Callable[[int, int, Sequence[str]], _Array]
+    read_as: str = ""
 
     @property
     def num_bytes(self) -> int:
@@ -88,6 +103,8 @@ class RowReader:
 
 def has_row_ranges(source: str) -> bool:
     """Whether a source is of a format that is read by ranges of rows."""
+    if is_folder(source):
+        return all(suffix_of(part.source) == ".parquet" for part in parts_of(source))
     suffix = suffix_of(source)
     return suffix in SUFFIXES and not (suffix == ".npy" and is_url(source))
 
@@ -123,10 +140,13 @@ def open_rows(
     suffix = suffix_of(source)
     if not has_row_ranges(source):
         raise DataError(
-            f"{source}: only .parquet, .zarr and local .npy tables can be read by ranges of rows; convert it, or "
-            f"leave out labels.memory_gib to read it whole"
+            f"{source}: only .parquet, .zarr and local .npy tables, and folders of .parquet, can be read by "
+            f"ranges; convert it, or leave out labels.memory_gib to read it whole"
         )
-    if suffix == ".parquet":
+    if is_folder(source) or (suffix == ".parquet" and is_prefix(source)):
+        with contextlib.ExitStack() as stack:
+            yield _folder_rows(source, parts_of(source), columns, identifiers, types, stack)
+    elif suffix == ".parquet":
         with _open_file(source) as stream:
             yield _parquet_rows(source, stream, columns, identifiers, types)
     elif suffix == ".npy":
@@ -222,7 +242,89 @@ def _parquet_rows(
                 values[low - start : high - start, index] = to_float(source, name, types[name], table.column(name))
         return values
 
-    return RowReader(source, tuple(types), int(ends[-1]) if len(ends) else 0, tuple(types.values()), fetch)
+    read_as = f"{counted(len(names), 'column')}, parquet"
+    num_rows = int(ends[-1]) if len(ends) else 0
+    return RowReader(source, tuple(types), num_rows, tuple(types.values()), fetch, read_as)
+
+
+def _folder_rows(
+    source: str,
+    parts: Sequence[Part],
+    columns: Sequence[str] | None,
+    identifiers: str,
+    types: _Types | None,
+    stack: contextlib.ExitStack,
+) -> RowReader:
+    """The rows of all files of a folder, one file open at a time."""
+    keys = list(parts[0].keys)
+    own, sizes, surveys = _survey_parts(source, parts, columns, is_typed=types is not None)
+    given = {key: key_values(source, key, parts) for key in keys if columns is None or key in columns}
+    if types is None:
+        for key, values in given.items():
+            surveys[key] = survey_of(source, key, values[0])
+        wanted = check_columns(source, [*own, *keys], columns)
+        types = settled(source, {name: surveys[name] for name in wanted}, identifiers)
+    found = {name: type_ for name, type_ in types.items() if name not in given}
+    ends = np.cumsum(sizes, dtype=np.int64)
+    is_open: dict[int, RowReader] = {}
+
+    def reader_of(number: int) -> RowReader:
+        if number not in is_open:
+            stack.close()
+            is_open.clear()
+            stream = stack.enter_context(_open_file(parts[number].source))
+            is_open[number] = _parquet_rows(parts[number].source, stream, None, identifiers, found)
+        return is_open[number]
+
+    def fetch(start: int, stop: int, names: Sequence[str]) -> _Array:
+        values = np.empty((stop - start, len(names)))
+        stored = [name for name in names if name not in given]
+        places = [names.index(name) for name in stored]
+        for number in range(int(np.searchsorted(ends, start, side="right")), len(ends)):
+            begin = int(ends[number]) - sizes[number]
+            low, high = max(start, begin), min(stop, int(ends[number]))
+            if begin >= stop:
+                break
+            rows = slice(low - start, high - start)
+            values[rows, places] = reader_of(number).read(low - begin, high - begin, stored)
+            for key in set(names) & set(given):
+                value = given[key][number].as_py()
+                values[rows, names.index(key)] = np.nan if value is None else value
+        return values
+
+    read_as = folder_words(len(parts), f"{counted(len(own), 'column')}, parquet", keys, False)
+    return RowReader(source, tuple(types), int(ends[-1]), tuple(types.values()), fetch, read_as)
+
+
+def _survey_parts(
+    source: str, parts: Sequence[Part], columns: Sequence[str] | None, *, is_typed: bool
+) -> tuple[list[str], list[int], dict[str, Survey]]:
+    """The files' columns, the rows of each, and a survey of each wanted column over all of them."""
+    from pyarrow import parquet
+
+    keys = list(parts[0].keys)
+    asked = None if columns is None else [name for name in columns if name not in keys]
+    own: list[str] = []
+    sizes: list[int] = []
+    surveys: dict[str, Survey] = {}
+    for part in parts:
+        with _open_file(part.source) as stream, reading(part.source):
+            file = parquet.ParquetFile(stream)
+            names = [name for name in file.schema_arrow.names if not name.startswith("__index_level_")]
+            wanted = check_columns(part.source, names, asked)
+            if sizes:
+                check_same_columns(parts[0].source, own if asked is None else asked, part.source, wanted)
+            own = own or names
+            sizes.append(file.metadata.num_rows)
+            for name, survey in ({} if is_typed else _parquet_surveys(part.source, file, wanted)).items():
+                kept = surveys.setdefault(name, survey)
+                if kept.type != survey.type:
+                    raise DataError(
+                        f"{part.source}: column {name!r} is {survey.type.dtype}, in the files before "
+                        f"{kept.type.dtype}: expected one type"
+                    )
+                kept.join(survey)
+    return own, sizes, surveys
 
 
 def _parquet_surveys(source: str, file: Any, names: Sequence[str]) -> dict[str, Survey]:
@@ -257,7 +359,7 @@ def _npy_rows(source: str, columns: Sequence[str] | None, identifiers: str, type
 
 
 def _zarr_rows(
-    source: str, file: Any, array: str, columns: Sequence[str] | None, identifiers: str, types: _Types | None
+    source: str, file: ArrayFile, array: str, columns: Sequence[str] | None, identifiers: str, types: _Types | None
 ) -> RowReader:
     name = file.find(array)
     if name not in file.names:
@@ -265,22 +367,24 @@ def _zarr_rows(
     assert file.node is not None
     table = file.node(name)
     width = _width(source, table)
-    names: tuple[str, ...] = table.dtype.names or tuple(f"c{index}" for index in range(width))
-    if "columns" in file.names:
-        stored = file.read("columns")
-        if stored.shape == (width,) and stored.dtype.kind == "U":
-            names = tuple(str(name) for name in stored)
+    names: tuple[str, ...] = table.dtype.names or file.column_names(name)
     if types is None and name == DEFAULT_ARRAY and file.types is not None and len(file.types) == width:
         wanted = check_columns(source, names, columns)
         types = {name: file.types[names.index(name)] for name in wanted}
-    return _matrix_rows(source, table, names, columns, identifiers, types)
+    packing = None if table.dtype.names else file.packing(name, table.dtype)
+    if types is None and packing is not None:
+        types = dict.fromkeys(check_columns(source, names, columns), FLOAT)
+    words = [repr(name), *file.notes]
+    return _matrix_rows(source, table, names, columns, identifiers, types, packing, words)
 
 
 def _width(source: str, table: Any) -> int:
     if table.dtype.names is not None and table.ndim == 1:
         return len(table.dtype.names)
     if table.ndim not in (1, 2) or table.dtype.kind not in "fiubmM":
-        raise DataError(f"{source} is {table.ndim}-D {table.dtype}: expected a 2-D table of numbers, a row a sample")
+        raise DataError(
+            f"{source} is {table.ndim}-D {table.dtype}: expected one or two dimensions of numbers, a row a sample"
+        )
     return int(table.shape[1]) if table.ndim == 2 else 1
 
 
@@ -291,6 +395,8 @@ def _matrix_rows(
     columns: Sequence[str] | None,
     identifiers: str,
     types: _Types | None,
+    packing: Packing | None = None,
+    words: Sequence[str] = ("'X'",),
 ) -> RowReader:
     num_rows = int(table.shape[0])
     # A part at a time, in whole chunks, so that a few columns of many rows never bring in all the others.
@@ -298,6 +404,7 @@ def _matrix_rows(
 
     def part(start: int, stop: int) -> NDArray[Any]:
         rows = np.asarray(table[start:stop])
+        rows = rows if packing is None else packing.unpack(rows)
         return rows if rows.ndim == 2 or rows.dtype.names is not None else rows[:, None]
 
     if types is None:
@@ -323,4 +430,5 @@ def _matrix_rows(
             low = high
         return values
 
-    return RowReader(source, tuple(types), num_rows, tuple(types.values()), fetch)
+    read_as = ", ".join([f"{counted(len(names), 'column')} of {words[0]}", *words[1:]])
+    return RowReader(source, tuple(types), num_rows, tuple(types.values()), fetch, read_as)

@@ -76,6 +76,12 @@ class Survey:
             low, high = self._ends or ends
             self._ends = min(low, ends[0]), max(high, ends[1])
 
+    def join(self, other: Survey) -> None:
+        """Take over what the survey of another part of the column has seen."""
+        self.add_ends(other._ends)
+        self._coarsest = min(self._coarsest, other._coarsest)
+        self._places = max(self._places, other._places)
+
     def result(self) -> ColumnType:
         """The type with its offset and unit.
 

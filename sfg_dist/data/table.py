@@ -3,8 +3,9 @@
 | suffix | what is read |
 | --- | --- |
 | .npy | the array |
-| .npz, .h5, .hdf5, .zarr | the array ``array``, then those in ``append``; names from ``columns`` |
-| .csv, .parquet | the columns |
+| .npz, .h5, .hdf5, .nc, .zarr | the array ``array``, then those in ``append``; names from ``columns`` |
+| .csv, .tsv, .txt, .parquet | the columns |
+| a folder or glob of .parquet or .csv | the columns of all files |
 """
 
 from __future__ import annotations
@@ -22,15 +23,19 @@ from numpy.typing import NDArray
 from sfg_dist.data import bundled, toy
 from sfg_dist.data.arrays import DEFAULT_ARRAY, ArrayFile, open_arrays
 from sfg_dist.data.column_type import FLOAT, ColumnType, UnfitValueError
-from sfg_dist.data.location import KNOWN_SUFFIXES, open_bucket, suffix_of
+from sfg_dist.data.csv_dialect import TextFormat
+from sfg_dist.data.folders import is_folder
+from sfg_dist.data.location import KNOWN_SUFFIXES, TEXT_SUFFIXES, open_bucket, suffix_of
 from sfg_dist.data.naming import check_columns, nearest
 from sfg_dist.data.records import read_records
 from sfg_dist.data.surveys import typed_blocks
 from sfg_dist.errors import DataError
 from sfg_dist.objects import is_url
+from sfg_dist.words import counted
 
 BUILTIN_NAMES: tuple[str, ...] = (*toy.NAMES, *bundled.NAMES)
 
+_RECORDS = (*TEXT_SUFFIXES, ".parquet", "")  # "" is a folder
 LogDensity = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
@@ -44,6 +49,7 @@ class Table:
         source: the path, URL or name that it came from.
         log_density: exact log density in nats of rows (num_rows, num_columns), where it is known.
         types: of the columns, in order.
+        read_as: how a file was read, in words.
     """
 
     values: NDArray[np.float64]
@@ -51,6 +57,7 @@ class Table:
     source: str
     log_density: LogDensity | None = None
     types: tuple[ColumnType, ...] = ()
+    read_as: str = ""
 
     def __post_init__(self) -> None:
         if not self.types:
@@ -80,7 +87,8 @@ class SplitTable:
     test: NDArray[np.float64]
     columns: tuple[str, ...]
     source: str
-    types: tuple[ColumnType, ...]
+    types: tuple[ColumnType, ...] = ()
+    read_as: str = ""
 
 
 def open_table(
@@ -92,11 +100,12 @@ def open_table(
     identifiers: str = "refuse",
     seed: int = 0,
     max_rows: int | None = None,
+    text: TextFormat | None = None,
 ) -> Table:
     """Open a table.
 
     Args:
-        source: a built-in name, a path, or an ``s3://`` URL.
+        source: a built-in name, a path, a glob, or an ``s3://`` URL.
         array: the array wanted of a file with several; if it is left at X and there is none, the only 2-D
             array.
         append: more arrays of the file, put behind as columns named after them.
@@ -104,6 +113,7 @@ def open_table(
         identifiers: "refuse" or "drop" columns of whole numbers that float64 cannot tell apart.
         seed: for sets that are drawn.
         max_rows: rows to draw of a toy set (default 20,000); the first rows of any other table.
+        text: what the user says of .csv files; by default all of it is decided from their lines.
 
     Raises:
         DataError: the source does not exist or cannot be used; the message names it, and the column and row.
@@ -117,16 +127,18 @@ def open_table(
     if source in BUILTIN_NAMES:
         table = _open_builtin(source, seed=seed, max_rows=max_rows)
         _refuse_arrays(source, "a built-in table", array, append)
+        _refuse_text(source, text)
         return _select(table, columns)
     suffix = _check_source(source)
-    if suffix in (".csv", ".parquet"):
-        _refuse_arrays(source, f"a {suffix} file", array, append)
-        values, types = read_records(source, columns, identifiers)
+    if suffix in _RECORDS:
+        _refuse_arrays(source, f"a {suffix} file" if suffix else "a folder", array, append)
+        values, types, read_as = read_records(source, columns, identifiers, text)
     else:
+        _refuse_text(source, text)
         with open_arrays(source) as file:
-            values, types = _read_arrays(file, array, append, columns, identifiers)
+            values, types, read_as = _read_arrays(file, array, append, columns, identifiers)
     _check_size(source, values)
-    return Table(values[:max_rows], tuple(types), source, types=tuple(types.values()))
+    return Table(values[:max_rows], tuple(types), source, types=tuple(types.values()), read_as=read_as)
 
 
 def open_split(
@@ -150,7 +162,7 @@ def open_split(
     """
     source = str(source)
     suffix = ".builtin" if source in BUILTIN_NAMES else _check_source(source)
-    if suffix in (".npy", ".csv", ".parquet", ".builtin"):
+    if suffix in (".npy", ".builtin", *_RECORDS):
         raise DataError(f"{source}: data.arrays needs a file of several arrays (.npz, .h5, .hdf5 or .zarr)")
     for part in ("train", "test"):
         if not arrays.get(part):
@@ -163,8 +175,8 @@ def open_split(
             for name in [given] if isinstance(given, str) else given:
                 blocks.append(file.matrix(name))
                 if len(blocks) == 1:
-                    first_name, names = name, _names_of(file, blocks[0])
-                elif len(found := _names_of(file, blocks[-1])) != len(names):
+                    first_name, names = name, _names_of(file, [name], blocks)[0]
+                elif len(found := _names_of(file, [name], blocks[-1:])[0]) != len(names):
                     raise DataError(
                         f"{source}: array {name!r} has {len(found)} columns, {first_name!r} has "
                         f"{len(names)}: the parts of a split table must have the same columns"
@@ -175,7 +187,7 @@ def open_split(
     parts = [np.concatenate([np.empty((0, len(types))), *values[first:stop]]) for first, stop in pairwise(ends)]
     for part, rows in (("train", parts[0]), ("test", parts[2])):
         _check_size(f"{source}: the {part} part", rows)
-    return SplitTable(parts[0], parts[1], parts[2], tuple(types), source, tuple(types.values()))
+    return SplitTable(parts[0], parts[1], parts[2], tuple(types), source, tuple(types.values()), ", ".join(file.notes))
 
 
 def _open_builtin(name: str, *, seed: int, max_rows: int | None) -> Table:
@@ -197,27 +209,29 @@ def _select(table: Table, columns: Sequence[str] | None) -> Table:
 
 
 def _check_source(source: str) -> str:
-    """The suffix of a source that is worth opening."""
+    """The suffix of a source that is worth opening; empty for a folder or a glob."""
     suffix = suffix_of(source)
     if is_url(source):
         open_bucket(source)
+    if is_folder(source):
+        return ""
     if suffix in KNOWN_SUFFIXES:
         return suffix
     close = nearest(source, BUILTIN_NAMES)
     hint = f"did you mean {close!r}? " if close and not suffix else ""
     found = f"the suffix {suffix}" if suffix else "neither a built-in name nor a known suffix"
     raise DataError(
-        f"{source}: {hint}expected a file ending in {', '.join(KNOWN_SUFFIXES)}, "
+        f"{source}: {hint}expected a file ending in {', '.join(KNOWN_SUFFIXES)}, a folder "
+        f"of .parquet or .csv files, "
         f"or one of the built-in tables {', '.join(toy.NAMES)}, {bundled.SUMMARY}; found {found}"
     )
 
 
 def _read_arrays(
     file: ArrayFile, array: str, append: Sequence[str], columns: Sequence[str] | None, identifiers: str
-) -> tuple[NDArray[np.float64], dict[str, ColumnType]]:
+) -> tuple[NDArray[np.float64], dict[str, ColumnType], str]:
     chosen = file.find(array)
     blocks = [file.matrix(chosen)]
-    names = [_names_of(file, blocks[0])]
     for name in append:
         blocks.append(file.matrix(name))
         if len(blocks[-1]) != len(blocks[0]):
@@ -225,8 +239,9 @@ def _read_arrays(
                 f"{file.source}: array {name!r} (data.append) has {len(blocks[-1])} rows, "
                 f"{chosen!r} has {len(blocks[0])}: they must match"
             )
-        names.append(_appended_names(name, blocks[-1]))
+    names = _names_of(file, (chosen, *append), blocks)
     flat = [name for some in names for name in some]
+    read_as = f"{counted(len(flat), 'column')} of {', '.join(map(repr, (chosen, *append)))}"
     wanted = check_columns(file.source, flat, columns)
     check_columns(file.source, flat, None)
     values: list[NDArray[np.float64]] = []
@@ -247,7 +262,7 @@ def _read_arrays(
     if order != list(types):
         places = [list(types).index(name) for name in order]
         table = np.ascontiguousarray(table[:, places])
-    return table, {name: types[name] for name in order}
+    return table, {name: types[name] for name in order}, ", ".join([read_as, *file.notes])
 
 
 def _typed(
@@ -259,30 +274,26 @@ def _typed(
     return typed_blocks(source, blocks, wanted, identifiers)
 
 
-def _names_of(file: ArrayFile, block: NDArray[Any]) -> tuple[str, ...]:
-    return block.dtype.names if block.dtype.names is not None else _stored_names(file, block.shape[1])
-
-
-def _appended_names(name: str, block: NDArray[Any]) -> tuple[str, ...]:
-    if block.dtype.names is not None:
-        return block.dtype.names
-    return (name,) if block.shape[1] == 1 else tuple(f"{name}_{index}" for index in range(block.shape[1]))
-
-
-def _stored_names(file: ArrayFile, width: int) -> tuple[str, ...]:
-    """Names of the columns by the file's array ``columns`` if its length fits, else c0, c1, ..."""
-    if "columns" in file.names:
-        stored: NDArray[Any] = file.read("columns")
-        if stored.shape == (width,) and stored.dtype.kind in "US":
-            names = np.char.decode(stored, "utf-8") if stored.dtype.kind == "S" else stored
-            return tuple(str(name) for name in names)
-    return tuple(f"c{index}" for index in range(width))
+def _names_of(file: ArrayFile, names: Sequence[str], blocks: Sequence[NDArray[Any]]) -> list[tuple[str, ...]]:
+    """The columns of an array and of those put behind it."""
+    widths = [1 if block.dtype.names is not None else block.shape[1] for block in blocks]
+    plain = file.column_names(names[0], list(zip(names[1:], widths[1:], strict=True)))
+    starts = [sum(widths[:place]) for place in range(len(blocks))]
+    return [
+        block.dtype.names if block.dtype.names is not None else plain[start : start + width]
+        for block, start, width in zip(blocks, starts, widths, strict=True)
+    ]
 
 
 def _refuse_arrays(source: str, what: str, array: str, append: Sequence[str]) -> None:
     if array != DEFAULT_ARRAY or append:
         key = "data.append" if append else "data.array"
         raise DataError(f"{source}: {what} has no named arrays; leave out {key}")
+
+
+def _refuse_text(source: str, text: TextFormat | None) -> None:
+    if text is not None and text.given:
+        raise DataError(f"{source}: {text.given[0]} is for .csv files: leave it out")
 
 
 def _check_size(source: str, values: NDArray[np.float64]) -> None:

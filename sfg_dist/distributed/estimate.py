@@ -86,6 +86,7 @@ class Estimate:
         cost: None without executor.price_per_hour.
         paces: the calibration, by kind of device; empty where nothing is left to do.
         notes: what to know about the figures.
+        read_as: how the table was read, in words.
     """
 
     output: str
@@ -99,6 +100,7 @@ class Estimate:
     cost: Cost | None
     paces: dict[DeviceKind, Pace]
     notes: tuple[str, ...]
+    read_as: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The estimate as a JSON document."""
@@ -211,6 +213,7 @@ def estimate_job(
         cost=None if price is None else cost_of(spent, workers, price),
         paces=paces,
         notes=(*_notes(job, workers, machine, memory, fits_grid, num_reference, blocks), *load),
+        read_as=prepared.report["read_as"],
     )
 
 

@@ -91,7 +91,7 @@ class TestFormats:
 
     @pytest.mark.parametrize("suffix", [".npz", ".h5", ".zarr"])
     def test_split_arrays(self, tmp_path, suffix):
-        path = write(tmp_path / f"t{suffix}", val=np.ones((2, 3)), test=np.zeros((4, 3)))
+        path = write(tmp_path / f"t{suffix}", val=np.ones((2, 3)), test=np.full((4, 3), 2.0))
         split = open_split(path, arrays={"train": ["X", "val"], "validation": None, "test": "test"})
         assert split.train.shape == (5, 3)
         assert split.validation.shape == (0, 3)
@@ -107,7 +107,7 @@ class TestFormats:
             path.mkdir()
             (path / "zarr.json").write_text("{not json")
         else:
-            path.write_bytes(b"\xff\xfe\x80\x04K" * 20)
+            path.write_bytes(b"\x80\x04K\xff\xfe" * 20)
         with pytest.raises(DataError, match=rf"bad\{suffix} cannot be read as \{suffix}"):
             open_table(path)
 
@@ -259,7 +259,7 @@ def test_split_widths_must_match(tmp_path):
         ("\ufeffa;b\n1;2.5\n", ("a", "b"), [[1, 2.5]]),
         ("a\tb\n1\t\n", ("a", "b"), [[1, np.nan]]),
         ("a,b\ntrue,NA\nfalse,3\n", ("a", "b"), [[1, np.nan], [0, 3]]),
-        (",a\n0,1\n", ("c0", "a"), [[0, 1]]),
+        (",a\n0,1\n", ("a",), [[1]]),
         ("a\ninf\n-1e400\n", ("a",), [[np.inf], [-np.inf]]),
         ('"a,b",c\n1,2\n', ("a,b", "c"), [[1, 2]]),
     ],
@@ -278,8 +278,8 @@ def test_csv_dialects(tmp_path, text, columns, values):
             "a,b\n1,2\n3,four\n",
             r"column 'b' holds text: 'four' in data row 2 \(counted from 1\).*data.columns",
         ),
-        ("a,b\n1,2\n?,3\n", r"column 'a' holds text: '\?' in data row 2"),
-        ("a,b\n1,2\n3\n", "a.csv cannot be read as .csv: .*Expected 2 columns, got 1"),
+        ("a,b\n1,2\n!,3\n", r"column 'a' holds text: '!' in data row 2"),
+        ("a,b\n1,2\n3\n", "a.csv: line 3 has 1 cell, expected 2 cells"),
         ("a,a\n1,2\n", "2 columns are named 'a'"),
         ("a,b\n", "has 0 rows and 2 columns"),
         ("\n \n", "blank lines only"),

@@ -1,0 +1,165 @@
+"""What the attributes of an array say of its values, by the CF conventions of netCDF: packing and missing values.
+
+    value = raw * scale_factor + add_offset
+
+Values equal to ``_FillValue`` or ``missing_value``, and those outside ``valid_range`` (or ``valid_min``,
+``valid_max``), are missing. All but ``add_offset`` and ``scale_factor`` are compared with what is stored.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfg_dist.errors import DataError
+
+_KEYS = ("_FillValue", "missing_value", "valid_range", "valid_min", "valid_max", "scale_factor", "add_offset")
+# What netCDF's library writes where nothing was written and no _FillValue is set, by type.
+NETCDF_FILLS = {
+    "i2": -32767,
+    "u2": 65535,
+    "i4": -2147483647,
+    "u4": 4294967295,
+    "i8": -9223372036854775806,
+    "u8": 18446744073709551614,
+    "f4": 9.969209968386869e36,
+    "f8": 9.969209968386869e36,
+}
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How stored values stand for others.
+
+    Attributes:
+        label: of the array, for messages.
+        scale, offset: of the values.
+        fills: stored values that are missing.
+        low, high: the range of valid values, infinite where there is none.
+        is_unpacked_range: whether that range is of the values, not of what is stored.
+        is_unsigned: whether integers are to be read without sign.
+        words: the attributes that were used.
+    """
+
+    label: str
+    scale: float
+    offset: float
+    fills: tuple[float | int, ...]
+    low: float
+    high: float
+    is_unpacked_range: bool
+    is_unsigned: bool
+    words: tuple[str, ...]
+
+    def unpack(self, stored: NDArray[Any]) -> NDArray[np.float64]:
+        """The values, float64, missing ones NaN.
+
+        Raises:
+            DataError: an integer is larger than float64 counts.
+        """
+        if self.is_unsigned and stored.dtype.kind == "i":
+            stored = stored.view(stored.dtype.str.replace("i", "u"))
+        is_missing = np.zeros(stored.shape, dtype=bool)
+        for fill in self.fills:
+            is_missing |= stored == _as_stored(fill, stored.dtype)
+        if not self.is_unpacked_range:
+            is_missing |= (stored < self.low) | (stored > self.high)
+        values = stored.astype(np.float64)
+        if stored.dtype.kind in "iu" and stored.dtype.itemsize == 8 and np.any(np.abs(values[~is_missing]) > 2.0**53):
+            raise DataError(f"{self.label} holds integers beyond 2^53 beside its attributes: float64 rounds them")
+        if self.scale != 1.0:
+            values *= self.scale
+        if self.offset != 0.0:
+            values += self.offset
+        if self.is_unpacked_range:
+            is_missing |= (values < self.low) | (values > self.high)
+        values[is_missing] = np.nan
+        return values
+
+    def is_missing(self, stored: Any) -> bool:
+        """Whether one stored value is missing."""
+        return bool(np.isnan(self.unpack(np.atleast_1d(np.asarray(stored)))[0]))
+
+
+def packing_of(label: str, attributes: Mapping[str, Any], dtype: Any, fill: Any = None) -> Packing | None:
+    """The packing that an array's attributes describe, None where there is none.
+
+    Args:
+        label: of the array, for messages.
+        attributes: by name.
+        dtype: of what is stored.
+        fill: a stored value that is missing where the attributes name none.
+
+    Raises:
+        DataError: an attribute is not a number.
+    """
+    found = {key: _numbers(label, key, attributes[key]) for key in _KEYS if attributes.get(key) is not None}
+    if "_FillValue" not in found and fill is not None:
+        found["_FillValue"] = [fill]
+    is_unsigned = _text(attributes.get("_Unsigned")).lower() == "true"
+    if not found and not is_unsigned:
+        return None
+    low, high = (
+        found.get("valid_range", [-np.inf, np.inf])[:2]
+        if len(found.get("valid_range", [0, 0])) > 1
+        else (-np.inf, np.inf)
+    )
+    low, high = found.get("valid_min", [low])[0], found.get("valid_max", [high])[0]
+    scales = "scale_factor" in found or "add_offset" in found
+    bounds = [found[key][0] for key in ("valid_range", "valid_min", "valid_max") if key in found]
+    words = [key for key in _KEYS if key in found and key in attributes] + ["_Unsigned"] * is_unsigned
+    return Packing(
+        label=label,
+        scale=float(found.get("scale_factor", [1.0])[0]),
+        offset=float(found.get("add_offset", [0.0])[0]),
+        fills=tuple(value for key in ("_FillValue", "missing_value") for value in found.get(key, ())),
+        low=low,
+        high=high,
+        is_unpacked_range=scales and np.dtype(dtype).kind in "iu" and any(isinstance(bound, float) for bound in bounds),
+        is_unsigned=is_unsigned,
+        words=tuple(words),
+    )
+
+
+def _as_stored(fill: float | int, dtype: Any) -> Any:
+    """A fill value as the array holds it: rounded to float32, or with the sign taken off."""
+    if dtype.kind == "f":
+        return dtype.type(fill)
+    if dtype.kind == "u" and fill < 0:
+        return int(fill) % (1 << (8 * dtype.itemsize))
+    return fill
+
+
+def _numbers(label: str, key: str, value: Any) -> list[float | int]:
+    if isinstance(value, (str, bytes)):
+        value = _of_text(_text(value))
+    numbers = np.asarray(value).reshape(-1)
+    if numbers.dtype.kind not in "iufb" or not len(numbers):
+        raise DataError(f"{label}: its attribute {key} is {value!r}: expected a number; mend it, or take it away")
+    found: list[float | int] = numbers.tolist()
+    return found
+
+
+def _of_text(text: str) -> Any:
+    """A number in an attribute of text: as JSON has to write some, or as xarray writes fill values in Zarr 3."""
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return text
+    return np.frombuffer(raw, "<f8")[0] if len(raw) == 8 else text
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        value = value.reshape(-1)[0] if value.size else ""
+    return value.decode(errors="replace") if isinstance(value, bytes) else str("" if value is None else value)

@@ -1,0 +1,229 @@
+"""The types of a column of cells: whole numbers, numbers, truth values, dates, or text.
+
+A column is decided by all of its cells, exactly: whole numbers stay whole (int64, uint64, decimals of up to 76
+digits), and numbers with at most 9 places and 15 digits are decimals.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MISSING = (
+    *("", "NA", "N/A", "n/a", "#N/A", "#N/A N/A", "#NA", "<NA>", "NaN", "nan", "NAN", "-NaN", "-nan"),
+    *("NULL", "null", "Null", "None", "-", "--", "?", ".", "1.#IND", "1.#QNAN", "-1.#IND", "-1.#QNAN"),
+)
+"""Cells that stand for a missing value, as they stand or within spaces."""
+
+MAX_PLACES, MAX_DIGITS = 9, 15
+_EXACT = 2.0**53
+_BLOCK = 1 << 14  # numbers at once, which a cache holds
+_WHOLE = r"^[+-]?[0-9]+$"
+_MESSY = r"^[+\-\x{2212}]?([0-9]+\.?[0-9]*|\.[0-9]+)([eEdD][+\-]?[0-9]+)?$"
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}([ T][0-9:.]+(Z|[+-][0-9:]+)?)?$")
+
+
+def typed(cells: Any, decimal: str = ".") -> Any:
+    """A column of strings as the type that all of its cells have, missing ones null; strings where they have none.
+
+    Args:
+        cells: a chunked array of strings, or of float64.
+        decimal: the decimal mark, "." or ",".
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_floating(cells.type):
+        return _with_places(cells)
+    if decimal == ",":
+        cells = without_missing(cells)
+        if pc.any(pc.match_substring(cells, ".")).as_py():
+            return cells
+        cells = pc.replace_substring(cells, ",", ".")
+    for tidy in (lambda cells: cells, without_missing, _tidied):
+        cells = tidy(cells)
+        if cells.null_count == len(cells):
+            return pa.chunked_array([pa.nulls(len(cells))])
+        found = _numbers(cells)
+        if found is None:
+            found = _others(cells)
+        if found is not None:
+            return found
+    return cells
+
+
+def without_missing(cells: Any) -> Any:
+    """Cells with those that stand for a missing value null, within spaces too."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    cells = pc.utf8_trim_whitespace(cells)
+    return pc.if_else(pc.is_in(cells, value_set=pa.array(MISSING)), pa.scalar(None, cells.type), cells)
+
+
+def first_text(cells: Any, decimal: str) -> tuple[int, str]:
+    """The first cell of a column that is no number, or begins with a zero, and its row, counted from 0."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    trimmed = pc.utf8_trim_whitespace(cells.combine_chunks())
+    if decimal == ",":
+        trimmed = pc.replace_substring(pc.replace_substring(trimmed, ".", " "), ",", ".")
+    odd = pc.invert(pc.or_(pc.match_substring_regex(trimmed, _MESSY), pc.is_in(trimmed, value_set=pa.array(MISSING))))
+    for found in (odd, pc.match_substring_regex(trimmed, "^[+-]?0[0-9]"), pc.is_valid(trimmed)):
+        row = pc.index(pc.fill_null(found, False), True).as_py()
+        if row >= 0:
+            break
+    return row, cells[row].as_py().strip()
+
+
+def has_padding(cells: Any) -> tuple[bool, bool]:
+    """Whether whole numbers begin with a zero, and whether they are codes then: other than all of two digits.
+
+    0x1F, a whole number to Arrow, is a code too.
+    """
+    padded, two = False, True
+    for first, second, lengths in _first_bytes(cells):
+        is_signed = (first == ord("-")) | (first == ord("+"))
+        lead = np.where(is_signed, second, first)
+        digits = lengths - is_signed
+        padded |= bool(((lead == ord("0")) & (digits > 1)).any())
+        two &= bool((digits[digits > 0] == 2).all())
+    return padded, padded and not two
+
+
+def _first_bytes(cells: Any) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]]:
+    """First and second byte of each cell that is not missing (0 where there is none) and its length, chunk by chunk."""
+    found = []
+    for chunk in cells.chunks:
+        part = chunk.drop_null()
+        _, offsets, data = part.buffers()
+        if data is None or not len(part):
+            continue
+        ends = np.frombuffer(offsets, np.int32)[part.offset : part.offset + len(part) + 1].astype(np.int64)
+        padded = np.concatenate([np.frombuffer(data, np.uint8), np.zeros(2, np.uint8)])
+        starts, lengths = ends[:-1], np.diff(ends)
+        first = np.where(lengths > 0, padded[starts], 0).astype(np.uint8)
+        second = np.where(lengths > 1, padded[starts + 1], 0).astype(np.uint8)
+        found.append((first, second, lengths))
+    return found
+
+
+def _numbers(cells: Any) -> Any:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    whole = _cast(cells, pa.int64())
+    if whole is not None:
+        return whole
+    numbers = _cast(cells, pa.float64())
+    if numbers is None:
+        return None
+    values = numbers.to_numpy()
+    finite = _finite(values)
+    if len(finite) and _largest(finite) >= _EXACT and pc.all(pc.match_substring_regex(cells, _WHOLE)).as_py():
+        plain = pc.replace_substring_regex(cells, r"^\+", "")
+        for kind in (pa.int64(), pa.uint64(), pa.decimal128(38, 0), pa.decimal256(76, 0)):
+            exact = _cast(plain, kind)
+            if exact is not None:
+                return exact
+        return None
+    return _with_places(numbers)
+
+
+def _with_places(numbers: Any) -> Any:
+    """Floats as decimals, where they have few places."""
+    values = numbers.to_numpy()
+    places = decimal_places(values)
+    return numbers if places is None else _decimals(values, places)
+
+
+def decimal_places(values: NDArray[np.float64]) -> int | None:
+    """The fewest places, at most 9, with which every number has at most 15 digits; None where there are no such.
+
+    Such a decimal and its float64 stand for each other, so the floats tell what the text said.
+
+    Example:
+        >>> decimal_places(np.array([0.637, 12.5])), decimal_places(np.array([1 / 3]))
+        (3, None)
+    """
+    finite = _finite(values)
+    if not len(finite) or (len(finite) < len(values) and len(finite) != np.count_nonzero(~np.isnan(values))):
+        return None
+    places = 0
+    for start in range(0, len(finite), _BLOCK):
+        part = finite[start : start + _BLOCK]
+        while np.any(_mantissas(part, places) / 10.0**places != part):
+            places += 1
+            if places > MAX_PLACES:
+                return None
+    return places if _largest(finite) * 10.0**places < 10.0**MAX_DIGITS else None
+
+
+def _finite(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    is_finite = np.isfinite(values)
+    return values if is_finite.all() else values[is_finite]
+
+
+def _largest(values: NDArray[np.float64]) -> float:
+    return max(float(values.max()), -float(values.min()))
+
+
+def _mantissas(values: NDArray[np.float64], places: int) -> NDArray[np.float64]:
+    return np.rint(values * 10.0**places)
+
+
+def _decimals(values: NDArray[np.float64], places: int) -> Any:
+    import pyarrow as pa
+
+    is_missing = np.isnan(values)
+    mantissas = _mantissas(np.where(is_missing, 0.0, values), places).astype(np.int64)
+    digits = max(len(str(int(np.abs(mantissas).max()))), places, 1)
+    words = np.empty((len(values), 2), np.int64)  # 128 bits, the lower half first
+    words[:, 0], words[:, 1] = mantissas, mantissas >> 63
+    valid = pa.py_buffer(np.packbits(~is_missing, bitorder="little")) if is_missing.any() else None
+    kind = pa.decimal128(digits, places)
+    return pa.chunked_array([pa.Array.from_buffers(kind, len(values), [valid, pa.py_buffer(words)])])
+
+
+def _others(cells: Any) -> Any:
+    """Truth values and dates, None where it is neither."""
+    import pyarrow as pa
+
+    some = str(next(chunk.drop_null()[0].as_py() for chunk in cells.chunks if chunk.null_count < len(chunk)))
+    if some[:1] in ("t", "f", "T", "F", "0", "1"):
+        found = _cast(cells, pa.bool_())
+        if found is not None:
+            return found
+    if _DATE.match(some):
+        kinds = (
+            pa.date32(),
+            pa.timestamp("s"),
+            pa.timestamp("ns"),
+            pa.timestamp("s", "UTC"),
+            pa.timestamp("ns", "UTC"),
+        )
+        return next((found for kind in kinds if (found := _cast(cells, kind)) is not None), None)
+    return None
+
+
+def _tidied(cells: Any) -> Any:
+    """Numbers with a plus, a typographic minus or Fortran's D as plain ones."""
+    import pyarrow.compute as pc
+
+    if not pc.all(pc.match_substring_regex(cells, _MESSY)).as_py():
+        return cells
+    plain = pc.replace_substring_regex(pc.replace_substring(cells, "\u2212", "-"), r"^\+", "")
+    return pc.replace_substring_regex(plain, "[dD]", "e")
+
+
+def _cast(cells: Any, kind: Any) -> Any:
+    import pyarrow as pa
+
+    try:
+        return cells.cast(kind)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return None

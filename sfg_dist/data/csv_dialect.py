@@ -1,0 +1,336 @@
+"""How a .csv file is written: separator, decimal mark, comments, header; decided from many lines, or refused.
+
+Nothing is decided from the first line alone: a separator must cut all lines into as many cells, a decimal comma must
+suit all numbers, and a header must differ from the lines below it. Where two readings are possible the file is refused,
+with the key that says which is meant.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from sfg_dist.data.csv_columns import MISSING
+from sfg_dist.data.csv_header import counts_rows, has_header
+from sfg_dist.data.csv_lines import NO_SEPARATOR, Record, cut, kind_of
+from sfg_dist.errors import DataError
+from sfg_dist.words import counted
+
+_SAMPLE_BYTES, _SAMPLE_LINES, _FEWEST_LINES = 1 << 20, 2000, 20
+_JUDGED_LINES = 300
+_WORDS = {"\t": "tabs", ";": "semicolons", ",": "commas", "|": "bars", " ": "spaces"}  # the likelier first
+_SEP_LINE = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
+_COMMA_NUMBER = re.compile(r"[+-]?\d*,\d+([eEdD][+-]?\d+)?")
+_POINT_NUMBER = re.compile(r"[+-]?(\d+\.\d*|\.\d+)([eEdD][+-]?\d+)?")
+_GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """What the user says of a .csv file; "auto" is decided from its lines.
+
+    Attributes:
+        header: whether the first line holds the names.
+        separator: of cells: one character, "tab" or "space".
+        decimal: the decimal mark, "." or ",".
+        encoding: the name of Python's codec.
+        index: whether the first column numbers the rows, and is left out.
+    """
+
+    header: Literal["auto"] | bool = "auto"
+    separator: str = "auto"
+    decimal: str = "auto"
+    encoding: str = "auto"
+    index: Literal["auto"] | bool = "auto"
+
+    @property
+    def given(self) -> list[str]:
+        """The keys that are not "auto"."""
+        return [f"data.{name}" for name, value in vars(self).items() if value != "auto"]
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a text is written.
+
+    Attributes:
+        separator: one character; of spaces several count as one.
+        decimal: "." or ",".
+        names: as they stand, empty where there is none; None without a header.
+        names_line: the line that they begin in, counted from 1.
+        num_columns: cells of a line.
+        is_open: whether each line ends with a separator: the last column is none.
+        first_line: the first line below the header, counted from 1.
+        has_comments: whether some lines below it are comments.
+        has_missing: whether some of the first cells stand for missing values.
+        has_gaps: whether spaces stand between separators and quotes.
+        floats: the columns whose first cells all have a decimal mark.
+    """
+
+    separator: str
+    decimal: str
+    names: tuple[str, ...] | None
+    names_line: int
+    num_columns: int
+    is_open: bool
+    first_line: int
+    has_comments: bool
+    has_missing: bool
+    has_gaps: bool
+    floats: frozenset[int]
+
+    @property
+    def separator_words(self) -> str:
+        """What separates cells, in words; empty for a single column."""
+        return "" if self.separator == NO_SEPARATOR else _WORDS.get(self.separator, repr(self.separator))
+
+    def is_comment(self, record: Record) -> bool:
+        """Whether a line below the header is a comment."""
+        return record.is_marked and (self.num_columns == 1 or len(record.cells) != self.num_columns)
+
+
+def decide(source: str, data: bytes, text: TextFormat) -> Dialect:
+    """How a text is written.
+
+    Args:
+        source: for messages.
+        data: UTF-8, lines ended by ``\\n``.
+        text: what the user says.
+
+    Raises:
+        DataError: it holds no line, lines differ in their number of cells, or two readings are possible.
+    """
+    lines = _sample(data)
+    first = next((number for number, line in enumerate(lines) if line.strip()), None)
+    if first is None:
+        raise DataError(f"{source} is empty (blank lines only): expected a table")
+    separator, decimal = {"tab": "\t", "space": " "}.get(text.separator, text.separator), text.decimal
+    if found := _SEP_LINE.fullmatch(lines[first].strip()):
+        separator = found[1] if separator == "auto" else separator
+        first += 1
+    lines, offset = lines[first:], first + 1
+    if separator == "auto":
+        separator, decimal = _find_separator(source, lines, offset, decimal)
+    records = [record for record in cut(source, lines, separator, offset) if not record.is_blank]
+    marked = [record for record in records if record.is_marked]
+    plain = [record for record in records if not record.is_marked]
+    if not plain and marked and len(marked[0].cells) > 1:
+        marked, plain = [], records
+    if not plain:
+        raise DataError(f"{source} holds blank lines and comments only: expected a table")
+    above = [record for record in marked if record.line < plain[0].line]
+    if decimal == "auto":
+        decimal = _find_decimal(source, plain, separator)
+    dialect = Dialect(
+        separator, decimal, None, 0, _width(plain[1:] or plain), False, plain[0].line, False, False, False, frozenset()
+    )
+    quoted = _quotes_names(lines[plain[0].line - offset], plain[0], lines[plain[0].end - offset :])
+    dialect = _with_names(
+        source, dialect, plain, above, replace(text, header=True) if quoted and text.header == "auto" else text
+    )
+    dialect = _with_width(source, dialect, plain, text)
+    below = [record for record in marked if record.line > dialect.first_line]
+    has_missing = any(cell in MISSING for record in plain[: 1 + _JUDGED_LINES] for cell in record.cells)
+    return replace(
+        dialect,
+        has_comments=any(map(dialect.is_comment, below)),
+        has_missing=has_missing,
+        floats=_floats(plain[1 : 1 + _JUDGED_LINES], dialect),
+        has_gaps=any(f'{separator} "' in line or f'{separator}\t"' in line for line in lines),
+    )
+
+
+def _sample(data: bytes) -> list[str]:
+    """The first lines, whole; enough of them where they are long."""
+    end = 0
+    for _ in range(_SAMPLE_LINES):
+        if end > _SAMPLE_BYTES and data.count(b"\n", 0, end) >= _FEWEST_LINES:
+            break
+        place = data.find(b"\n", end)
+        if place < 0:
+            return data[:].decode().split("\n") if end == 0 else data.decode().split("\n")[:_SAMPLE_LINES]
+        end = place + 1
+    return data[:end].decode().split("\n")[:-1]
+
+
+def _width(records: Sequence[Record]) -> int:
+    """The number of cells that most lines have."""
+    return Counter(len(record.cells) for record in records).most_common(1)[0][0]
+
+
+def _find_separator(source: str, lines: list[str], offset: int, decimal: str) -> tuple[str, str]:
+    """The separator that cuts all lines alike, into cells that look like values; and the decimal mark."""
+    lines = lines[:_JUDGED_LINES]
+    options = []
+    for order, separator in enumerate(_WORDS):
+        if not any(separator in line for line in lines):
+            continue
+        try:
+            records = [r for r in cut(source, lines, separator, offset) if not r.is_blank and not r.is_marked]
+        except DataError:  # a quote that only another separator closes, or lines longer than a cell may be
+            continue
+        body = records[1:] or records
+        if not body or (width := _width(body)) == 1:
+            continue
+        alike = sum(len(record.cells) == width for record in body) / len(body)
+        fit = _fit(record.cells for record in body)
+        options.append((alike == 1, fit, len(records[0].cells) == width, alike, -order, separator, records))
+    single = [Record([line.strip()], place, place + 1) for place, line in enumerate(lines, offset) if line.strip()]
+    single = [record for record in single if not record.is_marked]
+    fit_alone = _fit(record.cells for record in single[1:] or single)
+    if not options:
+        return NO_SEPARATOR, decimal
+    is_alike, fit, _, alike, _, separator, records = max(options, key=lambda option: option[:5])
+    if separator == "," and fit_alone == 1 and _width(records[1:] or records) == 2 and decimal != ".":
+        return _pairs_or_decimals(source, single, decimal)
+    if not is_alike and (fit_alone >= fit or alike < 0.5):
+        return NO_SEPARATOR, decimal
+    return separator, decimal
+
+
+def _fit(rows: Iterable[Sequence[str]]) -> float:
+    """The share of cells that look like values."""
+    cells = [cell for row in rows for cell in row]
+    return sum(kind_of(cell) != "text" for cell in cells) / max(1, len(cells))
+
+
+def _pairs_or_decimals(source: str, records: Sequence[Record], decimal: str) -> tuple[str, str]:
+    """Whether lines such as 0,637 hold two whole numbers or one with a decimal comma."""
+    first, body = records[0].cells[0], [record.cells[0] for record in records[1:]]
+    as_decimals, as_pairs = (NO_SEPARATOR, ","), (",", decimal)
+    if decimal == ",":
+        return as_decimals
+    if not _COMMA_NUMBER.fullmatch(first):
+        if "," in first:
+            return as_pairs
+    else:
+        body.insert(0, first)
+        if not _could_be_decimals(body):
+            return as_pairs
+        if not (_has_decimals(body) and any(cell.lstrip("+-").startswith(("0,", ",")) for cell in body)):
+            raise DataError(
+                f"{source}: its lines, such as {first}, hold two whole numbers, or one with a decimal comma: set "
+                'data.separator = "," for the former, data.decimal = "," for the latter'
+            )
+    if all(_GROUPED.fullmatch(cell) for cell in body) or (
+        counts_rows([cell.partition(",")[0] for cell in body[:-1]]) and len(body) > 3
+    ):
+        raise DataError(
+            f"{source}: line {records[1].line} holds {body[0]}, which may be a decimal comma, a separator of thousands "
+            'or of two cells: set data.decimal = "," or data.separator = ",", or take the separators of thousands out'
+        )
+    return as_decimals
+
+
+def _could_be_decimals(cells: Sequence[str]) -> bool:
+    tails = [cell.partition(",")[2] for cell in cells]
+    long = [tail for tail in tails if len(tail) > 1]
+    if not long:
+        return False
+    same = len(set(map(len, tails))) == 1
+    return same or _has_decimals(cells) or (len(cells) >= 20 and not any(tail.endswith("0") for tail in long))
+
+
+def _has_decimals(cells: Sequence[str]) -> bool:
+    """Whether what stands behind a comma begins with a zero, as no whole number does."""
+    return any(len(tail) > 1 and tail[0] == "0" for tail in (cell.partition(",")[2] for cell in cells))
+
+
+def _find_decimal(source: str, records: Sequence[Record], separator: str) -> str:
+    cells = [(cell, record) for record in records for cell in record.cells if "," in cell or "." in cell]
+    commas = [(cell, record) for cell, record in cells if _COMMA_NUMBER.fullmatch(cell)]
+    if not commas or any(_POINT_NUMBER.fullmatch(cell) for cell, _ in cells):
+        return "."
+    cell, record = commas[0]
+    if separator == NO_SEPARATOR and 2 * len(commas) < len(records):
+        raise DataError(
+            f'{source}: line {record.line} holds {cell}, most others have no comma: set data.decimal = "," if it is a '
+            'decimal comma, data.separator = "," if it separates two cells'
+        )
+    if all(_GROUPED.fullmatch(cell) for cell, _ in commas):
+        raise DataError(
+            f"{source}: line {record.line} holds {cell}, which may be a decimal comma or a separator of thousands: set "
+            'data.decimal = "," for the former, else take the separators of thousands out'
+        )
+    return ","
+
+
+def _with_names(
+    source: str, dialect: Dialect, plain: Sequence[Record], above: Sequence[Record], text: TextFormat
+) -> Dialect:
+    """With the names, from line 1 or from the comment above the first line, and where the data begin."""
+    first, body = plain[0], plain[1:]
+    answer = text.header
+    if answer == "auto":
+        comment = _names_of_comment(above, dialect.num_columns)
+        answer = has_header(first.cells, [record.cells for record in body[:_JUDGED_LINES]])  # type: ignore[assignment]
+        if comment is not None and answer is not True:
+            return replace(dialect, names=comment, names_line=above[-1].line)
+    if isinstance(answer, str):
+        raise DataError(
+            f"{source}: line {first.line} may hold names or values ({answer}): set data.header = true if it holds "
+            "names, false if it holds values"
+        )
+    if not answer:
+        return dialect
+    return replace(dialect, names=tuple(first.cells), names_line=first.line, first_line=first.end)
+
+
+def _floats(records: Sequence[Record], dialect: Dialect) -> frozenset[int]:
+    number = _COMMA_NUMBER if dialect.decimal == "," else _POINT_NUMBER
+    rows = [record.cells for record in records if len(record.cells) == dialect.num_columns]
+    columns = enumerate(zip(*rows, strict=True))
+    given = {place: [cell for cell in cells if cell not in MISSING] for place, cells in columns}
+    return frozenset(place for place, cells in given.items() if cells and all(map(number.fullmatch, cells)))
+
+
+def _quotes_names(line: str, first: Record, below: Sequence[str]) -> bool:
+    """Whether the first line alone has its cells in quotes, as R and Arrow write names."""
+    num_named = sum(cell != "" for cell in first.cells)
+    return 0 < 2 * num_named <= line.count('"') and not any('"' in other for other in below) and any(below)
+
+
+def _names_of_comment(above: Sequence[Record], width: int) -> tuple[str, ...] | None:
+    """The names in the last comment, as numpy.savetxt writes them, where it has as many as there are columns."""
+    if not above:
+        return None
+    cells = list(above[-1].cells)
+    cells[0] = cells[0].lstrip("# \t")
+    if not cells[0] and len(cells) == width + 1:  # "# a b" with spaces as separators
+        cells = cells[1:]
+    are_names = len(cells) == width and all(kind_of(cell) == "text" for cell in cells) and len(set(cells)) == width
+    return tuple(cells) if are_names else None
+
+
+def _with_width(source: str, dialect: Dialect, plain: Sequence[Record], text: TextFormat) -> Dialect:
+    """With names and cells brought to one number: separators at the ends of lines, names for all but row numbers."""
+    body = [record for record in plain if record.line >= dialect.first_line]
+    names, width = dialect.names, dialect.num_columns
+    ends_empty = width > 1 and all(record.cells[-1] == "" for record in body if len(record.cells) == width)
+    if names is None:
+        return replace(dialect, is_open=ends_empty and len(body) > 1)
+    if not body:
+        return replace(dialect, num_columns=len(names))
+    if len(names) == width:
+        return replace(dialect, is_open=ends_empty and names[-1] == "")
+    if len(names) == width + 1 and names[-1] == "":
+        return replace(dialect, names=names[:-1])
+    if len(names) == width - 1 and ends_empty:
+        return replace(dialect, names=(*names, ""), is_open=True)
+    numbers = [record.cells[0] for record in body if len(record.cells) == width]
+    if len(names) == width - 1 and text.index is not False and (text.index is True or counts_rows(numbers)):
+        return replace(dialect, names=("", *names))
+    line = next(record.line for record in body if len(record.cells) == width)
+    hint = ""
+    if dialect.separator == "," and width == 2 * len(names):
+        hint = "; numbers with a decimal comma must be quoted, or separated by something else"
+    elif len(names) == width - 1:
+        hint = "; set data.index = true if the first cell of each line only names it"
+    found = f"line {dialect.names_line} holds {counted(len(names), 'name')}, line {line} {width} cells"
+    words = dialect.separator_words or "nothing"
+    raise DataError(
+        f"{source}: {found} (separated by {words}): expected as many{hint}; data.separator says what separates them"
+    )

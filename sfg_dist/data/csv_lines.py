@@ -1,0 +1,101 @@
+"""Lines of a .csv text cut into cells, by Python's csv module; and what a single cell looks like."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sfg_dist.data.csv_columns import MISSING
+from sfg_dist.errors import DataError
+
+NO_SEPARATOR = "\x1f"
+"""Stands for the separator of a file of one column: it is in no text."""
+
+_NUMBER = re.compile(r"[+\-\u2212]?(\d+[.,]?\d*|[.,]\d+)([eEdD][+-]?\d+)?|[+-]?inf(inity)?", re.IGNORECASE)
+_DATE = re.compile(r"\d{4}-\d\d-\d\d([ T][\d:.]+(Z|[+-][\d:]+)?)?")
+_TRUTH = frozenset(("true", "false"))
+
+
+@dataclass(frozen=True)
+class Record:
+    """The cells between two ends of line that are not quoted, without spaces around them.
+
+    Attributes:
+        cells: at least one.
+        line: number of the line that it begins in, counted from 1.
+        end: number of the first line after it.
+    """
+
+    cells: list[str]
+    line: int
+    end: int
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether the line holds nothing but spaces."""
+        return self.cells == [""]
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether it begins as a comment does."""
+        return self.cells[0].startswith("#")
+
+
+class _Feed:
+    """Lines for csv.reader; a comment's quotes mean nothing."""
+
+    def __init__(self, lines: list[str], strip: bool) -> None:
+        self._lines, self._strip, self.place, self.is_fresh = lines, strip, 0, True
+
+    def __iter__(self) -> _Feed:
+        return self
+
+    def __next__(self) -> str:
+        if self.place == len(self._lines):
+            raise StopIteration
+        line = self._lines[self.place]
+        self.place += 1
+        if self.is_fresh and line.lstrip().startswith("#"):
+            line = line.replace('"', "")
+        self.is_fresh = False
+        return (line.replace("\t", " ").strip(" ") if self._strip else line) + "\n"
+
+
+def cut(source: str, lines: list[str], separator: str, first_line: int = 1) -> Iterator[Record]:
+    """The records of lines, blank ones among them.
+
+    Args:
+        source: for messages.
+        lines: without their ends.
+        separator: one character; where it is a space, several count as one, and tabs too.
+        first_line: the number of the first of them.
+
+    Raises:
+        DataError: a cell is longer than 128 KiB, as where a quote is never closed.
+    """
+    feed = _Feed(lines, separator == " ")
+    reader = csv.reader(feed, delimiter=separator, skipinitialspace=True)
+    while True:
+        feed.is_fresh, line = True, first_line + feed.place
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(
+                f"{source} cannot be read as .csv: a cell that begins in line {line} has no end; is a quote not closed?"
+            ) from error
+        yield Record([cell.strip() for cell in cells] or [""], line, first_line + feed.place)
+
+
+def kind_of(cell: str) -> str:
+    """ "number", "missing", "truth", "date" or "text"."""
+    if cell in MISSING:
+        return "missing"
+    if _NUMBER.fullmatch(cell):
+        return "number"
+    if cell.lower() in _TRUTH:
+        return "truth"
+    return "date" if _DATE.fullmatch(cell) else "text"

@@ -1,0 +1,318 @@
+"""Reads a .csv file: its dialect is decided first, then pyarrow cuts all of it into cells, and each column is typed.
+
+Cells are read as text, but for columns that have a decimal mark throughout; a column's type is decided by all of its
+cells (``csv_columns``), so no digit is lost on the way. What was left out is said.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from sfg_dist.data.csv_columns import MISSING, first_text, has_padding, typed, without_missing
+from sfg_dist.data.csv_dialect import Dialect, TextFormat, decide
+from sfg_dist.data.csv_lines import Record, cut
+from sfg_dist.data.csv_text import Text, decode_text
+from sfg_dist.data.naming import check_columns
+from sfg_dist.data.surveys import style_of
+from sfg_dist.errors import DataError
+from sfg_dist.words import counted
+
+_BLOCK_BYTES = 1 << 20
+_MANY_ROWS, _NUM_THREADS = 100_000, 4
+_SPACES = re.compile(rb'"[^"]*"|[ \t]+')
+_END_SPACES = re.compile(rb'"[^"]*"|^ | $', re.MULTILINE)
+_COMMENT = re.compile(rb"^[ \t]*#[^\n]*\n?", re.MULTILINE)
+_GROUPED = re.compile(r"[+-]?\d{1,3}([,. '\u00a0\u202f]\d{3})+([.,]\d+)?")
+_DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
+
+
+@dataclass(eq=False)
+class _File:
+    """A .csv file while it is read."""
+
+    source: str
+    text: Text
+    dialect: Dialect
+    notes: list[str] = field(default_factory=list)
+
+    def records(self) -> Iterator[Record]:
+        """The data lines as Python cuts them: for messages, since it is slow."""
+        dialect = self.dialect
+        lines = self.text.data.decode(errors="replace").split("\n")[dialect.first_line - 1 :]
+        for record in cut(self.source, lines, dialect.separator, dialect.first_line):
+            if not dialect.is_comment(record) and (dialect.num_columns == 1 or not record.is_blank):
+                yield record
+
+    def line_of(self, row: int) -> int:
+        """The line that a data row begins in; both counted, lines from 1 and rows from 0."""
+        return next((record.line for number, record in enumerate(self.records()) if number == row), 0)
+
+    def uneven(self) -> DataError:
+        """The refusal of a line with too few or too many cells."""
+        dialect = self.dialect
+        expected = f"{dialect.num_columns} {'cell' if dialect.num_columns == 1 else 'cells'}"
+        for record in self.records():
+            number = len(record.cells)
+            if number != dialect.num_columns:
+                cells = f"{number} {'cell' if number == 1 else 'cells'}"
+                return DataError(
+                    f"{self.source}: line {record.line} has {cells}, expected {expected} as in the other lines "
+                    f"(separated by {dialect.separator_words or 'nothing'}); mend the line, or set data.separator"
+                )
+        return DataError(f"{self.source} cannot be read as .csv: a line does not have {expected}; are quotes closed?")
+
+    def text_found(self, name: str, cells: Any) -> DataError:
+        """The refusal of a column that holds text."""
+        row, cell = first_text(cells, self.dialect.decimal)
+        line = self.line_of(row)
+        shown = cell if len(cell) <= 40 else cell[:37] + "..."
+        where = f"{shown!r} in data row {row + 1} (counted from 1), line {line} of the file"
+        if self.dialect.decimal == "." and _DECIMAL_COMMA.fullmatch(cell):
+            what = 'a decimal comma is read with data.decimal = "," where all numbers of the file have it'
+        elif _GROUPED.fullmatch(cell):
+            what = "separators of thousands are not read: take them out"
+        elif re.fullmatch(r"[+-]?0\d+", cell):
+            what = "digits that begin with 0 are taken for a code: take the zeros out if they are numbers"
+        elif re.fullmatch(r"[^\w\s.]?\s*[+-]?[\d.,]+\s*[^\w\s.]?", cell):
+            what = "take out what is no part of the number"
+        elif row == 0 and self.dialect.names is None:
+            what = "set data.header = true if the first line holds names"
+        elif not self.dialect.separator_words:
+            what = "cells are separated by commas, semicolons, tabs, bars or spaces, or as data.separator says"
+        else:
+            what = ""
+        advice = f"{what}, or leave" if what else "leave"
+        return DataError(
+            f"{self.source}: column {name!r} holds text: {where}; expected numbers; {advice} the column out with "
+            "data.columns"
+        )
+
+
+def read_csv(source: str, raw: bytes, columns: Sequence[str] | None, text: TextFormat) -> tuple[Any, str]:
+    """Read the wanted columns of a .csv file.
+
+    Args:
+        source: for messages.
+        raw: the file's bytes.
+        columns: names wanted, in order; None is all.
+        text: what the user says of the file.
+
+    Returns:
+        An Arrow table of the wanted columns, in their order, and how the file was read, in words.
+
+    Raises:
+        DataError: with the line or the column that cannot be read, and the key that helps.
+    """
+    import pyarrow as pa
+
+    decoded = decode_text(source, raw, text.encoding)
+    file = _File(source, decoded, decide(source, decoded.data, text))
+    table = _cells(file)
+    names = _named(file, table, columns, text)
+    kept = [name for name in names if name is not None]
+    wanted = check_columns(source, kept, columns)
+    places = {name: place for place, name in enumerate(names)}
+    cells = [table.column(places[name]) for name in wanted]
+    if table.num_rows < _MANY_ROWS:
+        found = [_typed(file, *column) for column in zip(wanted, cells, strict=True)]
+    else:
+        with ThreadPoolExecutor(_NUM_THREADS) as pool:
+            found = list(pool.map(lambda column: _typed(file, *column), zip(wanted, cells, strict=True)))
+    arrays = [array for array, _ in found]
+    file.notes.extend(note for _, note in found if note)
+    if len(kept) > 1 and kept[0] in wanted and _counts_rows(arrays[wanted.index(kept[0])]):
+        file.notes.append(f"{kept[0]!r} counts the rows, and is kept (data.index = true leaves it out)")
+    fields = [
+        pa.field(name, array.type, metadata=_words(texts, array))
+        for name, texts, array in zip(wanted, cells, arrays, strict=True)
+    ]
+    return pa.table(arrays, schema=pa.schema(fields)), _in_words(file, len(kept))
+
+
+def _cells(file: _File) -> Any:
+    """All cells as text, or as numbers where that says as much, in columns named "0", "1", ..."""
+    import pyarrow as pa
+    from pyarrow import csv as arrow_csv
+
+    dialect, (data, start, end) = file.dialect, _body(file)
+    names = [str(place) for place in range(dialect.num_columns)]
+    if start == end:
+        return pa.table({name: pa.array([], pa.string()) for name in names})
+    num_lines = data.count(b"\n", start, end) + (data[end - 1] != ord("\n"))
+    has_quotes = data.find(b'"', start) >= 0
+    blank: list[None] = []  # filled by Arrow's threads
+
+    def on_uneven(row: Any) -> str:
+        if row.text.strip():
+            return "error"
+        blank.append(None)
+        return "skip"
+
+    def parsed(block_bytes: int, newlines_in_values: bool, floats: frozenset[int]) -> Any:
+        blank.clear()
+        kinds = {name: pa.float64() if place in floats else pa.string() for place, name in enumerate(names)}
+        return arrow_csv.read_csv(
+            pa.BufferReader(pa.py_buffer(data).slice(start, end - start)),
+            read_options=arrow_csv.ReadOptions(column_names=names, block_size=block_bytes),
+            parse_options=arrow_csv.ParseOptions(
+                delimiter=dialect.separator,
+                quote_char='"' if has_quotes else False,
+                newlines_in_values=newlines_in_values,
+                ignore_empty_lines=dialect.num_columns > 1,
+                invalid_row_handler=on_uneven,
+            ),
+            convert_options=arrow_csv.ConvertOptions(
+                column_types=kinds,
+                decimal_point=dialect.decimal,
+                null_values=list(MISSING),
+                strings_can_be_null=dialect.has_missing,  # it costs time where there are none
+            ),
+        )
+
+    table = None
+    with contextlib.suppress(pa.ArrowInvalid):
+        table = parsed(_BLOCK_BYTES, False, dialect.floats)
+    if table is None or (has_quotes and table.num_rows < num_lines):
+        # Text among numbers, a line longer than a block, or line breaks in quotes, which Arrow reads more slowly.
+        try:
+            table = parsed(max(_BLOCK_BYTES, end - start), has_quotes, frozenset())
+        except pa.ArrowInvalid as error:
+            raise file.uneven() from error
+    num_blank = num_lines - table.num_rows
+    if has_quotes and num_blank:
+        num_blank = len(blank) + len(re.findall(rb"\n(?=\n)", data[start:end].rstrip(b"\n")))
+    if dialect.num_columns > 1 and num_blank:
+        file.notes.append(f"{counted(num_blank, 'blank line')} left out")
+    return table
+
+
+def _body(file: _File) -> tuple[bytes, int, int]:
+    """A text with the data lines, without comments and repeated spaces; and where they begin and end."""
+    data, dialect = file.text.data, file.dialect
+    start = _start(data, dialect)
+    if dialect.has_comments:
+        num_comments = 0
+
+        def without(match: re.Match[bytes]) -> bytes:
+            nonlocal num_comments
+            record = next(cut(file.source, [match[0].decode().rstrip("\n")], dialect.separator))
+            num_comments += dialect.is_comment(record)
+            return b"" if dialect.is_comment(record) else match[0]
+
+        data, start = _COMMENT.sub(without, data[start:]), 0
+        file.notes.append(f"{counted(num_comments, 'comment line')} left out")
+    if dialect.separator == " ":
+        data, start = _with_single_spaces(data[start:]), 0
+    elif dialect.has_gaps:
+        # Arrow takes a quote behind a space for a part of the cell.
+        gap = re.compile(rb'"(?:[^"]|"")*"|(?<=' + re.escape(dialect.separator.encode()) + rb')[ \t]+(?=")')
+        data, start = gap.sub(lambda match: match[0] if match[0].startswith(b'"') else b"", data[start:]), 0
+    end = len(data)
+    if data[-2:].isspace() or data[-1:] == b" ":  # blank lines at the end are none of the table
+        end = len(data.rstrip(b" \n")) if dialect.separator != "\t" else len(data.rstrip(b"\n"))
+    return data, start, max(start, end)
+
+
+def _with_single_spaces(data: bytes) -> bytes:
+    if b'"' not in data:
+        return b"\n".join([b" ".join(line.split()) for line in data.split(b"\n")])
+    data = _SPACES.sub(lambda match: match[0] if match[0].startswith(b'"') else b" ", data)
+    return _END_SPACES.sub(lambda match: match[0] if match[0].startswith(b'"') else b"", data)
+
+
+def _start(data: bytes, dialect: Dialect) -> int:
+    """The byte in which the data begin."""
+    place = 0
+    for _ in range(dialect.first_line - 1):
+        place = data.find(b"\n", place) + 1
+        if not place:
+            return len(data)
+    return place
+
+
+def _named(file: _File, table: Any, columns: Sequence[str] | None, text: TextFormat) -> list[str | None]:
+    """The name of each column; None for one that is left out."""
+    given = file.dialect.names or ("",) * file.dialect.num_columns
+    names: list[str | None] = [name or f"c{place}" for place, name in enumerate(given)]
+    if file.dialect.is_open and _are_missing(table.column(len(names) - 1)):
+        names[-1] = None
+        file.notes.append("a separator at the end of each line")
+    has_names = file.dialect.names is not None
+    if text.index is not False and (columns is None or names[0] not in columns) and len(given) > 1:
+        for place, name in enumerate(given[:-1]):
+            is_unnamed = has_names and (not name or re.fullmatch(r"Unnamed: \d+(\.\d+)*", name) is not None)
+            if text.index is True and place == 0:
+                names[0] = None
+                file.notes.append("the first column left out (data.index)")
+            elif is_unnamed and _counts_rows(typed(table.column(place))):
+                names[place] = None
+                file.notes.append(f"row numbers in {'an unnamed column' if not name else repr(name)} left out")
+            elif is_unnamed and columns is None:
+                raise DataError(
+                    f"{file.source}: the first column has no name of its own in line {file.dialect.names_line}, and "
+                    "does not count the rows: set data.index = true if it only names them and is left out, false if "
+                    f"it is a column (named {name or 'c0'})"
+                )
+            else:
+                break
+    return names
+
+
+def _are_missing(cells: Any) -> bool:
+    return without_missing(cells).null_count == len(cells)
+
+
+def _counts_rows(column: Any) -> bool:
+    """Whether a typed column numbers the rows, from any number on."""
+    import numpy as np
+    import pyarrow as pa
+
+    if column.type != pa.int64() or column.null_count or not len(column):
+        return False
+    values = column.to_numpy()
+    return bool(values[0] >= 0 and np.all(np.diff(values) == 1))
+
+
+def _typed(file: _File, name: str, cells: Any) -> tuple[Any, str]:
+    """A column with its type, and what is to be said of it.
+
+    Raises:
+        DataError: it holds text.
+    """
+    import pyarrow as pa
+
+    found = typed(cells, file.dialect.decimal)
+    if pa.types.is_string(found.type):
+        raise file.text_found(name, cells)
+    if pa.types.is_integer(found.type):
+        is_padded, is_code = has_padding(cells)
+        if is_code:
+            raise file.text_found(name, cells)
+        if is_padded:
+            return found, f"leading zeros in {name!r} not kept"
+    return found, ""
+
+
+def _words(cells: Any, column: Any) -> dict[str, str]:
+    """What a column's field says beside its type: that it was text, and how that was written."""
+    style = style_of(cells, column)
+    return {"text": "1"} | ({"style": style} if style else {})
+
+
+def _in_words(file: _File, num_columns: int) -> str:
+    dialect = file.dialect
+    words = [counted(num_columns, "column")]
+    if dialect.names is None:
+        words.append("no names in the file")
+    else:
+        words.append(f"names from line {dialect.names_line}")
+    if dialect.separator_words:
+        words.append(dialect.separator_words)
+    if dialect.decimal == ",":
+        words.append("decimal comma")
+    return ", ".join([*words, *file.text.notes, *file.notes])

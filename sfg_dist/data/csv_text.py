@@ -1,0 +1,153 @@
+"""The text of a .csv file: unpacked, decoded, with one kind of line end.
+
+What a file is, is told by its bytes, not by its name: gzip, zstd and bzip2 are unpacked, byte order marks name the
+encoding, and a file of another format is named for what it is. Without a mark a text is UTF-8 or it is refused, with
+what it would say in cp1252.
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sfg_dist.errors import DataError
+
+_MARKS = (  # the longer first: UTF-32 begins as UTF-16 does
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_OTHER_FORMATS = (
+    (b"PK\x03\x04", "a zip archive, as Excel workbooks are: export it as .csv"),
+    (b"\xd0\xcf\x11\xe0", "an Excel workbook: export it as .csv"),
+    (b"PAR1", "a parquet file: name it .parquet"),
+    (b"\x89HDF\r\n", "an HDF5 file: name it .h5"),
+    (b"\x93NUMPY", "a .npy file: name it .npy"),
+    (b"ARROW1", "an Arrow file: convert it to .parquet"),
+    (b"SQLite format 3", "an SQLite database: export a table of it as .csv"),
+    (b"\xfd7zXZ", "packed by xz: unpack it, or pack it by gzip or zstd"),
+    (b"%PDF", "a PDF document"),
+    (b"<!DOCTYPE", "an HTML page, perhaps of an error or a login: download the file itself"),
+    (b"<html", "an HTML page, perhaps of an error or a login: download the file itself"),
+    (b"<?xml", "an XML document: export it as .csv"),
+)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A decoded file.
+
+    Attributes:
+        data: UTF-8 without a mark, lines ended by ``\\n``.
+        notes: what was done to get it, in words.
+    """
+
+    data: bytes
+    notes: tuple[str, ...]
+
+
+def decode_text(source: str, raw: bytes, encoding: str = "auto") -> Text:
+    """The text of a file.
+
+    Args:
+        source: for messages.
+        raw: the file's bytes.
+        encoding: "auto", or the name of Python's codec.
+
+    Raises:
+        DataError: it is packed and damaged, of another format, or in another encoding.
+    """
+    notes = []
+    for magic, name, unpack in _packings():
+        if raw.startswith(magic):
+            try:
+                raw = unpack(raw)
+            except (OSError, EOFError, ValueError) as error:  # zlib's error is one of them in gzip
+                raise DataError(
+                    f"{source} cannot be read as .csv: it is packed by {name}, and damaged or cut short"
+                ) from error
+            notes.append(name)
+            break
+    start = raw[:64].lstrip()
+    for magic, what in _OTHER_FORMATS:
+        if raw.startswith(magic) or (magic.startswith(b"<") and start.lower().startswith(magic.lower())):
+            raise DataError(f"{source} cannot be read as .csv: it is {what}")
+    data, found = _to_utf8(source, raw, encoding)
+    if found != "utf-8":
+        notes.append(found)
+    nul = data.find(b"\0")
+    if nul >= 0:
+        line = data.count(b"\n", 0, nul) + 1
+        raise DataError(
+            f"{source} cannot be read as .csv: line {line} holds a zero byte; the file is "
+            'damaged or not text, or it is UTF-16 without a mark: set data.encoding = "utf-16-le"'
+        )
+    if b"\r" in data:
+        if b"\n" not in data:
+            notes.append("lines ended by CR")
+        data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    return Text(data, tuple(notes))
+
+
+def _packings() -> tuple[tuple[bytes, str, Callable[[bytes], bytes]], ...]:
+    return ((b"\x1f\x8b", "gzip", gzip.decompress), (b"\x28\xb5\x2f\xfd", "zstd", _unpack_zstd), *_BZIP2)
+
+
+def _unpack_zstd(raw: bytes) -> bytes:
+    import pyarrow as pa
+
+    return bytes(pa.CompressedInputStream(pa.BufferReader(raw), "zstd").read())
+
+
+_BZIP2 = tuple((b"BZh%d1AY&SY" % level, "bzip2", bz2.decompress) for level in range(1, 10))
+
+
+def _to_utf8(source: str, raw: bytes, encoding: str) -> tuple[bytes, str]:
+    """The text as UTF-8, and the encoding that it had."""
+    marked = next(((mark, name) for mark, name in _MARKS if raw.startswith(mark)), None)
+    if encoding == "auto":
+        encoding = marked[1] if marked else "utf-8"
+    name = codecs.lookup(encoding).name
+    if name == "utf-8":
+        data = raw.removeprefix(codecs.BOM_UTF8)
+        if not data.isascii():
+            _check_utf8(source, data)
+        return data, name
+    try:
+        text = raw.decode(encoding).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{source} cannot be read as .csv: it is not {encoding} at byte {error.start}; set data.encoding to "
+            "what it is"
+        ) from error
+    return text.encode(), name
+
+
+def _check_utf8(source: str, data: bytes) -> None:
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        place = error.start
+        line = data.count(b"\n", 0, place) + data.count(b"\r", 0, place) - data.count(b"\r\n", 0, place) + 1
+        shown = _word_around(data, place).decode("cp1252", errors="replace")
+        raise DataError(
+            f"{source} cannot be read as .csv: it is not UTF-8 (byte 0x{data[place]:02x} in line {line}); "
+            f'in cp1252 (Windows, latin-1) this reads {shown!r}: if that is right, set data.encoding = "cp1252", '
+            "else the encoding that it has"
+        ) from error
+
+
+def _word_around(data: bytes, place: int) -> bytes:
+    ends = b',;|\t\r\n "'
+    first = place
+    while first > max(0, place - 20) and data[first - 1] not in ends:
+        first -= 1
+    last = place
+    while last < min(len(data), place + 20) and data[last] not in ends:
+        last += 1
+    return data[first:last]

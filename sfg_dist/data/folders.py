@@ -1,0 +1,296 @@
+"""Many files as one table: a folder, or a glob such as ``part-*.parquet``, local or in S3.
+
+The files are read in the order of their names, and must have the same columns. Hidden files, and those that begin with
+an underscore, are none of the table, wherever they lie below the folder. Folders named ``key=value`` (Hive's
+partitions) give columns of numbers behind those of the files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from sfg_dist.data.csv_columns import MAX_DIGITS, MAX_PLACES
+from sfg_dist.data.location import AbsentError, open_bucket, reading, suffix_of
+from sfg_dist.data.naming import check_columns, listed
+from sfg_dist.errors import DataError
+from sfg_dist.objects import is_url
+from sfg_dist.words import counted
+
+_KINDS = ((".parquet",), (".csv", ".tsv"), (".txt",))
+_MAGIC = re.compile(r"[*?\[]")
+_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file of a folder.
+
+    Attributes:
+        source: its path or URL.
+        keys: columns that its folders' names give, as text.
+    """
+
+    source: str
+    keys: dict[str, str]
+
+
+def is_folder(source: str) -> bool:
+    """Whether a source is a folder of files, or a glob of them; a .zarr is one array."""
+    if _MAGIC.search(source) and not (not is_url(source) and Path(source).expanduser().exists()):
+        return True
+    suffix = suffix_of(source)
+    if is_url(source):
+        return suffix != ".zarr" and (source.endswith("/") or not suffix)
+    return suffix != ".zarr" and Path(source).expanduser().is_dir()
+
+
+def is_prefix(source: str) -> bool:
+    """Whether there are objects below a URL, such as s3://bucket/samples.parquet/part-0.parquet."""
+    if not is_url(source):
+        return False
+    try:
+        return bool(_listed_objects(source)[1])
+    except DataError:
+        return False
+
+
+def parts_of(source: str) -> list[Part]:
+    """The files of a folder or glob, in the order of their names.
+
+    Raises:
+        DataError: there are none, they are of two formats, or their folders give different columns.
+    """
+    root, paths = _listed_objects(source) if is_url(source) else _listed_files(source)
+    kept = [path for path in paths if not _is_hidden(path)]
+    for mark, what in ((r"(.*/)?_delta_log/", "a Delta"), (r"(.*/)?metadata/.*\.metadata\.json$", "an Iceberg")):
+        if any(re.match(mark, path) for path in paths):
+            raise DataError(
+                f"{source} is {what} table, some of whose files are no longer part of it: export it as .parquet"
+            )
+    by_kind = [[path for path in kept if suffix_of(path) in kind] for kind in _KINDS]
+    chosen = next((some for some in by_kind if some), [])
+    if not chosen:
+        found = Counter(suffix_of(path) or "no suffix" for path in kept)
+        if "zarr.json" in kept:
+            raise DataError(f"{source} holds a Zarr array or group: let its name end in .zarr")
+        held = ", ".join(f"{number:,} with {suffix}" for suffix, number in found.most_common(5)) or "no file"
+        raise DataError(f"{source} holds {held}: expected .parquet or .csv files; name a file of another format itself")
+    if by_kind[0] and by_kind[1]:
+        raise DataError(
+            f"{source} holds {counted(len(by_kind[0]), '.parquet file')} and {counted(len(by_kind[1]), '.csv file')}: "
+            f"name one kind, for example {source.rstrip('/')}/*.parquet"
+        )
+    parts = [Part(root + path, _keys_of(path)) for path in sorted(chosen)]
+    for part in parts:
+        if part.keys.keys() != parts[0].keys.keys():
+            raise DataError(
+                f"{part.source}: its folders name {listed(list(part.keys)) or 'no column'}, those of {parts[0].source} "
+                f"{listed(list(parts[0].keys)) or 'none'}: expected the same; choose the files with a glob"
+            )
+    return parts
+
+
+def read_folder(
+    source: str,
+    columns: Sequence[str] | None,
+    read: Callable[[str, Sequence[str] | None], tuple[Any, str]],
+) -> tuple[Any, str]:
+    """The wanted columns of all files as one Arrow table, and how they were read.
+
+    Args:
+        source: a folder or a glob.
+        columns: the columns wanted, in order; None is all.
+        read: gives the wanted columns of one file, and how it was read.
+
+    Raises:
+        DataError: the files differ in their columns or types; the message names the file.
+    """
+    import pyarrow as pa
+
+    parts = parts_of(source)
+    keys = list(parts[0].keys)
+    asked = None if columns is None else [name for name in columns if name not in keys]
+    tables: list[Any] = []
+    words: list[str] = []
+    for part in parts:
+        table, read_as = read(part.source, asked)
+        if tables:
+            table = same_columns(parts[0].source, tables[0].column_names, part.source, table)
+        words.append(read_as)
+        tables.append(table)
+    names = [*tables[0].column_names, *keys]
+    wanted = check_columns(source, names, columns)
+    key_columns = {key: key_values(source, key, parts) for key in keys if key in wanted}
+    columns_read = [
+        pa.chunked_array([pa.repeat(value, len(table)) for value, table in zip(key_columns[name], tables, strict=True)])
+        if name in key_columns
+        else _joined(parts, name, [table.column(name) for table in tables])
+        for name in wanted
+    ]
+    first = tables[0].schema
+    fields = [
+        pa.field(name, column.type, metadata=first.field(name).metadata if name in first.names else None)
+        for name, column in zip(wanted, columns_read, strict=True)
+    ]
+    return pa.table(columns_read, schema=pa.schema(fields)), folder_words(
+        len(parts), words[0], keys, len(set(words)) > 1
+    )
+
+
+def folder_words(num_files: int, first: str, keys: Sequence[str], differ: bool) -> str:
+    """How a folder was read, from how its first file was."""
+    words = f"{counted(num_files, 'file')}, {'the first: ' if differ else 'each: '}{first}"
+    return words + (f"; from the folders' names: {listed(list(keys))}" if keys else "")
+
+
+def same_columns(first: str, names: Sequence[str], source: str, table: Any) -> Any:
+    """A file's table with its columns in the order of the first file's.
+
+    Raises:
+        DataError: the columns differ.
+    """
+    check_same_columns(first, names, source, table.column_names)
+    return table.select(list(names))
+
+
+def check_same_columns(first: str, names: Sequence[str], source: str, found: Sequence[str]) -> None:
+    """Refuse a file whose columns are not those of the first file, in any order.
+
+    Raises:
+        DataError: with the names that differ.
+    """
+    lacking = [name for name in names if name not in found]
+    more = [name for name in found if name not in names]
+    if lacking or more:
+        what = f"lacks {listed(lacking)}" if lacking else ""
+        what += (" and " if lacking and more else "") + (f"has {listed(more)} more" if more else "")
+        raise DataError(
+            f"{source} {what}, beside {first}: the files of a folder must have the same columns; choose them with "
+            "data.columns, or the files with a glob"
+        )
+
+
+def key_values(source: str, key: str, parts: Sequence[Part]) -> list[Any]:
+    """The numbers that folders' names give a column, one a file: int64 or float64 scalars, null where there is none.
+
+    Raises:
+        DataError: one is text.
+    """
+    import pyarrow as pa
+
+    texts = [part.keys[key] for part in parts]
+    given = [text for text in texts if text != _NO_VALUE]
+    is_whole = all(re.fullmatch(r"-?(0|[1-9]\d{0,17})", text) for text in given)
+    kind = pa.int64() if is_whole else pa.float64()
+    values = []
+    for text, part in zip(texts, parts, strict=True):
+        try:
+            number: Any = None if text == _NO_VALUE else (int(text) if is_whole else float(text))
+        except ValueError:
+            raise DataError(
+                f"{part.source}: the folder {key}={text} gives column {key!r} text; expected numbers; leave it out "
+                "with data.columns"
+            ) from None
+        values.append(pa.scalar(number, kind))
+    return values
+
+
+def _joined(parts: Sequence[Part], name: str, columns: Sequence[Any]) -> Any:
+    """The columns of all files one below the other, in a type that holds all of their values."""
+    import pyarrow as pa
+
+    kinds = {column.type for column in columns if not pa.types.is_null(column.type)}
+    kind = kinds.pop() if len(kinds) == 1 else _common(parts, name, columns)
+    chunks = [chunk.cast(kind, safe=kind != pa.float64()) for column in columns for chunk in column.chunks]
+    joined = pa.chunked_array(chunks, kind)
+    if pa.types.is_decimal128(kind) and kind.precision > MAX_DIGITS and kind.scale <= MAX_PLACES:
+        with contextlib.suppress(pa.ArrowInvalid):  # some value has more digits
+            return joined.cast(pa.decimal128(MAX_DIGITS, kind.scale))
+    return joined
+
+
+def _common(parts: Sequence[Part], name: str, columns: Sequence[Any]) -> Any:
+    import pyarrow as pa
+
+    kinds = [column.type for column in columns if not pa.types.is_null(column.type)]
+    if not kinds:
+        return pa.null()
+    if all(map(pa.types.is_integer, kinds)):
+        is_wide = any(kind == pa.uint64() for kind in kinds)
+        return pa.decimal128(38, 0) if is_wide else pa.int64()
+    scale = max(getattr(kind, "scale", 0) for kind in kinds)
+    if all(pa.types.is_integer(kind) or pa.types.is_decimal128(kind) for kind in kinds) and scale <= MAX_PLACES:
+        return pa.decimal128(38, scale)
+    if all(pa.types.is_integer(kind) or pa.types.is_decimal(kind) or pa.types.is_floating(kind) for kind in kinds):
+        return pa.float64()
+    first = kinds[0]
+    for part, column in zip(parts, columns, strict=True):
+        if column.type != first and not pa.types.is_null(column.type):
+            raise DataError(
+                f"{part.source}: column {name!r} is {column.type}, in the files before {first}: expected one type"
+            )
+    return first
+
+
+def _listed_files(source: str) -> tuple[str, list[str]]:
+    """A folder, and the files below it or in a glob by their paths from there."""
+    if _MAGIC.search(source) and not Path(source).expanduser().exists():
+        found = [Path(path) for path in glob.glob(str(Path(source).expanduser()), recursive=True)]
+        if not found:
+            raise AbsentError(f"{source} matches no file (current directory: {Path.cwd()})")
+        fixed = _MAGIC.split(source)[0].rpartition("/")[0]
+        root = Path(fixed or ("/" if source.startswith("/") else ".")).expanduser()
+        below = [path for folder in found if folder.is_dir() for path in folder.rglob("*") if path.is_file()]
+        files = [path for path in found if path.is_file()] + below
+        prefix = f"{fixed}/" if fixed or source.startswith("/") else ""
+    else:
+        root = Path(source).expanduser()
+        files, prefix = [path for path in root.rglob("*") if path.is_file()], f"{source.rstrip('/')}/"
+    return prefix, sorted(
+        {path.relative_to(root).as_posix() if root != Path(".") else path.as_posix() for path in files}
+    )
+
+
+def _listed_objects(source: str) -> tuple[str, list[str]]:
+    """A prefix in a bucket, and the objects below it by their keys from there."""
+    import obstore
+
+    bucket, _, key = source.partition("://")[2].partition("/")
+    store, key = open_bucket(f"s3://{bucket}/.")[0], key.rstrip("/")
+    prefix = _MAGIC.split(key)[0]
+    prefix = prefix.rpartition("/")[0] if _MAGIC.search(key) else key
+    with reading(source):
+        objects = [item["path"] for batch in obstore.list(store, prefix=prefix or None) for item in batch]
+    if _MAGIC.search(key):
+        pattern = re.compile(_glob_pattern(key))
+        objects = [path for path in objects if pattern.match(path)]
+    else:
+        objects = [path for path in objects if path.startswith(f"{prefix}/")]
+    if not objects:
+        raise AbsentError(f"{source} matches no object" if _MAGIC.search(key) else f"{source} does not exist")
+    return f"s3://{bucket}/{prefix}/" if prefix else f"s3://{bucket}/", sorted(
+        path[len(prefix) :].lstrip("/") for path in objects
+    )
+
+
+def _glob_pattern(pattern: str) -> str:
+    """A regular expression for a glob: ``**/`` any folders, ``*`` and ``?`` within one; what lies below a match too."""
+    pieces = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
+    parts = re.split(r"(\*\*/|\*|\?|\[[^\]]+\])", pattern)
+    return "".join(pieces.get(part, part if part.startswith("[") else re.escape(part)) for part in parts) + "(?:/.*)?$"
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith((".", "_")) and "=" not in part for part in PurePosixPath(path).parts)
+
+
+def _keys_of(path: str) -> dict[str, str]:
+    folders = PurePosixPath(path).parts[:-1]
+    return {key: value for folder in folders if folder.count("=") == 1 for key, _, value in [folder.partition("=")]}

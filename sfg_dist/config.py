@@ -43,7 +43,7 @@ def _encoding(value: str) -> str:
     if value != "auto":
         try:
             codecs.lookup(value)
-        except LookupError:
+        except (LookupError, ValueError):
             raise ValueError('encoding is none that Python knows, as "cp1252" and "utf-16" are') from None
     return value
 

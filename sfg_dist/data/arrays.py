@@ -301,7 +301,7 @@ def _zarr_file(source: str) -> ArrayFile:
             return np.asarray(named, dtype=str)
         with _reading_zarr(source):
             values = np.asarray(array_of(name)[...])
-            return values.astype(str) if values.dtype.kind == "T" else values
+            return np.asarray(values.tolist(), dtype=str) if values.dtype.kind == "T" else values
 
     def array_of(name: str) -> Any:
         array = arrays[name]

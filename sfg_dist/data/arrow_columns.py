@@ -37,6 +37,8 @@ def type_of(arrow: pa.DataType, metadata: Mapping[bytes, bytes] | None = None) -
     if pa.types.is_boolean(arrow):
         return ColumnType("boolean", "bool", style=style)
     if pa.types.is_decimal(arrow):
+        if "text" in words and arrow.precision <= 15:  # whose doubles say which decimals they were
+            return ColumnType("decimal", "float64", places=int(words.get("places", arrow.scale)), style=style)
         return ColumnType("decimal", str(arrow), places=arrow.scale)
     if pa.types.is_timestamp(arrow):
         return ColumnType("timestamp", str(arrow), unit=arrow.unit, zone=arrow.tz, style=style)

@@ -54,7 +54,7 @@ class ColumnType:
         zone: of a timestamp that has one.
         offset: taken off the value before it is float64, in the column's units.
         style: how text writes it where there are several ways: "True/False" of booleans, "T" or " " between a stamp's
-            date and time.
+            date and time, "fixed" of decimals that all show their places.
     """
 
     kind: str = "float"

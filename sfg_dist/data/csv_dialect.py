@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -68,6 +68,7 @@ class Dialect:
         has_missing: whether some of the first cells stand for missing values.
         has_gaps: whether spaces stand between separators and quotes.
         floats: the columns whose first cells all have a decimal mark.
+        places: digits behind the mark, of the columns whose first cells all have as many.
     """
 
     separator: str
@@ -81,6 +82,7 @@ class Dialect:
     has_missing: bool
     has_gaps: bool
     floats: frozenset[int]
+    places: Mapping[int, int]
 
     @property
     def separator_words(self) -> str:
@@ -125,7 +127,18 @@ def decide(source: str, data: bytes, text: TextFormat) -> Dialect:
     if decimal == "auto":
         decimal = _find_decimal(source, plain, separator)
     dialect = Dialect(
-        separator, decimal, None, 0, _width(plain[1:] or plain), False, plain[0].line, False, False, False, frozenset()
+        separator,
+        decimal,
+        None,
+        0,
+        _width(plain[1:] or plain),
+        False,
+        plain[0].line,
+        False,
+        False,
+        False,
+        frozenset(),
+        {},
     )
     quoted = _quotes_names(lines[plain[0].line - offset], plain[0], lines[plain[0].end - offset :])
     dialect = _with_names(
@@ -133,12 +146,14 @@ def decide(source: str, data: bytes, text: TextFormat) -> Dialect:
     )
     dialect = _with_width(source, dialect, plain, text)
     below = [record for record in marked if record.line > dialect.first_line]
+    floats = _floats(plain[1 : 1 + _JUDGED_LINES], dialect)
     has_missing = any(cell in MISSING for record in plain[: 1 + _JUDGED_LINES] for cell in record.cells)
     return replace(
         dialect,
         has_comments=any(map(dialect.is_comment, below)),
         has_missing=has_missing,
-        floats=_floats(plain[1 : 1 + _JUDGED_LINES], dialect),
+        floats=frozenset(floats),
+        places={place: number for place, number in floats.items() if number is not None},
         has_gaps=any(f'{separator} "' in line or f'{separator}\t"' in line for line in lines),
     )
 
@@ -279,12 +294,19 @@ def _with_names(
     return replace(dialect, names=tuple(first.cells), names_line=first.line, first_line=first.end)
 
 
-def _floats(records: Sequence[Record], dialect: Dialect) -> frozenset[int]:
+def _floats(records: Sequence[Record], dialect: Dialect) -> dict[int, int | None]:
+    """The columns of numbers with a decimal mark, and the digits behind it where all cells have as many."""
     number = _COMMA_NUMBER if dialect.decimal == "," else _POINT_NUMBER
     rows = [record.cells for record in records if len(record.cells) == dialect.num_columns]
     columns = enumerate(zip(*rows, strict=True))
     given = {place: [cell for cell in cells if cell not in MISSING] for place, cells in columns}
-    return frozenset(place for place, cells in given.items() if cells and all(map(number.fullmatch, cells)))
+    found: dict[int, int | None] = {}
+    for place, cells in given.items():
+        if cells and all(map(number.fullmatch, cells)):
+            tails = {cell.partition(dialect.decimal)[2] for cell in cells}
+            lengths = {len(tail) if tail.isdigit() else None for tail in tails}
+            found[place] = lengths.pop() if len(lengths) == 1 else None
+    return found
 
 
 def _quotes_names(line: str, first: Record, below: Sequence[str]) -> bool:

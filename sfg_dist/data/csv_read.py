@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from sfg_dist.data.csv_columns import MISSING, first_text, has_padding, typed, without_missing
+from sfg_dist.data.csv_columns import MAX_PLACES, MISSING, first_text, has_padding, typed, without_missing
 from sfg_dist.data.csv_dialect import Dialect, TextFormat, decide
 from sfg_dist.data.csv_lines import Record, cut
 from sfg_dist.data.csv_text import Text, decode_text
@@ -128,7 +128,7 @@ def read_csv(source: str, raw: bytes, columns: Sequence[str] | None, text: TextF
     if len(kept) > 1 and kept[0] in wanted and _counts_rows(arrays[wanted.index(kept[0])]):
         file.notes.append(f"{kept[0]!r} counts the rows, and is kept (data.index = true leaves it out)")
     fields = [
-        pa.field(name, array.type, metadata=_words(texts, array))
+        pa.field(name, array.type, metadata=_words(file.dialect.places.get(places[name]), texts, array))
         for name, texts, array in zip(wanted, cells, arrays, strict=True)
     ]
     return pa.table(arrays, schema=pa.schema(fields)), _in_words(file, len(kept))
@@ -298,8 +298,13 @@ def _typed(file: _File, name: str, cells: Any) -> tuple[Any, str]:
     return found, ""
 
 
-def _words(cells: Any, column: Any) -> dict[str, str]:
+def _words(places: int | None, cells: Any, column: Any) -> dict[str, str]:
     """What a column's field says beside its type: that it was text, and how that was written."""
+    import pyarrow as pa
+
+    if pa.types.is_decimal(column.type):
+        is_fixed = places is not None and max(1, column.type.scale) <= places <= MAX_PLACES
+        return {"text": "1"} | ({"style": "fixed", "places": str(places)} if is_fixed else {})
     style = style_of(cells, column)
     return {"text": "1"} | ({"style": style} if style else {})
 

@@ -52,8 +52,7 @@ def read_records(
 def _surveys(source: str, table: Any) -> dict[str, Survey]:
     surveys = {}
     for field, column in zip(table.schema, table.columns, strict=True):
-        is_text = b"text" in (field.metadata or {})
-        surveys[field.name] = survey_of(source, field.name, column, field.metadata, is_text=is_text)
+        surveys[field.name] = survey_of(source, field.name, column, field.metadata)
         surveys[field.name].add(column)
     return surveys
 

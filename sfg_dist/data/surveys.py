@@ -146,17 +146,14 @@ def ends_of_statistics(statistics: Any, type_: ColumnType) -> tuple[int, int] | 
     return int(statistics.min_raw), int(statistics.max_raw)
 
 
-def survey_of(
-    source: str, name: str, column: Any, metadata: Mapping[bytes, bytes] | None = None, *, is_text: bool = False
-) -> Survey:
+def survey_of(source: str, name: str, column: Any, metadata: Mapping[bytes, bytes] | None = None) -> Survey:
     """The survey of an Arrow column, nothing of which is looked at yet.
 
     Args:
         source: for the message.
         name: of the column.
         column: some of it, or its field: for its type.
-        metadata: of its field.
-        is_text: whether it was read from text, whose decimals are the doubles nearest to them where those say which.
+        metadata: of its field: ``text`` says that it was read from text, ``style`` and ``places`` how that wrote it.
 
     Raises:
         DataError: it holds neither numbers, booleans, dates nor times.
@@ -165,9 +162,7 @@ def survey_of(
 
     try:
         found = ColumnType.of(column.type, metadata)
-        if is_text and found.kind == "decimal" and column.type.precision <= 15:
-            found = ColumnType("decimal", "float64", places=found.places)
-        return Survey(found, is_text=is_text)
+        return Survey(found, is_text=b"text" in (metadata or {}))
     except UnfitValueError as error:
         found = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
         if not (pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found)):

@@ -16,8 +16,9 @@ from sfg_dist.errors import ConfigError
 def cells_of(type_: ColumnType, values: Array) -> list[Any]:
     """The cells of a column for ``csv.writer``; what is missing is an empty one.
 
-    Whole numbers have no point, decimals their places, booleans the words of their source. Dates and times are ISO
-    8601, stamps with a zone in UTC with a Z. Durations are their number of ticks, as no text has a type for them.
+    Whole numbers have no point, decimals as many places as their source where those are the same in all cells, booleans
+    the words of their source. Dates and times are ISO 8601, stamps with a zone in UTC with a Z. Durations are their
+    number of ticks, as no text has a type for them.
 
     Args:
         type_: of the column.
@@ -30,7 +31,9 @@ def cells_of(type_: ColumnType, values: Array) -> list[Any]:
         # the fewest digits that are this float32, not those of the double that it is
         cells = numbers.tolist() if type_.dtype == "float64" else numbers.astype(type_.dtype).astype(str).tolist()
     elif type_.kind == "decimal" and type_.dtype == "float64":
-        cells = [f"{value:.{type_.places}f}" for value in array.to_numpy(zero_copy_only=False).tolist()]
+        cells = array.to_numpy(zero_copy_only=False).tolist()
+        if type_.style == "fixed":
+            cells = [f"{value:.{type_.places}f}" for value in cells]
     elif type_.kind == "decimal":
         cells = [None if value is None else format(value, "f") for value in array.to_pylist()]
     elif type_.kind == "boolean":

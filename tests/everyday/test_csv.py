@@ -355,7 +355,6 @@ class TestCells:
             (["02139", "94105"], "'02139' in data row 1 .*taken for a code"),
             (["0x1F", "3"], "'0x1F' in data row 1"),
             (["1_000", "3"], "'1_000'"),
-            (["2024-01-31", "2024-02-01"], "dates or times"),
         ],
     )
     def test_text_is_refused_by_name_and_line(self, tmp_path, cells, message):

@@ -304,7 +304,7 @@ def test_a_csv_has_types_by_its_cells(tmp_path):
         "n,x,flag,day,stamp\n1,1.5,true,2024-02-29,2024-02-29T12:00:00Z\n2,2,,2024-03-01,\n"
     )
     table = open_table(tmp_path / "t.csv")
-    assert [type_.kind for type_ in table.types] == ["integer", "float", "boolean", "date", "timestamp"]
+    assert [type_.kind for type_ in table.types] == ["integer", "decimal", "boolean", "date", "timestamp"]
     assert exactly(table)["day"].to_pylist() == [date(2024, 2, 29), date(2024, 3, 1)]
     assert exactly(table)["stamp"].to_pylist()[1] is None
 
@@ -323,6 +323,8 @@ def test_a_csv_has_types_by_its_cells(tmp_path):
         ("whole", ["7", "-3", str(2**53 - 1)]),
         ("integers beyond 2^53", [str(2**53 + 1), str(2**53 + 3), str(2**53 + 2)]),
         ("floats", ["0.1", "1e-05", "123456.789"]),
+        ("decimals", ["0.10", "12.50", "-3.00"]),
+        ("whole decimals", ["1.0", "57.0", "-3.0"]),
     ],
 )
 def test_text_of_a_csv_comes_out_as_it_was(tmp_path, name, cells):
@@ -334,7 +336,7 @@ def test_text_of_a_csv_comes_out_as_it_was(tmp_path, name, cells):
 
 def test_decimals_of_text_are_doubles_with_places():
     column = pa.array([Decimal("6369.61"), None, Decimal("-0.10")], pa.decimal128(15, 2))
-    survey = survey_of("t.csv", "price", column, is_text=True)
+    survey = survey_of("t.csv", "price", column, {b"text": b"1"})
     survey.add(column)
     type_ = survey.result()
     assert (type_.kind, type_.dtype, type_.places, type_.step) == ("decimal", "float64", 2, 0.01)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -48,7 +48,9 @@ def expected(annotation: Any, metadata: Iterable[Any] = (), *, with_limits: bool
         return _choice([repr(each) for each in inner])
     if origin is list:
         least = next((mark.min_length for mark in beside if isinstance(mark, MinLen)), 0)
-        return f"a list{' of at least one, ' if least else ', '}each {expected(inner[0], with_limits=with_limits)}"
+        most = next((mark.max_length for mark in beside if isinstance(mark, MaxLen)), None)
+        number = f" of {least}" if least == most else " of at least one" if least else ""
+        return f"a list{number}, each {expected(inner[0], with_limits=with_limits)}"
     if origin is dict:
         return f"a table of names, each with {expected(inner[1], with_limits=with_limits)}"
     if annotation is str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,22 +29,23 @@ def prepare_table(job: Job) -> Prepared:
     Raises:
         DataError: the table cannot be used as it stands.
     """
-    from sfg_dist.data import TextFormat, prepare_within
+    from sfg_dist.data import prepare_within
 
-    data = job.data.model_dump(exclude=READING_KEYS)
     try:
-        return prepare_within(
-            data.pop("source"),
-            memory_gib=job.labels.memory_gib,
-            kind=job.transform.kind,
-            text=TextFormat(**job.data.model_dump(include=READING_KEYS)),
-            **data,
-        )
+        return prepare_within(memory_gib=job.labels.memory_gib, kind=job.transform.kind, **table_keys(job))
     except MemoryError:
         raise DataError(
             f"{job.data.source} does not fit into memory: set labels.memory_gib to read it in parts, or data.max_rows "
             f"to take fewer rows"
         ) from None
+
+
+def table_keys(job: Job) -> dict[str, Any]:
+    """The job's data keys as arguments of ``data.prepare``."""
+    from sfg_dist.data import TextFormat
+
+    text = TextFormat(**job.data.model_dump(include=READING_KEYS))
+    return {**job.data.model_dump(exclude=READING_KEYS), "text": text}
 
 
 def frame_of(job: Job, table: Prepared, make_order: Order) -> Frame:

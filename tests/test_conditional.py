@@ -231,7 +231,7 @@ def test_given_on_the_command_line(small, tmp_path):
     ("words", "message"),
     [
         ({}, "draws rows for given y"),
-        ({"given": ["y"]}, "--given y: expected column=value"),
+        ({"given": ["y"]}, "--given 'y': expected column=value"),
         ({"given": ["y=warm"]}, "given: 'y': 'warm' is no number"),
         ({"given": ["x=1"]}, "'y' is missing"),
         ({"given": ["y=nan"]}, "'y' is nan"),

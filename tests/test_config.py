@@ -95,7 +95,7 @@ def test_every_job_of_the_project_is_valid(path):
         ({"data": {"source": "m", "columns": []}}, ["columns", "at least one"]),
         ({"data": {"source": "m", "dequantize": 3}}, ["data.dequantize", "'auto' or 'none'"]),
         ({"data": {"source": "m", "bounds": "some"}}, ["data.bounds", "'observed' or 'none'"]),
-        ({"data": {"source": "m", "bounds": {"a": [1]}}}, ["data.bounds", "at least 2 items"]),
+        ({"data": {"source": "m", "bounds": {"a": [1]}}}, ["data.bounds", "each with a list of 2, each a number"]),
         ({"data": {"source": "m", "bounds": {"a": [1, 0]}}}, ["bounds.a", "[1, 0]", "below"]),
         ({"data": {"source": "m", "arrays": {"tran": "a", "test": "b"}}}, ["data.arrays.tran", "data.arrays.train"]),
         ({"data": {"source": "m"}, "labels": {"latents": "a.npy", "direction": "both"}}, ["latents"]),

@@ -53,7 +53,7 @@ def test_shares_of_a_table_and_a_start(model, tmp_path, name):
         ({"start": 10**19}, "--start: expected a whole number of rows"),
         ({"seed": -1}, "--seed: expected a whole number of 0 or more"),
         ({"given": ["a=1", "a=2"]}, "'a' is given twice"),
-        ({"given": ["a=nan"]}, "expected column=number"),
+        ({"given": ["a="]}, "--given 'a=': expected column=value"),
         ({"share": "5/4"}, "--share '5/4': expected K/M"),
         ({"share": "half"}, "--share 'half': expected K/M"),
         ({"given": ["a=1"]}, "trained without data.condition"),

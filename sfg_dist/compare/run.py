@@ -28,7 +28,7 @@ from sfg_dist.compare.peer_cell import run_peer
 from sfg_dist.compare.peers import KINDS, LEARNING_RATES, PeerKind, peer_kinds
 from sfg_dist.compare.selection import FINAL_FACTOR, NUM_FINALISTS, Selection, Trial, select
 from sfg_dist.compare.tables import Tables
-from sfg_dist.config import Job
+from sfg_dist.config import READING_KEYS, Job
 from sfg_dist.data import prepare
 from sfg_dist.distributed.labeler import default_device
 from sfg_dist.errors import ConfigError, TrainingError
@@ -38,6 +38,7 @@ from sfg_dist.output import Listener, OutputDirectory
 from sfg_dist.pipeline import as_job
 from sfg_dist.plan import fingerprint
 from sfg_dist.planning import versions
+from sfg_dist.table_plan import table_keys
 
 MARKS = (0.125, 0.25, 0.5)
 """Shares of the budget at which a snapshot of each method is kept."""
@@ -101,9 +102,7 @@ class Comparison(OutputDirectory):
         """The table through each transform that a method takes."""
         job = self.job
         kinds = [job.transform.kind, *(KINDS if self.peers else ()), *self._published_kinds]
-        data = job.data.model_dump()
-        source = data.pop("source")
-        return Tables({kind: prepare(source, kind=kind, **data) for kind in dict.fromkeys(kinds)})
+        return Tables({kind: prepare(kind=kind, **table_keys(job)) for kind in dict.fromkeys(kinds)})
 
     @property
     def _published_kinds(self) -> list[str]:
@@ -230,7 +229,7 @@ class Comparison(OutputDirectory):
     def _data_keys(self) -> dict[str, Any]:
         table = self.tables.any
         return {
-            "data": self.job.data.model_dump(exclude={"source"}, exclude_none=True),
+            "data": self.job.data.model_dump(exclude={"source", *READING_KEYS}, exclude_none=True),
             "table": table.table_fingerprint(),
             "test": fingerprint(table.test),
             "num_threads": self.num_threads,

@@ -60,11 +60,13 @@ def run(folder, *words, environment=None):
 
 
 @pytest.mark.parametrize("module", ["sfg_dist", "sfg_dist.cli"])
+@pytest.mark.slow
 def test_the_command_imports_no_file_of_the_user(beside, module):
     before = {"PYTHONPATH": f"{PACKAGE_ROOT}{os.pathsep}"}  # an empty entry is the working directory
     assert run(beside, sys.executable, "-m", module, "--version", environment=before).startswith("sfg_dist ")
 
 
+@pytest.mark.slow
 def test_a_child_imports_no_file_of_the_user(beside, monkeypatch):
     monkeypatch.chdir(beside)
     monkeypatch.syspath_prepend("")
@@ -103,6 +105,7 @@ def test_the_search_path_without_the_users_folders(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("script", ["{sfg} --version >&-", "mkdir gone; cd gone; rmdir ../gone; ! {sfg} jobs 2>&1"])
+@pytest.mark.slow
 def test_without_streams_or_a_working_directory(tmp_path, script):
     command = f"{sys.executable} -m sfg_dist.cli"
     told = run(tmp_path, "bash", "-c", script.format(sfg=command))

@@ -423,6 +423,7 @@ def store_of(tmp_path, make_job):
 
 @pytest.mark.parametrize("unit", [1e-4, 1e4])
 @pytest.mark.parametrize("num_rows", [400, pytest.param(6000, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_store_without_transform_scales_with_its_rows(store_of, unit, num_rows):
     x = table(num_rows)
     settings = {"labels": {"direction": "both"}}
@@ -461,6 +462,7 @@ def test_choices_for_the_table_do_not_know_the_unit(store_of):
         assert mine == pytest.approx(other, rel=5e-3)
 
 
+@pytest.mark.slow
 def test_conditional_stores(store_of):
     settings = {"data": {"condition": ["c2"]}, "labels": {"condition_neighbors": 50}}
     x = table(400)
@@ -491,6 +493,7 @@ def test_any_way_to_hold_the_reference(store_of, monkeypatch):
     assert members[0].reference.take(np.array([0]))[0] == pytest.approx(pairs.reference[0], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_minibatches_have_the_unit_of_the_whole(store_of):
     settings = {"labels": {"estimator": "minibatch", "num_reference": 50}}
     plain, scaled = store_of(table(), "plain", **settings), store_of(table() * 1e4, "scaled", **settings)
@@ -536,6 +539,7 @@ def test_columns_that_one_blur_does_not_suit_are_refused_before_any_work(store_o
         store_of(table() * [1, 1, 1000], "given", data={"condition": ["c1", "c2"]}, labels={"condition_neighbors": 20})
 
 
+@pytest.mark.slow
 def test_likelihoods_know_the_unit(store_of):
     figures = []
     for unit in (1, 1e4):
@@ -550,6 +554,7 @@ TRAIN = {"num_epochs": 2, "batch_size": 64, "width": 16, "depth": 1}
 
 
 @pytest.mark.parametrize("condition", [None, ["c2"]])
+@pytest.mark.slow
 def test_networks_are_fitted_in_the_flows_units(store_of, condition):
     """The same steps for any unit: losses and weights agree, though labels differ 10^4-fold."""
     settings = {"labels": {"condition_neighbors": 20}, "data": {"condition": condition}} if condition else {}
@@ -565,6 +570,7 @@ def test_networks_are_fitted_in_the_flows_units(store_of, condition):
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
 
 
+@pytest.mark.slow
 def test_the_encoder_is_fitted_in_the_flows_units(store_of, tmp_path, monkeypatch):
     given = {}
 

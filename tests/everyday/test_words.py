@@ -134,6 +134,7 @@ def inputs_of(name):
 
 
 @pytest.mark.parametrize("name", sorted(COMMAND.commands))
+@pytest.mark.slow
 def test_every_command_refuses_in_words(job, name):
     inputs = list(inputs_of(name))
     for number, value in enumerate(VALUES):

@@ -134,9 +134,8 @@ def read_folder(
         else _joined(parts, name, [table.column(name) for table in tables])
         for name in wanted
     ]
-    first = tables[0].schema
     fields = [
-        pa.field(name, column.type, metadata=first.field(name).metadata if name in first.names else None)
+        pa.field(name, column.type, metadata=None if name in keys else _said(name, tables))
         for name, column in zip(wanted, columns_read, strict=True)
     ]
     return pa.table(columns_read, schema=pa.schema(fields)), folder_words(
@@ -208,12 +207,32 @@ def _joined(parts: Sequence[Part], name: str, columns: Sequence[Any]) -> Any:
 
     kinds = {column.type for column in columns if not pa.types.is_null(column.type)}
     kind = kinds.pop() if len(kinds) == 1 else _common(parts, name, columns)
-    chunks = [chunk.cast(kind, safe=kind != pa.float64()) for column in columns for chunk in column.chunks]
+    chunks = []
+    for part, column in zip(parts, columns, strict=True):
+        is_rounded = kind == pa.float64() and not pa.types.is_integer(column.type)  # to the nearest double
+        try:
+            chunks += column.cast(kind, safe=not is_rounded).chunks
+        except pa.ArrowInvalid as error:
+            raise DataError(
+                f"{part.source}: column {name!r} is {column.type}, beside files of other types, which are read as "
+                f"{kind} together: {error}; leave it out with data.columns"
+            ) from None
     joined = pa.chunked_array(chunks, kind)
     if pa.types.is_decimal128(kind) and kind.precision > MAX_DIGITS and kind.scale <= MAX_PLACES:
         with contextlib.suppress(pa.ArrowInvalid):  # some value has more digits
             return joined.cast(pa.decimal128(MAX_DIGITS, kind.scale))
     return joined
+
+
+def _said(name: str, tables: Sequence[Any]) -> dict[bytes, bytes] | None:
+    """What the files say of a column beside its type: how text wrote it only where all wrote it alike."""
+    import pyarrow as pa
+
+    fields = [table.schema.field(name) for table in tables]
+    said = [field.metadata or {} for field in fields if not pa.types.is_null(field.type)]
+    if not said or all(each == said[0] for each in said):
+        return said[0] if said else None
+    return {b"text": b"1"} if all(b"text" in each for each in said) else None
 
 
 def _common(parts: Sequence[Part], name: str, columns: Sequence[Any]) -> Any:

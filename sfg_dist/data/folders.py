@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sfg_dist.data.csv_columns import MAX_DIGITS, MAX_PLACES
-from sfg_dist.data.location import AbsentError, open_bucket, reading, suffix_of
+from sfg_dist.data.location import AbsentError, local_path, open_bucket, reading, suffix_of
 from sfg_dist.data.naming import check_columns, listed
 from sfg_dist.errors import DataError
 from sfg_dist.objects import is_url
@@ -43,12 +43,12 @@ class Part:
 
 def is_folder(source: str) -> bool:
     """Whether a source is a folder of files, or a glob of them; a .zarr is one array."""
-    if _MAGIC.search(source) and not (not is_url(source) and Path(source).expanduser().exists()):
+    if _MAGIC.search(source) and not (not is_url(source) and local_path(source).exists()):
         return True
     suffix = suffix_of(source)
     if is_url(source):
         return suffix != ".zarr" and (source.endswith("/") or not suffix)
-    return suffix != ".zarr" and Path(source).expanduser().is_dir()
+    return suffix != ".zarr" and local_path(source).is_dir()
 
 
 def is_prefix(source: str) -> bool:
@@ -260,17 +260,17 @@ def _common(parts: Sequence[Part], name: str, columns: Sequence[Any]) -> Any:
 
 def _listed_files(source: str) -> tuple[str, list[str]]:
     """A folder, and the files below it or in a glob by their paths from there."""
-    if _MAGIC.search(source) and not Path(source).expanduser().exists():
-        found = [Path(path) for path in glob.glob(str(Path(source).expanduser()), recursive=True)]
+    if _MAGIC.search(source) and not local_path(source).exists():
+        found = [Path(path) for path in glob.glob(str(local_path(source)), recursive=True)]
         if not found:
             raise AbsentError(f"{source} matches no file (current directory: {Path.cwd()})")
         fixed = _MAGIC.split(source)[0].rpartition("/")[0]
-        root = Path(fixed or ("/" if source.startswith("/") else ".")).expanduser()
+        root = local_path(fixed or ("/" if source.startswith("/") else "."))
         below = [path for folder in found if folder.is_dir() for path in folder.rglob("*") if path.is_file()]
         files = [path for path in found if path.is_file()] + below
         prefix = f"{fixed}/" if fixed or source.startswith("/") else ""
     else:
-        root = Path(source).expanduser()
+        root = local_path(source)
         files, prefix = [path for path in root.rglob("*") if path.is_file()], f"{source.rstrip('/')}/"
     return prefix, sorted(
         {path.relative_to(root).as_posix() if root != Path(".") else path.as_posix() for path in files}

@@ -35,7 +35,7 @@ from sfg_dist.data.folders import (
     key_values,
     parts_of,
 )
-from sfg_dist.data.location import open_bucket, reading, suffix_of
+from sfg_dist.data.location import local_path, open_bucket, reading, suffix_of
 from sfg_dist.data.naming import check_columns
 from sfg_dist.data.surveys import (
     Survey,
@@ -160,9 +160,9 @@ def open_rows(
 def _open_file(source: str) -> Iterator[Any]:
     """A file that pyarrow reads by ranges, local or an object."""
     if not is_url(source):
-        if not Path(source).expanduser().exists():
+        if not local_path(source).exists():
             raise DataError(f"{source} does not exist (current directory: {Path.cwd()})")
-        with Path(source).expanduser().open("rb") as stream:
+        with local_path(source).open("rb") as stream:
             yield stream
         return
     store, key = open_bucket(source)
@@ -357,7 +357,7 @@ def _parquet_surveys(source: str, file: Any, names: Sequence[str]) -> dict[str, 
 
 
 def _npy_rows(source: str, columns: Sequence[str] | None, identifiers: str, types: _Types | None) -> RowReader:
-    path = Path(source).expanduser()
+    path = local_path(source)
     if not path.exists():
         raise DataError(f"{source} does not exist (current directory: {Path.cwd()})")
     with reading(source):

@@ -10,7 +10,8 @@ from pyarrow import parquet
 from sfg_dist.data import TextFormat, location, open_rows, open_table, prepare, prepare_within
 from sfg_dist.data import folders as module
 from sfg_dist.data.records import read_columns
-from sfg_dist.errors import DataError
+from sfg_dist.errors import ConfigError, DataError
+from sfg_dist.store.table import write_table
 
 VALUES = np.random.default_rng(0).standard_normal((300, 2))
 CUTS = (0, 70, 71, 180, 300)
@@ -211,6 +212,23 @@ def test_keys_beyond_2_to_53_whole_and_by_ranges(tmp_path):
         assert reader.types == table.types
         np.testing.assert_array_equal(reader.read(0, 6), table.values)
     assert table.types[1].from_float(table.values[::2, 1]).to_pylist() == keys
+
+
+@pytest.mark.parametrize("source", ["./~/a.parquet", "./~", "./~/*.parquet"])
+def test_a_folder_whose_name_is_a_tilde(tmp_path, monkeypatch, source):
+    parquet_file(tmp_path / "~" / "a.parquet", x=[0.5, 1.5])
+    monkeypatch.chdir(tmp_path)
+    with open_rows(source) as reader:
+        np.testing.assert_array_equal(reader.read(0, 2), open_table(source).values)
+
+
+def test_the_home_of_an_unknown_user(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="there is no user nobody-here"):
+        open_table("~nobody-here/a.parquet")
+    with pytest.raises(ConfigError, match="there is no user nobody-here"):
+        write_table("~nobody-here/a.csv", ["x"], 0, lambda ranges: iter(()), source="none")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_whose_name_has_brackets(tmp_path):

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 _UsageError: Any = typer.BadParameter.__bases__[0]
 PLACES = {"compare_with", "given_table", "job", "model", "out", "profile", "resume_from", "store", "what"}
-_NO_MEMORY = ("out of memory", "not enough memory", "allocate memory")
 _LARGEST, _LONGEST = 2**63 - 1, 20
 
 

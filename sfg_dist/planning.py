@@ -317,6 +317,11 @@ def identity_of_keys(job: Job) -> dict[str, Any]:
     }
     if job.data.bounds == "observed":  # so it was not in the plans of stores before there was a choice
         del tables["data"]["bounds"]
+    elif not isinstance(job.data.bounds, str):  # JSON has no infinity
+        ends = job.data.bounds.items()
+        tables["data"]["bounds"] = {
+            name: [end if abs(end) < np.inf else str(end) for end in pair] for name, pair in ends
+        }
     if job.data.condition is not None:
         from sfg_dist.flow.conditional import DEFAULT_NEIGHBORS
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sfg_dist.config import Job
-from sfg_dist.data.naming import listed, repeated_values
+from sfg_dist.data.naming import listed, repeated_values, value_words
 from sfg_dist.planning import versions
 from sfg_dist.words import counted, duration, failure_line, size_of
 
@@ -206,7 +206,7 @@ def _notes(report: Mapping[str, Any], latents: str | None, condition: tuple[str,
     if report.get("num_rows_dropped"):
         notes.append(f'{report["num_rows_dropped"]:,} incomplete rows were dropped (data.missing = "drop").')
     for name, value in (report.get("constant") or {}).items():
-        notes.append(f"Column {name} is constant ({value:g}): left out of the flow and put back in samples.")
+        notes.append(f"Column {name} is constant ({value_words(value)}): left out of the flow and put back in samples.")
     by_step: dict[str, list[str]] = {}
     atoms = report.get("atoms") or {}
     for name, tie in (report.get("ties") or {}).items():

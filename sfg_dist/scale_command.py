@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 _number = functools.partial(typer.Option, metavar="NUMBER", parser=number)
 _whole = functools.partial(typer.Option, metavar="NUMBER", parser=whole)
-_number = functools.partial(typer.Option, metavar="NUMBER", parser=number)
-_whole = functools.partial(typer.Option, metavar="NUMBER", parser=whole)
 MAX_WORKERS, MAX_CASES, MAX_REPEATS = 1_000_000, 100, 1000
 Numbers = Annotated[str | None, typer.Option("--workers", help="Numbers of workers to measure, such as 1,2,4.")]
 
@@ -42,64 +40,33 @@ def scale(
     ] = "1,10,60",
     store_mb_per_s: Annotated[
         float | None,
-        typer.Option(
-            "--store-mb-per-s",
-            metavar="NUMBER",
-            parser=number,
-            help="What the store takes in a prediction, all together.",
-        ),
+        _number("--store-mb-per-s", help="What the store takes in a prediction, all together."),
     ] = None,
     store_requests_per_s: Annotated[
-        float | None,
-        _number("--store-requests-per-s", help="The same of requests."),
+        float | None, _number("--store-requests-per-s", help="The same of requests.")
     ] = None,
     network_ms: Annotated[
         float,
-        typer.Option(
-            "--network-ms",
-            metavar="NUMBER",
-            parser=number,
-            help="From a worker to the driver or back, in a prediction.",
-        ),
+        _number("--network-ms", help="From a worker to the driver or back, in a prediction."),
     ] = 2.0,
     worker_mb_per_s: Annotated[
         float | None,
-        typer.Option(
-            "--worker-mb-per-s",
-            metavar="NUMBER",
-            parser=number,
-            help="Of one worker's link to the store in a prediction.",
-        ),
+        _number("--worker-mb-per-s", help="Of one worker's link to the store in a prediction."),
     ] = None,
     starts_per_s: Annotated[
         float | None,
-        typer.Option(
-            "--starts-per-s", metavar="NUMBER", parser=number, help="Workers that the cluster brings up in a second."
-        ),
+        _number("--starts-per-s", help="Workers that the cluster brings up in a second."),
     ] = None,
     shard_mb: Annotated[
         float | None,
-        typer.Option(
-            "--shard-mb",
-            metavar="NUMBER",
-            parser=number,
-            help="What a shard of the study moves; as measured if not given.",
-        ),
+        _number("--shard-mb", help="What a shard of the study moves; as measured if not given."),
     ] = None,
     load_mb: Annotated[float, _number("--load-mb", help="What each worker reads at its start.")] = 0.0,
     driver_scale: Annotated[
         float,
-        typer.Option(
-            "--driver-scale",
-            metavar="NUMBER",
-            parser=number,
-            help="Time of the driver's loop there, in units of this machine's.",
-        ),
+        _number("--driver-scale", help="Time of the driver's loop there, in units of this machine's."),
     ] = 1.0,
-    epochs: Annotated[
-        int | None,
-        _whole("--epochs", help="Of each fit; 5 or the job's own, if fewer."),
-    ] = None,
+    epochs: Annotated[int | None, _whole("--epochs", help="Of each fit; 5 or the job's own, if fewer.")] = None,
     gpu: Annotated[
         bool | None, typer.Option("--gpu/--no-gpu", help="Training workers on GPUs; where there is one for each.")
     ] = None,

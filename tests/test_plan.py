@@ -1,10 +1,12 @@
 """Randomness that belongs to rows, and the plan's identity."""
 
 import json
+import math
 
 import numpy as np
 import pytest
 
+from sfg_dist.config import Job
 from sfg_dist.errors import ConfigError
 from sfg_dist.plan import (
     BLOCK_ROWS,
@@ -16,6 +18,7 @@ from sfg_dist.plan import (
     normal_rows,
     random_generator,
 )
+from sfg_dist.planning import identity_of_keys
 
 
 def make_plan(**changed):
@@ -146,3 +149,8 @@ def test_the_default_range_is_no_part_of_the_identity():
     for bounds in ("none", {"x": [0.0, 1.0]}):
         job = resolve_job({"data": {"source": "moons", "bounds": bounds}})
         assert identity_of_keys(job)["data"]["bounds"] == bounds
+
+
+def test_open_ranges_are_plain_json():
+    job = Job.model_validate({"data": {"source": "moons", "bounds": {"x": [-math.inf, 3.0]}}})
+    assert json.loads(json.dumps(identity_of_keys(job), allow_nan=False))["data"]["bounds"] == {"x": ["-inf", 3.0]}

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.data.column_type import ColumnType
+from sfg_dist.data.column_type import FLOAT, ColumnType
 from sfg_dist.data.naming import check_columns
 from sfg_dist.data.quantile import MIN_GAP, Curve
 from sfg_dist.errors import DataError
@@ -58,14 +58,15 @@ def moved_bounds(bounds: Bounds, types: Mapping[str, ColumnType]) -> Bounds:
     return {name: [end - types[name].offset for end in ends] for name, ends in bounds.items()}
 
 
-def check_inside(source: str, name: str, values: _Array, bounds: Bounds) -> None:
+def check_inside(source: str, name: str, values: _Array, bounds: Bounds, type_: ColumnType = FLOAT) -> None:
     """Refuse a range that leaves out rows of the table.
 
     Args:
         source: for the message.
         name: of the column.
         values: all of its rows, shape (num_rows,).
-        bounds: as the job says.
+        bounds: of ``moved_bounds``.
+        type_: of the column.
 
     Raises:
         DataError: with the number of rows outside.
@@ -75,10 +76,11 @@ def check_inside(source: str, name: str, values: _Array, bounds: Bounds) -> None
     low, high = bounds[name]
     num_outside = int(((values < low) | (values > high)).sum())
     if num_outside:
+        first, last = (type_.shown(float(end)) for end in (values.min(), values.max()))
         raise DataError(
             f"{source}: {num_outside} of {len(values)} rows of column {name!r} lie outside data.bounds = "
-            f"[{low:g}, {high:g}]; they run from {float(values.min())!r} to "
-            f"{float(values.max())!r}: widen the range, or take those rows out of the table"
+            f"[{low + type_.offset:g}, {high + type_.offset:g}]; they run from {first} to {last}: "
+            "widen the range, or take those rows out of the table"
         )
 
 

@@ -219,13 +219,20 @@ def _check_resolved(source: str, name: str, distinct: _Array) -> None:
 
 
 def atoms_report(
-    atoms: Mapping[str, Mapping[float, int]], grids: Mapping[str, Grid], num_rows: int, kind: str
+    atoms: Mapping[str, Mapping[float, int]],
+    grids: Mapping[str, Grid],
+    types: Mapping[str, ColumnType],
+    num_rows: int,
+    kind: str,
 ) -> dict[str, Any]:
     """What a report says of values that repeat: whether the transform holds them, and each value's rows and share."""
     return {
         name: {
             "held": kind == "quantile" or name in grids,
-            "values": [{"value": value, "count": rows, "share": rows / num_rows} for value, rows in counts.items()],
+            "values": [
+                {"value": types[name].shown(value), "count": rows, "share": rows / num_rows}
+                for value, rows in counts.items()
+            ],
         }
         for name, counts in atoms.items()
     }

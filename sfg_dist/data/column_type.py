@@ -190,10 +190,6 @@ class ColumnType:
         """A value - offset for a reader: as the file has it where that is no plain number."""
         return value if self.is_plain else str(self.from_float(np.array([value]))[0])
 
-    def add_offset(self, values: Array) -> Array:
-        """Values with the offset, as near as float64 comes to them; stamps are ticks of ``unit`` since 1970."""
-        return values + self.offset if self.offset else values
-
 
 FLOAT = ColumnType()
 

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sfg_dist.data.csv_columns import MAX_DIGITS, MAX_PLACES
-from sfg_dist.data.location import AbsentError, open_bucket, reading, suffix_of
+from sfg_dist.data.location import AbsentError, local_path, open_bucket, reading, suffix_of
 from sfg_dist.data.naming import check_columns, listed
 from sfg_dist.errors import DataError
 from sfg_dist.objects import is_url
@@ -43,12 +43,12 @@ class Part:
 
 def is_folder(source: str) -> bool:
     """Whether a source is a folder of files, or a glob of them; a .zarr is one array."""
-    if _MAGIC.search(source) and not (not is_url(source) and Path(source).expanduser().exists()):
+    if _MAGIC.search(source) and not (not is_url(source) and local_path(source).exists()):
         return True
     suffix = suffix_of(source)
     if is_url(source):
         return suffix != ".zarr" and (source.endswith("/") or not suffix)
-    return suffix != ".zarr" and Path(source).expanduser().is_dir()
+    return suffix != ".zarr" and local_path(source).is_dir()
 
 
 def is_prefix(source: str) -> bool:
@@ -134,9 +134,8 @@ def read_folder(
         else _joined(parts, name, [table.column(name) for table in tables])
         for name in wanted
     ]
-    first = tables[0].schema
     fields = [
-        pa.field(name, column.type, metadata=first.field(name).metadata if name in first.names else None)
+        pa.field(name, column.type, metadata=None if name in keys else _said(name, tables))
         for name, column in zip(wanted, columns_read, strict=True)
     ]
     return pa.table(columns_read, schema=pa.schema(fields)), folder_words(
@@ -208,12 +207,32 @@ def _joined(parts: Sequence[Part], name: str, columns: Sequence[Any]) -> Any:
 
     kinds = {column.type for column in columns if not pa.types.is_null(column.type)}
     kind = kinds.pop() if len(kinds) == 1 else _common(parts, name, columns)
-    chunks = [chunk.cast(kind, safe=kind != pa.float64()) for column in columns for chunk in column.chunks]
+    chunks = []
+    for part, column in zip(parts, columns, strict=True):
+        is_rounded = kind == pa.float64() and not pa.types.is_integer(column.type)  # to the nearest double
+        try:
+            chunks += column.cast(kind, safe=not is_rounded).chunks
+        except pa.ArrowInvalid as error:
+            raise DataError(
+                f"{part.source}: column {name!r} is {column.type}, beside files of other types, which are read as "
+                f"{kind} together: {error}; leave it out with data.columns"
+            ) from None
     joined = pa.chunked_array(chunks, kind)
     if pa.types.is_decimal128(kind) and kind.precision > MAX_DIGITS and kind.scale <= MAX_PLACES:
         with contextlib.suppress(pa.ArrowInvalid):  # some value has more digits
             return joined.cast(pa.decimal128(MAX_DIGITS, kind.scale))
     return joined
+
+
+def _said(name: str, tables: Sequence[Any]) -> dict[bytes, bytes] | None:
+    """What the files say of a column beside its type: how text wrote it only where all wrote it alike."""
+    import pyarrow as pa
+
+    fields = [table.schema.field(name) for table in tables]
+    said = [field.metadata or {} for field in fields if not pa.types.is_null(field.type)]
+    if not said or all(each == said[0] for each in said):
+        return said[0] if said else None
+    return {b"text": b"1"} if all(b"text" in each for each in said) else None
 
 
 def _common(parts: Sequence[Part], name: str, columns: Sequence[Any]) -> Any:
@@ -241,17 +260,17 @@ def _common(parts: Sequence[Part], name: str, columns: Sequence[Any]) -> Any:
 
 def _listed_files(source: str) -> tuple[str, list[str]]:
     """A folder, and the files below it or in a glob by their paths from there."""
-    if _MAGIC.search(source) and not Path(source).expanduser().exists():
-        found = [Path(path) for path in glob.glob(str(Path(source).expanduser()), recursive=True)]
+    if _MAGIC.search(source) and not local_path(source).exists():
+        found = [Path(path) for path in glob.glob(str(local_path(source)), recursive=True)]
         if not found:
             raise AbsentError(f"{source} matches no file (current directory: {Path.cwd()})")
         fixed = _MAGIC.split(source)[0].rpartition("/")[0]
-        root = Path(fixed or ("/" if source.startswith("/") else ".")).expanduser()
+        root = local_path(fixed or ("/" if source.startswith("/") else "."))
         below = [path for folder in found if folder.is_dir() for path in folder.rglob("*") if path.is_file()]
         files = [path for path in found if path.is_file()] + below
         prefix = f"{fixed}/" if fixed or source.startswith("/") else ""
     else:
-        root = Path(source).expanduser()
+        root = local_path(source)
         files, prefix = [path for path in root.rglob("*") if path.is_file()], f"{source.rstrip('/')}/"
     return prefix, sorted(
         {path.relative_to(root).as_posix() if root != Path(".") else path.as_posix() for path in files}

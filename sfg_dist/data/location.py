@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from sfg_dist.errors import DataError
+from sfg_dist.folders import expanded
 from sfg_dist.objects import NO_CREDENTIALS, is_url, lacks_credentials, open_objects, plain_reason
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
@@ -40,6 +41,11 @@ def is_text(source: str) -> bool:
     return suffix_of(source) in TEXT_SUFFIXES
 
 
+def local_path(source: str) -> Path:
+    """A local source as a path, ``~`` at its front written out; in ``./~/a.csv`` it is a name."""
+    return Path(expanded(source))
+
+
 class AbsentError(DataError):
     """A source is not there."""
 
@@ -57,7 +63,7 @@ def open_bytes(source: str) -> Iterator[BinaryIO]:
             raise DataError(f"{source} is empty (0 bytes): expected a table")
         yield io.BytesIO(data)
         return
-    path = Path(source).expanduser()
+    path = local_path(source)
     _check_exists(path)
     if path.is_dir():
         raise DataError(f"{source} is a folder: expected a file")
@@ -84,7 +90,7 @@ def open_zarr(source: str) -> Any:
         store, prefix = open_bucket(source)
         location: Any = zarr.storage.ObjectStore(store, read_only=True)
     else:
-        location, prefix = Path(source).expanduser(), ""
+        location, prefix = local_path(source), ""
         _check_exists(location)
     with reading(source):
         try:

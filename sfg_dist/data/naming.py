@@ -35,6 +35,11 @@ def listed(names: Sequence[str], limit: int = 12) -> str:
     return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
+def value_words(value: float | str) -> str:
+    """A value of a column as ``ColumnType.shown`` has it, for a line of text."""
+    return value if isinstance(value, str) else f"{value:g}"
+
+
 def repeated_values(atoms: Mapping[str, Any], *, held: bool, limit: int = 8) -> str:
     """The columns whose single values repeat, each with the most frequent one, cut short after ``limit``.
 
@@ -53,7 +58,7 @@ def repeated_values(atoms: Mapping[str, Any], *, held: bool, limit: int = 8) -> 
         if found["held"] == held:
             top = max(found["values"], key=lambda value: value["count"])
             more = f" and {len(found['values']) - 1} more" if len(found["values"]) > 1 else ""
-            shown.append(f"{name!r} {top['value']:g} ({100 * top['share']:.1f} %){more}")
+            shown.append(f"{name!r} {value_words(top['value'])} ({100 * top['share']:.1f} %){more}")
     return "; ".join(shown[:limit]) + (f"; {len(shown) - limit} more columns" if len(shown) > limit else "")
 
 

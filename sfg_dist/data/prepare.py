@@ -213,7 +213,7 @@ def prepare(
         column = names.index(name)
         rows[:, column] = grid.snap(rows[:, column])
     for column, name in enumerate(names):
-        check_inside(source, name, rows[:, column], bounds)
+        check_inside(source, name, rows[:, column], bounds, types[column])
 
     if arrays is None:
         order = _order(len(rows), shuffle, seed)[:max_rows]
@@ -244,7 +244,7 @@ def prepare(
             "num_rows_dropped": num_read - len(rows),
             "constant": {name: types[names.index(name)].shown(value) for name, value in constants.items()},
             "ties": ties,
-            "atoms": atoms_report(atoms, grids, len(rows), kind),
+            "atoms": atoms_report(atoms, grids, dict(zip(names, types, strict=True)), len(rows), kind),
             "split": sizes_of_parts,
             "num_duplicate_train_rows": num_duplicates(train),
         },

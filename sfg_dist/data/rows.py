@@ -35,7 +35,7 @@ from sfg_dist.data.folders import (
     key_values,
     parts_of,
 )
-from sfg_dist.data.location import open_bucket, reading, suffix_of
+from sfg_dist.data.location import local_path, open_bucket, reading, suffix_of
 from sfg_dist.data.naming import check_columns
 from sfg_dist.data.surveys import (
     Survey,
@@ -160,9 +160,9 @@ def open_rows(
 def _open_file(source: str) -> Iterator[Any]:
     """A file that pyarrow reads by ranges, local or an object."""
     if not is_url(source):
-        if not Path(source).expanduser().exists():
+        if not local_path(source).exists():
             raise DataError(f"{source} does not exist (current directory: {Path.cwd()})")
-        with Path(source).expanduser().open("rb") as stream:
+        with local_path(source).open("rb") as stream:
             yield stream
         return
     store, key = open_bucket(source)
@@ -262,6 +262,7 @@ def _folder_rows(
     if types is None:
         for key, values in given.items():
             surveys[key] = survey_of(source, key, values[0])
+            surveys[key].add(_column_of(values))
         wanted = check_columns(source, [*own, *keys], columns)
         types = settled(source, {name: surveys[name] for name in wanted}, identifiers)
     found = {name: type_ for name, type_ in types.items() if name not in given}
@@ -288,12 +289,20 @@ def _folder_rows(
             rows = slice(low - start, high - start)
             values[rows, places] = reader_of(number).read(low - begin, high - begin, stored)
             for key in set(names) & set(given):
-                value = given[key][number].as_py()
-                values[rows, names.index(key)] = np.nan if value is None else value
+                values[rows, names.index(key)] = to_float(
+                    source, key, types[key], _column_of(given[key][number : number + 1])
+                )
         return values
 
     read_as = folder_words(len(parts), f"{counted(len(own), 'column')}, parquet", keys, False)
     return RowReader(source, tuple(types), int(ends[-1]), tuple(types.values()), fetch, read_as)
+
+
+def _column_of(values: Sequence[Any]) -> Any:
+    """Arrow scalars of one type as an array."""
+    import pyarrow as pa
+
+    return pa.array([value.as_py() for value in values], values[0].type)
 
 
 def _survey_parts(
@@ -348,7 +357,7 @@ def _parquet_surveys(source: str, file: Any, names: Sequence[str]) -> dict[str, 
 
 
 def _npy_rows(source: str, columns: Sequence[str] | None, identifiers: str, types: _Types | None) -> RowReader:
-    path = Path(source).expanduser()
+    path = local_path(source)
     if not path.exists():
         raise DataError(f"{source} does not exist (current directory: {Path.cwd()})")
     with reading(source):

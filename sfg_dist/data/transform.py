@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data.bounds import FREE, Bounds, ends_of, range_of, reflect, tails
+from sfg_dist.data.cells import cells_of, cells_within, spread_rows
 from sfg_dist.data.column_type import FLOAT, ColumnType
 from sfg_dist.data.grid import Grid, float32_spacing
 from sfg_dist.data.quantile import Curve, curves_from_arrays, curves_to_arrays, fit_curve
-from sfg_dist.data.spread import cells_of, cells_within, spread_rows
 from sfg_dist.errors import DataError
 
 KINDS = ("quantile", "standardize", "none")

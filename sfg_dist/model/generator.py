@@ -28,6 +28,7 @@ from sfg_dist._version import __version__
 from sfg_dist.data import Transform
 from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.conditions import ColumnSplit, finite_conditions, read_given
+from sfg_dist.data.naming import value_words
 from sfg_dist.errors import StoreError, TrainingError
 from sfg_dist.folders import place_of
 from sfg_dist.model.calibrate import Calibration
@@ -193,8 +194,7 @@ class Generator:
         places = np.abs(self.split.flow_conditions(self.transform, ends))
         if places.max() > FAR_CONDITION:
             row, column = np.unravel_index(places.argmax(), places.shape)
-            value = self.types[self.split.places[column]].shown(ends[row, column])
-            shown = value if isinstance(value, str) else f"{value:g}"
+            shown = value_words(self.types[self.split.places[column]].shown(ends[row, column]))
             warnings.warn(
                 f"given: {self.condition[column]!r} is {shown}, far outside the training rows: what the generator "
                 f"draws for it is extrapolated",

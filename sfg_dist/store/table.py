@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sfg_dist.data.column_type import FLOAT, Array, ColumnType
 from sfg_dist.errors import ConfigError, StoreError
+from sfg_dist.folders import expanded
 from sfg_dist.objects import is_url, reason_of
 from sfg_dist.store.location import Location
 from sfg_dist.store.parts import Draw, ParquetTable, ParquetWriter, Progress, ZarrTable, attributes_of
@@ -59,7 +60,7 @@ def write_table(
             something else is there.
         StoreError: the place cannot be written.
     """
-    name = str(path) if is_url(path) else os.path.expanduser(path)
+    name = str(path) if is_url(path) else expanded(os.fspath(path))
     place, suffix = name.rstrip("/"), Path(name.rstrip("/")).suffix.lower()
     if suffix not in SUFFIXES:
         raise ConfigError(f"{path}: unknown format {suffix!r}; write to one of {', '.join(SUFFIXES)}")

@@ -10,7 +10,8 @@ from pyarrow import parquet
 from sfg_dist.data import TextFormat, location, open_rows, open_table, prepare, prepare_within
 from sfg_dist.data import folders as module
 from sfg_dist.data.records import read_columns
-from sfg_dist.errors import DataError
+from sfg_dist.errors import ConfigError, DataError
+from sfg_dist.store.table import write_table
 
 VALUES = np.random.default_rng(0).standard_normal((300, 2))
 CUTS = (0, 70, 71, 180, 300)
@@ -184,6 +185,50 @@ def test_types_of_parts_are_joined_exactly(tmp_path):
     (tmp_path / "e.csv").write_text("x,y\n0.12345678901234567,18446744073709551615\n1,2\n")
     table, _ = read_columns(str(tmp_path), None, TextFormat())
     assert (table.column("x").type, table.column("y").to_pylist()[-2]) == (pa.float64(), 18446744073709551615)
+
+
+def test_texts_of_parts_with_other_places_keep_their_digits(tmp_path):
+    for name, cells in {"a": ["0.1", "2.5", "3.0"], "b": ["0.1234", "1.0000", "7.2500"]}.items():
+        (tmp_path / f"{name}.csv").write_text("x,y\n" + "".join(f"{cell},1\n" for cell in cells))
+    table = open_table(tmp_path)
+    assert (table.types[0].places, table.types[0].style) == (4, None)
+    written = table.types[0].from_float(table.values[:, 0])
+    assert written.to_pylist() == [0.1, 2.5, 3.0, 0.1234, 1.0, 7.25]
+
+
+def test_integers_that_a_part_of_floats_would_round_are_refused(tmp_path):
+    parquet_file(tmp_path / "a.parquet", x=[2**53 + 1, 2])
+    parquet_file(tmp_path / "b.parquet", x=[0.5, 1.5])
+    with pytest.raises(DataError, match=r"a\.parquet: column 'x' is int64, .* read as double together"):
+        open_table(tmp_path)
+
+
+def test_keys_beyond_2_to_53_whole_and_by_ranges(tmp_path):
+    keys = [2**53 + 1, 2**53 + 2, 2**53 + 4]
+    for key in keys:
+        parquet_file(tmp_path / f"run={key}" / "a.parquet", x=[0.5, 1.5])
+    table = open_table(tmp_path)
+    with open_rows(str(tmp_path)) as reader:
+        assert reader.types == table.types
+        np.testing.assert_array_equal(reader.read(0, 6), table.values)
+    assert table.types[1].from_float(table.values[::2, 1]).to_pylist() == keys
+
+
+@pytest.mark.parametrize("source", ["./~/a.parquet", "./~", "./~/*.parquet"])
+def test_a_folder_whose_name_is_a_tilde(tmp_path, monkeypatch, source):
+    parquet_file(tmp_path / "~" / "a.parquet", x=[0.5, 1.5])
+    monkeypatch.chdir(tmp_path)
+    with open_rows(source) as reader:
+        np.testing.assert_array_equal(reader.read(0, 2), open_table(source).values)
+
+
+def test_the_home_of_an_unknown_user(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="there is no user nobody-here"):
+        open_table("~nobody-here/a.parquet")
+    with pytest.raises(ConfigError, match="there is no user nobody-here"):
+        write_table("~nobody-here/a.csv", ["x"], 0, lambda ranges: iter(()), source="none")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_whose_name_has_brackets(tmp_path):

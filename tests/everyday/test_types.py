@@ -23,6 +23,7 @@ from sfg_dist.data.surveys import Survey, survey_of
 from sfg_dist.errors import ConfigError, DataError
 from sfg_dist.model import MLP, Generator
 from sfg_dist.model.export_onnx import export_onnx
+from sfg_dist.presentation import _notes
 from sfg_dist.store.table import write_table
 
 INTEGERS = [pa.type_for_alias(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)]
@@ -574,3 +575,31 @@ def test_a_run_keeps_the_types_from_the_table_to_its_samples(typed_path, make_jo
     assert set(columns["flag"].to_pylist()) == {True, False}
     assert all(date(1970, 1, 1) <= day <= date(1970, 2, 9) for day in columns["day"].to_pylist())
     assert Generator.load(job.output.dir).types == found.types
+
+
+@pytest.fixture
+def days(tmp_path):
+    """400 days of 2020 with a default of 1900 among them, and one that never changes."""
+    rng = np.random.default_rng(0)
+    day = np.concatenate([np.zeros(20, int), 43_829 + rng.integers(0, 300, 400)]).astype("timedelta64[D]")
+    columns = {"day": np.datetime64("1900-01-01") + day, "x": rng.standard_normal(420)}
+    columns["start"] = np.full(420, np.datetime64("2020-01-01"))
+    parquet.write_table(pa.table(columns), tmp_path / "days.parquet")
+    return tmp_path / "days.parquet"
+
+
+def test_a_report_tells_days_as_days(days):
+    report = prepare(days, constant="keep").report
+    notes = " ".join(_notes(report, None, ()))
+    assert "Column start is constant (2020-01-01)" in notes
+    assert "given back exactly: 'day' 1900-01-01 (4.8 %)" in notes
+
+
+def test_a_range_of_days_is_told_as_it_was_given(days):
+    with pytest.raises(DataError, match=r"data\.bounds = \[-20000, 18000\]; they run from 1900-01-01 to 2020-"):
+        prepare(days, constant="keep", bounds={"day": [-20_000.0, 18_000.0]})
+
+
+def test_a_range_of_days_may_be_open(days):
+    transform = prepare(days, constant="keep", bounds={"day": [-np.inf, 20_000.0]}).transform
+    assert transform.cell_ranges[0].tolist() == [-np.inf, 20_000 + 25_567]

@@ -25,7 +25,8 @@ def cells_of(grid: Grid, values: _Array) -> _Array:
 
 def cells_within(grid: Grid, ends: Sequence[float]) -> _Array:
     """First and last cell of a range; one that is open stays so."""
-    low, high = grid.coordinates(np.array(ends, dtype=np.float64))
+    with np.errstate(invalid="ignore"):  # of an open end
+        low, high = grid.coordinates(np.array(ends, dtype=np.float64))
     return np.array([np.ceil(low), np.floor(high)])
 
 

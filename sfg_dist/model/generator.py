@@ -378,7 +378,7 @@ class Generator:
             shape = {"dim": self.encoder.dim, **self.encoder.shape}
             document["encoder"] = {"network": shape, "mass": asdict(self.mass)}
         location.write(TENSORS_NAME, self._tensors())
-        location.write(JSON_NAME, json.dumps(document, indent=1).encode())
+        location.write(JSON_NAME, json.dumps(_finite(document), indent=1).encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Generator:
@@ -446,3 +446,12 @@ def _load_encoder(document: Mapping[str, Any] | None, tensors: dict[str, Tensor]
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _finite(document: Any) -> Any:
+    """A document with infinite numbers as text, since JSON has none."""
+    if isinstance(document, dict):
+        return {key: _finite(value) for key, value in document.items()}
+    if isinstance(document, list | tuple):
+        return [_finite(value) for value in document]
+    return str(document) if isinstance(document, float) and abs(document) == np.inf else document

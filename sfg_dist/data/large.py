@@ -129,7 +129,7 @@ def prepare_large(
                     values = found[name].snap(values)
                     if name in flow_names:
                         noise = _noise_column(seed, num_train, len(flow_names), flow_names.index(name))
-                check_inside(source, name, values, bounds)
+                check_inside(source, name, values, bounds, types[name])
                 passed: dict[str, Any] = {"kind": kind, "bounds": bounds, "noise": noise}
                 if name in repeated:
                     passed["atoms"] = {name: np.array(list(repeated[name]))}

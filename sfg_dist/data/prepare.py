@@ -213,7 +213,7 @@ def prepare(
         column = names.index(name)
         rows[:, column] = grid.snap(rows[:, column])
     for column, name in enumerate(names):
-        check_inside(source, name, rows[:, column], bounds)
+        check_inside(source, name, rows[:, column], bounds, types[column])
 
     if arrays is None:
         order = _order(len(rows), shuffle, seed)[:max_rows]

@@ -23,10 +23,12 @@ def cells_of(grid: Grid, values: _Array) -> _Array:
     return cells
 
 
-def cells_within(grid: Grid, ends: Sequence[float]) -> _Array:
+def cells_within(grid: Grid, ends: Sequence[float | str]) -> _Array:
     """First and last cell of a range; one that is open stays so."""
-    low, high = grid.coordinates(np.array(ends, dtype=np.float64))
-    return np.array([np.ceil(low), np.floor(high)])
+    cells = np.array(ends, dtype=np.float64)
+    is_shut = np.isfinite(cells)
+    cells[is_shut] = grid.coordinates(cells[is_shut])
+    return np.array([np.ceil(cells[0]), np.floor(cells[1])])
 
 
 def spread_rows(rows: _Array, grids: Sequence[Grid | None], origins: _Array, noise: _Array | None) -> _Array:

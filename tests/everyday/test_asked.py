@@ -5,6 +5,7 @@ import tomllib
 import numpy as np
 import pyarrow as pa
 import pytest
+from commands import sfg
 from pyarrow import parquet
 
 from sfg_dist.config import resolve_job
@@ -12,6 +13,7 @@ from sfg_dist.data import open_table, prepare, prepare_within
 from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.conditions import read_given
 from sfg_dist.errors import ConfigError, DataError
+from sfg_dist.model import MLP, Generator
 
 NUM_ROWS = 300
 DAYS = np.datetime64("2020-01-01") + np.arange(NUM_ROWS)
@@ -91,6 +93,16 @@ def test_a_value_given_that_would_come_back_as_another(type_, given, words):
 )
 def test_a_value_given_that_the_column_holds(type_, given):
     assert read_given({"c": given}, ("c",), 1, [type_]).shape == (1, 1)
+
+
+def test_a_table_of_values_that_would_come_back_as_others(tmp_path):
+    source = table_with(tmp_path, count=np.arange(NUM_ROWS) % 7)
+    network = MLP(1, num_conditions=1, width=8, depth=1).eval()
+    Generator(network, prepare(source, condition=["count"]).transform, condition=("count",)).save(tmp_path / "model")
+    (tmp_path / "given.csv").write_text("count\n2\n2.5\n")
+    done = sfg(tmp_path, "sample", "model", "--given-table", "given.csv", "--out", "rows.csv", check=None)
+    assert done.returncode == 2
+    assert "given.csv: column 'count': 2.5 is none of the column's whole numbers; the nearest is 2" in done.stderr
 
 
 @pytest.mark.parametrize(

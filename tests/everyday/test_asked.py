@@ -135,3 +135,9 @@ def test_no_quotes_are_advised_for_a_number(tmp_path):
     with pytest.raises(ConfigError) as refused:
         resolve_job({"data": {"source": "moons", "dequantize": {"b": 0}}})
     assert "quotes" not in str(refused.value)
+
+
+def test_quoted_thousands_are_told_as_such(tmp_path):
+    (tmp_path / "rows.csv").write_text("a,b\n" + '"1,037",1.5\n"1,250",2.5\n' * 5)
+    with pytest.raises(DataError, match=r"holds text: '1,037' .*separators of thousands are not read: take them out"):
+        open_table(tmp_path / "rows.csv")

@@ -13,6 +13,7 @@ from sfg_dist.data import open_table, prepare, prepare_within
 from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.conditions import read_given
 from sfg_dist.errors import ConfigError, DataError
+from sfg_dist.folders import expanded
 from sfg_dist.model import MLP, Generator
 
 NUM_ROWS = 300
@@ -141,3 +142,15 @@ def test_quoted_thousands_are_told_as_such(tmp_path):
     (tmp_path / "rows.csv").write_text("a,b\n" + '"1,037",1.5\n"1,250",2.5\n' * 5)
     with pytest.raises(DataError, match=r"holds text: '1,037' .*separators of thousands are not read: take them out"):
         open_table(tmp_path / "rows.csv")
+
+
+@pytest.mark.parametrize("place", ["$HOME/runs", "${SCRATCH}/runs", "$SCRATCH", "%TEMP%/runs"])
+def test_no_folder_is_named_like_a_variable(place):
+    with pytest.raises(ConfigError, match="begins with a variable, which is not written out"):
+        expanded(place)
+    assert expanded(f"./{place}") == f"./{place}"
+
+
+@pytest.mark.parametrize("place", ["a$b/x.csv", "$5 bills.csv", "100%_x%.csv", "s3://bucket/$x"])
+def test_other_names_with_such_marks_stand(place):
+    assert expanded(place) == place

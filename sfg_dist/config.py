@@ -8,6 +8,7 @@ than the pipeline and ``distributed``: the rooms below take plain arguments.
 from __future__ import annotations
 
 import codecs
+import datetime as dt
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,6 +26,11 @@ from sfg_dist.values import MAX_COUNT
 def integral(value: Any) -> Any:
     """1e6 is a float in TOML, yet everyone means a count by it."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _iso(value: Any) -> Any:
+    """A date or time of TOML as its text."""
+    return value.isoformat() if isinstance(value, (dt.date, dt.time)) else value
 
 
 def _is_size(value: str) -> str:
@@ -58,7 +64,10 @@ Depth = Annotated[int, BeforeValidator(integral), Field(gt=0, le=1000)]
 Workers = Annotated[int, BeforeValidator(integral), Field(gt=0, le=1_000_000)]
 Seed = Annotated[int, BeforeValidator(integral), Field(ge=0, lt=2**63)]
 Place = Annotated[str, AfterValidator(expanded)]
-Range = Annotated[list[float], Field(min_length=2, max_length=2)]
+End = Annotated[
+    float | str, BeforeValidator(_iso), Words("a number, or of dates and times a text such as '2024-06-01'")
+]
+Range = Annotated[list[End], Field(min_length=2, max_length=2)]
 
 METRICS = (
     "c2st_auc",
@@ -134,7 +143,7 @@ class DataConfig(_Section):
         if self.columns == []:
             raise ValueError("columns must name at least one column, or be left out for all")
         for name, (low, high) in ({} if isinstance(self.bounds, str) else self.bounds).items():
-            if not low < high:
+            if not isinstance(low, str) and not isinstance(high, str) and not low < high:
                 raise ValueError(f"bounds.{name} is [{low:g}, {high:g}]: the first must be below the second")
         if self.condition is not None and len(set(self.condition)) != len(self.condition):
             raise ValueError("condition names a column twice")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 import unicodedata
@@ -13,6 +14,7 @@ from sfg_dist.errors import ConfigError
 from sfg_dist.values import shown
 
 LONGEST_NAME, LONGEST = 255, 4095
+_VARIABLE = re.compile(r"\$\w+(?=/|$)|\$\{\w+\}|%\w+%")
 
 
 def expanded(place: str) -> str:
@@ -23,7 +25,8 @@ def expanded(place: str) -> str:
         's3://bucket/~x'
 
     Raises:
-        ConfigError: it names an unknown user, or is no name of a file that a terminal can show.
+        ConfigError: it names an unknown user, begins with a variable, or is no name of a file that a
+            terminal can show.
     """
     try:
         length = len(place.encode())
@@ -36,6 +39,11 @@ def expanded(place: str) -> str:
     if "://" not in place and (length > LONGEST or max(len(part.encode()) for part in place.split("/")) > LONGEST_NAME):
         raise ConfigError(
             f"{shown(place)} is too long: a file's name has {LONGEST_NAME} bytes at most, and a path {LONGEST}"
+        )
+    if variable := _VARIABLE.match(place):
+        raise ConfigError(
+            f"{shown(place)} begins with a variable, which is not written out: write what {variable[0]} stands for, or "
+            f"./{variable[0]} for a file of that name"
         )
     if not place.startswith("~"):
         return place

@@ -159,6 +159,7 @@ def _read_conditions(
 ) -> tuple[NDArray[np.float64], int]:
     """The conditions of each row by a table that has them, and its length."""
     from sfg_dist.data import TextFormat, open_table
+    from sfg_dist.data.column_type import UnfitValueError
     from sfg_dist.data.location import is_text
 
     if given is not None:
@@ -167,7 +168,13 @@ def _read_conditions(
         raise ConfigError("this generator was trained without data.condition: leave out --given-table")
     text = TextFormat(header=True) if is_text(path) else None  # its columns are found by their names
     table = open_table(path, columns=list(generator.condition), text=text)
-    values = table.retyped([generator.types[place] for place in generator.split.places])
+    types = [generator.types[place] for place in generator.split.places]
+    values = table.retyped(types)
+    for name, type_, column in zip(generator.condition, types, values.T, strict=True):
+        try:
+            type_.check_held(column)
+        except UnfitValueError as error:
+            raise ConfigError(f"{path}: column {name!r}: {error}") from error
     if num is not None and num_rows != len(values):
         raise ConfigError(f"-n {num_rows}: {path} has {len(values):,} rows, and each is given to one: leave out -n")
     return generator.check_conditions(values), len(values)

@@ -320,7 +320,7 @@ def identity_of_keys(job: Job) -> dict[str, Any]:
     elif not isinstance(job.data.bounds, str):  # JSON has no infinity
         ends = job.data.bounds.items()
         tables["data"]["bounds"] = {
-            name: [end if abs(end) < np.inf else str(end) for end in pair] for name, pair in ends
+            name: [str(end) if end in (np.inf, -np.inf) else end for end in pair] for name, pair in ends
         }
     if job.data.condition is not None:
         from sfg_dist.flow.conditional import DEFAULT_NEIGHBORS

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.data.column_type import FLOAT, ColumnType
+from sfg_dist.data.column_type import FLOAT, ColumnType, UnfitValueError
 from sfg_dist.data.naming import check_columns
 from sfg_dist.data.quantile import MIN_GAP, Curve
 from sfg_dist.errors import DataError
 
 _Array = NDArray[np.float64]
-Bounds = str | Mapping[str, Sequence[float]]
+Bounds = str | Mapping[str, Sequence[float | str]]
 Range = tuple[float, float]
 
 FREE: Range = (-np.inf, np.inf)
@@ -44,18 +44,41 @@ def check_bounds(source: str, names: Sequence[str], bounds: Bounds) -> None:
         return
     check_columns(source, names, list(bounds), key="data.bounds")
     for name, ends in bounds.items():
-        if len(ends) != 2 or not ends[0] < ends[1]:
-            raise DataError(
-                f"data.bounds: {name!r} is {list(ends)}: expected [low, high], low below high; "
-                "-inf or inf leave an end open"
-            )
+        if len(ends) != 2:
+            raise _no_range(name, ends)
 
 
 def moved_bounds(bounds: Bounds, types: Mapping[str, ColumnType]) -> Bounds:
-    """Ranges in the user's units as the flow has them, less the offset of a column's type."""
+    """Ranges in the user's units as the flow has them, less the offset of a column's type.
+
+    Raises:
+        DataError: an end is no value of the column's type, or a range is empty.
+    """
     if isinstance(bounds, str):
         return bounds
-    return {name: [end - types[name].offset for end in ends] for name, ends in bounds.items()}
+    moved: dict[str, list[float | str]] = {}
+    for name, ends in bounds.items():
+        low, high = (_moved(name, end, types[name]) for end in ends)
+        if not low < high:
+            raise _no_range(name, ends)
+        moved[name] = [low, high]
+    return moved
+
+
+def _moved(name: str, end: float | str, type_: ColumnType) -> float:
+    """An end of a range; dates and times are text in ISO 8601, or ticks."""
+    if not isinstance(end, str):
+        return end - type_.offset
+    try:
+        return float(type_.from_user([end])[0])
+    except UnfitValueError as error:
+        raise DataError(f"data.bounds: {name!r}: {error}") from error
+
+
+def _no_range(name: str, ends: Sequence[float | str]) -> DataError:
+    return DataError(
+        f"data.bounds: {name!r} is {list(ends)}: expected [low, high], low below high; -inf or inf leave an end open"
+    )
 
 
 def check_inside(source: str, name: str, values: _Array, bounds: Bounds, type_: ColumnType = FLOAT) -> None:
@@ -65,23 +88,27 @@ def check_inside(source: str, name: str, values: _Array, bounds: Bounds, type_: 
         source: for the message.
         name: of the column.
         values: all of its rows, shape (num_rows,).
-        bounds: of ``moved_bounds``.
-        type_: of the column.
+        bounds: as ``moved_bounds`` returns them.
+        type_: of the column, for the message.
 
     Raises:
         DataError: with the number of rows outside.
     """
     if isinstance(bounds, str) or name not in bounds:
         return
-    low, high = bounds[name]
+    low, high = map(float, bounds[name])
     num_outside = int(((values < low) | (values > high)).sum())
     if num_outside:
-        first, last = (type_.shown(float(end)) for end in (values.min(), values.max()))
+        asked = ", ".join(f"{end:g}" if type_.is_plain or np.isinf(end) else _shown(end, type_) for end in (low, high))
         raise DataError(
-            f"{source}: {num_outside} of {len(values)} rows of column {name!r} lie outside data.bounds = "
-            f"[{low + type_.offset:g}, {high + type_.offset:g}]; they run from {first} to {last}: "
-            "widen the range, or take those rows out of the table"
+            f"{source}: {num_outside} of {len(values)} rows of column {name!r} lie outside data.bounds = [{asked}]; "
+            f"they run from {_shown(values.min(), type_)} to {_shown(values.max(), type_)}: widen the range, or take "
+            "those rows out of the table"
         )
+
+
+def _shown(value: float, type_: ColumnType) -> str:
+    return f"{float(value)!r}" if type_.is_plain else str(type_.shown(value))
 
 
 def range_of(name: str, values: _Array, bounds: Bounds) -> Range:

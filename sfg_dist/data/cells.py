@@ -23,7 +23,7 @@ def cells_of(grid: Grid, values: _Array) -> _Array:
     return cells
 
 
-def cells_within(grid: Grid, ends: Sequence[float]) -> _Array:
+def cells_within(grid: Grid, ends: Sequence[float | str]) -> _Array:
     """First and last cell of a range; one that is open stays so."""
     with np.errstate(invalid="ignore"):  # of an open end
         low, high = grid.coordinates(np.array(ends, dtype=np.float64))

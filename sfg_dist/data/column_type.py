@@ -172,6 +172,24 @@ class ColumnType:
 
         return from_user(self, values)
 
+    def check_held(self, values: Array) -> None:
+        """Refuse values that the column would give back as others: fractions of its step, or beyond its type.
+
+        Args:
+            values: value - offset; those that are not finite are left to others.
+
+        Raises:
+            UnfitValueError: with the first such value and what it would become.
+        """
+        values = values[np.isfinite(values)]
+        if self.step is None or not len(values):
+            return
+        again = self.to_float(self.from_float(values))
+        is_wrong = np.abs(again - values) > 1e-6 * self.step + 4 * np.spacing(np.abs(values))
+        if is_wrong.any():
+            given, nearest = values[is_wrong][0] + self.offset, again[is_wrong][0] + self.offset
+            raise UnfitValueError(f"{given:.15g} is none of the column's {self.words}; the nearest is {nearest:.15g}")
+
     def take_over(self, values: Array, found: ColumnType) -> Array:
         """Values of a column of another type as values of this one: another offset, another unit.
 

@@ -158,6 +158,8 @@ def finite_conditions(rows: _Array, names: Sequence[str]) -> None:
 
 def _column(name: str, type_: ColumnType, values: Any) -> _Array:
     try:
-        return type_.from_user(values)
+        found = type_.from_user(values)
+        type_.check_held(found)
     except UnfitValueError as error:
         raise ConfigError(f"given: {name!r}: {error}") from error
+    return found

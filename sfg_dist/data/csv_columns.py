@@ -6,6 +6,7 @@ digits), and numbers with at most 9 places and 15 digits are decimals.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Any
 
@@ -23,6 +24,7 @@ _EXACT = 2.0**53
 _BLOCK = 1 << 14  # numbers at once, which a cache holds
 _WHOLE = r"^[+-]?[0-9]+$"
 _MESSY = r"^[+\-\x{2212}]?([0-9]+\.?[0-9]*|\.[0-9]+)([eEdD][+\-]?[0-9]+)?$"
+_TIME = r"^[0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,9})?$"
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}([ T][0-9:.]+(Z|[+-][0-9:]+)?)?$")
 
 
@@ -190,8 +192,11 @@ def _decimals(values: NDArray[np.float64], places: int) -> Any:
 
 
 def _others(cells: Any) -> Any:
-    """Truth values and dates, None where it is neither."""
+    """Truth values, dates and times of day, None where it is none of them."""
     import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from sfg_dist.data.arrow_columns import times_of_day
 
     some = str(next(chunk.drop_null()[0].as_py() for chunk in cells.chunks if chunk.null_count < len(chunk)))
     if some[:1] in ("t", "f", "T", "F", "0", "1"):
@@ -207,6 +212,11 @@ def _others(cells: Any) -> Any:
             pa.timestamp("ns", "UTC"),
         )
         return next((found for kind in kinds if (found := _cast(cells, kind)) is not None), None)
+    if re.match(_TIME, some) and pc.all(pc.match_substring_regex(cells, _TIME)).as_py():
+        times = (pa.time32("s"), pa.time32("ms"), pa.time64("us"), pa.time64("ns"))
+        for kind in times:
+            with contextlib.suppress(pa.ArrowInvalid):
+                return times_of_day(cells, kind)
     return None
 
 

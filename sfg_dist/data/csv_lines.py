@@ -14,7 +14,7 @@ NO_SEPARATOR = "\x1f"
 """Stands for the separator of a file of one column: it is in no text."""
 
 _NUMBER = re.compile(r"[+\-\u2212]?(\d+[.,]?\d*|[.,]\d+)([eEdD][+-]?\d+)?|[+-]?inf(inity)?", re.IGNORECASE)
-_DATE = re.compile(r"\d{4}-\d\d-\d\d([ T][\d:.]+(Z|[+-][\d:]+)?)?")
+_DATE = re.compile(r"\d{4}-\d\d-\d\d([ T][\d:.]+(Z|[+-][\d:]+)?)?|\d\d:\d\d:\d\d(\.\d+)?")
 _TRUTH = frozenset(("true", "false"))
 
 

@@ -28,6 +28,7 @@ _SPACES = re.compile(rb'"[^"]*"|[ \t]+')
 _END_SPACES = re.compile(rb'"[^"]*"|^ | $', re.MULTILINE)
 _COMMENT = re.compile(rb"^[ \t]*#[^\n]*\n?", re.MULTILINE)
 _GROUPED = re.compile(r"[+-]?\d{1,3}([,. '\u00a0\u202f]\d{3})+([.,]\d+)?")
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")  # or three decimals: taking it for those would be a guess
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
 
 
@@ -72,10 +73,12 @@ class _File:
         line = self.line_of(row)
         shown = cell if len(cell) <= 40 else cell[:37] + "..."
         where = f"{shown!r} in data row {row + 1} (counted from 1), line {line} of the file"
-        if self.dialect.decimal == "." and _DECIMAL_COMMA.fullmatch(cell):
+        if self.dialect.decimal == "." and _DECIMAL_COMMA.fullmatch(cell) and not _THOUSANDS.fullmatch(cell):
             what = 'a decimal comma is read with data.decimal = "," where all numbers of the file have it'
         elif _GROUPED.fullmatch(cell):
             what = "separators of thousands are not read: take them out"
+            if self.dialect.decimal == "." and _DECIMAL_COMMA.fullmatch(cell):
+                what += '; a decimal comma is read with data.decimal = "," where all numbers of the file have it'
         elif re.fullmatch(r"[+-]?0\d+", cell):
             what = "digits that begin with 0 are taken for a code: take the zeros out if they are numbers"
         elif re.fullmatch(r"[^\w\s.]?\s*[+-]?[\d.,]+\s*[^\w\s.]?", cell):

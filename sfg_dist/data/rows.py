@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.data.arrays import DEFAULT_ARRAY, ArrayFile, open_arrays
+from sfg_dist.data.arrays import DEFAULT_ARRAY, ArrayFile, check_end, open_arrays
 from sfg_dist.data.cf import Packing
 from sfg_dist.data.column_type import FLOAT, ColumnType
 from sfg_dist.data.folders import (
@@ -353,6 +353,7 @@ def _npy_rows(source: str, columns: Sequence[str] | None, identifiers: str, type
         raise DataError(f"{source} does not exist (current directory: {Path.cwd()})")
     with reading(source):
         table: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+    check_end(source, path.stat().st_size > table.offset + table.nbytes)
     width = _width(source, table)
     names = table.dtype.names or tuple(f"c{index}" for index in range(width))
     return _matrix_rows(source, table, names, columns, identifiers, types)

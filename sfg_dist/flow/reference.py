@@ -322,7 +322,7 @@ def to_tensor(rows: Rows, name: str) -> Tensor:
     if isinstance(rows, np.ma.MaskedArray) and np.ma.is_masked(rows):
         raise ValueError(f"{name}: expected a table of numbers, got an array with masked values: fill them in")
     try:
-        array = np.asarray(rows)
+        array: NDArray[Any] = np.asarray(rows)
     except ValueError as error:  # of lists of several lengths
         raise ValueError(f"{name}: expected a table of numbers: {error}") from error
     if array.dtype.kind == "O":  # frames of nullable columns, and of several types
@@ -338,9 +338,9 @@ def to_tensor(rows: Rows, name: str) -> Tensor:
     return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), requirements=["C", "W"]))
 
 
-def _numbers_of_objects(objects: NDArray[np.object_], name: str) -> NDArray[Any]:
+def _numbers_of_objects(objects: NDArray[Any], name: str) -> NDArray[Any]:
     """Python's numbers as an array of one type; objects that are none as they were, which have no type."""
-    array = np.array(objects.tolist())
+    array: NDArray[Any] = np.array(objects.tolist())
     if array.dtype.kind == "O" and any(str(value) in ("None", "<NA>") for value in objects.flat):
         raise ValueError(f"{name}: expected a table of numbers, got an array with missing values: fill them in")
     if array.dtype.kind == "f" and any(isinstance(value, int) for value in objects[np.abs(array) > _LARGEST_INTEGER]):

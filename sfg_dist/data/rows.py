@@ -300,6 +300,7 @@ def _survey_parts(
     source: str, parts: Sequence[Part], columns: Sequence[str] | None, *, is_typed: bool
 ) -> tuple[list[str], list[int], dict[str, Survey]]:
     """The files' columns, the rows of each, and a survey of each wanted column over all of them."""
+    import pyarrow as pa
     from pyarrow import parquet
 
     keys = list(parts[0].keys)
@@ -307,6 +308,7 @@ def _survey_parts(
     own: list[str] = []
     sizes: list[int] = []
     surveys: dict[str, Survey] = {}
+    untyped: dict[str, Survey] = {}  # of parts without values, whose type says nothing
     for part in parts:
         with _open_file(part.source) as stream, reading(part.source):
             file = parquet.ParquetFile(stream)
@@ -317,6 +319,9 @@ def _survey_parts(
             own = own or names
             sizes.append(file.metadata.num_rows)
             for name, survey in ({} if is_typed else _parquet_surveys(part.source, file, wanted)).items():
+                if not file.metadata.num_rows or pa.types.is_null(file.schema_arrow.field(name).type):
+                    untyped.setdefault(name, survey)
+                    continue
                 kept = surveys.setdefault(name, survey)
                 if kept.type != survey.type:
                     raise DataError(
@@ -324,7 +329,7 @@ def _survey_parts(
                         f"{kept.type.dtype}: expected one type"
                     )
                 kept.join(survey)
-    return own, sizes, surveys
+    return own, sizes, untyped | surveys
 
 
 def _parquet_surveys(source: str, file: Any, names: Sequence[str]) -> dict[str, Survey]:

@@ -202,6 +202,7 @@ class Pipeline(OutputDirectory):
         from sfg_dist.evaluate import floor, measure, render_report
         from sfg_dist.model.generator import Generator
         from sfg_dist.store import read_rows
+        from sfg_dist.store.pairs import OTHERWISE
         from sfg_dist.store.table import read_table
 
         pairs = self._existing_store()
@@ -213,8 +214,9 @@ class Pipeline(OutputDirectory):
             )
         prepared = self.prepared
         if prepared.table_fingerprint() != pairs.plan.identity["table"]:
+            why = "" if pairs.plan.has_names else f" ({OTHERWISE})"
             raise DataError(
-                f"{self.job.data.source} is not the table that {self.pairs_url} was made from: bring it back, "
+                f"{self.job.data.source} is not the table that {self.pairs_url} was made from{why}: bring it back, "
                 f"or choose another output.dir and run again"
             )
         job = self.job.evaluate

@@ -23,9 +23,11 @@ from sfg_dist.data.cf import Packing, packing_of
 from sfg_dist.data.column_type import ColumnType, UnfitValueError
 from sfg_dist.data.location import HDF5_SUFFIXES, open_bytes, open_zarr, reading, suffix_of
 from sfg_dist.data.surveys import type_of_numpy
+from sfg_dist.data.zarr_chunks import written_chunks
 from sfg_dist.errors import DataError
 
 DEFAULT_ARRAY = "X"
+_WRITE_THEM = "write them (zarr.config.set({'array.write_empty_chunks': True}))"
 
 
 @dataclass(frozen=True)
@@ -100,10 +102,14 @@ class ArrayFile:
             how_many = f"{total - stored:,} of {total:,} chunks"
             is_missing = fill is not None and (np.isnan(fill) or (packing is not None and packing.is_missing(fill)))
             if not is_missing:
+                why, remedy = (
+                    (f", or hold nothing but the fill value {fill}, which Zarr leaves out", _WRITE_THEM)
+                    if suffix_of(self.source) == ".zarr"
+                    else ("", "write them")
+                )
                 raise DataError(
-                    f"{label} lacks {how_many}: they were never written, or hold nothing but the fill value {fill}, "
-                    "which Zarr leaves out; write them (zarr.config.set({'array.write_empty_chunks': True})), or let "
-                    "the fill value be NaN, or the attribute _FillValue, where absent chunks are missing values"
+                    f"{label} lacks {how_many}: they were never written{why}; {remedy}, or let the fill value be NaN, "
+                    "or the attribute _FillValue, where absent chunks are missing values"
                 )
             self.note(f"{how_many} of {name!r} were never written: missing values")
         return packing
@@ -178,7 +184,7 @@ def open_arrays(source: str) -> Iterator[ArrayFile]:
             with reading(source):
                 _check_magic(stream.read(6))
                 stream.seek(0)
-            yield _mapping_file(source, (DEFAULT_ARRAY,), lambda _: np.load(stream, allow_pickle=False))
+            yield _mapping_file(source, (DEFAULT_ARRAY,), lambda _: _only_array(source, stream))
         elif suffix == ".npz":
             with reading(source):
                 archive = np.load(stream, allow_pickle=False)
@@ -203,6 +209,25 @@ def open_arrays(source: str) -> Iterator[ArrayFile]:
 def _check_magic(magic: bytes) -> None:
     if magic != b"\x93NUMPY":
         raise ValueError("it does not start as a .npy file does")
+
+
+def check_end(source: str, follows: bool) -> None:
+    """Refuse a .npy file that holds more than its first array, which is all that would be read.
+
+    Raises:
+        DataError: something follows the array.
+    """
+    if follows:
+        raise DataError(
+            f"{source} goes on behind its first array, as where np.save wrote several into one file: write one array a "
+            "file, or a .npz"
+        )
+
+
+def _only_array(source: str, stream: Any) -> NDArray[Any]:
+    array: NDArray[Any] = np.load(stream, allow_pickle=False)
+    check_end(source, bool(stream.read(1)))
+    return array
 
 
 def _empty(values: NDArray[Any]) -> NDArray[Any]:
@@ -333,7 +358,7 @@ def _zarr_file(source: str) -> ArrayFile:
     def written(name: str) -> tuple[int, int, Any]:
         with _reading_zarr(source):
             array = arrays[name]
-            return array.nchunks_initialized, array.nchunks, array.fill_value
+            return *written_chunks(array), array.fill_value
 
     names = (*arrays, "columns") if named is not None else tuple(arrays)
     return ArrayFile(

@@ -43,7 +43,7 @@ class Packing:
         fills: stored values that are missing.
         low, high: the range of valid values, infinite where there is none.
         is_unpacked_range: whether that range is of the values, not of what is stored.
-        is_unsigned: whether integers are to be read without sign.
+        sign: "u" or "i" where integers are to be read without sign or with one, else "".
         words: the attributes that were used.
     """
 
@@ -54,7 +54,7 @@ class Packing:
     low: float
     high: float
     is_unpacked_range: bool
-    is_unsigned: bool
+    sign: str
     words: tuple[str, ...]
 
     def unpack(self, stored: NDArray[Any]) -> NDArray[np.float64]:
@@ -63,11 +63,11 @@ class Packing:
         Raises:
             DataError: an integer is larger than float64 counts.
         """
-        if self.is_unsigned and stored.dtype.kind == "i":
-            stored = stored.view(stored.dtype.str.replace("i", "u"))
+        if self.sign and stored.dtype.kind in "iu":
+            stored = stored.view(stored.dtype.str.replace(stored.dtype.kind, self.sign))
         is_missing = np.zeros(stored.shape, dtype=bool)
         for fill in self.fills:
-            is_missing |= stored == _as_stored(fill, stored.dtype)
+            is_missing |= stored == _as_stored(fill, stored.dtype, self.sign)
         if not self.is_unpacked_range:
             is_missing |= (stored < self.low) | (stored > self.high)
         values = stored.astype(np.float64)
@@ -102,8 +102,10 @@ def packing_of(label: str, attributes: Mapping[str, Any], dtype: Any, fill: Any 
     found = {key: _numbers(label, key, attributes[key]) for key in _KEYS if attributes.get(key) is not None}
     if "_FillValue" not in found and fill is not None:
         found["_FillValue"] = [fill]
-    is_unsigned = _text(attributes.get("_Unsigned")).lower() == "true"
-    if not found and not is_unsigned:
+    # Files without unsigned integers say "true"; servers without bytes with a sign say "false".
+    sign = {"true": "u", "false": "i"}.get(_text(attributes.get("_Unsigned")).lower(), "")
+    sign = sign if {"u": "i", "i": "u"}.get(sign) == np.dtype(dtype).kind else ""
+    if not found and not sign:
         return None
     low, high = (
         found.get("valid_range", [-np.inf, np.inf])[:2]
@@ -113,7 +115,7 @@ def packing_of(label: str, attributes: Mapping[str, Any], dtype: Any, fill: Any 
     low, high = found.get("valid_min", [low])[0], found.get("valid_max", [high])[0]
     scales = "scale_factor" in found or "add_offset" in found
     bounds = [found[key][0] for key in ("valid_range", "valid_min", "valid_max") if key in found]
-    words = [key for key in _KEYS if key in found and key in attributes] + ["_Unsigned"] * is_unsigned
+    words = [key for key in _KEYS if key in found and key in attributes] + ["_Unsigned"] * bool(sign)
     return Packing(
         label=label,
         scale=float(found.get("scale_factor", [1.0])[0]),
@@ -122,17 +124,19 @@ def packing_of(label: str, attributes: Mapping[str, Any], dtype: Any, fill: Any 
         low=low,
         high=high,
         is_unpacked_range=scales and np.dtype(dtype).kind in "iu" and any(isinstance(bound, float) for bound in bounds),
-        is_unsigned=is_unsigned,
+        sign=sign,
         words=tuple(words),
     )
 
 
-def _as_stored(fill: float | int, dtype: Any) -> Any:
-    """A fill value as the array holds it: rounded to float32, or with the sign taken off."""
+def _as_stored(fill: float | int, dtype: Any, sign: str) -> Any:
+    """A fill value as the array holds it: rounded to float32, or with the sign taken off or put on."""
     if dtype.kind == "f":
         return dtype.type(fill)
     if dtype.kind == "u" and fill < 0:
         return int(fill) % (1 << (8 * dtype.itemsize))
+    if sign == "i" and dtype.kind == "i" and np.iinfo(dtype).max < fill <= 2 * np.iinfo(dtype).max + 1:
+        return int(fill) - (1 << (8 * dtype.itemsize))
     return fill
 
 

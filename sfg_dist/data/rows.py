@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.data.arrays import DEFAULT_ARRAY, ArrayFile, open_arrays
+from sfg_dist.data.arrays import DEFAULT_ARRAY, ArrayFile, check_end, open_arrays
 from sfg_dist.data.cf import Packing
 from sfg_dist.data.column_type import FLOAT, ColumnType
 from sfg_dist.data.folders import (
@@ -309,6 +309,7 @@ def _survey_parts(
     source: str, parts: Sequence[Part], columns: Sequence[str] | None, *, is_typed: bool
 ) -> tuple[list[str], list[int], dict[str, Survey]]:
     """The files' columns, the rows of each, and a survey of each wanted column over all of them."""
+    import pyarrow as pa
     from pyarrow import parquet
 
     keys = list(parts[0].keys)
@@ -316,6 +317,7 @@ def _survey_parts(
     own: list[str] = []
     sizes: list[int] = []
     surveys: dict[str, Survey] = {}
+    untyped: dict[str, Survey] = {}  # of parts without values, whose type says nothing
     for part in parts:
         with _open_file(part.source) as stream, reading(part.source):
             file = parquet.ParquetFile(stream)
@@ -326,6 +328,9 @@ def _survey_parts(
             own = own or names
             sizes.append(file.metadata.num_rows)
             for name, survey in ({} if is_typed else _parquet_surveys(part.source, file, wanted)).items():
+                if not file.metadata.num_rows or pa.types.is_null(file.schema_arrow.field(name).type):
+                    untyped.setdefault(name, survey)
+                    continue
                 kept = surveys.setdefault(name, survey)
                 if kept.type != survey.type:
                     raise DataError(
@@ -333,7 +338,7 @@ def _survey_parts(
                         f"{kept.type.dtype}: expected one type"
                     )
                 kept.join(survey)
-    return own, sizes, surveys
+    return own, sizes, untyped | surveys
 
 
 def _parquet_surveys(source: str, file: Any, names: Sequence[str]) -> dict[str, Survey]:
@@ -362,6 +367,7 @@ def _npy_rows(source: str, columns: Sequence[str] | None, identifiers: str, type
         raise DataError(f"{source} does not exist (current directory: {Path.cwd()})")
     with reading(source):
         table: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+    check_end(source, path.stat().st_size > table.offset + table.nbytes)
     width = _width(source, table)
     names = table.dtype.names or tuple(f"c{index}" for index in range(width))
     return _matrix_rows(source, table, names, columns, identifiers, types)

@@ -239,7 +239,7 @@ def type_of_numpy(dtype: np.dtype[Any]) -> ColumnType:
     try:
         return ColumnType.of(pa.from_numpy_dtype(dtype.newbyteorder("=")))
     except (pa.ArrowException, NotImplementedError):
-        hint = "convert it to datetime64[s]" if dtype.kind in "mM" else "convert it to numbers"
+        hint = f"convert it to {dtype.name.partition('[')[0]}[s]" if dtype.kind in "mM" else "convert it to numbers"
         raise UnfitValueError(f"has type {dtype}: {hint}") from None
 
 

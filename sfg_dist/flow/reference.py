@@ -14,7 +14,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -322,9 +322,11 @@ def to_tensor(rows: Rows, name: str) -> Tensor:
     if isinstance(rows, np.ma.MaskedArray) and np.ma.is_masked(rows):
         raise ValueError(f"{name}: expected a table of numbers, got an array with masked values: fill them in")
     try:
-        array = np.asarray(rows)
+        array: NDArray[Any] = np.asarray(rows)
     except ValueError as error:  # of lists of several lengths
         raise ValueError(f"{name}: expected a table of numbers: {error}") from error
+    if array.dtype.kind == "O":  # frames of nullable columns, and of several types
+        array = _numbers_of_objects(array, name)
     if array.dtype.kind not in "fiub" or (array.dtype.kind == "f" and array.dtype.itemsize > 8):
         raise ValueError(f"{name}: expected a table of numbers, got an array of {array.dtype}")
     if array.dtype.kind in "iu" and array.dtype.itemsize == 8 and array.size:
@@ -334,6 +336,16 @@ def to_tensor(rows: Rows, name: str) -> Tensor:
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         array = array.astype(np.int64)  # torch knows little of the others
     return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), requirements=["C", "W"]))
+
+
+def _numbers_of_objects(objects: NDArray[Any], name: str) -> NDArray[Any]:
+    """Python's numbers as an array of one type; objects that are none as they were, which have no type."""
+    array: NDArray[Any] = np.array(objects.tolist())
+    if array.dtype.kind == "O" and any(str(value) in ("None", "<NA>") for value in objects.flat):
+        raise ValueError(f"{name}: expected a table of numbers, got an array with missing values: fill them in")
+    if array.dtype.kind == "f" and any(isinstance(value, int) for value in objects[np.abs(array) > _LARGEST_INTEGER]):
+        raise ValueError(f"{name}: holds integers beyond 2^53, which float64 does not tell apart")
+    return array
 
 
 def as_reference(

@@ -87,6 +87,8 @@ class ColumnSpread:
     def result(self) -> Tensor:
         """Standard deviation of each column, float64 on the CPU, shape (dim,)."""
         spread = np.sqrt(self._squares / max(1, self._count))
+        # Squares of a tiny spread are 0 in float64, and a column that changes is no constant.
+        spread = np.maximum(spread, np.finfo(np.float64).tiny)
         return torch.from_numpy(np.where(self._low == self._high, 0.0, spread))
 
 

@@ -17,7 +17,7 @@ from sfg_dist.plan import Plan, fingerprint_of_blocks
 from sfg_dist.store.commits import parse_record
 from sfg_dist.store.frame import MANIFEST_KEY, Frame, RowBlocks, extension_objects, sha256, write_frame
 from sfg_dist.store.location import Location
-from sfg_dist.store.pairs import COMMIT_NAME, Pairs, shard_of_commit
+from sfg_dist.store.pairs import COMMIT_NAME, OTHERWISE, Pairs, shard_of_commit
 from sfg_dist.store.records import create_record, extension_record, keep_copy, read_plan, record_key
 
 
@@ -89,10 +89,12 @@ def _checked(location: Location, plan: Plan, frame: Frame) -> Frame:
     """The frame, whose reference is compared with the plan's fingerprint while it is written."""
     table = RowBlocks.of(frame.reference)
     if fingerprint_of_blocks(table.read(), (table.num_rows, table.dim), "<f4") != plan.identity["reference"]:
-        raise StoreError(
-            f"{location.url}: the reference is not the table that the plan was made for; it changed since then: run "
-            f"the same command again"
+        why = (
+            "it changed since then: run the same command again"
+            if plan.has_names
+            else f"it changed since then, or {OTHERWISE}: mend it with that version, or choose another output.dir"
         )
+        raise StoreError(f"{location.url}: the reference is not the table that the plan was made for; {why}")
     return frame
 
 

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     import dask.array as da
     import zarr
 
+OTHERWISE = "version 0.1.0, which made the store, read or transformed some tables otherwise"
 COMMIT_NAME = re.compile(r"commits/(\d{8,})\.json")
 OBJECT_NAME = re.compile(r"(?:extensions/(\d{4})/)?(latents|labels)/c/(\d+)/0")
 """Rows read at once to check a table that may be larger than memory."""
@@ -278,6 +279,8 @@ class Pairs:
                 advice = (
                     f"run `sfg extend` with this job to add the {more} pairs once the store is complete, or {advice}"
                 )
+            if not self.plan.has_names and any(line.startswith(("reference:", "table:")) for line in difference):
+                advice = f"{OTHERWISE}; {advice}"
             raise PlanMismatchError(
                 f"{self.location.url} was made by another plan (store -> job):\n  {shown}\n{advice}"
             )

@@ -120,6 +120,14 @@ class TestPackedValues:
 ONES = {"temp": np.arange(3.0), "press": np.arange(3.0) + 10}
 
 
+class TestSigns:
+    def test_bytes_with_a_sign_from_a_server_without(self, write):
+        path = write(
+            {"X": np.array([[100, 200], [255, 7]], np.uint8)}, {"X": {"_Unsigned": "false", "_FillValue": 255}}
+        )
+        np.testing.assert_array_equal(open_table(path).values, [[100, -56], [NAN, 7]])
+
+
 class TestNames:
     """D2."""
 
@@ -202,6 +210,51 @@ class TestAbsentChunks:
             open_table(tmp_path / "a.h5")
         with pytest.raises(DataError, match=r"array 'Y' lacks 1 of 1 chunks"):
             open_table(tmp_path / "a.h5", array="Y")
+
+
+@pytest.mark.parametrize("at", ["start", "end"])
+def test_chunks_within_shards(tmp_path, at):
+    path = tmp_path / "a.zarr"
+    codec = zarr.codecs.ShardingCodec(chunk_shape=(10, 3), index_location=at)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        array = zarr.create(store=str(path), shape=(55, 3), chunks=(20, 3), dtype="f8", codecs=[codec], fill_value=0.0)
+    array[:30] = array[40:] = 1.5
+    with pytest.raises(DataError, match=r"'X' lacks 1 of 6 chunks"):
+        open_table(path)
+    array[30:] = 2.5
+    assert len(open_table(path).values) == 55
+    with pytest.raises(DataError, match=r"lacks 3 of 6 chunks"):
+        open_table(zarr_half(tmp_path / "b.zarr", codec))
+
+
+def zarr_half(path, codec):
+    array = zarr.create(store=str(path), shape=(55, 3), chunks=(20, 3), dtype="f8", codecs=[codec], fill_value=0.0)
+    array[30:] = 2.5
+    return path
+
+
+def test_an_hdf5_file_is_not_told_of_zarr(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("X", shape=(20, 3), chunks=(10, 3), dtype="f4")[:10] = 1
+    with pytest.raises(DataError, match=r"lacks 1 of 2 chunks: they were never written; write them, or let"):
+        open_table(tmp_path / "a.h5")
+
+
+def test_several_arrays_in_one_npy(tmp_path):
+    with open(tmp_path / "a.npy", "wb") as file:
+        np.save(file, RAW)
+        np.save(file, RAW)
+    with pytest.raises(DataError, match=r"a\.npy goes on behind its first array"):
+        open_table(tmp_path / "a.npy")
+    with pytest.raises(DataError, match=r"a\.npy goes on behind its first array"), open_rows(tmp_path / "a.npy"):
+        pass
+
+
+def test_durations_in_hours_are_told_a_duration(tmp_path):
+    np.save(tmp_path / "a.npy", np.arange(3).astype("m8[h]"))
+    with pytest.raises(DataError, match=r"convert it to timedelta64\[s\]"):
+        open_table(tmp_path / "a.npy")
 
 
 class TestShapes:

@@ -268,3 +268,16 @@ def test_a_folder_with_the_suffix_of_a_file_in_a_bucket(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"s3://bucket/none.parquet does not exist"):
         open_table("s3://bucket/none.parquet")
     np.testing.assert_array_equal(open_table("s3://bucket/s.parquet", columns=["a", "b"]).values, VALUES)
+
+
+def test_parts_without_values_have_no_type(tmp_path):
+    days = pa.array([19000, 19003], pa.int32()).cast(pa.date32())
+    parquet_file(tmp_path / "t" / "0.parquet", day=pa.nulls(0), x=pa.nulls(0))
+    parquet_file(tmp_path / "t" / "1.parquet", day=days, x=[1.5, 2.5])
+    parquet_file(tmp_path / "t" / "2.parquet", day=pa.nulls(2), x=[3.5, None])
+    parquet_file(tmp_path / "t" / "3.parquet", day=days, x=pa.nulls(2))
+    parquet_file(tmp_path / "t" / "4.parquet", day=pa.nulls(0), x=pa.nulls(0))
+    whole = open_table(tmp_path / "t")
+    with open_rows(tmp_path / "t") as rows:
+        np.testing.assert_array_equal(rows.read(0, 6), whole.values)
+        assert (rows.types, rows.columns) == (whole.types, whole.columns)

@@ -1,7 +1,7 @@
 """What the tool writes is read by pandas, polars, pyarrow, duckdb, xarray, dask, zarr and by the tool itself."""
 
 import importlib.util
-from dataclasses import fields
+from dataclasses import fields, replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -14,9 +14,10 @@ from pyarrow import parquet
 
 from sfg_dist.data import Transform, open_rows, open_table
 from sfg_dist.data.surveys import survey_of
-from sfg_dist.errors import ConfigError
+from sfg_dist.errors import ConfigError, PlanMismatchError, StoreError
 from sfg_dist.plan import Plan, fingerprint, seal, unseal
 from sfg_dist.store import create_store, extend_store, open_pairs
+from sfg_dist.store.create import mend_frame
 from sfg_dist.store.frame import Frame
 from sfg_dist.store.table import write_table
 from sfg_dist.store.verify import verify
@@ -301,6 +302,12 @@ def test_a_store_of_version_0_1_0_opens_verifies_and_is_extended(pairs_url):
     assert b"dimension_names" not in metadata["labels/zarr.json"]
     assert not any(key.startswith("column") for key in metadata)
     assert b"types" not in metadata["transform/zarr.json"]
+    words = "version 0.1.0, which made the store, read or transformed some tables otherwise"
+    changed = {"identity": plan.identity | {"reference": "0"}}
+    with pytest.raises(PlanMismatchError, match=words):
+        old.require_plan(replace(plan, **changed))
+    with pytest.raises(StoreError, match=f"{words}.*: mend it with that version"):
+        mend_frame(old, Frame(*FRAME))
     fill(extend_store(pairs_url, 44))
     assert b"dimension_names" not in location.read("extensions/0001/labels/zarr.json")
 

@@ -318,6 +318,12 @@ def test_uneven_columns_are_said_and_right():
         log_density(y, x, t_min=1e-8)
 
 
+@pytest.mark.parametrize("unit", [1e-170, 1e-300])
+def test_a_spread_whose_square_is_0_is_no_constant(unit):
+    with pytest.raises(ValueError, match="float64 serves from 1e-140"):
+        label_latents(latents(), table() * unit)
+
+
 def test_even_and_constant_columns_are_not_spoken_of():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -338,9 +344,11 @@ def test_even_and_constant_columns_are_not_spoken_of():
         ([[1.0, 2.0, 3.0], [1.0]], "expected a table of numbers"),
         (np.ma.masked_greater(np.arange(6.0).reshape(2, 3), 3), "masked values"),
         (np.full((2, 3), 2**60), "integers beyond 2.53"),
+        (np.array([[2**60, 0.5, 1.0]], object), "integers beyond 2.53"),
+        (np.array([[1, None, 2.0]], object), "missing values"),
         (torch.zeros(2, 3, dtype=torch.complex64), "got a tensor of torch.complex64"),
     ],
-    ids=["text", "complex", "longdouble", "ragged", "masked", "integers", "tensor"],
+    ids=["text", "complex", "longdouble", "ragged", "masked", "integers", "objects", "missing", "tensor"],
 )
 def test_other_tables_are_refused_by_name(name, wrong, words):
     calls = {
@@ -374,6 +382,7 @@ def test_lists_views_and_large_integers():
     expected = label_latents(y, x)
     assert deviation(label_latents(y.tolist(), x.tolist()), expected) == 0
     assert deviation(label_latents(np.asfortranarray(y)[::-1], np.repeat(x, 2, axis=0)[::2])[::-1], expected) == 0
+    assert deviation(label_latents(y.astype(object), x.astype(object)), expected) == 0  # nullable columns of a frame
     seconds = 1_700_000_000 + np.rint(5 * x).astype(np.int64)  # float32 tells them apart by 128
     assert deviation(label_latents(y, seconds) - 1_700_000_000, label_latents(y, np.rint(5 * x))) < 1e-4
 

@@ -596,7 +596,9 @@ def test_a_report_tells_days_as_days(days):
 
 
 def test_a_range_of_days_is_told_as_it_was_given(days):
-    with pytest.raises(DataError, match=r"data\.bounds = \[1915-03-31, 2019-04-14\]; they run from 1900-01-01 to 2020-"):
+    with pytest.raises(
+        DataError, match=r"data\.bounds = \[1915-03-31, 2019-04-14\]; they run from 1900-01-01 to 2020-"
+    ):
         prepare(days, constant="keep", bounds={"day": [-20_000.0, 18_000.0]})
 
 

@@ -119,7 +119,11 @@ def checked(root: type[_T], document: Mapping[str, Any], origin: str) -> _T:
     try:
         return root.model_validate(plain(document))
     except ValidationError as error:
-        lines = [_describe(root, problem) for problem in error.errors()]
+        problems = error.errors()
+        # Of a union that takes words or a table, a table has the problem that lies deepest in it.
+        deeper = {problem["loc"][:depth] for problem in problems for depth in range(1, len(problem["loc"]) - 1)}
+        kept = [each for each in problems if each["type"] != "literal_error" or each["loc"][:-1] not in deeper]
+        lines = [_describe(root, problem) for problem in kept]
     except RecursionError:
         lines = ["tables within tables, too deep"]
     lines = list(dict.fromkeys(lines))  # a union reports one problem once per member

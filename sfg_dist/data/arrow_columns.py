@@ -129,7 +129,7 @@ def as_whole(type_: ColumnType, column: pa.Array) -> pa.Array:
             column = _days(column)
         return column.cast(ticks).cast(pa.int32() if ticks.bit_width == 32 else pa.int64())
     except pa.ArrowInvalid as error:
-        raise UnfitValueError(f"does not fit {type_.words}: {_first_line(error)}") from error
+        raise UnfitValueError(f"does not fit {type_.words}") from error
 
 
 def _ticks(type_: ColumnType) -> pa.DataType:
@@ -263,8 +263,9 @@ def _parsed(type_: ColumnType, texts: Sequence[str]) -> Array:
             cells, ticks = pa.array(texts, pa.string()), _ticks(type_)
             return to_float(type_, times_of_day(cells, ticks) if type_.kind == "time" else cells.cast(ticks))
         except pa.ArrowInvalid as error:
+            example = {"date": "2024-06-01", "time": "09:15:00"}.get(type_.kind, "2024-06-01T09:15:00")
             raise UnfitValueError(
-                f"{texts[0]!r} is none of {type_.words}: write ISO 8601 ({_first_line(error)})"
+                f"{texts[0]!r} is none of {type_.words}: write ISO 8601, such as {example}"
             ) from error
     try:
         return np.array([float(Decimal(text) - type_.offset) if type_.offset else float(text) for text in texts])
@@ -351,7 +352,3 @@ def _words_of(found: pa.DataType) -> str:
         return ColumnType.of(found).words
     except UnfitValueError:
         return str(found)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

@@ -15,7 +15,23 @@ from numpy.typing import NDArray
 
 MISSING = (
     *("", "NA", "N/A", "n/a", "#N/A", "#N/A N/A", "#NA", "<NA>", "NaN", "nan", "NAN", "-NaN", "-nan"),
-    *("NULL", "null", "Null", "None", "-", "--", "?", ".", "1.#IND", "1.#QNAN", "-1.#IND", "-1.#QNAN"),
+    *(
+        "NULL",
+        "null",
+        "Null",
+        "None",
+        "-",
+        "--",
+        "?",
+        ".",
+        "1.#IND",
+        "1.#QNAN",
+        "-1.#IND",
+        "-1.#QNAN",
+        "NaT",
+        "\\N",
+        "(null)",
+    ),
 )
 """Cells that stand for a missing value, as they stand or within spaces."""
 

@@ -327,8 +327,8 @@ DATA = (
         name="pickles_opened",
         file="sfg_dist/data/arrays.py",
         why="A table from somebody else can run code on the user's machine.",
-        old="lambda _: np.load(stream, allow_pickle=False)",
-        new="lambda _: np.load(stream, allow_pickle=True)",
+        old="array: NDArray[Any] = np.load(stream, allow_pickle=False)",
+        new="array: NDArray[Any] = np.load(stream, allow_pickle=True)",
         tests=("tests/data/test_table.py::test_object_arrays_are_never_unpickled",),
     ),
 )

@@ -98,7 +98,7 @@ def test_prometheus_text_on_stdout(store):
     [
         (["--prometheus", "--json"], "--prometheus prints one document"),
         (["--prometheus", "--watch"], "--prometheus prints one document"),
-        (["--watch", "--interval", "0"], "--interval must lie in 0.1 to 86400 seconds, got 0"),
+        (["--watch", "--interval", "0"], "--interval: expected 0.1 to 86400 seconds, got 0"),
     ],
 )
 def test_wrong_requests(tmp_path, words, message):

@@ -215,7 +215,9 @@ def running_ray(num_cpus: int) -> Iterator[str]:
     """A Ray of its own, whose address and token reach the drivers; it only counts CPUs."""
     from sfg_dist.distributed.cluster import local_environment
 
-    with local_environment():
+    # Workers import what stands beside this file, as no driver brings its own directory.
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+    with local_environment({"PYTHONPATH": path}):
         import ray
 
         ray.init(

@@ -251,7 +251,7 @@ def _describe(root: Model, problem: Mapping[str, Any]) -> str:
     is_beyond = kind in ("less_than", "less_than_equal") or kind == "int_parsing_size"
     words = expected(field.annotation, field.metadata, with_limits=is_beyond)
     hint = ""
-    is_text = kind in ("string_type", "literal_error") and str in _members(field.annotation)
+    is_text = kind == "string_type" and str in _members(field.annotation)
     if is_text and isinstance(given, bool | int | float | datetime.date | datetime.time):
         hint = ": write it in quotes"
     return f"{key} must be {words}, got {shown(given)}{hint}"

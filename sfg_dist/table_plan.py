@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sfg_dist.config import Job
-    from sfg_dist.data import Prepared
+    from sfg_dist.data import Prepared, TextFormat
     from sfg_dist.plan import Plan
     from sfg_dist.store import Frame
 
@@ -42,10 +42,14 @@ def prepare_table(job: Job) -> Prepared:
 
 def table_keys(job: Job) -> dict[str, Any]:
     """The job's data keys as arguments of ``data.prepare``."""
+    return {**job.data.model_dump(exclude=READING_KEYS), "text": _text_format(job)}
+
+
+def _text_format(job: Job) -> TextFormat:
+    """What the job says of .csv files."""
     from sfg_dist.data import TextFormat
 
-    text = TextFormat(**job.data.model_dump(include=READING_KEYS))
-    return {**job.data.model_dump(exclude=READING_KEYS), "text": text}
+    return TextFormat(**job.data.model_dump(include=READING_KEYS))
 
 
 def frame_of(job: Job, table: Prepared, make_order: Order) -> Frame:
@@ -59,7 +63,7 @@ def frame_of(job: Job, table: Prepared, make_order: Order) -> Frame:
     Raises:
         DataError: the user's query points cannot be used.
     """
-    from sfg_dist.data import TextFormat, read_queries
+    from sfg_dist.data import read_queries
     from sfg_dist.store import Frame, RowBlocks
 
     transform = table.transform
@@ -69,12 +73,7 @@ def frame_of(job: Job, table: Prepared, make_order: Order) -> Frame:
         else RowBlocks(table.num_train, transform.dim, lambda: table.reference_blocks(REFERENCE_BLOCK_ROWS)),
         transform.to_arrays(),
         transform.to_metadata(),
-        read_queries(
-            job.labels.latents,
-            transform,
-            job.labels.direction,
-            TextFormat(**job.data.model_dump(include=READING_KEYS)),
-        ),
+        read_queries(job.labels.latents, transform, job.labels.direction, _text_format(job)),
         make_order if uses_clusters(job, table.num_train) else None,
     )
 

@@ -43,14 +43,15 @@ class Pip:
     def install(self, *words: str) -> None:
         """`pip install`, which prints errors only.
 
-        With -qq, too, pip prints a warning for each try at an index that is out of reach, several a package.
+        With -qq, too, pip prints a warning for each try at an index that is out of reach, several a package: they matter
+        where the installation failed, and there each is said once.
         """
         command = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "-qq", *words]
         # A setting of the user's that holds outside of environments alone.
         environment = {**os.environ, "PIP_USER": "0"}
         done = subprocess.run(command, cwd=HERE, env=environment, stderr=subprocess.PIPE, text=True)
-        for line in done.stderr.splitlines():
-            if not line.startswith(("WARNING: ", "DEPRECATION: ")):
+        for line in dict.fromkeys(done.stderr.splitlines()):
+            if done.returncode or not line.startswith(("WARNING: ", "DEPRECATION: ")):
                 print(line, file=sys.stderr)
         done.check_returncode()
 

@@ -43,8 +43,8 @@ class Pip:
     def install(self, *words: str) -> None:
         """`pip install`, which prints errors only.
 
-        With -qq, too, pip prints a warning for each try at an index that is out of reach, several a package. They matter
-        where the installation failed: there each is said once.
+        With -qq, too, pip prints a warning for each try at an index that is out of reach, several a package. They
+        matter where the installation failed: there each is said once.
         """
         command = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "-qq", *words]
         # A setting of the user's that holds outside of environments alone.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 import tempfile
 import unicodedata
 from collections.abc import MutableMapping
+from pathlib import Path
 from typing import Any
 
 from sfg_dist.errors import ConfigError
@@ -99,3 +101,11 @@ def spare_home(environment: MutableMapping[str, str] = os.environ) -> None:
         folder = private_folder("sfg-fonts")
         if folder is not None:
             environment["MPLCONFIGDIR"] = folder
+
+
+def free_disk(path: Path) -> int:
+    """Bytes that this user may still write where ``path`` is, or would be made."""
+    place = path.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free

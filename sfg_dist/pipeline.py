@@ -29,7 +29,7 @@ from sfg_dist.output import Listener, OutputDirectory
 from sfg_dist.plan import fingerprint
 from sfg_dist.planning import check_job, identity_of_keys, warn_of_plain_process
 from sfg_dist.presentation import report_content
-from sfg_dist.table_plan import frame_of, plan_of, prepare_table
+from sfg_dist.table_plan import frame_of, plan_of, prepare_table, table_of_store, validation_rows
 from sfg_dist.train_run import TrainHooks, fit_generator, fit_settings
 from sfg_dist.values import shown
 
@@ -167,7 +167,7 @@ class Pipeline(OutputDirectory):
                 board.live(entry)
 
             def validation() -> NDArray[np.float32]:
-                return self.prepared.flow_rows("validation")
+                return table_of_store(self.prepared, pairs).flow_rows("validation")
 
             hooks = TrainHooks(self.emit, on_epoch, on_live, self.need_ray, validation)
             generator = fit_generator(pairs, self.job, checkpoints, hooks)
@@ -196,13 +196,11 @@ class Pipeline(OutputDirectory):
 
     def evaluate(self) -> dict[str, Any]:
         """Measure samples and labels against held-out rows; write metrics.json and report.html."""
-        from sfg_dist.data import Transform
         from sfg_dist.distributed.checkpoints import load_fitted
         from sfg_dist.distributed.labeler import label_error
         from sfg_dist.evaluate import floor, measure, render_report
         from sfg_dist.model.generator import Generator
         from sfg_dist.store import read_rows
-        from sfg_dist.store.pairs import OTHERWISE
         from sfg_dist.store.table import read_table
 
         pairs = self._existing_store()
@@ -212,19 +210,12 @@ class Pipeline(OutputDirectory):
                 f"{self.model_url} was trained with other train keys than this job has; `sfg train` trains anew",
                 stacklevel=2,
             )
-        prepared = self.prepared
-        if prepared.table_fingerprint() != pairs.plan.identity["table"]:
-            why = "" if pairs.plan.has_names else f" ({OTHERWISE})"
-            raise DataError(
-                f"{self.job.data.source} is not the table that {self.pairs_url} was made from{why}: bring it back, "
-                f"or choose another output.dir and run again"
-            )
+        prepared = table_of_store(self.prepared, pairs)
         job = self.job.evaluate
         with self.stage("evaluate", metrics=list(job.metrics)):
             samples = read_table(self.samples_url, source=self._sample_source)
             num_labels = min(pairs.plan.num_pairs, job.num_samples)
-            transform = Transform.from_arrays(*pairs.transform)
-            labels = transform.inverse(read_rows(pairs.labels, 0, num_labels))
+            labels = prepared.transform.inverse(read_rows(pairs.labels, 0, num_labels))
             arguments: dict[str, Any] = {
                 "metrics": [name for name in job.metrics if name != "kl" or prepared.log_density is not None],
                 "seed": job.seed,
@@ -282,8 +273,10 @@ class Pipeline(OutputDirectory):
 
     def open_store(self) -> Pairs:
         """The store of this job's plan, created when it is not there."""
+        from sfg_dist.distributed.requirements import require_budget
         from sfg_dist.store import create_store, open_pairs
 
+        require_budget(self.job)
         table, frame = self.prepared, self.frame()
         existing = open_pairs(self.pairs_url).plan if self._has_store() else None
         order = None
@@ -292,8 +285,10 @@ class Pipeline(OutputDirectory):
             order, again = np.concatenate(orders), iter(orders)
             frame = replace(frame, make_order=lambda _: next(again))
         plan = plan_of(self.job, table, frame, order=order, existing=existing)
+        require_budget(self.job, plan, table.num_train, has_clusters=frame.make_order is not None)
         parts = {field.name: getattr(frame, field.name) for field in fields(frame)}
         pairs = create_store(self.pairs_url, plan, **parts)
+        self._say_of_old_store(pairs)
         self._write_job()
         if self.job.labels.t_min == "auto":
             self.emit("blur", **plan.identity["blur"])
@@ -335,8 +330,17 @@ class Pipeline(OutputDirectory):
                 f"{self.pairs_url} was labelled from {plan.source}, this job names {self.job.data.source}",
                 stacklevel=3,
             )
+        self._say_of_old_store(pairs)
         self._write_job()
         return pairs
+
+    def _say_of_old_store(self, pairs: Pairs) -> None:
+        if not pairs.plan.has_names:
+            warnings.warn(
+                f"{self.pairs_url} was begun by version 0.1.0 and keeps its own rows and transform, without types of "
+                f"columns: where this version would read or transform the table otherwise, only a new output.dir does",
+                stacklevel=2,
+            )
 
     def _write_job(self) -> None:
         with self.writing("job.toml"):
@@ -353,7 +357,7 @@ class Pipeline(OutputDirectory):
             return None
         if not len(self.prepared.validation):
             raise DataError("data.split leaves no validation rows, whose conditions the evaluated samples are given")
-        held_out = self.prepared.validation[:, generator.split.places]
+        held_out = validation_rows(self.prepared, generator)[:, generator.split.places]
         return np.resize(held_out, (self.job.evaluate.num_samples, held_out.shape[1]))
 
     @property

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sfg_dist.config import READING_KEYS
+from sfg_dist.data.naming import listed
 from sfg_dist.errors import DataError
 from sfg_dist.plan import REFERENCE_BLOCK_ROWS, fingerprint
 from sfg_dist.planning import make_plan, uses_clusters
@@ -17,8 +19,9 @@ if TYPE_CHECKING:
 
     from sfg_dist.config import Job
     from sfg_dist.data import Prepared, TextFormat
+    from sfg_dist.model.generator import Generator
     from sfg_dist.plan import Plan
-    from sfg_dist.store import Frame
+    from sfg_dist.store import Frame, Pairs
 
 Order = Callable[["NDArray[np.float32]"], "NDArray[np.int64]"]
 
@@ -38,6 +41,49 @@ def prepare_table(job: Job) -> Prepared:
             f"{job.data.source} does not fit into memory: set labels.memory_gib to read it in parts, or data.max_rows "
             f"to take fewer rows"
         ) from None
+
+
+def table_of_store(table: Prepared, pairs: Pairs) -> Prepared:
+    """The table with the transform that a store holds, which this version may fit otherwise.
+
+    Where it does, the table's report says nothing of grids and of values that repeat.
+
+    Raises:
+        DataError: the store was made from another table.
+    """
+    from sfg_dist.data import Transform
+    from sfg_dist.store.pairs import OTHERWISE
+
+    if table.table_fingerprint() != pairs.plan.identity["table"]:
+        why = "" if pairs.plan.has_names else f" ({OTHERWISE})"
+        raise DataError(
+            f"{table.source} is not the table that {pairs.location.url} was made from{why}: bring it back, "
+            f"or choose another output.dir and run again"
+        )
+    arrays, metadata = pairs.transform
+    fitted = table.transform.to_arrays()
+    if all(np.array_equal(array, fitted.get(name, ()), equal_nan=True) for name, array in arrays.items()):
+        report = table.report
+    else:
+        report = {**table.report, "ties": {}, "atoms": {}}
+    return replace(table, transform=Transform.from_arrays(arrays, metadata), report=report)
+
+
+def validation_rows(table: Prepared, generator: Generator) -> NDArray[np.float64]:
+    """The validation rows as a generator counts them: with the offsets that its columns had.
+
+    Raises:
+        DataError: the generator was made from other columns.
+    """
+    from sfg_dist.data import Table
+
+    if table.columns != generator.columns:
+        raise DataError(
+            f"{table.source} is read as columns {listed(table.columns)}, the generator has "
+            f"{listed(generator.columns)}: bring the table back, or choose another output.dir and run again"
+        )
+    rows = Table(table.validation, table.columns, table.source, types=table.transform.types)
+    return rows.retyped(generator.types)
 
 
 def table_keys(job: Job) -> dict[str, Any]:

@@ -147,7 +147,8 @@ def decide(source: str, data: bytes, text: TextFormat) -> Dialect:
     dialect = _with_width(source, dialect, plain, text)
     below = [record for record in marked if record.line > dialect.first_line]
     floats = _floats(plain[1 : 1 + _JUDGED_LINES], dialect)
-    has_missing = any(cell in MISSING for record in plain[: 1 + _JUDGED_LINES] for cell in record.cells)
+    judged = [record for record in plain[: 1 + _JUDGED_LINES] if record.line >= dialect.first_line]
+    has_missing = any(cell in MISSING for record in judged for cell in record.cells)
     return replace(
         dialect,
         has_comments=any(map(dialect.is_comment, below)),

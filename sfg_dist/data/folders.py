@@ -205,10 +205,13 @@ def _joined(parts: Sequence[Part], name: str, columns: Sequence[Any]) -> Any:
     """The columns of all files one below the other, in a type that holds all of their values."""
     import pyarrow as pa
 
-    kinds = {column.type for column in columns if not pa.types.is_null(column.type)}
-    kind = kinds.pop() if len(kinds) == 1 else _common(parts, name, columns)
+    kind = common_type(parts, name, [(column.type, len(column)) for column in columns])
     chunks = []
     for part, column in zip(parts, columns, strict=True):
+        if not len(column):
+            continue
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
         is_rounded = kind == pa.float64() and not pa.types.is_integer(column.type)  # to the nearest double
         try:
             chunks += column.cast(kind, safe=not is_rounded).chunks
@@ -218,7 +221,8 @@ def _joined(parts: Sequence[Part], name: str, columns: Sequence[Any]) -> Any:
                 f"{kind} together: {error}; leave it out with data.columns"
             ) from None
     joined = pa.chunked_array(chunks, kind)
-    if pa.types.is_decimal128(kind) and kind.precision > MAX_DIGITS and kind.scale <= MAX_PLACES:
+    is_mixed = len({chunk.type for chunk in columns if len(chunk)}) > 1
+    if is_mixed and pa.types.is_decimal128(kind) and kind.precision > MAX_DIGITS and kind.scale <= MAX_PLACES:
         with contextlib.suppress(pa.ArrowInvalid):  # some value has more digits
             return joined.cast(pa.decimal128(MAX_DIGITS, kind.scale))
     return joined
@@ -235,12 +239,26 @@ def _said(name: str, tables: Sequence[Any]) -> dict[bytes, bytes] | None:
     return {b"text": b"1"} if all(b"text" in each for each in said) else None
 
 
-def _common(parts: Sequence[Part], name: str, columns: Sequence[Any]) -> Any:
+def common_type(parts: Sequence[Part], name: str, found: Sequence[tuple[Any, int]]) -> Any:
+    """The Arrow type that holds a column's values of all files.
+
+    Args:
+        parts: the files.
+        name: of the column.
+        found: in each file its type and its number of rows; that of a column without values says nothing.
+
+    Raises:
+        DataError: there is none.
+    """
     import pyarrow as pa
 
-    kinds = [column.type for column in columns if not pa.types.is_null(column.type)]
+    types = [kind.value_type if pa.types.is_dictionary(kind) else kind for kind, _ in found]
+    valued = [bool(rows) and not pa.types.is_null(kind) for kind, (_, rows) in zip(types, found, strict=True)]
+    kinds = [kind for kind, is_valued in zip(types, valued, strict=True) if is_valued]
     if not kinds:
-        return pa.null()
+        return next((kind for kind in types if not pa.types.is_null(kind)), pa.null())
+    if len(set(kinds)) == 1:
+        return kinds[0]
     if all(map(pa.types.is_integer, kinds)):
         is_wide = any(kind == pa.uint64() for kind in kinds)
         return pa.decimal128(38, 0) if is_wide else pa.int64()
@@ -249,13 +267,10 @@ def _common(parts: Sequence[Part], name: str, columns: Sequence[Any]) -> Any:
         return pa.decimal128(38, scale)
     if all(pa.types.is_integer(kind) or pa.types.is_decimal(kind) or pa.types.is_floating(kind) for kind in kinds):
         return pa.float64()
-    first = kinds[0]
-    for part, column in zip(parts, columns, strict=True):
-        if column.type != first and not pa.types.is_null(column.type):
-            raise DataError(
-                f"{part.source}: column {name!r} is {column.type}, in the files before {first}: expected one type"
-            )
-    return first
+    other, place = next((kind, place) for place, kind in enumerate(types) if valued[place] and kind != kinds[0])
+    raise DataError(
+        f"{parts[place].source}: column {name!r} is {other}, in the files before {kinds[0]}: expected one type"
+    )
 
 
 def _listed_files(source: str) -> tuple[str, list[str]]:

@@ -29,6 +29,7 @@ from sfg_dist.data.column_type import FLOAT, ColumnType
 from sfg_dist.data.folders import (
     Part,
     check_same_columns,
+    common_type,
     folder_words,
     is_folder,
     is_prefix,
@@ -316,8 +317,8 @@ def _survey_parts(
     asked = None if columns is None else [name for name in columns if name not in keys]
     own: list[str] = []
     sizes: list[int] = []
-    surveys: dict[str, Survey] = {}
-    untyped: dict[str, Survey] = {}  # of parts without values, whose type says nothing
+    found: dict[str, list[tuple[Any, int]]] = {}
+    by_part: list[dict[str, Survey]] = []
     for part in parts:
         with _open_file(part.source) as stream, reading(part.source):
             file = parquet.ParquetFile(stream)
@@ -327,18 +328,40 @@ def _survey_parts(
                 check_same_columns(parts[0].source, own if asked is None else asked, part.source, wanted)
             own = own or names
             sizes.append(file.metadata.num_rows)
-            for name, survey in ({} if is_typed else _parquet_surveys(part.source, file, wanted)).items():
-                if not file.metadata.num_rows or pa.types.is_null(file.schema_arrow.field(name).type):
-                    untyped.setdefault(name, survey)
-                    continue
-                kept = surveys.setdefault(name, survey)
-                if kept.type != survey.type:
-                    raise DataError(
-                        f"{part.source}: column {name!r} is {survey.type.dtype}, in the files before "
-                        f"{kept.type.dtype}: expected one type"
-                    )
-                kept.join(survey)
-    return own, sizes, untyped | surveys
+            for name in wanted:
+                found.setdefault(name, []).append((file.schema_arrow.field(name).type, sizes[-1]))
+            by_part.append({} if is_typed else _parquet_surveys(part.source, file, wanted))
+    surveys = {}
+    for name, types in {} if is_typed else found.items():
+        kind = common_type(parts, name, types)
+        of_kind = [survey[name] for survey, type_ in zip(by_part, types, strict=True) if _decoded(type_[0]) == kind]
+        if any(rows and _decoded(type_) not in (kind, pa.null()) for type_, rows in types):
+            of_kind = [_mixed_survey(parts, name, kind)]
+        surveys[name] = of_kind[0]
+        for survey in of_kind[1:]:
+            surveys[name].join(survey)
+    return own, sizes, surveys
+
+
+def _decoded(kind: Any) -> Any:
+    import pyarrow as pa
+
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _mixed_survey(parts: Sequence[Part], name: str, kind: Any) -> Survey:
+    """The survey of a column that files have in several types, by all of its values, a row group at a time."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    survey = Survey(ColumnType.of(kind))
+    for part in parts:
+        with _open_file(part.source) as stream, reading(part.source):
+            file = parquet.ParquetFile(stream)
+            for group in range(file.num_row_groups if survey.needs_values else 0):
+                column = file.read_row_group(group, columns=[name]).column(name)
+                survey.add(column if pa.types.is_null(column.type) else column.cast(kind))
+    return survey.shortened()
 
 
 def _parquet_surveys(source: str, file: Any, names: Sequence[str]) -> dict[str, Survey]:

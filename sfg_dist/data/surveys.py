@@ -82,6 +82,14 @@ class Survey:
         self._coarsest = min(self._coarsest, other._coarsest)
         self._places = max(self._places, other._places)
 
+    def shortened(self) -> Survey:
+        """The survey of a wide decimal column as one of 15 digits, where all of its values have no more."""
+        import pyarrow as pa
+
+        wide, places = self.type.dtype == f"decimal128(38, {self.type.places})", self.type.places or 0
+        is_short = wide and places <= 9 and self._ends is not None and max(map(abs, self._ends)) < 10**15
+        return Survey(ColumnType.of(pa.decimal128(15, places))) if is_short else self
+
     def result(self) -> ColumnType:
         """The type with its offset and unit.
 

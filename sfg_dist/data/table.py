@@ -168,11 +168,13 @@ def open_split(
         if not arrays.get(part):
             raise DataError(f"{source}: data.arrays.{part} must name at least one array")
     blocks: list[NDArray[Any]] = []
+    array_names: list[str] = []
     ends = [0]
     with open_arrays(source) as file:
         for part in ("train", "validation", "test"):
             given = arrays.get(part) or ()
             for name in [given] if isinstance(given, str) else given:
+                array_names.append(name)
                 blocks.append(file.matrix(name))
                 if len(blocks) == 1:
                     first_name, names = name, _names_of(file, [name], blocks)[0]
@@ -183,7 +185,7 @@ def open_split(
                     )
             ends.append(len(blocks))
     wanted = check_columns(source, names, columns)
-    values, types = _typed(source, blocks, names, wanted, identifiers)
+    values, types = _typed_parts(file, array_names, blocks, names, wanted, identifiers)
     parts = [np.concatenate([np.empty((0, len(types))), *values[first:stop]]) for first, stop in pairwise(ends)]
     for part, rows in (("train", parts[0]), ("test", parts[2])):
         _check_size(f"{source}: the {part} part", rows)
@@ -250,11 +252,7 @@ def _read_arrays(
         chosen_here = [name for name in some if name in wanted]
         if not chosen_here:
             continue
-        if number == 0 and chosen == DEFAULT_ARRAY and file.types is not None and len(file.types) == len(some):
-            found = {name: type_ for name, type_ in zip(some, file.types, strict=True) if name in wanted}
-            rows = [np.ascontiguousarray(block[:, [some.index(name) for name in found]], np.float64)]
-        else:
-            rows, found = _typed(file.source, [block], some, chosen_here, identifiers)
+        rows, found = _typed_parts(file, [(chosen, *append)[number]], [block], some, chosen_here, identifiers)
         values.append(rows[0])
         types |= found
     order = [name for name in wanted if name in types]
@@ -263,6 +261,29 @@ def _read_arrays(
         places = [list(types).index(name) for name in order]
         table = np.ascontiguousarray(table[:, places])
     return table, {name: types[name] for name in order}, ", ".join([read_as, *file.notes])
+
+
+def _typed_parts(
+    file: ArrayFile,
+    arrays: Sequence[str],
+    blocks: Sequence[NDArray[Any]],
+    names: Sequence[str],
+    wanted: Sequence[str],
+    identifiers: str,
+) -> tuple[list[NDArray[np.float64]], dict[str, ColumnType]]:
+    """``_typed`` of arrays of a file; a table of samples says the types of its X, and holds value - offset."""
+    types = file.types
+    if types is None or len(types) != len(names) or DEFAULT_ARRAY not in arrays:
+        return _typed(file.source, blocks, names, wanted, identifiers)
+    if set(arrays) != {DEFAULT_ARRAY}:
+        other = next(name for name in arrays if name != DEFAULT_ARRAY)
+        raise DataError(
+            f"{file.source}: array {DEFAULT_ARRAY!r} is a table of samples, whose columns have types; array {other!r} "
+            "has none: write both to one file without the attribute types"
+        )
+    places = [list(names).index(name) for name in wanted]
+    found = {name: types[place] for name, place in zip(wanted, places, strict=True)}
+    return [np.ascontiguousarray(block[:, places], np.float64) for block in blocks], found
 
 
 def _typed(

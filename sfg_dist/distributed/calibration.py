@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from sfg_dist.distributed import calibration_process
 from sfg_dist.distributed.calibration_process import PROBES, TRIAL_ROWS, with_batches, with_reference
-from sfg_dist.distributed.machine import free_disk
 from sfg_dist.errors import ConfigError, LabelingError
+from sfg_dist.folders import free_disk
 from sfg_dist.plan import REFERENCE_BLOCK_ROWS, Plan
 from sfg_dist.search_path import python_command
 from sfg_dist.store import create_store

@@ -24,6 +24,7 @@ from sfg_dist.distributed.requirements import (
     Workers,
     choose_workers,
     memory_of,
+    require_budget,
     require_disk,
     require_memory,
     require_output,
@@ -136,6 +137,7 @@ def estimate_job(
     require_output(job.output.dir)
     machine = machine or this_machine()
     workers = choose_workers(job, machine)
+    require_budget(job)
     on_step("data: reading and preparing the table")
     started = time.monotonic()
     prepared = prepare_table(job)

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import psutil
+
 from sfg_dist.config import Job
-from sfg_dist.distributed.machine import Machine, free_disk
+from sfg_dist.distributed.machine import Machine, this_machine
 from sfg_dist.distributed.places import cpu_room, gpu_room, whole_groups, workers_per_gpu
 from sfg_dist.distributed.references import SHARED_BYTES, reference_memory
 from sfg_dist.distributed.sizes import (
@@ -29,6 +31,7 @@ from sfg_dist.distributed.sizes import (
 )
 from sfg_dist.errors import ConfigError
 from sfg_dist.flow.block_file import reference_bytes
+from sfg_dist.folders import free_disk
 from sfg_dist.plan import Plan
 
 DeviceKind = Literal["cpu", "cuda"]
@@ -190,12 +193,8 @@ def memory_of(
             actors[kind] = ActorMemory(host, CUDA_DEVICE_BYTES + device, device, 0, 0)
             continue
         need = reference_memory(rows, plan.dim, has_clusters=has_clusters)
+        _check_budget(memory_gib, base, need.streamed)
         budget = math.inf if memory_gib is None else memory_gib * GIB - base
-        if budget < need.streamed:
-            raise ConfigError(
-                f"labels.memory_gib = {memory_gib:g} cannot hold one block of the reference beside interpreter and "
-                f"libraries: take {_up((base + need.streamed) / GIB):g} or more, or leave the key out"
-            )
         whole = reference_bytes(rows, plan.dim, has_clusters=has_clusters)
         is_shared = need.resident <= budget and whole >= SHARED_BYTES and workers.actors_per_group == 1
         reference = int(min(need.resident, budget))
@@ -209,6 +208,34 @@ def memory_of(
     driver = driver_bytes + (RAY_BYTES if workers.executor == "ray" else 0)
     total = here if workers.executor == "inline" else here + driver
     return Memory(actors, driver, total, machine.memory_bytes)
+
+
+def require_budget(job: Job, plan: Plan | None = None, num_reference: int = 1, *, has_clusters: bool = False) -> None:
+    """Refuse a labels.memory_gib that cannot hold a block of the reference; where GPUs label, it has no say.
+
+    Args:
+        job: the checked job.
+        plan: of its store; None before the table is read, where the smallest reference is taken.
+        num_reference: rows of the reference set.
+        has_clusters: whether labels use clusters of it.
+
+    Raises:
+        ConfigError: with a budget that is not too small for this reason.
+    """
+    if job.labels.memory_gib is None or job.executor.address is not None or this_machine().gpus:
+        return
+    held = psutil.Process().memory_info().rss if job.executor.kind == "inline" else ACTOR_BYTES
+    rows = -(-num_reference // job.executor.actors_per_group)
+    need = reference_memory(rows, 1 if plan is None else plan.dim, has_clusters=has_clusters).streamed
+    _check_budget(job.labels.memory_gib, held + (0 if plan is None else shard_memory(plan)), need)
+
+
+def _check_budget(memory_gib: float | None, held: int, need: int) -> None:
+    if memory_gib is not None and memory_gib * GIB - held < need:
+        raise ConfigError(
+            f"labels.memory_gib = {memory_gib:g} cannot hold one block of the reference beside interpreter and "
+            f"libraries: take {_up((held + need) / GIB):g} or more, or leave the key out"
+        )
 
 
 def require_memory(memory: Memory, workers: Workers, machine: Machine) -> None:

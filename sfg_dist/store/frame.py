@@ -97,9 +97,8 @@ class Frame:
     make_order: Callable[[NDArray[np.float32]], NDArray[np.int64]] | None = None
 
     def arrays(self, plan: Plan) -> Mapping[str, NDArray[Any]]:
-        """The transform's arrays that a store of this plan holds: those of version 0.1.0 have fewer."""
-        arrays = self.transform_arrays
-        return arrays if plan.has_names else {name: arrays[name] for name in arrays if name not in _LATER_ARRAYS}
+        """The transform's arrays that a store of this plan holds."""
+        return _stored_arrays(plan, self.transform_arrays)
 
     def layouts(self, plan: Plan) -> dict[str, Layout]:
         """The arrays of a fresh store by name, latents and labels among them."""
@@ -130,6 +129,11 @@ class Frame:
         assert self.make_order is not None
         for block in RowBlocks.of(self.reference).cut(REFERENCE_BLOCK_ROWS):
             yield np.ascontiguousarray(self.make_order(block), dtype=np.int64)
+
+
+def _stored_arrays(plan: Plan, arrays: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    """The transform's arrays that a store of this plan holds: those of version 0.1.0 have fewer."""
+    return arrays if plan.has_names else {name: arrays[name] for name in arrays if name not in _LATER_ARRAYS}
 
 
 def frame_layouts(
@@ -185,6 +189,7 @@ def store_bytes(
         Bytes of ``latents``, ``labels``, ``reference/rows``, ``transform/...`` and so on, extensions included. The
         texts beside them, a zarr.json an array and a commit record of about a kilobyte a shard, are not counted.
     """
+    transform_arrays = _stored_arrays(plan, transform_arrays)
     pairs = sum(_record_bytes(plan, record) for record in range(len(plan.ends)))
     layouts = frame_layouts(
         plan,
@@ -219,6 +224,7 @@ def metadata_bytes(
 
     Args are those of ``store_bytes``, and the rest of the column transform.
     """
+    transform_arrays = _stored_arrays(plan, transform_arrays)
     layouts = frame_layouts(
         plan,
         num_reference=num_reference,

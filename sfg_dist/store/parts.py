@@ -36,6 +36,7 @@ from sfg_dist.store.location import Location
 
 PART_BYTES = 16 << 20
 MAX_PART_ROWS, MIN_PART_ROWS = 1 << 20, 4096
+MAX_PARTS = 10_000_000
 OLD_SAMPLE_NAME = "_sample.json"
 _PART = re.compile(r"part-\d{6,}\.parquet")
 
@@ -86,6 +87,11 @@ class PartedTable(ABC):
             ConfigError: something else lies there; or, for one of several processes, an older table.
             StoreError: the place cannot be written.
         """
+        if self.num_parts > MAX_PARTS:
+            raise ConfigError(
+                f"{self.location.url}: {self.num_rows:,} rows of {len(self.columns)} columns are {self.num_parts:,} "
+                f"parts, and a table has {MAX_PARTS:,} at most: draw fewer rows"
+            )
         self._begin(is_shared=share[1] > 1)
         there = self._there()
         mine = range(share[0], self.num_parts, share[1])

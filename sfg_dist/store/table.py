@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 
 from sfg_dist.data.column_type import FLOAT, Array, ColumnType
 from sfg_dist.errors import ConfigError, StoreError
-from sfg_dist.folders import expanded
+from sfg_dist.folders import expanded, free_disk
 from sfg_dist.objects import is_url, reason_of
 from sfg_dist.store.location import Location
 from sfg_dist.store.parts import Draw, ParquetTable, ParquetWriter, Progress, ZarrTable, attributes_of
 from sfg_dist.store.text import cells_of, npy_dtype, npy_rows
+from sfg_dist.words import size_of
 
+_LEAST_BYTES = {".zarr": 8.0, ".csv": 2.0, ".parquet": 1 / 64}  # of a cell; a .parquet may write one value many times
 SUFFIXES = (".zarr", ".parquet", ".csv", ".npy")
 
 
@@ -65,6 +67,8 @@ def write_table(
     if suffix not in SUFFIXES:
         raise ConfigError(f"{path}: unknown format {suffix!r}; write to one of {', '.join(SUFFIXES)}")
     types = tuple(types) or (FLOAT,) * len(columns)
+    if not is_url(name):
+        _require_disk(path, Path(place), _LEAST_BYTES.get(suffix, 1.0) * len(columns) * num_rows / share[1], num_rows)
     if suffix == ".zarr":
         return ZarrTable(place, columns, num_rows, source, types).write(draw, share=share, on_progress=on_progress)
     if suffix == ".parquet" and (is_url(name) or name.endswith("/")):
@@ -99,6 +103,19 @@ def write_table(
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
     return num_rows
+
+
+def _require_disk(path: str | Path, place: Path, least_bytes: float, num_rows: int) -> None:
+    """Refuse a table that cannot fit, before its first row; what lies there already is part of it, or is replaced."""
+    free = free_disk(place)
+    if least_bytes <= free:
+        return
+    there = sum(file.stat().st_size for file in place.rglob("*") if file.is_file()) if place.is_dir() else 0
+    if least_bytes > free + there:
+        raise ConfigError(
+            f"{path}: {num_rows:,} rows take {size_of(least_bytes)} at the least, and {size_of(free + there)} are free "
+            f"there: draw fewer, or choose a place with more room"
+        )
 
 
 def read_table(path: str | Path, *, source: str) -> NDArray[np.float64]:

@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 from machines import GPUS, MACHINE, expected_bytes, workers
 
+from sfg_dist.distributed import requirements
 from sfg_dist.distributed.actors import WantedActors
 from sfg_dist.distributed.estimate import calibrated_devices
-from sfg_dist.distributed.machine import _memory_limits, free_disk, this_machine
+from sfg_dist.distributed.machine import _memory_limits, this_machine
 from sfg_dist.distributed.requirements import choose_workers, memory_of, require_disk, require_memory
 from sfg_dist.distributed.sizes import GIB, device_memory
 from sfg_dist.errors import ClusterError, ConfigError
+from sfg_dist.folders import free_disk
 from sfg_dist.pipeline import Pipeline
 from sfg_dist.store import open_pairs
 
@@ -211,3 +213,22 @@ def test_a_large_reference_counts_once_on_a_node(plan):
     assert four.total_bytes - one.total_bytes == 3 * (one.actors["cpu"].host_bytes - shared)
     small = memory(plan, workers(cpu=1), MACHINE, num_reference=1000, has_clusters=False)
     assert small.actors["cpu"].shared_bytes == 0
+
+
+def test_a_budget_that_nothing_fits_is_refused_before_the_table_is_read(make_job, monkeypatch):
+    monkeypatch.setattr(requirements, "this_machine", lambda: MACHINE)
+    pipeline = Pipeline(make_job(labels={"memory_gib": 0.001}))
+    monkeypatch.setattr(Pipeline, "prepared", property(lambda _: pytest.fail("the table is read")))
+    with pytest.raises(ConfigError, match=r"labels.memory_gib = 0.001 cannot hold one block"):
+        pipeline.label()
+
+
+def test_a_budget_that_this_table_does_not_fit_is_refused_before_a_store_is_made(make_job, monkeypatch):
+    monkeypatch.setattr(requirements, "this_machine", lambda: MACHINE)
+    pipeline = Pipeline(make_job(labels={"memory_gib": 50.0}))
+    block = requirements.reference_memory(480, 2, has_clusters=False)
+    large = replace(block, streamed=60 * GIB)
+    monkeypatch.setattr(requirements, "reference_memory", lambda rows, *_, **__: large if rows > 1 else block)
+    with pytest.raises(ConfigError, match=r"labels.memory_gib = 50 cannot hold one block"):
+        pipeline.label()
+    assert not Path(pipeline.job.output.dir, "pairs.zarr").exists()

@@ -1,6 +1,7 @@
 """Folders and globs of files as one table, whole and by ranges, here and in a bucket."""
 
 import itertools
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
@@ -281,3 +282,41 @@ def test_parts_without_values_have_no_type(tmp_path):
     with open_rows(tmp_path / "t") as rows:
         np.testing.assert_array_equal(rows.read(0, 6), whole.values)
         assert (rows.types, rows.columns) == (whole.types, whole.columns)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ([pa.array([1, 2], pa.int32()), pa.array([3, 2**40])], pa.int64()),
+        ([pa.array([1, 2], pa.int8()), pa.array([3, 4], pa.uint16())], pa.int64()),
+        ([pa.array([1, 2]), pa.array([0.5, 4.0])], pa.float64()),
+        ([pa.array([1.5, 2], pa.float32()), pa.array([0.1, None])], pa.float64()),
+        ([pa.array([1, 2]), pa.array([2**63 + 1, 2**63 + 2], pa.uint64()).slice(0, 0)], pa.int64()),
+        ([pa.array([2**62, 2**62 + 2]), pa.array([2**62 + 1], pa.int64()), pa.array([None, None])], pa.int64()),
+        ([pa.array([1, 2]), pa.array([Decimal("1.50"), None])], pa.decimal128(15, 2)),
+        ([pa.array([1, 2]).dictionary_encode(), pa.array([3, 4], pa.int32())], pa.int64()),
+        ([pa.array([Decimal("1.50")], pa.decimal128(38, 2))] * 2, pa.decimal128(38, 2)),
+    ],
+)
+def test_types_that_differ_are_one_whole_and_by_ranges(tmp_path, parts):
+    columns, expected = parts
+    for number, column in enumerate(columns):
+        parquet_file(tmp_path / "t" / f"{number}.parquet", a=column)
+    whole = open_table(tmp_path / "t")
+    with open_rows(tmp_path / "t") as rows:
+        assert rows.types == whole.types
+        np.testing.assert_array_equal(rows.read(0, rows.num_rows), whole.values)
+    assert whole.types[0].arrow == expected
+    assert whole.types[0].from_float(whole.values[:, 0]).to_pylist() == [
+        v for part in columns for v in part.to_pylist()
+    ]
+
+
+def test_types_that_no_type_holds_are_refused_whole_and_by_ranges(tmp_path):
+    parquet_file(tmp_path / "t" / "0.parquet", a=pa.array([1, 2]))
+    parquet_file(tmp_path / "t" / "1.parquet", a=pa.array([True, False]))
+    words = r"1\.parquet: column 'a' is bool, in the files before int64: expected one type"
+    with pytest.raises(DataError, match=words):
+        open_table(tmp_path / "t")
+    with pytest.raises(DataError, match=words), open_rows(tmp_path / "t"):
+        pass

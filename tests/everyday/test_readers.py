@@ -12,9 +12,9 @@ import zarr
 from pyarrow import csv as arrow_csv
 from pyarrow import parquet
 
-from sfg_dist.data import Transform, open_rows, open_table
+from sfg_dist.data import Transform, open_rows, open_split, open_table
 from sfg_dist.data.surveys import survey_of
-from sfg_dist.errors import ConfigError, PlanMismatchError, StoreError
+from sfg_dist.errors import ConfigError, DataError, PlanMismatchError, StoreError
 from sfg_dist.plan import Plan, fingerprint, seal, unseal
 from sfg_dist.store import create_store, extend_store, open_pairs
 from sfg_dist.store.create import mend_frame
@@ -149,6 +149,36 @@ def test_the_tool_reads_some_columns_of_what_it_wrote(tmp_path):
     with open_rows(tmp_path / "rows.zarr", columns=["stamp", "big"]) as rows:
         assert rows.types == some.types
         np.testing.assert_array_equal(rows.read(0, NUM_ROWS), some.values)
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+def test_a_split_and_an_array_put_behind_keep_the_types_of_samples(tmp_path):
+    path = write(tmp_path / "rows.zarr")
+    whole = open_table(path)
+    split = open_split(path, arrays={"train": "X", "test": ["X"]})
+    assert split.types == whole.types
+    np.testing.assert_array_equal(split.test, whole.values)
+    group = zarr.open_group(path, mode="r+", use_consolidated=False)
+    group.create_array("more", data=np.arange(NUM_ROWS))
+    group.create_array("wide", data=whole.values)
+    zarr.consolidate_metadata(path)
+    behind = open_table(path, array="more", append=["X"])
+    assert behind.types[1:] == whole.types
+    with pytest.raises(DataError, match=r"array 'X' is a table of samples, .* array 'wide' has none"):
+        open_split(path, arrays={"train": "X", "test": "wide"})
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.npy", "t.zarr", "t.parquet", "t.parquet/"])
+def test_a_table_that_cannot_fit_is_refused_before_its_first_row(tmp_path, name):
+    with pytest.raises(ConfigError, match=r"t\.\w+/?: 9,000,.* rows take .* at the least, and .* are free"):
+        write_table(f"{tmp_path}/{name}", ["a"], 9 * 10**15, lambda _: pytest.fail("a row is drawn"), source="one")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_table_of_too_many_parts_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("sfg_dist.store.table.free_disk", lambda _: 1 << 62)
+    with pytest.raises(ConfigError, match="parts, and a table has 10,000,000 at most"):
+        write_table(tmp_path / "t.zarr", ["a"], 2**53, lambda _: pytest.fail("a row is drawn"), source="one")
 
 
 def test_the_tool_reads_its_own_csv(tmp_path):

@@ -103,9 +103,14 @@ def spare_home(environment: MutableMapping[str, str] = os.environ) -> None:
             environment["MPLCONFIGDIR"] = folder
 
 
+def nearest_there(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that this user can see."""
+    place = path.absolute()
+    while not os.path.exists(place):  # False also for what this user may not look at
+        place = place.parent
+    return place
+
+
 def free_disk(path: Path) -> int:
     """Bytes that this user may still write where ``path`` is, or would be made."""
-    place = path.absolute()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
+    return shutil.disk_usage(nearest_there(path)).free

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfg_dist.errors import ConfigError, StoreError
 from sfg_dist.events import EventLog
+from sfg_dist.folders import nearest_there
 from sfg_dist.objects import is_url
 
 if TYPE_CHECKING:
@@ -34,8 +35,11 @@ class OutputDirectory:
 
     def __init__(self, url: str, listener: Listener | None = None) -> None:
         self.url = url if url.endswith("://") else url.rstrip("/") or "/"
-        if not is_url(self.url) and Path(self.url).exists() and not Path(self.url).is_dir():
-            raise ConfigError(f"output.dir = {url!r} is a file: name a directory")
+        for place in () if is_url(self.url) else (Path(self.url), Path(self.url) / "pairs.zarr"):
+            there = nearest_there(place)
+            if not there.is_dir():
+                which = "" if there == Path(self.url).absolute() else f": {there}"
+                raise ConfigError(f"output.dir = {url!r}{which} is a file: name a directory")
         self._listener = listener
         self._may_drop_events = self._has_warned = False
 

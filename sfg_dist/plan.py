@@ -323,7 +323,8 @@ def unseal(document: bytes) -> dict[str, Any]:
         fields = json.loads(document)
         digest = fields.pop("sha256", None)
     except (TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"not a plan: {error}") from error
+        where = f"no JSON in line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "no table in JSON"
+        raise ValueError(f"not a plan: {where}") from error
     if "format_version" in fields and fields["format_version"] != FORMAT_VERSION:
         raise ValueError(f"format {fields['format_version']}, this version reads format {FORMAT_VERSION}")
     if digest is None:

@@ -1,7 +1,11 @@
 """A table larger than labels.memory_gib goes through all stages without being held whole, to the same bits."""
 
+from decimal import Decimal
+
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from sfg_dist.data import RowReader, large
 from sfg_dist.data.large import LargePrepared
@@ -10,6 +14,7 @@ from sfg_dist.distributed.labeler import ShardLabeler
 from sfg_dist.errors import ConfigError
 from sfg_dist.flow import reference
 from sfg_dist.pipeline import Pipeline
+from sfg_dist.store import open_pairs
 
 
 @pytest.fixture
@@ -59,3 +64,50 @@ def test_what_is_chosen_for_a_table_needs_it_in_memory(make_job, table, small, k
     pipeline = Pipeline(make_job(data=table, labels={"memory_gib": 6.0, **keys}))
     with pytest.raises(ConfigError, match=f"labels.{next(iter(keys))} = .* needs the reference in memory"):
         pipeline.label()
+
+
+TYPED = {
+    "count": lambda rng, n: pa.array(rng.integers(0, 50, n), pa.int32()),
+    "stamp": lambda rng, n: pa.array(1_700_000_000_000 + rng.integers(0, 10**8, n), pa.timestamp("ms")),
+    "identity": lambda rng, n: pa.array(2**53 + 1 + rng.integers(0, 10**6, n)),
+    "price": lambda rng, n: pa.array([Decimal(int(cents)) / 100 for cents in rng.integers(0, 10**5, n)]),
+    "flag": lambda rng, n: pa.array(rng.random(n) < 0.3),
+    "rain": lambda rng, n: pa.array(np.where(rng.random(n) < 0.6, 0, rng.lognormal(size=n)), mask=rng.random(n) < 0.02),
+    "share": lambda rng, n: pa.array(rng.random(n), pa.float32()),
+}
+
+
+@pytest.fixture
+def typed_source(tmp_path):
+    """A folder of .parquet with typed columns, zeros and gaps, and a column whose type differs."""
+    rng = np.random.default_rng(0)
+    for part, rows in enumerate((700, 500)):
+        columns = {name: make(rng, rows) for name, make in TYPED.items()}
+        if part:
+            columns["count"] = columns["count"].cast(pa.int64())
+        (tmp_path / "typed").mkdir(exist_ok=True)
+        parquet.write_table(pa.table(columns), tmp_path / "typed" / f"{part}.parquet", row_group_size=300)
+    return {
+        "source": str(tmp_path / "typed"),
+        "shuffle": "none",
+        "missing": "drop",
+        "max_rows": None,
+        "bounds": {"share": [0, 1], "rain": [0, 1000]},
+    }
+
+
+def test_labels_of_typed_columns_read_by_ranges_have_the_bits_of_the_table_held_whole(
+    make_job, store_bytes, typed_source, monkeypatch
+):
+    labels = {"num_pairs": 128, "num_evaluations": 4}
+    whole = Pipeline(make_job("whole", data=typed_source, labels=labels))
+    whole.label()
+    monkeypatch.setattr(RowReader, "num_bytes", property(lambda _: 1 << 60))
+    monkeypatch.setattr(large, "SCAN_ROWS", 400)
+    passes = Pipeline(make_job("passes", data=typed_source, labels={**labels, "memory_gib": 6.0}))
+    assert isinstance(passes.prepared, LargePrepared)
+    passes.label()
+    assert store_bytes(passes.pairs_url) == store_bytes(whole.pairs_url)
+    transforms = [open_pairs(pipeline.pairs_url).transform for pipeline in (passes, whole)]
+    assert transforms[0][1] == transforms[1][1]
+    assert passes.prepared.report["atoms"] == whole.prepared.report["atoms"] != {}

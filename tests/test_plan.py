@@ -17,6 +17,7 @@ from sfg_dist.plan import (
     integer_rows,
     normal_rows,
     random_generator,
+    unseal,
 )
 from sfg_dist.planning import identity_of_keys
 
@@ -154,3 +155,11 @@ def test_the_default_range_is_no_part_of_the_identity():
 def test_open_ranges_are_plain_json():
     job = Job.model_validate({"data": {"source": "moons", "bounds": {"x": [-math.inf, 3.0]}}})
     assert json.loads(json.dumps(identity_of_keys(job), allow_nan=False))["data"]["bounds"] == {"x": ["-inf", 3.0]}
+
+
+@pytest.mark.parametrize(
+    ("document", "words"), [(b"", "no JSON in line 1"), (b"{\n x", "no JSON in line 2"), (b"[]", "no table")]
+)
+def test_a_torn_plan_is_told_without_the_words_of_a_library(document, words):
+    with pytest.raises(ValueError, match=f"not a plan: {words}"):
+        unseal(document)

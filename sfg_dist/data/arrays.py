@@ -150,7 +150,9 @@ class ArrayFile:
 
     def find(self, name: str) -> str:
         """The array meant by ``data.array``: itself, or for the default X the only table there is."""
-        if name in self.names or name != DEFAULT_ARRAY:
+        if name.lstrip("/") in self.names:
+            return name.lstrip("/")
+        if name != DEFAULT_ARRAY:
             return name
         tables = [other for other in self.names if self.describe(other).startswith("2-D")]
         frames = [other for other in tables if self.describe(other).endswith("of pandas")]
@@ -187,6 +189,9 @@ def open_arrays(source: str) -> Iterator[ArrayFile]:
             yield _mapping_file(source, (DEFAULT_ARRAY,), lambda _: _only_array(source, stream))
         elif suffix == ".npz":
             with reading(source):
+                if stream.read(2) != b"PK":
+                    raise ValueError("it is not a zip archive of arrays")
+                stream.seek(0)
                 archive = np.load(stream, allow_pickle=False)
                 if not hasattr(archive, "files"):
                     raise ValueError("it is not a zip archive of arrays")

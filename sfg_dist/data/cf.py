@@ -113,6 +113,15 @@ def packing_of(label: str, attributes: Mapping[str, Any], dtype: Any, fill: Any 
         else (-np.inf, np.inf)
     )
     low, high = found.get("valid_min", [low])[0], found.get("valid_max", [high])[0]
+    if low > high:
+        raise DataError(
+            f"{label}: its valid values run from {low} to {high}, so that there is none: mend its attributes"
+        )
+    for key in ("scale_factor", "add_offset"):
+        values = found.get(key, [1.0])
+        if len(values) > 1 or not np.isfinite(values[0]) or (key == "scale_factor" and values[0] == 0):
+            shown = ", ".join(map(str, values))
+            raise DataError(f"{label}: its attribute {key} is {shown}: expected one finite number; mend its attributes")
     scales = "scale_factor" in found or "add_offset" in found
     bounds = [found[key][0] for key in ("valid_range", "valid_min", "valid_max") if key in found]
     words = [key for key in _KEYS if key in found and key in attributes] + ["_Unsigned"] * bool(sign)

@@ -12,6 +12,7 @@ from sfg_dist.data.atoms import find_atoms, find_sentinels
 from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.grid import Grid, find_grid, find_whole, grid_of_step, grid_of_type, share_of_ties
 from sfg_dist.data.naming import check_columns, listed
+from sfg_dist.data.transform import MAX_VALUE
 from sfg_dist.errors import DataError
 
 # Above this share of rows with a tied value a column counts as measured in steps. Ties by chance in float32
@@ -23,6 +24,29 @@ TIED_SHARE = 0.01
 _LEAST_SPACINGS, _LEAST_WIDTH, _LEAST_ROWS = 2.0**10, 1e-90, 10
 
 _Array = NDArray[np.float64]
+
+
+def check_size(source: str, rows: _Array, names: Sequence[str]) -> None:
+    """Refuse finite values that the flow's arithmetic cannot hold.
+
+    Raises:
+        DataError: with the column and the row of the first.
+    """
+    if not rows.size or max(np.fmax.reduce(rows, axis=None), -np.fmin.reduce(rows, axis=None)) <= MAX_VALUE:
+        return
+    with np.errstate(invalid="ignore"):
+        is_large = (np.abs(rows) > MAX_VALUE) & (np.abs(rows) < np.inf)
+    if is_large.any():
+        row, column = np.argwhere(is_large)[0]
+        raise value_too_large(source, names[column], float(rows[row, column]), int(row))
+
+
+def value_too_large(source: str, name: str, value: float, row: int) -> DataError:
+    """The refusal of a value that the flow's arithmetic cannot hold."""
+    return DataError(
+        f"{source}: column {name!r} holds {value} in row {row} (counted from 0): expected finite numbers up to "
+        f"{MAX_VALUE:g}"
+    )
 
 
 def drop_missing(source: str, rows: _Array, names: Sequence[str], missing: str) -> _Array:
@@ -42,9 +66,9 @@ def drop_missing(source: str, rows: _Array, names: Sequence[str], missing: str) 
     bad = ~np.isfinite(rows)
     if not bad.any():
         return rows
-    if missing == "drop":
-        return rows[~bad.any(axis=1)]
     counts = bad.sum(axis=0)
+    if missing == "drop" and counts.max() < len(rows):
+        return rows[~bad.any(axis=1)]
     first_row = int(np.argmax(bad[:, np.flatnonzero(counts)[0]]))
     raise missing_values(source, names, counts, first_row, int(bad.any(axis=1).sum()), len(rows))
 
@@ -62,6 +86,11 @@ def missing_values(
         num_incomplete: rows that have one.
         num_rows: rows of the table.
     """
+    if empty := [name for name, count in zip(names, counts, strict=True) if count == num_rows]:
+        return DataError(
+            f"{source}: no value of {'column' if len(empty) == 1 else 'columns'} {listed(empty)} is there and finite: "
+            "choose the columns that have values with data.columns"
+        )
     affected = np.flatnonzero(counts)
     more = [f"{names[column]!r} has {counts[column]}" for column in affected[1:6]]
     if len(affected) > 6:

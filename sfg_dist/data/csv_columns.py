@@ -95,7 +95,22 @@ def first_text(cells: Any, decimal: str) -> tuple[int, str]:
         row = pc.index(pc.fill_null(found, False), True).as_py()
         if row >= 0:
             break
+    kind = typed(pa.chunked_array([trimmed.slice(row, 1)])).type if row >= 0 else pa.null()
+    if pa.types.is_boolean(kind) or pa.types.is_temporal(kind):
+        row = _first_other(trimmed)
     return row, cells[row].as_py().strip()
+
+
+def _first_other(cells: Any) -> int:
+    """The first row whose cell has no type in common with those above, as where a day among days does not exist."""
+    import pyarrow as pa
+
+    low, high = 0, len(cells)  # of rows that have a type in common: enough, and too many
+    while high - low > 1:
+        middle = (low + high) // 2
+        is_text = pa.types.is_string(typed(pa.chunked_array([cells.slice(0, middle)])).type)
+        low, high = (low, middle) if is_text else (middle, high)
+    return high - 1
 
 
 def has_padding(cells: Any) -> tuple[bool, bool]:
@@ -142,7 +157,8 @@ def _numbers(cells: Any) -> Any:
         return None
     values = numbers.to_numpy()
     finite = _finite(values)
-    if len(finite) and _largest(finite) >= _EXACT and pc.all(pc.match_substring_regex(cells, _WHOLE)).as_py():
+    is_whole = len(finite) > 0 and (_largest(finite) >= _EXACT or np.array_equal(finite, np.rint(finite)))
+    if is_whole and pc.all(pc.match_substring_regex(cells, _WHOLE)).as_py():
         plain = pc.replace_substring_regex(cells, r"^\+", "")
         for kind in (pa.int64(), pa.uint64(), pa.decimal128(38, 0), pa.decimal256(76, 0)):
             exact = _cast(plain, kind)

@@ -79,6 +79,8 @@ class _File:
             what = "separators of thousands are not read: take them out"
             if self.dialect.decimal == "." and _DECIMAL_COMMA.fullmatch(cell):
                 what += '; a decimal comma is read with data.decimal = "," where all numbers of the file have it'
+        elif re.fullmatch(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}([ T].*)?", cell):
+            what = "days are read in the form 2024-06-01, and stamps as 2024-06-01T09:15:00"
         elif re.fullmatch(r"[+-]?0\d+", cell):
             what = "digits that begin with 0 are taken for a code: take the zeros out if they are numbers"
         elif re.fullmatch(r"[^\w\s.]?\s*[+-]?[\d.,]+\s*[^\w\s.]?", cell):

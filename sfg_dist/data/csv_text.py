@@ -34,6 +34,9 @@ _OTHER_FORMATS = (
     (b"%PDF", "a PDF document"),
     (b"<!DOCTYPE", "an HTML page, perhaps of an error or a login: download the file itself"),
     (b"<html", "an HTML page, perhaps of an error or a login: download the file itself"),
+    (b"version https://git-lfs", "a pointer of Git LFS: fetch the file itself by `git lfs pull`"),
+    (b'{"', "JSON: export it as .csv"),
+    (b"[{", "JSON: export it as .csv"),
     (b"<?xml", "an XML document: export it as .csv"),
 )
 
@@ -80,6 +83,7 @@ def decode_text(source: str, raw: bytes, encoding: str = "auto") -> Text:
     data, found = _to_utf8(source, raw, encoding)
     if found != "utf-8":
         notes.append(found)
+    data = data.removesuffix(b"\x1a")  # how DOS ended its files
     nul = data.find(b"\0")
     if nul >= 0:
         line = data.count(b"\n", 0, nul) + 1

@@ -67,7 +67,13 @@ def parts_of(source: str) -> list[Part]:
     Raises:
         DataError: there are none, they are of two formats, or their folders give different columns.
     """
-    root, paths = _listed_objects(source) if is_url(source) else _listed_files(source)
+    try:
+        root, paths = _listed_objects(source) if is_url(source) else _listed_files(source)
+    except OSError as error:
+        raise DataError(
+            f"{source}: {error.filename} in it cannot be looked at ({error.strerror}): name the files with a glob, for "
+            f"example {source.rstrip('/')}/part-*.parquet"
+        ) from error
     kept = [path for path in paths if not _is_hidden(path)]
     for mark, what in ((r"(.*/)?_delta_log/", "a Delta"), (r"(.*/)?metadata/.*\.metadata\.json$", "an Iceberg")):
         if any(re.match(mark, path) for path in paths):

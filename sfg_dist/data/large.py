@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data.bounds import Bounds, check_bounds, check_inside, moved_bounds
-from sfg_dist.data.cleaning import atoms_report, find_constants, find_grids, missing_values
+from sfg_dist.data.cleaning import atoms_report, find_constants, find_grids, missing_values, value_too_large
 from sfg_dist.data.column_type import steps_of
 from sfg_dist.data.grid import Grid
 from sfg_dist.data.naming import check_columns
@@ -216,16 +216,13 @@ def _scan(reader: RowReader, missing: str) -> NDArray[np.int64]:
         if len(beyond) and largest is None:
             row, column = beyond[0]
             largest = float(rows[row, column]), number * SCAN_ROWS + int(row), int(column)
-    if counts.any() and missing == "refuse":
+    if counts.any() and (missing == "refuse" or counts.max() == reader.num_rows):
         first_row = int(first_bad[np.flatnonzero(counts)[0]])
         raise missing_values(
             reader.source, reader.columns, counts, first_row, reader.num_rows - kept[-1], reader.num_rows
         )
     if largest is not None:
-        raise DataError(
-            f"{reader.source}: column {reader.columns[largest[2]]!r} holds {largest[0]} in row {largest[1]} (counted "
-            f"from 0): expected finite numbers up to {MAX_VALUE:g}"
-        )
+        raise value_too_large(reader.source, reader.columns[largest[2]], *largest[:2])
     return np.array(kept, dtype=np.int64)
 
 

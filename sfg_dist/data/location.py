@@ -130,7 +130,8 @@ def reading(source: str) -> Iterator[None]:
         if is_url(source) and lacks_credentials(error):
             raise DataError(f"{source} cannot be fetched: {NO_CREDENTIALS}") from error
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        said = "" if type(error).__module__.startswith("pyarrow") else f" ({reason})"  # Arrow's words help nobody
+        helps = not type(error).__module__.startswith(("pyarrow", "json"))  # whose words are for developers
+        said = f" ({reason})" if helps else ""
         raise DataError(
             f"{source} cannot be read as {suffix_of(source)}: the file is damaged or of another format{said}"
         ) from error

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data.bounds import Bounds, check_bounds, check_inside, moved_bounds
-from sfg_dist.data.cleaning import atoms_report, drop_missing, find_constants, find_grids, num_duplicates
+from sfg_dist.data.cleaning import atoms_report, check_size, drop_missing, find_constants, find_grids, num_duplicates
 from sfg_dist.data.column_type import ColumnType, steps_of
 from sfg_dist.data.conditions import ColumnSplit, conditions_last
 from sfg_dist.data.csv_dialect import TextFormat
@@ -193,6 +193,8 @@ def prepare(
         parts = {part: rows[:, places] for part, rows in parts.items()}
         log_density = None if log_density is None else _of_columns(log_density, places)
     num_read = sum(map(len, parts.values()))
+    for part, rows in parts.items():
+        check_size(source if part == "table" else f"{source}: the {part} part", rows, names)
     parts = {
         part: drop_missing(source if part == "table" else f"{source}: the {part} part", rows, names, missing)
         for part, rows in parts.items()

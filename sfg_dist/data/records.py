@@ -17,7 +17,7 @@ from sfg_dist.data.csv_dialect import TextFormat
 from sfg_dist.data.csv_read import read_csv
 from sfg_dist.data.folders import is_folder, is_prefix, read_folder
 from sfg_dist.data.location import AbsentError, is_text, open_bytes, reading
-from sfg_dist.data.naming import check_columns
+from sfg_dist.data.naming import check_columns, listed
 from sfg_dist.data.surveys import Survey, settled, survey_of, to_float
 from sfg_dist.errors import DataError
 from sfg_dist.words import counted
@@ -96,4 +96,17 @@ def _read_parquet(source: str, stream: Any, columns: Sequence[str] | None) -> tu
         names = [name for name in file.schema_arrow.names if not name.startswith("__index_level_")]
     wanted = check_columns(source, names, columns)
     with reading(source):
-        return file.read(columns=list(wanted)).select(list(wanted)), f"{counted(len(names), 'column')}, parquet"
+        read_as = f"{counted(len(names), 'column')}, parquet{index_words(file.schema_arrow)}"
+        return file.read(columns=list(wanted)).select(list(wanted)), read_as
+
+
+def index_words(schema: Any) -> str:
+    """What becomes of an index that pandas wrote into a .parquet file as columns; empty where there is none."""
+    try:
+        said = (schema.pandas_metadata or {}).get("index_columns", ())
+    except ValueError:  # somebody else's, and no JSON
+        said = ()
+    index = [name for name in said if isinstance(name, str)]
+    kept = [name for name in index if name in schema.names and not name.startswith("__index_level_")]
+    words = f", with the index of pandas ({listed(kept)})" if kept else ""
+    return words + (", row names of pandas left out" if len(kept) < len(index) else "")

@@ -38,6 +38,7 @@ from sfg_dist.data.folders import (
 )
 from sfg_dist.data.location import local_path, open_bucket, reading, suffix_of
 from sfg_dist.data.naming import check_columns
+from sfg_dist.data.records import index_words
 from sfg_dist.data.surveys import (
     Survey,
     arrow_of,
@@ -243,7 +244,7 @@ def _parquet_rows(
                 values[low - start : high - start, index] = to_float(source, name, types[name], table.column(name))
         return values
 
-    read_as = f"{counted(len(names), 'column')}, parquet"
+    read_as = f"{counted(len(names), 'column')}, parquet{index_words(file.schema_arrow)}"
     num_rows = int(ends[-1]) if len(ends) else 0
     return RowReader(source, tuple(types), num_rows, tuple(types.values()), fetch, read_as)
 

@@ -31,7 +31,7 @@ from sfg_dist.distributed.sizes import (
 )
 from sfg_dist.errors import ConfigError
 from sfg_dist.flow.block_file import reference_bytes
-from sfg_dist.folders import free_disk
+from sfg_dist.folders import free_disk, nearest_there
 from sfg_dist.plan import Plan
 
 DeviceKind = Literal["cpu", "cuda"]
@@ -300,9 +300,7 @@ def require_output(directory: str) -> None:
         Location(directory)
         return
     for place in (Path(directory), Path(directory) / "pairs.zarr"):
-        there = place.absolute()
-        while not os.path.exists(there):  # False also for what this user may not look at, whose parent then is refused
-            there = there.parent
+        there = nearest_there(place)
         if not there.is_dir():
             raise ConfigError(f"output.dir = {directory!r}: {there} is a file: name a directory")
         if not os.access(there, os.W_OK | os.X_OK):

@@ -284,3 +284,36 @@ def test_suffixes_in_any_case(tmp_path, name):
     else:
         h5(path, {"X": np.ones((3, 2))})
     assert open_table(path).values.shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "words"),
+    [
+        ({"scale_factor": np.array([0.1, 0.2])}, "its attribute scale_factor is 0.1, 0.2: expected one finite number"),
+        ({"scale_factor": 0.0}, "its attribute scale_factor is 0.0: expected one finite number"),
+        ({"add_offset": np.nan}, "its attribute add_offset is nan: expected one finite number"),
+        ({"valid_range": np.array([90, 10])}, "its valid values run from 90 to 10, so that there is none"),
+    ],
+)
+def test_attributes_that_cannot_be_meant_are_refused(tmp_path, attributes, words):
+    with h5py.File(tmp_path / "t.h5", "w") as file:
+        file["X"] = np.arange(40).reshape(20, 2)
+        file["X"].attrs.update(attributes)
+    with pytest.raises(DataError, match=f"t.h5: array 'X': {words}"):
+        open_table(tmp_path / "t.h5")
+
+
+def test_an_array_is_found_by_its_path_from_the_root(tmp_path):
+    with h5py.File(tmp_path / "t.h5", "w") as file:
+        file["g/a"] = file["g/b"] = np.arange(40).reshape(20, 2)
+    assert open_table(tmp_path / "t.h5", array="/g/a").values[0].tolist() == [0, 1]
+
+
+def test_a_damaged_file_is_told_without_the_words_of_a_library(tmp_path):
+    (tmp_path / "t.npz").write_text("x")
+    with pytest.raises(DataError, match=r"another format \(it is not a zip archive of arrays\)$"):
+        open_table(tmp_path / "t.npz")
+    (tmp_path / "t.zarr").mkdir()
+    (tmp_path / "t.zarr" / "zarr.json").write_text("{")
+    with pytest.raises(DataError, match=r"t\.zarr cannot be read as \.zarr: .* of another format$"):
+        open_table(tmp_path / "t.zarr")

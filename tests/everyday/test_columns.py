@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from sfg_dist.data import prepare
+from sfg_dist.data import prepare, prepare_within
 from sfg_dist.display import Display
 from sfg_dist.errors import DataError
 from sfg_dist.presentation import _notes
@@ -211,3 +211,23 @@ def test_a_column_of_latitudes_keeps_to_the_whole_globe_if_asked(tmp_path):
     samples = table.transform.inverse(scores)[:, 0]
     assert -90 <= samples.min() < values.min()
     assert values.max() < samples.max() <= 90
+
+
+@pytest.mark.parametrize("missing", ["refuse", "drop"])
+def test_a_column_without_any_value_is_named(tmp_path, missing):
+    rows = np.stack([np.arange(60.0), np.full(60, np.nan)], axis=1)
+    np.save(tmp_path / "t.npy", rows)
+    words = r"t\.npy: no value of column 'c1' is there and finite: choose the columns"
+    with pytest.raises(DataError, match=words):
+        prepare(tmp_path / "t.npy", missing=missing)
+    with pytest.raises(DataError, match=words):
+        prepare_within(tmp_path / "t.npy", missing=missing, shuffle="none", memory_gib=1e-9)
+
+
+def test_a_value_that_is_too_large_is_named_by_its_row_in_the_file(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(60, 2))
+    rows[3] = np.nan
+    rows[7, 1] = -1e200
+    np.save(tmp_path / "t.npy", rows)
+    with pytest.raises(DataError, match=r"t\.npy: column 'c1' holds -1e\+200 in row 7 \(counted from 0\)"):
+        prepare(tmp_path / "t.npy", missing="drop")

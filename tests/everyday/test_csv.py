@@ -508,3 +508,48 @@ def test_query_points_go_through_the_same_reader(tmp_path):
     (tmp_path / "latents.csv").write_text("x;y\n0,5;1,25\n-1,5;2,5\n")
     found = read_queries(str(tmp_path / "latents.csv"), prepared.transform, "decode")
     np.testing.assert_array_equal(found, np.array([[0.5, 1.25], [-1.5, 2.5]], np.float32))
+
+
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        (["2016-12-31T23:59:58", "2016-12-31T23:59:60"], r"'2016-12-31T23:59:60' in data row 40 .*, line 41"),
+        (["2024-02-28", "2024-02-30"], r"'2024-02-30' in data row 40 .*, line 41"),
+        (["true", "maybe"], r"'maybe' in data row 40 .*, line 41"),
+        (["2024-01-05", "1"], r"'1' in data row 40 .*, line 41"),
+        (["1/8/2024", "2/8/2024"], r"'1/8/2024' in data row 1 .* days are read in the form 2024-06-01"),
+        (["31.12.2024", "30.12.2024"], r"'31.12.2024' in data row 1 .* days are read in the form 2024-06-01"),
+    ],
+)
+def test_the_cell_that_is_no_such_value_is_named(tmp_path, cells, words):
+    path = tmp_path / "t.csv"
+    path.write_text("a,b\n" + f"{cells[0]},0.5\n" * 39 + f"{cells[1]},0.25\n" + f"{cells[0]},0.5\n" * 3)
+    with pytest.raises(DataError, match=words):
+        open_table(path)
+
+
+def test_whole_numbers_with_a_plus_are_whole_numbers(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a,b,c\n" + "".join(f"+{k},{k}e2,{k}.0\n" for k in range(1, 30)))
+    table = open_table(path)
+    assert [type_.dtype for type_ in table.types] == ["int64", "float64", "float64"]
+    assert table.values[:2].tolist() == [[1, 100, 1], [2, 200, 2]]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'[{"a": 1}]\n', "it is JSON"),
+        (b'{"a": [1, 2]}\n', "it is JSON"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n", "a pointer of Git LFS"),
+    ],
+)
+def test_what_is_no_table_is_said(tmp_path, content, words):
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(DataError, match=rf"t\.csv cannot be read as \.csv: .*{words}"):
+        open_table(tmp_path / "t.csv")
+
+
+def test_the_end_that_dos_put_to_files(tmp_path):
+    (tmp_path / "t.csv").write_bytes(b"a,b\r\n1,2.5\r\n3,4.5\r\n\x1a")
+    assert open_table(tmp_path / "t.csv").values.tolist() == [[1, 2.5], [3, 4.5]]

@@ -19,6 +19,7 @@ from sfg_dist.distributed import cluster
 from sfg_dist.errors import ClusterError, ConfigError, StoreError
 from sfg_dist.folders import expanded, private_folder, spare_home
 from sfg_dist.kernel_cache import cached_njit
+from sfg_dist.pipeline import Pipeline
 from sfg_dist.search_path import PACKAGE_ROOT, python_command, without_users_files
 
 # Names of the standard library and of packages; "python -m" itself imports some others before any line of ours.
@@ -262,3 +263,11 @@ def test_no_submissions_without_a_home(home, tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.setenv("HOME", "/proc/none")
     assert sfg(tmp_path, "jobs").stdout == "nothing was submitted from this account\n"
+
+
+@pytest.mark.parametrize(("made", "wanted"), [("f", "f/x"), ("out/pairs.zarr", "out")])
+def test_a_file_where_a_folder_must_be_is_named_before_any_work(tmp_path, make_job, made, wanted):
+    (tmp_path / made).parent.mkdir(exist_ok=True)
+    (tmp_path / made).write_text("")
+    with pytest.raises(ConfigError, match=rf"output\.dir = .*{wanted}': .*{made} is a file: name a directory"):
+        Pipeline(make_job(wanted))

@@ -2,6 +2,7 @@
 
 import itertools
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -320,3 +321,14 @@ def test_types_that_no_type_holds_are_refused_whole_and_by_ranges(tmp_path):
         open_table(tmp_path / "t")
     with pytest.raises(DataError, match=words), open_rows(tmp_path / "t"):
         pass
+
+
+def test_a_folder_that_cannot_be_looked_at_is_said(tmp_path, monkeypatch):
+    (tmp_path / "t" / "locked").mkdir(parents=True)
+
+    def refuse(self, *_):
+        raise PermissionError(13, "Permission denied", str(self / "locked"))
+
+    monkeypatch.setattr(Path, "rglob", refuse)
+    with pytest.raises(DataError, match=r"t: .*locked in it cannot be looked at \(Permission denied\): name the files"):
+        open_table(tmp_path / "t")

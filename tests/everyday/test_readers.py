@@ -375,3 +375,21 @@ def test_suffixes_in_any_case_and_the_home_folder(tmp_path, monkeypatch, name):
     write(f"~/{name}", TABLE.select(["count"]))
     assert [path.name for path in tmp_path.iterdir()] == [name]
     np.testing.assert_array_equal(open_table(tmp_path / name).values[:, 0], TABLE.column("count").to_numpy())
+
+
+@pytest.mark.parametrize(
+    ("index", "columns", "words"),
+    [
+        ({}, ("a",), "1 column, parquet"),
+        ({"data": list("ba")}, ("a",), "1 column, parquet, row names of pandas left out"),
+        ({"data": [2, 1], "name": "id"}, ("a", "id"), "2 columns, parquet, with the index of pandas ('id')"),
+    ],
+)
+def test_an_index_of_pandas_is_said(tmp_path, index, columns, words):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"a": [0.5, 1.5]}, index=pandas.Index(**index) if index else None)
+    frame.to_parquet(tmp_path / "t.parquet")
+    table = open_table(tmp_path / "t.parquet")
+    assert (table.columns, table.read_as) == (columns, words)
+    with open_rows(tmp_path / "t.parquet") as rows:
+        assert (rows.columns, rows.read_as) == (columns, words)

@@ -177,12 +177,14 @@ def copy_run(source: Path, target: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory):
-    """The small job after all stages, made once for the session."""
+    """The small job after all stages, its page without pictures, made once for the session."""
     import sfg_dist
 
     events: list[dict[str, Any]] = []
     job = small_job(tmp_path_factory.mktemp("small_run") / "run")
-    metrics = sfg_dist.run(job.model_dump(exclude_none=True), listener=events.append)
+    with pytest.MonkeyPatch.context() as patch:
+        leave_out_pictures(patch)
+        metrics = sfg_dist.run(job.model_dump(exclude_none=True), listener=events.append)
     return SmallRun(Path(job.output.dir), job, metrics, events)
 
 

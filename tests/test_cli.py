@@ -51,20 +51,21 @@ def job(tmp_path, table):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A whole run by the command line."""
+def finished(tmp_path_factory, no_pictures_here):
+    """The directory of a whole run by the command line."""
     directory = tmp_path_factory.mktemp("finished")
     np.save(directory / "table.npy", np.random.default_rng(0).standard_normal((400, 3)))
     (directory / "job.toml").write_text(JOB.format(source="table.npy"))
-    return directory, sfg_process(directory, "run", "job.toml")
+    sfg(directory, "run", "job.toml")
+    return directory
 
 
 @pytest.mark.slow
-def test_run_ends_by_naming_the_report_and_leaves_what_it_promises(finished):
-    directory, done = finished
+def test_run_ends_by_naming_the_report_and_leaves_what_it_promises(job, finished):
+    done = sfg_process(job, "run", "job.toml")
     assert done.stdout.splitlines()[-1] == "report: runs/job/report.html"
     assert done.stderr == ""
-    left = {path.name for path in (directory / "runs" / "job").iterdir()}
+    left = {path.name for path in (job / "runs" / "job").iterdir()}
     assert left == {
         "job.toml",
         "pairs.zarr",
@@ -76,20 +77,20 @@ def test_run_ends_by_naming_the_report_and_leaves_what_it_promises(finished):
         "events.jsonl",
         "tensorboard",
     }
-    metrics = json.loads((directory / "runs" / "job" / "metrics.json").read_text())
+    metrics = json.loads((job / "runs" / "job" / "metrics.json").read_text())
     assert set(metrics) == {"floor", "labels", "samples", "label_error", "time_s"}
     assert {"c2st_auc", "sliced_wasserstein", "nearest_train_distance"} <= set(metrics["samples"])
     assert {"data", "label", "train", "sample", "evaluate"} <= set(metrics["time_s"])
     assert "kl" not in metrics["samples"]
-    page = (directory / "runs" / "job" / "report.html").read_text()
+    assert metrics["samples"] == json.loads((finished / "runs" / "job" / "metrics.json").read_text())["samples"]
+    page = (job / "runs" / "job" / "report.html").read_text()
     assert "http" not in re.sub(r'"data:[^"]*"', "", page)
 
 
 @pytest.mark.slow
 def test_running_again_does_nothing_over_and_shows_the_same(finished, no_pictures):
-    directory, _ = finished
-    before = json.loads((directory / "runs" / "job" / "metrics.json").read_text())
-    again = sfg(directory, "run", "job.toml", "--json")
+    before = json.loads((finished / "runs" / "job" / "metrics.json").read_text())
+    again = sfg(finished, "run", "job.toml", "--json")
     document = json.loads(again.stdout)
     assert document["metrics"]["samples"] == before["samples"]
     assert document["report"] == "runs/job/report.html"
@@ -100,22 +101,20 @@ def test_running_again_does_nothing_over_and_shows_the_same(finished, no_picture
 def test_stages_one_by_one_give_what_run_gives(finished, job, no_pictures):
     for stage in ("label", "train", "sample", "evaluate"):
         sfg(job, stage, "job.toml")
-    one, other = (json.loads((d / "runs" / "job" / "metrics.json").read_text()) for d in (finished[0], job))
+    one, other = (json.loads((d / "runs" / "job" / "metrics.json").read_text()) for d in (finished, job))
     assert one["samples"] == other["samples"]
 
 
 def test_a_resolved_job_runs_again(finished, tmp_path):
-    directory, _ = finished
-    (tmp_path / "again.toml").write_text((directory / "runs" / "job" / "job.toml").read_text())
-    done = sfg(directory, "status", "runs/job", "--json")
+    (tmp_path / "again.toml").write_text((finished / "runs" / "job" / "job.toml").read_text())
+    done = sfg(finished, "status", "runs/job", "--json")
     assert json.loads(done.stdout)["is_complete"]
-    sfg(directory, "label", tmp_path / "again.toml")
+    sfg(finished, "label", tmp_path / "again.toml")
 
 
 def test_status_in_words_and_json(finished):
-    directory, _ = finished
-    assert "4 of 4 shards, 2,000 of 2,000 pairs, dim 3; complete" in sfg(directory, "status", "runs/job").stdout
-    facts = json.loads(sfg(directory, "status", "runs/job/pairs.zarr", "--json").stdout)
+    assert "4 of 4 shards, 2,000 of 2,000 pairs, dim 3; complete" in sfg(finished, "status", "runs/job").stdout
+    facts = json.loads(sfg(finished, "status", "runs/job/pairs.zarr", "--json").stdout)
     assert (facts["rows_done"], facts["shards"]) == (2000, 4)
 
 
@@ -124,12 +123,11 @@ def test_sampling_to_a_file_that_opens_again(finished, tmp_path, suffix):
     from sfg_dist import Generator
     from sfg_dist.data import open_table
 
-    directory, _ = finished
     path = tmp_path / f"rows{suffix}"
-    done = sfg(directory, "sample", "runs/job/model", "-n", "1e3", "--seed", "5", "--out", path)
+    done = sfg(finished, "sample", "runs/job/model", "-n", "1e3", "--seed", "5", "--out", path)
     assert "1,000 rows" in done.stdout
     table = open_table(str(path))
-    expected = Generator.load(directory / "runs" / "job").sample(1000, seed=5)
+    expected = Generator.load(finished / "runs" / "job").sample(1000, seed=5)
     np.testing.assert_allclose(table.values, expected)
     assert table.columns == ("c0", "c1", "c2")
 

@@ -17,6 +17,7 @@ import sfg_dist
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(module.name for module in pkgutil.walk_packages(sfg_dist.__path__, "sfg_dist."))
 PAGES = sorted(ROOT.glob("*.md"))
+SOURCES = sorted((ROOT / "sfg_dist").rglob("*.py"))
 
 
 def test_importing_the_package_loads_neither_torch_nor_ray():
@@ -45,7 +46,18 @@ def test_public_names():
         _ = sfg_dist.nonsense
 
 
-@pytest.mark.parametrize("name", MODULES)
+def module_of(source):
+    """The name of the module that a file of the package holds."""
+    return ".".join(source.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_every_module_is_imported():
+    assert {module_of(source) for source in SOURCES} == {"sfg_dist", *MODULES}
+    for name in MODULES:
+        importlib.import_module(name)
+
+
+@pytest.mark.parametrize("name", [module_of(source) for source in SOURCES if ">>>" in source.read_text()])
 def test_docstring_examples(name):
     import numpy as np
     import torch

@@ -33,7 +33,7 @@ def test_the_command_sets_it_before_torch_is_imported(unsettled):
     assert done.stdout == "PASSIVE False\n"
 
 
-@pytest.mark.parametrize("module", ["sfg_dist", "sfg_dist.flow"])
+@pytest.mark.parametrize("module", ["sfg_dist", pytest.param("sfg_dist.flow", marks=pytest.mark.slow)])
 def test_a_library_leaves_the_environment_alone(module):
     assert imported(module).leaves_environment
 

@@ -286,7 +286,8 @@ def cluster_rows(  # type: ignore[no-untyped-def]
     guesses, before = np.zeros((rows, num_levels, dim), F), mean.copy()
     query = np.zeros(width, F)
     for row in range(rows):
-        query[:dim] = x[row]
+        for k in range(dim):  # numba compiles a check of shapes, with its message, for an assignment of arrays
+            query[k] = x[row, k]
         counts[row], anchors[row] = _pick(
             query, inv_sigma_sq[row], tolerance, share, spare, unit, dense_share, spend, offsets, sizes, bounds, table,
             blocks, moments, axes, anchors[row], leaves[row], sums64[row], side64[row], guesses[row], room, work[row],
@@ -314,7 +315,8 @@ def cluster_rows(  # type: ignore[no-untyped-def]
             bound[row] = -1
             continue
         if not sums64[row, 0] > 0:  # all of a share may vanish beside what others hold
-            mean[row] = guesses[row, 0]
+            for k in range(dim):
+                mean[row, k] = guesses[row, 0, k]
         error = sums64[row, 2]
         if sums64[row, 5] > 0:
             error += sums64[row, 5] * _distance(mean[row], before[row])

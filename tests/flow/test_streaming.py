@@ -74,7 +74,7 @@ def moments(reference, dim, **keywords):
 
 
 @pytest.mark.parametrize("num_rows", [700, 3000, 5003])
-@pytest.mark.parametrize("dim", [1, 3, 21])
+@pytest.mark.parametrize("dim", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(21, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("keywords", [{"backend": "sparse", "tolerance": 1e-3}, {"backend": "dense"}])
 def test_streamed_and_mapped_blocks_give_the_bits_of_those_in_memory(num_rows, dim, keywords, mapped):
     rows = table(num_rows, dim)

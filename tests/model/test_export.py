@@ -253,7 +253,7 @@ def test_a_graph_that_differs_is_refused(what, monkeypatch):
 
 
 def test_a_layer_that_is_not_known_is_refused():
-    generator = make()
+    generator = make(calibrated=False)
     generator.network.hidden.append(torch.nn.Softsign())
     with pytest.raises(ExportError, match="Softsign cannot be exported"):
         export_onnx(generator)
@@ -272,4 +272,4 @@ def test_the_command_writes_a_file_that_onnxruntime_opens(tmp_path):
 def test_what_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ConfigError, match=r"onnxruntime is not installed.*pip install 'sfg_dist\[onnx\]'"):
-        export_onnx(make())
+        export_onnx(make(calibrated=False))

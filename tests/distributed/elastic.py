@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import warnings
+from dataclasses import replace
 from typing import Any
 
 from sfg_dist.distributed import training
@@ -16,6 +17,7 @@ from sfg_dist.distributed.checkpoints import FitSettings
 from sfg_dist.distributed.cluster import local_environment
 
 SLOWNESS = float(os.environ.get("SFG_TEST_SLOWNESS", "1"))  # tests/patience.py measures it
+EPOCH_STEPS = 1152
 PATIENCE_S = 150 * SLOWNESS
 # A node that is gone is taken for lost after some seconds, and so are workers that wait for a place on it.
 SHORT_WAITS = {
@@ -27,7 +29,7 @@ SHORT_WAITS = {
 
 def main() -> None:
     url, checkpoints, settings = sys.argv[1], sys.argv[2], FitSettings(**json.loads(sys.argv[3]))
-    training.RESIZE_INTERVAL_S = 3.0
+    training.RESIZE_INTERVAL_S = 1.0
     os.environ |= SHORT_WAITS
     seen: list[dict] = []
     with local_environment():
@@ -37,14 +39,9 @@ def main() -> None:
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
         ray.init(address=cluster.address, log_to_driver=False)
 
-        fitted: list[Any] = []
+        options: dict[str, Any] = {"num_workers": (1, 2), "use_gpu": False, "on_live": seen.append}
         fit = threading.Thread(  # nodes come and go in the main thread
-            target=lambda: fitted.append(
-                training.fit_with_workers(
-                    url, checkpoints, settings, num_workers=(1, 2), use_gpu=False, on_live=seen.append
-                )
-            ),
-            daemon=True,
+            target=training.fit_with_workers, args=(url, checkpoints, settings), kwargs=options, daemon=True
         )
         fit.start()
         wait_for(lambda: seen and seen[-1]["num_workers"] == 1)
@@ -54,11 +51,16 @@ def main() -> None:
         wait_for(lambda: seen[-1]["step"] > step)
         cluster.remove_node(node, allow_graceful=False)
         wait_for(lambda: seen[-1]["num_workers"] == 1)
-        fit.join(PATIENCE_S)
-        ((_, history),) = fitted
+        step = seen[-1]["step"]
+        wait_for(lambda: seen[-1]["step"] > step)
+        numbers = [entry["num_workers"] for entry in seen]
         ray.shutdown()
         cluster.shutdown()
-    print(json.dumps({"history": history, "workers": [entry["num_workers"] for entry in seen]}))
+    # The last epochs are done here: the history has all of them then.
+    settings = replace(settings, num_epochs=seen[-1]["step"] // EPOCH_STEPS + 2)
+    _, history = training.fit_inline(url, checkpoints, settings)
+    print(json.dumps({"history": history, "workers": numbers}), flush=True)
+    os._exit(0)  # the thread has lost its Ray
 
 
 def wait_for(condition) -> None:

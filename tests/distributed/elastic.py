@@ -44,15 +44,15 @@ def main() -> None:
             target=training.fit_with_workers, args=(url, checkpoints, settings), kwargs=options, daemon=True
         )
         fit.start()
-        wait_for(lambda: seen and seen[-1]["num_workers"] == 1)
+        wait_for(lambda: seen and seen[-1]["num_workers"] == 1, fit)
         node = cluster.add_node(num_cpus=1)
-        wait_for(lambda: seen[-1]["num_workers"] == 2)
+        wait_for(lambda: seen[-1]["num_workers"] == 2, fit)
         step = seen[-1]["step"]
-        wait_for(lambda: seen[-1]["step"] > step)
+        wait_for(lambda: seen[-1]["step"] > step, fit)
         cluster.remove_node(node, allow_graceful=False)
-        wait_for(lambda: seen[-1]["num_workers"] == 1)
+        wait_for(lambda: seen[-1]["num_workers"] == 1, fit)
         step = seen[-1]["step"]
-        wait_for(lambda: seen[-1]["step"] > step)
+        wait_for(lambda: seen[-1]["step"] > step, fit)
         numbers = [entry["num_workers"] for entry in seen]
         ray.shutdown()
         cluster.shutdown()
@@ -63,9 +63,11 @@ def main() -> None:
     os._exit(0)  # the thread has lost its Ray
 
 
-def wait_for(condition) -> None:
+def wait_for(condition, fit: threading.Thread) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
+        if not fit.is_alive():
+            raise RuntimeError("the fit has ended")
         if time.monotonic() > deadline:
             raise TimeoutError
         time.sleep(0.2)

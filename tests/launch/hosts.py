@@ -77,8 +77,8 @@ class Hosts:
         return os.environ | {
             "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token,
             "GLOO_SOCKET_IFNAME": "eth0",  # the machine's name is loopback to all of them
-            # Workers that wait for a place on a host that is gone.
-            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(patience(20)),
+            # Workers that wait for a place on a host that is gone; to find one on a host that is there takes no time.
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(patience(5)),
             "PYTHONPATH": os.pathsep.join(filter(None, [str(UNHURRIED), *sys.path])),
             "SFG_TEST_UNHURRIED": str(self.folder / "seconds"),
         }  # fmt: skip

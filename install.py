@@ -2,13 +2,15 @@
 
     python3 install.py [--torch cpu | --torch default | --torch-index URL] [--installer pip | uv] [EXTRA ...]
 
-It needs nothing but the standard library. uv installs where it is on the PATH, else pip does. Both ask the index that
-they are configured with. torch goes first: it is by far the largest part, and its build is chosen then.
+It needs nothing but the standard library. uv installs where it is on the PATH, else pip does, also where uv was not
+asked for by name and fails. Both ask the index that they are configured with; uv takes over what pip is told of
+indexes and where uv is told nothing. torch goes first: it is by far the largest part, and its build is chosen then.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import concurrent.futures
 import hashlib
 import http.client
@@ -27,6 +29,12 @@ CONSTRAINTS = HERE / "constraints.txt"
 VENV = HERE / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "install.json"  # what is installed, so that the next call has nothing to do
+# pip's settings that uv does not read, each with uv's name for it.
+PIP_SETTINGS = {
+    "index-url": "--index-url", "extra-index-url": "--extra-index-url", "find-links": "--find-links",
+    "constraint": "--constraint", "trusted-host": "--allow-insecure-host",
+}  # fmt: skip
+UV_SETTINGS = ("UV_DEFAULT_INDEX", "UV_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS", "UV_CONFIG_FILE")
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"  # torch's own index of builds for the CPU
 
 
@@ -67,11 +75,36 @@ class Pip:
         return [(i["metadata"]["name"], i["metadata"]["version"], i["download_info"]["url"]) for i in items]
 
 
+def pip_settings() -> dict[str, list[str]]:
+    """What pip is configured with on this machine, from its files and the environment; nothing where it is missing."""
+    command = [sys.executable, "-m", "pip", "config", "list"]
+    said = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+    found: dict[tuple[str, str], list[str]] = {}
+    for line in said.splitlines():
+        key, _, value = line.partition("=")
+        section, _, name = key.rpartition(".")
+        found[section, name] = ast.literal_eval(value).split()
+    # The last of them is the one that pip takes.
+    return {name: found[section, name] for part in ("global", "install", ":env:") for section, name in found
+            if section == part}  # fmt: skip
+
+
 class Uv:
-    """uv, wherever it lies on the PATH."""
+    """uv, wherever it lies on the PATH, with pip's settings where it has none of its own."""
 
     name = "uv"
-    options = ("--quiet", "--python", str(PYTHON), "--index-strategy", "unsafe-best-match")  # all indexes, as pip does
+
+    def __init__(self) -> None:
+        self.options = ["--quiet", "--python", str(PYTHON)]
+        self.options += ["--index-strategy", "unsafe-best-match"]  # all indexes, as pip does
+        self.environment = dict(os.environ)
+        if any(name in os.environ for name in UV_SETTINGS):
+            return
+        settings = pip_settings()
+        for name, option in PIP_SETTINGS.items():
+            self.options += [word for value in settings.get(name, []) for word in (option, value)]
+        if "cert" in settings:
+            self.environment.setdefault("SSL_CERT_FILE", " ".join(settings["cert"]))
 
     def make_environment(self) -> None:
         """An empty .venv, with a pip for whoever wants one."""
@@ -81,14 +114,16 @@ class Uv:
 
     def install(self, *words: str) -> None:
         """`uv pip install`, which prints errors only."""
-        subprocess.run(["uv", "pip", "install", *self.options, *words], check=True, cwd=HERE)
+        subprocess.run(["uv", "pip", "install", *self.options, *words], check=True, cwd=HERE, env=self.environment)
 
     def resolve(self, requirement: str, *words: str) -> list[tuple[str, str, str]]:
         """(name, version, URL of the file) of each package that `install` would take into an empty environment."""
         import tomllib
 
         command = ["uv", "pip", "compile", *self.options, *words, "--format", "pylock.toml", "-"]
-        done = subprocess.run(command, check=True, cwd=HERE, input=requirement, text=True, stdout=subprocess.PIPE)
+        done = subprocess.run(
+            command, check=True, cwd=HERE, env=self.environment, input=requirement, text=True, stdout=subprocess.PIPE
+        )
         packages = tomllib.loads(done.stdout)["packages"]
         return [(p["name"], p["version"], p["wheels"][0]["url"]) for p in packages if p.get("wheels")]
 
@@ -221,7 +256,14 @@ def main() -> None:
     if wanted == there:
         return
     try:
-        install(Uv() if name == "uv" else Pip(), there, wanted, index)
+        try:
+            install(Uv() if name == "uv" else Pip(), there, wanted, index)
+        except subprocess.CalledProcessError:
+            if name == "pip" or given.installer:
+                raise
+            print("uv could not install this, in its own words above: pip is tried.", flush=True)
+            name = "pip"
+            install(Pip(), there, wanted, index)
     except subprocess.CalledProcessError as error:
         sys.exit(f"{name} ended with exit status {error.returncode}: its own words are above; make clean begins anew")
     except KeyboardInterrupt:

@@ -32,7 +32,7 @@ load_profile()
 TEST_LIMIT_S = 240
 GROUP_LIMIT_S = 600  # of tests that start clusters and kill what runs on them
 # The group that a marker puts a test into. A group runs one test at a time, so Slurm and Ray are used by one each.
-SHARED = {"slurm": "slurm", "hosts": "ray", "chaos": "ray", "notebooks": "ray", "alone": "ray", "ray": "ray"}
+SHARED = {"slurm": "slurm", "hosts": "hosts", "chaos": "ray", "notebooks": "ray", "alone": "ray", "ray": "ray"}
 STDERR = pytest.StashKey[int]()
 
 

@@ -13,7 +13,7 @@ from patience import patience
 
 from sfg_dist.threads import SETTINGS
 
-LIBRARIES = ("torch", "ray", "dask", "zarr", "sklearn", "pyarrow", "h5py")
+LIBRARIES = ("torch", "ray", "dask", "zarr", "sklearn", "pyarrow", "h5py", "scipy.special", "scipy.spatial")
 LIGHT = ("sfg_dist", "sfg_dist.data", "sfg_dist.cli", "sfg_dist.store")
 HEAVY = ("sfg_dist.flow", "sfg_dist.distributed.training", "sfg_dist.distributed.actors", "sfg_dist.pipeline")
 PROGRAM = """

@@ -383,7 +383,7 @@ LAUNCH = (
         why="A Slurm job whose labelling failed ends with status 0, and jobs that wait for it start.",
         old="            if status:\n                return status\n        return 0",
         new="        return 0",
-        tests=("tests/launch/test_slurm.py::test_a_stage_that_fails_fails_the_job",),
+        tests=("tests/launch/test_slurm.py::test_jobs_that_cannot_start_or_go_on_fail_and_say_why",),
     ),
 )
 

@@ -2,6 +2,7 @@
 
 import http.server
 import importlib.util
+import itertools
 import os
 import shutil
 import subprocess
@@ -127,6 +128,21 @@ def test_sizes_are_asked_for(installer, served, tmp_path):
     assert installer.num_bytes((tmp_path / "torch" / "torch.whl").as_uri()) == 3
 
 
+def test_uv_takes_over_pip_s_settings(installer, tmp_path, monkeypatch):
+    for name in [*installer.UV_SETTINGS, "SSL_CERT_FILE", *(name for name in os.environ if name.startswith("PIP_"))]:
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "pip.conf").write_text("[global]\nextra-index-url = https://a https://b\ncert = /cert.pem\n")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    monkeypatch.setenv("PIP_FIND_LINKS", "/wheels")
+    words = installer.Uv().options
+    given = list(itertools.pairwise(words))
+    for pair in (("--extra-index-url", "https://a"), ("--extra-index-url", "https://b"), ("--find-links", "/wheels")):
+        assert pair in given
+    assert installer.Uv().environment["SSL_CERT_FILE"] == "/cert.pem"
+    monkeypatch.setenv("UV_FIND_LINKS", "/others")
+    assert "--find-links" not in installer.Uv().options
+
+
 @pytest.fixture
 def checkout(installer, tmp_path, monkeypatch):
     """A function that calls `install.py WORDS` on a folder of its own; gives what it had installed, call by call."""
@@ -161,6 +177,7 @@ def checkout(installer, tmp_path, monkeypatch):
 
     monkeypatch.setattr(installer, "Pip", Fake)
     monkeypatch.setattr(installer, "Uv", Fake)
+    monkeypatch.setattr(installer.shutil, "which", lambda name: None)
 
     def call(*words):
         calls.clear()
@@ -219,6 +236,17 @@ def test_what_was_cut_short_is_done_again(checkout, installer):
     checkout.is_cut_short = False
     assert checkout()[0][0] == "torch"
     assert checkout() == []
+
+
+def test_where_uv_fails_pip_installs(checkout, installer, monkeypatch, capsys):
+    monkeypatch.setattr(installer.shutil, "which", lambda name: name)
+    checkout.is_cut_short = True
+    assert len(checkout("test")) == 4  # twice torch and the package, which uv did not get done
+    assert "pip is tried" in capsys.readouterr().out
+    assert checkout("test") == []
+    checkout.is_cut_short = True
+    with pytest.raises(SystemExit, match="uv ended with exit status 1"):
+        checkout("--torch", "cpu", "--installer", "uv")
 
 
 def test_half_an_environment_goes(checkout, installer):

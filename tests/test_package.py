@@ -30,7 +30,7 @@ def test_each_room_loads_no_more_than_it_may():
     assert imported("sfg_dist.flow").libraries == {"torch"}
     assert "torch" not in imported("sfg_dist.store").libraries
     for name in ("sfg_dist.distributed.training", "sfg_dist.distributed.actors", "sfg_dist.pipeline"):
-        assert "ray" not in imported(name).libraries
+        assert not {"ray", "scipy.special", "scipy.spatial"} & imported(name).libraries
 
 
 @pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="no groups without pytest-xdist")

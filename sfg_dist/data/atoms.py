@@ -15,8 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # its parts are imported when they are first used
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri, pdtrc
 
 from sfg_dist.data.grid import float32_spacing, is_float32
 
@@ -55,6 +55,7 @@ class Atoms:
     def shares(self) -> _Array:
         """The probability of each."""
         upper = self.low > 0  # where both are near 1, the other tail has the digits
+        ndtr = scipy.special.ndtr
         return np.where(upper, ndtr(-self.low) - ndtr(-self.high), ndtr(self.high) - ndtr(self.low))
 
     def find(self, values: _Array) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
@@ -67,6 +68,7 @@ class Atoms:
         """Scores of atoms, uniform in probability over their intervals for uniform noise in [0, 1)."""
         low, high = self.low[which], self.high[which]
         share = np.clip(noise, _EDGE, 1 - _EDGE)
+        ndtr, ndtri = scipy.special.ndtr, scipy.special.ndtri
         lower = ndtri(ndtr(low) + share * (ndtr(high) - ndtr(low)))
         upper = -ndtri(ndtr(-low) + share * (ndtr(-high) - ndtr(-low)))
         return np.where(low > 0, upper, lower)
@@ -105,7 +107,7 @@ def find_atoms(distinct: _Array, counts: NDArray[np.intp]) -> NDArray[np.intp]:
     while len(candidates):
         expected = _expected(counts, is_atom, candidates)
         further = counts[candidates] - 1
-        is_rare = pdtrc(further - 1, expected) * num_distinct < _FALSE_ALARMS
+        is_rare = scipy.special.pdtrc(further - 1, expected) * num_distinct < _FALSE_ALARMS
         found = candidates[is_rare & (further > _PROMINENCE * expected)]
         if not len(found):
             break

@@ -26,8 +26,8 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import scipy  # its parts are imported when they are first used
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
 
 from sfg_dist.data.atoms import Atoms
 from sfg_dist.data.grid import Grid
@@ -138,7 +138,7 @@ def fit_curve(values: _Array, grid: Grid | None, atoms: _Array | None = None) ->
     inside = (levels >= ranks[0]) & (levels <= ranks[-1])
     middle = _middle(places, ranks)
     knots, levels = _merge_close(knots[inside], levels[inside], middle, grid.step / 4 if grid else np.inf)
-    scores = _separate(knots, ndtri(levels), grid, lonely)
+    scores = _separate(knots, scipy.special.ndtri(levels), grid, lonely)
     return _continue(knots, scores, middle)
 
 
@@ -178,7 +178,7 @@ def _fit_with_atoms(values: _Array, wanted: _Array) -> Curve:
         levels.append(piece[1])
     joined = np.concatenate(knots), np.concatenate(levels).clip(_END_LEVEL / num_rows, 1 - _END_LEVEL / num_rows)
     is_new = np.append(True, (np.diff(joined[0]) != 0) | (np.diff(joined[1]) != 0))
-    return _continue(joined[0][is_new], ndtri(joined[1][is_new]), middle)
+    return _continue(joined[0][is_new], scipy.special.ndtri(joined[1][is_new]), middle)
 
 
 def _piece_knots(
@@ -199,10 +199,10 @@ def _piece_knots(
 
 def _levels(num_rows: int) -> _Array:
     """Probabilities at which the distribution is read."""
-    ends = ndtri(0.5 / num_rows), ndtri(1 - 0.5 / num_rows)
+    ends = scipy.special.ndtri(0.5 / num_rows), scipy.special.ndtri(1 - 0.5 / num_rows)
     num_probabilities = int(np.clip(num_rows // 20, 10, _NUM_PROBABILITIES))
     probabilities = (np.arange(num_probabilities) + 0.5) / num_probabilities
-    scores: _Array = ndtr(np.linspace(*ends, int(np.clip(num_rows // 40, 10, _NUM_SCORES))))
+    scores: _Array = scipy.special.ndtr(np.linspace(*ends, int(np.clip(num_rows // 40, 10, _NUM_SCORES))))
     return np.sort(np.concatenate([probabilities, scores]))
 
 

@@ -21,8 +21,8 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
+import scipy  # its parts are imported when they are first used
 from numpy.typing import NDArray
-from scipy.special import ive, logsumexp
 
 from sfg_dist.plan import BLOCK_ROWS, Stream, random_generator
 
@@ -166,8 +166,8 @@ def _twist(rows: _Array) -> _Array:
 def _circles_log_density(rows: _Array, radii: tuple[float, ...], noise: float) -> _Array:
     # p(r) = mean_R exp(-(r^2 + R^2) / 2 s^2) I0(r R / s^2) / (2 pi s^2), I0 scaled by exp(-r R / s^2)
     radius, circle = np.hypot(rows[:, 0], rows[:, 1])[:, None], np.array(radii)
-    terms = np.log(ive(0, radius * circle / noise**2)) - (radius - circle) ** 2 / (2 * noise**2)
-    total: _Array = logsumexp(terms, axis=1)
+    terms = np.log(scipy.special.ive(0, radius * circle / noise**2)) - (radius - circle) ** 2 / (2 * noise**2)
+    total: _Array = scipy.special.logsumexp(terms, axis=1)
     return total - np.log(len(radii) * 2 * np.pi * noise**2)
 
 
@@ -176,7 +176,7 @@ def _pinwheel_log_density(rows: _Array) -> _Array:
     for arm in range(_NUM_ARMS):
         before = _rotate(rows, -_twist(rows) - 2 * np.pi * arm / _NUM_ARMS)
         terms.append(-0.5 * np.sum(((before - _ARM_CENTRE) / _ARM_STD) ** 2, axis=1))
-    total: _Array = logsumexp(np.stack(terms), axis=0)
+    total: _Array = scipy.special.logsumexp(np.stack(terms), axis=0)
     return total - np.log(_NUM_ARMS * 2 * np.pi * _ARM_STD.prod())
 
 

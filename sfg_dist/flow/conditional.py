@@ -27,9 +27,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # its parts are imported when they are first used
 import torch
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 from sfg_dist.flow.labeling import Effort
@@ -115,7 +115,7 @@ class ConditionalReference:
         if self.scale != 1:
             self.center = self._targets.double().mean(dim=0)
             self._least_bandwidth *= root_mean_square(spreads_of(torch.from_numpy(self._conditions)))
-        self._tree = cKDTree(self._conditions)
+        self._tree = scipy.spatial.cKDTree(self._conditions)
 
     def conditions(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
         """The conditions of some rows of the reference, shape (len(index), num_conditions)."""

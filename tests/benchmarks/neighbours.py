@@ -1,6 +1,6 @@
 """What a busy neighbour costs: whole stages on an idle machine, and beside processes that keep a core busy each.
 
-    .venv/bin/python tests/benchmarks/neighbours.py [--quick] [--neighbours 0 1 2] [--rounds 3]
+    .venv/bin/python tests/benchmarks/neighbours.py [--quick] [--neighbours 0 1 2] [--rounds N]
 
 Each stage does the same work in a process of its own, with threads that spin while they wait, as OpenMP's do by
 default, and with threads that sleep, as the package has them. The two take turns. "Share" is the pace beside a
@@ -82,10 +82,10 @@ def stage_seconds(stage: str, policy: str, prepared: Path) -> float:
 def main() -> None:
     options = common.parser(__doc__)
     options.add_argument("--neighbours", type=int, nargs="+", default=[0, 1, 2])
-    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--rounds", type=int, help="3, or 1 with --quick")
     options.add_argument("--only", nargs="+", choices=list(STAGES), default=list(STAGES))
     arguments = options.parse_args()
-    rounds = 1 if arguments.quick else arguments.rounds
+    rounds = arguments.rounds or (1 if arguments.quick else 3)
     sizes = {"pairs": 16_384, "epochs": 10} if arguments.quick else {"pairs": 65_536, "epochs": 25}
     rows = []
     with tempfile.TemporaryDirectory() as folder:

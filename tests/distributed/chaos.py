@@ -217,7 +217,8 @@ def running_ray(num_cpus: int) -> Iterator[str]:
 
     # Workers import what stands beside this file, as no driver brings its own directory.
     path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
-    with local_environment({"PYTHONPATH": path}):
+    # Else Ray starts a worker a CPU for this process, which needs none.
+    with local_environment({"PYTHONPATH": path, "RAY_prestart_worker_first_driver": "0"}):
         import ray
 
         ray.init(

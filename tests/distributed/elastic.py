@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import warnings
+from dataclasses import replace
 from typing import Any
 
 from sfg_dist.distributed import training
@@ -16,18 +17,19 @@ from sfg_dist.distributed.checkpoints import FitSettings
 from sfg_dist.distributed.cluster import local_environment
 
 SLOWNESS = float(os.environ.get("SFG_TEST_SLOWNESS", "1"))  # tests/patience.py measures it
+EPOCH_STEPS = 1152
 PATIENCE_S = 150 * SLOWNESS
 # A node that is gone is taken for lost after some seconds, and so are workers that wait for a place on it.
 SHORT_WAITS = {
     "RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000", "RAY_health_check_failure_threshold": "3",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(20 * SLOWNESS),
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(5 * SLOWNESS),
 }  # fmt: skip
 
 
 def main() -> None:
     url, checkpoints, settings = sys.argv[1], sys.argv[2], FitSettings(**json.loads(sys.argv[3]))
-    training.RESIZE_INTERVAL_S = 3.0
+    training.RESIZE_INTERVAL_S = 1.0
     os.environ |= SHORT_WAITS
     seen: list[dict] = []
     with local_environment():
@@ -37,33 +39,35 @@ def main() -> None:
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
         ray.init(address=cluster.address, log_to_driver=False)
 
-        fitted: list[Any] = []
+        options: dict[str, Any] = {"num_workers": (1, 2), "use_gpu": False, "on_live": seen.append}
         fit = threading.Thread(  # nodes come and go in the main thread
-            target=lambda: fitted.append(
-                training.fit_with_workers(
-                    url, checkpoints, settings, num_workers=(1, 2), use_gpu=False, on_live=seen.append
-                )
-            ),
-            daemon=True,
+            target=training.fit_with_workers, args=(url, checkpoints, settings), kwargs=options, daemon=True
         )
         fit.start()
-        wait_for(lambda: seen and seen[-1]["num_workers"] == 1)
+        wait_for(lambda: seen and seen[-1]["num_workers"] == 1, fit)
         node = cluster.add_node(num_cpus=1)
-        wait_for(lambda: seen[-1]["num_workers"] == 2)
+        wait_for(lambda: seen[-1]["num_workers"] == 2, fit)
         step = seen[-1]["step"]
-        wait_for(lambda: seen[-1]["step"] > step)
+        wait_for(lambda: seen[-1]["step"] > step, fit)
         cluster.remove_node(node, allow_graceful=False)
-        wait_for(lambda: seen[-1]["num_workers"] == 1)
-        fit.join(PATIENCE_S)
-        ((_, history),) = fitted
+        wait_for(lambda: seen[-1]["num_workers"] == 1, fit)
+        step = seen[-1]["step"]
+        wait_for(lambda: seen[-1]["step"] > step, fit)
+        numbers = [entry["num_workers"] for entry in seen]
         ray.shutdown()
         cluster.shutdown()
-    print(json.dumps({"history": history, "workers": [entry["num_workers"] for entry in seen]}))
+    # The last epochs are done here: the history has all of them then.
+    settings = replace(settings, num_epochs=seen[-1]["step"] // EPOCH_STEPS + 2)
+    _, history = training.fit_inline(url, checkpoints, settings)
+    print(json.dumps({"history": history, "workers": numbers}), flush=True)
+    os._exit(0)  # the thread has lost its Ray
 
 
-def wait_for(condition) -> None:
+def wait_for(condition, fit: threading.Thread) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
+        if not fit.is_alive():
+            raise RuntimeError("the fit has ended")
         if time.monotonic() > deadline:
             raise TimeoutError
         time.sleep(0.2)

@@ -22,7 +22,7 @@ def test_an_elastic_fit_takes_a_node_that_comes_and_outlives_its_loss(make_store
     for shard in range(pairs.plan.num_shards):
         rows = np.random.default_rng(shard).standard_normal((4096, 2)).astype(np.float32)
         pairs.write_shard(shard, rows, 2 * rows)
-    settings = make_settings(batch_size=32, num_epochs=100_000, max_time_s=patience(35.0), checkpoint_interval_s=1.0)
+    settings = make_settings(batch_size=32, num_epochs=100_000, checkpoint_interval_s=1.0)
     script = Path(__file__).parent / "elastic.py"
     done = subprocess.run(
         [sys.executable, str(script), pairs.location.url, str(tmp_path / "c"), json.dumps(asdict(settings))],
@@ -35,4 +35,4 @@ def test_an_elastic_fit_takes_a_node_that_comes_and_outlives_its_loss(make_store
     epochs = seen["history"]
     assert [entry["epoch"] for entry in epochs] == list(range(1, len(epochs) + 1))
     # Every whole epoch is 1152 batches, also those in which the number of workers changed.
-    assert {two["step"] - one["step"] for one, two in itertools.pairwise(epochs[:-1])} == {1152}
+    assert {two["step"] - one["step"] for one, two in itertools.pairwise([{"step": 0}, *epochs])} == {1152}

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from patience import patience
 
+UNHURRIED = Path(__file__).parent / "unhurried"
+
 
 def why_not() -> str | None:
     """Why hosts cannot be made here; None where they can."""
@@ -75,9 +77,10 @@ class Hosts:
         return os.environ | {
             "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token,
             "GLOO_SOCKET_IFNAME": "eth0",  # the machine's name is loopback to all of them
-            # Workers that wait for a place on a host that is gone.
-            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(patience(20)),
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            # Workers that wait for a place on a host that is gone; to find one on a host that is there takes no time.
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(patience(5)),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(UNHURRIED), *sys.path])),
+            "SFG_TEST_UNHURRIED": str(self.folder / "seconds"),
         }  # fmt: skip
 
     @property
@@ -136,6 +139,13 @@ class Hosts:
             except OSError:  # it has ended
                 continue
         return False
+
+    def slow_down(self, seconds: float) -> None:
+        """Have every shard of labels take so long, at no cost, until `speed_up`."""
+        (self.folder / "seconds").write_text(str(seconds))
+
+    def speed_up(self) -> None:
+        (self.folder / "seconds").unlink()
 
     def cut(self, index: int) -> None:
         """Pull the host's cable."""

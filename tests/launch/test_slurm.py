@@ -4,7 +4,6 @@ import json
 import os
 import re
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import commands
 import pytest
-from patience import patience
+from patience import measure_slowness, patience
 from slurm_cluster import SlurmCluster, missing_program
 from small_job import JOB, SIZES
 
@@ -29,6 +28,7 @@ pytestmark = [
 ]
 
 QUICKSTART = Path(__file__).parents[2] / "jobs" / "quickstart.toml"
+UNHURRIED = Path(__file__).parent / "unhurried"
 
 
 @pytest.fixture(scope="module")
@@ -52,29 +52,42 @@ def site(cluster, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     environment = os.environ | cluster.environment | {
         "XDG_STATE_HOME": str(tmp_path / "state"), "SFG_POLL_S": "0.5",
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(UNHURRIED), *sys.path])),
+        "SFG_TEST_UNHURRIED": str(tmp_path / "seconds"),
     }  # fmt: skip
-    environment.pop("RAY_AUTH_MODE", None)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    return Site(tmp_path, environment)
+    return Site(tmp_path)
 
 
 class Site:
-    def __init__(self, folder, environment):
-        self.folder, self.environment = folder, environment
+    def __init__(self, folder):
+        self.folder = folder
 
-    def sfg(self, *words, check=True, **environment):
-        command = [sys.executable, "-m", "sfg_dist.cli", *map(str, words)]
-        done = subprocess.run(
-            command, cwd=self.folder, env=self.environment | environment, capture_output=True, text=True
-        )
-        assert not check or done.returncode == 0, done.stdout + done.stderr
-        return done
+    def sfg(self, *words, check=0):
+        """In this process: a process for each would need the CPUs that the jobs need."""
+        return commands.sfg(self.folder, *words, check=check)
+
+    def slow_down(self, seconds=2):
+        """Have every shard take so long, at no cost, until `speed_up`."""
+        (self.folder / "seconds").write_text(str(seconds))
+
+    def speed_up(self):
+        (self.folder / "seconds").unlink()
 
     def job(self, name="job", **sizes):
         path = self.folder / f"{name}.toml"
         path.write_text(JOB.format(**(SIZES | sizes), directory=self.folder / "runs" / name))
+        return path
+
+    def broken_python(self, name, words, complaint):
+        """A Python that ends with status 3 when it has these words in its command line."""
+        path = self.folder / f"python-{name}"
+        path.write_text(
+            f'#!/bin/sh\ncase "$*" in {words}) echo "{complaint}" >&2; exit 3;; esac\nexec {sys.executable} "$@"\n'
+        )
+        path.chmod(0o755)
         return path
 
     def submit(self, job, *words):
@@ -82,8 +95,7 @@ class Site:
         return json.loads(done.stdout)
 
     def submissions(self):
-        """In this process: it is asked all the time, and the job needs the CPUs."""
-        return json.loads(commands.sfg(self.folder, "jobs", "--all", "--json").stdout)["submissions"]
+        return json.loads(self.sfg("jobs", "--all", "--json").stdout)["submissions"]
 
     def state(self, identifier):
         return next(entry for entry in self.submissions() if entry["id"] == identifier)
@@ -94,11 +106,17 @@ class Site:
             state = self.state(identifier)["state"]
             if slurm.is_over(state):
                 return state
-            time.sleep(1)
+            time.sleep(0.5)
         raise AssertionError(f"still {state}: {self.said(identifier)}")
 
+    def wait_for_attempts(self, identifier, number, timeout_s=120.0):
+        deadline = time.monotonic() + patience(timeout_s)
+        while self.state(identifier)["attempts"] < number:
+            assert time.monotonic() < deadline, self.said(identifier)
+            time.sleep(0.5)
+
     def said(self, identifier):
-        return self.sfg("logs", "--nodes", identifier, check=False).stdout
+        return self.sfg("logs", "--nodes", identifier, check=None).stdout
 
     def shards(self, name="job"):
         return len(list((self.folder / "runs" / name / "pairs.zarr" / "commits").glob("*.json")))
@@ -126,6 +144,9 @@ def local_store(tmp_path_factory):
         return made[key]
 
     return make
+
+
+MANY = {"num_pairs": 4096, "shard_rows": 64}  # shards, for jobs that something happens to
 
 
 def require_equal(site, store_bytes, reference, name="job"):
@@ -157,34 +178,36 @@ def _job_id(site):
 
 
 def test_a_preempted_job_goes_on(site, cluster, store_bytes, local_store):
-    sizes = {"num_evaluations": 400, "shard_rows": 64}
+    site.slow_down()
     words = ["--stages", "label", "--profile-set", "slurm.nodes=2"]
-    sent = site.submit(site.job(**sizes), *words, "--profile-set", "slurm.partition=spot")
+    sent = site.submit(site.job(**MANY), *words, "--profile-set", "slurm.partition=spot")
     site.wait_for_shards(2)
     words = ["--partition=debug", "--nodes=2", "--exclusive", "--wrap=sleep 1", f"--output={site.folder}/x"]
     cluster.say("sbatch", *words)
+    site.wait_for_attempts(sent["id"], 2)
+    site.speed_up()
     assert site.wait(sent["id"]) == "completed"
-    assert site.state(sent["id"])["attempts"] >= 2
-    require_equal(site, store_bytes, local_store(**sizes))
+    require_equal(site, store_bytes, local_store(**MANY))
 
 
 def test_a_node_that_goes_down_is_survived(site, cluster, store_bytes, local_store):
-    sizes = {"num_evaluations": 400, "shard_rows": 64}
-    sent = site.submit(site.job(**sizes), "--stages", "label", "--profile-set", "slurm.nodes=2")
+    site.slow_down()
+    sent = site.submit(site.job(**MANY), "--stages", "label", "--profile-set", "slurm.nodes=2")
     site.wait_for_shards(2)
     cluster.say("scontrol", "update", "nodename=n2", "state=down", "reason=test")
+    site.wait_for_shards(site.shards() + 2)  # on the other node, or when the job has begun again
+    site.speed_up()
     assert site.wait(sent["id"]) == "completed"
-    require_equal(site, store_bytes, local_store(**sizes))
+    require_equal(site, store_bytes, local_store(**MANY))
 
 
 def test_a_walltime_that_is_met_three_times(site, cluster, store_bytes, local_store):
-    probe = sfg_dist.open_pairs(local_store(num_pairs=256, shard_rows=64, num_evaluations=1000))
-    shard_s = statistics.median(probe.commit_record(shard)["seconds"] for shard in range(4))
-    # 64 shards of a second, one after the other: an attempt gets through ten of them before its signal.
-    sizes = {"num_pairs": 64 * 64, "shard_rows": 64, "num_evaluations": int(1000 * 1.0 / shard_s)}
+    # Slurm's least limit is a minute, and the profile's least notice 40 seconds. The notice comes up to 30 seconds
+    # early, since Slurm looks at limits that often: on a slow machine Ray would not have started by then.
+    minutes = max(1, round(measure_slowness() + 0.2))
+    site.slow_down((60 * minutes - 40) / 20)  # three attempts get through fewer than the 64 shards
     sent = site.submit(
-        # Slurm's least limit is a minute, and the profile's least notice 40 seconds.
-        site.job(**sizes), "--stages", "label", "--profile-set", "slurm.walltime=1",
+        site.job(**MANY), "--stages", "label", "--profile-set", f"slurm.walltime={minutes}",
         "--profile-set", "slurm.signal_before_s=40", "--profile-set", "slurm.cpus_per_node=1",
         "--set", "executor.num_actors=1",
     )  # fmt: skip
@@ -195,135 +218,39 @@ def test_a_walltime_that_is_met_three_times(site, cluster, store_bytes, local_st
 
     deadline = time.monotonic() + patience(240)
     while events().count("requeued") < 3:
+        assert "ended" not in events(), site.said(sent["id"])
         assert time.monotonic() < deadline, site.said(sent["id"])
         time.sleep(0.5)
+    assert 0 < site.shards() < 64
     cluster.say("scontrol", "update", f"jobid={sent['scheduler_ids'][0]}", "timelimit=30")  # else it takes ten attempts
+    site.speed_up()
     assert site.wait(sent["id"]) == "completed", site.said(sent["id"])
     assert site.state(sent["id"])["attempts"] >= 4
     assert events().count("requeued") == events().count("started") - 1
-    site.sfg("label", site.job("local", **sizes))  # two actors, undisturbed
-    require_equal(site, store_bytes, site.folder / "runs" / "local" / "pairs.zarr")
+    require_equal(site, store_bytes, local_store(**MANY))
 
 
-def test_two_jobs_at_once_on_the_same_nodes(site, store_bytes, local_store):
+def test_two_jobs_at_once_on_the_same_nodes_pass_by_ports_that_are_taken(site, store_bytes, local_store):
     words = ["--stages", "label", "--profile-set", "slurm.nodes=2", "--profile-set", "slurm.cpus_per_node=1"]
-    sent = [site.submit(site.job(name), *words) for name in ("one", "two")]
-    for entry in sent:
-        assert site.wait(entry["id"]) == "completed", site.said(entry["id"])
+    first = site.submit(site.job("one"), *words)
+    job_id = int(first["scheduler_ids"][0]) + 1
+    with socket.socket() as other:
+        port = slurm_task.port_of(str(job_id), 0)
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        second = site.submit(site.job("two"), *words)
+        assert second["scheduler_ids"] == [str(job_id)]
+        for entry in (first, second):
+            assert site.wait(entry["id"]) == "completed", site.said(entry["id"])
+    assert f"port {port} is taken" in site.said(second["id"])
     for name in ("one", "two"):
         require_equal(site, store_bytes, local_store(), name)
+    require_no_token(first["folder"])
 
 
-def test_seeds_as_an_array_and_stages_apart(site):
-    sent = site.submit(site.job(), "--seeds", "0,5", "--stages", "label")
-    assert site.wait(sent["id"]) == "completed"
-    for seed in (0, 5):
-        pairs = sfg_dist.open_pairs(site.folder / f"runs/job/seed_{seed}/pairs.zarr")
-        assert pairs.is_complete
-        assert pairs.plan.identity["labels"]["seed"] == seed
-    sent = site.submit(site.job("apart"), "--apart")
-    assert len(sent["scheduler_ids"]) == 4
-    assert site.wait(sent["id"]) == "completed"
-    assert (site.folder / "runs/apart/report.html").exists()
-
-
-def test_a_port_that_is_taken_is_passed_by(site):
-    first = site.submit(site.job("first"), "--stages", "label")
-    site.sfg("cancel", first["id"])  # it was sent for its number alone
-    job_id = int(first["scheduler_ids"][0]) + 1
-    with socket.socket() as one:
-        port = slurm_task.port_of(str(job_id), 0)
-        one.bind(("127.0.0.1", port))
-        one.listen()
-        sent = site.submit(site.job("second"), "--stages", "label")
-        assert sent["scheduler_ids"] == [str(job_id)]
-        assert site.wait(sent["id"]) == "completed", site.said(sent["id"])
-    assert f"port {port} is taken" in site.said(sent["id"])
-
-
-def test_a_worker_that_does_not_start_fails_the_job(site):
-    broken = site.folder / "python"
-    broken.write_text(
-        f'#!/bin/sh\ncase "$*" in *start*--address*) echo "no memory on this node" >&2; exit 3;; esac\n'
-        f'exec {sys.executable} "$@"\n'
-    )
-    broken.chmod(0o755)
-    words = ["--profile-set", f"setup.python={broken}", "--profile-set", "slurm.nodes=2", "--wait"]
-    done = site.sfg("submit", site.job(), "--to", "slurm", *words, check=False)
-    assert done.returncode == 1
-    said = site.sfg("logs", _last(site)).stdout
-    assert "Ray on n2 ended with status 3 before all nodes had joined" in said
-    assert "no memory on this node" in said
-
-
-def test_a_ray_that_does_not_start_fails_the_job_and_shows_its_log(site):
-    broken = site.folder / "python"
-    broken.write_text(
-        f'#!/bin/sh\ncase "$*" in *ray.scripts*) echo "no Ray on this node: bad install" >&2; exit 3;; esac\n'
-        f'exec {sys.executable} "$@"\n'
-    )
-    broken.chmod(0o755)
-    done = site.sfg(
-        "submit", site.job(), "--to", "slurm", "--wait", "--profile-set", f"setup.python={broken}", check=False
-    )
-    assert done.returncode == 1
-    assert "failed" in done.stderr
-    said = site.sfg("logs", _last(site)).stdout
-    assert "`ray start --head` failed on n1 with status 3" in said
-    assert "no Ray on this node: bad install" in said
-
-
-def _last(site):
-    return site.submissions()[-1]["id"]
-
-
-def test_a_wrong_token_is_refused(site):
-    sent = site.submit(site.job(num_evaluations=2000, shard_rows=64, num_pairs=65_536), "--stages", "label")
-    site.wait_for_shards(1)
-    (log,) = Path(sent["folder"]).glob("logs/*ray-head.log")
-    address = re.search(r"\d+\.\d+\.\d+\.\d+:\d+", log.read_text()).group()
-    done = site.sfg(
-        "label", site.job("other"), "--set", f"executor.address={address}", check=False,
-        RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert "RAY_AUTH_TOKEN" in done.stderr
-    assert site.shards("other") == 0
-    site.sfg("cancel", sent["id"])
-    assert site.wait(sent["id"]) == "cancelled"
-
-
-def test_a_stage_that_fails_fails_the_job(site):
-    job = site.job()
-    job.write_text(job.read_text().replace("num_pairs = 2048", "num_pairs = 2048\nmemory_gib = 1e-9"))
-    done = site.sfg("submit", job, "--to", "slurm", "--wait", check=False)
-    assert done.returncode == 1
-    assert "memory_gib" in site.sfg("logs", _last(site)).stdout
-
-
-def test_a_cancelled_job_keeps_what_is_committed_and_leaves_nothing_else(site):
-    started = time.time()
-    sent = site.submit(site.job(num_evaluations=2000, shard_rows=64, num_pairs=65_536), "--stages", "label")
-    site.wait_for_shards(2)
-    site.sfg("cancel", sent["id"])
-    assert site.wait(sent["id"]) == "cancelled"
-    assert site.shards() >= 2
-    time.sleep(2)  # the batch script may still clean up
-    assert not [path for path in Path("/tmp").glob(f"sfg{_job_id(site)}-*") if path.stat().st_mtime > started]
-    assert site.sfg("verify", site.folder / "runs/job/pairs.zarr", check=False).returncode in (0, 1)
-
-
-def test_sbatch_s_own_refusal_is_shown(site):
-    done = site.sfg("submit", site.job(), "--to", "slurm", "--profile-set", "slurm.partition=nowhere", check=False)
-    assert done.returncode == 1
-    assert "could not be queued" in done.stderr
-    assert "nowhere" in done.stderr or "partition" in done.stderr
-
-
-def test_the_token_is_in_no_file(site):
-    sent = site.submit(site.job(), "--stages", "label")
-    assert site.wait(sent["id"]) == "completed"
-    read = [path for path in Path(sent["folder"]).rglob("*") if path.is_file()]
+def require_no_token(folder):
+    """The token is in no file."""
+    read = [path for path in Path(folder).rglob("*") if path.is_file()]
     assert {"task.json", "job.sh", "submission.json", "slurm_task.py"} <= {path.name for path in read}
     for path in read:
         text = path.read_text(errors="replace")
@@ -331,11 +258,81 @@ def test_the_token_is_in_no_file(site):
         assert "RAY_AUTH_TOKEN" not in text or path.name == "slurm_task.py", path
 
 
+def test_seeds_as_an_array_and_stages_apart(site):
+    seeds = site.submit(site.job(), "--seeds", "0,5", "--stages", "label")
+    apart = site.submit(site.job("apart"), "--apart")  # in the queue behind the other
+    assert len(apart["scheduler_ids"]) == 4
+    assert site.wait(seeds["id"]) == "completed"
+    for seed in (0, 5):
+        pairs = sfg_dist.open_pairs(site.folder / f"runs/job/seed_{seed}/pairs.zarr")
+        assert pairs.is_complete
+        assert pairs.plan.identity["labels"]["seed"] == seed
+    assert site.wait(apart["id"]) == "completed"
+    assert (site.folder / "runs/apart/report.html").exists()
+
+
+def test_jobs_that_cannot_start_or_go_on_fail_and_say_why(site):
+    """A worker's Ray that does not start, a head's, and a stage that fails; all three at once."""
+    one, two = (["--profile-set", f"slurm.nodes={nodes}", "--profile-set", "slurm.cpus_per_node=1"] for nodes in (1, 2))
+    worker = site.broken_python("worker", "*start*--address*", "no memory on this node")
+    head = site.broken_python("head", "*ray.scripts*", "no Ray on this node: bad install")
+    sent = [
+        site.submit(site.job("worker"), *two, "--profile-set", f"setup.python={worker}"),
+        site.submit(site.job("head"), *one, "--profile-set", f"setup.python={head}"),
+    ]
+    stage = site.job("stage")
+    stage.write_text(stage.read_text().replace("num_pairs = 2048", "num_pairs = 2048\nmemory_gib = 1e-9"))
+    done = site.sfg("submit", stage, "--to", "slurm", "--wait", *one, check=1)
+    assert "failed" in done.stderr
+    assert "memory_gib" in site.said(_last(site))
+    assert [site.wait(entry["id"]) for entry in sent] == ["failed", "failed"]
+    said = [site.said(entry["id"]) for entry in sent]
+    assert "Ray on n2 ended with status 3 before all nodes had joined" in said[0]
+    assert "no memory on this node" in said[0]
+    assert "`ray start --head` failed on n" in said[1]
+    assert "no Ray on this node: bad install" in said[1]
+
+
+def _last(site):
+    return site.submissions()[-1]["id"]
+
+
+def test_a_running_job_refuses_a_wrong_token_and_is_cancelled(site):
+    """What is committed is kept, and nothing else stays."""
+    started = time.time()
+    site.slow_down()
+    sent = site.submit(site.job(**MANY), "--stages", "label")
+    site.wait_for_shards(2)
+    (log,) = Path(sent["folder"]).glob("logs/*ray-head.log")
+    address = re.search(r"\d+\.\d+\.\d+\.\d+:\d+", log.read_text()).group()
+    command = [sys.executable, "-m", "sfg_dist.cli", "label", str(site.job("other"))]
+    done = subprocess.run(
+        [*command, "--set", f"executor.address={address}"], capture_output=True, text=True,
+        env=os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64},
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "RAY_AUTH_TOKEN" in done.stderr
+    assert site.shards("other") == 0
+    site.sfg("cancel", sent["id"])
+    assert site.wait(sent["id"]) == "cancelled"
+    assert site.shards() >= 2
+    time.sleep(2)  # the batch script may still clean up
+    assert not [path for path in Path("/tmp").glob(f"sfg{_job_id(site)}-*") if path.stat().st_mtime > started]
+    assert site.sfg("verify", site.folder / "runs/job/pairs.zarr", check=None).returncode in (0, 1)
+
+
+def test_sbatch_s_own_refusal_is_shown(site):
+    done = site.sfg("submit", site.job(), "--to", "slurm", "--profile-set", "slurm.partition=nowhere", check=None)
+    assert done.returncode == 1
+    assert "could not be queued" in done.stderr
+    assert "nowhere" in done.stderr or "partition" in done.stderr
+
+
 def test_the_smoke_check(site, cluster):
     smoke = Path(__file__).parents[2] / "cluster" / "smoke.py"
     done = subprocess.run(
         ["srun", "--nodes=2", "--ntasks-per-node=1", sys.executable, str(smoke), str(site.folder), "--megabytes", "16"],
-        env=site.environment, capture_output=True, text=True,
+        capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "This site will do" in done.stdout

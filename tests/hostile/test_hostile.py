@@ -1,0 +1,71 @@
+"""What a stranger hands over, through every command that reads it: nothing outside of the output directory is touched.
+
+Each case lays one hostile thing in a sound run, and one command meets it. Whatever it is: nothing around is read,
+written, renamed or removed, nothing runs, the command ends soon, in little memory, with a status and in words.
+"""
+
+from __future__ import annotations
+
+import bad_directories
+import bad_documents
+import bad_models
+import bad_stores
+import bad_tables
+import pytest
+from harness import Case, observe, require_harmless
+
+FEW_FIGURES = ("--set", 'evaluate.metrics=["ks_mean"]', "--set", "evaluate.num_samples=20")
+COMMANDS = {
+    "status": ("status", "run"),
+    "watch": ("status", "run", "--watch"),
+    "prometheus": ("status", "run", "--prometheus"),
+    "verify": ("verify", "run"),
+    "repair": ("repair", "run"),
+    "repair_dry": ("repair", "run", "--dry-run"),
+    "label": ("label", "job.toml"),
+    "extend": ("extend", "job.toml", "--set", "labels.num_pairs=1100"),
+    "train": ("train", "job.toml"),
+    "train_on": ("train", "job.toml", "--set", "train.num_epochs=3"),
+    "refit": ("train", "job.toml", "--set", "train.seed=1", "--set", "train.num_epochs=1"),
+    "sample": ("sample", "job.toml", "--set", "evaluate.num_samples=20"),
+    "draw": ("sample", "run", "-n", "20", "--out", "rows.csv"),
+    "draw_parts": ("sample", "run", "-n", "20", "--out", "run/rows.zarr"),
+    "evaluate": ("evaluate", "job.toml", "--set", 'evaluate.metrics=["ks_mean"]'),
+    "export": ("export", "run"),
+    "plan": ("plan", "table.toml"),
+    "label_table": ("label", "table.toml"),
+    "compare": ("compare", "job.toml", "--set", 'compare.methods=["sfg"]', "--set", "compare.max_time_s=1"),
+    "scale": ("scale", "job.toml", "--workers", "1", "--repeats", "1", "--epochs", "1"),
+    "given": ("sample", "run", "--given-table", "table.csv", "--out", "rows.csv"),
+}  # fmt: skip
+SLOW = {"compare", "scale"}
+READERS = {"status", "watch", "prometheus", "verify", "repair_dry", "plan"}
+ALL = [*bad_directories.CASES, *bad_documents.CASES, *bad_stores.CASES, *bad_models.CASES, *bad_tables.CASES]
+
+
+def parameters() -> list:
+    return [
+        pytest.param(case, id=case.name, marks=[pytest.mark.slow] if SLOW & set(case.commands) else []) for case in ALL
+    ]
+
+
+@pytest.mark.parametrize("case", parameters())
+def test_nothing_outside_is_touched(make_world, case: Case):
+    world, problems = None, []
+    for command in case.commands:
+        if world is None:
+            world = make_world()
+            case.spoil(world)
+        try:
+            require_harmless(observe(world, COMMANDS[command]), names=case.names, statuses=case.statuses)
+        except AssertionError as error:
+            problems.append(f"{command}: {str(error).splitlines()[0][:600]}")
+        if command not in READERS:
+            world = None  # a command that writes may have mended it
+    assert not problems, "\n".join(problems)
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in SLOW | {"plan", "label_table", "given"}])
+def test_a_sound_run_is_none_of_these(make_world, command):
+    """The harness itself finds nothing where nothing is hostile."""
+    require_harmless(observe(make_world(), COMMANDS[command]), statuses=(0,))

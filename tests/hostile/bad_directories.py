@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from harness import Case, World
+from harness import Case, World, parts_of
 
 STEP = "checkpoints/step_000000030"
 FOUND = (1,)  # what `verify` ends with where something is wrong
@@ -65,7 +65,7 @@ def _links_of_the_output() -> Iterator[Case]:
         ("peers to a folder", "compare", folder, ("compare",)),
         ("study to a folder", "scale", folder, ("scale",)),
     ):
-        yield Case(f"link: {name}", partial(_link, key, target), commands, names=f"{key}|{key.split('/')[0]}")
+        yield Case(f"link: {name}", partial(_link, key, target), commands, names=parts_of(key))
 
 
 def _links_of_the_store() -> Iterator[Case]:
@@ -97,7 +97,7 @@ def _links_of_the_store() -> Iterator[Case]:
             f"link: {name}",
             partial(_link, key, target),
             commands,
-            names=f"{key}|{key.split('/')[1 % (key.count('/') + 1)]}",
+            names=parts_of(key),
         )
     yield Case("link: quarantine to a folder, and a file for it", _quarantine, ("repair", "repair_dry"), "quarantine")
 
@@ -152,8 +152,7 @@ def _links_that_read_well() -> Iterator[Case]:
         for command in commands:
             must_find = command == "verify" and key not in ("pairs.zarr",)
             statuses = FOUND if must_find else (0, 1, 2)
-            names = "|".join({key, key.removeprefix("pairs.zarr/"), key.split("/")[0]})
-            yield Case(f"link: {key} elsewhere", partial(_moved, key), (command,), names, statuses)
+            yield Case(f"link: {key} elsewhere, {command}", partial(_moved, key), (command,), parts_of(key), statuses)
 
 
 def _hard_link(key: str, world: World) -> None:
@@ -196,8 +195,7 @@ def _fifos() -> Iterator[Case]:
         ("pairs.zarr/drivers/a.json", ("status",)),
         ("pairs.zarr/notes", ("verify", "repair")),
     ):
-        names = "|".join({key, key.removeprefix("pairs.zarr/"), key.split("/")[0]})
-        yield Case(f"fifo: {key}", partial(_fifo, key), commands, names)
+        yield Case(f"fifo: {key}", partial(_fifo, key), commands, parts_of(key))
 
 
 def _folder(key: str, world: World) -> None:
@@ -224,8 +222,7 @@ def _swapped() -> Iterator[Case]:
         ("pairs.zarr/labels/c/3/0", ("status", "verify", "repair")),
         ("pairs.zarr/drivers/a.json", ("status", "extend")),
     ):
-        names = "|".join({key, key.removeprefix("pairs.zarr/"), key.split("/")[0]})
-        yield Case(f"folder in place of {key}", partial(_folder, key), commands, names)
+        yield Case(f"folder in place of {key}", partial(_folder, key), commands, parts_of(key))
     for key, commands in (
         ("tensorboard", ("refit",)),
         ("checkpoints", ("train", "refit")),
@@ -242,8 +239,7 @@ def _swapped() -> Iterator[Case]:
         ("pairs.zarr/claims", ("repair", "extend")),
         ("pairs.zarr/extensions", ("extend",)),
     ):
-        names = "|".join({key, key.removeprefix("pairs.zarr/"), key.split("/")[0]})
-        yield Case(f"file in place of {key}", partial(_file, key), commands, names)
+        yield Case(f"file in place of {key}", partial(_file, key), commands, parts_of(key))
 
 
 def _named(name: bytes, world: World) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from harness import Case, World
+from harness import Case, World, parts_of
 
 from sfg_dist.plan import Plan, seal, unseal
 
@@ -117,12 +117,12 @@ def _wholes() -> Iterator[Case]:
         (("events.jsonl",), ("evaluate", "label"), ("deep", "a list", "a number", "other keys")),
         (("job.toml",), ("repair", "repair_dry"), ("empty", "deep", "no UTF-8", "zeros")),
     ):  # fmt: skip
-        names = "|".join(
-            {key for whole in keys for key in (whole, whole.removeprefix("pairs.zarr/"), whole.split("/")[0])}
-        )
         for kind in kinds:
             yield Case(
-                f"document: {' and '.join(keys)} is {kind}", partial(_whole, keys, WHOLES[kind]), commands, names
+                f"document: {' and '.join(keys)} is {kind}",
+                partial(_whole, keys, WHOLES[kind]),
+                commands,
+                parts_of(*keys),
             )
 
 

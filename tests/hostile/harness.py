@@ -171,7 +171,7 @@ def observe(world: World, words: Sequence[str]) -> Seen:
     memory = max(0, _peak_memory() - peak)
     after = digest_of(world)
     changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
-    return Seen(done, changed, sorted(set(opened)), waited_at, spent, memory)
+    return Seen(done, changed, sorted(set(opened)), sorted(set(waited_at)), spent, memory)
 
 
 def require_harmless(seen: Seen, *, names: str = "", statuses: Sequence[int] = (0, 1, 2)) -> None:
@@ -253,6 +253,30 @@ def _opened_below(folders: Sequence[Path]) -> Iterator[list[str]]:
         os.close(handle)
 
 
+def _has_reader(fifo: Path) -> bool:
+    """Whether somebody waits to read; he reads its end now."""
+    try:
+        os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return True
+
+
+def _has_writer(fifo: Path) -> bool:
+    """Whether somebody waits to write; he is let in now."""
+    try:
+        handle = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        time.sleep(0.002)
+        return bool(os.read(handle, 2**16))
+    except BlockingIOError:  # it is open, and nothing was written yet
+        return True
+    finally:
+        os.close(handle)
+
+
 @contextlib.contextmanager
 def _letting_go(fifos: Sequence[Path]) -> Iterator[list[str]]:
     """Within, whoever opens one of the FIFOs gets its end at once; which ones."""
@@ -264,13 +288,7 @@ def _letting_go(fifos: Sequence[Path]) -> Iterator[list[str]]:
 
     def look() -> None:
         while not is_over.wait(0.02):
-            for fifo in fifos:
-                for mode in (os.O_WRONLY, os.O_RDONLY):
-                    # A writer that does not wait is let in only where somebody waits to read.
-                    if mode == os.O_WRONLY:
-                        with contextlib.suppress(OSError):
-                            os.close(os.open(fifo, mode | os.O_NONBLOCK))
-                            waited_at.append(fifo.name)
+            waited_at.extend(fifo.name for fifo in fifos if _has_reader(fifo) or _has_writer(fifo))
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
@@ -352,3 +370,9 @@ class Case:
 
 
 REFUSED = (1, 2)
+
+
+def parts_of(*keys: str) -> str:
+    """What a message about these keys may name: a whole key, or one of its parts; of the store's, those below it."""
+    parts = [part for key in keys for part in (key, *key.split("/")) if part != "pairs.zarr" or key == part]
+    return "|".join(dict.fromkeys(parts)) + ("|no generator" if any(key.startswith("model") for key in keys) else "")

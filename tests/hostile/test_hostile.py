@@ -12,6 +12,7 @@ import bad_models
 import bad_stores
 import bad_tables
 import pytest
+from commands import sfg
 from harness import Case, observe, require_harmless
 
 FEW_FIGURES = ("--set", 'evaluate.metrics=["ks_mean"]', "--set", "evaluate.num_samples=20")
@@ -69,3 +70,30 @@ def test_nothing_outside_is_touched(make_world, case: Case):
 def test_a_sound_run_is_none_of_these(make_world, command):
     """The harness itself finds nothing where nothing is hostile."""
     require_harmless(observe(make_world(), COMMANDS[command]), statuses=(0,))
+
+
+MINE = {"report.html": "<p>my page</p>", "metrics.json": '{"mine": 1}', "tensorboard/mine.txt": "my curves"}
+
+
+@pytest.mark.parametrize(
+    "words", [("label",), ("train", "--set", "train.seed=1", "--set", "train.num_epochs=1"), ("evaluate",)], ids=str
+)
+def test_what_the_user_made_stays_where_it_is(make_world, words):
+    """No stranger is needed: the output directory is the user's own folder, in which files of these names lie."""
+    folder = make_world().run
+    job = f"# my own remarks\n{(folder / 'job.toml').read_text()}".replace('dir = "run"', 'dir = "."')
+    made = {**MINE, "job.toml": job}
+    for name, text in made.items():
+        (folder / name).write_text(text)
+    done = sfg(folder, words[0], "job.toml", *words[1:], check=None)
+    assert {name: (folder / name).read_text() if (folder / name).exists() else None for name in made} == made
+    assert done.returncode in (0, 1, 2)
+
+
+@pytest.mark.parametrize("to", ["slurm", "kuberay"])
+def test_a_profile_that_nobody_named_is_not_used(make_world, to):
+    world = make_world()
+    (world.work / "cluster").mkdir()
+    (world.work / "cluster" / f"{to}.toml").write_text('[env]\nPLANTED = "1"\n[slurm]\npartition = "planted"\n')
+    done = sfg(world.work, "submit", "job.toml", "--to", to, "--dry-run", check=None)
+    assert "planted" not in (done.stdout + done.stderr).lower()

@@ -9,39 +9,23 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sfg_dist.objects import without_secrets
+from sfg_dist.objects import without_credentials
 from sfg_dist.store import Location
 
 EVENTS_KEY = "events.jsonl"
 FLUSH_INTERVAL_S = 10.0
 FLUSH_BYTES_PER_S = 200_000  # a log is put anew as a whole, so a long one is put less often
-SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSW|CREDENTIAL", re.IGNORECASE)
-MIN_SECRET_LENGTH = 8  # shorter values are words that a path may hold too
-
-
-def without_credentials(text: str) -> str:
-    """The text with every value of a secret environment variable replaced by its name, and URLs without passwords.
-
-    Example:
-        >>> os.environ["AWS_SECRET_ACCESS_KEY"] = "wJalrXUtnFEMI"               # doctest: +SKIP
-        >>> without_credentials("signed with wJalrXUtnFEMI")                        # doctest: +SKIP
-        'signed with <AWS_SECRET_ACCESS_KEY>'
-    """
-    for name, value in os.environ.items():
-        if len(value) >= MIN_SECRET_LENGTH and value in text and SECRET_NAME.search(name):
-            text = text.replace(value, f"<{name}>")
-    return without_secrets(text)
 
 
 def event_line(entry: Mapping[str, Any]) -> bytes:
     """An event as a line of JSON without secrets, its end included."""
-    return without_credentials(json.dumps(entry, default=str)).encode() + b"\n"
+    document = without_credentials(entry)
+    return json.dumps(document, default=lambda value: without_credentials(str(value))).encode() + b"\n"
 
 
 def append_lines(path: Path, lines: bytes) -> None:

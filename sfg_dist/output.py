@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfg_dist.errors import ConfigError, StoreError
 from sfg_dist.events import EventLog
-from sfg_dist.objects import is_url
+from sfg_dist.objects import is_url, without_credentials
 
 if TYPE_CHECKING:
     from sfg_dist.store import Location
@@ -80,7 +80,7 @@ class OutputDirectory:
 
     def emit(self, event: str, **details: Any) -> None:
         """Tell what happened."""
-        entry = {"time": round(time.time(), 3), "event": event, **details}
+        entry = without_credentials({"time": round(time.time(), 3), "event": event, **details})
         try:
             with self.writing("events.jsonl"):
                 self.events.append(entry)
@@ -98,7 +98,7 @@ class OutputDirectory:
     def tell(self, event: str, **details: Any) -> None:
         """Tell the listener what is of no use a moment later; the log does not keep it."""
         if self._listener is not None:
-            self._listener({"time": round(time.time(), 3), "event": event, **details})
+            self._listener(without_credentials({"time": round(time.time(), 3), "event": event, **details}))
 
     @contextlib.contextmanager
     def dropping_events(self) -> Iterator[None]:

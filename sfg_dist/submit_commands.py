@@ -14,7 +14,8 @@ import typer
 
 from sfg_dist.command import Debug, Executor, Json, Set, command, load, say
 from sfg_dist.errors import ClusterError, ConfigError
-from sfg_dist.values import printable, shown
+from sfg_dist.search_path import child_environment
+from sfg_dist.values import as_line, printable, shown
 
 if TYPE_CHECKING:
     from sfg_dist.launch.submission import Submission
@@ -95,7 +96,7 @@ def submit(
         say(json_, facts, _how_to(submission))
         return
     if not json_:
-        print(_how_to(submission), flush=True)
+        print(printable(_how_to(submission)), flush=True)
     state = _wait(submission)
     if json_:
         say(json_, facts | {"state": state}, "")
@@ -141,7 +142,7 @@ def logs(
     one = find(submission)
     if one.to != "slurm":
         words = _scheduler(one).logs_command(one, follow=follow)
-        status = subprocess.run(words).returncode
+        status = subprocess.run(words, env=child_environment()).returncode
         if status:
             raise ClusterError(f"{words[0]} ended with status {status}")
         return
@@ -149,7 +150,7 @@ def logs(
         say(json_, {"files": slurm.logs(one)}, "")
         return
     for line in _lines(one, follow, nodes):
-        print(line, end="", flush=True)
+        print(printable(line), end="", flush=True)
 
 
 @command
@@ -164,7 +165,7 @@ def cancel(submission: Word, json_: Json = False, debug: Debug = False) -> None:
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows as lines, each column as wide as its longest word; the last one as it is."""
-    words = [[printable(word).replace("\n", " ") for word in row] for row in rows]
+    words = [[as_line(word) for word in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*words, strict=True)]
     return ["  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in words]
 

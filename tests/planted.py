@@ -422,8 +422,8 @@ TOP = (
         name="secrets_in_the_log",
         file="sfg_dist/events.py",
         why="Keys of an object store stand in events.jsonl as a library's error message had them.",
-        old="return without_credentials(json.dumps(entry, default=str)).encode()",
-        new="return json.dumps(entry, default=str).encode()",
+        old="document = without_credentials(entry)",
+        new="document = entry",
         tests=("tests/test_object_store.py::test_secrets_reach_no_log_no_plan_and_no_snapshot",),
     ),
     Fault(

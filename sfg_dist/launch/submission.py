@@ -33,6 +33,7 @@ from sfg_dist.values import shown
 
 STAGES = ("label", "train", "sample", "evaluate")
 ID_NAME, STATE_NAME = "submission.json", "state.json"
+HERE = ("--set", "executor.address=auto")  # for a driver that runs on a node of the cluster
 ANSWER_S = 120.0  # for a scheduler's command to answer
 
 
@@ -180,6 +181,11 @@ def with_absolute_paths(job: Job) -> Job:
     if job.labels.latents is not None:
         document["labels"]["latents"] = _absolute(job.labels.latents)
     return resolve_job(document)
+
+
+def without_address(job: Job) -> Job:
+    """The job without the cluster that the command line named: where it is sent, HERE names it."""
+    return job.model_copy(update={"executor": job.executor.model_copy(update={"address": None})})
 
 
 def seeded(job: Job, seeds: Sequence[int]) -> list[Job]:

@@ -74,6 +74,8 @@ def decode_text(source: str, raw: bytes, encoding: str = "auto") -> Text:
         if raw.startswith(magic):
             try:
                 raw = _unpacked(source, name, raw, unpack)
+            except DataError:
+                raise
             except (OSError, EOFError, ValueError) as error:  # zlib's error is one of them in gzip
                 raise DataError(
                     f"{source} cannot be read as .csv: it is packed by {name}, and damaged or cut short"
@@ -118,7 +120,7 @@ def check_text(source: str, num_bytes: int) -> None:
 def _unpacked(source: str, name: str, raw: bytes, unpack: Callable[[bytes], bytes]) -> bytes:
     """The packed text; where it might be too large, it is counted piece by piece."""
     packing = _NAMES[name]
-    if len(raw) * GROWTH[packing] <= max(SMALL_BYTES, usable_bytes() // 8):
+    if len(raw) * GROWTH[packing] <= usable_bytes() // 8:
         return unpack(raw)
     total, parts = 0, []
     for piece in pieces(packing, raw):

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data.cf import KEYS, NETCDF_FILLS
+from sfg_dist.data.location import reading
 from sfg_dist.data.sizes import check_held, check_stored, declared_bytes
 from sfg_dist.data.unpacking import GROWTH, unpacked_bytes
 from sfg_dist.errors import DataError
@@ -100,7 +101,9 @@ def attributes(source: str, dataset: Any) -> dict[str, Any]:
     """
     found = {}
     for key in (*KEYS, "_Unsigned"):
-        if key in dataset.attrs:
+        with reading(source):
+            if key not in dataset.attrs:
+                continue
             identity = dataset.attrs.get_id(key)
             if declared_bytes(identity.shape, identity.dtype) > _MOST_ATTRIBUTE:
                 raise DataError(f"{source}: the attribute {key} of {dataset.name.lstrip('/')!r} has no single value")

@@ -13,6 +13,7 @@ import sys
 import textwrap
 import zipfile
 import zlib
+from pathlib import Path
 
 import google_crc32c
 import h5py
@@ -24,7 +25,7 @@ import pytest
 import zarr
 from commands import sfg
 from patience import patience
-from pyarrow import parquet
+from pyarrow import csv, parquet
 
 from sfg_dist import memory, open_pairs
 from sfg_dist.data import open_rows, open_table
@@ -215,9 +216,9 @@ def test_packed_tables_of_zarr_3_are_read(tmp_path, codec, sharded):
 
 
 @pytest.fixture
-def store(small_run, tmp_path):
-    """A store of a finished run, to be spoilt."""
-    return small_run.copy(tmp_path / "run") / "pairs.zarr"
+def store(make_store):
+    """A store that was laid out, to be spoilt."""
+    return Path(make_store().location.url)
 
 
 def test_a_store_of_zarr_2_is_not_opened(store, decoded):
@@ -341,7 +342,7 @@ def zarr_table(path, **keys):
 @pytest.mark.parametrize("what", ["X/c/1/0", "X/c/1", "X/c", "X/zarr.json", "X", "zarr.json"])
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_zarr_table_with_a_link_out_of_it(tmp_path, what, whole):
-    path, away = zarr_table(tmp_path / "t.zarr"), tmp_path / "away"
+    path, away = zarr_table(tmp_path / "t.zarr", fill_value=np.nan), tmp_path / "away"
     (path / what).rename(away)
     (path / what).symlink_to(away)
     if whole:
@@ -356,7 +357,7 @@ def test_a_zarr_table_with_a_link_out_of_it(tmp_path, what, whole):
 @pytest.mark.parametrize("folder", [False, True])
 def test_a_folder_of_files_with_a_link_out_of_it(tmp_path, suffix, glob, folder):
     table = pa.table({"a": ROWS[:, 0], "b": ROWS[:, 1]})
-    write = {".parquet": parquet.write_table, ".csv": pa.csv.write_csv}[suffix]
+    write = {".parquet": parquet.write_table, ".csv": csv.write_csv}[suffix]
     for name in ("t/sub", "away"):
         (tmp_path / name).mkdir(parents=True)
     write(table, tmp_path / f"t/sub/0{suffix}")
@@ -372,8 +373,8 @@ def test_links_that_users_make_are_followed(tmp_path):
     """To the table itself, to its folder, and within it."""
     zarr_table(tmp_path / "far/t.zarr")
     os.symlink(tmp_path / "far/t.zarr", tmp_path / "t.zarr")
-    shutil.move(tmp_path / "far/t.zarr/X/c/1", tmp_path / "far/t.zarr/X/c/other")
-    os.symlink("other", tmp_path / "far/t.zarr/X/c/1")
+    shutil.move(tmp_path / "far/t.zarr/X/c/1/0", tmp_path / "far/t.zarr/X/c/other")
+    os.symlink("../other", tmp_path / "far/t.zarr/X/c/1/0")
     parts = tmp_path / "far/parts"
     parts.mkdir()
     parquet.write_table(pa.table({"a": ROWS[:, 0]}), parts / "0.parquet")
@@ -387,7 +388,7 @@ def test_links_that_users_make_are_followed(tmp_path):
 
 
 def test_a_pipe_in_place_of_a_chunk_is_not_waited_for(tmp_path):
-    path = zarr_table(tmp_path / "t.zarr")
+    path = zarr_table(tmp_path / "t.zarr", fill_value=np.nan)
     (path / "X/c/1/0").unlink()
     os.mkfifo(path / "X/c/1/0")
     refused(path, "X/c/1/0 is neither a file nor a folder")
@@ -485,46 +486,61 @@ def test_a_true_table_that_memory_does_not_hold(tmp_path, small_machine, monkeyp
             assert np.array_equal(reader.read(1000, 1500), rows[1000:1500])
 
 
-@pytest.mark.parametrize("kind", ["numbers", "text", "null"])
-def test_a_parquet_file_of_many_equal_rows(tmp_path, small_machine, kind):
-    """Runs of a dictionary take no room, and unpack to as much as is asked for."""
-    number = 10_000 if kind == "text" else 50_000_000
-    values = {"numbers": pa.repeat(1.5, number), "text": pa.repeat("x" * 100_000, number), "null": pa.nulls(number)}
-    path = tmp_path / "a.parquet"
-    writer = parquet.ParquetWriter(path, pa.schema([("a", values[kind].type)]))
-    with writer:
-        for _ in range(1 if kind != "text" else 2):
-            writer.write_table(pa.table({"a": values[kind]}), row_group_size=number)
-    assert path.stat().st_size < 2 << 20
-    refused(path, "'a' holds text" if kind == "text" else "381.5 MiB")
-    if kind != "text":
-        with pytest.raises(DataError, match=r"381.5 MiB"), open_rows(path) as rows:
-            rows.read(0, 10)
+def equal_rows(path, values, times):
+    """A .parquet of the same rows again and again: runs of a dictionary take hardly any room."""
+    with parquet.ParquetWriter(path, pa.schema([("a", values.type)])) as writer:
+        for _ in range(times):
+            writer.write_table(pa.table({"a": values}))
+    return path
+
+
+@pytest.mark.parametrize("values", [pa.repeat(1.5, 1 << 20), pa.nulls(1 << 20)], ids=["numbers", "null"])
+def test_a_parquet_file_of_many_equal_rows(tmp_path, small_machine, values):
+    path = equal_rows(tmp_path / "a.parquet", values, 20)
+    assert path.stat().st_size < 128 << 10
+    refused(path, "160.0 MiB")
+    with open_rows(path) as rows:
+        assert len(np.unique(rows.read(5, 10))) == 1
+
+
+def test_a_parquet_file_of_one_long_text(tmp_path):
+    """It would be 200 GB, each row being the same megabyte; nothing but the first rows is read to name it."""
+    values = pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int8()), 200_000), ["x" * 1_000_000])
+    parquet.write_table(pa.table({"a": values}), tmp_path / "a.parquet", store_schema=False)
+    refused(tmp_path / "a.parquet", "column 'a' holds text: 'xxx", "data row 1")
+    with pytest.raises(DataError, match="column 'a' holds text"), open_rows(tmp_path / "a.parquet"):
+        pass
 
 
 def test_many_files_of_equal_rows(tmp_path, small_machine):
-    for number in range(4):
-        parquet.write_table(pa.table({"a": pa.repeat(1.5, 4_000_000)}), tmp_path / f"{number}.parquet")
-    refused(tmp_path, "3 files of it", "128.0 MiB are all")
+    equal_rows(tmp_path / "0.parquet", pa.repeat(1.5, 1 << 20), 4)
+    for number in (1, 2, 3):
+        shutil.copy(tmp_path / "0.parquet", tmp_path / f"{number}.parquet")
+    refused(tmp_path, "2 files of it", "128.0 MiB are all")
 
 
-PACK = {"gz": gzip.compress, "bz2": bz2.compress, "zst": lambda raw: pa.compress(raw, "zstd", asbytes=True)}
+PACK = {
+    "gz": lambda raw: gzip.compress(raw, 4),
+    "bz2": bz2.compress,
+    "zst": lambda raw: pa.compress(raw, "zstd", asbytes=True),
+}
 
 
-@pytest.mark.parametrize("packing", PACK)
-@pytest.mark.parametrize("parts", [1, 3])
-def test_a_packed_text_that_grows(tmp_path, small_machine, packing, parts):
+@pytest.mark.parametrize(("packing", "parts"), [("gz", 1), ("gz", 20), ("bz2", 20), ("zst", 1), ("zst", 20)])
+def test_a_packed_text_that_grows(tmp_path, monkeypatch, packing, parts):
     """Some packings say the size; it may be wrong, and several may lie one behind the other."""
+    monkeypatch.setattr(memory, "_group_limits", lambda: [32 << 20])
     path = tmp_path / f"a.csv.{packing}"
-    path.write_bytes(PACK[packing](b"1.5,2.5\n" * (15_000_000 // parts)) * parts)
-    refused(path, "of text", "128.0 MiB are all the memory")
+    path.write_bytes(PACK[packing](b"1.5,2.5\n" * ((20 << 17) // parts)) * parts)
+    refused(path, "of text", "32.0 MiB are all the memory")
 
 
 @pytest.mark.parametrize("packing", PACK)
-def test_a_packed_text_near_the_limit_is_read(tmp_path, small_machine, packing):
+def test_a_packed_text_within_the_limit_is_read(tmp_path, monkeypatch, packing):
+    monkeypatch.setattr(memory, "_group_limits", lambda: [8 << 20])
     path = tmp_path / f"a.csv.{packing}"
-    path.write_bytes(PACK[packing](b"1.5,2.5\n" + b"0.5,2.5\n" * 200_000) * 2)
-    assert len(open_table(path).values) == 400_001 + 1
+    path.write_bytes(PACK[packing](b"1.5,2.5\n" + b"0.5,2.5\n" * 50_000) * 2)
+    assert len(open_table(path).values) == 2 * 50_001
 
 
 def zarr_chunk(path, codec, content, *, sharded=False, number=3):
@@ -544,7 +560,7 @@ def zarr_chunk(path, codec, content, *, sharded=False, number=3):
     return path
 
 
-BOMB = bytes(300 << 20)
+BOMB = bytes(8 << 20)
 
 
 @pytest.mark.parametrize(
@@ -580,7 +596,7 @@ def test_chunks_larger_than_memory(tmp_path, small_machine):
 
 def test_a_chunk_of_hdf5_that_grows(tmp_path, small_machine):
     packed = zlib.compress(BOMB, 1)
-    for name, rows in (("small", 64), ("large", 1 << 18)):
+    for name, rows in (("small", 64), ("large", 1 << 14)):
         with h5py.File(tmp_path / f"{name}.h5", "w") as file:
             data = file.create_dataset("X", (rows, 2), "f8", chunks=(rows, 2), compression="gzip")
             data.id.write_direct_chunk((0, 0), packed)
@@ -590,7 +606,7 @@ def test_a_chunk_of_hdf5_that_grows(tmp_path, small_machine):
 def test_attributes_of_hdf5_are_single_values(tmp_path):
     with h5py.File(tmp_path / "t.h5", "w", libver="latest") as file:
         file["X"] = ROWS
-        space = h5py.h5s.create_simple((1 << 28,))
+        space = h5py.h5s.create_simple((1 << 16,))
         h5py.h5a.create(file["X"].id, b"valid_range", h5py.h5t.IEEE_F64LE, space)
     refused(tmp_path / "t.h5", "valid_range", "no single value")
 
@@ -612,7 +628,7 @@ def test_many_names_that_are_one_long_text(tmp_path):
 def test_a_command_says_it_in_a_line(tmp_path, name):
     declare(tmp_path / name)
     (tmp_path / "job.toml").write_text(f'[data]\nsource = "{name}"\n')
-    done = sfg(tmp_path, "plan", "job.toml", check=1)
+    done = sfg(tmp_path, "plan", "job.toml", check=2)
     assert name in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -620,7 +636,7 @@ def test_a_command_says_it_in_a_line(tmp_path, name):
 
 def test_formulas_in_names_are_written_as_they_are_and_said(tmp_path):
     names = ["=1+1", "+a", "-b", "@c", "d"]
-    with pytest.warns(UserWarning, match=r"'=1\+1', '\+a', '-b' and '@c' would be taken for a formula"):
+    with pytest.warns(UserWarning, match=r"'=1\+1', '\+a', '-b', '@c' would be taken for a formula"):
         write_table(tmp_path / "s.csv", names, 2, lambda ranges: (np.eye(5)[:2] for _ in ranges), source="s")
     assert open_table(tmp_path / "s.csv").columns == tuple(names)
 
@@ -654,14 +670,16 @@ def test_hostile_tables_take_little_memory(tmp_path):
     sources.append(tmp_path / "a.csv.gz")
     sources[-1].write_bytes(gzip.compress(b"1.5,2.5\n" * (1 << 16), 9) * 2500)
     sources.append(tmp_path / "a.parquet")
-    parquet.write_table(pa.table({"a": pa.repeat(1.5, 200_000_000)}), sources[-1])
-    sources.append(zarr_chunk(tmp_path / "z.zarr", numcodecs.Zlib(1), zlib.compress(bytes(1 << 30), 1), number=2))
+    equal_rows(sources[-1], pa.repeat(1.5, 1 << 20), 200)
+    packer = zlib.compressobj(1)
+    packed = b"".join([*(packer.compress(BOMB) for _ in range(128)), packer.flush()])
+    sources.append(zarr_chunk(tmp_path / "z.zarr", numcodecs.Zlib(1), packed, number=2))
     sources.append(tmp_path / "bomb.h5")
     with h5py.File(sources[-1], "w") as file:
         data = file.create_dataset("X", (64, 2), "f8", chunks=(64, 2), compression="gzip")
-        data.id.write_direct_chunk((0, 0), zlib.compress(bytes(1 << 30), 1))
+        data.id.write_direct_chunk((0, 0), packed)
     command = [sys.executable, "-c", textwrap.dedent(MEASURE), *map(str, sources)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=patience(300))
     assert done.returncode == 0, done.stdout + done.stderr
     *_, taken = done.stdout.split()
-    assert int(taken) < 2 * 512, done.stdout
+    assert int(taken) < 512, done.stdout

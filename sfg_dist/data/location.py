@@ -78,23 +78,26 @@ def open_bytes(source: str) -> Iterator[BinaryIO]:
 
 
 def open_zarr(source: str) -> Any:
-    """Open a Zarr group or array for reading.
+    """Open a Zarr group or array for reading; what is read of it is looked at by ``CheckedStore``.
 
     Raises:
-        DataError: it does not exist, or holds no Zarr metadata.
+        DataError: it does not exist, or holds no Zarr metadata, or such as are not read.
     """
     import zarr
     import zarr.storage
 
+    from sfg_dist.data.zarr_store import CheckedStore
+
     if is_url(source):
-        store, prefix = open_bucket(source)
-        location: Any = zarr.storage.ObjectStore(store, read_only=True)
+        bucket, prefix = open_bucket(source)
+        store = CheckedStore(zarr.storage.ObjectStore(bucket, read_only=True), source)
     else:
-        location, prefix = local_path(source), ""
-        _check_exists(location)
+        root, prefix = local_path(source), ""
+        _check_exists(root)
+        store = CheckedStore(zarr.storage.LocalStore(root, read_only=True), source, root)
     with reading(source):
         try:
-            return zarr.open(location, path=prefix, mode="r")
+            return zarr.open(store, path=prefix, mode="r")
         except FileNotFoundError:
             raise DataError(f"{source} holds no Zarr group or array (no zarr.json, .zgroup or .zarray)") from None
 

@@ -41,6 +41,7 @@ from sfg_dist.folders import place_of
 from sfg_dist.objects import is_url, reason_of, trouble_of
 from sfg_dist.plan import Plan, fingerprint_of_blocks
 from sfg_dist.store.arrays import ARRAYS, object_bytes, object_key, record_layout, record_prefix
+from sfg_dist.store.checked import check_declared, checked_store
 from sfg_dist.store.commits import Record, ShardContent, commit_key, parse_record
 from sfg_dist.store.frame import check_frame
 from sfg_dist.store.location import Location
@@ -104,11 +105,11 @@ class Pairs:
 
     @cached_property
     def group(self) -> zarr.Group:
-        """The Zarr group itself."""
+        """The Zarr group itself, of format 3; what is read of it is looked at by ``CheckedStore``."""
         import zarr
 
         with self._reading("zarr.json"):
-            return zarr.open_group(self.location.zarr_store(), mode="r+")
+            return zarr.open_group(checked_store(self.location), mode="r+", zarr_format=3)
 
     # Rows.
 
@@ -210,7 +211,10 @@ class Pairs:
         """The column transform: its arrays and its metadata."""
         with self._reading("transform"):
             group = self.group["transform"]
-            arrays = {name: np.asarray(array[...]) for name, array in group.arrays()}  # type: ignore[union-attr]
+            members = dict(group.arrays())  # type: ignore[union-attr]
+            for name, array in members.items():
+                self._check_declared(f"transform/{name}", array)
+            arrays = {name: np.asarray(array[...]) for name, array in members.items()}
             return arrays, json.loads(str(group.attrs["metadata"]))
 
     # What is done.
@@ -330,11 +334,25 @@ class Pairs:
 
     def _num_rows(self, name: str) -> int:
         with self._reading(f"{name}/rows"):
-            return int(self.group[f"{name}/rows"].shape[0])  # type: ignore[union-attr]
+            array = self.group[f"{name}/rows"]
+            self._check_declared(f"{name}/rows", array)
+            return int(array.shape[0])  # type: ignore[union-attr]
 
     def _rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         with self._reading(name):
-            return np.ascontiguousarray(self.group[name][start:stop])  # type: ignore[index]
+            array = self.group[name]
+            self._check_declared(name, array)
+            return np.ascontiguousarray(array[start:stop])  # type: ignore[index]
+
+    def _check_declared(self, name: str, array: Any) -> None:
+        """``check_declared``, once for an array."""
+        if name not in self._looked_at:
+            check_declared(self.location, name, array)
+            self._looked_at.add(name)
+
+    @cached_property
+    def _looked_at(self) -> set[str]:
+        return set()
 
     def _require_fingerprint(self, name: str, num_rows: int, blocks: Any) -> None:
         if fingerprint_of_blocks(blocks, (num_rows, self.plan.dim), "<f4") != self.plan.identity[name]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data.column_type import FLOAT, Array, ColumnType
+from sfg_dist.data.naming import listed
 from sfg_dist.errors import ConfigError, StoreError
 from sfg_dist.folders import expanded
 from sfg_dist.objects import is_url, reason_of
+from sfg_dist.store.checked import check_declared, checked_store
 from sfg_dist.store.location import Location
 from sfg_dist.store.parts import Draw, ParquetTable, ParquetWriter, Progress, ZarrTable, attributes_of
 from sfg_dist.store.text import cells_of, npy_dtype, npy_rows
@@ -82,6 +85,8 @@ def write_table(
             if on_progress is not None:
                 on_progress(len(part))
 
+    if suffix == ".csv":
+        _warn_of_formulas(path, columns)
     writers: dict[str, Callable[[Path], None]] = {
         ".parquet": lambda file: _write_parquet(file, columns, types, told()),
         ".csv": lambda file: _write_csv(file, columns, types, told()),
@@ -120,7 +125,8 @@ def read_table(path: str | Path, *, source: str) -> NDArray[np.float64]:
         raise StoreError(
             f"{path} was drawn from another model or with other keys: run `sfg sample` with this job again"
         )
-    group = zarr.open_group(location.zarr_store(read_only=True), mode="r")
+    group = zarr.open_group(checked_store(location, read_only=True), mode="r", zarr_format=3)
+    check_declared(location, "X", group["X"])
     return np.asarray(group["X"][...])  # type: ignore[index]
 
 
@@ -131,6 +137,16 @@ def _write_parquet(path: Path, columns: Sequence[str], types: Sequence[ColumnTyp
         write(first)
         for part in rows:
             write(part)
+
+
+def _warn_of_formulas(path: str | Path, columns: Sequence[str]) -> None:
+    """Say which names a spreadsheet would take for formulas: they are written as they were given, to be read again."""
+    if formulas := [name for name in columns if name.startswith(("=", "+", "-", "@", "\t", "\r"))]:
+        warnings.warn(
+            f"{path}: {listed(formulas)} would be taken for a formula by a spreadsheet: names are written as they are "
+            "in the table; import the file as text, or rename the columns",
+            stacklevel=3,
+        )
 
 
 def _write_csv(path: Path, columns: Sequence[str], types: Sequence[ColumnType], parts: Iterable[Array]) -> None:

@@ -24,7 +24,6 @@ and overlapping attempts are harmless.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -40,8 +39,9 @@ from sfg_dist.errors import IncompleteStoreError, PlanMismatchError, StoreError,
 from sfg_dist.folders import place_of
 from sfg_dist.objects import is_url, reason_of, trouble_of
 from sfg_dist.plan import Plan, fingerprint_of_blocks
+from sfg_dist.reader import LONG_BYTES, read_json
 from sfg_dist.store.arrays import ARRAYS, object_bytes, object_key, record_layout, record_prefix
-from sfg_dist.store.commits import Record, ShardContent, commit_key, parse_record
+from sfg_dist.store.commits import Record, ShardContent, commit_key, find_record, find_records
 from sfg_dist.store.frame import check_frame
 from sfg_dist.store.location import Location
 from sfg_dist.store.records import PLAN_KEY, read_plan
@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     import zarr
 
 OTHERWISE = "version 0.1.0, which made the store, read or transformed some tables otherwise"
+FREE_BYTES = 64 << 20
+"""Of an array that may be all fill value, as a transform's offsets are; a larger one must be stored."""
 COMMIT_NAME = re.compile(r"commits/(\d{8,})\.json")
 OBJECT_NAME = re.compile(r"(?:extensions/(\d{4})/)?(latents|labels)/c/(\d+)/0")
 """Rows read at once to check a table that may be larger than memory."""
@@ -210,8 +212,11 @@ class Pairs:
         """The column transform: its arrays and its metadata."""
         with self._reading("transform"):
             group = self.group["transform"]
-            arrays = {name: np.asarray(array[...]) for name, array in group.arrays()}  # type: ignore[union-attr]
-            return arrays, json.loads(str(group.attrs["metadata"]))
+            arrays = {}
+            for name, array in group.arrays():  # type: ignore[union-attr]
+                self._require_bytes(f"transform/{name}", array.nbytes)
+                arrays[name] = np.asarray(array[...])
+            return arrays, read_json(str(group.attrs["metadata"]), "metadata", max_bytes=LONG_BYTES)
 
     # What is done.
 
@@ -225,11 +230,7 @@ class Pairs:
         return dict(self._commit_records())
 
     def _commit_records(self) -> Iterator[tuple[int, Record]]:
-        shards = sorted(self.committed())
-        contents = self.location.read_many(map(commit_key, shards))
-        for shard, (_, content) in zip(shards, contents, strict=True):
-            if (record := parse_record(self.plan, shard, content)) is not None:
-                yield shard, record
+        return find_records(self.location, self.plan, sorted(self.committed()))
 
     def stored_bytes(self) -> NDArray[np.int64]:
         """Bytes of each shard's objects, int64 (num_shards, 2) for latents and labels; -1 where there is none."""
@@ -258,7 +259,7 @@ class Pairs:
 
     def commit_record(self, shard: int) -> Record | None:
         """The commit record of a shard; None where there is none, or a torn one, as a power cut may leave it."""
-        return parse_record(self.plan, shard, self.location.read(commit_key(shard)))
+        return find_record(self.location, self.plan, shard)
 
     @property
     def is_complete(self) -> bool:
@@ -330,7 +331,22 @@ class Pairs:
 
     def _num_rows(self, name: str) -> int:
         with self._reading(f"{name}/rows"):
-            return int(self.group[f"{name}/rows"].shape[0])  # type: ignore[union-attr]
+            array = self.group[f"{name}/rows"]
+            self._require_bytes(f"{name}/rows", array.nbytes)  # type: ignore[union-attr]
+            return int(array.shape[0])  # type: ignore[union-attr]
+
+    def _require_bytes(self, name: str, num_bytes: int) -> None:
+        """Refuse an array that says to be larger than its objects are; without one all would be its fill value.
+
+        Raises:
+            StoreError: it does.
+        """
+        stored = sum(entry.bytes for entry in self.location.list(f"{name}/c")) if num_bytes > FREE_BYTES else num_bytes
+        if num_bytes > stored:
+            raise StoreError(
+                f"{self.location.url}/{name} is {num_bytes:,} bytes by its zarr.json, and {stored:,} are stored; run "
+                f"`sfg verify` and `sfg repair` on the store"
+            )
 
     def _rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         with self._reading(name):

@@ -28,7 +28,7 @@ _ENCODINGS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 _MAX_PROBLEMS = 8
 _MAX_KEYS = 32
 _NAME = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
-_DEEP = re.compile(rf"""(?<![\w"'-])(?:{_NAME}[ \t]*+\.[ \t]*+){{{_MAX_KEYS - 1}}}""")
+_DEEP = re.compile(rf"""(?<![\w"'.-])(?:{_NAME}[ \t]*+\.[ \t]*+){{{_MAX_KEYS - 1}}}""")
 # What the parser says, and what the user did.
 _REASONS = (
     ("Cannot overwrite a value", "the key stands there twice"),

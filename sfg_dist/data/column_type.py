@@ -20,6 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -141,12 +142,21 @@ class ColumnType:
         is_known = re.fullmatch(_DTYPES[found.kind], found.dtype, re.DOTALL) is not None
         if not is_known or (found.kind in TEMPORAL and found.unit is None):
             raise DocumentError(f"a column's type: {shown(found.dtype)} is no type of {found.kind} columns")
-        if found.kind == "decimal" and found.dtype != "float64":
-            try:
-                found.arrow  # noqa: B018
-            except (ValueError, AttributeError):
-                raise DocumentError(f"a column's type: {shown(found.dtype)} has too many digits") from None
+        if not found._holds_offset():
+            raise DocumentError(f"a column's type: {shown(found.dtype)} cannot hold its offset, {shown(found.offset)}")
         return found
+
+    def _holds_offset(self) -> bool:
+        """Whether the file's own type is one, with these places, and has the offset as a value."""
+        if self.kind == "decimal" and self.dtype != "float64":
+            try:
+                wide, places = self.arrow, self.places or 0
+            except (ValueError, AttributeError):
+                return False
+            digits = Decimal(self.offset).scaleb(places)
+            return places <= wide.scale and abs(digits) < 10 ** (wide.precision - wide.scale + places)
+        ends = np.iinfo(self.dtype if self.kind == "integer" else "int64")
+        return int(ends.min) <= self.offset <= int(ends.max)
 
     @property
     def words(self) -> str:

@@ -288,7 +288,9 @@ class Transform:
             later = {"origins": np.zeros(dim), "bounds": np.tile(FREE, (dim, 1))}  # not in models of 0.1.0
             for name in _SHAPES:
                 array = arrays.get(name, later[name]) if name in later else arrays[name]
-                fields[name] = np.array(array, dtype=np.float64)
+                if array.dtype != np.float64:
+                    raise DataError(f"the saved transform is damaged: {name} is {array.dtype}, expected float64")
+                fields[name] = np.array(array)
             curves = curves_from_arrays(arrays) if kind == "quantile" else ()
         except KeyError as error:
             raise DataError(f"the saved transform has no {error.args[0]!r}: it is damaged") from None

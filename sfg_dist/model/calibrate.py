@@ -123,8 +123,8 @@ class Calibration:
         if rounds.keys() != set(ROUND_NAMES) or knots.ndim != 3 or knots.shape[2] < 2:
             raise DocumentError(f"calibration: its arrays are not {', '.join(ROUND_NAMES)} with two knots or more")
         num_rounds, row = len(knots), (len(knots), dim)
-        shapes = {"centers": row, "maps": (*row, dim), "shifts": row}
-        shapes |= dict.fromkeys(("knots", "values"), (num_rounds, dim, knots.shape[2]))
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("knots", "values"), (num_rounds, dim, knots.shape[2]))
+        shapes |= {"centers": row, "maps": (*row, dim), "shifts": row}
         check_arrays(rounds, shapes, ("knots", "values"), "calibration")
         # A generator of before these maps has none.
         return cls(**rounds, pairs=PairMaps.from_arrays(pairs, dim) if pairs else PairMaps.none())

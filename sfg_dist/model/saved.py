@@ -137,8 +137,8 @@ def check_tensors(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], nam
     if different := wanted.keys() ^ found.keys():
         key = min(different)
         raise DocumentError(f"{name}: tensor {printable(key)} {'is missing' if key in wanted else 'is no part of it'}")
-    for key, tensor in found.items():
-        _check_tensor(tensor, wanted[key], f"{name}: tensor {key}")
+    for key, tensor in wanted.items():
+        _check_tensor(found[key], tensor, f"{name}: tensor {key}")
 
 
 def _check_tensor(tensor: Tensor, like: Tensor, name: str) -> None:
@@ -178,9 +178,10 @@ def check_arrays(
     Raises:
         DocumentError: the message names the array.
     """
-    for key, array in arrays.items():
-        if array.shape != shapes[key] or array.dtype != np.float64:
-            raise DocumentError(f"{name}: {key} is {array.dtype} of shape {array.shape}, expected {shapes[key]}")
+    for key, shape in shapes.items():
+        array = arrays[key]
+        if array.shape != shape or array.dtype != np.float64:
+            raise DocumentError(f"{name}: {key} is {array.dtype} of shape {array.shape}, expected {shape}")
         if not np.isfinite(array).all():
             raise DocumentError(f"{name}: {key} holds numbers that are not finite")
     for key in ascending:

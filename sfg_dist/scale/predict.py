@@ -11,7 +11,6 @@ import numpy as np
 
 from sfg_dist.distributed.simulation import Costs, Limits, simulate
 from sfg_dist.errors import ConfigError, DocumentError
-from sfg_dist.plan import MAX_SHARDS
 from sfg_dist.reader import check_fields
 
 LEAST_SHARDS, LEAST_JOB_S = 20, 300.0  # a worker's, in a prediction: a job is long enough to be worth a cluster

@@ -3,6 +3,7 @@
     SfgError
     |-- ConfigError              the request is wrong: a key, a value, an option
     |-- DataError                the user's table cannot be used as it stands
+    |-- DocumentError            a document (JSON) is not what it should be
     |-- StoreError               the pairs on disk are not what they should be
     |   |-- PlanMismatchError    a store made by another plan
     |   |-- IncompleteStoreError shards are missing
@@ -29,6 +30,10 @@ class ConfigError(SfgError, ValueError):
 
 class DataError(SfgError, ValueError):
     """The user's table cannot be used as it stands: the message names file, column and row."""
+
+
+class DocumentError(SfgError, ValueError):
+    """A document is not what it should be: the message names it and the field."""
 
 
 class StoreError(SfgError):

@@ -14,12 +14,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sfg_dist.errors import DocumentError
 from sfg_dist.objects import without_credentials
+from sfg_dist.reader import check_fields, read_json
 from sfg_dist.store import Location
 
 EVENTS_KEY = "events.jsonl"
 FLUSH_INTERVAL_S = 10.0
 FLUSH_BYTES_PER_S = 200_000  # a log is put anew as a whole, so a long one is put less often
+MAX_LOG_BYTES = 1 << 28  # that are read
+
+
+_EVENT = {"event": str, "time": float}
+_STARTED = {"stage": str, "fresh": bool}
 
 
 def event_line(entry: Mapping[str, Any]) -> bytes:
@@ -97,13 +104,14 @@ class EventLog:
             self._is_written, self._written_at = True, self._clock()
 
     def read(self) -> str:
-        """All lines, those of earlier attempts too; empty where there is no log yet."""
-        content = self._location.read(self._key) if self._location.root is not None else bytes(self._buffer())
+        """The lines, those of earlier attempts too, as far as they can be held; empty where there is no log yet."""
+        is_local = self._location.root is not None
+        content = self._location.read(self._key, MAX_LOG_BYTES) if is_local else bytes(self._buffer())
         return (content or b"").decode("utf-8", errors="replace")
 
     def _buffer(self) -> bytearray:
         if self._content is None:
-            self._content = bytearray(self._location.read(self._key) or b"")
+            self._content = bytearray(self._location.read(self._key, MAX_LOG_BYTES) or b"")
         return self._content
 
 
@@ -113,15 +121,17 @@ def stage_times(log: str) -> dict[str, float]:
     An attempt that was killed counts up to its last event.
 
     Args:
-        log: the lines of events.jsonl.
+        log: the lines of events.jsonl; those that are no events are passed over.
     """
     times: dict[str, float] = {}
     stage, last = None, 0.0
     for line in log.splitlines():
         try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the torn last line of a killed attempt
+            entry = read_json(line, EVENTS_KEY, _EVENT, allow_nan=True)
+            if entry["event"] == "stage_started":
+                check_fields(entry, _STARTED, EVENTS_KEY)
+        except DocumentError:
+            continue  # the torn last line of a killed attempt, or none of this package's
         if entry["event"] == "stage_started":
             stage = entry["stage"]
             times[stage] = 0.0 if entry["fresh"] else times.get(stage, 0.0)

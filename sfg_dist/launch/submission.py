@@ -20,20 +20,28 @@ import secrets
 import shlex
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from sfg_dist.config import Job, resolve_job
-from sfg_dist.errors import ClusterError, ConfigError
+from sfg_dist.errors import ClusterError, ConfigError, DocumentError
 from sfg_dist.folders import expanded
 from sfg_dist.launch.profile import Profile, one_line
 from sfg_dist.objects import is_url
+from sfg_dist.reader import MAX_BYTES, read_json
 from sfg_dist.values import shown
 
 STAGES = ("label", "train", "sample", "evaluate")
 ID_NAME, STATE_NAME = "submission.json", "state.json"
 HERE = ("--set", "executor.address=auto")  # for a driver that runs on a node of the cluster
+MAX_LOG_BYTES = 64 << 20
+_FIELDS = {
+    **dict.fromkeys(("id", "to", "name", "folder", "created?"), str),
+    "outputs": [str],
+    "scheduler_ids?": [str],
+    "options?": {str: str},
+}
 ANSWER_S = 120.0  # for a scheduler's command to answer
 
 
@@ -76,7 +84,7 @@ class Submission:
     def final_state(self) -> str | None:
         """How it ended, as noted; None where that is not known, or where an attempt has begun since."""
         with contextlib.suppress(OSError, ValueError, KeyError):
-            noted = json.loads((self.path / STATE_NAME).read_text(encoding="utf-8"))
+            noted = read_json(_beginning(self.path / STATE_NAME), STATE_NAME, {"state": str, "lines": int})
             if noted["lines"] == len(self.attempts()):
                 return str(noted["state"])
         return None
@@ -96,9 +104,9 @@ class Submission:
         found = []
         for file in (self.path / "attempts").glob("*.jsonl"):
             with contextlib.suppress(OSError):
-                for line in file.read_text(encoding="utf-8").splitlines():
-                    with contextlib.suppress(ValueError):
-                        found.append(json.loads(line))
+                for line in _beginning(file, MAX_LOG_BYTES).splitlines():
+                    with contextlib.suppress(DocumentError):
+                        found.append(read_json(line, file.name, {"time?": float}))
         return sorted(found, key=lambda entry: float(entry.get("time", 0.0)))
 
 
@@ -277,13 +285,22 @@ def remember(submission: Submission) -> None:
 def known() -> Iterator[Submission]:
     """Every submission whose folder is still there, oldest first."""
     try:
-        lines = registry().read_text(encoding="utf-8").splitlines()
+        lines = _beginning(registry(), MAX_LOG_BYTES).splitlines()
     except (OSError, ConfigError):  # nothing was submitted, or there is no home to remember it in
         return
     for line in lines:
-        with contextlib.suppress(ValueError, KeyError, OSError, TypeError):
-            folder = Path(json.loads(line)["folder"])
-            yield Submission(**json.loads((folder / ID_NAME).read_text(encoding="utf-8")))
+        with contextlib.suppress(ValueError, OSError):
+            folder = Path(read_json(line, "the registry", {"folder": str})["folder"])
+            document = read_json(_beginning(folder / ID_NAME), ID_NAME, _FIELDS)
+            yield Submission(
+                **{field.name: document[field.name] for field in fields(Submission) if field.name in document}
+            )
+
+
+def _beginning(path: Path, most: int = MAX_BYTES) -> bytes:
+    """A file, or the beginning of one that is longer than it may be."""
+    with path.open("rb") as file:
+        return file.read(most + 1)
 
 
 def find(word: str) -> Submission:

@@ -24,12 +24,13 @@ from typing import Any
 
 from sfg_dist.config import Job, resolve_job
 from sfg_dist.data import Prepared
-from sfg_dist.errors import ConfigError
+from sfg_dist.errors import ConfigError, DocumentError
 from sfg_dist.objects import is_url
 from sfg_dist.output import Listener, OutputDirectory
 from sfg_dist.pipeline import Pipeline, as_job
 from sfg_dist.planning import check_job, identity_of_keys, versions
-from sfg_dist.scale.document import FOLDER, LOAD, NOT_KEYS, write_study
+from sfg_dist.reader import LONG_BYTES, read_json
+from sfg_dist.scale.document import FOLDER, LOAD, NOT_KEYS, RUN_FIELDS, write_study
 from sfg_dist.scale.fits import efficiencies, fit_laws
 from sfg_dist.store import Location
 from sfg_dist.table_plan import prepare_table
@@ -188,12 +189,13 @@ class Study(OutputDirectory):
 
     def _kept(self, case: Case) -> dict[str, Any] | None:
         try:
-            record: dict[str, Any] = json.loads(self.output.read(f"{FOLDER}/runs/{case.name}.json") or b"")
-            if record.pop("keys") != json.loads(json.dumps(self._keys(case))):
-                return None
-        except (ValueError, KeyError):
+            content = self.output.read(f"{FOLDER}/runs/{case.name}.json", LONG_BYTES)
+            record: dict[str, Any] = read_json(
+                content, case.name, {"keys": dict, **RUN_FIELDS}, max_bytes=LONG_BYTES, allow_nan=True
+            )
+        except DocumentError:
             return None
-        return record
+        return None if record.pop("keys") != json.loads(json.dumps(self._keys(case))) else record
 
     def _all_kept(self) -> list[dict[str, Any]]:
         """Records of this job, those of earlier calls with other numbers too."""

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.errors import StoreError
+from sfg_dist.errors import DocumentError, StoreError
 from sfg_dist.plan import REFERENCE_BLOCK_ROWS, Plan
+from sfg_dist.reader import LONG_BYTES, read_json
 from sfg_dist.store import arrays
 from sfg_dist.store.arrays import ARRAYS, Layout, group_metadata, names_objects, record_layout, record_prefix
 from sfg_dist.store.location import Location
@@ -293,11 +294,15 @@ def read_manifest(location: Location, plan: Plan) -> dict[str, dict[str, Any]]:
     Raises:
         StoreError: the manifest is missing, or is not the one that the plan names.
     """
-    content = location.read(MANIFEST_KEY)
+    content = location.read(MANIFEST_KEY, LONG_BYTES)
     if content is None or sha256(content) != plan.frame:
         state = "is missing" if content is None else "was changed: its digest is not the one in the plan"
         raise StoreError(f"{location.url}/{MANIFEST_KEY} {state}; run `sfg verify` and `sfg repair` on the store")
-    return {entry["key"]: entry for entry in json.loads(content)}
+    try:
+        entries = read_json(content, "it", [{"key": str, "bytes": int, "sha256": str}], max_bytes=LONG_BYTES)
+    except DocumentError as error:
+        raise StoreError(f"{location.url}/{MANIFEST_KEY} is no manifest of a frame: {error}") from None
+    return {entry["key"]: entry for entry in entries}
 
 
 def check_frame(location: Location, plan: Plan) -> None:

@@ -98,22 +98,25 @@ class Location:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def read(self, key: str) -> bytes | None:
-        """An object's bytes, None where there is none."""
+    def read(self, key: str, most: int | None = None) -> bytes | None:
+        """An object's bytes, None where there is none; of one larger than ``most``, only ``most + 1`` bytes."""
         import obstore
 
         try:
             with self._errors("read", key, may_be_absent=True):
-                return bytes(obstore.get(self._store, key).bytes())
+                found = obstore.get(self._store, key)
+                if most is not None and found.meta["size"] > most:
+                    return bytes(obstore.get_range(self._store, key, start=0, length=most + 1))
+                return bytes(found.bytes())
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def read_many(self, keys: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
-        """(key, bytes) of many objects, read by a few threads at once, in the order of the keys."""
+    def read_many(self, keys: Iterable[str], most: int | None = None) -> Iterator[tuple[str, bytes | None]]:
+        """(key, bytes) of many objects as ``read`` gives them, by a few threads at once, in the order of the keys."""
         with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="read") as pool:
             waiting: deque[tuple[str, Future[bytes | None]]] = deque()
             for key in keys:
-                waiting.append((key, pool.submit(self.read, key)))
+                waiting.append((key, pool.submit(self.read, key, most)))
                 if len(waiting) >= 4 * NUM_THREADS:
                     first, future = waiting.popleft()
                     yield first, future.result()

@@ -24,7 +24,6 @@ and overlapping attempts are harmless.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -40,9 +39,10 @@ from sfg_dist.errors import IncompleteStoreError, PlanMismatchError, StoreError,
 from sfg_dist.folders import place_of
 from sfg_dist.objects import is_url, reason_of, trouble_of
 from sfg_dist.plan import Plan, fingerprint_of_blocks
+from sfg_dist.reader import LONG_BYTES, read_json
 from sfg_dist.store.arrays import ARRAYS, object_bytes, object_key, record_layout, record_prefix
 from sfg_dist.store.checked import check_declared, checked_store
-from sfg_dist.store.commits import Record, ShardContent, commit_key, parse_record
+from sfg_dist.store.commits import Record, ShardContent, commit_key, find_record, find_records
 from sfg_dist.store.frame import check_frame
 from sfg_dist.store.location import Location
 from sfg_dist.store.records import PLAN_KEY, read_plan
@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     import zarr
 
 OTHERWISE = "version 0.1.0, which made the store, read or transformed some tables otherwise"
+FREE_BYTES = 64 << 20
+"""Of an array that may be all fill value, as a transform's offsets are; a larger one must be stored."""
 COMMIT_NAME = re.compile(r"commits/(\d{8,})\.json")
 OBJECT_NAME = re.compile(r"(?:extensions/(\d{4})/)?(latents|labels)/c/(\d+)/0")
 """Rows read at once to check a table that may be larger than memory."""
@@ -215,7 +217,7 @@ class Pairs:
             for name, array in members.items():
                 self._check_declared(f"transform/{name}", array)
             arrays = {name: np.asarray(array[...]) for name, array in members.items()}
-            return arrays, json.loads(str(group.attrs["metadata"]))
+            return arrays, read_json(str(group.attrs["metadata"]), "metadata", max_bytes=LONG_BYTES)
 
     # What is done.
 
@@ -229,11 +231,7 @@ class Pairs:
         return dict(self._commit_records())
 
     def _commit_records(self) -> Iterator[tuple[int, Record]]:
-        shards = sorted(self.committed())
-        contents = self.location.read_many(map(commit_key, shards))
-        for shard, (_, content) in zip(shards, contents, strict=True):
-            if (record := parse_record(self.plan, shard, content)) is not None:
-                yield shard, record
+        return find_records(self.location, self.plan, sorted(self.committed()))
 
     def stored_bytes(self) -> NDArray[np.int64]:
         """Bytes of each shard's objects, int64 (num_shards, 2) for latents and labels; -1 where there is none."""
@@ -262,7 +260,7 @@ class Pairs:
 
     def commit_record(self, shard: int) -> Record | None:
         """The commit record of a shard; None where there is none, or a torn one, as a power cut may leave it."""
-        return parse_record(self.plan, shard, self.location.read(commit_key(shard)))
+        return find_record(self.location, self.plan, shard)
 
     @property
     def is_complete(self) -> bool:

@@ -29,8 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data.column_type import FLOAT, ColumnType
-from sfg_dist.errors import ConfigError
+from sfg_dist.errors import ConfigError, DocumentError
 from sfg_dist.objects import is_url
+from sfg_dist.reader import LONG_BYTES, read_json
 from sfg_dist.store.arrays import Layout, group_metadata, names_objects
 from sfg_dist.store.location import Location
 
@@ -230,12 +231,8 @@ class ParquetTable(PartedTable):
         self._sample_name = f"{name}.sample.json"
 
     def _state(self) -> dict[str, Any]:
-        content = self._beside.read(self._sample_name)
-        try:
-            found = json.loads(content or self.location.read(OLD_SAMPLE_NAME) or b"{}")
-        except ValueError:
-            return {}
-        return found if isinstance(found, dict) else {}
+        content = self._beside.read(self._sample_name, LONG_BYTES) or self.location.read(OLD_SAMPLE_NAME, LONG_BYTES)
+        return _read_table(content)
 
     def _mark(self, state: dict[str, Any]) -> None:
         document = {"columns": self.columns, "rows": self.num_rows, "part_rows": self.part_rows, **state}
@@ -295,8 +292,13 @@ class ParquetWriter:
 
 def attributes_of(location: Location) -> dict[str, Any]:
     """The attributes of the Zarr group at a place, empty where there is none."""
-    try:
-        found = json.loads(location.read("zarr.json") or b"{}").get("attributes", {})
-    except (ValueError, AttributeError):
-        return {}
+    found = _read_table(location.read("zarr.json", LONG_BYTES)).get("attributes", {})
     return found if isinstance(found, dict) else {}
+
+
+def _read_table(content: bytes | None) -> dict[str, Any]:
+    """A document, empty where there is none."""
+    try:
+        return dict(read_json(content, "it", max_bytes=LONG_BYTES, allow_nan=True))
+    except DocumentError:
+        return {}

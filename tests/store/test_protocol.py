@@ -70,7 +70,7 @@ class ModelLocation:
         stored = self.objects.get(key)
         return stored and Entry(key, len(stored.content), stored.modified, stored.version)
 
-    def read(self, key):
+    def read(self, key, most=None):
         stored = self.objects.get(key)
         return stored and stored.content
 

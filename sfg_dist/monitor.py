@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sfg_dist.errors import StoreError
-from sfg_dist.events import append_lines, event_line, without_credentials
+from sfg_dist.events import event_line, without_credentials
 from sfg_dist.objects import trouble_of
 from sfg_dist.store import Location
 
@@ -117,9 +117,7 @@ class Monitor:
         if self._location.root is None:
             self._location.write(key, content)
         else:
-            path = self._location.root / key
-            path.parent.mkdir(exist_ok=True)
-            append_lines(path, content[self._num_written :])
+            self._location.append(key, content[self._num_written :], is_lines=True)
         self._num_written = len(content)
         if len(content) >= PART_BYTES:
             with self._lock:

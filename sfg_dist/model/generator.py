@@ -426,6 +426,8 @@ def _find(path: str) -> tuple[str, dict[str, bytes]]:
     for place in (path, f"{path}/model"):
         if not is_url(place) and not Path(place).is_dir():
             continue
+        if place != path and not is_url(path):
+            Location(path).look("model")  # refuses a link, which a directory from elsewhere may hold
         location = Location(place)
         files = {name: location.read(name) for name in (JSON_NAME, TENSORS_NAME)}
         if files[JSON_NAME] is not None:

@@ -120,6 +120,8 @@ class PartedTable(ABC):
         if self.source in (found.get("source"), found.get("making")):
             return
         entries = list(self.location.list())
+        if (odd := next(self.location.oddities(), None)) is not None:
+            raise ConfigError(f"{self.location.url}: {odd[0]!r} {odd[1]}: remove it, or choose another place")
         # Not by its columns alone: others call an attribute that, and what is here is about to be removed.
         is_samples = "columns" in found and any(state in found for state in ("source", "making", "removing"))
         is_samples = is_samples and all(self._is_own(entry.key) for entry in entries)
@@ -234,8 +236,12 @@ class ParquetTable(PartedTable):
         try:
             found = json.loads(content or self.location.read(OLD_SAMPLE_NAME) or b"{}")
         except ValueError:
-            return {}
-        return found if isinstance(found, dict) else {}
+            found = None
+        if not isinstance(found, dict) or (found and "columns" not in found):
+            raise ConfigError(
+                f"{self._beside.url}/{self._sample_name} is none of a table of samples: choose another place"
+            )
+        return found
 
     def _mark(self, state: dict[str, Any]) -> None:
         document = {"columns": self.columns, "rows": self.num_rows, "part_rows": self.part_rows, **state}

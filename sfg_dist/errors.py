@@ -8,6 +8,7 @@
     |   |-- PlanMismatchError    a store made by another plan
     |   |-- IncompleteStoreError shards are missing
     |   |-- ConflictError        two attempts at one shard gave different bytes
+    |   |-- StoreLinkError       a link stands where a file is expected
     |   |-- StoreFullError       no space is left where the store is
     |   `-- StoreUnavailableError the store did not answer in time, or said to try again
     |-- LabelingError            a shard could not be labelled
@@ -50,6 +51,10 @@ class IncompleteStoreError(StoreError):
 
 class ConflictError(StoreError):
     """Two attempts at one shard gave different bytes; the message says which, and nothing was overwritten."""
+
+
+class StoreLinkError(StoreError):
+    """A link stands where a file or directory of the package's is expected; it was not followed."""
 
 
 class StoreFullError(StoreError):

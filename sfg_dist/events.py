@@ -6,12 +6,9 @@ line, wherever an error message of some library may have put them.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from sfg_dist.errors import DocumentError
@@ -33,26 +30,6 @@ def event_line(entry: Mapping[str, Any]) -> bytes:
     """An event as a line of JSON without secrets, its end included."""
     document = without_credentials(entry)
     return json.dumps(document, default=lambda value: without_credentials(str(value))).encode() + b"\n"
-
-
-def append_lines(path: Path, lines: bytes) -> None:
-    """Add lines to a file, also after a torn one that a killed attempt left: all of them, or none.
-
-    Raises:
-        OSError: there is no room, or no such place.
-    """
-    with path.open("ab+", buffering=0) as file:
-        size = file.tell()
-        if size and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
-            lines = b"\n" + lines
-        try:
-            written = 0
-            while written < len(lines):  # a disk that becomes full takes a part first
-                written += file.write(lines[written:])
-        except OSError:
-            with contextlib.suppress(OSError):
-                file.truncate(size)
-            raise
 
 
 class EventLog:
@@ -77,12 +54,11 @@ class EventLog:
         """Add one event as a line of its own.
 
         Raises:
-            OSError: the local file cannot be written.
-            StoreError: the object cannot be written.
+            StoreError: the file or object cannot be written.
         """
         line = event_line(entry)
         if self._location.root is not None:
-            append_lines(self._location.root / self._key, line)
+            self._location.append(self._key, line, is_lines=True)
             return
         content = self._buffer()
         if content and not content.endswith(b"\n"):

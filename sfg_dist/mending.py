@@ -114,13 +114,14 @@ def mend(
         SfgError: whatever keeps shards from being labelled.
     """
     from sfg_dist.store import open_pairs
-    from sfg_dist.store.repair import repair_store
+    from sfg_dist.store.repair import repair_store, set_links_aside
     from sfg_dist.store.verify import verify
 
     report = verify(pairs, on_progress=lambda done, total: emit("checked", done=done, total=total))
     frame = tuple(finding.key for finding in report.findings if finding.kind == "damaged_frame")
     if dry_run or report.is_clean:
         return Mended(report, report.bad_shards, frame)
+    set_links_aside(pairs.location, report)
     if any(not key.startswith("extensions/") for key in frame):
         _mend_frame(pairs, job)
     shards = repair_store(pairs, report)

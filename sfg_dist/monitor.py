@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sfg_dist.errors import StoreError
-from sfg_dist.events import append_lines, event_line
+from sfg_dist.events import event_line
 from sfg_dist.objects import trouble_of, without_credentials
 from sfg_dist.store import Location
 
@@ -116,9 +116,7 @@ class Monitor:
         if self._location.root is None:
             self._location.write(key, content)
         else:
-            path = self._location.root / key
-            path.parent.mkdir(exist_ok=True)
-            append_lines(path, content[self._num_written :])
+            self._location.append(key, content[self._num_written :], is_lines=True)
         self._num_written = len(content)
         if len(content) >= PART_BYTES:
             with self._lock:

@@ -37,7 +37,7 @@ class OutputDirectory:
         if not is_url(self.url) and Path(self.url).exists() and not Path(self.url).is_dir():
             raise ConfigError(f"output.dir = {url!r} is a file: name a directory")
         self._listener = listener
-        self._may_drop_events = self._has_warned = False
+        self._may_drop_events = self._has_warned = self._is_own = False
 
     # Where things are: paths, or URLs of an object store.
 
@@ -77,6 +77,19 @@ class OutputDirectory:
     def report_url(self) -> str:
         """The page that shows the figures, which metrics.json holds."""
         return f"{self.url}/report.html"
+
+    def require_own(self) -> None:
+        """Refuse, before any work, an output directory in which a run would meet links, or write over foreign files.
+
+        Raises:
+            ConfigError: a file has a name that the run's own have, and another made it.
+            StoreLinkError: a name of the run's own is a link.
+        """
+        from sfg_dist.ownership import require_own
+
+        if not self._is_own and (is_url(self.url) or Path(self.url).is_dir()):
+            require_own(self.output)
+        self._is_own = True
 
     def emit(self, event: str, **details: Any) -> None:
         """Tell what happened."""

@@ -14,7 +14,7 @@ import typer
 
 from sfg_dist.command import Debug, Executor, Json, Set, command, load, say
 from sfg_dist.errors import ClusterError, ConfigError
-from sfg_dist.search_path import child_environment
+from sfg_dist.search_path import PACKAGE_ROOT, child_environment
 from sfg_dist.values import as_line, printable, shown
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 POLL_S = 2.0
 MAX_SEEDS = 10_000
 MAX_UNKNOWN = 150  # times in a row that a scheduler may have no answer before --wait gives up
-PROFILES = Path("cluster")
+CHECKOUT = Path(PACKAGE_ROOT)
 # Not those that a requeue may follow by itself: preempted, timeout, node_fail.
 FINAL = {"completed", "cancelled", "failed", "out_of_memory", "complete", "validationfailed", "succeeded", "stopped"}
 Jobs = Annotated[list[Path], typer.Argument(metavar="JOB.toml...", help="One or more job files.")]
@@ -35,7 +35,8 @@ def submit(
     jobs: Jobs,
     to: Annotated[str, typer.Option("--to", help="slurm, kuberay, or ray for a cluster that runs already.")],
     profile: Annotated[
-        Path | None, typer.Option("--profile", help="The site's TOML file; cluster/<to>.toml if it is there.")
+        Path | None,
+        typer.Option("--profile", help="The site's TOML file; if left out, the checkout's."),
     ] = None,
     profile_set: Annotated[
         list[str] | None,
@@ -77,7 +78,7 @@ def submit(
         resolved = [each for job in resolved for each in seeded(job, numbers)]
     if len({job.output.dir for job in resolved}) < len(resolved):
         raise ConfigError("two of the jobs write to one output.dir: give each its own")
-    site = profile or (PROFILES / f"{to}.toml" if (PROFILES / f"{to}.toml").exists() else None)
+    site = profile or _shipped_profile(to)
     words = [stage.strip() for stage in stages.split(",")] if scale is None else [f"scale {scale}"]
     allowed = ("run", "label", "train", "sample", "evaluate", "compare")
     for stage in words:
@@ -161,6 +162,12 @@ def cancel(submission: Word, json_: Json = False, debug: Debug = False) -> None:
     one = find(submission)
     _scheduler(one).cancel(one)
     say(json_, {"id": one.id, "cancelled": one.scheduler_ids}, f"{one.id} ({one.name}) is cancelled")
+
+
+def _shipped_profile(to: str) -> Path | None:
+    """The profile in the checkout that holds this package, the only one that is used unasked: profiles are code."""
+    path = CHECKOUT / "cluster" / f"{to}.toml"
+    return path if to.isalpha() and (CHECKOUT / "pyproject.toml").is_file() and path.is_file() else None
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -18,7 +18,6 @@ import contextlib
 import json
 import math
 import re
-import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -204,8 +203,7 @@ def _remove(location: Location, name: str) -> None:
     keys = sorted((entry.key for entry in location.list(name)), key=lambda key: not key.endswith(PROGRESS_NAME))
     for key in keys:
         location.delete(key)
-    if location.root is not None:
-        shutil.rmtree(location.root / name, ignore_errors=True)
+    location.clear(name)  # what a kill left half written, too
 
 
 def clear_foreign(place: Place, settings: FitSettings, run_id: str) -> None:
@@ -311,8 +309,7 @@ def append_history(place: Place, entry: Mapping[str, float]) -> None:
     line = json.dumps(entry).encode() + b"\n"
     try:
         if location.root is not None:
-            with (location.root / HISTORY_NAME).open("ab") as file:
-                file.write(line)
+            location.append(HISTORY_NAME, line, is_lines=True)
         else:  # an object cannot be appended to; a line an epoch stays small
             location.write(HISTORY_NAME, (location.read(HISTORY_NAME) or b"") + line)
     except (StoreError, OSError) as error:

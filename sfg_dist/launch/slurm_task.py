@@ -48,7 +48,11 @@ RAY_TROUBLE = ("ddress already in use", "is already in use", "ailed to bind")
 INTERRUPTED = 130
 # Shell: $1 a place, $2 names of directories there that are ours and go, $3 the one that stays, or is to be made.
 SWEEP = 'find -H "$1" -maxdepth 1 -name "$2" -user "$(id -u)" ! -name "${3##*/}" -exec rm -rf {} +'
-MAKE = 'mkdir -p -m 700 "$3" && [ -O "$3" ] && [ ! -L "$3" ] || { echo "it is somebody else\'s" >&2; exit 1; }'
+# A link that somebody put there before is neither followed nor taken for ours.
+MAKE = (
+    'mkdir -p "${3%/*}"; mkdir -m 700 "$3" 2>/dev/null || { [ ! -L "$3" ] && [ -d "$3" ] && [ -O "$3" ]; } '
+    '|| { echo "it is somebody else\'s" >&2; exit 1; }'
+)
 
 
 class LaunchError(Exception):

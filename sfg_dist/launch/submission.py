@@ -77,9 +77,7 @@ class Submission:
     def save(self) -> None:
         """Write submission.json, whole."""
         self.path.mkdir(parents=True, exist_ok=True)
-        part = self.path / f"{ID_NAME}.part"
-        part.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
-        part.replace(self.path / ID_NAME)
+        _replace(self.path / ID_NAME, json.dumps(asdict(self), indent=1))
 
     def final_state(self) -> str | None:
         """How it ended, as noted; None where that is not known, or where an attempt has begun since."""
@@ -95,9 +93,7 @@ class Submission:
         Another user's submission can be looked at all the same.
         """
         with contextlib.suppress(OSError):
-            part = self.path / f"{STATE_NAME}.{os.getpid()}.part"
-            part.write_text(json.dumps({"state": state, "lines": num_lines}), encoding="utf-8")
-            part.replace(self.path / STATE_NAME)
+            _replace(self.path / STATE_NAME, json.dumps({"state": state, "lines": num_lines}))
 
     def attempts(self) -> list[dict[str, Any]]:
         """What the attempts said, in the order of their clocks; a torn last line is left out."""
@@ -256,10 +252,24 @@ def write_files(submission: Submission, rendered: Rendered) -> None:
         for name, content in rendered.files.items():
             path = submission.path / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content, encoding="utf-8")
-            path.chmod(0o700 if name.endswith(".sh") else 0o600)
+            # Jobs may hold secrets: there is no moment in which others can read them.
+            _create(path, content, 0o700 if name.endswith(".sh") else 0o600)
     except OSError as error:
         raise ConfigError(f"setup.dir: {submission.folder} cannot be written ({error.strerror})") from error
+
+
+def _create(path: Path, content: str, mode: int) -> None:
+    """Write a file that must not be there yet, be it as a link."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(content)
+
+
+def _replace(path: Path, content: str) -> None:
+    """Write a file whole, in place of an older one."""
+    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
+    _create(part, content, 0o666)
+    part.replace(path)
 
 
 def registry() -> Path:

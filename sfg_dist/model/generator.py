@@ -463,6 +463,8 @@ def _find(path: str) -> tuple[str, Location]:
     for place in (path, f"{path}/model"):
         if not is_url(place) and not Path(place).is_dir():
             continue
+        if place != path and not is_url(path):
+            Location(path).look("model")  # refuses a link, which a directory from elsewhere may hold
         location = Location(place)
         lacking = [name for name in (JSON_NAME, TENSORS_NAME) if not location.exists(name)]
         if not lacking:

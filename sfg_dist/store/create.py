@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from sfg_dist.errors import ConfigError, PlanMismatchError, StoreError
 from sfg_dist.plan import Plan, fingerprint_of_blocks
 from sfg_dist.store.commits import find_record
-from sfg_dist.store.frame import MANIFEST_KEY, Frame, RowBlocks, extension_objects, sha256, write_frame
+from sfg_dist.store.frame import FORMAT_NAME, MANIFEST_KEY, Frame, RowBlocks, extension_objects, sha256, write_frame
 from sfg_dist.store.location import Location
 from sfg_dist.store.pairs import COMMIT_NAME, OTHERWISE, Pairs, shard_of_commit
+from sfg_dist.store.parts import attributes_of
 from sfg_dist.store.records import create_record, extension_record, keep_copy, read_plan, record_key
 
 
@@ -69,6 +70,7 @@ def create_store(
 
 
 def _lay_out(location: Location, plan: Plan, frame: Frame) -> Plan:
+    _require_own(location)
     _require_no_commits(location, plan)
     digest = write_frame(
         location, plan, _checked(location, plan, frame), is_settled=lambda: location.exists(record_key(0))
@@ -98,6 +100,22 @@ def _checked(location: Location, plan: Plan, frame: Frame) -> Frame:
         )
         raise StoreError(f"{location.url}: the reference is not the table that the plan was made for; {why}")
     return frame
+
+
+def _require_own(location: Location) -> None:
+    """Refuse to lay out a store over what something else has made.
+
+    Raises:
+        ConfigError: something else is there.
+    """
+    found = next(location.list(), None)
+    if found is None or location.exists(MANIFEST_KEY):
+        return
+    if not str(attributes_of(location).get("format", "")).startswith(FORMAT_NAME):
+        raise ConfigError(
+            f"{location.url} holds something else than pairs, such as {found.key!r}, which is kept: choose another "
+            f"output.dir"
+        )
 
 
 def _require_no_commits(location: Location, plan: Plan) -> None:

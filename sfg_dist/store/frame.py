@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,8 @@ from sfg_dist.store.location import Location
 
 MANIFEST_KEY = "frame.json"
 FORMAT_NAME = "sfg_dist.pairs"
+OBJECT_NAME = re.compile(r"[^/]+/(.+/)?(zarr\.json|c(/\d+)+)")
+"""What Zarr calls the objects of a group's members."""
 
 Object = tuple[str, bytes]
 
@@ -273,14 +277,17 @@ def write_frame(location: Location, plan: Plan, frame: Frame, *, is_settled: Cal
             entries.append({"key": key, "bytes": len(content), "sha256": sha256(content)})
             yield key, content
 
-    if not location.write_many(noted(), is_settled=is_settled):
-        return None
+    # The group's metadata first, by itself: they say that what else is there is a store's.
+    objects = noted()
+    for some in (islice(objects, 1), objects):
+        if not location.write_many(some, is_settled=is_settled):
+            return None
     # What a frame that was cut off left, if it was another job's. Never latents or labels: while this driver was laying
     # out, another one of the same job may have begun to label.
     keys = {entry["key"] for entry in entries}
     for name in ("reference", "queries", "transform", "column"):
         for found in location.list(name):
-            if found.key not in keys:
+            if found.key not in keys and OBJECT_NAME.fullmatch(found.key):
                 if is_settled():
                     return None
                 location.delete(found.key)

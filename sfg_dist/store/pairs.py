@@ -83,6 +83,8 @@ def open_pairs(path: str | Path, *, from_copies: bool = False) -> Pairs:
     for candidate in (text, f"{text}/pairs.zarr"):
         if not is_url(candidate) and not Path(candidate).is_dir():
             continue
+        if candidate != text and not is_url(text):
+            Location(text).look("pairs.zarr")  # refuses a link, which a directory from elsewhere may hold
         location = Location(candidate)
         if (plan := read_plan(location, from_copies=from_copies)) is not None:
             return Pairs(location, plan)

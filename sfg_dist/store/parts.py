@@ -121,6 +121,8 @@ class PartedTable(ABC):
         if self.source in (found.get("source"), found.get("making")):
             return
         entries = list(self.location.list())
+        if (odd := next(self.location.oddities(), None)) is not None:
+            raise ConfigError(f"{self.location.url}: {odd[0]!r} {odd[1]}: remove it, or choose another place")
         # Not by its columns alone: others call an attribute that, and what is here is about to be removed.
         is_samples = "columns" in found and any(state in found for state in ("source", "making", "removing"))
         is_samples = is_samples and all(self._is_own(entry.key) for entry in entries)
@@ -232,7 +234,12 @@ class ParquetTable(PartedTable):
 
     def _state(self) -> dict[str, Any]:
         content = self._beside.read(self._sample_name, LONG_BYTES) or self.location.read(OLD_SAMPLE_NAME, LONG_BYTES)
-        return _read_table(content)
+        found = _read_table(content)
+        if content is not None and "columns" not in found:
+            raise ConfigError(
+                f"{self._beside.url}/{self._sample_name} is none of a table of samples: choose another place"
+            )
+        return found
 
     def _mark(self, state: dict[str, Any]) -> None:
         document = {"columns": self.columns, "rows": self.num_rows, "part_rows": self.part_rows, **state}

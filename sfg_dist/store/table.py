@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import os
+import secrets
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,16 +89,17 @@ def write_table(
 
     if suffix == ".csv":
         _warn_of_formulas(path, columns)
-    writers: dict[str, Callable[[Path], None]] = {
+    writers: dict[str, Callable[[BinaryIO], None]] = {
         ".parquet": lambda file: _write_parquet(file, columns, types, told()),
         ".csv": lambda file: _write_csv(file, columns, types, told()),
         ".npy": lambda file: _write_npy(file, types, dtype, told()),
     }
     target = Path(place)
-    unfinished = target.with_name(f".{target.stem}.{os.getpid()}.partial{suffix}")
+    unfinished = target.with_name(f".{target.stem}.{os.getpid()}-{secrets.token_hex(4)}.partial{suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        writers[suffix](unfinished)
+        with unfinished.open("xb") as file:  # never one that is there, nor what a link of that name leads to
+            writers[suffix](file)
         unfinished.replace(target)
     except OSError as error:
         raise StoreError(f"cannot write {path}: {reason_of(error)}") from error
@@ -130,10 +133,10 @@ def read_table(path: str | Path, *, source: str) -> NDArray[np.float64]:
     return np.asarray(group["X"][...])  # type: ignore[index]
 
 
-def _write_parquet(path: Path, columns: Sequence[str], types: Sequence[ColumnType], parts: Iterable[Array]) -> None:
+def _write_parquet(file: BinaryIO, columns: Sequence[str], types: Sequence[ColumnType], parts: Iterable[Array]) -> None:
     rows = iter(parts)
     first = next(rows, np.empty((0, len(columns))))
-    with ParquetWriter(path, columns, types, first) as write:
+    with ParquetWriter(file, columns, types, first) as write:
         write(first)
         for part in rows:
             write(part)
@@ -149,24 +152,25 @@ def _warn_of_formulas(path: str | Path, columns: Sequence[str]) -> None:
         )
 
 
-def _write_csv(path: Path, columns: Sequence[str], types: Sequence[ColumnType], parts: Iterable[Array]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        for part in parts:
-            writer.writerows(zip(*(cells_of(*column) for column in zip(types, part.T, strict=True)), strict=True))
+def _write_csv(file: BinaryIO, columns: Sequence[str], types: Sequence[ColumnType], parts: Iterable[Array]) -> None:
+    text = io.TextIOWrapper(file, newline="", encoding="utf-8")
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    for part in parts:
+        writer.writerows(zip(*(cells_of(*column) for column in zip(types, part.T, strict=True)), strict=True))
+    text.flush()
+    text.detach()
 
 
-def _write_npy(path: Path, types: Sequence[ColumnType], dtype: np.dtype[Any], parts: Iterable[Array]) -> None:
+def _write_npy(file: BinaryIO, types: Sequence[ColumnType], dtype: np.dtype[Any], parts: Iterable[Array]) -> None:
     # The header of a .npy names the number of rows, so it is written over once they are counted.
     header = {"descr": np.lib.format.dtype_to_descr(dtype.newbyteorder("<")), "fortran_order": False}
     num_rows = 0
-    with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, header | {"shape": (2**62, len(types))})
-        length = file.tell()
-        for part in parts:
-            file.write(npy_rows(types, part, dtype.newbyteorder("<")).tobytes())
-            num_rows += len(part)
-        file.seek(0)
-        np.lib.format.write_array_header_1_0(file, header | {"shape": (num_rows, len(types))})
-        assert file.tell() == length  # numpy pads headers to 64 bytes, so a shorter number takes the same room
+    np.lib.format.write_array_header_1_0(file, header | {"shape": (2**62, len(types))})
+    length = file.tell()
+    for part in parts:
+        file.write(npy_rows(types, part, dtype.newbyteorder("<")).tobytes())
+        num_rows += len(part)
+    file.seek(0)
+    np.lib.format.write_array_header_1_0(file, header | {"shape": (num_rows, len(types))})
+    assert file.tell() == length  # numpy pads headers to 64 bytes, so a shorter number takes the same room

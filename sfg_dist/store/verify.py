@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sfg_dist.errors import DocumentError, StoreError
+from sfg_dist.errors import DocumentError, StoreError, StoreLinkError
 from sfg_dist.plan import Plan
 from sfg_dist.reader import MAX_BYTES, read_json
 from sfg_dist.store.arrays import ARRAYS, object_bytes, object_key
@@ -25,6 +25,7 @@ from sfg_dist.store.frame import MANIFEST_KEY, extension_objects, read_manifest,
 from sfg_dist.store.location import NUM_THREADS, Location
 from sfg_dist.store.pairs import Pairs, shard_of_commit, shard_of_object
 from sfg_dist.store.records import record_key, record_states
+from sfg_dist.values import printable
 
 Kind = Literal[
     "damaged_data",
@@ -38,9 +39,11 @@ Kind = Literal[
     "differing_plans",
     "damaged_frame",
     "foreign_file",
+    "link",
     "partial_file",
 ]
-OTHERS = ("claims/", "drivers/", "events/", "quarantine/")
+QUARANTINE = "quarantine/"
+OTHERS = ("claims/", "drivers/", "events/", QUARANTINE)
 """Where objects lie that are not part of the pairs."""
 FRAME_FOLDERS = ("reference/", "transform/", "queries/", "column/")
 FROM_TABLE = "make it again from the job's table, which must be the same"
@@ -68,7 +71,8 @@ class Finding:
     repair: str
 
     def __str__(self) -> str:
-        where = self.key if self.shard is None else f"{self.key} (shard {self.shard})"
+        key = printable(self.key).replace("\n", "\\n").replace("\t", "\\t")
+        where = key if self.shard is None else f"{key} (shard {self.shard})"
         return f"{where}: {self.problem}"
 
 
@@ -190,8 +194,12 @@ class _Checks:
             if shard is not None:
                 self.is_begun[shard] = True
             elif not self._is_known(entry.key):
-                repair = f"move it to quarantine/{entry.key}"
+                repair = f"move it to {QUARANTINE}{entry.key}"
                 yield Finding("foreign_file", entry.key, None, "is no part of the store", repair)
+        for key, oddity in self.location.oddities():
+            if not key.startswith(QUARANTINE):
+                kind: Kind = "link" if "link" in oddity else "foreign_file"
+                yield Finding(kind, key, None, oddity, f"move it as it is to {QUARANTINE}{key}")
         for entry in self.location.partials():
             yield Finding(
                 "partial_file", entry.key, None, "was left half written by a writer that was ended", "remove it"
@@ -276,7 +284,10 @@ class _Checks:
 
     def _read(self, key: str, most: int) -> bytes | None:
         """An object, or the beginning of one that is longer than it may be."""
-        content = self.location.read(key, most)
+        try:
+            content = self.location.read(key, most)
+        except StoreLinkError:  # the survey names it
+            content = None
         if content is not None:
             with self._counting:
                 self.num_objects += 1

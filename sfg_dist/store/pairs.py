@@ -24,6 +24,7 @@ and overlapping attempts are harmless.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     import dask.array as da
     import zarr
 
+UNREADABLE_METADATA = (json.JSONDecodeError, UnicodeError, RecursionError, TypeError, KeyError, AttributeError)
 OTHERWISE = "version 0.1.0, which made the store, read or transformed some tables otherwise"
 FREE_BYTES = 64 << 20
 """Of an array that may be all fill value, as a transform's offsets are; a larger one must be stored."""
@@ -372,8 +374,10 @@ class Pairs:
             place = f"{self.location.url}/{name}"
             if trouble_of(error) == "unavailable":
                 raise StoreUnavailableError(f"cannot read {place}: {reason_of(error)}") from error
+            is_metadata = isinstance(error, UNREADABLE_METADATA)
+            reason = "its zarr.json, or one above it, is damaged" if is_metadata else reason_of(error)
             raise StoreError(
-                f"{place} cannot be read: {reason_of(error)}; run `sfg verify` and `sfg repair` on the store"
+                f"{place} cannot be read: {reason}; run `sfg verify` and `sfg repair` on the store"
             ) from error
 
     def _dask_array(self, name: str) -> da.Array:

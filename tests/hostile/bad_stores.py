@@ -194,7 +194,10 @@ def _manifests() -> Iterator[Case]:
         "keys of commits": lambda entries: entries.append({"key": "commits/00000003.json", **entry}),
     }.items():
         yield Case(
-            f"manifest with {name}", partial(_manifest, edit), ("verify", "repair", "label"), "frame.json|a\\nsfg"
+            f"manifest with {name}",
+            partial(_manifest, edit),
+            ("verify", "repair", "label"),
+            "frame.json|a\\nsfg|commits/00000003.json|the frame comes out",
         )
 
 

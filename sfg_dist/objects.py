@@ -187,6 +187,7 @@ def _ways(letter: str) -> str:
         "".join(f"%(?:25)*{octet:02x}" for octet in octets),
         "".join(rf"\\+u{units[place : place + 2].hex()}" for place in range(0, len(units), 2)),
         rf"\\+{re.escape(repr(letter)[1:-1].lstrip(chr(92)) or letter)}",
-        *([r"\+"] if letter == " " else []),
+        *([rf"\\+x{ord(letter):02x}"] if ord(letter) < 256 else []),
+        *([r"\+|\s"] if letter.isspace() else []),  # a message of one line has spaces for ends of lines
     ]
     return f"(?i:{'|'.join(ways)})"

@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import signal
+import stat
 import sys
 import tempfile
 import threading
@@ -159,6 +160,11 @@ def _unfit(base: str) -> str:
             file.flush()
     except OSError as error:
         return f"cannot be written ({error.strerror or 'no such directory'})"
+    facts = os.stat(base or os.curdir)
+    if facts.st_mode & 0o022 and not facts.st_mode & stat.S_ISVTX:
+        return "can be written by others, who could put their own sockets in place of ours (chmod +t)"
+    if hasattr(os, "getuid") and facts.st_uid not in (0, os.getuid()):
+        return "belongs to another user, who could put sockets in place of ours"
     if shutil.disk_usage(base).free < LEAST_ROOM:
         return f"has less than {LEAST_ROOM >> 20} MiB free"
     return ""

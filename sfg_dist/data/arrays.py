@@ -10,7 +10,6 @@ is read: neither by HDF5's external storage and virtual datasets, nor by links.
 
 from __future__ import annotations
 
-import io
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from sfg_dist.data import hdf5
 from sfg_dist.data.cf import Packing, packing_of
 from sfg_dist.data.column_type import ColumnType, UnfitValueError
 from sfg_dist.data.location import HDF5_SUFFIXES, open_bytes, open_zarr, reading, suffix_of
+from sfg_dist.data.numpy_files import Header, check_magic, npy_header, npz_header, only_array, open_npz
 from sfg_dist.data.sizes import SMALL_BYTES, check_held, check_stored, declared_bytes
 from sfg_dist.data.surveys import type_of_numpy
 from sfg_dist.data.zarr_chunks import written_chunks
@@ -192,18 +192,19 @@ def open_arrays(source: str) -> Iterator[ArrayFile]:
     with open_bytes(source) as stream:
         if suffix == ".npy":
             with reading(source):
-                _check_magic(stream.read(6))
+                check_magic(stream.read(6))
             yield _mapping_file(
-                source, (DEFAULT_ARRAY,), lambda _: _only_array(source, stream), lambda _: _npy_header(stream)
+                source, (DEFAULT_ARRAY,), lambda _: only_array(source, stream), lambda _: npy_header(stream)
             )
         elif suffix == ".npz":
             with reading(source):
-                archive = np.load(stream, allow_pickle=False)
-                if not hasattr(archive, "files"):
-                    raise ValueError("it is not a zip archive of arrays")
+                archive = open_npz(stream)
             with archive:
                 yield _mapping_file(
-                    source, tuple(archive.files), archive.__getitem__, lambda name: _npz_header(archive.zip, name)
+                    source,
+                    tuple(archive.files),
+                    archive.__getitem__,
+                    lambda name: npz_header(source, archive, name),
                 )
         else:
             assert suffix in HDF5_SUFFIXES
@@ -219,50 +220,6 @@ def open_arrays(source: str) -> Iterator[ArrayFile]:
                 yield _hdf5_file(source, file)
 
 
-def _check_magic(magic: bytes) -> None:
-    if magic != b"\x93NUMPY":
-        raise ValueError("it does not start as a .npy file does")
-
-
-def check_end(source: str, follows: bool) -> None:
-    """Refuse a .npy file that holds more than its first array, which is all that would be read.
-
-    Raises:
-        DataError: something follows the array.
-    """
-    if follows:
-        raise DataError(
-            f"{source} goes on behind its first array, as where np.save wrote several into one file: write one array a "
-            "file, or a .npz"
-        )
-
-
-def _only_array(source: str, stream: Any) -> NDArray[Any]:
-    stream.seek(0)
-    array: NDArray[Any] = np.load(stream, allow_pickle=False)
-    check_end(source, bool(stream.read(1)))
-    return array
-
-
-def _npy_header(stream: Any, size: int | None = None) -> tuple[tuple[int, ...], Any, int]:
-    """Shape and type of a .npy file, and the bytes that it has for them."""
-    size = stream.seek(0, io.SEEK_END) if size is None else size
-    stream.seek(0)
-    version = np.lib.format.read_magic(stream)
-    # The third version differs from the second in how names are encoded alone.
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(stream)
-    return shape, dtype, size - stream.tell()
-
-
-def _npz_header(archive: Any, name: str) -> tuple[tuple[int, ...], Any, int]:
-    member = archive.getinfo(name if name in archive.NameToInfo else f"{name}.npy")
-    with archive.open(member) as stream:
-        if stream.read(6) != b"\x93NUMPY":
-            raise DataError(f"{archive.filename}: {name!r} is not an array")
-        return _npy_header(stream, member.file_size)
-
-
 def _empty(values: NDArray[Any]) -> NDArray[Any]:
     return values if values.ndim == 2 else values.reshape(0, 1)
 
@@ -271,21 +228,20 @@ def _mapping_file(
     source: str,
     names: tuple[str, ...],
     load: Callable[[str], Any],
-    header: Callable[[str], tuple[tuple[int, ...], Any, int]],
+    header: Callable[[str], Header],
 ) -> ArrayFile:
     kept: dict[str, NDArray[Any]] = {}
 
     @cache
     def declared(name: str) -> tuple[tuple[int, ...], Any]:
         with reading(source):
-            shape, dtype, num_bytes = header(name)
+            shape, dtype, num_bytes, stored = header(name)
             if dtype.hasobject:
                 raise DataError(_object_message(source, name))
+            what = f"array {name!r} ({_shape_text(shape, dtype)})"
             if (needed := math.prod(shape) * dtype.itemsize) > num_bytes:
-                raise ValueError(
-                    f"array {name!r} ({_shape_text(shape, dtype)}) takes {size_of(needed)}, and the file has "
-                    f"{size_of(num_bytes)} for it"
-                )
+                raise ValueError(f"{what} takes {size_of(needed)}, and the file has {size_of(num_bytes)} for it")
+            check_stored(source, what, shape, dtype, stored)
         return shape, dtype
 
     def read(name: str) -> NDArray[Any]:

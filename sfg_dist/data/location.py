@@ -14,7 +14,9 @@ from urllib.parse import urlsplit
 
 from sfg_dist.errors import DataError
 from sfg_dist.folders import expanded
+from sfg_dist.memory import usable_bytes
 from sfg_dist.objects import NO_CREDENTIALS, is_url, lacks_credentials, open_objects, plain_reason
+from sfg_dist.words import size_of
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
 HDF5_SUFFIXES = (".h5", ".hdf5", ".nc")
@@ -150,7 +152,13 @@ def _fetch(url: str) -> bytes:
 
     store, key = open_bucket(url)
     try:
-        return bytes(obstore.get(store, key).bytes())
+        found = obstore.get(store, key)
+        if (size := found.meta["size"]) > (memory := usable_bytes()):
+            raise DataError(
+                f"{url} has {size_of(size)}, and {size_of(memory)} are all the memory that may be used: put fewer rows "
+                "or columns into it"
+            )
+        return bytes(found.bytes())
     except FileNotFoundError:
         raise AbsentError(f"{url} does not exist") from None
     except (BaseError, OSError) as error:

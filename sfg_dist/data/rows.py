@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.data.arrays import DEFAULT_ARRAY, ArrayFile, check_end, open_arrays
+from sfg_dist.data.arrays import DEFAULT_ARRAY, ArrayFile, open_arrays
 from sfg_dist.data.cf import Packing
 from sfg_dist.data.column_type import FLOAT, ColumnType
 from sfg_dist.data.folders import (
@@ -37,6 +37,7 @@ from sfg_dist.data.folders import (
 )
 from sfg_dist.data.location import local_path, open_bucket, reading, suffix_of
 from sfg_dist.data.naming import check_columns
+from sfg_dist.data.numpy_files import check_end
 from sfg_dist.data.parquet_file import check_rows, open_parquet, survey_column
 from sfg_dist.data.sizes import check_stored
 from sfg_dist.data.surveys import (

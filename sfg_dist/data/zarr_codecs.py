@@ -56,7 +56,7 @@ class Chunks:
     is_index_first: bool = False
     index_bytes: int = 0
 
-    def within(self, shard: bytes) -> Iterator[bytes]:
+    def within(self, shard: memoryview) -> Iterator[memoryview]:
         """The chunks of a shard that are there, as they are stored."""
         size = 16 * math.prod(self.shard)
         start = 0 if self.is_index_first else len(shard) - self.index_bytes

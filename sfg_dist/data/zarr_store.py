@@ -64,8 +64,8 @@ class CheckedStore(WrapperStore[Any]):
             if name in METADATA:
                 self._check_metadata(folder, name, content.to_bytes())
             elif (chunks := self._chunks_of(folder)) is not None and chunks.packing:
-                whole = bool(chunks.shard) and byte_range is None
-                for chunk in chunks.within(content.to_bytes()) if whole else (content.to_bytes(),):
+                packed = memoryview(content.as_buffer_like()).cast("B")
+                for chunk in chunks.within(packed) if chunks.shard and byte_range is None else (packed,):
                     self._check_chunk(key, chunks, chunk)
         return content
 
@@ -110,7 +110,7 @@ class CheckedStore(WrapperStore[Any]):
             folder = folder.rpartition("/")[0]
         return self._arrays.get(folder)
 
-    def _check_chunk(self, key: str, chunks: Chunks, content: bytes) -> None:
+    def _check_chunk(self, key: str, chunks: Chunks, content: memoryview) -> None:
         """Refuse a chunk that grows into far more than the metadata say."""
         allowed = 8 * chunks.num_bytes + (1 << 20)  # a filter behind the packing may widen numbers
         packing = PACKINGS[chunks.packing]
@@ -119,7 +119,7 @@ class CheckedStore(WrapperStore[Any]):
         if packing and len(content) * GROWTH[packing] <= max(allowed, usable_bytes() >> 6):
             return  # the time to count them is spent on large ones alone
         try:
-            is_more = not packing or unpacked_bytes(packing, content, allowed) > allowed
+            is_more = not packing or unpacked_bytes(packing, bytes(content), allowed) > allowed
         except Exception:  # damaged, or packed in an uncommon way: how it grows cannot be told
             is_more = True
         if is_more:
@@ -129,7 +129,7 @@ class CheckedStore(WrapperStore[Any]):
             )
 
 
-def _most_bytes(packing: str, content: bytes) -> int:
+def _most_bytes(packing: str, content: memoryview) -> int:
     """The most that packed bytes may hold, as their frame says it."""
     if packing == "blosc":
         return int.from_bytes(content[4:8], "little")
@@ -140,7 +140,7 @@ def _most_bytes(packing: str, content: bytes) -> int:
     return len(content) * GROWTH[packing]
 
 
-def _most_of_zstd(content: bytes) -> int:
+def _most_of_zstd(content: memoryview) -> int:
     """By the blocks of its frames: each holds 128 KiB at most."""
     place = blocks = 0
     while content[place : place + 4] == b"\x28\xb5\x2f\xfd":

@@ -59,10 +59,16 @@ def _label_runs(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         check_fields(runs, [_LABEL_RUN], "the label runs of the study")
     except DocumentError as error:
         raise ConfigError(str(error)) from None
+    for run in runs:
+        times = [*run["shard_s"], *run["parts_s"].values(), run["warm_up_s"], run["driver_s"]]
+        if not run["shard_s"] or not 0 <= min(times) <= max(times) <= _LONGEST_S:
+            raise ConfigError(f"the label runs of the study: times must lie within 0 and {_LONGEST_S:,.0f} seconds")
     return runs
 
 
+_LONGEST_S = 1e6
 _LABEL_RUN = {
+    "num_workers": range(1, MAX_SHARDS),
     **dict.fromkeys(("warm_up_s", "driver_s"), float), "num_shards": range(1, MAX_SHARDS), "shard_s": [float],
     "parts_s": dict.fromkeys(("start", "load", "write"), float),
 }  # fmt: skip

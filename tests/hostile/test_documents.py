@@ -447,6 +447,10 @@ def test_a_study_with_times_of_nothing_is_not_divided_by(tmp_path):
     run = {"stage": "label", "mode": "strong", "num_workers": 1, "wall_s": 1.0}
     with pytest.raises(ConfigError, match=r"label runs of the study: 0\..* is missing"):
         costs_of({"runs": [run]})
+    run |= {"parts_s": {"start": 1.0, "load": 1.0, "write": 1.0}, "warm_up_s": 1.0, "num_shards": 2, "driver_s": 0.1}
+    for shard_s in ([], [1e300], [-1.0]):
+        with pytest.raises(ConfigError, match="times must lie within 0 and"):
+            costs_of({"runs": [run | {"shard_s": shard_s}]})
 
 
 def test_hostile_submissions_are_passed_over(tmp_path, monkeypatch):

@@ -36,8 +36,7 @@ from sfg_dist.model.generator import Generator
 from sfg_dist.model.mlp import MLP
 from sfg_dist.plan import Plan, seal, unseal
 from sfg_dist.reader import read_json
-from sfg_dist.scale.document import read_study
-from sfg_dist.scale.predict import costs_of
+from sfg_dist.scale.document import compare_studies
 from sfg_dist.store import Location, open_pairs
 from sfg_dist.store.commits import read_record
 from sfg_dist.store.frame import read_manifest
@@ -200,7 +199,7 @@ class Readers:
             "live": lambda content: read_live(self.written("fit/live.json", content)),
             "history": lambda content: follow_history(self.written("fit/history.jsonl", content + b"\n"), 0, dict),
             "best": self.best_weights,
-            "study": lambda content: costs_of(read_study(self.written("scale.json", content))),
+            "study": lambda content: compare_studies(*[self.written("scale.json", content) / "scale.json"] * 2),
             "submission": lambda content: self.written("submission.json", content) and list(known()),
             "job": lambda content: load_job(self.written("job.toml", content) / "job.toml"),
             "job tables": lambda content: checked(Job, parse_json(content), "the job"),

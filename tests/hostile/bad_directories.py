@@ -59,7 +59,6 @@ def _links_of_the_output() -> Iterator[Case]:
         ("figures to a start-up file", "metrics.json", bashrc, ("evaluate",)),
         ("page to a start-up file", "report.html", bashrc, ("evaluate",)),
         ("page to nothing", "report.html", new, ("evaluate",)),
-        ("table to write to a folder", "rows.zarr", folder, ("draw_parts",)),
         ("table to write to nothing", "rows.zarr", new, ("draw_parts",)),
         ("array to write to a folder", "rows.zarr/X", folder, ("draw_parts",)),
         ("peers to a folder", "compare", folder, ("compare",)),

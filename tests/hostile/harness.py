@@ -287,7 +287,7 @@ def _letting_go(fifos: Sequence[Path]) -> Iterator[list[str]]:
     is_over = threading.Event()
 
     def look() -> None:
-        while not is_over.wait(0.02):
+        while not is_over.wait(0.25):  # whoever opens one without waiting is hardly ever met
             waited_at.extend(fifo.name for fifo in fifos if _has_reader(fifo) or _has_writer(fifo))
 
     thread = threading.Thread(target=look, daemon=True)

@@ -75,7 +75,7 @@ def ray_session(address: str | None = None) -> Iterator[None]:
         try:
             # "local": else it would join whatever Ray this user started last on the machine.
             ray.init(address=address or "local", **options)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        except Exception as error:  # Ray raises that very class where a machine is too busy to start it in time
             raise ClusterError(_explain(address, error)) from error
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, terminate)  # Ray put its own in place, which ends the process at once

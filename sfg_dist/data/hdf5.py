@@ -42,10 +42,9 @@ def check(source: str, dataset: Any) -> None:
     what += f" ({' x '.join(map(str, dataset.shape or ()))} {dataset.dtype})"
     check_stored(source, what, dataset.shape or (), dataset.dtype, dataset.id.get_storage_size())
     check_held(source, what, dataset.shape or (), dataset.dtype)
-    _check_chunks(source, what, dataset)
 
 
-def _check_chunks(source: str, what: str, dataset: Any) -> None:
+def _check_chunks(source: str, dataset: Any) -> None:
     """Refuse packed chunks that grow into more than a chunk holds: HDF5 unpacks to the end."""
     creation = dataset.id.get_create_plist()
     filters = [creation.get_filter(number)[0] for number in range(creation.get_nfilters())]
@@ -56,14 +55,15 @@ def _check_chunks(source: str, what: str, dataset: Any) -> None:
     dataset.id.chunk_iter(lambda info: sizes.append((info.size, info.chunk_offset)))
     for size, place in sizes:
         is_more = filters.count(_DEFLATE) > 1 or size > 2 * held + 4096
-        if not is_more and size * GROWTH["zlib"] > max(4 * held, usable_bytes() >> 6):
+        if not is_more and size * GROWTH["zlib"] > max(4 * held, usable_bytes() >> 3):
             mask, packed = dataset.id.read_direct_chunk(place)
             is_packed = not mask >> filters.index(_DEFLATE) & 1
             is_more = is_packed and _unpacks_to_more(packed, 2 * held + 4096)
         if is_more:
+            name = dataset.name.lstrip("/")
             raise DataError(
-                f"{source}: {what} has a chunk at {place} that unpacks to more than the {size_of(held)} of a chunk, or "
-                "is packed twice: the file is damaged"
+                f"{source}: dataset {name!r} has a chunk at {place} that unpacks to more than the {size_of(held)} of a "
+                "chunk, or is packed twice: the file is damaged"
             )
 
 
@@ -83,6 +83,7 @@ def read(source: str, dataset: Any) -> NDArray[Any]:
     import h5py
 
     check(source, dataset)
+    _check_chunks(source, dataset)
     if not h5py.check_string_dtype(dataset.dtype):
         return np.asarray(dataset[()])
     texts: list[str] = []

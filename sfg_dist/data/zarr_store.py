@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 from zarr.storage import WrapperStore
 
 from sfg_dist.data.links import check_inside
@@ -63,7 +64,9 @@ class CheckedStore(WrapperStore[Any]):
             folder, _, name = key.rpartition("/")
             if name in METADATA:
                 self._check_metadata(folder, name, content.to_bytes())
-            elif (chunks := self._chunks_of(folder)) is not None and chunks.packing:
+            elif (
+                (chunks := self._chunks_of(folder)) is not None and chunks.packing and not _is_index(chunks, byte_range)
+            ):
                 packed = memoryview(content.as_buffer_like()).cast("B")
                 for chunk in chunks.within(packed) if chunks.shard and byte_range is None else (packed,):
                     self._check_chunk(key, chunks, chunk)
@@ -127,6 +130,15 @@ class CheckedStore(WrapperStore[Any]):
                 f"{self._source}: {key} unpacks to more than its chunk holds, {size_of(chunks.num_bytes)}: the file is "
                 "damaged"
             )
+
+
+def _is_index(chunks: Chunks, byte_range: ByteRequest | None) -> bool:
+    """Whether the part of a shard is asked for that says where its chunks lie."""
+    if not chunks.shard or byte_range is None:
+        return False
+    if chunks.is_index_first:
+        return isinstance(byte_range, RangeByteRequest) and byte_range.start == 0
+    return isinstance(byte_range, SuffixByteRequest)
 
 
 def _most_bytes(packing: str, content: memoryview) -> int:

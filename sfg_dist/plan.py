@@ -35,7 +35,7 @@ REFERENCE_BLOCK_ROWS = 2**20
 """Rows of a block of the reference: the clusters' order in the store is that of each block, block after block."""
 
 
-MAX_SHARDS = 1 << 22
+MAX_SHARDS = 10_000_000
 """Of a store: whoever looks at it has some tens of bytes in memory for each."""
 _SIZE = range(1, 2**53)
 _FIELDS = {

@@ -288,7 +288,7 @@ def test_a_hostile_manifest_is_a_finding(copy_labels, name):
 def test_what_a_plan_declares_takes_no_memory(copy_labels):
     pairs = copy_labels(8)
     for key in ("plan.json", "plan.copy.json"):
-        (pairs.location.root / key).write_bytes(plan_document(pairs.plan, num_pairs=2**29, shard_rows=64))
+        (pairs.location.root / key).write_bytes(plan_document(pairs.plan, num_pairs=2**31, shard_rows=64))
     tracemalloc.start()
     begun = time.process_time()
     for command in ("status", "verify", "repair"):

@@ -99,9 +99,10 @@ class Board:
         from tensorboardX.proto import event_pb2
 
         self._scratch = tempfile.TemporaryDirectory(prefix="sfg-board-")
-        self._writer = EventsWriter(f"{self._scratch.name}/events", MARK)
+        writer = EventsWriter(f"{self._scratch.name}/events", MARK)
         (self._file,) = Path(self._scratch.name).iterdir()
         self._key = self._free_name(self._file.name.removesuffix(MARK))
+        self._writer = writer
         if self._from_step:
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             event = event_pb2.Event(wall_time=time.time(), step=self._from_step + 1, session_log=start)
@@ -110,7 +111,7 @@ class Board:
     def _free_name(self, name: str) -> str:
         """A key that no file has: names have seconds, and two fits may begin in one."""
         number = 0
-        while self._output.exists(key := f"{BOARD_KEY}/{name}{f'.{number}' if number else ''}{MARK}"):
+        while self._output.look(key := f"{BOARD_KEY}/{name}{f'.{number}' if number else ''}{MARK}"):
             number += 1
         return key
 

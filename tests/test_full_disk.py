@@ -11,13 +11,13 @@ from sfg_dist.store import Location
 
 
 @pytest.fixture
-def full_logs(monkeypatch):
-    """Lines can be added to no log, as on a disk without space."""
+def fill_disk(monkeypatch):
+    """A function after which lines can be added to no log, as on a disk without space."""
 
     def fail(self, key, content, *, is_lines=False):
         raise StoreFullError(f"cannot write {self.url}/{key}: no space left on the device")
 
-    monkeypatch.setattr(Location, "append", fail)
+    return lambda: monkeypatch.setattr(Location, "append", fail)
 
 
 @pytest.fixture
@@ -25,9 +25,11 @@ def undisturbed(small_labels, store_bytes):
     return store_bytes(small_labels(8))
 
 
-def test_a_log_that_cannot_be_written_costs_one_warning(make_job, store_bytes, undisturbed, tmp_path, full_logs):
+def test_a_log_that_cannot_be_written_costs_one_warning(make_job, store_bytes, undisturbed, tmp_path, fill_disk):
     heard = []
     pipeline = Pipeline(make_job(), lambda entry: heard.append(entry["event"]))
+    pipeline.open_store()
+    fill_disk()
     with pytest.warns(UserWarning, match=r"the log lacks some events: .*events\.jsonl.*no space left") as caught:
         pipeline.label()
     assert len(caught) == 1
@@ -35,9 +37,10 @@ def test_a_log_that_cannot_be_written_costs_one_warning(make_job, store_bytes, u
     assert store_bytes(tmp_path / "run") == undisturbed
 
 
-def test_other_stages_say_at_once_that_the_disk_is_full(make_job, copy_labels, full_logs):
+def test_other_stages_say_at_once_that_the_disk_is_full(make_job, copy_labels, fill_disk):
     copy_labels()
     pipeline = Pipeline(make_job())
+    fill_disk()
     with pytest.raises(StoreError, match=r"cannot write .*/events\.jsonl: no space left"):
         pipeline.train()
 

@@ -6,6 +6,7 @@ loses by it is found pending and done again, so even then nothing is lost.
 
 from __future__ import annotations
 
+import itertools
 import re
 
 from sfg_dist.errors import StoreError, StoreLinkError
@@ -133,9 +134,11 @@ def _restore_plans(pairs: Pairs) -> None:
 
 
 def _quarantine(location: Location, finding: Finding) -> None:
-    """Move a file aside under its old key, with a number where one lies there already."""
-    target, number = f"{QUARANTINE}{finding.key}", 0
-    while location.exists(target):
-        number += 1
-        target = f"{QUARANTINE}{finding.key}.{number}"
-    location.move(finding.key, target)
+    """Move a file aside under its old key, with a number where one lies there already or a link is in the way."""
+    location.look(QUARANTINE.rstrip("/"))  # refuses a link
+    places = (
+        place.format(QUARANTINE, finding.key, number)
+        for number in itertools.count()
+        for place in (("{0}{1}.{2}", "{0}{2}/{1}") if number else ("{0}{1}",))
+    )
+    location.move(finding.key, next(place for place in places if not location.exists(place)))

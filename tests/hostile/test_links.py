@@ -1,5 +1,6 @@
-"""Directories that somebody hands over, with links at every level: nothing outside of them is read, written or removed."""
+"""Directories that somebody hands over, with links at every level: nothing outside of them is touched, nor read."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -284,10 +285,12 @@ def test_folders_that_turn_into_links_meanwhile_are_not_followed(location, home)
 
     def turn():
         while not is_over.is_set():
-            os.rename(folder, away)
-            os.symlink(home, folder)
-            os.unlink(folder)
-            os.rename(away, folder)
+            shutil.rmtree(away, ignore_errors=True)
+            with contextlib.suppress(OSError):  # the other thread made or removed something meanwhile
+                os.rename(folder, away)
+                os.symlink(home, folder)
+                os.unlink(folder)
+                os.rename(away, folder)
 
     thread = threading.Thread(target=turn)
     thread.start()
@@ -295,15 +298,11 @@ def test_folders_that_turn_into_links_meanwhile_are_not_followed(location, home)
         end = time.monotonic() + 0.3
         while time.monotonic() < end:
             for act in (location.write, location.append):
-                try:
+                with contextlib.suppress(StoreError):
                     act("labels/0", b"x")
-                except (StoreError, FileExistsError):
-                    pass
-            try:
-                location.delete("labels/.profile")
-                location.delete("labels/0")
-            except StoreError:
-                pass
+            for key in ("labels/.profile", "labels/0"):
+                with contextlib.suppress(StoreError):
+                    location.delete(key)
     finally:
         is_over.set()
         thread.join()
@@ -343,14 +342,18 @@ def test_any_name_is_listed_told_and_moved(run, name):
 def test_logs_and_snapshots_follow_no_link(location, home):
     for key, to in (("events", ""), ("drivers", "")):
         put_link(location.root, key, home, to)
-    with pytest.warns(UserWarning, match="is a link"), Monitor(location, "me") as monitor:
+    monitor = Monitor(location, "me")
+    with pytest.warns(UserWarning, match="is a link"):
         monitor.event("shard", done=1)
-        monitor.snapshot({"is_running": True, "updated": 0.0})
+    monitor.snapshot({"is_running": True, "updated": 0.0})
 
 
 def test_curves_follow_no_link_and_leave_what_others_made(location, home):
     put_link(location.root, "tensorboard", home)
-    with pytest.warns(UserWarning, match="lacks some of its curves: tensorboard is a link"), Board(location) as board:
+    with (
+        pytest.warns(UserWarning, match=r"lacks some of its curves: .*tensorboard is a link"),
+        Board(location) as board,
+    ):
         board.epoch({"step": 1, "train_loss": 1.0})
     (location.root / "tensorboard").unlink()
     for name in ("events.out.tfevents.1.host", "runs/today/events.out.tfevents.2.host", "notes.txt"):
@@ -433,7 +436,7 @@ def test_a_foreign_file_is_refused_by_name_before_any_work(make_job, tmp_path, k
     path = tmp_path / "run" / key
     path.parent.mkdir(parents=True)
     path.write_bytes(FOREIGN[key])
-    with pytest.raises(ConfigError, match="choose another output.dir") as caught:
+    with pytest.raises(ConfigError, match="choose another output") as caught:
         Pipeline(job).label()
     assert key.rpartition("/")[2] in str(caught.value)
     left = {path for path in (tmp_path / "run").rglob("*") if path.is_file()}

@@ -130,6 +130,9 @@ class ModelLocation:
     def partials(self):
         return iter(())
 
+    def oddities(self):
+        return iter(())
+
 
 class Protocol(RuleBasedStateMachine):
     @initialize(is_disk=st.booleans(), leftover=st.sampled_from(["none", 0, 1, "torn"]))

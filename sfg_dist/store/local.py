@@ -98,10 +98,12 @@ class LocalFiles:
         """The bytes of a file, the first ``most`` of them; None where there is no ordinary one."""
         folders, name = _names(key)
         with self._levels(folders) as levels, _opened(levels[-1], name, os.O_RDONLY) as handle:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
+            facts = os.fstat(handle)
+            if not stat.S_ISREG(facts.st_mode):
                 return None
-            with os.fdopen(handle, "rb", buffering=0, closefd=False) as file:
-                return file.readall() if most is None else file.read(most)
+            with os.fdopen(handle, "rb", closefd=False) as file:
+                # To ask for more than there is takes the memory of what is asked for.
+                return file.read() if most is None or facts.st_size <= most else file.read(most)
 
     def write(self, key: str, content: bytes) -> None:
         """Put a file, whole or not at all, in place of an ordinary one."""

@@ -22,6 +22,7 @@ from sfg_dist.plan import Plan
 from sfg_dist.store.arrays import ARRAYS, object_bytes, object_key
 from sfg_dist.store.commits import commit_key, parse_record, stored_digest
 from sfg_dist.store.frame import MANIFEST_KEY, extension_objects, read_manifest, sha256
+from sfg_dist.store.local import LINK
 from sfg_dist.store.location import NUM_THREADS, Location
 from sfg_dist.store.pairs import Pairs, shard_of_commit, shard_of_object
 from sfg_dist.store.records import record_key, record_states
@@ -40,6 +41,7 @@ Kind = Literal[
     "damaged_frame",
     "foreign_file",
     "link",
+    "special_file",
     "partial_file",
 ]
 QUARANTINE = "quarantine/"
@@ -197,7 +199,7 @@ class _Checks:
                 yield Finding("foreign_file", entry.key, None, "is no part of the store", repair)
         for key, oddity in self.location.oddities():
             if not key.startswith(QUARANTINE):
-                kind: Kind = "link" if "link" in oddity else "foreign_file"
+                kind: Kind = "link" if oddity == LINK else "special_file"
                 yield Finding(kind, key, None, oddity, f"move it as it is to {QUARANTINE}{key}")
         for entry in self.location.partials():
             yield Finding(

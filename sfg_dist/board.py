@@ -98,6 +98,7 @@ class Board:
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto import event_pb2
 
+        self._output.look(BOARD_KEY)  # refuses a link
         self._scratch = tempfile.TemporaryDirectory(prefix="sfg-board-")
         writer = EventsWriter(f"{self._scratch.name}/events", MARK)
         (self._file,) = Path(self._scratch.name).iterdir()

@@ -23,6 +23,7 @@ from typing import NamedTuple, TypeVar
 
 MAX_LEVELS = 32
 """Levels of directories that are looked into; this package makes no more than six."""
+LINK = "is a link, and links are not followed"
 MAX_ATTEMPTS = 16  # at a write, while others remove the empty directories that it needs
 STAGING_NAME = re.compile(r".+#\d+")
 """What a file is called until it is whole, as obstore calls it; listings leave such names out."""
@@ -384,7 +385,7 @@ def _walk(level: int, prefix: str, depth: int) -> Iterator[Found]:
         elif is_folder:
             yield Found(key, facts, f"lies more than {MAX_LEVELS} directories deep")
         elif stat.S_ISLNK(facts.st_mode):
-            yield Found(key, facts, "is a link, and links are not followed")
+            yield Found(key, facts, LINK)
         elif not stat.S_ISREG(facts.st_mode):
             yield Found(key, facts, "is a pipe, a socket or a device")
         else:

@@ -76,14 +76,15 @@ def repair_store(pairs: Pairs, report: Report | None = None) -> list[int]:
 
 
 def set_links_aside(location: Location, report: Report) -> None:
-    """Move the links of a store to quarantine/, as links: while one is there, nothing can be written in its place.
+    """Move links, pipes and the like to quarantine/ as they are: while one is there, nothing is written in its place.
 
     Raises:
         StoreLinkError: quarantine/ itself is one.
     """
-    for finding in report.findings:
-        if finding.kind == "link" and location.exists(finding.key):
-            _quarantine(location, finding)
+    named = {finding.key: finding for finding in report.findings if finding.kind in ("link", "special_file")}
+    for key, _ in list(location.oddities()):
+        if key in named:
+            _quarantine(location, named[key])
 
 
 def require_no_links(location: Location) -> None:

@@ -22,6 +22,7 @@ from sfg_dist.reader import MAX_BYTES, read_json
 from sfg_dist.store.arrays import ARRAYS, object_bytes, object_key
 from sfg_dist.store.commits import commit_key, read_record, stored_digest
 from sfg_dist.store.frame import MANIFEST_KEY, extension_objects, read_manifest, sha256
+from sfg_dist.store.local import LINK
 from sfg_dist.store.location import NUM_THREADS, Location
 from sfg_dist.store.pairs import Pairs, shard_of_commit, shard_of_object
 from sfg_dist.store.records import record_key, record_states
@@ -40,6 +41,7 @@ Kind = Literal[
     "damaged_frame",
     "foreign_file",
     "link",
+    "special_file",
     "partial_file",
 ]
 QUARANTINE = "quarantine/"
@@ -71,7 +73,7 @@ class Finding:
     repair: str
 
     def __str__(self) -> str:
-        key = printable(self.key).replace("\n", "\\n").replace("\t", "\\t")
+        key = _in_a_line(self.key)
         where = key if self.shard is None else f"{key} (shard {self.shard})"
         return f"{where}: {self.problem}"
 
@@ -144,6 +146,11 @@ def verify(pairs: Pairs, *, on_progress: Callable[[int, int], None] | None = Non
     )
 
 
+def _in_a_line(key: str) -> str:
+    """A name as a line can show it, whatever is in it."""
+    return printable(key).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def _in_threads(tasks: Iterator[Callable[[], Iterable[Finding]]]) -> Iterator[list[Finding]]:
     """Results in order; few of them are waited for at a time, however many tasks there are."""
     with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="verify") as pool:
@@ -194,12 +201,12 @@ class _Checks:
             if shard is not None:
                 self.is_begun[shard] = True
             elif not self._is_known(entry.key):
-                repair = f"move it to {QUARANTINE}{entry.key}"
+                repair = f"move it to {QUARANTINE}{_in_a_line(entry.key)}"
                 yield Finding("foreign_file", entry.key, None, "is no part of the store", repair)
         for key, oddity in self.location.oddities():
             if not key.startswith(QUARANTINE):
-                kind: Kind = "link" if "link" in oddity else "foreign_file"
-                yield Finding(kind, key, None, oddity, f"move it as it is to {QUARANTINE}{key}")
+                kind: Kind = "link" if oddity == LINK else "special_file"
+                yield Finding(kind, key, None, oddity, f"move it as it is to {QUARANTINE}{_in_a_line(key)}")
         for entry in self.location.partials():
             yield Finding(
                 "partial_file", entry.key, None, "was left half written by a writer that was ended", "remove it"

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import threading
 import time
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -59,13 +60,13 @@ def home(tmp_path):
 
 
 @pytest.fixture
-def run(small_run, tmp_path):
-    return copy_run(small_run.directory, tmp_path / "run")
+def run(small_labels, tmp_path):
+    return copy_run(small_labels(8), tmp_path / "run")
 
 
 @pytest.fixture
-def job(small_run, run):
-    return resolve_job({**small_run.job.model_dump(exclude_none=True), "output": {"dir": str(run)}})
+def job(make_job):
+    return make_job()
 
 
 def put_link(run, key, home, to=""):
@@ -158,13 +159,15 @@ def test_a_linked_output_directory_is_the_users_own_choice(run, job, tmp_path):
     assert verify(open_pairs(tmp_path / "scratch")).is_clean
 
 
-def test_commands_that_only_read_touch_nothing_behind_links(run, job, home, tmp_path):
+@pytest.mark.parametrize("commands", ["status and verify", pytest.param("plan", marks=pytest.mark.slow)])
+def test_commands_that_only_read_touch_nothing_behind_links(run, job, home, tmp_path, commands):
     (tmp_path / "job.toml").write_text(job.to_toml())
     for key in ("events", "drivers", "labels/c/2", "notes"):
         put_link(run, f"pairs.zarr/{key}", home)
     put_link(run, "tensorboard", home)
     before = digests(tmp_path)
-    for words in (["status", run], ["verify", run], ["plan", "job.toml"], ["status", run, "--json"]):
+    status = [["status", run], ["verify", run], ["status", run, "--json"]]
+    for words in status if commands != "plan" else [["plan", "job.toml"]]:
         sfg(tmp_path, *words, check=None)
     assert digests(tmp_path) == before
 
@@ -477,11 +480,13 @@ def test_a_copy_of_the_job_is_known_with_its_mark_and_without(run, job):
     assert "a note of the user's" in copy.read_text()
 
 
-def test_pages_of_earlier_versions_are_known(run, job):
-    page = (run / "report.html").read_text()
-    assert '<meta name="generator" content="sfg_dist">' in page
-    (run / "report.html").write_text(page.replace('<meta name="generator" content="sfg_dist">\n', ""))
-    Pipeline(job).require_own()
+def test_pages_are_known_with_their_mark_and_as_earlier_versions_left_them(run, job):
+    template = resources.files("sfg_dist.evaluate").joinpath("report.html").read_text()
+    mark = '<meta name="generator" content="sfg_dist">\n'
+    assert mark in template
+    for page in (template, template.replace(mark, "")):
+        (run / "report.html").write_text(page)
+        Pipeline(job).require_own()
 
 
 def test_what_lies_beside_a_frame_that_was_cut_off_stays(run, job, home):
@@ -490,10 +495,8 @@ def test_what_lies_beside_a_frame_that_was_cut_off_stays(run, job, home):
         (run / "pairs.zarr" / name).unlink()
     (run / "pairs.zarr" / "transform" / "notes.txt").write_text("mine")
     put_link(run, "pairs.zarr/queries", home)
-    with pytest.raises(StoreLinkError, match="queries is a link"):
-        Pipeline(job).label()
-    (run / "pairs.zarr" / "queries").unlink()
     Pipeline(job).label()
+    assert (run / "pairs.zarr" / "queries").is_symlink()
     assert (run / "pairs.zarr" / "transform" / "notes.txt").read_text() == "mine"
 
 
@@ -565,3 +568,18 @@ def test_no_profile_is_taken_from_the_working_directory(tmp_path, monkeypatch, t
     assert "bad" not in done.stderr
     named = sfg(tmp_path, *words, "--profile", f"cluster/{to}.toml", check=2)
     assert "bad" in named.stderr or to.startswith("..")
+
+
+def test_a_pipe_in_the_place_of_a_file_is_named_and_set_aside(run):
+    for key in ("plan.json", "labels/c/3/0", "door"):
+        (run / "pairs.zarr" / key).unlink(missing_ok=True)
+        os.mkfifo(run / "pairs.zarr" / key)
+    pairs = open_pairs(run, from_copies=True)
+    report = verify(pairs)
+    assert {finding.key for finding in report.findings if finding.kind == "special_file"} == {
+        "plan.json",
+        "labels/c/3/0",
+        "door",
+    }
+    assert repair_store(pairs, report) == [3]
+    assert {finding.kind for finding in verify(open_pairs(run)).findings} == {"missing_data"}

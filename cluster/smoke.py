@@ -50,7 +50,8 @@ class Meeting:
         """Leave word for the others, whole."""
         path = self.folder / f"{topic}.{self.rank}"
         part = path.with_suffix(f"{path.suffix}.part")
-        part.write_text(json.dumps(value), encoding="utf-8")
+        with open(os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "w", encoding="utf-8") as file:
+            json.dump(value, file)
         part.rename(path)
 
     def hear(self, topic: str, rank: int, patience_s: float = MEETING_S):
@@ -186,23 +187,29 @@ def start_ray(meeting: Meeting) -> dict:
     """Start Ray with a token of this run, on the first node and then on the others; seconds until all are there."""
     ray = [sys.executable, "-P", "-m", "ray.scripts.scripts"]
     scratch = tempfile.mkdtemp(prefix="sfgsmoke-", dir="/tmp" if os.path.isdir("/tmp") else None)
-    log = Path(scratch, "ray.log")
+    log, is_alone = Path(scratch, "ray.log"), meeting.size == 1
     started = time.monotonic()
     common = ["--disable-usage-stats", "--block", "--min-worker-port=0", "--max-worker-port=0", "--num-cpus=1"]
     if meeting.rank == 0:
         with socket.socket() as free:
             free.bind(("", 0))
             port = free.getsockname()[1]
-        head = {"address": f"{own_address()}:{port}", "token": secrets.token_hex(32)}
+        host = "127.0.0.1" if is_alone else own_address()
+        head = {"address": f"{host}:{port}", "token": secrets.token_hex(32), "scratch": scratch}
         meeting.say("ray", head)
-        words = ["start", "--head", f"--node-ip-address={own_address()}", f"--port={port}", "--include-dashboard=false"]
+        # Ray opens the directory that it is given to everybody: that is one behind a door that only we pass.
+        words = ["start", "--head", f"--node-ip-address={host}", f"--port={port}", "--include-dashboard=false",
+                 f"--temp-dir={scratch}/r"]  # fmt: skip
     else:
         head = meeting.hear("ray", 0)
+        own_folder(Path(head["scratch"]))  # Ray makes its directory at the same place on every node
         words = ["start", f"--address={head['address']}"]
         time.sleep(2.0)
     environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": head["token"]}
-    if meeting.rank == 0:
-        words.append(f"--temp-dir={scratch}")
+    # Nodes reach each other by their own addresses; one node alone listens on loopback.
+    environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0" if is_alone else "1"
+    if "PYTHONPATH" in environment:
+        environment["PYTHONPATH"] = without_working_directory(environment["PYTHONPATH"])
     with log.open("wb") as file:
         process = subprocess.Popen(
             [*ray, *words, *common], env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
@@ -222,7 +229,32 @@ def start_ray(meeting: Meeting) -> dict:
             process.wait(20)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        shutil.rmtree(scratch, ignore_errors=True)
+        for path in {scratch, head["scratch"]}:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def own_folder(path: Path) -> None:
+    """Make a directory that only this user enters, where another of our nodes has not made it already.
+
+    Raises:
+        OSError: something of that name is there that somebody else has made, or that others may enter.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    facts = path.lstat()
+    if facts.st_uid != os.geteuid() or facts.st_mode & 0o170077 != 0o040000:
+        raise OSError(f"{path} is not a directory of this user alone: remove it, or name another directory")
+
+
+def without_working_directory(path: str) -> str:
+    """A PYTHONPATH without the working directory, whose files are no modules of Ray's."""
+    here = os.path.realpath(".")
+    return os.pathsep.join(
+        entry
+        for entry in path.split(os.pathsep)
+        if entry and (os.path.realpath(entry) != here or os.path.isdir(os.path.join(entry, "sfg_dist")))
+    )
 
 
 def count_nodes(address: str, size: int, environment: dict, started: float) -> dict:
@@ -310,7 +342,7 @@ def main() -> int:
     run = os.environ.get("SLURM_JOB_ID", str(os.getpid())) + "-" + os.environ.get("SLURM_STEP_ID", "0")
     folder = options.shared.absolute() / f".sfg-smoke-{run}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        own_folder(folder)
         meeting = Meeting(folder, rank, size)
         parts = {"node": describe(), "race": race(meeting), "seen": visibility(meeting), "clock": clock(meeting)}
         parts["disk"] = disk(meeting, options.megabytes)

@@ -1,7 +1,8 @@
 """The curves of a fit as files that TensorBoard reads, in ``tensorboard/`` of the output directory.
 
-Written record by record, without a thread of its own. An object store takes whole objects only: there the file grows
-in a temporary directory, and is put anew every few seconds and at the end.
+Written record by record, without a thread of its own. The file grows in a temporary directory, and what is new of it is
+added to the one in the output directory; an object store takes whole objects only, so there it is put anew every few
+seconds and at the end. The end of a file's name says that it is this package's: others are left alone.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from sfg_dist.store import Location
 
 BOARD_KEY = "tensorboard"
+MARK = ".sfg_dist"
+"""At the end of the names of this package's files."""
 PUT_INTERVAL_S = 10.0
 EPOCH_CURVES = {
     "loss/training": "train_loss",
@@ -37,7 +40,7 @@ class Board:
     Args:
         output: the output directory.
         from_step: the step that the fit goes on from: what earlier files say of later ones is hidden. With 0 earlier
-            files are removed.
+            files of this package's are removed.
     """
 
     def __init__(self, output: Location, from_step: int = 0) -> None:
@@ -46,12 +49,14 @@ class Board:
         self._writer: Any = None
         self._has_failed = False
         self._put_at = time.monotonic()
+        self._num_put = 0
 
     def __enter__(self) -> Self:
         with self._trying():
             if self._from_step == 0:
                 for entry in list(self._output.list(BOARD_KEY)):
-                    self._output.delete(entry.key)
+                    if entry.key.endswith(MARK):
+                        self._output.delete(entry.key)
         return self
 
     def __exit__(
@@ -60,7 +65,7 @@ class Board:
         if self._writer is not None:
             with self._trying():
                 self._writer.close()
-                self._put()
+                self._put(is_last=True)
         if self._scratch is not None:
             self._scratch.cleanup()
 
@@ -87,30 +92,42 @@ class Board:
                     event = event_pb2.Event(wall_time=time.time(), step=int(entry["step"]), summary=summary)
                     self._writer.write_event(event)
             self._writer.flush()
-            if time.monotonic() - self._put_at >= PUT_INTERVAL_S:
-                self._put()
+            self._put()
 
     def _open(self) -> None:
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto import event_pb2
 
-        if self._output.root is None:
-            self._scratch = tempfile.TemporaryDirectory(prefix="sfg-board-")
-            self._folder = Path(self._scratch.name)
-        else:
-            self._folder = self._output.root / BOARD_KEY
-            self._folder.mkdir(parents=True, exist_ok=True)
-        self._writer = EventsWriter(str(self._folder / "events"))
+        self._output.look(BOARD_KEY)  # refuses a link
+        self._scratch = tempfile.TemporaryDirectory(prefix="sfg-board-")
+        writer = EventsWriter(f"{self._scratch.name}/events", MARK)
+        (self._file,) = Path(self._scratch.name).iterdir()
+        self._key = self._free_name(self._file.name.removesuffix(MARK))
+        self._writer = writer
         if self._from_step:
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             event = event_pb2.Event(wall_time=time.time(), step=self._from_step + 1, session_log=start)
             self._writer.write_event(event)
 
-    def _put(self) -> None:
+    def _free_name(self, name: str) -> str:
+        """A key that no file has: names have seconds, and two fits may begin in one."""
+        number = 0
+        while self._output.look(key := f"{BOARD_KEY}/{name}{f'.{number}' if number else ''}{MARK}"):
+            number += 1
+        return key
+
+    def _put(self, *, is_last: bool = False) -> None:
+        """Bring over what is new."""
         if self._output.root is None:
-            for file in self._folder.iterdir():
-                self._output.write(f"{BOARD_KEY}/{file.name}", file.read_bytes())
-        self._put_at = time.monotonic()
+            if is_last or time.monotonic() - self._put_at >= PUT_INTERVAL_S:
+                self._output.write(self._key, self._file.read_bytes())
+                self._put_at = time.monotonic()
+            return
+        with self._file.open("rb") as file:
+            file.seek(self._num_put)
+            new = file.read()
+        self._output.append(self._key, new)
+        self._num_put += len(new)
 
     def _trying(self) -> _Trying:
         return _Trying(self)

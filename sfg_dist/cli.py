@@ -34,6 +34,7 @@ from sfg_dist.folders import spare_home
 from sfg_dist.model_commands import sample_model
 from sfg_dist.notice import granted_s
 from sfg_dist.threads import wait_passively
+from sfg_dist.values import printable
 
 if TYPE_CHECKING:
     from sfg_dist.config import Job
@@ -296,9 +297,9 @@ def show_warnings_in_a_line() -> None:
 
 
 def _show_warning(message: Warning | str) -> None:
-    from sfg_dist.events import without_credentials
+    from sfg_dist.objects import without_credentials
 
-    print(f"sfg: warning: {without_credentials(str(message))}", file=sys.stderr)
+    print(f"sfg: warning: {printable(without_credentials(str(message)))}", file=sys.stderr)
 
 
 def _interrupt(*_: object) -> None:

@@ -160,14 +160,14 @@ def _plain_words(error: Exception) -> str:
 
 def say(as_json: bool, document: Mapping[str, Any], text: str) -> None:
     """The result on stdout, as a document or in words."""
-    print(json.dumps(document, indent=1) if as_json else text)
+    print(json.dumps(document, indent=1) if as_json else printable(text))
 
 
 def _fail(as_json: bool, debug: bool, message: str, status: int) -> NoReturn:
-    from sfg_dist.events import without_credentials
+    from sfg_dist.objects import without_credentials
 
     if debug:
-        print(without_credentials(traceback.format_exc()), end="", file=sys.stderr)
+        print(printable(without_credentials(traceback.format_exc())), end="", file=sys.stderr)
     _say_error(as_json, without_credentials(message))
     raise typer.Exit(status)
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sfg_dist.command import Debug, Executor, JobPath, Json, Set, command, load
+from sfg_dist.values import as_line, printable
 from sfg_dist.words import WIDE, wide_number
 
 
@@ -28,7 +29,7 @@ def compare(
     if json_:
         print(json.dumps(document, indent=1))
     else:
-        print("\n".join([*_lines(document), "", *document["verdict"]]))
+        print(printable("\n".join([*_lines(document), "", *document["verdict"]])))
         print(f"report: {resolved.output.dir.rstrip('/')}/compare/compare.html")
 
 
@@ -70,7 +71,7 @@ def _show(event: Mapping[str, Any]) -> None:
         ),
     }
     if kind in lines:
-        print(lines[kind](), file=sys.stderr, flush=True)
+        print(as_line(lines[kind]()), file=sys.stderr, flush=True)
 
 
 def _configuration(event: Mapping[str, Any]) -> str:

@@ -18,9 +18,10 @@ import tomli_w
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from sfg_dist.documents import apply_override, checked, parse_document, read_document
+from sfg_dist.errors import ConfigError
 from sfg_dist.expected import Words
-from sfg_dist.folders import expanded
-from sfg_dist.values import MAX_COUNT
+from sfg_dist.folders import expanded, require_no_secrets
+from sfg_dist.values import MAX_COUNT, printable, shown
 
 
 def integral(value: Any) -> Any:
@@ -290,7 +291,7 @@ class ExecutorConfig(_Section):
     max_attempts: PositiveInt = 4
     notice_s: Seconds | None = None
     price_per_hour: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] | None = None
-    address: str | None = None
+    address: Annotated[str, AfterValidator(require_no_secrets)] | None = None
 
 
 class OutputConfig(_Section):
@@ -327,10 +328,18 @@ def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
         The job, with ``output.dir`` defaulting to ``runs/<stem of the file>``.
 
     Raises:
-        ConfigError: the file cannot be read, or a key or value is wrong.
+        ConfigError: the file cannot be read, a key or value is wrong, or the file names a cluster.
     """
-    path = Path(path)
-    return parse_job(read_document(path, "job file"), overrides, origin=str(path), default_dir=f"runs/{path.stem}")
+    path, overrides = Path(path), list(overrides)
+    job = parse_job(read_document(path, "job file"), overrides, origin=str(path), default_dir=f"runs/{path.stem}")
+    is_asked_for = any(assignment.partition("=")[0].strip() == "executor.address" for assignment in overrides)
+    if job.executor.address is not None and job.executor.kind == "ray" and not is_asked_for:
+        raise ConfigError(
+            f"{printable(str(path))}: executor.address = {shown(job.executor.address)} is not taken from a file: a job "
+            f"file may come from anywhere, and your Ray token would be sent there. To run on that cluster, leave the "
+            f"key out and give --set executor.address=ADDRESS"
+        )
+    return job
 
 
 def parse_job(text: str, overrides: Iterable[str] = (), *, origin: str, default_dir: str = "runs/job") -> Job:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sfg_dist.data.naming import listed, repeated_values
+from sfg_dist.values import as_line
 from sfg_dist.words import duration, failure_line
 
 
@@ -219,7 +220,7 @@ class Display:
         self._advance(event["done"], f"draw: {event['done']:,} of {event['total']:,} rows, {rate:,.0f} rows/s", event)
 
     def _print(self, text: str) -> None:
-        (self._progress.console if self._progress else self._console).print(text, markup=False)
+        (self._progress.console if self._progress else self._console).print(as_line(text), markup=False, emoji=False)
 
     def _open_bar(self, name: str, total: float, completed: float) -> None:
         self._last_line, self._rows, self._first = 0.0, 0, None
@@ -236,7 +237,7 @@ class Display:
         )
 
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
             TimeElapsedColumn(),
@@ -250,7 +251,7 @@ class Display:
 
     def _advance(self, completed: float, line: str, event: Mapping[str, Any]) -> None:
         if self._progress is not None:
-            self._progress.update(self._task, completed=completed, description=line)
+            self._progress.update(self._task, completed=completed, description=as_line(line))
             return
         # Plain lines: at most one in five seconds, so that a log stays readable.
         now, left = event["time"], self._time_left(event, completed)

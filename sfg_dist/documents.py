@@ -22,10 +22,13 @@ from sfg_dist.values import plain, printable, shown
 Model = type[BaseModel]
 _T = TypeVar("_T", bound=BaseModel)
 
-MAX_BYTES = 16 << 20
+MAX_BYTES = 4 << 20
 """Of a file that is to be a document."""
 _ENCODINGS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 _MAX_PROBLEMS = 8
+_MAX_KEYS = 32
+_NAME = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
+_DEEP = re.compile(rf"""(?<![\w"'.-])(?:{_NAME}[ \t]*+\.[ \t]*+){{{_MAX_KEYS - 1}}}""")
 # What the parser says, and what the user did.
 _REASONS = (
     ("Cannot overwrite a value", "the key stands there twice"),
@@ -67,6 +70,19 @@ def read_document(path: str | Path, what: str) -> str:
         raise ConfigError(f"{name} cannot be read: {error.strerror}") from None
     except ValueError:
         raise ConfigError(f"{name} does not exist, and no file can have this name") from None
+    return text_of(content, name)
+
+
+def text_of(content: bytes, name: str) -> str:
+    """The text of a TOML file.
+
+    Args:
+        content: its bytes; of a longer one than allowed ``MAX_BYTES + 1`` are enough.
+        name: what messages call it.
+
+    Raises:
+        ConfigError: it is too long, or no text in UTF-8.
+    """
     if len(content) > MAX_BYTES:
         raise ConfigError(f"{name} is larger than {MAX_BYTES >> 20} MiB: that is a table, and data.source names it")
     for mark, encoding in _ENCODINGS.items():
@@ -94,6 +110,8 @@ def parse_document(text: str, name: str) -> dict[str, Any]:
     Raises:
         ConfigError: it is no TOML; the message has the line and what to write instead.
     """
+    if _DEEP.search(text):  # the parser takes a time that grows with the square of their number
+        raise ConfigError(f"{name} is not valid TOML: a key of {_MAX_KEYS} names or more with points between them")
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

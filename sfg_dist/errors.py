@@ -3,10 +3,12 @@
     SfgError
     |-- ConfigError              the request is wrong: a key, a value, an option
     |-- DataError                the user's table cannot be used as it stands
+    |-- DocumentError            a document (JSON) is not what it should be
     |-- StoreError               the pairs on disk are not what they should be
     |   |-- PlanMismatchError    a store made by another plan
     |   |-- IncompleteStoreError shards are missing
     |   |-- ConflictError        two attempts at one shard gave different bytes
+    |   |-- StoreLinkError       a link stands where a file is expected
     |   |-- StoreFullError       no space is left where the store is
     |   `-- StoreUnavailableError the store did not answer in time, or said to try again
     |-- LabelingError            a shard could not be labelled
@@ -31,6 +33,10 @@ class DataError(SfgError, ValueError):
     """The user's table cannot be used as it stands: the message names file, column and row."""
 
 
+class DocumentError(SfgError, ValueError):
+    """A document is not what it should be: the message names it and the field."""
+
+
 class StoreError(SfgError):
     """The pairs on disk are not what they should be."""
 
@@ -45,6 +51,10 @@ class IncompleteStoreError(StoreError):
 
 class ConflictError(StoreError):
     """Two attempts at one shard gave different bytes; the message says which, and nothing was overwritten."""
+
+
+class StoreLinkError(StoreError):
+    """A link stands where a file or directory of the package's is expected; it was not followed."""
 
 
 class StoreFullError(StoreError):

@@ -6,62 +6,30 @@ line, wherever an error message of some library may have put them.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import re
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-from sfg_dist.objects import without_secrets
+from sfg_dist.errors import DocumentError
+from sfg_dist.objects import without_credentials
+from sfg_dist.reader import check_fields, read_json
 from sfg_dist.store import Location
 
 EVENTS_KEY = "events.jsonl"
 FLUSH_INTERVAL_S = 10.0
 FLUSH_BYTES_PER_S = 200_000  # a log is put anew as a whole, so a long one is put less often
-SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSW|CREDENTIAL", re.IGNORECASE)
-MIN_SECRET_LENGTH = 8  # shorter values are words that a path may hold too
+MAX_LOG_BYTES = 1 << 28  # that are read
 
 
-def without_credentials(text: str) -> str:
-    """The text with every value of a secret environment variable replaced by its name, and URLs without passwords.
-
-    Example:
-        >>> os.environ["AWS_SECRET_ACCESS_KEY"] = "wJalrXUtnFEMI"               # doctest: +SKIP
-        >>> without_credentials("signed with wJalrXUtnFEMI")                        # doctest: +SKIP
-        'signed with <AWS_SECRET_ACCESS_KEY>'
-    """
-    for name, value in os.environ.items():
-        if len(value) >= MIN_SECRET_LENGTH and value in text and SECRET_NAME.search(name):
-            text = text.replace(value, f"<{name}>")
-    return without_secrets(text)
+_EVENT = {"event": str, "time": float}
+_STARTED = {"stage": str, "fresh": bool}
 
 
 def event_line(entry: Mapping[str, Any]) -> bytes:
     """An event as a line of JSON without secrets, its end included."""
-    return without_credentials(json.dumps(entry, default=str)).encode() + b"\n"
-
-
-def append_lines(path: Path, lines: bytes) -> None:
-    """Add lines to a file, also after a torn one that a killed attempt left: all of them, or none.
-
-    Raises:
-        OSError: there is no room, or no such place.
-    """
-    with path.open("ab+", buffering=0) as file:
-        size = file.tell()
-        if size and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
-            lines = b"\n" + lines
-        try:
-            written = 0
-            while written < len(lines):  # a disk that becomes full takes a part first
-                written += file.write(lines[written:])
-        except OSError:
-            with contextlib.suppress(OSError):
-                file.truncate(size)
-            raise
+    document = without_credentials(entry)
+    return json.dumps(document, default=lambda value: without_credentials(str(value))).encode() + b"\n"
 
 
 class EventLog:
@@ -86,12 +54,11 @@ class EventLog:
         """Add one event as a line of its own.
 
         Raises:
-            OSError: the local file cannot be written.
-            StoreError: the object cannot be written.
+            StoreError: the file or object cannot be written.
         """
         line = event_line(entry)
         if self._location.root is not None:
-            append_lines(self._location.root / self._key, line)
+            self._location.append(self._key, line, is_lines=True)
             return
         content = self._buffer()
         if content and not content.endswith(b"\n"):
@@ -113,13 +80,14 @@ class EventLog:
             self._is_written, self._written_at = True, self._clock()
 
     def read(self) -> str:
-        """All lines, those of earlier attempts too; empty where there is no log yet."""
-        content = self._location.read(self._key) if self._location.root is not None else bytes(self._buffer())
+        """The lines, those of earlier attempts too, as far as they can be held; empty where there is no log yet."""
+        is_local = self._location.root is not None
+        content = self._location.read(self._key, MAX_LOG_BYTES) if is_local else bytes(self._buffer())
         return (content or b"").decode("utf-8", errors="replace")
 
     def _buffer(self) -> bytearray:
         if self._content is None:
-            self._content = bytearray(self._location.read(self._key) or b"")
+            self._content = bytearray(self._location.read(self._key, MAX_LOG_BYTES) or b"")
         return self._content
 
 
@@ -129,15 +97,17 @@ def stage_times(log: str) -> dict[str, float]:
     An attempt that was killed counts up to its last event.
 
     Args:
-        log: the lines of events.jsonl.
+        log: the lines of events.jsonl; those that are no events are passed over.
     """
     times: dict[str, float] = {}
     stage, last = None, 0.0
     for line in log.splitlines():
         try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the torn last line of a killed attempt
+            entry = read_json(line, EVENTS_KEY, _EVENT, allow_nan=True)
+            if entry["event"] == "stage_started":
+                check_fields(entry, _STARTED, EVENTS_KEY)
+        except DocumentError:
+            continue  # the torn last line of a killed attempt, or none of this package's
         if entry["event"] == "stage_started":
             stage = entry["stage"]
             times[stage] = 0.0 if entry["fresh"] else times.get(stage, 0.0)

@@ -16,6 +16,11 @@ from sfg_dist.errors import ConfigError
 from sfg_dist.values import shown
 
 LONGEST_NAME, LONGEST = 255, 4095
+_VARIABLES = {
+    "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, for a time, AWS_SESSION_TOKEN",
+    "gs": "GOOGLE_SERVICE_ACCOUNT",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_STORAGE_SAS_KEY",
+}
 _VARIABLE = re.compile(r"\$\w+(?=/|$)|\$\{\w+\}|%\w+%")
 
 
@@ -27,8 +32,8 @@ def expanded(place: str) -> str:
         's3://bucket/~x'
 
     Raises:
-        ConfigError: it names an unknown user, begins with a variable, or is no name of a file that a
-            terminal can show.
+        ConfigError: it is a URL with a password or a query, names an unknown user, begins with a variable, or is no
+            name of a file that a terminal can show.
     """
     try:
         length = len(place.encode())
@@ -38,6 +43,7 @@ def expanded(place: str) -> str:
         raise ConfigError(f"{shown(place)} is not valid UTF-8: {remedy}") from None
     if any(unicodedata.category(letter) == "Cc" for letter in place):
         raise ConfigError(f"{shown(place)} holds control characters: rename it")
+    require_no_secrets(place)
     if "://" not in place and (length > LONGEST or max(len(part.encode()) for part in place.split("/")) > LONGEST_NAME):
         raise ConfigError(
             f"{shown(place)} is too long: a file's name has {LONGEST_NAME} bytes at most, and a path {LONGEST}"
@@ -55,6 +61,29 @@ def expanded(place: str) -> str:
         whose = "HOME is not set" if user == "~" else f"there is no user {user[1:]}"
         raise ConfigError(f"{shown(place)} cannot be written out: {whose}; write ./~ for a file of that name")
     return found
+
+
+def require_no_secrets(place: str) -> str:
+    """The URL as it is.
+
+    Raises:
+        ConfigError: it has a user, a password or a query, which would be stored with the job.
+    """
+    scheme, separator, rest = place.partition("://")
+    host = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    scheme = scheme.strip().lower()
+    login = host.rpartition("@")[0]
+    if scheme in ("abfs", "abfss") and ":" not in login:
+        login = ""  # the container
+    if not separator or not (login or "?" in rest):
+        return place
+    kind = {"s3a": "s3", "s3": "s3", "gs": "gs"}.get(scheme, "az" if scheme.startswith(("az", "ab", "ad")) else "")
+    held = _VARIABLES.get(kind, "an environment variable of the program that asks for it")
+    what = "a user or password" if login else "a query"
+    raise ConfigError(
+        f"the URL {shown(place)} was given with {what}, left out here, which would be stored with the job: give the "
+        f"URL without, and keep keys and signatures in {held}"
+    )
 
 
 def place_of(name: str, place: Any) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sfg_dist.config import Job, parse_job, resolve_job
+from sfg_dist.documents import MAX_BYTES, text_of
 from sfg_dist.errors import ConfigError, SfgError, StoreError
 from sfg_dist.label_run import label_pending
 from sfg_dist.objects import absolute_url
@@ -61,9 +62,10 @@ def job_beside(pairs: Pairs, overrides: Sequence[str] = ()) -> Job:
             )
     directory, _, name = absolute_url(pairs.location.url).rstrip("/").rpartition("/")
     beside = _read_beside(directory) if name == "pairs.zarr" else None
+    origin = f"the plan of {pairs.location.url}"
+    planned = resolve_job(_job_of_plan(pairs.plan), origin=origin)  # refuses what no job could have asked for
     if beside is None:
-        origin = f"the plan of {pairs.location.url}"
-        return parse_job(resolve_job(_job_of_plan(pairs.plan), origin=origin).to_toml(), overrides, origin=origin)
+        return parse_job(planned.to_toml(), overrides, origin=origin)
     origin = f"{directory}/job.toml"
     job = parse_job(beside, origin=origin)
     if job.executor.address is not None:
@@ -80,8 +82,8 @@ def job_beside(pairs: Pairs, overrides: Sequence[str] = ()) -> Job:
 def _read_beside(directory: str) -> str | None:
     from sfg_dist.store import Location
 
-    content = Location(directory or "/").read("job.toml")
-    return None if content is None else content.decode("utf-8", errors="replace")
+    content = Location(directory or "/").read("job.toml", MAX_BYTES)
+    return None if content is None else text_of(content, f"{directory}/job.toml")
 
 
 def _job_of_plan(plan: Plan) -> dict[str, Any]:
@@ -112,13 +114,14 @@ def mend(
         SfgError: whatever keeps shards from being labelled.
     """
     from sfg_dist.store import open_pairs
-    from sfg_dist.store.repair import repair_store
+    from sfg_dist.store.repair import repair_store, set_links_aside
     from sfg_dist.store.verify import verify
 
     report = verify(pairs, on_progress=lambda done, total: emit("checked", done=done, total=total))
     frame = tuple(finding.key for finding in report.findings if finding.kind == "damaged_frame")
     if dry_run or report.is_clean:
         return Mended(report, report.bad_shards, frame)
+    set_links_aside(pairs.location, report)
     if any(not key.startswith("extensions/") for key in frame):
         _mend_frame(pairs, job)
     shards = repair_store(pairs, report)

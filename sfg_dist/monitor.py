@@ -8,7 +8,6 @@ Both are for people and dashboards: the protocol reads neither, and where they c
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 import warnings
@@ -17,8 +16,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sfg_dist.errors import StoreError
-from sfg_dist.events import append_lines, event_line, without_credentials
-from sfg_dist.objects import trouble_of
+from sfg_dist.events import event_line
+from sfg_dist.objects import trouble_of, without_credentials
 from sfg_dist.store import Location
 
 PART_BYTES = 1 << 20
@@ -117,9 +116,7 @@ class Monitor:
         if self._location.root is None:
             self._location.write(key, content)
         else:
-            path = self._location.root / key
-            path.parent.mkdir(exist_ok=True)
-            append_lines(path, content[self._num_written :])
+            self._location.append(key, content[self._num_written :], is_lines=True)
         self._num_written = len(content)
         if len(content) >= PART_BYTES:
             with self._lock:
@@ -129,7 +126,7 @@ class Monitor:
     def _write_snapshot(self) -> None:
         with self._lock:
             snapshot, is_new, self._snapshot_is_new = self._snapshot, self._snapshot_is_new, False
-            document = without_credentials(json.dumps(snapshot, default=str)).encode()
+            document = event_line(snapshot or {})
         if not is_new:
             return
         try:

@@ -9,10 +9,14 @@ sent again after a growing pause, until RETRY_S have passed.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import re
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
+
+from sfg_dist.values import without_secrets as without_secrets
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
@@ -27,6 +31,11 @@ MAX_RETRIES = 10
 
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
 SCHEMES = ("s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss")
+
+SECRET_NAME = re.compile(
+    r"KEY|SECRET|TOKEN|PASSW|PASSPHRASE|CREDENTIAL|CONNECTION_STRING|COOKIE|(^|_)(PASS|PWD|AUTH|SAS|DSN)\d*$", re.I
+)
+MIN_SECRET_LENGTH = 8  # shorter values are words that a path may hold too
 
 Trouble = Literal["full", "unavailable", "other"]
 _FULL = re.compile(r"No space left|StorageFull|Disk quota exceeded|QuotaExceeded|\b507\b|os error (28|122)\b", re.I)
@@ -118,7 +127,7 @@ def plain_reason(error: BaseException) -> str:
     if lacks_credentials(error):
         return NO_CREDENTIALS
     strerror = getattr(error, "strerror", None)
-    return without_secrets(str(strerror or str(error).strip().split("\n")[0] or type(error).__name__))
+    return without_credentials(str(strerror or str(error).strip().split("\n")[0] or type(error).__name__))
 
 
 def reason_of(error: BaseException) -> str:
@@ -131,7 +140,54 @@ def reason_of(error: BaseException) -> str:
     return plain_reason(error)
 
 
-def without_secrets(text: str) -> str:
-    """A text whose URLs have lost user, password and query: signatures and tokens travel there."""
-    text = re.sub(r"(://)[^/@\s]*@", r"\1", text)
-    return re.sub(r"(://[^\s?]*)\?[^\s,;)]*", r"\1", text)
+def without_credentials(value: Any) -> Any:
+    """A text with every value of a secret environment variable replaced by its name, and URLs without passwords.
+
+    The values are found as they are, within JSON and within URLs. Of mappings and lists all texts are done, and all
+    else stays.
+
+    Example:
+        >>> os.environ["AWS_SECRET_ACCESS_KEY"] = "wJalrXUtnFEMI"               # doctest: +SKIP
+        >>> without_credentials("signed with wJalrXUtnFEMI")                        # doctest: +SKIP
+        'signed with <AWS_SECRET_ACCESS_KEY>'
+    """
+    secrets = {name: text for name, text in os.environ.items() if len(text) >= MIN_SECRET_LENGTH and _is_secret(name)}
+    # A secret may begin as another one does.
+    return _without(value, sorted(secrets.items(), key=lambda item: -len(item[1])))
+
+
+def _without(value: Any, secrets: Sequence[tuple[str, str]]) -> Any:
+    if isinstance(value, str):
+        for name, secret in secrets:
+            value = _written(secret).sub(f"<{name}>", value)
+        return without_secrets(value)
+    if isinstance(value, Mapping):
+        return {_without(key, secrets): _without(each, secrets) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without(each, secrets) for each in value]
+    return value
+
+
+@functools.cache
+def _is_secret(name: str) -> bool:
+    return SECRET_NAME.search(name) is not None and name not in ("PWD", "OLDPWD")
+
+
+@functools.lru_cache(maxsize=256)
+def _written(secret: str) -> re.Pattern[str]:
+    """All ways in which a text is written: as it is, in strings of JSON and of Python, percent-encoded."""
+    return re.compile("".join(letter if letter.isascii() and letter.isalnum() else _ways(letter) for letter in secret))
+
+
+def _ways(letter: str) -> str:
+    octets = letter.encode("utf-8", errors="surrogateescape")
+    units = letter.encode("utf-16-be", errors="surrogatepass")
+    ways = [
+        rf"\\*{re.escape(letter)}",
+        "".join(f"%(?:25)*{octet:02x}" for octet in octets),
+        "".join(rf"\\+u{units[place : place + 2].hex()}" for place in range(0, len(units), 2)),
+        rf"\\+{re.escape(repr(letter)[1:-1].lstrip(chr(92)) or letter)}",
+        *([rf"\\+x{ord(letter):02x}"] if ord(letter) < 256 else []),
+        *([r"\+|\s"] if letter.isspace() else []),  # a message of one line has spaces for ends of lines
+    ]
+    return f"(?i:{'|'.join(ways)})"

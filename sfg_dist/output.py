@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sfg_dist.errors import ConfigError, StoreError
 from sfg_dist.events import EventLog
 from sfg_dist.folders import nearest_there
-from sfg_dist.objects import is_url
+from sfg_dist.objects import is_url, without_credentials
 
 if TYPE_CHECKING:
     from sfg_dist.store import Location
@@ -41,7 +41,7 @@ class OutputDirectory:
                 which = "" if there == Path(self.url).absolute() else f": {there}"
                 raise ConfigError(f"output.dir = {url!r}{which} is a file: name a directory")
         self._listener = listener
-        self._may_drop_events = self._has_warned = False
+        self._may_drop_events = self._has_warned = self._is_own = False
 
     # Where things are: paths, or URLs of an object store.
 
@@ -82,9 +82,22 @@ class OutputDirectory:
         """The page that shows the figures, which metrics.json holds."""
         return f"{self.url}/report.html"
 
+    def require_own(self) -> None:
+        """Refuse, before any work, an output directory in which a run would meet links, or write over foreign files.
+
+        Raises:
+            ConfigError: a file has a name that the run's own have, and another made it.
+            StoreLinkError: a name of the run's own is a link.
+        """
+        from sfg_dist.ownership import require_own
+
+        if not self._is_own and (is_url(self.url) or Path(self.url).is_dir()):
+            require_own(self.output)
+        self._is_own = True
+
     def emit(self, event: str, **details: Any) -> None:
         """Tell what happened."""
-        entry = {"time": round(time.time(), 3), "event": event, **details}
+        entry = without_credentials({"time": round(time.time(), 3), "event": event, **details})
         try:
             with self.writing("events.jsonl"):
                 self.events.append(entry)
@@ -102,7 +115,7 @@ class OutputDirectory:
     def tell(self, event: str, **details: Any) -> None:
         """Tell the listener what is of no use a moment later; the log does not keep it."""
         if self._listener is not None:
-            self._listener({"time": round(time.time(), 3), "event": event, **details})
+            self._listener(without_credentials({"time": round(time.time(), 3), "event": event, **details}))
 
     @contextlib.contextmanager
     def dropping_events(self) -> Iterator[None]:

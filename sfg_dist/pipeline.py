@@ -26,6 +26,7 @@ from sfg_dist.label_run import label_pending
 from sfg_dist.likelihoods import likelihood_figures
 from sfg_dist.objects import absolute_url, is_url
 from sfg_dist.output import Listener, OutputDirectory
+from sfg_dist.ownership import job_to_write
 from sfg_dist.plan import fingerprint
 from sfg_dist.planning import check_job, identity_of_keys, warn_of_plain_process
 from sfg_dist.presentation import report_content
@@ -180,6 +181,7 @@ class Pipeline(OutputDirectory):
         from sfg_dist.model.generator import Generator
         from sfg_dist.store.table import write_table
 
+        self.require_own()
         generator = Generator.load(self.model_url)
         job = self.job.evaluate
         with self.stage("sample", rows=job.num_samples):
@@ -271,12 +273,19 @@ class Pipeline(OutputDirectory):
         assert self._ray is not None, "a stage that needs Ray runs within a session"
         self._ray.enter_context(ray_session(self.job.executor.address))
 
+    def require_own(self) -> None:
+        """As of every output directory; and a job.toml that is the user's own must hold this very job."""
+        super().require_own()
+        if is_url(self.url) or Path(self.url).is_dir():
+            job_to_write(self.output, self.job)
+
     def open_store(self) -> Pairs:
         """The store of this job's plan, created when it is not there."""
         from sfg_dist.distributed.requirements import require_budget
         from sfg_dist.store import create_store, open_pairs
 
         require_budget(self.job)
+        self.require_own()
         table, frame = self.prepared, self.frame()
         existing = open_pairs(self.pairs_url).plan if self._has_store() else None
         order = None
@@ -316,6 +325,7 @@ class Pipeline(OutputDirectory):
     def _existing_store(self, *, may_differ_in_length: bool = False) -> Pairs:
         from sfg_dist.store import open_pairs
 
+        self.require_own()
         if not self._has_store():
             raise StoreError(f"{self.pairs_url} does not exist: run `sfg label` with this job first")
         pairs = open_pairs(self.pairs_url)
@@ -343,8 +353,9 @@ class Pipeline(OutputDirectory):
             )
 
     def _write_job(self) -> None:
-        with self.writing("job.toml"):
-            self.output.write("job.toml", self.job.to_toml().encode())
+        if (content := job_to_write(self.output, self.job)) is not None:
+            with self.writing("job.toml"):
+                self.output.write("job.toml", content)
 
     def _held_out_conditions(self, generator: Generator) -> NDArray[np.float64] | None:
         """What the samples that are evaluated are given: conditions of rows that nothing was fitted to.

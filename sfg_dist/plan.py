@@ -25,12 +25,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from sfg_dist.errors import ConfigError
+from sfg_dist.errors import ConfigError, DocumentError
+from sfg_dist.reader import LONG_BYTES, check_fields, read_json
+from sfg_dist.values import shown
 
 FORMAT_VERSION = 2
 BLOCK_ROWS = 1024
 REFERENCE_BLOCK_ROWS = 2**20
 """Rows of a block of the reference: the clusters' order in the store is that of each block, block after block."""
+
+
+MAX_SHARDS = 10_000_000
+"""Of a store: whoever looks at it has some tens of bytes in memory for each."""
+_SIZE = range(1, 2**53)
+_FIELDS = {
+    "identity": {
+        "labels": {
+            "batch_size": _SIZE, "direction?": {"decode", "encode", "both"}, "seed?": int,
+            "gpu_batch_size?": (_SIZE, None), "time_grid?": str, "tolerance?": float,
+        },
+        "data?": {"condition?": [str]}, "transform?": dict, "blur?": {"t_min": float}, "sigma_data?": float,
+        "time_grid?": {str: [float]}, "reference?": str, "table?": str, "queries?": (str, None, bool),
+    },
+    "num_pairs": range(1, 2**62), "dim": _SIZE, "shard_rows": _SIZE, "columns": [str], "source": str,
+    "versions": {str: str}, "format_version": int, "frame?": str, "has_names?": bool, "run_id": str,
+}  # fmt: skip
 
 
 class Stream(enum.IntEnum):
@@ -275,20 +294,36 @@ class Plan:
         """The plan of a first record.
 
         Raises:
-            ValueError: the document is not a plan of this format, or was edited: its digest does not fit its content.
+            DocumentError: it is not a plan of this format, or was edited: its digest does not fit its content.
+            ConfigError: it is the plan of a store that is too large.
         """
         try:
             fields = unseal(document)
-            run_id = fields.pop("run_id")
-            plan = cls(**({"has_names": False} | fields | {"columns": tuple(fields["columns"])}))
-            labels = plan.labels
-            if plan.earlier_ends or not isinstance(labels["batch_size"], int) or not 0 < plan.num_pairs < 2**62:
-                raise TypeError("its numbers are out of range")
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"not a plan: {error}") from error
+            check_fields(fields, _FIELDS, "it")
+        except DocumentError as error:
+            raise DocumentError(f"not a plan: {error}") from None
+        if unknown := fields.keys() - {name.removesuffix("?") for name in _FIELDS}:
+            raise DocumentError(f"not a plan: it has a key that this version does not know, {shown(min(unknown))}")
+        run_id = fields.pop("run_id")
+        plan = cls(**({"has_names": False} | fields | {"columns": tuple(fields["columns"])}))
+        if plan.dim > len(plan.columns):
+            raise DocumentError(f"not a plan: dim = {plan.dim} of {len(plan.columns)} columns")
+        plan.check_size()
         if plan.run_id != run_id:
-            raise ValueError("its run_id does not fit its content: it was edited")
+            raise DocumentError("its run_id does not fit its content: it was edited")
         return plan
+
+    def check_size(self) -> None:
+        """Refuse a store of more shards than whoever looks at it can count.
+
+        Raises:
+            ConfigError: it has more than ``MAX_SHARDS``.
+        """
+        if self.num_shards > MAX_SHARDS:
+            raise ConfigError(
+                f"{self.num_pairs:,} pairs in shards of {self.shard_rows:,} are {self.num_shards:,} shards, and a "
+                f"store may have {MAX_SHARDS:,}: take a larger labels.shard_rows"
+            )
 
     def difference(self, other: Plan) -> list[str]:
         """One line for each thing in which ``other`` differs and the bits would too.
@@ -313,24 +348,20 @@ def seal(fields: Mapping[str, Any]) -> bytes:
     return json.dumps({**fields, "sha256": _digest(fields)}, indent=1, sort_keys=True).encode()
 
 
-def unseal(document: bytes) -> dict[str, Any]:
-    """The fields of a document that ``seal`` made.
+def unseal(document: bytes, max_bytes: int = LONG_BYTES) -> dict[str, Any]:
+    """The fields of a document that ``seal`` made, of so many bytes at most.
 
     Raises:
-        ValueError: it is none, is of another format version, or was edited: its digest does not fit its content.
+        DocumentError: it is none, is of another format version, or was edited: its digest does not fit its content.
     """
-    try:
-        fields = json.loads(document)
-        digest = fields.pop("sha256", None)
-    except (TypeError, AttributeError, ValueError) as error:
-        where = f"no JSON in line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "no table in JSON"
-        raise ValueError(f"not a plan: {where}") from error
-    if "format_version" in fields and fields["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"format {fields['format_version']}, this version reads format {FORMAT_VERSION}")
+    fields: dict[str, Any] = read_json(document, "it", max_bytes=max_bytes, allow_nan=True)
+    digest = fields.pop("sha256", None)
+    if fields.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
+        raise DocumentError(f"format {shown(fields['format_version'])}, this version reads format {FORMAT_VERSION}")
     if digest is None:
-        raise ValueError("not a plan: it has no digest")
+        raise DocumentError("it has no digest")
     if digest != _digest(fields):
-        raise ValueError("its digest does not fit its content: it was edited")
+        raise DocumentError("its digest does not fit its content: it was edited")
     return fields
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from sfg_dist.values import as_line
+
 if TYPE_CHECKING:
     from sfg_dist.distributed.estimate import Estimate
     from sfg_dist.distributed.requirements import ActorMemory, DeviceKind
@@ -18,31 +20,33 @@ _PLACES = {"cpu": "CPUs", "cuda": "GPUs"}
 def show_steps() -> Iterator[Callable[[str], None]]:
     """Within, the callable shows on a terminal what goes on; elsewhere it says nothing."""
     from rich.console import Console
+    from rich.text import Text
 
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
         yield lambda _: None
         return
     with console.status("") as status:
-        yield status.update
+        yield lambda text: status.update(Text(as_line(text)))
 
 
 def show_estimate(estimate: Estimate) -> None:
     """Print an estimate on stdout."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True)
     rows = estimate_rows(estimate)
     if not console.is_terminal:
         for name, text in rows:
-            print(f"{name}: {text}")
+            print(f"{name}: {as_line(text)}")
         return
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in rows:
-        table.add_row(name, text)
+        table.add_row(name, Text(as_line(text)))
     Console(highlight=False).print(table)
 
 

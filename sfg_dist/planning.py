@@ -13,7 +13,7 @@ import numpy as np
 from sfg_dist._version import __version__
 from sfg_dist.config import READING_KEYS, Job
 from sfg_dist.errors import ConfigError
-from sfg_dist.plan import Plan, check_shard_rows, fingerprint
+from sfg_dist.plan import MAX_SHARDS, Plan, check_shard_rows, fingerprint
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 # Keys of the labels table that change neither the bits nor their meaning, and the path of a table whose content counts.
 NOT_IDENTITY = {"num_pairs", "num_threads", "memory_gib", "latents"}
 
-MAX_SHARDS = 10_000_000
 Blocks = Callable[[], Iterable["NDArray[np.float32]"]]
 """A table's rows in blocks, anew at each call."""
 _COARSEST = 0.01  # of a column's spread, the grid that float32 may put on it

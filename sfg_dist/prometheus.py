@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from sfg_dist.values import printable
+
 if TYPE_CHECKING:
     from sfg_dist.store.status import StoreStatus
 
@@ -67,5 +69,5 @@ def prometheus_text(status: StoreStatus) -> str:
 
 
 def _sample(name: str, labels: Mapping[str, str], value: float) -> str:
-    shown = ",".join(f'{key}="{str(text).translate(LABEL_ESCAPES)}"' for key, text in labels.items())
+    shown = ",".join(f'{key}="{printable(str(text)).translate(LABEL_ESCAPES)}"' for key, text in labels.items())
     return f"{name}{{{shown}}} {value if isinstance(value, int) else repr(float(value))}"

@@ -14,7 +14,7 @@ import typer
 
 from sfg_dist.command import Debug, Json, Set, command, load, number, say, whole
 from sfg_dist.errors import ConfigError
-from sfg_dist.values import shown
+from sfg_dist.values import as_line, shown
 
 if TYPE_CHECKING:
     from sfg_dist.distributed.simulation import Limits
@@ -202,4 +202,4 @@ def _show(event: Mapping[str, Any]) -> None:
     if event["event"] in ("run_started", "run_finished", "run_kept"):
         name = f"{event['stage']}, {event['mode']}, {event['num_workers']} workers, run {event['repeat'] + 1}"
         text = "" if event["event"] == "run_started" else f": {event['wall_s']:.1f} s"
-        print(f"{name}{text}{' (kept)' if event['event'] == 'run_kept' else ''}", file=sys.stderr, flush=True)
+        print(as_line(f"{name}{text}{' (kept)' if event['event'] == 'run_kept' else ''}"), file=sys.stderr, flush=True)

@@ -34,6 +34,13 @@ def without_users_files(path: Iterable[str]) -> list[str]:
 def clean() -> None:
     """From now on this process, which is the command line's, imports nothing from the user's directories."""
     sys.path[:] = without_users_files(sys.path)
+    if "PYTHONPATH" in os.environ:  # of children, which look there before any line of ours
+        os.environ["PYTHONPATH"] = inherited_path()
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of a child: Python's own first imports find none of the user's files either."""
+    return {**os.environ, "PYTHONPATH": inherited_path()} if "PYTHONPATH" in os.environ else dict(os.environ)
 
 
 def python_command(module: str, *words: str) -> list[str]:

@@ -10,6 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from sfg_dist.errors import StoreUnavailableError
+from sfg_dist.values import as_line
 from sfg_dist.words import counted, duration, failure_line, size_of
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def status_page(status: StoreStatus, *, max_workers: int = MAX_WORKERS) -> Rende
     from rich.table import Table
     from rich.text import Text
 
-    lines: list[RenderableType] = [Text(line) for line in status_lines(status)]
+    lines: list[RenderableType] = [Text(as_line(line)) for line in status_lines(status)]
     workers = [(driver, worker) for driver in status.running for worker in driver.workers]
     workers.sort(key=lambda pair: (pair[1].shard is None, pair[1].since or 0.0))
     if not workers:
@@ -143,7 +144,7 @@ def status_page(status: StoreStatus, *, max_workers: int = MAX_WORKERS) -> Rende
         table.add_column(name, justify="right", no_wrap=True)
     for driver, worker in workers[:max_workers]:
         cells = (*([driver.driver] if several else []), *_cells(worker, status.time))
-        table.add_row(*(Text(cell) for cell in cells))
+        table.add_row(*(Text(as_line(cell)) for cell in cells))
     lines += [Text(""), table]
     if len(workers) > max_workers:
         lines.append(Text(f"and {len(workers) - max_workers:,} more workers; --json lists all"))
@@ -194,7 +195,7 @@ def watch(reader: StatusReader, *, interval_s: float, as_json: bool = False) -> 
             try:
                 state = reader.read(time.time())
             except StoreUnavailableError as error:  # as it may be for a minute in a run of days
-                console.print(f"{time.strftime('%H:%M:%S')} {error}", markup=False)
+                console.print(f"{time.strftime('%H:%M:%S')} {as_line(error)}", markup=False, emoji=False)
             else:
                 if live is not None:
                     page = status_page(state, max_workers=max(3, console.height - LINES_BESIDE_WORKERS))

@@ -14,7 +14,8 @@ import typer
 
 from sfg_dist.command import Debug, Executor, Json, Set, command, load, say
 from sfg_dist.errors import ClusterError, ConfigError
-from sfg_dist.values import printable, shown
+from sfg_dist.search_path import PACKAGE_ROOT, child_environment
+from sfg_dist.values import as_line, printable, shown
 
 if TYPE_CHECKING:
     from sfg_dist.launch.submission import Submission
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 POLL_S = 2.0
 MAX_SEEDS = 10_000
 MAX_UNKNOWN = 150  # times in a row that a scheduler may have no answer before --wait gives up
-PROFILES = Path("cluster")
+CHECKOUT = Path(PACKAGE_ROOT)
 # Not those that a requeue may follow by itself: preempted, timeout, node_fail.
 FINAL = {"completed", "cancelled", "failed", "out_of_memory", "complete", "validationfailed", "succeeded", "stopped"}
 Jobs = Annotated[list[Path], typer.Argument(metavar="JOB.toml...", help="One or more job files.")]
@@ -34,7 +35,8 @@ def submit(
     jobs: Jobs,
     to: Annotated[str, typer.Option("--to", help="slurm, kuberay, or ray for a cluster that runs already.")],
     profile: Annotated[
-        Path | None, typer.Option("--profile", help="The site's TOML file; cluster/<to>.toml if it is there.")
+        Path | None,
+        typer.Option("--profile", help="The site's TOML file; if left out, the checkout's."),
     ] = None,
     profile_set: Annotated[
         list[str] | None,
@@ -76,7 +78,7 @@ def submit(
         resolved = [each for job in resolved for each in seeded(job, numbers)]
     if len({job.output.dir for job in resolved}) < len(resolved):
         raise ConfigError("two of the jobs write to one output.dir: give each its own")
-    site = profile or (PROFILES / f"{to}.toml" if (PROFILES / f"{to}.toml").exists() else None)
+    site = profile or _shipped_profile(to)
     words = [stage.strip() for stage in stages.split(",")] if scale is None else [f"scale {scale}"]
     allowed = ("run", "label", "train", "sample", "evaluate", "compare")
     for stage in words:
@@ -95,7 +97,7 @@ def submit(
         say(json_, facts, _how_to(submission))
         return
     if not json_:
-        print(_how_to(submission), flush=True)
+        print(printable(_how_to(submission)), flush=True)
     state = _wait(submission)
     if json_:
         say(json_, facts | {"state": state}, "")
@@ -141,7 +143,7 @@ def logs(
     one = find(submission)
     if one.to != "slurm":
         words = _scheduler(one).logs_command(one, follow=follow)
-        status = subprocess.run(words).returncode
+        status = subprocess.run(words, env=child_environment()).returncode
         if status:
             raise ClusterError(f"{words[0]} ended with status {status}")
         return
@@ -149,7 +151,7 @@ def logs(
         say(json_, {"files": slurm.logs(one)}, "")
         return
     for line in _lines(one, follow, nodes):
-        print(line, end="", flush=True)
+        print(printable(line), end="", flush=True)
 
 
 @command
@@ -162,9 +164,15 @@ def cancel(submission: Word, json_: Json = False, debug: Debug = False) -> None:
     say(json_, {"id": one.id, "cancelled": one.scheduler_ids}, f"{one.id} ({one.name}) is cancelled")
 
 
+def _shipped_profile(to: str) -> Path | None:
+    """The profile in the checkout that holds this package, the only one that is used unasked: profiles are code."""
+    path = CHECKOUT / "cluster" / f"{to}.toml"
+    return path if to.isalpha() and (CHECKOUT / "pyproject.toml").is_file() and path.is_file() else None
+
+
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows as lines, each column as wide as its longest word; the last one as it is."""
-    words = [[printable(word).replace("\n", " ") for word in row] for row in rows]
+    words = [[as_line(word) for word in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*words, strict=True)]
     return ["  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in words]
 

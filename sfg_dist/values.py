@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,9 @@ from sfg_dist.errors import ConfigError
 
 MAX_COUNT = 2**53
 """Counts above are not what was typed, where it was typed as 1e20."""
+# Slashes may be those of a string of JSON.
+_LOGIN = re.compile(r"(:(?:\\?/){2})[^/?#\s\"'<>\\]*@")
+_QUERY = re.compile(r"(:(?:\\?/){2}[^\s?\"'<>]*)\?[^\s,;)\"'<>]*")
 _LONG = 60  # characters of a value that a message shows
 
 
@@ -32,6 +36,7 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return repr(value)
     if isinstance(value, str):
+        value = without_secrets(value)
         more = len(value) - _LONG
         return repr(value) if more <= 0 else f"{value[:_LONG]!r} and {more:,} more characters"
     if isinstance(value, bytes):
@@ -47,6 +52,12 @@ def shown(value: Any) -> str:
     if isinstance(value, type) or callable(value):
         return f"a {'class' if isinstance(value, type) else 'function'}, {getattr(value, '__name__', 'without a name')}"
     return f"an object of type {type(value).__name__[:_LONG]}"
+
+
+def without_secrets(text: str) -> str:
+    """A text whose URLs have lost user, password and query: signatures and tokens travel there."""
+    text = _LOGIN.sub(r"\1", text)
+    return _QUERY.sub(r"\1", text)
 
 
 def whole_number(name: str, value: Any, least: int = 0) -> int:
@@ -108,10 +119,19 @@ def plain(value: Any) -> Any:
 def printable(text: str) -> str:
     """A text that a terminal shows and does not obey: control characters and what is no text are written out.
 
+    Marks that turn the direction of writing or that nobody sees are among them.
+
     Example:
         >>> printable("a\\x1b[31mb")
         'a\\\\x1b[31mb'
     """
+    if text.isprintable():
+        return text
     return "".join(
         c if c in "\n\t" or c.isprintable() or (c == "\xa0") else c.encode("unicode_escape").decode() for c in text
     )
+
+
+def as_line(text: object) -> str:
+    """The same for what is to be one line or one cell of a table: ends of lines and tabs are written out too."""
+    return printable(str(text)).replace("\n", "\\n").replace("\t", "\\t")

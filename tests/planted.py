@@ -105,10 +105,10 @@ FLOW = (
 STORE = (
     Fault(
         name="folders_not_fsynced",
-        file="sfg_dist/store/location.py",
+        file="sfg_dist/store/local.py",
         why="A power cut takes away the name of a committed object whose folder had not reached the disk.",
-        old="for folder in path.parents:\n                _fsync(folder)",
-        new="for folder in path.parents:",
+        old="for level in reversed(levels):\n                os.fsync(level)",
+        new="",
         tests=("tests/store/test_location.py::test_a_flush_reaches_the_object_and_every_directory_above_it",),
     ),
     Fault(
@@ -121,10 +121,10 @@ STORE = (
     ),
     Fault(
         name="replaced_by_size_alone",
-        file="sfg_dist/store/location.py",
+        file="sfg_dist/store/local.py",
         why="A slow writer writes over what another one has put there since it looked.",
-        old="if _entry(facts).version != seen.version:",
-        new="if _entry(facts).bytes != seen.bytes:",
+        old="if entry_of(seen.key, facts).version != seen.version:",
+        new="if entry_of(seen.key, facts).bytes != seen.bytes:",
         tests=("tests/store/test_location.py::test_a_replacement_needs_the_version_that_was_seen",),
     ),
     Fault(
@@ -422,8 +422,8 @@ TOP = (
         name="secrets_in_the_log",
         file="sfg_dist/events.py",
         why="Keys of an object store stand in events.jsonl as a library's error message had them.",
-        old="return without_credentials(json.dumps(entry, default=str)).encode()",
-        new="return json.dumps(entry, default=str).encode()",
+        old="document = without_credentials(entry)",
+        new="document = entry",
         tests=("tests/test_object_store.py::test_secrets_reach_no_log_no_plan_and_no_snapshot",),
     ),
     Fault(

@@ -8,8 +8,9 @@ from commands import sfg, sfg_process
 
 import sfg_dist
 from sfg_dist.errors import StoreUnavailableError
-from sfg_dist.events import EventLog, without_credentials
+from sfg_dist.events import EventLog
 from sfg_dist.monitor import Monitor
+from sfg_dist.objects import without_credentials
 from sfg_dist.pipeline import Pipeline
 from sfg_dist.store import Location
 

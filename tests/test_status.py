@@ -188,7 +188,7 @@ def test_a_second_look_reads_only_what_is_new(half_done, monkeypatch):
     reader.read(NOW)
     keys = []
     read = Location.read
-    monkeypatch.setattr(Location, "read", lambda self, key: (keys.append(key), read(self, key))[1])
+    monkeypatch.setattr(Location, "read", lambda self, key, *most: (keys.append(key), read(self, key, *most))[1])
     reader.read(NOW + 1)
     assert keys == []
     ShardLabeler(half_done.location.url).label(3)

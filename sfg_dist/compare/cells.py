@@ -16,9 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sfg_dist.errors import DocumentError
+from sfg_dist.reader import LONG_BYTES, read_json
 from sfg_dist.store import Location
 
 FOLDER = "compare"
+_FIELDS = {"keys": object, "found": dict, "tables?": [str]}
 
 
 class Records:
@@ -39,12 +42,13 @@ class Records:
             keys: all that decides the result.
         """
         try:
-            document = json.loads(self.output.read(f"{FOLDER}/{name}.json") or b"")
-            if document["keys"] != _as_read(keys):
-                return None
-            found: dict[str, Any] = document["found"]
-        except (ValueError, KeyError, TypeError):
+            content = self.output.read(f"{FOLDER}/{name}.json", LONG_BYTES)
+            document = read_json(content, name, _FIELDS, max_bytes=LONG_BYTES, allow_nan=True)
+        except DocumentError:
             return None
+        if document["keys"] != _as_read(keys):
+            return None
+        found: dict[str, Any] = document["found"]
         whole = all(self.output.exists(self._table(name, row)) for row in document.get("tables", ()))
         return found if whole else None
 

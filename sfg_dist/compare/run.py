@@ -116,6 +116,7 @@ class Comparison(OutputDirectory):
     def run(self) -> dict[str, Any]:
         """All that is missing, then the document and the page."""
         job, keys = self.job, self.job.compare
+        self.require_own()
         with self.stage("compare", methods=list(keys.methods), max_time_s=keys.max_time_s):
             self.emit("table", **self.tables.any.report)
             failures: list[str] = []

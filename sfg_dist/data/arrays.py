@@ -4,15 +4,18 @@ Values are decoded as the attributes of their array say (``cf``). Chunks that we
 that lacks some is refused, unless its fill value is declared to be missing.
 
 Object arrays, and Zarr arrays with a pickle codec, are refused before a byte of them is decoded: nothing is
-ever unpickled.
+ever unpickled. Sizes are held against the file and the memory before an array is read (``sizes``), and no other file
+is read: neither by HDF5's external storage and virtual datasets, nor by links.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,11 +25,15 @@ from sfg_dist.data import hdf5
 from sfg_dist.data.cf import Packing, packing_of
 from sfg_dist.data.column_type import ColumnType, UnfitValueError
 from sfg_dist.data.location import HDF5_SUFFIXES, open_bytes, open_zarr, reading, suffix_of
+from sfg_dist.data.numpy_files import Header, check_magic, npy_header, npz_header, only_array, open_npz
+from sfg_dist.data.sizes import SMALL_BYTES, check_held, check_stored, declared_bytes
 from sfg_dist.data.surveys import type_of_numpy
 from sfg_dist.data.zarr_chunks import written_chunks
 from sfg_dist.errors import DataError
+from sfg_dist.words import size_of
 
 DEFAULT_ARRAY = "X"
+_MANY_CHUNKS = 1_000_000
 _WRITE_THEM = "write them (zarr.config.set({'array.write_empty_chunks': True}))"
 
 
@@ -40,6 +47,7 @@ class ArrayFile:
         read: gives an array by name; numbers as stored, text as str.
         describe: shape and type of an array, for messages.
         shape: of an array.
+        dtype: of an array as it is stored; text is of kind U, S or T.
         node: gives an array that reads what is sliced from it, where the format can (.zarr).
         types: of the columns of X, in a table of samples that ``sfg sample`` wrote.
         attributes: of an array, by name.
@@ -54,6 +62,7 @@ class ArrayFile:
     read: Callable[[str], NDArray[Any]]
     describe: Callable[[str], str]
     shape: Callable[[str], tuple[int, ...]]
+    dtype: Callable[[str], Any]
     node: Callable[[str], Any] | None = None
     types: tuple[ColumnType, ...] | None = None
     attributes: Callable[[str], Mapping[str, Any]] = lambda _: {}
@@ -72,19 +81,20 @@ class ArrayFile:
         """
         if name not in self.names:
             raise DataError(f"{self.source} has no array {name!r}; {self.listing()}")
-        values = self.read(name)
+        dtype, shape = self.dtype(name), self.shape(name)
         label = f"{self.source}: array {name!r}"
-        if values.dtype.names is not None and values.ndim == 1:
-            return values
+        if dtype.names is not None and len(shape) == 1:
+            return self.read(name)
         try:
-            type_of_numpy(values.dtype)
+            type_of_numpy(dtype)
         except UnfitValueError as error:
             hint = "; a table of pandas is read as it writes it with format='fixed'" if name.endswith("/table") else ""
             raise DataError(f"{label} {error}{hint}") from None
-        if values.ndim not in (1, 2):
-            raise DataError(f"{label} has shape {values.shape}: expected one or two dimensions, a row a sample")
+        if len(shape) not in (1, 2):
+            raise DataError(f"{label} has shape {shape}: expected one or two dimensions, a row a sample")
+        packing = self.packing(name, dtype)
+        values = self.read(name)
         values = values.reshape(len(values), -1) if values.size else _empty(values)
-        packing = self.packing(name, values.dtype)
         return values if packing is None else packing.unpack(values)
 
     def packing(self, name: str, dtype: Any) -> Packing | None:
@@ -184,19 +194,20 @@ def open_arrays(source: str) -> Iterator[ArrayFile]:
     with open_bytes(source) as stream:
         if suffix == ".npy":
             with reading(source):
-                _check_magic(stream.read(6))
-                stream.seek(0)
-            yield _mapping_file(source, (DEFAULT_ARRAY,), lambda _: _only_array(source, stream))
+                check_magic(stream.read(6))
+            yield _mapping_file(
+                source, (DEFAULT_ARRAY,), lambda _: only_array(source, stream), lambda _: npy_header(stream)
+            )
         elif suffix == ".npz":
             with reading(source):
-                if stream.read(2) != b"PK":
-                    raise ValueError("it is not a zip archive of arrays")
-                stream.seek(0)
-                archive = np.load(stream, allow_pickle=False)
-                if not hasattr(archive, "files"):
-                    raise ValueError("it is not a zip archive of arrays")
+                archive = open_npz(stream)
             with archive:
-                yield _mapping_file(source, tuple(archive.files), archive.__getitem__)
+                yield _mapping_file(
+                    source,
+                    tuple(archive.files),
+                    archive.__getitem__,
+                    lambda name: npz_header(source, archive, name),
+                )
         else:
             assert suffix in HDF5_SUFFIXES
             if stream.read(3) == b"CDF":
@@ -211,59 +222,45 @@ def open_arrays(source: str) -> Iterator[ArrayFile]:
                 yield _hdf5_file(source, file)
 
 
-def _check_magic(magic: bytes) -> None:
-    if magic != b"\x93NUMPY":
-        raise ValueError("it does not start as a .npy file does")
-
-
-def check_end(source: str, follows: bool) -> None:
-    """Refuse a .npy file that holds more than its first array, which is all that would be read.
-
-    Raises:
-        DataError: something follows the array.
-    """
-    if follows:
-        raise DataError(
-            f"{source} goes on behind its first array, as where np.save wrote several into one file: write one array a "
-            "file, or a .npz"
-        )
-
-
-def _only_array(source: str, stream: Any) -> NDArray[Any]:
-    array: NDArray[Any] = np.load(stream, allow_pickle=False)
-    check_end(source, bool(stream.read(1)))
-    return array
-
-
 def _empty(values: NDArray[Any]) -> NDArray[Any]:
     return values if values.ndim == 2 else values.reshape(0, 1)
 
 
-def _mapping_file(source: str, names: tuple[str, ...], load: Callable[[str], Any]) -> ArrayFile:
+def _mapping_file(
+    source: str,
+    names: tuple[str, ...],
+    load: Callable[[str], Any],
+    header: Callable[[str], Header],
+) -> ArrayFile:
     kept: dict[str, NDArray[Any]] = {}
+
+    @cache
+    def declared(name: str) -> tuple[tuple[int, ...], Any]:
+        with reading(source):
+            shape, dtype, num_bytes, stored = header(name)
+            if dtype.hasobject:
+                raise DataError(_object_message(source, name))
+            what = f"array {name!r} ({_shape_text(shape, dtype)})"
+            if (needed := math.prod(shape) * dtype.itemsize) > num_bytes:
+                raise ValueError(f"{what} takes {size_of(needed)}, and the file has {size_of(num_bytes)} for it")
+            check_stored(source, what, shape, dtype, stored)
+        return shape, dtype
 
     def read(name: str) -> NDArray[Any]:
         if name not in kept:
+            shape, dtype = declared(name)
+            check_held(source, f"array {name!r} ({_shape_text(shape, dtype)})", shape, dtype)
             with reading(source):
-                try:
-                    value = load(name)
-                except ValueError as error:
-                    if "Object arrays" not in str(error):
-                        raise
-                    raise DataError(_object_message(source, name)) from None
-                if not isinstance(value, np.ndarray):
-                    raise DataError(f"{source}: {name!r} is not an array")
-                kept[name] = value
+                kept[name] = load(name)
         return kept[name]
 
     def describe(name: str) -> str:
         try:
-            array = read(name)
+            return _shape_text(*declared(name))
         except DataError:
             return "not numbers"
-        return _shape_text(array.shape, array.dtype)
 
-    return ArrayFile(source, names, read, describe, lambda name: read(name).shape)
+    return ArrayFile(source, names, read, describe, lambda name: declared(name)[0], lambda name: declared(name)[1])
 
 
 def _hdf5_file(source: str, file: Any) -> ArrayFile:
@@ -281,19 +278,25 @@ def _hdf5_file(source: str, file: Any) -> ArrayFile:
             elif hdf5.is_frame(node):
                 frames[name] = node
 
-        # visititems follows neither soft nor external links, so no other file is opened
+        # visititems follows neither soft nor external links; hdf5.check refuses the other ways to other files
         file.visititems(visit)
 
     def read(name: str) -> NDArray[Any]:
         with reading(source):
             if name in frames:
                 return hdf5.read_frame(source, name, frames[name])
-            dataset = datasets[name]
-            if h5py.check_string_dtype(dataset.dtype):
-                return np.asarray(dataset.asstr()[()], dtype=str)
-            if dataset.dtype.kind == "O":
-                raise DataError(_object_message(source, name))
-            return np.asarray(dataset[()])
+            dtype_of(name)
+            return hdf5.read(source, datasets[name])
+
+    def dtype_of(name: str) -> Any:
+        if name in frames:
+            return np.dtype(np.float64)
+        dtype = datasets[name].dtype
+        if h5py.check_string_dtype(dtype):
+            return np.dtype(str)
+        if dtype.hasobject:
+            raise DataError(_object_message(source, name))
+        return dtype
 
     def describe(name: str) -> str:
         if name in frames:
@@ -301,7 +304,7 @@ def _hdf5_file(source: str, file: Any) -> ArrayFile:
         return _shape_text(datasets[name].shape, datasets[name].dtype)
 
     def labels(name: str) -> tuple[str, ...] | None:
-        return hdf5.frame_names(frames[name]) if name in frames else hdf5.column_labels(datasets[name])
+        return hdf5.frame_names(source, frames[name]) if name in frames else hdf5.column_labels(source, datasets[name])
 
     return ArrayFile(
         source,
@@ -309,9 +312,10 @@ def _hdf5_file(source: str, file: Any) -> ArrayFile:
         read,
         describe,
         lambda name: hdf5.frame_shape(frames[name]) if name in frames else datasets[name].shape,
-        attributes=lambda name: {} if name in frames else dict(datasets[name].attrs),
+        dtype_of,
+        attributes=lambda name: {} if name in frames else hdf5.attributes(source, datasets[name]),
         labels=labels,
-        written=lambda name: (1, 1, None) if name in frames else hdf5.written_chunks(datasets[name]),
+        written=lambda name: (1, 1, None) if name in frames else hdf5.written_chunks(source, datasets[name]),
         default_fill=hdf5.default_fill(file, suffix_of(source) == ".nc"),
     )
 
@@ -330,13 +334,27 @@ def _zarr_file(source: str) -> ArrayFile:
         if name == "columns" and named is not None:
             return np.asarray(named, dtype=str)
         with _reading_zarr(source):
-            values = np.asarray(array_of(name)[...])
+            array = array_of(name)
+            check_held(source, what(array, name), array.shape, array.dtype)
+            values = np.asarray(array[...])
             return np.asarray(values.tolist(), dtype=str) if values.dtype.kind == "T" else values
 
+    def what(array: Any, name: str) -> str:
+        return f"array {name!r} ({_shape_text(array.shape, array.dtype)})"
+
+    @cache
     def array_of(name: str) -> Any:
         array = arrays[name]
-        if array.dtype.kind == "O" or _uses_pickle(array.metadata.to_dict()):
+        if array.dtype.kind != "T" and array.dtype.hasobject:
             raise DataError(_object_message(source, name))
+        if declared_bytes(array.shape, array.dtype) > SMALL_BYTES or array.nchunks > _MANY_CHUNKS:
+            stored = array.nbytes_stored()
+            check_stored(source, what(array, name), array.shape, array.dtype, stored)
+            if array.nchunks > _MANY_CHUNKS + stored:
+                raise DataError(
+                    f"{source}: {what(array, name)} declares {array.nchunks:,} chunks, and {size_of(stored)} are "
+                    "stored: the file is damaged"
+                )
         return array
 
     def describe(name: str) -> str:
@@ -362,7 +380,7 @@ def _zarr_file(source: str) -> ArrayFile:
 
     def written(name: str) -> tuple[int, int, Any]:
         with _reading_zarr(source):
-            array = arrays[name]
+            array = array_of(name)
             return *written_chunks(array), array.fill_value
 
     names = (*arrays, "columns") if named is not None else tuple(arrays)
@@ -371,7 +389,8 @@ def _zarr_file(source: str) -> ArrayFile:
         names,
         read,
         describe,
-        lambda name: arrays[name].shape,
+        lambda name: arrays[name].shape if name in arrays else (len(named or ()),),
+        lambda name: array_of(name).dtype if name in arrays else np.dtype(str),
         array_of,
         types=of_samples,
         attributes=attributes,
@@ -397,18 +416,6 @@ def _walk_zarr(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix + name, array
     for name, inner in sorted(group.groups()):
         yield from _walk_zarr(inner, f"{prefix}{name}/")
-
-
-def _uses_pickle(metadata: Any) -> bool:
-    """Whether any codec in the metadata, at any depth, is a pickle."""
-    if isinstance(metadata, dict):
-        return any(_uses_pickle(value) for key, value in metadata.items() if key != "attributes")
-    if isinstance(metadata, (list, tuple)):
-        return any(_uses_pickle(value) for value in metadata)
-    if isinstance(metadata, str):
-        return "pickle" in metadata.lower()
-    codec_name = getattr(metadata, "codec_id", None) or getattr(metadata, "codec_name", None)
-    return isinstance(codec_name, str) and "pickle" in codec_name.lower()
 
 
 def _object_message(source: str, name: str) -> str:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from sfg_dist.errors import DataError
 
-_KEYS = ("_FillValue", "missing_value", "valid_range", "valid_min", "valid_max", "scale_factor", "add_offset")
+KEYS = ("_FillValue", "missing_value", "valid_range", "valid_min", "valid_max", "scale_factor", "add_offset")
 # What netCDF's library writes where nothing was written and no _FillValue is set, by type.
 NETCDF_FILLS = {
     "i2": -32767,
@@ -99,7 +99,7 @@ def packing_of(label: str, attributes: Mapping[str, Any], dtype: Any, fill: Any 
     Raises:
         DataError: an attribute is not a number.
     """
-    found = {key: _numbers(label, key, attributes[key]) for key in _KEYS if attributes.get(key) is not None}
+    found = {key: _numbers(label, key, attributes[key]) for key in KEYS if attributes.get(key) is not None}
     if "_FillValue" not in found and fill is not None:
         found["_FillValue"] = [fill]
     # Files without unsigned integers say "true"; servers without bytes with a sign say "false".
@@ -124,7 +124,7 @@ def packing_of(label: str, attributes: Mapping[str, Any], dtype: Any, fill: Any 
             raise DataError(f"{label}: its attribute {key} is {shown}: expected one finite number; mend its attributes")
     scales = "scale_factor" in found or "add_offset" in found
     bounds = [found[key][0] for key in ("valid_range", "valid_min", "valid_max") if key in found]
-    words = [key for key in _KEYS if key in found and key in attributes] + ["_Unsigned"] * bool(sign)
+    words = [key for key in KEYS if key in found and key in attributes] + ["_Unsigned"] * bool(sign)
     return Packing(
         label=label,
         scale=float(found.get("scale_factor", [1.0])[0]),

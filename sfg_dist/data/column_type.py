@@ -17,12 +17,18 @@ and decimals beyond what float64 counts, whose offset is the smallest value. Mis
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sfg_dist.errors import DocumentError
+from sfg_dist.reader import check_fields
+from sfg_dist.values import shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,6 +38,17 @@ MAX_DIGITS = 2**50  # digits of a decimal: beyond, the nearest double no longer 
 KINDS = ("float", "integer", "decimal", "boolean", "timestamp", "date", "time", "duration")
 TEMPORAL = ("timestamp", "date", "time", "duration")
 
+_FIELDS = {
+    "kind?": set(KINDS), "dtype?": str, "places?": (range(-76, 400), None),
+    "unit?": ({"s", "ms", "us", "ns", "D"}, None), "zone?": (str, None), "style?": (str, None),
+    "offset?": range(-(10**40), 10**40),
+}  # fmt: skip
+_DTYPES = {
+    "float": r"float(16|32|64)", "integer": r"u?int(8|16|32|64)", "boolean": "bool",
+    "decimal": r"float64|decimal\d{1,3}\(\d{1,2}, -?\d{1,2}\)", "timestamp": r"timestamp\[(s|ms|us|ns)(, tz=.+)?\]",
+    "date": r"date32\[day\]|date64\[ms\]", "time": r"time32\[m?s\]|time64\[[un]s\]",
+    "duration": r"duration\[(s|ms|us|ns)\]",
+}  # fmt: skip
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 Array = NDArray[np.float64]
@@ -116,15 +133,30 @@ class ColumnType:
         """What ``to_dict`` wrote.
 
         Raises:
-            ValueError: it is no column type.
+            DocumentError: it is no column type.
         """
-        try:
-            found = cls(**words)
-        except TypeError as error:
-            raise ValueError(f"no column type: {dict(words)}") from error
-        if found.kind not in KINDS or not isinstance(found.dtype, str) or type(found.offset) is not int:
-            raise ValueError(f"no column type: {dict(words)}")
+        check_fields(words, _FIELDS, "a column's type")
+        if unknown := words.keys() - {field.name for field in fields(cls)}:
+            raise DocumentError(f"a column's type has a key that this version does not know, {shown(min(unknown))}")
+        found = cls(**words)
+        is_known = re.fullmatch(_DTYPES[found.kind], found.dtype, re.DOTALL) is not None
+        if not is_known or (found.kind in TEMPORAL and found.unit is None):
+            raise DocumentError(f"a column's type: {shown(found.dtype)} is no type of {found.kind} columns")
+        if not found._holds_offset():
+            raise DocumentError(f"a column's type: {shown(found.dtype)} cannot hold its offset, {shown(found.offset)}")
         return found
+
+    def _holds_offset(self) -> bool:
+        """Whether the file's own type is one, with these places, and has the offset as a value."""
+        if self.kind == "decimal" and self.dtype != "float64":
+            try:
+                wide, places = self.arrow, self.places or 0
+            except (ValueError, AttributeError):
+                return False
+            digits = Decimal(self.offset).scaleb(places)
+            return places <= wide.scale and abs(digits) < 10 ** (wide.precision - wide.scale + places)
+        ends = np.iinfo(self.dtype if self.kind == "integer" else "int64")
+        return int(ends.min) <= self.offset <= int(ends.max)
 
     @property
     def words(self) -> str:

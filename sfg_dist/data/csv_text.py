@@ -13,7 +13,14 @@ import gzip
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sfg_dist.data.sizes import SMALL_BYTES
+from sfg_dist.data.unpacking import GROWTH, pieces
 from sfg_dist.errors import DataError
+from sfg_dist.memory import usable_bytes
+from sfg_dist.words import size_of
+
+_NAMES = {"gzip": "gzip", "zstd": "zstd", "bzip2": "bz2"}  # in unpacking
+_MOST_GROWTH = 200  # of a text with numbers in it
 
 _MARKS = (  # the longer first: UTF-32 begins as UTF-16 does
     (codecs.BOM_UTF8, "utf-8"),
@@ -69,7 +76,9 @@ def decode_text(source: str, raw: bytes, encoding: str = "auto") -> Text:
     for magic, name, unpack in _packings():
         if raw.startswith(magic):
             try:
-                raw = unpack(raw)
+                raw = _unpacked(source, name, raw, unpack)
+            except DataError:
+                raise
             except (OSError, EOFError, ValueError) as error:  # zlib's error is one of them in gzip
                 raise DataError(
                     f"{source} cannot be read as .csv: it is packed by {name}, and damaged or cut short"
@@ -98,14 +107,43 @@ def decode_text(source: str, raw: bytes, encoding: str = "auto") -> Text:
     return Text(data, tuple(notes))
 
 
+def check_text(source: str, num_bytes: int) -> None:
+    """Refuse a text that, with the table that is made of it, memory does not hold.
+
+    Raises:
+        DataError: with both sizes.
+    """
+    memory = usable_bytes()
+    if num_bytes > memory // 2:
+        raise DataError(
+            f"{source} holds {size_of(num_bytes)} of text, which is read beside the table that is made of it, and "
+            f"{size_of(memory)} are all the memory that may be used: convert it to .parquet, or to a folder of it"
+        )
+
+
+def _unpacked(source: str, name: str, raw: bytes, unpack: Callable[[bytes], bytes]) -> bytes:
+    """The packed text; where it might be too large, it is counted piece by piece."""
+    packing = _NAMES[name]
+    if len(raw) * GROWTH[packing] <= usable_bytes() // 8:
+        return unpack(raw)
+    total, parts = 0, []
+    for piece in pieces(packing, raw):
+        total += len(piece)
+        check_text(source, total)
+        # A text that grows as no table does is counted to its end before it is held.
+        if total <= max(SMALL_BYTES, _MOST_GROWTH * len(raw)):
+            parts.append(piece)
+        else:
+            parts.clear()
+    return b"".join(parts) if parts or not total else unpack(raw)
+
+
 def _packings() -> tuple[tuple[bytes, str, Callable[[bytes], bytes]], ...]:
     return ((b"\x1f\x8b", "gzip", gzip.decompress), (b"\x28\xb5\x2f\xfd", "zstd", _unpack_zstd), *_BZIP2)
 
 
 def _unpack_zstd(raw: bytes) -> bytes:
-    import pyarrow as pa
-
-    return bytes(pa.CompressedInputStream(pa.BufferReader(raw), "zstd").read())
+    return b"".join(pieces("zstd", raw))
 
 
 _BZIP2 = tuple((b"BZh%d1AY&SY" % level, "bzip2", bz2.decompress) for level in range(1, 10))

@@ -17,8 +17,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sfg_dist.data.csv_columns import MAX_DIGITS, MAX_PLACES
+from sfg_dist.data.links import check_inside
 from sfg_dist.data.location import AbsentError, local_path, open_bucket, reading, suffix_of
 from sfg_dist.data.naming import check_columns, listed
+from sfg_dist.data.sizes import check_held
 from sfg_dist.errors import DataError
 from sfg_dist.objects import is_url
 from sfg_dist.words import counted
@@ -131,6 +133,7 @@ def read_folder(
             table = same_columns(parts[0].source, tables[0].column_names, part.source, table)
         words.append(read_as)
         tables.append(table)
+        check_all(source, tables)
     names = [*tables[0].column_names, *keys]
     wanted = check_columns(source, names, columns)
     key_columns = {key: key_values(source, key, parts) for key in keys if key in wanted}
@@ -147,6 +150,16 @@ def read_folder(
     return pa.table(columns_read, schema=pa.schema(fields)), folder_words(
         len(parts), words[0], keys, len(set(words)) > 1
     )
+
+
+def check_all(source: str, tables: Sequence[Any]) -> None:
+    """Refuse files that memory does not hold together, with the numbers that are made of them.
+
+    Raises:
+        DataError: with both sizes.
+    """
+    cells = sum(table.num_rows * table.num_columns for table in tables)
+    check_held(source, f"{counted(len(tables), 'file')} of it", (cells + sum(table.nbytes for table in tables) // 8,))
 
 
 def folder_words(num_files: int, first: str, keys: Sequence[str], differ: bool) -> str:
@@ -287,12 +300,14 @@ def _listed_files(source: str) -> tuple[str, list[str]]:
             raise AbsentError(f"{source} matches no file (current directory: {Path.cwd()})")
         fixed = _MAGIC.split(source)[0].rpartition("/")[0]
         root = local_path(fixed or ("/" if source.startswith("/") else "."))
-        below = [path for folder in found if folder.is_dir() for path in folder.rglob("*") if path.is_file()]
-        files = [path for path in found if path.is_file()] + below
+        paths = [*found, *(path for folder in found if folder.is_dir() for path in folder.rglob("*"))]
         prefix = f"{fixed}/" if fixed or source.startswith("/") else ""
     else:
         root = local_path(source)
-        files, prefix = [path for path in root.rglob("*") if path.is_file()], f"{source.rstrip('/')}/"
+        paths, prefix = list(root.rglob("*")), f"{source.rstrip('/')}/"
+    for path in paths:
+        check_inside(source, root, path)
+    files = [path for path in paths if path.is_file()]
     return prefix, sorted(
         {path.relative_to(root).as_posix() if root != Path(".") else path.as_posix() for path in files}
     )

@@ -2,35 +2,147 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.data.cf import NETCDF_FILLS
+from sfg_dist.data.cf import KEYS, NETCDF_FILLS
+from sfg_dist.data.location import reading
+from sfg_dist.data.sizes import check_held, check_stored, declared_bytes
+from sfg_dist.data.unpacking import GROWTH, unpacked_bytes
 from sfg_dist.errors import DataError
+from sfg_dist.memory import usable_bytes
+from sfg_dist.words import size_of
+
+_DEFLATE = 1  # HDF5's number of the filter
+_MOST_ATTRIBUTE = 1 << 16
+_TEXTS_AT_ONCE, _MOST_TEXT = 256, 16 << 20
 
 
-def column_labels(dataset: Any) -> tuple[str, ...] | None:
+def check(source: str, dataset: Any) -> None:
+    """Refuse a dataset whose values lie elsewhere, or which declares more than the file and the memory hold.
+
+    Raises:
+        DataError: with its name.
+    """
+    what = f"dataset {dataset.name.lstrip('/')!r}"
+    if dataset.external:
+        raise DataError(
+            f"{source}: {what} keeps its values in another file, {dataset.external[0][0]!r} (external storage), which "
+            "is not read: copy them into this one"
+        )
+    if dataset.is_virtual:
+        raise DataError(
+            f"{source}: {what} is put together of datasets in other files (a virtual dataset), which are not read: "
+            "copy its values into this file"
+        )
+    what += f" ({' x '.join(map(str, dataset.shape or ()))} {dataset.dtype})"
+    check_stored(source, what, dataset.shape or (), dataset.dtype, dataset.id.get_storage_size())
+    check_held(source, what, dataset.shape or (), dataset.dtype)
+
+
+def _check_chunks(source: str, dataset: Any) -> None:
+    """Refuse packed chunks that grow into more than a chunk holds: HDF5 unpacks to the end."""
+    creation = dataset.id.get_create_plist()
+    filters = [creation.get_filter(number)[0] for number in range(creation.get_nfilters())]
+    if dataset.chunks is None or _DEFLATE not in filters:
+        return
+    held = int(np.prod(dataset.chunks, dtype=np.int64)) * dataset.dtype.itemsize
+    sizes: list[tuple[int, tuple[int, ...]]] = []
+    dataset.id.chunk_iter(lambda info: sizes.append((info.size, info.chunk_offset)))
+    for size, place in sizes:
+        is_more = filters.count(_DEFLATE) > 1 or size > 2 * held + 4096
+        if not is_more and size * GROWTH["zlib"] > max(4 * held, usable_bytes() >> 3):
+            mask, packed = dataset.id.read_direct_chunk(place)
+            is_packed = not mask >> filters.index(_DEFLATE) & 1
+            is_more = is_packed and _unpacks_to_more(packed, 2 * held + 4096)
+        if is_more:
+            name = dataset.name.lstrip("/")
+            raise DataError(
+                f"{source}: dataset {name!r} has a chunk at {place} that unpacks to more than the {size_of(held)} of a "
+                "chunk, or is packed twice: the file is damaged"
+            )
+
+
+def _unpacks_to_more(packed: bytes, most: int) -> bool:
+    try:
+        return unpacked_bytes("zlib", packed, most) > most
+    except (EOFError, ValueError, zlib.error):
+        return False  # HDF5 says what is wrong with it
+
+
+def read(source: str, dataset: Any) -> NDArray[Any]:
+    """All values of a dataset, text as str.
+
+    Raises:
+        DataError: they are not in the file, are more than it can hold, or are Python objects.
+    """
+    import h5py
+
+    check(source, dataset)
+    _check_chunks(source, dataset)
+    if not h5py.check_string_dtype(dataset.dtype):
+        return np.asarray(dataset[()])
+    texts: list[str] = []
+    for start in range(0, dataset.size, _TEXTS_AT_ONCE):  # many may be one long text of the file
+        texts += map(str, dataset.asstr()[start : start + _TEXTS_AT_ONCE] if dataset.shape else [dataset.asstr()[()]])
+        if sum(map(len, texts)) > _MOST_TEXT:
+            raise DataError(f"{source}: {dataset.name.lstrip('/')!r} holds more text than names of columns have")
+    return np.asarray(texts, dtype=str).reshape(dataset.shape)
+
+
+def attributes(source: str, dataset: Any) -> dict[str, Any]:
+    """The attributes that say what the values mean.
+
+    Raises:
+        DataError: one of them is an array of many numbers.
+    """
+    found = {}
+    for key in (*KEYS, "_Unsigned"):
+        with reading(source):
+            if key not in dataset.attrs:
+                continue
+            identity = dataset.attrs.get_id(key)
+            if declared_bytes(identity.shape, identity.dtype) > _MOST_ATTRIBUTE:
+                raise DataError(f"{source}: the attribute {key} of {dataset.name.lstrip('/')!r} has no single value")
+            found[key] = dataset.attrs[key]
+    return found
+
+
+def _own(group: Any, name: str) -> Any:
+    """A member of a group that is in the file itself, None where there is none: links lead to other files."""
+    import h5py
+
+    return group[name] if isinstance(group.get(name, getlink=True), h5py.HardLink) else None
+
+
+def column_labels(source: str, dataset: Any) -> tuple[str, ...] | None:
     """The texts of the coordinate of the second dimension, where it has such."""
     if dataset.ndim != 2 or not len(dataset.dims[1]):
         return None
-    return texts_of(dataset.dims[1][0], dataset.shape[1])
+    return texts_of(source, dataset.dims[1][0], dataset.shape[1])
 
 
-def texts_of(dataset: Any, number: int) -> tuple[str, ...] | None:
+def texts_of(source: str, dataset: Any, number: int) -> tuple[str, ...] | None:
     """So many texts, None where it holds something else."""
     import h5py
 
     if dataset.shape != (number,) or not h5py.check_string_dtype(dataset.dtype):
         return None
-    return tuple(map(str, dataset.asstr()[()]))
+    return tuple(map(str, read(source, dataset)))
 
 
-def written_chunks(dataset: Any) -> tuple[int, int, Any]:
-    """Stored chunks, all of them, and the fill value."""
-    if dataset.is_virtual or dataset.external or not dataset.size:
+def written_chunks(source: str, dataset: Any) -> tuple[int, int, Any]:
+    """Stored chunks, all of them, and the fill value.
+
+    Raises:
+        DataError: as ``check``.
+    """
+    check(source, dataset)
+    if not dataset.size:
         return 1, 1, None
     fill = dataset.fillvalue if dataset.dtype.kind in "fiub" else None
     if dataset.chunks is None:
@@ -48,12 +160,12 @@ def default_fill(file: Any, is_netcdf: bool) -> Callable[[Any], Any]:
 
 def is_frame(node: Any) -> bool:
     """Whether a group is a frame that pandas wrote in its fixed format."""
-    return "axis0" in node and "block0_items" in node and "block0_values" in node
+    return all(_own(node, name) is not None for name in ("axis0", "axis1", "block0_items", "block0_values"))
 
 
-def frame_names(group: Any) -> tuple[str, ...]:
+def frame_names(source: str, group: Any) -> tuple[str, ...]:
     """The names of a frame's columns."""
-    return tuple(_as_text(value) for value in group["axis0"][()])
+    return tuple(_as_text(value) for value in read(source, group["axis0"]))
 
 
 def frame_shape(group: Any) -> tuple[int, int]:
@@ -67,20 +179,29 @@ def read_frame(source: str, name: str, group: Any) -> NDArray[np.float64]:
     Raises:
         DataError: a column holds text or objects.
     """
-    names = frame_names(group)
-    values = np.empty(frame_shape(group))
+    names, shape = frame_names(source, group), frame_shape(group)
+    check_stored(
+        source, f"frame {name!r}", shape, None, sum(group[part].id.get_storage_size() for part in _parts(group))
+    )
+    check_held(source, f"frame {name!r}", shape)
+    values = np.empty(shape)
     number = 0
-    while f"block{number}_items" in group:
-        items = [_as_text(value) for value in group[f"block{number}_items"][()]]
-        block = group[f"block{number}_values"]
+    while (named := _own(group, f"block{number}_items")) is not None:
+        items = [_as_text(value) for value in read(source, named)]
+        if (block := _own(group, f"block{number}_values")) is None:
+            raise DataError(f"{source}: {name!r} lacks the values of its block {number}: the file is damaged")
         if block.dtype.kind not in "fiub":
             raise DataError(
                 f"{source}: columns {', '.join(items)} of {name!r} hold text or Python objects: leave them out before "
                 "pandas writes the file, or write .parquet"
             )
-        values[:, [names.index(item) for item in items]] = block[()].reshape(len(values), len(items))
+        values[:, [names.index(item) for item in items]] = read(source, block).reshape(len(values), len(items))
         number += 1
     return values
+
+
+def _parts(group: Any) -> list[str]:
+    return [name for name in group if _own(group, name) is not None and hasattr(group[name], "dtype")]
 
 
 def _as_text(value: Any) -> str:

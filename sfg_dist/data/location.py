@@ -14,7 +14,9 @@ from urllib.parse import urlsplit
 
 from sfg_dist.errors import DataError
 from sfg_dist.folders import expanded
+from sfg_dist.memory import usable_bytes
 from sfg_dist.objects import NO_CREDENTIALS, is_url, lacks_credentials, open_objects, plain_reason
+from sfg_dist.words import size_of
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
 HDF5_SUFFIXES = (".h5", ".hdf5", ".nc")
@@ -78,23 +80,26 @@ def open_bytes(source: str) -> Iterator[BinaryIO]:
 
 
 def open_zarr(source: str) -> Any:
-    """Open a Zarr group or array for reading.
+    """Open a Zarr group or array for reading; what is read of it is looked at by ``CheckedStore``.
 
     Raises:
-        DataError: it does not exist, or holds no Zarr metadata.
+        DataError: it does not exist, or holds no Zarr metadata, or such as are not read.
     """
     import zarr
     import zarr.storage
 
+    from sfg_dist.data.zarr_store import CheckedStore
+
     if is_url(source):
-        store, prefix = open_bucket(source)
-        location: Any = zarr.storage.ObjectStore(store, read_only=True)
+        bucket, prefix = open_bucket(source)
+        store = CheckedStore(zarr.storage.ObjectStore(bucket, read_only=True), source)
     else:
-        location, prefix = local_path(source), ""
-        _check_exists(location)
+        root, prefix = local_path(source), ""
+        _check_exists(root)
+        store = CheckedStore(zarr.storage.LocalStore(root, read_only=True), source, root)
     with reading(source):
         try:
-            return zarr.open(location, path=prefix, mode="r")
+            return zarr.open(store, path=prefix, mode="r")
         except FileNotFoundError:
             raise DataError(f"{source} holds no Zarr group or array (no zarr.json, .zgroup or .zarray)") from None
 
@@ -148,7 +153,13 @@ def _fetch(url: str) -> bytes:
 
     store, key = open_bucket(url)
     try:
-        return bytes(obstore.get(store, key).bytes())
+        found = obstore.get(store, key)
+        if (size := found.meta["size"]) > (memory := usable_bytes()):
+            raise DataError(
+                f"{url} has {size_of(size)}, and {size_of(memory)} are all the memory that may be used: put fewer rows "
+                "or columns into it"
+            )
+        return bytes(found.bytes())
     except FileNotFoundError:
         raise AbsentError(f"{url} does not exist") from None
     except (BaseError, OSError) as error:

@@ -100,9 +100,9 @@ def curves_from_arrays(arrays: Mapping[str, NDArray[Any]]) -> tuple[Curve, ...]:
         DataError: their arrays do not fit each other, or are no curves.
         KeyError: one is missing.
     """
-    counts = np.array(arrays["knot_counts"], dtype=np.int64)
-    values = np.array(arrays["knot_values"], dtype=np.float64)
-    scores = np.array(arrays["knot_scores"], dtype=np.float64)
+    counts, values, scores = (np.array(arrays[f"knot_{name}"]) for name in ("counts", "values", "scores"))
+    if counts.dtype.kind != "i" or values.dtype != np.float64 or scores.dtype != np.float64:
+        raise DataError("the saved transform is damaged: its knots have other types than were saved")
     if not (counts.ndim == values.ndim == 1 and values.shape == scores.shape and (counts > 3).all()):
         raise DataError("the saved transform is damaged: its knots have no common shape")
     if counts.sum() != len(values) or not np.isfinite(values).all() or not np.isfinite(scores).all():
@@ -111,6 +111,8 @@ def curves_from_arrays(arrays: Mapping[str, NDArray[Any]]) -> tuple[Curve, ...]:
     curves = tuple(map(Curve, np.split(values, ends), np.split(scores, ends)))
     if any((np.diff(knots) < 0).any() for curve in curves for knots in (curve.values, curve.scores)):
         raise DataError("the saved transform is damaged: knots that do not ascend")
+    if any((np.diff(knots)[[0, -1]] <= 0).any() for curve in curves for knots in (curve.values, curve.scores)):
+        raise DataError("the saved transform is damaged: a curve that ends at once")
     return curves
 
 

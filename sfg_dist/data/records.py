@@ -6,6 +6,7 @@ Columns are typed as the file says (``column_type``). Text is refused by name, u
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,9 +16,11 @@ from numpy.typing import NDArray
 from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.csv_dialect import TextFormat
 from sfg_dist.data.csv_read import read_csv
+from sfg_dist.data.csv_text import check_text
 from sfg_dist.data.folders import is_folder, is_prefix, read_folder
 from sfg_dist.data.location import AbsentError, is_text, open_bytes, reading
 from sfg_dist.data.naming import check_columns, listed
+from sfg_dist.data.parquet_file import check_rows, open_parquet, survey_column
 from sfg_dist.data.surveys import Survey, settled, survey_of, to_float
 from sfg_dist.errors import DataError
 from sfg_dist.words import counted
@@ -80,6 +83,8 @@ def read_file(source: str, columns: Sequence[str] | None, text: TextFormat) -> t
     """``read_columns`` of one file."""
     if is_text(source):
         with open_bytes(source) as stream:
+            check_text(source, stream.seek(0, io.SEEK_END))
+            stream.seek(0)
             return read_csv(source, stream.read(), columns, text)
     if text.given:
         raise DataError(f"{source}: {text.given[0]} is for .csv files: leave it out")
@@ -88,13 +93,11 @@ def read_file(source: str, columns: Sequence[str] | None, text: TextFormat) -> t
 
 
 def _read_parquet(source: str, stream: Any, columns: Sequence[str] | None) -> tuple[Any, str]:
-    from pyarrow import parquet
-
-    with reading(source):
-        file = parquet.ParquetFile(stream)
-        # pandas writes its index as a column of this name
-        names = [name for name in file.schema_arrow.names if not name.startswith("__index_level_")]
+    file, names = open_parquet(source, stream)
     wanted = check_columns(source, names, columns)
+    for name in wanted:
+        survey_column(source, file, name)
+    check_rows(source, file, wanted)
     with reading(source):
         read_as = f"{counted(len(names), 'column')}, parquet{index_words(file.schema_arrow)}"
         return file.read(columns=list(wanted)).select(list(wanted)), read_as

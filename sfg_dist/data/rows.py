@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.data.arrays import DEFAULT_ARRAY, ArrayFile, check_end, open_arrays
+from sfg_dist.data.arrays import DEFAULT_ARRAY, ArrayFile, open_arrays
 from sfg_dist.data.cf import Packing
 from sfg_dist.data.column_type import FLOAT, ColumnType
 from sfg_dist.data.folders import (
@@ -38,7 +38,10 @@ from sfg_dist.data.folders import (
 )
 from sfg_dist.data.location import local_path, open_bucket, reading, suffix_of
 from sfg_dist.data.naming import check_columns
+from sfg_dist.data.numpy_files import check_end
+from sfg_dist.data.parquet_file import check_rows, open_parquet, survey_column
 from sfg_dist.data.records import index_words
+from sfg_dist.data.sizes import check_stored
 from sfg_dist.data.surveys import (
     Survey,
     arrow_of,
@@ -214,11 +217,8 @@ class _ObjectFile(io.RawIOBase):
 def _parquet_rows(
     source: str, stream: Any, columns: Sequence[str] | None, identifiers: str, types: _Types | None
 ) -> RowReader:
-    from pyarrow import parquet
-
+    file, names = open_parquet(source, stream)
     with reading(source):
-        file = parquet.ParquetFile(stream)
-        names = [name for name in file.schema_arrow.names if not name.startswith("__index_level_")]
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
     if types is None:
         surveys = _parquet_surveys(source, file, check_columns(source, names, columns))
@@ -229,6 +229,7 @@ def _parquet_rows(
     def group_of(group: int, asked: tuple[str, ...]) -> Any:
         if (group, asked) not in kept:
             kept.clear()
+            check_rows(source, file, asked, [group])
             kept[group, asked] = file.read_row_group(group, columns=list(asked))
         return kept[group, asked]
 
@@ -312,7 +313,6 @@ def _survey_parts(
 ) -> tuple[list[str], list[int], dict[str, Survey]]:
     """The files' columns, the rows of each, and a survey of each wanted column over all of them."""
     import pyarrow as pa
-    from pyarrow import parquet
 
     keys = list(parts[0].keys)
     asked = None if columns is None else [name for name in columns if name not in keys]
@@ -322,8 +322,7 @@ def _survey_parts(
     by_part: list[dict[str, Survey]] = []
     for part in parts:
         with _open_file(part.source) as stream, reading(part.source):
-            file = parquet.ParquetFile(stream)
-            names = [name for name in file.schema_arrow.names if not name.startswith("__index_level_")]
+            file, names = open_parquet(part.source, stream)
             wanted = check_columns(part.source, names, asked)
             if sizes:
                 check_same_columns(parts[0].source, own if asked is None else asked, part.source, wanted)
@@ -367,11 +366,7 @@ def _mixed_survey(parts: Sequence[Part], name: str, kind: Any) -> Survey:
 
 def _parquet_surveys(source: str, file: Any, names: Sequence[str]) -> dict[str, Survey]:
     """Columns surveyed: by the statistics of integers where they are there, else by reading what does not say."""
-    head = next(file.iter_batches(batch_size=1000, columns=list(names)), None)
-    surveys = {}
-    for name in names:
-        field = file.schema_arrow.field(name)
-        surveys[name] = survey_of(source, name, head.column(name) if head else field, field.metadata)
+    surveys = {name: survey_column(source, file, name) for name in names}
     places = {file.metadata.schema.column(index).path: index for index in range(len(file.metadata.schema))}
     for name, survey in surveys.items():
         for group in range(file.num_row_groups if survey.needs_values else 0):
@@ -379,6 +374,7 @@ def _parquet_surveys(source: str, file: Any, names: Sequence[str]) -> dict[str, 
             if (ends := ends_of_statistics(statistics, survey.type)) is not None:
                 survey.add_ends(ends)
             else:
+                check_rows(source, file, [name], [group])
                 with reading(source):
                     column = file.read_row_group(group, columns=[name]).column(name)
                 survey.add(column)
@@ -393,6 +389,10 @@ def _npy_rows(source: str, columns: Sequence[str] | None, identifiers: str, type
         table: Any = np.load(path, mmap_mode="r", allow_pickle=False)
     check_end(source, path.stat().st_size > table.offset + table.nbytes)
     width = _width(source, table)
+    facts = path.stat()
+    # A file with holes takes less of the disk than it has bytes; some file systems do not say what it takes.
+    stored = min(facts.st_size, 512 * facts.st_blocks or facts.st_size)
+    check_stored(source, f"a table of {table.shape} {table.dtype}", table.shape, table.dtype, stored)
     names = table.dtype.names or tuple(f"c{index}" for index in range(width))
     return _matrix_rows(source, table, names, columns, identifiers, types)
 

@@ -24,6 +24,7 @@ from sfg_dist.data.column_type import FLOAT, ColumnType
 from sfg_dist.data.grid import Grid, float32_spacing
 from sfg_dist.data.quantile import Curve, curves_from_arrays, curves_to_arrays, fit_curve
 from sfg_dist.errors import DataError
+from sfg_dist.reader import check_fields
 
 KINDS = ("quantile", "standardize", "none")
 MAX_VALUE = 1e100
@@ -276,20 +277,27 @@ class Transform:
         """The map that ``to_arrays`` and ``to_metadata`` wrote, bit for bit.
 
         Raises:
-            DataError: an array is missing or does not fit the others.
+            DataError: an array is missing or does not fit the others, or the words are none of a transform.
         """
         try:
-            kind, columns = str(metadata["kind"]), tuple(str(name) for name in metadata["columns"])
+            check_fields(metadata, _METADATA, "its words")
+            kind, columns = metadata["kind"], tuple(metadata["columns"])
             types = tuple(ColumnType.from_dict(words) for words in metadata.get("types", ()))  # version 0.1.0 had none
             fields = {"constants": np.array(arrays["constants"], dtype=np.float64)}
             dim = int(np.isnan(fields["constants"]).sum())
             later = {"origins": np.zeros(dim), "bounds": np.tile(FREE, (dim, 1))}  # not in models of 0.1.0
             for name in _SHAPES:
                 array = arrays.get(name, later[name]) if name in later else arrays[name]
-                fields[name] = np.array(array, dtype=np.float64)
+                if array.dtype != np.float64:
+                    raise DataError(f"the saved transform is damaged: {name} is {array.dtype}, expected float64")
+                fields[name] = np.array(array)
             curves = curves_from_arrays(arrays) if kind == "quantile" else ()
         except KeyError as error:
             raise DataError(f"the saved transform has no {error.args[0]!r}: it is damaged") from None
+        except DataError:
+            raise
+        except (TypeError, ValueError) as error:  # a DocumentError among them
+            raise DataError(f"the saved transform is damaged: {error}") from None
         if types and len(types) != len(columns):
             raise DataError(f"the saved transform is damaged: {len(types)} types for {len(columns)} columns")
         shapes = {"constants": (len(columns),)} | {name: (dim, *shape) for name, shape in _SHAPES.items()}
@@ -298,12 +306,18 @@ class Transform:
                 raise DataError(
                     f"the saved transform is damaged: {name} has shape {array.shape}, expected {shapes[name]}"
                 )
-        if kind not in KINDS or (kind == "quantile" and len(curves) != dim):
+        if kind == "quantile" and len(curves) != dim:
             raise DataError(
                 f"the saved transform is damaged: kind {kind!r} with {len(curves)} curves for {dim} columns"
             )
-        if np.isnan(fields["bounds"]).any() or (fields["bounds"][:, 0] > fields["bounds"][:, 1]).any():
-            raise DataError("the saved transform is damaged: bounds that are no ranges")
+        for name in ("bounds", "cell_ranges"):
+            if np.isnan(fields[name]).any() or (fields[name][:, 0] > fields[name][:, 1]).any():
+                raise DataError(f"the saved transform is damaged: {name} that are no ranges")
+        finite = all(np.isfinite(fields[name]).all() for name in _SHAPES if name != "bounds")
+        if not finite or np.isinf(fields["constants"]).any():
+            raise DataError("the saved transform is damaged: a number is not finite")
+        if (fields["steps"] < 0).any() or (fields["scale"] <= 0).any():
+            raise DataError("the saved transform is damaged: a step below 0, or a scale of 0")
         return cls(kind=kind, columns=columns, curves=curves, types=types, **fields)
 
     def grid(self, column: int) -> Grid | None:
@@ -367,6 +381,7 @@ class Transform:
         return slopes
 
 
+_METADATA = {"kind": set(KINDS), "columns": [str], "types?": [dict]}
 # Each array of a saved map has a row a flow column.
 _SHAPES: dict[str, tuple[int, ...]] = {
     "steps": (),

@@ -34,7 +34,7 @@ from sfg_dist.errors import TrainingError
 from sfg_dist.model.device_feed import DeviceFeed
 from sfg_dist.model.fit import Stopwatch, Trainer
 from sfg_dist.objects import absolute_url
-from sfg_dist.search_path import python_command
+from sfg_dist.search_path import child_environment, python_command
 from sfg_dist.store import Pairs, PairStream, open_pairs
 from sfg_dist.threads import wait_passively
 
@@ -258,7 +258,7 @@ class _Process:
             settings["num_threads"] = max(1, (os.cpu_count() or 1) - 1)  # the labels have the other one
         device = "cuda:1" if torch.cuda.device_count() >= 2 else "cpu"  # the labels have the first GPU
         task = {**task, "settings": settings, "device": device}
-        environment = dict(os.environ)
+        environment = child_environment()
         wait_passively(environment)
         self._process = subprocess.Popen(
             python_command("sfg_dist.distributed.ahead", json.dumps(task)),

@@ -28,7 +28,7 @@ from sfg_dist.distributed.calibration_process import PROBES, TRIAL_ROWS, with_ba
 from sfg_dist.errors import ConfigError, LabelingError
 from sfg_dist.folders import free_disk
 from sfg_dist.plan import REFERENCE_BLOCK_ROWS, Plan
-from sfg_dist.search_path import python_command
+from sfg_dist.search_path import child_environment, python_command
 from sfg_dist.store import create_store
 from sfg_dist.threads import wait_passively
 
@@ -220,7 +220,7 @@ def _busy_seconds() -> float:
 @contextlib.contextmanager
 def _process(folder: Path, number: int, device: str, settings: Mapping[str, Any]) -> Iterator[subprocess.Popen[str]]:
     """A worker with the environment that Ray gives an actor; ended with the block, whatever happens."""
-    environment = os.environ | {
+    environment = child_environment() | {
         "OMP_NUM_THREADS": str(settings["num_threads"]),
         "SFG_CALIBRATION_STARTED": repr(time.time()),
     }

@@ -18,7 +18,6 @@ import contextlib
 import json
 import math
 import re
-import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -26,14 +25,16 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
-from sfg_dist.errors import StoreError, TrainingError
+from sfg_dist.errors import DocumentError, StoreError, TrainingError
 from sfg_dist.model.early_stopping import BEST_FILES
-from sfg_dist.model.fit import PROGRESS_NAME, STATE_NAME, Progress, Trainer
+from sfg_dist.model.fit import HISTORY_FIELDS, PROGRESS_NAME, STATE_NAME, Progress, Trainer, read_progress
 from sfg_dist.model.mlp import MLP
+from sfg_dist.model.saved import network_of, read_file, read_tensors, under
 from sfg_dist.objects import absolute_url, is_url
+from sfg_dist.reader import LONG_BYTES, MAX_BYTES, MAYBE_NAN, read_json
 from sfg_dist.store import Location, reason_of
 
 FIT_NAME = "fit.json"
@@ -42,6 +43,13 @@ WEIGHTS_NAME = "fitted.safetensors"
 HISTORY_NAME = "history.jsonl"
 FAILURE_NAME = "failed.txt"
 LIVE_NAME = "live.json"
+_SEEN = {
+    "epoch": int,
+    "step": int,
+    **dict.fromkeys(("train_loss", "learning_rate", "rows_per_s", "elapsed_s"), MAYBE_NAN),
+}
+_LIVE = _SEEN | {"step_in_epoch": int, "num_batches": range(1, 2**62), "done": float, "num_workers": int}
+_ENTRY = _SEEN | {"validation_loss": MAYBE_NAN}
 STEP_NAME = re.compile(r"(step_\d+)/" + re.escape(PROGRESS_NAME))
 
 # What may change while a fit goes on, and what may change beside where it is told to go on from a checkpoint: the
@@ -163,16 +171,16 @@ def is_finished(place: Place, settings: FitSettings, run_id: str) -> bool:
         return False
     location = open_checkpoints(place)
     try:
-        fitted = json.loads(location.read(FITTED_NAME) or b"")
-        progress = json.loads(location.read(f"{_newest_first(location)[0]}/{PROGRESS_NAME}") or b"")
-    except ValueError:
+        fitted = _read_fitted(location)
+        progress = read_progress(location.read(f"{_newest_first(location)[0]}/{PROGRESS_NAME}", LONG_BYTES))
+    except DocumentError:
         return False
-    if fitted["step"] != progress["step"]:
+    if fitted["step"] != progress.step:
         return False  # killed between the last checkpoint and the averaged network
-    if settings.patience is not None and progress["epoch"] - fitted.get("best_epoch", math.inf) >= settings.patience:
+    if settings.patience is not None and progress.epoch - fitted.get("best_epoch", math.inf) >= settings.patience:
         return True
-    return progress["epoch"] >= settings.num_epochs or (
-        settings.max_time_s is not None and progress["elapsed_s"] >= settings.max_time_s
+    return progress.epoch >= settings.num_epochs or (
+        settings.max_time_s is not None and progress.elapsed_s >= settings.max_time_s
     )
 
 
@@ -184,8 +192,8 @@ def _newest_first(location: Location) -> list[str]:
 
 def _is_ours(location: Location, settings: FitSettings, run_id: str) -> bool:
     try:
-        made_by = json.loads(location.read(FIT_NAME) or b"")
-    except ValueError:
+        made_by = _read_fit(location)
+    except DocumentError:
         return False
     return bool(made_by == json.loads(json.dumps({"settings": settings.identity, "pairs": run_id})))
 
@@ -195,8 +203,7 @@ def _remove(location: Location, name: str) -> None:
     keys = sorted((entry.key for entry in location.list(name)), key=lambda key: not key.endswith(PROGRESS_NAME))
     for key in keys:
         location.delete(key)
-    if location.root is not None:
-        shutil.rmtree(location.root / name, ignore_errors=True)
+    location.clear(name)  # what a kill left half written, too
 
 
 def clear_foreign(place: Place, settings: FitSettings, run_id: str) -> None:
@@ -223,13 +230,13 @@ def resume(place: Place, take: Callable[[Mapping[str, bytes], str], None]) -> No
     found = _newest_first(location)
     for number, checkpoint in enumerate(found, start=1):
         names = (STATE_NAME, PROGRESS_NAME, *BEST_FILES)
-        contents = {name: location.read(f"{checkpoint}/{name}") for name in names}
         try:
+            contents = {name: read_file(location, f"{checkpoint}/{name}") for name in names}
             take({name: content for name, content in contents.items() if content is not None}, f"{place}/{checkpoint}")
             return
-        except TrainingError as error:
+        except (TrainingError, DocumentError) as error:
             if number == len(found):
-                raise
+                raise TrainingError(str(error)) from error
             warnings.warn(f"{error}; going on from the one before", stacklevel=2)
 
 
@@ -257,9 +264,9 @@ def go_back_to(place: Place, checkpoint: str, settings: FitSettings, run_id: str
         kept = ", ".join(found) or "none"
         raise TrainingError(f"{there.url} holds no whole checkpoint {name}; kept there: {kept}")
     try:
-        made_by = json.loads(there.read(FIT_NAME) or b"")
-    except ValueError as error:
-        raise TrainingError(f"{there.url}/{FIT_NAME} cannot be read: {error}") from error
+        made_by = _read_fit(there)
+    except DocumentError as error:
+        raise TrainingError(f"{there.url}/{FIT_NAME} cannot be used: {error}") from error
     wanted = json.loads(json.dumps({"pairs": run_id, **settings.identity}))
     had = {"pairs": made_by["pairs"], **made_by["settings"]}
     different = sorted(key for key in wanted.keys() | had.keys() if wanted.get(key) != had.get(key))
@@ -302,8 +309,7 @@ def append_history(place: Place, entry: Mapping[str, float]) -> None:
     line = json.dumps(entry).encode() + b"\n"
     try:
         if location.root is not None:
-            with (location.root / HISTORY_NAME).open("ab") as file:
-                file.write(line)
+            location.append(HISTORY_NAME, line, is_lines=True)
         else:  # an object cannot be appended to; a line an epoch stays small
             location.write(HISTORY_NAME, (location.read(HISTORY_NAME) or b"") + line)
     except (StoreError, OSError) as error:
@@ -319,8 +325,9 @@ def write_live(place: Place, entry: Mapping[str, Any]) -> None:
 def read_live(place: Place) -> dict[str, Any] | None:
     """How far the fit is, as last said; None where nothing was."""
     try:
-        return json.loads(open_checkpoints(place).read(LIVE_NAME) or b"") or None
-    except ValueError:
+        content = open_checkpoints(place).read(LIVE_NAME, MAX_BYTES)
+        return read_json(content, LIVE_NAME, _LIVE, allow_nan=True) or None
+    except DocumentError:
         return None
 
 
@@ -336,7 +343,8 @@ def follow_history(place: Place, offset: int, on_entry: Callable[[dict[str, floa
         if not line.endswith(b"\n"):
             break  # caught while being written; the next look has it whole
         offset += len(line)
-        on_entry(json.loads(line))
+        with contextlib.suppress(DocumentError):  # not a line of this package
+            on_entry(read_json(line, HISTORY_NAME, _ENTRY, allow_nan=True))
     return offset
 
 
@@ -381,23 +389,36 @@ def save_fitted(model: MLP, place: Place, progress: Progress, best_epoch: int | 
 def load_fitted(place: Place) -> tuple[MLP, list[dict[str, float]]]:
     """The averaged network that the last finished fit left, and its history."""
     location = open_checkpoints(place)
-    fitted, weights = location.read(FITTED_NAME), location.read(WEIGHTS_NAME)
-    if fitted is None or weights is None:
+    if not (location.exists(FITTED_NAME) and location.exists(WEIGHTS_NAME)):
         raise TrainingError(f"{place} holds no finished fit: run `sfg train` with this job")
-    document = json.loads(fitted)
-    model = MLP(**document["network"])
-    model.load_state_dict(load(weights))
-    return model.eval(), document["history"]
+    try:
+        document = _read_fitted(location)
+        tensors = read_tensors(read_file(location, WEIGHTS_NAME), WEIGHTS_NAME)
+        return network_of(document["network"], tensors, FITTED_NAME), document["history"]
+    except DocumentError as error:
+        raise TrainingError(f"the finished fit in {place} cannot be used: {error}; remove it to train anew") from error
 
 
 def load_average(place: Place) -> tuple[float, dict[str, Tensor]] | None:
     """The averaged weights of the newest checkpoint and the training time that it was made after; None without one."""
     location = open_checkpoints(place)
     for name in _newest_first(location)[:1]:
-        tensors = load(location.read(f"{name}/{STATE_NAME}") or b"")
-        progress = json.loads(location.read(f"{name}/{PROGRESS_NAME}") or b"")
-        prefix = "average."
-        return float(progress["elapsed_s"]), {
-            key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)
-        }
+        tensors = read_tensors(read_file(location, f"{name}/{STATE_NAME}"), STATE_NAME)
+        progress = read_progress(location.read(f"{name}/{PROGRESS_NAME}", LONG_BYTES))
+        return progress.elapsed_s, under(tensors, "average.")
     return None
+
+
+def _read_fit(location: Location) -> dict[str, Any]:
+    """Which fit the checkpoints belong to."""
+    content = location.read(FIT_NAME, MAX_BYTES)
+    document: dict[str, Any] = read_json(content, FIT_NAME, {"settings": dict, "pairs": str}, allow_nan=True)
+    return document
+
+
+def _read_fitted(location: Location) -> dict[str, Any]:
+    """The form, step and history of a finished fit."""
+    fields = {"network": dict, "step": int, "history": HISTORY_FIELDS, "best_epoch?": int}
+    content = location.read(FITTED_NAME, LONG_BYTES)
+    document: dict[str, Any] = read_json(content, FITTED_NAME, fields, max_bytes=LONG_BYTES, allow_nan=True)
+    return document

@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import signal
+import stat
 import sys
 import tempfile
 import threading
@@ -19,7 +20,14 @@ from sfg_dist.errors import ClusterError
 from sfg_dist.search_path import PACKAGE_ROOT, inherited_path, is_on_path_by_name
 from sfg_dist.threads import is_settled, wait_passively
 
+LOOPBACK = "127.0.0.1"
+LOOPBACK_INTERFACE = "lo" if sys.platform == "linux" else "lo0"
+MANY_MACHINES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 LOCAL_ENVIRONMENT = {
+    # Without it Ray replaces an address of loopback by the machine's, and listens on all addresses.
+    MANY_MACHINES: "0",
+    "GLOO_SOCKET_IFNAME": LOOPBACK_INTERFACE,
+    "NCCL_SOCKET_IFNAME": LOOPBACK_INTERFACE,
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one machine cannot leave itself
     "RAY_TRAIN_METRICS_ENABLED": "0",
@@ -31,16 +39,15 @@ MAX_BASE = 24
 """Characters of a directory with room for Ray's sockets: a socket's path has 103, and Ray's names take up to 79."""
 LEAST_ROOM = 32 << 20
 
-_TOKEN = secrets.token_hex(32)  # one a process: Ray keeps the first that it sees
-_ray_has_token = False
+_TOKEN = secrets.token_hex(32)
 
 
 @contextlib.contextmanager
 def ray_session(address: str | None = None) -> Iterator[None]:
     """Within, Ray is up; a session that is up already is used and left as it is.
 
-    A local cluster gets a token of its own, so that no other user of the machine can send it work, and binds to
-    loopback.
+    A local cluster gets a token of its own, so that no other user of the machine can send it work, and listens on
+    loopback alone.
 
     Args:
         address: of a running cluster; None starts one on this machine.
@@ -55,20 +62,20 @@ def ray_session(address: str | None = None) -> Iterator[None]:
         if address is None:
             folder = stack.enter_context(session_directory())
             stack.enter_context(local_environment({"PYTHONPATH": _workers_path(folder)}))
-        import ray  # after the environment: Ray reads its authentication mode once, when it is imported
+        import ray
 
         terminate = signal.getsignal(signal.SIGTERM)
         options: dict[str, Any] = {
             "job_config": job_config(is_local=address is None), "log_to_driver": False, "configure_logging": False,
         }  # fmt: skip
         if address is None:
-            options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+            options |= {"include_dashboard": False, "_node_ip_address": LOOPBACK}
             # Ray opens the directory that it is given to everybody: that is one behind a door that only we pass.
             options["_temp_dir"] = str(folder / "r")
         try:
             # "local": else it would join whatever Ray this user started last on the machine.
             ray.init(address=address or "local", **options)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        except Exception as error:  # Ray raises that very class where a machine is too busy to start it in time
             raise ClusterError(_explain(address, error)) from error
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, terminate)  # Ray put its own in place, which ends the process at once
@@ -153,6 +160,11 @@ def _unfit(base: str) -> str:
             file.flush()
     except OSError as error:
         return f"cannot be written ({error.strerror or 'no such directory'})"
+    facts = os.stat(base or os.curdir)
+    if facts.st_mode & 0o022 and not facts.st_mode & stat.S_ISVTX:
+        return "can be written by others, who could put their own sockets in place of ours (chmod +t)"
+    if hasattr(os, "getuid") and facts.st_uid not in (0, os.getuid()):
+        return "belongs to another user, who could put sockets in place of ours"
     if shutil.disk_usage(base).free < LEAST_ROOM:
         return f"has less than {LEAST_ROOM >> 20} MiB free"
     return ""
@@ -171,23 +183,25 @@ def _explain(address: str | None, error: Exception) -> str:
 def local_environment(more: Mapping[str, str] | None = None) -> Iterator[None]:
     """Within, a Ray started on this machine has a token of this process, little idle work and threads that sleep.
 
-    The environment is put back after. Ray reads its authentication mode once, when it is imported; where the user's
-    program imported it first, Ray's own way of making a token stands.
+    It listens on loopback, unless the environment names other interfaces or has
+    RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER = 1. The environment is
+    put back after.
 
     Args:
         more: variables beside these.
+
+    Raises:
+        ClusterError: Ray was imported before, and does not take these settings any more.
     """
-    global _ray_has_token
-    _ray_has_token = _ray_has_token or "ray" not in sys.modules
     values = {name: os.environ.get(name, value) for name, value in LOCAL_ENVIRONMENT.items()}
     if not is_settled():
         wait_passively(values)
-    if _ray_has_token:
-        values |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
+    values |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
     values |= more or {}
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
+        _let_ray_read_again()
         yield
     finally:
         for name, value in before.items():
@@ -195,6 +209,37 @@ def local_environment(more: Mapping[str, str] | None = None) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+        with contextlib.suppress(ClusterError):
+            _let_ray_read_again()
+
+
+def _let_ray_read_again() -> None:
+    """Have a Ray that is imported already take its token and its addresses from the environment as it is now.
+
+    It reads them once, at its import. Left alone, it would listen on all addresses and write a token of its own into a
+    file that others can read.
+
+    Raises:
+        ClusterError: this version of Ray has no way to do it.
+    """
+    if "ray" not in sys.modules:
+        return
+    try:
+        from ray import _raylet
+        from ray._private import ray_constants
+
+        raylet: Any = _raylet  # whose stubs leave these out
+        constants: Any = ray_constants
+        raylet.Config.initialize("")
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
+        has_many = constants.env_bool(MANY_MACHINES, not constants.IS_WINDOWS_OR_OSX)
+        if has_many != constants.ENABLE_RAY_CLUSTER:  # an error where another version has none
+            constants.ENABLE_RAY_CLUSTER = has_many
+    except (ImportError, AttributeError) as error:
+        raise ClusterError(
+            "Ray was imported before this session began, and this version of it would then listen on all addresses of "
+            "the machine: leave the import to this package, or call ray.init() first and the session is used as it is"
+        ) from error
 
 
 def draining_nodes() -> dict[str, float]:

@@ -33,7 +33,7 @@ from sfg_dist.errors import SfgError, TrainingError
 from sfg_dist.model.encoder import Encoder
 from sfg_dist.model.fit_encoder import NUM_CHECK_ROWS
 from sfg_dist.model.likelihood import Mass
-from sfg_dist.search_path import python_command
+from sfg_dist.search_path import child_environment, python_command
 from sfg_dist.threads import wait_passively
 
 OnCheck = Callable[[dict[str, float]], None]
@@ -110,7 +110,7 @@ def encoder_beside(
         np.save(rows, validation[:NUM_CHECK_ROWS], allow_pickle=False)
         document = {"url": url, "checkpoints": str(checkpoints), "settings": asdict(settings), "validation": str(rows)}
         task.write_text(json.dumps(document | {"started": started}), encoding="utf-8")
-        environment = dict(os.environ)
+        environment = child_environment()
         wait_passively(environment)
         if settings.num_threads is not None:
             environment["OMP_NUM_THREADS"] = str(settings.num_threads)

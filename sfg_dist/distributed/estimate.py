@@ -278,6 +278,8 @@ def _existing_store(job: Job) -> Pairs | None:
     url = f"{job.output.dir.rstrip('/')}/pairs.zarr"
     if "://" not in url and not Path(url).is_dir():
         return None
+    if "://" not in url:
+        Location(job.output.dir).look("pairs.zarr")  # refuses a link
     return open_pairs(url) if Location(url).exists("plan.json") else None
 
 

@@ -113,7 +113,7 @@ class FitLoop:
     def _take(self, files: Mapping[str, bytes], place: str) -> None:
         self.trainer.load_files(files, place)
         if self.early is not None:
-            self.early.load_files(files, str(self.trainer.device))
+            self.early.load_files(files, self.trainer.average, str(self.trainer.device))
 
     def run(self) -> None:
         """All epochs that are left, and the averaged network at the end.

@@ -19,7 +19,8 @@ import time
 from typing import Any
 
 from sfg_dist.distributed.checkpoints import Place, open_checkpoints
-from sfg_dist.errors import StoreError, TrainingError
+from sfg_dist.errors import DocumentError, StoreError, TrainingError
+from sfg_dist.reader import MAX_BYTES, read_json
 
 HOLD_NAME = "hold.json"
 WRITER_NAME = re.compile(r"hold_[0-9a-f]+\.json")
@@ -65,10 +66,10 @@ class Hold:
 
     def _read(self, name: str) -> dict[str, Any]:
         try:
-            found = json.loads(self._location.read(name) or b"null")
-        except (StoreError, ValueError) as error:
+            content = self._location.read(name, MAX_BYTES)
+            return {} if content is None else read_json(content, "it", {str: (str, int)})
+        except (StoreError, DocumentError) as error:
             raise TrainingError(f"{self._place}/{name} cannot be read: {error}") from error
-        return found if isinstance(found, dict) else {}
 
 
 def take_hold(place: Place) -> str:

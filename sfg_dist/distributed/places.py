@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from sfg_dist.distributed.cluster import LOOPBACK
 from sfg_dist.errors import ClusterError, ConfigError
 
 
@@ -64,6 +65,13 @@ def alive_nodes() -> list[Mapping[str, float]]:
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def on_loopback() -> bool:
+    """Whether the running Ray session is of this machine alone, and speaks on loopback."""
+    import ray
+
+    return all(node["NodeManagerAddress"] == LOOPBACK for node in ray.nodes() if node["Alive"])
 
 
 def largest_share(nodes: Sequence[Mapping[str, float]], num_workers: int) -> int:

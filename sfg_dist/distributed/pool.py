@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from sfg_dist import errors
+from sfg_dist.objects import without_credentials
 
 Progress = Callable[[int, int, dict[str, Any]], None]
 """(shards done, shards in all, the commit record just made)."""
@@ -41,7 +42,7 @@ class Failure:
     @classmethod
     def of(cls, error: BaseException, *, keep: bool = False) -> Failure:
         """The failure that an exception tells of; ``keep`` holds on to the exception too."""
-        message = str(error).strip() or type(error).__name__
+        message = without_credentials(str(error).strip()) or type(error).__name__
         text = message.lower()
         spent = (
             isinstance(error, MemoryError)

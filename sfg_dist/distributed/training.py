@@ -37,7 +37,7 @@ from sfg_dist.distributed.checkpoints import (
 from sfg_dist.distributed.fit_loop import DivergedError, Entry, FitLoop, Hooks, Report
 from sfg_dist.distributed.hold import Hold, take_hold
 from sfg_dist.distributed.labeler import default_device
-from sfg_dist.distributed.places import alive_nodes, largest_share
+from sfg_dist.distributed.places import alive_nodes, largest_share, on_loopback
 from sfg_dist.distributed.stopping import stop_signals
 from sfg_dist.distributed.units import units_of
 from sfg_dist.errors import ClusterError, SfgError, StoreError, TrainingError
@@ -117,6 +117,8 @@ def fit_with_workers(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    from sfg_dist.distributed.rendezvous import FileConfig
+
     attempt = _begin(url, checkpoints, settings)
     fewest, most = (num_workers, num_workers) if isinstance(num_workers, int) else num_workers
     available = ray.cluster_resources()
@@ -148,6 +150,7 @@ def fit_with_workers(
     ):
         trainer = TorchTrainer(
             _ray_worker,
+            torch_config=FileConfig(folder=scratch) if on_loopback() else None,
             train_loop_config=config,
             scaling_config=ScalingConfig(**scaling),
             # Ray keeps its own notes here; the checkpoints that matter are ours.

@@ -22,7 +22,15 @@ import yaml
 from sfg_dist.config import Job
 from sfg_dist.errors import ConfigError
 from sfg_dist.launch.profile import KubeRayProfile, Setup
-from sfg_dist.launch.submission import Order, Rendered, Submission, run_command, stage_words
+from sfg_dist.launch.submission import (
+    HERE,
+    Order,
+    Rendered,
+    Submission,
+    run_command,
+    stage_words,
+    without_address,
+)
 from sfg_dist.objects import is_url
 from sfg_dist.threads import wait_passively
 
@@ -47,7 +55,7 @@ def render(submission: Submission, order: Order) -> Rendered:
     for number, job in enumerate(order.jobs):
         _check_place(job, kube)
         name = object_name(submission, number, len(order.jobs))
-        text = _in_cluster(job).to_toml()
+        text = without_address(job).to_toml()
         documents = [config_map(name, kube, text), ray_job(name, kube, profile.setup, order.stages)]
         files[f"{number}.yaml"] = yaml.safe_dump_all(documents, sort_keys=False)
     submission.options = {"namespace": kube.namespace, "kubectl": kube.kubectl}
@@ -75,14 +83,6 @@ def _check_place(job: Job, kube: KubeRayProfile) -> None:
             )
 
 
-def _in_cluster(job: Job) -> Job:
-    from sfg_dist.config import resolve_job
-
-    document = job.model_dump(exclude_none=True)
-    document["executor"]["address"] = "auto"  # the driver runs on the head
-    return resolve_job(document)
-
-
 def config_map(name: str, kube: KubeRayProfile, text: str) -> dict[str, Any]:
     """The job file as pods see it."""
     return {
@@ -95,7 +95,7 @@ def config_map(name: str, kube: KubeRayProfile, text: str) -> dict[str, Any]:
 
 def entrypoint(stages: Sequence[str]) -> str:
     """What the head runs."""
-    commands = [shlex.join(["sfg", *stage_words(stage, f"{MOUNT}/job.toml")]) for stage in stages]
+    commands = [shlex.join(["sfg", *stage_words(stage, f"{MOUNT}/job.toml"), *HERE]) for stage in stages]
     return " && ".join(commands) if len(commands) == 1 else f"bash -c {shlex.quote(' && '.join(commands))}"
 
 
@@ -116,8 +116,9 @@ def ray_job(name: str, kube: KubeRayProfile, setup: Setup, stages: Sequence[str]
         "authOptions": {"mode": "token"},
         "enableInTreeAutoscaling": kube.autoscaling,
         "headGroupSpec": {
-            # No work on the head: it is small, and must not be taken down by it. The submitter's pod reaches the job
-            # server by the pod's address, with the cluster's token.
+            # No work on the head: it is small, and must not be taken down by it. The submitter's pod and the operator
+            # reach the job server by the pod's address, with the cluster's token, and Kubernetes' probes by loopback:
+            # no narrower address than this one is both.
             "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
             "template": _pod(name, kube, setup, cpus=kube.head_cpus, memory=kube.head_memory, gpus=0),
         },

@@ -8,11 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, field_validator
 
 from sfg_dist.config import integral
 from sfg_dist.documents import apply_override, checked, parse_document, read_document
 from sfg_dist.expected import Words
+from sfg_dist.folders import require_no_secrets
 
 TARGETS = ("slurm", "kuberay", "ray")
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
@@ -185,7 +186,7 @@ class RayProfile(_Section):
         environment: variables of the job.
     """
 
-    address: str | None = None
+    address: Annotated[str, AfterValidator(require_no_secrets)] | None = None
     sfg: str = "sfg"
     environment: dict[Variable, str] = {}
 

@@ -8,9 +8,18 @@ import shlex
 import subprocess
 import sys
 
-from sfg_dist.config import resolve_job
 from sfg_dist.errors import ConfigError
-from sfg_dist.launch.submission import ANSWER_S, Order, Rendered, Submission, run_command, stage_words
+from sfg_dist.launch.submission import (
+    ANSWER_S,
+    HERE,
+    Order,
+    Rendered,
+    Submission,
+    run_command,
+    stage_words,
+    without_address,
+)
+from sfg_dist.search_path import child_environment
 from sfg_dist.threads import wait_passively
 
 RAY = [sys.executable, "-P", "-m", "ray.scripts.scripts", "job"]
@@ -34,11 +43,9 @@ def render(submission: Submission, order: Order) -> Rendered:
     wait_passively(environment)
     files["runtime.json"] = json.dumps({"env_vars": environment})  # JSON is YAML; values stay off the command line
     for number, job in enumerate(order.jobs):
-        document = job.model_dump(exclude_none=True)
-        document["executor"]["address"] = "auto"
-        files[f"upload/{number}.toml"] = resolve_job(document).to_toml()
+        files[f"upload/{number}.toml"] = without_address(job).to_toml()
         lines = " && ".join(
-            shlex.join([profile.ray.sfg, *stage_words(stage, f"{number}.toml")]) for stage in order.stages
+            shlex.join([profile.ray.sfg, *stage_words(stage, f"{number}.toml"), *HERE]) for stage in order.stages
         )
         commands.append(
             [
@@ -59,7 +66,11 @@ def send(submission: Submission, rendered: Rendered) -> None:
         ClusterError: the cluster refused one.
     """
     for number, command in enumerate(rendered.commands):
-        run_command(command, what="the job could not be sent (needs sfg_dist[cluster] and RAY_AUTH_TOKEN)")
+        run_command(
+            command,
+            what="the job could not be sent (needs sfg_dist[cluster] and RAY_AUTH_TOKEN)",
+            environment=child_environment(),
+        )
         submission.scheduler_ids.append(f"{submission.id}-{number}")
         submission.save()
 
@@ -70,7 +81,7 @@ def status(submission: Submission) -> str:
     for name in submission.scheduler_ids:
         command = [*RAY, "status", f"--address={submission.options['address']}", name]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, env=child_environment())
         except (OSError, subprocess.TimeoutExpired):
             return UNKNOWN
         states.append(state_in(done.stdout + done.stderr, name))
@@ -116,4 +127,4 @@ def cancel(submission: Submission) -> None:
 
 def _job(submission: Submission, verb: str, *words: str) -> str:
     command = [*RAY, verb, f"--address={submission.options['address']}", *words]
-    return run_command(command, what="the cluster could not be asked")
+    return run_command(command, what="the cluster could not be asked", environment=child_environment())

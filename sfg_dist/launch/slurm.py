@@ -18,6 +18,7 @@ from typing import Any
 from sfg_dist.config import Job, resolve_job
 from sfg_dist.errors import ClusterError, ConfigError
 from sfg_dist.launch.profile import Container, Profile, Setup
+from sfg_dist.launch.slurm_task import MANY_MACHINES
 from sfg_dist.launch.submission import STAGES, Order, Rendered, Submission, run_command, stage_words
 from sfg_dist.search_path import PACKAGE_ROOT, inherited_path, is_on_path_by_name
 
@@ -88,7 +89,9 @@ def seconds_of(walltime: str) -> float:
 
 def _task(submission: Submission, jobs: Sequence[Job], profile: Profile, stages: Sequence[str]) -> dict[str, Any]:
     slurm, setup = profile.slurm, profile.setup
-    enter = _enter(setup.container, slurm.gpus_per_node, ["RAY_AUTH_MODE", "RAY_AUTH_TOKEN", *setup.environment])
+    enter = _enter(
+        setup.container, slurm.gpus_per_node, ["RAY_AUTH_MODE", "RAY_AUTH_TOKEN", MANY_MACHINES, *setup.environment]
+    )
     python = [*enter, setup.python or ("python" if setup.container is not None else sys.executable)]
     kinds = {job.executor.kind for job in jobs}
     if len(kinds) > 1:
@@ -151,7 +154,7 @@ def script(profile: Profile, folder: str) -> str:
     lines += setup.commands
     lines += [f"export {name}={shlex.quote(value)}" for name, value in setup.environment.items()]
     python = setup.host_python if setup.container is not None else setup.python or sys.executable
-    lines.append(f"exec {shlex.join([python, f'{folder}/slurm_task.py', folder])}")
+    lines.append(f"exec {shlex.join([python, '-I', f'{folder}/slurm_task.py', folder])}")
     return "\n".join(lines) + "\n"
 
 

@@ -43,11 +43,16 @@ LEAST_ENDING_S = 10.0  # before the limit: what runs still is ended, and word of
 TIDYING_S = 90.0  # before the limit: enough to tidy up in, first
 LOG_LINES = 15
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")  # as in sfg_dist/threads.py
+LOOPBACK, MANY_MACHINES = "127.0.0.1", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # as in sfg_dist/distributed/cluster.py
 RAY_TROUBLE = ("ddress already in use", "is already in use", "ailed to bind")
 INTERRUPTED = 130
 # Shell: $1 a place, $2 names of directories there that are ours and go, $3 the one that stays, or is to be made.
 SWEEP = 'find -H "$1" -maxdepth 1 -name "$2" -user "$(id -u)" ! -name "${3##*/}" -exec rm -rf {} +'
-MAKE = 'mkdir -p -m 700 "$3" && [ -O "$3" ] || { echo "it is somebody else\'s" >&2; exit 1; }'
+# A link that somebody put there before is neither followed nor taken for ours.
+MAKE = (
+    'mkdir -p "${3%/*}"; mkdir -m 700 "$3" 2>/dev/null || { [ ! -L "$3" ] && [ -d "$3" ] && [ -O "$3" ]; } '
+    '|| { echo "it is somebody else\'s" >&2; exit 1; }'
+)
 
 
 class LaunchError(Exception):
@@ -75,6 +80,7 @@ class SlurmTask:
         # Not of an array that the submitting shell itself was a task of.
         self.is_array = len(task["jobs"]) > 1
         self.index = int(environment["SLURM_ARRAY_TASK_ID"]) if self.is_array else 0
+        self.is_alone = environment.get("SLURM_JOB_NUM_NODES") == "1"  # then nobody else needs to reach Ray
         self.attempt = int(environment.get("SLURM_RESTART_COUNT", "0"))
         self.root = Path(task["root"])
         self.logs = self.root / "logs"
@@ -161,8 +167,11 @@ class SlurmTask:
         job = self.task["jobs"][self.index]
         more = []
         if self.task["needs_ray"]:
-            environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-            inside.update((name, environment[name]) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"))
+            given = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+            # Whatever the submitting shell had: nodes reach each other by their own addresses, one node by loopback.
+            given[MANY_MACHINES] = "0" if self.is_alone else "1"
+            environment |= given
+            inside |= given
         for prefix in self.task["container_prefixes"]:  # reach the inside of a container with --cleanenv too
             environment.update((prefix + name, value) for name, value in inside.items())
         if self.task["needs_ray"]:
@@ -311,7 +320,7 @@ class SlurmTask:
         return address
 
     def _start_head(self, nodes: list, environment: dict, scratch: Path) -> str:
-        node, host = nodes[0], _address_of(*nodes[:2])
+        node, host = nodes[0], LOOPBACK if self.is_alone else _address_of(*nodes[:2])
         find = "import importlib.util as i, sys; sys.exit(i.find_spec('grpc') is None)"
         probe = [*self.task["python"], "-P", "-c", find]
         asked = subprocess.run(probe, env=environment, stdin=subprocess.DEVNULL, capture_output=True)

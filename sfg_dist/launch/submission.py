@@ -20,19 +20,28 @@ import secrets
 import shlex
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from sfg_dist.config import Job, resolve_job
-from sfg_dist.errors import ClusterError, ConfigError
+from sfg_dist.errors import ClusterError, ConfigError, DocumentError
 from sfg_dist.folders import expanded
 from sfg_dist.launch.profile import Profile, one_line
 from sfg_dist.objects import is_url
+from sfg_dist.reader import MAX_BYTES, read_json
 from sfg_dist.values import shown
 
 STAGES = ("label", "train", "sample", "evaluate")
 ID_NAME, STATE_NAME = "submission.json", "state.json"
+HERE = ("--set", "executor.address=auto")  # for a driver that runs on a node of the cluster
+MAX_LOG_BYTES = 64 << 20
+_FIELDS = {
+    **dict.fromkeys(("id", "to", "name", "folder", "created?"), str),
+    "outputs": [str],
+    "scheduler_ids?": [str],
+    "options?": {str: str},
+}
 ANSWER_S = 120.0  # for a scheduler's command to answer
 
 
@@ -68,14 +77,12 @@ class Submission:
     def save(self) -> None:
         """Write submission.json, whole."""
         self.path.mkdir(parents=True, exist_ok=True)
-        part = self.path / f"{ID_NAME}.part"
-        part.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
-        part.replace(self.path / ID_NAME)
+        _replace(self.path / ID_NAME, json.dumps(asdict(self), indent=1))
 
     def final_state(self) -> str | None:
         """How it ended, as noted; None where that is not known, or where an attempt has begun since."""
         with contextlib.suppress(OSError, ValueError, KeyError):
-            noted = json.loads((self.path / STATE_NAME).read_text(encoding="utf-8"))
+            noted = read_json(_beginning(self.path / STATE_NAME), STATE_NAME, {"state": str, "lines": int})
             if noted["lines"] == len(self.attempts()):
                 return str(noted["state"])
         return None
@@ -86,18 +93,16 @@ class Submission:
         Another user's submission can be looked at all the same.
         """
         with contextlib.suppress(OSError):
-            part = self.path / f"{STATE_NAME}.{os.getpid()}.part"
-            part.write_text(json.dumps({"state": state, "lines": num_lines}), encoding="utf-8")
-            part.replace(self.path / STATE_NAME)
+            _replace(self.path / STATE_NAME, json.dumps({"state": state, "lines": num_lines}))
 
     def attempts(self) -> list[dict[str, Any]]:
         """What the attempts said, in the order of their clocks; a torn last line is left out."""
         found = []
         for file in (self.path / "attempts").glob("*.jsonl"):
             with contextlib.suppress(OSError):
-                for line in file.read_text(encoding="utf-8").splitlines():
-                    with contextlib.suppress(ValueError):
-                        found.append(json.loads(line))
+                for line in _beginning(file, MAX_LOG_BYTES).splitlines():
+                    with contextlib.suppress(DocumentError):
+                        found.append(read_json(line, file.name, {"time?": float}))
         return sorted(found, key=lambda entry: float(entry.get("time", 0.0)))
 
 
@@ -182,6 +187,11 @@ def with_absolute_paths(job: Job) -> Job:
     return resolve_job(document)
 
 
+def without_address(job: Job) -> Job:
+    """The job without the cluster that the command line named: where it is sent, HERE names it."""
+    return job.model_copy(update={"executor": job.executor.model_copy(update={"address": None})})
+
+
 def seeded(job: Job, seeds: Sequence[int]) -> list[Job]:
     """The job once a seed, each in a directory of its own under output.dir."""
     jobs = []
@@ -242,10 +252,24 @@ def write_files(submission: Submission, rendered: Rendered) -> None:
         for name, content in rendered.files.items():
             path = submission.path / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content, encoding="utf-8")
-            path.chmod(0o700 if name.endswith(".sh") else 0o600)
+            # Jobs may hold secrets: there is no moment in which others can read them.
+            _create(path, content, 0o700 if name.endswith(".sh") else 0o600)
     except OSError as error:
         raise ConfigError(f"setup.dir: {submission.folder} cannot be written ({error.strerror})") from error
+
+
+def _create(path: Path, content: str, mode: int) -> None:
+    """Write a file that must not be there yet, be it as a link."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(content)
+
+
+def _replace(path: Path, content: str) -> None:
+    """Write a file whole, in place of an older one."""
+    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
+    _create(part, content, 0o666)
+    part.replace(path)
 
 
 def registry() -> Path:
@@ -271,13 +295,22 @@ def remember(submission: Submission) -> None:
 def known() -> Iterator[Submission]:
     """Every submission whose folder is still there, oldest first."""
     try:
-        lines = registry().read_text(encoding="utf-8").splitlines()
+        lines = _beginning(registry(), MAX_LOG_BYTES).splitlines()
     except (OSError, ConfigError):  # nothing was submitted, or there is no home to remember it in
         return
     for line in lines:
-        with contextlib.suppress(ValueError, KeyError, OSError, TypeError):
-            folder = Path(json.loads(line)["folder"])
-            yield Submission(**json.loads((folder / ID_NAME).read_text(encoding="utf-8")))
+        with contextlib.suppress(ValueError, OSError):
+            folder = Path(read_json(line, "the registry", {"folder": str})["folder"])
+            document = read_json(_beginning(folder / ID_NAME), ID_NAME, _FIELDS)
+            yield Submission(
+                **{field.name: document[field.name] for field in fields(Submission) if field.name in document}
+            )
+
+
+def _beginning(path: Path, most: int = MAX_BYTES) -> bytes:
+    """A file, or the beginning of one that is longer than it may be."""
+    with path.open("rb") as file:
+        return file.read(most + 1)
 
 
 def find(word: str) -> Submission:

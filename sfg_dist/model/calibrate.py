@@ -27,14 +27,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sfg_dist.errors import DocumentError
 from sfg_dist.model.interpolation import map_columns
 from sfg_dist.model.mlp import MLP, predict
 from sfg_dist.model.pair_maps import PairMaps
+from sfg_dist.model.saved import check_arrays
 from sfg_dist.plan import Stream, normal_rows
 
 NUM_FIT_ROWS = 50_000
 NUM_HELD_OUT_ROWS = 50_000  # by which pairs of columns are chosen
 PAIRS_PREFIX = "pair_"
+ROUND_NAMES = ("centers", "maps", "shifts", "knots", "values")
 MAX_KNOTS = 512
 NUM_ROUNDS = 2  # the column maps move the covariance a little, and a second round settles it
 MIN_VARIANCE_SHARE = 1e-6
@@ -91,6 +94,8 @@ class Calibration:
 
     def __call__(self, labels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Calibrated labels, shape (num_rows, dim) in and out."""
+        if labels.shape[1] != self.centers.shape[1]:  # compiled code looks at no bounds
+            raise ValueError(f"labels have {labels.shape[1]} columns, the calibration has {self.centers.shape[1]}")
         return self.pairs(self._map_rounds(labels.astype(np.float64))).astype(np.float32)
 
     def _map_rounds(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -102,19 +107,27 @@ class Calibration:
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays by name."""
-        arrays = {name: getattr(self, name) for name in ("centers", "maps", "shifts", "knots", "values")}
+        arrays = {name: getattr(self, name) for name in ROUND_NAMES}
         return arrays | {PAIRS_PREFIX + name: array for name, array in self.pairs.to_arrays().items()}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Calibration:
-        """The calibration of saved arrays."""
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], dim: int) -> Calibration:
+        """The calibration of saved arrays, of labels with so many columns.
+
+        Raises:
+            DocumentError: they do not fit together, or are of other labels.
+        """
         pairs = {name.removeprefix(PAIRS_PREFIX): a for name, a in arrays.items() if name.startswith(PAIRS_PREFIX)}
         rounds = {name: array for name, array in arrays.items() if not name.startswith(PAIRS_PREFIX)}
-        knots, values = rounds["knots"], rounds["values"]
-        if knots.ndim != 3 or knots.shape != values.shape or knots.shape[2] < 2:
-            raise ValueError(f"the saved calibration is damaged: knots {knots.shape} and values {values.shape}")
+        knots = rounds.get("knots", np.zeros(0))
+        if rounds.keys() != set(ROUND_NAMES) or knots.ndim != 3 or knots.shape[2] < 2:
+            raise DocumentError(f"calibration: its arrays are not {', '.join(ROUND_NAMES)} with two knots or more")
+        num_rounds, row = len(knots), (len(knots), dim)
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("knots", "values"), (num_rounds, dim, knots.shape[2]))
+        shapes |= {"centers": row, "maps": (*row, dim), "shifts": row}
+        check_arrays(rounds, shapes, ("knots", "values"), "calibration")
         # A generator of before these maps has none.
-        return cls(**rounds, pairs=PairMaps.from_arrays(pairs) if pairs else PairMaps.none())
+        return cls(**rounds, pairs=PairMaps.from_arrays(pairs, dim) if pairs else PairMaps.none())
 
 
 def _probabilities(num_rows: int) -> NDArray[np.float64]:

@@ -6,11 +6,12 @@ import json
 import math
 from collections.abc import Mapping
 
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
-from sfg_dist.errors import TrainingError
+from sfg_dist.errors import DocumentError, TrainingError
+from sfg_dist.model.saved import check_tensors, read_tensors
+from sfg_dist.reader import MAYBE_NAN, read_json
 
 BEST_WEIGHTS_NAME, BEST_NAME = "best.safetensors", "best.json"
 BEST_FILES = (BEST_WEIGHTS_NAME, BEST_NAME)
@@ -54,8 +55,13 @@ class EarlyStopping:
             BEST_NAME: json.dumps({"epoch": self.epoch, "loss": self.loss}).encode(),
         }
 
-    def load_files(self, files: Mapping[str, bytes], device: str = "cpu") -> None:
+    def load_files(self, files: Mapping[str, bytes], wanted: Mapping[str, Tensor], device: str = "cpu") -> None:
         """Take up what ``state_files`` gave; files that lack it leave it as it is.
+
+        Args:
+            files: of a checkpoint.
+            wanted: weights of the network that is fitted.
+            device: where they go.
 
         Raises:
             TrainingError: they are torn, or one of the two is missing.
@@ -63,9 +69,11 @@ class EarlyStopping:
         if not any(name in files for name in BEST_FILES):
             return
         try:
-            best = json.loads(files[BEST_NAME])
-            weights = load(files[BEST_WEIGHTS_NAME])
-            self.epoch, self.loss = int(best["epoch"]), float(best["loss"])
-        except (ValueError, KeyError, SafetensorError) as error:
+            fields = {"epoch": int, "loss": MAYBE_NAN}
+            best = read_json(files.get(BEST_NAME), BEST_NAME, fields, allow_nan=True)
+            weights = read_tensors(files.get(BEST_WEIGHTS_NAME), BEST_WEIGHTS_NAME)
+            check_tensors(wanted, weights, BEST_WEIGHTS_NAME)
+            self.epoch, self.loss = best["epoch"], float(best["loss"])
+        except DocumentError as error:
             raise TrainingError(f"the best weights beside a checkpoint cannot be read ({error})") from error
         self.weights = {name: tensor.to(device) for name, tensor in weights.items()}

@@ -12,20 +12,22 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from sfg_dist.errors import TrainingError
 from sfg_dist.model.objective import Objective, loss_sum
 from sfg_dist.model.optimizers import OptimizerName, make_optimizers
 from sfg_dist.model.precision import has_bfloat16
+from sfg_dist.model.saved import check_tensors, read_tensors, states_of, under
 from sfg_dist.plan import Stream, random_generator
+from sfg_dist.reader import LONG_BYTES, MAYBE_NAN, read_json
 
 WARMUP_STEPS = 100
 STATE_NAME, PROGRESS_NAME = "state.safetensors", "progress.json"
@@ -57,6 +59,25 @@ class Progress:
     elapsed_s: float = 0.0
     ahead_steps: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+
+
+HISTORY_FIELDS = [{str: MAYBE_NAN}]
+"""Of the history of a fit in a document: the loss of no rows is no number."""
+_PROGRESS = {
+    **dict.fromkeys(("epoch", "step_in_epoch", "step", "ahead_steps?"), int),
+    "elapsed_s": float,
+    "history": HISTORY_FIELDS,
+}
+
+
+def read_progress(content: bytes | None) -> Progress:
+    """The progress of a checkpoint.
+
+    Raises:
+        DocumentError: it is none.
+    """
+    document = read_json(content, PROGRESS_NAME, _PROGRESS, max_bytes=LONG_BYTES, allow_nan=True)
+    return Progress(**{field.name: document[field.name] for field in fields(Progress) if field.name in document})
 
 
 class Trainer:
@@ -216,16 +237,16 @@ class Trainer:
         """
         try:
             # On the CPU: each load_state_dict moves what belongs on the device, and leaves step counts where they are.
-            tensors = load(files[STATE_NAME])
-            progress = Progress(**json.loads(files[PROGRESS_NAME]))
-            self.model.load_state_dict(_under(tensors, "model."))
-            self.average = {name: tensor.to(self.device) for name, tensor in _under(tensors, "average.").items()}
-            for number, optimizer in enumerate(self.optimizers):
-                numbered: dict[int, dict[str, Tensor]] = {}
-                for name, tensor in _under(tensors, f"optimizer.{number}.").items():
-                    index, key = name.split(".", 1)
-                    numbered.setdefault(int(index), {})[key] = tensor
-                optimizer.load_state_dict(optimizer.state_dict() | {"state": numbered})
+            tensors = read_tensors(files.get(STATE_NAME), STATE_NAME)
+            progress = read_progress(files.get(PROGRESS_NAME))
+            weights, average = under(tensors, "model."), under(tensors, "average.")
+            for name, found in (("model", weights), ("average", average)):
+                check_tensors(self.model.state_dict(), found, name)
+            states = states_of(self.optimizers, tensors, STATE_NAME)
+            self.model.load_state_dict(weights)
+            self.average = {name: tensor.to(self.device) for name, tensor in average.items()}
+            for optimizer, state in zip(self.optimizers, states, strict=True):
+                optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
             self.progress = progress
         except Exception as error:
             raise TrainingError(
@@ -264,10 +285,6 @@ class Trainer:
             names = list(self.average)
             state = self.model.state_dict()
             torch._foreach_lerp_([self.average[name] for name in names], [state[name] for name in names], 1 - decay)
-
-
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 class Stopwatch:

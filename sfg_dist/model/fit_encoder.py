@@ -29,19 +29,20 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from sfg_dist.errors import TrainingError
 from sfg_dist.model.encoder import Encoder
 from sfg_dist.model.likelihood import (
+    MASS_FIELDS,
     MASS_ROWS,
     Mass,
     Proposal,
@@ -53,7 +54,9 @@ from sfg_dist.model.likelihood import (
 )
 from sfg_dist.model.optimizers import split_optimizers
 from sfg_dist.model.precision import has_bfloat16
+from sfg_dist.model.saved import check_tensors, read_tensors, states_of, under
 from sfg_dist.plan import Stream, random_generator
+from sfg_dist.reader import LONG_BYTES, MAYBE_NAN, read_json
 
 IMITATION_STEPS, MAX_IMITATION_SHARE = 1500, 0.4  # of the training; a step costs a sixth of a later one
 IMITATION_ROWS, DATA_ROWS, PAIR_ROWS, PROPOSAL_ROWS = 256, 128, 128, 192
@@ -280,20 +283,14 @@ class EncoderTrainer:
     def load_state(self, content: bytes, identity: Mapping[str, Any]) -> bool:
         """Take up a checkpoint; False, and nothing is changed, where it belongs to another fit or is torn."""
         try:
-            tensors = load(content)
+            tensors = read_tensors(content, "encoder")
             if not torch.equal(tensors["identity"], _digest(identity)):
                 return False
-            document = json.loads(tensors["progress"].numpy().tobytes())
+            document = _read_progress(tensors["progress"])
             best = document.pop("best")
             progress = EncoderProgress(**document, best=FAR_BEHIND if best is None else best)
-            states: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.optimizers]
-            for name in [name for name in tensors if name.startswith("optimizer.")]:
-                _, number, index, key = name.split(".")
-                states[int(number)].setdefault(int(index), {})[key] = tensors[name]
-            groups = {
-                name: [tensors[f"{name}.{index}"] for index in range(len(values))]
-                for name, values in self._groups().items()
-            }
+            states = states_of(self.optimizers, tensors, "encoder")
+            groups = {name: _numbered(values, tensors, name) for name, values in self._groups().items()}
         except Exception:  # whatever is wrong with it, the fit can start anew
             return False
         for optimizer, state in zip(self.optimizers, states, strict=True):
@@ -335,12 +332,12 @@ def load_finished(encoder: Encoder, content: bytes, identity: Mapping[str, Any],
         limits: of the fit, as in ``EncoderProgress.ended_by``.
     """
     try:
-        tensors = load(content)
-        document = json.loads(tensors["progress"].numpy().tobytes())
+        tensors = read_tensors(content, "encoder")
+        document = _read_progress(tensors["progress"])
         if not torch.equal(tensors["identity"], _digest(identity)) or document["ended_by"] != limits:
             return None
         mass = Mass(**document["mass"])
-        best = [tensors[f"best.{index}"] for index, _ in enumerate(encoder.parameters())]
+        best = _numbered(list(encoder.parameters()), tensors, "best")
     except Exception:  # whatever is wrong with it, the fit can go on or start anew
         return None
     with torch.no_grad():
@@ -348,6 +345,24 @@ def load_finished(encoder: Encoder, content: bytes, identity: Mapping[str, Any],
             parameter.copy_(tensor)
     encoder.eval()
     return mass
+
+
+def _read_progress(tensor: Tensor) -> dict[str, Any]:
+    """The document of an ``EncoderProgress``."""
+    fields = {"step": int, "elapsed_s": float, "best": (float, None), "history": [{str: MAYBE_NAN}],
+              "ended_by": ([(float, None)], None), "mass": (MASS_FIELDS, None)}  # fmt: skip
+    document: dict[str, Any] = read_json(
+        tensor.numpy().tobytes(), "progress", fields, max_bytes=LONG_BYTES, allow_nan=True
+    )
+    return document
+
+
+def _numbered(values: Sequence[Tensor], tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:
+    """The saved tensors of these values, ``NAME.0`` and so on."""
+    wanted = {str(index): value for index, value in enumerate(values)}
+    found = under(tensors, f"{name}.")
+    check_tensors(wanted, found, name)
+    return [found[index] for index in wanted]
 
 
 def _as_bytes(document: Mapping[str, Any]) -> Tensor:

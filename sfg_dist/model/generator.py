@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from sfg_dist._version import __version__
@@ -29,21 +28,32 @@ from sfg_dist.data import Transform
 from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.conditions import ColumnSplit, finite_conditions, read_given
 from sfg_dist.data.naming import value_words
-from sfg_dist.errors import StoreError, TrainingError
+from sfg_dist.errors import DataError, DocumentError, StoreError, TrainingError
 from sfg_dist.folders import place_of
 from sfg_dist.model.calibrate import Calibration
 from sfg_dist.model.encoder import Encoder
-from sfg_dist.model.likelihood import Mass, batch_rows_of, mapped_log_density
+from sfg_dist.model.likelihood import MASS_FIELDS, Mass, batch_rows_of, mapped_log_density
 from sfg_dist.model.mlp import MLP, predict
 from sfg_dist.model.sampling import BLOCK_ROWS, draw_ranges, units
+from sfg_dist.model.saved import arrays_of, encoder_of, network_of, read_file, read_tensors
 from sfg_dist.objects import is_url
 from sfg_dist.plan import Stream, normal_rows
+from sfg_dist.reader import LONG_BYTES, check_fields, read_json
 from sfg_dist.store import Location
-from sfg_dist.values import whole_number
+from sfg_dist.values import printable, shown, whole_number
 
 FORMAT_VERSION = 1
 FAR_CONDITION = 8.0  # in the flow's coordinates, where a column's spread is 1
 TENSORS_NAME, JSON_NAME = "model.safetensors", "generator.json"
+_PARTS = ("network", "transform", "calibration", "encoder")
+_FIELDS = {
+    "network": dict,
+    "transform": dict,
+    "condition?": [str],
+    "job": dict,
+    "metrics": dict,
+    "encoder?": ({"network": dict, "mass": MASS_FIELDS}, None),
+}
 
 
 Given = Mapping[str, Any] | NDArray[Any] | None
@@ -390,62 +400,78 @@ class Generator:
         Raises:
             StoreError: there is no generator, or its files do not fit together.
         """
-        place, files = _find(place_of("path", path).rstrip("/"))
+        place, location = _find(place_of("path", path).rstrip("/"))
         try:
-            document = json.loads(files[JSON_NAME])
-            tensors = load(files[TENSORS_NAME])
-        except (ValueError, SafetensorError) as error:
-            raise StoreError(f"the generator in {place} cannot be read: {error}") from error
-        if document.get("format") != FORMAT_VERSION:
-            raise StoreError(
-                f"{place}/{JSON_NAME} has format {document.get('format')}, this version reads {FORMAT_VERSION}"
+            document = read_json(
+                location.read(JSON_NAME, LONG_BYTES),
+                JSON_NAME,
+                {"format": object},
+                max_bytes=LONG_BYTES,
+                allow_nan=True,
             )
-        try:
-            network = MLP(**document["network"])
-            network.load_state_dict(_part(tensors, "network."))
-            arrays = {name: tensor.numpy() for name, tensor in _part(tensors, "transform.").items()}
-            calibration = {name: tensor.numpy() for name, tensor in _part(tensors, "calibration.").items()}
-            encoder, mass = _load_encoder(document.get("encoder"), _part(tensors, "encoder."))
-            return cls(
-                network.eval(),
-                Transform.from_arrays(arrays, document["transform"]),
-                Calibration.from_arrays(calibration) if calibration else None,
-                document["job"],
-                document["metrics"],
-                condition=tuple(document.get("condition", ())),
-                encoder=encoder,
-                mass=mass,
-            )
-        except (KeyError, TypeError, RuntimeError, ValueError, IndexError) as error:
+            if document["format"] != FORMAT_VERSION:
+                raise StoreError(
+                    f"{place}/{JSON_NAME} has format {shown(document['format'])}, this version reads {FORMAT_VERSION}"
+                )
+            check_fields(document, _FIELDS, JSON_NAME)
+            return cls._of(document, read_tensors(read_file(location, TENSORS_NAME), TENSORS_NAME))
+        except (DocumentError, DataError) as error:
             raise StoreError(f"the generator in {place} is damaged or of another version: {error}") from error
 
+    @classmethod
+    def _of(cls, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Generator:
+        """The generator of a document and its tensors.
 
-def _find(path: str) -> tuple[str, dict[str, bytes]]:
-    """The place of a generator, ``path`` or ``path/model``, and its two files."""
+        Raises:
+            DocumentError, DataError: they do not fit together.
+        """
+        parts: dict[str, dict[str, Tensor]] = {name: {} for name in _PARTS}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            if part not in parts:
+                raise DocumentError(f"{TENSORS_NAME}: tensor {printable(name)} is of no part of a generator")
+            parts[part][rest] = tensor
+        arrays = {part: arrays_of(parts[part], part) for part in ("transform", "calibration")}
+        network = network_of(document["network"], parts["network"], "network")
+        transform = Transform.from_arrays(arrays["transform"], document["transform"])
+        split = ColumnSplit.of(transform, condition := tuple(document.get("condition", ())))
+        if (network.dim, network.num_conditions) != (len(split.targets), len(condition)):
+            raise DocumentError(
+                f"network: dim = {network.dim} and num_conditions = {network.num_conditions}, and the transform has "
+                f"{len(split.targets)} columns to draw and {len(condition)} that are given"
+            )
+        encoder, mass = None, None
+        if (saved := document.get("encoder")) is not None:
+            encoder, mass = encoder_of(saved["network"], parts["encoder"], "encoder"), Mass(**saved["mass"])
+            if encoder.dim != network.dim:
+                raise DocumentError(f"encoder: dim = {encoder.dim}, and the network's is {network.dim}")
+        return cls(
+            network,
+            transform,
+            Calibration.from_arrays(arrays["calibration"], network.dim) if arrays["calibration"] else None,
+            document["job"],
+            document["metrics"],
+            condition=condition,
+            encoder=encoder,
+            mass=mass,
+        )
+
+
+def _find(path: str) -> tuple[str, Location]:
+    """The place of a generator, ``path`` or ``path/model``, that has both files."""
     missing = JSON_NAME
     for place in (path, f"{path}/model"):
         if not is_url(place) and not Path(place).is_dir():
             continue
+        if place != path and not is_url(path):
+            Location(path).look("model")  # refuses a link, which a directory from elsewhere may hold
         location = Location(place)
-        files = {name: location.read(name) for name in (JSON_NAME, TENSORS_NAME)}
-        if files[JSON_NAME] is not None:
+        lacking = [name for name in (JSON_NAME, TENSORS_NAME) if not location.exists(name)]
+        if not lacking:
+            return place, location
+        if lacking == [TENSORS_NAME]:
             missing = TENSORS_NAME
-        if all(content is not None for content in files.values()):
-            return place, {name: content for name, content in files.items() if content is not None}
     raise StoreError(f"{path} holds no generator: {missing} is missing")
-
-
-def _load_encoder(document: Mapping[str, Any] | None, tensors: dict[str, Tensor]) -> tuple[Encoder | None, Mass | None]:
-    """The encoder and its mass; two None where the generator has none."""
-    if document is None:
-        return None, None
-    encoder = Encoder(**document["network"])
-    encoder.load_state_dict(tensors)
-    return encoder.eval(), Mass(**document["mass"])
-
-
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _finite(document: Any) -> Any:

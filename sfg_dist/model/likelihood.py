@@ -137,6 +137,10 @@ def _component_log_density(
     return log_scale + normaliser - 0.5 * (degrees + dim) * torch.log1p(distances / degrees)
 
 
+MASS_FIELDS = {**dict.fromkeys(("value", "standard_error", "plain", "plain_error"), float), "num_rows": int}
+"""Of a ``Mass`` in a document."""
+
+
 @dataclass(frozen=True)
 class Mass:
     """The integral of an encoder's density over all rows, 1 for a one-to-one map.

@@ -34,7 +34,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sfg_dist.errors import DocumentError
 from sfg_dist.model.interpolation import histogram, move_columns, moved_column, residuals
+from sfg_dist.model.saved import check_arrays
 
 MAX_MAPS = 24
 MAX_REFERENCE_ROWS = 200_000
@@ -135,24 +137,24 @@ class PairMaps:
         return {name: getattr(self, name) for name in ("columns", *_PairMap.ARRAYS)}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> PairMaps:
-        """The maps of saved arrays.
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], dim: int) -> PairMaps:
+        """The maps of saved arrays, of rows with so many columns.
 
         Raises:
-            ValueError: they do not fit together.
+            DocumentError: they do not fit together, or are of other rows.
         """
-        maps = cls(**arrays)
-        num_maps, num_windows = maps.centers.shape
-        shapes = {
-            "columns": (num_maps, 2), "means": (num_maps, num_windows), "spreads": (num_maps, num_windows),
-            "knots": (num_maps, maps.knots.shape[-1]), "shifts": (num_maps, num_windows, maps.knots.shape[-1]),
-        }  # fmt: skip
-        for name, shape in shapes.items():
-            if getattr(maps, name).shape != shape:
-                raise ValueError(f"the saved calibration is damaged: pair_{name} has shape {getattr(maps, name).shape}")
-        if num_windows < 2 or maps.knots.shape[-1] < 2 or (maps.columns < 0).any():
-            raise ValueError("the saved calibration is damaged: a map has fewer than two knots, or a column below 0")
-        return maps
+        if arrays.keys() != {"columns", *_PairMap.ARRAYS} or arrays["knots"].ndim != 2 or arrays["centers"].ndim != 2:
+            raise DocumentError(f"calibration: its maps of pairs are not {', '.join(('columns', *_PairMap.ARRAYS))}")
+        (num_maps, num_windows), num_knots = arrays["centers"].shape, arrays["knots"].shape[1]
+        columns, tables = arrays["columns"], {name: arrays[name] for name in _PairMap.ARRAYS}
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("centers", "means", "spreads"), (num_maps, num_windows))
+        shapes |= {"knots": (num_maps, num_knots), "shifts": (num_maps, num_windows, num_knots)}
+        check_arrays(tables, shapes, ("centers", "knots"), "calibration of pairs")
+        if columns.shape != (num_maps, 2) or columns.dtype != np.int64 or min(num_windows, num_knots) < 2:
+            raise DocumentError("calibration: a map of a pair has fewer than two knots, or is not of two columns")
+        if ((columns < 0) | (columns >= dim)).any() or (tables["spreads"] <= 0).any():
+            raise DocumentError(f"calibration: a map of a pair has a column beyond the {dim}, or a spread of 0")
+        return cls(**arrays)
 
 
 @dataclass(frozen=True, eq=False)

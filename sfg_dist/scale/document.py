@@ -8,12 +8,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sfg_dist.errors import ConfigError
+from sfg_dist.documents import parse_document
+from sfg_dist.errors import ConfigError, DocumentError
 from sfg_dist.objects import is_url
+from sfg_dist.reader import LONG_BYTES, read_json
 from sfg_dist.store import Location
 
 FOLDER = "scale"
 LOAD = "load average before a run"  # among the facts
+RUN_FIELDS = {
+    **dict.fromkeys(("stage", "mode"), str), "num_workers": range(1, 1 << 30), "repeat?": int, "wall_s": float,
+    "rows?": float, "parts_s?": {str: float},
+}  # fmt: skip
+"""What is asked of a run."""
+_TIMES = ("wall_s", "wall_s_low", "wall_s_high")
+_FIELDS = {
+    "summary": {str: [{"num_workers": int, "rows": float, **dict.fromkeys(_TIMES, float)}]},
+    "runs": [RUN_FIELDS], "job": str, "facts": dict,
+}  # fmt: skip
 NOT_KEYS = ("num_actors", "address", "notice_s", "price_per_hour")  # of a run: they do not change it
 
 
@@ -36,7 +48,7 @@ def compare_studies(first: str | Path, second: str | Path) -> dict[str, Any]:
         others = {entry["num_workers"]: entry for entry in studies[1]["summary"].get(case, ())}
         for one in studies[0]["summary"][case]:
             other = others.get(one["num_workers"])
-            if other is not None:
+            if other is not None and other["rows"] > 0 < min(one[name] for name in _TIMES):
                 share = one["rows"] / other["rows"]
                 entries.append(
                     {
@@ -51,7 +63,7 @@ def compare_studies(first: str | Path, second: str | Path) -> dict[str, Any]:
                 )
     if not entries:
         raise ConfigError(f"{first} and {second} have no stage with as many workers in common")
-    differences = _differences(*(tomllib.loads(one["job"]) for one in studies))
+    differences = _differences(*(parse_document(one["job"], "its job") for one in studies))
     differences += _differences(*({"facts": one["facts"]} for one in studies))
     return {"of": str(first), "cases": entries, "differences": differences}
 
@@ -61,11 +73,16 @@ def _differences(*jobs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     keys = [
         (table, key)
         for table in sorted(jobs[0].keys() | jobs[1].keys())
-        for key in sorted(jobs[0].get(table, {}).keys() | jobs[1].get(table, {}).keys())
+        for key in sorted(_table(jobs[0], table).keys() | _table(jobs[1], table).keys())
         if table != "output" and key not in (*NOT_KEYS, LOAD)
     ]
-    values = [(table, key, *(job.get(table, {}).get(key) for job in jobs)) for table, key in keys]
+    values = [(table, key, *(_table(job, table).get(key) for job in jobs)) for table, key in keys]
     return [f"{table}.{key}: {one} -> {other}" for table, key, one, other in values if one != other]
+
+
+def _table(job: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = job.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def write_study(place: str, document: Mapping[str, Any]) -> None:
@@ -94,12 +111,12 @@ def read_study(path: str | Path) -> dict[str, Any]:
     if is_url(folder) or Path(folder or ".").is_dir():
         location = Location(folder or ".")
         for candidate in (name, f"{FOLDER}/{name}"):
-            if (content := location.read(candidate)) is None:
+            if (content := location.read(candidate, LONG_BYTES)) is None:
                 continue
             try:
-                document: dict[str, Any] = json.loads(content)
-                document["summary"], document["runs"], document["job"]
+                document: dict[str, Any] = read_json(content, "it", _FIELDS, max_bytes=LONG_BYTES, allow_nan=True)
+                parse_document(document["job"], "its job")
                 return document
-            except (ValueError, KeyError, TypeError) as error:
-                raise ConfigError(f"{folder}/{candidate} is no scaling study: {error!r}") from None
+            except (DocumentError, ConfigError) as error:
+                raise ConfigError(f"{folder}/{candidate} is no scaling study: {error}") from None
     raise ConfigError(f"{path} holds no scale.json: run `sfg scale` first")

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from sfg_dist.distributed.simulation import Costs, Limits, simulate
-from sfg_dist.errors import ConfigError
+from sfg_dist.errors import ConfigError, DocumentError
+from sfg_dist.reader import check_fields
 
 LEAST_SHARDS, LEAST_JOB_S = 20, 300.0  # a worker's, in a prediction: a job is long enough to be worth a cluster
 MAX_SHARDS = 60_000  # of a prediction: the loop is the real one and takes its time
@@ -54,7 +55,23 @@ def _label_runs(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     runs = [run for run in document["runs"] if run["stage"] == "label"]
     if not runs:
         raise ConfigError("the study has no label runs to take costs from: run `sfg scale --stages label` first")
+    try:
+        check_fields(runs, [_LABEL_RUN], "the label runs of the study")
+    except DocumentError as error:
+        raise ConfigError(str(error)) from None
+    for run in runs:
+        times = [*run["shard_s"], *run["parts_s"].values(), run["warm_up_s"], run["driver_s"]]
+        if not run["shard_s"] or not 0 <= min(times) <= max(times) <= _LONGEST_S:
+            raise ConfigError(f"the label runs of the study: times must lie within 0 and {_LONGEST_S:,.0f} seconds")
     return runs
+
+
+_LONGEST_S = 1e6
+_LABEL_RUN = {
+    "num_workers": range(1, MAX_SHARDS),
+    **dict.fromkeys(("warm_up_s", "driver_s"), float), "num_shards": range(1, MAX_SHARDS), "shard_s": [float],
+    "parts_s": dict.fromkeys(("start", "load", "write"), float),
+}  # fmt: skip
 
 
 def slowdown(document: Mapping[str, Any]) -> float:

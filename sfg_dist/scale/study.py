@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,14 +23,14 @@ from typing import Any
 
 from sfg_dist.config import Job, resolve_job
 from sfg_dist.data import Prepared
-from sfg_dist.errors import ConfigError
+from sfg_dist.errors import ConfigError, DocumentError
 from sfg_dist.objects import is_url
 from sfg_dist.output import Listener, OutputDirectory
 from sfg_dist.pipeline import Pipeline, as_job
 from sfg_dist.planning import check_job, identity_of_keys, versions
-from sfg_dist.scale.document import FOLDER, LOAD, NOT_KEYS, write_study
+from sfg_dist.reader import LONG_BYTES, read_json
+from sfg_dist.scale.document import FOLDER, LOAD, NOT_KEYS, RUN_FIELDS, write_study
 from sfg_dist.scale.fits import efficiencies, fit_laws
-from sfg_dist.store import Location
 from sfg_dist.table_plan import prepare_table
 from sfg_dist.train_run import fit_settings
 
@@ -138,6 +137,7 @@ class Study(OutputDirectory):
             for mode in self.modes
             for number in (reversed(self.workers) if repeat % 2 else self.workers)
         ]
+        self.require_own()
         with self.stage("scale", runs=len(cases)):
             self._clear(self._work)  # of a study that was killed
             self._cluster = self._shape()
@@ -188,12 +188,13 @@ class Study(OutputDirectory):
 
     def _kept(self, case: Case) -> dict[str, Any] | None:
         try:
-            record: dict[str, Any] = json.loads(self.output.read(f"{FOLDER}/runs/{case.name}.json") or b"")
-            if record.pop("keys") != json.loads(json.dumps(self._keys(case))):
-                return None
-        except (ValueError, KeyError):
+            content = self.output.read(f"{FOLDER}/runs/{case.name}.json", LONG_BYTES)
+            record: dict[str, Any] = read_json(
+                content, case.name, {"keys": dict, **RUN_FIELDS}, max_bytes=LONG_BYTES, allow_nan=True
+            )
+        except DocumentError:
             return None
-        return record
+        return None if record.pop("keys") != json.loads(json.dumps(self._keys(case))) else record
 
     def _all_kept(self) -> list[dict[str, Any]]:
         """Records of this job, those of earlier calls with other numbers too."""
@@ -313,12 +314,7 @@ class Study(OutputDirectory):
         return self._prepared
 
     def _clear(self, folder: str) -> None:
-        if not is_url(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            return
-        location = Location(folder)
-        for entry in list(location.list()):
-            location.delete(entry.key)
+        self.output.clear(folder.removeprefix(f"{self.url}/"))
 
     def _document(self, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         summary, fit = {}, {}

@@ -4,7 +4,8 @@ from sfg_dist.objects import reason_of
 from sfg_dist.store.arrays import object_bytes
 from sfg_dist.store.create import create_store, extend_store, mend_frame
 from sfg_dist.store.frame import Frame, RowBlocks, metadata_bytes, store_bytes
-from sfg_dist.store.location import Entry, Location
+from sfg_dist.store.local import Entry
+from sfg_dist.store.location import Location
 from sfg_dist.store.pairs import Pairs, open_pairs
 from sfg_dist.store.repair import repair_store, sweep_partials
 from sfg_dist.store.rows import read_ranges, read_rows

@@ -102,8 +102,8 @@ class Layout:
         encoded = content.get(f"a/{self.object_key(0)}")
         return None if encoded is None else encoded.to_bytes()
 
-    def decode(self, content: bytes) -> NDArray[Any]:
-        """All rows of an object.
+    def decode(self, content: bytes, first: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Rows ``first`` to ``stop`` of an object, by default all that it has room for.
 
         Raises:
             ValueError: a checksum does not fit, or it is not an object of this array.
@@ -113,7 +113,7 @@ class Layout:
         stored, array = self._one_object()
         stored[f"a/{self.object_key(0)}"] = default_buffer_prototype().buffer.from_bytes(content)
         try:
-            return np.asarray(array[...])
+            return np.asarray(array[first:stop] if self.shape else array[...])
         except Exception as error:  # numcodecs and zarr raise anything here, from RuntimeError to struct.error
             raise ValueError(str(error).strip().split("\n")[0] or type(error).__name__) from error
 

@@ -6,18 +6,27 @@ A record is sealed with a digest of its own, so an edited one commits nothing, a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.errors import StoreError
+from sfg_dist.errors import DocumentError, StoreError
 from sfg_dist.plan import Plan, unseal
+from sfg_dist.reader import MAX_BYTES, MAYBE_NAN, check_fields, read_json
 from sfg_dist.store.arrays import ARRAYS, object_bytes, object_key, object_rows, row_digest, shard_layout
+from sfg_dist.store.location import Location
 
 Record = dict[str, Any]
+_FIELDS = {
+    "shard": int, "rows": [int], "run_id": str,
+    "objects": {name: {"key": str, "bytes": int, "sha256": str} for name in ARRAYS},
+    "device?": (str, None), "host?": (str, None), "pid?": (int, None), "attempt?": int, "seconds?": float,
+    "finished?": float, "evaluations?": float, "pairs?": float, "tolerance_reached?": MAYBE_NAN,
+    "step_control_exceeded?": int,
+}  # fmt: skip
 
 
 def commit_key(shard: int) -> str:
@@ -25,24 +34,46 @@ def commit_key(shard: int) -> str:
     return f"commits/{shard:08d}.json"
 
 
+def find_record(location: Location, plan: Plan, shard: int) -> Record | None:
+    """The commit record that lies in a store, as ``parse_record`` has it."""
+    return parse_record(plan, shard, location.read(commit_key(shard), MAX_BYTES))
+
+
+def find_records(location: Location, plan: Plan, shards: Sequence[int]) -> Iterator[tuple[int, Record]]:
+    """Those of many shards; what commits nothing is left out."""
+    contents = location.read_many(map(commit_key, shards), MAX_BYTES)
+    for shard, (_, content) in zip(shards, contents, strict=True):
+        if (record := parse_record(plan, shard, content)) is not None:
+            yield shard, record
+
+
 def parse_record(plan: Plan, shard: int, content: bytes | None) -> Record | None:
     """A commit record, None where there is none, or one that commits nothing: torn, edited, or of another plan."""
-    if content is None:
-        return None
     try:
-        record = unseal(content)
-        objects = record["objects"]
-        size = object_bytes(plan, shard)
-        fits = (
-            record["shard"] == shard
-            and record["rows"] == list(plan.shard_range(shard))
-            and record["run_id"] == plan.record_run_ids[plan.record_of(shard)]
-            and all(objects[name]["key"] == object_key(plan, name, shard) for name in ARRAYS)
-            and all(objects[name]["bytes"] == size and len(objects[name]["sha256"]) == 64 for name in ARRAYS)
-        )
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return None if content is None else read_record(plan, shard, content)
+    except DocumentError:
         return None
-    return record if fits else None
+
+
+def read_record(plan: Plan, shard: int, content: bytes) -> Record:
+    """A commit record.
+
+    Raises:
+        DocumentError: it commits nothing; the message says why.
+    """
+    record = unseal(content, MAX_BYTES)
+    check_fields(record, _FIELDS, "it")
+    objects, size = record["objects"], object_bytes(plan, shard)
+    fits = (
+        record["shard"] == shard
+        and record["rows"] == list(plan.shard_range(shard))
+        and record["run_id"] == plan.record_run_ids[plan.record_of(shard)]
+        and all(objects[name]["key"] == object_key(plan, name, shard) for name in ARRAYS)
+        and all(objects[name]["bytes"] == size and len(objects[name]["sha256"]) == 64 for name in ARRAYS)
+    )
+    if not fits:
+        raise DocumentError("it is of another shard or another plan")
+    return record
 
 
 @dataclass(frozen=True)
@@ -88,7 +119,7 @@ def stored_digest(plan: Plan, shard: int, content: bytes) -> str:
     if len(content) != object_bytes(plan, shard):
         raise ValueError(f"it has {len(content)} bytes, expected {object_bytes(plan, shard)}")
     first, stop = object_rows(plan, shard)
-    return row_digest(shard_layout(plan).decode(content)[first:stop])
+    return row_digest(shard_layout(plan).decode(content, first, stop))
 
 
 def make_record(plan: Plan, shard: int, content: ShardContent, provenance: Mapping[str, Any]) -> Record:
@@ -109,5 +140,5 @@ def make_record(plan: Plan, shard: int, content: ShardContent, provenance: Mappi
         "objects": objects,
     }
     # As it reads back, so that a caller gets the same whether this attempt or another one made it.
-    parsed: Record = json.loads(json.dumps(record))
+    parsed: Record = read_json(json.dumps(record), f"the commit record of shard {shard}", _FIELDS, allow_nan=True)
     return parsed

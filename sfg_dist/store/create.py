@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from sfg_dist.errors import ConfigError, PlanMismatchError, StoreError
 from sfg_dist.plan import Plan, fingerprint_of_blocks
-from sfg_dist.store.commits import parse_record
-from sfg_dist.store.frame import MANIFEST_KEY, Frame, RowBlocks, extension_objects, sha256, write_frame
+from sfg_dist.store.commits import find_record
+from sfg_dist.store.frame import FORMAT_NAME, MANIFEST_KEY, Frame, RowBlocks, extension_objects, sha256, write_frame
 from sfg_dist.store.location import Location
 from sfg_dist.store.pairs import COMMIT_NAME, OTHERWISE, Pairs, shard_of_commit
+from sfg_dist.store.parts import attributes_of
 from sfg_dist.store.records import create_record, extension_record, keep_copy, read_plan, record_key
 
 
@@ -48,9 +49,11 @@ def create_store(
         The open store.
 
     Raises:
+        ConfigError: the store would have too many shards.
         PlanMismatchError: another plan made the store; the message shows the difference.
         StoreError: the place cannot be written, or the reference is not the one that the plan was made for.
     """
+    plan.check_size()
     location = Location(url, create=True)
     frame = Frame(reference, transform_arrays, transform_metadata, queries, make_order)
     existing = read_plan(location)
@@ -67,6 +70,7 @@ def create_store(
 
 
 def _lay_out(location: Location, plan: Plan, frame: Frame) -> Plan:
+    _require_own(location)
     _require_no_commits(location, plan)
     digest = write_frame(
         location, plan, _checked(location, plan, frame), is_settled=lambda: location.exists(record_key(0))
@@ -98,13 +102,29 @@ def _checked(location: Location, plan: Plan, frame: Frame) -> Frame:
     return frame
 
 
+def _require_own(location: Location) -> None:
+    """Refuse to lay out a store over what something else has made.
+
+    Raises:
+        ConfigError: something else is there.
+    """
+    found = next(location.list(), None)
+    if found is None or location.exists(MANIFEST_KEY):
+        return
+    if not str(attributes_of(location).get("format", "")).startswith(FORMAT_NAME):
+        raise ConfigError(
+            f"{location.url} holds something else than pairs, such as {found.key!r}, which is kept: choose another "
+            f"output.dir"
+        )
+
+
 def _require_no_commits(location: Location, plan: Plan) -> None:
     """Refuse to lay out a store over the shards of a lost plan, unless they are this plan's own."""
     for entry in location.list("commits"):
         shard = shard_of_commit(plan, entry.key)
         if COMMIT_NAME.fullmatch(entry.key) is None:
             continue
-        if shard is None or parse_record(plan, shard, location.read(entry.key)) is None:
+        if shard is None or find_record(location, plan, shard) is None:
             raise PlanMismatchError(
                 f"{location.url} holds commits of another plan, whose records {record_key(0)} and "
                 f"{record_key(0, copy=True)} are lost: bring one back from a backup, or choose another output.dir"
@@ -169,6 +189,7 @@ def extend_store(url: str | Path, num_pairs: int) -> Pairs:
     if num_pairs == plan.num_pairs and plan.earlier_ends and missing:
         return pairs
     extended = plan.extended(num_pairs)
+    extended.check_size()
     if missing:
         pairs.require_complete()
     record = len(extended.ends) - 1

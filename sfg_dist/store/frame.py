@@ -10,21 +10,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.errors import StoreError
+from sfg_dist.errors import DocumentError, StoreError
 from sfg_dist.plan import REFERENCE_BLOCK_ROWS, Plan
+from sfg_dist.reader import LONG_BYTES, read_json
 from sfg_dist.store import arrays
 from sfg_dist.store.arrays import ARRAYS, Layout, group_metadata, names_objects, record_layout, record_prefix
 from sfg_dist.store.location import Location
 
 MANIFEST_KEY = "frame.json"
 FORMAT_NAME = "sfg_dist.pairs"
+OBJECT_NAME = re.compile(r"[^/]+/(.+/)?(zarr\.json|c(/\d+)+)")
+"""What Zarr calls the objects of a group's members."""
 
 Object = tuple[str, bytes]
 
@@ -278,14 +283,17 @@ def write_frame(location: Location, plan: Plan, frame: Frame, *, is_settled: Cal
             entries.append({"key": key, "bytes": len(content), "sha256": sha256(content)})
             yield key, content
 
-    if not location.write_many(noted(), is_settled=is_settled):
-        return None
+    # The group's metadata first, by itself: they say that what else is there is a store's.
+    objects = noted()
+    for some in (islice(objects, 1), objects):
+        if not location.write_many(some, is_settled=is_settled):
+            return None
     # What a frame that was cut off left, if it was another job's. Never latents or labels: while this driver was laying
     # out, another one of the same job may have begun to label.
     keys = {entry["key"] for entry in entries}
     for name in ("reference", "queries", "transform", "column"):
         for found in location.list(name):
-            if found.key not in keys:
+            if found.key not in keys and OBJECT_NAME.fullmatch(found.key):
                 if is_settled():
                     return None
                 location.delete(found.key)
@@ -299,11 +307,15 @@ def read_manifest(location: Location, plan: Plan) -> dict[str, dict[str, Any]]:
     Raises:
         StoreError: the manifest is missing, or is not the one that the plan names.
     """
-    content = location.read(MANIFEST_KEY)
+    content = location.read(MANIFEST_KEY, LONG_BYTES)
     if content is None or sha256(content) != plan.frame:
         state = "is missing" if content is None else "was changed: its digest is not the one in the plan"
         raise StoreError(f"{location.url}/{MANIFEST_KEY} {state}; run `sfg verify` and `sfg repair` on the store")
-    return {entry["key"]: entry for entry in json.loads(content)}
+    try:
+        entries = read_json(content, "it", [{"key": str, "bytes": int, "sha256": str}], max_bytes=LONG_BYTES)
+    except DocumentError as error:
+        raise StoreError(f"{location.url}/{MANIFEST_KEY} is no manifest of a frame: {error}") from None
+    return {entry["key"]: entry for entry in entries}
 
 
 def check_frame(location: Location, plan: Plan) -> None:

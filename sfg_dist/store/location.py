@@ -1,26 +1,30 @@
 """A directory or an object store behind one small interface: the protocol needs no more than this.
 
-Every write is one request: a create is atomic on both, because obstore links a finished temporary file into place
-locally and sends a conditional PUT to an object store; a write replaces an object whole or not at all; a replacement
-happens only where the object is still the version that was seen (If-Match; locally under a lock on its directory).
-Nothing is sent in parts, which have no conditional form.
+Every write is one request: a create is atomic on both, because a finished temporary file is linked into place locally
+and a conditional PUT is sent to an object store; a write replaces an object whole or not at all; a replacement happens
+only where the object is still the version that was seen (If-Match; locally under a lock on its directory). Nothing is
+sent in parts, which have no conditional form.
+
+All that this package reads and writes below an output directory goes through here. Locally no link is followed on the
+way (see ``local.py``): directories come from anywhere, and a link in one may lead into the user's home.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from sfg_dist.errors import ConfigError, StoreError, StoreFullError, StoreUnavailableError
+from sfg_dist.errors import ConfigError, StoreError, StoreFullError, StoreLinkError, StoreUnavailableError
 from sfg_dist.objects import is_url, open_objects, reason_of, trouble_of, without_secrets
+from sfg_dist.store.local import STAGING_NAME, Entry, LinkError, LocalFiles, entry_of
+from sfg_dist.values import printable
 
 if TYPE_CHECKING:
     from zarr.storage import ObjectStore
@@ -29,24 +33,6 @@ NUM_THREADS = 16
 """Requests in flight where many objects are read."""
 NUM_WRITERS = 4
 """Requests in flight where many objects are written; each holds its object in memory."""
-STAGING_NAME = re.compile(r".+#\d+")
-"""What obstore calls a file until it is whole; its listing leaves such names out."""
-
-
-class Entry(NamedTuple):
-    """An object as a look or a listing sees it.
-
-    Attributes:
-        key: its name below the location.
-        bytes: its size.
-        modified: when it was last written, seconds since 1970 by the store's clock.
-        version: changes when the object does (an entity tag).
-    """
-
-    key: str
-    bytes: int
-    modified: float
-    version: str
 
 
 class Location:
@@ -62,8 +48,6 @@ class Location:
     """
 
     def __init__(self, url: str | Path, *, create: bool = False) -> None:
-        import obstore.store
-
         self.url = without_secrets(str(url)).rstrip("/") or "/"
         self.root: Path | None = None
         if is_url(url):
@@ -74,14 +58,19 @@ class Location:
                     raise ConfigError(str(error)) from error
         else:
             self.root = Path(url).absolute()
+            self._files = LocalFiles(self.root)
             with self._errors("create", ""):
                 if create:
                     _make_folder(self.root)
-                self._store = obstore.store.LocalStore(prefix=self.root)
+                elif not self.root.is_dir():
+                    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self.root))
 
     def exists(self, key: str) -> bool:
-        """Whether an object is there."""
-        return self.look(key) is not None
+        """Whether an object is there, or a link in its place."""
+        try:
+            return self.look(key) is not None
+        except StoreLinkError:
+            return True
 
     def size(self, key: str) -> int | None:
         """Bytes of an object, None where there is none."""
@@ -89,31 +78,57 @@ class Location:
         return entry.bytes if entry else None
 
     def look(self, key: str) -> Entry | None:
-        """Size, age and version of an object, None where there is none."""
+        """Size, age and version of an object, None where there is none.
+
+        Raises:
+            StoreLinkError: it is a link, or lies behind one.
+        """
         import obstore
 
         try:
             with self._errors("look at", key, may_be_absent=True):
+                if self.root is not None:
+                    return self._files.look(key)
                 return _entry(obstore.head(self._store, key))
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def read(self, key: str) -> bytes | None:
-        """An object's bytes, None where there is none."""
+    def read(self, key: str, most: int | None = None) -> bytes | None:
+        """An object's bytes, None where there is none; of one larger than ``most``, only ``most + 1`` bytes.
+
+        Raises:
+            StoreLinkError: it is a link, or lies behind one.
+        """
         import obstore
 
         try:
             with self._errors("read", key, may_be_absent=True):
-                return bytes(obstore.get(self._store, key).bytes())
+                if self.root is not None:
+                    return self._files.read(key, None if most is None else most + 1)
+                found = obstore.get(self._store, key)
+                if most is not None and found.meta["size"] > most:
+                    return bytes(obstore.get_range(self._store, key, start=0, length=most + 1))
+                return bytes(found.bytes())
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def read_many(self, keys: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
-        """(key, bytes) of many objects, read by a few threads at once, in the order of the keys."""
+    def beginning(self, key: str, most: int) -> bytes | None:
+        """The first bytes of an object, None where there is none; an object store gives all of them."""
+        if self.root is None:
+            return self.read(key)
+        with (
+            suppress(FileNotFoundError, NotADirectoryError),
+            self._errors("read", key, may_be_absent=True),
+        ):
+            return self._files.read(key, most)
+        return None
+
+    def read_many(self, keys: Iterable[str], most: int | None = None) -> Iterator[tuple[str, bytes | None]]:
+        """(key, bytes) of many objects as ``read`` gives them, by a few threads at once, in the order of the keys."""
         with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="read") as pool:
             waiting: deque[tuple[str, Future[bytes | None]]] = deque()
             for key in keys:
-                waiting.append((key, pool.submit(self.read, key)))
+                waiting.append((key, pool.submit(self.read, key, most)))
                 if len(waiting) >= 4 * NUM_THREADS:
                     first, future = waiting.popleft()
                     yield first, future.result()
@@ -125,8 +140,23 @@ class Location:
         import obstore
 
         with self._errors("write", key):
-            obstore.put(self._store, key, content, use_multipart=False)
+            if self.root is not None:
+                self._files.write(key, content)
+            else:
+                obstore.put(self._store, key, content, use_multipart=False)
         self.flush(key)
+
+    def append(self, key: str, content: bytes, *, is_lines: bool = False) -> None:
+        """Add to the end of a local file, made if it is not there: all of it, or nothing. Objects have no such thing.
+
+        Args:
+            key: the file.
+            content: what is added.
+            is_lines: begin a new line where the last one is torn.
+        """
+        assert self.root is not None
+        with self._errors("write", key):
+            self._files.append(key, content, is_lines=is_lines)
 
     def write_many(self, objects: Iterable[tuple[str, bytes]], *, is_settled: Callable[[], bool] | None = None) -> bool:
         """``write`` many objects, a few at once; as many of them are in memory.
@@ -175,6 +205,8 @@ class Location:
 
         try:
             with self._errors("create", key):
+                if self.root is not None:
+                    return self._files.create(key, content)
                 obstore.put(self._store, key, content, mode="create", use_multipart=False)
         except AlreadyExistsError:
             return False
@@ -186,63 +218,80 @@ class Location:
         from obstore.exceptions import PreconditionError
 
         try:
-            with self._errors("replace", seen.key, may_be_absent=True), self._alone(seen.key):
+            with self._errors("replace", seen.key, may_be_absent=True):
+                if self.root is not None:
+                    return self._files.replace(seen, content)
                 facts = obstore.head(self._store, seen.key)
                 if _entry(facts).version != seen.version:
                     return False
                 # Google's stores compare the number of the version, the others the entity tag.
-                if_match = {name: facts[name] for name in ("e_tag", "version") if facts[name] is not None}
-                mode: Any = "overwrite" if self.root is not None else if_match
-                obstore.put(self._store, seen.key, content, mode=mode, use_multipart=False)
+                if_match: Any = {name: facts[name] for name in ("e_tag", "version") if facts[name] is not None}
+                obstore.put(self._store, seen.key, content, mode=if_match, use_multipart=False)
                 return True
-        except (PreconditionError, FileNotFoundError):
+        except (PreconditionError, FileNotFoundError, NotADirectoryError):
             return False
 
     def delete(self, key: str) -> None:
-        """Remove an object; none there is fine."""
+        """Remove an object; none there is fine. A link in its place stays."""
         import obstore
 
-        with suppress(FileNotFoundError), self._errors("delete", key, may_be_absent=True), self._alone(key):
-            obstore.delete(self._store, key)
-        self._remove_empty_folders(key)
+        with (
+            suppress(FileNotFoundError, NotADirectoryError),
+            self._errors("delete", key, may_be_absent=True),
+        ):
+            if self.root is not None:
+                self._files.delete(key)
+            else:
+                obstore.delete(self._store, key)
+
+    def clear(self, prefix: str) -> None:
+        """Remove all objects under a prefix, and what was left half written there."""
+        for entry in [*self.list(prefix), *self.partials(prefix)]:
+            self.delete(entry.key)
 
     def move(self, key: str, to: str) -> None:
-        """Give an object another name; what is there already is replaced."""
+        """Give an object another name; what is there already is replaced. A link is moved as a link."""
         import obstore
 
         with self._errors("move", key):
-            obstore.rename(self._store, key, to)
+            if self.root is not None:
+                self._files.move(key, to)
+            else:
+                obstore.rename(self._store, key, to)
         self.flush(to)
-        self._remove_empty_folders(key)
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        """The objects under a prefix, a whole name between slashes; staging files are not among them."""
+        """The objects under a prefix, a whole name between slashes; staging files and links are not among them."""
         import obstore
 
         with self._errors("list", prefix):
+            if self.root is not None:
+                for found in self._files.walk(prefix):
+                    if not found.oddity and not STAGING_NAME.fullmatch(found.key.rpartition("/")[2]):
+                        yield entry_of(found.key, found.facts)
+                return
             for batch in obstore.list(self._store, prefix or None):
                 for entry in batch:
                     yield _entry(entry)
 
-    def partials(self) -> Iterator[Entry]:
+    def oddities(self, prefix: str = "") -> Iterator[tuple[str, str]]:
+        """(key, what it is) of links, pipes and the like, which nothing here touches. Object stores have none."""
+        if self.root is not None:
+            with self._errors("list", prefix):
+                yield from ((found.key, found.oddity) for found in self._files.walk(prefix) if found.oddity)
+
+    def partials(self, prefix: str = "") -> Iterator[Entry]:
         """Files that a killed writer left half written: their names end in # and a number. Object stores have none."""
-        if self.root is None:
-            return
-        for folder, _, names in os.walk(self.root):
-            for name in names:
-                if STAGING_NAME.fullmatch(name):
-                    path = Path(folder, name)
-                    with suppress(FileNotFoundError):
-                        facts = path.stat()
-                        key = path.relative_to(self.root).as_posix()
-                        yield Entry(key, facts.st_size, facts.st_mtime, f"{facts.st_ino}-{facts.st_mtime_ns}")
+        if self.root is not None:
+            with self._errors("list", prefix):
+                for found in self._files.walk(prefix):
+                    if not found.oddity and STAGING_NAME.fullmatch(found.key.rpartition("/")[2]):
+                        yield entry_of(found.key, found.facts)
 
     def remove_partial(self, entry: Entry) -> None:
         """Remove a file of ``partials``."""
-        assert self.root is not None
         assert STAGING_NAME.fullmatch(Path(entry.key).name)
-        with self._errors("delete", entry.key):
-            (self.root / entry.key).unlink(missing_ok=True)
+        self.delete(entry.key)
 
     def now(self) -> float:
         """Seconds since 1970, to compare with ``Entry.modified``."""
@@ -252,45 +301,19 @@ class Location:
         """On a local disk, wait until an object and the directories that lead to it have reached it."""
         if self.root is None:
             return
-        path = self.root / key
         with self._errors("flush", key):
-            _fsync(path)
-            # All levels, not only the ones that this writer made: another may have made them a moment ago, unflushed.
-            for folder in path.parents:
-                _fsync(folder)
-                if folder == self.root:
-                    break
+            self._files.flush(key)
 
     def zarr_store(self, *, read_only: bool = False) -> ObjectStore:
         """The same place as zarr sees it."""
+        import obstore.store
         from zarr.storage import ObjectStore
 
-        return ObjectStore(self._store, read_only=read_only)
-
-    def _remove_empty_folders(self, key: str) -> None:
-        """Locally, remove the directories that held only this object: Zarr takes them for damaged arrays."""
-        if self.root is not None:
-            with suppress(OSError):  # not empty
-                for folder in (self.root / key).parents:
-                    if folder == self.root:
-                        break
-                    folder.rmdir()
-
-    @contextmanager
-    def _alone(self, key: str) -> Iterator[None]:
-        """Locally, hold the lock of an object's directory, which ends with the process that holds it."""
         if self.root is None:
-            yield
-            return
-        import fcntl
+            return ObjectStore(self._store, read_only=read_only)
+        from sfg_dist.store.unlinked import UnlinkedStore
 
-        folder = os.open((self.root / key).parent, os.O_RDONLY)
-        try:
-            with suppress(OSError):  # a file system without locks: the version is compared all the same
-                fcntl.flock(folder, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(folder)
+        return UnlinkedStore(obstore.store.LocalStore(prefix=self.root), self._files, read_only=read_only)
 
     @contextmanager
     def _errors(self, verb: str, key: str, *, may_be_absent: bool = False) -> Iterator[None]:
@@ -305,8 +328,9 @@ class Location:
             if may_be_absent and isinstance(error, FileNotFoundError | NotADirectoryError):
                 raise
             kinds = {"full": StoreFullError, "unavailable": StoreUnavailableError, "other": StoreError}
-            place = f"{self.url}/{key}".rstrip("/")
-            raise kinds[trouble_of(error)](f"cannot {verb} {place}: {reason_of(error)}") from error
+            kind = StoreLinkError if isinstance(error, LinkError) else kinds[trouble_of(error)]
+            place = printable(f"{self.url}/{key}".rstrip("/"))
+            raise kind(f"cannot {verb} {place}: {reason_of(error)}") from error
 
 
 def _entry(facts: Any) -> Entry:

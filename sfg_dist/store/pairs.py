@@ -40,8 +40,10 @@ from sfg_dist.errors import IncompleteStoreError, PlanMismatchError, StoreError,
 from sfg_dist.folders import place_of
 from sfg_dist.objects import is_url, reason_of, trouble_of
 from sfg_dist.plan import Plan, fingerprint_of_blocks
+from sfg_dist.reader import LONG_BYTES, read_json
 from sfg_dist.store.arrays import ARRAYS, object_bytes, object_key, record_layout, record_prefix
-from sfg_dist.store.commits import Record, ShardContent, commit_key, parse_record
+from sfg_dist.store.checked import check_declared, checked_store
+from sfg_dist.store.commits import Record, ShardContent, commit_key, find_record, find_records
 from sfg_dist.store.frame import check_frame
 from sfg_dist.store.location import Location
 from sfg_dist.store.records import PLAN_KEY, read_plan
@@ -52,7 +54,10 @@ if TYPE_CHECKING:
     import dask.array as da
     import zarr
 
+UNREADABLE_METADATA = (json.JSONDecodeError, UnicodeError, RecursionError, TypeError, KeyError, AttributeError)
 OTHERWISE = "version 0.1.0, which made the store, read or transformed some tables otherwise"
+FREE_BYTES = 64 << 20
+"""Of an array that may be all fill value, as a transform's offsets are; a larger one must be stored."""
 COMMIT_NAME = re.compile(r"commits/(\d{8,})\.json")
 OBJECT_NAME = re.compile(r"(?:extensions/(\d{4})/)?(latents|labels)/c/(\d+)/0")
 """Rows read at once to check a table that may be larger than memory."""
@@ -80,6 +85,8 @@ def open_pairs(path: str | Path, *, from_copies: bool = False) -> Pairs:
     for candidate in (text, f"{text}/pairs.zarr"):
         if not is_url(candidate) and not Path(candidate).is_dir():
             continue
+        if candidate != text and not is_url(text):
+            Location(text).look("pairs.zarr")  # refuses a link, which a directory from elsewhere may hold
         location = Location(candidate)
         if (plan := read_plan(location, from_copies=from_copies)) is not None:
             return Pairs(location, plan)
@@ -104,11 +111,11 @@ class Pairs:
 
     @cached_property
     def group(self) -> zarr.Group:
-        """The Zarr group itself."""
+        """The Zarr group itself, of format 3; what is read of it is looked at by ``CheckedStore``."""
         import zarr
 
         with self._reading("zarr.json"):
-            return zarr.open_group(self.location.zarr_store(), mode="r+")
+            return zarr.open_group(checked_store(self.location), mode="r+", zarr_format=3)
 
     # Rows.
 
@@ -210,8 +217,11 @@ class Pairs:
         """The column transform: its arrays and its metadata."""
         with self._reading("transform"):
             group = self.group["transform"]
-            arrays = {name: np.asarray(array[...]) for name, array in group.arrays()}  # type: ignore[union-attr]
-            return arrays, json.loads(str(group.attrs["metadata"]))
+            members = dict(group.arrays())  # type: ignore[union-attr]
+            for name, array in members.items():
+                self._check_declared(f"transform/{name}", array)
+            arrays = {name: np.asarray(array[...]) for name, array in members.items()}
+            return arrays, read_json(str(group.attrs["metadata"]), "metadata", max_bytes=LONG_BYTES)
 
     # What is done.
 
@@ -225,11 +235,7 @@ class Pairs:
         return dict(self._commit_records())
 
     def _commit_records(self) -> Iterator[tuple[int, Record]]:
-        shards = sorted(self.committed())
-        contents = self.location.read_many(map(commit_key, shards))
-        for shard, (_, content) in zip(shards, contents, strict=True):
-            if (record := parse_record(self.plan, shard, content)) is not None:
-                yield shard, record
+        return find_records(self.location, self.plan, sorted(self.committed()))
 
     def stored_bytes(self) -> NDArray[np.int64]:
         """Bytes of each shard's objects, int64 (num_shards, 2) for latents and labels; -1 where there is none."""
@@ -258,7 +264,7 @@ class Pairs:
 
     def commit_record(self, shard: int) -> Record | None:
         """The commit record of a shard; None where there is none, or a torn one, as a power cut may leave it."""
-        return parse_record(self.plan, shard, self.location.read(commit_key(shard)))
+        return find_record(self.location, self.plan, shard)
 
     @property
     def is_complete(self) -> bool:
@@ -330,11 +336,25 @@ class Pairs:
 
     def _num_rows(self, name: str) -> int:
         with self._reading(f"{name}/rows"):
-            return int(self.group[f"{name}/rows"].shape[0])  # type: ignore[union-attr]
+            array = self.group[f"{name}/rows"]
+            self._check_declared(f"{name}/rows", array)
+            return int(array.shape[0])  # type: ignore[union-attr]
 
     def _rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         with self._reading(name):
-            return np.ascontiguousarray(self.group[name][start:stop])  # type: ignore[index]
+            array = self.group[name]
+            self._check_declared(name, array)
+            return np.ascontiguousarray(array[start:stop])  # type: ignore[index]
+
+    def _check_declared(self, name: str, array: Any) -> None:
+        """``check_declared``, once for an array."""
+        if name not in self._looked_at:
+            check_declared(self.location, name, array)
+            self._looked_at.add(name)
+
+    @cached_property
+    def _looked_at(self) -> set[str]:
+        return set()
 
     def _require_fingerprint(self, name: str, num_rows: int, blocks: Any) -> None:
         if fingerprint_of_blocks(blocks, (num_rows, self.plan.dim), "<f4") != self.plan.identity[name]:
@@ -354,8 +374,10 @@ class Pairs:
             place = f"{self.location.url}/{name}"
             if trouble_of(error) == "unavailable":
                 raise StoreUnavailableError(f"cannot read {place}: {reason_of(error)}") from error
+            is_metadata = isinstance(error, UNREADABLE_METADATA)
+            reason = "its zarr.json, or one above it, is damaged" if is_metadata else reason_of(error)
             raise StoreError(
-                f"{place} cannot be read: {reason_of(error)}; run `sfg verify` and `sfg repair` on the store"
+                f"{place} cannot be read: {reason}; run `sfg verify` and `sfg repair` on the store"
             ) from error
 
     def _dask_array(self, name: str) -> da.Array:

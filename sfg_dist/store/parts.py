@@ -29,8 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data.column_type import FLOAT, ColumnType
-from sfg_dist.errors import ConfigError
+from sfg_dist.errors import ConfigError, DocumentError
 from sfg_dist.objects import is_url
+from sfg_dist.reader import LONG_BYTES, read_json
 from sfg_dist.store.arrays import Layout, group_metadata, names_objects
 from sfg_dist.store.location import Location
 
@@ -126,6 +127,8 @@ class PartedTable(ABC):
         if self.source in (found.get("source"), found.get("making")):
             return
         entries = list(self.location.list())
+        if (odd := next(self.location.oddities(), None)) is not None:
+            raise ConfigError(f"{self.location.url}: {odd[0]!r} {odd[1]}: remove it, or choose another place")
         # Not by its columns alone: others call an attribute that, and what is here is about to be removed.
         is_samples = "columns" in found and any(state in found for state in ("source", "making", "removing"))
         is_samples = is_samples and all(self._is_own(entry.key) for entry in entries)
@@ -236,12 +239,13 @@ class ParquetTable(PartedTable):
         self._sample_name = f"{name}.sample.json"
 
     def _state(self) -> dict[str, Any]:
-        content = self._beside.read(self._sample_name)
-        try:
-            found = json.loads(content or self.location.read(OLD_SAMPLE_NAME) or b"{}")
-        except ValueError:
-            return {}
-        return found if isinstance(found, dict) else {}
+        content = self._beside.read(self._sample_name, LONG_BYTES) or self.location.read(OLD_SAMPLE_NAME, LONG_BYTES)
+        found = _read_table(content)
+        if content is not None and "columns" not in found:
+            raise ConfigError(
+                f"{self._beside.url}/{self._sample_name} is none of a table of samples: choose another place"
+            )
+        return found
 
     def _mark(self, state: dict[str, Any]) -> None:
         document = {"columns": self.columns, "rows": self.num_rows, "part_rows": self.part_rows, **state}
@@ -301,8 +305,13 @@ class ParquetWriter:
 
 def attributes_of(location: Location) -> dict[str, Any]:
     """The attributes of the Zarr group at a place, empty where there is none."""
-    try:
-        found = json.loads(location.read("zarr.json") or b"{}").get("attributes", {})
-    except (ValueError, AttributeError):
-        return {}
+    found = _read_table(location.read("zarr.json", LONG_BYTES)).get("attributes", {})
     return found if isinstance(found, dict) else {}
+
+
+def _read_table(content: bytes | None) -> dict[str, Any]:
+    """A document, empty where there is none."""
+    try:
+        return dict(read_json(content, "it", max_bytes=LONG_BYTES, allow_nan=True))
+    except DocumentError:
+        return {}

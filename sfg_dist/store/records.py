@@ -11,8 +11,9 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from sfg_dist.errors import StoreError
+from sfg_dist.errors import StoreError, StoreLinkError
 from sfg_dist.plan import Plan, seal, unseal
+from sfg_dist.reader import LONG_BYTES, check_fields
 from sfg_dist.store.frame import extension_objects, sha256
 from sfg_dist.store.location import Location
 
@@ -61,10 +62,11 @@ def read_plan(location: Location, *, from_copies: bool = False) -> Plan | None:
     """
     plan: Plan | None = None
     for number in range(MAX_EXTENSIONS):
-        content = location.read(record_key(number))
+        key, copy = record_key(number), record_key(number, copy=True)
+        content = _read(location, key) if from_copies else location.read(key, LONG_BYTES)
         try:
             if content is None:
-                if location.read(record_key(number, copy=True)) is None:
+                if _read(location, copy) is None:
                     return plan
                 raise ValueError("it is missing, and its copy is there")
             plan = _with_record(plan, content)
@@ -83,7 +85,7 @@ def read_plan(location: Location, *, from_copies: bool = False) -> Plan | None:
 
 def record_state(location: Location, number: int, before: Plan | None) -> RecordState:
     """A plan record and its copy, each checked; ``before`` is the plan without it."""
-    content, copy = (location.read(record_key(number, copy=copy)) for copy in (False, True))
+    content, copy = (_read(location, record_key(number, copy=copy)) for copy in (False, True))
     return RecordState(number, content, copy, _what_is_wrong(before, content), _what_is_wrong(before, copy))
 
 
@@ -107,7 +109,7 @@ def create_record(location: Location, number: int, content: bytes) -> bytes:
 def keep_copy(location: Location, number: int, stored: bytes) -> None:
     """Write the copy of a good record where it is missing: a driver may have been killed between the two."""
     key = record_key(number, copy=True)
-    if location.read(key) is None:
+    if not location.exists(key):
         location.create(key, stored)
         location.flush(key)
 
@@ -138,13 +140,22 @@ def _with_record(plan: Plan | None, content: bytes) -> Plan:
         return Plan.from_json(content)
     fields = unseal(content)
     try:
+        check_fields(fields, {"num_pairs": range(2, 2**62), "before": str, "run_id": str}, "it")
         extended = plan.extended(fields["num_pairs"])
-        fits = (fields["before"], fields["run_id"]) == (plan.run_id, extended.run_id)
-    except (KeyError, TypeError, ValueError) as error:  # a ConfigError is a ValueError
+        extended.check_size()
+    except ValueError as error:  # a ConfigError and a DocumentError are
         raise ValueError(f"not an extension of this plan: {error}") from error
-    if not fits:
+    if (fields["before"], fields["run_id"]) != (plan.run_id, extended.run_id):
         raise ValueError("it is an extension of another plan")
     return extended
+
+
+def _read(location: Location, key: str) -> bytes | None:
+    """The bytes of a record; a link in its place counts as none, and ``verify`` names it."""
+    try:
+        return location.read(key, LONG_BYTES)
+    except StoreLinkError:
+        return None
 
 
 def _what_is_wrong(before: Plan | None, content: bytes | None) -> str:

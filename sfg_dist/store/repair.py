@@ -6,9 +6,10 @@ loses by it is found pending and done again, so even then nothing is lost.
 
 from __future__ import annotations
 
+import itertools
 import re
 
-from sfg_dist.errors import StoreError
+from sfg_dist.errors import StoreError, StoreLinkError
 from sfg_dist.store.arrays import ARRAYS, object_key
 from sfg_dist.store.commits import commit_key
 from sfg_dist.store.frame import extension_objects
@@ -16,8 +17,10 @@ from sfg_dist.store.location import Location
 from sfg_dist.store.pairs import Pairs, shard_of_commit, shard_of_object
 from sfg_dist.store.records import record_key, record_states
 from sfg_dist.store.shards import ORPHAN_S
-from sfg_dist.store.verify import Finding, Report, verify
+from sfg_dist.store.verify import QUARANTINE, Finding, Report, verify
+from sfg_dist.values import printable
 
+CLAIM_NAME = re.compile(r"claims/\d+\.json")
 STAGING_SUFFIX = re.compile(r"#\d+$")
 BAD_DATA = ("damaged_data", "truncated_data", "empty_data")
 BAD_COMMITS = ("missing_commit", "torn_commit", "edited_commit")
@@ -28,8 +31,8 @@ def repair_store(pairs: Pairs, report: Report | None = None) -> list[int]:
 
     Bad objects are removed, and with a commit that is torn, edited or missing all that there is of its shard. A sound
     commit stays: what is labelled again must have its digests. Plans are restored from their copies and copies from
-    their plans, foreign files are moved to quarantine/, and files that were left half written are removed. A damaged
-    frame is mended by ``mend_frame``, which needs the user's table.
+    their plans, foreign files and links are moved to quarantine/, and files that were left half written are removed. A
+    damaged frame is mended by ``mend_frame``, which needs the user's table.
 
     Args:
         pairs: the store, opened with ``from_copies`` where its plan may be damaged.
@@ -43,6 +46,7 @@ def repair_store(pairs: Pairs, report: Report | None = None) -> list[int]:
     """
     report = report or verify(pairs)
     location = pairs.location
+    set_links_aside(location, report)
     if any(finding.kind == "damaged_plan" for finding in report.findings):
         _restore_plans(pairs)
     extensions = {
@@ -65,9 +69,33 @@ def repair_store(pairs: Pairs, report: Report | None = None) -> list[int]:
             _quarantine(location, finding)
     for partial in location.partials():
         location.remove_partial(partial)
-    for claim in location.list("claims"):
-        location.delete(claim.key)
+    for claim in list(location.list("claims")):
+        if CLAIM_NAME.fullmatch(claim.key):
+            location.delete(claim.key)
     return list(report.bad_shards)
+
+
+def set_links_aside(location: Location, report: Report) -> None:
+    """Move links, pipes and the like to quarantine/ as they are: while one is there, nothing is written in its place.
+
+    Raises:
+        StoreLinkError: quarantine/ itself is one.
+    """
+    named = {finding.key: finding for finding in report.findings if finding.kind in ("link", "special_file")}
+    for key, _ in list(location.oddities()):
+        if key in named:
+            _quarantine(location, named[key])
+
+
+def require_no_links(location: Location) -> None:
+    """Refuse a store with links or pipes in it, before anything is made for it that could not be written.
+
+    Raises:
+        StoreLinkError: there is one; the message names it.
+    """
+    for key, oddity in location.oddities():
+        if not key.startswith(QUARANTINE):
+            raise StoreLinkError(f"{location.url}/{printable(key)} {oddity}: `sfg repair` moves it to {QUARANTINE}")
 
 
 def sweep_partials(pairs: Pairs, *, min_age_s: float = ORPHAN_S) -> list[str]:
@@ -107,9 +135,11 @@ def _restore_plans(pairs: Pairs) -> None:
 
 
 def _quarantine(location: Location, finding: Finding) -> None:
-    """Move a file aside under its old key, with a number where one lies there already."""
-    target, number = f"quarantine/{finding.key}", 0
-    while location.exists(target):
-        number += 1
-        target = f"quarantine/{finding.key}.{number}"
-    location.move(finding.key, target)
+    """Move a file aside under its old key, with a number where one lies there already or a link is in the way."""
+    location.look(QUARANTINE.rstrip("/"))  # refuses a link
+    places = (
+        place.format(QUARANTINE, finding.key, number)
+        for number in itertools.count()
+        for place in (("{0}{1}.{2}", "{0}{2}/{1}") if number else ("{0}{1}",))
+    )
+    location.move(finding.key, next(place for place in places if not location.exists(place)))

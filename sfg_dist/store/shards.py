@@ -24,7 +24,7 @@ from typing import Any
 from sfg_dist.errors import ConflictError, StoreError, StoreUnavailableError
 from sfg_dist.plan import Plan, seal
 from sfg_dist.store.arrays import ARRAYS, object_key
-from sfg_dist.store.commits import Record, ShardContent, commit_key, make_record, parse_record, stored_digest
+from sfg_dist.store.commits import Record, ShardContent, commit_key, find_record, make_record, stored_digest
 from sfg_dist.store.location import Location
 
 LEASE_S = 1500.0
@@ -102,7 +102,7 @@ class _Attempt:
         """From the first look to the commit."""
         self._began = self.location.now()
         yield "look at commit"
-        self.record = parse_record(self.plan, self.shard, self.location.read(commit_key(self.shard)))
+        self.record = find_record(self.location, self.plan, self.shard)
         if self.record is not None:
             yield from self._require_digests(self.record)
         for name in ARRAYS:
@@ -156,7 +156,7 @@ class _Attempt:
             yield "look at the other commit"
             seen = self.location.look(key)
             yield "read the other commit"
-            if seen is None or parse_record(self.plan, self.shard, self.location.read(key)) is not None:
+            if seen is None or find_record(self.location, self.plan, self.shard) is not None:
                 return False
             yield "replace torn commit"  # as a power cut left it: it commits nothing
             if self._is_late or not self.location.replace(seen, document):

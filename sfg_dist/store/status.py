@@ -7,16 +7,15 @@ Commit records say what is done and how it was made. Every driver that labels le
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 from sfg_dist.plan import Plan
+from sfg_dist.reader import LONG_BYTES, read_json
 from sfg_dist.store.arrays import ARRAYS
-from sfg_dist.store.commits import commit_key, parse_record
+from sfg_dist.store.commits import find_records
 from sfg_dist.store.pairs import Pairs
 
 SILENT_S = 30.0
@@ -233,16 +232,13 @@ class StatusReader:
         """Records of the shards that have one; only new ones are read."""
         kept: dict[int, Mapping[str, Any]] = {shard: self._records[shard] for shard in committed & self._records.keys()}
         new = sorted(committed - kept.keys())
-        for shard, (_, content) in zip(new, self.pairs.location.read_many(map(commit_key, new)), strict=True):
-            record = parse_record(self.pairs.plan, shard, content)
-            if record is not None:  # else it is torn, or was repaired away since the listing
-                kept[shard] = record
-        return kept
+        # what is left out is torn, or was repaired away since the listing
+        return kept | dict(find_records(self.pairs.location, self.pairs.plan, new))
 
     def _read_drivers(self, now: float) -> tuple[Driver, ...]:
         location = self.pairs.location
         keys = [entry.key for entry in location.list(DRIVERS_PREFIX) if entry.key.endswith(".json")]
-        found = (driver_of(content, now) for _, content in location.read_many(keys) if content)
+        found = (driver_of(content, now) for _, content in location.read_many(keys, LONG_BYTES) if content)
         drivers = [driver for driver in found if driver is not None]
         return tuple(sorted(drivers, key=lambda driver: (driver.state != "running", -driver.updated)))
 
@@ -254,7 +250,7 @@ def _recorded_bytes(record: Mapping[str, Any]) -> list[int]:
 def driver_of(content: bytes, now: float) -> Driver | None:
     """The driver of a snapshot; None for what is not one: torn by a power cut, of another version, or edited."""
     try:
-        snapshot = json.loads(content)
+        snapshot = read_json(content, "it", max_bytes=LONG_BYTES)
         updated = _number(snapshot["updated"])
         state = "ended" if not snapshot["is_running"] else "silent" if now - updated > SILENT_S else "running"
         return Driver(
@@ -272,7 +268,7 @@ def driver_of(content: bytes, now: float) -> Driver | None:
             failures=tuple(map(_failure_of, snapshot.get("failures", ()))),
             num_failures={action: _integer(count) for action, count in snapshot.get("num_failures", {}).items()},
         )
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -294,7 +290,7 @@ def _failure_of(entry: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _number(value: Any) -> float:
     """A finite number as it is; anything else, a number in quotes too, is refused with TypeError."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**63:
         raise TypeError(f"expected a number, found {value!r}")
     return float(value)
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import os
+import secrets
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data.column_type import FLOAT, Array, ColumnType
+from sfg_dist.data.naming import listed
 from sfg_dist.errors import ConfigError, StoreError
 from sfg_dist.folders import expanded, free_disk
 from sfg_dist.objects import is_url, reason_of
+from sfg_dist.store.checked import check_declared, checked_store
 from sfg_dist.store.location import Location
 from sfg_dist.store.parts import Draw, ParquetTable, ParquetWriter, Progress, ZarrTable, attributes_of
 from sfg_dist.store.text import cells_of, npy_dtype, npy_rows
@@ -86,16 +91,19 @@ def write_table(
             if on_progress is not None:
                 on_progress(len(part))
 
-    writers: dict[str, Callable[[Path], None]] = {
+    if suffix == ".csv":
+        _warn_of_formulas(path, columns)
+    writers: dict[str, Callable[[BinaryIO], None]] = {
         ".parquet": lambda file: _write_parquet(file, columns, types, told()),
         ".csv": lambda file: _write_csv(file, columns, types, told()),
         ".npy": lambda file: _write_npy(file, types, dtype, told()),
     }
     target = Path(place)
-    unfinished = target.with_name(f".{target.stem}.{os.getpid()}.partial{suffix}")
+    unfinished = target.with_name(f".{target.stem}.{os.getpid()}-{secrets.token_hex(4)}.partial{suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        writers[suffix](unfinished)
+        with unfinished.open("xb") as file:  # never one that is there, nor what a link of that name leads to
+            writers[suffix](file)
         unfinished.replace(target)
     except OSError as error:
         raise StoreError(f"cannot write {path}: {reason_of(error)}") from error
@@ -137,37 +145,49 @@ def read_table(path: str | Path, *, source: str) -> NDArray[np.float64]:
         raise StoreError(
             f"{path} was drawn from another model or with other keys: run `sfg sample` with this job again"
         )
-    group = zarr.open_group(location.zarr_store(read_only=True), mode="r")
+    group = zarr.open_group(checked_store(location, read_only=True), mode="r", zarr_format=3)
+    check_declared(location, "X", group["X"])
     return np.asarray(group["X"][...])  # type: ignore[index]
 
 
-def _write_parquet(path: Path, columns: Sequence[str], types: Sequence[ColumnType], parts: Iterable[Array]) -> None:
+def _write_parquet(file: BinaryIO, columns: Sequence[str], types: Sequence[ColumnType], parts: Iterable[Array]) -> None:
     rows = iter(parts)
     first = next(rows, np.empty((0, len(columns))))
-    with ParquetWriter(path, columns, types, first) as write:
+    with ParquetWriter(file, columns, types, first) as write:
         write(first)
         for part in rows:
             write(part)
 
 
-def _write_csv(path: Path, columns: Sequence[str], types: Sequence[ColumnType], parts: Iterable[Array]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        for part in parts:
-            writer.writerows(zip(*(cells_of(*column) for column in zip(types, part.T, strict=True)), strict=True))
+def _warn_of_formulas(path: str | Path, columns: Sequence[str]) -> None:
+    """Say which names a spreadsheet would take for formulas: they are written as they were given, to be read again."""
+    if formulas := [name for name in columns if name.startswith(("=", "+", "-", "@", "\t", "\r"))]:
+        warnings.warn(
+            f"{path}: {listed(formulas)} would be taken for a formula by a spreadsheet: names are written as they are "
+            "in the table; import the file as text, or rename the columns",
+            stacklevel=3,
+        )
 
 
-def _write_npy(path: Path, types: Sequence[ColumnType], dtype: np.dtype[Any], parts: Iterable[Array]) -> None:
+def _write_csv(file: BinaryIO, columns: Sequence[str], types: Sequence[ColumnType], parts: Iterable[Array]) -> None:
+    text = io.TextIOWrapper(file, newline="", encoding="utf-8")
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    for part in parts:
+        writer.writerows(zip(*(cells_of(*column) for column in zip(types, part.T, strict=True)), strict=True))
+    text.flush()
+    text.detach()
+
+
+def _write_npy(file: BinaryIO, types: Sequence[ColumnType], dtype: np.dtype[Any], parts: Iterable[Array]) -> None:
     # The header of a .npy names the number of rows, so it is written over once they are counted.
     header = {"descr": np.lib.format.dtype_to_descr(dtype.newbyteorder("<")), "fortran_order": False}
     num_rows = 0
-    with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, header | {"shape": (2**62, len(types))})
-        length = file.tell()
-        for part in parts:
-            file.write(npy_rows(types, part, dtype.newbyteorder("<")).tobytes())
-            num_rows += len(part)
-        file.seek(0)
-        np.lib.format.write_array_header_1_0(file, header | {"shape": (num_rows, len(types))})
-        assert file.tell() == length  # numpy pads headers to 64 bytes, so a shorter number takes the same room
+    np.lib.format.write_array_header_1_0(file, header | {"shape": (2**62, len(types))})
+    length = file.tell()
+    for part in parts:
+        file.write(npy_rows(types, part, dtype.newbyteorder("<")).tobytes())
+        num_rows += len(part)
+    file.seek(0)
+    np.lib.format.write_array_header_1_0(file, header | {"shape": (num_rows, len(types))})
+    assert file.tell() == length  # numpy pads headers to 64 bytes, so a shorter number takes the same room

@@ -6,7 +6,6 @@ while it is being labelled too: a shard without commit and data is pending, not 
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,14 +16,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sfg_dist.errors import StoreError
+from sfg_dist.errors import DocumentError, StoreError, StoreLinkError
 from sfg_dist.plan import Plan
+from sfg_dist.reader import MAX_BYTES, read_json
 from sfg_dist.store.arrays import ARRAYS, object_bytes, object_key
-from sfg_dist.store.commits import commit_key, parse_record, stored_digest
+from sfg_dist.store.commits import commit_key, read_record, stored_digest
 from sfg_dist.store.frame import MANIFEST_KEY, extension_objects, read_manifest, sha256
+from sfg_dist.store.local import LINK
 from sfg_dist.store.location import NUM_THREADS, Location
 from sfg_dist.store.pairs import Pairs, shard_of_commit, shard_of_object
 from sfg_dist.store.records import record_key, record_states
+from sfg_dist.values import printable
 
 Kind = Literal[
     "damaged_data",
@@ -38,9 +40,12 @@ Kind = Literal[
     "differing_plans",
     "damaged_frame",
     "foreign_file",
+    "link",
+    "special_file",
     "partial_file",
 ]
-OTHERS = ("claims/", "drivers/", "events/", "quarantine/")
+QUARANTINE = "quarantine/"
+OTHERS = ("claims/", "drivers/", "events/", QUARANTINE)
 """Where objects lie that are not part of the pairs."""
 FRAME_FOLDERS = ("reference/", "transform/", "queries/", "column/")
 FROM_TABLE = "make it again from the job's table, which must be the same"
@@ -68,7 +73,8 @@ class Finding:
     repair: str
 
     def __str__(self) -> str:
-        where = self.key if self.shard is None else f"{self.key} (shard {self.shard})"
+        key = _in_a_line(self.key)
+        where = key if self.shard is None else f"{key} (shard {self.shard})"
         return f"{where}: {self.problem}"
 
 
@@ -123,7 +129,7 @@ def verify(pairs: Pairs, *, on_progress: Callable[[int, int], None] | None = Non
     begun = np.flatnonzero(checks.is_begun)
     total = len(checks.frame) + len(begun)
     tasks = chain(
-        (partial(checks.frame_object, key, digest) for key, digest in checks.frame.items()),
+        (partial(checks.frame_object, key, *wanted) for key, wanted in checks.frame.items()),
         (partial(checks.shard, int(shard)) for shard in begun),
     )
     for done, found in enumerate(_in_threads(tasks), start=1):
@@ -140,6 +146,11 @@ def verify(pairs: Pairs, *, on_progress: Callable[[int, int], None] | None = Non
     )
 
 
+def _in_a_line(key: str) -> str:
+    """A name as a line can show it, whatever is in it."""
+    return printable(key).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def _in_threads(tasks: Iterator[Callable[[], Iterable[Finding]]]) -> Iterator[list[Finding]]:
     """Results in order; few of them are waited for at a time, however many tasks there are."""
     with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="verify") as pool:
@@ -154,8 +165,8 @@ class _Checks:
         self.location, self.plan = location, plan
         self.is_begun = np.zeros(plan.num_shards, dtype=bool)
         """Whether anything of a shard is there."""
-        self.frame: dict[str, str] = {}
-        """Keys of the frame to their digests."""
+        self.frame: dict[str, tuple[int, str]] = {}
+        """Keys of the frame to their sizes and digests."""
         self.has_manifest = False
         self.num_objects = self.num_bytes = 0
         self._counting = threading.Lock()
@@ -172,13 +183,14 @@ class _Checks:
                 problem = f"it differs from {keys[1]}, and both are whole: one of them was made anew"
                 yield Finding("differing_plans", keys[0], None, problem, "nothing: bring the right one back by hand")
         for record in range(1, len(self.plan.ends)):
-            self.frame |= {key: sha256(content) for key, content in extension_objects(self.plan, record)}
+            objects = extension_objects(self.plan, record)
+            self.frame |= {key: (len(content), sha256(content)) for key, content in objects}
         try:
             manifest = read_manifest(self.location, self.plan)
         except StoreError as error:
             yield Finding("damaged_frame", MANIFEST_KEY, None, str(error).split(";")[0], FROM_TABLE)
         else:
-            self.frame |= {key: entry["sha256"] for key, entry in manifest.items()}
+            self.frame |= {key: (entry["bytes"], entry["sha256"]) for key, entry in manifest.items()}
             self.has_manifest = True
 
     def survey(self) -> Iterator[Finding]:
@@ -189,8 +201,12 @@ class _Checks:
             if shard is not None:
                 self.is_begun[shard] = True
             elif not self._is_known(entry.key):
-                repair = f"move it to quarantine/{entry.key}"
+                repair = f"move it to {QUARANTINE}{_in_a_line(entry.key)}"
                 yield Finding("foreign_file", entry.key, None, "is no part of the store", repair)
+        for key, oddity in self.location.oddities():
+            if not key.startswith(QUARANTINE):
+                kind: Kind = "link" if oddity == LINK else "special_file"
+                yield Finding(kind, key, None, oddity, f"move it as it is to {QUARANTINE}{_in_a_line(key)}")
         for entry in self.location.partials():
             yield Finding(
                 "partial_file", entry.key, None, "was left half written by a writer that was ended", "remove it"
@@ -205,22 +221,27 @@ class _Checks:
         # Without its manifest, what belongs to the frame cannot be told from what does not.
         return not self.has_manifest and (key.endswith("zarr.json") or key.startswith(FRAME_FOLDERS))
 
-    def frame_object(self, key: str, digest: str) -> Iterator[Finding]:
+    def frame_object(self, key: str, size: int, digest: str) -> Iterator[Finding]:
         """An object of the frame against the manifest."""
-        content = self._read(key)
+        content = self._read(key, size)
         repair = FROM_PLAN if key.startswith("extensions/") else FROM_TABLE
         if content is None:
             yield Finding("damaged_frame", key, None, "is missing", repair)
         elif sha256(content) != digest:
-            state = f"has {len(content)} bytes and other ones than were written"
+            state = f"has {self._size(key, content, size)} bytes and other ones than were written"
             yield Finding("damaged_frame", key, None, state, repair)
 
     def shard(self, shard: int) -> Iterator[Finding]:
         """A shard that is begun: its commit and both objects."""
-        content = self._read(commit_key(shard))
-        record = parse_record(self.plan, shard, content)
+        content = self._read(commit_key(shard), MAX_BYTES)
+        try:
+            record = None if content is None else read_record(self.plan, shard, content)
+        except DocumentError as error:
+            record, problem = None, str(error)
+        else:
+            problem = ""
         if record is None:
-            yield self._commit(shard, content)
+            yield self._commit(shard, content, problem)
             for name in ARRAYS:
                 for finding in self._data(shard, name, None):
                     if finding.kind != "missing_data":
@@ -229,7 +250,7 @@ class _Checks:
         for name in ARRAYS:
             yield from self._data(shard, name, record["objects"][name]["sha256"])
 
-    def _commit(self, shard: int, content: bytes | None) -> Finding:
+    def _commit(self, shard: int, content: bytes | None, problem: str) -> Finding:
         key = commit_key(shard)
         if content is None:
             problem = (
@@ -237,21 +258,24 @@ class _Checks:
             )
             return Finding("missing_commit", key, shard, problem, START_OVER)
         try:
-            json.loads(content)
-        except ValueError:
-            problem = f"has {len(content)} bytes, which are no record: a power cut or a full disk tore it"
+            read_json(content, "it")
+        except DocumentError as error:
+            size = self._size(key, content, MAX_BYTES)
+            problem = f"has {size} bytes, which are no record: a power cut or a full disk tore it ({error})"
             return Finding("torn_commit", key, shard, problem, START_OVER)
-        return Finding("edited_commit", key, shard, "was edited, or is of another plan", START_OVER)
+        return Finding("edited_commit", key, shard, f"was edited, or is of another plan: {problem}", START_OVER)
 
     def _data(self, shard: int, name: str, digest: str | None) -> Iterator[Finding]:
         key, size = object_key(self.plan, name, shard), object_bytes(self.plan, shard)
-        content = self._read(key)
+        content = self._read(key, size)
         if content is None:
             yield Finding("missing_data", key, shard, "is missing, and the shard is committed", RELABEL)
         elif not content:
             yield Finding("empty_data", key, shard, f"has no bytes, expected {size}", RELABEL)
         elif len(content) != size:
-            yield Finding("truncated_data", key, shard, f"has {len(content)} bytes, expected {size}", RELABEL)
+            yield Finding(
+                "truncated_data", key, shard, f"has {self._size(key, content, size)} bytes, expected {size}", RELABEL
+            )
         else:
             try:
                 found = stored_digest(self.plan, shard, content)
@@ -261,8 +285,16 @@ class _Checks:
             if digest is not None and found != digest:
                 yield Finding("damaged_data", key, shard, "its rows are not the committed ones (sha256)", RELABEL)
 
-    def _read(self, key: str) -> bytes | None:
-        content = self.location.read(key)
+    def _size(self, key: str, content: bytes, most: int) -> int:
+        """Bytes of an object that ``_read`` was asked for."""
+        return len(content) if len(content) <= most else self.location.size(key) or len(content)
+
+    def _read(self, key: str, most: int) -> bytes | None:
+        """An object, or the beginning of one that is longer than it may be."""
+        try:
+            content = self.location.read(key, most)
+        except StoreLinkError:  # the survey names it
+            content = None
         if content is not None:
             with self._counting:
                 self.num_objects += 1

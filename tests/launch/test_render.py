@@ -15,6 +15,7 @@ from sfg_dist import cli
 from sfg_dist.config import resolve_job
 from sfg_dist.errors import ConfigError
 from sfg_dist.launch import Order, load_profile, slurm, submit
+from sfg_dist.launch.slurm_task import MANY_MACHINES
 from sfg_dist.launch.submission import find, known, seeded, write_files
 
 NASTY = [
@@ -70,7 +71,7 @@ def test_values_of_the_site_reach_the_process_as_they_are(value, tmp_path):
     profile = load_profile(None, overrides)
     submission, rendered, _ = submit(Order([make_job()], profile), to="slurm", name="x")
     arguments, environment = run_script(submission.folder, rendered.files, tmp_path)
-    assert arguments == [f"{submission.folder}/slurm_task.py", submission.folder]
+    assert arguments == ["-I", f"{submission.folder}/slurm_task.py", submission.folder]
     assert environment["SITE"] == value
     assert not (tmp_path / "PWNED").exists()
 
@@ -185,13 +186,13 @@ def test_a_ray_job_and_its_file():
     _submission, rendered = render("kuberay", [job], KUBE, name="My Job $(x)")
     config, ray_job = manifests(rendered)
     assert config["kind"] == "ConfigMap"
-    assert 'address = "auto"' in config["data"]["job.toml"]
+    assert "address" not in config["data"]["job.toml"]
     name = ray_job["metadata"]["name"]
     assert name == config["metadata"]["name"]
     assert name.startswith("sfg-my-job-x-")
     assert len(name) <= 40
     spec = ray_job["spec"]
-    assert spec["entrypoint"] == "sfg run /etc/sfg/job.toml"
+    assert spec["entrypoint"] == "sfg run /etc/sfg/job.toml --set executor.address=auto"
     assert spec["suspend"] is True
     assert ray_job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team"
     cluster = spec["rayClusterSpec"]
@@ -263,8 +264,8 @@ def test_the_entry_point_runs_as_the_manifest_has_it(tmp_path):
     stub.parent.mkdir()
     stub.write_text('#!/bin/sh\nprintf "%s " "$@" >> "$OUT"\n')
     stub.chmod(0o755)
-    for stages, expected in ((["run"], "run /etc/sfg/job.toml "),
-                             (["label", "train"], "label /etc/sfg/job.toml train /etc/sfg/job.toml ")):  # fmt: skip
+    words = "/etc/sfg/job.toml --set executor.address=auto "
+    for stages, expected in ((["run"], f"run {words}"), (["label", "train"], f"label {words}train {words}")):
         out = tmp_path / stages[0]
         _, rendered = render("kuberay", [make_job(output={"dir": "s3://b/x"})], stages=stages)
         environment = {"PATH": f"{stub.parent}:{os.environ['PATH']}", "OUT": str(out)}
@@ -288,8 +289,8 @@ def test_a_running_cluster_is_sent_the_job_by_its_own_command(tmp_path):
     _submission, rendered = render("ray", overrides=["ray.address=http://127.0.0.1:8265"], stages=["label", "train"])
     (command,) = rendered.commands
     assert command[command.index("job") : command.index("job") + 2] == ["job", "submit"]
-    assert command[-1] == "sfg label 0.toml && sfg train 0.toml"
-    assert 'address = "auto"' in rendered.files["upload/0.toml"]
+    assert command[-1] == " && ".join(f"sfg {stage} 0.toml --set executor.address=auto" for stage in ("label", "train"))
+    assert "address" not in rendered.files["upload/0.toml"]
 
 
 @pytest.mark.parametrize("name", ["ray-launcher.yaml", "ray-spot.yaml"])
@@ -312,8 +313,9 @@ def test_enroot_gets_variables_by_name_and_no_value():
         overrides=["setup.container.image=x", "setup.container.runtime=enroot", "setup.environment.A=b c"]
     )
     task = json.loads(rendered.files["task.json"])
-    assert task["sfg"][:9] == [
-        "enroot", "start", "--env", "RAY_AUTH_MODE", "--env", "RAY_AUTH_TOKEN", "--env", "A", "x",
+    assert task["sfg"][:11] == [
+        "enroot", "start", "--env", "RAY_AUTH_MODE", "--env", "RAY_AUTH_TOKEN", "--env", MANY_MACHINES, "--env",
+        "A", "x",
     ]  # fmt: skip
 
 
@@ -383,7 +385,8 @@ def test_a_stage_may_have_options():
     assert json.loads(render(stages=stages)[1].files["task.json"])["stages"] == [words]
     _, rendered = render("kuberay", [make_job(output={"dir": "s3://b/x"})], stages=stages)
     assert (
-        manifests(rendered)[1]["spec"]["entrypoint"] == "sfg scale /etc/sfg/job.toml --workers 1,2 --modes strong,weak"
+        manifests(rendered)[1]["spec"]["entrypoint"]
+        == "sfg scale /etc/sfg/job.toml --workers 1,2 --modes strong,weak --set executor.address=auto"
     )
     with pytest.raises(ConfigError, match="No closing quotation"):
         render(stages=["scale --workers '1"])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from sfg_dist.errors import DocumentError
 from sfg_dist.model.calibrate import Calibration
 from sfg_dist.model.pair_maps import MAX_WINDOWS, PairMaps
 
@@ -62,8 +63,8 @@ def test_damaged_arrays_are_refused(maps):
     arrays = maps.to_arrays()
     for name, damaged in (("columns", arrays["columns"] - 5), ("means", arrays["means"][:, 1:]),
                           ("shifts", arrays["shifts"][:, :, :-1]), ("centers", arrays["centers"][:, :1])):  # fmt: skip
-        with pytest.raises(ValueError, match="damaged"):
-            PairMaps.from_arrays(arrays | {name: damaged})
+        with pytest.raises(DocumentError, match="calibration"):
+            PairMaps.from_arrays(arrays | {name: damaged}, 4)
     with pytest.raises(ValueError, match="columns"):
         maps(np.zeros((3, 2)))
 
@@ -156,7 +157,7 @@ def test_calibration_ends_with_them_and_is_saved_with_them():
     rows = curve(3, 0.3).astype(np.float32)
     mapped = calibration(rows)
     assert np.std(mapped[:, 1] - np.maximum(mapped[:, 0], 0)) < 0.1
-    again = Calibration.from_arrays(calibration.to_arrays())
+    again = Calibration.from_arrays(calibration.to_arrays(), 4)
     np.testing.assert_array_equal(again(rows), mapped)
     older = {name: array for name, array in calibration.to_arrays().items() if not name.startswith("pair_")}
-    assert len(Calibration.from_arrays(older).pairs) == 0
+    assert len(Calibration.from_arrays(older, 4).pairs) == 0

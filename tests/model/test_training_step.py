@@ -64,7 +64,7 @@ def test_early_stopping_keeps_the_best_and_says_when_to_end():
     ends = [early.note(n, loss, {"w": torch.full((2,), float(n))}) for n, loss in enumerate(losses, start=1)]
     assert ends == [False, False, False, True, False]
     again = EarlyStopping(patience=2)
-    again.load_files(early.state_files())
+    again.load_files(early.state_files(), early.weights)
     assert (again.epoch, again.loss) == (5, 0.1)
     assert torch.equal(again.weights["w"], torch.full((2,), 5.0))
     assert EarlyStopping(patience=2).state_files() == {}

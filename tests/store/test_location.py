@@ -206,3 +206,9 @@ def test_the_kernels_own_file_systems_are_refused(folder):
     """A write of obstore's there would try for ever."""
     with pytest.raises(StoreError, match="files cannot be made there"):
         Location(folder, create=True)
+
+
+def test_a_bound_that_is_far_beyond_a_file_takes_no_memory(tmp_path):
+    location = Location(tmp_path)
+    location.write("a", b"x")
+    assert location.read("a", 1 << 60) == b"x"

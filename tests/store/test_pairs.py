@@ -151,7 +151,7 @@ def test_the_loser_of_a_race_with_other_bytes_changes_nothing(pairs, monkeypatch
     pairs.write_shard(3, *rows_of(pairs, 3))
     location, look, read = type(pairs.location), type(pairs.location).look, type(pairs.location).read
     first_looks = iter([None])
-    monkeypatch.setattr(location, "read", lambda self, key: None if "commits" in key else read(self, key))
+    monkeypatch.setattr(location, "read", lambda self, key, *most: None if "commits" in key else read(self, key, *most))
     monkeypatch.setattr(location, "look", lambda self, key: next(first_looks, look(self, key)))
     before = {path: path.read_bytes() for path in pairs.location.root.rglob("*") if path.is_file()}
     with pytest.raises(ConflictError, match=r"shard 3 .* holds other rows"):

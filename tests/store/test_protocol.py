@@ -70,7 +70,7 @@ class ModelLocation:
         stored = self.objects.get(key)
         return stored and Entry(key, len(stored.content), stored.modified, stored.version)
 
-    def read(self, key):
+    def read(self, key, most=None):
         stored = self.objects.get(key)
         return stored and stored.content
 
@@ -128,6 +128,9 @@ class ModelLocation:
                 yield self.look(key)
 
     def partials(self):
+        return iter(())
+
+    def oddities(self):
         return iter(())
 
 

@@ -203,7 +203,9 @@ def test_a_store_that_gives_back_other_bytes_gets_no_commit(new_store, rows_of, 
     pairs = new_store()
     read = Location.read
     monkeypatch.setattr(
-        Location, "read", lambda self, key: (read(self, key) or b"")[::-1] if "labels/c" in key else read(self, key)
+        Location,
+        "read",
+        lambda self, key, *most: (read(self, key) or b"")[::-1] if "labels/c" in key else read(self, key, *most),
     )
     with pytest.raises(StoreError, match="reads back other bytes"):
         pairs.write_shard(0, *rows_of(pairs.plan, 0))

@@ -1,0 +1,38 @@
+"""Links within a folder that somebody hands over: none leads out of it, and none leads to a pipe."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from sfg_dist.errors import DataError, SfgError
+
+
+def check_inside(source: str, root: Path, path: Path, refusal: type[SfgError] = DataError) -> None:
+    """Refuse a file that does not lie below a folder, but behind a link that leads out of it; and what is no file.
+
+    The folder itself may be a link: its user named it.
+
+    Args:
+        source: the folder, for the message.
+        root: the folder.
+        path: the file or folder below it; none there is fine.
+        refusal: the kind of error.
+
+    Raises:
+        SfgError: of the kind of ``refusal``.
+    """
+    try:
+        is_link = stat.S_ISLNK(os.lstat(path).st_mode)
+    except (OSError, ValueError):
+        return  # whoever reads it says so
+    real = os.path.realpath(path) if is_link else os.path.join(os.path.realpath(path.parent), path.name)
+    where = path.relative_to(root)
+    if not Path(real).is_relative_to(os.path.realpath(root)):
+        raise refusal(
+            f"{source}: {where} is a link that leads out of the folder, or lies behind one: put the file itself there, "
+            f"or name the folder where it is, {real if os.path.isdir(real) else os.path.dirname(real)}"
+        )
+    if os.path.exists(real) and not (os.path.isfile(real) or os.path.isdir(real)):
+        raise refusal(f"{source}: {where} is neither a file nor a folder: take it away")

@@ -1,0 +1,69 @@
+"""What a table declares of its size, held against this machine and against its file, before memory is taken for it.
+
+A table that is larger than all memory is refused with both sizes. One that is far larger than its file, as no packing
+makes it, was hardly ever written, and is refused too; small ones are let through.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from sfg_dist.errors import DataError
+from sfg_dist.memory import usable_bytes
+from sfg_dist.words import size_of
+
+SMALL_BYTES = 64 << 20
+"""Declared sizes up to this are not compared with the file's."""
+MOST_GROWTH = 10_000
+"""So many times its file a table may be: columns of few values pack well."""
+IN_PARTS = (".parquet", ".zarr", ".npy")
+
+
+def check_held(source: str, what: str, shape: Sequence[int], dtype: Any = None) -> None:
+    """Refuse a table that cannot be held in memory.
+
+    Args:
+        source: for the message.
+        what: of the source is meant, with its shape.
+        shape: as it is declared.
+        dtype: of the stored values; they are held as float64 beside.
+
+    Raises:
+        DataError: it is larger than the memory that this process may use.
+    """
+    num_bytes, memory = declared_bytes(shape, dtype), usable_bytes()
+    if num_bytes > memory:
+        is_in_parts = source.rstrip("/").lower().endswith(IN_PARTS)
+        remedy = 'set labels.memory_gib, with data.shuffle = "none", to read it in parts, or ' if is_in_parts else ""
+        raise DataError(
+            f"{source}: {what} takes {size_of(num_bytes)} in memory, and {size_of(memory)} are all that may be used: "
+            f"{remedy}put fewer rows or columns into the file"
+        )
+
+
+def check_stored(source: str, what: str, shape: Sequence[int], dtype: Any, stored: int) -> None:
+    """Refuse a table of which its file cannot hold much.
+
+    Args:
+        source: for the message.
+        what: of the source is meant, with its shape.
+        shape: as it is declared.
+        dtype: of the stored values, None for numbers of 8 bytes.
+        stored: bytes of the file, or of all objects of the array.
+
+    Raises:
+        DataError: it declares far more than was written.
+    """
+    num_bytes = declared_bytes(shape, dtype)
+    if num_bytes > max(SMALL_BYTES, MOST_GROWTH * stored):
+        raise DataError(
+            f"{source}: {what} declares {size_of(num_bytes)}, and {size_of(stored)} are stored: hardly any of it was "
+            f"ever written, or the file is damaged; write all of its values"
+        )
+
+
+def declared_bytes(shape: Sequence[int], dtype: Any = None) -> int:
+    """Bytes of an array as it is stored, or as float64 where that is more."""
+    return math.prod(map(int, shape)) * max(8, getattr(dtype, "itemsize", 8))

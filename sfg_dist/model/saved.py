@@ -1,0 +1,189 @@
+"""What is read from a saved model or a checkpoint: compared with its document before anything is made of it.
+
+A network is built without memory ("meta") from the document, so what it must consist of is known by name, shape and
+type before a number of the file is used. The numbers themselves are finite. Compiled code looks at no bounds, and
+torch spreads a tensor that is too small over one that is larger, without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from sfg_dist.errors import DocumentError
+from sfg_dist.model.encoder import Encoder
+from sfg_dist.model.mlp import ACTIVATIONS, MLP
+from sfg_dist.reader import check_fields
+from sfg_dist.store import Location
+from sfg_dist.values import printable, shown
+
+COPIES = 3
+"""Of a file of tensors that are in memory at once: its bytes, its tensors, and those of the network."""
+_WIDTH, _FEW = range(1, 1 << 20), range(1 << 20)
+_NETWORK = {
+    "dim": _WIDTH, "width?": _WIDTH, "depth?": range(1, 1 << 16), "block?": {"residual", "plain"},
+    "activation?": set(ACTIVATIONS), "linear_skip?": bool, "num_conditions?": _FEW, "num_noise?": _FEW,
+}  # fmt: skip
+_ENCODER = {"dim": _WIDTH, "width?": _WIDTH, "depth?": range(1 << 16)}
+State = dict[int, dict[str, Tensor]]
+"""Of an optimiser: tensors by the number of their parameter and their name."""
+_STATES = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum"})  # of AdamW and Muon
+
+
+def read_tensors(content: bytes | None, name: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU.
+
+    Raises:
+        DocumentError: it is missing, or is none.
+    """
+    if content is None:
+        raise DocumentError(f"{name} is missing")
+    try:
+        return load(content)
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError):
+        raise DocumentError(f"{name} is no safetensors file, or a torn one ({len(content):,} bytes)") from None
+
+
+def read_file(location: Location, key: str) -> bytes | None:
+    """A file of tensors, None where there is none.
+
+    Raises:
+        DocumentError: it has more bytes than the machine has memory for.
+    """
+    import psutil
+
+    most = psutil.virtual_memory().available // COPIES
+    content = location.read(key, most)
+    if content is not None and len(content) > most:
+        raise DocumentError(f"{key} has {location.size(key) or 0:,} bytes: more than this machine has memory for")
+    return content
+
+
+def network_of(document: Any, tensors: Mapping[str, Tensor], name: str) -> MLP:
+    """The network that a document describes, with these weights, for use and not for training.
+
+    Raises:
+        DocumentError: the document is none of a network, or the tensors are not those of this one.
+    """
+    return _built(MLP, document, _NETWORK, tensors, name)
+
+
+def encoder_of(document: Any, tensors: Mapping[str, Tensor], name: str) -> Encoder:
+    """The encoder that a document describes, likewise."""
+    return _built(Encoder, document, _ENCODER, tensors, name)
+
+
+def _built(kind: type[Any], document: Any, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str) -> Any:
+    check_fields(document, fields, name)
+    if unknown := document.keys() - {key.removesuffix("?") for key in fields}:
+        raise DocumentError(f"{name} has a key that this version does not know, {shown(min(unknown))}")
+    if document.get("depth", 0) > len(tensors):
+        raise DocumentError(f"{name}: depth = {document['depth']:,}, and the file has {len(tensors):,} tensors")
+    with torch.device("meta"):
+        module: nn.Module = kind(**document)
+    check_tensors(module.state_dict(), tensors, name)
+    module.load_state_dict({key: tensor.clone() for key, tensor in tensors.items()}, assign=True)
+    return module.eval()
+
+
+def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, by the rest of their names."""
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+
+
+def states_of(optimizers: Sequence[torch.optim.Optimizer], tensors: Mapping[str, Tensor], name: str) -> list[State]:
+    """The states of optimisers in a checkpoint, as ``optimizer.NUMBER.PARAMETER.KEY``.
+
+    Args:
+        optimizers: as they are.
+        tensors: of the checkpoint, others among them.
+        name: of the checkpoint.
+
+    Raises:
+        DocumentError: a parameter is unknown, or a tensor is not as its parameter is.
+    """
+    states: list[State] = [{} for _ in optimizers]
+    for key, tensor in under(tensors, "optimizer.").items():
+        words = key.split(".")
+        if len(words) != 3 or not all(word.isdigit() and len(word) < 7 for word in words[:2]):
+            raise DocumentError(f"{name}: tensor optimizer.{printable(key)} is no part of it")
+        if int(words[0]) >= len(states):
+            raise DocumentError(f"{name}: there is no optimiser {words[0]}")
+        states[int(words[0])].setdefault(int(words[1]), {})[words[2]] = tensor
+    for optimizer, state in zip(optimizers, states, strict=True):
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for index, found in state.items():
+            if index >= len(parameters) or set(found) not in _STATES:
+                raise DocumentError(f"{name}: the state of parameter {index} is none of this optimiser")
+            for key, tensor in found.items():
+                like = torch.zeros(()) if key == "step" else parameters[index]
+                _check_tensor(tensor, like, f"{name}: {key} of parameter {index}")
+    return states
+
+
+def check_tensors(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], name: str) -> None:
+    """Refuse tensors that are not the wanted ones by name, shape and type, or hold a number that is not finite.
+
+    Raises:
+        DocumentError: the message names the tensor.
+    """
+    if different := wanted.keys() ^ found.keys():
+        key = min(different)
+        raise DocumentError(f"{name}: tensor {printable(key)} {'is missing' if key in wanted else 'is no part of it'}")
+    for key, tensor in wanted.items():
+        _check_tensor(found[key], tensor, f"{name}: tensor {key}")
+
+
+def _check_tensor(tensor: Tensor, like: Tensor, name: str) -> None:
+    if tensor.shape != like.shape or tensor.dtype != like.dtype:
+        raise DocumentError(f"{name} is {_kind(tensor)}, expected {_kind(like)}")
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise DocumentError(f"{name} holds numbers that are not finite")
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
+
+
+def arrays_of(tensors: Mapping[str, Tensor], name: str) -> dict[str, NDArray[Any]]:
+    """The tensors as numpy has them.
+
+    Raises:
+        DocumentError: numpy has no such type.
+    """
+    try:
+        return {key: tensor.numpy() for key, tensor in tensors.items()}
+    except TypeError:
+        raise DocumentError(f"{name}: a tensor has a type that no array has") from None
+
+
+def check_arrays(
+    arrays: Mapping[str, NDArray[Any]], shapes: Mapping[str, tuple[int, ...]], ascending: Iterable[str], name: str
+) -> None:
+    """Refuse arrays of tables of knots that do not fit each other: compiled code looks at no bounds.
+
+    Args:
+        arrays: by name; exactly those of ``shapes``.
+        shapes: that they must have.
+        ascending: names of those whose last axis must not fall.
+        name: what messages call them.
+
+    Raises:
+        DocumentError: the message names the array.
+    """
+    for key, shape in shapes.items():
+        array = arrays[key]
+        if array.shape != shape or array.dtype != np.float64:
+            raise DocumentError(f"{name}: {key} is {array.dtype} of shape {array.shape}, expected {shape}")
+        if not np.isfinite(array).all():
+            raise DocumentError(f"{name}: {key} holds numbers that are not finite")
+    for key in ascending:
+        if (np.diff(arrays[key], axis=-1) < 0).any():
+            raise DocumentError(f"{name}: {key} holds knots that do not ascend")

@@ -54,9 +54,8 @@ def label_pending(
     from sfg_dist.distributed.inline import label_inline
     from sfg_dist.distributed.workers import DriverId
     from sfg_dist.store import sweep_partials
-    from sfg_dist.store.repair import require_no_links
 
-    require_no_links(pairs.location)
+    pairs.location.require_no_links()
     sweep_partials(pairs)
     driver = DriverId.new()
     with Monitor(pairs.location, str(driver)) as monitor:

@@ -325,7 +325,7 @@ DATA = (
     ),
     Fault(
         name="pickles_opened",
-        file="sfg_dist/data/arrays.py",
+        file="sfg_dist/data/numpy_files.py",
         why="A table from somebody else can run code on the user's machine.",
         old="array: NDArray[Any] = np.load(stream, allow_pickle=False)",
         new="array: NDArray[Any] = np.load(stream, allow_pickle=True)",
@@ -373,8 +373,8 @@ LAUNCH = (
         name="submission_open_to_all",
         file="sfg_dist/launch/submission.py",
         why="Everybody on the cluster can read the tokens and keys among a site's variables.",
-        old='path.chmod(0o700 if name.endswith(".sh") else 0o600)',
-        new='path.chmod(0o755 if name.endswith(".sh") else 0o644)',
+        old='_create(path, content, 0o700 if name.endswith(".sh") else 0o600)',
+        new='_create(path, content, 0o755 if name.endswith(".sh") else 0o644)',
         tests=("tests/launch/test_render.py::test_what_is_sent_is_read_by_the_user_alone",),
     ),
     Fault(

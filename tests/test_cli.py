@@ -105,6 +105,7 @@ def test_stages_one_by_one_give_what_run_gives(finished, job, no_pictures):
     assert one["samples"] == other["samples"]
 
 
+@pytest.mark.slow
 def test_a_resolved_job_runs_again(finished, tmp_path):
     (tmp_path / "again.toml").write_text((finished / "runs" / "job" / "job.toml").read_text())
     done = sfg(finished, "status", "runs/job", "--json")

@@ -193,10 +193,13 @@ def test_conditions_that_cannot_be_read(keys, message):
         resolve_job({"data": {"source": "wave", **keys}})
 
 
-def test_a_reference_larger_than_the_memory_is_refused(make_job, tmp_path):
+def test_a_reference_larger_than_the_memory_is_refused(make_job, tmp_path, monkeypatch):
     rows = np.random.default_rng(0).standard_normal((20_000, 3))
     np.save(tmp_path / "rows.npy", rows)
     data = {"source": str(tmp_path / "rows.npy"), "condition": ["c1"]}
+    with pytest.raises(ConfigError, match=r"memory_gib = 0\.01 cannot hold one block of the reference"):
+        Pipeline(make_job(data=data, labels={"memory_gib": 0.01})).label()
+    monkeypatch.setattr("sfg_dist.distributed.requirements.require_budget", lambda job, **_: None)
     with pytest.raises(LabelingError, match=r"hold the whole reference.*raise labels.memory_gib"):
         Pipeline(make_job(data=data, labels={"memory_gib": 0.01})).label()
     from sfg_dist.errors import DataError

@@ -57,6 +57,7 @@ def test_uci_recipes(table, dim, num_train, tmp_path):
     assert prepared.reference().shape == (num_train, dim)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(JOBS.glob("published_*.toml")), ids=lambda path: path.stem)
 def test_published_settings_run(path, tmp_path):
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).standard_normal((ROWS, 5)))

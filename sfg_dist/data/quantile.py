@@ -299,9 +299,10 @@ def _piece(places: _Array, knots: _Array) -> NDArray[np.intp]:
 
 
 def _slopes(knots: _Array, heights: _Array) -> _Array:
-    """Of each piece; 0 where it has no width."""
-    widths = np.diff(knots)
-    return np.divide(np.diff(heights), widths, out=np.zeros(len(widths)), where=widths > 0)
+    """Of each piece; 0 where it has no width, or one that float64 cannot divide by."""
+    widths, rises = np.diff(knots), np.diff(heights)
+    is_wide = np.minimum(widths, 1.0) * np.finfo(np.float64).max > np.maximum(rises, 0.0)
+    return np.divide(rises, widths, out=np.zeros(len(widths)), where=is_wide)
 
 
 def _follow(places: _Array, knots: _Array, heights: _Array) -> _Array:

@@ -10,6 +10,7 @@ The number of rows is free. Random numbers stay outside: latents and noise are i
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -68,6 +69,8 @@ def export_onnx(generator: Generator, *, network_only: bool = False) -> tuple[by
         ExportError: a layer cannot be exported; or the network's outputs differ by more than 1e-5 over max(1, their
             size); or, of the same network output, a value differs by more than rounding its label to float32 does.
     """
+    # Else onnxruntime keeps a number of this machine in the user's home when it is imported, and reports its use.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime  # noqa: F401
         from onnx import TensorProto, checker, helper

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from sfg_dist.reader import LONG_BYTES, read_json
 from sfg_dist.store import arrays
 from sfg_dist.store.arrays import ARRAYS, Layout, group_metadata, names_objects, record_layout, record_prefix
 from sfg_dist.store.location import Location
+from sfg_dist.values import shown
 
 MANIFEST_KEY = "frame.json"
 FORMAT_NAME = "sfg_dist.pairs"
@@ -313,6 +315,11 @@ def read_manifest(location: Location, plan: Plan) -> dict[str, dict[str, Any]]:
         raise StoreError(f"{location.url}/{MANIFEST_KEY} {state}; run `sfg verify` and `sfg repair` on the store")
     try:
         entries = read_json(content, "it", [{"key": str, "bytes": int, "sha256": str}], max_bytes=LONG_BYTES)
+        for key in (entry["key"] for entry in entries):
+            if not key or "/".join(PurePosixPath(key).parts) != key or ".." in key.split("/"):
+                raise DocumentError(f"{shown(key)} is no name of an object")
+        if not entries:
+            raise DocumentError("it names no object")
     except DocumentError as error:
         raise StoreError(f"{location.url}/{MANIFEST_KEY} is no manifest of a frame: {error}") from None
     return {entry["key"]: entry for entry in entries}

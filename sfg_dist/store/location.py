@@ -26,6 +26,9 @@ from sfg_dist.objects import is_url, open_objects, reason_of, trouble_of, withou
 from sfg_dist.store.local import STAGING_NAME, Entry, LinkError, LocalFiles, entry_of
 from sfg_dist.values import printable
 
+QUARANTINE = "quarantine/"
+"""Where `sfg repair` puts what is no part of a store."""
+
 if TYPE_CHECKING:
     from zarr.storage import ObjectStore
 
@@ -279,6 +282,16 @@ class Location:
         if self.root is not None:
             with self._errors("list", prefix):
                 yield from ((found.key, found.oddity) for found in self._files.walk(prefix) if found.oddity)
+
+    def require_no_links(self) -> None:
+        """Refuse a store with links or pipes in it: nothing lists them, and their places cannot be written.
+
+        Raises:
+            StoreLinkError: there is one; the message names it.
+        """
+        for key, oddity in self.oddities():
+            if not key.startswith(QUARANTINE):
+                raise StoreLinkError(f"{self.url}/{printable(key)} {oddity}: `sfg repair` moves it to {QUARANTINE}")
 
     def partials(self, prefix: str = "") -> Iterator[Entry]:
         """Files that a killed writer left half written: their names end in # and a number. Object stores have none."""

@@ -299,6 +299,7 @@ class Pairs:
         """
         missing = self.pending()
         if missing:
+            self.location.require_no_links()  # a link is listed as nothing
             shown = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
             raise IncompleteStoreError(
                 f"{self.location.url}: {len(missing)} of {self.plan.num_shards} shards are missing ({shown}); "

@@ -9,16 +9,15 @@ from __future__ import annotations
 import itertools
 import re
 
-from sfg_dist.errors import StoreError, StoreLinkError
+from sfg_dist.errors import StoreError
 from sfg_dist.store.arrays import ARRAYS, object_key
 from sfg_dist.store.commits import commit_key
 from sfg_dist.store.frame import extension_objects
-from sfg_dist.store.location import Location
+from sfg_dist.store.location import QUARANTINE, Location
 from sfg_dist.store.pairs import Pairs, shard_of_commit, shard_of_object
 from sfg_dist.store.records import record_key, record_states
 from sfg_dist.store.shards import ORPHAN_S
-from sfg_dist.store.verify import QUARANTINE, Finding, Report, verify
-from sfg_dist.values import printable
+from sfg_dist.store.verify import Finding, Report, verify
 
 CLAIM_NAME = re.compile(r"claims/\d+\.json")
 STAGING_SUFFIX = re.compile(r"#\d+$")
@@ -85,17 +84,6 @@ def set_links_aside(location: Location, report: Report) -> None:
     for key, _ in list(location.oddities()):
         if key in named:
             _quarantine(location, named[key])
-
-
-def require_no_links(location: Location) -> None:
-    """Refuse a store with links or pipes in it, before anything is made for it that could not be written.
-
-    Raises:
-        StoreLinkError: there is one; the message names it.
-    """
-    for key, oddity in location.oddities():
-        if not key.startswith(QUARANTINE):
-            raise StoreLinkError(f"{location.url}/{printable(key)} {oddity}: `sfg repair` moves it to {QUARANTINE}")
 
 
 def sweep_partials(pairs: Pairs, *, min_age_s: float = ORPHAN_S) -> list[str]:

@@ -23,7 +23,7 @@ from sfg_dist.store.arrays import ARRAYS, object_bytes, object_key
 from sfg_dist.store.commits import commit_key, read_record, stored_digest
 from sfg_dist.store.frame import MANIFEST_KEY, extension_objects, read_manifest, sha256
 from sfg_dist.store.local import LINK
-from sfg_dist.store.location import NUM_THREADS, Location
+from sfg_dist.store.location import NUM_THREADS, QUARANTINE, Location
 from sfg_dist.store.pairs import Pairs, shard_of_commit, shard_of_object
 from sfg_dist.store.records import record_key, record_states
 from sfg_dist.values import printable
@@ -44,7 +44,6 @@ Kind = Literal[
     "special_file",
     "partial_file",
 ]
-QUARANTINE = "quarantine/"
 OTHERS = ("claims/", "drivers/", "events/", QUARANTINE)
 """Where objects lie that are not part of the pairs."""
 FRAME_FOLDERS = ("reference/", "transform/", "queries/", "column/")

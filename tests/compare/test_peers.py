@@ -36,6 +36,7 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+@pytest.mark.slow
 def test_a_linear_flow_has_its_own_log_density():
     matrix = torch.tensor([[0.3, -0.5], [0.2, 0.1]])
     rows = torch.randn(50, 2, generator=generator())

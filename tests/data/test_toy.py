@@ -57,6 +57,7 @@ def test_far_away_is_not_nan(name):
     assert density[0] < -1e4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["moons", "spirals"])
 def test_quadrature_has_converged(name):
     rows = draw(name, 200, seed=0)

@@ -121,6 +121,7 @@ def test_it_goes_on_from_its_checkpoint_and_leaves_a_fit_that_has_begun_alone(pa
     assert torch.equal(weights(checkpoints.load_fitted(tmp_path / "c")[0]), weights(model))
 
 
+@pytest.mark.slow
 def test_with_nothing_committed_it_waits_and_leaves_nothing(make_store, tmp_path):
     pairs = make_store()
     assert train_ahead(pairs.location.url, tmp_path / "c", make_settings(), should_stop=stop_after(5)) == 0
@@ -174,6 +175,7 @@ def process_here(monkeypatch, capfd):
     monkeypatch.setattr(ahead.subprocess, "Popen", run_and_start)
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_with_it_is_a_warning(pairs, tmp_path, process_here):
     def label_beside():
         settings = make_settings(learning_rate=1e18, num_epochs=100)

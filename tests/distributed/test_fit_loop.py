@@ -52,6 +52,7 @@ def test_a_fit_that_gets_no_better_ends_with_the_best_averaged_weights(url, tmp_
     assert not checkpoints.is_finished(tmp_path / "c", dataclasses.replace(settings, patience=5), run_id)
 
 
+@pytest.mark.slow
 def test_without_patience_all_epochs_are_done_and_the_last_weights_count(url, tmp_path, monkeypatch):
     script = ScriptedLosses(monkeypatch, LOSSES)
     model, history = fit_inline(url, tmp_path / "c", make_settings(num_epochs=7))
@@ -227,15 +228,19 @@ def test_a_fit_in_a_bucket_is_the_one_in_a_directory(make_store, s3_url, tmp_pat
 def test_a_live_word_is_passed_on_once_and_a_missing_one_is_none(tmp_path):
     heard, stop = [], threading.Event()
     assert checkpoints.read_live(tmp_path) is None
-    checkpoints.write_live(tmp_path, {"step": 1})
+    word = dict.fromkeys(
+        ("epoch", "step_in_epoch", "train_loss", "learning_rate", "rows_per_s", "elapsed_s", "done"), 1
+    )
+    word |= {"num_batches": 1, "num_workers": 1}
+    checkpoints.write_live(tmp_path, {"step": 1, **word})
     with training._following(tmp_path, None, heard.append):
-        checkpoints.write_live(tmp_path, {"step": 2})
+        checkpoints.write_live(tmp_path, {"step": 2, **word})
         deadline = time.monotonic() + patience(30)
         while not heard:
             assert time.monotonic() < deadline
             stop.wait(0.05)
-    assert heard == [{"step": 2}]  # what an earlier fit said is not said again
-    (tmp_path / checkpoints.LIVE_NAME).write_text(json.dumps({"step": 3})[:-3])
+    assert heard == [{"step": 2, **word}]  # what an earlier fit said is not said again
+    (tmp_path / checkpoints.LIVE_NAME).write_text(json.dumps({"step": 3, **word})[:-3])
     assert checkpoints.read_live(tmp_path) is None
 
 

@@ -164,7 +164,7 @@ def test_every_command_refuses_in_words(job, name):
         (["run", "job.toml", "--set", "labels.num_pairs=1e30"], "at most 9,007,199,254,740,992, got 1e+30"),
         (["run", "job.toml", "--set", "labels.num_pairs=1e15"], "a store has 10,000,000 at most"),
         (["run", "job.toml", "--set", "train.width=1e6"], "train.width must be a whole number above 0 and at most"),
-        (["run", "/dev/zero"], "job file /dev/zero is larger than 16 MiB"),
+        (["run", "/dev/zero"], "job file /dev/zero is larger than 4 MiB"),
         (["run"], "Missing argument 'JOB.toml'; `sfg run --help` shows what it takes"),
     ],
 )  # fmt: skip

@@ -90,6 +90,7 @@ def test_evaluations_counted_are_evaluations_made(case):
     assert calls[-1] < calls[0]  # finished rows leave
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["exp_abm4", "dopri5"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_bits_of_a_row_do_not_depend_on_the_other_rows(moons, solver, dtype):
@@ -109,6 +110,7 @@ def test_bits_of_a_row_do_not_depend_on_the_other_rows(moons, solver, dtype):
     assert torch.equal(whole.states[100:150], beside_others.states[100:150])
 
 
+@pytest.mark.slow
 def test_a_budget_too_small_is_kept_and_flagged(case):
     denoiser, latents, schedule, exact = case
     got = integrate_adaptive(denoiser, latents, schedule=schedule, tolerance=1e-7, max_evaluations=30)

@@ -125,6 +125,7 @@ def test_measured_order_is_the_declared_one(solver, schedule, direction):
     assert slopes[-1] == pytest.approx(TABLEAUX[solver].order, abs=0.4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["linear", "linear_floor"])
 @pytest.mark.parametrize("solver", MULTISTEP)
 def test_measured_order_of_multistep_methods(solver, name):

@@ -230,7 +230,8 @@ def _rows(name: str, value: float, world: World) -> None:
 
 def _values() -> Iterator[Case]:
     for value in (float("nan"), float("inf"), 3e38):
-        yield Case(f"labels of {value}", partial(_other_labels, value), ("verify", "refit"), "labels")
+        words = "labels|floating-point range"
+        yield Case(f"labels of {value}", partial(_other_labels, value), ("verify", "refit"), words)
         yield Case(f"a reference of {value}", partial(_rows, "reference/rows", value), ("extend", "refit"), "reference")
     for name, value in (("scale", 0.0), ("scale", float("nan")), ("knot_counts", -1), ("knot_counts", 2**40),
                         ("knot_values", float("nan")), ("steps", -1.0), ("cell_ranges", 1e300)):  # fmt: skip

@@ -290,6 +290,7 @@ FILES = ("plan.json", "plan.copy.json", "frame.json", "commits/00000003.json", "
 COMMANDS = (("status",), ("status", "--prometheus"), ("verify",), ("repair", "--dry-run"))
 
 
+@pytest.mark.slow
 @given(data=st.data(), key=st.sampled_from(FILES))
 @settings(max_examples=examples(60), suppress_health_check=list(HealthCheck))
 def test_any_file_of_a_store_is_a_finding_or_an_error_in_words(store, data, key):

@@ -266,7 +266,7 @@ CHECKPOINTS = {
     "average's type": ({"average__out__bias": lambda t: t.double()}, r"out\.bias is float64"),
     "NaN average": ({"average__out__bias": lambda t: t * float("nan")}, "not finite"),
     "momentum of one": ({"optimizer__1__0__momentum": lambda t: t[:1]}, "momentum of parameter 0"),
-    "exp_avg": ({"optimizer__0__0__exp_avg": lambda t: t[:1]}, "exp_avg of parameter 0"),
+    "exp_avg": ({"optimizer__0__0__exp_avg": lambda t: t[:1]}, r"exp_avg(_sq)? of parameter 0"),
     "steps": ({"optimizer__0__0__step": lambda t: t.expand(5)}, "step of parameter 0"),
 }
 

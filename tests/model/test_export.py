@@ -259,6 +259,7 @@ def test_a_layer_that_is_not_known_is_refused():
         export_onnx(generator)
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_file_that_onnxruntime_opens(tmp_path):
     generator = make()
     generator.save(tmp_path / "model")

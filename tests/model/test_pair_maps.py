@@ -25,6 +25,7 @@ def maps():
     return PairMaps.fit(curve(0, 0.3), curve(1, 0.3), curve(2, 0.05))
 
 
+@pytest.mark.slow
 def test_a_blurred_curve_is_sharp_again(maps):
     mapped, wanted = maps(curve(3, 0.3)), curve(4, 0.05)
     assert np.std(mapped[:, 1] - np.maximum(mapped[:, 0], 0)) < 0.07
@@ -151,6 +152,7 @@ class Blurred(torch.nn.Module):
         return x * self.weight
 
 
+@pytest.mark.slow
 def test_calibration_ends_with_them_and_is_saved_with_them():
     calibration = Calibration.fit(Blurred(), curve(2, 0.05).astype(np.float32), seed=0)
     assert len(calibration.pairs)

@@ -117,6 +117,7 @@ def test_a_longer_shard_has_more_bytes():
     assert [entry["efficiency_at_work"] for entry in found] == [pytest.approx(0.25, rel=0.1)] * 2
 
 
+@pytest.mark.slow
 def test_the_page_shows_predictions():
     document = study()
     document["summary"] = {"label, strong": summary()}
@@ -222,6 +223,7 @@ def test_a_study_that_is_cut_short_has_a_page_and_goes_on(make_study_job, tmp_pa
     assert len(document["runs"]) == 2
 
 
+@pytest.mark.slow
 def test_the_command_predicts_and_compares_studies_in_a_bucket(s3_url, monkeypatch, capsys):
     from sfg_dist import cli
 

@@ -6,25 +6,13 @@ import pytest
 from sfg_dist.plan import Plan, fingerprint
 from sfg_dist.store import Location, create_store
 
-# Files on what lies above the objects of a store, and the tests of them that go through the most of it.
-ABOVE = ("test_verify.py", "test_extend.py")
-FOREMOST = (
-    "test_each_damage_is_named_and_only_it_is_mended",
-    "test_all_damages_at_once",
-    "test_plain_zarr_reads_the_extension",
-    "test_an_interrupted_extension_goes_on",
-)
-
 
 def pytest_collection_modifyitems(items):
-    """All is tried on a disk before every commit, in a bucket a part: the first case of a test, the foremost tests."""
-    seen = set()
+    """All is tried on a disk before every commit; in a bucket only what everything else is made of."""
     for item in items:
         if getattr(item, "callspec", None) and item.callspec.params.get("place") == "s3":
-            is_above = item.path.name in ABOVE and item.originalname not in FOREMOST
-            if is_above or (item.path, item.originalname) in seen:
+            if item.path.name != "test_location.py":
                 item.add_marker("slow")
-            seen.add((item.path, item.originalname))
 
 
 @pytest.fixture(params=["local", "s3"])

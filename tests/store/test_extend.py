@@ -147,6 +147,7 @@ def test_the_stream_of_batches_meets_every_row_of_an_extended_store_once(new_sto
     assert all(np.array_equal(batch.latents, latents[batch.rows]) for batch in batches)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [{"direction": "both"}, {"estimator": "minibatch", "num_reference": 100}])
 def test_labels_of_an_extended_store_are_those_of_a_longer_run_bit_for_bit(make_store, labels):
     """The real labeler: 1000 pairs, 1010, then 1150, in shards of 128 and batches of 64, against 1150 at once."""

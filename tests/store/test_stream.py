@@ -263,6 +263,7 @@ def test_a_failed_read_is_raised_and_can_be_tried_again():
         assert np.array_equal(batch.latents[:, 0], batch.rows)
 
 
+@pytest.mark.slow
 def test_batches_larger_than_the_store_and_single_rows():
     stream, _ = make_stream(batch_size=5000)
     assert [len(batch.rows) for batch in stream.epoch(0)] == [950]

@@ -7,6 +7,7 @@ import time
 import google_crc32c
 import numpy as np
 import pytest
+from examples import some
 
 from sfg_dist.errors import StoreError
 from sfg_dist.plan import Plan, seal, unseal
@@ -118,7 +119,7 @@ def damage(location, name):
     return key
 
 
-@pytest.mark.parametrize("name", DAMAGES)
+@pytest.mark.parametrize("name", some(DAMAGES))
 def test_each_damage_is_named_and_only_it_is_mended(pairs, fill, name):
     location = pairs.location
     assert verify(pairs).is_clean
@@ -154,6 +155,7 @@ def test_each_damage_is_named_and_only_it_is_mended(pairs, fill, name):
         assert touched <= {key} | own | set(quarantined)
 
 
+@pytest.mark.slow
 def test_all_damages_at_once(pairs, fill):
     before = contents(pairs.location)
     names = ["flipped bit", "zero length", "deleted object", "deleted commit", "edited plan", "foreign file"]

@@ -199,7 +199,7 @@ def test_a_reference_larger_than_the_memory_is_refused(make_job, tmp_path, monke
     data = {"source": str(tmp_path / "rows.npy"), "condition": ["c1"]}
     with pytest.raises(ConfigError, match=r"memory_gib = 0\.01 cannot hold one block of the reference"):
         Pipeline(make_job(data=data, labels={"memory_gib": 0.01})).label()
-    monkeypatch.setattr("sfg_dist.distributed.requirements.require_budget", lambda job, **_: None)
+    monkeypatch.setattr("sfg_dist.distributed.requirements.require_budget", lambda *_, **__: None)
     with pytest.raises(LabelingError, match=r"hold the whole reference.*raise labels.memory_gib"):
         Pipeline(make_job(data=data, labels={"memory_gib": 0.01})).label()
     from sfg_dist.errors import DataError

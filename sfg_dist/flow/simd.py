@@ -43,8 +43,7 @@ def cached_njit(function: Callable[..., Any]) -> Any:
     Numba looks at the time stamp of the function's own file only, and would go on with code made of others' old text.
     """
     dispatcher = kernel_cache.cached_njit(nogil=True, error_model="numpy")(function)
-    index = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
-    if index is not None:
+    if (index := kernel_cache.cache_file(dispatcher)) is not None:
         index._source_stamp = _sources()
     return dispatcher
 

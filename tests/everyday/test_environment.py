@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numba.core.caching
@@ -170,6 +171,26 @@ def test_kernels_are_kept_in_a_private_folder_where_nothing_else_can_be_written(
 def test_kernels_are_compiled_anew_where_no_folder_is_private(read_only, monkeypatch):
     monkeypatch.setattr(kernel_cache, "private_folder", lambda name: None)
     assert cached_njit()(add_one)(1) == 2
+
+
+def test_processes_that_compile_a_kernel_for_other_types_keep_a_file_each(tmp_path, monkeypatch):
+    monkeypatch.setattr(kernel_cache.config, "CACHE_DIR", str(tmp_path))
+    one, other = (kernel_cache.cache_file(cached_njit()(add_one)) for _ in range(2))
+    monkeypatch.setattr(type(other), "_load_data", lambda self, name: name)
+
+    def save_between(overloads, save=one._save_index):
+        monkeypatch.setattr(one, "_save_index", save)
+        late = threading.Thread(target=other.save, args=("float", b"f"))
+        late.start()
+        late.join(0.2)  # it waits, or it has taken the same name
+        save(overloads)
+        waiting.append(late)
+
+    waiting: list[threading.Thread] = []
+    monkeypatch.setattr(one, "_save_index", save_between)
+    one.save("int", b"i")
+    waiting[0].join()
+    assert one.load("int") != one.load("float")
 
 
 def test_a_private_folder_is_nobody_elses(tmp_path, monkeypatch):

@@ -143,6 +143,7 @@ def test_where_ray_was_imported_first(tmp_path):
 
 def test_a_ray_that_cannot_be_told_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", types.ModuleType("ray"))
+    monkeypatch.delitem(sys.modules, "ray._raylet", raising=False)  # which another test may have brought
     before = dict(os.environ)
     with pytest.raises(ClusterError, match="Ray was imported before this session began"), cluster.local_environment():
         pass

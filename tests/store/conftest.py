@@ -10,9 +10,9 @@ from sfg_dist.store import Location, create_store
 def pytest_collection_modifyitems(items):
     """All is tried on a disk before every commit; in a bucket only what everything else is made of."""
     for item in items:
-        if getattr(item, "callspec", None) and item.callspec.params.get("place") == "s3":
-            if item.path.name != "test_location.py":
-                item.add_marker("slow")
+        in_bucket = getattr(item, "callspec", None) and item.callspec.params.get("place") == "s3"
+        if in_bucket and item.path.name != "test_location.py":
+            item.add_marker("slow")
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -126,10 +126,14 @@ def _unpacked(source: str, name: str, raw: bytes, unpack: Callable[[bytes], byte
     packing = _NAMES[name]
     if len(raw) * GROWTH[packing] <= usable_bytes() // 8:
         return unpack(raw)
-    total, parts = 0, []
+    total, line_start, parts = 0, 0, []
     for piece in pieces(packing, raw):
+        if (end := max(piece.rfind(b"\n"), piece.rfind(b"\r"))) >= 0:
+            line_start = total + end
         total += len(piece)
         check_text(source, total)
+        if total - line_start > SMALL_BYTES:
+            raise DataError(f"{source} cannot be read as .csv: a line in it is longer than {size_of(SMALL_BYTES)}")
         # A text that grows as no table does is counted to its end before it is held.
         if total <= max(SMALL_BYTES, _MOST_GROWTH * len(raw)):
             parts.append(piece)

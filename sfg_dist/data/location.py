@@ -135,7 +135,8 @@ def reading(source: str) -> Iterator[None]:
         if is_url(source) and lacks_credentials(error):
             raise DataError(f"{source} cannot be fetched: {NO_CREDENTIALS}") from error
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        helps = not type(error).__module__.startswith(("pyarrow", "json"))  # whose words are for developers
+        # The words of these are for developers.
+        helps = suffix_of(source) != ".parquet" and not type(error).__module__.startswith(("pyarrow", "json"))
         said = f" ({reason})" if helps else ""
         raise DataError(
             f"{source} cannot be read as {suffix_of(source)}: the file is damaged or of another format{said}"

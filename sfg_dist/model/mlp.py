@@ -90,7 +90,8 @@ class MLP(nn.Module):
         if self.skip is not None:
             nn.init.zeros_(self.out.weight)
             nn.init.zeros_(self.out.bias)
-            nn.init.eye_(self.skip.weight)
+            if not self.skip.weight.is_meta:  # there torch would import its compiler, which takes seconds
+                nn.init.eye_(self.skip.weight)
             nn.init.zeros_(self.skip.bias)
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -2,14 +2,46 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sfg_dist.data.sizes import SMALL_BYTES
 from sfg_dist.data.zarr_codecs import OF_STORES
-from sfg_dist.errors import StoreError
+from sfg_dist.errors import StoreError, StoreUnavailableError
+from sfg_dist.objects import reason_of, trouble_of
 from sfg_dist.store.location import Location
 from sfg_dist.words import size_of
+
+ADVICE = "run `sfg verify` and `sfg repair` on the store"
+_UNREADABLE = (json.JSONDecodeError, UnicodeError, RecursionError, TypeError, KeyError, AttributeError)
+
+
+@contextmanager
+def reading(place: str, advice: str = ADVICE) -> Iterator[None]:
+    """Turn whatever Zarr raises into one message that names the array and says what to do.
+
+    Raises:
+        StoreUnavailableError: the store does not answer.
+        StoreError: there is no such array, or it is damaged.
+    """
+    try:
+        yield
+    except StoreError:
+        raise
+    except Exception as error:  # zarr and its codecs raise anything here
+        if trouble_of(error) == "unavailable":
+            raise StoreUnavailableError(f"cannot read {place}: {reason_of(error)}") from error
+        library = type(error).__module__.partition(".")[0]
+        if isinstance(error, _UNREADABLE) or "zarr.json" in str(error) or "data type" in str(error):
+            reason = "its zarr.json, or one above it, is damaged"
+        elif library in ("obstore", "zarr") or isinstance(error, OSError):
+            reason = "it is no group or array of Zarr format 3"
+        else:
+            reason = reason_of(error)
+        raise StoreError(f"{place} cannot be read: {reason}; {advice}") from error
 
 
 def checked_store(location: Location, *, read_only: bool = False) -> Any:

@@ -316,7 +316,8 @@ def read_manifest(location: Location, plan: Plan) -> dict[str, dict[str, Any]]:
     try:
         entries = read_json(content, "it", [{"key": str, "bytes": int, "sha256": str}], max_bytes=LONG_BYTES)
         for key in (entry["key"] for entry in entries):
-            if not key or "/".join(PurePosixPath(key).parts) != key or ".." in key.split("/"):
+            parts = PurePosixPath(key).parts
+            if not 0 < len(key) <= 255 or "/".join(parts) != key or ".." in parts:
                 raise DocumentError(f"{shown(key)} is no name of an object")
         if not entries:
             raise DocumentError("it names no object")

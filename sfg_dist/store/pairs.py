@@ -24,10 +24,9 @@ and overlapping attempts are harmless.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -36,13 +35,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.errors import IncompleteStoreError, PlanMismatchError, StoreError, StoreUnavailableError
+from sfg_dist.errors import IncompleteStoreError, PlanMismatchError, StoreError
 from sfg_dist.folders import place_of
-from sfg_dist.objects import is_url, reason_of, trouble_of
+from sfg_dist.objects import is_url
 from sfg_dist.plan import Plan, fingerprint_of_blocks
 from sfg_dist.reader import LONG_BYTES, read_json
 from sfg_dist.store.arrays import ARRAYS, object_bytes, object_key, record_layout, record_prefix
-from sfg_dist.store.checked import check_declared, checked_store
+from sfg_dist.store.checked import check_declared, checked_store, reading
 from sfg_dist.store.commits import Record, ShardContent, commit_key, find_record, find_records
 from sfg_dist.store.frame import check_frame
 from sfg_dist.store.location import Location
@@ -54,7 +53,6 @@ if TYPE_CHECKING:
     import dask.array as da
     import zarr
 
-UNREADABLE_METADATA = (json.JSONDecodeError, UnicodeError, RecursionError, TypeError, KeyError, AttributeError)
 OTHERWISE = "version 0.1.0, which made the store, read or transformed some tables otherwise"
 FREE_BYTES = 64 << 20
 """Of an array that may be all fill value, as a transform's offsets are; a larger one must be stored."""
@@ -364,22 +362,8 @@ class Pairs:
                 f"damaged; run `sfg verify` and `sfg repair` on the store"
             )
 
-    @contextmanager
-    def _reading(self, name: str) -> Iterator[None]:
-        """Turn whatever Zarr raises into one message that names the array and says what to do."""
-        try:
-            yield
-        except StoreError:
-            raise
-        except Exception as error:  # zarr and its codecs raise anything here
-            place = f"{self.location.url}/{name}"
-            if trouble_of(error) == "unavailable":
-                raise StoreUnavailableError(f"cannot read {place}: {reason_of(error)}") from error
-            is_metadata = isinstance(error, UNREADABLE_METADATA)
-            reason = "its zarr.json, or one above it, is damaged" if is_metadata else reason_of(error)
-            raise StoreError(
-                f"{place} cannot be read: {reason}; run `sfg verify` and `sfg repair` on the store"
-            ) from error
+    def _reading(self, name: str) -> AbstractContextManager[None]:
+        return reading(f"{self.location.url}/{name}")
 
     def _dask_array(self, name: str) -> da.Array:
         import dask.array

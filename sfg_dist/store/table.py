@@ -20,7 +20,7 @@ from sfg_dist.data.naming import listed
 from sfg_dist.errors import ConfigError, StoreError
 from sfg_dist.folders import expanded, free_disk
 from sfg_dist.objects import is_url, reason_of
-from sfg_dist.store.checked import check_declared, checked_store
+from sfg_dist.store.checked import check_declared, checked_store, reading
 from sfg_dist.store.location import Location
 from sfg_dist.store.parts import Draw, ParquetTable, ParquetWriter, Progress, ZarrTable, attributes_of
 from sfg_dist.store.text import cells_of, npy_dtype, npy_rows
@@ -145,9 +145,10 @@ def read_table(path: str | Path, *, source: str) -> NDArray[np.float64]:
         raise StoreError(
             f"{path} was drawn from another model or with other keys: run `sfg sample` with this job again"
         )
-    group = zarr.open_group(checked_store(location, read_only=True), mode="r", zarr_format=3)
-    check_declared(location, "X", group["X"])
-    return np.asarray(group["X"][...])  # type: ignore[index]
+    with reading(f"{path}/X", "run `sfg sample` with this job again"):
+        group = zarr.open_group(checked_store(location, read_only=True), mode="r", zarr_format=3)
+        check_declared(location, "X", group["X"])
+        return np.asarray(group["X"][...])  # type: ignore[index]
 
 
 def _write_parquet(file: BinaryIO, columns: Sequence[str], types: Sequence[ColumnType], parts: Iterable[Array]) -> None:

@@ -106,7 +106,7 @@ def _arrays() -> Iterator[Case]:
         edit = EDITS[name]
         yield Case(f"reference with {name}", partial(_array, "reference/rows", edit), ("refit", "extend"), "reference")
         yield Case(f"transform with {name}", partial(_array, "transform/scale", edit), ("refit", "extend"), "transform")
-        yield Case(f"samples with {name}", partial(_samples, edit), ("evaluate",), "samples")
+        yield Case(f"samples with {name}", partial(_samples, edit), ("evaluate",), "samples|judged rows")
 
 
 def _samples(edit: Callable[[dict[str, Any]], Any], world: World) -> None:
@@ -154,9 +154,14 @@ def _pickles() -> Iterator[Case]:
         yield Case(f"reference of format 2 with {' and '.join(filters)}", spoil, commands, "reference")
     for name in ("transform/scale", "latents", "labels", "column", "reference/order"):
         spoil = partial(_format_2, name, ("vlen-utf8", "pickle"))
-        yield Case(f"{name} of format 2 with pickles", spoil, ("refit", "extend", "verify"), name.split("/")[0])
+        yield Case(
+            f"{name} of format 2 with pickles",
+            spoil,
+            ("refit", "extend", "verify"),
+            f"{name.split('/')[0]}|shards are missing",
+        )
     yield Case("a group of format 2", _format_2_group, (*commands, "verify"), STORE)
-    yield Case("samples of format 2 with pickles", _samples_2, ("evaluate", "sample"), "samples")
+    yield Case("samples of format 2 with pickles", _samples_2, ("evaluate", "sample"), "samples|judged rows")
     yield Case("samples of format 2 in all", _samples_all_2, ("evaluate", "sample"), "samples")
 
 
@@ -197,7 +202,7 @@ def _manifests() -> Iterator[Case]:
             f"manifest with {name}",
             partial(_manifest, edit),
             ("verify", "repair", "label"),
-            "frame.json|a\\nsfg|commits/00000003.json|the frame comes out",
+            "frame.json|a\\nsfg|x1b[2Ja|commits/00000003.json|the frame comes out",
         )
 
 

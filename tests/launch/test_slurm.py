@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import commands
+import psutil
 import pytest
 from patience import measure_slowness, patience
 from slurm_cluster import SlurmCluster, missing_program
@@ -303,8 +304,8 @@ def test_a_running_job_refuses_a_wrong_token_and_is_cancelled(site):
     site.slow_down()
     sent = site.submit(site.job(**MANY), "--stages", "label")
     site.wait_for_shards(2)
-    (log,) = Path(sent["folder"]).glob("logs/*ray-head.log")
-    address = re.search(r"\d+\.\d+\.\d+\.\d+:\d+", log.read_text()).group()
+    lines = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+    (address, *_) = re.findall(r"executor\.address=(\S+)", "\n".join(line for line in lines if sent["folder"] in line))
     command = [sys.executable, "-m", "sfg_dist.cli", "label", str(site.job("other"))]
     done = subprocess.run(
         [*command, "--set", f"executor.address={address}"], capture_output=True, text=True,

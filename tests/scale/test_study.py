@@ -62,7 +62,7 @@ def test_a_study_of_labels_and_training(make_study_job, ray_cluster, tmp_path):
 
     def study_both():
         train = {"width": 16, "depth": 1, "num_epochs": 500, "max_time_s": 900, "batch_size": 64}
-        labels, fits = make_study_job(**slow), make_study_job(train=train, executor={"num_actors": 1})
+        labels, fits = make_study_job(**slow), make_study_job(train=train, **slow)
         scale(labels, [1, 2], stages=["label"], modes=["strong", "weak"], repeats=1, listener=told.append)
         return scale(
             fits, [1, 2], stages=["train"], modes=["weak"], repeats=1, use_gpu=False, listener=told.append,

@@ -225,7 +225,8 @@ class Protocol(RuleBasedStateMachine):
     def damage_commit(self, content):
         self.commit = None
         self.disturbed.update(self.writers)
-        self.damaged.clear()  # they are nobody's now
+        if not self.writers:  # one that has read them back before they were damaged may still commit them
+            self.damaged.clear()  # they are nobody's now
         self.location.put(COMMIT, content)
         self.location.flush(COMMIT)
 

@@ -158,7 +158,9 @@ def test_a_disk_that_is_too_small(make_job, monkeypatch):
     job = make_job()
     Pipeline(job).label()
     plan, written = open_pairs(job.output.dir).plan, expected_bytes(job)
-    assert require_disk(job.output.dir, written, plan) == free_disk(Path(job.output.dir)) > written.total
+    free = require_disk(job.output.dir, written, plan)
+    assert free == pytest.approx(free_disk(Path(job.output.dir)), rel=0.05)  # others write too
+    assert free > written.total
     monkeypatch.setattr("sfg_dist.distributed.requirements.free_disk", lambda _: written.total - 1)
     with pytest.raises(ConfigError, match=r"output\.dir") as caught:
         require_disk(job.output.dir, written, plan)

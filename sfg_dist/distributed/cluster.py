@@ -183,9 +183,8 @@ def _explain(address: str | None, error: Exception) -> str:
 def local_environment(more: Mapping[str, str] | None = None) -> Iterator[None]:
     """Within, a Ray started on this machine has a token of this process, little idle work and threads that sleep.
 
-    It listens on loopback, unless the environment names other interfaces or has
-    RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER = 1. The environment is
-    put back after.
+    It listens on loopback, unless the environment names other interfaces or has RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER = 1.
+    The environment is put back after.
 
     Args:
         more: variables beside these.

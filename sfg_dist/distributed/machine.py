@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-_CGROUPS = Path("/sys/fs/cgroup")
+from sfg_dist.memory import GROUPS, memory_limits, own_groups
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def this_machine() -> Machine:
 
     memory = psutil.virtual_memory()
     total, available = memory.total, memory.available
-    for limit, used in _memory_limits(_CGROUPS, _own_groups()):
+    for limit, used in memory_limits(GROUPS, own_groups()):
         if limit < total:
             total, available = limit, min(available, max(0, limit - used))
     gpus = []
@@ -71,35 +70,3 @@ def peak_memory() -> int:
 
 def _usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _own_groups() -> dict[str, str]:
-    """The control group of this process by controller, "" for version 2; empty where there are none."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return {}
-    groups: dict[str, str] = {}
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        groups |= dict.fromkeys(controllers.split(","), path)
-    return groups
-
-
-def _memory_limits(root: Path, groups: dict[str, str]) -> Iterator[tuple[int, int]]:
-    """(limit, used) in bytes of each group from this process's own up to the outermost that can be seen."""
-    for controller, folder, names in (
-        ("", root, ("memory.max", "memory.current")),
-        ("memory", root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")),
-    ):
-        if controller not in groups:
-            continue
-        inner = folder / groups[controller].lstrip("/")
-        for place in (inner, *inner.parents):
-            try:
-                limit, used = ((place / name).read_text(encoding="utf-8").strip() for name in names)
-                yield int(limit), int(used)
-            except (OSError, ValueError):  # not mounted in this container, or "max": no limit here
-                pass
-            if place == folder:
-                break

@@ -18,6 +18,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from sfg_dist.errors import DocumentError
+from sfg_dist.memory import usable_bytes
 from sfg_dist.model.encoder import Encoder
 from sfg_dist.model.mlp import ACTIVATIONS, MLP
 from sfg_dist.reader import check_fields
@@ -59,7 +60,7 @@ def read_file(location: Location, key: str) -> bytes | None:
     """
     import psutil
 
-    most = psutil.virtual_memory().available // COPIES
+    most = min(psutil.virtual_memory().available, usable_bytes()) // COPIES
     content = location.read(key, most)
     if content is not None and len(content) > most:
         raise DocumentError(f"{key} has {location.size(key) or 0:,} bytes: more than this machine has memory for")

@@ -26,7 +26,7 @@ from sfg_dist.store.local import LINK
 from sfg_dist.store.location import NUM_THREADS, QUARANTINE, Location
 from sfg_dist.store.pairs import Pairs, shard_of_commit, shard_of_object
 from sfg_dist.store.records import record_key, record_states
-from sfg_dist.values import printable
+from sfg_dist.values import as_line
 
 Kind = Literal[
     "damaged_data",
@@ -72,7 +72,7 @@ class Finding:
     repair: str
 
     def __str__(self) -> str:
-        key = _in_a_line(self.key)
+        key = as_line(self.key)
         where = key if self.shard is None else f"{key} (shard {self.shard})"
         return f"{where}: {self.problem}"
 
@@ -145,11 +145,6 @@ def verify(pairs: Pairs, *, on_progress: Callable[[int, int], None] | None = Non
     )
 
 
-def _in_a_line(key: str) -> str:
-    """A name as a line can show it, whatever is in it."""
-    return printable(key).replace("\n", "\\n").replace("\t", "\\t")
-
-
 def _in_threads(tasks: Iterator[Callable[[], Iterable[Finding]]]) -> Iterator[list[Finding]]:
     """Results in order; few of them are waited for at a time, however many tasks there are."""
     with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="verify") as pool:
@@ -200,12 +195,12 @@ class _Checks:
             if shard is not None:
                 self.is_begun[shard] = True
             elif not self._is_known(entry.key):
-                repair = f"move it to {QUARANTINE}{_in_a_line(entry.key)}"
+                repair = f"move it to {QUARANTINE}{as_line(entry.key)}"
                 yield Finding("foreign_file", entry.key, None, "is no part of the store", repair)
         for key, oddity in self.location.oddities():
             if not key.startswith(QUARANTINE):
                 kind: Kind = "link" if oddity == LINK else "special_file"
-                yield Finding(kind, key, None, oddity, f"move it as it is to {QUARANTINE}{_in_a_line(key)}")
+                yield Finding(kind, key, None, oddity, f"move it as it is to {QUARANTINE}{as_line(key)}")
         for entry in self.location.partials():
             yield Finding(
                 "partial_file", entry.key, None, "was left half written by a writer that was ended", "remove it"

@@ -9,11 +9,12 @@ from machines import GPUS, MACHINE, expected_bytes, workers
 from sfg_dist.distributed import requirements
 from sfg_dist.distributed.actors import WantedActors
 from sfg_dist.distributed.estimate import calibrated_devices
-from sfg_dist.distributed.machine import _memory_limits, this_machine
+from sfg_dist.distributed.machine import this_machine
 from sfg_dist.distributed.requirements import choose_workers, memory_of, require_disk, require_memory
 from sfg_dist.distributed.sizes import GIB, device_memory
 from sfg_dist.errors import ClusterError, ConfigError
 from sfg_dist.folders import free_disk
+from sfg_dist.memory import memory_limits
 from sfg_dist.pipeline import Pipeline
 from sfg_dist.store import open_pairs
 
@@ -181,13 +182,13 @@ def test_limits_of_control_groups(tmp_path):
     (inner / "memory.current").write_text("5\n")
     (tmp_path / "outer" / "memory.max").write_text("1000\n")
     (tmp_path / "outer" / "memory.current").write_text("400\n")
-    assert list(_memory_limits(tmp_path, {"": "/outer/inner"})) == [(1000, 400)]
+    assert list(memory_limits(tmp_path, {"": "/outer/inner"})) == [(1000, 400)]
     first = tmp_path / "memory"  # version 1, where a container sees its own group as the root
     first.mkdir()
     (first / "memory.limit_in_bytes").write_text("2000\n")
     (first / "memory.usage_in_bytes").write_text("100\n")
-    assert list(_memory_limits(tmp_path, {"memory": "/docker/1234"})) == [(2000, 100)]
-    assert list(_memory_limits(tmp_path, {})) == []
+    assert list(memory_limits(tmp_path, {"memory": "/docker/1234"})) == [(2000, 100)]
+    assert list(memory_limits(tmp_path, {})) == []
 
 
 def test_this_machine():

@@ -13,26 +13,26 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from sfg_dist._version import __version__
+from sfg_dist.job.version import __version__
 
 if TYPE_CHECKING:
-    from sfg_dist.data.streamed import open_reference
-    from sfg_dist.errors import SfgError
     from sfg_dist.flow import Reference, label_latents, log_density, score
+    from sfg_dist.job.errors import SfgError
     from sfg_dist.model.generator import Generator
-    from sfg_dist.pipeline import run
+    from sfg_dist.pipeline.pipeline import run
+    from sfg_dist.pipeline.streamed import open_reference
     from sfg_dist.store import Pairs, open_pairs
 
 _HOMES = {
     "Generator": "sfg_dist.model.generator",
     "Pairs": "sfg_dist.store",
     "Reference": "sfg_dist.flow",
-    "SfgError": "sfg_dist.errors",
+    "SfgError": "sfg_dist.job.errors",
     "label_latents": "sfg_dist.flow",
     "log_density": "sfg_dist.flow",
     "open_pairs": "sfg_dist.store",
-    "open_reference": "sfg_dist.data.streamed",
-    "run": "sfg_dist.pipeline",
+    "open_reference": "sfg_dist.pipeline.streamed",
+    "run": "sfg_dist.pipeline.pipeline",
     "score": "sfg_dist.flow",
 }
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from patience import patience
 from typer.testing import CliRunner
 
-from sfg_dist import cli
+from sfg_dist.cli import main as cli
 
 
 class Done(NamedTuple):
@@ -37,7 +37,7 @@ def sfg(directory: str | Path, *words: object, check: int | None = 0) -> Done:
 
 def sfg_process(directory: str | Path, *words: object, check: int | None = 0) -> Done:
     """The same in a process of its own: for streams, exit statuses and what is imported."""
-    command = [sys.executable, "-m", "sfg_dist.cli", *map(str, words)]
+    command = [sys.executable, "-m", "sfg_dist", *map(str, words)]
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=patience(300))
     return _checked(Done(done.returncode, done.stdout, done.stderr), check)
 

@@ -24,7 +24,7 @@ import pytest
 from examples import load_profile
 from patience import measure_slowness, patience
 
-from sfg_dist.threads import wait_passively
+from sfg_dist.job.threads import wait_passively
 
 wait_passively()  # before anything imports torch
 load_profile()
@@ -110,7 +110,7 @@ def ray_cluster():
 
 def small_job(directory: Path, **tables: dict[str, Any]):
     """A small two-moons job; keyword arguments are tables that override its keys."""
-    from sfg_dist.config import resolve_job
+    from sfg_dist.job.config import resolve_job
 
     document: dict[str, Any] = {
         "data": {"source": "moons", "max_rows": 600},
@@ -146,7 +146,7 @@ def make_store(make_job):
     """The (still empty) store of a small job."""
 
     def make(directory: str = "run", **tables: dict[str, Any]):
-        from sfg_dist.pipeline import Pipeline
+        from sfg_dist.pipeline.pipeline import Pipeline
 
         return Pipeline(make_job(directory, **tables)).open_store()
 
@@ -191,8 +191,8 @@ def small_run(tmp_path_factory):
 @pytest.fixture(scope="session")
 def small_labels(tmp_path_factory):
     """Stores of the small job by the number of shards of 8 that are done, each of them made once for the session."""
-    from sfg_dist.distributed.inline import label_inline
-    from sfg_dist.pipeline import Pipeline
+    from sfg_dist.distributed.labels.inline import label_inline
+    from sfg_dist.pipeline.pipeline import Pipeline
 
     made: dict[int, Path] = {}
 

@@ -11,11 +11,16 @@ from typing import NamedTuple
 
 from patience import patience
 
-from sfg_dist.threads import SETTINGS
+from sfg_dist.job.threads import SETTINGS
 
 LIBRARIES = ("torch", "ray", "dask", "zarr", "sklearn", "pyarrow", "h5py", "scipy.special", "scipy.spatial")
-LIGHT = ("sfg_dist", "sfg_dist.data", "sfg_dist.cli", "sfg_dist.store")
-HEAVY = ("sfg_dist.flow", "sfg_dist.distributed.training", "sfg_dist.distributed.actors", "sfg_dist.pipeline")
+LIGHT = ("sfg_dist", "sfg_dist.data", "sfg_dist.cli.main", "sfg_dist.store")
+HEAVY = (
+    "sfg_dist.flow",
+    "sfg_dist.distributed.fit.training",
+    "sfg_dist.distributed.labels.actors",
+    "sfg_dist.pipeline.pipeline",
+)
 PROGRAM = """
 import importlib, json, os, sys
 before, found = dict(os.environ), {}

@@ -185,7 +185,7 @@ STORE = (
 DISTRIBUTED = (
     Fault(
         name="encoded_rows_blurred_by_the_variance",
-        file="sfg_dist/distributed/labeler.py",
+        file="sfg_dist/distributed/labels/labeler.py",
         why="Encoded pairs have another law than decoded ones: their rows are hardly blurred.",
         old="blur = self.plan.sigma_data * self.schedule.blur",
         new="blur = self.plan.sigma_data * self.schedule.blur**2",
@@ -195,7 +195,7 @@ DISTRIBUTED = (
     ),
     Fault(
         name="answer_lost",
-        file="sfg_dist/distributed/driver.py",
+        file="sfg_dist/distributed/labels/driver.py",
         why="Of shards that travel together only the first answer counts, and the run never ends.",
         old="for result in results:",
         new="for result in results[:1]:",
@@ -203,7 +203,7 @@ DISTRIBUTED = (
     ),
     Fault(
         name="fed_while_draining",
-        file="sfg_dist/distributed/driver.py",
+        file="sfg_dist/distributed/labels/driver.py",
         why="A node that will be taken away goes on getting shards, which are lost with it.",
         old="            worker.leave_by = drain.deadline\n",
         new="",
@@ -213,7 +213,7 @@ DISTRIBUTED = (
     ),
     Fault(
         name="hold_not_asked",
-        file="sfg_dist/distributed/fit_loop.py",
+        file="sfg_dist/distributed/fit/fit_loop.py",
         why="Two attempts at one fit write over each other's checkpoints.",
         old="more = {} if self.early is None else self.early.state_files()\n        self._require_hold()",
         new="more = {} if self.early is None else self.early.state_files()",
@@ -221,7 +221,7 @@ DISTRIBUTED = (
     ),
     Fault(
         name="progress_before_the_rest",
-        file="sfg_dist/distributed/checkpoints.py",
+        file="sfg_dist/distributed/fit/checkpoints.py",
         why="A checkpoint that a kill cut off counts as whole, and the fit goes on without its best weights.",
         old="{**(more or {}), **trainer.state_files()}.items()",
         new="{**trainer.state_files(), **(more or {})}.items()",
@@ -229,7 +229,7 @@ DISTRIBUTED = (
     ),
     Fault(
         name="every_rank_reads_all",
-        file="sfg_dist/distributed/training.py",
+        file="sfg_dist/distributed/fit/training.py",
         why="Each training worker reads the first one's rows: some pairs count twice and others not at all.",
         old="shuffle_rows=settings.shuffle_rows,\n        rank=rank,",
         new="shuffle_rows=settings.shuffle_rows,\n        rank=0,",
@@ -237,7 +237,7 @@ DISTRIBUTED = (
     ),
     Fault(
         name="stopped_actor_left_alive",
-        file="sfg_dist/distributed/ray_pool.py",
+        file="sfg_dist/distributed/labels/ray_pool.py",
         why="A process that hangs outlives the run, with its memory and its GPU.",
         old="            if now >= deadline:\n                process.kill()",
         new="            if now >= deadline:\n                continue",
@@ -390,7 +390,7 @@ LAUNCH = (
 SCALE = (
     Fault(
         name="long_shards_weigh_nothing",
-        file="sfg_dist/scale/predict.py",
+        file="sfg_dist/studies/scale/predict.py",
         why="A prediction for longer shards forgets that they have more bytes, and promises too much of the store.",
         old="shard_bytes=limits.shard_bytes * share",
         new="shard_bytes=limits.shard_bytes",
@@ -401,7 +401,7 @@ SCALE = (
 COMPARE = (
     Fault(
         name="judged_by_training_rows",
-        file="sfg_dist/compare/judging.py",
+        file="sfg_dist/studies/compare/judging.py",
         why="A method that gives back its training rows wins the comparison.",
         old="classifier_test(rows, table.test, seed=seed)",
         new="classifier_test(rows, table.train, seed=seed)",
@@ -412,7 +412,7 @@ COMPARE = (
 TOP = (
     Fault(
         name="wrong_request_ends_as_failed_work",
-        file="sfg_dist/command.py",
+        file="sfg_dist/cli/command.py",
         why="A script cannot tell a store of another plan from work that failed and may be tried again.",
         old="isinstance(error, (ConfigError, DataError, PlanMismatchError))",
         new="isinstance(error, (ConfigError, DataError))",
@@ -420,7 +420,7 @@ TOP = (
     ),
     Fault(
         name="secrets_in_the_log",
-        file="sfg_dist/events.py",
+        file="sfg_dist/store/log.py",
         why="Keys of an object store stand in events.jsonl as a library's error message had them.",
         old="document = without_credentials(entry)",
         new="document = entry",
@@ -428,7 +428,7 @@ TOP = (
     ),
     Fault(
         name="samples_of_an_older_model_kept",
-        file="sfg_dist/pipeline.py",
+        file="sfg_dist/pipeline/pipeline.py",
         why="A run that was trained anew reports the figures of the older model's samples.",
         old='return f"model {model}, {job.num_samples} rows,',
         new='return f"{job.num_samples} rows,',
@@ -436,7 +436,7 @@ TOP = (
     ),
     Fault(
         name="repair_labels_everything",
-        file="sfg_dist/label_run.py",
+        file="sfg_dist/distributed/labels/label.py",
         why="`sfg repair` starts to label all that is pending, not only what is bad.",
         old='            "only": only,\n',
         new="",
@@ -444,7 +444,7 @@ TOP = (
     ),
     Fault(
         name="random_rows_repeat",
-        file="sfg_dist/plan.py",
+        file="sfg_dist/job/plan.py",
         why="Each range of rows draws the numbers of the first ones, so shards repeat each other's latents.",
         old="drawn = random_generator(seed, stream, block).standard_normal(",
         new="drawn = random_generator(seed, stream, block - start // BLOCK_ROWS).standard_normal(",

@@ -5,8 +5,8 @@ import struct
 import pytest
 from tensorboardX.proto import event_pb2
 
-from sfg_dist.board import Board
-from sfg_dist.pipeline import Pipeline
+from sfg_dist.distributed.fit.tensorboard import Board
+from sfg_dist.pipeline.pipeline import Pipeline
 from sfg_dist.store import Location
 
 

@@ -16,8 +16,8 @@ import pytest
 from commands import sfg, sfg_process
 from patience import patience
 
-from sfg_dist.distributed import inline
-from sfg_dist.distributed.pool import Policy
+from sfg_dist.distributed.labels import inline
+from sfg_dist.distributed.labels.pool import Policy
 
 JOB = """
 [data]
@@ -258,7 +258,7 @@ def test_help_and_version(tmp_path):
     ],
 )
 def test_an_interrupt_keeps_what_is_committed_and_says_how_to_go_on(job, which, executor):
-    command = [sys.executable, "-m", "sfg_dist.cli", "label", "job.toml", "--executor", executor]
+    command = [sys.executable, "-m", "sfg_dist", "label", "job.toml", "--executor", executor]
     command += ["--set", "labels.num_pairs=400000"]
     with subprocess.Popen(command, cwd=job, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         commits = job / "runs" / "job" / "pairs.zarr" / "commits"
@@ -305,7 +305,7 @@ def test_work_that_was_granted_time_after_a_notice_has_it(second):
     again = "" if second is None else f"threading.Timer(0.2, os.kill, (os.getpid(), signal.{second})).start()"
     script = f"""
 import os, signal, threading, time
-from sfg_dist import cli
+from sfg_dist.cli import main as cli
 from sfg_dist.distributed.stopping import stop_signals
 cli.INTERRUPT_S = 0.5
 cli._end_where_signals_wait()
@@ -330,7 +330,7 @@ except KeyboardInterrupt:
 @pytest.mark.slow
 def test_an_interrupt_of_training_on_ray(job):
     sfg(job, "label", "job.toml")
-    command = [sys.executable, "-m", "sfg_dist.cli", "train", "job.toml", "--executor", "ray"]
+    command = [sys.executable, "-m", "sfg_dist", "train", "job.toml", "--executor", "ray"]
     command += ["--set", "train.num_epochs=100000"]
     with subprocess.Popen(command, cwd=job, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         history = job / "runs" / "job" / "checkpoints" / "history.jsonl"
@@ -418,7 +418,7 @@ def test_a_full_disk_keeps_what_is_committed(job, small_disk, monkeypatch):
 
 @pytest.fixture
 def short_calibration(monkeypatch):
-    from sfg_dist.distributed.estimate import estimate_job
+    from sfg_dist.studies.estimate.estimate import estimate_job
 
     monkeypatch.setitem(estimate_job.__kwdefaults__, "seconds", 0.2)
 

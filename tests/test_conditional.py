@@ -7,12 +7,12 @@ import pytest
 from commands import sfg
 
 import sfg_dist
-from sfg_dist.config import resolve_job
+from sfg_dist.cli.model import sample_model
 from sfg_dist.data.toy import wave_law
-from sfg_dist.errors import ConfigError, LabelingError, SfgError
-from sfg_dist.model_commands import sample_model
-from sfg_dist.pipeline import Pipeline
-from sfg_dist.planning import check_job
+from sfg_dist.job.config import resolve_job
+from sfg_dist.job.errors import ConfigError, LabelingError, SfgError
+from sfg_dist.pipeline.pipeline import Pipeline
+from sfg_dist.pipeline.plan import check_job
 
 CONDITIONAL = {"source": "wave", "max_rows": 2000, "condition": ["y"]}
 
@@ -136,7 +136,7 @@ def test_actors_make_the_bits_of_one_process(make_job, ray_cluster):
 
 
 def test_verify_and_repair_make_the_same_rows_again(make_job):
-    from sfg_dist.mending import job_beside, mend
+    from sfg_dist.pipeline.repair import job_beside, mend
     from sfg_dist.store import verify
 
     pairs = Pipeline(make_job(data=CONDITIONAL)).label()
@@ -151,7 +151,7 @@ def test_verify_and_repair_make_the_same_rows_again(make_job):
 
 @pytest.mark.parametrize("key", ["condition_neighbors", "condition_bandwidth", "condition_adjust"])
 def test_the_keys_of_the_condition_are_in_the_plan(make_job, key):
-    from sfg_dist.errors import PlanMismatchError
+    from sfg_dist.job.errors import PlanMismatchError
 
     Pipeline(make_job(data=CONDITIONAL, labels={"num_pairs": 128})).label()
     value = {"condition_neighbors": 99, "condition_bandwidth": 0.1, "condition_adjust": "none"}[key]
@@ -199,10 +199,10 @@ def test_a_reference_larger_than_the_memory_is_refused(make_job, tmp_path, monke
     data = {"source": str(tmp_path / "rows.npy"), "condition": ["c1"]}
     with pytest.raises(ConfigError, match=r"memory_gib = 0\.01 cannot hold one block of the reference"):
         Pipeline(make_job(data=data, labels={"memory_gib": 0.01})).label()
-    monkeypatch.setattr("sfg_dist.distributed.requirements.require_budget", lambda *_, **__: None)
+    monkeypatch.setattr("sfg_dist.distributed.labels.requirements.require_budget", lambda *_, **__: None)
     with pytest.raises(LabelingError, match=r"hold the whole reference.*raise labels.memory_gib"):
         Pipeline(make_job(data=data, labels={"memory_gib": 0.01})).label()
-    from sfg_dist.errors import DataError
+    from sfg_dist.job.errors import DataError
 
     with pytest.raises(DataError, match="need it whole"):
         Pipeline(make_job(data=data | {"shuffle": "none"}, labels={"memory_gib": 1e-5})).label()

@@ -5,8 +5,8 @@ import resource
 
 import pytest
 
-from sfg_dist.errors import StoreError, StoreFullError
-from sfg_dist.pipeline import Pipeline
+from sfg_dist.job.errors import StoreError, StoreFullError
+from sfg_dist.pipeline.pipeline import Pipeline
 from sfg_dist.store import Location
 
 

@@ -296,7 +296,7 @@ def test_the_wheel_holds_all_that_a_job_needs(tmp_path):
         "[train]\nwidth = 16\ndepth = 1\nnum_epochs = 2\n"
         "[evaluate]\nnum_samples = 200\n"
     )
-    program = "import sfg_dist, sfg_dist.cli as c; assert sfg_dist.__file__.startswith({!r}); c.main()"
+    program = "import sfg_dist, sfg_dist.cli.main as c; assert sfg_dist.__file__.startswith({!r}); c.main()"
     done = subprocess.run(
         [sys.executable, "-P", "-c", program.format(str(tmp_path)), "run", str(job), "--executor", "inline"],
         cwd=tmp_path,

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sfg_dist.config import load_job
-from sfg_dist.pipeline import Pipeline
+from sfg_dist.job.config import load_job
+from sfg_dist.pipeline.pipeline import Pipeline
 
 JOBS = Path(__file__).parents[1] / "jobs"
 ROWS = 400

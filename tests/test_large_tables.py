@@ -9,12 +9,12 @@ from pyarrow import parquet
 
 from sfg_dist.data import RowReader, large
 from sfg_dist.data.large import LargePrepared
-from sfg_dist.distributed.estimate import estimate_job
-from sfg_dist.distributed.labeler import ShardLabeler
-from sfg_dist.errors import ConfigError
-from sfg_dist.flow import reference
-from sfg_dist.pipeline import Pipeline
+from sfg_dist.distributed.labels.labeler import ShardLabeler
+from sfg_dist.flow.posterior import reference
+from sfg_dist.job.errors import ConfigError
+from sfg_dist.pipeline.pipeline import Pipeline
 from sfg_dist.store import open_pairs
+from sfg_dist.studies.estimate.estimate import estimate_job
 
 
 @pytest.fixture

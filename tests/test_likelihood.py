@@ -12,13 +12,13 @@ import torch
 from patience import patience
 
 import sfg_dist
-from sfg_dist.distributed import encoder_process, encoding
-from sfg_dist.distributed.encoder_process import encoder_beside
-from sfg_dist.distributed.encoding import EncoderSettings, fit_encoder
-from sfg_dist.errors import StoreError, TrainingError
+from sfg_dist.distributed.fit import encoder_process, encoding
+from sfg_dist.distributed.fit.encoder_process import encoder_beside
+from sfg_dist.distributed.fit.encoding import EncoderSettings, fit_encoder
+from sfg_dist.distributed.fit.generator import encoder_settings, fit_settings
+from sfg_dist.job.errors import StoreError, TrainingError
 from sfg_dist.model.encoder import Encoder
-from sfg_dist.pipeline import Pipeline
-from sfg_dist.train_run import encoder_settings, fit_settings
+from sfg_dist.pipeline.pipeline import Pipeline
 
 TRAIN = {"encoder": True, "encoder_steps": 1200, "encoder_width": 48, "num_epochs": 40, "width": 48}
 
@@ -37,7 +37,7 @@ def moons(tmp_path_factory, no_pictures_here):
         "output": {"dir": str(directory)},
     }
     metrics = sfg_dist.run(job, listener=events.append)
-    return metrics, Pipeline(sfg_dist.pipeline.as_job(job)), events
+    return metrics, Pipeline(sfg_dist.pipeline.pipeline.as_job(job)), events
 
 
 @pytest.mark.slow
@@ -149,7 +149,7 @@ def test_a_stopped_encoder_goes_on_from_its_checkpoint(copy_labels, tmp_path, mo
     ],
 )
 def test_the_fits_share_the_time_or_the_threads(make_job, monkeypatch, threads, device, kind, generator, encoder):
-    monkeypatch.setattr("sfg_dist.distributed.labeler.default_device", lambda: torch.device(device))
+    monkeypatch.setattr("sfg_dist.distributed.labels.labeler.default_device", lambda: torch.device(device))
     keys = {"encoder": True, "encoder_share": 0.25, "max_time_s": 8.0, "num_threads": threads}
     job = make_job(train=keys, executor={"kind": kind})
     assert tuple(getattr(fit_settings(job), name) for name in ("max_time_s", "num_threads")) == generator

@@ -8,9 +8,9 @@ import pytest
 from commands import sfg
 
 import sfg_dist
-from sfg_dist.errors import ConfigError, PlanMismatchError, StoreError
-from sfg_dist.mending import job_beside, mend
-from sfg_dist.pipeline import Pipeline
+from sfg_dist.job.errors import ConfigError, PlanMismatchError, StoreError
+from sfg_dist.pipeline.pipeline import Pipeline
+from sfg_dist.pipeline.repair import job_beside, mend
 from sfg_dist.store.status import StatusReader
 
 

@@ -8,10 +8,10 @@ import torch
 from commands import sfg
 from pyarrow import parquet
 
+from sfg_dist.cli.model import sample_model
 from sfg_dist.data import Transform, open_table
-from sfg_dist.errors import ConfigError
+from sfg_dist.job.errors import ConfigError
 from sfg_dist.model import MLP, Generator
-from sfg_dist.model_commands import sample_model
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import pytest
 from commands import sfg, sfg_process
 
 import sfg_dist
-from sfg_dist.errors import StoreUnavailableError
-from sfg_dist.events import EventLog
-from sfg_dist.monitor import Monitor
-from sfg_dist.objects import without_credentials
-from sfg_dist.pipeline import Pipeline
+from sfg_dist.distributed.labels.monitor import Monitor
+from sfg_dist.job.errors import StoreUnavailableError
+from sfg_dist.job.object_stores import without_credentials
+from sfg_dist.pipeline.pipeline import Pipeline
 from sfg_dist.store import Location
+from sfg_dist.store.log import EventLog
 
 SECRET, KEY_ID = "wJalrXUtnFEMIK7MDENGbPxRfiCYsecret", "AKIAIOSFODNN7EXAMPLE"
 
@@ -84,7 +84,7 @@ def test_status_verify_and_repair_in_a_bucket(make_job, tmp_path, bucket):
 
 @pytest.mark.slow
 def test_a_fit_that_was_cut_off_goes_on_from_its_checkpoint_in_the_bucket(make_job, copy_labels, bucket, monkeypatch):
-    from sfg_dist.distributed import fit_loop
+    from sfg_dist.distributed.fit import fit_loop
 
     keys = {"num_epochs": 3, "checkpoint_interval_s": 0.0001}
     copy_labels()
@@ -144,8 +144,8 @@ def test_a_long_log_in_a_bucket_is_put_now_and_then(bucket):
 
 
 def test_a_monitor_writes_bounded_parts_from_a_thread_of_its_own(bucket, monkeypatch):
-    monkeypatch.setattr("sfg_dist.monitor.PART_BYTES", 1000)
-    monkeypatch.setattr("sfg_dist.monitor.REMOTE_INTERVAL_S", 0.02)
+    monkeypatch.setattr("sfg_dist.distributed.labels.monitor.PART_BYTES", 1000)
+    monkeypatch.setattr("sfg_dist.distributed.labels.monitor.REMOTE_INTERVAL_S", 0.02)
     location = Location(bucket)
     with Monitor(location, "me") as monitor:
         for number in range(200):
@@ -177,7 +177,7 @@ def test_a_store_that_takes_no_reports_is_labelled_all_the_same(make_job, monkey
 @pytest.mark.slow
 def test_secrets_reach_no_log_no_plan_and_no_snapshot(make_job, bucket, monkeypatch, capsys, no_pictures):
     """Even where a library puts them in the text of an error."""
-    from sfg_dist.distributed import labeler
+    from sfg_dist.distributed.labels import labeler
 
     label = labeler.ShardLabeler.label
     failed = []

@@ -22,14 +22,18 @@ SOURCES = sorted((ROOT / "sfg_dist").rglob("*.py"))
 
 def test_importing_the_package_loads_neither_torch_nor_ray():
     assert imported("sfg_dist").libraries == set()
-    assert imported("sfg_dist.cli").libraries == set()
+    assert imported("sfg_dist.cli.main").libraries == set()
 
 
 @pytest.mark.slow
 def test_each_room_loads_no_more_than_it_may():
     assert imported("sfg_dist.flow").libraries == {"torch"}
     assert "torch" not in imported("sfg_dist.store").libraries
-    for name in ("sfg_dist.distributed.training", "sfg_dist.distributed.actors", "sfg_dist.pipeline"):
+    for name in (
+        "sfg_dist.distributed.fit.training",
+        "sfg_dist.distributed.labels.actors",
+        "sfg_dist.pipeline.pipeline",
+    ):
         assert not {"ray", "scipy.special", "scipy.spatial"} & imported(name).libraries
 
 
@@ -85,7 +89,7 @@ def readme_commands():
 @pytest.mark.parametrize("command", sorted(set(readme_commands())))
 def test_readme_commands_name_what_exists(command, monkeypatch):
     """Every command of the README parses; its job files exist and take the keys that it sets."""
-    from sfg_dist.config import load_job
+    from sfg_dist.job.config import load_job
 
     words = shlex.split(command)[1:]
     done = sfg(".", words[0], "--help")

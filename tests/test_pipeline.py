@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import sfg_dist
-from sfg_dist.errors import DataError, PlanMismatchError, StoreError
-from sfg_dist.events import EventLog, stage_times
-from sfg_dist.pipeline import Pipeline
+from sfg_dist.job.errors import DataError, PlanMismatchError, StoreError
+from sfg_dist.pipeline.pipeline import Pipeline
 from sfg_dist.store import Location
+from sfg_dist.store.log import EventLog, stage_times
 
 
 def test_run_takes_a_mapping_and_tells_its_listener(small_run):

@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from sfg_dist.config import Job
-from sfg_dist.errors import ConfigError
-from sfg_dist.plan import (
+from sfg_dist.job.config import Job
+from sfg_dist.job.errors import ConfigError
+from sfg_dist.job.plan import (
     BLOCK_ROWS,
     Plan,
     Stream,
@@ -19,7 +19,7 @@ from sfg_dist.plan import (
     random_generator,
     unseal,
 )
-from sfg_dist.planning import identity_of_keys
+from sfg_dist.pipeline.plan import identity_of_keys
 
 
 def make_plan(**changed):
@@ -143,8 +143,8 @@ def test_shard_rows_must_be_whole_batches():
 
 def test_the_default_range_is_no_part_of_the_identity():
     """Plans of the first release did not know it, and their stores are to go on."""
-    from sfg_dist.config import resolve_job
-    from sfg_dist.planning import identity_of_keys
+    from sfg_dist.job.config import resolve_job
+    from sfg_dist.pipeline.plan import identity_of_keys
 
     assert "bounds" not in identity_of_keys(resolve_job({"data": {"source": "moons"}}))["data"]
     for bounds in ("none", {"x": [0.0, 1.0]}):

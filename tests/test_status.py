@@ -7,16 +7,16 @@ import time
 
 import pytest
 
-from sfg_dist.config import ExecutorConfig
-from sfg_dist.distributed.inline import label_inline
-from sfg_dist.label_run import label_pending
-from sfg_dist.monitor import Monitor
-from sfg_dist.pipeline import Pipeline
-from sfg_dist.prometheus import prometheus_text
-from sfg_dist.statusview import open_console, status_line, status_lines, status_page
+from sfg_dist.cli.prometheus import prometheus_text
+from sfg_dist.cli.status import open_console, status_line, status_lines, status_page
+from sfg_dist.distributed.labels.inline import label_inline
+from sfg_dist.distributed.labels.label import label_pending
+from sfg_dist.distributed.labels.monitor import Monitor
+from sfg_dist.job.config import ExecutorConfig
+from sfg_dist.job.words import duration, size_of
+from sfg_dist.pipeline.pipeline import Pipeline
 from sfg_dist.store import Location
 from sfg_dist.store.status import SILENT_S, StatusReader, driver_of
-from sfg_dist.words import duration, size_of
 
 NOW = 1_800_000_000.0
 WORKER = {
@@ -182,7 +182,7 @@ def test_a_finished_store_says_how_it_was_made(make_store):
 
 
 def test_a_second_look_reads_only_what_is_new(half_done, monkeypatch):
-    from sfg_dist.distributed.labeler import ShardLabeler
+    from sfg_dist.distributed.labels.labeler import ShardLabeler
 
     reader = StatusReader(half_done)
     reader.read(NOW)

@@ -9,7 +9,7 @@ import pytest
 from imports import imported
 
 from sfg_dist.distributed.cluster import local_environment
-from sfg_dist.threads import SETTINGS, SpinWatch, wait_passively
+from sfg_dist.job.threads import SETTINGS, SpinWatch, wait_passively
 
 
 @pytest.fixture
@@ -51,15 +51,15 @@ def test_a_local_ray_leaves_the_users_choice(unsettled, monkeypatch):
 
 
 def calibration_of(folder):
-    from sfg_dist.distributed import calibration
+    from sfg_dist.studies.estimate import calibration
 
     with calibration._process(folder, 0, "cpu", {"num_threads": 1, "niceness": 0}):
         pass
 
 
 def encoder_beside_of(folder):
-    from sfg_dist.distributed.encoder_process import encoder_beside
-    from sfg_dist.distributed.encoding import EncoderSettings
+    from sfg_dist.distributed.fit.encoder_process import encoder_beside
+    from sfg_dist.distributed.fit.encoding import EncoderSettings
 
     settings = EncoderSettings(16, 1, 60, None, 0.0, 1, 0)
     with encoder_beside(str(folder), folder, settings, np.zeros((1, 2), np.float32), on_check=print):
@@ -67,7 +67,7 @@ def encoder_beside_of(folder):
 
 
 def training_ahead_of(folder):
-    from sfg_dist.distributed import ahead
+    from sfg_dist.distributed.fit import ahead
 
     ahead._Process({"settings": {"num_threads": 1}}, None)
 

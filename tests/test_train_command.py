@@ -5,7 +5,7 @@ import json
 import pytest
 from commands import sfg
 
-from sfg_dist.display import Display
+from sfg_dist.cli.display import Display
 
 
 @pytest.mark.slow

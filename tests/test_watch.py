@@ -12,10 +12,10 @@ import pytest
 from commands import sfg
 from patience import patience
 
-from sfg_dist.display import Display
-from sfg_dist.distributed.inline import label_inline
+from sfg_dist.cli.display import Display
+from sfg_dist.distributed.labels.inline import label_inline
 
-COMMAND = [sys.executable, "-m", "sfg_dist.cli", "status"]
+COMMAND = [sys.executable, "-m", "sfg_dist", "status"]
 
 
 @pytest.fixture

@@ -29,8 +29,8 @@ from sfg_dist.data.numpy_files import Header, check_magic, npy_header, npz_heade
 from sfg_dist.data.sizes import SMALL_BYTES, check_held, check_stored, declared_bytes
 from sfg_dist.data.surveys import type_of_numpy
 from sfg_dist.data.zarr_chunks import written_chunks
-from sfg_dist.errors import DataError
-from sfg_dist.words import size_of
+from sfg_dist.job.errors import DataError
+from sfg_dist.job.words import size_of
 
 DEFAULT_ARRAY = "X"
 _MANY_CHUNKS = 1_000_000

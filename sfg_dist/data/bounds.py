@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from sfg_dist.data.column_type import FLOAT, ColumnType, UnfitValueError
 from sfg_dist.data.naming import check_columns
 from sfg_dist.data.quantile import MIN_GAP, Curve
-from sfg_dist.errors import DataError
+from sfg_dist.job.errors import DataError
 
 _Array = NDArray[np.float64]
 Bounds = str | Mapping[str, Sequence[float | str]]

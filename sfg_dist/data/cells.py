@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data.grid import Grid
-from sfg_dist.errors import DataError
+from sfg_dist.job.errors import DataError
 
 _Array = NDArray[np.float64]
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.errors import DataError
+from sfg_dist.job.errors import DataError
 
 KEYS = ("_FillValue", "missing_value", "valid_range", "valid_min", "valid_max", "scale_factor", "add_offset")
 # What netCDF's library writes where nothing was written and no _FillValue is set, by type.

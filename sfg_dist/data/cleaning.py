@@ -13,7 +13,7 @@ from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.grid import Grid, find_grid, find_whole, grid_of_step, grid_of_type, share_of_ties
 from sfg_dist.data.naming import check_columns, listed
 from sfg_dist.data.transform import MAX_VALUE
-from sfg_dist.errors import DataError
+from sfg_dist.job.errors import DataError
 
 # Above this share of rows with a tied value a column counts as measured in steps. Ties by chance in float32
 # columns stay below it up to about 10,000 rows; above that the grid test, which chance does not pass,

@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.errors import DocumentError
-from sfg_dist.reader import check_fields
-from sfg_dist.values import shown
+from sfg_dist.job.errors import DocumentError
+from sfg_dist.job.reader import check_fields
+from sfg_dist.job.values import shown
 
 if TYPE_CHECKING:
     import pyarrow as pa

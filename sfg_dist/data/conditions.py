@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sfg_dist.data.column_type import FLOAT, ColumnType, UnfitValueError
 from sfg_dist.data.naming import check_columns
 from sfg_dist.data.transform import Transform
-from sfg_dist.errors import ConfigError, DataError
+from sfg_dist.job.errors import ConfigError, DataError
 
 _Array = NDArray[np.float64]
 

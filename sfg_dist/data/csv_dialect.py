@@ -16,8 +16,8 @@ from typing import Literal
 from sfg_dist.data.csv_columns import MISSING
 from sfg_dist.data.csv_header import counts_rows, has_header
 from sfg_dist.data.csv_lines import NO_SEPARATOR, Record, cut, kind_of
-from sfg_dist.errors import DataError
-from sfg_dist.words import counted
+from sfg_dist.job.errors import DataError
+from sfg_dist.job.words import counted
 
 _SAMPLE_BYTES, _SAMPLE_LINES, _FEWEST_LINES = 1 << 20, 2000, 20
 _JUDGED_LINES = 300

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sfg_dist.data.csv_columns import MISSING
-from sfg_dist.errors import DataError
+from sfg_dist.job.errors import DataError
 
 NO_SEPARATOR = "\x1f"
 """Stands for the separator of a file of one column: it is in no text."""

@@ -19,8 +19,8 @@ from sfg_dist.data.csv_lines import Record, cut
 from sfg_dist.data.csv_text import Text, decode_text
 from sfg_dist.data.naming import check_columns
 from sfg_dist.data.surveys import style_of
-from sfg_dist.errors import DataError
-from sfg_dist.words import counted
+from sfg_dist.job.errors import DataError
+from sfg_dist.job.words import counted
 
 _BLOCK_BYTES = 1 << 20
 _MANY_ROWS, _NUM_THREADS = 100_000, 4

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 from sfg_dist.data.sizes import SMALL_BYTES
 from sfg_dist.data.unpacking import GROWTH, pieces
-from sfg_dist.errors import DataError
-from sfg_dist.memory import usable_bytes
-from sfg_dist.words import size_of
+from sfg_dist.job.errors import DataError
+from sfg_dist.job.memory import usable_bytes
+from sfg_dist.job.words import size_of
 
 _NAMES = {"gzip": "gzip", "zstd": "zstd", "bzip2": "bz2"}  # in unpacking
 _MOST_GROWTH = 200  # of a text with numbers in it

@@ -21,9 +21,9 @@ from sfg_dist.data.links import check_inside
 from sfg_dist.data.location import AbsentError, local_path, open_bucket, reading, suffix_of
 from sfg_dist.data.naming import check_columns, listed
 from sfg_dist.data.sizes import check_held
-from sfg_dist.errors import DataError
-from sfg_dist.objects import is_url
-from sfg_dist.words import counted
+from sfg_dist.job.errors import DataError
+from sfg_dist.job.object_stores import is_url
+from sfg_dist.job.words import counted
 
 _KINDS = ((".parquet",), (".csv", ".tsv"), (".txt",))
 _MAGIC = re.compile(r"[*?\[]")

@@ -13,9 +13,9 @@ from sfg_dist.data.cf import KEYS, NETCDF_FILLS
 from sfg_dist.data.location import reading
 from sfg_dist.data.sizes import check_held, check_stored, declared_bytes
 from sfg_dist.data.unpacking import GROWTH, unpacked_bytes
-from sfg_dist.errors import DataError
-from sfg_dist.memory import usable_bytes
-from sfg_dist.words import size_of
+from sfg_dist.job.errors import DataError
+from sfg_dist.job.memory import usable_bytes
+from sfg_dist.job.words import size_of
 
 _DEFLATE = 1  # HDF5's number of the filter
 _MOST_ATTRIBUTE = 1 << 16

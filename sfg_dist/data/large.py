@@ -26,7 +26,7 @@ from sfg_dist.data.prepare import Prepared, check_parts, noise_rows, part_sizes,
 from sfg_dist.data.rows import RowReader, has_row_ranges, open_rows
 from sfg_dist.data.table import BUILTIN_NAMES
 from sfg_dist.data.transform import MAX_VALUE, Transform
-from sfg_dist.errors import DataError
+from sfg_dist.job.errors import DataError
 
 SCAN_ROWS = 1 << 16
 EVALUATED_ROWS = 200_000  # of each part at most are held for the figures of a report

@@ -6,7 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-from sfg_dist.errors import DataError, SfgError
+from sfg_dist.job.errors import DataError, SfgError
 
 
 def check_inside(source: str, root: Path, path: Path, refusal: type[SfgError] = DataError) -> None:

@@ -1,6 +1,6 @@
 """Where a table lies: a local path or an S3 object, opened as a stream of bytes or as a Zarr node.
 
-Object stores are opened as ``sfg_dist.objects`` says.
+Object stores are opened as ``sfg_dist.job.object_stores`` says.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
-from sfg_dist.errors import DataError
-from sfg_dist.folders import expanded
-from sfg_dist.memory import usable_bytes
-from sfg_dist.objects import NO_CREDENTIALS, is_url, lacks_credentials, open_objects, plain_reason
-from sfg_dist.words import size_of
+from sfg_dist.job.errors import DataError
+from sfg_dist.job.memory import usable_bytes
+from sfg_dist.job.object_stores import NO_CREDENTIALS, is_url, lacks_credentials, open_objects, plain_reason
+from sfg_dist.job.paths import expanded
+from sfg_dist.job.words import size_of
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
 HDF5_SUFFIXES = (".h5", ".hdf5", ".nc")

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sfg_dist.errors import DataError
+from sfg_dist.job.errors import DataError
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:

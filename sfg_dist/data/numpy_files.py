@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.errors import DataError
+from sfg_dist.job.errors import DataError
 
 
 class Header(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 from sfg_dist.data.location import reading
 from sfg_dist.data.sizes import check_held, check_stored
 from sfg_dist.data.surveys import Survey, survey_of
-from sfg_dist.errors import DataError
+from sfg_dist.job.errors import DataError
 
 _FEW_ROWS = 10
 _MOST_TEXT = 64 << 20

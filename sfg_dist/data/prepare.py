@@ -25,8 +25,8 @@ from sfg_dist.data.csv_dialect import TextFormat
 from sfg_dist.data.table import LogDensity, open_split, open_table
 from sfg_dist.data.toy import NAMES as TOY_NAMES
 from sfg_dist.data.transform import Transform
-from sfg_dist.errors import DataError
-from sfg_dist.plan import BLOCK_ROWS, Stream, fingerprint_of_blocks, random_generator
+from sfg_dist.job.errors import DataError
+from sfg_dist.job.plan import BLOCK_ROWS, Stream, fingerprint_of_blocks, random_generator
 
 MIN_ROWS = 20
 MIN_TRAIN_ROWS = 10

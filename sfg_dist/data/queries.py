@@ -10,7 +10,7 @@ from sfg_dist.data.csv_dialect import TextFormat
 from sfg_dist.data.location import is_text
 from sfg_dist.data.table import open_table
 from sfg_dist.data.transform import Transform
-from sfg_dist.errors import DataError
+from sfg_dist.job.errors import DataError
 
 
 def read_queries(

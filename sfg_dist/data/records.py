@@ -22,8 +22,8 @@ from sfg_dist.data.location import AbsentError, is_text, open_bytes, reading
 from sfg_dist.data.naming import check_columns, listed
 from sfg_dist.data.parquet_file import check_rows, open_parquet, survey_column
 from sfg_dist.data.surveys import Survey, settled, survey_of, to_float
-from sfg_dist.errors import DataError
-from sfg_dist.words import counted
+from sfg_dist.job.errors import DataError
+from sfg_dist.job.words import counted
 
 
 def read_records(

@@ -53,9 +53,9 @@ from sfg_dist.data.surveys import (
     survey_of,
     to_float,
 )
-from sfg_dist.errors import DataError
-from sfg_dist.objects import is_url
-from sfg_dist.words import counted
+from sfg_dist.job.errors import DataError
+from sfg_dist.job.object_stores import is_url
+from sfg_dist.job.words import counted
 
 SUFFIXES = (".parquet", ".zarr", ".npy")
 _PART_ROWS = 1 << 16

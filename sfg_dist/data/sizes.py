@@ -10,9 +10,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from sfg_dist.errors import DataError
-from sfg_dist.memory import usable_bytes
-from sfg_dist.words import size_of
+from sfg_dist.job.errors import DataError
+from sfg_dist.job.memory import usable_bytes
+from sfg_dist.job.words import size_of
 
 SMALL_BYTES = 64 << 20
 """Declared sizes up to this are not compared with the file's."""

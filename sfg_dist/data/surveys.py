@@ -21,7 +21,7 @@ from sfg_dist.data.column_type import (
     UnfitValueError,
 )
 from sfg_dist.data.naming import listed
-from sfg_dist.errors import DataError
+from sfg_dist.job.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -29,9 +29,9 @@ from sfg_dist.data.location import KNOWN_SUFFIXES, TEXT_SUFFIXES, open_bucket, s
 from sfg_dist.data.naming import check_columns, nearest
 from sfg_dist.data.records import read_records
 from sfg_dist.data.surveys import typed_blocks
-from sfg_dist.errors import DataError
-from sfg_dist.objects import is_url
-from sfg_dist.words import counted
+from sfg_dist.job.errors import DataError
+from sfg_dist.job.object_stores import is_url
+from sfg_dist.job.words import counted
 
 BUILTIN_NAMES: tuple[str, ...] = (*toy.NAMES, *bundled.NAMES)
 

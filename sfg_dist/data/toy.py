@@ -24,7 +24,7 @@ import numpy as np
 import scipy  # its parts are imported when they are first used
 from numpy.typing import NDArray
 
-from sfg_dist.plan import BLOCK_ROWS, Stream, random_generator
+from sfg_dist.job.plan import BLOCK_ROWS, Stream, random_generator
 
 NAMES: tuple[str, ...] = ("moons", "circles", "rings", "spirals", "pinwheel", "8gaussians", "checkerboard", "wave")
 DEFAULT_NUM_ROWS = 20_000

@@ -23,8 +23,8 @@ from sfg_dist.data.cells import cells_of, cells_within, spread_rows
 from sfg_dist.data.column_type import FLOAT, ColumnType
 from sfg_dist.data.grid import Grid, float32_spacing
 from sfg_dist.data.quantile import Curve, curves_from_arrays, curves_to_arrays, fit_curve
-from sfg_dist.errors import DataError
-from sfg_dist.reader import check_fields
+from sfg_dist.job.errors import DataError
+from sfg_dist.job.reader import check_fields
 
 KINDS = ("quantile", "standardize", "none")
 MAX_VALUE = 1e100

@@ -17,9 +17,9 @@ from zarr.storage import WrapperStore
 from sfg_dist.data.links import check_inside
 from sfg_dist.data.unpacking import GROWTH, unpacked_bytes
 from sfg_dist.data.zarr_codecs import CODECS, PACKINGS, Chunks, UnfitCodecError, arrays_of
-from sfg_dist.errors import DataError, SfgError
-from sfg_dist.memory import usable_bytes
-from sfg_dist.words import size_of
+from sfg_dist.job.errors import DataError, SfgError
+from sfg_dist.job.memory import usable_bytes
+from sfg_dist.job.words import size_of
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest

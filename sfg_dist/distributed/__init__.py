@@ -1,4 +1,5 @@
-"""Labels by Ray actors and the data-parallel fit by Ray Train, each beside its twin in one process.
+"""Labels by workers and the fit by ranks, each with Ray or in one process.
 
-This is the only room that imports ray, and it does so inside the functions that need it.
+What both share is here: the Ray cluster, its nodes, where workers fit, and stopping in time. This is the only room that
+imports ray, and it does so inside the functions that need it. It may not import the pipeline or what lies above.
 """

@@ -16,9 +16,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sfg_dist.errors import ClusterError
-from sfg_dist.search_path import PACKAGE_ROOT, inherited_path, is_on_path_by_name
-from sfg_dist.threads import is_settled, wait_passively
+from sfg_dist.job.errors import ClusterError
+from sfg_dist.job.search_path import PACKAGE_ROOT, inherited_path, is_on_path_by_name
+from sfg_dist.job.threads import is_settled, wait_passively
 
 LOOPBACK = "127.0.0.1"
 LOOPBACK_INTERFACE = "lo" if sys.platform == "linux" else "lo0"

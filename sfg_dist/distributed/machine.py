@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfg_dist.memory import GROUPS, memory_limits, own_groups
+from sfg_dist.job.memory import GROUPS, memory_limits, own_groups
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sfg_dist.distributed.cluster import LOOPBACK
-from sfg_dist.errors import ClusterError, ConfigError
+from sfg_dist.job.errors import ClusterError, ConfigError
 
 
 def gpu_room(num_gpus: float, each: float) -> int:

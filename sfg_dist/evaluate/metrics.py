@@ -17,10 +17,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sfg_dist.errors import ConfigError
 from sfg_dist.evaluate import distances, marginals, neighbours
 from sfg_dist.evaluate.tables import Table, checked_table
-from sfg_dist.plan import Stream, random_generator
+from sfg_dist.job.errors import ConfigError
+from sfg_dist.job.plan import Stream, random_generator
 
 METRIC_NAMES = (
     "c2st_auc",

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sfg_dist.errors import DataError
 from sfg_dist.evaluate.tables import Table, scale_columns, subset
+from sfg_dist.job.errors import DataError
 
 NEAREST_MAX_ROWS = 5_000
 KL_MAX_HELD_OUT = 10_000

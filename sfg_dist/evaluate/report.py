@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sfg_dist.errors import DataError
 from sfg_dist.evaluate.metrics import METRIC_NAMES
 from sfg_dist.evaluate.tables import Table, checked_table, subset
 from sfg_dist.evaluate.templates import page_template
-from sfg_dist.plan import Stream, random_generator
+from sfg_dist.job.errors import DataError
+from sfg_dist.job.plan import Stream, random_generator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

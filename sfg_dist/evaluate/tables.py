@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sfg_dist.errors import DataError
+from sfg_dist.job.errors import DataError
 
 Table = NDArray[np.float64]
 

@@ -12,7 +12,7 @@ def page_template(name: str) -> Template:
     """A template by its room and file.
 
     Args:
-        name: such as "scale/scale.html"; it may extend "evaluate/report.html".
+        name: such as "studies/scale/scale.html"; it may extend "evaluate/report.html".
     """
     from jinja2 import Environment, PackageLoader, PrefixLoader, StrictUndefined
 

@@ -5,7 +5,6 @@ reference's own coordinates at the public functions, centred and of spread 1 bel
 """
 
 from sfg_dist.flow.bandwidth import Bandwidth, choose_t_min
-from sfg_dist.flow.clusters import build_order
 from sfg_dist.flow.conditional import ConditionalReference, label_given
 from sfg_dist.flow.density import log_density
 from sfg_dist.flow.fitted_grid import FittedGrid
@@ -18,8 +17,9 @@ from sfg_dist.flow.labeling import (
     label_paths,
     score,
 )
-from sfg_dist.flow.posterior import PosteriorMoments, posterior_mean, posterior_moments
-from sfg_dist.flow.reference import BLOCK_ROWS, PreparedReference, Reference, block_ranges
+from sfg_dist.flow.posterior.clusters import build_order
+from sfg_dist.flow.posterior.posterior import PosteriorMoments, posterior_mean, posterior_moments
+from sfg_dist.flow.posterior.reference import BLOCK_ROWS, PreparedReference, Reference, block_ranges
 from sfg_dist.flow.schedule import Schedule
 from sfg_dist.flow.solver import SOLVERS, TABLEAUX, integrate, num_steps, time_grid, trajectory
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from sfg_dist.flow.multistep import MULTISTEP, Multistep
+from sfg_dist.flow.posterior.seats import MULTIPLE, seats
 from sfg_dist.flow.schedule import Schedule
-from sfg_dist.flow.seats import MULTIPLE, seats
 from sfg_dist.flow.solver import TABLEAUX, Denoiser, Direction, Tableau
 
 ADAPTIVE_SOLVERS = (

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sfg_dist.flow.reference import Rows, to_tensor
+from sfg_dist.flow.posterior.reference import Rows, to_tensor
 from sfg_dist.flow.schedule import Schedule, ScheduleName
 from sfg_dist.flow.spread import SigmaData, resolve_sigma_data, spreads_of
 

@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sfg_dist.flow.backends import Backend
-from sfg_dist.flow.posterior import posterior_moments
-from sfg_dist.flow.reference import PreparedReference, Rows, as_reference, to_tensor
+from sfg_dist.flow.posterior.backends import Backend
+from sfg_dist.flow.posterior.posterior import posterior_moments
+from sfg_dist.flow.posterior.reference import PreparedReference, Rows, as_reference, to_tensor
 from sfg_dist.flow.schedule import Schedule, ScheduleName
 from sfg_dist.flow.solver import TABLEAUX, num_steps, time_grid
 from sfg_dist.flow.spread import SigmaData, warn_of_uneven

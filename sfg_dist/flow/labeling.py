@@ -17,15 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sfg_dist import values
 from sfg_dist.flow.adaptive import integrate_adaptive
-from sfg_dist.flow.backends import Backend, choose_backend
 from sfg_dist.flow.fitted_grid import NUM_PILOTS, FittedGrid, fit_grid
-from sfg_dist.flow.posterior import posterior_moments
-from sfg_dist.flow.reference import PreparedReference, Rows, as_reference, to_tensor
+from sfg_dist.flow.posterior.backends import Backend, choose_backend
+from sfg_dist.flow.posterior.posterior import posterior_moments
+from sfg_dist.flow.posterior.reference import PreparedReference, Rows, as_reference, to_tensor
 from sfg_dist.flow.schedule import Schedule, ScheduleName
 from sfg_dist.flow.solver import Denoiser, Direction, TimeGrid, integrate, num_steps, trajectory
 from sfg_dist.flow.spread import SigmaData, check_blur, check_dtype, check_start, check_unit, warn_of_uneven
+from sfg_dist.job import values
 
 R = TypeVar("R", Tensor, NDArray[np.floating])
 DEFAULT_BATCH_SIZE = 1024

@@ -19,8 +19,10 @@ from typing import Any
 
 import yaml
 
-from sfg_dist.config import Job
-from sfg_dist.errors import ConfigError
+from sfg_dist.job.config import Job
+from sfg_dist.job.errors import ConfigError
+from sfg_dist.job.object_stores import is_url
+from sfg_dist.job.threads import wait_passively
 from sfg_dist.launch.profile import KubeRayProfile, Setup
 from sfg_dist.launch.submission import (
     HERE,
@@ -31,8 +33,6 @@ from sfg_dist.launch.submission import (
     stage_words,
     without_address,
 )
-from sfg_dist.objects import is_url
-from sfg_dist.threads import wait_passively
 
 MOUNT = "/etc/sfg"
 ENDED = ("Complete", "Failed", "ValidationFailed")

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, field_validator
 
-from sfg_dist.config import integral
-from sfg_dist.documents import apply_override, checked, parse_document, read_document
-from sfg_dist.expected import Words
-from sfg_dist.folders import require_no_secrets
+from sfg_dist.job.config import integral
+from sfg_dist.job.documents import apply_override, checked, parse_document, read_document
+from sfg_dist.job.expected import Words
+from sfg_dist.job.paths import require_no_secrets
 
 TARGETS = ("slurm", "kuberay", "ray")
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]

@@ -8,7 +8,9 @@ import shlex
 import subprocess
 import sys
 
-from sfg_dist.errors import ConfigError
+from sfg_dist.job.errors import ConfigError
+from sfg_dist.job.search_path import child_environment
+from sfg_dist.job.threads import wait_passively
 from sfg_dist.launch.submission import (
     ANSWER_S,
     HERE,
@@ -19,8 +21,6 @@ from sfg_dist.launch.submission import (
     stage_words,
     without_address,
 )
-from sfg_dist.search_path import child_environment
-from sfg_dist.threads import wait_passively
 
 RAY = [sys.executable, "-P", "-m", "ray.scripts.scripts", "job"]
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")

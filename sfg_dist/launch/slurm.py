@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-from sfg_dist.config import Job, resolve_job
-from sfg_dist.errors import ClusterError, ConfigError
+from sfg_dist.job.config import Job, resolve_job
+from sfg_dist.job.errors import ClusterError, ConfigError
+from sfg_dist.job.search_path import PACKAGE_ROOT, inherited_path, is_on_path_by_name
 from sfg_dist.launch.profile import Container, Profile, Setup
 from sfg_dist.launch.slurm_task import MANY_MACHINES
 from sfg_dist.launch.submission import STAGES, Order, Rendered, Submission, run_command, stage_words
-from sfg_dist.search_path import PACKAGE_ROOT, inherited_path, is_on_path_by_name
 
 PENDING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
 RUNNING = ("RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "SUSPENDED", "STOPPED", "RESIZING")
@@ -108,7 +108,7 @@ def _task(submission: Submission, jobs: Sequence[Job], profile: Profile, stages:
         "needs_ray": kinds == {"ray"},
         "signal_before_s": slurm.signal_before_s,
         "python": python,
-        "sfg": [*python, "-P", "-m", "sfg_dist.cli"],
+        "sfg": [*python, "-P", "-m", "sfg_dist"],
         "ray": [*python, "-P", "-m", "ray.scripts.scripts"],
         "wait": [*python, "-P", "-m", "sfg_dist.distributed.nodes"],
         "environment": _search_path(setup) | setup.environment,

@@ -24,13 +24,13 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from sfg_dist.config import Job, resolve_job
-from sfg_dist.errors import ClusterError, ConfigError, DocumentError
-from sfg_dist.folders import expanded
+from sfg_dist.job.config import Job, resolve_job
+from sfg_dist.job.errors import ClusterError, ConfigError, DocumentError
+from sfg_dist.job.object_stores import is_url
+from sfg_dist.job.paths import expanded
+from sfg_dist.job.reader import MAX_BYTES, read_json
+from sfg_dist.job.values import shown
 from sfg_dist.launch.profile import Profile, one_line
-from sfg_dist.objects import is_url
-from sfg_dist.reader import MAX_BYTES, read_json
-from sfg_dist.values import shown
 
 STAGES = ("label", "train", "sample", "evaluate")
 ID_NAME, STATE_NAME = "submission.json", "state.json"

@@ -27,12 +27,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sfg_dist.errors import DocumentError
+from sfg_dist.job.errors import DocumentError
+from sfg_dist.job.plan import Stream, normal_rows
 from sfg_dist.model.interpolation import map_columns
 from sfg_dist.model.mlp import MLP, predict
 from sfg_dist.model.pair_maps import PairMaps
 from sfg_dist.model.saved import check_arrays
-from sfg_dist.plan import Stream, normal_rows
 
 NUM_FIT_ROWS = 50_000
 NUM_HELD_OUT_ROWS = 50_000  # by which pairs of columns are chosen

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from safetensors.torch import save
 from torch import Tensor
 
-from sfg_dist.errors import DocumentError, TrainingError
+from sfg_dist.job.errors import DocumentError, TrainingError
+from sfg_dist.job.reader import MAYBE_NAN, read_json
 from sfg_dist.model.saved import check_tensors, read_tensors
-from sfg_dist.reader import MAYBE_NAN, read_json
 
 BEST_WEIGHTS_NAME, BEST_NAME = "best.safetensors", "best.json"
 BEST_FILES = (BEST_WEIGHTS_NAME, BEST_NAME)

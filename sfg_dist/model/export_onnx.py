@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist._version import __version__
-from sfg_dist.errors import ConfigError, ExportError
+from sfg_dist.job.errors import ConfigError, ExportError
+from sfg_dist.job.plan import Stream, normal_rows
+from sfg_dist.job.version import __version__
 from sfg_dist.model.generator import Generator
-from sfg_dist.plan import Stream, normal_rows
 
 TOLERANCE = 1e-5
 CHECK_ROWS = 16_381

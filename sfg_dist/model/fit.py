@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from sfg_dist.errors import TrainingError
+from sfg_dist.job.errors import TrainingError
+from sfg_dist.job.plan import Stream, random_generator
+from sfg_dist.job.reader import LONG_BYTES, MAYBE_NAN, read_json
 from sfg_dist.model.objective import Objective, loss_sum
 from sfg_dist.model.optimizers import OptimizerName, make_optimizers
 from sfg_dist.model.precision import has_bfloat16
 from sfg_dist.model.saved import check_tensors, read_tensors, states_of, under
-from sfg_dist.plan import Stream, random_generator
-from sfg_dist.reader import LONG_BYTES, MAYBE_NAN, read_json
 
 WARMUP_STEPS = 100
 STATE_NAME, PROGRESS_NAME = "state.safetensors", "progress.json"

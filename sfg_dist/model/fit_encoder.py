@@ -39,7 +39,9 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from sfg_dist.errors import TrainingError
+from sfg_dist.job.errors import TrainingError
+from sfg_dist.job.plan import Stream, random_generator
+from sfg_dist.job.reader import LONG_BYTES, MAYBE_NAN, read_json
 from sfg_dist.model.encoder import Encoder
 from sfg_dist.model.likelihood import (
     MASS_FIELDS,
@@ -55,8 +57,6 @@ from sfg_dist.model.likelihood import (
 from sfg_dist.model.optimizers import split_optimizers
 from sfg_dist.model.precision import has_bfloat16
 from sfg_dist.model.saved import check_tensors, read_tensors, states_of, under
-from sfg_dist.plan import Stream, random_generator
-from sfg_dist.reader import LONG_BYTES, MAYBE_NAN, read_json
 
 IMITATION_STEPS, MAX_IMITATION_SHARE = 1500, 0.4  # of the training; a step costs a sixth of a later one
 IMITATION_ROWS, DATA_ROWS, PAIR_ROWS, PROPOSAL_ROWS = 256, 128, 128, 192

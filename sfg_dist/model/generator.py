@@ -23,24 +23,24 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor
 
-from sfg_dist._version import __version__
 from sfg_dist.data import Transform
 from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.conditions import ColumnSplit, finite_conditions, read_given
 from sfg_dist.data.naming import value_words
-from sfg_dist.errors import DataError, DocumentError, StoreError, TrainingError
-from sfg_dist.folders import place_of
+from sfg_dist.job.errors import DataError, DocumentError, StoreError, TrainingError
+from sfg_dist.job.object_stores import is_url
+from sfg_dist.job.paths import place_of
+from sfg_dist.job.plan import Stream, normal_rows
+from sfg_dist.job.reader import LONG_BYTES, check_fields, read_json
+from sfg_dist.job.values import printable, shown, whole_number
+from sfg_dist.job.version import __version__
 from sfg_dist.model.calibrate import Calibration
 from sfg_dist.model.encoder import Encoder
 from sfg_dist.model.likelihood import MASS_FIELDS, Mass, batch_rows_of, mapped_log_density
 from sfg_dist.model.mlp import MLP, predict
 from sfg_dist.model.sampling import BLOCK_ROWS, draw_ranges, units
 from sfg_dist.model.saved import arrays_of, encoder_of, network_of, read_file, read_tensors
-from sfg_dist.objects import is_url
-from sfg_dist.plan import Stream, normal_rows
-from sfg_dist.reader import LONG_BYTES, check_fields, read_json
 from sfg_dist.store import Location
-from sfg_dist.values import printable, shown, whole_number
 
 FORMAT_VERSION = 1
 FAR_CONDITION = 8.0  # in the flow's coordinates, where a column's spread is 1

@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from sfg_dist.kernel_cache import cached_njit
+from sfg_dist.job.kernel_cache import cached_njit
 
 CELLS = 512  # of a table of first guesses
 

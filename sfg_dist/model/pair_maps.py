@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.errors import DocumentError
+from sfg_dist.job.errors import DocumentError
 from sfg_dist.model.interpolation import histogram, move_columns, moved_column, residuals
 from sfg_dist.model.saved import check_arrays
 

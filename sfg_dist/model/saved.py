@@ -17,13 +17,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from sfg_dist.errors import DocumentError
-from sfg_dist.memory import usable_bytes
+from sfg_dist.job.errors import DocumentError
+from sfg_dist.job.memory import usable_bytes
+from sfg_dist.job.reader import check_fields
+from sfg_dist.job.values import printable, shown
 from sfg_dist.model.encoder import Encoder
 from sfg_dist.model.mlp import ACTIVATIONS, MLP
-from sfg_dist.reader import check_fields
 from sfg_dist.store import Location
-from sfg_dist.values import printable, shown
 
 COPIES = 3
 """Of a file of tensors that are in memory at once: its bytes, its tensors, and those of the network."""

@@ -1,6 +1,6 @@
 """Pairs as Zarr v3 groups with a plan and per-shard commits, and the stream of batches that training reads."""
 
-from sfg_dist.objects import reason_of
+from sfg_dist.job.object_stores import reason_of
 from sfg_dist.store.arrays import object_bytes
 from sfg_dist.store.create import create_store, extend_store, mend_frame
 from sfg_dist.store.frame import Frame, RowBlocks, metadata_bytes, store_bytes

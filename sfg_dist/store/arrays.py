@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.plan import Plan
+from sfg_dist.job.plan import Plan
 
 if TYPE_CHECKING:
     import zarr

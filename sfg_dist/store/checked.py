@@ -10,10 +10,10 @@ from typing import Any
 
 from sfg_dist.data.sizes import SMALL_BYTES
 from sfg_dist.data.zarr_codecs import OF_STORES
-from sfg_dist.errors import StoreError, StoreUnavailableError
-from sfg_dist.objects import reason_of, trouble_of
+from sfg_dist.job.errors import StoreError, StoreUnavailableError
+from sfg_dist.job.object_stores import reason_of, trouble_of
+from sfg_dist.job.words import size_of
 from sfg_dist.store.location import Location
-from sfg_dist.words import size_of
 
 ADVICE = "run `sfg verify` and `sfg repair` on the store"
 _UNREADABLE = (json.JSONDecodeError, UnicodeError, RecursionError, TypeError, KeyError, AttributeError)

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.errors import DocumentError, StoreError
-from sfg_dist.plan import Plan, unseal
-from sfg_dist.reader import MAX_BYTES, MAYBE_NAN, check_fields, read_json
+from sfg_dist.job.errors import DocumentError, StoreError
+from sfg_dist.job.plan import Plan, unseal
+from sfg_dist.job.reader import MAX_BYTES, MAYBE_NAN, check_fields, read_json
 from sfg_dist.store.arrays import ARRAYS, object_bytes, object_key, object_rows, row_digest, shard_layout
 from sfg_dist.store.location import Location
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.errors import ConfigError, PlanMismatchError, StoreError
-from sfg_dist.plan import Plan, fingerprint_of_blocks
+from sfg_dist.job.errors import ConfigError, PlanMismatchError, StoreError
+from sfg_dist.job.plan import Plan, fingerprint_of_blocks
 from sfg_dist.store.commits import find_record
 from sfg_dist.store.frame import FORMAT_NAME, MANIFEST_KEY, Frame, RowBlocks, extension_objects, sha256, write_frame
 from sfg_dist.store.location import Location

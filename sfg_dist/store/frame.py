@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.errors import DocumentError, StoreError
-from sfg_dist.plan import REFERENCE_BLOCK_ROWS, Plan
-from sfg_dist.reader import LONG_BYTES, read_json
+from sfg_dist.job.errors import DocumentError, StoreError
+from sfg_dist.job.plan import REFERENCE_BLOCK_ROWS, Plan
+from sfg_dist.job.reader import LONG_BYTES, read_json
+from sfg_dist.job.values import shown
 from sfg_dist.store import arrays
 from sfg_dist.store.arrays import ARRAYS, Layout, group_metadata, names_objects, record_layout, record_prefix
 from sfg_dist.store.location import Location
-from sfg_dist.values import shown
 
 MANIFEST_KEY = "frame.json"
 FORMAT_NAME = "sfg_dist.pairs"

@@ -21,10 +21,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sfg_dist.errors import ConfigError, StoreError, StoreFullError, StoreLinkError, StoreUnavailableError
-from sfg_dist.objects import is_url, open_objects, reason_of, trouble_of, without_secrets
+from sfg_dist.job.errors import ConfigError, StoreError, StoreFullError, StoreLinkError, StoreUnavailableError
+from sfg_dist.job.object_stores import is_url, open_objects, reason_of, trouble_of, without_secrets
+from sfg_dist.job.values import printable
 from sfg_dist.store.local import STAGING_NAME, Entry, LinkError, LocalFiles, entry_of
-from sfg_dist.values import printable
 
 QUARANTINE = "quarantine/"
 """Where `sfg repair` puts what is no part of a store."""

@@ -35,11 +35,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.errors import IncompleteStoreError, PlanMismatchError, StoreError
-from sfg_dist.folders import place_of
-from sfg_dist.objects import is_url
-from sfg_dist.plan import Plan, fingerprint_of_blocks
-from sfg_dist.reader import LONG_BYTES, read_json
+from sfg_dist.job.errors import IncompleteStoreError, PlanMismatchError, StoreError
+from sfg_dist.job.object_stores import is_url
+from sfg_dist.job.paths import place_of
+from sfg_dist.job.plan import Plan, fingerprint_of_blocks
+from sfg_dist.job.reader import LONG_BYTES, read_json
 from sfg_dist.store.arrays import ARRAYS, object_bytes, object_key, record_layout, record_prefix
 from sfg_dist.store.checked import check_declared, checked_store, reading
 from sfg_dist.store.commits import Record, ShardContent, commit_key, find_record, find_records

@@ -29,9 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data.column_type import FLOAT, ColumnType
-from sfg_dist.errors import ConfigError, DocumentError
-from sfg_dist.objects import is_url
-from sfg_dist.reader import LONG_BYTES, read_json
+from sfg_dist.job.errors import ConfigError, DocumentError
+from sfg_dist.job.object_stores import is_url
+from sfg_dist.job.reader import LONG_BYTES, read_json
 from sfg_dist.store.arrays import Layout, group_metadata, names_objects
 from sfg_dist.store.location import Location
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from sfg_dist.errors import StoreError, StoreLinkError
-from sfg_dist.plan import Plan, seal, unseal
-from sfg_dist.reader import LONG_BYTES, check_fields
+from sfg_dist.job.errors import StoreError, StoreLinkError
+from sfg_dist.job.plan import Plan, seal, unseal
+from sfg_dist.job.reader import LONG_BYTES, check_fields
 from sfg_dist.store.frame import extension_objects, sha256
 from sfg_dist.store.location import Location
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 
-from sfg_dist.errors import StoreError
+from sfg_dist.job.errors import StoreError
 from sfg_dist.store.arrays import ARRAYS, object_key
 from sfg_dist.store.commits import commit_key
 from sfg_dist.store.frame import extension_objects

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.errors import StoreError, StoreUnavailableError
-from sfg_dist.objects import reason_of, trouble_of
+from sfg_dist.job.errors import StoreError, StoreUnavailableError
+from sfg_dist.job.object_stores import reason_of, trouble_of
 
 if TYPE_CHECKING:
     import dask.array as da

@@ -21,8 +21,8 @@ import uuid
 from collections.abc import Generator, Mapping
 from typing import Any
 
-from sfg_dist.errors import ConflictError, StoreError, StoreUnavailableError
-from sfg_dist.plan import Plan, seal
+from sfg_dist.job.errors import ConflictError, StoreError, StoreUnavailableError
+from sfg_dist.job.plan import Plan, seal
 from sfg_dist.store.arrays import ARRAYS, object_key
 from sfg_dist.store.commits import Record, ShardContent, commit_key, find_record, make_record, stored_digest
 from sfg_dist.store.location import Location

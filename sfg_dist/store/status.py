@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
-from sfg_dist.plan import Plan
-from sfg_dist.reader import LONG_BYTES, read_json
+from sfg_dist.job.plan import Plan
+from sfg_dist.job.reader import LONG_BYTES, read_json
 from sfg_dist.store.arrays import ARRAYS
 from sfg_dist.store.commits import find_records
 from sfg_dist.store.pairs import Pairs

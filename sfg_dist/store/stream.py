@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.plan import Stream, random_generator
+from sfg_dist.job.plan import Stream, random_generator
 from sfg_dist.store.rows import Range, RowSource, read_ranges
 
 if TYPE_CHECKING:

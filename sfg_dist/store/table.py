@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from sfg_dist.data.column_type import FLOAT, Array, ColumnType
 from sfg_dist.data.naming import listed
-from sfg_dist.errors import ConfigError, StoreError
-from sfg_dist.folders import expanded, free_disk
-from sfg_dist.objects import is_url, reason_of
+from sfg_dist.job.errors import ConfigError, StoreError
+from sfg_dist.job.object_stores import is_url, reason_of
+from sfg_dist.job.paths import expanded, free_disk
+from sfg_dist.job.words import size_of
 from sfg_dist.store.checked import check_declared, checked_store, reading
 from sfg_dist.store.location import Location
 from sfg_dist.store.parts import Draw, ParquetTable, ParquetWriter, Progress, ZarrTable, attributes_of
 from sfg_dist.store.text import cells_of, npy_dtype, npy_rows
-from sfg_dist.words import size_of
 
 _LEAST_BYTES = {".zarr": 8.0, ".csv": 2.0, ".parquet": 1 / 64}  # of a cell; a .parquet may write one value many times
 SUFFIXES = (".zarr", ".parquet", ".csv", ".npy")

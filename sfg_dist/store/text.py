@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data.column_type import Array, ColumnType
-from sfg_dist.errors import ConfigError
+from sfg_dist.job.errors import ConfigError
 
 
 def cells_of(type_: ColumnType, values: Array) -> list[Any]:

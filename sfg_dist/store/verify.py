@@ -16,9 +16,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sfg_dist.errors import DocumentError, StoreError, StoreLinkError
-from sfg_dist.plan import Plan
-from sfg_dist.reader import MAX_BYTES, read_json
+from sfg_dist.job.errors import DocumentError, StoreError, StoreLinkError
+from sfg_dist.job.plan import Plan
+from sfg_dist.job.reader import MAX_BYTES, read_json
+from sfg_dist.job.values import as_line
 from sfg_dist.store.arrays import ARRAYS, object_bytes, object_key
 from sfg_dist.store.commits import commit_key, read_record, stored_digest
 from sfg_dist.store.frame import MANIFEST_KEY, extension_objects, read_manifest, sha256
@@ -26,7 +27,6 @@ from sfg_dist.store.local import LINK
 from sfg_dist.store.location import NUM_THREADS, QUARANTINE, Location
 from sfg_dist.store.pairs import Pairs, shard_of_commit, shard_of_object
 from sfg_dist.store.records import record_key, record_states
-from sfg_dist.values import as_line
 
 Kind = Literal[
     "damaged_data",

@@ -21,7 +21,7 @@ from rich.table import Table
 
 import sfg_dist
 from sfg_dist.flow import label_latents
-from sfg_dist.flow.backends import SPARSE_ROWS, Backend
+from sfg_dist.flow.posterior.backends import SPARSE_ROWS, Backend
 
 OUTPUT = Path("runs/bench")
 PAUSE_S = 0.02  # lets the last contestant's idle threads stop spinning

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 import sfg_dist
-from sfg_dist.config import load_job
 from sfg_dist.data.toy import wave_law
+from sfg_dist.job.config import load_job
 
 JOB = Path(__file__).parents[2] / "jobs" / "conditional_toy.toml"
 PLACES = (0.15, 0.3, 0.6, 0.9, 1.2, 1.5, 1.8, 2.1, 2.4, 2.7, 2.85)

@@ -21,12 +21,12 @@ from typing import Any
 import common
 import numpy as np
 
-from sfg_dist.config import resolve_job
-from sfg_dist.distributed import pace
-from sfg_dist.distributed.actors import label_with_actors
 from sfg_dist.distributed.cluster import ray_session
-from sfg_dist.distributed.labeler import ShardLabeler
-from sfg_dist.pipeline import Pipeline
+from sfg_dist.distributed.labels import pace
+from sfg_dist.distributed.labels.actors import label_with_actors
+from sfg_dist.distributed.labels.labeler import ShardLabeler
+from sfg_dist.job.config import resolve_job
+from sfg_dist.pipeline.pipeline import Pipeline
 from sfg_dist.store import Pairs, open_pairs
 
 PARTS = ("rate", "write", "overhead")

@@ -30,10 +30,10 @@ sys.path.insert(0, str(ROOT))
 sys.modules["sfg_dist.flow"] = package = types.ModuleType("sfg_dist.flow")
 package.__path__ = [str(ROOT / "sfg_dist" / "flow")]
 
-from sfg_dist.flow.triton_blocks import make_blocks  # noqa: E402
-from sfg_dist.flow.triton_engine import posterior_moments_cuda  # noqa: E402
-from sfg_dist.flow.triton_kernels import WIDE_DIM, is_available  # noqa: E402
-from sfg_dist.flow.triton_sums import Tiles  # noqa: E402
+from sfg_dist.flow.posterior.cuda.blocks import make_blocks  # noqa: E402
+from sfg_dist.flow.posterior.cuda.engine import posterior_moments_cuda  # noqa: E402
+from sfg_dist.flow.posterior.cuda.kernels import WIDE_DIM, is_available  # noqa: E402
+from sfg_dist.flow.posterior.cuda.sums import Tiles  # noqa: E402
 
 T = 0.1  # the time at which sums are taken: most pairs matter
 EVALUATIONS = 32  # of the posterior mean for one label

@@ -29,7 +29,7 @@ WORKER = """
 import json, os, sys, time, psutil, torch
 torch.set_num_threads(1)
 url, memory_gib = sys.argv[1], float(sys.argv[2]) or None
-from sfg_dist.distributed.labeler import ShardLabeler
+from sfg_dist.distributed.labels.labeler import ShardLabeler
 from sfg_dist.distributed.machine import peak_memory
 started = time.perf_counter()
 labeler = ShardLabeler(url, memory_gib=memory_gib)
@@ -61,10 +61,10 @@ def rows_of(path: Path, num_rows: int, dim: int) -> np.memmap[Any, Any]:
 
 
 def make_store(directory: Path, arguments: argparse.Namespace, num_rows: int) -> str:
-    from sfg_dist.config import resolve_job
-    from sfg_dist.distributed.ordering import order_with_threads
-    from sfg_dist.plan import fingerprint
-    from sfg_dist.planning import make_plan
+    from sfg_dist.distributed.labels.ordering import order_with_threads
+    from sfg_dist.job.config import resolve_job
+    from sfg_dist.job.plan import fingerprint
+    from sfg_dist.pipeline.plan import make_plan
     from sfg_dist.store import create_store
 
     table = rows_of(directory / "rows.f32", num_rows, arguments.dim)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import common
 
-from sfg_dist.threads import SETTINGS
+from sfg_dist.job.threads import SETTINGS
 
 # libgomp's own default, said aloud: the package leaves what the user has set.
 POLICIES = {"spinning": {"GOMP_SPINCOUNT": "300000"}, "sleeping": {"OMP_WAIT_POLICY": "PASSIVE"}}
@@ -74,7 +74,7 @@ def stage_seconds(stage: str, policy: str, prepared: Path) -> float:
                 shutil.rmtree(place / name)
         elif stage == "evaluate":
             (place / "metrics.json").unlink()
-        command = [sys.executable, "-m", "sfg_dist.cli", words[0], str(prepared / "job.toml"), *words[1:]]
+        command = [sys.executable, "-m", "sfg_dist", words[0], str(prepared / "job.toml"), *words[1:]]
         command += ["--set", f"output.dir={place}"]
         return common.seconds(lambda: subprocess.run(command, env=environment, check=True, capture_output=True))
 
@@ -91,7 +91,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder)
         (prepared / "job.toml").write_text(JOB.format(threads=arguments.threads, **sizes))
-        command = [sys.executable, "-m", "sfg_dist.cli", "run", str(prepared / "job.toml")]
+        command = [sys.executable, "-m", "sfg_dist", "run", str(prepared / "job.toml")]
         subprocess.run([*command, "--set", f"output.dir={prepared}/run"], check=True, capture_output=True)
         for number in arguments.neighbours:
             for stage in arguments.only:

@@ -1,5 +1,5 @@
 """Imported before torch and scikit-learn: their threads sleep while they wait, as in every process of the package."""
 
-from sfg_dist.threads import wait_passively
+from sfg_dist.job.threads import wait_passively
 
 wait_passively()

@@ -36,7 +36,7 @@ def jobs(arguments: argparse.Namespace) -> dict[str, list[str]]:
 
 def sfg(*words: str) -> str:
     """What a command prints on stdout."""
-    done = subprocess.run([sys.executable, "-m", "sfg_dist.cli", *words], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-m", "sfg_dist", *words], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"sfg {' '.join(words)} ended with {done.returncode}: {done.stderr}")
     return done.stdout

@@ -41,7 +41,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         make_model(Path(folder, "model"), options.width, options.depth)
-        command = [sys.executable, "-m", "sfg_dist.cli", "sample", "model", "-n", str(options.rows)]
+        command = [sys.executable, "-m", "sfg_dist", "sample", "model", "-n", str(options.rows)]
         started = time.perf_counter()
         subprocess.run([*command, "--out", options.out], cwd=folder, check=True)
         wall_s = time.perf_counter() - started

@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 
 from sfg_dist.flow.adaptive import integrate_adaptive
-from sfg_dist.flow.posterior import posterior_moments
-from sfg_dist.flow.reference import Reference
+from sfg_dist.flow.posterior.posterior import posterior_moments
+from sfg_dist.flow.posterior.reference import Reference
 from sfg_dist.flow.schedule import Schedule
 from sfg_dist.flow.solver import GRADING, Denoiser, integrate
 

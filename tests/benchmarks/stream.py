@@ -23,11 +23,11 @@ import common
 import numpy as np
 import torch
 
-from sfg_dist.config import TrainConfig, resolve_job
-from sfg_dist.distributed.checkpoints import FitSettings
 from sfg_dist.distributed.cluster import ray_session
-from sfg_dist.distributed.training import fit_with_workers, make_trainer
-from sfg_dist.pipeline import Pipeline
+from sfg_dist.distributed.fit.checkpoints import FitSettings
+from sfg_dist.distributed.fit.training import fit_with_workers, make_trainer
+from sfg_dist.job.config import TrainConfig, resolve_job
+from sfg_dist.pipeline.pipeline import Pipeline
 from sfg_dist.store import Batch, Pairs, PairStream
 
 PARTS = ("rows", "step", "ranks")

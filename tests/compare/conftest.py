@@ -49,7 +49,7 @@ def gaussian():
 @pytest.fixture
 def make_compare_job(make_job, monkeypatch):
     """A job of few rows whose methods take few steps, and whose costs are timed but once, on few rows."""
-    from sfg_dist.compare import judging, matching, run, score
+    from sfg_dist.studies.compare import judging, matching, run, score
 
     for module, name, number in (
         (score, "NUM_SDE_STEPS", 60),

@@ -9,13 +9,20 @@ import numpy as np
 import pytest
 from patience import patience
 
-from sfg_dist.compare import compare, ours
-from sfg_dist.compare.ours import PUBLISHED_LABELS, PUBLISHED_TRAIN, fit_own, next_target, own_job, published_job
-from sfg_dist.compare.run import Comparison
-from sfg_dist.config import load_job, resolve_job
 from sfg_dist.data import prepare
-from sfg_dist.errors import ConfigError, DataError, TrainingError
+from sfg_dist.job.config import load_job, resolve_job
+from sfg_dist.job.errors import ConfigError, DataError, TrainingError
 from sfg_dist.store import Location
+from sfg_dist.studies.compare import compare, ours
+from sfg_dist.studies.compare.ours import (
+    PUBLISHED_LABELS,
+    PUBLISHED_TRAIN,
+    fit_own,
+    next_target,
+    own_job,
+    published_job,
+)
+from sfg_dist.studies.compare.run import Comparison
 
 
 @pytest.fixture
@@ -89,7 +96,7 @@ def test_ours_beside_the_published_procedure(make_compare_job, short_published, 
 
 @pytest.mark.slow
 def test_a_killed_comparison_goes_on_with_what_is_missing(make_compare_job, monkeypatch):
-    from sfg_dist.compare import run
+    from sfg_dist.studies.compare import run
 
     job = make_compare_job(
         compare={"methods": ["realnvp", "nsf"], "selection_time_s": 0.02, "num_seeds": 2, "max_time_s": 0.3}
@@ -148,7 +155,7 @@ def test_a_method_that_fails_does_not_end_the_others(make_compare_job, monkeypat
     def fail(*others, **named):
         raise TrainingError("the labels took 9 s of the 1 s: raise compare.max_time_s")
 
-    monkeypatch.setattr("sfg_dist.compare.run.run_own", fail)
+    monkeypatch.setattr("sfg_dist.studies.compare.run.run_own", fail)
     told = []
     job = make_compare_job(compare={"methods": ["sfg", "realnvp"], "max_time_s": 0.5})
     with pytest.raises(TrainingError, match=r"sfg, seed 0: the labels took.*leave it out.*The rest is finished"):
@@ -216,7 +223,7 @@ def test_a_missing_library_is_named_before_any_work(make_compare_job, monkeypatc
 
 
 def test_compare_is_no_part_of_a_store_s_identity(make_store, make_job):
-    from sfg_dist.planning import identity_of_keys
+    from sfg_dist.pipeline.plan import identity_of_keys
 
     assert identity_of_keys(make_job(compare={"max_time_s": 7.0})) == identity_of_keys(make_job())
 
@@ -225,8 +232,8 @@ def test_compare_is_no_part_of_a_store_s_identity(make_store, make_job):
 def test_the_command_prints_one_document(make_compare_job, tmp_path, capsys):
     from typer.testing import CliRunner
 
-    import sfg_dist.cli  # noqa: F401  (makes the commands known)
-    from sfg_dist.command import app
+    import sfg_dist.cli.main  # noqa: F401  (makes the commands known)
+    from sfg_dist.cli.command import app
 
     path = tmp_path / "job.toml"
     path.write_text(make_compare_job(compare={"methods": ["sfg", "realnvp"], "max_time_s": patience(2.5)}).to_toml())

@@ -4,8 +4,8 @@ import html
 
 import pytest
 
-from sfg_dist.compare.document import NAMES, verdict
-from sfg_dist.compare.page import main_table, render_page, size_table, with_error
+from sfg_dist.studies.compare.document import NAMES, verdict
+from sfg_dist.studies.compare.page import main_table, render_page, size_table, with_error
 
 
 def entry(name, area=0.6, cost=10.0, **changed):

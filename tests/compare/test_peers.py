@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from sfg_dist.compare.fitting import fit_peer
-from sfg_dist.compare.matching import FlowMatching
-from sfg_dist.compare.network import TimeMLP
-from sfg_dist.compare.ode import log_normal, transported_log_density
-from sfg_dist.compare.peers import peer_kinds
-from sfg_dist.compare.score import SIGMA_MAX, SIGMA_MIN, ScoreModel, noise_levels
-from sfg_dist.errors import TrainingError
+from sfg_dist.job.errors import TrainingError
+from sfg_dist.studies.compare.fitting import fit_peer
+from sfg_dist.studies.compare.matching import FlowMatching
+from sfg_dist.studies.compare.network import TimeMLP
+from sfg_dist.studies.compare.ode import log_normal, transported_log_density
+from sfg_dist.studies.compare.peers import peer_kinds
+from sfg_dist.studies.compare.score import SIGMA_MAX, SIGMA_MIN, ScoreModel, noise_levels
 
 SCALE = 0.6  # deviation of the Gaussians whose fields are known in closed form
 

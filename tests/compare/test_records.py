@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from sfg_dist.compare.cells import Records
-from sfg_dist.compare.document import mean_auc, verdict
-from sfg_dist.compare.judging import auc, figures, finite_rows, us_per_row
-from sfg_dist.compare.peers import KINDS, LEARNING_RATES, PeerKind
-from sfg_dist.compare.selection import Configuration, Selection, select
-from sfg_dist.compare.tables import Tables
 from sfg_dist.data import prepare
-from sfg_dist.errors import TrainingError
 from sfg_dist.evaluate import classifier_test, measure
+from sfg_dist.job.errors import TrainingError
 from sfg_dist.store import Location
+from sfg_dist.studies.compare.cells import Records
+from sfg_dist.studies.compare.document import mean_auc, verdict
+from sfg_dist.studies.compare.judging import auc, figures, finite_rows, us_per_row
+from sfg_dist.studies.compare.peers import KINDS, LEARNING_RATES, PeerKind
+from sfg_dist.studies.compare.selection import Configuration, Selection, select
+from sfg_dist.studies.compare.tables import Tables
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ class Known(torch.nn.Module):
 
 def known_kind(monkeypatch, noise_of):
     """A peer whose samples are as good as ``noise_of`` says of a learning rate and a transform."""
-    from sfg_dist.compare import selection
+    from sfg_dist.studies.compare import selection
 
     def fit(model, rows, validation, *, learning_rate, max_time_s, **_):
         model.rows = rows
@@ -74,7 +74,7 @@ def test_a_selection_without_time_is_the_default(tables):
 
 
 def test_a_peer_that_fails_everywhere_is_refused(tables, monkeypatch):
-    from sfg_dist.compare import selection
+    from sfg_dist.studies.compare import selection
 
     def fail(*_, **__):
         raise TrainingError("no")

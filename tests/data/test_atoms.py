@@ -10,7 +10,7 @@ from scipy import stats
 from sfg_dist.data import Transform
 from sfg_dist.data.atoms import MAX_ATOMS, find_atoms, find_sentinels
 from sfg_dist.data.cleaning import find_grids
-from sfg_dist.errors import DataError
+from sfg_dist.job.errors import DataError
 
 
 def found(values):

@@ -6,7 +6,7 @@ from scipy import stats
 
 from sfg_dist.data import Transform, prepare
 from sfg_dist.data.bounds import reflect
-from sfg_dist.errors import DataError
+from sfg_dist.job.errors import DataError
 
 KINDS = ("quantile", "standardize", "none")
 LAWS = {

@@ -6,7 +6,7 @@ import pytest
 from sfg_dist.data import Transform, prepare
 from sfg_dist.data.conditions import ColumnSplit, read_given
 from sfg_dist.data.toy import draw, log_density, wave_law
-from sfg_dist.errors import ConfigError, DataError
+from sfg_dist.job.errors import ConfigError, DataError
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pyarrow import parquet
 
 from sfg_dist.data import large, prepare, prepare_within
 from sfg_dist.data.large import LargePrepared
-from sfg_dist.errors import DataError
-from sfg_dist.plan import fingerprint
+from sfg_dist.job.errors import DataError
+from sfg_dist.job.plan import fingerprint
 
 
 @pytest.fixture(autouse=True)

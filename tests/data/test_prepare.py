@@ -10,7 +10,7 @@ from imports import imported
 
 from sfg_dist.data import Transform, prepare
 from sfg_dist.data.cleaning import find_grids, num_duplicates
-from sfg_dist.errors import DataError
+from sfg_dist.job.errors import DataError
 
 NAMES = ("temp", "count", "load")
 

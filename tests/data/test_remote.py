@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from obstore.store import LocalStore
 
-import sfg_dist.objects
+import sfg_dist.job.object_stores
 from sfg_dist.data import location, open_table
-from sfg_dist.errors import DataError
+from sfg_dist.job.errors import DataError
 
 CSV = b"a,b\n1,2\n3,4\n"
 
@@ -73,7 +73,7 @@ def test_without_credentials_it_is_said_which_to_set(monkeypatch, suffix, has_ha
     if has_half:
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(sfg_dist.objects, "MAX_RETRIES", 1)
+    monkeypatch.setattr(sfg_dist.job.object_stores, "MAX_RETRIES", 1)
     with pytest.raises(DataError, match=rf"table\{suffix} cannot be (fetched|opened): found no credentials") as caught:
         open_table(f"s3://bucket/folder/table{suffix}")
     assert "127.0.0.1:9" not in str(caught.value)

@@ -8,7 +8,7 @@ from pyarrow import parquet
 
 from sfg_dist.data import open_table
 from sfg_dist.data.rows import open_rows
-from sfg_dist.errors import DataError
+from sfg_dist.job.errors import DataError
 
 VALUES = np.random.default_rng(0).standard_normal((1000, 3))
 

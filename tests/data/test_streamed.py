@@ -8,8 +8,9 @@ import zarr
 from pyarrow import parquet
 
 import sfg_dist
-from sfg_dist.errors import DataError
-from sfg_dist.flow import Reference, reference
+from sfg_dist.flow import Reference
+from sfg_dist.flow.posterior import reference
+from sfg_dist.job.errors import DataError
 
 ROWS = np.random.default_rng(5).standard_normal((2500, 3)) * [1.0, 5.0, 0.2] + 3.0
 

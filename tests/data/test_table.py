@@ -13,7 +13,7 @@ from pyarrow import csv as arrow_csv
 from pyarrow import parquet
 
 from sfg_dist.data import BUILTIN_NAMES, open_split, open_table
-from sfg_dist.errors import DataError
+from sfg_dist.job.errors import DataError
 
 VALUES = np.array([[1.5, -2.0, 3e10], [0.1, np.nan, 7.0], [4.0, 5.0, -1e-7]])
 COLUMNS = ("PM2.5", "b", "c d")

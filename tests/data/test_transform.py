@@ -11,7 +11,7 @@ from scipy import stats
 
 from sfg_dist.data import Transform
 from sfg_dist.data.quantile import fit_curve
-from sfg_dist.errors import DataError
+from sfg_dist.job.errors import DataError
 
 RANDOM = np.random.default_rng(0)
 

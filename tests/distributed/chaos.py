@@ -180,8 +180,8 @@ class Harness:
 
 def make_store(directory: Path, num_shards: int) -> Pairs:
     """An empty store of a small job."""
-    from sfg_dist.config import resolve_job
-    from sfg_dist.pipeline import Pipeline
+    from sfg_dist.job.config import resolve_job
+    from sfg_dist.pipeline.pipeline import Pipeline
 
     job = {
         "data": {"source": "moons", "max_rows": 600},
@@ -236,9 +236,9 @@ def running_ray(num_cpus: int) -> Iterator[str]:
 
 def drive(url: str, address: str, num_actors: int) -> int:
     """A driver: what the harness starts, kills and starts again."""
-    from sfg_dist.distributed.actors import label_with_actors
     from sfg_dist.distributed.cluster import ray_session
-    from sfg_dist.distributed.pool import Policy
+    from sfg_dist.distributed.labels.actors import label_with_actors
+    from sfg_dist.distributed.labels.pool import Policy
 
     state, pairs = State(Path(url).parent), open_pairs(url)
 
@@ -277,7 +277,7 @@ def main() -> int:
     options.add_argument("--first-seed", type=int, default=0)
     options.add_argument("--actors", type=int, default=4)
     arguments = options.parse_args()
-    from sfg_dist.distributed.inline import label_inline
+    from sfg_dist.distributed.labels.inline import label_inline
 
     with tempfile.TemporaryDirectory() as place, running_ray(4 * arguments.actors) as address:
         undisturbed = make_store(Path(place) / "undisturbed", arguments.shards)

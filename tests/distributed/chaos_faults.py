@@ -13,8 +13,8 @@ from typing import Any
 
 import psutil
 
-from sfg_dist.distributed.labeler import ShardLabeler
-from sfg_dist.errors import NonFiniteLabelError, StoreFullError, StoreUnavailableError
+from sfg_dist.distributed.labels.labeler import ShardLabeler
+from sfg_dist.job.errors import NonFiniteLabelError, StoreFullError, StoreUnavailableError
 from sfg_dist.store import Pairs
 from sfg_dist.store.location import Location
 

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from sfg_dist.distributed.inline import label_inline
+from sfg_dist.distributed.labels.inline import label_inline
 from sfg_dist.store import open_pairs
 
 

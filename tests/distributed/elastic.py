@@ -12,9 +12,9 @@ import warnings
 from dataclasses import replace
 from typing import Any
 
-from sfg_dist.distributed import training
-from sfg_dist.distributed.checkpoints import FitSettings
 from sfg_dist.distributed.cluster import local_environment
+from sfg_dist.distributed.fit import training
+from sfg_dist.distributed.fit.checkpoints import FitSettings
 
 SLOWNESS = float(os.environ.get("SFG_TEST_SLOWNESS", "1"))  # tests/patience.py measures it
 EPOCH_STEPS = 1152

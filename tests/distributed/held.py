@@ -34,8 +34,8 @@ def wait_for(driver: subprocess.Popen[Any], condition: Callable[[], bool], secon
 
 
 def main() -> None:
-    from sfg_dist import cli
-    from sfg_dist.distributed.labeler import ShardLabeler
+    from sfg_dist.cli import main as cli
+    from sfg_dist.distributed.labels.labeler import ShardLabeler
     from sfg_dist.model.fit import Trainer
 
     kind, number = sys.argv.pop(1), int(sys.argv.pop(1))

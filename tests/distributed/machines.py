@@ -1,11 +1,11 @@
 """Made-up machines, workers and paces, and the bytes of a store, for the tests of what a job will take."""
 
-from sfg_dist.distributed.calibration import Pace
+from sfg_dist.distributed.labels.requirements import Workers
+from sfg_dist.distributed.labels.sizes import GIB, store_bytes
 from sfg_dist.distributed.machine import Gpu, Machine
-from sfg_dist.distributed.requirements import Workers
-from sfg_dist.distributed.sizes import GIB, store_bytes
-from sfg_dist.pipeline import Pipeline
+from sfg_dist.pipeline.pipeline import Pipeline
 from sfg_dist.store import open_pairs
+from sfg_dist.studies.estimate.calibration import Pace
 
 MACHINE = Machine(num_cpus=4, memory_bytes=64 * GIB, available_bytes=32 * GIB)
 GPUS = (Gpu("a", 16 * GIB), Gpu("b", 16 * GIB))

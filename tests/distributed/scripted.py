@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from sfg_dist.distributed.driver import CALLS_PER_WORKER, Driver
-from sfg_dist.distributed.pool import WORKER_LOST, Answered, Failure, Lost, Ready, Result
+from sfg_dist.distributed.labels.driver import CALLS_PER_WORKER, Driver
+from sfg_dist.distributed.labels.pool import WORKER_LOST, Answered, Failure, Lost, Ready, Result
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from held import wait_for as wait_for_driver
 from patience import patience
 from test_training import make_settings, weights
 
-from sfg_dist.distributed import ahead, checkpoints
-from sfg_dist.distributed.actors import label_with_actors
-from sfg_dist.distributed.ahead import held_resources, train_ahead, training_ahead
-from sfg_dist.distributed.inline import label_inline
-from sfg_dist.distributed.training import fit_inline
+from sfg_dist.distributed.fit import ahead, checkpoints
+from sfg_dist.distributed.fit.ahead import held_resources, train_ahead, training_ahead
+from sfg_dist.distributed.fit.training import fit_inline
+from sfg_dist.distributed.labels.actors import label_with_actors
+from sfg_dist.distributed.labels.inline import label_inline
 from sfg_dist.model.fit import Trainer
 from sfg_dist.store import open_pairs
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from sfg_dist.distributed.inline import label_inline
-from sfg_dist.distributed.labeler import label_error
-from sfg_dist.distributed.ordering import order_with_tasks, order_with_threads
-from sfg_dist.errors import StoreError
+from sfg_dist.distributed.labels.inline import label_inline
+from sfg_dist.distributed.labels.labeler import label_error
+from sfg_dist.distributed.labels.ordering import order_with_tasks, order_with_threads
 from sfg_dist.flow import build_order
-from sfg_dist.pipeline import Pipeline
+from sfg_dist.job.errors import StoreError
+from sfg_dist.pipeline.pipeline import Pipeline
 from sfg_dist.store import open_pairs, read_rows
 
 TABLE = {"source": "moons", "max_rows": 6000}  # 4800 of them for training: enough for clusters
@@ -70,7 +70,7 @@ def test_the_blur_is_chosen_once_and_kept(make_job):
 
 @pytest.mark.ray
 def test_threads_and_tasks_sort_alike(monkeypatch, ray_cluster):
-    monkeypatch.setattr("sfg_dist.flow.clusters.PARALLEL_ROWS", 2048)
+    monkeypatch.setattr("sfg_dist.flow.posterior.clusters.PARALLEL_ROWS", 2048)
     rows = np.random.default_rng(0).standard_normal((9000, 3), dtype=np.float32)
     order = build_order(rows)
     assert np.array_equal(order, order_with_threads(rows))

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import FakePool, Fate, Run, fates
 
-from sfg_dist.distributed.pool import Drain, Policy
-from sfg_dist.distributed.workers import DriverId
-from sfg_dist.errors import (
+from sfg_dist.distributed.labels.pool import Drain, Policy
+from sfg_dist.distributed.labels.workers import DriverId
+from sfg_dist.job.errors import (
     ClusterError,
     ConflictError,
     LabelingError,

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from machines import MACHINE, PACE, expected_bytes
 
-from sfg_dist.distributed.calibration import Calibration, calibrate
-from sfg_dist.distributed.estimate import estimate_job
-from sfg_dist.distributed.inline import label_inline
+from sfg_dist.cli.plan import duration, estimate_rows, size
+from sfg_dist.distributed.labels.inline import label_inline
 from sfg_dist.distributed.machine import peak_memory
-from sfg_dist.errors import ConfigError, LabelingError, PlanMismatchError
-from sfg_dist.pipeline import Pipeline
-from sfg_dist.plan_table import duration, estimate_rows, size
+from sfg_dist.job.errors import ConfigError, LabelingError, PlanMismatchError
+from sfg_dist.pipeline.pipeline import Pipeline
 from sfg_dist.store import open_pairs
+from sfg_dist.studies.estimate.calibration import Calibration, calibrate
+from sfg_dist.studies.estimate.estimate import estimate_job
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def paces(monkeypatch):
     def fake(plan, reference, *, devices, **_):
         return Calibration(dict.fromkeys({device.partition(":")[0] for device in devices}, PACE), 0.0)
 
-    monkeypatch.setattr("sfg_dist.distributed.estimate.calibrate", fake)
+    monkeypatch.setattr("sfg_dist.studies.estimate.estimate.calibrate", fake)
 
 
 def sizes_on_disk(store: Path) -> dict[str, int]:
@@ -129,7 +129,7 @@ def test_an_error_in_a_calibration_comes_out_with_its_reason(make_store):
 
 def test_no_room_for_a_calibration(make_store, monkeypatch):
     pairs = make_store()
-    monkeypatch.setattr("sfg_dist.distributed.calibration.free_disk", lambda _: 1)
+    monkeypatch.setattr("sfg_dist.studies.estimate.calibration.free_disk", lambda _: 1)
     with pytest.raises(ConfigError, match="TMPDIR"):
         calibrate(pairs.plan, pairs.reference, devices=["cpu"])
 
@@ -160,7 +160,7 @@ def test_a_store_of_another_plan_is_refused(make_job, paces):
 
 
 def test_a_fitted_grid_is_not_fitted_to_plan(make_job, paces, monkeypatch):
-    monkeypatch.setattr("sfg_dist.planning.fit_grids", lambda *_: pytest.fail("fitted"))
+    monkeypatch.setattr("sfg_dist.pipeline.plan.fit_grids", lambda *_: pytest.fail("fitted"))
     plain = estimate_job(make_job(), machine=MACHINE)
     fitted = estimate_job(make_job(labels={"time_grid": "fitted"}), machine=MACHINE)
     assert fitted.time.data_s - plain.time.data_s > 4600 * PACE.seconds_per_row - 5
@@ -169,7 +169,9 @@ def test_a_fitted_grid_is_not_fitted_to_plan(make_job, paces, monkeypatch):
 
 
 def test_a_busy_machine_is_told_apart(make_job, monkeypatch):
-    monkeypatch.setattr("sfg_dist.distributed.estimate.calibrate", lambda *_, **__: Calibration({"cpu": PACE}, 3.5))
+    monkeypatch.setattr(
+        "sfg_dist.studies.estimate.estimate.calibrate", lambda *_, **__: Calibration({"cpu": PACE}, 3.5)
+    )
     busy, idle = (estimate_job(make_job(), machine=replace(MACHINE, num_cpus=cpus)) for cpus in (4, 8))
     alone = f"about {busy.time.label_s / 2:.0f} s"
     assert any("kept 3.5 CPUs busy" in note and alone in note for note in busy.notes)

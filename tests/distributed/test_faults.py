@@ -13,14 +13,14 @@ import psutil
 import pytest
 from patience import patience
 
-from sfg_dist.distributed.actors import label_with_actors
-from sfg_dist.distributed.driver import Driver
-from sfg_dist.distributed.inline import label_inline
-from sfg_dist.distributed.labeler import ShardLabeler
-from sfg_dist.distributed.pool import Policy
-from sfg_dist.distributed.ray_pool import Process, RayPool, Role
-from sfg_dist.distributed.shards import Shards
-from sfg_dist.errors import LabelingError, NonFiniteLabelError
+from sfg_dist.distributed.labels.actors import label_with_actors
+from sfg_dist.distributed.labels.driver import Driver
+from sfg_dist.distributed.labels.inline import label_inline
+from sfg_dist.distributed.labels.labeler import ShardLabeler
+from sfg_dist.distributed.labels.pool import Policy
+from sfg_dist.distributed.labels.ray_pool import Process, RayPool, Role
+from sfg_dist.distributed.labels.shards import Shards
+from sfg_dist.job.errors import LabelingError, NonFiniteLabelError
 from sfg_dist.store import open_pairs
 
 
@@ -195,7 +195,7 @@ def test_an_inline_shard_that_takes_longer_than_the_grace_is_dropped(make_store)
 def test_usr2_ends_a_run_on_ray_quietly_and_its_events_are_whole(make_job, tmp_path):
     path = tmp_path / "job.toml"
     path.write_text(make_job(labels={"num_pairs": 400_000}, executor={"kind": "ray", "num_actors": 2}).to_toml())
-    command = [sys.executable, "-m", "sfg_dist.cli", "label", str(path)]
+    command = [sys.executable, "-m", "sfg_dist", "label", str(path)]
     commits = tmp_path / "run" / "pairs.zarr" / "commits"
     with subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as driver:
         deadline = time.monotonic() + patience(120)
@@ -222,7 +222,7 @@ with local_environment():
     from ray.cluster_utils import Cluster
     from ray.core.generated import autoscaler_pb2
     from ray._raylet import GcsClient
-    from sfg_dist.distributed.actors import label_with_actors
+    from sfg_dist.distributed.labels.actors import label_with_actors
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     node = cluster.add_node(num_cpus=1)
@@ -233,7 +233,7 @@ with local_environment():
     class Slow:
         def __init__(self, url, *, num_threads=1):
             import ray
-            from sfg_dist.distributed.labeler import ShardLabeler
+            from sfg_dist.distributed.labels.labeler import ShardLabeler
             self.labeler, self.node = ShardLabeler(url), ray.get_runtime_context().get_node_id()
 
         def label(self, shard, attempt=1):

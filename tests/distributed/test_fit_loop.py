@@ -13,11 +13,11 @@ import torch
 from patience import patience
 from test_training import cut_at, make_settings, weights
 
-from sfg_dist.distributed import checkpoints, fit_loop, training
-from sfg_dist.distributed.hold import take_hold
-from sfg_dist.distributed.inline import label_inline
-from sfg_dist.distributed.training import fit_inline
-from sfg_dist.errors import TrainingError
+from sfg_dist.distributed.fit import checkpoints, fit_loop, training
+from sfg_dist.distributed.fit.hold import take_hold
+from sfg_dist.distributed.fit.training import fit_inline
+from sfg_dist.distributed.labels.inline import label_inline
+from sfg_dist.job.errors import TrainingError
 from sfg_dist.model.fit import Trainer
 from sfg_dist.store import Location, open_pairs, stream
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from test_training import make_settings, weights
 
-from sfg_dist.distributed import fit_loop, training
-from sfg_dist.distributed.checkpoints import newest_step
-from sfg_dist.distributed.hold import HOLD_NAME, Hold, take_hold
-from sfg_dist.distributed.training import fit_inline, fit_with_workers
-from sfg_dist.errors import TrainingError
+from sfg_dist.distributed.fit import fit_loop, training
+from sfg_dist.distributed.fit.checkpoints import newest_step
+from sfg_dist.distributed.fit.hold import HOLD_NAME, Hold, take_hold
+from sfg_dist.distributed.fit.training import fit_inline, fit_with_workers
+from sfg_dist.job.errors import TrainingError
 
 
 def test_the_last_attempt_holds_and_the_last_writer_of_it(tmp_path):

@@ -14,15 +14,15 @@ from held import held_sfg, wait_for
 from patience import patience
 
 import sfg_dist
-from sfg_dist.distributed import ray_pool
-from sfg_dist.distributed.actors import WantedActors, label_with_actors
-from sfg_dist.distributed.inline import label_inline
-from sfg_dist.distributed.labeler import ShardLabeler
-from sfg_dist.distributed.node_table import SHARED_MEMORY, SUFFIX, sweep_node, table_directory
-from sfg_dist.distributed.pool import Policy
-from sfg_dist.errors import ClusterError, NonFiniteLabelError, PlanMismatchError, StoreError, StoreFullError
+from sfg_dist.distributed.labels import ray_pool
+from sfg_dist.distributed.labels.actors import WantedActors, label_with_actors
+from sfg_dist.distributed.labels.inline import label_inline
+from sfg_dist.distributed.labels.labeler import ShardLabeler
+from sfg_dist.distributed.labels.node_table import SHARED_MEMORY, SUFFIX, sweep_node, table_directory
+from sfg_dist.distributed.labels.pool import Policy
 from sfg_dist.flow import Reference, label_latents
-from sfg_dist.plan import Stream, normal_rows
+from sfg_dist.job.errors import ClusterError, NonFiniteLabelError, PlanMismatchError, StoreError, StoreFullError
+from sfg_dist.job.plan import Stream, normal_rows
 
 CLUSTERS = {
     "data": {"source": "moons", "max_rows": 6000},  # 4800 of them for training: enough for clusters
@@ -373,7 +373,7 @@ def test_what_the_cluster_cannot_hold_is_refused(ray_cluster, make_store, argume
 )
 def test_a_killed_driver_goes_on_where_it_was(make_job, store_bytes, tmp_path, executor, num_pairs):
     """SIGKILL in mid-run, the same command again: the bits of an undisturbed run."""
-    from sfg_dist.pipeline import Pipeline
+    from sfg_dist.pipeline.pipeline import Pipeline
 
     labels = {"num_pairs": num_pairs, "num_evaluations": 64}
     undisturbed = Pipeline(make_job("undisturbed", labels=labels))
@@ -391,7 +391,7 @@ def test_a_killed_driver_goes_on_where_it_was(make_job, store_bytes, tmp_path, e
     if executor == "inline":
         sfg(tmp_path, "label", path)
     else:
-        subprocess.run([sys.executable, "-m", "sfg_dist.cli", "label", path], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([sys.executable, "-m", "sfg_dist", "label", path], check=True, stdout=subprocess.DEVNULL)
     assert all(file.stat().st_mtime_ns == at for file, at in kept.items())
     assert store_bytes(tmp_path / "killed") == store_bytes(tmp_path / "undisturbed")
     assert sfg_dist.open_pairs(tmp_path / "killed").is_complete

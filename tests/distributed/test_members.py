@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from sfg_dist.distributed.actors import label_with_actors
-from sfg_dist.distributed.labeler import ShardLabeler, label_error
-from sfg_dist.distributed.members import GroupReference, ReferenceMember, part_ranges
-from sfg_dist.distributed.references import StoredReference
-from sfg_dist.errors import LabelingError
+from sfg_dist.distributed.labels.actors import label_with_actors
+from sfg_dist.distributed.labels.labeler import ShardLabeler, label_error
+from sfg_dist.distributed.labels.members import GroupReference, ReferenceMember, part_ranges
+from sfg_dist.distributed.labels.references import StoredReference
 from sfg_dist.flow import posterior_moments
+from sfg_dist.job.errors import LabelingError
 from sfg_dist.store import open_pairs, read_rows
 
 TABLE = {"source": "moons", "max_rows": 6000}  # 4800 of them for training: enough for clusters
 LABELS = {"num_pairs": 128, "shard_rows": 64, "batch_size": 64, "num_evaluations": 20, "t_min": 1e-3}
-BLOCK_ROWS = "sfg_dist.flow.reference.BLOCK_ROWS"
+BLOCK_ROWS = "sfg_dist.flow.posterior.reference.BLOCK_ROWS"
 
 
 def members_of(pairs, num_parts):

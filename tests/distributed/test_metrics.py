@@ -8,8 +8,8 @@ import pytest
 from patience import patience
 from scripted import Fate, Run
 
-from sfg_dist.distributed.driver import Driver
-from sfg_dist.distributed.metrics import STATES, LabelMetrics
+from sfg_dist.distributed.labels.driver import Driver
+from sfg_dist.distributed.labels.metrics import STATES, LabelMetrics
 
 RECORD = {
     "shard": 3,

@@ -13,10 +13,10 @@ import pytest
 import torch
 from patience import patience
 
-from sfg_dist.distributed import node_table, references
-from sfg_dist.distributed.labeler import ShardLabeler, label_error
-from sfg_dist.errors import LabelingError, StoreError
+from sfg_dist.distributed.labels import node_table, references
+from sfg_dist.distributed.labels.labeler import ShardLabeler, label_error
 from sfg_dist.flow import Reference, block_ranges, label_latents
+from sfg_dist.job.errors import LabelingError, StoreError
 from sfg_dist.store import open_pairs, read_rows
 
 TABLE = {"source": "moons", "max_rows": 6000}  # 4800 of them for training: enough for clusters
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch, tmp_path):
     """Blocks of 1500 rows, files of them in a directory of the test."""
-    monkeypatch.setattr("sfg_dist.flow.reference.BLOCK_ROWS", 1500)
+    monkeypatch.setattr("sfg_dist.flow.posterior.reference.BLOCK_ROWS", 1500)
     shared, temporary = tmp_path / "shared", tmp_path / "temporary"
     shared.mkdir()
     temporary.mkdir()
@@ -310,13 +310,13 @@ def test_a_file_removed_between_two_locks_is_made_again(tmp_path, make_file, mon
 WORKER = """
 import sys, torch
 torch.set_num_threads(1)
-import sfg_dist.flow.reference
-from sfg_dist.distributed import references
-from sfg_dist.distributed.labeler import ShardLabeler
+import sfg_dist.flow.posterior.reference
+from sfg_dist.distributed.labels import references
+from sfg_dist.distributed.labels.labeler import ShardLabeler
 from sfg_dist.distributed.machine import peak_memory
 from sfg_dist.store import open_pairs
 url, room = sys.argv[1], int(sys.argv[2])
-sfg_dist.flow.reference.BLOCK_ROWS = 1 << 13
+sfg_dist.flow.posterior.reference.BLOCK_ROWS = 1 << 13
 references.WORK_BYTES = 4 << 20
 open_pairs(url).commit_record(0)
 stored = references.StoredReference(open_pairs(url))
@@ -336,13 +336,13 @@ print(peak_memory() - budget)
 @pytest.mark.slow
 @pytest.mark.parametrize("tolerance", [0.0, 1e-3])
 def test_ten_times_the_budget_is_labelled_within_it(tmp_path, monkeypatch, tolerance):
-    from sfg_dist.config import resolve_job
-    from sfg_dist.distributed.ordering import order_with_threads
-    from sfg_dist.plan import fingerprint
-    from sfg_dist.planning import make_plan
+    from sfg_dist.distributed.labels.ordering import order_with_threads
+    from sfg_dist.job.config import resolve_job
+    from sfg_dist.job.plan import fingerprint
+    from sfg_dist.pipeline.plan import make_plan
     from sfg_dist.store import create_store
 
-    monkeypatch.setattr("sfg_dist.flow.reference.BLOCK_ROWS", 1 << 13)
+    monkeypatch.setattr("sfg_dist.flow.posterior.reference.BLOCK_ROWS", 1 << 13)
     room, dim, num_rows = 12 << 20, 32, 500_000 if tolerance == 0 else 325_000
     rows = np.random.default_rng(0).standard_normal((num_rows, dim), dtype=np.float32) * np.geomspace(1, 0.05, dim)
     labels = {"num_pairs": 16, "shard_rows": 16, "batch_size": 16, "t_min": 1e-3, "num_evaluations": 4}

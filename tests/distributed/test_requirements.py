@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 from machines import GPUS, MACHINE, expected_bytes, workers
 
-from sfg_dist.distributed import requirements
-from sfg_dist.distributed.actors import WantedActors
-from sfg_dist.distributed.estimate import calibrated_devices
+from sfg_dist.distributed.labels import requirements
+from sfg_dist.distributed.labels.actors import WantedActors
+from sfg_dist.distributed.labels.requirements import choose_workers, memory_of, require_disk, require_memory
+from sfg_dist.distributed.labels.sizes import GIB, device_memory
 from sfg_dist.distributed.machine import this_machine
-from sfg_dist.distributed.requirements import choose_workers, memory_of, require_disk, require_memory
-from sfg_dist.distributed.sizes import GIB, device_memory
-from sfg_dist.errors import ClusterError, ConfigError
-from sfg_dist.folders import free_disk
-from sfg_dist.memory import memory_limits
-from sfg_dist.pipeline import Pipeline
+from sfg_dist.job.errors import ClusterError, ConfigError
+from sfg_dist.job.memory import memory_limits
+from sfg_dist.job.paths import free_disk
+from sfg_dist.pipeline.pipeline import Pipeline
 from sfg_dist.store import open_pairs
+from sfg_dist.studies.estimate.estimate import calibrated_devices
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_a_disk_that_is_too_small(make_job, monkeypatch):
     free = require_disk(job.output.dir, written, plan)
     assert free == pytest.approx(free_disk(Path(job.output.dir)), rel=0.05)  # others write too
     assert free > written.total
-    monkeypatch.setattr("sfg_dist.distributed.requirements.free_disk", lambda _: written.total - 1)
+    monkeypatch.setattr("sfg_dist.distributed.labels.requirements.free_disk", lambda _: written.total - 1)
     with pytest.raises(ConfigError, match=r"output\.dir") as caught:
         require_disk(job.output.dir, written, plan)
     fits = int(str(caught.value).split("labels.num_pairs = ")[1].split(",")[0])

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from machines import PACE, workers
 
-from sfg_dist.distributed.run_time import cost_of, time_of
+from sfg_dist.studies.estimate.run_time import cost_of, time_of
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import itertools
 
 import pytest
 
-from sfg_dist.distributed import simulation
-from sfg_dist.distributed.simulation import Costs, Limits, simulate
+from sfg_dist.studies.scale import simulation
+from sfg_dist.studies.scale.simulation import Costs, Limits, simulate
 
 COSTS = Costs(start_s=5.0, load_s=1.0, integrate_s=10.0, spread=0.0, write_s=0.5)
 

@@ -6,17 +6,17 @@ import sys
 import pytest
 from patience import patience
 
-from sfg_dist.distributed.inline import label_inline
+from sfg_dist.distributed.labels.inline import label_inline
 from sfg_dist.store import verify
 
 STOPPED_RUNS = """
 import contextlib, functools, os, random, signal, sys, threading, time
 
-from sfg_dist.distributed.actors import label_with_actors
+from sfg_dist.distributed.labels.actors import label_with_actors
 from sfg_dist.distributed.cluster import ray_session
-from sfg_dist.distributed.inline import label_inline
-from sfg_dist.distributed.labeler import ShardLabeler
-from sfg_dist.distributed.pool import Policy
+from sfg_dist.distributed.labels.inline import label_inline
+from sfg_dist.distributed.labels.labeler import ShardLabeler
+from sfg_dist.distributed.labels.pool import Policy
 from sfg_dist.store import open_pairs, sweep_partials
 
 url, executor, num_stops = sys.argv[1], sys.argv[2], int(sys.argv[3])

@@ -18,12 +18,12 @@ from commands import sfg
 from held import held_sfg, wait_for
 from patience import patience
 
-from sfg_dist.distributed import checkpoints, fit_loop, training
-from sfg_dist.distributed.checkpoints import FitSettings
-from sfg_dist.distributed.hold import take_hold
-from sfg_dist.distributed.inline import label_inline
-from sfg_dist.distributed.training import fit_inline, fit_with_workers
-from sfg_dist.errors import IncompleteStoreError, TrainingError
+from sfg_dist.distributed.fit import checkpoints, fit_loop, training
+from sfg_dist.distributed.fit.checkpoints import FitSettings
+from sfg_dist.distributed.fit.hold import take_hold
+from sfg_dist.distributed.fit.training import fit_inline, fit_with_workers
+from sfg_dist.distributed.labels.inline import label_inline
+from sfg_dist.job.errors import IncompleteStoreError, TrainingError
 from sfg_dist.model.fit import Trainer
 from sfg_dist.store import Location, open_pairs
 
@@ -405,7 +405,7 @@ def test_a_diverging_fit_on_workers_says_so_once(ray_cluster, url, tmp_path, mon
 
 @pytest.mark.slow
 def test_a_killed_training_driver_goes_on(make_job, tmp_path):
-    from sfg_dist.pipeline import Pipeline
+    from sfg_dist.pipeline.pipeline import Pipeline
 
     keys = {"width": 16, "depth": 1, "num_epochs": 3, "batch_size": 64, "checkpoint_interval_s": 1e-6}
     job = make_job(train=keys)
@@ -430,8 +430,8 @@ def test_memory_stays_flat_as_the_store_grows_tenfold(make_store, tmp_path):
     code = """
 import json, resource, sys
 from pathlib import Path
-from sfg_dist.distributed.checkpoints import FitSettings
-from sfg_dist.distributed.training import fit_inline
+from sfg_dist.distributed.fit.checkpoints import FitSettings
+from sfg_dist.distributed.fit.training import fit_inline
 settings = FitSettings(**json.loads(sys.argv[1]))
 for url in sys.argv[2:]:
     fit_inline(url, Path(url).parent / "c", settings)

@@ -37,7 +37,7 @@ addEventListener('load', () => {
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 def test_the_report_has_no_broken_picture_and_no_request(make_job, tmp_path):
-    from sfg_dist.pipeline import run
+    from sfg_dist.pipeline.pipeline import run
 
     run(make_job())
     page = (tmp_path / "run" / "report.html").read_text()

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from scipy.stats import ks_2samp, norm, spearmanr
 
-from sfg_dist.errors import ConfigError, DataError
 from sfg_dist.evaluate import METRIC_NAMES, floor, measure
 from sfg_dist.evaluate import distances as distances_module
 from sfg_dist.evaluate.tables import scale_columns
+from sfg_dist.job.errors import ConfigError, DataError
 
 
 def normal(num_rows, dim, seed):

@@ -10,7 +10,7 @@ import pytest
 import zarr
 
 from sfg_dist.data import open_rows, open_split, open_table, prepare
-from sfg_dist.errors import DataError
+from sfg_dist.job.errors import DataError
 
 NAN = np.nan
 RAW = np.array([[100, -32768], [200, 5], [300, 7]], dtype=np.int16)

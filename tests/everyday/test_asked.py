@@ -8,12 +8,12 @@ import pytest
 from commands import sfg
 from pyarrow import parquet
 
-from sfg_dist.config import resolve_job
 from sfg_dist.data import open_table, prepare, prepare_within
 from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.conditions import read_given
-from sfg_dist.errors import ConfigError, DataError
-from sfg_dist.folders import expanded
+from sfg_dist.job.config import resolve_job
+from sfg_dist.job.errors import ConfigError, DataError
+from sfg_dist.job.paths import expanded
 from sfg_dist.model import MLP, Generator
 
 NUM_ROWS = 300

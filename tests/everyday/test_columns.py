@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from sfg_dist.cli.display import Display
 from sfg_dist.data import prepare, prepare_within
-from sfg_dist.display import Display
-from sfg_dist.errors import DataError
-from sfg_dist.presentation import _notes
+from sfg_dist.job.errors import DataError
+from sfg_dist.pipeline.report import _notes
 
 NUM_ROWS, NUM_SAMPLES = 5000, 100_000
 

@@ -8,15 +8,15 @@ import pyarrow as pa
 import pytest
 import tomli_w
 
-from sfg_dist.config import parse_job
+from sfg_dist.cli.display import Display
 from sfg_dist.data import TextFormat, open_table, prepare, read_queries
 from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.csv_columns import decimal_places, typed
 from sfg_dist.data.csv_read import read_csv
-from sfg_dist.display import Display
-from sfg_dist.errors import ConfigError, DataError
-from sfg_dist.planning import identity_of_keys
-from sfg_dist.table_plan import prepare_table
+from sfg_dist.job.config import parse_job
+from sfg_dist.job.errors import ConfigError, DataError
+from sfg_dist.pipeline.plan import identity_of_keys
+from sfg_dist.pipeline.table_plan import prepare_table
 
 NAN = np.nan
 

@@ -14,14 +14,14 @@ from commands import sfg
 from patience import patience
 
 import sfg_dist
-from sfg_dist import folders, kernel_cache, search_path
-from sfg_dist.config import resolve_job
 from sfg_dist.distributed import cluster
-from sfg_dist.errors import ClusterError, ConfigError, StoreError
-from sfg_dist.folders import expanded, private_folder, spare_home
-from sfg_dist.kernel_cache import cached_njit
-from sfg_dist.pipeline import Pipeline
-from sfg_dist.search_path import PACKAGE_ROOT, python_command, without_users_files
+from sfg_dist.job import kernel_cache, paths, search_path
+from sfg_dist.job.config import resolve_job
+from sfg_dist.job.errors import ClusterError, ConfigError, StoreError
+from sfg_dist.job.kernel_cache import cached_njit
+from sfg_dist.job.paths import expanded, private_folder, spare_home
+from sfg_dist.job.search_path import PACKAGE_ROOT, python_command, without_users_files
+from sfg_dist.pipeline.pipeline import Pipeline
 
 # Names of the standard library and of packages; "python -m" itself imports some others before any line of ours.
 PLANTED = ("zarr", "numpy", "json", "torch", "random", "ray", "dask", "pyarrow", "pydantic", "typer", "rich", "numba",
@@ -61,11 +61,10 @@ def run(folder, *words, environment=None):
     return done.stdout
 
 
-@pytest.mark.parametrize("module", ["sfg_dist", "sfg_dist.cli"])
 @pytest.mark.slow
-def test_the_command_imports_no_file_of_the_user(beside, module):
+def test_the_command_imports_no_file_of_the_user(beside):
     before = {"PYTHONPATH": f"{PACKAGE_ROOT}{os.pathsep}"}  # an empty entry is the working directory
-    assert run(beside, sys.executable, "-m", module, "--version", environment=before).startswith("sfg_dist ")
+    assert run(beside, sys.executable, "-m", "sfg_dist", "--version", environment=before).startswith("sfg_dist ")
 
 
 @pytest.mark.slow
@@ -73,13 +72,13 @@ def test_a_child_imports_no_file_of_the_user(beside, monkeypatch):
     monkeypatch.chdir(beside)
     monkeypatch.syspath_prepend("")
     monkeypatch.syspath_prepend(str(beside))
-    run(beside, *python_command("sfg_dist.cli", "--version"), environment={"PYTHONPATH": f"{beside}{os.pathsep}"})
+    run(beside, *python_command("sfg_dist", "--version"), environment={"PYTHONPATH": f"{beside}{os.pathsep}"})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [["label", "job.toml"], ["plan", "job.toml"]])
 def test_labels_and_a_plan_beside_files_of_the_user(beside, words):
-    run(beside, sys.executable, "-m", "sfg_dist.cli", *words)
+    run(beside, sys.executable, "-m", "sfg_dist", *words)
 
 
 @pytest.mark.slow
@@ -87,7 +86,7 @@ def test_labels_and_a_plan_beside_files_of_the_user(beside, words):
 def test_workers_of_ray_import_no_file_of_the_user(beside):
     odd = beside / "tmp-\N{LATIN SMALL LETTER U WITH DIAERESIS}-that-is-much-longer-than-a-socket-of-ray-may-be"
     odd.mkdir()
-    command = [sys.executable, "-m", "sfg_dist.cli", "label", "job.toml", "--executor", "ray"]
+    command = [sys.executable, "-m", "sfg_dist", "label", "job.toml", "--executor", "ray"]
     run(beside, *command, environment={"TMPDIR": str(odd)})
     assert sfg_dist.open_pairs(beside / "runs" / "job").is_complete
 
@@ -109,7 +108,7 @@ def test_the_search_path_without_the_users_folders(tmp_path, monkeypatch):
 @pytest.mark.parametrize("script", ["{sfg} --version >&-", "mkdir gone; cd gone; rmdir ../gone; ! {sfg} jobs 2>&1"])
 @pytest.mark.slow
 def test_without_streams_or_a_working_directory(tmp_path, script):
-    command = f"{sys.executable} -m sfg_dist.cli"
+    command = f"{sys.executable} -m sfg_dist"
     told = run(tmp_path, "bash", "-c", script.format(sfg=command))
     assert told in ("", "sfg: the working directory was removed: change to another one\n")
 
@@ -267,7 +266,7 @@ def test_samples_and_models_go_to_the_home(home, tmp_path):
 def test_homes_that_are_none(monkeypatch):
     with pytest.raises(ConfigError, match="there is no user nobody_of_that_name"):
         expanded("~nobody_of_that_name/x")
-    monkeypatch.setattr(folders.os.path, "expanduser", lambda place: place)
+    monkeypatch.setattr(paths.os.path, "expanduser", lambda place: place)
     with pytest.raises(ConfigError, match="HOME is not set"):
         expanded("~/x")
     assert expanded("./~/x") == "./~/x"

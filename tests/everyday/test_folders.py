@@ -12,7 +12,7 @@ from pyarrow import parquet
 from sfg_dist.data import TextFormat, location, open_rows, open_table, prepare, prepare_within
 from sfg_dist.data import folders as module
 from sfg_dist.data.records import read_columns
-from sfg_dist.errors import ConfigError, DataError
+from sfg_dist.job.errors import ConfigError, DataError
 from sfg_dist.store.table import write_table
 
 VALUES = np.random.default_rng(0).standard_normal((300, 2))

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from sfg_dist.data import cleaning
-from sfg_dist.distributed.sizes import store_bytes
-from sfg_dist.errors import DataError
-from sfg_dist.pipeline import Pipeline
-from sfg_dist.plan import seal, unseal
+from sfg_dist.distributed.labels.sizes import store_bytes
+from sfg_dist.job.errors import DataError
+from sfg_dist.job.plan import seal, unseal
+from sfg_dist.pipeline.pipeline import Pipeline
+from sfg_dist.pipeline.table_plan import table_of_store, validation_rows
 from sfg_dist.store import open_pairs
-from sfg_dist.table_plan import table_of_store, validation_rows
 
 
 @pytest.fixture

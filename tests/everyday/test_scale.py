@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import sfg_dist
-from sfg_dist.config import resolve_job
-from sfg_dist.distributed import encoding, references
-from sfg_dist.distributed.labeler import ShardLabeler, label_error
-from sfg_dist.distributed.members import ReferenceMember
-from sfg_dist.distributed.training import make_trainer
-from sfg_dist.errors import ConfigError, DataError
+from sfg_dist.distributed.fit import encoding
+from sfg_dist.distributed.fit.generator import encoder_settings, fit_settings
+from sfg_dist.distributed.fit.training import make_trainer
+from sfg_dist.distributed.labels import references
+from sfg_dist.distributed.labels.labeler import ShardLabeler, label_error
+from sfg_dist.distributed.labels.members import ReferenceMember
 from sfg_dist.flow import (
     ConditionalReference,
     Effort,
@@ -29,14 +29,15 @@ from sfg_dist.flow import (
     posterior_mean,
     score,
 )
-from sfg_dist.flow.reference import ReferenceBlock, block_ranges, center_of, centred_keys
+from sfg_dist.flow.posterior.reference import ReferenceBlock, block_ranges, center_of, centred_keys
+from sfg_dist.flow.posterior.streaming import StreamedReference
 from sfg_dist.flow.spread import ColumnSpread, root_mean_square, spreads_of
-from sfg_dist.flow.streaming import StreamedReference
-from sfg_dist.likelihoods import _flow_density, _normal_log_density
-from sfg_dist.pipeline import Pipeline
-from sfg_dist.plan import Stream, normal_rows
-from sfg_dist.planning import make_plan
-from sfg_dist.train_run import encoder_settings, fit_settings
+from sfg_dist.job.config import resolve_job
+from sfg_dist.job.errors import ConfigError, DataError
+from sfg_dist.job.plan import Stream, normal_rows
+from sfg_dist.pipeline.likelihood import _flow_density, _normal_log_density
+from sfg_dist.pipeline.pipeline import Pipeline
+from sfg_dist.pipeline.plan import make_plan
 
 UNITS = [1e-6, *(pytest.param(unit, marks=pytest.mark.slow) for unit in (1e-3, 1e3)), 1e6]
 FAR_UNITS = [pytest.param(1e-30, marks=pytest.mark.slow), 1e30]
@@ -252,7 +253,7 @@ def test_the_spread_of_blocks_is_the_spread_of_the_table(monkeypatch):
 def test_blocks_give_the_bits_of_the_whole(unit, monkeypatch):
     for module in ("reference", "streaming"):
         monkeypatch.setattr(f"sfg_dist.flow.{module}.block_ranges", lambda n: [(0, n // 2), (n // 2, n)])
-    monkeypatch.setattr("sfg_dist.flow.reference.BLOCK_ROWS", 150)
+    monkeypatch.setattr("sfg_dist.flow.posterior.reference.BLOCK_ROWS", 150)
     x, y = torch.from_numpy(table() * unit), latents()
     ranges, tally = [(0, 150), (150, 300)], ColumnSpread()
     center = center_of(lambda start, stop: tally.add(x[start:stop]), 300)
@@ -517,7 +518,7 @@ def test_a_store_of_the_first_version_goes_on_as_it_was_begun(tmp_path, make_job
         plan = make_plan(*arguments, **keywords)
         return replace(plan, identity={key: value for key, value in plan.identity.items() if key != "sigma_data"})
 
-    monkeypatch.setattr("sfg_dist.table_plan.make_plan", early_plan)
+    monkeypatch.setattr("sfg_dist.pipeline.table_plan.make_plan", early_plan)
     begun = Pipeline(make_job(**given)).open_store()
     monkeypatch.undo()
     assert "sigma_data" not in begun.plan.identity

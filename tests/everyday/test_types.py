@@ -20,10 +20,10 @@ from sfg_dist.data import Transform, open_rows, open_split, open_table, prepare,
 from sfg_dist.data.column_type import FLOAT, ColumnType, UnfitValueError
 from sfg_dist.data.conditions import read_given
 from sfg_dist.data.surveys import Survey, survey_of
-from sfg_dist.errors import ConfigError, DataError
+from sfg_dist.job.errors import ConfigError, DataError
 from sfg_dist.model import MLP, Generator
 from sfg_dist.model.export_onnx import export_onnx
-from sfg_dist.presentation import _notes
+from sfg_dist.pipeline.report import _notes
 from sfg_dist.store.table import write_table
 
 INTEGERS = [pa.type_for_alias(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)]

@@ -13,13 +13,14 @@ from commands import sfg
 from pydantic import BaseModel, ConfigDict
 
 import sfg_dist
-from sfg_dist import cli, submit_commands
-from sfg_dist.compare.page import with_error
-from sfg_dist.config import Job, load_job, resolve_job
-from sfg_dist.documents import apply_override, checked
-from sfg_dist.errors import ConfigError
+from sfg_dist.cli import main as cli
+from sfg_dist.cli import submit as submit_commands
+from sfg_dist.job.config import Job, load_job, resolve_job
+from sfg_dist.job.documents import apply_override, checked
+from sfg_dist.job.errors import ConfigError
+from sfg_dist.job.values import printable, shown, whole_number
 from sfg_dist.launch.profile import Profile, load_profile
-from sfg_dist.values import printable, shown, whole_number
+from sfg_dist.studies.compare.page import with_error
 
 VALUES = [
     *re.findall(
@@ -402,7 +403,7 @@ def test_an_unknown_error_keeps_its_kind_and_an_errors_number_is_no_word(job, mo
     def fail(*_):
         raise PermissionError(13, "Permission denied", "/a/b")
 
-    monkeypatch.setattr("sfg_dist.command.load", fail)
-    monkeypatch.setattr("sfg_dist.cli.load", fail)
+    monkeypatch.setattr("sfg_dist.cli.command.load", fail)
+    monkeypatch.setattr("sfg_dist.cli.main.load", fail)
     _, said = invoke(["label", "job.toml"], job.parent)
     assert said.startswith("sfg: /a/b: Permission denied (run again")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sfg_dist.flow import attention
-from sfg_dist.flow.attention import attend_blocked, attend_fused
+from sfg_dist.flow.posterior import attention
+from sfg_dist.flow.posterior.attention import attend_blocked, attend_fused
 
 
 @pytest.fixture(params=["fused", "blocked", "blocked in small tiles"])

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from sfg_dist.flow import Reference
-from sfg_dist.flow.backends import choose_backend
-from sfg_dist.flow.simd import has_avx512
+from sfg_dist.flow.posterior.backends import choose_backend
+from sfg_dist.flow.posterior.cpu.simd import has_avx512
 
 
 def cloud(num_rows, dim, dtype=torch.float32):

@@ -12,9 +12,11 @@ import torch
 from numba import njit
 from patience import patience
 
-from sfg_dist.flow import Effort, Reference, build_order, cpu_engine, label_latents, posterior_moments, simd
-from sfg_dist.flow.clusters import FAN, LEAF_ROWS, build_clusters
-from sfg_dist.flow.cpu_engine import cluster_sums
+from sfg_dist.flow import Effort, Reference, build_order, label_latents, posterior_moments
+from sfg_dist.flow.posterior.clusters import FAN, LEAF_ROWS, build_clusters
+from sfg_dist.flow.posterior.cpu import engine as cpu_engine
+from sfg_dist.flow.posterior.cpu import simd
+from sfg_dist.flow.posterior.cpu.engine import cluster_sums
 
 
 @pytest.mark.parametrize("backend", ["sparse", "native"])
@@ -121,7 +123,7 @@ def test_the_order_is_the_same_whoever_sorts(monkeypatch):
     rows = np.random.default_rng(0).standard_normal((20_000, 3), dtype=np.float32)
     alone = build_order(rows)
     assert np.array_equal(alone, build_order(rows))
-    monkeypatch.setattr("sfg_dist.flow.clusters.PARALLEL_ROWS", 4096)
+    monkeypatch.setattr("sfg_dist.flow.posterior.clusters.PARALLEL_ROWS", 4096)
     with ThreadPoolExecutor(2) as pool:
         assert np.array_equal(build_order(rows), build_order(rows, mapper=pool.map))
     assert np.array_equal(np.sort(alone), np.arange(len(rows)))

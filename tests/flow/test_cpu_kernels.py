@@ -7,12 +7,12 @@ import sys
 import numpy as np
 import pytest
 
-from sfg_dist.flow import simd
-from sfg_dist.flow.clusters import make_blocks
-from sfg_dist.flow.cpu_kernels import dense_rows, listed_rows
-from sfg_dist.flow.cpu_traversal import cluster_rows
-from sfg_dist.flow.simd import has_avx512
-from sfg_dist.flow.wide_sums import wide_rows
+from sfg_dist.flow.posterior.clusters import make_blocks
+from sfg_dist.flow.posterior.cpu import simd
+from sfg_dist.flow.posterior.cpu.kernels import dense_rows, listed_rows
+from sfg_dist.flow.posterior.cpu.simd import has_avx512
+from sfg_dist.flow.posterior.cpu.traversal import cluster_rows
+from sfg_dist.flow.posterior.cpu.wide_sums import wide_rows
 
 needs_avx512 = pytest.mark.skipif(not has_avx512(), reason="this processor has no AVX-512")
 
@@ -124,7 +124,7 @@ def test_the_same_labels_without_avx512(tmp_path, pytestconfig):
 import sys
 import numpy as np
 from sfg_dist.flow import label_latents
-from sfg_dist.flow.leaf_sums import WIDTH
+from sfg_dist.flow.posterior.cpu.leaf_sums import WIDTH
 rng = np.random.default_rng(0)
 rows = np.concatenate([rng.standard_normal((6000, 2)), rng.standard_normal((3000, 2)) * 0.2 + 4])
 np.save(sys.argv[1], label_latents(rng.standard_normal((40, 2)), rows, t_min=1e-2, tolerance=1e-4))

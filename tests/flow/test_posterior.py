@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from sfg_dist.flow.posterior import posterior_mean, posterior_moments
-from sfg_dist.flow.reference import Reference
+from sfg_dist.flow.posterior.posterior import posterior_mean, posterior_moments
+from sfg_dist.flow.posterior.reference import Reference
 
 
 def plain(z, x, alpha, beta_sq):

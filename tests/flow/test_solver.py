@@ -10,7 +10,7 @@ import torch
 from sfg_dist.flow.labeling import denoiser_of
 from sfg_dist.flow.multistep import MULTISTEP, adams_weights
 from sfg_dist.flow.oracle import GaussianOracle
-from sfg_dist.flow.reference import Reference
+from sfg_dist.flow.posterior.reference import Reference
 from sfg_dist.flow.schedule import Schedule
 from sfg_dist.flow.solver import GRADING, SOLVERS, TABLEAUX, integrate, num_steps, time_grid, trajectory
 

@@ -17,10 +17,10 @@ import traceback
 import pytest
 import torch
 
-from sfg_dist.flow import triton_blocks
-from sfg_dist.flow.triton_blocks import make_blocks, nearest_blocks, order_rows, select_blocks
-from sfg_dist.flow.triton_engine import _log_sum_floor, _queries, _reach_of_products, posterior_moments_cuda
-from sfg_dist.flow.triton_sums import Tiles, attend_blocks, attend_dense, attend_streamed, merge, tiles_for
+from sfg_dist.flow.posterior.cuda import blocks as triton_blocks
+from sfg_dist.flow.posterior.cuda.blocks import make_blocks, nearest_blocks, order_rows, select_blocks
+from sfg_dist.flow.posterior.cuda.engine import _log_sum_floor, _queries, _reach_of_products, posterior_moments_cuda
+from sfg_dist.flow.posterior.cuda.sums import Tiles, attend_blocks, attend_dense, attend_streamed, merge, tiles_for
 
 pytestmark = pytest.mark.slow  # the interpreter takes a second or so a check
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")

@@ -9,7 +9,7 @@ from typing import Any
 
 from harness import Case, World, parts_of
 
-from sfg_dist.plan import Plan, seal, unseal
+from sfg_dist.job.plan import Plan, seal, unseal
 
 STEP = "checkpoints/step_000000030"
 DEEP = "[" * 100_000

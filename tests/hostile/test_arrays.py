@@ -27,9 +27,10 @@ from commands import sfg
 from patience import patience
 from pyarrow import csv, parquet
 
-from sfg_dist import memory, open_pairs
+from sfg_dist import open_pairs
 from sfg_dist.data import open_rows, open_table
-from sfg_dist.errors import DataError, StoreError
+from sfg_dist.job import memory
+from sfg_dist.job.errors import DataError, StoreError
 from sfg_dist.store.table import read_table, write_table
 
 SECRET = np.arange(1000.0) + 0.125
@@ -660,7 +661,7 @@ def test_formulas_in_names_are_written_as_they_are_and_said(tmp_path):
 MEASURE = """
 import sys
 from pathlib import Path
-from sfg_dist import memory
+from sfg_dist.job import memory
 from sfg_dist.data import open_table
 memory._group_limits = lambda: [512 << 20]
 import h5py, zarr, numcodecs, pyarrow.parquet, sfg_dist.data.zarr_store

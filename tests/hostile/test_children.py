@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import yaml
 
-from sfg_dist import search_path
-from sfg_dist.config import resolve_job
-from sfg_dist.distributed import ahead, calibration, encoder_process
+from sfg_dist.distributed.fit import ahead, encoder_process
+from sfg_dist.job import search_path
+from sfg_dist.job.config import resolve_job
 from sfg_dist.launch import Order, load_profile, ray_jobs, submit
 from sfg_dist.launch.slurm_task import SlurmTask
 from sfg_dist.launch.submission import Submission, write_files
+from sfg_dist.studies.estimate import calibration
 
 NAMES = (
     *("json", "sfg_dist", "numpy", "ray", "torch", "sitecustomize", "usercustomize", "zarr", "random", "typing"),

@@ -12,32 +12,32 @@ import numpy as np
 import pytest
 from commands import sfg
 
-from sfg_dist.compare.cells import Records
-from sfg_dist.config import parse_job
 from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.transform import Transform
-from sfg_dist.distributed.checkpoints import (
+from sfg_dist.distributed.fit.checkpoints import (
     follow_history,
     go_back_to,
     has_checkpoint,
     is_finished,
     read_live,
 )
-from sfg_dist.distributed.hold import Hold
-from sfg_dist.documents import parse_document
-from sfg_dist.errors import ConfigError, DataError, DocumentError, SfgError, StoreError, TrainingError
-from sfg_dist.events import stage_times
+from sfg_dist.distributed.fit.hold import Hold
+from sfg_dist.job.config import parse_job
+from sfg_dist.job.documents import parse_document
+from sfg_dist.job.errors import ConfigError, DataError, DocumentError, SfgError, StoreError, TrainingError
+from sfg_dist.job.plan import Plan, seal, unseal
+from sfg_dist.job.reader import MAYBE_NAN, read_json
 from sfg_dist.launch.submission import Submission, known
-from sfg_dist.mending import job_beside
-from sfg_dist.plan import Plan, seal, unseal
-from sfg_dist.reader import MAYBE_NAN, read_json
-from sfg_dist.scale.document import compare_studies, read_study
-from sfg_dist.scale.predict import costs_of
+from sfg_dist.pipeline.repair import job_beside
 from sfg_dist.store import Location, open_pairs
 from sfg_dist.store.arrays import row_digest, shard_layout
 from sfg_dist.store.commits import make_record, parse_record, stored_digest
+from sfg_dist.store.log import stage_times
 from sfg_dist.store.parts import attributes_of
 from sfg_dist.store.status import driver_of
+from sfg_dist.studies.compare.cells import Records
+from sfg_dist.studies.scale.document import compare_studies, read_study
+from sfg_dist.studies.scale.predict import costs_of
 
 DEEP = b'{"a": ' * 100_000 + b"1" + b"}" * 100_000
 HALF_DEEP = b'{"a": ' * 50 + b"1" + b"}" * 50

@@ -21,26 +21,26 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from sfg_dist.config import Job, load_job, resolve_job
 from sfg_dist.data import Transform
 from sfg_dist.data.column_type import ColumnType
-from sfg_dist.distributed.checkpoints import follow_history, load_fitted, read_live, save_fitted
-from sfg_dist.documents import checked
-from sfg_dist.errors import SfgError
-from sfg_dist.events import stage_times
+from sfg_dist.distributed.fit.checkpoints import follow_history, load_fitted, read_live, save_fitted
+from sfg_dist.job.config import Job, load_job, resolve_job
+from sfg_dist.job.documents import checked
+from sfg_dist.job.errors import SfgError
+from sfg_dist.job.plan import Plan, seal, unseal
+from sfg_dist.job.reader import read_json
 from sfg_dist.launch.profile import load_profile
 from sfg_dist.launch.submission import Submission, known, registry, remember
 from sfg_dist.model.early_stopping import EarlyStopping
 from sfg_dist.model.fit import Progress, read_progress
 from sfg_dist.model.generator import Generator
 from sfg_dist.model.mlp import MLP
-from sfg_dist.plan import Plan, seal, unseal
-from sfg_dist.reader import read_json
-from sfg_dist.scale.document import compare_studies
 from sfg_dist.store import Location, open_pairs
 from sfg_dist.store.commits import read_record
 from sfg_dist.store.frame import read_manifest
+from sfg_dist.store.log import stage_times
 from sfg_dist.store.status import StatusReader, driver_of
+from sfg_dist.studies.scale.document import compare_studies
 
 MAX_S = 5.0  # of a processor, for one document
 ODD = [

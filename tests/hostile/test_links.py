@@ -19,14 +19,14 @@ from commands import sfg
 from conftest import copy_run
 from examples import some
 
-from sfg_dist.board import Board
-from sfg_dist.config import resolve_job
-from sfg_dist.errors import ConfigError, StoreError, StoreLinkError
+from sfg_dist.distributed.fit.tensorboard import Board
+from sfg_dist.distributed.labels.monitor import Monitor
+from sfg_dist.job.config import resolve_job
+from sfg_dist.job.errors import ConfigError, StoreError, StoreLinkError
 from sfg_dist.launch.profile import Profile
 from sfg_dist.launch.slurm_task import MAKE
 from sfg_dist.launch.submission import Rendered, new_submission, write_files
-from sfg_dist.monitor import Monitor
-from sfg_dist.pipeline import Pipeline
+from sfg_dist.pipeline.pipeline import Pipeline
 from sfg_dist.store import Location, open_pairs, repair_store, verify
 from sfg_dist.store.local import MAX_LEVELS
 from sfg_dist.store.table import read_table, write_table

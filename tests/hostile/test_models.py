@@ -13,8 +13,8 @@ from commands import sfg
 from safetensors.torch import load, save
 
 from sfg_dist.data import Transform
-from sfg_dist.distributed.checkpoints import load_average, load_fitted, resume, save_fitted
-from sfg_dist.errors import StoreError, TrainingError
+from sfg_dist.distributed.fit.checkpoints import load_average, load_fitted, resume, save_fitted
+from sfg_dist.job.errors import StoreError, TrainingError
 from sfg_dist.model.calibrate import Calibration
 from sfg_dist.model.early_stopping import EarlyStopping
 from sfg_dist.model.encoder import Encoder

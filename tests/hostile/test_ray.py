@@ -19,10 +19,10 @@ from patience import patience
 
 import sfg_dist
 from sfg_dist.distributed import cluster
-from sfg_dist.errors import ClusterError
+from sfg_dist.job.errors import ClusterError
+from sfg_dist.job.search_path import PACKAGE_ROOT
 from sfg_dist.launch import slurm_task
 from sfg_dist.launch.slurm_task import MAKE, SlurmTask
-from sfg_dist.search_path import PACKAGE_ROOT
 
 SMOKE = Path(PACKAGE_ROOT, "cluster", "smoke.py")
 PLANTED = ("json", "sfg_dist", "numpy", "ray", "torch", "zarr", "random", "psutil", "grpc", "pyarrow", "usercustomize")
@@ -84,7 +84,7 @@ def test_a_run_listens_on_loopback_alone_and_leaves_nothing(tmp_path):
     (jobs / "job.toml").write_text(JOB)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "GLOO_", "NCCL_"))}
     environment |= {"PYTHONPATH": PACKAGE_ROOT, "HOME": str(home)}
-    command = [sys.executable, "-P", "-m", "sfg_dist.cli", "run", "../jobs/job.toml", "--overlap"]
+    command = [sys.executable, "-P", "-m", "sfg_dist", "run", "../jobs/job.toml", "--overlap"]
     seen = set()
     with (tmp_path / "log").open("w") as log:
         started = psutil.Popen(command, cwd=here, env=environment, stdout=log, stderr=log)

@@ -10,19 +10,19 @@ import pytest
 from commands import sfg
 from rich.console import Console
 
-from sfg_dist import cli
-from sfg_dist.command import say
-from sfg_dist.config import load_job, resolve_job
-from sfg_dist.display import Display
-from sfg_dist.distributed.pool import Failure
-from sfg_dist.errors import ConfigError
-from sfg_dist.folders import expanded, place_of
+from sfg_dist.cli import main as cli
+from sfg_dist.cli.command import say
+from sfg_dist.cli.display import Display
+from sfg_dist.distributed.labels.monitor import Monitor
+from sfg_dist.distributed.labels.pool import Failure
+from sfg_dist.job.config import load_job, resolve_job
+from sfg_dist.job.errors import ConfigError
+from sfg_dist.job.object_stores import plain_reason, without_credentials
+from sfg_dist.job.paths import expanded, place_of
+from sfg_dist.job.values import as_line, printable, shown
 from sfg_dist.launch import load_profile
-from sfg_dist.monitor import Monitor
-from sfg_dist.objects import plain_reason, without_credentials
-from sfg_dist.output import OutputDirectory
+from sfg_dist.pipeline.output import OutputDirectory
 from sfg_dist.store import Location
-from sfg_dist.values import as_line, printable, shown
 
 SECRET = 'p"w/ü\\k+ e&y%\n-1'
 NAMES = ("AWS_SECRET_ACCESS_KEY", "DB_PASS", "MYSQL_PWD", "PASSPHRASE", "REGISTRY_AUTH", "SESSION_COOKIE", "SENTRY_DSN",

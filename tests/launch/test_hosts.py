@@ -10,8 +10,8 @@ import pytest
 from hosts import Hosts, why_not
 from patience import patience
 
-from sfg_dist.config import load_job
-from sfg_dist.pipeline import Pipeline
+from sfg_dist.job.config import load_job
+from sfg_dist.pipeline.pipeline import Pipeline
 
 pytestmark = [pytest.mark.slow, pytest.mark.hosts, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 
@@ -61,7 +61,7 @@ def records(commits):
 
 def sfg(hosts, stage, job):
     address = f"executor.address={hosts.address}"
-    return hosts.start(0, sys.executable, "-m", "sfg_dist.cli", stage, str(job), "--set", address)
+    return hosts.start(0, sys.executable, "-m", "sfg_dist", stage, str(job), "--set", address)
 
 
 def test_labels_and_training_survive_a_cut_link(hosts, tmp_path, store_bytes):

@@ -20,10 +20,10 @@ from patience import patience
 from slurm_cluster import free_ports
 from small_job import JOB, SIZES
 
-from sfg_dist.config import load_job
+from sfg_dist.job.config import load_job
 from sfg_dist.launch import Order, load_profile, submit
 from sfg_dist.launch.kuberay import MOUNT
-from sfg_dist.pipeline import Pipeline
+from sfg_dist.pipeline.pipeline import Pipeline
 
 UNHURRIED = Path(__file__).parent / "unhurried"
 PROXIES = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
@@ -45,7 +45,7 @@ class Head:
         self.folder, self.token = folder, secrets.token_hex(32)
         program = folder / "bin" / "sfg"
         program.parent.mkdir()
-        program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m sfg_dist.cli "$@"\n')
+        program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m sfg_dist "$@"\n')
         program.chmod(0o755)
         self.job_port, *self.ports = free_ports(4)
         self.environment = {name: value for name, value in os.environ.items() if name not in PROXIES} | {
@@ -97,7 +97,7 @@ class Head:
         return subprocess.run(command, env=self.environment, capture_output=True, text=True)
 
     def sfg(self, *words, check=True, **environment):
-        command = [sys.executable, "-m", "sfg_dist.cli", *map(str, words)]
+        command = [sys.executable, "-m", "sfg_dist", *map(str, words)]
         done = subprocess.run(command, env=self.environment | environment, capture_output=True, text=True)
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done

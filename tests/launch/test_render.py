@@ -11,9 +11,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from sfg_dist import cli
-from sfg_dist.config import resolve_job
-from sfg_dist.errors import ConfigError
+from sfg_dist.cli import main as cli
+from sfg_dist.job.config import resolve_job
+from sfg_dist.job.errors import ConfigError
 from sfg_dist.launch import Order, load_profile, slurm, submit
 from sfg_dist.launch.slurm_task import MANY_MACHINES
 from sfg_dist.launch.submission import find, known, seeded, write_files
@@ -89,7 +89,7 @@ def test_modules_commands_and_a_container():
     assert lines[-1].startswith("exec python3 ")
     task = json.loads(rendered.files["task.json"])
     enter = ["apptainer", "exec", "--nv", "--bind", "/shared", "/images/a b.sif", "python"]
-    assert task["sfg"] == [*enter, "-P", "-m", "sfg_dist.cli"]
+    assert task["sfg"] == [*enter, "-P", "-m", "sfg_dist"]
     assert task["ray"][: len(enter)] == enter
     assert task["gres"] == "gpu:a100:2"
     assert "--gres=gpu:a100:2" in rendered.commands[0]

@@ -18,10 +18,10 @@ from slurm_cluster import SlurmCluster, missing_program
 from small_job import JOB, SIZES
 
 import sfg_dist
-from sfg_dist.config import load_job
 from sfg_dist.distributed.cluster import MANY_MACHINES
+from sfg_dist.job.config import load_job
 from sfg_dist.launch import slurm, slurm_task
-from sfg_dist.pipeline import Pipeline
+from sfg_dist.pipeline.pipeline import Pipeline
 
 pytestmark = [
     pytest.mark.slurm,
@@ -307,7 +307,7 @@ def test_a_running_job_refuses_a_wrong_token_and_is_cancelled(site):
     site.wait_for_shards(2)
     lines = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
     (address, *_) = re.findall(r"executor\.address=(\S+)", "\n".join(line for line in lines if sent["folder"] in line))
-    command = [sys.executable, "-m", "sfg_dist.cli", "label", str(site.job("other"))]
+    command = [sys.executable, "-m", "sfg_dist", "label", str(site.job("other"))]
     done = subprocess.run(
         [*command, "--set", f"executor.address={address}"], capture_output=True, text=True,
         env=os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, MANY_MACHINES: "0"},  # its one node's

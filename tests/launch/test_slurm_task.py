@@ -10,12 +10,12 @@ import time
 
 import pytest
 
-from sfg_dist import submit_commands
-from sfg_dist.distributed.hold import Hold, take_hold
+from sfg_dist.cli import submit as submit_commands
+from sfg_dist.distributed.fit.hold import Hold, take_hold
+from sfg_dist.job.threads import SETTINGS
 from sfg_dist.launch import slurm, slurm_task
 from sfg_dist.launch.slurm_task import MAKE, SWEEP, LaunchError, SlurmTask
 from sfg_dist.launch.submission import Submission
-from sfg_dist.threads import SETTINGS
 
 
 @pytest.fixture

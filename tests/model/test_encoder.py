@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from sfg_dist.data import Transform
-from sfg_dist.errors import DataError, TrainingError
 from sfg_dist.flow import label_latents
 from sfg_dist.flow.oracle import GaussianOracle, MixtureOracle
+from sfg_dist.job.errors import DataError, TrainingError
 from sfg_dist.model import MLP, Generator
 from sfg_dist.model.encoder import Encoder
 from sfg_dist.model.fit_encoder import MAX_LOG_WEIGHT, EncoderTrainer, _bounded_exp

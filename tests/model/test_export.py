@@ -11,7 +11,7 @@ import torch
 from commands import sfg
 
 from sfg_dist.data import Transform
-from sfg_dist.errors import ConfigError, ExportError
+from sfg_dist.job.errors import ConfigError, ExportError
 from sfg_dist.model import MLP, Calibration, Generator
 
 onnx = pytest.importorskip("onnx")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sfg_dist.data import Transform
-from sfg_dist.errors import StoreError
+from sfg_dist.job.errors import StoreError
 from sfg_dist.model import MLP, Calibration, Generator, Trainer, predict
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from sfg_dist.config import resolve_job
-from sfg_dist.errors import ConfigError
+from sfg_dist.job.config import resolve_job
+from sfg_dist.job.errors import ConfigError
 from sfg_dist.model import MLP, Trainer
 from sfg_dist.model.objective import loss_sum, with_noise
 from sfg_dist.model.optimizers import make_optimizers, orthogonal

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sfg_dist.errors import DocumentError
+from sfg_dist.job.errors import DocumentError
 from sfg_dist.model.calibrate import Calibration
 from sfg_dist.model.pair_maps import MAX_WINDOWS, PairMaps
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sfg_dist.scale.fits import amdahl, efficiencies, fit_laws, universal
+from sfg_dist.studies.scale.fits import amdahl, efficiencies, fit_laws, universal
 
 
 def noisy(law, parameters, workers, repeats=5, noise=0.02, seed=0):

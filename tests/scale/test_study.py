@@ -5,15 +5,15 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from sfg_dist.config import resolve_job
-from sfg_dist.distributed.simulation import Limits
-from sfg_dist.errors import ClusterError, ConfigError
-from sfg_dist.pipeline import Pipeline
-from sfg_dist.scale import compare_studies, predict, scale
-from sfg_dist.scale.page import render_page
-from sfg_dist.scale.predict import costs_of, slowdown, validate
-from sfg_dist.scale.study import Study
+from sfg_dist.job.config import resolve_job
+from sfg_dist.job.errors import ClusterError, ConfigError
+from sfg_dist.pipeline.pipeline import Pipeline
 from sfg_dist.store import Location
+from sfg_dist.studies.scale import compare_studies, predict, scale
+from sfg_dist.studies.scale.page import render_page
+from sfg_dist.studies.scale.predict import costs_of, slowdown, validate
+from sfg_dist.studies.scale.simulation import Limits
+from sfg_dist.studies.scale.study import Study
 
 
 @pytest.fixture
@@ -225,14 +225,14 @@ def test_a_study_that_is_cut_short_has_a_page_and_goes_on(make_study_job, tmp_pa
 
 @pytest.mark.slow
 def test_the_command_predicts_and_compares_studies_in_a_bucket(s3_url, monkeypatch, capsys):
-    from sfg_dist import cli
+    from sfg_dist.cli import main as cli
 
     document = study()
     document["summary"] = {"label, strong": summary()}
     for name in ("one", "other"):
         Location(f"{s3_url}/{name}", create=True).write("scale/scale.json", json.dumps(document).encode())
     job = {"data": {"source": "moons"}, "output": {"dir": f"{s3_url}/one"}}
-    monkeypatch.setattr("sfg_dist.scale_command.load", lambda *_: resolve_job(job))
+    monkeypatch.setattr("sfg_dist.cli.scale.load", lambda *_: resolve_job(job))
     options = [
         "--simulate",
         "64",
@@ -254,7 +254,7 @@ def test_the_command_predicts_and_compares_studies_in_a_bucket(s3_url, monkeypat
 
 
 def test_words_are_checked_before_anything_is_measured(make_study_job, tmp_path):
-    from sfg_dist import cli
+    from sfg_dist.cli import main as cli
 
     path = tmp_path / "job.toml"
     path.write_text(make_study_job().to_toml())

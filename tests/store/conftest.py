@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sfg_dist.plan import Plan, fingerprint
+from sfg_dist.job.plan import Plan, fingerprint
 from sfg_dist.store import Location, create_store
 
 

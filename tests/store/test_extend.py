@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import zarr
 
-from sfg_dist.errors import ConfigError, IncompleteStoreError, PlanMismatchError, StoreError
+from sfg_dist.job.errors import ConfigError, IncompleteStoreError, PlanMismatchError, StoreError
 from sfg_dist.store import PairStream, extend_store, open_pairs, store_bytes, verify
 from sfg_dist.store.arrays import object_bytes, object_key
 
@@ -151,7 +151,7 @@ def test_the_stream_of_batches_meets_every_row_of_an_extended_store_once(new_sto
 @pytest.mark.parametrize("labels", [{"direction": "both"}, {"estimator": "minibatch", "num_reference": 100}])
 def test_labels_of_an_extended_store_are_those_of_a_longer_run_bit_for_bit(make_store, labels):
     """The real labeler: 1000 pairs, 1010, then 1150, in shards of 128 and batches of 64, against 1150 at once."""
-    from sfg_dist.distributed.inline import label_inline
+    from sfg_dist.distributed.labels.inline import label_inline
 
     pairs = make_store("short", labels=labels)
     url = pairs.location.url

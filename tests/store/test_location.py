@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-import sfg_dist.objects
-from sfg_dist.errors import ConfigError, StoreError, StoreFullError, StoreUnavailableError
+import sfg_dist.job.object_stores
+from sfg_dist.job.errors import ConfigError, StoreError, StoreFullError, StoreUnavailableError
 from sfg_dist.store import Location
 
 
@@ -118,7 +118,7 @@ def test_other_schemes_are_refused(url):
 
 def test_an_endpoint_without_a_server_is_unavailable_and_no_secret_is_told(s3_url, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(sfg_dist.objects, "MAX_RETRIES", 1)
+    monkeypatch.setattr(sfg_dist.job.object_stores, "MAX_RETRIES", 1)
     with pytest.raises(
         StoreUnavailableError, match=r"cannot read s3://bucket/.*/a/b: .*run the same command"
     ) as caught:
@@ -132,7 +132,7 @@ def test_without_credentials_it_is_said_which_to_set(s3_url, monkeypatch, names)
     for name in names:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(sfg_dist.objects, "MAX_RETRIES", 1)
+    monkeypatch.setattr(sfg_dist.job.object_stores, "MAX_RETRIES", 1)
     with pytest.raises(StoreError, match="found no credentials, or half of them: set AWS_ACCESS_KEY_ID and") as caught:
         Location(s3_url).read("a/b")
     assert "AWS_SKIP_SIGNATURE=true for a public bucket" in str(caught.value)
@@ -175,12 +175,12 @@ def test_errors_of_the_system_say_what_kind_they_are(tmp_path, monkeypatch, numb
 def test_errors_of_obstore_are_told_apart_by_their_words(text, trouble):
     from obstore.exceptions import GenericError
 
-    assert sfg_dist.objects.trouble_of(GenericError(text)) == trouble
+    assert sfg_dist.job.object_stores.trouble_of(GenericError(text)) == trouble
 
 
 def test_secrets_are_cut_from_urls():
     text = "PUT https://user:pass@host/a/b?sig=abc&x=1 failed"
-    assert sfg_dist.objects.without_secrets(text) == "PUT https://host/a/b failed"
+    assert sfg_dist.job.object_stores.without_secrets(text) == "PUT https://host/a/b failed"
 
 
 def test_a_bucket_that_is_not_there(s3_url):

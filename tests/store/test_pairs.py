@@ -10,7 +10,7 @@ import pytest
 import zarr
 
 import sfg_dist
-from sfg_dist.errors import ConflictError, IncompleteStoreError, PlanMismatchError, StoreError
+from sfg_dist.job.errors import ConflictError, IncompleteStoreError, PlanMismatchError, StoreError
 from sfg_dist.store import create_store
 
 
@@ -230,7 +230,7 @@ def test_an_edited_plan_is_seen(full_pairs):
 
 
 def test_a_change_of_versions_warns(make_store, pairs, monkeypatch):
-    monkeypatch.setattr("sfg_dist.planning.versions", lambda: {"numpy": "9.9"})
+    monkeypatch.setattr("sfg_dist.pipeline.plan.versions", lambda: {"numpy": "9.9"})
     with pytest.warns(UserWarning, match=r"numpy .* this is 9\.9"):
         make_store()
 

@@ -21,8 +21,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from sfg_dist.errors import ConflictError, StoreError, StoreUnavailableError
-from sfg_dist.plan import Plan
+from sfg_dist.job.errors import ConflictError, StoreError, StoreUnavailableError
+from sfg_dist.job.plan import Plan
 from sfg_dist.store import Entry, Pairs, verify
 from sfg_dist.store import shards as protocol
 from sfg_dist.store.arrays import ARRAYS, object_key

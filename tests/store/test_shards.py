@@ -10,9 +10,9 @@ import pytest
 import zarr
 
 import sfg_dist
-import sfg_dist.objects
-from sfg_dist.errors import ConflictError, StoreError, StoreUnavailableError
-from sfg_dist.plan import seal, unseal
+import sfg_dist.job.object_stores
+from sfg_dist.job.errors import ConflictError, StoreError, StoreUnavailableError
+from sfg_dist.job.plan import seal, unseal
 from sfg_dist.store import Location, object_bytes, open_pairs, store_bytes, verify
 from sfg_dist.store import shards as protocol
 from sfg_dist.store.arrays import ARRAYS, object_key
@@ -248,7 +248,7 @@ def test_the_protocol_holds_over_a_store_that_fails_and_delays(
     new_store, rows_of, s3_url, faulty_s3, monkeypatch, seed
 ):
     """Requests are refused, done without an answer, dropped, delayed; attempts that give up are made again."""
-    monkeypatch.setattr(sfg_dist.objects, "MAX_RETRIES", 2)
+    monkeypatch.setattr(sfg_dist.job.object_stores, "MAX_RETRIES", 2)
     url = f"{s3_url}/faulty.zarr"
     plan = new_store(url).plan
     proxy = faulty_s3(0.25, seed)

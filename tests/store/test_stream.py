@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from patience import patience
 
-from sfg_dist.errors import StoreError
+from sfg_dist.job.errors import StoreError
 from sfg_dist.store import PairStream, create_store, open_pairs, read_ranges
 from sfg_dist.store.rows import dask_array
 

@@ -9,7 +9,7 @@ import zarr
 from pyarrow import parquet
 
 from sfg_dist.data.column_type import FLOAT
-from sfg_dist.errors import ConfigError, StoreError
+from sfg_dist.job.errors import ConfigError, StoreError
 from sfg_dist.store import Location, parts
 from sfg_dist.store.table import read_table, write_table
 
@@ -219,7 +219,7 @@ def test_parts_are_bounded_in_rows_and_bytes(tmp_path):
 
 KILLED = """
 import sys
-from sfg_dist.model_commands import sample_model
+from sfg_dist.cli.model import sample_model
 from sfg_dist.store import parts
 
 parts.MAX_PART_ROWS = parts.MIN_PART_ROWS = 4096

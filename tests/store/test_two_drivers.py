@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sfg_dist.errors import ConfigError, PlanMismatchError, StoreError
+from sfg_dist.job.errors import ConfigError, PlanMismatchError, StoreError
 from sfg_dist.store import create, create_store, extend_store, open_pairs, verify
 
 

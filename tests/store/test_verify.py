@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from examples import some
 
-from sfg_dist.errors import StoreError
-from sfg_dist.plan import Plan, seal, unseal
+from sfg_dist.job.errors import StoreError
+from sfg_dist.job.plan import Plan, seal, unseal
 from sfg_dist.store import (
     Frame,
     extend_store,

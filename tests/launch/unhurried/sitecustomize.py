@@ -9,7 +9,7 @@ import os
 import sys
 import time
 
-LABELER = "sfg_dist.distributed.labeler"
+LABELER = "sfg_dist.distributed.labels.labeler"
 
 
 class Unhurried:

@@ -1,0 +1,85 @@
+"""The command that puts this package beside its peers, and what it shows while it goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from sfg_dist.cli.command import Debug, Executor, JobPath, Json, Set, command, load
+from sfg_dist.job.values import as_line, printable
+from sfg_dist.job.words import WIDE, wide_number
+
+
+@command
+def compare(
+    job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False, debug: Debug = False
+) -> None:
+    """Train this package and its peers under one time budget, and judge them alike.
+
+    Writes compare/compare.html and compare.json in output.dir; finished methods are kept, so the same command goes on.
+    """
+    from sfg_dist.studies.compare import compare as compare_methods
+
+    resolved = load(job, set_, executor)
+    with contextlib.redirect_stdout(sys.stderr):  # what a library prints is no part of the result
+        document = compare_methods(resolved, listener=_show)
+    if json_:
+        print(json.dumps(document, indent=1))
+    else:
+        print(printable("\n".join([*_lines(document), "", *document["verdict"]])))
+        print(f"report: {resolved.output.dir.rstrip('/')}/compare/compare.html")
+
+
+def _lines(document: Mapping[str, Any]) -> list[str]:
+    """The table, in columns of text."""
+    from sfg_dist.studies.compare.page import main_table
+
+    columns = {"name": "method", "auc": "AUC", "likelihood": "test log-lik.", "marginal_kl": "marginal KL",
+               "time": "labels + fit", "cost": "us a row", "evaluations": "passes"}  # fmt: skip
+    rows = [columns, *main_table(document)]
+    widths = {name: max(len(str(row[name])) for row in rows) for name in columns}
+    return [
+        "  ".join(str(row[name]).ljust(width) if name == "name" else str(row[name]).rjust(width)
+                  for name, width in widths.items())
+        for row in rows
+    ]  # fmt: skip
+
+
+def _show(event: Mapping[str, Any]) -> None:
+    """One line an event, on stderr."""
+    kind, method = event["event"], event.get("method")
+    if kind in ("cell_started", "cell_kept", "cell_step", "cell_failed"):
+        method = f"{method}, seed {event['seed']}"
+    lines = {
+        "table": lambda: "data: " + ", ".join(f"{size:,} {part}" for part, size in event["split"].items()) + " rows",
+        "selection_started": lambda: f"{method}: choosing transform and learning rate, fits of {event['time_s']:g} s",
+        "trial": lambda: (
+            f"{method}: {event['transform']}, {event['learning_rate']:g}, {event['seconds']:g} s: "
+            f"validation AUC {event['c2st_auc']:.3f}"
+        ),
+        "selected": lambda: f"{method}: takes {_configuration(event)}",
+        "cell_kept": lambda: f"{method}: done already",
+        "cell_started": lambda: f"{method}: {event['max_time_s']:g} s",
+        "cell_failed": lambda: f"{method}: failed: {event['reason']}",
+        "cell_step": lambda: f"{method}: {event['text']}",
+        "cell_finished": lambda: (
+            f"{method}, seed {event['seed']}: AUC {_number(event['c2st_auc'])}, "
+            f"log-likelihood {_number(event['test_log_likelihood'])}, {event['us_per_sample']:.1f} us a row"
+        ),
+    }
+    if kind in lines:
+        print(as_line(lines[kind]()), file=sys.stderr, flush=True)
+
+
+def _configuration(event: Mapping[str, Any]) -> str:
+    hidden = ("event", "time", "method")
+    return ", ".join(f"{key} {value}" for key, value in event.items() if key not in hidden)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "none"
+    return f"{value:.3f}" if abs(value) < WIDE else wide_number(value)

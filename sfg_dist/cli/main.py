@@ -1,0 +1,324 @@
+"""The command line: words in, words out; each command is a few lines over one function.
+
+Exit status: 0 done; 1 the work failed; 2 the request was wrong; 130 interrupted, what is done is kept.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    from sfg_dist.job.search_path import clean
+
+    clean()  # before the libraries are imported
+
+import atexit
+import contextlib
+import io
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from sfg_dist import __version__
+from sfg_dist.cli.command import Debug, Executor, JobPath, Json, Set, app, command, load, say, whole
+from sfg_dist.cli.display import Display
+from sfg_dist.cli.model import sample_model
+from sfg_dist.job.errors import ConfigError
+from sfg_dist.job.notice import granted_s
+from sfg_dist.job.paths import spare_home
+from sfg_dist.job.threads import wait_passively
+from sfg_dist.job.values import printable
+
+if TYPE_CHECKING:
+    from sfg_dist.job.config import Job
+    from sfg_dist.pipeline.pipeline import Pipeline
+
+INTERRUPT_S = 20.0
+"""Seconds that the ordinary way out of a command has after a signal, beyond what the work was granted."""
+_ENDING_SIGNALS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR2") if hasattr(signal, name)}
+
+
+@command
+def run(
+    job: JobPath,
+    overlap: Annotated[
+        bool, typer.Option("--overlap", help="Begin to train on the shards that are done while others are labelled.")
+    ] = False,
+    set_: Set = None,
+    executor: Executor = None,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Label, train, sample and evaluate.
+
+    Goes on where an earlier run of the job stopped. The README lists the keys of a job.
+    """
+    from sfg_dist.pipeline.pipeline import run as run_job
+
+    resolved = load(job, set_, executor)
+    with Display(json_) as display:
+        metrics = run_job(resolved, listener=display, overlap=overlap)
+    _finish(json_, resolved, {"metrics": metrics, "report": f"{resolved.output.dir.rstrip('/')}/report.html"})
+
+
+@command
+def plan(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False, debug: Debug = False) -> None:
+    """Say what labelling will take: work, memory, disk, time and cost.
+
+    Measures this machine's pace for a few seconds, writes nothing and needs no Ray. Refuses what cannot fit.
+    """
+    from sfg_dist.cli.plan import show_estimate, show_steps
+    from sfg_dist.studies.estimate.estimate import estimate_job
+
+    resolved = load(job, set_, executor)
+    with show_steps() as on_step:
+        estimate = estimate_job(resolved, on_step=on_step)
+    if json_:
+        say(json_, estimate.to_dict(), "")
+    else:
+        show_estimate(estimate)
+
+
+@command
+def label(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False, debug: Debug = False) -> None:
+    """Make the labeled pairs that are missing."""
+    resolved = load(job, set_, executor)
+    with Display(json_) as display:
+        pairs = _pipeline(resolved, display).label()
+    _finish(json_, resolved, {"pairs": pairs.plan.num_pairs, "store": pairs.location.url})
+
+
+@command
+def train(
+    job: JobPath,
+    resume_from: Annotated[
+        str | None,
+        typer.Option(
+            "--resume-from",
+            metavar="CHECKPOINT",
+            help="Go on from this one (step_000001234, or the path or URL of another run's); later ones are removed.",
+        ),
+    ] = None,
+    set_: Set = None,
+    executor: Executor = None,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Fit the generator on the pairs.
+
+    Goes on from the last checkpoint.
+    """
+    resolved = load(job, set_, executor)
+    with Display(json_) as display:
+        pipeline = _pipeline(resolved, display)
+        generator = pipeline.train(resume_from=resume_from)
+    _finish(json_, resolved, {"model": pipeline.model_url, "parameters": generator.network.num_parameters})
+
+
+@command
+def sample(
+    what: Annotated[
+        str, typer.Argument(metavar="JOB.toml|MODEL", help="A job file, or a saved model: a directory or an s3:// URL.")
+    ],
+    num: Annotated[
+        int | None,
+        typer.Option("-n", "--num", metavar="ROWS", parser=whole, help="Rows to draw, 1000 if not given; 1e9 is fine."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="NUMBER", parser=whole, help="Seed of the latents.")] = 0,
+    start: Annotated[
+        int,
+        typer.Option(
+            "--start",
+            metavar="ROW",
+            parser=whole,
+            help="First row; row i is the same whatever part of the rows is drawn.",
+        ),
+    ] = 0,
+    share: Annotated[
+        str | None,
+        typer.Option("--share", metavar="K/M", help="Make the K-th of M shares of a table in parts, K from 1."),
+    ] = None,
+    given: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--given", metavar="COLUMN=VALUE", help="What a conditional model is given, for all rows; repeatable."
+        ),
+    ] = None,
+    given_table: Annotated[
+        str | None,
+        typer.Option("--given-table", metavar="FILE", help="A table of what each row is given; -n is its length."),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out",
+            help="Where to: .zarr or .parquet (a URL too), .csv or .npy; samples.csv if not given. A .zarr, and a "
+            ".parquet at a URL or with a slash at its end, is made in parts, and goes on where it was killed.",
+        ),
+    ] = None,
+    set_: Set = None,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Draw rows from a trained generator.
+
+    With a job file, the samples that it evaluates; with a saved model, to a table of your own.
+    """
+    if not what.endswith(".toml"):
+        if set_:
+            raise ConfigError("--set changes a job; a saved model has its job inside")
+        sample_model(
+            what, num=num, seed=seed, start=start, share=share, given=given, given_table=given_table, out=out,
+            as_json=json_,
+        )  # fmt: skip
+        return
+    if num is not None or out is not None or seed or start or share or given or given_table:
+        raise ConfigError(
+            "with a job file the keys of its evaluate table rule; name a model for -n, --seed, --start, --share, "
+            "--given and --out"
+        )
+    resolved = load(Path(what), set_, None)
+    with Display(json_) as display:
+        path = _pipeline(resolved, display).sample()
+    _finish(json_, resolved, {"samples": path, "rows": resolved.evaluate.num_samples})
+
+
+@command
+def evaluate(job: JobPath, set_: Set = None, json_: Json = False, debug: Debug = False) -> None:
+    """Measure against held-out rows and report.
+
+    Writes metrics.json and report.html.
+    """
+    resolved = load(job, set_, None)
+    with Display(json_) as display:
+        metrics = _pipeline(resolved, display).evaluate()
+    _finish(json_, resolved, {"metrics": metrics, "report": f"{resolved.output.dir.rstrip('/')}/report.html"})
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"sfg_dist {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    try:
+        os.getcwd()
+    except OSError:  # torch would end the process
+        print("sfg: the working directory was removed: change to another one", file=sys.stderr)
+        _leave(2)
+    wait_passively()
+    spare_home()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal of another alphabet
+    show_warnings_in_a_line()
+    for name in ("SIGTERM", "SIGUSR2"):  # USR2: a scheduler's notice ahead of its time limit
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _interrupt)
+    _end_where_signals_wait()
+    try:
+        app()
+    except SystemExit as end:
+        _leave(end.code)
+
+
+def _end_where_signals_wait() -> None:
+    """From now on, end the process INTERRUPT_S after a signal to stop that it has not followed.
+
+    After SIGUSR2 the work at hand may have been granted some time more.
+
+    Python runs handlers between two instructions of the main thread, and there are none while a request to a store that
+    does not answer is inside a library. The interpreter writes the signal's number to a socket at once, though.
+    """
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+
+    def wait() -> None:
+        with ours, theirs:  # open to the end: the interpreter has no more than the number of one
+            while (number := ours.recv(1)[0]) not in _ENDING_SIGNALS:
+                pass
+            begun = time.monotonic()
+            wait_s = INTERRUPT_S + (granted_s() if number == signal.SIGUSR2 else 0.0)
+            while (left := begun + wait_s - time.monotonic()) > 0:
+                ours.settimeout(left)
+                with contextlib.suppress(TimeoutError):
+                    if ours.recv(1)[0] in _ENDING_SIGNALS:  # a second one takes back what was granted
+                        wait_s = min(wait_s, time.monotonic() - begun + INTERRUPT_S)
+            message = (
+                f"sfg: interrupted, and not at an end {wait_s:g} s later, as where a store does not answer: "
+                f"ended; what is committed is kept: run the same command again to go on\n"
+            )
+            os.write(2, message.encode())
+            os._exit(130)
+
+    threading.Thread(target=wait, name="end", daemon=True).start()
+
+
+def _leave(code: str | int | None) -> NoReturn:
+    """End the process without taking the interpreter down under obstore's threads.
+
+    One that still lets go of a finished request while Python finalizes aborts the process (Python before 3.14 ends such
+    a thread by unwinding it, which Rust does not allow): seen once in some ten commands that end with a request.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a closed pipe was its reader's wish
+            stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def show_warnings_in_a_line() -> None:
+    """Warnings are for users from now on: a line each, and none of those for developers of libraries."""
+    warnings.showwarning = lambda message, *_: _show_warning(message)
+    for category in (FutureWarning, DeprecationWarning, SyntaxWarning):
+        warnings.filterwarnings("ignore", category=category)
+
+
+def _show_warning(message: Warning | str) -> None:
+    from sfg_dist.job.object_stores import without_credentials
+
+    print(f"sfg: warning: {printable(without_credentials(str(message)))}", file=sys.stderr)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _pipeline(job: Job, display: Display) -> Pipeline:
+    from sfg_dist.pipeline.pipeline import Pipeline
+
+    return Pipeline(job, display)
+
+
+def _finish(as_json: bool, job: Job, result: Mapping[str, Any]) -> None:
+    lines = [f"{name}: {result[name]}" for name in ("store", "model", "samples", "report") if name in result]
+    say(as_json, {"output": job.output.dir, **result}, "\n".join(lines))
+
+
+import sfg_dist.cli.compare  # noqa: E402
+import sfg_dist.cli.model  # noqa: E402
+import sfg_dist.cli.scale  # noqa: E402
+import sfg_dist.cli.store  # noqa: E402
+import sfg_dist.cli.submit  # noqa: E402, F401  (makes its commands known, behind those above in the help)

@@ -1,0 +1,196 @@
+"""Commands on a saved model: rows drawn to a table of any length, and its export to another format."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sfg_dist.cli.command import Debug, Json, command, say
+from sfg_dist.cli.display import Display
+from sfg_dist.job.errors import ConfigError
+from sfg_dist.job.values import MAX_COUNT, shown
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from sfg_dist.model.generator import Generator
+
+
+def sample_model(
+    model: str,
+    *,
+    num: int | None,
+    seed: int,
+    start: int,
+    share: str | None,
+    given: list[str] | None,
+    given_table: str | None,
+    out: str | None,
+    as_json: bool,
+) -> None:
+    """Draw rows from a saved model to a table, with a bar; what ``sfg sample MODEL`` does.
+
+    Args:
+        model: a model's directory or URL.
+        num: rows; 1000 for None, or those of ``given_table``.
+        seed: of the latents.
+        start: the first row.
+        share: "K/M", K from 1 to M, of a table in parts; None for all of it.
+        given: "column=value" of each condition, for all rows.
+        given_table: a table that has the conditions of each row, in columns of their names.
+        out: the table, samples.csv for None.
+        as_json: the result as one document.
+
+    Raises:
+        ConfigError: a number or the place cannot be meant.
+        StoreError: the model cannot be read, or the table not be written.
+    """
+    from sfg_dist.job.plan import fingerprint
+    from sfg_dist.model.generator import Generator
+    from sfg_dist.store.table import write_table
+
+    num_rows, first = _rows("--num", 1000 if num is None else num), _rows("--start", start)
+    if seed < 0:
+        raise ConfigError(f"--seed: expected a whole number of 0 or more, got {seed}")
+    part, values = _share(share), _given(given)
+    if "://" not in model and not Path(model).exists():
+        raise ConfigError(f"{model} does not exist: name a job file, or a saved model's directory")
+    generator = Generator.load(model)
+    conditions: NDArray[np.float64] | None
+    if given_table is not None:
+        conditions, num_rows = _read_conditions(given_table, generator, values, num, num_rows)
+    else:
+        conditions = generator.conditions_of(values, num_rows)
+    told = "" if conditions is None else f", given {fingerprint(conditions)}"
+    path = out or "samples.csv"
+    done = made = 0
+    with Display(as_json) as display:
+        mine = num_rows // part[1] if part[1] > 1 else num_rows
+
+        def on_progress(rows: int) -> None:
+            nonlocal done, made
+            made += rows
+            done += rows
+            if made or done:
+                display.tell("drawn", done=done, made=made, total=max(mine, done))
+
+        display.tell("stage_started", stage="draw", total=mine)
+        there = write_table(
+            path,
+            generator.columns,
+            num_rows,
+            lambda ranges: generator.sample_ranges(
+                ((first + a, first + b) for a, b in ranges), seed, conditions, first=first
+            ),
+            types=generator.types,
+            source=f"model {generator.digest}, rows {first} to {first + num_rows}, seed {seed}{told}",
+            share=part,
+            on_progress=on_progress,
+        )
+    lacking = "" if there == num_rows else f" of {num_rows:,}; the other shares make the rest"
+    say(as_json, {"samples": path, "rows": there, "is_whole": not lacking}, f"{there:,} rows in {path}{lacking}")
+
+
+@command
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A saved model: a directory or an s3:// URL.")],
+    to: Annotated[str, typer.Option("--to", help="The format: onnx.")] = "onnx",
+    out: Annotated[
+        str | None,
+        typer.Option("--out", help="The file, a path or a URL; generator.onnx or network.onnx if not given."),
+    ] = None,
+    network_only: Annotated[
+        bool, typer.Option("--network-only", help="The network alone, without calibration and transform.")
+    ] = False,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a saved model in another format, checked against the model first.
+
+    The graph takes N(0, 1) latents, and conditions where the model has them, and gives rows in the user's units.
+    """
+    from sfg_dist.model.export_onnx import export_onnx
+    from sfg_dist.model.generator import Generator
+    from sfg_dist.store import Location
+
+    if to != "onnx":
+        raise ConfigError(f"--to {shown(to)}: the only format is onnx")
+    path = out or ("network.onnx" if network_only else "generator.onnx")
+    folder, _, name = path.rpartition("/")
+    if not name:
+        raise ConfigError(f"--out {path}: expected the name of a file")
+    content, agreement = export_onnx(Generator.load(_existing(model)), network_only=network_only)
+    Location(folder or ("/" if path.startswith("/") else "."), create=True).write(name, content)
+    facts = agreement.to_dict()
+    differ = f"the network's output differs by {facts['raw_labels_max']:.1e} at most"
+    if not network_only:
+        share = f"{100 * facts['values_within']:.4g} %"
+        differ += f", {share} of the values by 1e-5 or less, all by {facts['values_max']:.1e} or less"
+        if facts["cells_differing"]:
+            differ += f", {facts['cells_differing']:,} values lie on another cell of their grid"
+    say(json_, {"model": path, "agreement": facts}, f"{path}: on {facts['rows']:,} rows {differ}")
+
+
+def _existing(model: str) -> str:
+    if "://" not in model and not Path(model).exists():
+        raise ConfigError(f"{model} does not exist: name a saved model's directory")
+    return model
+
+
+def _given(assignments: list[str] | None) -> Any:
+    """Values as text by column name; None where nothing is given."""
+    values = {}
+    for assignment in assignments or ():
+        name, equals, text = assignment.rpartition("=")
+        if name in values:
+            raise ConfigError(f"--given {shown(assignment)}: {shown(name)} is given twice")
+        if not equals or not name or not text:
+            raise ConfigError(f"--given {shown(assignment)}: expected column=value, for example temperature=20.5")
+        values[name] = text
+    return values or None
+
+
+def _read_conditions(
+    path: str, generator: Generator, given: Any, num: int | None, num_rows: int
+) -> tuple[NDArray[np.float64], int]:
+    """The conditions of each row by a table that has them, and its length."""
+    from sfg_dist.data import TextFormat, open_table
+    from sfg_dist.data.column_type import UnfitValueError
+    from sfg_dist.data.location import is_text
+
+    if given is not None:
+        raise ConfigError("--given says one condition for all rows, --given-table one a row: leave one out")
+    if not generator.condition:
+        raise ConfigError("this generator was trained without data.condition: leave out --given-table")
+    text = TextFormat(header=True) if is_text(path) else None  # its columns are found by their names
+    table = open_table(path, columns=list(generator.condition), text=text)
+    types = [generator.types[place] for place in generator.split.places]
+    values = table.retyped(types)
+    for name, type_, column in zip(generator.condition, types, values.T, strict=True):
+        try:
+            type_.check_held(column)
+        except UnfitValueError as error:
+            raise ConfigError(f"{path}: column {name!r}: {error}") from error
+    if num is not None and num_rows != len(values):
+        raise ConfigError(f"-n {num_rows}: {path} has {len(values):,} rows, and each is given to one: leave out -n")
+    return generator.check_conditions(values), len(values)
+
+
+def _rows(option: str, value: int) -> int:
+    if not 0 <= value <= MAX_COUNT:
+        raise ConfigError(f"{option}: expected a whole number of rows, 0 to {MAX_COUNT:,}, got {value:,}")
+    return value
+
+
+def _share(text: str | None) -> tuple[int, int]:
+    """(k, m) with k from 0."""
+    if text is None:
+        return 0, 1
+    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise ConfigError(f"--share {shown(text)}: expected K/M with K from 1 to M, for example 1/4")
+    return int(found[1]) - 1, int(found[2])

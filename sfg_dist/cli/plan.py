@@ -1,0 +1,177 @@
+"""What ``sfg plan`` shows: a table on a terminal, one line a row elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from sfg_dist.job.values import as_line
+
+if TYPE_CHECKING:
+    from sfg_dist.distributed.labels.requirements import ActorMemory, DeviceKind
+    from sfg_dist.studies.estimate.estimate import Estimate
+
+_UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+_PLACES = {"cpu": "CPUs", "cuda": "GPUs"}
+
+
+@contextmanager
+def show_steps() -> Iterator[Callable[[str], None]]:
+    """Within, the callable shows on a terminal what goes on; elsewhere it says nothing."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    with console.status("") as status:
+        yield lambda text: status.update(Text(as_line(text)))
+
+
+def show_estimate(estimate: Estimate) -> None:
+    """Print an estimate on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    rows = estimate_rows(estimate)
+    if not console.is_terminal:
+        for name, text in rows:
+            print(f"{name}: {as_line(text)}")
+        return
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in rows:
+        table.add_row(name, Text(as_line(text)))
+    Console(highlight=False).print(table)
+
+
+def estimate_rows(estimate: Estimate) -> list[tuple[str, str]]:
+    """The estimate in words, as (name, text)."""
+    work, time = estimate.work, estimate.time
+    rows = [
+        ("output", estimate.output),
+        ("pairs", f"{work.num_pairs:,} in {work.num_shards:,} shards, {work.dim} columns"),
+        ("reference", f"{work.num_reference:,} rows, read and prepared in {duration(time.data_s)}"),
+        ("workers", _workers(estimate)),
+        ("memory", _memory(estimate)),
+        ("disk", _disk(estimate)),
+    ]
+    if work.shards_left < work.num_shards:
+        left = f"{work.shards_left:,} shards, {work.pairs_left:,} pairs" if work.shards_left else "nothing"
+        rows.insert(2, ("left to do", left))
+    if estimate.read_as:
+        rows.insert(1, ("read as", estimate.read_as))
+    if not work.shards_left:
+        return rows + [("note", note) for note in estimate.notes]
+    about = "" if work.is_counted else "about "
+    rows += [
+        (
+            "work",
+            f"{about}{count(work.score_evaluations)} score evaluations, about {count(work.pairs_summed)} pairs of a "
+            f"latent and a reference summed",
+        ),
+        ("label time", f"about {duration(time.label_s)} (batches vary by {100 * time.spread:.0f} %)"),
+        (
+            "  of it",
+            f"start {duration(time.start_s)}, integration {duration(time.integration_s)} in {time.waves:,} "
+            f"{'wave' if time.waves == 1 else 'waves'}, writing {duration(time.writing_s)}",
+        ),
+    ]
+    rows += [("calibration", text) for text in _calibrations(estimate)]
+    if estimate.cost is not None:
+        cost = estimate.cost
+        rows.append(
+            ("cost", f"{cost.total:,.2f} for {cost.actor_hours:,.2f} actor hours at {cost.price_per_hour:g} each")
+        )
+    return rows + [("note", note) for note in estimate.notes]
+
+
+def _workers(estimate: Estimate) -> str:
+    workers = estimate.workers
+    threads = f"{workers.num_threads} {'thread' if workers.num_threads == 1 else 'threads'}"
+    if workers.executor == "inline":
+        return f"this process, {threads}"
+    kinds = " and ".join(
+        f"{number:,} {'actor' if number == 1 else 'actors'} on {_PLACES[kind]}"
+        for kind, number in workers.num_actors.items()
+    )
+    groups = f", in groups of {workers.actors_per_group}" if workers.actors_per_group > 1 else ""
+    return f"{kinds}, {threads} each{groups}"
+
+
+def _memory(estimate: Estimate) -> str:
+    memory = estimate.memory
+    who = "the process" if estimate.workers.executor == "inline" else "an actor"
+    parts = [_actor_memory(estimate, kind, actor, who) for kind, actor in memory.actors.items()]
+    if estimate.workers.executor == "ray":
+        parts.append(f"{size(memory.driver_bytes)} driver and Ray")
+    return f"{', '.join(parts)}; in all {size(memory.total_bytes)} of {size(memory.limit_bytes)} here"
+
+
+def _actor_memory(estimate: Estimate, kind: DeviceKind, actor: ActorMemory, who: str) -> str:
+    pace = estimate.paces.get(kind)
+    text = f"{size(actor.host_bytes)} {who}"
+    if len(estimate.memory.actors) > 1:
+        text += f" on {_PLACES[kind]}"
+    if pace is not None and estimate.workers.executor == "ray":
+        text += f" ({size(pace.host_bytes)} in the calibration)"
+    return text + (f" and {size(actor.device_bytes)} of its GPU" if actor.device_bytes else "")
+
+
+def _disk(estimate: Estimate) -> str:
+    left = estimate.left
+    named = {
+        "latents and labels": left.latents + left.labels,
+        "reference": left.reference,
+        "its order": left.order,
+        "transform": left.transform,
+        "queries": left.queries,
+    }
+    arrays = ", ".join(f"{name} {size(number)}" for name, number in named.items() if number)
+    records = f"; records and logs about {size(left.metadata + left.commits + left.logs)}"
+    free = "" if estimate.free_bytes is None else f"; {size(estimate.free_bytes)} free"
+    return f"{size(left.total)} to write: {arrays}{records}{free}" if arrays else f"nothing to write{free}"
+
+
+def _calibrations(estimate: Estimate) -> list[str]:
+    return [
+        f"{1e3 * pace.seconds_per_row:.3g} ms a pair on {pace.device}, {pace.num_rows:,} pairs by "
+        + (f"{pace.num_workers} workers at once" if pace.num_workers > 1 else "one worker")
+        for pace in estimate.paces.values()
+    ]
+
+
+def size(number: float) -> str:
+    """Bytes in the unit that leaves them at least 1."""
+    for factor, unit in _UNITS:
+        if number >= factor:
+            return f"{number / factor:.3g} {unit}" if number < 1000 * factor else f"{number / factor:,.0f} {unit}"
+    return f"{number:.0f} bytes"
+
+
+def count(number: int) -> str:
+    """A large number in words that can be compared at sight."""
+    for factor, word in ((10**15, " x 10^15"), (10**12, " trillion"), (10**9, " billion"), (10**6, " million")):
+        if number >= factor:
+            return f"{number / factor:.3g}{word}"
+    return f"{number:,}"
+
+
+def duration(seconds: float) -> str:
+    """A time in the two units that matter."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 10:
+        return f"{int(seconds) // 60} min {int(seconds) % 60} s"
+    if minutes < 100:
+        return f"{minutes} min"
+    hours = round(seconds / 3600, 1)
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"

@@ -1,0 +1,408 @@
+"""Training ahead of the labels: passes over the shards that are committed, while the rest is still being made.
+
+One worker passes over the shards that are there, as often as more have come, with the rate at its top. When the labels
+are whole it writes a checkpoint and ends; the fit goes on from its weights. The epochs proper are not touched: which
+pairs they meet, in which batches, and how the learning rate falls is the same with and without it. Held-out rows are
+left out here too. A kill costs what came after the last checkpoint.
+
+The worker is a process of this machine (executor "inline") or an actor of the Ray session. It trains on a GPU of its
+own where there are two or more, and else on CPUs: beside the labels' GPU, or on a quarter of the cluster's CPUs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from sfg_dist.distributed.fit.checkpoints import FitSettings, Place, clear_foreign, resume, save_checkpoint
+from sfg_dist.distributed.fit.fit_loop import LIVE_INTERVAL_S, Report
+from sfg_dist.distributed.fit.hold import Hold, take_hold
+from sfg_dist.distributed.fit.training import make_trainer, split_rows, table_names
+from sfg_dist.job.errors import TrainingError
+from sfg_dist.job.object_stores import absolute_url
+from sfg_dist.job.search_path import child_environment, python_command
+from sfg_dist.job.threads import wait_passively
+from sfg_dist.model.device_feed import DeviceFeed
+from sfg_dist.model.fit import Stopwatch, Trainer
+from sfg_dist.store import Pairs, PairStream, open_pairs
+
+FIRST_PASS = 2**31
+"""Number of the first pass where epochs have theirs, so that no pass has the order of an epoch."""
+POLL_S = 1.0
+LOOKUPS_AT_ONCE = 16
+STOP_S = 20.0
+"""Seconds that the worker has to write its checkpoint once the labels have ended."""
+
+
+def train_ahead(
+    url: str,
+    checkpoints: Place,
+    settings: FitSettings,
+    *,
+    should_stop: Callable[[], bool],
+    on_live: Report | None = None,
+    device: str | None = None,
+    attempt: str | None = None,
+) -> int:
+    """Pass over what is committed until told to stop; a checkpoint is written at the end and now and then.
+
+    Args:
+        url: the store.
+        checkpoints: of the fit that will go on from here.
+        settings: the fit's.
+        should_stop: asked after every batch.
+        on_live: called every few seconds with how far it is.
+        device: where it trains, as torch calls it; the GPU when there is one.
+        attempt: what it holds the checkpoints by; one of its own if None.
+
+    Returns:
+        Steps done ahead, over all attempts; a fit whose epochs have begun is left as it is.
+
+    Raises:
+        TrainingError: the loss is no longer finite, or another attempt has taken over; the last checkpoint is kept.
+    """
+    hold = Hold(checkpoints, attempt or take_hold(checkpoints))
+    pairs = open_pairs(url)
+    num_rows, _ = split_rows(pairs, settings)
+    trainer = make_trainer(pairs, settings, device=None if device is None else torch.device(device))
+    resume(checkpoints, trainer.load_files)
+    if trainer.progress.epoch or trainer.progress.step_in_epoch:
+        return trainer.progress.ahead_steps
+    run_id = pairs.plan.run_id
+    watch, known = Stopwatch(0.0), _Committed(pairs, num_rows)
+    saved = [0.0, trainer.progress.step]
+
+    def save() -> None:
+        if trainer.progress.step > saved[1]:
+            hold.require()
+            save_checkpoint(trainer, checkpoints, settings, run_id)
+        saved[:] = [watch.elapsed_s, trainer.progress.step]
+
+    number = 0
+    while not should_stop():
+        if not known.has_grown() or known.num_rows < settings.batch_size:
+            time.sleep(POLL_S)
+            continue
+        with PairStream.of(
+            pairs,
+            table_names(settings),
+            num_rows=num_rows,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            shuffle_rows=settings.shuffle_rows,
+            blocks=known.shards,
+        ) as stream:
+            for _ in _passed(trainer, stream, FIRST_PASS + number, watch, on_live):
+                if should_stop():
+                    break
+                if watch.elapsed_s - saved[0] > settings.checkpoint_interval_s:
+                    save()
+        number += 1
+    save()
+    return trainer.progress.ahead_steps
+
+
+def _passed(
+    trainer: Trainer, stream: PairStream, number: int, watch: Stopwatch, on_live: Report | None
+) -> Iterator[None]:
+    """One pass, batch by batch."""
+    progress = trainer.progress
+    total = torch.zeros((), device=trainer.device)
+    looked_s, looked_step, looked_loss = watch.elapsed_s, progress.step, 0.0
+    for batch, (inputs, targets) in DeviceFeed(trainer.device)(stream.epoch(number)):
+        total += trainer.step(inputs, targets, batch.global_rows, 0.0)
+        progress.step_in_epoch = 0  # no epoch has begun
+        progress.ahead_steps += 1
+        if watch.elapsed_s - looked_s >= LIVE_INTERVAL_S:
+            loss, steps, seconds = float(total), progress.step - looked_step, watch.elapsed_s - looked_s
+            _require_finite(loss)
+            if on_live is not None:
+                on_live(
+                    {
+                        "step": progress.step,
+                        "train_loss": (loss - looked_loss) / steps,
+                        "rows": stream.num_rows,
+                        "rows_per_s": steps * stream.batch_size / seconds,
+                    }
+                )
+            looked_s, looked_step, looked_loss = watch.elapsed_s, progress.step, loss
+        yield
+    _require_finite(float(total))
+
+
+def _require_finite(loss: float) -> None:
+    if loss != loss or loss in (float("inf"), float("-inf")):
+        raise TrainingError(
+            "the loss left the floating-point range: take a smaller train.learning_rate, or set train.clip_norm"
+        )
+
+
+class _Committed:
+    """The shards that can be trained on so far.
+
+    Args:
+        pairs: the store.
+        num_rows: its rows that are not held out.
+    """
+
+    def __init__(self, pairs: Pairs, num_rows: int) -> None:
+        self._pairs, self._train_rows = pairs, num_rows
+        self._looked_at: set[int] = set()
+        self.shards: list[int] = []
+        self.num_rows = 0
+
+    def has_grown(self) -> bool:
+        """Look again; whether there are more than at the last look."""
+        plan = self._pairs.plan
+        fresh = [
+            shard
+            for shard in sorted(self._pairs.committed() - self._looked_at)
+            if plan.shard_range(shard)[0] < self._train_rows
+        ]
+        with ThreadPoolExecutor(LOOKUPS_AT_ONCE) as threads:  # a commit may be torn, or its objects lost
+            whole = [shard for shard, ok in zip(fresh, threads.map(self._pairs.is_done, fresh), strict=True) if ok]
+        self._looked_at.update(whole)
+        self.shards += whole
+        self.num_rows += sum(min(self._train_rows, stop) - start for start, stop in map(plan.shard_range, whole))
+        return bool(whole)
+
+
+@contextlib.contextmanager
+def training_ahead(
+    executor: str,
+    url: str,
+    checkpoints: Place,
+    settings: FitSettings,
+    *,
+    label_actor: Mapping[str, float] | None = None,
+    on_live: Report | None = None,
+) -> Iterator[dict[str, float]]:
+    """Within, a worker trains on what is committed; it has written its checkpoint and ended when this is left.
+
+    What goes wrong with it is warned of and does not touch the labels.
+
+    Args:
+        executor: "inline" or "ray", whose session is then up.
+        url: the store.
+        checkpoints: of the fit that will go on from here.
+        settings: the fit's.
+        label_actor: the CPUs and GPUs that an actor of the labels needs, and that are left to one at least.
+        on_live: called every few seconds with how far it is.
+
+    Yields:
+        What of Ray's resources the worker holds, and labels should leave to it.
+    """
+    attempt = take_hold(checkpoints)
+    clear_foreign(checkpoints, settings, open_pairs(url).plan.run_id)
+    task = {
+        "url": absolute_url(url),
+        "checkpoints": absolute_url(checkpoints),
+        "settings": asdict(settings),
+        "attempt": attempt,
+    }
+    worker: _Process | _Actor = (
+        _Process(task, on_live) if executor == "inline" else _Actor(task, label_actor or {}, on_live)
+    )
+    try:
+        yield worker.resources
+    finally:
+        worker.stop()
+        if worker.failure:
+            warnings.warn(
+                f"training ahead of the labels ended early ({worker.failure}); training goes on from its last "
+                f"checkpoint, if any",
+                stacklevel=3,
+            )
+
+
+def held_resources(
+    available: Mapping[str, float], num_threads: int | None, label_actor: Mapping[str, float]
+) -> dict[str, float]:
+    """What the actor holds for itself: nothing that would leave less than an actor of the labels needs.
+
+    Args:
+        available: of the cluster.
+        num_threads: that the fit asks for; None takes a quarter of the CPUs.
+        label_actor: what one actor of the labels needs.
+    """
+    wanted = {
+        "CPU": float(num_threads or max(1, int(available.get("CPU", 1)) // 4)),
+        "GPU": float(available.get("GPU", 0) >= 2),
+    }
+    return {
+        name: amount if available.get(name, 0.0) - amount >= max(1.0, label_actor.get(name, 0.0)) else 0.0
+        for name, amount in wanted.items()
+    }
+
+
+class _Process:
+    """The worker as a process of this machine; it ends when its input does, so also when this process is killed."""
+
+    def __init__(self, task: Mapping[str, Any], on_live: Report | None) -> None:
+        self.resources: dict[str, float] = {}
+        self.failure = ""
+        settings = dict(task["settings"])
+        if settings["num_threads"] is None:
+            settings["num_threads"] = max(1, (os.cpu_count() or 1) - 1)  # the labels have the other one
+        device = "cuda:1" if torch.cuda.device_count() >= 2 else "cpu"  # the labels have the first GPU
+        task = {**task, "settings": settings, "device": device}
+        environment = child_environment()
+        wait_passively(environment)
+        self._process = subprocess.Popen(
+            python_command("sfg_dist.distributed.fit.ahead", json.dumps(task)),
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C is this process's to pass on
+        )
+        self._reader = threading.Thread(target=self._read, args=(on_live,), name="ahead", daemon=True)
+        self._reader.start()
+
+    def _read(self, on_live: Report | None) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            answer = json.loads(line)
+            if "failure" in answer:
+                self.failure = answer["failure"]
+            elif on_live is not None:
+                on_live(answer)
+
+    def stop(self) -> None:
+        """Ask for the checkpoint and the end, and wait for it."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        try:
+            code = self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        self._reader.join()
+        self._process.stdout.close()
+        if code and not self.failure:
+            self.failure = f"its process ended with status {code}"
+
+
+class _Worker:
+    """What the actor runs: one call works, another tells it to stop."""
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+        self._live: list[dict[str, float]] = []
+
+    def train(self, task: Mapping[str, Any]) -> str:
+        """Train until told to stop; what went wrong, or nothing."""
+        settings = FitSettings(**task["settings"])
+        torch.set_num_threads(settings.num_threads or task["cpus"])
+        try:
+            train_ahead(
+                task["url"],
+                task["checkpoints"],
+                settings,
+                should_stop=self._stop.is_set,
+                on_live=self._live.append,
+                device=task["device"],
+                attempt=task["attempt"],
+            )
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+    def stop(self) -> None:
+        """Let ``train`` write its checkpoint and return."""
+        self._stop.set()
+
+    def news(self) -> list[dict[str, float]]:
+        """What was said since the last call."""
+        said, self._live = self._live, []
+        return said
+
+
+class _Actor:
+    """The worker as an actor of the running Ray session; it ends with this process."""
+
+    def __init__(self, task: Mapping[str, Any], label_actor: Mapping[str, float], on_live: Report | None) -> None:
+        import ray
+
+        self.resources = held_resources(ray.cluster_resources(), task["settings"]["num_threads"], label_actor)
+        cpus = int(self.resources["CPU"]) or 1  # without one of its own it shares one, on one thread
+        self.failure = ""
+        options = {
+            "num_cpus": self.resources["CPU"],
+            "num_gpus": self.resources["GPU"],
+            "max_concurrency": 3,
+        }
+        remote_class: Any = ray.remote(_Worker)
+        self._worker = remote_class.options(**options).remote()
+        device = None if self.resources["GPU"] else "cpu"
+        self._result = self._worker.train.remote({**task, "cpus": cpus, "device": device})
+        self._ended = threading.Event()
+        self._follower = threading.Thread(target=self._follow, args=(on_live,), name="ahead", daemon=True)
+        self._follower.start()
+
+    def _follow(self, on_live: Report | None) -> None:
+        import ray
+
+        while not self._ended.wait(LIVE_INTERVAL_S):
+            with contextlib.suppress(ray.exceptions.RayError):
+                for entry in ray.get(self._worker.news.remote(), timeout=STOP_S):
+                    if on_live is not None:
+                        on_live(entry)
+
+    def stop(self) -> None:
+        """Ask for the checkpoint and the end, and wait for it."""
+        import ray
+
+        self._ended.set()
+        try:
+            ray.get(self._worker.stop.remote(), timeout=STOP_S)
+            self.failure = ray.get(self._result, timeout=STOP_S)
+        except ray.exceptions.GetTimeoutError:
+            self.failure = f"it did not answer within {STOP_S:g} s: the cluster may have had no room for it"
+        except ray.exceptions.RayError as error:
+            self.failure = " ".join(str(error).split())[:300]
+        self._follower.join(LIVE_INTERVAL_S)
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.kill(self._worker)
+
+
+def _main() -> None:
+    """The process: told what to do by its argument, to stop by the end of its input; it answers in lines of JSON."""
+    task = json.loads(sys.argv[1])
+    asked = threading.Event()
+
+    def wait() -> None:
+        sys.stdin.read()
+        asked.set()
+
+    threading.Thread(target=wait, name="stop", daemon=True).start()
+    try:
+        train_ahead(
+            task["url"],
+            task["checkpoints"],
+            FitSettings(**task["settings"]),
+            should_stop=asked.is_set,
+            device=task["device"],
+            attempt=task["attempt"],
+            on_live=lambda entry: print(json.dumps(entry), flush=True),
+        )
+    except Exception as error:
+        print(json.dumps({"failure": f"{type(error).__name__}: {error}"}), flush=True)
+
+
+if __name__ == "__main__":
+    _main()

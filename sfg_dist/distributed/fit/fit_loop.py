@@ -1,0 +1,284 @@
+"""The loop of a fit: what every rank runs, epoch after epoch, from wherever the last checkpoint left it.
+
+All ranks meet the same global batches and take the same decisions: every SYNC_STEPS steps they add up one pair of
+numbers, rank 0's clock and the loss, and what follows from the clock follows on all of them.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sfg_dist.distributed.fit.checkpoints import (
+    FitSettings,
+    Place,
+    append_history,
+    resume,
+    save_checkpoint,
+    save_fitted,
+)
+from sfg_dist.distributed.fit.hold import Hold
+from sfg_dist.job.errors import TrainingError
+from sfg_dist.job.threads import SpinWatch
+from sfg_dist.model.device_feed import DeviceFeed
+from sfg_dist.model.early_stopping import EarlyStopping
+from sfg_dist.model.fit import Stopwatch, Trainer
+from sfg_dist.model.mlp import MLP
+from sfg_dist.store import PairStream
+
+SYNC_STEPS = 16  # ranks agree on the clock this often; a collective every step would cost as much as a small step
+LIVE_INTERVAL_S = 2.0
+PREEMPTION_INTERVAL_S = 5.0
+
+Entry = dict[str, float]
+Report = Callable[[Entry], None]
+
+
+class DivergedError(TrainingError):
+    """The loss is not finite: every rank sees it at the same place, because it is summed over ranks first."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a fit tells and asks while it runs; each may be left out.
+
+    Attributes:
+        on_epoch: called on rank 0 with an epoch's entry, which its history keeps.
+        on_live: called on rank 0 every few seconds with how far the epoch is; nobody keeps it.
+        report: called on every rank with an epoch's entry.
+        should_stop: whether this process was asked to end; the fit then writes a checkpoint and raises
+            KeyboardInterrupt.
+        is_preempted: whether a node of a rank will be taken away soon; every rank calls it as often.
+    """
+
+    on_epoch: Report | None = None
+    on_live: Report | None = None
+    report: Report | None = None
+    should_stop: Callable[[], bool] | None = None
+    is_preempted: Callable[[], bool] | None = None
+
+
+class FitLoop:
+    """The fit of one rank; all ranks run the same lines.
+
+    Args:
+        trainer: the network and its optimiser, as at the start.
+        stream: this rank's batches, inputs first and targets second.
+        held_out: inputs and targets for validation, of all ranks together.
+        checkpoints: where checkpoints are.
+        settings: the fit.
+        run_id: of the pairs.
+        rank: this rank.
+        world_size: number of ranks.
+        hooks: what it tells and asks.
+        hold: what lets rank 0 write; None where nobody else can be at work on this fit.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        stream: PairStream,
+        held_out: tuple[NDArray[Any], ...],
+        checkpoints: Place,
+        settings: FitSettings,
+        run_id: str,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        hooks: Hooks | None = None,
+        hold: Hold | None = None,
+    ) -> None:
+        self.trainer, self.stream, self.settings = trainer, stream, settings
+        self.held_out = tuple(table[rank::world_size] for table in held_out)
+        self.rank, self.world_size = rank, world_size
+        self.hooks = hooks or Hooks()
+        self.early = None if settings.patience is None else EarlyStopping(settings.patience)
+        self._checkpoints, self._run_id, self._hold = checkpoints, run_id, hold
+        self._feed = DeviceFeed(trainer.device)
+        resume(checkpoints, self._take)
+        self._watch = Stopwatch(trainer.progress.elapsed_s)
+        self._clock = self._saved_s = self._looked_s = self._asked_s = trainer.progress.elapsed_s
+        self._has_saved_for_preemption = False
+        self._live_from = (trainer.progress.step, self._clock, 0.0)
+        self._spin_watch = SpinWatch()
+
+    def _take(self, files: Mapping[str, bytes], place: str) -> None:
+        self.trainer.load_files(files, place)
+        if self.early is not None:
+            self.early.load_files(files, self.trainer.average, str(self.trainer.device))
+
+    def run(self) -> None:
+        """All epochs that are left, and the averaged network at the end.
+
+        Raises:
+            DivergedError: the loss is no longer finite, on all ranks at once.
+            TrainingError: a checkpoint cannot be written, or another attempt has taken over.
+            StoreError: the pairs cannot be read.
+            KeyboardInterrupt: ``hooks.should_stop`` said so; a checkpoint is written.
+        """
+        progress = self.trainer.progress
+        self._agree(torch.zeros((), device=self.trainer.device))
+        while not self._is_over():
+            self._run_epoch()
+        if self.rank == 0:
+            self.save()
+            best = self.early is not None and self.early.weights
+            self.trainer.model.load_state_dict(self.early.weights if self.early and best else self.trainer.average)
+            assert isinstance(self.trainer.model, MLP)
+            save_fitted(
+                self.trainer.model, self._checkpoints, progress, self.early.epoch if self.early and best else None
+            )
+        if self.world_size > 1:
+            torch.distributed.barrier()
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        self._saved_s = self.trainer.progress.elapsed_s = self._watch.elapsed_s
+        more = {} if self.early is None else self.early.state_files()
+        self._require_hold()
+        save_checkpoint(self.trainer, self._checkpoints, self.settings, self._run_id, more)
+
+    def _require_hold(self) -> None:
+        if self._hold is not None:
+            self._hold.require()
+
+    @property
+    def done(self) -> float:
+        """Share of the training that is over, by steps or by the clock."""
+        progress, settings = self.trainer.progress, self.settings
+        num_batches = self.stream.num_batches
+        done = (progress.epoch * num_batches + progress.step_in_epoch) / (settings.num_epochs * num_batches)
+        return done if settings.max_time_s is None else max(done, self._clock / settings.max_time_s)
+
+    def _is_over(self) -> bool:
+        progress = self.trainer.progress
+        is_late = self.early is not None and self.early.epoch > 0 and self.early.is_over(progress.epoch)
+        return progress.epoch >= self.settings.num_epochs or self.done >= 1 or is_late
+
+    def _run_epoch(self) -> None:
+        trainer, progress = self.trainer, self.trainer.progress
+        loss = torch.zeros((), device=trainer.device)
+        first, begun_s = progress.step_in_epoch, self._watch.elapsed_s
+        batches = self.stream.epoch(progress.epoch, first, more=progress.epoch + 1 < self.settings.num_epochs)
+        self._live_from = (progress.step, self._watch.elapsed_s, 0.0)
+        for batch, (inputs, targets) in self._feed(batches):
+            # Before the step: behind the last one an epoch is over, and its entry belongs to it.
+            if self.rank == 0 and self._watch.elapsed_s - self._saved_s > self.settings.checkpoint_interval_s:
+                self.save()
+            if self.hooks.should_stop is not None and self.hooks.should_stop():
+                self.save()
+                raise KeyboardInterrupt
+            loss += trainer.step(inputs, targets, batch.global_rows, self.done)
+            if progress.step % SYNC_STEPS == 0:
+                self._agree(loss)
+            elif self.world_size == 1:
+                self._clock = self._watch.elapsed_s
+            if self.done >= 1:
+                break
+        num_batches = progress.step_in_epoch - first
+        epoch = progress.epoch + 1
+        if progress.step_in_epoch >= self.stream.num_batches:  # not where the clock has ended it: a fit may go on there
+            progress.epoch, progress.step_in_epoch = epoch, 0
+        entry = self._entry(epoch, loss, num_batches, self._watch.elapsed_s - begun_s)
+        self._require_finite(entry["train_loss"], epoch)
+        progress.history.append(entry)
+        if self.early is not None:
+            self.early.note(epoch, entry["validation_loss"], trainer.average)
+        if self.rank == 0:
+            self._require_hold()
+            append_history(self._checkpoints, entry)
+            if self.hooks.on_epoch is not None:
+                self.hooks.on_epoch(entry)
+        if self.hooks.report is not None:
+            self.hooks.report(entry)
+
+    def _agree(self, loss: Tensor) -> None:
+        """The clock of rank 0 and the loss of all ranks so far, the same for all; and what follows from them."""
+        total = loss
+        if self.world_size > 1:
+            clock = self._watch.elapsed_s if self.rank == 0 else 0.0
+            shared = torch.stack([torch.tensor(clock, dtype=torch.float64, device=loss.device), loss.double()])
+            torch.distributed.all_reduce(shared)
+            self._clock, total = float(shared[0]), shared[1]
+        else:
+            self._clock = self._watch.elapsed_s
+        if self._clock - self._looked_s >= LIVE_INTERVAL_S:
+            self._looked_s = self._clock
+            self._look(float(total))
+        if self.hooks.is_preempted is not None and self._clock - self._asked_s >= PREEMPTION_INTERVAL_S:
+            self._asked_s = self._clock
+            is_preempted = self.hooks.is_preempted()
+            is_between = self.trainer.progress.step_in_epoch < self.stream.num_batches
+            if is_preempted and is_between and not self._has_saved_for_preemption and self.rank == 0:
+                self.save()
+            self._has_saved_for_preemption = is_preempted
+
+    def _look(self, total: float) -> None:
+        """Say how far the epoch is.
+
+        Args:
+            total: sum of the losses of the epoch's batches, over all ranks.
+        """
+        progress = self.trainer.progress
+        self._require_finite(total, progress.epoch + 1)
+        step, since, before = self._live_from
+        steps, seconds = progress.step - step, self._clock - since
+        if self.rank != 0 or steps <= 0 or seconds <= 0:
+            return
+        self._live_from = (progress.step, self._clock, total)
+        can_spin = self.trainer.device.type == "cpu" and torch.get_num_threads() > 1
+        if can_spin and (word := self._spin_watch.word(seconds / steps)):
+            warnings.warn(word, stacklevel=2)
+        if self.hooks.on_live is None:
+            return
+        self.hooks.on_live(
+            {
+                "epoch": progress.epoch + 1,
+                "step": progress.step,
+                "step_in_epoch": progress.step_in_epoch,
+                "num_batches": self.stream.num_batches,
+                "train_loss": (total - before) / steps,
+                "learning_rate": self.trainer.rate,
+                "rows_per_s": steps * self.settings.batch_size / seconds,
+                "done": self.done,
+                "num_workers": self.world_size,
+                "elapsed_s": round(self._clock, 3),
+            }
+        )
+
+    def _require_finite(self, loss: float, epoch: int) -> None:
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"the loss left the floating-point range in epoch {epoch}: take a smaller "
+                f"train.learning_rate, or set train.clip_norm"
+            )
+
+    def _entry(self, epoch: int, loss: Tensor, num_batches: int, seconds: float) -> Entry:
+        """What an epoch leaves, or what of it came since the last resume.
+
+        Each rank holds its part of every batch's loss, so the sum over ranks is the loss.
+        """
+        num_rows = len(self.held_out[0])
+        held_out = self.trainer.validation_loss(*self.held_out) if num_rows else 0.0
+        sums = torch.tensor([float(loss), held_out * num_rows, num_rows], dtype=torch.float64)
+        if self.world_size > 1:
+            sums = sums.to(self.trainer.device)
+            torch.distributed.all_reduce(sums)
+        train_loss, held_out_sum, num_held_out = sums.tolist()
+        return {
+            "epoch": epoch,
+            "step": self.trainer.progress.step,
+            "train_loss": train_loss / max(1, num_batches),
+            "validation_loss": held_out_sum / max(1.0, num_held_out),
+            "learning_rate": self.trainer.rate,
+            "rows_per_s": round(num_batches * self.settings.batch_size / max(seconds, 1e-9), 1),
+            "elapsed_s": round(self._watch.elapsed_s, 3),
+        }

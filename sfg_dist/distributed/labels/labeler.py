@@ -1,0 +1,331 @@
+"""One shard at a time: what a worker does, be it an actor or this process."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sfg_dist.distributed.labels.members import GroupReference
+from sfg_dist.distributed.labels.node_table import NodeTable
+from sfg_dist.distributed.labels.references import StoredReference, open_reference
+from sfg_dist.distributed.labels.sizes import GIB
+from sfg_dist.distributed.machine import peak_memory
+from sfg_dist.flow import (
+    ConditionalReference,
+    Effort,
+    PreparedReference,
+    Schedule,
+    label_batch,
+    label_given,
+    label_latents,
+)
+from sfg_dist.flow.posterior.streaming import StreamedReference
+from sfg_dist.job.errors import LabelingError, NonFiniteLabelError
+from sfg_dist.job.plan import Plan, Stream, integer_rows, normal_rows, random_generator
+from sfg_dist.job.version import versions
+from sfg_dist.store import Pairs, open_pairs, read_rows
+
+_CONDITIONAL_COPIES = 6  # of the reference, with the tree of its conditions and their numbers in float64
+_ERROR_EVALUATIONS = 96  # of RK4, to measure the labels' error by
+
+
+def default_device() -> torch.device:
+    """The GPU when there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class ShardLabeler:
+    """Labels shards of one store; opens everything by path, so nothing large travels to it.
+
+    Args:
+        url: the store.
+        num_threads: CPU threads; part of what decides the last bits, hence never taken from the machine.
+        device: where the flow runs; the GPU when there is one.
+        memory_gib: memory that this process may hold resident, in GiB, interpreter and libraries included; a reference
+            that does not fit in is streamed, with the same bits. What the machine has free where not given.
+        members: those that hold the reference, where one process cannot: actor handles of ``ReferenceMember``, one a
+            part, in order. Labels are then within the same tolerance, and the same for the same number of members.
+
+    Raises:
+        LabelingError: the memory is too small for one block of the reference.
+        StoreError: the store cannot be read, or its reference is damaged.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        num_threads: int = 1,
+        device: torch.device | None = None,
+        memory_gib: float | None = None,
+        members: Sequence[Any] = (),
+    ) -> None:
+        self.pairs: Pairs = open_pairs(url)
+        self.pairs.check_frame()
+        self.plan: Plan = self.pairs.plan
+        self.num_threads = num_threads
+        self.device = device or default_device()
+        self.members = tuple(members)
+        self.reference: PreparedReference | ConditionalReference
+        self._table: NodeTable | None
+        with _threads(num_threads):
+            if self.plan.condition:
+                self.reference, self._table = conditional_reference(self.pairs, self.device, memory_gib), None
+            elif members:
+                self.reference, self._table = GroupReference(StoredReference(self.pairs), members), None
+            else:
+                self.reference, self._table = open_reference(self.pairs, device=self.device, memory_gib=memory_gib)
+        self.schedule = Schedule(self.plan.labels["schedule"], self.plan.t_min)
+
+    def close(self) -> None:
+        """Give up this process's share of the node's files; labels can be made no more."""
+        if self._table is not None:
+            self._table.close()
+
+    def label(self, shard: int, attempt: int = 1) -> dict[str, Any]:
+        """Integrate, write and commit one shard; the commit record, the existing one where it is done already.
+
+        Raises:
+            NonFiniteLabelError: the flow left the floating-point range; nothing was written.
+            StoreError: the shard could not be written.
+        """
+        if self.pairs.is_done(shard) and (record := self.pairs.commit_record(shard)) is not None:
+            return record
+        started = time.time()
+        effort = Effort()
+        streamed = _num_streamed(self.reference)
+        own = self.plan.shard_range(shard)
+        starts: list[NDArray[np.float32]] = []
+        ends: list[NDArray[np.float32]] = []
+        with _threads(self.num_threads):
+            for first, stop in self.plan.batches(shard, self.device.type):
+                rows = self._start_points(shard, first, stop)
+                images_of_batch = self._integrate(shard, first, rows, effort)
+                # A shard that completes a ragged one begins within a batch; it is integrated whole, as in a longer run.
+                kept = slice(max(own[0] - first, 0), own[1] - first)
+                starts.append(rows[kept])
+                ends.append(images_of_batch[kept])
+        integrated = time.time()
+        points, images = np.concatenate(starts), np.concatenate(ends)
+        if not np.isfinite(images).all():
+            bad = int(np.flatnonzero(~np.isfinite(images).all(axis=1))[0]) + own[0]
+            raise NonFiniteLabelError(
+                f"shard {shard}: row {bad} has no finite end point: check the table for values far outside the rest, "
+                f"or take a larger labels.t_min"
+            )
+        latents, labels = (points, images) if self.plan.shard_direction(shard) == "decode" else (images, points)
+        return self.pairs.write_shard(
+            shard,
+            latents,
+            labels,
+            {
+                "attempt": attempt,
+                "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine(),
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "versions": versions(),
+                "evaluations": round(effort.evaluations / effort.rows, 2),
+                "pairs": effort.pairs,
+                "tolerance_reached": effort.bound / self.plan.sigma_data,
+                "step_control_exceeded": effort.exceeded,
+                "blocks": self.reference.num_blocks,
+                "blocks_streamed": _num_streamed(self.reference) - streamed,
+                "memory_peak": peak_memory(),
+                "group": len(self.members) or 1,
+                "seconds": round(integrated - started, 4),
+                "finished": time.time(),
+            },
+        )
+
+    def _start_points(self, shard: int, first: int, stop: int) -> NDArray[np.float32]:
+        """Latents to decode, or rows to encode, in the flow's coordinates."""
+        if self.pairs.has_queries:
+            return self.pairs.query_rows(first, stop)
+        seed = self.plan.labels["seed"]
+        noise = normal_rows(seed, Stream.LATENTS, first, stop, self.plan.dim)
+        if isinstance(self.reference, ConditionalReference):
+            index = integer_rows(seed, Stream.CONDITION, first, stop, self.reference.num_reference)
+            noise[:, self.reference.num_targets :] = self.reference.conditions(index)
+            return noise
+        if self.plan.shard_direction(shard) == "decode":
+            return noise
+        # A draw of the blurred data, whose latent is then N(0, I) as the decoder's are: x_j + (beta / alpha) s eps.
+        index = integer_rows(seed, Stream.ENCODE, first, stop, self.reference.num_reference)
+        blur = self.plan.sigma_data * self.schedule.blur
+        return (self.reference.take(index).numpy() + blur * noise).astype(np.float32)
+
+    def _integrate(self, shard: int, first: int, rows: NDArray[np.float32], effort: Effort) -> NDArray[np.float32]:
+        """One batch, padded to the plan's size: a product's shape decides its last bits."""
+        settings, direction = self.plan.labels, self.plan.shard_direction(shard)
+        padded = torch.zeros(self.plan.batch_rows(self.device.type), self.plan.dim, device=self.device)
+        padded[: len(rows)] = torch.from_numpy(rows)
+        ends: Tensor
+        if isinstance(self.reference, ConditionalReference):
+            ends = label_given(
+                padded,
+                self.reference,
+                schedule=self.schedule,
+                solver=settings["solver"],
+                num_evaluations=settings["num_evaluations"],
+                kind=self.plan.time_grid(direction),  # type: ignore[arg-type]
+                effort=effort,
+            )
+            return ends[: len(rows)].cpu().numpy()
+        ends = label_batch(
+            padded,
+            self._batch_reference(first),
+            schedule=self.schedule,
+            direction=direction,  # type: ignore[arg-type]
+            solver=settings["solver"],
+            num_evaluations=settings["num_evaluations"],
+            kind=self.plan.time_grid(direction),  # type: ignore[arg-type]
+            tolerance=settings["tolerance"],
+            solver_tolerance=settings.get("solver_tolerance"),
+            effort=effort,
+        )
+        return ends[: len(rows)].float().cpu().numpy()
+
+    def _batch_reference(self, first: int) -> PreparedReference:
+        """The whole reference, or the published mini-batch of it, drawn anew for every batch."""
+        assert not isinstance(self.reference, ConditionalReference)
+        settings = self.plan.labels
+        if settings["estimator"] == "full" or settings["num_reference"] >= self.reference.num_reference:
+            return self.reference
+        generator = random_generator(settings["seed"], Stream.MINIBATCH, first // settings["batch_size"])
+        return self.reference.subset(
+            generator.choice(self.reference.num_reference, settings["num_reference"], replace=False)
+        )
+
+
+def conditional_reference(
+    pairs: Pairs, device: torch.device, memory_gib: float | None = None, dtype: torch.dtype = torch.float32
+) -> ConditionalReference:
+    """The reference of a store of conditional labels, held whole.
+
+    Raises:
+        LabelingError: it does not fit in ``memory_gib``.
+    """
+    plan = pairs.plan
+    need = _CONDITIONAL_COPIES * 4 * plan.dim * pairs.num_reference
+    if memory_gib is not None and peak_memory() + need > memory_gib * GIB:
+        raise LabelingError(
+            f"labels for data.condition hold the whole reference, {need / GIB:.2f} GiB beside the interpreter's "
+            f"{peak_memory() / GIB:.2f}: raise labels.memory_gib = {memory_gib:g}, or lower data.max_rows"
+        )
+    return ConditionalReference(
+        pairs.reference,
+        len(plan.condition),
+        neighbors=plan.labels["condition_neighbors"],
+        bandwidth=plan.labels.get("condition_bandwidth"),
+        adjust=plan.labels["condition_adjust"] == "linear",
+        dtype=dtype,
+        device=device,
+        sigma_data=plan.sigma_data,
+    )
+
+
+def _num_streamed(reference: PreparedReference | ConditionalReference) -> int:
+    return reference.num_streamed if isinstance(reference, StreamedReference) else 0
+
+
+def label_error(
+    pairs: Pairs, *, max_rows: int = 256, max_pairs: float = 1e9, memory_gib: float | None = None
+) -> dict[str, Any]:
+    """The labels' own error, measured on the first rows of a store: no bound tells it, because the flow forks.
+
+    They are integrated again in float64 over every reference, as many rows as ``max_pairs`` pairs allow, but 8 at
+    least: by RK4 with 96 evaluations where all of the reference's rows fit in memory. Else each evaluation reads again
+    those that do not, so there are fewer, by a method that makes more of them: "exp_abm4" with twice the labels' own
+    evaluations, but 48 at least, whose error is about a twentieth of that of labels with 22. The errors are in units of
+    the reference's spread (the plan's sigma_data), and of latents.
+
+    Args:
+        pairs: the open store; its first shard is committed.
+        max_rows: rows to integrate, at most.
+        max_pairs: evaluations of a kernel, at most.
+        memory_gib: memory that this process may hold resident, in GiB; half of what the machine has free is taken where
+            not given.
+
+    Returns:
+        num_rows, and the median and 90th percentile of the 2-norm of the difference; empty for mini-batch labels,
+        each of which has a reference of its own.
+    """
+    plan = pairs.plan
+    if plan.labels["estimator"] != "full":
+        return {}
+    if plan.condition:
+        return _conditional_error(pairs, max_rows=max_rows)
+    stored = StoredReference(pairs)
+    num_kept = stored.num_fitting(memory_gib, torch.float64)
+    solver, num_evaluations = "rk4", _ERROR_EVALUATIONS
+    if num_kept < stored.num_blocks:
+        twice = max(_ERROR_EVALUATIONS // 2, 2 * plan.labels["num_evaluations"])
+        solver, num_evaluations = "exp_abm4", min(twice, _ERROR_EVALUATIONS)
+    wanted = max(8, int(max_pairs / (stored.num_reference * num_evaluations)))
+    start, stop = plan.shard_range(0)
+    num_rows = min(max_rows, wanted, stop - start)
+    latents, labels = (read_rows(array, 0, num_rows).astype(np.float64) for array in (pairs.latents, pairs.labels))
+    decodes = plan.shard_direction(0) == "decode"
+    ends = label_latents(
+        latents if decodes else labels,
+        stored.streamed(torch.device("cpu"), torch.float64, num_kept=num_kept),
+        t_min=plan.t_min,
+        schedule=plan.labels["schedule"],
+        direction="decode" if decodes else "encode",
+        solver=solver,
+        num_evaluations=num_evaluations,
+        batch_size=num_rows,
+        tolerance=0.0,
+    )
+    difference = (ends - labels) / plan.sigma_data if decodes else ends - latents
+    return _error_figures(difference) | {"tolerance_reached": max_reached(pairs)}
+
+
+def _conditional_error(pairs: Pairs, *, max_rows: int) -> dict[str, Any]:
+    plan = pairs.plan
+    start, stop = plan.shard_range(0)
+    num_rows = min(max_rows, stop - start)
+    latents, labels = (read_rows(array, 0, num_rows).astype(np.float64) for array in (pairs.latents, pairs.labels))
+    ends = label_given(
+        torch.from_numpy(latents),
+        conditional_reference(pairs, torch.device("cpu"), dtype=torch.float64),
+        schedule=Schedule(plan.labels["schedule"], plan.t_min),
+        solver="rk4",
+        num_evaluations=_ERROR_EVALUATIONS,
+    )
+    return _error_figures((ends.numpy() - labels) / plan.sigma_data) | {"tolerance_reached": 0.0}
+
+
+def _error_figures(difference: NDArray[np.float64]) -> dict[str, Any]:
+    error = np.linalg.norm(difference, axis=1)
+    return {
+        "num_rows": len(error),
+        "median": float(np.median(error)),
+        "percentile_90": float(np.quantile(error, 0.9)),
+    }
+
+
+def max_reached(pairs: Pairs) -> float:
+    """The largest certified bound of the posterior mean's error that any shard recorded, in units of sigma_data."""
+    records = (pairs.commit_record(shard) for shard in sorted(pairs.committed()))
+    return max((float(record.get("tolerance_reached", 0.0)) for record in records if record), default=0.0)
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,40 @@
+"""The clusters' ordering of a reference's blocks, subtrees sorted side by side: by threads here, or by Ray tasks.
+
+Each block has an ordering of its own, by its own row numbers; they lie one after the other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfg_dist.flow import block_ranges, build_order
+from sfg_dist.flow.posterior.clusters import Mapper
+
+CLUSTER_ROWS = 2_000_000  # from here on a second of sorting a thread is worth sending rows to other nodes
+
+
+def order_with_threads(rows: NDArray[np.float32]) -> NDArray[np.int64]:
+    """``build_order`` of each block, with the subtrees on threads of this process."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return _order_blocks(rows, pool.map)
+
+
+def order_with_tasks(rows: NDArray[np.float32]) -> NDArray[np.int64]:
+    """``build_order`` of each block, with the subtrees as tasks of the running Ray session."""
+    import ray
+
+    def mapper(function: Callable[..., Any], parts: Iterable[Any]) -> list[Any]:
+        task = ray.remote(function).options(num_cpus=1)
+        return ray.get([task.remote(part) for part in parts])
+
+    return _order_blocks(rows, mapper)
+
+
+def _order_blocks(rows: NDArray[np.float32], mapper: Mapper) -> NDArray[np.int64]:
+    return np.concatenate([build_order(rows[start:stop], mapper=mapper) for start, stop in block_ranges(len(rows))])

@@ -1,0 +1,390 @@
+"""Ray's actors as the driver's pool: answers come through callbacks, so a thousand calls in flight cost no scan."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from sfg_dist.distributed.cluster import draining_nodes
+from sfg_dist.distributed.labels.members import ReferenceMember
+from sfg_dist.distributed.labels.node_table import sweep_node
+from sfg_dist.distributed.labels.pool import WORKER_LOST, Answered, Drain, Event, Failure, Lost, Ready, Result, Task
+from sfg_dist.distributed.labels.shards import label_tasks, worker_info
+
+REASON_CHARACTERS = 400
+ENDING_S, KILL_S = 5.0, 1.0  # within which a process goes that Ray was asked to end, and one that was killed
+
+
+@dataclass(frozen=True)
+class Role:
+    """What an actor of one role holds.
+
+    Attributes:
+        num_cpus: CPUs.
+        num_gpus: GPUs, fractions allowed.
+        is_cpu: whether its labeler is told to leave the GPUs alone: Ray may show them to it all the same.
+    """
+
+    num_cpus: int
+    num_gpus: float
+    is_cpu: bool = False
+
+
+class ShardActor:
+    """A labeler in a process of its own.
+
+    Signals to stop are left to the driver, which may let the shard at work end.
+
+    Args:
+        make: makes the labeler.
+        members: actors of its group.
+    """
+
+    def __init__(self, make: Callable[[], Any], members: Sequence[Any] = ()) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR2", signal.SIGTERM)):
+            with contextlib.suppress(ValueError):  # not in the main thread
+                signal.signal(number, signal.SIG_IGN)
+        self._make, self._members = make, members
+        self._labeler: Any = None
+
+    def open(self) -> dict[str, Any] | Failure:
+        """Make the labeler: where it runs, or why it cannot."""
+        import ray
+
+        started = time.perf_counter()
+        try:
+            self._labeler = self._make()
+            members = ray.get([member.__ray_call__.remote(process_of) for member in self._members])
+        except Exception as error:
+            return Failure.of(error)
+        load_s = time.perf_counter() - started
+        return worker_info(self._labeler) | {"processes": [process_of(self), *members], "load_s": load_s}
+
+    def label(self, tasks: Sequence[Task]) -> list[Result]:
+        """Label some shards, one after the other."""
+        return label_tasks(self._labeler, tasks)
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process of an actor, for good: ids of processes are used again.
+
+    Attributes:
+        node: Ray's id of its node.
+        host: name of its machine.
+        pid: its id there.
+        created: when it began, seconds since 1970.
+    """
+
+    node: str
+    host: str
+    pid: int
+    created: float
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is another process of this machine."""
+        return self.host == socket.gethostname() and self.pid != os.getpid()
+
+    def is_alive(self) -> bool:
+        """Whether it runs still, or is stopped; for its own machine."""
+        import psutil
+
+        try:
+            process = psutil.Process(self.pid)
+            return abs(process.create_time() - self.created) < 0.01 and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    def kill(self) -> None:
+        """End it, if it is alive; for its own machine."""
+        if self.is_alive():
+            with contextlib.suppress(OSError):
+                os.kill(self.pid, signal.SIGKILL)
+
+
+def process_of(actor: object) -> Process:
+    """The process that this is called in, by an actor."""
+    import psutil
+    import ray
+
+    node = ray.get_runtime_context().get_node_id()
+    return Process(node, socket.gethostname(), os.getpid(), psutil.Process().create_time())
+
+
+def see_off(process: Process, patience_s: float) -> None:
+    """Wait for the end of a process of this machine, and bring it about where it takes longer than it may."""
+    deadline = time.monotonic() + patience_s
+    while process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+
+
+@dataclass
+class _Actor:
+    """An actor, the members of its group, and what is asked of it."""
+
+    handle: Any
+    members: list[Any]
+    group: Any = None
+    processes: Sequence[Process] = ()
+    calls: deque[Any] = field(default_factory=deque)
+
+
+class RayPool:
+    """Actors of the running Ray session.
+
+    Args:
+        url: the store.
+        labeler: the class of the labelers.
+        roles: what an actor of each role holds.
+        arguments: keyword arguments of the labeler.
+        actors_per_group: actors that share one reference; more than one makes each worker a leader with members.
+        member: the class of the members.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        labeler: Callable[..., Any],
+        roles: Mapping[str, Role],
+        arguments: Mapping[str, Any],
+        *,
+        actors_per_group: int = 1,
+        member: Callable[..., Any] = ReferenceMember,
+    ) -> None:
+        self._member = member
+        self._url, self._labeler, self._roles, self._arguments = url, labeler, roles, dict(arguments)
+        self._group_size = actors_per_group
+        self._actors: dict[str, _Actor] = {}
+        self._number = 0
+        self._ending: list[tuple[float, Process]] = []  # on this machine, and when they must be gone
+        self._elsewhere: set[str] = set()  # other machines' nodes that had an actor
+        self._tasks: list[Any] = []  # on those
+        # SimpleQueue: a signal handler may put into it while the main thread is inside it.
+        self._answers: queue.SimpleQueue[tuple[str, Future[Any]] | None] = queue.SimpleQueue()
+
+    def now(self) -> float:
+        """Seconds on a clock that never goes back."""
+        return time.monotonic()
+
+    def unix_time(self) -> float:
+        """Seconds since 1970."""
+        return time.time()
+
+    def start(self, role: str) -> str:
+        """Ask Ray for an actor, or a group of them; it may wait for a place."""
+        import ray
+
+        self._number += 1
+        name = f"{role}-{self._number}"
+        resources = self._roles[role]
+        options: dict[str, Any] = {
+            "num_cpus": resources.num_cpus,
+            "num_gpus": resources.num_gpus,
+            "max_restarts": 0,
+            "max_concurrency": 1,
+        }
+        arguments = dict(self._arguments)
+        if resources.is_cpu:
+            import torch
+
+            arguments["device"] = torch.device("cpu")
+        members: list[Any] = []
+        group = None
+        if self._group_size > 1:
+            group, members = self._start_members(options, arguments)
+            arguments["members"] = tuple(members)
+            # The leader integrates on its CPU while the members wait, and waits while they work: it needs no place.
+            options |= {"num_cpus": 0, "num_gpus": 0}
+            if resources.num_gpus:
+                import torch
+
+                arguments["device"] = torch.device("cpu")
+        make = _Maker(self._labeler, self._url, arguments)
+        handle = ray.remote(ShardActor).options(**options).remote(make, members)
+        self._actors[name] = _Actor(handle, members, group)
+        self._listen(name, handle.open.remote())  # type: ignore[attr-defined]
+        return name
+
+    def _start_members(self, options: dict[str, Any], arguments: Mapping[str, Any]) -> tuple[Any, list[Any]]:
+        """The members of a group, one a part of the reference; its leader holds none.
+
+        Places are asked for all at once, so that two half groups never wait for each other.
+        """
+        import ray
+        from ray.util.placement_group import placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        place = {"CPU": float(options["num_cpus"])}
+        if options["num_gpus"]:
+            place["GPU"] = options["num_gpus"]
+        group = placement_group([place] * self._group_size, strategy="PACK")
+        options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group)
+        remote_class = ray.remote(self._member).options(**options)
+        parts = range(self._group_size)
+        return group, [remote_class.remote(self._url, part, self._group_size, **arguments) for part in parts]
+
+    def submit(self, worker: str, tasks: Sequence[Task]) -> None:
+        """Hand a call to an actor."""
+        self._listen(worker, self._actors[worker].handle.label.remote(tuple(tasks)))
+
+    def _listen(self, worker: str, call: Any) -> None:
+        self._actors[worker].calls.append(call)  # Ray forgets an answer to which nobody holds a reference
+        call.future().add_done_callback(lambda future: self._answers.put((worker, future)))
+
+    def wake(self) -> None:
+        """Let ``wait`` return; may be called from a signal handler."""
+        self._answers.put(None)
+
+    def wait(self, timeout_s: float) -> list[Event]:
+        """All answers that have come; waits for the first of them."""
+        self._end_overdue()
+        events: list[Event] = []
+        try:
+            entry = self._answers.get(timeout=timeout_s) if timeout_s > 0 else self._answers.get_nowait()
+            while True:
+                if entry is not None and (event := self._event(*entry)) is not None:
+                    events.append(event)
+                entry = self._answers.get_nowait()
+        except queue.Empty:
+            return events
+
+    def _event(self, worker: str, future: Future[Any]) -> Event | None:
+        actor = self._actors.get(worker)
+        if actor is None:
+            return None
+        error = future.exception()
+        if error is not None:
+            return Lost(worker, Failure(WORKER_LOST, _loss(error)))
+        answer = future.result()
+        actor.calls.popleft()
+        if isinstance(answer, Failure):
+            return Lost(worker, answer, is_refusal=True)
+        if isinstance(answer, dict):
+            if actor.members:  # of a kind of its own: its leader's device says nothing of its pace and its bits
+                answer = answer | {"device": f"{len(actor.members)} x {worker.rpartition('-')[0]}"}
+            actor.processes = answer["processes"]
+            return Ready(worker, answer)
+        return Answered(worker, answer)
+
+    def kill(self, worker: str) -> None:
+        """Have Ray end an actor and its members. Where one is stopped, and does not hear Ray, it is killed later.
+
+        Not at once: where a process goes before Ray has ended it, Ray tells the user that a worker died.
+        """
+        import ray
+
+        actor = self._actors.pop(worker, None)
+        if actor is None:
+            return
+        for handle in (actor.handle, *actor.members):
+            ray.kill(handle)
+        if actor.group is not None:
+            from ray.util.placement_group import remove_placement_group
+
+            remove_placement_group(actor.group)
+        for process in actor.processes:
+            if process.is_here:
+                self._ending.append((time.monotonic() + ENDING_S, process))
+                continue
+            self._elsewhere.add(process.node)
+            if actor.calls:  # an idle one hears Ray, and a task costs a process
+                self._on_node(process.node, see_off, process, ENDING_S)
+
+    def close(self) -> None:
+        """Wait until the processes of ended actors are gone, and kill those that stay; takes seconds at most.
+
+        Then what they left in the shared memory of their nodes is removed: an actor that Ray ends cannot do it.
+        """
+        while self._ending:
+            self._end_overdue()
+            time.sleep(0.01)
+        self._wait_for_tasks()
+        sweep_node()
+        for node in self._elsewhere:
+            self._on_node(node, sweep_node)
+        self._wait_for_tasks()
+
+    def _end_overdue(self) -> None:
+        now = time.monotonic()
+        for deadline, process in self._ending:
+            if now >= deadline:
+                process.kill()
+        self._ending = [(at, process) for at, process in self._ending if now < at + KILL_S and process.is_alive()]
+
+    def _on_node(self, node: str, function: Callable[..., Any], *arguments: Any) -> None:
+        """Have a function called on a node, as long as that is there."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+        remote = ray.remote(function).options(num_cpus=0, max_retries=0, scheduling_strategy=strategy)
+        self._tasks.append(remote.remote(*arguments))
+
+    def _wait_for_tasks(self) -> None:
+        import ray
+
+        if self._tasks:
+            ray.wait(self._tasks, num_returns=len(self._tasks), timeout=2 * ENDING_S)
+            self._tasks.clear()
+
+    def draining(self) -> Mapping[str, Drain]:
+        """Actors on nodes that Ray says will go away."""
+        nodes = draining_nodes()
+        if not nodes:
+            return {}
+        to_clock = time.monotonic() - time.time()
+        return {
+            name: Drain(node, nodes[node] + to_clock)
+            for name, actor in self._actors.items()
+            if actor.processes and (node := actor.processes[0].node) in nodes
+        }
+
+    def resources(self) -> str:
+        """What the cluster has, and what an actor needs."""
+        import ray
+
+        def words(resources: Mapping[str, float]) -> str:
+            return f"{resources.get('CPU', 0.0):g} CPUs, {resources.get('GPU', 0.0):g} GPUs"
+
+        needs = "; ".join(
+            f"a {name} actor needs {role.num_cpus} CPUs, {role.num_gpus:g} GPUs" for name, role in self._roles.items()
+        )
+        return (
+            f"the cluster has {words(ray.cluster_resources())}, of which {words(ray.available_resources())} are free; "
+            f"{needs}"
+        )
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes a labeler where it is called; travels to an actor."""
+
+    labeler: Callable[..., Any]
+    url: str
+    arguments: Mapping[str, Any]
+
+    def __call__(self) -> Any:
+        return self.labeler(self.url, **self.arguments)
+
+
+def _loss(error: BaseException) -> str:
+    """Why an actor is gone, in one line; Ray's own text is a page."""
+    text = " ".join(str(error).split())
+    if type(error).__name__ == "OutOfMemoryError" or "memory monitor" in text or "OOM killer: " in text:
+        return "Ray's memory monitor ended it, because its machine was nearly out of memory"
+    if "node" in text and ("died" in text or "dead" in text) and "worker process has died" not in text:
+        return "its machine is gone"
+    if "process has died" in text or "connection error code" in text:
+        return "its process died: killed, out of memory, or crashed"
+    return f"{type(error).__name__}: {text}"[:REASON_CHARACTERS]

@@ -1,0 +1,244 @@
+"""From the reference in a store to the one that a process labels with: in memory, shared by the node, or streamed."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sfg_dist.distributed.labels import node_table
+from sfg_dist.flow import PreparedReference, posterior_moments
+from sfg_dist.flow.posterior.backends import Backend
+from sfg_dist.flow.posterior.block_file import block_bytes, reference_bytes, write_blocks
+from sfg_dist.flow.posterior.reference import Reference, ReferenceBlock, block_ranges, center_of, centred_keys
+from sfg_dist.flow.posterior.streaming import StreamedReference
+from sfg_dist.job.errors import LabelingError, StoreError
+from sfg_dist.store import Pairs
+
+GIB = 1 << 30
+_M_MMAP_THRESHOLD = -3  # in glibc's malloc.h
+SHARED_BYTES = 64 << 20  # from here on a second copy on the node is worth a file
+WORK_BYTES = 64 << 20  # of a batch on its way, and what the allocator keeps back
+_BUILD_COPIES = 1.25  # of a block's rows beside it, while it is built (measured: 1.0 in 21 columns, 1.15 in 64)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory that labels need of a process, in bytes, beside interpreter and libraries (``base_bytes``).
+
+    Attributes:
+        resident: with all of the reference in memory.
+        streamed: with one block at a time, the least.
+    """
+
+    resident: int
+    streamed: int
+
+
+def reference_memory(num_reference: int, dim: int, *, has_clusters: bool) -> Memory:
+    """What a reference of this size takes; see Memory.
+
+    Args:
+        num_reference: rows of the reference.
+        dim: columns, as the flow sees them.
+        has_clusters: whether labels look at clusters: full estimator, a tolerance, and rows enough.
+    """
+    block_rows = max(stop - start for start, stop in block_ranges(num_reference))
+    block = block_bytes(block_rows, dim, has_clusters=has_clusters)
+    build = int(_BUILD_COPIES * 4 * (dim + 1) * block_rows)
+    whole = reference_bytes(num_reference, dim, has_clusters=has_clusters)
+    return Memory(whole + build + WORK_BYTES, block + build + WORK_BYTES)
+
+
+class StoredReference:
+    """The reference of a store, read a block at a time and checked against its fingerprint.
+
+    Args:
+        pairs: the open store.
+
+    Raises:
+        StoreError: the rows are not those that the plan was made for.
+    """
+
+    def __init__(self, pairs: Pairs) -> None:
+        self._pairs = pairs
+        self.num_reference, self.dim = pairs.num_reference, pairs.plan.dim
+        self.num_blocks = len(block_ranges(self.num_reference))
+        self.scale = pairs.plan.sigma_data
+        self.has_clusters = pairs.has_order
+
+    def center(self) -> Tensor:
+        """Mean of the rows; all are read once, and checked."""
+        digest = hashlib.sha256(f"{(self.num_reference, self.dim)}{np.dtype(np.float32).str}".encode())
+
+        def read(start: int, stop: int) -> Tensor:
+            rows = self.rows(start, stop)
+            digest.update(rows.data)
+            return torch.from_numpy(rows)
+
+        center = center_of(read, self.num_reference)
+        if digest.hexdigest() != self._pairs.plan.identity["reference"]:
+            raise StoreError(
+                f"{self._pairs.location.url}/reference is not the table that the plan was made for: it was changed or "
+                f"damaged; run `sfg verify` and `sfg repair` on the store"
+            )
+        return center
+
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows from ``start`` to ``stop``, shape (stop - start, dim)."""
+        return self._pairs.reference_rows(start, stop)
+
+    def order(self, start: int, stop: int) -> NDArray[np.int64] | None:
+        """The clusters' ordering of a block's rows, None where labels sum over every row."""
+        order = self._pairs.order_rows(start, stop)
+        if order is not None and not np.array_equal(np.sort(order), np.arange(stop - start)):
+            raise StoreError(
+                f"{self._pairs.location.url}/reference/order is not an ordering of the {stop - start} reference rows "
+                f"from row {start} on: it was changed or damaged; run `sfg verify` and `sfg repair` on the store"
+            )
+        return order
+
+    def block(
+        self, number: int, center: Tensor, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> ReferenceBlock:
+        """A block, centred and of spread 1; its clusters are built when they are first asked for."""
+        start, stop = block_ranges(self.num_reference)[number]
+        keys = centred_keys(torch.from_numpy(self.rows(start, stop)).to(device), center, dtype, self.scale)
+        return ReferenceBlock(keys, order=self.order(start, stop) if dtype == torch.float32 else None)
+
+    def streamed(
+        self, device: torch.device, dtype: torch.dtype = torch.float32, *, num_kept: int = 0
+    ) -> StreamedReference:
+        """The reference, its blocks read anew in each loop over them, but for ``num_kept`` that stay once read."""
+        center = self.center()
+        return StreamedReference(
+            lambda number: self.block(number, center, device, dtype),
+            center=center,
+            num_reference=self.num_reference,
+            device=device,
+            dtype=dtype,
+            num_kept=max(num_kept, 1 if self.num_blocks == 1 else 0),
+            scale=self.scale,
+        )
+
+    def num_fitting(self, memory_gib: float | None, dtype: torch.dtype) -> int:
+        """How many blocks of rows alone fit in memory, with what it takes to read one more.
+
+        Args:
+            memory_gib: memory that this process may hold resident, what it holds already included, in GiB; half of what
+                the machine has free where not given.
+            dtype: of the rows in memory.
+        """
+        room = psutil.virtual_memory().available // 2
+        if memory_gib is not None:
+            room = int(memory_gib * GIB) - psutil.Process(os.getpid()).memory_info().rss
+        block_rows = max(stop - start for start, stop in block_ranges(self.num_reference))
+        block = block_rows * (self.dim + 1) * dtype.itemsize
+        reading = block + int(_BUILD_COPIES * 4 * (self.dim + 1) * block_rows) + WORK_BYTES
+        # The last of all is among those that are kept.
+        if self.num_blocks * block + reading - block <= room:
+            return self.num_blocks
+        return max(0, (room - reading) // block)
+
+
+def open_reference(
+    pairs: Pairs, *, device: torch.device, memory_gib: float | None = None
+) -> tuple[PreparedReference, node_table.NodeTable | None]:
+    """The reference of a store, ready for labels; and the node's file that it lies in, to be closed after.
+
+    On the CPU a reference of some size is built once a node, in a file that its processes map: in shared memory where
+    it has room, else each has its own. What does not fit in the budget, or in the machine's free memory where there is
+    none, is a file on disk whose blocks are mapped one at a time; where the disk has no room either, they are read and
+    built anew for each evaluation. GPUs hold all of it.
+
+    Args:
+        pairs: the open store.
+        device: where the flow runs.
+        memory_gib: memory that this process may hold resident, in GiB, interpreter and libraries included; what the
+            machine has free where not given.
+
+    Raises:
+        LabelingError: the budget is too small for one block.
+        StoreError: the store's reference is damaged.
+    """
+    stored = StoredReference(pairs)
+    if memory_gib is not None:
+        give_memory_back()
+    if device.type != "cpu":
+        return _resident(stored, device), None
+    need = reference_memory(stored.num_reference, stored.dim, has_clusters=stored.has_clusters)
+    room = None if memory_gib is None else int(memory_gib * GIB) - base_bytes(stored.dim, stored.has_clusters)
+    if room is not None and room < need.streamed:
+        least = (need.streamed + int(memory_gib * GIB) - room) / GIB  # type: ignore[operator]
+        raise LabelingError(
+            f"labels.memory_gib = {memory_gib:g} cannot hold one block of the reference: a process needs "
+            f"{least:.2f} GiB at least, and {(need.resident - need.streamed) / GIB + least:.2f} GiB to hold all of it"
+        )
+    total = reference_bytes(stored.num_reference, stored.dim, has_clusters=stored.has_clusters)
+    shared = node_table.table_directory(node_table.SHARED_MEMORY) if total >= SHARED_BYTES else None
+    name = f"{pairs.plan.identity['reference'][:24]}-{pairs.plan.run_id[:24]}"
+    is_shared = shared is not None and node_table.table_path(shared, name).exists()
+    free = psutil.virtual_memory().available
+    is_resident = need.resident <= room if room is not None else is_shared or need.resident <= free
+    directory = shared if is_resident else node_table.table_directory(Path(tempfile.gettempdir()))
+    table = None
+    if directory is not None:
+        table = node_table.open_table(directory, name, total, partial(_write, stored))
+    if table is None:
+        return _resident(stored, device) if is_resident else stored.streamed(device), None
+    reference = StreamedReference(
+        table.blocks.block,
+        center=table.blocks.center,
+        num_reference=stored.num_reference,
+        device=device,
+        num_kept=stored.num_blocks if is_resident else 0,
+        scale=stored.scale,
+    )
+    return reference, table
+
+
+def _resident(stored: StoredReference, device: torch.device) -> StreamedReference:
+    """All of a reference in this process's memory, read now: what is damaged is told before any shard is tried."""
+    reference = stored.streamed(device, num_kept=stored.num_blocks)
+    for _ in reference.blocks():
+        pass
+    return reference
+
+
+def _write(stored: StoredReference, handle: int) -> None:
+    center = stored.center()
+    blocks = (stored.block(number, center, torch.device("cpu")) for number in range(stored.num_blocks))
+    write_blocks(handle, blocks, center, has_clusters=stored.has_clusters)
+
+
+def give_memory_back() -> None:
+    """Have the C library give freed blocks of 128 KiB and more back to the system at once.
+
+    Else it keeps what one block's read freed for the next, in each thread's own heap, and the resident size creeps up.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+        if mallopt is not None:
+            mallopt(_M_MMAP_THRESHOLD, 128 << 10)
+
+
+def base_bytes(dim: int, has_clusters: bool) -> int:
+    """What this process holds resident before it opens a reference, with its compiled kernels."""
+    rows = torch.randn(64, dim, generator=torch.Generator().manual_seed(0))
+    tiny = Reference(rows, sigma_data=1.0)
+    backends: tuple[Backend, ...] = ("sparse", "dense") if has_clusters else ("dense",)
+    for backend in backends:
+        for beta_sq in (0.5, 1e-8):  # the dense kernels are two, one for small noise
+            posterior_moments(rows, tiny, alpha=1.0, beta_sq=beta_sq, variance=False, tolerance=1e-3, backend=backend)
+    return psutil.Process(os.getpid()).memory_info().rss

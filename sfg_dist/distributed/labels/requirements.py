@@ -1,0 +1,332 @@
+"""The workers that a job asks for, what they take in memory and on disk, and refusals of what cannot fit.
+
+Each refusal names the keys and a value that fits. Workers on other machines (executor.address) are taken to be like
+this one, whose limits do not bind them.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from sfg_dist.distributed.labels.references import SHARED_BYTES, reference_memory
+from sfg_dist.distributed.labels.sizes import (
+    ACTOR_BYTES,
+    CUDA_DEVICE_BYTES,
+    CUDA_HOST_BYTES,
+    EVENT_BYTES,
+    GIB,
+    RAY_BYTES,
+    StoreBytes,
+    device_memory,
+    shard_memory,
+)
+from sfg_dist.distributed.machine import Machine, this_machine
+from sfg_dist.distributed.places import cpu_room, gpu_room, whole_groups, workers_per_gpu
+from sfg_dist.flow.posterior.block_file import reference_bytes
+from sfg_dist.job.config import Job
+from sfg_dist.job.errors import ConfigError
+from sfg_dist.job.paths import free_disk, nearest_there
+from sfg_dist.job.plan import Plan
+
+DeviceKind = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The workers of a run.
+
+    Attributes:
+        executor: "inline", one worker in the process itself, or "ray", actors.
+        num_actors: by kind of device; kinds without one are left out.
+        num_gpus_per_actor: GPUs that an actor of kind "cuda" holds.
+        num_threads: CPU threads of each.
+        actors_per_group: actors that share one reference, and work on one shard together.
+        is_elsewhere: whether they are on a cluster that runs already, and this machine only stands for theirs.
+    """
+
+    executor: str
+    num_actors: dict[DeviceKind, int]
+    num_gpus_per_actor: float
+    num_threads: int
+    actors_per_group: int
+    is_elsewhere: bool
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(self.num_actors.values())
+
+
+@dataclass(frozen=True)
+class ActorMemory:
+    """Peak memory of one actor.
+
+    Attributes:
+        host_bytes: on the host.
+        device_bytes: on its GPU, 0 for an actor on CPUs.
+        reference_bytes: the part of either that is the reference set and what is built over it.
+        shared_bytes: the part on the host that all actors of a node map together.
+        least_bytes: of one that holds one block of the reference at a time; 0 where it must hold all of it.
+    """
+
+    host_bytes: int
+    device_bytes: int
+    reference_bytes: int
+    shared_bytes: int
+    least_bytes: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory that a run takes.
+
+    Attributes:
+        actors: of one actor, by kind of device.
+        driver_bytes: of the process that holds the table and hands out shards, and of Ray's own.
+        total_bytes: of all that run on this machine.
+        limit_bytes: what this machine, or the control group, has.
+    """
+
+    actors: dict[DeviceKind, ActorMemory]
+    driver_bytes: int
+    total_bytes: int
+    limit_bytes: int
+
+
+def choose_workers(job: Job, machine: Machine) -> Workers:
+    """The workers that the job asks for, those by default counted on this machine.
+
+    Raises:
+        ConfigError: the machine has fewer GPUs or CPUs.
+    """
+    keys, threads = job.executor, job.labels.num_threads
+    if keys.kind == "inline":
+        kind: DeviceKind = "cuda" if machine.gpus else "cpu"
+        workers = Workers("inline", {kind: 1}, float(bool(machine.gpus)), threads, 1, False)
+        _require_cpus(workers, machine)
+        return workers
+    elsewhere = keys.address is not None
+    gpus = keys.num_gpus_per_actor if keys.num_gpus_per_actor is not None else float(bool(machine.gpus))
+    if gpus and not elsewhere and gpus > len(machine.gpus):
+        raise ConfigError(
+            f"executor.num_gpus_per_actor = {gpus:g}, but torch sees {len(machine.gpus)} GPUs here: "
+            + (f"take at most {len(machine.gpus)}" if machine.gpus else "leave the key out for actors on CPUs")
+        )
+    if gpus and not machine.gpus:
+        raise ConfigError(
+            f"executor.num_gpus_per_actor = {gpus:g} on the cluster at {keys.address}, but torch sees no GPU here to "
+            f"calibrate on: plan on a machine like the cluster's"
+        )
+    group = keys.actors_per_group
+    beside = whole_groups(keys.num_cpu_actors, key="executor.num_cpu_actors", group=group)
+    room = gpu_room(len(machine.gpus), gpus) if gpus else cpu_room(machine.num_cpus, threads, beside=beside)
+    if elsewhere and gpus:
+        room = max(room, group)  # the cluster is larger than the machine that stands for it
+    number = whole_groups(keys.num_actors, room=room, group=group)
+    if gpus and number > room and not elsewhere:
+        raise ConfigError(
+            f"executor.num_actors = {number} with executor.num_gpus_per_actor = {gpus:g} need {number * gpus:g} GPUs, "
+            f"torch sees {len(machine.gpus)} here: take executor.num_actors = {max(1, room // group * group)}"
+        )
+    actors: dict[DeviceKind, int] = {"cuda": number, "cpu": beside} if gpus else {"cpu": number + beside}
+    workers = Workers("ray", {kind: n for kind, n in actors.items() if n}, gpus, threads, group, elsewhere)
+    if not elsewhere:
+        _require_cpus(workers, machine, beside)
+    return workers
+
+
+def _require_cpus(workers: Workers, machine: Machine, beside: int = 0) -> None:
+    if workers.total * workers.num_threads <= machine.num_cpus:
+        return
+    needed = f"{workers.total} actors x labels.num_threads = {workers.num_threads}"
+    fits = []
+    group = workers.actors_per_group
+    if fitting := cpu_room(machine.num_cpus, workers.num_threads, beside=beside) // group * group:
+        fits.append(f"executor.num_actors = {fitting}")
+    elif beside:
+        fits.append(f"fewer executor.num_cpu_actors than {beside}")
+    if workers.total <= machine.num_cpus and workers.num_threads > 1:
+        fits.append(f"labels.num_threads = {machine.num_cpus // workers.total}")
+    raise ConfigError(
+        f"{needed} need {workers.total * workers.num_threads} CPUs, this machine has {machine.num_cpus}: "
+        f"take {' or '.join(fits) or f'labels.num_threads = {machine.num_cpus}'}"
+        if workers.executor == "ray"
+        else f"labels.num_threads = {workers.num_threads}, this machine has {machine.num_cpus} CPUs: take "
+        f"labels.num_threads = {machine.num_cpus}"
+    )
+
+
+def memory_of(
+    plan: Plan,
+    workers: Workers,
+    machine: Machine,
+    *,
+    num_reference: int,
+    has_clusters: bool,
+    driver_bytes: int,
+    memory_gib: float | None,
+) -> Memory:
+    """Memory of a run, before it is begun.
+
+    Args:
+        plan: what it makes.
+        workers: who makes it.
+        machine: where.
+        num_reference: rows of the reference set.
+        has_clusters: whether labels use clusters of it.
+        driver_bytes: resident size of this process, which holds the table as the run's own will.
+        memory_gib: budget of the reference in an actor, None for all of it.
+    """
+    rows = -(-num_reference // workers.actors_per_group)
+    actors: dict[DeviceKind, ActorMemory] = {}
+    base = (driver_bytes if workers.executor == "inline" else ACTOR_BYTES) + shard_memory(plan)
+    for kind in workers.num_actors:
+        if kind == "cuda":
+            device = device_memory(rows, plan.dim)
+            host = base + CUDA_HOST_BYTES + 4 * rows * plan.dim
+            actors[kind] = ActorMemory(host, CUDA_DEVICE_BYTES + device, device, 0, 0)
+            continue
+        need = reference_memory(rows, plan.dim, has_clusters=has_clusters)
+        _check_budget(memory_gib, base, need.streamed)
+        budget = math.inf if memory_gib is None else memory_gib * GIB - base
+        whole = reference_bytes(rows, plan.dim, has_clusters=has_clusters)
+        is_shared = need.resident <= budget and whole >= SHARED_BYTES and workers.actors_per_group == 1
+        reference = int(min(need.resident, budget))
+        actors[kind] = ActorMemory(base + reference, 0, reference, whole * is_shared, base + need.streamed)
+    here = 0
+    if not workers.is_elsewhere:
+        here = sum(
+            actors[kind].host_bytes * number - actors[kind].shared_bytes * (number - 1)
+            for kind, number in workers.num_actors.items()
+        )
+    driver = driver_bytes + (RAY_BYTES if workers.executor == "ray" else 0)
+    total = here if workers.executor == "inline" else here + driver
+    return Memory(actors, driver, total, machine.memory_bytes)
+
+
+def require_budget(job: Job, plan: Plan | None = None, num_reference: int = 1, *, has_clusters: bool = False) -> None:
+    """Refuse a labels.memory_gib that cannot hold a block of the reference; where GPUs label, it has no say.
+
+    Args:
+        job: the checked job.
+        plan: of its store; None before the table is read, where the smallest reference is taken.
+        num_reference: rows of the reference set.
+        has_clusters: whether labels use clusters of it.
+
+    Raises:
+        ConfigError: with a budget that is not too small for this reason.
+    """
+    if job.labels.memory_gib is None or job.executor.address is not None or this_machine().gpus:
+        return
+    held = psutil.Process().memory_info().rss if job.executor.kind == "inline" else ACTOR_BYTES
+    rows = -(-num_reference // job.executor.actors_per_group)
+    need = reference_memory(rows, 1 if plan is None else plan.dim, has_clusters=has_clusters).streamed
+    _check_budget(job.labels.memory_gib, held + (0 if plan is None else shard_memory(plan)), need)
+
+
+def _check_budget(memory_gib: float | None, held: int, need: int) -> None:
+    if memory_gib is not None and memory_gib * GIB - held < need:
+        raise ConfigError(
+            f"labels.memory_gib = {memory_gib:g} cannot hold one block of the reference beside interpreter and "
+            f"libraries: take {_up((held + need) / GIB):g} or more, or leave the key out"
+        )
+
+
+def require_memory(memory: Memory, workers: Workers, machine: Machine) -> None:
+    """Refuse what this machine cannot hold.
+
+    Raises:
+        ConfigError: with a number of actors that fits, a budget with which the reference is streamed, or both.
+    """
+    if memory.total_bytes > memory.limit_bytes:
+        largest = max(memory.actors.values(), key=lambda actor: actor.host_bytes - actor.shared_bytes)
+        one = largest.host_bytes - largest.shared_bytes
+        room = memory.limit_bytes - (0 if workers.executor == "inline" else memory.driver_bytes)
+        fits = []
+        group = workers.actors_per_group
+        number = int((room - largest.shared_bytes) // one) // group * group
+        if workers.executor == "ray" and number >= 1:
+            fits.append(f"executor.num_actors = {number}")
+        budget = math.floor(10 * room / workers.total / GIB) / 10
+        if "cpu" in memory.actors and memory.actors["cpu"].least_bytes <= budget * GIB < largest.host_bytes:
+            fits.append(f"labels.memory_gib = {budget:g} (the reference is then streamed)")
+        who = (
+            "the process"
+            if workers.executor == "inline"
+            else f"{workers.total} actors of {largest.host_bytes / GIB:.2f} GiB"
+        )
+        raise ConfigError(
+            f"{who} and what else the run holds need {memory.total_bytes / GIB:.2f} GiB, this machine has "
+            f"{memory.limit_bytes / GIB:.2f} GiB: "
+            + (f"take {', or '.join(fits)}" if fits else "take a machine with more memory, or fewer data.max_rows")
+        )
+    if "cuda" not in memory.actors or workers.is_elsewhere:
+        return
+    smallest = min(gpu.memory_bytes for gpu in machine.gpus)
+    each = memory.actors["cuda"]
+    sharing = workers_per_gpu(workers.num_gpus_per_actor)
+    if sharing * each.device_bytes > smallest:
+        fits = ["executor.num_gpus_per_actor = 1"] if sharing > 1 and each.device_bytes <= smallest else []
+        raise ConfigError(
+            f"{sharing} actors on a GPU need {sharing * each.device_bytes / GIB:.2f} GiB of its memory, which is "
+            f"{smallest / GIB:.2f} GiB: "
+            + (
+                f"take {', or '.join(fits)}"
+                if fits
+                else "take GPUs with more memory, or a larger executor.actors_per_group"
+            )
+        )
+
+
+def _up(gib: float) -> float:
+    return math.ceil(100 * gib) / 100
+
+
+def require_output(directory: str) -> None:
+    """Refuse an output.dir that the run could not write into; nothing is written to find out.
+
+    Raises:
+        ConfigError: it is a file, or may not be written, or is a URL without a bucket.
+    """
+    if "://" in directory:
+        from sfg_dist.store import Location
+
+        Location(directory)
+        return
+    for place in (Path(directory), Path(directory) / "pairs.zarr"):
+        there = nearest_there(place)
+        if not there.is_dir():
+            raise ConfigError(f"output.dir = {directory!r}: {there} is a file: name a directory")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise ConfigError(
+                f"output.dir = {directory!r} cannot be written: {there} is read-only for this user: take another "
+                f"output.dir, or have its permissions changed"
+            )
+
+
+def require_disk(directory: str, left: StoreBytes, plan: Plan) -> int | None:
+    """Bytes free where the run writes, None for an object store; refuses what does not fit.
+
+    Raises:
+        ConfigError: there is less room than the store still takes.
+    """
+    if "://" in directory:
+        return None
+    free = free_disk(Path(directory))
+    if left.total > free:
+        shards = left.latents + left.labels + left.commits + plan.num_shards * EVENT_BYTES
+        fewer = int((free - (left.total - shards)) / (shards / plan.num_shards))
+        # A store that is begun keeps its number of pairs, and so do the user's own query points.
+        is_free = left.reference > 0 and plan.identity["queries"] is None
+        fits = f"take labels.num_pairs = {fewer * plan.shard_rows}, or " if is_free and fewer >= 1 else "take "
+        raise ConfigError(
+            f"the run writes {left.total / GIB:.2f} GiB into output.dir = {directory!r}, where {free / GIB:.2f} GiB "
+            f"are free: {fits}an output.dir with more room"
+        )
+    return free

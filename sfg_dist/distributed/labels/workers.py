@@ -1,0 +1,212 @@
+"""What the driver knows of its workers, and how it tells others."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import socket
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sfg_dist.distributed.labels.ledger import Ledger
+from sfg_dist.distributed.labels.pace import Pace
+from sfg_dist.distributed.labels.pool import Pool
+
+SNAPSHOT_S = 2.0
+KEPT_FAILURES = 50
+
+
+@dataclass
+class Call:
+    """Shards handed to a worker together.
+
+    Attributes:
+        attempts: the number of the attempt at each shard, in order.
+        begun: when the worker came to it, by the pool's clock; for a waiting call, when it was handed over.
+    """
+
+    attempts: dict[int, int]
+    begun: float
+
+
+@dataclass
+class Worker:
+    """One worker of the pool.
+
+    Attributes:
+        name: its id in the pool.
+        role: as what it was started.
+        started: when it was asked for, by the pool's clock.
+        is_ready: whether it has answered.
+        info: host, pid, device, once it has.
+        calls: what it holds, the one at work first.
+        leave_by: when it must be gone, by the pool's clock; None while it stays.
+        done: shards it has committed.
+        rows: their rows.
+        busy_s: seconds it was at work.
+    """
+
+    name: str
+    role: str
+    started: float
+    is_ready: bool = False
+    info: dict[str, Any] = field(default_factory=dict)
+    calls: deque[Call] = field(default_factory=deque)
+    leave_by: float | None = None
+    done: int = 0
+    rows: int = 0
+    busy_s: float = 0.0
+
+    @property
+    def kind(self) -> str:
+        """Name of its device: workers of one kind give the same bits and take about the same time."""
+        return str(self.info.get("device", self.role))
+
+    @property
+    def host(self) -> Any:
+        """Where it runs."""
+        return self.info.get("host")
+
+    @property
+    def pid(self) -> Any:
+        """Its process."""
+        return self.info.get("pid")
+
+    @property
+    def state(self) -> str:
+        """ "starting", "idle", "at work" or "leaving"."""
+        if self.leave_by is not None:
+            return "leaving"
+        return ("at work" if self.calls else "idle") if self.is_ready else "starting"
+
+    def can_take(self, calls: int) -> bool:
+        """Whether it can be handed another call, where ``calls`` are the most that it may hold."""
+        return self.is_ready and self.leave_by is None and len(self.calls) < calls
+
+    def left(self, pace: Pace, now: float) -> float | None:
+        """Seconds until its call at work should end, None where nobody knows; 0 where it has none."""
+        if not self.calls:
+            return 0.0
+        expected = pace.expected(self.kind, len(self.calls[0].attempts))
+        return None if expected is None else max(0.0, expected - (now - self.calls[0].begun))
+
+
+def slow_calls(workers: Iterable[Worker], pace: Pace, now: float) -> list[tuple[bool, Call, str]]:
+    """What stragglers hold: whether it is at work, the call, and the kind of worker; what waits behind them first."""
+    found: list[tuple[bool, float, Call, str]] = []
+    for worker in workers:
+        if worker.calls and pace.is_slow(worker.kind, len(worker.calls[0].attempts), now - worker.calls[0].begun):
+            found += [(number == 0, call.begun, call, worker.kind) for number, call in enumerate(worker.calls)]
+    return [(is_at_work, call, kind) for is_at_work, _, call, kind in sorted(found, key=lambda entry: entry[:2])]
+
+
+@dataclass(frozen=True)
+class DriverId:
+    """Who drives: no other driver has the same id.
+
+    Attributes:
+        host: the machine, in characters that a file name may have.
+        pid: the process.
+        token: a random part.
+    """
+
+    host: str
+    pid: int
+    token: str
+
+    @classmethod
+    def new(cls) -> DriverId:
+        """An id for this process."""
+        host = re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname())[:64]
+        return cls(host, os.getpid(), secrets.token_hex(4))
+
+    def __str__(self) -> str:
+        return f"{self.host}-{self.pid}-{self.token}"
+
+
+class Reporter:
+    """Tells what happens, as events, and how all stands, as snapshots.
+
+    Args:
+        driver: who this driver is.
+        pool: whose clock counts.
+        on_event: called with a name and details.
+        on_snapshot: called with the state.
+    """
+
+    def __init__(
+        self,
+        driver: DriverId,
+        pool: Pool,
+        on_event: Callable[..., None] | None,
+        on_snapshot: Callable[[dict[str, Any]], None] | None,
+    ) -> None:
+        self._driver = driver
+        self._pool, self._on_event, self._on_snapshot = pool, on_event, on_snapshot
+        self._begun, self._unix_begun = pool.now(), pool.unix_time()
+        self._next = self._begun
+        self._failures: deque[dict[str, Any]] = deque(maxlen=KEPT_FAILURES)
+        self._rows: dict[str, int] = {}  # of workers that are gone too
+
+    def emit(self, event: str, **details: Any) -> None:
+        """Tell of an event."""
+        if self._on_event is not None:
+            self._on_event(event, **details)
+
+    def failed(self, **details: Any) -> None:
+        """Tell of a failed attempt, and keep it for the snapshots."""
+        self._failures.append({"time": round(self._unix(self._pool.now()), 3), **details})
+        self.emit("attempt_failed", **details)
+
+    def snapshot_if_due(self, ledger: Ledger, workers: Mapping[str, Worker]) -> None:
+        """A snapshot, unless the last one is young."""
+        if self._on_snapshot is not None and self._pool.now() >= self._next:
+            self.snapshot(ledger, workers, is_running=True)
+
+    def snapshot(self, ledger: Ledger, workers: Mapping[str, Worker], *, is_running: bool) -> None:
+        """Tell how all stands."""
+        if self._on_snapshot is None:
+            return
+        now = self._pool.now()
+        self._next = now + SNAPSHOT_S
+        self._rows |= {worker.name: worker.rows for worker in workers.values()}
+        self._on_snapshot(
+            {
+                "driver": str(self._driver),
+                "host": self._driver.host,
+                "pid": self._driver.pid,
+                "started": round(self._unix_begun, 3),
+                "updated": round(self._unix(now), 3),
+                "is_running": is_running,
+                "total": ledger.total,
+                "done": ledger.done,
+                "todo": ledger.num_open,
+                "workers": [self._describe(worker) for worker in workers.values()],
+                "failures": list(self._failures),
+                "rows_per_s": round(sum(self._rows.values()) / max(1e-3, now - self._begun), 3),
+            }
+        )
+
+    def _describe(self, worker: Worker) -> dict[str, Any]:
+        shard, attempt = next(iter(worker.calls[0].attempts.items())) if worker.calls else (None, None)
+        since = worker.calls[0].begun if worker.calls else worker.started
+        return {
+            "worker": worker.name,
+            "kind": worker.kind,
+            "host": worker.host,
+            "pid": worker.pid,
+            "device": worker.info.get("device"),
+            "state": worker.state,
+            "shard": shard,
+            "attempt": attempt,
+            "since": round(self._unix(since), 3),
+            "done": worker.done,
+            "rows": worker.rows,
+            "seconds": round(worker.busy_s, 3),
+        }
+
+    def _unix(self, at: float) -> float:
+        return self._unix_begun + (at - self._begun)

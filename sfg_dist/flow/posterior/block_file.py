@@ -1,0 +1,149 @@
+"""The blocks of a reference with all that was built over them, in one file that processes map.
+
+A block's arrays lie one after the other from a page's start on, each from a cache line's. The file's last bytes say
+where its table of contents is, and are written last: a file without them was cut off. Mappings are copy-on-write, so
+that the compiled kernels see ordinary arrays; nobody writes to them, so processes on one machine share the pages, and
+what a process holds of a block goes when the block does.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import struct
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sfg_dist.flow.posterior.clusters import Clusters, clusters_shapes
+from sfg_dist.flow.posterior.reference import ReferenceBlock, block_ranges
+
+_MAGIC = b"sfg_dist reference blocks 1\n"
+_END = struct.Struct(f"<QQ{len(_MAGIC)}s")  # where the contents begin, their length
+_LINE = 64
+_PAGE = mmap.ALLOCATIONGRANULARITY
+
+
+def block_bytes(num_rows: int, dim: int, *, has_clusters: bool) -> int:
+    """Bytes of one block's arrays, in a file or in memory: centred rows, leaves, and the clusters' bounds and moments.
+
+    Args:
+        num_rows: rows of the block.
+        dim: columns.
+        has_clusters: whether there are clusters, or all rows are summed.
+    """
+    shapes = clusters_shapes(num_rows, dim)
+    names = ("blocks", "bounds", "moments", "offsets", "sizes") if has_clusters else ("blocks",)
+    sizes = [num_rows * (dim + 1) * 4, *(int(np.prod(shapes[name])) * _itemsize(name) for name in names)]
+    return _up(sum(_up(size, _LINE) for size in sizes), _PAGE)
+
+
+def reference_bytes(num_reference: int, dim: int, *, has_clusters: bool) -> int:
+    """Bytes of all blocks of a reference."""
+    ranges = block_ranges(num_reference)
+    whole = block_bytes(ranges[0][1] - ranges[0][0], dim, has_clusters=has_clusters)
+    last = block_bytes(ranges[-1][1] - ranges[-1][0], dim, has_clusters=has_clusters)
+    return whole * (len(ranges) - 1) + last
+
+
+def write_blocks(handle: int, blocks: Iterable[ReferenceBlock], center: Tensor, *, has_clusters: bool) -> None:
+    """Write the blocks of a reference to an open, empty file.
+
+    Args:
+        handle: a file descriptor.
+        blocks: float32 on the CPU; one is held at a time.
+        center: of the reference, kept in the contents.
+        has_clusters: whether to build clusters.
+
+    Raises:
+        OSError: no room is left, or the file cannot be written.
+    """
+    contents: dict[str, Any] = {"center": center.tolist(), "blocks": []}
+    place = 0
+    for block in blocks:
+        clusters = block.clusters if has_clusters else None
+        arrays: dict[str, NDArray[Any]] = {"keys": block.keys.numpy()}
+        entry: dict[str, Any] = {"start": place, "largest_square": block.largest_square, "arrays": {}}
+        if clusters is not None:
+            arrays |= {name: getattr(clusters, name) for name in ("blocks", "bounds", "moments", "offsets", "sizes")}
+            entry["clusters_largest_square"] = clusters.largest_square
+        else:
+            arrays["blocks"] = block.leaves
+        for name, values in arrays.items():
+            entry["arrays"][name] = [values.dtype.str, list(values.shape), place - entry["start"]]
+            _write(handle, values, place)
+            place = _up(place + values.nbytes, _LINE)
+        place = _up(place, _PAGE)
+        entry["bytes"] = place - entry["start"]
+        contents["blocks"].append(entry)
+        del block, clusters, arrays, values  # before the next one is made
+    text = json.dumps(contents).encode()
+    _write(handle, np.frombuffer(text + _END.pack(place, len(text), _MAGIC), np.uint8), place)
+    os.ftruncate(handle, place + len(text) + _END.size)
+
+
+class BlockFile:
+    """A whole file of blocks, open to be mapped.
+
+    Args:
+        handle: a file descriptor, which stays the caller's.
+
+    Attributes:
+        center: of the reference, float64, shape (dim,).
+
+    Raises:
+        ValueError: the file is not whole.
+    """
+
+    def __init__(self, handle: int) -> None:
+        size = os.fstat(handle).st_size
+        end = os.pread(handle, _END.size, max(0, size - _END.size))
+        if len(end) < _END.size or _END.unpack(end)[2] != _MAGIC:
+            raise ValueError("not a whole file of reference blocks")
+        first, length, _ = _END.unpack(end)
+        contents = json.loads(os.pread(handle, length, first))
+        self.center = torch.tensor(contents["center"], dtype=torch.float64)
+        self._blocks: list[dict[str, Any]] = contents["blocks"]
+        self._handle = handle
+
+    def block(self, number: int) -> ReferenceBlock:
+        """A block, mapped: its pages come as they are read, and go with it."""
+        entry = self._blocks[number]
+        memory = mmap.mmap(self._handle, entry["bytes"], access=mmap.ACCESS_COPY, offset=entry["start"])
+        arrays = {
+            name: np.frombuffer(memory, np.dtype(kind), count=int(np.prod(shape)), offset=place).reshape(shape)
+            for name, (kind, shape, place) in entry["arrays"].items()
+        }
+        keys = torch.from_numpy(arrays["keys"])
+        clusters = None
+        if "bounds" in arrays:
+            clusters = Clusters(
+                order=np.zeros(0, np.int64),
+                largest_square=entry["clusters_largest_square"],
+                num_rows=len(keys),
+                dim=keys.shape[1] - 1,
+                **{name: arrays[name] for name in ("blocks", "bounds", "moments", "offsets", "sizes")},
+            )
+        block = ReferenceBlock(keys, clusters=clusters, leaves=arrays["blocks"])
+        block.__dict__["largest_square"] = entry["largest_square"]
+        return block
+
+
+def _write(handle: int, values: NDArray[Any], place: int) -> None:
+    data = np.ascontiguousarray(values).data.cast("B")
+    while len(data):  # one call writes 2 GiB at most
+        written = os.pwrite(handle, data, place)
+        data, place = data[written:], place + written
+
+
+def _up(size: int, unit: int) -> int:
+    return -(-size // unit) * unit
+
+
+def _itemsize(name: str) -> int:
+    return 8 if name in ("offsets", "sizes") else 4

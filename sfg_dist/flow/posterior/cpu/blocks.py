@@ -1,0 +1,185 @@
+"""The sparse CPU engine over the blocks of a reference: sums and the certificate are carried from block to block.
+
+Errors and masses of a row are relative to the smallest squared distance known so far, so a block whose weights all
+vanish beside it is left out at its top nodes. With B blocks, (1 + b / B) / 2 of the tolerance may be used up after
+block b: half of it goes by a block's own mass, so that blocks of like mass are treated alike, and half by its number,
+so that one of small mass need not be summed to the last row because those before it spent all.
+
+The bound is over the whole reference: with S_b, M_b what was summed of block b, and N_b(v) = sum_j w_j (x_j - v),
+|N_b(v) - (S_b - M_b v)| <= e_b + d_b |v - g_b| for the guess g_b that the errors refer to. Guesses follow the mean so
+far, e + d |g' - g| in place of e, so that a row keeps one number e and one d, whatever the number of blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sfg_dist.flow.posterior.cpu.engine import Carried, Queries, Sums, add_clusters, fresh, prepare, share_out
+from sfg_dist.flow.posterior.cpu.traversal import LEAST_MASS
+
+if TYPE_CHECKING:
+    from sfg_dist.flow.posterior.reference import PreparedReference, ReferenceBlock
+
+Dense = Callable[["ReferenceBlock", NDArray[np.int64]], tuple[NDArray, NDArray, NDArray]]
+"""A block and numbers of rows -> mean, log of the kernel sum and variance of each over all of the block."""
+
+LARGEST_EXPONENT = 600.0  # of a mass relative to its anchor: float64 overflows at 709, and masses are added up
+SPARE = 1 / 16  # of the aim, shared out over the blocks, for rows that have spent too much already
+AIMS = (1.0, 1 / 4, 1 / 32, 0.0)  # of the tolerance, for rows whose bound came out above it before
+
+
+def blocked_cluster_sums(
+    z_t: Tensor,
+    alpha: Tensor,
+    beta_sq: Tensor,
+    reference: PreparedReference,
+    tolerance: float,
+    dense: Dense,
+    variance: bool = True,
+) -> Sums:
+    """As ``cpu_engine.cluster_sums`` over all blocks of a reference.
+
+    Rows that would open most of a block are summed densely there, by ``dense``. Those whose bound is over the tolerance
+    whatever the aim are left to a dense pass over all of the reference, with a bound of -1.
+    """
+    queries, sums = prepare(z_t, alpha, beta_sq)
+    todo = queries.rows
+    for aim in AIMS if tolerance > 0 else (1.0,):
+        if not len(todo):
+            break
+        state = State(queries, todo, variance)
+        state.add(reference.blocks(), reference.num_blocks, aim * tolerance, dense)
+        state.write(sums)
+        todo = todo[~(sums.bound[todo] <= tolerance)]
+    sums.bound[todo] = -1
+    return sums
+
+
+class State:
+    """Some rows' sums on their way through the blocks.
+
+    Args:
+        queries: all rows.
+        rows: numbers of those that are at work.
+        variance: whether squares are wanted.
+        anchors: squared distances that are known beforehand, float32, shape (len(rows),).
+        unit: mass, relative to the anchor, that is certain to be in these blocks; less than 1 where other processes
+            hold the rest of the reference.
+    """
+
+    def __init__(
+        self,
+        queries: Queries,
+        rows: NDArray[np.int64],
+        variance: bool,
+        *,
+        anchors: NDArray[np.float32] | None = None,
+        unit: float = 1.0,
+    ) -> None:
+        dim = queries.x.shape[1]
+        self.rows = rows
+        self.carried = fresh(len(rows), dim)
+        if anchors is not None:
+            self.carried.anchors[:] = anchors
+        self.mean = np.zeros((len(rows), dim), np.float32)
+        self.work = np.zeros((len(rows), 3), np.int64)
+        self._num_taken = 0
+        # An anchor given beforehand may be of rows elsewhere, or in a block that is still to come.
+        self._least_mass = LEAST_MASS if anchors is None else -1.0
+        self._queries, self._variance, self._unit = queries, variance, unit
+
+    def add(self, blocks: Iterable[ReferenceBlock], num_blocks: int, aim: float, dense: Dense) -> None:
+        """Take all blocks in turn, whose errors together may come to ``aim``."""
+        for block in blocks:  # without enumerate, which would hold one while the next is loaded
+            self._num_taken += 1
+            self._add_block(block, aim, (1 + self._num_taken / num_blocks) / 2, SPARE / num_blocks, dense)
+            del block
+
+    def _add_block(self, block: ReferenceBlock, aim: float, share: float, spare: float, dense: Dense) -> None:
+        clusters, num = block.clusters, len(self.rows)
+        bound = np.empty(num)
+
+        def work(part: NDArray[np.int64]) -> None:
+            carried = Carried(self.carried.anchors[part], self.carried.sums[part], self.carried.side[part])
+            found = Sums(
+                self.mean[part], np.empty(len(part)), np.empty(len(part), np.float32), np.empty(len(part)),
+                np.zeros((len(part), 3), np.int64),
+            )  # fmt: skip
+            add_clusters(
+                self._queries, self.rows[part], clusters, aim, carried, found,
+                variance=self._variance, share=share, spare=spare, unit=self._unit,
+                least_mass=self._least_mass,
+            )  # fmt: skip
+            bound[part] = found.bound
+            fine = found.bound >= 0
+            self.carried.anchors[part[fine]] = carried.anchors[fine]
+            self.carried.sums[part[fine]] = carried.sums[fine]
+            self.carried.side[part[fine]] = carried.side[fine]
+            self.mean[part[fine]] = found.mean[fine]
+            self.work[part[fine]] += found.work[fine]
+
+        share_out(work, np.arange(num))
+        left = np.flatnonzero(~(bound >= 0))
+        if len(left):
+            self._add_dense(left, *dense(block, self.rows[left]))
+            self.work[left, 0] += block.num_rows
+
+    def _add_dense(
+        self,
+        at: NDArray[np.int64],
+        mean: NDArray[np.float32],
+        log_kernel_sum: NDArray[np.float64],
+        variance: NDArray[np.float32],
+    ) -> None:
+        """Add what a dense pass gave for the rows at places ``at``."""
+        rows = self.rows[at]
+        half = 0.5 * self._queries.inv_sigma_sq[rows]
+        log_sum = log_kernel_sum - self._queries.log_shift[rows]
+        before = self.carried.anchors[at].astype(np.float64)
+        # A block whose mass is above 1 draws the anchor in to where it is 1, never above what float32 keeps of it.
+        own = np.nextafter((-log_sum / half).astype(np.float32), np.float32(np.inf)).astype(np.float64)
+        anchor = np.minimum(before, own)
+        fade = np.exp(np.maximum((anchor - before) * half, -700.0))
+        sums, side = self.carried.sums[at] * fade[:, None], self.carried.side[at] * fade[:, None]
+        exponent = log_sum + anchor * half
+        # Where float32 has no anchor close enough, what the block weighs beside others is not known.
+        sums[exponent > LARGEST_EXPONENT, 2] = np.inf
+        mass = np.exp(np.minimum(exponent, LARGEST_EXPONENT))
+        place = mean.astype(np.float64)
+        side += mass[:, None] * place
+        if self._variance:
+            step = place - self._origin(rows)
+            sums[:, 1] += mass * (variance + np.einsum("ij,ij->i", step, step))
+        sums[:, 0] += mass
+        # All of it may vanish beside what others hold.
+        new_mean = np.where(sums[:, :1] > 0, side / np.where(sums[:, :1] > 0, sums[:, :1], 1), place).astype(np.float32)
+        moved = np.linalg.norm(new_mean.astype(np.float64) - self.mean[at], axis=1)
+        sums[:, 2] += sums[:, 5] * moved
+        sums[:, 3] = np.maximum(sums[:, 0] - sums[:, 4], 0)
+        self.carried.anchors[at], self.carried.sums[at], self.carried.side[at] = anchor, sums, side
+        self.mean[at] = new_mean
+
+    def _origin(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Where squares are taken about: x~ where the variance keeps its digits there, far from the data the centre."""
+        near = self._queries.inv_sigma_sq[rows] > 1
+        return np.where(near[:, None], self._queries.x[rows].astype(np.float64), 0.0)
+
+    def write(self, sums: Sums) -> None:
+        """Write what the rows came to into ``sums``."""
+        rows, (anchors, carried, side) = self.rows, self.carried
+        mass = carried[:, 0]
+        mean = side / mass[:, None]
+        step = mean - self._origin(rows)
+        sums.mean[rows] = self.mean
+        sums.log_kernel_sum[rows] = (
+            np.log(mass) - anchors * 0.5 * self._queries.inv_sigma_sq[rows] + self._queries.log_shift[rows]
+        )
+        sums.variance[rows] = np.maximum(carried[:, 1] / mass - np.einsum("ij,ij->i", step, step), 0)
+        floor = mass - carried[:, 4]
+        sums.bound[rows] = np.where(floor > 0, carried[:, 2] / np.where(floor > 0, floor, 1), np.inf)
+        sums.work[rows] = self.work

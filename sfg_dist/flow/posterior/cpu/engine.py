@@ -1,0 +1,309 @@
+"""The CPU engine: the compiled kernels over threads, dense or within a certified bound.
+
+A row's numbers do not depend on the rows beside it, nor on the number of threads: threads share out rows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sfg_dist.flow.posterior.clusters import Clusters
+from sfg_dist.flow.posterior.cpu.kernels import dense_rows
+from sfg_dist.flow.posterior.cpu.leaf_sums import HUGE
+from sfg_dist.flow.posterior.cpu.simd import has_avx512
+from sfg_dist.flow.posterior.cpu.traversal import CARRIED, LEAST_MASS, cluster_rows
+from sfg_dist.flow.posterior.cpu.wide_sums import wide_rows
+
+# Shares of the tolerance that is left, by level from the leaves up: measured on the power table, flat near these.
+_SPEND = (1.0, 0.9, 0.3)
+_ROWS_A_TASK = 64
+_LEAST_RATIO = 1e-6  # of alpha to beta
+_FARTHEST = 1e9  # of coordinates of x~: well below those of padding rows, and their squares within float32
+_VANISHING = 1e-30  # what weights at the edge of float32 add to a bound where everything was opened
+HAS_AVX512 = has_avx512()
+_NARROW_DIM = 12  # without AVX-512, up to this many columns the kernels here are faster than torch's attention
+UNROLLED_DIM = 64  # the kernel of differences is compiled for its number of columns, and grows with it
+_LOGIT_SLACK = 1e-4
+# Where a row would open more than this share of the nodes over the leaves, summing all rows is the faster way.
+_DENSE_SHARE = (
+    ((8, 0.9), (10**9, 0.6)) if HAS_AVX512 else ((12, 2.0), (24, 0.75), (10**9, 0.5))
+)  # up to so many columns
+
+
+class Sums(NamedTuple):
+    """What the kernels give for each row.
+
+    Attributes:
+        mean: posterior mean, float32, shape (num_rows, dim).
+        log_kernel_sum: log sum_j exp(-|z - alpha x_j|^2 / (2 beta^2)), float64, shape (num_rows,).
+        variance: sum_j w_j |x_j - mean|^2, float32, shape (num_rows,); meaningless where it was not asked for.
+        bound: certified bound of the mean's error, float64; 0 where all rows were summed, -1 where none was, and NaN
+            where a query is not finite or out of reach.
+        work: pairs, stand-ins and nodes of each row, int64, shape (num_rows, 3).
+    """
+
+    mean: NDArray[np.float32]
+    log_kernel_sum: NDArray[np.float64]
+    variance: NDArray[np.float32]
+    bound: NDArray[np.float64]
+    work: NDArray[np.int64]
+
+
+class Queries(NamedTuple):
+    """Rows as the kernels take them.
+
+    Attributes:
+        x: x~ = z / alpha, float32, shape (num_rows, dim).
+        inv_sigma_sq: alpha^2 / beta^2, float64.
+        log_shift: what the log of the kernel sum lacks, float64.
+        rows: numbers of the rows that can be computed; the others come out as NaN.
+    """
+
+    x: NDArray[np.float32]
+    inv_sigma_sq: NDArray[np.float64]
+    log_shift: NDArray[np.float64]
+    rows: NDArray[np.int64]
+
+
+def prepare(z_t: Tensor, alpha: Tensor, beta_sq: Tensor) -> tuple[Queries, Sums]:
+    """The rows' queries and room for their sums.
+
+    Where alpha is next to nothing beside beta, x~ and sigma would overflow. There sigma is taken smaller and x~ so that
+    the exponent's term linear in x is exact; the quadratic one is off by 5e-13 |x|^2.
+    """
+    z = z_t.detach().double().numpy()
+    signal, noise_sq = (value.detach().double().reshape(-1).numpy() for value in (alpha, beta_sq))
+    with np.errstate(all="ignore"):  # what is not finite is found below
+        scale = np.maximum(signal, _LEAST_RATIO * np.sqrt(noise_sq))
+        x = (z * (signal / scale**2)[:, None]).astype(np.float32)
+        inv_sigma_sq = scale**2 / noise_sq
+        squares = np.einsum("ij,ij->i", z, z)
+        x_squares = np.einsum("ij,ij->i", x, x, dtype=np.float64)
+        log_shift = np.where(scale > signal, (x_squares * inv_sigma_sq - squares / noise_sq) / 2, 0.0)
+        fine = (np.abs(x) < _FARTHEST).all(axis=1) & (inv_sigma_sq > 0) & np.isfinite(inv_sigma_sq)
+    rows, dim = x.shape
+    sums = Sums(
+        np.full((rows, dim), np.nan, np.float32),
+        np.full(rows, np.nan),
+        np.full(rows, np.nan, np.float32),
+        np.where(fine, 0.0, np.nan),
+        np.zeros((rows, 3), np.int64),
+    )
+    return Queries(x, inv_sigma_sq, log_shift, np.flatnonzero(fine)), sums
+
+
+def has_dense(dim: int) -> bool:
+    """Whether the kernels here are the fastest dense engine in so many columns: without AVX-512, torch's is in many."""
+    return HAS_AVX512 or dim <= _NARROW_DIM
+
+
+def dense_sums(
+    z_t: Tensor,
+    alpha: Tensor,
+    beta_sq: Tensor,
+    blocks: NDArray[np.float32],
+    num_reference: int,
+    largest_square: float,
+    variance: bool = True,
+) -> Sums:
+    """Sums over all rows in ``blocks``, whose largest |x|^2 is ``largest_square``.
+
+    Args:
+        z_t: noisy states, float32, shape (num_rows, dim); alpha and beta_sq one a row.
+        variance: also the variances.
+    """
+    queries, sums = prepare(z_t, alpha, beta_sq)
+    sums.work[:, 0] = num_reference
+
+    def work(part: NDArray[np.int64]) -> None:
+        _add_dense(part, queries, blocks, largest_square, sums, variance)
+
+    share_out(work, queries.rows)
+    return sums
+
+
+def needs_differences(z_t: Tensor, alpha: Tensor, beta_sq: Tensor, largest_square: float) -> NDArray[np.bool_]:
+    """Rows for which expanded exponents, wrong by about 6e-8 |x~| |x| / sigma^2, would show that."""
+    queries, _ = prepare(z_t, alpha, beta_sq)
+    return _needs_differences(queries, np.arange(len(queries.x)), largest_square)
+
+
+def _needs_differences(queries: Queries, rows: NDArray[np.int64], largest_square: float) -> NDArray[np.bool_]:
+    if queries.x.shape[1] > UNROLLED_DIM:
+        return np.zeros(len(rows), bool)
+    x = queries.x[rows]
+    products = np.sqrt(np.einsum("ij,ij->i", x, x, dtype=np.float64) * largest_square)
+    return 2.0**-24 * (largest_square + products) * queries.inv_sigma_sq[rows] >= _LOGIT_SLACK
+
+
+def _add_dense(
+    rows: NDArray[np.int64],
+    queries: Queries,
+    blocks: NDArray[np.float32],
+    largest_square: float,
+    sums: Sums,
+    variance: bool,
+) -> None:
+    """Dense sums of the numbered rows, each by the kernel that is fast and exact enough for it."""
+    flat, dim, squares = blocks.reshape(-1), queries.x.shape[1], (0,) * variance
+    narrow = _needs_differences(queries, rows, largest_square) if HAS_AVX512 else np.ones(len(rows), bool)
+    for is_narrow in (False, True):
+        part = rows[narrow == is_narrow]
+        if not len(part):
+            continue
+        mean, log_sum = np.empty((len(part), dim), np.float32), np.empty(len(part))
+        spread = np.empty(len(part), np.float32)
+        x, inv_sigma_sq = queries.x[part], queries.inv_sigma_sq[part]
+        if is_narrow:
+            axes = tuple(range(dim))
+            dense_rows(x, inv_sigma_sq, flat, len(blocks), mean, log_sum, spread, axes, squares)
+        else:
+            wide_rows(x, inv_sigma_sq, flat, len(blocks), mean, log_sum, spread, squares)
+        sums.mean[part], sums.log_kernel_sum[part], sums.variance[part] = (
+            mean,
+            log_sum + queries.log_shift[part],
+            spread,
+        )
+
+
+def cluster_sums(
+    z_t: Tensor, alpha: Tensor, beta_sq: Tensor, clusters: Clusters, tolerance: float, variance: bool = True
+) -> Sums:
+    """Sums within a certified bound; arguments as for ``dense_sums``.
+
+    Rows for which skipping does not pay are summed densely; where another engine does that faster (``has_dense``), they
+    are left to it with a bound of -1.
+    """
+    queries, sums = prepare(z_t, alpha, beta_sq)
+
+    def run(part: NDArray[np.int64], aim: float) -> None:
+        found = Sums(sums.mean[part], sums.log_kernel_sum[part], sums.variance[part], sums.bound[part], sums.work[part])
+        add_clusters(queries, part, clusters, aim, fresh(len(part), clusters.dim), found, variance=variance)
+        sums.mean[part], sums.variance[part] = found.mean, found.variance
+        sums.log_kernel_sum[part] = found.log_kernel_sum + queries.log_shift[part]
+        sums.bound[part], sums.work[part] = found.bound, found.work
+
+    def work(part: NDArray[np.int64]) -> None:
+        run(part, tolerance)
+        # The allowance is spent against a guess of the mean; where the mean came out elsewhere, aim lower. An aim of
+        # zero opens every node whose weight does not vanish in float32.
+        for aim in (tolerance / 4, tolerance / 32, 0.0) if tolerance > 0 else ():
+            over = part[~(sums.bound[part] <= tolerance)]
+            if len(over):
+                run(over, aim)
+        left = part[(sums.bound[part] < 0) | ~(sums.bound[part] <= max(tolerance, _VANISHING))]
+        if len(left) and has_dense(clusters.dim):
+            _add_dense(left, queries, clusters.blocks, clusters.largest_square, sums, variance)
+            sums.bound[left] = 0
+            sums.work[left, 0] = clusters.num_rows
+        else:
+            sums.bound[left] = -1
+
+    share_out(work, queries.rows)
+    return sums
+
+
+class Carried(NamedTuple):
+    """What each row takes from one block of the reference to the next; see ``cpu_traversal.cluster_rows``.
+
+    Attributes:
+        anchors: float32, shape (num_rows,).
+        sums: float64, shape (num_rows, CARRIED).
+        side: sums of the columns, float64, shape (num_rows, dim).
+    """
+
+    anchors: NDArray[np.float32]
+    sums: NDArray[np.float64]
+    side: NDArray[np.float64]
+
+
+def fresh(num_rows: int, dim: int) -> Carried:
+    """Rows that have seen no block."""
+    return Carried(np.full(num_rows, HUGE, np.float32), np.zeros((num_rows, CARRIED)), np.zeros((num_rows, dim)))
+
+
+def add_clusters(
+    queries: Queries,
+    part: NDArray[np.int64],
+    clusters: Clusters,
+    aim: float,
+    carried: Carried,
+    found: Sums,
+    *,
+    variance: bool,
+    share: float = 1.0,
+    spare: float = 0.0,
+    unit: float = 1.0,
+    least_mass: float = LEAST_MASS,
+) -> None:
+    """Add a block's clusters to the numbered rows' ``carried`` sums, in place, and write what they come to.
+
+    Args:
+        aim: of the bound.
+        carried: of these rows; means nothing afterwards where their bound came out as -1.
+        found: of these rows; its mean is that of the blocks before.
+        share: of the aim that may be used up after this block.
+        spare: of the aim, what this block may use up in any case.
+        unit: mass, relative to the anchor, that is certain to be there.
+        least_mass: a row with less is left for a dense pass.
+    """
+    dense_share = next(share for dim, share in _DENSE_SHARE if clusters.dim <= dim)
+    spend = np.array([*_SPEND, *[_SPEND[-1]] * len(clusters.sizes)])
+    sums64 = np.zeros((len(part), CARRIED + len(clusters.sizes)))
+    sums64[:, :CARRIED] = carried.sums
+    cluster_rows(
+        queries.x[part], queries.inv_sigma_sq[part], aim, share, spare, unit, least_mass, dense_share, spend,
+        clusters.offsets, clusters.sizes, clusters.bounds.reshape(-1), clusters.moments.reshape(-1),
+        clusters.blocks.reshape(-1), clusters.moment_order, carried.anchors, sums64, carried.side, *found,
+        tuple(range(clusters.dim)), (0,) * variance,
+    )  # fmt: skip
+    carried.sums[:] = sums64[:, :CARRIED]
+
+
+def share_out(work: Callable[[NDArray[np.int64]], None], rows: NDArray[np.int64]) -> None:
+    """Call ``work`` on parts of the rows from as many threads as torch may use; each takes the next part there is.
+
+    An error ends all of them after the parts that they are at.
+    """
+    parts = deque(np.split(rows, range(_ROWS_A_TASK, len(rows), _ROWS_A_TASK)) if len(rows) else [])
+    threads = min(torch.get_num_threads(), len(parts))
+
+    def take() -> None:
+        try:
+            while parts:
+                try:
+                    part = parts.popleft()
+                except IndexError:  # another thread was faster
+                    return
+                work(part)
+        except BaseException:
+            parts.clear()
+            raise
+
+    others = [_pool(threads - 1).submit(take) for _ in range(threads - 1)] if threads > 1 else []
+    try:
+        take()
+    finally:
+        for other in others:
+            if not other.cancel():  # one that never began has nothing left to do
+                other.result()
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="sfg_dist")
+
+
+# A forked process has the pool's record of its threads, but not the threads.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)

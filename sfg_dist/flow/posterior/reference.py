@@ -1,0 +1,385 @@
+"""The data behind the score, prepared once: centred, of spread 1, in blocks, with what the engines build over each.
+
+Rounding: a logit's float32 error is about 6e-8 |z| |x| alpha / beta^2, so the reference is centred first.
+
+A reference is cut into blocks of ``BLOCK_ROWS`` rows in the order of its table. A posterior over several is defined
+block after block, each with clusters of its own, so its bits do not tell whether the blocks lay in memory or came from
+a file one at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sfg_dist.flow.spread import ColumnSpread, SigmaData, resolve_sigma_data
+from sfg_dist.job.plan import REFERENCE_BLOCK_ROWS
+
+if TYPE_CHECKING:
+    from sfg_dist.flow.fitted_grid import FittedGrid
+    from sfg_dist.flow.posterior.clusters import Clusters
+    from sfg_dist.flow.posterior.cuda.blocks import Blocks
+    from sfg_dist.flow.posterior.posterior import PosteriorMoments
+
+Rows: TypeAlias = Tensor | NDArray[np.floating]
+
+LARGEST = 1e8  # of centred coordinates of spread 1 in float32
+BLOCK_ROWS = REFERENCE_BLOCK_ROWS
+_CHUNK_ROWS = 1 << 16  # worked on in float64 at a time
+
+
+def block_ranges(num_rows: int) -> list[tuple[int, int]]:
+    """First row of each block of a reference, and the row after its last."""
+    return [(first, min(first + BLOCK_ROWS, num_rows)) for first in range(0, num_rows, BLOCK_ROWS)]
+
+
+class ReferenceBlock:
+    """One block of a reference: its centred rows on one device, and what the engines build over them.
+
+    Args:
+        keys: centred rows with their squared norm as one more column, shape (num_rows, dim + 1).
+        order: the clusters' ordering of these rows, from ``clusters.build_order``, where it was made earlier.
+        clusters: the clusters themselves, where they were built earlier.
+        leaves: the rows as ``clusters.make_blocks`` lays them out, where that was done earlier.
+    """
+
+    def __init__(
+        self,
+        keys: Tensor,
+        *,
+        order: NDArray[np.int64] | None = None,
+        clusters: Clusters | None = None,
+        leaves: NDArray[np.float32] | None = None,
+    ) -> None:
+        self.keys = keys
+        self._order = order
+        if clusters is not None:
+            self.__dict__["clusters"] = clusters
+        if leaves is not None:
+            self.__dict__["leaves"] = leaves
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows."""
+        return self.keys.shape[0]
+
+    @property
+    def dim(self) -> int:
+        """Number of columns."""
+        return self.keys.shape[1] - 1
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        return self.keys.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the arithmetic."""
+        return self.keys.dtype
+
+    @cached_property
+    def largest_square(self) -> float:
+        """The largest |x|^2 of the centred rows."""
+        return float(self.keys[:, -1].max())
+
+    @cached_property
+    def clusters(self) -> Clusters:
+        """Compact clusters of the centred rows and their moments, built when first asked for (float32, on the CPU)."""
+        from sfg_dist.flow.posterior.clusters import build_clusters
+
+        return build_clusters(self._centred(), order=self._order)
+
+    @property
+    def has_clusters(self) -> bool:
+        """Whether clusters were built."""
+        return "clusters" in self.__dict__
+
+    @cached_property
+    def leaves(self) -> NDArray[np.float32]:
+        """The centred rows as the compiled dense kernel reads them: those of the clusters where there are some.
+
+        Their order moves the last bits of dense sums, so these differ once clusters were built.
+        """
+        from sfg_dist.flow.posterior.clusters import make_blocks
+
+        return self.clusters.blocks if self.has_clusters else make_blocks(self._centred())
+
+    @cached_property
+    def device_blocks(self) -> Blocks:
+        """The centred rows in compact blocks, as the Triton kernels read them."""
+        from sfg_dist.flow.posterior.cuda.blocks import make_blocks
+
+        return make_blocks(self.keys[:, :-1].contiguous())
+
+    def _centred(self) -> NDArray[np.float32]:
+        return self.keys[:, :-1].to("cpu", torch.float32).numpy()
+
+
+class PreparedReference(ABC):
+    """A reference that is centred, divided by its spread and cut into blocks, wherever its rows are.
+
+    Its blocks hold (x - center) / scale, and all below the public functions is in these coordinates.
+
+    Attributes:
+        num_reference: number of rows.
+        center: mean of the rows, in their own units, shape (dim,), float64 on the CPU.
+        scale: sigma_data, the unit of the flow, in the rows' units; see ``spread``.
+        spreads: standard deviation of each column, in the rows' units, float64, shape (dim,); None where it was not
+            measured, as of a store, whose plan has the scale.
+        device: where the posterior is computed.
+        dtype: torch.float32 or torch.float64, the precision of all arithmetic.
+        fitted_grids: time grids that were fitted to these rows, by the settings of their labels.
+    """
+
+    num_reference: int
+    center: Tensor
+    scale: float
+    spreads: Tensor | None
+    device: torch.device
+    dtype: torch.dtype
+
+    def __init__(self, scale: float = 1.0, spreads: Tensor | None = None) -> None:
+        self.scale, self.spreads = scale, spreads
+        self.fitted_grids: dict[tuple[object, ...], FittedGrid] = {}
+
+    @property
+    def dim(self) -> int:
+        """Number of columns."""
+        return len(self.center)
+
+    @property
+    def states_dtype(self) -> torch.dtype:
+        """Precision in which rows are centred and scaled: float64, for the digits of rows that lie far from 0.
+
+        Labels in stores of scale 1 were made without; their transform has centred them, and they keep their bits.
+        """
+        return self.dtype if self.scale == 1 else torch.float64
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks."""
+        return -(-self.num_reference // BLOCK_ROWS)
+
+    @abstractmethod
+    def blocks(self) -> Iterator[ReferenceBlock]:
+        """The blocks in order, on the reference's device; none is held longer than the loop over it does."""
+
+    @abstractmethod
+    def take(self, index: NDArray[np.integer]) -> Tensor:
+        """The rows at ``index`` in the reference's own coordinates, float64 on the CPU, shape (len(index), dim)."""
+
+    def moments_elsewhere(
+        self, z_t: Tensor, alpha: Tensor, beta_sq: Tensor, tolerance: float, is_sparse: bool
+    ) -> PosteriorMoments | None:
+        """The posterior's moments where other processes hold the blocks, or None where this one does.
+
+        Args:
+            z_t: noisy states of the centred data of spread 1, shape (num_rows, dim).
+            alpha: signal scale of each row, shape (num_rows,).
+            beta_sq: noise variance of each row, shape (num_rows,).
+            tolerance: certified bound of the mean's error, in units of ``scale``.
+            is_sparse: whether clusters are used; else every row is summed.
+        """
+        return None
+
+    def subset(self, index: Tensor | NDArray[np.integer]) -> Reference:
+        """A reference of the rows at ``index``, in memory, centred about its own mean, with the scale of the whole."""
+        numbers = index.cpu().numpy() if isinstance(index, Tensor) else index
+        return Reference(self.take(numbers), device=self.device, dtype=self.dtype, sigma_data=self.scale)
+
+
+class Reference(PreparedReference):
+    """The data behind the score: a reference set, centred once and kept in memory on one device.
+
+    Args:
+        rows: samples of the data, shape (num_reference, dim), a tensor or a numpy array, finite.
+        device: where the work is done; the rows' own device by default.
+        dtype: torch.float32 (default) or torch.float64, the precision of all arithmetic.
+        order: the clusters' ordering of these rows, block by block, where it was made earlier: row numbers of the
+            block, from ``clusters.build_order``.
+        sigma_data: the unit of the flow, in the rows' units: "auto" for the root mean square of the columns' spreads;
+            1 for the plain process z = alpha x + beta eps.
+
+    Attributes:
+        keys: (x - center) / scale with its squared norm as one more column, shape (num_reference, dim + 1).
+
+    Raises:
+        ValueError: the rows are not a finite, non-empty table.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        order: NDArray[np.int64] | None = None,
+        sigma_data: SigmaData = "auto",
+    ) -> None:
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+        table = to_tensor(rows, "the reference")
+        if table.ndim != 2 or 0 in table.shape:
+            raise ValueError(f"the reference must be a non-empty table of rows, got shape {tuple(table.shape)}")
+        if not table.is_floating_point():
+            table = table.to(torch.float64)
+        self.num_reference = len(table)
+        self.device = table.device if device is None else torch.device(device)
+        self.dtype = dtype
+        tally = ColumnSpread()
+        self.center = center_of(lambda start, stop: tally.add(table[start:stop]).to(self.device), len(table))
+        super().__init__(resolve_sigma_data(sigma_data, tally.result()), tally.result())
+        self.keys = centred_keys(table.to(self.device), self.center, dtype, self.scale)
+        self._order = order
+
+    @cached_property
+    def _blocks(self) -> list[ReferenceBlock]:
+        order = self._order
+        return [
+            ReferenceBlock(self.keys[start:stop], order=None if order is None else order[start:stop])
+            for start, stop in block_ranges(self.num_reference)
+        ]
+
+    def blocks(self) -> Iterator[ReferenceBlock]:
+        """The blocks in order."""
+        return iter(self._blocks)
+
+    def take(self, index: NDArray[np.integer]) -> Tensor:
+        """The rows at ``index`` in the reference's own coordinates, float64 on the CPU, shape (len(index), dim)."""
+        return self.scale * self.keys[torch.as_tensor(index, device=self.device), :-1].double().cpu() + self.center
+
+
+def center_of(read: Callable[[int, int], Tensor], num_rows: int) -> Tensor:
+    """The mean of a table, float64 on the CPU: of several blocks summed one after the other, by one thread.
+
+    Args:
+        read: rows from ``start`` to ``stop`` of the table, as a tensor.
+        num_rows: rows of the table.
+
+    Raises:
+        ValueError: a row is not finite.
+    """
+    ranges = block_ranges(num_rows)
+    total: NDArray[np.float64] | None = None
+    for start, stop in ranges:
+        rows = read(start, stop)
+        for first in range(0, len(rows), _CHUNK_ROWS):
+            finite = torch.isfinite(rows[first : first + _CHUNK_ROWS]).all(dim=1)
+            if not bool(finite.all()):
+                bad = first + int((~finite).nonzero()[0, 0])
+                raise ValueError(f"the reference is not finite: row {start + bad} holds {rows[bad].tolist()}")
+        if len(ranges) == 1:
+            return rows.double().mean(dim=0).cpu()
+        for first in range(0, len(rows), _CHUNK_ROWS):
+            part = np.add.reduce(rows[first : first + _CHUNK_ROWS].double().cpu().numpy(), axis=0)
+            total = part if total is None else total + part
+        del rows  # before the next ones are read
+    assert total is not None
+    return torch.from_numpy(total / num_rows)
+
+
+def centred_keys(rows: Tensor, center: Tensor, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
+    """(rows - center) / scale with its squared norm as one more column, shape (num_rows, dim + 1), of ``dtype``.
+
+    Raises:
+        ValueError: coordinates are too large for float32.
+    """
+    keys = torch.empty(len(rows), rows.shape[1] + 1, dtype=dtype, device=rows.device)
+    center = center.to(rows.device)
+    for start in range(0, len(rows), _CHUNK_ROWS):
+        part = keys[start : start + _CHUNK_ROWS]
+        part[:, :-1] = ((rows[start : start + _CHUNK_ROWS].double() - center) / scale).to(dtype)
+        # The norm is taken of the rounded rows, so that key and norm belong to the same point.
+        part[:, -1] = part[:, :-1].double().square().sum(dim=1).to(dtype)
+        if dtype == torch.float32 and (reach := float(part[:, :-1].abs().max())) > LARGEST:
+            raise ValueError(
+                f"the reference reaches {reach:.3g} from its mean in units of sigma_data = {scale:.3g}, and float32 "
+                f"serves up to {LARGEST:g}: rescale its columns"
+            )
+    return keys
+
+
+def to_tensor(rows: Rows, name: str) -> Tensor:
+    """Rows as a tensor without history; arrays that torch cannot share (read-only, strided, foreign) are copied.
+
+    Raises:
+        ValueError: they are no table of real numbers that float64 holds; the message calls them ``name``.
+    """
+    if isinstance(rows, Tensor):
+        if rows.is_complex() or rows.layout != torch.strided:
+            raise ValueError(f"{name}: expected a table of numbers, got a tensor of {rows.dtype}, {rows.layout}")
+        return rows.detach()
+    if isinstance(rows, np.ma.MaskedArray) and np.ma.is_masked(rows):
+        raise ValueError(f"{name}: expected a table of numbers, got an array with masked values: fill them in")
+    try:
+        array: NDArray[Any] = np.asarray(rows)
+    except ValueError as error:  # of lists of several lengths
+        raise ValueError(f"{name}: expected a table of numbers: {error}") from error
+    if array.dtype.kind == "O":  # frames of nullable columns, and of several types
+        array = _numbers_of_objects(array, name)
+    if array.dtype.kind not in "fiub" or (array.dtype.kind == "f" and array.dtype.itemsize > 8):
+        raise ValueError(f"{name}: expected a table of numbers, got an array of {array.dtype}")
+    if array.dtype.kind in "iu" and array.dtype.itemsize == 8 and array.size:
+        if max(int(array.max()), -int(array.min())) > _LARGEST_INTEGER:
+            raise ValueError(f"{name}: holds integers beyond 2^53, which float64 does not tell apart")
+        array = array.astype(np.int64)
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        array = array.astype(np.int64)  # torch knows little of the others
+    return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), requirements=["C", "W"]))
+
+
+def _numbers_of_objects(objects: NDArray[Any], name: str) -> NDArray[Any]:
+    """Python's numbers as an array of one type; objects that are none as they were, which have no type."""
+    array: NDArray[Any] = np.array(objects.tolist())
+    if array.dtype.kind == "O" and any(str(value) in ("None", "<NA>") for value in objects.flat):
+        raise ValueError(f"{name}: expected a table of numbers, got an array with missing values: fill them in")
+    if array.dtype.kind == "f" and any(isinstance(value, int) for value in objects[np.abs(array) > _LARGEST_INTEGER]):
+        raise ValueError(f"{name}: holds integers beyond 2^53, which float64 does not tell apart")
+    return array
+
+
+def as_reference(
+    reference: Rows | PreparedReference, like: Tensor, dtype: torch.dtype, sigma_data: SigmaData = "auto"
+) -> PreparedReference:
+    """``reference`` as a prepared one on the device of ``like``; one that is prepared is taken as it stands.
+
+    What was built over other rows is found again by their content, for the last few references.
+
+    Raises:
+        ValueError: a prepared one lies elsewhere, or was prepared with another sigma_data.
+    """
+    if isinstance(reference, PreparedReference):
+        if reference.device != like.device:
+            raise ValueError(f"the reference is on {reference.device}, the rows are on {like.device}")
+        if sigma_data != "auto" and sigma_data != reference.scale:
+            raise ValueError(
+                f"sigma_data = {sigma_data} is not that of the prepared reference, {reference.scale:g}: give it where "
+                f"the reference is prepared"
+            )
+        return reference
+    table = to_tensor(reference, "the reference")
+    content = hashlib.blake2b(table.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+    key = (content, tuple(table.shape), table.dtype, like.device, dtype, sigma_data)
+    with _kept_lock:
+        if (kept := _kept.pop(key, None)) is None:
+            kept = Reference(table, device=like.device, dtype=dtype, sigma_data=sigma_data)
+        _kept[key] = kept  # last in the order of use
+        while len(_kept) > _NUM_KEPT:
+            del _kept[next(iter(_kept))]
+    return kept
+
+
+_LARGEST_INTEGER = 2**53
+_NUM_KEPT = 4
+_kept: dict[tuple[object, ...], Reference] = {}
+_kept_lock = threading.Lock()

@@ -1,0 +1,74 @@
+"""A reference whose blocks come one at a time, so that it need not fit in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sfg_dist.flow.posterior.reference import PreparedReference, ReferenceBlock, block_ranges
+
+
+class StreamedReference(PreparedReference):
+    """A reference whose blocks are loaded when a loop over them comes to them, and dropped after.
+
+    Evaluations give the bits of a ``Reference`` of the same rows. Every evaluation of the posterior is a loop over all
+    blocks, so the rows of a batch share each loading.
+
+    Args:
+        load: the block of a number, on ``device``; called from one thread.
+        center: mean of the rows, from ``center_of``, shape (dim,), float64.
+        num_reference: number of rows.
+        device: where the posterior is computed.
+        dtype: precision of the arithmetic.
+        num_kept: how many blocks, the first ones, stay once they were loaded.
+        scale: that the blocks' rows are divided by.
+        spreads: standard deviation of each column, where it was measured.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[int], ReferenceBlock],
+        *,
+        center: Tensor,
+        num_reference: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        num_kept: int = 0,
+        scale: float = 1.0,
+        spreads: Tensor | None = None,
+    ) -> None:
+        super().__init__(scale, spreads)
+        self.center, self.num_reference, self.device, self.dtype = center, num_reference, device, dtype
+        self.num_streamed = 0
+        self._load, self._num_kept = load, num_kept
+        self._kept: dict[int, ReferenceBlock] = {}
+
+    def blocks(self) -> Iterator[ReferenceBlock]:
+        """The blocks in order, each loaded as the loop comes to it."""
+        for number in range(self.num_blocks):
+            yield self._block(number)
+
+    def take(self, index: NDArray[np.integer]) -> Tensor:
+        """The rows at ``index`` in the reference's own coordinates, float64 on the CPU, shape (len(index), dim)."""
+        rows = torch.empty(len(index), self.dim, dtype=torch.float64)
+        for number, (start, stop) in enumerate(block_ranges(self.num_reference)):
+            places = np.flatnonzero((index >= start) & (index < stop))
+            if len(places):
+                keys = self._block(number).keys
+                picked = keys[torch.as_tensor(index[places] - start, device=keys.device), :-1]
+                rows[torch.from_numpy(places)] = self.scale * picked.double().cpu() + self.center
+        return rows
+
+    def _block(self, number: int) -> ReferenceBlock:
+        if (block := self._kept.get(number)) is not None:
+            return block
+        block = self._load(number)
+        if number < self._num_kept:
+            self._kept[number] = block
+        else:
+            self.num_streamed += 1
+        return block

@@ -1,0 +1,376 @@
+"""The job file: one TOML document, read into frozen and checked models.
+
+Every key has a default except ``data.source``. Unknown keys, wrong types and impossible combinations are refused
+before any work starts, with the key, the file and the nearest valid key in the message. The models travel no deeper
+than the pipeline and ``distributed``: the rooms below take plain arguments.
+"""
+
+from __future__ import annotations
+
+import codecs
+import datetime as dt
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from sfg_dist.job.documents import apply_override, checked, parse_document, read_document
+from sfg_dist.job.errors import ConfigError
+from sfg_dist.job.expected import Words
+from sfg_dist.job.paths import expanded, require_no_secrets
+from sfg_dist.job.values import MAX_COUNT, printable, shown
+
+
+def integral(value: Any) -> Any:
+    """1e6 is a float in TOML, yet everyone means a count by it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _iso(value: Any) -> Any:
+    """A date or time of TOML as its text."""
+    return value.isoformat() if isinstance(value, (dt.date, dt.time)) else value
+
+
+def _is_size(value: str) -> str:
+    if re.fullmatch(r"[1-9]\d{0,5}x[1-9]\d{0,5}", value, re.ASCII) is None:
+        raise ValueError("a size is WIDTHxDEPTH, such as 64x3")
+    return value
+
+
+def _separator(value: Any) -> Any:
+    if isinstance(value, str) and value not in ("auto", "tab", "space") and (len(value) != 1 or value in '"\r\n'):
+        raise ValueError('separator must be one character, "tab", "space" or "auto"')
+    return {"tab": "\t", "space": " "}.get(value, value) if isinstance(value, str) else value
+
+
+def _encoding(value: str) -> str:
+    if value != "auto":
+        try:
+            codecs.lookup(value)
+        except (LookupError, ValueError):
+            raise ValueError('encoding is none that Python knows, as "cp1252" and "utf-16" are') from None
+    return value
+
+
+PositiveInt = Annotated[int, BeforeValidator(integral), Field(gt=0, le=MAX_COUNT)]
+Count = Annotated[int, BeforeValidator(integral), Field(ge=0, le=MAX_COUNT)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+Threads = Annotated[int, BeforeValidator(integral), Field(gt=0, le=4096)]
+Width = Annotated[int, BeforeValidator(integral), Field(gt=0, le=65_536)]
+Depth = Annotated[int, BeforeValidator(integral), Field(gt=0, le=1000)]
+Workers = Annotated[int, BeforeValidator(integral), Field(gt=0, le=1_000_000)]
+Seed = Annotated[int, BeforeValidator(integral), Field(ge=0, lt=2**63)]
+Place = Annotated[str, AfterValidator(expanded)]
+End = Annotated[
+    float | str, BeforeValidator(_iso), Words("a number, or of dates and times a text such as '2024-06-01'")
+]
+Range = Annotated[list[End], Field(min_length=2, max_length=2)]
+
+METRICS = (
+    "c2st_auc",
+    "sliced_wasserstein",
+    "energy_distance",
+    "ks_mean",
+    "marginal_kl_mean",
+    "correlation_error",
+    "nearest_train_distance",
+    "kl",
+)
+
+COMPARE_METHODS = ("sfg", "published", "nsf", "realnvp", "flow_matching", "score_sde", "score_ode")
+
+# Fixed grid: any; with labels.solver_tolerance: those with an error estimate of their own.
+ADAPTIVE_SOLVER_NAMES = ("bs32", "dopri5", "tsit5", "exp_abm3", "exp_abm4", "exp_abm5")
+SOLVER_NAMES = (
+    *("euler", "midpoint", "heun", "ralston3", "kutta3", "rk4", "rk38", "exp_ab1", "exp_ab2", "exp_ab4"),
+    *ADAPTIVE_SOLVER_NAMES,
+)
+
+
+# Keys of the data table that say how a .csv file is written; the table's fingerprint says what was read.
+READING_KEYS = {"header", "separator", "decimal", "encoding", "index"}
+
+
+class _Section(BaseModel):
+    """One table of the job file: immutable, closed to unknown keys, strict about types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class SplitArrays(_Section):
+    """Names of arrays of a table that comes split already."""
+
+    train: str | list[str]
+    validation: str | list[str] | None = None
+    test: str | list[str]
+
+
+class DataConfig(_Section):
+    """Where the table is and how it is cleaned and split."""
+
+    source: Place = Field(min_length=1)
+    array: str = "X"
+    append: list[str] = []
+    arrays: SplitArrays | None = None
+    columns: list[str] | None = None
+    condition: Annotated[list[str], Field(min_length=1)] | None = None
+    missing: Literal["refuse", "drop"] = "refuse"
+    identifiers: Literal["refuse", "drop"] = "refuse"
+    constant: Literal["refuse", "keep"] = "refuse"
+    dequantize: Literal["auto", "none"] | dict[str, PositiveFloat] = "auto"
+    bounds: Literal["observed", "none"] | dict[str, Range] = "observed"
+    max_rows: PositiveInt | None = None
+    header: Literal["auto"] | bool = "auto"
+    separator: Annotated[str, BeforeValidator(_separator)] = "auto"
+    decimal: Literal["auto", ".", ","] = "auto"
+    encoding: Annotated[str, AfterValidator(_encoding)] = "auto"
+    index: Literal["auto"] | bool = "auto"
+    split: list[float] = [0.8, 0.1, 0.1]
+    shuffle: Literal["permutation", "legacy", "none"] = "permutation"
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        if len(self.split) != 3 or not (min(self.split) >= 0 and abs(sum(self.split) - 1) <= 1e-6):
+            raise ValueError("split must be three fractions, train, validation and test, that sum to 1")
+        if self.split[0] <= 0 or self.split[2] <= 0:
+            raise ValueError("split must leave rows for training and for the test")
+        if self.columns is not None and len(set(self.columns)) != len(self.columns):
+            raise ValueError("columns names a column twice")
+        if self.columns == []:
+            raise ValueError("columns must name at least one column, or be left out for all")
+        for name, (low, high) in ({} if isinstance(self.bounds, str) else self.bounds).items():
+            if not isinstance(low, str) and not isinstance(high, str) and not low < high:
+                raise ValueError(f"bounds.{name} is [{low:g}, {high:g}]: the first must be below the second")
+        if self.condition is not None and len(set(self.condition)) != len(self.condition):
+            raise ValueError("condition names a column twice")
+        if missing := [name for name in self.condition or () if self.columns is not None and name not in self.columns]:
+            raise ValueError(f"condition names {missing[0]!r}, which columns does not")
+        return self
+
+
+class TransformConfig(_Section):
+    """How each column is mapped before the flow sees it."""
+
+    kind: Literal["quantile", "standardize", "none"] = "quantile"
+
+
+class LabelsConfig(_Section):
+    """How many pairs are made, and by which flow."""
+
+    num_pairs: PositiveInt = 100_000
+    seed: Seed = 0
+    t_min: Annotated[float, Field(ge=1e-30, lt=1)] | Literal["auto"] = 1e-3
+    schedule: Literal["linear", "linear_floor"] = "linear"
+    estimator: Literal["full", "minibatch"] = "full"
+    num_reference: PositiveInt = 1000
+    tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-3
+    solver: Literal[SOLVER_NAMES] = "exp_abm4"  # type: ignore[valid-type]
+    solver_tolerance: PositiveFloat | None = None
+    num_evaluations: Annotated[int, BeforeValidator(integral), Field(gt=0, le=100_000)] = 22
+    time_grid: Literal["graded", "uniform", "fitted"] = "graded"
+    num_threads: Threads = 1
+    memory_gib: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] | None = None
+    direction: Literal["decode", "encode", "both"] = "decode"
+    latents: Place | None = None
+    shard_rows: PositiveInt = 4096
+    batch_size: PositiveInt = 1024
+    gpu_batch_size: PositiveInt | None = None
+    condition_neighbors: PositiveInt | None = None
+    condition_bandwidth: PositiveFloat | None = None
+    condition_adjust: Literal["linear", "none"] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> LabelsConfig:
+        if self.latents is not None and self.direction == "both":
+            raise ValueError('direction = "both" needs drawn latents: leave out latents or choose one direction')
+        if self.solver_tolerance is not None and self.solver not in ADAPTIVE_SOLVER_NAMES:
+            raise ValueError(
+                f"solver_tolerance needs a solver that estimates its error ({', '.join(ADAPTIVE_SOLVER_NAMES)}), "
+                f"got solver = {self.solver!r}"
+            )
+        if self.gpu_batch_size is not None and self.estimator != "full":
+            raise ValueError('gpu_batch_size: each batch of estimator = "minibatch" has a reference of its own')
+        if self.time_grid == "fitted" and self.solver_tolerance is not None:
+            raise ValueError('time_grid = "fitted" is a grid for all rows; with solver_tolerance each row has its own')
+        if self.time_grid == "fitted" and self.estimator != "full":
+            raise ValueError('time_grid = "fitted" is fitted to all rows: it needs estimator = "full"')
+        return self
+
+
+class TrainConfig(_Section):
+    """The network and how it is fitted."""
+
+    width: Width = 192
+    depth: Depth = 3
+    block: Literal["residual", "plain"] = "residual"
+    activation: Literal["silu", "gelu", "relu", "tanh"] = "gelu"
+    linear_skip: bool = True
+    objective: Literal["mse", "energy"] = "mse"
+    num_noise: Count = 0
+    optimizer: Literal["muon", "adamw"] = "muon"
+    batch_size: PositiveInt = 2048
+    learning_rate: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 6e-3
+    learning_rate_schedule: Literal["cosine", "stable_decay", "constant"] = "cosine"
+    weight_decay: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.1
+    num_epochs: PositiveInt = 50
+    max_time_s: Seconds | None = None
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    validation_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.05
+    shuffle_rows: PositiveInt = 262_144
+    calibrate: bool = True
+    clip_norm: PositiveFloat | None = None
+    patience: PositiveInt | None = None
+    checkpoint_interval_s: Seconds = 30.0
+    keep_checkpoints: Annotated[int, BeforeValidator(integral), Field(ge=2, le=1_000_000)] = 2
+    num_workers: Workers | list[Workers] = 1
+    num_threads: Threads | None = None
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    encoder: bool = False
+    encoder_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    encoder_steps: PositiveInt = 20_000
+    encoder_width: Width = 256
+    encoder_depth: Depth = 3
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        if self.objective == "energy" and not self.num_noise:
+            raise ValueError('objective = "energy" needs columns of noise beside the latents: set num_noise')
+        if self.objective == "mse" and self.num_noise:
+            raise ValueError('num_noise: objective = "mse" would learn to pass noise over; set objective = "energy"')
+        if isinstance(self.num_workers, list) and not (
+            len(self.num_workers) == 2 and self.num_workers[0] <= self.num_workers[1]
+        ):
+            raise ValueError("num_workers must be a number, or [the fewest, the most]")
+        return self
+
+
+class EvaluateConfig(_Section):
+    """What is measured on the samples and the labels."""
+
+    num_samples: Annotated[int, BeforeValidator(integral), Field(ge=2, le=1_000_000_000)] = 10_000
+    metrics: list[Literal[METRICS]] = Field(default=list(METRICS), min_length=1)  # type: ignore[valid-type]
+    seed: Seed = 0
+
+
+class CompareConfig(_Section):
+    """Which methods stand beside each other, and for how long each may work."""
+
+    methods: list[Literal[COMPARE_METHODS]] = Field(default=list(COMPARE_METHODS), min_length=1)  # type: ignore[valid-type]
+    max_time_s: Seconds = 300.0
+    num_seeds: Annotated[int, BeforeValidator(integral), Field(gt=0, le=10_000)] = 1
+    selection_time_s: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 15.0
+    max_label_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    num_threads: Threads | None = None
+    sizes: list[Annotated[str, AfterValidator(_is_size), Words("WIDTHxDEPTH, such as 64x3")]] = []
+
+    @model_validator(mode="after")
+    def _check(self) -> CompareConfig:
+        for name, values in (("methods", self.methods), ("sizes", self.sizes)):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} names one twice")
+        if self.sizes and "sfg" not in self.methods:
+            raise ValueError('sizes are of "sfg", which is not among the methods')
+        return self
+
+
+class ExecutorConfig(_Section):
+    """Where the work runs."""
+
+    kind: Literal["ray", "inline"] = "ray"
+    num_actors: Workers | None = None
+    num_gpus_per_actor: Annotated[float, Field(gt=0, le=1024, allow_inf_nan=False)] | None = None
+    num_cpu_actors: Annotated[int, BeforeValidator(integral), Field(ge=0, le=1_000_000)] = 0
+    actors_per_group: PositiveInt = 1
+    shard_timeout_s: Seconds | None = None
+    max_attempts: PositiveInt = 4
+    notice_s: Seconds | None = None
+    price_per_hour: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] | None = None
+    address: Annotated[str, AfterValidator(require_no_secrets)] | None = None
+
+
+class OutputConfig(_Section):
+    """Where everything that a run leaves is written."""
+
+    dir: Place = Field(default="runs/job", min_length=1)
+
+
+class Job(_Section):
+    """A whole job, resolved: every key has its value."""
+
+    data: DataConfig
+    transform: TransformConfig = TransformConfig()
+    labels: LabelsConfig = LabelsConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    compare: CompareConfig = CompareConfig()
+    executor: ExecutorConfig = ExecutorConfig()
+    output: OutputConfig = OutputConfig()
+
+    def to_toml(self) -> str:
+        """The job as a TOML document; keys whose value is None are left out."""
+        return tomli_w.dumps(self.model_dump(exclude_none=True))
+
+
+def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
+    """Read a job file and apply ``table.key=value`` overrides to it.
+
+    Args:
+        path: a TOML file.
+        overrides: assignments such as ``"labels.num_pairs=1000"``; the value is TOML, or a bare string.
+
+    Returns:
+        The job, with ``output.dir`` defaulting to ``runs/<stem of the file>``.
+
+    Raises:
+        ConfigError: the file cannot be read, a key or value is wrong, or the file names a cluster.
+    """
+    path, overrides = Path(path), list(overrides)
+    job = parse_job(read_document(path, "job file"), overrides, origin=str(path), default_dir=f"runs/{path.stem}")
+    is_asked_for = any(assignment.partition("=")[0].strip() == "executor.address" for assignment in overrides)
+    if job.executor.address is not None and job.executor.kind == "ray" and not is_asked_for:
+        raise ConfigError(
+            f"{printable(str(path))}: executor.address = {shown(job.executor.address)} is not taken from a file: a job "
+            f"file may come from anywhere, and your Ray token would be sent there. To run on that cluster, leave the "
+            f"key out and give --set executor.address=ADDRESS"
+        )
+    return job
+
+
+def parse_job(text: str, overrides: Iterable[str] = (), *, origin: str, default_dir: str = "runs/job") -> Job:
+    """A job from the text of a TOML document.
+
+    Args:
+        text: the document.
+        overrides: assignments as for ``load_job``.
+        origin: what error messages call the job.
+        default_dir: ``output.dir`` where the document names none.
+
+    Raises:
+        ConfigError: the document is not TOML, or a key or value is wrong.
+    """
+    document = parse_document(text, f"job file {origin}")
+    document.setdefault("output", {})
+    if isinstance(document["output"], dict):
+        document["output"].setdefault("dir", default_dir)
+    for assignment in overrides:
+        apply_override(document, assignment, Job)
+    return resolve_job(document, origin=origin)
+
+
+def resolve_job(document: Mapping[str, Any], *, origin: str = "job") -> Job:
+    """Check a job given as a mapping of tables.
+
+    Args:
+        document: tables of keys, as a TOML document would give them.
+        origin: what the error message calls the job.
+
+    Raises:
+        ConfigError: a key is unknown or a value is wrong; all problems are listed.
+    """
+    return checked(Job, document, origin)

@@ -1,0 +1,65 @@
+"""Where compiled kernels are kept: beside the package, else in the user's cache, else in a private folder, else not.
+
+Numba itself knows the first two places, and raises where it may write to neither: an installation and a home that are
+read-only or missing, as batch accounts and containers have. Numba also lets two processes that compile one kernel for
+different types give both the same file, and either would then run the other's code: here they take turns.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from numba import njit
+from numba.core import config
+from numba.core.caching import IndexDataCacheFile
+
+from sfg_dist.job.paths import private_folder
+
+
+def cached_njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """``njit`` whose compiled code is kept on disk, where there is a place for it.
+
+    Args:
+        options: of ``njit``, without ``cache``.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        try:
+            return _kept(njit(cache=True, **options)(function))
+        except RuntimeError:  # no place that can be written
+            folder = private_folder("sfg-kernels")
+            if folder is not None:
+                config.CACHE_DIR = folder  # type: ignore[attr-defined]
+                return _kept(njit(cache=True, **options)(function))
+        return njit(**options)(function)
+
+    return decorate
+
+
+def cache_file(dispatcher: Any) -> Any:
+    """Numba's index of what is kept of a kernel; None where nothing is, or where another numba hides it."""
+    return getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
+
+
+def _kept(dispatcher: Any) -> Any:
+    if isinstance(file := cache_file(dispatcher), IndexDataCacheFile):
+        file.__class__ = _OneAtATime
+    return dispatcher
+
+
+class _OneAtATime(IndexDataCacheFile):
+    """Numba's index and files of a kernel, written by one process at a time, and the file before the index names it."""
+
+    def save(self, key: Any, data: Any) -> None:
+        """Keep the code of a signature."""
+        with Path(f"{self._index_path}.lock").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            overloads = self._load_index()
+            taken = set(overloads.values())
+            name = overloads.get(key) or next(n for n in map(self._data_name, count(1)) if n not in taken)
+            self._save_data(name, data)
+            self._save_index(overloads | {key: name})

@@ -1,0 +1,150 @@
+"""The output directory of a run, local or in an object store: where things are, and the log of what happens."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sfg_dist.job.errors import ConfigError, StoreError
+from sfg_dist.job.object_stores import is_url, without_credentials
+from sfg_dist.job.paths import nearest_there
+from sfg_dist.store.log import EventLog
+
+if TYPE_CHECKING:
+    from sfg_dist.store import Location
+
+Listener = Callable[[Mapping[str, Any]], None]
+"""Called with every event: a mapping with "event" and "time"."""
+
+
+class OutputDirectory:
+    """Where a run leaves all that it makes.
+
+    Args:
+        url: ``output.dir``, a path or an s3:// URL.
+        listener: called with every event.
+
+    Raises:
+        ConfigError: it is a file.
+    """
+
+    def __init__(self, url: str, listener: Listener | None = None) -> None:
+        self.url = url if url.endswith("://") else url.rstrip("/") or "/"
+        for place in () if is_url(self.url) else (Path(self.url), Path(self.url) / "pairs.zarr"):
+            there = nearest_there(place)
+            if not there.is_dir():
+                which = "" if there == Path(self.url).absolute() else f": {there}"
+                raise ConfigError(f"output.dir = {url!r}{which} is a file: name a directory")
+        self._listener = listener
+        self._may_drop_events = self._has_warned = self._is_own = False
+
+    # Where things are: paths, or URLs of an object store.
+
+    @cached_property
+    def output(self) -> Location:
+        """The output directory, made when it is first needed."""
+        from sfg_dist.store import Location
+
+        return Location(self.url, create=True)
+
+    @cached_property
+    def events(self) -> EventLog:
+        """What happened, one JSON line an event."""
+        return EventLog(self.output)
+
+    @property
+    def pairs_url(self) -> str:
+        """The store of pairs."""
+        return f"{self.url}/pairs.zarr"
+
+    @property
+    def model_url(self) -> str:
+        """The saved generator."""
+        return f"{self.url}/model"
+
+    @property
+    def checkpoints_url(self) -> str:
+        """Checkpoints of the fit."""
+        return f"{self.url}/checkpoints"
+
+    @property
+    def samples_url(self) -> str:
+        """The samples that are evaluated."""
+        return f"{self.url}/samples.zarr"
+
+    @property
+    def report_url(self) -> str:
+        """The page that shows the figures, which metrics.json holds."""
+        return f"{self.url}/report.html"
+
+    def require_own(self) -> None:
+        """Refuse, before any work, an output directory in which a run would meet links, or write over foreign files.
+
+        Raises:
+            ConfigError: a file has a name that the run's own have, and another made it.
+            StoreLinkError: a name of the run's own is a link.
+        """
+        from sfg_dist.pipeline.ownership import require_own
+
+        if not self._is_own and (is_url(self.url) or Path(self.url).is_dir()):
+            require_own(self.output)
+        self._is_own = True
+
+    def emit(self, event: str, **details: Any) -> None:
+        """Tell what happened."""
+        entry = without_credentials({"time": round(time.time(), 3), "event": event, **details})
+        try:
+            with self.writing("events.jsonl"):
+                self.events.append(entry)
+                if event in ("stage_finished", "report"):
+                    self.events.flush()
+        except StoreError as error:
+            if not self._may_drop_events:
+                raise
+            if not self._has_warned:
+                self._has_warned = True
+                warnings.warn(f"the labels go on, but the log lacks some events: {error}", stacklevel=2)
+        if self._listener is not None:
+            self._listener(entry)
+
+    def tell(self, event: str, **details: Any) -> None:
+        """Tell the listener what is of no use a moment later; the log does not keep it."""
+        if self._listener is not None:
+            self._listener(without_credentials({"time": round(time.time(), 3), "event": event, **details}))
+
+    @contextlib.contextmanager
+    def dropping_events(self) -> Iterator[None]:
+        """Within, an event that cannot be written is dropped, with one warning: what counts is written elsewhere."""
+        before, self._may_drop_events = self._may_drop_events, True
+        try:
+            yield
+        finally:
+            self._may_drop_events = before
+
+    @contextlib.contextmanager
+    def writing(self, what: str) -> Iterator[None]:
+        """Within, a failed write becomes a message that says what is safe."""
+        from sfg_dist.store import reason_of
+
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(f"cannot write {what} in output.dir {self.url}: {reason_of(error)}") from error
+
+    @contextlib.contextmanager
+    def stage(self, name: str, *, fresh: bool = True, **details: Any) -> Iterator[None]:
+        """Within, a stage is at work; its time counts from scratch where it is ``fresh``."""
+        started = time.monotonic()
+        self.emit("stage_started", stage=name, fresh=fresh, **details)
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(OSError, StoreError):  # the error at hand says more
+                self.events.flush()
+            raise
+        self.emit("stage_finished", stage=name, seconds=round(time.monotonic() - started, 3))

@@ -1,0 +1,416 @@
+"""The stages of a run in order: label, train, sample, evaluate.
+
+Each stage reads what the one before left in the output directory, so each can be run, stopped and run again alone. What
+happens is told as events: JSON lines in events.jsonl, and a callable that the command line uses for its display.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sfg_dist.distributed.fit.generator import TrainHooks, fit_generator, fit_settings
+from sfg_dist.distributed.labels.label import label_pending
+from sfg_dist.job.config import Job, load_job, resolve_job
+from sfg_dist.job.errors import ConfigError, DataError, StoreError
+from sfg_dist.job.object_stores import absolute_url, is_url
+from sfg_dist.job.paths import expanded
+from sfg_dist.job.plan import fingerprint
+from sfg_dist.job.values import shown
+from sfg_dist.pipeline.likelihood import likelihood_figures
+from sfg_dist.pipeline.output import Listener, OutputDirectory
+from sfg_dist.pipeline.ownership import job_to_write
+from sfg_dist.pipeline.plan import check_job, identity_of_keys, warn_of_plain_process
+from sfg_dist.pipeline.report import report_content
+from sfg_dist.pipeline.table_plan import frame_of, plan_of, prepare_table, table_of_store, validation_rows
+from sfg_dist.store.log import stage_times
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from sfg_dist.data import Prepared
+    from sfg_dist.model.generator import Generator
+    from sfg_dist.store import Frame, Pairs
+
+
+def run(
+    job: str | Path | Mapping[str, Any] | Job, *, listener: Listener | None = None, overlap: bool = False
+) -> dict[str, Any]:
+    """Label, train, sample and evaluate.
+
+    Args:
+        job: the path of a job file, a mapping of its tables, or a checked job.
+        listener: called with every event, a mapping with "event" and "time".
+        overlap: whether training begins on the shards that are committed while the rest is still being labelled.
+
+    Returns:
+        The metrics, as written to metrics.json.
+
+    Raises:
+        SfgError: what failed, with what to do; what is written so far is kept and the same call goes on from there.
+
+    Example:
+        >>> sfg_dist.run({"data": {"source": "moons"}, "output": {"dir": "runs/moons"}})      # doctest: +SKIP
+    """
+    pipeline = Pipeline(as_job(job), listener)
+    with pipeline.session():
+        pipeline.label(overlap=overlap)
+        pipeline.train()
+        pipeline.sample()
+        return pipeline.evaluate()
+
+
+def as_job(job: str | Path | Mapping[str, Any] | Job) -> Job:
+    """A checked job from whatever names it.
+
+    Raises:
+        ConfigError: nothing of the kind, or a key or value is wrong.
+    """
+    if isinstance(job, Job):
+        return job
+    if isinstance(job, Mapping):
+        return resolve_job(job)
+    if isinstance(job, str | os.PathLike):
+        return load_job(expanded(os.fspath(job)))
+    raise ConfigError(
+        f"job: expected the path of a job file, a mapping of its tables or a Job, got {shown(job)}; the table itself "
+        f'is named in it: {{"data": {{"source": "table.csv"}}}}'
+    )
+
+
+class Pipeline(OutputDirectory):
+    """One job and its output directory; each stage is a method.
+
+    Args:
+        job: the checked job.
+        listener: called with every event.
+
+    Raises:
+        ConfigError: keys that are right each alone do not fit together.
+    """
+
+    def __init__(self, job: Job, listener: Listener | None = None) -> None:
+        check_job(job)
+        self.job = job
+        super().__init__(job.output.dir, listener)
+        self._prepared: Prepared | None = None
+        self._ray: contextlib.ExitStack | None = None
+
+    # Stages.
+
+    def label(self, *, overlap: bool = False) -> Pairs:
+        """Make the pairs, or what is missing of them.
+
+        Args:
+            overlap: whether a worker trains on what is committed meanwhile (see ``distributed/ahead.py``).
+        """
+        return self._label(self.open_store(), overlap=overlap)
+
+    def _label(self, pairs: Pairs, *, overlap: bool = False) -> Pairs:
+        missing = len(pairs.pending())
+        fresh = missing == pairs.plan.num_shards
+        details = {"total": pairs.plan.num_shards, "missing": missing, "rows": pairs.plan.num_pairs}
+        # On a full disk the driver waits, and what it says at last counts, not the first event that is lost.
+        with self.dropping_events(), self.stage("label", fresh=fresh, **details):
+            if missing:
+                warn_of_plain_process(pairs.plan)
+                self._label_missing(pairs, overlap)
+            pairs.require_complete()
+        return pairs
+
+    def extend(self) -> Pairs:
+        """Add pairs to the job's finished store, up to its labels.num_pairs; what is committed stays as it is."""
+        from sfg_dist.store import extend_store
+
+        pairs = self._existing_store(may_differ_in_length=True)
+        before = pairs.plan.num_pairs
+        pairs = extend_store(self.pairs_url, self.job.labels.num_pairs)
+        self.emit("extended", before=before, rows=pairs.plan.num_pairs)
+        return self._label(pairs)
+
+    def train(self, *, resume_from: str | None = None) -> Generator:
+        """Fit the network on the pairs and save the generator.
+
+        Args:
+            resume_from: go on from this checkpoint instead of the newest (see ``checkpoints.go_back_to``).
+        """
+        from sfg_dist.distributed.fit.checkpoints import go_back_to, has_checkpoint, newest_step
+        from sfg_dist.distributed.fit.tensorboard import Board
+
+        pairs = self._existing_store()
+        pairs.require_complete()
+        job, settings = self.job.train, fit_settings(self.job)
+        checkpoints = absolute_url(self.checkpoints_url)
+        if resume_from is not None:
+            self.emit("resumed_from", checkpoint=go_back_to(checkpoints, resume_from, settings, pairs.plan.run_id))
+        fresh = not has_checkpoint(checkpoints, settings, pairs.plan.run_id)
+        with (
+            self.stage("train", fresh=fresh, num_epochs=job.num_epochs, max_time_s=job.max_time_s),
+            self.session(),
+            Board(self.output, 0 if fresh else newest_step(checkpoints)) as board,
+        ):
+
+            def on_epoch(entry: Mapping[str, float]) -> None:
+                self.emit("epoch", **entry)
+                board.epoch(entry)
+
+            def on_live(entry: Mapping[str, float]) -> None:
+                self.tell("live", **entry)
+                board.live(entry)
+
+            def validation() -> NDArray[np.float32]:
+                return table_of_store(self.prepared, pairs).flow_rows("validation")
+
+            hooks = TrainHooks(self.emit, on_epoch, on_live, self.need_ray, validation)
+            generator = fit_generator(pairs, self.job, checkpoints, hooks)
+            with self.writing("model"):
+                generator.save(self.model_url)
+        return generator
+
+    def sample(self) -> str:
+        """Draw the samples that are evaluated."""
+        from sfg_dist.model.generator import Generator
+        from sfg_dist.store.table import write_table
+
+        self.require_own()
+        generator = Generator.load(self.model_url)
+        job = self.job.evaluate
+        with self.stage("sample", rows=job.num_samples):
+            conditions = self._held_out_conditions(generator)
+            write_table(
+                self.samples_url,
+                generator.columns,
+                job.num_samples,
+                lambda ranges: generator.sample_ranges(ranges, job.seed, conditions),
+                types=generator.types,
+                source=self._sample_source,
+            )
+        return self.samples_url
+
+    def evaluate(self) -> dict[str, Any]:
+        """Measure samples and labels against held-out rows; write metrics.json and report.html."""
+        from sfg_dist.distributed.fit.checkpoints import load_fitted
+        from sfg_dist.distributed.labels.labeler import label_error
+        from sfg_dist.evaluate import floor, measure, render_report
+        from sfg_dist.model.generator import Generator
+        from sfg_dist.store import read_rows
+        from sfg_dist.store.table import read_table
+
+        pairs = self._existing_store()
+        generator = Generator.load(self.model_url)
+        if generator.job.get("train") != self.job.train.model_dump(exclude_none=True):
+            warnings.warn(
+                f"{self.model_url} was trained with other train keys than this job has; `sfg train` trains anew",
+                stacklevel=2,
+            )
+        prepared = table_of_store(self.prepared, pairs)
+        job = self.job.evaluate
+        with self.stage("evaluate", metrics=list(job.metrics)):
+            samples = read_table(self.samples_url, source=self._sample_source)
+            num_labels = min(pairs.plan.num_pairs, job.num_samples)
+            labels = prepared.transform.inverse(read_rows(pairs.labels, 0, num_labels))
+            arguments: dict[str, Any] = {
+                "metrics": [name for name in job.metrics if name != "kl" or prepared.log_density is not None],
+                "seed": job.seed,
+                "log_density": prepared.log_density,
+            }
+            metrics: dict[str, Any] = {"floor": floor(prepared.test, prepared.train, **arguments)}
+            for name, rows in (("labels", labels), ("samples", samples)):
+                metrics[name] = measure(rows, prepared.test, prepared.train, **arguments)
+                self.emit("measured", what=name, **metrics[name])
+            metrics["label_error"] = label_error(pairs, memory_gib=self.job.labels.memory_gib)
+            self.emit("label_error", **metrics["label_error"])
+            if generator.encoder is not None:
+                metrics["likelihood"] = likelihood_figures(generator, prepared, pairs)
+                self.emit("likelihood", **metrics["likelihood"])
+        metrics["time_s"] = stage_times(self.events.read())
+        _, history = load_fitted(self.checkpoints_url)
+        content = report_content(
+            self.job, prepared, pairs, generator, metrics=metrics, history=history, samples=samples, labels=labels
+        )
+        page = render_report(content)
+        with self.writing("report.html, metrics.json and model"):
+            self.output.write("report.html", page.encode())
+            self.output.write("metrics.json", json.dumps(metrics, indent=1).encode())
+            replace(generator, metrics=metrics).save(self.model_url)
+        self.emit("report", path=self.report_url)
+        return metrics
+
+    # What the stages share.
+
+    @property
+    def prepared(self) -> Prepared:
+        """The user's table, cleaned and split; read once."""
+        if self._prepared is None:
+            with self.stage("data", source=self.job.data.source):
+                self._prepared = prepare_table(self.job)
+            self.emit("table", **self._prepared.report)
+        return self._prepared
+
+    @contextlib.contextmanager
+    def session(self) -> Iterator[None]:
+        """Within, Ray is started when a stage first needs it, and stays up for the stages that follow."""
+        with contextlib.ExitStack() as stack:
+            outer, self._ray = self._ray, self._ray or stack
+            try:
+                yield
+            finally:
+                self._ray = outer
+
+    def need_ray(self) -> None:
+        """Start Ray, within a session, unless it is up."""
+        from sfg_dist.distributed.cluster import ray_session
+
+        assert self._ray is not None, "a stage that needs Ray runs within a session"
+        self._ray.enter_context(ray_session(self.job.executor.address))
+
+    def require_own(self) -> None:
+        """As of every output directory; and a job.toml that is the user's own must hold this very job."""
+        super().require_own()
+        if is_url(self.url) or Path(self.url).is_dir():
+            job_to_write(self.output, self.job)
+
+    def open_store(self) -> Pairs:
+        """The store of this job's plan, created when it is not there."""
+        from sfg_dist.distributed.labels.requirements import require_budget
+        from sfg_dist.store import create_store, open_pairs
+
+        require_budget(self.job)
+        self.require_own()
+        table, frame = self.prepared, self.frame()
+        existing = open_pairs(self.pairs_url).plan if self._has_store() else None
+        order = None
+        if frame.make_order is not None and self.job.labels.time_grid == "fitted" and existing is None:
+            orders = list(frame.orders())  # made once, for the grid and for the store
+            order, again = np.concatenate(orders), iter(orders)
+            frame = replace(frame, make_order=lambda _: next(again))
+        plan = plan_of(self.job, table, frame, order=order, existing=existing)
+        require_budget(self.job, plan, table.num_train, has_clusters=frame.make_order is not None)
+        parts = {field.name: getattr(frame, field.name) for field in fields(frame)}
+        pairs = create_store(self.pairs_url, plan, **parts)
+        self._say_of_old_store(pairs)
+        self._write_job()
+        if self.job.labels.t_min == "auto":
+            self.emit("blur", **plan.identity["blur"])
+        if "time_grid" in pairs.plan.identity:
+            self.emit("time_grid", **pairs.plan.identity["time_grid"])
+        return pairs
+
+    def frame(self) -> Frame:
+        """What the frame of this job's store is made of, from its table."""
+        return frame_of(self.job, self.prepared, self._make_order)
+
+    def _make_order(self, reference: NDArray[np.float32]) -> NDArray[np.int64]:
+        from sfg_dist.distributed.labels.ordering import CLUSTER_ROWS, order_with_tasks, order_with_threads
+
+        if self.job.executor.kind == "inline" or len(reference) < CLUSTER_ROWS:
+            return order_with_threads(reference)
+        with self.session():
+            self.need_ray()
+            return order_with_tasks(reference)
+
+    def _has_store(self) -> bool:
+        """Whether the pairs' plan is there; makes no directory."""
+        return (is_url(self.url) or Path(self.url).is_dir()) and self.output.exists("pairs.zarr/plan.json")
+
+    def _existing_store(self, *, may_differ_in_length: bool = False) -> Pairs:
+        from sfg_dist.store import open_pairs
+
+        self.require_own()
+        if not self._has_store():
+            raise StoreError(f"{self.pairs_url} does not exist: run `sfg label` with this job first")
+        pairs = open_pairs(self.pairs_url)
+        # The same refusal as when labelling, but for the table itself, which need not be read again to train.
+        plan = pairs.plan
+        wanted = replace(plan, identity={**plan.identity, **identity_of_keys(self.job)})
+        if not may_differ_in_length and not self.job.labels.latents:
+            wanted = replace(wanted, num_pairs=self.job.labels.num_pairs)
+        pairs.require_plan(wanted)
+        if plan.source != self.job.data.source:
+            warnings.warn(
+                f"{self.pairs_url} was labelled from {plan.source}, this job names {self.job.data.source}",
+                stacklevel=3,
+            )
+        self._say_of_old_store(pairs)
+        self._write_job()
+        return pairs
+
+    def _say_of_old_store(self, pairs: Pairs) -> None:
+        if not pairs.plan.has_names:
+            warnings.warn(
+                f"{self.pairs_url} was begun by version 0.1.0 and keeps its own rows and transform, without types of "
+                f"columns: where this version would read or transform the table otherwise, only a new output.dir does",
+                stacklevel=2,
+            )
+
+    def _write_job(self) -> None:
+        if (content := job_to_write(self.output, self.job)) is not None:
+            with self.writing("job.toml"):
+                self.output.write("job.toml", content)
+
+    def _held_out_conditions(self, generator: Generator) -> NDArray[np.float64] | None:
+        """What the samples that are evaluated are given: conditions of rows that nothing was fitted to.
+
+        Those of the validation rows, again from the first one. With the conditions of the very rows that samples are
+        compared with, a classifier under cross-validation learns from each the opposite of its twin, and its AUC is
+        too low: 0.478 instead of 0.501 for a perfect sampler of a table with two columns.
+        """
+        if not generator.condition:
+            return None
+        if not len(self.prepared.validation):
+            raise DataError("data.split leaves no validation rows, whose conditions the evaluated samples are given")
+        held_out = validation_rows(self.prepared, generator)[:, generator.split.places]
+        return np.resize(held_out, (self.job.evaluate.num_samples, held_out.shape[1]))
+
+    @property
+    def _sample_source(self) -> str:
+        """What decides the samples: the model's bytes, how many, and the seed."""
+        job = self.job.evaluate
+        model = hashlib.sha256(self.output.read("model/model.safetensors") or b"").hexdigest()
+        given = f", given {fingerprint(self.prepared.validation)}" if self.job.data.condition else ""
+        return f"model {model}, {job.num_samples} rows, seed {job.seed}{given}"
+
+    def _label_missing(self, pairs: Pairs, overlap: bool) -> None:
+        with self.session(), contextlib.ExitStack() as stack:
+            if self.job.executor.kind == "ray":
+                self.need_ray()
+            reserved: Mapping[str, float] = {}
+            if overlap:
+                from sfg_dist.distributed.fit.ahead import training_ahead
+
+                def on_live(entry: Mapping[str, float]) -> None:
+                    self.tell("ahead", **entry)
+
+                ahead = training_ahead(
+                    self.job.executor.kind,
+                    absolute_url(self.pairs_url),
+                    absolute_url(self.checkpoints_url),
+                    fit_settings(self.job),
+                    label_actor={
+                        "CPU": self.job.labels.num_threads,
+                        "GPU": self.job.executor.num_gpus_per_actor or 1.0,
+                    },
+                    on_live=on_live,
+                )
+                reserved = stack.enter_context(ahead)
+            label_pending(
+                pairs,
+                self.job.executor,
+                num_threads=self.job.labels.num_threads,
+                memory_gib=self.job.labels.memory_gib,
+                emit=self.emit,
+                reserved=reserved,
+            )
+        if overlap:
+            from sfg_dist.distributed.fit.checkpoints import newest_step
+
+            self.emit("trained_ahead", step=newest_step(self.checkpoints_url))

@@ -1,0 +1,185 @@
+"""A store mended from what lies beside it: its own plan and frame, the job of its last run, and the user's table."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from sfg_dist.distributed.labels.label import label_pending
+from sfg_dist.job.config import Job, parse_job, resolve_job
+from sfg_dist.job.documents import MAX_BYTES, text_of
+from sfg_dist.job.errors import ConfigError, SfgError, StoreError
+from sfg_dist.job.object_stores import absolute_url
+from sfg_dist.pipeline.table_plan import frame_of, prepare_table
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from sfg_dist.job.plan import Plan
+    from sfg_dist.store import Pairs
+    from sfg_dist.store.verify import Report
+
+ALLOWED_KEYS = ("executor.", "labels.num_threads=", "labels.memory_gib=")
+
+
+@dataclass(frozen=True)
+class Mended:
+    """What a repair did, or would do.
+
+    Attributes:
+        report: what was wrong before.
+        shards: labelled again, or to be.
+        frame: objects of the frame that were written again, or are to be.
+    """
+
+    report: Report
+    shards: tuple[int, ...]
+    frame: tuple[str, ...]
+
+
+def job_beside(pairs: Pairs, overrides: Sequence[str] = ()) -> Job:
+    """The job of the last run in the output directory that holds a store; where there is none, what the plan says.
+
+    A store may be somebody else's, and so may the job file beside it: the cluster that it names is not gone to.
+
+    Args:
+        pairs: the store.
+        overrides: ``executor.key=value`` assignments, labels.num_threads and labels.memory_gib.
+
+    Raises:
+        ConfigError: an override is of another key, or wrong; or the job file is.
+    """
+    for assignment in overrides:
+        if not assignment.startswith(ALLOWED_KEYS):
+            raise ConfigError(
+                f"--set {assignment}: a store has its job inside; only keys of executor, labels.num_threads and "
+                f"labels.memory_gib can be set here"
+            )
+    directory, _, name = absolute_url(pairs.location.url).rstrip("/").rpartition("/")
+    beside = _read_beside(directory) if name == "pairs.zarr" else None
+    origin = f"the plan of {pairs.location.url}"
+    planned = resolve_job(_job_of_plan(pairs.plan), origin=origin)  # refuses what no job could have asked for
+    if beside is None:
+        return parse_job(planned.to_toml(), overrides, origin=origin)
+    origin = f"{directory}/job.toml"
+    job = parse_job(beside, origin=origin)
+    if job.executor.address is not None:
+        if not any(assignment.startswith("executor.address=") for assignment in overrides):
+            warnings.warn(
+                f"executor.address = {job.executor.address!r} of {origin} is not used, since a store and its job file "
+                f"may come from anywhere: to label on that cluster, give --set executor.address=ADDRESS",
+                stacklevel=2,
+            )
+        job = job.model_copy(update={"executor": job.executor.model_copy(update={"address": None})})
+    return parse_job(job.to_toml(), overrides, origin=origin)
+
+
+def _read_beside(directory: str) -> str | None:
+    from sfg_dist.store import Location
+
+    content = Location(directory or "/").read("job.toml", MAX_BYTES)
+    return None if content is None else text_of(content, f"{directory}/job.toml")
+
+
+def _job_of_plan(plan: Plan) -> dict[str, Any]:
+    """The tables of the job that a plan was made of; who labels and how many at once is not in it."""
+    tables = {name: dict(plan.identity.get(name, {})) for name in ("data", "transform", "labels")}
+    tables["data"]["source"] = plan.source
+    tables["labels"] |= {"num_pairs": plan.num_pairs, "shard_rows": plan.shard_rows}
+    return tables
+
+
+def mend(
+    pairs: Pairs,
+    job: Job,
+    *,
+    dry_run: bool = False,
+    emit: Callable[..., None],
+) -> Mended:
+    """Verify a store, and do again exactly what is bad; shards that are merely pending stay so.
+
+    Args:
+        pairs: the store, opened with ``from_copies``.
+        job: whose executor labels, and whose table a damaged frame is made from.
+        dry_run: change nothing.
+        emit: told what happens.
+
+    Raises:
+        StoreError: something cannot be mended; the message says why.
+        SfgError: whatever keeps shards from being labelled.
+    """
+    from sfg_dist.store import open_pairs
+    from sfg_dist.store.repair import repair_store, set_links_aside
+    from sfg_dist.store.verify import verify
+
+    report = verify(pairs, on_progress=lambda done, total: emit("checked", done=done, total=total))
+    frame = tuple(finding.key for finding in report.findings if finding.kind == "damaged_frame")
+    if dry_run or report.is_clean:
+        return Mended(report, report.bad_shards, frame)
+    set_links_aside(pairs.location, report)
+    if any(not key.startswith("extensions/") for key in frame):
+        _mend_frame(pairs, job)
+    shards = repair_store(pairs, report)
+    pairs = open_pairs(pairs.location.url)
+    if shards:
+        _label_again(pairs, job, shards, emit)
+    return Mended(report, tuple(shards), frame)
+
+
+def _mend_frame(pairs: Pairs, job: Job) -> None:
+    """Write damaged objects of the frame again, from the job's table."""
+    from sfg_dist.store import mend_frame
+
+    def make_order(reference: NDArray[np.float32]) -> NDArray[np.int64]:
+        from sfg_dist.distributed.cluster import ray_session
+        from sfg_dist.distributed.labels.ordering import CLUSTER_ROWS, order_with_tasks, order_with_threads
+
+        if job.executor.kind == "inline" or len(reference) < CLUSTER_ROWS:
+            return order_with_threads(reference)
+        with ray_session(job.executor.address):
+            return order_with_tasks(reference)
+
+    try:
+        frame = frame_of(job, prepare_table(job), make_order)
+    except (SfgError, OSError) as error:
+        raise StoreError(
+            f"{pairs.location.url}: the frame is damaged and can only be made again from the table "
+            f"{job.data.source}, which cannot be read: {error}"
+        ) from error
+    if frame.queries is None and pairs.plan.identity.get("queries"):
+        frame = replace(frame, queries=_stored_queries(pairs))
+    mend_frame(pairs, frame)
+
+
+def _stored_queries(pairs: Pairs) -> NDArray[np.float32]:
+    """The user's query points as the store holds them, for a job that does not say where they came from."""
+    try:
+        return pairs.query_rows(0, pairs.plan.num_pairs)
+    except StoreError as error:
+        raise StoreError(
+            f"{pairs.location.url}: the user's query points are damaged, and without the run's job.toml beside the "
+            f"store it is not known where they came from: put that back, with labels.latents, and run this again"
+        ) from error
+
+
+def _label_again(pairs: Pairs, job: Job, shards: Sequence[int], emit: Callable[..., None]) -> None:
+    from sfg_dist.distributed.cluster import ray_session
+
+    started = time.monotonic()
+    rows = sum(stop - start for start, stop in map(pairs.plan.shard_range, shards))
+    emit("stage_started", stage="label", fresh=True, total=len(shards), missing=len(shards), rows=rows)
+    with ray_session(job.executor.address) if job.executor.kind == "ray" else contextlib.nullcontext():
+        label_pending(
+            pairs,
+            job.executor,
+            num_threads=job.labels.num_threads,
+            memory_gib=job.labels.memory_gib,
+            emit=emit,
+            only=shards,
+        )
+    emit("stage_finished", stage="label", seconds=round(time.monotonic() - started, 3))

@@ -1,0 +1,232 @@
+"""What a run's report says: the content of its page, from the job, the pairs and the generator."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sfg_dist.data.naming import listed, repeated_values, value_words
+from sfg_dist.job.config import Job
+from sfg_dist.job.version import versions
+from sfg_dist.job.words import counted, duration, failure_line, size_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from sfg_dist.data import Prepared, Transform
+    from sfg_dist.evaluate import ReportContent
+    from sfg_dist.job.plan import Plan
+    from sfg_dist.model.generator import Generator
+    from sfg_dist.store import Pairs
+
+NUM_PATHS = 300
+MAX_FAILURES = 20
+
+
+def report_content(
+    job: Job,
+    prepared: Prepared,
+    pairs: Pairs,
+    generator: Generator,
+    *,
+    metrics: Mapping[str, Any],
+    history: list[dict[str, float]],
+    samples: NDArray[np.float64],
+    labels: NDArray[np.float64],
+) -> ReportContent:
+    """What the report shows: rows in the user's units, figures, the flow's paths of 2-D tables, facts, notes."""
+    from sfg_dist.data import Transform
+    from sfg_dist.evaluate import ReportContent
+
+    plan = pairs.plan
+    is_plane = plan.dim == 2 and len(prepared.columns) == 2 and not plan.condition
+    paths = _paths(pairs, Transform.from_arrays(*pairs.transform)) if is_plane else None
+    return ReportContent(
+        title=_title(Path(job.output.dir).name, Path(job.data.source).name),
+        columns=prepared.columns,
+        held_out=prepared.test,
+        samples=samples,
+        labels=labels,
+        metrics=metrics,
+        history=history,
+        trajectories=paths[0] if paths else None,
+        trajectory_log_beta_sq=paths[1] if paths else None,
+        log_density=prepared.log_density,
+        job_toml=job.to_toml(),
+        facts={
+            **({"read as": prepared.report["read_as"]} if prepared.report.get("read_as") else {}),
+            "rows": ", ".join(f"{size:,} {part}" for part, size in prepared.report["split"].items()),
+            "columns": f"{len(prepared.columns)}, of which {plan.dim} through the flow",
+            "pairs": f"{plan.num_pairs:,} in {plan.num_shards:,} shards",
+            "label": f"{plan.labels['solver']}, {_evaluations(plan.labels)} of "
+            + (
+                f"all {len(prepared.train):,} rows"
+                if plan.labels["estimator"] == "full"
+                else f"{plan.labels['num_reference']:,} rows"
+            ),
+            "t_min": _blur(plan),
+            **_time_grid(plan),
+            **_condition(plan),
+            **_accuracy(plan.labels, metrics.get("label_error") or {}),
+            "network": f"{generator.network.num_parameters:,} parameters",
+            "device": _device_name(),
+            "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+        },
+        notes=_notes(prepared.report, job.labels.latents, plan.condition),
+        **_labelling(pairs),
+    )
+
+
+def _labelling(pairs: Pairs) -> dict[str, Any]:
+    """How the labels were made, and which attempts failed: from commit records and the drivers' snapshots."""
+    from sfg_dist.store.status import StatusReader
+
+    status = StatusReader(pairs).read(time.time())
+    made = status.provenance
+    facts = {
+        "workers": f"{counted(made.num_workers, 'process')} on {_few(list(made.hosts))}",
+        "devices": ", ".join(f"{name}: {counted(number, 'shard')}" for name, number in made.devices.items()),
+        "integration": f"{duration(made.seconds)} over all workers, {made.evaluations:g} evaluations a row",
+        "size": size_of(made.bytes),
+    }
+    if made.started is not None and made.finished is not None:
+        facts["from first to last"] = duration(made.finished - made.started)
+    if made.num_retried:
+        facts["more than one attempt"] = counted(made.num_retried, "shard")
+    if status.extended_at:
+        facts["extended at"] = ", ".join(f"{rows:,} pairs" for rows in status.extended_at)
+    failures = [failure_line(failure) for driver in status.drivers for failure in driver.failures]
+    shown = failures[:MAX_FAILURES]
+    if len(failures) > len(shown):
+        shown.append(f"and {len(failures) - len(shown)} more")
+    return {"labelling": facts, "failures": shown}
+
+
+def _few(names: list[str], limit: int = 4) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _paths(pairs: Pairs, transform: Transform) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(states (num_times, n, 2) in the user's units, log beta^2 of each) for some latents."""
+    import torch
+
+    from sfg_dist.flow import Reference, Schedule, label_paths
+    from sfg_dist.store import read_rows
+
+    settings = pairs.plan.labels
+    latents = torch.from_numpy(read_rows(pairs.latents, 0, min(NUM_PATHS, pairs.plan.num_pairs)))
+    beta_sq, states = label_paths(
+        latents,
+        Reference(torch.from_numpy(pairs.reference), sigma_data=pairs.plan.sigma_data),
+        schedule=Schedule(settings["schedule"], pairs.plan.t_min),
+        num_evaluations=96,
+    )
+    rows = np.stack([transform.inverse(state.numpy()) for state in states])
+    return rows, np.log(np.asarray(beta_sq))
+
+
+def _evaluations(settings: Mapping[str, Any]) -> str:
+    if settings.get("solver_tolerance"):
+        return f"evaluations as many as keep its error estimate below {settings['solver_tolerance']:g}"
+    return f"{settings['num_evaluations']} evaluations"
+
+
+def _blur(plan: Plan) -> str:
+    blur = plan.identity["blur"]
+    if "is_floor" not in blur:
+        return f"{blur['t_min']:g}"
+    end = "; at its floor" if blur["is_floor"] else "; at its ceiling" if blur["is_ceiling"] else ""
+    return f"{blur['t_min']:g}, by leave-one-out likelihood{end}"
+
+
+def _time_grid(plan: Plan) -> dict[str, str]:
+    """Where the evaluations stand, if that was fitted to the rows."""
+    if "time_grid" not in plan.identity:
+        return {}
+    from sfg_dist.flow import Schedule, time_grid
+
+    schedule = Schedule(plan.labels["schedule"], plan.t_min)
+    said = []
+    for direction, points in plan.identity["time_grid"].items():
+        is_graded = points == time_grid(schedule, len(points) - 1)
+        said.append(f"{direction} {'graded, nothing better was found' if is_graded else 'fitted to the table'}")
+    return {"time grid": "; ".join(said)}
+
+
+def _condition(plan: Plan) -> dict[str, str]:
+    """What labels are given, and how their law is estimated there."""
+    if not plan.condition:
+        return {}
+    labels = plan.labels
+    width = labels.get("condition_bandwidth")
+    kernel = "half the distance to the farthest" if width is None else f"{width:g}"
+    carried = ", carried along the local regression" if labels["condition_adjust"] == "linear" else ""
+    return {
+        "given": ", ".join(plan.condition),
+        "given its condition": f"the {labels['condition_neighbors']:,} nearest rows, bandwidth {kernel}{carried}",
+    }
+
+
+def _accuracy(settings: Mapping[str, Any], error: Mapping[str, Any]) -> dict[str, str]:
+    """How exact the labels are: what is certified at every evaluation, and what was measured at the end."""
+    if not error:
+        return {}
+    reached, asked = error["tolerance_reached"], settings["tolerance"]
+    if "condition_neighbors" in settings:
+        certified = "every neighbour summed"
+    else:
+        certified = f"within {reached:.1e} of exact, certified ({asked:g} asked)" if reached else "every row summed"
+    return {
+        "posterior mean": certified,
+        "label error": f"median {error['median']:.1e}, 90th percentile {error['percentile_90']:.1e}, "
+        f"measured on {error['num_rows']} labels in float64",
+    }
+
+
+def _title(directory: str, source: str) -> str:
+    return directory if directory == source else f"{directory}: {source}"
+
+
+def _device_name() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _notes(report: Mapping[str, Any], latents: str | None, condition: tuple[str, ...]) -> list[str]:
+    """What a reader of the figures must know."""
+    notes = []
+    if report.get("num_rows_dropped"):
+        notes.append(f'{report["num_rows_dropped"]:,} incomplete rows were dropped (data.missing = "drop").')
+    for name, value in (report.get("constant") or {}).items():
+        notes.append(f"Column {name} is constant ({value_words(value)}): left out of the flow and put back in samples.")
+    by_step: dict[str, list[str]] = {}
+    atoms = report.get("atoms") or {}
+    for name, tie in (report.get("ties") or {}).items():
+        if name in atoms and not tie.get("step"):
+            continue
+        by_step.setdefault(f"a grid of {tie['step']:g}" if tie.get("step") else "", []).append(name)
+    for grid, names in by_step.items():
+        what = (
+            f"lie on {grid}: dequantized, and put back on it" if grid else "repeat on no common grid: not dequantized"
+        )
+        notes.append(f"Values of {listed(names, limit=8)} {what}.")
+    if held := repeated_values(atoms, held=True):
+        notes.append(f"Values that repeat and are given back exactly: {held}.")
+    if lost := repeated_values(atoms, held=False):
+        notes.append(f"Values that repeat, which this transform.kind cannot give back exactly: {lost}.")
+    if condition:
+        notes.append(
+            f"Samples are drawn for the validation rows' {listed(condition, limit=8)}, and compared with the test rows "
+            f"in all columns together; labels have the training rows'. A conditional generator is not calibrated."
+        )
+    if latents is not None:
+        notes.append(f"The start points came from {latents}, so labels and samples need not follow the data's law.")
+    return notes

@@ -1,0 +1,304 @@
+"""The cells of this package: its ordinary pipeline under the budget, labels included; and the procedure as published.
+
+Both run the stages of ``Pipeline`` in this process, on as many threads as the peers, in a directory that is removed.
+The label stage may take a stated share of the budget: after a first part its pace is known, and no more pairs are made
+than that share allows. The rest of the budget is the fit's. Outside the budget is, for ours as for the peers, what a
+machine or a process does once: importing libraries and compiling kernels.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from sfg_dist.data import Prepared
+from sfg_dist.distributed.fit.checkpoints import load_average
+from sfg_dist.flow import label_latents
+from sfg_dist.job.config import Job, resolve_job
+from sfg_dist.job.errors import TrainingError
+from sfg_dist.model import MLP, Calibration, Generator
+from sfg_dist.pipeline.output import Listener
+from sfg_dist.pipeline.pipeline import Pipeline
+
+PACE_MARGIN = 0.95
+MAX_GROWTH = 16  # of the pairs at once, so that the pace is known better before the most of them
+RESERVED_SHARE = 0.015  # of the budget, for opening the pairs, starting the encoder's process and saving the network
+CHECKPOINTS_A_BUDGET = 16  # snapshots are read from them; each costs the fit some 50 ms
+MIN_CHECKPOINT_S = 0.5
+COMPILED_ROWS = 8192  # enough for clusters, whose code takes longest
+MANY_EPOCHS = 1_000_000  # the clock ends the fit, not the epochs
+
+# Hidden units by the columns of the data sets that the paper's code names them for.
+PUBLISHED_WIDTHS = {6: 256, 8: 512, 21: 1024, 43: 1400}
+PUBLISHED_TRANSFORM = {"kind": "standardize"}
+PUBLISHED_LABELS: Mapping[str, Any] = {
+    "num_pairs": 200_000,
+    "t_min": 0.01,
+    "schedule": "linear_floor",
+    "estimator": "minibatch",
+    "num_reference": 1000,
+    "solver": "euler",
+    "time_grid": "uniform",
+    "num_evaluations": 500,
+    "batch_size": 5000,
+    "shard_rows": 5000,
+}
+PUBLISHED_TRAIN: Mapping[str, Any] = {
+    "depth": 2,
+    "block": "plain",
+    "activation": "tanh",
+    "linear_skip": False,
+    "validation_fraction": 0.001,
+    "optimizer": "adamw",
+    "precision": "float32",
+    "learning_rate": 2e-3,
+    "weight_decay": 0,
+    "learning_rate_schedule": "constant",
+    "ema_decay": 0,
+    "calibrate": False,
+}
+
+
+@dataclass
+class OwnFit:
+    """What the pipeline made under the budget.
+
+    Attributes:
+        generator: the result.
+        label_s, fit_s: wall-clock time of the two stages.
+        num_pairs: as many as were made.
+        snapshots: (seconds since the start of the labels, generator as it stood).
+        num_steps: batches of the fit.
+    """
+
+    generator: Generator
+    label_s: float
+    fit_s: float
+    num_pairs: int
+    snapshots: list[tuple[float, Generator]] = field(default_factory=list)
+    num_steps: int = 0
+
+
+class _InnerPipeline(Pipeline):
+    """A pipeline over a table that is read already."""
+
+    def __init__(self, job: Job, prepared: Prepared, listener: Listener | None) -> None:
+        super().__init__(job, listener)
+        self._prepared = prepared
+
+
+def own_job(job: Job, *, num_threads: int, seed: int, shape: tuple[int, int] | None = None) -> Job:
+    """The job as its cell runs it: in this process, ended by the clock.
+
+    Args:
+        job: the user's.
+        num_threads: of labels and of the fit.
+        seed: added to the seeds of labels and of the fit.
+        shape: another width and depth of the network.
+    """
+    document = job.model_dump(exclude_none=True)
+    document["executor"] = {"kind": "inline"}
+    document["labels"] |= {"num_threads": num_threads, "seed": job.labels.seed + seed}
+    document["train"] |= {
+        "num_threads": num_threads,
+        "num_workers": 1,
+        "seed": job.train.seed + seed,
+        "num_epochs": MANY_EPOCHS,
+    }
+    if shape is not None:
+        document["train"] |= {"width": shape[0], "depth": shape[1]}
+    return resolve_job(document)
+
+
+def published_job(job: Job, dim: int, *, num_threads: int, seed: int) -> Job:
+    """The procedure as published, on the job's table and split: mini-batches, uniform Euler steps, a tanh network.
+
+    The width is that of the published data set with the nearest number of columns.
+    """
+    document = own_job(job, num_threads=num_threads, seed=seed).model_dump(exclude_none=True)
+    nearest = min(PUBLISHED_WIDTHS, key=lambda columns: abs(np.log(columns / dim)))
+    document["transform"] = dict(PUBLISHED_TRANSFORM)
+    document["labels"] = {"num_threads": num_threads, "seed": job.labels.seed + seed, **PUBLISHED_LABELS}
+    document["train"] = {
+        **{name: document["train"][name] for name in ("num_threads", "num_workers", "seed", "num_epochs")},
+        "width": PUBLISHED_WIDTHS[nearest],
+        **PUBLISHED_TRAIN,
+    }
+    return resolve_job(document)
+
+
+def fit_own(
+    job: Job,
+    prepared: Prepared,
+    *,
+    max_time_s: float,
+    max_label_share: float,
+    marks: Sequence[float],
+    is_full_batch: bool = False,
+    on_step: Callable[[str], None] = lambda text: None,
+) -> OwnFit:
+    """Run the label and the train stage within a budget.
+
+    Args:
+        job: as ``own_job`` or ``published_job`` gives it.
+        prepared: its table.
+        max_time_s: wall-clock budget of both stages.
+        max_label_share: of the budget, for the labels.
+        marks: shares of the budget at which a snapshot is kept.
+        is_full_batch: one batch holds all pairs, as published.
+        on_step: told what is done.
+
+    Raises:
+        TrainingError: the labels alone took the whole budget.
+    """
+    _compile_kernels(job, prepared)
+    reserved_s = RESERVED_SHARE * max_time_s + _calibration_time(job, prepared)
+    with tempfile.TemporaryDirectory(prefix="sfg-compare-") as folder:
+        job = _with(job, output={"dir": folder})
+        started = time.perf_counter()
+        job = _label(job, prepared, max_label_share * max_time_s, started)
+        label_s = time.perf_counter() - started
+        left_s = max_time_s - label_s - reserved_s
+        num_pairs = job.labels.num_pairs
+        on_step(f"{num_pairs:,} labels in {label_s:.1f} s")
+        if left_s <= 0:
+            raise TrainingError(
+                f"the labels took {label_s:.0f} s of the {max_time_s:g} s: raise compare.max_time_s or lower "
+                f"labels.num_pairs"
+            )
+        keys = {"max_time_s": left_s, "checkpoint_interval_s": max(MIN_CHECKPOINT_S, max_time_s / CHECKPOINTS_A_BUDGET)}
+        if is_full_batch:
+            keys |= {"batch_size": num_pairs, "shuffle_rows": num_pairs}
+        watcher = _Watcher(folder, label_s, [mark * max_time_s for mark in marks])
+        started = time.perf_counter()
+        generator = _InnerPipeline(_with(job, train=keys), prepared, watcher).train()
+        fit_s = time.perf_counter() - started
+        on_step(f"fitted in {fit_s:.1f} s, {watcher.num_steps:,} steps")
+    snapshots = [(seconds, _as_it_stood(generator, weights, prepared, job)) for seconds, weights in watcher.snapshots]
+    return OwnFit(generator, label_s, fit_s, num_pairs, snapshots, watcher.num_steps)
+
+
+def _compile_kernels(job: Job, prepared: Prepared) -> None:
+    """Before the clock: the kernels of this table's width, compiled once a machine and then read from numba's cache."""
+    reference = prepared.flow_rows("train")
+    rows = job.labels.num_reference if job.labels.estimator == "minibatch" else COMPILED_ROWS
+    latents = np.zeros((8, reference.shape[1]), dtype=np.float32)
+    label_latents(latents, reference[:rows], tolerance=job.labels.tolerance)
+
+
+def _calibration_time(job: Job, prepared: Prepared) -> float:
+    """Seconds that follow the last step of the fit, measured on a network of the same size."""
+    if not job.train.calibrate:
+        return 0.0
+    shape = job.train.model_dump(include={"width", "depth", "block", "activation", "linear_skip"})
+    network, reference = MLP(prepared.transform.dim, **shape), prepared.reference()
+    Calibration.fit(network, reference, seed=job.train.seed)  # compiled now, or read from the cache
+    started = time.perf_counter()
+    Calibration.fit(network, reference, seed=job.train.seed)
+    return time.perf_counter() - started
+
+
+def _label(job: Job, prepared: Prepared, limit_s: float, started: float) -> Job:
+    """Label as many pairs as the time allows, the job's number at most; the job with the number made.
+
+    One shard first, then more by the pace so far; each part is a store's extension, with the bits of a single run.
+    """
+    wanted, shard_rows = job.labels.num_pairs, job.labels.shard_rows
+    made = min(wanted, shard_rows * (2 if job.labels.direction == "both" else 1))
+    part = _with(job, labels={"num_pairs": made})
+    begun_s = started
+
+    def on_event(event: Mapping[str, Any]) -> None:
+        nonlocal begun_s
+        if event["event"] == "stage_started" and event["stage"] == "label":  # the store is made, once
+            begun_s = time.perf_counter()
+
+    _InnerPipeline(part, prepared, on_event).label()
+    pace = made / (time.perf_counter() - begun_s)
+    while True:
+        before_s = time.perf_counter()
+        left_s = limit_s - (before_s - started)
+        target = next_target(made, wanted, pace=pace, left_s=left_s, shard_rows=shard_rows)
+        if target == made:
+            return part
+        part = _with(job, labels={"num_pairs": target})
+        _InnerPipeline(part, prepared, None).extend()
+        pace, made = (target - made) / (time.perf_counter() - before_s), target
+
+
+def next_target(made: int, wanted: int, *, pace: float, left_s: float, shard_rows: int) -> int:
+    """How many pairs to have next: what the time left allows in whole shards, not too many more at once; or all.
+
+    Args:
+        made: pairs that there are.
+        wanted: pairs in the end.
+        pace: pairs a second, of the last part.
+        left_s: time left for labels.
+        shard_rows: of the store.
+
+    Returns:
+        ``made`` where nothing more fits.
+
+    Example:
+        >>> next_target(4096, 200_000, pace=1000.0, left_s=10.0, shard_rows=4096)
+        12288
+    """
+    target = min(wanted, MAX_GROWTH * made)
+    affordable = made + PACE_MARGIN * pace * left_s
+    if affordable < target:
+        target = int(affordable) // shard_rows * shard_rows
+    return max(made, target)
+
+
+class _Watcher:
+    """Keeps the averaged weights of the newest checkpoint when a mark is passed.
+
+    Args:
+        folder: the output directory of the fit.
+        label_s: what the labels took before.
+        marks_s: of the budget, ascending.
+    """
+
+    def __init__(self, folder: str, label_s: float, marks_s: Sequence[float]) -> None:
+        self.checkpoints = f"{folder}/checkpoints"
+        self.label_s = label_s
+        self.waiting = [mark for mark in marks_s if mark > label_s]
+        self.snapshots: list[tuple[float, dict[str, Any]]] = []
+        self.num_steps = 0
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        """Look at an event of the pipeline."""
+        if event["event"] != "epoch":
+            return
+        self.num_steps = int(event["step"])
+        if self.waiting and self.label_s + event["elapsed_s"] >= self.waiting[0]:
+            newest = load_average(self.checkpoints)
+            if newest is not None:
+                elapsed_s, weights = newest
+                while self.waiting and self.label_s + event["elapsed_s"] >= self.waiting[0]:
+                    del self.waiting[0]
+                self.snapshots.append((self.label_s + elapsed_s, weights))
+
+
+def _as_it_stood(generator: Generator, weights: Mapping[str, Any], prepared: Prepared, job: Job) -> Generator:
+    """The generator with earlier weights, calibrated like the last ones."""
+    network = copy.deepcopy(generator.network)
+    network.load_state_dict(weights)
+    calibration = None
+    if generator.calibration is not None:
+        calibration = Calibration.fit(network, prepared.reference(), seed=job.train.seed)
+    return replace(generator, network=network, calibration=calibration)
+
+
+def _with(job: Job, **tables: Mapping[str, Any]) -> Job:
+    """The job with other keys in some of its tables."""
+    document = job.model_dump(exclude_none=True)
+    for table, keys in tables.items():
+        document[table] |= keys
+    return resolve_job(document)

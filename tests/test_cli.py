@@ -281,7 +281,7 @@ def test_an_interrupt_keeps_what_is_committed_and_says_how_to_go_on(job, which, 
 )
 def test_an_interrupt_while_a_store_does_not_answer(tmp_path, which):
     """The main thread is inside a request that waits for its answer, so no handler of Python's runs."""
-    script = "from sfg_dist import cli; cli.INTERRUPT_S = 0.5; cli.main()"
+    script = "from sfg_dist.cli import main as cli; cli.INTERRUPT_S = 0.5; cli.main()"
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
         keys = {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "NO_PROXY": "*"}

@@ -26,7 +26,7 @@ def test_what_the_user_says_stands(name):
 
 
 def test_the_command_sets_it_before_torch_is_imported(unsettled):
-    program = "import os, sys; from sfg_dist import cli; cli.app = lambda: print({}); cli.main()".format(
+    program = "import os, sys; from sfg_dist.cli import main as cli; cli.app = lambda: print({}); cli.main()".format(
         "os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", program], text=True, capture_output=True, check=True)

@@ -111,7 +111,7 @@ class Pipeline(OutputDirectory):
         """Make the pairs, or what is missing of them.
 
         Args:
-            overlap: whether a worker trains on what is committed meanwhile (see ``distributed/ahead.py``).
+            overlap: whether a worker trains on what is committed meanwhile (see ``distributed/fit/ahead.py``).
         """
         return self._label(self.open_store(), overlap=overlap)
 

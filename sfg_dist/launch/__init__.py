@@ -1,4 +1,8 @@
-"""From a job file to a Slurm script, a KubeRay manifest or a running Ray cluster; knows neither torch nor ray."""
+"""From a job file to a cluster: Slurm, Kubernetes through KubeRay, or a Ray cluster that runs already.
+
+A job and a profile come in; a folder with all that the cluster needs goes out, and is sent (``submission``). The same
+modules ask after what was sent. This room imports neither torch nor ray, and only the job room.
+"""
 
 from sfg_dist.launch.profile import Profile, load_profile
 from sfg_dist.launch.submission import Order, Submission, submit

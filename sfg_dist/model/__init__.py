@@ -1,4 +1,8 @@
-"""The network, one optimiser step at a time, its calibration, and the saved generator."""
+"""The network, one optimiser step at a time, its calibration, and the saved generator.
+
+Batches of pairs come in through ``fit``; a ``Generator`` goes out, which samples, scores rows and saves itself. This
+room knows neither ray, zarr nor dask: others bring it batches.
+"""
 
 from sfg_dist.model.calibrate import Calibration
 from sfg_dist.model.fit import Trainer

@@ -1,4 +1,8 @@
-"""Pairs as Zarr v3 groups with a plan and per-shard commits, and the stream of batches that training reads."""
+"""Pairs of latents and labels on disk or in an object store: Zarr arrays, a plan, and a commit for each shard.
+
+A plan and a frame come in and make a store; rows of shards come in and are committed; batches go out to training
+(``stream``). docs/store-protocol.md says what writers may do. This room imports neither ray nor torch.
+"""
 
 from sfg_dist.job.object_stores import reason_of
 from sfg_dist.store.arrays import object_bytes

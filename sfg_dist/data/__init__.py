@@ -15,25 +15,25 @@ Conventions of this room:
 """
 
 from sfg_dist.data.csv_dialect import TextFormat
-from sfg_dist.data.large import prepare_within
-from sfg_dist.data.prepare import Prepared, prepare
+from sfg_dist.data.preparation import prepare
+from sfg_dist.data.prepared import Prepared
 from sfg_dist.data.queries import read_queries
 from sfg_dist.data.rows import RowReader, open_rows
-from sfg_dist.data.table import BUILTIN_NAMES, SplitTable, Table, open_split, open_table
+from sfg_dist.data.settings import TableSettings
+from sfg_dist.data.table import BUILTIN_NAMES, Table, open_split, open_table
 from sfg_dist.data.transform import Transform
 
 __all__ = [
     "BUILTIN_NAMES",
     "Prepared",
     "RowReader",
-    "SplitTable",
     "Table",
+    "TableSettings",
     "TextFormat",
     "Transform",
     "open_rows",
     "open_split",
     "open_table",
     "prepare",
-    "prepare_within",
     "read_queries",
 ]

@@ -1,15 +1,17 @@
-"""Columns measured in steps: finding the step, and moving between values and the cells of the grid.
+"""Columns measured in steps: finds the step, and moves between values and the cells of the grid.
 
-A grid is ``offset + k * step`` for whole k. Cell k is [offset + k step, offset + (k + 1) step):
-dequantization spreads the value at its lower edge over it. Values that a file stored as float32 miss their
-decimals by half a unit in the last place of float32; within that they count as on the grid. Whole numbers and decimals
-that are the doubles nearest to them are found by exact integers, up to 2^53.
+A grid is ``offset + k * step`` for whole k. Cell k is [offset + k step, offset + (k + 1) step). Dequantization spreads
+the value at its lower edge over the cell. Values that a file stored as float32 miss their decimals by half a unit in
+the last place of float32; within that they count as on the grid. Whole numbers, and decimals that are stored as the
+nearest double, are found by exact integers, up to 2^53.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,8 @@ _Array = NDArray[np.float64]
 _MAX_DECIMALS = 8  # for columns that reach 1 or more; smaller ones get as many digits again as they start behind
 _MAX_WHOLE = 2.0**53
 _MAX_CHANCE_LOG = -20.0  # log of the chance, at most, that numbers off any grid pass as being on it
+_FINE = 2.0**31  # with more cells, a cell and its noise together are rounded noticeably
+_EDGE = 2.0**-20  # the noise keeps off the ends of its cell
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,42 @@ class Grid:
         """The same values with those that miss the grid by rounding alone put on it."""
         places = self.coordinates(values)
         return np.where(places == np.floor(places), self.values(np.floor(places)), values)
+
+    def moved(self, origin: float) -> Grid:
+        """The grid as it is when ``origin`` is taken off all values."""
+        return Grid(self.step, self.offset - origin)
+
+    def cells(self, values: _Array) -> _Array:
+        """The cell that each value lies in."""
+        cells: _Array = np.floor((values - self.offset) / self.step)
+        return cells
+
+    def cells_between(self, values: Sequence[float]) -> _Array:
+        """The cells of the smallest and the largest value of a column."""
+        return np.floor(self.coordinates(np.array(values)))
+
+    def cells_within(self, ends: Sequence[float | str]) -> _Array:
+        """First and last cell of a range; an open end stays open."""
+        with np.errstate(invalid="ignore"):  # of an open end
+            low, high = self.coordinates(np.array(ends, dtype=np.float64))
+        return np.array([np.ceil(low), np.floor(high)])
+
+    def spread(self, values: _Array, noise: _Array | None, origin: float) -> _Array:
+        """Values spread over their cells, with ``origin`` taken off.
+
+        Args:
+            values: shape (num_rows,).
+            noise: place of each within its cell, in [0, 1), shape (num_rows,); None stands for the middle.
+            origin: taken off all values.
+        """
+        added: Any = 0.5 if noise is None else noise.clip(_EDGE, 1 - _EDGE)
+        inner, places = self.moved(origin), self.coordinates(values)
+        spread: _Array = inner.offset + (places + added) * inner.step
+        if max(abs(inner.offset) / inner.step, np.abs(places).max(initial=0.0)) > _FINE:
+            edges = inner.offset + places * inner.step
+            is_next = (places == np.floor(places)) & (inner.cells(spread) != places)
+            spread[is_next] = edges[is_next]
+        return spread
 
     def _tolerance(self, values: _Array) -> _Array:
         rounding = 0.51 * float32_spacing(values) / self.step
@@ -206,18 +246,8 @@ def grid_of_step(values: _Array, step: float) -> Grid:
     return Grid(step, float(Grid(step, anchor).values(np.asarray(lowest))))
 
 
-def tied_share(values: _Array) -> float:
-    """The share of rows whose value another row has too.
-
-    Example:
-        >>> tied_share(np.array([1.0, 1.0, 2.0, 3.0]))
-        0.5
-    """
-    return share_of_ties(np.unique(values, return_counts=True)[1])
-
-
 def share_of_ties(counts: NDArray[np.intp]) -> float:
-    """``tied_share`` of the rows that each value has."""
+    """The share of rows whose value another row has too, from the rows that each value has."""
     return float(counts[counts > 1].sum() / counts.sum())
 
 

@@ -84,6 +84,23 @@ class RowReader:
     fetch: Callable[[int, int, Sequence[str]], _Array]
     read_as: str = ""
 
+    @classmethod
+    def over(
+        cls, values: _Array, source: str, columns: tuple[str, ...], types: tuple[ColumnType, ...], read_as: str = ""
+    ) -> RowReader:
+        """A table in memory, shape (num_rows, num_columns); all columns in their order are not copied."""
+
+        def fetch(start: int, stop: int, asked: Sequence[str]) -> _Array:
+            rows = values[start:stop]
+            return rows if tuple(asked) == columns else rows[:, [columns.index(name) for name in asked]]
+
+        return cls(source, columns, len(values), types, fetch, read_as)
+
+    @property
+    def types_by_name(self) -> dict[str, ColumnType]:
+        """The types of the columns by name, in order."""
+        return dict(zip(self.columns, self.types, strict=True))
+
     @property
     def num_bytes(self) -> int:
         """What the table takes in memory as float64."""

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -36,6 +36,7 @@ from sfg_dist.job.words import counted
 BUILTIN_NAMES: tuple[str, ...] = (*toy.NAMES, *bundled.NAMES)
 
 _RECORDS = (*TEXT_SUFFIXES, ".parquet", "")  # "" is a folder
+PARTS = ("train", "validation", "test")
 LogDensity = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
@@ -50,6 +51,7 @@ class Table:
         log_density: exact log density in nats of rows (num_rows, num_columns), where it is known.
         types: of the columns, in order.
         read_as: how a file was read, in words.
+        sizes: rows of each part of a table that is split already, which lie one below the other; else empty.
     """
 
     values: NDArray[np.float64]
@@ -58,10 +60,28 @@ class Table:
     log_density: LogDensity | None = None
     types: tuple[ColumnType, ...] = ()
     read_as: str = ""
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.types:
             object.__setattr__(self, "types", (FLOAT,) * len(self.columns))
+
+    @property
+    def parts(self) -> dict[str, NDArray[np.float64]]:
+        """The rows of each part; a table that is not split has the one part "table"."""
+        if not self.sizes:
+            return {"table": self.values}
+        return dict(zip(self.sizes, np.split(self.values, np.cumsum([*self.sizes.values()])[:-1]), strict=True))
+
+    def select(self, places: Sequence[int], log_density: LogDensity | None = None) -> Table:
+        """The table of some columns by their places; their density is another function than that of all columns."""
+        return replace(
+            self,
+            values=np.ascontiguousarray(self.values[:, places]),
+            columns=tuple(self.columns[place] for place in places),
+            types=tuple(self.types[place] for place in places),
+            log_density=log_density,
+        )
 
     def retyped(self, types: Sequence[ColumnType]) -> NDArray[np.float64]:
         """The values as those of columns of other types: their units and offsets.
@@ -76,19 +96,6 @@ class Table:
             except UnfitValueError as error:
                 raise DataError(f"{self.source}: column {self.columns[index]!r} {error}") from None
         return np.stack(columns, axis=1)
-
-
-@dataclass(frozen=True, eq=False)
-class SplitTable:
-    """A table that comes split already: float64 parts with the same columns; validation may be empty."""
-
-    train: NDArray[np.float64]
-    validation: NDArray[np.float64]
-    test: NDArray[np.float64]
-    columns: tuple[str, ...]
-    source: str
-    types: tuple[ColumnType, ...] = ()
-    read_as: str = ""
 
 
 def open_table(
@@ -137,7 +144,7 @@ def open_table(
         _refuse_text(source, text)
         with open_arrays(source) as file:
             values, types, read_as = _read_arrays(file, array, append, columns, identifiers)
-    _check_size(source, values)
+    _check_size(source, *values.shape)
     return Table(values[:max_rows], tuple(types), source, types=tuple(types.values()), read_as=read_as)
 
 
@@ -147,8 +154,8 @@ def open_split(
     arrays: Mapping[str, str | Sequence[str] | None],
     columns: Sequence[str] | None = None,
     identifiers: str = "refuse",
-) -> SplitTable:
-    """Open a table whose parts lie in separate arrays of one .npz, .h5, .hdf5 or .zarr.
+) -> Table:
+    """Open a table that is split already: its parts lie in separate arrays of one .npz, .h5, .hdf5 or .zarr.
 
     Args:
         source: a path or an ``s3://`` URL.
@@ -171,7 +178,7 @@ def open_split(
     array_names: list[str] = []
     ends = [0]
     with open_arrays(source) as file:
-        for part in ("train", "validation", "test"):
+        for part in PARTS:
             given = arrays.get(part) or ()
             for name in [given] if isinstance(given, str) else given:
                 array_names.append(name)
@@ -186,10 +193,11 @@ def open_split(
             ends.append(len(blocks))
     wanted = check_columns(source, names, columns)
     values, types = _typed_parts(file, array_names, blocks, names, wanted, identifiers)
-    parts = [np.concatenate([np.empty((0, len(types))), *values[first:stop]]) for first, stop in pairwise(ends)]
-    for part, rows in (("train", parts[0]), ("test", parts[2])):
-        _check_size(f"{source}: the {part} part", rows)
-    return SplitTable(parts[0], parts[1], parts[2], tuple(types), source, tuple(types.values()), ", ".join(file.notes))
+    sizes = {part: sum(map(len, values[first:stop])) for part, (first, stop) in zip(PARTS, pairwise(ends), strict=True)}
+    for part in ("train", "test"):
+        _check_size(f"{source}: the {part} part", sizes[part], len(types))
+    read_as, rows = ", ".join(file.notes), np.concatenate(values)
+    return Table(rows, tuple(types), source, types=tuple(types.values()), read_as=read_as, sizes=sizes)
 
 
 def _open_builtin(name: str, *, seed: int, max_rows: int | None) -> Table:
@@ -202,12 +210,7 @@ def _open_builtin(name: str, *, seed: int, max_rows: int | None) -> Table:
 
 def _select(table: Table, columns: Sequence[str] | None) -> Table:
     wanted = check_columns(table.source, table.columns, columns)
-    if wanted == table.columns:
-        return table
-    index = [table.columns.index(name) for name in wanted]
-    # the density of some columns, or of columns in another order, is another function
-    types = tuple(table.types[place] for place in index)
-    return Table(np.ascontiguousarray(table.values[:, index]), wanted, table.source, types=types)
+    return table if wanted == table.columns else table.select([table.columns.index(name) for name in wanted])
 
 
 def _check_source(source: str) -> str:
@@ -317,6 +320,6 @@ def _refuse_text(source: str, text: TextFormat | None) -> None:
         raise DataError(f"{source}: {text.given[0]} is for .csv files: leave it out")
 
 
-def _check_size(source: str, values: NDArray[np.float64]) -> None:
-    if 0 in values.shape:
-        raise DataError(f"{source} has {values.shape[0]} rows and {values.shape[1]} columns: expected some of both")
+def _check_size(source: str, num_rows: int, num_columns: int) -> None:
+    if 0 in (num_rows, num_columns):
+        raise DataError(f"{source} has {num_rows} rows and {num_columns} columns: expected some of both")

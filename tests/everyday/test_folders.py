@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from sfg_dist.data import TextFormat, location, open_rows, open_table, prepare, prepare_within
+from sfg_dist.data import TextFormat, location, open_rows, open_table, prepare
 from sfg_dist.data import folders as module
 from sfg_dist.data.records import read_columns
 from sfg_dist.job.errors import ConfigError, DataError
@@ -70,13 +70,13 @@ def test_by_ranges(tmp_path, source):
 
 def test_prepared_in_passes_as_whole(tmp_path):
     source = str(write(tmp_path / "t"))
-    passes = prepare_within(source, memory_gib=1e-9, shuffle="none")
+    passes = prepare(source, memory_gib=1e-9, shuffle="none")
     whole = prepare(source, shuffle="none")
     assert not passes.is_whole
     assert passes.table_fingerprint() == whole.table_fingerprint()
     assert passes.report["read_as"] == whole.report["read_as"]
     csv = str(write(tmp_path / "c", ".csv"))
-    assert prepare_within(csv, memory_gib=1e-9, shuffle="none").is_whole
+    assert prepare(csv, memory_gib=1e-9, shuffle="none").is_whole
 
 
 class TestPartitions:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.naming import listed
-from sfg_dist.data.rows import RowReader
+from sfg_dist.data.row_reader import RowReader
 from sfg_dist.data.transform import MAX_VALUE
 from sfg_dist.job.errors import DataError
 

@@ -13,7 +13,7 @@ import gzip
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sfg_dist.data.sizes import SMALL_BYTES
+from sfg_dist.data.declared_sizes import SMALL_BYTES
 from sfg_dist.data.unpacking import GROWTH, pieces
 from sfg_dist.job.errors import DataError
 from sfg_dist.job.memory import usable_bytes

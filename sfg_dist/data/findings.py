@@ -15,7 +15,7 @@ from sfg_dist.data.discreteness import Discreteness, check_dequantize, find_disc
 from sfg_dist.data.fitting import ColumnFacts, fit_column
 from sfg_dist.data.prepared import noise_rows
 from sfg_dist.data.report import TableReport
-from sfg_dist.data.rows import RowReader
+from sfg_dist.data.row_reader import RowReader
 from sfg_dist.data.settings import TableSettings
 from sfg_dist.data.transform import Transform
 

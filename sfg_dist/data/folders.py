@@ -17,10 +17,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sfg_dist.data.csv_columns import MAX_DIGITS, MAX_PLACES
+from sfg_dist.data.declared_sizes import check_held
 from sfg_dist.data.links import check_inside
-from sfg_dist.data.location import AbsentError, local_path, open_bucket, reading, suffix_of
 from sfg_dist.data.naming import check_columns, listed
-from sfg_dist.data.sizes import check_held
+from sfg_dist.data.sources import AbsentError, local_path, open_bucket, reading, suffix_of
 from sfg_dist.job.errors import DataError
 from sfg_dist.job.object_stores import is_url
 from sfg_dist.job.words import counted
@@ -271,7 +271,7 @@ def common_type(parts: Sequence[Part], name: str, found: Sequence[tuple[Any, int
     """
     import pyarrow as pa
 
-    types = [kind.value_type if pa.types.is_dictionary(kind) else kind for kind, _ in found]
+    types = [decoded(kind) for kind, _ in found]
     valued = [bool(rows) and not pa.types.is_null(kind) for kind, (_, rows) in zip(types, found, strict=True)]
     kinds = [kind for kind, is_valued in zip(types, valued, strict=True) if is_valued]
     if not kinds:
@@ -290,6 +290,13 @@ def common_type(parts: Sequence[Part], name: str, found: Sequence[tuple[Any, int
     raise DataError(
         f"{parts[place].source}: column {name!r} is {other}, in the files before {kinds[0]}: expected one type"
     )
+
+
+def decoded(kind: Any) -> Any:
+    """An Arrow type, or that of the values of a dictionary."""
+    import pyarrow as pa
+
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _listed_files(source: str) -> tuple[str, list[str]]:

@@ -1,17 +1,19 @@
-"""What HDF5 files say beside their arrays: coordinates, chunks never written, and frames that pandas wrote."""
+"""Files of HDF5 and netCDF 4: arrays with their coordinates and chunks never written, and frames of pandas."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sfg_dist.data.array_file import ArrayFile, object_message, shape_text
 from sfg_dist.data.cf import KEYS, NETCDF_FILLS
-from sfg_dist.data.location import reading
-from sfg_dist.data.sizes import check_held, check_stored, declared_bytes
+from sfg_dist.data.declared_sizes import check_held, check_stored, declared_bytes
+from sfg_dist.data.sources import reading, suffix_of
 from sfg_dist.data.unpacking import GROWTH, unpacked_bytes
 from sfg_dist.job.errors import DataError
 from sfg_dist.job.memory import usable_bytes
@@ -20,6 +22,86 @@ from sfg_dist.job.words import size_of
 _DEFLATE = 1  # HDF5's number of the filter
 _MOST_ATTRIBUTE = 1 << 16
 _TEXTS_AT_ONCE, _MOST_TEXT = 256, 16 << 20
+
+
+@contextmanager
+def open_hdf5(source: str, stream: Any) -> Iterator[ArrayFile]:
+    """Open a .h5, .hdf5 or .nc file.
+
+    Raises:
+        DataError: it is none that is read, or h5py is not installed.
+    """
+    if stream.read(3) == b"CDF":
+        raise DataError(
+            f"{source} is a netCDF file of the classic format: convert it to netCDF 4, for example by "
+            "`nccopy -k nc4 OLD NEW`"
+        )
+    stream.seek(0)
+    try:
+        import h5py
+    except ImportError:
+        raise DataError(f"{source}: reading HDF5 needs h5py: pip install 'sfg_dist[h5]'") from None
+    with reading(source):
+        file = h5py.File(stream, "r")
+    with file:
+        yield _array_file(source, file)
+
+
+def _array_file(source: str, file: Any) -> ArrayFile:
+    import h5py
+
+    datasets: dict[str, Any] = {}
+    frames: dict[str, Any] = {}
+    with reading(source):
+
+        def visit(name: str, node: Any) -> None:
+            if "_i_" in name.rpartition("/")[0]:  # PyTables' indices of a table
+                return
+            if isinstance(node, h5py.Dataset):
+                datasets[name] = node
+            elif is_frame(node):
+                frames[name] = node
+
+        # visititems follows neither soft nor external links; check refuses the other ways to other files
+        file.visititems(visit)
+
+    def read_named(name: str) -> NDArray[Any]:
+        with reading(source):
+            if name in frames:
+                return read_frame(source, name, frames[name])
+            dtype_of(name)
+            return read(source, datasets[name])
+
+    def dtype_of(name: str) -> Any:
+        if name in frames:
+            return np.dtype(np.float64)
+        dtype = datasets[name].dtype
+        if h5py.check_string_dtype(dtype):
+            return np.dtype(str)
+        if dtype.hasobject:
+            raise DataError(object_message(source, name))
+        return dtype
+
+    def describe(name: str) -> str:
+        if name in frames:
+            return f"2-D {' x '.join(map(str, frame_shape(frames[name])))} of pandas"
+        return shape_text(datasets[name].shape, datasets[name].dtype)
+
+    def labels(name: str) -> tuple[str, ...] | None:
+        return frame_names(source, frames[name]) if name in frames else column_labels(source, datasets[name])
+
+    return ArrayFile(
+        source,
+        (*frames, *datasets),
+        read_named,
+        describe,
+        lambda name: frame_shape(frames[name]) if name in frames else datasets[name].shape,
+        dtype_of,
+        attributes=lambda name: {} if name in frames else attributes(source, datasets[name]),
+        labels=labels,
+        written=lambda name: (1, 1, None) if name in frames else written_chunks(source, datasets[name]),
+        default_fill=default_fill(file, suffix_of(source) == ".nc"),
+    )
 
 
 def check(source: str, dataset: Any) -> None:

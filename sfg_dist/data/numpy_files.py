@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import io
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sfg_dist.data.array_file import DEFAULT_ARRAY, ArrayFile, object_message, shape_text
+from sfg_dist.data.declared_sizes import check_held, check_stored
+from sfg_dist.data.sources import reading
 from sfg_dist.job.errors import DataError
+from sfg_dist.job.words import size_of
 
 
 class Header(NamedTuple):
@@ -27,16 +35,6 @@ class Header(NamedTuple):
     stored: int
 
 
-def check_magic(magic: bytes) -> None:
-    """Refuse what does not begin as a .npy file.
-
-    Raises:
-        ValueError: in words for behind "cannot be read".
-    """
-    if magic != b"\x93NUMPY":
-        raise ValueError("it does not start as a .npy file does")
-
-
 def check_end(source: str, follows: bool) -> None:
     """Refuse a .npy file that holds more than its first array, which is all that would be read.
 
@@ -50,43 +48,49 @@ def check_end(source: str, follows: bool) -> None:
         )
 
 
-def only_array(source: str, stream: Any) -> NDArray[Any]:
-    """The array of a .npy file; the header was looked at before.
+def open_npy(source: str, stream: Any) -> ArrayFile:
+    """A .npy file, whose array is called X.
 
     Raises:
-        DataError: more follows.
+        DataError: it is no such file.
     """
-    stream.seek(0)
-    array: NDArray[Any] = np.load(stream, allow_pickle=False)
-    check_end(source, bool(stream.read(1)))
-    return array
+    with reading(source):
+        if stream.read(6) != b"\x93NUMPY":
+            raise ValueError("it does not start as a .npy file does")
+
+    def load(_: str) -> NDArray[Any]:
+        stream.seek(0)
+        array: NDArray[Any] = np.load(stream, allow_pickle=False)
+        check_end(source, bool(stream.read(1)))
+        return array
+
+    def header(_: str) -> Header:
+        size = stream.seek(0, io.SEEK_END)
+        stream.seek(0)
+        return _header(stream, size, size)
+
+    return _array_file(source, (DEFAULT_ARRAY,), load, header)
 
 
-def npy_header(stream: Any) -> Header:
-    """The header of a .npy file."""
-    size = stream.seek(0, io.SEEK_END)
-    stream.seek(0)
-    return _header(stream, size, size)
-
-
-def open_npz(stream: Any) -> Any:
-    """A .npz file, none of whose arrays is read yet.
+@contextmanager
+def open_npz(source: str, stream: Any) -> Iterator[ArrayFile]:
+    """Open a .npz file; none of its arrays is read yet.
 
     Raises:
-        ValueError: in words for behind "cannot be read".
+        DataError: it is no such file.
     """
-    if stream.read(4) not in (b"PK\3\4", b"PK\5\6"):  # else numpy tries to unpickle it
-        raise ValueError("it is not a zip archive of arrays")
-    stream.seek(0)
-    return np.load(stream, allow_pickle=False)
+    with reading(source):
+        if stream.read(4) not in (b"PK\3\4", b"PK\5\6"):  # else numpy tries to unpickle it
+            raise ValueError("it is not a zip archive of arrays")
+        stream.seek(0)
+        archive = np.load(stream, allow_pickle=False)
+    with archive:
+        yield _array_file(
+            source, tuple(archive.files), archive.__getitem__, lambda name: _npz_header(source, archive, name)
+        )
 
 
-def npz_header(source: str, archive: Any, name: str) -> Header:
-    """The header of an array of a .npz file.
-
-    Raises:
-        DataError: it is none.
-    """
+def _npz_header(source: str, archive: Any, name: str) -> Header:
     member = archive.zip.getinfo(name if name in archive.zip.NameToInfo else f"{name}.npy")
     with archive.zip.open(member) as stream:
         if stream.peek(6)[:6] != b"\x93NUMPY":
@@ -100,3 +104,40 @@ def _header(stream: Any, size: int, stored: int) -> Header:
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(stream)
     return Header(shape, dtype, size - stream.tell(), stored)
+
+
+def _array_file(
+    source: str,
+    names: tuple[str, ...],
+    load: Callable[[str], Any],
+    header: Callable[[str], Header],
+) -> ArrayFile:
+    kept: dict[str, NDArray[Any]] = {}
+
+    @cache
+    def declared(name: str) -> tuple[tuple[int, ...], Any]:
+        with reading(source):
+            shape, dtype, num_bytes, stored = header(name)
+            if dtype.hasobject:
+                raise DataError(object_message(source, name))
+            what = f"array {name!r} ({shape_text(shape, dtype)})"
+            if (needed := math.prod(shape) * dtype.itemsize) > num_bytes:
+                raise ValueError(f"{what} takes {size_of(needed)}, and the file has {size_of(num_bytes)} for it")
+            check_stored(source, what, shape, dtype, stored)
+        return shape, dtype
+
+    def read(name: str) -> NDArray[Any]:
+        if name not in kept:
+            shape, dtype = declared(name)
+            check_held(source, f"array {name!r} ({shape_text(shape, dtype)})", shape, dtype)
+            with reading(source):
+                kept[name] = load(name)
+        return kept[name]
+
+    def describe(name: str) -> str:
+        try:
+            return shape_text(*declared(name))
+        except DataError:
+            return "not numbers"
+
+    return ArrayFile(source, names, read, describe, lambda name: declared(name)[0], lambda name: declared(name)[1])

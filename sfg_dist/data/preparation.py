@@ -25,7 +25,8 @@ from sfg_dist.data.cleaning import find_complete, num_duplicates
 from sfg_dist.data.conditions import ColumnSplit, conditions_last
 from sfg_dist.data.findings import Findings
 from sfg_dist.data.prepared import Prepared
-from sfg_dist.data.rows import RowReader, has_row_ranges, open_rows
+from sfg_dist.data.row_reader import RowReader
+from sfg_dist.data.rows import has_row_ranges, open_rows
 from sfg_dist.data.settings import TableSettings
 from sfg_dist.data.table import BUILTIN_NAMES, PARTS, Table, open_split, open_table
 from sfg_dist.data.toy import NAMES as TOY_NAMES

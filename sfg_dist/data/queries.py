@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from sfg_dist.data.column_type import FLOAT
 from sfg_dist.data.csv_dialect import TextFormat
-from sfg_dist.data.location import is_text
+from sfg_dist.data.sources import is_text
 from sfg_dist.data.table import open_table
 from sfg_dist.data.transform import Transform
 from sfg_dist.job.errors import DataError

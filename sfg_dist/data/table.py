@@ -21,13 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data import bundled, toy
-from sfg_dist.data.arrays import DEFAULT_ARRAY, ArrayFile, open_arrays
+from sfg_dist.data.array_file import DEFAULT_ARRAY, ArrayFile
+from sfg_dist.data.arrays import open_arrays
+from sfg_dist.data.column_files import read_column_files
 from sfg_dist.data.column_type import FLOAT, ColumnType, UnfitValueError
 from sfg_dist.data.csv_dialect import TextFormat
 from sfg_dist.data.folders import is_folder
-from sfg_dist.data.location import KNOWN_SUFFIXES, TEXT_SUFFIXES, open_bucket, suffix_of
 from sfg_dist.data.naming import check_columns, nearest
-from sfg_dist.data.records import read_records
+from sfg_dist.data.sources import KNOWN_SUFFIXES, TEXT_SUFFIXES, open_bucket, suffix_of
 from sfg_dist.data.surveys import typed_blocks
 from sfg_dist.job.errors import DataError
 from sfg_dist.job.object_stores import is_url
@@ -139,7 +140,7 @@ def open_table(
     suffix = _check_source(source)
     if suffix in _RECORDS:
         _refuse_arrays(source, f"a {suffix} file" if suffix else "a folder", array, append)
-        values, types, read_as = read_records(source, columns, identifiers, text)
+        values, types, read_as = read_column_files(source, columns, identifiers, text)
     else:
         _refuse_text(source, text)
         with open_arrays(source) as file:

@@ -105,7 +105,7 @@ def test_a_table_of_another_shape(tmp_path):
 def test_a_parquet_object_in_a_bucket(tmp_path, monkeypatch):
     from obstore.store import LocalStore
 
-    from sfg_dist.data import rows as module
+    from sfg_dist.data import sources as module
 
     write(tmp_path / "t.parquet")
     monkeypatch.setattr(module, "open_bucket", lambda url: (LocalStore(tmp_path), url.removeprefix("s3://bucket/")))

@@ -18,15 +18,14 @@ from sfg_dist.data.csv_dialect import TextFormat
 from sfg_dist.data.csv_read import read_csv
 from sfg_dist.data.csv_text import check_text
 from sfg_dist.data.folders import is_folder, is_prefix, read_folder
-from sfg_dist.data.location import AbsentError, is_text, open_bytes, reading
-from sfg_dist.data.naming import check_columns, listed
-from sfg_dist.data.parquet_file import check_rows, open_parquet, survey_column
+from sfg_dist.data.naming import check_columns
+from sfg_dist.data.parquet_file import check_readable, open_parquet, parquet_words, survey_column
+from sfg_dist.data.sources import AbsentError, is_text, open_bytes, reading
 from sfg_dist.data.surveys import Survey, settled, survey_of, to_float
 from sfg_dist.job.errors import DataError
-from sfg_dist.job.words import counted
 
 
-def read_records(
+def read_column_files(
     source: str, columns: Sequence[str] | None, identifiers: str = "refuse", text: TextFormat | None = None
 ) -> tuple[NDArray[np.float64], dict[str, ColumnType], str]:
     """Read the wanted columns of a source of named columns.
@@ -97,19 +96,6 @@ def _read_parquet(source: str, stream: Any, columns: Sequence[str] | None) -> tu
     wanted = check_columns(source, names, columns)
     for name in wanted:
         survey_column(source, file, name)
-    check_rows(source, file, wanted)
+    check_readable(source, file, wanted)
     with reading(source):
-        read_as = f"{counted(len(names), 'column')}, parquet{index_words(file.schema_arrow)}"
-        return file.read(columns=list(wanted)).select(list(wanted)), read_as
-
-
-def index_words(schema: Any) -> str:
-    """What becomes of an index that pandas wrote into a .parquet file as columns; empty where there is none."""
-    try:
-        said = (schema.pandas_metadata or {}).get("index_columns", ())
-    except ValueError:  # somebody else's, and no JSON
-        said = ()
-    index = [name for name in said if isinstance(name, str)]
-    kept = [name for name in index if name in schema.names and not name.startswith("__index_level_")]
-    words = f", with the index of pandas ({listed(kept)})" if kept else ""
-    return words + (", row names of pandas left out" if len(kept) < len(index) else "")
+        return file.read(columns=list(wanted)).select(list(wanted)), parquet_words(file, names)

@@ -52,6 +52,18 @@ class AbsentError(DataError):
     """A source is not there."""
 
 
+def existing_path(source: str) -> Path:
+    """The path of a local source.
+
+    Raises:
+        AbsentError: it does not exist.
+    """
+    path = local_path(source)
+    if not path.exists():
+        raise AbsentError(f"{path} does not exist (current directory: {Path.cwd()})")
+    return path
+
+
 @contextmanager
 def open_bytes(source: str) -> Iterator[BinaryIO]:
     """Open a file, or fetch an object, as a binary stream that can seek.
@@ -65,8 +77,7 @@ def open_bytes(source: str) -> Iterator[BinaryIO]:
             raise DataError(f"{source} is empty (0 bytes): expected a table")
         yield io.BytesIO(data)
         return
-    path = local_path(source)
-    _check_exists(path)
+    path = existing_path(source)
     if path.is_dir():
         raise DataError(f"{source} is a folder: expected a file")
     try:
@@ -77,6 +88,27 @@ def open_bytes(source: str) -> Iterator[BinaryIO]:
         if path.stat().st_size == 0:
             raise DataError(f"{source} is empty (0 bytes): expected a table")
         yield stream
+
+
+@contextmanager
+def open_ranges(source: str) -> Iterator[Any]:
+    """Open a file of which pyarrow reads parts, local or an object.
+
+    Raises:
+        DataError: it does not exist.
+    """
+    if not is_url(source):
+        with existing_path(source).open("rb") as stream:
+            yield stream
+        return
+    store, key = open_bucket(source)
+    with reading(source):
+        try:
+            object_ = _ObjectFile(store, key)
+        except FileNotFoundError:
+            raise AbsentError(f"{source} does not exist") from None
+    with io.BufferedReader(object_, buffer_size=1 << 20) as buffered:
+        yield buffered
 
 
 def open_zarr(source: str) -> Any:
@@ -94,8 +126,7 @@ def open_zarr(source: str) -> Any:
         bucket, prefix = open_bucket(source)
         store = CheckedStore(zarr.storage.ObjectStore(bucket, read_only=True), source)
     else:
-        root, prefix = local_path(source), ""
-        _check_exists(root)
+        root, prefix = existing_path(source), ""
         store = CheckedStore(zarr.storage.LocalStore(root, read_only=True), source, root)
     with reading(source):
         try:
@@ -143,11 +174,6 @@ def reading(source: str) -> Iterator[None]:
         ) from error
 
 
-def _check_exists(path: Path) -> None:
-    if not path.exists():
-        raise AbsentError(f"{path} does not exist (current directory: {Path.cwd()})")
-
-
 def _fetch(url: str) -> bytes:
     import obstore
     from obstore.exceptions import BaseError
@@ -165,3 +191,37 @@ def _fetch(url: str) -> bytes:
         raise AbsentError(f"{url} does not exist") from None
     except (BaseError, OSError) as error:
         raise DataError(f"{url} cannot be fetched: {plain_reason(error)}") from error
+
+
+class _ObjectFile(io.RawIOBase):
+    """An object of a bucket as a file: every read is one request for a range."""
+
+    def __init__(self, store: Any, key: str) -> None:
+        import obstore
+
+        self._store, self._key, self._place = store, key, 0
+        self._size = int(obstore.head(store, key)["size"])
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        self._place = max(0, base + offset)
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        import obstore
+
+        length = min(len(buffer), self._size - self._place)
+        if length <= 0:
+            return 0
+        buffer[:length] = memoryview(obstore.get_range(self._store, self._key, start=self._place, length=length))
+        self._place += length
+        return length

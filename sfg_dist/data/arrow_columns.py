@@ -1,6 +1,6 @@
-"""Columns of Arrow tables to float64 of value - offset and back, by integer arithmetic; ``column_type`` says the rules.
+"""Columns of Arrow tables to float64 of value - offset and back, by integer arithmetic; ``column_type`` has the rules.
 
-Apart from the types themselves, so that Arrow is loaded when the first column is read.
+This is a module of its own so that Arrow is loaded when the first column is read, not before.
 """
 
 from __future__ import annotations
@@ -274,7 +274,7 @@ def _parsed(type_: ColumnType, texts: Sequence[str]) -> Array:
 
 
 def times_of_day(cells: Any, kind: pa.DataType) -> Any:
-    """Texts such as 09:15:00 as times, by way of stamps, since Arrow reads none from text.
+    """Texts such as 09:15:00 as times. They are read as stamps, since Arrow reads no times from text.
 
     Raises:
         pa.ArrowInvalid: a text is no time of day, or has more digits than the type.
@@ -284,7 +284,7 @@ def times_of_day(cells: Any, kind: pa.DataType) -> Any:
 
 
 def plain_column(column: Any) -> pa.Array:
-    """A column as one array, decoded of its dictionary."""
+    """A column as one array; a dictionary is replaced by its values."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
         if isinstance(column, pa.ChunkedArray):
@@ -310,7 +310,7 @@ def ends_of(column: pa.Array) -> tuple[int, int] | None:
 
 
 def _low_words(column: pa.Array) -> NDArray[np.uint64]:
-    """The last 64 bits of each whole number, whatever stands where one is missing."""
+    """The last 64 bits of each whole number; anything where a number is missing."""
     if pa.types.is_decimal(column.type):
         if column.type.bit_width < 128:
             column = column.cast(pa.decimal128(column.type.precision, column.type.scale))

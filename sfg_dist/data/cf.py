@@ -3,7 +3,7 @@
     value = raw * scale_factor + add_offset
 
 Values equal to ``_FillValue`` or ``missing_value``, and those outside ``valid_range`` (or ``valid_min``,
-``valid_max``), are missing. All but ``add_offset`` and ``scale_factor`` are compared with what is stored.
+``valid_max``), are missing. These attributes are compared with the stored number, not with the value.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ NETCDF_FILLS = {
 
 @dataclass(frozen=True)
 class Packing:
-    """How stored values stand for others.
+    """How stored numbers stand for values.
 
     Attributes:
         label: of the array, for messages.
         scale, offset: of the values.
-        fills: stored values that are missing.
+        fills: stored numbers that stand for missing values.
         low, high: the range of valid values, infinite where there is none.
-        is_unpacked_range: whether that range is of the values, not of what is stored.
-        sign: "u" or "i" where integers are to be read without sign or with one, else "".
+        is_unpacked_range: whether that range is one of values, not of stored numbers.
+        sign: "u" or "i" where integers are to be read without or with a sign, else "".
         words: the attributes that were used.
     """
 
@@ -88,13 +88,13 @@ class Packing:
 
 
 def packing_of(label: str, attributes: Mapping[str, Any], dtype: Any, fill: Any = None) -> Packing | None:
-    """The packing that an array's attributes describe, None where there is none.
+    """The packing that an array's attributes describe, None where they describe none.
 
     Args:
         label: of the array, for messages.
         attributes: by name.
-        dtype: of what is stored.
-        fill: a stored value that is missing where the attributes name none.
+        dtype: of the stored numbers.
+        fill: a stored number that stands for a missing value where the attributes name none.
 
     Raises:
         DataError: an attribute is not a number.
@@ -160,7 +160,7 @@ def _numbers(label: str, key: str, value: Any) -> list[float | int]:
 
 
 def _of_text(text: str) -> Any:
-    """A number in an attribute of text: as JSON has to write some, or as xarray writes fill values in Zarr 3."""
+    """A number in an attribute of text: a number that JSON cannot write, or a fill value of xarray in Zarr 3."""
     try:
         return float(text)
     except ValueError:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.data.bounds import Bounds, check_bounds, check_inside, moved_bounds
+from sfg_dist.data.bounds import Bounds, check_bounds, check_covers, moved_bounds
 from sfg_dist.data.cleaning import SCAN_ROWS, find_constants
 from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.discreteness import Discreteness, check_dequantize, find_discreteness
@@ -62,7 +62,7 @@ class Findings:
                     found[name] = find_discreteness(source, name, values, settings.dequantize, types[name].step)
                 if isinstance(bounds, Mapping) and name in bounds:
                     grid = found[name].grid if name in found else None
-                    check_inside(source, name, grid.snap(values) if grid else values, bounds, types[name])
+                    check_covers(source, name, grid.snap(values) if grid else values, bounds, types[name])
         return cls(reader, settings, ends, constants, bounds, found)
 
     def snap(self, rows: _Array, names: Sequence[str]) -> _Array:

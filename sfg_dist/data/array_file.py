@@ -29,18 +29,18 @@ class ArrayFile:
 
     Attributes:
         source: path or URL, for messages.
-        names: the arrays present.
+        names: of the arrays.
         read: gives an array by name; numbers as stored, text as str.
         describe: shape and type of an array, for messages.
         shape: of an array.
         dtype: of an array as it is stored; text is of kind U, S or T.
-        node: gives an array that reads what is sliced from it, where the format can (.zarr).
+        node: gives an array of which slices are read, where the format can do that (.zarr).
         types: of the columns of X, in a table of samples that ``sfg sample`` wrote.
         attributes: of an array, by name.
         labels: names of an array's columns by its own coordinates, or None.
-        written: stored chunks of an array, all of them, and its fill value.
-        default_fill: the stored value that is missing where attributes name none, by type.
-        notes: what was done to read it, in words.
+        written: the number of stored chunks of an array, of all of its chunks, and its fill value.
+        default_fill: the stored number that is missing where attributes name none, by type.
+        notes: what was done to read the file, in words.
     """
 
     source: str
@@ -58,12 +58,9 @@ class ArrayFile:
     notes: list[str] = field(default_factory=list)
 
     def matrix(self, name: str) -> NDArray[Any]:
-        """An array as it is stored, of shape (num_rows, num_columns); one dimension is one column.
+        """An array as it is stored, of shape (num_rows, num_columns); an array of one dimension is one column.
 
         An array of records has one dimension, and its fields are the columns.
-
-        Raises:
-            DataError: there is no such array, or it is not a table of numbers, dates or times.
         """
         if name not in self.names:
             raise DataError(f"{self.source} has no array {name!r}; {self.listing()}")
@@ -84,11 +81,7 @@ class ArrayFile:
         return values if packing is None else packing.unpack(values)
 
     def packing(self, name: str, dtype: Any) -> Packing | None:
-        """How an array's stored values stand for others; None as they are.
-
-        Raises:
-            DataError: an attribute is not a number; or chunks were never written, and are not declared missing.
-        """
+        """How an array's stored numbers stand for values; None if they are the values."""
         label = f"{self.source}: array {name!r}"
         packing = packing_of(label, self.attributes(name), dtype, self.default_fill(dtype))
         if packing is not None and packing.words:
@@ -118,12 +111,9 @@ class ArrayFile:
     def column_names(self, name: str, appended: Sequence[tuple[str, int]] = ()) -> tuple[str, ...]:
         """Names of the columns of an array and of those put behind it.
 
-        By the array ``columns``, by the texts of the array's own coordinate, or by the name of an array of one
-        dimension; c0, c1, ... for any other.
-
-        Args:
-            name: of the array; its columns are one where it has one dimension.
-            appended: name and number of columns of each array put behind it.
+        They come from the array ``columns``, from the texts of the array's own coordinate, or from the name of an array
+        of one dimension; all others are c0, c1 and so on. ``appended`` has the name and the number of columns of each
+        array put behind it.
         """
         shape = self.shape(name)
         width = shape[1] if len(shape) > 1 else 1

@@ -19,11 +19,7 @@ from sfg_dist.data.zarr_arrays import open_zarr_arrays
 
 @contextmanager
 def open_arrays(source: str) -> Iterator[ArrayFile]:
-    """Open a .npy, .npz, .h5, .hdf5, .nc or .zarr source.
-
-    Raises:
-        DataError: it does not exist, is empty, or cannot be read as what its suffix says.
-    """
+    """Open a .npy, .npz, .h5, .hdf5, .nc or .zarr source."""
     suffix = suffix_of(source)
     if suffix == ".zarr":
         yield open_zarr_arrays(source)

@@ -33,11 +33,7 @@ LEAST_TAIL = 2.0**-20  # of the tail's probability: a value at the very end goes
 
 
 def check_bounds(source: str, names: Sequence[str], bounds: Bounds) -> None:
-    """Refuse a ``data.bounds`` that is another word, names an unknown column, or has a range that is not two numbers.
-
-    Raises:
-        DataError: with the key.
-    """
+    """Refuse ``data.bounds`` that are another word, name an unknown column, or give a range that is not two numbers."""
     if isinstance(bounds, str):
         if bounds not in ("observed", "none"):
             raise DataError(f'data.bounds = {bounds!r}: expected "observed", "none" or a table of column = [low, high]')
@@ -49,11 +45,7 @@ def check_bounds(source: str, names: Sequence[str], bounds: Bounds) -> None:
 
 
 def moved_bounds(bounds: Bounds, types: Mapping[str, ColumnType]) -> Bounds:
-    """Ranges in the user's units as the flow has them: less the offset of the column's type.
-
-    Raises:
-        DataError: an end is no value of the column's type, or a range is empty.
-    """
+    """Ranges in the user's units as the flow has them: less the offset of the column's type."""
     if isinstance(bounds, str):
         return bounds
     moved: dict[str, list[float | str]] = {}
@@ -82,11 +74,7 @@ def _no_range(name: str, ends: Sequence[float | str]) -> DataError:
 
 
 def check_covers(source: str, name: str, values: _Array, bounds: Bounds, type_: ColumnType = FLOAT) -> None:
-    """Refuse a range that leaves out some of a column's rows; ``bounds`` are those of ``moved_bounds``.
-
-    Raises:
-        DataError: with the number of rows outside.
-    """
+    """Refuse a range that leaves out some of a column's rows; ``bounds`` are those of ``moved_bounds``."""
     if isinstance(bounds, str) or name not in bounds:
         return
     low, high = map(float, bounds[name])

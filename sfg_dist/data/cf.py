@@ -58,11 +58,7 @@ class Packing:
     words: tuple[str, ...]
 
     def unpack(self, stored: NDArray[Any]) -> NDArray[np.float64]:
-        """The values, float64, missing ones NaN.
-
-        Raises:
-            DataError: an integer is larger than float64 counts.
-        """
+        """The values, float64, missing ones NaN."""
         if self.sign and stored.dtype.kind in "iu":
             stored = stored.view(stored.dtype.str.replace(stored.dtype.kind, self.sign))
         is_missing = np.zeros(stored.shape, dtype=bool)
@@ -95,9 +91,6 @@ def packing_of(label: str, attributes: Mapping[str, Any], dtype: Any, fill: Any 
         attributes: by name.
         dtype: of the stored numbers.
         fill: a stored number that stands for a missing value where the attributes name none.
-
-    Raises:
-        DataError: an attribute is not a number.
     """
     found = {key: _numbers(label, key, attributes[key]) for key in KEYS if attributes.get(key) is not None}
     if "_FillValue" not in found and fill is not None:

@@ -1,4 +1,4 @@
-"""Rows and columns that cannot be used as they stand: incomplete rows, values out of reach, constants, duplicates."""
+"""Rows and columns that cannot be used as they stand: incomplete rows, values too large, constants, duplicates."""
 
 from __future__ import annotations
 
@@ -59,12 +59,7 @@ class CompleteRows:
         return replace(reader, num_rows=self.num_rows, fetch=fetch)
 
     def ends(self, reader: RowReader, num_rows: int) -> _Array:
-        """Smallest and largest value of each column in the first complete rows of a table, shape (2, num_columns).
-
-        Args:
-            reader: the complete rows.
-            num_rows: so many of them.
-        """
+        """Smallest and largest value of each column in the first ``num_rows`` complete rows, shape (2, num_columns)."""
         last = int(np.searchsorted(self.counts, num_rows, side="right")) - 1
         low, high = self.low[:last], self.high[:last]
         if (start := int(self.counts[last])) < num_rows:
@@ -76,13 +71,8 @@ class CompleteRows:
 def find_complete(reader: RowReader, missing: str) -> CompleteRows:
     """The complete rows of a table.
 
-    Args:
-        reader: the table.
-        missing: "refuse" incomplete rows, or "drop" them.
-
-    Raises:
-        DataError: a value is missing and "refuse" is asked for; a column has no value; or a finite value is larger
-            than the flow's arithmetic can hold.
+    A table with missing values is refused unless ``missing`` is "drop". One with a column without values, or with a
+    value larger than the flow's arithmetic can hold, is always refused.
     """
     if missing not in ("refuse", "drop"):
         raise DataError(f'data.missing = {missing!r}: expected "refuse" or "drop"')
@@ -119,7 +109,7 @@ def _missing_values(reader: RowReader, counts: NDArray[np.intp], first_row: int,
 
     Args:
         reader: the table.
-        counts: missing or infinite values of each column, not all 0.
+        counts: such values of each column, not all 0.
         first_row: the first row in which the first column concerned has one.
         num_incomplete: rows that have one.
     """
@@ -144,18 +134,14 @@ def _missing_values(reader: RowReader, counts: NDArray[np.intp], first_row: int,
 def find_constants(
     source: str, ends: _Array, types: Mapping[str, ColumnType], constant: str, *, where: str, known: Sequence[str] = ()
 ) -> dict[str, float]:
-    """The columns that never change, with their value.
+    """The columns that never change, with their value; refused unless ``constant`` is "keep".
 
     Args:
-        source: for messages.
+        source, where: the table and which rows these are, for messages.
         ends: smallest and largest value of each column, shape (2, num_columns).
         types: of the columns by name, in order.
         constant: "refuse" or "keep".
-        where: which rows these are, for messages.
         known: constant columns found before.
-
-    Raises:
-        DataError: there is one and "refuse" is asked for, or no other column is left.
     """
     if constant not in ("refuse", "keep"):
         raise DataError(f'data.constant = {constant!r}: expected "refuse" or "keep"')

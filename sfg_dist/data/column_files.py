@@ -1,7 +1,7 @@
 """Files that hold named columns: .csv and its kin, .parquet, and folders of either.
 
-
-Columns are typed as the file says (``column_type``). Text is refused by name, unless ``data.columns`` leaves it out.
+Columns have the types that the file says (``column_type``). Text is refused by name, unless ``data.columns`` leaves it
+out.
 """
 
 from __future__ import annotations
@@ -28,19 +28,10 @@ from sfg_dist.job.errors import DataError
 def read_column_files(
     source: str, columns: Sequence[str] | None, identifiers: str = "refuse", text: TextFormat | None = None
 ) -> tuple[NDArray[np.float64], dict[str, ColumnType], str]:
-    """Read the wanted columns of a source of named columns.
-
-    Args:
-        source: path or URL.
-        columns: names wanted, in order; None is all.
-        identifiers: "refuse" or "drop" columns of whole numbers that float64 cannot tell apart.
-        text: what the user says of .csv files.
+    """The wanted columns of a source of named columns.
 
     Returns:
-        value - offset, shape (num_rows, num_columns), the type of each column by its name, and how the source was read.
-
-    Raises:
-        DataError: the file or one of the wanted columns cannot be used.
+        value - offset, shape (num_rows, num_columns); the types by name; and how the source was read, in words.
     """
     table, read_as = read_columns(source, columns, text or TextFormat())
     surveys = _surveys(source, table)
@@ -71,7 +62,7 @@ def read_columns(source: str, columns: Sequence[str] | None, text: TextFormat) -
 
 
 def _read_part(file: str, columns: Sequence[str] | None, text: TextFormat) -> tuple[Any, str]:
-    """``read_file``; what is no number is refused with this file's name, not the folder's."""
+    """``read_file`` of a folder's file, so that a refusal of text names this file, not the folder."""
     table, read_as = read_file(file, columns, text)
     for field, column in zip(table.schema, table.columns, strict=True):
         survey_of(file, field.name, column, field.metadata)

@@ -39,11 +39,7 @@ class ColumnSplit:
 
     @classmethod
     def of(cls, transform: Transform, names: Sequence[str]) -> ColumnSplit:
-        """The split of a table's columns.
-
-        Raises:
-            DataError: a condition is constant, or no column is left to draw.
-        """
+        """The split of a table's columns."""
         flow_columns = transform.flow_columns
         for name in names:
             if name not in flow_columns:
@@ -75,9 +71,6 @@ class ColumnSplit:
 
 def conditions_last(source: str, columns: Sequence[str], names: Sequence[str]) -> list[int]:
     """The places of a table's columns, with the conditions behind the others.
-
-    Raises:
-        DataError: a condition is no column of the table.
 
     Example:
         >>> conditions_last("table.csv", ("a", "b", "c", "d"), ("c", "a"))

@@ -1,8 +1,8 @@
 """The text of a .csv file: unpacked, decoded, with one kind of line end.
 
-What a file is, is told by its bytes, not by its name: gzip, zstd and bzip2 are unpacked, byte order marks name the
-encoding, and a file of another format is named for what it is. Without a mark a text is UTF-8 or it is refused, with
-what it would say in cp1252.
+The bytes of a file say what it is, not its name. gzip, zstd and bzip2 are unpacked, a byte order mark names the
+encoding, and a file of another format is refused by the name of that format. A text without a mark is UTF-8; any other
+is refused, with what it would say in cp1252.
 """
 
 from __future__ import annotations
@@ -62,16 +62,7 @@ class Text:
 
 
 def decode_text(source: str, raw: bytes, encoding: str = "auto") -> Text:
-    """The text of a file.
-
-    Args:
-        source: for messages.
-        raw: the file's bytes.
-        encoding: "auto", or the name of Python's codec.
-
-    Raises:
-        DataError: it is packed and damaged, of another format, or in another encoding.
-    """
+    """The text of a file; ``encoding`` is "auto", or the name of Python's codec."""
     notes = []
     for magic, name, unpack in _packings():
         if raw.startswith(magic):
@@ -108,11 +99,7 @@ def decode_text(source: str, raw: bytes, encoding: str = "auto") -> Text:
 
 
 def check_text(source: str, num_bytes: int) -> None:
-    """Refuse a text that, with the table that is made of it, memory does not hold.
-
-    Raises:
-        DataError: with both sizes.
-    """
+    """Refuse a text that memory does not hold together with the table that is made of it."""
     memory = usable_bytes()
     if num_bytes > memory // 2:
         raise DataError(
@@ -122,7 +109,7 @@ def check_text(source: str, num_bytes: int) -> None:
 
 
 def _unpacked(source: str, name: str, raw: bytes, unpack: Callable[[bytes], bytes]) -> bytes:
-    """The packed text; where it might be too large, it is counted piece by piece."""
+    """The text unpacked. One that might be too large is counted piece by piece."""
     packing = _NAMES[name]
     if len(raw) * GROWTH[packing] <= usable_bytes() // 8:
         return unpack(raw)

@@ -51,11 +51,7 @@ class Discreteness:
 
 
 def check_dequantize(source: str, names: Sequence[str], dequantize: str | Mapping[str, float]) -> None:
-    """Refuse a ``data.dequantize`` that is another word, names an unknown column, or has a step that is not positive.
-
-    Raises:
-        DataError: with the key.
-    """
+    """Refuse a ``data.dequantize`` with another word, an unknown column, or a step that is not positive."""
     if isinstance(dequantize, str):
         if dequantize not in ("auto", "none"):
             raise DataError(f'data.dequantize = {dequantize!r}: expected "auto", "none" or a table of column = step')
@@ -76,14 +72,10 @@ def find_discreteness(
     """Look for a grid and for repeated values in a column.
 
     Args:
-        source: for messages.
-        name: of the column.
+        source, name: of the table and the column, for messages.
         values: all of its rows, finite and not all equal, shape (num_rows,).
         dequantize: as in the job.
         type_step: the values are multiples of this by their type; None for types that do not say so.
-
-    Raises:
-        DataError: the values are closer together than float64 tells apart.
     """
     distinct, counts = np.unique(values, return_counts=True)
     share = share_of_ties(counts)

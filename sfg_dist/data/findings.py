@@ -44,11 +44,7 @@ class Findings:
 
     @classmethod
     def of(cls, reader: RowReader, ends: _Array, settings: TableSettings, columns_at_once: int) -> Findings:
-        """Look at all columns of a table, so many at a time.
-
-        Raises:
-            DataError: a column cannot be used as it stands, or the settings do not suit it.
-        """
+        """Look at all columns of a table, so many at a time; ``ends`` as in the attributes."""
         source, names, types = reader.source, reader.columns, reader.types_by_name
         constants = find_constants(source, ends, types, settings.constant, where="all rows")
         check_dequantize(source, names, settings.dequantize)
@@ -66,26 +62,23 @@ class Findings:
         return cls(reader, settings, ends, constants, bounds, found)
 
     def snap(self, rows: _Array, names: Sequence[str]) -> _Array:
-        """Put rows on the grids of their columns, in place."""
+        """Rows on the grids of their columns; the array given is changed."""
         for index, name in enumerate(names):
             if name in self.found and (grid := self.found[name].grid):
                 rows[:, index] = grid.snap(rows[:, index])
         return rows
 
     def snapped(self, reader: RowReader) -> RowReader:
-        """A table with its rows on their grids as they are read."""
+        """The table with its rows on their grids as they are read."""
         return replace(reader, fetch=lambda start, stop, names: self.snap(reader.read(start, stop, names), names))
 
     def fit(self, train: RowReader, train_ends: _Array, columns_at_once: int) -> Transform:
-        """Fit the transform to the training rows.
+        """Fit the transform to the training rows, so many columns at a time.
 
         Args:
             train: the training rows, on their grids.
             train_ends: smallest and largest value of each of their columns, shape (2, num_columns).
-            columns_at_once: so many columns are held at a time.
-
-        Raises:
-            DataError: a column is constant in the training rows and that is refused, or cannot be mapped.
+            columns_at_once: columns that are held at a time.
         """
         settings, types = self.settings, train.types_by_name
         constants = {**self.constants} | find_constants(

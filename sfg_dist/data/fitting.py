@@ -24,12 +24,10 @@ class ColumnFacts:
     """What is known of a column before its map is fitted.
 
     Attributes:
-        name: of the column.
-        type: of its values.
+        name, type: of the column.
         constant: the value of a column that the flow does not see.
         grid: the grid to dequantize by.
-        limits: smallest and largest value that samples of a column with a grid take; those of the training rows if
-            not given.
+        limits: smallest and largest value that samples of a column with a grid take; default: of the training rows.
         atoms: values to give back exactly ("quantile"). On a grid, nothing is drawn between them and their neighbours.
     """
 
@@ -63,9 +61,6 @@ def fit_column(facts: ColumnFacts, values: _Array, kind: str, bounds: Bounds, no
         kind: of the transform.
         bounds: as for ``Transform.fit``.
         noise: in [0, 1), shape (num_rows,); None puts every value at the middle of its cell.
-
-    Raises:
-        DataError: the column is constant without being known as such, or float32 cannot tell its values apart.
     """
     if facts.constant is not None:
         return ColumnMap(facts)

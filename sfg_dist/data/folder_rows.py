@@ -23,11 +23,7 @@ _Array = NDArray[np.float64]
 
 @contextlib.contextmanager
 def open_folder_rows(source: str, choice: ColumnChoice) -> Iterator[RowReader]:
-    """Open the rows of all files of a folder; one file is open at a time.
-
-    Raises:
-        DataError: the files differ in their columns or types, or cannot be used.
-    """
+    """Open the rows of all files of a folder; one file is open at a time."""
     with contextlib.ExitStack() as stack:
         yield _folder_rows(source, parts_of(source), choice, stack)
 

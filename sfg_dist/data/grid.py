@@ -57,7 +57,7 @@ class Grid:
         return np.where(np.abs(places - whole) <= self._tolerance(values), whole, places)
 
     def snap(self, values: _Array) -> _Array:
-        """The same values with those that miss the grid by rounding alone put on it."""
+        """The same values, with those put on the grid that miss it by rounding alone."""
         places = self.coordinates(values)
         return np.where(places == np.floor(places), self.values(np.floor(places)), values)
 
@@ -104,17 +104,11 @@ class Grid:
 
 
 def find_grid(values: _Array) -> Grid | None:
-    """The grid that all values of a column lie on: a decimal step, the largest one that fits.
+    """The grid that all values of a column lie on, with the largest decimal step that fits; None if there is none.
 
-    The fewest decimals are sought at which every value is whole up to rounding (of float32 if the column
-    holds nothing finer), and at which that is not chance; the step is the greatest common divisor of the
-    differences.
-
-    Args:
-        values: a column, finite, shape (num_rows,).
-
-    Returns:
-        The grid with its offset at the smallest value; None if there is none.
+    The fewest decimals are sought at which every value is whole up to rounding (of float32 if the column holds nothing
+    finer), and at which that is not chance. The step is the greatest common divisor of the differences, and the offset
+    is the smallest value.
 
     Example:
         >>> find_grid(np.array([0.1, 0.3, 0.7]))
@@ -128,13 +122,10 @@ def find_grid(values: _Array) -> Grid | None:
 
 
 def find_whole(distinct: _Array) -> Grid | None:
-    """The grid of a column all of whose values are whole numbers below 2^53, whether they repeat or not.
+    """The grid of a column of distinct values, ascending, that are all whole numbers below 2^53.
 
-    Values that float32 holds are whole beyond 2^23 whatever they are: from 2^24 on, where its neighbours are further
-    than one apart, the smaller ones must show that the column has whole numbers.
-
-    Args:
-        distinct: a column without repetitions, ascending.
+    Beyond 2^23 every value that float32 holds is whole. From 2^24 on, where its neighbours are further than one apart,
+    the smaller values must show that the column has whole numbers.
 
     Example:
         >>> find_whole(np.array([3.0, 10.0, 24.0]))
@@ -147,14 +138,10 @@ def find_whole(distinct: _Array) -> Grid | None:
 
 
 def grid_of_type(distinct: _Array, unit: float) -> Grid | None:
-    """The grid of a column whose type says that its values are multiples of ``unit``: the largest step that fits all.
+    """The grid with the largest step of distinct values, ascending, that are multiples of ``unit`` by their type.
 
-    Args:
-        distinct: a column without repetitions, ascending.
-        unit: > 0; below 1 the reciprocal of a whole number.
-
-    Returns:
-        The grid; None where a value is no multiple, or there are fewer than two.
+    ``unit`` is positive; below 1 it is the reciprocal of a whole number. None where a value is no multiple, or there
+    are fewer than two.
 
     Example:
         >>> grid_of_type(np.array([60.0, 180.0, 600.0]), 1.0)
@@ -173,7 +160,7 @@ def grid_of_type(distinct: _Array, unit: float) -> Grid | None:
 
 
 def _rounded_grid(distinct: _Array, largest: float) -> Grid | None:
-    """The grid of values that may be off by some units in the last place, of float32 if they hold nothing finer."""
+    """The grid of values that are off by some units in the last place, of float32 if they hold nothing finer."""
     exact = np.full(len(distinct), 4 * np.spacing(largest))
     grid = _decimal_grid(distinct, exact)
     if not is_float32(distinct):
@@ -199,7 +186,7 @@ def _exact_grid(distinct: _Array) -> Grid | None:
 
 
 def _grid_of_whole(whole: _Array, scale: float, distinct: _Array, *, certain: bool) -> Grid | None:
-    """The grid of ``whole / scale``, unless all that is chance among the numbers that the column's floats can hold."""
+    """The grid of ``whole / scale``, unless that is chance among the numbers that the column's floats can hold."""
     divisor = int(np.gcd.reduce(np.diff(whole.astype(np.int64))))
     step = divisor / scale
     spacing = float32_spacing(distinct) if is_float32(distinct) else np.spacing(np.abs(distinct))
@@ -225,11 +212,7 @@ def _decimal_grid(distinct: _Array, rounding: _Array) -> Grid | None:
 
 
 def grid_of_step(values: _Array, step: float) -> Grid:
-    """The grid of a given step that most of the values lie on, starting at or below the smallest one.
-
-    Args:
-        values: a column, finite, shape (num_rows,).
-        step: distance of neighbours, > 0.
+    """The grid of a given step that most of the values lie on; it starts at or below the smallest one.
 
     Example:
         >>> grid_of_step(np.array([0.28, 2.0, 3.0, 7.0]), 1.0)

@@ -26,11 +26,7 @@ _TEXTS_AT_ONCE, _MOST_TEXT = 256, 16 << 20
 
 @contextmanager
 def open_hdf5(source: str, stream: Any) -> Iterator[ArrayFile]:
-    """Open a .h5, .hdf5 or .nc file.
-
-    Raises:
-        DataError: it is none that is read, or h5py is not installed.
-    """
+    """Open a .h5, .hdf5 or .nc file."""
     if stream.read(3) == b"CDF":
         raise DataError(
             f"{source} is a netCDF file of the classic format: convert it to netCDF 4, for example by "
@@ -105,11 +101,7 @@ def _array_file(source: str, file: Any) -> ArrayFile:
 
 
 def check(source: str, dataset: Any) -> None:
-    """Refuse a dataset whose values lie elsewhere, or which declares more than the file and the memory hold.
-
-    Raises:
-        DataError: with its name.
-    """
+    """Refuse a dataset whose values lie elsewhere, or which declares more than the file and the memory hold."""
     what = f"dataset {dataset.name.lstrip('/')!r}"
     if dataset.external:
         raise DataError(
@@ -127,7 +119,7 @@ def check(source: str, dataset: Any) -> None:
 
 
 def _check_chunks(source: str, dataset: Any) -> None:
-    """Refuse packed chunks that grow into more than a chunk holds: HDF5 unpacks to the end."""
+    """Refuse packed chunks that grow into more than a chunk holds: HDF5 would unpack them to the end."""
     creation = dataset.id.get_create_plist()
     filters = [creation.get_filter(number)[0] for number in range(creation.get_nfilters())]
     if dataset.chunks is None or _DEFLATE not in filters:
@@ -177,11 +169,7 @@ def read(source: str, dataset: Any) -> NDArray[Any]:
 
 
 def attributes(source: str, dataset: Any) -> dict[str, Any]:
-    """The attributes that say what the values mean.
-
-    Raises:
-        DataError: one of them is an array of many numbers.
-    """
+    """The attributes that say what the values mean."""
     found = {}
     for key in (*KEYS, "_Unsigned"):
         with reading(source):
@@ -195,21 +183,21 @@ def attributes(source: str, dataset: Any) -> dict[str, Any]:
 
 
 def _own(group: Any, name: str) -> Any:
-    """A member of a group that is in the file itself, None where there is none: links lead to other files."""
+    """A member of a group that is in the file itself; None where there is none, since links lead to other files."""
     import h5py
 
     return group[name] if isinstance(group.get(name, getlink=True), h5py.HardLink) else None
 
 
 def column_labels(source: str, dataset: Any) -> tuple[str, ...] | None:
-    """The texts of the coordinate of the second dimension, where it has such."""
+    """The texts of the coordinate of the second dimension, if it has texts."""
     if dataset.ndim != 2 or not len(dataset.dims[1]):
         return None
     return texts_of(source, dataset.dims[1][0], dataset.shape[1])
 
 
 def texts_of(source: str, dataset: Any, number: int) -> tuple[str, ...] | None:
-    """So many texts, None where it holds something else."""
+    """So many texts of a dataset; None if it holds something else."""
     import h5py
 
     if dataset.shape != (number,) or not h5py.check_string_dtype(dataset.dtype):
@@ -218,11 +206,7 @@ def texts_of(source: str, dataset: Any, number: int) -> tuple[str, ...] | None:
 
 
 def written_chunks(source: str, dataset: Any) -> tuple[int, int, Any]:
-    """Stored chunks, all of them, and the fill value.
-
-    Raises:
-        DataError: as ``check``.
-    """
+    """The number of stored chunks, of all chunks, and the fill value."""
     check(source, dataset)
     if not dataset.size:
         return 1, 1, None
@@ -256,11 +240,7 @@ def frame_shape(group: Any) -> tuple[int, int]:
 
 
 def read_frame(source: str, name: str, group: Any) -> NDArray[np.float64]:
-    """The values of a frame, its blocks put side by side in the order of its names.
-
-    Raises:
-        DataError: a column holds text or objects.
-    """
+    """The values of a frame, its blocks put side by side in the order of its names."""
     names, shape = frame_names(source, group), frame_shape(group)
     check_stored(
         source, f"frame {name!r}", shape, None, sum(group[part].id.get_storage_size() for part in _parts(group))

@@ -1,4 +1,4 @@
-"""Files that numpy writes: .npy and .npz, whose headers are read before the arrays, and nothing is unpickled."""
+"""Files that numpy writes: .npy and .npz. Their headers are read before their arrays, and nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ class Header(NamedTuple):
     """What an array declares.
 
     Attributes:
-        shape: of the array.
-        dtype: of its values.
-        num_bytes: that the file has, or says to have, for its values.
-        stored: bytes of it as they lie there, packed or not.
+        shape, dtype: of the array.
+        num_bytes: that the file has for its values, or says that it has.
+        stored: bytes that they take in the file, packed or not.
     """
 
     shape: tuple[int, ...]
@@ -36,11 +35,7 @@ class Header(NamedTuple):
 
 
 def check_end(source: str, follows: bool) -> None:
-    """Refuse a .npy file that holds more than its first array, which is all that would be read.
-
-    Raises:
-        DataError: something follows the array.
-    """
+    """Refuse a .npy file that holds more than its first array: nothing else of it would be read."""
     if follows:
         raise DataError(
             f"{source} goes on behind its first array, as where np.save wrote several into one file: write one array a "
@@ -49,11 +44,7 @@ def check_end(source: str, follows: bool) -> None:
 
 
 def open_npy(source: str, stream: Any) -> ArrayFile:
-    """A .npy file, whose array is called X.
-
-    Raises:
-        DataError: it is no such file.
-    """
+    """A .npy file, whose array is called X."""
     with reading(source):
         if stream.read(6) != b"\x93NUMPY":
             raise ValueError("it does not start as a .npy file does")
@@ -74,11 +65,7 @@ def open_npy(source: str, stream: Any) -> ArrayFile:
 
 @contextmanager
 def open_npz(source: str, stream: Any) -> Iterator[ArrayFile]:
-    """Open a .npz file; none of its arrays is read yet.
-
-    Raises:
-        DataError: it is no such file.
-    """
+    """Open a .npz file; none of its arrays is read yet."""
     with reading(source):
         if stream.read(4) not in (b"PK\3\4", b"PK\5\6"):  # else numpy tries to unpickle it
             raise ValueError("it is not a zip archive of arrays")

@@ -24,11 +24,7 @@ _Array = NDArray[np.float64]
 
 
 def open_parquet(source: str, stream: Any) -> tuple[Any, list[str]]:
-    """The file, and its columns without the index that pandas writes.
-
-    Raises:
-        DataError: it is damaged, or declares far more rows than it can hold.
-    """
+    """The file, and its columns without the index that pandas writes."""
     from pyarrow import parquet
 
     with reading(source):
@@ -43,11 +39,7 @@ def open_parquet(source: str, stream: Any) -> tuple[Any, list[str]]:
 
 
 def check_readable(source: str, file: Any, names: Sequence[str], groups: Iterable[int] | None = None) -> None:
-    """Refuse columns, of some row groups or of all, that cannot be held in memory, as values or as packed pages.
-
-    Raises:
-        DataError: with both sizes.
-    """
+    """Refuse columns, of some row groups or of all, that memory does not hold, as values or as unpacked pages."""
     metadata = file.metadata
     groups = list(range(metadata.num_row_groups)) if groups is None else list(groups)
     rows = sum(metadata.row_group(group).num_rows for group in groups)
@@ -63,11 +55,7 @@ def check_readable(source: str, file: Any, names: Sequence[str], groups: Iterabl
 
 
 def survey_column(source: str, file: Any, name: str) -> Survey:
-    """The survey of a column by its type; no more is read than the first text of one that is refused for it.
-
-    Raises:
-        DataError: it holds neither numbers, booleans, dates nor times.
-    """
+    """The survey of a column by its type. Only the first cells of a column of text are read, for the message."""
     field = file.schema_arrow.field(name)
     try:
         return survey_of(source, name, field, field.metadata)
@@ -96,11 +84,7 @@ def parquet_words(file: Any, names: Sequence[str]) -> str:
 
 
 def parquet_rows(source: str, stream: Any, choice: ColumnChoice) -> RowReader:
-    """The rows of an open file, a row group at a time.
-
-    Raises:
-        DataError: the file is damaged, or holds other columns than were chosen.
-    """
+    """The rows of an open file, a row group at a time."""
     file, names = open_parquet(source, stream)
     types = choice.types
     with reading(source):

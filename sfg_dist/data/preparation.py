@@ -164,9 +164,6 @@ def prepare_in_passes(open_table: _Opener, settings: TableSettings, memory_bytes
         open_table: opens the table, columns chosen; called once for these passes and once for each later one.
         settings: what the job says of the table.
         memory_bytes: what columns and their copies may take at a time; one column is taken in any case.
-
-    Raises:
-        DataError: as for ``prepare``.
     """
     with open_table() as whole:
         complete = find_complete(whole, settings.missing)

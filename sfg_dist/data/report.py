@@ -1,4 +1,4 @@
-"""What is reported of a prepared table: plain dictionaries for JSON, with the types of their entries."""
+"""What is reported of a prepared table: dictionaries for JSON, with the types of their entries."""
 
 from __future__ import annotations
 

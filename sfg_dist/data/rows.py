@@ -67,10 +67,8 @@ def open_rows(
 
     Args:
         source: a path or an ``s3://`` URL.
-        array: the array wanted of a .zarr group, as for ``open_table``.
-        columns: the columns wanted, in order; None is all.
-        identifiers: as for ``open_table``.
-        types: the table's columns by name, where it was opened before: nothing is read to find them.
+        array: the array to take of a .zarr group, as for ``open_table``.
+        columns, identifiers, types: see ``ColumnChoice``.
 
     Raises:
         DataError: the source does not exist, is of another format, or cannot be used.

@@ -1,4 +1,4 @@
-"""What a job says of its table, gathered once from its ``data`` and ``transform`` tables."""
+"""What a job says of its table, gathered from its ``data`` and ``transform`` tables."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Where a table lies: a local path or an S3 object, opened as a stream of bytes or as a Zarr node.
+"""Where a table lies: a local path or an S3 object, opened as bytes, by ranges of bytes, or as a Zarr node.
 
-Object stores are opened as ``sfg_dist.job.object_stores`` says.
+``sfg_dist.job.object_stores`` says how object stores are opened.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PACKED_SUFFIXES = (".gz", ".zst", ".bz2")
 
 
 def suffix_of(source: str) -> str:
-    """The format of a source by its name, in lower case, with the dot; empty if it has none.
+    """The format of a source by its name, in lower case, with the dot; empty if the name has none.
 
     Example:
         >>> suffix_of("s3://bucket/run.ZARR/"), suffix_of("table.csv.gz")
@@ -44,7 +44,7 @@ def is_text(source: str) -> bool:
 
 
 def local_path(source: str) -> Path:
-    """A local source as a path, ``~`` at its front written out; in ``./~/a.csv`` it is a name."""
+    """A local source as a path; a ``~`` at its front is the home, and in ``./~/a.csv`` a name."""
     return Path(expanded(source))
 
 
@@ -66,10 +66,10 @@ def existing_path(source: str) -> Path:
 
 @contextmanager
 def open_bytes(source: str) -> Iterator[BinaryIO]:
-    """Open a file, or fetch an object, as a binary stream that can seek.
+    """Open a file, or fetch an object, as a binary stream that can seek; an empty one is refused.
 
     Raises:
-        DataError: it does not exist, cannot be opened, or is empty.
+        AbsentError: it does not exist.
     """
     if is_url(source):
         data = _fetch(source)
@@ -92,10 +92,10 @@ def open_bytes(source: str) -> Iterator[BinaryIO]:
 
 @contextmanager
 def open_ranges(source: str) -> Iterator[Any]:
-    """Open a file of which pyarrow reads parts, local or an object.
+    """Open a file, or an object, of which parts are read.
 
     Raises:
-        DataError: it does not exist.
+        AbsentError: it does not exist.
     """
     if not is_url(source):
         with existing_path(source).open("rb") as stream:
@@ -112,11 +112,7 @@ def open_ranges(source: str) -> Iterator[Any]:
 
 
 def open_zarr(source: str) -> Any:
-    """Open a Zarr group or array for reading; what is read of it is looked at by ``CheckedStore``.
-
-    Raises:
-        DataError: it does not exist, or holds no Zarr metadata, or such as are not read.
-    """
+    """Open a Zarr group or array for reading; ``CheckedStore`` checks what is read of it."""
     import zarr
     import zarr.storage
 
@@ -136,11 +132,7 @@ def open_zarr(source: str) -> Any:
 
 
 def open_bucket(url: str) -> tuple[Any, str]:
-    """The bucket of an ``s3://bucket/key`` URL as an obstore store, and the key.
-
-    Raises:
-        DataError: the URL has another scheme, or no bucket or key; or credentials lack a half.
-    """
+    """The bucket of an ``s3://bucket/key`` URL as an obstore store, and the key."""
     from obstore.exceptions import BaseError
 
     parts = urlsplit(url)

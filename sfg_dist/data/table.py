@@ -46,13 +46,13 @@ class Table:
     """A table of numbers.
 
     Attributes:
-        values: float64 of value - offset, shape (num_rows, num_columns), missing values NaN; the offset is its type's.
+        values: float64 of value - offset (of its type), shape (num_rows, num_columns), missing values NaN.
         columns: one name a column.
         source: the path, URL or name that it came from.
         log_density: exact log density in nats of rows (num_rows, num_columns), where it is known.
         types: of the columns, in order.
         read_as: how a file was read, in words.
-        sizes: rows of each part of a table that is split already, which lie one below the other; else empty.
+        sizes: rows of each part of a table that is split already, whose parts lie one below the other; else empty.
     """
 
     values: NDArray[np.float64]
@@ -85,10 +85,10 @@ class Table:
         )
 
     def retyped(self, types: Sequence[ColumnType]) -> NDArray[np.float64]:
-        """The values as those of columns of other types: their units and offsets.
+        """The values as those of columns of other types: with their units and offsets.
 
         Raises:
-            DataError: a value is none of its column's type wanted.
+            DataError: a value is none of its column's new type.
         """
         columns = []
         for index, (found, wanted) in enumerate(zip(self.types, types, strict=True)):
@@ -114,14 +114,14 @@ def open_table(
 
     Args:
         source: a built-in name, a path, a glob, or an ``s3://`` URL.
-        array: the array wanted of a file with several; if it is left at X and there is none, the only 2-D
-            array.
+        array: the array to take from a file with several. If this is X and the file has none, the only 2-D array is
+            taken.
         append: more arrays of the file, put behind as columns named after them.
-        columns: the columns wanted, in order; None is all.
+        columns: the columns to take, in order; None is all.
         identifiers: "refuse" or "drop" columns of whole numbers that float64 cannot tell apart.
         seed: for sets that are drawn.
         max_rows: rows to draw of a toy set (default 20,000); the first rows of any other table.
-        text: what the user says of .csv files; by default all of it is decided from their lines.
+        text: how .csv files are written; by default their lines decide all of it.
 
     Raises:
         DataError: the source does not exist or cannot be used; the message names it, and the column and row.
@@ -159,11 +159,9 @@ def open_split(
     """Open a table that is split already: its parts lie in separate arrays of one .npz, .h5, .hdf5 or .zarr.
 
     Args:
-        source: a path or an ``s3://`` URL.
-        arrays: for train, validation and test the name of an array, or a list of names to put one below the
-            other; validation may be left out.
-        columns: the columns wanted, in order; None is all.
-        identifiers: as for ``open_table``.
+        arrays: for train, validation and test the name of an array, or a list of names to put one below the other;
+            validation may be left out.
+        source, columns, identifiers: as for ``open_table``.
 
     Raises:
         DataError: an array is missing, or the widths differ.
@@ -275,7 +273,7 @@ def _typed_parts(
     wanted: Sequence[str],
     identifiers: str,
 ) -> tuple[list[NDArray[np.float64]], dict[str, ColumnType]]:
-    """``_typed`` of arrays of a file; a table of samples says the types of its X, and holds value - offset."""
+    """``_typed`` of arrays of a file. A table of samples says the types of its X, and holds value - offset."""
     types = file.types
     if types is None or len(types) != len(names) or DEFAULT_ARRAY not in arrays:
         return _typed(file.source, blocks, names, wanted, identifiers)

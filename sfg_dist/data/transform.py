@@ -2,11 +2,14 @@
 
     user's rows, float64 (num_rows, num_columns)  <->  flow's rows, float32 (num_rows, dim)
 
-A constant column is left out on the way in and put back on the way out. A column with a step is spread over
-its cells before the map (``value + noise * step``, noise in [0, 1)) and floored back to its grid after the
-inverse map, inside the range of cells that the table had. A column that repeats single values has them spread over
-intervals of its scores by the same noise, and back exactly (``atoms``; "quantile" alone can). Each other column is
-mapped as it stands, and back into its range (``bounds``). All is numpy; saved as plain arrays.
+- A constant column is left out on the way in and put back on the way out.
+- A column on a grid is spread over its cells before the map (``value + noise * step``, noise in [0, 1)), and floored
+  back to its grid after the inverse map, within the range of cells that the table had.
+- Single values that repeat (``atoms``) are spread over intervals of scores by the same noise, and come back exactly.
+  Only the "quantile" kind can do that.
+- Each other column is mapped as it stands, and back into its range (``bounds``).
+
+All is numpy, and is saved as plain arrays.
 """
 
 from __future__ import annotations
@@ -43,7 +46,7 @@ class Transform:
         steps: step of each flow column, 0 for none, shape (dim,).
         offsets: value of cell 0 of each flow column, shape (dim,).
         cell_ranges: first and last cell that inverse gives, shape (dim, 2).
-        origins: taken off a flow column on a grid before it is mapped, where that is far from 0 or float32 would
+        origins: taken off a flow column on a grid before it is mapped, where the grid is far from 0 or float32 would
             not hold it ("none"); else 0, shape (dim,).
         bounds: smallest and largest value that inverse gives a column without a grid, shape (dim, 2).
         location: subtracted from each flow column ("standardize"), shape (dim,).
@@ -154,19 +157,16 @@ class Transform:
         )
 
     def forward(self, rows: _Array, *, noise: _Array | None = None) -> NDArray[np.float32]:
-        """Map the user's rows to the flow's.
+        """Map the user's rows to the flow's, shape (num_rows, dim).
 
-        A value whose cell float32 would miss, because the noise put it at the very edge, goes to the middle
-        of its cell. A value beyond the training rows goes on straight, into a wider range of ``bounds`` as
+        Where the noise puts a value at the very edge of its cell, and float32 would miss that cell, the value goes to the
+        middle of the cell. A value beyond the training rows goes on straight, or within a wider range of ``bounds`` as
         inverse comes out of it.
 
         Args:
             rows: finite, in the user's units, shape (num_rows, num_columns).
-            noise: in [0, 1), shape (num_rows, dim); None puts every value at the middle of its cell, and an
-                atom at that of its interval.
-
-        Returns:
-            Flow rows, shape (num_rows, dim).
+            noise: in [0, 1), shape (num_rows, dim); None stands for the middle of each value's cell, and for that of an
+                atom's interval.
 
         Raises:
             DataError: the shape is wrong, or a value is not finite or too large for float32.
@@ -186,14 +186,7 @@ class Transform:
         return flow_rows
 
     def inverse(self, flow_rows: NDArray[Any]) -> _Array:
-        """Map the flow's rows to the user's, on the grid where a column has one, else within its bounds.
-
-        Args:
-            flow_rows: shape (num_rows, dim).
-
-        Returns:
-            Rows in the user's units, float64 of shape (num_rows, num_columns).
-        """
+        """Map the flow's rows, (num_rows, dim), to the user's: on the grid of a column, else within its bounds."""
         flow_rows = np.asarray(flow_rows, dtype=np.float64)
         if flow_rows.ndim != 2 or flow_rows.shape[1] != self.dim:
             raise DataError(f"flow rows have shape {flow_rows.shape}: expected (num_rows, {self.dim})")
@@ -209,9 +202,9 @@ class Transform:
     def log_det_jacobian(self, rows: _Array, *, noise: _Array | None = None) -> _Array:
         """log |d flow row / d user row| over the flow's columns, shape (num_rows,).
 
-        The log density of user rows is that of their flow rows plus this; a column with a step counts as
-        spread out over its cells. An atom counts as a point: of a flow that is normal, it has its share
-        itself as density, without a unit, wherever in its interval the noise puts it.
+        The log density of user rows is that of their flow rows plus this. A column with a step counts as spread out
+        over its cells. An atom counts as a point: for a flow that is normal, its density is its share, without a unit,
+        wherever in its interval the noise puts it.
         """
         spread = self._spread_rows(rows, noise)
         places = np.broadcast_to(0.5, spread.shape) if noise is None else noise
@@ -237,7 +230,7 @@ class Transform:
         """The map that ``to_arrays`` and ``to_metadata`` wrote, bit for bit.
 
         Raises:
-            DataError: an array is missing or does not fit the others, or the words are none of a transform.
+            DataError: an array is missing or does not fit the others, or the words are not those of a transform.
         """
         try:
             check_fields(metadata, _METADATA, "its words")

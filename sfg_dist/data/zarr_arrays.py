@@ -24,11 +24,7 @@ _ABSENT = 2**64 - 1
 
 
 def open_zarr_arrays(source: str) -> ArrayFile:
-    """Open a Zarr group or array.
-
-    Raises:
-        DataError: it does not exist, or cannot be read.
-    """
+    """The arrays of a Zarr group, or the one array X."""
     import zarr
 
     with _reading_zarr(source):
@@ -127,7 +123,7 @@ def _walk_zarr(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _written_chunks(array: Any) -> tuple[int, int]:
-    """Stored chunks, and all of them."""
+    """The number of stored chunks, and of all chunks."""
     codec = array.metadata.codecs[0] if array.shards is not None else None
     kinds = () if codec is None else tuple(type(part).__name__ for part in codec.index_codecs)
     if kinds not in (("BytesCodec",), ("BytesCodec", "Crc32cCodec")):  # zarr counts a shard's chunks as all or none

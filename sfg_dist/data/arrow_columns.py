@@ -305,7 +305,7 @@ def ends_of(column: pa.Array) -> tuple[int, int] | None:
         return None
     if pa.types.is_decimal(column.type):
         wide = Context(prec=100)
-        return tuple(int(wide.scaleb(ends[end], column.type.scale)) for end in ("min", "max"))  # type: ignore[return-value]
+        ends = {end: int(wide.scaleb(value, column.type.scale)) for end, value in ends.items()}
     return ends["min"], ends["max"]
 
 

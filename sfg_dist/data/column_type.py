@@ -121,7 +121,7 @@ class ColumnType:
         """Whether the values as they stand in the file are what the flow sees."""
         return self.offset == 0 and self.kind not in TEMPORAL
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, str | int | None]:
         """What differs from the default, for JSON."""
         return {
             field.name: getattr(self, field.name)

@@ -259,10 +259,10 @@ def _with_names(
 ) -> Dialect:
     """The dialect with the names, from line 1 or from the comment above it, and where the data begin."""
     first, body = plain[0], plain[1:]
-    answer = text.header
+    answer: bool | str = text.header
     if answer == "auto":
         comment = _names_of_comment(above, dialect.num_columns)
-        answer = has_header(first.cells, [record.cells for record in body[:_JUDGED_LINES]])  # type: ignore[assignment]
+        answer = has_header(first.cells, [record.cells for record in body[:_JUDGED_LINES]])
         if comment is not None and answer is not True:
             return replace(dialect, names=comment, names_line=above[-1].line)
     if isinstance(answer, str):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,8 +46,8 @@ def open_hdf5(source: str, stream: Any) -> Iterator[ArrayFile]:
 def _array_file(source: str, file: Any) -> ArrayFile:
     import h5py
 
-    datasets: dict[str, Any] = {}
-    frames: dict[str, Any] = {}
+    datasets: dict[str, h5py.Dataset] = {}
+    frames: dict[str, h5py.Group] = {}
     with reading(source):
 
         def visit(name: str, node: Any) -> None:
@@ -168,7 +168,7 @@ def read(source: str, dataset: Any) -> NDArray[Any]:
     return np.asarray(texts, dtype=str).reshape(dataset.shape)
 
 
-def attributes(source: str, dataset: Any) -> dict[str, Any]:
+def attributes(source: str, dataset: Any) -> Mapping[str, Any]:
     """The attributes that say what the values mean."""
     found = {}
     for key in (*KEYS, "_Unsigned"):

@@ -183,8 +183,8 @@ def survey_of(source: str, name: str, column: Any, metadata: Mapping[bytes, byte
 def settled(source: str, surveys: Mapping[str, Survey], identifiers: str) -> dict[str, ColumnType]:
     """The types of surveyed columns by name, without those that are left out as identifiers.
 
-    Columns of whole numbers that float64 cannot tell apart are identifiers: ``identifiers`` is "refuse", or "drop" with a
-    warning.
+    Columns of whole numbers that float64 cannot tell apart are identifiers. ``identifiers`` is "refuse", or "drop" with
+    a warning.
     """
     types: dict[str, ColumnType] = {}
     dropped = []

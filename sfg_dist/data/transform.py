@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,14 @@ KINDS = ("quantile", "standardize", "none")
 MAX_VALUE = 1e100
 
 _Array = NDArray[np.float64]
+
+
+class TransformWords(TypedDict):
+    """What a saved map is beside its numbers."""
+
+    kind: str
+    columns: list[str]
+    types: list[dict[str, str | int | None]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,9 +167,9 @@ class Transform:
     def forward(self, rows: _Array, *, noise: _Array | None = None) -> NDArray[np.float32]:
         """Map the user's rows to the flow's, shape (num_rows, dim).
 
-        Where the noise puts a value at the very edge of its cell, and float32 would miss that cell, the value goes to the
-        middle of the cell. A value beyond the training rows goes on straight, or within a wider range of ``bounds`` as
-        inverse comes out of it.
+        Where the noise puts a value at the very edge of its cell, and float32 would miss that cell, the value goes to
+        the middle of the cell. A value beyond the training rows goes on straight, or, within a wider range of
+        ``bounds``, as inverse comes out of it.
 
         Args:
             rows: finite, in the user's units, shape (num_rows, num_columns).
@@ -220,7 +228,7 @@ class Transform:
             arrays |= curves_to_arrays(self.curves)
         return arrays
 
-    def to_metadata(self) -> dict[str, Any]:
+    def to_metadata(self) -> TransformWords:
         """The words of the map, for JSON."""
         types = [type_.to_dict() for type_ in self.types]
         return {"kind": self.kind, "columns": list(self.columns), "types": types}

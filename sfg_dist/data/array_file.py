@@ -77,7 +77,8 @@ class ArrayFile:
             raise DataError(f"{label} has shape {shape}: expected one or two dimensions, a row a sample")
         packing = self.packing(name, dtype)
         values = self.read(name)
-        values = values.reshape(len(values), -1) if values.size else _empty(values)
+        if values.ndim == 1 or values.size:
+            values = values.reshape(len(values), -1 if values.size else 1)
         return values if packing is None else packing.unpack(values)
 
     def packing(self, name: str, dtype: Any) -> Packing | None:
@@ -154,10 +155,6 @@ class ArrayFile:
         shown = ", ".join(f"{name} ({self.describe(name)})" for name in self.names[:20])
         more = f" and {len(self.names) - 20} more" if len(self.names) > 20 else ""
         return f"set data.array to one of: {shown}{more}"
-
-
-def _empty(values: NDArray[Any]) -> NDArray[Any]:
-    return values if values.ndim == 2 else values.reshape(0, 1)
 
 
 def object_message(source: str, name: str) -> str:

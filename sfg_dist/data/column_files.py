@@ -21,7 +21,7 @@ from sfg_dist.data.folders import is_folder, is_prefix, read_folder
 from sfg_dist.data.naming import check_columns
 from sfg_dist.data.parquet_file import check_readable, open_parquet, parquet_words, survey_column
 from sfg_dist.data.sources import AbsentError, is_text, open_bytes, reading
-from sfg_dist.data.surveys import Survey, settled, survey_of, to_float
+from sfg_dist.data.surveys import settled, survey_of, to_float
 from sfg_dist.job.errors import DataError
 
 
@@ -34,20 +34,15 @@ def read_column_files(
         value - offset, shape (num_rows, num_columns); the types by name; and how the source was read, in words.
     """
     table, read_as = read_columns(source, columns, text or TextFormat())
-    surveys = _surveys(source, table)
+    surveys = {}
+    for field, column in zip(table.schema, table.columns, strict=True):
+        surveys[field.name] = survey_of(source, field.name, column, field.metadata)
+        surveys[field.name].add(column)
     types = settled(source, surveys, identifiers)
     values = np.empty((table.num_rows, len(types)))
     for index, (name, type_) in enumerate(types.items()):
         values[:, index] = to_float(source, name, type_, table.column(name))
     return values, types, read_as
-
-
-def _surveys(source: str, table: Any) -> dict[str, Survey]:
-    surveys = {}
-    for field, column in zip(table.schema, table.columns, strict=True):
-        surveys[field.name] = survey_of(source, field.name, column, field.metadata)
-        surveys[field.name].add(column)
-    return surveys
 
 
 def read_columns(source: str, columns: Sequence[str] | None, text: TextFormat) -> tuple[Any, str]:

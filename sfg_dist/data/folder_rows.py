@@ -13,7 +13,7 @@ from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.folders import Part, check_same_columns, common_type, decoded, folder_words, key_values, parts_of
 from sfg_dist.data.naming import check_columns
 from sfg_dist.data.parquet_file import open_parquet, parquet_rows, parquet_surveys
-from sfg_dist.data.row_reader import ColumnChoice, RowReader
+from sfg_dist.data.row_reader import ColumnChoice, RowReader, overlaps
 from sfg_dist.data.sources import open_ranges, reading
 from sfg_dist.data.surveys import Survey, settled, survey_of, to_float
 from sfg_dist.job.words import counted
@@ -24,12 +24,8 @@ _Array = NDArray[np.float64]
 @contextlib.contextmanager
 def open_folder_rows(source: str, choice: ColumnChoice) -> Iterator[RowReader]:
     """Open the rows of all files of a folder; one file is open at a time."""
-    with contextlib.ExitStack() as stack:
-        yield _folder_rows(source, parts_of(source), choice, stack)
-
-
-def _folder_rows(source: str, parts: Sequence[Part], choice: ColumnChoice, stack: contextlib.ExitStack) -> RowReader:
-    keys, columns, types = list(parts[0].keys), choice.columns, choice.types
+    parts, columns, types = parts_of(source), choice.columns, choice.types
+    keys, stack = list(parts[0].keys), contextlib.ExitStack()
     own, sizes, surveys = _survey_parts(source, parts, columns, is_typed=types is not None)
     given = {key: key_values(source, key, parts) for key in keys if columns is None or key in columns}
     if types is None:
@@ -39,7 +35,6 @@ def _folder_rows(source: str, parts: Sequence[Part], choice: ColumnChoice, stack
         wanted = check_columns(source, [*own, *keys], columns)
         types = settled(source, {name: surveys[name] for name in wanted}, choice.identifiers)
     found = {name: type_ for name, type_ in types.items() if name not in given}
-    ends = np.cumsum(sizes, dtype=np.int64)
     is_open: dict[int, RowReader] = {}
 
     def reader_of(number: int) -> RowReader:
@@ -54,11 +49,7 @@ def _folder_rows(source: str, parts: Sequence[Part], choice: ColumnChoice, stack
         values = np.empty((stop - start, len(names)))
         stored = [name for name in names if name not in given]
         places = [names.index(name) for name in stored]
-        for number in range(int(np.searchsorted(ends, start, side="right")), len(ends)):
-            begin = int(ends[number]) - sizes[number]
-            low, high = max(start, begin), min(stop, int(ends[number]))
-            if begin >= stop:
-                break
+        for number, begin, low, high in overlaps(sizes, start, stop):
             rows = slice(low - start, high - start)
             values[rows, places] = reader_of(number).read(low - begin, high - begin, stored)
             for key in set(names) & set(given):
@@ -68,7 +59,8 @@ def _folder_rows(source: str, parts: Sequence[Part], choice: ColumnChoice, stack
         return values
 
     read_as = folder_words(len(parts), f"{counted(len(own), 'column')}, parquet", keys, False)
-    return RowReader(source, tuple(types), int(ends[-1]), tuple(types.values()), fetch, read_as)
+    with stack:
+        yield RowReader(source, tuple(types), sum(sizes), tuple(types.values()), fetch, read_as)
 
 
 def _column_of(values: Sequence[Any]) -> Any:

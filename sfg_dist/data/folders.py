@@ -120,10 +120,11 @@ def read_folder(
     for part in parts:
         table, read_as = read(part.source, asked)
         if tables:
-            table = same_columns(parts[0].source, tables[0].column_names, part.source, table)
+            check_same_columns(parts[0].source, tables[0].column_names, part.source, table.column_names)
+            table = table.select(tables[0].column_names)
         words.append(read_as)
         tables.append(table)
-        check_all(source, tables)
+        _check_memory(source, tables)
     names = [*tables[0].column_names, *keys]
     wanted = check_columns(source, names, columns)
     key_columns = {key: key_values(source, key, parts) for key in keys if key in wanted}
@@ -142,7 +143,7 @@ def read_folder(
     )
 
 
-def check_all(source: str, tables: Sequence[Any]) -> None:
+def _check_memory(source: str, tables: Sequence[Any]) -> None:
     """Refuse files that memory does not hold together, with the numbers that are made of them."""
     cells = sum(table.num_rows * table.num_columns for table in tables)
     check_held(source, f"{counted(len(tables), 'file')} of it", (cells + sum(table.nbytes for table in tables) // 8,))
@@ -152,12 +153,6 @@ def folder_words(num_files: int, first: str, keys: Sequence[str], differ: bool) 
     """How a folder was read, from how its first file was."""
     words = f"{counted(num_files, 'file')}, {'the first: ' if differ else 'each: '}{first}"
     return words + (f"; from the folders' names: {listed(list(keys))}" if keys else "")
-
-
-def same_columns(first: str, names: Sequence[str], source: str, table: Any) -> Any:
-    """A file's table with its columns in the order of the first file's."""
-    check_same_columns(first, names, source, table.column_names)
-    return table.select(list(names))
 
 
 def check_same_columns(first: str, names: Sequence[str], source: str, found: Sequence[str]) -> None:

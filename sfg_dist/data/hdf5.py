@@ -191,18 +191,13 @@ def _own(group: Any, name: str) -> Any:
 
 def column_labels(source: str, dataset: Any) -> tuple[str, ...] | None:
     """The texts of the coordinate of the second dimension, if it has texts."""
-    if dataset.ndim != 2 or not len(dataset.dims[1]):
-        return None
-    return texts_of(source, dataset.dims[1][0], dataset.shape[1])
-
-
-def texts_of(source: str, dataset: Any, number: int) -> tuple[str, ...] | None:
-    """So many texts of a dataset; None if it holds something else."""
     import h5py
 
-    if dataset.shape != (number,) or not h5py.check_string_dtype(dataset.dtype):
+    if dataset.ndim != 2 or not len(dataset.dims[1]):
         return None
-    return tuple(map(str, read(source, dataset)))
+    texts = dataset.dims[1][0]
+    is_named = texts.shape == dataset.shape[1:] and h5py.check_string_dtype(texts.dtype)
+    return tuple(map(str, read(source, texts))) if is_named else None
 
 
 def written_chunks(source: str, dataset: Any) -> tuple[int, int, Any]:

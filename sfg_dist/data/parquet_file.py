@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sfg_dist.data.declared_sizes import check_held, check_stored
 from sfg_dist.data.naming import check_columns, listed
-from sfg_dist.data.row_reader import ColumnChoice, RowReader
+from sfg_dist.data.row_reader import ColumnChoice, RowReader, overlaps
 from sfg_dist.data.sources import reading
 from sfg_dist.data.surveys import Survey, ends_of_statistics, settled, survey_of, to_float
 from sfg_dist.job.errors import DataError
@@ -92,7 +92,6 @@ def parquet_rows(source: str, stream: Any, choice: ColumnChoice) -> RowReader:
     if types is None:
         surveys = parquet_surveys(source, file, check_columns(source, names, choice.columns))
         types = settled(source, surveys, choice.identifiers)
-    ends = np.cumsum(sizes, dtype=np.int64)
     kept: dict[tuple[int, tuple[str, ...]], Any] = {}  # the last row group: ranges are asked for in order
 
     def group_of(group: int, asked: tuple[str, ...]) -> Any:
@@ -104,18 +103,13 @@ def parquet_rows(source: str, stream: Any, choice: ColumnChoice) -> RowReader:
 
     def fetch(start: int, stop: int, asked: Sequence[str]) -> _Array:
         values = np.empty((stop - start, len(asked)))
-        for group in range(int(np.searchsorted(ends, start, side="right")), len(ends)):
-            first = int(ends[group]) - sizes[group]
-            low, high = max(start, first), min(stop, int(ends[group]))
-            if low >= high:
-                break
+        for group, first, low, high in overlaps(sizes, start, stop):
             table = group_of(group, tuple(asked)).slice(low - first, high - low)
             for index, name in enumerate(asked):
                 values[low - start : high - start, index] = to_float(source, name, types[name], table.column(name))
         return values
 
-    num_rows = int(ends[-1]) if len(ends) else 0
-    return RowReader(source, tuple(types), num_rows, tuple(types.values()), fetch, parquet_words(file, names))
+    return RowReader(source, tuple(types), sum(sizes), tuple(types.values()), fetch, parquet_words(file, names))
 
 
 def parquet_surveys(source: str, file: Any, names: Sequence[str]) -> dict[str, Survey]:

@@ -235,33 +235,30 @@ def _read_arrays(
     file: ArrayFile, array: str, append: Sequence[str], columns: Sequence[str] | None, identifiers: str
 ) -> tuple[NDArray[np.float64], dict[str, ColumnType], str]:
     chosen = file.find(array)
-    blocks = [file.matrix(chosen)]
-    for name in append:
-        blocks.append(file.matrix(name))
-        if len(blocks[-1]) != len(blocks[0]):
+    arrays = (chosen, *append)
+    blocks = [file.matrix(name) for name in arrays]
+    for name, block in zip(append, blocks[1:], strict=True):
+        if len(block) != len(blocks[0]):
             raise DataError(
-                f"{file.source}: array {name!r} (data.append) has {len(blocks[-1])} rows, "
+                f"{file.source}: array {name!r} (data.append) has {len(block)} rows, "
                 f"{chosen!r} has {len(blocks[0])}: they must match"
             )
-    names = _names_of(file, (chosen, *append), blocks)
+    names = _names_of(file, arrays, blocks)
     flat = [name for some in names for name in some]
-    read_as = f"{counted(len(flat), 'column')} of {', '.join(map(repr, (chosen, *append)))}"
+    read_as = f"{counted(len(flat), 'column')} of {', '.join(map(repr, arrays))}"
     wanted = check_columns(file.source, flat, columns)
     check_columns(file.source, flat, None)
     values: list[NDArray[np.float64]] = []
     types: dict[str, ColumnType] = {}
-    for number, (block, some) in enumerate(zip(blocks, names, strict=True)):
-        chosen_here = [name for name in some if name in wanted]
-        if not chosen_here:
-            continue
-        rows, found = _typed_parts(file, [(chosen, *append)[number]], [block], some, chosen_here, identifiers)
-        values.append(rows[0])
-        types |= found
+    for name, block, some in zip(arrays, blocks, names, strict=True):
+        if here := [column for column in some if column in wanted]:
+            rows, found = _typed_parts(file, [name], [block], some, here, identifiers)
+            values += rows
+            types |= found
     order = [name for name in wanted if name in types]
     table = values[0] if len(values) == 1 else np.concatenate([np.empty((len(blocks[0]), 0)), *values], axis=1)
     if order != list(types):
-        places = [list(types).index(name) for name in order]
-        table = np.ascontiguousarray(table[:, places])
+        table = np.ascontiguousarray(table[:, [list(types).index(name) for name in order]])
     return table, {name: types[name] for name in order}, ", ".join([read_as, *file.notes])
 
 
@@ -273,28 +270,23 @@ def _typed_parts(
     wanted: Sequence[str],
     identifiers: str,
 ) -> tuple[list[NDArray[np.float64]], dict[str, ColumnType]]:
-    """``_typed`` of arrays of a file. A table of samples says the types of its X, and holds value - offset."""
-    types = file.types
+    """The wanted columns of arrays one below the other, and their types.
+
+    A table of samples says the types of its X, and holds value - offset.
+    """
+    types, places = file.types, [list(names).index(name) for name in wanted]
     if types is None or len(types) != len(names) or DEFAULT_ARRAY not in arrays:
-        return _typed(file.source, blocks, names, wanted, identifiers)
+        if list(wanted) != list(names) and blocks[0].dtype.names is None:
+            blocks = [block[:, places] for block in blocks]
+        return typed_blocks(file.source, blocks, wanted, identifiers)
     if set(arrays) != {DEFAULT_ARRAY}:
         other = next(name for name in arrays if name != DEFAULT_ARRAY)
         raise DataError(
             f"{file.source}: array {DEFAULT_ARRAY!r} is a table of samples, whose columns have types; array {other!r} "
             "has none: write both to one file without the attribute types"
         )
-    places = [list(names).index(name) for name in wanted]
     found = {name: types[place] for name, place in zip(wanted, places, strict=True)}
     return [np.ascontiguousarray(block[:, places], np.float64) for block in blocks], found
-
-
-def _typed(
-    source: str, blocks: Sequence[NDArray[Any]], names: Sequence[str], wanted: Sequence[str], identifiers: str
-) -> tuple[list[NDArray[np.float64]], dict[str, ColumnType]]:
-    """The wanted columns of arrays one below the other, and their types."""
-    if list(wanted) != list(names) and blocks[0].dtype.names is None:
-        blocks = [block[:, [names.index(name) for name in wanted]] for block in blocks]
-    return typed_blocks(source, blocks, wanted, identifiers)
 
 
 def _names_of(file: ArrayFile, names: Sequence[str], blocks: Sequence[NDArray[Any]]) -> list[tuple[str, ...]]:

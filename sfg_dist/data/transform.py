@@ -259,26 +259,25 @@ class Transform:
             raise
         except (TypeError, ValueError) as error:  # a DocumentError among them
             raise DataError(f"the saved transform is damaged: {error}") from None
-        if types and len(types) != len(columns):
-            raise DataError(f"the saved transform is damaged: {len(types)} types for {len(columns)} columns")
         shapes = {"constants": (len(columns),)} | {name: (dim, *shape) for name, shape in _SHAPES.items()}
+        wrong = ""
+        if types and len(types) != len(columns):
+            wrong = f"{len(types)} types for {len(columns)} columns"
         for name, array in fields.items():
             if array.shape != shapes[name]:
-                raise DataError(
-                    f"the saved transform is damaged: {name} has shape {array.shape}, expected {shapes[name]}"
-                )
+                wrong = wrong or f"{name} has shape {array.shape}, expected {shapes[name]}"
         if kind == "quantile" and len(curves) != dim:
-            raise DataError(
-                f"the saved transform is damaged: kind {kind!r} with {len(curves)} curves for {dim} columns"
-            )
-        for name in ("bounds", "cell_ranges"):
-            if np.isnan(fields[name]).any() or (fields[name][:, 0] > fields[name][:, 1]).any():
-                raise DataError(f"the saved transform is damaged: {name} that are no ranges")
+            wrong = wrong or f"kind {kind!r} with {len(curves)} curves for {dim} columns"
+        for name in ("bounds", "cell_ranges") if not wrong else ():
+            if not (fields[name][:, 0] <= fields[name][:, 1]).all():
+                wrong = f"{name} that are no ranges"
         finite = all(np.isfinite(fields[name]).all() for name in _SHAPES if name != "bounds")
         if not finite or np.isinf(fields["constants"]).any():
-            raise DataError("the saved transform is damaged: a number is not finite")
+            wrong = wrong or "a number is not finite"
         if (fields["steps"] < 0).any() or (fields["scale"] <= 0).any():
-            raise DataError("the saved transform is damaged: a step below 0, or a scale of 0")
+            wrong = wrong or "a step below 0, or a scale of 0"
+        if wrong:
+            raise DataError(f"the saved transform is damaged: {wrong}")
         return cls(kind=kind, columns=columns, curves=curves, types=types, **fields)
 
     def grid(self, column: int) -> Grid | None:

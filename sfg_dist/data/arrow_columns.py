@@ -37,7 +37,7 @@ def type_of(arrow: pa.DataType, metadata: Mapping[bytes, bytes] | None = None) -
     if pa.types.is_boolean(arrow):
         return ColumnType("boolean", "bool", style=style)
     if pa.types.is_decimal(arrow):
-        if "text" in words and arrow.precision <= 15:  # whose doubles say which decimals they were
+        if "text" in words and arrow.precision <= 15:  # a double says which of these decimals it was
             return ColumnType("decimal", "float64", places=int(words.get("places", arrow.scale)), style=style)
         return ColumnType("decimal", str(arrow), places=arrow.scale)
     if pa.types.is_timestamp(arrow):
@@ -180,7 +180,7 @@ def from_float(type_: ColumnType, values: Array) -> pa.Array:
         return _decimals(type_, values, mask)
     low, high = _limits(type_)
     factor = _factor(type_)
-    # To the ends of the type and of what float64 counts: whole numbers of float64 both.
+    # Clip to the ends of the type and of what float64 counts. Both are whole numbers of float64.
     lowest, highest = (-(-low // factor)) - type_.offset, high // factor - type_.offset
     whole = np.rint(values).clip(max(lowest, -MAX_WHOLE), min(highest, MAX_WHOLE)).astype(np.int64)
     moved = (whole.view(np.uint64) + np.uint64(type_.offset % 2**64)) * np.uint64(factor)
@@ -194,7 +194,7 @@ def from_float(type_: ColumnType, values: Array) -> pa.Array:
 
 
 def _factor(type_: ColumnType) -> int:
-    """Numbers of the file in one tick of the flow."""
+    """How many ticks of the file's type are one tick of the flow."""
     if type_.kind == "date":
         return _DAY_MS if type_.dtype == "date64[ms]" else 1
     if type_.kind not in TEMPORAL:

@@ -28,7 +28,7 @@ _NUM_NEIGHBOURS, _LEAST_NEIGHBOURS = 256, 32
 _FALSE_ALARMS = 1e-4  # expected in a column without atoms
 _PRIOR_ROWS, _PROMINENCE = 0.5, 4.0
 _LEAST_COUNT = 3
-_LEAST_HEAVY = 4  # rows of a value where such values are the column; rows drawn with replacement repeat less
+_LEAST_HEAVY = 4  # rows of a value in a column of repeated values; rows drawn with replacement repeat less often
 _MOST_ROWS = 0.9
 _LEAST_SPACINGS = 16.0
 _LEAST_SENTINELS, _SENTINEL_GAP = 5, 10.0
@@ -54,7 +54,7 @@ class Atoms:
 
     def shares(self) -> _Array:
         """The probability of each atom."""
-        upper = self.low > 0  # where both are near 1, the other tail has the digits
+        upper = self.low > 0  # there both probabilities are near 1, and the other tail has more digits
         ndtr = scipy.special.ndtr
         return np.where(upper, ndtr(-self.low) - ndtr(-self.high), ndtr(self.high) - ndtr(self.low))
 
@@ -80,7 +80,7 @@ class Atoms:
         lowest = np.concatenate([[-np.inf], above]).astype(np.float32)
         highest = np.concatenate([np.nextafter(above, np.float32(-np.inf)), [np.inf]]).astype(np.float32)
         highest[np.isposinf(np.append(ends, 0.0))] = np.inf
-        if np.isneginf(ends[0]):  # below an atom at the lower end there is nothing
+        if np.isneginf(ends[0]):  # no value lies below an atom at the lower end
             highest[0] = highest[1]
         cells = np.searchsorted(self.values, values, side="left") + np.searchsorted(self.values, values, side="right")
         if np.isposinf(ends[-1]):

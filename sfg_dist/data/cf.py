@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sfg_dist.job.errors import DataError
 
 KEYS = ("_FillValue", "missing_value", "valid_range", "valid_min", "valid_max", "scale_factor", "add_offset")
-# What netCDF's library writes where nothing was written and no _FillValue is set, by type.
+# By type, what netCDF's library puts where nothing was written, unless _FillValue says otherwise.
 NETCDF_FILLS = {
     "i2": -32767,
     "u2": 65535,
@@ -95,7 +95,7 @@ def packing_of(label: str, attributes: Mapping[str, Any], dtype: Any, fill: Any 
     found = {key: _numbers(label, key, attributes[key]) for key in KEYS if attributes.get(key) is not None}
     if "_FillValue" not in found and fill is not None:
         found["_FillValue"] = [fill]
-    # Files without unsigned integers say "true"; servers without bytes with a sign say "false".
+    # "true" is written where a format has no unsigned integers, and "false" where it has no signed bytes.
     sign = {"true": "u", "false": "i"}.get(_text(attributes.get("_Unsigned")).lower(), "")
     sign = sign if {"u": "i", "i": "u"}.get(sign) == np.dtype(dtype).kind else ""
     if not found and not sign:

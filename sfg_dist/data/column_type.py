@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MAX_WHOLE = 2**53  # float64 holds every whole number up to here
-MAX_DIGITS = 2**50  # digits of a decimal: beyond, the nearest double no longer says which they were
+MAX_DIGITS = 2**50  # a decimal with more digits cannot be told from its nearest double
 KINDS = ("float", "integer", "decimal", "boolean", "timestamp", "date", "time", "duration")
 TEMPORAL = ("timestamp", "date", "time", "duration")
 
@@ -55,7 +55,7 @@ Array = NDArray[np.float64]
 
 
 class UnfitValueError(ValueError):
-    """A value that a column's type cannot carry; the message goes on after the column's name."""
+    """A value that a column's type cannot carry; the message is put behind the column's name."""
 
 
 @dataclass(frozen=True)

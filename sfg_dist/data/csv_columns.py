@@ -21,7 +21,7 @@ MISSING = (
 
 MAX_PLACES, MAX_DIGITS = 9, 15
 _EXACT = 2.0**53
-_BLOCK = 1 << 14  # numbers at once, which a cache holds
+_BLOCK = 1 << 14  # numbers at a time, few enough for the cache
 _WHOLE = r"^[+-]?[0-9]+$"
 _MESSY = r"^[+\-\x{2212}]?([0-9]+\.?[0-9]*|\.[0-9]+)([eEdD][+\-]?[0-9]+)?$"
 _TIME = r"^[0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,9})?$"
@@ -87,7 +87,7 @@ def _first_other(cells: Any) -> int:
     """The first row whose cell has no type in common with those above, such as a day that does not exist."""
     import pyarrow as pa
 
-    low, high = 0, len(cells)  # of rows that have a type in common: enough, and too many
+    low, high = 0, len(cells)  # so many rows have a type in common, and so many have none
     while high - low > 1:
         middle = (low + high) // 2
         is_text = pa.types.is_string(typed(pa.chunked_array([cells.slice(0, middle)])).type)

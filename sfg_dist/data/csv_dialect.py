@@ -20,7 +20,7 @@ from sfg_dist.job.words import counted
 
 _SAMPLE_BYTES, _SAMPLE_LINES, _FEWEST_LINES = 1 << 20, 2000, 20
 _JUDGED_LINES = 300
-_WORDS = {"\t": "tabs", ";": "semicolons", ",": "commas", "|": "bars", " ": "spaces"}  # the likelier first
+_WORDS = {"\t": "tabs", ";": "semicolons", ",": "commas", "|": "bars", " ": "spaces"}  # the likelier ones first
 _SEP_LINE = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
 _COMMA_NUMBER = re.compile(r"[+-]?\d*,\d+([eEdD][+-]?\d+)?")
 _POINT_NUMBER = re.compile(r"[+-]?(\d+\.\d*|\.\d+)([eEdD][+-]?\d+)?")
@@ -166,7 +166,7 @@ def _find_separator(source: str, lines: list[str], offset: int, decimal: str) ->
             continue
         try:
             records = [r for r in cut(source, lines, separator, offset) if not r.is_blank and not r.is_marked]
-        except DataError:  # a quote that only another separator closes, or lines longer than a cell may be
+        except DataError:  # only another separator closes a quote, or a line is longer than a cell may be
             continue
         body = records[1:] or records
         if not body or (width := _width(body)) == 1:

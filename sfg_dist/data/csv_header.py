@@ -15,7 +15,7 @@ from sfg_dist.data.csv_lines import kind_of
 _WHOLE = re.compile(r"-?\d+")
 _FEW_ROWS = 5
 _STEPPED_NAMES = 5  # numbers at equal distances that may be names, such as wavelengths
-_CHANCE = 0.2  # share of data lines that count in equal steps above which a first one proves nothing
+_CHANCE = 0.2  # if more of the data lines count in equal steps, a first line that does proves nothing
 
 Cells = Sequence[str]
 

@@ -28,7 +28,7 @@ _SPACES = re.compile(rb'"[^"]*"|[ \t]+')
 _END_SPACES = re.compile(rb'"[^"]*"|^ | $', re.MULTILINE)
 _COMMENT = re.compile(rb"^[ \t]*#[^\n]*\n?", re.MULTILINE)
 _GROUPED = re.compile(r"[+-]?\d{1,3}([,. '\u00a0\u202f]\d{3})+([.,]\d+)?")
-_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")  # or three decimals: taking it for those would be a guess
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")  # may be three decimals too, and that would be a guess
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
 
 
@@ -162,7 +162,7 @@ def _cells(file: _File) -> Any:
                 column_types=kinds,
                 decimal_point=dialect.decimal,
                 null_values=list(MISSING),
-                strings_can_be_null=dialect.has_missing,  # it costs time where there are none
+                strings_can_be_null=dialect.has_missing,  # the look for missing values costs time
             ),
         )
 
@@ -201,11 +201,11 @@ def _body(file: _File) -> tuple[bytes, int, int]:
     if dialect.separator == " ":
         data, start = _with_single_spaces(data[start:]), 0
     elif dialect.has_gaps:
-        # Arrow takes a quote behind a space for a part of the cell.
+        # To Arrow, a quote behind a space is a part of the cell.
         gap = re.compile(rb'"(?:[^"]|"")*"|(?<=' + re.escape(dialect.separator.encode()) + rb')[ \t]+(?=")')
         data, start = gap.sub(lambda match: match[0] if match[0].startswith(b'"') else b"", data[start:]), 0
     end = len(data)
-    if data[-2:].isspace() or data[-1:] == b" ":  # blank lines at the end are none of the table
+    if data[-2:].isspace() or data[-1:] == b" ":  # blank lines at the end are no part of the table
         end = len(data.rstrip(b" \n")) if dialect.separator != "\t" else len(data.rstrip(b"\n"))
     return data, start, max(start, end)
 

@@ -19,8 +19,8 @@ from sfg_dist.job.errors import DataError
 from sfg_dist.job.memory import usable_bytes
 from sfg_dist.job.words import size_of
 
-_NAMES = {"gzip": "gzip", "zstd": "zstd", "bzip2": "bz2"}  # in unpacking
-_MOST_GROWTH = 200  # of a text with numbers in it
+_NAMES = {"gzip": "gzip", "zstd": "zstd", "bzip2": "bz2"}  # their names in ``unpacking``
+_MOST_GROWTH = 200  # a text of numbers grows by less when it is unpacked
 
 _MARKS = (  # the longer first: UTF-32 begins as UTF-16 does
     (codecs.BOM_UTF8, "utf-8"),
@@ -83,7 +83,7 @@ def decode_text(source: str, raw: bytes, encoding: str = "auto") -> Text:
     data, found = _to_utf8(source, raw, encoding)
     if found != "utf-8":
         notes.append(found)
-    data = data.removesuffix(b"\x1a")  # how DOS ended its files
+    data = data.removesuffix(b"\x1a")  # DOS ended files with this
     nul = data.find(b"\0")
     if nul >= 0:
         line = data.count(b"\n", 0, nul) + 1
@@ -121,7 +121,7 @@ def _unpacked(source: str, name: str, raw: bytes, unpack: Callable[[bytes], byte
         check_text(source, total)
         if total - line_start > SMALL_BYTES:
             raise DataError(f"{source} cannot be read as .csv: a line in it is longer than {size_of(SMALL_BYTES)}")
-        # A text that grows as no table does is counted to its end before it is held.
+        # If it grows more than any table does, it is counted to its end before it is held.
         if total <= max(SMALL_BYTES, _MOST_GROWTH * len(raw)):
             parts.append(piece)
         else:

@@ -17,7 +17,7 @@ from sfg_dist.job.words import size_of
 SMALL_BYTES = 64 << 20
 """Declared sizes up to this are not compared with the file's."""
 MOST_GROWTH = 10_000
-"""So many times its file a table may be: columns of few values pack well."""
+"""A table may be so many times as large as its file: columns of few values pack well."""
 IN_PARTS = (".parquet", ".zarr", ".npy")
 
 

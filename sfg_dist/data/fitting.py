@@ -14,7 +14,7 @@ from sfg_dist.data.quantile import Curve, fit_curve
 from sfg_dist.job.errors import DataError
 
 _FAR = 2.0**20  # a grid this many times its range away from 0 is mapped from its own offset
-_LEAST_SPACINGS = 32.0  # of float32 within the range of a column that is mapped as it stands
+_LEAST_SPACINGS = 32.0  # a column that is mapped as it stands spans at least so many steps of float32
 
 _Array = NDArray[np.float64]
 
@@ -41,7 +41,7 @@ class ColumnFacts:
 
 @dataclass(frozen=True, eq=False)
 class ColumnMap:
-    """The fitted map of a column; each field but ``facts`` is an entry of the array of ``Transform`` of its name."""
+    """The fitted map of a column. Its numbers are entries of the arrays of ``Transform``."""
 
     facts: ColumnFacts
     cell_range: Range = (0.0, 0.0)

@@ -150,7 +150,7 @@ def _check_memory(source: str, tables: Sequence[Any]) -> None:
 
 
 def folder_words(num_files: int, first: str, keys: Sequence[str], differ: bool) -> str:
-    """How a folder was read, from how its first file was."""
+    """How a folder was read, in words, from those of its first file."""
     words = f"{counted(num_files, 'file')}, {'the first: ' if differ else 'each: '}{first}"
     return words + (f"; from the folders' names: {listed(list(keys))}" if keys else "")
 
@@ -309,7 +309,7 @@ def _listed_objects(source: str) -> tuple[str, list[str]]:
 
 
 def _glob_pattern(pattern: str) -> str:
-    """A regular expression for a glob: ``**/`` any folders, ``*`` and ``?`` within one; what lies below a match too."""
+    """A regular expression for a glob: ``**/`` any folders, ``*`` and ``?`` within one, and what lies below a match."""
     pieces = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
     parts = re.split(r"(\*\*/|\*|\?|\[[^\]]+\])", pattern)
     return "".join(pieces.get(part, part if part.startswith("[") else re.escape(part)) for part in parts) + "(?:/.*)?$"

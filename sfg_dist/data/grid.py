@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 _Array = NDArray[np.float64]
 
-_MAX_DECIMALS = 8  # for columns that reach 1 or more; smaller ones get as many digits again as they start behind
+_MAX_DECIMALS = 8  # of columns that reach 1 or more; smaller columns get the zeros behind their point in addition
 _MAX_WHOLE = 2.0**53
-_MAX_CHANCE_LOG = -20.0  # log of the chance, at most, that numbers off any grid pass as being on it
+_MAX_CHANCE_LOG = -20.0  # log of the largest chance that numbers off any grid pass as being on it
 _FINE = 2.0**31  # with more cells, a cell and its noise together are rounded noticeably
 _EDGE = 2.0**-20  # the noise keeps off the ends of its cell
 
@@ -41,7 +41,7 @@ class Grid:
         """
         values = self.offset + cells * self.step
         decimals = self.num_decimals
-        # beyond 2^52 units of the last decimal, values hold no more than that anyway
+        # values beyond 2^52 units of the last decimal have no further decimals
         is_exact = np.abs(values) < 2.0**52 / 10.0 ** min(decimals, 300)
         return np.where(is_exact, np.round(values, min(decimals, 22)), values)
 
@@ -76,7 +76,7 @@ class Grid:
 
     def cells_within(self, ends: Sequence[float | str]) -> _Array:
         """First and last cell of a range; an open end stays open."""
-        with np.errstate(invalid="ignore"):  # of an open end
+        with np.errstate(invalid="ignore"):  # an open end is infinite
             low, high = self.coordinates(np.array(ends, dtype=np.float64))
         return np.array([np.ceil(low), np.floor(high)])
 
@@ -167,7 +167,7 @@ def _rounded_grid(distinct: _Array, largest: float) -> Grid | None:
         return grid
     spacing = float32_spacing(distinct)
     if grid and grid.step >= 4 * spacing.max():
-        return grid  # else its step is only how coarse float32 is out there
+        return grid  # else the step may only be float32's own at these values
     return _decimal_grid(distinct, exact + 0.51 * spacing)
 
 

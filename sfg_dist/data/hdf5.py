@@ -51,7 +51,7 @@ def _array_file(source: str, file: Any) -> ArrayFile:
     with reading(source):
 
         def visit(name: str, node: Any) -> None:
-            if "_i_" in name.rpartition("/")[0]:  # PyTables' indices of a table
+            if "_i_" in name.rpartition("/")[0]:  # an index that PyTables made of a table
                 return
             if isinstance(node, h5py.Dataset):
                 datasets[name] = node
@@ -161,7 +161,7 @@ def read(source: str, dataset: Any) -> NDArray[Any]:
     if not h5py.check_string_dtype(dataset.dtype):
         return np.asarray(dataset[()])
     texts: list[str] = []
-    for start in range(0, dataset.size, _TEXTS_AT_ONCE):  # many may be one long text of the file
+    for start in range(0, dataset.size, _TEXTS_AT_ONCE):  # many texts may be one long text in the file
         texts += map(str, dataset.asstr()[start : start + _TEXTS_AT_ONCE] if dataset.shape else [dataset.asstr()[()]])
         if sum(map(len, texts)) > _MOST_TEXT:
             raise DataError(f"{source}: {dataset.name.lstrip('/')!r} holds more text than names of columns have")

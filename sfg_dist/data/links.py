@@ -22,7 +22,7 @@ def check_inside(source: str, root: Path, path: Path, refusal: type[SfgError] = 
     try:
         is_link = stat.S_ISLNK(os.lstat(path).st_mode)
     except (OSError, ValueError):
-        return  # whoever reads it says so
+        return  # whoever reads the file reports that
     real = os.path.realpath(path) if is_link else os.path.join(os.path.realpath(path.parent), path.name)
     where = path.relative_to(root)
     if not Path(real).is_relative_to(os.path.realpath(root)):

@@ -87,7 +87,7 @@ def _npz_header(source: str, archive: Any, name: str) -> Header:
 
 def _header(stream: Any, size: int, stored: int) -> Header:
     version = np.lib.format.read_magic(stream)
-    # The third version differs from the second in how names are encoded alone.
+    # The third version differs from the second only in the encoding of names.
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(stream)
     return Header(shape, dtype, size - stream.tell(), stored)

@@ -92,7 +92,7 @@ def parquet_rows(source: str, stream: Any, choice: ColumnChoice) -> RowReader:
     if types is None:
         surveys = parquet_surveys(source, file, check_columns(source, names, choice.columns))
         types = settled(source, surveys, choice.identifiers)
-    kept: dict[tuple[int, tuple[str, ...]], Any] = {}  # the last row group: ranges are asked for in order
+    kept: dict[tuple[int, tuple[str, ...]], Any] = {}  # the last row group only: ranges are asked for in order
 
     def group_of(group: int, asked: tuple[str, ...]) -> Any:
         if (group, asked) not in kept:

@@ -37,7 +37,7 @@ MIN_TRAIN_ROWS = 10
 EVALUATED_ROWS = 200_000
 """Of each part of a table larger than memory, at most this many rows are held for the figures of a report."""
 COPIES = 5
-"""So many times its size takes a column while its curve is fitted: itself, spread out, sorted, counted."""
+"""A column takes so many times its size while its curve is fitted: itself, spread out, sorted, counted."""
 
 _Array = NDArray[np.float64]
 _Opener = Callable[[], AbstractContextManager[RowReader]]
@@ -196,7 +196,7 @@ def prepare_in_passes(open_table: _Opener, settings: TableSettings, memory_bytes
         transform=transform,
         log_density=None,
         seed=settings.seed,
-        report=findings.report(whole.num_rows, transform, sizes, None),  # duplicates would take all rows at once
+        report=findings.report(whole.num_rows, transform, sizes, None),  # all rows at once would show duplicates
         sizes=sizes,
         read_train=read_train,
     )

@@ -35,10 +35,10 @@ _Array = NDArray[np.float64]
 
 _NUM_PROBABILITIES, _NUM_SCORES = 800, 400
 _HEAVY_SHARE, _HEAVY_COUNT = 1 / 500, 8
-_END_LEVEL = 0.25  # ranks: the outer edge of the first and last cell lies a quarter of a row inside 0 and 1
+_END_LEVEL = 0.25  # rows: the outer edges of the first and last cell lie this far inside ranks 0 and 1
 _MIDDLE_SCORE = 1.28
-MIN_GAP = 2.0**-36  # knots closer than this times their size are one, or x could not hold what z tells apart
-_FAR = 2.0**20  # a column this many times its spread away from 0 has its gaps measured from its median
+MIN_GAP = 2.0**-36  # closer knots, relative to their size, are merged: x could not hold what z tells apart
+_FAR = 2.0**20  # so many times its spread away from 0, a column has its gaps measured from its median
 _EDGE_ROWS = 8
 _LEAST_RISE = 1e-12
 _EMPTY_CELL_SCORE = 1e-6  # score given to an empty cell, from 1e-5 to 1e-3 a gap: float32 can still tell them apart
@@ -75,7 +75,7 @@ class Curve:
     def log_slope(self, values: _Array) -> _Array:
         """log dz/dx at values that are no atoms, same shape."""
         piece = _piece(values, self.values)
-        # where no row lies the density is as good as zero, but a row that does has a likelihood
+        # the density between training rows may be as good as zero, but a row there has a likelihood
         rises = np.maximum(np.diff(self.scores), _LEAST_RISE)
         with np.errstate(divide="ignore"):
             slopes: _Array = np.log(rises) - np.log(np.diff(self.values))
@@ -286,7 +286,7 @@ def _continue(knots: _Array, scores: _Array, far_middle: float) -> Curve:
     low, high = np.interp([-reach, reach], scores, knots)
     middle = (high - low) / (2 * reach) or (knots[-1] - knots[0]) / (scores[-1] - scores[0])
     slopes = _slopes(scores, knots)
-    held = _least_gap(knots[[0, -1]], far_middle)  # less than this is lost beside a far outlier
+    held = _least_gap(knots[[0, -1]], far_middle)  # beside a far outlier, less than this is lost in rounding
     first, last = np.maximum(np.clip(slopes[[0, -1]], 0.1 * middle, middle), np.maximum(held, 1e-100))
     values = np.concatenate([[knots[0] - first], knots, [knots[-1] + last]])
     return Curve(values, np.concatenate([[scores[0] - 1], scores, [scores[-1] + 1]]))

@@ -104,7 +104,7 @@ def _npy_rows(source: str, choice: ColumnChoice) -> RowReader:
     check_end(source, path.stat().st_size > table.offset + table.nbytes)
     width = _width(source, table)
     facts = path.stat()
-    # A file with holes takes less of the disk than it has bytes; some file systems do not say what it takes.
+    # A file with holes takes less space on the disk than its size; some file systems do not say how much.
     stored = min(facts.st_size, 512 * facts.st_blocks or facts.st_size)
     check_stored(source, f"a table of {table.shape} {table.dtype}", table.shape, table.dtype, stored)
     names = table.dtype.names or tuple(f"c{index}" for index in range(width))
@@ -148,7 +148,7 @@ def _matrix_rows(
     words: Sequence[str] = ("'X'",),
 ) -> RowReader:
     num_rows = int(table.shape[0])
-    # A part at a time, in whole chunks, so that a few columns of many rows never bring in all the others.
+    # Rows are read in parts of whole chunks, so that a few columns of many rows never load all columns at once.
     step = -(-_PART_ROWS // table.chunks[0]) * table.chunks[0] if hasattr(table, "chunks") else _PART_ROWS
 
     def part(start: int, stop: int) -> NDArray[Any]:

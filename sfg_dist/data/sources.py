@@ -154,11 +154,11 @@ def reading(source: str) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except Exception as error:  # libraries raise anything here, from struct.error to SyntaxError
+    except Exception as error:  # anything may come here, from struct.error to SyntaxError
         if is_url(source) and lacks_credentials(error):
             raise DataError(f"{source} cannot be fetched: {NO_CREDENTIALS}") from error
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        # The words of these are for developers.
+        # What pyarrow and json say is for developers.
         helps = suffix_of(source) != ".parquet" and not type(error).__module__.startswith(("pyarrow", "json"))
         said = f" ({reason})" if helps else ""
         raise DataError(

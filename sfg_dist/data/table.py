@@ -75,7 +75,7 @@ class Table:
         return dict(zip(self.sizes, np.split(self.values, np.cumsum([*self.sizes.values()])[:-1]), strict=True))
 
     def select(self, places: Sequence[int], log_density: LogDensity | None = None) -> Table:
-        """The table of some columns by their places; their density is another function than that of all columns."""
+        """The table of some columns by their places; with a density of their own, if that is known."""
         return replace(
             self,
             values=np.ascontiguousarray(self.values[:, places]),

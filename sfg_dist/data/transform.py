@@ -257,7 +257,7 @@ class Transform:
             raise DataError(f"the saved transform has no {error.args[0]!r}: it is damaged") from None
         except DataError:
             raise
-        except (TypeError, ValueError) as error:  # a DocumentError among them
+        except (TypeError, ValueError) as error:  # a DocumentError is one of them
             raise DataError(f"the saved transform is damaged: {error}") from None
         shapes = {"constants": (len(columns),)} | {name: (dim, *shape) for name, shape in _SHAPES.items()}
         wrong = ""
@@ -349,7 +349,7 @@ class Transform:
 
 
 _METADATA = {"kind": set(KINDS), "columns": [str], "types?": [dict]}
-# Each array of a saved map has a row a flow column.
+# The shape of each array of a saved map, for one flow column.
 _SHAPES: dict[str, tuple[int, ...]] = {
     "steps": (),
     "offsets": (),

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 
 GROWTH = {"gzip": 1032, "zlib": 1032, "zstd": 1 << 17, "bz2": 1 << 16, "lzma": 1 << 14}
-"""About the most that a byte can grow into, by packing."""
+"""About the most bytes that one packed byte can become, by packing."""
 PIECE_BYTES = 4 << 20
 
 

@@ -67,7 +67,7 @@ def open_zarr_arrays(source: str) -> ArrayFile:
     def attributes(name: str) -> Mapping[str, Any]:
         array = arrays[name]
         found = dict(array.attrs)
-        # What xarray writes to Zarr 2 has its _FillValue there, and none where nothing is missing.
+        # xarray writes its _FillValue as the fill value of Zarr 2, and none where nothing is missing.
         if array.metadata.zarr_format == 2 and "_ARRAY_DIMENSIONS" in found and array.fill_value is not None:
             found.setdefault("_FillValue", array.fill_value)
         return found
@@ -108,9 +108,9 @@ def _reading_zarr(source: str) -> Iterator[None]:
     import zarr.errors
 
     with warnings.catch_warnings(), reading(source):
-        # text, such as the names of columns, has no final specification in Zarr 3 yet; it reads well
+        # Text, such as the names of columns, has no final specification in Zarr 3 yet, but can be read.
         warnings.simplefilter("ignore", zarr.errors.UnstableSpecificationWarning)
-        # a store of pairs has files of its own beside its arrays
+        # A store of pairs has further files beside its arrays.
         warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
         yield
 
@@ -126,14 +126,14 @@ def _written_chunks(array: Any) -> tuple[int, int]:
     """The number of stored chunks, and of all chunks."""
     codec = array.metadata.codecs[0] if array.shards is not None else None
     kinds = () if codec is None else tuple(type(part).__name__ for part in codec.index_codecs)
-    if kinds not in (("BytesCodec",), ("BytesCodec", "Crc32cCodec")):  # zarr counts a shard's chunks as all or none
+    if kinds not in (("BytesCodec",), ("BytesCodec", "Crc32cCodec")):  # Zarr's own count is of whole shards
         return int(array.nchunks_initialized), int(array.nchunks)
     within = [shard // chunk for shard, chunk in zip(array.shards, array.chunks, strict=True)]
     counts = [-(-size // chunk) for size, chunk in zip(array.shape, array.chunks, strict=True)]
     stored = 0
     for place in itertools.product(*(range(-(-count // per)) for count, per in zip(counts, within, strict=True))):
         index = _index_of(array, codec, place, within, 4 if len(kinds) > 1 else 0)
-        if index is not None:  # a shard at the edge has places for chunks beyond it
+        if index is not None:  # a shard at the edge has places for chunks beyond the array
             real = tuple(slice(count - at * per) for count, at, per in zip(counts, place, within, strict=True))
             stored += int((index[..., 0][real] != _ABSENT).sum())
     return stored, int(np.prod(counts))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 PACKINGS = {"gzip": "gzip", "zlib": "zlib", "bz2": "bz2", "lzma": "lzma", "zstd": "zstd", "blosc": "", "lz4": ""}
-"""Codecs that pack, each with its name in ``unpacking``; empty where the first bytes say the size."""
+"""Codecs that pack, with their names in ``unpacking``; the name is empty where the first bytes say the size."""
 CHECKSUMS = frozenset(("crc32", "crc32c", "adler32", "fletcher32", "jenkins_lookup3"))
 RESHAPING = frozenset(
     ("transpose", "delta", "shuffle", "fixedscaleoffset", "quantize", "packbits", "astype", "bitround")
@@ -26,12 +26,12 @@ SHARDS = "sharding_indexed"
 BYTES = frozenset(("bytes", "endian"))
 CODECS = frozenset((*PACKINGS, *CHECKSUMS, *RESHAPING, *BYTES, TEXT, SHARDS))
 OF_STORES = frozenset(("bytes", "crc32c", TEXT, SHARDS))
-"""Those of the stores that this package writes."""
+"""The codecs of the stores that this package writes."""
 OBJECTS = frozenset(("pickle", "json", "json2", "msgpack", "msgpack2", "vlen-array", "vlen-bytes", "categorize"))
 _DTYPE_KEYS = ("dtype", "astype", "encode_dtype", "decode_dtype")
 _WORDS = ", ".join(sorted(CODECS - BYTES - {SHARDS, TEXT}))
 _WIDE_ITEM = 1024
-"""Bytes that an item is taken to have at most where its type does not say it."""
+"""The most bytes that an item is assumed to have where its type does not say."""
 
 
 class UnfitCodecError(ValueError):

@@ -114,16 +114,16 @@ class CheckedStore(WrapperStore[Any]):
         return self._arrays.get(folder)
 
     def _check_chunk(self, key: str, chunks: Chunks, content: memoryview) -> None:
-        """Refuse a chunk that grows into far more than the metadata say."""
+        """Refuse a chunk that unpacks to far more than the metadata state."""
         allowed = 8 * chunks.num_bytes + (1 << 20)  # a filter behind the packing may widen numbers
         packing = PACKINGS[chunks.packing]
         if _most_bytes(chunks.packing, content) <= allowed:
             return
         if packing and len(content) * GROWTH[packing] <= max(allowed, usable_bytes() >> 6):
-            return  # the time to count them is spent on large ones alone
+            return  # only large chunks are worth the time of counting
         try:
             is_more = not packing or unpacked_bytes(packing, bytes(content), allowed) > allowed
-        except Exception:  # damaged, or packed in an uncommon way: how it grows cannot be told
+        except Exception:  # damaged, or packed in an uncommon way: its size cannot be known
             is_more = True
         if is_more:
             raise self._refusal(

@@ -172,7 +172,7 @@ def trajectory_plot(
     _draw_paths(left.subplots(), columns, trajectories)
     flat = trajectories.reshape(-1, 2)
     limits = [robust_limits(column) for column in flat.T]
-    # Steps shrink towards the noise: most of the shape forms at the first few units of log variance.
+    # More snapshots lie towards the noise: most of the shape forms in the first few units of log variance.
     targets = log_beta_sq[0] + (log_beta_sq[-1] - log_beta_sq[0]) * np.linspace(0, 1, NUM_SNAPSHOTS) ** 1.7
     for axes, target in zip(right.subplots(2, NUM_SNAPSHOTS // 2).ravel(), targets, strict=True):
         index = int(np.abs(log_beta_sq - target).argmin())

@@ -53,6 +53,6 @@ def scale_columns(train: Rows, *tables: Rows) -> tuple[Rows, list[Rows]]:
     kept = np.ptp(train, axis=0) > 0
     center = train[:, kept].mean(axis=0)
     offset = train[:, kept] - center
-    largest = np.abs(offset).max(axis=0)  # taken out before squaring: values of 1e200 have a deviation too
+    largest = np.abs(offset).max(axis=0)  # divided out before squaring: so values of 1e200 have a deviation too
     deviation = (offset / largest).std(axis=0) * largest
     return deviation, [(table[:, kept] - center) / deviation for table in tables]

@@ -12,7 +12,7 @@ C2ST_MIN_ROWS = 10
 C2ST_NUM_FOLDS = 5
 SLICED_MAX_ROWS = 20_000
 SLICED_NUM_PROJECTIONS = 200
-SLICED_NUM_BLOCKS = 8  # of projections held at once; they divide SLICED_NUM_PROJECTIONS
+SLICED_NUM_BLOCKS = 8  # one block of projections is held at a time; the number divides SLICED_NUM_PROJECTIONS
 ENERGY_MAX_ROWS = 5_000
 ENERGY_BLOCK_ROWS = 500
 
@@ -36,7 +36,7 @@ def c2st_auc(rows: Rows, held_out: Rows, *, generator: np.random.Generator) -> t
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.model_selection import StratifiedKFold
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     num_each = min(len(rows), len(held_out), C2ST_MAX_ROWS)
     if num_each < C2ST_MIN_ROWS:
@@ -46,8 +46,8 @@ def c2st_auc(rows: Rows, held_out: Rows, *, generator: np.random.Generator) -> t
     fold_seed, tree_seed = (int(drawn) for drawn in generator.integers(2**31, size=2))
     folds = StratifiedKFold(C2ST_NUM_FOLDS, shuffle=True, random_state=fold_seed)
     areas, variances = [], []
-    # One thread: OpenMP waits in a busy loop between its many short regions, and where another process holds
-    # one of the cores a fit of 0.3 s was seen to take 60 s.
+    # One thread: OpenMP waits in a busy loop between its many short regions. Where another process held one of the
+    # cores, a fit of 0.3 s took 60 s.
     with threadpool_limits(limits=1, user_api="openmp"):
         for fitted, scored in folds.split(both, is_judged):
             trees = HistGradientBoostingClassifier(random_state=tree_seed).fit(both[fitted], is_judged[fitted])
@@ -63,7 +63,7 @@ def _area_and_variance(positive: NDArray[np.float64], negative: NDArray[np.float
     from scipy.stats import rankdata
 
     ranks = rankdata(np.concatenate([positive, negative]))
-    # For each row, the share of rows of the other kind that it stands on the right side of.
+    # For each row, the share of rows of the other kind that it is ranked rightly against.
     above = (ranks[: len(positive)] - rankdata(positive)) / len(negative)
     below = 1 - (ranks[len(positive) :] - rankdata(negative)) / len(positive)
     parts = [float(share.var(ddof=1)) / len(share) if len(share) > 1 else 0.25 for share in (above, below)]

@@ -30,8 +30,8 @@ FAINT = "#9a9a9a"
 PAGE_WIDTH = 10.0  # inches
 MAX_MARGINALS = 24
 MAX_NAME_LENGTH = 22
-SHOWN_SHARE = 0.99  # of the data, between the limits of an axis before the margin is added
-LISTED_VALUES = 25  # a column with no more distinct values gets one bar a value
+SHOWN_SHARE = 0.99  # of the data lie within the limits of an axis, before its margin is added
+LISTED_VALUES = 25  # with no more distinct values, a column gets one bar for each
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -65,7 +65,7 @@ def to_data_uri(figure: Figure) -> str:
     """The figure as a PNG inside a data: URI."""
     stream = io.BytesIO()
     with warnings.catch_warnings():
-        # A name in a script that no font here has: boxes instead of letters.
+        # A name may have letters that no font here has: they are drawn as boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(stream, format="png", dpi=150)
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")

@@ -166,7 +166,7 @@ def verdict(metrics: Mapping[str, Mapping[str, Any]], num_held_out: int | None =
     else:
         base = max(floor if floor is not None else 0.5, 0.5)
         gap = samples - base
-        share = gap / max(1 - base, 1e-9)  # of the way from real rows to rows that are always told apart
+        share = gap / max(1 - base, 1e-9)  # of the way from real rows (0) to rows that are always told apart (1)
         if num_held_out is not None and num_held_out < FEW_HELD_OUT_ROWS:
             sentences.append(f"Too few held-out rows ({num_held_out}) to tell samples from data.")
         elif share <= 0.04:
@@ -183,7 +183,7 @@ def verdict(metrics: Mapping[str, Mapping[str, Any]], num_held_out: int | None =
             f"where 0.5 is guessing{beside}."
         )
         if num_held_out is not None:
-            # Of equal laws, by the rank test: n rows of each kind.
+            # The standard error of the rank test for equal laws, with n rows of each kind.
             error = math.sqrt((2 * num_held_out + 1) / (12 * num_held_out**2))
             sentences.append(f"With {num_held_out:,} held-out rows the AUC is uncertain by about {error:.3f}.")
         if labels is not None and gap > 0.03:

@@ -84,16 +84,16 @@ class Findings:
         constants = {**self.constants} | find_constants(
             train.source, train_ends, types, settings.constant, where="the training rows", known=list(self.constants)
         )
-        flow = [name for name in train.columns if name not in constants]
+        flow = {name: place for place, name in enumerate(name for name in train.columns if name not in constants)}
         maps = []
         for some, table in _batches(train, columns_at_once):
             spread = [name for name in some if name in flow and self.found[name].grid]
-            noise = _noise_columns(settings.seed, train.num_rows, len(flow), [flow.index(name) for name in spread])
+            noise = _noise_columns(settings.seed, train.num_rows, len(flow), [flow[name] for name in spread])
+            noise_of = dict(zip(spread, noise.T, strict=True))
             for index, name in enumerate(some):
                 facts = self._facts(name, types[name], constants.get(name))
-                drawn = noise[:, spread.index(name)] if name in spread else None
                 values = np.ascontiguousarray(table[:, index])
-                maps.append(fit_column(facts, values, settings.kind, self.bounds, drawn))
+                maps.append(fit_column(facts, values, settings.kind, self.bounds, noise_of.get(name)))
         return Transform.of_columns(settings.kind, maps)
 
     def _facts(self, name: str, type_: ColumnType, constant: float | None) -> ColumnFacts:

@@ -446,8 +446,8 @@ TOP = (
         name="random_rows_repeat",
         file="sfg_dist/job/plan.py",
         why="Each range of rows draws the numbers of the first ones, so shards repeat each other's latents.",
-        old="drawn = random_generator(seed, stream, block).standard_normal(",
-        new="drawn = random_generator(seed, stream, block - start // BLOCK_ROWS).standard_normal(",
+        old="drawn, first = draw(block), block * BLOCK_ROWS",
+        new="drawn, first = draw(block - start // BLOCK_ROWS), block * BLOCK_ROWS",
         tests=("tests/test_plan.py::test_rows_do_not_depend_on_how_they_are_asked_for",),
     ),
 )

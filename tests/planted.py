@@ -285,7 +285,7 @@ MODEL = (
 DATA = (
     Fault(
         name="validation_in_the_test",
-        file="sfg_dist/data/prepare.py",
+        file="sfg_dist/data/preparation.py",
         why="Weights are chosen by rows that the report then judges them by.",
         old="return rows[:first], rows[first:last], rows[last:]",
         new="return rows[:first], rows[first:], rows[last:]",
@@ -295,8 +295,8 @@ DATA = (
         name="cells_beyond_the_table",
         file="sfg_dist/data/transform.py",
         why="Samples of a column of counts hold values that the table never had, such as -1.",
-        old="grid.values(cells_of(inner, values).clip(*self.cell_ranges[index]))",
-        new="grid.values(cells_of(inner, values))",
+        old="grid.values(inner.cells(values).clip(*self.cell_ranges[index]))",
+        new="grid.values(inner.cells(values))",
         tests=("tests/data/test_transform.py::test_samples_stay_within_the_limits",),
     ),
     Fault(
@@ -446,8 +446,8 @@ TOP = (
         name="random_rows_repeat",
         file="sfg_dist/job/plan.py",
         why="Each range of rows draws the numbers of the first ones, so shards repeat each other's latents.",
-        old="drawn = random_generator(seed, stream, block).standard_normal(",
-        new="drawn = random_generator(seed, stream, block - start // BLOCK_ROWS).standard_normal(",
+        old="drawn, first = draw(block), block * BLOCK_ROWS",
+        new="drawn, first = draw(block - start // BLOCK_ROWS), block * BLOCK_ROWS",
         tests=("tests/test_plan.py::test_rows_do_not_depend_on_how_they_are_asked_for",),
     ),
 )

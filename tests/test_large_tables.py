@@ -7,8 +7,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from sfg_dist.data import RowReader, large
-from sfg_dist.data.large import LargePrepared
+from sfg_dist.data import RowReader
 from sfg_dist.distributed.labels.labeler import ShardLabeler
 from sfg_dist.flow.posterior import reference
 from sfg_dist.job.errors import ConfigError
@@ -29,7 +28,7 @@ def table(tmp_path):
 def small(monkeypatch):
     """Any table counts as larger than memory, and blocks are of 2000 rows."""
     monkeypatch.setattr(RowReader, "num_bytes", property(lambda _: 1 << 60))
-    monkeypatch.setattr(large, "SCAN_ROWS", 1000)
+    monkeypatch.setattr("sfg_dist.data.cleaning.SCAN_ROWS", 1000)
     monkeypatch.setattr(reference, "BLOCK_ROWS", 2000)
     for module in ("store.frame", "pipeline.table_plan", "studies.estimate.estimate", "studies.estimate.calibration"):
         monkeypatch.setattr(f"sfg_dist.{module}.REFERENCE_BLOCK_ROWS", 2000)
@@ -39,9 +38,9 @@ def small(monkeypatch):
 def test_all_stages_give_the_bits_of_the_table_held_whole(make_job, store_bytes, table, small):
     labels = {"num_pairs": 300, "memory_gib": 6.0}
     passes = Pipeline(make_job("passes", data=table, labels=labels))
-    assert isinstance(passes.prepared, LargePrepared)
+    assert not passes.prepared.is_whole
     whole = Pipeline(make_job("whole", data=table, labels={"num_pairs": 300}))
-    assert not isinstance(whole.prepared, LargePrepared)
+    assert whole.prepared.is_whole
     for pipeline in (passes, whole):
         pipeline.label()
     assert ShardLabeler(passes.pairs_url).reference.num_blocks == 4
@@ -103,9 +102,9 @@ def test_labels_of_typed_columns_read_by_ranges_have_the_bits_of_the_table_held_
     whole = Pipeline(make_job("whole", data=typed_source, labels=labels))
     whole.label()
     monkeypatch.setattr(RowReader, "num_bytes", property(lambda _: 1 << 60))
-    monkeypatch.setattr(large, "SCAN_ROWS", 400)
+    monkeypatch.setattr("sfg_dist.data.cleaning.SCAN_ROWS", 400)
     passes = Pipeline(make_job("passes", data=typed_source, labels={**labels, "memory_gib": 6.0}))
-    assert isinstance(passes.prepared, LargePrepared)
+    assert not passes.prepared.is_whole
     passes.label()
     assert store_bytes(passes.pairs_url) == store_bytes(whole.pairs_url)
     transforms = [open_pairs(pipeline.pairs_url).transform for pipeline in (passes, whole)]

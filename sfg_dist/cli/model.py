@@ -160,7 +160,7 @@ def _read_conditions(
     """The conditions of each row by a table that has them, and its length."""
     from sfg_dist.data import TextFormat, open_table
     from sfg_dist.data.column_type import UnfitValueError
-    from sfg_dist.data.location import is_text
+    from sfg_dist.data.sources import is_text
 
     if given is not None:
         raise ConfigError("--given says one condition for all rows, --given-table one a row: leave one out")

@@ -1,6 +1,6 @@
-"""Columns of Arrow tables to float64 of value - offset and back, by integer arithmetic; ``column_type`` says the rules.
+"""Columns of Arrow tables to float64 of value - offset and back, by integer arithmetic; ``column_type`` has the rules.
 
-Apart from the types themselves, so that Arrow is loaded when the first column is read.
+This is a module of its own so that Arrow is loaded when the first column is read, not before.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def type_of(arrow: pa.DataType, metadata: Mapping[bytes, bytes] | None = None) -
     if pa.types.is_boolean(arrow):
         return ColumnType("boolean", "bool", style=style)
     if pa.types.is_decimal(arrow):
-        if "text" in words and arrow.precision <= 15:  # whose doubles say which decimals they were
+        if "text" in words and arrow.precision <= 15:  # a double says which of these decimals it was
             return ColumnType("decimal", "float64", places=int(words.get("places", arrow.scale)), style=style)
         return ColumnType("decimal", str(arrow), places=arrow.scale)
     if pa.types.is_timestamp(arrow):
@@ -180,7 +180,7 @@ def from_float(type_: ColumnType, values: Array) -> pa.Array:
         return _decimals(type_, values, mask)
     low, high = _limits(type_)
     factor = _factor(type_)
-    # To the ends of the type and of what float64 counts: whole numbers of float64 both.
+    # Clip to the ends of the type and of what float64 counts. Both are whole numbers of float64.
     lowest, highest = (-(-low // factor)) - type_.offset, high // factor - type_.offset
     whole = np.rint(values).clip(max(lowest, -MAX_WHOLE), min(highest, MAX_WHOLE)).astype(np.int64)
     moved = (whole.view(np.uint64) + np.uint64(type_.offset % 2**64)) * np.uint64(factor)
@@ -194,7 +194,7 @@ def from_float(type_: ColumnType, values: Array) -> pa.Array:
 
 
 def _factor(type_: ColumnType) -> int:
-    """Numbers of the file in one tick of the flow."""
+    """How many ticks of the file's type are one tick of the flow."""
     if type_.kind == "date":
         return _DAY_MS if type_.dtype == "date64[ms]" else 1
     if type_.kind not in TEMPORAL:
@@ -274,7 +274,7 @@ def _parsed(type_: ColumnType, texts: Sequence[str]) -> Array:
 
 
 def times_of_day(cells: Any, kind: pa.DataType) -> Any:
-    """Texts such as 09:15:00 as times, by way of stamps, since Arrow reads none from text.
+    """Texts such as 09:15:00 as times. They are read as stamps, since Arrow reads no times from text.
 
     Raises:
         pa.ArrowInvalid: a text is no time of day, or has more digits than the type.
@@ -284,7 +284,7 @@ def times_of_day(cells: Any, kind: pa.DataType) -> Any:
 
 
 def plain_column(column: Any) -> pa.Array:
-    """A column as one array, decoded of its dictionary."""
+    """A column as one array; a dictionary is replaced by its values."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
         if isinstance(column, pa.ChunkedArray):
@@ -305,12 +305,12 @@ def ends_of(column: pa.Array) -> tuple[int, int] | None:
         return None
     if pa.types.is_decimal(column.type):
         wide = Context(prec=100)
-        return tuple(int(wide.scaleb(ends[end], column.type.scale)) for end in ("min", "max"))  # type: ignore[return-value]
+        ends = {end: int(wide.scaleb(value, column.type.scale)) for end, value in ends.items()}
     return ends["min"], ends["max"]
 
 
 def _low_words(column: pa.Array) -> NDArray[np.uint64]:
-    """The last 64 bits of each whole number, whatever stands where one is missing."""
+    """The last 64 bits of each whole number; anything where a number is missing."""
     if pa.types.is_decimal(column.type):
         if column.type.bit_width < 128:
             column = column.cast(pa.decimal128(column.type.precision, column.type.scale))

@@ -1,13 +1,13 @@
 """Values that repeat beside a continuum: zeros of rain, clips at the ends, a sentinel, a default.
 
-A value is such an atom where it holds more rows than ties by chance would give it. Chance is judged by the neighbours:
-the e - 1 further rows of a value are taken for Poisson with the mean of the values beside it (256 on each side, the
-larger mean, and half a row more than was seen), since what makes ties there, float32, few digits or rows read twice,
-makes as many here; it must hold four times as many, since a law is not flat. Where at most 1000 values that all repeat
-are the column, or nine tenths of its rows, they are atoms, unless float32 has no finer ones.
+A value is such an atom if it holds more rows than ties by chance would give it. The neighbours say what chance gives,
+because whatever makes ties there (float32, few digits, rows read twice) makes as many here: the rows of a value after
+its first one are taken for Poisson with the mean of the values beside it (256 on each side, the larger mean, and half
+a row more than was seen). An atom must hold four times as many, since a law is not flat. Where at most 1000 values
+that all repeat are the whole column, or nine tenths of its rows, they are atoms, unless float32 has no finer ones.
 
-On a grid every value is exact anyway. There an atom is a value at an end of the column that repeats, with a gap beside
-it ten times the largest among the others, a sentinel: nothing is drawn between.
+On a grid every value is exact anyway. There an atom is a sentinel: a value at an end of the column that repeats, with
+a gap beside it ten times the largest gap among the others. Nothing is drawn in that gap.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NUM_NEIGHBOURS, _LEAST_NEIGHBOURS = 256, 32
 _FALSE_ALARMS = 1e-4  # expected in a column without atoms
 _PRIOR_ROWS, _PROMINENCE = 0.5, 4.0
 _LEAST_COUNT = 3
-_LEAST_HEAVY = 4  # rows of a value where such values are the column; rows drawn with replacement repeat less
+_LEAST_HEAVY = 4  # rows of a value in a column of repeated values; rows drawn with replacement repeat less often
 _MOST_ROWS = 0.9
 _LEAST_SPACINGS = 16.0
 _LEAST_SENTINELS, _SENTINEL_GAP = 5, 10.0
@@ -37,7 +37,7 @@ _EDGE = 2.0**-20  # as for cells of a grid: the noise keeps off the ends
 
 @dataclass(frozen=True, eq=False)
 class Atoms:
-    """The atoms of a column with their intervals of normal scores; shape (num_atoms,) each, ascending.
+    """The atoms of a column with their intervals of normal scores, ascending, each array of shape (num_atoms,).
 
     Attributes:
         values: in the column's units.
@@ -53,19 +53,19 @@ class Atoms:
         return len(self.values)
 
     def shares(self) -> _Array:
-        """The probability of each."""
-        upper = self.low > 0  # where both are near 1, the other tail has the digits
+        """The probability of each atom."""
+        upper = self.low > 0  # there both probabilities are near 1, and the other tail has more digits
         ndtr = scipy.special.ndtr
         return np.where(upper, ndtr(-self.low) - ndtr(-self.high), ndtr(self.high) - ndtr(self.low))
 
     def find(self, values: _Array) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
-        """Which values are atoms, and for those which one."""
+        """Which values are atoms, and which atom each of those is."""
         places = np.searchsorted(self.values, values).clip(0, len(self.values) - 1)
         is_atom = self.values[places] == values
         return is_atom, places[is_atom]
 
     def scores(self, which: NDArray[np.intp], noise: _Array | float) -> _Array:
-        """Scores of atoms, uniform in probability over their intervals for uniform noise in [0, 1)."""
+        """Scores of atoms: for noise uniform in [0, 1) they are uniform in probability over the atom's interval."""
         low, high = self.low[which], self.high[which]
         share = np.clip(noise, _EDGE, 1 - _EDGE)
         ndtr, ndtri = scipy.special.ndtr, scipy.special.ndtri
@@ -74,13 +74,13 @@ class Atoms:
         return np.where(low > 0, upper, lower)
 
     def hold(self, values: _Array, scores: _Float32s) -> _Float32s:
-        """The scores of values, kept by float32 on their own side of each interval's ends."""
+        """Scores of values, held on their own side of each interval's ends where float32 would round them across."""
         ends = np.stack([self.low, self.high], axis=1).ravel()
         above = _next_float32(ends)
         lowest = np.concatenate([[-np.inf], above]).astype(np.float32)
         highest = np.concatenate([np.nextafter(above, np.float32(-np.inf)), [np.inf]]).astype(np.float32)
         highest[np.isposinf(np.append(ends, 0.0))] = np.inf
-        if np.isneginf(ends[0]):  # below an atom at the lower end there is nothing
+        if np.isneginf(ends[0]):  # no value lies below an atom at the lower end
             highest[0] = highest[1]
         cells = np.searchsorted(self.values, values, side="left") + np.searchsorted(self.values, values, side="right")
         if np.isposinf(ends[-1]):
@@ -89,11 +89,7 @@ class Atoms:
 
 
 def find_atoms(distinct: _Array, counts: NDArray[np.intp]) -> NDArray[np.intp]:
-    """The places of the atoms of a column that has no grid.
-
-    Args:
-        distinct: its values, ascending.
-        counts: rows of each.
+    """The places of the atoms of a column that has no grid, from its values, ascending, and the rows of each.
 
     Example:
         >>> values = np.append(np.random.default_rng(0).random(90), np.full(10, 0.5))
@@ -120,11 +116,7 @@ def find_atoms(distinct: _Array, counts: NDArray[np.intp]) -> NDArray[np.intp]:
 
 
 def find_sentinels(distinct: _Array, counts: NDArray[np.intp]) -> NDArray[np.intp]:
-    """The places of the values of a column on a grid that lie far from all others and repeat.
-
-    Args:
-        distinct: its values, ascending.
-        counts: rows of each.
+    """The places of the sentinels of a column on a grid, from its values, ascending, and the rows of each.
 
     Example:
         >>> find_sentinels(np.array([-999.0, 0.0, 1.0, 2.0, 3.0]), np.array([50, 9, 9, 9, 9]))
@@ -143,7 +135,7 @@ def find_sentinels(distinct: _Array, counts: NDArray[np.intp]) -> NDArray[np.int
 
 
 def _expected(counts: NDArray[np.intp], is_atom: NDArray[np.bool_], candidates: NDArray[np.intp]) -> _Array:
-    """Rows that candidates hold beside their first one, if they are like their neighbours that are no atoms."""
+    """Rows after the first one that each candidate would hold if it were like its neighbours that are no atoms."""
     others = np.flatnonzero(~is_atom)
     further = np.concatenate([[0], np.cumsum(counts[others] - 1)])
     places = np.searchsorted(others, candidates)
@@ -162,7 +154,7 @@ def _expected(counts: NDArray[np.intp], is_atom: NDArray[np.bool_], candidates: 
 
 
 def _alone(distinct: _Array, counts: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """The values that repeat of a column that is little else: no continuum has so few values for so many rows."""
+    """The values that repeat, where the column has little else: no continuum has so few values for so many rows."""
     if len(distinct) == 2:
         return np.ones(2, dtype=bool)
     is_heavy = counts >= _LEAST_HEAVY
@@ -171,7 +163,7 @@ def _alone(distinct: _Array, counts: NDArray[np.intp]) -> NDArray[np.bool_]:
 
 
 def _are_apart(distinct: _Array) -> bool:
-    """Whether values are further from each other than float32's neighbours, if it holds them."""
+    """Whether values are further apart than float32's neighbours; true if float32 does not hold them."""
     if len(distinct) < 2 or not is_float32(distinct):
         return True
     gaps = np.diff(distinct)

@@ -1,14 +1,14 @@
-"""What range a column's samples keep to, and how its map ends there.
+"""The range that a column's samples keep to, and how the map of the column ends there.
 
     observed range    the quantile curve ends at the outermost training rows: a score beyond theirs gives them
-    wider range       beyond them a truncated exponential law, whose slope at the row is the curve's own:
+    wider range       beyond them a truncated exponential law, whose slope at the row is that of the curve:
                       excess = -log(1 - (1 - r) (1 - exp(-rate room))) / rate,   r = exp((s_end^2 - s^2) / 2)
-    no curve          what lies beyond an end is reflected there, as kernel estimates do it, a depth of at most a
-                      quarter of the range inside
+    no curve          what lies beyond an end is reflected to the inside, as kernel estimates do it, by a depth of at
+                      most a quarter of the range
 
-Here s is the score, s_end that of the outermost row, room the distance from there to the end, and rate s_end over the
-curve's slope dx/dz. r is about uniform beyond the outermost row, so a narrow room is filled evenly and a wide one falls
-off as a normal tail does.
+Here s is the score, s_end that of the outermost row, room the distance from there to the end, and rate is s_end over
+the curve's slope dx/dz. r is about uniform beyond the outermost row. So a narrow room is filled evenly, and in a wide
+one the density falls off as a normal tail does.
 """
 
 from __future__ import annotations
@@ -33,11 +33,7 @@ LEAST_TAIL = 2.0**-20  # of the tail's probability: a value at the very end goes
 
 
 def check_bounds(source: str, names: Sequence[str], bounds: Bounds) -> None:
-    """Refuse a ``data.bounds`` that cannot be meant.
-
-    Raises:
-        DataError: it is another word, or names a column that is not there, or a range is empty or not two numbers.
-    """
+    """Refuse ``data.bounds`` that are another word, name an unknown column, or give a range that is not two numbers."""
     if isinstance(bounds, str):
         if bounds not in ("observed", "none"):
             raise DataError(f'data.bounds = {bounds!r}: expected "observed", "none" or a table of column = [low, high]')
@@ -49,11 +45,7 @@ def check_bounds(source: str, names: Sequence[str], bounds: Bounds) -> None:
 
 
 def moved_bounds(bounds: Bounds, types: Mapping[str, ColumnType]) -> Bounds:
-    """Ranges in the user's units as the flow has them, less the offset of a column's type.
-
-    Raises:
-        DataError: an end is no value of the column's type, or a range is empty.
-    """
+    """Ranges in the user's units as the flow has them: less the offset of the column's type."""
     if isinstance(bounds, str):
         return bounds
     moved: dict[str, list[float | str]] = {}
@@ -66,7 +58,7 @@ def moved_bounds(bounds: Bounds, types: Mapping[str, ColumnType]) -> Bounds:
 
 
 def _moved(name: str, end: float | str, type_: ColumnType) -> float:
-    """An end of a range; dates and times are text in ISO 8601, or ticks."""
+    """One end of a range; ends of dates and times are text in ISO 8601, or ticks."""
     if not isinstance(end, str):
         return end - type_.offset
     try:
@@ -81,19 +73,8 @@ def _no_range(name: str, ends: Sequence[float | str]) -> DataError:
     )
 
 
-def check_inside(source: str, name: str, values: _Array, bounds: Bounds, type_: ColumnType = FLOAT) -> None:
-    """Refuse a range that leaves out rows of the table.
-
-    Args:
-        source: for the message.
-        name: of the column.
-        values: all of its rows, shape (num_rows,).
-        bounds: as ``moved_bounds`` returns them.
-        type_: of the column, for the message.
-
-    Raises:
-        DataError: with the number of rows outside.
-    """
+def check_covers(source: str, name: str, values: _Array, bounds: Bounds, type_: ColumnType = FLOAT) -> None:
+    """Refuse a range that leaves out some of a column's rows; ``bounds`` are those of ``moved_bounds``."""
     if isinstance(bounds, str) or name not in bounds:
         return
     low, high = map(float, bounds[name])
@@ -112,7 +93,7 @@ def _shown(value: float, type_: ColumnType) -> str:
 
 
 def range_of(name: str, values: _Array, bounds: Bounds) -> Range:
-    """The range of a column's samples, for training values."""
+    """The range of a column's samples, from its training values."""
     if bounds == "none":
         return FREE
     if isinstance(bounds, str) or name not in bounds:
@@ -123,14 +104,14 @@ def range_of(name: str, values: _Array, bounds: Bounds) -> Range:
 
 @dataclass(frozen=True)
 class Tail:
-    """The law beyond the outermost training row where the range goes on; ``side`` is 1 at the upper end, else -1.
+    """The law beyond the outermost training row, where the range goes on.
 
     Attributes:
-        side: 1 or -1.
+        side: 1 at the upper end, -1 at the lower one.
         value: of the outermost row.
-        score: of it.
+        score: of the outermost row.
         rate: of the exponential law, per unit of the column, > 0.
-        room: from there to the end of the range, in units of 1 / rate.
+        room: from the row to the end of the range, in units of 1 / rate.
     """
 
     side: int
@@ -141,7 +122,7 @@ class Tail:
 
     @classmethod
     def of(cls, curve: Curve, end: float, side: int) -> Tail | None:
-        """The tail of a curve to an end of the range; None where the curve itself ends there, or goes on straight."""
+        """The tail of a curve to an end of the range; None where the curve ends there itself, or goes on straight."""
         inner, outer = (-2, -1) if side > 0 else (1, 0)
         value, score = float(curve.values[inner]), float(curve.scores[inner])
         is_atom = len(curve.atoms) and np.isinf((curve.atoms.high[-1], curve.atoms.low[0])[side < 0])
@@ -152,7 +133,7 @@ class Tail:
         return cls(side, value, score, rate, rate * room)
 
     def to_values(self, scores: _Array, values: _Array) -> _Array:
-        """Values with those of scores beyond the outermost row replaced."""
+        """The values, with those replaced whose scores lie beyond the outermost row."""
         beyond = self.side * (scores - self.score) > 0
         fall = (scores[beyond] ** 2 - self.score**2) / 2
         filled = np.log(np.maximum(-np.expm1(-fall), 1e-300))
@@ -160,19 +141,19 @@ class Tail:
         return values
 
     def to_scores(self, values: _Array, scores: _Array) -> _Array:
-        """Scores with those of values beyond the outermost row replaced."""
+        """The scores, with those replaced whose values lie beyond the outermost row."""
         beyond, excess, left = self._beyond(values)
         scores[beyond] = self.side * self._scores(excess, left)
         return scores
 
     def log_slope(self, values: _Array, slopes: _Array) -> _Array:
-        """log dz/dx with that of values beyond the outermost row replaced."""
+        """log dz/dx, replaced where values lie beyond the outermost row."""
         beyond, excess, left = self._beyond(values)
         slopes[beyond] = np.log(self.rate / (left * self._scores(excess, left)))
         return slopes
 
     def _beyond(self, values: _Array) -> tuple[NDArray[np.bool_], _Array, _Array]:
-        """Which values lie beyond the row, how far, and the share of the room's law that is left behind them."""
+        """Which values lie beyond the row, how far, and the share of the law in the room that lies behind each."""
         beyond = self.side * (values - self.value) > 0
         excess = self.rate * self.side * (values[beyond] - self.value)
         return beyond, excess, np.maximum(-np.expm1(np.minimum(excess - self.room, 0.0)), LEAST_TAIL)
@@ -199,7 +180,7 @@ def ends_of(curve: Curve, ends: Range) -> Range:
 
 
 def reflect(values: _Array, ends: Range) -> _Array:
-    """Values beyond an end about as far inside of it; those further away than half the range nearer to it again.
+    """Values beyond an end, reflected to the inside; those far away (over half the range) come nearer to the end again.
 
     Example:
         >>> reflect(np.array([-0.01, 0.5, 1.2, 1e9]), (0.0, 1.0)).round(3)

@@ -7,9 +7,9 @@
 | digits | 1,797 | 64 pixels, 0 to 16; three are constant |
 | wine, breast_cancer | 178, 569 | 13, 30 measurements |
 
-Patches are taken every ``max(1, N // 4)`` pixels in both directions, so neighbours overlap (and a random
-split puts overlapping patches on both sides): patches that do not overlap would be too few for large N. Grey
-is 0.299 red + 0.587 green + 0.114 blue, rounded to a whole level.
+Patches are taken every ``max(1, N // 4)`` pixels in both directions. So neighbours overlap, and a random split puts
+overlapping patches on both sides; patches that do not overlap would be too few for large N. Grey is 0.299 red +
+0.587 green + 0.114 blue, rounded to a whole level.
 """
 
 from __future__ import annotations
@@ -38,13 +38,7 @@ def type_of(name: str) -> ColumnType:
 
 
 def load(name: str) -> tuple[NDArray[np.float64], tuple[str, ...]]:
-    """Load a bundled table.
-
-    Args:
-        name: one of NAMES.
-
-    Returns:
-        Values, float64 of shape (num_rows, num_columns), and the names of the columns.
+    """A bundled table by its name: values, float64 of shape (num_rows, num_columns), and the names of its columns.
 
     Example:
         >>> values, columns = load("wine")

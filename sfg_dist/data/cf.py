@@ -3,7 +3,7 @@
     value = raw * scale_factor + add_offset
 
 Values equal to ``_FillValue`` or ``missing_value``, and those outside ``valid_range`` (or ``valid_min``,
-``valid_max``), are missing. All but ``add_offset`` and ``scale_factor`` are compared with what is stored.
+``valid_max``), are missing. These attributes are compared with the stored number, not with the value.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sfg_dist.job.errors import DataError
 
 KEYS = ("_FillValue", "missing_value", "valid_range", "valid_min", "valid_max", "scale_factor", "add_offset")
-# What netCDF's library writes where nothing was written and no _FillValue is set, by type.
+# By type, what netCDF's library puts where nothing was written, unless _FillValue says otherwise.
 NETCDF_FILLS = {
     "i2": -32767,
     "u2": 65535,
@@ -35,15 +35,15 @@ NETCDF_FILLS = {
 
 @dataclass(frozen=True)
 class Packing:
-    """How stored values stand for others.
+    """How stored numbers stand for values.
 
     Attributes:
         label: of the array, for messages.
         scale, offset: of the values.
-        fills: stored values that are missing.
+        fills: stored numbers that stand for missing values.
         low, high: the range of valid values, infinite where there is none.
-        is_unpacked_range: whether that range is of the values, not of what is stored.
-        sign: "u" or "i" where integers are to be read without sign or with one, else "".
+        is_unpacked_range: whether that range is one of values, not of stored numbers.
+        sign: "u" or "i" where integers are to be read without or with a sign, else "".
         words: the attributes that were used.
     """
 
@@ -58,11 +58,7 @@ class Packing:
     words: tuple[str, ...]
 
     def unpack(self, stored: NDArray[Any]) -> NDArray[np.float64]:
-        """The values, float64, missing ones NaN.
-
-        Raises:
-            DataError: an integer is larger than float64 counts.
-        """
+        """The values, float64, missing ones NaN."""
         if self.sign and stored.dtype.kind in "iu":
             stored = stored.view(stored.dtype.str.replace(stored.dtype.kind, self.sign))
         is_missing = np.zeros(stored.shape, dtype=bool)
@@ -88,21 +84,18 @@ class Packing:
 
 
 def packing_of(label: str, attributes: Mapping[str, Any], dtype: Any, fill: Any = None) -> Packing | None:
-    """The packing that an array's attributes describe, None where there is none.
+    """The packing that an array's attributes describe, None where they describe none.
 
     Args:
         label: of the array, for messages.
         attributes: by name.
-        dtype: of what is stored.
-        fill: a stored value that is missing where the attributes name none.
-
-    Raises:
-        DataError: an attribute is not a number.
+        dtype: of the stored numbers.
+        fill: a stored number that stands for a missing value where the attributes name none.
     """
     found = {key: _numbers(label, key, attributes[key]) for key in KEYS if attributes.get(key) is not None}
     if "_FillValue" not in found and fill is not None:
         found["_FillValue"] = [fill]
-    # Files without unsigned integers say "true"; servers without bytes with a sign say "false".
+    # "true" is written where a format has no unsigned integers, and "false" where it has no signed bytes.
     sign = {"true": "u", "false": "i"}.get(_text(attributes.get("_Unsigned")).lower(), "")
     sign = sign if {"u": "i", "i": "u"}.get(sign) == np.dtype(dtype).kind else ""
     if not found and not sign:
@@ -160,7 +153,7 @@ def _numbers(label: str, key: str, value: Any) -> list[float | int]:
 
 
 def _of_text(text: str) -> Any:
-    """A number in an attribute of text: as JSON has to write some, or as xarray writes fill values in Zarr 3."""
+    """A number in an attribute of text: a number that JSON cannot write, or a fill value of xarray in Zarr 3."""
     try:
         return float(text)
     except ValueError:

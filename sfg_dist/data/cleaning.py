@@ -1,92 +1,120 @@
-"""What a table holds before it is split: missing values, constant columns, grids, values that repeat, duplicates."""
+"""Rows and columns that cannot be used as they stand: incomplete rows, values too large, constants, duplicates."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.data.atoms import find_atoms, find_sentinels
 from sfg_dist.data.column_type import ColumnType
-from sfg_dist.data.grid import Grid, find_grid, find_whole, grid_of_step, grid_of_type, share_of_ties
-from sfg_dist.data.naming import check_columns, listed
+from sfg_dist.data.naming import listed
+from sfg_dist.data.row_reader import RowReader
 from sfg_dist.data.transform import MAX_VALUE
 from sfg_dist.job.errors import DataError
 
-# Above this share of rows with a tied value a column counts as measured in steps. Ties by chance in float32
-# columns stay below it up to about 10,000 rows; above that the grid test, which chance does not pass,
-# decides alone.
-TIED_SHARE = 0.01
-# Of a column that is neither on a grid nor repeats single values, the middle 90 % must hold as many steps of float64
-# and be as wide; what is narrower is rounding, and samples of it would be too.
-_LEAST_SPACINGS, _LEAST_WIDTH, _LEAST_ROWS = 2.0**10, 1e-90, 10
+SCAN_ROWS = 1 << 16
 
 _Array = NDArray[np.float64]
 
 
-def check_size(source: str, rows: _Array, names: Sequence[str]) -> None:
-    """Refuse finite values that the flow's arithmetic cannot hold.
+@dataclass(frozen=True, eq=False)
+class CompleteRows:
+    """Which rows of a table are complete, found block by block of ``SCAN_ROWS`` rows.
 
-    Raises:
-        DataError: with the column and the row of the first.
+    Attributes:
+        counts: complete rows before each block, and of the whole table at the end, shape (num_blocks + 1,).
+        low: smallest complete value of each block and column, infinity where there is none, (num_blocks, num_columns).
+        high: the largest, likewise.
     """
-    if not rows.size or max(np.fmax.reduce(rows, axis=None), -np.fmin.reduce(rows, axis=None)) <= MAX_VALUE:
-        return
-    with np.errstate(invalid="ignore"):
-        is_large = (np.abs(rows) > MAX_VALUE) & (np.abs(rows) < np.inf)
-    if is_large.any():
-        row, column = np.argwhere(is_large)[0]
-        raise value_too_large(source, names[column], float(rows[row, column]), int(row))
+
+    counts: NDArray[np.int64]
+    low: _Array
+    high: _Array
+
+    @property
+    def num_rows(self) -> int:
+        """Complete rows of the table."""
+        return int(self.counts[-1])
+
+    def select(self, reader: RowReader) -> RowReader:
+        """The table without its incomplete rows, read by ranges like the table itself."""
+        if self.num_rows == reader.num_rows:
+            return reader
+
+        def fetch(start: int, stop: int, columns: Sequence[str]) -> _Array:
+            values, filled = np.empty((stop - start, len(columns))), 0
+            places = [reader.columns.index(name) for name in columns]
+            block = int(np.searchsorted(self.counts, start, side="right")) - 1
+            while filled < len(values):
+                # A missing value in any column leaves the row out, whether that column is asked for or not.
+                rows = reader.read(block * SCAN_ROWS, min((block + 1) * SCAN_ROWS, reader.num_rows))
+                rows = rows[np.isfinite(rows).all(axis=1)][max(0, start - int(self.counts[block])) :]
+                part = rows[: len(values) - filled, places]
+                values[filled : filled + len(part)] = part
+                filled, block = filled + len(part), block + 1
+            return values
+
+        return replace(reader, num_rows=self.num_rows, fetch=fetch)
+
+    def ends(self, reader: RowReader, num_rows: int) -> _Array:
+        """Smallest and largest value of each column in the first ``num_rows`` complete rows, shape (2, num_columns)."""
+        last = int(np.searchsorted(self.counts, num_rows, side="right")) - 1
+        low, high = self.low[:last], self.high[:last]
+        if (start := int(self.counts[last])) < num_rows:
+            rest = reader.read(start, num_rows)
+            low, high = np.vstack([low, rest.min(axis=0)]), np.vstack([high, rest.max(axis=0)])
+        return np.stack([low.min(axis=0), high.max(axis=0)])
 
 
-def value_too_large(source: str, name: str, value: float, row: int) -> DataError:
-    """The refusal of a value that the flow's arithmetic cannot hold."""
-    return DataError(
-        f"{source}: column {name!r} holds {value} in row {row} (counted from 0): expected finite numbers up to "
-        f"{MAX_VALUE:g}"
-    )
+def find_complete(reader: RowReader, missing: str) -> CompleteRows:
+    """The complete rows of a table.
 
-
-def drop_missing(source: str, rows: _Array, names: Sequence[str], missing: str) -> _Array:
-    """The rows without NaN and infinite values.
-
-    Args:
-        source: for messages.
-        rows: shape (num_rows, num_columns).
-        names: of the columns.
-        missing: "refuse" or "drop".
-
-    Raises:
-        DataError: a value is missing and ``missing`` is "refuse".
+    A table with missing values is refused unless ``missing`` is "drop". One with a column without values, or with a
+    value larger than the flow's arithmetic can hold, is always refused.
     """
     if missing not in ("refuse", "drop"):
         raise DataError(f'data.missing = {missing!r}: expected "refuse" or "drop"')
-    bad = ~np.isfinite(rows)
-    if not bad.any():
-        return rows
-    counts = bad.sum(axis=0)
-    if missing == "drop" and counts.max() < len(rows):
-        return rows[~bad.any(axis=1)]
-    first_row = int(np.argmax(bad[:, np.flatnonzero(counts)[0]]))
-    raise missing_values(source, names, counts, first_row, int(bad.any(axis=1).sum()), len(rows))
+    num_columns = len(reader.columns)
+    num_complete, lows, highs = [0], [np.full(num_columns, np.inf)], [np.full(num_columns, -np.inf)]
+    counts, first_bad = np.zeros(num_columns, dtype=np.intp), np.full(num_columns, -1, dtype=np.intp)
+    too_large: DataError | None = None
+    for number, rows in enumerate(reader.blocks(SCAN_ROWS)):
+        bad = ~np.isfinite(rows)
+        if bad.any():
+            counts += bad.sum(axis=0)
+            for column in np.flatnonzero(bad.any(axis=0) & (first_bad < 0)):
+                first_bad[column] = number * SCAN_ROWS + int(np.argmax(bad[:, column]))
+        complete = rows[~bad.any(axis=1)] if bad.any() else rows
+        num_complete.append(num_complete[-1] + len(complete))
+        lows.append(complete.min(axis=0, initial=np.inf))
+        highs.append(complete.max(axis=0, initial=-np.inf))
+        if too_large is None and max(highs[-1].max(), -lows[-1].min()) > MAX_VALUE:
+            row, column = np.argwhere((np.abs(rows) > MAX_VALUE) & ~bad.any(axis=1, keepdims=True))[0]
+            too_large = DataError(
+                f"{reader.source}: column {reader.columns[column]!r} holds {float(rows[row, column])} in row "
+                f"{number * SCAN_ROWS + int(row)} (counted from 0): expected finite numbers up to {MAX_VALUE:g}"
+            )
+    if counts.any() and (missing == "refuse" or counts.max() == reader.num_rows):
+        first_row = int(first_bad[np.flatnonzero(counts)[0]])
+        raise _missing_values(reader, counts, first_row, reader.num_rows - num_complete[-1])
+    if too_large is not None:
+        raise too_large
+    return CompleteRows(np.array(num_complete, dtype=np.int64), np.array(lows[1:]), np.array(highs[1:]))
 
 
-def missing_values(
-    source: str, names: Sequence[str], counts: NDArray[np.intp], first_row: int, num_incomplete: int, num_rows: int
-) -> DataError:
+def _missing_values(reader: RowReader, counts: NDArray[np.intp], first_row: int, num_incomplete: int) -> DataError:
     """The refusal of a table with missing or infinite values.
 
     Args:
-        source: for the message.
-        names: of the columns.
-        counts: missing or infinite values of each column, shape (num_columns,), not all 0.
+        reader: the table.
+        counts: such values of each column, not all 0.
         first_row: the first row in which the first column concerned has one.
         num_incomplete: rows that have one.
-        num_rows: rows of the table.
     """
-    if empty := [name for name, count in zip(names, counts, strict=True) if count == num_rows]:
+    source, names = reader.source, reader.columns
+    if empty := [name for name, count in zip(names, counts, strict=True) if count == reader.num_rows]:
         return DataError(
             f"{source}: no value of {'column' if len(empty) == 1 else 'columns'} {listed(empty)} is there and finite: "
             "choose the columns that have values with data.columns"
@@ -98,173 +126,43 @@ def missing_values(
     return DataError(
         f"{source}: column {names[affected[0]]!r} has {counts[affected[0]]} missing or infinite values, the first in "
         f"row {first_row} (counted from 0){'; ' if more else ''}{', '.join(more)}; "
-        f'set data.missing = "drop" to leave out the {num_incomplete} incomplete rows of {num_rows}, '
+        f'set data.missing = "drop" to leave out the {num_incomplete} incomplete rows of {reader.num_rows}, '
         "or leave columns out with data.columns"
     )
 
 
 def find_constants(
-    source: str,
-    rows: _Array,
-    names: Sequence[str],
-    constant: str,
-    *,
-    where: str = "all rows",
-    known: Mapping[str, float] | None = None,
-    types: Sequence[ColumnType] = (),
+    source: str, ends: _Array, types: Mapping[str, ColumnType], constant: str, *, where: str, known: Sequence[str] = ()
 ) -> dict[str, float]:
-    """The columns that never change, with their value.
+    """The columns that never change, with their value; refused unless ``constant`` is "keep".
 
     Args:
-        source: for messages.
-        rows: finite, shape (num_rows, num_columns).
-        names: of the columns.
+        source, where: the table and which rows these are, for messages.
+        ends: smallest and largest value of each column, shape (2, num_columns).
+        types: of the columns by name, in order.
         constant: "refuse" or "keep".
-        where: which rows these are, for messages.
         known: constant columns found before.
-        types: of the columns, for messages.
-
-    Raises:
-        DataError: there is one and ``constant`` is "refuse", or no other column is left.
     """
     if constant not in ("refuse", "keep"):
         raise DataError(f'data.constant = {constant!r}: expected "refuse" or "keep"')
-    is_constant = rows.min(axis=0) == rows.max(axis=0)
+    is_constant = ends[0] == ends[1]
     found = {
-        name: float(rows[0, column])
-        for column, name in enumerate(names)
-        if is_constant[column] and name not in (known or {})
+        name: float(low)
+        for name, low, is_found in zip(types, ends[0], is_constant, strict=True)
+        if is_found and name not in known
     }
     if found and constant == "refuse":
-        word = "column" if len(found) == 1 else "columns"
-        verb = "is" if len(found) == 1 else "are"
-        first = next(iter(found))
-        value = types[list(names).index(first)].shown(found[first]) if types else found[first]
+        first, value = next(iter(found.items()))
         raise DataError(
-            f"{source}: {word} {listed(list(found))} {verb} constant over {where} "
-            f"({first!r} is always {value}); "
+            f"{source}: {'column' if len(found) == 1 else 'columns'} {listed(list(found))} "
+            f"{'is' if len(found) == 1 else 'are'} constant over {where} "
+            f"({first!r} is always {types[first].shown(value)}); "
             'set data.constant = "keep" to leave such columns out of the flow and put them back in samples, '
             "or leave them out with data.columns"
         )
     if is_constant.all():
         raise DataError(f"{source}: every column is constant over {where}: there is nothing to learn")
     return found
-
-
-def find_grids(
-    source: str,
-    rows: _Array,
-    names: tuple[str, ...],
-    constants: Mapping[str, float],
-    dequantize: str | Mapping[str, float],
-    steps_known: Mapping[str, float] | None = None,
-) -> tuple[dict[str, Grid], dict[str, dict[str, Any]], dict[str, dict[float, int]]]:
-    """The columns to dequantize, with their grids; what was found in each with ties or a grid; values that repeat.
-
-    Args:
-        source: for messages.
-        rows: finite, shape (num_rows, num_columns).
-        names: of the columns.
-        constants: columns to pass over.
-        dequantize: "auto", "none", or the step of each column to dequantize.
-        steps_known: for columns whose type says that their values are multiples of something: of what.
-
-    Returns:
-        Grids by column; a report by column; and the rows of each value that repeats beside a continuum, or far from
-        the rest of a grid.
-
-    Raises:
-        DataError: a step is given for an unknown column, or is not positive; or a column's values are closer together
-            than float64 tells apart.
-    """
-    steps = dequantize if isinstance(dequantize, Mapping) else {}
-    if isinstance(dequantize, str) and dequantize not in ("auto", "none"):
-        raise DataError(f'data.dequantize = {dequantize!r}: expected "auto", "none" or a table of column = step')
-    check_columns(source, names, list(steps), key="data.dequantize")
-    for name, step in steps.items():
-        if not 0 < step < np.inf:
-            raise DataError(f"data.dequantize: the step of column {name!r} is {step}: expected a positive number")
-    grids: dict[str, Grid] = {}
-    report: dict[str, dict[str, Any]] = {}
-    atoms: dict[str, dict[float, int]] = {}
-    for column, name in enumerate(names):
-        if name in constants:
-            continue
-        values = rows[:, column]
-        distinct, counts = np.unique(values, return_counts=True)
-        share = share_of_ties(counts)
-        found, reason = _grid_found(distinct, share, (steps_known or {}).get(name))
-        if name in steps:
-            grid: Grid | None = grid_of_step(values, float(steps[name]))
-            reason = "step given by data.dequantize"
-        elif dequantize != "auto":
-            grid, reason = None, 'not asked for: data.dequantize is "none" or names other columns'
-        else:
-            grid = found
-        entry: dict[str, Any] = {"share": share, "step": None, "reason": reason}
-        if grid:
-            grids[name] = grid
-            places = grid.coordinates(values)
-            entry |= {"step": grid.step, "offset": grid.offset}
-            entry["off_grid_share"] = float(np.mean(places != np.floor(places)))
-        if share > TIED_SHARE or grid:
-            report[name] = entry
-        repeated = np.array([], dtype=np.intp)
-        if grid:
-            distinct = grid.snap(distinct)
-            repeated = find_sentinels(distinct, counts)
-        elif not found:
-            repeated = find_atoms(distinct, counts) if dequantize != "none" else repeated
-            _check_resolved(source, name, np.delete(distinct, repeated))
-        if len(repeated):
-            atoms[name] = {float(distinct[place]) + 0.0: int(counts[place]) for place in repeated}
-    return grids, report, atoms
-
-
-def _grid_found(distinct: _Array, share: float, unit: float | None) -> tuple[Grid | None, str]:
-    """The grid of a column and why it has it."""
-    if unit is not None and (grid := grid_of_type(distinct, unit)):
-        return grid, "a grid by its type"
-    is_tied = share > TIED_SHARE
-    if grid := find_whole(distinct):
-        return grid, "tied, on a grid" if is_tied else "whole numbers"
-    if is_tied and (grid := find_grid(distinct)):
-        return grid, "tied, on a grid"
-    return None, "tied, but the values lie on no common grid"
-
-
-def _check_resolved(source: str, name: str, distinct: _Array) -> None:
-    """Refuse a column whose values are a few steps of float64 apart, or all but zero."""
-    if len(distinct) < _LEAST_ROWS:
-        return
-    low, high = distinct[round(0.05 * len(distinct))], distinct[-1 - round(0.05 * len(distinct))]
-    spacing = float(np.spacing(max(abs(low), abs(high))))
-    if high - low < max(_LEAST_SPACINGS * spacing, _LEAST_WIDTH):
-        raise DataError(
-            f"{source}: most of column {name!r} lies between {float(low)!r} and {float(high)!r}, where double "
-            f"precision has steps of {spacing:g}: its values cannot be told apart well enough; take an offset off it "
-            "or rescale it before it is written, or leave it out with data.columns"
-        )
-
-
-def atoms_report(
-    atoms: Mapping[str, Mapping[float, int]],
-    grids: Mapping[str, Grid],
-    types: Mapping[str, ColumnType],
-    num_rows: int,
-    kind: str,
-) -> dict[str, Any]:
-    """What a report says of values that repeat: whether the transform holds them, and each value's rows and share."""
-    return {
-        name: {
-            "held": kind == "quantile" or name in grids,
-            "values": [
-                {"value": types[name].shown(value), "count": rows, "share": rows / num_rows}
-                for value, rows in counts.items()
-            ],
-        }
-        for name, counts in atoms.items()
-    }
 
 
 def num_duplicates(rows: _Array) -> int:

@@ -1,8 +1,8 @@
 """What a column is in the user's file, and its exact way to float64 and back.
 
-The flow sees float64 of ``value - offset``. A whole number (an integer, the ticks of a stamp, the digits of a decimal)
-is moved by its offset in integer arithmetic, so float64 holds it to the last digit; what it cannot hold is refused.
-What is generated goes the same way back and is a value of the file's own type: the nearest one that the type has.
+The flow sees float64 of ``value - offset``. The offset is taken off whole numbers (integers, ticks of a stamp, digits
+of a decimal) in integer arithmetic, so float64 holds them to the last digit; what it cannot hold is refused. Generated
+values go the same way back, to the nearest value that the file's own type has.
 
 | kind | whole numbers | step |
 | --- | --- | --- |
@@ -11,14 +11,14 @@ What is generated goes the same way back and is a value of the file's own type: 
 | decimal | the digits | 10^-places |
 | timestamp, date, time, duration | ticks of ``unit`` | 1 |
 
-Offsets are 0 but for stamps and dates and the like, whose offset is the smallest tick of the table, and for integers
-and decimals beyond what float64 counts, whose offset is the smallest value. Missing values are NaN here, null there.
+Stamps, dates, times and durations have the smallest tick of the table as offset. Integers and decimals beyond what
+float64 counts have their smallest value; all others have 0. A missing value is NaN here, and null in the file.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MAX_WHOLE = 2**53  # float64 holds every whole number up to here
-MAX_DIGITS = 2**50  # digits of a decimal: beyond, the nearest double no longer says which they were
+MAX_DIGITS = 2**50  # a decimal with more digits cannot be told from its nearest double
 KINDS = ("float", "integer", "decimal", "boolean", "timestamp", "date", "time", "duration")
 TEMPORAL = ("timestamp", "date", "time", "duration")
 
@@ -55,7 +55,7 @@ Array = NDArray[np.float64]
 
 
 class UnfitValueError(ValueError):
-    """A value that a column's type cannot carry; the message goes on after the column's name."""
+    """A value that a column's type cannot carry; the message is put behind the column's name."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,12 @@ class ColumnType:
         dtype: Arrow's name of the type, as in "int32", "float64", "decimal128(10, 2)", "timestamp[us, tz=UTC]". A
             decimal column of text has "float64": each value is the double nearest to its digits.
         places: decimals of a decimal's digits.
-        unit: of the ticks that the flow sees, "s" to "ns" or "D"; coarser than dtype's where that is exact and needed.
+        unit: of the ticks that the flow sees, "s" to "ns" or "D"; coarser than dtype's where it must be and loses
+            nothing.
         zone: of a timestamp that has one.
         offset: taken off the value before it is float64, in the column's units.
-        style: how text writes it where there are several ways: "True/False" of booleans, "T" or " " between a stamp's
-            date and time, "fixed" of decimals that all show their places.
+        style: how text writes the type where there are several ways: "True/False" of booleans, "T" or " " between a
+            stamp's date and time, "fixed" of decimals that all show their places.
     """
 
     kind: str = "float"
@@ -91,7 +92,7 @@ class ColumnType:
             metadata: of its field: ``places`` makes a float64 column a decimal one, ``style`` says how text wrote it.
 
         Raises:
-            UnfitValueError: it is none of numbers, booleans, dates and times.
+            UnfitValueError: it holds neither numbers, booleans, dates nor times.
 
         Example:
             >>> ColumnType.of(pa.decimal128(10, 2)).step        # doctest: +SKIP
@@ -120,8 +121,8 @@ class ColumnType:
         """Whether the values as they stand in the file are what the flow sees."""
         return self.offset == 0 and self.kind not in TEMPORAL
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON: what differs from the default."""
+    def to_dict(self) -> dict[str, str | int | None]:
+        """What differs from the default, for JSON."""
         return {
             field.name: getattr(self, field.name)
             for field in fields(self)
@@ -147,7 +148,7 @@ class ColumnType:
         return found
 
     def _holds_offset(self) -> bool:
-        """Whether the file's own type is one, with these places, and has the offset as a value."""
+        """Whether the file's own type exists with these places, and can hold the offset."""
         if self.kind == "decimal" and self.dtype != "float64":
             try:
                 wide, places = self.arrow, self.places or 0
@@ -169,7 +170,7 @@ class ColumnType:
     def to_float(self, column: pa.Array | pa.ChunkedArray) -> Array:
         """A column of an Arrow table as float64 of value - offset, nulls as NaN.
 
-        A column of another type is taken where every value is one of this type: values given, another file.
+        A column of another type is taken if every value is one of this type.
 
         Raises:
             UnfitValueError: a value is none of this type, or lies so far from the offset that float64 cannot hold it.
@@ -179,12 +180,9 @@ class ColumnType:
         return to_float(self, column)
 
     def from_float(self, values: Array) -> pa.Array:
-        """Values as the flow has them as an Arrow array of the file's own type, NaN as null.
+        """Values, float64 of value - offset (num_rows,), as an Arrow array of the file's own type; NaN is null.
 
-        The nearest value that the type has; at the ends of the type, what lies beyond.
-
-        Args:
-            values: value - offset, float64 of shape (num_rows,).
+        Each becomes the nearest value of the type, at the type's ends too.
         """
         from sfg_dist.data.arrow_columns import from_float
 
@@ -194,8 +192,8 @@ class ColumnType:
         """What a user writes for values of this type, as float64 of value - offset.
 
         Args:
-            values: one or several of: numbers (ticks of ``unit`` for stamps and the like), booleans, dates and times of
-                Python or numpy, or text: ISO for dates and times, "true" and "false".
+            values: one or several numbers (ticks of ``unit`` for stamps and the like), booleans, dates and times of
+                Python or numpy, or texts: ISO for dates and times, "true" and "false".
 
         Raises:
             UnfitValueError: they are none of this type.
@@ -205,10 +203,7 @@ class ColumnType:
         return from_user(self, values)
 
     def check_held(self, values: Array) -> None:
-        """Refuse values that the column would give back as others: fractions of its step, or beyond its type.
-
-        Args:
-            values: value - offset; those that are not finite are left to others.
+        """Refuse finite values that the column would give back as others: fractions of its step, or beyond its type.
 
         Raises:
             UnfitValueError: with the first such value and what it would become.
@@ -223,11 +218,7 @@ class ColumnType:
             raise UnfitValueError(f"{given:.15g} is none of the column's {self.words}; the nearest is {nearest:.15g}")
 
     def take_over(self, values: Array, found: ColumnType) -> Array:
-        """Values of a column of another type as values of this one: another offset, another unit.
-
-        Args:
-            values: value - offset of the type found.
-            found: their type.
+        """Values of a column of another type as values of this one: with its offset and its unit.
 
         Raises:
             UnfitValueError: a value is none of this type.
@@ -237,13 +228,8 @@ class ColumnType:
         return self.to_float(found.from_float(values))
 
     def shown(self, value: float) -> float | str:
-        """A value - offset for a reader: as the file has it where that is no plain number."""
+        """A value - offset for a reader: as the file has it, if that is no plain number."""
         return value if self.is_plain else str(self.from_float(np.array([value]))[0])
 
 
 FLOAT = ColumnType()
-
-
-def steps_of(names: Sequence[str], types: Sequence[ColumnType]) -> dict[str, float]:
-    """The steps that types set, by column."""
-    return {name: type_.step for name, type_ in zip(names, types, strict=True) if type_.step is not None}

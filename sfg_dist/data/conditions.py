@@ -1,7 +1,7 @@
 """Columns that a sample is given: which they are among the flow's columns, and what a user says of them.
 
-The transform is one for the whole table. In the flow's rows the columns named by ``data.condition`` are conditions, in
-the order in which they are named; the others are targets, in the order of the table.
+The whole table has one transform. In the flow's rows, the columns named by ``data.condition`` are conditions, in the
+order in which they are named. The others are targets, in the order of the table.
 """
 
 from __future__ import annotations
@@ -39,11 +39,7 @@ class ColumnSplit:
 
     @classmethod
     def of(cls, transform: Transform, names: Sequence[str]) -> ColumnSplit:
-        """The split of a table's columns.
-
-        Raises:
-            DataError: a condition is constant, or no column is left to draw.
-        """
+        """The split of a table's columns."""
         flow_columns = transform.flow_columns
         for name in names:
             if name not in flow_columns:
@@ -58,14 +54,14 @@ class ColumnSplit:
     def flow_conditions(self, transform: Transform, conditions: _Array) -> NDArray[np.float32]:
         """Conditions in the user's units as the flow sees them.
 
-        A value on a grid goes to the middle of its cell, and one that repeats to that of its interval.
+        A value on a grid goes to the middle of its cell, and a repeated value to that of its interval.
         """
         rows = np.repeat(transform.inverse(np.zeros((1, transform.dim))), len(conditions), axis=0)
         rows[:, self.places] = conditions
         return np.ascontiguousarray(transform.forward(rows)[:, self.conditions])
 
     def join(self, transform: Transform, labels: NDArray[Any], conditions: _Array) -> _Array:
-        """The user's rows of labels, with conditions in the user's units in their columns."""
+        """The user's rows of labels, with conditions in the user's units in their own columns."""
         flow_rows = np.zeros((len(labels), transform.dim))
         flow_rows[:, self.targets] = labels
         rows = transform.inverse(flow_rows)
@@ -74,10 +70,7 @@ class ColumnSplit:
 
 
 def conditions_last(source: str, columns: Sequence[str], names: Sequence[str]) -> list[int]:
-    """The columns of a table with the conditions behind the others, by their places.
-
-    Raises:
-        DataError: a condition is no column of the table.
+    """The places of a table's columns, with the conditions behind the others.
 
     Example:
         >>> conditions_last("table.csv", ("a", "b", "c", "d"), ("c", "a"))
@@ -95,10 +88,10 @@ def read_given(
 
     Args:
         given: a value or n values of the column's type, by name; or an array of shape (len(names),), (1, len(names)) or
-            (n, len(names)), for one name (n,) too.
+            (n, len(names)), for one name also (n,).
         names: of the conditions.
         n: rows that are drawn.
-        types: of the conditions, whose value - offset comes out; float64 if not given.
+        types: of the conditions, whose value - offset is returned; float64 if not given.
 
     Raises:
         ConfigError: it is missing, or nothing is to be given; a name is missing or unknown; the shape is wrong; or a

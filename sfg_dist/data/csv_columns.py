@@ -1,7 +1,7 @@
-"""The types of a column of cells: whole numbers, numbers, truth values, dates, or text.
+"""The type of a column of cells: whole numbers, numbers, truth values, dates, times, or text.
 
-A column is decided by all of its cells, exactly: whole numbers stay whole (int64, uint64, decimals of up to 76
-digits), and numbers with at most 9 places and 15 digits are decimals.
+All cells of a column decide, exactly: whole numbers stay whole (int64, uint64, decimals of up to 76 digits), and
+numbers with at most 9 places and 15 digits are decimals.
 """
 
 from __future__ import annotations
@@ -14,30 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 MISSING = (
-    *("", "NA", "N/A", "n/a", "#N/A", "#N/A N/A", "#NA", "<NA>", "NaN", "nan", "NAN", "-NaN", "-nan"),
-    *(
-        "NULL",
-        "null",
-        "Null",
-        "None",
-        "-",
-        "--",
-        "?",
-        ".",
-        "1.#IND",
-        "1.#QNAN",
-        "-1.#IND",
-        "-1.#QNAN",
-        "NaT",
-        "\\N",
-        "(null)",
-    ),
+    *("", "NA", "N/A", "n/a", "#N/A", "#N/A N/A", "#NA", "<NA>", "NaN", "nan", "NAN", "-NaN", "-nan", "NULL", "null"),
+    *("Null", "None", "-", "--", "?", ".", "1.#IND", "1.#QNAN", "-1.#IND", "-1.#QNAN", "NaT", "\\N", "(null)"),
 )
 """Cells that stand for a missing value, as they stand or within spaces."""
 
 MAX_PLACES, MAX_DIGITS = 9, 15
 _EXACT = 2.0**53
-_BLOCK = 1 << 14  # numbers at once, which a cache holds
+_BLOCK = 1 << 14  # numbers at a time, few enough for the cache
 _WHOLE = r"^[+-]?[0-9]+$"
 _MESSY = r"^[+\-\x{2212}]?([0-9]+\.?[0-9]*|\.[0-9]+)([eEdD][+\-]?[0-9]+)?$"
 _TIME = r"^[0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,9})?$"
@@ -45,11 +29,9 @@ _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}([ T][0-9:.]+(Z|[+-][0-9:]+)?)?$"
 
 
 def typed(cells: Any, decimal: str = ".") -> Any:
-    """A column of strings as the type that all of its cells have, missing ones null; strings where they have none.
+    """A column in the type that all of its cells have, missing ones null; strings where they have none in common.
 
-    Args:
-        cells: a chunked array of strings, or of float64.
-        decimal: the decimal mark, "." or ",".
+    ``cells`` is a chunked array of strings, or of float64; ``decimal`` is the decimal mark, "." or ",".
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -74,7 +56,7 @@ def typed(cells: Any, decimal: str = ".") -> Any:
 
 
 def without_missing(cells: Any) -> Any:
-    """Cells with those that stand for a missing value null, within spaces too."""
+    """Cells with null for those that stand for a missing value, also within spaces."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -83,7 +65,7 @@ def without_missing(cells: Any) -> Any:
 
 
 def first_text(cells: Any, decimal: str) -> tuple[int, str]:
-    """The first cell of a column that is no number, or begins with a zero, and its row, counted from 0."""
+    """The row, counted from 0, and the text of the first cell that is no number, or begins with a zero."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -102,10 +84,10 @@ def first_text(cells: Any, decimal: str) -> tuple[int, str]:
 
 
 def _first_other(cells: Any) -> int:
-    """The first row whose cell has no type in common with those above, as where a day among days does not exist."""
+    """The first row whose cell has no type in common with those above, such as a day that does not exist."""
     import pyarrow as pa
 
-    low, high = 0, len(cells)  # of rows that have a type in common: enough, and too many
+    low, high = 0, len(cells)  # so many rows have a type in common, and so many have none
     while high - low > 1:
         middle = (low + high) // 2
         is_text = pa.types.is_string(typed(pa.chunked_array([cells.slice(0, middle)])).type)
@@ -114,7 +96,7 @@ def _first_other(cells: Any) -> int:
 
 
 def has_padding(cells: Any) -> tuple[bool, bool]:
-    """Whether whole numbers begin with a zero, and whether they are codes then: other than all of two digits.
+    """Whether whole numbers begin with a zero, and whether they are codes then, as all are but those of two digits.
 
     0x1F, a whole number to Arrow, is a code too.
     """
@@ -176,7 +158,7 @@ def _with_places(numbers: Any) -> Any:
 
 
 def decimal_places(values: NDArray[np.float64]) -> int | None:
-    """The fewest places, at most 9, with which every number has at most 15 digits; None where there are no such.
+    """The fewest places, at most 9, with which every number has at most 15 digits; None where it takes more.
 
     Such a decimal and its float64 stand for each other, so the floats tell what the text said.
 
@@ -224,7 +206,7 @@ def _decimals(values: NDArray[np.float64], places: int) -> Any:
 
 
 def _others(cells: Any) -> Any:
-    """Truth values, dates and times of day, None where it is none of them."""
+    """Truth values, dates and times of day; None where the cells are none of them."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -236,17 +218,11 @@ def _others(cells: Any) -> Any:
         if found is not None:
             return found
     if _DATE.match(some):
-        kinds = (
-            pa.date32(),
-            pa.timestamp("s"),
-            pa.timestamp("ns"),
-            pa.timestamp("s", "UTC"),
-            pa.timestamp("ns", "UTC"),
-        )
+        stamps = [pa.timestamp(unit, zone) for zone in (None, "UTC") for unit in ("s", "ns")]
+        kinds = (pa.date32(), *stamps)
         return next((found for kind in kinds if (found := _cast(cells, kind)) is not None), None)
     if re.match(_TIME, some) and pc.all(pc.match_substring_regex(cells, _TIME)).as_py():
-        times = (pa.time32("s"), pa.time32("ms"), pa.time64("us"), pa.time64("ns"))
-        for kind in times:
+        for kind in (pa.time32("s"), pa.time32("ms"), pa.time64("us"), pa.time64("ns")):
             with contextlib.suppress(pa.ArrowInvalid):
                 return times_of_day(cells, kind)
     return None

@@ -1,8 +1,7 @@
-"""How a .csv file is written: separator, decimal mark, comments, header; decided from many lines, or refused.
+"""How a .csv file is written: separator, decimal mark, comments, header. Many lines decide, or the file is refused.
 
-Nothing is decided from the first line alone: a separator must cut all lines into as many cells, a decimal comma must
-suit all numbers, and a header must differ from the lines below it. Where two readings are possible the file is refused,
-with the key that says which is meant.
+A separator must cut all lines into as many cells, a decimal comma must suit all numbers, and a header must differ from
+the lines below it. Where two readings are possible the file is refused, with the key that says which is meant.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from sfg_dist.data.csv_columns import MISSING
@@ -21,7 +20,7 @@ from sfg_dist.job.words import counted
 
 _SAMPLE_BYTES, _SAMPLE_LINES, _FEWEST_LINES = 1 << 20, 2000, 20
 _JUDGED_LINES = 300
-_WORDS = {"\t": "tabs", ";": "semicolons", ",": "commas", "|": "bars", " ": "spaces"}  # the likelier first
+_WORDS = {"\t": "tabs", ";": "semicolons", ",": "commas", "|": "bars", " ": "spaces"}  # the likelier ones first
 _SEP_LINE = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
 _COMMA_NUMBER = re.compile(r"[+-]?\d*,\d+([eEdD][+-]?\d+)?")
 _POINT_NUMBER = re.compile(r"[+-]?(\d+\.\d*|\.\d+)([eEdD][+-]?\d+)?")
@@ -30,7 +29,7 @@ _GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
 
 @dataclass(frozen=True)
 class TextFormat:
-    """What the user says of a .csv file; "auto" is decided from its lines.
+    """What the user says of a .csv file; its lines decide what is "auto".
 
     Attributes:
         header: whether the first line holds the names.
@@ -57,12 +56,12 @@ class Dialect:
     """How a text is written.
 
     Attributes:
-        separator: one character; of spaces several count as one.
+        separator: one character; several spaces count as one.
         decimal: "." or ",".
         names: as they stand, empty where there is none; None without a header.
         names_line: the line that they begin in, counted from 1.
         num_columns: cells of a line.
-        is_open: whether each line ends with a separator: the last column is none.
+        is_open: whether each line ends with a separator, behind which there is no column.
         first_line: the first line below the header, counted from 1.
         has_comments: whether some lines below it are comments.
         has_missing: whether some of the first cells stand for missing values.
@@ -73,16 +72,16 @@ class Dialect:
 
     separator: str
     decimal: str
-    names: tuple[str, ...] | None
-    names_line: int
     num_columns: int
-    is_open: bool
     first_line: int
-    has_comments: bool
-    has_missing: bool
-    has_gaps: bool
-    floats: frozenset[int]
-    places: Mapping[int, int]
+    names: tuple[str, ...] | None = None
+    names_line: int = 0
+    is_open: bool = False
+    has_comments: bool = False
+    has_missing: bool = False
+    has_gaps: bool = False
+    floats: frozenset[int] = frozenset()
+    places: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def separator_words(self) -> str:
@@ -95,15 +94,9 @@ class Dialect:
 
 
 def decide(source: str, data: bytes, text: TextFormat) -> Dialect:
-    """How a text is written.
+    """How a text is written, from its bytes: UTF-8, lines ended by ``\\n``.
 
-    Args:
-        source: for messages.
-        data: UTF-8, lines ended by ``\\n``.
-        text: what the user says.
-
-    Raises:
-        DataError: it holds no line, lines differ in their number of cells, or two readings are possible.
+    A text is refused if it holds no line, if lines differ in their number of cells, or if two readings are possible.
     """
     lines = _sample(data)
     first = next((number for number, line in enumerate(lines) if line.strip()), None)
@@ -126,20 +119,7 @@ def decide(source: str, data: bytes, text: TextFormat) -> Dialect:
     above = [record for record in marked if record.line < plain[0].line]
     if decimal == "auto":
         decimal = _find_decimal(source, plain, separator)
-    dialect = Dialect(
-        separator,
-        decimal,
-        None,
-        0,
-        _width(plain[1:] or plain),
-        False,
-        plain[0].line,
-        False,
-        False,
-        False,
-        frozenset(),
-        {},
-    )
+    dialect = Dialect(separator, decimal, num_columns=_width(plain[1:] or plain), first_line=plain[0].line)
     quoted = _quotes_names(lines[plain[0].line - offset], plain[0], lines[plain[0].end - offset :])
     dialect = _with_names(
         source, dialect, plain, above, replace(text, header=True) if quoted and text.header == "auto" else text
@@ -160,7 +140,7 @@ def decide(source: str, data: bytes, text: TextFormat) -> Dialect:
 
 
 def _sample(data: bytes) -> list[str]:
-    """The first lines, whole; enough of them where they are long."""
+    """The first lines, whole, and at least some of them where they are long."""
     end = 0
     for _ in range(_SAMPLE_LINES):
         if end > _SAMPLE_BYTES and data.count(b"\n", 0, end) >= _FEWEST_LINES:
@@ -186,7 +166,7 @@ def _find_separator(source: str, lines: list[str], offset: int, decimal: str) ->
             continue
         try:
             records = [r for r in cut(source, lines, separator, offset) if not r.is_blank and not r.is_marked]
-        except DataError:  # a quote that only another separator closes, or lines longer than a cell may be
+        except DataError:  # only another separator closes a quote, or a line is longer than a cell may be
             continue
         body = records[1:] or records
         if not body or (width := _width(body)) == 1:
@@ -251,7 +231,7 @@ def _could_be_decimals(cells: Sequence[str]) -> bool:
 
 
 def _has_decimals(cells: Sequence[str]) -> bool:
-    """Whether what stands behind a comma begins with a zero, as no whole number does."""
+    """Whether what stands behind a comma begins with a zero, which no whole number does."""
     return any(len(tail) > 1 and tail[0] == "0" for tail in (cell.partition(",")[2] for cell in cells))
 
 
@@ -277,12 +257,12 @@ def _find_decimal(source: str, records: Sequence[Record], separator: str) -> str
 def _with_names(
     source: str, dialect: Dialect, plain: Sequence[Record], above: Sequence[Record], text: TextFormat
 ) -> Dialect:
-    """With the names, from line 1 or from the comment above the first line, and where the data begin."""
+    """The dialect with the names, from line 1 or from the comment above it, and where the data begin."""
     first, body = plain[0], plain[1:]
-    answer = text.header
+    answer: bool | str = text.header
     if answer == "auto":
         comment = _names_of_comment(above, dialect.num_columns)
-        answer = has_header(first.cells, [record.cells for record in body[:_JUDGED_LINES]])  # type: ignore[assignment]
+        answer = has_header(first.cells, [record.cells for record in body[:_JUDGED_LINES]])
         if comment is not None and answer is not True:
             return replace(dialect, names=comment, names_line=above[-1].line)
     if isinstance(answer, str):
@@ -311,13 +291,13 @@ def _floats(records: Sequence[Record], dialect: Dialect) -> dict[int, int | None
 
 
 def _quotes_names(line: str, first: Record, below: Sequence[str]) -> bool:
-    """Whether the first line alone has its cells in quotes, as R and Arrow write names."""
+    """Whether the first line alone has its cells in quotes: R and Arrow write names like this."""
     num_named = sum(cell != "" for cell in first.cells)
     return 0 < 2 * num_named <= line.count('"') and not any('"' in other for other in below) and any(below)
 
 
 def _names_of_comment(above: Sequence[Record], width: int) -> tuple[str, ...] | None:
-    """The names in the last comment, as numpy.savetxt writes them, where it has as many as there are columns."""
+    """The names in the last comment, as numpy.savetxt writes them, if it has as many as there are columns."""
     if not above:
         return None
     cells = list(above[-1].cells)
@@ -329,7 +309,10 @@ def _names_of_comment(above: Sequence[Record], width: int) -> tuple[str, ...] | 
 
 
 def _with_width(source: str, dialect: Dialect, plain: Sequence[Record], text: TextFormat) -> Dialect:
-    """With names and cells brought to one number: separators at the ends of lines, names for all but row numbers."""
+    """The dialect with as many names as cells.
+
+    Separators at the ends of lines are no columns, and row numbers may have no name.
+    """
     body = [record for record in plain if record.line >= dialect.first_line]
     names, width = dialect.names, dialect.num_columns
     ends_empty = width > 1 and all(record.cells[-1] == "" for record in body if len(record.cells) == width)

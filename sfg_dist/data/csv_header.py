@@ -1,7 +1,7 @@
-"""Whether the first line of a table of cells holds names, decided from the lines below it.
+"""Whether the first line of a table of cells holds names; the lines below it decide.
 
-A name stands over values of another kind. Names that are numbers, such as those that pandas gives columns, are told by
-their form: 0, 1, 2 over decimals. Where line 1 could be names or values, the answer is the reason why.
+A name stands over values of another kind. Names that are numbers, such as those that pandas gives columns, are known
+by their form: 0, 1, 2 over decimals. Where line 1 could be names or values, the answer is the reason why.
 """
 
 from __future__ import annotations
@@ -15,20 +15,17 @@ from sfg_dist.data.csv_lines import kind_of
 _WHOLE = re.compile(r"-?\d+")
 _FEW_ROWS = 5
 _STEPPED_NAMES = 5  # numbers at equal distances that may be names, such as wavelengths
-_CHANCE = 0.2  # share of data lines that count in equal steps above which a first one proves nothing
+_CHANCE = 0.2  # if more of the data lines count in equal steps, a first line that does proves nothing
 
 Cells = Sequence[str]
 
 
 def has_header(first: Cells, body: Sequence[Cells]) -> bool | str:
-    """Whether the first line is one of names.
+    """Whether the first line holds names, or why that cannot be told.
 
     Args:
         first: its cells.
         body: cells of many lines below, each as many or nearly so.
-
-    Returns:
-        Whether it is, or why that cannot be told.
 
     Example:
         >>> has_header(["a", "b"], [["1", "2"]]), has_header(["0.5", "", "1"], [["1", "2", "3"]])
@@ -94,7 +91,7 @@ def counts_rows(cells: Sequence[str]) -> bool:
 
 
 def _keeps_places(column: Cells) -> bool:
-    """Whether a column's writer gives every number its decimals, 0 too."""
+    """Whether a column's writer gives every number its decimals, also where they are 0."""
     tails = [cell.replace(",", ".").partition(".")[2] for cell in column]
     if len(tails) < _FEW_ROWS or not all(tails) or any("e" in tail.lower() for tail in tails):
         return False

@@ -1,4 +1,4 @@
-"""Lines of a .csv text cut into cells, by Python's csv module; and what a single cell looks like."""
+"""Cuts lines of a .csv text into cells, with Python's csv module; and says what a single cell looks like."""
 
 from __future__ import annotations
 
@@ -64,16 +64,13 @@ class _Feed:
 
 
 def cut(source: str, lines: list[str], separator: str, first_line: int = 1) -> Iterator[Record]:
-    """The records of lines, blank ones among them.
+    """The records of lines, blank ones among them; a cell that never ends, as after an open quote, is refused.
 
     Args:
         source: for messages.
         lines: without their ends.
-        separator: one character; where it is a space, several count as one, and tabs too.
+        separator: one character; where it is a space, several spaces count as one, and tabs too.
         first_line: the number of the first of them.
-
-    Raises:
-        DataError: a cell is longer than 128 KiB, as where a quote is never closed.
     """
     feed = _Feed(lines, separator == " ")
     reader = csv.reader(feed, delimiter=separator, skipinitialspace=True)

@@ -1,7 +1,7 @@
-"""Reads a .csv file: its dialect is decided first, then pyarrow cuts all of it into cells, and each column is typed.
+"""Reads a .csv file: its dialect is decided, pyarrow cuts all of it into cells, and each column gets its type.
 
-Cells are read as text, but for columns that have a decimal mark throughout; a column's type is decided by all of its
-cells (``csv_columns``), so no digit is lost on the way. What was left out is said.
+Cells are read as text, except in columns that have a decimal mark throughout. All cells of a column decide its type
+(``csv_columns``), so no digit is lost. What was left out is reported.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SPACES = re.compile(rb'"[^"]*"|[ \t]+')
 _END_SPACES = re.compile(rb'"[^"]*"|^ | $', re.MULTILINE)
 _COMMENT = re.compile(rb"^[ \t]*#[^\n]*\n?", re.MULTILINE)
 _GROUPED = re.compile(r"[+-]?\d{1,3}([,. '\u00a0\u202f]\d{3})+([.,]\d+)?")
-_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")  # or three decimals: taking it for those would be a guess
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")  # may be three decimals too, and that would be a guess
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
 
 
@@ -99,20 +99,7 @@ class _File:
 
 
 def read_csv(source: str, raw: bytes, columns: Sequence[str] | None, text: TextFormat) -> tuple[Any, str]:
-    """Read the wanted columns of a .csv file.
-
-    Args:
-        source: for messages.
-        raw: the file's bytes.
-        columns: names wanted, in order; None is all.
-        text: what the user says of the file.
-
-    Returns:
-        An Arrow table of the wanted columns, in their order, and how the file was read, in words.
-
-    Raises:
-        DataError: with the line or the column that cannot be read, and the key that helps.
-    """
+    """The wanted columns of a .csv file as an Arrow table, and how the file was read, in words."""
     import pyarrow as pa
 
     decoded = decode_text(source, raw, text.encoding)
@@ -140,7 +127,7 @@ def read_csv(source: str, raw: bytes, columns: Sequence[str] | None, text: TextF
 
 
 def _cells(file: _File) -> Any:
-    """All cells as text, or as numbers where that says as much, in columns named "0", "1", ..."""
+    """All cells in columns named "0", "1" and so on: as text, or as numbers where these say as much."""
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
 
@@ -175,7 +162,7 @@ def _cells(file: _File) -> Any:
                 column_types=kinds,
                 decimal_point=dialect.decimal,
                 null_values=list(MISSING),
-                strings_can_be_null=dialect.has_missing,  # it costs time where there are none
+                strings_can_be_null=dialect.has_missing,  # the look for missing values costs time
             ),
         )
 
@@ -214,11 +201,11 @@ def _body(file: _File) -> tuple[bytes, int, int]:
     if dialect.separator == " ":
         data, start = _with_single_spaces(data[start:]), 0
     elif dialect.has_gaps:
-        # Arrow takes a quote behind a space for a part of the cell.
+        # To Arrow, a quote behind a space is a part of the cell.
         gap = re.compile(rb'"(?:[^"]|"")*"|(?<=' + re.escape(dialect.separator.encode()) + rb')[ \t]+(?=")')
         data, start = gap.sub(lambda match: match[0] if match[0].startswith(b'"') else b"", data[start:]), 0
     end = len(data)
-    if data[-2:].isspace() or data[-1:] == b" ":  # blank lines at the end are none of the table
+    if data[-2:].isspace() or data[-1:] == b" ":  # blank lines at the end are no part of the table
         end = len(data.rstrip(b" \n")) if dialect.separator != "\t" else len(data.rstrip(b"\n"))
     return data, start, max(start, end)
 
@@ -284,11 +271,7 @@ def _counts_rows(column: Any) -> bool:
 
 
 def _typed(file: _File, name: str, cells: Any) -> tuple[Any, str]:
-    """A column with its type, and what is to be said of it.
-
-    Raises:
-        DataError: it holds text.
-    """
+    """A column with its type, and what there is to report of it; text is refused."""
     import pyarrow as pa
 
     found = typed(cells, file.dialect.decimal)
@@ -304,7 +287,7 @@ def _typed(file: _File, name: str, cells: Any) -> tuple[Any, str]:
 
 
 def _words(places: int | None, cells: Any, column: Any) -> dict[str, str]:
-    """What a column's field says beside its type: that it was text, and how that was written."""
+    """What a column's field says beside its type: that it was text, and how text wrote its values."""
     import pyarrow as pa
 
     if pa.types.is_decimal(column.type):

@@ -1,8 +1,8 @@
 """The text of a .csv file: unpacked, decoded, with one kind of line end.
 
-What a file is, is told by its bytes, not by its name: gzip, zstd and bzip2 are unpacked, byte order marks name the
-encoding, and a file of another format is named for what it is. Without a mark a text is UTF-8 or it is refused, with
-what it would say in cp1252.
+The bytes of a file say what it is, not its name. gzip, zstd and bzip2 are unpacked, a byte order mark names the
+encoding, and a file of another format is refused by the name of that format. A text without a mark is UTF-8; any other
+is refused, with what it would say in cp1252.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import gzip
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sfg_dist.data.sizes import SMALL_BYTES
+from sfg_dist.data.declared_sizes import SMALL_BYTES
 from sfg_dist.data.unpacking import GROWTH, pieces
 from sfg_dist.job.errors import DataError
 from sfg_dist.job.memory import usable_bytes
 from sfg_dist.job.words import size_of
 
-_NAMES = {"gzip": "gzip", "zstd": "zstd", "bzip2": "bz2"}  # in unpacking
-_MOST_GROWTH = 200  # of a text with numbers in it
+_NAMES = {"gzip": "gzip", "zstd": "zstd", "bzip2": "bz2"}  # their names in ``unpacking``
+_MOST_GROWTH = 200  # a text of numbers grows by less when it is unpacked
 
 _MARKS = (  # the longer first: UTF-32 begins as UTF-16 does
     (codecs.BOM_UTF8, "utf-8"),
@@ -62,16 +62,7 @@ class Text:
 
 
 def decode_text(source: str, raw: bytes, encoding: str = "auto") -> Text:
-    """The text of a file.
-
-    Args:
-        source: for messages.
-        raw: the file's bytes.
-        encoding: "auto", or the name of Python's codec.
-
-    Raises:
-        DataError: it is packed and damaged, of another format, or in another encoding.
-    """
+    """The text of a file; ``encoding`` is "auto", or the name of Python's codec."""
     notes = []
     for magic, name, unpack in _packings():
         if raw.startswith(magic):
@@ -92,7 +83,7 @@ def decode_text(source: str, raw: bytes, encoding: str = "auto") -> Text:
     data, found = _to_utf8(source, raw, encoding)
     if found != "utf-8":
         notes.append(found)
-    data = data.removesuffix(b"\x1a")  # how DOS ended its files
+    data = data.removesuffix(b"\x1a")  # DOS ended files with this
     nul = data.find(b"\0")
     if nul >= 0:
         line = data.count(b"\n", 0, nul) + 1
@@ -108,11 +99,7 @@ def decode_text(source: str, raw: bytes, encoding: str = "auto") -> Text:
 
 
 def check_text(source: str, num_bytes: int) -> None:
-    """Refuse a text that, with the table that is made of it, memory does not hold.
-
-    Raises:
-        DataError: with both sizes.
-    """
+    """Refuse a text that memory does not hold together with the table that is made of it."""
     memory = usable_bytes()
     if num_bytes > memory // 2:
         raise DataError(
@@ -122,7 +109,7 @@ def check_text(source: str, num_bytes: int) -> None:
 
 
 def _unpacked(source: str, name: str, raw: bytes, unpack: Callable[[bytes], bytes]) -> bytes:
-    """The packed text; where it might be too large, it is counted piece by piece."""
+    """The text unpacked. One that might be too large is counted piece by piece."""
     packing = _NAMES[name]
     if len(raw) * GROWTH[packing] <= usable_bytes() // 8:
         return unpack(raw)
@@ -134,7 +121,7 @@ def _unpacked(source: str, name: str, raw: bytes, unpack: Callable[[bytes], byte
         check_text(source, total)
         if total - line_start > SMALL_BYTES:
             raise DataError(f"{source} cannot be read as .csv: a line in it is longer than {size_of(SMALL_BYTES)}")
-        # A text that grows as no table does is counted to its end before it is held.
+        # If it grows more than any table does, it is counted to its end before it is held.
         if total <= max(SMALL_BYTES, _MOST_GROWTH * len(raw)):
             parts.append(piece)
         else:

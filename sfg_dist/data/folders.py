@@ -1,7 +1,7 @@
 """Many files as one table: a folder, or a glob such as ``part-*.parquet``, local or in S3.
 
-The files are read in the order of their names, and must have the same columns. Hidden files, and those that begin with
-an underscore, are none of the table, wherever they lie below the folder. Folders named ``key=value`` (Hive's
+The files are read in the order of their names, and must have the same columns. A file is hidden, and no part of the
+table, if its name or that of a folder above it begins with a dot or an underscore. Folders named ``key=value`` (Hive's
 partitions) give columns of numbers behind those of the files.
 """
 
@@ -17,10 +17,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sfg_dist.data.csv_columns import MAX_DIGITS, MAX_PLACES
+from sfg_dist.data.declared_sizes import check_held
 from sfg_dist.data.links import check_inside
-from sfg_dist.data.location import AbsentError, local_path, open_bucket, reading, suffix_of
 from sfg_dist.data.naming import check_columns, listed
-from sfg_dist.data.sizes import check_held
+from sfg_dist.data.sources import AbsentError, local_path, open_bucket, reading, suffix_of
 from sfg_dist.job.errors import DataError
 from sfg_dist.job.object_stores import is_url
 from sfg_dist.job.words import counted
@@ -64,11 +64,7 @@ def is_prefix(source: str) -> bool:
 
 
 def parts_of(source: str) -> list[Part]:
-    """The files of a folder or glob, in the order of their names.
-
-    Raises:
-        DataError: there are none, they are of two formats, or their folders give different columns.
-    """
+    """The files of a folder or glob, in the order of their names; they must be of one format, with the same keys."""
     try:
         root, paths = _listed_objects(source) if is_url(source) else _listed_files(source)
     except OSError as error:
@@ -110,15 +106,9 @@ def read_folder(
     columns: Sequence[str] | None,
     read: Callable[[str, Sequence[str] | None], tuple[Any, str]],
 ) -> tuple[Any, str]:
-    """The wanted columns of all files as one Arrow table, and how they were read.
+    """The wanted columns of all files as one Arrow table, and how they were read, in words.
 
-    Args:
-        source: a folder or a glob.
-        columns: the columns wanted, in order; None is all.
-        read: gives the wanted columns of one file, and how it was read.
-
-    Raises:
-        DataError: the files differ in their columns or types; the message names the file.
+    ``read`` gives the same of one file.
     """
     import pyarrow as pa
 
@@ -130,10 +120,11 @@ def read_folder(
     for part in parts:
         table, read_as = read(part.source, asked)
         if tables:
-            table = same_columns(parts[0].source, tables[0].column_names, part.source, table)
+            check_same_columns(parts[0].source, tables[0].column_names, part.source, table.column_names)
+            table = table.select(tables[0].column_names)
         words.append(read_as)
         tables.append(table)
-        check_all(source, tables)
+        _check_memory(source, tables)
     names = [*tables[0].column_names, *keys]
     wanted = check_columns(source, names, columns)
     key_columns = {key: key_values(source, key, parts) for key in keys if key in wanted}
@@ -152,38 +143,20 @@ def read_folder(
     )
 
 
-def check_all(source: str, tables: Sequence[Any]) -> None:
-    """Refuse files that memory does not hold together, with the numbers that are made of them.
-
-    Raises:
-        DataError: with both sizes.
-    """
+def _check_memory(source: str, tables: Sequence[Any]) -> None:
+    """Refuse files that memory does not hold together, with the numbers that are made of them."""
     cells = sum(table.num_rows * table.num_columns for table in tables)
     check_held(source, f"{counted(len(tables), 'file')} of it", (cells + sum(table.nbytes for table in tables) // 8,))
 
 
 def folder_words(num_files: int, first: str, keys: Sequence[str], differ: bool) -> str:
-    """How a folder was read, from how its first file was."""
+    """How a folder was read, in words, from those of its first file."""
     words = f"{counted(num_files, 'file')}, {'the first: ' if differ else 'each: '}{first}"
     return words + (f"; from the folders' names: {listed(list(keys))}" if keys else "")
 
 
-def same_columns(first: str, names: Sequence[str], source: str, table: Any) -> Any:
-    """A file's table with its columns in the order of the first file's.
-
-    Raises:
-        DataError: the columns differ.
-    """
-    check_same_columns(first, names, source, table.column_names)
-    return table.select(list(names))
-
-
 def check_same_columns(first: str, names: Sequence[str], source: str, found: Sequence[str]) -> None:
-    """Refuse a file whose columns are not those of the first file, in any order.
-
-    Raises:
-        DataError: with the names that differ.
-    """
+    """Refuse a file whose columns are not those of the first file, in any order."""
     lacking = [name for name in names if name not in found]
     more = [name for name in found if name not in names]
     if lacking or more:
@@ -196,11 +169,7 @@ def check_same_columns(first: str, names: Sequence[str], source: str, found: Seq
 
 
 def key_values(source: str, key: str, parts: Sequence[Part]) -> list[Any]:
-    """The numbers that folders' names give a column, one a file: int64 or float64 scalars, null where there is none.
-
-    Raises:
-        DataError: one is text.
-    """
+    """The numbers that folders' names give a column, one a file: int64 or float64 scalars, null where there is none."""
     import pyarrow as pa
 
     texts = [part.keys[key] for part in parts]
@@ -248,7 +217,7 @@ def _joined(parts: Sequence[Part], name: str, columns: Sequence[Any]) -> Any:
 
 
 def _said(name: str, tables: Sequence[Any]) -> dict[bytes, bytes] | None:
-    """What the files say of a column beside its type: how text wrote it only where all wrote it alike."""
+    """What the files say of a column beside its type. How text wrote it counts only where all wrote it alike."""
     import pyarrow as pa
 
     fields = [table.schema.field(name) for table in tables]
@@ -264,14 +233,11 @@ def common_type(parts: Sequence[Part], name: str, found: Sequence[tuple[Any, int
     Args:
         parts: the files.
         name: of the column.
-        found: in each file its type and its number of rows; that of a column without values says nothing.
-
-    Raises:
-        DataError: there is none.
+        found: its type and number of rows in each file; the type of a column without values does not count.
     """
     import pyarrow as pa
 
-    types = [kind.value_type if pa.types.is_dictionary(kind) else kind for kind, _ in found]
+    types = [decoded(kind) for kind, _ in found]
     valued = [bool(rows) and not pa.types.is_null(kind) for kind, (_, rows) in zip(types, found, strict=True)]
     kinds = [kind for kind, is_valued in zip(types, valued, strict=True) if is_valued]
     if not kinds:
@@ -292,8 +258,15 @@ def common_type(parts: Sequence[Part], name: str, found: Sequence[tuple[Any, int
     )
 
 
+def decoded(kind: Any) -> Any:
+    """An Arrow type, or that of the values of a dictionary."""
+    import pyarrow as pa
+
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
 def _listed_files(source: str) -> tuple[str, list[str]]:
-    """A folder, and the files below it or in a glob by their paths from there."""
+    """A folder, and the paths from there of the files below it or in a glob."""
     if _MAGIC.search(source) and not local_path(source).exists():
         found = [Path(path) for path in glob.glob(str(local_path(source)), recursive=True)]
         if not found:
@@ -314,7 +287,7 @@ def _listed_files(source: str) -> tuple[str, list[str]]:
 
 
 def _listed_objects(source: str) -> tuple[str, list[str]]:
-    """A prefix in a bucket, and the objects below it by their keys from there."""
+    """A prefix in a bucket, and the keys from there of the objects below it."""
     import obstore
 
     bucket, _, key = source.partition("://")[2].partition("/")
@@ -336,7 +309,7 @@ def _listed_objects(source: str) -> tuple[str, list[str]]:
 
 
 def _glob_pattern(pattern: str) -> str:
-    """A regular expression for a glob: ``**/`` any folders, ``*`` and ``?`` within one; what lies below a match too."""
+    """A regular expression for a glob: ``**/`` any folders, ``*`` and ``?`` within one, and what lies below a match."""
     pieces = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
     parts = re.split(r"(\*\*/|\*|\?|\[[^\]]+\])", pattern)
     return "".join(pieces.get(part, part if part.startswith("[") else re.escape(part)) for part in parts) + "(?:/.*)?$"

@@ -1,24 +1,28 @@
-"""Columns measured in steps: finding the step, and moving between values and the cells of the grid.
+"""Columns measured in steps: finds the step, and moves between values and the cells of the grid.
 
-A grid is ``offset + k * step`` for whole k. Cell k is [offset + k step, offset + (k + 1) step):
-dequantization spreads the value at its lower edge over it. Values that a file stored as float32 miss their
-decimals by half a unit in the last place of float32; within that they count as on the grid. Whole numbers and decimals
-that are the doubles nearest to them are found by exact integers, up to 2^53.
+A grid is ``offset + k * step`` for whole k. Cell k is [offset + k step, offset + (k + 1) step). Dequantization spreads
+the value at its lower edge over the cell. Values that a file stored as float32 miss their decimals by half a unit in
+the last place of float32; within that they count as on the grid. Whole numbers, and decimals that are stored as the
+nearest double, are found by exact integers, up to 2^53.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 _Array = NDArray[np.float64]
 
-_MAX_DECIMALS = 8  # for columns that reach 1 or more; smaller ones get as many digits again as they start behind
+_MAX_DECIMALS = 8  # of columns that reach 1 or more; smaller columns get the zeros behind their point in addition
 _MAX_WHOLE = 2.0**53
-_MAX_CHANCE_LOG = -20.0  # log of the chance, at most, that numbers off any grid pass as being on it
+_MAX_CHANCE_LOG = -20.0  # log of the largest chance that numbers off any grid pass as being on it
+_FINE = 2.0**31  # with more cells, a cell and its noise together are rounded noticeably
+_EDGE = 2.0**-20  # the noise keeps off the ends of its cell
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Grid:
         """
         values = self.offset + cells * self.step
         decimals = self.num_decimals
-        # beyond 2^52 units of the last decimal, values hold no more than that anyway
+        # values beyond 2^52 units of the last decimal have no further decimals
         is_exact = np.abs(values) < 2.0**52 / 10.0 ** min(decimals, 300)
         return np.where(is_exact, np.round(values, min(decimals, 22)), values)
 
@@ -53,9 +57,45 @@ class Grid:
         return np.where(np.abs(places - whole) <= self._tolerance(values), whole, places)
 
     def snap(self, values: _Array) -> _Array:
-        """The same values with those that miss the grid by rounding alone put on it."""
+        """The same values, with those put on the grid that miss it by rounding alone."""
         places = self.coordinates(values)
         return np.where(places == np.floor(places), self.values(np.floor(places)), values)
+
+    def moved(self, origin: float) -> Grid:
+        """The grid as it is when ``origin`` is taken off all values."""
+        return Grid(self.step, self.offset - origin)
+
+    def cells(self, values: _Array) -> _Array:
+        """The cell that each value lies in."""
+        cells: _Array = np.floor((values - self.offset) / self.step)
+        return cells
+
+    def cells_between(self, values: Sequence[float]) -> _Array:
+        """The cells of the smallest and the largest value of a column."""
+        return np.floor(self.coordinates(np.array(values)))
+
+    def cells_within(self, ends: Sequence[float | str]) -> _Array:
+        """First and last cell of a range; an open end stays open."""
+        with np.errstate(invalid="ignore"):  # an open end is infinite
+            low, high = self.coordinates(np.array(ends, dtype=np.float64))
+        return np.array([np.ceil(low), np.floor(high)])
+
+    def spread(self, values: _Array, noise: _Array | None, origin: float) -> _Array:
+        """Values spread over their cells, with ``origin`` taken off.
+
+        Args:
+            values: shape (num_rows,).
+            noise: place of each within its cell, in [0, 1), shape (num_rows,); None stands for the middle.
+            origin: taken off all values.
+        """
+        added: Any = 0.5 if noise is None else noise.clip(_EDGE, 1 - _EDGE)
+        inner, places = self.moved(origin), self.coordinates(values)
+        spread: _Array = inner.offset + (places + added) * inner.step
+        if max(abs(inner.offset) / inner.step, np.abs(places).max(initial=0.0)) > _FINE:
+            edges = inner.offset + places * inner.step
+            is_next = (places == np.floor(places)) & (inner.cells(spread) != places)
+            spread[is_next] = edges[is_next]
+        return spread
 
     def _tolerance(self, values: _Array) -> _Array:
         rounding = 0.51 * float32_spacing(values) / self.step
@@ -64,17 +104,11 @@ class Grid:
 
 
 def find_grid(values: _Array) -> Grid | None:
-    """The grid that all values of a column lie on: a decimal step, the largest one that fits.
+    """The grid that all values of a column lie on, with the largest decimal step that fits; None if there is none.
 
-    The fewest decimals are sought at which every value is whole up to rounding (of float32 if the column
-    holds nothing finer), and at which that is not chance; the step is the greatest common divisor of the
-    differences.
-
-    Args:
-        values: a column, finite, shape (num_rows,).
-
-    Returns:
-        The grid with its offset at the smallest value; None if there is none.
+    The fewest decimals are sought at which every value is whole up to rounding (of float32 if the column holds nothing
+    finer), and at which that is not chance. The step is the greatest common divisor of the differences, and the offset
+    is the smallest value.
 
     Example:
         >>> find_grid(np.array([0.1, 0.3, 0.7]))
@@ -88,13 +122,10 @@ def find_grid(values: _Array) -> Grid | None:
 
 
 def find_whole(distinct: _Array) -> Grid | None:
-    """The grid of a column all of whose values are whole numbers below 2^53, whether they repeat or not.
+    """The grid of a column of distinct values, ascending, that are all whole numbers below 2^53.
 
-    Values that float32 holds are whole beyond 2^23 whatever they are: from 2^24 on, where its neighbours are further
-    than one apart, the smaller ones must show that the column has whole numbers.
-
-    Args:
-        distinct: a column without repetitions, ascending.
+    Beyond 2^23 every value that float32 holds is whole. From 2^24 on, where its neighbours are further than one apart,
+    the smaller values must show that the column has whole numbers.
 
     Example:
         >>> find_whole(np.array([3.0, 10.0, 24.0]))
@@ -107,14 +138,10 @@ def find_whole(distinct: _Array) -> Grid | None:
 
 
 def grid_of_type(distinct: _Array, unit: float) -> Grid | None:
-    """The grid of a column whose type says that its values are multiples of ``unit``: the largest step that fits all.
+    """The grid with the largest step of distinct values, ascending, that are multiples of ``unit`` by their type.
 
-    Args:
-        distinct: a column without repetitions, ascending.
-        unit: > 0; below 1 the reciprocal of a whole number.
-
-    Returns:
-        The grid; None where a value is no multiple, or there are fewer than two.
+    ``unit`` is positive; below 1 it is the reciprocal of a whole number. None where a value is no multiple, or there
+    are fewer than two.
 
     Example:
         >>> grid_of_type(np.array([60.0, 180.0, 600.0]), 1.0)
@@ -133,14 +160,14 @@ def grid_of_type(distinct: _Array, unit: float) -> Grid | None:
 
 
 def _rounded_grid(distinct: _Array, largest: float) -> Grid | None:
-    """The grid of values that may be off by some units in the last place, of float32 if they hold nothing finer."""
+    """The grid of values that are off by some units in the last place, of float32 if they hold nothing finer."""
     exact = np.full(len(distinct), 4 * np.spacing(largest))
     grid = _decimal_grid(distinct, exact)
     if not is_float32(distinct):
         return grid
     spacing = float32_spacing(distinct)
     if grid and grid.step >= 4 * spacing.max():
-        return grid  # else its step is only how coarse float32 is out there
+        return grid  # else the step may only be float32's own at these values
     return _decimal_grid(distinct, exact + 0.51 * spacing)
 
 
@@ -159,7 +186,7 @@ def _exact_grid(distinct: _Array) -> Grid | None:
 
 
 def _grid_of_whole(whole: _Array, scale: float, distinct: _Array, *, certain: bool) -> Grid | None:
-    """The grid of ``whole / scale``, unless all that is chance among the numbers that the column's floats can hold."""
+    """The grid of ``whole / scale``, unless that is chance among the numbers that the column's floats can hold."""
     divisor = int(np.gcd.reduce(np.diff(whole.astype(np.int64))))
     step = divisor / scale
     spacing = float32_spacing(distinct) if is_float32(distinct) else np.spacing(np.abs(distinct))
@@ -185,11 +212,7 @@ def _decimal_grid(distinct: _Array, rounding: _Array) -> Grid | None:
 
 
 def grid_of_step(values: _Array, step: float) -> Grid:
-    """The grid of a given step that most of the values lie on, starting at or below the smallest one.
-
-    Args:
-        values: a column, finite, shape (num_rows,).
-        step: distance of neighbours, > 0.
+    """The grid of a given step that most of the values lie on; it starts at or below the smallest one.
 
     Example:
         >>> grid_of_step(np.array([0.28, 2.0, 3.0, 7.0]), 1.0)
@@ -206,18 +229,8 @@ def grid_of_step(values: _Array, step: float) -> Grid:
     return Grid(step, float(Grid(step, anchor).values(np.asarray(lowest))))
 
 
-def tied_share(values: _Array) -> float:
-    """The share of rows whose value another row has too.
-
-    Example:
-        >>> tied_share(np.array([1.0, 1.0, 2.0, 3.0]))
-        0.5
-    """
-    return share_of_ties(np.unique(values, return_counts=True)[1])
-
-
 def share_of_ties(counts: NDArray[np.intp]) -> float:
-    """``tied_share`` of the rows that each value has."""
+    """The share of rows whose value another row has too, from the rows that each value has."""
     return float(counts[counts > 1].sum() / counts.sum())
 
 

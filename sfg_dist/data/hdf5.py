@@ -1,17 +1,19 @@
-"""What HDF5 files say beside their arrays: coordinates, chunks never written, and frames that pandas wrote."""
+"""Files of HDF5 and netCDF 4: arrays with their coordinates and chunks never written, and frames of pandas."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sfg_dist.data.array_file import ArrayFile, object_message, shape_text
 from sfg_dist.data.cf import KEYS, NETCDF_FILLS
-from sfg_dist.data.location import reading
-from sfg_dist.data.sizes import check_held, check_stored, declared_bytes
+from sfg_dist.data.declared_sizes import check_held, check_stored, declared_bytes
+from sfg_dist.data.sources import reading, suffix_of
 from sfg_dist.data.unpacking import GROWTH, unpacked_bytes
 from sfg_dist.job.errors import DataError
 from sfg_dist.job.memory import usable_bytes
@@ -22,12 +24,84 @@ _MOST_ATTRIBUTE = 1 << 16
 _TEXTS_AT_ONCE, _MOST_TEXT = 256, 16 << 20
 
 
-def check(source: str, dataset: Any) -> None:
-    """Refuse a dataset whose values lie elsewhere, or which declares more than the file and the memory hold.
+@contextmanager
+def open_hdf5(source: str, stream: Any) -> Iterator[ArrayFile]:
+    """Open a .h5, .hdf5 or .nc file."""
+    if stream.read(3) == b"CDF":
+        raise DataError(
+            f"{source} is a netCDF file of the classic format: convert it to netCDF 4, for example by "
+            "`nccopy -k nc4 OLD NEW`"
+        )
+    stream.seek(0)
+    try:
+        import h5py
+    except ImportError:
+        raise DataError(f"{source}: reading HDF5 needs h5py: pip install 'sfg_dist[h5]'") from None
+    with reading(source):
+        file = h5py.File(stream, "r")
+    with file:
+        yield _array_file(source, file)
 
-    Raises:
-        DataError: with its name.
-    """
+
+def _array_file(source: str, file: Any) -> ArrayFile:
+    import h5py
+
+    datasets: dict[str, h5py.Dataset] = {}
+    frames: dict[str, h5py.Group] = {}
+    with reading(source):
+
+        def visit(name: str, node: Any) -> None:
+            if "_i_" in name.rpartition("/")[0]:  # an index that PyTables made of a table
+                return
+            if isinstance(node, h5py.Dataset):
+                datasets[name] = node
+            elif is_frame(node):
+                frames[name] = node
+
+        # visititems follows neither soft nor external links; check refuses the other ways to other files
+        file.visititems(visit)
+
+    def read_named(name: str) -> NDArray[Any]:
+        with reading(source):
+            if name in frames:
+                return read_frame(source, name, frames[name])
+            dtype_of(name)
+            return read(source, datasets[name])
+
+    def dtype_of(name: str) -> Any:
+        if name in frames:
+            return np.dtype(np.float64)
+        dtype = datasets[name].dtype
+        if h5py.check_string_dtype(dtype):
+            return np.dtype(str)
+        if dtype.hasobject:
+            raise DataError(object_message(source, name))
+        return dtype
+
+    def describe(name: str) -> str:
+        if name in frames:
+            return f"2-D {' x '.join(map(str, frame_shape(frames[name])))} of pandas"
+        return shape_text(datasets[name].shape, datasets[name].dtype)
+
+    def labels(name: str) -> tuple[str, ...] | None:
+        return frame_names(source, frames[name]) if name in frames else column_labels(source, datasets[name])
+
+    return ArrayFile(
+        source,
+        (*frames, *datasets),
+        read_named,
+        describe,
+        lambda name: frame_shape(frames[name]) if name in frames else datasets[name].shape,
+        dtype_of,
+        attributes=lambda name: {} if name in frames else attributes(source, datasets[name]),
+        labels=labels,
+        written=lambda name: (1, 1, None) if name in frames else written_chunks(source, datasets[name]),
+        default_fill=default_fill(file, suffix_of(source) == ".nc"),
+    )
+
+
+def check(source: str, dataset: Any) -> None:
+    """Refuse a dataset whose values lie elsewhere, or which declares more than the file and the memory hold."""
     what = f"dataset {dataset.name.lstrip('/')!r}"
     if dataset.external:
         raise DataError(
@@ -45,7 +119,7 @@ def check(source: str, dataset: Any) -> None:
 
 
 def _check_chunks(source: str, dataset: Any) -> None:
-    """Refuse packed chunks that grow into more than a chunk holds: HDF5 unpacks to the end."""
+    """Refuse packed chunks that grow into more than a chunk holds: HDF5 would unpack them to the end."""
     creation = dataset.id.get_create_plist()
     filters = [creation.get_filter(number)[0] for number in range(creation.get_nfilters())]
     if dataset.chunks is None or _DEFLATE not in filters:
@@ -87,19 +161,15 @@ def read(source: str, dataset: Any) -> NDArray[Any]:
     if not h5py.check_string_dtype(dataset.dtype):
         return np.asarray(dataset[()])
     texts: list[str] = []
-    for start in range(0, dataset.size, _TEXTS_AT_ONCE):  # many may be one long text of the file
+    for start in range(0, dataset.size, _TEXTS_AT_ONCE):  # many texts may be one long text in the file
         texts += map(str, dataset.asstr()[start : start + _TEXTS_AT_ONCE] if dataset.shape else [dataset.asstr()[()]])
         if sum(map(len, texts)) > _MOST_TEXT:
             raise DataError(f"{source}: {dataset.name.lstrip('/')!r} holds more text than names of columns have")
     return np.asarray(texts, dtype=str).reshape(dataset.shape)
 
 
-def attributes(source: str, dataset: Any) -> dict[str, Any]:
-    """The attributes that say what the values mean.
-
-    Raises:
-        DataError: one of them is an array of many numbers.
-    """
+def attributes(source: str, dataset: Any) -> Mapping[str, Any]:
+    """The attributes that say what the values mean."""
     found = {}
     for key in (*KEYS, "_Unsigned"):
         with reading(source):
@@ -113,34 +183,25 @@ def attributes(source: str, dataset: Any) -> dict[str, Any]:
 
 
 def _own(group: Any, name: str) -> Any:
-    """A member of a group that is in the file itself, None where there is none: links lead to other files."""
+    """A member of a group that is in the file itself; None where there is none, since links lead to other files."""
     import h5py
 
     return group[name] if isinstance(group.get(name, getlink=True), h5py.HardLink) else None
 
 
 def column_labels(source: str, dataset: Any) -> tuple[str, ...] | None:
-    """The texts of the coordinate of the second dimension, where it has such."""
-    if dataset.ndim != 2 or not len(dataset.dims[1]):
-        return None
-    return texts_of(source, dataset.dims[1][0], dataset.shape[1])
-
-
-def texts_of(source: str, dataset: Any, number: int) -> tuple[str, ...] | None:
-    """So many texts, None where it holds something else."""
+    """The texts of the coordinate of the second dimension, if it has texts."""
     import h5py
 
-    if dataset.shape != (number,) or not h5py.check_string_dtype(dataset.dtype):
+    if dataset.ndim != 2 or not len(dataset.dims[1]):
         return None
-    return tuple(map(str, read(source, dataset)))
+    texts = dataset.dims[1][0]
+    is_named = texts.shape == dataset.shape[1:] and h5py.check_string_dtype(texts.dtype)
+    return tuple(map(str, read(source, texts))) if is_named else None
 
 
 def written_chunks(source: str, dataset: Any) -> tuple[int, int, Any]:
-    """Stored chunks, all of them, and the fill value.
-
-    Raises:
-        DataError: as ``check``.
-    """
+    """The number of stored chunks, of all chunks, and the fill value."""
     check(source, dataset)
     if not dataset.size:
         return 1, 1, None
@@ -174,11 +235,7 @@ def frame_shape(group: Any) -> tuple[int, int]:
 
 
 def read_frame(source: str, name: str, group: Any) -> NDArray[np.float64]:
-    """The values of a frame, its blocks put side by side in the order of its names.
-
-    Raises:
-        DataError: a column holds text or objects.
-    """
+    """The values of a frame, its blocks put side by side in the order of its names."""
     names, shape = frame_names(source, group), frame_shape(group)
     check_stored(
         source, f"frame {name!r}", shape, None, sum(group[part].id.get_storage_size() for part in _parts(group))

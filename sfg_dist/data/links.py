@@ -1,4 +1,4 @@
-"""Links within a folder that somebody hands over: none leads out of it, and none leads to a pipe."""
+"""Checks links within a folder from somebody else: none may lead out of it, and none to a pipe."""
 
 from __future__ import annotations
 
@@ -10,23 +10,19 @@ from sfg_dist.job.errors import DataError, SfgError
 
 
 def check_inside(source: str, root: Path, path: Path, refusal: type[SfgError] = DataError) -> None:
-    """Refuse a file that does not lie below a folder, but behind a link that leads out of it; and what is no file.
+    """Refuse a file below a folder that is behind a link that leads out of it, and what is neither a file nor a folder.
 
-    The folder itself may be a link: its user named it.
+    The folder itself may be a link: its user named it. A file that does not exist is not refused here.
 
     Args:
-        source: the folder, for the message.
-        root: the folder.
-        path: the file or folder below it; none there is fine.
-        refusal: the kind of error.
-
-    Raises:
-        SfgError: of the kind of ``refusal``.
+        source, root: the folder, for the message and as a path.
+        path: the file or folder below it.
+        refusal: the kind of error that is raised.
     """
     try:
         is_link = stat.S_ISLNK(os.lstat(path).st_mode)
     except (OSError, ValueError):
-        return  # whoever reads it says so
+        return  # whoever reads the file reports that
     real = os.path.realpath(path) if is_link else os.path.join(os.path.realpath(path.parent), path.name)
     where = path.relative_to(root)
     if not Path(real).is_relative_to(os.path.realpath(root)):

@@ -1,12 +1,12 @@
-"""Names of columns and the messages about them: nearest names, unknown names, names given twice."""
+"""Names of columns, and words about them: the nearest name, unknown names, names given twice."""
 
 from __future__ import annotations
 
 import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
+from sfg_dist.data.report import RepeatedValues
 from sfg_dist.job.errors import DataError
 
 
@@ -40,13 +40,10 @@ def value_words(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:g}"
 
 
-def repeated_values(atoms: Mapping[str, Any], *, held: bool, limit: int = 8) -> str:
-    """The columns whose single values repeat, each with the most frequent one, cut short after ``limit``.
+def repeated_values(atoms: Mapping[str, RepeatedValues], *, held: bool, limit: int = 8) -> str:
+    """The columns whose single values repeat, each with the most frequent one; at most ``limit`` columns are named.
 
-    Args:
-        atoms: of the report of a prepared table.
-        held: those that the transform holds, or the others.
-        limit: columns named.
+    ``held`` chooses those that the transform gives back exactly, or the others.
 
     Example:
         >>> zeros = {"held": True, "values": [{"value": 0.0, "count": 7, "share": 0.7}]}
@@ -65,17 +62,7 @@ def repeated_values(atoms: Mapping[str, Any], *, held: bool, limit: int = 8) -> 
 def check_columns(
     source: str, names: Sequence[str], wanted: Sequence[str] | None, *, key: str = "data.columns"
 ) -> tuple[str, ...]:
-    """The wanted columns, or all of them, after checking that each is there exactly once.
-
-    Args:
-        source: path, URL or name, for messages.
-        names: the columns of the table.
-        wanted: the columns asked for, in order; None is all.
-        key: the job key that asked for them.
-
-    Raises:
-        DataError: a wanted name is unknown, or stands for two columns.
-    """
+    """The wanted columns, or all of them. Each must be there exactly once; ``key`` is the job's that asks for them."""
     chosen = tuple(names) if wanted is None else tuple(wanted)
     counts = Counter(names)
     for name in chosen:

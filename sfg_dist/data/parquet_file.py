@@ -1,4 +1,4 @@
-"""A .parquet file opened, and what it declares looked at before its values are read."""
+"""A .parquet file. What it declares is checked before its values are read."""
 
 from __future__ import annotations
 
@@ -6,21 +6,25 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sfg_dist.data.location import reading
-from sfg_dist.data.sizes import check_held, check_stored
-from sfg_dist.data.surveys import Survey, survey_of
+import numpy as np
+from numpy.typing import NDArray
+
+from sfg_dist.data.declared_sizes import check_held, check_stored
+from sfg_dist.data.naming import check_columns, listed
+from sfg_dist.data.row_reader import ColumnChoice, RowReader, overlaps
+from sfg_dist.data.sources import reading
+from sfg_dist.data.surveys import Survey, ends_of_statistics, settled, survey_of, to_float
 from sfg_dist.job.errors import DataError
+from sfg_dist.job.words import counted
 
 _FEW_ROWS = 10
 _MOST_TEXT = 64 << 20
 
+_Array = NDArray[np.float64]
+
 
 def open_parquet(source: str, stream: Any) -> tuple[Any, list[str]]:
-    """The file, and its columns without the index that pandas writes.
-
-    Raises:
-        DataError: it is damaged, or declares far more rows than it can hold.
-    """
+    """The file, and its columns without the index that pandas writes."""
     from pyarrow import parquet
 
     with reading(source):
@@ -34,12 +38,8 @@ def open_parquet(source: str, stream: Any) -> tuple[Any, list[str]]:
     return file, names
 
 
-def check_rows(source: str, file: Any, names: Sequence[str], groups: Iterable[int] | None = None) -> None:
-    """Refuse columns, of some row groups or of all, that cannot be held in memory, as values or as packed pages.
-
-    Raises:
-        DataError: with both sizes.
-    """
+def check_readable(source: str, file: Any, names: Sequence[str], groups: Iterable[int] | None = None) -> None:
+    """Refuse columns, of some row groups or of all, that memory does not hold, as values or as unpacked pages."""
     metadata = file.metadata
     groups = list(range(metadata.num_row_groups)) if groups is None else list(groups)
     rows = sum(metadata.row_group(group).num_rows for group in groups)
@@ -55,11 +55,7 @@ def check_rows(source: str, file: Any, names: Sequence[str], groups: Iterable[in
 
 
 def survey_column(source: str, file: Any, name: str) -> Survey:
-    """The survey of a column by its type; no more is read than the first text of one that is refused for it.
-
-    Raises:
-        DataError: it holds neither numbers, booleans, dates nor times.
-    """
+    """The survey of a column by its type. Only the first cells of a column of text are read, for the message."""
     field = file.schema_arrow.field(name)
     try:
         return survey_of(source, name, field, field.metadata)
@@ -72,6 +68,65 @@ def survey_column(source: str, file: Any, name: str) -> Survey:
             if head is not None:
                 survey_of(source, name, head.column(name), field.metadata)
         raise
+
+
+def parquet_words(file: Any, names: Sequence[str]) -> str:
+    """How a file is read, and what becomes of an index that pandas wrote into it as columns."""
+    try:
+        said = (file.schema_arrow.pandas_metadata or {}).get("index_columns", ())
+    except ValueError:  # another program's, and no JSON
+        said = ()
+    index = [name for name in said if isinstance(name, str)]
+    kept = [name for name in index if name in names]
+    words = [counted(len(names), "column"), "parquet"]
+    words += [f"with the index of pandas ({listed(kept)})"] if kept else []
+    return ", ".join([*words, *(["row names of pandas left out"] if len(kept) < len(index) else [])])
+
+
+def parquet_rows(source: str, stream: Any, choice: ColumnChoice) -> RowReader:
+    """The rows of an open file, a row group at a time."""
+    file, names = open_parquet(source, stream)
+    types = choice.types
+    with reading(source):
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    if types is None:
+        surveys = parquet_surveys(source, file, check_columns(source, names, choice.columns))
+        types = settled(source, surveys, choice.identifiers)
+    kept: dict[tuple[int, tuple[str, ...]], Any] = {}  # the last row group only: ranges are asked for in order
+
+    def group_of(group: int, asked: tuple[str, ...]) -> Any:
+        if (group, asked) not in kept:
+            kept.clear()
+            check_readable(source, file, asked, [group])
+            kept[group, asked] = file.read_row_group(group, columns=list(asked))
+        return kept[group, asked]
+
+    def fetch(start: int, stop: int, asked: Sequence[str]) -> _Array:
+        values = np.empty((stop - start, len(asked)))
+        for group, first, low, high in overlaps(sizes, start, stop):
+            table = group_of(group, tuple(asked)).slice(low - first, high - low)
+            for index, name in enumerate(asked):
+                values[low - start : high - start, index] = to_float(source, name, types[name], table.column(name))
+        return values
+
+    return RowReader(source, tuple(types), sum(sizes), tuple(types.values()), fetch, parquet_words(file, names))
+
+
+def parquet_surveys(source: str, file: Any, names: Sequence[str]) -> dict[str, Survey]:
+    """Surveys of columns: by the statistics of integers where there are any, else by reading what types do not say."""
+    surveys = {name: survey_column(source, file, name) for name in names}
+    places = _places(file.metadata)
+    for name, survey in surveys.items():
+        for group in range(file.num_row_groups if survey.needs_values else 0):
+            statistics = file.metadata.row_group(group).column(places[name]).statistics if name in places else None
+            if (ends := ends_of_statistics(statistics, survey.type)) is not None:
+                survey.add_ends(ends)
+            else:
+                check_readable(source, file, [name], [group])
+                with reading(source):
+                    column = file.read_row_group(group, columns=[name]).column(name)
+                survey.add(column)
+    return surveys
 
 
 def _places(metadata: Any) -> dict[str, int]:

@@ -2,20 +2,18 @@
 
     z = Phi^-1(F(x)),    F the distribution function of the training rows
 
-F is read at knots: at most 800 equally spaced probabilities, 400 equally spaced normal scores (they resolve
-the tails), and around every value that holds a share of the rows above 1/500. Few rows get few knots, about
-20 rows each in the bulk, since a curve through every row would fit its noise.
+F is read at knots: at most 800 equally spaced probabilities, 400 equally spaced normal scores (they resolve the
+tails), and around every value that holds a share of the rows above 1/500. Few rows get few knots, about 20 rows each
+in the bulk, since a curve through every row would fit its noise.
 
 - Tied values are one knot at their mid-rank score.
-- A column on a grid is spread evenly over its cells: cells with many rows have knots at their two edges, and
-  F is exact there whatever noise was drawn. Cells without rows between two such cells get a sliver of the
-  scores.
-- Beyond both ends the curve goes on straight. Its slope dx/dz is that of the last interval, limited to
-  between 0.1 and 1 times the middle slope, (x at z = 1.28 - x at z = -1.28) / 2.56: an outlier does not
-  throw samples beyond itself.
-- An atom, a value that repeats beside a continuum, is two knots of one value: its interval of scores, of exactly its
-  share, all of which gives it back. The rows between two atoms have a curve of their own, which ends as far from its
-  last row as its eighth one, and at the atom itself if that is nearer: between a sentinel and the rows lies nothing.
+- A column on a grid is spread evenly over its cells. Cells with many rows have knots at their two edges, and F is
+  exact there whatever noise was drawn. Cells without rows between two such cells get a sliver of the scores.
+- Beyond both ends the curve goes on straight. Its slope dx/dz is that of the last interval, limited to between 0.1 and
+  1 times the middle slope, (x at z = 1.28 - x at z = -1.28) / 2.56. So an outlier does not throw samples beyond itself.
+- An atom, a value that repeats beside a continuum, is two knots of one value. All of the scores between them, with
+  exactly its share, give it back. The rows between two atoms have a curve of their own. It ends as far from its last
+  row as its eighth one lies, or at the atom if that is nearer: nothing lies between a sentinel and the rows.
 """
 
 from __future__ import annotations
@@ -37,10 +35,10 @@ _Array = NDArray[np.float64]
 
 _NUM_PROBABILITIES, _NUM_SCORES = 800, 400
 _HEAVY_SHARE, _HEAVY_COUNT = 1 / 500, 8
-_END_LEVEL = 0.25  # ranks: the outer edge of the first and last cell lies a quarter of a row inside 0 and 1
+_END_LEVEL = 0.25  # rows: the outer edges of the first and last cell lie this far inside ranks 0 and 1
 _MIDDLE_SCORE = 1.28
-MIN_GAP = 2.0**-36  # knots closer than this times their size are one, or x could not hold what z tells apart
-_FAR = 2.0**20  # a column this many times its spread away from 0 has its gaps measured from its median
+MIN_GAP = 2.0**-36  # closer knots, relative to their size, are merged: x could not hold what z tells apart
+_FAR = 2.0**20  # so many times its spread away from 0, a column has its gaps measured from its median
 _EDGE_ROWS = 8
 _LEAST_RISE = 1e-12
 _EMPTY_CELL_SCORE = 1e-6  # score given to an empty cell, from 1e-5 to 1e-3 a gap: float32 can still tell them apart
@@ -48,11 +46,11 @@ _EMPTY_CELL_SCORE = 1e-6  # score given to an empty cell, from 1e-5 to 1e-3 a ga
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Knots of an increasing curve; the outermost two only carry the slope of the continuation.
+    """The knots of an increasing curve; the outermost two only carry the slope of the continuation.
 
     Attributes:
         values: in the column's units, increasing, an atom twice, shape (num_knots,).
-        scores: normal scores, increasing, twice where no row lies between two values, shape (num_knots,).
+        scores: normal scores, increasing, twice the same where no row lies between two values, shape (num_knots,).
     """
 
     values: _Array
@@ -77,7 +75,7 @@ class Curve:
     def log_slope(self, values: _Array) -> _Array:
         """log dz/dx at values that are no atoms, same shape."""
         piece = _piece(values, self.values)
-        # where no row lies the density is as good as zero, but a row that does has a likelihood
+        # the density between training rows may be as good as zero, but a row there has a likelihood
         rises = np.maximum(np.diff(self.scores), _LEAST_RISE)
         with np.errstate(divide="ignore"):
             slopes: _Array = np.log(rises) - np.log(np.diff(self.values))
@@ -122,7 +120,7 @@ def fit_curve(values: _Array, grid: Grid | None, atoms: _Array | None = None) ->
     Args:
         values: training values, not all equal, shape (num_rows,); with a grid, spread over its cells already.
         grid: the column's grid, or None.
-        atoms: the values to give back exactly, or with a grid their cells; those that no row has are left out.
+        atoms: the values to give back exactly, or with a grid their cells. Those that no row has are left out.
 
     Example:
         >>> curve = fit_curve(np.linspace(0.0, 1.0, 1001), None)
@@ -213,7 +211,7 @@ def _distribution(
 ) -> tuple[_Array, _Array, NDArray[np.bool_], _Array]:
     """The distribution function as a polyline: places, probabilities, which points must be knots, and places of gaps.
 
-    A gap beside an atom of a grid is given by its lower end; the cells at both ends of it are exact.
+    A gap beside an atom of a grid is given by its lower end. The cells at both of its ends are exact.
     """
     num_rows = len(values)
     threshold = max(_HEAVY_COUNT, num_rows * _HEAVY_SHARE)
@@ -259,7 +257,7 @@ def _least_gap(knots: _Array, middle: float) -> _Array:
 
 
 def _merge_close(knots: _Array, levels: _Array, middle: float, most: float = np.inf) -> tuple[_Array, _Array]:
-    """Drop knots that lie too close behind another one, at ``most`` so far."""
+    """Drop knots that lie too close behind another one; no distance above ``most`` is too close."""
     kept = [0]
     tolerance = np.minimum(np.maximum(_least_gap(knots, middle), 1e-100), most)
     for index in range(1, len(knots)):
@@ -271,7 +269,7 @@ def _merge_close(knots: _Array, levels: _Array, middle: float, most: float = np.
 
 
 def _separate(knots: _Array, scores: _Array, grid: Grid | None, lonely: _Array) -> _Array:
-    """Make the scores increase strictly where cells without rows lie between two knots, other than beside an atom."""
+    """Make the scores increase strictly where cells without rows lie between two knots, except beside an atom."""
     num_empty = np.diff(knots) / grid.step if grid else np.zeros(len(knots) - 1)
     least = np.clip(num_empty * _EMPTY_CELL_SCORE, 1e-5, 1e-3)
     if len(lonely):
@@ -288,7 +286,7 @@ def _continue(knots: _Array, scores: _Array, far_middle: float) -> Curve:
     low, high = np.interp([-reach, reach], scores, knots)
     middle = (high - low) / (2 * reach) or (knots[-1] - knots[0]) / (scores[-1] - scores[0])
     slopes = _slopes(scores, knots)
-    held = _least_gap(knots[[0, -1]], far_middle)  # less than this is lost beside a far outlier
+    held = _least_gap(knots[[0, -1]], far_middle)  # beside a far outlier, less than this is lost in rounding
     first, last = np.maximum(np.clip(slopes[[0, -1]], 0.1 * middle, middle), np.maximum(held, 1e-100))
     values = np.concatenate([[knots[0] - first], knots, [knots[-1] + last]])
     return Curve(values, np.concatenate([[scores[0] - 1], scores, [scores[-1] + 1]]))
@@ -299,14 +297,14 @@ def _piece(places: _Array, knots: _Array) -> NDArray[np.intp]:
 
 
 def _slopes(knots: _Array, heights: _Array) -> _Array:
-    """Of each piece; 0 where it has no width, or one that float64 cannot divide by."""
+    """The slope of each piece; 0 for a piece without width, or with one that float64 cannot divide by."""
     widths, rises = np.diff(knots), np.diff(heights)
     is_wide = np.minimum(widths, 1.0) * np.finfo(np.float64).max > np.maximum(rises, 0.0)
     return np.divide(rises, widths, out=np.zeros(len(widths)), where=is_wide)
 
 
 def _follow(places: _Array, knots: _Array, heights: _Array) -> _Array:
-    """The polyline through (knots, heights), its first and last piece continued for ever."""
+    """The polyline through (knots, heights); its first and last piece go on for ever."""
     slopes = _slopes(knots, heights)
     piece = _piece(places, knots)
     followed = heights[piece] + (places - knots[piece]) * slopes[piece]

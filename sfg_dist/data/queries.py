@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from sfg_dist.data.column_type import FLOAT
 from sfg_dist.data.csv_dialect import TextFormat
-from sfg_dist.data.location import is_text
+from sfg_dist.data.sources import is_text
 from sfg_dist.data.table import open_table
 from sfg_dist.data.transform import Transform
 from sfg_dist.job.errors import DataError
@@ -16,16 +16,9 @@ from sfg_dist.job.errors import DataError
 def read_queries(
     source: str | None, transform: Transform, direction: str, text: TextFormat | None = None
 ) -> NDArray[np.float32] | None:
-    """Query points in the flow's coordinates: latents as they stand, data through the transform.
+    """Query points in the flow's coordinates, float32 of shape (num_rows, dim), or None without a source.
 
-    Args:
-        source: the table, None where there is none.
-        transform: the column transform of the training rows.
-        direction: "decode" for latents, "encode" for rows of data.
-        text: what the user says of .csv files.
-
-    Returns:
-        float32, shape (num_rows, dim), or None without a source.
+    Latents (direction "decode") are taken as they stand, and rows of data ("encode") go through the transform.
 
     Raises:
         DataError: the table has other columns than it should, or is not finite.

@@ -1,4 +1,4 @@
-"""From a file's columns to their types: all values are looked at where the type alone does not say the offset."""
+"""From a file's columns to their types: where the type alone does not say the offset, all values are read."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class IdentifierError(UnfitValueError):
 
 
 class Survey:
-    """Looks at all of a column, in one part or several, and says its type with the offset.
+    """Looks at all of a column, in one part or several, and finds its type with the offset.
 
     Args:
         type_: as ``ColumnType.of`` gives it.
-        is_text: whether the column was read from text, whose stamps are of the coarsest unit that holds them all.
+        is_text: whether the column was read from text, whose stamps get the coarsest unit that holds them all.
     """
 
     def __init__(self, type_: ColumnType, *, is_text: bool = False) -> None:
@@ -47,7 +47,7 @@ class Survey:
 
     @property
     def needs_values(self) -> bool:
-        """Whether the type alone does not say it."""
+        """Whether the type alone does not say the offset."""
         if self.type.kind == "decimal":
             return self.type.dtype != "float64" and self.type.arrow.precision > 15
         return self.type.kind in TEMPORAL or self.type.dtype in ("int64", "uint64")
@@ -71,7 +71,7 @@ class Survey:
                 self._coarsest //= 10**3
 
     def add_ends(self, ends: tuple[int, int] | None) -> None:
-        """Take the smallest and the largest whole number of a part from elsewhere; None for a part without values."""
+        """Take over the smallest and the largest whole number of a part; None for a part without values."""
         if ends is not None:
             low, high = self._ends or ends
             self._ends = min(low, ends[0]), max(high, ends[1])
@@ -83,7 +83,7 @@ class Survey:
         self._places = max(self._places, other._places)
 
     def shortened(self) -> Survey:
-        """The survey of a wide decimal column as one of 15 digits, where all of its values have no more."""
+        """The survey of a wide decimal column as one of 15 digits, if none of its values has more."""
         import pyarrow as pa
 
         wide, places = self.type.dtype == f"decimal128(38, {self.type.places})", self.type.places or 0
@@ -143,7 +143,7 @@ class Survey:
 
 
 def ends_of_statistics(statistics: Any, type_: ColumnType) -> tuple[int, int] | None:
-    """Smallest and largest value of an int64 column's row group by its statistics; None where they do not say."""
+    """Smallest and largest value of an int64 column's row group by its statistics; None if they do not say."""
     if (
         type_.dtype != "int64"
         or statistics is None
@@ -155,16 +155,12 @@ def ends_of_statistics(statistics: Any, type_: ColumnType) -> tuple[int, int] | 
 
 
 def survey_of(source: str, name: str, column: Any, metadata: Mapping[bytes, bytes] | None = None) -> Survey:
-    """The survey of an Arrow column, nothing of which is looked at yet.
+    """The survey of an Arrow column, before it has seen values.
 
     Args:
-        source: for the message.
-        name: of the column.
-        column: some of it, or its field: for its type.
-        metadata: of its field: ``text`` says that it was read from text, ``style`` and ``places`` how that wrote it.
-
-    Raises:
-        DataError: it holds neither numbers, booleans, dates nor times.
+        source, name: of the table and the column, for the message.
+        column: some of it, or its field, for its type.
+        metadata: of its field: ``text`` says that it was read from text, ``style`` and ``places`` how text wrote it.
     """
     import pyarrow as pa
 
@@ -185,15 +181,10 @@ def survey_of(source: str, name: str, column: Any, metadata: Mapping[bytes, byte
 
 
 def settled(source: str, surveys: Mapping[str, Survey], identifiers: str) -> dict[str, ColumnType]:
-    """The types of surveyed columns, without those that are left out as identifiers.
+    """The types of surveyed columns by name, without those that are left out as identifiers.
 
-    Args:
-        source: for the message.
-        surveys: by the name of the column, all values looked at.
-        identifiers: "refuse" whole numbers that float64 cannot tell apart, or "drop" their columns and say so.
-
-    Raises:
-        DataError: float64 cannot carry a column, or all of them are left out.
+    Columns of whole numbers that float64 cannot tell apart are identifiers. ``identifiers`` is "refuse", or "drop" with
+    a warning.
     """
     types: dict[str, ColumnType] = {}
     dropped = []
@@ -220,11 +211,7 @@ def settled(source: str, surveys: Mapping[str, Survey], identifiers: str) -> dic
 
 
 def to_float(source: str, name: str, type_: ColumnType, column: Any) -> Array:
-    """``ColumnType.to_float`` of a named column.
-
-    Raises:
-        DataError: a value is none of the type.
-    """
+    """``ColumnType.to_float`` of a named column."""
     try:
         return type_.to_float(column)
     except UnfitValueError as error:
@@ -252,11 +239,7 @@ def type_of_numpy(dtype: np.dtype[Any]) -> ColumnType:
 
 
 def numpy_survey(source: str, name: str, blocks: Sequence[NDArray[Any]], index: int) -> Survey:
-    """The survey of a column of arrays one below the other, nothing of which is looked at yet.
-
-    Raises:
-        DataError: it holds neither numbers, booleans, dates nor times.
-    """
+    """The survey of a column of arrays one below the other, before it has seen values."""
     columns = [column_of(block, index, name) for block in blocks]
     if any(column.ndim > 1 or column.dtype.names for column in columns):
         raise DataError(f"{source}: column {name!r} holds several values a row: leave it out with data.columns")
@@ -270,16 +253,9 @@ def numpy_survey(source: str, name: str, blocks: Sequence[NDArray[Any]], index: 
 def typed_blocks(
     source: str, blocks: Sequence[NDArray[Any]], names: Sequence[str], identifiers: str
 ) -> tuple[list[Array], dict[str, ColumnType]]:
-    """Arrays that lie one below the other as float64, and the types of their columns.
+    """Arrays that lie one below the other as float64, and the types of their columns by name.
 
-    Args:
-        source: for messages; the array's name too where the file has several.
-        blocks: each of shape (some rows, number of names), or (some rows,) with fields.
-        names: of the columns; of the fields wanted.
-        identifiers: as for ``settled``.
-
-    Raises:
-        DataError: a column cannot be carried by float64.
+    Each array has shape (some rows, number of names), or (some rows,) with the names as fields.
     """
     surveys = {}
     for index, name in enumerate(names):
@@ -302,9 +278,6 @@ def float_block(
         names: of its columns.
         types: of the columns that are wanted.
         wanted: their order, that of ``types`` if not given.
-
-    Raises:
-        DataError: a value is none of its column's type.
     """
     wanted = wanted or tuple(types)
     is_small = block.dtype.kind in "fiub" and (block.dtype.itemsize <= 4 or block.dtype == np.float64)
@@ -341,7 +314,7 @@ def arrow_of(column: NDArray[Any]) -> pa.Array:
 def style_of(cells: Any, column: Any) -> str | None:
     """How a column of text wrote its values, where there are several ways and all cells keep to one.
 
-    For the metadata of its field, under ``style``: ``survey_of`` takes it from there.
+    The metadata of its field carry it under ``style`` to ``survey_of``.
 
     Args:
         cells: the text, a chunked array of strings.

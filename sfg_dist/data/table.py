@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -21,13 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data import bundled, toy
-from sfg_dist.data.arrays import DEFAULT_ARRAY, ArrayFile, open_arrays
+from sfg_dist.data.array_file import DEFAULT_ARRAY, ArrayFile
+from sfg_dist.data.arrays import open_arrays
+from sfg_dist.data.column_files import read_column_files
 from sfg_dist.data.column_type import FLOAT, ColumnType, UnfitValueError
 from sfg_dist.data.csv_dialect import TextFormat
 from sfg_dist.data.folders import is_folder
-from sfg_dist.data.location import KNOWN_SUFFIXES, TEXT_SUFFIXES, open_bucket, suffix_of
 from sfg_dist.data.naming import check_columns, nearest
-from sfg_dist.data.records import read_records
+from sfg_dist.data.sources import KNOWN_SUFFIXES, TEXT_SUFFIXES, open_bucket, suffix_of
 from sfg_dist.data.surveys import typed_blocks
 from sfg_dist.job.errors import DataError
 from sfg_dist.job.object_stores import is_url
@@ -36,6 +37,7 @@ from sfg_dist.job.words import counted
 BUILTIN_NAMES: tuple[str, ...] = (*toy.NAMES, *bundled.NAMES)
 
 _RECORDS = (*TEXT_SUFFIXES, ".parquet", "")  # "" is a folder
+PARTS = ("train", "validation", "test")
 LogDensity = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
@@ -44,12 +46,13 @@ class Table:
     """A table of numbers.
 
     Attributes:
-        values: float64 of value - offset, shape (num_rows, num_columns), missing values NaN; the offset is its type's.
+        values: float64 of value - offset (of its type), shape (num_rows, num_columns), missing values NaN.
         columns: one name a column.
         source: the path, URL or name that it came from.
         log_density: exact log density in nats of rows (num_rows, num_columns), where it is known.
         types: of the columns, in order.
         read_as: how a file was read, in words.
+        sizes: rows of each part of a table that is split already, whose parts lie one below the other; else empty.
     """
 
     values: NDArray[np.float64]
@@ -58,16 +61,34 @@ class Table:
     log_density: LogDensity | None = None
     types: tuple[ColumnType, ...] = ()
     read_as: str = ""
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.types:
             object.__setattr__(self, "types", (FLOAT,) * len(self.columns))
 
+    @property
+    def parts(self) -> dict[str, NDArray[np.float64]]:
+        """The rows of each part; a table that is not split has the one part "table"."""
+        if not self.sizes:
+            return {"table": self.values}
+        return dict(zip(self.sizes, np.split(self.values, np.cumsum([*self.sizes.values()])[:-1]), strict=True))
+
+    def select(self, places: Sequence[int], log_density: LogDensity | None = None) -> Table:
+        """The table of some columns by their places; with a density of their own, if that is known."""
+        return replace(
+            self,
+            values=np.ascontiguousarray(self.values[:, places]),
+            columns=tuple(self.columns[place] for place in places),
+            types=tuple(self.types[place] for place in places),
+            log_density=log_density,
+        )
+
     def retyped(self, types: Sequence[ColumnType]) -> NDArray[np.float64]:
-        """The values as those of columns of other types: their units and offsets.
+        """The values as those of columns of other types: with their units and offsets.
 
         Raises:
-            DataError: a value is none of its column's type wanted.
+            DataError: a value is none of its column's new type.
         """
         columns = []
         for index, (found, wanted) in enumerate(zip(self.types, types, strict=True)):
@@ -76,19 +97,6 @@ class Table:
             except UnfitValueError as error:
                 raise DataError(f"{self.source}: column {self.columns[index]!r} {error}") from None
         return np.stack(columns, axis=1)
-
-
-@dataclass(frozen=True, eq=False)
-class SplitTable:
-    """A table that comes split already: float64 parts with the same columns; validation may be empty."""
-
-    train: NDArray[np.float64]
-    validation: NDArray[np.float64]
-    test: NDArray[np.float64]
-    columns: tuple[str, ...]
-    source: str
-    types: tuple[ColumnType, ...] = ()
-    read_as: str = ""
 
 
 def open_table(
@@ -106,14 +114,14 @@ def open_table(
 
     Args:
         source: a built-in name, a path, a glob, or an ``s3://`` URL.
-        array: the array wanted of a file with several; if it is left at X and there is none, the only 2-D
-            array.
+        array: the array to take from a file with several. If this is X and the file has none, the only 2-D array is
+            taken.
         append: more arrays of the file, put behind as columns named after them.
-        columns: the columns wanted, in order; None is all.
+        columns: the columns to take, in order; None is all.
         identifiers: "refuse" or "drop" columns of whole numbers that float64 cannot tell apart.
         seed: for sets that are drawn.
         max_rows: rows to draw of a toy set (default 20,000); the first rows of any other table.
-        text: what the user says of .csv files; by default all of it is decided from their lines.
+        text: how .csv files are written; by default their lines decide all of it.
 
     Raises:
         DataError: the source does not exist or cannot be used; the message names it, and the column and row.
@@ -132,12 +140,12 @@ def open_table(
     suffix = _check_source(source)
     if suffix in _RECORDS:
         _refuse_arrays(source, f"a {suffix} file" if suffix else "a folder", array, append)
-        values, types, read_as = read_records(source, columns, identifiers, text)
+        values, types, read_as = read_column_files(source, columns, identifiers, text)
     else:
         _refuse_text(source, text)
         with open_arrays(source) as file:
             values, types, read_as = _read_arrays(file, array, append, columns, identifiers)
-    _check_size(source, values)
+    _check_size(source, *values.shape)
     return Table(values[:max_rows], tuple(types), source, types=tuple(types.values()), read_as=read_as)
 
 
@@ -147,15 +155,13 @@ def open_split(
     arrays: Mapping[str, str | Sequence[str] | None],
     columns: Sequence[str] | None = None,
     identifiers: str = "refuse",
-) -> SplitTable:
-    """Open a table whose parts lie in separate arrays of one .npz, .h5, .hdf5 or .zarr.
+) -> Table:
+    """Open a table that is split already: its parts lie in separate arrays of one .npz, .h5, .hdf5 or .zarr.
 
     Args:
-        source: a path or an ``s3://`` URL.
-        arrays: for train, validation and test the name of an array, or a list of names to put one below the
-            other; validation may be left out.
-        columns: the columns wanted, in order; None is all.
-        identifiers: as for ``open_table``.
+        arrays: for train, validation and test the name of an array, or a list of names to put one below the other;
+            validation may be left out.
+        source, columns, identifiers: as for ``open_table``.
 
     Raises:
         DataError: an array is missing, or the widths differ.
@@ -171,7 +177,7 @@ def open_split(
     array_names: list[str] = []
     ends = [0]
     with open_arrays(source) as file:
-        for part in ("train", "validation", "test"):
+        for part in PARTS:
             given = arrays.get(part) or ()
             for name in [given] if isinstance(given, str) else given:
                 array_names.append(name)
@@ -186,10 +192,11 @@ def open_split(
             ends.append(len(blocks))
     wanted = check_columns(source, names, columns)
     values, types = _typed_parts(file, array_names, blocks, names, wanted, identifiers)
-    parts = [np.concatenate([np.empty((0, len(types))), *values[first:stop]]) for first, stop in pairwise(ends)]
-    for part, rows in (("train", parts[0]), ("test", parts[2])):
-        _check_size(f"{source}: the {part} part", rows)
-    return SplitTable(parts[0], parts[1], parts[2], tuple(types), source, tuple(types.values()), ", ".join(file.notes))
+    sizes = {part: sum(map(len, values[first:stop])) for part, (first, stop) in zip(PARTS, pairwise(ends), strict=True)}
+    for part in ("train", "test"):
+        _check_size(f"{source}: the {part} part", sizes[part], len(types))
+    read_as, rows = ", ".join(file.notes), np.concatenate(values)
+    return Table(rows, tuple(types), source, types=tuple(types.values()), read_as=read_as, sizes=sizes)
 
 
 def _open_builtin(name: str, *, seed: int, max_rows: int | None) -> Table:
@@ -202,12 +209,7 @@ def _open_builtin(name: str, *, seed: int, max_rows: int | None) -> Table:
 
 def _select(table: Table, columns: Sequence[str] | None) -> Table:
     wanted = check_columns(table.source, table.columns, columns)
-    if wanted == table.columns:
-        return table
-    index = [table.columns.index(name) for name in wanted]
-    # the density of some columns, or of columns in another order, is another function
-    types = tuple(table.types[place] for place in index)
-    return Table(np.ascontiguousarray(table.values[:, index]), wanted, table.source, types=types)
+    return table if wanted == table.columns else table.select([table.columns.index(name) for name in wanted])
 
 
 def _check_source(source: str) -> str:
@@ -233,33 +235,30 @@ def _read_arrays(
     file: ArrayFile, array: str, append: Sequence[str], columns: Sequence[str] | None, identifiers: str
 ) -> tuple[NDArray[np.float64], dict[str, ColumnType], str]:
     chosen = file.find(array)
-    blocks = [file.matrix(chosen)]
-    for name in append:
-        blocks.append(file.matrix(name))
-        if len(blocks[-1]) != len(blocks[0]):
+    arrays = (chosen, *append)
+    blocks = [file.matrix(name) for name in arrays]
+    for name, block in zip(append, blocks[1:], strict=True):
+        if len(block) != len(blocks[0]):
             raise DataError(
-                f"{file.source}: array {name!r} (data.append) has {len(blocks[-1])} rows, "
+                f"{file.source}: array {name!r} (data.append) has {len(block)} rows, "
                 f"{chosen!r} has {len(blocks[0])}: they must match"
             )
-    names = _names_of(file, (chosen, *append), blocks)
+    names = _names_of(file, arrays, blocks)
     flat = [name for some in names for name in some]
-    read_as = f"{counted(len(flat), 'column')} of {', '.join(map(repr, (chosen, *append)))}"
+    read_as = f"{counted(len(flat), 'column')} of {', '.join(map(repr, arrays))}"
     wanted = check_columns(file.source, flat, columns)
     check_columns(file.source, flat, None)
     values: list[NDArray[np.float64]] = []
     types: dict[str, ColumnType] = {}
-    for number, (block, some) in enumerate(zip(blocks, names, strict=True)):
-        chosen_here = [name for name in some if name in wanted]
-        if not chosen_here:
-            continue
-        rows, found = _typed_parts(file, [(chosen, *append)[number]], [block], some, chosen_here, identifiers)
-        values.append(rows[0])
-        types |= found
+    for name, block, some in zip(arrays, blocks, names, strict=True):
+        if here := [column for column in some if column in wanted]:
+            rows, found = _typed_parts(file, [name], [block], some, here, identifiers)
+            values += rows
+            types |= found
     order = [name for name in wanted if name in types]
     table = values[0] if len(values) == 1 else np.concatenate([np.empty((len(blocks[0]), 0)), *values], axis=1)
     if order != list(types):
-        places = [list(types).index(name) for name in order]
-        table = np.ascontiguousarray(table[:, places])
+        table = np.ascontiguousarray(table[:, [list(types).index(name) for name in order]])
     return table, {name: types[name] for name in order}, ", ".join([read_as, *file.notes])
 
 
@@ -271,28 +270,23 @@ def _typed_parts(
     wanted: Sequence[str],
     identifiers: str,
 ) -> tuple[list[NDArray[np.float64]], dict[str, ColumnType]]:
-    """``_typed`` of arrays of a file; a table of samples says the types of its X, and holds value - offset."""
-    types = file.types
+    """The wanted columns of arrays one below the other, and their types.
+
+    A table of samples says the types of its X, and holds value - offset.
+    """
+    types, places = file.types, [list(names).index(name) for name in wanted]
     if types is None or len(types) != len(names) or DEFAULT_ARRAY not in arrays:
-        return _typed(file.source, blocks, names, wanted, identifiers)
+        if list(wanted) != list(names) and blocks[0].dtype.names is None:
+            blocks = [block[:, places] for block in blocks]
+        return typed_blocks(file.source, blocks, wanted, identifiers)
     if set(arrays) != {DEFAULT_ARRAY}:
         other = next(name for name in arrays if name != DEFAULT_ARRAY)
         raise DataError(
             f"{file.source}: array {DEFAULT_ARRAY!r} is a table of samples, whose columns have types; array {other!r} "
             "has none: write both to one file without the attribute types"
         )
-    places = [list(names).index(name) for name in wanted]
     found = {name: types[place] for name, place in zip(wanted, places, strict=True)}
     return [np.ascontiguousarray(block[:, places], np.float64) for block in blocks], found
-
-
-def _typed(
-    source: str, blocks: Sequence[NDArray[Any]], names: Sequence[str], wanted: Sequence[str], identifiers: str
-) -> tuple[list[NDArray[np.float64]], dict[str, ColumnType]]:
-    """The wanted columns of arrays one below the other, and their types."""
-    if list(wanted) != list(names) and blocks[0].dtype.names is None:
-        blocks = [block[:, [names.index(name) for name in wanted]] for block in blocks]
-    return typed_blocks(source, blocks, wanted, identifiers)
 
 
 def _names_of(file: ArrayFile, names: Sequence[str], blocks: Sequence[NDArray[Any]]) -> list[tuple[str, ...]]:
@@ -317,6 +311,6 @@ def _refuse_text(source: str, text: TextFormat | None) -> None:
         raise DataError(f"{source}: {text.given[0]} is for .csv files: leave it out")
 
 
-def _check_size(source: str, values: NDArray[np.float64]) -> None:
-    if 0 in values.shape:
-        raise DataError(f"{source} has {values.shape[0]} rows and {values.shape[1]} columns: expected some of both")
+def _check_size(source: str, num_rows: int, num_columns: int) -> None:
+    if 0 in (num_rows, num_columns):
+        raise DataError(f"{source} has {num_rows} rows and {num_columns} columns: expected some of both")

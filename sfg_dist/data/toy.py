@@ -1,4 +1,4 @@
-"""Two-dimensional sets whose log density is known, for judging a generator against the truth.
+"""Two-dimensional sets whose log density is known, to judge a generator against the truth.
 
 | name | law | density |
 | --- | --- | --- |
@@ -11,9 +11,9 @@
 | checkerboard | uniform on 8 of the 16 squares of side 2 in [-4, 4]^2 | constant; -inf outside |
 | wave | x given y is N(sin y, (0.2 + 0.1 y)^2), y uniform on [0, 3] | closed form; -inf outside |
 
-All parts of a set have the same weight, and noise is isotropic. An integral along a curve is a sum over
-Gauss-Legendre panels four noise widths long, 10 nodes each: a relative error below 1e-7. The pinwheel's
-rotation keeps the radius, so it preserves volume and is undone exactly.
+All parts of a set have the same weight, and noise is isotropic. An integral along a curve is a sum over Gauss-Legendre
+panels four noise widths long, 10 nodes each: a relative error below 1e-7. The pinwheel's rotation keeps the radius, so
+it preserves volume and is undone exactly.
 """
 
 from __future__ import annotations
@@ -43,15 +43,7 @@ _WAVE_END, _WAVE_STD, _WAVE_GROWTH = 3.0, 0.2, 0.1
 
 
 def draw(name: str, num_rows: int, seed: int) -> _Array:
-    """Draw rows of a toy set; a row does not depend on how many are drawn.
-
-    Args:
-        name: one of NAMES.
-        num_rows: rows to draw.
-        seed: 0 <= seed < 2^63.
-
-    Returns:
-        Rows, float64 of shape (num_rows, 2).
+    """Draw rows of a toy set, float64 of shape (num_rows, 2); a row does not depend on how many are drawn.
 
     Example:
         >>> draw("checkerboard", 3, seed=0).shape
@@ -68,14 +60,7 @@ def draw(name: str, num_rows: int, seed: int) -> _Array:
 
 
 def log_density(name: str, rows: _Array) -> _Array:
-    """Exact log density of a toy set.
-
-    Args:
-        name: one of NAMES.
-        rows: places, shape (num_rows, 2).
-
-    Returns:
-        Nats, float64 of shape (num_rows,); -inf where the density is 0.
+    """Exact log density of a toy set in nats, at rows of shape (num_rows, 2); -inf where the density is 0.
 
     Example:
         >>> log_density("checkerboard", np.array([[1.0, 1.0], [9.0, 0.0]]))

@@ -2,36 +2,45 @@
 
     user's rows, float64 (num_rows, num_columns)  <->  flow's rows, float32 (num_rows, dim)
 
-A constant column is left out on the way in and put back on the way out. A column with a step is spread over
-its cells before the map (``value + noise * step``, noise in [0, 1)) and floored back to its grid after the
-inverse map, inside the range of cells that the table had. A column that repeats single values has them spread over
-intervals of its scores by the same noise, and back exactly (``atoms``; "quantile" alone can). Each other column is
-mapped as it stands, and back into its range (``bounds``). All is numpy; saved as plain arrays.
+- A constant column is left out on the way in and put back on the way out.
+- A column on a grid is spread over its cells before the map (``value + noise * step``, noise in [0, 1)), and floored
+  back to its grid after the inverse map, within the range of cells that the table had.
+- Single values that repeat (``atoms``) are spread over intervals of scores by the same noise, and come back exactly.
+  Only the "quantile" kind can do that.
+- Each other column is mapped as it stands, and back into its range (``bounds``).
+
+All is numpy, and is saved as plain arrays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.data.bounds import FREE, Bounds, ends_of, range_of, reflect, tails
-from sfg_dist.data.cells import cells_of, cells_within, spread_rows
+from sfg_dist.data.bounds import FREE, Bounds, reflect, tails
 from sfg_dist.data.column_type import FLOAT, ColumnType
-from sfg_dist.data.grid import Grid, float32_spacing
-from sfg_dist.data.quantile import Curve, curves_from_arrays, curves_to_arrays, fit_curve
+from sfg_dist.data.fitting import ColumnFacts, ColumnMap, fit_column
+from sfg_dist.data.grid import Grid
+from sfg_dist.data.quantile import Curve, curves_from_arrays, curves_to_arrays
 from sfg_dist.job.errors import DataError
 from sfg_dist.job.reader import check_fields
 
 KINDS = ("quantile", "standardize", "none")
 MAX_VALUE = 1e100
-_FAR = 2.0**20  # a grid this many times its range away from 0 is mapped from its own offset
-_LEAST_SPACINGS = 32.0  # of float32 within the range of a column that is mapped as it stands
 
 _Array = NDArray[np.float64]
+
+
+class TransformWords(TypedDict):
+    """What a saved map is beside its numbers."""
+
+    kind: str
+    columns: list[str]
+    types: list[dict[str, str | int | None]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +54,7 @@ class Transform:
         steps: step of each flow column, 0 for none, shape (dim,).
         offsets: value of cell 0 of each flow column, shape (dim,).
         cell_ranges: first and last cell that inverse gives, shape (dim, 2).
-        origins: taken off a flow column on a grid before it is mapped, where that is far from 0 or float32 would
+        origins: taken off a flow column on a grid before it is mapped, where the grid is far from 0 or float32 would
             not hold it ("none"); else 0, shape (dim,).
         bounds: smallest and largest value that inverse gives a column without a grid, shape (dim, 2).
         location: subtracted from each flow column ("standardize"), shape (dim,).
@@ -89,13 +98,10 @@ class Transform:
         *,
         kind: str = "quantile",
         constants: Mapping[str, float] | None = None,
-        steps: Mapping[str, float] | None = None,
-        offsets: Mapping[str, float] | None = None,
-        limits: Mapping[str, tuple[float, float]] | None = None,
+        steps: Mapping[str, float | Grid] | None = None,
         atoms: Mapping[str, _Array] | None = None,
         bounds: Bounds = "observed",
         noise: _Array | None = None,
-        types: Sequence[ColumnType] = (),
     ) -> Transform:
         """Fit the map to training rows.
 
@@ -104,20 +110,15 @@ class Transform:
             columns: one name a column.
             kind: "quantile", "standardize" or "none".
             constants: columns that the flow does not see, with the value that ``inverse`` gives them.
-            steps: columns to dequantize, with their step in the column's units.
-            offsets: any value on the grid of such a column; default its smallest value.
-            limits: smallest and largest value that ``inverse`` gives such a column; default those of
-                ``rows``.
-            atoms: values of columns that are to come back exactly ("quantile"); those of a column with a step
-                have no value drawn between them and the nearest others.
+            steps: columns to dequantize, with their grid, or its step from their smallest value.
+            atoms: values of columns that are to come back exactly; see ``ColumnFacts``.
             bounds: "observed" for the range of ``rows``, "none", or the range of some columns, which holds all
-                their values. A column with a step has its range by ``limits`` unless one is given here.
+                their values.
             noise: in [0, 1), shape (num_rows, dim); None puts every value at the middle of its cell.
-            types: of the columns.
 
         Raises:
-            DataError: a column is constant without being named so, or holds a value that is not finite or
-                beyond 1e100, or float32 cannot tell its values apart (kind "none").
+            DataError: a column is constant and not among ``constants``, holds a value that is not finite or beyond
+                1e100, or is mapped as it stands (kind "none") and float32 cannot tell its values apart.
 
         Example:
             >>> rows = np.array([[1.0, 5.0], [2.0, 5.0], [4.0, 5.0]])
@@ -130,83 +131,50 @@ class Transform:
         if kind not in KINDS:
             raise ValueError(f"unknown kind {kind!r}: expected one of {', '.join(KINDS)}")
         rows = _check_rows(rows, len(columns), columns)
-        constants, steps, offsets, limits = constants or {}, steps or {}, offsets or {}, limits or {}
-        atoms = atoms or {}
-        kept = [index for index, name in enumerate(columns) if name not in constants]
-        grids: list[Grid | None] = []
-        ranges, origins = np.zeros((len(kept), 2)), np.zeros(len(kept))
-        ends = np.tile(FREE, (len(kept), 1))
-        for index, source in enumerate(kept):
-            name, values = columns[source], rows[:, source]
-            if values.min() == values.max():
-                raise DataError(f"column {name!r} is constant ({values[0]}): name it in constants")
-            grid = Grid(steps[name], offsets.get(name, float(values.min()))) if name in steps else None
-            if grid:
-                given = None if isinstance(bounds, str) else bounds.get(name)
-                limit = np.array(limits.get(name, (values.min(), values.max())))
-                ranges[index] = np.floor(grid.coordinates(limit)) if given is None else cells_within(grid, given)
-                is_far = abs(grid.offset) > _FAR * (values.max() - values.min())
-                is_coarse = kind == "none" and _float32_step(values) > grid.step / 4
-                origins[index] = grid.offset if is_far or is_coarse else 0.0
-            else:
-                ends[index] = range_of(name, values, bounds)
-                if kind == "none":
-                    _check_float32(name, values)
-            grids.append(grid)
-        spread = spread_rows(rows[:, kept], grids, origins, noise)
-        location, scale = np.zeros(len(kept)), np.ones(len(kept))
-        if kind == "standardize":
-            # Column by column: numpy adds up a column of a table in another order than the column alone.
-            whole = [np.ascontiguousarray(spread[:, index]) for index in range(len(kept))]
-            location = np.array([column.mean() for column in whole])
-            scale = np.maximum([column.std() for column in whole], 1e-100)
-        curves: list[Curve] = []
-        if kind == "quantile":
-            for index, (source, grid) in enumerate(zip(kept, grids, strict=True)):
-                inner = grid and Grid(grid.step, grid.offset - origins[index])
-                curves.append(fit_curve(spread[:, index], inner, _atoms_of(grid, atoms.get(columns[source]))))
-                ends[index] = ends_of(curves[index], (ends[index, 0], ends[index, 1]))
-        return cls(
-            kind=kind,
-            columns=tuple(columns),
-            constants=np.array([constants.get(name, np.nan) for name in columns], dtype=np.float64),
-            steps=np.array([grid.step if grid else 0.0 for grid in grids]),
-            offsets=np.array([grid.offset if grid else 0.0 for grid in grids]),
-            cell_ranges=ranges,
-            origins=origins,
-            bounds=ends,
-            location=location,
-            scale=scale,
-            curves=tuple(curves),
-            types=tuple(types),
-        )
+        constants, steps, atoms = constants or {}, steps or {}, atoms or {}
+        kept = [name for name in columns if name not in constants]
+        if noise is not None and noise.shape != (len(rows), len(kept)):
+            raise DataError(f"noise has shape {noise.shape}: expected (num_rows, dim) = {len(rows), len(kept)}")
+        maps = []
+        for index, name in enumerate(columns):
+            values, step = np.ascontiguousarray(rows[:, index]), steps.get(name)
+            grid = step if step is None or isinstance(step, Grid) else Grid(step, float(values.min()))
+            facts = ColumnFacts(name, constant=constants.get(name), grid=grid, atoms=atoms.get(name))
+            drawn = noise[:, kept.index(name)] if noise is not None and name in kept else None
+            maps.append(fit_column(facts, values, kind, bounds, drawn))
+        return cls.of_columns(kind, maps)
 
     @classmethod
-    def joined(cls, parts: Sequence[Transform]) -> Transform:
-        """The map of a table's columns out of maps of one or some of them each, in order, all of one kind."""
-        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("constants", *_SHAPES)}
+    def of_columns(cls, kind: str, maps: Sequence[ColumnMap]) -> Transform:
+        """The map of a table out of those of its columns, in their order."""
+        facts, flow = [each.facts for each in maps], [each for each in maps if each.facts.constant is None]
+        grids = [each.facts.grid for each in flow]
         return cls(
-            kind=parts[0].kind,
-            columns=tuple(name for part in parts for name in part.columns),
-            curves=tuple(curve for part in parts for curve in part.curves),
-            types=tuple(type_ for part in parts for type_ in part.types),
-            **arrays,
+            kind=kind,
+            columns=tuple(each.name for each in facts),
+            constants=np.array([np.nan if each.constant is None else each.constant for each in facts]),
+            steps=np.array([grid.step if grid else 0.0 for grid in grids]),
+            offsets=np.array([grid.offset if grid else 0.0 for grid in grids]),
+            cell_ranges=np.array([each.cell_range for each in flow]).reshape(-1, 2),
+            origins=np.array([each.origin for each in flow]),
+            bounds=np.array([each.bounds for each in flow]).reshape(-1, 2),
+            location=np.array([each.location for each in flow]),
+            scale=np.array([each.scale for each in flow]),
+            curves=tuple(each.curve for each in flow if each.curve is not None),
+            types=tuple(each.type for each in facts),
         )
 
     def forward(self, rows: _Array, *, noise: _Array | None = None) -> NDArray[np.float32]:
-        """Map the user's rows to the flow's.
+        """Map the user's rows to the flow's, shape (num_rows, dim).
 
-        A value whose cell float32 would miss, because the noise put it at the very edge, goes to the middle
-        of its cell. A value beyond the training rows goes on straight, into a wider range of ``bounds`` as
-        inverse comes out of it.
+        Where the noise puts a value at the very edge of its cell, and float32 would miss that cell, the value goes to
+        the middle of the cell. A value beyond the training rows goes on straight, or, within a wider range of
+        ``bounds``, as inverse comes out of it.
 
         Args:
             rows: finite, in the user's units, shape (num_rows, num_columns).
-            noise: in [0, 1), shape (num_rows, dim); None puts every value at the middle of its cell, and an
-                atom at that of its interval.
-
-        Returns:
-            Flow rows, shape (num_rows, dim).
+            noise: in [0, 1), shape (num_rows, dim); None stands for the middle of each value's cell, and for that of an
+                atom's interval.
 
         Raises:
             DataError: the shape is wrong, or a value is not finite or too large for float32.
@@ -218,22 +186,15 @@ class Transform:
             column, grid = spread[:, index], self._inner_grid(index)
             mapped = self._to_flow(index, column, places[:, index])
             if grid:
-                wanted = cells_of(grid, column)
-                missed = cells_of(grid, self._from_flow(index, mapped.astype(np.float64))) != wanted
+                wanted = grid.cells(column)
+                missed = grid.cells(self._from_flow(index, mapped.astype(np.float64))) != wanted
                 middles = grid.offset + (wanted[missed] + 0.5) * grid.step
                 mapped[missed] = self._to_flow(index, middles, places[missed, index])
             flow_rows[:, index] = mapped
         return flow_rows
 
     def inverse(self, flow_rows: NDArray[Any]) -> _Array:
-        """Map the flow's rows to the user's, on the grid where a column has one, else within its bounds.
-
-        Args:
-            flow_rows: shape (num_rows, dim).
-
-        Returns:
-            Rows in the user's units, float64 of shape (num_rows, num_columns).
-        """
+        """Map the flow's rows, (num_rows, dim), to the user's: on the grid of a column, else within its bounds."""
         flow_rows = np.asarray(flow_rows, dtype=np.float64)
         if flow_rows.ndim != 2 or flow_rows.shape[1] != self.dim:
             raise DataError(f"flow rows have shape {flow_rows.shape}: expected (num_rows, {self.dim})")
@@ -242,16 +203,16 @@ class Transform:
             values = self._from_flow(index, flow_rows[:, index])
             grid, inner = self.grid(index), self._inner_grid(index)
             if grid and inner:
-                values = grid.values(cells_of(inner, values).clip(*self.cell_ranges[index]))
+                values = grid.values(inner.cells(values).clip(*self.cell_ranges[index]))
             rows[:, source] = values
         return rows
 
     def log_det_jacobian(self, rows: _Array, *, noise: _Array | None = None) -> _Array:
         """log |d flow row / d user row| over the flow's columns, shape (num_rows,).
 
-        The log density of user rows is that of their flow rows plus this; a column with a step counts as
-        spread out over its cells. An atom counts as a point: of a flow that is normal, it has its share
-        itself as density, without a unit, wherever in its interval the noise puts it.
+        The log density of user rows is that of their flow rows plus this. A column with a step counts as spread out
+        over its cells. An atom counts as a point: for a flow that is normal, its density is its share, without a unit,
+        wherever in its interval the noise puts it.
         """
         spread = self._spread_rows(rows, noise)
         places = np.broadcast_to(0.5, spread.shape) if noise is None else noise
@@ -267,7 +228,7 @@ class Transform:
             arrays |= curves_to_arrays(self.curves)
         return arrays
 
-    def to_metadata(self) -> dict[str, Any]:
+    def to_metadata(self) -> TransformWords:
         """The words of the map, for JSON."""
         types = [type_.to_dict() for type_ in self.types]
         return {"kind": self.kind, "columns": list(self.columns), "types": types}
@@ -277,7 +238,7 @@ class Transform:
         """The map that ``to_arrays`` and ``to_metadata`` wrote, bit for bit.
 
         Raises:
-            DataError: an array is missing or does not fit the others, or the words are none of a transform.
+            DataError: an array is missing or does not fit the others, or the words are not those of a transform.
         """
         try:
             check_fields(metadata, _METADATA, "its words")
@@ -296,28 +257,27 @@ class Transform:
             raise DataError(f"the saved transform has no {error.args[0]!r}: it is damaged") from None
         except DataError:
             raise
-        except (TypeError, ValueError) as error:  # a DocumentError among them
+        except (TypeError, ValueError) as error:  # a DocumentError is one of them
             raise DataError(f"the saved transform is damaged: {error}") from None
-        if types and len(types) != len(columns):
-            raise DataError(f"the saved transform is damaged: {len(types)} types for {len(columns)} columns")
         shapes = {"constants": (len(columns),)} | {name: (dim, *shape) for name, shape in _SHAPES.items()}
+        wrong = ""
+        if types and len(types) != len(columns):
+            wrong = f"{len(types)} types for {len(columns)} columns"
         for name, array in fields.items():
             if array.shape != shapes[name]:
-                raise DataError(
-                    f"the saved transform is damaged: {name} has shape {array.shape}, expected {shapes[name]}"
-                )
+                wrong = wrong or f"{name} has shape {array.shape}, expected {shapes[name]}"
         if kind == "quantile" and len(curves) != dim:
-            raise DataError(
-                f"the saved transform is damaged: kind {kind!r} with {len(curves)} curves for {dim} columns"
-            )
-        for name in ("bounds", "cell_ranges"):
-            if np.isnan(fields[name]).any() or (fields[name][:, 0] > fields[name][:, 1]).any():
-                raise DataError(f"the saved transform is damaged: {name} that are no ranges")
+            wrong = wrong or f"kind {kind!r} with {len(curves)} curves for {dim} columns"
+        for name in ("bounds", "cell_ranges") if not wrong else ():
+            if not (fields[name][:, 0] <= fields[name][:, 1]).all():
+                wrong = f"{name} that are no ranges"
         finite = all(np.isfinite(fields[name]).all() for name in _SHAPES if name != "bounds")
         if not finite or np.isinf(fields["constants"]).any():
-            raise DataError("the saved transform is damaged: a number is not finite")
+            wrong = wrong or "a number is not finite"
         if (fields["steps"] < 0).any() or (fields["scale"] <= 0).any():
-            raise DataError("the saved transform is damaged: a step below 0, or a scale of 0")
+            wrong = wrong or "a step below 0, or a scale of 0"
+        if wrong:
+            raise DataError(f"the saved transform is damaged: {wrong}")
         return cls(kind=kind, columns=columns, curves=curves, types=types, **fields)
 
     def grid(self, column: int) -> Grid | None:
@@ -328,12 +288,19 @@ class Transform:
     def _inner_grid(self, column: int) -> Grid | None:
         """The grid as the map sees it, its origin taken off."""
         grid = self.grid(column)
-        return grid and Grid(grid.step, grid.offset - float(self.origins[column]))
+        return grid and grid.moved(float(self.origins[column]))
 
     def _spread_rows(self, rows: _Array, noise: _Array | None) -> _Array:
+        """Flow columns in the user's units, with the noise added to those on a grid."""
         rows = _check_rows(rows, len(self.columns), self.columns)
-        grids = [self.grid(column) for column in range(self.dim)]
-        return spread_rows(rows[:, np.isnan(self.constants)], grids, self.origins, noise)
+        spread = rows[:, np.isnan(self.constants)]
+        if noise is not None and noise.shape != spread.shape:
+            raise DataError(f"noise has shape {noise.shape}: expected (num_rows, dim) = {spread.shape}")
+        for index in range(self.dim):
+            if grid := self.grid(index):
+                drawn = None if noise is None else noise[:, index]
+                spread[:, index] = grid.spread(spread[:, index], drawn, float(self.origins[index]))
+        return spread
 
     def _ends(self, index: int) -> tuple[float, float]:
         return float(self.bounds[index, 0]), float(self.bounds[index, 1])
@@ -382,7 +349,7 @@ class Transform:
 
 
 _METADATA = {"kind": set(KINDS), "columns": [str], "types?": [dict]}
-# Each array of a saved map has a row a flow column.
+# The shape of each array of a saved map, for one flow column.
 _SHAPES: dict[str, tuple[int, ...]] = {
     "steps": (),
     "offsets": (),
@@ -392,25 +359,6 @@ _SHAPES: dict[str, tuple[int, ...]] = {
     "location": (),
     "scale": (),
 }
-
-
-def _atoms_of(grid: Grid | None, atoms: _Array | None) -> _Array | None:
-    """Values that repeat, by their cells in a column on a grid."""
-    return grid.coordinates(atoms) if grid and atoms is not None else atoms
-
-
-def _float32_step(values: _Array) -> float:
-    return float(float32_spacing(np.abs(values).max(keepdims=True))[0])
-
-
-def _check_float32(name: str, values: _Array) -> None:
-    """Refuse to map a column as it stands where float32 makes most of its values one."""
-    spacing = _float32_step(values)
-    if values.max() - values.min() < _LEAST_SPACINGS * spacing < np.inf:
-        raise DataError(
-            f"column {name!r} lies between {float(values.min())!r} and {float(values.max())!r}, where float32 has "
-            f'steps of {spacing:g}: transform.kind = "none" would lose it; use "quantile" or "standardize"'
-        )
 
 
 def _check_rows(rows: _Array, num_columns: int, columns: Sequence[str]) -> _Array:

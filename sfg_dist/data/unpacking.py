@@ -1,4 +1,4 @@
-"""Packed bytes unpacked piece by piece, so that what a few bytes grow into is counted before it is held."""
+"""Unpacks packed bytes piece by piece, so that their size is counted before they are held."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import zlib
 from collections.abc import Iterator
 
 GROWTH = {"gzip": 1032, "zlib": 1032, "zstd": 1 << 17, "bz2": 1 << 16, "lzma": 1 << 14}
-"""About the most that a byte can grow into, by packing."""
+"""About the most bytes that one packed byte can become, by packing."""
 PIECE_BYTES = 4 << 20
 
 
 def pieces(packing: str, raw: bytes) -> Iterator[bytes]:
-    """What bytes hold that were packed in a way of ``GROWTH``, in pieces.
+    """What packed bytes hold, in pieces; ``packing`` is a key of ``GROWTH``.
 
     Raises:
         OSError, EOFError, ValueError, zlib.error, lzma.LZMAError: they are damaged or cut short.

@@ -1,7 +1,7 @@
-"""What a Zarr array may be made of, as its metadata say it: they are looked at before Zarr builds anything of them.
+"""What a Zarr array may be made of. Its metadata are checked before Zarr builds anything from them.
 
-Codecs that make Python objects run code of the file's, and any name in the metadata may load a plugin: only those on
-the list below are let through. Text is read where it is ``vlen-utf8`` alone.
+Codecs that make Python objects run code that the file chooses, and any name in the metadata may load a plugin. So only
+the codecs on the list below are let through. Text is read only as ``vlen-utf8``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 PACKINGS = {"gzip": "gzip", "zlib": "zlib", "bz2": "bz2", "lzma": "lzma", "zstd": "zstd", "blosc": "", "lz4": ""}
-"""Codecs that pack, each with its name in ``unpacking``; empty where the first bytes say the size."""
+"""Codecs that pack, with their names in ``unpacking``; the name is empty where the first bytes say the size."""
 CHECKSUMS = frozenset(("crc32", "crc32c", "adler32", "fletcher32", "jenkins_lookup3"))
 RESHAPING = frozenset(
     ("transpose", "delta", "shuffle", "fixedscaleoffset", "quantize", "packbits", "astype", "bitround")
@@ -26,16 +26,16 @@ SHARDS = "sharding_indexed"
 BYTES = frozenset(("bytes", "endian"))
 CODECS = frozenset((*PACKINGS, *CHECKSUMS, *RESHAPING, *BYTES, TEXT, SHARDS))
 OF_STORES = frozenset(("bytes", "crc32c", TEXT, SHARDS))
-"""Those of the stores that this package writes."""
+"""The codecs of the stores that this package writes."""
 OBJECTS = frozenset(("pickle", "json", "json2", "msgpack", "msgpack2", "vlen-array", "vlen-bytes", "categorize"))
 _DTYPE_KEYS = ("dtype", "astype", "encode_dtype", "decode_dtype")
 _WORDS = ", ".join(sorted(CODECS - BYTES - {SHARDS, TEXT}))
 _WIDE_ITEM = 1024
-"""Bytes that an item is taken to have at most where its type does not say it."""
+"""The most bytes that an item is assumed to have where its type does not say."""
 
 
 class UnfitCodecError(ValueError):
-    """An array is made of what is not read; the message goes behind "array 'X' "."""
+    """An array is made of something that is not read; the message follows "array 'X' "."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,13 @@ class Chunks:
 
 
 def arrays_of(name: str, content: bytes, allowed: frozenset[str]) -> dict[str, Chunks]:
-    """The arrays that a metadata document describes, by their path below it; those of groups are empty.
+    """The arrays that a metadata document describes, by their path below it.
 
-    Args:
-        name: zarr.json, .zarray, .zgroup, .zattrs or .zmetadata.
-        content: the document.
-        allowed: codecs.
+    A group has arrays only if its metadata are consolidated. ``name`` is that of the document: zarr.json, .zarray,
+    .zgroup, .zattrs or .zmetadata.
 
     Raises:
-        UnfitCodecError: an array has a codec that is not allowed; ``path`` says which array.
+        UnfitCodecError: an array has a codec that is not ``allowed``; its note says which array.
         ValueError: it is no such document.
     """
     document = json.loads(content)
@@ -157,7 +155,7 @@ def _named(codecs: Sequence[Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def _packing(codecs: Sequence[tuple[str, Mapping[str, Any]]], allowed: frozenset[str]) -> str:
-    """The codec of a chain that packs, each of which is looked at."""
+    """The codec of a chain that packs; each codec of the chain is checked."""
     for name, settings in codecs:
         if name not in allowed:
             raise _refused(name)
@@ -182,7 +180,7 @@ def _refused(name: str) -> UnfitCodecError:
 
 
 def _kinds(dtype: Any) -> Iterator[str]:
-    """The kinds of numpy in a type of format 2, those of a record's fields among them."""
+    """The numpy kinds in a type of format 2, including those of a record's fields."""
     if isinstance(dtype, str):
         yield np.dtype(dtype).kind
     else:

@@ -1,8 +1,8 @@
-"""A Zarr store of somebody else's: what Zarr would read of it is looked at first.
+"""A Zarr store from somebody else: what Zarr would read of it is checked first.
 
-Metadata are held against the list of codecs before anything is built of them. A chunk is held against the size that
-they say it has before it is unpacked. A file that lies elsewhere, behind a link that leads out of the folder, is not
-read, and a pipe is not waited for.
+Metadata are checked against the list of codecs before anything is built from them. A chunk is checked against the size
+that they state before it is unpacked. A file behind a link that leads out of the folder is not read, and a pipe is not
+waited for.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class CheckedStore(WrapperStore[Any]):
     Args:
         store: the store.
         source: its path or URL, for messages.
-        root: the folder, of a local one.
+        root: the folder, of a local store.
         codecs: those that may occur.
-        refusal: the kind of error.
+        refusal: the kind of error that is raised.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class CheckedStore(WrapperStore[Any]):
         return type(self)(store, self._source, self._root, self._codecs, self._refusal)
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        """An object, looked at."""
+        """An object, checked."""
         if self._root is not None:
             check_inside(self._source, self._root, self._root / key, self._refusal)
         content: Buffer | None = await self._store.get(key, prototype, byte_range)
@@ -75,7 +75,7 @@ class CheckedStore(WrapperStore[Any]):
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
     ) -> list[Buffer | None]:
-        """Objects or parts of them, looked at."""
+        """Objects or parts of them, checked."""
         return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
 
     async def _get_many(
@@ -108,22 +108,22 @@ class CheckedStore(WrapperStore[Any]):
             self._arrays[f"{folder}/{path}".strip("/")] = chunks
 
     def _chunks_of(self, folder: str) -> Chunks | None:
-        """Those of the array that an object lies below."""
+        """The chunks of the array that an object lies below."""
         while folder not in self._arrays and folder:
             folder = folder.rpartition("/")[0]
         return self._arrays.get(folder)
 
     def _check_chunk(self, key: str, chunks: Chunks, content: memoryview) -> None:
-        """Refuse a chunk that grows into far more than the metadata say."""
+        """Refuse a chunk that unpacks to far more than the metadata state."""
         allowed = 8 * chunks.num_bytes + (1 << 20)  # a filter behind the packing may widen numbers
         packing = PACKINGS[chunks.packing]
         if _most_bytes(chunks.packing, content) <= allowed:
             return
         if packing and len(content) * GROWTH[packing] <= max(allowed, usable_bytes() >> 6):
-            return  # the time to count them is spent on large ones alone
+            return  # only large chunks are worth the time of counting
         try:
             is_more = not packing or unpacked_bytes(packing, bytes(content), allowed) > allowed
-        except Exception:  # damaged, or packed in an uncommon way: how it grows cannot be told
+        except Exception:  # damaged, or packed in an uncommon way: its size cannot be known
             is_more = True
         if is_more:
             raise self._refusal(
@@ -133,7 +133,7 @@ class CheckedStore(WrapperStore[Any]):
 
 
 def _is_index(chunks: Chunks, byte_range: ByteRequest | None) -> bool:
-    """Whether the part of a shard is asked for that says where its chunks lie."""
+    """Whether the part that is asked for is the index of a shard."""
     if not chunks.shard or byte_range is None:
         return False
     if chunks.is_index_first:
@@ -142,7 +142,7 @@ def _is_index(chunks: Chunks, byte_range: ByteRequest | None) -> bool:
 
 
 def _most_bytes(packing: str, content: memoryview) -> int:
-    """The most that packed bytes may hold, as their frame says it."""
+    """The most that packed bytes may hold, as their frame states it."""
     if packing == "blosc":
         return int.from_bytes(content[4:8], "little")
     if packing == "lz4":
@@ -153,7 +153,7 @@ def _most_bytes(packing: str, content: memoryview) -> int:
 
 
 def _most_of_zstd(content: memoryview) -> int:
-    """By the blocks of its frames: each holds 128 KiB at most."""
+    """The most that zstd frames may hold, by their blocks: each holds 128 KiB at most."""
     place = blocks = 0
     while content[place : place + 4] == b"\x28\xb5\x2f\xfd":
         head = content[place + 4] if place + 4 < len(content) else 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sfg_dist.evaluate.compared_rows import Rows, subset
 from sfg_dist.evaluate.figures import (
     DATA_COLOR,
     FAINT,
@@ -24,7 +25,6 @@ from sfg_dist.evaluate.figures import (
     style_axes,
 )
 from sfg_dist.evaluate.marginals import rank_correlation
-from sfg_dist.evaluate.tables import Table, subset
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +37,7 @@ DENSITY_BINS = 90
 NUM_SNAPSHOTS = 6
 
 
-def pair_columns(held_out: Table) -> list[int]:
+def pair_columns(held_out: Rows) -> list[int]:
     """The columns to pair: all of up to ``MAX_PAIR_COLUMNS``, else those with most rank correlation."""
     dim = held_out.shape[1]
     if dim <= MAX_PAIR_COLUMNS:
@@ -46,7 +46,7 @@ def pair_columns(held_out: Table) -> list[int]:
     return sorted(int(index) for index in np.argsort(-strength, kind="stable")[:MAX_PAIR_COLUMNS])
 
 
-def pair_plot(columns: Sequence[str], held_out: Table, samples: Table, *, generator: np.random.Generator) -> Figure:
+def pair_plot(columns: Sequence[str], held_out: Rows, samples: Rows, *, generator: np.random.Generator) -> Figure:
     """Every pair of columns: data below the diagonal, samples above, same axes; both on the diagonal."""
     dim = len(columns)
     num_points = min(len(held_out), len(samples), MAX_POINTS)
@@ -82,7 +82,7 @@ def pair_plot(columns: Sequence[str], held_out: Table, samples: Table, *, genera
 
 
 def _draw_cloud(
-    axes: Axes, cloud: Table, limits: tuple[tuple[float, float], tuple[float, float]], size: float, color: str
+    axes: Axes, cloud: Rows, limits: tuple[tuple[float, float], tuple[float, float]], size: float, color: str
 ) -> None:
     """Points within the limits; those outside could be too far for a picture's arithmetic."""
     (left, right), (bottom, top) = limits
@@ -94,17 +94,16 @@ def _draw_cloud(
 
 def density_panels(
     columns: Sequence[str],
-    held_out: Table,
-    labels: Table | None,
-    samples: Table,
+    held_out: Rows,
+    labels: Rows | None,
+    samples: Rows,
     log_density: Callable[[NDArray[np.float64]], ArrayLike] | None,
     *,
     generator: np.random.Generator,
 ) -> Figure:
-    """The plane's density side by side: data, labels, samples and, where it is known, the truth; one colour
-    scale.
+    """The plane's density side by side, on one colour scale: data, labels, samples and, where it is known, the truth.
 
-    Equal numbers of rows of each kind in lightly smoothed bins, so that noise looks alike.
+    Equal numbers of rows of each kind are put into lightly smoothed bins, so that noise looks alike.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -160,7 +159,7 @@ def _draw_planes(
 def trajectory_plot(
     columns: Sequence[str], trajectories: NDArray[np.float64], log_beta_sq: NDArray[np.float64]
 ) -> Figure:
-    """The flow from latents to labels: some paths in one plane, and all rows at a few times.
+    """The flow from latents to labels: some paths in the plane of two columns, and all rows at a few times.
 
     Args:
         columns: names of the two columns.
@@ -173,7 +172,7 @@ def trajectory_plot(
     _draw_paths(left.subplots(), columns, trajectories)
     flat = trajectories.reshape(-1, 2)
     limits = [robust_limits(column) for column in flat.T]
-    # Steps shrink towards the noise: most of the shape forms at the first few units of log variance.
+    # More snapshots lie towards the noise: most of the shape forms in the first few units of log variance.
     targets = log_beta_sq[0] + (log_beta_sq[-1] - log_beta_sq[0]) * np.linspace(0, 1, NUM_SNAPSHOTS) ** 1.7
     for axes, target in zip(right.subplots(2, NUM_SNAPSHOTS // 2).ravel(), targets, strict=True):
         index = int(np.abs(log_beta_sq - target).argmin())
@@ -207,14 +206,14 @@ def _draw_paths(axes: Axes, columns: Sequence[str], trajectories: NDArray[np.flo
     axes.legend(frameon=True, framealpha=0.85, edgecolor="none", fontsize=9, loc="upper right", markerscale=1.5)
 
 
-def is_color_table(columns: Sequence[str], held_out: Table) -> bool:
+def is_color_table(columns: Sequence[str], held_out: Rows) -> bool:
     """Three columns named red, green, blue (or r, g, b) with values in 0 to 255."""
     names = [name.lower() for name in columns]
     named = names in (["red", "green", "blue"], ["r", "g", "b"])
     return named and bool(held_out.min() >= 0 and 1 < held_out.max() <= 255)
 
 
-def color_clouds(held_out: Table, samples: Table, *, generator: np.random.Generator) -> Figure:
+def color_clouds(held_out: Rows, samples: Rows, *, generator: np.random.Generator) -> Figure:
     """Rows of a colour table in their own colour: two planes of the cube and swatches by lightness."""
     num_points = min(len(held_out), len(samples), 3 * MAX_POINTS)
     figure = new_figure(PAGE_WIDTH, 7.3)
@@ -243,8 +242,8 @@ def _draw_swatches(axes: Axes, colors: NDArray[np.float64], generator: np.random
 def patch_shape(columns: Sequence[str]) -> tuple[int, int] | None:
     """(height, width) if the columns are the pixels of a small image, else None.
 
-    Pixels are named p{row}_{col} (or another word before the numbers), row after row; 64 columns with other
-    names are taken for 8 x 8 digits.
+    Pixels are named p{row}_{col} (or another word before the numbers), row after row. 64 columns with other names are
+    taken for 8 x 8 digits.
     """
     found = [re.fullmatch(r"[a-z]*_?(\d+)_(\d+)", name) for name in columns]
     places = [(int(match[1]), int(match[2])) for match in found if match]
@@ -256,7 +255,7 @@ def patch_shape(columns: Sequence[str]) -> tuple[int, int] | None:
     return (8, 8) if len(columns) == 64 else None
 
 
-def patch_mosaic(shape: tuple[int, int], held_out: Table, samples: Table, *, generator: np.random.Generator) -> Figure:
+def patch_mosaic(shape: tuple[int, int], held_out: Rows, samples: Rows, *, generator: np.random.Generator) -> Figure:
     """Rows drawn as grey images, data left and samples right, on the grey scale of the data."""
     across, down = 10, 8
     low, high = (float(limit) for limit in np.quantile(held_out, [0.005, 0.995]))

@@ -5,61 +5,38 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.evaluate.tables import Table, scale_columns, subset
+from sfg_dist.evaluate.compared_rows import Rows, scale_columns, subset
 
 C2ST_MAX_ROWS = 20_000
 C2ST_MIN_ROWS = 10
 C2ST_NUM_FOLDS = 5
 SLICED_MAX_ROWS = 20_000
 SLICED_NUM_PROJECTIONS = 200
-SLICED_NUM_BLOCKS = 8  # of projections held at once; they divide SLICED_NUM_PROJECTIONS
+SLICED_NUM_BLOCKS = 8  # one block of projections is held at a time; the number divides SLICED_NUM_PROJECTIONS
 ENERGY_MAX_ROWS = 5_000
 ENERGY_BLOCK_ROWS = 500
 
 
-def c2st_auc(rows: Table, held_out: Table, *, generator: np.random.Generator) -> float | None:
-    """Classifier two-sample test: area under the ROC curve of boosted trees that tell the tables apart.
+def c2st_auc(rows: Rows, held_out: Rows, *, generator: np.random.Generator) -> tuple[float, float] | None:
+    """Classifier two-sample test: area under the ROC curve of boosted trees that tell rows apart, and its error.
 
-    Equal numbers of both kinds, at most ``C2ST_MAX_ROWS`` each, the longer table cut to a random subset. The
-    trees are scikit-learn's HistGradientBoostingClassifier as it comes, fitted on four of five stratified
-    folds and scored on the fifth: no row is scored by trees that saw it. Scores of different folds are not
-    on one scale, so the area is taken within each fold and averaged. 0.5 is perfect; noise falls on both
-    sides of it and is left as it is.
+    Equal numbers of both kinds, at most ``C2ST_MAX_ROWS`` each, the longer table cut to a random subset. The trees are
+    scikit-learn's HistGradientBoostingClassifier as it comes, fitted on four of five stratified folds and scored on the
+    fifth: no row is scored by trees that saw it. Scores of different folds are not on one scale, so the area is taken
+    within each fold and averaged. 0.5 is perfect; noise falls on both sides of it and is left as it is.
 
-    Args:
-        rows: shape (num_rows, dim).
-        held_out: shape (num_held_out, dim).
-        generator: draws the subsets, the folds and the trees' seeds.
-
-    Returns:
-        The area, or None with fewer than ``C2ST_MIN_ROWS`` rows of a kind.
+    The standard error is by DeLong's variance of each fold's area. It is that of the rows at hand, with the trees as
+    they are, so it does not hold what another training of the sampler would change. ``generator`` draws the subsets,
+    the folds and the trees' seeds. None with fewer than ``C2ST_MIN_ROWS`` rows of a kind.
 
     References:
         Lopez-Paz and Oquab 2017, Revisiting Classifier Two-Sample Tests, arXiv 1610.06545.
-    """
-    result = c2st_auc_and_error(rows, held_out, generator=generator)
-    return None if result is None else result[0]
-
-
-def c2st_auc_and_error(rows: Table, held_out: Table, *, generator: np.random.Generator) -> tuple[float, float] | None:
-    """``c2st_auc`` and its standard error, by DeLong's variance of each fold's area.
-
-    The error is that of the rows at hand, with the trees as they are: it does not hold what another training of the
-    sampler would change.
-
-    Args:
-        rows, held_out, generator: as for ``c2st_auc``.
-
-    Returns:
-        The area and its standard error, or None with fewer than ``C2ST_MIN_ROWS`` rows of a kind.
-
-    References:
         DeLong, DeLong, Clarke-Pearson 1988, Comparing the areas under two or more correlated receiver operating
         characteristic curves.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.model_selection import StratifiedKFold
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     num_each = min(len(rows), len(held_out), C2ST_MAX_ROWS)
     if num_each < C2ST_MIN_ROWS:
@@ -69,8 +46,8 @@ def c2st_auc_and_error(rows: Table, held_out: Table, *, generator: np.random.Gen
     fold_seed, tree_seed = (int(drawn) for drawn in generator.integers(2**31, size=2))
     folds = StratifiedKFold(C2ST_NUM_FOLDS, shuffle=True, random_state=fold_seed)
     areas, variances = [], []
-    # One thread: OpenMP waits in a busy loop between its many short regions, and where another process holds
-    # one of the cores a fit of 0.3 s was seen to take 60 s.
+    # One thread: OpenMP waits in a busy loop between its many short regions. Where another process held one of the
+    # cores, a fit of 0.3 s took 60 s.
     with threadpool_limits(limits=1, user_api="openmp"):
         for fitted, scored in folds.split(both, is_judged):
             trees = HistGradientBoostingClassifier(random_state=tree_seed).fit(both[fitted], is_judged[fitted])
@@ -86,30 +63,21 @@ def _area_and_variance(positive: NDArray[np.float64], negative: NDArray[np.float
     from scipy.stats import rankdata
 
     ranks = rankdata(np.concatenate([positive, negative]))
-    # For each row, the share of rows of the other kind that it stands on the right side of.
+    # For each row, the share of rows of the other kind that it is ranked rightly against.
     above = (ranks[: len(positive)] - rankdata(positive)) / len(negative)
     below = 1 - (ranks[len(positive) :] - rankdata(negative)) / len(positive)
     parts = [float(share.var(ddof=1)) / len(share) if len(share) > 1 else 0.25 for share in (above, below)]
     return float(above.mean()), sum(parts)
 
 
-def sliced_wasserstein(rows: Table, held_out: Table, train: Table, *, generator: np.random.Generator) -> float | None:
-    """Sliced 2-Wasserstein distance of the standardised tables, in standard deviations.
+def sliced_wasserstein(rows: Rows, held_out: Rows, train: Rows, *, generator: np.random.Generator) -> float | None:
+    """Sliced 2-Wasserstein distance of standardised tables, in standard deviations; None if all columns are constant.
 
         SW_2^2 = mean over directions u of W_2^2(u . rows, u . held_out)
 
-    ``SLICED_NUM_PROJECTIONS`` random directions, at most ``SLICED_MAX_ROWS`` rows of each table. A pure
-    shift by a vector s gives about |s| / sqrt(dim). Squares weigh the tails: a heavy-tailed column
-    dominates, and the floor shows by how much.
-
-    Args:
-        rows: shape (num_rows, dim).
-        held_out: shape (num_held_out, dim).
-        train: sets the scale of each column, shape (num_train, dim).
-        generator: draws the subsets and the directions.
-
-    Returns:
-        The distance, or None if every column is constant.
+    ``SLICED_NUM_PROJECTIONS`` random directions, at most ``SLICED_MAX_ROWS`` rows of each table. ``train`` sets the
+    scale of each column. A pure shift by a vector s gives about |s| / sqrt(dim). Squares weigh the tails: a
+    heavy-tailed column dominates, and the floor shows by how much.
 
     References:
         Bonneel et al. 2015, Sliced and Radon Wasserstein Barycenters of Measures; computed by POT.
@@ -129,23 +97,15 @@ def sliced_wasserstein(rows: Table, held_out: Table, train: Table, *, generator:
     return float(np.sqrt(np.mean(squares)))
 
 
-def energy_distance(rows: Table, held_out: Table, train: Table, *, generator: np.random.Generator) -> float | None:
-    """Energy distance of the standardised tables.
+def energy_distance(rows: Rows, held_out: Rows, train: Rows, *, generator: np.random.Generator) -> float | None:
+    """Energy distance of the standardised tables; None if every column is constant.
 
         D^2 = 2 E|X - Y| - E|X - X'| - E|Y - Y'|
 
-    Each mean is over distinct pairs (a U-statistic), so D^2 has no bias and falls below zero about half of
-    the time when the laws are equal; D keeps the sign of such an estimate, so the floor shows the noise. At most
-    ``ENERGY_MAX_ROWS`` rows of each table, in blocks of ``ENERGY_BLOCK_ROWS``: memory stays under 40 MB.
-
-    Args:
-        rows: shape (num_rows, dim).
-        held_out: shape (num_held_out, dim).
-        train: sets the scale of each column, shape (num_train, dim).
-        generator: draws the subsets.
-
-    Returns:
-        The distance D with the sign of D^2, or None if every column is constant.
+    Each mean is over distinct pairs (a U-statistic), so D^2 has no bias and falls below zero about half of the time
+    when the laws are equal. D keeps the sign of such an estimate, so the floor shows the noise. ``train`` sets the
+    scale of each column. At most ``ENERGY_MAX_ROWS`` rows of each table, in blocks of ``ENERGY_BLOCK_ROWS``: memory
+    stays under 40 MB.
 
     References:
         Szekely and Rizzo 2013, Energy statistics: a class of statistics based on distances.
@@ -160,7 +120,7 @@ def energy_distance(rows: Table, held_out: Table, train: Table, *, generator: np
     return float(np.sign(squared) * np.sqrt(abs(squared)))
 
 
-def _distance_sum(first: Table, second: Table) -> float:
+def _distance_sum(first: Rows, second: Rows) -> float:
     from scipy.spatial.distance import cdist
 
     blocks = range(0, len(first), ENERGY_BLOCK_ROWS)

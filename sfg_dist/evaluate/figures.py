@@ -1,8 +1,8 @@
 """Pictures of columns, losses and times, and the look that all pictures of the report share.
 
-Data are blue, samples vermilion, labels green everywhere (Okabe and Ito's palette, told apart by
-colour-blind readers). Pictures are Matplotlib ``Figure`` objects without pyplot, so nothing global is
-touched, and a user's strings are never read as mathematics. One inch is 100 pixels of the page.
+Data are blue, samples vermilion, labels green everywhere (Okabe and Ito's palette, which colour-blind readers tell
+apart). Pictures are Matplotlib ``Figure`` objects without pyplot, so nothing global is changed, and a user's strings
+are never read as mathematics. One inch is 100 pixels of the page.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.evaluate.tables import Table
+from sfg_dist.evaluate.compared_rows import Rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,8 +30,8 @@ FAINT = "#9a9a9a"
 PAGE_WIDTH = 10.0  # inches
 MAX_MARGINALS = 24
 MAX_NAME_LENGTH = 22
-SHOWN_SHARE = 0.99  # of the data, between the limits of an axis before the margin is added
-LISTED_VALUES = 25  # a column with no more distinct values gets one bar a value
+SHOWN_SHARE = 0.99  # of the data lie within the limits of an axis, before its margin is added
+LISTED_VALUES = 25  # with no more distinct values, a column gets one bar for each
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -65,7 +65,7 @@ def to_data_uri(figure: Figure) -> str:
     """The figure as a PNG inside a data: URI."""
     stream = io.BytesIO()
     with warnings.catch_warnings():
-        # A name in a script that no font here has: boxes instead of letters.
+        # A name may have letters that no font here has: they are drawn as boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(stream, format="png", dpi=150)
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
@@ -116,7 +116,7 @@ def add_legend(figure: Figure, *kinds: tuple[str, str]) -> None:
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False, fontsize=10)
 
 
-def marginals(columns: Sequence[str], held_out: Table, samples: Table) -> Figure:
+def marginals(columns: Sequence[str], held_out: Rows, samples: Rows) -> Figure:
     """Histograms of the first ``MAX_MARGINALS`` columns, data against samples."""
     num_shown = min(len(columns), MAX_MARGINALS)
     num_across = min(num_shown, 4)
@@ -196,14 +196,14 @@ def stage_times(time_s: Mapping[str, float]) -> Figure:
     axes.invert_yaxis()
     longest = max(float(seconds.max()), 1e-9)
     for place, value in enumerate(seconds):
-        axes.text(value + 0.012 * longest, place, duration(value), va="center", fontsize=9.5, color=INK)
+        axes.text(value + 0.012 * longest, place, seconds_in_words(value), va="center", fontsize=9.5, color=INK)
     axes.set_xlim(0, 1.14 * longest)
     style_axes(axes, x_label="seconds")
     axes.tick_params(axis="y", labelsize=10, length=0)
     return figure
 
 
-def duration(seconds: float) -> str:
+def seconds_in_words(seconds: float) -> str:
     """Seconds in words: 12 ms, 3.4 s, 2 min 5 s, 1 h 20 min."""
     if seconds < 1:
         return f"{1000 * seconds:.0f} ms"

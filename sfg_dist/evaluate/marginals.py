@@ -1,27 +1,20 @@
-"""Figures that read one column, or two, at a time; each column in its own units."""
+"""Figures that read one column, or two, at a time; each column in its own units. All rows are used."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.evaluate.tables import Table
+from sfg_dist.evaluate.compared_rows import Rows
 
 KL_MAX_BINS = 100
 KL_PSEUDO_COUNT = 0.5
 
 
-def ks_mean(rows: Table, held_out: Table) -> float:
-    """Mean over columns of the two-sample Kolmogorov-Smirnov statistic, sup |F_rows - F_held_out|.
+def ks_mean(rows: Rows, held_out: Rows) -> float:
+    """Mean over columns of the two-sample Kolmogorov-Smirnov statistic, sup |F_rows - F_held_out|, between 0 and 1.
 
-    Ties need no care: both distribution functions are compared at every value that occurs. All rows are used.
-
-    Args:
-        rows: shape (num_rows, dim).
-        held_out: shape (num_held_out, dim).
-
-    Returns:
-        The mean, between 0 and 1.
+    Ties need no care: both distribution functions are compared at every value that occurs.
     """
     return float(np.mean([_ks_statistic(a, b) for a, b in zip(rows.T, held_out.T, strict=True)]))
 
@@ -32,23 +25,16 @@ def _ks_statistic(first: NDArray[np.float64], second: NDArray[np.float64]) -> fl
     return float(np.abs(shares[0] - shares[1]).max())
 
 
-def marginal_kl_mean(rows: Table, held_out: Table) -> float:
+def marginal_kl_mean(rows: Rows, held_out: Rows) -> float:
     """Mean over columns of KL(held-out marginal || rows marginal) between histograms, nats.
 
         KL = sum over bins of p log(p / q),    p, q = (count + 1/2) / (num_rows + num_bins / 2)
 
-    The bins hold equal shares of the held-out column: 2 n^(1/3) of them (Rice's rule), at most
-    ``KL_MAX_BINS``, the outer two without end. Equal quantiles (ties) share an edge, and a column with no
-    more distinct values than bins gets one bin a value, cut half way to the next, so samples need not repeat
-    a value to the last bit. A column that is constant in the held-out rows has one bin and counts as 0. Half
-    a row is added to every bin (Jeffreys' prior), so an empty bin costs a finite amount. All rows are used.
-
-    Args:
-        rows: shape (num_rows, dim).
-        held_out: shape (num_held_out, dim).
-
-    Returns:
-        The mean, >= 0. Equal laws give about num_bins / 2 (1 / num_rows + 1 / num_held_out), not 0.
+    The bins hold equal shares of the held-out column: 2 n^(1/3) of them (Rice's rule), at most ``KL_MAX_BINS``, the
+    outer two without end. Equal quantiles (ties) share an edge. A column with no more distinct values than bins gets
+    one bin a value, cut half way to the next, so samples need not repeat a value to the last bit. A column that is
+    constant in the held-out rows has one bin and counts as 0. Half a row is added to every bin (Jeffreys' prior), so an
+    empty bin costs a finite amount. Equal laws give about num_bins / 2 (1 / num_rows + 1 / num_held_out), not 0.
 
     References:
         Liu et al. 2024, arXiv 2310.14458, judge by this figure, there against the training set.
@@ -74,19 +60,12 @@ def _quantile_edges(column: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.unique(np.quantile(column, np.arange(1, num_bins) / num_bins))
 
 
-def correlation_error(rows: Table, held_out: Table) -> float | None:
-    """Mean absolute difference of Spearman's rank correlations, over all pairs of columns.
+def correlation_error(rows: Rows, held_out: Rows) -> float | None:
+    """Mean absolute difference of Spearman's rank correlations, over all pairs of columns, between 0 and 2.
 
-    Ranks and not values, because one outlier decides a Pearson correlation. Columns that are constant in the
-    held-out rows have no correlation and are left out; one that is constant in ``rows`` alone counts as
-    uncorrelated. All rows are used.
-
-    Args:
-        rows: shape (num_rows, dim).
-        held_out: shape (num_held_out, dim).
-
-    Returns:
-        The mean, between 0 and 2, or None if fewer than two columns are left.
+    Ranks are compared, because one outlier decides a Pearson correlation. Columns that are constant in the held-out
+    rows have no correlation and are left out; None if fewer than two are left. A column that is constant in ``rows``
+    alone counts as uncorrelated.
     """
     kept = np.ptp(held_out, axis=0) > 0
     if kept.sum() < 2:
@@ -96,7 +75,7 @@ def correlation_error(rows: Table, held_out: Table) -> float | None:
     return float(np.abs(difference).mean())
 
 
-def rank_correlation(table: Table) -> NDArray[np.float64]:
+def rank_correlation(table: Rows) -> NDArray[np.float64]:
     """Spearman's correlation of the columns, shape (dim, dim); 0 for a constant column."""
     from scipy.stats import rankdata
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sfg_dist.evaluate.tables import Table, scale_columns, subset
+from sfg_dist.evaluate.compared_rows import Rows, scale_columns, subset
 from sfg_dist.job.errors import DataError
 
 NEAREST_MAX_ROWS = 5_000
@@ -16,26 +16,17 @@ KL_MAX_ROWS = 100_000
 KL_NEIGHBOUR = 5
 
 
-def nearest_train_distance(
-    rows: Table, held_out: Table, train: Table, *, generator: np.random.Generator
-) -> float | None:
+def nearest_train_distance(rows: Rows, held_out: Rows, train: Rows, *, generator: np.random.Generator) -> float | None:
     """How far rows keep from the training rows, as a multiple of how far held-out rows do.
 
         median over rows of min_j |row - x_j|  /  the same for held-out rows,    standardised columns
 
-    1 is right; far below 1 means that training rows are given back (memorised); above 1, that rows stray
-    from the data. All training rows are searched; at most ``NEAREST_MAX_ROWS`` rows of the other two tables
-    are asked.
+    1 is right. Far below 1, training rows are given back (memorised); above 1, rows stray from the data. All training
+    rows are searched, and set the scale of each column; at most ``NEAREST_MAX_ROWS`` rows of the other two tables are
+    asked. ``rows`` must not be the training rows themselves, see ``floor``.
 
-    Args:
-        rows: shape (num_rows, dim); not the training rows themselves, see ``floor``.
-        held_out: shape (num_held_out, dim).
-        train: the training rows, which also set the scale of each column, shape (num_train, dim).
-        generator: draws the subsets.
-
-    Returns:
-        The ratio, or None if every column is constant or if half of the held-out rows are found among the
-        training rows: a discrete table, where being equal to a training row says nothing.
+    None if every column is constant, or if half of the held-out rows are found among the training rows: in such a
+    discrete table, to be equal to a training row says nothing.
     """
     deviation, (rows, held_out, train) = scale_columns(train, rows, held_out, train)
     if len(deviation) == 0:
@@ -48,9 +39,9 @@ def nearest_train_distance(
 
 
 def kl_divergence(
-    rows: Table,
-    held_out: Table,
-    train: Table,
+    rows: Rows,
+    held_out: Rows,
+    train: Rows,
     *,
     log_density: Callable[[NDArray[np.float64]], ArrayLike],
     generator: np.random.Generator,
@@ -60,29 +51,19 @@ def kl_divergence(
         log q(x) = psi(k) - log n - log V_d - d log r_k(x)
         KL = mean over held-out x of log p(x) - log q(x)
 
-    n rows, V_d the volume of the unit ball, r_k(x) the distance from x to its k-th nearest row, k =
-    ``KL_NEIGHBOUR``. Distances are taken in standardised columns and the densities brought back to the
-    user's units. A distance of zero (ties) stands for the smallest positive one. At most
-    ``KL_MAX_HELD_OUT`` held-out rows are asked and ``KL_MAX_ROWS`` rows searched. The estimate may be a
-    little negative, and its bias grows with dim: read it beside the floor.
-
-    Args:
-        rows: shape (num_rows, dim).
-        held_out: draws from the true law, shape (num_held_out, dim).
-        train: sets the scale of each column, shape (num_train, dim).
-        log_density: (num_rows, dim) in the user's units to (num_rows,) in nats.
-        generator: draws the subsets.
-
-    Returns:
-        The divergence, or None if a column is constant, if there are no more than ``KL_NEIGHBOUR`` rows, or
-        if no distance is positive: such rows have no density.
+    n rows, V_d the volume of the unit ball, r_k(x) the distance from x to its k-th nearest row, k = ``KL_NEIGHBOUR``.
+    Distances are taken in columns standardised by ``train``, and the densities brought back to the user's units. A
+    distance of zero (ties) stands for the smallest positive one. At most ``KL_MAX_HELD_OUT`` held-out rows are asked
+    and ``KL_MAX_ROWS`` rows searched. The estimate may be a little negative, and its bias grows with dim: read it
+    beside the floor. None for rows that have no density: a column is constant, there are no more than ``KL_NEIGHBOUR``
+    rows, or no distance is positive.
 
     Raises:
         DataError: ``log_density`` gave another shape, NaN or infinity.
 
     References:
-        Wang, Kulkarni and Verdu 2009, Divergence estimation for multidimensional densities via
-        k-nearest-neighbor distances.
+        Wang, Kulkarni and Verdu 2009, Divergence estimation for multidimensional densities via k-nearest-neighbor
+        distances.
     """
     from scipy.special import digamma, gammaln
 
@@ -106,7 +87,7 @@ def kl_divergence(
     return float(np.mean(log_true - (log_rows - np.log(deviation).sum())))
 
 
-def neighbour_distances(queries: Table, table: Table, num_neighbours: int) -> Table:
+def neighbour_distances(queries: Rows, table: Rows, num_neighbours: int) -> Rows:
     """Distances from each query to its nearest rows, nearest first, shape (num_queries, num_neighbours).
 
     The search may find neighbours through |a|^2 - 2ab + |b|^2, which loses small distances to rounding; they

@@ -1,7 +1,6 @@
 """The report: one HTML page about one run, with every picture inside it.
 
-The page asks for nothing: no script, no font, no address. What the user wrote (names, the job file, notes)
-is escaped.
+The page asks for nothing: no script, no font, no address. What the user wrote (names, the job file, notes) is escaped.
 """
 
 from __future__ import annotations
@@ -9,13 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sfg_dist.evaluate.compared_rows import Rows, checked_rows, subset
 from sfg_dist.evaluate.metrics import METRIC_NAMES
-from sfg_dist.evaluate.tables import Table, checked_table, subset
 from sfg_dist.evaluate.templates import page_template
 from sfg_dist.job.errors import DataError
 from sfg_dist.job.plan import Stream, random_generator
@@ -76,19 +75,17 @@ MEANINGS = {
 
 @dataclass(frozen=True)
 class ReportContent:
-    """All that the page shows.
+    """All that the page shows; rows are in the user's units.
 
-    Args:
+    Attributes:
         title: heading of the page.
         columns: names of the columns, dim of them.
-        held_out: held-out rows, user's units, shape (num_held_out, dim).
-        samples: generated rows, user's units, shape (num_samples, dim).
-        labels: labels of the pairs, user's units, shape (num_labels, dim); None leaves them out.
-        metrics: as in metrics.json: floor, labels and samples (each a mapping of figures) and time_s
-            (seconds by stage).
-        history: a mapping an epoch: epoch, step, train_loss, validation_loss, learning_rate, elapsed_s.
-        trajectories: paths of the flow for two columns, latents first, user's units, shape (num_times,
-            num_rows, 2).
+        held_out: held-out rows, shape (num_held_out, dim).
+        samples: generated rows, shape (num_samples, dim).
+        labels: labels of the pairs, shape (num_labels, dim); None leaves them out.
+        metrics: as in metrics.json: floor, labels and samples (figures by name) and time_s (seconds by stage).
+        history: for each epoch: epoch, step, train_loss, validation_loss, learning_rate, elapsed_s.
+        trajectories: paths of the flow for two columns, latents first, shape (num_times, num_rows, 2).
         trajectory_log_beta_sq: log of the noise variance at each of those times, shape (num_times,).
         log_density: the true log density for two columns, (num_rows, 2) to (num_rows,) in nats.
         job_toml: the job as resolved.
@@ -125,17 +122,23 @@ class _Picture:
     caption: str
 
 
+class _Mark(NamedTuple):
+    """A mark of the scale under the verdict; its place is in per cent of the way from 0.5 to 1."""
+
+    kind: str
+    name: str
+    value: str
+    place: float
+
+
 def render_report(content: ReportContent) -> str:
     """The page as one string of HTML; the same content gives the same page.
 
-    Long tables are cut to random subsets for the pictures.
-
-    Args:
-        content: what to show.
+    Pictures show random subsets of long tables.
 
     Raises:
-        DataError: a table with NaN or infinity, or of another width than ``columns``; trajectories of
-            another shape than (num_times, num_rows, 2) with one log_beta_sq a time.
+        DataError: a table with NaN or infinity, or of another width than ``columns``; trajectories of another shape
+            than (num_times, num_rows, 2) with one log_beta_sq a time.
     """
     time_s = _stage_seconds(content.metrics.get("time_s", {}))
     return page_template("evaluate/report.html").render(
@@ -163,7 +166,7 @@ def verdict(metrics: Mapping[str, Mapping[str, Any]], num_held_out: int | None =
     else:
         base = max(floor if floor is not None else 0.5, 0.5)
         gap = samples - base
-        share = gap / max(1 - base, 1e-9)  # of the way from real rows to rows that are always told apart
+        share = gap / max(1 - base, 1e-9)  # of the way from real rows (0) to rows that are always told apart (1)
         if num_held_out is not None and num_held_out < FEW_HELD_OUT_ROWS:
             sentences.append(f"Too few held-out rows ({num_held_out}) to tell samples from data.")
         elif share <= 0.04:
@@ -180,7 +183,7 @@ def verdict(metrics: Mapping[str, Mapping[str, Any]], num_held_out: int | None =
             f"where 0.5 is guessing{beside}."
         )
         if num_held_out is not None:
-            # Of equal laws, by the rank test: n rows of each kind.
+            # The standard error of the rank test for equal laws, with n rows of each kind.
             error = math.sqrt((2 * num_held_out + 1) / (12 * num_held_out**2))
             sentences.append(f"With {num_held_out:,} held-out rows the AUC is uncertain by about {error:.3f}.")
         if labels is not None and gap > 0.03:
@@ -268,14 +271,14 @@ def _likelihood_rows(figures: Mapping[str, Mapping[str, Any]]) -> list[dict[str,
     return rows
 
 
-def _auc_scale(metrics: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Marks of the scale under the verdict: place in per cent of the way from 0.5 to 1."""
+def _auc_scale(metrics: Mapping[str, Mapping[str, Any]]) -> list[_Mark]:
+    """Marks of the scale under the verdict: the floor, the labels and the samples."""
     marks = []
     for kind, name in (("floor", "real rows (floor)"), ("labels", "labels"), ("samples", "samples")):
         value = _figure(metrics, kind, "c2st_auc")
         if value is not None:
             place = round(100 * min(max((value - 0.5) / 0.5, 0.0), 1.0), 2)
-            marks.append({"kind": kind, "name": name, "value": f"{value:.3f}", "place": place})
+            marks.append(_Mark(kind, name, f"{value:.3f}", place))
     return marks
 
 
@@ -303,7 +306,7 @@ def _fit_pictures(history: Sequence[Mapping[str, Any]], time_s: Mapping[str, flo
             "goes down is overfitting.",
         )
     if time_s:
-        total = figures.duration(sum(time_s.values()))
+        total = figures.seconds_in_words(sum(time_s.values()))
         yield _picture(
             figures.stage_times(time_s),
             "Bars of the seconds that each stage took",
@@ -319,8 +322,8 @@ def _cloud_pictures(content: ReportContent) -> Iterator[_Picture]:
     dim = len(columns)
     generator = random_generator(0, Stream.EVALUATE, _PICTURES_INDEX)
 
-    def prepared(name: str, table: ArrayLike) -> Table:
-        return subset(checked_table(name, table, dim=dim, min_rows=1), HISTOGRAM_MAX_ROWS, generator)
+    def prepared(name: str, table: ArrayLike) -> Rows:
+        return subset(checked_rows(name, table, dim=dim, min_rows=1), HISTOGRAM_MAX_ROWS, generator)
 
     held_out = prepared("held-out rows", content.held_out)
     samples = prepared("samples", content.samples)

@@ -1,4 +1,4 @@
-"""The pages' templates: each room's own, over the report's, which has the look of them all."""
+"""The pages' templates. Each room has its own, which extends the report's and so has its look."""
 
 from __future__ import annotations
 
@@ -9,11 +9,7 @@ if TYPE_CHECKING:
 
 
 def page_template(name: str) -> Template:
-    """A template by its room and file.
-
-    Args:
-        name: such as "studies/scale/scale.html"; it may extend "evaluate/report.html".
-    """
+    """A template by its room and file, such as "studies/scale/scale.html"; it may extend "evaluate/report.html"."""
     from jinja2 import Environment, PackageLoader, PrefixLoader, StrictUndefined
 
     rooms = {"evaluate", name.partition("/")[0]}

@@ -16,7 +16,7 @@ import enum
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -82,18 +82,27 @@ def random_generator(seed: int, stream: Stream, index: int = 0) -> np.random.Gen
     return np.random.Generator(np.random.Philox(key=np.array([seed, (stream << 56) | index], dtype=np.uint64)))
 
 
-def normal_rows(seed: int, stream: Stream, start: int, stop: int, dim: int) -> NDArray[np.float32]:
-    """Rows ``start`` to ``stop`` of an endless table of N(0, 1) numbers, shape (stop - start, dim).
+def random_rows(start: int, stop: int, draw: Callable[[int], NDArray[Any]]) -> NDArray[Any]:
+    """Rows ``start`` to ``stop`` of an endless table whose blocks of ``BLOCK_ROWS`` rows ``draw`` makes by number.
 
     Any two calls agree on the rows they share.
     """
-    rows = np.empty((stop - start, dim), dtype=np.float32)
-    for block in range(start // BLOCK_ROWS, -(-stop // BLOCK_ROWS)):
-        drawn = random_generator(seed, stream, block).standard_normal((BLOCK_ROWS, dim), dtype=np.float32)
-        first = block * BLOCK_ROWS
+    rows: NDArray[Any] | None = None
+    for block in range(start // BLOCK_ROWS, max(start // BLOCK_ROWS + 1, -(-stop // BLOCK_ROWS))):
+        drawn, first = draw(block), block * BLOCK_ROWS
+        rows = np.empty((stop - start, *drawn.shape[1:]), drawn.dtype) if rows is None else rows
         low, high = max(start, first), min(stop, first + BLOCK_ROWS)
         rows[low - start : high - start] = drawn[low - first : high - first]
+    assert rows is not None
     return rows
+
+
+def normal_rows(seed: int, stream: Stream, start: int, stop: int, dim: int) -> NDArray[np.float32]:
+    """Rows ``start`` to ``stop`` of an endless table of N(0, 1) numbers, shape (stop - start, dim)."""
+    shape = (BLOCK_ROWS, dim)
+    return random_rows(
+        start, stop, lambda block: random_generator(seed, stream, block).standard_normal(shape, dtype=np.float32)
+    )
 
 
 def fingerprint(rows: NDArray[Any]) -> str:
@@ -397,7 +406,4 @@ def check_shard_rows(shard_rows: int, batch_size: int, gpu_batch_size: int | Non
 
 def integer_rows(seed: int, stream: Stream, start: int, stop: int, high: int) -> NDArray[np.int64]:
     """Entries ``start`` to ``stop`` of an endless list of uniform integers in [0, high), shape (stop - start,)."""
-    blocks = range(start // BLOCK_ROWS, -(-stop // BLOCK_ROWS))
-    drawn = np.concatenate([random_generator(seed, stream, block).integers(0, high, BLOCK_ROWS) for block in blocks])
-    first = start // BLOCK_ROWS * BLOCK_ROWS
-    return drawn[start - first : stop - first]
+    return random_rows(start, stop, lambda block: random_generator(seed, stream, block).integers(0, high, BLOCK_ROWS))

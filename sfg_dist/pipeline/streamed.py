@@ -1,4 +1,4 @@
-"""A reference straight from a table on disk or in a bucket, its blocks read again in each loop over them."""
+"""A reference straight from a table on disk or in a bucket; its blocks are read again in each loop over them."""
 
 from __future__ import annotations
 
@@ -29,18 +29,16 @@ def open_reference(
     """A table as the reference of ``label_latents``, ``score`` and ``log_density``, without holding it in memory.
 
     The rows are taken as they stand: no transform, no split. The result is that of ``Reference`` over the same rows.
+    The table must stay where it is as long as the reference is used.
 
     Args:
         source: a .parquet, .zarr or local .npy table, a path or an ``s3://`` URL.
-        columns: the columns wanted, in order; None is all.
-        array: the array wanted of a .zarr group.
+        columns: the columns to take, in order; None is all.
+        array: the array to take of a .zarr group.
         device: where the work is done.
-        memory_gib: memory for blocks that stay once they were read, 2**20 rows each; the others are read again, and
-            their clusters built again, for every evaluation. None keeps none but a single one.
+        memory_gib: memory for blocks of 2**20 rows that stay once they were read. The others are read again, and their
+            clusters built again, for every evaluation. None keeps the block only if it is a single one.
         sigma_data: the unit of the flow, as for ``Reference``.
-
-    Returns:
-        The reference; the table must stay where it is as long as it is used.
 
     Raises:
         DataError: the table cannot be read by ranges of rows, or a row has a missing value.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from sfg_dist.pipeline.plan import make_plan, uses_clusters
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from sfg_dist.data import Prepared, TextFormat
+    from sfg_dist.data import Prepared, TableSettings, TextFormat
     from sfg_dist.job.config import Job
     from sfg_dist.job.plan import Plan
     from sfg_dist.model.generator import Generator
@@ -32,10 +32,10 @@ def prepare_table(job: Job) -> Prepared:
     Raises:
         DataError: the table cannot be used as it stands.
     """
-    from sfg_dist.data import prepare_within
+    from sfg_dist.data import prepare
 
     try:
-        return prepare_within(memory_gib=job.labels.memory_gib, kind=job.transform.kind, **table_keys(job))
+        return prepare(job.data.source, table_settings(job), memory_gib=job.labels.memory_gib)
     except MemoryError:
         raise DataError(
             f"{job.data.source} does not fit into memory: set labels.memory_gib to read it in parts, or data.max_rows "
@@ -86,9 +86,12 @@ def validation_rows(table: Prepared, generator: Generator) -> NDArray[np.float64
     return rows.retyped(generator.types)
 
 
-def table_keys(job: Job) -> dict[str, Any]:
-    """The job's data keys as arguments of ``data.prepare``."""
-    return {**job.data.model_dump(exclude=READING_KEYS), "text": _text_format(job)}
+def table_settings(job: Job) -> TableSettings:
+    """What a job says of its table."""
+    from sfg_dist.data import TableSettings
+
+    keys = job.data.model_dump(exclude={"source", *READING_KEYS})
+    return TableSettings(**keys, kind=job.transform.kind, text=_text_format(job))
 
 
 def _text_format(job: Job) -> TextFormat:

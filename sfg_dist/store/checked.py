@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sfg_dist.data.sizes import SMALL_BYTES
+from sfg_dist.data.declared_sizes import SMALL_BYTES
 from sfg_dist.data.zarr_codecs import OF_STORES
 from sfg_dist.job.errors import StoreError, StoreUnavailableError
 from sfg_dist.job.object_stores import reason_of, trouble_of

@@ -9,7 +9,7 @@ from scipy import stats
 
 from sfg_dist.data import Transform
 from sfg_dist.data.atoms import MAX_ATOMS, find_atoms, find_sentinels
-from sfg_dist.data.cleaning import find_grids
+from sfg_dist.data.discreteness import find_discreteness
 from sfg_dist.job.errors import DataError
 
 
@@ -228,21 +228,18 @@ def test_any_column_comes_back(made, seed):
     if values.min() == values.max():
         return
     try:
-        grids, _, atoms = find_grids("t", values[:, None], ("a",), {}, "auto")
+        found = find_discreteness("t", "a", values)
     except DataError:  # closer together than float64 tells apart
         assert np.ptp(values) < 1e-9 * np.abs(values).max() + 1e-90
         return
-    grid = grids.get("a")
+    grid, atoms = found.grid, list(found.atoms)
     values = grid.snap(values) if grid else values
     noise = np.random.default_rng(seed).random((len(values), 1))
-    transform = fit(
-        values, list(atoms.get("a", {})), noise=noise,
-        steps={"a": grid.step} if grid else {}, offsets={"a": grid.offset} if grid else {},
-    )  # fmt: skip
+    transform = fit(values, atoms, noise=noise, steps={"a": grid} if grid else {})
     flow = transform.forward(values[:, None], noise=noise)
     assert np.isfinite(flow).all()
     back = transform.inverse(flow)[:, 0]
-    is_atom = np.isin(values, list(atoms.get("a", {})))
+    is_atom = np.isin(values, atoms)
     np.testing.assert_array_equal(back[is_atom], values[is_atom])
     reach = 3e-7 * (np.abs(flow.astype(np.float64)) + 1)
     lower, upper = (transform.inverse(flow + side * reach)[:, 0] for side in (-1, 1))

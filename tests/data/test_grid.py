@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sfg_dist.data.grid import Grid, find_grid, find_whole, grid_of_step, grid_of_type, tied_share
+from sfg_dist.data.grid import Grid, find_grid, find_whole, grid_of_step, grid_of_type
 
 RANDOM = np.random.default_rng(0)
 
@@ -115,8 +115,3 @@ def test_given_step_on_float32():
     grid = grid_of_step(values, 0.1)
     assert grid == Grid(0.1, 0.1)
     np.testing.assert_array_equal(grid.snap(values), [0.1, 0.4, 1036.6, 12.3])
-
-
-def test_tied_share():
-    assert tied_share(np.arange(5.0)) == 0
-    assert tied_share(np.array([1.0, 1, 1, 2])) == 0.75

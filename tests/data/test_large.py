@@ -5,15 +5,14 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from sfg_dist.data import large, prepare, prepare_within
-from sfg_dist.data.large import LargePrepared
+from sfg_dist.data import TableSettings, cleaning, open_rows, preparation, prepare
 from sfg_dist.job.errors import DataError
 from sfg_dist.job.plan import fingerprint
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(large, "SCAN_ROWS", 100)
+    monkeypatch.setattr(cleaning, "SCAN_ROWS", 100)
 
 
 def table(num_rows=997):
@@ -51,8 +50,8 @@ def write(tmp_path):
 def pair(path, **keys):
     """The table prepared whole, and in passes of one column."""
     keys = {"shuffle": "none", "constant": "keep", **keys}
-    passes = prepare_within(path, memory_gib=1e-9, **keys)
-    assert isinstance(passes, LargePrepared)
+    passes = prepare(path, memory_gib=1e-9, **keys)
+    assert not passes.is_whole
     return prepare(path, **keys), passes
 
 
@@ -85,8 +84,8 @@ def test_it_is_the_table_prepared_whole(write, kind, name):
 def test_any_number_of_columns_at_a_time(write, columns_at_once):
     path = write(table(), "t.parquet")
     whole = prepare(path, shuffle="none", constant="keep")
-    budget = columns_at_once * large._COPIES * 8 * 997
-    passes = large.prepare_large(lambda: large.open_rows(path), constant="keep", memory_bytes=budget)
+    budget = columns_at_once * preparation.COPIES * 8 * 997
+    passes = preparation.prepare_in_passes(lambda: open_rows(path), TableSettings(constant="keep"), budget)
     assert_equal(whole, passes)
 
 
@@ -105,7 +104,7 @@ def test_incomplete_rows_are_refused_with_the_message_of_the_whole_table(write):
     with pytest.raises(DataError) as whole:
         prepare(path, shuffle="none", constant="keep")
     with pytest.raises(DataError) as passes:
-        prepare_within(path, memory_gib=1e-9, shuffle="none", constant="keep")
+        prepare(path, memory_gib=1e-9, shuffle="none", constant="keep")
     assert str(passes.value) == str(whole.value)
 
 
@@ -139,7 +138,7 @@ def test_keys(write, keys):
 )
 def test_bad_keys(write, keys, message):
     with pytest.raises(DataError, match=message):
-        prepare_within(write(table()), memory_gib=1e-9, **{"shuffle": "none", "constant": "keep", **keys})
+        prepare(write(table()), memory_gib=1e-9, **{"shuffle": "none", "constant": "keep", **keys})
 
 
 def test_a_column_constant_in_the_training_rows_alone(write):
@@ -150,21 +149,29 @@ def test_a_column_constant_in_the_training_rows_alone(write):
     assert_equal(whole, passes)
 
 
+def test_a_decimal_of_float32_that_is_constant_in_the_training_rows_is_put_on_its_grid(write):
+    values = table().astype(np.float32)
+    values[:900, 3] = np.float32(0.1)
+    whole, passes = pair(write(values))
+    assert passes.report["constant"]["c3"] == 0.1 != float(np.float32(0.1))
+    assert_equal(whole, passes)
+
+
 def test_a_value_beyond_reach_names_its_row(write):
     values = table()
     values[701, 1] = 1e200
     with pytest.raises(DataError, match="column 'c1' holds 1e\\+200 in row 701"):
-        prepare_within(write(values), memory_gib=1e-9, shuffle="none", constant="keep")
+        prepare(write(values), memory_gib=1e-9, shuffle="none", constant="keep")
 
 
 @pytest.mark.parametrize("keys", [{}, {"memory_gib": 1.0, "shuffle": "none"}, {"memory_gib": 1e-9}])
 def test_tables_that_are_held_whole(write, keys):
     """Without a budget, within it, or with a shuffle, which reads the table at random."""
-    assert not isinstance(prepare_within(write(table()), **{"constant": "keep", **keys}), LargePrepared)
+    assert prepare(write(table()), **{"constant": "keep", **keys}).is_whole
 
 
 def test_of_the_parts_only_the_first_rows_are_held(write, monkeypatch):
-    monkeypatch.setattr(large, "EVALUATED_ROWS", 60)
+    monkeypatch.setattr(preparation, "EVALUATED_ROWS", 60)
     whole, passes = pair(write(table()))
     assert [len(getattr(passes, part)) for part in ("train", "validation", "test")] == [60, 60, 60]
     assert passes.num_train == len(whole.train)

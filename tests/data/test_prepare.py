@@ -9,7 +9,8 @@ import pytest
 from imports import imported
 
 from sfg_dist.data import Transform, prepare
-from sfg_dist.data.cleaning import find_grids, num_duplicates
+from sfg_dist.data.cleaning import num_duplicates
+from sfg_dist.data.discreteness import find_discreteness
 from sfg_dist.job.errors import DataError
 
 NAMES = ("temp", "count", "load")
@@ -113,16 +114,15 @@ class TestTies:
         """Amounts in cents, of which no two are equal, and stamps of which all are whole minutes."""
         random = np.random.default_rng(0)
         rows = np.stack([random.permutation(10**6)[:500] / 100, 1.7e9 + 60.0 * random.permutation(10**5)[:500]], axis=1)
-        known = {"amount": 0.01, "stamp": 1.0}
-        grids, ties, _ = find_grids("t", rows, ("amount", "stamp"), {}, "auto", known)
-        assert {name: grid.step for name, grid in grids.items()} == {"amount": 0.01, "stamp": 60.0}
-        assert {entry["reason"] for entry in ties.values()} == {"a grid by its type"}
-        assert set(find_grids("t", rows, ("amount", "stamp"), {}, "auto")[0]) == {"stamp"}  # whole numbers anyway
-        offsets = {name: grid.offset for name, grid in grids.items()}
-        noise = random.random(rows.shape)
-        transform = Transform.fit(
-            rows, ("amount", "stamp"), kind=kind, steps={"amount": 0.01, "stamp": 60.0}, offsets=offsets, noise=noise
-        )
+        amounts, stamps = rows.T
+        amount = find_discreteness("t", "amount", amounts, type_step=0.01)
+        stamp = find_discreteness("t", "stamp", stamps, type_step=1.0)
+        assert (amount.grid.step, stamp.grid.step) == (0.01, 60.0)
+        assert amount.ties["reason"] == stamp.ties["reason"] == "a grid by its type"
+        assert find_discreteness("t", "amount", amounts).grid is None
+        assert find_discreteness("t", "stamp", stamps).grid == stamp.grid  # whole numbers anyway
+        noise, grids = random.random(rows.shape), {"amount": amount.grid, "stamp": stamp.grid}
+        transform = Transform.fit(rows, ("amount", "stamp"), kind=kind, steps=grids, noise=noise)
         back = transform.inverse(transform.forward(rows, noise=noise))
         np.testing.assert_array_equal(back[:, 1], rows[:, 1])
         np.testing.assert_allclose(back[:, 0], rows[:, 0], rtol=0, atol=0 if exact else 0.01)

@@ -8,7 +8,7 @@ import pytest
 from obstore.store import LocalStore
 
 import sfg_dist.job.object_stores
-from sfg_dist.data import location, open_table
+from sfg_dist.data import open_table, sources
 from sfg_dist.job.errors import DataError
 
 CSV = b"a,b\n1,2\n3,4\n"
@@ -104,7 +104,7 @@ def test_every_format(tmp_path, monkeypatch, suffix):
     def open_bucket(url):
         return LocalStore(tmp_path), url.removeprefix("s3://bucket/")
 
-    monkeypatch.setattr(location, "open_bucket", open_bucket)
+    monkeypatch.setattr(sources, "open_bucket", open_bucket)
     table = open_table(f"s3://bucket/t{suffix}")
     np.testing.assert_array_equal(table.values, values)
     assert table.columns == ("c0", "c1", "c2")

@@ -59,6 +59,15 @@ def test_nulls_are_missing_values(tmp_path):
         np.testing.assert_array_equal(rows.read(0, 3), [[1], [np.nan], [3]])
 
 
+def test_a_row_group_without_rows_hides_none_of_those_behind_it(tmp_path):
+    table = pa.table({"a": np.arange(10.0)})
+    with parquet.ParquetWriter(tmp_path / "t.parquet", table.schema) as writer:
+        for part in (table[:4], table[:0], table[4:]):
+            writer.write_table(part)
+    with open_rows(tmp_path / "t.parquet") as rows:
+        assert rows.read(2, 9)[:, 0].tolist() == [2, 3, 4, 5, 6, 7, 8]
+
+
 def test_text_is_refused_by_the_name_of_its_column(tmp_path):
     parquet.write_table(pa.table({"a": [1.0, 2.0], "t": ["x", "y"]}), tmp_path / "t.parquet")
     with pytest.raises(DataError, match="column 't' holds text: 'x' in data row 1"), open_rows(tmp_path / "t.parquet"):
@@ -105,7 +114,7 @@ def test_a_table_of_another_shape(tmp_path):
 def test_a_parquet_object_in_a_bucket(tmp_path, monkeypatch):
     from obstore.store import LocalStore
 
-    from sfg_dist.data import rows as module
+    from sfg_dist.data import sources as module
 
     write(tmp_path / "t.parquet")
     monkeypatch.setattr(module, "open_bucket", lambda url: (LocalStore(tmp_path), url.removeprefix("s3://bucket/")))

@@ -93,12 +93,12 @@ class TestFormats:
     def test_split_arrays(self, tmp_path, suffix):
         path = write(tmp_path / f"t{suffix}", val=np.ones((2, 3)), test=np.full((4, 3), 2.0))
         split = open_split(path, arrays={"train": ["X", "val"], "validation": None, "test": "test"})
-        assert split.train.shape == (5, 3)
-        assert split.validation.shape == (0, 3)
-        np.testing.assert_array_equal(split.train[3:], 1)
+        assert split.parts["train"].shape == (5, 3)
+        assert split.parts["validation"].shape == (0, 3)
+        np.testing.assert_array_equal(split.parts["train"][3:], 1)
         assert split.columns == COLUMNS
         one = open_split(path, arrays={"train": "X", "validation": "val", "test": "test"}, columns=["b"])
-        assert (one.validation.shape, one.columns) == ((2, 1), ("b",))
+        assert (one.parts["validation"].shape, one.columns) == ((2, 1), ("b",))
 
     @pytest.mark.parametrize("suffix", [*SUFFIXES, ".npy"])
     def test_damaged_file(self, tmp_path, suffix):

@@ -210,7 +210,7 @@ def test_samples_stay_within_the_limits():
     far = np.array([[-9.0], [9.0]], dtype=np.float32)
     inside = Transform.fit(values, ["a"], steps={"a": 1.0}).inverse(far)
     np.testing.assert_array_equal(inside, [[3], [8]])
-    wider = Transform.fit(values, ["a"], steps={"a": 1.0}, limits={"a": (0, 10)})
+    wider = Transform.fit(values, ["a"], steps={"a": 1.0}, bounds={"a": (0, 10)})
     np.testing.assert_array_equal(wider.inverse(wider.forward(np.array([[0.0], [10.0]]))), [[0], [10]])
 
 

@@ -9,7 +9,7 @@ from scipy.stats import ks_2samp, norm, spearmanr
 
 from sfg_dist.evaluate import METRIC_NAMES, floor, measure
 from sfg_dist.evaluate import distances as distances_module
-from sfg_dist.evaluate.tables import scale_columns
+from sfg_dist.evaluate.compared_rows import scale_columns
 from sfg_dist.job.errors import ConfigError, DataError
 
 

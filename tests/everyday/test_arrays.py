@@ -82,7 +82,7 @@ class TestPackedValues:
         path = write({"X": RAW, "y": np.array([2, 4, 6])}, attributes)
         np.testing.assert_array_equal(open_table(path, append=["y"]).values[:, 2], [1, 2, 3])
         split = open_split(path, arrays={"train": "X", "test": "X"})
-        np.testing.assert_array_equal(split.train[:, 0], [50, 100, 150])
+        np.testing.assert_array_equal(split.parts["train"][:, 0], [50, 100, 150])
 
     def test_zarr_by_ranges(self, tmp_path):
         attributes = {"scale_factor": 0.01, "add_offset": 280.0, "_FillValue": -32768}

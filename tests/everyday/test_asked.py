@@ -8,7 +8,7 @@ import pytest
 from commands import sfg
 from pyarrow import parquet
 
-from sfg_dist.data import open_table, prepare, prepare_within
+from sfg_dist.data import open_table, prepare
 from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.conditions import read_given
 from sfg_dist.job.config import resolve_job
@@ -42,7 +42,7 @@ def test_a_range_of_dates_is_written_as_dates(ends, tmp_path):
 def test_a_range_of_stamps_in_a_table_in_parts(tmp_path):
     source = table_with(tmp_path, at=DAYS.astype("datetime64[ms]"))
     bounds = bounds_of("{at = [2019-12-31T00:00:00, 2025-01-01T00:00:00]}")
-    transform = prepare_within(source, bounds=bounds, shuffle="none", memory_gib=1e-6).transform
+    transform = prepare(source, bounds=bounds, shuffle="none", memory_gib=1e-6).transform
     assert transform.grid(0).values(np.array(transform.cell_ranges[0]))[0] == -86_400_000
 
 

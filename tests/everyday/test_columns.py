@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from sfg_dist.cli.display import Display
-from sfg_dist.data import prepare, prepare_within
+from sfg_dist.data import prepare
 from sfg_dist.job.errors import DataError
 from sfg_dist.pipeline.report import _notes
 
@@ -221,7 +221,7 @@ def test_a_column_without_any_value_is_named(tmp_path, missing):
     with pytest.raises(DataError, match=words):
         prepare(tmp_path / "t.npy", missing=missing)
     with pytest.raises(DataError, match=words):
-        prepare_within(tmp_path / "t.npy", missing=missing, shuffle="none", memory_gib=1e-9)
+        prepare(tmp_path / "t.npy", missing=missing, shuffle="none", memory_gib=1e-9)
 
 
 def test_a_value_that_is_too_large_is_named_by_its_row_in_the_file(tmp_path):

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from sfg_dist.data import TextFormat, location, open_rows, open_table, prepare, prepare_within
+from sfg_dist.data import TextFormat, open_rows, open_table, prepare, sources
 from sfg_dist.data import folders as module
-from sfg_dist.data.records import read_columns
+from sfg_dist.data.column_files import read_columns
 from sfg_dist.job.errors import ConfigError, DataError
 from sfg_dist.store.table import write_table
 
@@ -70,13 +70,13 @@ def test_by_ranges(tmp_path, source):
 
 def test_prepared_in_passes_as_whole(tmp_path):
     source = str(write(tmp_path / "t"))
-    passes = prepare_within(source, memory_gib=1e-9, shuffle="none")
+    passes = prepare(source, memory_gib=1e-9, shuffle="none")
     whole = prepare(source, shuffle="none")
     assert not passes.is_whole
     assert passes.table_fingerprint() == whole.table_fingerprint()
     assert passes.report["read_as"] == whole.report["read_as"]
     csv = str(write(tmp_path / "c", ".csv"))
-    assert prepare_within(csv, memory_gib=1e-9, shuffle="none").is_whole
+    assert prepare(csv, memory_gib=1e-9, shuffle="none").is_whole
 
 
 class TestPartitions:
@@ -244,7 +244,7 @@ def test_a_file_whose_name_has_brackets(tmp_path):
 def test_in_a_bucket(tmp_path, monkeypatch, source):
     from obstore.store import LocalStore
 
-    from sfg_dist.data import rows, table
+    from sfg_dist.data import table
 
     write(tmp_path / "t")
     (tmp_path / "t" / "_sample.json").write_text("{}")
@@ -252,7 +252,7 @@ def test_in_a_bucket(tmp_path, monkeypatch, source):
     def bucket(url):
         return LocalStore(tmp_path), url.removeprefix("s3://bucket/")
 
-    for each in (module, location, rows, table):
+    for each in (module, sources, table):
         monkeypatch.setattr(each, "open_bucket", bucket)
     np.testing.assert_array_equal(open_table(source, columns=["a", "b"]).values, VALUES)
     with open_rows(source, columns=["b", "a"]) as reader:
@@ -262,10 +262,10 @@ def test_in_a_bucket(tmp_path, monkeypatch, source):
 def test_a_folder_with_the_suffix_of_a_file_in_a_bucket(tmp_path, monkeypatch):
     from obstore.store import LocalStore
 
-    from sfg_dist.data import rows, table
+    from sfg_dist.data import table
 
     write(tmp_path / "s.parquet")
-    for each in (module, location, rows, table):
+    for each in (module, sources, table):
         monkeypatch.setattr(each, "open_bucket", lambda url: (LocalStore(tmp_path), url.removeprefix("s3://bucket/")))
     with pytest.raises(DataError, match=r"s3://bucket/none.parquet does not exist"):
         open_table("s3://bucket/none.parquet")

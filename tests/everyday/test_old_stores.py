@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sfg_dist.data import cleaning
+from sfg_dist.data import discreteness
 from sfg_dist.distributed.labels.sizes import store_bytes
 from sfg_dist.job.errors import DataError
 from sfg_dist.job.plan import seal, unseal
@@ -22,7 +22,7 @@ def old_pipeline(tmp_path, make_job, monkeypatch):
     np.savetxt(tmp_path / "t.csv", rows, delimiter=",", header="a,b", comments="")
     job = make_job(data={"source": str(tmp_path / "t.csv")}, labels={"num_pairs": 64})
     with monkeypatch.context() as patch:
-        patch.setattr(cleaning, "find_atoms", lambda *_: np.array([], np.intp))
+        patch.setattr(discreteness, "find_atoms", lambda *_: np.array([], np.intp))
         location = Pipeline(job).label().location
     for record in ("plan.json", "plan.copy.json"):
         fields = unseal(location.read(record))

@@ -157,7 +157,7 @@ def test_a_split_and_an_array_put_behind_keep_the_types_of_samples(tmp_path):
     whole = open_table(path)
     split = open_split(path, arrays={"train": "X", "test": ["X"]})
     assert split.types == whole.types
-    np.testing.assert_array_equal(split.test, whole.values)
+    np.testing.assert_array_equal(split.parts["test"], whole.values)
     group = zarr.open_group(path, mode="r+", use_consolidated=False)
     group.create_array("more", data=np.arange(NUM_ROWS))
     group.create_array("wide", data=whole.values)

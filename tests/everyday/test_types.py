@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 import sfg_dist
-from sfg_dist.data import Transform, open_rows, open_split, open_table, prepare, prepare_within, read_queries
+from sfg_dist.data import Transform, open_rows, open_split, open_table, prepare, read_queries
 from sfg_dist.data.column_type import FLOAT, ColumnType, UnfitValueError
 from sfg_dist.data.conditions import read_given
 from sfg_dist.data.surveys import Survey, survey_of
@@ -376,7 +376,7 @@ def test_parts_of_a_split_table_share_their_offset(tmp_path):
     np.savez(tmp_path / "t.npz", train=NEAR + 100, validation=NEAR, test=NEAR + 7)
     split = open_split(tmp_path / "t.npz", arrays={"train": "train", "validation": "validation", "test": "test"})
     assert split.types[0].offset == NEAR[0]
-    assert split.types[0].from_float(split.test[:, 0]).to_pylist() == (NEAR + 7).tolist()
+    assert split.types[0].from_float(split.parts["test"][:, 0]).to_pylist() == (NEAR + 7).tolist()
 
 
 def test_complex_numbers_are_refused(tmp_path):
@@ -490,7 +490,7 @@ def test_a_transform_keeps_the_types(typed_path):
 
 def test_a_table_prepared_in_passes_has_the_same_types_and_bits(typed_path):
     keys = {"shuffle": "none", "constant": "keep"}
-    whole, passes = prepare(typed_path, **keys), prepare_within(typed_path, memory_gib=1e-9, **keys)
+    whole, passes = prepare(typed_path, **keys), prepare(typed_path, memory_gib=1e-9, **keys)
     assert not passes.is_whole
     assert passes.transform.to_metadata() == whole.transform.to_metadata()
     np.testing.assert_array_equal(passes.reference(), whole.reference())

@@ -28,7 +28,7 @@ from sfg_dist.job.version import __version__, versions
 from sfg_dist.model.sampling import num_cpus
 from sfg_dist.pipeline.output import Listener, OutputDirectory
 from sfg_dist.pipeline.pipeline import as_job
-from sfg_dist.pipeline.table_plan import table_keys
+from sfg_dist.pipeline.table_plan import table_settings
 from sfg_dist.studies.compare.cells import FOLDER, Records
 from sfg_dist.studies.compare.document import make_document
 from sfg_dist.studies.compare.judging import auc
@@ -101,7 +101,8 @@ class Comparison(OutputDirectory):
         """The table through each transform that a method takes."""
         job = self.job
         kinds = [job.transform.kind, *(KINDS if self.peers else ()), *self._published_kinds]
-        return Tables({kind: prepare(kind=kind, **table_keys(job)) for kind in dict.fromkeys(kinds)})
+        settings = table_settings(job)
+        return Tables({kind: prepare(job.data.source, settings, kind=kind) for kind in dict.fromkeys(kinds)})
 
     @property
     def _published_kinds(self) -> list[str]:

@@ -1,7 +1,7 @@
 """Files that hold named columns: .csv and its kin, .parquet, and folders of either.
 
-
-Columns are typed as the file says (``column_type``). Text is refused by name, unless ``data.columns`` leaves it out.
+Columns have the types that the file says (``column_type``). Text is refused by name, unless ``data.columns`` leaves it
+out.
 """
 
 from __future__ import annotations
@@ -18,46 +18,31 @@ from sfg_dist.data.csv_dialect import TextFormat
 from sfg_dist.data.csv_read import read_csv
 from sfg_dist.data.csv_text import check_text
 from sfg_dist.data.folders import is_folder, is_prefix, read_folder
-from sfg_dist.data.location import AbsentError, is_text, open_bytes, reading
-from sfg_dist.data.naming import check_columns, listed
-from sfg_dist.data.parquet_file import check_rows, open_parquet, survey_column
-from sfg_dist.data.surveys import Survey, settled, survey_of, to_float
+from sfg_dist.data.naming import check_columns
+from sfg_dist.data.parquet_file import check_readable, open_parquet, parquet_words, survey_column
+from sfg_dist.data.sources import AbsentError, is_text, open_bytes, reading
+from sfg_dist.data.surveys import settled, survey_of, to_float
 from sfg_dist.job.errors import DataError
-from sfg_dist.job.words import counted
 
 
-def read_records(
+def read_column_files(
     source: str, columns: Sequence[str] | None, identifiers: str = "refuse", text: TextFormat | None = None
 ) -> tuple[NDArray[np.float64], dict[str, ColumnType], str]:
-    """Read the wanted columns of a source of named columns.
-
-    Args:
-        source: path or URL.
-        columns: names wanted, in order; None is all.
-        identifiers: "refuse" or "drop" columns of whole numbers that float64 cannot tell apart.
-        text: what the user says of .csv files.
+    """The wanted columns of a source of named columns.
 
     Returns:
-        value - offset, shape (num_rows, num_columns), the type of each column by its name, and how the source was read.
-
-    Raises:
-        DataError: the file or one of the wanted columns cannot be used.
+        value - offset, shape (num_rows, num_columns); the types by name; and how the source was read, in words.
     """
     table, read_as = read_columns(source, columns, text or TextFormat())
-    surveys = _surveys(source, table)
+    surveys = {}
+    for field, column in zip(table.schema, table.columns, strict=True):
+        surveys[field.name] = survey_of(source, field.name, column, field.metadata)
+        surveys[field.name].add(column)
     types = settled(source, surveys, identifiers)
     values = np.empty((table.num_rows, len(types)))
     for index, (name, type_) in enumerate(types.items()):
         values[:, index] = to_float(source, name, type_, table.column(name))
     return values, types, read_as
-
-
-def _surveys(source: str, table: Any) -> dict[str, Survey]:
-    surveys = {}
-    for field, column in zip(table.schema, table.columns, strict=True):
-        surveys[field.name] = survey_of(source, field.name, column, field.metadata)
-        surveys[field.name].add(column)
-    return surveys
 
 
 def read_columns(source: str, columns: Sequence[str] | None, text: TextFormat) -> tuple[Any, str]:
@@ -72,7 +57,7 @@ def read_columns(source: str, columns: Sequence[str] | None, text: TextFormat) -
 
 
 def _read_part(file: str, columns: Sequence[str] | None, text: TextFormat) -> tuple[Any, str]:
-    """``read_file``; what is no number is refused with this file's name, not the folder's."""
+    """``read_file`` of a folder's file, so that a refusal of text names this file, not the folder."""
     table, read_as = read_file(file, columns, text)
     for field, column in zip(table.schema, table.columns, strict=True):
         survey_of(file, field.name, column, field.metadata)
@@ -97,19 +82,6 @@ def _read_parquet(source: str, stream: Any, columns: Sequence[str] | None) -> tu
     wanted = check_columns(source, names, columns)
     for name in wanted:
         survey_column(source, file, name)
-    check_rows(source, file, wanted)
+    check_readable(source, file, wanted)
     with reading(source):
-        read_as = f"{counted(len(names), 'column')}, parquet{index_words(file.schema_arrow)}"
-        return file.read(columns=list(wanted)).select(list(wanted)), read_as
-
-
-def index_words(schema: Any) -> str:
-    """What becomes of an index that pandas wrote into a .parquet file as columns; empty where there is none."""
-    try:
-        said = (schema.pandas_metadata or {}).get("index_columns", ())
-    except ValueError:  # somebody else's, and no JSON
-        said = ()
-    index = [name for name in said if isinstance(name, str)]
-    kept = [name for name in index if name in schema.names and not name.startswith("__index_level_")]
-    words = f", with the index of pandas ({listed(kept)})" if kept else ""
-    return words + (", row names of pandas left out" if len(kept) < len(index) else "")
+        return file.read(columns=list(wanted)).select(list(wanted)), parquet_words(file, names)

@@ -1,6 +1,6 @@
-"""Where a table lies: a local path or an S3 object, opened as a stream of bytes or as a Zarr node.
+"""Where a table lies: a local path or an S3 object, opened as bytes, by ranges of bytes, or as a Zarr node.
 
-Object stores are opened as ``sfg_dist.job.object_stores`` says.
+``sfg_dist.job.object_stores`` says how object stores are opened.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PACKED_SUFFIXES = (".gz", ".zst", ".bz2")
 
 
 def suffix_of(source: str) -> str:
-    """The format of a source by its name, in lower case, with the dot; empty if it has none.
+    """The format of a source by its name, in lower case, with the dot; empty if the name has none.
 
     Example:
         >>> suffix_of("s3://bucket/run.ZARR/"), suffix_of("table.csv.gz")
@@ -44,7 +44,7 @@ def is_text(source: str) -> bool:
 
 
 def local_path(source: str) -> Path:
-    """A local source as a path, ``~`` at its front written out; in ``./~/a.csv`` it is a name."""
+    """A local source as a path; a ``~`` at its front is the home, and in ``./~/a.csv`` a name."""
     return Path(expanded(source))
 
 
@@ -52,12 +52,24 @@ class AbsentError(DataError):
     """A source is not there."""
 
 
-@contextmanager
-def open_bytes(source: str) -> Iterator[BinaryIO]:
-    """Open a file, or fetch an object, as a binary stream that can seek.
+def existing_path(source: str) -> Path:
+    """The path of a local source.
 
     Raises:
-        DataError: it does not exist, cannot be opened, or is empty.
+        AbsentError: it does not exist.
+    """
+    path = local_path(source)
+    if not path.exists():
+        raise AbsentError(f"{path} does not exist (current directory: {Path.cwd()})")
+    return path
+
+
+@contextmanager
+def open_bytes(source: str) -> Iterator[BinaryIO]:
+    """Open a file, or fetch an object, as a binary stream that can seek; an empty one is refused.
+
+    Raises:
+        AbsentError: it does not exist.
     """
     if is_url(source):
         data = _fetch(source)
@@ -65,8 +77,7 @@ def open_bytes(source: str) -> Iterator[BinaryIO]:
             raise DataError(f"{source} is empty (0 bytes): expected a table")
         yield io.BytesIO(data)
         return
-    path = local_path(source)
-    _check_exists(path)
+    path = existing_path(source)
     if path.is_dir():
         raise DataError(f"{source} is a folder: expected a file")
     try:
@@ -79,12 +90,29 @@ def open_bytes(source: str) -> Iterator[BinaryIO]:
         yield stream
 
 
-def open_zarr(source: str) -> Any:
-    """Open a Zarr group or array for reading; what is read of it is looked at by ``CheckedStore``.
+@contextmanager
+def open_ranges(source: str) -> Iterator[Any]:
+    """Open a file, or an object, of which parts are read.
 
     Raises:
-        DataError: it does not exist, or holds no Zarr metadata, or such as are not read.
+        AbsentError: it does not exist.
     """
+    if not is_url(source):
+        with existing_path(source).open("rb") as stream:
+            yield stream
+        return
+    store, key = open_bucket(source)
+    with reading(source):
+        try:
+            object_ = _ObjectFile(store, key)
+        except FileNotFoundError:
+            raise AbsentError(f"{source} does not exist") from None
+    with io.BufferedReader(object_, buffer_size=1 << 20) as buffered:
+        yield buffered
+
+
+def open_zarr(source: str) -> Any:
+    """Open a Zarr group or array for reading; ``CheckedStore`` checks what is read of it."""
     import zarr
     import zarr.storage
 
@@ -94,8 +122,7 @@ def open_zarr(source: str) -> Any:
         bucket, prefix = open_bucket(source)
         store = CheckedStore(zarr.storage.ObjectStore(bucket, read_only=True), source)
     else:
-        root, prefix = local_path(source), ""
-        _check_exists(root)
+        root, prefix = existing_path(source), ""
         store = CheckedStore(zarr.storage.LocalStore(root, read_only=True), source, root)
     with reading(source):
         try:
@@ -105,11 +132,7 @@ def open_zarr(source: str) -> Any:
 
 
 def open_bucket(url: str) -> tuple[Any, str]:
-    """The bucket of an ``s3://bucket/key`` URL as an obstore store, and the key.
-
-    Raises:
-        DataError: the URL has another scheme, or no bucket or key; or credentials lack a half.
-    """
+    """The bucket of an ``s3://bucket/key`` URL as an obstore store, and the key."""
     from obstore.exceptions import BaseError
 
     parts = urlsplit(url)
@@ -131,21 +154,16 @@ def reading(source: str) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except Exception as error:  # libraries raise anything here, from struct.error to SyntaxError
+    except Exception as error:  # anything may come here, from struct.error to SyntaxError
         if is_url(source) and lacks_credentials(error):
             raise DataError(f"{source} cannot be fetched: {NO_CREDENTIALS}") from error
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        # The words of these are for developers.
+        # What pyarrow and json say is for developers.
         helps = suffix_of(source) != ".parquet" and not type(error).__module__.startswith(("pyarrow", "json"))
         said = f" ({reason})" if helps else ""
         raise DataError(
             f"{source} cannot be read as {suffix_of(source)}: the file is damaged or of another format{said}"
         ) from error
-
-
-def _check_exists(path: Path) -> None:
-    if not path.exists():
-        raise AbsentError(f"{path} does not exist (current directory: {Path.cwd()})")
 
 
 def _fetch(url: str) -> bytes:
@@ -165,3 +183,37 @@ def _fetch(url: str) -> bytes:
         raise AbsentError(f"{url} does not exist") from None
     except (BaseError, OSError) as error:
         raise DataError(f"{url} cannot be fetched: {plain_reason(error)}") from error
+
+
+class _ObjectFile(io.RawIOBase):
+    """An object of a bucket as a file: every read is one request for a range."""
+
+    def __init__(self, store: Any, key: str) -> None:
+        import obstore
+
+        self._store, self._key, self._place = store, key, 0
+        self._size = int(obstore.head(store, key)["size"])
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        self._place = max(0, base + offset)
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        import obstore
+
+        length = min(len(buffer), self._size - self._place)
+        if length <= 0:
+            return 0
+        buffer[:length] = memoryview(obstore.get_range(self._store, self._key, start=self._place, length=length))
+        self._place += length
+        return length

@@ -1,4 +1,4 @@
-"""The tables that are compared: checked, cut to a stated number of rows, brought to common units."""
+"""The rows that are compared: checked, cut to a stated number, and brought to common units."""
 
 from __future__ import annotations
 
@@ -7,17 +7,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from sfg_dist.job.errors import DataError
 
-Table = NDArray[np.float64]
+Rows = NDArray[np.float64]
 
 
-def checked_table(name: str, table: ArrayLike, *, dim: int | None = None, min_rows: int = 2) -> Table:
-    """``table`` as float64 of shape (num_rows, dim), refused if anything in it is not a finite number.
-
-    Args:
-        name: what the message calls the table.
-        table: rows of numbers, shape (num_rows, dim).
-        dim: the number of columns that is expected; None accepts any.
-        min_rows: the fewest rows that are accepted.
+def checked_rows(name: str, table: ArrayLike, *, dim: int | None = None, min_rows: int = 2) -> Rows:
+    """A table as float64 of shape (num_rows, dim); messages call it ``name``, and ``dim`` None accepts any width.
 
     Raises:
         DataError: not two-dimensional, too few rows, another number of columns, or NaN or infinity in a row.
@@ -40,29 +34,25 @@ def checked_table(name: str, table: ArrayLike, *, dim: int | None = None, min_ro
     return rows
 
 
-def subset(table: Table, max_rows: int, generator: np.random.Generator) -> Table:
+def subset(table: Rows, max_rows: int, generator: np.random.Generator) -> Rows:
     """``max_rows`` rows drawn without replacement, in their own order; the whole table if it is no longer."""
     if len(table) <= max_rows:
         return table
     return table[np.sort(generator.choice(len(table), size=max_rows, replace=False))]
 
 
-def scale_columns(train: Table, *tables: Table) -> tuple[Table, list[Table]]:
+def scale_columns(train: Rows, *tables: Rows) -> tuple[Rows, list[Rows]]:
     """Subtract the training mean and divide by the training standard deviation, column by column.
 
     Columns that are constant in ``train`` have no scale and are left out of every table.
 
-    Args:
-        train: the rows that set the mean and the standard deviation, shape (num_train, dim).
-        tables: what is standardised, each of shape (num_rows, dim).
-
     Returns:
-        The standard deviation of each column that is kept, shape (kept,), and the tables, each of shape
-        (num_rows, kept).
+        The standard deviation of each column that is kept, shape (kept,), and the tables, each of shape (num_rows,
+        kept).
     """
     kept = np.ptp(train, axis=0) > 0
     center = train[:, kept].mean(axis=0)
     offset = train[:, kept] - center
-    largest = np.abs(offset).max(axis=0)  # taken out before squaring: values of 1e200 have a deviation too
+    largest = np.abs(offset).max(axis=0)  # divided out before squaring: so values of 1e200 have a deviation too
     deviation = (offset / largest).std(axis=0) * largest
     return deviation, [(table[:, kept] - center) / deviation for table in tables]

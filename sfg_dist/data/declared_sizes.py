@@ -1,4 +1,4 @@
-"""What a table declares of its size, held against this machine and against its file, before memory is taken for it.
+"""Checks what a table declares of its size, against this machine and against its file, before memory is taken for it.
 
 A table that is larger than all memory is refused with both sizes. One that is far larger than its file, as no packing
 makes it, was hardly ever written, and is refused too; small ones are let through.
@@ -17,21 +17,16 @@ from sfg_dist.job.words import size_of
 SMALL_BYTES = 64 << 20
 """Declared sizes up to this are not compared with the file's."""
 MOST_GROWTH = 10_000
-"""So many times its file a table may be: columns of few values pack well."""
+"""A table may be so many times as large as its file: columns of few values pack well."""
 IN_PARTS = (".parquet", ".zarr", ".npy")
 
 
 def check_held(source: str, what: str, shape: Sequence[int], dtype: Any = None) -> None:
-    """Refuse a table that cannot be held in memory.
+    """Refuse a table that is larger than the memory that this process may use.
 
     Args:
-        source: for the message.
-        what: of the source is meant, with its shape.
-        shape: as it is declared.
-        dtype: of the stored values; they are held as float64 beside.
-
-    Raises:
-        DataError: it is larger than the memory that this process may use.
+        source, what: what is meant, with its shape, for the message.
+        shape, dtype: of the stored values; they are held as float64 beside.
     """
     num_bytes, memory = declared_bytes(shape, dtype), usable_bytes()
     if num_bytes > memory:
@@ -44,17 +39,12 @@ def check_held(source: str, what: str, shape: Sequence[int], dtype: Any = None) 
 
 
 def check_stored(source: str, what: str, shape: Sequence[int], dtype: Any, stored: int) -> None:
-    """Refuse a table of which its file cannot hold much.
+    """Refuse a table that declares far more than its file can hold.
 
     Args:
-        source: for the message.
-        what: of the source is meant, with its shape.
-        shape: as it is declared.
-        dtype: of the stored values, None for numbers of 8 bytes.
+        source, what: what is meant, with its shape, for the message.
+        shape, dtype: as declared; the dtype is None for numbers of 8 bytes.
         stored: bytes of the file, or of all objects of the array.
-
-    Raises:
-        DataError: it declares far more than was written.
     """
     num_bytes = declared_bytes(shape, dtype)
     if num_bytes > max(SMALL_BYTES, MOST_GROWTH * stored):

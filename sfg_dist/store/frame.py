@@ -8,27 +8,32 @@ that was damaged is mended object by object. Tables come in blocks, so none need
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.job.errors import DocumentError, StoreError
-from sfg_dist.job.plan import REFERENCE_BLOCK_ROWS, Plan
-from sfg_dist.job.reader import LONG_BYTES, read_json
-from sfg_dist.job.values import shown
+from sfg_dist.job.errors import StoreError
+from sfg_dist.job.plan import REFERENCE_BLOCK_ROWS, Plan, fingerprint_of_blocks
 from sfg_dist.store import arrays
 from sfg_dist.store.arrays import ARRAYS, Layout, group_metadata, names_objects, record_layout, record_prefix
 from sfg_dist.store.location import Location
+from sfg_dist.store.manifest import (
+    MANIFEST_KEY,
+    NO_DIGEST,
+    ManifestEntry,
+    entry_of,
+    manifest_json,
+    read_manifest,
+    sha256,
+)
 
-MANIFEST_KEY = "frame.json"
 FORMAT_NAME = "sfg_dist.pairs"
 OBJECT_NAME = re.compile(r"[^/]+/(.+/)?(zarr\.json|c(/\d+)+)")
 """What Zarr calls the objects of a group's members."""
@@ -126,13 +131,27 @@ class Frame:
                 yield from _objects(name, layouts[name], RowBlocks.of(table).cut(layouts[name].object_rows))
         if self.make_order is not None:
             layout = layouts["reference/order"]
-            yield from _objects("reference/order", layout, _cut(self.orders(), layout.object_rows))
+            yield from _objects("reference/order", layout, _cut(self._orders(), layout.object_rows))
         for name, values in self.arrays(plan).items():
             layout = layouts[f"transform/{name}"]
             yield from _objects(f"transform/{name}", layout, [values] if layout.num_objects else [])
 
-    def orders(self) -> Iterator[NDArray[np.int64]]:
-        """Each block's own order of its rows, block after block; ``make_order`` must be there."""
+    @cached_property
+    def reference_fingerprint(self) -> str:
+        """The reference's identity by content. A reference in memory is hashed once, one in blocks is read for it."""
+        table = RowBlocks.of(self.reference)
+        return fingerprint_of_blocks(table.read(), (table.num_rows, table.dim), "<f4")
+
+    @cached_property
+    def order(self) -> NDArray[np.int64]:
+        """The order of a reference in memory, made once: each block's own order of its rows, block after block."""
+        return np.concatenate(list(self._made_orders()))
+
+    def _orders(self) -> Iterator[NDArray[np.int64]]:
+        """``order`` block by block; kept only where the reference itself is in memory."""
+        return iter([self.order]) if isinstance(self.reference, np.ndarray) else self._made_orders()
+
+    def _made_orders(self) -> Iterator[NDArray[np.int64]]:
         assert self.make_order is not None
         for block in RowBlocks.of(self.reference).cut(REFERENCE_BLOCK_ROWS):
             yield np.ascontiguousarray(self.make_order(block), dtype=np.int64)
@@ -240,23 +259,18 @@ def metadata_bytes(
         has_order=has_order,
     )
     texts = list(_metadata(plan, layouts, transform_arrays, transform_metadata))
-    no_digest = "0" * 64
-    entries = [{"key": key, "bytes": len(content), "sha256": no_digest} for key, content in texts]
+    entries = [ManifestEntry(key, len(content)) for key, content in texts]
     for name, layout in layouts.items():
         size = layout.object_bytes(0, layout.object_rows)
         if name.startswith("transform/"):
             values = transform_arrays[name.removeprefix("transform/")]
             content = layout.encode(values) if layout.num_objects else None
-            entries += [] if content is None else [_entry(name, layout, 0, len(content))]
+            entries += [] if content is None else [ManifestEntry(f"{name}/{layout.object_key(0)}", len(content))]
         elif name not in ARRAYS:
-            entries += [_entry(name, layout, number, size) for number in range(layout.num_objects)]
-    manifest = json.dumps(entries, indent=0).encode()
+            keys = (f"{name}/{layout.object_key(number)}" for number in range(layout.num_objects))
+            entries += [ManifestEntry(key, size) for key in keys]
     text_bytes = sum(len(content) for key, content in texts if not _is_chunk(key))
-    return text_bytes + len(manifest) + 2 * len(replace(plan, frame=no_digest).to_json())
-
-
-def _entry(name: str, layout: Layout, number: int, size: int) -> dict[str, Any]:
-    return {"key": f"{name}/{layout.object_key(number)}", "bytes": size, "sha256": "0" * 64}
+    return text_bytes + len(manifest_json(entries)) + 2 * len(replace(plan, frame=NO_DIGEST).to_json())
 
 
 def _record_bytes(plan: Plan, record: int) -> int:
@@ -278,11 +292,11 @@ def write_frame(location: Location, plan: Plan, frame: Frame, *, is_settled: Cal
     Returns:
         The digest of the manifest; None where another driver's plan came first.
     """
-    entries: list[dict[str, Any]] = []
+    entries: list[ManifestEntry] = []
 
     def noted() -> Iterator[Object]:
         for key, content in frame.objects(plan):
-            entries.append({"key": key, "bytes": len(content), "sha256": sha256(content)})
+            entries.append(entry_of(key, content))
             yield key, content
 
     # The group's metadata first, by itself: they say that what else is there is a store's.
@@ -292,38 +306,15 @@ def write_frame(location: Location, plan: Plan, frame: Frame, *, is_settled: Cal
             return None
     # What a frame that was cut off left, if it was another job's. Never latents or labels: while this driver was laying
     # out, another one of the same job may have begun to label.
-    keys = {entry["key"] for entry in entries}
+    keys = {entry.key for entry in entries}
     for name in ("reference", "queries", "transform", "column"):
         for found in location.list(name):
             if found.key not in keys and OBJECT_NAME.fullmatch(found.key):
                 if is_settled():
                     return None
                 location.delete(found.key)
-    manifest = json.dumps(entries, indent=0).encode()
+    manifest = manifest_json(entries)
     return sha256(manifest) if location.write_many([(MANIFEST_KEY, manifest)], is_settled=is_settled) else None
-
-
-def read_manifest(location: Location, plan: Plan) -> dict[str, dict[str, Any]]:
-    """What the frame holds: key to bytes and sha256.
-
-    Raises:
-        StoreError: the manifest is missing, or is not the one that the plan names.
-    """
-    content = location.read(MANIFEST_KEY, LONG_BYTES)
-    if content is None or sha256(content) != plan.frame:
-        state = "is missing" if content is None else "was changed: its digest is not the one in the plan"
-        raise StoreError(f"{location.url}/{MANIFEST_KEY} {state}; run `sfg verify` and `sfg repair` on the store")
-    try:
-        entries = read_json(content, "it", [{"key": str, "bytes": int, "sha256": str}], max_bytes=LONG_BYTES)
-        for key in (entry["key"] for entry in entries):
-            parts = PurePosixPath(key).parts
-            if not 0 < len(key) <= 255 or "/".join(parts) != key or ".." in parts:
-                raise DocumentError(f"{shown(key)} is no name of an object")
-        if not entries:
-            raise DocumentError("it names no object")
-    except DocumentError as error:
-        raise StoreError(f"{location.url}/{MANIFEST_KEY} is no manifest of a frame: {error}") from None
-    return {entry["key"]: entry for entry in entries}
 
 
 def check_frame(location: Location, plan: Plan) -> None:
@@ -337,7 +328,7 @@ def check_frame(location: Location, plan: Plan) -> None:
     """
     manifest = read_manifest(location, plan)
     of_reference = ("reference/rows/c", "reference/order/c")
-    wanted = {key: entry["sha256"] for key, entry in manifest.items() if not key.startswith(of_reference)}
+    wanted = {key: entry.sha256 for key, entry in manifest.items() if not key.startswith(of_reference)}
     for record in range(1, len(plan.ends)):
         wanted |= {key: sha256(content) for key, content in extension_objects(plan.record_plan(record), record)}
     for key, content in location.read_many(wanted):
@@ -358,11 +349,6 @@ def extension_objects(plan: Plan, record: int) -> list[Object]:
         (f"{prefix}zarr.json", group_metadata({})),
         *((f"{prefix}{name}/zarr.json", metadata) for name in ARRAYS),
     ]
-
-
-def sha256(content: bytes) -> str:
-    """The digest of an object's bytes."""
-    return hashlib.sha256(content).hexdigest()
 
 
 def _metadata(

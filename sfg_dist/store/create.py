@@ -21,11 +21,6 @@ from sfg_dist.store.records import create_record, extension_record, keep_copy, r
 def create_store(url: str | Path, plan: Plan, frame: Frame) -> Pairs:
     """Lay out a store, or go on with the one that the same plan made.
 
-    Args:
-        url: where the group is, a local directory or an object-store URL.
-        plan: what it will hold.
-        frame: what is laid out before the first shard.
-
     Raises:
         ConfigError: the store would have too many shards.
         PlanMismatchError: another plan made the store; the message shows the difference.
@@ -110,11 +105,12 @@ def _require_no_commits(location: Location, plan: Plan) -> None:
 
 
 def mend_frame(pairs: Pairs, frame: Frame) -> list[str]:
-    """Write again the objects of the frame that are missing or damaged, from the user's table; their keys.
+    """Write again the objects of the frame that are missing or damaged, from the user's table.
 
-    Args:
-        pairs: the store, opened with ``from_copies`` where its plan is damaged too.
-        frame: what ``create_store`` was given.
+    ``pairs`` is opened with ``from_copies`` where its plan is damaged too.
+
+    Returns:
+        The keys of what was written.
 
     Raises:
         StoreError: the table is not the one that the store was made from, so the frame cannot be made again.
@@ -145,14 +141,7 @@ def extend_store(url: str | Path, num_pairs: int) -> Pairs:
     """Add rows to a complete store: a further plan record and its empty arrays, for ``sfg label`` to fill.
 
     The rows are those that a longer run would have had, and nothing that is committed changes. An extension to the same
-    number of pairs that was interrupted goes on.
-
-    Args:
-        url: the store.
-        num_pairs: of the extended store, all records together.
-
-    Returns:
-        The store with all its rows.
+    number of pairs that was interrupted goes on. ``num_pairs`` counts the rows of all records together.
 
     Raises:
         ConfigError: that adds no rows, or the store was made of the user's own query points.

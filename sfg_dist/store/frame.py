@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
-from typing import Any
+from typing import Any, NotRequired, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -162,23 +162,33 @@ def _stored_arrays(plan: Plan, arrays: Mapping[str, NDArray[Any]]) -> Mapping[st
     return arrays if plan.has_names else {name: arrays[name] for name in arrays if name not in _LATER_ARRAYS}
 
 
-def frame_layouts(
-    plan: Plan,
-    *,
-    num_reference: int,
-    transform_arrays: Mapping[str, NDArray[Any]],
-    num_queries: int | None,
-    has_order: bool,
-) -> dict[str, Layout]:
+class FrameShape(TypedDict):
+    """What decides the sizes of a frame.
+
+    Attributes:
+        num_reference: rows of the reference.
+        transform_arrays: the column transform's arrays.
+        num_queries: rows of the user's query points; None, the default, where the latents are drawn.
+        has_order: whether the store holds the clusters' order of the reference; False by default.
+    """
+
+    num_reference: int
+    transform_arrays: Mapping[str, NDArray[Any]]
+    num_queries: NotRequired[int | None]
+    has_order: NotRequired[bool]
+
+
+def frame_layouts(plan: Plan, **shape: Unpack[FrameShape]) -> dict[str, Layout]:
     """The arrays of a fresh store by name; nothing is read or written."""
+    num_reference, num_queries = shape["num_reference"], shape.get("num_queries")
     layouts = {name: record_layout(plan, 0) for name in ARRAYS}
     for name, num_rows in (("reference/rows", num_reference), ("queries/rows", num_queries)):
         if num_rows is not None:
             chunk_rows = min(num_rows, max(1, arrays.MAX_CHUNK_BYTES // (4 * plan.dim)))
             layouts[name] = Layout((num_rows, plan.dim), "float32", max(1, chunk_rows))
-    if has_order:
+    if shape.get("has_order"):
         layouts["reference/order"] = Layout((num_reference,), "int64", min(num_reference, arrays.MAX_CHUNK_BYTES // 8))
-    for name, values in transform_arrays.items():
+    for name, values in shape["transform_arrays"].items():
         layouts[f"transform/{name}"] = Layout(values.shape, values.dtype.str, max((1, *values.shape[:1])))
     return (
         {name: replace(layout, dims=_dims(name, layout)) for name, layout in layouts.items()}
@@ -194,42 +204,22 @@ def _dims(name: str, layout: Layout) -> tuple[str, ...]:
     return ("reference_row" if name.startswith("reference/") else "row", "column")[: len(layout.shape)]
 
 
-def store_bytes(
-    plan: Plan,
-    *,
-    num_reference: int,
-    transform_arrays: Mapping[str, NDArray[Any]],
-    num_queries: int | None = None,
-    has_order: bool = False,
-) -> dict[str, int]:
+def store_bytes(plan: Plan, **shape: Unpack[FrameShape]) -> dict[str, int]:
     """Exact bytes of the array objects of a complete store by array; nothing is read or written.
-
-    Args:
-        plan: of the store.
-        num_reference: rows of the reference.
-        transform_arrays: the column transform's arrays.
-        num_queries: rows of the user's query points, or None when the latents are drawn.
-        has_order: whether labels look at clusters, whose order the store holds.
 
     Returns:
         Bytes of ``latents``, ``labels``, ``reference/rows``, ``transform/...`` and so on, extensions included. The
         texts beside them, a zarr.json an array and a commit record of about a kilobyte a shard, are not counted.
     """
-    transform_arrays = _stored_arrays(plan, transform_arrays)
+    shape["transform_arrays"] = transform_arrays = _stored_arrays(plan, shape["transform_arrays"])
     pairs = sum(_record_bytes(plan, record) for record in range(len(plan.ends)))
-    layouts = frame_layouts(
-        plan,
-        num_reference=num_reference,
-        transform_arrays=transform_arrays,
-        num_queries=num_queries,
-        has_order=has_order,
-    )
+    layouts = frame_layouts(plan, **shape)
     sizes = dict.fromkeys(ARRAYS, pairs)
     for name, layout in layouts.items():
         if name.startswith("transform/"):
             values = transform_arrays[name.removeprefix("transform/")]
             sizes[name] = len((layout.encode(values) if layout.num_objects else None) or b"")
-        elif name == "reference/order" and num_reference == 1:
+        elif name == "reference/order" and shape["num_reference"] == 1:
             sizes[name] = 0  # [0] is all fill value
         elif name not in ARRAYS:
             sizes[name] = layout.num_objects * layout.object_bytes(0, layout.object_rows)
@@ -237,27 +227,10 @@ def store_bytes(
     return sizes
 
 
-def metadata_bytes(
-    plan: Plan,
-    transform_metadata: Mapping[str, Any],
-    *,
-    num_reference: int,
-    transform_arrays: Mapping[str, NDArray[Any]],
-    num_queries: int | None = None,
-    has_order: bool = False,
-) -> int:
-    """Exact bytes of the texts of a fresh store: zarr.json files, the plan with its copy, and the manifest.
-
-    Args are those of ``store_bytes``, and the rest of the column transform.
-    """
-    transform_arrays = _stored_arrays(plan, transform_arrays)
-    layouts = frame_layouts(
-        plan,
-        num_reference=num_reference,
-        transform_arrays=transform_arrays,
-        num_queries=num_queries,
-        has_order=has_order,
-    )
+def metadata_bytes(plan: Plan, transform_metadata: Mapping[str, Any], **shape: Unpack[FrameShape]) -> int:
+    """Exact bytes of the texts of a fresh store: zarr.json files, the plan with its copy, and the manifest."""
+    shape["transform_arrays"] = transform_arrays = _stored_arrays(plan, shape["transform_arrays"])
+    layouts = frame_layouts(plan, **shape)
     texts = list(_metadata(plan, layouts, transform_arrays, transform_metadata))
     entries = [ManifestEntry(key, len(content)) for key, content in texts]
     for name, layout in layouts.items():

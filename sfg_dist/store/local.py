@@ -72,9 +72,6 @@ class LocalFiles:
 
     Methods raise FileNotFoundError or NotADirectoryError where a level of the key is not there, and LinkError where the
     key is a link or lies behind one.
-
-    Args:
-        root: the directory.
     """
 
     def __init__(self, root: Path) -> None:
@@ -139,10 +136,7 @@ class LocalFiles:
     def append(self, key: str, content: bytes, *, is_lines: bool) -> None:
         """Add to the end of a file: all of it, or nothing.
 
-        Args:
-            key: the file.
-            content: what is added.
-            is_lines: begin a new line where the last one is torn, as a killed attempt leaves it.
+        With ``is_lines`` a new line is begun where the last one is torn, as a killed attempt leaves it.
         """
         self._making(key, lambda level, name: _append(level, name, content, is_lines))
 

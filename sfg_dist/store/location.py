@@ -41,9 +41,7 @@ NUM_WRITERS = 4
 class Location:
     """Objects under a local path or an s3://, gs:// or az:// URL.
 
-    Args:
-        url: a local directory or an object-store URL.
-        create: make the local directory.
+    With ``create`` a local directory is made.
 
     Raises:
         ConfigError: the URL has a scheme that is not an object store's, or no bucket.
@@ -152,10 +150,7 @@ class Location:
     def append(self, key: str, content: bytes, *, is_lines: bool = False) -> None:
         """Add to the end of a local file, made if it is not there: all of it, or nothing. Objects have no such thing.
 
-        Args:
-            key: the file.
-            content: what is added.
-            is_lines: begin a new line where the last one is torn.
+        With ``is_lines`` a new line is begun where the last one is torn.
         """
         assert self.root is not None
         with self._errors("write", key):
@@ -291,8 +286,7 @@ class Location:
     def require_no_links(self, found: Iterable[Entry] | None = None) -> None:
         """Refuse a store with links or pipes in it: nothing lists them, and their places cannot be written.
 
-        Args:
-            found: what a walk has found in the store; by default it is walked.
+        ``found`` is what a walk has found in the store; by default it is walked.
 
         Raises:
             StoreLinkError: there is one; the message names it.

@@ -292,11 +292,8 @@ class Pairs:
     ) -> CommitRecord:
         """Write one shard, read it back, and commit it.
 
-        Args:
-            shard: its number.
-            latents: float32, shape (rows of the shard, dim), finite.
-            labels: the same shape, finite.
-            provenance: what the record shall keep beside: device, seconds, attempt.
+        Latents and labels are finite float32, shape (rows of the shard, dim). ``provenance`` is what the record shall
+        keep beside: device, seconds, attempt.
 
         Returns:
             The commit record; of the earlier commit where there was one with equal digests.

@@ -49,15 +49,7 @@ Progress = Callable[[int], None]
 
 
 class PartedTable(ABC):
-    """A table of samples that is, or will be, at a place.
-
-    Args:
-        place: where it lies.
-        columns: column names.
-        num_rows: rows of the whole table.
-        source: what decides them.
-        types: of the columns.
-    """
+    """A table of samples that is, or will be, at a place; ``source`` says what decides its rows."""
 
     def __init__(
         self, place: str | Path, columns: Sequence[str], num_rows: int, source: str, types: Sequence[ColumnType]

@@ -52,9 +52,7 @@ def record_key(number: int, *, copy: bool = False) -> str:
 def read_plan(location: Location, *, from_copies: bool = False) -> Plan | None:
     """The plan of a store with its extensions; None where there is none.
 
-    Args:
-        location: of the store.
-        from_copies: go by the copy of a record that is edited or lost, as ``verify`` and ``repair`` do.
+    With ``from_copies`` the copy counts where a record is edited or lost, as for ``verify`` and ``repair``.
 
     Raises:
         StoreError: a record was edited or is lost.

@@ -33,11 +33,8 @@ def repair_store(pairs: Pairs, report: Report | None = None) -> list[int]:
     Bad objects are removed, and with a commit that is torn, edited or missing all that there is of its shard. A sound
     commit stays: what is labelled again must have its digests. Plans are restored from their copies and copies from
     their plans, foreign files and links are moved to quarantine/, and files that were left half written are removed. A
-    damaged frame is mended by ``mend_frame``, which needs the user's table.
-
-    Args:
-        pairs: the store, opened with ``from_copies`` where its plan may be damaged.
-        report: what ``verify`` said of it just now; verified here when left out.
+    damaged frame is mended by ``mend_frame``, which needs the user's table. ``pairs`` is opened with ``from_copies``
+    where its plan may be damaged, and ``report`` is what ``verify`` just said of it.
 
     Returns:
         The shards to label again, those that were merely pending not among them.
@@ -92,12 +89,8 @@ def sweep_partials(pairs: Pairs, *, refuse_links: bool = False) -> list[str]:
 
     It is called before and after labelling. A file that a living writer fills is neither old nor of a committed shard.
 
-    Args:
-        pairs: the store.
-        refuse_links: refuse a store with links in it, as ``Location.require_no_links`` does, in the same walk.
-
     Raises:
-        StoreLinkError: there is a link or a pipe, and ``refuse_links`` is set.
+        StoreLinkError: ``refuse_links`` is set, and there is a link or a pipe (see ``Location.require_no_links``).
     """
     location = pairs.location
     odd = [entry for entry in location.walk() if entry.oddity]

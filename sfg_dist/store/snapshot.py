@@ -14,6 +14,7 @@ from sfg_dist.job.reader import LONG_BYTES, read_json
 
 SILENT_S = 30.0
 """A driver that should run and has not written for so long is gone, or cut off from the store."""
+_TOO_LARGE = 2**63  # of seconds
 _MAYBE_TEXT, _MAYBE_INT, _MAYBE_NUMBER = (str, None), (int, None), (float, None)
 _WORKER = {"worker": str} | {
     **dict.fromkeys(("kind?", "host?", "device?", "state?"), _MAYBE_TEXT),
@@ -134,6 +135,10 @@ def driver_of(content: bytes, now: float) -> Driver | None:
     try:
         snapshot = read_json(content, "it", _FIELDS, max_bytes=LONG_BYTES)
     except DocumentError:
+        return None
+    numbers = [snapshot[name] for name in ("started", "updated")] + [snapshot.get("rows_per_s")]
+    numbers += [worker.get(name) for worker in snapshot.get("workers", ()) for name in ("since", "seconds")]
+    if any(abs(number or 0) >= _TOO_LARGE for number in numbers):
         return None
     is_silent = now - snapshot["updated"] > SILENT_S
     snapshot |= {

@@ -162,7 +162,8 @@ class Pairs:
     def has_order(self) -> bool:
         """Whether the store holds an order of the reference in compact clusters."""
         with self._reading("reference"):
-            return "order" in self.group["reference"]  # type: ignore[operator]
+            members: Any = self.group["reference"]
+            return "order" in members
 
     @property
     def reference(self) -> NDArray[np.float32]:
@@ -196,10 +197,8 @@ class Pairs:
     def transform(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """The column transform: its arrays and its metadata."""
         with self._reading("transform"):
-            group = self.group["transform"]
-            members = dict(group.arrays())  # type: ignore[union-attr]
-            for name, array in members.items():
-                self._check_declared(f"transform/{name}", array)
+            group: Any = self.group["transform"]
+            members = {name: self._looked_at(f"transform/{name}", array) for name, array in group.arrays()}
             arrays = {name: np.asarray(array[...]) for name, array in members.items()}
             return arrays, read_json(str(group.attrs["metadata"]), "metadata", max_bytes=LONG_BYTES)
 
@@ -311,15 +310,11 @@ class Pairs:
 
     def _num_rows(self, name: str) -> int:
         with self._reading(f"{name}/rows"):
-            array = self.group[f"{name}/rows"]
-            self._check_declared(f"{name}/rows", array)
-            return int(array.shape[0])  # type: ignore[union-attr]
+            return int(self._looked_at(f"{name}/rows", self.group[f"{name}/rows"]).shape[0])
 
     def _rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         with self._reading(name):
-            array = self.group[name]
-            self._check_declared(name, array)
-            return np.ascontiguousarray(array[start:stop])  # type: ignore[index]
+            return np.ascontiguousarray(self._looked_at(name, self.group[name])[start:stop])
 
     def _whole_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         rows: NDArray[np.float32] = self._rows(name, start, stop)
@@ -330,14 +325,15 @@ class Pairs:
             )
         return rows
 
-    def _check_declared(self, name: str, array: Any) -> None:
-        """``check_declared``, once for an array."""
-        if name not in self._looked_at:
+    def _looked_at(self, name: str, array: Any) -> Any:
+        """A Zarr array of the store, after ``check_declared`` has looked at it once."""
+        if name not in self._sound:
             check_declared(self.location, name, array)
-            self._looked_at.add(name)
+            self._sound.add(name)
+        return array
 
     @cached_property
-    def _looked_at(self) -> set[str]:
+    def _sound(self) -> set[str]:
         return set()
 
     def _reading(self, name: str) -> AbstractContextManager[None]:
@@ -370,10 +366,10 @@ class Pairs:
         """The Zarr array of a plan record."""
         prefix, shape = record_prefix(record), record_layout(self.plan, record).shape
         with self._reading(f"{prefix}{name}"):
-            array = self.group[f"{prefix}{name}"]
-            if array.shape != shape:  # type: ignore[union-attr]
+            array: Any = self.group[f"{prefix}{name}"]
+            if array.shape != shape:
                 raise StoreError(
-                    f"{self.location.url}/{prefix}{name} has shape {array.shape}, the plan says {shape}: "  # type: ignore[union-attr]
+                    f"{self.location.url}/{prefix}{name} has shape {array.shape}, the plan says {shape}: "
                     f"its zarr.json is another job's; run `sfg verify` and `sfg repair` on the store"
                 )
             return array

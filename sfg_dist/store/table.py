@@ -151,8 +151,9 @@ def read_table(path: str | Path, *, source: str) -> NDArray[np.float64]:
         )
     with reading(f"{path}/X", "run `sfg sample` with this job again"):
         group = zarr.open_group(checked_store(location, read_only=True), mode="r", zarr_format=3)
-        check_declared(location, "X", group["X"])
-        return np.asarray(group["X"][...])  # type: ignore[index]
+        array: Any = group["X"]
+        check_declared(location, "X", array)
+        return np.asarray(array[...])
 
 
 def _write_parquet(file: BinaryIO, columns: Sequence[str], types: Sequence[ColumnType], parts: Iterable[Array]) -> None:

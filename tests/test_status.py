@@ -16,7 +16,8 @@ from sfg_dist.job.config import ExecutorConfig
 from sfg_dist.job.words import duration, size_of
 from sfg_dist.pipeline.pipeline import Pipeline
 from sfg_dist.store import Location
-from sfg_dist.store.status import SILENT_S, StatusReader, driver_of
+from sfg_dist.store.snapshot import SILENT_S, driver_of
+from sfg_dist.store.status import StatusReader
 
 NOW = 1_800_000_000.0
 WORKER = {

@@ -16,7 +16,8 @@ from sfg_dist.job.words import counted, duration, failure_line, size_of
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from sfg_dist.store.status import Driver, Provenance, StatusReader, StoreStatus, Worker
+    from sfg_dist.store.snapshot import Driver, Worker
+    from sfg_dist.store.status import Provenance, StatusReader, StoreStatus
     from sfg_dist.store.verify import Report
 
 MAX_WORKERS, MAX_GONE, MAX_FAILURES, MAX_GIVEN_UP = 40, 3, 5, 20

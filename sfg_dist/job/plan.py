@@ -58,7 +58,6 @@ class Stream(enum.IntEnum):
     LATENTS = 0
     ENCODE = 1
     MINIBATCH = 2
-    SHUFFLE = 3
     DEQUANTIZE = 4
     SAMPLE = 5
     TRAIN_ORDER = 6
@@ -285,7 +284,8 @@ class Plan:
     def batches(self, shard: int, device_type: str = "cpu") -> Iterator[tuple[int, int]]:
         """Row ranges integrated together for a shard, none longer than ``batch_rows`` of the device.
 
-        They lie on the grid of that, so the first one begins before the shard where that completes a ragged one.
+        The ranges lie on the grid of ``batch_rows``. The first range begins before the shard where the shard completes
+        a ragged one.
         """
         start, stop = self.shard_range(shard)
         size = self.batch_rows(device_type)
@@ -390,18 +390,12 @@ def check_shard_rows(shard_rows: int, batch_size: int, gpu_batch_size: int | Non
     Raises:
         ConfigError: shard_rows is not a multiple of labels.batch_size or of labels.gpu_batch_size.
     """
-    if gpu_batch_size is not None and shard_rows % gpu_batch_size:
-        nearest = max(gpu_batch_size, round(shard_rows / gpu_batch_size) * gpu_batch_size)
-        raise ConfigError(
-            f"labels.shard_rows = {shard_rows} is not a multiple of labels.gpu_batch_size = {gpu_batch_size}: "
-            f"take labels.shard_rows = {nearest}"
-        )
-    if shard_rows % batch_size:
-        nearest = max(batch_size, round(shard_rows / batch_size) * batch_size)
-        raise ConfigError(
-            f"labels.shard_rows = {shard_rows} is not a multiple of labels.batch_size = {batch_size}: "
-            f"take labels.shard_rows = {nearest}"
-        )
+    for key, size in (("gpu_batch_size", gpu_batch_size), ("batch_size", batch_size)):
+        if size is not None and shard_rows % size:
+            raise ConfigError(
+                f"labels.shard_rows = {shard_rows} is not a multiple of labels.{key} = {size}: "
+                f"take labels.shard_rows = {max(size, round(shard_rows / size) * size)}"
+            )
 
 
 def integer_rows(seed: int, stream: Stream, start: int, stop: int, high: int) -> NDArray[np.int64]:

@@ -233,8 +233,10 @@ def _table(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
     table = dict(pairs)
     if len(table) != len(pairs):
         seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise _NumberError(f"has the key {shown(printable(twice))} twice in a table")
+        for key, _ in pairs:
+            if key in seen:
+                raise _NumberError(f"has the key {shown(printable(key))} twice in a table")
+            seen.add(key)
     return table
 
 

@@ -65,9 +65,9 @@ def require_own(output: Location) -> None:
     for name in (*OWN_FOLDERS, "pairs.zarr", "tensorboard", JOB_KEY):
         output.look(name)  # refuses a link
     # A store is looked through by those who write to it.
-    for key, oddity in chain.from_iterable(map(output.oddities, OWN_FOLDERS)):
-        place = f"{output.url}/{printable(key)}"
-        raise StoreLinkError(f"output.dir: {place} {oddity}: remove it, or choose another output.dir")
+    for entry in chain.from_iterable(map(output.oddities, OWN_FOLDERS)):
+        place = f"{output.url}/{printable(entry.key)}"
+        raise StoreLinkError(f"output.dir: {place} {entry.oddity}: remove it, or choose another output.dir")
     for key, is_own in _KNOWN.items():
         head = output.beginning(key, HEAD_BYTES)
         if head is not None and not is_own(head):

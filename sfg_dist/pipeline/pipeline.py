@@ -12,7 +12,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -288,15 +288,9 @@ class Pipeline(OutputDirectory):
         self.require_own()
         table, frame = self.prepared, self.frame()
         existing = open_pairs(self.pairs_url).plan if self._has_store() else None
-        order = None
-        if frame.make_order is not None and self.job.labels.time_grid == "fitted" and existing is None:
-            orders = list(frame.orders())  # made once, for the grid and for the store
-            order, again = np.concatenate(orders), iter(orders)
-            frame = replace(frame, make_order=lambda _: next(again))
-        plan = plan_of(self.job, table, frame, order=order, existing=existing)
+        plan = plan_of(self.job, table, frame, existing=existing)
         require_budget(self.job, plan, table.num_train, has_clusters=frame.make_order is not None)
-        parts = {field.name: getattr(frame, field.name) for field in fields(frame)}
-        pairs = create_store(self.pairs_url, plan, **parts)
+        pairs = create_store(self.pairs_url, plan, frame)
         self._say_of_old_store(pairs)
         self._write_job()
         if self.job.labels.t_min == "auto":

@@ -11,7 +11,7 @@ import numpy as np
 from sfg_dist.data.naming import listed
 from sfg_dist.job.config import READING_KEYS
 from sfg_dist.job.errors import DataError
-from sfg_dist.job.plan import REFERENCE_BLOCK_ROWS, fingerprint
+from sfg_dist.job.plan import REFERENCE_BLOCK_ROWS
 from sfg_dist.pipeline.plan import make_plan, uses_clusters
 
 if TYPE_CHECKING:
@@ -132,7 +132,6 @@ def plan_of(
     table: Prepared,
     frame: Frame,
     *,
-    order: NDArray[np.int64] | None = None,
     existing: Plan | None = None,
 ) -> Plan:
     """The plan of a job over its prepared table.
@@ -141,7 +140,6 @@ def plan_of(
         job: the checked job.
         table: its prepared table.
         frame: what the store's frame is made of.
-        order: the clusters' ordering of the reference's rows, where it was made earlier.
         existing: the plan that is there already.
 
     Raises:
@@ -151,17 +149,18 @@ def plan_of(
     from sfg_dist.store import RowBlocks
 
     whole = frame.reference if isinstance(frame.reference, np.ndarray) else None
+    is_fitted = job.labels.time_grid == "fitted" and whole is not None and existing is None
     assert frame.queries is None or isinstance(frame.queries, np.ndarray)
     return make_plan(
         job,
         table=table.table_fingerprint(),
         reference=whole,
-        reference_fingerprint=table.reference_fingerprint() if whole is None else fingerprint(whole),
+        reference_fingerprint=table.reference_fingerprint() if whole is None else frame.reference_fingerprint,
         dim=table.transform.dim,
         columns=table.columns,
         queries=frame.queries,
         blocks=RowBlocks.of(frame.reference).read,
         flow_columns=table.transform.flow_columns,
-        order=order,
+        order=frame.order if is_fitted and frame.make_order is not None else None,
         existing=existing,
     )

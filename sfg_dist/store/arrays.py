@@ -171,10 +171,8 @@ class Layout:
 def group_metadata(attributes: Mapping[str, Any], members: Mapping[str, bytes] | None = None) -> bytes:
     """The zarr.json of a group.
 
-    Args:
-        attributes: of the group.
-        members: the zarr.json of each array below it by its path, to stand there too: readers open the group by one
-            request, and look for no others.
+    ``members`` are the zarr.json of the arrays below it by path. They then stand in the group's too, so that readers
+    open the group by one request.
     """
     document: dict[str, Any] = {"attributes": dict(attributes), "zarr_format": 3, "node_type": "group"}
     if members is not None:
@@ -184,12 +182,7 @@ def group_metadata(attributes: Mapping[str, Any], members: Mapping[str, bytes] |
 
 
 def names_objects(names: Sequence[str], dim: str) -> dict[str, bytes]:
-    """The objects of an array of names along an axis, by their keys: the axis's coordinate, as xarray has it.
-
-    Args:
-        names: one for each place of the axis.
-        dim: the axis, which is the array's name too.
-    """
+    """The objects, by key, of an array of the names along an axis; it has the axis's name, as xarray's coordinates."""
     import zarr
     from zarr.storage import MemoryStore
 

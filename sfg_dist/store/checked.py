@@ -10,9 +10,10 @@ from typing import Any
 
 from sfg_dist.data.declared_sizes import SMALL_BYTES
 from sfg_dist.data.zarr_codecs import OF_STORES
-from sfg_dist.job.errors import StoreError, StoreUnavailableError
+from sfg_dist.job.errors import StoreError, StoreLinkError, StoreUnavailableError
 from sfg_dist.job.object_stores import reason_of, trouble_of
 from sfg_dist.job.words import size_of
+from sfg_dist.store.local import OddFileError
 from sfg_dist.store.location import Location
 
 ADVICE = "run `sfg verify` and `sfg repair` on the store"
@@ -35,6 +36,8 @@ def reading(place: str, advice: str = ADVICE) -> Iterator[None]:
         if trouble_of(error) == "unavailable":
             raise StoreUnavailableError(f"cannot read {place}: {reason_of(error)}") from error
         library = type(error).__module__.partition(".")[0]
+        if isinstance(error, OddFileError):
+            raise StoreLinkError(f"{place} cannot be read: {reason_of(error)}") from error
         if isinstance(error, _UNREADABLE) or "zarr.json" in str(error) or "data type" in str(error):
             reason = "its zarr.json, or one above it, is damaged"
         elif library in ("obstore", "zarr") or isinstance(error, OSError):
@@ -45,12 +48,11 @@ def reading(place: str, advice: str = ADVICE) -> Iterator[None]:
 
 
 def checked_store(location: Location, *, read_only: bool = False) -> Any:
-    """A location as Zarr sees it: with the codecs of this package's stores alone, and no links that lead out of it."""
+    """A location as Zarr sees it: with the codecs of this package's stores alone, and without links."""
     from sfg_dist.data.zarr_store import CheckedStore
 
-    return CheckedStore(
-        location.zarr_store(read_only=read_only), location.url, location.root, OF_STORES, refusal=StoreError
-    )
+    store = location.zarr_store(read_only=read_only)
+    return CheckedStore(store, location.url, codecs=OF_STORES, refusal=StoreError)
 
 
 def check_declared(location: Location, name: str, array: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,37 @@ from sfg_dist.job.reader import MAX_BYTES, MAYBE_NAN, check_fields, read_json
 from sfg_dist.store.arrays import ARRAYS, object_bytes, object_key, object_rows, row_digest, shard_layout
 from sfg_dist.store.location import Location
 
-Record = dict[str, Any]
+
+class ObjectRecord(TypedDict):
+    """What a commit record says of an object; sha256 is of its rows."""
+
+    key: str
+    bytes: int
+    sha256: str
+
+
+class CommitRecord(TypedDict):
+    """A commit record. It may hold further keys, which later versions write and this one keeps.
+
+    The keys that may be missing say how the shard was made.
+    """
+
+    shard: int
+    rows: list[int]
+    run_id: str
+    objects: dict[str, ObjectRecord]
+    device: NotRequired[str | None]
+    host: NotRequired[str | None]
+    pid: NotRequired[int | None]
+    attempt: NotRequired[int]
+    seconds: NotRequired[float]
+    finished: NotRequired[float]
+    evaluations: NotRequired[float]
+    pairs: NotRequired[int]
+    tolerance_reached: NotRequired[float]
+    step_control_exceeded: NotRequired[int]
+
+
 _FIELDS = {
     "shard": int, "rows": [int], "run_id": str,
     "objects": {name: {"key": str, "bytes": int, "sha256": str} for name in ARRAYS},
@@ -34,12 +64,12 @@ def commit_key(shard: int) -> str:
     return f"commits/{shard:08d}.json"
 
 
-def find_record(location: Location, plan: Plan, shard: int) -> Record | None:
+def find_record(location: Location, plan: Plan, shard: int) -> CommitRecord | None:
     """The commit record that lies in a store, as ``parse_record`` has it."""
     return parse_record(plan, shard, location.read(commit_key(shard), MAX_BYTES))
 
 
-def find_records(location: Location, plan: Plan, shards: Sequence[int]) -> Iterator[tuple[int, Record]]:
+def find_records(location: Location, plan: Plan, shards: Sequence[int]) -> Iterator[tuple[int, CommitRecord]]:
     """Those of many shards; what commits nothing is left out."""
     contents = location.read_many(map(commit_key, shards), MAX_BYTES)
     for shard, (_, content) in zip(shards, contents, strict=True):
@@ -47,7 +77,7 @@ def find_records(location: Location, plan: Plan, shards: Sequence[int]) -> Itera
             yield shard, record
 
 
-def parse_record(plan: Plan, shard: int, content: bytes | None) -> Record | None:
+def parse_record(plan: Plan, shard: int, content: bytes | None) -> CommitRecord | None:
     """A commit record, None where there is none, or one that commits nothing: torn, edited, or of another plan."""
     try:
         return None if content is None else read_record(plan, shard, content)
@@ -55,14 +85,15 @@ def parse_record(plan: Plan, shard: int, content: bytes | None) -> Record | None
         return None
 
 
-def read_record(plan: Plan, shard: int, content: bytes) -> Record:
+def read_record(plan: Plan, shard: int, content: bytes) -> CommitRecord:
     """A commit record.
 
     Raises:
         DocumentError: it commits nothing; the message says why.
     """
-    record = unseal(content, MAX_BYTES)
-    check_fields(record, _FIELDS, "it")
+    document = unseal(content, MAX_BYTES)
+    check_fields(document, _FIELDS, "it")
+    record = cast(CommitRecord, document)
     objects, size = record["objects"], object_bytes(plan, shard)
     fits = (
         record["shard"] == shard
@@ -119,10 +150,13 @@ def stored_digest(plan: Plan, shard: int, content: bytes) -> str:
     if len(content) != object_bytes(plan, shard):
         raise ValueError(f"it has {len(content)} bytes, expected {object_bytes(plan, shard)}")
     first, stop = object_rows(plan, shard)
-    return row_digest(shard_layout(plan).decode(content, first, stop))
+    layout = shard_layout(plan)
+    return row_digest(
+        layout.decode(content, first, stop) if layout.is_cut else layout.decode_chunk(content)[first:stop]
+    )
 
 
-def make_record(plan: Plan, shard: int, content: ShardContent, provenance: Mapping[str, Any]) -> Record:
+def make_record(plan: Plan, shard: int, content: ShardContent, provenance: Mapping[str, Any]) -> CommitRecord:
     """The commit record of a shard: what it holds, of which plan, and what its maker says of himself."""
     objects = {
         name: {
@@ -140,5 +174,5 @@ def make_record(plan: Plan, shard: int, content: ShardContent, provenance: Mappi
         "objects": objects,
     }
     # As it reads back, so that a caller gets the same whether this attempt or another one made it.
-    parsed: Record = read_json(json.dumps(record), f"the commit record of shard {shard}", _FIELDS, allow_nan=True)
+    parsed: CommitRecord = read_json(json.dumps(record), f"the commit record of shard {shard}", _FIELDS, allow_nan=True)
     return parsed

@@ -2,51 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import warnings
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from sfg_dist.job.errors import ConfigError, PlanMismatchError, StoreError
-from sfg_dist.job.plan import Plan, fingerprint_of_blocks
+from sfg_dist.job.plan import Plan
 from sfg_dist.store.commits import find_record
-from sfg_dist.store.frame import FORMAT_NAME, MANIFEST_KEY, Frame, RowBlocks, extension_objects, sha256, write_frame
+from sfg_dist.store.frame import FORMAT_NAME, Frame, extension_objects, write_frame
+from sfg_dist.store.keys import COMMIT_NAME, shard_of_commit
 from sfg_dist.store.location import Location
-from sfg_dist.store.pairs import COMMIT_NAME, OTHERWISE, Pairs, shard_of_commit
+from sfg_dist.store.manifest import MANIFEST_KEY, ManifestEntry, entry_of, manifest_json, sha256
+from sfg_dist.store.pairs import OTHERWISE, Pairs
 from sfg_dist.store.parts import attributes_of
 from sfg_dist.store.records import create_record, extension_record, keep_copy, read_plan, record_key
 
 
-def create_store(
-    url: str | Path,
-    plan: Plan,
-    *,
-    reference: NDArray[np.float32] | RowBlocks,
-    transform_arrays: Mapping[str, NDArray[Any]],
-    transform_metadata: Mapping[str, Any],
-    queries: NDArray[np.float32] | RowBlocks | None = None,
-    make_order: Callable[[NDArray[np.float32]], NDArray[np.int64]] | None = None,
-) -> Pairs:
+def create_store(url: str | Path, plan: Plan, frame: Frame) -> Pairs:
     """Lay out a store, or go on with the one that the same plan made.
-
-    Args:
-        url: where the group is, a local directory or an object-store URL.
-        plan: what it will hold.
-        reference: the transformed reference set, float32, shape (num_reference, dim); in blocks where it is larger
-            than memory.
-        transform_arrays: the column transform's arrays.
-        transform_metadata: the rest of the transform, JSON.
-        queries: the user's query points as the flow sees them, shape (num_pairs, dim), or None.
-        make_order: orders the reference's rows in compact clusters, where labels use some; a reference in blocks is
-            given to it block by block of REFERENCE_BLOCK_ROWS rows.
-
-    Returns:
-        The open store.
 
     Raises:
         ConfigError: the store would have too many shards.
@@ -55,7 +28,6 @@ def create_store(
     """
     plan.check_size()
     location = Location(url, create=True)
-    frame = Frame(reference, transform_arrays, transform_metadata, queries, make_order)
     existing = read_plan(location)
     if existing is None:
         existing = _lay_out(location, plan, frame)
@@ -72,9 +44,8 @@ def create_store(
 def _lay_out(location: Location, plan: Plan, frame: Frame) -> Plan:
     _require_own(location)
     _require_no_commits(location, plan)
-    digest = write_frame(
-        location, plan, _checked(location, plan, frame), is_settled=lambda: location.exists(record_key(0))
-    )
+    _require_reference(location, plan, frame)
+    digest = write_frame(location, plan, frame, is_settled=lambda: location.exists(record_key(0)))
     if digest is not None:
         create_record(location, 0, replace(plan, frame=digest).to_json())
     existing = read_plan(location)  # another driver may have been first
@@ -89,17 +60,19 @@ def _lay_out(location: Location, plan: Plan, frame: Frame) -> Plan:
     return existing
 
 
-def _checked(location: Location, plan: Plan, frame: Frame) -> Frame:
-    """The frame, whose reference is compared with the plan's fingerprint while it is written."""
-    table = RowBlocks.of(frame.reference)
-    if fingerprint_of_blocks(table.read(), (table.num_rows, table.dim), "<f4") != plan.identity["reference"]:
+def _require_reference(location: Location, plan: Plan, frame: Frame) -> None:
+    """Refuse a reference that the plan was not made for.
+
+    Raises:
+        StoreError: its rows are others.
+    """
+    if frame.reference_fingerprint != plan.identity["reference"]:
         why = (
             "it changed since then: run the same command again"
             if plan.has_names
             else f"it changed since then, or {OTHERWISE}: mend it with that version, or choose another output.dir"
         )
         raise StoreError(f"{location.url}: the reference is not the table that the plan was made for; {why}")
-    return frame
 
 
 def _require_own(location: Location) -> None:
@@ -132,23 +105,25 @@ def _require_no_commits(location: Location, plan: Plan) -> None:
 
 
 def mend_frame(pairs: Pairs, frame: Frame) -> list[str]:
-    """Write again the objects of the frame that are missing or damaged, from the user's table; their keys.
+    """Write again the objects of the frame that are missing or damaged, from the user's table.
 
-    Args:
-        pairs: the store, opened with ``from_copies`` where its plan is damaged too.
-        frame: what ``create_store`` was given.
+    ``pairs`` is opened with ``from_copies`` where its plan is damaged too.
+
+    Returns:
+        The keys of what was written.
 
     Raises:
         StoreError: the table is not the one that the store was made from, so the frame cannot be made again.
     """
     location, plan = pairs.location, pairs.plan.record_plan(0)
-    entries: list[dict[str, Any]] = []
+    _require_reference(location, plan, frame)
+    entries: list[ManifestEntry] = []
     bad: list[str] = []
-    for key, content in _checked(location, plan, frame).objects(plan):
-        entries.append({"key": key, "bytes": len(content), "sha256": sha256(content)})
+    for key, content in frame.objects(plan):
+        entries.append(entry_of(key, content))
         if location.read(key) != content:
             bad.append(key)
-    manifest = json.dumps(entries, indent=0).encode()
+    manifest = manifest_json(entries)
     if sha256(manifest) != pairs.plan.frame:
         raise StoreError(
             f"{location.url}: the frame comes out with other bytes than when the store was made, so nothing was "
@@ -166,14 +141,7 @@ def extend_store(url: str | Path, num_pairs: int) -> Pairs:
     """Add rows to a complete store: a further plan record and its empty arrays, for ``sfg label`` to fill.
 
     The rows are those that a longer run would have had, and nothing that is committed changes. An extension to the same
-    number of pairs that was interrupted goes on.
-
-    Args:
-        url: the store.
-        num_pairs: of the extended store, all records together.
-
-    Returns:
-        The store with all its rows.
+    number of pairs that was interrupted goes on. ``num_pairs`` counts the rows of all records together.
 
     Raises:
         ConfigError: that adds no rows, or the store was made of the user's own query points.

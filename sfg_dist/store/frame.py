@@ -8,27 +8,32 @@ that was damaged is mended object by object. Tables come in blocks, so none need
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
-from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NotRequired, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.job.errors import DocumentError, StoreError
-from sfg_dist.job.plan import REFERENCE_BLOCK_ROWS, Plan
-from sfg_dist.job.reader import LONG_BYTES, read_json
-from sfg_dist.job.values import shown
+from sfg_dist.job.errors import StoreError
+from sfg_dist.job.plan import REFERENCE_BLOCK_ROWS, Plan, fingerprint_of_blocks
 from sfg_dist.store import arrays
 from sfg_dist.store.arrays import ARRAYS, Layout, group_metadata, names_objects, record_layout, record_prefix
 from sfg_dist.store.location import Location
+from sfg_dist.store.manifest import (
+    MANIFEST_KEY,
+    NO_DIGEST,
+    ManifestEntry,
+    entry_of,
+    manifest_json,
+    read_manifest,
+    sha256,
+)
 
-MANIFEST_KEY = "frame.json"
 FORMAT_NAME = "sfg_dist.pairs"
 OBJECT_NAME = re.compile(r"[^/]+/(.+/)?(zarr\.json|c(/\d+)+)")
 """What Zarr calls the objects of a group's members."""
@@ -126,13 +131,27 @@ class Frame:
                 yield from _objects(name, layouts[name], RowBlocks.of(table).cut(layouts[name].object_rows))
         if self.make_order is not None:
             layout = layouts["reference/order"]
-            yield from _objects("reference/order", layout, _cut(self.orders(), layout.object_rows))
+            yield from _objects("reference/order", layout, _cut(self._orders(), layout.object_rows))
         for name, values in self.arrays(plan).items():
             layout = layouts[f"transform/{name}"]
             yield from _objects(f"transform/{name}", layout, [values] if layout.num_objects else [])
 
-    def orders(self) -> Iterator[NDArray[np.int64]]:
-        """Each block's own order of its rows, block after block; ``make_order`` must be there."""
+    @cached_property
+    def reference_fingerprint(self) -> str:
+        """The reference's identity by content. A reference in memory is hashed once, one in blocks is read for it."""
+        table = RowBlocks.of(self.reference)
+        return fingerprint_of_blocks(table.read(), (table.num_rows, table.dim), "<f4")
+
+    @cached_property
+    def order(self) -> NDArray[np.int64]:
+        """The order of a reference in memory, made once: each block's own order of its rows, block after block."""
+        return np.concatenate(list(self._made_orders()))
+
+    def _orders(self) -> Iterator[NDArray[np.int64]]:
+        """``order`` block by block; kept only where the reference itself is in memory."""
+        return iter([self.order]) if isinstance(self.reference, np.ndarray) else self._made_orders()
+
+    def _made_orders(self) -> Iterator[NDArray[np.int64]]:
         assert self.make_order is not None
         for block in RowBlocks.of(self.reference).cut(REFERENCE_BLOCK_ROWS):
             yield np.ascontiguousarray(self.make_order(block), dtype=np.int64)
@@ -143,23 +162,33 @@ def _stored_arrays(plan: Plan, arrays: Mapping[str, NDArray[Any]]) -> Mapping[st
     return arrays if plan.has_names else {name: arrays[name] for name in arrays if name not in _LATER_ARRAYS}
 
 
-def frame_layouts(
-    plan: Plan,
-    *,
-    num_reference: int,
-    transform_arrays: Mapping[str, NDArray[Any]],
-    num_queries: int | None,
-    has_order: bool,
-) -> dict[str, Layout]:
+class FrameShape(TypedDict):
+    """What decides the sizes of a frame.
+
+    Attributes:
+        num_reference: rows of the reference.
+        transform_arrays: the column transform's arrays.
+        num_queries: rows of the user's query points; None, the default, where the latents are drawn.
+        has_order: whether the store holds the clusters' order of the reference; False by default.
+    """
+
+    num_reference: int
+    transform_arrays: Mapping[str, NDArray[Any]]
+    num_queries: NotRequired[int | None]
+    has_order: NotRequired[bool]
+
+
+def frame_layouts(plan: Plan, **shape: Unpack[FrameShape]) -> dict[str, Layout]:
     """The arrays of a fresh store by name; nothing is read or written."""
+    num_reference, num_queries = shape["num_reference"], shape.get("num_queries")
     layouts = {name: record_layout(plan, 0) for name in ARRAYS}
     for name, num_rows in (("reference/rows", num_reference), ("queries/rows", num_queries)):
         if num_rows is not None:
             chunk_rows = min(num_rows, max(1, arrays.MAX_CHUNK_BYTES // (4 * plan.dim)))
             layouts[name] = Layout((num_rows, plan.dim), "float32", max(1, chunk_rows))
-    if has_order:
+    if shape.get("has_order"):
         layouts["reference/order"] = Layout((num_reference,), "int64", min(num_reference, arrays.MAX_CHUNK_BYTES // 8))
-    for name, values in transform_arrays.items():
+    for name, values in shape["transform_arrays"].items():
         layouts[f"transform/{name}"] = Layout(values.shape, values.dtype.str, max((1, *values.shape[:1])))
     return (
         {name: replace(layout, dims=_dims(name, layout)) for name, layout in layouts.items()}
@@ -175,42 +204,22 @@ def _dims(name: str, layout: Layout) -> tuple[str, ...]:
     return ("reference_row" if name.startswith("reference/") else "row", "column")[: len(layout.shape)]
 
 
-def store_bytes(
-    plan: Plan,
-    *,
-    num_reference: int,
-    transform_arrays: Mapping[str, NDArray[Any]],
-    num_queries: int | None = None,
-    has_order: bool = False,
-) -> dict[str, int]:
+def store_bytes(plan: Plan, **shape: Unpack[FrameShape]) -> dict[str, int]:
     """Exact bytes of the array objects of a complete store by array; nothing is read or written.
-
-    Args:
-        plan: of the store.
-        num_reference: rows of the reference.
-        transform_arrays: the column transform's arrays.
-        num_queries: rows of the user's query points, or None when the latents are drawn.
-        has_order: whether labels look at clusters, whose order the store holds.
 
     Returns:
         Bytes of ``latents``, ``labels``, ``reference/rows``, ``transform/...`` and so on, extensions included. The
         texts beside them, a zarr.json an array and a commit record of about a kilobyte a shard, are not counted.
     """
-    transform_arrays = _stored_arrays(plan, transform_arrays)
+    shape["transform_arrays"] = transform_arrays = _stored_arrays(plan, shape["transform_arrays"])
     pairs = sum(_record_bytes(plan, record) for record in range(len(plan.ends)))
-    layouts = frame_layouts(
-        plan,
-        num_reference=num_reference,
-        transform_arrays=transform_arrays,
-        num_queries=num_queries,
-        has_order=has_order,
-    )
+    layouts = frame_layouts(plan, **shape)
     sizes = dict.fromkeys(ARRAYS, pairs)
     for name, layout in layouts.items():
         if name.startswith("transform/"):
             values = transform_arrays[name.removeprefix("transform/")]
             sizes[name] = len((layout.encode(values) if layout.num_objects else None) or b"")
-        elif name == "reference/order" and num_reference == 1:
+        elif name == "reference/order" and shape["num_reference"] == 1:
             sizes[name] = 0  # [0] is all fill value
         elif name not in ARRAYS:
             sizes[name] = layout.num_objects * layout.object_bytes(0, layout.object_rows)
@@ -218,45 +227,23 @@ def store_bytes(
     return sizes
 
 
-def metadata_bytes(
-    plan: Plan,
-    transform_metadata: Mapping[str, Any],
-    *,
-    num_reference: int,
-    transform_arrays: Mapping[str, NDArray[Any]],
-    num_queries: int | None = None,
-    has_order: bool = False,
-) -> int:
-    """Exact bytes of the texts of a fresh store: zarr.json files, the plan with its copy, and the manifest.
-
-    Args are those of ``store_bytes``, and the rest of the column transform.
-    """
-    transform_arrays = _stored_arrays(plan, transform_arrays)
-    layouts = frame_layouts(
-        plan,
-        num_reference=num_reference,
-        transform_arrays=transform_arrays,
-        num_queries=num_queries,
-        has_order=has_order,
-    )
+def metadata_bytes(plan: Plan, transform_metadata: Mapping[str, Any], **shape: Unpack[FrameShape]) -> int:
+    """Exact bytes of the texts of a fresh store: zarr.json files, the plan with its copy, and the manifest."""
+    shape["transform_arrays"] = transform_arrays = _stored_arrays(plan, shape["transform_arrays"])
+    layouts = frame_layouts(plan, **shape)
     texts = list(_metadata(plan, layouts, transform_arrays, transform_metadata))
-    no_digest = "0" * 64
-    entries = [{"key": key, "bytes": len(content), "sha256": no_digest} for key, content in texts]
+    entries = [ManifestEntry(key, len(content)) for key, content in texts]
     for name, layout in layouts.items():
         size = layout.object_bytes(0, layout.object_rows)
         if name.startswith("transform/"):
             values = transform_arrays[name.removeprefix("transform/")]
             content = layout.encode(values) if layout.num_objects else None
-            entries += [] if content is None else [_entry(name, layout, 0, len(content))]
+            entries += [] if content is None else [ManifestEntry(f"{name}/{layout.object_key(0)}", len(content))]
         elif name not in ARRAYS:
-            entries += [_entry(name, layout, number, size) for number in range(layout.num_objects)]
-    manifest = json.dumps(entries, indent=0).encode()
+            keys = (f"{name}/{layout.object_key(number)}" for number in range(layout.num_objects))
+            entries += [ManifestEntry(key, size) for key in keys]
     text_bytes = sum(len(content) for key, content in texts if not _is_chunk(key))
-    return text_bytes + len(manifest) + 2 * len(replace(plan, frame=no_digest).to_json())
-
-
-def _entry(name: str, layout: Layout, number: int, size: int) -> dict[str, Any]:
-    return {"key": f"{name}/{layout.object_key(number)}", "bytes": size, "sha256": "0" * 64}
+    return text_bytes + len(manifest_json(entries)) + 2 * len(replace(plan, frame=NO_DIGEST).to_json())
 
 
 def _record_bytes(plan: Plan, record: int) -> int:
@@ -278,11 +265,11 @@ def write_frame(location: Location, plan: Plan, frame: Frame, *, is_settled: Cal
     Returns:
         The digest of the manifest; None where another driver's plan came first.
     """
-    entries: list[dict[str, Any]] = []
+    entries: list[ManifestEntry] = []
 
     def noted() -> Iterator[Object]:
         for key, content in frame.objects(plan):
-            entries.append({"key": key, "bytes": len(content), "sha256": sha256(content)})
+            entries.append(entry_of(key, content))
             yield key, content
 
     # The group's metadata first, by itself: they say that what else is there is a store's.
@@ -292,38 +279,15 @@ def write_frame(location: Location, plan: Plan, frame: Frame, *, is_settled: Cal
             return None
     # What a frame that was cut off left, if it was another job's. Never latents or labels: while this driver was laying
     # out, another one of the same job may have begun to label.
-    keys = {entry["key"] for entry in entries}
+    keys = {entry.key for entry in entries}
     for name in ("reference", "queries", "transform", "column"):
         for found in location.list(name):
             if found.key not in keys and OBJECT_NAME.fullmatch(found.key):
                 if is_settled():
                     return None
                 location.delete(found.key)
-    manifest = json.dumps(entries, indent=0).encode()
+    manifest = manifest_json(entries)
     return sha256(manifest) if location.write_many([(MANIFEST_KEY, manifest)], is_settled=is_settled) else None
-
-
-def read_manifest(location: Location, plan: Plan) -> dict[str, dict[str, Any]]:
-    """What the frame holds: key to bytes and sha256.
-
-    Raises:
-        StoreError: the manifest is missing, or is not the one that the plan names.
-    """
-    content = location.read(MANIFEST_KEY, LONG_BYTES)
-    if content is None or sha256(content) != plan.frame:
-        state = "is missing" if content is None else "was changed: its digest is not the one in the plan"
-        raise StoreError(f"{location.url}/{MANIFEST_KEY} {state}; run `sfg verify` and `sfg repair` on the store")
-    try:
-        entries = read_json(content, "it", [{"key": str, "bytes": int, "sha256": str}], max_bytes=LONG_BYTES)
-        for key in (entry["key"] for entry in entries):
-            parts = PurePosixPath(key).parts
-            if not 0 < len(key) <= 255 or "/".join(parts) != key or ".." in parts:
-                raise DocumentError(f"{shown(key)} is no name of an object")
-        if not entries:
-            raise DocumentError("it names no object")
-    except DocumentError as error:
-        raise StoreError(f"{location.url}/{MANIFEST_KEY} is no manifest of a frame: {error}") from None
-    return {entry["key"]: entry for entry in entries}
 
 
 def check_frame(location: Location, plan: Plan) -> None:
@@ -337,7 +301,7 @@ def check_frame(location: Location, plan: Plan) -> None:
     """
     manifest = read_manifest(location, plan)
     of_reference = ("reference/rows/c", "reference/order/c")
-    wanted = {key: entry["sha256"] for key, entry in manifest.items() if not key.startswith(of_reference)}
+    wanted = {key: entry.sha256 for key, entry in manifest.items() if not key.startswith(of_reference)}
     for record in range(1, len(plan.ends)):
         wanted |= {key: sha256(content) for key, content in extension_objects(plan.record_plan(record), record)}
     for key, content in location.read_many(wanted):
@@ -358,11 +322,6 @@ def extension_objects(plan: Plan, record: int) -> list[Object]:
         (f"{prefix}zarr.json", group_metadata({})),
         *((f"{prefix}{name}/zarr.json", metadata) for name in ARRAYS),
     ]
-
-
-def sha256(content: bytes) -> str:
-    """The digest of an object's bytes."""
-    return hashlib.sha256(content).hexdigest()
 
 
 def _metadata(

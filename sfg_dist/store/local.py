@@ -24,6 +24,8 @@ from typing import NamedTuple, TypeVar
 MAX_LEVELS = 32
 """Levels of directories that are looked into; this package makes no more than six."""
 LINK = "is a link, and links are not followed"
+SPECIAL = "is a pipe, a socket or a device"
+PARTIAL = "was left half written by a writer that was ended"
 MAX_ATTEMPTS = 16  # at a write, while others remove the empty directories that it needs
 STAGING_NAME = re.compile(r".+#\d+")
 """What a file is called until it is whole, as obstore calls it; listings leave such names out."""
@@ -40,15 +42,21 @@ class Entry(NamedTuple):
         bytes: its size.
         modified: when it was last written, seconds since 1970 by the store's clock.
         version: changes when the object does (an entity tag).
+        oddity: why listings leave it out: ``LINK``, ``PARTIAL`` or another reason. Empty for an ordinary file.
     """
 
     key: str
     bytes: int
     modified: float
     version: str
+    oddity: str = ""
 
 
-class LinkError(OSError):
+class OddFileError(OSError):
+    """A name is no ordinary file."""
+
+
+class LinkError(OddFileError):
     """A name is a link, or lies behind one."""
 
     def __init__(self, name: str) -> None:
@@ -59,28 +67,11 @@ class LinkError(OSError):
         super().__init__(errno.ELOOP, why)
 
 
-class Found(NamedTuple):
-    """A name that a walk comes upon, which is no directory that it enters.
-
-    Attributes:
-        key: the name below the root.
-        facts: of the file itself, not of what it may lead to.
-        oddity: why it is left alone, empty for an ordinary file.
-    """
-
-    key: str
-    facts: os.stat_result
-    oddity: str
-
-
 class LocalFiles:
     """The files below a directory by keys, names with slashes between them.
 
     Methods raise FileNotFoundError or NotADirectoryError where a level of the key is not there, and LinkError where the
     key is a link or lies behind one.
-
-    Args:
-        root: the directory.
     """
 
     def __init__(self, root: Path) -> None:
@@ -145,10 +136,7 @@ class LocalFiles:
     def append(self, key: str, content: bytes, *, is_lines: bool) -> None:
         """Add to the end of a file: all of it, or nothing.
 
-        Args:
-            key: the file.
-            content: what is added.
-            is_lines: begin a new line where the last one is torn, as a killed attempt leaves it.
+        With ``is_lines`` a new line is begun where the last one is torn, as a killed attempt leaves it.
         """
         self._making(key, lambda level, name: _append(level, name, content, is_lines))
 
@@ -189,8 +177,8 @@ class LocalFiles:
             for level in reversed(levels):
                 os.fsync(level)
 
-    def walk(self, prefix: str = "") -> Iterator[Found]:
-        """All below a prefix, a whole name between slashes, but the directories that are looked into."""
+    def walk(self, prefix: str = "") -> Iterator[Entry]:
+        """All below a prefix, a whole name between slashes; of directories only those too deep to look into."""
         folders = prefix.split("/") if prefix else []
         with (
             contextlib.suppress(FileNotFoundError, NotADirectoryError, LinkError),
@@ -199,16 +187,24 @@ class LocalFiles:
             yield from _walk(levels[-1], f"{prefix}/" if prefix else "", len(folders) + 1)
 
     def require_plain(self, key: str) -> None:
-        """Refuse a key that is a link or lies behind one, before something else reads it by its path."""
+        """Refuse links and pipes on the way to a key, before something else reads it by its path.
+
+        Raises:
+            LinkError: the key is a link or lies behind one.
+            OddFileError: the key is a pipe, a socket or a device.
+        """
         place = str(self.root)
         for name in key.split("/"):
             place = f"{place}/{name}"
             try:
-                is_link = stat.S_ISLNK(os.lstat(place).st_mode)
+                mode = os.lstat(place).st_mode
             except (FileNotFoundError, NotADirectoryError):
                 return
-            if is_link:
-                raise LinkError(place.removeprefix(f"{self.root}/"))
+            below = place.removeprefix(f"{self.root}/")
+            if stat.S_ISLNK(mode):
+                raise LinkError(below)
+            if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+                raise OddFileError(errno.EINVAL, f"{below} {SPECIAL}: move it away")
 
     @contextlib.contextmanager
     def _levels(self, folders: Sequence[str], *, make: bool = False) -> Iterator[list[int]]:
@@ -240,9 +236,10 @@ class LocalFiles:
         raise AssertionError
 
 
-def entry_of(key: str, facts: os.stat_result) -> Entry:
+def entry_of(key: str, facts: os.stat_result, oddity: str = "") -> Entry:
     """A file as a listing sees it."""
-    return Entry(key, facts.st_size, facts.st_mtime, f"{facts.st_ino:x}-{facts.st_mtime_ns:x}-{facts.st_size:x}")
+    version = f"{facts.st_ino:x}-{facts.st_mtime_ns:x}-{facts.st_size:x}"
+    return Entry(key, facts.st_size, facts.st_mtime, version, oddity)
 
 
 def _names(key: str) -> tuple[list[str], str]:
@@ -364,7 +361,7 @@ def _remove_empty(levels: Sequence[int], folders: Sequence[str]) -> None:
             os.rmdir(folder, dir_fd=level)
 
 
-def _walk(level: int, prefix: str, depth: int) -> Iterator[Found]:
+def _walk(level: int, prefix: str, depth: int) -> Iterator[Entry]:
     with os.scandir(level) as found:
         entries = list(found)
     for entry in entries:
@@ -383,10 +380,8 @@ def _walk(level: int, prefix: str, depth: int) -> Iterator[Found]:
             finally:
                 os.close(inner)
         elif is_folder:
-            yield Found(key, facts, f"lies more than {MAX_LEVELS} directories deep")
-        elif stat.S_ISLNK(facts.st_mode):
-            yield Found(key, facts, LINK)
-        elif not stat.S_ISREG(facts.st_mode):
-            yield Found(key, facts, "is a pipe, a socket or a device")
+            yield entry_of(key, facts, f"lies more than {MAX_LEVELS} directories deep")
+        elif stat.S_ISREG(facts.st_mode):
+            yield entry_of(key, facts, PARTIAL if STAGING_NAME.fullmatch(entry.name) else "")
         else:
-            yield Found(key, facts, "")
+            yield entry_of(key, facts, LINK if stat.S_ISLNK(facts.st_mode) else SPECIAL)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from sfg_dist.job.errors import ConfigError, StoreError, StoreFullError, StoreLinkError, StoreUnavailableError
 from sfg_dist.job.object_stores import is_url, open_objects, reason_of, trouble_of, without_secrets
 from sfg_dist.job.values import printable
-from sfg_dist.store.local import STAGING_NAME, Entry, LinkError, LocalFiles, entry_of
+from sfg_dist.store.local import PARTIAL, Entry, LinkError, LocalFiles
 
 QUARANTINE = "quarantine/"
 """Where `sfg repair` puts what is no part of a store."""
@@ -41,9 +41,7 @@ NUM_WRITERS = 4
 class Location:
     """Objects under a local path or an s3://, gs:// or az:// URL.
 
-    Args:
-        url: a local directory or an object-store URL.
-        create: make the local directory.
+    With ``create`` a local directory is made.
 
     Raises:
         ConfigError: the URL has a scheme that is not an object store's, or no bucket.
@@ -152,10 +150,7 @@ class Location:
     def append(self, key: str, content: bytes, *, is_lines: bool = False) -> None:
         """Add to the end of a local file, made if it is not there: all of it, or nothing. Objects have no such thing.
 
-        Args:
-            key: the file.
-            content: what is added.
-            is_lines: begin a new line where the last one is torn.
+        With ``is_lines`` a new line is begun where the last one is torn.
         """
         assert self.root is not None
         with self._errors("write", key):
@@ -249,8 +244,9 @@ class Location:
 
     def clear(self, prefix: str) -> None:
         """Remove all objects under a prefix, and what was left half written there."""
-        for entry in [*self.list(prefix), *self.partials(prefix)]:
-            self.delete(entry.key)
+        for entry in list(self.walk(prefix)):
+            if entry.oddity in ("", PARTIAL):
+                self.delete(entry.key)
 
     def move(self, key: str, to: str) -> None:
         """Give an object another name; what is there already is replaced. A link is moved as a link."""
@@ -263,48 +259,47 @@ class Location:
                 obstore.rename(self._store, key, to)
         self.flush(to)
 
-    def list(self, prefix: str = "") -> Iterator[Entry]:
-        """The objects under a prefix, a whole name between slashes; staging files and links are not among them."""
+    def walk(self, prefix: str = "") -> Iterator[Entry]:
+        """All that lies under a prefix, a whole name between slashes; ``Entry.oddity`` says what is no object."""
         import obstore
 
         with self._errors("list", prefix):
             if self.root is not None:
-                for found in self._files.walk(prefix):
-                    if not found.oddity and not STAGING_NAME.fullmatch(found.key.rpartition("/")[2]):
-                        yield entry_of(found.key, found.facts)
+                yield from self._files.walk(prefix)
                 return
             for batch in obstore.list(self._store, prefix or None):
                 for entry in batch:
                     yield _entry(entry)
 
-    def oddities(self, prefix: str = "") -> Iterator[tuple[str, str]]:
-        """(key, what it is) of links, pipes and the like, which nothing here touches. Object stores have none."""
-        if self.root is not None:
-            with self._errors("list", prefix):
-                yield from ((found.key, found.oddity) for found in self._files.walk(prefix) if found.oddity)
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        """The objects under a prefix."""
+        return (entry for entry in self.walk(prefix) if not entry.oddity)
 
-    def require_no_links(self) -> None:
+    def oddities(self, prefix: str = "") -> Iterator[Entry]:
+        """Links, pipes and the like, which nothing here touches. Object stores have none."""
+        return (entry for entry in self.walk(prefix) if entry.oddity not in ("", PARTIAL))
+
+    def partials(self) -> Iterator[Entry]:
+        """Files that a killed writer left half written: their names end in # and a number. Object stores have none."""
+        return (entry for entry in self.walk() if entry.oddity == PARTIAL)
+
+    def require_no_links(self, found: Iterable[Entry] | None = None) -> None:
         """Refuse a store with links or pipes in it: nothing lists them, and their places cannot be written.
+
+        ``found`` is what a walk has found in the store; by default it is walked.
 
         Raises:
             StoreLinkError: there is one; the message names it.
         """
-        for key, oddity in self.oddities():
-            if not key.startswith(QUARANTINE):
-                raise StoreLinkError(f"{self.url}/{printable(key)} {oddity}: `sfg repair` moves it to {QUARANTINE}")
+        for entry in self.walk() if found is None else found:
+            if entry.oddity not in ("", PARTIAL) and not entry.key.startswith(QUARANTINE):
+                place = f"{self.url}/{printable(entry.key)}"
+                raise StoreLinkError(f"{place} {entry.oddity}: `sfg repair` moves it to {QUARANTINE}")
 
-    def partials(self, prefix: str = "") -> Iterator[Entry]:
-        """Files that a killed writer left half written: their names end in # and a number. Object stores have none."""
-        if self.root is not None:
-            with self._errors("list", prefix):
-                for found in self._files.walk(prefix):
-                    if not found.oddity and STAGING_NAME.fullmatch(found.key.rpartition("/")[2]):
-                        yield entry_of(found.key, found.facts)
-
-    def remove_partial(self, entry: Entry) -> None:
-        """Remove a file of ``partials``."""
-        assert STAGING_NAME.fullmatch(Path(entry.key).name)
-        self.delete(entry.key)
+    def remove_partials(self) -> None:
+        """Remove what ``partials`` names."""
+        for entry in list(self.partials()):
+            self.delete(entry.key)
 
     def now(self) -> float:
         """Seconds since 1970, to compare with ``Entry.modified``."""

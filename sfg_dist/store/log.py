@@ -37,11 +37,6 @@ class EventLog:
 
     A local file is appended to at once. An object cannot be appended to: it is put anew as a whole, at most every few
     seconds, and when ``flush`` is called.
-
-    Args:
-        location: where the file is.
-        key: its name.
-        clock: seconds, for the interval.
     """
 
     def __init__(self, location: Location, key: str = EVENTS_KEY, *, clock: Callable[[], float] = time.monotonic):
@@ -94,10 +89,7 @@ class EventLog:
 def stage_times(log: str) -> dict[str, float]:
     """Seconds spent in each stage, over all attempts since it was last begun afresh.
 
-    An attempt that was killed counts up to its last event.
-
-    Args:
-        log: the lines of events.jsonl; those that are no events are passed over.
+    An attempt that was killed counts up to its last event. Lines of ``log`` that are no events are passed over.
     """
     times: dict[str, float] = {}
     stage, last = None, 0.0

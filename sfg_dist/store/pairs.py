@@ -24,7 +24,6 @@ and overlapping attempts are harmless.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -38,12 +37,13 @@ from numpy.typing import NDArray
 from sfg_dist.job.errors import IncompleteStoreError, PlanMismatchError, StoreError
 from sfg_dist.job.object_stores import is_url
 from sfg_dist.job.paths import place_of
-from sfg_dist.job.plan import Plan, fingerprint_of_blocks
+from sfg_dist.job.plan import Plan, fingerprint
 from sfg_dist.job.reader import LONG_BYTES, read_json
 from sfg_dist.store.arrays import ARRAYS, object_bytes, object_key, record_layout, record_prefix
 from sfg_dist.store.checked import check_declared, checked_store, reading
-from sfg_dist.store.commits import Record, ShardContent, commit_key, find_record, find_records
+from sfg_dist.store.commits import CommitRecord, ShardContent, find_record, find_records
 from sfg_dist.store.frame import check_frame
+from sfg_dist.store.keys import shard_of_commit, shard_of_object
 from sfg_dist.store.location import Location
 from sfg_dist.store.records import PLAN_KEY, read_plan
 from sfg_dist.store.rows import ObjectRows, RowSource, StoredRows
@@ -54,11 +54,6 @@ if TYPE_CHECKING:
     import zarr
 
 OTHERWISE = "version 0.1.0, which made the store, read or transformed some tables otherwise"
-FREE_BYTES = 64 << 20
-"""Of an array that may be all fill value, as a transform's offsets are; a larger one must be stored."""
-COMMIT_NAME = re.compile(r"commits/(\d{8,})\.json")
-OBJECT_NAME = re.compile(r"(?:extensions/(\d{4})/)?(latents|labels)/c/(\d+)/0")
-"""Rows read at once to check a table that may be larger than memory."""
 
 
 def open_pairs(path: str | Path, *, from_copies: bool = False) -> Pairs:
@@ -137,11 +132,6 @@ class Pairs:
         return StoredRows(parts, self.plan.dim)
 
     @property
-    def unit_rows(self) -> int:
-        """Rows of the least that can be read: of a shard, or of a chunk where shards are cut."""
-        return record_layout(self.plan, 0).chunk_rows
-
-    @property
     def conditions(self) -> da.Array:
         """What the labels are given, float32 (num_pairs, len(plan.condition)): the last columns of both arrays."""
         return self.latents[:, self.plan.dim - len(self.plan.condition) :]
@@ -159,13 +149,7 @@ class Pairs:
         Raises:
             StoreError: they cannot be read, or are missing.
         """
-        rows: NDArray[np.float32] = self._rows("reference/rows", start, stop)
-        if len(rows) != stop - start or not np.isfinite(rows).all():
-            raise StoreError(
-                f"{self.location.url}/reference/rows lacks some of rows {start} to {stop}: an object is lost; run "
-                f"`sfg verify` and `sfg repair` on the store"
-            )
-        return rows
+        return self._whole_rows("reference/rows", start, stop)
 
     def order_rows(self, start: int, stop: int) -> NDArray[np.int64] | None:
         """Entries of the clusters' order of the reference, int64 (stop - start,), or None where there is none.
@@ -178,13 +162,18 @@ class Pairs:
     def has_order(self) -> bool:
         """Whether the store holds an order of the reference in compact clusters."""
         with self._reading("reference"):
-            return "order" in self.group["reference"]  # type: ignore[operator]
+            members: Any = self.group["reference"]
+            return "order" in members
 
     @property
     def reference(self) -> NDArray[np.float32]:
         """The reference set as the flow sees it, checked against its fingerprint."""
         rows = self.reference_rows(0, self.num_reference)
-        self._require_fingerprint("reference", len(rows), [rows])
+        if fingerprint(rows) != self.plan.identity["reference"]:
+            raise StoreError(
+                f"{self.location.url}/reference is not the table that the plan was made for: it was changed or "
+                f"damaged; run `sfg verify` and `sfg repair` on the store"
+            )
         return rows
 
     @property
@@ -198,13 +187,7 @@ class Pairs:
         Raises:
             StoreError: they cannot be read, or are missing.
         """
-        rows: NDArray[np.float32] = self._rows("queries/rows", start, stop)
-        if len(rows) != stop - start or not np.isfinite(rows).all():
-            raise StoreError(
-                f"{self.location.url}/queries/rows lacks some of rows {start} to {stop}: an object is lost; run "
-                f"`sfg verify` and `sfg repair` on the store"
-            )
-        return rows
+        return self._whole_rows("queries/rows", start, stop)
 
     def check_frame(self) -> None:
         """Refuse a frame that is not the plan's, but for the reference's rows; see ``frame.check_frame``."""
@@ -214,10 +197,8 @@ class Pairs:
     def transform(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """The column transform: its arrays and its metadata."""
         with self._reading("transform"):
-            group = self.group["transform"]
-            members = dict(group.arrays())  # type: ignore[union-attr]
-            for name, array in members.items():
-                self._check_declared(f"transform/{name}", array)
+            group: Any = self.group["transform"]
+            members = {name: self._looked_at(f"transform/{name}", array) for name, array in group.arrays()}
             arrays = {name: np.asarray(array[...]) for name, array in members.items()}
             return arrays, read_json(str(group.attrs["metadata"]), "metadata", max_bytes=LONG_BYTES)
 
@@ -228,11 +209,8 @@ class Pairs:
         shards = (shard_of_commit(self.plan, entry.key) for entry in self.location.list("commits"))
         return {shard for shard in shards if shard is not None}
 
-    def commit_records(self) -> dict[int, Record]:
-        """The commit records of all shards that have one, read a few at a time."""
-        return dict(self._commit_records())
-
-    def _commit_records(self) -> Iterator[tuple[int, Record]]:
+    def commit_records(self) -> Iterator[tuple[int, CommitRecord]]:
+        """The commit records of all shards that have one, with the shards, in order; read a few at a time."""
         return find_records(self.location, self.plan, sorted(self.committed()))
 
     def stored_bytes(self) -> NDArray[np.int64]:
@@ -249,7 +227,7 @@ class Pairs:
         """Shards still to do: no commit, or objects whose size is not the recorded one."""
         is_done = np.zeros(self.plan.num_shards, dtype=bool)
         sizes = self.stored_bytes()
-        for shard, _ in self._commit_records():
+        for shard, _ in self.commit_records():
             is_done[shard] = (sizes[shard] == object_bytes(self.plan, shard)).all()
         return [int(shard) for shard in np.flatnonzero(~is_done)]
 
@@ -260,7 +238,7 @@ class Pairs:
             self.location.size(object_key(self.plan, name, shard)) == size for name in ARRAYS
         )
 
-    def commit_record(self, shard: int) -> Record | None:
+    def commit_record(self, shard: int) -> CommitRecord | None:
         """The commit record of a shard; None where there is none, or a torn one, as a power cut may leave it."""
         return find_record(self.location, self.plan, shard)
 
@@ -310,14 +288,11 @@ class Pairs:
         latents: NDArray[np.float32],
         labels: NDArray[np.float32],
         provenance: Mapping[str, Any] | None = None,
-    ) -> Record:
+    ) -> CommitRecord:
         """Write one shard, read it back, and commit it.
 
-        Args:
-            shard: its number.
-            latents: float32, shape (rows of the shard, dim), finite.
-            labels: the same shape, finite.
-            provenance: what the record shall keep beside: device, seconds, attempt.
+        Latents and labels are finite float32, shape (rows of the shard, dim). ``provenance`` is what the record shall
+        keep beside: device, seconds, attempt.
 
         Returns:
             The commit record; of the earlier commit where there was one with equal digests.
@@ -335,32 +310,31 @@ class Pairs:
 
     def _num_rows(self, name: str) -> int:
         with self._reading(f"{name}/rows"):
-            array = self.group[f"{name}/rows"]
-            self._check_declared(f"{name}/rows", array)
-            return int(array.shape[0])  # type: ignore[union-attr]
+            return int(self._looked_at(f"{name}/rows", self.group[f"{name}/rows"]).shape[0])
 
     def _rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         with self._reading(name):
-            array = self.group[name]
-            self._check_declared(name, array)
-            return np.ascontiguousarray(array[start:stop])  # type: ignore[index]
+            return np.ascontiguousarray(self._looked_at(name, self.group[name])[start:stop])
 
-    def _check_declared(self, name: str, array: Any) -> None:
-        """``check_declared``, once for an array."""
-        if name not in self._looked_at:
+    def _whole_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        rows: NDArray[np.float32] = self._rows(name, start, stop)
+        if len(rows) != stop - start or not np.isfinite(rows).all():
+            raise StoreError(
+                f"{self.location.url}/{name} lacks some of rows {start} to {stop}: an object is lost; run `sfg verify` "
+                f"and `sfg repair` on the store"
+            )
+        return rows
+
+    def _looked_at(self, name: str, array: Any) -> Any:
+        """A Zarr array of the store, after ``check_declared`` has looked at it once."""
+        if name not in self._sound:
             check_declared(self.location, name, array)
-            self._looked_at.add(name)
+            self._sound.add(name)
+        return array
 
     @cached_property
-    def _looked_at(self) -> set[str]:
+    def _sound(self) -> set[str]:
         return set()
-
-    def _require_fingerprint(self, name: str, num_rows: int, blocks: Any) -> None:
-        if fingerprint_of_blocks(blocks, (num_rows, self.plan.dim), "<f4") != self.plan.identity[name]:
-            raise StoreError(
-                f"{self.location.url}/{name} is not the table that the plan was made for: it was changed or "
-                f"damaged; run `sfg verify` and `sfg repair` on the store"
-            )
 
     def _reading(self, name: str) -> AbstractContextManager[None]:
         return reading(f"{self.location.url}/{name}")
@@ -392,28 +366,10 @@ class Pairs:
         """The Zarr array of a plan record."""
         prefix, shape = record_prefix(record), record_layout(self.plan, record).shape
         with self._reading(f"{prefix}{name}"):
-            array = self.group[f"{prefix}{name}"]
-            if array.shape != shape:  # type: ignore[union-attr]
+            array: Any = self.group[f"{prefix}{name}"]
+            if array.shape != shape:
                 raise StoreError(
-                    f"{self.location.url}/{prefix}{name} has shape {array.shape}, the plan says {shape}: "  # type: ignore[union-attr]
+                    f"{self.location.url}/{prefix}{name} has shape {array.shape}, the plan says {shape}: "
                     f"its zarr.json is another job's; run `sfg verify` and `sfg repair` on the store"
                 )
             return array
-
-
-def shard_of_commit(plan: Plan, key: str) -> int | None:
-    """The shard whose commit record has this key, None where it is no shard's."""
-    match = COMMIT_NAME.fullmatch(key)
-    shard = int(match[1]) if match else -1
-    return shard if 0 <= shard < plan.num_shards and key == commit_key(shard) else None
-
-
-def shard_of_object(plan: Plan, key: str) -> int | None:
-    """The shard whose latents or labels have this key, None where it is no shard's."""
-    match = OBJECT_NAME.fullmatch(key)
-    record = int(match[1] or 0) if match else len(plan.ends)
-    if match is None or record >= len(plan.ends):
-        return None
-    shards, number = plan.record_shards(record), int(match[3])
-    shard = shards.start + number
-    return shard if number < len(shards) and key == object_key(plan, match[2], shard) else None

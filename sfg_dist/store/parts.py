@@ -33,6 +33,7 @@ from sfg_dist.job.errors import ConfigError, DocumentError
 from sfg_dist.job.object_stores import is_url
 from sfg_dist.job.reader import LONG_BYTES, read_json
 from sfg_dist.store.arrays import Layout, group_metadata, names_objects
+from sfg_dist.store.local import PARTIAL
 from sfg_dist.store.location import Location
 
 PART_BYTES = 16 << 20
@@ -48,15 +49,7 @@ Progress = Callable[[int], None]
 
 
 class PartedTable(ABC):
-    """A table of samples that is, or will be, at a place.
-
-    Args:
-        place: where it lies.
-        columns: column names.
-        num_rows: rows of the whole table.
-        source: what decides them.
-        types: of the columns.
-    """
+    """A table of samples that is, or will be, at a place; ``source`` says what decides its rows."""
 
     def __init__(
         self, place: str | Path, columns: Sequence[str], num_rows: int, source: str, types: Sequence[ColumnType]
@@ -102,7 +95,7 @@ class PartedTable(ABC):
         self.location.write_many(self._objects(draw, missing, on_progress))
         there = self._there()
         if len(there) == self.num_parts:
-            self._sweep()
+            self.location.remove_partials()  # readers of a folder would take one for a part
             self._mark({"source": self.source})
         return sum(map(self._size, there))
 
@@ -126,9 +119,13 @@ class PartedTable(ABC):
         found = self._state()
         if self.source in (found.get("source"), found.get("making")):
             return
-        entries = list(self.location.list())
-        if (odd := next(self.location.oddities(), None)) is not None:
-            raise ConfigError(f"{self.location.url}: {odd[0]!r} {odd[1]}: remove it, or choose another place")
+        entries = []
+        for entry in self.location.walk():
+            if entry.oddity not in ("", PARTIAL):
+                raise ConfigError(
+                    f"{self.location.url}: {entry.key!r} {entry.oddity}: remove it, or choose another place"
+                )
+            entries += [] if entry.oddity else [entry]
         # Not by its columns alone: others call an attribute that, and what is here is about to be removed.
         is_samples = "columns" in found and any(state in found for state in ("source", "making", "removing"))
         is_samples = is_samples and all(self._is_own(entry.key) for entry in entries)
@@ -144,13 +141,8 @@ class PartedTable(ABC):
             for entry in self.location.list():
                 if entry.key != self._marker:
                     self.location.delete(entry.key)
-            self._sweep()
+            self.location.remove_partials()
         self._mark({"making": self.source})
-
-    def _sweep(self) -> None:
-        """Remove what killed writers left half written: readers of a folder would take it for a part."""
-        for partial in self.location.partials():
-            self.location.remove_partial(partial)
 
     # What the two kinds do in their own way.
 

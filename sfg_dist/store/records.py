@@ -8,17 +8,16 @@ A record is never changed. The copy lets an edited or lost one be restored.
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
 
 from sfg_dist.job.errors import StoreError, StoreLinkError
 from sfg_dist.job.plan import Plan, seal, unseal
 from sfg_dist.job.reader import LONG_BYTES, check_fields
-from sfg_dist.store.frame import extension_objects, sha256
+from sfg_dist.store.frame import extension_objects
 from sfg_dist.store.location import Location
+from sfg_dist.store.manifest import sha256
 
 PLAN_KEY = "plan.json"
-RECORD_NAME = re.compile(r"plan(?:-(\d{4}))?(\.copy)?\.json")
 MAX_EXTENSIONS = 9999
 
 
@@ -53,9 +52,7 @@ def record_key(number: int, *, copy: bool = False) -> str:
 def read_plan(location: Location, *, from_copies: bool = False) -> Plan | None:
     """The plan of a store with its extensions; None where there is none.
 
-    Args:
-        location: of the store.
-        from_copies: go by the copy of a record that is edited or lost, as ``verify`` and ``repair`` do.
+    With ``from_copies`` the copy counts where a record is edited or lost, as for ``verify`` and ``repair``.
 
     Raises:
         StoreError: a record was edited or is lost.

@@ -13,8 +13,10 @@ from sfg_dist.job.errors import StoreError
 from sfg_dist.store.arrays import ARRAYS, object_key
 from sfg_dist.store.commits import commit_key
 from sfg_dist.store.frame import extension_objects
+from sfg_dist.store.keys import shard_of_key
+from sfg_dist.store.local import PARTIAL
 from sfg_dist.store.location import QUARANTINE, Location
-from sfg_dist.store.pairs import Pairs, shard_of_commit, shard_of_object
+from sfg_dist.store.pairs import Pairs
 from sfg_dist.store.records import record_key, record_states
 from sfg_dist.store.shards import ORPHAN_S
 from sfg_dist.store.verify import Finding, Report, verify
@@ -31,11 +33,8 @@ def repair_store(pairs: Pairs, report: Report | None = None) -> list[int]:
     Bad objects are removed, and with a commit that is torn, edited or missing all that there is of its shard. A sound
     commit stays: what is labelled again must have its digests. Plans are restored from their copies and copies from
     their plans, foreign files and links are moved to quarantine/, and files that were left half written are removed. A
-    damaged frame is mended by ``mend_frame``, which needs the user's table.
-
-    Args:
-        pairs: the store, opened with ``from_copies`` where its plan may be damaged.
-        report: what ``verify`` said of it just now; verified here when left out.
+    damaged frame is mended by ``mend_frame``, which needs the user's table. ``pairs`` is opened with ``from_copies``
+    where its plan may be damaged, and ``report`` is what ``verify`` just said of it.
 
     Returns:
         The shards to label again, those that were merely pending not among them.
@@ -66,8 +65,7 @@ def repair_store(pairs: Pairs, report: Report | None = None) -> list[int]:
             location.write(finding.key, extensions[finding.key])
         elif finding.kind == "foreign_file":
             _quarantine(location, finding)
-    for partial in location.partials():
-        location.remove_partial(partial)
+    location.remove_partials()
     for claim in list(location.list("claims")):
         if CLAIM_NAME.fullmatch(claim.key):
             location.delete(claim.key)
@@ -81,30 +79,30 @@ def set_links_aside(location: Location, report: Report) -> None:
         StoreLinkError: quarantine/ itself is one.
     """
     named = {finding.key: finding for finding in report.findings if finding.kind in ("link", "special_file")}
-    for key, _ in list(location.oddities()):
-        if key in named:
-            _quarantine(location, named[key])
+    for entry in list(location.oddities()):
+        if entry.key in named:
+            _quarantine(location, named[entry.key])
 
 
-def sweep_partials(pairs: Pairs, *, min_age_s: float = ORPHAN_S) -> list[str]:
+def sweep_partials(pairs: Pairs, *, refuse_links: bool = False) -> list[str]:
     """Remove files that ended writers left half written: old ones, and those of committed shards; their names.
 
-    To be called before and after labelling. A file that a living writer fills is neither.
+    It is called before and after labelling. A file that a living writer fills is neither old nor of a committed shard.
 
-    Args:
-        pairs: the store.
-        min_age_s: seconds since its last write from which a file is old.
+    Raises:
+        StoreLinkError: ``refuse_links`` is set, and there is a link or a pipe (see ``Location.require_no_links``).
     """
-    location, plan = pairs.location, pairs.plan
-    partials = list(location.partials())
+    location = pairs.location
+    odd = [entry for entry in location.walk() if entry.oddity]
+    if refuse_links:
+        location.require_no_links(odd)
+    partials = [entry for entry in odd if entry.oddity == PARTIAL]
     committed = pairs.committed() if partials else set()
     swept = []
     for partial in partials:
-        key = STAGING_SUFFIX.sub("", partial.key)
-        shard = shard_of_object(plan, key)
-        shard = shard_of_commit(plan, key) if shard is None else shard
-        if location.now() - partial.modified > min_age_s or shard in committed:
-            location.remove_partial(partial)
+        shard = shard_of_key(pairs.plan, STAGING_SUFFIX.sub("", partial.key))
+        if location.now() - partial.modified > ORPHAN_S or shard in committed:
+            location.delete(partial.key)
             swept.append(partial.key)
     return swept
 

@@ -80,11 +80,6 @@ class ObjectRows:
     """Rows of one Zarr array whose objects are one chunk each, read as they lie there.
 
     Zarr itself takes a millisecond for a chunk, whatever its size, in which a training step waits for a processor.
-
-    Args:
-        location: of the store.
-        name: of the array.
-        layout: of the array.
     """
 
     def __init__(self, location: Location, name: str, layout: Layout) -> None:

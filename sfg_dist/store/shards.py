@@ -1,14 +1,17 @@
 """How a shard is written and committed, in small steps that hold against any interleaving of writers and crashes.
 
-An object is created if absent; one that is there is compared. What nobody can want, an object of the wrong size or with
-a checksum that does not fit, is replaced, and only as the very version that was seen. What another writer may want, an
-object with other rows, stays, and is a conflict; only where it has been without a commit for ORPHAN_S is its writer
-taken for dead. Nobody replaces or commits later than LEASE_S after his first look: he begins again. And who would
-commit, or replace, objects that are old by then needs the shard's claim, an object that one writer at a time can have.
-So no commit can come to stand for bytes that another writer has replaced.
+An object is created only if it is absent. One that is there is compared with what this writer holds.
 
-The versions of an object store are digests of its objects: they tell that an object is another one, not that it was
-written again. That is why an old object is claimed, not touched; a claim's bytes are never used twice.
+- Where its size or a checksum is wrong, no writer can want it. It is replaced, but only as the version that was seen.
+- Where it holds other rows, another writer may want it. It stays, and that is a conflict. Only after ORPHAN_S without a
+  commit is its writer taken for dead.
+
+No writer replaces an object or commits later than LEASE_S after its first look: it begins again. To commit or replace
+objects that are old by then, a writer needs the shard's claim, an object that one writer at a time can have. So a
+commit never stands for bytes that another writer has replaced.
+
+The versions of an object store are digests. They tell that an object is another one, not that it was written again.
+That is why an old object is claimed and not touched. The bytes of a claim are never used twice.
 
 ``write_steps`` is a generator that stops before each of its steps, so that tests can run writers against each other
 and end them anywhere; ``write_shard`` runs it through.
@@ -24,7 +27,7 @@ from typing import Any
 from sfg_dist.job.errors import ConflictError, StoreError, StoreUnavailableError
 from sfg_dist.job.plan import Plan, seal
 from sfg_dist.store.arrays import ARRAYS, object_key
-from sfg_dist.store.commits import Record, ShardContent, commit_key, find_record, make_record, stored_digest
+from sfg_dist.store.commits import CommitRecord, ShardContent, commit_key, find_record, make_record, stored_digest
 from sfg_dist.store.location import Location
 
 LEASE_S = 1500.0
@@ -46,20 +49,20 @@ def claim_key(shard: int) -> str:
 
 def write_shard(
     location: Location, plan: Plan, shard: int, content: ShardContent, provenance: Mapping[str, Any]
-) -> Record:
+) -> CommitRecord:
     """Write and commit a shard; ``write_steps`` without a stop."""
     steps = write_steps(location, plan, shard, content, provenance)
     while True:
         try:
             next(steps)
         except StopIteration as end:
-            record: Record = end.value
+            record: CommitRecord = end.value
             return record
 
 
 def write_steps(
     location: Location, plan: Plan, shard: int, content: ShardContent, provenance: Mapping[str, Any]
-) -> Generator[str, None, Record]:
+) -> Generator[str, None, CommitRecord]:
     """Write and commit a shard, yielding the name of each step before it is taken.
 
     Returns:
@@ -91,7 +94,7 @@ class _Attempt:
         self.location, self.plan, self.shard = location, plan, shard
         self.content, self.provenance = content, provenance
         self.keys = {name: object_key(plan, name, shard) for name in ARRAYS}
-        self.record: Record | None = None
+        self.record: CommitRecord | None = None
         """The commit record, found or made."""
         self._began = 0.0
         self._created: set[str] = set()
@@ -223,7 +226,7 @@ class _Attempt:
             )
         return True
 
-    def _require_digests(self, record: Record) -> Generator[str, None, None]:
+    def _require_digests(self, record: CommitRecord) -> Generator[str, None, None]:
         """Refuse to go on beside a commit of other rows.
 
         Where its objects had been lost, this attempt may have put its own in their place before it knew of the commit.

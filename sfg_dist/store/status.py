@@ -1,93 +1,24 @@
 """How far a store of pairs is and who works at it, read from the store alone, on any machine.
 
-Commit records say what is done and how it was made. Every driver that labels leaves a snapshot of itself in
-``drivers/<driver id>.json``, written anew every few seconds; one that says it runs and has been silent for longer than
-``SILENT_S`` belongs to a driver that is gone or cut off. Times are seconds since 1970 by the clock that wrote them.
+Commit records say what is done and how it was made. Snapshots say who works at it (see ``snapshot.py``). Times are
+seconds since 1970 by the clock that wrote them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from sfg_dist.job.plan import Plan
-from sfg_dist.job.reader import LONG_BYTES, read_json
+from sfg_dist.job.reader import LONG_BYTES
 from sfg_dist.store.arrays import ARRAYS
-from sfg_dist.store.commits import find_records
+from sfg_dist.store.commits import CommitRecord, find_records
 from sfg_dist.store.pairs import Pairs
+from sfg_dist.store.snapshot import Driver, driver_of
 
-SILENT_S = 30.0
-T = TypeVar("T")
 DRIVERS_PREFIX = "drivers"
-
-
-@dataclass(frozen=True)
-class Worker:
-    """One worker of a driver, as its driver last saw it.
-
-    Attributes:
-        worker: its name.
-        kind: what it shares with workers that give the same bits, as the name of the device or "cpu".
-        host, pid, device: where it runs.
-        state: what it does in a word.
-        shard: the shard at work, None for none.
-        attempt: the attempt at it, from 1.
-        since: when that began.
-        done: shards done.
-        rows: rows of those.
-        seconds: time spent on those.
-    """
-
-    worker: str
-    kind: str = ""
-    host: str = ""
-    pid: int | None = None
-    device: str = ""
-    state: str = ""
-    shard: int | None = None
-    attempt: int | None = None
-    since: float | None = None
-    done: int = 0
-    rows: int = 0
-    seconds: float = 0.0
-
-    @property
-    def rows_per_s(self) -> float | None:
-        """Rows a second while at work; None before the first shard is done."""
-        return self.rows / self.seconds if self.rows and self.seconds > 0 else None
-
-
-@dataclass(frozen=True)
-class Driver:
-    """One driver's snapshot.
-
-    Attributes:
-        driver: its id.
-        host, pid: where it runs.
-        started, updated: when it began, and when it wrote this.
-        state: "running", "ended", or "silent" where it should run and has not written for ``SILENT_S``.
-        total, done, todo: shards of the store, done, and still to do, as it saw them.
-        rows_per_s: rows it commits a second; None where it cannot say yet.
-        workers: its workers.
-        failures: its last failed attempts: shard, attempt, worker, reason, action.
-        num_failures: failed attempts in all, by what was done about them.
-    """
-
-    driver: str
-    host: str
-    pid: int | None
-    started: float
-    updated: float
-    state: str
-    total: int
-    done: int
-    todo: int
-    rows_per_s: float | None
-    workers: tuple[Worker, ...]
-    failures: tuple[Mapping[str, Any], ...]
-    num_failures: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -166,7 +97,7 @@ class StoreStatus:
         """Drivers at work."""
         return tuple(driver for driver in self.drivers if driver.state == "running")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Mapping[str, Any]:
         """All of it as a JSON document, each worker with its rate."""
         document = asdict(self)
         for driver, shown in zip(self.drivers, document["drivers"], strict=True):
@@ -188,7 +119,7 @@ class StatusReader:
     """
 
     pairs: Pairs
-    _records: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+    _records: dict[int, CommitRecord] = field(default_factory=dict)
 
     def read(self, now: float) -> StoreStatus:
         """The state at ``now``, seconds since 1970 by the reader's clock, which drivers' silence is measured by.
@@ -228,9 +159,9 @@ class StatusReader:
             provenance=summarise(plan, [self._records[shard] for shard in done]),
         )
 
-    def _read_records(self, committed: set[int]) -> dict[int, Mapping[str, Any]]:
+    def _read_records(self, committed: set[int]) -> dict[int, CommitRecord]:
         """Records of the shards that have one; only new ones are read."""
-        kept: dict[int, Mapping[str, Any]] = {shard: self._records[shard] for shard in committed & self._records.keys()}
+        kept: dict[int, CommitRecord] = {shard: self._records[shard] for shard in committed & self._records.keys()}
         new = sorted(committed - kept.keys())
         # what is left out is torn, or was repaired away since the listing
         return kept | dict(find_records(self.pairs.location, self.pairs.plan, new))
@@ -243,70 +174,8 @@ class StatusReader:
         return tuple(sorted(drivers, key=lambda driver: (driver.state != "running", -driver.updated)))
 
 
-def _recorded_bytes(record: Mapping[str, Any]) -> list[int]:
+def _recorded_bytes(record: CommitRecord) -> list[int]:
     return [record["objects"][name]["bytes"] for name in ARRAYS]
-
-
-def driver_of(content: bytes, now: float) -> Driver | None:
-    """The driver of a snapshot; None for what is not one: torn by a power cut, of another version, or edited."""
-    try:
-        snapshot = read_json(content, "it", max_bytes=LONG_BYTES)
-        updated = _number(snapshot["updated"])
-        state = "ended" if not snapshot["is_running"] else "silent" if now - updated > SILENT_S else "running"
-        return Driver(
-            driver=str(snapshot["driver"]),
-            host=str(snapshot.get("host", "")),
-            pid=_maybe(_integer, snapshot.get("pid")),
-            started=_number(snapshot["started"]),
-            updated=updated,
-            state=state,
-            total=_integer(snapshot["total"]),
-            done=_integer(snapshot["done"]),
-            todo=_integer(snapshot["todo"]),
-            rows_per_s=_maybe(_number, snapshot.get("rows_per_s")),
-            workers=tuple(map(_worker_of, snapshot.get("workers", ()))),
-            failures=tuple(map(_failure_of, snapshot.get("failures", ()))),
-            num_failures={action: _integer(count) for action, count in snapshot.get("num_failures", {}).items()},
-        )
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
-def _worker_of(entry: Mapping[str, Any]) -> Worker:
-    """A worker of a snapshot; keys that this version does not know are left out."""
-    readers: dict[str, Callable[[Any], Any]] = {
-        **dict.fromkeys(("worker", "kind", "host", "device", "state"), _text),
-        **dict.fromkeys(("pid", "shard", "attempt", "done", "rows"), _integer),
-        **dict.fromkeys(("since", "seconds"), _number),
-    }
-    found = {name: _maybe(read, entry.get(name)) for name, read in readers.items()}
-    return Worker(**{name: value for name, value in found.items() if value is not None})
-
-
-def _failure_of(entry: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A failed attempt of a snapshot, its numbers checked."""
-    return {**entry, **{name: _maybe(_integer, entry.get(name)) for name in ("shard", "attempt")}}
-
-
-def _number(value: Any) -> float:
-    """A finite number as it is; anything else, a number in quotes too, is refused with TypeError."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**63:
-        raise TypeError(f"expected a number, found {value!r}")
-    return float(value)
-
-
-def _integer(value: Any) -> int:
-    return int(_number(value))
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"expected a text, found {value!r}")
-    return value
-
-
-def _maybe(read: Callable[[Any], T], value: Any) -> T | None:
-    return None if value is None else read(value)
 
 
 def _given_up(drivers: Iterable[Driver], done: set[int]) -> dict[int, str]:
@@ -319,7 +188,7 @@ def _given_up(drivers: Iterable[Driver], done: set[int]) -> dict[int, str]:
     return dict(sorted(given_up.items()))
 
 
-def summarise(plan: Plan, records: Iterable[Mapping[str, Any]]) -> Provenance:
+def summarise(plan: Plan, records: Iterable[CommitRecord]) -> Provenance:
     """How shards were made, over their commit records; keys that a record lacks count as nothing."""
     records = list(records)
     rows = [record["rows"][1] - record["rows"][0] for record in records]

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NotRequired, Self, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,20 +67,34 @@ class Batch:
         return self.tables[1]
 
 
+class Batching(TypedDict):
+    """Which rows come in which batches.
+
+    Attributes:
+        num_rows: rows to train on, the first ones of the store; the rest are held out for validation.
+        batch_size: rows of a global batch, over all ranks.
+        seed: of the order.
+        shuffle_rows: rows of a window, rounded up to whole blocks.
+        rank: this rank, 0 by default.
+        world_size: number of ranks, 1 by default.
+    """
+
+    num_rows: int
+    batch_size: int
+    seed: int
+    shuffle_rows: int
+    rank: NotRequired[int]
+    world_size: NotRequired[int]
+
+
 class PairStream:
     """Batches of pairs for one rank; a context manager that ends its reading threads.
 
     Args:
         sources: arrays of equal length, read by slices of rows: latents, labels, and what else belongs to a pair.
         edges: first row of each block and the end of the last, int64, ascending: the shards of the store.
-        num_rows: rows to train on, the first ones of the store; the rest are held out for validation.
-        batch_size: rows of a global batch, over all ranks.
-        seed: of the order.
-        shuffle_rows: rows of a window, rounded up to whole blocks.
-        rank: this rank.
-        world_size: number of ranks.
-        unit_rows: rows of the least that can be read, where blocks are cut into chunks; None for whole blocks.
         blocks: numbers of the blocks to train on, where it is not all; ``num_rows`` cuts them as it cuts all.
+        batching: which rows in which batches, see ``Batching``.
 
     Attributes:
         num_rows: rows of an epoch.
@@ -93,15 +107,10 @@ class PairStream:
         sources: Sequence[RowSource],
         *,
         edges: NDArray[np.int64],
-        num_rows: int,
-        batch_size: int,
-        seed: int,
-        shuffle_rows: int,
-        rank: int = 0,
-        world_size: int = 1,
-        unit_rows: int | None = None,
         blocks: Sequence[int] | None = None,
+        **batching: Unpack[Batching],
     ) -> None:
+        num_rows, rank, world_size = batching["num_rows"], batching.get("rank", 0), batching.get("world_size", 1)
         lengths = {source.shape[0] for source in sources} | {int(edges[-1])}
         if len(lengths) != 1:
             raise ValueError(f"sources and blocks differ in their rows: {sorted(lengths)}")
@@ -121,12 +130,11 @@ class PairStream:
             starts, stops = starts[chosen], stops[chosen]
         self._starts, self._stops = starts, stops
         self.num_rows = int((stops - starts).sum())
-        self.batch_size = batch_size
-        self.seed = seed
+        self.batch_size = batching["batch_size"]
+        self.seed = batching["seed"]
         self.rank, self.world_size = rank, world_size
         block_rows = int(np.diff(edges).max())
-        self._unit_rows = min(unit_rows or block_rows, block_rows)
-        self.window_blocks = min(len(starts), max(1, -(-shuffle_rows // block_rows)))
+        self.window_blocks = min(len(starts), max(1, -(-batching["shuffle_rows"] // block_rows)))
         self._held: dict[tuple[Range, ...], Tables] = {}
         self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="window")
         self._readers = ThreadPoolExecutor(max_workers=NUM_READERS, thread_name_prefix="read")
@@ -140,32 +148,12 @@ class PairStream:
         pairs: Pairs,
         names: Sequence[str] = ("latents", "labels"),
         *,
-        num_rows: int,
-        batch_size: int,
-        seed: int,
-        shuffle_rows: int,
-        rank: int = 0,
-        world_size: int = 1,
         blocks: Sequence[int] | None = None,
+        **batching: Unpack[Batching],
     ) -> Self:
-        """The stream of a store's pairs; arguments as for the class.
-
-        Args:
-            pairs: the open store.
-            names: its arrays, in the order of a batch's tables.
-        """
-        return cls(
-            [pairs.rows(name) for name in names],
-            edges=pairs.plan.shard_edges,
-            unit_rows=pairs.unit_rows,
-            num_rows=num_rows,
-            batch_size=batch_size,
-            seed=seed,
-            shuffle_rows=shuffle_rows,
-            rank=rank,
-            world_size=world_size,
-            blocks=blocks,
-        )
+        """The stream of a store's pairs; ``names`` are its arrays, in the order of a batch's tables."""
+        sources = [pairs.rows(name) for name in names]
+        return cls(sources, edges=pairs.plan.shard_edges, blocks=blocks, **batching)
 
     def __enter__(self) -> Self:
         return self
@@ -190,16 +178,6 @@ class PairStream:
     def num_windows(self) -> int:
         """Windows in an epoch."""
         return -(-len(self._starts) // self.window_blocks)
-
-    @property
-    def max_read_amplification(self) -> float:
-        """Rows that all ranks together fetch in an epoch over its rows, at most.
-
-        A cut between two ranks goes through one unit of reading, which both then fetch; so does the cut before the
-        held-out rows. A store of one window is read once, and its rows stay in memory for all epochs.
-        """
-        num_cuts = self.num_windows * (self.world_size - 1) + 1
-        return 1 + num_cuts * self._unit_rows / self.num_rows
 
     def epoch(self, epoch: int, start_step: int = 0, *, more: bool = False) -> Iterator[Batch]:
         """This rank's parts of the batches of one epoch, from global batch ``start_step`` on.

@@ -83,34 +83,38 @@ def write_table(
     if share != (0, 1):
         raise ConfigError(f"{path}: only a table in parts is shared: a .zarr, or a .parquet with a slash at its end")
 
-    dtype = npy_dtype(name, columns, types) if suffix == ".npy" else np.dtype(np.float64)
-
     def told() -> Iterable[NDArray[np.float64]]:
         for part in draw([(0, num_rows)] if num_rows else []):
             yield part
             if on_progress is not None:
                 on_progress(len(part))
 
+    _write_file(Path(place), columns, types, told())
+    return num_rows
+
+
+def _write_file(path: Path, columns: Sequence[str], types: Sequence[ColumnType], parts: Iterable[Array]) -> None:
+    """One local file, which has its name once it is whole."""
+    suffix = path.suffix.lower()
+    dtype = npy_dtype(str(path), columns, types) if suffix == ".npy" else np.dtype(np.float64)
     if suffix == ".csv":
         _warn_of_formulas(path, columns)
     writers: dict[str, Callable[[BinaryIO], None]] = {
-        ".parquet": lambda file: _write_parquet(file, columns, types, told()),
-        ".csv": lambda file: _write_csv(file, columns, types, told()),
-        ".npy": lambda file: _write_npy(file, types, dtype, told()),
+        ".parquet": lambda file: _write_parquet(file, columns, types, parts),
+        ".csv": lambda file: _write_csv(file, columns, types, parts),
+        ".npy": lambda file: _write_npy(file, types, dtype, parts),
     }
-    target = Path(place)
-    unfinished = target.with_name(f".{target.stem}.{os.getpid()}-{secrets.token_hex(4)}.partial{suffix}")
+    unfinished = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.partial{suffix}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with unfinished.open("xb") as file:  # never one that is there, nor what a link of that name leads to
             writers[suffix](file)
-        unfinished.replace(target)
+        unfinished.replace(path)
     except OSError as error:
         raise StoreError(f"cannot write {path}: {reason_of(error)}") from error
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
-    return num_rows
 
 
 def _require_disk(path: str | Path, place: Path, least_bytes: float, num_rows: int) -> None:
@@ -147,8 +151,9 @@ def read_table(path: str | Path, *, source: str) -> NDArray[np.float64]:
         )
     with reading(f"{path}/X", "run `sfg sample` with this job again"):
         group = zarr.open_group(checked_store(location, read_only=True), mode="r", zarr_format=3)
-        check_declared(location, "X", group["X"])
-        return np.asarray(group["X"][...])  # type: ignore[index]
+        array: Any = group["X"]
+        check_declared(location, "X", array)
+        return np.asarray(array[...])
 
 
 def _write_parquet(file: BinaryIO, columns: Sequence[str], types: Sequence[ColumnType], parts: Iterable[Array]) -> None:
@@ -166,7 +171,7 @@ def _warn_of_formulas(path: str | Path, columns: Sequence[str]) -> None:
         warnings.warn(
             f"{path}: {listed(formulas)} would be taken for a formula by a spreadsheet: names are written as they are "
             "in the table; import the file as text, or rename the columns",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -22,10 +22,12 @@ from sfg_dist.job.reader import MAX_BYTES, read_json
 from sfg_dist.job.values import as_line
 from sfg_dist.store.arrays import ARRAYS, object_bytes, object_key
 from sfg_dist.store.commits import commit_key, read_record, stored_digest
-from sfg_dist.store.frame import MANIFEST_KEY, extension_objects, read_manifest, sha256
-from sfg_dist.store.local import LINK
+from sfg_dist.store.frame import extension_objects
+from sfg_dist.store.keys import shard_of_key
+from sfg_dist.store.local import LINK, PARTIAL
 from sfg_dist.store.location import NUM_THREADS, QUARANTINE, Location
-from sfg_dist.store.pairs import Pairs, shard_of_commit, shard_of_object
+from sfg_dist.store.manifest import MANIFEST_KEY, ManifestEntry, entry_of, read_manifest, sha256
+from sfg_dist.store.pairs import Pairs
 from sfg_dist.store.records import record_key, record_states
 
 Kind = Literal[
@@ -128,7 +130,7 @@ def verify(pairs: Pairs, *, on_progress: Callable[[int, int], None] | None = Non
     begun = np.flatnonzero(checks.is_begun)
     total = len(checks.frame) + len(begun)
     tasks = chain(
-        (partial(checks.frame_object, key, *wanted) for key, wanted in checks.frame.items()),
+        (partial(checks.frame_object, entry) for entry in checks.frame.values()),
         (partial(checks.shard, int(shard)) for shard in begun),
     )
     for done, found in enumerate(_in_threads(tasks), start=1):
@@ -159,8 +161,8 @@ class _Checks:
         self.location, self.plan = location, plan
         self.is_begun = np.zeros(plan.num_shards, dtype=bool)
         """Whether anything of a shard is there."""
-        self.frame: dict[str, tuple[int, str]] = {}
-        """Keys of the frame to their sizes and digests."""
+        self.frame: dict[str, ManifestEntry] = {}
+        """What the frame holds, by key."""
         self.has_manifest = False
         self.num_objects = self.num_bytes = 0
         self._counting = threading.Lock()
@@ -178,33 +180,28 @@ class _Checks:
                 yield Finding("differing_plans", keys[0], None, problem, "nothing: bring the right one back by hand")
         for record in range(1, len(self.plan.ends)):
             objects = extension_objects(self.plan, record)
-            self.frame |= {key: (len(content), sha256(content)) for key, content in objects}
+            self.frame |= {key: entry_of(key, content) for key, content in objects}
         try:
-            manifest = read_manifest(self.location, self.plan)
+            self.frame |= read_manifest(self.location, self.plan)
         except StoreError as error:
             yield Finding("damaged_frame", MANIFEST_KEY, None, str(error).split(";")[0], FROM_TABLE)
         else:
-            self.frame |= {key: (entry["bytes"], entry["sha256"]) for key, entry in manifest.items()}
             self.has_manifest = True
 
     def survey(self) -> Iterator[Finding]:
         """List the store: which shards are begun, and what does not belong there."""
-        for entry in self.location.list():
-            shard = shard_of_object(self.plan, entry.key)
-            shard = shard_of_commit(self.plan, entry.key) if shard is None else shard
-            if shard is not None:
+        for key, _, _, _, oddity in self.location.walk():
+            place = f"{QUARANTINE}{as_line(key)}"
+            if oddity == PARTIAL:
+                yield Finding("partial_file", key, None, oddity, "remove it")
+            elif oddity:
+                if not key.startswith(QUARANTINE):
+                    kind: Kind = "link" if oddity == LINK else "special_file"
+                    yield Finding(kind, key, None, oddity, f"move it as it is to {place}")
+            elif (shard := shard_of_key(self.plan, key)) is not None:
                 self.is_begun[shard] = True
-            elif not self._is_known(entry.key):
-                repair = f"move it to {QUARANTINE}{as_line(entry.key)}"
-                yield Finding("foreign_file", entry.key, None, "is no part of the store", repair)
-        for key, oddity in self.location.oddities():
-            if not key.startswith(QUARANTINE):
-                kind: Kind = "link" if oddity == LINK else "special_file"
-                yield Finding(kind, key, None, oddity, f"move it as it is to {QUARANTINE}{as_line(key)}")
-        for entry in self.location.partials():
-            yield Finding(
-                "partial_file", entry.key, None, "was left half written by a writer that was ended", "remove it"
-            )
+            elif not self._is_known(key):
+                yield Finding("foreign_file", key, None, "is no part of the store", f"move it to {place}")
 
     def _is_known(self, key: str) -> bool:
         records = range(len(self.plan.ends))
@@ -215,13 +212,14 @@ class _Checks:
         # Without its manifest, what belongs to the frame cannot be told from what does not.
         return not self.has_manifest and (key.endswith("zarr.json") or key.startswith(FRAME_FOLDERS))
 
-    def frame_object(self, key: str, size: int, digest: str) -> Iterator[Finding]:
+    def frame_object(self, entry: ManifestEntry) -> Iterator[Finding]:
         """An object of the frame against the manifest."""
+        key, size = entry.key, entry.bytes
         content = self._read(key, size)
         repair = FROM_PLAN if key.startswith("extensions/") else FROM_TABLE
         if content is None:
             yield Finding("damaged_frame", key, None, "is missing", repair)
-        elif sha256(content) != digest:
+        elif sha256(content) != entry.sha256:
             state = f"has {self._size(key, content, size)} bytes and other ones than were written"
             yield Finding("damaged_frame", key, None, state, repair)
 

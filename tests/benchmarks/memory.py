@@ -65,7 +65,7 @@ def make_store(directory: Path, arguments: argparse.Namespace, num_rows: int) ->
     from sfg_dist.job.config import resolve_job
     from sfg_dist.job.plan import fingerprint
     from sfg_dist.pipeline.plan import make_plan
-    from sfg_dist.store import create_store
+    from sfg_dist.store import Frame, create_store
 
     table = rows_of(directory / "rows.f32", num_rows, arguments.dim)
     job = resolve_job(
@@ -95,10 +95,7 @@ def make_store(directory: Path, arguments: argparse.Namespace, num_rows: int) ->
     create_store(
         directory / "pairs.zarr",
         plan,
-        reference=table,
-        transform_arrays={},
-        transform_metadata={},
-        make_order=order_with_threads if arguments.tolerance > 0 else None,
+        Frame(table, {}, {}, make_order=order_with_threads if arguments.tolerance > 0 else None),
     )
     (directory / "rows.f32").unlink()
     return str(directory / "pairs.zarr")

@@ -340,7 +340,7 @@ def test_ten_times_the_budget_is_labelled_within_it(tmp_path, monkeypatch, toler
     from sfg_dist.job.config import resolve_job
     from sfg_dist.job.plan import fingerprint
     from sfg_dist.pipeline.plan import make_plan
-    from sfg_dist.store import create_store
+    from sfg_dist.store import Frame, create_store
 
     monkeypatch.setattr("sfg_dist.flow.posterior.reference.BLOCK_ROWS", 1 << 13)
     room, dim, num_rows = 12 << 20, 32, 500_000 if tolerance == 0 else 325_000
@@ -354,14 +354,7 @@ def test_ten_times_the_budget_is_labelled_within_it(tmp_path, monkeypatch, toler
         columns=tuple(f"x{k}" for k in range(dim)), queries=None,
     )  # fmt: skip
     url = tmp_path / "pairs.zarr"
-    create_store(
-        url,
-        plan,
-        reference=rows,
-        transform_arrays={},
-        transform_metadata={},
-        make_order=order_with_threads if tolerance else None,
-    )
+    create_store(url, plan, Frame(rows, {}, {}, make_order=order_with_threads if tolerance else None))
     command = [sys.executable, "-c", WORKER, str(url), str(room)]
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment, timeout=patience(500))

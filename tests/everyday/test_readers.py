@@ -1,7 +1,7 @@
 """What the tool writes is read by pandas, polars, pyarrow, duckdb, xarray, dask, zarr and by the tool itself."""
 
 import importlib.util
-from dataclasses import fields, replace
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -271,8 +271,7 @@ def pairs_url(tmp_path):
     reference = frame.reference
     identity = {"labels": {"direction": "decode", "batch_size": 4, "seed": 0}, "reference": fingerprint(reference)}
     plan = Plan(identity | {"queries": None}, 36, 2, 8, ("a", "b", "c"), "table.npy", {})
-    parts = {field.name: getattr(frame, field.name) for field in fields(frame)}
-    pairs = create_store(f"{tmp_path}/pairs.zarr", plan, **parts)
+    pairs = create_store(f"{tmp_path}/pairs.zarr", plan, frame)
     fill(pairs)
     return pairs.location.url
 

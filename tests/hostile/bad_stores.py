@@ -15,7 +15,7 @@ from bad_documents import change_commit, change_plan, put, write
 from harness import Case, World
 
 from sfg_dist.store.arrays import row_digest
-from sfg_dist.store.frame import sha256
+from sfg_dist.store.manifest import sha256
 
 STORE = "pairs.zarr"
 

@@ -34,7 +34,7 @@ from sfg_dist.store.arrays import row_digest, shard_layout
 from sfg_dist.store.commits import make_record, parse_record, stored_digest
 from sfg_dist.store.log import stage_times
 from sfg_dist.store.parts import attributes_of
-from sfg_dist.store.status import driver_of
+from sfg_dist.store.snapshot import driver_of
 from sfg_dist.studies.compare.cells import Records
 from sfg_dist.studies.scale.document import compare_studies, read_study
 from sfg_dist.studies.scale.predict import costs_of

@@ -37,9 +37,10 @@ from sfg_dist.model.generator import Generator
 from sfg_dist.model.mlp import MLP
 from sfg_dist.store import Location, open_pairs
 from sfg_dist.store.commits import read_record
-from sfg_dist.store.frame import read_manifest
 from sfg_dist.store.log import stage_times
-from sfg_dist.store.status import StatusReader, driver_of
+from sfg_dist.store.manifest import read_manifest
+from sfg_dist.store.snapshot import driver_of
+from sfg_dist.store.status import StatusReader
 from sfg_dist.studies.scale.document import compare_studies
 
 MAX_S = 5.0  # of a processor, for one document

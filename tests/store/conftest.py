@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sfg_dist.job.plan import Plan, fingerprint
-from sfg_dist.store import Location, create_store
+from sfg_dist.store import Frame, Location, create_store
 
 
 def pytest_collection_modifyitems(items):
@@ -57,11 +57,13 @@ def new_store(small_plan, place):
         return create_store(
             url,
             small_plan(reference=reference, **keys),
-            reference=reference,
-            transform_arrays={"scale": np.arange(1.0, 4.0)} if transform_arrays is None else transform_arrays,
-            transform_metadata={"kind": "standardize"},
-            queries=queries,
-            make_order=make_order,
+            Frame(
+                reference,
+                {"scale": np.arange(1.0, 4.0)} if transform_arrays is None else transform_arrays,
+                {"kind": "standardize"},
+                queries=queries,
+                make_order=make_order,
+            ),
         )
 
     return make

@@ -6,7 +6,7 @@ import pytest
 import sfg_dist.store.frame
 from sfg_dist.job.errors import StoreError
 from sfg_dist.job.plan import fingerprint, fingerprint_of_blocks
-from sfg_dist.store import Location, RowBlocks, create_store
+from sfg_dist.store import Frame, Location, RowBlocks, create_store
 
 ROWS = np.random.default_rng(5).standard_normal((1000, 2)).astype(np.float32)
 
@@ -41,10 +41,7 @@ def test_blocks_lay_out_the_same_store(new_store, place, monkeypatch):
         pairs = create_store(
             url,
             whole.plan,
-            reference=blocks_of(ROWS, *sizes),
-            transform_arrays={"scale": np.arange(1.0, 4.0)},
-            transform_metadata={"kind": "standardize"},
-            make_order=order,
+            Frame(blocks_of(ROWS, *sizes), {"scale": np.arange(1.0, 4.0)}, {"kind": "standardize"}, make_order=order),
         )
         assert contents(Location(url)) == contents(whole.location)
         assert np.array_equal(pairs.reference, ROWS)
@@ -60,14 +57,7 @@ def test_a_reference_in_blocks_is_ordered_block_by_block(new_store, small_plan, 
 
     plan = small_plan(reference=ROWS)
     location = Location(new_store().location.url + "-blocks", create=True)
-    pairs = create_store(
-        location.url,
-        plan,
-        reference=blocks_of(ROWS, 410),
-        transform_arrays={},
-        transform_metadata={},
-        make_order=make_order,
-    )
+    pairs = create_store(location.url, plan, Frame(blocks_of(ROWS, 410), {}, {}, make_order=make_order))
     assert seen == [300, 300, 300, 100]
     wanted = np.concatenate([np.argsort(ROWS[k : k + 300, 0], kind="stable") for k in range(0, 1000, 300)])
     assert np.array_equal(pairs.order_rows(0, 1000), wanted)
@@ -101,7 +91,7 @@ def test_a_changed_reference_is_seen_by_its_fingerprint(new_store):
 def test_blocks_that_are_not_the_promised_table_are_refused(small_plan, place, rows):
     table = RowBlocks(1000, 2, lambda: [rows[:500], rows[500:]])
     with pytest.raises(StoreError, match="table"):
-        create_store(place, small_plan(reference=ROWS), reference=table, transform_arrays={}, transform_metadata={})
+        create_store(place, small_plan(reference=ROWS), Frame(table, {}, {}))
     assert not Location(place).exists("plan.json")
 
 

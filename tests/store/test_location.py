@@ -74,10 +74,8 @@ def test_staging_files_are_found_and_removed(tmp_path):
     for name in ("a/b/0#1", "a/b/0#12", "plan.json#1"):
         (tmp_path / name).write_bytes(b"half")
     assert keys(location) == ["a/b/0"]
-    partials = {entry.key: entry for entry in location.partials()}
-    assert set(partials) == {"a/b/0#1", "a/b/0#12", "plan.json#1"}
-    for entry in partials.values():
-        location.remove_partial(entry)
+    assert {entry.key for entry in location.partials()} == {"a/b/0#1", "a/b/0#12", "plan.json#1"}
+    location.remove_partials()
     assert list(location.partials()) == []
     assert location.read("a/b/0") == b"x"
 

@@ -11,7 +11,7 @@ import zarr
 
 import sfg_dist
 from sfg_dist.job.errors import ConflictError, IncompleteStoreError, PlanMismatchError, StoreError
-from sfg_dist.store import create_store
+from sfg_dist.store import Frame, create_store
 
 
 def rows_of(pairs, shard, seed=0):
@@ -250,13 +250,7 @@ def test_no_store(tmp_path):
 def test_a_place_that_cannot_be_written(pairs, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="file"):
-        create_store(
-            tmp_path / "file" / "pairs.zarr",
-            pairs.plan,
-            reference=pairs.reference,
-            transform_arrays={},
-            transform_metadata={},
-        )
+        create_store(tmp_path / "file" / "pairs.zarr", pairs.plan, Frame(pairs.reference, {}, {}))
 
 
 # They are forked by one process, which has imported what they need, and begin together.

@@ -122,16 +122,10 @@ class ModelLocation:
                 self.objects[key] = Stored(b"", self.clock, f"{self.serial}")
         self.durable = dict(self.objects)
 
-    def list(self, prefix=""):
+    def walk(self, prefix=""):
         for key in sorted(self.objects):
             if key.startswith(prefix):
                 yield self.look(key)
-
-    def partials(self):
-        return iter(())
-
-    def oddities(self):
-        return iter(())
 
 
 class Protocol(RuleBasedStateMachine):

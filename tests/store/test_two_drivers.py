@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sfg_dist.job.errors import ConfigError, PlanMismatchError, StoreError
-from sfg_dist.store import create, create_store, extend_store, open_pairs, verify
+from sfg_dist.store import Frame, create, create_store, extend_store, open_pairs, verify
 
 
 def interrupted(monkeypatch, then):
@@ -32,9 +32,7 @@ def test_a_frame_of_another_plan_is_left_alone(new_store, small_plan, fill, plac
     interrupted(monkeypatch, other)
     rows = np.random.default_rng(9).standard_normal((70, 2)).astype(np.float32)
     with pytest.raises(PlanMismatchError, match="was made by another plan"):
-        create_store(
-            place, small_plan(reference=rows), reference=rows, transform_arrays={}, transform_metadata={"kind": "none"}
-        )
+        create_store(place, small_plan(reference=rows), Frame(rows, {}, {"kind": "none"}))
     pairs = open_pairs(place)
     assert {entry.key: pairs.location.read(entry.key) for entry in pairs.location.list()} == theirs["bytes"]
     assert verify(pairs).is_clean

@@ -20,6 +20,7 @@ from sfg_dist.distributed.places import cpu_room, gpu_room, whole_groups
 from sfg_dist.distributed.stopping import stop_signals
 from sfg_dist.job.errors import ClusterError
 from sfg_dist.store import open_pairs
+from sfg_dist.store.snapshot import SnapshotDocument
 
 
 def label_with_actors(
@@ -37,7 +38,7 @@ def label_with_actors(
     driver: DriverId | None = None,
     on_progress: Progress | None = None,
     on_event: Callable[..., None] | None = None,
-    on_snapshot: Callable[[dict[str, Any]], None] | None = None,
+    on_snapshot: Callable[[SnapshotDocument], None] | None = None,
     only: Collection[int] | None = None,
     reserved: Mapping[str, float] | None = None,
     labeler: Callable[..., Any] = ShardLabeler,

@@ -31,6 +31,8 @@ from sfg_dist.distributed.labels.pool import (
 )
 from sfg_dist.distributed.labels.workers import Call, DriverId, Reporter, Worker, slow_calls
 from sfg_dist.job.errors import ConflictError, StoreError, StoreFullError
+from sfg_dist.store.commits import CommitRecord
+from sfg_dist.store.snapshot import SnapshotDocument
 
 CALLS_PER_WORKER = 2  # one at work, one waiting
 DRAIN_LOOK_S = 2.0
@@ -64,7 +66,7 @@ class Driver:
         policy: Policy | None = None,
         on_progress: Progress | None = None,
         on_event: Callable[..., None] | None = None,
-        on_snapshot: Callable[[dict[str, Any]], None] | None = None,
+        on_snapshot: Callable[[SnapshotDocument], None] | None = None,
     ) -> None:
         self._store, self._pool = store, pool
         self._policy = policy or Policy()
@@ -217,7 +219,7 @@ class Driver:
         if replace:
             self._crew.replace(worker.role, self._ledger.num_open, delay_s)
 
-    def _look_up(self, shards: list[int]) -> dict[int, dict[str, Any]]:
+    def _look_up(self, shards: list[int]) -> dict[int, CommitRecord]:
         try:
             return self._store.finished(shards) if shards else {}
         except StoreError:
@@ -225,7 +227,7 @@ class Driver:
 
     # Shards come back.
 
-    def _finish(self, shard: int, record: dict[str, Any], worker: Worker, seconds: float | None = None) -> None:
+    def _finish(self, shard: int, record: CommitRecord, worker: Worker, seconds: float | None = None) -> None:
         process = (record.get("host", worker.host), record.get("pid", worker.pid))
         if process != (worker.host, worker.pid):
             seconds = None  # they are another attempt's, and the record is not
@@ -238,7 +240,7 @@ class Driver:
         if not self._crew.is_own(*process):
             self._meet_other_driver()
 
-    def _note_done(self, shard: int, record: dict[str, Any], seconds: float | None = None) -> None:
+    def _note_done(self, shard: int, record: CommitRecord, seconds: float | None = None) -> None:
         if self._ledger.finish(shard):
             self._reporter.emit("shard", done=self._ledger.done, total=self._total, record=record, seconds=seconds)
             if self._on_progress is not None:

@@ -24,6 +24,7 @@ from sfg_dist.distributed.labels.shards import Shards, label_tasks, worker_info
 from sfg_dist.distributed.labels.workers import DriverId
 from sfg_dist.distributed.stopping import stop_signals
 from sfg_dist.store import open_pairs
+from sfg_dist.store.snapshot import SnapshotDocument
 
 
 class InlinePool:
@@ -98,7 +99,7 @@ def label_inline(
     driver: DriverId | None = None,
     on_progress: Progress | None = None,
     on_event: Callable[..., None] | None = None,
-    on_snapshot: Callable[[dict[str, Any]], None] | None = None,
+    on_snapshot: Callable[[SnapshotDocument], None] | None = None,
     only: Collection[int] | None = None,
     labeler: Callable[..., Any] | None = None,
     policy: Policy | None = None,

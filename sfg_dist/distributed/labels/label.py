@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sfg_dist.distributed.labels.metrics import LabelMetrics
     from sfg_dist.job.config import ExecutorConfig
     from sfg_dist.store import Pairs
+    from sfg_dist.store.snapshot import SnapshotDocument
 
 SHARD_KEYS = ("shard", "rows", "seconds", "attempt", "host", "pid", "device")
 """What an event says of a commit record; the rest is in the record."""
@@ -29,7 +30,7 @@ def label_pending(
     emit: Emit,
     only: Collection[int] | None = None,
     reserved: Mapping[str, float] | None = None,
-    on_snapshot: Callable[[dict[str, Any]], None] | None = None,
+    on_snapshot: Callable[[SnapshotDocument], None] | None = None,
 ) -> None:
     """Label the pending shards of a store, by actors of the running Ray session or in this process.
 
@@ -55,8 +56,7 @@ def label_pending(
     from sfg_dist.distributed.labels.workers import DriverId
     from sfg_dist.store import sweep_partials
 
-    pairs.location.require_no_links()
-    sweep_partials(pairs)
+    sweep_partials(pairs, refuse_links=True)
     driver = DriverId.new()
     with Monitor(pairs.location, str(driver)) as monitor:
         metrics = _metrics(pairs) if executor.kind == "ray" else None
@@ -70,7 +70,7 @@ def label_pending(
             monitor.event(event, **details)
             emit(event, **details)
 
-        def note_snapshot(snapshot: dict[str, Any]) -> None:
+        def note_snapshot(snapshot: SnapshotDocument) -> None:
             if metrics is not None:
                 metrics.snapshot(snapshot)
             monitor.snapshot(snapshot)

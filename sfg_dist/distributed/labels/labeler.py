@@ -34,6 +34,7 @@ from sfg_dist.job.errors import LabelingError, NonFiniteLabelError
 from sfg_dist.job.plan import Plan, Stream, integer_rows, normal_rows, random_generator
 from sfg_dist.job.version import versions
 from sfg_dist.store import Pairs, open_pairs, read_rows
+from sfg_dist.store.commits import CommitRecord
 
 _CONDITIONAL_COPIES = 6  # of the reference, with the tree of its conditions and their numbers in float64
 _ERROR_EVALUATIONS = 96  # of RK4, to measure the labels' error by
@@ -92,7 +93,7 @@ class ShardLabeler:
         if self._table is not None:
             self._table.close()
 
-    def label(self, shard: int, attempt: int = 1) -> dict[str, Any]:
+    def label(self, shard: int, attempt: int = 1) -> CommitRecord:
         """Integrate, write and commit one shard; the commit record, the existing one where it is done already.
 
         Raises:

@@ -8,8 +8,10 @@ know the middle of a bucket, not the value, so sums that shall be exact are coun
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
+
+from sfg_dist.store.commits import CommitRecord
+from sfg_dist.store.snapshot import SnapshotDocument
 
 SECONDS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 STATES = ("starting", "idle", "at work", "leaving")
@@ -65,14 +67,14 @@ class LabelMetrics:
         elif event == "backup":
             self._backups.inc(1, store)
 
-    def snapshot(self, snapshot: Mapping[str, Any]) -> None:
+    def snapshot(self, snapshot: SnapshotDocument) -> None:
         """Take over what a snapshot of the driver tells."""
         states = [worker["state"] for worker in snapshot["workers"]] if snapshot["is_running"] else []
         for state in STATES:
             self._workers.set(states.count(state), {"store": self._store, "state": state})
         self._rows_per_s.set(snapshot["rows_per_s"] or 0.0, {"store": self._store})
 
-    def _count_shard(self, record: Mapping[str, Any], seconds: float | None, done: int, total: int) -> None:
+    def _count_shard(self, record: CommitRecord, seconds: float | None, done: int, total: int) -> None:
         store = {"store": self._store}
         where = store | {"device": str(record.get("device", "unknown"))}
         num_rows = record["rows"][1] - record["rows"][0]

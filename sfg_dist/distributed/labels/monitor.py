@@ -12,13 +12,13 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
 from sfg_dist.job.errors import StoreError
 from sfg_dist.job.object_stores import trouble_of, without_credentials
 from sfg_dist.store import Location
 from sfg_dist.store.log import event_line
+from sfg_dist.store.snapshot import SnapshotDocument
 
 PART_BYTES = 1 << 20
 REMOTE_INTERVAL_S = 3.0
@@ -46,7 +46,7 @@ class Monitor:
         self._location = location
         self._lock = threading.Lock()
         self._part, self._part_number, self._num_written = bytearray(), 0, 0
-        self._snapshot: dict[str, Any] | None = None
+        self._snapshot: SnapshotDocument | None = None
         self._snapshot_is_new = False
         self._num_failures: Counter[str] = Counter()
         self._has_warned = False
@@ -80,8 +80,8 @@ class Monitor:
                 self._num_failures[str(details.get("action", "retry"))] += 1
         self._written_at_once()
 
-    def snapshot(self, snapshot: Mapping[str, Any]) -> None:
-        """Keep the driver's state: a mapping with "is_running", "updated" and what ``sfg status`` shows."""
+    def snapshot(self, snapshot: SnapshotDocument) -> None:
+        """Keep the driver's state."""
         with self._lock:
             self._snapshot = {**snapshot, "num_failures": dict(self._num_failures)}
             self._snapshot_is_new = True

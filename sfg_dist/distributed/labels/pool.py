@@ -12,8 +12,9 @@ from typing import Any, Protocol
 
 from sfg_dist.job import errors
 from sfg_dist.job.object_stores import without_credentials
+from sfg_dist.store.commits import CommitRecord
 
-Progress = Callable[[int, int, dict[str, Any]], None]
+Progress = Callable[[int, int, CommitRecord], None]
 """(shards done, shards in all, the commit record just made)."""
 Task = tuple[int, int]
 """(shard, number of the attempt, from 1)."""
@@ -79,7 +80,7 @@ class Result:
 
     shard: int
     seconds: float
-    record: dict[str, Any] | None = None
+    record: CommitRecord | None = None
     failure: Failure | None = None
 
 
@@ -177,7 +178,7 @@ class ShardStore(Protocol):
     def committed(self) -> set[int]:
         """Shards with a commit record."""
 
-    def finished(self, shards: Iterable[int]) -> dict[int, dict[str, Any]]:
+    def finished(self, shards: Iterable[int]) -> dict[int, CommitRecord]:
         """Commit records of those among ``shards`` that are done."""
 
     def rows(self, shard: int) -> int:

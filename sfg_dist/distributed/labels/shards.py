@@ -14,6 +14,7 @@ from sfg_dist.distributed.labels.pool import Failure, Result, Task
 
 if TYPE_CHECKING:
     from sfg_dist.store import Pairs
+    from sfg_dist.store.commits import CommitRecord
 
 LOOKUPS_AT_ONCE = 16
 
@@ -44,7 +45,7 @@ class Shards:
         """Shards with a commit record; one listing."""
         return self._pairs.committed()
 
-    def finished(self, shards: Iterable[int]) -> dict[int, dict[str, Any]]:
+    def finished(self, shards: Iterable[int]) -> dict[int, CommitRecord]:
         """Commit records of those among ``shards`` that are done."""
         wanted = list(shards)
         if len(wanted) <= 1:
@@ -58,7 +59,7 @@ class Shards:
         start, stop = self._pairs.plan.shard_range(shard)
         return stop - start
 
-    def _record(self, shard: int) -> dict[str, Any] | None:
+    def _record(self, shard: int) -> CommitRecord | None:
         return self._pairs.commit_record(shard) if self._pairs.is_done(shard) else None
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from sfg_dist.distributed.labels.ledger import Ledger
 from sfg_dist.distributed.labels.pace import Pace
 from sfg_dist.distributed.labels.pool import Pool
+from sfg_dist.store.snapshot import SnapshotDocument, WorkerDocument
 
 SNAPSHOT_S = 2.0
 KEPT_FAILURES = 50
@@ -142,7 +143,7 @@ class Reporter:
         driver: DriverId,
         pool: Pool,
         on_event: Callable[..., None] | None,
-        on_snapshot: Callable[[dict[str, Any]], None] | None,
+        on_snapshot: Callable[[SnapshotDocument], None] | None,
     ) -> None:
         self._driver = driver
         self._pool, self._on_event, self._on_snapshot = pool, on_event, on_snapshot
@@ -190,7 +191,7 @@ class Reporter:
             }
         )
 
-    def _describe(self, worker: Worker) -> dict[str, Any]:
+    def _describe(self, worker: Worker) -> WorkerDocument:
         shard, attempt = next(iter(worker.calls[0].attempts.items())) if worker.calls else (None, None)
         since = worker.calls[0].begun if worker.calls else worker.started
         return {

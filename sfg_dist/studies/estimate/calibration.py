@@ -28,7 +28,7 @@ from sfg_dist.job.paths import free_disk
 from sfg_dist.job.plan import REFERENCE_BLOCK_ROWS, Plan
 from sfg_dist.job.search_path import child_environment, python_command
 from sfg_dist.job.threads import wait_passively
-from sfg_dist.store import create_store
+from sfg_dist.store import Frame, create_store
 from sfg_dist.studies.estimate import calibration_process
 from sfg_dist.studies.estimate.calibration_process import PROBES, TRIAL_ROWS, with_batches, with_reference
 
@@ -148,11 +148,9 @@ def calibrate(
         create_store(
             Path(folder, "trial"),
             trial,
-            reference=reference,
-            transform_arrays={},
-            transform_metadata={},
-            queries=queries,
-            make_order=(lambda _: next(orders)) if order is not None else None,
+            Frame(
+                reference, {}, {}, queries=queries, make_order=(lambda _: next(orders)) if order is not None else None
+            ),
         )
         results, other_cpus = _run_workers(Path(folder), plan, devices, settings)
     kinds = sorted({device.partition(":")[0] for device in devices})

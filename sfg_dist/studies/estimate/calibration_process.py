@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from sfg_dist.distributed.machine import peak_memory
 from sfg_dist.job.plan import Plan, fingerprint
-from sfg_dist.store import Pairs, create_store
+from sfg_dist.store import Frame, Pairs, create_store
 
 TRIAL_ROWS = 64  # of the first batches
 PROBES = 4  # shards that are written to time it
@@ -124,7 +124,7 @@ def _make_store(path: Path, plan: Plan) -> Pairs:
     """A store for shards alone: what it holds as its reference is never read."""
     placeholder = np.zeros((1, plan.dim), np.float32)
     plan = with_reference(plan, placeholder)
-    return create_store(path, plan, reference=placeholder, transform_arrays={}, transform_metadata={})
+    return create_store(path, plan, Frame(placeholder, {}, {}))
 
 
 def _time_writes(pairs: Pairs) -> dict[str, Any]:

@@ -249,7 +249,7 @@ def _order_of(frame: Frame, reference: NDArray[np.float32]) -> NDArray[np.int64]
     """The clusters' order of what a calibration looks at."""
     if frame.make_order is None:
         return None
-    return np.concatenate(list(replace(frame, reference=reference).orders()))
+    return (frame if reference is frame.reference else replace(frame, reference=reference)).order
 
 
 def _of_blocks(pace: Pace, blocks: float) -> Pace:

@@ -21,6 +21,7 @@ import numpy as np
 
 from sfg_dist.distributed.labels.driver import Driver
 from sfg_dist.distributed.labels.pool import Answered, Drain, Event, Policy, Ready, Result, Task
+from sfg_dist.store.commits import CommitRecord
 
 MAX_TICKS = 5000  # of a simulated run
 
@@ -164,7 +165,7 @@ class _Store:
 
     def __init__(self, num_shards: int) -> None:
         self._todo = dict.fromkeys(range(num_shards))
-        self._records: dict[int, dict[str, Any]] = {}
+        self._records: dict[int, CommitRecord] = {}
 
     def pending(self) -> list[int]:
         """Shards still to do."""
@@ -174,7 +175,7 @@ class _Store:
         """Shards with a commit record."""
         return set(self._records)
 
-    def finished(self, shards: Iterable[int]) -> dict[int, dict[str, Any]]:
+    def finished(self, shards: Iterable[int]) -> dict[int, CommitRecord]:
         """Records of those that are done."""
         return {shard: self._records[shard] for shard in shards if shard in self._records}
 
@@ -182,10 +183,11 @@ class _Store:
         """Rows of a shard: of no matter here."""
         return 1
 
-    def commit(self, shard: int, host: str, pid: int) -> dict[str, Any]:
+    def commit(self, shard: int, host: str, pid: int) -> CommitRecord:
         """The record of whoever came first."""
         self._todo.pop(shard, None)
-        return self._records.setdefault(shard, {"shard": shard, "host": host, "pid": pid})
+        record: CommitRecord = {"shard": shard, "rows": [0, 1], "run_id": "", "objects": {}, "host": host, "pid": pid}
+        return self._records.setdefault(shard, record)
 
 
 @dataclass

@@ -1,0 +1,155 @@
+"""What a driver says of itself while it labels: ``drivers/<driver id>.json`` written every few seconds.
+
+Snapshots are for people and dashboards; the protocol reads none. Times are seconds since 1970 by the driver's clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, NotRequired, TypedDict
+
+from sfg_dist.job.errors import DocumentError
+from sfg_dist.job.reader import LONG_BYTES, read_json
+
+SILENT_S = 30.0
+"""A driver that should run and has not written for so long is gone, or cut off from the store."""
+_TOO_LARGE = 2**63  # of seconds
+_MAYBE_TEXT, _MAYBE_INT, _MAYBE_NUMBER = (str, None), (int, None), (float, None)
+_WORKER = {"worker": str} | {
+    **dict.fromkeys(("kind?", "host?", "device?", "state?"), _MAYBE_TEXT),
+    **dict.fromkeys(("pid?", "shard?", "attempt?", "done?", "rows?"), _MAYBE_INT),
+    **dict.fromkeys(("since?", "seconds?"), _MAYBE_NUMBER),
+}
+_FIELDS = {
+    "driver": str, "host?": _MAYBE_TEXT, "pid?": _MAYBE_INT, "started": float, "updated": float, "is_running": bool,
+    "total": int, "done": int, "todo": int, "rows_per_s?": _MAYBE_NUMBER, "workers?": [_WORKER],
+    "failures?": [{"shard?": _MAYBE_INT, "attempt?": _MAYBE_INT}], "num_failures?": {str: int},
+}  # fmt: skip
+
+
+class WorkerDocument(TypedDict):
+    """A worker in a snapshot as it is written; ``Worker`` says what its keys mean."""
+
+    worker: str
+    kind: str
+    host: str | None
+    pid: int | None
+    device: str | None
+    state: str
+    shard: int | None
+    attempt: int | None
+    since: float
+    done: int
+    rows: int
+    seconds: float
+
+
+class SnapshotDocument(TypedDict):
+    """A snapshot as it is written; ``Driver`` says what its keys mean."""
+
+    driver: str
+    host: str
+    pid: int
+    started: float
+    updated: float
+    is_running: bool
+    total: int
+    done: int
+    todo: int
+    workers: Sequence[WorkerDocument]
+    failures: Sequence[Mapping[str, Any]]
+    rows_per_s: float | None
+    num_failures: NotRequired[Mapping[str, int]]
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One worker of a driver, as its driver last saw it.
+
+    Attributes:
+        worker: its name.
+        kind: what it shares with workers that give the same bits, as the name of the device or "cpu".
+        host, pid, device: where it runs.
+        state: what it does in a word.
+        shard: the shard at work, None for none.
+        attempt: the attempt at it, from 1.
+        since: when that began.
+        done: shards done.
+        rows: rows of those.
+        seconds: time spent on those.
+    """
+
+    worker: str
+    kind: str = ""
+    host: str = ""
+    pid: int | None = None
+    device: str = ""
+    state: str = ""
+    shard: int | None = None
+    attempt: int | None = None
+    since: float | None = None
+    done: int = 0
+    rows: int = 0
+    seconds: float = 0.0
+
+    @property
+    def rows_per_s(self) -> float | None:
+        """Rows a second while at work; None before the first shard is done."""
+        return self.rows / self.seconds if self.rows and self.seconds > 0 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Driver:
+    """One driver's snapshot.
+
+    Attributes:
+        driver: its id.
+        host, pid: where it runs.
+        started, updated: when it began, and when it wrote this.
+        state: "running", "ended", or "silent" where it should run and has not written for ``SILENT_S``.
+        total, done, todo: shards of the store, done, and still to do, as it saw them.
+        rows_per_s: rows it commits a second; None where it cannot say yet.
+        workers: its workers.
+        failures: its last failed attempts: shard, attempt, worker, reason, action.
+        num_failures: failed attempts in all, by what was done about them.
+    """
+
+    driver: str
+    host: str = ""
+    pid: int | None = None
+    started: float
+    updated: float
+    state: str
+    total: int
+    done: int
+    todo: int
+    rows_per_s: float | None = None
+    workers: tuple[Worker, ...]
+    failures: tuple[Mapping[str, Any], ...]
+    num_failures: Mapping[str, int] = field(default_factory=dict)
+
+
+def driver_of(content: bytes, now: float) -> Driver | None:
+    """The driver of a snapshot; None for what is not one: torn by a power cut, of another version, or edited."""
+    try:
+        snapshot = read_json(content, "it", _FIELDS, max_bytes=LONG_BYTES)
+    except DocumentError:
+        return None
+    numbers = [snapshot[name] for name in ("started", "updated")] + [snapshot.get("rows_per_s")]
+    numbers += [worker.get(name) for worker in snapshot.get("workers", ()) for name in ("since", "seconds")]
+    if any(abs(number or 0) >= _TOO_LARGE for number in numbers):
+        return None
+    is_silent = now - snapshot["updated"] > SILENT_S
+    snapshot |= {
+        "state": "ended" if not snapshot["is_running"] else "silent" if is_silent else "running",
+        "workers": tuple(Worker(**_known(Worker, worker)) for worker in snapshot.get("workers", ())),
+        "failures": tuple(snapshot.get("failures", ())),
+    }
+    return Driver(**_known(Driver, snapshot))
+
+
+def _known(kind: type[Driver] | type[Worker], document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a document says of the fields that this version knows; null stands for what is not known."""
+    names = {each.name for each in fields(kind)}
+    return {name: value for name, value in document.items() if name in names and value is not None}

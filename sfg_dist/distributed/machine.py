@@ -7,8 +7,12 @@ import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sfg_dist.job.memory import GROUPS, memory_limits, own_groups
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,13 @@ def this_machine() -> Machine:
             properties = torch.cuda.get_device_properties(index)
             gpus.append(Gpu(properties.name, properties.total_memory))
     return Machine(_usable_cpus(), total, available, tuple(gpus))
+
+
+def default_device() -> torch.device:
+    """Where labels and fits run: the GPU when there is one."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def peak_memory() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sfg_dist.distributed.cluster import LOOPBACK
-from sfg_dist.job.errors import ClusterError, ConfigError
+from sfg_dist.job.errors import ClusterError
 
 
 def gpu_room(num_gpus: float, each: float) -> int:
@@ -21,43 +21,6 @@ def gpu_room(num_gpus: float, each: float) -> int:
 def workers_per_gpu(each: float) -> int:
     """Workers that share a GPU, each with ``each`` of it; 1 where a worker holds whole ones."""
     return max(1, int(1 / each + 1e-9))
-
-
-def cpu_room(num_cpus: float, num_threads: int, *, beside: int = 0) -> int:
-    """Actors on CPUs that so many CPUs have room for, beside others that are asked for."""
-    return max(0, int(num_cpus // num_threads) - beside)
-
-
-def whole_groups(asked: int | None, *, group: int, room: int = 0, key: str = "executor.num_actors") -> int:
-    """Actors of a run, in whole groups: those asked for, else as many as there is room for.
-
-    Args:
-        asked: the job's number; None for as many as there is room for.
-        group: actors of a group, ``executor.actors_per_group``.
-        room: actors that there is room for.
-        key: of the job's number, for the message.
-
-    Raises:
-        ConfigError: the number is no whole number of groups, or there is room for less than one.
-
-    Example:
-        >>> whole_groups(None, group=2, room=5), whole_groups(6, group=2)
-        (4, 6)
-    """
-    if asked is None and room == 0:
-        raise ConfigError(
-            "there is room for no actor: lower labels.num_threads or executor.num_cpu_actors, or add nodes"
-        )
-    if asked is None and room < group:
-        raise ConfigError(f"executor.actors_per_group = {group}, but there is room for {room} actors: take {room}")
-    if asked is None:
-        return room // group * group
-    if asked % group:
-        raise ConfigError(
-            f"{key} = {asked} is no whole number of groups of executor.actors_per_group = {group}: "
-            f"take {max(group, asked // group * group)}"
-        )
-    return asked
 
 
 def alive_nodes() -> list[Mapping[str, float]]:

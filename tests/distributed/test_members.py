@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from machines import on_cpus
 
 from sfg_dist.distributed.labels.actors import label_with_actors
 from sfg_dist.distributed.labels.labeler import ShardLabeler, label_error
 from sfg_dist.distributed.labels.members import GroupReference, ReferenceMember, part_ranges
 from sfg_dist.distributed.labels.references import StoredReference
+from sfg_dist.distributed.labels.settings import LabelSettings
 from sfg_dist.flow import posterior_moments
 from sfg_dist.job.errors import LabelingError
 from sfg_dist.store import open_pairs, read_rows
@@ -119,15 +121,12 @@ def test_a_query_out_of_reach_is_nan_and_harms_no_other(make_store):
 
 
 @pytest.mark.ray
-def test_a_group_works_through_the_pool(make_store, ray_cluster):
+def test_a_group_works_through_the_pool(make_store, ray_cluster, events):
     alone, here = make_store("alone", data=TABLE, labels=LABELS), make_store("here", data=TABLE, labels=LABELS)
     group = make_store("group", data=TABLE, labels=LABELS)
-    devices = []
-    label_with_actors(
-        group.location.url, num_actors=2, num_gpus_per_actor=0, actors_per_group=2,
-        on_event=lambda event, **details: devices.append(details["device"]) if event == "worker_started" else None,
-    )  # fmt: skip
-    assert devices == ["2 x cpu"]
+    executor = on_cpus(num_actors=2, actors_per_group=2)
+    label_with_actors(group.location.url, executor, LabelSettings(on_event=events))
+    assert [event["device"] for event in events.of("worker_started")] == ["2 x cpu"]
     whole = open_pairs(group.location.url)
     assert whole.committed() == {0, 1}
     records = [whole.commit_record(shard) for shard in range(2)]

@@ -10,24 +10,33 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
+from sfg_dist.distributed.failure import HANGS, WORKER_LOST, Failure
 from sfg_dist.distributed.labels.crew import Crew
+from sfg_dist.distributed.labels.events import (
+    AttemptFailed,
+    Backup,
+    Draining,
+    LabelEvent,
+    Record,
+    ShardDone,
+    Snapshot,
+    Stopping,
+    WorkerLost,
+    WorkerStarted,
+)
 from sfg_dist.distributed.labels.ledger import Ledger
-from sfg_dist.distributed.labels.pace import Pace, SpaceWait
+from sfg_dist.distributed.labels.pace import ShardTimes, SpaceWait
 from sfg_dist.distributed.labels.pool import (
-    HANGS,
-    WORKER_LOST,
     Answered,
-    Event,
-    Failure,
     Lost,
     Policy,
     Pool,
-    Progress,
+    PoolEvent,
     Ready,
     Result,
     ShardStore,
+    WorkerInfo,
 )
 from sfg_dist.distributed.labels.workers import Call, DriverId, Reporter, Worker, slow_calls
 from sfg_dist.job.errors import ConflictError, StoreError, StoreFullError
@@ -48,9 +57,8 @@ class Driver:
         total: shards in all.
         driver: who this is; a new id if not given.
         policy: how patient to be.
-        on_progress: called after every commit.
-        on_event: called with a name and details when something happens.
-        on_snapshot: called with the state of everything, at most every two seconds and at the end.
+        on_event: told what happens.
+        on_snapshot: told how all stands, every two seconds at most and at the end.
     """
 
     def __init__(
@@ -62,16 +70,15 @@ class Driver:
         total: int,
         driver: DriverId | None = None,
         policy: Policy | None = None,
-        on_progress: Progress | None = None,
-        on_event: Callable[..., None] | None = None,
-        on_snapshot: Callable[[dict[str, Any]], None] | None = None,
+        on_event: Callable[[LabelEvent], None] | None = None,
+        on_snapshot: Callable[[Snapshot], None] | None = None,
     ) -> None:
         self._store, self._pool = store, pool
         self._policy = policy or Policy()
-        self._pace = Pace(self._policy.shard_timeout_s)
+        self._times = ShardTimes(self._policy.shard_timeout_s)
         self._total = total
         self._id = driver or DriverId.new()
-        self._on_progress, self._on_event, self._on_snapshot = on_progress, on_event, on_snapshot
+        self._on_event, self._on_snapshot = on_event, on_snapshot
         self._crew = Crew(pool, roles, self._policy)
         self._hungry: dict[str, None] = {}  # in the order in which they became so
         self._draining: set[str] = set()
@@ -91,7 +98,7 @@ class Driver:
         now = self._pool.now()
         left: float | None = 0.0
         for worker in self._crew.workers.values():
-            left = worker.left(self._pace, now)
+            left = worker.left(self._times, now)
         return left, self._policy.grace_for(self._request)
 
     def settle(self) -> None:
@@ -118,8 +125,7 @@ class Driver:
         self._ledger = Ledger(pending, self._total, self._policy)
         if not pending:
             return
-        now = self._pool.now()
-        self._last_loop = now
+        self._last_loop = self._pool.now()
         self._reporter = Reporter(self._id, self._pool, self._on_event, self._on_snapshot)
         try:
             self._crew.start_all(len(pending))
@@ -131,7 +137,7 @@ class Driver:
                 self._look_at_clock()
         except KeyboardInterrupt:
             if self._closing is None:
-                self._reporter.emit("stopping", reason=self._request or "interrupted")
+                self._reporter.emit(Stopping(self._request or "interrupted"))
             raise
         finally:
             for name in self._crew.workers:
@@ -144,7 +150,7 @@ class Driver:
 
     # Workers come and go.
 
-    def _handle(self, event: Event) -> None:
+    def _handle(self, event: PoolEvent) -> None:
         worker = self._crew.workers.get(event.worker)
         if worker is None:  # an answer of one that was given up
             return
@@ -155,15 +161,13 @@ class Driver:
         else:
             self._on_lost(worker, event)
 
-    def _on_ready(self, worker: Worker, info: Mapping[str, Any]) -> None:
+    def _on_ready(self, worker: Worker, info: WorkerInfo) -> None:
         self._crew.ready(worker, info)
         self._hungry[worker.name] = None
-        now = self._pool.now()
-        details = {"host": worker.host, "pid": worker.pid, "device": worker.kind}
-        if "load_s" in info:
-            details["load_s"] = round(info["load_s"], 3)
+        seconds = round(self._pool.now() - worker.started, 3)
+        load_s = None if info.load_s is None else round(info.load_s, 3)
         self._reporter.emit(
-            "worker_started", worker=worker.name, kind=worker.kind, seconds=round(now - worker.started, 3), **details
+            WorkerStarted(worker.name, worker.kind, seconds, info.host, info.pid, info.device, load_s=load_s)
         )
 
     def _on_answer(self, worker: Worker, results: Sequence[Result]) -> None:
@@ -187,7 +191,7 @@ class Driver:
             self._hungry[worker.name] = None
 
     def _on_lost(self, worker: Worker, event: Lost) -> None:
-        self._reporter.emit("worker_lost", worker=worker.name, reason=str(event.failure))
+        self._reporter.emit(WorkerLost(worker.name, str(event.failure)))
         delay = self._crew.pause_after_loss(worker, event)
         failure = Failure(WORKER_LOST, f"the worker was lost: {event.failure}")
         self._retire(worker, charge=failure, replace=worker.leave_by is None, delay_s=delay)
@@ -217,7 +221,7 @@ class Driver:
         if replace:
             self._crew.replace(worker.role, self._ledger.num_open, delay_s)
 
-    def _look_up(self, shards: list[int]) -> dict[int, dict[str, Any]]:
+    def _look_up(self, shards: list[int]) -> dict[int, Record]:
         try:
             return self._store.finished(shards) if shards else {}
         except StoreError:
@@ -225,24 +229,22 @@ class Driver:
 
     # Shards come back.
 
-    def _finish(self, shard: int, record: dict[str, Any], worker: Worker, seconds: float | None = None) -> None:
+    def _finish(self, shard: int, record: Record, worker: Worker, seconds: float | None = None) -> None:
         process = (record.get("host", worker.host), record.get("pid", worker.pid))
         if process != (worker.host, worker.pid):
             seconds = None  # they are another attempt's, and the record is not
         if seconds is not None:
             worker.done += 1
             worker.rows += self._store.rows(shard)
-            self._pace.add(worker.kind, seconds)
+            self._times.add(worker.kind, seconds)
         self._space.written(self._pool.now())
         self._note_done(shard, record, seconds)
         if not self._crew.is_own(*process):
             self._meet_other_driver()
 
-    def _note_done(self, shard: int, record: dict[str, Any], seconds: float | None = None) -> None:
+    def _note_done(self, shard: int, record: Record, seconds: float | None = None) -> None:
         if self._ledger.finish(shard):
-            self._reporter.emit("shard", done=self._ledger.done, total=self._total, record=record, seconds=seconds)
-            if self._on_progress is not None:
-                self._on_progress(self._ledger.done, self._total, record)
+            self._reporter.emit(ShardDone(self._ledger.done, self._total, record, seconds))
 
     def _meet_other_driver(self) -> None:
         """Somebody else works at this store: skip what they have committed, and go another way than they."""
@@ -276,10 +278,9 @@ class Driver:
         else:
             others = any(other.kind != worker.kind for other in self._crew.workers.values() if other.is_ready)
             avoid = worker.kind if failure.is_a(ConflictError) and others else worker.name
-            patience = max(LEAST_AVOID_S, 2 * (self._pace.median(worker.kind) or 0.0))
+            patience = max(LEAST_AVOID_S, 2 * (self._times.median(worker.kind) or 0.0))
             action = self._ledger.charge(shard, worker.name, failure, now, avoid=avoid, avoid_s=patience)
-        details = {"attempt": attempt, "worker": worker.name, "reason": str(failure), "error": failure.error}
-        self._reporter.failed(shard=shard, action=action, **details)
+        self._reporter.emit(AttemptFailed(shard, action, attempt, worker.name, str(failure), failure.error))
         if len(self._ledger.given_up) >= self._policy.max_given_up:
             self._close(f"{len(self._ledger.given_up)} shards were given up")
         self._wake()
@@ -303,7 +304,7 @@ class Driver:
         if worker.calls and self._ledger.num_todo < len(self._crew.workers):
             return False
         share = self._ledger.num_todo // (CALLS_PER_WORKER * max(1, self._crew.num_ready))
-        count = max(1, min(self._pace.call_shards(worker.kind), share))
+        count = max(1, min(self._times.call_shards(worker.kind), share))
         shards = self._ledger.take(worker.name, worker.kind, now, count, is_alone=self._crew.num_ready == 1)
         if shards:
             self._submit(worker, shards, now)
@@ -351,15 +352,15 @@ class Driver:
 
     def _look_at_worker(self, worker: Worker, now: float) -> None:
         if worker.leave_by is not None:
-            left = worker.left(self._pace, now)
+            left = worker.left(self._times, now)
             if not worker.calls or now >= worker.leave_by or (left is not None and now + left > worker.leave_by):
                 self._retire(worker, replace=False)
         elif worker.calls:
             call = worker.calls[0]
-            limit = self._pace.limit(worker.kind, len(call.attempts))
+            limit = self._times.limit(worker.kind, len(call.attempts))
             if now - call.begun > limit:
                 reason = f"no answer within {limit:.3g} s (executor.shard_timeout_s)"
-                self._reporter.emit("worker_lost", worker=worker.name, reason=reason)
+                self._reporter.emit(WorkerLost(worker.name, reason))
                 self._retire(worker, charge=Failure(HANGS, reason))
 
     def _back_up(self, now: float) -> None:
@@ -369,7 +370,7 @@ class Driver:
         idle = deque(worker for worker in self._crew.workers.values() if worker.can_take(1))
         if not idle:
             return
-        for is_at_work, call, kind in slow_calls(self._crew.workers.values(), self._pace, now):
+        for is_at_work, call, kind in slow_calls(self._crew.workers.values(), self._times, now):
             helper = next((worker for worker in idle if worker.kind == kind), None)
             if helper is None:
                 continue
@@ -377,7 +378,7 @@ class Driver:
             if shards := [shard for shard in wanted if self._ledger.back_up(shard)]:
                 idle.remove(helper)
                 self._submit(helper, shards, now)
-                self._reporter.emit("backup", shard=shards[0], worker=helper.name)
+                self._reporter.emit(Backup(shards[0], helper.name))
 
     # Ends.
 
@@ -393,7 +394,7 @@ class Driver:
                 self._draining.add(drain.node)
                 left = drain.deadline - now
                 at = None if left == float("inf") else round(self._pool.unix_time() + left, 3)
-                self._reporter.emit("draining", node=drain.node, deadline=at)
+                self._reporter.emit(Draining(drain.node, at))
             worker.leave_by = drain.deadline
             self._crew.replace(worker.role, self._ledger.num_open)
 
@@ -403,7 +404,7 @@ class Driver:
             return
         self._closing = reason
         self._crew.is_closed = True
-        self._reporter.emit("stopping", reason=reason)
+        self._reporter.emit(Stopping(reason))
         by = self._pool.now() + self._policy.grace_for(self._request)
         for worker in self._crew.workers.values():
             worker.leave_by = by if worker.leave_by is None else min(by, worker.leave_by)

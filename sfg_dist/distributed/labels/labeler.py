@@ -19,7 +19,7 @@ from sfg_dist.distributed.labels.members import GroupReference
 from sfg_dist.distributed.labels.node_table import NodeTable
 from sfg_dist.distributed.labels.references import StoredReference, open_reference
 from sfg_dist.distributed.labels.sizes import GIB
-from sfg_dist.distributed.machine import peak_memory
+from sfg_dist.distributed.machine import default_device, peak_memory
 from sfg_dist.flow import (
     ConditionalReference,
     Effort,
@@ -37,11 +37,6 @@ from sfg_dist.store import Pairs, open_pairs, read_rows
 
 _CONDITIONAL_COPIES = 6  # of the reference, with the tree of its conditions and their numbers in float64
 _ERROR_EVALUATIONS = 96  # of RK4, to measure the labels' error by
-
-
-def default_device() -> torch.device:
-    """The GPU when there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class ShardLabeler:

@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from sfg_dist.distributed.labels.pool import HANGS, WORKER_LOST, Failure, Policy
+from sfg_dist.distributed.failure import HANGS, WORKER_LOST, Failure
+from sfg_dist.distributed.labels.pool import Policy
 from sfg_dist.job.errors import LabelingError, NonFiniteLabelError, StoreError, StoreUnavailableError
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0

@@ -8,8 +8,9 @@ know the middle of a bucket, not the value, so sums that shall be exact are coun
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
+
+from sfg_dist.distributed.labels.events import AttemptFailed, Backup, LabelEvent, ShardDone, Snapshot, WorkerLost
 
 SECONDS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 STATES = ("starting", "idle", "at work", "leaving")
@@ -52,32 +53,31 @@ class LabelMetrics:
         self._rows_per_s = gauge("rows_per_second", "Pairs a second, over the run.")
         self._largest_bound = 0.0
 
-    def event(self, event: str, **details: Any) -> None:
+    def event(self, event: LabelEvent) -> None:
         """Count what an event of the driver's loop tells."""
         store = {"store": self._store}
-        if event == "shard":
-            self._count_shard(details["record"], details.get("seconds"), details["done"], details["total"])
-        elif event == "attempt_failed":
-            tags = {"error": str(details.get("error", "unknown")), "action": str(details["action"])}
-            self._failed.inc(1, store | tags)
-        elif event == "worker_lost":
+        if isinstance(event, ShardDone):
+            self._count_shard(event)
+        elif isinstance(event, AttemptFailed):
+            self._failed.inc(1, store | {"error": event.error, "action": event.action})
+        elif isinstance(event, WorkerLost):
             self._lost.inc(1, store)
-        elif event == "backup":
+        elif isinstance(event, Backup):
             self._backups.inc(1, store)
 
-    def snapshot(self, snapshot: Mapping[str, Any]) -> None:
+    def snapshot(self, snapshot: Snapshot) -> None:
         """Take over what a snapshot of the driver tells."""
-        states = [worker["state"] for worker in snapshot["workers"]] if snapshot["is_running"] else []
+        states = [worker.state for worker in snapshot.workers] if snapshot.is_running else []
         for state in STATES:
             self._workers.set(states.count(state), {"store": self._store, "state": state})
-        self._rows_per_s.set(snapshot["rows_per_s"] or 0.0, {"store": self._store})
+        self._rows_per_s.set(snapshot.rows_per_s, {"store": self._store})
 
-    def _count_shard(self, record: Mapping[str, Any], seconds: float | None, done: int, total: int) -> None:
-        store = {"store": self._store}
+    def _count_shard(self, event: ShardDone) -> None:
+        record, store = event.record, {"store": self._store}
         where = store | {"device": str(record.get("device", "unknown"))}
         num_rows = record["rows"][1] - record["rows"][0]
-        self._shards.set(total, store)
-        self._shards_done.set(done, store)
+        self._shards.set(event.total, store)
+        self._shards_done.set(event.done, store)
         for counter, amount in (
             (self._labelled, 1),
             (self._rows, num_rows),
@@ -87,7 +87,7 @@ class LabelMetrics:
             if amount > 0:  # Ray refuses to count by nothing
                 counter.inc(amount, where)
         self._integrate_s.observe(record.get("seconds", 0.0), where)
-        if seconds is not None:
-            self._write_s.observe(max(0.0, seconds - record.get("seconds", 0.0)), where)
+        if event.seconds is not None:
+            self._write_s.observe(max(0.0, event.seconds - record.get("seconds", 0.0)), where)
         self._largest_bound = max(self._largest_bound, record.get("tolerance_reached", 0.0))
         self._tolerance.set(self._largest_bound, store)

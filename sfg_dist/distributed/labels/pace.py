@@ -13,7 +13,7 @@ PAUSES = (1 / 15, 2 / 15, 4 / 15, 8 / 15)  # of the time that a full disk is wai
 CALL_S, MAX_CALL_SHARDS = 0.5, 64
 
 
-class Pace:
+class ShardTimes:
     """Durations of the last finished shards of each kind of worker.
 
     Args:

@@ -11,13 +11,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sfg_dist.distributed.cluster import draining_nodes
+from sfg_dist.distributed.failure import WORKER_LOST, Failure
 from sfg_dist.distributed.labels.members import ReferenceMember
 from sfg_dist.distributed.labels.node_table import sweep_node
-from sfg_dist.distributed.labels.pool import WORKER_LOST, Answered, Drain, Event, Failure, Lost, Ready, Result, Task
+from sfg_dist.distributed.labels.pool import Answered, Drain, Lost, PoolEvent, Ready, Result, Task, WorkerInfo
 from sfg_dist.distributed.labels.shards import label_tasks, worker_info
 
 REASON_CHARACTERS = 400
@@ -56,8 +57,8 @@ class ShardActor:
         self._make, self._members = make, members
         self._labeler: Any = None
 
-    def open(self) -> dict[str, Any] | Failure:
-        """Make the labeler: where it runs, or why it cannot."""
+    def open(self) -> tuple[WorkerInfo, list[Process]] | Failure:
+        """Make the labeler: where it runs, with all processes of its group, or why it cannot."""
         import ray
 
         started = time.perf_counter()
@@ -66,8 +67,8 @@ class ShardActor:
             members = ray.get([member.__ray_call__.remote(process_of) for member in self._members])
         except Exception as error:
             return Failure.of(error)
-        load_s = time.perf_counter() - started
-        return worker_info(self._labeler) | {"processes": [process_of(self), *members], "load_s": load_s}
+        info = replace(worker_info(self._labeler), load_s=time.perf_counter() - started)
+        return info, [process_of(self), *members]
 
     def label(self, tasks: Sequence[Task]) -> list[Result]:
         """Label some shards, one after the other."""
@@ -246,10 +247,10 @@ class RayPool:
         """Let ``wait`` return; may be called from a signal handler."""
         self._answers.put(None)
 
-    def wait(self, timeout_s: float) -> list[Event]:
+    def wait(self, timeout_s: float) -> list[PoolEvent]:
         """All answers that have come; waits for the first of them."""
         self._end_overdue()
-        events: list[Event] = []
+        events: list[PoolEvent] = []
         try:
             entry = self._answers.get(timeout=timeout_s) if timeout_s > 0 else self._answers.get_nowait()
             while True:
@@ -259,7 +260,7 @@ class RayPool:
         except queue.Empty:
             return events
 
-    def _event(self, worker: str, future: Future[Any]) -> Event | None:
+    def _event(self, worker: str, future: Future[Any]) -> PoolEvent | None:
         actor = self._actors.get(worker)
         if actor is None:
             return None
@@ -270,12 +271,12 @@ class RayPool:
         actor.calls.popleft()
         if isinstance(answer, Failure):
             return Lost(worker, answer, is_refusal=True)
-        if isinstance(answer, dict):
-            if actor.members:  # of a kind of its own: its leader's device says nothing of its pace and its bits
-                answer = answer | {"device": f"{len(actor.members)} x {worker.rpartition('-')[0]}"}
-            actor.processes = answer["processes"]
-            return Ready(worker, answer)
-        return Answered(worker, answer)
+        if isinstance(answer, list):
+            return Answered(worker, answer)
+        info, actor.processes = answer
+        if actor.members:  # a group is a kind of its own: its leader's device says nothing of its pace and its bits
+            info = replace(info, device=f"{len(actor.members)} x {worker.rpartition('-')[0]}")
+        return Ready(worker, info)
 
     def kill(self, worker: str) -> None:
         """Have Ray end an actor and its members. Where one is stopped, and does not hear Ray, it is killed later.

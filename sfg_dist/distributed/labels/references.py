@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from sfg_dist.flow.posterior.block_file import block_bytes, reference_bytes, wri
 from sfg_dist.flow.posterior.reference import Reference, ReferenceBlock, block_ranges, center_of, centred_keys
 from sfg_dist.flow.posterior.streaming import StreamedReference
 from sfg_dist.job.errors import LabelingError, StoreError
+from sfg_dist.job.plan import TableDigest
 from sfg_dist.store import Pairs
 
 GIB = 1 << 30
@@ -34,7 +34,7 @@ _BUILD_COPIES = 1.25  # of a block's rows beside it, while it is built (measured
 
 
 @dataclass(frozen=True)
-class Memory:
+class ReferenceBytes:
     """Memory that labels need of a process, in bytes, beside interpreter and libraries (``base_bytes``).
 
     Attributes:
@@ -46,8 +46,8 @@ class Memory:
     streamed: int
 
 
-def reference_memory(num_reference: int, dim: int, *, has_clusters: bool) -> Memory:
-    """What a reference of this size takes; see Memory.
+def reference_memory(num_reference: int, dim: int, *, has_clusters: bool) -> ReferenceBytes:
+    """What a reference of this size takes; see ReferenceBytes.
 
     Args:
         num_reference: rows of the reference.
@@ -58,7 +58,7 @@ def reference_memory(num_reference: int, dim: int, *, has_clusters: bool) -> Mem
     block = block_bytes(block_rows, dim, has_clusters=has_clusters)
     build = int(_BUILD_COPIES * 4 * (dim + 1) * block_rows)
     whole = reference_bytes(num_reference, dim, has_clusters=has_clusters)
-    return Memory(whole + build + WORK_BYTES, block + build + WORK_BYTES)
+    return ReferenceBytes(whole + build + WORK_BYTES, block + build + WORK_BYTES)
 
 
 class StoredReference:
@@ -80,11 +80,11 @@ class StoredReference:
 
     def center(self) -> Tensor:
         """Mean of the rows; all are read once, and checked."""
-        digest = hashlib.sha256(f"{(self.num_reference, self.dim)}{np.dtype(np.float32).str}".encode())
+        digest = TableDigest((self.num_reference, self.dim), np.float32)
 
         def read(start: int, stop: int) -> Tensor:
             rows = self.rows(start, stop)
-            digest.update(rows.data)
+            digest.update(rows)
             return torch.from_numpy(rows)
 
         center = center_of(read, self.num_reference)

@@ -10,7 +10,9 @@ from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from sfg_dist.distributed.labels.pool import Failure, Result, Task
+from sfg_dist.distributed.failure import Failure
+from sfg_dist.distributed.labels.events import Record
+from sfg_dist.distributed.labels.pool import Result, Task, WorkerInfo
 
 if TYPE_CHECKING:
     from sfg_dist.store import Pairs
@@ -44,7 +46,7 @@ class Shards:
         """Shards with a commit record; one listing."""
         return self._pairs.committed()
 
-    def finished(self, shards: Iterable[int]) -> dict[int, dict[str, Any]]:
+    def finished(self, shards: Iterable[int]) -> dict[int, Record]:
         """Commit records of those among ``shards`` that are done."""
         wanted = list(shards)
         if len(wanted) <= 1:
@@ -58,19 +60,19 @@ class Shards:
         start, stop = self._pairs.plan.shard_range(shard)
         return stop - start
 
-    def _record(self, shard: int) -> dict[str, Any] | None:
+    def _record(self, shard: int) -> Record | None:
         return self._pairs.commit_record(shard) if self._pairs.is_done(shard) else None
 
 
-def worker_info(labeler: Any) -> dict[str, Any]:
-    """Where a labeler runs: host, pid, and the name of its device, as its commit records have it."""
+def worker_info(labeler: Any) -> WorkerInfo:
+    """Where a labeler runs."""
     device = getattr(labeler, "device", None)
     name = platform.machine()
     if device is not None and device.type == "cuda":
         import torch
 
         name = torch.cuda.get_device_name(device)
-    return {"host": socket.gethostname(), "pid": os.getpid(), "device": name}
+    return WorkerInfo(socket.gethostname(), os.getpid(), name)
 
 
 def label_tasks(labeler: Any, tasks: Sequence[Task], *, keep_exceptions: bool = False) -> list[Result]:

@@ -11,7 +11,7 @@ import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sfg_dist.distributed.labels.requirements import DeviceKind, Workers
+from sfg_dist.distributed.labels.worker_count import DeviceKind, Workers
 from sfg_dist.job.plan import Plan
 from sfg_dist.studies.estimate.calibration import Pace
 

@@ -71,7 +71,7 @@ def training_ahead_of(folder):
 
     from sfg_dist.distributed.fit import ahead
 
-    ahead._Process(ahead.AheadTask("", "", make_settings(), ""), None)
+    ahead._TrainingProcess(ahead.AheadTask("", "", make_settings(), ""), None)
 
 
 @pytest.mark.parametrize("start", [calibration_of, encoder_beside_of, training_ahead_of])

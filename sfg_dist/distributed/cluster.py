@@ -25,7 +25,7 @@ LOOPBACK = "127.0.0.1"
 LOOPBACK_INTERFACE = "lo" if sys.platform == "linux" else "lo0"
 MANY_MACHINES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 LOCAL_ENVIRONMENT = {
-    # Without it Ray replaces an address of loopback by the machine's, and listens on all addresses.
+    # Else Ray replaces an address of loopback by the machine's, and listens on all addresses.
     MANY_MACHINES: "0",
     "GLOO_SOCKET_IFNAME": LOOPBACK_INTERFACE,
     "NCCL_SOCKET_IFNAME": LOOPBACK_INTERFACE,
@@ -214,10 +214,7 @@ def local_environment(more: Mapping[str, str] | None = None) -> Iterator[None]:
     """Within, a Ray started on this machine has a token of this process, little idle work and threads that sleep.
 
     It listens on loopback, unless the environment names other interfaces or has RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER = 1.
-    The environment is put back after.
-
-    Args:
-        more: variables beside these.
+    At the end the environment is as it was.
 
     Raises:
         ClusterError: Ray was imported before, and does not take these settings any more.
@@ -251,8 +248,8 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 def _let_ray_read_again() -> None:
     """Have a Ray that is imported already take its token and its addresses from the environment as it is now.
 
-    It reads them once, at its import. Left alone, it would listen on all addresses and write a token of its own into a
-    file that others can read.
+    Ray reads them once, at its import. Without this it would listen on all addresses, and write a token of its own into
+    a file that others can read.
 
     Raises:
         ClusterError: this version of Ray has no way to do it.
@@ -278,10 +275,10 @@ def _let_ray_read_again() -> None:
 
 
 def draining_nodes() -> dict[str, float]:
-    """Nodes of the running Ray that are about to go away: when, in seconds since 1970, infinite where none is given.
+    """Nodes of the running Ray that are about to go away, and when: seconds since 1970, infinite where nobody said.
 
-    Ray tells its own libraries so through a private module; where another version has it no longer, nothing is drained
-    and a node that goes is found by its lost actors.
+    Ray tells its own libraries so through a private module. Where another version lacks it, a node that goes is found
+    by its lost actors.
     """
     try:
         from ray._private.state import state

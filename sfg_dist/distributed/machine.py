@@ -17,12 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU that torch sees.
-
-    Attributes:
-        name: as its driver calls it.
-        memory_bytes: all of its memory.
-    """
+    """A GPU that torch sees, with all of its memory."""
 
     name: str
     memory_bytes: int
@@ -70,9 +65,16 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def resident_memory() -> int:
+    """The bytes that this process holds resident now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
 def peak_memory() -> int:
     """The most bytes that this process has held resident so far."""
-    if sys.platform == "linux":  # whose ru_maxrss a child inherits from its parent, this not
+    if sys.platform == "linux":  # there a child inherits ru_maxrss from its parent, but not VmHWM
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

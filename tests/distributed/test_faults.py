@@ -19,7 +19,7 @@ from sfg_dist.distributed.labels.driver import Driver
 from sfg_dist.distributed.labels.inline import label_inline
 from sfg_dist.distributed.labels.labeler import ShardLabeler
 from sfg_dist.distributed.labels.pool import Policy
-from sfg_dist.distributed.labels.ray_pool import Process, RayPool, Role
+from sfg_dist.distributed.labels.ray_pool import ActorProcess, RayPool, Role
 from sfg_dist.distributed.labels.settings import LabelSettings
 from sfg_dist.distributed.labels.shards import Shards
 from sfg_dist.job.errors import LabelingError, NonFiniteLabelError
@@ -46,7 +46,9 @@ def test_a_process_that_is_still_there_when_its_time_is_over_is_killed():
     with subprocess.Popen(["sleep", "600"]) as stopped:
         stopped.send_signal(signal.SIGSTOP)
         created = psutil.Process(stopped.pid).create_time()
-        pool._ending.append((time.monotonic() - 0.001, Process("node", socket.gethostname(), stopped.pid, created)))
+        pool._ending.append(
+            (time.monotonic() - 0.001, ActorProcess("node", socket.gethostname(), stopped.pid, created))
+        )
         assert pool.wait(0) == []
         try:
             assert stopped.wait(10) == -signal.SIGKILL

@@ -20,9 +20,9 @@ from sfg_dist.distributed.labels.actors import actor_roles, groups_by_role, labe
 from sfg_dist.distributed.labels.events import ShardDone
 from sfg_dist.distributed.labels.inline import label_inline
 from sfg_dist.distributed.labels.labeler import ShardLabeler
-from sfg_dist.distributed.labels.node_table import SHARED_MEMORY, SUFFIX, sweep_node, table_directory
 from sfg_dist.distributed.labels.pool import Policy
 from sfg_dist.distributed.labels.settings import LabelSettings
+from sfg_dist.distributed.labels.shared_blocks import SHARED_MEMORY, SUFFIX, blocks_directory, sweep_node
 from sfg_dist.distributed.labels.worker_count import asked_workers
 from sfg_dist.flow import Reference, label_latents
 from sfg_dist.job.config import ExecutorConfig
@@ -257,7 +257,7 @@ def test_a_killed_actor_is_replaced_and_its_shards_are_done_again(
 def leave_blocks(pairs):
     """What a killed process leaves: a file of blocks that nobody holds."""
     if SHARED_MEMORY.is_dir():
-        (table_directory(SHARED_MEMORY) / f"{pairs.plan.run_id}{SUFFIX}").write_bytes(b"blocks")
+        (blocks_directory(SHARED_MEMORY) / f"{pairs.plan.run_id}{SUFFIX}").write_bytes(b"blocks")
 
 
 class DyingLabeler(ShardLabeler):
@@ -315,7 +315,7 @@ def test_errors_come_out_as_they_are_a_full_disk_is_waited_for_and_the_other_sha
     ray_cluster, make_store, store_bytes, inline_store, events, monkeypatch
 ):
     """By one actor, which is taken for one of another machine: there a task removes what it leaves."""
-    monkeypatch.setattr(ray_pool.Process, "is_here", False)
+    monkeypatch.setattr(ray_pool.ActorProcess, "is_here", False)
     monkeypatch.setattr(ray_pool, "sweep_node", _sweep_in_a_task())
     pairs = make_store("ray")
     settings = LabelSettings(labeler=TroubledLabeler, on_event=events, policy=Policy(full_wait_s=3.0))

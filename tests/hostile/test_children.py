@@ -113,7 +113,7 @@ def asked_of(to):
 
 STARTS = {
     "plan": calibrate,
-    "ahead": lambda _: ahead._Process(ahead.AheadTask("", "", Settings(), ""), None),
+    "ahead": lambda _: ahead._TrainingProcess(ahead.AheadTask("", "", Settings(), ""), None),
     "encoder": encode,
     "smoke": check_site,
     "smoke's count": count_nodes,

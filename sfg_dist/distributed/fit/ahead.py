@@ -227,8 +227,8 @@ def training_ahead(
     attempt = take_hold(checkpoints)
     clear_foreign(checkpoints, settings, open_pairs(url).plan.run_id)
     task = AheadTask(absolute_url(url), absolute_url(checkpoints), settings, attempt)
-    worker: _Process | _Actor = (
-        _Process(task, on_live) if executor == "inline" else _Actor(task, label_actor or {}, on_live)
+    worker: _TrainingProcess | _TrainingActor = (
+        _TrainingProcess(task, on_live) if executor == "inline" else _TrainingActor(task, label_actor or {}, on_live)
     )
     try:
         yield worker.resources
@@ -262,7 +262,7 @@ def held_resources(
     }
 
 
-class _Process:
+class _TrainingProcess:
     """The worker as a process of this machine; it ends when its input does, so also when this process is killed."""
 
     def __init__(self, task: AheadTask, on_live: Report | None) -> None:
@@ -285,7 +285,7 @@ class _Process:
             self._child.finish(STOP_S)
 
 
-class _AheadActor:
+class _ActorBody:
     """What the actor runs: one call works, another tells it to stop."""
 
     def __init__(self) -> None:
@@ -311,7 +311,7 @@ class _AheadActor:
         return said
 
 
-class _Actor:
+class _TrainingActor:
     """The worker as an actor of the running Ray session; it ends with this process."""
 
     def __init__(self, task: AheadTask, label_actor: Mapping[str, float], on_live: Report | None) -> None:
@@ -319,7 +319,7 @@ class _Actor:
 
         held = held_resources(ray.cluster_resources(), task.settings.num_threads, label_actor)
         self.resources, self.failure = held, ""
-        actor: Any = ray.remote(_AheadActor)
+        actor: Any = ray.remote(_ActorBody)
         self._worker = actor.options(num_cpus=held["CPU"], num_gpus=held["GPU"], max_concurrency=3).remote()
         task = replace(task, device=None if held["GPU"] else "cpu")
         # Without a CPU of its own it shares one, on one thread.

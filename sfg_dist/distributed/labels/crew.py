@@ -14,13 +14,7 @@ LONGEST_PAUSE_S = 30.0
 
 
 class Crew:
-    """Workers of a pool, kept at the number that the roles ask for.
-
-    Args:
-        pool: starts and ends them.
-        roles: how many of each role.
-        policy: how long to wait for them.
-    """
+    """Workers of a pool, kept at the number that is asked for of each role."""
 
     def __init__(self, pool: Pool, roles: Mapping[str, int], policy: Policy) -> None:
         self._pool, self._roles, self._policy = pool, dict(roles), policy

@@ -1,9 +1,8 @@
 """The loop that has all shards of a store labelled, by any pool of workers; it knows neither Ray nor the labels.
 
-A worker holds at most two calls, one at work and one waiting, so that it never idles for the driver. What a worker
-committed before it was lost counts, whether or not its answer came through. Every failed attempt is charged to one
-shard and its reason kept, so whatever goes wrong, the loop ends: with all shards done, or with an error that says which
-are not and why.
+A worker holds at most two calls, one at work and one waiting, so that it never waits for the driver. What a worker
+committed before it was lost counts, whether or not its answer arrived. Every failed attempt is charged to one shard,
+and its reason is kept. So the loop always ends: with all shards done, or with an error that says which are not and why.
 """
 
 from __future__ import annotations
@@ -12,19 +11,9 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 from sfg_dist.distributed.failure import HANGS, WORKER_LOST, Failure
+from sfg_dist.distributed.labels import events
 from sfg_dist.distributed.labels.crew import Crew
-from sfg_dist.distributed.labels.events import (
-    AttemptFailed,
-    Backup,
-    Draining,
-    LabelEvent,
-    Record,
-    ShardDone,
-    Snapshot,
-    Stopping,
-    WorkerLost,
-    WorkerStarted,
-)
+from sfg_dist.distributed.labels.events import LabelEvent, Record, Snapshot
 from sfg_dist.distributed.labels.ledger import Ledger
 from sfg_dist.distributed.labels.pace import ShardTimes, SpaceWait
 from sfg_dist.distributed.labels.pool import (
@@ -52,11 +41,11 @@ class Driver:
 
     Args:
         store: where the shards are.
-        pool: who does them.
-        roles: how many workers of each role to start; a role is what the pool understands ("gpu", "cpu").
+        pool: its workers.
+        roles: how many workers of each role to start, such as "gpu" or "cpu".
         total: shards in all.
-        driver: who this is; a new id if not given.
-        policy: how patient to be.
+        driver: its id; None for a new one.
+        policy: how patient it is.
         on_event: told what happens.
         on_snapshot: told how all stands, every two seconds at most and at the end.
     """
@@ -102,7 +91,7 @@ class Driver:
         return left, self._policy.grace_for(self._request)
 
     def settle(self) -> None:
-        """Count what workers still committed while they were being ended; to be called when they are gone."""
+        """Count what workers committed while they were being ended; to be called when they are gone."""
         for worker in self._crew.workers.values():  # of a run that was cut short
             self._dropped.update(shard for call in worker.calls for shard in call.attempts)
         found = self._look_up([shard for shard in sorted(self._dropped) if self._ledger.is_open(shard)])
@@ -115,8 +104,7 @@ class Driver:
         """Label all pending shards.
 
         Raises:
-            NonFiniteLabelError: shards were given up, the last of them because of a label that is not finite.
-            LabelingError: shards were given up for other reasons; the message has them all.
+            LabelingError: shards were given up; NonFiniteLabelError where the last one had such a label.
             StoreFullError: the disk stayed full.
             ClusterError: no worker could be started.
             KeyboardInterrupt: a stop was requested; what is committed is kept.
@@ -137,7 +125,7 @@ class Driver:
                 self._look_at_clock()
         except KeyboardInterrupt:
             if self._closing is None:
-                self._reporter.emit(Stopping(self._request or "interrupted"))
+                self._reporter.emit(events.Stopping(self._request or "interrupted"))
             raise
         finally:
             for name in self._crew.workers:
@@ -167,7 +155,7 @@ class Driver:
         seconds = round(self._pool.now() - worker.started, 3)
         load_s = None if info.load_s is None else round(info.load_s, 3)
         self._reporter.emit(
-            WorkerStarted(worker.name, worker.kind, seconds, info.host, info.pid, info.device, load_s=load_s)
+            events.WorkerStarted(worker.name, worker.kind, seconds, info.host, info.pid, info.device, load_s=load_s)
         )
 
     def _on_answer(self, worker: Worker, results: Sequence[Result]) -> None:
@@ -191,7 +179,7 @@ class Driver:
             self._hungry[worker.name] = None
 
     def _on_lost(self, worker: Worker, event: Lost) -> None:
-        self._reporter.emit(WorkerLost(worker.name, str(event.failure)))
+        self._reporter.emit(events.WorkerLost(worker.name, str(event.failure)))
         delay = self._crew.pause_after_loss(worker, event)
         failure = Failure(WORKER_LOST, f"the worker was lost: {event.failure}")
         self._retire(worker, charge=failure, replace=worker.leave_by is None, delay_s=delay)
@@ -232,7 +220,7 @@ class Driver:
     def _finish(self, shard: int, record: Record, worker: Worker, seconds: float | None = None) -> None:
         process = (record.get("host", worker.host), record.get("pid", worker.pid))
         if process != (worker.host, worker.pid):
-            seconds = None  # they are another attempt's, and the record is not
+            seconds = None  # this worker spent them, and another one made the record
         if seconds is not None:
             worker.done += 1
             worker.rows += self._store.rows(shard)
@@ -244,10 +232,10 @@ class Driver:
 
     def _note_done(self, shard: int, record: Record, seconds: float | None = None) -> None:
         if self._ledger.finish(shard):
-            self._reporter.emit(ShardDone(self._ledger.done, self._total, record, seconds))
+            self._reporter.emit(events.ShardDone(self._ledger.done, self._total, record, seconds))
 
     def _meet_other_driver(self) -> None:
-        """Somebody else works at this store: skip what they have committed, and go another way than they."""
+        """Another driver works at this store: skip what it has committed, and take the rest in another order."""
         now = self._pool.now()
         if now < self._refresh_at:
             return
@@ -280,7 +268,7 @@ class Driver:
             avoid = worker.kind if failure.is_a(ConflictError) and others else worker.name
             patience = max(LEAST_AVOID_S, 2 * (self._times.median(worker.kind) or 0.0))
             action = self._ledger.charge(shard, worker.name, failure, now, avoid=avoid, avoid_s=patience)
-        self._reporter.emit(AttemptFailed(shard, action, attempt, worker.name, str(failure), failure.error))
+        self._reporter.emit(events.AttemptFailed(shard, action, attempt, worker.name, str(failure), failure.error))
         if len(self._ledger.given_up) >= self._policy.max_given_up:
             self._close(f"{len(self._ledger.given_up)} shards were given up")
         self._wake()
@@ -299,8 +287,7 @@ class Driver:
 
     def _feed_one(self, worker: Worker, now: float) -> bool:
         """Hand a worker its next call, if there is one for it."""
-        # Towards the end nobody hoards: a shard waits behind another only while all workers have enough, those that are
-        # still starting too.
+        # A shard may wait behind another only while there are enough for all workers, those that still start included.
         if worker.calls and self._ledger.num_todo < len(self._crew.workers):
             return False
         share = self._ledger.num_todo // (CALLS_PER_WORKER * max(1, self._crew.num_ready))
@@ -318,7 +305,7 @@ class Driver:
         self._pool.submit(worker.name, tasks)
 
     def _wake(self) -> None:
-        """Whoever has room is to be fed: something came back to the queue, or a pause is over."""
+        """Look at every worker with room: something came back to the queue, or a pause is over."""
         self._hungry |= {name: None for name, worker in self._crew.workers.items() if worker.can_take(CALLS_PER_WORKER)}
 
     # Time goes by.
@@ -335,7 +322,7 @@ class Driver:
             return
         self._next_tick = now + self._policy.tick_s
         gap_s = max(GAP_S, 2 * self._policy.tick_s)
-        if now - self._last_loop > gap_s:  # this process was suspended, not the workers' shards slow
+        if now - self._last_loop > gap_s:  # this process was suspended: the workers' shards were not slow
             for worker in self._crew.workers.values():
                 for call in worker.calls:
                     call.begun = min(now, call.begun + now - self._last_loop)
@@ -344,7 +331,7 @@ class Driver:
         for worker in list(self._crew.workers.values()):
             self._look_at_worker(worker, now)
         for worker in self._crew.overdue():
-            self._retire(worker)  # it may be stopped, or wait for a place that will never be free
+            self._retire(worker)  # its process may be stopped, or wait for a place that is never free
         if self._closing is None and now >= self._space.until:
             self._back_up(now)
         self._wake()
@@ -360,11 +347,11 @@ class Driver:
             limit = self._times.limit(worker.kind, len(call.attempts))
             if now - call.begun > limit:
                 reason = f"no answer within {limit:.3g} s (executor.shard_timeout_s)"
-                self._reporter.emit(WorkerLost(worker.name, reason))
+                self._reporter.emit(events.WorkerLost(worker.name, reason))
                 self._retire(worker, charge=Failure(HANGS, reason))
 
     def _back_up(self, now: float) -> None:
-        """Give idle workers what somebody else is slow at: shards that wait behind a straggler, or its own."""
+        """Give idle workers the shards that a slow worker holds: those that wait there, or the one at work."""
         if self._ledger.num_todo:
             return
         idle = deque(worker for worker in self._crew.workers.values() if worker.can_take(1))
@@ -378,9 +365,7 @@ class Driver:
             if shards := [shard for shard in wanted if self._ledger.back_up(shard)]:
                 idle.remove(helper)
                 self._submit(helper, shards, now)
-                self._reporter.emit(Backup(shards[0], helper.name))
-
-    # Ends.
+                self._reporter.emit(events.Backup(shards[0], helper.name))
 
     def _look_for_drains(self, now: float) -> None:
         if now < self._next_drain_look:
@@ -394,17 +379,17 @@ class Driver:
                 self._draining.add(drain.node)
                 left = drain.deadline - now
                 at = None if left == float("inf") else round(self._pool.unix_time() + left, 3)
-                self._reporter.emit(Draining(drain.node, at))
+                self._reporter.emit(events.Draining(drain.node, at))
             worker.leave_by = drain.deadline
             self._crew.replace(worker.role, self._ledger.num_open)
 
     def _close(self, reason: str) -> None:
-        """Hand nothing out any more; what is at work may end within the grace."""
+        """Hand nothing out any more; what is at work may end within the time that the policy grants."""
         if self._closing is not None:
             return
         self._closing = reason
         self._crew.is_closed = True
-        self._reporter.emit(Stopping(reason))
+        self._reporter.emit(events.Stopping(reason))
         by = self._pool.now() + self._policy.grace_for(self._request)
         for worker in self._crew.workers.values():
             worker.leave_by = by if worker.leave_by is None else min(by, worker.leave_by)

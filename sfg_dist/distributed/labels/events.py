@@ -123,14 +123,8 @@ class Stopping(LabelEvent):
 class WorkerState:
     """One worker in a snapshot.
 
-    Attributes:
-        worker: its name.
-        kind: name of its device; workers of one kind give the same bits.
-        host, pid, device: where it runs; None until it has answered.
-        state: "starting", "idle", "at work" or "leaving".
-        shard, attempt: what it works at; None where it does not.
-        since: when it began that, or was asked for, in seconds since 1970.
-        done, rows, seconds: shards that it has committed, their rows, and its time at work.
+    The store's ``status`` reads it back and describes the fields. Host, pid and device are None until the worker has
+    answered; shard and attempt are None while it has none.
     """
 
     worker: str
@@ -149,19 +143,7 @@ class WorkerState:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """How a run stands.
-
-    Attributes:
-        driver: the driver's id.
-        host, pid: where it runs.
-        started, updated: when the run began, and when this was taken, in seconds since 1970.
-        is_running: whether the run goes on.
-        total, done, todo: shards in all, committed, and neither committed nor given up.
-        workers: every worker.
-        failures: the last failed attempts, each with its time.
-        rows_per_s: rows committed a second, over the whole run.
-        num_failures: failed attempts by their action.
-    """
+    """How a run stands; the store's ``status`` reads it back and describes the fields."""
 
     driver: str
     host: str

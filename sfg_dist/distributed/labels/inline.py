@@ -16,11 +16,7 @@ from sfg_dist.store import open_pairs
 
 
 class InlinePool:
-    """One worker at a time, which works while the driver waits.
-
-    Args:
-        make: makes the labeler; called again where the driver replaces its worker.
-    """
+    """One worker at a time, which works while the driver waits; ``make`` makes the labeler of each."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self._make = make

@@ -1,9 +1,9 @@
 """What a labelling run tells Prometheus, through Ray's metrics.
 
-The driver counts for its whole run, from the events of its loop, so the figures do not depend on which actors live on.
-Ray's agent on the driver's node serves them as ``ray_sfg_*`` on the port that ``ray.nodes()`` calls MetricsExportPort;
-that agent comes with ``ray[default]``. Without it the figures are recorded and go nowhere, at no harm. Ray's histograms
-know the middle of a bucket, not the value, so sums that shall be exact are counters beside them.
+The driver counts from the events of its loop, so the figures do not depend on which actors live on. Ray's agent on the
+driver's node serves them as ``ray_sfg_*`` on the port that ``ray.nodes()`` calls MetricsExportPort. That agent comes
+with ``ray[default]``; without it the figures go nowhere. Ray's histograms know the middle of a bucket and not the
+value, so sums that are to be exact are counters beside them.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ STATES = ("starting", "idle", "at work", "leaving")
 class LabelMetrics:
     """Counters, gauges and histograms of one labelling run; needs a running Ray session.
 
-    Args:
-        store: the store's URL, the label ``store`` of every figure.
+    The store's URL is the label ``store`` of every figure.
     """
 
     def __init__(self, store: str) -> None:

@@ -3,7 +3,7 @@
     drivers/<driver id>.json            its latest snapshot, replaced whole
     events/<driver id>-0000.jsonl ...   what happened, in parts of bounded size
 
-Both are for people and dashboards: the protocol reads neither, and where they cannot be written the labels go on.
+Both are for people and dashboards. The store's protocol reads neither, and labels go on where they cannot be written.
 """
 
 from __future__ import annotations
@@ -30,10 +30,6 @@ class Monitor:
     On a local disk each is written as it comes. On an object store a thread of its own writes them every few seconds,
     so that a slow store never holds up the driver. A write that fails warns once and is tried again.
 
-    Args:
-        location: the store.
-        driver: the driver's id.
-
     Example:
         >>> with Monitor(pairs.location, str(driver)) as monitor:                           # doctest: +SKIP
         ...     label_inline(url, LabelSettings(driver=driver, on_event=monitor.event, on_snapshot=monitor.snapshot))
@@ -57,7 +53,7 @@ class Monitor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Write what is left; a snapshot that still says it runs is corrected: this driver has ended."""
+        """Write what is left; the last snapshot says that this driver has ended."""
         with self._lock:
             if self._snapshot is not None and self._snapshot.is_running:
                 self._snapshot = replace(self._snapshot, is_running=False, updated=time.time())

@@ -1,6 +1,6 @@
-"""What the driver's loop needs of the world: a pool of workers with a clock, and a look at the store.
+"""What the driver's loop needs: a pool of workers with a clock, and a look at the store.
 
-Ray's actors, one worker in this process, and scripted or simulated pools in tests stand behind the same interface. A
+Ray's actors, one worker in this process, simulated workers and the scripted ones of tests have the same interface. A
 worker answers its calls in the order in which they were handed to it.
 """
 
@@ -20,14 +20,7 @@ Task = tuple[int, int]
 
 @dataclass(frozen=True)
 class Result:
-    """The answer to one task: a commit record, or why there is none.
-
-    Attributes:
-        shard: which.
-        seconds: what the worker spent on it.
-        record: the commit record.
-        failure: why there is none.
-    """
+    """The answer to one task: a commit record or a failure, and the seconds that the worker spent on it."""
 
     shard: int
     seconds: float
@@ -69,13 +62,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class Lost:
-    """A worker is gone, or could not be started.
-
-    Attributes:
-        worker: its id.
-        failure: why.
-        is_refusal: whether the worker itself said so when it started (it could not open the store, say).
-    """
+    """A worker is gone, or could not be started; ``is_refusal`` where it said so itself, as it began."""
 
     worker: str
     failure: Failure
@@ -87,12 +74,7 @@ PoolEvent = Ready | Answered | Lost
 
 @dataclass(frozen=True)
 class Drain:
-    """Notice that a machine goes away.
-
-    Attributes:
-        node: which.
-        deadline: when, by the pool's clock; infinite where none was given.
-    """
+    """Notice that a node goes away at a deadline by the pool's clock, which is infinite where none was given."""
 
     node: str
     deadline: float
@@ -149,11 +131,11 @@ class Policy:
     Attributes:
         max_attempts: failed attempts at a shard before it is given up.
         max_given_up: shards given up before the run stops early.
-        shard_timeout_s: a shard that runs longer hangs; None: 10 times the median of its kind of worker, at least 60.
+        shard_timeout_s: a shard that runs longer hangs; None for 10 times the median of its kind of worker, but 60 s.
         start_timeout_s: how long no worker at all may be ready.
         full_wait_s: how long a full disk is waited for, all pauses together.
         grace_s: how long shards at work may go on after a request to stop.
-        notice_s: the same where a scheduler gave notice by SIGUSR2; those that would take longer are ended at once.
+        notice_s: the same after SIGUSR2, a scheduler's notice; shards that would take longer are ended at once.
         refresh_s: shortest time between two looks at what another driver has committed.
         tick_s: time between two looks at the clock.
         seed: of the jitter in pauses, and of the order after another driver was met.

@@ -1,7 +1,6 @@
-"""The workers that a job asks for, what they take in memory and on disk, and refusals of what cannot fit.
+"""What a run takes in memory and on disk, and refusals of what cannot fit, each with keys and values that do.
 
-Each refusal names the keys and a value that fits. Workers on other machines (executor.address) are taken to be like
-this one, whose limits do not bind them.
+Workers on other machines (executor.address) are taken to be like this machine, but its limits do not bind them.
 """
 
 from __future__ import annotations
@@ -10,8 +9,6 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-
-import psutil
 
 from sfg_dist.distributed.labels.references import SHARED_BYTES, reference_memory
 from sfg_dist.distributed.labels.sizes import (
@@ -26,8 +23,8 @@ from sfg_dist.distributed.labels.sizes import (
     shard_memory,
 )
 from sfg_dist.distributed.labels.worker_count import DeviceKind, Workers, asked_workers, cpu_room, require_threads
-from sfg_dist.distributed.machine import Machine, this_machine
-from sfg_dist.distributed.places import gpu_room, workers_per_gpu
+from sfg_dist.distributed.machine import Machine, resident_memory, this_machine
+from sfg_dist.distributed.nodes import gpu_room, workers_per_gpu
 from sfg_dist.flow.posterior.block_file import reference_bytes
 from sfg_dist.job.config import Job
 from sfg_dist.job.errors import ConfigError
@@ -62,9 +59,9 @@ class RunMemory:
 
     Attributes:
         actors: of one actor, by kind of device.
-        driver_bytes: of the process that holds the table and hands out shards, and of Ray's own.
-        total_bytes: of all that run on this machine.
-        limit_bytes: what this machine, or the control group, has.
+        driver_bytes: of the process that holds the table and hands out shards, and of Ray's own processes.
+        total_bytes: of all that runs on this machine.
+        limit_bytes: what this machine, or its control group, has.
     """
 
     actors: dict[DeviceKind, ActorMemory]
@@ -144,14 +141,7 @@ def memory_of(
 ) -> RunMemory:
     """Memory of a run, before it is begun.
 
-    Args:
-        plan: what it makes.
-        workers: who makes it.
-        machine: where.
-        num_reference: rows of the reference set.
-        has_clusters: whether labels use clusters of it.
-        driver_bytes: resident size of this process, which holds the table as the run's own will.
-        memory_gib: budget of the reference in an actor, None for all of it.
+    ``driver_bytes`` is the resident size of this process, which holds the table as the run's own will.
     """
     rows = -(-num_reference // workers.actors_per_group)
     actors: dict[DeviceKind, ActorMemory] = {}
@@ -183,18 +173,14 @@ def memory_of(
 def require_budget(job: Job, plan: Plan | None = None, num_reference: int = 1, *, has_clusters: bool = False) -> None:
     """Refuse a labels.memory_gib that cannot hold a block of the reference; where GPUs label, it has no say.
 
-    Args:
-        job: the checked job.
-        plan: of its store; None before the table is read, where the smallest reference is taken.
-        num_reference: rows of the reference set.
-        has_clusters: whether labels use clusters of it.
+    Before the table is read there is no plan, and the smallest reference is taken.
 
     Raises:
-        ConfigError: with a budget that is not too small for this reason.
+        ConfigError: the message has a budget that can.
     """
     if job.labels.memory_gib is None or job.executor.address is not None or this_machine().gpus:
         return
-    held = psutil.Process().memory_info().rss if job.executor.kind == "inline" else ACTOR_BYTES
+    held = resident_memory() if job.executor.kind == "inline" else ACTOR_BYTES
     rows = -(-num_reference // job.executor.actors_per_group)
     need = reference_memory(rows, 1 if plan is None else plan.dim, has_clusters=has_clusters).streamed
     _check_budget(job.labels.memory_gib, held + (0 if plan is None else shard_memory(plan)), need)

@@ -1,4 +1,4 @@
-"""What stands between the driver and the rest: its view of a store, and what a worker does when it is called."""
+"""The driver's view of a store, and what a worker does when it is called."""
 
 from __future__ import annotations
 
@@ -21,12 +21,7 @@ LOOKUPS_AT_ONCE = 16
 
 
 class Shards:
-    """The driver's view of a store of pairs.
-
-    Args:
-        pairs: the open store.
-        only: the shards to look at; all if None.
-    """
+    """The driver's view of a store of pairs, of all shards or ``only`` of some."""
 
     def __init__(self, pairs: Pairs, only: Collection[int] | None = None) -> None:
         self._pairs = pairs
@@ -78,10 +73,7 @@ def worker_info(labeler: Any) -> WorkerInfo:
 def label_tasks(labeler: Any, tasks: Sequence[Task], *, keep_exceptions: bool = False) -> list[Result]:
     """Label some shards, one after the other; an error of one does not keep the others from being done.
 
-    Args:
-        labeler: its ``label(shard, attempt)`` returns the commit record.
-        tasks: shard and number of the attempt.
-        keep_exceptions: hold on to the exceptions themselves, for a caller in this process.
+    ``keep_exceptions`` holds on to the exceptions themselves, for a caller in this process.
     """
     results = []
     for shard, attempt in tasks:

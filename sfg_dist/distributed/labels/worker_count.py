@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sfg_dist.distributed.places import gpu_room
+from sfg_dist.distributed.nodes import gpu_room
 from sfg_dist.job.config import ExecutorConfig
 from sfg_dist.job.errors import ConfigError
 

@@ -38,15 +38,13 @@ class Worker:
 
     Attributes:
         name: its id in the pool.
-        role: as what it was started.
         started: when it was asked for, by the pool's clock.
         is_ready: whether it has answered.
-        info: where it runs, once it has.
+        info: where it runs; None until it has answered.
         calls: what it holds, the one at work first.
         leave_by: when it must be gone, by the pool's clock; None while it stays.
-        done: shards it has committed.
-        rows: their rows.
-        busy_s: seconds it was at work.
+        done, rows: shards that it has committed, and their rows.
+        busy_s: seconds at work.
     """
 
     name: str
@@ -95,7 +93,7 @@ class Worker:
 
 
 def slow_calls(workers: Iterable[Worker], times: ShardTimes, now: float) -> list[tuple[bool, Call, str]]:
-    """What stragglers hold: whether it is at work, the call, and the kind of worker; what waits behind them first."""
+    """The calls of slow workers: whether it is at work, the call, the kind of worker. Waiting calls come first."""
     found: list[tuple[bool, float, Call, str]] = []
     for worker in workers:
         if worker.calls and times.is_slow(worker.kind, len(worker.calls[0].attempts), now - worker.calls[0].begun):
@@ -105,13 +103,7 @@ def slow_calls(workers: Iterable[Worker], times: ShardTimes, now: float) -> list
 
 @dataclass(frozen=True)
 class DriverId:
-    """Who drives: no other driver has the same id.
-
-    Attributes:
-        host: the machine, in characters that a file name may have.
-        pid: the process.
-        token: a random part.
-    """
+    """A driver's id, which no other driver has: its host (in characters for a file name), process and a random part."""
 
     host: str
     pid: int
@@ -128,14 +120,7 @@ class DriverId:
 
 
 class Reporter:
-    """Tells what happens, as events, and how all stands, as snapshots.
-
-    Args:
-        driver: whose snapshots they are.
-        pool: whose clock counts.
-        on_event: told every event.
-        on_snapshot: told every snapshot.
-    """
+    """Tells what happens, as events, and how all stands, as snapshots; times are by the pool's clock."""
 
     def __init__(
         self,

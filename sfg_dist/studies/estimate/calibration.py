@@ -1,9 +1,9 @@
-"""A calibration: the pace of this machine, from the real labeler at work on a real reference for a few seconds.
+"""A calibration: the pace of this machine, from the real labeler at work on the real reference for a few seconds.
 
-A store of its own is laid out in a temporary directory, with the plan's identity, reference and settings but shards of
-one batch. As many processes as the run will have here, or as there are CPUs, open it as actors do, label for a while
-all at once, so that they slow each other down as actors would, and write shards of the plan's own size. What a run pays
-once (imports, opening, clusters, the first batch) is told apart. Nothing touches the job's own store.
+It lays out a store of its own in a temporary directory, with the plan's identity, reference and settings but shards of
+one batch. As many processes as the run will have here, or as there are CPUs, open it as actors do. They label for a
+while all at once, so that they slow each other down as actors would, and write shards of the plan's own size. What a
+run pays once (imports, opening, clusters, the first batch) is measured apart. Nothing touches the job's own store.
 """
 
 from __future__ import annotations
@@ -85,12 +85,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a calibration found.
-
-    Attributes:
-        paces: of one worker, by kind of device, "cpu" or "cuda".
-        other_cpus: CPUs that processes of others kept busy meanwhile, on average.
-    """
+    """What a calibration found: the pace of one worker of each kind, and CPUs that other processes kept busy."""
 
     paces: dict[DeviceKind, Pace]
     other_cpus: float
@@ -126,14 +121,11 @@ def calibrate(
     """Label real batches of a plan in processes of their own, all at once.
 
     Args:
-        plan: the job's; its rows, solver and tolerance are used.
+        plan: the job's.
         reference: the transformed reference set, float32, shape (num_reference, dim).
         settings: how.
-        order: its order in clusters, where labels use some.
+        order: the reference's order in clusters, where labels use some.
         queries: the user's own query points, or None.
-
-    Returns:
-        The pace of each kind of device that was asked for.
 
     Raises:
         ConfigError: the temporary directory has no room.
@@ -196,7 +188,7 @@ def _require_room(needed: int) -> None:
 
 
 def _compile_kernels(plan: Plan) -> None:
-    """Compile what labels of these columns use on the CPU and keep it for other processes, a run's own among them."""
+    """Compile what labels of these columns use on the CPU, and keep it for other processes and the run itself."""
     from sfg_dist.flow import label_latents
     from sfg_dist.flow.posterior.backends import SPARSE_ROWS
 
@@ -205,11 +197,8 @@ def _compile_kernels(plan: Plan) -> None:
         label_latents(rows[:16], rows, t_min=plan.t_min, batch_size=16, tolerance=tolerance)
 
 
-# The processes.
-
-
 def _run_trials(tasks: Sequence[TrialTask]) -> tuple[list[Trial], float]:
-    """Start a process a task and let all integrate at once when the last is ready; what they found, others' CPUs."""
+    """What a process for each task finds, all measuring at once; and CPUs that other processes kept busy meanwhile."""
     with contextlib.ExitStack() as stack:
         children = [stack.enter_context(start_trial(task)) for task in tasks]
         for child in children:

@@ -1,7 +1,7 @@
 """What a job will take, before anything is spent: shards, bytes, memory, evaluations, time and cost.
 
-Nothing is written into output.dir and Ray is not needed: the pace of a worker, and what it pays once, come from a
-calibration on this machine (``calibration``), the time of the label stage from them (``run_time``).
+Nothing is written into output.dir, and Ray is not needed. A calibration on this machine (``calibration``) gives the
+pace of a worker and what it pays once; from these follows the time of the label stage (``run_time``).
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sfg_dist.distributed.labels.events import JsonObject
 from sfg_dist.distributed.labels.requirements import (
     RunMemory,
     choose_workers,
@@ -25,8 +26,8 @@ from sfg_dist.distributed.labels.requirements import (
 )
 from sfg_dist.distributed.labels.sizes import EVENT_BYTES, StoreBytes, store_bytes
 from sfg_dist.distributed.labels.worker_count import DeviceKind, Workers
-from sfg_dist.distributed.machine import Machine, this_machine
-from sfg_dist.distributed.places import workers_per_gpu
+from sfg_dist.distributed.machine import Machine, resident_memory, this_machine
+from sfg_dist.distributed.nodes import workers_per_gpu
 from sfg_dist.job.config import Job
 from sfg_dist.job.plan import REFERENCE_BLOCK_ROWS, Plan
 from sfg_dist.pipeline.plan import check_job
@@ -50,13 +51,11 @@ class Work:
     """What there is to do.
 
     Attributes:
-        num_shards: of the whole store; ``shards_left`` of them are still to do.
-        num_pairs: likewise, and ``pairs_left``.
         dim: columns as the flow sees them.
         num_reference: rows behind the score.
-        score_evaluations: of what is left, rows times evaluations.
-        pairs_summed: of a latent and a reference, in what is left; from the calibration.
-        is_counted: whether the evaluations are fixed by the job; with step control they are from the calibration.
+        score_evaluations: rows times evaluations, of what is left.
+        pairs_summed: pairs of a latent and a reference row, of what is left; from the calibration.
+        is_counted: whether the job fixes the evaluations; with step control they are from the calibration.
     """
 
     num_shards: int
@@ -76,13 +75,9 @@ class Estimate:
 
     Attributes:
         output: output.dir of the job.
-        work: what there is to do.
         written: bytes of the whole store.
         left: bytes still to be written.
-        free_bytes: where they go; None for an object store.
-        memory: of actors and driver.
-        workers: who does it.
-        time: how long it takes.
+        free_bytes: room where they go; None for an object store.
         cost: None without executor.price_per_hour.
         paces: the calibration, by kind of device; empty where nothing is left to do.
         notes: what to know about the figures.
@@ -102,7 +97,7 @@ class Estimate:
     notes: tuple[str, ...]
     read_as: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """The estimate as a JSON document."""
         document = asdict(self)
         for name, size in (("written", self.written), ("left", self.left)):
@@ -112,17 +107,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Subject:
-    """What is to be labelled.
-
-    Attributes:
-        plan: of the store.
-        frame: what else the store is made of.
-        pairs: the store, where it is begun.
-        pending: its shards that are left.
-        num_reference: rows behind the score.
-        fits_grid: whether a time grid is fitted first.
-        read_as: how the table was read, in words.
-    """
+    """What is to be labelled: the store's plan and frame, the store itself where it is begun, and its shards left."""
 
     plan: Plan
     frame: Frame
@@ -153,6 +138,12 @@ class _Subject:
     def has_clusters(self) -> bool:
         """Whether labels use clusters of the reference."""
         return self.frame.make_order is not None
+
+    @property
+    def queries(self) -> NDArray[np.float32] | None:
+        """The user's own query points, which are held in memory."""
+        assert not isinstance(self.frame.queries, RowBlocks)
+        return self.frame.queries
 
     @property
     def rows_left(self) -> list[int]:
@@ -201,7 +192,7 @@ def estimate_job(
 
     Args:
         job: the checked job.
-        machine: what there is; this machine by default.
+        machine: this machine by default.
         seconds: length of the calibration once it is warm.
         on_step: told in words what goes on.
 
@@ -213,19 +204,19 @@ def estimate_job(
     check_job(job)
     require_output(job.output.dir)
     machine = machine or this_machine()
-    workers = choose_workers(job, machine)
+    workers, price = choose_workers(job, machine), job.executor.price_per_hour
     require_budget(job)
     on_step("data: reading and preparing the table")
     started = time.monotonic()
     subject = _Subject.of(job)
-    plan, pending = subject.plan, subject.pending
+    plan, pending, clusters = subject.plan, subject.pending, subject.has_clusters
     memory = memory_of(
         plan,
         workers,
         machine,
         num_reference=subject.num_reference,
-        has_clusters=subject.has_clusters,
-        driver_bytes=_resident_bytes(),
+        has_clusters=clusters,
+        driver_bytes=resident_memory(),
         memory_gib=job.labels.memory_gib,
     )
     require_memory(memory, workers, machine)
@@ -244,16 +235,14 @@ def estimate_job(
             seconds=seconds,
             niceness=RAY_NICENESS if workers.executor == "ray" else 0,
         )
-        queries = None if subject.frame.queries is None else _held(subject.frame.queries)
-        found = calibrate(plan, reference, settings, order=order, queries=queries)
+        found = calibrate(plan, reference, settings, order=order, queries=subject.queries)
     paces = {kind: _of_blocks(pace, blocks) for kind, pace in found.paces.items()}
-    if commit := max((pace.commit_bytes for pace in paces.values()), default=0.0):
+    if paces:
+        commit = max(pace.commit_bytes for pace in paces.values())
         written = replace(written, commits=round(commit * plan.num_shards))
         left = replace(left, commits=round(commit * len(pending)))
-    if subject.fits_grid and paces:
-        data_s += FIT_ROWS * min(pace.seconds_per_row for pace in paces.values())
-    spent = time_of(subject.rows_left, plan, workers, paces, data_s=data_s, pads=not subject.has_clusters)
-    price = job.executor.price_per_hour
+        data_s += subject.fits_grid * FIT_ROWS * min(pace.seconds_per_row for pace in paces.values())
+    spent = time_of(subject.rows_left, plan, workers, paces, data_s=data_s, pads=not clusters)
     return Estimate(
         output=job.output.dir,
         work=_work(subject, paces, job),
@@ -297,11 +286,6 @@ def _of_blocks(pace: Pace, blocks: float) -> Pace:
     )
 
 
-def _held(queries: NDArray[np.float32] | RowBlocks) -> NDArray[np.float32]:
-    assert isinstance(queries, np.ndarray)
-    return queries
-
-
 def _graded(job: Job) -> Job:
     """The job on the default grid, which costs as many evaluations as one that is fitted first."""
     return job.model_copy(update={"labels": job.labels.model_copy(update={"time_grid": "graded"})})
@@ -332,12 +316,6 @@ def _bytes_left(plan: Plan, written: StoreBytes, pending: Sequence[int]) -> Stor
         commits=round(written.commits * len(pending) / plan.num_shards),
         logs=len(pending) * EVENT_BYTES + 4096,
     )
-
-
-def _resident_bytes() -> int:
-    import psutil
-
-    return int(psutil.Process().memory_info().rss)
 
 
 def _work(subject: _Subject, paces: Mapping[DeviceKind, Pace], job: Job) -> Work:
@@ -395,7 +373,7 @@ def _notes(
 def _load_notes(
     workers: Workers, machine: Machine, paces: Mapping[DeviceKind, Pace], other_cpus: float, spent: Time
 ) -> list[str]:
-    """What to know where other processes took CPUs from the calibration."""
+    """What to know where other processes took CPU time from the calibration."""
     idle = machine.num_cpus - len(calibrated_devices(workers, machine)) * workers.num_threads
     if other_cpus <= idle + OTHER_CPUS:
         return []

@@ -7,9 +7,9 @@ from machines import on_cpus
 
 from sfg_dist.distributed.labels.actors import label_with_actors
 from sfg_dist.distributed.labels.labeler import ShardLabeler, label_error
-from sfg_dist.distributed.labels.members import GroupReference, ReferenceMember, part_ranges
 from sfg_dist.distributed.labels.references import StoredReference
 from sfg_dist.distributed.labels.settings import LabelSettings
+from sfg_dist.distributed.labels.sharded_reference import ReferenceMember, ShardedReference, part_ranges
 from sfg_dist.flow import posterior_moments
 from sfg_dist.job.errors import LabelingError
 from sfg_dist.store import open_pairs, read_rows
@@ -51,7 +51,7 @@ def test_the_merged_bound_holds(make_store, monkeypatch, block_rows, num_parts, 
         whole = Prepared.reference
         monkeypatch.setattr(Prepared, "reference", lambda self: np.ascontiguousarray(np.sort(whole(self), axis=0)))
     pairs = make_store(data=TABLE, labels=LABELS)
-    group = GroupReference(StoredReference(pairs), members_of(pairs, num_parts))
+    group = ShardedReference(StoredReference(pairs), members_of(pairs, num_parts))
     rows = pairs.reference.astype(np.float64) - group.center.numpy()
     rng = np.random.default_rng(num_parts)
     for t in (0.9, 0.3, 0.03, 1e-3, 1e-5):
@@ -112,7 +112,7 @@ def test_a_part_beyond_the_memory_is_refused_with_what_would_do(make_store):
 
 def test_a_query_out_of_reach_is_nan_and_harms_no_other(make_store):
     pairs = make_store(data=TABLE, labels=LABELS)
-    group = GroupReference(StoredReference(pairs), members_of(pairs, 2))
+    group = ShardedReference(StoredReference(pairs), members_of(pairs, 2))
     z = torch.zeros(5, 2)
     z[3, 0] = 1e30
     moments = posterior_moments(z, group, alpha=0.5, beta_sq=0.1, variance=False, tolerance=1e-3)

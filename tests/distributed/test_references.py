@@ -155,14 +155,7 @@ def test_as_many_blocks_are_kept_as_fit(make_store, monkeypatch):
     block = 1500 * 3 * 8
     reading = block + references.WORK_BYTES + 1.25 * 1500 * 3 * 4
 
-    class Process:
-        def __init__(self, pid):
-            assert pid == os.getpid()
-
-        def memory_info(self):
-            return type("Memory", (), {"rss": 100 << 20})
-
-    monkeypatch.setattr(references.psutil, "Process", Process)
+    monkeypatch.setattr(references, "resident_memory", lambda: 100 << 20)
     for num_kept in (0, 1, 2):
         budget = ((100 << 20) + reading + num_kept * block + 10) / references.GIB
         assert stored.num_fitting(budget, torch.float64) == num_kept

@@ -192,6 +192,7 @@ def small_run(tmp_path_factory):
 def small_labels(tmp_path_factory):
     """Stores of the small job by the number of shards of 8 that are done, each of them made once for the session."""
     from sfg_dist.distributed.labels.inline import label_inline
+    from sfg_dist.distributed.labels.settings import LabelSettings
     from sfg_dist.pipeline.pipeline import Pipeline
 
     made: dict[int, Path] = {}
@@ -202,7 +203,7 @@ def small_labels(tmp_path_factory):
             if shards == 8:
                 Pipeline(job).label()
             else:
-                label_inline(Pipeline(job).open_store().location.url, only=range(shards))
+                label_inline(Pipeline(job).open_store().location.url, LabelSettings(only=range(shards)))
             made[shards] = Path(job.output.dir)
         return made[shards]
 

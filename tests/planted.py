@@ -436,10 +436,10 @@ TOP = (
     ),
     Fault(
         name="repair_labels_everything",
-        file="sfg_dist/distributed/labels/label.py",
+        file="sfg_dist/pipeline/repair.py",
         why="`sfg repair` starts to label all that is pending, not only what is bad.",
-        old='            "only": only,\n',
-        new="",
+        old="replace(label_settings(job, emit), only=shards)",
+        new="label_settings(job, emit)",
         tests=("tests/test_mending.py::test_repair_leaves_pending_shards_pending",),
     ),
     Fault(

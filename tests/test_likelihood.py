@@ -149,7 +149,7 @@ def test_a_stopped_encoder_goes_on_from_its_checkpoint(copy_labels, tmp_path, mo
     ],
 )
 def test_the_fits_share_the_time_or_the_threads(make_job, monkeypatch, threads, device, kind, generator, encoder):
-    monkeypatch.setattr("sfg_dist.distributed.labels.labeler.default_device", lambda: torch.device(device))
+    monkeypatch.setattr("sfg_dist.distributed.machine.default_device", lambda: torch.device(device))
     keys = {"encoder": True, "encoder_share": 0.25, "max_time_s": 8.0, "num_threads": threads}
     job = make_job(train=keys, executor={"kind": kind})
     assert tuple(getattr(fit_settings(job), name) for name in ("max_time_s", "num_threads")) == generator
@@ -184,7 +184,7 @@ def test_a_process_that_is_killed_says_so_and_the_fit_goes_on(copy_labels, tmp_p
         deadline = time.monotonic() + patience(60)
         while not (tmp_path / "c" / encoding.STATE_NAME).exists() and time.monotonic() < deadline:
             time.sleep(0.05)
-        beside._process.kill()
+        beside._child._process.kill()
         with pytest.raises(TrainingError, match="the encoder's process ended"):
             beside.wait()
     step, steps = encoding.EncoderTrainer.step, []
@@ -233,5 +233,6 @@ def test_the_other_process_ends_with_this_one(copy_labels, tmp_path):
     pairs, settings, validation = small_fit(copy_labels, num_steps=1_000_000)
     arguments = (pairs.location.url, tmp_path / "c", settings, validation)
     with encoder_beside(*arguments, on_check=lambda entry: None) as beside:
-        beside._process.stdin.close()  # as the system does when a process is killed
-        assert beside._process.wait(patience(60)) == 1
+        process = beside._child._process
+        process.stdin.close()  # as the system does when a process is killed
+        assert process.wait(patience(60)) == 1

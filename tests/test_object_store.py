@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 from commands import sfg, sfg_process
+from told import snapshot
 
 import sfg_dist
+from sfg_dist.distributed.labels.events import Backup
 from sfg_dist.distributed.labels.monitor import Monitor
 from sfg_dist.job.errors import StoreUnavailableError
 from sfg_dist.job.object_stores import without_credentials
@@ -149,9 +151,9 @@ def test_a_monitor_writes_bounded_parts_from_a_thread_of_its_own(bucket, monkeyp
     location = Location(bucket)
     with Monitor(location, "me") as monitor:
         for number in range(200):
-            monitor.event("shard", shard=number)
+            monitor.event(Backup(number, "gpu-1"))
             monitor._thread.join(0.001)
-        monitor.snapshot({"is_running": True, "updated": 0.0})
+        monitor.snapshot(snapshot())
     parts = sorted(entry.key for entry in location.list("events"))
     assert len(parts) > 1
     assert parts[0] == "events/me-0000.jsonl"

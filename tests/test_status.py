@@ -6,12 +6,14 @@ import re
 import time
 
 import pytest
+from told import failed, snapshot
 
 from sfg_dist.cli.prometheus import prometheus_text
 from sfg_dist.cli.status import open_console, status_line, status_lines, status_page
 from sfg_dist.distributed.labels.inline import label_inline
 from sfg_dist.distributed.labels.label import label_pending
 from sfg_dist.distributed.labels.monitor import Monitor
+from sfg_dist.distributed.labels.settings import LabelSettings
 from sfg_dist.job.config import ExecutorConfig
 from sfg_dist.job.words import duration, size_of
 from sfg_dist.pipeline.pipeline import Pipeline
@@ -200,8 +202,8 @@ def test_a_second_look_reads_only_what_is_new(half_done, monkeypatch):
 
 def test_a_monitor_leaves_what_status_shows(half_done):
     with Monitor(half_done.location, SNAPSHOT["driver"]) as monitor:
-        monitor.event("attempt_failed", shard=5, attempt=1, worker="actor-9", reason="it hangs", action="retry")
-        monitor.snapshot(SNAPSHOT | {"updated": time.time(), "num_failures": {}})
+        monitor.event(failed())
+        monitor.snapshot(snapshot(driver=SNAPSHOT["driver"], updated=time.time(), num_failures={"retry": 1}))
         running = StatusReader(half_done).read(time.time())
         assert running.drivers[0].state == "running"
     ended = StatusReader(half_done).read(time.time())
@@ -290,11 +292,8 @@ def test_snapshots_and_files_name_one_driver(make_job):
     """What is shown of a driver, the name of its snapshot and that of its events are one id."""
     snapshots = []
     pairs = Pipeline(make_job()).open_store()
-    label_pending(
-        pairs, ExecutorConfig(kind="inline"), num_threads=1, memory_gib=None, emit=lambda *_, **__: None,
-        on_snapshot=snapshots.append,
-    )  # fmt: skip
-    (driver,) = {snapshot["driver"] for snapshot in snapshots}
+    label_pending(pairs, ExecutorConfig(kind="inline"), LabelSettings(on_snapshot=snapshots.append))
+    (driver,) = {snapshot.driver for snapshot in snapshots}
     root = pairs.location.root
     assert [path.name for path in (root / "drivers").iterdir()] == [f"{driver}.json"]
     assert [path.name for path in (root / "events").iterdir()] == [f"{driver}-0000.jsonl"]

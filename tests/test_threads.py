@@ -51,10 +51,10 @@ def test_a_local_ray_leaves_the_users_choice(unsettled, monkeypatch):
 
 
 def calibration_of(folder):
-    from sfg_dist.studies.estimate import calibration
+    from sfg_dist.studies.estimate.calibration import start_trial
+    from sfg_dist.studies.estimate.calibration_process import TrialTask
 
-    with calibration._process(folder, 0, "cpu", {"num_threads": 1, "niceness": 0}):
-        pass
+    start_trial(TrialTask(str(folder), "", 0, 1, "cpu", 1, None, 0.1, 1, 0))
 
 
 def encoder_beside_of(folder):
@@ -67,9 +67,11 @@ def encoder_beside_of(folder):
 
 
 def training_ahead_of(folder):
+    from test_training import make_settings
+
     from sfg_dist.distributed.fit import ahead
 
-    ahead._Process({"settings": {"num_threads": 1}}, None)
+    ahead._TrainingProcess(ahead.AheadTask("", "", make_settings(), ""), None)
 
 
 @pytest.mark.parametrize("start", [calibration_of, encoder_beside_of, training_ahead_of])

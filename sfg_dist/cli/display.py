@@ -33,29 +33,6 @@ class Display:
         self._workers: set[str] = set()
         self._first: tuple[float, float] | None = None
         self._stage: Mapping[str, Any] = {}
-        self._handlers: dict[str, Callable[[Mapping[str, Any]], None]] = {
-            "stage_started": self._on_stage,
-            "stage_finished": self._on_finished,
-            "table": self._on_table,
-            "time_grid": self._on_time_grid,
-            "shard": self._on_shard,
-            "worker_started": self._on_worker,
-            "worker_lost": self._on_worker_lost,
-            "attempt_failed": self._on_attempt_failed,
-            "backup": self._on_backup,
-            "draining": self._on_draining,
-            "stopping": self._on_stopping,
-            "checked": self._on_checked,
-            "extended": self._on_extended,
-            "epoch": self._on_epoch,
-            "live": self._on_live,
-            "ahead": self._on_ahead,
-            "trained_ahead": self._on_trained_ahead,
-            "resumed_from": self._on_resumed_from,
-            "encoder": self._on_encoder,
-            "measured": self._on_measured,
-            "drawn": self._on_drawn,
-        }
 
     def __enter__(self) -> Display:
         if self._as_json:  # whatever a library prints meanwhile, such as Ray's news of a dead worker, is no document
@@ -67,8 +44,8 @@ class Display:
         self._stack.close()
 
     def __call__(self, event: Mapping[str, Any]) -> None:
-        """Show an event; kinds without a handler are passed over."""
-        handler = self._handlers.get(event["event"])
+        """Show an event by the method of its name; kinds without one are passed over."""
+        handler: Callable[[Mapping[str, Any]], None] | None = getattr(self, f"_on_{event['event']}", None)
         if handler is not None:
             handler(event)
 
@@ -86,7 +63,7 @@ class Display:
     def _on_extended(self, event: Mapping[str, Any]) -> None:
         self._print(f"extend: from {event['before']:,} to {event['rows']:,} pairs")
 
-    def _on_stage(self, event: Mapping[str, Any]) -> None:
+    def _on_stage_started(self, event: Mapping[str, Any]) -> None:
         self._stage = event
         if event["stage"] == "label":
             missing = event["missing"]
@@ -109,7 +86,7 @@ class Display:
         elif event["stage"] != "data":
             self._print(f"{event['stage']} ...")
 
-    def _on_finished(self, event: Mapping[str, Any]) -> None:
+    def _on_stage_finished(self, event: Mapping[str, Any]) -> None:
         self._close_bar()
         if event["stage"] != "data":
             self._print(f"{event['stage']}: done in {event['seconds']:.1f} s")
@@ -146,7 +123,7 @@ class Display:
             line += f", {len(self._workers):,} workers"
         self._advance(event["done"], line, event)
 
-    def _on_worker(self, event: Mapping[str, Any]) -> None:
+    def _on_worker_started(self, event: Mapping[str, Any]) -> None:
         self._workers.add(event["worker"])
 
     def _on_worker_lost(self, event: Mapping[str, Any]) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from sfg_dist.job.values import as_line
 
 if TYPE_CHECKING:
-    from sfg_dist.distributed.labels.requirements import ActorMemory, DeviceKind
+    from sfg_dist.distributed.labels.requirements import ActorMemory
+    from sfg_dist.distributed.labels.worker_count import DeviceKind
     from sfg_dist.studies.estimate.estimate import Estimate
 
 _UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))

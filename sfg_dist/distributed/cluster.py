@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import stat
 import sys
 import tempfile
@@ -24,7 +25,7 @@ LOOPBACK = "127.0.0.1"
 LOOPBACK_INTERFACE = "lo" if sys.platform == "linux" else "lo0"
 MANY_MACHINES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 LOCAL_ENVIRONMENT = {
-    # Without it Ray replaces an address of loopback by the machine's, and listens on all addresses.
+    # Else Ray replaces an address of loopback by the machine's, and listens on all addresses.
     MANY_MACHINES: "0",
     "GLOO_SOCKET_IFNAME": LOOPBACK_INTERFACE,
     "NCCL_SOCKET_IFNAME": LOOPBACK_INTERFACE,
@@ -38,6 +39,7 @@ LOCAL_ENVIRONMENT = {
 MAX_BASE = 24
 """Characters of a directory with room for Ray's sockets: a socket's path has 103, and Ray's names take up to 79."""
 LEAST_ROOM = 32 << 20
+CONNECT_S = 2.0  # within which a port of this machine answers
 
 _TOKEN = secrets.token_hex(32)
 
@@ -62,6 +64,8 @@ def ray_session(address: str | None = None) -> Iterator[None]:
         if address is None:
             folder = stack.enter_context(session_directory())
             stack.enter_context(local_environment({"PYTHONPATH": _workers_path(folder)}))
+        elif _is_on_loopback_alone(address):
+            stack.enter_context(_environment({MANY_MACHINES: "0"}))
         import ray
 
         terminate = signal.getsignal(signal.SIGTERM)
@@ -83,6 +87,32 @@ def ray_session(address: str | None = None) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+def _is_on_loopback_alone(address: str) -> bool:
+    """Whether a cluster listens on loopback and nowhere else: Ray would look for it at the machine's own address.
+
+    Raises:
+        ClusterError: nothing listens there, for which Ray would wait long.
+    """
+    host, _, port = address.rpartition(":")
+    if host not in (LOOPBACK, "localhost") or not port.isdigit() or MANY_MACHINES in os.environ:
+        return False
+    from ray.util import get_node_ip_address
+
+    if _listens(get_node_ip_address(), int(port)):
+        return False
+    if not _listens(LOOPBACK, int(port)):
+        raise ClusterError(_explain(address, f"nothing listens at port {port} of this machine"))
+    return True
+
+
+def _listens(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=CONNECT_S).close()
+    except OSError:
+        return False
+    return True
 
 
 class _OwnPath(list[str]):
@@ -170,7 +200,7 @@ def _unfit(base: str) -> str:
     return ""
 
 
-def _explain(address: str | None, error: Exception) -> str:
+def _explain(address: str | None, error: Exception | str) -> str:
     if address is None:
         return f"Ray could not be started on this machine ({error}); `--executor inline` does without it"
     return (
@@ -184,10 +214,7 @@ def local_environment(more: Mapping[str, str] | None = None) -> Iterator[None]:
     """Within, a Ray started on this machine has a token of this process, little idle work and threads that sleep.
 
     It listens on loopback, unless the environment names other interfaces or has RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER = 1.
-    The environment is put back after.
-
-    Args:
-        more: variables beside these.
+    At the end the environment is as it was.
 
     Raises:
         ClusterError: Ray was imported before, and does not take these settings any more.
@@ -196,7 +223,13 @@ def local_environment(more: Mapping[str, str] | None = None) -> Iterator[None]:
     if not is_settled():
         wait_passively(values)
     values |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
-    values |= more or {}
+    with _environment(values | dict(more or {})):
+        yield
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Within, the environment has these variables too, and Ray goes by them."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -215,8 +248,8 @@ def local_environment(more: Mapping[str, str] | None = None) -> Iterator[None]:
 def _let_ray_read_again() -> None:
     """Have a Ray that is imported already take its token and its addresses from the environment as it is now.
 
-    It reads them once, at its import. Left alone, it would listen on all addresses and write a token of its own into a
-    file that others can read.
+    Ray reads them once, at its import. Without this it would listen on all addresses, and write a token of its own into
+    a file that others can read.
 
     Raises:
         ClusterError: this version of Ray has no way to do it.
@@ -242,10 +275,10 @@ def _let_ray_read_again() -> None:
 
 
 def draining_nodes() -> dict[str, float]:
-    """Nodes of the running Ray that are about to go away: when, in seconds since 1970, infinite where none is given.
+    """Nodes of the running Ray that are about to go away, and when: seconds since 1970, infinite where nobody said.
 
-    Ray tells its own libraries so through a private module; where another version has it no longer, nothing is drained
-    and a node that goes is found by its lost actors.
+    Ray tells its own libraries so through a private module. Where another version lacks it, a node that goes is found
+    by its lost actors.
     """
     try:
         from ray._private.state import state

@@ -7,18 +7,17 @@ import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sfg_dist.job.memory import GROUPS, memory_limits, own_groups
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU that torch sees.
-
-    Attributes:
-        name: as its driver calls it.
-        memory_bytes: all of its memory.
-    """
+    """A GPU that torch sees, with all of its memory."""
 
     name: str
     memory_bytes: int
@@ -59,9 +58,23 @@ def this_machine() -> Machine:
     return Machine(_usable_cpus(), total, available, tuple(gpus))
 
 
+def default_device() -> torch.device:
+    """Where labels and fits run: the GPU when there is one."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def resident_memory() -> int:
+    """The bytes that this process holds resident now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
 def peak_memory() -> int:
     """The most bytes that this process has held resident so far."""
-    if sys.platform == "linux":  # whose ru_maxrss a child inherits from its parent, this not
+    if sys.platform == "linux":  # there a child inherits ru_maxrss from its parent, but not VmHWM
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

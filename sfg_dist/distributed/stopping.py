@@ -23,13 +23,13 @@ def stop_signals(
 ) -> Iterator[None]:
     """Within, a signal to stop calls ``request`` with its name; a second one raises KeyboardInterrupt at once.
 
-    Signals that were ignored stay ignored, and the handlers are put back after. Outside the main thread, where Python
-    allows no handlers, nothing is changed.
+    Signals that were ignored stay ignored, and the handlers are restored at the end. Outside the main thread, where
+    Python allows no handlers, nothing is changed.
 
     Args:
         request: asks the loop to end.
-        patience: for a loop that cannot look while it works: seconds until its work should end (None where nobody
-            knows), and seconds that it may take. Where it takes longer than it may, KeyboardInterrupt ends it.
+        patience: for a loop that cannot look while it works. It gives the seconds until the work should end (None
+            where nobody knows) and the seconds that it may take. KeyboardInterrupt ends work that takes longer.
         notice_s: how long the work may go on after SIGUSR2.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -60,7 +60,7 @@ def stop_signals(
                 signal.signal(number, handle)
         with granting(notice_s):
             yield
-        if asked:  # it came when all was done already: whoever asked wants the rest of the program to end too
+        if asked:  # all was done already, and the rest of the program is to end too
             raise KeyboardInterrupt(asked)
     finally:
         if timer is not None:

@@ -111,10 +111,26 @@ def fingerprint(rows: NDArray[Any]) -> str:
 
 def fingerprint_of_blocks(blocks: Iterable[NDArray[Any]], shape: tuple[int, ...], dtype: DTypeLike) -> str:
     """``fingerprint`` of a table that comes in blocks of rows."""
-    digest = hashlib.sha256(f"{shape}{np.dtype(dtype).str}".encode())
+    digest = TableDigest(shape, dtype)
     for rows in blocks:
-        digest.update(np.ascontiguousarray(rows, dtype=dtype).data)
+        digest.update(rows)
     return digest.hexdigest()
+
+
+class TableDigest:
+    """``fingerprint`` of a table whose rows come one block after the other."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: DTypeLike) -> None:
+        self._dtype = np.dtype(dtype)
+        self._digest = hashlib.sha256(f"{shape}{self._dtype.str}".encode())
+
+    def update(self, rows: NDArray[Any]) -> None:
+        """Take the next block."""
+        self._digest.update(np.ascontiguousarray(rows, dtype=self._dtype).data)
+
+    def hexdigest(self) -> str:
+        """The fingerprint, once all rows were taken."""
+        return self._digest.hexdigest()
 
 
 @dataclass(frozen=True)

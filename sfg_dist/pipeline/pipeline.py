@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sfg_dist.distributed.fit.generator import TrainHooks, fit_generator, fit_settings
-from sfg_dist.distributed.labels.label import label_pending
+from sfg_dist.distributed.labels.label import label_pending, label_settings
 from sfg_dist.job.config import Job, load_job, resolve_job
 from sfg_dist.job.errors import ConfigError, DataError, StoreError
 from sfg_dist.job.object_stores import absolute_url, is_url
@@ -396,14 +396,7 @@ class Pipeline(OutputDirectory):
                     on_live=on_live,
                 )
                 reserved = stack.enter_context(ahead)
-            label_pending(
-                pairs,
-                self.job.executor,
-                num_threads=self.job.labels.num_threads,
-                memory_gib=self.job.labels.memory_gib,
-                emit=self.emit,
-                reserved=reserved,
-            )
+            label_pending(pairs, self.job.executor, label_settings(self.job, self.emit), reserved=reserved)
         if overlap:
             from sfg_dist.distributed.fit.checkpoints import newest_step
 

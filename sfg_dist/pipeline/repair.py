@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sfg_dist.distributed.labels.label import label_pending
+from sfg_dist.distributed.labels.label import label_pending, label_settings
 from sfg_dist.job.config import Job, parse_job, resolve_job
 from sfg_dist.job.documents import MAX_BYTES, text_of
 from sfg_dist.job.errors import ConfigError, SfgError, StoreError
@@ -174,12 +174,5 @@ def _label_again(pairs: Pairs, job: Job, shards: Sequence[int], emit: Callable[.
     rows = sum(stop - start for start, stop in map(pairs.plan.shard_range, shards))
     emit("stage_started", stage="label", fresh=True, total=len(shards), missing=len(shards), rows=rows)
     with ray_session(job.executor.address) if job.executor.kind == "ray" else contextlib.nullcontext():
-        label_pending(
-            pairs,
-            job.executor,
-            num_threads=job.labels.num_threads,
-            memory_gib=job.labels.memory_gib,
-            emit=emit,
-            only=shards,
-        )
+        label_pending(pairs, job.executor, replace(label_settings(job, emit), only=shards))
     emit("stage_finished", stage="label", seconds=round(time.monotonic() - started, 3))

@@ -24,13 +24,16 @@ import numpy as np
 from sfg_dist.distributed.cluster import ray_session
 from sfg_dist.distributed.labels import pace
 from sfg_dist.distributed.labels.actors import label_with_actors
+from sfg_dist.distributed.labels.events import LabelEvent, ShardDone, WorkerStarted
 from sfg_dist.distributed.labels.labeler import ShardLabeler
-from sfg_dist.job.config import resolve_job
+from sfg_dist.distributed.labels.settings import LabelSettings
+from sfg_dist.job.config import ExecutorConfig, resolve_job
 from sfg_dist.pipeline.pipeline import Pipeline
 from sfg_dist.store import Pairs, open_pairs
 
 PARTS = ("rate", "write", "overhead")
 NUM_ACTORS = 2
+ACTORS = ExecutorConfig(num_actors=NUM_ACTORS).model_copy(update={"num_gpus_per_actor": 0})
 SHARD_S = 10.0
 SHAPES = ((4096, 8), (65_536, 8), (65_536, 64))
 
@@ -74,12 +77,12 @@ class Clock:
         self.done: list[float] = []
         self.seconds: list[float] = []
 
-    def __call__(self, event: str, **details: Any) -> None:
-        if event == "worker_started":
+    def __call__(self, event: LabelEvent) -> None:
+        if isinstance(event, WorkerStarted):
             self.ready.append(time.perf_counter())
-        elif event == "shard":
+        elif isinstance(event, ShardDone):
             self.done.append(time.perf_counter())
-            self.seconds.append(details["record"].get("seconds", 0.0))
+            self.seconds.append(event.record.get("seconds", 0.0))
 
 
 def rate(directory: Path, quick: bool, call_shards: int) -> dict[str, Any]:
@@ -91,9 +94,7 @@ def rate(directory: Path, quick: bool, call_shards: int) -> dict[str, Any]:
     clock = Clock()
     most, pace.MAX_CALL_SHARDS = pace.MAX_CALL_SHARDS, call_shards
     cpu_s = time.process_time()
-    label_with_actors(
-        pairs.location.url, num_actors=NUM_ACTORS, num_gpus_per_actor=0, labeler=CommitLabeler, on_event=clock
-    )
+    label_with_actors(pairs.location.url, ACTORS, LabelSettings(labeler=CommitLabeler, on_event=clock))
     cpu_s = time.process_time() - cpu_s
     pace.MAX_CALL_SHARDS = most
     per_s = len(clock.done) / (clock.done[-1] - clock.ready[-1])
@@ -136,7 +137,7 @@ def overhead(directory: Path, quick: bool) -> dict[str, Any]:
     pairs = make_store(directory / "overhead", num_shards=num_shards, shard_rows=1024 * batches, batch_size=1024)
     clock = Clock()
     begun = time.perf_counter()
-    label_with_actors(pairs.location.url, num_actors=NUM_ACTORS, num_gpus_per_actor=0, on_event=clock)
+    label_with_actors(pairs.location.url, ACTORS, LabelSettings(on_event=clock))
     end = clock.done[-1]
     there = sum(end - ready for ready in clock.ready)
     return {

@@ -28,7 +28,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from chaos_faults import ChaosLabeler, State, plan_faults
@@ -238,14 +237,17 @@ def drive(url: str, address: str, num_actors: int) -> int:
     """A driver: what the harness starts, kills and starts again."""
     from sfg_dist.distributed.cluster import ray_session
     from sfg_dist.distributed.labels.actors import label_with_actors
+    from sfg_dist.distributed.labels.events import LabelEvent
     from sfg_dist.distributed.labels.pool import Policy
+    from sfg_dist.distributed.labels.settings import LabelSettings
+    from sfg_dist.job.config import ExecutorConfig
 
     state, pairs = State(Path(url).parent), open_pairs(url)
 
-    def on_event(event: str, **details: Any) -> None:
-        if event == "worker_started":
+    def on_event(event: LabelEvent) -> None:
+        if event.name == "worker_started":
             state.once(f"driver-{os.getpid()}")
-        print(os.getpid(), event, json.dumps(details), flush=True)
+        print(os.getpid(), event.name, json.dumps(event.details()), flush=True)
 
     # Shards are short, and some of them meet several faults.
     policy = Policy(
@@ -254,14 +256,9 @@ def drive(url: str, address: str, num_actors: int) -> int:
     try:
         with ray_session(address):
             sweep_partials(pairs)
-            label_with_actors(
-                url,
-                num_actors=num_actors,
-                num_gpus_per_actor=0,
-                labeler=ChaosLabeler,
-                on_event=on_event,
-                policy=policy,
-            )
+            executor = ExecutorConfig(num_actors=num_actors).model_copy(update={"num_gpus_per_actor": 0})
+            settings = LabelSettings(labeler=ChaosLabeler, on_event=on_event, policy=policy)
+            label_with_actors(url, executor, settings)
             sweep_partials(pairs)
     except KeyboardInterrupt:
         return STOPPED

@@ -34,11 +34,16 @@ def inline_store(url, store_bytes):
 class Events(list):
     """What a driver told."""
 
-    def __call__(self, event, **details):
-        self.append((event, details))
+    def __call__(self, event):
+        self.append(event)
 
-    def of(self, event):
-        return [details for name, details in self if name == event]
+    def of(self, name):
+        return [vars(event) for event in self if event.name == name]
+
+    @property
+    def records(self):
+        """Commit records, in the order in which they came."""
+        return [event["record"] for event in self.of("shard")]
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
 """Made-up machines, workers and paces, and the bytes of a store, for the tests of what a job will take."""
 
-from sfg_dist.distributed.labels.requirements import Workers
 from sfg_dist.distributed.labels.sizes import GIB, store_bytes
+from sfg_dist.distributed.labels.worker_count import Workers
 from sfg_dist.distributed.machine import Gpu, Machine
+from sfg_dist.job.config import ExecutorConfig
 from sfg_dist.pipeline.pipeline import Pipeline
 from sfg_dist.store import open_pairs
 from sfg_dist.studies.estimate.calibration import Pace
@@ -27,6 +28,11 @@ PACE = Pace(
     num_rows=1000,
     num_workers=2,
 )
+
+
+def on_cpus(**keys) -> ExecutorConfig:
+    """Actors that leave the GPUs of a cluster alone, which no job can ask for."""
+    return ExecutorConfig(**keys).model_copy(update={"num_gpus_per_actor": 0})
 
 
 def workers(executor="ray", *, group=1, elsewhere=False, gpus=0.0, **kinds) -> Workers:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from sfg_dist.distributed.failure import WORKER_LOST, Failure
 from sfg_dist.distributed.labels.driver import CALLS_PER_WORKER, Driver
-from sfg_dist.distributed.labels.pool import WORKER_LOST, Answered, Failure, Lost, Ready, Result
+from sfg_dist.distributed.labels.pool import Answered, Lost, Ready, Result, WorkerInfo
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class FakePool:
         def ready():
             if name in self.workers:
                 worker.is_ready = True
-                self.events.append(Ready(name, {"host": self.host, "pid": worker.pid, "device": role}))
+                self.events.append(Ready(name, WorkerInfo(self.host, worker.pid, role)))
 
         def refuse():
             self.events.append(Lost(name, Failure.of(start, keep=True), is_refusal=True))
@@ -177,7 +178,7 @@ class Run:
     def __init__(self, num_shards=8, roles=None, done=(), policy=None, driver=None, **pool):
         self.store = FakeStore(num_shards, done)
         self.pool = FakePool(self.store, **pool)
-        self.events, self.progress, self.snapshots = [], [], []
+        self.events, self.snapshots = [], []
         self.driver = Driver(
             self.store,
             self.pool,
@@ -185,8 +186,7 @@ class Run:
             total=num_shards,
             driver=driver,
             policy=policy,
-            on_progress=lambda done, total, record: self.progress.append((done, total, record["shard"])),
-            on_event=lambda event, **details: self.events.append((event, details)),
+            on_event=self.events.append,
             on_snapshot=self.snapshots.append,
         )
 
@@ -199,8 +199,12 @@ class Run:
             self.driver.run()
         return str(caught.value)
 
-    def of(self, event):
-        return [details for name, details in self.events if name == event]
+    def of(self, name):
+        return [vars(event) for event in self.events if event.name == name]
+
+    @property
+    def progress(self):
+        return [(event["done"], event["total"], event["record"]["shard"]) for event in self.of("shard")]
 
 
 def fates(table):

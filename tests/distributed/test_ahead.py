@@ -1,10 +1,8 @@
 """Training ahead of the labels: only committed rows, the epochs as without it, and kills that cost little."""
 
 import json
-import os
-import subprocess
-import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +15,14 @@ from held import wait_for as wait_for_driver
 from patience import patience
 from test_training import make_settings, weights
 
+from sfg_dist.distributed.failure import Failure
 from sfg_dist.distributed.fit import ahead, checkpoints
 from sfg_dist.distributed.fit.ahead import held_resources, train_ahead, training_ahead
 from sfg_dist.distributed.fit.training import fit_inline
 from sfg_dist.distributed.labels.actors import label_with_actors
 from sfg_dist.distributed.labels.inline import label_inline
+from sfg_dist.distributed.labels.settings import LabelSettings
+from sfg_dist.job.config import ExecutorConfig
 from sfg_dist.model.fit import Trainer
 from sfg_dist.store import open_pairs
 
@@ -30,7 +31,7 @@ from sfg_dist.store import open_pairs
 def pairs(make_store):
     """A store of 8 shards of 128 rows, the last with 104, of which 0, 2, 5 and 7 are committed."""
     pairs = make_store()
-    label_inline(pairs.location.url, only=[0, 2, 5, 7])
+    label_inline(pairs.location.url, LabelSettings(only=[0, 2, 5, 7]))
     return pairs
 
 
@@ -81,7 +82,7 @@ def test_what_is_committed_later_is_met_in_the_next_pass(pairs, tmp_path, monkey
 
     def should_stop():
         if len(seen.inputs) == 7 and not labelled:
-            labelled.append(label_inline(pairs.location.url, only=[1]))
+            labelled.append(label_inline(pairs.location.url, LabelSettings(only=[1])))
         return len(seen.inputs) >= 16
 
     train_ahead(pairs.location.url, tmp_path / "c", make_settings(), should_stop=should_stop)
@@ -131,7 +132,7 @@ def test_with_nothing_committed_it_waits_and_leaves_nothing(make_store, tmp_path
 @pytest.mark.slow
 def test_in_a_bucket(make_store, s3_url):
     pairs = make_store(output={"dir": s3_url})
-    label_inline(pairs.location.url, only=[0, 2])
+    label_inline(pairs.location.url, LabelSettings(only=[0, 2]))
     steps = train_ahead(pairs.location.url, f"{s3_url}/checkpoints", make_settings(), should_stop=stop_after(30))
     assert checkpoints.newest_step(f"{s3_url}/checkpoints") == steps == 4
 
@@ -156,52 +157,52 @@ def test_the_process_trains_beside_the_labels_and_leaves_a_checkpoint(pairs, tmp
     assert history[-1]["step"] == 45 + step
 
 
-@pytest.fixture
-def process_here(monkeypatch, capfd):
-    """What the process does and says is done here, when it is started; a small one says it again."""
-    start = subprocess.Popen
+class ChildHere:
+    """Does what the child process would, in this one."""
 
-    def run_and_start(command, **keywords):
-        end, stdin = os.pipe()
-        with monkeypatch.context() as patch, open(end) as lines:
-            patch.setattr(sys, "argv", command[-2:])
-            patch.setattr(sys, "stdin", lines)
-            ahead._main()
-            os.close(stdin)
-        return start(
-            [sys.executable, "-c", "import sys; print(sys.argv[1], end='')", capfd.readouterr().out], **keywords
-        )
+    def __init__(self, _, task):
+        self.failure, self.task = None, json.loads(json.dumps(asdict(task)))
+        try:
+            ahead._work(self)
+        except Exception as error:
+            self.failure = Failure.of(error)
 
-    monkeypatch.setattr(ahead.subprocess, "Popen", run_and_start)
+    def answer(self, **message):
+        pass
+
+    when_gone = follow = finish = lambda self, _: None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_with_it_is_a_warning(pairs, tmp_path, process_here):
+def test_what_goes_wrong_with_it_is_a_warning(pairs, tmp_path, monkeypatch):
+    monkeypatch.setattr(ahead, "Child", ChildHere)
+
     def label_beside():
         settings = make_settings(learning_rate=1e18, num_epochs=100)
         with training_ahead("inline", pairs.location.url, tmp_path / "c", settings):
             label_inline(pairs.location.url)
 
-    with pytest.warns(UserWarning, match=r"ended early \(TrainingError: the loss left .*smaller train\.learning_rate"):
+    with pytest.warns(UserWarning, match=r"ended early \(the loss left .*smaller train\.learning_rate"):
         label_beside()
     assert pairs.is_complete
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_an_actor_trains_ahead_and_labels_leave_it_its_resources(ray_cluster, pairs, tmp_path):
+def test_an_actor_trains_ahead_and_labels_leave_it_its_resources(ray_cluster, pairs, events, tmp_path):
     url, settings = pairs.location.url, make_settings(checkpoint_interval_s=0.0)
-    place, started = tmp_path / "c", []
-
-    def on_event(event, **details):
-        if event == "worker_started":
-            started.append(details["worker"])
-
+    place = tmp_path / "c"
     with training_ahead("ray", url, place, settings) as reserved:
         assert reserved == {"CPU": 1.0, "GPU": 1.0}  # the made-up cluster has four CPUs and two GPUs
         wait_for(lambda: checkpoints.newest_step(place) >= 2)
-        label_with_actors(url, reserved=reserved, on_event=on_event)
-    assert len(started) == 1  # one of two GPUs was left
+        label_with_actors(url, ExecutorConfig(), LabelSettings(on_event=events), reserved=reserved)
+    assert len(events.of("worker_started")) == 1  # one of two GPUs was left
     assert pairs.is_complete
     step = checkpoints.newest_step(place)
     _, history = fit_inline(url, place, settings)

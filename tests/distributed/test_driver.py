@@ -89,8 +89,8 @@ def test_every_shard_is_committed_once_or_given_up_with_its_reasons(data):
     assert [done for done, _, _ in run.progress] == list(range(len(before) + 1, len(before) + 1 + len(seen)))
     charged = Counter(entry["shard"] for entry in run.of("attempt_failed"))
     assert all(count <= policy.max_attempts + 1 for count in charged.values())  # one more where a backup ran
-    assert run.snapshots[-1]["is_running"] is False
-    assert run.snapshots[-1]["done"] == len(before) + len(seen)
+    assert run.snapshots[-1].is_running is False
+    assert run.snapshots[-1].done == len(before) + len(seen)
     assert not run.pool.workers, "a worker was left behind"
 
 
@@ -302,7 +302,7 @@ def test_a_stop_lets_shards_end_within_the_grace_and_drops_the_others():
     begun = [at for at, *_ in run.pool.log]
     assert max(begun) < 1009.1
     assert 9 in run.store.pending()
-    assert run.snapshots[-1]["is_running"] is False
+    assert run.snapshots[-1].is_running is False
 
 
 def test_a_long_shard_is_dropped_at_once_when_a_stop_comes():
@@ -342,7 +342,7 @@ def test_what_a_worker_commits_while_it_is_ended_is_told_of(end):
     run.store.commit(0, "here", 1)
     run.driver.settle()
     assert [details["record"]["shard"] for details in run.of("shard")] == [0]
-    assert (run.snapshots[-1]["done"], run.snapshots[-1]["is_running"]) == (1, False)
+    assert (run.snapshots[-1].done, run.snapshots[-1].is_running) == (1, False)
     run.driver.settle()
     assert len(run.of("shard")) == 1
 
@@ -394,15 +394,15 @@ def test_a_driver_has_one_id_with_its_host_and_process_in_it():
     run = Run(3, driver=driver).go()
     assert run.snapshots
     for snapshot in run.snapshots:
-        assert (snapshot["driver"], snapshot["host"], snapshot["pid"]) == (str(driver), "a-host-with-dashes", 4711)
+        assert (snapshot.driver, snapshot.host, snapshot.pid) == (str(driver), "a-host-with-dashes", 4711)
 
 
 def test_snapshots_tell_of_every_worker():
     run = Run(30, fate=lambda *_: Fate(seconds=1.5)).go()
     middle = run.snapshots[len(run.snapshots) // 2]
-    assert middle["total"] == 30
-    assert middle["done"] + middle["todo"] == 30
-    assert [worker["state"] for worker in middle["workers"]] == ["at work"] * 2
+    assert middle.total == 30
+    assert middle.done + middle.todo == 30
+    assert [worker.state for worker in middle.workers] == ["at work"] * 2
     assert {
         "worker",
         "kind",
@@ -416,6 +416,6 @@ def test_snapshots_tell_of_every_worker():
         "done",
         "rows",
         "seconds",
-    } == set(middle["workers"][0])
-    assert all(later["updated"] - earlier["updated"] >= 2 for earlier, later in itertools.pairwise(run.snapshots[:-1]))
-    assert run.snapshots[-1]["rows_per_s"] > 10
+    } == set(middle.to_json()["workers"][0])
+    assert all(later.updated - earlier.updated >= 2 for earlier, later in itertools.pairwise(run.snapshots[:-1]))
+    assert run.snapshots[-1].rows_per_s > 10

@@ -14,7 +14,7 @@ from sfg_dist.distributed.machine import peak_memory
 from sfg_dist.job.errors import ConfigError, LabelingError, PlanMismatchError
 from sfg_dist.pipeline.pipeline import Pipeline
 from sfg_dist.store import open_pairs
-from sfg_dist.studies.estimate.calibration import Calibration, calibrate
+from sfg_dist.studies.estimate.calibration import Calibration, CalibrationSettings, calibrate
 from sfg_dist.studies.estimate.estimate import estimate_job
 
 
@@ -22,8 +22,8 @@ from sfg_dist.studies.estimate.estimate import estimate_job
 def paces(monkeypatch):
     """An estimate without the processes of a calibration."""
 
-    def fake(plan, reference, *, devices, **_):
-        return Calibration(dict.fromkeys({device.partition(":")[0] for device in devices}, PACE), 0.0)
+    def fake(plan, reference, settings, **_):
+        return Calibration(dict.fromkeys({device.partition(":")[0] for device in settings.devices}, PACE), 0.0)
 
     monkeypatch.setattr("sfg_dist.studies.estimate.estimate.calibrate", fake)
 
@@ -124,14 +124,14 @@ def test_an_error_in_a_calibration_comes_out_with_its_reason(make_store):
     damaged = pairs.reference.copy()
     damaged[5, 1] = np.nan
     with pytest.raises(LabelingError, match="lacks some of rows 0 to"):
-        calibrate(pairs.plan, damaged, devices=["cpu"], seconds=0.1)
+        calibrate(pairs.plan, damaged, CalibrationSettings(["cpu"], seconds=0.1))
 
 
 def test_no_room_for_a_calibration(make_store, monkeypatch):
     pairs = make_store()
     monkeypatch.setattr("sfg_dist.studies.estimate.calibration.free_disk", lambda _: 1)
     with pytest.raises(ConfigError, match="TMPDIR"):
-        calibrate(pairs.plan, pairs.reference, devices=["cpu"])
+        calibrate(pairs.plan, pairs.reference, CalibrationSettings(["cpu"]))
 
 
 def test_a_store_that_is_begun_counts_what_is_left(make_job, paces):

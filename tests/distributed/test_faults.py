@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from machines import on_cpus
 from patience import patience
 
 from sfg_dist.distributed.labels.actors import label_with_actors
@@ -18,7 +19,8 @@ from sfg_dist.distributed.labels.driver import Driver
 from sfg_dist.distributed.labels.inline import label_inline
 from sfg_dist.distributed.labels.labeler import ShardLabeler
 from sfg_dist.distributed.labels.pool import Policy
-from sfg_dist.distributed.labels.ray_pool import Process, RayPool, Role
+from sfg_dist.distributed.labels.ray_pool import ActorProcess, RayPool, Role
+from sfg_dist.distributed.labels.settings import LabelSettings
 from sfg_dist.distributed.labels.shards import Shards
 from sfg_dist.job.errors import LabelingError, NonFiniteLabelError
 from sfg_dist.store import open_pairs
@@ -44,7 +46,9 @@ def test_a_process_that_is_still_there_when_its_time_is_over_is_killed():
     with subprocess.Popen(["sleep", "600"]) as stopped:
         stopped.send_signal(signal.SIGSTOP)
         created = psutil.Process(stopped.pid).create_time()
-        pool._ending.append((time.monotonic() - 0.001, Process("node", socket.gethostname(), stopped.pid, created)))
+        pool._ending.append(
+            (time.monotonic() - 0.001, ActorProcess("node", socket.gethostname(), stopped.pid, created))
+        )
         assert pool.wait(0) == []
         try:
             assert stopped.wait(10) == -signal.SIGKILL
@@ -57,10 +61,8 @@ def test_a_process_that_is_still_there_when_its_time_is_over_is_killed():
 @pytest.mark.slow
 def test_a_stopped_actor_is_found_ended_and_replaced(ray_cluster, make_store, store_bytes, inline_store, events):
     pairs = make_store("ray")
-    label_with_actors(
-        pairs.location.url, num_actors=1, num_gpus_per_actor=0, labeler=StoppedLabeler, shard_timeout_s=4.0,
-        on_event=events,
-    )  # fmt: skip
+    settings = LabelSettings(labeler=StoppedLabeler, policy=Policy(shard_timeout_s=4.0), on_event=events)
+    label_with_actors(pairs.location.url, on_cpus(num_actors=1), settings)
     assert store_bytes(pairs.location.url) == inline_store
     # On a machine with much else to do, a worker that only is slow may seem to hang as well.
     failed = next(entry for entry in events.of("attempt_failed") if entry["shard"] == 3)
@@ -104,20 +106,17 @@ class Member:
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["SIGKILL", "SIGSTOP"])
 def test_a_group_is_lost_and_replaced_as_one(ray_cluster, make_store, store_bytes, inline_store, events, fault):
-    pairs, parts = make_store("ray"), []
+    pairs = make_store("ray")
     (pairs.location.root.parent / "fault").write_text(fault)
     pool = RayPool(
         pairs.location.url, GroupLabeler, {"cpu": Role(1, 0.0)}, {"num_threads": 1}, actors_per_group=2, member=Member
     )
-    Driver(
-        Shards(pairs), pool, {"cpu": 1}, total=8, on_event=events, policy=Policy(shard_timeout_s=6.0),
-        on_progress=lambda done, total, record: parts.append(record.get("parts")),
-    ).run()  # fmt: skip
+    Driver(Shards(pairs), pool, {"cpu": 1}, total=8, on_event=events, policy=Policy(shard_timeout_s=6.0)).run()
     pool.close()
     member = int((pairs.location.root.parent / "member").read_text())
     assert not psutil.pid_exists(member) or psutil.Process(member).status() == psutil.STATUS_ZOMBIE
     assert store_bytes(pairs.location.url) == inline_store
-    assert parts == [[[0, 2], [1, 2]]] * 8
+    assert [record["parts"] for record in events.records] == [[[0, 2], [1, 2]]] * 8
     assert {details["kind"] for details in events.of("worker_started")} == {"2 x cpu"}
     assert len(events.of("worker_started")) == 2
     assert len(events.of("attempt_failed")) == 1
@@ -132,14 +131,14 @@ def test_the_inline_executor_tries_again_and_keeps_every_reason(make_store, stor
             return super().label(shard, attempt)
 
     pairs = make_store("again")
-    label_inline(pairs.location.url, labeler=Flaky, on_event=events)
+    label_inline(pairs.location.url, LabelSettings(labeler=Flaky, on_event=events))
     assert store_bytes(pairs.location.url) == inline_store
     assert [entry["reason"] for entry in events.of("attempt_failed")] == [
         "RuntimeError: attempt 1 of 2", "RuntimeError: attempt 2 of 2"
     ]  # fmt: skip
     pairs = make_store("never")
     with pytest.raises(LabelingError, match=r"2\. on inline-1: RuntimeError: attempt 2 of 2") as caught:
-        label_inline(pairs.location.url, labeler=Flaky, max_attempts=2)
+        label_inline(pairs.location.url, LabelSettings(labeler=Flaky, policy=Policy(max_attempts=2)))
     assert isinstance(caught.value.__cause__, RuntimeError)
     assert pairs.pending() == [2]
 
@@ -151,7 +150,7 @@ def test_not_finite_inline_stays_that_error(make_store):
 
     pairs = make_store()
     with pytest.raises(NonFiniteLabelError, match="shard 2 was given up after 4 attempts"):
-        label_inline(pairs.location.url, labeler=Broken)
+        label_inline(pairs.location.url, LabelSettings(labeler=Broken))
     assert pairs.committed() == set()
 
 
@@ -165,7 +164,7 @@ def test_an_inline_shard_that_ends_soon_is_finished_after_a_signal(make_store, e
     pairs = make_store()
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
-        label_inline(pairs.location.url, labeler=Signalled, on_event=events)
+        label_inline(pairs.location.url, LabelSettings(labeler=Signalled, on_event=events))
     assert signal.getsignal(signal.SIGTERM) is before
     assert {0, 1, 2, 3, 4} <= pairs.committed()
     assert 7 in pairs.pending()
@@ -185,7 +184,7 @@ def test_an_inline_shard_that_takes_longer_than_the_grace_is_dropped(make_store)
 
     pairs = make_store()
     with pytest.raises(KeyboardInterrupt):
-        label_inline(pairs.location.url, labeler=Endless, policy=Policy(notice_s=0.5))
+        label_inline(pairs.location.url, LabelSettings(labeler=Endless, policy=Policy(notice_s=0.5)))
     assert pairs.committed() == {0}
 
 
@@ -223,6 +222,8 @@ with local_environment():
     from ray.core.generated import autoscaler_pb2
     from ray._raylet import GcsClient
     from sfg_dist.distributed.labels.actors import label_with_actors
+    from sfg_dist.distributed.labels.settings import LabelSettings
+    from sfg_dist.job.config import ExecutorConfig
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     node = cluster.add_node(num_cpus=1)
@@ -240,14 +241,14 @@ with local_environment():
             time.sleep(2.5)
             return self.labeler.label(shard, attempt) | {"node": self.node}
 
-    def on_event(event, **details):
-        events.append([event, {key: value for key, value in details.items() if key != "record"}])
-        if event == "shard" and details["record"]["node"] == node.node_id and not drained:
+    def on_event(event):
+        events.append([event.name, dict(event.details())])
+        if event.name == "shard" and event.record["node"] == node.node_id and not drained:
             reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
             until = int((time.time() + 60) * 1000)
             drained.append(GcsClient(address=cluster.address).drain_node(node.node_id, reason, "spot", until))
 
-    label_with_actors(sys.argv[1], num_actors=2, labeler=Slow, on_event=on_event)
+    label_with_actors(sys.argv[1], ExecutorConfig(num_actors=2), LabelSettings(labeler=Slow, on_event=on_event))
     print(json.dumps({"node": node.node_id, "drained": drained, "events": events}))
     ray.shutdown()
     cluster.shutdown()

@@ -11,19 +11,25 @@ import numpy as np
 import pytest
 from commands import sfg
 from held import held_sfg, wait_for
+from machines import on_cpus
 from patience import patience
 
 import sfg_dist
 from sfg_dist.distributed.labels import ray_pool
-from sfg_dist.distributed.labels.actors import WantedActors, label_with_actors
+from sfg_dist.distributed.labels.actors import actor_roles, groups_by_role, label_with_actors
+from sfg_dist.distributed.labels.events import ShardDone
 from sfg_dist.distributed.labels.inline import label_inline
 from sfg_dist.distributed.labels.labeler import ShardLabeler
-from sfg_dist.distributed.labels.node_table import SHARED_MEMORY, SUFFIX, sweep_node, table_directory
 from sfg_dist.distributed.labels.pool import Policy
+from sfg_dist.distributed.labels.settings import LabelSettings
+from sfg_dist.distributed.labels.shared_blocks import SHARED_MEMORY, SUFFIX, blocks_directory, sweep_node
+from sfg_dist.distributed.labels.worker_count import asked_workers
 from sfg_dist.flow import Reference, label_latents
-from sfg_dist.job.errors import ClusterError, NonFiniteLabelError, PlanMismatchError, StoreError, StoreFullError
+from sfg_dist.job.config import ExecutorConfig
+from sfg_dist.job.errors import ConfigError, NonFiniteLabelError, PlanMismatchError, StoreError, StoreFullError
 from sfg_dist.job.plan import Stream, normal_rows
 
+ONE = on_cpus(num_actors=1)
 CLUSTERS = {
     "data": {"source": "moons", "max_rows": 6000},  # 4800 of them for training: enough for clusters
     "labels": {"num_pairs": 256, "shard_rows": 64, "batch_size": 64, "num_evaluations": 20, "t_min": 1e-3},
@@ -162,16 +168,17 @@ def test_the_caller_keeps_its_number_of_threads(make_store):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        label_inline(make_store().location.url, num_threads=1)
+        label_inline(make_store().location.url)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
 
 
-def check_progress(seen, num_shards, num_actors):
+def check_progress(events, num_shards, num_actors):
     """Each shard is told of once, in the order in which they are done, by no more processes than there are actors."""
-    assert [(done, total) for done, total, _ in seen] == [(done, num_shards) for done in range(1, num_shards + 1)]
-    assert len({record["pid"] for _, _, record in seen}) <= num_actors
+    seen = [(event["done"], event["total"]) for event in events.of("shard")]
+    assert seen == [(done, num_shards) for done in range(1, num_shards + 1)]
+    assert len({record["pid"] for record in events.records}) <= num_actors
 
 
 class KindLabeler(ShardLabeler):
@@ -208,47 +215,49 @@ class KindLabeler(ShardLabeler):
     ],
 )
 def test_any_number_of_actors_of_any_kind_gives_the_bits_of_the_inline_executor(
-    ray_cluster, make_store, store_bytes, actors, told, tables
+    ray_cluster, make_store, store_bytes, events, actors, told, tables
 ):
-    alone, pairs, seen = make_store("alone", **tables), make_store("ray", **tables), []
+    alone, pairs = make_store("alone", **tables), make_store("ray", **tables)
     label_inline(alone.location.url)
     (pairs.location.root.parent / "num_actors").write_text(str(len(told)))
-    label_with_actors(
-        pairs.location.url, labeler=KindLabeler, on_progress=lambda *progress: seen.append(progress), **actors
-    )
+    label_with_actors(pairs.location.url, ExecutorConfig(**actors), LabelSettings(labeler=KindLabeler, on_event=events))
     assert store_bytes(pairs.location.url) == store_bytes(alone.location.url)
-    check_progress(seen, pairs.plan.num_shards, len(told))
-    kinds = {record["pid"]: record["told"] for _, _, record in seen}
+    check_progress(events, pairs.plan.num_shards, len(told))
+    kinds = {record["pid"]: record["told"] for record in events.records}
     assert sorted("cpu" if text.startswith("cpu") else text for text in kinds.values()) == told
 
 
 def test_a_gpu_each_is_what_actors_are_given_where_nobody_says():
     for gpus, cpus in ((2, 4.0), (1, 8.0)):
-        available, said = {"CPU": cpus, "GPU": float(gpus)}, WantedActors(gpus, 1, 0, 1, 1)
-        assert WantedActors(None, None, 0, 1, 1).roles(available) == said.roles(available)
-    halves, numbers = WantedActors(None, 0.5, 0, 1, 1).roles({"CPU": 4.0, "GPU": 2.0})
-    assert (halves["gpu"].num_gpus, numbers) == (0.5, {"gpu": 4})
+        room = {"num_cpus": cpus, "num_gpus": float(gpus), "place": "the cluster has"}
+        said = ExecutorConfig(num_actors=gpus, num_gpus_per_actor=1)
+        assert asked_workers(ExecutorConfig(), 1, **room) == asked_workers(said, 1, **room)
+    halves = asked_workers(ExecutorConfig(num_gpus_per_actor=0.5), 1, num_cpus=4.0, num_gpus=2.0, place="here are")
+    assert actor_roles(halves, hides_gpus=True)["gpu"].num_gpus == 0.5
+    assert groups_by_role(halves) == {"gpu": 4}
 
 
 @pytest.mark.ray
-def test_a_killed_actor_is_replaced_and_its_shards_are_done_again(ray_cluster, make_store, store_bytes, inline_store):
+def test_a_killed_actor_is_replaced_and_its_shards_are_done_again(
+    ray_cluster, make_store, store_bytes, inline_store, events
+):
     pairs = make_store("ray")
-    seen = []
 
-    def kill_one(done, total, record):
-        seen.append((done, total, record))
-        if done == 2:
-            os.kill(record["pid"], signal.SIGKILL)
+    def kill_one(event):
+        events(event)
+        if event.name == "shard" and event.done == 2:
+            os.kill(event.record["pid"], signal.SIGKILL)
 
-    label_with_actors(pairs.location.url, num_actors=2, num_gpus_per_actor=0, on_progress=kill_one)
-    check_progress(seen, 8, 3)
+    two = on_cpus(num_actors=2)
+    label_with_actors(pairs.location.url, two, LabelSettings(on_event=kill_one))
+    check_progress(events, 8, 3)
     assert store_bytes(pairs.location.url) == inline_store
 
 
 def leave_blocks(pairs):
     """What a killed process leaves: a file of blocks that nobody holds."""
     if SHARED_MEMORY.is_dir():
-        (table_directory(SHARED_MEMORY) / f"{pairs.plan.run_id}{SUFFIX}").write_bytes(b"blocks")
+        (blocks_directory(SHARED_MEMORY) / f"{pairs.plan.run_id}{SUFFIX}").write_bytes(b"blocks")
 
 
 class DyingLabeler(ShardLabeler):
@@ -273,14 +282,11 @@ def test_a_shard_that_takes_its_actors_down_gets_another_actor_each_time(
     ray_cluster, make_store, store_bytes, inline_store, events
 ):
     """One actor dies of it, the next is short of memory; both are replaced, and nothing of theirs is left."""
-    pairs, seen = make_store("ray"), []
-    label_with_actors(
-        pairs.location.url, num_actors=1, num_gpus_per_actor=0, labeler=DyingLabeler, on_event=events,
-        on_progress=lambda *progress: seen.append(progress),
-    )  # fmt: skip
+    pairs = make_store("ray")
+    label_with_actors(pairs.location.url, ONE, LabelSettings(labeler=DyingLabeler, on_event=events))
     assert (pairs.location.root.parent / "calls").read_text().split() == ["1", "2", "3"]
     assert store_bytes(pairs.location.url) == inline_store
-    check_progress(seen, 8, 3)
+    check_progress(events, 8, 3)
     lost, short = events.of("attempt_failed")
     assert (lost["shard"], lost["error"], lost["action"]) == (3, "WorkerLost", "retry")
     assert lost["reason"].startswith("the worker was lost: ")
@@ -309,17 +315,15 @@ def test_errors_come_out_as_they_are_a_full_disk_is_waited_for_and_the_other_sha
     ray_cluster, make_store, store_bytes, inline_store, events, monkeypatch
 ):
     """By one actor, which is taken for one of another machine: there a task removes what it leaves."""
-    monkeypatch.setattr(ray_pool.Process, "is_here", False)
+    monkeypatch.setattr(ray_pool.ActorProcess, "is_here", False)
     monkeypatch.setattr(ray_pool, "sweep_node", _sweep_in_a_task())
-    pairs, seen = make_store("ray"), []
+    pairs = make_store("ray")
+    settings = LabelSettings(labeler=TroubledLabeler, on_event=events, policy=Policy(full_wait_s=3.0))
     with pytest.raises(NonFiniteLabelError, match="row 130") as caught:
-        label_with_actors(
-            pairs.location.url, num_actors=1, num_gpus_per_actor=0, labeler=TroubledLabeler, on_event=events,
-            policy=Policy(full_wait_s=3.0), on_progress=lambda *progress: seen.append(progress),
-        )  # fmt: skip
+        label_with_actors(pairs.location.url, ONE, settings)
     assert str(caught.value).count("row 130 has no finite end point") == 4
     assert pairs.pending() == [1]
-    check_progress([*seen, (8, 8, seen[0][2])], 8, 1)
+    check_progress(type(events)([*events, ShardDone(8, 8, events.records[0])]), 8, 1)
     failed = events.of("attempt_failed")
     assert [entry["reason"] for entry in failed if entry["shard"] == 3] == ["no space left on the device"]
     assert [entry["action"] for entry in failed if entry["shard"] == 1] == ["retry"] * 3 + ["give_up"]
@@ -351,17 +355,18 @@ class RefusingLabeler(ShardLabeler):
 @pytest.mark.ray
 def test_what_an_actor_says_when_it_cannot_start_comes_out_as_it_is(ray_cluster, make_store):
     with pytest.raises(StoreError, match=r"^reference/order is not an ordering of the 480 reference rows$"):
-        label_with_actors(make_store().location.url, num_actors=1, num_gpus_per_actor=0, labeler=RefusingLabeler)
+        label_with_actors(make_store().location.url, ONE, LabelSettings(labeler=RefusingLabeler))
 
 
 @pytest.mark.ray
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [({"num_gpus_per_actor": 3}, "the cluster has 2 GPUs"), ({"num_threads": 64}, "the cluster has 4 CPUs")],
+    ("keys", "num_threads", "message"),
+    [({"num_gpus_per_actor": 3}, 1, "the cluster has 2 GPUs"), ({}, 64, "the cluster has 4 CPUs")],
 )
-def test_what_the_cluster_cannot_hold_is_refused(ray_cluster, make_store, arguments, message):
-    with pytest.raises(ClusterError, match=message):
-        label_with_actors(make_store().location.url, **arguments)
+def test_what_the_cluster_cannot_hold_is_refused(ray_cluster, make_store, keys, num_threads, message):
+    settings = LabelSettings(num_threads=num_threads)
+    with pytest.raises(ConfigError, match=message):
+        label_with_actors(make_store().location.url, ExecutorConfig(**keys), settings)
 
 
 @pytest.mark.parametrize(

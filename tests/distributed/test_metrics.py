@@ -3,12 +3,15 @@
 import importlib.util
 import time
 import urllib.request
+from dataclasses import replace
 
 import pytest
 from patience import patience
 from scripted import Fate, Run
+from told import failed, snapshot, worker
 
 from sfg_dist.distributed.labels.driver import Driver
+from sfg_dist.distributed.labels.events import Backup, Draining, ShardDone, WorkerLost
 from sfg_dist.distributed.labels.metrics import STATES, LabelMetrics
 
 RECORD = {
@@ -19,24 +22,20 @@ RECORD = {
     "evaluations": 28.0,
     "tolerance_reached": 3e-4,
 }
-SNAPSHOT = {
-    "is_running": True,
-    "rows_per_s": 51.2,
-    "workers": [{"state": "at work"}, {"state": "at work"}, {"state": "idle"}],
-}
+SNAPSHOT = snapshot(rows_per_s=51.2, workers=(worker(), worker(worker="gpu-2"), worker(worker="gpu-3", state="idle")))
 EVENTS = [
-    ("shard", {"done": 4, "total": 8, "record": RECORD, "seconds": 3.0}),
-    ("shard", {"done": 5, "total": 8, "record": RECORD | {"tolerance_reached": 1e-4}, "seconds": None}),
-    ("attempt_failed", {"shard": 5, "attempt": 1, "error": "NonFiniteLabelError", "reason": "nan", "action": "retry"}),
-    ("worker_lost", {"worker": "gpu-1", "reason": "killed"}),
-    ("backup", {"shard": 6, "worker": "gpu-2"}),
-    ("draining", {"node": "n", "deadline": None}),
+    ShardDone(4, 8, RECORD, 3.0),
+    ShardDone(5, 8, RECORD | {"tolerance_reached": 1e-4}),
+    failed(error="NonFiniteLabelError", reason="nan"),
+    WorkerLost("gpu-1", "killed"),
+    Backup(6, "gpu-2"),
+    Draining("n", None),
 ]
 
 
 def tell(metrics):
-    for event, details in EVENTS:
-        metrics.event(event, **details)
+    for event in EVENTS:
+        metrics.event(event)
     metrics.snapshot(SNAPSHOT)
 
 
@@ -102,8 +101,8 @@ def test_the_driver_tells_how_long_a_shard_took_to_be_written(recorded):
         run.pool,
         {"cpu": 2},
         total=4,
-        on_event=lambda event, **details: metrics.event(
-            event, **details | ({"record": RECORD | {"seconds": 1.25}} if event == "shard" else {})
+        on_event=lambda event: metrics.event(
+            replace(event, record=RECORD | {"seconds": 1.25}) if isinstance(event, ShardDone) else event
         ),
     )
     run.go()
@@ -113,7 +112,7 @@ def test_the_driver_tells_how_long_a_shard_took_to_be_written(recorded):
 def test_a_run_that_has_ended_has_no_workers(recorded):
     metrics = LabelMetrics("store")
     tell(metrics)
-    metrics.snapshot(SNAPSHOT | {"is_running": False})
+    metrics.snapshot(replace(SNAPSHOT, is_running=False))
     assert [recorded["sfg_workers", state] for state in STATES] == [0, 0, 0, 0]
 
 

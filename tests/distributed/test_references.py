@@ -13,7 +13,7 @@ import pytest
 import torch
 from patience import patience
 
-from sfg_dist.distributed.labels import node_table, references
+from sfg_dist.distributed.labels import references, shared_blocks
 from sfg_dist.distributed.labels.labeler import ShardLabeler, label_error
 from sfg_dist.flow import Reference, block_ranges, label_latents
 from sfg_dist.job.errors import LabelingError, StoreError
@@ -31,7 +31,7 @@ def small_blocks(monkeypatch, tmp_path):
     shared, temporary = tmp_path / "shared", tmp_path / "temporary"
     shared.mkdir()
     temporary.mkdir()
-    monkeypatch.setattr(node_table, "SHARED_MEMORY", shared)
+    monkeypatch.setattr(shared_blocks, "SHARED_MEMORY", shared)
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     return shared, temporary
 
@@ -77,7 +77,7 @@ def test_streamed_labels_have_the_bits_of_those_in_memory(make_store, tight, mon
     assert labeler.reference.num_blocks == 4
     assert all(record["blocks_streamed"] == 0 for record in records)
     if not has_room:
-        monkeypatch.setattr(node_table, "free_bytes", lambda directory: 0)
+        monkeypatch.setattr(shared_blocks, "free_bytes", lambda directory: 0)
     labeler, records = label_all(streamed, memory_gib=tight(streamed))
     assert bool(list(small_blocks[1].rglob("*.blocks"))) == has_room
     assert all(record["blocks_streamed"] > 0 for record in records)
@@ -155,14 +155,7 @@ def test_as_many_blocks_are_kept_as_fit(make_store, monkeypatch):
     block = 1500 * 3 * 8
     reading = block + references.WORK_BYTES + 1.25 * 1500 * 3 * 4
 
-    class Process:
-        def __init__(self, pid):
-            assert pid == os.getpid()
-
-        def memory_info(self):
-            return type("Memory", (), {"rss": 100 << 20})
-
-    monkeypatch.setattr(references.psutil, "Process", Process)
+    monkeypatch.setattr(references, "resident_memory", lambda: 100 << 20)
     for num_kept in (0, 1, 2):
         budget = ((100 << 20) + reading + num_kept * block + 10) / references.GIB
         assert stored.num_fitting(budget, torch.float64) == num_kept
@@ -202,7 +195,7 @@ def test_rows_of_the_store_are_read_as_they_are(make_store):
     whole = Reference(
         pairs.reference, order=np.concatenate([stored.order(*part) for part in block_ranges(4800)]), sigma_data=1.0
     )
-    opened, _ = references.open_reference(pairs, device=CPU)
+    opened, _ = references.prepared_reference(pairs, device=CPU)
     assert torch.equal(whole.center, opened.center)
     for one, other in zip(whole.blocks(), opened.blocks(), strict=True):
         assert torch.equal(one.keys, other.keys)
@@ -210,7 +203,7 @@ def test_rows_of_the_store_are_read_as_they_are(make_store):
 
 
 def _hold(directory, ready, leave):
-    table = node_table.open_table(directory, "held", 10, lambda handle: pytest.fail("made again"))
+    table = shared_blocks.open_shared_blocks(directory, "held", 10, lambda handle: pytest.fail("made again"))
     ready.put(table is not None)
     leave.get()
 
@@ -234,22 +227,22 @@ def make_file(make_store):
 
 def test_a_file_is_made_once_and_again_where_its_maker_died(tmp_path, make_file):
     (tmp_path / "held.blocks").write_bytes(b"cut off")
-    first = node_table.open_table(tmp_path, "held", 10, make_file)
-    second = node_table.open_table(tmp_path, "held", 10, make_file)
+    first = shared_blocks.open_shared_blocks(tmp_path, "held", 10, make_file)
+    second = shared_blocks.open_shared_blocks(tmp_path, "held", 10, make_file)
     assert len(make_file.calls) == 1
-    node_table.sweep(tmp_path)
+    shared_blocks.sweep(tmp_path)
     assert first.path.exists()
     first.close()
     second.close()
     assert not first.path.exists()
-    third = node_table.open_table(tmp_path, "held", 10, make_file)
+    third = shared_blocks.open_shared_blocks(tmp_path, "held", 10, make_file)
     assert len(make_file.calls) == 2
     third.close()
 
 
 @pytest.mark.slow
 def test_a_file_outlives_a_killed_user_no_longer_than_the_next_sweep(tmp_path, make_file):
-    table = node_table.open_table(tmp_path, "held", 10, make_file)
+    table = shared_blocks.open_shared_blocks(tmp_path, "held", 10, make_file)
     context = multiprocessing.get_context("spawn")
     ready, leave = context.Queue(), context.Queue()
     user = context.Process(target=_hold, args=(tmp_path, ready, leave))
@@ -260,7 +253,7 @@ def test_a_file_outlives_a_killed_user_no_longer_than_the_next_sweep(tmp_path, m
     user.kill()
     user.join()
     assert table.path.exists()
-    node_table.sweep(tmp_path)
+    shared_blocks.sweep(tmp_path)
     assert not table.path.exists()
     for queue in (ready, leave):
         queue.close()
@@ -268,7 +261,7 @@ def test_a_file_outlives_a_killed_user_no_longer_than_the_next_sweep(tmp_path, m
 
 
 def test_no_room_means_no_file(tmp_path, monkeypatch, make_file):
-    assert node_table.open_table(tmp_path, "large", 1 << 60, make_file) is None
+    assert shared_blocks.open_shared_blocks(tmp_path, "large", 1 << 60, make_file) is None
     assert not list(tmp_path.glob("*.blocks"))
     assert not make_file.calls
 
@@ -279,7 +272,7 @@ def test_a_maker_that_fails_leaves_nothing(tmp_path):
         raise StoreError("damaged")
 
     with pytest.raises(StoreError, match="damaged"):
-        node_table.open_table(tmp_path, "failed", 10, fail)
+        shared_blocks.open_shared_blocks(tmp_path, "failed", 10, fail)
     assert not list(tmp_path.glob("*.blocks"))
 
 
@@ -287,7 +280,7 @@ def test_a_directory_that_others_can_read_is_not_used(tmp_path):
     directory = tmp_path / f"sfg_dist-{os.getuid()}"
     directory.mkdir(mode=0o777)
     directory.chmod(0o777)
-    assert node_table.table_directory(tmp_path) is None
+    assert shared_blocks.blocks_directory(tmp_path) is None
 
 
 def test_a_file_removed_between_two_locks_is_made_again(tmp_path, make_file, monkeypatch):
@@ -299,8 +292,8 @@ def test_a_file_removed_between_two_locks_is_made_again(tmp_path, make_file, mon
             (tmp_path / "held.blocks").unlink()
         return flock(handle, kind)
 
-    monkeypatch.setattr(node_table.fcntl, "flock", remove_once)
-    table = node_table.open_table(tmp_path, "held", 10, make_file)
+    monkeypatch.setattr(shared_blocks.fcntl, "flock", remove_once)
+    table = shared_blocks.open_shared_blocks(tmp_path, "held", 10, make_file)
     assert len(make_file.calls) == 2
     assert table.path.exists()
     table.close()

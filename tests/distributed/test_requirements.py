@@ -7,11 +7,12 @@ import pytest
 from machines import GPUS, MACHINE, expected_bytes, workers
 
 from sfg_dist.distributed.labels import requirements
-from sfg_dist.distributed.labels.actors import WantedActors
+from sfg_dist.distributed.labels.actors import groups_by_role
 from sfg_dist.distributed.labels.requirements import choose_workers, memory_of, require_disk, require_memory
 from sfg_dist.distributed.labels.sizes import GIB, device_memory
+from sfg_dist.distributed.labels.worker_count import asked_workers
 from sfg_dist.distributed.machine import this_machine
-from sfg_dist.job.errors import ClusterError, ConfigError
+from sfg_dist.job.errors import ConfigError
 from sfg_dist.job.memory import memory_limits
 from sfg_dist.job.paths import free_disk
 from sfg_dist.pipeline.pipeline import Pipeline
@@ -46,8 +47,13 @@ def test_workers_by_default(make_job):
         ({"num_actors": 3}, {"num_threads": 2}, MACHINE, ["executor.num_actors = 2 or labels.num_threads = 1"]),
         ({"num_actors": 1}, {"num_threads": 8}, MACHINE, ["labels.num_threads = 4"]),
         ({"kind": "inline"}, {"num_threads": 8}, MACHINE, ["labels.num_threads = 4"]),
-        ({"num_gpus_per_actor": 1}, {}, MACHINE, ["num_gpus_per_actor = 1", "torch sees 0 GPUs", "leave the key out"]),
-        ({"num_gpus_per_actor": 3}, {}, replace(MACHINE, gpus=GPUS), ["torch sees 2 GPUs", "take at most 2"]),
+        (
+            {"num_gpus_per_actor": 1},
+            {},
+            MACHINE,
+            ["num_gpus_per_actor = 1", "has 0 GPUs that torch sees", "leave"],
+        ),
+        ({"num_gpus_per_actor": 3}, {}, replace(MACHINE, gpus=GPUS), ["this machine has 2 GPUs", "take at most 2"]),
         ({"num_actors": 3}, {}, replace(MACHINE, gpus=GPUS), ["need 3 GPUs", "executor.num_actors = 2"]),
         ({"num_actors": 3, "actors_per_group": 2}, {}, MACHINE, ["executor.actors_per_group = 2", "take 2"]),
         ({"num_actors": 8, "actors_per_group": 2}, {}, replace(MACHINE, num_cpus=5), ["executor.num_actors = 4"]),
@@ -58,7 +64,7 @@ def test_workers_by_default(make_job):
             {"num_gpus_per_actor": 1, "address": "head:6379"},
             {},
             MACHINE,
-            ["head:6379", "no GPU here to calibrate on"],
+            ["head:6379", "no GPU that torch sees"],
         ),
     ],
 )
@@ -69,45 +75,13 @@ def test_workers_that_cannot_be_had(make_job, executor, labels, machine, words):
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-@pytest.mark.parametrize("gpus", [(), GPUS])
-@pytest.mark.parametrize(
-    "keys",
-    [
-        {},
-        {"num_actors": 2},
-        {"num_actors": 3, "actors_per_group": 2},
-        {"num_actors": 2, "actors_per_group": 2, "num_cpu_actors": 1},
-        {"num_cpu_actors": 2, "actors_per_group": 2},
-        {"actors_per_group": 2, "num_gpus_per_actor": 0.6},
-        {"actors_per_group": 3},
-        {"actors_per_group": 9},
-        {"num_gpus_per_actor": 0.5},
-        {"num_gpus_per_actor": 2},
-    ],
-)
-def test_a_run_takes_the_workers_of_the_plan(make_job, keys, gpus):
-    """Both refuse the same numbers, in the same words, and count the same where the job leaves it to them."""
-    job, machine = make_job(executor={"kind": "ray"} | keys), replace(MACHINE, num_cpus=9, gpus=gpus)
-    wanted = WantedActors(
-        job.executor.num_actors,
-        job.executor.num_gpus_per_actor,
-        job.executor.num_cpu_actors,
-        job.executor.actors_per_group,
-        job.labels.num_threads,
-    )
-    outcomes = []
-    for count in (
-        lambda: {kind.replace("cuda", "gpu"): n for kind, n in choose_workers(job, machine).num_actors.items()},
-        lambda: {
-            kind: n * job.executor.actors_per_group
-            for kind, n in wanted.roles({"CPU": 9.0, "GPU": float(len(gpus))})[1].items()
-        },
-    ):
-        try:
-            outcomes.append(count())
-        except (ConfigError, ClusterError) as error:
-            outcomes.append(str(error) if "actors_per_group" in str(error) else "refused")
-    assert outcomes[0] == outcomes[1]
+def test_a_run_counts_its_groups_by_role(make_job):
+    """``sfg plan`` and the run count by one function; the driver's worker is a group."""
+    keys = {"num_gpus_per_actor": 0.5, "actors_per_group": 2, "num_cpu_actors": 4}
+    executor = make_job(executor={"kind": "ray"} | keys).executor
+    workers = asked_workers(executor, 1, num_cpus=9.0, num_gpus=2.0, place="the cluster has")
+    assert workers.num_actors == {"cuda": 4, "cpu": 4}
+    assert groups_by_role(workers) == {"gpu": 2, "cpu": 2}
 
 
 def memory(plan, chosen, machine, **keywords):

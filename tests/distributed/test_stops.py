@@ -17,10 +17,13 @@ from sfg_dist.distributed.cluster import ray_session
 from sfg_dist.distributed.labels.inline import label_inline
 from sfg_dist.distributed.labels.labeler import ShardLabeler
 from sfg_dist.distributed.labels.pool import Policy
+from sfg_dist.distributed.labels.settings import LabelSettings
+from sfg_dist.job.config import ExecutorConfig
 from sfg_dist.store import open_pairs, sweep_partials
 
 url, executor, num_stops = sys.argv[1], sys.argv[2], int(sys.argv[3])
 chance = random.Random(0)
+cpus = ExecutorConfig(num_actors=2).model_copy(update={"num_gpus_per_actor": 0})
 
 
 class Unhurried(ShardLabeler):
@@ -34,9 +37,9 @@ def stopped_run(label):
     number = chance.choice([signal.SIGTERM, signal.SIGUSR2])
     is_sent = []
 
-    def on_event(event, **details):
-        seen[event] = seen.get(event, 0) + 1
-        if event in ("worker_started", "shard") and seen.get("shard", 0) >= shards and not is_sent:
+    def on_event(event):
+        seen[event.name] = seen.get(event.name, 0) + 1
+        if event.name in ("worker_started", "shard") and seen.get("shard", 0) >= shards and not is_sent:
             is_sent.append(True)
             threading.Timer(delay, os.kill, (os.getpid(), number)).start()
 
@@ -44,7 +47,8 @@ def stopped_run(label):
     try:
         # With no grace at all a shard is dropped wherever it is, in the middle of its commit too.
         grace_s = chance.choice([0.001, 0.03, 5.0])
-        label(url, labeler=Unhurried, on_event=on_event, policy=Policy(grace_s=grace_s, notice_s=grace_s))
+        policy = Policy(grace_s=grace_s, notice_s=grace_s)
+        label(LabelSettings(labeler=Unhurried, on_event=on_event, policy=policy))
     except KeyboardInterrupt as stop:
         return str(stop)
     return "ended"
@@ -53,11 +57,11 @@ def stopped_run(label):
 for number in (signal.SIGTERM, signal.SIGUSR2):
     signal.signal(number, lambda *_: None)  # one that comes when the run is over already
 with ray_session() if executor == "ray" else contextlib.nullcontext():
-    label = label_inline
+    label = functools.partial(label_inline, url)
     if executor == "ray":
-        label = functools.partial(label_with_actors, num_actors=2, num_gpus_per_actor=0)
+        label = functools.partial(label_with_actors, url, cpus)
     print(*[stopped_run(label) for _ in range(num_stops)])
-    label(url)
+    label()
 sweep_partials(open_pairs(url))
 """
 

@@ -14,7 +14,7 @@ from sfg_dist.distributed.fit.generator import encoder_settings, fit_settings
 from sfg_dist.distributed.fit.training import make_trainer
 from sfg_dist.distributed.labels import references
 from sfg_dist.distributed.labels.labeler import ShardLabeler, label_error
-from sfg_dist.distributed.labels.members import ReferenceMember
+from sfg_dist.distributed.labels.sharded_reference import ReferenceMember
 from sfg_dist.flow import (
     ConditionalReference,
     Effort,

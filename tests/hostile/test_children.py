@@ -20,6 +20,7 @@ from sfg_dist.launch import Order, load_profile, ray_jobs, submit
 from sfg_dist.launch.slurm_task import SlurmTask
 from sfg_dist.launch.submission import Submission, write_files
 from sfg_dist.studies.estimate import calibration
+from sfg_dist.studies.estimate.calibration_process import TrialTask
 
 NAMES = (
     *("json", "sfg_dist", "numpy", "ray", "torch", "sitecustomize", "usercustomize", "zarr", "random", "typing"),
@@ -85,8 +86,7 @@ def require_clean(told, command, environment):
 
 
 def calibrate(folder):
-    with calibration._process(folder, 0, "cpu", {"num_threads": 1, "niceness": 0}):
-        pass
+    calibration.start_trial(TrialTask(str(folder), "", 0, 1, "cpu", 1, None, 0.1, 1, 0))
 
 
 def encode(folder):
@@ -113,7 +113,7 @@ def asked_of(to):
 
 STARTS = {
     "plan": calibrate,
-    "ahead": lambda _: ahead._Process({"settings": {"num_threads": 1}}, None),
+    "ahead": lambda _: ahead._TrainingProcess(ahead.AheadTask("", "", Settings(), ""), None),
     "encoder": encode,
     "smoke": check_site,
     "smoke's count": count_nodes,

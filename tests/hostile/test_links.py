@@ -18,6 +18,7 @@ import pytest
 from commands import sfg
 from conftest import copy_run
 from examples import some
+from told import failed, snapshot
 
 from sfg_dist.distributed.fit.tensorboard import Board
 from sfg_dist.distributed.labels.monitor import Monitor
@@ -363,8 +364,8 @@ def test_logs_and_snapshots_follow_no_link(location, home):
         put_link(location.root, key, home, to)
     monitor = Monitor(location, "me")
     with pytest.warns(UserWarning, match="is a link"):
-        monitor.event("shard", done=1)
-    monitor.snapshot({"is_running": True, "updated": 0.0})
+        monitor.event(failed())
+    monitor.snapshot(snapshot())
 
 
 def test_curves_follow_no_link_and_leave_what_others_made(location, home):

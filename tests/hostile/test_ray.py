@@ -159,6 +159,28 @@ def test_the_user_may_ask_for_more(monkeypatch, name):
         assert os.environ["RAY_AUTH_MODE"] == "token"
 
 
+@pytest.mark.parametrize(("host", "is_alone"), [("127.0.0.1", True), ("0.0.0.0", False)])
+def test_a_cluster_on_loopback_alone_is_joined_there(monkeypatch, host, is_alone):
+    """Ray would look for it at the machine's own address, and wait for minutes."""
+    monkeypatch.delenv(cluster.MANY_MACHINES, raising=False)
+    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "127.0.0.2")
+    with socket.create_server((host, 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        seen = []
+        monkeypatch.setattr("ray.init", lambda **_: seen.append(os.environ.get(cluster.MANY_MACHINES)))
+        monkeypatch.setattr("ray.is_initialized", lambda: False)
+        monkeypatch.setattr("ray.shutdown", lambda: None)
+        with cluster.ray_session(address):
+            pass
+    assert seen == ["0" if is_alone else None]
+    assert cluster.MANY_MACHINES not in os.environ
+    with (
+        pytest.raises(ClusterError, match=f"{address} cannot be reached .nothing listens at port"),
+        cluster.ray_session(address),
+    ):
+        pass
+
+
 # The directory of a local Ray.
 
 

@@ -9,12 +9,13 @@ import warnings
 import pytest
 from commands import sfg
 from rich.console import Console
+from told import failed, snapshot
 
 from sfg_dist.cli import main as cli
 from sfg_dist.cli.command import say
 from sfg_dist.cli.display import Display
+from sfg_dist.distributed.failure import Failure
 from sfg_dist.distributed.labels.monitor import Monitor
-from sfg_dist.distributed.labels.pool import Failure
 from sfg_dist.job.config import load_job, resolve_job
 from sfg_dist.job.errors import ConfigError
 from sfg_dist.job.object_stores import plain_reason, without_credentials
@@ -122,8 +123,9 @@ def test_the_console_says_what_the_log_says(secret, tmp_path, capsys):
 def test_a_stores_own_log_and_snapshots_are_masked(secret, tmp_path):
     location = Location(str(tmp_path), create=True)
     with Monitor(location, "me") as monitor:
-        monitor.event("attempt_failed", reason=secret, action="retry")
-        monitor.snapshot({"is_running": True, "updated": 0.0, "failures": [{"reason": secret}], "path": tmp_path})
+        failure = failed(reason=secret)
+        monitor.event(failure)
+        monitor.snapshot(snapshot(failures=((0.0, failure),)))
     told = "".join(path.read_text() for path in tmp_path.rglob("*.json*"))
     assert told.count("<DB_PASS>") == 2
     assert "w/" not in told.replace("\\", "")

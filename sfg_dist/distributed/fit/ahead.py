@@ -12,28 +12,25 @@ own where there are two or more, and else on CPUs: beside the labels' GPU, or on
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import subprocess
-import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from sfg_dist.distributed.child import Child, Parent, serve
+from sfg_dist.distributed.failure import Failure
 from sfg_dist.distributed.fit.checkpoints import FitSettings, Place, clear_foreign, resume, save_checkpoint
 from sfg_dist.distributed.fit.fit_loop import LIVE_INTERVAL_S, Report
 from sfg_dist.distributed.fit.hold import Hold, take_hold
 from sfg_dist.distributed.fit.training import make_trainer, split_rows, table_names
 from sfg_dist.job.errors import TrainingError
 from sfg_dist.job.object_stores import absolute_url
-from sfg_dist.job.search_path import child_environment, python_command
-from sfg_dist.job.threads import wait_passively
 from sfg_dist.model.device_feed import DeviceFeed
 from sfg_dist.model.fit import Stopwatch, Trainer
 from sfg_dist.store import Pairs, PairStream, open_pairs
@@ -179,6 +176,29 @@ class _Committed:
         return bool(whole)
 
 
+@dataclass(frozen=True)
+class AheadTask:
+    """What the worker is asked to do; see ``train_ahead``."""
+
+    url: str
+    checkpoints: str
+    settings: FitSettings
+    attempt: str
+    device: str | None = None
+
+    def train(self, should_stop: Callable[[], bool], on_live: Report) -> None:
+        """Do it."""
+        train_ahead(
+            self.url,
+            self.checkpoints,
+            self.settings,
+            should_stop=should_stop,
+            on_live=on_live,
+            device=self.device,
+            attempt=self.attempt,
+        )
+
+
 @contextlib.contextmanager
 def training_ahead(
     executor: str,
@@ -206,14 +226,9 @@ def training_ahead(
     """
     attempt = take_hold(checkpoints)
     clear_foreign(checkpoints, settings, open_pairs(url).plan.run_id)
-    task = {
-        "url": absolute_url(url),
-        "checkpoints": absolute_url(checkpoints),
-        "settings": asdict(settings),
-        "attempt": attempt,
-    }
-    worker: _Process | _Actor = (
-        _Process(task, on_live) if executor == "inline" else _Actor(task, label_actor or {}, on_live)
+    task = AheadTask(absolute_url(url), absolute_url(checkpoints), settings, attempt)
+    worker: _TrainingProcess | _TrainingActor = (
+        _TrainingProcess(task, on_live) if executor == "inline" else _TrainingActor(task, label_actor or {}, on_live)
     )
     try:
         yield worker.resources
@@ -247,109 +262,68 @@ def held_resources(
     }
 
 
-class _Process:
+class _TrainingProcess:
     """The worker as a process of this machine; it ends when its input does, so also when this process is killed."""
 
-    def __init__(self, task: Mapping[str, Any], on_live: Report | None) -> None:
+    def __init__(self, task: AheadTask, on_live: Report | None) -> None:
         self.resources: dict[str, float] = {}
-        self.failure = ""
-        settings = dict(task["settings"])
-        if settings["num_threads"] is None:
-            settings["num_threads"] = max(1, (os.cpu_count() or 1) - 1)  # the labels have the other one
-        device = "cuda:1" if torch.cuda.device_count() >= 2 else "cpu"  # the labels have the first GPU
-        task = {**task, "settings": settings, "device": device}
-        environment = child_environment()
-        wait_passively(environment)
-        self._process = subprocess.Popen(
-            python_command("sfg_dist.distributed.fit.ahead", json.dumps(task)),
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # Ctrl-C is this process's to pass on
-        )
-        self._reader = threading.Thread(target=self._read, args=(on_live,), name="ahead", daemon=True)
-        self._reader.start()
+        # The labels have the first GPU, or one CPU.
+        threads = task.settings.num_threads or max(1, (os.cpu_count() or 1) - 1)
+        device = "cuda:1" if torch.cuda.device_count() >= 2 else "cpu"
+        task = replace(task, settings=replace(task.settings, num_threads=threads), device=device)
+        self._child = Child(__name__, task)
+        self._child.follow(lambda entry: on_live and on_live(dict(entry)))
 
-    def _read(self, on_live: Report | None) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            answer = json.loads(line)
-            if "failure" in answer:
-                self.failure = answer["failure"]
-            elif on_live is not None:
-                on_live(answer)
+    @property
+    def failure(self) -> str:
+        """What went wrong; empty where nothing did."""
+        return str(self._child.failure or "")
 
     def stop(self) -> None:
         """Ask for the checkpoint and the end, and wait for it."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()
-        try:
-            code = self._process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            code = self._process.wait()
-        self._reader.join()
-        self._process.stdout.close()
-        if code and not self.failure:
-            self.failure = f"its process ended with status {code}"
+        with self._child:
+            self._child.finish(STOP_S)
 
 
-class _Worker:
+class _ActorBody:
     """What the actor runs: one call works, another tells it to stop."""
 
     def __init__(self) -> None:
         self._stop = threading.Event()
-        self._live: list[dict[str, float]] = []
+        self._live: list[Mapping[str, float]] = []
 
-    def train(self, task: Mapping[str, Any]) -> str:
+    def train(self, task: AheadTask, num_cpus: int) -> str:
         """Train until told to stop; what went wrong, or nothing."""
-        settings = FitSettings(**task["settings"])
-        torch.set_num_threads(settings.num_threads or task["cpus"])
+        torch.set_num_threads(task.settings.num_threads or num_cpus)
         try:
-            train_ahead(
-                task["url"],
-                task["checkpoints"],
-                settings,
-                should_stop=self._stop.is_set,
-                on_live=self._live.append,
-                device=task["device"],
-                attempt=task["attempt"],
-            )
+            task.train(self._stop.is_set, self._live.append)
         except Exception as error:
-            return f"{type(error).__name__}: {error}"
+            return str(Failure.of(error))
         return ""
 
     def stop(self) -> None:
         """Let ``train`` write its checkpoint and return."""
         self._stop.set()
 
-    def news(self) -> list[dict[str, float]]:
+    def news(self) -> list[Mapping[str, float]]:
         """What was said since the last call."""
         said, self._live = self._live, []
         return said
 
 
-class _Actor:
+class _TrainingActor:
     """The worker as an actor of the running Ray session; it ends with this process."""
 
-    def __init__(self, task: Mapping[str, Any], label_actor: Mapping[str, float], on_live: Report | None) -> None:
+    def __init__(self, task: AheadTask, label_actor: Mapping[str, float], on_live: Report | None) -> None:
         import ray
 
-        self.resources = held_resources(ray.cluster_resources(), task["settings"]["num_threads"], label_actor)
-        cpus = int(self.resources["CPU"]) or 1  # without one of its own it shares one, on one thread
-        self.failure = ""
-        options = {
-            "num_cpus": self.resources["CPU"],
-            "num_gpus": self.resources["GPU"],
-            "max_concurrency": 3,
-        }
-        remote_class: Any = ray.remote(_Worker)
-        self._worker = remote_class.options(**options).remote()
-        device = None if self.resources["GPU"] else "cpu"
-        self._result = self._worker.train.remote({**task, "cpus": cpus, "device": device})
+        held = held_resources(ray.cluster_resources(), task.settings.num_threads, label_actor)
+        self.resources, self.failure = held, ""
+        actor: Any = ray.remote(_ActorBody)
+        self._worker = actor.options(num_cpus=held["CPU"], num_gpus=held["GPU"], max_concurrency=3).remote()
+        task = replace(task, device=None if held["GPU"] else "cpu")
+        # Without a CPU of its own it shares one, on one thread.
+        self._result = self._worker.train.remote(task, int(held["CPU"]) or 1)
         self._ended = threading.Event()
         self._follower = threading.Thread(target=self._follow, args=(on_live,), name="ahead", daemon=True)
         self._follower.start()
@@ -380,29 +354,13 @@ class _Actor:
             ray.kill(self._worker)
 
 
-def _main() -> None:
-    """The process: told what to do by its argument, to stop by the end of its input; it answers in lines of JSON."""
-    task = json.loads(sys.argv[1])
+def _work(parent: Parent) -> None:
+    """What the process does."""
     asked = threading.Event()
-
-    def wait() -> None:
-        sys.stdin.read()
-        asked.set()
-
-    threading.Thread(target=wait, name="stop", daemon=True).start()
-    try:
-        train_ahead(
-            task["url"],
-            task["checkpoints"],
-            FitSettings(**task["settings"]),
-            should_stop=asked.is_set,
-            device=task["device"],
-            attempt=task["attempt"],
-            on_live=lambda entry: print(json.dumps(entry), flush=True),
-        )
-    except Exception as error:
-        print(json.dumps({"failure": f"{type(error).__name__}: {error}"}), flush=True)
+    parent.when_gone(asked.set)
+    settings = FitSettings(**parent.task["settings"])
+    AheadTask(**{**parent.task, "settings": settings}).train(asked.is_set, lambda entry: parent.answer(**entry))
 
 
 if __name__ == "__main__":
-    _main()
+    serve(_work)

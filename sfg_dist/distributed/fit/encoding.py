@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sfg_dist.distributed.fit.checkpoints import Place, open_checkpoints
 from sfg_dist.distributed.fit.units import units_of
-from sfg_dist.distributed.labels.labeler import default_device
+from sfg_dist.distributed.machine import default_device
 from sfg_dist.job.errors import StoreError, TrainingError
 from sfg_dist.job.object_stores import reason_of
 from sfg_dist.model.encoder import Encoder

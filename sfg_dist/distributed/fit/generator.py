@@ -90,7 +90,7 @@ def _threads_beside(job: Job) -> tuple[int, int] | None:
 
     Measured on two cores, a fit on one thread does 0.6 of the steps of a fit on two.
     """
-    from sfg_dist.distributed.labels.labeler import default_device
+    from sfg_dist.distributed.machine import default_device
     from sfg_dist.model.sampling import num_cpus
 
     if job.executor.kind != "inline" or default_device().type != "cpu":

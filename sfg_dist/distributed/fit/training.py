@@ -37,8 +37,8 @@ from sfg_dist.distributed.fit.checkpoints import (
 from sfg_dist.distributed.fit.fit_loop import DivergedError, Entry, FitLoop, Hooks, Report
 from sfg_dist.distributed.fit.hold import Hold, take_hold
 from sfg_dist.distributed.fit.units import units_of
-from sfg_dist.distributed.labels.labeler import default_device
-from sfg_dist.distributed.places import alive_nodes, largest_share, on_loopback
+from sfg_dist.distributed.machine import default_device
+from sfg_dist.distributed.nodes import alive_nodes, largest_share, on_loopback
 from sfg_dist.distributed.stopping import stop_signals
 from sfg_dist.job.errors import ClusterError, SfgError, StoreError, TrainingError
 from sfg_dist.job.object_stores import absolute_url, is_url

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from typing import Any
 
-from sfg_dist.distributed.labels.pool import Lost, Policy, Pool
+from sfg_dist.distributed.labels.pool import Lost, Policy, Pool, WorkerInfo
 from sfg_dist.distributed.labels.workers import Worker
 from sfg_dist.job.errors import ClusterError, StoreUnavailableError
 
@@ -15,13 +14,7 @@ LONGEST_PAUSE_S = 30.0
 
 
 class Crew:
-    """Workers of a pool, kept at the number that the roles ask for.
-
-    Args:
-        pool: starts and ends them.
-        roles: how many of each role.
-        policy: how long to wait for them.
-    """
+    """Workers of a pool, kept at the number that is asked for of each role."""
 
     def __init__(self, pool: Pool, roles: Mapping[str, int], policy: Policy) -> None:
         self._pool, self._roles, self._policy = pool, dict(roles), policy
@@ -30,7 +23,7 @@ class Crew:
         self._due: list[tuple[float, str]] = []  # replacements that wait for their time
         self._idle_losses = 0
         self._last_ready = pool.now()
-        self._processes: set[tuple[Any, Any]] = set()
+        self._processes: set[tuple[object, object]] = set()
         self.workers: dict[str, Worker] = {}
         self.num_ready = 0
         self.is_closed = False
@@ -63,9 +56,9 @@ class Crew:
         else:
             self._start(role)
 
-    def ready(self, worker: Worker, info: Mapping[str, Any]) -> None:
+    def ready(self, worker: Worker, info: WorkerInfo) -> None:
         """A worker answers."""
-        worker.info, worker.is_ready = dict(info), True
+        worker.info, worker.is_ready = info, True
         self.num_ready += 1
         self._idle_losses = 0
         self._processes.add((worker.host, worker.pid))

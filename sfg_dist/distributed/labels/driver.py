@@ -1,33 +1,31 @@
 """The loop that has all shards of a store labelled, by any pool of workers; it knows neither Ray nor the labels.
 
-A worker holds at most two calls, one at work and one waiting, so that it never idles for the driver. What a worker
-committed before it was lost counts, whether or not its answer came through. Every failed attempt is charged to one
-shard and its reason kept, so whatever goes wrong, the loop ends: with all shards done, or with an error that says which
-are not and why.
+A worker holds at most two calls, one at work and one waiting, so that it never waits for the driver. What a worker
+committed before it was lost counts, whether or not its answer arrived. Every failed attempt is charged to one shard,
+and its reason is kept. So the loop always ends: with all shards done, or with an error that says which are not and why.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
+from sfg_dist.distributed.failure import HANGS, WORKER_LOST, Failure
+from sfg_dist.distributed.labels import events
 from sfg_dist.distributed.labels.crew import Crew
+from sfg_dist.distributed.labels.events import LabelEvent, Record, Snapshot
 from sfg_dist.distributed.labels.ledger import Ledger
-from sfg_dist.distributed.labels.pace import Pace, SpaceWait
+from sfg_dist.distributed.labels.pace import ShardTimes, SpaceWait
 from sfg_dist.distributed.labels.pool import (
-    HANGS,
-    WORKER_LOST,
     Answered,
-    Event,
-    Failure,
     Lost,
     Policy,
     Pool,
-    Progress,
+    PoolEvent,
     Ready,
     Result,
     ShardStore,
+    WorkerInfo,
 )
 from sfg_dist.distributed.labels.workers import Call, DriverId, Reporter, Worker, slow_calls
 from sfg_dist.job.errors import ConflictError, StoreError, StoreFullError
@@ -45,14 +43,13 @@ class Driver:
 
     Args:
         store: where the shards are.
-        pool: who does them.
-        roles: how many workers of each role to start; a role is what the pool understands ("gpu", "cpu").
+        pool: its workers.
+        roles: how many workers of each role to start, such as "gpu" or "cpu".
         total: shards in all.
-        driver: who this is; a new id if not given.
-        policy: how patient to be.
-        on_progress: called after every commit.
-        on_event: called with a name and details when something happens.
-        on_snapshot: called with the state of everything, at most every two seconds and at the end.
+        driver: its id; None for a new one.
+        policy: how patient it is.
+        on_event: told what happens.
+        on_snapshot: told how all stands, every two seconds at most and at the end.
     """
 
     def __init__(
@@ -64,16 +61,15 @@ class Driver:
         total: int,
         driver: DriverId | None = None,
         policy: Policy | None = None,
-        on_progress: Progress | None = None,
-        on_event: Callable[..., None] | None = None,
-        on_snapshot: Callable[[SnapshotDocument], None] | None = None,
+        on_event: Callable[[LabelEvent], None] | None = None,
+        on_snapshot: Callable[[Snapshot], None] | None = None,
     ) -> None:
         self._store, self._pool = store, pool
         self._policy = policy or Policy()
-        self._pace = Pace(self._policy.shard_timeout_s)
+        self._times = ShardTimes(self._policy.shard_timeout_s)
         self._total = total
         self._id = driver or DriverId.new()
-        self._on_progress, self._on_event, self._on_snapshot = on_progress, on_event, on_snapshot
+        self._on_event, self._on_snapshot = on_event, on_snapshot
         self._crew = Crew(pool, roles, self._policy)
         self._hungry: dict[str, None] = {}  # in the order in which they became so
         self._draining: set[str] = set()
@@ -93,11 +89,11 @@ class Driver:
         now = self._pool.now()
         left: float | None = 0.0
         for worker in self._crew.workers.values():
-            left = worker.left(self._pace, now)
+            left = worker.left(self._times, now)
         return left, self._policy.grace_for(self._request)
 
     def settle(self) -> None:
-        """Count what workers still committed while they were being ended; to be called when they are gone."""
+        """Count what workers committed while they were being ended; to be called when they are gone."""
         for worker in self._crew.workers.values():  # of a run that was cut short
             self._dropped.update(shard for call in worker.calls for shard in call.attempts)
         found = self._look_up([shard for shard in sorted(self._dropped) if self._ledger.is_open(shard)])
@@ -110,8 +106,7 @@ class Driver:
         """Label all pending shards.
 
         Raises:
-            NonFiniteLabelError: shards were given up, the last of them because of a label that is not finite.
-            LabelingError: shards were given up for other reasons; the message has them all.
+            LabelingError: shards were given up; NonFiniteLabelError where the last one had such a label.
             StoreFullError: the disk stayed full.
             ClusterError: no worker could be started.
             KeyboardInterrupt: a stop was requested; what is committed is kept.
@@ -120,8 +115,7 @@ class Driver:
         self._ledger = Ledger(pending, self._total, self._policy)
         if not pending:
             return
-        now = self._pool.now()
-        self._last_loop = now
+        self._last_loop = self._pool.now()
         self._reporter = Reporter(self._id, self._pool, self._on_event, self._on_snapshot)
         try:
             self._crew.start_all(len(pending))
@@ -133,7 +127,7 @@ class Driver:
                 self._look_at_clock()
         except KeyboardInterrupt:
             if self._closing is None:
-                self._reporter.emit("stopping", reason=self._request or "interrupted")
+                self._reporter.emit(events.Stopping(self._request or "interrupted"))
             raise
         finally:
             for name in self._crew.workers:
@@ -146,7 +140,7 @@ class Driver:
 
     # Workers come and go.
 
-    def _handle(self, event: Event) -> None:
+    def _handle(self, event: PoolEvent) -> None:
         worker = self._crew.workers.get(event.worker)
         if worker is None:  # an answer of one that was given up
             return
@@ -157,15 +151,13 @@ class Driver:
         else:
             self._on_lost(worker, event)
 
-    def _on_ready(self, worker: Worker, info: Mapping[str, Any]) -> None:
+    def _on_ready(self, worker: Worker, info: WorkerInfo) -> None:
         self._crew.ready(worker, info)
         self._hungry[worker.name] = None
-        now = self._pool.now()
-        details = {"host": worker.host, "pid": worker.pid, "device": worker.kind}
-        if "load_s" in info:
-            details["load_s"] = round(info["load_s"], 3)
+        seconds = round(self._pool.now() - worker.started, 3)
+        load_s = None if info.load_s is None else round(info.load_s, 3)
         self._reporter.emit(
-            "worker_started", worker=worker.name, kind=worker.kind, seconds=round(now - worker.started, 3), **details
+            events.WorkerStarted(worker.name, worker.kind, seconds, info.host, info.pid, info.device, load_s=load_s)
         )
 
     def _on_answer(self, worker: Worker, results: Sequence[Result]) -> None:
@@ -189,7 +181,7 @@ class Driver:
             self._hungry[worker.name] = None
 
     def _on_lost(self, worker: Worker, event: Lost) -> None:
-        self._reporter.emit("worker_lost", worker=worker.name, reason=str(event.failure))
+        self._reporter.emit(events.WorkerLost(worker.name, str(event.failure)))
         delay = self._crew.pause_after_loss(worker, event)
         failure = Failure(WORKER_LOST, f"the worker was lost: {event.failure}")
         self._retire(worker, charge=failure, replace=worker.leave_by is None, delay_s=delay)
@@ -219,7 +211,7 @@ class Driver:
         if replace:
             self._crew.replace(worker.role, self._ledger.num_open, delay_s)
 
-    def _look_up(self, shards: list[int]) -> dict[int, CommitRecord]:
+    def _look_up(self, shards: list[int]) -> dict[int, Record]:
         try:
             return self._store.finished(shards) if shards else {}
         except StoreError:
@@ -227,27 +219,25 @@ class Driver:
 
     # Shards come back.
 
-    def _finish(self, shard: int, record: CommitRecord, worker: Worker, seconds: float | None = None) -> None:
+    def _finish(self, shard: int, record: Record, worker: Worker, seconds: float | None = None) -> None:
         process = (record.get("host", worker.host), record.get("pid", worker.pid))
         if process != (worker.host, worker.pid):
-            seconds = None  # they are another attempt's, and the record is not
+            seconds = None  # this worker spent them, and another one made the record
         if seconds is not None:
             worker.done += 1
             worker.rows += self._store.rows(shard)
-            self._pace.add(worker.kind, seconds)
+            self._times.add(worker.kind, seconds)
         self._space.written(self._pool.now())
         self._note_done(shard, record, seconds)
         if not self._crew.is_own(*process):
             self._meet_other_driver()
 
-    def _note_done(self, shard: int, record: CommitRecord, seconds: float | None = None) -> None:
+    def _note_done(self, shard: int, record: Record, seconds: float | None = None) -> None:
         if self._ledger.finish(shard):
-            self._reporter.emit("shard", done=self._ledger.done, total=self._total, record=record, seconds=seconds)
-            if self._on_progress is not None:
-                self._on_progress(self._ledger.done, self._total, record)
+            self._reporter.emit(events.ShardDone(self._ledger.done, self._total, record, seconds))
 
     def _meet_other_driver(self) -> None:
-        """Somebody else works at this store: skip what they have committed, and go another way than they."""
+        """Another driver works at this store: skip what it has committed, and take the rest in another order."""
         now = self._pool.now()
         if now < self._refresh_at:
             return
@@ -278,10 +268,9 @@ class Driver:
         else:
             others = any(other.kind != worker.kind for other in self._crew.workers.values() if other.is_ready)
             avoid = worker.kind if failure.is_a(ConflictError) and others else worker.name
-            patience = max(LEAST_AVOID_S, 2 * (self._pace.median(worker.kind) or 0.0))
+            patience = max(LEAST_AVOID_S, 2 * (self._times.median(worker.kind) or 0.0))
             action = self._ledger.charge(shard, worker.name, failure, now, avoid=avoid, avoid_s=patience)
-        details = {"attempt": attempt, "worker": worker.name, "reason": str(failure), "error": failure.error}
-        self._reporter.failed(shard=shard, action=action, **details)
+        self._reporter.emit(events.AttemptFailed(shard, action, attempt, worker.name, str(failure), failure.error))
         if len(self._ledger.given_up) >= self._policy.max_given_up:
             self._close(f"{len(self._ledger.given_up)} shards were given up")
         self._wake()
@@ -300,12 +289,11 @@ class Driver:
 
     def _feed_one(self, worker: Worker, now: float) -> bool:
         """Hand a worker its next call, if there is one for it."""
-        # Towards the end nobody hoards: a shard waits behind another only while all workers have enough, those that are
-        # still starting too.
+        # A shard may wait behind another only while there are enough for all workers, those that still start included.
         if worker.calls and self._ledger.num_todo < len(self._crew.workers):
             return False
         share = self._ledger.num_todo // (CALLS_PER_WORKER * max(1, self._crew.num_ready))
-        count = max(1, min(self._pace.call_shards(worker.kind), share))
+        count = max(1, min(self._times.call_shards(worker.kind), share))
         shards = self._ledger.take(worker.name, worker.kind, now, count, is_alone=self._crew.num_ready == 1)
         if shards:
             self._submit(worker, shards, now)
@@ -319,7 +307,7 @@ class Driver:
         self._pool.submit(worker.name, tasks)
 
     def _wake(self) -> None:
-        """Whoever has room is to be fed: something came back to the queue, or a pause is over."""
+        """Look at every worker with room: something came back to the queue, or a pause is over."""
         self._hungry |= {name: None for name, worker in self._crew.workers.items() if worker.can_take(CALLS_PER_WORKER)}
 
     # Time goes by.
@@ -336,7 +324,7 @@ class Driver:
             return
         self._next_tick = now + self._policy.tick_s
         gap_s = max(GAP_S, 2 * self._policy.tick_s)
-        if now - self._last_loop > gap_s:  # this process was suspended, not the workers' shards slow
+        if now - self._last_loop > gap_s:  # this process was suspended: the workers' shards were not slow
             for worker in self._crew.workers.values():
                 for call in worker.calls:
                     call.begun = min(now, call.begun + now - self._last_loop)
@@ -345,7 +333,7 @@ class Driver:
         for worker in list(self._crew.workers.values()):
             self._look_at_worker(worker, now)
         for worker in self._crew.overdue():
-            self._retire(worker)  # it may be stopped, or wait for a place that will never be free
+            self._retire(worker)  # its process may be stopped, or wait for a place that is never free
         if self._closing is None and now >= self._space.until:
             self._back_up(now)
         self._wake()
@@ -353,25 +341,25 @@ class Driver:
 
     def _look_at_worker(self, worker: Worker, now: float) -> None:
         if worker.leave_by is not None:
-            left = worker.left(self._pace, now)
+            left = worker.left(self._times, now)
             if not worker.calls or now >= worker.leave_by or (left is not None and now + left > worker.leave_by):
                 self._retire(worker, replace=False)
         elif worker.calls:
             call = worker.calls[0]
-            limit = self._pace.limit(worker.kind, len(call.attempts))
+            limit = self._times.limit(worker.kind, len(call.attempts))
             if now - call.begun > limit:
                 reason = f"no answer within {limit:.3g} s (executor.shard_timeout_s)"
-                self._reporter.emit("worker_lost", worker=worker.name, reason=reason)
+                self._reporter.emit(events.WorkerLost(worker.name, reason))
                 self._retire(worker, charge=Failure(HANGS, reason))
 
     def _back_up(self, now: float) -> None:
-        """Give idle workers what somebody else is slow at: shards that wait behind a straggler, or its own."""
+        """Give idle workers the shards that a slow worker holds: those that wait there, or the one at work."""
         if self._ledger.num_todo:
             return
         idle = deque(worker for worker in self._crew.workers.values() if worker.can_take(1))
         if not idle:
             return
-        for is_at_work, call, kind in slow_calls(self._crew.workers.values(), self._pace, now):
+        for is_at_work, call, kind in slow_calls(self._crew.workers.values(), self._times, now):
             helper = next((worker for worker in idle if worker.kind == kind), None)
             if helper is None:
                 continue
@@ -379,9 +367,7 @@ class Driver:
             if shards := [shard for shard in wanted if self._ledger.back_up(shard)]:
                 idle.remove(helper)
                 self._submit(helper, shards, now)
-                self._reporter.emit("backup", shard=shards[0], worker=helper.name)
-
-    # Ends.
+                self._reporter.emit(events.Backup(shards[0], helper.name))
 
     def _look_for_drains(self, now: float) -> None:
         if now < self._next_drain_look:
@@ -395,17 +381,17 @@ class Driver:
                 self._draining.add(drain.node)
                 left = drain.deadline - now
                 at = None if left == float("inf") else round(self._pool.unix_time() + left, 3)
-                self._reporter.emit("draining", node=drain.node, deadline=at)
+                self._reporter.emit(events.Draining(drain.node, at))
             worker.leave_by = drain.deadline
             self._crew.replace(worker.role, self._ledger.num_open)
 
     def _close(self, reason: str) -> None:
-        """Hand nothing out any more; what is at work may end within the grace."""
+        """Hand nothing out any more; what is at work may end within the time that the policy grants."""
         if self._closing is not None:
             return
         self._closing = reason
         self._crew.is_closed = True
-        self._reporter.emit("stopping", reason=reason)
+        self._reporter.emit(events.Stopping(reason))
         by = self._pool.now() + self._policy.grace_for(self._request)
         for worker in self._crew.workers.values():
             worker.leave_by = by if worker.leave_by is None else min(by, worker.leave_by)

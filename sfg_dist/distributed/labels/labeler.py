@@ -15,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sfg_dist.distributed.labels.members import GroupReference
-from sfg_dist.distributed.labels.node_table import NodeTable
-from sfg_dist.distributed.labels.references import StoredReference, open_reference
+from sfg_dist.distributed.labels.events import Record
+from sfg_dist.distributed.labels.references import StoredReference, prepared_reference
+from sfg_dist.distributed.labels.sharded_reference import ShardedReference
+from sfg_dist.distributed.labels.shared_blocks import SharedBlocks
 from sfg_dist.distributed.labels.sizes import GIB
-from sfg_dist.distributed.machine import peak_memory
+from sfg_dist.distributed.machine import default_device, peak_memory
 from sfg_dist.flow import (
     ConditionalReference,
     Effort,
@@ -37,12 +38,8 @@ from sfg_dist.store import Pairs, open_pairs, read_rows
 from sfg_dist.store.commits import CommitRecord
 
 _CONDITIONAL_COPIES = 6  # of the reference, with the tree of its conditions and their numbers in float64
-_ERROR_EVALUATIONS = 96  # of RK4, to measure the labels' error by
-
-
-def default_device() -> torch.device:
-    """The GPU when there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# To measure the labels' error by: evaluations of RK4, rows, and pairs of a row and a reference row.
+_ERROR_EVALUATIONS, _MAX_ROWS, _MAX_PAIRS = 96, 256, 1e9
 
 
 class ShardLabeler:
@@ -50,12 +47,12 @@ class ShardLabeler:
 
     Args:
         url: the store.
-        num_threads: CPU threads; part of what decides the last bits, hence never taken from the machine.
+        num_threads: CPU threads. They decide the last bits, so they are never taken from the machine.
         device: where the flow runs; the GPU when there is one.
-        memory_gib: memory that this process may hold resident, in GiB, interpreter and libraries included; a reference
-            that does not fit in is streamed, with the same bits. What the machine has free where not given.
-        members: those that hold the reference, where one process cannot: actor handles of ``ReferenceMember``, one a
-            part, in order. Labels are then within the same tolerance, and the same for the same number of members.
+        memory_gib: memory that this process may hold resident, in GiB, interpreter and libraries included; by default
+            what the machine has free. A reference that does not fit in is streamed, with the same bits.
+        members: actor handles of ``ReferenceMember`` that hold the reference, one a part, in order, where one process
+            cannot. Labels are then within the same tolerance, and the same for the same number of members.
 
     Raises:
         LabelingError: the memory is too small for one block of the reference.
@@ -78,23 +75,23 @@ class ShardLabeler:
         self.device = device or default_device()
         self.members = tuple(members)
         self.reference: PreparedReference | ConditionalReference
-        self._table: NodeTable | None
+        self._table: SharedBlocks | None
         with _threads(num_threads):
             if self.plan.condition:
                 self.reference, self._table = conditional_reference(self.pairs, self.device, memory_gib), None
             elif members:
-                self.reference, self._table = GroupReference(StoredReference(self.pairs), members), None
+                self.reference, self._table = ShardedReference(StoredReference(self.pairs), members), None
             else:
-                self.reference, self._table = open_reference(self.pairs, device=self.device, memory_gib=memory_gib)
+                self.reference, self._table = prepared_reference(self.pairs, device=self.device, memory_gib=memory_gib)
         self.schedule = Schedule(self.plan.labels["schedule"], self.plan.t_min)
 
     def close(self) -> None:
-        """Give up this process's share of the node's files; labels can be made no more."""
+        """Give up this process's share of the node's files; it can label no more."""
         if self._table is not None:
             self._table.close()
 
-    def label(self, shard: int, attempt: int = 1) -> CommitRecord:
-        """Integrate, write and commit one shard; the commit record, the existing one where it is done already.
+    def label(self, shard: int, attempt: int = 1) -> Record:
+        """Integrate, write and commit one shard, unless that is done already; its commit record.
 
         Raises:
             NonFiniteLabelError: the flow left the floating-point range; nothing was written.
@@ -112,7 +109,8 @@ class ShardLabeler:
             for first, stop in self.plan.batches(shard, self.device.type):
                 rows = self._start_points(shard, first, stop)
                 images_of_batch = self._integrate(shard, first, rows, effort)
-                # A shard that completes a ragged one begins within a batch; it is integrated whole, as in a longer run.
+                # A store that was extended may have a shard that begins within a batch. The whole batch is integrated,
+                # as in a longer run.
                 kept = slice(max(own[0] - first, 0), own[1] - first)
                 starts.append(rows[kept])
                 ends.append(images_of_batch[kept])
@@ -166,7 +164,7 @@ class ShardLabeler:
         return (self.reference.take(index).numpy() + blur * noise).astype(np.float32)
 
     def _integrate(self, shard: int, first: int, rows: NDArray[np.float32], effort: Effort) -> NDArray[np.float32]:
-        """One batch, padded to the plan's size: a product's shape decides its last bits."""
+        """One batch, padded to the plan's size, since the shape of a matrix product decides its last bits."""
         settings, direction = self.plan.labels, self.plan.shard_direction(shard)
         padded = torch.zeros(self.plan.batch_rows(self.device.type), self.plan.dim, device=self.device)
         padded[: len(rows)] = torch.from_numpy(rows)
@@ -239,42 +237,36 @@ def _num_streamed(reference: PreparedReference | ConditionalReference) -> int:
     return reference.num_streamed if isinstance(reference, StreamedReference) else 0
 
 
-def label_error(
-    pairs: Pairs, *, max_rows: int = 256, max_pairs: float = 1e9, memory_gib: float | None = None
-) -> dict[str, Any]:
-    """The labels' own error, measured on the first rows of a store: no bound tells it, because the flow forks.
+def label_error(pairs: Pairs, *, memory_gib: float | None = None) -> dict[str, float]:
+    """The labels' own error, measured on the first rows of a store. No bound tells it, because the flow forks.
 
-    They are integrated again in float64 over every reference, as many rows as ``max_pairs`` pairs allow, but 8 at
-    least: by RK4 with 96 evaluations where all of the reference's rows fit in memory. Else each evaluation reads again
-    those that do not, so there are fewer, by a method that makes more of them: "exp_abm4" with twice the labels' own
-    evaluations, but 48 at least, whose error is about a twentieth of that of labels with 22. The errors are in units of
-    the reference's spread (the plan's sigma_data), and of latents.
+    The rows are integrated again in float64, with every row of the reference in each score: 256 rows, or as many as
+    1e9 kernel evaluations allow, but at least 8. RK4 with 96 evaluations is taken where the whole reference fits in
+    memory. Else each evaluation reads the rest of it again, so it takes "exp_abm4" with twice the labels' own
+    evaluations, but at least 48; its error is about a twentieth of that of labels with 22.
 
     Args:
         pairs: the open store; its first shard is committed.
-        max_rows: rows to integrate, at most.
-        max_pairs: evaluations of a kernel, at most.
-        memory_gib: memory that this process may hold resident, in GiB; half of what the machine has free is taken where
-            not given.
+        memory_gib: memory that this process may hold resident, in GiB; by default half of what the machine has free.
 
     Returns:
-        num_rows, and the median and 90th percentile of the 2-norm of the difference; empty for mini-batch labels,
-        each of which has a reference of its own.
+        num_rows, and the median and 90th percentile of the 2-norm of the difference, in units of the plan's sigma_data
+        for labels and of 1 for latents. Empty for mini-batch labels, each of which has a reference of its own.
     """
     plan = pairs.plan
     if plan.labels["estimator"] != "full":
         return {}
     if plan.condition:
-        return _conditional_error(pairs, max_rows=max_rows)
+        return _conditional_error(pairs)
     stored = StoredReference(pairs)
     num_kept = stored.num_fitting(memory_gib, torch.float64)
     solver, num_evaluations = "rk4", _ERROR_EVALUATIONS
     if num_kept < stored.num_blocks:
         twice = max(_ERROR_EVALUATIONS // 2, 2 * plan.labels["num_evaluations"])
         solver, num_evaluations = "exp_abm4", min(twice, _ERROR_EVALUATIONS)
-    wanted = max(8, int(max_pairs / (stored.num_reference * num_evaluations)))
+    wanted = max(8, int(_MAX_PAIRS / (stored.num_reference * num_evaluations)))
     start, stop = plan.shard_range(0)
-    num_rows = min(max_rows, wanted, stop - start)
+    num_rows = min(_MAX_ROWS, wanted, stop - start)
     latents, labels = (read_rows(array, 0, num_rows).astype(np.float64) for array in (pairs.latents, pairs.labels))
     decodes = plan.shard_direction(0) == "decode"
     ends = label_latents(
@@ -292,10 +284,10 @@ def label_error(
     return _error_figures(difference) | {"tolerance_reached": max_reached(pairs)}
 
 
-def _conditional_error(pairs: Pairs, *, max_rows: int) -> dict[str, Any]:
+def _conditional_error(pairs: Pairs) -> dict[str, float]:
     plan = pairs.plan
     start, stop = plan.shard_range(0)
-    num_rows = min(max_rows, stop - start)
+    num_rows = min(_MAX_ROWS, stop - start)
     latents, labels = (read_rows(array, 0, num_rows).astype(np.float64) for array in (pairs.latents, pairs.labels))
     ends = label_given(
         torch.from_numpy(latents),
@@ -307,7 +299,7 @@ def _conditional_error(pairs: Pairs, *, max_rows: int) -> dict[str, Any]:
     return _error_figures((ends.numpy() - labels) / plan.sigma_data) | {"tolerance_reached": 0.0}
 
 
-def _error_figures(difference: NDArray[np.float64]) -> dict[str, Any]:
+def _error_figures(difference: NDArray[np.float64]) -> dict[str, float]:
     error = np.linalg.norm(difference, axis=1)
     return {
         "num_rows": len(error),

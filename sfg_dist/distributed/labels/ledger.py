@@ -1,13 +1,14 @@
-"""The driver's book of shards: what is to do, what runs, what failed and why. Every entry costs constant time."""
+"""The driver's book of shards: which are to do, which run, which failed and why. Each entry costs constant time."""
 
 from __future__ import annotations
 
 import random
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from sfg_dist.distributed.labels.pool import HANGS, WORKER_LOST, Failure, Policy
+from sfg_dist.distributed.failure import HANGS, WORKER_LOST, Failure
+from sfg_dist.distributed.labels.pool import Policy
 from sfg_dist.job.errors import LabelingError, NonFiniteLabelError, StoreError, StoreUnavailableError
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
@@ -16,7 +17,7 @@ MAX_NAMED = 3  # shards whose reasons an error message shows in full
 
 @dataclass
 class _Retry:
-    """A shard that failed: when it may be tried again, and by which worker or kind of worker rather not."""
+    """A shard that failed: when it may be tried again, and which worker or kind of worker is not to have it soon."""
 
     shard: int
     not_before: float
@@ -24,21 +25,8 @@ class _Retry:
     avoid_until: float
 
 
-@dataclass
-class _Trouble:
-    """What went wrong with a shard so far."""
-
-    reasons: list[tuple[str, Failure]] = field(default_factory=list)  # worker, why
-
-
 class Ledger:
-    """Where every shard of a run stands.
-
-    Args:
-        pending: shards to do, in order.
-        total: shards in all.
-        policy: how often to try.
-    """
+    """Where every shard of a run stands, beginning with the pending ones in order."""
 
     def __init__(self, pending: Iterable[int], total: int, policy: Policy) -> None:
         self._todo = deque(pending)
@@ -46,7 +34,7 @@ class Ledger:
         self._again: list[_Retry] = []
         self._runs: dict[int, int] = {}
         self._backed_up: set[int] = set()
-        self._trouble: dict[int, _Trouble] = {}
+        self._reasons: dict[int, list[tuple[str, Failure]]] = {}  # worker and failure of each attempt
         self._policy = policy
         self._random = random.Random(policy.seed)
         self.total = total
@@ -67,11 +55,6 @@ class Ledger:
         """Fresh shards that nobody works at."""
         return len(self._todo)
 
-    @property
-    def num_waiting(self) -> int:
-        """Shards that nobody works at, those to be tried again with them."""
-        return len(self._todo) + len(self._again)
-
     def is_open(self, shard: int) -> bool:
         """Whether a shard is neither done nor given up."""
         return shard in self._open
@@ -82,8 +65,7 @@ class Ledger:
 
     def attempt(self, shard: int) -> int:
         """The number of the next attempt at a shard, from 1."""
-        trouble = self._trouble.get(shard)
-        return (len(trouble.reasons) if trouble else 0) + self.runs(shard) + 1
+        return len(self._reasons.get(shard, ())) + self.runs(shard) + 1
 
     def take(self, worker: str, kind: str, now: float, count: int, *, is_alone: bool) -> list[int]:
         """Shards for a worker: one to be tried again, or up to ``count`` fresh ones; empty where there are none.
@@ -128,38 +110,29 @@ class Ledger:
                 return False
             self.given_up.remove(shard)  # a late answer, or another driver
         self._open.discard(shard)
-        self._trouble.pop(shard, None)
+        self._reasons.pop(shard, None)
         self._again = [retry for retry in self._again if retry.shard != shard] if self._again else self._again
         return True
 
     def put_back(self, shard: int) -> None:
-        """A shard comes back through no fault of its own; where somebody else holds it still, that will do."""
+        """A shard comes back through no fault of its own; where another worker holds it still, it stays there."""
         if shard in self._open and not self.runs(shard):
             self._todo.appendleft(shard)
 
     def charge(self, shard: int, worker: str, failure: Failure, now: float, *, avoid: str, avoid_s: float) -> str:
-        """An attempt has failed: the shard is to be tried again, or given up.
+        """An attempt has failed: the shard is to be tried again ("retry"), or given up ("give_up").
 
-        Args:
-            shard: which.
-            worker: by whom.
-            failure: why.
-            now: the time.
-            avoid: the worker, or the kind of worker, that should rather not get it again ...
-            avoid_s: ... for so long.
-
-        Returns:
-            "retry" or "give_up".
+        ``avoid`` names the worker, or the kind of worker, that should not get it again for ``avoid_s`` seconds.
         """
-        trouble = self._trouble.setdefault(shard, _Trouble())
-        trouble.reasons.append((worker, failure))
+        reasons = self._reasons.setdefault(shard, [])
+        reasons.append((worker, failure))
         if self.runs(shard):  # another attempt goes on; it decides
             return "retry"
-        if len(trouble.reasons) >= self._policy.max_attempts:
+        if len(reasons) >= self._policy.max_attempts:
             self._open.discard(shard)
             self.given_up.append(shard)
             return "give_up"
-        wait = self._pause(trouble) if failure.is_a(StoreUnavailableError) else 0.0
+        wait = self._pause(reasons) if failure.is_a(StoreUnavailableError) else 0.0
         self._again.append(_Retry(shard, now + wait, avoid, now + wait + avoid_s))
         return "retry"
 
@@ -177,11 +150,11 @@ class Ledger:
         """What to raise for the shards given up; None where there are none."""
         if not self.given_up:
             return None
-        last = self._trouble[self.given_up[-1]].reasons[-1][1]
+        last = self._reasons[self.given_up[-1]][-1][1]
         kind = NonFiniteLabelError if last.is_a(NonFiniteLabelError) else LabelingError
         lines = []
         for shard in self.given_up[:MAX_NAMED]:
-            reasons = self._trouble[shard].reasons
+            reasons = self._reasons[shard]
             lines.append(f"shard {shard} was given up after {len(reasons)} attempts:")
             lines += [f"  {number}. on {who}: {why}" for number, (who, why) in enumerate(reasons, start=1)]
         if len(self.given_up) > MAX_NAMED:
@@ -193,11 +166,11 @@ class Ledger:
 
     def last_exception(self) -> BaseException | None:
         """The exception behind the last shard given up, where it was raised in this process."""
-        return self._trouble[self.given_up[-1]].reasons[-1][1].exception if self.given_up else None
+        return self._reasons[self.given_up[-1]][-1][1].exception if self.given_up else None
 
-    def _pause(self, trouble: _Trouble) -> float:
+    def _pause(self, reasons: Iterable[tuple[str, Failure]]) -> float:
         """Pause before the next attempt: doubled with every failure of the store, with jitter of half of it."""
-        number = sum(failure.is_a(StoreUnavailableError) for _, failure in trouble.reasons)
+        number = sum(failure.is_a(StoreUnavailableError) for _, failure in reasons)
         return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** (number - 1)) * self._random.uniform(0.5, 1.5)
 
 

@@ -1,17 +1,16 @@
 """What a labelling run tells Prometheus, through Ray's metrics.
 
-The driver counts for its whole run, from the events of its loop, so the figures do not depend on which actors live on.
-Ray's agent on the driver's node serves them as ``ray_sfg_*`` on the port that ``ray.nodes()`` calls MetricsExportPort;
-that agent comes with ``ray[default]``. Without it the figures are recorded and go nowhere, at no harm. Ray's histograms
-know the middle of a bucket, not the value, so sums that shall be exact are counters beside them.
+The driver counts from the events of its loop, so the figures do not depend on which actors live on. Ray's agent on the
+driver's node serves them as ``ray_sfg_*`` on the port that ``ray.nodes()`` calls MetricsExportPort. That agent comes
+with ``ray[default]``; without it the figures go nowhere. Ray's histograms know the middle of a bucket and not the
+value, so sums that are to be exact are counters beside them.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from sfg_dist.store.commits import CommitRecord
-from sfg_dist.store.snapshot import SnapshotDocument
+from sfg_dist.distributed.labels.events import AttemptFailed, Backup, LabelEvent, ShardDone, Snapshot, WorkerLost
 
 SECONDS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 STATES = ("starting", "idle", "at work", "leaving")
@@ -20,8 +19,7 @@ STATES = ("starting", "idle", "at work", "leaving")
 class LabelMetrics:
     """Counters, gauges and histograms of one labelling run; needs a running Ray session.
 
-    Args:
-        store: the store's URL, the label ``store`` of every figure.
+    The store's URL is the label ``store`` of every figure.
     """
 
     def __init__(self, store: str) -> None:
@@ -54,32 +52,31 @@ class LabelMetrics:
         self._rows_per_s = gauge("rows_per_second", "Pairs a second, over the run.")
         self._largest_bound = 0.0
 
-    def event(self, event: str, **details: Any) -> None:
+    def event(self, event: LabelEvent) -> None:
         """Count what an event of the driver's loop tells."""
         store = {"store": self._store}
-        if event == "shard":
-            self._count_shard(details["record"], details.get("seconds"), details["done"], details["total"])
-        elif event == "attempt_failed":
-            tags = {"error": str(details.get("error", "unknown")), "action": str(details["action"])}
-            self._failed.inc(1, store | tags)
-        elif event == "worker_lost":
+        if isinstance(event, ShardDone):
+            self._count_shard(event)
+        elif isinstance(event, AttemptFailed):
+            self._failed.inc(1, store | {"error": event.error, "action": event.action})
+        elif isinstance(event, WorkerLost):
             self._lost.inc(1, store)
-        elif event == "backup":
+        elif isinstance(event, Backup):
             self._backups.inc(1, store)
 
-    def snapshot(self, snapshot: SnapshotDocument) -> None:
+    def snapshot(self, snapshot: Snapshot) -> None:
         """Take over what a snapshot of the driver tells."""
-        states = [worker["state"] for worker in snapshot["workers"]] if snapshot["is_running"] else []
+        states = [worker.state for worker in snapshot.workers] if snapshot.is_running else []
         for state in STATES:
             self._workers.set(states.count(state), {"store": self._store, "state": state})
-        self._rows_per_s.set(snapshot["rows_per_s"] or 0.0, {"store": self._store})
+        self._rows_per_s.set(snapshot.rows_per_s, {"store": self._store})
 
-    def _count_shard(self, record: CommitRecord, seconds: float | None, done: int, total: int) -> None:
-        store = {"store": self._store}
+    def _count_shard(self, event: ShardDone) -> None:
+        record, store = event.record, {"store": self._store}
         where = store | {"device": str(record.get("device", "unknown"))}
         num_rows = record["rows"][1] - record["rows"][0]
-        self._shards.set(total, store)
-        self._shards_done.set(done, store)
+        self._shards.set(event.total, store)
+        self._shards_done.set(event.done, store)
         for counter, amount in (
             (self._labelled, 1),
             (self._rows, num_rows),
@@ -89,7 +86,7 @@ class LabelMetrics:
             if amount > 0:  # Ray refuses to count by nothing
                 counter.inc(amount, where)
         self._integrate_s.observe(record.get("seconds", 0.0), where)
-        if seconds is not None:
-            self._write_s.observe(max(0.0, seconds - record.get("seconds", 0.0)), where)
+        if event.seconds is not None:
+            self._write_s.observe(max(0.0, event.seconds - record.get("seconds", 0.0)), where)
         self._largest_bound = max(self._largest_bound, record.get("tolerance_reached", 0.0))
         self._tolerance.set(self._largest_bound, store)

@@ -3,7 +3,7 @@
     drivers/<driver id>.json            its latest snapshot, replaced whole
     events/<driver id>-0000.jsonl ...   what happened, in parts of bounded size
 
-Both are for people and dashboards: the protocol reads neither, and where they cannot be written the labels go on.
+Both are for people and dashboards. The store's protocol reads neither, and labels go on where they cannot be written.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 import threading
 import time
 import warnings
-from collections import Counter
-from typing import Any
+from dataclasses import replace
 
+from sfg_dist.distributed.labels.events import LabelEvent, Snapshot
 from sfg_dist.job.errors import StoreError
 from sfg_dist.job.object_stores import trouble_of, without_credentials
 from sfg_dist.store import Location
@@ -31,14 +31,9 @@ class Monitor:
     On a local disk each is written as it comes. On an object store a thread of its own writes them every few seconds,
     so that a slow store never holds up the driver. A write that fails warns once and is tried again.
 
-    Args:
-        location: the store.
-        driver: the driver's id.
-
     Example:
-        >>> driver = DriverId.new()                                                         # doctest: +SKIP
         >>> with Monitor(pairs.location, str(driver)) as monitor:                           # doctest: +SKIP
-        ...     label_with_actors(url, driver=driver, on_event=monitor.event, on_snapshot=monitor.snapshot)
+        ...     label_inline(url, LabelSettings(driver=driver, on_event=monitor.event, on_snapshot=monitor.snapshot))
     """
 
     def __init__(self, location: Location, driver: str) -> None:
@@ -46,9 +41,8 @@ class Monitor:
         self._location = location
         self._lock = threading.Lock()
         self._part, self._part_number, self._num_written = bytearray(), 0, 0
-        self._snapshot: SnapshotDocument | None = None
+        self._snapshot: Snapshot | None = None
         self._snapshot_is_new = False
-        self._num_failures: Counter[str] = Counter()
         self._has_warned = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -60,10 +54,10 @@ class Monitor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Write what is left; a snapshot that still says it runs is corrected: this driver has ended."""
+        """Write what is left; the last snapshot says that this driver has ended."""
         with self._lock:
-            if self._snapshot is not None and self._snapshot["is_running"]:
-                self._snapshot |= {"is_running": False, "updated": time.time()}
+            if self._snapshot is not None and self._snapshot.is_running:
+                self._snapshot = replace(self._snapshot, is_running=False, updated=time.time())
                 self._snapshot_is_new = True
         self._stop.set()
         if self._thread is not None:
@@ -71,20 +65,17 @@ class Monitor:
         else:
             self._write()
 
-    def event(self, event: str, **details: Any) -> None:
+    def event(self, event: LabelEvent) -> None:
         """Note what happened."""
-        line = event_line({"time": round(time.time(), 3), "event": event, **details})
+        line = event_line({"time": round(time.time(), 3), "event": event.name, **event.details()})
         with self._lock:
             self._part += line
-            if event == "attempt_failed":
-                self._num_failures[str(details.get("action", "retry"))] += 1
         self._written_at_once()
 
-    def snapshot(self, snapshot: SnapshotDocument) -> None:
-        """Keep the driver's state."""
+    def snapshot(self, snapshot: Snapshot) -> None:
+        """Keep how the run stands."""
         with self._lock:
-            self._snapshot = {**snapshot, "num_failures": dict(self._num_failures)}
-            self._snapshot_is_new = True
+            self._snapshot, self._snapshot_is_new = snapshot, True
         self._written_at_once()
 
     def _written_at_once(self) -> None:
@@ -126,11 +117,10 @@ class Monitor:
     def _write_snapshot(self) -> None:
         with self._lock:
             snapshot, is_new, self._snapshot_is_new = self._snapshot, self._snapshot_is_new, False
-            document = event_line(snapshot or {})
-        if not is_new:
+        if snapshot is None or not is_new:
             return
         try:
-            self._location.write(f"drivers/{self.driver}.json", document)
+            self._location.write(f"drivers/{self.driver}.json", event_line(snapshot.to_json()))
         except StoreError:
             self._snapshot_is_new = True
             raise

@@ -1,6 +1,6 @@
-"""The clusters' ordering of a reference's blocks, subtrees sorted side by side: by threads here, or by Ray tasks.
+"""The clusters' ordering of a reference's blocks; subtrees are sorted at the same time, by threads or by Ray tasks.
 
-Each block has an ordering of its own, by its own row numbers; they lie one after the other.
+Each block has an ordering of its own, by its own row numbers; the orderings follow each other.
 """
 
 from __future__ import annotations

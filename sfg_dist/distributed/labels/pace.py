@@ -1,4 +1,4 @@
-"""How long shards take, a kind of worker: from it follow time limits, the size of a call, and who is a straggler."""
+"""How long shards take each kind of worker. Time limits, the size of a call, and who is slow follow from it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ PAUSES = (1 / 15, 2 / 15, 4 / 15, 8 / 15)  # of the time that a full disk is wai
 CALL_S, MAX_CALL_SHARDS = 0.5, 64
 
 
-class Pace:
+class ShardTimes:
     """Durations of the last finished shards of each kind of worker.
 
-    Args:
-        timeout_s: the user's time limit of a shard; None for one that follows the median.
+    ``timeout_s`` is the user's time limit of a shard; without one it follows the median.
     """
 
     def __init__(self, timeout_s: float | None = None) -> None:
@@ -67,13 +66,9 @@ class Pace:
 
 
 class SpaceWait:
-    """A full disk is waited for in a few pauses, each twice as long as the one before.
+    """A full disk is waited for in a few pauses, each twice as long as the one before, ``total_s`` together.
 
-    Args:
-        total_s: all pauses together.
-
-    Attributes:
-        until: nothing is handed out before.
+    Nothing is handed out before ``until``.
     """
 
     def __init__(self, total_s: float) -> None:
@@ -92,6 +87,6 @@ class SpaceWait:
         return True
 
     def written(self, now: float) -> None:
-        """A shard was written: there is space again, if that was not before the pause's end."""
+        """A shard was written: after the end of a pause that means that there is space again."""
         if now >= self.until:
             self._pauses = 0

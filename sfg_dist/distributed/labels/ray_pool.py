@@ -11,14 +11,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sfg_dist.distributed.cluster import draining_nodes
-from sfg_dist.distributed.labels.members import ReferenceMember
-from sfg_dist.distributed.labels.node_table import sweep_node
-from sfg_dist.distributed.labels.pool import WORKER_LOST, Answered, Drain, Event, Failure, Lost, Ready, Result, Task
+from sfg_dist.distributed.failure import WORKER_LOST, Failure
+from sfg_dist.distributed.labels.pool import Answered, Drain, Lost, PoolEvent, Ready, Result, Task, WorkerInfo
+from sfg_dist.distributed.labels.sharded_reference import ReferenceMember
 from sfg_dist.distributed.labels.shards import label_tasks, worker_info
+from sfg_dist.distributed.labels.shared_blocks import sweep_node
 
 REASON_CHARACTERS = 400
 ENDING_S, KILL_S = 5.0, 1.0  # within which a process goes that Ray was asked to end, and one that was killed
@@ -26,12 +27,9 @@ ENDING_S, KILL_S = 5.0, 1.0  # within which a process goes that Ray was asked to
 
 @dataclass(frozen=True)
 class Role:
-    """What an actor of one role holds.
+    """What an actor of one role holds, of GPUs perhaps a fraction.
 
-    Attributes:
-        num_cpus: CPUs.
-        num_gpus: GPUs, fractions allowed.
-        is_cpu: whether its labeler is told to leave the GPUs alone: Ray may show them to it all the same.
+    The labeler of one that ``is_cpu`` is told to leave the GPUs alone, since Ray may show them to it all the same.
     """
 
     num_cpus: int
@@ -40,14 +38,7 @@ class Role:
 
 
 class ShardActor:
-    """A labeler in a process of its own.
-
-    Signals to stop are left to the driver, which may let the shard at work end.
-
-    Args:
-        make: makes the labeler.
-        members: actors of its group.
-    """
+    """A labeler in a process of its own; the driver hears signals to stop, and may let the shard at work end."""
 
     def __init__(self, make: Callable[[], Any], members: Sequence[Any] = ()) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR2", signal.SIGTERM)):
@@ -56,8 +47,8 @@ class ShardActor:
         self._make, self._members = make, members
         self._labeler: Any = None
 
-    def open(self) -> dict[str, Any] | Failure:
-        """Make the labeler: where it runs, or why it cannot."""
+    def open(self) -> tuple[WorkerInfo, list[ActorProcess]] | Failure:
+        """Make the labeler: where it runs, with all processes of its group, or why it cannot."""
         import ray
 
         started = time.perf_counter()
@@ -66,8 +57,8 @@ class ShardActor:
             members = ray.get([member.__ray_call__.remote(process_of) for member in self._members])
         except Exception as error:
             return Failure.of(error)
-        load_s = time.perf_counter() - started
-        return worker_info(self._labeler) | {"processes": [process_of(self), *members], "load_s": load_s}
+        info = replace(worker_info(self._labeler), load_s=time.perf_counter() - started)
+        return info, [process_of(self), *members]
 
     def label(self, tasks: Sequence[Task]) -> list[Result]:
         """Label some shards, one after the other."""
@@ -75,14 +66,10 @@ class ShardActor:
 
 
 @dataclass(frozen=True)
-class Process:
-    """A process of an actor, for good: ids of processes are used again.
+class ActorProcess:
+    """A process of an actor: Ray's id of its node, its machine, its id there, and when it began in seconds since 1970.
 
-    Attributes:
-        node: Ray's id of its node.
-        host: name of its machine.
-        pid: its id there.
-        created: when it began, seconds since 1970.
+    The last tells it from a later process with the same id.
     """
 
     node: str
@@ -112,17 +99,17 @@ class Process:
                 os.kill(self.pid, signal.SIGKILL)
 
 
-def process_of(actor: object) -> Process:
+def process_of(actor: object) -> ActorProcess:
     """The process that this is called in, by an actor."""
     import psutil
     import ray
 
     node = ray.get_runtime_context().get_node_id()
-    return Process(node, socket.gethostname(), os.getpid(), psutil.Process().create_time())
+    return ActorProcess(node, socket.gethostname(), os.getpid(), psutil.Process().create_time())
 
 
-def see_off(process: Process, patience_s: float) -> None:
-    """Wait for the end of a process of this machine, and bring it about where it takes longer than it may."""
+def see_off(process: ActorProcess, patience_s: float) -> None:
+    """Wait for the end of a process of this machine, and kill it where that takes too long."""
     deadline = time.monotonic() + patience_s
     while process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -136,7 +123,7 @@ class _Actor:
     handle: Any
     members: list[Any]
     group: Any = None
-    processes: Sequence[Process] = ()
+    processes: Sequence[ActorProcess] = ()
     calls: deque[Any] = field(default_factory=deque)
 
 
@@ -147,8 +134,8 @@ class RayPool:
         url: the store.
         labeler: the class of the labelers.
         roles: what an actor of each role holds.
-        arguments: keyword arguments of the labeler.
-        actors_per_group: actors that share one reference; more than one makes each worker a leader with members.
+        arguments: keyword arguments of each labeler.
+        actors_per_group: actors that share one reference; with more than one, each worker is a leader with members.
         member: the class of the members.
     """
 
@@ -167,7 +154,7 @@ class RayPool:
         self._group_size = actors_per_group
         self._actors: dict[str, _Actor] = {}
         self._number = 0
-        self._ending: list[tuple[float, Process]] = []  # on this machine, and when they must be gone
+        self._ending: list[tuple[float, ActorProcess]] = []  # when they must be gone, and the process on this machine
         self._elsewhere: set[str] = set()  # other machines' nodes that had an actor
         self._tasks: list[Any] = []  # on those
         # SimpleQueue: a signal handler may put into it while the main thread is inside it.
@@ -246,10 +233,10 @@ class RayPool:
         """Let ``wait`` return; may be called from a signal handler."""
         self._answers.put(None)
 
-    def wait(self, timeout_s: float) -> list[Event]:
+    def wait(self, timeout_s: float) -> list[PoolEvent]:
         """All answers that have come; waits for the first of them."""
         self._end_overdue()
-        events: list[Event] = []
+        events: list[PoolEvent] = []
         try:
             entry = self._answers.get(timeout=timeout_s) if timeout_s > 0 else self._answers.get_nowait()
             while True:
@@ -259,7 +246,7 @@ class RayPool:
         except queue.Empty:
             return events
 
-    def _event(self, worker: str, future: Future[Any]) -> Event | None:
+    def _event(self, worker: str, future: Future[Any]) -> PoolEvent | None:
         actor = self._actors.get(worker)
         if actor is None:
             return None
@@ -270,17 +257,17 @@ class RayPool:
         actor.calls.popleft()
         if isinstance(answer, Failure):
             return Lost(worker, answer, is_refusal=True)
-        if isinstance(answer, dict):
-            if actor.members:  # of a kind of its own: its leader's device says nothing of its pace and its bits
-                answer = answer | {"device": f"{len(actor.members)} x {worker.rpartition('-')[0]}"}
-            actor.processes = answer["processes"]
-            return Ready(worker, answer)
-        return Answered(worker, answer)
+        if isinstance(answer, list):
+            return Answered(worker, answer)
+        info, actor.processes = answer
+        if actor.members:  # a group is a kind of its own: its leader's device says nothing of its pace and its bits
+            info = replace(info, device=f"{len(actor.members)} x {worker.rpartition('-')[0]}")
+        return Ready(worker, info)
 
     def kill(self, worker: str) -> None:
-        """Have Ray end an actor and its members. Where one is stopped, and does not hear Ray, it is killed later.
+        """Have Ray end an actor and its members. One that is stopped and does not hear Ray is killed later.
 
-        Not at once: where a process goes before Ray has ended it, Ray tells the user that a worker died.
+        It is not killed at once: Ray would tell the user that a worker died.
         """
         import ray
 
@@ -298,13 +285,13 @@ class RayPool:
                 self._ending.append((time.monotonic() + ENDING_S, process))
                 continue
             self._elsewhere.add(process.node)
-            if actor.calls:  # an idle one hears Ray, and a task costs a process
+            if actor.calls:  # an idle one hears Ray, so that this task and its process are not needed
                 self._on_node(process.node, see_off, process, ENDING_S)
 
     def close(self) -> None:
-        """Wait until the processes of ended actors are gone, and kill those that stay; takes seconds at most.
+        """Wait until the processes of ended actors are gone, and kill those that stay; this takes seconds at most.
 
-        Then what they left in the shared memory of their nodes is removed: an actor that Ray ends cannot do it.
+        What they left in the shared memory of their nodes is removed then, since an actor that Ray ends cannot do it.
         """
         while self._ending:
             self._end_overdue()
@@ -368,7 +355,7 @@ class RayPool:
 
 @dataclass(frozen=True)
 class _Maker:
-    """Makes a labeler where it is called; travels to an actor."""
+    """Makes a labeler where it is called: in the actor that it is sent to."""
 
     labeler: Callable[..., Any]
     url: str

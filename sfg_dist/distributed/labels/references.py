@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -17,13 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sfg_dist.distributed.labels import node_table
+from sfg_dist.distributed.labels import shared_blocks
+from sfg_dist.distributed.machine import resident_memory
 from sfg_dist.flow import PreparedReference, posterior_moments
 from sfg_dist.flow.posterior.backends import Backend
 from sfg_dist.flow.posterior.block_file import block_bytes, reference_bytes, write_blocks
 from sfg_dist.flow.posterior.reference import Reference, ReferenceBlock, block_ranges, center_of, centred_keys
 from sfg_dist.flow.posterior.streaming import StreamedReference
 from sfg_dist.job.errors import LabelingError, StoreError
+from sfg_dist.job.plan import TableDigest
 from sfg_dist.store import Pairs
 
 GIB = 1 << 30
@@ -34,42 +34,32 @@ _BUILD_COPIES = 1.25  # of a block's rows beside it, while it is built (measured
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Memory that labels need of a process, in bytes, beside interpreter and libraries (``base_bytes``).
+class ReferenceBytes:
+    """Bytes that a reference takes in a process, beside interpreter and libraries (``base_bytes``).
 
     Attributes:
-        resident: with all of the reference in memory.
-        streamed: with one block at a time, the least.
+        resident: with all of it in memory.
+        streamed: with one block at a time, which is the least.
     """
 
     resident: int
     streamed: int
 
 
-def reference_memory(num_reference: int, dim: int, *, has_clusters: bool) -> Memory:
-    """What a reference of this size takes; see Memory.
+def reference_memory(num_reference: int, dim: int, *, has_clusters: bool) -> ReferenceBytes:
+    """What a reference of so many rows and columns takes.
 
-    Args:
-        num_reference: rows of the reference.
-        dim: columns, as the flow sees them.
-        has_clusters: whether labels look at clusters: full estimator, a tolerance, and rows enough.
+    Labels look at clusters with the full estimator, a tolerance, and rows enough.
     """
     block_rows = max(stop - start for start, stop in block_ranges(num_reference))
     block = block_bytes(block_rows, dim, has_clusters=has_clusters)
     build = int(_BUILD_COPIES * 4 * (dim + 1) * block_rows)
     whole = reference_bytes(num_reference, dim, has_clusters=has_clusters)
-    return Memory(whole + build + WORK_BYTES, block + build + WORK_BYTES)
+    return ReferenceBytes(whole + build + WORK_BYTES, block + build + WORK_BYTES)
 
 
 class StoredReference:
-    """The reference of a store, read a block at a time and checked against its fingerprint.
-
-    Args:
-        pairs: the open store.
-
-    Raises:
-        StoreError: the rows are not those that the plan was made for.
-    """
+    """The reference of a store, read a block at a time."""
 
     def __init__(self, pairs: Pairs) -> None:
         self._pairs = pairs
@@ -79,12 +69,16 @@ class StoredReference:
         self.has_clusters = pairs.has_order
 
     def center(self) -> Tensor:
-        """Mean of the rows; all are read once, and checked."""
-        digest = hashlib.sha256(f"{(self.num_reference, self.dim)}{np.dtype(np.float32).str}".encode())
+        """Mean of the rows; all are read once.
+
+        Raises:
+            StoreError: the rows are not those that the plan was made for.
+        """
+        digest = TableDigest((self.num_reference, self.dim), np.float32)
 
         def read(start: int, stop: int) -> Tensor:
             rows = self.rows(start, stop)
-            digest.update(rows.data)
+            digest.update(rows)
             return torch.from_numpy(rows)
 
         center = center_of(read, self.num_reference)
@@ -120,7 +114,7 @@ class StoredReference:
     def streamed(
         self, device: torch.device, dtype: torch.dtype = torch.float32, *, num_kept: int = 0
     ) -> StreamedReference:
-        """The reference, its blocks read anew in each loop over them, but for ``num_kept`` that stay once read."""
+        """The reference, whose blocks are read anew in each loop over them; the first ``num_kept`` stay once read."""
         center = self.center()
         return StreamedReference(
             lambda number: self.block(number, center, device, dtype),
@@ -133,16 +127,13 @@ class StoredReference:
         )
 
     def num_fitting(self, memory_gib: float | None, dtype: torch.dtype) -> int:
-        """How many blocks of rows alone fit in memory, with what it takes to read one more.
+        """How many blocks of rows, without clusters, fit in memory with what it takes to read one more.
 
-        Args:
-            memory_gib: memory that this process may hold resident, what it holds already included, in GiB; half of what
-                the machine has free where not given.
-            dtype: of the rows in memory.
+        ``memory_gib`` includes what this process holds already; by default half of what the machine has free is taken.
         """
         room = psutil.virtual_memory().available // 2
         if memory_gib is not None:
-            room = int(memory_gib * GIB) - psutil.Process(os.getpid()).memory_info().rss
+            room = int(memory_gib * GIB) - resident_memory()
         block_rows = max(stop - start for start, stop in block_ranges(self.num_reference))
         block = block_rows * (self.dim + 1) * dtype.itemsize
         reading = block + int(_BUILD_COPIES * 4 * (self.dim + 1) * block_rows) + WORK_BYTES
@@ -152,21 +143,15 @@ class StoredReference:
         return max(0, (room - reading) // block)
 
 
-def open_reference(
+def prepared_reference(
     pairs: Pairs, *, device: torch.device, memory_gib: float | None = None
-) -> tuple[PreparedReference, node_table.NodeTable | None]:
-    """The reference of a store, ready for labels; and the node's file that it lies in, to be closed after.
+) -> tuple[PreparedReference, shared_blocks.SharedBlocks | None]:
+    """The reference of a store, ready for labels, and the node's file that it lies in, to be closed after.
 
-    On the CPU a reference of some size is built once a node, in a file that its processes map: in shared memory where
-    it has room, else each has its own. What does not fit in the budget, or in the machine's free memory where there is
-    none, is a file on disk whose blocks are mapped one at a time; where the disk has no room either, they are read and
-    built anew for each evaluation. GPUs hold all of it.
-
-    Args:
-        pairs: the open store.
-        device: where the flow runs.
-        memory_gib: memory that this process may hold resident, in GiB, interpreter and libraries included; what the
-            machine has free where not given.
+    GPUs hold all of it. On the CPU a large reference is built once a node, in a file in shared memory that its
+    processes map; where shared memory has no room, each process has its own. A reference that does not fit in
+    ``memory_gib`` (by default, in the machine's free memory) is a file on disk, whose blocks are mapped one at a time.
+    Where the disk has no room either, blocks are read and built anew for each evaluation.
 
     Raises:
         LabelingError: the budget is too small for one block.
@@ -186,15 +171,15 @@ def open_reference(
             f"{least:.2f} GiB at least, and {(need.resident - need.streamed) / GIB + least:.2f} GiB to hold all of it"
         )
     total = reference_bytes(stored.num_reference, stored.dim, has_clusters=stored.has_clusters)
-    shared = node_table.table_directory(node_table.SHARED_MEMORY) if total >= SHARED_BYTES else None
+    shared = shared_blocks.blocks_directory(shared_blocks.SHARED_MEMORY) if total >= SHARED_BYTES else None
     name = f"{pairs.plan.identity['reference'][:24]}-{pairs.plan.run_id[:24]}"
-    is_shared = shared is not None and node_table.table_path(shared, name).exists()
+    is_shared = shared is not None and shared_blocks.blocks_path(shared, name).exists()
     free = psutil.virtual_memory().available
     is_resident = need.resident <= room if room is not None else is_shared or need.resident <= free
-    directory = shared if is_resident else node_table.table_directory(Path(tempfile.gettempdir()))
+    directory = shared if is_resident else shared_blocks.blocks_directory(Path(tempfile.gettempdir()))
     table = None
     if directory is not None:
-        table = node_table.open_table(directory, name, total, partial(_write, stored))
+        table = shared_blocks.open_shared_blocks(directory, name, total, partial(_write, stored))
     if table is None:
         return _resident(stored, device) if is_resident else stored.streamed(device), None
     reference = StreamedReference(
@@ -209,7 +194,7 @@ def open_reference(
 
 
 def _resident(stored: StoredReference, device: torch.device) -> StreamedReference:
-    """All of a reference in this process's memory, read now: what is damaged is told before any shard is tried."""
+    """All of a reference in this process's memory; it is read now, so that damage is told before any shard is tried."""
     reference = stored.streamed(device, num_kept=stored.num_blocks)
     for _ in reference.blocks():
         pass
@@ -225,7 +210,7 @@ def _write(stored: StoredReference, handle: int) -> None:
 def give_memory_back() -> None:
     """Have the C library give freed blocks of 128 KiB and more back to the system at once.
 
-    Else it keeps what one block's read freed for the next, in each thread's own heap, and the resident size creeps up.
+    Otherwise each thread's heap keeps them for later, and the resident size grows from block to block.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
@@ -234,11 +219,11 @@ def give_memory_back() -> None:
 
 
 def base_bytes(dim: int, has_clusters: bool) -> int:
-    """What this process holds resident before it opens a reference, with its compiled kernels."""
+    """What this process holds resident before it opens a reference, once its kernels are compiled."""
     rows = torch.randn(64, dim, generator=torch.Generator().manual_seed(0))
     tiny = Reference(rows, sigma_data=1.0)
     backends: tuple[Backend, ...] = ("sparse", "dense") if has_clusters else ("dense",)
     for backend in backends:
         for beta_sq in (0.5, 1e-8):  # the dense kernels are two, one for small noise
             posterior_moments(rows, tiny, alpha=1.0, beta_sq=beta_sq, variance=False, tolerance=1e-3, backend=backend)
-    return psutil.Process(os.getpid()).memory_info().rss
+    return resident_memory()

@@ -1,7 +1,6 @@
-"""The workers that a job asks for, what they take in memory and on disk, and refusals of what cannot fit.
+"""What a run takes in memory and on disk, and refusals of what cannot fit, each with keys and values that do.
 
-Each refusal names the keys and a value that fits. Workers on other machines (executor.address) are taken to be like
-this one, whose limits do not bind them.
+Workers on other machines (executor.address) are taken to be like this machine, but its limits do not bind them.
 """
 
 from __future__ import annotations
@@ -10,9 +9,6 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-import psutil
 
 from sfg_dist.distributed.labels.references import SHARED_BYTES, reference_memory
 from sfg_dist.distributed.labels.sizes import (
@@ -26,41 +22,16 @@ from sfg_dist.distributed.labels.sizes import (
     device_memory,
     shard_memory,
 )
-from sfg_dist.distributed.machine import Machine, this_machine
-from sfg_dist.distributed.places import cpu_room, gpu_room, whole_groups, workers_per_gpu
+from sfg_dist.distributed.labels.worker_count import DeviceKind, Workers, asked_workers, cpu_room, require_threads
+from sfg_dist.distributed.machine import Machine, resident_memory, this_machine
+from sfg_dist.distributed.nodes import gpu_room, workers_per_gpu
 from sfg_dist.flow.posterior.block_file import reference_bytes
 from sfg_dist.job.config import Job
 from sfg_dist.job.errors import ConfigError
 from sfg_dist.job.paths import free_disk, nearest_there
 from sfg_dist.job.plan import Plan
 
-DeviceKind = Literal["cpu", "cuda"]
-
-
-@dataclass(frozen=True)
-class Workers:
-    """The workers of a run.
-
-    Attributes:
-        executor: "inline", one worker in the process itself, or "ray", actors.
-        num_actors: by kind of device; kinds without one are left out.
-        num_gpus_per_actor: GPUs that an actor of kind "cuda" holds.
-        num_threads: CPU threads of each.
-        actors_per_group: actors that share one reference, and work on one shard together.
-        is_elsewhere: whether they are on a cluster that runs already, and this machine only stands for theirs.
-    """
-
-    executor: str
-    num_actors: dict[DeviceKind, int]
-    num_gpus_per_actor: float
-    num_threads: int
-    actors_per_group: int
-    is_elsewhere: bool
-
-    @property
-    def total(self) -> int:
-        """All of them."""
-        return sum(self.num_actors.values())
+HERE, SEEN = "this machine has", "GPUs that torch sees"
 
 
 @dataclass(frozen=True)
@@ -83,14 +54,14 @@ class ActorMemory:
 
 
 @dataclass(frozen=True)
-class Memory:
+class RunMemory:
     """Memory that a run takes.
 
     Attributes:
         actors: of one actor, by kind of device.
-        driver_bytes: of the process that holds the table and hands out shards, and of Ray's own.
-        total_bytes: of all that run on this machine.
-        limit_bytes: what this machine, or the control group, has.
+        driver_bytes: of the process that holds the table and hands out shards, and of Ray's own processes.
+        total_bytes: of all that runs on this machine.
+        limit_bytes: what this machine, or its control group, has.
     """
 
     actors: dict[DeviceKind, ActorMemory]
@@ -107,58 +78,54 @@ def choose_workers(job: Job, machine: Machine) -> Workers:
     """
     keys, threads = job.executor, job.labels.num_threads
     if keys.kind == "inline":
-        kind: DeviceKind = "cuda" if machine.gpus else "cpu"
-        workers = Workers("inline", {kind: 1}, float(bool(machine.gpus)), threads, 1, False)
-        _require_cpus(workers, machine)
-        return workers
-    elsewhere = keys.address is not None
-    gpus = keys.num_gpus_per_actor if keys.num_gpus_per_actor is not None else float(bool(machine.gpus))
-    if gpus and not elsewhere and gpus > len(machine.gpus):
+        require_threads(threads, machine.num_cpus, HERE)
+        return Workers("inline", {"cuda" if machine.gpus else "cpu": 1}, float(bool(machine.gpus)), threads, 1)
+    num_gpus, elsewhere = len(machine.gpus), keys.address is not None
+    if elsewhere and keys.num_gpus_per_actor and not num_gpus:
         raise ConfigError(
-            f"executor.num_gpus_per_actor = {gpus:g}, but torch sees {len(machine.gpus)} GPUs here: "
-            + (f"take at most {len(machine.gpus)}" if machine.gpus else "leave the key out for actors on CPUs")
+            f"executor.num_gpus_per_actor = {keys.num_gpus_per_actor:g} on the cluster at {keys.address}, but this "
+            f"machine has no GPU that torch sees, to calibrate on: plan on a machine like the cluster's"
         )
-    if gpus and not machine.gpus:
-        raise ConfigError(
-            f"executor.num_gpus_per_actor = {gpus:g} on the cluster at {keys.address}, but torch sees no GPU here to "
-            f"calibrate on: plan on a machine like the cluster's"
-        )
-    group = keys.actors_per_group
-    beside = whole_groups(keys.num_cpu_actors, key="executor.num_cpu_actors", group=group)
-    room = gpu_room(len(machine.gpus), gpus) if gpus else cpu_room(machine.num_cpus, threads, beside=beside)
-    if elsewhere and gpus:
-        room = max(room, group)  # the cluster is larger than the machine that stands for it
-    number = whole_groups(keys.num_actors, room=room, group=group)
-    if gpus and number > room and not elsewhere:
-        raise ConfigError(
-            f"executor.num_actors = {number} with executor.num_gpus_per_actor = {gpus:g} need {number * gpus:g} GPUs, "
-            f"torch sees {len(machine.gpus)} here: take executor.num_actors = {max(1, room // group * group)}"
-        )
-    actors: dict[DeviceKind, int] = {"cuda": number, "cpu": beside} if gpus else {"cpu": number + beside}
-    workers = Workers("ray", {kind: n for kind, n in actors.items() if n}, gpus, threads, group, elsewhere)
+    workers = asked_workers(
+        keys,
+        threads,
+        num_cpus=machine.num_cpus,
+        num_gpus=num_gpus,
+        place=HERE,
+        gpu_word=SEEN,
+        is_elsewhere=elsewhere,
+    )
     if not elsewhere:
-        _require_cpus(workers, machine, beside)
+        _require_gpus(workers, num_gpus)
+        _require_cpus(workers, machine.num_cpus, keys.num_cpu_actors)
     return workers
 
 
-def _require_cpus(workers: Workers, machine: Machine, beside: int = 0) -> None:
-    if workers.total * workers.num_threads <= machine.num_cpus:
+def _require_gpus(workers: Workers, num_gpus: int) -> None:
+    number, each, group = workers.num_actors.get("cuda", 0), workers.num_gpus_per_actor, workers.actors_per_group
+    room = gpu_room(num_gpus, each) if number else 0
+    if number > room:
+        raise ConfigError(
+            f"executor.num_actors = {number} with executor.num_gpus_per_actor = {each:g} need {number * each:g} GPUs, "
+            f"{HERE} {num_gpus} {SEEN}: take executor.num_actors = {max(1, room // group * group)}"
+        )
+
+
+def _require_cpus(workers: Workers, num_cpus: int, beside: int) -> None:
+    """Refuse actors that have more threads together than there are CPUs; ``beside`` are on CPUs beside others."""
+    needed, threads, group = workers.total * workers.num_threads, workers.num_threads, workers.actors_per_group
+    if needed <= num_cpus:
         return
-    needed = f"{workers.total} actors x labels.num_threads = {workers.num_threads}"
     fits = []
-    group = workers.actors_per_group
-    if fitting := cpu_room(machine.num_cpus, workers.num_threads, beside=beside) // group * group:
+    if fitting := cpu_room(num_cpus, threads, beside=beside) // group * group:
         fits.append(f"executor.num_actors = {fitting}")
     elif beside:
         fits.append(f"fewer executor.num_cpu_actors than {beside}")
-    if workers.total <= machine.num_cpus and workers.num_threads > 1:
-        fits.append(f"labels.num_threads = {machine.num_cpus // workers.total}")
+    if workers.total <= num_cpus and threads > 1:
+        fits.append(f"labels.num_threads = {num_cpus // workers.total}")
     raise ConfigError(
-        f"{needed} need {workers.total * workers.num_threads} CPUs, this machine has {machine.num_cpus}: "
-        f"take {' or '.join(fits) or f'labels.num_threads = {machine.num_cpus}'}"
-        if workers.executor == "ray"
-        else f"labels.num_threads = {workers.num_threads}, this machine has {machine.num_cpus} CPUs: take "
-        f"labels.num_threads = {machine.num_cpus}"
+        f"{workers.total} actors x labels.num_threads = {threads} need {needed} CPUs, {HERE} {num_cpus}: take "
+        f"{' or '.join(fits) or f'labels.num_threads = {num_cpus}'}"
     )
 
 
@@ -171,17 +138,10 @@ def memory_of(
     has_clusters: bool,
     driver_bytes: int,
     memory_gib: float | None,
-) -> Memory:
+) -> RunMemory:
     """Memory of a run, before it is begun.
 
-    Args:
-        plan: what it makes.
-        workers: who makes it.
-        machine: where.
-        num_reference: rows of the reference set.
-        has_clusters: whether labels use clusters of it.
-        driver_bytes: resident size of this process, which holds the table as the run's own will.
-        memory_gib: budget of the reference in an actor, None for all of it.
+    ``driver_bytes`` is the resident size of this process, which holds the table as the run's own will.
     """
     rows = -(-num_reference // workers.actors_per_group)
     actors: dict[DeviceKind, ActorMemory] = {}
@@ -207,24 +167,20 @@ def memory_of(
         )
     driver = driver_bytes + (RAY_BYTES if workers.executor == "ray" else 0)
     total = here if workers.executor == "inline" else here + driver
-    return Memory(actors, driver, total, machine.memory_bytes)
+    return RunMemory(actors, driver, total, machine.memory_bytes)
 
 
 def require_budget(job: Job, plan: Plan | None = None, num_reference: int = 1, *, has_clusters: bool = False) -> None:
     """Refuse a labels.memory_gib that cannot hold a block of the reference; where GPUs label, it has no say.
 
-    Args:
-        job: the checked job.
-        plan: of its store; None before the table is read, where the smallest reference is taken.
-        num_reference: rows of the reference set.
-        has_clusters: whether labels use clusters of it.
+    Before the table is read there is no plan, and the smallest reference is taken.
 
     Raises:
-        ConfigError: with a budget that is not too small for this reason.
+        ConfigError: the message has a budget that can.
     """
     if job.labels.memory_gib is None or job.executor.address is not None or this_machine().gpus:
         return
-    held = psutil.Process().memory_info().rss if job.executor.kind == "inline" else ACTOR_BYTES
+    held = resident_memory() if job.executor.kind == "inline" else ACTOR_BYTES
     rows = -(-num_reference // job.executor.actors_per_group)
     need = reference_memory(rows, 1 if plan is None else plan.dim, has_clusters=has_clusters).streamed
     _check_budget(job.labels.memory_gib, held + (0 if plan is None else shard_memory(plan)), need)
@@ -238,7 +194,7 @@ def _check_budget(memory_gib: float | None, held: int, need: int) -> None:
         )
 
 
-def require_memory(memory: Memory, workers: Workers, machine: Machine) -> None:
+def require_memory(memory: RunMemory, workers: Workers, machine: Machine) -> None:
     """Refuse what this machine cannot hold.
 
     Raises:

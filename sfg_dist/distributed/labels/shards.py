@@ -1,4 +1,4 @@
-"""What stands between the driver and the rest: its view of a store, and what a worker does when it is called."""
+"""The driver's view of a store, and what a worker does when it is called."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from sfg_dist.distributed.labels.pool import Failure, Result, Task
+from sfg_dist.distributed.failure import Failure
+from sfg_dist.distributed.labels.events import Record
+from sfg_dist.distributed.labels.pool import Result, Task, WorkerInfo
 
 if TYPE_CHECKING:
     from sfg_dist.store import Pairs
@@ -20,12 +22,7 @@ LOOKUPS_AT_ONCE = 16
 
 
 class Shards:
-    """The driver's view of a store of pairs.
-
-    Args:
-        pairs: the open store.
-        only: the shards to look at; all if None.
-    """
+    """The driver's view of a store of pairs, of all shards or ``only`` of some."""
 
     def __init__(self, pairs: Pairs, only: Collection[int] | None = None) -> None:
         self._pairs = pairs
@@ -45,7 +42,7 @@ class Shards:
         """Shards with a commit record; one listing."""
         return self._pairs.committed()
 
-    def finished(self, shards: Iterable[int]) -> dict[int, CommitRecord]:
+    def finished(self, shards: Iterable[int]) -> dict[int, Record]:
         """Commit records of those among ``shards`` that are done."""
         wanted = list(shards)
         if len(wanted) <= 1:
@@ -59,28 +56,25 @@ class Shards:
         start, stop = self._pairs.plan.shard_range(shard)
         return stop - start
 
-    def _record(self, shard: int) -> CommitRecord | None:
+    def _record(self, shard: int) -> Record | None:
         return self._pairs.commit_record(shard) if self._pairs.is_done(shard) else None
 
 
-def worker_info(labeler: Any) -> dict[str, Any]:
-    """Where a labeler runs: host, pid, and the name of its device, as its commit records have it."""
+def worker_info(labeler: Any) -> WorkerInfo:
+    """Where a labeler runs."""
     device = getattr(labeler, "device", None)
     name = platform.machine()
     if device is not None and device.type == "cuda":
         import torch
 
         name = torch.cuda.get_device_name(device)
-    return {"host": socket.gethostname(), "pid": os.getpid(), "device": name}
+    return WorkerInfo(socket.gethostname(), os.getpid(), name)
 
 
 def label_tasks(labeler: Any, tasks: Sequence[Task], *, keep_exceptions: bool = False) -> list[Result]:
     """Label some shards, one after the other; an error of one does not keep the others from being done.
 
-    Args:
-        labeler: its ``label(shard, attempt)`` returns the commit record.
-        tasks: shard and number of the attempt.
-        keep_exceptions: hold on to the exceptions themselves, for a caller in this process.
+    ``keep_exceptions`` holds on to the exceptions themselves, for a caller in this process.
     """
     results = []
     for shard, attempt in tasks:

@@ -28,13 +28,10 @@ RAY_BYTES = int(0.4 * GIB)  # Ray's own processes on a node
 
 @dataclass(frozen=True)
 class StoreBytes:
-    """Bytes of a store.
+    """Bytes of a store: of its arrays, which are exact, and of the rest.
 
     Attributes:
-        latents: of all shards' objects.
-        labels: likewise.
-        reference: the transformed reference set.
-        order: its order in clusters; 0 where labels use none.
+        order: the reference's order in clusters; 0 where labels use none.
         transform: the column transform's arrays.
         queries: the user's own query points; 0 where latents are drawn.
         metadata: zarr.json files, the plan with its copy, and the manifest of the frame.
@@ -74,16 +71,7 @@ def store_bytes(
     transform_metadata: Mapping[str, Any],
     num_queries: int | None = None,
 ) -> StoreBytes:
-    """Bytes of a finished store of this plan.
-
-    Args:
-        plan: what it holds.
-        num_reference: rows of the reference set.
-        has_order: whether their order in clusters is kept.
-        transform_arrays: the column transform's arrays.
-        transform_metadata: the rest of the transform.
-        num_queries: the user's own query points, None where latents are drawn.
-    """
+    """Bytes of a finished store of this plan; ``num_queries`` is None where latents are drawn."""
     arrays = store.store_bytes(
         plan,
         num_reference=num_reference,
@@ -113,12 +101,7 @@ def store_bytes(
 
 
 def device_memory(num_rows: int, dim: int) -> int:
-    """Peak bytes on a GPU of a reference set: centred in float64, then its rows in blocks and what orders them.
-
-    Args:
-        num_rows: rows of the reference set.
-        dim: columns.
-    """
+    """Peak bytes on a GPU of a reference set: centred in float64, then its rows in blocks and what orders them."""
     row = 4 * dim
     return num_rows * max(2 * row + row + 4 * row, row + 4 + 3 * row)
 

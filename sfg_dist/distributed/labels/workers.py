@@ -6,15 +6,14 @@ import os
 import re
 import secrets
 import socket
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
+from sfg_dist.distributed.labels.events import AttemptFailed, LabelEvent, Snapshot, WorkerState
 from sfg_dist.distributed.labels.ledger import Ledger
-from sfg_dist.distributed.labels.pace import Pace
-from sfg_dist.distributed.labels.pool import Pool
-from sfg_dist.store.snapshot import SnapshotDocument, WorkerDocument
+from sfg_dist.distributed.labels.pace import ShardTimes
+from sfg_dist.distributed.labels.pool import Pool, WorkerInfo
 
 SNAPSHOT_S = 2.0
 KEPT_FAILURES = 50
@@ -39,22 +38,20 @@ class Worker:
 
     Attributes:
         name: its id in the pool.
-        role: as what it was started.
         started: when it was asked for, by the pool's clock.
         is_ready: whether it has answered.
-        info: host, pid, device, once it has.
+        info: where it runs; None until it has answered.
         calls: what it holds, the one at work first.
         leave_by: when it must be gone, by the pool's clock; None while it stays.
-        done: shards it has committed.
-        rows: their rows.
-        busy_s: seconds it was at work.
+        done, rows: shards that it has committed, and their rows.
+        busy_s: seconds at work.
     """
 
     name: str
     role: str
     started: float
     is_ready: bool = False
-    info: dict[str, Any] = field(default_factory=dict)
+    info: WorkerInfo | None = None
     calls: deque[Call] = field(default_factory=deque)
     leave_by: float | None = None
     done: int = 0
@@ -64,17 +61,17 @@ class Worker:
     @property
     def kind(self) -> str:
         """Name of its device: workers of one kind give the same bits and take about the same time."""
-        return str(self.info.get("device", self.role))
+        return self.role if self.info is None else self.info.device
 
     @property
-    def host(self) -> Any:
-        """Where it runs."""
-        return self.info.get("host")
+    def host(self) -> str | None:
+        """Where it runs; None until it has answered."""
+        return None if self.info is None else self.info.host
 
     @property
-    def pid(self) -> Any:
-        """Its process."""
-        return self.info.get("pid")
+    def pid(self) -> int | None:
+        """Its process; None until it has answered."""
+        return None if self.info is None else self.info.pid
 
     @property
     def state(self) -> str:
@@ -87,32 +84,26 @@ class Worker:
         """Whether it can be handed another call, where ``calls`` are the most that it may hold."""
         return self.is_ready and self.leave_by is None and len(self.calls) < calls
 
-    def left(self, pace: Pace, now: float) -> float | None:
+    def left(self, times: ShardTimes, now: float) -> float | None:
         """Seconds until its call at work should end, None where nobody knows; 0 where it has none."""
         if not self.calls:
             return 0.0
-        expected = pace.expected(self.kind, len(self.calls[0].attempts))
+        expected = times.expected(self.kind, len(self.calls[0].attempts))
         return None if expected is None else max(0.0, expected - (now - self.calls[0].begun))
 
 
-def slow_calls(workers: Iterable[Worker], pace: Pace, now: float) -> list[tuple[bool, Call, str]]:
-    """What stragglers hold: whether it is at work, the call, and the kind of worker; what waits behind them first."""
+def slow_calls(workers: Iterable[Worker], times: ShardTimes, now: float) -> list[tuple[bool, Call, str]]:
+    """The calls of slow workers: whether it is at work, the call, the kind of worker. Waiting calls come first."""
     found: list[tuple[bool, float, Call, str]] = []
     for worker in workers:
-        if worker.calls and pace.is_slow(worker.kind, len(worker.calls[0].attempts), now - worker.calls[0].begun):
+        if worker.calls and times.is_slow(worker.kind, len(worker.calls[0].attempts), now - worker.calls[0].begun):
             found += [(number == 0, call.begun, call, worker.kind) for number, call in enumerate(worker.calls)]
     return [(is_at_work, call, kind) for is_at_work, _, call, kind in sorted(found, key=lambda entry: entry[:2])]
 
 
 @dataclass(frozen=True)
 class DriverId:
-    """Who drives: no other driver has the same id.
-
-    Attributes:
-        host: the machine, in characters that a file name may have.
-        pid: the process.
-        token: a random part.
-    """
+    """A driver's id, which no other driver has: its host (in characters for a file name), process and a random part."""
 
     host: str
     pid: int
@@ -129,41 +120,33 @@ class DriverId:
 
 
 class Reporter:
-    """Tells what happens, as events, and how all stands, as snapshots.
-
-    Args:
-        driver: who this driver is.
-        pool: whose clock counts.
-        on_event: called with a name and details.
-        on_snapshot: called with the state.
-    """
+    """Tells what happens, as events, and how all stands, as snapshots; times are by the pool's clock."""
 
     def __init__(
         self,
         driver: DriverId,
         pool: Pool,
-        on_event: Callable[..., None] | None,
-        on_snapshot: Callable[[SnapshotDocument], None] | None,
+        on_event: Callable[[LabelEvent], None] | None,
+        on_snapshot: Callable[[Snapshot], None] | None,
     ) -> None:
         self._driver = driver
         self._pool, self._on_event, self._on_snapshot = pool, on_event, on_snapshot
         self._begun, self._unix_begun = pool.now(), pool.unix_time()
         self._next = self._begun
-        self._failures: deque[dict[str, Any]] = deque(maxlen=KEPT_FAILURES)
+        self._failures: deque[tuple[float, AttemptFailed]] = deque(maxlen=KEPT_FAILURES)
+        self._num_failures: Counter[str] = Counter()
         self._rows: dict[str, int] = {}  # of workers that are gone too
 
-    def emit(self, event: str, **details: Any) -> None:
-        """Tell of an event."""
+    def emit(self, event: LabelEvent) -> None:
+        """Tell of an event; failed attempts are kept for the snapshots."""
+        if isinstance(event, AttemptFailed):
+            self._failures.append((round(self._unix(self._pool.now()), 3), event))
+            self._num_failures[event.action] += 1
         if self._on_event is not None:
-            self._on_event(event, **details)
-
-    def failed(self, **details: Any) -> None:
-        """Tell of a failed attempt, and keep it for the snapshots."""
-        self._failures.append({"time": round(self._unix(self._pool.now()), 3), **details})
-        self.emit("attempt_failed", **details)
+            self._on_event(event)
 
     def snapshot_if_due(self, ledger: Ledger, workers: Mapping[str, Worker]) -> None:
-        """A snapshot, unless the last one is young."""
+        """Tell how all stands, unless that was done a moment ago."""
         if self._on_snapshot is not None and self._pool.now() >= self._next:
             self.snapshot(ledger, workers, is_running=True)
 
@@ -175,39 +158,40 @@ class Reporter:
         self._next = now + SNAPSHOT_S
         self._rows |= {worker.name: worker.rows for worker in workers.values()}
         self._on_snapshot(
-            {
-                "driver": str(self._driver),
-                "host": self._driver.host,
-                "pid": self._driver.pid,
-                "started": round(self._unix_begun, 3),
-                "updated": round(self._unix(now), 3),
-                "is_running": is_running,
-                "total": ledger.total,
-                "done": ledger.done,
-                "todo": ledger.num_open,
-                "workers": [self._describe(worker) for worker in workers.values()],
-                "failures": list(self._failures),
-                "rows_per_s": round(sum(self._rows.values()) / max(1e-3, now - self._begun), 3),
-            }
+            Snapshot(
+                driver=str(self._driver),
+                host=self._driver.host,
+                pid=self._driver.pid,
+                started=round(self._unix_begun, 3),
+                updated=round(self._unix(now), 3),
+                is_running=is_running,
+                total=ledger.total,
+                done=ledger.done,
+                todo=ledger.num_open,
+                workers=tuple(self._state_of(worker) for worker in workers.values()),
+                failures=tuple(self._failures),
+                rows_per_s=round(sum(self._rows.values()) / max(1e-3, now - self._begun), 3),
+                num_failures=dict(self._num_failures),
+            )
         )
 
-    def _describe(self, worker: Worker) -> WorkerDocument:
+    def _state_of(self, worker: Worker) -> WorkerState:
         shard, attempt = next(iter(worker.calls[0].attempts.items())) if worker.calls else (None, None)
         since = worker.calls[0].begun if worker.calls else worker.started
-        return {
-            "worker": worker.name,
-            "kind": worker.kind,
-            "host": worker.host,
-            "pid": worker.pid,
-            "device": worker.info.get("device"),
-            "state": worker.state,
-            "shard": shard,
-            "attempt": attempt,
-            "since": round(self._unix(since), 3),
-            "done": worker.done,
-            "rows": worker.rows,
-            "seconds": round(worker.busy_s, 3),
-        }
+        return WorkerState(
+            worker=worker.name,
+            kind=worker.kind,
+            host=worker.host,
+            pid=worker.pid,
+            device=None if worker.info is None else worker.info.device,
+            state=worker.state,
+            shard=shard,
+            attempt=attempt,
+            since=round(self._unix(since), 3),
+            done=worker.done,
+            rows=worker.rows,
+            seconds=round(worker.busy_s, 3),
+        )
 
     def _unix(self, at: float) -> float:
         return self._unix_begun + (at - self._begun)

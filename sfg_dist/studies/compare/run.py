@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from sfg_dist.data import prepare
-from sfg_dist.distributed.labels.labeler import default_device
+from sfg_dist.distributed.machine import default_device
 from sfg_dist.evaluate import floor
 from sfg_dist.job.config import READING_KEYS, Job
 from sfg_dist.job.errors import ConfigError, TrainingError

@@ -1,36 +1,40 @@
-"""A calibration: the pace of this machine, from the real labeler at work on a real reference for a few seconds.
+"""A calibration: the pace of this machine, from the real labeler at work on the real reference for a few seconds.
 
-A store of its own is laid out in a temporary directory, with the plan's identity, reference and settings but shards of
-one batch. As many processes as the run will have here, or as there are CPUs, open it as actors do, label for a while
-all at once, so that they slow each other down as actors would, and write shards of the plan's own size. What a run pays
-once (imports, opening, clusters, the first batch) is told apart. Nothing touches the job's own store.
+It lays out a store of its own in a temporary directory, with the plan's identity, reference and settings but shards of
+one batch. As many processes as the run will have here, or as there are CPUs, open it as actors do. They label for a
+while all at once, so that they slow each other down as actors would, and write shards of the plan's own size. What a
+run pays once (imports, opening, clusters, the first batch) is measured apart. Nothing touches the job's own store.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import statistics
-import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sfg_dist.distributed.child import Child, Message
+from sfg_dist.distributed.labels.worker_count import DeviceKind
 from sfg_dist.job.errors import ConfigError, LabelingError
 from sfg_dist.job.paths import free_disk
 from sfg_dist.job.plan import REFERENCE_BLOCK_ROWS, Plan
-from sfg_dist.job.search_path import child_environment, python_command
-from sfg_dist.job.threads import wait_passively
-from sfg_dist.store import Frame, create_store
+from sfg_dist.store import create_store
 from sfg_dist.studies.estimate import calibration_process
-from sfg_dist.studies.estimate.calibration_process import PROBES, TRIAL_ROWS, with_batches, with_reference
+from sfg_dist.studies.estimate.calibration_process import (
+    PROBES,
+    TRIAL_ROWS,
+    Trial,
+    TrialTask,
+    with_batches,
+    with_reference,
+)
 
 CALIBRATION_S = 4.0
 _QUERY_BATCHES = 64  # at least so many of the user's own query points, repeated where there are fewer
@@ -81,49 +85,53 @@ class Pace:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a calibration found.
+    """What a calibration found: the pace of one worker of each kind, and CPUs that other processes kept busy."""
+
+    paces: dict[DeviceKind, Pace]
+    other_cpus: float
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """How to calibrate.
 
     Attributes:
-        paces: of one worker, by kind of device, "cpu" or "cuda".
-        other_cpus: CPUs that processes of others kept busy meanwhile, on average.
+        devices: of each process: "cpu", or "cuda:i"; a GPU may serve several.
+        num_threads: CPU threads of each.
+        memory_gib: memory that each may hold resident; None for what there is.
+        seconds: how long to integrate once all are ready.
+        niceness: scheduling priority of each, as the run's own workers will have.
     """
 
-    paces: dict[str, Pace]
-    other_cpus: float
+    devices: Sequence[str]
+    num_threads: int = 1
+    memory_gib: float | None = None
+    seconds: float = CALIBRATION_S
+    niceness: int = 0
 
 
 def calibrate(
     plan: Plan,
     reference: NDArray[np.float32],
+    settings: CalibrationSettings,
     *,
     order: NDArray[np.int64] | None = None,
     queries: NDArray[np.float32] | None = None,
-    devices: Sequence[str],
-    num_threads: int = 1,
-    memory_gib: float | None = None,
-    seconds: float = CALIBRATION_S,
-    niceness: int = 0,
 ) -> Calibration:
     """Label real batches of a plan in processes of their own, all at once.
 
     Args:
-        plan: the job's; its rows, solver and tolerance are used.
+        plan: the job's.
         reference: the transformed reference set, float32, shape (num_reference, dim).
-        order: its order in clusters, where labels use some.
+        settings: how.
+        order: the reference's order in clusters, where labels use some.
         queries: the user's own query points, or None.
-        devices: of each process: "cpu", or "cuda:i"; a GPU may serve several.
-        num_threads: CPU threads of each.
-        memory_gib: budget of the reference in memory, where the job has one.
-        seconds: how long to integrate once all are ready.
-        niceness: scheduling priority of each, as the run's own workers will have.
-
-    Returns:
-        The pace of each kind of device that was asked for.
 
     Raises:
         ConfigError: the temporary directory has no room.
         LabelingError: a process failed.
     """
+    devices = settings.devices
     probe_rows = max(1, min(plan.shard_rows, plan.num_pairs, _PROBE_BYTES // (4 * plan.dim)))
     probe_bytes = 8 * probe_rows * plan.dim * PROBES * len(devices)
     _require_room(reference.nbytes + (order.nbytes if order is not None else 0) + probe_bytes + _ROOM)
@@ -135,13 +143,6 @@ def calibrate(
         queries = np.resize(queries, (max(len(queries), batches * plan.labels["batch_size"]), plan.dim))
         plan = replace(plan, num_pairs=len(queries))
     with tempfile.TemporaryDirectory(prefix="sfg-plan-") as folder:
-        settings = {
-            "num_threads": num_threads,
-            "memory_gib": memory_gib,
-            "seconds": seconds,
-            "probe_rows": probe_rows,
-            "niceness": niceness,
-        }
         trial = with_batches(with_reference(plan, reference), TRIAL_ROWS)
         cuts = range(REFERENCE_BLOCK_ROWS, len(reference), REFERENCE_BLOCK_ROWS)
         orders = iter([] if order is None else np.split(order, cuts))  # of each block
@@ -152,15 +153,27 @@ def calibrate(
                 reference, {}, {}, queries=queries, make_order=(lambda _: next(orders)) if order is not None else None
             ),
         )
-        results, other_cpus = _run_workers(Path(folder), plan, devices, settings)
-    kinds = sorted({device.partition(":")[0] for device in devices})
-    paces = {
-        kind: _pace_of(
-            [result for result, device in zip(results, devices, strict=True) if device.startswith(kind)], scale=scale
-        )
-        for kind in kinds
-    }
-    return Calibration(paces, other_cpus)
+        document = plan.to_json().decode()
+        tasks = [
+            TrialTask(
+                folder=folder,
+                plan=document,
+                number=number,
+                num_workers=len(devices),
+                device=device,
+                num_threads=settings.num_threads,
+                memory_gib=settings.memory_gib,
+                seconds=settings.seconds,
+                probe_rows=probe_rows,
+                niceness=settings.niceness,
+            )
+            for number, device in enumerate(devices)
+        ]
+        results, other_cpus = _run_trials(tasks)
+    found: dict[DeviceKind, list[Trial]] = {}
+    for device, result in sorted(zip(devices, results, strict=True), key=lambda pair: pair[0]):
+        found.setdefault("cpu" if device == "cpu" else "cuda", []).append(result)
+    return Calibration({kind: _pace_of(trials, scale) for kind, trials in found.items()}, other_cpus)
 
 
 def _require_room(needed: int) -> None:
@@ -173,7 +186,7 @@ def _require_room(needed: int) -> None:
 
 
 def _compile_kernels(plan: Plan) -> None:
-    """Compile what labels of these columns use on the CPU and keep it for other processes, a run's own among them."""
+    """Compile what labels of these columns use on the CPU, and keep it for other processes and the run itself."""
     from sfg_dist.flow import label_latents
     from sfg_dist.flow.posterior.backends import SPARSE_ROWS
 
@@ -182,29 +195,18 @@ def _compile_kernels(plan: Plan) -> None:
         label_latents(rows[:16], rows, t_min=plan.t_min, batch_size=16, tolerance=tolerance)
 
 
-# The processes.
-
-
-def _run_workers(
-    folder: Path, plan: Plan, devices: Sequence[str], settings: Mapping[str, Any]
-) -> tuple[list[dict[str, Any]], float]:
-    """Start a process a device and let all integrate at once when the last is ready; their results, others' CPUs."""
+def _run_trials(tasks: Sequence[TrialTask]) -> tuple[list[Trial], float]:
+    """What a process for each task finds, all measuring at once; and CPUs that other processes kept busy meanwhile."""
     with contextlib.ExitStack() as stack:
-        workers = []
-        for number, device in enumerate(devices):
-            task = {**settings, "folder": str(folder), "number": number, "num_workers": len(devices), "device": device}
-            (folder / f"{number}.json").write_text(json.dumps({**task, "plan": plan.to_json().decode()}))
-            workers.append(stack.enter_context(_process(folder, number, device, settings)))
-        for worker in workers:
-            _read_line(worker, "ready")
+        children = [stack.enter_context(start_trial(task)) for task in tasks]
+        for child in children:
+            _next_answer(child)  # it is ready
         before, started = _busy_seconds(), time.perf_counter()
-        for worker in workers:
-            assert worker.stdin is not None
-            worker.stdin.write("go\n")
-            worker.stdin.flush()
-        results = [_read_line(worker, "result") for worker in workers]
-        own = sum(result["cpu_s"] for result in results)
-        return results, max(0.0, _busy_seconds() - before - own) / (time.perf_counter() - started)
+        for child in children:
+            child.say()
+        trials = [Trial.of(_next_answer(child)) for child in children]
+        own = sum(trial.cpu_s for trial in trials)
+        return trials, max(0.0, _busy_seconds() - before - own) / (time.perf_counter() - started)
 
 
 def _busy_seconds() -> float:
@@ -215,80 +217,46 @@ def _busy_seconds() -> float:
     return float(sum(times[:3]) + sum(getattr(times, name, 0.0) for name in ("irq", "softirq", "steal")))
 
 
-@contextlib.contextmanager
-def _process(folder: Path, number: int, device: str, settings: Mapping[str, Any]) -> Iterator[subprocess.Popen[str]]:
-    """A worker with the environment that Ray gives an actor; ended with the block, whatever happens."""
-    environment = child_environment() | {
-        "OMP_NUM_THREADS": str(settings["num_threads"]),
-        "SFG_CALIBRATION_STARTED": repr(time.time()),
-    }
-    wait_passively(environment)
-    kind, _, index = device.partition(":")
+def start_trial(task: TrialTask) -> Child:
+    """A process with the environment that Ray gives an actor."""
+    environment = {"OMP_NUM_THREADS": str(task.num_threads)}
+    kind, _, index = task.device.partition(":")
     if kind == "cuda":
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         environment["CUDA_VISIBLE_DEVICES"] = visible[int(index)] if visible != [""] else index
-    command = python_command(calibration_process.__name__, str(folder / f"{number}.json"))
-    with (
-        (folder / f"{number}.log").open("w") as log,
-        subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
-        ) as process,
-    ):
-        try:
-            if settings["niceness"] and hasattr(os, "setpriority"):
-                os.setpriority(os.PRIO_PROCESS, process.pid, settings["niceness"])
-            yield process
-        finally:
-            process.kill()
+    return Child(calibration_process.__name__, replace(task, started=time.time()), environment)
 
 
-def _read_line(worker: subprocess.Popen[str], key: str) -> dict[str, Any]:
-    """The worker's next answer.
-
-    Raises:
-        LabelingError: it ended instead; the message has the last line that it wrote.
-    """
-    assert worker.stdout is not None
-    line = worker.stdout.readline()
-    try:
-        answer: dict[str, Any] = json.loads(line)[key]
-        return answer
-    except (ValueError, KeyError) as error:
-        status = worker.wait()
-        log = Path(worker.args[-1]).with_suffix(".log")  # type: ignore[index, arg-type]
-        reason = (log.read_text(errors="replace").strip().splitlines() or [f"exit status {status}"])[-1]
-        hint = "; most often the machine ran out of memory" if status == -9 else ""
-        raise LabelingError(f"the calibration's process ended with status {status}: {reason}{hint}") from error
+def _next_answer(child: Child) -> Message:
+    answer = next(child.answers, None)
+    if answer is None:
+        raise LabelingError(f"the calibration failed: {child.failure}")
+    return answer
 
 
-def _pace_of(results: Sequence[Mapping[str, Any]], scale: float) -> Pace:
+def _pace_of(trials: Sequence[Trial], scale: float) -> Pace:
     """One pace of all workers of a kind; ``scale`` is the rows of a shard over those of a probe."""
-    batches = [batch for result in results for batch in result["batches"]]
-    rows, seconds, evaluations, pairs = (sum(batch[place] for batch in batches) for place in range(4))
-    each = [batch[1] / batch[0] for batch in batches]
-    low, high = np.quantile(each, [0.1, 0.9])
-
-    def middle(key: str) -> float:
-        return statistics.median(result[key] for result in results)
-
+    batches = [batch for trial in trials for batch in trial.batches]
+    rows, seconds = sum(batch.rows for batch in batches), sum(batch.seconds for batch in batches)
+    low, high = np.quantile([batch.seconds / batch.rows for batch in batches], [0.1, 0.9])
     per_row = seconds / rows
-    writes, others = ([value for result in results for value in result[key]] for key in ("writes", "others"))
+    writes = [seconds for trial in trials for seconds in trial.writes]
     return Pace(
-        device=results[0]["device"],
+        device=trials[0].device,
         seconds_per_row=per_row,
-        evaluations_per_row=evaluations / rows,
-        pairs_per_row=pairs / rows,
+        evaluations_per_row=sum(batch.evaluations for batch in batches) / rows,
+        pairs_per_row=sum(batch.pairs for batch in batches) / rows,
         spread=float(high - low) / 2 / per_row,
         # Between two integrations a write takes longer than after another, so those of single batches are a floor.
-        write_s=max(scale * statistics.mean(writes), statistics.mean(others)),
-        check_s=middle("check_s"),
-        import_s=middle("import_s"),
-        open_s=middle("open_s"),
-        first_s=max(0.0, middle("first_s") - per_row * TRIAL_ROWS),
-        host_bytes=max(result["host_bytes"] for result in results),
-        device_bytes=max(result["device_bytes"] for result in results),
-        commit_bytes=middle("commit_bytes"),
-        cpu_share=min(1.0, sum(result["label_cpu_s"] for result in results) / seconds),
-        num_rows=int(rows),
-        num_workers=len(results),
+        write_s=max(scale * statistics.mean(writes), statistics.mean(batch.other_s for batch in batches)),
+        check_s=statistics.median(trial.check_s for trial in trials),
+        import_s=statistics.median(trial.import_s for trial in trials),
+        open_s=statistics.median(trial.open_s for trial in trials),
+        first_s=max(0.0, statistics.median(trial.first_s for trial in trials) - per_row * TRIAL_ROWS),
+        host_bytes=max(trial.host_bytes for trial in trials),
+        device_bytes=max(trial.device_bytes for trial in trials),
+        commit_bytes=statistics.median(trial.commit_bytes or 0 for trial in trials),
+        cpu_share=min(1.0, sum(trial.label_cpu_s for trial in trials) / seconds),
+        num_rows=rows,
+        num_workers=len(trials),
     )

@@ -1,25 +1,21 @@
-"""What each process of a calibration does: it answers in lines of JSON, and waits for a line between two of them.
+"""What each process of a calibration does.
 
-    python -m sfg_dist.studies.estimate.calibration_process TASK.json
-
-It gets ready: the store opened, a first batch, then larger ones up to the plan's own or to what the time allows. Told
-to go, it labels batch after batch for the time given, and writes shards of the plan's size.
+It gets ready: it opens the store and labels a first batch, then larger ones up to the plan's own or to what the time
+allows. Told to go, it labels batch after batch for the time given, and writes shards of the plan's size.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sfg_dist.distributed.child import Message, Parent, serve
 from sfg_dist.distributed.machine import peak_memory
 from sfg_dist.job.plan import Plan, fingerprint
 from sfg_dist.store import Frame, Pairs, create_store
@@ -43,81 +39,145 @@ def with_reference(plan: Plan, reference: NDArray[np.float32]) -> Plan:
     return replace(plan, identity={**plan.identity, "reference": fingerprint(reference)})
 
 
-def _work(task: Mapping[str, Any]) -> None:
-    """What a worker does; it answers in lines of JSON and waits for a line between getting ready and measuring."""
+@dataclass(frozen=True)
+class TrialTask:
+    """What each process of a calibration is asked to do.
+
+    Attributes:
+        folder: where the trial's store is.
+        plan: the job's plan, as JSON.
+        number, num_workers: which process this is, and of how many.
+        device: "cpu", or "cuda:i".
+        num_threads, memory_gib: of its labeler.
+        seconds: how long to label.
+        probe_rows: rows of a shard that is written to time it.
+        niceness: scheduling priority of the process; 0 leaves it.
+        started: when the process was started, seconds since 1970.
+    """
+
+    folder: str
+    plan: str
+    number: int
+    num_workers: int
+    device: str
+    num_threads: int
+    memory_gib: float | None
+    seconds: float
+    probe_rows: int
+    niceness: int
+    started: float = 0.0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of labels: rows, seconds of its integration and beside it, evaluations and pairs over all rows."""
+
+    rows: int
+    seconds: float
+    other_s: float
+    evaluations: float
+    pairs: int
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one process of a calibration found; see ``calibration.Pace``, whose figures are over all processes.
+
+    Attributes:
+        cpu_s: CPU time of all that was measured, and ``label_cpu_s`` of the batches alone.
+        first_s: of the first batch.
+        writes: seconds of each probe.
+    """
+
+    cpu_s: float
+    label_cpu_s: float
+    device: str
+    batches: Sequence[Batch]
+    import_s: float
+    open_s: float
+    first_s: float
+    host_bytes: int
+    device_bytes: int
+    commit_bytes: int | None
+    writes: Sequence[float]
+    check_s: float
+
+    @classmethod
+    def of(cls, answer: Message) -> Trial:
+        """From a process's answer."""
+        return cls(**{**answer, "batches": [Batch(**batch) for batch in answer["batches"]]})
+
+
+def _work(parent: Parent) -> None:
     import torch
 
     from sfg_dist.distributed.labels.labeler import ShardLabeler
 
     imported = time.time()
-    folder, number, seconds = Path(task["folder"]), task["number"], task["seconds"]
-    plan = Plan.from_json(task["plan"].encode())
-    budget = {} if task["memory_gib"] is None else {"memory_gib": task["memory_gib"]}
-    device = torch.device(task["device"].partition(":")[0])
-    labeler = ShardLabeler(str(folder / "trial"), num_threads=task["num_threads"], device=device, **budget)
+    task = TrialTask(**parent.task)
+    if task.niceness and hasattr(os, "setpriority"):
+        os.setpriority(os.PRIO_PROCESS, 0, task.niceness)
+    folder, plan = Path(task.folder), Plan.from_json(task.plan.encode())
+    device = torch.device(task.device.partition(":")[0])
+    labeler = ShardLabeler(
+        str(folder / "trial"), num_threads=task.num_threads, device=device, memory_gib=task.memory_gib
+    )
     opened = time.time()
     shards = _own_shards(labeler.plan, task)
     labeler.label(next(shards))
-    first = time.time() - opened
+    first_s = time.time() - opened
     record = labeler.label(next(shards))
     # Larger batches, until one takes a good part of the time or is the plan's own.
     rows, wanted = TRIAL_ROWS, plan.batch_rows(device.type)
-    while rows < wanted and record["seconds"] < seconds / 8:
-        room = seconds / 4 / max(record["seconds"], 1e-4)
+    while rows < wanted and record["seconds"] < task.seconds / 8:
+        room = task.seconds / 4 / max(record["seconds"], 1e-4)
         rows = min(wanted, max(2, int(room)) * rows)
-        _enter(labeler, with_batches(plan, rows), folder / f"batches-{number}-{rows}")
+        # The labeler goes on in another store, with the reference that it has prepared already.
+        labeler.pairs = _make_store(folder / f"batches-{task.number}-{rows}", with_batches(plan, rows))
+        labeler.plan = labeler.pairs.plan
         shards = _own_shards(labeler.plan, task)
         record = labeler.label(next(shards))
     probes = _make_store(
-        folder / f"probes-{number}",
-        replace(plan, num_pairs=PROBES * task["probe_rows"], shard_rows=task["probe_rows"]),
+        folder / f"probes-{task.number}",
+        replace(plan, num_pairs=PROBES * task.probe_rows, shard_rows=task.probe_rows),
     )
-    _answer("ready", {})
-    sys.stdin.readline()
+    parent.answer()
+    parent.wait()
 
-    batches: list[tuple[int, float, float, int]] = []
-    others: list[float] = []  # seconds beside the integration
+    batches: list[Batch] = []
     started, used = time.perf_counter(), time.process_time()
     for shard in shards:
         begun = time.perf_counter()
         record = labeler.label(shard)
-        others.append(time.perf_counter() - begun - record["seconds"])
-        start, stop = record["rows"]
-        batches.append((stop - start, record["seconds"], record["evaluations"] * (stop - start), record["pairs"]))
-        if time.perf_counter() - started >= seconds and len(batches) >= _LEAST_BATCHES:
+        seconds, rows = record["seconds"], record["rows"][1] - record["rows"][0]
+        other_s = time.perf_counter() - begun - seconds
+        batches.append(Batch(rows, seconds, other_s, record["evaluations"] * rows, record["pairs"]))
+        if time.perf_counter() - started >= task.seconds and len(batches) >= _LEAST_BATCHES:
             break
     label_cpu_s = time.process_time() - used
-    writes = _time_writes(probes)
-    _answer(
-        "result",
-        {
-            "cpu_s": time.process_time() - used,
-            "label_cpu_s": label_cpu_s,
-            "device": record["device"],
-            "batches": batches,
-            "others": others,
-            "import_s": imported - float(os.environ["SFG_CALIBRATION_STARTED"]),
-            "open_s": opened - imported,
-            "first_s": first,
-            "host_bytes": peak_memory(),
-            "device_bytes": torch.cuda.max_memory_reserved() if device.type == "cuda" else 0,
-            "commit_bytes": labeler.pairs.location.size(f"commits/{record['shard']:08d}.json"),
-            **writes,
-        },
+    writes, check_s = _time_writes(probes)
+    trial = Trial(
+        cpu_s=time.process_time() - used,
+        label_cpu_s=label_cpu_s,
+        device=record["device"],
+        batches=batches,
+        import_s=imported - task.started,
+        open_s=opened - imported,
+        first_s=first_s,
+        host_bytes=peak_memory(),
+        device_bytes=torch.cuda.max_memory_reserved() if device.type == "cuda" else 0,
+        commit_bytes=labeler.pairs.location.size(f"commits/{record['shard']:08d}.json"),
+        writes=writes,
+        check_s=check_s,
     )
+    parent.answer(**asdict(trial))
 
 
-def _own_shards(plan: Plan, task: Mapping[str, Any]) -> Iterator[int]:
+def _own_shards(plan: Plan, task: TrialTask) -> Iterator[int]:
     """This worker's shards, all over the plan; neighbours follow each other, so that directions take turns."""
     twos = np.random.default_rng(0).permutation(min(plan.num_shards, _MAX_SHARDS) // 2 + 1)
-    for two in twos[task["number"] :: task["num_workers"]]:
+    for two in twos[task.number :: task.num_workers]:
         yield from (shard for shard in (2 * int(two), 2 * int(two) + 1) if shard < plan.num_shards)
-
-
-def _enter(labeler: Any, plan: Plan, path: Path) -> None:
-    """Let a labeler go on in another store, with the reference that it has prepared already."""
-    labeler.pairs = _make_store(path, plan)
-    labeler.plan = labeler.pairs.plan
 
 
 def _make_store(path: Path, plan: Plan) -> Pairs:
@@ -127,8 +187,8 @@ def _make_store(path: Path, plan: Plan) -> Pairs:
     return create_store(path, plan, Frame(placeholder, {}, {}))
 
 
-def _time_writes(pairs: Pairs) -> dict[str, Any]:
-    """Seconds of each write of a shard, and of a check whether one is done."""
+def _time_writes(pairs: Pairs) -> tuple[list[float], float]:
+    """Seconds of each write of a shard but the first, and of a check whether one is done."""
     rows = np.random.default_rng(0).standard_normal((pairs.plan.shard_rows, pairs.plan.dim), dtype=np.float32)
     writes = []
     for shard in range(pairs.plan.num_shards):
@@ -138,12 +198,8 @@ def _time_writes(pairs: Pairs) -> dict[str, Any]:
     started = time.perf_counter()
     for shard in range(pairs.plan.num_shards):
         pairs.is_done(shard)
-    return {"writes": writes[1:], "check_s": (time.perf_counter() - started) / pairs.plan.num_shards}
-
-
-def _answer(key: str, value: Any) -> None:
-    print(json.dumps({key: value}), flush=True)
+    return writes[1:], (time.perf_counter() - started) / pairs.plan.num_shards
 
 
 if __name__ == "__main__":
-    _work(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    serve(_work)

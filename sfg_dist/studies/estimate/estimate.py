@@ -1,7 +1,7 @@
 """What a job will take, before anything is spent: shards, bytes, memory, evaluations, time and cost.
 
-Nothing is written into output.dir and Ray is not needed: the pace of a worker, and what it pays once, come from a
-calibration on this machine (``calibration``), the time of the label stage from them (``run_time``).
+Nothing is written into output.dir, and Ray is not needed. A calibration on this machine (``calibration``) gives the
+pace of a worker and what it pays once; from these follows the time of the label stage (``run_time``).
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sfg_dist.distributed.labels.events import JsonObject
 from sfg_dist.distributed.labels.requirements import (
-    DeviceKind,
-    Memory,
-    Workers,
+    RunMemory,
     choose_workers,
     memory_of,
     require_budget,
@@ -26,14 +25,15 @@ from sfg_dist.distributed.labels.requirements import (
     require_output,
 )
 from sfg_dist.distributed.labels.sizes import EVENT_BYTES, StoreBytes, store_bytes
-from sfg_dist.distributed.machine import Machine, this_machine
-from sfg_dist.distributed.places import workers_per_gpu
+from sfg_dist.distributed.labels.worker_count import DeviceKind, Workers
+from sfg_dist.distributed.machine import Machine, resident_memory, this_machine
+from sfg_dist.distributed.nodes import workers_per_gpu
 from sfg_dist.job.config import Job
 from sfg_dist.job.plan import REFERENCE_BLOCK_ROWS, Plan
 from sfg_dist.pipeline.plan import check_job
 from sfg_dist.pipeline.table_plan import frame_of, plan_of, prepare_table
 from sfg_dist.store import RowBlocks, object_bytes
-from sfg_dist.studies.estimate.calibration import CALIBRATION_S, Pace, calibrate
+from sfg_dist.studies.estimate.calibration import CALIBRATION_S, Calibration, CalibrationSettings, Pace, calibrate
 from sfg_dist.studies.estimate.run_time import Cost, Time, cost_of, time_of
 
 if TYPE_CHECKING:
@@ -51,13 +51,11 @@ class Work:
     """What there is to do.
 
     Attributes:
-        num_shards: of the whole store; ``shards_left`` of them are still to do.
-        num_pairs: likewise, and ``pairs_left``.
         dim: columns as the flow sees them.
         num_reference: rows behind the score.
-        score_evaluations: of what is left, rows times evaluations.
-        pairs_summed: of a latent and a reference, in what is left; from the calibration.
-        is_counted: whether the evaluations are fixed by the job; with step control they are from the calibration.
+        score_evaluations: rows times evaluations, of what is left.
+        pairs_summed: pairs of a latent and a reference row, of what is left; from the calibration.
+        is_counted: whether the job fixes the evaluations; with step control they are from the calibration.
     """
 
     num_shards: int
@@ -77,13 +75,9 @@ class Estimate:
 
     Attributes:
         output: output.dir of the job.
-        work: what there is to do.
         written: bytes of the whole store.
         left: bytes still to be written.
-        free_bytes: where they go; None for an object store.
-        memory: of actors and driver.
-        workers: who does it.
-        time: how long it takes.
+        free_bytes: room where they go; None for an object store.
         cost: None without executor.price_per_hour.
         paces: the calibration, by kind of device; empty where nothing is left to do.
         notes: what to know about the figures.
@@ -95,7 +89,7 @@ class Estimate:
     written: StoreBytes
     left: StoreBytes
     free_bytes: int | None
-    memory: Memory
+    memory: RunMemory
     workers: Workers
     time: Time
     cost: Cost | None
@@ -103,12 +97,88 @@ class Estimate:
     notes: tuple[str, ...]
     read_as: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """The estimate as a JSON document."""
         document = asdict(self)
         for name, size in (("written", self.written), ("left", self.left)):
             document[name] |= {"arrays": size.arrays, "total": size.total}
         return document
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is to be labelled: the store's plan and frame, the store itself where it is begun, and its shards left."""
+
+    plan: Plan
+    frame: Frame
+    pairs: Pairs | None
+    pending: Sequence[int]
+    num_reference: int
+    fits_grid: bool
+    read_as: str
+
+    @classmethod
+    def of(cls, job: Job) -> _Subject:
+        """Read the table of a job, and look at the store that it may have begun."""
+        from sfg_dist.distributed.labels.ordering import order_with_threads
+
+        prepared = prepare_table(job)
+        frame = frame_of(job, prepared, order_with_threads)
+        pairs = _existing_store(job)
+        fits_grid = job.labels.time_grid == "fitted" and pairs is None
+        planned = _graded(job) if fits_grid else job
+        plan = plan_of(planned, prepared, frame, existing=None if pairs is None else pairs.plan)
+        if pairs is not None:
+            pairs.require_plan(plan)
+            plan = pairs.plan
+        pending = range(plan.num_shards) if pairs is None else pairs.pending()
+        return cls(plan, frame, pairs, pending, prepared.num_train, fits_grid, prepared.report["read_as"])
+
+    @property
+    def has_clusters(self) -> bool:
+        """Whether labels use clusters of the reference."""
+        return self.frame.make_order is not None
+
+    @property
+    def queries(self) -> NDArray[np.float32] | None:
+        """The user's own query points, which are held in memory."""
+        assert not isinstance(self.frame.queries, RowBlocks)
+        return self.frame.queries
+
+    @property
+    def rows_left(self) -> list[int]:
+        """Rows of each shard that is left."""
+        return [stop - start for start, stop in map(self.plan.shard_range, self.pending)]
+
+    def store_bytes(self) -> tuple[StoreBytes, StoreBytes]:
+        """Bytes of the whole store, and those that are still to be written."""
+        written = store_bytes(
+            self.plan,
+            num_reference=self.num_reference,
+            has_order=self.has_clusters,
+            transform_arrays=self.frame.transform_arrays,
+            transform_metadata=self.frame.transform_metadata,
+            num_queries=None if self.frame.queries is None else RowBlocks.of(self.frame.queries).num_rows,
+        )
+        return written, written if self.pairs is None else _bytes_left(self.plan, written, self.pending)
+
+    def calibrated_reference(self) -> tuple[NDArray[np.float32], float]:
+        """The reference that a calibration looks at, and how many times as large the real one is.
+
+        Of one that is larger than memory it looks at the first block. Each block has clusters of its own, and rows come
+        in no order, so that all blocks cost the same.
+        """
+        reference = self.frame.reference
+        if not isinstance(reference, RowBlocks):
+            return reference, 1.0
+        first = next(reference.cut(REFERENCE_BLOCK_ROWS))
+        return first, reference.num_rows / len(first)
+
+    def order_of(self, reference: NDArray[np.float32]) -> NDArray[np.int64] | None:
+        """The clusters' order of what a calibration looks at; None where there is nothing to calibrate for."""
+        if not self.has_clusters or not self.pending:
+            return None
+        return np.concatenate(list(replace(self.frame, reference=reference).orders()))
 
 
 def estimate_job(
@@ -122,7 +192,7 @@ def estimate_job(
 
     Args:
         job: the checked job.
-        machine: what there is; this machine by default.
+        machine: this machine by default.
         seconds: length of the calibration once it is warm.
         on_step: told in words what goes on.
 
@@ -131,81 +201,51 @@ def estimate_job(
         DataError: the table cannot be used.
         PlanMismatchError: output.dir holds pairs of another plan.
     """
-    from sfg_dist.distributed.labels.ordering import order_with_threads
-
     check_job(job)
     require_output(job.output.dir)
     machine = machine or this_machine()
-    workers = choose_workers(job, machine)
+    workers, price = choose_workers(job, machine), job.executor.price_per_hour
     require_budget(job)
     on_step("data: reading and preparing the table")
     started = time.monotonic()
-    prepared = prepare_table(job)
-    frame = frame_of(job, prepared, order_with_threads)
-    pairs = _existing_store(job)
-    fits_grid = job.labels.time_grid == "fitted" and pairs is None
-    planned = _graded(job) if fits_grid else job
-    plan = plan_of(planned, prepared, frame, existing=None if pairs is None else pairs.plan)
-    if pairs is not None:
-        pairs.require_plan(plan)
-        plan = pairs.plan
-    pending = list(range(plan.num_shards)) if pairs is None else pairs.pending()
-    num_reference, has_clusters = prepared.num_train, frame.make_order is not None
+    subject = _Subject.of(job)
+    plan, pending, clusters = subject.plan, subject.pending, subject.has_clusters
     memory = memory_of(
         plan,
         workers,
         machine,
-        num_reference=num_reference,
-        has_clusters=has_clusters,
-        driver_bytes=_resident_bytes(),
+        num_reference=subject.num_reference,
+        has_clusters=clusters,
+        driver_bytes=resident_memory(),
         memory_gib=job.labels.memory_gib,
     )
     require_memory(memory, workers, machine)
-    written = store_bytes(
-        plan,
-        num_reference=num_reference,
-        has_order=has_clusters,
-        transform_arrays=frame.transform_arrays,
-        transform_metadata=frame.transform_metadata,
-        num_queries=None if frame.queries is None else RowBlocks.of(frame.queries).num_rows,
-    )
-    left = written if pairs is None else _bytes_left(plan, written, pending)
+    written, left = subject.store_bytes()
     free = require_disk(job.output.dir, left, plan)
-    reference, blocks = _calibrated_reference(frame)
-    order = _order_of(frame, reference) if pending else None
+    reference, blocks = subject.calibrated_reference()
+    order = subject.order_of(reference)
     data_s = time.monotonic() - started
-    paces: dict[DeviceKind, Pace] = {}
-    other_cpus = 0.0
+    found = Calibration({}, 0.0)
     if pending:
         on_step(f"calibration: {seconds:g} s of labels once the workers are warm")
-        devices = calibrated_devices(workers, machine)
-        found = calibrate(
-            plan,
-            reference,
-            order=order,
-            queries=None if frame.queries is None else _held(frame.queries),
-            devices=devices,
+        settings = CalibrationSettings(
+            calibrated_devices(workers, machine),
             num_threads=job.labels.num_threads,
             memory_gib=job.labels.memory_gib,
             seconds=seconds,
             niceness=RAY_NICENESS if workers.executor == "ray" else 0,
         )
-        paces = {kind: _of_blocks(pace, blocks) for kind, pace in found.paces.items()}  # type: ignore[misc]
-        other_cpus = found.other_cpus
-    commit = max((pace.commit_bytes for pace in paces.values()), default=0.0)
-    written, left = (
-        replace(size, commits=round(commit * number)) if commit else size
-        for size, number in ((written, plan.num_shards), (left, len(pending)))
-    )
-    if fits_grid and paces:
-        data_s += FIT_ROWS * min(pace.seconds_per_row for pace in paces.values())
-    rows = [stop - start for start, stop in map(plan.shard_range, pending)]
-    spent = time_of(rows, plan, workers, paces, data_s=data_s, pads=not has_clusters)
-    load = _load_notes(workers, machine, paces, other_cpus, spent)
-    price = job.executor.price_per_hour
+        found = calibrate(plan, reference, settings, order=order, queries=subject.queries)
+    paces = {kind: _of_blocks(pace, blocks) for kind, pace in found.paces.items()}
+    if paces:
+        commit = max(pace.commit_bytes for pace in paces.values())
+        written = replace(written, commits=round(commit * plan.num_shards))
+        left = replace(left, commits=round(commit * len(pending)))
+        data_s += subject.fits_grid * FIT_ROWS * min(pace.seconds_per_row for pace in paces.values())
+    spent = time_of(subject.rows_left, plan, workers, paces, data_s=data_s, pads=not clusters)
     return Estimate(
         output=job.output.dir,
-        work=_work(plan, rows, num_reference, paces, job),
+        work=_work(subject, paces, job),
         written=written,
         left=left,
         free_bytes=free,
@@ -214,8 +254,11 @@ def estimate_job(
         time=spent,
         cost=None if price is None else cost_of(spent, workers, price),
         paces=paces,
-        notes=(*_notes(job, workers, machine, memory, fits_grid, num_reference, blocks), *load),
-        read_as=prepared.report["read_as"],
+        notes=(
+            *_notes(job, workers, machine, memory, subject, blocks),
+            *_load_notes(workers, machine, paces, found.other_cpus, spent),
+        ),
+        read_as=subject.read_as,
     )
 
 
@@ -233,25 +276,6 @@ def calibrated_devices(workers: Workers, machine: Machine) -> list[str]:
     return devices
 
 
-def _calibrated_reference(frame: Frame) -> tuple[NDArray[np.float32], float]:
-    """The reference that a calibration looks at, and how many times as large the real one is.
-
-    One that is larger than memory is looked at by its first block: each block has clusters of its own, and rows come
-    in no order, so that all blocks cost the same.
-    """
-    if not isinstance(frame.reference, RowBlocks):
-        return frame.reference, 1.0
-    first = next(frame.reference.cut(REFERENCE_BLOCK_ROWS))
-    return first, frame.reference.num_rows / len(first)
-
-
-def _order_of(frame: Frame, reference: NDArray[np.float32]) -> NDArray[np.int64] | None:
-    """The clusters' order of what a calibration looks at."""
-    if frame.make_order is None:
-        return None
-    return (frame if reference is frame.reference else replace(frame, reference=reference)).order
-
-
 def _of_blocks(pace: Pace, blocks: float) -> Pace:
     """The pace with so many times the reference that it was measured with."""
     return replace(
@@ -260,11 +284,6 @@ def _of_blocks(pace: Pace, blocks: float) -> Pace:
         pairs_per_row=pace.pairs_per_row * blocks,
         open_s=pace.open_s * blocks,
     )
-
-
-def _held(queries: NDArray[np.float32] | RowBlocks) -> NDArray[np.float32]:
-    assert isinstance(queries, np.ndarray)
-    return queries
 
 
 def _graded(job: Job) -> Job:
@@ -299,31 +318,25 @@ def _bytes_left(plan: Plan, written: StoreBytes, pending: Sequence[int]) -> Stor
     )
 
 
-def _resident_bytes() -> int:
-    import psutil
-
-    return int(psutil.Process().memory_info().rss)
-
-
-def _work(plan: Plan, rows: Sequence[int], num_reference: int, paces: Mapping[DeviceKind, Pace], job: Job) -> Work:
+def _work(subject: _Subject, paces: Mapping[DeviceKind, Pace], job: Job) -> Work:
     counted = job.labels.solver_tolerance is None
-    pace = next(iter(paces.values()), None)
+    pace, pairs_left = next(iter(paces.values()), None), sum(subject.rows_left)
     each = job.labels.num_evaluations if counted or pace is None else pace.evaluations_per_row
     return Work(
-        num_shards=plan.num_shards,
-        shards_left=len(rows),
-        num_pairs=plan.num_pairs,
-        pairs_left=sum(rows),
-        dim=plan.dim,
-        num_reference=num_reference,
-        score_evaluations=round(each * sum(rows)),
-        pairs_summed=0 if pace is None else round(pace.pairs_per_row * sum(rows)),
+        num_shards=subject.plan.num_shards,
+        shards_left=len(subject.pending),
+        num_pairs=subject.plan.num_pairs,
+        pairs_left=pairs_left,
+        dim=subject.plan.dim,
+        num_reference=subject.num_reference,
+        score_evaluations=round(each * pairs_left),
+        pairs_summed=0 if pace is None else round(pace.pairs_per_row * pairs_left),
         is_counted=counted,
     )
 
 
 def _notes(
-    job: Job, workers: Workers, machine: Machine, memory: Memory, fits_grid: bool, num_reference: int, blocks: float
+    job: Job, workers: Workers, machine: Machine, memory: RunMemory, subject: _Subject, blocks: float
 ) -> list[str]:
     notes = []
     if workers.is_elsewhere:
@@ -340,7 +353,7 @@ def _notes(
         )
     if "://" in job.output.dir:
         notes.append("writing was timed on a local disk, not in the object store")
-    if "cuda" in memory.actors and num_reference > REFERENCE_BLOCK_ROWS and job.labels.tolerance > 0:
+    if "cuda" in memory.actors and subject.num_reference > REFERENCE_BLOCK_ROWS and job.labels.tolerance > 0:
         notes.append(
             f"on GPUs a reference of more than {REFERENCE_BLOCK_ROWS:,} rows is summed row by row: labels.tolerance "
             f"saves nothing there yet"
@@ -350,7 +363,7 @@ def _notes(
             f"the reference is larger than labels.memory_gib: its first {REFERENCE_BLOCK_ROWS:,} rows were looked at, "
             f"and the pace is theirs over {blocks:.1f}"
         )
-    if fits_grid:
+    if subject.fits_grid:
         notes.append(f"the time grid is fitted first: about {FIT_ROWS} labels' work, counted with the data")
     if job.labels.solver_tolerance is not None:
         notes.append("with labels.solver_tolerance each row takes its own steps: evaluations are from the calibration")
@@ -360,7 +373,7 @@ def _notes(
 def _load_notes(
     workers: Workers, machine: Machine, paces: Mapping[DeviceKind, Pace], other_cpus: float, spent: Time
 ) -> list[str]:
-    """What to know where other processes took CPUs from the calibration."""
+    """What to know where other processes took CPU time from the calibration."""
     idle = machine.num_cpus - len(calibrated_devices(workers, machine)) * workers.num_threads
     if other_cpus <= idle + OTHER_CPUS:
         return []

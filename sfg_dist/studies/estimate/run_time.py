@@ -11,11 +11,11 @@ import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sfg_dist.distributed.labels.requirements import DeviceKind, Workers
+from sfg_dist.distributed.labels.worker_count import DeviceKind, Workers
 from sfg_dist.job.plan import Plan
 from sfg_dist.studies.estimate.calibration import Pace
 
-# Ray's start and end on this machine, in units of an actor's imports, which load and speed of the machine move alike.
+# Ray's start and end on this machine, in units of an actor's imports: speed and load of a machine change both alike.
 RAY_IMPORTS = 2.0
 CONNECT_S = 3.0  # to a cluster that runs already
 
@@ -25,8 +25,8 @@ class Time:
     """Seconds of what is left, on this machine or machines like it.
 
     Attributes:
-        data_s: reading and preparing the table, and laying out the store; measured, but for a time grid to be fitted.
-        start_s: Ray, and actors until they are at work.
+        data_s: to read and prepare the table and lay out the store, measured; a fitted time grid is estimated.
+        start_s: to start Ray, and actors until they are at work.
         integration_s: of the label stage.
         writing_s: shards written, read back, committed and checked.
         label_s: the label stage, the three before together.
@@ -65,10 +65,10 @@ def time_of(
 
     Args:
         rows: of each shard that is left.
-        plan: what it is part of.
-        workers: who does it.
+        plan: of their store.
+        workers: who label them.
         paces: of a worker, by kind of device.
-        data_s: what came before.
+        data_s: what the data took before.
         pads: whether a batch that is not full costs as much as one that is; with clusters it does not.
     """
     if not rows:

@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from sfg_dist.distributed.labels.events import LabelEvent, ShardDone, Snapshot, WorkerStarted
 from sfg_dist.distributed.labels.label import label_pending
+from sfg_dist.distributed.labels.pool import Policy
+from sfg_dist.distributed.labels.settings import LabelSettings
 from sfg_dist.job.errors import ClusterError
 
 if TYPE_CHECKING:
@@ -69,14 +72,14 @@ def measure_labels(
     assert num_actors is not None, "a run has its number of actors"
     seen, plan = _Seen(), pairs.plan
     started = time.perf_counter()
-    label_pending(
-        pairs,
-        executor,
+    settings = LabelSettings(
         num_threads=num_threads,
         memory_gib=memory_gib,
-        emit=seen.on_event,
-        on_snapshot=seen.last.update,
+        policy=Policy.of(executor),
+        on_event=seen.on_event,
+        on_snapshot=seen.on_snapshot,
     )
+    label_pending(pairs, executor, settings)
     wall_s = time.perf_counter() - started
     if len(seen.starts) < min(num_actors, plan.num_shards):
         raise ClusterError(
@@ -84,7 +87,7 @@ def measure_labels(
             f"few seconds is too short for this study; raise labels.num_pairs"
         )
     integrate_s = sum(seconds for _, seconds, _ in seen.shards)
-    busy_s = sum(float(worker["seconds"]) for worker in seen.last.get("workers", ()))
+    busy_s = sum(worker.seconds for worker in seen.last.workers) if seen.last else 0.0
     parts = {
         "start": sum(seen.starts) / num_actors,
         "load": sum(seen.loads) / num_actors,
@@ -108,22 +111,26 @@ class _Seen:
         self.starts: list[float] = []
         self.loads: list[float] = []
         self.shards: list[tuple[tuple[Any, Any], float, int]] = []  # process, seconds, rows
-        self.last: dict[str, Any] = {}
+        self.last: Snapshot | None = None
         self.driver_s = self.last_shard_at = self._thread_s = 0.0
 
-    def on_event(self, event: str, **details: Any) -> None:
+    def on_event(self, event: LabelEvent) -> None:
         """Of the driver, in its thread, behind all that a label run does with it."""
-        if event == "worker_started":
-            load_s = float(details.get("load_s", 0.0))
+        if isinstance(event, WorkerStarted):
+            load_s = event.load_s or 0.0
             if not self.starts:
                 self._thread_s = time.thread_time()
-            self.starts.append(float(details["seconds"]) - load_s)
+            self.starts.append(event.seconds - load_s)
             self.loads.append(load_s)
-        elif event == "shard":
-            process = (details.get("host"), details.get("pid"))
-            first, stop = details["rows"]
-            self.shards.append((process, float(details["seconds"]), stop - first))
+        elif isinstance(event, ShardDone):
+            record = event.record
+            first, stop = record["rows"]
+            self.shards.append(((record.get("host"), record.get("pid")), float(record["seconds"]), stop - first))
             self.driver_s, self.last_shard_at = time.thread_time() - self._thread_s, time.perf_counter()
+
+    def on_snapshot(self, snapshot: Snapshot) -> None:
+        """The last one tells how long the workers were busy."""
+        self.last = snapshot
 
     def steady_shards(self, whole_rows: int) -> tuple[list[float], float]:
         """Seconds of whole shards but each worker's first, all where there are no others; and what the first cost."""

@@ -15,13 +15,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from sfg_dist.distributed.labels.driver import Driver
-from sfg_dist.distributed.labels.pool import Answered, Drain, Event, Policy, Ready, Result, Task
-from sfg_dist.store.commits import CommitRecord
+from sfg_dist.distributed.labels.events import Record, Snapshot
+from sfg_dist.distributed.labels.pool import Answered, Drain, Policy, PoolEvent, Ready, Result, Task, WorkerInfo
 
 MAX_TICKS = 5000  # of a simulated run
 
@@ -144,7 +143,7 @@ def simulate(
     driver = Driver(
         store, pool, {"cpu": num_workers}, total=num_shards, policy=policy,
         # As in a run: what is told has to be put together.
-        on_event=lambda event, **details: None, on_snapshot=_put_together,
+        on_event=lambda event: None, on_snapshot=_put_together,
     )  # fmt: skip
     driver.run()
     wall_s = pool.last_commit
@@ -156,8 +155,8 @@ def simulate(
     return Outcome(num_workers, wall_s, ready_s, pool.parts_s, min(1.0, pool.driver_s / wall_s), min(1.0, store_share))
 
 
-def _put_together(snapshot: Mapping[str, Any]) -> None:
-    json.dumps(snapshot)
+def _put_together(snapshot: Snapshot) -> None:
+    json.dumps(snapshot.to_json())
 
 
 class _Store:
@@ -165,7 +164,7 @@ class _Store:
 
     def __init__(self, num_shards: int) -> None:
         self._todo = dict.fromkeys(range(num_shards))
-        self._records: dict[int, CommitRecord] = {}
+        self._records: dict[int, Record] = {}
 
     def pending(self) -> list[int]:
         """Shards still to do."""
@@ -175,7 +174,7 @@ class _Store:
         """Shards with a commit record."""
         return set(self._records)
 
-    def finished(self, shards: Iterable[int]) -> dict[int, CommitRecord]:
+    def finished(self, shards: Iterable[int]) -> dict[int, Record]:
         """Records of those that are done."""
         return {shard: self._records[shard] for shard in shards if shard in self._records}
 
@@ -183,7 +182,7 @@ class _Store:
         """Rows of a shard: of no matter here."""
         return 1
 
-    def commit(self, shard: int, host: str, pid: int) -> CommitRecord:
+    def commit(self, shard: int, host: str, pid: int) -> Record:
         """The record of whoever came first."""
         self._todo.pop(shard, None)
         record: CommitRecord = {"shard": shard, "rows": [0, 1], "run_id": "", "objects": {}, "host": host, "pid": pid}
@@ -220,7 +219,7 @@ class SimulatedPool:
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._order, self._numbers = itertools.count(), itertools.count()
         self._workers: dict[str, _Worker] = {}
-        self._events: list[Event] = []
+        self._events: list[PoolEvent] = []
         self._store_free_at = self._start_free_at = 0.0
         self.driver_s = self.store_busy_s = self.last_commit = self.ready_s = 0.0
         self.num_ready = 0
@@ -247,7 +246,7 @@ class SimulatedPool:
             worker.idle_since = self._here
             self.ready_s += self._here
             self.num_ready += 1
-            self._events.append(Ready(name, {"host": name, "pid": worker.pid, "device": role}))
+            self._events.append(Ready(name, WorkerInfo(name, worker.pid, role)))
 
         self._here = self.now()
         begins = self._here
@@ -327,7 +326,7 @@ class SimulatedPool:
     def _at(self, seconds: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._heap, (self._here + max(0.0, seconds), next(self._order), action))
 
-    def wait(self, timeout_s: float) -> list[Event]:
+    def wait(self, timeout_s: float) -> list[PoolEvent]:
         """Move the clock to the next event."""
         spent = (_thread_time() - self._mark) * self._limits.driver_scale
         self.driver_s += spent

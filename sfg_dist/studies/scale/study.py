@@ -164,7 +164,7 @@ class Study(OutputDirectory):
         """What the runs are made on: this machine, or the nodes of a cluster, from wherever its driver runs."""
         if self.job.executor.address is None:
             return [platform.node()]
-        from sfg_dist.distributed.places import alive_nodes
+        from sfg_dist.distributed.nodes import alive_nodes
 
         pipeline = Pipeline(self.job)
         with pipeline.session():
@@ -237,7 +237,7 @@ class Study(OutputDirectory):
 
     def _require_places(self, case: Case) -> None:
         """Before the first run: for the most workers too."""
-        from sfg_dist.distributed.places import alive_nodes, require_places
+        from sfg_dist.distributed.nodes import alive_nodes, require_places
 
         executor, most = self.job.executor, max(self.workers)
         if case.stage == "label":
@@ -249,7 +249,7 @@ class Study(OutputDirectory):
             require_places(most, num_cpus=1, num_gpus=gpus, what="training workers")
 
     def _has_gpus(self) -> bool:
-        from sfg_dist.distributed.places import alive_nodes, num_places
+        from sfg_dist.distributed.nodes import alive_nodes, num_places
 
         if self._gpus is None:
             self._gpus = num_places(alive_nodes(), num_cpus=1, num_gpus=1.0) >= max(self.workers)
@@ -272,7 +272,7 @@ class Study(OutputDirectory):
         return measure(pipeline.open_store(), pipeline.job.executor).to_json()
 
     def _measure_fit(self, case: Case, pipeline: Pipeline) -> dict[str, Any]:
-        from sfg_dist.distributed.places import alive_nodes, largest_share
+        from sfg_dist.distributed.nodes import alive_nodes, largest_share
         from sfg_dist.studies.scale.measuring import measure_fit
 
         url, checkpoints = pipeline.label().location.url, pipeline.checkpoints_url

@@ -1,9 +1,9 @@
-"""One copy of a reference's built blocks a node: a file that the first process makes and the others map.
+"""One copy of a reference's built blocks for each node: a file that the first process makes and the others map.
 
-In shared memory where all of it shall be resident, in the directory for temporary files where it is streamed. Each
-user holds a shared lock (flock) on the file; who makes it holds an exclusive one meanwhile. Locks go with the process
-that holds them, so whoever starts or ends and gets the exclusive lock at once knows that nobody uses the file, and
-removes it: a kill leaves nothing that the next process on the node does not clear away.
+The file is in shared memory where all of it is to be resident, and in the directory for temporary files where it is
+streamed. Each user holds a shared lock (flock) on it; its maker holds an exclusive one meanwhile. Locks go with their
+process. So a process that begins or ends, and gets the exclusive lock at once, knows that nobody uses the file, and
+removes it. What a killed process leaves is removed by the next one on the node.
 """
 
 from __future__ import annotations
@@ -23,13 +23,8 @@ SUFFIX = ".blocks"
 _SPARE_ROOM = 1 / 16  # of a file system, left to others
 
 
-class NodeTable:
-    """An open file of blocks, which stays there while this object lives.
-
-    Attributes:
-        path: where it is.
-        blocks: the blocks in it.
-    """
+class SharedBlocks:
+    """An open file of blocks, which stays there while this object lives."""
 
     def __init__(self, path: Path, handle: int) -> None:
         self.path = path
@@ -41,11 +36,11 @@ class NodeTable:
         self._release()
 
 
-def open_table(directory: Path, name: str, num_bytes: int, make: Callable[[int], None]) -> NodeTable | None:
+def open_shared_blocks(directory: Path, name: str, num_bytes: int, make: Callable[[int], None]) -> SharedBlocks | None:
     """The node's file of this name, made by this process if no other has one.
 
     Args:
-        directory: where; see ``table_directory``.
+        directory: where; see ``blocks_directory``.
         name: of the content: equal names must mean equal bytes.
         num_bytes: about how much room it takes.
         make: writes the content to an open, empty file.
@@ -53,7 +48,7 @@ def open_table(directory: Path, name: str, num_bytes: int, make: Callable[[int],
     Returns:
         The open file, or None where there is no room for it.
     """
-    path = table_path(directory, name)
+    path = blocks_path(directory, name)
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -65,7 +60,7 @@ def open_table(directory: Path, name: str, num_bytes: int, make: Callable[[int],
             # Between the two locks, or before either, it may have been removed, or its maker have died.
             if _is_at(path, handle):
                 with contextlib.suppress(ValueError):
-                    table = NodeTable(path, handle)
+                    table = SharedBlocks(path, handle)
                     handle = -1
                     return table
         finally:
@@ -73,12 +68,12 @@ def open_table(directory: Path, name: str, num_bytes: int, make: Callable[[int],
                 os.close(handle)
 
 
-def table_path(directory: Path, name: str) -> Path:
+def blocks_path(directory: Path, name: str) -> Path:
     """Where a table of this name is."""
     return directory / f"{name}{SUFFIX}"
 
 
-def table_directory(root: Path) -> Path | None:
+def blocks_directory(root: Path) -> Path | None:
     """This user's directory below ``root``, for nobody else to read; None where there can be none.
 
     Files in it that nobody uses are removed.
@@ -111,7 +106,7 @@ def sweep_node() -> None:
     """Remove what killed processes of this user left behind on this node."""
     for root in (SHARED_MEMORY, Path(tempfile.gettempdir())):
         if root.is_dir():
-            table_directory(root)
+            blocks_directory(root)
 
 
 def free_bytes(directory: Path) -> int:

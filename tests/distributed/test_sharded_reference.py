@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from machines import on_cpus
 
 from sfg_dist.distributed.labels.actors import label_with_actors
 from sfg_dist.distributed.labels.labeler import ShardLabeler, label_error
-from sfg_dist.distributed.labels.members import GroupReference, ReferenceMember, part_ranges
 from sfg_dist.distributed.labels.references import StoredReference
+from sfg_dist.distributed.labels.settings import LabelSettings
+from sfg_dist.distributed.labels.sharded_reference import ReferenceMember, ShardedReference, part_ranges
 from sfg_dist.flow import posterior_moments
 from sfg_dist.job.errors import LabelingError
 from sfg_dist.store import open_pairs, read_rows
@@ -49,7 +51,7 @@ def test_the_merged_bound_holds(make_store, monkeypatch, block_rows, num_parts, 
         whole = Prepared.reference
         monkeypatch.setattr(Prepared, "reference", lambda self: np.ascontiguousarray(np.sort(whole(self), axis=0)))
     pairs = make_store(data=TABLE, labels=LABELS)
-    group = GroupReference(StoredReference(pairs), members_of(pairs, num_parts))
+    group = ShardedReference(StoredReference(pairs), members_of(pairs, num_parts))
     rows = pairs.reference.astype(np.float64) - group.center.numpy()
     rng = np.random.default_rng(num_parts)
     for t in (0.9, 0.3, 0.03, 1e-3, 1e-5):
@@ -110,7 +112,7 @@ def test_a_part_beyond_the_memory_is_refused_with_what_would_do(make_store):
 
 def test_a_query_out_of_reach_is_nan_and_harms_no_other(make_store):
     pairs = make_store(data=TABLE, labels=LABELS)
-    group = GroupReference(StoredReference(pairs), members_of(pairs, 2))
+    group = ShardedReference(StoredReference(pairs), members_of(pairs, 2))
     z = torch.zeros(5, 2)
     z[3, 0] = 1e30
     moments = posterior_moments(z, group, alpha=0.5, beta_sq=0.1, variance=False, tolerance=1e-3)
@@ -119,15 +121,12 @@ def test_a_query_out_of_reach_is_nan_and_harms_no_other(make_store):
 
 
 @pytest.mark.ray
-def test_a_group_works_through_the_pool(make_store, ray_cluster):
+def test_a_group_works_through_the_pool(make_store, ray_cluster, events):
     alone, here = make_store("alone", data=TABLE, labels=LABELS), make_store("here", data=TABLE, labels=LABELS)
     group = make_store("group", data=TABLE, labels=LABELS)
-    devices = []
-    label_with_actors(
-        group.location.url, num_actors=2, num_gpus_per_actor=0, actors_per_group=2,
-        on_event=lambda event, **details: devices.append(details["device"]) if event == "worker_started" else None,
-    )  # fmt: skip
-    assert devices == ["2 x cpu"]
+    executor = on_cpus(num_actors=2, actors_per_group=2)
+    label_with_actors(group.location.url, executor, LabelSettings(on_event=events))
+    assert [event["device"] for event in events.of("worker_started")] == ["2 x cpu"]
     whole = open_pairs(group.location.url)
     assert whole.committed() == {0, 1}
     records = [whole.commit_record(shard) for shard in range(2)]

@@ -1,11 +1,12 @@
 """A reference sharded over the actors of a group: each holds some of its blocks, the leader merges their answers.
 
-With a tolerance, an evaluation is two rounds. In the first each member finds a near row of its own; the nearest of all
-is every member's anchor, so one whose rows are all far leaves them out at next to no cost. In the second each sums
-within half of the tolerance, of its own mass or, where that is less, of its share 1 / P of the mass that is certain to
-be there; together that is within the tolerance of the whole mass. Errors of mass refer to each member's own mean and
-are moved to the merged one, as in ``flow.cpu_blocks``, so the merged bound is certified. Rows that miss it are asked
-for again with lower aims, at last with none, when every row is summed. Without a tolerance there is one round.
+With a tolerance, an evaluation takes two rounds. In the first each member finds a near row of its own. The nearest of
+all is every member's anchor, so that a member whose rows are all far leaves them out at almost no cost. In the second
+round each member sums within half of the tolerance: relative to its own mass or, where that is less, to its share 1 / P
+of the mass that is certain to be there. Together that is within the tolerance of the whole mass. Errors of mass refer
+to each member's own mean and are moved to the merged one, as in ``flow.posterior.cpu.blocks``, so the merged bound is
+certified. Rows that miss it are asked for again with lower aims, and at last with every row summed. Without a tolerance
+there is one round.
 
 Only numpy arrays and plain objects cross between processes.
 """
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfg_dist.distributed.labels.references import GIB, StoredReference, base_bytes, reference_memory
+from sfg_dist.distributed.machine import default_device
 from sfg_dist.flow import PosteriorMoments, PreparedReference, posterior_moments
 from sfg_dist.flow.posterior.cpu.blocks import AIMS, State
 from sfg_dist.flow.posterior.cpu.engine import prepare
@@ -33,7 +35,7 @@ from sfg_dist.job.errors import LabelingError
 from sfg_dist.store import open_pairs
 
 Part = dict[str, NDArray[Any]]
-"""What a member adds: "anchors", "sums", "side", "mean" and "pairs", as in ``flow.cpu_blocks.State``, one a row."""
+"""What a member adds: "anchors", "sums", "side", "mean" and "pairs" of each row, as in ``cpu.blocks.State``."""
 
 
 def part_ranges(num_reference: int, part: int, num_parts: int) -> list[tuple[int, int]]:
@@ -102,7 +104,7 @@ class ReferenceMember:
     ) -> None:
         stored = StoredReference(open_pairs(url))
         ranges = part_ranges(stored.num_reference, part, num_parts)
-        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or default_device()
         if memory_gib is not None and self.device.type == "cpu":
             _check_memory(stored, ranges, memory_gib, num_parts)
         torch.set_num_threads(num_threads)
@@ -124,7 +126,7 @@ class ReferenceMember:
         return self.device.type
 
     def nearest(self, z_t: NDArray, alpha: NDArray, beta_sq: NDArray) -> NDArray[np.float32]:
-        """Squared distance of a near row to each x~ = z / alpha, or HUGE where none was found, shape (num_rows,)."""
+        """Squared distance of a near row to each x~ = z / alpha, shape (num_rows,); HUGE where none was found."""
         queries, _ = prepare(*_tensors(z_t, alpha, beta_sq))
         anchors = np.full(len(z_t), HUGE, np.float32)
         for block in self.reference.blocks():
@@ -172,7 +174,7 @@ class ReferenceMember:
         return moments.mean.double().cpu().numpy(), moments.log_kernel_sum.cpu().numpy()
 
 
-class GroupReference(PreparedReference):
+class ShardedReference(PreparedReference):
     """A reference that the members of a group hold between them, as their leader sees it.
 
     Args:

@@ -5,9 +5,9 @@ Snapshots are for people and dashboards; the protocol reads none. Times are seco
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 from sfg_dist.job.errors import DocumentError
 from sfg_dist.job.reader import LONG_BYTES, read_json
@@ -26,41 +26,6 @@ _FIELDS = {
     "total": int, "done": int, "todo": int, "rows_per_s?": _MAYBE_NUMBER, "workers?": [_WORKER],
     "failures?": [{"shard?": _MAYBE_INT, "attempt?": _MAYBE_INT}], "num_failures?": {str: int},
 }  # fmt: skip
-
-
-class WorkerDocument(TypedDict):
-    """A worker in a snapshot as it is written; ``Worker`` says what its keys mean."""
-
-    worker: str
-    kind: str
-    host: str | None
-    pid: int | None
-    device: str | None
-    state: str
-    shard: int | None
-    attempt: int | None
-    since: float
-    done: int
-    rows: int
-    seconds: float
-
-
-class SnapshotDocument(TypedDict):
-    """A snapshot as it is written; ``Driver`` says what its keys mean."""
-
-    driver: str
-    host: str
-    pid: int
-    started: float
-    updated: float
-    is_running: bool
-    total: int
-    done: int
-    todo: int
-    workers: Sequence[WorkerDocument]
-    failures: Sequence[Mapping[str, Any]]
-    rows_per_s: float | None
-    num_failures: NotRequired[Mapping[str, int]]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from sfg_dist.distributed.stopping import stop_signals
 from sfg_dist.job.config import ExecutorConfig
 from sfg_dist.job.errors import ClusterError
 from sfg_dist.store import open_pairs
-from sfg_dist.store.snapshot import SnapshotDocument
 
 
 def label_with_actors(

@@ -29,8 +29,6 @@ from sfg_dist.distributed.labels.pool import (
 )
 from sfg_dist.distributed.labels.workers import Call, DriverId, Reporter, Worker, slow_calls
 from sfg_dist.job.errors import ConflictError, StoreError, StoreFullError
-from sfg_dist.store.commits import CommitRecord
-from sfg_dist.store.snapshot import SnapshotDocument
 
 CALLS_PER_WORKER = 2  # one at work, one waiting
 DRAIN_LOOK_S = 2.0

@@ -13,7 +13,6 @@ from sfg_dist.distributed.labels.settings import LabelSettings
 from sfg_dist.distributed.labels.shards import Shards, label_tasks, worker_info
 from sfg_dist.distributed.stopping import stop_signals
 from sfg_dist.store import open_pairs
-from sfg_dist.store.snapshot import SnapshotDocument
 
 
 class InlinePool:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from sfg_dist.distributed.labels.events import LabelEvent, Snapshot
     from sfg_dist.job.config import ExecutorConfig, Job
     from sfg_dist.store import Pairs
-    from sfg_dist.store.snapshot import SnapshotDocument
 
 
 def label_settings(job: Job, emit: Callable[..., None]) -> LabelSettings:

@@ -35,7 +35,6 @@ from sfg_dist.job.errors import LabelingError, NonFiniteLabelError
 from sfg_dist.job.plan import Plan, Stream, integer_rows, normal_rows, random_generator
 from sfg_dist.job.version import versions
 from sfg_dist.store import Pairs, open_pairs, read_rows
-from sfg_dist.store.commits import CommitRecord
 
 _CONDITIONAL_COPIES = 6  # of the reference, with the tree of its conditions and their numbers in float64
 # To measure the labels' error by: evaluations of RK4, rows, and pairs of a row and a reference row.

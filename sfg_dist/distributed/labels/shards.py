@@ -16,7 +16,6 @@ from sfg_dist.distributed.labels.pool import Result, Task, WorkerInfo
 
 if TYPE_CHECKING:
     from sfg_dist.store import Pairs
-    from sfg_dist.store.commits import CommitRecord
 
 LOOKUPS_AT_ONCE = 16
 

@@ -25,7 +25,7 @@ from sfg_dist.distributed.labels.worker_count import DeviceKind
 from sfg_dist.job.errors import ConfigError, LabelingError
 from sfg_dist.job.paths import free_disk
 from sfg_dist.job.plan import REFERENCE_BLOCK_ROWS, Plan
-from sfg_dist.store import create_store
+from sfg_dist.store import Frame, create_store
 from sfg_dist.studies.estimate import calibration_process
 from sfg_dist.studies.estimate.calibration_process import (
     PROBES,

@@ -178,7 +178,8 @@ class _Subject:
         """The clusters' order of what a calibration looks at; None where there is nothing to calibrate for."""
         if not self.has_clusters or not self.pending:
             return None
-        return np.concatenate(list(replace(self.frame, reference=reference).orders()))
+        frame = self.frame if reference is self.frame.reference else replace(self.frame, reference=reference)
+        return frame.order
 
 
 def estimate_job(

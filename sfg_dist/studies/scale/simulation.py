@@ -185,7 +185,7 @@ class _Store:
     def commit(self, shard: int, host: str, pid: int) -> Record:
         """The record of whoever came first."""
         self._todo.pop(shard, None)
-        record: CommitRecord = {"shard": shard, "rows": [0, 1], "run_id": "", "objects": {}, "host": host, "pid": pid}
+        record: Record = {"shard": shard, "rows": [0, 1], "run_id": "", "objects": {}, "host": host, "pid": pid}
         return self._records.setdefault(shard, record)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-from sfg_dist.job.config import Job, resolve_job
+from sfg_dist.job.config import Job
 from sfg_dist.job.errors import ClusterError, ConfigError
 from sfg_dist.job.search_path import PACKAGE_ROOT, inherited_path, is_on_path_by_name
 from sfg_dist.launch.profile import Container, Profile, Setup
@@ -53,10 +53,8 @@ def render(submission: Submission, order: Order) -> Rendered:
 
 def _with_notice(job: Job, profile: Profile) -> str:
     """The job file: shards at work may go on after the signal as long as there is time to end in order behind them."""
-    document = job.model_dump(exclude_none=True)
     there_is = float(max(LEAST_NOTICE_S, profile.slurm.signal_before_s - ENDING_S))
-    document["executor"]["notice_s"] = min(there_is, job.executor.notice_s or there_is)
-    return resolve_job(document).to_toml()
+    return job.changed(executor={"notice_s": min(there_is, job.executor.notice_s or there_is)}).to_toml()
 
 
 def _check_walltime(profile: Profile) -> None:

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from sfg_dist.job.config import Job, resolve_job
+from sfg_dist.job.config import Job
 from sfg_dist.job.errors import ClusterError, ConfigError, DocumentError
 from sfg_dist.job.object_stores import is_url
 from sfg_dist.job.paths import expanded
@@ -178,29 +178,26 @@ def new_submission(jobs: Sequence[Job], to: str, name: str, profile: Profile) ->
 
 def with_absolute_paths(job: Job) -> Job:
     """The job as it reads from any directory."""
-    document = job.model_dump(exclude_none=True)
-    document["output"]["dir"] = _absolute(job.output.dir)
-    if _is_path(job.data.source):
-        document["data"]["source"] = _absolute(job.data.source)
-    if job.labels.latents is not None:
-        document["labels"]["latents"] = _absolute(job.labels.latents)
-    return resolve_job(document)
+    source, latents = job.data.source, job.labels.latents
+    return job.changed(
+        output={"dir": _absolute(job.output.dir)},
+        data={"source": _absolute(source) if _is_path(source) else source},
+        labels={"latents": None if latents is None else _absolute(latents)},
+    )
 
 
 def without_address(job: Job) -> Job:
     """The job without the cluster that the command line named: where it is sent, HERE names it."""
-    return job.model_copy(update={"executor": job.executor.model_copy(update={"address": None})})
+    return job.changed(executor={"address": None})
 
 
 def seeded(job: Job, seeds: Sequence[int]) -> list[Job]:
     """The job once a seed, each in a directory of its own under output.dir."""
-    jobs = []
-    for seed in seeds:
-        document = job.model_dump(exclude_none=True)
-        document["labels"]["seed"] = document["train"]["seed"] = seed
-        document["output"]["dir"] = f"{job.output.dir.rstrip('/')}/seed_{seed}"
-        jobs.append(resolve_job(document))
-    return jobs
+    folder = job.output.dir.rstrip("/")
+    return [
+        job.changed(labels={"seed": seed}, train={"seed": seed}, output={"dir": f"{folder}/seed_{seed}"})
+        for seed in seeds
+    ]
 
 
 def _absolute(path: str) -> str:

@@ -75,7 +75,7 @@ def job_beside(pairs: Pairs, overrides: Sequence[str] = ()) -> Job:
                 f"may come from anywhere: to label on that cluster, give --set executor.address=ADDRESS",
                 stacklevel=2,
             )
-        job = job.model_copy(update={"executor": job.executor.model_copy(update={"address": None})})
+        job = job.changed(executor={"address": None})
     return parse_job(job.to_toml(), overrides, origin=origin)
 
 

@@ -269,7 +269,7 @@ def _held(queries: NDArray[np.float32] | RowBlocks) -> NDArray[np.float32]:
 
 def _graded(job: Job) -> Job:
     """The job on the default grid, which costs as many evaluations as one that is fitted first."""
-    return job.model_copy(update={"labels": job.labels.model_copy(update={"time_grid": "graded"})})
+    return job.changed(labels={"time_grid": "graded"})
 
 
 def _existing_store(job: Job) -> Pairs | None:

@@ -8,15 +8,13 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from sfg_dist.cli.command import Debug, Executor, JobPath, Json, Set, command, load
+from sfg_dist.cli.command import Executor, JobPath, Json, Set, command, load
 from sfg_dist.job.values import as_line, printable
 from sfg_dist.job.words import WIDE, wide_number
 
 
 @command
-def compare(
-    job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False, debug: Debug = False
-) -> None:
+def compare(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False) -> None:
     """Train this package and its peers under one time budget, and judge them alike.
 
     Writes compare/compare.html and compare.json in output.dir; finished methods are kept, so the same command goes on.

@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from sfg_dist import __version__
-from sfg_dist.cli.command import Debug, Executor, JobPath, Json, Set, app, command, load, say, whole
+from sfg_dist.cli.command import Executor, JobPath, Json, Set, app, command, load, say
 from sfg_dist.cli.display import Display
-from sfg_dist.cli.model import sample_model
+from sfg_dist.cli.model import SampleOptions, sample_model
 from sfg_dist.job.errors import ConfigError
 from sfg_dist.job.notice import granted_s
 from sfg_dist.job.paths import spare_home
@@ -54,7 +54,6 @@ def run(
     set_: Set = None,
     executor: Executor = None,
     json_: Json = False,
-    debug: Debug = False,
 ) -> None:
     """Label, train, sample and evaluate.
 
@@ -69,7 +68,7 @@ def run(
 
 
 @command
-def plan(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False, debug: Debug = False) -> None:
+def plan(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False) -> None:
     """Say what labelling will take: work, memory, disk, time and cost.
 
     Measures this machine's pace for a few seconds, writes nothing and needs no Ray. Refuses what cannot fit.
@@ -87,7 +86,7 @@ def plan(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json 
 
 
 @command
-def label(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False, debug: Debug = False) -> None:
+def label(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False) -> None:
     """Make the labeled pairs that are missing."""
     resolved = load(job, set_, executor)
     with Display(json_) as display:
@@ -109,7 +108,6 @@ def train(
     set_: Set = None,
     executor: Executor = None,
     json_: Json = False,
-    debug: Debug = False,
 ) -> None:
     """Fit the generator on the pairs.
 
@@ -127,45 +125,9 @@ def sample(
     what: Annotated[
         str, typer.Argument(metavar="JOB.toml|MODEL", help="A job file, or a saved model: a directory or an s3:// URL.")
     ],
-    num: Annotated[
-        int | None,
-        typer.Option("-n", "--num", metavar="ROWS", parser=whole, help="Rows to draw, 1000 if not given; 1e9 is fine."),
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="NUMBER", parser=whole, help="Seed of the latents.")] = 0,
-    start: Annotated[
-        int,
-        typer.Option(
-            "--start",
-            metavar="ROW",
-            parser=whole,
-            help="First row; row i is the same whatever part of the rows is drawn.",
-        ),
-    ] = 0,
-    share: Annotated[
-        str | None,
-        typer.Option("--share", metavar="K/M", help="Make the K-th of M shares of a table in parts, K from 1."),
-    ] = None,
-    given: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--given", metavar="COLUMN=VALUE", help="What a conditional model is given, for all rows; repeatable."
-        ),
-    ] = None,
-    given_table: Annotated[
-        str | None,
-        typer.Option("--given-table", metavar="FILE", help="A table of what each row is given; -n is its length."),
-    ] = None,
-    out: Annotated[
-        str | None,
-        typer.Option(
-            "--out",
-            help="Where to: .zarr or .parquet (a URL too), .csv or .npy; samples.csv if not given. A .zarr, and a "
-            ".parquet at a URL or with a slash at its end, is made in parts, and goes on where it was killed.",
-        ),
-    ] = None,
+    options: SampleOptions,
     set_: Set = None,
     json_: Json = False,
-    debug: Debug = False,
 ) -> None:
     """Draw rows from a trained generator.
 
@@ -174,12 +136,9 @@ def sample(
     if not what.endswith(".toml"):
         if set_:
             raise ConfigError("--set changes a job; a saved model has its job inside")
-        sample_model(
-            what, num=num, seed=seed, start=start, share=share, given=given, given_table=given_table, out=out,
-            as_json=json_,
-        )  # fmt: skip
+        sample_model(what, options, json_)
         return
-    if num is not None or out is not None or seed or start or share or given or given_table:
+    if options != SampleOptions():
         raise ConfigError(
             "with a job file the keys of its evaluate table rule; name a model for -n, --seed, --start, --share, "
             "--given and --out"
@@ -191,7 +150,7 @@ def sample(
 
 
 @command
-def evaluate(job: JobPath, set_: Set = None, json_: Json = False, debug: Debug = False) -> None:
+def evaluate(job: JobPath, set_: Set = None, json_: Json = False) -> None:
     """Measure against held-out rows and report.
 
     Writes metrics.json and report.html.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sfg_dist.cli.command import Debug, Executor, JobPath, Json, Set, command, load, number, say
+from sfg_dist.cli.command import Executor, JobPath, Json, Set, command, load, number, say
 from sfg_dist.cli.display import Display
 from sfg_dist.cli.status import repair_lines, report_lines
 from sfg_dist.job.errors import ConfigError, StoreError
@@ -39,7 +39,6 @@ def status(
         bool, typer.Option("--prometheus", help="Print Prometheus' text format, for a textfile collector.")
     ] = False,
     json_: Json = False,
-    debug: Debug = False,
 ) -> None:
     """Say how far a store of pairs is, and who works at it.
 
@@ -72,7 +71,7 @@ def status(
 
 
 @command
-def verify(store: StoreName, json_: Json = False, debug: Debug = False) -> None:
+def verify(store: StoreName, json_: Json = False) -> None:
     """Read all of a store again and name what is wrong with it.
 
     Exit status 0 where nothing is, 1 where something is; shards that are still to be labelled are not wrong.
@@ -97,7 +96,6 @@ def repair(
     ] = None,
     executor: Executor = None,
     json_: Json = False,
-    debug: Debug = False,
 ) -> None:
     """Do again exactly what is bad in a store; nothing that is sound is touched.
 
@@ -115,9 +113,7 @@ def repair(
 
 
 @command
-def extend(
-    job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False, debug: Debug = False
-) -> None:
+def extend(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False) -> None:
     """Add pairs to a finished store, up to the job's labels.num_pairs.
 
     The old pairs stay as they are, and the new ones are those that a longer run would have made.

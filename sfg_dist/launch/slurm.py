@@ -11,8 +11,9 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from sfg_dist.job.config import Job
@@ -20,7 +21,7 @@ from sfg_dist.job.errors import ClusterError, ConfigError
 from sfg_dist.job.search_path import PACKAGE_ROOT, inherited_path, is_on_path_by_name
 from sfg_dist.launch.profile import Container, Profile, Setup
 from sfg_dist.launch.slurm_task import MANY_MACHINES
-from sfg_dist.launch.submission import STAGES, Order, Rendered, Submission, run_command, stage_words
+from sfg_dist.launch.submission import STAGES, Order, Rendered, Submission, pause, run_command, stage_words
 
 PENDING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
 RUNNING = ("RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "SUSPENDED", "STOPPED", "RESIZING")
@@ -283,6 +284,34 @@ def logs(submission: Submission) -> list[str]:
     folder = submission.path / "logs"
     found = sorted(folder.glob("*.out")) + sorted(folder.glob("*.log"))
     return [str(path) for path in found]
+
+
+def log_lines(submission: Submission, *, follow: bool, nodes: bool) -> Iterator[str]:
+    """Lines of the log files as they come, behind the file's name where it changes.
+
+    Args:
+        submission: whose logs.
+        follow: go on until it is over.
+        nodes: also what Ray says on the nodes.
+    """
+    read: dict[str, int] = {}
+    shown = ""
+    while True:
+        is_last = not follow or is_over(status(submission))
+        for path in logs(submission):
+            if not nodes and path.endswith(".log"):
+                continue
+            with Path(path).open(encoding="utf-8", errors="replace") as file:
+                file.seek(read.get(path, 0))
+                text = file.read()
+                read[path] = file.tell()
+            if text and path != shown:
+                shown = path
+                yield f"==> {path} <==\n"
+            yield from text.splitlines(keepends=True)
+        if is_last:
+            return
+        pause()
 
 
 def cancel(submission: Submission) -> None:

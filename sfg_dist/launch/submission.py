@@ -19,8 +19,9 @@ import os
 import secrets
 import shlex
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ _FIELDS = {
     "options?": {str: str},
 }
 ANSWER_S = 120.0  # for a scheduler's command to answer
+POLL_S = 2.0  # between two questions; SFG_POLL_S overrides it
 
 
 @dataclass
@@ -208,39 +210,6 @@ def _is_path(source: str) -> bool:
     return not is_url(source) and ("/" in source or "." in source or Path(source).exists())
 
 
-def submit(order: Order, *, to: str, name: str) -> tuple[Submission, Rendered, Callable[[], Submission]]:
-    """Render a submission; the third result sends it.
-
-    Args:
-        order: what is wanted.
-        to: "slurm", "kuberay" or "ray".
-        name: shown by the scheduler.
-
-    Raises:
-        ConfigError: the scheduler cannot do what is asked.
-    """
-    if to == "slurm":
-        from sfg_dist.launch import slurm as scheduler
-    elif to == "kuberay":
-        from sfg_dist.launch import kuberay as scheduler  # type: ignore[no-redef]
-    elif to == "ray":
-        from sfg_dist.launch import ray_jobs as scheduler  # type: ignore[no-redef]
-    else:
-        raise ConfigError(f"--to {shown(to)}: expected slurm, kuberay or ray")
-    order = replace(order, jobs=[with_absolute_paths(job) for job in order.jobs])
-    submission = new_submission(order.jobs, to, name, order.profile)
-    rendered = scheduler.render(submission, order)
-
-    def send() -> Submission:
-        write_files(submission, rendered)
-        remember(submission)  # before anything is sent: what is half sent must be found again
-        scheduler.send(submission, rendered)
-        submission.save()
-        return submission
-
-    return submission, rendered, send
-
-
 def write_files(submission: Submission, rendered: Rendered) -> None:
     """Put the files in place, before anything is sent."""
     try:
@@ -326,6 +295,11 @@ def find(word: str) -> Submission:
     if len(found) > 1:
         raise ConfigError(f"{word!r} means {len(found)} submissions: {', '.join(one.id for one in found)}")
     return found[0]
+
+
+def pause() -> None:
+    """The time between two looks at a submission."""
+    time.sleep(float(os.environ.get("SFG_POLL_S", POLL_S)))
 
 
 def run_command(words: Sequence[str], *, what: str, environment: Mapping[str, str] | None = None) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 from sfg_dist.data import Prepared
 from sfg_dist.distributed.fit.checkpoints import load_average
 from sfg_dist.flow import label_latents
-from sfg_dist.job.config import ExecutorConfig, Job, resolve_job
+from sfg_dist.job.config import Job, resolve_job
 from sfg_dist.job.errors import TrainingError
 from sfg_dist.model import MLP, Calibration, Generator
 from sfg_dist.pipeline.output import Listener
@@ -102,18 +102,18 @@ def own_job(job: Job, *, num_threads: int, seed: int, shape: tuple[int, int] | N
         seed: added to the seeds of labels and of the fit.
         shape: another width and depth of the network.
     """
-    width, depth = shape or (job.train.width, job.train.depth)
-    return job.model_copy(update={"executor": ExecutorConfig(kind="inline")}).changed(
-        labels={"num_threads": num_threads, "seed": job.labels.seed + seed},
-        train={
-            "num_threads": num_threads,
-            "num_workers": 1,
-            "seed": job.train.seed + seed,
-            "num_epochs": MANY_EPOCHS,
-            "width": width,
-            "depth": depth,
-        },
-    )
+    document = job.model_dump(exclude_none=True)
+    document["executor"] = {"kind": "inline"}
+    document["labels"] |= {"num_threads": num_threads, "seed": job.labels.seed + seed}
+    document["train"] |= {
+        "num_threads": num_threads,
+        "num_workers": 1,
+        "seed": job.train.seed + seed,
+        "num_epochs": MANY_EPOCHS,
+    }
+    if shape is not None:
+        document["train"] |= {"width": shape[0], "depth": shape[1]}
+    return resolve_job(document)
 
 
 def published_job(job: Job, dim: int, *, num_threads: int, seed: int) -> Job:
@@ -160,7 +160,7 @@ def fit_own(
     _compile_kernels(job, prepared)
     reserved_s = RESERVED_SHARE * max_time_s + _calibration_time(job, prepared)
     with tempfile.TemporaryDirectory(prefix="sfg-compare-") as folder:
-        job = job.changed(output={"dir": folder})
+        job = _with(job, output={"dir": folder})
         started = time.perf_counter()
         job = _label(job, prepared, max_label_share * max_time_s, started)
         label_s = time.perf_counter() - started
@@ -177,7 +177,7 @@ def fit_own(
             keys |= {"batch_size": num_pairs, "shuffle_rows": num_pairs}
         watcher = _Watcher(folder, label_s, [mark * max_time_s for mark in marks])
         started = time.perf_counter()
-        generator = _InnerPipeline(job.changed(train=keys), prepared, watcher).train()
+        generator = _InnerPipeline(_with(job, train=keys), prepared, watcher).train()
         fit_s = time.perf_counter() - started
         on_step(f"fitted in {fit_s:.1f} s, {watcher.num_steps:,} steps")
     snapshots = [(seconds, _as_it_stood(generator, weights, prepared, job)) for seconds, weights in watcher.snapshots]
@@ -211,7 +211,7 @@ def _label(job: Job, prepared: Prepared, limit_s: float, started: float) -> Job:
     """
     wanted, shard_rows = job.labels.num_pairs, job.labels.shard_rows
     made = min(wanted, shard_rows * (2 if job.labels.direction == "both" else 1))
-    part = job.changed(labels={"num_pairs": made})
+    part = _with(job, labels={"num_pairs": made})
     begun_s = started
 
     def on_event(event: Mapping[str, Any]) -> None:
@@ -227,7 +227,7 @@ def _label(job: Job, prepared: Prepared, limit_s: float, started: float) -> Job:
         target = next_target(made, wanted, pace=pace, left_s=left_s, shard_rows=shard_rows)
         if target == made:
             return part
-        part = job.changed(labels={"num_pairs": target})
+        part = _with(job, labels={"num_pairs": target})
         _InnerPipeline(part, prepared, None).extend()
         pace, made = (target - made) / (time.perf_counter() - before_s), target
 
@@ -294,3 +294,11 @@ def _as_it_stood(generator: Generator, weights: Mapping[str, Any], prepared: Pre
     if generator.calibration is not None:
         calibration = Calibration.fit(network, prepared.reference(), seed=job.train.seed)
     return replace(generator, network=network, calibration=calibration)
+
+
+def _with(job: Job, **tables: Mapping[str, Any]) -> Job:
+    """The job with other keys in some of its tables."""
+    document = job.model_dump(exclude_none=True)
+    for table, keys in tables.items():
+        document[table] |= keys
+    return resolve_job(document)

@@ -11,8 +11,8 @@ from sfg_dist.cli.model import SampleOptions, sample_model
 from sfg_dist.data.toy import wave_law
 from sfg_dist.job.config import resolve_job
 from sfg_dist.job.errors import ConfigError, LabelingError, SfgError
+from sfg_dist.pipeline.check import check_job
 from sfg_dist.pipeline.pipeline import Pipeline
-from sfg_dist.pipeline.plan import check_job
 
 CONDITIONAL = {"source": "wave", "max_rows": 2000, "condition": ["y"]}
 

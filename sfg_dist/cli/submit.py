@@ -89,7 +89,7 @@ def submit(
 def _seeded(jobs: list[Job], seeds: str | None) -> list[Job]:
     """The jobs, checked; once a seed where seeds are given."""
     from sfg_dist.launch.submission import seeded
-    from sfg_dist.pipeline.plan import check_job
+    from sfg_dist.pipeline.check import check_job
 
     numbers = None if seeds is None else _numbers(seeds)
     for job in jobs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,8 @@ from sfg_dist.job.config import Job, parse_job, resolve_job
 from sfg_dist.job.documents import MAX_BYTES, text_of
 from sfg_dist.job.errors import ConfigError, SfgError, StoreError
 from sfg_dist.job.object_stores import absolute_url
-from sfg_dist.pipeline.table_plan import frame_of, prepare_table
+from sfg_dist.pipeline.plan import cluster_order, frame_of
+from sfg_dist.pipeline.table import prepare_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,9 +87,11 @@ def _read_beside(directory: str) -> str | None:
     return None if content is None else text_of(content, f"{directory}/job.toml")
 
 
-def _job_of_plan(plan: Plan) -> dict[str, Any]:
-    """The tables of the job that a plan was made of; who labels and how many at once is not in it."""
-    tables = {name: dict(plan.identity.get(name, {})) for name in ("data", "transform", "labels")}
+def _job_of_plan(plan: Plan) -> Mapping[str, Mapping[str, Any]]:
+    """The tables of the job that a plan was made from, without those that no plan keeps."""
+    tables: dict[str, dict[str, object]] = {
+        name: dict(plan.identity.get(name, {})) for name in ("data", "transform", "labels")
+    }
     tables["data"]["source"] = plan.source
     tables["labels"] |= {"num_pairs": plan.num_pairs, "shard_rows": plan.shard_rows}
     return tables
@@ -133,19 +136,11 @@ def mend(
 
 def _mend_frame(pairs: Pairs, job: Job) -> None:
     """Write damaged objects of the frame again, from the job's table."""
+    from sfg_dist.distributed.cluster import ray_session
     from sfg_dist.store import mend_frame
 
-    def make_order(reference: NDArray[np.float32]) -> NDArray[np.int64]:
-        from sfg_dist.distributed.cluster import ray_session
-        from sfg_dist.distributed.labels.ordering import CLUSTER_ROWS, order_with_tasks, order_with_threads
-
-        if job.executor.kind == "inline" or len(reference) < CLUSTER_ROWS:
-            return order_with_threads(reference)
-        with ray_session(job.executor.address):
-            return order_with_tasks(reference)
-
     try:
-        frame = frame_of(job, prepare_table(job), make_order)
+        frame = frame_of(job, prepare_table(job), cluster_order(job, lambda: ray_session(job.executor.address)))
     except (SfgError, OSError) as error:
         raise StoreError(
             f"{pairs.location.url}: the frame is damaged and can only be made again from the table "

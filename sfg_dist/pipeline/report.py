@@ -45,6 +45,7 @@ def report_content(
 
     plan = pairs.plan
     is_plane = plan.dim == 2 and len(prepared.columns) == 2 and not plan.condition
+    labelling, failures = _labelling(pairs)
     paths = _paths(pairs, Transform.from_arrays(*pairs.transform)) if is_plane else None
     return ReportContent(
         title=_title(Path(job.output.dir).name, Path(job.data.source).name),
@@ -78,12 +79,13 @@ def report_content(
             "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
         },
         notes=_notes(prepared.report, job.labels.latents, plan.condition),
-        **_labelling(pairs),
+        labelling=labelling,
+        failures=failures,
     )
 
 
-def _labelling(pairs: Pairs) -> dict[str, Any]:
-    """How the labels were made, and which attempts failed: from commit records and the drivers' snapshots."""
+def _labelling(pairs: Pairs) -> tuple[dict[str, str], list[str]]:
+    """How the labels were made, and which attempts failed."""
     from sfg_dist.store.status import StatusReader
 
     status = StatusReader(pairs).read(time.time())
@@ -104,7 +106,7 @@ def _labelling(pairs: Pairs) -> dict[str, Any]:
     shown = failures[:MAX_FAILURES]
     if len(failures) > len(shown):
         shown.append(f"and {len(failures) - len(shown)} more")
-    return {"labelling": facts, "failures": shown}
+    return facts, shown
 
 
 def _few(names: list[str], limit: int = 4) -> str:

@@ -338,8 +338,9 @@ print(peak_memory() - budget)
 def test_ten_times_the_budget_is_labelled_within_it(tmp_path, monkeypatch, tolerance):
     from sfg_dist.distributed.labels.ordering import order_with_threads
     from sfg_dist.job.config import resolve_job
-    from sfg_dist.job.plan import fingerprint
-    from sfg_dist.pipeline.plan import make_plan
+    from sfg_dist.job.plan import Plan, fingerprint
+    from sfg_dist.job.version import versions
+    from sfg_dist.pipeline.plan import identity_of_keys
     from sfg_dist.store import create_store
 
     monkeypatch.setattr("sfg_dist.flow.posterior.reference.BLOCK_ROWS", 1 << 13)
@@ -349,10 +350,8 @@ def test_ten_times_the_budget_is_labelled_within_it(tmp_path, monkeypatch, toler
     job = resolve_job({"data": {"source": "moons"}, "labels": labels | {"tolerance": tolerance}})
     rows = rows.astype(np.float32)
     content = fingerprint(rows)
-    plan = make_plan(
-        job, table=content, reference=None, reference_fingerprint=content, dim=dim,
-        columns=tuple(f"x{k}" for k in range(dim)), queries=None,
-    )  # fmt: skip
+    contents = {"table": content, "reference": content, "queries": None, "blur": {"t_min": job.labels.t_min}}
+    plan = Plan(identity_of_keys(job) | contents, 16, dim, 16, tuple(f"x{k}" for k in range(dim)), "moons", versions())
     url = tmp_path / "pairs.zarr"
     create_store(
         url,

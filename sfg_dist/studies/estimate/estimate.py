@@ -30,8 +30,9 @@ from sfg_dist.distributed.machine import Machine, this_machine
 from sfg_dist.distributed.places import workers_per_gpu
 from sfg_dist.job.config import Job
 from sfg_dist.job.plan import REFERENCE_BLOCK_ROWS, Plan
-from sfg_dist.pipeline.plan import check_job
-from sfg_dist.pipeline.table_plan import frame_of, plan_of, prepare_table
+from sfg_dist.pipeline.check import check_job
+from sfg_dist.pipeline.plan import frame_of, plan_of
+from sfg_dist.pipeline.table import prepare_table
 from sfg_dist.store import RowBlocks, object_bytes
 from sfg_dist.studies.estimate.calibration import CALIBRATION_S, Pace, calibrate
 from sfg_dist.studies.estimate.run_time import Cost, Time, cost_of, time_of

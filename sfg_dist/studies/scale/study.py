@@ -28,10 +28,11 @@ from sfg_dist.job.errors import ConfigError, DocumentError
 from sfg_dist.job.object_stores import is_url
 from sfg_dist.job.reader import LONG_BYTES, read_json
 from sfg_dist.job.version import versions
+from sfg_dist.pipeline.check import check_job
 from sfg_dist.pipeline.output import Listener, OutputDirectory
 from sfg_dist.pipeline.pipeline import Pipeline, as_job
-from sfg_dist.pipeline.plan import check_job, identity_of_keys
-from sfg_dist.pipeline.table_plan import prepare_table
+from sfg_dist.pipeline.plan import identity_of_keys
+from sfg_dist.pipeline.table import prepare_table
 from sfg_dist.studies.scale.document import FOLDER, LOAD, NOT_KEYS, RUN_FIELDS, write_study
 from sfg_dist.studies.scale.fits import efficiencies, fit_laws
 

@@ -213,7 +213,17 @@ def test_a_monitor_leaves_what_status_shows(half_done):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0 s"), (59.4, "59 s"), (60, "1 min"), (75, "1 min 15 s"), (12_300, "3 h 25 min"), (180_000, "2 d 2 h")],
+    [
+        (0, "0 s"),
+        (0.012, "12 ms"),
+        (5.5, "5.5 s"),
+        (9.96, "10 s"),
+        (59.4, "59 s"),
+        (60, "1 min"),
+        (75, "1 min 15 s"),
+        (12_300, "3 h 25 min"),
+        (180_000, "2 d 2 h"),
+    ],
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text

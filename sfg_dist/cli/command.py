@@ -13,7 +13,7 @@ import math
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -106,10 +106,11 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     The function takes ``json_``; every command has ``--debug`` too. A parameter whose type is a dataclass stands for
     one option per field.
     """
-    parameters, records = [], {}
+    parameters: list[inspect.Parameter] = []
+    records: dict[str, Callable[..., Any]] = {}
     for parameter in inspect.signature(function, eval_str=True).parameters.values():
         kind = parameter.annotation
-        if is_dataclass(kind):
+        if isinstance(kind, type) and is_dataclass(kind):
             records[parameter.name] = kind
             parameters += inspect.signature(kind, eval_str=True).parameters.values()
         else:
@@ -122,7 +123,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         try:
             options = {name: _written_out(name, value) for name, value in options.items()}
             for name, record in records.items():
-                options[name] = record(**{field.name: options.pop(field.name) for field in fields(record)})
+                options[name] = record(**{field: options.pop(field) for field in inspect.signature(record).parameters})
             function(**options)
         except KeyboardInterrupt:
             _fail(json_, debug, "interrupted; what is committed is kept: run the same command again to go on", 130)

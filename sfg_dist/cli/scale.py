@@ -81,8 +81,9 @@ class ScaleOptions:
         Raises:
             ConfigError: an option is wrong.
         """
-        from sfg_dist.studies.scale.run import NUM_EPOCHS, ScaleSettings
+        from sfg_dist.studies.scale.run import ScaleSettings
         from sfg_dist.studies.scale.simulation import Limits
+        from sfg_dist.studies.scale.study import NUM_EPOCHS
 
         if not self.load_mb >= 0:
             raise ConfigError(f"--load-mb: expected a number of 0 or more, got {self.load_mb:g}")

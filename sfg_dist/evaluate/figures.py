@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.evaluate.tables import Table
+from sfg_dist.job.words import duration
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -201,15 +202,3 @@ def stage_times(time_s: Mapping[str, float]) -> Figure:
     style_axes(axes, x_label="seconds")
     axes.tick_params(axis="y", labelsize=10, length=0)
     return figure
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: 12 ms, 3.4 s, 2 min 5 s, 1 h 20 min."""
-    if seconds < 1:
-        return f"{1000 * seconds:.0f} ms"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

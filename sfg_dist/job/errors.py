@@ -3,7 +3,7 @@
     SfgError
     |-- ConfigError              the request is wrong: a key, a value, an option
     |-- DataError                the user's table cannot be used as it stands
-    |-- DocumentError            a document (JSON) is not what it should be
+    |-- DocumentError            a JSON document is not what it should be
     |-- StoreError               the pairs on disk are not what they should be
     |   |-- PlanMismatchError    a store made by another plan
     |   |-- IncompleteStoreError shards are missing
@@ -78,7 +78,7 @@ class TrainingError(SfgError):
 
 
 class ExportError(SfgError):
-    """A model in another format would not give the generator's rows."""
+    """A model in another format would not give the rows of the generator."""
 
 
 class ClusterError(SfgError):

@@ -1,4 +1,4 @@
-"""The time that work may take to end after a scheduler's notice (SIGUSR2), told to whoever watches that it does."""
+"""The time that work may take to end after a scheduler's notice, SIGUSR2, for the thread that ends the process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _granted_s = 0.0
 
 @contextlib.contextmanager
 def granting(seconds: float) -> Iterator[None]:
-    """Within, work has so long after SIGUSR2."""
+    """Within, work may go on for so long after SIGUSR2."""
     global _granted_s
     before, _granted_s = _granted_s, seconds
     try:
@@ -20,5 +20,5 @@ def granting(seconds: float) -> Iterator[None]:
 
 
 def granted_s() -> float:
-    """Seconds that work has after SIGUSR2, 0 where there is none that uses them."""
+    """Seconds that the present work has after SIGUSR2; 0 for other work."""
     return _granted_s

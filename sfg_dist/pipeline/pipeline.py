@@ -1,7 +1,7 @@
 """The stages of a run in order: label, train, sample, evaluate.
 
-Each stage reads what the one before left in the output directory, so each can be run, stopped and run again alone. What
-happens is told as events: JSON lines in events.jsonl, and a callable that the command line uses for its display.
+Each stage reads what the one before left in the output directory, so each can be run, stopped and run again alone.
+Events tell what happens: as JSON lines in events.jsonl, and to a listener such as the command line's display.
 """
 
 from __future__ import annotations
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from sfg_dist.model.generator import Generator
     from sfg_dist.store import Frame, Pairs
 
-
 Metrics = dict[str, Mapping[str, Any]]
 """metrics.json: figures by name for floor, labels, samples, label_error, likelihood and time_s."""
 
@@ -63,13 +62,13 @@ def run(
     Args:
         job: the path of a job file, a mapping of its tables, or a checked job.
         listener: called with every event, a mapping with "event" and "time".
-        overlap: whether training begins on the shards that are committed while the rest is still being labelled.
+        overlap: train on committed shards while the rest is being labelled.
 
     Returns:
         The metrics, as written to metrics.json.
 
     Raises:
-        SfgError: what failed, with what to do; what is written so far is kept and the same call goes on from there.
+        SfgError: a stage failed; what is written so far is kept, and the same call goes on from there.
 
     Example:
         >>> sfg_dist.run({"data": {"source": "moons"}, "output": {"dir": "runs/moons"}})      # doctest: +SKIP
@@ -86,7 +85,7 @@ def as_job(job: str | Path | Mapping[str, Any] | Job) -> Job:
     """A checked job from whatever names it.
 
     Raises:
-        ConfigError: nothing of the kind, or a key or value is wrong.
+        ConfigError: it is none of these, or a key or value is wrong.
     """
     if isinstance(job, Job):
         return job
@@ -103,10 +102,6 @@ def as_job(job: str | Path | Mapping[str, Any] | Job) -> Job:
 class Pipeline(OutputDirectory):
     """One job and its output directory; each stage is a method.
 
-    Args:
-        job: the checked job.
-        listener: called with every event.
-
     Raises:
         ConfigError: keys that are right each alone do not fit together.
     """
@@ -121,10 +116,10 @@ class Pipeline(OutputDirectory):
     # Stages.
 
     def label(self, *, overlap: bool = False) -> Pairs:
-        """Make the pairs, or what is missing of them.
+        """Make the pairs that are missing.
 
         Args:
-            overlap: whether a worker trains on what is committed meanwhile (see ``distributed/fit/ahead.py``).
+            overlap: whether a worker trains on committed pairs meanwhile (see ``distributed/fit/ahead.py``).
         """
         return self._label(self.open_store(), overlap=overlap)
 
@@ -132,7 +127,7 @@ class Pipeline(OutputDirectory):
         missing = len(pairs.pending())
         fresh = missing == pairs.plan.num_shards
         details = {"total": pairs.plan.num_shards, "missing": missing, "rows": pairs.plan.num_pairs}
-        # On a full disk the driver waits, and what it says at last counts, not the first event that is lost.
+        # On a full disk the driver waits: its own last word is the error to show, not the first event that is lost.
         with self.dropping_events(), self.stage("label", fresh=fresh, **details):
             if missing:
                 warn_of_plain_process(pairs.plan)
@@ -141,7 +136,7 @@ class Pipeline(OutputDirectory):
         return pairs
 
     def extend(self) -> Pairs:
-        """Add pairs to the job's finished store, up to its labels.num_pairs; what is committed stays as it is."""
+        """Add pairs to the job's finished store, up to labels.num_pairs; committed pairs stay as they are."""
         from sfg_dist.store import extend_store
 
         pairs = self._existing_store(may_differ_in_length=True)
@@ -287,7 +282,7 @@ class Pipeline(OutputDirectory):
         self._ray.enter_context(ray_session(self.job.executor.address))
 
     def require_own(self) -> None:
-        """As of every output directory; and a job.toml that is the user's own must hold this very job."""
+        """Refuse links and foreign files, and a job.toml of the user's own that holds another job."""
         super().require_own()
         if is_url(self.url) or Path(self.url).is_dir():
             job_to_write(self.output, self.job)
@@ -319,7 +314,7 @@ class Pipeline(OutputDirectory):
         return pairs
 
     def frame(self) -> Frame:
-        """What the frame of this job's store is made of, from its table."""
+        """The frame of this job's store, from its table."""
         return frame_of(self.job, self.prepared, cluster_order(self.job, self._ray_up))
 
     @contextlib.contextmanager
@@ -339,7 +334,7 @@ class Pipeline(OutputDirectory):
         if not self._has_store():
             raise StoreError(f"{self.pairs_url} does not exist: run `sfg label` with this job first")
         pairs = open_pairs(self.pairs_url)
-        # The same refusal as when labelling, but for the table itself, which need not be read again to train.
+        # The check is that of labelling, without the table itself, so that training need not read it again.
         plan = pairs.plan
         wanted = replace(plan, identity={**plan.identity, **identity_of_keys(self.job)})
         if not may_differ_in_length and not self.job.labels.latents:
@@ -361,7 +356,7 @@ class Pipeline(OutputDirectory):
 
     @property
     def _sample_source(self) -> str:
-        """What decides the samples: the model's bytes, how many, and the seed."""
+        """What decides the samples: the model's bytes, their number and the seed."""
         job = self.job.evaluate
         model = hashlib.sha256(self.output.read("model/model.safetensors") or b"").hexdigest()
         given = f", given {fingerprint(self.prepared.validation)}" if self.job.data.condition else ""

@@ -69,10 +69,16 @@ def uses_clusters(job: Job, num_reference: int) -> bool:
 
 
 def cluster_order(job: Job, ray: Callable[[], AbstractContextManager[object]]) -> MakeOrder:
-    """Orders clusters in this process's threads, or a large reference by tasks on Ray, which ``ray`` brings up."""
-    from sfg_dist.distributed.labels.ordering import CLUSTER_ROWS, order_with_tasks, order_with_threads
+    """A function that orders a block: in this process's threads, or a large one by tasks on Ray.
+
+    Args:
+        job: whose executor orders.
+        ray: a context in which Ray is up.
+    """
 
     def make_order(reference: NDArray[np.float32]) -> NDArray[np.int64]:
+        from sfg_dist.distributed.labels.ordering import CLUSTER_ROWS, order_with_tasks, order_with_threads
+
         if job.executor.kind == "inline" or len(reference) < CLUSTER_ROWS:
             return order_with_threads(reference)
         with ray():

@@ -9,11 +9,12 @@ from machines import GPUS, MACHINE, expected_bytes, workers
 from sfg_dist.distributed.labels import requirements
 from sfg_dist.distributed.labels.actors import WantedActors
 from sfg_dist.distributed.labels.requirements import choose_workers, memory_of, require_disk, require_memory
-from sfg_dist.distributed.labels.sizes import GIB, device_memory
+from sfg_dist.distributed.labels.sizes import device_memory
 from sfg_dist.distributed.machine import this_machine
 from sfg_dist.job.errors import ClusterError, ConfigError
 from sfg_dist.job.memory import memory_limits
 from sfg_dist.job.paths import free_disk
+from sfg_dist.job.words import GIB
 from sfg_dist.pipeline.pipeline import Pipeline
 from sfg_dist.store import open_pairs
 from sfg_dist.studies.estimate.estimate import calibrated_devices

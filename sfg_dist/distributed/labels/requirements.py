@@ -20,7 +20,6 @@ from sfg_dist.distributed.labels.sizes import (
     CUDA_DEVICE_BYTES,
     CUDA_HOST_BYTES,
     EVENT_BYTES,
-    GIB,
     RAY_BYTES,
     StoreBytes,
     device_memory,
@@ -33,6 +32,7 @@ from sfg_dist.job.config import Job
 from sfg_dist.job.errors import ConfigError
 from sfg_dist.job.paths import free_disk, nearest_there
 from sfg_dist.job.plan import Plan
+from sfg_dist.job.words import GIB
 
 DeviceKind = Literal["cpu", "cuda"]
 

@@ -130,7 +130,7 @@ def jobs(
         found = [(one, state) for one, state in found if one.id not in old]
     entries = [
         {"id": one.id, "to": one.to, "name": one.name, "state": state, "scheduler_ids": one.scheduler_ids,
-         "attempts": sum(entry["event"] == "started" for entry in one.attempts()), "outputs": one.outputs}
+         "attempts": sum(attempt.event == "started" for attempt in one.attempts()), "outputs": one.outputs}
         for one, state in found
     ]  # fmt: skip
     lines = _columns([(e["id"], e["to"], e["state"], e["name"], ", ".join(e["outputs"])) for e in entries])

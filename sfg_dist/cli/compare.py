@@ -1,4 +1,4 @@
-"""The command that puts this package beside its peers, and what it shows while it goes on."""
+"""The command that compares this package with its peers, and its progress lines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def compare(job: JobPath, set_: Set = None, executor: Executor = None, json_: Js
     from sfg_dist.studies.compare import compare as compare_methods
 
     resolved = load(job, set_, executor)
-    with contextlib.redirect_stdout(sys.stderr):  # what a library prints is no part of the result
+    with contextlib.redirect_stdout(sys.stderr):  # libraries may print
         document = compare_methods(resolved, listener=_show)
     if json_:
         print(json.dumps(document, indent=1))
@@ -32,7 +32,7 @@ def compare(job: JobPath, set_: Set = None, executor: Executor = None, json_: Js
 
 
 def _lines(document: Mapping[str, Any]) -> list[str]:
-    """The table, in columns of text."""
+    """The table as lines of aligned columns."""
     from sfg_dist.studies.compare.page import main_table
 
     columns = {"name": "method", "auc": "AUC", "likelihood": "test log-lik.", "marginal_kl": "marginal KL",

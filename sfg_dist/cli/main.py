@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from sfg_dist.pipeline.pipeline import Pipeline
 
 INTERRUPT_S = 20.0
-"""Seconds that the ordinary way out of a command has after a signal, beyond what the work was granted."""
+"""Seconds that a command has to end after a signal, beyond the time that its work was granted."""
 _ENDING_SIGNALS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR2") if hasattr(signal, name)}
 
 
@@ -203,19 +203,19 @@ def main() -> None:
 
 
 def _end_where_signals_wait() -> None:
-    """From now on, end the process INTERRUPT_S after a signal to stop that it has not followed.
+    """From now on, end the process INTERRUPT_S after a signal to stop if it has not ended itself.
 
-    After SIGUSR2 the work at hand may have been granted some time more.
+    After SIGUSR2 the present work may have been granted more time.
 
-    Python runs handlers between two instructions of the main thread, and there are none while a request to a store that
-    does not answer is inside a library. The interpreter writes the signal's number to a socket at once, though.
+    Python runs a signal's handler between two instructions of the main thread. While a library waits for a store that
+    does not answer, there are none. The interpreter still writes the signal's number to a socket at once.
     """
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
 
     def wait() -> None:
-        with ours, theirs:  # open to the end: the interpreter has no more than the number of one
+        with ours, theirs:  # both stay open to the end, since the interpreter holds only a file number
             while (number := ours.recv(1)[0]) not in _ENDING_SIGNALS:
                 pass
             begun = time.monotonic()
@@ -223,7 +223,7 @@ def _end_where_signals_wait() -> None:
             while (left := begun + wait_s - time.monotonic()) > 0:
                 ours.settimeout(left)
                 with contextlib.suppress(TimeoutError):
-                    if ours.recv(1)[0] in _ENDING_SIGNALS:  # a second one takes back what was granted
+                    if ours.recv(1)[0] in _ENDING_SIGNALS:  # a second signal takes the granted time back
                         wait_s = min(wait_s, time.monotonic() - begun + INTERRUPT_S)
             message = (
                 f"sfg: interrupted, and not at an end {wait_s:g} s later, as where a store does not answer: "
@@ -236,20 +236,20 @@ def _end_where_signals_wait() -> None:
 
 
 def _leave(code: str | int | None) -> NoReturn:
-    """End the process without taking the interpreter down under obstore's threads.
+    """End the process without finalizing the interpreter, since obstore's threads may still run.
 
-    One that still lets go of a finished request while Python finalizes aborts the process (Python before 3.14 ends such
-    a thread by unwinding it, which Rust does not allow): seen once in some ten commands that end with a request.
+    A thread that releases a finished request while Python finalizes aborts the process: Python before 3.14 unwinds such
+    a thread, which Rust does not allow. Without this, about one in ten commands that end with a request aborted.
     """
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # a closed pipe was its reader's wish
+        with contextlib.suppress(OSError, ValueError):  # the reader has closed the pipe
             stream.flush()
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def show_warnings_in_a_line() -> None:
-    """Warnings are for users from now on: a line each, and none of those for developers of libraries."""
+    """From now on, print each warning as one line, and none of those for developers of libraries."""
     warnings.showwarning = lambda message, *_: _show_warning(message)
     for category in (FutureWarning, DeprecationWarning, SyntaxWarning):
         warnings.filterwarnings("ignore", category=category)

@@ -36,7 +36,7 @@ class SampleOptions:
             "--start",
             metavar="ROW",
             parser=whole,
-            help="First row; row i is the same whatever part of the rows is drawn.",
+            help="First row to draw; a row is the same whatever other rows are drawn.",
         ),
     ] = 0
     share: Annotated[

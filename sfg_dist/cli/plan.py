@@ -1,4 +1,4 @@
-"""What ``sfg plan`` shows: a table on a terminal, one line a row elsewhere."""
+"""The output of ``sfg plan``: a table on a terminal, else one line a row."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PLACES = {"cpu": "CPUs", "cuda": "GPUs"}
 
 @contextmanager
 def show_steps() -> Iterator[Callable[[str], None]]:
-    """Within, the callable shows on a terminal what goes on; elsewhere it says nothing."""
+    """Within, the callable shows the present step on a terminal; elsewhere it does nothing."""
     from rich.console import Console
     from rich.text import Text
 

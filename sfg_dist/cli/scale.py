@@ -1,4 +1,4 @@
-"""The command that measures how a job scales, and says how it would elsewhere."""
+"""The command that measures how a job scales, and predicts how it would scale on larger clusters."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ScaleOptions:
     workers: Numbers = None
     stages: Annotated[str, typer.Option("--stages", help="label, train or both.")] = "label,train"
     modes: Annotated[str, typer.Option("--modes", help="strong, weak or both.")] = "strong"
-    repeats: Annotated[int, _whole("--repeats", help="Runs of each number.")] = 3
+    repeats: Annotated[int, _whole("--repeats", help="Runs of each number of workers.")] = 3
     simulate: Annotated[
         str | None, typer.Option("--simulate", help="Numbers of workers to predict, such as 64,256,1024.")
     ] = None
@@ -41,35 +41,35 @@ class ScaleOptions:
     )
     store_mb_per_s: Annotated[
         float | None,
-        _number("--store-mb-per-s", help="What the store takes in a prediction, all together."),
+        _number("--store-mb-per-s", help="The store's bandwidth in a prediction."),
     ] = None
-    store_requests_per_s: Annotated[float | None, _number("--store-requests-per-s", help="The same of requests.")] = (
-        None
-    )
+    store_requests_per_s: Annotated[
+        float | None, _number("--store-requests-per-s", help="The store's requests in a prediction.")
+    ] = None
     network_ms: Annotated[
         float,
-        _number("--network-ms", help="From a worker to the driver or back, in a prediction."),
+        _number("--network-ms", help="A message between worker and driver in a prediction."),
     ] = 2.0
     worker_mb_per_s: Annotated[
         float | None,
-        _number("--worker-mb-per-s", help="Of one worker's link to the store in a prediction."),
+        _number("--worker-mb-per-s", help="One worker's link to the store in a prediction."),
     ] = None
     starts_per_s: Annotated[
         float | None,
-        _number("--starts-per-s", help="Workers that the cluster brings up in a second."),
+        _number("--starts-per-s", help="Workers that the cluster starts in a second."),
     ] = None
     shard_mb: Annotated[
         float | None,
-        _number("--shard-mb", help="What a shard of the study moves; as measured if not given."),
+        _number("--shard-mb", help="The bytes that a shard moves; as measured if not given."),
     ] = None
     load_mb: Annotated[float, _number("--load-mb", help="What each worker reads at its start.")] = 0.0
     driver_scale: Annotated[
         float,
-        _number("--driver-scale", help="Time of the driver's loop there, in units of this machine's."),
+        _number("--driver-scale", help="Time of the driver's loop, relative to this machine."),
     ] = 1.0
-    epochs: Annotated[int | None, _whole("--epochs", help="Of each fit; 5 or the job's own, if fewer.")] = None
+    epochs: Annotated[int | None, _whole("--epochs", help="Epochs of each fit; 5, or the job's own if fewer.")] = None
     gpu: Annotated[
-        bool | None, typer.Option("--gpu/--no-gpu", help="Training workers on GPUs; where there is one for each.")
+        bool | None, typer.Option("--gpu/--no-gpu", help="Training workers on GPUs; by default where each has one.")
     ] = None
     compare_with: Annotated[
         str | None, typer.Option("--compare-with", help="Another study's directory, URL or scale.json.")

@@ -1,4 +1,4 @@
-"""Commands that send jobs to a cluster and look after them."""
+"""Commands that send jobs to a cluster, list them, show their logs and stop them."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _order(jobs: list[Job], options: SubmitOptions) -> Order:
 
 @command
 def jobs(
-    all_: Annotated[bool, typer.Option("--all", help="Ended ones too, however long ago.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="List all that have ended, not only the last ten.")] = False,
     json_: Json = False,
 ) -> None:
     """List what was submitted from this account."""
@@ -133,7 +133,7 @@ def jobs(
          "attempts": sum(attempt.event == "started" for attempt in one.attempts()), "outputs": one.outputs}
         for one, state in found
     ]  # fmt: skip
-    lines = _columns([(e["id"], e["to"], e["state"], e["name"], ", ".join(e["outputs"])) for e in entries])
+    lines = _columns([(one.id, one.to, state, one.name, ", ".join(one.outputs)) for one, state in found])
     say(json_, {"submissions": entries}, "\n".join(lines) or "nothing was submitted from this account")
 
 
@@ -141,10 +141,10 @@ def jobs(
 def logs(
     submission: Word,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until it has ended.")] = False,
-    nodes: Annotated[bool, typer.Option("--nodes", help="What Ray says on the nodes, too.")] = False,
+    nodes: Annotated[bool, typer.Option("--nodes", help="Ray's output on the nodes, too.")] = False,
     json_: Json = False,
 ) -> None:
-    """Show what a submission says."""
+    """Show the output of a submission."""
     from sfg_dist.launch import kuberay, ray_jobs, slurm
     from sfg_dist.launch.submission import find
 
@@ -173,20 +173,20 @@ def cancel(submission: Word, json_: Json = False) -> None:
 
 
 def _shipped_profile(to: str) -> Path | None:
-    """The profile in the checkout that holds this package, the only one that is used unasked: profiles are code."""
+    """The profile of this package's checkout. A profile runs commands, so no other is used without being named."""
     path = CHECKOUT / "cluster" / f"{to}.toml"
     return path if to.isalpha() and (CHECKOUT / "pyproject.toml").is_file() and path.is_file() else None
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines, each column as wide as its longest word; the last one as it is."""
+    """Rows as lines of aligned columns."""
     words = [[as_line(word) for word in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*words, strict=True)]
     return ["  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in words]
 
 
 def _numbers(text: str) -> list[int]:
-    """0,1,2 or 0-9 or both."""
+    """The seeds of a text such as "0,1,2", "0-9" or both."""
     found: list[int] = []
     for part in text.split(","):
         numbers = re.fullmatch(r"\s*([0-9]{1,19})\s*(?:-\s*([0-9]{1,19})\s*)?", part)

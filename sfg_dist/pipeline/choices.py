@@ -1,4 +1,4 @@
-"""What a plan takes from the table itself: the unit of the noise, the blur at the end, and a time grid fitted to it."""
+"""Settings of a plan that are chosen from the table: the unit of the noise, the final blur, and the time grid."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def measure_columns(blocks: Iterable[NDArray[np.float32]]) -> ColumnSpread:
 def choose_unit(job: Job, measured: ColumnSpread, columns: tuple[str, ...]) -> float:
     """sigma_data of a plan over untransformed columns.
 
-    Six digits: any number near the spread will do, and another machine's last bits must not make another plan.
+    It has six digits: any number near the spread will do, and another machine's last bits must not make another plan.
 
     Raises:
         ConfigError: the spread leaves float64.
@@ -57,10 +57,10 @@ def choose_unit(job: Job, measured: ColumnSpread, columns: tuple[str, ...]) -> f
 
 
 def check_spreads(job: Job, measured: ColumnSpread, columns: tuple[str, ...], sigma_data: float, t_min: float) -> None:
-    """Refuse a blur that hides a column, and say where columns are uneven.
+    """Refuse a blur that hides a column, and warn of uneven columns.
 
     Raises:
-        ConfigError: with the columns.
+        ConfigError: one blur does not suit all columns, or float32 does not suit one.
     """
     from sfg_dist.flow import Schedule
     from sfg_dist.flow.spread import check_blur, check_start, uneven_columns
@@ -92,9 +92,9 @@ def _num_targets(job: Job, columns: tuple[str, ...]) -> int:
 
 
 def choose_blur(job: Job, reference: NDArray[np.float32] | None, sigma_data: float) -> Blur:
-    """t_min, and for "auto" whether the leave-one-out likelihood ran into its floor.
+    """t_min, and for "auto" whether the leave-one-out likelihood ran into a limit.
 
-    Three digits: the likelihood is flat there, and another machine's last bits must not make another plan.
+    t_min has three digits: the likelihood is flat there, and another machine's last bits must not make another plan.
     """
     if job.labels.t_min != "auto":
         return {"t_min": job.labels.t_min}

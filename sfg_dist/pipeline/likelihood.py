@@ -1,12 +1,12 @@
-"""The test log-likelihood of a run: of its encoder, and of what stands beside it.
+"""The test log-likelihood of a run's encoder, and of other densities to compare it with.
 
-    encoder   what Generator.log_prob says, its mass taken off
-    kernel    the density of the blurred training rows, which is the law of the labels, exactly
+    encoder   the density of Generator.log_prob, divided by its mass
+    kernel    the density of the blurred training rows, which is the exact law of the labels
     ode       the same law along the probability-flow ODE, on fewer rows
     normal    a normal law in the flow's coordinates, with the training rows' mean and covariance
 
-All in nats per unit volume of the user's columns, on held-out rows; columns on a grid count as spread over their cells,
-and a value that repeats as a point that has its share.
+All are in nats per unit volume of the user's columns, on held-out rows. A column on a grid counts as spread over its
+cells, and a value that repeats as a point with a share of its own.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def likelihood_figures(generator: Generator, prepared: Prepared, pairs: Pairs) -
     Args:
         generator: with an encoder.
         prepared: the table, whose test rows are judged.
-        pairs: the store that holds the reference. The kernel density and the ODE's are left out where the reference has
+        pairs: the store that holds the reference. The kernel and ODE densities are left out where the reference has
             more than 2^20 rows, or the labels were made from mini-batches.
     """
     rows, noise = prepared.test[:MAX_ROWS], prepared.noise("test")[:MAX_ROWS]

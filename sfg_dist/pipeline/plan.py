@@ -31,12 +31,7 @@ MakeOrder = Callable[["NDArray[np.float32]"], "NDArray[np.int64]"]
 
 
 def frame_of(job: Job, table: Prepared, make_order: MakeOrder) -> Frame:
-    """What the frame of a job's store is made of.
-
-    Args:
-        job: the checked job.
-        table: its prepared table.
-        make_order: orders a block of the reference in compact clusters, where labels use some.
+    """The frame of a job's store, from its prepared table; ``make_order`` is used where labels use clusters.
 
     Raises:
         DataError: the user's query points cannot be used.
@@ -57,7 +52,7 @@ def frame_of(job: Job, table: Prepared, make_order: MakeOrder) -> Frame:
 
 
 def uses_clusters(job: Job, num_reference: int) -> bool:
-    """Whether labels of this job look at clusters of the reference."""
+    """Whether labels of this job use clusters of the reference."""
     from sfg_dist.flow.posterior.backends import SPARSE_ROWS
 
     return (
@@ -180,7 +175,7 @@ def identity_of_keys(job: Job) -> dict[str, dict[str, Any]]:
 
 
 def warn_of_plain_process(plan: Plan) -> None:
-    """Say that a store of version 0.1.0 without a transform goes on with noise of spread 1, whatever its rows'."""
+    """Warn that a store of version 0.1.0 without a transform goes on with noise of spread 1."""
     if plan.identity.get("transform", {}).get("kind") == "none" and "sigma_data" not in plan.identity:
         warnings.warn(
             'the store was begun by version 0.1.0 with transform.kind = "none", and goes on with sigma_data = 1: where '
@@ -190,7 +185,7 @@ def warn_of_plain_process(plan: Plan) -> None:
 
 
 def warn_of_old_store(pairs: Pairs) -> None:
-    """Say that a store of version 0.1.0 keeps its own rows and transform."""
+    """Warn that a store of version 0.1.0 keeps its own rows and transform."""
     if not pairs.plan.has_names:
         warnings.warn(
             f"{pairs.location.url} was begun by version 0.1.0 and keeps its own rows and transform, without types of "

@@ -1,4 +1,4 @@
-"""A store mended from what lies beside it: its own plan and frame, the job of its last run, and the user's table."""
+"""A store repaired from its own plan and frame, the job of its last run, and the user's table."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ ALLOWED_KEYS = ("executor.", "labels.num_threads=", "labels.memory_gib=")
 
 @dataclass(frozen=True)
 class Mended:
-    """What a repair did, or would do.
+    """What a repair did, or would do in a dry run.
 
     Attributes:
         report: what was wrong before.
-        shards: labelled again, or to be.
-        frame: objects of the frame that were written again, or are to be.
+        shards: those labelled again.
+        frame: objects of the frame that were written again.
     """
 
     report: Report
@@ -44,16 +44,16 @@ class Mended:
 
 
 def job_beside(pairs: Pairs, overrides: Sequence[str] = ()) -> Job:
-    """The job of the last run in the output directory that holds a store; where there is none, what the plan says.
+    """The job of the last run in the output directory that holds a store; else a job made from the plan.
 
-    A store may be somebody else's, and so may the job file beside it: the cluster that it names is not gone to.
+    A store and the job file beside it may be somebody else's, so the cluster that the file names is not used.
 
     Args:
         pairs: the store.
         overrides: ``executor.key=value`` assignments, labels.num_threads and labels.memory_gib.
 
     Raises:
-        ConfigError: an override is of another key, or wrong; or the job file is.
+        ConfigError: an override or the job file is wrong, or an override sets another key.
     """
     for assignment in overrides:
         if not assignment.startswith(ALLOWED_KEYS):
@@ -104,17 +104,17 @@ def mend(
     dry_run: bool = False,
     emit: Callable[..., None],
 ) -> Mended:
-    """Verify a store, and do again exactly what is bad; shards that are merely pending stay so.
+    """Verify a store and make its bad parts again; shards that are only pending stay pending.
 
     Args:
         pairs: the store, opened with ``from_copies``.
-        job: whose executor labels, and whose table a damaged frame is made from.
+        job: its executor labels, and its table gives a damaged frame.
         dry_run: change nothing.
-        emit: told what happens.
+        emit: called with every event.
 
     Raises:
-        StoreError: something cannot be mended; the message says why.
-        SfgError: whatever keeps shards from being labelled.
+        StoreError: something cannot be repaired.
+        SfgError: shards cannot be labelled.
     """
     from sfg_dist.store import open_pairs
     from sfg_dist.store.repair import repair_store, set_links_aside
@@ -152,7 +152,7 @@ def _mend_frame(pairs: Pairs, job: Job) -> None:
 
 
 def _stored_queries(pairs: Pairs) -> NDArray[np.float32]:
-    """The user's query points as the store holds them, for a job that does not say where they came from."""
+    """The user's query points from the store, for a job that does not name their file."""
     try:
         return pairs.query_rows(0, pairs.plan.num_pairs)
     except StoreError as error:

@@ -1,4 +1,4 @@
-"""The table of a job: read and prepared, and set against the store and the generator that were made from it."""
+"""The table of a job: read and prepared, and compared with the store and the generator made from it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def prepare_table(job: Job) -> Prepared:
-    """The table of a job, cleaned and split; one larger than labels.memory_gib in passes, where its keys allow it.
+    """The table of a job, cleaned and split; a table larger than labels.memory_gib is read in passes if its keys allow.
 
     Raises:
         DataError: the table cannot be used as it stands.
@@ -38,9 +38,9 @@ def prepare_table(job: Job) -> Prepared:
 
 
 def table_of_store(table: Prepared, pairs: Pairs) -> Prepared:
-    """The table with the transform that a store holds, which this version may fit otherwise.
+    """The table with the transform of a store.
 
-    Where it does, the table's report says nothing of grids and of values that repeat.
+    Where this version would fit another transform, the table's report leaves out grids and values that repeat.
 
     Raises:
         DataError: the store was made from another table.
@@ -64,7 +64,7 @@ def table_of_store(table: Prepared, pairs: Pairs) -> Prepared:
 
 
 def validation_rows(table: Prepared, generator: Generator) -> NDArray[np.float64]:
-    """The validation rows as a generator counts them: with the offsets that its columns had.
+    """The validation rows in the generator's units, which may have other offsets than the table's.
 
     Raises:
         DataError: the generator was made from other columns.

@@ -92,8 +92,7 @@ app = typer.Typer(
 
 JobPath = Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.")]
 Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key of the job; repeatable."),
+    list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key of the job; repeatable.")
 ]
 Executor = Annotated[str | None, typer.Option("--executor", help="Override executor.kind: ray or inline.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]

@@ -30,8 +30,8 @@ from sfg_dist import __version__
 from sfg_dist.cli.command import Executor, JobPath, Json, Set, app, command, load, say
 from sfg_dist.cli.display import Display
 from sfg_dist.cli.model import SampleOptions, sample_model
+from sfg_dist.distributed.stopping import granted_s
 from sfg_dist.job.errors import ConfigError
-from sfg_dist.job.notice import granted_s
 from sfg_dist.job.paths import spare_home
 from sfg_dist.job.threads import wait_passively
 from sfg_dist.job.values import printable

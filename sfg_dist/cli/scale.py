@@ -40,32 +40,26 @@ class ScaleOptions:
         "1,10,60"
     )
     store_mb_per_s: Annotated[
-        float | None,
-        _number("--store-mb-per-s", help="The store's bandwidth in a prediction."),
+        float | None, _number("--store-mb-per-s", help="The store's bandwidth in a prediction.")
     ] = None
     store_requests_per_s: Annotated[
         float | None, _number("--store-requests-per-s", help="The store's requests in a prediction.")
     ] = None
     network_ms: Annotated[
-        float,
-        _number("--network-ms", help="A message between worker and driver in a prediction."),
+        float, _number("--network-ms", help="A message between worker and driver in a prediction.")
     ] = 2.0
     worker_mb_per_s: Annotated[
-        float | None,
-        _number("--worker-mb-per-s", help="One worker's link to the store in a prediction."),
+        float | None, _number("--worker-mb-per-s", help="One worker's link to the store in a prediction.")
     ] = None
     starts_per_s: Annotated[
-        float | None,
-        _number("--starts-per-s", help="Workers that the cluster starts in a second."),
+        float | None, _number("--starts-per-s", help="Workers that the cluster starts in a second.")
     ] = None
     shard_mb: Annotated[
-        float | None,
-        _number("--shard-mb", help="The bytes that a shard moves; as measured if not given."),
+        float | None, _number("--shard-mb", help="The bytes that a shard moves; as measured if not given.")
     ] = None
     load_mb: Annotated[float, _number("--load-mb", help="What each worker reads at its start.")] = 0.0
     driver_scale: Annotated[
-        float,
-        _number("--driver-scale", help="Time of the driver's loop, relative to this machine."),
+        float, _number("--driver-scale", help="Time of the driver's loop, relative to this machine.")
     ] = 1.0
     epochs: Annotated[int | None, _whole("--epochs", help="Epochs of each fit; 5, or the job's own if fewer.")] = None
     gpu: Annotated[

@@ -33,8 +33,7 @@ class SubmitOptions:
 
     to: Annotated[str, typer.Option("--to", help="slurm, kuberay, or ray for a cluster that runs already.")]
     profile: Annotated[
-        Path | None,
-        typer.Option("--profile", help="The site's TOML file; if left out, the checkout's."),
+        Path | None, typer.Option("--profile", help="The site's TOML file; if left out, the checkout's.")
     ] = None
     profile_set: Annotated[
         list[str] | None,

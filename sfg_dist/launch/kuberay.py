@@ -23,15 +23,7 @@ from sfg_dist.job.errors import ConfigError
 from sfg_dist.job.object_stores import is_url
 from sfg_dist.job.threads import wait_passively
 from sfg_dist.launch.profile import KubeRayProfile, Setup
-from sfg_dist.launch.submission import (
-    HERE,
-    Order,
-    Rendered,
-    Submission,
-    run_command,
-    stage_words,
-    without_address,
-)
+from sfg_dist.launch.submission import HERE, Order, Rendered, Submission, run_command, stage_words, without_address
 
 MOUNT = "/etc/sfg"
 Manifest = dict[str, object]

@@ -122,9 +122,5 @@ def cancel(submission: Submission) -> None:
         ClusterError: the cluster does not answer.
     """
     for name in submission.scheduler_ids:
-        _job(submission, "stop", name, "--no-wait")
-
-
-def _job(submission: Submission, verb: str, *words: str) -> str:
-    command = [*RAY, verb, f"--address={submission.options['address']}", *words]
-    return run_command(command, what="the cluster could not be asked", environment=child_environment())
+        command = [*RAY, "stop", f"--address={submission.options['address']}", name, "--no-wait"]
+        run_command(command, what="the cluster could not be asked", environment=child_environment())

@@ -41,29 +41,17 @@ def _check_condition(job: Job) -> None:
             if getattr(labels, key) is not None:
                 raise ConfigError(f"labels.{key} is for conditional labels: name data.condition, or leave it out")
         return
-    wrong = {
-        "labels.estimator": labels.estimator != "full",
-        "labels.direction": labels.direction != "decode",
-        "labels.latents": labels.latents is not None,
-        "labels.t_min": labels.t_min == "auto",
-        "labels.time_grid": labels.time_grid == "fitted",
-        "labels.solver_tolerance": labels.solver_tolerance is not None,
-        "executor.actors_per_group": job.executor.actors_per_group > 1,
-        "train.encoder": job.train.encoder,
-    }
-    instead = {
-        "labels.t_min": "a number",
-        "labels.time_grid": '"graded" or "uniform"',
-        "labels.estimator": '"full"',
-        "labels.direction": '"decode"',
-        "executor.actors_per_group": "1",
-        "train.encoder": "false",
-    }
-    for key, is_wrong in wrong.items():
+    for key, is_wrong, advice in (
+        ("labels.estimator", labels.estimator != "full", 'take "full"'),
+        ("labels.direction", labels.direction != "decode", 'take "decode"'),
+        ("labels.latents", labels.latents is not None, "leave it out"),
+        ("labels.t_min", labels.t_min == "auto", "take a number"),
+        ("labels.time_grid", labels.time_grid == "fitted", 'take "graded" or "uniform"'),
+        ("labels.solver_tolerance", labels.solver_tolerance is not None, "leave it out"),
+        ("executor.actors_per_group", job.executor.actors_per_group > 1, "take 1"),
+        ("train.encoder", job.train.encoder, "take false"),
+    ):
         if is_wrong:
             table, name = key.split(".")
             value = getattr(getattr(job, table), name)
-            raise ConfigError(
-                f"{key} = {value!r} does not go with data.condition: "
-                + (f"take {instead[key]}" if key in instead else "leave it out")
-            )
+            raise ConfigError(f"{key} = {value!r} does not go with data.condition: {advice}")

@@ -36,10 +36,11 @@ class OutputDirectory:
             if not there.is_dir():
                 which = "" if there == Path(self.url).absolute() else f": {there}"
                 raise ConfigError(f"output.dir = {url!r}{which} is a file: name a directory")
+        self.pairs_url, self.samples_url = f"{self.url}/pairs.zarr", f"{self.url}/samples.zarr"
+        self.model_url, self.checkpoints_url = f"{self.url}/model", f"{self.url}/checkpoints"
+        self.report_url = f"{self.url}/report.html"
         self._listener = listener
         self._may_drop_events = self._has_warned = self._is_own = False
-
-    # Where things are: paths, or URLs of an object store.
 
     @cached_property
     def output(self) -> Location:
@@ -52,31 +53,6 @@ class OutputDirectory:
     def events(self) -> EventLog:
         """events.jsonl, one JSON line an event."""
         return EventLog(self.output)
-
-    @property
-    def pairs_url(self) -> str:
-        """The store of pairs."""
-        return f"{self.url}/pairs.zarr"
-
-    @property
-    def model_url(self) -> str:
-        """The saved generator."""
-        return f"{self.url}/model"
-
-    @property
-    def checkpoints_url(self) -> str:
-        """Checkpoints of the fit."""
-        return f"{self.url}/checkpoints"
-
-    @property
-    def samples_url(self) -> str:
-        """The samples that are evaluated."""
-        return f"{self.url}/samples.zarr"
-
-    @property
-    def report_url(self) -> str:
-        """The page that shows the figures of metrics.json."""
-        return f"{self.url}/report.html"
 
     def require_own(self) -> None:
         """Refuse a directory in which a run would follow a link or write over a foreign file (see ``ownership``)."""

@@ -342,8 +342,7 @@ class Pipeline(OutputDirectory):
         pairs.require_plan(wanted)
         if plan.source != self.job.data.source:
             warnings.warn(
-                f"{self.pairs_url} was labelled from {plan.source}, this job names {self.job.data.source}",
-                stacklevel=3,
+                f"{self.pairs_url} was labelled from {plan.source}, this job names {self.job.data.source}", stacklevel=3
             )
         warn_of_old_store(pairs)
         self._write_job()

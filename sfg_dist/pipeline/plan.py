@@ -83,12 +83,7 @@ def cluster_order(job: Job, ray: Callable[[], AbstractContextManager[object]]) -
 
 
 def plan_of(
-    job: Job,
-    table: Prepared,
-    frame: Frame,
-    *,
-    order: NDArray[np.int64] | None = None,
-    existing: Plan | None = None,
+    job: Job, table: Prepared, frame: Frame, *, order: NDArray[np.int64] | None = None, existing: Plan | None = None
 ) -> Plan:
     """The plan of a job over its prepared table.
 

@@ -97,13 +97,7 @@ def _job_of_plan(plan: Plan) -> Mapping[str, Mapping[str, Any]]:
     return tables
 
 
-def mend(
-    pairs: Pairs,
-    job: Job,
-    *,
-    dry_run: bool = False,
-    emit: Callable[..., None],
-) -> Mended:
+def mend(pairs: Pairs, job: Job, *, dry_run: bool = False, emit: Callable[..., None]) -> Mended:
     """Verify a store and make its bad parts again; shards that are only pending stay pending.
 
     Args:

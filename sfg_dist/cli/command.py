@@ -22,7 +22,7 @@ from typer.core import TyperGroup
 
 from sfg_dist.job.errors import ConfigError, DataError, PlanMismatchError, SfgError
 from sfg_dist.job.paths import expanded
-from sfg_dist.job.values import printable, shown
+from sfg_dist.job.values import as_line, printable, shown
 
 if TYPE_CHECKING:
     from sfg_dist.job.config import Job
@@ -181,6 +181,16 @@ def _plain_words(error: Exception) -> str:
 def say(as_json: bool, document: Mapping[str, Any], text: str) -> None:
     """Print the result on stdout, as a JSON document or as text."""
     print(json.dumps(document, indent=1) if as_json else printable(text))
+
+
+def aligned(rows: Sequence[Sequence[object]], *, numbers: bool = False) -> list[str]:
+    """Rows as lines of aligned columns; with ``numbers`` all but the first are flush right."""
+    padded = []
+    for place, column in enumerate(zip(*rows, strict=True)):
+        cells = [as_line(cell) for cell in column]
+        width = max(map(len, cells))
+        padded.append([cell.rjust(width) if numbers and place else cell.ljust(width) for cell in cells])
+    return ["  ".join(row).rstrip() for row in zip(*padded, strict=True)]
 
 
 def _fail(as_json: bool, debug: bool, message: str, status: int) -> NoReturn:

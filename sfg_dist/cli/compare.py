@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from sfg_dist.cli.command import Executor, JobPath, Json, Set, command, load
+from sfg_dist.cli.command import Executor, JobPath, Json, Set, aligned, command, load
 from sfg_dist.job.values import as_line, printable
 from sfg_dist.job.words import WIDE, wide_number
 
@@ -35,15 +35,9 @@ def _lines(document: Mapping[str, Any]) -> list[str]:
     """The table as lines of aligned columns."""
     from sfg_dist.studies.compare.page import main_table
 
-    columns = {"name": "method", "auc": "AUC", "likelihood": "test log-lik.", "marginal_kl": "marginal KL",
-               "time": "labels + fit", "cost": "us a row", "evaluations": "passes"}  # fmt: skip
-    rows = [columns, *main_table(document)]
-    widths = {name: max(len(str(row[name])) for row in rows) for name in columns}
-    return [
-        "  ".join(str(row[name]).ljust(width) if name == "name" else str(row[name]).rjust(width)
-                  for name, width in widths.items())
-        for row in rows
-    ]  # fmt: skip
+    titles = {"name": "method", "auc": "AUC", "likelihood": "test log-lik.", "marginal_kl": "marginal KL",
+              "time": "labels + fit", "cost": "us a row", "evaluations": "passes"}  # fmt: skip
+    return aligned([[row[name] for name in titles] for row in (titles, *main_table(document))], numbers=True)
 
 
 def _show(event: Mapping[str, Any]) -> None:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sfg_dist.cli.command import Executor, Json, Set, command, load, say
+from sfg_dist.cli.command import Executor, Json, Set, aligned, command, load, say
 from sfg_dist.job.errors import ClusterError, ConfigError
 from sfg_dist.job.search_path import PACKAGE_ROOT, child_environment
-from sfg_dist.job.values import as_line, printable, shown
+from sfg_dist.job.values import printable, shown
 
 if TYPE_CHECKING:
     from sfg_dist.job.config import Job
@@ -132,7 +131,7 @@ def jobs(
          "attempts": sum(attempt.event == "started" for attempt in one.attempts()), "outputs": one.outputs}
         for one, state in found
     ]  # fmt: skip
-    lines = _columns([(one.id, one.to, state, one.name, ", ".join(one.outputs)) for one, state in found])
+    lines = aligned([(one.id, one.to, state, one.name, ", ".join(one.outputs)) for one, state in found])
     say(json_, {"submissions": entries}, "\n".join(lines) or "nothing was submitted from this account")
 
 
@@ -175,13 +174,6 @@ def _shipped_profile(to: str) -> Path | None:
     """The profile of this package's checkout. A profile runs commands, so no other is used without being named."""
     path = CHECKOUT / "cluster" / f"{to}.toml"
     return path if to.isalpha() and (CHECKOUT / "pyproject.toml").is_file() and path.is_file() else None
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines of aligned columns."""
-    words = [[as_line(word) for word in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*words, strict=True)]
-    return ["  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in words]
 
 
 def _numbers(text: str) -> list[int]:

@@ -78,11 +78,15 @@ def _bounds(beside: Iterable[Any], with_limits: bool) -> list[str]:
             said.append(f"above {_number(mark.gt)}")
         elif isinstance(mark, Ge):
             said.append(f"of {_number(mark.ge)} or more")
-        elif isinstance(mark, Lt) and (with_limits or float(mark.lt) < _SAID_LIMIT):
+        elif isinstance(mark, Lt) and (with_limits or _limit(mark.lt) < _SAID_LIMIT):
             said.append(f"below {_number(mark.lt)}")
-        elif isinstance(mark, Le) and (with_limits or float(mark.le) < _SAID_LIMIT):
+        elif isinstance(mark, Le) and (with_limits or _limit(mark.le) < _SAID_LIMIT):
             said.append(f"at most {_number(mark.le)}")
     return [" and ".join(said)] if said else []
+
+
+def _limit(value: Any) -> float:
+    return float(value)
 
 
 def _number(value: Any) -> str:

@@ -135,7 +135,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             _fail(json_, debug, f"{_plain_words(error)}{hint}", 1)
 
     keyword_only = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
-    guarded.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]
+    guarded.__dict__["__signature__"] = inspect.Signature(keyword_only)  # what typer reads
     return app.command()(guarded)
 
 

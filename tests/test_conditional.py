@@ -7,12 +7,12 @@ import pytest
 from commands import sfg
 
 import sfg_dist
-from sfg_dist.cli.model import sample_model
+from sfg_dist.cli.model import SampleOptions, sample_model
 from sfg_dist.data.toy import wave_law
 from sfg_dist.job.config import resolve_job
 from sfg_dist.job.errors import ConfigError, LabelingError, SfgError
+from sfg_dist.pipeline.check import check_job
 from sfg_dist.pipeline.pipeline import Pipeline
-from sfg_dist.pipeline.plan import check_job
 
 CONDITIONAL = {"source": "wave", "max_rows": 2000, "condition": ["y"]}
 
@@ -247,7 +247,6 @@ def test_wrong_words_on_the_command_line(small, tmp_path, monkeypatch, words, me
     monkeypatch.chdir(tmp_path)
     (tmp_path / "t.csv").write_text("a,b\n1,2\n3,4\n")
     (tmp_path / "y.csv").write_text("y\n1\n2\n")
-    options = {"num": None, "seed": 0, "start": 0, "share": None, "given": None, "given_table": None, "out": None}
     with pytest.raises(SfgError, match=message):
-        sample_model(str(small / "model"), **(options | words), as_json=False)
+        sample_model(str(small / "model"), SampleOptions(**words), as_json=False)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["t.csv", "y.csv"]

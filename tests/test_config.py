@@ -59,7 +59,7 @@ def test_the_resolved_job_reads_back(job_file):
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
 def test_every_job_of_the_project_is_valid(path):
-    from sfg_dist.pipeline.plan import check_job
+    from sfg_dist.pipeline.check import check_job
 
     assert path.read_text().startswith("# ")
     check_job(
@@ -144,7 +144,7 @@ def test_files_that_cannot_be_read(tmp_path, job_file):
 
 
 def test_keys_that_do_not_fit_together(make_job):
-    from sfg_dist.pipeline.plan import check_job
+    from sfg_dist.pipeline.check import check_job
 
     with pytest.raises(ConfigError, match=r"take labels\.shard_rows = 1024"):
         check_job(make_job(labels={"batch_size": 1024, "shard_rows": 1000}))

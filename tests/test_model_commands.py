@@ -8,7 +8,7 @@ import torch
 from commands import sfg
 from pyarrow import parquet
 
-from sfg_dist.cli.model import sample_model
+from sfg_dist.cli.model import SampleOptions, sample_model
 from sfg_dist.data import Transform, open_table
 from sfg_dist.job.errors import ConfigError
 from sfg_dist.model import MLP, Generator
@@ -62,6 +62,5 @@ def test_shares_of_a_table_and_a_start(model, tmp_path, name):
     ],
 )
 def test_wrong_words(model, tmp_path, words, message):
-    options = {"num": None, "seed": 0, "start": 0, "share": None, "given": None, "given_table": None, "out": None}
     with pytest.raises(ConfigError, match=message):
-        sample_model(str(tmp_path / "model"), **(options | words), as_json=False)
+        sample_model(str(tmp_path / "model"), SampleOptions(**words), as_json=False)

@@ -80,7 +80,7 @@ def test_a_running_driver(half_done):
     assert state.seconds_left == (1000 - 384) / 64
     assert [worker.rows_per_s for worker in state.drivers[0].workers] == [32.0, None]
     text = shown(state)
-    assert "3 of 8 shards, 384 of 1,000 pairs, 1 at work, 64 pairs/s, about 10 s left, dim 2" in text
+    assert "3 of 8 shards, 384 of 1,000 pairs, 1 at work, 64 pairs/s, about 9.6 s left, dim 2" in text
     assert "driver node1-7-aa: at work for 10 min with 2 workers, 64 pairs/s, 1 failed attempt" in text
     assert "shard 5, attempt 1 on actor-9 failed: it hangs for 10 s; tried again" in text
     assert re.search(r"actor-1 +node1 +NVIDIA H100 +shard 5, attempt 2 +1 min 15 s +3 +32\n", text)
@@ -216,7 +216,17 @@ def test_a_monitor_leaves_what_status_shows(half_done):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0 s"), (59.4, "59 s"), (60, "1 min"), (75, "1 min 15 s"), (12_300, "3 h 25 min"), (180_000, "2 d 2 h")],
+    [
+        (0, "0 s"),
+        (0.012, "12 ms"),
+        (5.5, "5.5 s"),
+        (9.96, "10 s"),
+        (59.4, "59 s"),
+        (60, "1 min"),
+        (75, "1 min 15 s"),
+        (12_300, "3 h 25 min"),
+        (180_000, "2 d 2 h"),
+    ],
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
@@ -285,7 +295,7 @@ def test_prometheus_text_leaves_out_what_is_not_known(half_done):
 def test_the_line_for_a_log(half_done):
     leave(half_done)
     line = status_line(StatusReader(half_done).read(NOW))
-    assert line == "3 of 8 shards, 384 of 1,000 pairs, 1 at work, 64 pairs/s, about 10 s left"
+    assert line == "3 of 8 shards, 384 of 1,000 pairs, 1 at work, 64 pairs/s, about 9.6 s left"
 
 
 def test_snapshots_and_files_name_one_driver(make_job):

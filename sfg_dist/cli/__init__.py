@@ -1,5 +1,5 @@
-"""The command line: one file for a group of commands, and the views that they print.
+"""The command line: a file for each group of commands, and the views that they print.
 
-Words come in, and jobs go to the other rooms; lines, tables and exit statuses go out. A command decides nothing about
-labels or fits: what it needs done, a room below does. No other room may import this one.
+Words come in, and jobs go to the other rooms. Lines, tables and exit statuses go out. A command decides nothing about
+labels or fits: a room below does the work. No other room may import this one.
 """

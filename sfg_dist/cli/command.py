@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import json
 import math
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -20,7 +22,7 @@ from typer.core import TyperGroup
 
 from sfg_dist.job.errors import ConfigError, DataError, PlanMismatchError, SfgError
 from sfg_dist.job.paths import expanded
-from sfg_dist.job.values import printable, shown
+from sfg_dist.job.values import as_line, printable, shown
 
 if TYPE_CHECKING:
     from sfg_dist.job.config import Job
@@ -31,7 +33,7 @@ _LARGEST, _LONGEST = 2**63 - 1, 20
 
 
 class _Commands(TyperGroup):
-    """The commands; what is wrong with the words of a command line is said as everything else is."""
+    """The commands. A mistake on the command line gives the same one-line message as any other error."""
 
     def main(  # type: ignore[override]
         self, args: Sequence[str] | None = None, *, standalone_mode: bool = True, **options: Any
@@ -69,7 +71,7 @@ def whole(value: Any) -> int:
 
 
 def number(value: Any) -> float:
-    """The number of an option's text."""
+    """The finite number of an option's text."""
     text = str(value).strip()
     with contextlib.suppress(ValueError):
         found = float(text)
@@ -90,8 +92,7 @@ app = typer.Typer(
 
 JobPath = Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.")]
 Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key of the job; repeatable."),
+    list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key of the job; repeatable.")
 ]
 Executor = Annotated[str | None, typer.Option("--executor", help="Override executor.kind: ray or inline.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
@@ -99,13 +100,30 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Make a command of a function: its errors become one message and an exit status, no traceback."""
+    """Make a command of a function: its errors become one message and an exit status, no traceback.
+
+    The function takes ``json_``; every command has ``--debug`` too. A parameter whose type is a dataclass stands for
+    one option per field.
+    """
+    parameters: list[inspect.Parameter] = []
+    records: dict[str, Callable[..., Any]] = {}
+    for parameter in inspect.signature(function, eval_str=True).parameters.values():
+        kind = parameter.annotation
+        if isinstance(kind, type) and is_dataclass(kind):
+            records[parameter.name] = kind
+            parameters += inspect.signature(kind, eval_str=True).parameters.values()
+        else:
+            parameters.append(parameter)
+    parameters.append(inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug))
 
     @functools.wraps(function)
-    def guarded(*args: Any, json_: bool, debug: bool, **options: Any) -> None:
+    def guarded(*, debug: bool, **options: Any) -> None:
+        json_ = options["json_"]
         try:
             options = {name: _written_out(name, value) for name, value in options.items()}
-            function(*args, json_=json_, debug=debug, **options)
+            for name, record in records.items():
+                options[name] = record(**{field: options.pop(field) for field in inspect.signature(record).parameters})
+            function(**options)
         except KeyboardInterrupt:
             _fail(json_, debug, "interrupted; what is committed is kept: run the same command again to go on", 130)
         except SfgError as error:
@@ -116,6 +134,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             hint = "" if debug else " (run again with --debug for the traceback)"
             _fail(json_, debug, f"{_plain_words(error)}{hint}", 1)
 
+    keyword_only = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    guarded.__dict__["__signature__"] = inspect.Signature(keyword_only)  # what typer reads
     return app.command()(guarded)
 
 
@@ -127,7 +147,7 @@ def load(path: Path, overrides: list[str] | None, executor: str | None) -> Job:
 
 
 def _written_out(option: str, value: Any) -> Any:
-    """The places among a command's words, ``~`` written out."""
+    """An option's value; in a path or URL ``~`` is written out."""
     if option in PLACES and isinstance(value, str | Path) and not str(value).strip():
         raise ConfigError(f"{option.replace('_', '-')}: expected the name of a file or folder, got {shown(str(value))}")
     if isinstance(value, list):
@@ -141,7 +161,7 @@ def _written_out(option: str, value: Any) -> Any:
 
 
 def _plain_words(error: Exception) -> str:
-    """An error that nobody foresaw, as far as its kind says what happened."""
+    """A message for an unexpected error."""
     text = " ".join(str(error).split())
     if (
         isinstance(error, MemoryError)
@@ -159,8 +179,18 @@ def _plain_words(error: Exception) -> str:
 
 
 def say(as_json: bool, document: Mapping[str, Any], text: str) -> None:
-    """The result on stdout, as a document or in words."""
+    """Print the result on stdout, as a JSON document or as text."""
     print(json.dumps(document, indent=1) if as_json else printable(text))
+
+
+def aligned(rows: Sequence[Sequence[object]], *, numbers: bool = False) -> list[str]:
+    """Rows as lines of aligned columns; with ``numbers`` all but the first are flush right."""
+    padded = []
+    for place, column in enumerate(zip(*rows, strict=True)):
+        cells = [as_line(cell) for cell in column]
+        width = max(map(len, cells))
+        padded.append([cell.rjust(width) if numbers and place else cell.ljust(width) for cell in cells])
+    return ["  ".join(row).rstrip() for row in zip(*padded, strict=True)]
 
 
 def _fail(as_json: bool, debug: bool, message: str, status: int) -> NoReturn:

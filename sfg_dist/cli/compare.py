@@ -1,4 +1,4 @@
-"""The command that puts this package beside its peers, and what it shows while it goes on."""
+"""The command that compares this package with its peers, and its progress lines."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from sfg_dist.cli.command import Debug, Executor, JobPath, Json, Set, command, load
+from sfg_dist.cli.command import Executor, JobPath, Json, Set, aligned, command, load
 from sfg_dist.job.values import as_line, printable
 from sfg_dist.job.words import WIDE, wide_number
 
 
 @command
-def compare(
-    job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False, debug: Debug = False
-) -> None:
+def compare(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False) -> None:
     """Train this package and its peers under one time budget, and judge them alike.
 
     Writes compare/compare.html and compare.json in output.dir; finished methods are kept, so the same command goes on.
@@ -24,7 +22,7 @@ def compare(
     from sfg_dist.studies.compare import compare as compare_methods
 
     resolved = load(job, set_, executor)
-    with contextlib.redirect_stdout(sys.stderr):  # what a library prints is no part of the result
+    with contextlib.redirect_stdout(sys.stderr):  # libraries may print
         document = compare_methods(resolved, listener=_show)
     if json_:
         print(json.dumps(document, indent=1))
@@ -34,18 +32,12 @@ def compare(
 
 
 def _lines(document: Mapping[str, Any]) -> list[str]:
-    """The table, in columns of text."""
+    """The table as lines of aligned columns."""
     from sfg_dist.studies.compare.page import main_table
 
-    columns = {"name": "method", "auc": "AUC", "likelihood": "test log-lik.", "marginal_kl": "marginal KL",
-               "time": "labels + fit", "cost": "us a row", "evaluations": "passes"}  # fmt: skip
-    rows = [columns, *main_table(document)]
-    widths = {name: max(len(str(row[name])) for row in rows) for name in columns}
-    return [
-        "  ".join(str(row[name]).ljust(width) if name == "name" else str(row[name]).rjust(width)
-                  for name, width in widths.items())
-        for row in rows
-    ]  # fmt: skip
+    titles = {"name": "method", "auc": "AUC", "likelihood": "test log-lik.", "marginal_kl": "marginal KL",
+              "time": "labels + fit", "cost": "us a row", "evaluations": "passes"}  # fmt: skip
+    return aligned([[row[name] for name in titles] for row in (titles, *main_table(document))], numbers=True)
 
 
 def _show(event: Mapping[str, Any]) -> None:

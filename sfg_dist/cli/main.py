@@ -27,11 +27,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from sfg_dist import __version__
-from sfg_dist.cli.command import Debug, Executor, JobPath, Json, Set, app, command, load, say, whole
+from sfg_dist.cli.command import Executor, JobPath, Json, Set, app, command, load, say
 from sfg_dist.cli.display import Display
-from sfg_dist.cli.model import sample_model
+from sfg_dist.cli.model import SampleOptions, sample_model
+from sfg_dist.distributed.stopping import granted_s
 from sfg_dist.job.errors import ConfigError
-from sfg_dist.job.notice import granted_s
 from sfg_dist.job.paths import spare_home
 from sfg_dist.job.threads import wait_passively
 from sfg_dist.job.values import printable
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from sfg_dist.pipeline.pipeline import Pipeline
 
 INTERRUPT_S = 20.0
-"""Seconds that the ordinary way out of a command has after a signal, beyond what the work was granted."""
+"""Seconds that a command has to end after a signal, beyond the time that its work was granted."""
 _ENDING_SIGNALS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR2") if hasattr(signal, name)}
 
 
@@ -54,7 +54,6 @@ def run(
     set_: Set = None,
     executor: Executor = None,
     json_: Json = False,
-    debug: Debug = False,
 ) -> None:
     """Label, train, sample and evaluate.
 
@@ -69,7 +68,7 @@ def run(
 
 
 @command
-def plan(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False, debug: Debug = False) -> None:
+def plan(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False) -> None:
     """Say what labelling will take: work, memory, disk, time and cost.
 
     Measures this machine's pace for a few seconds, writes nothing and needs no Ray. Refuses what cannot fit.
@@ -87,7 +86,7 @@ def plan(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json 
 
 
 @command
-def label(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False, debug: Debug = False) -> None:
+def label(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False) -> None:
     """Make the labeled pairs that are missing."""
     resolved = load(job, set_, executor)
     with Display(json_) as display:
@@ -109,7 +108,6 @@ def train(
     set_: Set = None,
     executor: Executor = None,
     json_: Json = False,
-    debug: Debug = False,
 ) -> None:
     """Fit the generator on the pairs.
 
@@ -127,45 +125,9 @@ def sample(
     what: Annotated[
         str, typer.Argument(metavar="JOB.toml|MODEL", help="A job file, or a saved model: a directory or an s3:// URL.")
     ],
-    num: Annotated[
-        int | None,
-        typer.Option("-n", "--num", metavar="ROWS", parser=whole, help="Rows to draw, 1000 if not given; 1e9 is fine."),
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="NUMBER", parser=whole, help="Seed of the latents.")] = 0,
-    start: Annotated[
-        int,
-        typer.Option(
-            "--start",
-            metavar="ROW",
-            parser=whole,
-            help="First row; row i is the same whatever part of the rows is drawn.",
-        ),
-    ] = 0,
-    share: Annotated[
-        str | None,
-        typer.Option("--share", metavar="K/M", help="Make the K-th of M shares of a table in parts, K from 1."),
-    ] = None,
-    given: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--given", metavar="COLUMN=VALUE", help="What a conditional model is given, for all rows; repeatable."
-        ),
-    ] = None,
-    given_table: Annotated[
-        str | None,
-        typer.Option("--given-table", metavar="FILE", help="A table of what each row is given; -n is its length."),
-    ] = None,
-    out: Annotated[
-        str | None,
-        typer.Option(
-            "--out",
-            help="Where to: .zarr or .parquet (a URL too), .csv or .npy; samples.csv if not given. A .zarr, and a "
-            ".parquet at a URL or with a slash at its end, is made in parts, and goes on where it was killed.",
-        ),
-    ] = None,
+    options: SampleOptions,
     set_: Set = None,
     json_: Json = False,
-    debug: Debug = False,
 ) -> None:
     """Draw rows from a trained generator.
 
@@ -174,12 +136,9 @@ def sample(
     if not what.endswith(".toml"):
         if set_:
             raise ConfigError("--set changes a job; a saved model has its job inside")
-        sample_model(
-            what, num=num, seed=seed, start=start, share=share, given=given, given_table=given_table, out=out,
-            as_json=json_,
-        )  # fmt: skip
+        sample_model(what, options, json_)
         return
-    if num is not None or out is not None or seed or start or share or given or given_table:
+    if options != SampleOptions():
         raise ConfigError(
             "with a job file the keys of its evaluate table rule; name a model for -n, --seed, --start, --share, "
             "--given and --out"
@@ -191,7 +150,7 @@ def sample(
 
 
 @command
-def evaluate(job: JobPath, set_: Set = None, json_: Json = False, debug: Debug = False) -> None:
+def evaluate(job: JobPath, set_: Set = None, json_: Json = False) -> None:
     """Measure against held-out rows and report.
 
     Writes metrics.json and report.html.
@@ -244,19 +203,19 @@ def main() -> None:
 
 
 def _end_where_signals_wait() -> None:
-    """From now on, end the process INTERRUPT_S after a signal to stop that it has not followed.
+    """From now on, end the process INTERRUPT_S after a signal to stop if it has not ended itself.
 
-    After SIGUSR2 the work at hand may have been granted some time more.
+    After SIGUSR2 the present work may have been granted more time.
 
-    Python runs handlers between two instructions of the main thread, and there are none while a request to a store that
-    does not answer is inside a library. The interpreter writes the signal's number to a socket at once, though.
+    Python runs a signal's handler between two instructions of the main thread. While a library waits for a store that
+    does not answer, there are none. The interpreter still writes the signal's number to a socket at once.
     """
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
 
     def wait() -> None:
-        with ours, theirs:  # open to the end: the interpreter has no more than the number of one
+        with ours, theirs:  # both stay open to the end, since the interpreter holds only a file number
             while (number := ours.recv(1)[0]) not in _ENDING_SIGNALS:
                 pass
             begun = time.monotonic()
@@ -264,7 +223,7 @@ def _end_where_signals_wait() -> None:
             while (left := begun + wait_s - time.monotonic()) > 0:
                 ours.settimeout(left)
                 with contextlib.suppress(TimeoutError):
-                    if ours.recv(1)[0] in _ENDING_SIGNALS:  # a second one takes back what was granted
+                    if ours.recv(1)[0] in _ENDING_SIGNALS:  # a second signal takes the granted time back
                         wait_s = min(wait_s, time.monotonic() - begun + INTERRUPT_S)
             message = (
                 f"sfg: interrupted, and not at an end {wait_s:g} s later, as where a store does not answer: "
@@ -277,20 +236,20 @@ def _end_where_signals_wait() -> None:
 
 
 def _leave(code: str | int | None) -> NoReturn:
-    """End the process without taking the interpreter down under obstore's threads.
+    """End the process without finalizing the interpreter, since obstore's threads may still run.
 
-    One that still lets go of a finished request while Python finalizes aborts the process (Python before 3.14 ends such
-    a thread by unwinding it, which Rust does not allow): seen once in some ten commands that end with a request.
+    A thread that releases a finished request while Python finalizes aborts the process: Python before 3.14 unwinds such
+    a thread, which Rust does not allow. Without this, about one in ten commands that end with a request aborted.
     """
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # a closed pipe was its reader's wish
+        with contextlib.suppress(OSError, ValueError):  # the reader has closed the pipe
             stream.flush()
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def show_warnings_in_a_line() -> None:
-    """Warnings are for users from now on: a line each, and none of those for developers of libraries."""
+    """From now on, print each warning as one line, and none of those for developers of libraries."""
     warnings.showwarning = lambda message, *_: _show_warning(message)
     for category in (FutureWarning, DeprecationWarning, SyntaxWarning):
         warnings.filterwarnings("ignore", category=category)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sfg_dist.cli.command import Debug, Json, command, say
+from sfg_dist.cli.command import Json, command, say, whole
 from sfg_dist.cli.display import Display
 from sfg_dist.job.errors import ConfigError
 from sfg_dist.job.values import MAX_COUNT, shown
@@ -20,53 +21,74 @@ if TYPE_CHECKING:
     from sfg_dist.model.generator import Generator
 
 
-def sample_model(
-    model: str,
-    *,
-    num: int | None,
-    seed: int,
-    start: int,
-    share: str | None,
-    given: list[str] | None,
-    given_table: str | None,
-    out: str | None,
-    as_json: bool,
-) -> None:
-    """Draw rows from a saved model to a table, with a bar; what ``sfg sample MODEL`` does.
+@dataclass(frozen=True)
+class SampleOptions:
+    """The rows that ``sfg sample MODEL`` draws, and where it writes them."""
 
-    Args:
-        model: a model's directory or URL.
-        num: rows; 1000 for None, or those of ``given_table``.
-        seed: of the latents.
-        start: the first row.
-        share: "K/M", K from 1 to M, of a table in parts; None for all of it.
-        given: "column=value" of each condition, for all rows.
-        given_table: a table that has the conditions of each row, in columns of their names.
-        out: the table, samples.csv for None.
-        as_json: the result as one document.
+    num: Annotated[
+        int | None,
+        typer.Option("-n", "--num", metavar="ROWS", parser=whole, help="Rows to draw, 1000 if not given; 1e9 is fine."),
+    ] = None
+    seed: Annotated[int, typer.Option("--seed", metavar="NUMBER", parser=whole, help="Seed of the latents.")] = 0
+    start: Annotated[
+        int,
+        typer.Option(
+            "--start",
+            metavar="ROW",
+            parser=whole,
+            help="First row to draw; a row is the same whatever other rows are drawn.",
+        ),
+    ] = 0
+    share: Annotated[
+        str | None,
+        typer.Option("--share", metavar="K/M", help="Make the K-th of M shares of a table in parts, K from 1."),
+    ] = None
+    given: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--given", metavar="COLUMN=VALUE", help="A condition of a conditional model, for all rows; repeatable."
+        ),
+    ] = None
+    given_table: Annotated[
+        str | None,
+        typer.Option("--given-table", metavar="FILE", help="A table with the conditions of each row; sets -n."),
+    ] = None
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out",
+            help="The table: .zarr or .parquet (a URL too), .csv or .npy; samples.csv if not given. A .zarr, and a "
+            ".parquet at a URL or with a slash at its end, is made in parts, and goes on where it was killed.",
+        ),
+    ] = None
+
+
+def sample_model(model: str, options: SampleOptions, as_json: bool) -> None:
+    """Draw rows from a saved model, a directory or URL, to a table, with a bar.
 
     Raises:
-        ConfigError: a number or the place cannot be meant.
-        StoreError: the model cannot be read, or the table not be written.
+        ConfigError: an option or the place is wrong.
+        StoreError: the model cannot be read, or the table cannot be written.
     """
     from sfg_dist.job.plan import fingerprint
     from sfg_dist.model.generator import Generator
     from sfg_dist.store.table import write_table
 
-    num_rows, first = _rows("--num", 1000 if num is None else num), _rows("--start", start)
+    seed, num = options.seed, options.num
+    num_rows, first = _rows("--num", 1000 if num is None else num), _rows("--start", options.start)
     if seed < 0:
         raise ConfigError(f"--seed: expected a whole number of 0 or more, got {seed}")
-    part, values = _share(share), _given(given)
+    part, values = _share(options.share), _given(options.given)
     if "://" not in model and not Path(model).exists():
         raise ConfigError(f"{model} does not exist: name a job file, or a saved model's directory")
     generator = Generator.load(model)
     conditions: NDArray[np.float64] | None
-    if given_table is not None:
-        conditions, num_rows = _read_conditions(given_table, generator, values, num, num_rows)
+    if options.given_table is not None:
+        conditions, num_rows = _read_conditions(options.given_table, generator, values, num, num_rows)
     else:
         conditions = generator.conditions_of(values, num_rows)
     told = "" if conditions is None else f", given {fingerprint(conditions)}"
-    path = out or "samples.csv"
+    path = options.out or "samples.csv"
     done = made = 0
     with Display(as_json) as display:
         mine = num_rows // part[1] if part[1] > 1 else num_rows
@@ -107,7 +129,6 @@ def export(
         bool, typer.Option("--network-only", help="The network alone, without calibration and transform.")
     ] = False,
     json_: Json = False,
-    debug: Debug = False,
 ) -> None:
     """Write a saved model in another format, checked against the model first.
 
@@ -141,7 +162,7 @@ def _existing(model: str) -> str:
     return model
 
 
-def _given(assignments: list[str] | None) -> Any:
+def _given(assignments: list[str] | None) -> dict[str, str] | None:
     """Values as text by column name; None where nothing is given."""
     values = {}
     for assignment in assignments or ():
@@ -155,7 +176,7 @@ def _given(assignments: list[str] | None) -> Any:
 
 
 def _read_conditions(
-    path: str, generator: Generator, given: Any, num: int | None, num_rows: int
+    path: str, generator: Generator, given: dict[str, str] | None, num: int | None, num_rows: int
 ) -> tuple[NDArray[np.float64], int]:
     """The conditions of each row by a table that has them, and its length."""
     from sfg_dist.data import TextFormat, open_table

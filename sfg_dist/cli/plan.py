@@ -1,4 +1,4 @@
-"""What ``sfg plan`` shows: a table on a terminal, one line a row elsewhere."""
+"""The output of ``sfg plan``: a table on a terminal, else one line a row."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sfg_dist.job.values import as_line
+from sfg_dist.job.words import counted, duration, size_of
 
 if TYPE_CHECKING:
     from sfg_dist.distributed.labels.requirements import ActorMemory
     from sfg_dist.distributed.labels.worker_count import DeviceKind
     from sfg_dist.studies.estimate.estimate import Estimate
 
-_UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 _PLACES = {"cpu": "CPUs", "cuda": "GPUs"}
 
 
 @contextmanager
 def show_steps() -> Iterator[Callable[[str], None]]:
-    """Within, the callable shows on a terminal what goes on; elsewhere it says nothing."""
+    """Within, the callable shows the present step on a terminal; elsewhere it does nothing."""
     from rich.console import Console
     from rich.text import Text
 
@@ -79,8 +79,8 @@ def estimate_rows(estimate: Estimate) -> list[tuple[str, str]]:
         ("label time", f"about {duration(time.label_s)} (batches vary by {100 * time.spread:.0f} %)"),
         (
             "  of it",
-            f"start {duration(time.start_s)}, integration {duration(time.integration_s)} in {time.waves:,} "
-            f"{'wave' if time.waves == 1 else 'waves'}, writing {duration(time.writing_s)}",
+            f"start {duration(time.start_s)}, integration {duration(time.integration_s)} in "
+            f"{counted(time.waves, 'wave')}, writing {duration(time.writing_s)}",
         ),
     ]
     rows += [("calibration", text) for text in _calibrations(estimate)]
@@ -94,12 +94,11 @@ def estimate_rows(estimate: Estimate) -> list[tuple[str, str]]:
 
 def _workers(estimate: Estimate) -> str:
     workers = estimate.workers
-    threads = f"{workers.num_threads} {'thread' if workers.num_threads == 1 else 'threads'}"
+    threads = counted(workers.num_threads, "thread")
     if workers.executor == "inline":
         return f"this process, {threads}"
     kinds = " and ".join(
-        f"{number:,} {'actor' if number == 1 else 'actors'} on {_PLACES[kind]}"
-        for kind, number in workers.num_actors.items()
+        f"{counted(number, 'actor')} on {_PLACES[kind]}" for kind, number in workers.num_actors.items()
     )
     groups = f", in groups of {workers.actors_per_group}" if workers.actors_per_group > 1 else ""
     return f"{kinds}, {threads} each{groups}"
@@ -110,18 +109,18 @@ def _memory(estimate: Estimate) -> str:
     who = "the process" if estimate.workers.executor == "inline" else "an actor"
     parts = [_actor_memory(estimate, kind, actor, who) for kind, actor in memory.actors.items()]
     if estimate.workers.executor == "ray":
-        parts.append(f"{size(memory.driver_bytes)} driver and Ray")
-    return f"{', '.join(parts)}; in all {size(memory.total_bytes)} of {size(memory.limit_bytes)} here"
+        parts.append(f"{size_of(memory.driver_bytes)} driver and Ray")
+    return f"{', '.join(parts)}; in all {size_of(memory.total_bytes)} of {size_of(memory.limit_bytes)} here"
 
 
 def _actor_memory(estimate: Estimate, kind: DeviceKind, actor: ActorMemory, who: str) -> str:
     pace = estimate.paces.get(kind)
-    text = f"{size(actor.host_bytes)} {who}"
+    text = f"{size_of(actor.host_bytes)} {who}"
     if len(estimate.memory.actors) > 1:
         text += f" on {_PLACES[kind]}"
     if pace is not None and estimate.workers.executor == "ray":
-        text += f" ({size(pace.host_bytes)} in the calibration)"
-    return text + (f" and {size(actor.device_bytes)} of its GPU" if actor.device_bytes else "")
+        text += f" ({size_of(pace.host_bytes)} in the calibration)"
+    return text + (f" and {size_of(actor.device_bytes)} of its GPU" if actor.device_bytes else "")
 
 
 def _disk(estimate: Estimate) -> str:
@@ -133,10 +132,10 @@ def _disk(estimate: Estimate) -> str:
         "transform": left.transform,
         "queries": left.queries,
     }
-    arrays = ", ".join(f"{name} {size(number)}" for name, number in named.items() if number)
-    records = f"; records and logs about {size(left.metadata + left.commits + left.logs)}"
-    free = "" if estimate.free_bytes is None else f"; {size(estimate.free_bytes)} free"
-    return f"{size(left.total)} to write: {arrays}{records}{free}" if arrays else f"nothing to write{free}"
+    arrays = ", ".join(f"{name} {size_of(number)}" for name, number in named.items() if number)
+    records = f"; records and logs about {size_of(left.metadata + left.commits + left.logs)}"
+    free = "" if estimate.free_bytes is None else f"; {size_of(estimate.free_bytes)} free"
+    return f"{size_of(left.total)} to write: {arrays}{records}{free}" if arrays else f"nothing to write{free}"
 
 
 def _calibrations(estimate: Estimate) -> list[str]:
@@ -147,32 +146,9 @@ def _calibrations(estimate: Estimate) -> list[str]:
     ]
 
 
-def size(number: float) -> str:
-    """Bytes in the unit that leaves them at least 1."""
-    for factor, unit in _UNITS:
-        if number >= factor:
-            return f"{number / factor:.3g} {unit}" if number < 1000 * factor else f"{number / factor:,.0f} {unit}"
-    return f"{number:.0f} bytes"
-
-
 def count(number: int) -> str:
-    """A large number in words that can be compared at sight."""
+    """A large number, shortened to three digits and a word."""
     for factor, word in ((10**15, " x 10^15"), (10**12, " trillion"), (10**9, " billion"), (10**6, " million")):
         if number >= factor:
             return f"{number / factor:.3g}{word}"
     return f"{number:,}"
-
-
-def duration(seconds: float) -> str:
-    """A time in the two units that matter."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 10:
-        return f"{int(seconds) // 60} min {int(seconds) % 60} s"
-    if minutes < 100:
-        return f"{minutes} min"
-    hours = round(seconds / 3600, 1)
-    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"

@@ -1,4 +1,4 @@
-"""The state of a store in words: lines, a table of the workers, and both again and again until it is complete."""
+"""The state of a store in words: lines, a table of the workers, and a view that is renewed until it is complete."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sfg_dist.store.verify import Report
 
 MAX_WORKERS, MAX_GONE, MAX_FAILURES, MAX_GIVEN_UP = 40, 3, 5, 20
-PIPE_WIDTH = 200  # the table of workers is not cut to 80 columns where nobody looks at a terminal
+PIPE_WIDTH = 200  # columns of the table of workers where the output is no terminal
 LINES_BESIDE_WORKERS = 16
 
 
@@ -44,7 +44,7 @@ def status_line(status: StoreStatus) -> str:
 
 
 def status_lines(status: StoreStatus) -> Iterator[str]:
-    """The state of the store, of its drivers, and how what is done was made; without the workers."""
+    """The state of the store, how its finished rows were made, and the drivers."""
     head, complete, _ = status_line(status).partition("; complete")
     yield f"{status.store}: {head}, dim {status.dim}{complete}"
     if status.extended_at:
@@ -79,7 +79,7 @@ def made_by(provenance: Provenance, num_rows: int) -> Iterator[str]:
 
 
 def report_lines(report: Report) -> Iterator[str]:
-    """What ``verify`` found, a line a finding, and what to do."""
+    """The findings of ``verify``, a line each, and what to do."""
     read = f"{report.num_objects:,} objects, {size_of(report.num_bytes)} read"
     for finding in report.findings:
         yield f"{finding.kind}: {finding}"
@@ -93,7 +93,7 @@ def report_lines(report: Report) -> Iterator[str]:
 
 
 def repair_lines(report: Report, num_shards: int, *, is_dry_run: bool) -> Iterator[str]:
-    """What a repair did about each finding, or would do."""
+    """What a repair did about each finding, or would do in a dry run."""
     for finding in report.findings:
         yield f"{finding.kind}: {finding}: {finding.repair}"
     if report.is_clean:
@@ -122,12 +122,7 @@ def _driver_line(driver: Driver, status: StoreStatus) -> str:
 
 
 def status_page(status: StoreStatus, *, max_workers: int = MAX_WORKERS) -> RenderableType:
-    """The lines of ``status_lines`` and a table of the running drivers' workers, longest at work first.
-
-    Args:
-        status: what to show.
-        max_workers: rows of the table; the rest are counted.
-    """
+    """The lines of ``status_lines`` and a table of at most ``max_workers`` running workers, longest at work first."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -177,14 +172,9 @@ def open_console() -> Console:
 
 
 def watch(reader: StatusReader, *, interval_s: float, as_json: bool = False) -> None:
-    """Show the state again and again: in place on a terminal, one line a look elsewhere.
+    """Show the state every ``interval_s``: in place on a terminal, else as one line, or one JSON document a line.
 
-    Ends when the store is complete, or on Ctrl-C, which ends the looking and nothing else.
-
-    Args:
-        reader: of the store.
-        interval_s: time between two looks.
-        as_json: one JSON document a line.
+    Ends when the store is complete, or on Ctrl-C, which stops nothing else.
     """
     from rich.live import Live
 

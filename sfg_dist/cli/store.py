@@ -1,4 +1,4 @@
-"""Commands on a store of pairs: how far it is, whether it is sound, and how to mend or extend it."""
+"""Commands on a store of pairs: its progress, its check, its repair and its extension."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sfg_dist.cli.command import Debug, Executor, JobPath, Json, Set, command, load, number, say
+from sfg_dist.cli.command import Executor, JobPath, Json, Set, command, load, number, say
 from sfg_dist.cli.display import Display
 from sfg_dist.cli.status import repair_lines, report_lines
 from sfg_dist.job.errors import ConfigError, StoreError
@@ -28,9 +28,7 @@ StoreName = Annotated[
 @command
 def status(
     store: StoreName,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Show it again and again until it is complete, or Ctrl-C.")
-    ] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Renew it until the store is complete, or Ctrl-C.")] = False,
     interval: Annotated[
         float,
         typer.Option("--interval", metavar="SECONDS", parser=number, help="Seconds between two looks, with --watch."),
@@ -39,11 +37,10 @@ def status(
         bool, typer.Option("--prometheus", help="Print Prometheus' text format, for a textfile collector.")
     ] = False,
     json_: Json = False,
-    debug: Debug = False,
 ) -> None:
-    """Say how far a store of pairs is, and who works at it.
+    """Show how much of a store is labelled, and which workers are at work.
 
-    Reads the store alone, so it works from any machine, while labels are made and after. With --watch and --json,
+    It reads only the store, so it works from any machine, while labels are made and after. With --watch and --json it
     prints one document a line.
     """
     from sfg_dist.store.status import StatusReader
@@ -72,10 +69,10 @@ def status(
 
 
 @command
-def verify(store: StoreName, json_: Json = False, debug: Debug = False) -> None:
-    """Read all of a store again and name what is wrong with it.
+def verify(store: StoreName, json_: Json = False) -> None:
+    """Read all of a store again and name what is wrong.
 
-    Exit status 0 where nothing is, 1 where something is; shards that are still to be labelled are not wrong.
+    The exit status is 1 if something is wrong, else 0; shards that are still to be labelled are not wrong.
     """
     from sfg_dist.store.verify import verify as verify_store
 
@@ -90,16 +87,15 @@ def verify(store: StoreName, json_: Json = False, debug: Debug = False) -> None:
 @command
 def repair(
     store: StoreName,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and change nothing.")] = False,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="EXECUTOR.KEY=VALUE", help="Override a key of the executor; repeatable."),
     ] = None,
     executor: Executor = None,
     json_: Json = False,
-    debug: Debug = False,
 ) -> None:
-    """Do again exactly what is bad in a store; nothing that is sound is touched.
+    """Make the bad parts of a store again; sound parts are not touched.
 
     Bad shards are labelled again by the executor of the job.toml beside the store, but on a cluster only where --set
     executor.address says so. A damaged reference or transform is made again from the job's table.
@@ -115,9 +111,7 @@ def repair(
 
 
 @command
-def extend(
-    job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False, debug: Debug = False
-) -> None:
+def extend(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False) -> None:
     """Add pairs to a finished store, up to the job's labels.num_pairs.
 
     The old pairs stay as they are, and the new ones are those that a longer run would have made.
@@ -147,7 +141,7 @@ def _open(store: str, *, from_copies: bool = False) -> Pairs:
 
 
 def _lost_plan(store: str) -> str:
-    """What to do about a store that has commits and has lost both its plan and the plan's copy; empty for another."""
+    """Advice for a store that has commits and has lost both its plan and the plan's copy; empty for other stores."""
     from sfg_dist.store import Location
     from sfg_dist.store.records import record_key
 

@@ -9,9 +9,26 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from sfg_dist.job.notice import granting
-
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR2") if hasattr(signal, name))
+
+
+_granted_s = 0.0
+
+
+@contextlib.contextmanager
+def granting(seconds: float) -> Iterator[None]:
+    """Within, work may go on for so long after SIGUSR2."""
+    global _granted_s
+    before, _granted_s = _granted_s, seconds
+    try:
+        yield
+    finally:
+        _granted_s = before
+
+
+def granted_s() -> float:
+    """Seconds that the present work has after SIGUSR2; 0 for other work."""
+    return _granted_s
 
 
 @contextlib.contextmanager

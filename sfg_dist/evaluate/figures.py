@@ -196,20 +196,8 @@ def stage_times(time_s: Mapping[str, float]) -> Figure:
     axes.invert_yaxis()
     longest = max(float(seconds.max()), 1e-9)
     for place, value in enumerate(seconds):
-        axes.text(value + 0.012 * longest, place, seconds_in_words(value), va="center", fontsize=9.5, color=INK)
+        axes.text(value + 0.012 * longest, place, duration(value), va="center", fontsize=9.5, color=INK)
     axes.set_xlim(0, 1.14 * longest)
     style_axes(axes, x_label="seconds")
     axes.tick_params(axis="y", labelsize=10, length=0)
     return figure
-
-
-def seconds_in_words(seconds: float) -> str:
-    """Seconds in words: 12 ms, 3.4 s, 2 min 5 s, 1 h 20 min."""
-    if seconds < 1:
-        return f"{1000 * seconds:.0f} ms"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

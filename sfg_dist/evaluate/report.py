@@ -18,6 +18,7 @@ from sfg_dist.evaluate.metrics import METRIC_NAMES
 from sfg_dist.evaluate.templates import page_template
 from sfg_dist.job.errors import DataError
 from sfg_dist.job.plan import Stream, random_generator
+from sfg_dist.job.words import duration
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -306,7 +307,7 @@ def _fit_pictures(history: Sequence[Mapping[str, Any]], time_s: Mapping[str, flo
             "goes down is overfitting.",
         )
     if time_s:
-        total = figures.seconds_in_words(sum(time_s.values()))
+        total = duration(sum(time_s.values()))
         yield _picture(
             figures.stage_times(time_s),
             "Bars of the seconds that each stage took",

@@ -1,8 +1,8 @@
 """The job file: one TOML document, read into frozen and checked models.
 
 Every key has a default except ``data.source``. Unknown keys, wrong types and impossible combinations are refused
-before any work starts, with the key, the file and the nearest valid key in the message. The models travel no deeper
-than the pipeline and ``distributed``: the rooms below take plain arguments.
+before any work starts; the message has the key, the file and the nearest valid key. Only ``pipeline``, ``distributed``
+and the rooms above them see these models: the rooms below take plain arguments.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from sfg_dist.job.values import MAX_COUNT, printable, shown
 
 
 def integral(value: Any) -> Any:
-    """1e6 is a float in TOML, yet everyone means a count by it."""
+    """A count that TOML reads as a float, such as 1e6, as a whole number."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _iso(value: Any) -> Any:
-    """A date or time of TOML as its text."""
+    """A date or time of TOML as text."""
     return value.isoformat() if isinstance(value, (dt.date, dt.time)) else value
 
 
@@ -91,7 +91,7 @@ SOLVER_NAMES = (
 )
 
 
-# Keys of the data table that say how a .csv file is written; the table's fingerprint says what was read.
+# Keys of the data table that say how a .csv file is written. No identity has them: a fingerprint says what was read.
 READING_KEYS = {"header", "separator", "decimal", "encoding", "index"}
 
 
@@ -102,7 +102,7 @@ class _Section(BaseModel):
 
 
 class SplitArrays(_Section):
-    """Names of arrays of a table that comes split already."""
+    """Names of the arrays of a table that is split already."""
 
     train: str | list[str]
     validation: str | list[str] | None = None
@@ -316,16 +316,25 @@ class Job(_Section):
         """The job as a TOML document; keys whose value is None are left out."""
         return tomli_w.dumps(self.model_dump(exclude_none=True))
 
+    def changed(self, **tables: Mapping[str, Any]) -> Job:
+        """The job with other keys in some of its tables, checked anew; None takes a key out.
+
+        Example:
+            >>> Job(data=DataConfig(source="moons")).changed(labels={"seed": 1}).labels.seed
+            1
+
+        Raises:
+            ConfigError: a key is unknown or a value is wrong.
+        """
+        document = self.model_dump(exclude_none=True)
+        return resolve_job(document | {name: document[name] | keys for name, keys in tables.items()})
+
 
 def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
     """Read a job file and apply ``table.key=value`` overrides to it.
 
-    Args:
-        path: a TOML file.
-        overrides: assignments such as ``"labels.num_pairs=1000"``; the value is TOML, or a bare string.
-
-    Returns:
-        The job, with ``output.dir`` defaulting to ``runs/<stem of the file>``.
+    A value such as that of ``"labels.num_pairs=1000"`` is TOML, or a bare string. ``output.dir`` is by default
+    ``runs/<stem of the file>``.
 
     Raises:
         ConfigError: the file cannot be read, a key or value is wrong, or the file names a cluster.
@@ -347,8 +356,8 @@ def parse_job(text: str, overrides: Iterable[str] = (), *, origin: str, default_
 
     Args:
         text: the document.
-        overrides: assignments as for ``load_job``.
-        origin: what error messages call the job.
+        overrides: as for ``load_job``.
+        origin: what messages call the job.
         default_dir: ``output.dir`` where the document names none.
 
     Raises:
@@ -364,11 +373,7 @@ def parse_job(text: str, overrides: Iterable[str] = (), *, origin: str, default_
 
 
 def resolve_job(document: Mapping[str, Any], *, origin: str = "job") -> Job:
-    """Check a job given as a mapping of tables.
-
-    Args:
-        document: tables of keys, as a TOML document would give them.
-        origin: what the error message calls the job.
+    """A job from a mapping of tables; messages call it ``origin``.
 
     Raises:
         ConfigError: a key is unknown or a value is wrong; all problems are listed.

@@ -1,13 +1,11 @@
-"""Documents of tables and keys against their models: overrides, and problems in words that name the key."""
+"""TOML documents: read, overridden by ``--set`` and checked against a model; messages name the file, line and key."""
 
 from __future__ import annotations
 
 import codecs
 import datetime
-import difflib
 import re
 import tomllib
-import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,20 +14,20 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from sfg_dist.job.errors import ConfigError
-from sfg_dist.job.expected import expected
+from sfg_dist.job.expected import close_name, expected, flat_union, inner_model, type_of_key, user_key, value_kinds
 from sfg_dist.job.values import plain, printable, shown
 
 Model = type[BaseModel]
 _T = TypeVar("_T", bound=BaseModel)
 
 MAX_BYTES = 4 << 20
-"""Of a file that is to be a document."""
+"""The largest TOML file that is read."""
 _ENCODINGS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 _MAX_PROBLEMS = 8
 _MAX_KEYS = 32
 _NAME = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
 _DEEP = re.compile(rf"""(?<![\w"'.-])(?:{_NAME}[ \t]*+\.[ \t]*+){{{_MAX_KEYS - 1}}}""")
-# What the parser says, and what the user did.
+# How a message of the parser begins, and what to tell the user instead.
 _REASONS = (
     ("Cannot overwrite a value", "the key stands there twice"),
     ("Cannot declare", "the table stands there twice"),
@@ -49,14 +47,10 @@ _REASONS = (
 
 
 def read_document(path: str | Path, what: str) -> str:
-    """The text of a TOML file, as editors of every system leave it.
-
-    Args:
-        path: the file.
-        what: what messages call it, such as "job file".
+    """The text of a TOML file with any system's line ends; messages call it ``what``, such as "job file".
 
     Raises:
-        ConfigError: it cannot be read, or is no UTF-8.
+        ConfigError: it cannot be read, or is not in UTF-8.
     """
     name = f"{what} {printable(str(path))}"
     try:
@@ -74,14 +68,10 @@ def read_document(path: str | Path, what: str) -> str:
 
 
 def text_of(content: bytes, name: str) -> str:
-    """The text of a TOML file.
-
-    Args:
-        content: its bytes; of a longer one than allowed ``MAX_BYTES + 1`` are enough.
-        name: what messages call it.
+    """The text of a TOML file from its bytes; the first ``MAX_BYTES + 1`` of a longer one are enough.
 
     Raises:
-        ConfigError: it is too long, or no text in UTF-8.
+        ConfigError: it is too long, or not text in UTF-8.
     """
     if len(content) > MAX_BYTES:
         raise ConfigError(f"{name} is larger than {MAX_BYTES >> 20} MiB: that is a table, and data.source names it")
@@ -101,14 +91,10 @@ def text_of(content: bytes, name: str) -> str:
 
 
 def parse_document(text: str, name: str) -> dict[str, Any]:
-    """A TOML document.
-
-    Args:
-        text: with line ends "\\n".
-        name: what messages call it.
+    """The tables of a TOML document, whose line ends are "\\n".
 
     Raises:
-        ConfigError: it is no TOML; the message has the line and what to write instead.
+        ConfigError: it is not valid TOML; the message has the line and what to write instead.
     """
     if _DEEP.search(text):  # the parser takes a time that grows with the square of their number
         raise ConfigError(f"{name} is not valid TOML: a key of {_MAX_KEYS} names or more with points between them")
@@ -125,11 +111,7 @@ def parse_document(text: str, name: str) -> dict[str, Any]:
 def checked(root: type[_T], document: Mapping[str, Any], origin: str) -> _T:
     """The document as its model.
 
-    Args:
-        root: the model of the whole document.
-        document: tables of keys, as a TOML document would give them; numpy's numbers, paths and tuples are taken for
-            what they mean.
-        origin: what the error message calls it.
+    Numbers of numpy, paths and tuples are taken for what they mean. Messages call the document ``origin``.
 
     Raises:
         ConfigError: a key is unknown or a value is wrong; all problems are listed.
@@ -138,7 +120,7 @@ def checked(root: type[_T], document: Mapping[str, Any], origin: str) -> _T:
         return root.model_validate(plain(document))
     except ValidationError as error:
         problems = error.errors()
-        # Of a union that takes words or a table, a table has the problem that lies deepest in it.
+        # Where a key takes words or a table, a problem within the table is told, not that the table is no word.
         deeper = {problem["loc"][:depth] for problem in problems for depth in range(1, len(problem["loc"]) - 1)}
         kept = [each for each in problems if each["type"] != "literal_error" or each["loc"][:-1] not in deeper]
         lines = [_describe(root, problem) for problem in kept]
@@ -153,16 +135,17 @@ def checked(root: type[_T], document: Mapping[str, Any], origin: str) -> _T:
 def apply_override(document: dict[str, Any], assignment: str, root: Model, *, option: str = "--set") -> None:
     """Set a key of a document, in place.
 
-    The value is read as TOML, or is text as it stands where it is none and where the key takes text: ``output.dir=12``.
+    The value is read as TOML. It is taken as text where it is not valid TOML, and where the key takes text:
+    ``output.dir=12``.
 
     Args:
         document: tables of keys.
         assignment: "table.key=value".
-        root: the model of the document, which knows what a key takes.
-        option: what messages call it.
+        root: the model of the document.
+        option: what messages call the assignment.
 
     Raises:
-        ConfigError: the assignment is none.
+        ConfigError: it is no such assignment.
     """
     name, equals, text = assignment.partition("=")
     keys = [key.strip() for key in name.split(".")]
@@ -176,7 +159,7 @@ def apply_override(document: dict[str, Any], assignment: str, root: Model, *, op
         if not isinstance(inner, dict):
             inner = table[key] = {}  # data.dequantize.AT=0.1 replaces dequantize="auto"
         table = inner
-    table[keys[-1]] = _value(text.strip(), _takes(root, keys))
+    table[keys[-1]] = _value(text.strip(), type_of_key(root, keys))
 
 
 def _example(root: Model) -> str:
@@ -184,8 +167,8 @@ def _example(root: Model) -> str:
 
 
 def _value(text: str, takes: Any) -> Any:
-    """What stands behind the equals sign, for a key that takes a type; None where there is no such key."""
-    kinds = set(_members(takes))
+    """The value behind the equals sign, for a key of the type ``takes``; None where there is no such key."""
+    kinds = set(value_kinds(takes))
     try:
         document = tomllib.loads(f"value = {text}")
         value = document["value"] if len(document) == 1 else text
@@ -198,45 +181,14 @@ def _value(text: str, takes: Any) -> Any:
     if str in kinds and isinstance(value, bool | int | float | datetime.date | datetime.time):
         return text
     if list in kinds and isinstance(value, list):
-        inner = next((typing.get_args(each)[0] for each in _flat_union(takes) if typing.get_origin(each) is list), None)
-        if set(_members(inner)) == {str}:  # columns that are named 1, 2, 3
+        inner = next((typing.get_args(each)[0] for each in flat_union(takes) if typing.get_origin(each) is list), None)
+        if set(value_kinds(inner)) == {str}:  # columns that are named 1, 2, 3
             return [str(each) if type(each) is int else each for each in value]
     return value
 
 
-def _takes(root: Model, keys: list[str]) -> Any:
-    """The type of a key; None where there is none."""
-    model: Any = root
-    for number, key in enumerate(keys):
-        models = [each for each in _flat_union(model) if isinstance(each, type) and issubclass(each, BaseModel)]
-        if not models or key not in models[0].model_fields:
-            values = [typing.get_args(each)[1] for each in _flat_union(model) if typing.get_origin(each) is dict]
-            return values[0] if values and number == len(keys) - 1 else None
-        model = models[0].model_fields[key].annotation
-    return model
-
-
-def _flat_union(annotation: Any) -> list[Any]:
-    if typing.get_origin(annotation) is typing.Annotated:
-        return _flat_union(typing.get_args(annotation)[0])
-    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
-        return [part for each in typing.get_args(annotation) for part in _flat_union(each)]
-    return [annotation]
-
-
-def _members(annotation: Any) -> list[Any]:
-    """What a type takes: str for text and for choices of words, list, dict, int and so on."""
-    found: list[Any] = []
-    for each in _flat_union(annotation):
-        origin = typing.get_origin(each)
-        is_choice = origin is typing.Literal
-        found += {type(value) for value in typing.get_args(each)} if is_choice else [origin or each]
-    # A choice of words beside a number, or true and false, does not make those text: t_min = "auto" or 0.001.
-    return [each for each in found if each is not str] if {int, float, bool} & set(found) else found
-
-
 def _where(said: str, text: str) -> str:
-    """Where a document is no TOML and why, from what the parser says."""
+    """The line at which a document is not valid TOML and the reason, from the parser's message."""
     found = re.search(r"\(at line (\d+), column (\d+)\)", said)
     reason = next((words for start, words in _REASONS if said.startswith(start)), "expected key = value, or [table]")
     lines = text.rstrip().split("\n")
@@ -255,7 +207,7 @@ def _describe(root: Model, problem: Mapping[str, Any]) -> str:
     if kind == "extra_forbidden":
         return _describe_unknown(root, location)
     # A union adds the name of the member it tried; the user's key ends before it.
-    path, field = _user_key(root, location)
+    path, field = user_key(root, location)
     key = ".".join(printable(part) for part in path)
     if kind == "missing":
         return f"{key} is required and has no default"
@@ -269,36 +221,17 @@ def _describe(root: Model, problem: Mapping[str, Any]) -> str:
     is_beyond = kind in ("less_than", "less_than_equal") or kind == "int_parsing_size"
     words = expected(field.annotation, field.metadata, with_limits=is_beyond)
     hint = ""
-    is_text = kind == "string_type" and str in _members(field.annotation)
+    is_text = kind == "string_type" and str in value_kinds(field.annotation)
     if is_text and isinstance(given, bool | int | float | datetime.date | datetime.time):
         hint = ": write it in quotes"
     return f"{key} must be {words}, got {shown(given)}{hint}"
 
 
-def _user_key(root: Model, location: list[str]) -> tuple[list[str], Any]:
-    """The part of a location that the user wrote, and the field that it names, None for a table."""
-    model: Any = root
-    kept: list[str] = []
-    field = None
-    for part in location:
-        if not (isinstance(model, type) and issubclass(model, BaseModel)) or part not in model.model_fields:
-            break
-        kept.append(part)
-        field = model.model_fields[part]
-        model = _inner_model(field.annotation)
-    return kept or location, field
-
-
-def _inner_model(annotation: Any) -> Any:
-    models = [each for each in _flat_union(annotation) if isinstance(each, type) and issubclass(each, BaseModel)]
-    return models[0] if models else annotation
-
-
 def _describe_unknown(root: Model, location: list[str]) -> str:
-    parent, _ = _user_key(root, location[:-1])
+    parent, _ = user_key(root, location[:-1])
     model: Any = root
     for part in parent if location[:-1] else []:
-        model = _inner_model(model.model_fields[part].annotation)
+        model = inner_model(model.model_fields[part].annotation)
     if len(location) == 1 or not (isinstance(model, type) and issubclass(model, BaseModel)):
         model, parent = root, []
     name = location[-1]
@@ -314,12 +247,3 @@ def _describe_unknown(root: Model, location: list[str]) -> str:
         ]
         hint = f"did you mean {elsewhere[0]}?" if elsewhere else f"valid keys: {', '.join(model.model_fields)}"
     return f"unknown key {prefix}{printable(name[:80])}; {hint}"
-
-
-def close_name(name: str, names: Any) -> str | None:
-    """The name that is meant by another one, as by "memory" of "memory_per_node"; None for none."""
-    close = difflib.get_close_matches(name[:80], names, n=1, cutoff=0.6)
-    if close:
-        return str(close[0])
-    words = set(name.lower().split("_"))
-    return next((each for each in names if len(name) > 2 and words <= set(each.split("_"))), None)

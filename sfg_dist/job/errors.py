@@ -1,22 +1,5 @@
 """The errors that sfg_dist raises on purpose.
 
-    SfgError
-    |-- ConfigError              the request is wrong: a key, a value, an option
-    |-- DataError                the user's table cannot be used as it stands
-    |-- DocumentError            a document (JSON) is not what it should be
-    |-- StoreError               the pairs on disk are not what they should be
-    |   |-- PlanMismatchError    a store made by another plan
-    |   |-- IncompleteStoreError shards are missing
-    |   |-- ConflictError        two attempts at one shard gave different bytes
-    |   |-- StoreLinkError       a link stands where a file is expected
-    |   |-- StoreFullError       no space is left where the store is
-    |   `-- StoreUnavailableError the store did not answer in time, or said to try again
-    |-- LabelingError            a shard could not be labelled
-    |   `-- NonFiniteLabelError  the flow left the floating-point range
-    |-- TrainingError            the fit failed
-    |-- ExportError              an exported model would not be the generator
-    `-- ClusterError             Ray or the machines under it failed
-
 A message says what was expected, what was found and what to do, and names the file, column, row, key or shard.
 """
 
@@ -78,7 +61,7 @@ class TrainingError(SfgError):
 
 
 class ExportError(SfgError):
-    """A model in another format would not give the generator's rows."""
+    """A model in another format would not give the rows of the generator."""
 
 
 class ClusterError(SfgError):

@@ -1,7 +1,8 @@
-"""What a key takes and what it was given, in words: made from its type, so that a new key needs none of its own."""
+"""What a key of a document takes, by its type and in words, so that a new key needs no words of its own."""
 
 from __future__ import annotations
 
+import difflib
 import types
 import typing
 from collections.abc import Iterable
@@ -17,7 +18,7 @@ _SAID_LIMIT = 1e9  # larger limits are said only where they are passed
 
 @dataclass(frozen=True)
 class Words:
-    """Stands in a key's type where words say better what it takes; follows "must be"."""
+    """Annotates a key's type with words that follow "must be", where those made from the type would say less."""
 
     text: str
 
@@ -27,7 +28,7 @@ def expected(annotation: Any, metadata: Iterable[Any] = (), *, with_limits: bool
 
     Args:
         annotation: the type.
-        metadata: what stands beside it, as pydantic keeps it.
+        metadata: its annotations, as pydantic keeps them.
         with_limits: say large limits too.
 
     Example:
@@ -94,3 +95,64 @@ def _number(value: Any) -> str:
 
 def _choice(words: list[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def type_of_key(root: type[BaseModel], keys: list[str]) -> Any:
+    """The type of a key; None where there is none."""
+    model: Any = root
+    for number, key in enumerate(keys):
+        models = [each for each in flat_union(model) if isinstance(each, type) and issubclass(each, BaseModel)]
+        if not models or key not in models[0].model_fields:
+            values = [typing.get_args(each)[1] for each in flat_union(model) if typing.get_origin(each) is dict]
+            return values[0] if values and number == len(keys) - 1 else None
+        model = models[0].model_fields[key].annotation
+    return model
+
+
+def flat_union(annotation: Any) -> list[Any]:
+    """The members of a union, or the type itself."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        return flat_union(typing.get_args(annotation)[0])
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        return [part for each in typing.get_args(annotation) for part in flat_union(each)]
+    return [annotation]
+
+
+def value_kinds(annotation: Any) -> list[Any]:
+    """The types of values that a key takes: str for text and for choices of words, list, dict, int and so on."""
+    found: list[Any] = []
+    for each in flat_union(annotation):
+        origin = typing.get_origin(each)
+        is_choice = origin is typing.Literal
+        found += {type(value) for value in typing.get_args(each)} if is_choice else [origin or each]
+    # A key that takes a word or a number, such as t_min, takes no other text.
+    return [each for each in found if each is not str] if {int, float, bool} & set(found) else found
+
+
+def user_key(root: type[BaseModel], location: list[str]) -> tuple[list[str], Any]:
+    """The part of pydantic's location that the user wrote, and its field; None for a table."""
+    model: Any = root
+    kept: list[str] = []
+    field = None
+    for part in location:
+        if not (isinstance(model, type) and issubclass(model, BaseModel)) or part not in model.model_fields:
+            break
+        kept.append(part)
+        field = model.model_fields[part]
+        model = inner_model(field.annotation)
+    return kept or location, field
+
+
+def inner_model(annotation: Any) -> Any:
+    """The model among the members of a type; the type itself where there is none."""
+    models = [each for each in flat_union(annotation) if isinstance(each, type) and issubclass(each, BaseModel)]
+    return models[0] if models else annotation
+
+
+def close_name(name: str, names: Any) -> str | None:
+    """The known name that was probably meant, such as "memory_per_node" by "memory"; None if none is close."""
+    close = difflib.get_close_matches(name[:80], names, n=1, cutoff=0.6)
+    if close:
+        return str(close[0])
+    words = set(name.lower().split("_"))
+    return next((each for each in names if len(name) > 2 and words <= set(each.split("_"))), None)

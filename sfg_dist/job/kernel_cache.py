@@ -1,8 +1,8 @@
-"""Where compiled kernels are kept: beside the package, else in the user's cache, else in a private folder, else not.
+"""Compiled kernels are kept beside the package, else in the user's cache, else in a private folder, else nowhere.
 
-Numba itself knows the first two places, and raises where it may write to neither: an installation and a home that are
-read-only or missing, as batch accounts and containers have. Numba also lets two processes that compile one kernel for
-different types give both the same file, and either would then run the other's code: here they take turns.
+Numba knows the first two places. It raises where both are read-only or missing, as in containers. It also lets two
+processes that compile one kernel for different types write to the same file, and each would run the other's code: here
+they take turns.
 """
 
 from __future__ import annotations
@@ -21,11 +21,7 @@ from sfg_dist.job.paths import private_folder
 
 
 def cached_njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """``njit`` whose compiled code is kept on disk, where there is a place for it.
-
-    Args:
-        options: of ``njit``, without ``cache``.
-    """
+    """``njit`` with these options, whose compiled code is kept on disk where there is a place for it."""
 
     def decorate(function: Callable[..., Any]) -> Any:
         try:
@@ -41,7 +37,7 @@ def cached_njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 def cache_file(dispatcher: Any) -> Any:
-    """Numba's index of what is kept of a kernel; None where nothing is, or where another numba hides it."""
+    """Numba's index of a kernel's compiled code; None where none is kept, or where another numba has no such field."""
     return getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
 
 
@@ -52,7 +48,7 @@ def _kept(dispatcher: Any) -> Any:
 
 
 class _OneAtATime(IndexDataCacheFile):
-    """Numba's index and files of a kernel, written by one process at a time, and the file before the index names it."""
+    """Numba's index and files of a kernel: one process writes at a time, and a file is there before its entry."""
 
     def save(self, key: Any, data: Any) -> None:
         """Keep the code of a signature."""

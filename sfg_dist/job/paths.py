@@ -1,4 +1,4 @@
-"""Places of the user: names that begin with ``~``, and a private folder where the home cannot be written."""
+"""Paths and URLs that a user names, and private folders of this user."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _VARIABLE = re.compile(r"\$\w+(?=/|$)|\$\{\w+\}|%\w+%")
 
 
 def expanded(place: str) -> str:
-    """A path or URL with ``~`` or ``~user`` at its front written out; every place that a user names passes through.
+    """A path or URL that a user named, checked, with ``~`` or ``~user`` at its front written out.
 
     Example:
         >>> expanded("s3://bucket/~x")
         's3://bucket/~x'
 
     Raises:
-        ConfigError: it is a URL with a password or a query, names an unknown user, begins with a variable, or is no
-            name of a file that a terminal can show.
+        ConfigError: it is a URL with a password or a query, names an unknown user, begins with a variable, or cannot
+            be a file's name.
     """
     try:
         length = len(place.encode())
@@ -64,7 +64,7 @@ def expanded(place: str) -> str:
 
 
 def require_no_secrets(place: str) -> str:
-    """The URL as it is.
+    """The path or URL itself.
 
     Raises:
         ConfigError: it has a user, a password or a query, which would be stored with the job.
@@ -87,11 +87,7 @@ def require_no_secrets(place: str) -> str:
 
 
 def place_of(name: str, place: Any) -> str:
-    """A path or URL of a call as text, ``~`` written out.
-
-    Args:
-        name: of the argument.
-        place: what stands there.
+    """The path or URL in an argument ``name`` of a call, as text with ``~`` written out.
 
     Raises:
         ConfigError: it is neither a text nor a path.
@@ -102,9 +98,9 @@ def place_of(name: str, place: Any) -> str:
 
 
 def private_folder(name: str) -> str | None:
-    """A folder of this user's alone among the temporary files, the same for each process; None where there is none.
+    """A folder of this user alone among the temporary files, the same for every process; None where there is none.
 
-    What lies in it is trusted: nobody else may have laid it out.
+    Its files are trusted, so a folder that others could have made or written to does not count.
     """
     user = os.getuid() if hasattr(os, "getuid") else 0
     try:
@@ -120,9 +116,9 @@ def private_folder(name: str) -> str | None:
 
 
 def spare_home(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Have Matplotlib draw without a screen, and keep its fonts elsewhere where the home cannot be written.
+    """Have Matplotlib draw without a screen, and keep its font cache elsewhere where the home cannot be written.
 
-    It says so at length otherwise, and ends the process where MPLBACKEND is misspelt.
+    Matplotlib would otherwise print warnings, and end the process where MPLBACKEND is misspelt.
     """
     environment["MPLBACKEND"] = "agg"
     home = os.path.expanduser("~")
@@ -133,7 +129,7 @@ def spare_home(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 def nearest_there(path: Path) -> Path:
-    """The path itself, or the nearest folder above it that this user can see."""
+    """The path itself where it exists, else the nearest folder above it that this user can see."""
     place = path.absolute()
     while not os.path.exists(place):  # False also for what this user may not look at
         place = place.parent
@@ -141,5 +137,5 @@ def nearest_there(path: Path) -> Path:
 
 
 def free_disk(path: Path) -> int:
-    """Bytes that this user may still write where ``path`` is, or would be made."""
+    """Bytes that this user may still write where ``path`` is or would be."""
     return shutil.disk_usage(nearest_there(path)).free

@@ -1,7 +1,7 @@
-"""Where modules are imported from: never from the working directory, whose files are the user's.
+"""Modules are never imported from the working directory, whose files are the user's.
 
-A ``zarr.py`` or ``random.py`` beside a job would be taken for the library of that name. Python puts the working
-directory first for ``python -m`` and where PYTHONPATH has an empty entry, and Ray puts it first for its workers.
+A ``zarr.py`` beside a job would be taken for the library of that name. Python puts the working directory first for
+``python -m`` and where PYTHONPATH has an empty entry, and Ray puts it first for its workers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 PACKAGE_ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 2))
 """The directory that holds this package."""
 _LIBRARIES = ("site-packages", "dist-packages")
-# Of a child: the path is in place before anything is imported from it.
+# A child sets its search path before it imports anything.
 _START = (
     "import sys; sys.path[:] = sys.argv[1].split({separator!r}); del sys.argv[:2]; "
     "import runpy; runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
@@ -21,9 +21,9 @@ _START = (
 
 
 def without_users_files(path: Iterable[str]) -> list[str]:
-    """A search path without the working directory and the script's own, in which a user's files lie.
+    """A search path without the working directory and the script's folder, in which a user's files lie.
 
-    The one that holds this package goes to the end, where it hides no other package.
+    If one of these holds this package, it goes to the end, where it hides no other package.
     """
     path = list(path)
     kept = [entry for entry in path if entry and not _is_users(entry)]
@@ -32,40 +32,31 @@ def without_users_files(path: Iterable[str]) -> list[str]:
 
 
 def clean() -> None:
-    """From now on this process, which is the command line's, imports nothing from the user's directories."""
+    """Keep this process, which is the command line's, from importing from the user's directories."""
     sys.path[:] = without_users_files(sys.path)
     if "PYTHONPATH" in os.environ:  # of children, which look there before any line of ours
         os.environ["PYTHONPATH"] = inherited_path()
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of a child: Python's own first imports find none of the user's files either."""
+    """The environment of a child process, whose first imports find none of the user's files either."""
     return {**os.environ, "PYTHONPATH": inherited_path()} if "PYTHONPATH" in os.environ else dict(os.environ)
 
 
 def python_command(module: str, *words: str) -> list[str]:
-    """The command that runs a module as ``python -m`` does, with this process's modules and none of the user's files.
-
-    Args:
-        module: its full name.
-        words: its arguments.
-    """
+    """The command that runs a module with arguments, as ``python -m`` does, on this process's cleaned search path."""
     path = os.pathsep.join(without_users_files(sys.path))
     return [sys.executable, "-P", "-c", _START.format(separator=os.pathsep), path, module, *words]
 
 
 def inherited_path(*first: str) -> str:
-    """PYTHONPATH of a process that others start: the environment's without the user's directories.
-
-    Args:
-        first: directories that come before.
-    """
+    """PYTHONPATH for other processes: the environment's without the user's directories, behind those of ``first``."""
     given = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry and not _is_users(entry)]
     return os.pathsep.join([*first, *given])
 
 
 def is_on_path_by_name() -> bool:
-    """Whether the package is found by an entry of the search path of its own, as a checkout is, and not installed."""
+    """Whether the package is a checkout with its own entry on the search path, and not an installed package."""
     return os.path.basename(PACKAGE_ROOT) not in _LIBRARIES and any(
         _real(entry) == _real(PACKAGE_ROOT) for entry in sys.path
     )

@@ -1,4 +1,4 @@
-"""How threads wait for each other.
+"""How many threads compute, and how they wait for each other.
 
 The threads of an OpenMP loop (torch, scikit-learn) wait for the last of them. By default they spin for it. On a busy
 machine they then burn the CPU that the last one needs. tests/benchmarks/neighbours.py measures both ways.
@@ -7,17 +7,18 @@ machine they then burn the CPU that the last one needs. tests/benchmarks/neighbo
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 
 SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
-"""Variables by which a user says how long threads spin."""
+"""Environment variables that say how threads wait."""
 
 
 def wait_passively(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Have the threads of OpenMP sleep while they wait, unless the environment says already what they do.
+    """Have the threads of OpenMP sleep while they wait, unless the environment says how they wait.
 
-    OpenMP reads its variables when it is loaded: to be called before torch or scikit-learn are imported, or with the
-    environment of a process that is about to be started.
+    OpenMP reads its variables when it is loaded: call this before torch or scikit-learn are imported, or on the
+    environment of a process that is about to start.
 
     Example:
         >>> environment = {}
@@ -34,18 +35,32 @@ def is_settled(environment: MutableMapping[str, str] = os.environ) -> bool:
     return any(name in environment for name in SETTINGS)
 
 
+@contextmanager
+def torch_threads(number: int | None = None) -> Iterator[None]:
+    """Within, torch computes on so many threads, or on whatever number is set there; after, on as many as before."""
+    import torch
+
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class SpinWatch:
     """Notices when the threads of this process spend their time spinning.
 
     A program that imports this package as a library keeps its own environment, so its threads may spin.
 
     Args:
-        is_settled: whether the user has said how threads wait; nothing is said then.
-        load: processes that want a CPU now, of the whole machine.
+        is_settled: whether the user has said how threads wait; there is no warning then.
+        load: how many processes of the machine want a CPU now.
         num_cpus: CPUs of the machine.
     """
 
-    SLOWER = 4.0  # times the best pace before a word is said; other work alone takes less where threads sleep
+    SLOWER = 4.0  # times the fastest step; other work alone slows sleeping threads by less
 
     def __init__(
         self,
@@ -58,7 +73,7 @@ class SpinWatch:
         self._best, self._has_spoken = float("inf"), False
 
     def word(self, seconds: float) -> str | None:
-        """What to tell the user after steps of so many seconds each; said once, else None."""
+        """A warning after a step of so many seconds, at most once; else None."""
         self._best = min(self._best, seconds)
         is_slow = seconds > self.SLOWER * self._best
         if self._has_spoken or not is_slow or self._is_settled() or self._load() <= self._num_cpus:

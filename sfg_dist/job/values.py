@@ -1,4 +1,4 @@
-"""Values that were given, in words: short, printable, and never the inside of an object."""
+"""Values in messages, and the arguments of calls as plain numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from sfg_dist.job.errors import ConfigError
 
 MAX_COUNT = 2**53
-"""Counts above are not what was typed, where it was typed as 1e20."""
+"""Above this, a count such as 1e20 is not exact as a float."""
 # Slashes may be those of a string of JSON.
 _LOGIN = re.compile(r"(:(?:\\?/){2})[^/?#\s\"'<>\\]*@")
 _QUERY = re.compile(r"(:(?:\\?/){2}[^\s?\"'<>]*)\?[^\s,;)\"'<>]*")
@@ -55,21 +55,16 @@ def shown(value: Any) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """A text whose URLs have lost user, password and query: signatures and tokens travel there."""
+    """The text without user, password and query in its URLs: signatures and tokens stand there."""
     text = _LOGIN.sub(r"\1", text)
     return _QUERY.sub(r"\1", text)
 
 
 def whole_number(name: str, value: Any, least: int = 0) -> int:
-    """The whole number that an argument of a call means, as 100, 1e2 or a number of numpy's do.
-
-    Args:
-        name: of the argument.
-        value: what stands there.
-        least: the least that it may be.
+    """The whole number in an argument ``name`` of a call, given as 100, 1e2 or a number of numpy.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is not a whole number of ``least`` or more.
     """
     found = plain(value)
     if isinstance(found, float) and found.is_integer() and abs(found) <= MAX_COUNT:
@@ -80,14 +75,10 @@ def whole_number(name: str, value: Any, least: int = 0) -> int:
 
 
 def number(name: str, value: Any) -> float:
-    """The number that an argument of a call means.
-
-    Args:
-        name: of the argument.
-        value: what stands there.
+    """The number in an argument ``name`` of a call.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is not a number.
     """
     found = plain(value)
     if isinstance(found, bool) or not isinstance(found, int | float):
@@ -96,9 +87,9 @@ def number(name: str, value: Any) -> float:
 
 
 def plain(value: Any) -> Any:
-    """A value as a TOML document could hold it: what numpy, pathlib and tuples put in its place, taken out.
+    """A value as TOML would hold it: numbers and arrays of numpy, paths and tuples become plain values.
 
-    Anything else stays as it is, for the checks to name.
+    Anything else stays as it is: the checks refuse it by name.
     """
     if isinstance(value, str | bytes | bool | int | float) and type(value).__module__ == "builtins":
         return value
@@ -117,9 +108,7 @@ def plain(value: Any) -> Any:
 
 
 def printable(text: str) -> str:
-    """A text that a terminal shows and does not obey: control characters and what is no text are written out.
-
-    Marks that turn the direction of writing or that nobody sees are among them.
+    """A text that is safe on a terminal: control characters and invisible marks are written out.
 
     Example:
         >>> printable("a\\x1b[31mb")
@@ -133,5 +122,5 @@ def printable(text: str) -> str:
 
 
 def as_line(text: object) -> str:
-    """The same for what is to be one line or one cell of a table: ends of lines and tabs are written out too."""
+    """A printable text of one line: line ends and tabs are written out too."""
     return printable(str(text)).replace("\n", "\\n").replace("\t", "\\t")

@@ -1,18 +1,24 @@
-"""Lengths of time, sizes, counts and failures in words, as every page and line shows them."""
+"""Lengths of time, sizes, counts and failures in words."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+GIB = 2**30
+
 
 def duration(seconds: float) -> str:
-    """A length of time in two units at most.
+    """A length of time in two units at most, with decimals below ten seconds.
 
     Example:
-        >>> duration(12_300)
-        '3 h 25 min'
+        >>> duration(0.012), duration(5.5), duration(12_300)
+        ('12 ms', '5.5 s', '3 h 25 min')
     """
+    if 0 < seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    if 1 < seconds < 9.95:
+        return f"{seconds:.1f} s"
     whole = max(0, round(seconds))
     for size, name, smaller, smaller_name in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "min"), (60, "min", 1, "s")):
         if whole >= size:
@@ -36,7 +42,7 @@ def size_of(num_bytes: float) -> str:
 
 
 WIDE = 1e6
-"""From here on a number with decimals is wider than a column."""
+"""From this value on, a table shows a number by ``wide_number``."""
 
 
 def wide_number(value: float) -> str:
@@ -50,7 +56,7 @@ def wide_number(value: float) -> str:
 
 
 def counted(count: int, name: str) -> str:
-    """A number of things.
+    """A count with its noun.
 
     Example:
         >>> counted(2, "shard")

@@ -5,6 +5,7 @@ modules ask after what was sent. This room imports neither torch nor ray, and on
 """
 
 from sfg_dist.launch.profile import Profile, load_profile
-from sfg_dist.launch.submission import Order, Submission, submit
+from sfg_dist.launch.send import submit
+from sfg_dist.launch.submission import Order, Submission
 
 __all__ = ["Order", "Profile", "Submission", "load_profile", "submit"]

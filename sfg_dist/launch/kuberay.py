@@ -1,9 +1,9 @@
-"""Kubernetes: a RayJob a job, and a ConfigMap that holds its file.
+"""Kubernetes: each job becomes a RayJob, and a ConfigMap that holds its file.
 
-An attempt that is retried may overlap with the one before it: KubeRay makes a new cluster while pods of the old one
-may still end. Shards are committed by create-if-absent with the same bytes, so both may write; of two fits the later
-one goes on from whatever checkpoint is whole. Kueue holds a RayJob back by its label and ``suspend``. Every cluster
-has a token of its own, which KubeRay makes (``authOptions``).
+An attempt may overlap with the one before it, since KubeRay makes a new cluster while pods of the old one still end.
+Both may label: shards are committed by create-if-absent with the same bytes. Of two fits the later one goes on from the
+last whole checkpoint. Kueue holds a RayJob back by its label and ``suspend``. KubeRay makes a token for every cluster
+(``authOptions``).
 
 References:
     KubeRay API reference, ray.io/v1, RayJobSpec and RayClusterSpec (v1.6).
@@ -15,7 +15,6 @@ import json
 import re
 import shlex
 from collections.abc import Sequence
-from typing import Any
 
 import yaml
 
@@ -24,17 +23,11 @@ from sfg_dist.job.errors import ConfigError
 from sfg_dist.job.object_stores import is_url
 from sfg_dist.job.threads import wait_passively
 from sfg_dist.launch.profile import KubeRayProfile, Setup
-from sfg_dist.launch.submission import (
-    HERE,
-    Order,
-    Rendered,
-    Submission,
-    run_command,
-    stage_words,
-    without_address,
-)
+from sfg_dist.launch.submission import HERE, Order, Rendered, Submission, run_command, stage_words, without_address
 
 MOUNT = "/etc/sfg"
+Manifest = dict[str, object]
+"""An object of Kubernetes, or a part of one."""
 ENDED = ("Complete", "Failed", "ValidationFailed")
 MAX_NAME = 40  # KubeRay adds its own words, and 63 characters are all that a label has
 
@@ -43,7 +36,7 @@ def render(submission: Submission, order: Order) -> Rendered:
     """The manifests of a submission and the command that applies them.
 
     Raises:
-        ConfigError: a job writes to a place that its pods do not share, or waits for others.
+        ConfigError: the pods do not share a place that a job names, or the job waits for others.
     """
     profile = order.profile
     if order.apart or order.after:
@@ -65,7 +58,7 @@ def render(submission: Submission, order: Order) -> Rendered:
 
 
 def object_name(submission: Submission, number: int, of: int) -> str:
-    """A name that Kubernetes takes: small letters, digits and dashes, begun by a letter."""
+    """A name that Kubernetes takes: small letters, digits and dashes, with a letter first."""
     word = re.sub(r"[^a-z0-9]+", "-", submission.name.lower()).strip("-") or "job"
     tail = submission.id.replace("-", "")[2:] + (f"-{number}" if of > 1 else "")
     return f"sfg-{word}"[: MAX_NAME - len(tail) - 1].rstrip("-") + f"-{tail}"
@@ -83,8 +76,8 @@ def _check_place(job: Job, kube: KubeRayProfile) -> None:
             )
 
 
-def config_map(name: str, kube: KubeRayProfile, text: str) -> dict[str, Any]:
-    """The job file as pods see it."""
+def config_map(name: str, kube: KubeRayProfile, text: str) -> Manifest:
+    """The ConfigMap that mounts the job file into the pods."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -94,14 +87,14 @@ def config_map(name: str, kube: KubeRayProfile, text: str) -> dict[str, Any]:
 
 
 def entrypoint(stages: Sequence[str]) -> str:
-    """What the head runs."""
+    """The command that the head runs."""
     commands = [shlex.join(["sfg", *stage_words(stage, f"{MOUNT}/job.toml"), *HERE]) for stage in stages]
     return " && ".join(commands) if len(commands) == 1 else f"bash -c {shlex.quote(' && '.join(commands))}"
 
 
-def ray_job(name: str, kube: KubeRayProfile, setup: Setup, stages: Sequence[str]) -> dict[str, Any]:
+def ray_job(name: str, kube: KubeRayProfile, setup: Setup, stages: Sequence[str]) -> Manifest:
     """The RayJob."""
-    workers: dict[str, Any] = {
+    workers: Manifest = {
         "groupName": "workers",
         "replicas": kube.workers,
         "minReplicas": kube.workers if kube.min_workers is None else kube.min_workers,
@@ -111,20 +104,20 @@ def ray_job(name: str, kube: KubeRayProfile, setup: Setup, stages: Sequence[str]
     }
     if not kube.autoscaling:
         workers["minReplicas"] = kube.workers
-    cluster: dict[str, Any] = {
+    cluster: Manifest = {
         "rayVersion": kube.ray_version,
         "authOptions": {"mode": "token"},
         "enableInTreeAutoscaling": kube.autoscaling,
         "headGroupSpec": {
-            # No work on the head: it is small, and must not be taken down by it. The submitter's pod and the operator
-            # reach the job server by the pod's address, with the cluster's token, and Kubernetes' probes by loopback:
-            # no narrower address than this one is both.
+            # The head does no work, which could take it down. The submitter's pod and the operator reach the job
+            # server by the pod's address, with the cluster's token, and Kubernetes' probes reach it by loopback: only
+            # this address is both.
             "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
             "template": _pod(name, kube, setup, cpus=kube.head_cpus, memory=kube.head_memory, gpus=0),
         },
         "workerGroupSpecs": [workers],
     }
-    spec: dict[str, Any] = {
+    spec: Manifest = {
         "entrypoint": entrypoint(stages),
         "submissionMode": "K8sJobMode",
         "backoffLimit": kube.backoff_limit,
@@ -149,19 +142,19 @@ def _labels(kube: KubeRayProfile) -> dict[str, str]:
     return labels | ({"kueue.x-k8s.io/queue-name": kube.queue} if kube.queue is not None else {})
 
 
-def _pod(name: str, kube: KubeRayProfile, setup: Setup, *, cpus: int, memory: str, gpus: int) -> dict[str, Any]:
-    sizes: dict[str, Any] = {"cpu": str(cpus), "memory": memory}
+def _pod(name: str, kube: KubeRayProfile, setup: Setup, *, cpus: int, memory: str, gpus: int) -> Manifest:
+    sizes = {"cpu": str(cpus), "memory": memory}
     if gpus:
         sizes[kube.gpu_resource] = str(gpus)
     environment = {**setup.environment, **kube.environment}
     wait_passively(environment)
     mounts = [{"name": "job", "mountPath": MOUNT, "readOnly": True}]
-    volumes: list[dict[str, Any]] = [{"name": "job", "configMap": {"name": name}}]
+    volumes: list[Manifest] = [{"name": "job", "configMap": {"name": name}}]
     for number, volume in enumerate(kube.volumes):
         mounts.append({"name": f"volume-{number}", "mountPath": volume.path, "readOnly": volume.read_only})
         claim = {"claimName": volume.claim, "readOnly": volume.read_only}
         volumes.append({"name": f"volume-{number}", "persistentVolumeClaim": claim})
-    container: dict[str, Any] = {
+    container: Manifest = {
         "name": "ray",
         "image": kube.image,
         "resources": {"requests": sizes, "limits": sizes},
@@ -170,7 +163,7 @@ def _pod(name: str, kube: KubeRayProfile, setup: Setup, *, cpus: int, memory: st
     }
     if kube.secrets:
         container["envFrom"] = [{"secretRef": {"name": secret}} for secret in kube.secrets]
-    spec: dict[str, Any] = {"containers": [container], "volumes": volumes}
+    spec: Manifest = {"containers": [container], "volumes": volumes}
     if kube.fs_group is not None:
         spec["securityContext"] = {"fsGroup": kube.fs_group}
     if kube.service_account is not None:
@@ -196,7 +189,7 @@ def send(submission: Submission, rendered: Rendered) -> None:
 
 
 def status(submission: Submission) -> str:
-    """In a word or two."""
+    """The states of all RayJobs, each once."""
     states = []
     for name in submission.scheduler_ids:
         shown = _kubectl(submission, ["get", "rayjob", name, "--output=json", "--ignore-not-found"])
@@ -212,7 +205,7 @@ def is_over(state: str) -> bool:
 
 
 def logs_command(submission: Submission, *, follow: bool) -> list[str]:
-    """The command that shows what the driver says."""
+    """The command that shows the driver's output."""
     words = [submission.options["kubectl"], "logs", f"--namespace={submission.options['namespace']}", "--tail=-1"]
     words.append(f"--selector=job-name in ({', '.join(submission.scheduler_ids)})")
     return [*words, "--follow", f"--max-log-requests={len(submission.scheduler_ids)}"] if follow else words

@@ -1,4 +1,4 @@
-"""A site, described once: cluster/*.toml, checked in full before anything is sent."""
+"""The profile of a site, cluster/*.toml, checked in full before anything is sent."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import datetime
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, field_validator
 
@@ -15,7 +15,6 @@ from sfg_dist.job.documents import apply_override, checked, parse_document, read
 from sfg_dist.job.expected import Words
 from sfg_dist.job.paths import require_no_secrets
 
-TARGETS = ("slurm", "kuberay", "ray")
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 WALLTIME = r"^(([0-9]{1,6}-)?[0-9]{1,9}(:[0-9]{1,2}){0,2}|(?i:unlimited|infinite))$"
 WALLTIME_WORDS = 'a time such as "90" (minutes), "1:30:00" or "2-12:00:00" (days-hours), or "UNLIMITED"'
@@ -28,15 +27,15 @@ Count = Annotated[int, Strict(), BeforeValidator(integral), Field(ge=0, le=_MOST
 
 
 class _Section(BaseModel):
-    # An account that is a number, or a variable that is one, is written without quotes.
+    # Numbers count as text: an account or a variable may be a number without quotes.
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
 
 class Container(_Section):
-    """Where Ray and the package run, if not on the host: an image, and the command that enters it.
+    """The image in which Ray and the package run, and the command that enters it.
 
-    Only such as leave processes, sockets and shared memory of a node in common: Ray's processes meet by them, and each
-    is started by itself.
+    Each of Ray's processes enters its own container, so the runtime must share processes, sockets and shared memory of
+    the node between them.
     """
 
     runtime: Literal["apptainer", "singularity", "enroot"] = "apptainer"
@@ -51,11 +50,11 @@ class Setup(_Section):
         modules: loaded with ``module load``, in order.
         environment: variables of every process.
         commands: lines of shell, run as they stand.
-        python: an interpreter that has the package, on every node or in the container; if not given that of ``sfg``, or
-            "python" in a container.
-        host_python: of the host, 3.9 or newer, which starts Ray where that is in a container.
-        scratch: a local directory of every node, for Ray's sessions; short. Default /tmp.
-        dir: for what a submission keeps; all nodes share it.
+        python: an interpreter that has the package, on every node or in the container. The default is that of ``sfg``,
+            or "python" in a container.
+        host_python: the host's Python, 3.9 or newer, which starts Ray in a container.
+        scratch: a local directory of every node for Ray's sessions, with a short path. Default /tmp.
+        dir: where submissions are kept; all nodes share it.
     """
 
     modules: list[str] = []
@@ -76,10 +75,10 @@ class SlurmProfile(_Section):
             None; memory as Slurm writes it, "64G".
         walltime: "30", "1:30:00" or "2-12:00:00", as Slurm reads it.
         partition, account, qos, constraint, reservation: where, and for whom.
-        signal_before_s: before the walltime, for what is to be committed: shards at work may take all of it but the
-            last minute; 40 to 65535.
-        max_requeues: how often a job that met its walltime goes on; it ends before that where two attempts one after
-            the other got nothing done.
+        signal_before_s: Slurm's notice before the walltime, 40 to 65535; shards at work may use all of it but the last
+            minute.
+        max_requeues: how often a job that met its walltime goes on; it stops earlier after two attempts in a row
+            without progress.
         options: more words for sbatch, such as "--mail-type=END".
     """
 
@@ -143,11 +142,12 @@ class KubeRayProfile(_Section):
         gpu_resource: the name of a GPU among the node's resources.
         queue: of Kueue; None for none.
         service_account, node_selector, tolerations, volumes: as in a pod's specification.
-        environment: variables of every pod; ``secrets``: names of Kubernetes secrets whose keys become variables.
+        environment: variables of every pod.
+        secrets: names of Kubernetes secrets whose keys become variables.
         backoff_limit: attempts after the first one; they may overlap with it.
         deadline_s: of the whole job.
-        ttl_s: how long the cluster of an ended job, GPUs and all, is kept.
-        fs_group: the group that volumes are given to; 1000 is that of the image's user.
+        ttl_s: how long the cluster of an ended job is kept, with its GPUs.
+        fs_group: the group that owns volumes; 1000 is that of the image's user.
         kubectl: the command.
     """
 
@@ -201,18 +201,12 @@ class Profile(_Section):
 
 
 def load_profile(path: str | Path | None, overrides: Iterable[str] = ()) -> Profile:
-    """A site's profile with overrides; the defaults where path is None.
-
-    Args:
-        path: a TOML file.
-        overrides: assignments such as ``"slurm.partition=debug"``.
+    """A site's profile with overrides such as ``"slurm.partition=debug"``; the defaults where path is None.
 
     Raises:
         ConfigError: the file cannot be read, or a key or value is wrong.
     """
-    document: dict[str, Any] = {}
-    if path is not None:
-        document = parse_document(read_document(path, "profile"), f"profile {path}")
+    document = {} if path is None else parse_document(read_document(path, "profile"), f"profile {path}")
     for assignment in overrides:
         apply_override(document, assignment, Profile, option="--profile-set")
     slurm = document.get("slurm")

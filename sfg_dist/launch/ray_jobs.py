@@ -1,4 +1,4 @@
-"""A Ray cluster that runs already: its own job API, through the command that Ray brings (``ray job``)."""
+"""A Ray cluster that runs already: its job API, through the command ``ray job``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def render(submission: Submission, order: Order) -> Rendered:
     """The job files and the commands that send them.
 
     Raises:
-        ConfigError: no address is known, or the job waits for others.
+        ConfigError: the profile has no address, or the job waits for others.
     """
     profile = order.profile
     if order.apart or order.after:
@@ -76,7 +76,7 @@ def send(submission: Submission, rendered: Rendered) -> None:
 
 
 def status(submission: Submission) -> str:
-    """In a word or two."""
+    """The states of all jobs, each once."""
     states = []
     for name in submission.scheduler_ids:
         command = [*RAY, "status", f"--address={submission.options['address']}", name]
@@ -89,7 +89,7 @@ def status(submission: Submission) -> str:
 
 
 def state_in(text: str, name: str) -> str:
-    """The state that ``ray job status`` prints; its other lines may be what the job itself said.
+    """The state of a job in the output of ``ray job status``, which may also hold lines of the job itself.
 
     Example:
         >>> state_in("Status for job 'a-0': RUNNING", "a-0"), state_in("Job 'a-0' was stopped", "a-0")
@@ -110,7 +110,7 @@ def is_over(state: str) -> bool:
 
 
 def logs_command(submission: Submission, *, follow: bool) -> list[str]:
-    """The command that shows what the last job's driver says."""
+    """The command that shows the output of the last job's driver."""
     words = [*RAY, "logs", f"--address={submission.options['address']}"]
     return [*words, *(["--follow"] if follow else []), submission.scheduler_ids[-1]]
 
@@ -122,9 +122,5 @@ def cancel(submission: Submission) -> None:
         ClusterError: the cluster does not answer.
     """
     for name in submission.scheduler_ids:
-        _job(submission, "stop", name, "--no-wait")
-
-
-def _job(submission: Submission, verb: str, *words: str) -> str:
-    command = [*RAY, verb, f"--address={submission.options['address']}", *words]
-    return run_command(command, what="the cluster could not be asked", environment=child_environment())
+        command = [*RAY, "stop", f"--address={submission.options['address']}", name, "--no-wait"]
+        run_command(command, what="the cluster could not be asked", environment=child_environment())

@@ -1,7 +1,7 @@
-"""Slurm: sbatch with every value as a word of its own, and a script that holds none but quoted ones.
+"""Slurm: sbatch gets every value as a word of its own, and the script holds quoted values only.
 
-Nothing here needs Slurm's accounting: what runs is in squeue, what has ended for a while in scontrol, and what the
-attempts said of themselves stays in the submission's folder.
+Nothing here needs Slurm's accounting. scontrol knows a job while it runs and for some time after its end. After that
+the notes of its attempts in the submission's folder say how it ended.
 """
 
 from __future__ import annotations
@@ -11,24 +11,25 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
-from typing import Any
+from pathlib import Path
 
-from sfg_dist.job.config import Job, resolve_job
+from sfg_dist.job.config import Job
 from sfg_dist.job.errors import ClusterError, ConfigError
 from sfg_dist.job.search_path import PACKAGE_ROOT, inherited_path, is_on_path_by_name
 from sfg_dist.launch.profile import Container, Profile, Setup
 from sfg_dist.launch.slurm_task import MANY_MACHINES
-from sfg_dist.launch.submission import STAGES, Order, Rendered, Submission, run_command, stage_words
+from sfg_dist.launch.submission import STAGES, Order, Rendered, Submission, pause, run_command, stage_words
 
 PENDING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
 RUNNING = ("RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "SUSPENDED", "STOPPED", "RESIZING")
-UNKNOWN = "UNKNOWN:"  # nobody answers, which says nothing of the job
+UNKNOWN = "UNKNOWN:"  # Slurm does not answer, which says nothing about the job
 LEAST_WORK_S = 10
-ENDING_S, LEAST_NOTICE_S = 60, 5  # for a late signal, to end actors and Ray, to requeue; what shards have at least
-JOB = "{job}"  # stands for a task's job file, in the words of a stage
-AFTER = "{previous}"  # stands for the id of the job before, in a command that is not sent yet
+ENDING_S = 60  # of the notice, for a late signal, the end of actors and Ray, and the requeue
+LEAST_NOTICE_S = 5  # for shards at work
+JOB = "{job}"  # stands for a task's job file in the words of a stage
+AFTER = "{previous}"  # stands for the previous job's id in a command that is not sent yet
 
 
 def render(submission: Submission, order: Order) -> Rendered:
@@ -52,15 +53,13 @@ def render(submission: Submission, order: Order) -> Rendered:
 
 
 def _with_notice(job: Job, profile: Profile) -> str:
-    """The job file: shards at work may go on after the signal as long as there is time to end in order behind them."""
-    document = job.model_dump(exclude_none=True)
+    """The job file, in which shards may use the time between Slurm's signal and the orderly end of the job."""
     there_is = float(max(LEAST_NOTICE_S, profile.slurm.signal_before_s - ENDING_S))
-    document["executor"]["notice_s"] = min(there_is, job.executor.notice_s or there_is)
-    return resolve_job(document).to_toml()
+    return job.changed(executor={"notice_s": min(there_is, job.executor.notice_s or there_is)}).to_toml()
 
 
 def _check_walltime(profile: Profile) -> None:
-    """Refuse a notice that comes before anything can be done."""
+    """Refuse a signal that comes before anything can be done."""
     walltime_s, ahead_s = seconds_of(profile.slurm.walltime), profile.slurm.signal_before_s
     if walltime_s - ahead_s < LEAST_WORK_S:
         raise ConfigError(
@@ -70,8 +69,9 @@ def _check_walltime(profile: Profile) -> None:
 
 
 def seconds_of(walltime: str) -> float:
-    """Slurm's minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes[:seconds];
-    infinite for UNLIMITED, INFINITE and 0.
+    """A walltime in seconds; infinite for UNLIMITED, INFINITE and 0.
+
+    Slurm writes minutes, minutes:seconds, hours:minutes:seconds, days-hours or days-hours:minutes[:seconds].
 
     Example:
         >>> seconds_of("90"), seconds_of("1:30:00"), seconds_of("2-12")
@@ -87,7 +87,8 @@ def seconds_of(walltime: str) -> float:
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds or math.inf
 
 
-def _task(submission: Submission, jobs: Sequence[Job], profile: Profile, stages: Sequence[str]) -> dict[str, Any]:
+def _task(submission: Submission, jobs: Sequence[Job], profile: Profile, stages: Sequence[str]) -> Mapping[str, object]:
+    """task.json, which ``slurm_task.py`` reads."""
     slurm, setup = profile.slurm, profile.setup
     enter = _enter(
         setup.container, slurm.gpus_per_node, ["RAY_AUTH_MODE", "RAY_AUTH_TOKEN", MANY_MACHINES, *setup.environment]
@@ -122,14 +123,14 @@ def _task(submission: Submission, jobs: Sequence[Job], profile: Profile, stages:
 
 
 def _search_path(setup: Setup) -> dict[str, str]:
-    """PYTHONPATH of a checkout that is run where it lies: the nodes' processes do not look into their directory."""
+    """PYTHONPATH for a checkout that runs where it lies, since the nodes' processes skip their working directory."""
     if setup.python is not None or setup.container is not None or not is_on_path_by_name():
         return {}
     return {"PYTHONPATH": inherited_path(PACKAGE_ROOT)}
 
 
 def _enter(container: Container | None, gpus: int, variables: Sequence[str]) -> list[str]:
-    """The words that run a command in the container; variables by name alone, their values stay in the environment."""
+    """The words that run a command in the container; variables are given by name, their values in the environment."""
     if container is None:
         return []
     named = [word for name in variables for word in ("--env", name)]
@@ -139,14 +140,14 @@ def _enter(container: Container | None, gpus: int, variables: Sequence[str]) -> 
 
 
 def _prefixes(container: Container | None) -> list[str]:
-    """Of variables that the runtime hands to the inside, whatever its options leave of the rest."""
+    """Prefixes of variables that the runtime hands to the container whatever its options are."""
     if container is None or container.runtime == "enroot":
         return []
     return ["APPTAINERENV_", "SINGULARITYENV_"]
 
 
 def script(profile: Profile, folder: str) -> str:
-    """What sbatch is given: the site's own lines, then Python in place of the shell, so that signals reach it."""
+    """The script for sbatch: the site's own lines, then Python in place of the shell, so that signals reach it."""
     setup = profile.setup
     # Until Python takes the signal, it must not end the shell.
     lines = ["#!/bin/bash", "trap '' USR2", "set -e"]
@@ -159,7 +160,7 @@ def script(profile: Profile, folder: str) -> str:
 
 
 def sbatch(submission: Submission, profile: Profile, folder: str, *, num_jobs: int, after: Sequence[str]) -> list[str]:
-    """The command that queues a script; each value is one word, whatever is in it."""
+    """The command that queues a script; each value is one word, whatever characters it has."""
     slurm = profile.slurm
     place = submission.folder.replace("%", "%%")
     output = f"{place}/logs/%A_%a.out" if num_jobs > 1 else f"{place}/logs/%j.out"
@@ -177,9 +178,9 @@ def sbatch(submission: Submission, profile: Profile, folder: str, *, num_jobs: i
     if slurm.cpus_per_node:
         words += ["--ntasks-per-node=1", f"--cpus-per-task={slurm.cpus_per_node}"]
     else:
-        words.append("--exclusive")  # whole nodes; Slurm gives one CPU to whom asks for none
+        words.append("--exclusive")  # whole nodes; without this Slurm gives one CPU
         if not slurm.memory_per_node:
-            words.append("--mem=0")  # all of it, too
+            words.append("--mem=0")  # all of the memory, too
     if slurm.gpus_per_node:
         words.append(f"--gres={slurm.gres}")
     if slurm.memory_per_node:
@@ -199,7 +200,7 @@ def send(submission: Submission, rendered: Rendered) -> None:
     """Queue the parts; each waits for the one before.
 
     Raises:
-        ClusterError: sbatch refused one; what is queued already is taken back.
+        ClusterError: sbatch refused one; the parts that are queued already are cancelled.
     """
     for command in rendered.commands:
         words = [word.replace(AFTER, submission.scheduler_ids[-1]) if AFTER in word else word for word in command]
@@ -214,12 +215,12 @@ def send(submission: Submission, rendered: Rendered) -> None:
 
 
 def _outside_of_jobs() -> dict[str, str]:
-    """The environment without what a job that we may be in has from Slurm: the new job would take it for its own."""
+    """The environment without the variables of a Slurm job around us, which the new job would take for its own."""
     return {name: value for name, value in os.environ.items() if not name.startswith("SLURM_") or name == "SLURM_CONF"}
 
 
 def status(submission: Submission) -> str:
-    """In a word or two: of all tasks, what most want to know first."""
+    """The state in a word or two; of several tasks, how many are in each state."""
     states = []
     for name in submission.scheduler_ids:
         try:
@@ -237,7 +238,7 @@ def status(submission: Submission) -> str:
 
 
 def _states(name: str) -> dict[int, str]:
-    """States of a job's tasks as far as Slurm still knows them, a job without tasks as task 0.
+    """States of a job's tasks as far as Slurm still knows them; a job without an array is task 0.
 
     Raises:
         ClusterError: Slurm does not answer.
@@ -257,7 +258,7 @@ def _states(name: str) -> dict[int, str]:
 
 
 def _tasks(text: str) -> list[int]:
-    """Numbers of tasks as Slurm writes them: those that have not begun are one line, "3", "0-4%2" or "1,3-5"."""
+    """Numbers of tasks from Slurm's text, such as "3", "0-4%2" or "1,3-5"."""
     found: list[int] = []
     for part in text.partition("%")[0].split(","):
         first, _, last = part.partition("-")
@@ -267,11 +268,11 @@ def _tasks(text: str) -> list[int]:
 
 
 def _from_attempts(submission: Submission, name: str, task: int) -> str:
-    """What is left once Slurm has forgotten a task: what its last attempt said."""
-    own = [entry for entry in submission.attempts() if (entry["part"], entry["task"]) == (name, task)]
-    if not own or own[-1]["event"] not in ("ended", "failed"):
+    """The state of a task that Slurm has forgotten, from the notes of its last attempt."""
+    own = [attempt for attempt in submission.attempts() if (attempt.part, attempt.task) == (name, task)]
+    if not own or own[-1].event not in ("ended", "failed"):
         return "UNKNOWN"  # it may be another cluster's, or its node is gone
-    return "COMPLETED" if own[-1].get("status") == 0 else "FAILED"
+    return "COMPLETED" if own[-1].status == 0 else "FAILED"
 
 
 def is_over(state: str) -> bool:
@@ -281,14 +282,42 @@ def is_over(state: str) -> bool:
 
 
 def logs(submission: Submission) -> list[str]:
-    """The files, the jobs' own output first."""
+    """The log files, the jobs' own output first."""
     folder = submission.path / "logs"
     found = sorted(folder.glob("*.out")) + sorted(folder.glob("*.log"))
     return [str(path) for path in found]
 
 
+def log_lines(submission: Submission, *, follow: bool, nodes: bool) -> Iterator[str]:
+    """Lines of the log files as they come, behind the file's name where it changes.
+
+    Args:
+        submission: whose logs.
+        follow: go on until it is over.
+        nodes: also what Ray says on the nodes.
+    """
+    read: dict[str, int] = {}
+    shown = ""
+    while True:
+        is_last = not follow or is_over(status(submission))
+        for path in logs(submission):
+            if not nodes and path.endswith(".log"):
+                continue
+            with Path(path).open(encoding="utf-8", errors="replace") as file:
+                file.seek(read.get(path, 0))
+                text = file.read()
+                read[path] = file.tell()
+            if text and path != shown:
+                shown = path
+                yield f"==> {path} <==\n"
+            yield from text.splitlines(keepends=True)
+        if is_last:
+            return
+        pause()
+
+
 def cancel(submission: Submission) -> None:
-    """Take all parts off the queue, running ones too.
+    """Cancel all parts, running ones too.
 
     Raises:
         ClusterError: scancel failed.

@@ -1,17 +1,17 @@
-"""What a Slurm job runs: a Ray cluster over its nodes, then the stages of one job, then the end of both.
+"""The program of a Slurm job: it starts a Ray cluster over the job's nodes, runs the stages of one job and ends both.
 
     python slurm_task.py SUBMISSION_FOLDER
 
-``sfg submit`` copies this file into the submission's folder. It needs the standard library alone, so that it runs on
-the host's own Python where Ray and the package are in a container. Why not ``ray symmetric-run``: that ends with status
-0 when Ray does not start, waits for the workers half a minute at most, and stops every Ray that the user has on a node.
+``sfg submit`` copies this file into the submission's folder. It needs only the standard library, so that it runs on the
+host's own Python where Ray and the package are in a container. ``ray symmetric-run`` would not do: it ends with status
+0 when Ray does not start, waits for the workers half a minute at most, and stops every Ray of the user on a node.
 
-    head        srun on the first node: ray start --head, at a port by the job's number; another one if it is taken
+    head        srun on the first node: ray start --head, at a port by the job's number, or another one if it is taken
     workers     srun on each other node
-    driver      the stages, in this batch step; when the last one ends, Slurm's end of the job takes all the rest
-    USR2        sent some time before the limit: the stage commits what is done, and the job is put back in the queue
+    driver      the stages, in this batch step; when the last one ends, Slurm ends the rest of the job
+    USR2        comes some time before the limit: the stage commits what is done, and the job goes back to the queue
 
-A token of this job alone lets nobody else's processes in; it is in the environment, on no command line and in no log.
+A token of this job keeps other users' processes out. It is in the environment, on no command line and in no log.
 """
 
 from __future__ import annotations
@@ -36,19 +36,21 @@ FIRST_PORT, NUM_PORTS = 20_000, 20_000
 PORT_ATTEMPTS = 8
 HEAD_TIMEOUT_S = 120.0
 WORKER_TIMEOUT_S = 300.0
-DRIVER_GRACE_S = 60.0  # for what a stage still has to commit
-ENDING_S = 2.0  # the same where Slurm is about to kill
-LATE_S = 20.0  # by which Slurm's notice of the limit may come too late
-LEAST_ENDING_S = 10.0  # before the limit: what runs still is ended, and word of the end is the limit's
-TIDYING_S = 90.0  # before the limit: enough to tidy up in, first
+DRIVER_GRACE_S = 60.0  # for a stage to commit what is done
+ENDING_S = 2.0  # the same when Slurm is about to kill the job
+LATE_S = 20.0  # that Slurm's notice of the limit may be late
+LEAST_ENDING_S = (
+    10.0  # before the limit, a stage that still runs is killed, and a signal to end is taken for the limit's
+)
+TIDYING_S = 90.0  # before the limit, there is time to tidy up before the requeue
 LOG_LINES = 15
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")  # as in sfg_dist/job/threads.py
 LOOPBACK, MANY_MACHINES = "127.0.0.1", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # as in sfg_dist/distributed/cluster.py
 RAY_TROUBLE = ("ddress already in use", "is already in use", "ailed to bind")
 INTERRUPTED = 130
-# Shell: $1 a place, $2 names of directories there that are ours and go, $3 the one that stays, or is to be made.
+# Shell: $1 a folder, $2 a pattern of directories of ours in it to remove, $3 the directory to keep or to make.
 SWEEP = 'find -H "$1" -maxdepth 1 -name "$2" -user "$(id -u)" ! -name "${3##*/}" -exec rm -rf {} +'
-# A link that somebody put there before is neither followed nor taken for ours.
+# A link that somebody put there is neither followed nor taken for ours.
 MAKE = (
     'mkdir -p "${3%/*}"; mkdir -m 700 "$3" 2>/dev/null || { [ ! -L "$3" ] && [ -d "$3" ] && [ -O "$3" ]; } '
     '|| { echo "it is somebody else\'s" >&2; exit 1; }'
@@ -69,7 +71,7 @@ class SlurmTask:
     """One attempt of one task of a submission.
 
     Args:
-        folder: of the submission, on a file system that all nodes share.
+        folder: the submission's, on a file system that all nodes share.
         task: task.json, as ``launch/slurm.py`` writes it.
         environment: of the batch step.
     """
@@ -77,7 +79,7 @@ class SlurmTask:
     def __init__(self, folder: Path, task: dict, environment: dict) -> None:
         self.folder, self.task, self.environment = folder, task, environment
         self.job_id = environment["SLURM_JOB_ID"]
-        # Not of an array that the submitting shell itself was a task of.
+        # The environment may also name an array that the submitting shell was a task of.
         self.is_array = len(task["jobs"]) > 1
         self.index = int(environment["SLURM_ARRAY_TASK_ID"]) if self.is_array else 0
         self.is_alone = environment.get("SLURM_JOB_NUM_NODES") == "1"  # then nobody else needs to reach Ray
@@ -92,7 +94,7 @@ class SlurmTask:
         self.ended_at = self.limit_at = 0.0
 
     def run(self) -> int:
-        """All stages; the exit status of the first one that fails, or 0."""
+        """Run all stages; the exit status of the first one that fails, or 0."""
         self.logs.mkdir(exist_ok=True)
         signal.signal(signal.SIGUSR2, self._on_limit)
         signal.signal(signal.SIGTERM, self._on_end)
@@ -117,10 +119,10 @@ class SlurmTask:
 
     @contextlib.contextmanager
     def _scratch(self) -> Iterator[Path]:
-        """A directory of this attempt for Ray's sessions, our own on every node.
+        """A directory of this attempt for Ray's sessions, which only this user may enter, on every node.
 
-        Short, since a socket's path has room for 107 bytes. Ray opens the directory that it is given to everybody: that
-        is one within, behind a door that only we pass.
+        Its path is short, since a socket's path has room for 107 bytes. Ray gives everybody access to the directory
+        that it is told to use, so that is one within this.
         """
         base = self.task["scratch"] or ("/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir())
         base = os.path.abspath(os.path.expandvars(os.path.expanduser(base)))
@@ -138,7 +140,7 @@ class SlurmTask:
             shutil.rmtree(path, ignore_errors=True)
 
     def _on_nodes(self, nodes: list, command: list) -> dict:
-        """Run a short command on several nodes at once; what those complained of that did."""
+        """Run a short command on several nodes at once; the complaints by node."""
         if not nodes:
             return {}
         with ThreadPoolExecutor(min(32, len(nodes))) as threads:
@@ -146,7 +148,7 @@ class SlurmTask:
         return {node: trouble for node, trouble in zip(nodes, said) if trouble}  # noqa: B905 - Python 3.9
 
     def _on_node(self, node: str, command: list) -> str | None:
-        """Run a short command as a step of one node; what it complained of, None where it did not."""
+        """Run a short command as a step of one node; its complaint, or None."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             done = subprocess.run(
                 [*_srun(node), *command], env=self.environment, stdin=subprocess.DEVNULL, capture_output=True,
@@ -168,7 +170,7 @@ class SlurmTask:
         more = []
         if self.task["needs_ray"]:
             given = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-            # Whatever the submitting shell had: nodes reach each other by their own addresses, one node by loopback.
+            # Several nodes reach each other by their own addresses, one node by loopback, whatever the shell had set.
             given[MANY_MACHINES] = "0" if self.is_alone else "1"
             environment |= given
             inside |= given
@@ -201,14 +203,14 @@ class SlurmTask:
                     self._require_ray()
 
     def _on_limit(self, number: int, frame: object) -> None:
-        """The time limit is near: the stage commits what it has, and ends."""
+        """Slurm's notice: the time limit is near, and the stage commits what it has and ends."""
         self.is_near_the_limit = True
         self.limit_at = time.monotonic() + self.task["signal_before_s"] - LATE_S
         print("sfg: the time limit is near: what is done is committed, then the job is requeued", flush=True)
         self._interrupt()
 
     def _on_end(self, number: int, frame: object) -> None:
-        """Cancelled, preempted or at the limit: Slurm itself requeues what it preempts."""
+        """Slurm's signal at the end: the job is cancelled, preempted or at its limit."""
         self.is_ending, self.ended_at = True, time.monotonic()
         self._interrupt()
 
@@ -237,16 +239,16 @@ class SlurmTask:
             print(f"sfg: scontrol requeue {name}: {done.stderr.strip()}", file=sys.stderr, flush=True)
             self._note("ended", status=status, reason="scontrol requeue failed")
             return status
-        # Slurm ends this step; to return before it has said so would count as the job's own end.
+        # Slurm ends this step. A return before its signal would count as the job's own end.
         deadline = time.monotonic() + DRIVER_GRACE_S
         while not self.is_ending and time.monotonic() < deadline:
             time.sleep(0.2)
         return status
 
     def _traces(self) -> str:
-        """What the stages have got done, as far as files tell: another text means that they got on.
+        """A digest of the files in the output: another digest means progress.
 
-        Where the output is in an object store nothing is known, and every attempt is taken to get on.
+        Nothing is known of an output in an object store, where every attempt counts as progress.
         """
         output = self.task["outputs"][self.index]
         if "://" in output:
@@ -256,9 +258,9 @@ class SlurmTask:
             if os.path.basename(folder) == "pairs.zarr":
                 folders[:] = ["commits"]  # an array's chunks count once their shard is committed
             folders[:] = [name for name in folders if name not in ("tensorboard", "work")]
-            # The encoder's checkpoint is one file, written over; the others tell by their names.
+            # The encoder's checkpoint is one file that is written over; other files have new names.
             for name in files:
-                if name.startswith("hold"):  # of every attempt, whatever it does
+                if name.startswith("hold"):  # every attempt writes these
                     continue
                 path, stamp = os.path.join(folder, name), 0.0
                 if name == "encoder.safetensors":
@@ -268,7 +270,7 @@ class SlurmTask:
         return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
 
     def _was_idle(self) -> bool:
-        """Whether the attempt before this one said that it got nothing done."""
+        """Whether the attempt before this one noted that it made no progress."""
         own = []
         with contextlib.suppress(OSError):
             for line in self._attempts().read_text(encoding="utf-8").splitlines():
@@ -278,20 +280,20 @@ class SlurmTask:
         return bool(own) and own[-1]["attempt"] == self.attempt - 1 and bool(own[-1].get("is_idle"))
 
     def _attempts(self) -> Path:
-        """A file of this task alone: lines of several nodes at once overwrite each other on NFS."""
+        """The notes of this task, a file of its own, since lines of several nodes overwrite each other on NFS."""
         return self.root / "attempts" / f"{self._part()}_{self.index}.jsonl"
 
     def _part(self) -> str:
         return self.environment["SLURM_ARRAY_JOB_ID"] if self.is_array else self.job_id
 
     def _is_preempted(self) -> bool:
-        """Whether Slurm is taking the job off its nodes: it tells the steps, and the batch script at the end only."""
+        """Whether Slurm is taking the job off its nodes; it signals this batch script only at the end."""
         if self.is_ending:
             return False
         return self._slurms_words().get("PreemptTime", "None") not in ("None", "Unknown", "N/A", "")
 
     def _is_cancelled(self) -> bool:
-        """Whether the end that Slurm has sent word of is somebody's wish, not the limit's."""
+        """Whether Slurm's signal to end means that somebody cancelled the job, and not the limit."""
         if not self.is_ending:
             return False
         words = self._slurms_words()
@@ -306,7 +308,7 @@ class SlurmTask:
     # Ray.
 
     def _start_ray(self, environment: dict, scratch: Path) -> str:
-        """The cluster's address, when every node has joined it."""
+        """Start Ray on all nodes; the cluster's address, once every node has joined."""
         nodes = self.nodes = self._nodes()
         make = ["sh", "-c", f"{MAKE}; {SWEEP}", "sh", *self.places, str(scratch)]
         for node, trouble in self._on_nodes(nodes[1:], make).items():
@@ -332,7 +334,7 @@ class SlurmTask:
                 [
                     "start", "--head", f"--node-ip-address={host}", f"--port={port}",
                     "--include-dashboard=false", f"--temp-dir={scratch / 'r'}", *self._ray_options(),
-                    # Where Ray has its client's server, its port is else the same for every Ray of a node.
+                    # Ray's client server, where it is installed, has by default one port for every Ray of a node.
                     *([f"--ray-client-server-port={client_port}"] if not asked.returncode else []),
                 ],
                 environment,
@@ -354,7 +356,7 @@ class SlurmTask:
 
     def _ray_options(self) -> list:
         cpus, gpus = self.task["cpus_per_node"], self.task["gpus_per_node"]
-        # Workers take any free ports: the default range is that of every Ray on the node.
+        # Workers take any free ports, since every Ray on the node has the same default range.
         options = ["--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats", "--block"]
         return [*options, f"--num-cpus={cpus or self._own_cpus()}", f"--num-gpus={gpus}"]
 
@@ -363,7 +365,7 @@ class SlurmTask:
         return int(text) if text.isdigit() else os.cpu_count() or 1
 
     def _step(self, node: str, name: str, arguments: list, environment: dict) -> tuple[subprocess.Popen[bytes], Path]:
-        """A job step on one node; its output goes to a log of its own."""
+        """Start a job step on one node; its output goes to its own log."""
         log = self.logs / f"{self.job_id}-{self.attempt}-{name}.log"
         command = _srun(node)
         gpus = self.task["gpus_per_node"]
@@ -399,7 +401,7 @@ class SlurmTask:
                 waiting.wait()
 
     def _require_ray(self) -> None:
-        """A Ray process that has ended before its time ends the job, but for a worker's: others take over its work."""
+        """End the job if Ray's head has ended, or a worker before all have joined; later, others take over its work."""
         for process, log, node in self.processes:
             if process.poll() is None:
                 continue
@@ -411,7 +413,7 @@ class SlurmTask:
 
     def _stop_ray(self) -> None:
         """End this attempt's Ray processes, and no others."""
-        # A cancelled job has seconds (KillWait) to clean up in; what is committed is safe anyhow.
+        # A cancelled job has seconds (KillWait) to clean up; what is committed is safe.
         patience_s, ray_s = (ENDING_S, ENDING_S / 2) if self.is_ending else (DRIVER_GRACE_S, 15.0)
         if self.driver is not None and self.driver.poll() is None:
             self._interrupt()
@@ -437,7 +439,7 @@ class SlurmTask:
         return listed.stdout.split()
 
     def _note(self, event: str, **details: object) -> None:
-        """A line of the submission's log, which `sfg jobs` reads."""
+        """Note an event of this attempt, for `sfg jobs`."""
         entry = {
             "event": event, "time": time.time(), "job_id": self.job_id, "task": self.index, "attempt": self.attempt,
             "part": self._part(),
@@ -449,15 +451,15 @@ class SlurmTask:
 
 
 def port_of(job_id: str, number: int) -> int:
-    """The port of an attempt: far from that of the next jobs."""
+    """The port of a job's n-th try, far from those of the next jobs."""
     return FIRST_PORT + (int(job_id) * 7 + 997 * number) % NUM_PORTS
 
 
 def _srun(node: str) -> list:
     """The words that run a step of one task on a node, beside other steps.
 
-    --export=ALL: the token reaches the step also where sbatch was told to export nothing. --cpu-bind=none: a step of
-    one task would else be held to one CPU of those that the job has.
+    With --export=ALL the token reaches the step even where sbatch was told to export nothing. Without --cpu-bind=none a
+    step of one task could use only one of the job's CPUs.
     """
     return [
         "srun", "--nodes=1", "--ntasks=1", f"--nodelist={node}", "--overlap", "--kill-on-bad-exit=0", "--export=ALL",
@@ -466,7 +468,7 @@ def _srun(node: str) -> list:
 
 
 def _without_working_directory(path: str) -> str:
-    """A PYTHONPATH whose entries are no other name of the working directory, whose files are the user's."""
+    """A PYTHONPATH without the working directory under any name, since its files are the user's."""
     here = os.path.realpath(".")
     return os.pathsep.join(
         entry for entry in path.split(os.pathsep)
@@ -481,9 +483,9 @@ def _show(command: list) -> dict:
 
 
 def _address_of(node: str, other: str | None = None) -> str:
-    """The node's address as Slurm knows it, or by its name; to be called on the node itself.
+    """The node's address as Slurm knows it, or by its name; call this on the node itself.
 
-    A node's own name is often loopback to itself (127.0.1.1 on Debian): then that by which it would speak to another.
+    On Debian a node's own name means loopback (127.0.1.1). The address is then the one from which it reaches ``other``.
     """
     found, there = (socket.gethostbyname(_show(["scontrol", "show", "node", name]).get("NodeAddr") or name)
                     for name in (node, other or node))  # fmt: skip

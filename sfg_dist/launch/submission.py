@@ -1,13 +1,13 @@
-"""A submission: jobs with a scheduler, what it was told, and where to look for them.
+"""A submission: jobs that were sent to a scheduler together, and the folder that describes them.
 
 SUBMISSIONS/<id>/              on a file system that the nodes share
-    submission.json            what it is; written before anything is sent
-    state.json                 how it ended, once the scheduler has said so: it is not asked again
-    jobs/0.toml ...            the jobs as resolved, with absolute paths
+    submission.json            the submission; written before anything is sent
+    state.json                 how it ended; written when the scheduler says so, which is then not asked again
+    jobs/0.toml ...            the resolved jobs, with absolute paths
     logs/                      of the nodes
-    attempts/                  what the attempts say of themselves, a file a part and task
+    attempts/                  notes of the attempts, one file for each task of a part
 
-A line in ~/.local/state/sfg_dist/submissions.jsonl finds them again.
+~/.local/state/sfg_dist/submissions.jsonl has a line for each submission.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import os
 import secrets
 import shlex
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
-from sfg_dist.job.config import Job, resolve_job
+from sfg_dist.job.config import Job
 from sfg_dist.job.errors import ClusterError, ConfigError, DocumentError
 from sfg_dist.job.object_stores import is_url
 from sfg_dist.job.paths import expanded
@@ -43,21 +43,41 @@ _FIELDS = {
     "options?": {str: str},
 }
 ANSWER_S = 120.0  # for a scheduler's command to answer
+POLL_S = 2.0  # between two questions; SFG_POLL_S overrides it
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A line that an attempt of a task wrote about itself.
+
+    Attributes:
+        event: "started", "requeued", "ended" or "failed".
+        part: the scheduler's id of the part.
+        task: the number of the job within the part.
+        time: when, in seconds.
+        status: the exit status, behind "ended".
+    """
+
+    event: str = ""
+    part: str = ""
+    task: int = 0
+    time: float = 0.0
+    status: int | None = None
 
 
 @dataclass
 class Submission:
-    """What was sent.
+    """Jobs that were sent together.
 
     Attributes:
-        id: of this package's own.
+        id: this package's own.
         to: "slurm", "kuberay" or "ray".
-        name: of the user's choice.
+        name: chosen by the user.
         folder: see the module.
         outputs: output.dir of each job.
-        scheduler_ids: what the scheduler calls it, one a part.
+        scheduler_ids: the scheduler's own, one a part.
         created: time, in ISO format.
-        options: what else is needed to ask after it: the address, the namespace.
+        options: what else the scheduler needs to be asked: an address, a namespace.
     """
 
     id: str
@@ -80,7 +100,7 @@ class Submission:
         _replace(self.path / ID_NAME, json.dumps(asdict(self), indent=1))
 
     def final_state(self) -> str | None:
-        """How it ended, as noted; None where that is not known, or where an attempt has begun since."""
+        """How it ended, as noted; None where nothing is noted, or where an attempt has begun since."""
         with contextlib.suppress(OSError, ValueError, KeyError):
             noted = read_json(_beginning(self.path / STATE_NAME), STATE_NAME, {"state": str, "lines": int})
             if noted["lines"] == len(self.attempts()):
@@ -88,22 +108,23 @@ class Submission:
         return None
 
     def note_final_state(self, state: str, num_lines: int) -> None:
-        """Note how it ended, and how many lines its attempts had written before that was asked.
-
-        Another user's submission can be looked at all the same.
-        """
-        with contextlib.suppress(OSError):
+        """Note how it ended, and how many lines its attempts had written before the scheduler was asked."""
+        with contextlib.suppress(OSError):  # of another user, or on a full disk
             _replace(self.path / STATE_NAME, json.dumps({"state": state, "lines": num_lines}))
 
-    def attempts(self) -> list[dict[str, Any]]:
-        """What the attempts said, in the order of their clocks; a torn last line is left out."""
+    def attempts(self) -> list[Attempt]:
+        """What the attempts noted, in the order of their clocks; lines that cannot be read are left out."""
         found = []
         for file in (self.path / "attempts").glob("*.jsonl"):
             with contextlib.suppress(OSError):
                 for line in _beginning(file, MAX_LOG_BYTES).splitlines():
                     with contextlib.suppress(DocumentError):
-                        found.append(read_json(line, file.name, {"time?": float}))
-        return sorted(found, key=lambda entry: float(entry.get("time", 0.0)))
+                        noted = read_json(line, file.name, {"time?": float})
+                        found.append(Attempt(**{name: noted[name] for name in _ATTEMPT_KEYS if name in noted}))
+        return sorted(found, key=lambda attempt: attempt.time)
+
+
+_ATTEMPT_KEYS = tuple(key.name for key in fields(Attempt))
 
 
 @dataclass(frozen=True)
@@ -111,15 +132,15 @@ class Rendered:
     """What would be sent.
 
     Attributes:
-        commands: of this machine, in order; each a list of words.
-        files: by the name within the submission's folder.
+        commands: to run on this machine in order, each a list of words.
+        files: contents by name within the submission's folder.
     """
 
     commands: list[list[str]]
     files: dict[str, str]
 
     def text(self) -> str:
-        """For the user's eyes: every file, then every command."""
+        """Every file, then every command, for the user to read."""
         parts = [f"# {name}\n{content.rstrip()}" for name, content in self.files.items()]
         parts += [f"# command\n{shlex.join(words)}" for words in self.commands]
         return "\n\n".join(parts)
@@ -127,14 +148,14 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Order:
-    """What a scheduler is to be told.
+    """What a scheduler is asked for.
 
     Attributes:
-        jobs: one or more; several become an array where the scheduler has such.
+        jobs: one or more; several become an array where the scheduler has arrays.
         profile: the site.
-        stages: commands of ``sfg`` to run, in order; options of one behind its name.
-        apart: whether each stage is a job of its own, which waits for the one before.
-        after: ids of the scheduler that must have ended well before.
+        stages: commands of ``sfg`` to run in order, each with its options.
+        apart: whether each stage is a scheduler's job of its own that waits for the stage before.
+        after: the scheduler's ids of jobs that must have succeeded first.
     """
 
     jobs: Sequence[Job]
@@ -145,7 +166,7 @@ class Order:
 
 
 def stage_words(stage: str, job: str) -> list[str]:
-    """Words behind ``sfg`` for a stage, whose options may stand behind its name.
+    """The words behind ``sfg`` for a stage, whose options stand behind its name.
 
     Example:
         >>> stage_words("scale --workers 1,2", "job.toml")
@@ -162,7 +183,7 @@ def stage_words(stage: str, job: str) -> list[str]:
 
 
 def new_submission(jobs: Sequence[Job], to: str, name: str, profile: Profile) -> Submission:
-    """A submission of jobs that nothing is written of yet."""
+    """A submission that is not written anywhere yet."""
     now = datetime.datetime.now(datetime.UTC)
     identifier = f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     folder = Path(expanded(profile.setup.dir)).absolute() / identifier
@@ -177,30 +198,27 @@ def new_submission(jobs: Sequence[Job], to: str, name: str, profile: Profile) ->
 
 
 def with_absolute_paths(job: Job) -> Job:
-    """The job as it reads from any directory."""
-    document = job.model_dump(exclude_none=True)
-    document["output"]["dir"] = _absolute(job.output.dir)
-    if _is_path(job.data.source):
-        document["data"]["source"] = _absolute(job.data.source)
-    if job.labels.latents is not None:
-        document["labels"]["latents"] = _absolute(job.labels.latents)
-    return resolve_job(document)
+    """The job with paths that mean the same in any working directory."""
+    source, latents = job.data.source, job.labels.latents
+    return job.changed(
+        output={"dir": _absolute(job.output.dir)},
+        data={"source": _absolute(source) if _is_path(source) else source},
+        labels={"latents": None if latents is None else _absolute(latents)},
+    )
 
 
 def without_address(job: Job) -> Job:
-    """The job without the cluster that the command line named: where it is sent, HERE names it."""
-    return job.model_copy(update={"executor": job.executor.model_copy(update={"address": None})})
+    """The job without the address of a cluster; on the cluster itself ``HERE`` names it."""
+    return job.changed(executor={"address": None})
 
 
 def seeded(job: Job, seeds: Sequence[int]) -> list[Job]:
-    """The job once a seed, each in a directory of its own under output.dir."""
-    jobs = []
-    for seed in seeds:
-        document = job.model_dump(exclude_none=True)
-        document["labels"]["seed"] = document["train"]["seed"] = seed
-        document["output"]["dir"] = f"{job.output.dir.rstrip('/')}/seed_{seed}"
-        jobs.append(resolve_job(document))
-    return jobs
+    """One job a seed, each in a directory of its own under output.dir."""
+    folder = job.output.dir.rstrip("/")
+    return [
+        job.changed(labels={"seed": seed}, train={"seed": seed}, output={"dir": f"{folder}/seed_{seed}"})
+        for seed in seeds
+    ]
 
 
 def _absolute(path: str) -> str:
@@ -211,75 +229,50 @@ def _is_path(source: str) -> bool:
     return not is_url(source) and ("/" in source or "." in source or Path(source).exists())
 
 
-def submit(order: Order, *, to: str, name: str) -> tuple[Submission, Rendered, Callable[[], Submission]]:
-    """Render a submission; the third result sends it.
-
-    Args:
-        order: what is wanted.
-        to: "slurm", "kuberay" or "ray".
-        name: shown by the scheduler.
+def write_files(submission: Submission, rendered: Rendered) -> None:
+    """Write the submission's files.
 
     Raises:
-        ConfigError: the scheduler cannot do what is asked.
+        ConfigError: the folder cannot be written.
     """
-    if to == "slurm":
-        from sfg_dist.launch import slurm as scheduler
-    elif to == "kuberay":
-        from sfg_dist.launch import kuberay as scheduler  # type: ignore[no-redef]
-    elif to == "ray":
-        from sfg_dist.launch import ray_jobs as scheduler  # type: ignore[no-redef]
-    else:
-        raise ConfigError(f"--to {shown(to)}: expected slurm, kuberay or ray")
-    order = replace(order, jobs=[with_absolute_paths(job) for job in order.jobs])
-    submission = new_submission(order.jobs, to, name, order.profile)
-    rendered = scheduler.render(submission, order)
-
-    def send() -> Submission:
-        write_files(submission, rendered)
-        remember(submission)  # before anything is sent: what is half sent must be found again
-        scheduler.send(submission, rendered)
-        submission.save()
-        return submission
-
-    return submission, rendered, send
-
-
-def write_files(submission: Submission, rendered: Rendered) -> None:
-    """Put the files in place, before anything is sent."""
     try:
         submission.save()
         (submission.path / "logs").mkdir(exist_ok=True)
         for name, content in rendered.files.items():
             path = submission.path / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Jobs may hold secrets: there is no moment in which others can read them.
+            # Jobs may hold secrets: others can read them at no moment.
             _create(path, content, 0o700 if name.endswith(".sh") else 0o600)
     except OSError as error:
         raise ConfigError(f"setup.dir: {submission.folder} cannot be written ({error.strerror})") from error
 
 
 def _create(path: Path, content: str, mode: int) -> None:
-    """Write a file that must not be there yet, be it as a link."""
+    """Write a new file; a file or link of that name is refused."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(content)
 
 
 def _replace(path: Path, content: str) -> None:
-    """Write a file whole, in place of an older one."""
+    """Replace a file by a whole new one."""
     part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
     _create(part, content, 0o666)
     part.replace(path)
 
 
 def registry() -> Path:
-    """The file that finds submissions again."""
+    """The file that lists this user's submissions."""
     base = os.environ.get("XDG_STATE_HOME") or expanded("~/.local/state")
     return Path(base) / "sfg_dist" / "submissions.jsonl"
 
 
 def remember(submission: Submission) -> None:
-    """Add a line to the registry."""
+    """Add a submission to the registry.
+
+    Raises:
+        ConfigError: the registry cannot be written.
+    """
     path = registry()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -308,16 +301,16 @@ def known() -> Iterator[Submission]:
 
 
 def _beginning(path: Path, most: int = MAX_BYTES) -> bytes:
-    """A file, or the beginning of one that is longer than it may be."""
+    """The first ``most + 1`` bytes of a file."""
     with path.open("rb") as file:
         return file.read(most + 1)
 
 
 def find(word: str) -> Submission:
-    """The submission of an id, a scheduler's id, a name (the newest of that name) or the start of an id.
+    """The submission by its id or the start of it, a scheduler's id, or its name (the newest of that name).
 
     Raises:
-        ConfigError: there is none, or more than one begins so.
+        ConfigError: there is none, or more than one.
     """
     everything = list(known())
     exact = [one for one in everything if word in (one.id, one.name) or word in one.scheduler_ids]
@@ -331,11 +324,16 @@ def find(word: str) -> Submission:
     return found[0]
 
 
+def pause() -> None:
+    """The time between two looks at a submission."""
+    time.sleep(float(os.environ.get("SFG_POLL_S", POLL_S)))
+
+
 def run_command(words: Sequence[str], *, what: str, environment: Mapping[str, str] | None = None) -> str:
-    """A scheduler's own command; what it printed.
+    """Run a scheduler's own command and give back what it printed; ``what`` begins the message of an error.
 
     Raises:
-        ClusterError: it is not there, or it failed; the message has what it said.
+        ClusterError: the command is missing, failed or did not answer.
     """
     try:
         done = subprocess.run(

@@ -1,18 +1,18 @@
-"""The test log-likelihood of a run: of its encoder, and of what stands beside it.
+"""The test log-likelihood of a run's encoder, and of other densities to compare it with.
 
-    encoder   what Generator.log_prob says, its mass taken off
-    kernel    the density of the blurred training rows, which is the law of the labels, exactly
+    encoder   the density of Generator.log_prob, divided by its mass
+    kernel    the density of the blurred training rows, which is the exact law of the labels
     ode       the same law along the probability-flow ODE, on fewer rows
     normal    a normal law in the flow's coordinates, with the training rows' mean and covariance
 
-All in nats per unit volume of the user's columns, on held-out rows; columns on a grid count as spread over their cells,
-and a value that repeats as a point that has its share.
+All are in nats per unit volume of the user's columns, on held-out rows. A column on a grid counts as spread over its
+cells, and a value that repeats as a point with a share of its own.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 import numpy as np
 
@@ -24,59 +24,75 @@ if TYPE_CHECKING:
     from sfg_dist.store import Pairs
 
 MAX_ROWS = 10_000
-_KERNEL_PAIRS, _ODE_PAIRS = 2e8, 2e8  # pairs of a row and a reference, over all evaluations
+_PAIRS = 2e8  # pairs of a row and a reference that a figure may sum, over all evaluations
 _ODE_EVALUATIONS = 64
 _MAX_REFERENCE = 2**20
+Method = Literal["kernel", "ode"]
 
 
-def likelihood_figures(generator: Generator, prepared: Prepared, pairs: Pairs) -> dict[str, Any]:
-    """The figures by name; each has mean, standard_error and num_rows, the encoder's also its mass.
+class Figure(TypedDict):
+    """A mean log-likelihood; None where it is not finite, which JSON cannot say."""
+
+    mean: float | None
+    standard_error: float | None
+    num_rows: int
+
+
+class EncoderFigure(Figure):
+    """The encoder's, with the mass of its density."""
+
+    mass: float
+    mass_error: float
+    mass_plain: float
+    mass_plain_error: float
+    mass_established: bool
+
+
+def likelihood_figures(generator: Generator, prepared: Prepared, pairs: Pairs) -> dict[str, Figure]:
+    """The figures by name.
 
     Args:
         generator: with an encoder.
         prepared: the table, whose test rows are judged.
-        pairs: the store that holds the reference. The kernel density and the ODE's are left out where the reference has
+        pairs: the store that holds the reference. The kernel and ODE densities are left out where the reference has
             more than 2^20 rows, or the labels were made from mini-batches.
     """
     rows, noise = prepared.test[:MAX_ROWS], prepared.noise("test")[:MAX_ROWS]
     volume = prepared.transform.log_det_jacobian(rows, noise=noise)
     flow_rows = prepared.transform.forward(rows, noise=noise).astype(np.float64)
-    assert generator.mass is not None  # it has an encoder
-    figures = {
-        "encoder": _figure(generator.log_density(rows, noise=noise))
-        | {
-            "mass": generator.mass.value,
-            "mass_error": generator.mass.standard_error,
-            "mass_plain": generator.mass.plain,
-            "mass_plain_error": generator.mass.plain_error,
-            "mass_established": generator.mass.is_established,
-        }
+    mass = generator.mass
+    assert mass is not None  # it has an encoder
+    encoder: EncoderFigure = {
+        **_figure(generator.log_density(rows, noise=noise)),
+        "mass": mass.value,
+        "mass_error": mass.standard_error,
+        "mass_plain": mass.plain,
+        "mass_plain_error": mass.plain_error,
+        "mass_established": mass.is_established,
     }
+    figures: dict[str, Figure] = {"encoder": encoder}
     num_reference = pairs.num_reference
     if num_reference <= _MAX_REFERENCE and pairs.plan.labels["estimator"] == "full":
         reference = pairs.reference.astype(np.float64)
-        for method, most in (
-            ("kernel", _KERNEL_PAIRS / num_reference),
-            ("ode", _ODE_PAIRS / (num_reference * _ODE_EVALUATIONS)),
-        ):
-            part = slice(0, min(len(rows), max(20, int(most))))
+        budgets: dict[Method, float] = {"kernel": num_reference, "ode": num_reference * _ODE_EVALUATIONS}
+        for method, row_pairs in budgets.items():
+            part = slice(0, min(len(rows), max(20, int(_PAIRS / row_pairs))))
             figures[method] = _figure(_flow_density(flow_rows[part], reference, pairs, method) + volume[part])
     figures["normal"] = _figure(_normal_log_density(flow_rows, pairs) + volume)
     return figures
 
 
-def _figure(values: NDArray[np.float64]) -> dict[str, Any]:
+def _figure(values: NDArray[np.float64]) -> Figure:
     error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return {"mean": _number(float(values.mean())), "standard_error": _number(error), "num_rows": len(values)}
 
 
 def _number(value: float) -> float | None:
-    """JSON knows no infinity."""
     return value if math.isfinite(value) else None
 
 
 def _flow_density(
-    rows: NDArray[np.float64], reference: NDArray[np.float64], pairs: Pairs, method: str
+    rows: NDArray[np.float64], reference: NDArray[np.float64], pairs: Pairs, method: Method
 ) -> NDArray[np.float64]:
     from sfg_dist.flow import log_density
 
@@ -85,7 +101,7 @@ def _flow_density(
         reference,
         t_min=pairs.plan.t_min,
         schedule=pairs.plan.labels["schedule"],
-        method=method,  # type: ignore[arg-type]
+        method=method,
         num_evaluations=_ODE_EVALUATIONS,
         sigma_data=pairs.plan.sigma_data,
     ).astype(np.float64)

@@ -1,4 +1,4 @@
-"""The output directory of a run, local or in an object store: where things are, and the log of what happens."""
+"""The output directory of a run, local or in an object store: where its files are, and the log of its events."""
 
 from __future__ import annotations
 
@@ -23,11 +23,7 @@ Listener = Callable[[Mapping[str, Any]], None]
 
 
 class OutputDirectory:
-    """Where a run leaves all that it makes.
-
-    Args:
-        url: ``output.dir``, a path or an s3:// URL.
-        listener: called with every event.
+    """Where a run leaves all that it makes: ``output.dir``, a path or an s3:// URL.
 
     Raises:
         ConfigError: it is a file.
@@ -40,10 +36,11 @@ class OutputDirectory:
             if not there.is_dir():
                 which = "" if there == Path(self.url).absolute() else f": {there}"
                 raise ConfigError(f"output.dir = {url!r}{which} is a file: name a directory")
+        self.pairs_url, self.samples_url = f"{self.url}/pairs.zarr", f"{self.url}/samples.zarr"
+        self.model_url, self.checkpoints_url = f"{self.url}/model", f"{self.url}/checkpoints"
+        self.report_url = f"{self.url}/report.html"
         self._listener = listener
         self._may_drop_events = self._has_warned = self._is_own = False
-
-    # Where things are: paths, or URLs of an object store.
 
     @cached_property
     def output(self) -> Location:
@@ -54,41 +51,11 @@ class OutputDirectory:
 
     @cached_property
     def events(self) -> EventLog:
-        """What happened, one JSON line an event."""
+        """events.jsonl, one JSON line an event."""
         return EventLog(self.output)
 
-    @property
-    def pairs_url(self) -> str:
-        """The store of pairs."""
-        return f"{self.url}/pairs.zarr"
-
-    @property
-    def model_url(self) -> str:
-        """The saved generator."""
-        return f"{self.url}/model"
-
-    @property
-    def checkpoints_url(self) -> str:
-        """Checkpoints of the fit."""
-        return f"{self.url}/checkpoints"
-
-    @property
-    def samples_url(self) -> str:
-        """The samples that are evaluated."""
-        return f"{self.url}/samples.zarr"
-
-    @property
-    def report_url(self) -> str:
-        """The page that shows the figures, which metrics.json holds."""
-        return f"{self.url}/report.html"
-
     def require_own(self) -> None:
-        """Refuse, before any work, an output directory in which a run would meet links, or write over foreign files.
-
-        Raises:
-            ConfigError: a file has a name that the run's own have, and another made it.
-            StoreLinkError: a name of the run's own is a link.
-        """
+        """Refuse a directory in which a run would follow a link or write over a foreign file (see ``ownership``)."""
         from sfg_dist.pipeline.ownership import require_own
 
         if not self._is_own and (is_url(self.url) or Path(self.url).is_dir()):
@@ -96,7 +63,7 @@ class OutputDirectory:
         self._is_own = True
 
     def emit(self, event: str, **details: Any) -> None:
-        """Tell what happened."""
+        """Log an event and tell the listener."""
         entry = without_credentials({"time": round(time.time(), 3), "event": event, **details})
         try:
             with self.writing("events.jsonl"):
@@ -113,13 +80,13 @@ class OutputDirectory:
             self._listener(entry)
 
     def tell(self, event: str, **details: Any) -> None:
-        """Tell the listener what is of no use a moment later; the log does not keep it."""
+        """Tell the listener alone, for news that are of no use later."""
         if self._listener is not None:
             self._listener(without_credentials({"time": round(time.time(), 3), "event": event, **details}))
 
     @contextlib.contextmanager
     def dropping_events(self) -> Iterator[None]:
-        """Within, an event that cannot be written is dropped, with one warning: what counts is written elsewhere."""
+        """Within, an event that cannot be logged is dropped, with one warning."""
         before, self._may_drop_events = self._may_drop_events, True
         try:
             yield
@@ -128,7 +95,7 @@ class OutputDirectory:
 
     @contextlib.contextmanager
     def writing(self, what: str) -> Iterator[None]:
-        """Within, a failed write becomes a message that says what is safe."""
+        """Within, a failed write of ``what`` becomes a StoreError that names it."""
         from sfg_dist.store import reason_of
 
         try:
@@ -138,7 +105,7 @@ class OutputDirectory:
 
     @contextlib.contextmanager
     def stage(self, name: str, *, fresh: bool = True, **details: Any) -> Iterator[None]:
-        """Within, a stage is at work; its time counts from scratch where it is ``fresh``."""
+        """Within, a stage is at work; the time of a ``fresh`` one starts from zero."""
         started = time.monotonic()
         self.emit("stage_started", stage=name, fresh=fresh, **details)
         try:

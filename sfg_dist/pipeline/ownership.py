@@ -1,8 +1,8 @@
-"""What of an output directory this package made: nothing else is written over.
+"""Which files of an output directory this package made: a run writes over no others.
 
-An output directory may be one where the user keeps files of theirs, such as the working directory. A page and the copy
-of the job have a mark; the other files are known by how they begin, and so are pages that earlier versions made. A file
-of one of these names that is not known is the user's: a run refuses it by name, before it does anything.
+A user may keep own files in an output directory, such as the working directory. Pages and the copy of the job carry a
+mark. The other files, and pages of earlier versions, are known by their first bytes. A file that has one of the run's
+names and is not known is the user's: a run refuses it before any work.
 """
 
 from __future__ import annotations
@@ -51,20 +51,20 @@ _KNOWN: dict[str, Callable[[bytes], bool]] = {
     "compare/compare.html": _holds(_PAGE.pattern),
     "scale/scale.html": _holds(_PAGE.pattern),
 }
-"""Files that are written over or added to, and how those of this package are known."""
+"""Files that a run writes over or adds to, each with a test of its first bytes."""
 _BESIDE_FIT = re.compile(r"checkpoints/(step_\d+/progress\.json|fitted\.safetensors|live\.json|failed\.txt)")
 
 
 def require_own(output: Location) -> None:
-    """Refuse an output directory where a run would follow a link, or write over what something else has made.
+    """Refuse an output directory where a run would follow a link, or write over a foreign file.
 
     Raises:
-        ConfigError: a file has a name that the run's own have, and another made it.
-        StoreLinkError: a name of the run's own is a link.
+        ConfigError: a file with one of the run's names is foreign.
+        StoreLinkError: one of the run's names is a link.
     """
     for name in (*OWN_FOLDERS, "pairs.zarr", "tensorboard", JOB_KEY):
         output.look(name)  # refuses a link
-    # A store is looked through by those who write to it.
+    # The writers of a store look through it themselves.
     for entry in chain.from_iterable(map(output.oddities, OWN_FOLDERS)):
         place = f"{output.url}/{printable(entry.key)}"
         raise StoreLinkError(f"output.dir: {place} {entry.oddity}: remove it, or choose another output.dir")
@@ -79,13 +79,13 @@ def require_own(output: Location) -> None:
 
 
 def job_to_write(output: Location, job: Job) -> bytes | None:
-    """The copy of the job that belongs into an output directory; None where the user's own file says the same.
+    """The copy of the job to write into an output directory; None where the user's own file is the same job.
 
-    A copy is laid out as a program does it, and has no comments beside its mark. One that an earlier version made has
-    no mark and lies beside a store.
+    A copy has the layout of the TOML writer and no comment but its mark. The copy of an earlier version has no mark,
+    and lies beside a store.
 
     Raises:
-        ConfigError: a job.toml is there that somebody wrote or changed, and it is another job.
+        ConfigError: somebody wrote or changed the job.toml that is there, and it is another job.
     """
     content = JOB_MARK + job.to_toml().encode()
     there = output.read(JOB_KEY)

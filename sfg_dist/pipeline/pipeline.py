@@ -1,7 +1,7 @@
 """The stages of a run in order: label, train, sample, evaluate.
 
-Each stage reads what the one before left in the output directory, so each can be run, stopped and run again alone. What
-happens is told as events: JSON lines in events.jsonl, and a callable that the command line uses for its display.
+Each stage reads what the one before left in the output directory, so each can be run, stopped and run again alone.
+Events tell what happens: as JSON lines in events.jsonl, and to a listener such as the command line's display.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,17 +22,25 @@ import numpy as np
 from sfg_dist.distributed.fit.generator import TrainHooks, fit_generator, fit_settings
 from sfg_dist.distributed.labels.label import label_pending, label_settings
 from sfg_dist.job.config import Job, load_job, resolve_job
-from sfg_dist.job.errors import ConfigError, DataError, StoreError
+from sfg_dist.job.errors import ConfigError, StoreError
 from sfg_dist.job.object_stores import absolute_url, is_url
 from sfg_dist.job.paths import expanded
 from sfg_dist.job.plan import fingerprint
 from sfg_dist.job.values import shown
+from sfg_dist.pipeline.check import check_job
 from sfg_dist.pipeline.likelihood import likelihood_figures
 from sfg_dist.pipeline.output import Listener, OutputDirectory
 from sfg_dist.pipeline.ownership import job_to_write
-from sfg_dist.pipeline.plan import check_job, identity_of_keys, warn_of_plain_process
+from sfg_dist.pipeline.plan import (
+    cluster_order,
+    frame_of,
+    identity_of_keys,
+    plan_of,
+    warn_of_old_store,
+    warn_of_plain_process,
+)
 from sfg_dist.pipeline.report import report_content
-from sfg_dist.pipeline.table_plan import frame_of, plan_of, prepare_table, table_of_store, validation_rows
+from sfg_dist.pipeline.table import held_out_conditions, prepare_table, table_of_store
 from sfg_dist.store.log import stage_times
 
 if TYPE_CHECKING:
@@ -41,22 +50,25 @@ if TYPE_CHECKING:
     from sfg_dist.model.generator import Generator
     from sfg_dist.store import Frame, Pairs
 
+Metrics = dict[str, Mapping[str, Any]]
+"""metrics.json: figures by name for floor, labels, samples, label_error, likelihood and time_s."""
+
 
 def run(
     job: str | Path | Mapping[str, Any] | Job, *, listener: Listener | None = None, overlap: bool = False
-) -> dict[str, Any]:
+) -> Metrics:
     """Label, train, sample and evaluate.
 
     Args:
         job: the path of a job file, a mapping of its tables, or a checked job.
         listener: called with every event, a mapping with "event" and "time".
-        overlap: whether training begins on the shards that are committed while the rest is still being labelled.
+        overlap: train on committed shards while the rest is being labelled.
 
     Returns:
         The metrics, as written to metrics.json.
 
     Raises:
-        SfgError: what failed, with what to do; what is written so far is kept and the same call goes on from there.
+        SfgError: a stage failed; what is written so far is kept, and the same call goes on from there.
 
     Example:
         >>> sfg_dist.run({"data": {"source": "moons"}, "output": {"dir": "runs/moons"}})      # doctest: +SKIP
@@ -73,7 +85,7 @@ def as_job(job: str | Path | Mapping[str, Any] | Job) -> Job:
     """A checked job from whatever names it.
 
     Raises:
-        ConfigError: nothing of the kind, or a key or value is wrong.
+        ConfigError: it is none of these, or a key or value is wrong.
     """
     if isinstance(job, Job):
         return job
@@ -90,10 +102,6 @@ def as_job(job: str | Path | Mapping[str, Any] | Job) -> Job:
 class Pipeline(OutputDirectory):
     """One job and its output directory; each stage is a method.
 
-    Args:
-        job: the checked job.
-        listener: called with every event.
-
     Raises:
         ConfigError: keys that are right each alone do not fit together.
     """
@@ -108,10 +116,10 @@ class Pipeline(OutputDirectory):
     # Stages.
 
     def label(self, *, overlap: bool = False) -> Pairs:
-        """Make the pairs, or what is missing of them.
+        """Make the pairs that are missing.
 
         Args:
-            overlap: whether a worker trains on what is committed meanwhile (see ``distributed/fit/ahead.py``).
+            overlap: whether a worker trains on committed pairs meanwhile (see ``distributed/fit/ahead.py``).
         """
         return self._label(self.open_store(), overlap=overlap)
 
@@ -119,7 +127,7 @@ class Pipeline(OutputDirectory):
         missing = len(pairs.pending())
         fresh = missing == pairs.plan.num_shards
         details = {"total": pairs.plan.num_shards, "missing": missing, "rows": pairs.plan.num_pairs}
-        # On a full disk the driver waits, and what it says at last counts, not the first event that is lost.
+        # On a full disk the driver waits: its own last word is the error to show, not the first event that is lost.
         with self.dropping_events(), self.stage("label", fresh=fresh, **details):
             if missing:
                 warn_of_plain_process(pairs.plan)
@@ -128,7 +136,7 @@ class Pipeline(OutputDirectory):
         return pairs
 
     def extend(self) -> Pairs:
-        """Add pairs to the job's finished store, up to its labels.num_pairs; what is committed stays as it is."""
+        """Add pairs to the job's finished store, up to labels.num_pairs; committed pairs stay as they are."""
         from sfg_dist.store import extend_store
 
         pairs = self._existing_store(may_differ_in_length=True)
@@ -185,7 +193,7 @@ class Pipeline(OutputDirectory):
         generator = Generator.load(self.model_url)
         job = self.job.evaluate
         with self.stage("sample", rows=job.num_samples):
-            conditions = self._held_out_conditions(generator)
+            conditions = held_out_conditions(self.prepared, generator, job.num_samples) if generator.condition else None
             write_table(
                 self.samples_url,
                 generator.columns,
@@ -196,7 +204,7 @@ class Pipeline(OutputDirectory):
             )
         return self.samples_url
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self) -> Metrics:
         """Measure samples and labels against held-out rows; write metrics.json and report.html."""
         from sfg_dist.distributed.fit.checkpoints import load_fitted
         from sfg_dist.distributed.labels.labeler import label_error
@@ -218,14 +226,14 @@ class Pipeline(OutputDirectory):
             samples = read_table(self.samples_url, source=self._sample_source)
             num_labels = min(pairs.plan.num_pairs, job.num_samples)
             labels = prepared.transform.inverse(read_rows(pairs.labels, 0, num_labels))
-            arguments: dict[str, Any] = {
-                "metrics": [name for name in job.metrics if name != "kl" or prepared.log_density is not None],
-                "seed": job.seed,
-                "log_density": prepared.log_density,
-            }
-            metrics: dict[str, Any] = {"floor": floor(prepared.test, prepared.train, **arguments)}
+            names = [name for name in job.metrics if name != "kl" or prepared.log_density is not None]
+            judge = partial(measure, metrics=names, seed=job.seed, log_density=prepared.log_density)
+            perfect = floor(
+                prepared.test, prepared.train, metrics=names, seed=job.seed, log_density=prepared.log_density
+            )
+            metrics: Metrics = {"floor": perfect}
             for name, rows in (("labels", labels), ("samples", samples)):
-                metrics[name] = measure(rows, prepared.test, prepared.train, **arguments)
+                metrics[name] = judge(rows, prepared.test, prepared.train)
                 self.emit("measured", what=name, **metrics[name])
             metrics["label_error"] = label_error(pairs, memory_gib=self.job.labels.memory_gib)
             self.emit("label_error", **metrics["label_error"])
@@ -274,7 +282,7 @@ class Pipeline(OutputDirectory):
         self._ray.enter_context(ray_session(self.job.executor.address))
 
     def require_own(self) -> None:
-        """As of every output directory; and a job.toml that is the user's own must hold this very job."""
+        """Refuse links and foreign files, and a job.toml of the user's own that holds another job."""
         super().require_own()
         if is_url(self.url) or Path(self.url).is_dir():
             job_to_write(self.output, self.job)
@@ -291,7 +299,7 @@ class Pipeline(OutputDirectory):
         plan = plan_of(self.job, table, frame, existing=existing)
         require_budget(self.job, plan, table.num_train, has_clusters=frame.make_order is not None)
         pairs = create_store(self.pairs_url, plan, frame)
-        self._say_of_old_store(pairs)
+        warn_of_old_store(pairs)
         self._write_job()
         if self.job.labels.t_min == "auto":
             self.emit("blur", **plan.identity["blur"])
@@ -300,17 +308,14 @@ class Pipeline(OutputDirectory):
         return pairs
 
     def frame(self) -> Frame:
-        """What the frame of this job's store is made of, from its table."""
-        return frame_of(self.job, self.prepared, self._make_order)
+        """The frame of this job's store, from its table."""
+        return frame_of(self.job, self.prepared, cluster_order(self.job, self._ray_up))
 
-    def _make_order(self, reference: NDArray[np.float32]) -> NDArray[np.int64]:
-        from sfg_dist.distributed.labels.ordering import CLUSTER_ROWS, order_with_tasks, order_with_threads
-
-        if self.job.executor.kind == "inline" or len(reference) < CLUSTER_ROWS:
-            return order_with_threads(reference)
+    @contextlib.contextmanager
+    def _ray_up(self) -> Iterator[None]:
         with self.session():
             self.need_ray()
-            return order_with_tasks(reference)
+            yield
 
     def _has_store(self) -> bool:
         """Whether the pairs' plan is there; makes no directory."""
@@ -323,7 +328,7 @@ class Pipeline(OutputDirectory):
         if not self._has_store():
             raise StoreError(f"{self.pairs_url} does not exist: run `sfg label` with this job first")
         pairs = open_pairs(self.pairs_url)
-        # The same refusal as when labelling, but for the table itself, which need not be read again to train.
+        # The check is that of labelling, without the table itself, so that training need not read it again.
         plan = pairs.plan
         wanted = replace(plan, identity={**plan.identity, **identity_of_keys(self.job)})
         if not may_differ_in_length and not self.job.labels.latents:
@@ -331,43 +336,20 @@ class Pipeline(OutputDirectory):
         pairs.require_plan(wanted)
         if plan.source != self.job.data.source:
             warnings.warn(
-                f"{self.pairs_url} was labelled from {plan.source}, this job names {self.job.data.source}",
-                stacklevel=3,
+                f"{self.pairs_url} was labelled from {plan.source}, this job names {self.job.data.source}", stacklevel=3
             )
-        self._say_of_old_store(pairs)
+        warn_of_old_store(pairs)
         self._write_job()
         return pairs
-
-    def _say_of_old_store(self, pairs: Pairs) -> None:
-        if not pairs.plan.has_names:
-            warnings.warn(
-                f"{self.pairs_url} was begun by version 0.1.0 and keeps its own rows and transform, without types of "
-                f"columns: where this version would read or transform the table otherwise, only a new output.dir does",
-                stacklevel=2,
-            )
 
     def _write_job(self) -> None:
         if (content := job_to_write(self.output, self.job)) is not None:
             with self.writing("job.toml"):
                 self.output.write("job.toml", content)
 
-    def _held_out_conditions(self, generator: Generator) -> NDArray[np.float64] | None:
-        """What the samples that are evaluated are given: conditions of rows that nothing was fitted to.
-
-        Those of the validation rows, again from the first one. With the conditions of the very rows that samples are
-        compared with, a classifier under cross-validation learns from each the opposite of its twin, and its AUC is
-        too low: 0.478 instead of 0.501 for a perfect sampler of a table with two columns.
-        """
-        if not generator.condition:
-            return None
-        if not len(self.prepared.validation):
-            raise DataError("data.split leaves no validation rows, whose conditions the evaluated samples are given")
-        held_out = validation_rows(self.prepared, generator)[:, generator.split.places]
-        return np.resize(held_out, (self.job.evaluate.num_samples, held_out.shape[1]))
-
     @property
     def _sample_source(self) -> str:
-        """What decides the samples: the model's bytes, how many, and the seed."""
+        """What decides the samples: the model's bytes, their number and the seed."""
         job = self.job.evaluate
         model = hashlib.sha256(self.output.read("model/model.safetensors") or b"").hexdigest()
         given = f", given {fingerprint(self.prepared.validation)}" if self.job.data.condition else ""

@@ -1,171 +1,58 @@
-"""From a checked job and its table to the plan of a store."""
+"""From a job and its prepared table to the frame and the plan of its store."""
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sfg_dist.job.config import READING_KEYS, Job
 from sfg_dist.job.errors import ConfigError
-from sfg_dist.job.plan import MAX_SHARDS, Plan, check_shard_rows, fingerprint
+from sfg_dist.job.plan import REFERENCE_BLOCK_ROWS, Plan, fingerprint
 from sfg_dist.job.version import versions
+from sfg_dist.pipeline.choices import check_spreads, choose_blur, choose_unit, fit_grids, measure_columns
+from sfg_dist.pipeline.table import text_format
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from sfg_dist.flow.spread import ColumnSpread
+    from sfg_dist.data import Prepared
+    from sfg_dist.store import Frame, Pairs
 
-# Keys of the labels table that change neither the bits nor their meaning, and the path of a table whose content counts.
+# Keys of the labels table that change neither the bits nor their meaning. ``latents`` is a path: its content counts.
 NOT_IDENTITY = {"num_pairs", "num_threads", "memory_gib", "latents"}
 
-Blocks = Callable[[], Iterable["NDArray[np.float32]"]]
-"""A table's rows in blocks, anew at each call."""
-_COARSEST = 0.01  # of a column's spread, the grid that float32 may put on it
-_REMEDY = 'take transform.kind = "standardize" or "quantile"'
+MakeOrder = Callable[["NDArray[np.float32]"], "NDArray[np.int64]"]
+"""Orders a block of the reference in compact clusters."""
 
 
-def check_job(job: Job) -> None:
-    """Refuse keys that do not fit together, before any work.
+def frame_of(job: Job, table: Prepared, make_order: MakeOrder) -> Frame:
+    """The frame of a job's store, from its prepared table; ``make_order`` is used where labels use clusters.
 
     Raises:
-        ConfigError: with the keys and what to take instead.
+        DataError: the user's query points cannot be used.
     """
-    check_shard_rows(job.labels.shard_rows, job.labels.batch_size, job.labels.gpu_batch_size)
-    if job.labels.num_pairs > MAX_SHARDS * job.labels.shard_rows:
-        shards = -(-job.labels.num_pairs // job.labels.shard_rows)
-        raise ConfigError(
-            f"labels.num_pairs = {job.labels.num_pairs:,} in shards of labels.shard_rows = {job.labels.shard_rows:,} "
-            f"are {shards:,} shards, and a store has {MAX_SHARDS:,} at most: take larger shards or fewer pairs"
-        )
-    _check_condition(job)
-    from sfg_dist.flow.solver import num_steps
+    from sfg_dist.data import read_queries
+    from sfg_dist.store import Frame, RowBlocks
 
-    try:
-        num_steps(job.labels.solver, job.labels.num_evaluations)
-    except ValueError as error:
-        raise ConfigError(f"labels.{error}") from error
-
-
-def _check_condition(job: Job) -> None:
-    """Refuse keys that a conditional job cannot have, or only it can.
-
-    Raises:
-        ConfigError: with the key.
-    """
-    labels = job.labels
-    if job.data.condition is None:
-        for key in ("condition_neighbors", "condition_bandwidth", "condition_adjust"):
-            if getattr(labels, key) is not None:
-                raise ConfigError(f"labels.{key} is for conditional labels: name data.condition, or leave it out")
-        return
-    wrong = {
-        "labels.estimator": labels.estimator != "full",
-        "labels.direction": labels.direction != "decode",
-        "labels.latents": labels.latents is not None,
-        "labels.t_min": labels.t_min == "auto",
-        "labels.time_grid": labels.time_grid == "fitted",
-        "labels.solver_tolerance": labels.solver_tolerance is not None,
-        "executor.actors_per_group": job.executor.actors_per_group > 1,
-        "train.encoder": job.train.encoder,
-    }
-    instead = {
-        "labels.t_min": "a number",
-        "labels.time_grid": '"graded" or "uniform"',
-        "labels.estimator": '"full"',
-        "labels.direction": '"decode"',
-        "executor.actors_per_group": "1",
-        "train.encoder": "false",
-    }
-    for key, is_wrong in wrong.items():
-        if is_wrong:
-            table, name = key.split(".")
-            value = getattr(getattr(job, table), name)
-            raise ConfigError(
-                f"{key} = {value!r} does not go with data.condition: "
-                + (f"take {instead[key]}" if key in instead else "leave it out")
-            )
-
-
-def make_plan(
-    job: Job,
-    *,
-    table: str,
-    reference: NDArray[np.float32] | None,
-    reference_fingerprint: str,
-    dim: int,
-    columns: tuple[str, ...],
-    queries: NDArray[np.float32] | None,
-    blocks: Blocks | None = None,
-    flow_columns: tuple[str, ...] | None = None,
-    order: NDArray[np.int64] | None = None,
-    existing: Plan | None = None,
-) -> Plan:
-    """The plan of a job over a transformed reference set.
-
-    A grid that was fitted once is taken from the plan that is there already, not fitted again: it is a function of the
-    rest of the identity.
-
-    The path of the table is no part of it: fingerprints say what was read from there. The reference's alone would not
-    do, since a quantile or standardizing transform takes away a change of units.
-
-    Args:
-        job: the checked job.
-        table: fingerprint of the training rows in the user's units.
-        reference: the reference, shape (num_reference, dim); None where it is larger than memory.
-        reference_fingerprint: of the reference.
-        dim: columns as the flow sees them.
-        columns: the user's column names.
-        queries: the user's query points as the flow sees them, or None.
-        blocks: the reference in blocks of rows, where it is larger than memory; read with transform.kind = "none".
-        flow_columns: names of the reference's columns, where they are not all of the user's.
-        order: the clusters' ordering of the reference's rows, where it was made earlier.
-        existing: the plan that is there already.
-
-    Raises:
-        ConfigError: something shall be chosen for the reference, which cannot be done for this one; or one blur does
-            not suit all columns.
-    """
-    unit, measured, names = {} if existing is None else _entry_of(existing), None, flow_columns or columns
-    if job.transform.kind == "none" and existing is None:
-        measured = _measured(blocks() if blocks is not None else [reference])  # type: ignore[list-item]
-        unit = {"sigma_data": _unit_of(measured, _num_targets(job, names))}
-    sigma_data = unit.get("sigma_data", 1.0)
-    blur = choose_blur(job, reference, sigma_data)
-    if measured is not None:
-        _check_spreads(job, measured, names, sigma_data, blur["t_min"])
-    identity = {
-        **identity_of_keys(job),
-        "table": table,
-        "reference": reference_fingerprint,
-        "queries": fingerprint(queries) if queries is not None else None,
-        "blur": blur,
-        **unit,
-    }
-    if job.labels.time_grid == "fitted":
-        if existing is None and reference is None:
-            raise ConfigError('labels.time_grid = "fitted" needs the reference in memory: take "graded"')
-        if existing is None:
-            assert reference is not None
-            identity["time_grid"] = fit_grids(job, reference, blur["t_min"], order, sigma_data)
-        elif "time_grid" in existing.identity:
-            identity["time_grid"] = existing.identity["time_grid"]
-    return Plan(
-        identity=identity,
-        num_pairs=job.labels.num_pairs if queries is None else len(queries),
-        dim=dim,
-        shard_rows=job.labels.shard_rows,
-        columns=tuple(columns),
-        source=job.data.source,
-        versions=versions(),
+    transform = table.transform
+    return Frame(
+        table.reference()
+        if table.is_whole
+        else RowBlocks(table.num_train, transform.dim, lambda: table.reference_blocks(REFERENCE_BLOCK_ROWS)),
+        transform.to_arrays(),
+        transform.to_metadata(),
+        read_queries(job.labels.latents, transform, job.labels.direction, text_format(job)),
+        make_order if uses_clusters(job, table.num_train) else None,
     )
 
 
 def uses_clusters(job: Job, num_reference: int) -> bool:
-    """Whether labels of this job look at clusters of the reference."""
+    """Whether labels of this job use clusters of the reference."""
     from sfg_dist.flow.posterior.backends import SPARSE_ROWS
 
     return (
@@ -176,136 +63,87 @@ def uses_clusters(job: Job, num_reference: int) -> bool:
     )
 
 
-def _entry_of(existing: Plan) -> dict[str, Any]:
-    """The unit of a plan that is there already: a function of the rest of its identity, so it is not measured again.
+def cluster_order(job: Job, ray: Callable[[], AbstractContextManager[object]]) -> MakeOrder:
+    """A function that orders a block: in this process's threads, or a large one by tasks on Ray.
 
-    A plan of version 0.1.0 has none, and goes on as it was begun.
+    Args:
+        job: whose executor orders.
+        ray: a context in which Ray is up.
     """
-    return {name: value for name, value in existing.identity.items() if name == "sigma_data"}
+
+    def make_order(reference: NDArray[np.float32]) -> NDArray[np.int64]:
+        from sfg_dist.distributed.labels.ordering import CLUSTER_ROWS, order_with_tasks, order_with_threads
+
+        if job.executor.kind == "inline" or len(reference) < CLUSTER_ROWS:
+            return order_with_threads(reference)
+        with ray():
+            return order_with_tasks(reference)
+
+    return make_order
 
 
-def _measured(blocks: Iterable[NDArray[np.float32]]) -> ColumnSpread:
-    import torch
+def plan_of(job: Job, table: Prepared, frame: Frame, *, existing: Plan | None = None) -> Plan:
+    """The plan of a job over its prepared table.
 
-    from sfg_dist.flow.spread import ColumnSpread
+    The path of the table is no part of a plan: fingerprints say what was read from there. The reference's fingerprint
+    alone would not do, since a quantile or standardizing transform takes away a change of units. The unit and a fitted
+    grid follow from the rest of the identity, so both are taken from a plan that is there already.
 
-    tally = ColumnSpread()
-    for rows in blocks:
-        tally.add(torch.from_numpy(rows))
-    return tally
-
-
-def _unit_of(measured: ColumnSpread, num_targets: int) -> float:
-    """sigma_data of a plan; none where a transform gives the reference spread 1.
-
-    Six digits: any number near the spread will do, and another machine's last bits must not make another plan.
+    Args:
+        job: the checked job.
+        table: its prepared table.
+        frame: what the store's frame is made of.
+        existing: the plan that is there already. One of version 0.1.0 has no unit and goes on without.
 
     Raises:
-        ConfigError: the spread leaves float64.
+        ConfigError: something must be chosen from a reference larger than memory, or one blur does not suit all
+            columns.
     """
-    from sfg_dist.flow.spread import root_mean_square
+    from sfg_dist.store import RowBlocks
 
-    try:
-        return float(f"{root_mean_square(measured.result()[:num_targets]):.6g}")
-    except ValueError as error:
-        raise ConfigError(f'transform.kind = "none": {error}') from error
-
-
-def _check_spreads(job: Job, measured: ColumnSpread, columns: tuple[str, ...], sigma_data: float, t_min: float) -> None:
-    """Refuse a blur that hides a column, and say where columns are uneven.
-
-    Raises:
-        ConfigError: with the columns.
-    """
-    from sfg_dist.flow import Schedule
-    from sfg_dist.flow.spread import check_blur, check_start, uneven_columns
-
-    split, spreads, schedule = _num_targets(job, columns), measured.result(), Schedule(job.labels.schedule, t_min)
-    for name, mean, spread in zip(columns, measured.center.tolist(), spreads.tolist(), strict=True):
-        if np.finfo(np.float32).eps * abs(mean) >= _COARSEST * spread or spread < np.finfo(np.float32).tiny:
-            raise ConfigError(
-                f'transform.kind = "none": column {name!r} has mean {mean:.3g} and spread {spread:.3g}, too little for '
-                f"float32: {_REMEDY}"
-            )
-    try:
-        check_blur(spreads[:split], sigma_data, schedule, remedy=_REMEDY, names=columns)
-        if job.data.condition is None:
-            check_start(measured.center, sigma_data, schedule, columns)
-    except ValueError as error:
-        raise ConfigError(f'transform.kind = "none": {error}') from error
-    for words in (
-        uneven_columns(spreads[:split], columns),
-        uneven_columns(spreads[split:], columns[split:], "count alike in the distance of two conditions"),
-    ):
-        if words is not None:
-            warnings.warn(f'transform.kind = "none": {words}: {_REMEDY}', stacklevel=4)
-
-
-def _num_targets(job: Job, columns: tuple[str, ...]) -> int:
-    """How many of the flow's columns are drawn; conditions are the last."""
-    return len(columns) - len(job.data.condition or ())
-
-
-def warn_of_plain_process(plan: Plan) -> None:
-    """Say that a store of version 0.1.0 without a transform goes on with noise of spread 1, whatever its rows'."""
-    if plan.identity.get("transform", {}).get("kind") == "none" and "sigma_data" not in plan.identity:
-        warnings.warn(
-            'the store was begun by version 0.1.0 with transform.kind = "none", and goes on with sigma_data = 1: where '
-            "its rows have another spread than about 1, take another output.dir",
-            stacklevel=3,
-        )
-
-
-def choose_blur(job: Job, reference: NDArray[np.float32] | None, sigma_data: float) -> dict[str, Any]:
-    """t_min, and for "auto" whether the leave-one-out likelihood ran into its floor.
-
-    Three digits: the likelihood is flat there, and another machine's last bits must not make another plan.
-    """
-    if job.labels.t_min != "auto":
-        return {"t_min": job.labels.t_min}
-    if reference is None:
-        raise ConfigError('labels.t_min = "auto" needs the reference in memory: name a number')
-    from sfg_dist.flow import choose_t_min
-
-    try:
-        chosen = choose_t_min(reference, schedule=job.labels.schedule, sigma_data=sigma_data)
-    except ValueError as error:
-        raise ConfigError(f'labels.t_min = "auto": {error}; name a number') from error
-    return {"t_min": float(f"{chosen.t_min:.3g}"), "is_floor": chosen.is_floor, "is_ceiling": chosen.is_ceiling}
-
-
-def fit_grids(
-    job: Job,
-    reference: NDArray[np.float32],
-    t_min: float,
-    order: NDArray[np.int64] | None = None,
-    sigma_data: float = 1.0,
-) -> dict[str, list[float]]:
-    """The time grid fitted to the reference, for each direction of the job: log beta^2 from noise to data."""
-    import torch
-
-    from sfg_dist.flow import Reference, Schedule, fit_time_grid
-    from sfg_dist.flow.solver import Direction
-
-    labels = job.labels
-    prepared = Reference(torch.from_numpy(reference), order=order, sigma_data=sigma_data)
-    directions: tuple[Direction, ...] = ("decode", "encode") if labels.direction == "both" else (labels.direction,)
-    return {
-        direction: list(
-            fit_time_grid(
-                prepared,
-                schedule=Schedule(labels.schedule, t_min),
-                direction=direction,
-                solver=labels.solver,
-                num_evaluations=labels.num_evaluations,
-                tolerance=labels.tolerance,
-            ).points
-        )
-        for direction in directions
+    whole = frame.reference if isinstance(frame.reference, np.ndarray) else None
+    queries = frame.queries
+    assert queries is None or isinstance(queries, np.ndarray)
+    names = table.transform.flow_columns
+    unit, spread = {}, None
+    if existing is not None:
+        unit = {name: value for name, value in existing.identity.items() if name == "sigma_data"}
+    elif job.transform.kind == "none":
+        spread = measure_columns(RowBlocks.of(frame.reference).read())
+        unit = {"sigma_data": choose_unit(job, spread, names)}
+    sigma_data = unit.get("sigma_data", 1.0)
+    blur = choose_blur(job, whole, sigma_data)
+    if spread is not None:
+        check_spreads(job, spread, names, sigma_data, blur["t_min"])
+    identity = {
+        **identity_of_keys(job),
+        "table": table.table_fingerprint(),
+        "reference": table.reference_fingerprint() if whole is None else frame.reference_fingerprint,
+        "queries": None if queries is None else fingerprint(queries),
+        "blur": blur,
+        **unit,
     }
+    if job.labels.time_grid == "fitted":
+        if existing is None and whole is None:
+            raise ConfigError('labels.time_grid = "fitted" needs the reference in memory: take "graded"')
+        if existing is None:
+            assert whole is not None
+            order = frame.order if frame.make_order is not None else None
+            identity["time_grid"] = fit_grids(job, whole, blur["t_min"], order, sigma_data)
+        elif "time_grid" in existing.identity:
+            identity["time_grid"] = existing.identity["time_grid"]
+    return Plan(
+        identity=identity,
+        num_pairs=job.labels.num_pairs if queries is None else len(queries),
+        dim=table.transform.dim,
+        shard_rows=job.labels.shard_rows,
+        columns=tuple(table.columns),
+        source=job.data.source,
+        versions=versions(),
+    )
 
 
-def identity_of_keys(job: Job) -> dict[str, Any]:
+def identity_of_keys(job: Job) -> dict[str, dict[str, Any]]:
     """The tables of the job that decide the bits of labels, as they read back from JSON."""
     tables = {
         # which identifiers were left out shows in the columns
@@ -325,5 +163,25 @@ def identity_of_keys(job: Job) -> dict[str, Any]:
 
         tables["labels"].setdefault("condition_neighbors", DEFAULT_NEIGHBORS)
         tables["labels"].setdefault("condition_adjust", "linear")
-    keys: dict[str, Any] = json.loads(json.dumps(tables))
+    keys: dict[str, dict[str, Any]] = json.loads(json.dumps(tables))
     return keys
+
+
+def warn_of_plain_process(plan: Plan) -> None:
+    """Warn that a store of version 0.1.0 without a transform goes on with noise of spread 1."""
+    if plan.identity.get("transform", {}).get("kind") == "none" and "sigma_data" not in plan.identity:
+        warnings.warn(
+            'the store was begun by version 0.1.0 with transform.kind = "none", and goes on with sigma_data = 1: where '
+            "its rows have another spread than about 1, take another output.dir",
+            stacklevel=3,
+        )
+
+
+def warn_of_old_store(pairs: Pairs) -> None:
+    """Warn that a store of version 0.1.0 keeps its own rows and transform."""
+    if not pairs.plan.has_names:
+        warnings.warn(
+            f"{pairs.location.url} was begun by version 0.1.0 and keeps its own rows and transform, without types of "
+            f"columns: where this version would read or transform the table otherwise, only a new output.dir does",
+            stacklevel=3,
+        )

@@ -1,11 +1,11 @@
-"""A store mended from what lies beside it: its own plan and frame, the job of its last run, and the user's table."""
+"""A store repaired from its own plan and frame, the job of its last run, and the user's table."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,8 @@ from sfg_dist.job.config import Job, parse_job, resolve_job
 from sfg_dist.job.documents import MAX_BYTES, text_of
 from sfg_dist.job.errors import ConfigError, SfgError, StoreError
 from sfg_dist.job.object_stores import absolute_url
-from sfg_dist.pipeline.table_plan import frame_of, prepare_table
+from sfg_dist.pipeline.plan import cluster_order, frame_of
+from sfg_dist.pipeline.table import prepare_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,12 +30,12 @@ ALLOWED_KEYS = ("executor.", "labels.num_threads=", "labels.memory_gib=")
 
 @dataclass(frozen=True)
 class Mended:
-    """What a repair did, or would do.
+    """What a repair did, or would do in a dry run.
 
     Attributes:
         report: what was wrong before.
-        shards: labelled again, or to be.
-        frame: objects of the frame that were written again, or are to be.
+        shards: those labelled again.
+        frame: objects of the frame that were written again.
     """
 
     report: Report
@@ -43,16 +44,16 @@ class Mended:
 
 
 def job_beside(pairs: Pairs, overrides: Sequence[str] = ()) -> Job:
-    """The job of the last run in the output directory that holds a store; where there is none, what the plan says.
+    """The job of the last run in the output directory that holds a store; else a job made from the plan.
 
-    A store may be somebody else's, and so may the job file beside it: the cluster that it names is not gone to.
+    A store and the job file beside it may be somebody else's, so the cluster that the file names is not used.
 
     Args:
         pairs: the store.
         overrides: ``executor.key=value`` assignments, labels.num_threads and labels.memory_gib.
 
     Raises:
-        ConfigError: an override is of another key, or wrong; or the job file is.
+        ConfigError: an override or the job file is wrong, or an override sets another key.
     """
     for assignment in overrides:
         if not assignment.startswith(ALLOWED_KEYS):
@@ -75,7 +76,7 @@ def job_beside(pairs: Pairs, overrides: Sequence[str] = ()) -> Job:
                 f"may come from anywhere: to label on that cluster, give --set executor.address=ADDRESS",
                 stacklevel=2,
             )
-        job = job.model_copy(update={"executor": job.executor.model_copy(update={"address": None})})
+        job = job.changed(executor={"address": None})
     return parse_job(job.to_toml(), overrides, origin=origin)
 
 
@@ -86,32 +87,28 @@ def _read_beside(directory: str) -> str | None:
     return None if content is None else text_of(content, f"{directory}/job.toml")
 
 
-def _job_of_plan(plan: Plan) -> dict[str, Any]:
-    """The tables of the job that a plan was made of; who labels and how many at once is not in it."""
-    tables = {name: dict(plan.identity.get(name, {})) for name in ("data", "transform", "labels")}
+def _job_of_plan(plan: Plan) -> Mapping[str, Mapping[str, Any]]:
+    """The tables of the job that a plan was made from, without those that no plan keeps."""
+    tables: dict[str, dict[str, object]] = {
+        name: dict(plan.identity.get(name, {})) for name in ("data", "transform", "labels")
+    }
     tables["data"]["source"] = plan.source
     tables["labels"] |= {"num_pairs": plan.num_pairs, "shard_rows": plan.shard_rows}
     return tables
 
 
-def mend(
-    pairs: Pairs,
-    job: Job,
-    *,
-    dry_run: bool = False,
-    emit: Callable[..., None],
-) -> Mended:
-    """Verify a store, and do again exactly what is bad; shards that are merely pending stay so.
+def mend(pairs: Pairs, job: Job, *, dry_run: bool = False, emit: Callable[..., None]) -> Mended:
+    """Verify a store and make its bad parts again; shards that are only pending stay pending.
 
     Args:
         pairs: the store, opened with ``from_copies``.
-        job: whose executor labels, and whose table a damaged frame is made from.
+        job: its executor labels, and its table gives a damaged frame.
         dry_run: change nothing.
-        emit: told what happens.
+        emit: called with every event.
 
     Raises:
-        StoreError: something cannot be mended; the message says why.
-        SfgError: whatever keeps shards from being labelled.
+        StoreError: something cannot be repaired.
+        SfgError: shards cannot be labelled.
     """
     from sfg_dist.store import open_pairs
     from sfg_dist.store.repair import repair_store, set_links_aside
@@ -133,19 +130,11 @@ def mend(
 
 def _mend_frame(pairs: Pairs, job: Job) -> None:
     """Write damaged objects of the frame again, from the job's table."""
+    from sfg_dist.distributed.cluster import ray_session
     from sfg_dist.store import mend_frame
 
-    def make_order(reference: NDArray[np.float32]) -> NDArray[np.int64]:
-        from sfg_dist.distributed.cluster import ray_session
-        from sfg_dist.distributed.labels.ordering import CLUSTER_ROWS, order_with_tasks, order_with_threads
-
-        if job.executor.kind == "inline" or len(reference) < CLUSTER_ROWS:
-            return order_with_threads(reference)
-        with ray_session(job.executor.address):
-            return order_with_tasks(reference)
-
     try:
-        frame = frame_of(job, prepare_table(job), make_order)
+        frame = frame_of(job, prepare_table(job), cluster_order(job, lambda: ray_session(job.executor.address)))
     except (SfgError, OSError) as error:
         raise StoreError(
             f"{pairs.location.url}: the frame is damaged and can only be made again from the table "
@@ -157,7 +146,7 @@ def _mend_frame(pairs: Pairs, job: Job) -> None:
 
 
 def _stored_queries(pairs: Pairs) -> NDArray[np.float32]:
-    """The user's query points as the store holds them, for a job that does not say where they came from."""
+    """The user's query points from the store, for a job that does not name their file."""
     try:
         return pairs.query_rows(0, pairs.plan.num_pairs)
     except StoreError as error:

@@ -1,4 +1,4 @@
-"""What a run's report says: the content of its page, from the job, the pairs and the generator."""
+"""The content of a run's report, from the job, the pairs and the generator."""
 
 from __future__ import annotations
 
@@ -39,12 +39,13 @@ def report_content(
     samples: NDArray[np.float64],
     labels: NDArray[np.float64],
 ) -> ReportContent:
-    """What the report shows: rows in the user's units, figures, the flow's paths of 2-D tables, facts, notes."""
+    """The report's rows in the user's units, figures, paths of the flow for 2-D tables, facts and notes."""
     from sfg_dist.data import Transform
     from sfg_dist.evaluate import ReportContent
 
     plan = pairs.plan
     is_plane = plan.dim == 2 and len(prepared.columns) == 2 and not plan.condition
+    labelling, failures = _labelling(pairs)
     paths = _paths(pairs, Transform.from_arrays(*pairs.transform)) if is_plane else None
     return ReportContent(
         title=_title(Path(job.output.dir).name, Path(job.data.source).name),
@@ -78,12 +79,13 @@ def report_content(
             "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
         },
         notes=_notes(prepared.report, job.labels.latents, plan.condition),
-        **_labelling(pairs),
+        labelling=labelling,
+        failures=failures,
     )
 
 
-def _labelling(pairs: Pairs) -> dict[str, Any]:
-    """How the labels were made, and which attempts failed: from commit records and the drivers' snapshots."""
+def _labelling(pairs: Pairs) -> tuple[dict[str, str], list[str]]:
+    """How the labels were made, and which attempts failed."""
     from sfg_dist.store.status import StatusReader
 
     status = StatusReader(pairs).read(time.time())
@@ -104,7 +106,7 @@ def _labelling(pairs: Pairs) -> dict[str, Any]:
     shown = failures[:MAX_FAILURES]
     if len(failures) > len(shown):
         shown.append(f"and {len(failures) - len(shown)} more")
-    return {"labelling": facts, "failures": shown}
+    return facts, shown
 
 
 def _few(names: list[str], limit: int = 4) -> str:
@@ -145,7 +147,7 @@ def _blur(plan: Plan) -> str:
 
 
 def _time_grid(plan: Plan) -> dict[str, str]:
-    """Where the evaluations stand, if that was fitted to the rows."""
+    """How the time grid was chosen, if it was fitted to the rows."""
     if "time_grid" not in plan.identity:
         return {}
     from sfg_dist.flow import Schedule, time_grid
@@ -159,7 +161,7 @@ def _time_grid(plan: Plan) -> dict[str, str]:
 
 
 def _condition(plan: Plan) -> dict[str, str]:
-    """What labels are given, and how their law is estimated there."""
+    """The conditions of the labels, and how the law given a condition is estimated."""
     if not plan.condition:
         return {}
     labels = plan.labels
@@ -173,7 +175,7 @@ def _condition(plan: Plan) -> dict[str, str]:
 
 
 def _accuracy(settings: Mapping[str, Any], error: Mapping[str, Any]) -> dict[str, str]:
-    """How exact the labels are: what is certified at every evaluation, and what was measured at the end."""
+    """How exact the labels are: the bound certified at every evaluation, and the error measured at the end."""
     if not error:
         return {}
     reached, asked = error["tolerance_reached"], settings["tolerance"]
@@ -201,7 +203,7 @@ def _device_name() -> str:
 
 
 def _notes(report: Mapping[str, Any], latents: str | None, condition: tuple[str, ...]) -> list[str]:
-    """What a reader of the figures must know."""
+    """Notes that a reader of the figures must know."""
     notes = []
     if report.get("num_rows_dropped"):
         notes.append(f'{report["num_rows_dropped"]:,} incomplete rows were dropped (data.missing = "drop").')

@@ -13,8 +13,7 @@ from sfg_dist.flow.posterior.reference import ReferenceBlock, center_of, centred
 from sfg_dist.flow.posterior.streaming import StreamedReference
 from sfg_dist.flow.spread import ColumnSpread, SigmaData, resolve_sigma_data
 from sfg_dist.job.errors import DataError
-
-GIB = 1 << 30
+from sfg_dist.job.words import GIB
 
 
 def open_reference(

@@ -63,8 +63,9 @@ def rows_of(path: Path, num_rows: int, dim: int) -> np.memmap[Any, Any]:
 def make_store(directory: Path, arguments: argparse.Namespace, num_rows: int) -> str:
     from sfg_dist.distributed.labels.ordering import order_with_threads
     from sfg_dist.job.config import resolve_job
-    from sfg_dist.job.plan import fingerprint
-    from sfg_dist.pipeline.plan import make_plan
+    from sfg_dist.job.plan import Plan, fingerprint
+    from sfg_dist.job.version import versions
+    from sfg_dist.pipeline.plan import identity_of_keys
     from sfg_dist.store import Frame, create_store
 
     table = rows_of(directory / "rows.f32", num_rows, arguments.dim)
@@ -83,15 +84,9 @@ def make_store(directory: Path, arguments: argparse.Namespace, num_rows: int) ->
     )
     columns = tuple(f"x{k}" for k in range(arguments.dim))
     content = fingerprint(table)
-    plan = make_plan(
-        job,
-        table=content,
-        reference=None,
-        reference_fingerprint=content,
-        dim=arguments.dim,
-        columns=columns,
-        queries=None,
-    )
+    contents = {"table": content, "reference": content, "queries": None, "blur": {"t_min": job.labels.t_min}}
+    size = (arguments.rows, arguments.dim, arguments.rows)
+    plan = Plan(identity_of_keys(job) | contents, *size, columns, "moons", versions())
     create_store(
         directory / "pairs.zarr",
         plan,

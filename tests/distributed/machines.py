@@ -1,9 +1,10 @@
 """Made-up machines, workers and paces, and the bytes of a store, for the tests of what a job will take."""
 
-from sfg_dist.distributed.labels.sizes import GIB, store_bytes
+from sfg_dist.distributed.labels.sizes import store_bytes
 from sfg_dist.distributed.labels.worker_count import Workers
 from sfg_dist.distributed.machine import Gpu, Machine
 from sfg_dist.job.config import ExecutorConfig
+from sfg_dist.job.words import GIB
 from sfg_dist.pipeline.pipeline import Pipeline
 from sfg_dist.store import open_pairs
 from sfg_dist.studies.estimate.calibration import Pace

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from machines import MACHINE, PACE, expected_bytes
 
-from sfg_dist.cli.plan import duration, estimate_rows, size
+from sfg_dist.cli.plan import estimate_rows
 from sfg_dist.distributed.labels.inline import label_inline
 from sfg_dist.distributed.machine import peak_memory
 from sfg_dist.job.errors import ConfigError, LabelingError, PlanMismatchError
@@ -176,10 +176,3 @@ def test_a_busy_machine_is_told_apart(make_job, monkeypatch):
     alone = f"about {busy.time.label_s / 2:.0f} s"
     assert any("kept 3.5 CPUs busy" in note and alone in note for note in busy.notes)
     assert not idle.notes
-
-
-def test_words():
-    assert [size(n) for n in (12, 2048, 5 * 2**20, 1500 * 2**40)] == ["12 bytes", "2 KiB", "5 MiB", "1,500 TiB"]
-    assert [duration(s) for s in (0.25, 42, 119.7, 1500, 9000, 400_000)] == [
-        "0.2 s", "42 s", "1 min 59 s", "25 min", "2.5 h", "4.6 days",
-    ]  # fmt: skip

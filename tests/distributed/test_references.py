@@ -17,6 +17,7 @@ from sfg_dist.distributed.labels import references, shared_blocks
 from sfg_dist.distributed.labels.labeler import ShardLabeler, label_error
 from sfg_dist.flow import Reference, block_ranges, label_latents
 from sfg_dist.job.errors import LabelingError, StoreError
+from sfg_dist.job.words import GIB
 from sfg_dist.store import open_pairs, read_rows
 
 TABLE = {"source": "moons", "max_rows": 6000}  # 4800 of them for training: enough for clusters
@@ -44,7 +45,7 @@ def tight(monkeypatch):
     def make(pairs):
         stored = references.StoredReference(pairs)
         size = (stored.num_reference, stored.dim)
-        return (references.reference_memory(*size, has_clusters=stored.has_clusters).streamed + 1) / references.GIB
+        return (references.reference_memory(*size, has_clusters=stored.has_clusters).streamed + 1) / GIB
 
     return make
 
@@ -157,9 +158,9 @@ def test_as_many_blocks_are_kept_as_fit(make_store, monkeypatch):
 
     monkeypatch.setattr(references, "resident_memory", lambda: 100 << 20)
     for num_kept in (0, 1, 2):
-        budget = ((100 << 20) + reading + num_kept * block + 10) / references.GIB
+        budget = ((100 << 20) + reading + num_kept * block + 10) / GIB
         assert stored.num_fitting(budget, torch.float64) == num_kept
-    assert stored.num_fitting(((100 << 20) + reading + 3 * block + 10) / references.GIB, torch.float64) == 4
+    assert stored.num_fitting(((100 << 20) + reading + 3 * block + 10) / GIB, torch.float64) == 4
     assert stored.num_fitting(1e-3, torch.float64) == 0
     assert stored.num_fitting(None, torch.float64) == 4
 
@@ -176,7 +177,7 @@ def test_a_shard_that_is_done_is_not_done_again(make_store, monkeypatch):
 
 def test_a_budget_below_one_block_is_refused_with_what_would_do(make_store, monkeypatch):
     pairs = make_store(data=TABLE, labels=LABELS)
-    monkeypatch.setattr(references, "base_bytes", lambda dim, has_clusters: references.GIB)
+    monkeypatch.setattr(references, "base_bytes", lambda dim, has_clusters: GIB)
     with pytest.raises(LabelingError, match=r"memory_gib = 0.5 cannot hold one block.*needs 1\.06 GiB"):
         ShardLabeler(pairs.location.url, memory_gib=0.5)
 
@@ -307,6 +308,7 @@ import sfg_dist.flow.posterior.reference
 from sfg_dist.distributed.labels import references
 from sfg_dist.distributed.labels.labeler import ShardLabeler
 from sfg_dist.distributed.machine import peak_memory
+from sfg_dist.job.words import GIB
 from sfg_dist.store import open_pairs
 url, room = sys.argv[1], int(sys.argv[2])
 sfg_dist.flow.posterior.reference.BLOCK_ROWS = 1 << 13
@@ -317,7 +319,7 @@ stored.rows(0, 16)
 total = references.reference_bytes(stored.num_reference, stored.dim, has_clusters=stored.has_clusters)
 assert total >= 10 * room, (total, room)
 budget = references.base_bytes(stored.dim, stored.has_clusters) + room
-labeler = ShardLabeler(url, memory_gib=budget / references.GIB)
+labeler = ShardLabeler(url, memory_gib=budget / GIB)
 record = labeler.label(0)
 labeler.close()
 assert labeler.reference.num_blocks > 10
@@ -331,8 +333,9 @@ print(peak_memory() - budget)
 def test_ten_times_the_budget_is_labelled_within_it(tmp_path, monkeypatch, tolerance):
     from sfg_dist.distributed.labels.ordering import order_with_threads
     from sfg_dist.job.config import resolve_job
-    from sfg_dist.job.plan import fingerprint
-    from sfg_dist.pipeline.plan import make_plan
+    from sfg_dist.job.plan import Plan, fingerprint
+    from sfg_dist.job.version import versions
+    from sfg_dist.pipeline.plan import identity_of_keys
     from sfg_dist.store import Frame, create_store
 
     monkeypatch.setattr("sfg_dist.flow.posterior.reference.BLOCK_ROWS", 1 << 13)
@@ -342,10 +345,8 @@ def test_ten_times_the_budget_is_labelled_within_it(tmp_path, monkeypatch, toler
     job = resolve_job({"data": {"source": "moons"}, "labels": labels | {"tolerance": tolerance}})
     rows = rows.astype(np.float32)
     content = fingerprint(rows)
-    plan = make_plan(
-        job, table=content, reference=None, reference_fingerprint=content, dim=dim,
-        columns=tuple(f"x{k}" for k in range(dim)), queries=None,
-    )  # fmt: skip
+    contents = {"table": content, "reference": content, "queries": None, "blur": {"t_min": job.labels.t_min}}
+    plan = Plan(identity_of_keys(job) | contents, 16, dim, 16, tuple(f"x{k}" for k in range(dim)), "moons", versions())
     url = tmp_path / "pairs.zarr"
     create_store(url, plan, Frame(rows, {}, {}, make_order=order_with_threads if tolerance else None))
     command = [sys.executable, "-c", WORKER, str(url), str(room)]

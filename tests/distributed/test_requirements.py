@@ -9,12 +9,13 @@ from machines import GPUS, MACHINE, expected_bytes, workers
 from sfg_dist.distributed.labels import requirements
 from sfg_dist.distributed.labels.actors import groups_by_role
 from sfg_dist.distributed.labels.requirements import choose_workers, memory_of, require_disk, require_memory
-from sfg_dist.distributed.labels.sizes import GIB, device_memory
+from sfg_dist.distributed.labels.sizes import device_memory
 from sfg_dist.distributed.labels.worker_count import asked_workers
 from sfg_dist.distributed.machine import this_machine
 from sfg_dist.job.errors import ConfigError
 from sfg_dist.job.memory import memory_limits
 from sfg_dist.job.paths import free_disk
+from sfg_dist.job.words import GIB
 from sfg_dist.pipeline.pipeline import Pipeline
 from sfg_dist.store import open_pairs
 from sfg_dist.studies.estimate.estimate import calibrated_devices

@@ -16,7 +16,7 @@ from sfg_dist.data.csv_read import read_csv
 from sfg_dist.job.config import parse_job
 from sfg_dist.job.errors import ConfigError, DataError
 from sfg_dist.pipeline.plan import identity_of_keys
-from sfg_dist.pipeline.table_plan import prepare_table
+from sfg_dist.pipeline.table import prepare_table
 
 NAN = np.nan
 

@@ -10,7 +10,7 @@ from sfg_dist.distributed.labels.sizes import store_bytes
 from sfg_dist.job.errors import DataError
 from sfg_dist.job.plan import seal, unseal
 from sfg_dist.pipeline.pipeline import Pipeline
-from sfg_dist.pipeline.table_plan import table_of_store, validation_rows
+from sfg_dist.pipeline.table import table_of_store, validation_rows
 from sfg_dist.store import open_pairs
 
 

@@ -37,7 +37,7 @@ from sfg_dist.job.errors import ConfigError, DataError
 from sfg_dist.job.plan import Stream, normal_rows
 from sfg_dist.pipeline.likelihood import _flow_density, _normal_log_density
 from sfg_dist.pipeline.pipeline import Pipeline
-from sfg_dist.pipeline.plan import make_plan
+from sfg_dist.pipeline.plan import plan_of
 
 UNITS = [1e-6, *(pytest.param(unit, marks=pytest.mark.slow) for unit in (1e-3, 1e3)), 1e6]
 FAR_UNITS = [pytest.param(1e-30, marks=pytest.mark.slow), 1e30]
@@ -515,10 +515,10 @@ def test_a_store_of_the_first_version_goes_on_as_it_was_begun(tmp_path, make_job
     given = NONE | {"data": {"source": str(tmp_path / "x.npy"), "max_rows": 200}, "labels": LABELS}
 
     def early_plan(*arguments, **keywords):
-        plan = make_plan(*arguments, **keywords)
+        plan = plan_of(*arguments, **keywords)
         return replace(plan, identity={key: value for key, value in plan.identity.items() if key != "sigma_data"})
 
-    monkeypatch.setattr("sfg_dist.pipeline.table_plan.make_plan", early_plan)
+    monkeypatch.setattr("sfg_dist.pipeline.pipeline.plan_of", early_plan)
     begun = Pipeline(make_job(**given)).open_store()
     monkeypatch.undo()
     assert "sigma_data" not in begun.plan.identity

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 import sfg_dist
 from sfg_dist.cli import main as cli
-from sfg_dist.cli import submit as submit_commands
+from sfg_dist.cli.command import aligned
 from sfg_dist.job.config import Job, load_job, resolve_job
 from sfg_dist.job.documents import apply_override, checked
 from sfg_dist.job.errors import ConfigError
@@ -291,10 +291,10 @@ def test_words_of_a_site():
 
 def test_columns_of_jobs_stay_apart():
     rows = [("id", "ray", "unknown: it was not sent", "quickstart", "runs/a"), ("i", "slurm", "running", "x\x1b", "b")]
-    first, second = submit_commands._columns(rows)
+    first, second = aligned(rows)
     assert first == "id  ray    unknown: it was not sent  quickstart  runs/a"
     assert second == "i   slurm  running                   x\\x1b       b"
-    assert submit_commands._columns([]) == []
+    assert aligned([]) == []
 
 
 def test_absurd_likelihoods_fit_their_column():

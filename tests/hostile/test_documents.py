@@ -27,7 +27,7 @@ from sfg_dist.job.documents import parse_document
 from sfg_dist.job.errors import ConfigError, DataError, DocumentError, SfgError, StoreError, TrainingError
 from sfg_dist.job.plan import Plan, seal, unseal
 from sfg_dist.job.reader import MAYBE_NAN, read_json
-from sfg_dist.launch.submission import Submission, known
+from sfg_dist.launch.submission import Attempt, Submission, known
 from sfg_dist.pipeline.repair import job_beside
 from sfg_dist.store import Location, open_pairs
 from sfg_dist.store.arrays import row_digest, shard_layout
@@ -471,7 +471,7 @@ def test_hostile_submissions_are_passed_over(tmp_path, monkeypatch):
     attempts = good.path / "attempts"
     attempts.mkdir()
     (attempts / "1.jsonl").write_bytes(DEEP + b'\n[]\n5\n{"time": "noon"}\n{"time": 2.0}\n\xff\n{"time": 1}\n{}\n')
-    assert good.attempts() == [{}, {"time": 1}, {"time": 2.0}]
+    assert good.attempts() == [Attempt(), Attempt(time=1), Attempt(time=2.0)]
     for state in (DEEP, b"[]", b'{"lines": 3}', b'{"lines": "3", "state": "ended"}'):
         (good.path / "state.json").write_bytes(state)
         assert good.final_state() is None

@@ -10,10 +10,9 @@ import time
 
 import pytest
 
-from sfg_dist.cli import submit as submit_commands
 from sfg_dist.distributed.fit.hold import Hold, take_hold
 from sfg_dist.job.threads import SETTINGS
-from sfg_dist.launch import slurm, slurm_task
+from sfg_dist.launch import send, slurm, slurm_task
 from sfg_dist.launch.slurm_task import MAKE, SWEEP, LaunchError, SlurmTask
 from sfg_dist.launch.submission import Submission
 
@@ -147,12 +146,12 @@ def test_a_scheduler_is_asked_until_it_says_the_end(tmp_path, monkeypatch):
 
     monkeypatch.setattr(slurm, "status", status)
     one = Submission(id="x", to="slurm", name="x", folder=str(tmp_path), outputs=["run"], scheduler_ids=["5"])
-    assert [submit_commands._state(one) for _ in range(6)] == [*states, "completed", "completed"]
+    assert [send.state_of(one) for _ in range(6)] == [*states, "completed", "completed"]
     assert len(asked) == 4
     # Requeued by hand: an attempt that began since then makes the note old.
     (tmp_path / "attempts").mkdir()
     (tmp_path / "attempts" / "5_0.jsonl").write_text('{"event": "started", "part": "5", "task": 0}\n')
-    assert submit_commands._state(one) == "running"
+    assert send.state_of(one) == "running"
 
 
 def test_a_state_that_is_guessed_is_not_noted(tmp_path, monkeypatch):
@@ -162,11 +161,11 @@ def test_a_state_that_is_guessed_is_not_noted(tmp_path, monkeypatch):
     lines = tmp_path / "attempts" / "5_0.jsonl"
     lines.parent.mkdir()
     lines.write_text('{"event": "started", "part": "5", "task": 0, "time": 1}\n')
-    assert submit_commands._state(one) == "unknown"
+    assert send.state_of(one) == "unknown"
     assert one.final_state() is None
     with lines.open("a") as file:
         file.write('{"event": "ended", "status": 0, "part": "5", "task": 0, "time": 2}\n')
-    assert submit_commands._state(one) == "completed"
+    assert send.state_of(one) == "completed"
     assert one.final_state() == "completed"
 
 

@@ -219,13 +219,11 @@ def test_parts_are_bounded_in_rows_and_bytes(tmp_path):
 
 KILLED = """
 import sys
-from sfg_dist.cli.model import sample_model
+from sfg_dist.cli.model import SampleOptions, sample_model
 from sfg_dist.store import parts
 
 parts.MAX_PART_ROWS = parts.MIN_PART_ROWS = 4096
-sample_model(
-    sys.argv[1], num=200_000, seed=3, start=0, share=None, given=None, given_table=None, out=sys.argv[2], as_json=True
-)
+sample_model(sys.argv[1], SampleOptions(num=200_000, seed=3, out=sys.argv[2]), as_json=True)
 """
 
 

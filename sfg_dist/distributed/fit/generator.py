@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from sfg_dist.job.object_stores import absolute_url
+from sfg_dist.job.threads import torch_threads
 
 if TYPE_CHECKING:
     import numpy as np
@@ -118,7 +119,7 @@ def fit_generator(pairs: Pairs, job: Job, checkpoints: str, hooks: TrainHooks) -
     from sfg_dist.model.calibrate import Calibration
     from sfg_dist.model.generator import Generator
 
-    with _own_threads(), _encoder_of(pairs, job, checkpoints, hooks) as (poll, encoder_of):
+    with torch_threads(), _encoder_of(pairs, job, checkpoints, hooks) as (poll, encoder_of):
         network = _fit_network(pairs, job, checkpoints, hooks, poll)
         # Calibration takes samples to the law of the whole table, which for given conditions is another.
         calibrates = job.train.calibrate and not pairs.plan.condition
@@ -137,18 +138,6 @@ def fit_generator(pairs: Pairs, job: Job, checkpoints: str, hooks: TrainHooks) -
         encoder=encoder,
         mass=mass,
     )
-
-
-@contextmanager
-def _own_threads() -> Iterator[None]:
-    """Within, fits may set torch's number of threads; after, it is what it was."""
-    import torch
-
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _fit_network(pairs: Pairs, job: Job, checkpoints: str, hooks: TrainHooks, poll: Callable[[], None]) -> MLP:

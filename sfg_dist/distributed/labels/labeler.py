@@ -6,8 +6,7 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from sfg_dist.distributed.labels.events import Record
 from sfg_dist.distributed.labels.references import StoredReference, prepared_reference
 from sfg_dist.distributed.labels.sharded_reference import ShardedReference
 from sfg_dist.distributed.labels.shared_blocks import SharedBlocks
-from sfg_dist.distributed.labels.sizes import GIB
 from sfg_dist.distributed.machine import default_device, peak_memory
 from sfg_dist.flow import (
     ConditionalReference,
@@ -33,7 +31,9 @@ from sfg_dist.flow import (
 from sfg_dist.flow.posterior.streaming import StreamedReference
 from sfg_dist.job.errors import LabelingError, NonFiniteLabelError
 from sfg_dist.job.plan import Plan, Stream, integer_rows, normal_rows, random_generator
+from sfg_dist.job.threads import torch_threads
 from sfg_dist.job.version import versions
+from sfg_dist.job.words import GIB
 from sfg_dist.store import Pairs, open_pairs, read_rows
 
 _CONDITIONAL_COPIES = 6  # of the reference, with the tree of its conditions and their numbers in float64
@@ -75,7 +75,7 @@ class ShardLabeler:
         self.members = tuple(members)
         self.reference: PreparedReference | ConditionalReference
         self._table: SharedBlocks | None
-        with _threads(num_threads):
+        with torch_threads(num_threads):
             if self.plan.condition:
                 self.reference, self._table = conditional_reference(self.pairs, self.device, memory_gib), None
             elif members:
@@ -104,7 +104,7 @@ class ShardLabeler:
         own = self.plan.shard_range(shard)
         starts: list[NDArray[np.float32]] = []
         ends: list[NDArray[np.float32]] = []
-        with _threads(self.num_threads):
+        with torch_threads(self.num_threads):
             for first, stop in self.plan.batches(shard, self.device.type):
                 rows = self._start_points(shard, first, stop)
                 images_of_batch = self._integrate(shard, first, rows, effort)
@@ -311,13 +311,3 @@ def max_reached(pairs: Pairs) -> float:
     """The largest certified bound of the posterior mean's error that any shard recorded, in units of sigma_data."""
     records = (pairs.commit_record(shard) for shard in sorted(pairs.committed()))
     return max((float(record.get("tolerance_reached", 0.0)) for record in records if record), default=0.0)
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -24,9 +24,9 @@ from sfg_dist.flow.posterior.reference import Reference, ReferenceBlock, block_r
 from sfg_dist.flow.posterior.streaming import StreamedReference
 from sfg_dist.job.errors import LabelingError, StoreError
 from sfg_dist.job.plan import TableDigest
+from sfg_dist.job.words import GIB
 from sfg_dist.store import Pairs
 
-GIB = 1 << 30
 _M_MMAP_THRESHOLD = -3  # in glibc's malloc.h
 SHARED_BYTES = 64 << 20  # from here on a second copy on the node is worth a file
 WORK_BYTES = 64 << 20  # of a batch on its way, and what the allocator keeps back

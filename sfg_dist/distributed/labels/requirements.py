@@ -16,7 +16,6 @@ from sfg_dist.distributed.labels.sizes import (
     CUDA_DEVICE_BYTES,
     CUDA_HOST_BYTES,
     EVENT_BYTES,
-    GIB,
     RAY_BYTES,
     StoreBytes,
     device_memory,
@@ -30,6 +29,7 @@ from sfg_dist.job.config import Job
 from sfg_dist.job.errors import ConfigError
 from sfg_dist.job.paths import free_disk, nearest_there
 from sfg_dist.job.plan import Plan
+from sfg_dist.job.words import GIB
 
 HERE, SEEN = "this machine has", "GPUs that torch sees"
 

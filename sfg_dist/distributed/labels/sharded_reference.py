@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sfg_dist.distributed.labels.references import GIB, StoredReference, base_bytes, reference_memory
+from sfg_dist.distributed.labels.references import StoredReference, base_bytes, reference_memory
 from sfg_dist.distributed.machine import default_device
 from sfg_dist.flow import PosteriorMoments, PreparedReference, posterior_moments
 from sfg_dist.flow.posterior.cpu.blocks import AIMS, State
@@ -32,6 +32,7 @@ from sfg_dist.flow.posterior.merging import Merger
 from sfg_dist.flow.posterior.posterior import dense_within
 from sfg_dist.flow.posterior.reference import ReferenceBlock, block_ranges, centred_keys
 from sfg_dist.job.errors import LabelingError
+from sfg_dist.job.words import GIB
 from sfg_dist.store import open_pairs
 
 Part = dict[str, NDArray[Any]]

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from sfg_dist import store
 from sfg_dist.job.plan import Plan
+from sfg_dist.job.words import GIB
 
-GIB = 2**30
 COMMIT_BYTES = 870  # of a commit record, before one was seen
 EVENT_BYTES = 180  # of a shard's line in the event log
 

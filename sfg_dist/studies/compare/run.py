@@ -28,7 +28,7 @@ from sfg_dist.job.version import __version__, versions
 from sfg_dist.model.sampling import num_cpus
 from sfg_dist.pipeline.output import Listener, OutputDirectory
 from sfg_dist.pipeline.pipeline import as_job
-from sfg_dist.pipeline.table_plan import table_settings
+from sfg_dist.pipeline.table import table_settings
 from sfg_dist.studies.compare.cells import FOLDER, Records
 from sfg_dist.studies.compare.document import make_document
 from sfg_dist.studies.compare.judging import auc

@@ -30,8 +30,9 @@ from sfg_dist.distributed.machine import Machine, resident_memory, this_machine
 from sfg_dist.distributed.nodes import workers_per_gpu
 from sfg_dist.job.config import Job
 from sfg_dist.job.plan import REFERENCE_BLOCK_ROWS, Plan
-from sfg_dist.pipeline.plan import check_job
-from sfg_dist.pipeline.table_plan import frame_of, plan_of, prepare_table
+from sfg_dist.pipeline.check import check_job
+from sfg_dist.pipeline.plan import frame_of, plan_of
+from sfg_dist.pipeline.table import prepare_table
 from sfg_dist.store import RowBlocks, object_bytes
 from sfg_dist.studies.estimate.calibration import CALIBRATION_S, Calibration, CalibrationSettings, Pace, calibrate
 from sfg_dist.studies.estimate.run_time import Cost, Time, cost_of, time_of
@@ -289,7 +290,7 @@ def _of_blocks(pace: Pace, blocks: float) -> Pace:
 
 def _graded(job: Job) -> Job:
     """The job on the default grid, which costs as many evaluations as one that is fitted first."""
-    return job.model_copy(update={"labels": job.labels.model_copy(update={"time_grid": "graded"})})
+    return job.changed(labels={"time_grid": "graded"})
 
 
 def _existing_store(job: Job) -> Pairs | None:

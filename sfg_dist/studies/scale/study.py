@@ -23,15 +23,16 @@ from typing import Any
 
 from sfg_dist.data import Prepared
 from sfg_dist.distributed.fit.generator import fit_settings
-from sfg_dist.job.config import Job, resolve_job
+from sfg_dist.job.config import Job
 from sfg_dist.job.errors import ConfigError, DocumentError
 from sfg_dist.job.object_stores import is_url
 from sfg_dist.job.reader import LONG_BYTES, read_json
 from sfg_dist.job.version import versions
+from sfg_dist.pipeline.check import check_job
 from sfg_dist.pipeline.output import Listener, OutputDirectory
 from sfg_dist.pipeline.pipeline import Pipeline, as_job
-from sfg_dist.pipeline.plan import check_job, identity_of_keys
-from sfg_dist.pipeline.table_plan import prepare_table
+from sfg_dist.pipeline.plan import identity_of_keys
+from sfg_dist.pipeline.table import prepare_table
 from sfg_dist.studies.scale.document import FOLDER, LOAD, NOT_KEYS, RUN_FIELDS, write_study
 from sfg_dist.studies.scale.fits import efficiencies, fit_laws
 
@@ -262,11 +263,12 @@ class Study(OutputDirectory):
             measure_labels, num_threads=self.job.labels.num_threads, memory_gib=self.job.labels.memory_gib
         )
         if "label" not in self._warm:
-            document = pipeline.job.model_dump(exclude_none=True)
-            document["labels"]["num_pairs"] = min(self.job.labels.num_pairs, self.job.labels.shard_rows)
-            document["output"]["dir"] = f"{self._work}/warm"
-            document["executor"]["num_actors"] = 1
-            warm = _OverTable(resolve_job(document), self._table())
+            job = pipeline.job.changed(
+                labels={"num_pairs": min(self.job.labels.num_pairs, self.job.labels.shard_rows)},
+                output={"dir": f"{self._work}/warm"},
+                executor={"num_actors": 1},
+            )
+            warm = _OverTable(job, self._table())
             measure(warm.open_store(), warm.job.executor)
             self._warm.add("label")
         return measure(pipeline.open_store(), pipeline.job.executor).to_json()
@@ -293,21 +295,16 @@ class Study(OutputDirectory):
         return measure(settings).to_json() | {"worker": "1 GPU" if self._has_gpus() else f"{cpus} CPUs"}
 
     def _job_of(self, case: Case, folder: str) -> Job:
-        document = self.job.model_dump(exclude_none=True)
-        document["output"]["dir"] = folder or self.url
-        document["train"]["encoder"] = False
-        document["train"]["num_epochs"] = self.num_epochs
-        for key in ("max_time_s", "patience"):
-            document["train"].pop(key, None)
-        if case.mode == "weak":
-            document["labels"]["num_pairs"] *= case.num_workers
-            if case.stage == "train":
-                document["train"]["batch_size"] *= case.num_workers
-        if case.stage == "label":
-            document["executor"]["num_actors"] = case.num_workers
-        else:
-            document["train"]["num_workers"] = case.num_workers
-        return resolve_job(document)
+        is_fit, times = case.stage == "train", case.num_workers if case.mode == "weak" else 1
+        train = {"encoder": False, "num_epochs": self.num_epochs, "max_time_s": None, "patience": None}
+        if is_fit:
+            train |= {"num_workers": case.num_workers, "batch_size": self.job.train.batch_size * times}
+        return self.job.changed(
+            output={"dir": folder or self.url},
+            labels={"num_pairs": self.job.labels.num_pairs * times},
+            train=train,
+            executor={} if is_fit else {"num_actors": case.num_workers},
+        )
 
     def _table(self) -> Prepared:
         if self._prepared is None:

@@ -1,0 +1,57 @@
+"""Keys of a job that are right each alone and do not fit together."""
+
+from __future__ import annotations
+
+from sfg_dist.job.config import Job
+from sfg_dist.job.errors import ConfigError
+from sfg_dist.job.plan import MAX_SHARDS, check_shard_rows
+
+
+def check_job(job: Job) -> None:
+    """Refuse keys that do not fit together, before any work.
+
+    Raises:
+        ConfigError: with the keys and what to take instead.
+    """
+    check_shard_rows(job.labels.shard_rows, job.labels.batch_size, job.labels.gpu_batch_size)
+    if job.labels.num_pairs > MAX_SHARDS * job.labels.shard_rows:
+        shards = -(-job.labels.num_pairs // job.labels.shard_rows)
+        raise ConfigError(
+            f"labels.num_pairs = {job.labels.num_pairs:,} in shards of labels.shard_rows = {job.labels.shard_rows:,} "
+            f"are {shards:,} shards, and a store has {MAX_SHARDS:,} at most: take larger shards or fewer pairs"
+        )
+    _check_condition(job)
+    from sfg_dist.flow.solver import num_steps
+
+    try:
+        num_steps(job.labels.solver, job.labels.num_evaluations)
+    except ValueError as error:
+        raise ConfigError(f"labels.{error}") from error
+
+
+def _check_condition(job: Job) -> None:
+    """Refuse keys that a conditional job cannot have, or only it can.
+
+    Raises:
+        ConfigError: with the key.
+    """
+    labels = job.labels
+    if job.data.condition is None:
+        for key in ("condition_neighbors", "condition_bandwidth", "condition_adjust"):
+            if getattr(labels, key) is not None:
+                raise ConfigError(f"labels.{key} is for conditional labels: name data.condition, or leave it out")
+        return
+    for key, is_wrong, advice in (
+        ("labels.estimator", labels.estimator != "full", 'take "full"'),
+        ("labels.direction", labels.direction != "decode", 'take "decode"'),
+        ("labels.latents", labels.latents is not None, "leave it out"),
+        ("labels.t_min", labels.t_min == "auto", "take a number"),
+        ("labels.time_grid", labels.time_grid == "fitted", 'take "graded" or "uniform"'),
+        ("labels.solver_tolerance", labels.solver_tolerance is not None, "leave it out"),
+        ("executor.actors_per_group", job.executor.actors_per_group > 1, "take 1"),
+        ("train.encoder", job.train.encoder, "take false"),
+    ):
+        if is_wrong:
+            table, name = key.split(".")
+            value = getattr(getattr(job, table), name)
+            raise ConfigError(f"{key} = {value!r} does not go with data.condition: {advice}")

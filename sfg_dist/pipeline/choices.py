@@ -1,0 +1,140 @@
+"""Settings of a plan that are chosen from the table: the unit of the noise, the final blur, and the time grid."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Required, TypedDict
+
+import numpy as np
+
+from sfg_dist.job.config import Job
+from sfg_dist.job.errors import ConfigError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from sfg_dist.flow.spread import ColumnSpread
+
+_COARSEST = 0.01  # of a column's spread, the grid that float32 may put on it
+_REMEDY = 'take transform.kind = "standardize" or "quantile"'
+
+
+class Blur(TypedDict, total=False):
+    """The entry ``blur`` of a plan's identity; the last two keys are there where ``t_min`` was chosen."""
+
+    t_min: Required[float]
+    is_floor: bool
+    is_ceiling: bool
+
+
+def measure_columns(blocks: Iterable[NDArray[np.float32]]) -> ColumnSpread:
+    """Mean and spread of each column of a table that comes in blocks of rows."""
+    import torch
+
+    from sfg_dist.flow.spread import ColumnSpread
+
+    tally = ColumnSpread()
+    for rows in blocks:
+        tally.add(torch.from_numpy(rows))
+    return tally
+
+
+def choose_unit(job: Job, measured: ColumnSpread, columns: tuple[str, ...]) -> float:
+    """sigma_data of a plan over untransformed columns.
+
+    It has six digits: any number near the spread will do, and another machine's last bits must not make another plan.
+
+    Raises:
+        ConfigError: the spread leaves float64.
+    """
+    from sfg_dist.flow.spread import root_mean_square
+
+    try:
+        return float(f"{root_mean_square(measured.result()[: _num_targets(job, columns)]):.6g}")
+    except ValueError as error:
+        raise ConfigError(f'transform.kind = "none": {error}') from error
+
+
+def check_spreads(job: Job, measured: ColumnSpread, columns: tuple[str, ...], sigma_data: float, t_min: float) -> None:
+    """Refuse a blur that hides a column, and warn of uneven columns.
+
+    Raises:
+        ConfigError: one blur does not suit all columns, or float32 does not suit one.
+    """
+    from sfg_dist.flow import Schedule
+    from sfg_dist.flow.spread import check_blur, check_start, uneven_columns
+
+    split, spreads, schedule = _num_targets(job, columns), measured.result(), Schedule(job.labels.schedule, t_min)
+    for name, mean, spread in zip(columns, measured.center.tolist(), spreads.tolist(), strict=True):
+        if np.finfo(np.float32).eps * abs(mean) >= _COARSEST * spread or spread < np.finfo(np.float32).tiny:
+            raise ConfigError(
+                f'transform.kind = "none": column {name!r} has mean {mean:.3g} and spread {spread:.3g}, too little for '
+                f"float32: {_REMEDY}"
+            )
+    try:
+        check_blur(spreads[:split], sigma_data, schedule, remedy=_REMEDY, names=columns)
+        if job.data.condition is None:
+            check_start(measured.center, sigma_data, schedule, columns)
+    except ValueError as error:
+        raise ConfigError(f'transform.kind = "none": {error}') from error
+    for words in (
+        uneven_columns(spreads[:split], columns),
+        uneven_columns(spreads[split:], columns[split:], "count alike in the distance of two conditions"),
+    ):
+        if words is not None:
+            warnings.warn(f'transform.kind = "none": {words}: {_REMEDY}', stacklevel=3)
+
+
+def _num_targets(job: Job, columns: tuple[str, ...]) -> int:
+    """How many of the flow's columns are drawn; conditions are the last."""
+    return len(columns) - len(job.data.condition or ())
+
+
+def choose_blur(job: Job, reference: NDArray[np.float32] | None, sigma_data: float) -> Blur:
+    """t_min, and for "auto" whether the leave-one-out likelihood ran into a limit.
+
+    t_min has three digits: the likelihood is flat there, and another machine's last bits must not make another plan.
+    """
+    if job.labels.t_min != "auto":
+        return {"t_min": job.labels.t_min}
+    if reference is None:
+        raise ConfigError('labels.t_min = "auto" needs the reference in memory: name a number')
+    from sfg_dist.flow import choose_t_min
+
+    try:
+        chosen = choose_t_min(reference, schedule=job.labels.schedule, sigma_data=sigma_data)
+    except ValueError as error:
+        raise ConfigError(f'labels.t_min = "auto": {error}; name a number') from error
+    return {"t_min": float(f"{chosen.t_min:.3g}"), "is_floor": chosen.is_floor, "is_ceiling": chosen.is_ceiling}
+
+
+def fit_grids(
+    job: Job,
+    reference: NDArray[np.float32],
+    t_min: float,
+    order: NDArray[np.int64] | None = None,
+    sigma_data: float = 1.0,
+) -> dict[str, list[float]]:
+    """The time grid fitted to the reference, for each direction of the job: log beta^2 from noise to data."""
+    import torch
+
+    from sfg_dist.flow import Reference, Schedule, fit_time_grid
+    from sfg_dist.flow.solver import Direction
+
+    labels = job.labels
+    prepared = Reference(torch.from_numpy(reference), order=order, sigma_data=sigma_data)
+    directions: tuple[Direction, ...] = ("decode", "encode") if labels.direction == "both" else (labels.direction,)
+    return {
+        direction: list(
+            fit_time_grid(
+                prepared,
+                schedule=Schedule(labels.schedule, t_min),
+                direction=direction,
+                solver=labels.solver,
+                num_evaluations=labels.num_evaluations,
+                tolerance=labels.tolerance,
+            ).points
+        )
+        for direction in directions
+    }

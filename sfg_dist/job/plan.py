@@ -67,7 +67,6 @@ class Stream(enum.IntEnum):
     CALIBRATE = 9
     EXPORT = 10
     CONDITION = 11
-    TRAIN_NOISE = 12
     ENCODER = 13
 
 

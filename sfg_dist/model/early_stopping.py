@@ -6,12 +6,11 @@ import json
 import math
 from collections.abc import Mapping
 
-from safetensors.torch import save
 from torch import Tensor
 
 from sfg_dist.job.errors import DocumentError, TrainingError
 from sfg_dist.job.reader import MAYBE_NAN, read_json
-from sfg_dist.model.saved import check_tensors, read_tensors
+from sfg_dist.model.saved import check_tensors, read_tensors, saved_bytes
 
 BEST_WEIGHTS_NAME, BEST_NAME = "best.safetensors", "best.json"
 BEST_FILES = (BEST_WEIGHTS_NAME, BEST_NAME)
@@ -49,9 +48,8 @@ class EarlyStopping:
         """What a checkpoint holds of it, by file name; nothing before the first epoch."""
         if not self.weights:
             return {}
-        weights = {name: tensor.cpu().contiguous() for name, tensor in self.weights.items()}
         return {
-            BEST_WEIGHTS_NAME: save(weights),
+            BEST_WEIGHTS_NAME: saved_bytes(self.weights),
             BEST_NAME: json.dumps({"epoch": self.epoch, "loss": self.loss}).encode(),
         }
 

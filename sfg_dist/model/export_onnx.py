@@ -175,8 +175,8 @@ def check_agreement(content: bytes, generator: Generator, *, network_only: bool 
         (found,) = session.run(None, {"inputs": drawn})
         wanted = generator.predict_raw(drawn)
         return Agreement(len(drawn), _labels_difference(found, wanted), 0.0, 1.0, 0)
-    noise = drawn[:, network.dim + network.num_conditions :]
-    feed: dict[str, NDArray[Any]] = {"latents": np.ascontiguousarray(drawn[:, : network.dim])}
+    latents, _, noise = np.split(drawn, np.cumsum([network.dim, network.num_conditions]), axis=1)
+    feed: dict[str, NDArray[Any]] = {"latents": np.ascontiguousarray(latents)}
     given = None
     if network.num_conditions:
         flow_rows = np.zeros((len(drawn), transform.dim))
@@ -189,7 +189,7 @@ def check_agreement(content: bytes, generator: Generator, *, network_only: bool 
         again = session.run(["rows"], {name: array[:size] for name, array in feed.items()})[0]
         if again.shape != (size, len(generator.columns)):
             raise ExportError(f"the exported graph gives {again.shape} for {size} rows")
-    wanted = generator.predict_raw(generator.network_inputs(feed["latents"], given, feed.get("noise")))
+    wanted = generator.predict_raw(generator.network_inputs(np.concatenate([latents, noise], axis=1), given))
     difference = _labels_difference(raw, wanted)
     labels = generator.calibrate(raw)
     # Of the same raw labels, a value may be what the rounding of a label to float32 makes of it: each column's map is

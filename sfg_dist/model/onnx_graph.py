@@ -17,7 +17,7 @@ from torch import nn
 from sfg_dist.data.bounds import LEAST_TAIL, Tail
 from sfg_dist.data.transform import Transform
 from sfg_dist.job.errors import ExportError
-from sfg_dist.model.calibrate import Calibration
+from sfg_dist.model.calibration import Calibration
 from sfg_dist.model.mlp import MLP, ResidualBlock
 from sfg_dist.model.pair_maps import PairMaps
 

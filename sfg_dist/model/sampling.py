@@ -29,7 +29,7 @@ def unit_rows(num_columns: int) -> int:
     return BLOCK_ROWS * max(1, min(MAX_UNIT_BLOCKS, UNIT_BYTES // (8 * BLOCK_ROWS * max(1, num_columns))))
 
 
-def units(start: int, stop: int, num_columns: int) -> Iterator[tuple[int, int]]:
+def unit_ranges(start: int, stop: int, num_columns: int) -> Iterator[tuple[int, int]]:
     """The ranges that rows ``start`` to ``stop`` are made in: whole blocks, at most ``unit_rows``, for every CPU."""
     share = -(-(stop - start) // num_cpus())
     size = unit_rows(num_columns)

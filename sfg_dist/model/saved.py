@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from sfg_dist.job.errors import DocumentError
@@ -92,6 +92,21 @@ def _built(kind: type[Any], document: Any, fields: Mapping[str, Any], tensors: M
     check_tensors(module.state_dict(), tensors, name)
     module.load_state_dict({key: tensor.clone() for key, tensor in tensors.items()}, assign=True)
     return module.eval()
+
+
+def saved_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """The tensors as a safetensors file."""
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+
+
+def named_states(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """The states of optimisers by ``optimizer.NUMBER.PARAMETER.KEY``, which ``states_of`` reads."""
+    return {
+        f"optimizer.{number}.{index}.{key}": torch.as_tensor(value)
+        for number, optimizer in enumerate(optimizers)
+        for index, state in optimizer.state_dict()["state"].items()
+        for key, value in state.items()
+    }
 
 
 def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

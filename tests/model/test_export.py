@@ -115,7 +115,7 @@ def test_conditions_and_noise_are_inputs(kind):
     latents, noise = (draw.standard_normal((300, width)).astype(np.float32) for width in (2, 3))
     given = np.ascontiguousarray(table()[:300, [2, 0]])
     rows = run(content, latents=latents, conditions=given, noise=noise)
-    expected = generator.decode(latents, given, noise)
+    expected = generator.decode(np.concatenate([latents, noise], axis=1), given)
     np.testing.assert_array_equal(rows[:, [2, 0]], given)
     spread = expected.std(axis=0) + 1e-12
     assert (np.abs(rows - expected) <= TOLERANCE * (spread + np.abs(expected))).mean() > 0.98

@@ -21,21 +21,22 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from sfg_dist.distributed.fit.checkpoints import FitSettings, Place, clear_foreign, resume, save_checkpoint
-from sfg_dist.distributed.fit.fit_loop import LIVE_INTERVAL_S, Report
+from sfg_dist.distributed.fit.checkpoints import Checkpoints, Place, resume
+from sfg_dist.distributed.fit.fit_loop import LIVE_INTERVAL_S
 from sfg_dist.distributed.fit.hold import Hold, take_hold
-from sfg_dist.distributed.fit.training import make_trainer, split_rows, table_names
+from sfg_dist.distributed.fit.journal import Report
+from sfg_dist.distributed.fit.training import make_trainer, split_rows
+from sfg_dist.job.config import TrainConfig
 from sfg_dist.job.errors import TrainingError
 from sfg_dist.job.object_stores import absolute_url
 from sfg_dist.job.search_path import child_environment, python_command
 from sfg_dist.job.threads import wait_passively
 from sfg_dist.model.device_feed import DeviceFeed
-from sfg_dist.model.fit import Stopwatch, Trainer
+from sfg_dist.model.trainer import Stopwatch, Trainer
 from sfg_dist.store import Pairs, PairStream, open_pairs
 
 FIRST_PASS = 2**31
@@ -49,7 +50,7 @@ STOP_S = 20.0
 def train_ahead(
     url: str,
     checkpoints: Place,
-    settings: FitSettings,
+    settings: TrainConfig,
     *,
     should_stop: Callable[[], bool],
     on_live: Report | None = None,
@@ -80,14 +81,14 @@ def train_ahead(
     resume(checkpoints, trainer.load_files)
     if trainer.progress.epoch or trainer.progress.step_in_epoch:
         return trainer.progress.ahead_steps
-    run_id = pairs.plan.run_id
+    own = Checkpoints(checkpoints, settings, pairs.plan.run_id)
     watch, known = Stopwatch(0.0), _Committed(pairs, num_rows)
     saved = [0.0, trainer.progress.step]
 
     def save() -> None:
         if trainer.progress.step > saved[1]:
             hold.require()
-            save_checkpoint(trainer, checkpoints, settings, run_id)
+            own.save(trainer)
         saved[:] = [watch.elapsed_s, trainer.progress.step]
 
     number = 0
@@ -97,7 +98,6 @@ def train_ahead(
             continue
         with PairStream.of(
             pairs,
-            table_names(settings),
             num_rows=num_rows,
             batch_size=settings.batch_size,
             seed=settings.seed,
@@ -184,7 +184,7 @@ def training_ahead(
     executor: str,
     url: str,
     checkpoints: Place,
-    settings: FitSettings,
+    settings: TrainConfig,
     *,
     label_actor: Mapping[str, float] | None = None,
     on_live: Report | None = None,
@@ -205,11 +205,11 @@ def training_ahead(
         What of Ray's resources the worker holds, and labels should leave to it.
     """
     attempt = take_hold(checkpoints)
-    clear_foreign(checkpoints, settings, open_pairs(url).plan.run_id)
+    Checkpoints(checkpoints, settings, open_pairs(url).plan.run_id).clear_foreign()
     task = {
         "url": absolute_url(url),
         "checkpoints": absolute_url(checkpoints),
-        "settings": asdict(settings),
+        "settings": settings.model_dump(),
         "attempt": attempt,
     }
     worker: _Process | _Actor = (
@@ -306,7 +306,7 @@ class _Worker:
 
     def train(self, task: Mapping[str, Any]) -> str:
         """Train until told to stop; what went wrong, or nothing."""
-        settings = FitSettings(**task["settings"])
+        settings = TrainConfig(**task["settings"])
         torch.set_num_threads(settings.num_threads or task["cpus"])
         try:
             train_ahead(
@@ -394,7 +394,7 @@ def _main() -> None:
         train_ahead(
             task["url"],
             task["checkpoints"],
-            FitSettings(**task["settings"]),
+            TrainConfig(**task["settings"]),
             should_stop=asked.is_set,
             device=task["device"],
             attempt=task["attempt"],

@@ -19,7 +19,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -27,13 +26,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.distributed.fit.checkpoints import Place
-from sfg_dist.distributed.fit.encoding import EncoderSettings, fit_encoder
+from sfg_dist.distributed.fit.encoder import fit_encoder
 from sfg_dist.job import errors
+from sfg_dist.job.config import TrainConfig
 from sfg_dist.job.errors import SfgError, TrainingError
 from sfg_dist.job.search_path import child_environment, python_command
 from sfg_dist.job.threads import wait_passively
 from sfg_dist.model.encoder import Encoder
-from sfg_dist.model.fit_encoder import NUM_CHECK_ROWS
+from sfg_dist.model.encoder_trainer import NUM_CHECK_ROWS
 from sfg_dist.model.likelihood import Mass
 
 OnCheck = Callable[[dict[str, float]], None]
@@ -101,14 +101,19 @@ class EncoderBeside:
 
 @contextmanager
 def encoder_beside(
-    url: str, checkpoints: Place, settings: EncoderSettings, validation: NDArray[np.float32], *, on_check: OnCheck
+    url: str, checkpoints: Place, settings: TrainConfig, validation: NDArray[np.float32], *, on_check: OnCheck
 ) -> Iterator[EncoderBeside]:
     """Start ``fit_encoder`` in another process, with its arguments; the process ends with the block."""
     started = time.time()
     with tempfile.TemporaryDirectory(prefix="sfg-encoder-") as folder:
         rows, task, log = (Path(folder, name) for name in ("validation.npy", "task.json", "log"))
         np.save(rows, validation[:NUM_CHECK_ROWS], allow_pickle=False)
-        document = {"url": url, "checkpoints": str(checkpoints), "settings": asdict(settings), "validation": str(rows)}
+        document = {
+            "url": url,
+            "checkpoints": str(checkpoints),
+            "settings": settings.model_dump(),
+            "validation": str(rows),
+        }
         task.write_text(json.dumps(document | {"started": started}), encoding="utf-8")
         environment = child_environment()
         wait_passively(environment)
@@ -142,7 +147,7 @@ def _work(task: dict[str, Any]) -> None:
         fit_encoder(
             task["url"],
             task["checkpoints"],
-            EncoderSettings(**task["settings"]),
+            TrainConfig(**task["settings"]),
             validation,
             on_check=lambda entry: _answer("check", entry),
             begun_s=max(0.0, time.time() - task["started"]),

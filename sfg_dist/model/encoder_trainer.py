@@ -6,21 +6,20 @@
                   + FOLD_WEIGHT log |det J| over rows of the proposal where det J has the wrong sign
                   + PAIR_WEIGHT |E(x) - y|^2 over pairs
 
-Maximum likelihood alone folds a plain network: it makes rows of several places share a latent, and reports a likelihood
-whose mass is many times 1. The signs drive rows that lie on the back of a fold over its edge again, the mass is what
-the density has to be divided by anyway, and the pairs hold the map near the flow's own, which is one-to-one.
+Maximum likelihood alone folds a plain network: rows of several places then share a latent, and the mass of the
+reported likelihood is many times 1. The signs drive rows on the back of a fold over its edge again. The mass is what
+the density has to be divided by anyway. The pairs hold the map near the flow's own, which is one-to-one.
 
 Measured on the gas turbine table (11 columns, 40 seconds of one core, test rows, in the flow's coordinates): without
 the mass and the signs the formula says -1.8 and its mass is 9.6; with them -3.8 at a mass of 1.02. Estimates of the
-gradient of log |det J| from one random direction cost half an exact step and are so noisy that they got to -4.4.
+gradient of log |det J| from one random direction cost half an exact step, and got to -4.4.
 
-Rows of the proposal hold the folds down, and the more there are in a step, the better the likelihood of other rows.
-Beijing air table (10 columns), 100 seconds of one core, test nats in the user's units and mass: 48 rows -38.54,
-1.002; 96 -38.48, 1.02; 192 -38.42, 1.001; 384 -38.45, 1.000. With 96, and weights cut off at MAX_LOG_WEIGHT in the
-loss, 140 seconds ended with a mass of 6.7 that no check had seen: a weight beyond the cut had no gradient. And steps
-must meet new rows of the proposal to the end: the gas turbine table, 150 seconds, has its mass at 1.3 in one fit and
-3 in another where they choose among 65,536, and 1.10 (0.02) and 1.07 (0.01) among 262,144 and 1,048,576, at -14.13
-and -14.19 nats.
+More rows of the proposal in a step give other rows a better likelihood. Beijing air table (10 columns), 100 seconds of
+one core, test nats in the user's units and mass: 48 rows -38.54, 1.002; 96 -38.48, 1.02; 192 -38.42, 1.001; 384 -38.45,
+1.000. With 96, and no gradient beyond MAX_LOG_WEIGHT, 140 seconds ended with a mass of 6.7 that no check had seen.
+Steps must also meet new rows of the proposal to the end. Gas turbine table, 150 seconds: two fits that choose among
+65,536 rows have masses of 1.3 and 3; among 262,144 and 1,048,576 the mass is 1.10 (0.02) and 1.07 (0.01), at -14.13 and
+-14.19 nats.
 """
 
 from __future__ import annotations
@@ -63,8 +62,8 @@ LEARNING_RATE, INNER_LEARNING_RATE = 3e-3, 6e-3  # of AdamW, and of Muon for the
 WEIGHT_DECAY, EMA_DECAY, WARMUP_STEPS = 0.01, 0.999, 100
 MAX_GRADIENT_NORM = 5.0
 MAX_LOG_WEIGHT = 6.0  # of importance weights in the loss: one row must not decide a step
-MIN_LOG_DET = -8.0  # below it a row at the edge of a fold is not pushed any further towards it
-NUM_POOL_ROWS = 262_144  # rows of the proposal that steps choose from; of fewer the fit learns where they are not
+MIN_LOG_DET = -8.0  # a row at the edge of a fold is pushed towards the edge down to this
+NUM_POOL_ROWS = 262_144  # rows of the proposal that steps choose from; among fewer, folds grow between them
 NUM_CHECK_ROWS = 2048  # validation rows, and rows of the proposal, that a check looks at
 NUM_CHECKS = 12
 FAR_BEHIND = -math.inf
@@ -121,8 +120,7 @@ class EncoderTrainer:
         encoder: on its device.
         tables: the rows that it is fitted to.
         seed: of all draws.
-        bfloat16: whether the Jacobian's products are of bfloat16 while it is fitted; None where the device has units
-            for them.
+        bfloat16: whether the Jacobian's products are in bfloat16; None takes it where the device has units for it.
     """
 
     def __init__(
@@ -175,7 +173,7 @@ class EncoderTrainer:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self._parameters, MAX_GRADIENT_NORM, foreach=True)
-        if bool(torch.isfinite(norm)):  # a singular Jacobian among the rows has no gradient: its batch moves nothing
+        if bool(torch.isfinite(norm)):  # a singular Jacobian has no gradient, and its batch is skipped
             for optimizer in self.optimizers:
                 optimizer.step()
         progress.step += 1
@@ -196,25 +194,25 @@ class EncoderTrainer:
         log_det, sign = density - normal, sign * self.encoder.degree
         inside = torch.where(sign > 0, log_det, -log_det.clamp(min=MIN_LOG_DET))
         loss = -(normal + inside)[:DATA_ROWS].mean()
-        # The mass's share of the loss is its logarithm, from a running mean: one batch's logarithm would be biased.
+        # The loss has the logarithm of the mass, from a running mean: the logarithm of one batch's would be biased.
         mass = _bounded_exp(density[DATA_ROWS:] - self._log_proposal[chosen]).mean()
         self._running_mass = 0.98 * self._running_mass + 0.02 * mass.detach()
         folded = torch.where(sign < 0, log_det.clamp(min=MIN_LOG_DET), 0.0)[DATA_ROWS:].mean()
         return loss + mass / self._running_mass.clamp(min=1.0) + FOLD_WEIGHT * folded
 
     def check(self) -> dict[str, float]:
-        """Look at the average on the validation rows; keep it if it is the best so far.
+        """Judge the averaged weights on the validation rows, and keep them if they are the best so far.
 
         Returns:
             The entry of the history.
 
         Raises:
-            TrainingError: the fit has left the floating-point range.
+            TrainingError: the loss is not finite.
         """
         kept = self._swap(self._average)
         degree = self.encoder.degree
         density, _ = self._mapped(self._validation)
-        # Rows that steps see: of others so few say nothing, since one in ten thousand may have most of the weight.
+        # Rows that steps see. So few others would say nothing: one in ten thousand may have most of the weight.
         pool, log_proposal = self._pool[:NUM_CHECK_ROWS].cpu(), self._log_proposal[:NUM_CHECK_ROWS].cpu()
         proposed, sign = self._mapped(pool)
         folded = ((proposed - log_proposal).exp() * (sign != degree)).mean()
@@ -242,7 +240,7 @@ class EncoderTrainer:
         return entry
 
     def finish(self) -> Mass:
-        """Give the encoder its best weights; the mass of what it then is, from rows that no step has seen."""
+        """Give the encoder its best weights; returns their mass, from rows that no step has seen."""
         self._last = self._swap(self._best)
         self.encoder.eval()
         self.progress.mass = estimate_mass(
@@ -256,7 +254,7 @@ class EncoderTrainer:
         return self.progress.mass
 
     def time_of_mass_s(self) -> float:
-        """Seconds that ``finish`` is going to take, from a small part of its work."""
+        """An estimate of the seconds that ``finish`` takes, from a small part of its work."""
         rows = self._pool[:NUM_CHECK_ROWS].cpu()
         started = time.monotonic()
         self._mapped(rows)
@@ -273,7 +271,7 @@ class EncoderTrainer:
         return torch.from_numpy(generator.integers(num_rows, size=how_many)).to(self.device)
 
     def _swap(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Give the encoder these weights; those that it had."""
+        """Give the encoder these weights; returns those that it had."""
         kept = [parameter.detach().clone() for parameter in self._parameters]
         with torch.no_grad():
             torch._foreach_copy_(self._parameters, tensors)
@@ -283,7 +281,7 @@ class EncoderTrainer:
         return torch.from_numpy(np.ascontiguousarray(rows, np.float32)).to(self.device)
 
     def state(self, identity: Identity) -> bytes:
-        """A checkpoint as one safetensors file; ``identity`` says which fit it belongs to."""
+        """A checkpoint as one safetensors file."""
         tensors = {"identity": _digest(identity), "progress": self._progress_tensor()}
         for name, values in self._groups().items():
             tensors |= {f"{name}.{index}": value for index, value in enumerate(values)}
@@ -292,7 +290,7 @@ class EncoderTrainer:
         return saved_bytes({name: tensor.detach().clone() for name, tensor in tensors.items()})
 
     def load_state(self, content: bytes, identity: Identity) -> bool:
-        """Take up a checkpoint; False, and nothing is changed, where it belongs to another fit or is torn."""
+        """Go on from a checkpoint; False, and nothing is changed, where it belongs to another fit or is torn."""
         try:
             tensors = read_tensors(content, "encoder")
             if not torch.equal(tensors["identity"], _digest(identity)):
@@ -327,7 +325,7 @@ class EncoderTrainer:
 
 
 def _bounded_exp(log_weights: Tensor) -> Tensor:
-    """exp, and from MAX_LOG_WEIGHT on its tangent: a large weight is pushed down, and does not decide a step alone."""
+    """exp, and its tangent beyond MAX_LOG_WEIGHT: a large weight is still pushed down, but does not decide a step."""
     tangent = math.exp(MAX_LOG_WEIGHT) * (1 + log_weights - MAX_LOG_WEIGHT)
     return torch.where(log_weights > MAX_LOG_WEIGHT, tangent, log_weights.clamp(max=MAX_LOG_WEIGHT).exp())
 

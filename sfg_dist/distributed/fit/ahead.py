@@ -1,9 +1,9 @@
-"""Training ahead of the labels: passes over the shards that are committed, while the rest is still being made.
+"""Training ahead of the labels: passes over the committed shards, while the rest are still being made.
 
-One worker passes over the shards that are there, as often as more have come, with the rate at its top. When the labels
-are whole it writes a checkpoint and ends; the fit goes on from its weights. The epochs proper are not touched: which
-pairs they meet, in which batches, and how the learning rate falls is the same with and without it. Held-out rows are
-left out here too. A kill costs what came after the last checkpoint.
+One worker passes over the shards that are there, and again whenever more have come, at the full learning rate. When all
+labels are made it writes a checkpoint and ends, and the fit goes on from its weights. The epochs have the same pairs,
+batches and learning rates with and without it. Held-out rows are not trained on. A kill costs what came after the last
+checkpoint.
 
 The worker is a process of this machine (executor "inline") or an actor of the Ray session. It trains on a GPU of its
 own where there are two or more, and else on CPUs: beside the labels' GPU, or on a quarter of the cluster's CPUs.
@@ -40,7 +40,7 @@ from sfg_dist.model.trainer import Stopwatch, Trainer
 from sfg_dist.store import Pairs, PairStream, open_pairs
 
 FIRST_PASS = 2**31
-"""Number of the first pass where epochs have theirs, so that no pass has the order of an epoch."""
+"""Passes are numbered from here on, so that none has the order of an epoch."""
 POLL_S = 1.0
 LOOKUPS_AT_ONCE = 16
 STOP_S = 20.0
@@ -57,7 +57,7 @@ def train_ahead(
     device: str | None = None,
     attempt: str | None = None,
 ) -> int:
-    """Pass over what is committed until told to stop; a checkpoint is written at the end and now and then.
+    """Pass over the committed shards until told to stop, with a checkpoint now and then and at the end.
 
     Args:
         url: the store.
@@ -65,11 +65,11 @@ def train_ahead(
         settings: the fit's.
         should_stop: asked after every batch.
         on_live: called every few seconds with how far it is.
-        device: where it trains, as torch calls it; the GPU when there is one.
-        attempt: what it holds the checkpoints by; one of its own if None.
+        device: torch's name of the device; the GPU when there is one.
+        attempt: for ``Hold``; a new one if None.
 
     Returns:
-        Steps done ahead, over all attempts; a fit whose epochs have begun is left as it is.
+        Steps done ahead, over all attempts. A fit whose epochs have begun is left as it is.
 
     Raises:
         TrainingError: the loss is no longer finite, or another attempt has taken over; the last checkpoint is kept.

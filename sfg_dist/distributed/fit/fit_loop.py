@@ -1,7 +1,7 @@
-"""The loop of a fit: what every rank runs, epoch after epoch, from wherever the last checkpoint left it.
+"""The loop of a fit, which every rank runs from the last checkpoint on, epoch after epoch.
 
-All ranks meet the same global batches and take the same decisions: every SYNC_STEPS steps they add up one pair of
-numbers, rank 0's clock and the loss, and what follows from the clock follows on all of them.
+All ranks have the same global batches and take the same decisions. Every SYNC_STEPS steps they add up two numbers: rank
+0's clock and the loss. Whatever depends on the clock is decided by rank 0's.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class FitLoop:
         batches = self.stream.epoch(progress.epoch, first, more=progress.epoch + 1 < self.settings.num_epochs)
         self._live_from = (progress.step, self._watch.elapsed_s, 0.0)
         for batch, (inputs, targets) in self._feed(batches):
-            # Before the step: behind the last one an epoch is over, and its entry belongs to it.
+            # Before the step: after an epoch's last step, the checkpoint must have the epoch's entry.
             if self.rank == 0 and self._watch.elapsed_s - self._saved_s > self.settings.checkpoint_interval_s:
                 self.save()
             if self.hooks.should_stop is not None and self.hooks.should_stop():
@@ -182,7 +182,7 @@ class FitLoop:
             self.hooks.report(entry)
 
     def _agree(self, loss: Tensor) -> None:
-        """The clock of rank 0 and the loss of all ranks so far, the same for all; and what follows from them."""
+        """Share the clock of rank 0 and the loss of all ranks so far, and act on both."""
         total = loss
         if self.world_size > 1:
             clock = self._watch.elapsed_s if self.rank == 0 else 0.0
@@ -243,9 +243,9 @@ class FitLoop:
             )
 
     def _entry(self, epoch: int, loss: Tensor, num_batches: int, seconds: float) -> Entry:
-        """What an epoch leaves, or what of it came since the last resume.
+        """The history's entry of an epoch, or of its part since the last resume.
 
-        Each rank holds its part of every batch's loss, so the sum over ranks is the loss.
+        Each rank has its part of every batch's loss, so the sum over ranks is the loss.
         """
         num_rows = len(self.held_out[0])
         held_out = self.trainer.validation_loss(*self.held_out) if num_rows else 0.0

@@ -256,7 +256,7 @@ MODEL = (
     ),
     Fault(
         name="gradient_of_one_rank",
-        file="sfg_dist/model/fit.py",
+        file="sfg_dist/model/trainer.py",
         why="With n workers the gradient is n times too small, and the fit depends on their number.",
         old="(loss * self.world_size).backward()",
         new="loss.backward()",

@@ -3,7 +3,6 @@
 import re
 import shutil
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +11,11 @@ import torch
 from patience import patience
 
 import sfg_dist
-from sfg_dist.distributed.fit import encoder_process, encoding
+from sfg_dist.distributed.fit import encoder, encoder_process
+from sfg_dist.distributed.fit.encoder import fit_encoder
 from sfg_dist.distributed.fit.encoder_process import encoder_beside
-from sfg_dist.distributed.fit.encoding import EncoderSettings, fit_encoder
 from sfg_dist.distributed.fit.generator import encoder_settings, fit_settings
+from sfg_dist.job.config import TrainConfig
 from sfg_dist.job.errors import StoreError, TrainingError
 from sfg_dist.model.encoder import Encoder
 from sfg_dist.pipeline.pipeline import Pipeline
@@ -96,7 +96,7 @@ def test_the_readme_s_lines_on_likelihood(moons, tmp_path, monkeypatch):
 def test_a_finished_encoder_is_not_fitted_again(moons, monkeypatch):
     _, pipeline, _ = moons
     before = pipeline.output.read("model/model.safetensors")
-    monkeypatch.setattr(encoding, "EncoderTrainer", lambda *_, **__: pytest.fail("it was fitted again"))
+    monkeypatch.setattr(encoder, "EncoderTrainer", lambda *_, **__: pytest.fail("it was fitted again"))
     monkeypatch.setattr(encoder_process, "encoder_beside", lambda *_, **__: pytest.fail("it was fitted again"))
     pipeline.train()
     assert pipeline.output.read("model/model.safetensors") == before
@@ -109,6 +109,11 @@ def test_a_run_without_an_encoder_has_no_likelihood(small_run):
     assert sfg_dist.Generator.load(small_run.directory).encoder is None
 
 
+def encoder_settings_of(**changed):
+    keys = {"encoder_width": 16, "encoder_depth": 1, "encoder_steps": 60, "checkpoint_interval_s": 1e-9}
+    return TrainConfig(**(keys | {"num_threads": 1} | changed))
+
+
 class Stop(Exception):
     """Stands for a kill."""
 
@@ -117,9 +122,9 @@ class Stop(Exception):
 def test_a_stopped_encoder_goes_on_from_its_checkpoint(copy_labels, tmp_path, monkeypatch):
     pairs = copy_labels()
     validation = np.zeros((0, 2), np.float32)
-    settings = EncoderSettings(16, 1, 60, None, 0.0, 1, 0)
+    settings = encoder_settings_of()
     whole, _ = fit_encoder(pairs.location.url, tmp_path / "whole", settings, validation)
-    step, steps = encoding.EncoderTrainer.step, []
+    step, steps = encoder.EncoderTrainer.step, []
 
     def step_and_stop(self, done):
         if len(steps) == 31:
@@ -128,7 +133,7 @@ def test_a_stopped_encoder_goes_on_from_its_checkpoint(copy_labels, tmp_path, mo
         steps.append(done)
         step(self, done)
 
-    monkeypatch.setattr(encoding.EncoderTrainer, "step", step_and_stop)
+    monkeypatch.setattr(encoder.EncoderTrainer, "step", step_and_stop)
     with pytest.raises(Stop):
         fit_encoder(pairs.location.url, tmp_path / "cut", settings, validation)
     resumed, mass = fit_encoder(pairs.location.url, tmp_path / "cut", settings, validation)
@@ -158,9 +163,7 @@ def test_the_fits_share_the_time_or_the_threads(make_job, monkeypatch, threads, 
 
 def small_fit(copy_labels, **changed):
     pairs = copy_labels()
-    keys = {"width": 16, "depth": 1, "num_steps": 60, "max_time_s": None, "checkpoint_interval_s": 0.0}
-    settings = EncoderSettings(**(keys | {"num_threads": 1, "seed": 0} | changed))
-    return pairs, settings, np.zeros((0, 2), np.float32)
+    return pairs, encoder_settings_of(**changed), np.zeros((0, 2), np.float32)
 
 
 @pytest.mark.slow
@@ -178,23 +181,23 @@ def test_a_fit_in_another_process_is_the_same_fit(copy_labels, tmp_path):
 
 @pytest.mark.slow
 def test_a_process_that_is_killed_says_so_and_the_fit_goes_on(copy_labels, tmp_path, monkeypatch):
-    pairs, settings, validation = small_fit(copy_labels, num_steps=1_000_000)
+    pairs, settings, validation = small_fit(copy_labels, encoder_steps=1_000_000)
     arguments = (pairs.location.url, tmp_path / "c", settings, validation)
     with encoder_beside(*arguments, on_check=lambda entry: None) as beside:
         deadline = time.monotonic() + patience(60)
-        while not (tmp_path / "c" / encoding.STATE_NAME).exists() and time.monotonic() < deadline:
+        while not (tmp_path / "c" / encoder.STATE_NAME).exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         beside._child._process.kill()
         with pytest.raises(TrainingError, match="the encoder's process ended"):
             beside.wait()
-    step, steps = encoding.EncoderTrainer.step, []
+    step, steps = encoder.EncoderTrainer.step, []
 
     def counted(self, done):
         steps.append(done)
         step(self, done)
 
-    monkeypatch.setattr(encoding.EncoderTrainer, "step", counted)
-    fit_encoder(*arguments[:2], replace(settings, num_steps=1000), validation)
+    monkeypatch.setattr(encoder.EncoderTrainer, "step", counted)
+    fit_encoder(*arguments[:2], settings.model_copy(update={"encoder_steps": 1000}), validation)
     assert len(steps) < 1000  # it did not begin anew
 
 
@@ -214,23 +217,23 @@ def test_a_mass_belongs_to_the_weights_that_it_was_measured_for(copy_labels, tmp
     """Killed after more steps and before their mass, a fit does not pass the old mass off as the new one's."""
     pairs, settings, validation = small_fit(copy_labels)
     fit_encoder(pairs.location.url, tmp_path / "c", settings, validation)
-    longer = replace(settings, num_steps=200)
+    longer = settings.model_copy(update={"encoder_steps": 200})
 
     def stop(self):
         raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(encoding.EncoderTrainer, "finish", stop)
+        patch.setattr(encoder.EncoderTrainer, "finish", stop)
         with pytest.raises(Stop):
             fit_encoder(pairs.location.url, tmp_path / "c", longer, validation)
-    assert encoding.finished_encoder(pairs, tmp_path / "c", longer) is None
+    assert encoder.finished_encoder(pairs, tmp_path / "c", longer) is None
     fit_encoder(pairs.location.url, tmp_path / "c", longer, validation)
-    assert encoding.finished_encoder(pairs, tmp_path / "c", longer) is not None
+    assert encoder.finished_encoder(pairs, tmp_path / "c", longer) is not None
 
 
 @pytest.mark.slow
 def test_the_other_process_ends_with_this_one(copy_labels, tmp_path):
-    pairs, settings, validation = small_fit(copy_labels, num_steps=1_000_000)
+    pairs, settings, validation = small_fit(copy_labels, encoder_steps=1_000_000)
     arguments = (pairs.location.url, tmp_path / "c", settings, validation)
     with encoder_beside(*arguments, on_check=lambda entry: None) as beside:
         process = beside._child._process

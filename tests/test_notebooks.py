@@ -55,10 +55,10 @@ def test_a_notebook_defines_nothing_and_is_kept_without_outputs(path):
 def test_the_study_of_the_generator(monkeypatch, tmp_path):
     notebook = execute(
         "generator_study.ipynb", monkeypatch,
-        SFG_STUDY_SECONDS="1", SFG_STUDY_PAIRS="4096", SFG_STUDY_JOBS="[de][en]*", SFG_STUDY_DIR=str(tmp_path),
+        SFG_STUDY_SECONDS="1", SFG_STUDY_PAIRS="4096", SFG_STUDY_JOBS="de*", SFG_STUDY_DIR=str(tmp_path),
     )  # fmt: skip
     table = [line.split("|")[1].strip() for line in printed(notebook).splitlines() if line.startswith("| ")]
-    assert set(table) == {"job", "default", "deep_192x6", "energy"}
+    assert set(table) == {"job", "default", "deep_192x6"}
     (picture,) = outputs(notebook, "image/png")
     assert len(base64.b64decode(picture)) > 5000
 

@@ -86,22 +86,22 @@ def test_status_verify_and_repair_in_a_bucket(make_job, tmp_path, bucket):
 
 @pytest.mark.slow
 def test_a_fit_that_was_cut_off_goes_on_from_its_checkpoint_in_the_bucket(make_job, copy_labels, bucket, monkeypatch):
-    from sfg_dist.distributed.fit import fit_loop
+    from sfg_dist.distributed.fit.checkpoints import Checkpoints
 
     keys = {"num_epochs": 3, "checkpoint_interval_s": 0.0001}
     copy_labels()
     expected = Pipeline(make_job(train=keys)).train()
     pipeline = Pipeline(make_job(train=keys, output={"dir": f"{bucket}/run"}))
     pipeline.label()
-    save = fit_loop.save_checkpoint
+    save = Checkpoints.save
 
-    def save_and_stop(trainer, *arguments):
-        save(trainer, *arguments)
+    def save_and_stop(self, trainer, *more):
+        save(self, trainer, *more)
         if trainer.progress.step == 20:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(fit_loop, "save_checkpoint", save_and_stop)
+        patch.setattr(Checkpoints, "save", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             pipeline.train()
     resumed = Pipeline(make_job(train=keys, output={"dir": f"{bucket}/run"}))

@@ -59,9 +59,9 @@ def calibration_of(folder):
 
 def encoder_beside_of(folder):
     from sfg_dist.distributed.fit.encoder_process import encoder_beside
-    from sfg_dist.distributed.fit.encoding import EncoderSettings
+    from sfg_dist.job.config import TrainConfig
 
-    settings = EncoderSettings(16, 1, 60, None, 0.0, 1, 0)
+    settings = TrainConfig(num_threads=1)
     with encoder_beside(str(folder), folder, settings, np.zeros((1, 2), np.float32), on_check=print):
         pass
 

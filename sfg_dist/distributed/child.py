@@ -31,7 +31,7 @@ class Child:
 
     Args:
         module: its full name; it calls ``serve``.
-        task: a dataclass of plain values.
+        task: a dataclass of plain values and tables of a job.
         environment: variables beside those of this process.
 
     Attributes:
@@ -59,7 +59,7 @@ class Child:
             self._open = stack.pop_all()
         self._reader: threading.Thread | None = None
         self.answers = self._read()
-        self.say(json.dumps(asdict(task)))
+        self.say(json.dumps(asdict(task), default=lambda settings: settings.model_dump()))
 
     def __enter__(self) -> Child:
         return self

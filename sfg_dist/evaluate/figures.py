@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.evaluate.compared_rows import Rows
+from sfg_dist.job.words import duration
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

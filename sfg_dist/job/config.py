@@ -2,7 +2,8 @@
 
 Every key has a default except ``data.source``. Unknown keys, wrong types and impossible combinations are refused
 before any work starts; the message has the key, the file and the nearest valid key. Only ``pipeline``, ``distributed``
-and the rooms above them see these models: the rooms below take plain arguments.
+and the rooms above them see these models: the rooms below take plain arguments, but for the fit, whose settings are
+``TrainConfig``.
 """
 
 from __future__ import annotations
@@ -202,6 +203,15 @@ class LabelsConfig(_Section):
         return self
 
 
+REMOVED: Mapping[str, Any] = {"objective": "mse", "num_noise": 0}
+"""Keys of train that earlier versions had. Their job files and models name them with these values, which still hold."""
+
+
+def without_removed(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of train without those that are gone and have the value that still holds."""
+    return {name: value for name, value in keys.items() if name not in REMOVED or value != REMOVED[name]}
+
+
 class TrainConfig(_Section):
     """The network and how it is fitted."""
 
@@ -210,8 +220,6 @@ class TrainConfig(_Section):
     block: Literal["residual", "plain"] = "residual"
     activation: Literal["silu", "gelu", "relu", "tanh"] = "gelu"
     linear_skip: bool = True
-    objective: Literal["mse", "energy"] = "mse"
-    num_noise: Count = 0
     optimizer: Literal["muon", "adamw"] = "muon"
     batch_size: PositiveInt = 2048
     learning_rate: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 6e-3
@@ -237,12 +245,17 @@ class TrainConfig(_Section):
     encoder_depth: Depth = 3
     seed: Seed = 0
 
+    @model_validator(mode="before")
+    @classmethod
+    def _check_removed(cls, keys: Any) -> Any:
+        if not isinstance(keys, Mapping):
+            return keys
+        if found := [name for name in REMOVED if name in without_removed(keys)]:
+            raise ValueError(f"leave out {' and '.join(found)}: every fit minimises the mean squared error now")
+        return without_removed(keys)
+
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
-        if self.objective == "energy" and not self.num_noise:
-            raise ValueError('objective = "energy" needs columns of noise beside the latents: set num_noise')
-        if self.objective == "mse" and self.num_noise:
-            raise ValueError('num_noise: objective = "mse" would learn to pass noise over; set objective = "energy"')
         if isinstance(self.num_workers, list) and not (
             len(self.num_workers) == 2 and self.num_workers[0] <= self.num_workers[1]
         ):

@@ -66,7 +66,6 @@ class Stream(enum.IntEnum):
     CALIBRATE = 9
     EXPORT = 10
     CONDITION = 11
-    TRAIN_NOISE = 12
     ENCODER = 13
 
 

@@ -4,9 +4,9 @@ Batches of pairs come in through ``fit``; a ``Generator`` goes out, which sample
 room knows neither ray, zarr nor dask: others bring it batches.
 """
 
-from sfg_dist.model.calibrate import Calibration
-from sfg_dist.model.fit import Trainer
+from sfg_dist.model.calibration import Calibration
 from sfg_dist.model.generator import Generator
 from sfg_dist.model.mlp import MLP, predict
+from sfg_dist.model.trainer import Trainer
 
 __all__ = ["MLP", "Calibration", "Generator", "Trainer", "predict"]

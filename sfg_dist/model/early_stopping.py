@@ -1,4 +1,4 @@
-"""The best averaged weights of a fit so far, by held-out loss, and when to stop waiting for better ones."""
+"""Early stopping: the best averaged weights of a fit, by held-out loss, and when the fit should end."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import json
 import math
 from collections.abc import Mapping
 
-from safetensors.torch import save
 from torch import Tensor
 
 from sfg_dist.job.errors import DocumentError, TrainingError
 from sfg_dist.job.reader import MAYBE_NAN, read_json
-from sfg_dist.model.saved import check_tensors, read_tensors
+from sfg_dist.model.saved import check_tensors, read_tensors, saved_bytes
 
 BEST_WEIGHTS_NAME, BEST_NAME = "best.safetensors", "best.json"
 BEST_FILES = (BEST_WEIGHTS_NAME, BEST_NAME)
@@ -24,8 +23,8 @@ class EarlyStopping:
         patience: epochs without a lower loss after which the fit should end.
 
     Attributes:
-        epoch: of the lowest loss; 0 before the first.
-        loss: the lowest one.
+        epoch: the epoch of the lowest loss; 0 before the first.
+        loss: the lowest loss.
     """
 
     def __init__(self, patience: int) -> None:
@@ -35,7 +34,7 @@ class EarlyStopping:
         self.weights: dict[str, Tensor] = {}
 
     def note(self, epoch: int, loss: float, weights: Mapping[str, Tensor]) -> bool:
-        """Take an epoch's held-out loss and averaged weights; whether the fit should end."""
+        """Look at an epoch's held-out loss, and keep its averaged weights if they are the best; ``is_over``."""
         if loss < self.loss:
             self.epoch, self.loss = epoch, loss
             self.weights = {name: tensor.detach().clone() for name, tensor in weights.items()}
@@ -46,25 +45,24 @@ class EarlyStopping:
         return epoch - self.epoch >= self.patience
 
     def state_files(self) -> dict[str, bytes]:
-        """What a checkpoint holds of it, by file name; nothing before the first epoch."""
+        """Its files of a checkpoint, by name; none before the first epoch."""
         if not self.weights:
             return {}
-        weights = {name: tensor.cpu().contiguous() for name, tensor in self.weights.items()}
         return {
-            BEST_WEIGHTS_NAME: save(weights),
+            BEST_WEIGHTS_NAME: saved_bytes(self.weights),
             BEST_NAME: json.dumps({"epoch": self.epoch, "loss": self.loss}).encode(),
         }
 
     def load_files(self, files: Mapping[str, bytes], wanted: Mapping[str, Tensor], device: str = "cpu") -> None:
-        """Take up what ``state_files`` gave; files that lack it leave it as it is.
+        """Go on from the files of a checkpoint, if they hold what ``state_files`` gave.
 
         Args:
             files: of a checkpoint.
             wanted: weights of the network that is fitted.
-            device: where they go.
+            device: where the best weights go.
 
         Raises:
-            TrainingError: they are torn, or one of the two is missing.
+            TrainingError: the files are torn, or one of the two is missing.
         """
         if not any(name in files for name in BEST_FILES):
             return

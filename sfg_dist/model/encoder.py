@@ -10,7 +10,6 @@ the places where det J has the other sign; see ``likelihood``.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +35,7 @@ class Encoder(nn.Module):
     def __init__(self, dim: int, *, width: int = 256, depth: int = 3) -> None:
         super().__init__()
         self.dim = dim
-        self.shape: dict[str, Any] = {"width": width, "depth": depth}
+        self.shape = {"width": width, "depth": depth}
         self.first = nn.Linear(dim, width)
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.out = nn.Linear(width, dim)

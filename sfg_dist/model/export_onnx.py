@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,9 @@ from sfg_dist.job.errors import ConfigError, ExportError
 from sfg_dist.job.plan import Stream, normal_rows
 from sfg_dist.job.version import __version__
 from sfg_dist.model.generator import Generator
+
+if TYPE_CHECKING:
+    from sfg_dist.model.onnx_graph import Graph, Value
 
 TOLERANCE = 1e-5
 CHECK_ROWS = 16_381
@@ -34,13 +38,13 @@ class Agreement:
 
     Attributes:
         rows: rows compared.
-        raw_labels_max: largest difference of the network's output, over max(1, its size), in the flow's coordinates,
-            where a column's spread is about 1; at most 1e-5.
-        values_max: largest difference of a value in the user's units, over the spread of its column and its own size,
-            in columns without a step. A steep place of a column's map makes more of the same difference of labels.
+        raw_labels_max: largest difference of the network's output, over max(1, its size), in the flow's coordinates;
+            at most 1e-5.
+        values_max: largest difference of a value in the user's units, over the spread of its column plus its own size,
+            in columns without a step. Where a column's map is steep it enlarges a difference of labels.
         values_within: share of these that are at most 1e-5.
-        cells_differing: values that came out on another cell of their column's grid, or repeat exactly in one of the
-            two alone, of all rows.
+        cells_differing: values in another cell of their column's grid, or equal to a repeated value in one of the two
+            alone, over all rows.
     """
 
     rows: int
@@ -49,7 +53,7 @@ class Agreement:
     values_within: float
     cells_differing: int
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, float]:
         """For a JSON document."""
         return asdict(self)
 
@@ -87,41 +91,35 @@ def export_onnx(generator: Generator, *, network_only: bool = False) -> tuple[by
             f"graph's output would round: export the network alone (--network-only)"
         )
     graph, network = pieces.Graph(), generator.network
-    transform = generator.transform
-    targets, given = generator.split.targets, generator.split.conditions
+    inputs: list[Any] = []
+    outputs = [_info("raw_labels", TensorProto.FLOAT, network.dim)]
 
-    def value(name: str, dtype: int, width: int) -> Any:
-        return helper.make_tensor_value_info(name, dtype, ["num_rows", width])
+    def taken(name: str, dtype: int, width: int) -> pieces.Value:
+        inputs.append(_info(name, dtype, width))
+        return graph.input(name)
 
     if network_only:
-        inputs = [value("inputs", TensorProto.FLOAT, network.num_inputs)]
-        graph.add("Identity", pieces.add_network(graph, network, "inputs"))
-        outputs = [value("raw_labels", TensorProto.FLOAT, network.dim)]
-        last = "raw_labels"
+        graph.add(
+            "Identity", pieces.add_network(graph, network, taken("inputs", TensorProto.FLOAT, network.num_inputs))
+        )
+        graph.nodes[-1].output[0] = "raw_labels"
     else:
-        inputs = [value("latents", TensorProto.FLOAT, network.dim)]
-        parts = ["latents"]
-        if len(given):
-            inputs.append(value("conditions", TensorProto.DOUBLE, len(given)))
-            flow_given = pieces.add_forward(graph, transform, given, "conditions")
-            parts.append(graph.cast(flow_given, TensorProto.FLOAT))
+        parts, given = [taken("latents", TensorProto.FLOAT, network.dim)], None
+        if network.num_conditions:
+            given = taken("conditions", TensorProto.DOUBLE, network.num_conditions)
+            flow_given = pieces.add_forward(graph, generator.transform, generator.split.conditions, given)
+            parts.append(flow_given.cast(TensorProto.FLOAT))
         if network.num_noise:
-            inputs.append(value("noise", TensorProto.FLOAT, network.num_noise))
-            parts.append("noise")
-        together = parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=1)
-        raw = pieces.add_network(graph, network, together)
-        graph.nodes.append(helper.make_node("Identity", [raw], ["raw_labels"]))
-        labels = graph.cast(raw, TensorProto.DOUBLE)
+            parts.append(taken("noise", TensorProto.FLOAT, network.num_noise))
+        raw = pieces.add_network(graph, network, _joined(graph, parts))
+        graph.nodes.append(helper.make_node("Identity", [raw.name], ["raw_labels"]))
+        labels = raw.cast(TensorProto.DOUBLE)
         if generator.calibration is not None:
             labels = pieces.add_calibration(graph, generator.calibration, labels)
-        values = pieces.add_inverse(graph, transform, targets, labels)
-        graph.add("Identity", _in_order(graph, generator, values))
-        last = "rows"
-        outputs = [
-            value("rows", TensorProto.DOUBLE, len(generator.columns)),
-            value("raw_labels", TensorProto.FLOAT, network.dim),
-        ]
-    graph.nodes[-1].output[0] = last
+        values = pieces.add_inverse(graph, generator.transform, generator.split.targets, labels)
+        graph.add("Identity", _in_order(graph, generator, values, given))
+        graph.nodes[-1].output[0] = "rows"
+        outputs.insert(0, _info("rows", TensorProto.DOUBLE, len(generator.columns)))
     model = helper.make_model(
         helper.make_graph(graph.nodes, "generator", inputs, outputs, graph.constants),
         opset_imports=[helper.make_opsetid("", pieces.OPSET)],
@@ -136,25 +134,32 @@ def export_onnx(generator: Generator, *, network_only: bool = False) -> tuple[by
     return content, check_agreement(content, generator, network_only=network_only)
 
 
-def _in_order(graph: Any, generator: Generator, values: str) -> str:
+def _info(name: str, dtype: int, width: int) -> Any:
+    """An input or output of the graph, for any number of rows."""
+    from onnx import helper
+
+    return helper.make_tensor_value_info(name, dtype, ["num_rows", width])
+
+
+def _joined(graph: Graph, parts: Sequence[Value]) -> Value:
+    return parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=1)
+
+
+def _in_order(graph: Graph, generator: Generator, values: Value, given: Value | None) -> Value:
     """The user's columns, from the values of the target columns, the conditions as given, and the constants."""
-    transform = generator.transform
-    flow_columns = np.flatnonzero(np.isnan(transform.constants))
-    constant_columns = np.flatnonzero(~np.isnan(transform.constants))
-    parts = [values]
-    places = [flow_columns[generator.split.targets]]
-    if len(generator.split.conditions):
-        parts.append("conditions")
+    constants = generator.transform.constants
+    flow_columns, constant_columns = np.flatnonzero(np.isnan(constants)), np.flatnonzero(~np.isnan(constants))
+    parts, places = [values], [flow_columns[generator.split.targets]]
+    if given is not None:
+        parts.append(given)
         places.append(flow_columns[generator.split.conditions])
     if len(constant_columns):
         num_rows = graph.add("Shape", values, start=0, end=1)
-        width = graph.constant(np.array([len(constant_columns)]))
-        shape = graph.add("Concat", num_rows, width, axis=0)
-        parts.append(graph.add("Expand", graph.constant(transform.constants[constant_columns][None]), shape))
+        shape = graph.add("Concat", num_rows, np.array([len(constant_columns)]), axis=0)
+        parts.append(graph.add("Expand", constants[constant_columns][None], shape))
         places.append(constant_columns)
     order = np.argsort(np.concatenate(places))
-    joined = parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=1)
-    return str(graph.add("Gather", joined, graph.constant(order), axis=1))
+    return _joined(graph, parts).gather(graph.constant(order), axis=1)
 
 
 def check_agreement(content: bytes, generator: Generator, *, network_only: bool = False) -> Agreement:
@@ -175,8 +180,8 @@ def check_agreement(content: bytes, generator: Generator, *, network_only: bool 
         (found,) = session.run(None, {"inputs": drawn})
         wanted = generator.predict_raw(drawn)
         return Agreement(len(drawn), _labels_difference(found, wanted), 0.0, 1.0, 0)
-    noise = drawn[:, network.dim + network.num_conditions :]
-    feed: dict[str, NDArray[Any]] = {"latents": np.ascontiguousarray(drawn[:, : network.dim])}
+    latents, _, noise = np.split(drawn, np.cumsum([network.dim, network.num_conditions]), axis=1)
+    feed: dict[str, NDArray[Any]] = {"latents": np.ascontiguousarray(latents)}
     given = None
     if network.num_conditions:
         flow_rows = np.zeros((len(drawn), transform.dim))
@@ -189,7 +194,7 @@ def check_agreement(content: bytes, generator: Generator, *, network_only: bool 
         again = session.run(["rows"], {name: array[:size] for name, array in feed.items()})[0]
         if again.shape != (size, len(generator.columns)):
             raise ExportError(f"the exported graph gives {again.shape} for {size} rows")
-    wanted = generator.predict_raw(generator.network_inputs(feed["latents"], given, feed.get("noise")))
+    wanted = generator.predict_raw(generator.network_inputs(np.concatenate([latents, noise], axis=1), given))
     difference = _labels_difference(raw, wanted)
     labels = generator.calibrate(raw)
     # Of the same raw labels, a value may be what the rounding of a label to float32 makes of it: each column's map is

@@ -1,106 +1,47 @@
-"""The saved generator: network, column transform, job and figures in two files that hold no code.
-
-model/
-    model.safetensors   network.*, transform.*, calibration.* and encoder.* arrays
-    generator.json      shapes, column names, the transform's names, the job and its figures
-"""
+"""The one-step generator: it draws rows in the user's columns and units, and tells their density."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
-import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save
-from torch import Tensor
 
-from sfg_dist.data import Transform
-from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.conditions import ColumnSplit, finite_conditions, read_given
 from sfg_dist.data.naming import value_words
-from sfg_dist.job.errors import DataError, DocumentError, StoreError, TrainingError
-from sfg_dist.job.object_stores import is_url
-from sfg_dist.job.paths import place_of
+from sfg_dist.job.errors import TrainingError
 from sfg_dist.job.plan import Stream, normal_rows
-from sfg_dist.job.reader import LONG_BYTES, check_fields, read_json
-from sfg_dist.job.values import printable, shown, whole_number
-from sfg_dist.job.version import __version__
-from sfg_dist.model.calibrate import Calibration
+from sfg_dist.job.values import whole_number
 from sfg_dist.model.encoder import Encoder
-from sfg_dist.model.likelihood import MASS_FIELDS, Mass, batch_rows_of, mapped_log_density
-from sfg_dist.model.mlp import MLP, predict
-from sfg_dist.model.sampling import BLOCK_ROWS, draw_ranges, units
-from sfg_dist.model.saved import arrays_of, encoder_of, network_of, read_file, read_tensors
-from sfg_dist.store import Location
+from sfg_dist.model.likelihood import Mass, batch_rows_of, mapped_log_density
+from sfg_dist.model.mlp import predict
+from sfg_dist.model.sampling import BLOCK_ROWS, draw_ranges, unit_ranges
+from sfg_dist.model.saved_generator import SavedGenerator
 
-FORMAT_VERSION = 1
 FAR_CONDITION = 8.0  # in the flow's coordinates, where a column's spread is 1
-TENSORS_NAME, JSON_NAME = "model.safetensors", "generator.json"
-_PARTS = ("network", "transform", "calibration", "encoder")
-_FIELDS = {
-    "network": dict,
-    "transform": dict,
-    "condition?": [str],
-    "job": dict,
-    "metrics": dict,
-    "encoder?": ({"network": dict, "mass": MASS_FIELDS}, None),
-}
-
 
 Given = Mapping[str, Any] | NDArray[Any] | None
 """What samples are conditioned on: values by column name, or an array; one row for all, or a row for each."""
 
 
 @dataclass(frozen=True, repr=False)
-class Generator:
+class Generator(SavedGenerator):
     """A one-step generator of rows in the user's own columns and units.
-
-    Attributes:
-        network: maps latents, conditions and noise to labels, shape (num_rows, num_inputs) in and (num_rows, dim) out.
-        transform: between the user's rows and the flow's.
-        calibration: corrects what the network's mean squared error shrinks; None for none.
-        job: the job that made it, as resolved.
-        metrics: its figures, as in metrics.json; empty before it was evaluated.
-        condition: names of the columns that a sample is given; the others are drawn.
-        encoder: maps labels to latents; None where train.encoder was false.
-        mass: the integral of the encoder's density, which ``log_prob`` takes off.
 
     Example:
         >>> generator = Generator.load("runs/quickstart/model")     # doctest: +SKIP
         >>> generator.sample(3, seed=0)                             # doctest: +SKIP
     """
 
-    network: MLP
-    transform: Transform
-    calibration: Calibration | None = None
-    job: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-    condition: tuple[str, ...] = ()
-    encoder: Encoder | None = None
-    mass: Mass | None = None
-
     def __repr__(self) -> str:
         given = f" given {', '.join(self.condition)}" if self.condition else ""
         return f"Generator({len(self.columns)} columns{given}, {self.network.num_parameters} parameters)"
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Names of the columns of a sample."""
-        return self.transform.columns
-
-    @property
-    def types(self) -> tuple[ColumnType, ...]:
-        """What these columns were in the training table: tables of samples are written in these types."""
-        return self.transform.types
 
     @functools.cached_property
     def _offsets(self) -> NDArray[np.float64]:
@@ -161,18 +102,18 @@ class Generator:
             first: see ``conditions``.
         """
         width = len(self.columns)
-        parts = itertools.chain.from_iterable(units(start, stop, width) for start, stop in ranges)
+        parts = itertools.chain.from_iterable(unit_ranges(start, stop, width) for start, stop in ranges)
         return draw_ranges(functools.partial(self._block_rows, seed, conditions, first), parts, width)
 
     def _block_rows(
         self, seed: int, conditions: NDArray[np.float64] | None, start: int, block: int
     ) -> NDArray[np.float64]:
-        first, dim = block * BLOCK_ROWS, self.network.dim
-        drawn = normal_rows(seed, Stream.SAMPLE, first, first + BLOCK_ROWS, dim + self.network.num_noise)
+        first, num_latents = block * BLOCK_ROWS, self.network.dim + self.network.num_noise
+        drawn = normal_rows(seed, Stream.SAMPLE, first, first + BLOCK_ROWS, num_latents)
         if conditions is not None:
             # A block is whole, though not all of its rows may be asked for: those beyond repeat the ends.
             conditions = conditions[np.clip(np.arange(first, first + BLOCK_ROWS) - start, 0, len(conditions) - 1)]
-        return self._decoded(drawn[:, :dim], conditions, drawn[:, dim:])
+        return self._decoded(drawn, conditions)
 
     def conditions_of(self, given: Given, n: int) -> NDArray[np.float64] | None:
         """``given`` as rows in the order of ``condition``, one or n of them; None for an unconditional generator.
@@ -212,45 +153,31 @@ class Generator:
             )
 
     def decode(
-        self,
-        latents: NDArray[np.float32],
-        conditions: NDArray[np.float64] | None = None,
-        noise: NDArray[np.float32] | None = None,
+        self, latents: NDArray[np.float32], conditions: NDArray[np.float64] | None = None
     ) -> NDArray[np.float64]:
-        """Rows of given latents, shape (num_rows, dim) in and (num_rows, number of columns) out.
+        """Rows of given latents, shape (num_rows, number of columns).
 
         Args:
-            latents: N(0, 1) numbers.
+            latents: N(0, 1) numbers, shape (num_rows, dim + network.num_noise).
             conditions: of ``conditions_of``, shape (num_rows, len(condition)), for a conditional generator.
-            noise: shape (num_rows, network.num_noise), for a network with noise.
         """
-        return self._with_offsets(self._decoded(latents, conditions, noise))
+        return self._with_offsets(self._decoded(latents, conditions))
 
-    def _decoded(
-        self,
-        latents: NDArray[np.float32],
-        conditions: NDArray[np.float64] | None,
-        noise: NDArray[np.float32] | None,
-    ) -> NDArray[np.float64]:
-        labels = self.predict_labels(self.network_inputs(latents, conditions, noise))
+    def _decoded(self, latents: NDArray[np.float32], conditions: NDArray[np.float64] | None) -> NDArray[np.float64]:
+        labels = self.predict_labels(self.network_inputs(latents, conditions))
         return self.rows_of(labels, conditions)
 
     def _with_offsets(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         return rows + self._offsets if self._offsets.any() else rows
 
     def network_inputs(
-        self,
-        latents: NDArray[np.float32],
-        conditions: NDArray[np.float64] | None = None,
-        noise: NDArray[np.float32] | None = None,
+        self, latents: NDArray[np.float32], conditions: NDArray[np.float64] | None = None
     ) -> NDArray[np.float32]:
-        """The network's input columns, of what ``decode`` takes; shape (num_rows, num_inputs)."""
-        parts = [latents]
-        if conditions is not None:
-            parts.append(self.split.flow_conditions(self.transform, conditions))
-        if noise is not None:
-            parts.append(noise)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        """The network's input columns, shape (num_rows, num_inputs), of what ``decode`` takes."""
+        if conditions is None:
+            return latents
+        drawn, noise = np.split(latents, [self.network.dim], axis=1)
+        return np.concatenate([drawn, self.split.flow_conditions(self.transform, conditions), noise], axis=1)
 
     def predict_labels(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """Labels of the network's inputs in the flow's coordinates, before the transform is undone."""
@@ -348,136 +275,3 @@ class Generator:
         if self.encoder is not None:
             self.encoder.to(device)
         return self
-
-    @property
-    def digest(self) -> str:
-        """sha256 of all its numbers, as ``save`` writes them."""
-        return hashlib.sha256(self._tensors()).hexdigest()
-
-    def _tensors(self) -> bytes:
-        """The numbers as a safetensors file."""
-        tensors: dict[str, Tensor] = {
-            f"network.{name}": t.detach().cpu() for name, t in self.network.state_dict().items()
-        }
-        if self.encoder is not None:
-            tensors |= {f"encoder.{name}": t.detach().cpu() for name, t in self.encoder.state_dict().items()}
-        arrays = {f"transform.{name}": array for name, array in self.transform.to_arrays().items()}
-        if self.calibration is not None:
-            arrays |= {f"calibration.{name}": array for name, array in self.calibration.to_arrays().items()}
-        tensors |= {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
-        return save({name: t.contiguous().clone() for name, t in tensors.items()})
-
-    def save(self, directory: str | Path) -> None:
-        """Write the two files to a directory or an s3:// URL; each replaces an older one whole.
-
-        Raises:
-            StoreError: the place cannot be written.
-        """
-        location = Location(place_of("directory", directory), create=True)
-        document = {
-            "format": FORMAT_VERSION,
-            "sfg_dist": __version__,
-            "network": {"dim": self.network.dim, **self.network.shape},
-            "columns": list(self.columns),
-            "condition": list(self.condition),
-            "transform": self.transform.to_metadata(),
-            "job": self.job,
-            "metrics": self.metrics,
-        }
-        if self.encoder is not None and self.mass is not None:
-            shape = {"dim": self.encoder.dim, **self.encoder.shape}
-            document["encoder"] = {"network": shape, "mass": asdict(self.mass)}
-        location.write(TENSORS_NAME, self._tensors())
-        location.write(JSON_NAME, json.dumps(_finite(document), indent=1).encode())
-
-    @classmethod
-    def load(cls, path: str | Path) -> Generator:
-        """Read a generator.
-
-        Args:
-            path: the model directory, or the output directory that holds ``model/``; a local path or an s3:// URL.
-
-        Raises:
-            StoreError: there is no generator, or its files do not fit together.
-        """
-        place, location = _find(place_of("path", path).rstrip("/"))
-        try:
-            document = read_json(
-                location.read(JSON_NAME, LONG_BYTES),
-                JSON_NAME,
-                {"format": object},
-                max_bytes=LONG_BYTES,
-                allow_nan=True,
-            )
-            if document["format"] != FORMAT_VERSION:
-                raise StoreError(
-                    f"{place}/{JSON_NAME} has format {shown(document['format'])}, this version reads {FORMAT_VERSION}"
-                )
-            check_fields(document, _FIELDS, JSON_NAME)
-            return cls._of(document, read_tensors(read_file(location, TENSORS_NAME), TENSORS_NAME))
-        except (DocumentError, DataError) as error:
-            raise StoreError(f"the generator in {place} is damaged or of another version: {error}") from error
-
-    @classmethod
-    def _of(cls, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Generator:
-        """The generator of a document and its tensors.
-
-        Raises:
-            DocumentError, DataError: they do not fit together.
-        """
-        parts: dict[str, dict[str, Tensor]] = {name: {} for name in _PARTS}
-        for name, tensor in tensors.items():
-            part, _, rest = name.partition(".")
-            if part not in parts:
-                raise DocumentError(f"{TENSORS_NAME}: tensor {printable(name)} is of no part of a generator")
-            parts[part][rest] = tensor
-        arrays = {part: arrays_of(parts[part], part) for part in ("transform", "calibration")}
-        network = network_of(document["network"], parts["network"], "network")
-        transform = Transform.from_arrays(arrays["transform"], document["transform"])
-        split = ColumnSplit.of(transform, condition := tuple(document.get("condition", ())))
-        if (network.dim, network.num_conditions) != (len(split.targets), len(condition)):
-            raise DocumentError(
-                f"network: dim = {network.dim} and num_conditions = {network.num_conditions}, and the transform has "
-                f"{len(split.targets)} columns to draw and {len(condition)} that are given"
-            )
-        encoder, mass = None, None
-        if (saved := document.get("encoder")) is not None:
-            encoder, mass = encoder_of(saved["network"], parts["encoder"], "encoder"), Mass(**saved["mass"])
-            if encoder.dim != network.dim:
-                raise DocumentError(f"encoder: dim = {encoder.dim}, and the network's is {network.dim}")
-        return cls(
-            network,
-            transform,
-            Calibration.from_arrays(arrays["calibration"], network.dim) if arrays["calibration"] else None,
-            document["job"],
-            document["metrics"],
-            condition=condition,
-            encoder=encoder,
-            mass=mass,
-        )
-
-
-def _find(path: str) -> tuple[str, Location]:
-    """The place of a generator, ``path`` or ``path/model``, that has both files."""
-    missing = JSON_NAME
-    for place in (path, f"{path}/model"):
-        if not is_url(place) and not Path(place).is_dir():
-            continue
-        if place != path and not is_url(path):
-            Location(path).look("model")  # refuses a link, which a directory from elsewhere may hold
-        location = Location(place)
-        lacking = [name for name in (JSON_NAME, TENSORS_NAME) if not location.exists(name)]
-        if not lacking:
-            return place, location
-        if lacking == [TENSORS_NAME]:
-            missing = TENSORS_NAME
-    raise StoreError(f"{path} holds no generator: {missing} is missing")
-
-
-def _finite(document: Any) -> Any:
-    """A document with infinite numbers as text, since JSON has none."""
-    if isinstance(document, dict):
-        return {key: _finite(value) for key, value in document.items()}
-    if isinstance(document, list | tuple):
-        return [_finite(value) for value in document]
-    return str(document) if isinstance(document, float) and abs(document) == np.inf else document

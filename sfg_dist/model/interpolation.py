@@ -1,7 +1,4 @@
-"""Compiled lookups in tables of knots: straight lines between them, a row after the other.
-
-numpy has them too, an operation at a time over all rows; these are several times as fast.
-"""
+"""Compiled interpolation in tables of knots, several times as fast as numpy's operations over all rows."""
 
 from __future__ import annotations
 
@@ -65,12 +62,9 @@ def _share(knots: _Array, interval: int, x: float) -> float:
 
 @_compiled
 def map_columns(rows: _Array, knots: _Array, values: _Array) -> _Array:
-    """Polylines, one a column; beyond the ends a row keeps its distance from the last knot.
+    """Each column of rows (num_rows, dim) through a polyline, given by its values at ascending knots (dim, num_knots).
 
-    Args:
-        rows: shape (num_rows, dim).
-        knots: ascending, shape (dim, num_knots).
-        values: at the knots, the same shape.
+    Beyond the ends a row keeps its distance from the last knot.
     """
     mapped = np.empty_like(rows)
     for column in range(rows.shape[1]):
@@ -119,62 +113,20 @@ def move_columns(
     knots: _Array,
     shifts: _Array,
 ) -> None:
-    """Apply ``PairMaps`` to rows in place, a map after the other.
-
-    Args:
-        rows: shape (num_rows, dim).
-        columns: i and j of each map, shape (num_maps, 2).
-        centers, means, spreads: of each map's windows of column i, shape (num_maps, num_windows).
-        knots: of each map's residuals, shape (num_maps, num_knots).
-        shifts: at the knots, shape (num_maps, num_windows, num_knots).
-    """
+    """Apply ``PairMaps``, whose arrays these are, to rows (num_rows, dim) in place."""
     for number in range(columns.shape[0]):  # a map after the other: its table stays in the first cache
         i, j = columns[number]
         center, mean, spread, knot, shift = (
-            centers[number],
-            means[number],
-            spreads[number],
-            knots[number],
-            shifts[number],
-        )
+            centers[number], means[number], spreads[number], knots[number], shifts[number]
+        )  # fmt: skip
         near, far = _first_guesses(center), _first_guesses(knot)
         for row in range(rows.shape[0]):
             rows[row, j] = _shifted(rows[row, i], rows[row, j], center, near, mean, spread, knot, far, shift)
 
 
 @_compiled
-def moved_column(
-    x: _Array, values: _Array, centers: _Array, means: _Array, spreads: _Array, knots: _Array, shifts: _Array
-) -> _Array:
-    """Column j after one map.
-
-    Args:
-        x, values: columns i and j, shape (num_rows,).
-        centers, means, spreads: shape (num_windows,).
-        knots: shape (num_knots,).
-        shifts: shape (num_windows, num_knots).
-
-    Returns:
-        Shape (num_rows,).
-    """
-    moved = np.empty_like(values)
-    near, far = _first_guesses(centers), _first_guesses(knots)
-    for row in range(len(values)):
-        moved[row] = _shifted(x[row], values[row], centers, near, means, spreads, knots, far, shifts)
-    return moved
-
-
-@_compiled
 def residuals(x: _Array, values: _Array, centers: _Array, means: _Array, spreads: _Array) -> _Array:
-    """(value - mean) / spread, both between the centers.
-
-    Args:
-        x, values: columns i and j, shape (num_rows,).
-        centers, means, spreads: shape (num_windows,).
-
-    Returns:
-        Shape (num_rows,).
-    """
+    """(value - mean) / spread, with mean and spread at x between the centers; shape (num_rows,)."""
     found = np.empty_like(values)
     guesses = _first_guesses(centers)
     for row in range(len(values)):
@@ -188,15 +140,7 @@ def residuals(x: _Array, values: _Array, centers: _Array, means: _Array, spreads
 
 @_compiled
 def histogram(first: NDArray[np.uint8], second: NDArray[np.uint8], num_cells: int) -> NDArray[Any]:
-    """Shares of rows in the cells of two columns.
-
-    Args:
-        first, second: a row's cell in each, shape (num_rows,).
-        num_cells: of a column.
-
-    Returns:
-        Shape (num_cells * num_cells,).
-    """
+    """Shares of rows in the pairs of cells, shape (num_cells * num_cells,), of each row's cell in two columns."""
     counts = np.zeros(num_cells * num_cells)
     for row in range(len(first)):
         counts[first[row] * num_cells + second[row]] += 1

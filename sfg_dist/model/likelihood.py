@@ -2,17 +2,18 @@
 
     log p(x) = log N(E(x); 0, I) + log |det J(x)|,    J = dE/dx
 
-integrates to 1 only if E is one-to-one: in general to the number of preimages of a latent, on average over N(0, I).
-So the mass is estimated by importance sampling from a proposal q that covers the data, and taken off:
+integrates to 1 only if E is one-to-one. In general it integrates to the mean number of preimages of a latent under
+N(0, I). So this mass is estimated by importance sampling from a proposal q that covers the data, and the density is
+divided by it:
 
     mass = E_q[p(x) / q(x)]
 
-Where E is affine far out, its degree is known, +1 or -1: every latent has as many preimages of the other sign of det J
-as of the right one, but for one. The signed mass is then exactly 1, and
+Where E is affine far out, its degree is known, +1 or -1: of a latent's preimages, one more has this sign of det J than
+has the other. The signed mass is then exactly 1, and
 
     mass = 1 + 2 E_q[p(x) / q(x) 1{det J has the wrong sign}]
 
-which has a far smaller error, because only the folds enter it. The plain estimate stands beside it as a check of q.
+has a far smaller error, because only the folds enter it. The plain estimate is kept beside it as a check of q.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ NUM_COMPONENTS = 60
 NUM_FIT_ROWS = 12_000
 NUM_FIT_ROUNDS = 15
 DEGREES_OF_FREEDOM = 5.0
-INFLATION = 1.5  # of the components' covariance: tails of the encoder's law must not outreach the proposal's
+INFLATION = 1.5  # of the components' covariance: the proposal's tails must reach as far as the encoder's law
 RIDGE = 1e-3  # added to the components' covariance, in units of a column's mean variance
 MASS_ROWS = 65_536
-_TANGENT_NUMBERS = 2**22  # numbers of a layer's tangents that are held at once
+_TANGENT_NUMBERS = 2**22  # of a layer that are held at once
 
 JacobianMap = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Rows (num_rows, dim) to their images and Jacobians (num_rows, dim, dim)."""
@@ -68,12 +69,12 @@ class Proposal:
 
     @classmethod
     def fit(cls, rows: NDArray[np.float32], *, seed: int, num_components: int = NUM_COMPONENTS) -> Proposal:
-        """A Gaussian mixture fitted by expectation and maximisation, its tails then made heavy.
+        """A Gaussian mixture, fitted by expectation and maximisation, whose tails are then made heavy.
 
         Args:
             rows: the data in the flow's coordinates, shape (num_rows, dim), at least 2.
-            seed: of the rows that are looked at, and of the start.
-            num_components: at most; fewer where there are not 10 rows for each and each column.
+            seed: of the choice of rows, and of the start.
+            num_components: the most; fewer where there are not 10 rows for each component and column.
         """
         generator = np.random.default_rng(seed)
         chosen = rows[generator.permutation(len(rows))[:NUM_FIT_ROWS]]
@@ -148,8 +149,7 @@ class Mass:
     Attributes:
         value: the estimate, > 0.
         standard_error: of the value, from the spread of the importance weights.
-        plain: the estimate that uses no degree; far from value, or value known no better, the proposal misses a part.
-        plain_error: standard error of ``plain``.
+        plain, plain_error: the estimate without the degree. Where it is far from value, the proposal misses a part.
         num_rows: rows of the proposal that were drawn.
     """
 
@@ -161,7 +161,7 @@ class Mass:
 
     @property
     def is_established(self) -> bool:
-        """Whether both estimates agree within three errors, and the error is small enough to say what the mass is."""
+        """Whether both estimates agree within three errors, and the error is below a tenth of the mass."""
         apart = abs(self.value - self.plain)
         return self.standard_error < 0.1 * self.value and apart < 3 * (self.plain_error + self.standard_error)
 
@@ -179,13 +179,11 @@ def estimate_mass(
     """Integral of N(E(x)) |det J(x)| over all x, by importance sampling.
 
     Args:
-        encode: the map, rows to images and Jacobians.
-        proposal: what is drawn from; it has to cover the places that the map takes to the bulk of N(0, I).
+        encode: the map, on ``device``.
+        proposal: covers the places that the map takes to the bulk of N(0, I).
         degree: of the map where it is known, 1 or -1; None takes the plain estimate.
         num_rows: rows to draw, >= 2.
         batch_rows: rows that are mapped at once.
-        seed: of the draws.
-        device: where the map is.
 
     References:
         Outerelo, Ruiz 2009, Mapping Degree Theory, chapter IV (the degree counts preimages with their signs).

@@ -2,14 +2,15 @@
 
     x = W u + b + f(u)        f: residual blocks or plain layers, its last layer starting at zero
 
-The input u is the latent, followed by the columns that a sample is conditioned on and by noise of its own, where there
-are any. The linear skip carries what a Gaussian would need, so the network starts from the identity on the latent and
-spends its capacity on what is not Gaussian.
+The input u is the latent, followed by the columns that a sample is conditioned on. The linear skip carries what a
+Gaussian would need, so the network starts from the identity on the latent and spends its capacity on what is not
+Gaussian.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ class MLP(nn.Module):
         activation: silu, gelu, relu or tanh.
         linear_skip: add a learned affine map of the input, starting at the identity on the latent.
         num_conditions: columns that a sample is conditioned on, behind the latent's.
-        num_noise: columns of noise, the last of the input.
+        num_noise: further N(0, 1) columns, the last of the input, in networks of versions that fitted an energy score.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class MLP(nn.Module):
         self.dim = dim
         self.num_conditions, self.num_noise = num_conditions, num_noise
         self.num_inputs = dim + num_conditions + num_noise
-        self.shape: dict[str, Any] = {
+        self.shape: Mapping[str, object] = {
             "width": width,
             "depth": depth,
             "block": block,

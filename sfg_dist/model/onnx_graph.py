@@ -1,29 +1,65 @@
 """Pieces of an ONNX graph: a network's layers, piecewise-linear curves, columns on a grid or within bounds.
 
-Everything that follows the network is computed in float64, as numpy does it. A curve has no operator of its own: the
-interval of a value is found by a binary search of ten or so Gather and Where steps, all columns at once.
+Everything behind the network is computed in float64, as numpy does it. ONNX has no operator for a curve, so the
+interval of a value is found by a binary search of about ten Gather and Where steps, for all columns at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
-from torch import nn
+from torch import Tensor, nn
 
 from sfg_dist.data.bounds import LEAST_TAIL, Tail
 from sfg_dist.data.transform import Transform
 from sfg_dist.job.errors import ExportError
-from sfg_dist.model.calibrate import Calibration
+from sfg_dist.model.calibration import Calibration
 from sfg_dist.model.mlp import MLP, ResidualBlock
 from sfg_dist.model.pair_maps import PairMaps
 
 _Array = NDArray[np.float64]
 
 OPSET, IR_VERSION = 20, 10
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value of a graph. Operators add their node to it; numbers and arrays become constants in their own dtype."""
+
+    graph: Graph
+    name: str
+
+    def __add__(self, other: Operand) -> Value:
+        return self.graph.add("Add", self, other)
+
+    def __sub__(self, other: Operand) -> Value:
+        return self.graph.add("Sub", self, other)
+
+    def __mul__(self, other: Operand) -> Value:
+        return self.graph.add("Mul", self, other)
+
+    def __truediv__(self, other: Operand) -> Value:
+        return self.graph.add("Div", self, other)
+
+    def clipped(self, low: Operand, high: Operand) -> Value:
+        """The value within these bounds."""
+        return self.graph.add("Min", self.graph.add("Max", self, low), high)
+
+    def cast(self, dtype: int) -> Value:
+        """The value in another dtype."""
+        return self.graph.add("Cast", self, to=dtype)
+
+    def gather(self, index: Value, **attributes: Any) -> Value:
+        """The parts of the value that an index names."""
+        return self.graph.add("Gather", self, index, **attributes)
+
+
+Operand = Value | NDArray[Any] | np.generic
 
 
 class Graph:
@@ -33,24 +69,25 @@ class Graph:
         self.nodes: list[NodeProto] = []
         self.constants: list[TensorProto] = []
 
-    def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        """Add an operator with one output; returns the output's name."""
-        name = f"{operator.lower()}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, list(inputs), [name], name=name, **attributes))
-        return name
+    def input(self, name: str) -> Value:
+        """An input of the graph."""
+        return Value(self, name)
 
-    def constant(self, array: Any) -> str:
+    def add(self, operator: str, *inputs: Operand, **attributes: Any) -> Value:
+        """Add an operator with one output, which is returned."""
+        names = [each.name if isinstance(each, Value) else self.constant(each).name for each in inputs]
+        name = f"{operator.lower()}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, names, [name], name=name, **attributes))
+        return Value(self, name)
+
+    def constant(self, array: NDArray[Any] | np.generic) -> Value:
         """Add numbers, in their own dtype."""
         name = f"constant_{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
-        return name
-
-    def cast(self, value: str, dtype: int) -> str:
-        """A value in another dtype."""
-        return self.add("Cast", value, to=dtype)
+        return Value(self, name)
 
 
-def add_network(graph: Graph, network: MLP, inputs: str) -> str:
+def add_network(graph: Graph, network: MLP, inputs: Value) -> Value:
     """Labels of inputs, float32.
 
     Raises:
@@ -60,85 +97,87 @@ def add_network(graph: Graph, network: MLP, inputs: str) -> str:
     for layer in network.hidden:
         hidden = _add_layer(graph, layer, hidden)
     labels = _add_layer(graph, network.out, hidden)
-    return labels if network.skip is None else graph.add("Add", labels, _add_layer(graph, network.skip, inputs))
+    return labels if network.skip is None else labels + _add_layer(graph, network.skip, inputs)
 
 
-def _add_layer(graph: Graph, layer: nn.Module, value: str) -> str:
+def _add_layer(graph: Graph, layer: nn.Module, value: Value) -> Value:
     if isinstance(layer, ResidualBlock):
         inner = value
         for part in (layer.norm, layer.expand, layer.activation, layer.project):
             inner = _add_layer(graph, part, inner)
-        return graph.add("Add", value, inner)
+        return value + inner
     if isinstance(layer, nn.Linear):
-        weights = [graph.constant(p.detach().cpu().numpy()) for p in (layer.weight, layer.bias) if p is not None]
-        return graph.add("Gemm", value, *weights, transB=1)
+        return graph.add("Gemm", value, *_numbers(layer.weight, layer.bias), transB=1)
     if isinstance(layer, nn.LayerNorm):
-        weights = [graph.constant(p.detach().cpu().numpy()) for p in (layer.weight, layer.bias)]
-        return graph.add("LayerNormalization", value, *weights, axis=-1, epsilon=layer.eps)
+        numbers = _numbers(layer.weight, layer.bias)
+        return graph.add("LayerNormalization", value, *numbers, axis=-1, epsilon=layer.eps)
     if isinstance(layer, nn.SiLU):
-        return graph.add("Mul", value, graph.add("Sigmoid", value))
+        return value * graph.add("Sigmoid", value)
     if isinstance(layer, nn.GELU):
         return graph.add("Gelu", value, approximate=layer.approximate)
     if isinstance(layer, nn.ReLU | nn.Tanh):
-        return graph.add(type(layer).__name__.capitalize() if isinstance(layer, nn.Tanh) else "Relu", value)
+        return graph.add("Relu" if isinstance(layer, nn.ReLU) else "Tanh", value)
     raise ExportError(f"a layer of kind {type(layer).__name__} cannot be exported to onnx")
 
 
-def add_calibration(graph: Graph, calibration: Calibration, labels: str) -> str:
+def _numbers(*parameters: Tensor | None) -> list[NDArray[np.float32]]:
+    return [parameter.detach().cpu().numpy() for parameter in parameters if parameter is not None]
+
+
+def add_calibration(graph: Graph, calibration: Calibration, labels: Value) -> Value:
     """Calibrated labels, float64 in and out, rounded to float32 on the way as ``Calibration`` does."""
     rows = labels
     rounds = (calibration.centers, calibration.maps, calibration.shifts, calibration.knots, calibration.values)
     for center, linear, shift, knots, values in zip(*rounds, strict=True):
-        rows = graph.add("MatMul", graph.add("Sub", rows, graph.constant(center)), graph.constant(linear))
-        rows = graph.add("Add", rows, graph.constant(shift))
+        rows = graph.add("MatMul", rows - center, linear) + shift
         low, high = graph.constant(knots[:, 0]), graph.constant(knots[:, -1])
-        inside = graph.add("Min", graph.add("Max", rows, low), high)
+        inside = rows.clipped(low, high)
         mapped = add_curves(graph, list(knots), list(values), inside)
-        rows = graph.add("Add", mapped, graph.add("Sub", rows, inside))
+        rows = mapped + (rows - inside)
     if len(calibration.pairs):
         rows = _add_pair_maps(graph, calibration.pairs, rows, calibration.centers.shape[1])
-    return graph.cast(graph.cast(rows, TensorProto.FLOAT), TensorProto.DOUBLE)
+    return rows.cast(TensorProto.FLOAT).cast(TensorProto.DOUBLE)
 
 
-def _add_pair_maps(graph: Graph, pairs: PairMaps, rows: str, dim: int) -> str:
-    """``PairMaps`` of rows, float64: the columns apart, map by map, and together again."""
+def _add_pair_maps(graph: Graph, pairs: PairMaps, rows: Value, dim: int) -> Value:
+    """``PairMaps`` of rows, float64: they split the columns, map one after the other, and join them again."""
     names = [f"column_{len(graph.nodes)}_{index}" for index in range(dim)]
-    graph.nodes.append(helper.make_node("Split", [rows], names, axis=1, num_outputs=dim))
+    graph.nodes.append(helper.make_node("Split", [rows.name], names, axis=1, num_outputs=dim))
+    columns = [Value(graph, name) for name in names]
     parts = (pairs.centers, pairs.means, pairs.spreads, pairs.knots, pairs.shifts)
     for (i, j), centers, means, spreads, knots, shifts in zip(pairs.columns, *parts, strict=True):
-        window, share = _add_place(graph, centers, names[i])
-        mean, spread = (_add_between(graph, graph.constant(array), window, share) for array in (means, spreads))
-        residual = graph.add("Div", graph.add("Sub", names[j], mean), spread)
+        window, share = _add_place(graph, centers, columns[i])
+        mean, spread = (_add_between(graph.constant(array), window, share) for array in (means, spreads))
+        residual = (columns[j] - mean) / spread
         knot, rest = _add_place(graph, knots, residual)
-        corner = graph.add("Add", graph.add("Mul", window, graph.constant(np.int64(len(knots)))), knot)
+        corner = window * np.int64(len(knots)) + knot
         table = graph.constant(shifts.ravel())
-        lower = _add_between(graph, table, corner, rest)
-        upper = _add_between(graph, table, graph.add("Add", corner, graph.constant(np.int64(len(knots)))), rest)
-        between = graph.add("Add", lower, graph.add("Mul", share, graph.add("Sub", upper, lower)))
-        names[j] = graph.add("Add", names[j], graph.add("Mul", spread, between))
-    return graph.add("Concat", *names, axis=1)
+        lower = _add_between(table, corner, rest)
+        upper = _add_between(table, corner + np.int64(len(knots)), rest)
+        between = lower + share * (upper - lower)
+        columns[j] = columns[j] + spread * between
+    return graph.add("Concat", *columns, axis=1)
 
 
-def _add_place(graph: Graph, knots: _Array, values: str) -> tuple[str, str]:
+def _add_place(graph: Graph, knots: _Array, values: Value) -> tuple[Value, Value]:
     """The interval of each value, int64, and how far into it."""
-    inside = graph.add("Min", graph.add("Max", values, graph.constant(knots[0])), graph.constant(knots[-1]))
+    inside = values.clipped(knots[0], knots[-1])
     place = add_curves(graph, [knots], [np.arange(len(knots), dtype=np.float64)], inside)
-    interval = graph.cast(place, TensorProto.INT64)
-    interval = graph.add("Min", interval, graph.constant(np.int64(len(knots) - 2)))
-    return interval, graph.add("Sub", place, graph.cast(interval, TensorProto.DOUBLE))
+    interval = graph.add("Min", place.cast(TensorProto.INT64), np.int64(len(knots) - 2))
+    return interval, place - interval.cast(TensorProto.DOUBLE)
 
 
-def _add_between(graph: Graph, table: str, index: str, share: str) -> str:
-    start = graph.add("Gather", table, index)
-    stop = graph.add("Gather", table, graph.add("Add", index, graph.constant(np.int64(1))))
-    return graph.add("Add", start, graph.add("Mul", share, graph.add("Sub", stop, start)))
+def _add_between(table: Value, index: Value, share: Value) -> Value:
+    start = table.gather(index)
+    stop = table.gather(index + np.int64(1))
+    return start + share * (stop - start)
 
 
-def add_inverse(graph: Graph, transform: Transform, columns: NDArray[np.intp], flow_rows: str) -> str:
+def add_inverse(graph: Graph, transform: Transform, columns: NDArray[np.intp], flow_rows: Value) -> Value:
     """Some columns of ``Transform.inverse``: from the flow's rows, float64, to the user's values.
 
     Args:
-        graph: what is added to.
+        graph: gets the nodes.
         transform: the map.
         columns: which flow columns ``flow_rows`` has, ascending.
         flow_rows: shape (num_rows, len(columns)).
@@ -150,55 +189,53 @@ def add_inverse(graph: Graph, transform: Transform, columns: NDArray[np.intp], f
         for side in (-1, 1):
             values = _add_tail(graph, transform, columns, side, flow_rows, values, inverse=True)
     else:
-        scaled = graph.add("Mul", flow_rows, graph.constant(transform.scale[columns]))
-        values = graph.add("Add", scaled, graph.constant(transform.location[columns]))
+        values = flow_rows * transform.scale[columns] + transform.location[columns]
         values = _add_reflection(graph, low, high, values)
-    values = graph.add("Min", graph.add("Max", values, graph.constant(low)), graph.constant(high))
+    values = values.clipped(low, high)
     steps = transform.steps[columns]
     if not steps.any():
         return values
     has_grid = graph.constant(steps > 0)
     step, offset = graph.constant(np.where(steps > 0, steps, 1.0)), graph.constant(transform.offsets[columns])
     inner = graph.constant(transform.offsets[columns] - transform.origins[columns])
-    cells = graph.add("Floor", graph.add("Div", graph.add("Sub", values, inner), step))
-    low, high = (graph.constant(transform.cell_ranges[columns, side]) for side in (0, 1))
-    cells = graph.add("Min", graph.add("Max", cells, low), high)
-    on_grid = graph.add("Add", offset, graph.add("Mul", cells, step))
+    cells = graph.add("Floor", (values - inner) / step)
+    first, last = (graph.constant(transform.cell_ranges[columns, side]) for side in (0, 1))
+    on_grid = offset + cells.clipped(first, last) * step
     decimals = [grid.num_decimals if grid else 0 for grid in (transform.grid(column) for column in columns)]
     power = graph.constant(10.0 ** np.minimum(decimals, 22))
     limit = graph.constant(2.0**52 / 10.0 ** np.minimum(decimals, 300))
-    rounded = graph.add("Div", graph.add("Round", graph.add("Mul", on_grid, power)), power)
+    rounded = graph.add("Round", on_grid * power) / power
     is_exact = graph.add("Less", graph.add("Abs", on_grid), limit)
     return graph.add("Where", has_grid, graph.add("Where", is_exact, rounded, on_grid), values)
 
 
-def _add_reflection(graph: Graph, low: _Array, high: _Array, values: str) -> str:
+def _add_reflection(graph: Graph, low: _Array, high: _Array, values: Value) -> Value:
     half = graph.constant((high - low) / 2)
     one, reflected = graph.constant(np.float64(1)), values
     for end, operator in ((high, "Greater"), (low, "Less")):
-        beyond = graph.add("Sub", values, graph.constant(end))
-        share = graph.add("Div", beyond, half)
-        inside = graph.add("Div", beyond, graph.add("Add", graph.add("Mul", share, share), one))
-        inner = graph.add("Sub", graph.constant(end), inside)
-        reflected = graph.add("Where", graph.add(operator, values, graph.constant(end)), inner, reflected)
+        beyond = values - end
+        share = beyond / half
+        inside = beyond / (share * share + one)
+        inner = graph.constant(end) - inside
+        reflected = graph.add("Where", graph.add(operator, values, end), inner, reflected)
     return reflected
 
 
-def add_forward(graph: Graph, transform: Transform, columns: NDArray[np.intp], values: str) -> str:
+def add_forward(graph: Graph, transform: Transform, columns: NDArray[np.intp], values: Value) -> Value:
     """Some columns of ``Transform.forward``, float64: a value on a grid or an atom goes to the middle of its place."""
     steps = transform.steps[columns]
     if steps.any():
         step, offset = graph.constant(np.where(steps > 0, steps, 1.0)), graph.constant(transform.offsets[columns])
-        places = graph.add("Div", graph.add("Sub", values, offset), step)
+        places = (values - offset) / step
         whole = graph.add("Round", places)
         rounding = graph.constant(np.where(steps > 0, 0.51 * 2.0**-23 / np.where(steps > 0, steps, 1.0), 0.0))
-        tolerance = graph.add("Add", graph.add("Mul", graph.add("Abs", values), rounding), graph.constant(1e-6))
-        tolerance = graph.add("Min", tolerance, graph.constant(0.25))
-        is_whole = graph.add("LessOrEqual", graph.add("Abs", graph.add("Sub", places, whole)), tolerance)
-        middle = graph.add("Add", graph.add("Where", is_whole, whole, places), graph.constant(0.5))
+        tolerance = graph.add("Abs", values) * rounding + np.float64(1e-6)
+        tolerance = graph.add("Min", tolerance, np.float64(0.25))
+        is_whole = graph.add("LessOrEqual", graph.add("Abs", places - whole), tolerance)
+        middle = graph.add("Where", is_whole, whole, places) + np.float64(0.5)
         inner = graph.constant(transform.offsets[columns] - transform.origins[columns])
-        spread = graph.add("Add", inner, graph.add("Mul", middle, step))
-        values = graph.add("Where", graph.constant(steps > 0), spread, values)
+        spread = inner + middle * step
+        values = graph.add("Where", steps > 0, spread, values)
     if transform.curves:
         curves = [transform.curves[column] for column in columns]
         at_knots = [c.scores.copy() for c in curves]
@@ -209,44 +246,48 @@ def add_forward(graph: Graph, transform: Transform, columns: NDArray[np.intp], v
         for side in (-1, 1):
             scores = _add_tail(graph, transform, columns, side, values, scores, inverse=False)
         return scores
-    centered = graph.add("Sub", values, graph.constant(transform.location[columns]))
-    return graph.add("Div", centered, graph.constant(transform.scale[columns]))
+    return (values - transform.location[columns]) / transform.scale[columns]
 
 
 def _add_tail(
-    graph: Graph, transform: Transform, columns: NDArray[np.intp], side: int, places: str, mapped: str, *, inverse: bool
-) -> str:
-    """What a curve gives, with that beyond the outermost rows replaced where the column's range is wider than they."""
+    graph: Graph,
+    transform: Transform,
+    columns: NDArray[np.intp],
+    side: int,
+    places: Value,
+    mapped: Value,
+    *,
+    inverse: bool,
+) -> Value:
+    """What a curve gives, but beyond the outermost rows the tail of columns whose range is wider than the rows'."""
     found = [Tail.of(transform.curves[column], transform.bounds[column, max(side, 0)], side) for column in columns]
     if not any(found):
         return mapped
     some = [tail or Tail(side, 0.0, 0.0, 1.0, 1.0) for tail in found]
     value, score, rate, room = np.array([[tail.value, tail.score, tail.rate, tail.room] for tail in some]).T
     zero, two, sign = (graph.constant(np.float64(number)) for number in (0, 2, side))
-    start = graph.constant(score if inverse else value)
-    outside = graph.add("Mul", graph.add("Sub", places, start), sign)
+    outside = (places - graph.constant(score if inverse else value)) * sign
     is_tail = graph.constant(np.array([tail is not None for tail in found]))
     beyond = graph.add("And", graph.add("Greater", outside, zero), is_tail)
     squared = graph.constant(score**2)
     if inverse:
-        fall = graph.add("Div", graph.add("Sub", squared, graph.add("Mul", places, places)), two)
-        kept = graph.add("Mul", graph.add("Exp", fall), graph.constant(-np.expm1(-room)))
-        log = graph.add("Log", graph.add("Add", kept, graph.constant(np.exp(-room))))
-        excess = graph.add("Div", log, graph.constant(-side * rate))
-        tail = graph.add("Add", graph.constant(value), excess)
+        fall = (squared - places * places) / two
+        kept = graph.add("Exp", fall) * -np.expm1(-room)
+        excess = graph.add("Log", kept + np.exp(-room)) / (-side * rate)
+        tail = graph.constant(value) + excess
     else:
-        excess = graph.add("Mul", graph.add("Max", outside, zero), graph.constant(rate))
-        left = graph.add("Exp", graph.add("Min", graph.add("Sub", excess, graph.constant(room)), zero))
-        left = graph.add("Sub", graph.constant(np.float64(1)), left)
-        left = graph.add("Log", graph.add("Max", left, graph.constant(np.float64(LEAST_TAIL))))
-        fall = graph.add("Add", graph.add("Sub", excess, left), graph.constant(np.log(-np.expm1(-room))))
-        tail = graph.add("Mul", graph.add("Sqrt", graph.add("Add", squared, graph.add("Mul", fall, two))), sign)
+        excess = graph.add("Max", outside, zero) * rate
+        left = graph.add("Exp", graph.add("Min", excess - room, zero))
+        left = graph.constant(np.float64(1)) - left
+        left = graph.add("Log", graph.add("Max", left, np.float64(LEAST_TAIL)))
+        fall = excess - left + np.log(-np.expm1(-room))
+        tail = graph.add("Sqrt", squared + fall * two) * sign
     return graph.add("Where", beyond, tail, mapped)
 
 
 def _add_curves_of(
-    graph: Graph, curves: Sequence[tuple[_Array, _Array]], places: str, at_knots: Sequence[_Array] | None = None
-) -> str:
+    graph: Graph, curves: Sequence[tuple[_Array, _Array]], places: Value, at_knots: Sequence[_Array] | None = None
+) -> Value:
     knots, heights = [knots for knots, _ in curves], [heights for _, heights in curves]
     return add_curves(graph, knots, heights, places, bounded=True, at_knots=at_knots)
 
@@ -255,20 +296,20 @@ def add_curves(
     graph: Graph,
     knots: Sequence[_Array],
     heights: Sequence[_Array],
-    places: str,
+    places: Value,
     *,
     bounded: bool = False,
     at_knots: Sequence[_Array] | None = None,
-) -> str:
-    """One polyline a column, its first and last piece continued for ever.
+) -> Value:
+    """One polyline a column, whose first and last piece go on for ever.
 
     Args:
-        graph: what is added to.
+        graph: gets the nodes.
         knots: ascending, one array a column.
         heights: of the same lengths.
         places: float64, shape (num_rows, number of columns).
-        bounded: a place never goes over the height of the knot after it, as ``Curve`` has it.
-        at_knots: heights at the knots themselves, of the last one where some are equal; default ``heights``.
+        bounded: a place never goes over the height of the knot after it, as in ``Curve``.
+        at_knots: heights at the knots themselves, where some are equal that of the last one; default ``heights``.
     """
     size = 2
     while size <= max(map(len, knots)):
@@ -285,24 +326,21 @@ def add_curves(
     table = graph.constant(flat_knots.ravel())
     start = graph.constant(starts)
     # How many knots are at or below the place: the largest count whose last knot is.
-    count = graph.add("Cast", graph.add("Mul", places, graph.constant(0.0)), to=TensorProto.INT64)
+    count = (places * np.float64(0.0)).cast(TensorProto.INT64)
     step = size // 2
     while step:
-        tried = graph.add("Add", count, graph.constant(np.int64(step)))
-        last = graph.add("Add", tried, graph.constant(starts - 1))
-        is_below = graph.add("LessOrEqual", graph.add("Gather", table, last), places)
+        tried = count + np.int64(step)
+        is_below = graph.add("LessOrEqual", table.gather(tried + (starts - 1)), places)
         count = graph.add("Where", is_below, tried, count)
         step //= 2
     ends = graph.constant(np.array([len(xs) - 2 for xs in knots], dtype=np.int64))
-    piece = graph.add("Sub", count, graph.constant(np.int64(1)))
-    piece = graph.add("Min", graph.add("Max", piece, graph.constant(np.int64(0))), ends)
-    index = graph.add("Add", piece, start)
+    index = (count - np.int64(1)).clipped(np.int64(0), ends) + start
 
-    def at(array: _Array) -> str:
-        return graph.add("Gather", graph.constant(array.ravel()), index)
+    def at(array: _Array) -> Value:
+        return graph.constant(array.ravel()).gather(index)
 
-    beyond = graph.add("Sub", places, graph.add("Gather", table, index))
-    followed = graph.add("Add", at(flat_heights), graph.add("Mul", beyond, at(slopes)))
+    beyond = places - table.gather(index)
+    followed = at(flat_heights) + beyond * at(slopes)
     if bounded:
         followed = graph.add("Min", followed, at(limits))
     if at_knots is None:
@@ -310,5 +348,5 @@ def add_curves(
     flat_exact = np.zeros((len(knots), size))
     for column, exact in enumerate(at_knots):
         flat_exact[column, : len(exact)] = exact
-    is_knot = graph.add("Equal", beyond, graph.constant(np.float64(0)))
+    is_knot = graph.add("Equal", beyond, np.float64(0))
     return graph.add("Where", is_knot, at(flat_exact), followed)

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sfg_dist.model.precision import has_bfloat16
 
@@ -68,6 +69,19 @@ def split_optimizers(
     if matrices:
         optimizers.append(Muon(matrices, lr=inner_rate, weight_decay=weight_decay))
     return optimizers
+
+
+def update_average(average: Sequence[Tensor], weights: Sequence[Tensor], *, step: int, decay: float) -> None:
+    """Move the exponential moving average of weights by one step, in place.
+
+    Args:
+        average: the average so far.
+        weights: those of now.
+        step: steps done; in the first ones the average is shorter.
+        decay: of the average; 0 keeps none, so that it is the weights of now.
+    """
+    decay = min(decay, (1 + step) / (10 + step)) if decay else 0.0
+    get_ema_multi_avg_fn(decay)(tuple(average), tuple(weights), step)
 
 
 class Muon(torch.optim.Optimizer):

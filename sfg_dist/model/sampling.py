@@ -1,8 +1,8 @@
 """Rows of a generator, block by block on all cores: drawn, through the network, and back to the user's units.
 
-A block is BLOCK_ROWS rows on a fixed grid. It is always drawn and computed whole, in one thread, whatever part of it is
-asked for, so that on one machine the bits of row i follow from the model, the seed and i alone: not from how many rows
-are drawn, where a drawing starts, or how many threads and processes share it.
+A block is BLOCK_ROWS rows on a fixed grid. It is always drawn and computed whole and in one thread. So on one machine
+the bits of row i follow from the model, the seed and i alone. They do not depend on how many rows are drawn, on the
+first of them, or on how many threads and processes share the work.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def unit_rows(num_columns: int) -> int:
     return BLOCK_ROWS * max(1, min(MAX_UNIT_BLOCKS, UNIT_BYTES // (8 * BLOCK_ROWS * max(1, num_columns))))
 
 
-def units(start: int, stop: int, num_columns: int) -> Iterator[tuple[int, int]]:
-    """The ranges that rows ``start`` to ``stop`` are made in: whole blocks, at most ``unit_rows``, for every CPU."""
+def unit_ranges(start: int, stop: int, num_columns: int) -> Iterator[tuple[int, int]]:
+    """Cut rows ``start`` to ``stop`` into ranges of whole blocks, of at most ``unit_rows`` and a CPU's share."""
     share = -(-(stop - start) // num_cpus())
     size = unit_rows(num_columns)
     while size > share and size > BLOCK_ROWS:
@@ -44,17 +44,17 @@ def units(start: int, stop: int, num_columns: int) -> Iterator[tuple[int, int]]:
 def draw_ranges(
     block_rows: BlockRows, ranges: Iterable[tuple[int, int]], num_columns: int, *, num_threads: int | None = None
 ) -> Iterator[NDArray[np.float64]]:
-    """Rows of each range, in order; the next ones are made by threads meanwhile, one range more than there are threads.
+    """Rows of each range, in order. Threads make the next ranges meanwhile, one more than there are threads.
 
     Args:
         block_rows: the rows of a block by its number, shape (BLOCK_ROWS, num_columns).
         ranges: first row and the row after the last, any number of them.
         num_columns: columns of a row.
-        num_threads: default one a CPU that this process may run on.
+        num_threads: one for each CPU of this process by default.
     """
     threads = num_threads or num_cpus()
     before = torch.get_num_threads()
-    # One thread an operation: several threads that share each one wait for each other, and others' threads, at its end.
+    # One thread an operation: threads that share an operation wait for each other at its end.
     pool = ThreadPoolExecutor(threads, "draw", initializer=torch.set_num_threads, initargs=(1,))
     waiting: deque[Future[NDArray[np.float64]]] = deque()
     try:

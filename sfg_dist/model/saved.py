@@ -1,8 +1,8 @@
-"""What is read from a saved model or a checkpoint: compared with its document before anything is made of it.
+"""Tensors of saved models and checkpoints. They are compared with their document before anything is made of them.
 
-A network is built without memory ("meta") from the document, so what it must consist of is known by name, shape and
-type before a number of the file is used. The numbers themselves are finite. Compiled code looks at no bounds, and
-torch spreads a tensor that is too small over one that is larger, without a word.
+A network is built without memory ("meta") from the document. So the names, shapes and types of its tensors are known
+before a number of the file is used. All numbers must be finite. This is needed because compiled code checks no bounds,
+and because torch silently spreads a small tensor over a larger one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from sfg_dist.job.errors import DocumentError
@@ -26,7 +26,7 @@ from sfg_dist.model.mlp import ACTIVATIONS, MLP
 from sfg_dist.store import Location
 
 COPIES = 3
-"""Of a file of tensors that are in memory at once: its bytes, its tensors, and those of the network."""
+"""A file of tensors is in memory three times: as bytes, as tensors, and as those of the network."""
 _WIDTH, _FEW = range(1, 1 << 20), range(1 << 20)
 _NETWORK = {
     "dim": _WIDTH, "width?": _WIDTH, "depth?": range(1, 1 << 16), "block?": {"residual", "plain"},
@@ -34,7 +34,7 @@ _NETWORK = {
 }  # fmt: skip
 _ENCODER = {"dim": _WIDTH, "width?": _WIDTH, "depth?": range(1 << 16)}
 State = dict[int, dict[str, Tensor]]
-"""Of an optimiser: tensors by the number of their parameter and their name."""
+"""An optimiser's tensors by the number of their parameter and their name."""
 _STATES = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum"})  # of AdamW and Muon
 
 
@@ -42,7 +42,7 @@ def read_tensors(content: bytes | None, name: str) -> dict[str, Tensor]:
     """The tensors of a safetensors file, on the CPU.
 
     Raises:
-        DocumentError: it is missing, or is none.
+        DocumentError: it is missing or damaged.
     """
     if content is None:
         raise DocumentError(f"{name} is missing")
@@ -68,10 +68,10 @@ def read_file(location: Location, key: str) -> bytes | None:
 
 
 def network_of(document: Any, tensors: Mapping[str, Tensor], name: str) -> MLP:
-    """The network that a document describes, with these weights, for use and not for training.
+    """The network that a document describes, with these weights, ready for use.
 
     Raises:
-        DocumentError: the document is none of a network, or the tensors are not those of this one.
+        DocumentError: the document describes no network, or the tensors do not fit it.
     """
     return _built(MLP, document, _NETWORK, tensors, name)
 
@@ -94,21 +94,31 @@ def _built(kind: type[Any], document: Any, fields: Mapping[str, Any], tensors: M
     return module.eval()
 
 
+def saved_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """The tensors as a safetensors file."""
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+
+
+def named_states(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """The states of optimisers by ``optimizer.NUMBER.PARAMETER.KEY``, which ``states_of`` reads."""
+    return {
+        f"optimizer.{number}.{index}.{key}": torch.as_tensor(value)
+        for number, optimizer in enumerate(optimizers)
+        for index, state in optimizer.state_dict()["state"].items()
+        for key, value in state.items()
+    }
+
+
 def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin so, by the rest of their names."""
+    """The tensors whose names begin with the prefix, by the rest of their names."""
     return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
 def states_of(optimizers: Sequence[torch.optim.Optimizer], tensors: Mapping[str, Tensor], name: str) -> list[State]:
-    """The states of optimisers in a checkpoint, as ``optimizer.NUMBER.PARAMETER.KEY``.
-
-    Args:
-        optimizers: as they are.
-        tensors: of the checkpoint, others among them.
-        name: of the checkpoint.
+    """The states of optimisers among the tensors of a checkpoint.
 
     Raises:
-        DocumentError: a parameter is unknown, or a tensor is not as its parameter is.
+        DocumentError: a parameter is unknown, or a tensor differs from its parameter in shape or type.
     """
     states: list[State] = [{} for _ in optimizers]
     for key, tensor in under(tensors, "optimizer.").items():
@@ -130,7 +140,7 @@ def states_of(optimizers: Sequence[torch.optim.Optimizer], tensors: Mapping[str,
 
 
 def check_tensors(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], name: str) -> None:
-    """Refuse tensors that are not the wanted ones by name, shape and type, or hold a number that is not finite.
+    """Refuse tensors that differ from the wanted ones in name, shape or type, or hold a number that is not finite.
 
     Raises:
         DocumentError: the message names the tensor.
@@ -154,7 +164,7 @@ def _kind(tensor: Tensor) -> str:
 
 
 def arrays_of(tensors: Mapping[str, Tensor], name: str) -> dict[str, NDArray[Any]]:
-    """The tensors as numpy has them.
+    """The tensors as numpy arrays.
 
     Raises:
         DocumentError: numpy has no such type.
@@ -168,13 +178,7 @@ def arrays_of(tensors: Mapping[str, Tensor], name: str) -> dict[str, NDArray[Any
 def check_arrays(
     arrays: Mapping[str, NDArray[Any]], shapes: Mapping[str, tuple[int, ...]], ascending: Iterable[str], name: str
 ) -> None:
-    """Refuse arrays of tables of knots that do not fit each other: compiled code looks at no bounds.
-
-    Args:
-        arrays: by name; exactly those of ``shapes``.
-        shapes: that they must have.
-        ascending: names of those whose last axis must not fall.
-        name: what messages call them.
+    """Refuse arrays of other shapes, and those of ``ascending`` whose last axis falls: compiled code checks no bounds.
 
     Raises:
         DocumentError: the message names the array.

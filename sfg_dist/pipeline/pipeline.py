@@ -21,7 +21,7 @@ import numpy as np
 
 from sfg_dist.distributed.fit.generator import TrainHooks, fit_generator, fit_settings
 from sfg_dist.distributed.labels.label import label_pending, label_settings
-from sfg_dist.job.config import Job, load_job, resolve_job
+from sfg_dist.job.config import Job, load_job, resolve_job, without_removed
 from sfg_dist.job.errors import ConfigError, StoreError
 from sfg_dist.job.object_stores import absolute_url, is_url
 from sfg_dist.job.paths import expanded
@@ -149,22 +149,22 @@ class Pipeline(OutputDirectory):
         """Fit the network on the pairs and save the generator.
 
         Args:
-            resume_from: go on from this checkpoint instead of the newest (see ``checkpoints.go_back_to``).
+            resume_from: go on from this checkpoint instead of the newest (see ``Checkpoints.go_back_to``).
         """
-        from sfg_dist.distributed.fit.checkpoints import go_back_to, has_checkpoint, newest_step
+        from sfg_dist.distributed.fit.checkpoints import Checkpoints, newest_step
         from sfg_dist.distributed.fit.tensorboard import Board
 
         pairs = self._existing_store()
         pairs.require_complete()
-        job, settings = self.job.train, fit_settings(self.job)
-        checkpoints = absolute_url(self.checkpoints_url)
+        job, place = self.job.train, absolute_url(self.checkpoints_url)
+        checkpoints = Checkpoints(place, fit_settings(self.job), pairs.plan.run_id)
         if resume_from is not None:
-            self.emit("resumed_from", checkpoint=go_back_to(checkpoints, resume_from, settings, pairs.plan.run_id))
-        fresh = not has_checkpoint(checkpoints, settings, pairs.plan.run_id)
+            self.emit("resumed_from", checkpoint=checkpoints.go_back_to(resume_from))
+        fresh = not checkpoints.is_ours
         with (
             self.stage("train", fresh=fresh, num_epochs=job.num_epochs, max_time_s=job.max_time_s),
             self.session(),
-            Board(self.output, 0 if fresh else newest_step(checkpoints)) as board,
+            Board(self.output, 0 if fresh else newest_step(place)) as board,
         ):
 
             def on_epoch(entry: Mapping[str, float]) -> None:
@@ -179,7 +179,7 @@ class Pipeline(OutputDirectory):
                 return table_of_store(self.prepared, pairs).flow_rows("validation")
 
             hooks = TrainHooks(self.emit, on_epoch, on_live, self.need_ray, validation)
-            generator = fit_generator(pairs, self.job, checkpoints, hooks)
+            generator = fit_generator(pairs, self.job, place, hooks)
             with self.writing("model"):
                 generator.save(self.model_url)
         return generator
@@ -215,7 +215,8 @@ class Pipeline(OutputDirectory):
 
         pairs = self._existing_store()
         generator = Generator.load(self.model_url)
-        if generator.job.get("train") != self.job.train.model_dump(exclude_none=True):
+        keys = generator.job.get("train")
+        if keys is None or without_removed(keys) != self.job.train.model_dump(exclude_none=True):
             warnings.warn(
                 f"{self.model_url} was trained with other train keys than this job has; `sfg train` trains anew",
                 stacklevel=2,

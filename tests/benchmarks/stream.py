@@ -24,7 +24,6 @@ import numpy as np
 import torch
 
 from sfg_dist.distributed.cluster import ray_session
-from sfg_dist.distributed.fit.checkpoints import FitSettings
 from sfg_dist.distributed.fit.training import fit_with_workers, make_trainer
 from sfg_dist.job.config import TrainConfig, resolve_job
 from sfg_dist.pipeline.pipeline import Pipeline
@@ -183,12 +182,9 @@ def rows_part(pairs: Pairs, directory: Path, quick: bool) -> list[dict[str, Any]
     ]
 
 
-def settings_of(**changed: Any) -> FitSettings:
+def settings_of(**changed: Any) -> TrainConfig:
     """The job file's defaults."""
-    train = TrainConfig()
-    keys = train.model_dump(include={"width", "depth", "block", "activation", "linear_skip"})
-    rest = {name: getattr(train, name) for name in FitSettings.__dataclass_fields__ if hasattr(train, name)}
-    return FitSettings(network=keys, **(rest | {"batch_size": BATCH_ROWS, "num_epochs": 3} | changed))
+    return TrainConfig(**({"batch_size": BATCH_ROWS, "num_epochs": 3} | changed))
 
 
 def step_part(pairs: Pairs, quick: bool) -> dict[str, Any]:
@@ -227,9 +223,11 @@ def ranks_part(pairs: Pairs, directory: Path) -> list[dict[str, Any]]:
     for batch_size in (BATCH_ROWS, 8 * BATCH_ROWS):
         row: dict[str, Any] = {"part": "ranks", "batch_size": batch_size}
         for num_workers in (1, 2):
-            settings = settings_of(batch_size=batch_size, num_threads=1, validation_fraction=1e-4)
+            settings = settings_of(
+                batch_size=batch_size, num_threads=1, validation_fraction=1e-4, num_workers=num_workers
+            )
             place = directory / f"fit-{batch_size}-{num_workers}"
-            _, history = fit_with_workers(pairs.location.url, place, settings, num_workers=num_workers, use_gpu=False)
+            _, history = fit_with_workers(pairs.location.url, place, settings, use_gpu=False)
             row[f"rows_per_s_{num_workers}"] = common.median(entry["rows_per_s"] for entry in history[1:])
         row["efficiency"] = row["rows_per_s_2"] / (2 * row["rows_per_s_1"])
         found.append(row)

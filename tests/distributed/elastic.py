@@ -9,12 +9,11 @@ import sys
 import threading
 import time
 import warnings
-from dataclasses import replace
 from typing import Any
 
 from sfg_dist.distributed.cluster import local_environment
 from sfg_dist.distributed.fit import training
-from sfg_dist.distributed.fit.checkpoints import FitSettings
+from sfg_dist.job.config import TrainConfig
 
 SLOWNESS = float(os.environ.get("SFG_TEST_SLOWNESS", "1"))  # tests/patience.py measures it
 EPOCH_STEPS = 1152
@@ -28,7 +27,7 @@ SHORT_WAITS = {
 
 
 def main() -> None:
-    url, checkpoints, settings = sys.argv[1], sys.argv[2], FitSettings(**json.loads(sys.argv[3]))
+    url, checkpoints, settings = sys.argv[1], sys.argv[2], TrainConfig(**json.loads(sys.argv[3]))
     training.RESIZE_INTERVAL_S = 1.0
     os.environ |= SHORT_WAITS
     seen: list[dict] = []
@@ -39,9 +38,10 @@ def main() -> None:
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
         ray.init(address=cluster.address, log_to_driver=False)
 
-        options: dict[str, Any] = {"num_workers": (1, 2), "use_gpu": False, "on_live": seen.append}
+        elastic = settings.model_copy(update={"num_workers": [1, 2]})
+        options: dict[str, Any] = {"use_gpu": False, "on_live": seen.append}
         fit = threading.Thread(  # nodes come and go in the main thread
-            target=training.fit_with_workers, args=(url, checkpoints, settings), kwargs=options, daemon=True
+            target=training.fit_with_workers, args=(url, checkpoints, elastic), kwargs=options, daemon=True
         )
         fit.start()
         wait_for(lambda: seen and seen[-1]["num_workers"] == 1, fit)
@@ -57,7 +57,7 @@ def main() -> None:
         ray.shutdown()
         cluster.shutdown()
     # The last epochs are done here: the history has all of them then.
-    settings = replace(settings, num_epochs=seen[-1]["step"] // EPOCH_STEPS + 2)
+    settings = settings.model_copy(update={"num_epochs": seen[-1]["step"] // EPOCH_STEPS + 2})
     _, history = training.fit_inline(url, checkpoints, settings)
     print(json.dumps({"history": history, "workers": numbers}), flush=True)
     os._exit(0)  # the thread has lost its Ray

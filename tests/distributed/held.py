@@ -36,7 +36,7 @@ def wait_for(driver: subprocess.Popen[Any], condition: Callable[[], bool], secon
 def main() -> None:
     from sfg_dist.cli import main as cli
     from sfg_dist.distributed.labels.labeler import ShardLabeler
-    from sfg_dist.model.fit import Trainer
+    from sfg_dist.model.trainer import Trainer
 
     kind, number = sys.argv.pop(1), int(sys.argv.pop(1))
     of, name = (ShardLabeler, "label") if kind == "shards" else (Trainer, "step")

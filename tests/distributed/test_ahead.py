@@ -23,7 +23,7 @@ from sfg_dist.distributed.labels.actors import label_with_actors
 from sfg_dist.distributed.labels.inline import label_inline
 from sfg_dist.distributed.labels.settings import LabelSettings
 from sfg_dist.job.config import ExecutorConfig
-from sfg_dist.model.fit import Trainer
+from sfg_dist.model.trainer import Trainer
 from sfg_dist.store import open_pairs
 
 
@@ -146,7 +146,7 @@ def wait_for(condition):
 
 @pytest.mark.slow
 def test_the_process_trains_beside_the_labels_and_leaves_a_checkpoint(pairs, tmp_path):
-    url, settings = pairs.location.url, make_settings(checkpoint_interval_s=0.0)
+    url, settings = pairs.location.url, make_settings(checkpoint_interval_s=1e-9)
     place = tmp_path / "c"
     with training_ahead("inline", url, place, settings) as reserved:
         assert reserved == {}
@@ -184,7 +184,7 @@ def test_what_goes_wrong_with_it_is_a_warning(pairs, tmp_path, monkeypatch):
     monkeypatch.setattr(ahead, "Child", ChildHere)
 
     def label_beside():
-        settings = make_settings(learning_rate=1e18, num_epochs=100)
+        settings = make_settings(learning_rate=1e6, weight_decay=1e6, num_epochs=100)
         with training_ahead("inline", pairs.location.url, tmp_path / "c", settings):
             label_inline(pairs.location.url)
 
@@ -196,7 +196,7 @@ def test_what_goes_wrong_with_it_is_a_warning(pairs, tmp_path, monkeypatch):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_an_actor_trains_ahead_and_labels_leave_it_its_resources(ray_cluster, pairs, events, tmp_path):
-    url, settings = pairs.location.url, make_settings(checkpoint_interval_s=0.0)
+    url, settings = pairs.location.url, make_settings(checkpoint_interval_s=1e-9)
     place = tmp_path / "c"
     with training_ahead("ray", url, place, settings) as reserved:
         assert reserved == {"CPU": 1.0, "GPU": 1.0}  # the made-up cluster has four CPUs and two GPUs

@@ -4,7 +4,6 @@ import itertools
 import json
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ def test_an_elastic_fit_takes_a_node_that_comes_and_outlives_its_loss(make_store
     settings = make_settings(batch_size=32, num_epochs=100_000, checkpoint_interval_s=1.0)
     script = Path(__file__).parent / "elastic.py"
     done = subprocess.run(
-        [sys.executable, str(script), pairs.location.url, str(tmp_path / "c"), json.dumps(asdict(settings))],
+        [sys.executable, str(script), pairs.location.url, str(tmp_path / "c"), settings.model_dump_json()],
         capture_output=True, text=True, timeout=patience(500),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

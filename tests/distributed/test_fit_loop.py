@@ -1,6 +1,5 @@
 """What a fit does beside its epochs: ends early, says how far it is, goes back to a checkpoint, runs in a bucket."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -13,13 +12,19 @@ import torch
 from patience import patience
 from test_training import cut_at, make_settings, weights
 
-from sfg_dist.distributed.fit import checkpoints, fit_loop, training
+from sfg_dist.distributed.fit import fit_loop, training
+from sfg_dist.distributed.fit.checkpoints import LIVE_NAME, Checkpoints, newest_step
 from sfg_dist.distributed.fit.hold import take_hold
+from sfg_dist.distributed.fit.journal import Journal
 from sfg_dist.distributed.fit.training import fit_inline
 from sfg_dist.distributed.labels.inline import label_inline
 from sfg_dist.job.errors import TrainingError
-from sfg_dist.model.fit import Trainer
+from sfg_dist.model.trainer import Trainer
 from sfg_dist.store import Location, open_pairs, stream
+
+
+def changed(settings, **keys):
+    return settings.model_copy(update=keys)
 
 
 class ScriptedLosses:
@@ -47,9 +52,9 @@ def test_a_fit_that_gets_no_better_ends_with_the_best_averaged_weights(url, tmp_
     best = script.averages[1]
     assert all(torch.equal(tensor, best[name]) for name, tensor in model.state_dict().items())
     run_id = open_pairs(url).plan.run_id
-    assert checkpoints.is_finished(tmp_path / "c", settings, run_id)
+    assert Checkpoints(tmp_path / "c", settings, run_id).is_finished
     # With more patience the same fit goes on.
-    assert not checkpoints.is_finished(tmp_path / "c", dataclasses.replace(settings, patience=5), run_id)
+    assert not Checkpoints(tmp_path / "c", changed(settings, patience=5), run_id).is_finished
 
 
 @pytest.mark.slow
@@ -131,7 +136,7 @@ def test_a_signal_leaves_a_checkpoint_at_the_very_step(url, tmp_path, monkeypatc
         patch.setattr(Trainer, "step", step_and_ask)
         with pytest.raises(KeyboardInterrupt):
             fit_inline(url, tmp_path / "c", settings)
-    assert checkpoints.newest_step(tmp_path / "c") == 20
+    assert newest_step(tmp_path / "c") == 20
     resumed, _ = fit_inline(url, tmp_path / "c", settings)
     assert torch.equal(weights(resumed), weights(whole))
 
@@ -141,17 +146,17 @@ def test_a_fit_may_go_back_to_any_checkpoint_that_is_kept(url, tmp_path):
     place, run_id = tmp_path / "c", open_pairs(url).plan.run_id
     settings = make_settings(checkpoint_interval_s=0.0, keep_checkpoints=30)
     whole, history = fit_inline(url, place, settings)
-    kept = sorted(path.name for path in place.glob("step_*"))
+    own, kept = Checkpoints(place, settings, run_id), sorted(path.name for path in place.glob("step_*"))
     assert len(kept) == 30
     for name in ("step_000000037", "29"):
-        assert checkpoints.go_back_to(place, name, settings, run_id).endswith(name)
+        assert own.go_back_to(name).endswith(name)
         assert max(path.name for path in place.glob("step_*")).endswith(name)
-        assert not checkpoints.is_finished(place, settings, run_id)
+        assert not own.is_finished
         again, again_history = fit_inline(url, place, settings)
         assert torch.equal(weights(again), weights(whole))
         assert [entry["step"] for entry in again_history] == [entry["step"] for entry in history]
     with pytest.raises(TrainingError, match=r"no whole checkpoint step_000000007; kept there: step_000000045, "):
-        checkpoints.go_back_to(place, "7", settings, run_id)
+        own.go_back_to("7")
 
 
 def test_a_fit_may_go_on_from_another_runs_checkpoint_with_another_rate_but_not_another_order(url, tmp_path):
@@ -159,30 +164,18 @@ def test_a_fit_may_go_on_from_another_runs_checkpoint_with_another_rate_but_not_
     fit_inline(url, tmp_path / "one", make_settings(num_epochs=2))
     slower = make_settings(num_epochs=3, learning_rate=1e-4, clip_norm=1.0)
     source = str(tmp_path / "one" / "step_000000030")
-    assert checkpoints.go_back_to(tmp_path / "two", source, slower, run_id) == "step_000000030"
+    assert Checkpoints(tmp_path / "two", slower, run_id).go_back_to(source) == "step_000000030"
     _, history = fit_inline(url, tmp_path / "two", slower)
     assert [entry["epoch"] for entry in history] == [1, 2, 3]
     assert history[-1]["learning_rate"] < 1e-4 < history[0]["learning_rate"]
-    for changed in ({"batch_size": 32}, {"seed": 1}, {"network": {**slower.network, "width": 8}}):
-        with pytest.raises(TrainingError, match=rf"is of another fit \(checkpoint -> job\): {next(iter(changed))}"):
-            checkpoints.go_back_to(tmp_path / "three", source, dataclasses.replace(slower, **changed), run_id)
+    for key, value, name in (("batch_size", 32, "batch_size"), ("seed", 1, "seed"), ("width", 8, "network")):
+        other = Checkpoints(tmp_path / "three", changed(slower, **{key: value}), run_id)
+        with pytest.raises(TrainingError, match=rf"is of another fit \(checkpoint -> job\): {name}"):
+            other.go_back_to(source)
     with pytest.raises(TrainingError, match="pairs: "):
-        checkpoints.go_back_to(tmp_path / "three", source, slower, "another")
+        Checkpoints(tmp_path / "three", slower, "another").go_back_to(source)
     with pytest.raises(TrainingError, match="is no directory"):
-        checkpoints.go_back_to(tmp_path / "three", str(tmp_path / "nowhere" / "step_1"), slower, run_id)
-
-
-def test_the_encode_direction_fits_latents_from_labels(url, tmp_path, monkeypatch):
-    seen = []
-    step = Trainer.step
-    monkeypatch.setattr(
-        Trainer, "step", lambda self, x, y, n, d: (seen.append((x.clone(), y.clone())), step(self, x, y, n, d))[1]
-    )
-    fit_inline(url, tmp_path / "c", make_settings(num_epochs=1, direction="encode"))
-    pairs = open_pairs(url)
-    for tables, array in zip(zip(*seen, strict=True), (pairs.labels, pairs.latents), strict=True):
-        rows, stored = torch.cat(tables).numpy(), array[:900].compute()
-        assert np.array_equal(rows[np.lexsort(rows.T)], stored[np.lexsort(stored.T)])
+        Checkpoints(tmp_path / "three", slower, run_id).go_back_to(str(tmp_path / "nowhere" / "step_1"))
 
 
 def test_a_notice_of_preemption_is_a_checkpoint_at_once(url, tmp_path, monkeypatch):
@@ -194,9 +187,9 @@ def test_a_notice_of_preemption_is_a_checkpoint_at_once(url, tmp_path, monkeypat
         return len(asked) >= 2
 
     saved = []
-    save = fit_loop.save_checkpoint
+    save = Checkpoints.save
     monkeypatch.setattr(
-        fit_loop, "save_checkpoint", lambda trainer, *a: (saved.append(trainer.progress.step), save(trainer, *a))
+        Checkpoints, "save", lambda self, trainer, *a: (saved.append(trainer.progress.step), save(self, trainer, *a))
     )
     training._fit_rank(
         url, tmp_path / "c", make_settings(), take_hold(tmp_path / "c"),
@@ -214,12 +207,12 @@ def test_a_fit_in_a_bucket_is_the_one_in_a_directory(make_store, s3_url, tmp_pat
     here = make_store("here")
     label_inline(here.location.url)
     settings = make_settings(checkpoint_interval_s=0.0, learning_rate_schedule="constant")
-    _, history = fit_inline(pairs.location.url, f"{s3_url}/checkpoints", dataclasses.replace(settings, num_epochs=2))
+    _, history = fit_inline(pairs.location.url, f"{s3_url}/checkpoints", changed(settings, num_epochs=2))
     assert len(history) == 2
     there, _ = fit_inline(pairs.location.url, f"{s3_url}/checkpoints", settings)
     local, _ = fit_inline(here.location.url, tmp_path / "c", settings)
     assert torch.equal(weights(there), weights(local))
-    name = checkpoints.go_back_to(f"{s3_url}/checkpoints", str(44), settings, pairs.plan.run_id)
+    name = Checkpoints(f"{s3_url}/checkpoints", settings, pairs.plan.run_id).go_back_to("44")
     again, _ = fit_inline(pairs.location.url, f"{s3_url}/checkpoints", settings)
     assert name == "step_000000044"
     assert torch.equal(weights(again), weights(local))
@@ -227,21 +220,22 @@ def test_a_fit_in_a_bucket_is_the_one_in_a_directory(make_store, s3_url, tmp_pat
 
 def test_a_live_word_is_passed_on_once_and_a_missing_one_is_none(tmp_path):
     heard, stop = [], threading.Event()
-    assert checkpoints.read_live(tmp_path) is None
+    journal = Journal(tmp_path)
+    assert journal.read_live() is None
     word = dict.fromkeys(
         ("epoch", "step_in_epoch", "train_loss", "learning_rate", "rows_per_s", "elapsed_s", "done"), 1
     )
     word |= {"num_batches": 1, "num_workers": 1}
-    checkpoints.write_live(tmp_path, {"step": 1, **word})
-    with training._following(tmp_path, None, heard.append):
-        checkpoints.write_live(tmp_path, {"step": 2, **word})
+    journal.write_live({"step": 1, **word})
+    with training._following(journal, None, heard.append):
+        journal.write_live({"step": 2, **word})
         deadline = time.monotonic() + patience(30)
         while not heard:
             assert time.monotonic() < deadline
             stop.wait(0.05)
     assert heard == [{"step": 2, **word}]  # what an earlier fit said is not said again
-    (tmp_path / checkpoints.LIVE_NAME).write_text(json.dumps({"step": 3, **word})[:-3])
-    assert checkpoints.read_live(tmp_path) is None
+    (tmp_path / LIVE_NAME).write_text(json.dumps({"step": 3, **word})[:-3])
+    assert journal.read_live() is None
 
 
 @pytest.mark.slow

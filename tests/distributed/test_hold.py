@@ -4,9 +4,10 @@ import pytest
 import torch
 from test_training import make_settings, weights
 
-from sfg_dist.distributed.fit import fit_loop, training
+from sfg_dist.distributed.fit import training
 from sfg_dist.distributed.fit.checkpoints import newest_step
 from sfg_dist.distributed.fit.hold import HOLD_NAME, Hold, take_hold
+from sfg_dist.distributed.fit.journal import Journal
 from sfg_dist.distributed.fit.training import fit_inline, fit_with_workers
 from sfg_dist.job.errors import TrainingError
 
@@ -83,17 +84,17 @@ def test_workers_that_are_taken_over_do_not_take_it_back_nor_wait_for_each_other
     worker, place = training._ray_worker, tmp_path / "c"
 
     def overtaken_worker(config):
-        append = fit_loop.append_history
+        append = Journal.append_epoch
 
-        def append_and_lose(at, entry):
-            append(at, entry)
-            take_hold(at)
+        def append_and_lose(self, entry):
+            append(self, entry)
+            take_hold(place)
 
-        fit_loop.append_history = append_and_lose
+        Journal.append_epoch = append_and_lose
         worker(config)
 
     monkeypatch.setattr(training, "_ray_worker", overtaken_worker)
-    settings = make_settings(checkpoint_interval_s=0.0)
+    settings = make_settings(checkpoint_interval_s=1e-9, num_workers=2)
     with pytest.raises(TrainingError, match="another run of this fit"):
-        fit_with_workers(url, place, settings, num_workers=2, use_gpu=False, max_failures=1)
+        fit_with_workers(url, place, settings, use_gpu=False, max_failures=1)
     assert not list(place.glob("hold_*.json"))  # no worker has begun to write for the attempt that took over

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 import warnings
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,20 +18,23 @@ from held import held_sfg, wait_for
 from patience import patience
 
 from sfg_dist.distributed.fit import checkpoints, fit_loop, training
-from sfg_dist.distributed.fit.checkpoints import FitSettings
+from sfg_dist.distributed.fit.checkpoints import Checkpoints
 from sfg_dist.distributed.fit.hold import take_hold
+from sfg_dist.distributed.fit.journal import Journal
 from sfg_dist.distributed.fit.training import fit_inline, fit_with_workers
 from sfg_dist.distributed.labels.inline import label_inline
+from sfg_dist.job.config import TrainConfig
 from sfg_dist.job.errors import IncompleteStoreError, TrainingError
-from sfg_dist.model.fit import Trainer
+from sfg_dist.model.trainer import Trainer
 from sfg_dist.store import Location, open_pairs
-
-NETWORK = {"width": 16, "depth": 1, "block": "residual", "activation": "silu", "linear_skip": True}
 
 
 def make_settings(**changed):
+    """Settings of a small fit; what is changed may lie beyond what a job may say, as a checkpoint at every step."""
     settings = {
-        "network": NETWORK,
+        "width": 16,
+        "depth": 1,
+        "activation": "silu",
         "batch_size": 64,
         "learning_rate": 5e-3,
         "learning_rate_schedule": "cosine",
@@ -45,9 +47,11 @@ def make_settings(**changed):
         "shuffle_rows": 256,
         "checkpoint_interval_s": 1000.0,
         "num_threads": 1,
-        "seed": 0,
     }
-    return FitSettings(**(settings | changed))
+    return TrainConfig().model_copy(update=settings | changed)
+
+
+DIVERGING = make_settings(learning_rate=1e6, weight_decay=1e6)
 
 
 def weights(model):
@@ -93,15 +97,15 @@ class Stop(Exception):
 
 def cut_at(monkeypatch, step, url, place, settings):
     """A fit that ends as soon as its checkpoint of a step is written."""
-    saved = fit_loop.save_checkpoint
+    saved = Checkpoints.save
 
-    def save_and_stop(trainer, *arguments):
-        saved(trainer, *arguments)
+    def save_and_stop(self, trainer, *more):
+        saved(self, trainer, *more)
         if trainer.progress.step == step:
             raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(fit_loop, "save_checkpoint", save_and_stop)
+        patch.setattr(Checkpoints, "save", save_and_stop)
         with pytest.raises(Stop):
             fit_inline(url, place, settings)
 
@@ -192,10 +196,10 @@ def test_a_kill_between_the_checkpoint_and_the_network_is_not_a_finished_fit(url
         patch.setattr(fit_loop, "save_fitted", lambda *_: (_ for _ in ()).throw(Stop))
         with pytest.raises(Stop):
             fit_inline(url, tmp_path / "c", settings)
-    assert not checkpoints.is_finished(tmp_path / "c", settings, run_id)
+    assert not Checkpoints(tmp_path / "c", settings, run_id).is_finished
     _, history = fit_inline(url, tmp_path / "c", settings)
     assert len(history) == 4
-    assert checkpoints.is_finished(tmp_path / "c", settings, run_id)
+    assert Checkpoints(tmp_path / "c", settings, run_id).is_finished
 
 
 class Ticking:
@@ -236,7 +240,7 @@ def test_an_epoch_that_the_clock_has_cut_short_is_gone_on_with(url, tmp_path, mo
 
 def test_a_diverging_fit_says_so(url, tmp_path):
     with pytest.raises(TrainingError, match=r"smaller train\.learning_rate"):
-        fit_inline(url, tmp_path / "c", make_settings(learning_rate=1e18))
+        fit_inline(url, tmp_path / "c", DIVERGING)
 
 
 def test_missing_shards_are_refused(make_store, tmp_path):
@@ -275,11 +279,11 @@ def test_two_workers_fit_what_one_fits(ray_cluster, url, tmp_path, monkeypatch, 
     """
     place, diverged, seen, marker = (tmp_path / name for name in ("c", "diverged", "seen", "killed"))
     seen.mkdir()
-    settings = make_settings(checkpoint_interval_s=0.0, keep_checkpoints=50)
+    settings = make_settings(checkpoint_interval_s=1e-9, keep_checkpoints=50, num_workers=2)
     alone, alone_history = fit_inline(url, tmp_path / "alone", settings)
     cut_at(monkeypatch, 15, url, place, settings)
     worker = training._ray_worker
-    other = {"settings": asdict(make_settings(learning_rate=1e18)), "checkpoints": str(diverged)}
+    other = {"settings": DIVERGING.model_dump(), "checkpoints": str(diverged)}
     other["attempt"] = take_hold(diverged)
 
     def dying_worker(config):
@@ -302,7 +306,7 @@ def test_two_workers_fit_what_one_fits(ray_cluster, url, tmp_path, monkeypatch, 
     monkeypatch.setattr(training, "_ray_worker", dying_worker)
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(patience(120)))
     entries = []
-    model, history = fit_with_workers(url, place, settings, num_workers=2, use_gpu=False, on_epoch=entries.append)
+    model, history = fit_with_workers(url, place, settings, use_gpu=False, on_epoch=entries.append)
     assert marker.exists() == is_killed
     assert entries == history[1:]  # what an earlier attempt told is not told again
     assert [entry["step"] for entry in history] == [15, 30, 45]
@@ -318,8 +322,8 @@ def test_two_workers_fit_what_one_fits(ray_cluster, url, tmp_path, monkeypatch, 
         rows = np.concatenate([np.concatenate(part) for part in parts])
         order, expected = np.lexsort(rows.T), np.lexsort(latents.T)
         assert np.array_equal(rows[order], latents[expected])
-    assert re.search(r"smaller train\.learning_rate", checkpoints.take_failure(diverged))
-    checkpoints.go_back_to(place, "40", settings, open_pairs(url).plan.run_id)
+    assert re.search(r"smaller train\.learning_rate", Journal(diverged).take_failure())
+    Checkpoints(place, settings, open_pairs(url).plan.run_id).go_back_to("40")
     ended, ended_history = fit_inline(url, place, settings)
     torch.testing.assert_close(weights(ended), weights(alone), rtol=1e-3, atol=1e-4)
     assert [entry["step"] for entry in ended_history] == [15, 30, 45]
@@ -345,12 +349,12 @@ def test_a_killed_worker_costs_no_more_than_the_steps_since_the_checkpoint(ray_c
         worker(config)
 
     monkeypatch.setattr(training, "_ray_worker", dying_worker)
-    settings = make_settings(checkpoint_interval_s=0.0)
-    model, history = fit_with_workers(url, tmp_path / "c", settings, num_workers=1, use_gpu=False)
+    settings = make_settings(checkpoint_interval_s=1e-9)
+    model, history = fit_with_workers(url, tmp_path / "c", settings, use_gpu=False)
     assert marker.exists()
     entries = []
-    longer = make_settings(checkpoint_interval_s=0.0, num_epochs=4)
-    fit_with_workers(url, tmp_path / "c", longer, num_workers=1, use_gpu=False, on_epoch=entries.append)
+    longer = make_settings(checkpoint_interval_s=1e-9, num_epochs=4)
+    fit_with_workers(url, tmp_path / "c", longer, use_gpu=False, on_epoch=entries.append)
     assert [entry["epoch"] for entry in entries] == [4]  # what earlier attempts told is not told again
     whole, _ = fit_inline(url, tmp_path / "whole", make_settings())
     assert torch.equal(weights(model), weights(whole))
@@ -367,13 +371,13 @@ def test_an_error_of_rank_zero_alone_does_not_leave_the_other_waiting(ray_cluste
         def full(*_):
             raise TrainingError("cannot write a checkpoint: no space left on the device")
 
-        fit_loop.save_checkpoint = full
+        Checkpoints.save = full
         worker(config)
 
     monkeypatch.setattr(training, "_ray_worker", full_disk_worker)
-    settings = make_settings(checkpoint_interval_s=0.0)
+    settings = make_settings(checkpoint_interval_s=1e-9, num_workers=2)
     with pytest.raises(TrainingError, match="no space left"):
-        fit_with_workers(url, tmp_path / "c", settings, num_workers=2, use_gpu=False, max_failures=0)
+        fit_with_workers(url, tmp_path / "c", settings, use_gpu=False, max_failures=0)
 
 
 class InProcess:
@@ -399,8 +403,8 @@ def test_a_diverging_fit_on_workers_says_so_once(ray_cluster, url, tmp_path, mon
     monkeypatch.setattr(ray.train.torch, "TorchTrainer", InProcess)
     monkeypatch.setattr(ray.train, "get_context", lambda: InProcess(None, train_loop_config={}))
     with pytest.raises(TrainingError, match=r"smaller train\.learning_rate"):
-        fit_with_workers(url, tmp_path / "c", make_settings(learning_rate=1e18), num_workers=1, use_gpu=False)
-    assert checkpoints.take_failure(tmp_path / "c") is None
+        fit_with_workers(url, tmp_path / "c", DIVERGING, use_gpu=False)
+    assert Journal(tmp_path / "c").take_failure() is None
 
 
 @pytest.mark.slow
@@ -430,9 +434,9 @@ def test_memory_stays_flat_as_the_store_grows_tenfold(make_store, tmp_path):
     code = """
 import json, resource, sys
 from pathlib import Path
-from sfg_dist.distributed.fit.checkpoints import FitSettings
 from sfg_dist.distributed.fit.training import fit_inline
-settings = FitSettings(**json.loads(sys.argv[1]))
+from sfg_dist.job.config import TrainConfig
+settings = TrainConfig(**json.loads(sys.argv[1]))
 for url in sys.argv[2:]:
     fit_inline(url, Path(url).parent / "c", settings)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
@@ -448,7 +452,7 @@ for url in sys.argv[2:]:
             pairs.write_shard(shard, rows, rows)
         urls.append(pairs.location.url)
     settings = make_settings(batch_size=4096, shuffle_rows=40_960, num_epochs=1, validation_fraction=0.01)
-    command = [sys.executable, "-c", code, json.dumps(asdict(settings)), *urls]
+    command = [sys.executable, "-c", code, settings.model_dump_json(), *urls]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     small, large = (int(line) / 1024 for line in done.stdout.split())
     # The larger store's pairs are 16 MB, ten times the smaller one's; the fit must not hold them.

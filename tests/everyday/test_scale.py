@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import sfg_dist
-from sfg_dist.distributed.fit import encoding
+from sfg_dist.distributed.fit import encoder
 from sfg_dist.distributed.fit.generator import encoder_settings, fit_settings
 from sfg_dist.distributed.fit.training import make_trainer
 from sfg_dist.distributed.labels import references
@@ -588,12 +588,12 @@ def test_the_encoder_is_fitted_in_the_flows_units(store_of, tmp_path, monkeypatc
         given.update(arguments)
         raise InterruptedError
 
-    monkeypatch.setattr(encoding, "EncoderTrainer", trainer)
+    monkeypatch.setattr(encoder, "EncoderTrainer", trainer)
     rows = (table() + 20) * 1e4
     pairs = store_of(rows)
     settings = encoder_settings(resolve_job({"data": {"source": "moons"}, "train": {"encoder": True}}))
     with pytest.raises(InterruptedError):
-        encoding.fit_encoder(pairs.location.url, tmp_path, settings, rows[:40].astype(np.float32))
+        encoder.fit_encoder(pairs.location.url, tmp_path, settings, rows[:40].astype(np.float32))
     for name in ("reference", "labels", "validation"):
         assert given[name].dtype == np.float32
         assert given[name].std() == pytest.approx(1, rel=0.4)
@@ -603,8 +603,8 @@ def test_the_encoder_is_fitted_in_the_flows_units(store_of, tmp_path, monkeypatc
 
 @pytest.mark.slow
 def test_a_run_without_transform_in_other_units(store_of, make_job, monkeypatch):
-    monkeypatch.setattr("sfg_dist.model.calibrate.NUM_FIT_ROWS", 2000)
-    monkeypatch.setattr("sfg_dist.model.calibrate.NUM_HELD_OUT_ROWS", 2000)
+    monkeypatch.setattr("sfg_dist.model.calibration.NUM_FIT_ROWS", 2000)
+    monkeypatch.setattr("sfg_dist.model.calibration.NUM_HELD_OUT_ROWS", 2000)
     samples = []
     for unit, offset in ((1, 0), (1e4, 20)):
         pairs = store_of((table() + offset) * unit, f"run-{unit:g}")

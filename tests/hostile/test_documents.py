@@ -14,15 +14,10 @@ from commands import sfg
 
 from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.transform import Transform
-from sfg_dist.distributed.fit.checkpoints import (
-    follow_history,
-    go_back_to,
-    has_checkpoint,
-    is_finished,
-    read_live,
-)
+from sfg_dist.distributed.fit.checkpoints import Checkpoints, identity_of
 from sfg_dist.distributed.fit.hold import Hold
-from sfg_dist.job.config import parse_job
+from sfg_dist.distributed.fit.journal import Journal
+from sfg_dist.job.config import TrainConfig, parse_job
 from sfg_dist.job.documents import parse_document
 from sfg_dist.job.errors import ConfigError, DataError, DocumentError, SfgError, StoreError, TrainingError
 from sfg_dist.job.plan import Plan, seal, unseal
@@ -482,20 +477,22 @@ def test_hostile_submissions_are_passed_over(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("content", numbered([DEEP, b"[]", b'{"step": "1"}', b"\xff", b'{"step": 1, "step": 1}']))
 def test_hostile_words_of_checkpoints(tmp_path, content):
-    settings = SimpleNamespace(identity={}, patience=None, num_epochs=1, max_time_s=None)
+    settings = TrainConfig(num_epochs=1)
     (tmp_path / "step_000000001").mkdir()
     (tmp_path / "step_000000001" / "progress.json").write_bytes(content)
     for name in ("fit.json", "fitted.json", "live.json", "hold.json"):
         (tmp_path / name).write_bytes(content)
-    assert not has_checkpoint(tmp_path, settings, "run")
-    assert not is_finished(tmp_path, settings, "run")
-    assert read_live(tmp_path) is None
+    checkpoints = Checkpoints(tmp_path, settings, "run")
+    assert not checkpoints.is_ours
+    assert not checkpoints.is_finished
+    assert Journal(tmp_path).read_live() is None
     with pytest.raises(TrainingError, match=r"fit\.json cannot be used: fit\.json"):
-        go_back_to(tmp_path, "1", settings, "run")
+        checkpoints.go_back_to("1")
     with pytest.raises(TrainingError, match=r"hold\.json cannot be read|another run"):
         Hold(tmp_path, "attempt")
-    (tmp_path / "fit.json").write_text('{"settings": {}, "pairs": "run"}')
-    assert not is_finished(tmp_path, settings, "run")
+    (tmp_path / "fit.json").write_text(json.dumps({"settings": identity_of(settings), "pairs": "run"}))
+    assert checkpoints.is_ours
+    assert not checkpoints.is_finished
 
 
 def test_a_bad_line_of_the_history_is_passed_over(tmp_path):
@@ -505,7 +502,7 @@ def test_a_bad_line_of_the_history_is_passed_over(tmp_path):
     lines = b"\n".join([*bad, json.dumps(entry).encode(), b""])
     (tmp_path / "history.jsonl").write_bytes(lines)
     found = []
-    assert follow_history(tmp_path, 0, found.append) == len(lines)
+    assert Journal(tmp_path).follow_epochs(0, found.append) == len(lines)
     assert [each["step"] for each in found] == [2]
 
 

@@ -23,7 +23,8 @@ from safetensors.torch import load, save
 
 from sfg_dist.data import Transform
 from sfg_dist.data.column_type import ColumnType
-from sfg_dist.distributed.fit.checkpoints import follow_history, load_fitted, read_live, save_fitted
+from sfg_dist.distributed.fit.checkpoints import load_fitted, save_fitted
+from sfg_dist.distributed.fit.journal import Journal
 from sfg_dist.job.config import Job, load_job, resolve_job
 from sfg_dist.job.documents import checked
 from sfg_dist.job.errors import SfgError
@@ -32,9 +33,9 @@ from sfg_dist.job.reader import read_json
 from sfg_dist.launch.profile import load_profile
 from sfg_dist.launch.submission import Submission, known, registry, remember
 from sfg_dist.model.early_stopping import EarlyStopping
-from sfg_dist.model.fit import Progress, read_progress
 from sfg_dist.model.generator import Generator
 from sfg_dist.model.mlp import MLP
+from sfg_dist.model.trainer import Progress, read_progress
 from sfg_dist.store import Location, open_pairs
 from sfg_dist.store.commits import read_record
 from sfg_dist.store.log import stage_times
@@ -197,8 +198,8 @@ class Readers:
             "type": lambda content: ColumnType.from_dict(parse_json(content)).from_float(np.array([0.0, 1.0])),
             "progress": read_progress,
             "fitted": lambda content: load_fitted(self.written("fit/fitted.json", content)),
-            "live": lambda content: read_live(self.written("fit/live.json", content)),
-            "history": lambda content: follow_history(self.written("fit/history.jsonl", content + b"\n"), 0, dict),
+            "live": lambda content: Journal(self.written("fit/live.json", content)).read_live(),
+            "history": self.history,
             "best": self.best_weights,
             "study": lambda content: compare_studies(*[self.written("scale.json", content) / "scale.json"] * 2),
             "submission": lambda content: self.written("submission.json", content) and list(known()),
@@ -212,6 +213,9 @@ class Readers:
         path = self.folder / name
         path.write_bytes(content)
         return path.parent
+
+    def history(self, content):
+        Journal(self.written("fit/history.jsonl", content + b"\n")).follow_epochs(0, dict)
 
     def manifest(self, content):
         self.written("frame.json", content)

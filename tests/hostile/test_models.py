@@ -14,16 +14,17 @@ from safetensors.torch import load, save
 
 from sfg_dist.data import Transform
 from sfg_dist.distributed.fit.checkpoints import load_average, load_fitted, resume, save_fitted
+from sfg_dist.job.config import TrainConfig
 from sfg_dist.job.errors import StoreError, TrainingError
-from sfg_dist.model.calibrate import Calibration
+from sfg_dist.model.calibration import Calibration
 from sfg_dist.model.early_stopping import EarlyStopping
 from sfg_dist.model.encoder import Encoder
-from sfg_dist.model.fit import Progress, Trainer
-from sfg_dist.model.fit_encoder import EncoderTrainer, load_finished
+from sfg_dist.model.encoder_trainer import EncoderTrainer, Tables, load_finished
 from sfg_dist.model.generator import Generator
 from sfg_dist.model.likelihood import Mass
 from sfg_dist.model.mlp import MLP
 from sfg_dist.model.pair_maps import PairMaps
+from sfg_dist.model.trainer import Progress, Trainer
 
 DIM = 3
 
@@ -239,9 +240,8 @@ def test_compiled_code_is_given_no_rows_of_another_width():
 
 def trainer(optimizer="muon", width=8):
     torch.manual_seed(0)
-    made = Trainer(
-        MLP(DIM, width=width, depth=1), learning_rate=1e-3, weight_decay=0.0, ema_decay=0.9, optimizer=optimizer
-    )
+    keys = TrainConfig(learning_rate=1e-3, weight_decay=0.0, ema_decay=0.9, optimizer=optimizer)
+    made = Trainer(MLP(DIM, width=width, depth=1), keys)
     rows = np.random.default_rng(0).standard_normal((16, DIM)).astype(np.float32)
     made.step(rows, rows, 16, 0.1)
     return made
@@ -355,9 +355,7 @@ def test_the_best_weights_beside_a_checkpoint():
 def encoder_trainer():
     torch.manual_seed(0)
     rows = np.random.default_rng(0).standard_normal((300, 2)).astype(np.float32)
-    return EncoderTrainer(
-        Encoder(2, width=8, depth=1), reference=rows, latents=rows, labels=rows, validation=rows[:50], seed=0
-    )
+    return EncoderTrainer(Encoder(2, width=8, depth=1), Tables(rows, rows, rows, rows[:50]), seed=0)
 
 
 def test_an_encoders_checkpoint_that_does_not_fit_is_not_taken_up():

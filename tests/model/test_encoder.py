@@ -12,7 +12,7 @@ from sfg_dist.flow.oracle import GaussianOracle, MixtureOracle
 from sfg_dist.job.errors import DataError, TrainingError
 from sfg_dist.model import MLP, Generator
 from sfg_dist.model.encoder import Encoder
-from sfg_dist.model.fit_encoder import MAX_LOG_WEIGHT, EncoderTrainer, _bounded_exp
+from sfg_dist.model.encoder_trainer import MAX_LOG_WEIGHT, EncoderTrainer, Tables, _bounded_exp
 from sfg_dist.model.likelihood import Mass, Proposal, estimate_mass, mapped_log_density
 
 
@@ -132,9 +132,7 @@ def test_a_proposal_of_few_rows_has_one_component():
 def trainer_of(reference, latents, labels, validation, *, width=32, seed=0):
     torch.manual_seed(seed)
     encoder = Encoder(reference.shape[1], width=width, depth=2)
-    return EncoderTrainer(
-        encoder, reference=reference, latents=latents, labels=labels, validation=validation, seed=seed
-    )
+    return EncoderTrainer(encoder, Tables(reference, latents, labels, validation), seed=seed)
 
 
 def fit(trainer, num_steps):

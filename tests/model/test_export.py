@@ -115,7 +115,7 @@ def test_conditions_and_noise_are_inputs(kind):
     latents, noise = (draw.standard_normal((300, width)).astype(np.float32) for width in (2, 3))
     given = np.ascontiguousarray(table()[:300, [2, 0]])
     rows = run(content, latents=latents, conditions=given, noise=noise)
-    expected = generator.decode(latents, given, noise)
+    expected = generator.decode(np.concatenate([latents, noise], axis=1), given)
     np.testing.assert_array_equal(rows[:, [2, 0]], given)
     spread = expected.std(axis=0) + 1e-12
     assert (np.abs(rows - expected) <= TOLERANCE * (spread + np.abs(expected))).mean() > 0.98
@@ -184,7 +184,7 @@ def test_ends_of_ranges_in_the_graph_and_in_numpy(kind):
         (onnx_graph.add_forward, far, transform.forward(far)),
     ):
         graph = onnx_graph.Graph()
-        name = add(graph, transform, np.arange(4), "fed")
+        name = add(graph, transform, np.arange(4), graph.input("fed")).name
         value, double = onnx.helper.make_tensor_value_info, onnx.TensorProto.DOUBLE
         built = onnx.helper.make_graph(
             graph.nodes, "g", [value("fed", double, ["n", 4])], [value(name, double, ["n", 4])], graph.constants
@@ -203,8 +203,8 @@ def test_curves_at_their_knots_between_them_and_far_beyond():
     transform = make().transform
     graph = onnx_graph.Graph()
     columns = np.arange(4)
-    name = onnx_graph.add_inverse(graph, transform, columns, "scores")
-    back = onnx_graph.add_forward(graph, transform, columns, "scores")
+    name = onnx_graph.add_inverse(graph, transform, columns, graph.input("scores")).name
+    back = onnx_graph.add_forward(graph, transform, columns, graph.input("scores")).name
     value = onnx.helper.make_tensor_value_info
     double = onnx.TensorProto.DOUBLE
     built = onnx.helper.make_graph(

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sfg_dist.data import Transform
+from sfg_dist.job.config import TrainConfig
 from sfg_dist.job.errors import StoreError
 from sfg_dist.model import MLP, Calibration, Generator, Trainer, predict
 
@@ -52,6 +53,11 @@ def test_predict_in_parts():
     assert predict(model, y[:0]).shape == (0, 2)
 
 
+def plain_settings(**changed):
+    keys = {"learning_rate": 1e-2, "weight_decay": 0.0, "ema_decay": 0.0, "optimizer": "adamw"}
+    return TrainConfig(**(keys | changed))
+
+
 @pytest.mark.parametrize("parts", [[8], [5, 3], [8, 0], [4, 4]])
 def test_gradients_of_uneven_parts_average_to_the_batchs(parts):
     """What data-parallel training computes: the mean over ranks of each rank's gradient."""
@@ -59,14 +65,8 @@ def test_gradients_of_uneven_parts_average_to_the_batchs(parts):
 
     def gradient(world_size, y, x):
         torch.manual_seed(0)
-        trainer = Trainer(
-            MLP(3, width=6, depth=1),
-            learning_rate=0.0,
-            weight_decay=0,
-            ema_decay=0,
-            precision="float32",
-            world_size=world_size,
-        )
+        settings = plain_settings(precision="float32", learning_rate=1e-30)
+        trainer = Trainer(MLP(3, width=6, depth=1), settings, world_size=world_size)
         torch.nn.init.normal_(trainer.model.out.weight)
         trainer.step(y, x, 8, 0.0)
         return torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
@@ -78,7 +78,7 @@ def test_gradients_of_uneven_parts_average_to_the_batchs(parts):
 
 
 def test_the_average_of_weights_follows_its_recursion():
-    trainer = Trainer(MLP(2, width=4, depth=1), learning_rate=1e-2, weight_decay=0, ema_decay=0.5)
+    trainer = Trainer(MLP(2, width=4, depth=1), plain_settings(ema_decay=0.5))
     expected = trainer.average["out.weight"].clone()
     rows = np.random.default_rng(0).standard_normal((16, 2)).astype(np.float32)
     for step in range(1, 30):
@@ -95,8 +95,10 @@ def test_the_average_of_weights_follows_its_recursion():
 @pytest.mark.slow
 def test_learning_rate_schedules():
     rows = np.zeros((4, 2), np.float32)
-    cosine = Trainer(MLP(2, width=4, depth=1), learning_rate=1.0, weight_decay=0, ema_decay=0)
-    constant = Trainer(MLP(2, width=4, depth=1), learning_rate=1.0, weight_decay=0, ema_decay=0, schedule="constant")
+    cosine, constant = (
+        Trainer(MLP(2, width=4, depth=1), plain_settings(learning_rate=1.0, learning_rate_schedule=schedule))
+        for schedule in ("cosine", "constant")
+    )
     rates = []
     for step in range(400):
         for trainer in (cosine, constant):
@@ -109,9 +111,7 @@ def test_learning_rate_schedules():
 
 
 def test_bfloat16_trains(device):
-    trainer = Trainer(
-        MLP(2, width=32, depth=1).to(device), learning_rate=1e-2, weight_decay=0, ema_decay=0, precision="bfloat16"
-    )
+    trainer = Trainer(MLP(2, width=32, depth=1).to(device), plain_settings(precision="bfloat16"))
     rows = np.random.default_rng(0).standard_normal((256, 2)).astype(np.float32)
     losses = [float(trainer.step(rows, -rows, 256, 0.0)) for _ in range(100)]
     assert losses[-1] < 0.2 * losses[0]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sfg_dist.job.errors import DocumentError
-from sfg_dist.model.calibrate import Calibration
+from sfg_dist.model.calibration import Calibration
 from sfg_dist.model.pair_maps import MAX_WINDOWS, PairMaps
 
 NUM_ROWS = 30_000

@@ -10,7 +10,7 @@ import torch
 
 from sfg_dist.data import Transform
 from sfg_dist.model import MLP, Calibration, Generator, sampling
-from sfg_dist.model.sampling import BLOCK_ROWS, draw_ranges, unit_rows, units
+from sfg_dist.model.sampling import BLOCK_ROWS, draw_ranges, unit_ranges, unit_rows
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_any_number_of_threads_makes_the_same_bits_and_leaves_torchs_own_alone(g
     before = torch.get_num_threads()
     block_rows = functools.partial(generator._block_rows, 3, None, 0)
     tables = [
-        np.concatenate(list(draw_ranges(block_rows, units(0, 9000, 3), 3, num_threads=threads)))
+        np.concatenate(list(draw_ranges(block_rows, unit_ranges(0, 9000, 3), 3, num_threads=threads)))
         for threads in (1, 2, 5)
     ]
     assert all(np.array_equal(tables[0], table) for table in tables)
@@ -84,24 +84,24 @@ def test_an_error_in_a_thread_is_raised_and_ends_the_rest():
         return np.zeros((BLOCK_ROWS, 1))
 
     with pytest.raises(RuntimeError, match="bad block"):
-        list(draw_ranges(block_rows, units(0, 100 * BLOCK_ROWS, 1000), 1, num_threads=2))
+        list(draw_ranges(block_rows, unit_ranges(0, 100 * BLOCK_ROWS, 1000), 1, num_threads=2))
 
 
 def test_units_lie_on_a_grid_and_are_bounded(monkeypatch):
     monkeypatch.setattr(sampling, "num_cpus", lambda: 1)
     assert unit_rows(2) == 65_536
     assert unit_rows(10_000) == BLOCK_ROWS
-    assert list(units(65_530, 131_073, 2)) == [(65_530, 65_536), (65_536, 131_072), (131_072, 131_073)]
-    assert list(units(5, 5, 2)) == []
+    assert list(unit_ranges(65_530, 131_073, 2)) == [(65_530, 65_536), (65_536, 131_072), (131_072, 131_073)]
+    assert list(unit_ranges(5, 5, 2)) == []
     monkeypatch.setattr(sampling, "num_cpus", lambda: 4)  # none is left without work
-    assert list(units(0, 40_000, 2)) == [
+    assert list(unit_ranges(0, 40_000, 2)) == [
         (0, 8192),
         (8192, 16_384),
         (16_384, 24_576),
         (24_576, 32_768),
         (32_768, 40_000),
     ]
-    assert list(units(0, 100, 2)) == [(0, 100)]
+    assert list(unit_ranges(0, 100, 2)) == [(0, 100)]
 
 
 def test_noise_moves_a_row_and_is_seeded_by_row_too(generator):

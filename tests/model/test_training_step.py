@@ -4,15 +4,17 @@ import numpy as np
 import pytest
 import torch
 
+from sfg_dist.job.config import TrainConfig
 from sfg_dist.model.early_stopping import EarlyStopping
-from sfg_dist.model.fit import DECAY_FROM, WARMUP_STEPS, Trainer
 from sfg_dist.model.mlp import MLP
+from sfg_dist.model.trainer import DECAY_FROM, WARMUP_STEPS, Trainer
 
 
 def make_trainer(**changed):
     torch.manual_seed(0)
     model = MLP(2, width=16, depth=1, block="residual", activation="silu", linear_skip=True)
-    return Trainer(model, **({"learning_rate": 1e-2, "weight_decay": 0.0, "ema_decay": 0.9} | changed))
+    keys = {"learning_rate": 1e-2, "weight_decay": 0.0, "ema_decay": 0.9, "optimizer": "adamw"}
+    return Trainer(model, TrainConfig(**(keys | changed)))
 
 
 def rates(trainer, shares):
@@ -21,7 +23,7 @@ def rates(trainer, shares):
 
 
 def test_stable_decay_is_level_and_then_falls_straight_to_zero():
-    trainer = make_trainer(schedule="stable_decay")
+    trainer = make_trainer(learning_rate_schedule="stable_decay")
     middle = (DECAY_FROM + 1) / 2
     assert rates(trainer, [0.0, DECAY_FROM, middle, 1.0]) == pytest.approx([1e-2, 1e-2, 0.5e-2, 0.0])
     trainer.progress.step = WARMUP_STEPS // 2 - 1
@@ -29,8 +31,8 @@ def test_stable_decay_is_level_and_then_falls_straight_to_zero():
 
 
 def test_cosine_falls_to_zero_and_constant_stays():
-    assert rates(make_trainer(schedule="cosine"), [0.0, 0.5, 1.0]) == pytest.approx([1e-2, 0.5e-2, 0.0])
-    assert rates(make_trainer(schedule="constant"), [0.0, 0.5, 1.0]) == [1e-2, 1e-2, 1e-2]
+    assert rates(make_trainer(learning_rate_schedule="cosine"), [0.0, 0.5, 1.0]) == pytest.approx([1e-2, 0.5e-2, 0.0])
+    assert rates(make_trainer(learning_rate_schedule="constant"), [0.0, 0.5, 1.0]) == [1e-2, 1e-2, 1e-2]
 
 
 def gradient_norm(trainer):

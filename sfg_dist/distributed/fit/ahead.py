@@ -1,9 +1,9 @@
-"""Training ahead of the labels: passes over the shards that are committed, while the rest is still being made.
+"""Training ahead of the labels: passes over the committed shards, while the rest are still being made.
 
-One worker passes over the shards that are there, as often as more have come, with the rate at its top. When the labels
-are whole it writes a checkpoint and ends; the fit goes on from its weights. The epochs proper are not touched: which
-pairs they meet, in which batches, and how the learning rate falls is the same with and without it. Held-out rows are
-left out here too. A kill costs what came after the last checkpoint.
+One worker passes over the shards that are there, and again whenever more have come, at the full learning rate. When all
+labels are made it writes a checkpoint and ends, and the fit goes on from its weights. The epochs have the same pairs,
+batches and learning rates with and without it. Held-out rows are not trained on. A kill costs what came after the last
+checkpoint.
 
 The worker is a process of this machine (executor "inline") or an actor of the Ray session. It trains on a GPU of its
 own where there are two or more, and else on CPUs: beside the labels' GPU, or on a quarter of the cluster's CPUs.
@@ -25,18 +25,20 @@ import torch
 
 from sfg_dist.distributed.child import Child, Parent, serve
 from sfg_dist.distributed.failure import Failure
-from sfg_dist.distributed.fit.checkpoints import FitSettings, Place, clear_foreign, resume, save_checkpoint
-from sfg_dist.distributed.fit.fit_loop import LIVE_INTERVAL_S, Report
+from sfg_dist.distributed.fit.checkpoints import Checkpoints, Place, resume
+from sfg_dist.distributed.fit.fit_loop import LIVE_INTERVAL_S
 from sfg_dist.distributed.fit.hold import Hold, take_hold
-from sfg_dist.distributed.fit.training import make_trainer, split_rows, table_names
+from sfg_dist.distributed.fit.journal import Report
+from sfg_dist.distributed.fit.training import make_trainer, split_rows
+from sfg_dist.job.config import TrainConfig
 from sfg_dist.job.errors import TrainingError
 from sfg_dist.job.object_stores import absolute_url
 from sfg_dist.model.device_feed import DeviceFeed
-from sfg_dist.model.fit import Stopwatch, Trainer
+from sfg_dist.model.trainer import Stopwatch, Trainer
 from sfg_dist.store import Pairs, PairStream, open_pairs
 
 FIRST_PASS = 2**31
-"""Number of the first pass where epochs have theirs, so that no pass has the order of an epoch."""
+"""Passes are numbered from here on, so that none has the order of an epoch."""
 POLL_S = 1.0
 LOOKUPS_AT_ONCE = 16
 STOP_S = 20.0
@@ -46,14 +48,14 @@ STOP_S = 20.0
 def train_ahead(
     url: str,
     checkpoints: Place,
-    settings: FitSettings,
+    settings: TrainConfig,
     *,
     should_stop: Callable[[], bool],
     on_live: Report | None = None,
     device: str | None = None,
     attempt: str | None = None,
 ) -> int:
-    """Pass over what is committed until told to stop; a checkpoint is written at the end and now and then.
+    """Pass over the committed shards until told to stop, with a checkpoint now and then and at the end.
 
     Args:
         url: the store.
@@ -61,11 +63,11 @@ def train_ahead(
         settings: the fit's.
         should_stop: asked after every batch.
         on_live: called every few seconds with how far it is.
-        device: where it trains, as torch calls it; the GPU when there is one.
-        attempt: what it holds the checkpoints by; one of its own if None.
+        device: torch's name of the device; the GPU when there is one.
+        attempt: for ``Hold``; a new one if None.
 
     Returns:
-        Steps done ahead, over all attempts; a fit whose epochs have begun is left as it is.
+        Steps done ahead, over all attempts. A fit whose epochs have begun is left as it is.
 
     Raises:
         TrainingError: the loss is no longer finite, or another attempt has taken over; the last checkpoint is kept.
@@ -77,14 +79,14 @@ def train_ahead(
     resume(checkpoints, trainer.load_files)
     if trainer.progress.epoch or trainer.progress.step_in_epoch:
         return trainer.progress.ahead_steps
-    run_id = pairs.plan.run_id
+    own = Checkpoints(checkpoints, settings, pairs.plan.run_id)
     watch, known = Stopwatch(0.0), _Committed(pairs, num_rows)
     saved = [0.0, trainer.progress.step]
 
     def save() -> None:
         if trainer.progress.step > saved[1]:
             hold.require()
-            save_checkpoint(trainer, checkpoints, settings, run_id)
+            own.save(trainer)
         saved[:] = [watch.elapsed_s, trainer.progress.step]
 
     number = 0
@@ -94,7 +96,6 @@ def train_ahead(
             continue
         with PairStream.of(
             pairs,
-            table_names(settings),
             num_rows=num_rows,
             batch_size=settings.batch_size,
             seed=settings.seed,
@@ -182,7 +183,7 @@ class AheadTask:
 
     url: str
     checkpoints: str
-    settings: FitSettings
+    settings: TrainConfig
     attempt: str
     device: str | None = None
 
@@ -204,7 +205,7 @@ def training_ahead(
     executor: str,
     url: str,
     checkpoints: Place,
-    settings: FitSettings,
+    settings: TrainConfig,
     *,
     label_actor: Mapping[str, float] | None = None,
     on_live: Report | None = None,
@@ -225,7 +226,7 @@ def training_ahead(
         What of Ray's resources the worker holds, and labels should leave to it.
     """
     attempt = take_hold(checkpoints)
-    clear_foreign(checkpoints, settings, open_pairs(url).plan.run_id)
+    Checkpoints(checkpoints, settings, open_pairs(url).plan.run_id).clear_foreign()
     task = AheadTask(absolute_url(url), absolute_url(checkpoints), settings, attempt)
     worker: _TrainingProcess | _TrainingActor = (
         _TrainingProcess(task, on_live) if executor == "inline" else _TrainingActor(task, label_actor or {}, on_live)
@@ -358,7 +359,7 @@ def _work(parent: Parent) -> None:
     """What the process does."""
     asked = threading.Event()
     parent.when_gone(asked.set)
-    settings = FitSettings(**parent.task["settings"])
+    settings = TrainConfig(**parent.task["settings"])
     AheadTask(**{**parent.task, "settings": settings}).train(asked.is_set, lambda entry: parent.answer(**entry))
 
 

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from sfg_dist.distributed.child import Child, Message, Parent, serve
 from sfg_dist.distributed.fit.checkpoints import Place
-from sfg_dist.distributed.fit.encoding import EncoderSettings, fit_encoder
+from sfg_dist.distributed.fit.encoder import fit_encoder
+from sfg_dist.job.config import TrainConfig
 from sfg_dist.job.errors import TrainingError
 from sfg_dist.model.encoder import Encoder
-from sfg_dist.model.fit_encoder import NUM_CHECK_ROWS
+from sfg_dist.model.encoder_trainer import NUM_CHECK_ROWS
 from sfg_dist.model.likelihood import Mass
 
 OnCheck = Callable[[dict[str, float]], None]
@@ -34,7 +35,7 @@ class EncoderTask:
 
     url: str
     checkpoints: str
-    settings: EncoderSettings
+    settings: TrainConfig
     validation: str
     started: float
 
@@ -77,7 +78,7 @@ class EncoderBeside:
 
 @contextmanager
 def encoder_beside(
-    url: str, checkpoints: Place, settings: EncoderSettings, validation: NDArray[np.float32], *, on_check: OnCheck
+    url: str, checkpoints: Place, settings: TrainConfig, validation: NDArray[np.float32], *, on_check: OnCheck
 ) -> Iterator[EncoderBeside]:
     """Start ``fit_encoder`` in another process, with its arguments; the process ends with the block."""
     with tempfile.TemporaryDirectory(prefix="sfg-encoder-") as folder:
@@ -99,7 +100,7 @@ def _work(parent: Parent) -> None:
     fit_encoder(
         task.url,
         task.checkpoints,
-        EncoderSettings(**parent.task["settings"]),
+        TrainConfig(**parent.task["settings"]),
         np.load(task.validation, allow_pickle=False),
         on_check=lambda entry: parent.answer(**entry),
         begun_s=max(0.0, time.time() - task.started),

@@ -1,7 +1,7 @@
-"""The loop of a fit: what every rank runs, epoch after epoch, from wherever the last checkpoint left it.
+"""The loop of a fit, which every rank runs from the last checkpoint on, epoch after epoch.
 
-All ranks meet the same global batches and take the same decisions: every SYNC_STEPS steps they add up one pair of
-numbers, rank 0's clock and the loss, and what follows from the clock follows on all of them.
+All ranks have the same global batches and take the same decisions. Every SYNC_STEPS steps they add up two numbers: rank
+0's clock and the loss. Whatever depends on the clock is decided by rank 0's.
 """
 
 from __future__ import annotations
@@ -10,53 +10,43 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sfg_dist.distributed.fit.checkpoints import (
-    FitSettings,
-    Place,
-    append_history,
-    resume,
-    save_checkpoint,
-    save_fitted,
-)
+from sfg_dist.distributed.fit.checkpoints import Checkpoints, resume, save_fitted
 from sfg_dist.distributed.fit.hold import Hold
+from sfg_dist.distributed.fit.journal import Entry, Journal, Report
 from sfg_dist.job.errors import TrainingError
 from sfg_dist.job.threads import SpinWatch
 from sfg_dist.model.device_feed import DeviceFeed
 from sfg_dist.model.early_stopping import EarlyStopping
-from sfg_dist.model.fit import Stopwatch, Trainer
-from sfg_dist.model.mlp import MLP
+from sfg_dist.model.trainer import Stopwatch, Trainer
 from sfg_dist.store import PairStream
 
 SYNC_STEPS = 16  # ranks agree on the clock this often; a collective every step would cost as much as a small step
 LIVE_INTERVAL_S = 2.0
 PREEMPTION_INTERVAL_S = 5.0
 
-Entry = dict[str, float]
-Report = Callable[[Entry], None]
-
 
 class DivergedError(TrainingError):
-    """The loss is not finite: every rank sees it at the same place, because it is summed over ranks first."""
+    """The loss is not finite. Every rank sees this at the same step, because the loss is summed over ranks first."""
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a fit tells and asks while it runs; each may be left out.
+    """What a fit calls while it runs; each may be left out.
 
     Attributes:
-        on_epoch: called on rank 0 with an epoch's entry, which its history keeps.
-        on_live: called on rank 0 every few seconds with how far the epoch is; nobody keeps it.
+        on_epoch: called on rank 0 with an epoch's entry in the history.
+        on_live: called on rank 0 every few seconds with how far the epoch is.
         report: called on every rank with an epoch's entry.
         should_stop: whether this process was asked to end; the fit then writes a checkpoint and raises
             KeyboardInterrupt.
-        is_preempted: whether a node of a rank will be taken away soon; every rank calls it as often.
+        is_preempted: whether a node of a rank will be taken away soon; every rank asks at the same steps.
     """
 
     on_epoch: Report | None = None
@@ -71,14 +61,10 @@ class FitLoop:
 
     Args:
         trainer: the network and its optimiser, as at the start.
-        stream: this rank's batches, inputs first and targets second.
-        held_out: inputs and targets for validation, of all ranks together.
-        checkpoints: where checkpoints are.
-        settings: the fit.
-        run_id: of the pairs.
-        rank: this rank.
-        world_size: number of ranks.
-        hooks: what it tells and asks.
+        stream: this rank's batches, latents first and labels second.
+        held_out: latents and labels for validation, of all ranks together.
+        checkpoints: of this fit, which goes on from the newest.
+        hooks: what it calls.
         hold: what lets rank 0 write; None where nobody else can be at work on this fit.
     """
 
@@ -86,31 +72,28 @@ class FitLoop:
         self,
         trainer: Trainer,
         stream: PairStream,
-        held_out: tuple[NDArray[Any], ...],
-        checkpoints: Place,
-        settings: FitSettings,
-        run_id: str,
+        held_out: tuple[NDArray[np.float32], ...],
+        checkpoints: Checkpoints,
         *,
-        rank: int = 0,
-        world_size: int = 1,
         hooks: Hooks | None = None,
         hold: Hold | None = None,
     ) -> None:
-        self.trainer, self.stream, self.settings = trainer, stream, settings
-        self.held_out = tuple(table[rank::world_size] for table in held_out)
-        self.rank, self.world_size = rank, world_size
+        self.trainer, self.stream, self.settings = trainer, stream, checkpoints.settings
+        self.rank, self.world_size = stream.rank, stream.world_size
+        self.held_out = tuple(table[self.rank :: self.world_size] for table in held_out)
         self.hooks = hooks or Hooks()
-        self.early = None if settings.patience is None else EarlyStopping(settings.patience)
-        self._checkpoints, self._run_id, self._hold = checkpoints, run_id, hold
+        patience = self.settings.patience
+        self.early = None if patience is None else EarlyStopping(patience)
+        self._checkpoints, self._journal, self._hold = checkpoints, Journal(checkpoints.place), hold
         self._feed = DeviceFeed(trainer.device)
-        resume(checkpoints, self._take)
+        resume(checkpoints.place, self._load_files)
         self._watch = Stopwatch(trainer.progress.elapsed_s)
         self._clock = self._saved_s = self._looked_s = self._asked_s = trainer.progress.elapsed_s
         self._has_saved_for_preemption = False
         self._live_from = (trainer.progress.step, self._clock, 0.0)
         self._spin_watch = SpinWatch()
 
-    def _take(self, files: Mapping[str, bytes], place: str) -> None:
+    def _load_files(self, files: Mapping[str, bytes], place: str) -> None:
         self.trainer.load_files(files, place)
         if self.early is not None:
             self.early.load_files(files, self.trainer.average, str(self.trainer.device))
@@ -130,12 +113,10 @@ class FitLoop:
             self._run_epoch()
         if self.rank == 0:
             self.save()
-            best = self.early is not None and self.early.weights
-            self.trainer.model.load_state_dict(self.early.weights if self.early and best else self.trainer.average)
-            assert isinstance(self.trainer.model, MLP)
-            save_fitted(
-                self.trainer.model, self._checkpoints, progress, self.early.epoch if self.early and best else None
-            )
+            best = self.early if self.early is not None and self.early.weights else None
+            self.trainer.model.load_state_dict(self.trainer.average if best is None else best.weights)
+            best_epoch = None if best is None else best.epoch
+            save_fitted(self.trainer.model, self._checkpoints.place, progress, best_epoch)
         if self.world_size > 1:
             torch.distributed.barrier()
 
@@ -144,7 +125,7 @@ class FitLoop:
         self._saved_s = self.trainer.progress.elapsed_s = self._watch.elapsed_s
         more = {} if self.early is None else self.early.state_files()
         self._require_hold()
-        save_checkpoint(self.trainer, self._checkpoints, self.settings, self._run_id, more)
+        self._checkpoints.save(self.trainer, more)
 
     def _require_hold(self) -> None:
         if self._hold is not None:
@@ -170,7 +151,7 @@ class FitLoop:
         batches = self.stream.epoch(progress.epoch, first, more=progress.epoch + 1 < self.settings.num_epochs)
         self._live_from = (progress.step, self._watch.elapsed_s, 0.0)
         for batch, (inputs, targets) in self._feed(batches):
-            # Before the step: behind the last one an epoch is over, and its entry belongs to it.
+            # Before the step: after an epoch's last step, the checkpoint must have the epoch's entry.
             if self.rank == 0 and self._watch.elapsed_s - self._saved_s > self.settings.checkpoint_interval_s:
                 self.save()
             if self.hooks.should_stop is not None and self.hooks.should_stop():
@@ -194,14 +175,14 @@ class FitLoop:
             self.early.note(epoch, entry["validation_loss"], trainer.average)
         if self.rank == 0:
             self._require_hold()
-            append_history(self._checkpoints, entry)
+            self._journal.append_epoch(entry)
             if self.hooks.on_epoch is not None:
                 self.hooks.on_epoch(entry)
         if self.hooks.report is not None:
             self.hooks.report(entry)
 
     def _agree(self, loss: Tensor) -> None:
-        """The clock of rank 0 and the loss of all ranks so far, the same for all; and what follows from them."""
+        """Share the clock of rank 0 and the loss of all ranks so far, and act on both."""
         total = loss
         if self.world_size > 1:
             clock = self._watch.elapsed_s if self.rank == 0 else 0.0
@@ -262,9 +243,9 @@ class FitLoop:
             )
 
     def _entry(self, epoch: int, loss: Tensor, num_batches: int, seconds: float) -> Entry:
-        """What an epoch leaves, or what of it came since the last resume.
+        """The history's entry of an epoch, or of its part since the last resume.
 
-        Each rank holds its part of every batch's loss, so the sum over ranks is the loss.
+        Each rank has its part of every batch's loss, so the sum over ranks is the loss.
         """
         num_rows = len(self.held_out[0])
         held_out = self.trainer.validation_loss(*self.held_out) if num_rows else 0.0

@@ -1,11 +1,11 @@
-"""Fits the networks of a generator to a complete store, and calibrates it: what the train stage does."""
+"""The train stage: fits the networks of a generator to a complete store, and calibrates the generator."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from sfg_dist.job.object_stores import absolute_url
 from sfg_dist.job.threads import torch_threads
@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from sfg_dist.distributed.fit.checkpoints import FitSettings
-    from sfg_dist.distributed.fit.encoding import EncoderSettings
-    from sfg_dist.job.config import Job
+    from sfg_dist.job.config import Job, TrainConfig
     from sfg_dist.model.encoder import Encoder
     from sfg_dist.model.generator import Generator
     from sfg_dist.model.likelihood import Mass
@@ -28,12 +26,12 @@ Entry = Mapping[str, float]
 
 @dataclass(frozen=True)
 class TrainHooks:
-    """What the fits tell and ask for.
+    """What the fits call.
 
     Attributes:
-        emit: told every event: its name, then its details by keyword.
-        on_epoch: told each entry of the generator's history.
-        on_live: told how a running epoch stands.
+        emit: called with every event: its name, then its details by keyword.
+        on_epoch: called with each entry of the network's history.
+        on_live: called every few seconds with how far the epoch is.
         need_ray: called before Ray is used.
         validation: gives the rows that choose among the encoder's weights, in the flow's coordinates.
     """
@@ -45,49 +43,30 @@ class TrainHooks:
     validation: Callable[[], NDArray[np.float32]]
 
 
-def fit_settings(job: Job) -> FitSettings:
-    """What the generator's fit needs to know of a job."""
-    from sfg_dist.distributed.fit.checkpoints import FitSettings
-
-    keys = job.train
-    settings = FitSettings(
-        network=keys.model_dump(include={"width", "depth", "block", "activation", "linear_skip", "num_noise"}),
-        **keys.model_dump(include={field.name for field in fields(FitSettings)} - {"network"}),
-    )
-    if not keys.encoder:
-        return settings
-    threads = _threads_beside(job)
-    if threads is not None:
-        return replace(settings, num_threads=threads[0])
-    if keys.max_time_s is not None:
-        return replace(settings, max_time_s=keys.max_time_s * (1 - keys.encoder_share))
-    return settings
-
-
-def encoder_settings(job: Job) -> EncoderSettings:
-    """What the encoder's fit needs to know of a job."""
-    from sfg_dist.distributed.fit.encoding import EncoderSettings
-
+def fit_settings(job: Job) -> TrainConfig:
+    """The settings of the fit of the generator's network, which shares time or threads with the encoder's."""
     keys, threads = job.train, _threads_beside(job)
-    max_time_s, num_threads = keys.max_time_s, keys.num_threads
+    if not keys.encoder:
+        return keys
     if threads is not None:
-        num_threads = threads[1]
-    elif max_time_s is not None:
-        max_time_s *= keys.encoder_share
-    return EncoderSettings(
-        width=keys.encoder_width,
-        depth=keys.encoder_depth,
-        num_steps=keys.encoder_steps,
-        max_time_s=max_time_s,
-        checkpoint_interval_s=keys.checkpoint_interval_s,
-        num_threads=num_threads,
-        seed=keys.seed,
-        precision=keys.precision,
-    )
+        return keys.model_copy(update={"num_threads": threads[0]})
+    if keys.max_time_s is not None:
+        return keys.model_copy(update={"max_time_s": keys.max_time_s * (1 - keys.encoder_share)})
+    return keys
+
+
+def encoder_settings(job: Job) -> TrainConfig:
+    """The settings of the encoder's fit."""
+    keys, threads = job.train, _threads_beside(job)
+    if threads is not None:
+        return keys.model_copy(update={"num_threads": threads[1]})
+    if keys.max_time_s is not None:
+        return keys.model_copy(update={"max_time_s": keys.max_time_s * keys.encoder_share})
+    return keys
 
 
 def _threads_beside(job: Job) -> tuple[int, int] | None:
-    """CPU threads of the generator's fit and of the encoder's where both go on at once; None where one waits.
+    """CPU threads of the network's fit and of the encoder's where both run at once; None where one waits.
 
     Measured on two cores, a fit on one thread does 0.6 of the steps of a fit on two.
     """
@@ -107,7 +86,7 @@ def fit_generator(pairs: Pairs, job: Job, checkpoints: str, hooks: TrainHooks) -
         pairs: the complete store.
         job: what to fit.
         checkpoints: a directory or an s3:// URL; a fit goes on from what is there.
-        hooks: see there.
+        hooks: what the fits call.
 
     Raises:
         TrainingError: a fit diverged, or a checkpoint cannot be written.
@@ -115,23 +94,21 @@ def fit_generator(pairs: Pairs, job: Job, checkpoints: str, hooks: TrainHooks) -
         StoreError: the pairs cannot be read.
     """
     from sfg_dist.data import Transform
-    from sfg_dist.distributed.fit.units import units_of
-    from sfg_dist.model.calibrate import Calibration
+    from sfg_dist.model.calibration import Calibration
     from sfg_dist.model.generator import Generator
+    from sfg_dist.model.scaling import scaling_of
 
-    with torch_threads(), _encoder_of(pairs, job, checkpoints, hooks) as (poll, encoder_of):
-        network = _fit_network(pairs, job, checkpoints, hooks, poll)
-        # Calibration takes samples to the law of the whole table, which for given conditions is another.
-        calibrates = job.train.calibrate and not pairs.plan.condition
-        units, calibration = units_of(pairs), None
-        if calibrates:
-            reference = pairs.reference if units is None else units(pairs.reference)
+    with torch_threads(), _encoder_fit(pairs, job, checkpoints, hooks) as encoder_fit:
+        network = _fit_network(pairs, job, checkpoints, hooks, encoder_fit.poll)
+        scaling, calibration = scaling_of(pairs), None
+        if job.train.calibrate and not pairs.plan.condition:  # given a condition, the law is not the whole table's
+            reference = pairs.reference if scaling is None else scaling(pairs.reference)
             calibration = Calibration.fit(network, reference, seed=job.train.seed)
-        encoder, mass = encoder_of()
+        encoder, mass = encoder_fit.result()
     transform = Transform.from_arrays(*pairs.transform)
     return Generator(
         network,
-        transform if units is None else units.transform(transform),
+        transform if scaling is None else scaling.transform(transform),
         calibration,
         job=job.model_dump(exclude_none=True),
         condition=pairs.plan.condition,
@@ -141,7 +118,7 @@ def fit_generator(pairs: Pairs, job: Job, checkpoints: str, hooks: TrainHooks) -
 
 
 def _fit_network(pairs: Pairs, job: Job, checkpoints: str, hooks: TrainHooks, poll: Callable[[], None]) -> MLP:
-    from sfg_dist.distributed.fit.checkpoints import is_finished, load_fitted
+    from sfg_dist.distributed.fit.checkpoints import Checkpoints, load_fitted
     from sfg_dist.distributed.fit.training import fit_inline, fit_with_workers
 
     settings, url = fit_settings(job), absolute_url(pairs.location.url)
@@ -150,30 +127,36 @@ def _fit_network(pairs: Pairs, job: Job, checkpoints: str, hooks: TrainHooks, po
         hooks.on_epoch(entry)
         poll()
 
-    if is_finished(checkpoints, settings, pairs.plan.run_id):
+    if Checkpoints(checkpoints, settings, pairs.plan.run_id).is_finished:
         network, _ = load_fitted(checkpoints)
     elif job.executor.kind == "inline":
         network, _ = fit_inline(url, checkpoints, settings, on_epoch=on_epoch, on_live=hooks.on_live)
     else:
         hooks.need_ray()
-        wanted = job.train.num_workers
-        workers: Any = wanted if isinstance(wanted, int) else tuple(wanted)
-        network, _ = fit_with_workers(
-            url, checkpoints, settings, num_workers=workers, on_epoch=on_epoch, on_live=hooks.on_live
-        )
+        network, _ = fit_with_workers(url, checkpoints, settings, on_epoch=on_epoch, on_live=hooks.on_live)
     return network
 
 
+@dataclass(frozen=True)
+class _EncoderFit:
+    """The encoder's fit, which may go on beside the other.
+
+    Attributes:
+        result: waits for the encoder and its mass; None each where the job wants none.
+        poll: passes on what the fit has said meanwhile.
+    """
+
+    result: Callable[[], tuple[Encoder | None, Mass | None]]
+    poll: Callable[[], None] = lambda: None
+
+
 @contextmanager
-def _encoder_of(
-    pairs: Pairs, job: Job, checkpoints: str, hooks: TrainHooks
-) -> Iterator[tuple[Callable[[], None], Callable[[], tuple[Encoder | None, Mass | None]]]]:
-    """Two callables: one tells how the encoder's fit stands, where it goes on meanwhile; one gives its result."""
+def _encoder_fit(pairs: Pairs, job: Job, checkpoints: str, hooks: TrainHooks) -> Iterator[_EncoderFit]:
     if not job.train.encoder:
-        yield (lambda: None), (lambda: (None, None))
+        yield _EncoderFit(lambda: (None, None))
         return
+    from sfg_dist.distributed.fit.encoder import finished_encoder, fit_encoder
     from sfg_dist.distributed.fit.encoder_process import encoder_beside
-    from sfg_dist.distributed.fit.encoding import finished_encoder, fit_encoder
 
     url, settings = absolute_url(pairs.location.url), encoder_settings(job)
 
@@ -186,14 +169,11 @@ def _encoder_of(
 
     done = finished_encoder(pairs, checkpoints, settings)
     if done is not None:
-        yield (lambda: None), (lambda: with_mass(done))
+        yield _EncoderFit(lambda: with_mass(done))
         return
     validation = hooks.validation()
     if _threads_beside(job) is None:
-        yield (
-            (lambda: None),
-            (lambda: with_mass(fit_encoder(url, checkpoints, settings, validation, on_check=on_check))),
-        )
+        yield _EncoderFit(lambda: with_mass(fit_encoder(url, checkpoints, settings, validation, on_check=on_check)))
         return
     with encoder_beside(url, checkpoints, settings, validation, on_check=on_check) as beside:
-        yield beside.poll, (lambda: with_mass(beside.wait()))
+        yield _EncoderFit(lambda: with_mass(beside.wait()), beside.poll)

@@ -1,11 +1,11 @@
 """Who may write a fit's checkpoints: of attempts that overlap, the one that began last.
 
 A job that is retried may overlap with the attempt before it, and a worker that was cut off may live on beside its
-replacement. Both would write into the same directory. Each therefore looks whether the hold is still its own before it
-writes, and ends where it is not: what it did since its last checkpoint is done again by the other.
+replacement. Both would write into the same directory. So each checks before it writes whether the hold is still its
+own, and ends where it is not. The other repeats what it did since its last checkpoint.
 
-The look and the write are two steps; a checkpoint of the older attempt may still slip in between them, whole. The
-encoder's fit keeps its state in one file, written over whole, and is not held: of two, each goes on with its own.
+The check and the write are two steps: a whole checkpoint of the older attempt may still slip in between them. The
+encoder's fit has no hold. It keeps its state in one file, written whole, and each of two such fits goes on alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import re
 import secrets
 import socket
 import time
-from typing import Any
+from collections.abc import Mapping
 
 from sfg_dist.distributed.fit.checkpoints import Place, open_checkpoints
 from sfg_dist.job.errors import DocumentError, StoreError, TrainingError
@@ -31,7 +31,7 @@ class Hold:
 
     Args:
         place: of the fit's checkpoints.
-        attempt: what ``take_hold`` gave. Another process of the attempt that held it before has lost it from now on.
+        attempt: what ``take_hold`` gave. Another process of this attempt loses the hold from now on.
 
     Raises:
         TrainingError: another attempt has begun since.
@@ -46,7 +46,7 @@ class Hold:
         _write(place, _writer_name(attempt), {"writer": self._writer})
 
     def require(self) -> None:
-        """Go on only as long as nobody else has taken over.
+        """Check that nobody else has taken over.
 
         Raises:
             TrainingError: somebody has; the message says who.
@@ -55,7 +55,7 @@ class Hold:
         is_lost = found.get("attempt") != self._attempt
         if not is_lost and self._writer:
             found = self._read(_writer_name(self._attempt))
-            # Where the file is gone, another attempt that began at the same moment has tidied, and lost.
+            # Where the file is gone, another attempt that began at the same moment has removed it, and lost the hold.
             is_lost = found.get("writer", self._writer) != self._writer
         if is_lost:
             who = f"{found.get('host', 'unknown host')}, process {found.get('pid', '?')}, at {found.get('time', '?')}"
@@ -64,7 +64,7 @@ class Hold:
                 f"what it has saved is kept"
             )
 
-    def _read(self, name: str) -> dict[str, Any]:
+    def _read(self, name: str) -> Mapping[str, str | int]:
         try:
             content = self._location.read(name, MAX_BYTES)
             return {} if content is None else read_json(content, "it", {str: (str, int)})
@@ -73,7 +73,10 @@ class Hold:
 
 
 def take_hold(place: Place) -> str:
-    """Begin an attempt at a fit; those that began before may write no more. Its name, to be given to ``Hold``.
+    """Begin an attempt at a fit, so that earlier attempts may write no more.
+
+    Returns:
+        The attempt's name, for ``Hold``.
 
     Raises:
         TrainingError: the place cannot be written to.

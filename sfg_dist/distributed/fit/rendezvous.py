@@ -1,7 +1,7 @@
 """How the ranks of a fit on one machine find each other: by a file.
 
-Ray Train's own way is a server of torch's on the first rank, which listens on every address of the machine and asks
-nobody for a token.
+Ray Train itself uses a server of torch on the first rank. That server listens on every address of the machine and asks
+for no token.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class FileConfig(TorchConfig):
     """Ray Train's settings of a process group whose ranks meet by a file.
 
     Attributes:
-        folder: a directory that all of them reach, and nobody else.
+        folder: a directory that all ranks reach, and nobody else.
     """
 
     folder: str = ""

@@ -1,16 +1,17 @@
 """The curves of a fit as files that TensorBoard reads, in ``tensorboard/`` of the output directory.
 
-Written record by record, without a thread of its own. The file grows in a temporary directory, and what is new of it is
-added to the one in the output directory; an object store takes whole objects only, so there it is put anew every few
-seconds and at the end. The end of a file's name says that it is this package's: others are left alone.
+Records are written one by one, without a thread. The file grows in a temporary directory, and its new bytes are added
+to the one in the output directory. An object store takes whole objects only, so there the file is put anew every few
+seconds and at the end. Files of this package have names that end in MARK; others are left alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -35,12 +36,12 @@ LIVE_CURVES = {"live/loss": "train_loss", "live/learning_rate": "learning_rate",
 
 
 class Board:
-    """Writes one event file; a context manager. Where it cannot be written, that is said once and the fit goes on.
+    """Writes one event file; a context manager. Where it cannot be written, the fit goes on with a warning.
 
     Args:
         output: the output directory.
-        from_step: the step that the fit goes on from: what earlier files say of later ones is hidden. With 0 earlier
-            files of this package's are removed.
+        from_step: the step that the fit goes on from. TensorBoard hides what earlier files say of later steps. With 0
+            the earlier files of this package are removed.
     """
 
     def __init__(self, output: Location, from_step: int = 0) -> None:
@@ -74,7 +75,7 @@ class Board:
         self._add(entry, EPOCH_CURVES)
 
     def live(self, entry: Mapping[str, float]) -> None:
-        """Add the points of a word within an epoch."""
+        """Add points within an epoch."""
         self._add(entry, LIVE_CURVES)
 
     def _add(self, entry: Mapping[str, float], curves: Mapping[str, str]) -> None:
@@ -110,14 +111,14 @@ class Board:
             self._writer.write_event(event)
 
     def _free_name(self, name: str) -> str:
-        """A key that no file has: names have seconds, and two fits may begin in one."""
+        """A key that no file has: names tell seconds, and two fits may begin in the same one."""
         number = 0
         while self._output.look(key := f"{BOARD_KEY}/{name}{f'.{number}' if number else ''}{MARK}"):
             number += 1
         return key
 
     def _put(self, *, is_last: bool = False) -> None:
-        """Bring over what is new."""
+        """Add the new bytes to the file in the output directory."""
         if self._output.root is None:
             if is_last or time.monotonic() - self._put_at >= PUT_INTERVAL_S:
                 self._output.write(self._key, self._file.read_bytes())
@@ -129,32 +130,13 @@ class Board:
         self._output.append(self._key, new)
         self._num_put += len(new)
 
-    def _trying(self) -> _Trying:
-        return _Trying(self)
-
-    def fail(self, error: Exception) -> None:
-        """Say once that there will be no more curves."""
-        if not self._has_failed:
-            self._has_failed = True
-            warnings.warn(
-                f"the fit goes on, but {self._output.url}/{BOARD_KEY} lacks some of its curves: {reason_of(error)}",
-                stacklevel=4,
-            )
-
-
-class _Trying:
-    """Within, a failed write ends the curves and nothing else."""
-
-    def __init__(self, board: Board) -> None:
-        self._board = board
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        if isinstance(error, OSError | StoreError):
-            self._board.fail(error)
-            return True
-        return False
+    @contextlib.contextmanager
+    def _trying(self) -> Iterator[None]:
+        """Within, a failed write ends the curves and nothing else. That is said once."""
+        try:
+            yield
+        except (OSError, StoreError) as error:
+            if not self._has_failed:
+                self._has_failed = True
+                lacking = f"{self._output.url}/{BOARD_KEY} lacks some of its curves: {reason_of(error)}"
+                warnings.warn(f"the fit goes on, but {lacking}", stacklevel=4)

@@ -13,7 +13,7 @@ from sfg_dist.job.config import Job
 from sfg_dist.job.errors import TrainingError
 from sfg_dist.job.plan import Stream, normal_rows
 from sfg_dist.model import Generator
-from sfg_dist.model.sampling import BLOCK_ROWS, draw_ranges, units
+from sfg_dist.model.sampling import BLOCK_ROWS, draw_ranges, unit_ranges
 from sfg_dist.studies.compare.judging import Rows, auc, figures, finite_rows, mean_and_error, us_per_row
 from sfg_dist.studies.compare.ours import fit_own
 
@@ -86,7 +86,7 @@ def _draw_labels(generator: Generator, num_rows: int, seed: int, num_threads: in
         return generator.predict_labels(drawn).astype(np.float64)
 
     dim = generator.network.dim
-    for _ in draw_ranges(block_rows, units(0, num_rows, dim), dim, num_threads=num_threads):
+    for _ in draw_ranges(block_rows, unit_ranges(0, num_rows, dim), dim, num_threads=num_threads):
         pass
 
 
@@ -98,8 +98,6 @@ def _configuration(job: Job) -> dict[str, Any]:
         "depth",
         "block",
         "activation",
-        "objective",
-        "num_noise",
         "optimizer",
         "batch_size",
         "learning_rate",

@@ -181,8 +181,7 @@ def measure_fit(
     fit_with_workers(
         url,
         checkpoints,
-        settings,
-        num_workers=num_workers,
+        settings.model_copy(update={"num_workers": num_workers}),
         num_cpus_per_worker=num_cpus_per_worker,
         use_gpu=use_gpu,
         on_epoch=on_epoch,

@@ -16,7 +16,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -283,13 +283,13 @@ class Study(OutputDirectory):
         cpus = largest_share(alive_nodes(), max(self.workers))
         settings = fit_settings(pipeline.job)
         if settings.num_threads is None:
-            settings = replace(settings, num_threads=cpus)
+            settings = settings.model_copy(update={"num_threads": cpus})
         measure = partial(
             measure_fit, url, checkpoints, num_workers=case.num_workers, num_cpus_per_worker=cpus,
             use_gpu=self._has_gpus(),
         )  # fmt: skip
         if "train" not in self._warm:
-            measure(replace(settings, num_epochs=1))
+            measure(settings.model_copy(update={"num_epochs": 1}))
             self._clear(checkpoints)
             self._warm.add("train")
         return measure(settings).to_json() | {"worker": "1 GPU" if self._has_gpus() else f"{cpus} CPUs"}

@@ -6,21 +6,20 @@
                   + FOLD_WEIGHT log |det J| over rows of the proposal where det J has the wrong sign
                   + PAIR_WEIGHT |E(x) - y|^2 over pairs
 
-Maximum likelihood alone folds a plain network: it makes rows of several places share a latent, and reports a likelihood
-whose mass is many times 1. The signs drive rows that lie on the back of a fold over its edge again, the mass is what
-the density has to be divided by anyway, and the pairs hold the map near the flow's own, which is one-to-one.
+Maximum likelihood alone folds a plain network: rows of several places then share a latent, and the mass of the
+reported likelihood is many times 1. The signs drive rows on the back of a fold over its edge again. The mass is what
+the density has to be divided by anyway. The pairs hold the map near the flow's own, which is one-to-one.
 
 Measured on the gas turbine table (11 columns, 40 seconds of one core, test rows, in the flow's coordinates): without
 the mass and the signs the formula says -1.8 and its mass is 9.6; with them -3.8 at a mass of 1.02. Estimates of the
-gradient of log |det J| from one random direction cost half an exact step and are so noisy that they got to -4.4.
+gradient of log |det J| from one random direction cost half an exact step, and got to -4.4.
 
-Rows of the proposal hold the folds down, and the more there are in a step, the better the likelihood of other rows.
-Beijing air table (10 columns), 100 seconds of one core, test nats in the user's units and mass: 48 rows -38.54,
-1.002; 96 -38.48, 1.02; 192 -38.42, 1.001; 384 -38.45, 1.000. With 96, and weights cut off at MAX_LOG_WEIGHT in the
-loss, 140 seconds ended with a mass of 6.7 that no check had seen: a weight beyond the cut had no gradient. And steps
-must meet new rows of the proposal to the end: the gas turbine table, 150 seconds, has its mass at 1.3 in one fit and
-3 in another where they choose among 65,536, and 1.10 (0.02) and 1.07 (0.01) among 262,144 and 1,048,576, at -14.13
-and -14.19 nats.
+More rows of the proposal in a step give other rows a better likelihood. Beijing air table (10 columns), 100 seconds of
+one core, test nats in the user's units and mass: 48 rows -38.54, 1.002; 96 -38.48, 1.02; 192 -38.42, 1.001; 384 -38.45,
+1.000. With 96, and no gradient beyond MAX_LOG_WEIGHT, 140 seconds ended with a mass of 6.7 that no check had seen.
+Steps must also meet new rows of the proposal to the end. Gas turbine table, 150 seconds: two fits that choose among
+65,536 rows have masses of 1.3 and 3; among 262,144 and 1,048,576 the mass is 1.10 (0.02) and 1.07 (0.01), at -14.13 and
+-14.19 nats.
 """
 
 from __future__ import annotations
@@ -31,12 +30,10 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from sfg_dist.job.errors import TrainingError
@@ -54,9 +51,9 @@ from sfg_dist.model.likelihood import (
     normal_log_density,
     signed_log_density,
 )
-from sfg_dist.model.optimizers import split_optimizers
+from sfg_dist.model.optimizers import split_optimizers, update_average
 from sfg_dist.model.precision import has_bfloat16
-from sfg_dist.model.saved import check_tensors, read_tensors, states_of, under
+from sfg_dist.model.saved import check_tensors, named_states, read_tensors, saved_bytes, states_of, under
 
 IMITATION_STEPS, MAX_IMITATION_SHARE = 1500, 0.4  # of the training; a step costs a sixth of a later one
 IMITATION_ROWS, DATA_ROWS, PAIR_ROWS, PROPOSAL_ROWS = 256, 128, 128, 192
@@ -65,23 +62,46 @@ LEARNING_RATE, INNER_LEARNING_RATE = 3e-3, 6e-3  # of AdamW, and of Muon for the
 WEIGHT_DECAY, EMA_DECAY, WARMUP_STEPS = 0.01, 0.999, 100
 MAX_GRADIENT_NORM = 5.0
 MAX_LOG_WEIGHT = 6.0  # of importance weights in the loss: one row must not decide a step
-MIN_LOG_DET = -8.0  # below it a row at the edge of a fold is not pushed any further towards it
-NUM_POOL_ROWS = 262_144  # rows of the proposal that steps choose from; of fewer the fit learns where they are not
+MIN_LOG_DET = -8.0  # a row at the edge of a fold is pushed towards the edge down to this
+NUM_POOL_ROWS = 262_144  # rows of the proposal that steps choose from; among fewer, folds grow between them
 NUM_CHECK_ROWS = 2048  # validation rows, and rows of the proposal, that a check looks at
 NUM_CHECKS = 12
 FAR_BEHIND = -math.inf
 
 
+Identity = dict[str, str | int]
+"""Which fit a checkpoint belongs to."""
+Limits = list[float | None]
+"""Steps and seconds of a fit."""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The rows that an encoder is fitted to, float32.
+
+    Attributes:
+        reference: rows of the data, shape (num_reference, dim).
+        latents, labels: of the pairs, shape (num_pairs, dim) each.
+        validation: rows that nothing else is fitted to, shape (num_validation, dim), at least 1; they choose among the
+            averages.
+    """
+
+    reference: NDArray[np.float32]
+    latents: NDArray[np.float32]
+    labels: NDArray[np.float32]
+    validation: NDArray[np.float32]
+
+
 @dataclass
 class EncoderProgress:
-    """Where the fit of an encoder stands.
+    """How far the fit of an encoder is.
 
     Attributes:
         step: steps done.
         elapsed_s: training time spent, over all attempts.
         best: validation log-likelihood of the best weights so far, nats, less the log of their mass.
         history: one entry a check.
-        ended_by: the limits, steps and seconds, by which it has run to its end; None while it has not.
+        ended_by: the limits by which it has run to its end; None while it has not.
         mass: of the best weights, once they are final.
     """
 
@@ -89,8 +109,8 @@ class EncoderProgress:
     elapsed_s: float = 0.0
     best: float = FAR_BEHIND
     history: list[dict[str, float]] = field(default_factory=list)
-    ended_by: list[float | None] | None = None
-    mass: dict[str, Any] | None = None
+    ended_by: Limits | None = None
+    mass: Mass | None = None
 
 
 class EncoderTrainer:
@@ -98,24 +118,16 @@ class EncoderTrainer:
 
     Args:
         encoder: on its device.
-        reference: rows of the data, shape (num_reference, dim), in the flow's coordinates.
-        latents: of the pairs, shape (num_pairs, dim).
-        labels: of the pairs, the same shape.
-        validation: rows that nothing else is fitted to, shape (num_validation, dim), at least 1; they choose among the
-            averages.
+        tables: the rows that it is fitted to.
         seed: of all draws.
-        bfloat16: whether the Jacobian's products are of bfloat16 while it is fitted; None where the device has units
-            for them.
+        bfloat16: whether the Jacobian's products are in bfloat16; None takes it where the device has units for it.
     """
 
     def __init__(
         self,
         encoder: Encoder,
+        tables: Tables,
         *,
-        reference: NDArray[np.float32],
-        latents: NDArray[np.float32],
-        labels: NDArray[np.float32],
-        validation: NDArray[np.float32],
         seed: int,
         bfloat16: bool | None = None,
     ) -> None:
@@ -123,11 +135,12 @@ class EncoderTrainer:
         self.device = next(encoder.parameters()).device
         self.bfloat16 = has_bfloat16(self.device) if bfloat16 is None else bfloat16
         self.seed = seed
-        self.proposal = Proposal.fit(reference, seed=seed)
+        self.proposal = Proposal.fit(tables.reference, seed=seed)
         pool, log_proposal = self.proposal.draw(NUM_POOL_ROWS, seed=seed)
-        self._reference, self._latents, self._labels = (self._to_device(rows) for rows in (reference, latents, labels))
+        fitted = (tables.reference, tables.latents, tables.labels)
+        self._reference, self._latents, self._labels = (self._to_device(rows) for rows in fitted)
         self._pool, self._log_proposal = pool.to(self.device), log_proposal.float().to(self.device)
-        self._validation = torch.from_numpy(np.ascontiguousarray(validation[:NUM_CHECK_ROWS]))
+        self._validation = torch.from_numpy(np.ascontiguousarray(tables.validation[:NUM_CHECK_ROWS]))
         self._parameters: list[Tensor] = list(encoder.parameters())
         self.optimizers = split_optimizers(
             encoder,
@@ -160,13 +173,11 @@ class EncoderTrainer:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self._parameters, MAX_GRADIENT_NORM, foreach=True)
-        if bool(torch.isfinite(norm)):  # a singular Jacobian among the rows has no gradient: its batch moves nothing
+        if bool(torch.isfinite(norm)):  # a singular Jacobian has no gradient, and its batch is skipped
             for optimizer in self.optimizers:
                 optimizer.step()
         progress.step += 1
-        decay = min(EMA_DECAY, (1 + progress.step) / (10 + progress.step))
-        with torch.no_grad():
-            torch._foreach_lerp_(self._average, self._parameters, 1 - decay)
+        update_average(self._average, self._parameters, step=progress.step, decay=EMA_DECAY)
 
     def _imitation(self, generator: np.random.Generator, num_rows: int) -> Tensor:
         rows = self._choose(generator, len(self._labels), num_rows)
@@ -183,25 +194,25 @@ class EncoderTrainer:
         log_det, sign = density - normal, sign * self.encoder.degree
         inside = torch.where(sign > 0, log_det, -log_det.clamp(min=MIN_LOG_DET))
         loss = -(normal + inside)[:DATA_ROWS].mean()
-        # The mass's share of the loss is its logarithm, from a running mean: one batch's logarithm would be biased.
+        # The loss has the logarithm of the mass, from a running mean: the logarithm of one batch's would be biased.
         mass = _bounded_exp(density[DATA_ROWS:] - self._log_proposal[chosen]).mean()
         self._running_mass = 0.98 * self._running_mass + 0.02 * mass.detach()
         folded = torch.where(sign < 0, log_det.clamp(min=MIN_LOG_DET), 0.0)[DATA_ROWS:].mean()
         return loss + mass / self._running_mass.clamp(min=1.0) + FOLD_WEIGHT * folded
 
     def check(self) -> dict[str, float]:
-        """Look at the average on the validation rows; keep it if it is the best so far.
+        """Judge the averaged weights on the validation rows, and keep them if they are the best so far.
 
         Returns:
             The entry of the history.
 
         Raises:
-            TrainingError: the fit has left the floating-point range.
+            TrainingError: the loss is not finite.
         """
         kept = self._swap(self._average)
         degree = self.encoder.degree
         density, _ = self._mapped(self._validation)
-        # Rows that steps see: of others so few say nothing, since one in ten thousand may have most of the weight.
+        # Rows that steps see. So few others would say nothing: one in ten thousand may have most of the weight.
         pool, log_proposal = self._pool[:NUM_CHECK_ROWS].cpu(), self._log_proposal[:NUM_CHECK_ROWS].cpu()
         proposed, sign = self._mapped(pool)
         folded = ((proposed - log_proposal).exp() * (sign != degree)).mean()
@@ -229,10 +240,10 @@ class EncoderTrainer:
         return entry
 
     def finish(self) -> Mass:
-        """Give the encoder its best weights; the mass of what it then is, from rows that no step has seen."""
+        """Give the encoder its best weights; returns their mass, from rows that no step has seen."""
         self._last = self._swap(self._best)
         self.encoder.eval()
-        mass = estimate_mass(
+        self.progress.mass = estimate_mass(
             self.encoder.with_jacobian,
             self.proposal,
             degree=self.encoder.degree,
@@ -240,11 +251,10 @@ class EncoderTrainer:
             batch_rows=self._batch_rows,
             device=self.device,
         )
-        self.progress.mass = asdict(mass)
-        return mass
+        return self.progress.mass
 
     def time_of_mass_s(self) -> float:
-        """Seconds that ``finish`` is going to take, from a small part of its work."""
+        """An estimate of the seconds that ``finish`` takes, from a small part of its work."""
         rows = self._pool[:NUM_CHECK_ROWS].cpu()
         started = time.monotonic()
         self._mapped(rows)
@@ -261,7 +271,7 @@ class EncoderTrainer:
         return torch.from_numpy(generator.integers(num_rows, size=how_many)).to(self.device)
 
     def _swap(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Give the encoder these weights; those that it had."""
+        """Give the encoder these weights; returns those that it had."""
         kept = [parameter.detach().clone() for parameter in self._parameters]
         with torch.no_grad():
             torch._foreach_copy_(self._parameters, tensors)
@@ -270,25 +280,22 @@ class EncoderTrainer:
     def _to_device(self, rows: NDArray[np.float32]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(rows, np.float32)).to(self.device)
 
-    def state(self, identity: Mapping[str, Any]) -> bytes:
-        """A checkpoint as one safetensors file; ``identity`` says which fit it belongs to."""
-        tensors = {"identity": _digest(identity), "progress": _as_bytes(self._progress_document())}
+    def state(self, identity: Identity) -> bytes:
+        """A checkpoint as one safetensors file."""
+        tensors = {"identity": _digest(identity), "progress": self._progress_tensor()}
         for name, values in self._groups().items():
             tensors |= {f"{name}.{index}": value for index, value in enumerate(values)}
-        for number, optimizer in enumerate(self.optimizers):
-            for index, entry in optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer.{number}.{index}.{key}": torch.as_tensor(v) for key, v in entry.items()}
-        return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
+        tensors |= named_states(self.optimizers)
+        # Copies, because no two tensors of a file may share memory.
+        return saved_bytes({name: tensor.detach().clone() for name, tensor in tensors.items()})
 
-    def load_state(self, content: bytes, identity: Mapping[str, Any]) -> bool:
-        """Take up a checkpoint; False, and nothing is changed, where it belongs to another fit or is torn."""
+    def load_state(self, content: bytes, identity: Identity) -> bool:
+        """Go on from a checkpoint; False, and nothing is changed, where it belongs to another fit or is torn."""
         try:
             tensors = read_tensors(content, "encoder")
             if not torch.equal(tensors["identity"], _digest(identity)):
                 return False
-            document = _read_progress(tensors["progress"])
-            best = document.pop("best")
-            progress = EncoderProgress(**document, best=FAR_BEHIND if best is None else best)
+            progress = _read_progress(tensors["progress"])
             states = states_of(self.optimizers, tensors, "encoder")
             groups = {name: _numbered(values, tensors, name) for name, values in self._groups().items()}
         except Exception:  # whatever is wrong with it, the fit can start anew
@@ -310,51 +317,57 @@ class EncoderTrainer:
             "mass": [self._running_mass],
         }
 
-    def _progress_document(self) -> dict[str, Any]:
-        progress = self.progress
-        best = progress.best if math.isfinite(progress.best) else None
-        return asdict(progress) | {"best": best}
+    def _progress_tensor(self) -> Tensor:
+        """The progress as the bytes of a JSON document."""
+        best = self.progress.best if math.isfinite(self.progress.best) else None
+        content = json.dumps(asdict(self.progress) | {"best": best}).encode()
+        return torch.from_numpy(np.frombuffer(content, dtype=np.uint8).copy())
 
 
 def _bounded_exp(log_weights: Tensor) -> Tensor:
-    """exp, and from MAX_LOG_WEIGHT on its tangent: a large weight is pushed down, and does not decide a step alone."""
+    """exp, and its tangent beyond MAX_LOG_WEIGHT: a large weight is still pushed down, but does not decide a step."""
     tangent = math.exp(MAX_LOG_WEIGHT) * (1 + log_weights - MAX_LOG_WEIGHT)
     return torch.where(log_weights > MAX_LOG_WEIGHT, tangent, log_weights.clamp(max=MAX_LOG_WEIGHT).exp())
 
 
-def load_finished(encoder: Encoder, content: bytes, identity: Mapping[str, Any], limits: list[Any]) -> Mass | None:
-    """Give an encoder the best weights of a checkpoint whose fit is over, and tell their mass; None where it is not.
+def load_finished(encoder: Encoder, content: bytes, identity: Identity, limits: Limits) -> Mass | None:
+    """Give an encoder the best weights of a checkpoint whose fit is over; their mass, or None where it is not over.
 
     Args:
         encoder: of the checkpoint's size.
         content: as ``EncoderTrainer.state`` made it.
-        identity: of the fit.
-        limits: of the fit, as in ``EncoderProgress.ended_by``.
+        identity, limits: of the fit.
     """
     try:
         tensors = read_tensors(content, "encoder")
-        document = _read_progress(tensors["progress"])
-        if not torch.equal(tensors["identity"], _digest(identity)) or document["ended_by"] != limits:
+        progress = _read_progress(tensors["progress"])
+        if not torch.equal(tensors["identity"], _digest(identity)) or progress.ended_by != limits:
             return None
-        mass = Mass(**document["mass"])
         best = _numbered(list(encoder.parameters()), tensors, "best")
     except Exception:  # whatever is wrong with it, the fit can go on or start anew
+        return None
+    if progress.mass is None:
         return None
     with torch.no_grad():
         for parameter, tensor in zip(encoder.parameters(), best, strict=True):
             parameter.copy_(tensor)
     encoder.eval()
-    return mass
+    return progress.mass
 
 
-def _read_progress(tensor: Tensor) -> dict[str, Any]:
-    """The document of an ``EncoderProgress``."""
+def _read_progress(tensor: Tensor) -> EncoderProgress:
     fields = {"step": int, "elapsed_s": float, "best": (float, None), "history": [{str: MAYBE_NAN}],
               "ended_by": ([(float, None)], None), "mass": (MASS_FIELDS, None)}  # fmt: skip
-    document: dict[str, Any] = read_json(
-        tensor.numpy().tobytes(), "progress", fields, max_bytes=LONG_BYTES, allow_nan=True
+    document = read_json(tensor.numpy().tobytes(), "progress", fields, max_bytes=LONG_BYTES, allow_nan=True)
+    best, mass = document["best"], document["mass"]
+    return EncoderProgress(
+        document["step"],
+        document["elapsed_s"],
+        FAR_BEHIND if best is None else best,
+        document["history"],
+        document["ended_by"],
+        None if mass is None else Mass(**mass),
     )
-    return document
 
 
 def _numbered(values: Sequence[Tensor], tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:
@@ -365,10 +378,6 @@ def _numbered(values: Sequence[Tensor], tensors: Mapping[str, Tensor], name: str
     return [found[index] for index in wanted]
 
 
-def _as_bytes(document: Mapping[str, Any]) -> Tensor:
-    return torch.from_numpy(np.frombuffer(json.dumps(document).encode(), dtype=np.uint8).copy())
-
-
-def _digest(identity: Mapping[str, Any]) -> Tensor:
+def _digest(identity: Identity) -> Tensor:
     text = json.dumps(identity, sort_keys=True).encode()
     return torch.from_numpy(np.frombuffer(hashlib.sha256(text).digest(), dtype=np.uint8).copy())

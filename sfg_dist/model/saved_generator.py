@@ -1,0 +1,214 @@
+"""The parts of a generator, and the two files that hold them without any code.
+
+model/
+    model.safetensors   network.*, transform.*, calibration.* and encoder.* arrays
+    generator.json      shapes, column names, the transform's names, the job and its figures
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfg_dist.data import Transform
+from sfg_dist.data.column_type import ColumnType
+from sfg_dist.data.conditions import ColumnSplit
+from sfg_dist.job.errors import DataError, DocumentError, StoreError
+from sfg_dist.job.object_stores import is_url
+from sfg_dist.job.paths import place_of
+from sfg_dist.job.reader import LONG_BYTES, check_fields, read_json
+from sfg_dist.job.values import printable, shown
+from sfg_dist.job.version import __version__
+from sfg_dist.model.calibration import Calibration
+from sfg_dist.model.encoder import Encoder
+from sfg_dist.model.likelihood import MASS_FIELDS, Mass
+from sfg_dist.model.mlp import MLP
+from sfg_dist.model.saved import arrays_of, encoder_of, network_of, read_file, read_tensors, saved_bytes
+from sfg_dist.store import Location
+
+FORMAT_VERSION = 1
+TENSORS_NAME, JSON_NAME = "model.safetensors", "generator.json"
+_PARTS = ("network", "transform", "calibration", "encoder")
+_FIELDS = {
+    "network": dict,
+    "transform": dict,
+    "condition?": [str],
+    "job": dict,
+    "metrics": dict,
+    "encoder?": ({"network": dict, "mass": MASS_FIELDS}, None),
+}
+
+
+@dataclass(frozen=True, repr=False)
+class SavedGenerator:
+    """What a generator consists of, and how it is saved and read.
+
+    Attributes:
+        network: maps latents and conditions to labels, shape (num_rows, num_inputs) in and (num_rows, dim) out.
+        transform: between the user's rows and the flow's.
+        calibration: corrects what the network's mean squared error shrinks; None for none.
+        job: the job that made it, as resolved.
+        metrics: its figures, as in metrics.json; empty before it was evaluated.
+        condition: names of the columns that a sample is given; the others are drawn.
+        encoder: maps labels to latents; None where train.encoder was false.
+        mass: the integral of the encoder's density, by which ``log_prob`` divides.
+    """
+
+    network: MLP
+    transform: Transform
+    calibration: Calibration | None = None
+    job: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    condition: tuple[str, ...] = ()
+    encoder: Encoder | None = None
+    mass: Mass | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns of a sample."""
+        return self.transform.columns
+
+    @property
+    def types(self) -> tuple[ColumnType, ...]:
+        """What these columns were in the training table: tables of samples are written in these types."""
+        return self.transform.types
+
+    @property
+    def digest(self) -> str:
+        """sha256 of all its numbers, as ``save`` writes them."""
+        return hashlib.sha256(self._tensors()).hexdigest()
+
+    def _tensors(self) -> bytes:
+        """The numbers as a safetensors file."""
+        tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        if self.encoder is not None:
+            tensors |= {f"encoder.{name}": tensor for name, tensor in self.encoder.state_dict().items()}
+        arrays = {f"transform.{name}": array for name, array in self.transform.to_arrays().items()}
+        if self.calibration is not None:
+            arrays |= {f"calibration.{name}": array for name, array in self.calibration.to_arrays().items()}
+        tensors |= {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+        # Copies, because no two tensors of a file may share memory.
+        return saved_bytes({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()})
+
+    def save(self, directory: str | Path) -> None:
+        """Write the two files to a directory or an s3:// URL; each replaces an older one whole.
+
+        Raises:
+            StoreError: the place cannot be written.
+        """
+        location = Location(place_of("directory", directory), create=True)
+        document = {
+            "format": FORMAT_VERSION,
+            "sfg_dist": __version__,
+            "network": {"dim": self.network.dim, **self.network.shape},
+            "columns": list(self.columns),
+            "condition": list(self.condition),
+            "transform": self.transform.to_metadata(),
+            "job": self.job,
+            "metrics": self.metrics,
+        }
+        if self.encoder is not None and self.mass is not None:
+            shape = {"dim": self.encoder.dim, **self.encoder.shape}
+            document["encoder"] = {"network": shape, "mass": asdict(self.mass)}
+        location.write(TENSORS_NAME, self._tensors())
+        location.write(JSON_NAME, json.dumps(_finite(document), indent=1).encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a generator.
+
+        Args:
+            path: the model directory, or the output directory that holds ``model/``; a local path or an s3:// URL.
+
+        Raises:
+            StoreError: there is no generator, or its files do not fit together.
+        """
+        place, location = _find(place_of("path", path).rstrip("/"))
+        try:
+            document = read_json(
+                location.read(JSON_NAME, LONG_BYTES),
+                JSON_NAME,
+                {"format": object},
+                max_bytes=LONG_BYTES,
+                allow_nan=True,
+            )
+            if document["format"] != FORMAT_VERSION:
+                raise StoreError(
+                    f"{place}/{JSON_NAME} has format {shown(document['format'])}, this version reads {FORMAT_VERSION}"
+                )
+            check_fields(document, _FIELDS, JSON_NAME)
+            return cls._of(document, read_tensors(read_file(location, TENSORS_NAME), TENSORS_NAME))
+        except (DocumentError, DataError) as error:
+            raise StoreError(f"the generator in {place} is damaged or of another version: {error}") from error
+
+    @classmethod
+    def _of(cls, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """The generator of a document, whose fields are checked, and its tensors.
+
+        Raises:
+            DocumentError, DataError: they do not fit together.
+        """
+        parts: dict[str, dict[str, Tensor]] = {name: {} for name in _PARTS}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            if part not in parts:
+                raise DocumentError(f"{TENSORS_NAME}: tensor {printable(name)} is of no part of a generator")
+            parts[part][rest] = tensor
+        arrays = {part: arrays_of(parts[part], part) for part in ("transform", "calibration")}
+        network = network_of(document["network"], parts["network"], "network")
+        transform = Transform.from_arrays(arrays["transform"], document["transform"])
+        split = ColumnSplit.of(transform, condition := tuple(document.get("condition", ())))
+        if (network.dim, network.num_conditions) != (len(split.targets), len(condition)):
+            raise DocumentError(
+                f"network: dim = {network.dim} and num_conditions = {network.num_conditions}, and the transform has "
+                f"{len(split.targets)} columns to draw and {len(condition)} that are given"
+            )
+        encoder, mass = None, None
+        if (saved := document.get("encoder")) is not None:
+            encoder, mass = encoder_of(saved["network"], parts["encoder"], "encoder"), Mass(**saved["mass"])
+            if encoder.dim != network.dim:
+                raise DocumentError(f"encoder: dim = {encoder.dim}, and the network's is {network.dim}")
+        return cls(
+            network,
+            transform,
+            Calibration.from_arrays(arrays["calibration"], network.dim) if arrays["calibration"] else None,
+            document["job"],
+            document["metrics"],
+            condition=condition,
+            encoder=encoder,
+            mass=mass,
+        )
+
+
+def _find(path: str) -> tuple[str, Location]:
+    """The place of a generator, ``path`` or ``path/model``, that has both files."""
+    missing = JSON_NAME
+    for place in (path, f"{path}/model"):
+        if not is_url(place) and not Path(place).is_dir():
+            continue
+        if place != path and not is_url(path):
+            Location(path).look("model")  # refuses a link, which a directory from elsewhere may hold
+        location = Location(place)
+        lacking = [name for name in (JSON_NAME, TENSORS_NAME) if not location.exists(name)]
+        if not lacking:
+            return place, location
+        if lacking == [TENSORS_NAME]:
+            missing = TENSORS_NAME
+    raise StoreError(f"{path} holds no generator: {missing} is missing")
+
+
+def _finite(document: Any) -> Any:
+    """A document with infinite numbers as text, since JSON has none."""
+    if isinstance(document, dict):
+        return {key: _finite(value) for key, value in document.items()}
+    if isinstance(document, list | tuple):
+        return [_finite(value) for value in document]
+    return str(document) if isinstance(document, float) and abs(document) == np.inf else document

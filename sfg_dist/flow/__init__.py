@@ -18,10 +18,11 @@ from sfg_dist.flow.labeling import (
     score,
 )
 from sfg_dist.flow.posterior.clusters import build_order
-from sfg_dist.flow.posterior.posterior import PosteriorMoments, posterior_mean, posterior_moments
+from sfg_dist.flow.posterior.moments import PosteriorMoments
+from sfg_dist.flow.posterior.posterior import posterior_mean, posterior_moments
 from sfg_dist.flow.posterior.reference import BLOCK_ROWS, PreparedReference, Reference, block_ranges
 from sfg_dist.flow.schedule import Schedule
-from sfg_dist.flow.solver import SOLVERS, TABLEAUX, integrate, num_steps, time_grid, trajectory
+from sfg_dist.flow.solver import SOLVERS, TABLEAUX, Flow, graded_grid, integrate, num_steps, trajectory
 
 __all__ = [
     "BLOCK_ROWS",
@@ -31,6 +32,7 @@ __all__ = [
     "ConditionalReference",
     "Effort",
     "FittedGrid",
+    "Flow",
     "PosteriorMoments",
     "PreparedReference",
     "Reference",
@@ -40,6 +42,7 @@ __all__ = [
     "choose_t_min",
     "denoiser_of",
     "fit_time_grid",
+    "graded_grid",
     "integrate",
     "label_batch",
     "label_given",
@@ -50,6 +53,5 @@ __all__ = [
     "posterior_mean",
     "posterior_moments",
     "score",
-    "time_grid",
     "trajectory",
 ]

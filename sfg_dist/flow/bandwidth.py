@@ -25,6 +25,7 @@ _TILE = {"cpu": (512, 2048), "cuda": (1024, 65536)}
 # Terms below exp(-40) of the nearest one are held there: their sum is nothing, and their square is still a normal
 # float32, while arithmetic on subnormal numbers is many times slower.
 _EXPONENT_FLOOR = -40.0
+_CEILING = 0.5  # the largest t_min allowed
 _CHAIN = 6  # doublings of 1 / sigma^2 before the exponential is taken anew: 2^6 roundings of float32, 4e-6
 
 
@@ -55,7 +56,6 @@ def choose_t_min(
     *,
     schedule: ScheduleName = "linear",
     floor: float = 1e-5,
-    ceiling: float = 0.5,
     max_queries: int = 1024,
     seed: int = 0,
     device: torch.device | str | None = None,
@@ -75,8 +75,8 @@ def choose_t_min(
         rows: the reference set, shape (num_rows, dim), in the coordinates that the flow will see: columns of like
             spread, so that one blur suits them all.
         schedule: "linear" or "linear_floor"; it sets how sigma depends on t.
-        floor: smallest t_min allowed; 1e-5 is as far as float32 labels of standardised data keep their digits.
-        ceiling: largest t_min allowed, above the floor and below 1.
+        floor: smallest t_min allowed, below 1/2, which is the largest; 1e-5 is as far as float32 labels of standardised
+            data keep their digits.
         max_queries: rows whose likelihood is taken, a seeded sample; all rows are always their references.
         seed: of that sample.
         device: where the work is done; the rows' own device by default.
@@ -98,11 +98,11 @@ def choose_t_min(
         >>> 0.03 < choice.t_min < 0.2, choice.is_floor
         (True, False)
     """
-    if not 0 < floor < ceiling < 1:
-        raise ValueError(f"0 < floor < ceiling < 1 is needed, got floor {floor} and ceiling {ceiling}")
+    if not 0 < floor < _CEILING:
+        raise ValueError(f"floor must lie in (0, {_CEILING}), got {floor}")
     if max_queries < 1:
         raise ValueError(f"max_queries must be positive, got {max_queries}")
-    low, high = _blur_sq(schedule, floor), _blur_sq(schedule, ceiling)
+    low, high = _blur_sq(schedule, floor), _blur_sq(schedule, _CEILING)
     table = _checked(rows)
     scale = resolve_sigma_data(sigma_data, spreads_of(table))
     sample = _Sample(table, scale, max_queries, seed, device)
@@ -119,7 +119,7 @@ def choose_t_min(
     volume = table.shape[1] * math.log(scale)  # found is the density of rows / scale
     best = max(found, key=lambda blur_sq: found[blur_sq])
     # The bounds are given back as they came, not through the blur and back.
-    times = {blur_sq: _time_of_blur_sq(schedule, blur_sq) for blur_sq in found} | {grid[0]: floor, grid[-1]: ceiling}
+    times = {blur_sq: _time_of_blur_sq(schedule, blur_sq) for blur_sq in found} | {grid[0]: floor, grid[-1]: _CEILING}
     return Bandwidth(
         t_min=times[best],
         is_floor=best == grid[0],

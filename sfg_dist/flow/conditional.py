@@ -33,8 +33,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfg_dist.flow.labeling import Effort
-from sfg_dist.flow.schedule import Schedule
-from sfg_dist.flow.solver import TimeGrid, integrate
+from sfg_dist.flow.solver import Flow, integrate
 from sfg_dist.flow.spread import SigmaData, resolve_sigma_data, root_mean_square, spreads_of
 
 DEFAULT_NEIGHBORS = 512
@@ -158,26 +157,14 @@ def _local_slopes(offsets: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     return torch.linalg.solve(normal + ridge, torch.bmm(weighted.transpose(1, 2), y))
 
 
-def label_given(
-    rows: Tensor,
-    reference: ConditionalReference,
-    *,
-    schedule: Schedule,
-    solver: str = "exp_abm4",
-    num_evaluations: int = 22,
-    kind: TimeGrid = "graded",
-    effort: Effort | None = None,
-) -> Tensor:
+def label_given(rows: Tensor, reference: ConditionalReference, flow: Flow, *, effort: Effort | None = None) -> Tensor:
     """Labels of latents for given conditions.
 
     Args:
         rows: latents and, behind them, conditions, shape (num_rows, dim of the reference).
         reference: the prepared rows.
-        schedule: alpha and beta, and where the flow ends.
-        solver: a method on a fixed grid, by name.
-        num_evaluations: evaluations of the posterior mean.
-        kind: the time grid.
-        effort: counts what was done, where given.
+        flow: the settings, from noise to data on a fixed grid.
+        effort: counts what was done.
 
     Returns:
         Labels in the place of the latents, the conditions as they were; shape, dtype and device of ``rows``.
@@ -185,33 +172,25 @@ def label_given(
     Example:
         >>> rows = np.random.default_rng(0).standard_normal((400, 2)).astype(np.float32)
         >>> reference = ConditionalReference(rows, 1, neighbors=50)
-        >>> labels = label_given(torch.zeros(3, 2), reference, schedule=Schedule("linear", 1e-3))
+        >>> from sfg_dist.flow import Schedule
+        >>> labels = label_given(torch.zeros(3, 2), reference, Flow(Schedule("linear", 1e-3)))
         >>> labels.shape, bool((labels[:, 1] == 0).all())
         (torch.Size([3, 2]), True)
     """
     split = reference.num_targets
     nearby = reference.neighbourhood(rows[:, split:].cpu().numpy())
-    if effort is not None:
-        effort.rows += len(rows)
+    effort = effort or Effort()
+    effort.rows += len(rows)
 
     def denoiser(z: Tensor, alpha: float, beta_sq: float) -> Tensor:
-        if effort is not None:
-            effort.evaluations += len(z)
-            effort.pairs += len(z) * reference.neighbors
+        effort.evaluations += len(z)
+        effort.pairs += len(z) * reference.neighbors
         return nearby.posterior_mean(z, alpha, beta_sq)
 
-    ends = integrate(
-        denoiser,
-        # at the noise end the state is the latent
-        rows[:, :split].to(reference.device, reference.dtype),
-        schedule=schedule,
-        solver=solver,
-        num_evaluations=num_evaluations,
-        kind=kind,
-        direction="decode",
-    )
+    # At the noise end the state is the latent.
+    ends = integrate(denoiser, rows[:, :split].to(reference.device, reference.dtype), flow)
     labels = rows.clone()
-    ends = ends / schedule.alpha(schedule.t_end)
+    ends = ends / flow.schedule.alpha(flow.schedule.t_end)
     if reference.scale != 1:
         ends = reference.scale * ends.double() + reference.center.to(ends.device)
     labels[:, :split] = ends.to(rows)

@@ -40,7 +40,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.flow.schedule import Schedule
-from sfg_dist.flow.solver import GRADING, time_grid
+from sfg_dist.flow.solver import GRADING, graded_grid
 
 Solve = Callable[[Sequence[float]], tuple[NDArray[np.floating], float]]
 """A grid of lambdas -> (end points of the pilot rows, shape (num_rows, dim), and what they cost, in any unit)."""
@@ -117,7 +117,7 @@ def fit_grid(solve: Solve, exact: NDArray[np.floating], *, schedule: Schedule, n
             trust /= 3
     best = trials.best
     if best.score > -_LEAST_GAIN:
-        return FittedGrid(tuple(time_grid(schedule, num_steps)), is_graded=True)
+        return FittedGrid(tuple(graded_grid(schedule, num_steps)), is_graded=True)
     cost, center, tail = trials.shares(best.errors, best.cost)
     return FittedGrid(best.points, is_graded=False, cost=cost, center=center, tail=tail)
 
@@ -143,7 +143,7 @@ class _Trials:
     def __init__(self, solve: Solve, exact: NDArray[np.floating], schedule: Schedule, num_steps: int) -> None:
         self._solve, self._exact, self._schedule, self._num_steps = solve, exact, schedule, num_steps
         theta = np.zeros(NUM_KNOTS)
-        points = tuple(time_grid(schedule, num_steps))
+        points = tuple(graded_grid(schedule, num_steps))
         ends, cost = solve(points)
         self._graded = self.best = _Trial(theta, points, self._errors(ends), cost)
 

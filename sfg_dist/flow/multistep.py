@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sfg_dist.flow.schedule import Schedule
 
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)  # exact to float64 for steps of lambda up to about 10
+GAUSS_NODES, GAUSS_WEIGHTS = np.polynomial.legendre.leggauss(24)  # exact to float64 for steps of lambda up to about 10
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,13 @@ MULTISTEP = {
 def multistep_trajectory(
     mean_at: Callable[[float, Tensor], Tensor],
     z: Tensor,
-    *,
     schedule: Schedule,
     method: Multistep,
     grid: Sequence[float],
 ) -> Iterator[tuple[float, Tensor]]:
     """(lambda, state) at every grid point, the start included.
 
-    Interior states are the corrected ones; the last step has no evaluation at its end and is a prediction.
+    Inner states are corrected ones. The last step has no evaluation at its end, so the last state is a prediction.
 
     Args:
         mean_at: (lambda, state) -> posterior mean, called once a step, at the step's start.
@@ -103,9 +102,9 @@ def adams_weights(schedule: Schedule, at: float, to: float, nodes: Sequence[floa
     where l_j are the Lagrange polynomials of the nodes, in beta^2 towards the data (``to`` < ``at``) and in lambda
     towards noise, and f is the schedule's floor.
     """
-    lam = (to - at) / 2 * _NODES + (to + at) / 2
+    lam = (to - at) / 2 * GAUSS_NODES + (to + at) / 2
     beta = np.exp(lam / 2)
-    kernel = -(to - at) / 4 * _WEIGHTS * ((1 + schedule.floor) / beta + beta) * math.exp(to / 2)
+    kernel = -(to - at) / 4 * GAUSS_WEIGHTS * ((1 + schedule.floor) / beta + beta) * math.exp(to / 2)
     places, place_nodes = (np.exp(lam), np.exp(np.asarray(nodes))) if to < at else (lam, np.asarray(nodes))
     weights = []
     for j, node in enumerate(place_nodes):

@@ -13,19 +13,25 @@ far, e + d |g' - g| in place of e, so that a row keeps one number e and one d, w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from sfg_dist.flow.posterior.cpu.engine import Carried, Queries, Sums, add_clusters, fresh, prepare, share_out
+from sfg_dist.flow.posterior.cpu.engine import (
+    Allowance,
+    Carried,
+    Queries,
+    Sums,
+    add_clusters,
+    fresh,
+    queries_of,
+    share_out,
+)
 from sfg_dist.flow.posterior.cpu.traversal import LEAST_MASS
+from sfg_dist.flow.posterior.moments import Request
+from sfg_dist.flow.posterior.reference import PreparedReference, ReferenceBlock
 
-if TYPE_CHECKING:
-    from sfg_dist.flow.posterior.reference import PreparedReference, ReferenceBlock
-
-Dense = Callable[["ReferenceBlock", NDArray[np.int64]], tuple[NDArray, NDArray, NDArray]]
+Dense = Callable[[ReferenceBlock, NDArray[np.int64]], tuple[NDArray, NDArray, NDArray]]
 """A block and numbers of rows -> mean, log of the kernel sum and variance of each over all of the block."""
 
 LARGEST_EXPONENT = 600.0  # of a mass relative to its anchor: float64 overflows at 709, and masses are added up
@@ -33,40 +39,31 @@ SPARE = 1 / 16  # of the aim, shared out over the blocks, for rows that have spe
 AIMS = (1.0, 1 / 4, 1 / 32, 0.0)  # of the tolerance, for rows whose bound came out above it before
 
 
-def blocked_cluster_sums(
-    z_t: Tensor,
-    alpha: Tensor,
-    beta_sq: Tensor,
-    reference: PreparedReference,
-    tolerance: float,
-    dense: Dense,
-    variance: bool = True,
-) -> Sums:
-    """As ``cpu_engine.cluster_sums`` over all blocks of a reference.
+def blocked_cluster_sums(request: Request, reference: PreparedReference, tolerance: float, dense: Dense) -> Sums:
+    """As ``engine.cluster_sums`` over all blocks of a reference.
 
-    Rows that would open most of a block are summed densely there, by ``dense``. Those whose bound is over the tolerance
+    Rows that would open most of a block are summed densely there, by ``dense``. Rows whose bound is over the tolerance
     whatever the aim are left to a dense pass over all of the reference, with a bound of -1.
     """
-    queries, sums = prepare(z_t, alpha, beta_sq)
-    todo = queries.rows
+    queries = queries_of(request)
+    sums, todo = queries.room(), queries.rows
     for aim in AIMS if tolerance > 0 else (1.0,):
         if not len(todo):
             break
-        state = State(queries, todo, variance)
-        state.add(reference.blocks(), reference.num_blocks, aim * tolerance, dense)
-        state.write(sums)
+        running = RunningSums(queries, todo)
+        running.add(reference.blocks(), reference.num_blocks, aim * tolerance, dense)
+        running.write(sums)
         todo = todo[~(sums.bound[todo] <= tolerance)]
     sums.bound[todo] = -1
     return sums
 
 
-class State:
+class RunningSums:
     """Some rows' sums on their way through the blocks.
 
     Args:
         queries: all rows.
         rows: numbers of those that are at work.
-        variance: whether squares are wanted.
         anchors: squared distances that are known beforehand, float32, shape (len(rows),).
         unit: mass, relative to the anchor, that is certain to be in these blocks; less than 1 where other processes
             hold the rest of the reference.
@@ -76,7 +73,6 @@ class State:
         self,
         queries: Queries,
         rows: NDArray[np.int64],
-        variance: bool,
         *,
         anchors: NDArray[np.float32] | None = None,
         unit: float = 1.0,
@@ -91,35 +87,30 @@ class State:
         self._num_taken = 0
         # An anchor given beforehand may be of rows elsewhere, or in a block that is still to come.
         self._least_mass = LEAST_MASS if anchors is None else -1.0
-        self._queries, self._variance, self._unit = queries, variance, unit
+        self._queries, self._unit = queries, unit
 
     def add(self, blocks: Iterable[ReferenceBlock], num_blocks: int, aim: float, dense: Dense) -> None:
         """Take all blocks in turn, whose errors together may come to ``aim``."""
         for block in blocks:  # without enumerate, which would hold one while the next is loaded
             self._num_taken += 1
-            self._add_block(block, aim, (1 + self._num_taken / num_blocks) / 2, SPARE / num_blocks, dense)
+            share, spare = (1 + self._num_taken / num_blocks) / 2, SPARE / num_blocks
+            self._add_block(block, Allowance(aim, share, spare, self._unit, self._least_mass), dense)
             del block
 
-    def _add_block(self, block: ReferenceBlock, aim: float, share: float, spare: float, dense: Dense) -> None:
+    def _add_block(self, block: ReferenceBlock, allowance: Allowance, dense: Dense) -> None:
         clusters, num = block.clusters, len(self.rows)
         bound = np.empty(num)
 
         def work(part: NDArray[np.int64]) -> None:
-            carried = Carried(self.carried.anchors[part], self.carried.sums[part], self.carried.side[part])
+            carried = self.carried.take(part)
             found = Sums(
                 self.mean[part], np.empty(len(part)), np.empty(len(part), np.float32), np.empty(len(part)),
                 np.zeros((len(part), 3), np.int64),
             )  # fmt: skip
-            add_clusters(
-                self._queries, self.rows[part], clusters, aim, carried, found,
-                variance=self._variance, share=share, spare=spare, unit=self._unit,
-                least_mass=self._least_mass,
-            )  # fmt: skip
+            add_clusters(self._queries, self.rows[part], clusters, allowance, carried, found)
             bound[part] = found.bound
-            fine = found.bound >= 0
-            self.carried.anchors[part[fine]] = carried.anchors[fine]
-            self.carried.sums[part[fine]] = carried.sums[fine]
-            self.carried.side[part[fine]] = carried.side[fine]
+            fine = np.flatnonzero(found.bound >= 0)
+            self.carried.put(part[fine], carried.take(fine))
             self.mean[part[fine]] = found.mean[fine]
             self.work[part[fine]] += found.work[fine]
 
@@ -152,7 +143,7 @@ class State:
         mass = np.exp(np.minimum(exponent, LARGEST_EXPONENT))
         place = mean.astype(np.float64)
         side += mass[:, None] * place
-        if self._variance:
+        if self._queries.squares:
             step = place - self._origin(rows)
             sums[:, 1] += mass * (variance + np.einsum("ij,ij->i", step, step))
         sums[:, 0] += mass
@@ -161,7 +152,7 @@ class State:
         moved = np.linalg.norm(new_mean.astype(np.float64) - self.mean[at], axis=1)
         sums[:, 2] += sums[:, 5] * moved
         sums[:, 3] = np.maximum(sums[:, 0] - sums[:, 4], 0)
-        self.carried.anchors[at], self.carried.sums[at], self.carried.side[at] = anchor, sums, side
+        self.carried.put(at, Carried(anchor.astype(np.float32), sums, side))
         self.mean[at] = new_mean
 
     def _origin(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -20,7 +20,7 @@ WINDOW_FLOATS = 1 << 17  # leaves read together: 512 KB, within a core's second-
 
 
 @njit(nogil=True, error_model="numpy", forceinline=True)
-def closest_square(blocks, dim, leaf, query):  # type: ignore[no-untyped-def]
+def closest_square(blocks, dim, leaf, query):
     """Smallest squared distance to a row of the leaf."""
     base = leaf * (dim + 1) * LEAF
     best = splat(HUGE)
@@ -34,7 +34,7 @@ def closest_square(blocks, dim, leaf, query):  # type: ignore[no-untyped-def]
 
 
 @cached_njit
-def dense_rows(x, inv_sigma_sq, blocks, num_leaves, mean, log_sum, variance, axes, squares):  # type: ignore[no-untyped-def]
+def dense_rows(x, inv_sigma_sq, blocks, num_leaves, mean, log_sum, variance, axes, squares):
     """Mean, log sum_j w_j and variance of every row of ``x`` over all leaves; ``blocks`` flat.
 
     ``axes`` and ``squares`` are as in ``leaf_sums``; without squares the variances mean nothing.
@@ -58,7 +58,7 @@ def dense_rows(x, inv_sigma_sq, blocks, num_leaves, mean, log_sum, variance, axe
 
 
 @cached_njit
-def listed_rows(  # type: ignore[no-untyped-def]
+def listed_rows(
     x, inv_sigma_sq, blocks, leaves, counts, num_leaves, anchors, sums64, side64, mean, log_sum, variance, axes, squares
 ):
     """As ``dense_rows`` over each row's own leaves[row, :counts[row]], ascending, added to what its sums hold.
@@ -87,7 +87,7 @@ def listed_rows(  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, error_model="numpy", inline="always")
-def _finish(row, x, inv_sigma_sq, anchors, sums64, side64, mean, log_sum, variance):  # type: ignore[no-untyped-def]
+def _finish(row, x, inv_sigma_sq, anchors, sums64, side64, mean, log_sum, variance):
     # Squares are taken about x~, where the variance keeps its digits, but far from the data about the centre.
     near = inv_sigma_sq[row] > 1
     mass, square = sums64[row, 0], 0.0

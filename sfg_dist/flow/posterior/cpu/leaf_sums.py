@@ -51,9 +51,7 @@ def _prefetch(builder: Any, data: Any, base: Any, num: int) -> None:
 
 
 @intrinsic
-def _sum_leaves(  # type: ignore[no-untyped-def]
-    typing_context, blocks, leaves, first, stop, query, near, scale, anchor, sums, axes, squares
-):
+def _sum_leaves(typing_context, blocks, leaves, first, stop, query, near, scale, anchor, sums, axes, squares):
     """Write to ``sums`` those of leaves[first:stop], stop > first: columns, mass, squares, least squared distance.
 
     ``axes`` is a tuple as long as there are columns: its type tells their
@@ -158,15 +156,13 @@ def _sum_leaves(  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, error_model="numpy", inline="always")
-def fade(old, new, scale):  # type: ignore[no-untyped-def]
+def fade(old, new, scale):
     """What sums under the anchor ``old`` are worth under ``new`` <= old."""
     return np.exp2(max((np.float64(new) - np.float64(old)) * np.float64(scale), -1000.0))
 
 
 @njit(nogil=True, error_model="numpy")
-def add_leaves(  # type: ignore[no-untyped-def]
-    blocks, leaves, first, stop, query, near, scale, anchor, sums, sums64, side64, axes, squares
-):
+def add_leaves(blocks, leaves, first, stop, query, near, scale, anchor, sums, sums64, side64, axes, squares):
     """Add leaves[first:stop] to the float64 sums; the anchor, drawn in where they hold a far closer row.
 
     ``sums`` is room for dim + SUMS numbers; ``sums64`` starts with mass and squares.

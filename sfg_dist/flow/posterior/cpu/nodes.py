@@ -37,7 +37,7 @@ F = np.float32
 
 
 @njit(nogil=True, error_model="numpy", forceinline=True)
-def measure(bounds, dim, group, at, query, guess, far, gap, off):  # type: ignore[no-untyped-def]
+def measure(bounds, dim, group, at, query, guess, far, gap, off):
     """|x~ - c|^2, squared distance of the box, |c - guess|^2 of a group of nodes; the least mean square distance."""
     base = group * (3 * dim + 5) * 8
     d, g, m = splat(F(0)), splat(F(0)), splat(F(0))
@@ -56,24 +56,10 @@ def measure(bounds, dim, group, at, query, guess, far, gap, off):  # type: ignor
 
 
 @njit(nogil=True, error_model="numpy", forceinline=True)
-def bound_nodes(  # type: ignore[no-untyped-def]
-    bounds,
-    dim,
-    group,
-    at,
-    moments,
-    least_reach,
-    inv_sq,
-    scale,
-    anchor,
-    far,
-    gap,
-    off,
-    kernel,
-    mass_error,
-    error,
+def bound_nodes(
+    bounds, dim, group, at, moments, least_reach, inv_sq, scale, anchor, far, gap, off, kernel, mass_error, error,
     jensen,
-):
+):  # fmt: skip
     """Bounds of a group's error in sum_j w_j (x_j - guess) where a node is left out or stands for its rows.
 
     The better of the two is kept; ``kernel`` is K for a stand-in and negative for a node left out. Returns the group's
@@ -128,9 +114,7 @@ def bound_nodes(  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, error_model="numpy", forceinline=True)
-def bound_leaves(  # type: ignore[no-untyped-def]
-    bounds, dim, group, at, least_reach, scale, anchor, far, gap, off, mass_error, error
-):
+def bound_leaves(bounds, dim, group, at, least_reach, scale, anchor, far, gap, off, mass_error, error):
     """As ``bound_nodes`` for leaves, which are left out or summed: their rows cost no more than their moments."""
     base = (group * (3 * dim + 5) + 3 * dim) * 8
     count, radius, square = load(bounds, base), load(bounds, base + 8), load(bounds, base + 16)
@@ -144,7 +128,7 @@ def bound_leaves(  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, error_model="numpy", forceinline=True)
-def stand_in(table, axes, node, moments, k, inv_sq, square, query, origin, slope, products, stands):  # type: ignore[no-untyped-def]
+def stand_in(table, axes, node, moments, k, inv_sq, square, query, origin, slope, products, stands):
     """Add a node's moments, weighted K, to ``stands``: columns, then mass, then squares; the mass added."""
     dim = len(axes)
     width = (dim + 7) // 8 * 8
@@ -196,9 +180,7 @@ def stand_in(table, axes, node, moments, k, inv_sq, square, query, origin, slope
 
 
 @njit(nogil=True, error_model="numpy", forceinline=True)
-def whole_bits(  # type: ignore[no-untyped-def]
-    bounds, dim, group, at, far, off, scale, anchor, least_reach, limit
-):
+def whole_bits(bounds, dim, group, at, far, off, scale, anchor, least_reach, limit):
     """Bits of the nodes none of whose leaves could be left out for ``limit``, as far as a glance tells."""
     base = (group * (3 * dim + 5) + 3 * dim) * 8
     radius = load(bounds, base + 8)
@@ -208,6 +190,6 @@ def whole_bits(  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, error_model="numpy", forceinline=True)
-def empty_bits(bounds, dim, group):  # type: ignore[no-untyped-def]
+def empty_bits(bounds, dim, group):
     """Bits of the places of a group that hold no node: never opened, whatever their numbers."""
     return bits_below(load(bounds, (group * (3 * dim + 5) + 3 * dim) * 8), splat(F(0.5)))

@@ -303,7 +303,7 @@ def _define(sign: Any, method: str) -> None:
         return vector(vector, vector), generate
 
     @overload(sign, inline="always")
-    def _overload(a, b):  # type: ignore[no-untyped-def]  # numba compares the signatures, annotations included
+    def _overload(a, b):  # numba compares the signatures, annotations included
         if isinstance(a, Vector) and isinstance(b, Vector):
             return lambda a, b: combine(a, b)
         return None

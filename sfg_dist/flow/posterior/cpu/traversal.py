@@ -36,7 +36,7 @@ LEAST_MASS = 0.25  # what is found of a mass of 1 or more
 
 
 @njit(nogil=True, error_model="numpy", forceinline=True)
-def _nearest_node(bounds, dim, group, query):  # type: ignore[no-untyped-def]
+def _nearest_node(bounds, dim, group, query):
     """The node of a group whose centre is nearest, and its squared distance."""
     base = group * (3 * dim + 5) * 8
     square = splat(F(0))
@@ -52,7 +52,7 @@ def _nearest_node(bounds, dim, group, query):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, error_model="numpy")
-def _descend(bounds, blocks, dim, offsets, sizes, query):  # type: ignore[no-untyped-def]
+def _descend(bounds, blocks, dim, offsets, sizes, query):
     """A leaf near x~, and the squared distance of its nearest row."""
     top = len(sizes) - 1
     node, nearest = 0, HUGE
@@ -66,7 +66,7 @@ def _descend(bounds, blocks, dim, offsets, sizes, query):  # type: ignore[no-unt
 
 
 @cached_njit
-def nearest_rows(x, offsets, sizes, bounds, blocks, anchors):  # type: ignore[no-untyped-def]
+def nearest_rows(x, offsets, sizes, bounds, blocks, anchors):
     """Lower each row's anchor to the squared distance of a row that a greedy descent finds; arrays flat as below."""
     dim = x.shape[1]
     for row in range(len(x)):
@@ -76,7 +76,7 @@ def nearest_rows(x, offsets, sizes, bounds, blocks, anchors):  # type: ignore[no
 
 
 @njit(nogil=True, error_model="numpy", forceinline=True)
-def _limit(error, num_groups, allowed):  # type: ignore[no-untyped-def]
+def _limit(error, num_groups, allowed):
     """The error below which all nodes together stay within ``allowed``, to a factor of two; nothing costs nothing."""
     least_error = F(1e-38)
     if not allowed > 8e-38:
@@ -101,7 +101,7 @@ def _limit(error, num_groups, allowed):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, error_model="numpy", inline="always")
-def _draw_in(old, new, scale, sums64, side64):  # type: ignore[no-untyped-def]
+def _draw_in(old, new, scale, sums64, side64):
     """A row's sums under the anchor ``old``, made those under ``new`` <= old."""
     share = fade(old, new, scale)
     for k in range(len(sums64)):
@@ -111,7 +111,7 @@ def _draw_in(old, new, scale, sums64, side64):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, error_model="numpy")
-def _pick(  # type: ignore[no-untyped-def]
+def _pick(
     query, inv_sigma_sq, tolerance, share, spare, unit, dense_share, spend, offsets, sizes, bounds, table, blocks,
     moments, axes, known, leaves, sums64, side64, guesses, room, work,
 ):  # fmt: skip
@@ -263,7 +263,7 @@ def _pick(  # type: ignore[no-untyped-def]
 
 
 @cached_njit
-def cluster_rows(  # type: ignore[no-untyped-def]
+def cluster_rows(
     x, inv_sigma_sq, tolerance, share, spare, unit, least_mass, dense_share, spend, offsets, sizes, bounds, table,
     blocks, moments, anchors, sums64, side64, mean, log_sum, variance, bound, work, axes, squares,
 ):  # fmt: skip
@@ -304,21 +304,9 @@ def cluster_rows(  # type: ignore[no-untyped-def]
             blocks, moments, axes, anchors[row], leaves[row], sums64[row], side64[row], guesses[row], room, work[row],
         )  # fmt: skip
     listed_rows(
-        x,
-        inv_sigma_sq,
-        blocks,
-        leaves,
-        counts,
-        sizes[0],
-        anchors,
-        sums64,
-        side64,
-        mean,
-        log_sum,
-        variance,
-        axes,
+        x, inv_sigma_sq, blocks, leaves, counts, sizes[0], anchors, sums64, side64, mean, log_sum, variance, axes,
         squares,
-    )
+    )  # fmt: skip
     for row in range(rows):
         # The mass is not below 1 relative to the anchor, and at most a quarter was left out. Where it came out less,
         # x~ is so many sigmas from any row that float32 distances to nodes and to rows do not compare.
@@ -340,7 +328,7 @@ def cluster_rows(  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, error_model="numpy", inline="always")
-def _distance(a, b):  # type: ignore[no-untyped-def]
+def _distance(a, b):
     square = 0.0
     for k in range(len(a)):
         step = a[k] - b[k]

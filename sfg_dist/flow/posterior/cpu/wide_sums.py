@@ -89,7 +89,7 @@ class _Emitter:
 
 
 @intrinsic
-def _exponents(typing_context, blocks, first, num, dim, queries, exponents, tops):  # type: ignore[no-untyped-def]
+def _exponents(typing_context, blocks, first, num, dim, queries, exponents, tops):
     """Exponents of ``num`` leaves from ``first`` on for eight queries, and their maxima by place.
 
     ``queries`` has eight numbers a column, c x~, then eight -c / 2; ``exponents`` is (leaf, query, row).
@@ -134,7 +134,7 @@ def _exponents(typing_context, blocks, first, num, dim, queries, exponents, tops
 
 
 @intrinsic
-def _weights(typing_context, exponents, num, anchors, masses):  # type: ignore[no-untyped-def]
+def _weights(typing_context, exponents, num, anchors, masses):
     """Exponents of ``num`` leaves to weights under the anchors, in place; ``masses`` are set to their sums."""
     signature = types.void(exponents, types.intp, anchors, masses)
 
@@ -164,7 +164,7 @@ def _weights(typing_context, exponents, num, anchors, masses):  # type: ignore[n
 
 
 @intrinsic
-def _columns(typing_context, blocks, first, num, dim, weights, column, sums, many):  # type: ignore[no-untyped-def]
+def _columns(typing_context, blocks, first, num, dim, weights, column, sums, many):
     """Set ``sums``, (column, query), to sum_j w_j x_j of len(many) columns from ``column`` on."""
     count = len(many)
     signature = types.void(
@@ -198,7 +198,7 @@ def _columns(typing_context, blocks, first, num, dim, weights, column, sums, man
 
 
 @cached_njit
-def wide_rows(x, inv_sigma_sq, blocks, num_leaves, mean, log_sum, variance, squares):  # type: ignore[no-untyped-def]
+def wide_rows(x, inv_sigma_sq, blocks, num_leaves, mean, log_sum, variance, squares):
     """As ``cpu_kernels.dense_rows``, eight rows at a time; a row's bits do not depend on the rows beside it.
 
     Without ``squares``, which is (0,) or (), the variances mean nothing.

@@ -1,7 +1,9 @@
-"""The maths, schedules, the posterior mean, the probability-flow ODE, labels and scores.
+"""The mathematics: noise schedules, the posterior mean, the probability-flow ODE, labels, scores and densities.
 
-Conventions: rows are samples; t = 0 is data and t = 1 is noise; variances end in ``_sq``; places and labels are in the
-reference's own coordinates at the public functions, centred and of spread 1 below them (see ``spread``).
+Latents and a reference set come in; labels, scores or log densities go out. Only ``job`` may be imported.
+
+Conventions: rows are samples; t = 0 is data and t = 1 is noise; variances end in ``_sq``. At the public functions
+places and labels are in the reference's own coordinates. Below them all is centred and of spread 1 (see ``spread``).
 """
 
 from sfg_dist.flow.bandwidth import Bandwidth, choose_t_min

@@ -1,7 +1,7 @@
-"""Adaptive integration of the probability-flow ODE: every row has its own place lambda, its own step and its own end.
+"""Adaptive integration of the probability-flow ODE: every row has its own place lambda and its own steps.
 
 Rows are evaluated together, each at its own alpha and beta^2. A row's result does not depend on the other rows: a
-finished row leaves the batch, and those that stay keep their places modulo a register block (see ``seats``).
+finished row leaves the batch, and the rest keep their places modulo a register block (see ``seats``).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The log density of the blurred data, in label coordinates: by its kernel sum, or along the probability-flow ODE.
 
-A label is z / alpha at the data end of the flow, so its law is the reference set blurred with sigma = s beta / alpha
-there, s the reference's spread. Both methods give the density of that law; the first in closed form with one pass over
-the reference, the second by the change of variables along the flow, which is also the density of what the flow itself
-makes of N(0, I). Both are computed for x / s, whose log density is larger by d log s.
+A label is z / alpha at the data end of the flow. So its law is the reference set blurred with sigma = s beta / alpha,
+where s is the reference's spread. Both methods give the density of that law. The kernel sum is in closed form and takes
+one pass over the reference. The other method is the change of variables along the flow, and so gives the density of
+what the flow itself makes of N(0, I). Both are computed for x / s, whose log density is larger by d log s.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def log_density(
 
     with s the spread of the reference, z_1 the latent of x, p_1 the law at the noise end (N(0, I) for "linear", the
     kernel sum at alpha = f for "linear_floor") and v the trace of the posterior covariance. The kernel sum is exact and
-    costs one evaluation of the posterior. The ODE costs ``num_evaluations`` of them and has the solver's error besides;
-    it is there to judge the flow, whose density it follows. It is stiff at places that the law does not reach: halfway
-    between references a distance g apart its rate is g^2 alpha / (8 t_min) in these units, and a step longer than about
-    2 over that diverges.
+    costs one evaluation of the posterior. The ODE costs ``num_evaluations`` of them and has the solver's error too; its
+    use is to judge the flow, whose density it follows. It is stiff at places that the law does not reach: halfway
+    between references a distance g apart its rate is g^2 alpha / (8 t_min) in these units, and steps longer than about
+    2 over that rate diverge.
 
     Args:
         x: places in the reference's coordinates, shape (num_rows, dim); a tensor on any device, or a numpy array.

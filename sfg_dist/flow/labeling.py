@@ -1,8 +1,7 @@
 """Labels and scores: the flow's public functions, for tensors or numpy arrays on any device.
 
-The reference is taken as it stands: coordinates in, coordinates out. Inside, all is centred and of spread 1 (see
-``spread``): with x' = (x - c) / s and z' = z - alpha c / s the flow has the same form, and float32 logits keep their
-digits.
+Rows come and go in the reference's own coordinates. Inside, all is centred and of spread 1 (see ``spread``): with
+x' = (x - c) / s and z' = z - alpha c / s the flow has the same form, and float32 logits keep their digits.
 """
 
 from __future__ import annotations
@@ -30,15 +29,15 @@ from sfg_dist.job import values
 R = TypeVar("R", Tensor, NDArray[np.floating])
 DEFAULT_BATCH_SIZE = 1024
 DEFAULT_TOLERANCE = 1e-3
-# What an evaluation costs beside the pairs that it sums, in pairs: 3500 and 4600 measured on the gas turbine and the
-# power table with the sparse engine; it moves nothing where every row is summed.
+# The fixed cost of an evaluation in pairs: 3500 and 4600 were measured on the gas turbine and the power table with the
+# sparse engine. It changes nothing where every row is summed.
 _EVALUATION_PAIRS = 4000
 _LEAST_EXACT_EVALUATIONS = 32  # of the pilots' own exact labels
 
 
 @dataclass
 class Effort:
-    """What labels took, summed up while they are made.
+    """What making labels took; the functions that make them add to it.
 
     Attributes:
         rows: rows integrated, those that fill up a batch included.
@@ -264,7 +263,7 @@ def denoiser_of(
 
     def denoiser(z_t: Tensor, alpha: float | Tensor, beta_sq: float | Tensor) -> Tensor:
         if not isinstance(alpha, Tensor) and alpha == 0:
-            return torch.zeros_like(z_t)  # pure noise says nothing about x: the mean of the data, for free
+            return torch.zeros_like(z_t)  # pure noise says nothing about x, so m is the mean of the data
         moments = posterior_moments(
             z_t, reference, alpha=alpha, beta_sq=beta_sq, variance=False, backend=backend, tolerance=tolerance
         )

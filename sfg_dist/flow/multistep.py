@@ -5,10 +5,10 @@ With s = alpha / beta the probability-flow ODE reads d(z / beta) = m ds, so that
     z_1 = (beta_1 / beta_0) z_0 + beta_1 int m ds.
 
 A frozen posterior mean, which is what the flow has near the data, costs no error at any step length. Between grid
-points m is a polynomial through the latest evaluations, whose weights are integrals of Lagrange polynomials, found in
-float64 for the grid at hand. The polynomial's variable is beta^2 on the way to the data, where it foresees m best: near
-the data m is smooth in the noise's variance (power table, 24 evaluations: median error 6.9e-4, against 9.5e-4 in beta
-and 1.8e-3 in lambda). On the way to noise it is lambda = log beta^2, because beta grows from step to step there and
+points m is a polynomial through the latest evaluations. Their weights are integrals of Lagrange polynomials, found in
+float64 for the grid at hand. On the way to the data the polynomial's variable is beta^2, which predicts m best, because
+near the data m is smooth in the noise's variance (power table, 24 evaluations: median error 6.9e-4, against 9.5e-4 in
+beta and 1.8e-3 in lambda). On the way to noise it is lambda = log beta^2: beta grows from step to step there, and
 extrapolation in it is unstable.
 """
 
@@ -30,14 +30,14 @@ GAUSS_NODES, GAUSS_WEIGHTS = np.polynomial.legendre.leggauss(24)  # exact to flo
 
 @dataclass(frozen=True)
 class Multistep:
-    """An exponential Adams method with order ramped up from 1 at the start.
+    """An exponential Adams method, whose order grows from 1 over the first steps.
 
-    A corrector takes each step again once m is known at its end: predict, evaluate, correct (PEC). The evaluation is
-    not repeated at the corrected state, so the corrector is free.
+    A corrector repeats each step once m is known at its end: predict, evaluate, correct (PEC). m is not evaluated again
+    at the corrected state, so the corrector costs nothing.
 
     Attributes:
-        predictor: evaluations that the Adams-Bashforth polynomial of m goes through.
-        corrector: evaluations, the one at the step's end included, of the Adams-Moulton polynomial; 0 for none.
+        predictor: number of evaluations that the Adams-Bashforth polynomial of m goes through.
+        corrector: the same of the Adams-Moulton polynomial, the one at the step's end included; 0 for no corrector.
     """
 
     predictor: int
@@ -45,7 +45,7 @@ class Multistep:
 
     @property
     def order(self) -> int:
-        """Classical order of convergence, given starting values of that order."""
+        """Classical order of convergence, if the starting values are of that order."""
         return min(self.corrector, self.predictor + 1) if self.corrector else self.predictor
 
 

@@ -1,6 +1,6 @@
 """The CPU engine: the compiled kernels over threads, dense or within a certified bound.
 
-A row's numbers do not depend on the rows beside it, nor on the number of threads: threads share out rows.
+Threads share out the rows, and a row's numbers depend neither on the rows beside it nor on the number of threads.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ from sfg_dist.flow.posterior.cpu.traversal import CARRIED, LEAST_MASS, cluster_r
 from sfg_dist.flow.posterior.cpu.wide_sums import wide_rows
 from sfg_dist.flow.posterior.moments import PosteriorMoments, Request
 
-# Shares of the tolerance that is left, by level from the leaves up: measured on the power table, flat near these.
+# Shares of the remaining tolerance that a level may use, from the leaves up. Measured on the power table; other values
+# near these are as good.
 _SPEND = (1.0, 0.9, 0.3)
 _ROWS_A_TASK = 64
 _LEAST_RATIO = 1e-6  # of alpha to beta
-_FARTHEST = 1e9  # of coordinates of x~: well below those of padding rows, and their squares within float32
-_VANISHING = 1e-30  # what weights at the edge of float32 add to a bound where everything was opened
+_FARTHEST = 1e9  # coordinates of x~ stay well below those of padding rows, and their squares within float32
+_VANISHING = 1e-30  # weights at the edge of float32 add this to a bound though everything was opened
 HAS_AVX512 = has_avx512()
 _NARROW_DIM = 12  # without AVX-512, up to this many columns the kernels here are faster than torch's attention
-UNROLLED_DIM = 64  # the kernel of differences is compiled for its number of columns, and grows with it
+UNROLLED_DIM = 64  # the code of the kernel of differences grows with the number of columns
 _LOGIT_SLACK = 1e-4
-# Where a row would open more than this share of the nodes over the leaves, summing all rows is the faster way.
-# The first number of a pair is the largest number of columns that it is for.
+# Pairs of a largest number of columns and a share: if a row would open more than this share of the nodes over the
+# leaves, summing all rows is faster.
 _DENSE_SHARE = ((8, 0.9), (10**9, 0.6)) if HAS_AVX512 else ((12, 2.0), (24, 0.75), (10**9, 0.5))
 
 
@@ -78,8 +79,8 @@ class Queries(NamedTuple):
     Attributes:
         x: x~ = z / alpha, float32, shape (num_rows, dim).
         inv_sigma_sq: alpha^2 / beta^2, float64.
-        log_shift: what the log of the kernel sum lacks, float64.
-        rows: numbers of the rows that can be computed; the others come out as NaN.
+        log_shift: to be added to the log of the kernel sum, float64.
+        rows: numbers of the rows that can be computed; the others get NaN.
         squares: (0,) where squares are summed for variances, else ().
     """
 
@@ -123,7 +124,7 @@ def queries_of(request: Request) -> Queries:
 
 
 def has_dense(dim: int) -> bool:
-    """Whether the kernels here are the fastest dense engine in so many columns: without AVX-512, torch's is in many."""
+    """Whether the kernels here are the fastest dense engine; without AVX-512 torch's is faster in many columns."""
     return HAS_AVX512 or dim <= _NARROW_DIM
 
 
@@ -137,7 +138,7 @@ def dense_sums(request: Request, blocks: NDArray[np.float32], num_reference: int
 
 
 def needs_differences(request: Request, largest_square: float) -> NDArray[np.bool_]:
-    """Rows for which expanded exponents, wrong by about 6e-8 |x~| |x| / sigma^2, would show that."""
+    """Rows for which expanded exponents are too inaccurate; their error is about 6e-8 |x~| |x| / sigma^2."""
     queries = queries_of(request)
     return _needs_differences(queries, np.arange(len(queries.x)), largest_square)
 
@@ -193,8 +194,8 @@ def cluster_sums(request: Request, clusters: Clusters, tolerance: float) -> Sums
 
     def work(part: NDArray[np.int64]) -> None:
         run(part, tolerance)
-        # The allowance is spent against a guess of the mean; where the mean came out elsewhere, aim lower. An aim of
-        # zero opens every node whose weight does not vanish in float32.
+        # Errors are relative to a guess of the mean. If the mean turns out elsewhere, the bound misses the aim and a
+        # lower aim is tried. An aim of zero opens every node whose weight does not vanish in float32.
         for aim in (tolerance / 4, tolerance / 32, 0.0) if tolerance > 0 else ():
             over = part[~(sums.bound[part] <= tolerance)]
             if len(over):
@@ -212,7 +213,7 @@ def cluster_sums(request: Request, clusters: Clusters, tolerance: float) -> Sums
 
 
 class Carried(NamedTuple):
-    """What each row takes from one block of the reference to the next; see ``traversal.cluster_rows``.
+    """What is carried for each row from one block of the reference to the next; see ``traversal.cluster_rows``.
 
     Attributes:
         anchors: float32, shape (num_rows,).
@@ -234,7 +235,7 @@ class Carried(NamedTuple):
 
 
 def fresh(num_rows: int, dim: int) -> Carried:
-    """Rows that have seen no block."""
+    """The state of rows before the first block."""
     return Carried(np.full(num_rows, HUGE, np.float32), np.zeros((num_rows, CARRIED)), np.zeros((num_rows, dim)))
 
 
@@ -242,11 +243,11 @@ class Allowance(NamedTuple):
     """How much error a block's clusters may make.
 
     Attributes:
-        aim: of the bound.
-        share: of the aim that may be used up after this block.
-        spare: of the aim, what this block may use up in any case.
-        unit: mass, relative to the anchor, that is certain to be there.
-        least_mass: a row with less is left for a dense pass.
+        aim: the bound of the mean's error to aim at.
+        share: the share of the aim that may be used up after this block.
+        spare: the share of the aim that this block may use in any case.
+        unit: mass, relative to the anchor, that certainly exists.
+        least_mass: a row with less mass is left for a dense pass.
     """
 
     aim: float
@@ -285,7 +286,7 @@ def add_clusters(
 def share_out(work: Callable[[NDArray[np.int64]], None], rows: NDArray[np.int64]) -> None:
     """Call ``work`` on parts of the rows from as many threads as torch may use; each takes the next part there is.
 
-    An error ends all of them after the parts that they are at.
+    After an error no thread begins another part.
     """
     parts = deque(np.split(rows, range(_ROWS_A_TASK, len(rows), _ROWS_A_TASK)) if len(rows) else [])
     threads = min(torch.get_num_threads(), len(parts))
@@ -316,6 +317,6 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="sfg_dist")
 
 
-# A forked process has the pool's record of its threads, but not the threads.
+# A forked process inherits the pool's record of its threads, but not the threads.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)

@@ -6,7 +6,7 @@ Conventions are those of ``kernels``: a query is an anchor a, i2s and a tilt h, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -112,7 +112,7 @@ def attend(
     offsets, indices = (None, None) if lists is None else (part.contiguous() for part in lists)
     outputs = (log_max, total, difference, second)
     counts = (num_rows, len(blocks.rows), blocks.num_blocks, num_splits)
-    options: dict[str, Any] = {
+    options: dict[str, int] = {
         "BLOCK_M": tiles.rows,
         "BLOCK_N": tiles.step,
         "BLOCK_ROWS": blocks.block_rows,

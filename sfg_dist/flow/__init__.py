@@ -1,7 +1,9 @@
-"""The maths, schedules, the posterior mean, the probability-flow ODE, labels and scores.
+"""The mathematics: noise schedules, the posterior mean, the probability-flow ODE, labels, scores and densities.
 
-Conventions: rows are samples; t = 0 is data and t = 1 is noise; variances end in ``_sq``; places and labels are in the
-reference's own coordinates at the public functions, centred and of spread 1 below them (see ``spread``).
+Latents and a reference set come in; labels, scores or log densities go out. Only ``job`` may be imported.
+
+Conventions: rows are samples; t = 0 is data and t = 1 is noise; variances end in ``_sq``. At the public functions
+places and labels are in the reference's own coordinates. Below them all is centred and of spread 1 (see ``spread``).
 """
 
 from sfg_dist.flow.bandwidth import Bandwidth, choose_t_min
@@ -18,10 +20,11 @@ from sfg_dist.flow.labeling import (
     score,
 )
 from sfg_dist.flow.posterior.clusters import build_order
-from sfg_dist.flow.posterior.posterior import PosteriorMoments, posterior_mean, posterior_moments
+from sfg_dist.flow.posterior.moments import PosteriorMoments
+from sfg_dist.flow.posterior.posterior import posterior_mean, posterior_moments
 from sfg_dist.flow.posterior.reference import BLOCK_ROWS, PreparedReference, Reference, block_ranges
 from sfg_dist.flow.schedule import Schedule
-from sfg_dist.flow.solver import SOLVERS, TABLEAUX, integrate, num_steps, time_grid, trajectory
+from sfg_dist.flow.solver import SOLVERS, TABLEAUX, Flow, graded_grid, integrate, num_steps, trajectory
 
 __all__ = [
     "BLOCK_ROWS",
@@ -31,6 +34,7 @@ __all__ = [
     "ConditionalReference",
     "Effort",
     "FittedGrid",
+    "Flow",
     "PosteriorMoments",
     "PreparedReference",
     "Reference",
@@ -40,6 +44,7 @@ __all__ = [
     "choose_t_min",
     "denoiser_of",
     "fit_time_grid",
+    "graded_grid",
     "integrate",
     "label_batch",
     "label_given",
@@ -50,6 +55,5 @@ __all__ = [
     "posterior_mean",
     "posterior_moments",
     "score",
-    "time_grid",
     "trajectory",
 ]

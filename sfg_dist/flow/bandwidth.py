@@ -1,7 +1,7 @@
 """The blur that the data themselves ask for: t_min by leave-one-out likelihood.
 
 The label's law is the reference set blurred with sigma = s beta / alpha at the data end of the flow (see ``density``).
-With too small a sigma the labels are the training rows, with too large a one the structure is gone; the likelihood of
+If sigma is too small the labels are the training rows; if it is too large their structure is lost. The likelihood of
 each row under all the others is largest in between.
 """
 
@@ -19,18 +19,19 @@ from sfg_dist.flow.posterior.reference import Rows, to_tensor
 from sfg_dist.flow.schedule import Schedule, ScheduleName
 from sfg_dist.flow.spread import SigmaData, resolve_sigma_data, spreads_of
 
-# One tile of distances. On CPUs, near a core's cache, but not so small that threads spend their time meeting; on CUDA
+# One tile of distances: on CPUs about a core's cache, but large enough that threads rarely wait for each other; on CUDA
 # large enough to fill the GPU.
 _TILE = {"cpu": (512, 2048), "cuda": (1024, 65536)}
-# Terms below exp(-40) of the nearest one are held there: their sum is nothing, and their square is still a normal
-# float32, while arithmetic on subnormal numbers is many times slower.
+# Terms below exp(-40) of the nearest one are set to it. Their sum is nothing, and their square is still a normal
+# float32; arithmetic on subnormal numbers is many times slower.
 _EXPONENT_FLOOR = -40.0
+_CEILING = 0.5  # the largest t_min allowed
 _CHAIN = 6  # doublings of 1 / sigma^2 before the exponential is taken anew: 2^6 roundings of float32, 4e-6
 
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """A chosen blur, and what it was chosen from.
+    """A chosen blur, and the candidates.
 
     Attributes:
         t_min: the candidate with the largest likelihood, in units of s^2; the flow's ``t_min``.
@@ -55,10 +56,7 @@ def choose_t_min(
     *,
     schedule: ScheduleName = "linear",
     floor: float = 1e-5,
-    ceiling: float = 0.5,
     max_queries: int = 1024,
-    seed: int = 0,
-    device: torch.device | str | None = None,
     sigma_data: SigmaData = "auto",
 ) -> Bandwidth:
     """The t_min under which each row is likeliest given all the others.
@@ -67,19 +65,17 @@ def choose_t_min(
         sigma^2 = s^2 beta^2 / alpha^2 at the data end of the flow:  s^2 t / (1 - t)^2 ("linear"),
                   s^2 t ("linear_floor")
 
-    The group of a row is the row and its g_i - 1 exact duplicates: a duplicate left in would make the likelihood
-    grow without bound as sigma falls. Octaves of sigma^2 from floor to ceiling come first, then quarter octaves about
-    the vertex of the parabola through the best three; the answer is the best of all that was tried.
+    The group of a row is the row and its g_i - 1 exact duplicates. A duplicate left in would make the likelihood grow
+    without bound as sigma falls. Octaves of sigma^2 from the floor to the largest t_min come first, then quarter
+    octaves about the vertex of the parabola through the best three. The answer is the best of all that was tried.
 
     Args:
         rows: the reference set, shape (num_rows, dim), in the coordinates that the flow will see: columns of like
             spread, so that one blur suits them all.
         schedule: "linear" or "linear_floor"; it sets how sigma depends on t.
-        floor: smallest t_min allowed; 1e-5 is as far as float32 labels of standardised data keep their digits.
-        ceiling: largest t_min allowed, above the floor and below 1.
+        floor: smallest t_min allowed, below 1/2, which is the largest; 1e-5 is as far as float32 labels of standardised
+            data keep their digits.
         max_queries: rows whose likelihood is taken, a seeded sample; all rows are always their references.
-        seed: of that sample.
-        device: where the work is done; the rows' own device by default.
         sigma_data: s, as for ``label_latents``.
 
     Returns:
@@ -98,14 +94,14 @@ def choose_t_min(
         >>> 0.03 < choice.t_min < 0.2, choice.is_floor
         (True, False)
     """
-    if not 0 < floor < ceiling < 1:
-        raise ValueError(f"0 < floor < ceiling < 1 is needed, got floor {floor} and ceiling {ceiling}")
+    if not 0 < floor < _CEILING:
+        raise ValueError(f"floor must lie in (0, {_CEILING}), got {floor}")
     if max_queries < 1:
         raise ValueError(f"max_queries must be positive, got {max_queries}")
-    low, high = _blur_sq(schedule, floor), _blur_sq(schedule, ceiling)
+    low, high = _blur_sq(schedule, floor), _blur_sq(schedule, _CEILING)
     table = _checked(rows)
     scale = resolve_sigma_data(sigma_data, spreads_of(table))
-    sample = _Sample(table, scale, max_queries, seed, device)
+    sample = _Sample(table, scale, max_queries)
 
     num_octaves = int(math.log2(high / low) * (1 + 1e-12))
     octaves = [low * 2.0**k for k in range(num_octaves + 1)]
@@ -119,7 +115,7 @@ def choose_t_min(
     volume = table.shape[1] * math.log(scale)  # found is the density of rows / scale
     best = max(found, key=lambda blur_sq: found[blur_sq])
     # The bounds are given back as they came, not through the blur and back.
-    times = {blur_sq: _time_of_blur_sq(schedule, blur_sq) for blur_sq in found} | {grid[0]: floor, grid[-1]: ceiling}
+    times = {blur_sq: _time_of_blur_sq(schedule, blur_sq) for blur_sq in found} | {grid[0]: floor, grid[-1]: _CEILING}
     return Bandwidth(
         t_min=times[best],
         is_floor=best == grid[0],
@@ -167,10 +163,8 @@ def _vertex(places: list[float], heights: list[float]) -> float:
 class _Sample:
     """The distinct rows, centred and over ``scale``, with how often each occurs, and a sample of them to ask."""
 
-    def __init__(
-        self, table: Tensor, scale: float, max_queries: int, seed: int, device: torch.device | str | None
-    ) -> None:
-        device = table.device if device is None else torch.device(device)
+    def __init__(self, table: Tensor, scale: float, max_queries: int) -> None:
+        device = table.device
         exact = table.double().cpu().numpy() + 0.0  # -0.0 becomes 0.0: equal rows must have equal bytes
         distinct, group, counts = _distinct(exact)
         if len(distinct) < 2:
@@ -180,7 +174,7 @@ class _Sample:
             )
         index = np.arange(len(table))
         if len(table) > max_queries:
-            index = np.sort(np.random.default_rng(seed).choice(len(table), max_queries, replace=False))
+            index = np.sort(np.random.default_rng(0).choice(len(table), max_queries, replace=False))
         centred = torch.from_numpy((distinct - exact.mean(axis=0)) / scale).to(device)
         norm_sq = centred.square().sum(dim=1, keepdim=True)
         one = torch.ones_like(norm_sq)

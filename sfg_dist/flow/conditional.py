@@ -1,20 +1,20 @@
-"""Labels of some columns given the others: the flow of a conditional law, whose score is known in closed form too.
+"""Labels of some columns given the others: the flow of a conditional law, whose score has a closed form too.
 
 The reference has rows (u_j, c_j), targets and conditions. For a condition c the law of u is estimated by a kernel in
 the condition, and its score needs one more factor in every weight:
 
     w_j(z, t | c) = softmax_j( -|z - alpha u_j|^2 / (2 beta^2)  -  |c - c_j|^2 / (2 h^2) ),    m = sum_j w_j u_j
 
-over the k nearest c_j; z, u and beta in units of the targets' spread (see ``spread``). The probability-flow ODE of the
-targets is then that of ``solver``, with c standing still. The bandwidth is h = r / 2 with r the distance to the k-th of
-them, so it is small where conditions are dense, or a number.
+over the k nearest c_j, with z, u and beta in units of the targets' spread (see ``spread``). The probability-flow ODE of
+the targets is then that of ``solver``, with c fixed. The bandwidth is a given number, or h = r / 2 with r the distance
+to the k-th neighbour, which is small where conditions are dense.
 
 A kernel of width h smears the law: where the mean of u moves with c by B = dE[u|c]/dc, it adds B^T B h^2 to the
 variance. With ``adjust`` each neighbour is first carried to c along the local linear regression of u on c,
 
     u_j <- u_j + B^T (c - c_j),    B by weighted least squares with the same kernel,
 
-which takes away both the added variance and, at the edge of the conditions, the bias of the mean to first order.
+which removes the added variance and, at the edge of the conditions, the bias of the mean to first order.
 
 References:
     Kernel conditional densities: Rosenblatt 1969, Conditional probability density and regression estimators.
@@ -33,26 +33,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfg_dist.flow.labeling import Effort
-from sfg_dist.flow.schedule import Schedule
-from sfg_dist.flow.solver import TimeGrid, integrate
+from sfg_dist.flow.solver import Flow, integrate
 from sfg_dist.flow.spread import SigmaData, resolve_sigma_data, root_mean_square, spreads_of
 
 DEFAULT_NEIGHBORS = 512
 BANDWIDTH_SHARE = 0.5
-"""Of the distance to the farthest neighbour: its weight is then exp(-2), and some 80 % of the neighbours count."""
+"""The bandwidth over the distance to the farthest neighbour. That one's weight is exp(-2); some 80 % count."""
 _LEAST_BANDWIDTH = 1e-6  # of the conditions' spread
 _RIDGE = 1e-3  # of the conditions' mean variance in the neighbourhood: bounds B where they hardly vary
 
 
 @dataclass(frozen=True, eq=False)
 class Neighbourhood:
-    """What the law of the targets is estimated from, for each row of a batch.
+    """The neighbours from which the law of the targets is estimated, for each row of a batch.
 
     Attributes:
-        targets: of the neighbours, in units of their spread, carried to the row's condition, about ``center``;
-            (num_rows, k, num_targets).
+        targets: the neighbours' targets less ``center``, in units of their spread and carried to the row's condition,
+            shape (num_rows, k, num_targets).
         squares: their squared lengths, shape (num_rows, k).
-        log_weights: log of the kernel in the condition, up to a constant a row, shape (num_rows, k).
+        log_weights: log of the kernel in the condition, up to a constant of each row, shape (num_rows, k).
         center: weighted mean of the targets, shape (num_rows, num_targets).
     """
 
@@ -79,10 +78,10 @@ class ConditionalReference:
         neighbors: rows that count for a condition, at most; all of a smaller reference.
         bandwidth: h in the conditions' units; None for half the distance to the farthest neighbour.
         adjust: carry the neighbours along the local linear regression.
-        dtype: of the arithmetic.
-        device: where it is done; neighbours are found on the CPU.
+        dtype: precision of the arithmetic.
+        device: where labels are made; neighbours are found on the CPU.
         sigma_data: the unit of the flow in the targets' units, "auto" for the root mean square of their columns'
-            spreads. Of 1 are the targets that a transform has centred and scaled; they are taken as they stand.
+            spreads. With 1 the targets are not centred: a transform has centred and scaled them.
 
     Raises:
         ValueError: no column is left for a target or a condition.
@@ -158,26 +157,14 @@ def _local_slopes(offsets: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     return torch.linalg.solve(normal + ridge, torch.bmm(weighted.transpose(1, 2), y))
 
 
-def label_given(
-    rows: Tensor,
-    reference: ConditionalReference,
-    *,
-    schedule: Schedule,
-    solver: str = "exp_abm4",
-    num_evaluations: int = 22,
-    kind: TimeGrid = "graded",
-    effort: Effort | None = None,
-) -> Tensor:
+def label_given(rows: Tensor, reference: ConditionalReference, flow: Flow, *, effort: Effort | None = None) -> Tensor:
     """Labels of latents for given conditions.
 
     Args:
         rows: latents and, behind them, conditions, shape (num_rows, dim of the reference).
         reference: the prepared rows.
-        schedule: alpha and beta, and where the flow ends.
-        solver: a method on a fixed grid, by name.
-        num_evaluations: evaluations of the posterior mean.
-        kind: the time grid.
-        effort: counts what was done, where given.
+        flow: the settings, from noise to data on a fixed grid.
+        effort: counts what was done.
 
     Returns:
         Labels in the place of the latents, the conditions as they were; shape, dtype and device of ``rows``.
@@ -185,33 +172,25 @@ def label_given(
     Example:
         >>> rows = np.random.default_rng(0).standard_normal((400, 2)).astype(np.float32)
         >>> reference = ConditionalReference(rows, 1, neighbors=50)
-        >>> labels = label_given(torch.zeros(3, 2), reference, schedule=Schedule("linear", 1e-3))
+        >>> from sfg_dist.flow import Schedule
+        >>> labels = label_given(torch.zeros(3, 2), reference, Flow(Schedule("linear", 1e-3)))
         >>> labels.shape, bool((labels[:, 1] == 0).all())
         (torch.Size([3, 2]), True)
     """
     split = reference.num_targets
     nearby = reference.neighbourhood(rows[:, split:].cpu().numpy())
-    if effort is not None:
-        effort.rows += len(rows)
+    effort = effort or Effort()
+    effort.rows += len(rows)
 
     def denoiser(z: Tensor, alpha: float, beta_sq: float) -> Tensor:
-        if effort is not None:
-            effort.evaluations += len(z)
-            effort.pairs += len(z) * reference.neighbors
+        effort.evaluations += len(z)
+        effort.pairs += len(z) * reference.neighbors
         return nearby.posterior_mean(z, alpha, beta_sq)
 
-    ends = integrate(
-        denoiser,
-        # at the noise end the state is the latent
-        rows[:, :split].to(reference.device, reference.dtype),
-        schedule=schedule,
-        solver=solver,
-        num_evaluations=num_evaluations,
-        kind=kind,
-        direction="decode",
-    )
+    # At the noise end the state is the latent.
+    ends = integrate(denoiser, rows[:, :split].to(reference.device, reference.dtype), flow)
     labels = rows.clone()
-    ends = ends / schedule.alpha(schedule.t_end)
+    ends = ends / flow.schedule.alpha(flow.schedule.t_end)
     if reference.scale != 1:
         ends = reference.scale * ends.double() + reference.center.to(ends.device)
     labels[:, :split] = ends.to(rows)

@@ -1,22 +1,22 @@
 """A time grid fitted to the data: evaluations of the posterior mean where they lower the error most for their cost.
 
-On tables of many rows the cost of an evaluation differs 25-fold along the flow, and where the error comes from differs
-from table to table. With u = k / n the graded grid of ``solver`` is lambda = log(t_min) u^p; a fitted one has as many
-points, but their density in u is a piecewise linear rho, exp(theta_j) at ``NUM_KNOTS`` even knots:
+On tables of many rows the cost of an evaluation differs 25-fold along the flow, and each table has its errors at other
+times. With u = k / n the graded grid of ``solver`` is lambda = log(t_min) u^p. A fitted one has as many points, but
+their density in u is a piecewise linear rho, exp(theta_j) at ``NUM_KNOTS`` even knots:
 
     lambda_k = log(t_min) v_k^p,    int_0^{v_k} rho dv = (k / n) int_0^1 rho dv
 
 Pilot rows go through the flow on the graded grid and on trial ones. Their errors d, shape (num_rows, dim), are linear
-in theta to first order, so a round of ``NUM_KNOTS`` trials gives the derivatives of every pilot's error vector, and
-signs that cancel are seen. Within a trust region the best theta is then looked for in this model, without the flow, and
-tried. What is minimised is the cost at equal error,
+in theta to first order. So a round of ``NUM_KNOTS`` trials gives the derivatives of every pilot's error vector, signs
+included. The best theta of this linear model within a trust region is found without the flow, and then tried. The
+objective is the cost at equal error,
 
     log cost + (1 / ORDER) (log central error + log tail error) / 2,
 
 since with exponential Adams methods of order 4 an error falls about as the fourth power of the evaluations (measured).
-Central and tail error are geometric means over bands of the sorted errors: a mere quantile of a few pilots is noise,
-and is fitted as such. A trial counts only where neither is larger than the graded grid's, so the result is never worse
-on the pilots; where nothing counts, the result is the graded grid.
+Central and tail error are geometric means over bands of the sorted errors, because a quantile of a few pilots is mostly
+noise. A trial counts only if neither is larger than the graded grid's, so the result is never worse on the pilots. If
+none counts, the result is the graded grid.
 
 Measured with "exp_abm4" on 1024 rows that were no pilots, median and 90th percentile of the label error and thousands
 of pairs summed a label:
@@ -40,7 +40,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.flow.schedule import Schedule
-from sfg_dist.flow.solver import GRADING, time_grid
+from sfg_dist.flow.solver import GRADING, graded_grid
 
 Solve = Callable[[Sequence[float]], tuple[NDArray[np.floating], float]]
 """A grid of lambdas -> (end points of the pilot rows, shape (num_rows, dim), and what they cost, in any unit)."""
@@ -62,14 +62,14 @@ _DIGITS = 4
 
 @dataclass(frozen=True)
 class FittedGrid:
-    """A time grid, and what it does for the pilots beside the graded grid of as many steps.
+    """A time grid, and the pilots' costs and errors on it as shares of those on the graded grid of as many steps.
 
     Attributes:
         points: lambda = log beta^2 from 0 (noise) down to log t_min (data), num_steps + 1 falling numbers.
         is_graded: nothing better was found, and this is the graded grid.
-        cost: cost of a label, as a share of the graded grid's.
-        center: geometric mean of the central errors, as a share of the graded grid's, at most 1.
-        tail: the same of the large errors.
+        cost: cost of a label.
+        center: geometric mean of the central errors, at most 1.
+        tail: geometric mean of the large errors.
     """
 
     points: tuple[float, ...]
@@ -82,16 +82,13 @@ class FittedGrid:
 def fit_grid(solve: Solve, exact: NDArray[np.floating], *, schedule: Schedule, num_steps: int) -> FittedGrid:
     """The grid of ``num_steps`` steps with the lowest cost at equal error; see the module's docstring.
 
-    ``solve`` is called 22 times at most. The result is deterministic where ``solve`` is.
+    ``solve`` is called 22 times at most. The result is deterministic if ``solve`` is. Inner points have 4 digits.
 
     Args:
         solve: takes the pilot rows along a grid.
         exact: end points of the pilot rows from a much finer grid, shape (num_rows, dim).
         schedule: where the flow ends.
         num_steps: steps of the grid.
-
-    Returns:
-        The grid and its gain on the pilots. Its inner points are rounded to 4 digits.
 
     Raises:
         ValueError: num_steps is not positive.
@@ -117,7 +114,7 @@ def fit_grid(solve: Solve, exact: NDArray[np.floating], *, schedule: Schedule, n
             trust /= 3
     best = trials.best
     if best.score > -_LEAST_GAIN:
-        return FittedGrid(tuple(time_grid(schedule, num_steps)), is_graded=True)
+        return FittedGrid(tuple(graded_grid(schedule, num_steps)), is_graded=True)
     cost, center, tail = trials.shares(best.errors, best.cost)
     return FittedGrid(best.points, is_graded=False, cost=cost, center=center, tail=tail)
 
@@ -143,7 +140,7 @@ class _Trials:
     def __init__(self, solve: Solve, exact: NDArray[np.floating], schedule: Schedule, num_steps: int) -> None:
         self._solve, self._exact, self._schedule, self._num_steps = solve, exact, schedule, num_steps
         theta = np.zeros(NUM_KNOTS)
-        points = tuple(time_grid(schedule, num_steps))
+        points = tuple(graded_grid(schedule, num_steps))
         ends, cost = solve(points)
         self._graded = self.best = _Trial(theta, points, self._errors(ends), cost)
 

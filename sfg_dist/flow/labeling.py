@@ -1,15 +1,14 @@
 """Labels and scores: the flow's public functions, for tensors or numpy arrays on any device.
 
-The reference is taken as it stands: coordinates in, coordinates out. Inside, all is centred and of spread 1 (see
-``spread``): with x' = (x - c) / s and z' = z - alpha c / s the flow has the same form, and float32 logits keep their
-digits.
+Rows come and go in the reference's own coordinates. Inside, all is centred and of spread 1 (see ``spread``): with
+x' = (x - c) / s and z' = z - alpha c / s the flow has the same form, and float32 logits keep their digits.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -21,28 +20,28 @@ from sfg_dist.flow.adaptive import integrate_adaptive
 from sfg_dist.flow.fitted_grid import NUM_PILOTS, FittedGrid, fit_grid
 from sfg_dist.flow.posterior.backends import Backend, choose_backend
 from sfg_dist.flow.posterior.posterior import posterior_moments
-from sfg_dist.flow.posterior.reference import PreparedReference, Rows, as_reference, to_tensor
+from sfg_dist.flow.posterior.reference import PreparedReference, Rows, rows_and_reference
 from sfg_dist.flow.schedule import Schedule, ScheduleName
-from sfg_dist.flow.solver import Denoiser, Direction, TimeGrid, integrate, num_steps, trajectory
+from sfg_dist.flow.solver import Denoiser, Direction, Flow, TimeGrid, integrate, num_steps, trajectory
 from sfg_dist.flow.spread import SigmaData, check_blur, check_dtype, check_start, check_unit, warn_of_uneven
 from sfg_dist.job import values
 
 R = TypeVar("R", Tensor, NDArray[np.floating])
 DEFAULT_BATCH_SIZE = 1024
 DEFAULT_TOLERANCE = 1e-3
-# What an evaluation costs beside the pairs that it sums, in pairs: 3500 and 4600 measured on the gas turbine and the
-# power table with the sparse engine; it moves nothing where every row is summed.
+# The fixed cost of an evaluation in pairs: 3500 and 4600 were measured on the gas turbine and the power table with the
+# sparse engine. It changes nothing where every row is summed.
 _EVALUATION_PAIRS = 4000
 _LEAST_EXACT_EVALUATIONS = 32  # of the pilots' own exact labels
 
 
 @dataclass
 class Effort:
-    """What labels took, summed up while they are made.
+    """What making labels took; the functions that make them add to it.
 
     Attributes:
         rows: rows integrated, those that fill up a batch included.
-        evaluations: evaluations of the posterior mean, over rows.
+        evaluations: evaluations of the posterior mean, summed over rows.
         pairs: pairs of a latent and a reference that were summed one by one.
         bound: the largest certified bound of |m - m_exact| at any evaluation, in the reference's units; 0 where every
             row was summed.
@@ -74,72 +73,47 @@ def label_latents(
     effort: Effort | None = None,
     sigma_data: SigmaData = "auto",
 ) -> R:
-    """Labels of latents: end points of the probability-flow ODE with the exact score of the reference set.
+    """Labels of latents: end points of the probability-flow ODE of x / s, with the exact score of the reference set.
 
         dz/dlambda = z / 2 - (beta^2 + alpha / 2) m(z, t),    lambda = log beta^2,    label = z(t_min) / alpha(t_min)
 
-    It is solved for x / s, with s the spread of the reference, and the labels are scaled back: with rows in other units
-    labels come out in these units, and nothing else changes.
-
     Args:
-        latents: start points, N(0, I) draws for "decode" or rows in the reference's coordinates for "encode", shape
-            (num_rows, dim); a tensor on any device, or a numpy array.
+        latents: N(0, I) draws for "decode" or rows like the reference's for "encode", shape (num_rows, dim).
         reference: samples of the data, shape (num_reference, dim); or a prepared Reference.
         t_min: variance at which the flow ends, the blur of the labels, in units of s^2.
         schedule: "linear" (the paper's) or "linear_floor" (its published code's, with floor t_min).
         direction: "decode" maps latents to labels, "encode" labels to latents.
-        solver: a method by name: exponential Adams (exp_ab1, exp_ab2, exp_ab4, exp_abm3, exp_abm4, exp_abm5), or
-            Runge-Kutta (euler, midpoint, heun, ralston3, kutta3, rk4, rk38, bs32, dopri5, tsit5).
+        solver: a method by name, one of SOLVERS: exponential Adams (exp_...) or Runge-Kutta.
         num_evaluations: evaluations of the posterior mean, a whole number of the solver's steps.
-        time_grid: "graded" in log beta^2, or "uniform" in t as published; "fitted" to the reference at the cost of
-            about 4600 labels, once for a prepared Reference and these settings (see ``fit_time_grid``); or a list of
-            log beta^2 from 0 to log t_min, one more than the solver makes steps.
-        batch_size: rows integrated together; the last batch is padded, so a row's bits do not depend on num_rows.
+        time_grid: one of ``Flow``, or "fitted" to the reference at the cost of about 4600 labels (``fit_time_grid``).
+        batch_size: rows integrated together. A row's bits do not depend on num_rows.
         dtype: precision of the arithmetic, torch.float32 (default) or torch.float64; a Reference brings its own.
         backend: how the posterior mean is computed; see ``posterior_moments``.
         tolerance: certified bound of the 2-norm of the posterior mean's error at every evaluation, in units of s; 0
-            sums over every row. It applies where clusters pay: in float32 on the CPU, from 4096 rows on.
-        solver_tolerance: with it each row chooses its own steps, for errors of about this size, in units of s; without
-            it all rows make ``num_evaluations`` on the fixed grid.
-        effort: counts what was done, where given.
-        sigma_data: s. "auto" is the root mean square of the columns' standard deviations, one number for all columns; a
-            number is taken as it is, 1 for the plain process z = alpha x + beta eps. A Reference brings its own.
+            sums over every row. It applies where clusters pay: in float32, from 4096 rows on.
+        solver_tolerance: with it each row chooses its own steps, for errors of about this size, in units of s.
+        effort: counts what was done.
+        sigma_data: s, the unit of the flow; "auto" is the reference's spread (``spread``). A Reference brings its own.
 
     Returns:
         End points, shape of ``latents``, same container, device and dtype (of the arithmetic, for integer latents).
 
     Raises:
-        ValueError: shapes or settings do not fit, or a latent is not finite; columns differ so much in spread that
-            their one blur would hide the smallest; "linear_floor" would not start from a normal law; or the labels do
-            not fit in the latents' dtype.
+        ValueError: a setting or a latent does not fit, or the labels cannot be told apart; see ``spread``.
 
     Warns:
         UserWarning: columns differ more than 30-fold in spread, or the spread from a given sigma_data.
-
-    References:
-        Liu et al. 2024, arXiv 2310.14458; the graded grid and the regular form are this project's. sigma_data: Karras
-        et al. 2022, arXiv 2206.00364.
 
     Example:
         >>> label_latents(np.array([[-1.0], [1.0]]), np.array([[-3.0], [5.0]]), t_min=1e-6).round(2)
         array([[-3.],
                [ 5.]])
     """
-    start = to_tensor(latents, "latents")
-    if start.ndim != 2:
-        raise ValueError(f"latents must have shape (num_rows, dim), got {tuple(start.shape)}")
-    batch_size = values.whole_number("batch_size", batch_size)
-    num_evaluations = values.whole_number("num_evaluations", num_evaluations)
-    t_min, tolerance = values.number("t_min", t_min), values.number("tolerance", tolerance)
-    if not bool(torch.isfinite(start).all()):
-        bad = int((~torch.isfinite(start).all(dim=1)).nonzero()[0, 0])
-        raise ValueError(f"latents are not finite: row {bad} holds {start[bad].tolist()}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be positive, got {batch_size}")
-    prepared = as_reference(reference, start, dtype or torch.float32, sigma_data)
-    if start.shape[1] != prepared.dim:
-        raise ValueError(f"latents have {start.shape[1]} columns, the reference has {prepared.dim}")
-    noise = Schedule(schedule, t_min)
+    evaluations, batch_rows = values.whole_number("num_evaluations", num_evaluations), _batch_rows(batch_size)
+    noise, tolerance = Schedule(schedule, values.number("t_min", t_min)), values.number("tolerance", tolerance)
+    grid: TimeGrid = "graded" if isinstance(time_grid, str) and time_grid == "fitted" else time_grid
+    flow = Flow(noise, solver, evaluations, grid, direction, solver_tolerance)
+    start, prepared = rows_and_reference(latents, "latents", reference, dtype or torch.float32, sigma_data)
     dtype = start.dtype if start.is_floating_point() else prepared.dtype
     if prepared.spreads is not None:
         check_blur(prepared.spreads, prepared.scale, noise)
@@ -148,150 +122,119 @@ def label_latents(
         warn_of_uneven(prepared.spreads, stacklevel=2)
     if direction == "decode":
         check_dtype(prepared.center, prepared.spreads, prepared.scale, dtype)
-    kind: TimeGrid
-    if isinstance(time_grid, str) and time_grid == "fitted":
-        if solver_tolerance is not None:
-            raise ValueError('time_grid = "fitted" is a grid for all rows; with solver_tolerance each has its own')
-        kind = fit_time_grid(
-            prepared, schedule=noise, direction=direction, solver=solver,
-            num_evaluations=num_evaluations, backend=backend, tolerance=tolerance,
-        ).points  # fmt: skip
-    else:
-        kind = time_grid
-    # The shape of a matrix product decides its last bits, so a batch is filled up, with places amid the data. Clusters
-    # take each row by itself, and step control fills up what it needs.
-    filler = prepared.center if direction == "encode" else torch.zeros(prepared.dim)
+    if grid is not time_grid:
+        flow = replace(flow, time_grid=fit_time_grid(prepared, flow, backend=backend, tolerance=tolerance).points)
+    # Clusters take each row by itself, and step control fills up what it needs.
     is_filled = choose_backend(prepared, backend, tolerance) != "sparse" and solver_tolerance is None
     labels = torch.empty(start.shape, dtype=dtype, device=start.device)
-    for first in range(0, len(start), batch_size):
-        rows = start[first : first + batch_size].to(prepared.states_dtype)
-        missing = batch_size - len(rows) if is_filled else 0
-        ends = label_batch(
-            torch.cat([rows, filler.to(rows).expand(missing, -1)]),
-            prepared,
-            schedule=noise,
-            direction=direction,
-            solver=solver,
-            num_evaluations=num_evaluations,
-            kind=kind,
-            backend=backend,
-            tolerance=tolerance,
-            solver_tolerance=solver_tolerance,
-            effort=effort,
-        )
-        labels[first : first + batch_size] = ends[: len(rows)]
+    for first in range(0, len(start), batch_rows):
+        part = slice(first, first + batch_rows)
+        labels[part] = label_batch(
+            start[part], prepared, flow, batch_rows=batch_rows if is_filled else 0,
+            backend=backend, tolerance=tolerance, effort=effort,
+        )  # fmt: skip
     return labels if isinstance(latents, Tensor) else labels.cpu().numpy()
+
+
+def _batch_rows(batch_size: int) -> int:
+    batch_rows = values.whole_number("batch_size", batch_size)
+    if batch_rows < 1:
+        raise ValueError(f"batch_size must be positive, got {batch_rows}")
+    return batch_rows
 
 
 def label_batch(
     rows: Tensor,
     reference: PreparedReference,
+    flow: Flow,
     *,
-    schedule: Schedule,
-    direction: Direction,
-    solver: str,
-    num_evaluations: int,
-    kind: TimeGrid,
+    batch_rows: int = 0,
     backend: Backend = "auto",
     tolerance: float = 0.0,
-    solver_tolerance: float | None = None,
     effort: Effort | None = None,
 ) -> Tensor:
-    """One batch through the flow, in the reference's coordinates, device and dtype; shapes as for label_latents.
+    """One batch through the flow, in the reference's coordinates, device and dtype; see ``label_latents``.
 
-    Rows in float64 keep the digits of a reference far from 0, whatever the arithmetic.
+    Args:
+        rows: start points, shape (num_rows, dim). In float64 they keep the digits of a reference far from 0, whatever
+            the arithmetic.
+        batch_rows: a dense engine gets so many rows, because the shape of a matrix product decides its last bits. What
+            is missing is filled up with places amid the data. Clusters take one such row at most.
+
+    Returns:
+        End points, shape (num_rows, dim), in the precision that the reference centres rows in.
     """
-    batch_rows = len(rows)
+    num_rows, schedule, is_decode = len(rows), flow.schedule, flow.direction == "decode"
+    missing = max(0, batch_rows - num_rows)
     if choose_backend(reference, backend, tolerance) == "sparse":
-        # A row's numbers are its own there, so a padded batch is cut after the first of the zeros that fill it up.
-        filled = rows.any(dim=1).nonzero()
-        rows = rows[: (int(filled[-1]) + 2 if len(filled) else 1)]
-    if effort is not None:
-        effort.rows += len(rows)
-    # A latent is a state z; a label is z / alpha. Both are moved about the reference's centre and divided by its scale.
+        missing = min(missing, 1)
     rows = rows.to(reference.states_dtype)
     center, scale = reference.center.to(rows), reference.scale
+    filler = torch.zeros_like(center) if is_decode else center
+    rows = torch.cat([rows, filler.expand(missing, -1)])
+    # A latent is a state z; a label is z / alpha. Both are moved about the reference's centre and divided by its scale.
     alpha, alpha_noise = schedule.alpha(schedule.t_end), schedule.alpha(1.0)
-    z = rows - alpha_noise * (center / scale) if direction == "decode" else alpha * ((rows - center) / scale)
+    z = rows - alpha_noise * (center / scale) if is_decode else alpha * ((rows - center) / scale)
     z = z.to(reference.dtype)
     denoiser = denoiser_of(reference, backend, tolerance, effort)
-    if solver_tolerance is None:
-        z = integrate(
-            denoiser,
-            z,
-            schedule=schedule,
-            solver=solver,
-            num_evaluations=num_evaluations,
-            kind=kind,
-            direction=direction,
-        )
+    effort = effort or Effort()
+    effort.rows += len(rows)
+    if flow.solver_tolerance is None:
+        z = integrate(denoiser, z, flow)
     else:
-        result = integrate_adaptive(
-            denoiser, z, schedule=schedule, solver=solver, tolerance=solver_tolerance, direction=direction
-        )
+        result = integrate_adaptive(denoiser, z, flow)
         z = result.states
-        if effort is not None:
-            effort.exceeded += int(result.exceeded.sum())
-    z = z.to(rows)
-    ends = scale * (z / alpha) + center if direction == "decode" else z + alpha_noise * (center / scale)
-    return torch.cat([ends, ends[-1:].expand(batch_rows - len(ends), -1)])
+        effort.exceeded += int(result.exceeded.sum())
+    z = z[:num_rows].to(rows)
+    return scale * (z / alpha) + center if is_decode else z + alpha_noise * (center / scale)
 
 
 def fit_time_grid(
     reference: PreparedReference,
+    flow: Flow,
     *,
-    schedule: Schedule,
-    direction: Direction = "decode",
-    solver: str = "exp_abm4",
-    num_evaluations: int = 22,
     backend: Backend = "auto",
     tolerance: float = DEFAULT_TOLERANCE,
 ) -> FittedGrid:
     """The time grid fitted to a reference, at the cost of about 4600 labels; kept with it for the next call.
 
-    The pilots are N(0, I) draws for "decode", draws of the blurred reference for "encode", by a fixed seed, and their
-    exact labels those of "exp_abm4" with twice the evaluations. The cost of an evaluation is the number of pairs that
-    it sums one by one and a constant: counted, not timed, so one machine always gives the same grid.
+    The pilots are N(0, I) draws for "decode", draws of the blurred reference for "encode", by a fixed seed. Their exact
+    labels are those of "exp_abm4" with twice the evaluations. The cost of an evaluation is the number of pairs that it
+    sums one by one and a constant: counted, not timed, so one machine always gives the same grid.
 
     Args:
         reference: the prepared reference set.
-        schedule: alpha and beta, and where the flow ends.
-        direction: "decode" from noise to data, "encode" from data to noise.
-        solver: a method by name, as for ``label_latents``.
-        num_evaluations: evaluations of the posterior mean, a whole number of the solver's steps.
+        flow: the settings; their time grid is ignored.
         backend: how the posterior mean is computed; see ``posterior_moments``.
         tolerance: certified bound of the posterior mean's error, as the labels will have it.
 
-    Returns:
-        The grid and its gain on the pilots; see FittedGrid.
-
     Raises:
-        ValueError: a setting does not fit.
+        ValueError: a setting does not fit, or each row would choose its own steps.
     """
-    key = (schedule, direction, solver, num_evaluations, backend, tolerance)
+    if flow.solver_tolerance is not None:
+        raise ValueError('time_grid = "fitted" is a grid for all rows; with solver_tolerance each has its own')
+    key = (replace(flow, time_grid="graded"), backend, tolerance)
     if (kept := reference.fitted_grids.get(key)) is not None:
         return kept
-    steps = num_steps(solver, num_evaluations)
+    schedule, steps = flow.schedule, num_steps(flow.solver, flow.num_evaluations)
     rng = np.random.default_rng(0)
     pilots = torch.from_numpy(rng.standard_normal((NUM_PILOTS, reference.dim)))
-    if direction == "encode":
+    if flow.direction == "encode":
         picked = reference.take(rng.integers(reference.num_reference, size=NUM_PILOTS))
         pilots = picked + schedule.blur * reference.scale * pilots
     pilots = pilots.to(device=reference.device, dtype=reference.states_dtype)
-    unit = reference.scale if direction == "decode" else 1.0  # of the end points; a fit looks at their errors
+    unit = reference.scale if flow.direction == "decode" else 1.0  # of the end points; a fit looks at their errors
 
-    def run(method: str, evaluations: int, kind: TimeGrid) -> tuple[NDArray[np.floating], float]:
+    def run(trial: Flow) -> tuple[NDArray[np.floating], float]:
         effort = Effort()
-        ends = label_batch(
-            pilots, reference, schedule=schedule, direction=direction, solver=method, num_evaluations=evaluations,
-            kind=kind, backend=backend, tolerance=tolerance, effort=effort,
-        )  # fmt: skip
+        ends = label_batch(pilots, reference, trial, backend=backend, tolerance=tolerance, effort=effort)
         return ends.cpu().numpy() / unit, float(max(1, effort.pairs + _EVALUATION_PAIRS * effort.evaluations))
 
-    def solve(grid: Sequence[float]) -> tuple[NDArray[np.floating], float]:
-        return run(solver, num_evaluations, grid)
+    def solve(points: Sequence[float]) -> tuple[NDArray[np.floating], float]:
+        return run(replace(flow, time_grid=points))
 
-    exact, _ = run("exp_abm4", max(2 * num_evaluations, _LEAST_EXACT_EVALUATIONS), "graded")
+    num_exact = max(2 * flow.num_evaluations, _LEAST_EXACT_EVALUATIONS)
+    exact, _ = run(Flow(schedule, "exp_abm4", num_exact, direction=flow.direction))
     fitted = fit_grid(solve, exact, schedule=schedule, num_steps=steps)
     reference.fitted_grids[key] = fitted
     return fitted
@@ -300,21 +243,15 @@ def fit_time_grid(
 def label_paths(
     latents: Tensor, reference: PreparedReference, *, schedule: Schedule, num_evaluations: int = 32
 ) -> tuple[list[float], Tensor]:
-    """The way of latents to their labels, for pictures.
+    """The way of latents to their labels by "rk4", for pictures.
 
     Returns:
         beta^2 at each grid point, and states shape (num_times, num_rows, dim): z_t in the reference's units, so that
         the first ones are the latents times its scale.
     """
     center = (reference.center / reference.scale).to(latents)
-    points = list(
-        trajectory(
-            denoiser_of(reference),
-            latents - schedule.alpha(1.0) * center,
-            schedule=schedule,
-            num_evaluations=num_evaluations,
-        )
-    )
+    flow = Flow(schedule, "rk4", num_evaluations)
+    points = list(trajectory(denoiser_of(reference), latents - schedule.alpha(1.0) * center, flow))
     states = [reference.scale * (z + schedule.alpha_of_beta_sq(beta_sq) * center) for beta_sq, z in points]
     return [beta_sq for beta_sq, _ in points], torch.stack(states)
 
@@ -326,7 +263,7 @@ def denoiser_of(
 
     def denoiser(z_t: Tensor, alpha: float | Tensor, beta_sq: float | Tensor) -> Tensor:
         if not isinstance(alpha, Tensor) and alpha == 0:
-            return torch.zeros_like(z_t)  # pure noise says nothing about x: the mean of the data, for free
+            return torch.zeros_like(z_t)  # pure noise says nothing about x, so m is the mean of the data
         moments = posterior_moments(
             z_t, reference, alpha=alpha, beta_sq=beta_sq, variance=False, backend=backend, tolerance=tolerance
         )
@@ -379,14 +316,7 @@ def score(
         >>> score(np.array([[2.0]]), np.array([[0.0]]), t=0.5)
         array([[-4.]])
     """
-    places = to_tensor(z, "z")
-    if places.ndim != 2:
-        raise ValueError(f"z must have shape (num_rows, dim), got {tuple(places.shape)}")
-    prepared = as_reference(reference, places, dtype or torch.float32, sigma_data)
-    if places.shape[1] != prepared.dim:
-        raise ValueError(f"z has {places.shape[1]} columns, the reference has {prepared.dim}")
-    if not bool(torch.isfinite(places).all()):
-        raise ValueError(f"z is not finite: row {int((~torch.isfinite(places).all(dim=1)).nonzero()[0, 0])}")
+    places, prepared = rows_and_reference(z, "z", reference, dtype or torch.float32, sigma_data)
     noise = Schedule(schedule, floor)  # t_min plays no part in "linear" away from the flow's end
     time = torch.as_tensor(t, dtype=prepared.dtype, device=places.device)
     if time.ndim > 1 or (time.ndim == 1 and len(time) != len(places)):

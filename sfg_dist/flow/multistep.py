@@ -5,10 +5,10 @@ With s = alpha / beta the probability-flow ODE reads d(z / beta) = m ds, so that
     z_1 = (beta_1 / beta_0) z_0 + beta_1 int m ds.
 
 A frozen posterior mean, which is what the flow has near the data, costs no error at any step length. Between grid
-points m is a polynomial through the latest evaluations, whose weights are integrals of Lagrange polynomials, found in
-float64 for the grid at hand. The polynomial's variable is beta^2 on the way to the data, where it foresees m best: near
-the data m is smooth in the noise's variance (power table, 24 evaluations: median error 6.9e-4, against 9.5e-4 in beta
-and 1.8e-3 in lambda). On the way to noise it is lambda = log beta^2, because beta grows from step to step there and
+points m is a polynomial through the latest evaluations. Their weights are integrals of Lagrange polynomials, found in
+float64 for the grid at hand. On the way to the data the polynomial's variable is beta^2, which predicts m best, because
+near the data m is smooth in the noise's variance (power table, 24 evaluations: median error 6.9e-4, against 9.5e-4 in
+beta and 1.8e-3 in lambda). On the way to noise it is lambda = log beta^2: beta grows from step to step there, and
 extrapolation in it is unstable.
 """
 
@@ -25,19 +25,19 @@ from torch import Tensor
 
 from sfg_dist.flow.schedule import Schedule
 
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)  # exact to float64 for steps of lambda up to about 10
+GAUSS_NODES, GAUSS_WEIGHTS = np.polynomial.legendre.leggauss(24)  # exact to float64 for steps of lambda up to about 10
 
 
 @dataclass(frozen=True)
 class Multistep:
-    """An exponential Adams method with order ramped up from 1 at the start.
+    """An exponential Adams method, whose order grows from 1 over the first steps.
 
-    A corrector takes each step again once m is known at its end: predict, evaluate, correct (PEC). The evaluation is
-    not repeated at the corrected state, so the corrector is free.
+    A corrector repeats each step once m is known at its end: predict, evaluate, correct (PEC). m is not evaluated again
+    at the corrected state, so the corrector costs nothing.
 
     Attributes:
-        predictor: evaluations that the Adams-Bashforth polynomial of m goes through.
-        corrector: evaluations, the one at the step's end included, of the Adams-Moulton polynomial; 0 for none.
+        predictor: number of evaluations that the Adams-Bashforth polynomial of m goes through.
+        corrector: the same of the Adams-Moulton polynomial, the one at the step's end included; 0 for no corrector.
     """
 
     predictor: int
@@ -45,7 +45,7 @@ class Multistep:
 
     @property
     def order(self) -> int:
-        """Classical order of convergence, given starting values of that order."""
+        """Classical order of convergence, if the starting values are of that order."""
         return min(self.corrector, self.predictor + 1) if self.corrector else self.predictor
 
 
@@ -63,14 +63,13 @@ MULTISTEP = {
 def multistep_trajectory(
     mean_at: Callable[[float, Tensor], Tensor],
     z: Tensor,
-    *,
     schedule: Schedule,
     method: Multistep,
     grid: Sequence[float],
 ) -> Iterator[tuple[float, Tensor]]:
     """(lambda, state) at every grid point, the start included.
 
-    Interior states are the corrected ones; the last step has no evaluation at its end and is a prediction.
+    Inner states are corrected ones. The last step has no evaluation at its end, so the last state is a prediction.
 
     Args:
         mean_at: (lambda, state) -> posterior mean, called once a step, at the step's start.
@@ -103,9 +102,9 @@ def adams_weights(schedule: Schedule, at: float, to: float, nodes: Sequence[floa
     where l_j are the Lagrange polynomials of the nodes, in beta^2 towards the data (``to`` < ``at``) and in lambda
     towards noise, and f is the schedule's floor.
     """
-    lam = (to - at) / 2 * _NODES + (to + at) / 2
+    lam = (to - at) / 2 * GAUSS_NODES + (to + at) / 2
     beta = np.exp(lam / 2)
-    kernel = -(to - at) / 4 * _WEIGHTS * ((1 + schedule.floor) / beta + beta) * math.exp(to / 2)
+    kernel = -(to - at) / 4 * GAUSS_WEIGHTS * ((1 + schedule.floor) / beta + beta) * math.exp(to / 2)
     places, place_nodes = (np.exp(lam), np.exp(np.asarray(nodes))) if to < at else (lam, np.asarray(nodes))
     weights = []
     for j, node in enumerate(place_nodes):

@@ -73,10 +73,6 @@ class Schedule:
         """Signal scale where the noise variance is ``beta_sq``."""
         return 1 + self.floor - beta_sq
 
-    def t_of_beta_sq(self, beta_sq: T) -> T:
-        """Time where the noise variance is ``beta_sq``."""
-        return (beta_sq - self.floor) / (1 - self.floor)
-
     def velocity_t(self, z_t: Tensor, t: float, posterior_mean: Tensor) -> Tensor:
         """dz/dt of the probability-flow ODE, shape of ``z_t``.
 

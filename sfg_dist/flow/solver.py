@@ -1,20 +1,20 @@
 """Fixed-grid integration of the probability-flow ODE: Runge-Kutta tableaux as data, and multistep methods.
 
-The independent variable is lambda = log beta^2, which runs from 0 (noise) down to log t_min (data). The grid is graded,
+The independent variable is lambda = log beta^2, which runs from 0 (noise) down to log t_min (data). The default grid is
+graded,
 
-    lambda_k = log(t_min) (k / n)^p,    k = 0..n,  p = 1.5,
+    lambda_k = log(t_min) (k / n)^p,    k = 0..n,  p = 1.5.
 
-so steps are short near the noise end, where the flow decides between modes, and long near the data end, where the
-velocity dz/dlambda fades; or it is any list of lambdas, as ``fitted_grid`` finds them. Label error of the graded grid
-on two moons (2000 references, t_min = 1e-4), median and 90th percentile:
+Its steps are short near the noise end, where the flow decides between modes, and long near the data end, where the
+velocity dz/dlambda fades. Label error of the graded grid on two moons (2000 references, t_min = 1e-4), median and 90th
+percentile:
 
     evaluations   rk4               exp_abm4          exp_abm5
     16            5.0e-3  2.2e-2    8.7e-4  4.0e-3    8.6e-4  3.6e-3
     20            3.1e-3  1.3e-2    4.6e-4  2.3e-3    4.1e-4  1.8e-3
     32            2.9e-4  1.5e-3    9.6e-5  3.9e-4    7.8e-5  2.9e-4
 
-On the power table exp_abm5 is no better than exp_abm4. The published procedure, uniform Euler in t, is the grid
-"uniform".
+On the power table exp_abm5 is no better than exp_abm4. The published procedure is "euler" on the grid "uniform".
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TimeGrid: TypeAlias = Literal["graded", "uniform"] | Sequence[float]
 """A rule, or the grid itself: lambda = log beta^2 at each point, from 0 (noise) down to log t_min (data)."""
 Direction = Literal["decode", "encode"]
 Denoiser = Callable[..., Tensor]
-"""(z_t, alpha, beta_sq) -> posterior mean, shape of z_t; alpha and beta_sq are floats, or tensors of shape (num_rows,)
+"""(z_t, alpha, beta_sq) -> posterior mean, shape of z_t. alpha and beta_sq are floats, or tensors of shape (num_rows,)
 where rows stand at different times (``integrate_adaptive``)."""
 
 
@@ -185,19 +185,63 @@ def num_steps(solver: str, num_evaluations: int) -> int:
     return steps
 
 
-def time_grid(schedule: Schedule, steps: int, kind: TimeGrid = "graded", power: float = GRADING) -> list[float]:
-    """Grid from noise to data, ``steps + 1`` numbers: t for "uniform", else lambda = log beta^2.
+def graded_grid(schedule: Schedule, steps: int, power: float = GRADING) -> list[float]:
+    """lambda = log beta^2 at the ``steps + 1`` points of the graded grid, from noise to data."""
+    return [schedule.log_beta_sq_end * (k / steps) ** power for k in range(steps + 1)]
+
+
+@dataclass(frozen=True)
+class Flow:
+    """How the probability-flow ODE is solved.
+
+    Attributes:
+        schedule: alpha and beta, and where the flow ends.
+        solver: a key of TABLEAUX or of MULTISTEP.
+        num_evaluations: evaluations of the posterior mean, a whole number of steps; see ``num_steps``.
+        time_grid: "graded"; "uniform", equal steps in t as published; or a list of log beta^2 from 0 to log t_min, one
+            more than there are steps. Runge-Kutta methods integrate in t on "uniform", else in log beta^2. Multistep
+            methods integrate in their own variable on the points of any grid.
+        direction: "decode" from noise to data, "encode" from data to noise.
+        solver_tolerance: with it each row chooses its own steps and neither num_evaluations nor time_grid counts; see
+            ``integrate_adaptive``.
 
     Raises:
-        ValueError: the rule is unknown, or the list is not a falling one of that many numbers between the flow's ends.
+        ValueError: the direction is unknown. The other settings are checked where they are used.
     """
-    if not isinstance(kind, str):
-        return _checked(schedule, steps, kind)
-    if kind == "graded":
-        return [schedule.log_beta_sq_end * (k / steps) ** power for k in range(steps + 1)]
-    if kind == "uniform":
-        return [1 + (schedule.t_end - 1) * k / steps for k in range(steps + 1)]
-    raise ValueError(f'time_grid must be "graded", "uniform" or a list of log beta^2, got {kind!r}')
+
+    schedule: Schedule
+    solver: str = "exp_abm4"
+    num_evaluations: int = 22
+    time_grid: TimeGrid = "graded"
+    direction: Direction = "decode"
+    solver_tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.direction not in ("decode", "encode"):
+            raise ValueError(f'direction must be "decode" or "encode", got {self.direction!r}')
+
+    def grid(self) -> list[float]:
+        """The points of the time grid in the order of the direction: t for "uniform", else lambda = log beta^2.
+
+        Raises:
+            ValueError: the solver or the rule is unknown, the evaluations are not a whole number of steps, or a list
+                does not fall from 0 to log t_min with one point more than there are steps.
+        """
+        steps, schedule = num_steps(self.solver, self.num_evaluations), self.schedule
+        if not isinstance(self.time_grid, str):
+            points = _checked(schedule, steps, self.time_grid)
+        elif self.time_grid == "graded":
+            points = graded_grid(schedule, steps)
+        elif self.time_grid == "uniform":
+            points = [1 + (schedule.t_end - 1) * k / steps for k in range(steps + 1)]
+        else:
+            raise ValueError(f'time_grid must be "graded", "uniform" or a list of log beta^2, got {self.time_grid!r}')
+        return points if self.direction == "decode" else points[::-1]
+
+    def beta_sq(self, point: float) -> float:
+        """Noise variance at a point of the grid, or between two."""
+        # exp(log(t_min)) may fall below t_min by a rounding; alpha of beta^2 = 1 is exactly 0 on the linear schedule.
+        return self.schedule.beta_sq(point) if self.time_grid == "uniform" else math.exp(point)
 
 
 def _checked(schedule: Schedule, steps: int, points: Sequence[float]) -> list[float]:
@@ -212,119 +256,64 @@ def _checked(schedule: Schedule, steps: int, points: Sequence[float]) -> list[fl
     return grid
 
 
-def integrate(
-    denoiser: Denoiser,
-    z: Tensor,
-    *,
-    schedule: Schedule,
-    solver: str = "rk4",
-    num_evaluations: int = 32,
-    kind: TimeGrid = "graded",
-    direction: Direction = "decode",
-    grading: float = GRADING,
-) -> Tensor:
-    """The state at the other end of the flow.
+def integrate(denoiser: Denoiser, z: Tensor, flow: Flow) -> Tensor:
+    """The state at the other end of the flow, by the steps of its fixed grid.
 
     Args:
         denoiser: gives the posterior mean at (z_t, alpha, beta_sq).
         z: states at t = 1 for "decode", at the data end for "encode", shape (num_rows, dim).
-        schedule: alpha and beta, and where the flow ends.
-        solver: a key of TABLEAUX or of MULTISTEP.
-        num_evaluations: evaluations of the denoiser, a whole number of steps; see ``num_steps``.
-        kind: "graded" integrates in log beta^2 on the graded grid; "uniform" in t on equal steps, as published; a
-            list of log beta^2 from 0 to log t_min, one more than there are steps, integrates in log beta^2 on these
-            points. Multistep methods integrate in their own variable on the points of any grid.
-        direction: "decode" from noise to data, "encode" from data to noise.
-        grading: power p of the graded grid.
-
-    Returns:
-        States at the end, shape of ``z``.
+        flow: the settings.
     """
-    points = trajectory(
-        denoiser,
-        z,
-        schedule=schedule,
-        solver=solver,
-        num_evaluations=num_evaluations,
-        kind=kind,
-        direction=direction,
-        grading=grading,
-    )
-    ((_, end),) = deque(points, maxlen=1)
+    ((_, end),) = deque(trajectory(denoiser, z, flow), maxlen=1)
     return end
 
 
-def trajectory(
-    denoiser: Denoiser,
-    z: Tensor,
-    *,
-    schedule: Schedule,
-    solver: str = "rk4",
-    num_evaluations: int = 32,
-    kind: TimeGrid = "graded",
-    direction: Direction = "decode",
-    grading: float = GRADING,
-) -> Iterator[tuple[float, Tensor]]:
+def trajectory(denoiser: Denoiser, z: Tensor, flow: Flow) -> Iterator[tuple[float, Tensor]]:
     """(beta_sq, state) at every grid point, the start included; arguments as for ``integrate``."""
-    steps = num_steps(solver, num_evaluations)
-    if direction not in ("decode", "encode"):
-        raise ValueError(f'direction must be "decode" or "encode", got {direction!r}')
-    grid = time_grid(schedule, steps, kind, grading)
-    if direction == "encode":
-        grid.reverse()
-    if solver in MULTISTEP:
-        yield from _multistep(denoiser, z, schedule, solver, [_beta_sq(schedule, s, kind) for s in grid])
-        return
-    tableau = TABLEAUX[solver]
+    grid, schedule = flow.grid(), flow.schedule
+    beta_sqs = [flow.beta_sq(point) for point in grid]
+    if flow.solver in MULTISTEP:
+        lambdas = [math.log(beta_sq) for beta_sq in beta_sqs]
+        variances = dict(zip(lambdas, beta_sqs, strict=True))
 
-    def velocity(s: float, state: Tensor) -> Tensor:
-        beta_sq = _beta_sq(schedule, s, kind)
+        def mean_at(lam: float, state: Tensor) -> Tensor:
+            return denoiser(state, schedule.alpha_of_beta_sq(variances[lam]), variances[lam])
+
+        for lam, state in multistep_trajectory(mean_at, z, schedule, MULTISTEP[flow.solver], lambdas):
+            yield variances[lam], state
+        return
+    tableau = TABLEAUX[flow.solver]
+
+    def velocity(point: float, state: Tensor) -> Tensor:
+        beta_sq = flow.beta_sq(point)
         mean = denoiser(state, schedule.alpha_of_beta_sq(beta_sq), beta_sq)
-        if kind == "uniform":
-            return schedule.velocity_t(state, s, mean)
+        if flow.time_grid == "uniform":
+            return schedule.velocity_t(state, point, mean)
         return schedule.velocity(state, beta_sq, mean)
 
-    yield _beta_sq(schedule, grid[0], kind), z
+    yield beta_sqs[0], z
     slope: Tensor | None = None
-    for s, s_next in itertools.pairwise(grid):
-        slope = velocity(s, z) if slope is None else slope
-        z, last = _step(velocity, tableau, s, s_next - s, z, slope)
+    for (point, following), beta_sq in zip(itertools.pairwise(grid), beta_sqs[1:], strict=True):
+        slope = velocity(point, z) if slope is None else slope
+        z, last = runge_kutta_step(velocity, tableau, point, following - point, z, slope)
         slope = last if tableau.is_fsal else None
-        yield _beta_sq(schedule, s_next, kind), z
+        yield beta_sq, z
 
 
-def _beta_sq(schedule: Schedule, s: float, kind: TimeGrid) -> float:
-    # exp(log(t_min)) may fall below t_min by a rounding; alpha of beta^2 = 1 is exactly 0 on the linear schedule.
-    return schedule.beta_sq(s) if kind == "uniform" else math.exp(s)
-
-
-def _multistep(
-    denoiser: Denoiser, z: Tensor, schedule: Schedule, solver: str, beta_sq: list[float]
-) -> Iterator[tuple[float, Tensor]]:
-    """The multistep methods' trajectory on a grid of beta^2."""
-    grid = [math.log(value) for value in beta_sq]
-    variances = dict(zip(grid, beta_sq, strict=True))
-
-    def mean_at(lam: float, state: Tensor) -> Tensor:
-        return denoiser(state, schedule.alpha_of_beta_sq(variances[lam]), variances[lam])
-
-    points = multistep_trajectory(mean_at, z, schedule=schedule, method=MULTISTEP[solver], grid=grid)
-    for lam, state in points:
-        yield variances[lam], state
-
-
-def _step(
-    velocity: Callable[[float, Tensor], Tensor], tableau: Tableau, s: float, h: float, z: Tensor, slope: Tensor
+def runge_kutta_step(
+    velocity: Callable[[float, Tensor], Tensor], tableau: Tableau, point: float, h: float, z: Tensor, slope: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The state after a step whose first stage is ``slope``, and the last stage."""
     slopes = [slope]
     for row, node in zip(tableau.a[1:], tableau.c[1:], strict=True):
-        slopes.append(velocity(s + node * h, _combine(z, h, row, slopes)))
-    return _combine(z, h, tableau.b, slopes), slopes[-1]
+        slopes.append(velocity(point + node * h, add_slopes(z, h, row, slopes)))
+    return add_slopes(z, h, tableau.b, slopes), slopes[-1]
 
 
-def _combine(z: Tensor, h: float, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+def add_slopes(z: Tensor, h: float | Tensor, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
+    """z + h sum_i weight_i slope_i, term by term; ``h`` is a number or float64 of shape (num_rows, 1)."""
     for weight, slope in zip(weights, slopes, strict=True):
         if weight:
-            z = z + (h * weight) * slope
+            step = h * weight
+            z = z + (step.to(z) if isinstance(step, Tensor) else step) * slope
     return z

@@ -4,9 +4,9 @@ One number for all columns, the root of the mean of their variances,
 
     s = sqrt( mean_k Var(x_k) ),
 
-so that z = alpha x + beta s eps is s times the process of x / s. All below the public functions is the flow of
-(x - center) / s: the noise, t_min, the steps and the tolerances are sized for data of spread 1, and each of them would
-be wrong by a factor s, or s^2, for others. A reference that never changes, or has one row, has s = 1.
+so that z = alpha x + beta s eps is s times the process of x / s. Below the public functions all is the flow of
+(x - center) / s, because noise, t_min, steps and tolerances are sized for data of spread 1; for other data each would
+be wrong by a factor s or s^2. A reference whose rows are all equal has s = 1.
 
 References:
     sigma_data: Karras et al. 2022, Elucidating the Design Space of Diffusion-Based Generative Models, arXiv 2206.00364.
@@ -29,11 +29,11 @@ from sfg_dist.flow.schedule import Schedule
 SigmaData: TypeAlias = float | Literal["auto"]
 
 UNEVEN = 30.0
-"""Columns whose spreads differ by more than this share no blur, and a sigma_data so far from the spread is no unit."""
+"""Largest ratio of two columns' spreads, or of the spread and sigma_data, before a warning is due."""
 BLURRED = 0.3
-"""Of its spread, the largest blur of an uneven column: its labels then have 1.04 times its spread."""
+"""Largest blur of an uneven column over its spread: its labels then have 1.04 times its spread."""
 SHIFTED = 0.2
-"""Of a latent's spread, how far the law at t = 1 of "linear_floor" may lie from N(0, I)."""
+"""How far the law at t = 1 of "linear_floor" may lie from N(0, I), in spreads of a latent."""
 _SMALLEST, _LARGEST = 1e-140, 1e140  # whose squares float64 holds
 _CHUNK_ROWS = 1 << 16
 _COARSEST = 0.1  # of a column's spread, the grid that a label's dtype may put on it
@@ -42,9 +42,9 @@ _REMEDY = 'standardise the columns first, or in a job take transform.kind = "sta
 
 
 class ColumnSpread:
-    """Standard deviations of columns whose rows come in blocks: merged in float64, by one thread, in their order.
+    """Standard deviations of columns whose rows come in blocks; merged in float64, by one thread, in the blocks' order.
 
-    A column whose values are all equal has spread 0, not what its mean's rounding leaves.
+    A column whose values are all equal has spread 0, whatever the rounding of its mean.
 
     References:
         Chan, Golub, LeVeque 1983, Algorithms for computing the sample variance, Amer. Statist. 37.
@@ -58,10 +58,10 @@ class ColumnSpread:
         self._high: NDArray[np.float64] = np.zeros(0)
 
     def add(self, rows: Tensor) -> Tensor:
-        """Count rows in, shape (some rows, dim); they are given back, so that this can stand in a loop that reads."""
+        """Take in rows, shape (some rows, dim), and return them."""
         for first in range(0, len(rows), _CHUNK_ROWS):
             part = rows[first : first + _CHUNK_ROWS].double().t().contiguous().cpu().numpy()
-            with np.errstate(all="ignore"):  # rows that are not finite are refused by their reader
+            with np.errstate(all="ignore"):  # whoever reads the rows refuses those that are not finite
                 self._merge(part)
         return rows
 
@@ -151,7 +151,7 @@ def uneven_columns(
 
 
 def warn_of_uneven(spreads: Tensor | None, stacklevel: int) -> None:
-    """Say in a line that columns are uneven, where their spreads were measured, to the caller's caller."""
+    """Warn the caller's caller of uneven columns, if their spreads are known."""
     if spreads is not None and (words := uneven_columns(spreads)) is not None:
         warnings.warn(f"{words}: {_REMEDY}", stacklevel=stacklevel + 1)
 
@@ -170,11 +170,11 @@ def check_blur(
         spreads: of the columns, shape (dim,).
         sigma_data: the unit of the flow.
         schedule: where the flow ends.
-        remedy: what to do, in words.
+        remedy: what the message says to do.
         names: of the columns; their numbers if None.
 
     Raises:
-        ValueError: the blur is larger than BLURRED times the spread of a column; with the largest t_min that would do.
+        ValueError: the blur is larger than BLURRED times a column's spread; the message names a t_min that would do.
     """
     words = uneven_columns(spreads, names)
     if words is None:
@@ -190,7 +190,7 @@ def check_blur(
 
 
 def check_unit(spreads: Tensor, sigma_data: float, schedule: Schedule, *, stacklevel: int) -> None:
-    """Say that a given sigma_data is far from the spread; refuse it for "linear_floor", whose start it would spoil.
+    """Warn of a given sigma_data far from the spread; refuse it for "linear_floor", whose start it would spoil.
 
     Raises:
         ValueError: the spread is more than UNEVEN times sigma_data and the schedule is "linear_floor".
@@ -223,7 +223,7 @@ def check_start(center: Tensor, sigma_data: float, schedule: Schedule, names: Se
 
 
 def check_dtype(center: Tensor, spreads: Tensor | None, sigma_data: float, dtype: torch.dtype) -> None:
-    """Refuse labels whose dtype cannot hold them, or tell them apart, before they are made.
+    """Refuse a dtype that cannot hold the labels or tell them apart, before they are made.
 
     Raises:
         ValueError: with the dtype.

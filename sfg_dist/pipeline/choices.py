@@ -119,7 +119,7 @@ def fit_grids(
     """The time grid fitted to the reference, for each direction of the job: log beta^2 from noise to data."""
     import torch
 
-    from sfg_dist.flow import Reference, Schedule, fit_time_grid
+    from sfg_dist.flow import Flow, Reference, Schedule, fit_time_grid
     from sfg_dist.flow.solver import Direction
 
     labels = job.labels
@@ -129,10 +129,7 @@ def fit_grids(
         direction: list(
             fit_time_grid(
                 prepared,
-                schedule=Schedule(labels.schedule, t_min),
-                direction=direction,
-                solver=labels.solver,
-                num_evaluations=labels.num_evaluations,
+                Flow(Schedule(labels.schedule, t_min), labels.solver, labels.num_evaluations, direction=direction),
                 tolerance=labels.tolerance,
             ).points
         )

@@ -150,12 +150,12 @@ def _time_grid(plan: Plan) -> dict[str, str]:
     """How the time grid was chosen, if it was fitted to the rows."""
     if "time_grid" not in plan.identity:
         return {}
-    from sfg_dist.flow import Schedule, time_grid
+    from sfg_dist.flow import Schedule, graded_grid
 
     schedule = Schedule(plan.labels["schedule"], plan.t_min)
     said = []
     for direction, points in plan.identity["time_grid"].items():
-        is_graded = points == time_grid(schedule, len(points) - 1)
+        is_graded = points == graded_grid(schedule, len(points) - 1)
         said.append(f"{direction} {'graded, nothing better was found' if is_graded else 'fitted to the table'}")
     return {"time grid": "; ".join(said)}
 

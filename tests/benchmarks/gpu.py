@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 sys.modules["sfg_dist.flow"] = package = types.ModuleType("sfg_dist.flow")
 package.__path__ = [str(ROOT / "sfg_dist" / "flow")]
 
-from sfg_dist.flow.posterior.cuda.blocks import make_blocks  # noqa: E402
+from sfg_dist.flow.posterior.cuda.blocks import Blocks, make_blocks  # noqa: E402
 from sfg_dist.flow.posterior.cuda.engine import posterior_moments_cuda  # noqa: E402
 from sfg_dist.flow.posterior.cuda.kernels import WIDE_DIM, is_available  # noqa: E402
 from sfg_dist.flow.posterior.cuda.sums import Tiles  # noqa: E402
@@ -151,7 +151,7 @@ def exact(z: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.softmax(alpha / T * part.double() @ x.T + bias, dim=1) @ x for part in z.split(64)])
 
 
-def ours(z: torch.Tensor, x: torch.Tensor, **options: Any) -> torch.Tensor:
+def ours(z: torch.Tensor, x: Blocks, **options: Any) -> torch.Tensor:
     return posterior_moments_cuda(z, x, alpha=1 - T, beta_sq=T, **options).mean
 
 
@@ -165,10 +165,10 @@ def sweep(z: torch.Tensor, x: torch.Tensor) -> list[dict[str, Any]]:
         for warps in (4, 8)
         for stages in ((1,) if narrow else (1, 2))
     ]
-    results = []
+    results, blocks = [], make_blocks(x)
     for shape in shapes:
         try:
-            time_s = seconds(lambda shape=shape: ours(z, x, tiles=shape), repeats=3)  # type: ignore[misc]
+            time_s = seconds(lambda shape=shape: ours(z, blocks, tiles=shape), repeats=3)  # type: ignore[misc]
         except Exception as error:  # too much shared memory, too many registers: what a sweep is for
             print(f"    {tuple(shape)}: {type(error).__name__}", flush=True)
             continue
@@ -181,15 +181,11 @@ def measure(dim: int, arguments: argparse.Namespace, about: dict[str, Any]) -> d
     truth = exact(z[:256], x)
     blocks = make_blocks(x)
     calls: dict[str, Callable[[], torch.Tensor]] = {
-        "triton": lambda: ours(z, x),
-        "triton, block centres": lambda: ours(z, blocks),
+        "triton": lambda: ours(z, blocks),
         "triton, tolerance 1e-3": lambda: ours(z, blocks, tolerance=1e-3),
         "torch attention": lambda: attention(z, x),
         "torch blocked": lambda: blocked(z, x),
     }
-    if dim >= WIDE_DIM:
-        calls["triton, ieee"] = lambda: ours(z, x, precision="ieee")
-        calls["triton, tf32 (not float32 grade)"] = lambda: ours(z, x, precision="tf32")
     if importlib.util.find_spec("pykeops") is None:
         print("keops is not installed and is left out", flush=True)
     else:

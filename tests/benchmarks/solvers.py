@@ -24,7 +24,7 @@ from sfg_dist.flow.adaptive import integrate_adaptive
 from sfg_dist.flow.posterior.posterior import posterior_moments
 from sfg_dist.flow.posterior.reference import Reference
 from sfg_dist.flow.schedule import Schedule
-from sfg_dist.flow.solver import GRADING, Denoiser, integrate
+from sfg_dist.flow.solver import GRADING, Denoiser, Flow, graded_grid, integrate, num_steps
 
 SCHEDULE = Schedule("linear", 1e-4)
 COLUMNS = (0, 2, 4, 5, 6)  # the others are nearly functions of these
@@ -90,7 +90,7 @@ def study(case: str, table: NDArray[np.float64], num_latents: int, truth_evaluat
     """One row a setting: solver, grid, evaluations, errors."""
     denoiser = exact_denoiser(table)
     latents = torch.from_numpy(np.random.default_rng(0).standard_normal((num_latents, table.shape[1])))
-    truth = integrate(denoiser, latents, schedule=SCHEDULE, solver="rk4", num_evaluations=truth_evaluations)
+    truth = integrate(denoiser, latents, Flow(SCHEDULE, "rk4", truth_evaluations))
     scale = SCHEDULE.alpha(SCHEDULE.t_end)
     records: list[dict[str, Any]] = []
 
@@ -104,13 +104,12 @@ def study(case: str, table: NDArray[np.float64], num_latents: int, truth_evaluat
     for solver, budgets in FIXED.items():
         for budget in budgets:
             for grading in GRADINGS.get(solver, (GRADING,)):
-                states = integrate(
-                    denoiser, latents, schedule=SCHEDULE, solver=solver, num_evaluations=budget, grading=grading
-                )
+                points = graded_grid(SCHEDULE, num_steps(solver, budget), grading)
+                states = integrate(denoiser, latents, Flow(SCHEDULE, solver, budget, points))
                 record(solver, f"power {grading}", budget, states)
     for solver, tolerances in ADAPTIVE.items():
         for tolerance in tolerances:
-            got = integrate_adaptive(denoiser, latents, schedule=SCHEDULE, solver=solver, tolerance=tolerance)
+            got = integrate_adaptive(denoiser, latents, Flow(SCHEDULE, solver, solver_tolerance=tolerance))
             record(solver, f"adaptive {tolerance:.0e}", float(got.num_evaluations.double().mean()), got.states)
     return records
 

@@ -18,6 +18,7 @@ from sfg_dist.distributed.labels.sharded_reference import ReferenceMember
 from sfg_dist.flow import (
     ConditionalReference,
     Effort,
+    Flow,
     Reference,
     Schedule,
     choose_t_min,
@@ -183,7 +184,7 @@ def test_paths_are_in_the_rows_units():
 
 @pytest.mark.slow
 def test_a_fitted_grid_does_not_know_the_unit():
-    grids = [fit_time_grid(Reference(table() * unit), schedule=Schedule(), num_evaluations=8) for unit in (1, 1e6)]
+    grids = [fit_time_grid(Reference(table() * unit), Flow(Schedule(), num_evaluations=8)) for unit in (1, 1e6)]
     assert grids[0].points == pytest.approx(grids[1].points, rel=2e-3)
     assert not grids[0].is_graded
 
@@ -287,10 +288,10 @@ def test_conditional_labels(unit, given_unit):
     start = torch.from_numpy(np.c_[latents(20)[:, :2], table(20, seed=7)[:, 2]])
     schedule = Schedule("linear", 1e-3)
     plain = ConditionalReference(rows, 1, neighbors=60, dtype=torch.float64)
-    expected = label_given(start, plain, schedule=schedule)
+    expected = label_given(start, plain, Flow(schedule))
     units = np.array([unit, unit, given_unit])
     scaled = ConditionalReference((rows * units).astype(np.float32), 1, neighbors=60, dtype=torch.float64)
-    found = label_given(start * torch.tensor([1, 1, given_unit]), scaled, schedule=schedule)
+    found = label_given(start * torch.tensor([1, 1, given_unit]), scaled, Flow(schedule))
     assert scaled.scale == pytest.approx(plain.scale * unit, rel=1e-6)
     assert deviation(found[:, :2] / unit, expected[:, :2]) < 1e-4  # the rows were rounded to float32
 

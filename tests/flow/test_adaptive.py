@@ -11,7 +11,7 @@ from sfg_dist.flow.adaptive import ADAPTIVE_SOLVERS, _row_weights, integrate_ada
 from sfg_dist.flow.multistep import adams_weights
 from sfg_dist.flow.oracle import GaussianOracle
 from sfg_dist.flow.schedule import Schedule
-from sfg_dist.flow.solver import integrate
+from sfg_dist.flow.solver import Flow, integrate
 
 VARIANCES = torch.tensor([0.5, 2.0], dtype=torch.float64)
 GAUSSIAN = GaussianOracle(torch.tensor([0.3, -1.0], dtype=torch.float64), VARIANCES)
@@ -28,7 +28,7 @@ def case(moons):
     latents = torch.randn(150, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     denoiser = denoiser_of(Reference(moons, dtype=torch.float64, sigma_data=1.0), "fused")
     schedule = Schedule("linear", 1e-4)
-    exact = integrate(denoiser, latents, schedule=schedule, solver="rk4", num_evaluations=640)
+    exact = integrate(denoiser, latents, Flow(schedule, "rk4", 640))
     return denoiser, latents, schedule, exact
 
 
@@ -46,10 +46,8 @@ def test_gaussian_flow_within_the_tolerance(solver, schedule, direction):
     # In "encode" the flow stretches early errors by up to 1 / beta.
     stretch = 1.0 if direction == "decode" else schedule.t_min**-0.5
     for tolerance in (1e-4, 1e-6):
-        got = integrate_adaptive(
-            gaussian_mean, z, schedule=schedule, solver=solver, tolerance=tolerance, direction=direction,
-            max_evaluations=2000,
-        )  # fmt: skip
+        flow = Flow(schedule, solver, direction=direction, solver_tolerance=tolerance)
+        got = integrate_adaptive(gaussian_mean, z, flow, max_evaluations=2000)
         error = float((got.states - GAUSSIAN.transport(z, *ends)).norm(dim=1).max())
         assert error < 30 * tolerance * stretch
         assert not got.exceeded.any()
@@ -59,7 +57,7 @@ def test_gaussian_flow_within_the_tolerance(solver, schedule, direction):
 @pytest.mark.parametrize("solver", ADAPTIVE_SOLVERS)
 def test_median_label_error_is_below_the_tolerance(case, solver):
     denoiser, latents, schedule, exact = case
-    got = integrate_adaptive(denoiser, latents, schedule=schedule, solver=solver, tolerance=1e-3)
+    got = integrate_adaptive(denoiser, latents, Flow(schedule, solver, solver_tolerance=1e-3))
     error = (got.states - exact).norm(dim=1) / schedule.alpha(schedule.t_end)
     assert error.median() < 1e-3
     assert error.quantile(0.99) < 3e-2
@@ -69,7 +67,7 @@ def test_median_label_error_is_below_the_tolerance(case, solver):
 @pytest.mark.slow
 def test_rows_differ_in_their_evaluations_and_few_are_needed(case):
     denoiser, latents, schedule, _ = case
-    evaluations = integrate_adaptive(denoiser, latents, schedule=schedule, tolerance=1e-3).num_evaluations
+    evaluations = integrate_adaptive(denoiser, latents, Flow(schedule, solver_tolerance=1e-3)).num_evaluations
     assert evaluations.dtype == torch.int64
     assert evaluations.double().mean() < 22
     assert evaluations.min() < evaluations.max() < 32
@@ -84,7 +82,7 @@ def test_evaluations_counted_are_evaluations_made(case):
         calls.append(len(z))
         return denoiser(z, alpha, beta_sq)
 
-    got = integrate_adaptive(counting, latents, schedule=schedule, solver="dopri5", tolerance=1e-3)
+    got = integrate_adaptive(counting, latents, Flow(schedule, "dopri5", solver_tolerance=1e-3))
     assert len(calls) == got.num_evaluations.max()
     assert all(rows % 64 == 0 for rows in calls)
     assert calls[-1] < calls[0]  # finished rows leave
@@ -98,7 +96,8 @@ def test_bits_of_a_row_do_not_depend_on_the_other_rows(moons, solver, dtype):
     generator = torch.Generator().manual_seed(1)
     latents = torch.randn(200, 2, generator=generator, dtype=dtype)
     others = torch.randn(200, 2, generator=generator, dtype=dtype)
-    solve = lambda z: integrate_adaptive(denoiser, z, schedule=Schedule("linear", 1e-3), solver=solver)  # noqa: E731
+    flow = Flow(Schedule("linear", 1e-3), solver, solver_tolerance=1e-3)
+    solve = lambda z: integrate_adaptive(denoiser, z, flow)  # noqa: E731
     whole, again, part = solve(latents), solve(latents), solve(latents[:70])
     mixed = others.clone()
     mixed[100:150] = latents[100:150]
@@ -113,7 +112,7 @@ def test_bits_of_a_row_do_not_depend_on_the_other_rows(moons, solver, dtype):
 @pytest.mark.slow
 def test_a_budget_too_small_is_kept_and_flagged(case):
     denoiser, latents, schedule, exact = case
-    got = integrate_adaptive(denoiser, latents, schedule=schedule, tolerance=1e-7, max_evaluations=30)
+    got = integrate_adaptive(denoiser, latents, Flow(schedule, solver_tolerance=1e-7), max_evaluations=30)
     assert got.num_evaluations.max() <= 30
     assert got.exceeded.all()
     assert torch.isfinite(got.states).all()
@@ -131,7 +130,8 @@ def test_row_weights_are_the_weights_of_the_grid():
 
 
 def test_no_rows():
-    got = integrate_adaptive(gaussian_mean, torch.zeros(0, 2, dtype=torch.float64), schedule=Schedule())
+    flow = Flow(Schedule(), solver_tolerance=1e-3)
+    got = integrate_adaptive(gaussian_mean, torch.zeros(0, 2, dtype=torch.float64), flow)
     assert got.states.shape == (0, 2)
     assert len(got.num_evaluations) == len(got.exceeded) == 0
 
@@ -140,12 +140,14 @@ def test_no_rows():
     ("settings", "message"),
     [
         ({"solver": "rk4"}, "adaptive solver must be one of"),
-        ({"tolerance": 0.0}, "tolerance"),
-        ({"tolerance": math.inf}, "tolerance"),
+        ({"solver_tolerance": 0.0}, "tolerance"),
+        ({"solver_tolerance": math.inf}, "tolerance"),
+        ({"solver_tolerance": None}, "tolerance"),
         ({"direction": "sideways"}, "direction"),
-        ({"solver": "dopri5", "max_evaluations": 6}, "at least 7"),
+        ({"solver": "dopri5"}, "at least 7"),
     ],
 )
 def test_refuses(settings, message):
+    z = torch.zeros(2, 2, dtype=torch.float64)
     with pytest.raises(ValueError, match=message):
-        integrate_adaptive(gaussian_mean, torch.zeros(2, 2, dtype=torch.float64), schedule=Schedule(), **settings)
+        integrate_adaptive(gaussian_mean, z, Flow(Schedule(), **({"solver_tolerance": 1e-3} | settings)), 6)

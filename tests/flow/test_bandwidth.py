@@ -29,7 +29,7 @@ def table(num_rows, dim, seed=0):
 def test_every_candidate_is_the_brute_force(schedule, tile, device, monkeypatch):
     monkeypatch.setattr(bandwidth, "_TILE", {device.type: tile, "cuda": tile})
     rows = np.concatenate([table(60, 3), table(10, 3)[:4], [[9.0, -9.0, 9.0]]])  # four duplicates and an outlier
-    choice = choose_t_min(rows, schedule=schedule, device=device, sigma_data=1.0)
+    choice = choose_t_min(torch.from_numpy(rows).to(device), schedule=schedule, sigma_data=1.0)
     assert choice.num_duplicates == 4
     for t, log_likelihood in choice.candidates:
         assert log_likelihood == pytest.approx(brute_force(rows, t, schedule), rel=1e-5, abs=1e-4)
@@ -107,16 +107,8 @@ def test_bounds_are_reported():
 
 def test_queries_are_a_seeded_sample():
     rows = table(3000, 2)
-    first, again = (
-        choose_t_min(rows, max_queries=200, sigma_data=1.0),
-        choose_t_min(rows, max_queries=200, sigma_data=1.0),
-    )
-    other, whole = (
-        choose_t_min(rows, max_queries=200, seed=1, sigma_data=1.0),
-        choose_t_min(rows, max_queries=3000, sigma_data=1.0),
-    )
+    first, again, whole = (choose_t_min(rows, max_queries=number, sigma_data=1.0) for number in (200, 200, 3000))
     assert first == again
-    assert other.log_likelihood != first.log_likelihood
     assert whole.log_likelihood == pytest.approx(first.log_likelihood, abs=0.3)
     assert 0.4 < first.t_min / whole.t_min < 2.5
 
@@ -130,8 +122,7 @@ def test_queries_are_a_seeded_sample():
         (np.ones((5, 2)), {}, "two different rows"),
         (np.array([[0.0], [np.nan]]), {}, "row 1"),
         (np.eye(3), {"floor": 0.0}, "floor"),
-        (np.eye(3), {"floor": 0.2, "ceiling": 0.1}, "floor"),
-        (np.eye(3), {"ceiling": 1.0}, "ceiling"),
+        (np.eye(3), {"floor": 0.5}, "floor"),
         (np.eye(3), {"max_queries": 0}, "max_queries"),
         (np.eye(3), {"schedule": "cosine"}, "schedule"),
     ],

@@ -17,6 +17,7 @@ from sfg_dist.flow.posterior.clusters import FAN, LEAF_ROWS, build_clusters
 from sfg_dist.flow.posterior.cpu import engine as cpu_engine
 from sfg_dist.flow.posterior.cpu import simd
 from sfg_dist.flow.posterior.cpu.engine import cluster_sums
+from sfg_dist.flow.posterior.moments import Request
 
 
 @pytest.mark.parametrize("backend", ["sparse", "native"])
@@ -164,11 +165,11 @@ def test_a_near_row_in_a_far_node_is_not_lost():
     for offset, nodes in zip(clusters.offsets, (many // LEAF_ROWS, many // (LEAF_ROWS * FAN)), strict=False):
         for node in range(offset, offset + nodes):
             bounds[node // FAN, 3 * 33, node % FAN] *= times
-    one = torch.ones(1)
+    request = Request(torch.zeros(1, 33), torch.ones(1, 1), torch.ones(1, 1))
     weights = np.exp(-0.5 * rows[:, 0].astype(np.float64) ** 2) * np.where(np.arange(len(rows)) < many, times, 1)
     exact_mean = weights @ rows / weights.sum()
     for tolerance in (4.0, 2.0, 1.0):
-        sums = cluster_sums(torch.zeros(1, 33), one, one, replace(clusters, bounds=bounds), tolerance)
+        sums = cluster_sums(request, replace(clusters, bounds=bounds), tolerance)
         assert 0 <= sums.bound[0] <= tolerance
         assert np.linalg.norm(sums.mean[0] - exact_mean) <= sums.bound[0] + 1e-5
 

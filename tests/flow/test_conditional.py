@@ -7,6 +7,7 @@ import torch
 from sfg_dist.flow import (
     ConditionalReference,
     Effort,
+    Flow,
     Reference,
     Schedule,
     label_given,
@@ -23,10 +24,10 @@ def gaussian(num_rows, seed=0):
     return np.stack([RHO * c + np.sqrt(SPREAD_SQ) * e, c], axis=1).astype(np.float32)
 
 
-def labels_at(reference, place, latents, t_min=1e-3, **settings):
+def labels_at(reference, place, latents, t_min=1e-3):
     rows = torch.full((len(latents), 2), float(place), dtype=reference.dtype)
     rows[:, 0] = torch.from_numpy(latents)
-    return label_given(rows, reference, schedule=Schedule("linear", t_min), **settings)[:, 0].numpy()
+    return label_given(rows, reference, Flow(Schedule("linear", t_min)))[:, 0].numpy()
 
 
 @pytest.mark.parametrize("bandwidth", [None, 0.3])
@@ -63,7 +64,7 @@ def test_a_kernel_as_wide_as_the_world_gives_the_unconditional_flow():
     expected = posterior_mean(z, targets, alpha=0.6, beta=0.4**0.5)
     torch.testing.assert_close(nearby.posterior_mean(z, 0.6, 0.4), expected, rtol=1e-9, atol=1e-9)
     given = torch.cat([z, torch.zeros(9, 1, dtype=torch.float64)], dim=1)
-    labels = label_given(given, reference, schedule=Schedule("linear", 1e-3))
+    labels = label_given(given, reference, Flow(Schedule("linear", 1e-3)))
     torch.testing.assert_close(
         labels[:, :2], label_latents(z, targets, t_min=1e-3, dtype=torch.float64, sigma_data=1.0), rtol=1e-7, atol=1e-7
     )
@@ -104,9 +105,9 @@ def test_rows_do_not_depend_on_the_others_of_their_batch():
     draw = np.random.default_rng(3)
     one, other = (torch.from_numpy(draw.standard_normal((64, 2)).astype(np.float32)) for _ in range(2))
     other[10] = one[5]
-    schedule = Schedule("linear", 1e-3)
+    flow = Flow(Schedule("linear", 1e-3))
     effort = Effort()
-    first, second = (label_given(rows, reference, schedule=schedule, effort=effort) for rows in (one, other))
+    first, second = (label_given(rows, reference, flow, effort=effort) for rows in (one, other))
     assert torch.equal(first[5], second[10])
     assert (effort.rows, effort.evaluations, effort.pairs) == (128, 128 * 22, 128 * 22 * 100)
 
@@ -135,9 +136,7 @@ def test_targets_and_conditions_are_both_needed(num_conditions):
 def test_on_a_device(device):
     rows = gaussian(3000)
     given = torch.from_numpy(gaussian(32, seed=4))
-    schedule = Schedule("linear", 1e-3)
-    here = label_given(given, ConditionalReference(rows, 1, dtype=torch.float64, sigma_data=1.0), schedule=schedule)
-    there = label_given(
-        given.to(device), ConditionalReference(rows, 1, device=device, sigma_data=1.0), schedule=schedule
-    )
+    flow = Flow(Schedule("linear", 1e-3))
+    here = label_given(given, ConditionalReference(rows, 1, dtype=torch.float64, sigma_data=1.0), flow)
+    there = label_given(given.to(device), ConditionalReference(rows, 1, device=device, sigma_data=1.0), flow)
     torch.testing.assert_close(there.cpu(), here, rtol=1e-3, atol=1e-3)

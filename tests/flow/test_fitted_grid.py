@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sfg_dist.flow import Effort, Reference, Schedule, fit_time_grid, label_latents, time_grid
+from sfg_dist.flow import Effort, Flow, Reference, Schedule, fit_time_grid, graded_grid, label_latents
 from sfg_dist.flow.fitted_grid import NUM_KNOTS, NUM_PILOTS, fit_grid, grid_points
 
 SCHEDULE = Schedule("linear", 1e-4)
@@ -32,7 +32,7 @@ def errors(labels, exact):
 
 def test_even_density_is_the_graded_grid():
     points = grid_points(SCHEDULE, 22, np.zeros(NUM_KNOTS))
-    assert points == pytest.approx(time_grid(SCHEDULE, 22), rel=1e-3)
+    assert points == pytest.approx(graded_grid(SCHEDULE, 22), rel=1e-3)
     assert points[-1] == math.log(1e-4)
 
 
@@ -73,7 +73,7 @@ def test_finds_the_density_of_a_made_up_error():
     assert not fitted.is_graded
     assert len(calls) <= 22
     assert fitted.center == pytest.approx(fitted.tail, rel=1e-4)
-    assert fitted.center == pytest.approx(error_of(fitted.points) / error_of(time_grid(SCHEDULE, 20)), rel=0.1)
+    assert fitted.center == pytest.approx(error_of(fitted.points) / error_of(graded_grid(SCHEDULE, 20)), rel=0.1)
     assert fitted.center < 0.5
 
 
@@ -83,15 +83,15 @@ def test_falls_back_to_the_graded_grid(error_of, num_steps):
     solve, _ = solve_with(error_of)
     fitted = fit_grid(solve, np.zeros((NUM_PILOTS, 1)), schedule=SCHEDULE, num_steps=num_steps)
     assert fitted.is_graded
-    assert list(fitted.points) == time_grid(SCHEDULE, num_steps)
+    assert list(fitted.points) == graded_grid(SCHEDULE, num_steps)
     assert (fitted.cost, fitted.center, fitted.tail) == (1, 1, 1)
 
 
 @pytest.mark.slow
 def test_lower_error_on_two_moons_for_as_many_evaluations(moons):
     reference = Reference(moons.astype(np.float32), sigma_data=1.0)
-    fitted = fit_time_grid(reference, schedule=SCHEDULE, num_evaluations=20)
-    again = fit_time_grid(Reference(moons.astype(np.float32), sigma_data=1.0), schedule=SCHEDULE, num_evaluations=20)
+    fitted = fit_time_grid(reference, Flow(SCHEDULE, num_evaluations=20))
+    again = fit_time_grid(Reference(moons.astype(np.float32), sigma_data=1.0), Flow(SCHEDULE, num_evaluations=20))
     assert fitted == again
     assert not fitted.is_graded
     assert max(fitted.center, fitted.tail, fitted.cost) <= 1
@@ -143,7 +143,7 @@ def test_the_grid_is_fitted_once_and_kept_with_the_reference(moons, monkeypatch)
     first = label_latents(latents, reference, time_grid="fitted", **settings, sigma_data=1.0)
     again = label_latents(latents, reference, time_grid="fitted", **settings, sigma_data=1.0)
     assert len(calls) == 1
-    points = fit_time_grid(reference, schedule=Schedule("linear", 1e-3), num_evaluations=10).points
+    points = fit_time_grid(reference, Flow(Schedule("linear", 1e-3), num_evaluations=10)).points
     by_hand = label_latents(latents, reference, time_grid=points, **settings, sigma_data=1.0)
     assert np.array_equal(first, again)
     assert np.array_equal(first, by_hand)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sfg_dist.flow import Reference, Schedule, integrate, label_latents, label_paths, score
+from sfg_dist.flow import Flow, Reference, Schedule, integrate, label_latents, label_paths, score
 from sfg_dist.flow.oracle import GaussianOracle, MixtureOracle
 
 
@@ -52,7 +52,7 @@ def test_labels_follow_the_empirical_mixture(name, device):
     schedule = Schedule(name, 0.02)
 
     latents = torch.randn(50, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    z = integrate(oracle.posterior_mean, latents, schedule=schedule, num_evaluations=800)
+    z = integrate(oracle.posterior_mean, latents, Flow(schedule, "rk4", 800))
     labels = label_latents(
         latents.to(device),
         centers.to(device),

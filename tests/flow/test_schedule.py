@@ -48,7 +48,6 @@ def test_alpha_follows_beta_sq():
         schedule = Schedule(name, 0.03)
         for t in (0.1, 0.9):
             assert schedule.alpha_of_beta_sq(schedule.beta_sq(t)) == pytest.approx(schedule.alpha(t))
-            assert schedule.t_of_beta_sq(schedule.beta_sq(t)) == pytest.approx(t)
 
 
 @pytest.mark.parametrize(("name", "t_min"), [("cosine", 0.1), ("linear", 0.0), ("linear", 1.0)])

@@ -12,7 +12,7 @@ from sfg_dist.flow.multistep import MULTISTEP, adams_weights
 from sfg_dist.flow.oracle import GaussianOracle
 from sfg_dist.flow.posterior.reference import Reference
 from sfg_dist.flow.schedule import Schedule
-from sfg_dist.flow.solver import GRADING, SOLVERS, TABLEAUX, integrate, num_steps, time_grid, trajectory
+from sfg_dist.flow.solver import GRADING, SOLVERS, TABLEAUX, Flow, graded_grid, integrate, num_steps, trajectory
 
 GAUSSIAN = GaussianOracle(torch.tensor([0.3, -1.0], dtype=torch.float64), torch.tensor([0.5, 2.0], dtype=torch.float64))
 
@@ -96,21 +96,14 @@ def evaluations(solver, steps):
     return steps * TABLEAUX[solver].evaluations_per_step + TABLEAUX[solver].is_fsal
 
 
-def gaussian_error(schedule, solver, steps, direction, kind="graded", grading=GRADING):
+def gaussian_error(schedule, solver, steps, direction, time_grid=None, grading=GRADING):
     ends = [(schedule.alpha(1.0), 1.0), (schedule.alpha(schedule.t_end), schedule.beta_sq(schedule.t_end))]
     if direction == "encode":
         ends.reverse()
     z = torch.tensor([[1.0, -0.4], [-2.0, 0.9], [0.1, 3.0]], dtype=torch.float64)
-    got = integrate(
-        GAUSSIAN.posterior_mean,
-        z,
-        schedule=schedule,
-        solver=solver,
-        num_evaluations=evaluations(solver, steps),
-        kind=kind,
-        direction=direction,
-        grading=grading,
-    )
+    time_grid = time_grid or graded_grid(schedule, steps, grading)
+    flow = Flow(schedule, solver, evaluations(solver, steps), time_grid, direction)
+    got = integrate(GAUSSIAN.posterior_mean, z, flow)
     return float((got - GAUSSIAN.transport(z, *ends)).norm(dim=1).max())
 
 
@@ -136,19 +129,16 @@ def test_measured_order_of_multistep_methods(solver, name):
 
 
 @pytest.mark.parametrize("direction", ["decode", "encode"])
-@pytest.mark.parametrize("kind", ["graded", "uniform"])
+@pytest.mark.parametrize("time_grid", ["graded", "uniform"])
 @pytest.mark.parametrize("solver", MULTISTEP)
-def test_multistep_methods_are_exact_for_a_frozen_posterior_mean(solver, kind, direction):
+def test_multistep_methods_are_exact_for_a_frozen_posterior_mean(solver, time_grid, direction):
     # z = alpha m + beta eps with one and the same m and eps is the flow to a single reference.
     schedule = Schedule("linear", 1e-3)
     center = torch.tensor([[2.0, -1.0]], dtype=torch.float64)
     noise = torch.tensor([[0.3, 0.7]], dtype=torch.float64)
     ends = [schedule.alpha(t) * center + schedule.beta_sq(t) ** 0.5 * noise for t in (1.0, schedule.t_end)]
     start, end = ends if direction == "decode" else ends[::-1]
-    got = integrate(
-        lambda z, alpha, beta_sq: center, start,
-        schedule=schedule, solver=solver, num_evaluations=6, kind=kind, direction=direction,
-    )  # fmt: skip
+    got = integrate(lambda z, alpha, beta_sq: center, start, Flow(schedule, solver, 6, time_grid, direction))
     torch.testing.assert_close(got, end, rtol=1e-9, atol=1e-9)
 
 
@@ -175,7 +165,7 @@ def test_num_evaluations_are_the_calls_made(solver, budget):
         return GAUSSIAN.posterior_mean(z, alpha, beta_sq)
 
     z = torch.ones(2, 2, dtype=torch.float64)
-    integrate(denoiser, z, schedule=Schedule("linear", 1e-2), solver=solver, num_evaluations=budget)
+    integrate(denoiser, z, Flow(Schedule("linear", 1e-2), solver, budget))
     assert len(times) == budget
     assert times[0] == 1.0
     assert num_steps(solver, budget) == 3
@@ -187,8 +177,8 @@ def test_label_error_of_the_multistep_methods(moons, solver, budget, bound):
     latents = torch.randn(500, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     denoiser = denoiser_of(Reference(moons, dtype=torch.float64, sigma_data=1.0), "fused")
     schedule = Schedule("linear", 1e-4)
-    exact = integrate(denoiser, latents, schedule=schedule, solver="rk4", num_evaluations=640)
-    got = integrate(denoiser, latents, schedule=schedule, solver=solver, num_evaluations=budget)
+    exact = integrate(denoiser, latents, Flow(schedule, "rk4", 640))
+    got = integrate(denoiser, latents, Flow(schedule, solver, budget))
     error = (got - exact).norm(dim=1) / schedule.alpha(schedule.t_end)
     assert error.median() <= bound * 1.1  # 500 latents know their median to about a tenth
     assert error.quantile(0.9) <= 5e-3
@@ -201,7 +191,7 @@ def test_uniform_euler_converges_with_order_one(name):
 
 
 def test_graded_grid():
-    grid = time_grid(Schedule("linear", 1e-4), 8)
+    grid = graded_grid(Schedule("linear", 1e-4), 8)
     assert grid[0] == 0
     assert grid[-1] == pytest.approx(math.log(1e-4))
     steps = [b - a for a, b in itertools.pairwise(grid)]
@@ -211,7 +201,7 @@ def test_graded_grid():
 def test_trajectory_visits_every_grid_point():
     schedule = Schedule("linear", 1e-2)
     z = torch.zeros(3, 2, dtype=torch.float64)
-    points = list(trajectory(GAUSSIAN.posterior_mean, z, schedule=schedule, num_evaluations=16))
+    points = list(trajectory(GAUSSIAN.posterior_mean, z, Flow(schedule, "rk4", 16)))
     assert len(points) == 5
     assert points[0][0] == 1.0
     assert points[-1][0] == pytest.approx(1e-2)

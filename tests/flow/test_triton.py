@@ -20,7 +20,7 @@ import torch
 from sfg_dist.flow.posterior.cuda import blocks as triton_blocks
 from sfg_dist.flow.posterior.cuda.blocks import make_blocks, nearest_blocks, order_rows, select_blocks
 from sfg_dist.flow.posterior.cuda.engine import _log_sum_floor, _queries, _reach_of_products, posterior_moments_cuda
-from sfg_dist.flow.posterior.cuda.sums import Tiles, attend_blocks, attend_dense, attend_streamed, merge, tiles_for
+from sfg_dist.flow.posterior.cuda.sums import Tiles, attend, tiles_for
 
 pytestmark = pytest.mark.slow  # the interpreter takes a second or so a check
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -86,6 +86,10 @@ def clusters(device, seed=0, dim=3):
     return (rows - rows.mean(0)).to(device)
 
 
+def in_blocks(x):
+    return make_blocks(x, block_rows=64)
+
+
 def assert_moments(result, z, x, alpha, beta_sq, tolerance=1e-5):
     mean, log_sum_exp, variance = plain(z, x, alpha, beta_sq)
     size = 1 + x.square().sum(1).max().item()
@@ -96,11 +100,10 @@ def assert_moments(result, z, x, alpha, beta_sq, tolerance=1e-5):
 
 
 @check
-def moments(device, dim, t, blocks=False, num_rows=37, num_reference=301, precision="tf32x3"):
+def moments(device, dim, t, num_rows=37, num_reference=301):
     x = cloud(num_reference, dim, device)
     z = (1 - t) * x[:num_rows] + t**0.5 * cloud(num_rows, dim, device, seed=1)
-    reference = make_blocks(x, block_rows=64) if blocks else x
-    result = posterior_moments_cuda(z, reference, alpha=1 - t, beta_sq=t, precision=precision)
+    result = posterior_moments_cuda(z, in_blocks(x), alpha=1 - t, beta_sq=t)
     assert_moments(result, z, x, 1 - t, t)
     assert not result.error_bound.any()
 
@@ -110,7 +113,7 @@ def sizes(device, dim):
     for num_rows, num_reference in ((1, 1), (5, 63), (65, 129), (0, 7)):
         x = cloud(num_reference + 1, dim, device)[:num_reference]
         z = cloud(max(num_rows, 2), dim, device, seed=1)[:num_rows]
-        result = posterior_moments_cuda(z, x, alpha=0.5, beta_sq=0.5)
+        result = posterior_moments_cuda(z, in_blocks(x), alpha=0.5, beta_sq=0.5)
         assert result.mean.shape == (num_rows, dim)
         if num_rows:
             assert_moments(result, z, x, 0.5, 0.5)
@@ -122,9 +125,9 @@ def row_times(device, dim):
     t = torch.cat([torch.logspace(-5, 0, 39), torch.tensor([0.999999])]).to(device)
     alpha = (1 - t.double()).clamp_min(0)  # alpha = 0 at t = 1: the mean of the data
     z = alpha.float()[:, None] * x[:40] + t.sqrt()[:, None] * cloud(40, dim, device, seed=1)
-    for tolerance in (None, 1e-3):
-        result = posterior_moments_cuda(z, x, alpha=alpha, beta_sq=t.double(), tolerance=tolerance)
-        assert_moments(result, z, x, alpha, t.double(), tolerance=1e-5 + (tolerance or 0))
+    for tolerance in (0.0, 1e-3):
+        result = posterior_moments_cuda(z, in_blocks(x), alpha=alpha, beta_sq=t.double(), tolerance=tolerance)
+        assert_moments(result, z, x, alpha, t.double(), tolerance=1e-5 + tolerance)
     torch.testing.assert_close(result.mean[38], x.mean(0), rtol=0, atol=1e-5)
 
 
@@ -133,12 +136,11 @@ def far_rows(device, dim):
     # Every weight underflows without the running maximum, and 0 / 0 follows.
     x = torch.cat([cloud(70, dim, device) - 3, torch.full((1, dim), 1.0, device=device)])
     z = torch.full((3, dim), 30.0, device=device)
-    for reference in (x, make_blocks(x, block_rows=64)):
-        result = posterior_moments_cuda(z, reference, alpha=1.0, beta_sq=0.01)
-        torch.testing.assert_close(result.mean, x[-1:].expand(3, dim))
-        assert torch.isfinite(result.log_sum_exp).all()
-        assert result.variance.abs().max() < 1e-4
-    sums = attend_dense(z, torch.full((3,), 50.0, device=device), x)
+    result = posterior_moments_cuda(z, in_blocks(x), alpha=1.0, beta_sq=0.01)
+    torch.testing.assert_close(result.mean, x[-1:].expand(3, dim))
+    assert torch.isfinite(result.log_sum_exp).all()
+    assert result.variance.abs().max() < 1e-4
+    sums = attend(z, torch.full((3,), 50.0, device=device), in_blocks(x))
     _, mean, _ = sums.finish(z)
     torch.testing.assert_close(mean, x[-1:].expand(3, dim), rtol=1e-5, atol=1e-5)
 
@@ -149,7 +151,7 @@ def log_sums(device):
     x = cloud(300, 6, device) + 3
     t = 1e-5
     z = (1 - t) * x[:40] + t**0.5 * cloud(40, 6, device, seed=1)
-    result = posterior_moments_cuda(z, x, alpha=1 - t, beta_sq=t)
+    result = posterior_moments_cuda(z, in_blocks(x), alpha=1 - t, beta_sq=t)
     _, log_sum_exp, _ = plain(z, x, 1 - t, t)
     assert log_sum_exp.max() > 1e6
     torch.testing.assert_close(result.log_sum_exp, log_sum_exp, rtol=0, atol=1e-2)
@@ -166,13 +168,12 @@ def floors(device, dim, t, offset):
     for queries in (_queries(z, x, 1 - t, t), _queries(z + 3 * t**0.5, x, 1 - t, t)):
         num_tiles = -(-len(z) // shape.rows)
         centers = queries.place[:: shape.rows]
-        offsets, indices = nearest_blocks(centers, blocks)
-        near = attend_blocks(
-            queries.anchor, queries.kernel_scale, blocks, offsets, indices, tilt=queries.kernel_tilt, tiles=shape
-        )
+        lists = nearest_blocks(centers, blocks)
+        near = attend(queries.anchor, queries.kernel_scale, blocks, tilt=queries.kernel_tilt, lists=lists, tiles=shape)
+        indices = lists[1]
         seat = torch.arange(num_tiles * shape.rows, device=device).clamp_max(len(z) - 1)
         reach = _reach_of_products(queries.anchor[seat], indices, blocks, num_tiles)[: len(z)] if dim >= 16 else None
-        floor = _log_sum_floor(near, queries, reach, "tf32x3")
+        floor = _log_sum_floor(near, queries, reach)
         listed = indices.long().reshape(num_tiles, -1).repeat_interleave(shape.rows, dim=0)[: len(z)]
         squares = (queries.place[:, None] - blocks.rows.double()).square().sum(2)
         inside = (torch.arange(len(x), device=device) // 64 == listed[:, :, None]).any(1)
@@ -184,28 +185,26 @@ def floors(device, dim, t, offset):
 def strided_lists(device):
     blocks = make_blocks(cloud(200, 6, device), block_rows=64)
     z, scale = cloud(33, 6, device, seed=1), torch.full((33,), 3.0, device=device)
-    offsets, indices = torch.tensor([0, 3], device=device).int(), torch.tensor([0, 1, 3], device=device).int()
-    packed = attend_blocks(z, scale, blocks, offsets, indices)
-    spread = [part.repeat_interleave(2)[::2] for part in (offsets, indices)]
-    for first, second in zip(
-        vars(packed).values(), vars(attend_blocks(z, scale, blocks, *spread)).values(), strict=True
-    ):
+    lists = torch.tensor([0, 3], device=device).int(), torch.tensor([0, 1, 3], device=device).int()
+    packed = attend(z, scale, blocks, lists=lists)
+    strided = attend(z, scale, blocks, lists=tuple(part.repeat_interleave(2)[::2] for part in lists))
+    for first, second in zip(vars(packed).values(), vars(strided).values(), strict=True):
         assert torch.equal(first, second)
     with pytest.raises(ValueError, match="float32"):
-        attend_dense(z, scale, blocks, tilt=z.double())
+        attend(z, scale, blocks, tilt=z.double())
 
 
 @check
 def no_gradient(device):
     z = cloud(5, 6, device).requires_grad_()
-    assert not posterior_moments_cuda(z, cloud(20, 6, device), alpha=0.5, beta_sq=0.5).mean.requires_grad
+    assert not posterior_moments_cuda(z, in_blocks(cloud(20, 6, device)), alpha=0.5, beta_sq=0.5).mean.requires_grad
 
 
 @check
 def duplicates(device, dim):
     x = cloud(20, dim, device).repeat(9, 1)
     z = x[:20] + 1e-3 * cloud(20, dim, device, seed=1)
-    result = posterior_moments_cuda(z, x, alpha=1.0, beta_sq=1e-6)
+    result = posterior_moments_cuda(z, in_blocks(x), alpha=1.0, beta_sq=1e-6)
     assert_moments(result, z, x, 1.0, 1e-6)
     torch.testing.assert_close(result.mean, x[:20], rtol=0, atol=1e-5)
 
@@ -218,12 +217,8 @@ def offset_block(device):
     t = 1e-4
     z = (1 - t) * x[:32] + t**0.5 * cloud(32, 16, device, seed=1)
     mean, _, _ = plain(z, x, 1 - t, t)
-    errors = [
-        (posterior_moments_cuda(z, reference, alpha=1 - t, beta_sq=t).mean - mean).norm(dim=1).max().item()
-        for reference in (x, make_blocks(x, block_rows=64))
-    ]
-    assert errors[1] < 1e-5, errors
-    assert errors[1] < errors[0] / 10, errors
+    found = posterior_moments_cuda(z, in_blocks(x), alpha=1 - t, beta_sq=t).mean
+    assert (found - mean).norm(dim=1).max() < 1e-5
 
 
 @check
@@ -232,9 +227,9 @@ def splits(device, dim):
     z = cloud(33, dim, device, seed=1)
     scale = torch.full((33,), 3.0, device=device)
     blocks = make_blocks(x, block_rows=64)
-    one = attend_dense(z, scale, blocks, num_splits=1).finish(z)
+    one = attend(z, scale, blocks, num_splits=1).finish(z)
     for num_splits in (3, 20):  # of 7 blocks: some programs have nothing to do
-        many = attend_dense(z, scale, blocks, num_splits=num_splits).finish(z)
+        many = attend(z, scale, blocks, num_splits=num_splits).finish(z)
         for first, second in zip(one, many, strict=True):
             torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-5)
 
@@ -247,16 +242,12 @@ def every_block_listed(device, dim):
     num_tiles = -(-33 // tiles_for(dim).rows)
     offsets = (torch.arange(num_tiles + 1, device=device) * blocks.num_blocks).int()
     indices = torch.arange(blocks.num_blocks, device=device).repeat(num_tiles).int()
-    listed = attend_blocks(z, scale, blocks, offsets, indices)
-    dense = attend_dense(z, scale, blocks)
+    listed = attend(z, scale, blocks, lists=(offsets, indices))
+    dense = attend(z, scale, blocks)
     torch.testing.assert_close(listed.finish(z), dense.finish(z))
-    # Two halves of a list, merged, are the whole; a list that is empty adds nothing.
-    half = indices < 2
-    parts = [
-        attend_blocks(z, scale, blocks, (torch.arange(num_tiles + 1, device=device) * count).int(), chosen)
-        for count, chosen in ((2, indices[half]), (blocks.num_blocks - 2, indices[~half]), (0, indices[:0]))
-    ]
-    torch.testing.assert_close(merge(parts).finish(z), dense.finish(z), rtol=1e-5, atol=1e-5)
+    empty = attend(z, scale, blocks, lists=(torch.zeros_like(offsets), indices[:0]))
+    assert not empty.total.any()
+    assert torch.isneginf(empty.log_max).all()
 
 
 @check
@@ -272,16 +263,6 @@ def sparse(device, t, tolerance, dim=3):
     assert result.error_bound.any()
 
 
-@check
-def streaming(device, dim):
-    x = cloud(301, dim, "cpu")
-    z = cloud(21, dim, device, seed=1)
-    host = x.pin_memory() if device.type == "cuda" else x
-    streamed = posterior_moments_cuda(z, host, alpha=0.7, beta_sq=0.3, stream_rows=64)
-    once = posterior_moments_cuda(z, x.to(device), alpha=0.7, beta_sq=0.3)
-    torch.testing.assert_close(streamed, once, rtol=1e-5, atol=1e-5)
-
-
 @needs_triton
 @pytest.mark.parametrize("t", [0.9, 0.05, 1e-5])
 @pytest.mark.parametrize("dim", [1, 2, 6, 16, 43, 130])
@@ -290,17 +271,8 @@ def test_moments(call, dim, t):
 
 
 @needs_triton
-@pytest.mark.parametrize("dim", [6, 43])
-def test_moments_about_block_centres(call, dim):
-    call("moments", dim=dim, t=0.05, blocks=True)
-    call("moments", dim=dim, t=1e-5, blocks=True, precision="ieee")
-
-
-@needs_triton
 @pytest.mark.parametrize("dim", [6, 16])
-@pytest.mark.parametrize(
-    "name", ["sizes", "row_times", "far_rows", "duplicates", "splits", "every_block_listed", "streaming"]
-)
+@pytest.mark.parametrize("name", ["sizes", "row_times", "far_rows", "duplicates", "splits", "every_block_listed"])
 def test_check(call, name, dim):
     call(name, dim=dim)
 
@@ -420,25 +392,21 @@ def test_blocks_hold_every_row_once_and_are_compact(num_rows):
 
 def test_refuses_bad_calls():
     z, scale = cloud(5, 2, "cpu"), torch.ones(5)
+    blocks, wide = in_blocks(z), in_blocks(cloud(5, 3, "cpu"))
     with pytest.raises(ValueError, match="columns"):
-        attend_dense(z, scale, cloud(5, 3, "cpu"))
+        attend(z, scale, wide)
     with pytest.raises(ValueError, match="float32"):
-        attend_dense(z.double(), scale, z)
+        attend(z.double(), scale, blocks)
     with pytest.raises(ValueError, match="positive"):
-        posterior_moments_cuda(z, z, alpha=1.0, beta_sq=0.0)
-    with pytest.raises(ValueError, match="tolerance"):
-        posterior_moments_cuda(z, z, alpha=1.0, beta_sq=1.0, tolerance=0.1, stream_rows=2)
+        posterior_moments_cuda(z, blocks, alpha=1.0, beta_sq=0.0)
     with pytest.raises(ValueError, match="columns"):
-        posterior_moments_cuda(z[:, :1], cloud(5, 3, "cpu"), alpha=1.0, beta_sq=1.0)
+        posterior_moments_cuda(z[:, :1], wide, alpha=1.0, beta_sq=1.0)
     for beta_sq in (float("nan"), torch.tensor([1.0, 1.0, 1.0, 1.0, -1.0])):
         with pytest.raises(ValueError, match="positive"):
-            posterior_moments_cuda(z, z, alpha=1.0, beta_sq=beta_sq)
+            posterior_moments_cuda(z, blocks, alpha=1.0, beta_sq=beta_sq)
     for tolerance in (float("nan"), -1e-3):
         with pytest.raises(ValueError, match="negative"):
-            posterior_moments_cuda(z, z, alpha=1.0, beta_sq=1.0, tolerance=tolerance)
-    for rows, stream_rows in ((z[:0], 64), (z, 0), (z.double(), 64)):
-        with pytest.raises(ValueError, match="pieces"):
-            attend_streamed(z, scale, rows, stream_rows=stream_rows)
+            posterior_moments_cuda(z, blocks, alpha=1.0, beta_sq=1.0, tolerance=tolerance)
     with pytest.raises(ValueError, match="multiple of 64"):
         make_blocks(z, block_rows=10)
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from sfg_dist.distributed.labels.events import Record
 from sfg_dist.distributed.labels.references import StoredReference, prepared_reference
@@ -22,6 +21,7 @@ from sfg_dist.distributed.machine import default_device, peak_memory
 from sfg_dist.flow import (
     ConditionalReference,
     Effort,
+    Flow,
     PreparedReference,
     Schedule,
     label_batch,
@@ -165,33 +165,22 @@ class ShardLabeler:
     def _integrate(self, shard: int, first: int, rows: NDArray[np.float32], effort: Effort) -> NDArray[np.float32]:
         """One batch, padded to the plan's size, since the shape of a matrix product decides its last bits."""
         settings, direction = self.plan.labels, self.plan.shard_direction(shard)
-        padded = torch.zeros(self.plan.batch_rows(self.device.type), self.plan.dim, device=self.device)
-        padded[: len(rows)] = torch.from_numpy(rows)
-        ends: Tensor
-        if isinstance(self.reference, ConditionalReference):
-            ends = label_given(
-                padded,
-                self.reference,
-                schedule=self.schedule,
-                solver=settings["solver"],
-                num_evaluations=settings["num_evaluations"],
-                kind=self.plan.time_grid(direction),  # type: ignore[arg-type]
-                effort=effort,
-            )
-            return ends[: len(rows)].cpu().numpy()
-        ends = label_batch(
-            padded,
-            self._batch_reference(first),
-            schedule=self.schedule,
-            direction=direction,  # type: ignore[arg-type]
-            solver=settings["solver"],
-            num_evaluations=settings["num_evaluations"],
-            kind=self.plan.time_grid(direction),  # type: ignore[arg-type]
-            tolerance=settings["tolerance"],
-            solver_tolerance=settings.get("solver_tolerance"),
-            effort=effort,
+        batch_rows, start = self.plan.batch_rows(self.device.type), torch.from_numpy(rows).to(self.device)
+        flow = Flow(
+            self.schedule,
+            settings["solver"],
+            settings["num_evaluations"],
+            self.plan.time_grid(direction),  # type: ignore[arg-type]
+            direction,  # type: ignore[arg-type]
+            settings.get("solver_tolerance"),
         )
-        return ends[: len(rows)].float().cpu().numpy()
+        if isinstance(self.reference, ConditionalReference):
+            padded = torch.zeros(batch_rows, self.plan.dim, device=self.device)
+            padded[: len(rows)] = start
+            return label_given(padded, self.reference, flow, effort=effort)[: len(rows)].cpu().numpy()
+        reference, tolerance = self._batch_reference(first), settings["tolerance"]
+        ends = label_batch(start, reference, flow, batch_rows=batch_rows, tolerance=tolerance, effort=effort)
+        return ends.float().cpu().numpy()
 
     def _batch_reference(self, first: int) -> PreparedReference:
         """The whole reference, or the published mini-batch of it, drawn anew for every batch."""
@@ -291,9 +280,7 @@ def _conditional_error(pairs: Pairs) -> dict[str, float]:
     ends = label_given(
         torch.from_numpy(latents),
         conditional_reference(pairs, torch.device("cpu"), dtype=torch.float64),
-        schedule=Schedule(plan.labels["schedule"], plan.t_min),
-        solver="rk4",
-        num_evaluations=_ERROR_EVALUATIONS,
+        Flow(Schedule(plan.labels["schedule"], plan.t_min), "rk4", _ERROR_EVALUATIONS),
     )
     return _error_figures((ends.numpy() - labels) / plan.sigma_data) | {"tolerance_reached": 0.0}
 

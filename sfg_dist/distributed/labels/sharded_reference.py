@@ -24,11 +24,12 @@ from torch import Tensor
 from sfg_dist.distributed.labels.references import StoredReference, base_bytes, reference_memory
 from sfg_dist.distributed.machine import default_device
 from sfg_dist.flow import PosteriorMoments, PreparedReference, posterior_moments
-from sfg_dist.flow.posterior.cpu.blocks import AIMS, State
-from sfg_dist.flow.posterior.cpu.engine import prepare
+from sfg_dist.flow.posterior.cpu.blocks import AIMS, RunningSums
+from sfg_dist.flow.posterior.cpu.engine import queries_of
 from sfg_dist.flow.posterior.cpu.leaf_sums import HUGE
 from sfg_dist.flow.posterior.cpu.traversal import LEAST_MASS, nearest_rows
 from sfg_dist.flow.posterior.merging import Merger
+from sfg_dist.flow.posterior.moments import Request
 from sfg_dist.flow.posterior.posterior import dense_within
 from sfg_dist.flow.posterior.reference import ReferenceBlock, block_ranges, centred_keys
 from sfg_dist.job.errors import LabelingError
@@ -36,7 +37,7 @@ from sfg_dist.job.words import GIB
 from sfg_dist.store import open_pairs
 
 Part = dict[str, NDArray[Any]]
-"""What a member adds: "anchors", "sums", "side", "mean" and "pairs" of each row, as in ``cpu.blocks.State``."""
+"""What a member adds: "anchors", "sums", "side", "mean" and "pairs" of each row, as in ``RunningSums``."""
 
 
 def part_ranges(num_reference: int, part: int, num_parts: int) -> list[tuple[int, int]]:
@@ -128,7 +129,7 @@ class ReferenceMember:
 
     def nearest(self, z_t: NDArray, alpha: NDArray, beta_sq: NDArray) -> NDArray[np.float32]:
         """Squared distance of a near row to each x~ = z / alpha, shape (num_rows,); HUGE where none was found."""
-        queries, _ = prepare(*_tensors(z_t, alpha, beta_sq))
+        queries = queries_of(_request(z_t, alpha, beta_sq))
         anchors = np.full(len(z_t), HUGE, np.float32)
         for block in self.reference.blocks():
             clusters = block.clusters
@@ -153,21 +154,21 @@ class ReferenceMember:
             anchors: the nearest squared distances that are known, shape (num_rows,).
             unit: this part's share of the mass that is certain to be there.
         """
-        given = _tensors(z_t, alpha, beta_sq)
-        queries, _ = prepare(*given)
-        state = State(queries, queries.rows, False, anchors=anchors[queries.rows], unit=unit)
-        state.add(self.reference.blocks(), self.reference.num_blocks, aim, dense_within(*given, False))
+        request = _request(z_t, alpha, beta_sq)
+        queries = queries_of(request)
+        running = RunningSums(queries, queries.rows, anchors=anchors[queries.rows], unit=unit)
+        running.add(self.reference.blocks(), self.reference.num_blocks, aim, dense_within(request))
         return {
-            "anchors": state.carried.anchors,
-            "sums": state.carried.sums,
-            "side": state.carried.side,
-            "mean": state.mean,
-            "pairs": state.work[:, 0],
+            "anchors": running.carried.anchors,
+            "sums": running.carried.sums,
+            "side": running.carried.side,
+            "mean": running.mean,
+            "pairs": running.work[:, 0],
         }
 
     def dense(self, z_t: NDArray, alpha: NDArray, beta_sq: NDArray) -> tuple[NDArray, NDArray]:
         """Mean and log kernel sum of each row over all of this part, float64."""
-        z, alpha_row, beta_sq_row = (value.to(self.device) for value in _tensors(z_t, alpha, beta_sq))
+        z, alpha_row, beta_sq_row = (value.to(self.device) for value in _request(z_t, alpha, beta_sq)[:3])
         moments = posterior_moments(
             z, self.reference, alpha=alpha_row[:, 0], beta_sq=beta_sq_row[:, 0], variance=False, backend="dense"
         )
@@ -203,15 +204,13 @@ class ShardedReference(PreparedReference):
         """The rows at ``index`` in the reference's own coordinates, float64 on the CPU, shape (len(index), dim)."""
         return self._rows.take(index)
 
-    def moments_elsewhere(
-        self, z_t: Tensor, alpha: Tensor, beta_sq: Tensor, tolerance: float, is_sparse: bool
-    ) -> PosteriorMoments | None:
+    def moments_elsewhere(self, request: Request, tolerance: float, *, is_sparse: bool) -> PosteriorMoments | None:
         """The members' answers, merged; without variance."""
-        given = (z_t.numpy(), alpha.numpy(), beta_sq.numpy())
-        num_rows = len(z_t)
-        mean = np.full(z_t.shape, np.nan, np.float32)
+        given = (request.z_t.numpy(), request.alpha[:, 0].numpy(), request.beta_sq[:, 0].numpy())
+        num_rows = len(request.z_t)
+        mean = np.full(request.z_t.shape, np.nan, np.float32)
         bound, pairs = np.full(num_rows, np.nan), np.zeros(num_rows, np.int64)
-        queries, _ = prepare(z_t, alpha[:, None], beta_sq[:, None])
+        queries = queries_of(request)
         todo = queries.rows
         if is_sparse and self._has_clusters and tolerance > 0 and len(todo):
             anchors = np.minimum.reduce(self._ask("nearest", *given))
@@ -228,9 +227,7 @@ class ShardedReference(PreparedReference):
                 merger.add(torch.from_numpy(part_mean), torch.from_numpy(log_kernel_sum), None)
             mean[todo] = merger.result()[0].float().numpy()
             bound[todo], pairs[todo] = 0, self.num_reference
-        return PosteriorMoments(
-            torch.from_numpy(mean), None, None, None, torch.from_numpy(bound), torch.from_numpy(pairs)
-        )
+        return PosteriorMoments(torch.from_numpy(mean), bound=torch.from_numpy(bound), pairs=torch.from_numpy(pairs))
 
     def _ask(self, method: str, *arguments: Any) -> list[Any]:
         """What each member answers, all at work at once where they are actors."""
@@ -268,11 +265,11 @@ def merge_parts(
     return mean, bound, np.sum([part["pairs"] for part in parts], axis=0)
 
 
-def _tensors(z_t: NDArray, alpha: NDArray, beta_sq: NDArray) -> tuple[Tensor, Tensor, Tensor]:
+def _request(z_t: NDArray, alpha: NDArray, beta_sq: NDArray) -> Request:
     z, alpha_row, beta_sq_row = (
         torch.from_numpy(np.require(value, np.float32, ["C", "W"])) for value in (z_t, alpha, beta_sq)
     )
-    return z, alpha_row[:, None], beta_sq_row[:, None]
+    return Request(z, alpha_row[:, None], beta_sq_row[:, None], variance=False)
 
 
 def _check_memory(stored: StoredReference, ranges: list[tuple[int, int]], memory_gib: float, num_parts: int) -> None:

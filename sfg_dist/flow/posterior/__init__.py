@@ -1,6 +1,6 @@
 """The posterior mean of the data given a noised row: the one function that costs time.
 
-Latents and a prepared reference come in; means, and for densities second moments, go out with their certified error.
-``posterior`` chooses the engine: dense sums by torch (``attention``), or clusters on CPUs (``cpu``) and GPUs
-(``cuda``). It knows neither solvers nor schedules.
+Noised rows and a prepared reference come in; means, for densities second moments too, go out with their certified
+error. ``posterior`` chooses the engine: torch (``attention``), compiled kernels on CPUs (``cpu``) or GPUs (``cuda``).
+Solvers, schedules but for ``spread``, and labels may not be imported.
 """

@@ -1,6 +1,6 @@
-"""Softmax attention without kernels of our own: through torch's fused kernel on the CPU, or tile by tile anywhere.
+"""Softmax attention by torch: its fused kernel on the CPU, or tile by tile on any device.
 
-Both stream over the keys with a running maximum, so no weight underflows to 0 / 0 and memory is that of one tile.
+Both stream over the keys with a running maximum, so weights never underflow to 0 / 0 and only one tile is in memory.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-# Tiles of the blocked engine: one tile of logits fits in a core's cache on CPUs, and fills a GPU on CUDA.
+# Tiles of the blocked engine, queries and keys: one tile of logits fits in a core's cache, or fills a GPU.
 _TILE = {"cpu": (256, 1024), "cuda": (8192, 16384)}
 _LOGIT_FLOOR = -87.0  # exp(-87) is the smallest normal float32; below it some CPUs' exp is 30 times slower
 
@@ -32,7 +32,7 @@ def attend_fused(query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def attend_blocked(query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """As ``attend_fused``, tiles of logits through matrix products on any device."""
+    """As ``attend_fused``, on any device: tiles of logits by matrix products."""
     tile_rows, tile_keys = _TILE.get(query.device.type, _TILE["cuda"])
     num_rows, width = query.shape
     output = torch.empty(num_rows, width, dtype=query.dtype, device=query.device)
@@ -58,7 +58,7 @@ def attend_blocked(query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _full_precision_matmul:
-    """TF32 off while logits are formed: its 10-bit mantissa would move weights by factors at small t."""
+    """Turns TF32 off while logits are formed: its 10-bit mantissa would change weights by factors at small t."""
 
     def __enter__(self) -> None:
         self._precision = torch.get_float32_matmul_precision()

@@ -1,4 +1,4 @@
-"""Which engine computes a posterior: by name, or the fastest for the reference's device, precision and size."""
+"""Chooses the engine that computes a posterior: by name, or the fastest for the reference's device, type and size."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from sfg_dist.flow.posterior.reference import PreparedReference, ReferenceBlock
 
 Backend = Literal["auto", "dense", "sparse", "native", "fused", "blocked", "triton"]
 
-# Below this many rows a dense pass costs no more than to look at the clusters.
-SPARSE_ROWS = 4096
-SPARSE_DIM = 64  # beyond, boxes leave out next to nothing
+SPARSE_ROWS = 4096  # with fewer rows a dense pass costs no more than looking at the clusters
+SPARSE_DIM = 64  # in more columns the bounds leave out next to nothing
 
 
 def choose_backend(reference: PreparedReference, backend: Backend, tolerance: float) -> Backend:
@@ -46,12 +45,6 @@ def choose_backend(reference: PreparedReference, backend: Backend, tolerance: fl
     return backend
 
 
-def _has_native(dim: int) -> bool:
-    from sfg_dist.flow.posterior.cpu.engine import has_dense
-
-    return has_dense(dim)
-
-
 def _has_triton(device: torch.device) -> bool:
     from sfg_dist.flow.posterior.cuda.kernels import is_available
 
@@ -62,5 +55,7 @@ def dense_engine(reference: PreparedReference | ReferenceBlock) -> Backend:
     """The fastest engine that sums over every row."""
     single = reference.dtype == torch.float32
     if reference.device.type == "cpu":
-        return "native" if single and _has_native(reference.dim) else "fused"
+        from sfg_dist.flow.posterior.cpu.engine import has_dense
+
+        return "native" if single and has_dense(reference.dim) else "fused"
     return "triton" if single and _has_triton(reference.device) else "blocked"

@@ -1,9 +1,9 @@
 """The blocks of a reference with all that was built over them, in one file that processes map.
 
-A block's arrays lie one after the other from a page's start on, each from a cache line's. The file's last bytes say
-where its table of contents is, and are written last: a file without them was cut off. Mappings are copy-on-write, so
-that the compiled kernels see ordinary arrays; nobody writes to them, so processes on one machine share the pages, and
-what a process holds of a block goes when the block does.
+A block begins at a page, and each of its arrays at a cache line. The file's last bytes say where its table of contents
+is. They are written last, so a file without them was cut off. Mappings are copy-on-write, so that the compiled kernels
+see ordinary arrays. Nobody writes to them, so processes on one machine share the pages, and a process gives up its
+pages with the block.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import mmap
 import os
 import struct
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -27,18 +27,33 @@ _MAGIC = b"sfg_dist reference blocks 1\n"
 _END = struct.Struct(f"<QQ{len(_MAGIC)}s")  # where the contents begin, their length
 _LINE = 64
 _PAGE = mmap.ALLOCATIONGRANULARITY
+_CLUSTER_ARRAYS = ("blocks", "bounds", "moments", "offsets", "sizes")
+
+
+class _Entry(TypedDict):
+    """A block in the table of contents; an array is its type, its shape and its place after the block's start."""
+
+    start: int
+    bytes: int
+    largest_square: float
+    clusters_largest_square: NotRequired[float]
+    arrays: dict[str, tuple[str, list[int], int]]
+
+
+class _Contents(TypedDict):
+    """The table of contents, as JSON."""
+
+    center: list[float]
+    blocks: list[_Entry]
 
 
 def block_bytes(num_rows: int, dim: int, *, has_clusters: bool) -> int:
     """Bytes of one block's arrays, in a file or in memory: centred rows, leaves, and the clusters' bounds and moments.
 
-    Args:
-        num_rows: rows of the block.
-        dim: columns.
-        has_clusters: whether there are clusters, or all rows are summed.
+    Without ``has_clusters`` all rows are summed, and there are rows and leaves alone.
     """
     shapes = clusters_shapes(num_rows, dim)
-    names = ("blocks", "bounds", "moments", "offsets", "sizes") if has_clusters else ("blocks",)
+    names = _CLUSTER_ARRAYS if has_clusters else ("blocks",)
     sizes = [num_rows * (dim + 1) * 4, *(int(np.prod(shapes[name])) * _itemsize(name) for name in names)]
     return _up(sum(_up(size, _LINE) for size in sizes), _PAGE)
 
@@ -63,19 +78,19 @@ def write_blocks(handle: int, blocks: Iterable[ReferenceBlock], center: Tensor, 
     Raises:
         OSError: no room is left, or the file cannot be written.
     """
-    contents: dict[str, Any] = {"center": center.tolist(), "blocks": []}
+    contents: _Contents = {"center": center.tolist(), "blocks": []}
     place = 0
     for block in blocks:
         clusters = block.clusters if has_clusters else None
         arrays: dict[str, NDArray[Any]] = {"keys": block.keys.numpy()}
-        entry: dict[str, Any] = {"start": place, "largest_square": block.largest_square, "arrays": {}}
+        entry: _Entry = {"start": place, "bytes": 0, "largest_square": block.largest_square, "arrays": {}}
         if clusters is not None:
-            arrays |= {name: getattr(clusters, name) for name in ("blocks", "bounds", "moments", "offsets", "sizes")}
+            arrays |= {name: getattr(clusters, name) for name in _CLUSTER_ARRAYS}
             entry["clusters_largest_square"] = clusters.largest_square
         else:
             arrays["blocks"] = block.leaves
         for name, values in arrays.items():
-            entry["arrays"][name] = [values.dtype.str, list(values.shape), place - entry["start"]]
+            entry["arrays"][name] = (values.dtype.str, list(values.shape), place - entry["start"])
             _write(handle, values, place)
             place = _up(place + values.nbytes, _LINE)
         place = _up(place, _PAGE)
@@ -106,9 +121,9 @@ class BlockFile:
         if len(end) < _END.size or _END.unpack(end)[2] != _MAGIC:
             raise ValueError("not a whole file of reference blocks")
         first, length, _ = _END.unpack(end)
-        contents = json.loads(os.pread(handle, length, first))
+        contents: _Contents = json.loads(os.pread(handle, length, first))
         self.center = torch.tensor(contents["center"], dtype=torch.float64)
-        self._blocks: list[dict[str, Any]] = contents["blocks"]
+        self._blocks = contents["blocks"]
         self._handle = handle
 
     def block(self, number: int) -> ReferenceBlock:
@@ -127,7 +142,7 @@ class BlockFile:
                 largest_square=entry["clusters_largest_square"],
                 num_rows=len(keys),
                 dim=keys.shape[1] - 1,
-                **{name: arrays[name] for name in ("blocks", "bounds", "moments", "offsets", "sizes")},
+                **{name: arrays[name] for name in _CLUSTER_ARRAYS},
             )
         block = ReferenceBlock(keys, clusters=clusters, leaves=arrays["blocks"])
         block.__dict__["largest_square"] = entry["largest_square"]

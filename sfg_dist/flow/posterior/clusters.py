@@ -200,7 +200,7 @@ def _aligned(shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 @cached_njit(nogil=True)
-def _quickselect(key, order, low, high, k):  # type: ignore[no-untyped-def]
+def _quickselect(key, order, low, high, k):
     """Reorder order[low:high] so that keys before place k are not above those from k on."""
     high -= 1
     while low < high:
@@ -225,7 +225,7 @@ def _quickselect(key, order, low, high, k):  # type: ignore[no-untyped-def]
 
 
 @cached_njit(nogil=True)
-def _best_split(columns, order, first, last, unit):  # type: ignore[no-untyped-def]
+def _best_split(columns, order, first, last, unit):
     """Column and place, a multiple of ``unit``, whose split takes the most from the sum of squares; the gain.
 
     Splitting n rows into n_l and n_r takes n_l n_r / n (mean_r - mean_l)^2 of it. Looked at on evenly spaced rows.
@@ -254,7 +254,7 @@ def _best_split(columns, order, first, last, unit):  # type: ignore[no-untyped-d
 
 
 @cached_njit(nogil=True)
-def _order_range(columns, order, low, high, leaf_rows, stop_rows):  # type: ignore[no-untyped-def]
+def _order_range(columns, order, low, high, leaf_rows, stop_rows):
     """Split order[low:high] until parts have at most ``stop_rows`` rows; the parts' first places.
 
     A run of up to eight nodes of one size is cut between two of them, so that nodes stay whole whatever the shares.
@@ -278,7 +278,7 @@ def _order_range(columns, order, low, high, leaf_rows, stop_rows):  # type: igno
 
 
 @cached_njit(nogil=True)
-def _node_moments(rows, span, offset, size, moments, bounds, table):  # type: ignore[no-untyped-def]
+def _node_moments(rows, span, offset, size, moments, bounds, table):
     """Bounds and moments of one level's nodes, each of ``span`` rows."""
     num_rows, dim = rows.shape
     mean, delta = np.zeros(dim), np.zeros(dim)

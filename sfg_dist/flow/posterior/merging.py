@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 class Merger:
-    """Means, log kernel sums and variances of one part after the other, merged in float64.
+    """Merges means, log kernel sums and variances of one part after the other, in float64.
 
-    With L = log sum_j of a part's kernels, the parts' shares are p_b = exp(L_b - log sum exp L); then
-    m = sum p_b m_b and v = sum p_b (v_b + |m_b - m|^2).
+    With L_b the log kernel sum of part b, its share is p_b = exp(L_b - log sum exp L). Then m = sum p_b m_b and
+    v = sum p_b (v_b + |m_b - m|^2).
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Merger:
         Args:
             mean: shape (num_rows, dim).
             log_kernel_sum: shape (num_rows,).
-            variance: trace of the covariance, shape (num_rows,), or None, in all parts alike.
+            variance: trace of the covariance, shape (num_rows,); or None, for all parts.
         """
         mean, log_kernel_sum = mean.double(), log_kernel_sum.double()
         variance = None if variance is None else variance.double()

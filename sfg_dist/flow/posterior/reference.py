@@ -1,10 +1,8 @@
 """The data behind the score, prepared once: centred, of spread 1, in blocks, with what the engines build over each.
 
-Rounding: a logit's float32 error is about 6e-8 |z| |x| alpha / beta^2, so the reference is centred first.
-
-A reference is cut into blocks of ``BLOCK_ROWS`` rows in the order of its table. A posterior over several is defined
-block after block, each with clusters of its own, so its bits do not tell whether the blocks lay in memory or came from
-a file one at a time.
+A reference is cut into blocks of ``BLOCK_ROWS`` rows in the order of its table. A posterior over several blocks is
+defined block after block, and each has clusters of its own. So its bits are the same whether the blocks lie in memory
+or come from a file one at a time.
 """
 
 from __future__ import annotations
@@ -21,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sfg_dist.flow.posterior.moments import PosteriorMoments, Request
 from sfg_dist.flow.spread import ColumnSpread, SigmaData, resolve_sigma_data
 from sfg_dist.job.plan import REFERENCE_BLOCK_ROWS
 
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from sfg_dist.flow.fitted_grid import FittedGrid
     from sfg_dist.flow.posterior.clusters import Clusters
     from sfg_dist.flow.posterior.cuda.blocks import Blocks
-    from sfg_dist.flow.posterior.posterior import PosteriorMoments
 
 Rows: TypeAlias = Tensor | NDArray[np.floating]
 
@@ -126,16 +124,14 @@ class ReferenceBlock:
 
 
 class PreparedReference(ABC):
-    """A reference that is centred, divided by its spread and cut into blocks, wherever its rows are.
-
-    Its blocks hold (x - center) / scale, and all below the public functions is in these coordinates.
+    """A reference whose blocks hold (x - center) / scale, the coordinates of all below the public functions.
 
     Attributes:
         num_reference: number of rows.
         center: mean of the rows, in their own units, shape (dim,), float64 on the CPU.
         scale: sigma_data, the unit of the flow, in the rows' units; see ``spread``.
-        spreads: standard deviation of each column, in the rows' units, float64, shape (dim,); None where it was not
-            measured, as of a store, whose plan has the scale.
+        spreads: standard deviation of each column, in the rows' units, float64, shape (dim,); None where it is not
+            known, as of a store, whose plan has the scale.
         device: where the posterior is computed.
         dtype: torch.float32 or torch.float64, the precision of all arithmetic.
         fitted_grids: time grids that were fitted to these rows, by the settings of their labels.
@@ -159,9 +155,10 @@ class PreparedReference(ABC):
 
     @property
     def states_dtype(self) -> torch.dtype:
-        """Precision in which rows are centred and scaled: float64, for the digits of rows that lie far from 0.
+        """Precision in which rows are centred and scaled: float64 keeps the digits of rows that lie far from 0.
 
-        Labels in stores of scale 1 were made without; their transform has centred them, and they keep their bits.
+        With scale 1 it is the arithmetic's own: a transform has centred these rows, and labels in stores keep their
+        bits.
         """
         return self.dtype if self.scale == 1 else torch.float64
 
@@ -172,21 +169,17 @@ class PreparedReference(ABC):
 
     @abstractmethod
     def blocks(self) -> Iterator[ReferenceBlock]:
-        """The blocks in order, on the reference's device; none is held longer than the loop over it does."""
+        """The blocks in order, on the reference's device; a block is held no longer than the loop holds it."""
 
     @abstractmethod
     def take(self, index: NDArray[np.integer]) -> Tensor:
         """The rows at ``index`` in the reference's own coordinates, float64 on the CPU, shape (len(index), dim)."""
 
-    def moments_elsewhere(
-        self, z_t: Tensor, alpha: Tensor, beta_sq: Tensor, tolerance: float, is_sparse: bool
-    ) -> PosteriorMoments | None:
+    def moments_elsewhere(self, request: Request, tolerance: float, *, is_sparse: bool) -> PosteriorMoments | None:
         """The posterior's moments where other processes hold the blocks, or None where this one does.
 
         Args:
-            z_t: noisy states of the centred data of spread 1, shape (num_rows, dim).
-            alpha: signal scale of each row, shape (num_rows,).
-            beta_sq: noise variance of each row, shape (num_rows,).
+            request: the rows that are asked for.
             tolerance: certified bound of the mean's error, in units of ``scale``.
             is_sparse: whether clusters are used; else every row is summed.
         """
@@ -199,14 +192,13 @@ class PreparedReference(ABC):
 
 
 class Reference(PreparedReference):
-    """The data behind the score: a reference set, centred once and kept in memory on one device.
+    """A reference set in memory, on one device.
 
     Args:
         rows: samples of the data, shape (num_reference, dim), a tensor or a numpy array, finite.
         device: where the work is done; the rows' own device by default.
-        dtype: torch.float32 (default) or torch.float64, the precision of all arithmetic.
-        order: the clusters' ordering of these rows, block by block, where it was made earlier: row numbers of the
-            block, from ``clusters.build_order``.
+        dtype: torch.float32 or torch.float64, the precision of all arithmetic.
+        order: what ``clusters.build_order`` gave for each block, one after the other, where it was made earlier.
         sigma_data: the unit of the flow, in the rows' units: "auto" for the root mean square of the columns' spreads;
             1 for the plain process z = alpha x + beta eps.
 
@@ -260,11 +252,9 @@ class Reference(PreparedReference):
 
 
 def center_of(read: Callable[[int, int], Tensor], num_rows: int) -> Tensor:
-    """The mean of a table, float64 on the CPU: of several blocks summed one after the other, by one thread.
+    """The mean of a table whose rows ``read(start, stop)`` gives, float64 on the CPU.
 
-    Args:
-        read: rows from ``start`` to ``stop`` of the table, as a tensor.
-        num_rows: rows of the table.
+    Several blocks are summed one after the other, by one thread.
 
     Raises:
         ValueError: a row is not finite.
@@ -348,12 +338,33 @@ def _numbers_of_objects(objects: NDArray[Any], name: str) -> NDArray[Any]:
     return array
 
 
+def rows_and_reference(
+    rows: Rows, name: str, reference: Rows | PreparedReference, dtype: torch.dtype, sigma_data: SigmaData
+) -> tuple[Tensor, PreparedReference]:
+    """A table of finite rows as a tensor, and the reference as a prepared one on its device; see ``as_reference``.
+
+    Raises:
+        ValueError: rows and reference do not fit together, or a row is not finite; the message calls the rows ``name``.
+    """
+    table = to_tensor(rows, name)
+    if table.ndim != 2:
+        raise ValueError(f"{name} must have shape (num_rows, dim), got {tuple(table.shape)}")
+    finite = torch.isfinite(table).all(dim=1)
+    if not bool(finite.all()):
+        bad = int((~finite).nonzero()[0, 0])
+        raise ValueError(f"{name} must be finite: row {bad} holds {table[bad].tolist()}")
+    prepared = as_reference(reference, table, dtype, sigma_data)
+    if table.shape[1] != prepared.dim:
+        raise ValueError(f"{name} must have {prepared.dim} columns like the reference, got {table.shape[1]} columns")
+    return table, prepared
+
+
 def as_reference(
     reference: Rows | PreparedReference, like: Tensor, dtype: torch.dtype, sigma_data: SigmaData = "auto"
 ) -> PreparedReference:
     """``reference`` as a prepared one on the device of ``like``; one that is prepared is taken as it stands.
 
-    What was built over other rows is found again by their content, for the last few references.
+    The last few references are kept with what was built over them, and found again by their content.
 
     Raises:
         ValueError: a prepared one lies elsewhere, or was prepared with another sigma_data.

@@ -1,8 +1,8 @@
 """Which rows are evaluated together, so that a row's last bits do not depend on the others.
 
-The last bits of a matrix product depend on a row's place within the register block that it is computed in (measured: 4
-places on AVX2), and on nothing else of the batch. Rows that are picked out of a batch therefore keep their place modulo
-``LANES``, and batches are whole multiples of ``MULTIPLE``.
+The last bits of a row's matrix product depend on its place within a register block (measured: 4 places on AVX2), and on
+nothing else of the batch. So rows that are picked out of a batch keep their place modulo ``LANES``, and batches are
+multiples of ``MULTIPLE``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ def seats(active: Tensor) -> tuple[Tensor, Tensor]:
         active: which rows, bool, shape (num_rows,), num_rows a multiple of LANES.
 
     Returns:
-        Row numbers, shape (num_seats,), a multiple of MULTIPLE; and which seats are not mere filling, bool.
+        The row number in each seat, shape (num_seats,), a multiple of MULTIPLE; and which seats are real, bool. The
+        others are filled with a copy of some row.
     """
     lanes = active.reshape(-1, LANES)
     rank = lanes.cumsum(dim=0) - 1

@@ -13,20 +13,23 @@ from sfg_dist.flow.posterior.reference import PreparedReference, ReferenceBlock,
 
 
 class StreamedReference(PreparedReference):
-    """A reference whose blocks are loaded when a loop over them comes to them, and dropped after.
+    """A reference whose blocks are loaded when a loop comes to them, and dropped afterwards.
 
-    Evaluations give the bits of a ``Reference`` of the same rows. Every evaluation of the posterior is a loop over all
-    blocks, so the rows of a batch share each loading.
+    Its evaluations have the bits of a ``Reference`` of the same rows. Every evaluation of the posterior is a loop over
+    all blocks, so one loading serves all rows of a batch.
 
     Args:
-        load: the block of a number, on ``device``; called from one thread.
+        load: gives the block of a number, on ``device``; called from one thread.
         center: mean of the rows, from ``center_of``, shape (dim,), float64.
         num_reference: number of rows.
         device: where the posterior is computed.
         dtype: precision of the arithmetic.
-        num_kept: how many blocks, the first ones, stay once they were loaded.
-        scale: that the blocks' rows are divided by.
-        spreads: standard deviation of each column, where it was measured.
+        num_kept: the first so many blocks stay once they are loaded.
+        scale: what the blocks' rows are divided by.
+        spreads: standard deviation of each column, if it is known.
+
+    Attributes:
+        num_streamed: how often a block was loaded and not kept.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """The CPU engine: the compiled kernels over threads, dense or within a certified bound.
 
-A row's numbers do not depend on the rows beside it, nor on the number of threads: threads share out rows.
+Threads share out the rows, and a row's numbers depend neither on the rows beside it nor on the number of threads.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from sfg_dist.flow.posterior.clusters import Clusters
 from sfg_dist.flow.posterior.cpu.kernels import dense_rows
@@ -23,21 +22,22 @@ from sfg_dist.flow.posterior.cpu.leaf_sums import HUGE
 from sfg_dist.flow.posterior.cpu.simd import has_avx512
 from sfg_dist.flow.posterior.cpu.traversal import CARRIED, LEAST_MASS, cluster_rows
 from sfg_dist.flow.posterior.cpu.wide_sums import wide_rows
+from sfg_dist.flow.posterior.moments import PosteriorMoments, Request
 
-# Shares of the tolerance that is left, by level from the leaves up: measured on the power table, flat near these.
+# Shares of the remaining tolerance that a level may use, from the leaves up. Measured on the power table; other values
+# near these are as good.
 _SPEND = (1.0, 0.9, 0.3)
 _ROWS_A_TASK = 64
 _LEAST_RATIO = 1e-6  # of alpha to beta
-_FARTHEST = 1e9  # of coordinates of x~: well below those of padding rows, and their squares within float32
-_VANISHING = 1e-30  # what weights at the edge of float32 add to a bound where everything was opened
+_FARTHEST = 1e9  # coordinates of x~ stay well below those of padding rows, and their squares within float32
+_VANISHING = 1e-30  # weights at the edge of float32 add this to a bound though everything was opened
 HAS_AVX512 = has_avx512()
 _NARROW_DIM = 12  # without AVX-512, up to this many columns the kernels here are faster than torch's attention
-UNROLLED_DIM = 64  # the kernel of differences is compiled for its number of columns, and grows with it
+UNROLLED_DIM = 64  # the code of the kernel of differences grows with the number of columns
 _LOGIT_SLACK = 1e-4
-# Where a row would open more than this share of the nodes over the leaves, summing all rows is the faster way.
-_DENSE_SHARE = (
-    ((8, 0.9), (10**9, 0.6)) if HAS_AVX512 else ((12, 2.0), (24, 0.75), (10**9, 0.5))
-)  # up to so many columns
+# Pairs of a largest number of columns and a share: if a row would open more than this share of the nodes over the
+# leaves, summing all rows is faster.
+_DENSE_SHARE = ((8, 0.9), (10**9, 0.6)) if HAS_AVX512 else ((12, 2.0), (24, 0.75), (10**9, 0.5))
 
 
 class Sums(NamedTuple):
@@ -58,6 +58,20 @@ class Sums(NamedTuple):
     bound: NDArray[np.float64]
     work: NDArray[np.int64]
 
+    def take(self, part: NDArray[np.int64]) -> Sums:
+        """A copy of the numbered rows."""
+        return Sums(self.mean[part], self.log_kernel_sum[part], self.variance[part], self.bound[part], self.work[part])
+
+    def put(self, part: NDArray[np.int64], sums: Sums) -> None:
+        """Write the numbered rows."""
+        self.mean[part], self.log_kernel_sum[part], self.variance[part], self.bound[part], self.work[part] = sums
+
+    def moments(self, request: Request) -> PosteriorMoments:
+        """The sums as tensors over the same memory."""
+        mean, log_kernel_sum, variance, bound = (torch.from_numpy(values) for values in self[:4])
+        pairs = torch.from_numpy(self.work[:, 0])
+        return PosteriorMoments(mean, variance if request.variance else None, log_kernel_sum, bound, pairs)
+
 
 class Queries(NamedTuple):
     """Rows as the kernels take them.
@@ -65,24 +79,39 @@ class Queries(NamedTuple):
     Attributes:
         x: x~ = z / alpha, float32, shape (num_rows, dim).
         inv_sigma_sq: alpha^2 / beta^2, float64.
-        log_shift: what the log of the kernel sum lacks, float64.
-        rows: numbers of the rows that can be computed; the others come out as NaN.
+        log_shift: to be added to the log of the kernel sum, float64.
+        rows: numbers of the rows that can be computed; the others get NaN.
+        squares: (0,) where squares are summed for variances, else ().
     """
 
     x: NDArray[np.float32]
     inv_sigma_sq: NDArray[np.float64]
     log_shift: NDArray[np.float64]
     rows: NDArray[np.int64]
+    squares: tuple[int, ...]
+
+    def room(self) -> Sums:
+        """Sums to be filled in: NaN for rows that cannot be computed."""
+        rows, dim = self.x.shape
+        bound = np.full(rows, np.nan)
+        bound[self.rows] = 0
+        return Sums(
+            np.full((rows, dim), np.nan, np.float32),
+            np.full(rows, np.nan),
+            np.full(rows, np.nan, np.float32),
+            bound,
+            np.zeros((rows, 3), np.int64),
+        )
 
 
-def prepare(z_t: Tensor, alpha: Tensor, beta_sq: Tensor) -> tuple[Queries, Sums]:
-    """The rows' queries and room for their sums.
+def queries_of(request: Request) -> Queries:
+    """The rows of a request as queries.
 
     Where alpha is next to nothing beside beta, x~ and sigma would overflow. There sigma is taken smaller and x~ so that
     the exponent's term linear in x is exact; the quadratic one is off by 5e-13 |x|^2.
     """
-    z = z_t.detach().double().numpy()
-    signal, noise_sq = (value.detach().double().reshape(-1).numpy() for value in (alpha, beta_sq))
+    z = request.z_t.detach().double().numpy()
+    signal, noise_sq = (value.detach().double().reshape(-1).numpy() for value in (request.alpha, request.beta_sq))
     with np.errstate(all="ignore"):  # what is not finite is found below
         scale = np.maximum(signal, _LEAST_RATIO * np.sqrt(noise_sq))
         x = (z * (signal / scale**2)[:, None]).astype(np.float32)
@@ -91,50 +120,26 @@ def prepare(z_t: Tensor, alpha: Tensor, beta_sq: Tensor) -> tuple[Queries, Sums]
         x_squares = np.einsum("ij,ij->i", x, x, dtype=np.float64)
         log_shift = np.where(scale > signal, (x_squares * inv_sigma_sq - squares / noise_sq) / 2, 0.0)
         fine = (np.abs(x) < _FARTHEST).all(axis=1) & (inv_sigma_sq > 0) & np.isfinite(inv_sigma_sq)
-    rows, dim = x.shape
-    sums = Sums(
-        np.full((rows, dim), np.nan, np.float32),
-        np.full(rows, np.nan),
-        np.full(rows, np.nan, np.float32),
-        np.where(fine, 0.0, np.nan),
-        np.zeros((rows, 3), np.int64),
-    )
-    return Queries(x, inv_sigma_sq, log_shift, np.flatnonzero(fine)), sums
+    return Queries(x, inv_sigma_sq, log_shift, np.flatnonzero(fine), (0,) * request.variance)
 
 
 def has_dense(dim: int) -> bool:
-    """Whether the kernels here are the fastest dense engine in so many columns: without AVX-512, torch's is in many."""
+    """Whether the kernels here are the fastest dense engine; without AVX-512 torch's is faster in many columns."""
     return HAS_AVX512 or dim <= _NARROW_DIM
 
 
-def dense_sums(
-    z_t: Tensor,
-    alpha: Tensor,
-    beta_sq: Tensor,
-    blocks: NDArray[np.float32],
-    num_reference: int,
-    largest_square: float,
-    variance: bool = True,
-) -> Sums:
-    """Sums over all rows in ``blocks``, whose largest |x|^2 is ``largest_square``.
-
-    Args:
-        z_t: noisy states, float32, shape (num_rows, dim); alpha and beta_sq one a row.
-        variance: also the variances.
-    """
-    queries, sums = prepare(z_t, alpha, beta_sq)
+def dense_sums(request: Request, blocks: NDArray[np.float32], num_reference: int, largest_square: float) -> Sums:
+    """Sums over all rows in ``blocks``, whose largest |x|^2 is ``largest_square``."""
+    queries = queries_of(request)
+    sums = queries.room()
     sums.work[:, 0] = num_reference
-
-    def work(part: NDArray[np.int64]) -> None:
-        _add_dense(part, queries, blocks, largest_square, sums, variance)
-
-    share_out(work, queries.rows)
+    share_out(lambda part: _add_dense(part, queries, blocks, largest_square, sums), queries.rows)
     return sums
 
 
-def needs_differences(z_t: Tensor, alpha: Tensor, beta_sq: Tensor, largest_square: float) -> NDArray[np.bool_]:
-    """Rows for which expanded exponents, wrong by about 6e-8 |x~| |x| / sigma^2, would show that."""
-    queries, _ = prepare(z_t, alpha, beta_sq)
+def needs_differences(request: Request, largest_square: float) -> NDArray[np.bool_]:
+    """Rows for which expanded exponents are too inaccurate; their error is about 6e-8 |x~| |x| / sigma^2."""
+    queries = queries_of(request)
     return _needs_differences(queries, np.arange(len(queries.x)), largest_square)
 
 
@@ -152,10 +157,9 @@ def _add_dense(
     blocks: NDArray[np.float32],
     largest_square: float,
     sums: Sums,
-    variance: bool,
 ) -> None:
     """Dense sums of the numbered rows, each by the kernel that is fast and exact enough for it."""
-    flat, dim, squares = blocks.reshape(-1), queries.x.shape[1], (0,) * variance
+    flat, dim, squares = blocks.reshape(-1), queries.x.shape[1], queries.squares
     narrow = _needs_differences(queries, rows, largest_square) if HAS_AVX512 else np.ones(len(rows), bool)
     for is_narrow in (False, True):
         part = rows[narrow == is_narrow]
@@ -169,41 +173,36 @@ def _add_dense(
             dense_rows(x, inv_sigma_sq, flat, len(blocks), mean, log_sum, spread, axes, squares)
         else:
             wide_rows(x, inv_sigma_sq, flat, len(blocks), mean, log_sum, spread, squares)
-        sums.mean[part], sums.log_kernel_sum[part], sums.variance[part] = (
-            mean,
-            log_sum + queries.log_shift[part],
-            spread,
-        )
+        sums.mean[part], sums.variance[part] = mean, spread
+        sums.log_kernel_sum[part] = log_sum + queries.log_shift[part]
 
 
-def cluster_sums(
-    z_t: Tensor, alpha: Tensor, beta_sq: Tensor, clusters: Clusters, tolerance: float, variance: bool = True
-) -> Sums:
-    """Sums within a certified bound; arguments as for ``dense_sums``.
+def cluster_sums(request: Request, clusters: Clusters, tolerance: float) -> Sums:
+    """Sums over clusters, within a certified bound of ``tolerance``.
 
-    Rows for which skipping does not pay are summed densely; where another engine does that faster (``has_dense``), they
-    are left to it with a bound of -1.
+    Rows for which leaving out does not pay are summed densely. Where another engine does that faster (``has_dense``),
+    they are left to it with a bound of -1.
     """
-    queries, sums = prepare(z_t, alpha, beta_sq)
+    queries = queries_of(request)
+    sums = queries.room()
 
     def run(part: NDArray[np.int64], aim: float) -> None:
-        found = Sums(sums.mean[part], sums.log_kernel_sum[part], sums.variance[part], sums.bound[part], sums.work[part])
-        add_clusters(queries, part, clusters, aim, fresh(len(part), clusters.dim), found, variance=variance)
-        sums.mean[part], sums.variance[part] = found.mean, found.variance
-        sums.log_kernel_sum[part] = found.log_kernel_sum + queries.log_shift[part]
-        sums.bound[part], sums.work[part] = found.bound, found.work
+        found = sums.take(part)
+        add_clusters(queries, part, clusters, Allowance(aim), fresh(len(part), clusters.dim), found)
+        found.log_kernel_sum[:] += queries.log_shift[part]
+        sums.put(part, found)
 
     def work(part: NDArray[np.int64]) -> None:
         run(part, tolerance)
-        # The allowance is spent against a guess of the mean; where the mean came out elsewhere, aim lower. An aim of
-        # zero opens every node whose weight does not vanish in float32.
+        # Errors are relative to a guess of the mean. If the mean turns out elsewhere, the bound misses the aim and a
+        # lower aim is tried. An aim of zero opens every node whose weight does not vanish in float32.
         for aim in (tolerance / 4, tolerance / 32, 0.0) if tolerance > 0 else ():
             over = part[~(sums.bound[part] <= tolerance)]
             if len(over):
                 run(over, aim)
         left = part[(sums.bound[part] < 0) | ~(sums.bound[part] <= max(tolerance, _VANISHING))]
         if len(left) and has_dense(clusters.dim):
-            _add_dense(left, queries, clusters.blocks, clusters.largest_square, sums, variance)
+            _add_dense(left, queries, clusters.blocks, clusters.largest_square, sums)
             sums.bound[left] = 0
             sums.work[left, 0] = clusters.num_rows
         else:
@@ -214,7 +213,7 @@ def cluster_sums(
 
 
 class Carried(NamedTuple):
-    """What each row takes from one block of the reference to the next; see ``cpu_traversal.cluster_rows``.
+    """What is carried for each row from one block of the reference to the next; see ``traversal.cluster_rows``.
 
     Attributes:
         anchors: float32, shape (num_rows,).
@@ -226,46 +225,60 @@ class Carried(NamedTuple):
     sums: NDArray[np.float64]
     side: NDArray[np.float64]
 
+    def take(self, part: NDArray[np.int64]) -> Carried:
+        """A copy of the numbered rows."""
+        return Carried(self.anchors[part], self.sums[part], self.side[part])
+
+    def put(self, part: NDArray[np.int64], carried: Carried) -> None:
+        """Write the numbered rows."""
+        self.anchors[part], self.sums[part], self.side[part] = carried
+
 
 def fresh(num_rows: int, dim: int) -> Carried:
-    """Rows that have seen no block."""
+    """The state of rows before the first block."""
     return Carried(np.full(num_rows, HUGE, np.float32), np.zeros((num_rows, CARRIED)), np.zeros((num_rows, dim)))
+
+
+class Allowance(NamedTuple):
+    """How much error a block's clusters may make.
+
+    Attributes:
+        aim: the bound of the mean's error to aim at.
+        share: the share of the aim that may be used up after this block.
+        spare: the share of the aim that this block may use in any case.
+        unit: mass, relative to the anchor, that certainly exists.
+        least_mass: a row with less mass is left for a dense pass.
+    """
+
+    aim: float
+    share: float = 1.0
+    spare: float = 0.0
+    unit: float = 1.0
+    least_mass: float = LEAST_MASS
 
 
 def add_clusters(
     queries: Queries,
     part: NDArray[np.int64],
     clusters: Clusters,
-    aim: float,
+    allowance: Allowance,
     carried: Carried,
     found: Sums,
-    *,
-    variance: bool,
-    share: float = 1.0,
-    spare: float = 0.0,
-    unit: float = 1.0,
-    least_mass: float = LEAST_MASS,
 ) -> None:
     """Add a block's clusters to the numbered rows' ``carried`` sums, in place, and write what they come to.
 
-    Args:
-        aim: of the bound.
-        carried: of these rows; means nothing afterwards where their bound came out as -1.
-        found: of these rows; its mean is that of the blocks before.
-        share: of the aim that may be used up after this block.
-        spare: of the aim, what this block may use up in any case.
-        unit: mass, relative to the anchor, that is certain to be there.
-        least_mass: a row with less is left for a dense pass.
+    ``carried`` and ``found`` are of the numbered rows alone; the mean in ``found`` is that of the blocks before. Where
+    the bound comes out as -1, ``carried`` means nothing afterwards.
     """
     dense_share = next(share for dim, share in _DENSE_SHARE if clusters.dim <= dim)
     spend = np.array([*_SPEND, *[_SPEND[-1]] * len(clusters.sizes)])
     sums64 = np.zeros((len(part), CARRIED + len(clusters.sizes)))
     sums64[:, :CARRIED] = carried.sums
     cluster_rows(
-        queries.x[part], queries.inv_sigma_sq[part], aim, share, spare, unit, least_mass, dense_share, spend,
+        queries.x[part], queries.inv_sigma_sq[part], *allowance, dense_share, spend,
         clusters.offsets, clusters.sizes, clusters.bounds.reshape(-1), clusters.moments.reshape(-1),
         clusters.blocks.reshape(-1), clusters.moment_order, carried.anchors, sums64, carried.side, *found,
-        tuple(range(clusters.dim)), (0,) * variance,
+        tuple(range(clusters.dim)), queries.squares,
     )  # fmt: skip
     carried.sums[:] = sums64[:, :CARRIED]
 
@@ -273,7 +286,7 @@ def add_clusters(
 def share_out(work: Callable[[NDArray[np.int64]], None], rows: NDArray[np.int64]) -> None:
     """Call ``work`` on parts of the rows from as many threads as torch may use; each takes the next part there is.
 
-    An error ends all of them after the parts that they are at.
+    After an error no thread begins another part.
     """
     parts = deque(np.split(rows, range(_ROWS_A_TASK, len(rows), _ROWS_A_TASK)) if len(rows) else [])
     threads = min(torch.get_num_threads(), len(parts))
@@ -304,6 +317,6 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="sfg_dist")
 
 
-# A forked process has the pool's record of its threads, but not the threads.
+# A forked process inherits the pool's record of its threads, but not the threads.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)

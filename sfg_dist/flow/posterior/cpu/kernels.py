@@ -1,8 +1,8 @@
-"""The posterior's sums on CPUs, row by row, over all leaves or over those that ``cpu_traversal`` picks for a row.
+"""The posterior's sums on CPUs, row by row, over all leaves or over those that ``traversal`` picks for a row.
 
-Everything is in x~ = z / alpha with sigma = beta / alpha, so that weights are exp(-|x~ - x_j|^2 / (2 sigma^2)). What a
-row gives does not depend on the rows beside it: they share only the reading of leaves, which are taken a window at a
-time so that they come from the cache. Squared distances are sums of squared differences, which keep their digits where
+Everything is in x~ = z / alpha with sigma = beta / alpha, so that weights are exp(-|x~ - x_j|^2 / (2 sigma^2)). A row's
+result does not depend on the rows beside it. They share only the reading of leaves, a window of them at a time, so that
+leaves come from the cache. Squared distances are sums of squared differences, which keep their digits where
 |z|^2 - 2 z.x + |x|^2 loses them.
 """
 
@@ -20,7 +20,7 @@ WINDOW_FLOATS = 1 << 17  # leaves read together: 512 KB, within a core's second-
 
 
 @njit(nogil=True, error_model="numpy", forceinline=True)
-def closest_square(blocks, dim, leaf, query):  # type: ignore[no-untyped-def]
+def closest_square(blocks, dim, leaf, query):
     """Smallest squared distance to a row of the leaf."""
     base = leaf * (dim + 1) * LEAF
     best = splat(HUGE)
@@ -34,10 +34,10 @@ def closest_square(blocks, dim, leaf, query):  # type: ignore[no-untyped-def]
 
 
 @cached_njit
-def dense_rows(x, inv_sigma_sq, blocks, num_leaves, mean, log_sum, variance, axes, squares):  # type: ignore[no-untyped-def]
+def dense_rows(x, inv_sigma_sq, blocks, num_leaves, mean, log_sum, variance, axes, squares):
     """Mean, log sum_j w_j and variance of every row of ``x`` over all leaves; ``blocks`` flat.
 
-    ``axes`` and ``squares`` are as in ``leaf_sums``; without squares the variances mean nothing.
+    ``axes`` and ``squares`` are as in ``leaf_sums``; with squares = () the variances are meaningless.
     """
     rows, dim = x.shape
     leaves = np.arange(num_leaves).astype(np.int32)
@@ -45,7 +45,7 @@ def dense_rows(x, inv_sigma_sq, blocks, num_leaves, mean, log_sum, variance, axe
     sums = np.empty(dim + SUMS, F)
     anchors[:] = HUGE
     for first in range(-FLUSH, num_leaves, FLUSH):
-        # The first leaf alone finds the anchor: with the loop's own rounding, else all weights may vanish.
+        # The first leaf alone sets the anchor with the loop's own rounding; otherwise all weights may vanish.
         start, stop = (0, 1) if first < 0 else (max(first, 1), min(first + FLUSH, num_leaves))
         for row in range(rows):
             scale = F(0.5 * inv_sigma_sq[row]) * LOG2E
@@ -58,12 +58,12 @@ def dense_rows(x, inv_sigma_sq, blocks, num_leaves, mean, log_sum, variance, axe
 
 
 @cached_njit
-def listed_rows(  # type: ignore[no-untyped-def]
+def listed_rows(
     x, inv_sigma_sq, blocks, leaves, counts, num_leaves, anchors, sums64, side64, mean, log_sum, variance, axes, squares
 ):
-    """As ``dense_rows`` over each row's own leaves[row, :counts[row]], ascending, added to what its sums hold.
+    """As ``dense_rows`` over each row's own leaves[row, :counts[row]], ascending, added to the sums it has.
 
-    Rows with a negative count are left out. Anchors and ``sums64`` are those at the end, for bounds that hang on them.
+    Rows with a negative count are left out. Anchors and ``sums64`` are updated, for the bounds that depend on them.
     """
     rows, dim = x.shape
     sums = np.empty(dim + SUMS, F)
@@ -87,8 +87,8 @@ def listed_rows(  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, error_model="numpy", inline="always")
-def _finish(row, x, inv_sigma_sq, anchors, sums64, side64, mean, log_sum, variance):  # type: ignore[no-untyped-def]
-    # Squares are taken about x~, where the variance keeps its digits, but far from the data about the centre.
+def _finish(row, x, inv_sigma_sq, anchors, sums64, side64, mean, log_sum, variance):
+    # Squares are about x~ near the data, where the variance keeps its digits so; far from it, about the centre.
     near = inv_sigma_sq[row] > 1
     mass, square = sums64[row, 0], 0.0
     for k in range(x.shape[1]):

@@ -1,13 +1,13 @@
 """The innermost loop of the CPU kernels: weights of a leaf's rows and their sums, as LLVM code made for each dimension.
 
-One leaf is LEAF rows, column by column. A row's weight is 2^((anchor - |x~ - x_j|^2) scale), where the anchor is a
-squared distance, about the smallest one: its difference from another is exact where it matters, so weights are right
-relative to each other however many sigmas off the rows are.
+One leaf is LEAF rows, column by column. A row's weight is 2^((anchor - |x~ - x_j|^2) scale). The anchor is a squared
+distance, about the smallest one. Its difference from another is exact where it matters, so weights are right relative
+to each other however many sigmas away the rows are.
 
-The loop is pipelined by hand: while the distances of one leaf are taken, the exponentials of the leaf before and the
-sums of the one before that are at work. A leaf's own chain of dependent instructions is some 70 cycles long, more than
-a processor looks ahead; interleaved, three leaves hide each other's latency (measured with AVX-512 at 6 columns: 14
-cycles for 16 pairs instead of 18). All sums stay in registers.
+The loop is pipelined by hand: it computes the distances of one leaf, the exponentials of the leaf before and the sums
+of the one before that together. A leaf's own chain of dependent instructions takes some 70 cycles, more than a
+processor looks ahead; three interleaved leaves hide each other's latency (measured with AVX-512 at 6 columns: 14 cycles
+for 16 pairs instead of 18). All sums stay in registers.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ F = np.float32
 LEAF = 32
 WIDTH = 16 if has_avx512() else 8
 SUMS = 3  # beside the columns: mass, weighted squares, smallest squared distance
-FLUSH = 128  # leaves after which float32 sums go over into float64: thousands of additions would lose digits
-AHEAD = 4  # leaves to ask for beforehand: lists skip, so that the processor does not guess them (a tenth faster)
+FLUSH = 128  # leaves after which float32 sums are added to float64: thousands of additions would lose digits
+AHEAD = 4  # leaves to prefetch: lists skip leaves, so the processor cannot guess the next ones (a tenth faster)
 CACHE_LINE = 16  # floats
 MARGIN = F(24)  # a weight may exceed that at the anchor by 2^24 before a new anchor is taken
 HUGE = F(3.0e38)
@@ -40,7 +40,7 @@ def word(value: int) -> ir.Constant:
 
 
 def _prefetch(builder: Any, data: Any, base: Any, num: int) -> None:
-    """Ask for the cache lines of ``num`` floats from ``base`` on."""
+    """Prefetch the cache lines of ``num`` floats from ``base`` on."""
     byte_pointer = ir.IntType(8).as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [byte_pointer, *[ir.IntType(32)] * 3])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch")
@@ -51,14 +51,11 @@ def _prefetch(builder: Any, data: Any, base: Any, num: int) -> None:
 
 
 @intrinsic
-def _sum_leaves(  # type: ignore[no-untyped-def]
-    typing_context, blocks, leaves, first, stop, query, near, scale, anchor, sums, axes, squares
-):
+def _sum_leaves(typing_context, blocks, leaves, first, stop, query, near, scale, anchor, sums, axes, squares):
     """Write to ``sums`` those of leaves[first:stop], stop > first: columns, mass, squares, least squared distance.
 
-    ``axes`` is a tuple as long as there are columns: its type tells their
-    number to the compiler; so does ``squares``, (0,) if they are wanted and () if not. Squares are taken about x~ if
-    ``near``, else they are the |x|^2 of the blocks' last column.
+    ``axes`` has one item a column, so that its type tells their number to the compiler. ``squares`` is (0,) if they are
+    wanted and () if not. Squares are about x~ if ``near``, else they are the |x|^2 of the blocks' last column.
     """
     dim, per_leaf, wants_squares = len(axes), LEAF // WIDTH, len(squares) > 0
     signature = types.void(
@@ -158,18 +155,16 @@ def _sum_leaves(  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, error_model="numpy", inline="always")
-def fade(old, new, scale):  # type: ignore[no-untyped-def]
-    """What sums under the anchor ``old`` are worth under ``new`` <= old."""
+def fade(old, new, scale):
+    """The factor that turns sums under the anchor ``old`` into sums under ``new`` <= old."""
     return np.exp2(max((np.float64(new) - np.float64(old)) * np.float64(scale), -1000.0))
 
 
 @njit(nogil=True, error_model="numpy")
-def add_leaves(  # type: ignore[no-untyped-def]
-    blocks, leaves, first, stop, query, near, scale, anchor, sums, sums64, side64, axes, squares
-):
-    """Add leaves[first:stop] to the float64 sums; the anchor, drawn in where they hold a far closer row.
+def add_leaves(blocks, leaves, first, stop, query, near, scale, anchor, sums, sums64, side64, axes, squares):
+    """Add leaves[first:stop] to the float64 sums; return the anchor, which moves in if they hold a far closer row.
 
-    ``sums`` is room for dim + SUMS numbers; ``sums64`` starts with mass and squares.
+    ``sums`` is scratch for dim + SUMS numbers; ``sums64`` starts with mass and squares.
     """
     dim = len(axes)
     place = first

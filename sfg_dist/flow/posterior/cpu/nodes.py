@@ -1,6 +1,6 @@
-"""What one row of the posterior needs to know of a node of the clusters: distances, error bounds, and its stand-in.
+"""One row of the posterior and one group of nodes: distances, error bounds, and the moments that stand for a node.
 
-Notation as in ``cpu_kernels``. With u = a.d, a = (x~ - c) / sigma^2, q = |d|^2 / (2 sigma^2), K = n exp(-|x~ - c|^2 /
+Notation as in ``kernels``. With u = a.d, a = (x~ - c) / sigma^2, q = |d|^2 / (2 sigma^2), K = n exp(-|x~ - c|^2 /
 (2 sigma^2)), a node's share is
 
     sum_j w_j = K E e^(u - q) ~ K (1 + E u^2 / 2 - E q + E u^3 / 6 - E u q),
@@ -37,7 +37,7 @@ F = np.float32
 
 
 @njit(nogil=True, error_model="numpy", forceinline=True)
-def measure(bounds, dim, group, at, query, guess, far, gap, off):  # type: ignore[no-untyped-def]
+def measure(bounds, dim, group, at, query, guess, far, gap, off):
     """|x~ - c|^2, squared distance of the box, |c - guess|^2 of a group of nodes; the least mean square distance."""
     base = group * (3 * dim + 5) * 8
     d, g, m = splat(F(0)), splat(F(0)), splat(F(0))
@@ -56,28 +56,14 @@ def measure(bounds, dim, group, at, query, guess, far, gap, off):  # type: ignor
 
 
 @njit(nogil=True, error_model="numpy", forceinline=True)
-def bound_nodes(  # type: ignore[no-untyped-def]
-    bounds,
-    dim,
-    group,
-    at,
-    moments,
-    least_reach,
-    inv_sq,
-    scale,
-    anchor,
-    far,
-    gap,
-    off,
-    kernel,
-    mass_error,
-    error,
+def bound_nodes(
+    bounds, dim, group, at, moments, least_reach, inv_sq, scale, anchor, far, gap, off, kernel, mass_error, error,
     jensen,
-):
-    """Bounds of a group's error in sum_j w_j (x_j - guess) where a node is left out or stands for its rows.
+):  # fmt: skip
+    """Bounds of the error in sum_j w_j (x_j - guess) of each node of a group, left out or standing for its rows.
 
-    The better of the two is kept; ``kernel`` is K for a stand-in and negative for a node left out. Returns the group's
-    mass at least, by Jensen's inequality.
+    The smaller bound is kept; ``kernel`` is K for a stand-in and negative for a node left out. Returns a lower bound of
+    the group's mass, by Jensen's inequality.
     """
     base = (group * (3 * dim + 5) + 3 * dim) * 8
     count, radius, square = load(bounds, base), load(bounds, base + 8), load(bounds, base + 16)
@@ -114,8 +100,8 @@ def bound_nodes(  # type: ignore[no-untyped-def]
         mixed = root(square * u_sq)
         mass = u_sq * splat(F(0.5)) + half * radius * mixed + half_sq * fourth * splat(F(0.5))
         first = mixed + half * radius * square
-    # K e^max(u - q), see the module's text; one power of two, because K and its growth may each leave exp2's range
-    # where their product does not. The growth is not more than to the nearest row.
+    # K e^max(u - q), see the module's text, as one power of two: K and the growth may each leave exp2's range though
+    # their product does not. The product is not more than the weight at the nearest possible row.
     weight = larger(k, smaller(most, count * exp2((level - d2) * slope + u * splat(LOG2E))))
     mass = mass * weight
     stand = fma(mass, reach, weight * first)
@@ -128,10 +114,8 @@ def bound_nodes(  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, error_model="numpy", forceinline=True)
-def bound_leaves(  # type: ignore[no-untyped-def]
-    bounds, dim, group, at, least_reach, scale, anchor, far, gap, off, mass_error, error
-):
-    """As ``bound_nodes`` for leaves, which are left out or summed: their rows cost no more than their moments."""
+def bound_leaves(bounds, dim, group, at, least_reach, scale, anchor, far, gap, off, mass_error, error):
+    """As ``bound_nodes`` for leaves. They are left out or summed: their rows cost no more than their moments."""
     base = (group * (3 * dim + 5) + 3 * dim) * 8
     count, radius, square = load(bounds, base), load(bounds, base + 8), load(bounds, base + 16)
     slope, level, zero = splat(scale), splat(anchor), splat(F(0))
@@ -144,8 +128,8 @@ def bound_leaves(  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, error_model="numpy", forceinline=True)
-def stand_in(table, axes, node, moments, k, inv_sq, square, query, origin, slope, products, stands):  # type: ignore[no-untyped-def]
-    """Add a node's moments, weighted K, to ``stands``: columns, then mass, then squares; the mass added."""
+def stand_in(table, axes, node, moments, k, inv_sq, square, query, origin, slope, products, stands):
+    """Add a node's moments, weighted K, to ``stands``: columns, then mass, then squares. Returns the mass."""
     dim = len(axes)
     width = (dim + 7) // 8 * 8
     pairs = dim * (dim + 1) // 2
@@ -196,10 +180,8 @@ def stand_in(table, axes, node, moments, k, inv_sq, square, query, origin, slope
 
 
 @njit(nogil=True, error_model="numpy", forceinline=True)
-def whole_bits(  # type: ignore[no-untyped-def]
-    bounds, dim, group, at, far, off, scale, anchor, least_reach, limit
-):
-    """Bits of the nodes none of whose leaves could be left out for ``limit``, as far as a glance tells."""
+def whole_bits(bounds, dim, group, at, far, off, scale, anchor, least_reach, limit):
+    """Bits of the nodes none of whose leaves could be left out for ``limit``, by a quick lower bound."""
     base = (group * (3 * dim + 5) + 3 * dim) * 8
     radius = load(bounds, base + 8)
     farthest = root(load(far, at)) + radius
@@ -208,6 +190,6 @@ def whole_bits(  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, error_model="numpy", forceinline=True)
-def empty_bits(bounds, dim, group):  # type: ignore[no-untyped-def]
-    """Bits of the places of a group that hold no node: never opened, whatever their numbers."""
+def empty_bits(bounds, dim, group):
+    """Bits of the places of a group that hold no node, and are never opened."""
     return bits_below(load(bounds, (group * (3 * dim + 5) + 3 * dim) * 8), splat(F(0.5)))

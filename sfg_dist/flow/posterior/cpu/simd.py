@@ -1,7 +1,7 @@
 """Eight float32 numbers as one value inside numba functions: loads, stores, arithmetic, minima and powers of two.
 
 LLVM maps a vector of eight to what the machine has: one AVX register, two of SSE or NEON, half of AVX-512. So the speed
-of the kernels does not hang on what an automatic vectoriser makes of a loop.
+of the kernels does not depend on an automatic vectoriser.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FLAGS = ("contract", "nsz", "arcp", "reassoc")
 
 
 def has_avx512() -> bool:
-    """Whether compiled code may use AVX-512; NUMBA_CPU_FEATURES has its say."""
+    """Whether compiled code may use AVX-512; NUMBA_CPU_FEATURES can forbid it."""
     features = getattr(config, "CPU_FEATURES", None)  # numba makes its settings as it is imported
     if features is None:
         features = get_host_cpu_features()  # heeds NUMBA_ENABLE_AVX, as the code generator does
@@ -38,9 +38,9 @@ def has_avx512() -> bool:
 
 
 def cached_njit(function: Callable[..., Any]) -> Any:
-    """``njit`` whose compiled code is kept on disk for as long as none of the kernels' modules changes.
+    """``njit`` whose compiled code is kept on disk until one of the kernels' modules changes.
 
-    Numba looks at the time stamp of the function's own file only, and would go on with code made of others' old text.
+    Numba looks at the function's own file only, and would keep code that was made of another file's old text.
     """
     dispatcher = kernel_cache.cached_njit(nogil=True, error_model="numpy")(function)
     if (index := kernel_cache.cache_file(dispatcher)) is not None:
@@ -71,7 +71,7 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(manager, front_end_type, _VECTOR)
 
 
-# What the intrinsics emit, for vectors of any width: leaf_sums builds its loop from the same pieces.
+# The functions that emit code work for vectors of any width; leaf_sums and wide_sums build their loops from them.
 
 
 def constant(value: float, width: int = LANES) -> ir.Constant:
@@ -104,9 +104,9 @@ def compare(builder: Any, sign: str, a: Any, b: Any) -> Any:
 
 
 def exp2_steps(builder: Any, values: Sequence[Any]) -> Generator[None, None, list[Any]]:
-    """Emit 2^y of several vectors, clamped to -126 from below, a step at a time; from 128 on it is garbage.
+    """Emit 2^y of several vectors a step at a time; y is clamped to -126 from below and must be less than 128.
 
-    A caller puts other instructions between the steps, so that the processor has some to do while it waits.
+    A caller puts other instructions between the steps, which the processor can do while it waits.
     """
     width = values[0].type.count
     # No flags on these sums and differences: reassociation would undo the reduction.
@@ -139,7 +139,7 @@ def _scale_by_powers(builder: Any, value: Any, whole: Any) -> Any:
 
 
 def finish(steps: Generator[None, None, list[Any]]) -> list[Any]:
-    """Run what is left of the steps; their result."""
+    """Run the remaining steps and return their result."""
     while True:
         try:
             next(steps)
@@ -264,7 +264,7 @@ def bits_below(typing_context: Any, a: Any, b: Any) -> Any:
 
 
 def fold(builder: Any, value: Any, combine: Callable[[Any, Any], Any]) -> Any:
-    """All places into one, by halves: a fixed order, whatever the machine."""
+    """Combine all places into one, by halves, in the same order on every machine."""
     count = value.type.count
     undefined, width = ir.Constant(value.type, ir.Undefined), count
     while width > 1:
@@ -303,7 +303,7 @@ def _define(sign: Any, method: str) -> None:
         return vector(vector, vector), generate
 
     @overload(sign, inline="always")
-    def _overload(a, b):  # type: ignore[no-untyped-def]  # numba compares the signatures, annotations included
+    def _overload(a, b):  # numba compares the signatures, annotations included
         if isinstance(a, Vector) and isinstance(b, Vector):
             return lambda a, b: combine(a, b)
         return None

@@ -1,9 +1,9 @@
 """Which clusters a row of the posterior leaves out, which stand for their rows, and which are summed row by row.
 
-Notation as in ``cpu_kernels`` and ``cpu_nodes``. The nodes of each level, coarse to fine, are either left out, replaced
-by their moments, or opened. With m^ the result, |m - m^| <= sum over nodes of |error in sum_j w_j (x_j - m^)| / Z, and
-Z is bounded from below by the nearest row of a leaf found by greedy descent, and by the nodes' own least masses. The
-errors with the smallest bounds are taken first, as many as the tolerance allows.
+Notation as in ``kernels`` and ``nodes``. The nodes of each level, coarse to fine, are either left out, replaced by
+their moments, or opened. With m^ the result, |m - m^| <= sum over nodes of |error in sum_j w_j (x_j - m^)| / Z. Z is
+bounded from below by the nearest row of a leaf found by greedy descent, and by the nodes' own least masses. The errors
+with the smallest bounds are taken first, as many as the tolerance allows.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from sfg_dist.flow.posterior.cpu.simd import (
 
 F = np.float32
 ROUNDING = 2.0**-24  # of each addition of error bounds, in float32
-CARRIED = 6  # of a row's sums: mass, squares, error, floor, the stand-ins' mass errors, all mass errors
-# A node whose leaves would each cost this share of the tolerance is opened without a look at them.
+CARRIED = 6  # a row's sums: mass, squares, error, floor, the stand-ins' mass errors, all mass errors
+# If each leaf of a node would cost this share of the tolerance, all are opened without a look at them.
 WHOLE = F(2.0**-7)
-LEAST_MASS = 0.25  # what is found of a mass of 1 or more
+LEAST_MASS = 0.25  # the least that may be found of a mass of 1 or more
 
 
 @njit(nogil=True, error_model="numpy", forceinline=True)
-def _nearest_node(bounds, dim, group, query):  # type: ignore[no-untyped-def]
+def _nearest_node(bounds, dim, group, query):
     """The node of a group whose centre is nearest, and its squared distance."""
     base = group * (3 * dim + 5) * 8
     square = splat(F(0))
@@ -52,7 +52,7 @@ def _nearest_node(bounds, dim, group, query):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, error_model="numpy")
-def _descend(bounds, blocks, dim, offsets, sizes, query):  # type: ignore[no-untyped-def]
+def _descend(bounds, blocks, dim, offsets, sizes, query):
     """A leaf near x~, and the squared distance of its nearest row."""
     top = len(sizes) - 1
     node, nearest = 0, HUGE
@@ -66,8 +66,8 @@ def _descend(bounds, blocks, dim, offsets, sizes, query):  # type: ignore[no-unt
 
 
 @cached_njit
-def nearest_rows(x, offsets, sizes, bounds, blocks, anchors):  # type: ignore[no-untyped-def]
-    """Lower each row's anchor to the squared distance of a row that a greedy descent finds; arrays flat as below."""
+def nearest_rows(x, offsets, sizes, bounds, blocks, anchors):
+    """Lower each row's anchor to the squared distance of a row that a greedy descent finds; see ``cluster_rows``."""
     dim = x.shape[1]
     for row in range(len(x)):
         _, square = _descend(bounds, blocks, dim, offsets, sizes, x[row])
@@ -76,8 +76,8 @@ def nearest_rows(x, offsets, sizes, bounds, blocks, anchors):  # type: ignore[no
 
 
 @njit(nogil=True, error_model="numpy", forceinline=True)
-def _limit(error, num_groups, allowed):  # type: ignore[no-untyped-def]
-    """The error below which all nodes together stay within ``allowed``, to a factor of two; nothing costs nothing."""
+def _limit(error, num_groups, allowed):
+    """The error below which all nodes together stay within ``allowed``, to a factor of two."""
     least_error = F(1e-38)
     if not allowed > 8e-38:
         return least_error
@@ -101,8 +101,8 @@ def _limit(error, num_groups, allowed):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, error_model="numpy", inline="always")
-def _draw_in(old, new, scale, sums64, side64):  # type: ignore[no-untyped-def]
-    """A row's sums under the anchor ``old``, made those under ``new`` <= old."""
+def _draw_in(old, new, scale, sums64, side64):
+    """Turn a row's sums under the anchor ``old`` into those under ``new`` <= old."""
     share = fade(old, new, scale)
     for k in range(len(sums64)):
         sums64[k] *= share
@@ -111,22 +111,23 @@ def _draw_in(old, new, scale, sums64, side64):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, error_model="numpy")
-def _pick(  # type: ignore[no-untyped-def]
+def _pick(
     query, inv_sigma_sq, tolerance, share, spare, unit, dense_share, spend, offsets, sizes, bounds, table, blocks,
     moments, axes, known, leaves, sums64, side64, guesses, room, work,
 ):  # fmt: skip
-    """One row's choice: leaves to sum in ``leaves``; their number, or -1 for a dense pass, and the anchor.
+    """Choose one row's nodes. Returns the number of leaves to sum, or -1 for a dense pass, and the anchor.
 
-    ``sums64`` holds what is carried from block to block (see ``cluster_rows``), then all mass errors of each level;
-    ``guesses`` the guess of the mean that each level's errors refer to; ``known`` is the anchor so far.
+    The leaves go to ``leaves``. ``sums64`` holds what is carried from block to block (see ``cluster_rows``), then all
+    mass errors of each level. ``guesses`` gets the guess of the mean that each level's errors refer to. ``known`` is
+    the anchor so far.
     """
     dim, width = len(axes), len(query)
     num_levels = len(sizes)
     open_, groups, whole, far, gap, off, jensen, kernel, mass_error, error, lanes, origin, slope, products, stands = (
         room
     )
-    # Nodes left out are counted as if this much farther off, so that those near the mean cannot all be left out: what
-    # is left out then holds at most a quarter of the mass. Without a tolerance none may be left out that has mass.
+    # Nodes count as if they were this much farther from the mean, so that those near it cannot all be left out: at most
+    # a quarter of the mass then is. Without a tolerance no node that has mass may be left out.
     least_reach = F(4 * tolerance) if tolerance > 0 else F(1)
     near = inv_sigma_sq > 1
     for k in range(dim):
@@ -143,7 +144,7 @@ def _pick(  # type: ignore[no-untyped-def]
     guess = lanes[8 * dim :]
     for k in range(dim):
         guess[k] = bounds[(leaf // 8 * (3 * dim + 5) + k) * 8 + leaf % 8]
-        if sums64[0] > 1:  # blocks before this one tell more of the mean than its own leaf
+        if sums64[0] > 1:  # the blocks so far give a better guess of the mean than this one's leaf
             guess[k] = side64[k] / sums64[0]
     num_groups = (sizes[num_levels - 1] + 7) // 8
     for i in range(num_groups):
@@ -173,7 +174,7 @@ def _pick(  # type: ignore[no-untyped-def]
                     bounds, dim, groups[i], 8 * i, moments, least_reach, inv_sq, scale, anchor, far, gap, off, kernel,
                     mass_error, error, jensen,
                 )  # fmt: skip
-        # The nearest row's own mass is 1 or more, whatever Jensen makes of its node.
+        # The nearest row's own mass is 1 or more, though Jensen's bound of its node may be less.
         mass_floor = max(sums64[3] + open_mass, unit)
         allowed = max(tolerance * share * mass_floor - sums64[2], tolerance * spare * mass_floor) * spend[level]
         limit = _limit(error, num_groups, allowed)
@@ -263,25 +264,25 @@ def _pick(  # type: ignore[no-untyped-def]
 
 
 @cached_njit
-def cluster_rows(  # type: ignore[no-untyped-def]
+def cluster_rows(
     x, inv_sigma_sq, tolerance, share, spare, unit, least_mass, dense_share, spend, offsets, sizes, bounds, table,
     blocks, moments, anchors, sums64, side64, mean, log_sum, variance, bound, work, axes, squares,
 ):  # fmt: skip
-    """As ``cpu_kernels.dense_rows``, with a certified bound of |m - m_exact| a row, which ``tolerance`` aims at.
+    """As ``kernels.dense_rows``, with a certified bound of |m - m_exact| of each row, which ``tolerance`` aims at.
 
     A row that would open more than ``dense_share`` of the nodes over the leaves, or whose float32 logits do not
-    compare, is left for a dense pass: its bound is -1.
-    ``spend`` says which share of the tolerance that is left each level may use, leaves first. ``bounds``, ``table`` and
-    ``blocks`` are flat. ``work`` counts pairs, stand-ins and nodes of each row.
+    compare, is left for a dense pass: its bound is -1. ``spend`` is the share of the remaining tolerance that each
+    level may use, leaves first. ``bounds``, ``table`` and ``blocks`` are flat. ``work`` counts pairs, stand-ins and
+    nodes of each row.
 
-    What is carried from one block of the reference to the next, of each row: its anchor, HUGE at first, a squared
+    For each row there is carried from one block of the reference to the next: its anchor, HUGE at first, a squared
     distance such that the whole mass is not below 1; the columns' sums ``side64``; and in the first CARRIED places of
     ``sums64`` mass, squares, the error's bound, a floor of the mass, the stand-ins' mass errors and all mass errors.
-    The last refer to ``mean``, the mean so far, which they follow: |m - a| <= |m - b| + |b - a|. ``share`` of the
-    tolerance may be used up after this block, and ``spare`` within it in any case: where the bound is missed already,
-    it is no use to open all of what is left. ``unit`` is the mass that is certain to be there, 1 unless other processes
-    share it. ``least_mass`` is LEAST_MASS, or below 0 where the anchor may be of rows that are not among these: then
-    the mass is judged by whoever adds theirs.
+    The last refer to ``mean``, the mean so far, and follow it: |m - a| <= |m - b| + |b - a|. ``share`` of the tolerance
+    may be used up after this block. ``spare`` of it may be used within the block in any case, because it is no use to
+    open everything once the bound is missed. ``unit`` is the mass that certainly exists, 1 unless other processes share
+    it. ``least_mass`` is LEAST_MASS, or below 0 if the anchor may belong to rows elsewhere: then whoever adds their
+    sums judges the mass.
     """
     rows, dim = x.shape
     width = -(-dim // 8) * 8
@@ -304,28 +305,16 @@ def cluster_rows(  # type: ignore[no-untyped-def]
             blocks, moments, axes, anchors[row], leaves[row], sums64[row], side64[row], guesses[row], room, work[row],
         )  # fmt: skip
     listed_rows(
-        x,
-        inv_sigma_sq,
-        blocks,
-        leaves,
-        counts,
-        sizes[0],
-        anchors,
-        sums64,
-        side64,
-        mean,
-        log_sum,
-        variance,
-        axes,
+        x, inv_sigma_sq, blocks, leaves, counts, sizes[0], anchors, sums64, side64, mean, log_sum, variance, axes,
         squares,
-    )
+    )  # fmt: skip
     for row in range(rows):
-        # The mass is not below 1 relative to the anchor, and at most a quarter was left out. Where it came out less,
-        # x~ is so many sigmas from any row that float32 distances to nodes and to rows do not compare.
+        # The mass is not below 1 relative to the anchor, and at most a quarter was left out. If less was found, x~ is
+        # so many sigmas from any row that float32 distances to nodes and to rows do not compare.
         if counts[row] < 0 or not sums64[row, 0] > least_mass:
             bound[row] = -1
             continue
-        if not sums64[row, 0] > 0:  # all of a share may vanish beside what others hold
+        if not sums64[row, 0] > 0:  # the whole mass may vanish beside that of other processes
             for k in range(dim):
                 mean[row, k] = guesses[row, 0, k]
         error = sums64[row, 2]
@@ -340,7 +329,7 @@ def cluster_rows(  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, error_model="numpy", inline="always")
-def _distance(a, b):  # type: ignore[no-untyped-def]
+def _distance(a, b):
     square = 0.0
     for k in range(len(a)):
         step = a[k] - b[k]

@@ -1,7 +1,7 @@
 """A reference on its device in compact blocks, and which of them a tile of queries needs.
 
 Conventions: centred coordinates; rows are float32, boxes, moments, weights and bounds float64; x~ = z_t / alpha and
-i2s = alpha^2 / (2 beta^2) are those of ``triton_kernels``. A tile is a run of queries that share one list of blocks.
+i2s = alpha^2 / (2 beta^2) are those of ``kernels``. A tile is a run of queries that share one list of blocks.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 _CHUNK_ELEMENTS = 1 << 24  # of (tiles, blocks) held at once while blocks are chosen
+_NUM_NEAREST = 4  # blocks whose sum bounds the sum over all from below
 
 
 @dataclass(frozen=True)
@@ -97,20 +98,14 @@ def order_rows(points: Tensor, block_rows: int) -> Tensor:
     return order
 
 
-def make_blocks(rows: Tensor, *, block_rows: int = 128, order: Tensor | None = None) -> Blocks:
-    """The reference in compact blocks; ``order`` is computed by ``order_rows`` unless it is given.
+def make_blocks(rows: Tensor, *, block_rows: int = 128) -> Blocks:
+    """The reference in compact blocks of ``block_rows`` rows, a multiple of 64.
 
-    Args:
-        rows: centred rows, float32, shape (num_reference, dim).
-        block_rows: rows of a block, a multiple of 64.
-        order: a permutation of the rows.
-
-    Returns:
-        The ordered rows with their blocks' boxes, balls and moments.
+    ``rows`` are centred, float32, of shape (num_reference, dim).
     """
     if not len(rows) or block_rows % 64:
         raise ValueError(f"rows to order and blocks of a multiple of 64 rows expected, got {len(rows)}, {block_rows}")
-    order = order_rows(rows, block_rows) if order is None else order
+    order = order_rows(rows, block_rows)
     ordered = rows[order].contiguous()
     num_blocks = -(-len(rows) // block_rows)
     padding = ordered[-1:].expand(num_blocks * block_rows - len(rows), -1)
@@ -134,9 +129,9 @@ def make_blocks(rows: Tensor, *, block_rows: int = 128, order: Tensor | None = N
     )
 
 
-def nearest_blocks(points: Tensor, blocks: Blocks, num_nearest: int = 4) -> tuple[Tensor, Tensor]:
-    """Lists of the blocks whose means are nearest to each point: offsets and indices, as ``attend_blocks`` takes."""
-    count = min(num_nearest, blocks.num_blocks)
+def nearest_blocks(points: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor]:
+    """Lists of the few blocks whose means are nearest to each point: offsets and indices, as ``attend`` takes."""
+    count = min(_NUM_NEAREST, blocks.num_blocks)
     chunk = max(1, _CHUNK_ELEMENTS // blocks.num_blocks)
     parts = [torch.cdist(part, blocks.mean).topk(count, dim=1, largest=False).indices for part in points.split(chunk)]
     offsets = torch.arange(0, (len(points) + 1) * count, count, device=points.device)

@@ -1,7 +1,7 @@
-"""Posterior moments on a GPU by the Triton kernels: dense, streamed, or with blocks left out within a tolerance.
+"""Posterior moments on a GPU by the Triton kernels: over every pair, or with blocks left out within a tolerance.
 
-Conventions are those of ``triton_kernels``. The few numbers of a row (i2s, tilt, log-sum-exp, bound) are made in
-float64: i2s reaches 1e5, and a log-sum-exp is a difference of such terms. The sums of many are float32.
+Conventions are those of ``kernels``. The few numbers of a row (i2s, tilt, log-sum-exp, bound) are made in float64: i2s
+reaches 1e5, and a log-sum-exp is a difference of such terms. The sums of many are float32.
 """
 
 from __future__ import annotations
@@ -12,17 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sfg_dist.flow.posterior.cuda.blocks import Blocks, make_blocks, nearest_blocks, order_rows, select_blocks
+from sfg_dist.flow.posterior.cuda.blocks import Blocks, nearest_blocks, order_rows, select_blocks
 from sfg_dist.flow.posterior.cuda.kernels import WIDE_DIM
-from sfg_dist.flow.posterior.cuda.sums import (
-    PartialMoments,
-    Precision,
-    Tiles,
-    attend_blocks,
-    attend_dense,
-    attend_streamed,
-    tiles_for,
-)
+from sfg_dist.flow.posterior.cuda.sums import PartialMoments, Tiles, attend, tiles_for
+
+_DIGITS = 1e-6  # of float32 sums
 
 
 class PosteriorMomentsGpu(NamedTuple):
@@ -50,63 +44,47 @@ class _Queries(NamedTuple):
 
     def take(self, index: Tensor) -> _Queries:
         """The queries at ``index``."""
-        return _Queries(*(None if part is None else part[index] for part in self))  # type: ignore[arg-type]
+        place, scale, tilt, anchor, kernel_scale = (part[index] for part in self[:5])
+        kernel_tilt = None if self.kernel_tilt is None else self.kernel_tilt[index]
+        return _Queries(place, scale, tilt, anchor, kernel_scale, kernel_tilt)
 
 
 # A forward pass only: without this a gradient would flow through the anchors, and be wrong.
 @torch.no_grad()
 def posterior_moments_cuda(
     z_t: Tensor,
-    reference: Tensor | Blocks,
+    blocks: Blocks,
     *,
     alpha: float | Tensor,
     beta_sq: float | Tensor,
-    tolerance: float | None = None,
-    stream_rows: int | None = None,
-    precision: Precision = "tf32x3",
+    tolerance: float = 0.0,
     tiles: Tiles | None = None,
 ) -> PosteriorMomentsGpu:
     """Posterior moments of x given z_t in centred coordinates, by the Triton kernels.
 
     Args:
         z_t: noisy states about ``alpha * center``, float32, shape (num_rows, dim), on the device that computes.
-        reference: centred rows, float32, shape (num_reference, dim), or rows in blocks. Rows in host memory are
-            streamed to a CUDA device.
+        blocks: the centred reference.
         alpha: signal scale, a number or one a row, shape (num_rows,), >= 0.
         beta_sq: noise variance, a number or one a row, > 0.
-        tolerance: None for every pair; else blocks of references are left out while the certified bound on the
-            mean's error stays below it.
-        stream_rows: rows copied at a time where the reference is streamed; given, it forces streaming.
-        precision: of the matrix products for dim >= 16.
+        tolerance: 0 for every pair; else blocks are left out while the certified bound on the mean's error stays below.
         tiles: shape of a program, by dim by default.
 
-    Returns:
-        Mean, log-sum-exp, variance and the bound, one a row.
-
     Raises:
-        ValueError: shapes or types do not fit, beta_sq is not positive, or a tolerance is asked of a streamed pass.
+        ValueError: shapes or types do not fit, or beta_sq is not positive.
     """
-    rows = reference.rows if isinstance(reference, Blocks) else reference
     if z_t.ndim != 2 or z_t.dtype != torch.float32:
         raise ValueError(f"z_t must be a float32 table, got {z_t.dtype} of shape {tuple(z_t.shape)}")
-    if rows.ndim != 2 or rows.shape[1] != z_t.shape[1] or not len(rows):
-        raise ValueError(f"a reference of {z_t.shape[1]} columns expected, got shape {tuple(rows.shape)}")
-    if tolerance is not None and not tolerance >= 0:
+    if blocks.rows.shape[1] != z_t.shape[1]:
+        raise ValueError(f"a reference of {z_t.shape[1]} columns expected, got shape {tuple(blocks.rows.shape)}")
+    if not tolerance >= 0:
         raise ValueError(f"tolerance must not be negative, got {tolerance}")
-    streamed = stream_rows is not None or rows.device.type != z_t.device.type
-    if streamed and (tolerance is not None or isinstance(reference, Blocks)):
-        raise ValueError("a streamed reference is a plain table, and every pair is computed: tolerance must be None")
-    queries = _queries(z_t, rows, alpha, beta_sq)
-    anchor, scale, tilt = queries.anchor, queries.kernel_scale, queries.kernel_tilt
-    bound = queries.scale.new_zeros(len(z_t))
-    if streamed:
-        pieces = 1 << 20 if stream_rows is None else stream_rows
-        sums = attend_streamed(anchor, scale, rows, stream_rows=pieces, tilt=tilt, precision=precision, tiles=tiles)
-    elif tolerance is None or not len(z_t):
-        sums = attend_dense(anchor, scale, reference, tilt=tilt, precision=precision, tiles=tiles)
+    queries = _queries(z_t, blocks.rows, alpha, beta_sq)
+    anchor, bound = queries.anchor, queries.scale.new_zeros(len(z_t))
+    if tolerance and len(z_t):
+        sums, bound = _attend_sparse(queries, blocks, tolerance, tiles or tiles_for(z_t.shape[1]))
     else:
-        blocks = reference if isinstance(reference, Blocks) else make_blocks(rows)
-        sums, bound = _attend_sparse(queries, blocks, tolerance, precision, tiles or tiles_for(z_t.shape[1]))
+        sums = attend(anchor, queries.kernel_scale, blocks, tilt=queries.kernel_tilt, tiles=tiles)
     log_kernel, mean, variance = sums.finish(anchor)
     # logit_j of ``posterior`` is -i2s |x_j|^2 + alpha z_t . x_j / beta^2 = ours + i2s |a|^2 + h . a.
     exact_anchor = anchor.double()
@@ -121,7 +99,7 @@ def _queries(z_t: Tensor, rows: Tensor, alpha: float | Tensor, beta_sq: float | 
     if not bool((beta_sq_row > 0).all()):
         raise ValueError("beta_sq must be positive")
     scale = alpha_row.square() / (2 * beta_sq_row)
-    low, high = rows.amin(dim=0).to(z_t.device), rows.amax(dim=0).to(z_t.device)
+    low, high = rows.amin(dim=0), rows.amax(dim=0)
     place = z_t.double() / alpha_row.clamp_min(1e-8)[:, None]
     anchor = torch.minimum(torch.maximum(place.float(), low), high)
     # h = 2 i2s (x~ - a) = alpha (z_t - alpha a) / beta^2, also where it only undoes the rounding of x~ to float32.
@@ -131,9 +109,7 @@ def _queries(z_t: Tensor, rows: Tensor, alpha: float | Tensor, beta_sq: float | 
     return _Queries(place, scale, tilt, anchor, scale.float(), tilt.float() if outside else None)
 
 
-def _attend_sparse(
-    queries: _Queries, blocks: Blocks, tolerance: float, precision: Precision, shape: Tiles
-) -> tuple[PartialMoments, Tensor]:
+def _attend_sparse(queries: _Queries, blocks: Blocks, tolerance: float, shape: Tiles) -> tuple[PartialMoments, Tensor]:
     """Sums over the blocks that each tile of queries needs, and the bound of each row, in the rows' own order."""
     num_rows, dim = queries.anchor.shape
     order = order_rows(queries.anchor, shape.rows)
@@ -144,19 +120,11 @@ def _attend_sparse(
     boxes = ordered.place[seat].reshape(num_tiles, shape.rows, dim)
     scales = ordered.scale[seat].reshape(num_tiles, shape.rows)
     tile_low, tile_high = boxes.amin(dim=1), boxes.amax(dim=1)
-    visit = partial(
-        attend_blocks,
-        ordered.anchor,
-        ordered.kernel_scale,
-        blocks,
-        tilt=ordered.kernel_tilt,
-        precision=precision,
-        tiles=shape,
-    )
+    visit = partial(attend, ordered.anchor, ordered.kernel_scale, blocks, tilt=ordered.kernel_tilt, tiles=shape)
     # The sum over a few near blocks bounds Z from below, for every query of a tile by the least of its rows.
-    offsets, indices = nearest_blocks((tile_low + tile_high) / 2, blocks)
-    reach = _reach_of_products(ordered.anchor[seat], indices, blocks, num_tiles) if dim >= WIDE_DIM else None
-    floor = _log_sum_floor(visit(offsets, indices), ordered, None if reach is None else reach[:num_rows], precision)
+    near = nearest_blocks((tile_low + tile_high) / 2, blocks)
+    reach = _reach_of_products(ordered.anchor[seat], near[1], blocks, num_tiles) if dim >= WIDE_DIM else None
+    floor = _log_sum_floor(visit(lists=near), ordered, None if reach is None else reach[:num_rows])
     selection = select_blocks(
         tile_low,
         tile_high,
@@ -166,13 +134,13 @@ def _attend_sparse(
         tolerance=tolerance,
         log_sum=floor[seat].reshape(num_tiles, shape.rows).amin(dim=1),
     )
-    part = visit(selection.offsets, selection.indices)
+    part = visit(lists=(selection.offsets, selection.indices))
     back = torch.argsort(order)
     sums = PartialMoments(part.log_max[back], part.total[back], part.difference[back], part.second[back])
     return sums, selection.error_bound.repeat_interleave(shape.rows)[:num_rows][back]
 
 
-def _log_sum_floor(near: PartialMoments, queries: _Queries, reach: Tensor | None, precision: Precision) -> Tensor:
+def _log_sum_floor(near: PartialMoments, queries: _Queries, reach: Tensor | None) -> Tensor:
     """A lower bound on log Z, Z = sum_j exp(-i2s |x~ - x_j|^2), of each query from the kernels' sums over near blocks.
 
         log Z >= log of the kernel's sum - i2s |x~ - a|^2 - |h - h'| sqrt(E |x - a|^2) - rounding
@@ -186,9 +154,8 @@ def _log_sum_floor(near: PartialMoments, queries: _Queries, reach: Tensor | None
     log_sum = near.log_max.double() + near.total.double().log()
     beyond = queries.scale * (queries.place - queries.anchor.double()).square().sum(dim=1)
     squared = spread if reach is None else reach.square()
-    digits = 1e-3 if reach is not None and precision == "tf32" else 1e-6
-    rounding = digits * (queries.scale * squared + queries.tilt.norm(dim=1) * squared.sqrt() + log_sum.abs())
-    lost = (queries.tilt - given).norm(dim=1) * (spread + digits * squared).sqrt()
+    rounding = _DIGITS * (queries.scale * squared + queries.tilt.norm(dim=1) * squared.sqrt() + log_sum.abs())
+    lost = (queries.tilt - given).norm(dim=1) * (spread + _DIGITS * squared).sqrt()
     return log_sum - beyond - lost - rounding - 1e-3
 
 

@@ -19,11 +19,10 @@ Rounding of a logit, and what each kernel does about it:
                         sum p_j |x_j - a|^2 is rounded likewise, to 6e-8 (|a - c| + |x_j - c|)^2
 
 A reference ordered into compact blocks (``make_blocks``) has small |x_j - c|, and blocks with large |a - c| carry no
-weight where i2s is large, so what is left is the rounding of an honest distance. Without blocks c = 0 and the error
-is that of a plain product, 6e-8 i2s |a| |x|.
+weight where i2s is large, so what is left is the rounding of an honest distance.
 
-``triton_blocks`` orders a reference and chooses among its blocks, ``triton_sums`` launches the kernels, and
-``triton_engine`` makes moments of what they sum. Without triton all of them import, and ``is_available`` says no.
+``blocks`` orders a reference and chooses among its blocks, ``sums`` launches the kernels, and ``engine`` makes moments
+of what they sum. Without triton all of them import, and ``is_available`` says no.
 """
 # ruff: noqa: RUF005
 # The kernels grow tuples by concatenation, which is the form that Triton's compiler takes.
@@ -37,8 +36,8 @@ from typing import Any, no_type_check
 import torch
 
 try:
-    import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
-    import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
+    import triton
+    import triton.language as tl
 except ImportError:  # the CPU engines do without
     triton = None
     tl = None
@@ -184,7 +183,6 @@ def attend_wide(
     BLOCK_ROWS: tl.constexpr,
     TILTED: tl.constexpr,
     LISTED: tl.constexpr,
-    CENTERED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Matrix products on tiles (BLOCK_M queries, BLOCK_N references) about the centre of each reference block.
@@ -219,11 +217,8 @@ def attend_wide(
         block = position
         if LISTED:
             block = tl.load(index_ptr + position)
-        e = anchor
-        center = tl.zeros((PADDED,), tl.float32)
-        if CENTERED:
-            center = tl.load(center_ptr + block * DIM + columns, mask=inside, other=0.0)
-            e = anchor - center[None, :]
+        center = tl.load(center_ptr + block * DIM + columns, mask=inside, other=0.0)
+        e = anchor - center[None, :]
         e_sq = tl.sum(e * e, 1)
         query = 2.0 * scale[:, None] * e
         offset = scale * e_sq
@@ -236,8 +231,7 @@ def attend_wide(
             known = j < num_reference
             used = known[:, None] & inside[None, :]
             y = tl.load(x_ptr + j.to(tl.int64)[:, None] * DIM + columns[None, :], mask=used, other=0.0)
-            if CENTERED:
-                y = tl.where(used, y - center[None, :], 0.0)
+            y = tl.where(used, y - center[None, :], 0.0)
             y_sq = tl.sum(y * y, 1)
             logits = tl.dot(query, tl.trans(y), input_precision=PRECISION)
             logits = logits - scale[:, None] * y_sq[None, :] - offset[:, None]

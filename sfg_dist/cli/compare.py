@@ -22,30 +22,16 @@ def compare(
     Writes compare/compare.html and compare.json in output.dir; finished methods are kept, so the same command goes on.
     """
     from sfg_dist.studies.compare import compare as compare_methods
+    from sfg_dist.studies.compare.page import text_table
 
     resolved = load(job, set_, executor)
     with contextlib.redirect_stdout(sys.stderr):  # what a library prints is no part of the result
         document = compare_methods(resolved, listener=_show)
     if json_:
-        print(json.dumps(document, indent=1))
+        print(json.dumps(document.to_json(), indent=1))
     else:
-        print(printable("\n".join([*_lines(document), "", *document["verdict"]])))
+        print(printable("\n".join([*text_table(document), "", *document.verdict])))
         print(f"report: {resolved.output.dir.rstrip('/')}/compare/compare.html")
-
-
-def _lines(document: Mapping[str, Any]) -> list[str]:
-    """The table, in columns of text."""
-    from sfg_dist.studies.compare.page import main_table
-
-    columns = {"name": "method", "auc": "AUC", "likelihood": "test log-lik.", "marginal_kl": "marginal KL",
-               "time": "labels + fit", "cost": "us a row", "evaluations": "passes"}  # fmt: skip
-    rows = [columns, *main_table(document)]
-    widths = {name: max(len(str(row[name])) for row in rows) for name in columns}
-    return [
-        "  ".join(str(row[name]).ljust(width) if name == "name" else str(row[name]).rjust(width)
-                  for name, width in widths.items())
-        for row in rows
-    ]  # fmt: skip
 
 
 def _show(event: Mapping[str, Any]) -> None:

@@ -8,16 +8,13 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from sfg_dist.cli.command import Debug, Json, Set, command, load, number, say, whole
 from sfg_dist.job.errors import ConfigError
 from sfg_dist.job.values import as_line, shown
-
-if TYPE_CHECKING:
-    from sfg_dist.studies.scale.simulation import Limits
 
 _number = functools.partial(typer.Option, metavar="NUMBER", parser=number)
 _whole = functools.partial(typer.Option, metavar="NUMBER", parser=whole)
@@ -82,10 +79,12 @@ def scale(
     Writes scale/scale.html and scale.json in output.dir; finished runs are kept, so the same command goes on. A fit has
     a few epochs (--epochs), whatever time the job gives it.
     """
-    from sfg_dist.studies.scale import compare_studies
-    from sfg_dist.studies.scale.document import read_study, write_study
-    from sfg_dist.studies.scale.simulation import Limits
-    from sfg_dist.studies.scale.study import NUM_EPOCHS, Study
+    from sfg_dist.studies.records import to_json
+    from sfg_dist.studies.scale import ScaleSettings
+    from sfg_dist.studies.scale import scale as run_study
+    from sfg_dist.studies.scale.page import text_lines
+    from sfg_dist.studies.scale.simulated_cluster import Limits
+    from sfg_dist.studies.scale.study import NUM_EPOCHS
 
     resolved = load(job, set_, None)
     if not load_mb >= 0:
@@ -99,65 +98,34 @@ def scale(
         raise ConfigError(f"--repeats: expected at most {MAX_REPEATS:,} runs of each number, got {repeats:,}")
     if workers is None and simulate is None and compare_with is None:
         raise ConfigError("say what to measure (--workers 1,2), to predict (--simulate 64,256) or --compare-with")
-    # All that can be wrong with the words is found before anything is measured.
-    larger = [] if simulate is None else _numbers("--simulate", simulate)
-    lengths = _numbers("--shard-seconds", shard_seconds, float)
-    if compare_with is not None:
-        read_study(compare_with)
-    if workers is not None:
-        study = Study(
-            resolved, _numbers("--workers", workers), stages=_words(stages), modes=_words(modes), repeats=repeats,
-            num_epochs=epochs or NUM_EPOCHS, use_gpu=gpu, listener=_show,
-        )  # fmt: skip
-        if larger and "label" not in _words(stages) and not study.has_labels:
-            raise ConfigError("--simulate takes its costs from label runs, of which there are none: add --stages label")
-        with contextlib.redirect_stdout(sys.stderr):  # Ray prints of its own
-            document = study.run()
-    else:
-        document = read_study(resolved.output.dir)
-    if larger:
-        from sfg_dist.studies.scale.predict import predict, shard_bytes, slowdown, validate
-
-        limits = Limits(
+    settings = ScaleSettings(
+        workers=[] if workers is None else _numbers("--workers", workers),
+        stages=_words(stages),
+        modes=_words(modes),
+        repeats=repeats,
+        num_epochs=epochs or NUM_EPOCHS,
+        use_gpu=gpu,
+        simulated_workers=[] if simulate is None else _numbers("--simulate", simulate),
+        shard_seconds=_numbers("--shard-seconds", shard_seconds, float),
+        limits=Limits(
             store_bytes_per_s=None if store_mb_per_s is None else 1e6 * store_mb_per_s,
             store_requests_per_s=store_requests_per_s,
-            shard_bytes=shard_bytes(document) if shard_mb is None else 1e6 * shard_mb,
             worker_bytes_per_s=None if worker_mb_per_s is None else 1e6 * worker_mb_per_s,
             starts_per_s=starts_per_s,
+            shard_bytes=1e6 * (shard_mb or 0.0),
             load_bytes=1e6 * load_mb,
             driver_scale=driver_scale,
-        )
-        document |= {"validation": validate(document), "slowdown": slowdown(document)}
-        document["assumptions"] = _assumptions(limits, network_ms)
-        document["predictions"] = predict(
-            document, larger, shard_seconds=lengths, limits=limits, answer_s=network_ms / 1000
-        )
-    if compare_with is not None:
-        document["comparison"] = compare_studies(compare_with, resolved.output.dir)
-    if larger or compare_with is not None:
-        write_study(resolved.output.dir, document)
+            answer_s=network_ms / 1000,
+        ),
+        compare_with=compare_with,
+    )
+    with contextlib.redirect_stdout(sys.stderr):  # Ray prints of its own
+        document = run_study(resolved, settings, listener=_show)
     if json_:
-        print(json.dumps(document, indent=1))
+        print(json.dumps(to_json(document), indent=1))
     else:
-        say(False, {}, "\n".join([*_lines(document), f"report: {resolved.output.dir.rstrip('/')}/scale/scale.html"]))
-
-
-def _assumptions(limits: Limits, network_ms: float) -> dict[str, str]:
-    """What a prediction depends on beside the measured costs, in words."""
-
-    def shown(value: float | None, unit: str, scale: float = 1.0) -> str:
-        return "no limit" if value is None else f"{value / scale:g} {unit}"
-
-    return {
-        "the store's bandwidth": shown(limits.store_bytes_per_s, "MB/s", 1e6),
-        "its requests": shown(limits.store_requests_per_s, "a second"),
-        "a worker's link": shown(limits.worker_bytes_per_s, "MB/s", 1e6),
-        "workers brought up": "all at once" if limits.starts_per_s is None else f"{limits.starts_per_s:g} a second",
-        "a shard of the study": f"{limits.shard_bytes / 1e6:.3g} MB",
-        "read by each worker at its start": f"{limits.load_bytes / 1e6:g} MB",
-        "to the driver or back": f"{network_ms:g} ms",
-        "the driver's machine": f"{limits.driver_scale:g} times the time of this one",
-    }
+        place = f"report: {resolved.output.dir.rstrip('/')}/scale/scale.html"
+        say(False, {}, "\n".join([*text_lines(document), place]))
 
 
 def _words(text: str) -> list[str]:
@@ -182,19 +150,6 @@ def _require_positive(options: Mapping[str, float | None]) -> None:
     for name, value in options.items():
         if value is not None and not value > 0:
             raise ConfigError(f"{name}: expected a number above 0, got {value:g}")
-
-
-def _lines(document: Mapping[str, Any]) -> list[str]:
-    from sfg_dist.studies.scale.page import comparison_lines, law_lines, prediction_table, validation_lines, verdict
-
-    lines = [*verdict(document), *law_lines(document["fit"]), *validation_lines(document)]
-    lines += [
-        f"{row['workers']:>6} workers, shards of {row['shard']} s: efficiency {row['efficiency']} "
-        f"({row['at_work']} without start-up), limited by {row['limit']}"
-        for row in prediction_table(document.get("predictions", []))
-    ]
-    lines += comparison_lines(document)
-    return lines
 
 
 def _show(event: Mapping[str, Any]) -> None:

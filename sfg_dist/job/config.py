@@ -316,6 +316,19 @@ class Job(_Section):
         """The job as a TOML document; keys whose value is None are left out."""
         return tomli_w.dumps(self.model_dump(exclude_none=True))
 
+    def changed(self, **tables: Mapping[str, Any]) -> Job:
+        """The job with other keys in some of its tables, checked anew; None takes a key out.
+
+        Example:
+            >>> Job(data=DataConfig(source="moons")).changed(labels={"seed": 1}).labels.seed
+            1
+
+        Raises:
+            ConfigError: a key is unknown or a value is wrong.
+        """
+        document = self.model_dump(exclude_none=True)
+        return resolve_job(document | {name: document[name] | keys for name, keys in tables.items()})
+
 
 def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
     """Read a job file and apply ``table.key=value`` overrides to it.

@@ -1,7 +1,12 @@
-"""Scaling studies: measured, fitted, compared, and predicted for clusters that are not there."""
+"""`sfg scale`: how labels and training scale with the number of workers, and what larger clusters would do.
 
-from sfg_dist.studies.scale.document import compare_studies
+A job comes in and runs through the pipeline by several numbers of workers (``study``, ``measuring``). Laws are fitted
+to the times (``fits``), clusters that are not there are simulated with the measured costs (``simulated_cluster``,
+``predict``), and a document and a page go out (``document``, ``page``).
+"""
+
+from sfg_dist.studies.scale.document import compare_studies, read_study
 from sfg_dist.studies.scale.predict import predict
-from sfg_dist.studies.scale.study import scale
+from sfg_dist.studies.scale.study import ScaleSettings, scale
 
-__all__ = ["compare_studies", "predict", "scale"]
+__all__ = ["ScaleSettings", "compare_studies", "predict", "read_study", "scale"]

@@ -36,32 +36,26 @@ def scale(
         str, typer.Option("--shard-seconds", help="Seconds of a shard in the prediction.")
     ] = "1,10,60",
     store_mb_per_s: Annotated[
-        float | None,
-        _number("--store-mb-per-s", help="What the store takes in a prediction, all together."),
+        float | None, _number("--store-mb-per-s", help="What the store takes in a prediction, all together.")
     ] = None,
     store_requests_per_s: Annotated[
         float | None, _number("--store-requests-per-s", help="The same of requests.")
     ] = None,
     network_ms: Annotated[
-        float,
-        _number("--network-ms", help="From a worker to the driver or back, in a prediction."),
+        float, _number("--network-ms", help="From a worker to the driver or back, in a prediction.")
     ] = 2.0,
     worker_mb_per_s: Annotated[
-        float | None,
-        _number("--worker-mb-per-s", help="Of one worker's link to the store in a prediction."),
+        float | None, _number("--worker-mb-per-s", help="Of one worker's link to the store in a prediction.")
     ] = None,
     starts_per_s: Annotated[
-        float | None,
-        _number("--starts-per-s", help="Workers that the cluster brings up in a second."),
+        float | None, _number("--starts-per-s", help="Workers that the cluster brings up in a second.")
     ] = None,
     shard_mb: Annotated[
-        float | None,
-        _number("--shard-mb", help="What a shard of the study moves; as measured if not given."),
+        float | None, _number("--shard-mb", help="What a shard of the study moves; as measured if not given.")
     ] = None,
     load_mb: Annotated[float, _number("--load-mb", help="What each worker reads at its start.")] = 0.0,
     driver_scale: Annotated[
-        float,
-        _number("--driver-scale", help="Time of the driver's loop there, in units of this machine's."),
+        float, _number("--driver-scale", help="Time of the driver's loop there, in units of this machine's.")
     ] = 1.0,
     epochs: Annotated[int | None, _whole("--epochs", help="Of each fit; 5 or the job's own, if fewer.")] = None,
     gpu: Annotated[

@@ -139,12 +139,13 @@ def test_ours_keeps_to_its_share_for_labels(make_compare_job):
     assert (job.labels.seed, job.train.seed, job.executor.kind) == (3, 3, "inline")
     prepared = prepare("moons", max_rows=1500)
     fit = fit_own(job, prepared, OwnBudget(patience(8), max_label_share=0.25, marks=(0.5, 0.75)))
-    assert 128 <= fit.num_pairs < 2_000_000  # the share is for the labels, on whatever machine
-    assert fit.num_pairs % 128 == 0
-    assert fit.num_steps > 0
-    assert fit.generator.job["labels"]["num_pairs"] == fit.num_pairs
+    facts = fit.facts
+    assert 128 <= facts.num_pairs < 2_000_000  # the share is for the labels, on whatever machine
+    assert facts.num_pairs % 128 == 0
+    assert facts.num_steps > 0
+    assert fit.generator.job["labels"]["num_pairs"] == facts.num_pairs
     for seconds, generator in fit.snapshots:
-        assert fit.label_s < seconds < fit.label_s + fit.fit_s
+        assert facts.label_s < seconds < facts.label_s + facts.fit_s
         assert np.abs(generator.sample(500) - fit.generator.sample(500)).max() > 1e-3
     short = make_compare_job("short", compare={"methods": ["sfg"], "max_time_s": 0.01})
     with pytest.raises(TrainingError, match=r"sfg, seed 0: .*raise compare\.max_time_s.*leave it out of"):

@@ -131,14 +131,15 @@ def test_a_flow_s_density_has_mass_one(name):
 
 
 class Constant(torch.nn.Module):
-    """One number fitted to the mean of the rows; the validation loss is what the test says."""
+    """One number fitted to the mean of the rows; counts the looks at the validation rows."""
 
     def __init__(self):
         super().__init__()
         self.value = torch.nn.Parameter(torch.zeros(1))
-        self.seen = []
+        self.num_looks = 0
 
     def loss(self, rows):
+        self.num_looks += not torch.is_grad_enabled()
         return (self.value - rows).square().mean()
 
 
@@ -153,7 +154,7 @@ def test_the_best_look_is_kept_and_the_clock_is_kept_to(clock):
     assert 0 < fit.best_at_s < 1000
     assert fit.num_steps == 1000
     assert [seconds for seconds, _ in fit.snapshots] == pytest.approx([250, 1000], abs=2)
-    assert fit.num_looks >= 50
+    assert model.num_looks >= 50
 
 
 @pytest.mark.slow

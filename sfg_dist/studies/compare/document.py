@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from sfg_dist.job.config import Job
 from sfg_dist.job.words import WIDE, wide_number
-from sfg_dist.studies.compare.judging import Cell, Figures, Point
+from sfg_dist.studies.compare.judging import Cell, Figures, Judged, Point
 from sfg_dist.studies.compare.peers.choice import Choice
 from sfg_dist.studies.compare.peers.kinds import PEERS
 from sfg_dist.studies.records import to_json
@@ -30,43 +30,22 @@ NAMES = {
 COSTS_COMPARED = ("nsf", "flow_matching", "score_sde")
 
 
-@dataclass(frozen=True)
-class Method:
-    """A row of the table: figures by seed, times and costs as medians over the seeds.
+@dataclass(frozen=True, kw_only=True)
+class Method(Judged):
+    """A row of the table: figures by seed with their standard errors; times, costs and the curve over all seeds.
 
     Attributes:
-        c2st_auc: by seed, with its standard error.
-        test_log_likelihood: by seed, with its standard error; None where no seed has one.
+        test_log_likelihood: None where no seed has one.
         metrics: other figures of samples by name and seed.
-        us_per_sample: microseconds for a row, without the way back to the user's units.
-        label_s, fit_s: wall-clock seconds.
-        num_not_finite, num_likelihood_not_finite: samples and test rows that had to be left out, over all seeds.
         load_average: the highest of the machine.
-        curve: AUC by time, the mean over the seeds.
-        configuration: what was fitted.
-        num_pairs, num_pairs_wanted: of ours alone.
     """
 
-    c2st_auc: list[float | None]
-    c2st_auc_error: list[float | None]
-    test_log_likelihood: list[float | None] | None
-    test_log_likelihood_error: list[float | None] | None
-    metrics: dict[str, list[float | None]]
-    us_per_sample: float
-    us_per_sample_back: float
-    fit_s: float
-    label_s: float
-    num_evaluations: int
-    num_parameters: int
-    num_steps: int
-    num_likelihood_rows: int
-    num_not_finite: int
-    num_likelihood_not_finite: int
+    c2st_auc: Sequence[float | None]
+    c2st_auc_error: Sequence[float | None]
+    test_log_likelihood: Sequence[float | None] | None
+    test_log_likelihood_error: Sequence[float | None] | None
+    metrics: Mapping[str, Sequence[float | None]]
     load_average: float
-    curve: list[Point]
-    configuration: dict[str, Any]
-    num_pairs: int | None = None
-    num_pairs_wanted: int | None = None
 
 
 @dataclass(frozen=True)
@@ -136,32 +115,26 @@ def make_document(
     return Comparison(methods, floor, verdict(methods), budget, dict(choices), sizes, facts)
 
 
-def _method(cells: Sequence[Cell], job: Job, configuration: dict[str, Any] | None) -> Method:
+def _method(cells: Sequence[Cell], job: Job, configuration: Mapping[str, object] | None) -> Method:
     first = cells[0]
-    has_likelihood = any(cell.test_log_likelihood is not None for cell in cells)
+    names = [name for name in job.evaluate.metrics if name in first.metrics]
+    likelihoods, errors = ([getattr(cell, f"test_log_likelihood{end}") for cell in cells] for end in ("", "_error"))
+    has_likelihood = any(value is not None for value in likelihoods)
+    over_seeds: dict[str, Any] = {field.name: getattr(first, field.name) for field in fields(Judged)}
+    for name in ("us_per_sample", "us_per_sample_back", "fit_s", "label_s"):
+        over_seeds[name] = float(np.median([getattr(cell, name) for cell in cells]))
+    for name in ("num_not_finite", "num_likelihood_not_finite"):
+        over_seeds[name] = sum(getattr(cell, name) for cell in cells)
+    over_seeds |= {"curve": _mean_curve([cell.curve for cell in cells]), "best_at_s": None}
+    over_seeds["configuration"] = configuration or first.configuration
     return Method(
         c2st_auc=[cell.c2st_auc for cell in cells],
         c2st_auc_error=[cell.c2st_auc_error for cell in cells],
-        test_log_likelihood=[cell.test_log_likelihood for cell in cells] if has_likelihood else None,
-        test_log_likelihood_error=[cell.test_log_likelihood_error for cell in cells] if has_likelihood else None,
-        metrics={
-            name: [cell.metrics[name] for cell in cells] for name in job.evaluate.metrics if name in first.metrics
-        },
-        us_per_sample=float(np.median([cell.us_per_sample for cell in cells])),
-        us_per_sample_back=float(np.median([cell.us_per_sample_back for cell in cells])),
-        fit_s=float(np.median([cell.fit_s for cell in cells])),
-        label_s=float(np.median([cell.label_s for cell in cells])),
-        num_evaluations=first.num_evaluations,
-        num_parameters=first.num_parameters,
-        num_steps=first.num_steps,
-        num_likelihood_rows=first.num_likelihood_rows,
-        num_not_finite=sum(cell.num_not_finite for cell in cells),
-        num_likelihood_not_finite=sum(cell.num_likelihood_not_finite for cell in cells),
+        test_log_likelihood=likelihoods if has_likelihood else None,
+        test_log_likelihood_error=errors if has_likelihood else None,
+        metrics={name: [cell.metrics[name] for cell in cells] for name in names},
         load_average=max(max(cell.load_average) for cell in cells),
-        curve=_mean_curve([cell.curve for cell in cells]),
-        configuration=configuration or first.configuration or {},
-        num_pairs=first.num_pairs,
-        num_pairs_wanted=first.num_pairs_wanted,
+        **over_seeds,
     )
 
 

@@ -104,15 +104,31 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell(FitFacts):
-    """What is found of a row of the table with one seed.
+class Judged(FitFacts):
+    """What is found of a fit beside the figures of its samples.
 
     Attributes:
-        metrics: figures of samples by name, beside the classifier's AUC.
+        num_likelihood_rows, num_likelihood_not_finite: test rows with a density, and those whose density is not finite.
         us_per_sample: microseconds for a row.
         us_per_sample_back: the same of the way back to the user's units.
         num_not_finite: samples with NaN or infinity, which are left out.
         curve: by time, the end last.
+    """
+
+    num_likelihood_rows: int
+    num_likelihood_not_finite: int
+    us_per_sample: float
+    us_per_sample_back: float
+    num_not_finite: int
+    curve: Sequence[Point]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell(Judged):
+    """What is found of a row of the table with one seed.
+
+    Attributes:
+        metrics: figures of samples by name, beside the classifier's AUC.
         load_average: of the machine, before and after. Above the number of threads, others were at work.
     """
 
@@ -121,13 +137,7 @@ class Cell(FitFacts):
     metrics: Figures
     test_log_likelihood: float | None
     test_log_likelihood_error: float | None
-    num_likelihood_rows: int
-    num_likelihood_not_finite: int
-    us_per_sample: float
-    us_per_sample_back: float
-    num_not_finite: int
-    curve: list[Point]
-    load_average: tuple[float, ...] = ()
+    load_average: Sequence[float] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As a record holds it: the metrics stand among the other figures."""

@@ -12,7 +12,7 @@ import copy
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -91,24 +91,13 @@ class OwnBudget:
     is_full_batch: bool = False
 
 
-@dataclass
+@dataclass(frozen=True)
 class OwnFit:
-    """What the pipeline made under the budget.
-
-    Attributes:
-        generator: the result.
-        label_s, fit_s: wall-clock time of the two stages.
-        num_pairs: as many as were made.
-        snapshots: (seconds since the start of the labels, generator as it stood).
-        num_steps: batches of the fit.
-    """
+    """What the pipeline made under the budget: the result, and (seconds of the budget, generator as it stood)."""
 
     generator: Generator
-    label_s: float
-    fit_s: float
-    num_pairs: int
-    snapshots: list[tuple[float, Generator]] = field(default_factory=list)
-    num_steps: int = 0
+    facts: FitFacts
+    snapshots: Sequence[tuple[float, Generator]]
 
     def as_judged(self, name: str, job: Job, table: Prepared) -> Fitted:
         """The fit as a row of the table."""
@@ -120,20 +109,7 @@ class OwnFit:
             draw_flow_rows=partial(_draw_labels, self.generator, seed, job.train.num_threads),
             transform=table.transform,
             test_log_density=_test_log_density(self.generator, table),
-            facts=FitFacts(
-                label_s=self.label_s,
-                fit_s=self.fit_s,
-                num_steps=self.num_steps,
-                num_parameters=self.generator.network.num_parameters,
-                num_evaluations=1,
-                configuration={
-                    "transform": job.transform.kind,
-                    **job.labels.model_dump(include=SHOWN_LABELS),
-                    **job.train.model_dump(include=SHOWN_TRAIN),
-                },
-                num_pairs=self.num_pairs,
-                num_pairs_wanted=job.labels.num_pairs,
-            ),
+            facts=self.facts,
         )
 
     def _earlier(self, seed: int) -> Iterator[tuple[float, Draw]]:
@@ -196,7 +172,7 @@ def fit_own(
         TrainingError: the labels alone took the whole budget.
     """
     _compile_kernels(job, prepared)
-    max_time_s = budget.max_time_s
+    max_time_s, wanted = budget.max_time_s, job.labels.num_pairs
     reserved_s = RESERVED_SHARE * max_time_s + _calibration_time(job, prepared)
     with tempfile.TemporaryDirectory(prefix="sfg-compare-") as folder:
         job = job.changed(output={"dir": folder})
@@ -219,8 +195,22 @@ def fit_own(
         generator = Pipeline(job.changed(train=keys), watcher, prepared=prepared).train()
         fit_s = time.perf_counter() - started
         on_step(f"fitted in {fit_s:.1f} s, {watcher.num_steps:,} steps")
+    facts = FitFacts(
+        label_s=label_s,
+        fit_s=fit_s,
+        num_steps=watcher.num_steps,
+        num_parameters=generator.network.num_parameters,
+        num_evaluations=1,
+        configuration={
+            "transform": job.transform.kind,
+            **job.labels.model_dump(include=SHOWN_LABELS),
+            **job.train.model_dump(include=SHOWN_TRAIN),
+        },
+        num_pairs=num_pairs,
+        num_pairs_wanted=wanted,
+    )
     snapshots = [(seconds, _as_it_stood(generator, weights, prepared, job)) for seconds, weights in watcher.snapshots]
-    return OwnFit(generator, label_s, fit_s, num_pairs, snapshots, watcher.num_steps)
+    return OwnFit(generator, facts, snapshots)
 
 
 def _compile_kernels(job: Job, prepared: Prepared) -> None:

@@ -153,7 +153,7 @@ def _microseconds(value: float) -> str:
 
 def _configurations(document: Comparison) -> Iterator[tuple[str, str]]:
     for name, method in document.methods.items():
-        text = ", ".join(f"{key} {value}" for key, value in method.configuration.items())
+        text = ", ".join(f"{key} {value}" for key, value in (method.configuration or {}).items())
         if name in NOT_PEERS:
             text = f"{method.num_pairs:,} pairs of {method.num_pairs_wanted:,} asked for, {text}"
         yield NAMES[name], f"{text}; {method.num_parameters:,} parameters, {method.num_steps:,} steps"

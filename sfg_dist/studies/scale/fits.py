@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,20 +55,24 @@ def fit_laws(workers: Sequence[int], wall_s: Sequence[float]) -> Laws:
     """
     n, t = np.asarray(workers, dtype=np.float64), np.asarray(wall_s, dtype=np.float64)
     num_different = len(set(workers))
-
-    def missing(needed: int) -> MissingLaw:
-        return MissingLaw(f"needs runs with {needed} numbers of workers")
-
-    if num_different < 2:
-        return Laws(missing(2), missing(3))
-    (first, serial), residual = _fit(amdahl, n, t)
-    of_amdahl = AmdahlFit(first, serial, residual, num_different > 2)
-    if num_different < 3:
-        return Laws(of_amdahl, missing(3))
-    (first, contention, coherence), residual = _fit(universal, n, t, num_shares=2)
-    has_peak = coherence.value > 0 and (coherence.low is None or coherence.low > 0)
-    peak = math.sqrt((1 - contention.value) / coherence.value) if has_peak else None
-    return Laws(of_amdahl, UniversalFit(first, contention, coherence, residual, num_different > 3, peak))
+    laws = Laws(*(MissingLaw(f"needs runs with {needed} numbers of workers") for needed in (2, 3)))
+    if num_different > 1:
+        (first, serial), residual = _fit(amdahl, n, t)
+        tested = num_different > 2
+        found = AmdahlFit(time_of_one_s=first, serial_share=serial, residual=residual, is_tested=tested)
+        laws = replace(laws, amdahl=found)
+    if num_different > 2:
+        (first, contention, coherence), residual = _fit(universal, n, t, num_shares=2)
+        has_peak = coherence.value > 0 and (coherence.low is None or coherence.low > 0)
+        peak = math.sqrt((1 - contention.value) / coherence.value) if has_peak else None
+        laws = replace(
+            laws,
+            universal=UniversalFit(
+                time_of_one_s=first, contention=contention, coherence=coherence, residual=residual,
+                is_tested=num_different > 3, peak=peak,
+            ),
+        )  # fmt: skip
+    return laws
 
 
 def _fit(law: Law, n: _Array, t: _Array, num_shares: int = 1) -> tuple[list[Number], float]:

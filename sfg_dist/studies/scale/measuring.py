@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sfg_dist.distributed.labels.label import label_pending
@@ -109,30 +108,16 @@ class _Seen:
         return rest, statistics.fmean(max(0.0, seconds - middle) for seconds in first.values())
 
 
-@dataclass(frozen=True)
-class FitPlace:
-    """Where a fit runs.
-
-    Attributes:
-        url: the complete store.
-        checkpoints: a directory that is not there yet.
-        num_workers: ranks.
-        num_cpus_per_worker, use_gpu: as for ``fit_with_workers``.
-    """
-
-    url: str
-    checkpoints: str
-    num_workers: int
-    num_cpus_per_worker: int
-    use_gpu: bool
-
-
-def measure_fit(place: FitPlace, settings: FitSettings) -> Run:
+def measure_fit(
+    url: str, checkpoints: str, settings: FitSettings, num_workers: int, *, num_cpus_per_worker: int, use_gpu: bool
+) -> Run:
     """Fit within a running Ray session; the first epoch, in which everything is read for the first time, counts too.
 
     Args:
-        place: where.
+        url: the complete store.
+        checkpoints: a directory that is not there yet.
         settings: of the fit; its epochs end it, not the clock.
+        num_workers, num_cpus_per_worker, use_gpu: as for ``fit_with_workers``.
 
     Raises:
         TrainingError, ClusterError: as ``fit_with_workers``.
@@ -148,12 +133,12 @@ def measure_fit(place: FitPlace, settings: FitSettings) -> Run:
 
     started, used = time.perf_counter(), time.thread_time()
     fit_with_workers(
-        place.url,
-        place.checkpoints,
+        url,
+        checkpoints,
         settings,
-        num_workers=place.num_workers,
-        num_cpus_per_worker=place.num_cpus_per_worker,
-        use_gpu=place.use_gpu,
+        num_workers=num_workers,
+        num_cpus_per_worker=num_cpus_per_worker,
+        use_gpu=use_gpu,
         on_epoch=on_epoch,
     )
     wall_s = time.perf_counter() - started
@@ -164,7 +149,7 @@ def measure_fit(place: FitPlace, settings: FitSettings) -> Run:
     return Run(
         stage="train",
         mode="strong",
-        num_workers=place.num_workers,
+        num_workers=num_workers,
         wall_s=wall_s,
         rows=int(entries[-1]["step"]) * settings.batch_size,
         parts_s={"start": start_s, "step": steps_s, "end": max(0.0, wall_s - steps_s - start_s)},

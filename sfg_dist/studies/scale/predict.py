@@ -138,21 +138,13 @@ def predict(
         ideal_s = waves * (each.integrate_s + each.write_s)
         for number in workers:
             outcome = simulate(waves * number, number, each, limits=own_limits, seed=seed)
+            at_work_s = outcome.wall_s - outcome.ready_s
             found.append(
                 Prediction(
-                    num_workers=number,
-                    shard_s=seconds,
-                    num_shards=waves * number,
-                    wall_s=outcome.wall_s,
-                    ready_s=outcome.ready_s,
-                    efficiency=ideal_s / outcome.wall_s,
-                    efficiency_at_work=ideal_s / (outcome.wall_s - outcome.ready_s),
-                    limit=outcome.limit,
-                    parts_s=outcome.parts_s,
-                    driver_share=outcome.driver_share,
-                    store_share=outcome.store_share,
+                    **vars(outcome), num_workers=number, shard_s=seconds, num_shards=waves * number,
+                    efficiency=ideal_s / outcome.wall_s, efficiency_at_work=ideal_s / at_work_s,
                 )
-            )
+            )  # fmt: skip
     return found
 
 

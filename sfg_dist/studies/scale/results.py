@@ -89,33 +89,34 @@ class MissingLaw:
     missing: str
 
 
-@dataclass(frozen=True)
-class AmdahlFit:
-    """Amdahl's law as fitted: T_1 and the serial share.
+@dataclass(frozen=True, kw_only=True)
+class LawFit:
+    """A law as fitted.
 
     Attributes:
+        time_of_one_s: T_1.
         residual: the root mean square of log T.
         is_tested: whether there are more numbers of workers than the law has numbers.
     """
 
     time_of_one_s: Number
-    serial_share: Number
     residual: float
     is_tested: bool
 
 
-@dataclass(frozen=True)
-class UniversalFit:
-    """The universal law as fitted; the peak is the number of workers beyond which more of them do less.
+@dataclass(frozen=True, kw_only=True)
+class AmdahlFit(LawFit):
+    """Amdahl's law as fitted."""
 
-    It is None where the coherence may be 0.
-    """
+    serial_share: Number
 
-    time_of_one_s: Number
+
+@dataclass(frozen=True, kw_only=True)
+class UniversalFit(LawFit):
+    """The universal law as fitted; beyond the peak more workers do less. It is None where the coherence may be 0."""
+
     contention: Number
     coherence: Number
-    residual: float
-    is_tested: bool
     peak: float | None
 
 
@@ -145,29 +146,41 @@ class Validation:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Outcome:
+    """Where the time of a simulated run went.
+
+    Attributes:
+        wall_s: from the first start to the last commit.
+        ready_s: when a worker was ready, in the mean.
+        parts_s: seconds of all workers together: start, load, integrate, write, link (added by their own link to the
+            store), store (waiting for it), driver (idle until it hands out a shard), wait (for others, at the end).
+        driver_share, store_share: of the time, how much the driver was busy, and how much the store was at its limit.
+        limit: what keeps the run from being faster, in a word.
+    """
+
+    wall_s: float
+    ready_s: float
+    parts_s: Mapping[str, float]
+    driver_share: float
+    store_share: float
+    limit: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction(Outcome):
     """A simulated cluster.
 
     Attributes:
         shard_s: integration of a shard.
-        ready_s: when a worker is at work, in the mean.
         efficiency: against workers with these costs that are at work from the first second to the last.
         efficiency_at_work: the same from when they are ready.
-        limit: what keeps the run from being faster.
-        parts_s, driver_share, store_share: as of ``Outcome``.
     """
 
     num_workers: int
     shard_s: float
     num_shards: int
-    wall_s: float
-    ready_s: float
     efficiency: float
     efficiency_at_work: float
-    limit: str
-    parts_s: Mapping[str, float]
-    driver_share: float
-    store_share: float
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,12 @@ import numpy as np
 
 from sfg_dist.distributed.labels.driver import Driver
 from sfg_dist.distributed.labels.pool import Answered, Drain, Event, Policy, Ready, Result, Task
+from sfg_dist.studies.scale.results import Outcome
 
 MAX_TICKS = 5000  # of a simulated run
+BUSY_SHARE = 0.7  # of the time: what is busy for longer is what limits the run
+LIMIT_WORDS = {"start": "start-up", "load": "loading", "write": "writing", "wait": "the last shards",
+               "link": "a worker's link"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,39 +84,6 @@ class Limits:
         return num_shards * max(costs.integrate_s / num_workers, self.seconds(self.shard_bytes, self.requests_a_shard))
 
 
-@dataclass
-class Outcome:
-    """Where the time of a simulated run went.
-
-    Attributes:
-        wall_s: from the first start to the last commit.
-        ready_s: when a worker was ready, in the mean.
-        parts_s: seconds of all workers together: start, load, integrate, write, link (added by their own link to the
-            store), store (waiting for it), driver (idle until it hands out a shard), wait (for others, at the end).
-        driver_share: of the time, how much the driver was busy.
-        store_share: of the time, how much the store was at its limit.
-    """
-
-    wall_s: float
-    ready_s: float
-    parts_s: dict[str, float]
-    driver_share: float
-    store_share: float
-
-    @property
-    def limit(self) -> str:
-        """What keeps the run from being faster, in a word."""
-        if self.driver_share > 0.7:
-            return "driver"
-        if self.store_share > 0.7:
-            return "store"
-        others = {name: seconds for name, seconds in self.parts_s.items() if name != "integrate"}
-        name = max(others, key=others.__getitem__)
-        words = {"start": "start-up", "load": "loading", "write": "writing", "wait": "the last shards",
-                 "link": "a worker's link"}  # fmt: skip
-        return words.get(name, name)
-
-
 def simulate(
     num_shards: int, num_workers: int, costs: Costs, *, limits: Limits | None = None, seed: int = 0
 ) -> Outcome:
@@ -141,7 +112,19 @@ def simulate(
     busy = limits.store_bytes_per_s is not None or limits.store_requests_per_s is not None
     store_share = pool.store_busy_s / wall_s if busy else 0.0
     ready_s = pool.ready_s / max(1, pool.num_ready)
-    return Outcome(wall_s, ready_s, pool.parts_s, min(1.0, pool.driver_s / wall_s), min(1.0, store_share))
+    driver_share, store_share = min(1.0, pool.driver_s / wall_s), min(1.0, store_share)
+    limit = _limit(pool.parts_s, driver_share, store_share)
+    return Outcome(wall_s, ready_s, pool.parts_s, driver_share, store_share, limit)
+
+
+def _limit(parts_s: Mapping[str, float], driver_share: float, store_share: float) -> str:
+    """What keeps a run from being faster, in a word."""
+    if driver_share > BUSY_SHARE:
+        return "driver"
+    if store_share > BUSY_SHARE:
+        return "store"
+    name = max((name for name in parts_s if name != "integrate"), key=lambda name: parts_s[name])
+    return LIMIT_WORDS.get(name, name)
 
 
 def _as_in_a_run(snapshot: Mapping[str, Any]) -> None:

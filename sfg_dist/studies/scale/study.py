@@ -17,7 +17,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sfg_dist.data import Prepared
 from sfg_dist.distributed.fit.generator import fit_settings
@@ -35,6 +35,9 @@ from sfg_dist.studies.scale.fits import efficiencies, fit_laws
 from sfg_dist.studies.scale.predict import assumptions, predict, shard_bytes, slowdown, validate
 from sfg_dist.studies.scale.results import Efficiency, Laws, Run, StudyDocument
 from sfg_dist.studies.scale.simulated_cluster import Limits
+
+if TYPE_CHECKING:
+    from sfg_dist.distributed.fit.checkpoints import FitSettings
 
 NUM_EPOCHS = 5  # of a fit: enough for its pace
 STAGES, MODES = ("label", "train"), ("strong", "weak")
@@ -282,7 +285,7 @@ class Study(OutputDirectory):
 
     def _measure_fit(self, case: Case, pipeline: Pipeline) -> Run:
         from sfg_dist.distributed.places import alive_nodes, largest_share
-        from sfg_dist.studies.scale.measuring import FitPlace, measure_fit
+        from sfg_dist.studies.scale.measuring import measure_fit
 
         url, checkpoints = pipeline.label().location.url, pipeline.checkpoints_url
         if not is_url(url):
@@ -291,12 +294,17 @@ class Study(OutputDirectory):
         settings = fit_settings(pipeline.job)
         if settings.num_threads is None:
             settings = replace(settings, num_threads=cpus)
-        place = FitPlace(url, checkpoints, case.num_workers, cpus, self._has_gpus())
+        has_gpus = self._has_gpus()
+
+        def measure(settings: FitSettings) -> Run:
+            number = case.num_workers
+            return measure_fit(url, checkpoints, settings, number, num_cpus_per_worker=cpus, use_gpu=has_gpus)
+
         if "train" not in self._warm:
-            measure_fit(place, replace(settings, num_epochs=1))
+            measure(replace(settings, num_epochs=1))
             self._clear(checkpoints)
             self._warm.add("train")
-        return replace(measure_fit(place, settings), worker="1 GPU" if self._has_gpus() else f"{cpus} CPUs")
+        return replace(measure(settings), worker="1 GPU" if has_gpus else f"{cpus} CPUs")
 
     def _job_of(self, case: Case, folder: str) -> Job:
         is_fit, times = case.stage == "train", case.num_workers if case.mode == "weak" else 1

@@ -57,7 +57,6 @@ class PeerFit:
         seconds: of the fit.
         num_steps: batches.
         best_at_s: when the weights were looked at.
-        num_looks: at the validation rows.
     """
 
     weights: Weights
@@ -65,7 +64,6 @@ class PeerFit:
     seconds: float = 0.0
     num_steps: int = 0
     best_at_s: float = 0.0
-    num_looks: int = 0
 
 
 def fit_peer(
@@ -102,7 +100,6 @@ def fit_peer(
         if is_last or elapsed >= next_look or (waiting and elapsed >= waiting[0]):
             next_look = elapsed + max_time_s / NUM_LOOKS
             value = _validation_loss(model, average, validation[:VALIDATION_ROWS], settings.seed)
-            fit.num_looks += 1
             if value < best:
                 best, fit.best_at_s = value, elapsed
                 fit.weights = {name: tensor.clone() for name, tensor in average.items()}

@@ -23,12 +23,13 @@ def compare(
     """
     from sfg_dist.studies.compare import compare as compare_methods
     from sfg_dist.studies.compare.page import text_table
+    from sfg_dist.studies.records import to_json
 
     resolved = load(job, set_, executor)
     with contextlib.redirect_stdout(sys.stderr):  # what a library prints is no part of the result
         document = compare_methods(resolved, listener=_show)
     if json_:
-        print(json.dumps(document.to_json(), indent=1))
+        print(json.dumps(to_json(document), indent=1))
     else:
         print(printable("\n".join([*text_table(document), "", *document.verdict])))
         print(f"report: {resolved.output.dir.rstrip('/')}/compare/compare.html")

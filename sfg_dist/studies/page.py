@@ -51,26 +51,23 @@ class Section:
     pictures: Sequence[Picture] = ()
 
 
-@dataclass(frozen=True)
-class StudyPage:
-    """All that a page shows.
+def render_study(
+    title: str,
+    verdict: Sequence[str],
+    sections: Sequence[Section],
+    facts: Mapping[str, str],
+    job_toml: str,
+    notes: Sequence[str] = (),
+) -> str:
+    """The page as one string of HTML; the same content gives the same page.
 
-    Attributes:
+    Args:
         title: heading of the page.
         verdict: sentences, the first in large letters.
-        notes: what disturbed the study.
         sections: in order.
         facts: by name.
         job_toml: the job as resolved.
+        notes: what disturbed the study.
     """
-
-    title: str
-    verdict: Sequence[str]
-    sections: Sequence[Section]
-    facts: Mapping[str, str]
-    job_toml: str
-    notes: Sequence[str] = ()
-
-    def render(self) -> str:
-        """The page as one string of HTML; the same content gives the same page."""
-        return page_template("studies/study.html").render(page=self, title=self.title)
+    page = page_template("studies/study.html")
+    return page.render(title=title, verdict=verdict, sections=sections, facts=facts, job_toml=job_toml, notes=notes)

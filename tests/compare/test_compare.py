@@ -14,16 +14,17 @@ from sfg_dist.job.config import load_job, resolve_job
 from sfg_dist.job.errors import ConfigError, DataError, TrainingError
 from sfg_dist.store import Location
 from sfg_dist.studies.compare import compare, own
+from sfg_dist.studies.compare.judging import Rules
 from sfg_dist.studies.compare.own import (
     PUBLISHED_LABELS,
     PUBLISHED_TRAIN,
-    OwnBudget,
     fit_own,
     next_target,
     own_job,
     published_job,
 )
 from sfg_dist.studies.compare.run import ComparisonRun
+from sfg_dist.studies.records import to_json
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def fitted(job):
 @pytest.mark.comparison
 def test_peers_beside_each_other(make_compare_job, tmp_path):
     job = make_compare_job(compare={"methods": PEERS, "max_time_s": 0.3})
-    document = compare(job).to_json()
+    document = to_json(compare(job))
     methods = document["methods"]
     assert list(methods) == PEERS
     for name, entry in methods.items():
@@ -81,7 +82,7 @@ def test_peers_beside_each_other(make_compare_job, tmp_path):
 @pytest.mark.comparison
 def test_ours_beside_the_published_procedure(make_compare_job, short_published, tmp_path):
     keys = {"methods": ["sfg", "published"], "sizes": ["8x1"], "max_time_s": 4.0}
-    document = compare(make_compare_job(compare=keys)).to_json()
+    document = to_json(compare(make_compare_job(compare=keys)))
     for name, entry in document["methods"].items():
         assert 0 < entry["label_s"] < 4, name
         assert entry["fit_s"] > 0, name
@@ -111,7 +112,7 @@ def test_a_killed_comparison_goes_on_with_what_is_missing(make_compare_job, monk
         compare(job, listener=interrupt)
     monkeypatch.setattr(run, "choose", None)  # what was chosen is kept too
     seen = []
-    document = compare(job, listener=seen.append).to_json()
+    document = to_json(compare(job, listener=seen.append))
     kept = [(e["method"], e["seed"]) for e in seen if e["event"] == "cell_kept"]
     assert kept == [("realnvp", 0), ("nsf", 0), ("realnvp", 1)]
     assert [(e["method"], e["seed"]) for e in seen if e["event"] == "cell_started"] == [("nsf", 1)]
@@ -125,7 +126,7 @@ def test_a_comparison_lies_in_an_object_store(make_compare_job, s3_url):
     job = make_compare_job(
         output={"dir": f"{s3_url}/run"}, compare={"methods": ["sfg", "realnvp"], "max_time_s": patience(2.5)}
     )
-    document = compare(job).to_json()
+    document = to_json(compare(job))
     output = Location(f"{s3_url}/run")
     assert json.loads(output.read("compare/compare.json")) == document
     seen = []
@@ -138,7 +139,7 @@ def test_ours_keeps_to_its_share_for_labels(make_compare_job):
     job = own_job(make_compare_job(labels={"num_pairs": 2_000_000}), num_threads=1, seed=3)
     assert (job.labels.seed, job.train.seed, job.executor.kind) == (3, 3, "inline")
     prepared = prepare("moons", max_rows=1500)
-    fit = fit_own(job, prepared, OwnBudget(patience(8), max_label_share=0.25, marks=(0.5, 0.75)))
+    fit = fit_own(job, prepared, Rules(patience(8), (0.5, 0.75), 0, [], 0), max_label_share=0.25)
     facts = fit.facts
     assert 128 <= facts.num_pairs < 2_000_000  # the share is for the labels, on whatever machine
     assert facts.num_pairs % 128 == 0

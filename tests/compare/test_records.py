@@ -14,7 +14,7 @@ from sfg_dist.store import Location
 from sfg_dist.studies.compare.document import Method, mean_auc, verdict
 from sfg_dist.studies.compare.judging import Cell, Point, auc, figures, finite_rows, us_per_row
 from sfg_dist.studies.compare.peers.choice import Choice, choose
-from sfg_dist.studies.compare.peers.kinds import LEARNING_RATES, TRANSFORMS, Configuration, PeerKind
+from sfg_dist.studies.compare.peers.kinds import LEARNING_RATES, TRANSFORMS, Configuration, PeerKind, RowSampler
 from sfg_dist.studies.compare.run import kept_cells
 from sfg_dist.studies.compare.tables import Tables
 from sfg_dist.studies.records import Records, from_json, to_json
@@ -52,7 +52,7 @@ def known_kind(monkeypatch, noise_of):
 
     fits = []
     monkeypatch.setattr("sfg_dist.studies.compare.peers.fitted.fit_peer", fit)
-    return PeerKind("known", Known, {}, 64, {"known": "sample"}, {"known": 1}, False), fits
+    return PeerKind("known", Known, {}, 64, {"known": RowSampler("sample", 1)}), fits
 
 
 @pytest.mark.slow
@@ -62,7 +62,7 @@ def test_the_best_of_all_configurations_is_chosen(tables, monkeypatch):
 
     kind, fits = known_kind(monkeypatch, noise_of)
     told = []
-    chosen = choose(kind, tables, time_s=2.0, device=torch.device("cpu"), seed=0, on_trial=told.append)
+    chosen = choose(kind, tables, time_s=2.0, on_trial=told.append)
     assert chosen.chosen == Configuration("standardize", LEARNING_RATES[1])
     assert [seconds for _, seconds in fits] == [2.0] * 6 + [6.0] * 2
     assert tuple(told) == chosen.trials
@@ -70,7 +70,7 @@ def test_the_best_of_all_configurations_is_chosen(tables, monkeypatch):
 
 
 def test_a_selection_without_time_is_the_default(tables):
-    assert choose(None, tables, time_s=0, device=torch.device("cpu"), seed=0).chosen == Configuration("quantile", 1e-3)
+    assert choose(None, tables, time_s=0).chosen == Configuration("quantile", 1e-3)
 
 
 def test_a_peer_that_fails_everywhere_is_refused(tables, monkeypatch):
@@ -78,9 +78,9 @@ def test_a_peer_that_fails_everywhere_is_refused(tables, monkeypatch):
         raise TrainingError("no")
 
     monkeypatch.setattr("sfg_dist.studies.compare.peers.fitted.fit_peer", fail)
-    kind = PeerKind("known", Known, {}, 64, {"known": "sample"}, {"known": 1}, False)
+    kind = PeerKind("known", Known, {}, 64, {"known": RowSampler("sample", 1)})
     with pytest.raises(TrainingError, match="known: every configuration failed in fits of 1 s"):
-        choose(kind, tables, time_s=1, device=torch.device("cpu"), seed=0)
+        choose(kind, tables, time_s=1)
 
 
 def test_validation_rows_are_held_back_where_the_split_has_none():

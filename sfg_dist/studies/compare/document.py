@@ -14,7 +14,6 @@ from sfg_dist.job.words import WIDE, wide_number
 from sfg_dist.studies.compare.judging import Cell, Figures, Judged, Point
 from sfg_dist.studies.compare.peers.choice import Choice
 from sfg_dist.studies.compare.peers.kinds import PEERS
-from sfg_dist.studies.records import to_json
 
 OURS = "sfg"
 NOT_PEERS = (OURS, "published")
@@ -79,11 +78,6 @@ class Comparison:
     selection: dict[str, Choice]
     sizes: dict[str, Method]
     facts: dict[str, str]
-
-    def to_json(self) -> dict[str, Any]:
-        """The document of compare.json."""
-        document: dict[str, Any] = to_json(self)
-        return document
 
 
 def make_document(

@@ -28,7 +28,7 @@ from sfg_dist.job.plan import Stream, normal_rows
 from sfg_dist.model import MLP, Calibration, Generator
 from sfg_dist.model.sampling import BLOCK_ROWS, draw_ranges, units
 from sfg_dist.pipeline.pipeline import Pipeline
-from sfg_dist.studies.compare.judging import Draw, FitFacts, Fitted, Rows
+from sfg_dist.studies.compare.judging import Draw, FitFacts, Fitted, Rows, Rules
 
 PACE_MARGIN = 0.95
 MAX_GROWTH = 16  # of the pairs at once, so that the pace is known better before the most of them
@@ -42,53 +42,19 @@ MANY_EPOCHS = 1_000_000  # the clock ends the fit, not the epochs
 PUBLISHED_WIDTHS = {6: 256, 8: 512, 21: 1024, 43: 1400}
 PUBLISHED_TRANSFORM = {"kind": "standardize"}
 PUBLISHED_LABELS: Mapping[str, Any] = {
-    "num_pairs": 200_000,
-    "t_min": 0.01,
-    "schedule": "linear_floor",
-    "estimator": "minibatch",
-    "num_reference": 1000,
-    "solver": "euler",
-    "time_grid": "uniform",
-    "num_evaluations": 500,
-    "batch_size": 5000,
-    "shard_rows": 5000,
-}
+    "num_pairs": 200_000, "t_min": 0.01, "schedule": "linear_floor", "estimator": "minibatch", "num_reference": 1000,
+    "solver": "euler", "time_grid": "uniform", "num_evaluations": 500, "batch_size": 5000, "shard_rows": 5000,
+}  # fmt: skip
 PUBLISHED_TRAIN: Mapping[str, Any] = {
-    "depth": 2,
-    "block": "plain",
-    "activation": "tanh",
-    "linear_skip": False,
-    "validation_fraction": 0.001,
-    "optimizer": "adamw",
-    "precision": "float32",
-    "learning_rate": 2e-3,
-    "weight_decay": 0,
-    "learning_rate_schedule": "constant",
-    "ema_decay": 0,
-    "calibrate": False,
-}
+    "depth": 2, "block": "plain", "activation": "tanh", "linear_skip": False, "validation_fraction": 0.001,
+    "optimizer": "adamw", "precision": "float32", "learning_rate": 2e-3, "weight_decay": 0,
+    "learning_rate_schedule": "constant", "ema_decay": 0, "calibrate": False,
+}  # fmt: skip
 SHOWN_LABELS = {"estimator", "solver", "num_evaluations", "schedule", "t_min"}
 SHOWN_TRAIN = {"width", "depth", "block", "activation", "objective", "num_noise", "optimizer", "batch_size",
                "learning_rate", "learning_rate_schedule", "weight_decay", "ema_decay", "precision",
                "calibrate"}  # fmt: skip
 """Keys that the page shows beside the peers' configurations."""
-
-
-@dataclass(frozen=True)
-class OwnBudget:
-    """What labels and fit together may take.
-
-    Attributes:
-        max_time_s: wall-clock time of both stages.
-        max_label_share: the labels' share of it.
-        marks: shares of it at which a snapshot is kept.
-        is_full_batch: whether one batch holds all pairs, as published.
-    """
-
-    max_time_s: float
-    max_label_share: float
-    marks: Sequence[float] = ()
-    is_full_batch: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,26 +124,34 @@ def published_job(job: Job, dim: int, *, num_threads: int, seed: int) -> Job:
 
 
 def fit_own(
-    job: Job, prepared: Prepared, budget: OwnBudget, on_step: Callable[[str], None] = lambda text: None
+    job: Job,
+    prepared: Prepared,
+    rules: Rules,
+    *,
+    max_label_share: float,
+    is_full_batch: bool = False,
+    on_step: Callable[[str], None] = lambda text: None,
 ) -> OwnFit:
-    """Run the label and the train stage within a budget.
+    """Run the label and the train stage within the budget.
 
     Args:
         job: as ``own_job`` or ``published_job`` gives it.
         prepared: its table.
-        budget: of both stages.
+        rules: with the budget of both stages.
+        max_label_share: the labels' share of it.
+        is_full_batch: whether one batch holds all pairs, as published.
         on_step: told what is done.
 
     Raises:
         TrainingError: the labels alone took the whole budget.
     """
     _compile_kernels(job, prepared)
-    max_time_s, wanted = budget.max_time_s, job.labels.num_pairs
+    max_time_s, wanted = rules.max_time_s, job.labels.num_pairs
     reserved_s = RESERVED_SHARE * max_time_s + _calibration_time(job, prepared)
     with tempfile.TemporaryDirectory(prefix="sfg-compare-") as folder:
         job = job.changed(output={"dir": folder})
         started = time.perf_counter()
-        job = _label(job, prepared, budget.max_label_share * max_time_s, started)
+        job = _label(job, prepared, max_label_share * max_time_s, started)
         label_s = time.perf_counter() - started
         left_s = max_time_s - label_s - reserved_s
         num_pairs = job.labels.num_pairs
@@ -188,9 +162,9 @@ def fit_own(
                 f"labels.num_pairs"
             )
         keys = {"max_time_s": left_s, "checkpoint_interval_s": max(MIN_CHECKPOINT_S, max_time_s / CHECKPOINTS_A_BUDGET)}
-        if budget.is_full_batch:
+        if is_full_batch:
             keys |= {"batch_size": num_pairs, "shuffle_rows": num_pairs}
-        watcher = _Watcher(folder, label_s, [mark * max_time_s for mark in budget.marks])
+        watcher = _Watcher(folder, label_s, [mark * max_time_s for mark in rules.marks])
         started = time.perf_counter()
         generator = Pipeline(job.changed(train=keys), watcher, prepared=prepared).train()
         fit_s = time.perf_counter() - started

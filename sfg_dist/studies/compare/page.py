@@ -9,7 +9,7 @@ from sfg_dist.evaluate.report import MEANINGS, NO_VALUE, shown_number
 from sfg_dist.job.words import WIDE, duration, wide_number
 from sfg_dist.studies.compare import figures
 from sfg_dist.studies.compare.document import NAMES, NOT_PEERS, OURS, Comparison, Method, mean_auc, mean_likelihood
-from sfg_dist.studies.page import Picture, Section, StudyPage, picture
+from sfg_dist.studies.page import Picture, Section, picture, render_study
 
 OVERRUN = 1.02
 """Times the budget from which on the page says so."""
@@ -51,7 +51,7 @@ def render_page(document: Comparison, *, title: str, job_toml: str) -> str:
         job_toml: the job as resolved.
     """
     notes = list(_notes(document))
-    return StudyPage(title, document.verdict, _sections(document), _facts(document), job_toml, notes).render()
+    return render_study(title, document.verdict, _sections(document), _facts(document), job_toml, notes)
 
 
 def text_table(document: Comparison) -> list[str]:

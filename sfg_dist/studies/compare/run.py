@@ -39,7 +39,7 @@ from sfg_dist.pipeline.table_plan import table_keys
 from sfg_dist.store import Location
 from sfg_dist.studies.compare.document import Comparison, make_document
 from sfg_dist.studies.compare.judging import Cell, Figures, Fitted, Rules, auc, judge
-from sfg_dist.studies.compare.own import OwnBudget, fit_own, own_job, published_job
+from sfg_dist.studies.compare.own import fit_own, own_job, published_job
 from sfg_dist.studies.compare.peers.choice import FINAL_FACTOR, NUM_FINALISTS, Choice, ShortFit, choose
 from sfg_dist.studies.compare.peers.fitted import fit_to_table
 from sfg_dist.studies.compare.peers.kinds import LEARNING_RATES, PEERS, TRANSFORMS, PeerKind
@@ -121,7 +121,7 @@ class ComparisonRun(OutputDirectory):
         """The table through each transform that a method takes."""
         published = ["standardize"] if "published" in self.job.compare.methods else []
         kinds = [self.job.transform.kind, *(TRANSFORMS if self.peers else ()), *published]
-        return Tables({kind: prepare(kind=kind, **table_keys(self.job)) for kind in dict.fromkeys(kinds)})
+        return Tables({kind: prepare(kind=kind, **table_keys(self.job)) for kind in dict.fromkeys(kinds)}, self.device)
 
     @cached_property
     def records(self) -> Records:
@@ -197,8 +197,10 @@ class ComparisonRun(OutputDirectory):
 
         def fit(say: Say) -> Iterator[Fitted]:
             table = self.tables.prepared[job.transform.kind]
-            budget = OwnBudget(keys.max_time_s, keys.max_label_share, self.rules.marks, is_published)
-            yield fit_own(job, table, budget, say).as_judged(name, job, table)
+            fitted = fit_own(
+                job, table, self.rules, max_label_share=keys.max_label_share, is_full_batch=is_published, on_step=say
+            )
+            yield fitted.as_judged(name, job, table)
 
         return CellPlan(name, seed, {**self._common_keys, **sections, "max_label_share": keys.max_label_share}, fit)
 
@@ -208,9 +210,7 @@ class ComparisonRun(OutputDirectory):
 
         def fit(say: Say) -> Iterator[Fitted]:
             marks_s = tuple(mark * rules.max_time_s for mark in rules.marks)
-            fitted = fit_to_table(
-                kind, chosen, self.tables, self.device, max_time_s=rules.max_time_s, marks_s=marks_s, seed=seed
-            )
+            fitted = fit_to_table(kind, chosen, self.tables, max_time_s=rules.max_time_s, marks_s=marks_s, seed=seed)
             say(f"fitted, {fitted.fit.num_steps:,} steps, best at {fitted.fit.best_at_s:.0f} s")
             density = fitted.log_density("test", seed=rules.metric_seed)
             for row in rows:
@@ -259,7 +259,7 @@ class ComparisonRun(OutputDirectory):
                 seconds=trial.seconds, c2st_auc=trial.c2st_auc,
             )  # fmt: skip
 
-        choice = choose(kind, self.tables, time_s=time_s, device=self.device, seed=0, on_trial=on_trial)
+        choice = choose(kind, self.tables, time_s=time_s, on_trial=on_trial)
         self._keep(name, keys, to_json(choice))
         chosen = choice.chosen
         self.emit(
@@ -344,7 +344,7 @@ class ComparisonRun(OutputDirectory):
         page = render_page(document, title=f"Comparison: {document.facts['source']}", job_toml=self.job.to_toml())
         with self.writing(f"{FOLDER}/compare.json and {FOLDER}/compare.html"):
             self.output.write(f"{FOLDER}/compare.html", page.encode())
-            self.output.write(f"{FOLDER}/compare.json", json.dumps(document.to_json(), indent=1).encode())
+            self.output.write(f"{FOLDER}/compare.json", json.dumps(to_json(document), indent=1).encode())
         self.emit("report", path=f"{self.url}/{FOLDER}/compare.html")
 
 

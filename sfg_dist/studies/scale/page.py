@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from sfg_dist.studies.page import Picture, Section, StudyPage, picture
+from sfg_dist.studies.page import Picture, Section, picture, render_study
 from sfg_dist.studies.scale import figures
 from sfg_dist.studies.scale.results import (
     AmdahlFit,
@@ -37,7 +37,7 @@ def render_page(document: StudyDocument, *, title: str, job_toml: str) -> str:
         job_toml: the job as resolved.
     """
     sentences = list(verdict(document))
-    return StudyPage(title, sentences or [title], _sections(document), document.facts, job_toml).render()
+    return render_study(title, sentences or [title], _sections(document), document.facts, job_toml)
 
 
 def text_lines(document: StudyDocument) -> list[str]:

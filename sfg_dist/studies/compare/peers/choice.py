@@ -11,8 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
-import torch
-
 from sfg_dist.evaluate import classifier_test
 from sfg_dist.job.errors import TrainingError
 from sfg_dist.studies.compare.judging import finite_rows
@@ -23,6 +21,7 @@ from sfg_dist.studies.compare.tables import Tables
 NUM_FINALISTS = 2
 FINAL_FACTOR = 3
 MAX_JUDGED_ROWS = 4000
+SEED = 0  # of all short fits and their samples
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,6 @@ def choose(
     tables: Tables,
     *,
     time_s: float,
-    device: torch.device,
-    seed: int,
     on_trial: Callable[[ShortFit], None] = lambda trial: None,
 ) -> Choice:
     """Choose transform and learning rate of a peer.
@@ -65,8 +62,6 @@ def choose(
         kind: the peer.
         tables: the table.
         time_s: of a fit of round 1; 0 takes the default configuration as it is.
-        device: where to fit.
-        seed: of the fits and of the samples.
         on_trial: told each result.
 
     Raises:
@@ -79,7 +74,7 @@ def choose(
     def ranked(configurations: list[Configuration], seconds: float) -> list[Configuration]:
         results = []
         for configuration in configurations:
-            results.append(_try(kind, tables, configuration, seconds, device, seed))
+            results.append(_try(kind, tables, configuration, seconds))
             on_trial(results[-1])
         trials.extend(results)
         return [trial.configuration for trial in sorted(results, key=lambda trial: trial.c2st_auc)]
@@ -91,16 +86,14 @@ def choose(
     return Choice(best, tuple(trials))
 
 
-def _try(
-    kind: PeerKind, tables: Tables, configuration: Configuration, seconds: float, device: torch.device, seed: int
-) -> ShortFit:
+def _try(kind: PeerKind, tables: Tables, configuration: Configuration, seconds: float) -> ShortFit:
     held_out = tables.rows("validation")[:MAX_JUDGED_ROWS]
     try:
-        fitted = fit_to_table(kind, configuration, tables, device, max_time_s=seconds, seed=seed)
+        fitted = fit_to_table(kind, configuration, tables, max_time_s=seconds, seed=SEED)
         # Of two samplers the last is the cheaper one, and serves to choose for both.
         rows = fitted.sample(list(kind.samplers)[-1], len(held_out))
-        result = classifier_test(finite_rows(rows, kind.name)[0], held_out, seed=seed)
+        result = classifier_test(finite_rows(rows, kind.name)[0], held_out, seed=SEED)
     except TrainingError:
         return ShortFit(configuration, seconds, 1.0, None)
-    likelihood = float(fitted.log_density("validation").mean()) if kind.exact_density else None
+    likelihood = float(fitted.log_density("validation").mean()) if not kind.is_over_time else None
     return ShortFit(configuration, seconds, 0.5 if result is None else result[0], likelihood)

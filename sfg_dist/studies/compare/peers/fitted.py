@@ -53,18 +53,18 @@ class FittedPeer:
 
         With a seed, a random part of the rows where their density takes an ODE.
         """
-        rows = self.tables.flow_rows(self.configuration.kind, part, self._device)
+        rows = self.tables.flow_rows(self.configuration.kind, part)
         log_det = self.tables.log_det_jacobian(self.configuration.kind, part)
-        if seed is not None and not self.kind.exact_density and len(rows) > ODE_LIKELIHOOD_ROWS:
+        if seed is not None and self.kind.is_over_time and len(rows) > ODE_LIKELIHOOD_ROWS:
             chosen = np.random.default_rng(seed).permutation(len(rows))[:ODE_LIKELIHOOD_ROWS]
-            rows, log_det = rows[torch.from_numpy(chosen).to(self._device)], log_det[chosen]
+            rows, log_det = rows[torch.from_numpy(chosen).to(rows.device)], log_det[chosen]
         with torch.no_grad():
             found = [self.model.log_density(batch).cpu().numpy() for batch in rows.split(DENSITY_BATCH_ROWS)]
         return np.concatenate(found).astype(np.float64) + log_det
 
     def as_judged(self, row: str, test_log_density: NDArray[np.float64]) -> Fitted:
         """The fit as one row of the table."""
-        evaluations = self.kind.evaluations[row]
+        evaluations = self.kind.samplers[row].evaluations
         facts = FitFacts(
             label_s=0.0,
             fit_s=self.fit.seconds,
@@ -83,13 +83,9 @@ class FittedPeer:
             facts=facts,
         )
 
-    @property
-    def _device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
     def _drawing(self, row: str) -> Callable[[int], NDArray[np.float32]]:
         """Draws more and more rows in the flow's coordinates, from the seed on."""
-        generator = torch.Generator(self._device).manual_seed(self.seed)
+        generator = torch.Generator(self.tables.device).manual_seed(self.seed)
         sampler = self.kind.sampler(self.model, row)
 
         def draw(num_rows: int) -> NDArray[np.float32]:
@@ -110,7 +106,6 @@ def fit_to_table(
     kind: PeerKind,
     configuration: Configuration,
     tables: Tables,
-    device: torch.device,
     *,
     max_time_s: float,
     marks_s: tuple[float, ...] = (),
@@ -122,15 +117,15 @@ def fit_to_table(
         TrainingError: no finite loss.
     """
     torch.manual_seed(seed)
-    model = kind.build(tables.dim, **kind.shape).to(device)
+    model = kind.build(tables.dim, **kind.shape).to(tables.device)
     settings = PeerFitSettings(
         max_time_s=max_time_s,
         learning_rate=configuration.learning_rate,
         batch_size=kind.batch_size,
-        bfloat16=kind.mixed_precision and has_bfloat16(device),
+        bfloat16=kind.is_over_time and has_bfloat16(tables.device),
         marks_s=marks_s,
         seed=seed,
     )
-    rows = tables.flow_rows(configuration.kind, "train", device)
-    fit = fit_peer(model, rows, tables.flow_rows(configuration.kind, "validation", device), settings)
+    rows = tables.flow_rows(configuration.kind, "train")
+    fit = fit_peer(model, rows, tables.flow_rows(configuration.kind, "validation"), settings)
     return FittedPeer(kind, configuration, model, fit, tables, seed)

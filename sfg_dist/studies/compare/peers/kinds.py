@@ -28,77 +28,62 @@ class Configuration:
 
 
 @dataclass(frozen=True)
+class RowSampler:
+    """How the samples of a row of the table are drawn.
+
+    Attributes:
+        method: of the peer's module.
+        evaluations: passes of the network for a sample; -1 stands for one a column.
+    """
+
+    method: str
+    evaluations: int
+
+
+@dataclass(frozen=True)
 class PeerKind:
     """A peer's recipe.
 
     Attributes:
-        name: of its fit; its rows of the table are the names of ``samplers``.
+        name: of its fit.
         build: an untrained module of dim columns, by the numbers of ``shape``.
         shape: what build takes beside dim.
         batch_size: rows of a batch.
-        samplers: by row of the table, the method of the module that draws its samples.
-        evaluations: by row of the table, network passes for a sample; -1 stands for one a column.
-        exact_density: whether the log density is one pass, not an ODE.
-        mixed_precision: whether the network's products may be bfloat16; splines and couplings need all their digits.
+        samplers: by row of the table that the fit serves.
+        is_over_time: whether it learns a field over time. Then the density takes an ODE, not one pass, and the
+            network's products may be bfloat16; splines and couplings need all their digits.
     """
 
     name: str
     build: Callable[..., Peer]
     shape: Mapping[str, Any]
     batch_size: int
-    samplers: Mapping[str, str]
-    evaluations: Mapping[str, int]
-    exact_density: bool
-    mixed_precision: bool = False
+    samplers: Mapping[str, RowSampler]
+    is_over_time: bool = False
 
     def sampler(self, model: Peer, row: str) -> Sampler:
         """The function that draws the samples of a row of the table."""
-        method: Sampler = getattr(model, self.samplers[row])
+        method: Sampler = getattr(model, self.samplers[row].method)
         return method
 
     @property
     def settings(self) -> dict[str, object]:
         """What the page shows and the records keep of it."""
-        return {**self.shape, "batch_size": self.batch_size, "mixed_precision": self.mixed_precision}
+        return {**self.shape, "batch_size": self.batch_size, "mixed_precision": self.is_over_time}
 
 
+_FIELD_SHAPE = {"width": 256, "depth": 3}
+_SCORE_SAMPLERS = {
+    "score_sde": RowSampler("sample_sde", NUM_SDE_STEPS + 1),
+    "score_ode": RowSampler("sample_ode", 2 * NUM_ODE_STEPS - 1),
+}
 PEERS = (
     PeerKind(
-        name="nsf",
-        build=spline_flow,
-        shape={"transforms": 5, "hidden": [128, 128], "bins": 8},
-        batch_size=256,
-        samplers={"nsf": "sample"},
-        evaluations={"nsf": -1},
-        exact_density=True,
+        "nsf", spline_flow, {"transforms": 5, "hidden": [128, 128], "bins": 8}, 256, {"nsf": RowSampler("sample", -1)}
     ),
+    PeerKind("realnvp", real_nvp, {"transforms": 10, "hidden": [128, 128]}, 256, {"realnvp": RowSampler("sample", 1)}),
     PeerKind(
-        name="realnvp",
-        build=real_nvp,
-        shape={"transforms": 10, "hidden": [128, 128]},
-        batch_size=256,
-        samplers={"realnvp": "sample"},
-        evaluations={"realnvp": 1},
-        exact_density=True,
+        "flow_matching", FlowMatching, _FIELD_SHAPE, 512, {"flow_matching": RowSampler("sample", NUM_EVALUATIONS)}, True
     ),
-    PeerKind(
-        name="flow_matching",
-        build=FlowMatching,
-        shape={"width": 256, "depth": 3},
-        batch_size=512,
-        samplers={"flow_matching": "sample"},
-        evaluations={"flow_matching": NUM_EVALUATIONS},
-        exact_density=False,
-        mixed_precision=True,
-    ),
-    PeerKind(
-        name="score",
-        build=ScoreModel,
-        shape={"width": 256, "depth": 3},
-        batch_size=512,
-        samplers={"score_sde": "sample_sde", "score_ode": "sample_ode"},
-        evaluations={"score_sde": NUM_SDE_STEPS + 1, "score_ode": 2 * NUM_ODE_STEPS - 1},
-        exact_density=False,
-        mixed_precision=True,
-    ),
+    PeerKind("score", ScoreModel, _FIELD_SHAPE, 512, _SCORE_SAMPLERS, True),
 )

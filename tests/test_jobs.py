@@ -87,3 +87,9 @@ def test_published_settings_run(path, tmp_path):
 def test_jobs_that_need_no_file_open_their_table(name, tmp_path):
     pipeline = Pipeline(load_job(JOBS / f"{name}.toml", [f"output.dir={tmp_path}"]))
     assert len(pipeline.prepared.train) == 16_000
+
+
+def test_the_study_changes_keys_that_there_are():
+    lines = [line.split() for line in (JOBS / "study" / "changes.txt").read_text().splitlines()]
+    jobs = [load_job(JOBS / "study" / "base.toml", ["data.source=moons", *keys]) for _, *keys in lines]
+    assert len({job.to_toml() for job in jobs}) == len({name for name, *_ in lines}) == len(lines)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from sfg_dist.cli.command import Executor, JobPath, Json, Set, aligned, command, load
+from sfg_dist.cli.command import Executor, JobPath, Json, Set, command, load
 from sfg_dist.job.values import as_line, printable
 from sfg_dist.job.words import WIDE, wide_number
 
@@ -20,24 +20,17 @@ def compare(job: JobPath, set_: Set = None, executor: Executor = None, json_: Js
     Writes compare/compare.html and compare.json in output.dir; finished methods are kept, so the same command goes on.
     """
     from sfg_dist.studies.compare import compare as compare_methods
+    from sfg_dist.studies.compare.page import text_table
+    from sfg_dist.studies.records import to_json
 
     resolved = load(job, set_, executor)
     with contextlib.redirect_stdout(sys.stderr):  # libraries may print
         document = compare_methods(resolved, listener=_show)
     if json_:
-        print(json.dumps(document, indent=1))
+        print(json.dumps(to_json(document), indent=1))
     else:
-        print(printable("\n".join([*_lines(document), "", *document["verdict"]])))
+        print(printable("\n".join([*text_table(document), "", *document.verdict])))
         print(f"report: {resolved.output.dir.rstrip('/')}/compare/compare.html")
-
-
-def _lines(document: Mapping[str, Any]) -> list[str]:
-    """The table as lines of aligned columns."""
-    from sfg_dist.studies.compare.page import main_table
-
-    titles = {"name": "method", "auc": "AUC", "likelihood": "test log-lik.", "marginal_kl": "marginal KL",
-              "time": "labels + fit", "cost": "us a row", "evaluations": "passes"}  # fmt: skip
-    return aligned([[row[name] for name in titles] for row in (titles, *main_table(document))], numbers=True)
 
 
 def _show(event: Mapping[str, Any]) -> None:

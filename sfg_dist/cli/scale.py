@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from sfg_dist.job.errors import ConfigError
 from sfg_dist.job.values import as_line, shown
 
 if TYPE_CHECKING:
-    from sfg_dist.studies.scale.run import ScaleSettings
+    from sfg_dist.studies.scale import ScaleSettings
 
 _number = functools.partial(typer.Option, metavar="NUMBER", parser=number)
 _whole = functools.partial(typer.Option, metavar="NUMBER", parser=whole)
@@ -75,8 +76,8 @@ class ScaleOptions:
         Raises:
             ConfigError: an option is wrong.
         """
-        from sfg_dist.studies.scale.run import ScaleSettings
-        from sfg_dist.studies.scale.simulation import Limits
+        from sfg_dist.studies.scale import ScaleSettings
+        from sfg_dist.studies.scale.simulated_cluster import Limits
         from sfg_dist.studies.scale.study import NUM_EPOCHS
 
         if not self.load_mb >= 0:
@@ -97,18 +98,18 @@ class ScaleOptions:
             starts_per_s=self.starts_per_s,
             load_bytes=1e6 * self.load_mb,
             driver_scale=self.driver_scale,
+            answer_s=self.network_ms / 1000,
         )
         return ScaleSettings(
-            workers=None if self.workers is None else _numbers("--workers", self.workers),
+            workers=() if self.workers is None else _numbers("--workers", self.workers),
             stages=_words(self.stages),
             modes=_words(self.modes),
             repeats=self.repeats,
             num_epochs=self.epochs or NUM_EPOCHS,
             use_gpu=self.gpu,
-            simulated=[] if self.simulate is None else _numbers("--simulate", self.simulate),
+            simulated_workers=() if self.simulate is None else _numbers("--simulate", self.simulate),
             shard_seconds=_numbers("--shard-seconds", self.shard_seconds, float),
             limits=limits,
-            network_s=self.network_ms / 1000,
             compare_with=self.compare_with,
         )
 
@@ -120,12 +121,15 @@ def scale(job: JobPath, options: ScaleOptions, set_: Set = None, json_: Json = F
     Writes scale/scale.html and scale.json in output.dir; finished runs are kept, so the same command goes on. A fit has
     a few epochs (--epochs), whatever time the job gives it.
     """
-    from sfg_dist.studies.scale.run import run_study
+    from sfg_dist.studies.records import to_json
+    from sfg_dist.studies.scale import scale as run_study
+    from sfg_dist.studies.scale.page import text_lines
 
     resolved = load(job, set_, None)
-    document = run_study(resolved, options.settings(), _show)
+    with contextlib.redirect_stdout(sys.stderr):  # Ray prints of its own
+        document = run_study(resolved, options.settings(), listener=_show)
     report = f"report: {resolved.output.dir.rstrip('/')}/scale/scale.html"
-    say(json_, document, "\n".join([*_lines(document), report]))
+    say(json_, to_json(document), "\n".join([*text_lines(document), report]))
 
 
 def _bytes(megabytes: float | None) -> float | None:
@@ -148,19 +152,6 @@ def _numbers(option: str, text: str, kind: type[Any] = int) -> list[Any]:
             f"{MAX_CASES} of them"
         )
     return found
-
-
-def _lines(document: Mapping[str, Any]) -> list[str]:
-    from sfg_dist.studies.scale.page import comparison_lines, law_lines, prediction_table, validation_lines, verdict
-
-    lines = [*verdict(document), *law_lines(document["fit"]), *validation_lines(document)]
-    lines += [
-        f"{row['workers']:>6} workers, shards of {row['shard']} s: efficiency {row['efficiency']} "
-        f"({row['at_work']} without start-up), limited by {row['limit']}"
-        for row in prediction_table(document.get("predictions", []))
-    ]
-    lines += comparison_lines(document)
-    return lines
 
 
 def _show(event: Mapping[str, Any]) -> None:

@@ -102,15 +102,20 @@ def as_job(job: str | Path | Mapping[str, Any] | Job) -> Job:
 class Pipeline(OutputDirectory):
     """One job and its output directory; each stage is a method.
 
+    Args:
+        job: the checked job.
+        listener: called with every event.
+        prepared: the job's table, where it is read already.
+
     Raises:
         ConfigError: keys that are right each alone do not fit together.
     """
 
-    def __init__(self, job: Job, listener: Listener | None = None) -> None:
+    def __init__(self, job: Job, listener: Listener | None = None, *, prepared: Prepared | None = None) -> None:
         check_job(job)
         self.job = job
         super().__init__(job.output.dir, listener)
-        self._prepared: Prepared | None = None
+        self._prepared = prepared
         self._ray: contextlib.ExitStack | None = None
 
     # Stages.

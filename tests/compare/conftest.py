@@ -49,13 +49,14 @@ def gaussian():
 @pytest.fixture
 def make_compare_job(make_job, monkeypatch):
     """A job of few rows whose methods take few steps, and whose costs are timed but once, on few rows."""
-    from sfg_dist.studies.compare import judging, matching, run, score
+    from sfg_dist.studies.compare import judging, run
+    from sfg_dist.studies.compare.peers import flow_matching, score_matching
 
     for module, name, number in (
-        (score, "NUM_SDE_STEPS", 60),
-        (score, "NUM_ODE_STEPS", 10),
-        (score, "NUM_LIKELIHOOD_STEPS", 8),
-        (matching, "NUM_LIKELIHOOD_STEPS", 8),
+        (score_matching, "NUM_SDE_STEPS", 60),
+        (score_matching, "NUM_ODE_STEPS", 10),
+        (score_matching, "NUM_LIKELIHOOD_STEPS", 8),
+        (flow_matching, "NUM_LIKELIHOOD_STEPS", 8),
         (run, "MARKS", (0.5,)),
     ):
         monkeypatch.setattr(module, name, number)

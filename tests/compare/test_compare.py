@@ -13,8 +13,9 @@ from sfg_dist.data import prepare
 from sfg_dist.job.config import load_job, resolve_job
 from sfg_dist.job.errors import ConfigError, DataError, TrainingError
 from sfg_dist.store import Location
-from sfg_dist.studies.compare import compare, ours
-from sfg_dist.studies.compare.ours import (
+from sfg_dist.studies.compare import compare, own
+from sfg_dist.studies.compare.judging import Rules
+from sfg_dist.studies.compare.own import (
     PUBLISHED_LABELS,
     PUBLISHED_TRAIN,
     fit_own,
@@ -22,14 +23,15 @@ from sfg_dist.studies.compare.ours import (
     own_job,
     published_job,
 )
-from sfg_dist.studies.compare.run import Comparison
+from sfg_dist.studies.compare.run import ComparisonRun
+from sfg_dist.studies.records import to_json
 
 
 @pytest.fixture
 def short_published(monkeypatch):
     """The published procedure's labels cost seconds as they are."""
     short = {"num_reference": 50, "num_evaluations": 20, "batch_size": 64, "shard_rows": 128}
-    monkeypatch.setattr(ours, "PUBLISHED_LABELS", {**PUBLISHED_LABELS, **short})
+    monkeypatch.setattr(own, "PUBLISHED_LABELS", {**PUBLISHED_LABELS, **short})
 
 
 PEERS = ["nsf", "realnvp", "flow_matching", "score_sde", "score_ode"]
@@ -45,7 +47,7 @@ def fitted(job):
 @pytest.mark.comparison
 def test_peers_beside_each_other(make_compare_job, tmp_path):
     job = make_compare_job(compare={"methods": PEERS, "max_time_s": 0.3})
-    document = compare(job)
+    document = to_json(compare(job))
     methods = document["methods"]
     assert list(methods) == PEERS
     for name, entry in methods.items():
@@ -80,7 +82,7 @@ def test_peers_beside_each_other(make_compare_job, tmp_path):
 @pytest.mark.comparison
 def test_ours_beside_the_published_procedure(make_compare_job, short_published, tmp_path):
     keys = {"methods": ["sfg", "published"], "sizes": ["8x1"], "max_time_s": 4.0}
-    document = compare(make_compare_job(compare=keys))
+    document = to_json(compare(make_compare_job(compare=keys)))
     for name, entry in document["methods"].items():
         assert 0 < entry["label_s"] < 4, name
         assert entry["fit_s"] > 0, name
@@ -108,9 +110,9 @@ def test_a_killed_comparison_goes_on_with_what_is_missing(make_compare_job, monk
 
     with pytest.raises(KeyboardInterrupt):
         compare(job, listener=interrupt)
-    monkeypatch.setattr(run, "select", None)  # what was chosen is kept too
+    monkeypatch.setattr(run, "choose", None)  # what was chosen is kept too
     seen = []
-    document = compare(job, listener=seen.append)
+    document = to_json(compare(job, listener=seen.append))
     kept = [(e["method"], e["seed"]) for e in seen if e["event"] == "cell_kept"]
     assert kept == [("realnvp", 0), ("nsf", 0), ("realnvp", 1)]
     assert [(e["method"], e["seed"]) for e in seen if e["event"] == "cell_started"] == [("nsf", 1)]
@@ -124,7 +126,7 @@ def test_a_comparison_lies_in_an_object_store(make_compare_job, s3_url):
     job = make_compare_job(
         output={"dir": f"{s3_url}/run"}, compare={"methods": ["sfg", "realnvp"], "max_time_s": patience(2.5)}
     )
-    document = compare(job)
+    document = to_json(compare(job))
     output = Location(f"{s3_url}/run")
     assert json.loads(output.read("compare/compare.json")) == document
     seen = []
@@ -137,13 +139,14 @@ def test_ours_keeps_to_its_share_for_labels(make_compare_job):
     job = own_job(make_compare_job(labels={"num_pairs": 2_000_000}), num_threads=1, seed=3)
     assert (job.labels.seed, job.train.seed, job.executor.kind) == (3, 3, "inline")
     prepared = prepare("moons", max_rows=1500)
-    fit = fit_own(job, prepared, max_time_s=patience(8), max_label_share=0.25, marks=(0.5, 0.75))
-    assert 128 <= fit.num_pairs < 2_000_000  # the share is for the labels, on whatever machine
-    assert fit.num_pairs % 128 == 0
-    assert fit.num_steps > 0
-    assert fit.generator.job["labels"]["num_pairs"] == fit.num_pairs
+    fit = fit_own(job, prepared, Rules(patience(8), (0.5, 0.75), 0, [], 0), max_label_share=0.25)
+    facts = fit.facts
+    assert 128 <= facts.num_pairs < 2_000_000  # the share is for the labels, on whatever machine
+    assert facts.num_pairs % 128 == 0
+    assert facts.num_steps > 0
+    assert fit.generator.job["labels"]["num_pairs"] == facts.num_pairs
     for seconds, generator in fit.snapshots:
-        assert fit.label_s < seconds < fit.label_s + fit.fit_s
+        assert facts.label_s < seconds < facts.label_s + facts.fit_s
         assert np.abs(generator.sample(500) - fit.generator.sample(500)).max() > 1e-3
     short = make_compare_job("short", compare={"methods": ["sfg"], "max_time_s": 0.01})
     with pytest.raises(TrainingError, match=r"sfg, seed 0: .*raise compare\.max_time_s.*leave it out of"):
@@ -155,7 +158,7 @@ def test_a_method_that_fails_does_not_end_the_others(make_compare_job, monkeypat
     def fail(*others, **named):
         raise TrainingError("the labels took 9 s of the 1 s: raise compare.max_time_s")
 
-    monkeypatch.setattr("sfg_dist.studies.compare.run.run_own", fail)
+    monkeypatch.setattr("sfg_dist.studies.compare.run.fit_own", fail)
     told = []
     job = make_compare_job(compare={"methods": ["sfg", "realnvp"], "max_time_s": 0.5})
     with pytest.raises(TrainingError, match=r"sfg, seed 0: the labels took.*leave it out.*The rest is finished"):
@@ -195,7 +198,7 @@ def test_the_published_procedure_is_that_of_the_published_jobs(make_compare_job)
 
 def test_what_cannot_be_compared_is_refused(make_compare_job, tmp_path):
     with pytest.raises(ConfigError, match=r"labels\.latents"):
-        Comparison(make_compare_job(labels={"direction": "encode"}))
+        ComparisonRun(make_compare_job(labels={"direction": "encode"}))
     with pytest.raises(ConfigError, match=r"compare\.methods"):
         make_compare_job(compare={"methods": ["glow"]})
     with pytest.raises(ConfigError, match="names one twice"):
@@ -219,7 +222,7 @@ def test_a_missing_library_is_named_before_any_work(make_compare_job, monkeypatc
     with pytest.raises(ConfigError, match=r"pip install 'sfg_dist\[compare\]'.*compare\.methods"):
         compare(make_compare_job())
     assert not (tmp_path / "run").exists()
-    Comparison(make_compare_job(compare={"methods": ["sfg", "flow_matching"]}))  # these need none
+    ComparisonRun(make_compare_job(compare={"methods": ["sfg", "flow_matching"]}))  # these need none
 
 
 def test_compare_is_no_part_of_a_store_s_identity(make_store, make_job):

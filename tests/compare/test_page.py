@@ -4,13 +4,14 @@ import html
 
 import pytest
 
-from sfg_dist.studies.compare.document import NAMES, verdict
+from sfg_dist.studies.compare.document import NAMES, Budget, Comparison, Method, verdict
+from sfg_dist.studies.compare.judging import Point
 from sfg_dist.studies.compare.page import main_table, render_page, size_table, with_error
 
 
 def entry(name, area=0.6, cost=10.0, **changed):
     is_own = name in ("sfg", "published")
-    return {
+    keys = {
         "c2st_auc": [area],
         "c2st_auc_error": [0.007],
         "test_log_likelihood": None if is_own else [-15.5],
@@ -28,25 +29,25 @@ def entry(name, area=0.6, cost=10.0, **changed):
         "num_likelihood_not_finite": 0,
         "load_average": 1.5,
         "configuration": {"transform": "quantile", "learning_rate": 0.001},
-        "curve": [{"elapsed_s": 90.0, "c2st_auc": area + 0.05}, {"elapsed_s": 180.0, "c2st_auc": area}],
+        "curve": [Point(90.0, area + 0.05), Point(180.0, area)],
         **({"num_pairs": 50_000, "num_pairs_wanted": 50_000} if is_own else {}),
-        **changed,
     }
+    return Method(**keys | changed)
 
 
 def document(**changed):
-    methods = {name: entry(name, 0.58 + 0.01 * place, 4.0**place) for place, name in enumerate(NAMES)}
-    for name, keys in changed.items():
-        methods[name] |= keys
-    return {
-        "methods": methods,
-        "floor": {"c2st_auc": 0.501, "c2st_auc_error": 0.007, "marginal_kl_mean": 0.004, "kl": None},
-        "verdict": verdict(methods),
-        "budget": {"max_time_s": 180.0, "num_seeds": 1, "selection_time_s": 15.0, "max_label_share": 0.5},
-        "selection": {},
-        "sizes": {"256x3": methods["sfg"], "64x2": entry("sfg", 0.7, 0.5)},
-        "facts": {"source": "<table>.npz", "threads": "2"},
+    methods = {
+        name: entry(name, 0.58 + 0.01 * place, 4.0**place, **changed.get(name, {})) for place, name in enumerate(NAMES)
     }
+    return Comparison(
+        methods=methods,
+        floor={"c2st_auc": 0.501, "c2st_auc_error": 0.007, "marginal_kl_mean": 0.004, "kl": None},
+        verdict=verdict(methods),
+        budget=Budget(max_time_s=180.0, num_seeds=1, selection_time_s=15.0, max_label_share=0.5),
+        selection={},
+        sizes={"256x3": methods["sfg"], "64x2": entry("sfg", 0.7, 0.5)},
+        facts={"source": "<table>.npz", "threads": "2"},
+    )
 
 
 def page(**changed):
@@ -63,13 +64,13 @@ def test_the_page_has_each_method_once_in_its_table():
     assert text.count("data:image/png;base64,") == 2
     assert "http" not in text
     rows = main_table(document())
-    assert [row["name"] for row in rows] == ["real rows (floor)", *NAMES.values()]
-    (own,) = (row for row in rows if row["is_own"])
-    assert (own["auc"], own["time"], own["cost"], own["likelihood"]) == (
+    assert [row.name for row in rows] == ["real rows (floor)", *NAMES.values()]
+    own = rows[1]
+    assert (own.auc, own.time, own.cost, own.likelihood) == (
         "0.580 ± 0.007", "20 s + 2 min 40 s", "1.0", "\N{EN DASH}",
     )  # fmt: skip
-    assert rows[3]["likelihood"] == "\N{MINUS SIGN}15.50 ± 0.12"
-    assert [row["name"] for row in size_table(document()["sizes"])] == ["64x2", "256x3"]
+    assert rows[3].likelihood == "\N{MINUS SIGN}15.50 ± 0.12"
+    assert [row[0] for row in size_table(document().sizes)] == ["64x2", "256x3"]
 
 
 @pytest.mark.slow

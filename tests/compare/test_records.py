@@ -9,19 +9,20 @@ import torch
 
 from sfg_dist.data import prepare
 from sfg_dist.evaluate import classifier_test, measure
-from sfg_dist.job.errors import TrainingError
+from sfg_dist.job.errors import DocumentError, TrainingError
 from sfg_dist.store import Location
-from sfg_dist.studies.compare.cells import Records
-from sfg_dist.studies.compare.document import mean_auc, verdict
-from sfg_dist.studies.compare.judging import auc, figures, finite_rows, us_per_row
-from sfg_dist.studies.compare.peers import KINDS, LEARNING_RATES, PeerKind
-from sfg_dist.studies.compare.selection import Configuration, Selection, select
+from sfg_dist.studies.compare.document import Method, mean_auc, verdict
+from sfg_dist.studies.compare.judging import Cell, Point, auc, figures, finite_rows, us_per_row
+from sfg_dist.studies.compare.peers.choice import Choice, choose
+from sfg_dist.studies.compare.peers.kinds import LEARNING_RATES, TRANSFORMS, Configuration, PeerKind, RowSampler
+from sfg_dist.studies.compare.run import kept_cells
 from sfg_dist.studies.compare.tables import Tables
+from sfg_dist.studies.records import Records, from_json, to_json
 
 
 @pytest.fixture(scope="module")
 def tables():
-    return Tables({kind: prepare("moons", max_rows=4000, kind=kind) for kind in KINDS})
+    return Tables({kind: prepare("moons", max_rows=4000, kind=kind) for kind in TRANSFORMS})
 
 
 class Known(torch.nn.Module):
@@ -42,17 +43,16 @@ class Known(torch.nn.Module):
 
 def known_kind(monkeypatch, noise_of):
     """A peer whose samples are as good as ``noise_of`` says of a learning rate and a transform."""
-    from sfg_dist.studies.compare import selection
 
-    def fit(model, rows, validation, *, learning_rate, max_time_s, **_):
+    def fit(model, rows, validation, settings):
         model.rows = rows
         is_quantile = bool(abs(rows.std() - 1) < 1e-6 or rows.abs().max() > 3)  # a normal's tail
-        model.noise = noise_of("quantile" if is_quantile else "standardize", learning_rate)
-        fits.append((learning_rate, max_time_s))
+        model.noise = noise_of("quantile" if is_quantile else "standardize", settings.learning_rate)
+        fits.append((settings.learning_rate, settings.max_time_s))
 
     fits = []
-    monkeypatch.setattr(selection, "fit_peer", fit)
-    return PeerKind("known", Known, {}, 64, {"known": "sample"}, {"known": 1}, False), fits
+    monkeypatch.setattr("sfg_dist.studies.compare.peers.fitted.fit_peer", fit)
+    return PeerKind("known", Known, {}, 64, {"known": RowSampler("sample", 1)}), fits
 
 
 @pytest.mark.slow
@@ -62,31 +62,29 @@ def test_the_best_of_all_configurations_is_chosen(tables, monkeypatch):
 
     kind, fits = known_kind(monkeypatch, noise_of)
     told = []
-    chosen = select(kind, tables, time_s=2.0, device=torch.device("cpu"), seed=0, on_trial=told.append)
+    chosen = choose(kind, tables, time_s=2.0, on_trial=told.append)
     assert chosen.chosen == Configuration("standardize", LEARNING_RATES[1])
     assert [seconds for _, seconds in fits] == [2.0] * 6 + [6.0] * 2
     assert tuple(told) == chosen.trials
-    assert Selection.from_json(json.loads(json.dumps(chosen.to_json()))) == chosen
+    assert from_json(Choice, json.loads(json.dumps(to_json(chosen))), "it") == chosen
 
 
 def test_a_selection_without_time_is_the_default(tables):
-    assert select(None, tables, time_s=0, device=torch.device("cpu"), seed=0).chosen == Configuration("quantile", 1e-3)
+    assert choose(None, tables, time_s=0).chosen == Configuration("quantile", 1e-3)
 
 
 def test_a_peer_that_fails_everywhere_is_refused(tables, monkeypatch):
-    from sfg_dist.studies.compare import selection
-
     def fail(*_, **__):
         raise TrainingError("no")
 
-    monkeypatch.setattr(selection, "fit_peer", fail)
-    kind = PeerKind("known", Known, {}, 64, {"known": "sample"}, {"known": 1}, False)
+    monkeypatch.setattr("sfg_dist.studies.compare.peers.fitted.fit_peer", fail)
+    kind = PeerKind("known", Known, {}, 64, {"known": RowSampler("sample", 1)})
     with pytest.raises(TrainingError, match="known: every configuration failed in fits of 1 s"):
-        select(kind, tables, time_s=1, device=torch.device("cpu"), seed=0)
+        choose(kind, tables, time_s=1)
 
 
 def test_validation_rows_are_held_back_where_the_split_has_none():
-    without = Tables({kind: prepare("moons", max_rows=1000, split=(0.9, 0.0, 0.1), kind=kind) for kind in KINDS})
+    without = Tables({kind: prepare("moons", max_rows=1000, split=(0.9, 0.0, 0.1), kind=kind) for kind in TRANSFORMS})
     assert without.holds_back
     train, validation = without.rows("train"), without.rows("validation")
     assert (len(train), len(validation)) == (810, 90)
@@ -103,17 +101,40 @@ def test_validation_rows_are_held_back_where_the_split_has_none():
 @pytest.mark.parametrize("place", ["local", "s3"])
 def test_a_record_is_kept_under_its_keys_alone(place, tmp_path, request):
     url = str(tmp_path) if place == "local" else request.getfixturevalue("s3_url")
-    records = Records(Location(url, create=True))
-    keys, rows = {"seed": 0, "marks": (0.1, 0.2)}, np.arange(6.0).reshape(3, 2)
-    assert records.load("cells/a_0", keys) is None
-    records.save("cells/a_0", keys, {"a": {"x": 1.5}}, {"a": rows})
-    assert records.load("cells/a_0", keys) == {"a": {"x": 1.5}}
-    np.testing.assert_array_equal(records.table("cells/a_0", "a"), rows)
-    assert records.load("cells/a_0", keys | {"seed": 1}) is None
-    records.output.delete("compare/cells/a_0.a.npy")
-    assert records.load("cells/a_0", keys) is None  # samples that are gone are drawn again
+    records = Records(Location(url, create=True), "compare", {"found": dict})
+    keys = {"seed": 0, "marks": (0.1, 0.2)}
+
+    def load(**changed):
+        return records.load("cells/a_0", keys | changed, lambda document: document["found"])
+
+    assert load() is None
+    records.save("cells/a_0", keys, {"found": {"a": 1.5}})
+    assert load() == {"a": 1.5}
+    assert load(seed=1) is None
     records.output.write("compare/cells/a_0.json", b'{"keys": ')
-    assert records.load("cells/a_0", keys) is None
+    assert load() is None
+
+
+def test_a_cell_is_kept_as_it_was(tmp_path):
+    kept = {
+        "c2st_auc": 0.6, "c2st_auc_error": 0.01, "marginal_kl_mean": 0.02, "kl": None, "test_log_likelihood": -15.5,
+        "test_log_likelihood_error": 0.1, "num_likelihood_rows": 150, "num_likelihood_not_finite": 0,
+        "us_per_sample": 3.5, "us_per_sample_back": 1.0, "fit_s": 3.0, "label_s": 0.0, "num_steps": 12,
+        "best_at_s": 2.5, "num_parameters": 100, "num_evaluations": 1, "num_not_finite": 0,
+        "curve": [{"elapsed_s": 3.0, "c2st_auc": 0.6, "c2st_auc_error": 0.01}], "load_average": [0.5, 0.75],
+    }  # fmt: skip
+    cell = Cell.from_json(kept, "a cell")
+    assert cell.metrics == {"marginal_kl_mean": 0.02, "kl": None}
+    assert cell.curve == [Point(3.0, 0.6, 0.01)]
+    assert cell.to_json() == kept
+    output, document = Location(tmp_path), {"found": {"sfg": kept}, "tables": ["sfg"]}
+    with pytest.raises(DocumentError, match="samples are missing"):  # samples that are gone are drawn again
+        kept_cells(output, "cells/sfg_0", document)
+    output.write("compare/cells/sfg_0.sfg.npy", b"samples")
+    assert kept_cells(output, "cells/sfg_0", document) == {"sfg": cell}
+    del kept["fit_s"]
+    with pytest.raises(DocumentError, match="cells/sfg_0: sfg: fit_s is missing"):
+        kept_cells(output, "cells/sfg_0", document)
 
 
 @pytest.mark.slow
@@ -175,13 +196,16 @@ def test_the_cost_of_a_row_is_that_of_the_whole_call(monkeypatch):
 
 
 def entry(area, error=0.01, likelihood=None, cost=10.0):
-    return {
-        "c2st_auc": [area],
-        "c2st_auc_error": [error],
-        "test_log_likelihood": None if likelihood is None else [likelihood],
-        "test_log_likelihood_error": None if likelihood is None else [0.1],
-        "us_per_sample": cost,
-    }
+    has_likelihood = likelihood is not None
+    numbers = dict.fromkeys(
+        ("fit_s", "label_s", "num_evaluations", "num_parameters", "num_steps", "num_likelihood_rows", "num_not_finite",
+         "num_likelihood_not_finite", "load_average", "us_per_sample_back"), 1,
+    )  # fmt: skip
+    return Method(
+        c2st_auc=[area], c2st_auc_error=[error], test_log_likelihood=[likelihood] if has_likelihood else None,
+        test_log_likelihood_error=[0.1] if has_likelihood else None, us_per_sample=cost, metrics={}, curve=[],
+        configuration={}, **numbers,
+    )  # fmt: skip
 
 
 def test_the_verdict_allows_one_standard_error_of_the_best_peer():
@@ -198,7 +222,6 @@ def test_the_verdict_allows_one_standard_error_of_the_best_peer():
 
 
 def test_seeds_share_the_test_rows():
-    both = {"c2st_auc": [0.6, 0.62], "c2st_auc_error": [0.01, 0.01]}
-    mean, error = mean_auc(both)
+    mean, error = mean_auc(replace(entry(0.6), c2st_auc=[0.6, 0.62], c2st_auc_error=[0.01, 0.01]))
     assert mean == pytest.approx(0.61)
     assert error == pytest.approx(np.sqrt(0.01**2 + 0.0002 / 2))

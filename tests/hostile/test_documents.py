@@ -30,9 +30,11 @@ from sfg_dist.store.commits import make_record, parse_record, stored_digest
 from sfg_dist.store.log import stage_times
 from sfg_dist.store.parts import attributes_of
 from sfg_dist.store.snapshot import driver_of
-from sfg_dist.studies.compare.cells import Records
+from sfg_dist.studies.compare.run import RECORD_FIELDS, kept_cells
+from sfg_dist.studies.records import Records, from_json
 from sfg_dist.studies.scale.document import compare_studies, read_study
 from sfg_dist.studies.scale.predict import costs_of
+from sfg_dist.studies.scale.results import StudyDocument
 
 DEEP = b'{"a": ' * 100_000 + b"1" + b"}" * 100_000
 HALF_DEEP = b'{"a": ' * 50 + b"1" + b"}" * 50
@@ -395,15 +397,30 @@ def test_attributes_and_records_beside_tables(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", numbered([DEEP, b"[]", b"{}", b'{"keys": {}, "found": []}', b'{"keys": {}, "found": {}, "tables": 5}'])
+    "content",
+    numbered(
+        [
+            DEEP,
+            b"[]",
+            b"{}",
+            b'{"keys": {}, "found": []}',
+            b'{"keys": {}, "found": {}, "tables": 5}',
+            b'{"keys": {}, "found": {"nsf": {}}}',
+            b'{"keys": {}, "found": {"nsf": 5}}',
+        ]
+    ),
 )
 def test_a_hostile_record_of_a_comparison_is_made_again(tmp_path, content):
     location = Location(tmp_path)
     location.write("compare/cells/nsf_0.json", content)
-    assert Records(location).load("cells/nsf_0", {}) is None
+    records = Records(location, "compare", RECORD_FIELDS)
+    assert records.load("cells/nsf_0", {}, lambda document: kept_cells(location, "cells/nsf_0", document)) is None
 
 
-ENTRY = {"num_workers": 1, "rows": 8.0, "wall_s": 1.0, "wall_s_low": 1.0, "wall_s_high": 1.0}
+ENTRY = dict.fromkeys(
+    ("wall_s", "wall_s_low", "wall_s_high", "rows_per_s", "efficiency", "efficiency_low", "efficiency_high"), 1.0
+)
+ENTRY |= {"num_workers": 1, "num_runs": 1, "rows": 8.0, "mode": "strong", "parts_s": {}}
 STUDY = {"summary": {"label": [ENTRY]}, "runs": [], "job": "[data]\nsource = 'a'\n", "facts": {}}
 
 
@@ -440,12 +457,19 @@ def test_a_study_with_times_of_nothing_is_not_divided_by(tmp_path):
         with pytest.raises(ConfigError, match="in common"):
             compare_studies(*(tmp_path / f"{name}.json" for name in pair))
     run = {"stage": "label", "mode": "strong", "num_workers": 1, "wall_s": 1.0}
-    with pytest.raises(ConfigError, match=r"label runs of the study: 0\..* is missing"):
-        costs_of({"runs": [run]})
-    run |= {"parts_s": {"start": 1.0, "load": 1.0, "write": 1.0}, "warm_up_s": 1.0, "num_shards": 2, "driver_s": 0.1}
+
+    def costs_with(**changed):
+        return costs_of(from_json(StudyDocument, STUDY | {"runs": [run | changed]}, "it"))
+
+    with pytest.raises(ConfigError, match=r"label runs of the study: parts_s\.start is missing"):
+        costs_with()
+    parts = dict.fromkeys(("start", "load", "write", "end"), 1.0)
+    run |= {"parts_s": parts, "warm_up_s": 1.0, "num_shards": 2, "driver_s": 0.1}
+    with pytest.raises(ConfigError, match="workers and shards must be 1 to"):
+        costs_with(num_shards=0)
     for shard_s in ([], [1e300], [-1.0]):
         with pytest.raises(ConfigError, match="times must lie within 0 and"):
-            costs_of({"runs": [run | {"shard_s": shard_s}]})
+            costs_with(shard_s=shard_s)
 
 
 def test_hostile_submissions_are_passed_over(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """A small study by Ray, its document and page, how it goes on, and what it says of larger clusters."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
@@ -9,11 +10,13 @@ from sfg_dist.job.config import resolve_job
 from sfg_dist.job.errors import ClusterError, ConfigError
 from sfg_dist.pipeline.pipeline import Pipeline
 from sfg_dist.store import Location
-from sfg_dist.studies.scale import compare_studies, predict, scale
+from sfg_dist.studies.records import from_json, to_json
+from sfg_dist.studies.scale import ScaleSettings, compare_studies, predict, scale
 from sfg_dist.studies.scale.page import render_page
 from sfg_dist.studies.scale.predict import costs_of, slowdown, validate
-from sfg_dist.studies.scale.simulation import Limits
-from sfg_dist.studies.scale.study import Study
+from sfg_dist.studies.scale.results import ComparedCase, Run, StudyComparison, StudyDocument
+from sfg_dist.studies.scale.simulated_cluster import Limits
+from sfg_dist.studies.scale.study import Case, Study
 
 
 @pytest.fixture
@@ -30,8 +33,12 @@ def make_study_job(tmp_path):
     return make
 
 
-def study(label_s=10.0, shard_s=1.0):
-    """A document as a study of labels writes it, with times by hand."""
+def study(label_s=10.0, shard_s=1.0, **changed):
+    """The document of a study of labels, with times by hand."""
+    return from_json(StudyDocument, study_json(label_s, shard_s) | changed, "it")
+
+
+def study_json(label_s=10.0, shard_s=1.0):
     runs = [
         {
             "stage": "label", "mode": "strong", "num_workers": n, "repeat": repeat, "rows": 1000,
@@ -63,23 +70,22 @@ def test_a_study_of_labels_and_training(make_study_job, ray_cluster, tmp_path):
     def study_both():
         train = {"width": 16, "depth": 1, "num_epochs": 500, "max_time_s": 900, "batch_size": 64}
         labels, fits = make_study_job(**slow), make_study_job(train=train, **slow)
-        scale(labels, [1, 2], stages=["label"], modes=["strong", "weak"], repeats=1, listener=told.append)
-        return scale(
-            fits, [1, 2], stages=["train"], modes=["weak"], repeats=1, use_gpu=False, listener=told.append,
-            num_epochs=2,
-        )  # fmt: skip
+        both = ScaleSettings([1, 2], ["label"], ["strong", "weak"], repeats=1)
+        scale(labels, both, listener=told.append)
+        weak = ScaleSettings([1, 2], ["train"], ["weak"], repeats=1, use_gpu=False, num_epochs=2)
+        return scale(fits, weak, listener=told.append)
 
     document = study_both()
-    assert {(run["stage"], run["mode"], run["num_workers"]) for run in document["runs"]} == {
+    assert {(run.stage, run.mode, run.num_workers) for run in document.runs} == {
         (stage, mode, n) for stage, mode in (("label", "strong"), ("label", "weak"), ("train", "weak")) for n in (1, 2)
     }
-    rows = {(run["mode"], run["num_workers"]): run["rows"] for run in document["runs"] if run["stage"] == "label"}
+    rows = {(run.mode, run.num_workers): run.rows for run in document.runs if run.stage == "label"}
     assert rows == {("strong", 1): 512, ("strong", 2): 512, ("weak", 1): 512, ("weak", 2): 1024}
-    fits = {run["num_workers"]: run["rows"] for run in document["runs"] if run["stage"] == "train"}
+    fits = {run.num_workers: run.rows for run in document.runs if run.stage == "train"}
     assert fits[2] == pytest.approx(2 * fits[1], rel=0.1)
-    for run in document["runs"]:
-        assert run["wall_s"] > 0
-        assert sum(run["parts_s"].values()) == pytest.approx(run["wall_s"], rel=0.35)
+    for run in document.runs:
+        assert run.wall_s > 0
+        assert sum(run.parts_s.values()) == pytest.approx(run.wall_s, rel=0.35)
     assert not (tmp_path / "run" / "scale" / "work").exists()
     page = (tmp_path / "run" / "scale" / "scale.html").read_text()
     assert page.count('src="data:image/png') == 2
@@ -87,7 +93,7 @@ def test_a_study_of_labels_and_training(make_study_job, ray_cluster, tmp_path):
     told.clear()
     again = study_both()
     assert not [event for event in told if event["event"] == "run_started"]
-    assert again["runs"] == document["runs"]
+    assert to_json(again.runs) == to_json(document.runs)
 
 
 @pytest.mark.slow
@@ -97,14 +103,14 @@ def test_costs_come_from_the_runs_and_predict_them():
     assert slowdown(document) == pytest.approx(1.0)
     assert (costs.start_s, costs.load_s, costs.integrate_s, costs.spread) == (1.5, 0.5, 1.0, 0.0)
     checked = validate(document)
-    assert [entry["num_workers"] for entry in checked] == [2]  # what the costs come from proves nothing
+    assert [entry.num_workers for entry in checked] == [2]  # what the costs come from proves nothing
     for entry in checked:
-        assert entry["predicted_s"] == pytest.approx(entry["measured_s"], rel=0.05)
+        assert entry.predicted_s == pytest.approx(entry.measured_s, rel=0.05)
     found = predict(document, [1, 64], shard_seconds=[1.0, 60.0])
-    assert [(entry["num_workers"], entry["shard_s"]) for entry in found] == [(1, 1.0), (64, 1.0), (1, 60.0), (64, 60.0)]
-    long, short = found[3]["efficiency"], found[1]["efficiency"]
+    assert [(entry.num_workers, entry.shard_s) for entry in found] == [(1, 1.0), (64, 1.0), (1, 60.0), (64, 60.0)]
+    long, short = found[3].efficiency, found[1].efficiency
     assert 0.5 < short < long <= 1.0  # a start counts less against longer shards
-    waves = {entry["num_shards"] / entry["num_workers"] for entry in found if entry["shard_s"] == 1.0}
+    waves = {entry.num_shards / entry.num_workers for entry in found if entry.shard_s == 1.0}
     assert len(waves) == 1
 
 
@@ -113,19 +119,22 @@ def test_a_longer_shard_has_more_bytes():
     """So a store that holds workers up holds them up as much whatever the length of a shard is."""
     limits = Limits(store_bytes_per_s=16_000.0, shard_bytes=1000.0)
     found = predict(study(), [64], shard_seconds=[1.0, 10.0], limits=limits)
-    assert [entry["limit"] for entry in found] == ["store", "store"]
-    assert [entry["efficiency_at_work"] for entry in found] == [pytest.approx(0.25, rel=0.1)] * 2
+    assert [entry.limit for entry in found] == ["store", "store"]
+    assert [entry.efficiency_at_work for entry in found] == [pytest.approx(0.25, rel=0.1)] * 2
 
 
 @pytest.mark.slow
 def test_the_page_shows_predictions():
-    document = study()
-    document["summary"] = {"label, strong": summary()}
-    document |= {"validation": validate(document), "predictions": predict(document, [64])}
-    document |= {"slowdown": 1.25, "assumptions": {"the store's bandwidth": "200 MB/s"}}
-    document["comparison"] = {"differences": ["labels.seed: 0 -> 1"], "cases": [
-        {"case": "label, strong", "num_workers": 2, "ratio": 1.5, "ratio_low": 1.4, "ratio_high": 1.6}
-    ]}  # fmt: skip
+    document = study(summary={"label, strong": summary()})
+    case = ComparedCase("label, strong", 2, (6.0, 9.0), (1000, 1000), ratio=1.5, ratio_low=1.4, ratio_high=1.6)
+    document = replace(
+        document,
+        validation=validate(document),
+        predictions=predict(document, [64]),
+        slowdown=1.25,
+        assumptions={"the store's bandwidth": "200 MB/s"},
+        comparison=StudyComparison("elsewhere", [case], ["labels.seed: 0 -> 1"]),
+    )
     page = render_page(document, title="t", job_toml="")
     assert page.count('src="data:image/png') == 3
     for words in (
@@ -141,13 +150,11 @@ def test_the_page_shows_predictions():
 def test_two_studies_side_by_side(tmp_path):
     paths = []
     for name, factor in (("a", 1.0), ("b", 1.5)):
-        document = study()
-        document["summary"] = {"label, strong": [
-            {"num_workers": 2, "wall_s": 12.0 * factor, "wall_s_low": 11.8 * factor, "wall_s_high": 12.4 * factor,
-             "rows": 2000} if name == "a" else
-            {"num_workers": 2, "wall_s": 6.0 * factor, "wall_s_low": 5.9 * factor, "wall_s_high": 6.2 * factor,
-             "rows": 1000}
-        ]}  # fmt: skip
+        document = study_json()
+        times = {"wall_s": 6.0 * factor, "wall_s_low": 5.9 * factor, "wall_s_high": 6.2 * factor}
+        rows = 2000 if name == "a" else 1000
+        times = {key: seconds * rows / 1000 for key, seconds in times.items()}
+        document["summary"] = {"label, strong": [summary()[1] | times | {"rows": rows}]}
         if name == "b":
             document["job"] += "[labels]\nnum_evaluations = 8\n"
         path = tmp_path / name / "scale" / "scale.json"
@@ -155,10 +162,10 @@ def test_two_studies_side_by_side(tmp_path):
         path.write_text(json.dumps(document))
         paths.append(tmp_path / name)
     found = compare_studies(*paths)
-    assert found["differences"] == ["labels.num_evaluations: None -> 8"]
-    (entry,) = found["cases"]
-    assert entry["ratio"] == pytest.approx(1.5)
-    assert entry["ratio_low"] < 1.5 < entry["ratio_high"]
+    assert found.differences == ["labels.num_evaluations: None -> 8"]
+    (entry,) = found.cases
+    assert entry.ratio == pytest.approx(1.5)
+    assert entry.ratio_low < 1.5 < entry.ratio_high
     with pytest.raises(ConfigError, match=r"holds no scale\.json"):
         compare_studies(paths[0], tmp_path / "nowhere")
 
@@ -174,14 +181,13 @@ def test_two_studies_side_by_side(tmp_path):
     ],
 )
 def test_wrong_words(make_study_job, options, message):
-    workers = options.pop("workers")
     with pytest.raises(ConfigError, match=message):
-        scale(make_study_job(), workers, **options)
+        scale(make_study_job(), ScaleSettings(**options))
 
 
 def test_an_inline_job_is_refused(make_study_job):
     with pytest.raises(ConfigError, match="Ray workers"):
-        scale(make_study_job(executor={"kind": "inline"}), [1])
+        scale(make_study_job(executor={"kind": "inline"}), ScaleSettings([1]))
 
 
 @pytest.mark.ray
@@ -189,7 +195,7 @@ def test_an_inline_job_is_refused(make_study_job):
 def test_more_workers_than_there_is_room_for_are_refused_before_anything_is_measured(make_study_job, ray_cluster):
     told = []
     with pytest.raises(ClusterError, match="the cluster has room for 4"):
-        scale(make_study_job(), [1, 5], stages=["train"], repeats=1, use_gpu=False, listener=told.append)
+        scale(make_study_job(), ScaleSettings([1, 5], ["train"], repeats=1, use_gpu=False), listener=told.append)
     assert not [event for event in told if event["event"] == "run_finished"]
 
 
@@ -199,36 +205,49 @@ def test_a_study_that_is_cut_short_has_a_page_and_goes_on(make_study_job, tmp_pa
 
     def measure(self, case):
         assert not work.exists()  # what the killed study left there
-        (record,) = (
-            run for run in study()["runs"] if (run["num_workers"], run["repeat"]) == (case.num_workers, case.repeat)
-        )
-        return record
+        (run,) = (run for run in study().runs if (run.num_workers, run.repeat) == (case.num_workers, case.repeat))
+        return run
 
     def cut(event):
         if event["event"] == "run_started" and event["num_workers"] == 2:
             raise Cut
 
-    options = {"stages": ["label"], "repeats": 1}
+    settings = ScaleSettings([1, 2], ["label"], repeats=1)
     monkeypatch.setattr(Study, "_measure", measure)
     work = tmp_path / "run" / "scale" / "work"
     left = Pipeline(make_study_job("run/scale/work/warm", executor={"kind": "inline"}))
     left.label()  # as a study leaves it that was killed
     assert work.exists()
     with pytest.raises(Cut):
-        scale(make_study_job(), [1, 2], listener=cut, **options)
+        scale(make_study_job(), settings, listener=cut)
     assert (tmp_path / "run" / "scale" / "scale.html").exists()
     told = []
-    document = scale(make_study_job(), [1, 2], listener=told.append, **options)
+    document = scale(make_study_job(), settings, listener=told.append)
     assert [event["num_workers"] for event in told if event["event"] == "run_kept"] == [1]
-    assert len(document["runs"]) == 2
+    assert len(document.runs) == 2
+
+
+def test_runs_and_documents_of_earlier_versions_are_read(make_study_job, tmp_path):
+    """As they were written: the keys and then the run; and a law that could not be fitted."""
+    settings = ScaleSettings([1], ["label"], repeats=1)
+    whole = Study(make_study_job(), settings)
+    whole._cluster = whole._shape()
+    (case, _, _, _) = (Case("label", "strong", run.num_workers, run.repeat) for run in study().runs)
+    run = study_json()["runs"][0]
+    whole.output.write(f"scale/runs/{case.name}.json", json.dumps({"keys": whole._keys(case), **run}).encode())
+    assert whole._kept(case) == from_json(Run, run, "a run")
+    assert to_json(whole._kept(case)) == run | {"load_average": 0.0}
+    number = {"value": 1.0, "low": None, "high": None}
+    law = {"time_of_one_s": number, "serial_share": number, "residual": 0.0, "is_tested": False}
+    fit = {"label": {"amdahl": law, "universal": {"missing": "needs runs with 3 numbers of workers"}}}
+    assert to_json(study(fit=fit).fit) == fit
 
 
 @pytest.mark.slow
 def test_the_command_predicts_and_compares_studies_in_a_bucket(s3_url, monkeypatch, capsys):
     from sfg_dist.cli import main as cli
 
-    document = study()
-    document["summary"] = {"label, strong": summary()}
+    document = study_json() | {"summary": {"label, strong": summary()}}
     for name in ("one", "other"):
         Location(f"{s3_url}/{name}", create=True).write("scale/scale.json", json.dumps(document).encode())
     job = {"data": {"source": "moons"}, "output": {"dir": f"{s3_url}/one"}}

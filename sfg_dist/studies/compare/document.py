@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from sfg_dist.job.config import Job
 from sfg_dist.job.words import WIDE, wide_number
-from sfg_dist.studies.compare.peers import PeerKind
-from sfg_dist.studies.compare.selection import Selection
+from sfg_dist.studies.compare.judging import Cell, Figures, Judged, Point
+from sfg_dist.studies.compare.peers.choice import Choice
+from sfg_dist.studies.compare.peers.kinds import PEERS
 
 OURS = "sfg"
 NOT_PEERS = (OURS, "published")
@@ -24,129 +26,151 @@ NAMES = {
     "score_sde": "score, reverse SDE",
     "score_ode": "score, ODE",
 }
-PER_SEED = ("c2st_auc", "c2st_auc_error", "test_log_likelihood", "test_log_likelihood_error")
 COSTS_COMPARED = ("nsf", "flow_matching", "score_sde")
 
 
-def make_document(
-    found: Mapping[str, Sequence[Mapping[str, Any]]],
-    *,
-    job: Job,
-    floor: Mapping[str, Any],
-    selections: Mapping[str, Selection],
-    peers: Sequence[PeerKind],
-    facts: Mapping[str, str],
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Method(Judged):
+    """A row of the table: figures by seed with their standard errors; times, costs and the curve over all seeds.
+
+    Attributes:
+        test_log_likelihood: None where no seed has one.
+        metrics: other figures of samples by name and seed.
+        load_average: the highest of the machine.
+    """
+
+    c2st_auc: Sequence[float | None]
+    c2st_auc_error: Sequence[float | None]
+    test_log_likelihood: Sequence[float | None] | None
+    test_log_likelihood_error: Sequence[float | None] | None
+    metrics: Mapping[str, Sequence[float | None]]
+    load_average: float
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What each method was given."""
+
+    max_time_s: float
+    num_seeds: int
+    selection_time_s: float
+    max_label_share: float
+
+
+@dataclass(frozen=True)
+class Comparison:
     """What compare.json holds.
 
-    Args:
-        found: by row of the table, what each seed's cell found.
-        job: the job.
+    Attributes:
+        methods: the rows of the table by name.
         floor: the figures of training rows in place of samples.
-        selections: by peer.
-        peers: their recipes.
+        verdict: the result in sentences.
+        budget: of each method.
+        selection: by peer, how its configuration was chosen.
+        sizes: other sizes of ours, by "WIDTHxDEPTH".
         facts: of the table and the machine.
-
-    Returns:
-        methods (by name; the figures a list over seeds), floor, verdict (sentences), budget, selection, sizes, facts.
     """
+
+    methods: dict[str, Method]
+    floor: Figures
+    verdict: list[str]
+    budget: Budget
+    selection: dict[str, Choice]
+    sizes: dict[str, Method]
+    facts: dict[str, str]
+
+
+def make_document(
+    found: Mapping[str, Sequence[Cell]],
+    job: Job,
+    *,
+    floor: Figures,
+    choices: Mapping[str, Choice],
+    facts: dict[str, str],
+) -> Comparison:
+    """The comparison of what each seed's cell found, by row of the table."""
     configurations = {
         row: {
-            "transform": selections[kind.name].chosen.kind,
-            "learning_rate": selections[kind.name].chosen.learning_rate,
+            "transform": choices[kind.name].chosen.kind,
+            "learning_rate": choices[kind.name].chosen.learning_rate,
             **kind.settings,
         }
-        for kind in peers
+        for kind in PEERS
+        if kind.name in choices
         for row in kind.samplers
     }
-    methods = {
-        row: _entry(cells, job) | {"configuration": configurations.get(row) or cells[0]["configuration"]}
-        for row, cells in found.items()
-        if row in job.compare.methods
-    }
-    sizes = {row.removeprefix("sfg_"): _entry(cells, job) for row, cells in found.items() if row not in methods}
+    rows = {row: _method(cells, job, configurations.get(row)) for row, cells in found.items()}
+    methods = {row: method for row, method in rows.items() if row in job.compare.methods}
+    sizes = {row.removeprefix("sfg_"): method for row, method in rows.items() if row not in methods}
     if sizes and OURS in methods:
         sizes = {f"{job.train.width}x{job.train.depth}": methods[OURS], **sizes}
-    return {
-        "methods": methods,
-        "floor": dict(floor),
-        "verdict": verdict(methods),
-        "budget": {
-            name: getattr(job.compare, name)
-            for name in ("max_time_s", "num_seeds", "selection_time_s", "max_label_share")
-        },
-        "selection": {name: selection.to_json() for name, selection in selections.items()},
-        "sizes": sizes,
-        "facts": dict(facts),
-    }
+    keys = job.compare
+    budget = Budget(keys.max_time_s, keys.num_seeds, keys.selection_time_s, keys.max_label_share)
+    return Comparison(methods, floor, verdict(methods), budget, dict(choices), sizes, facts)
 
 
-def _entry(cells: Sequence[Mapping[str, Any]], job: Job) -> dict[str, Any]:
-    """One row of the table: figures of samples by seed, times and costs over all seeds."""
-    entry: dict[str, Any] = {name: [cell.get(name) for cell in cells] for name in PER_SEED}
-    for name in ("test_log_likelihood", "test_log_likelihood_error"):
-        if all(value is None for value in entry[name]):
-            entry[name] = None
-    entry["metrics"] = {
-        name: [cell[name] for cell in cells] for name in job.evaluate.metrics if name in cells[0] and name != "c2st_auc"
-    }
-    for name in ("us_per_sample", "us_per_sample_back", "fit_s", "label_s"):
-        entry[name] = float(np.median([cell[name] for cell in cells]))
+def _method(cells: Sequence[Cell], job: Job, configuration: Mapping[str, object] | None) -> Method:
     first = cells[0]
-    for name in ("num_evaluations", "num_parameters", "num_steps", "num_likelihood_rows", "num_pairs",
-                 "num_pairs_wanted"):  # fmt: skip
-        if name in first:
-            entry[name] = first[name]
+    names = [name for name in job.evaluate.metrics if name in first.metrics]
+    likelihoods, errors = ([getattr(cell, f"test_log_likelihood{end}") for cell in cells] for end in ("", "_error"))
+    has_likelihood = any(value is not None for value in likelihoods)
+    over_seeds: dict[str, Any] = {field.name: getattr(first, field.name) for field in fields(Judged)}
+    for name in ("us_per_sample", "us_per_sample_back", "fit_s", "label_s"):
+        over_seeds[name] = float(np.median([getattr(cell, name) for cell in cells]))
     for name in ("num_not_finite", "num_likelihood_not_finite"):
-        entry[name] = sum(cell[name] for cell in cells)
-    entry["load_average"] = max(max(cell["load_average"]) for cell in cells)
-    entry["curve"] = _curve([cell["curve"] for cell in cells])
-    return entry
+        over_seeds[name] = sum(getattr(cell, name) for cell in cells)
+    over_seeds |= {"curve": _mean_curve([cell.curve for cell in cells]), "best_at_s": None}
+    over_seeds["configuration"] = configuration or first.configuration
+    return Method(
+        c2st_auc=[cell.c2st_auc for cell in cells],
+        c2st_auc_error=[cell.c2st_auc_error for cell in cells],
+        test_log_likelihood=likelihoods if has_likelihood else None,
+        test_log_likelihood_error=errors if has_likelihood else None,
+        metrics={name: [cell.metrics[name] for cell in cells] for name in names},
+        load_average=max(max(cell.load_average) for cell in cells),
+        **over_seeds,
+    )
 
 
-def _curve(curves: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, float | None]]:
+def _mean_curve(curves: Sequence[Sequence[Point]]) -> list[Point]:
     """Mean over seeds, point by point from the end, of as many points as every seed has."""
-    length = min(len(curve) for curve in curves)
     points = []
-    for place in range(-length, 0):
+    for place in range(-min(map(len, curves)), 0):
         at = [curve[place] for curve in curves]
-        known = [point["c2st_auc"] for point in at if point["c2st_auc"] is not None]
+        known = [point.c2st_auc for point in at if point.c2st_auc is not None]
         points.append(
-            {
-                "elapsed_s": float(np.mean([point["elapsed_s"] for point in at])),
-                "c2st_auc": float(np.mean(known)) if known else None,
-            }
+            Point(float(np.mean([point.elapsed_s for point in at])), float(np.mean(known)) if known else None)
         )
     return points
 
 
-def mean_auc(entry: Mapping[str, Any]) -> tuple[float, float] | None:
+def mean_auc(method: Method) -> tuple[float, float] | None:
     """Mean AUC over seeds and its standard error: of the test rows, and of the fits where there are several.
 
     The seeds share the test rows, so the error of these does not fall with their number.
     """
-    values = [value for value in entry["c2st_auc"] if value is not None]
+    values = [value for value in method.c2st_auc if value is not None]
     if not values:
         return None
-    rows = float(np.mean([error**2 for error in entry["c2st_auc_error"] if error is not None]))
+    rows = float(np.mean([error**2 for error in method.c2st_auc_error if error is not None]))
     fits = float(np.var(values, ddof=1)) / len(values) if len(values) > 1 else 0.0
     return float(np.mean(values)), math.sqrt(rows + fits)
 
 
-def mean_likelihood(entry: Mapping[str, Any]) -> tuple[float, float] | None:
+def mean_likelihood(method: Method) -> tuple[float, float] | None:
     """Mean test log-likelihood over seeds, and the standard error that the test rows leave."""
-    values = entry["test_log_likelihood"]
-    if values is None or any(value is None for value in values):
+    values = [value for value in method.test_log_likelihood or () if value is not None]
+    if len(values) < len(method.c2st_auc):
         return None  # the mean over the seeds that went well would flatter
-    errors = [error for error in entry["test_log_likelihood_error"] if error is not None]
+    errors = [error for error in method.test_log_likelihood_error or () if error is not None]
     return float(np.mean(values)), float(np.mean(errors))
 
 
-def verdict(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def verdict(methods: Mapping[str, Method]) -> list[str]:
     """The result in words: a headline, then AUC, likelihood and cost against the peers'."""
     ours = methods.get(OURS)
     own_auc = mean_auc(ours) if ours else None
-    peers = {name: mean_auc(entry) for name, entry in methods.items() if name not in NOT_PEERS}
+    peers = {name: mean_auc(method) for name, method in methods.items() if name not in NOT_PEERS}
     ranked = sorted((value[0], value[1], name) for name, value in peers.items() if value is not None)
     if ours is None or own_auc is None or not ranked:
         return ["A comparison of some methods; the verdict needs sfg and a peer among them."]
@@ -173,12 +197,12 @@ def verdict(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if compared:
             sentences.append(f"Test log-likelihood in nats: sfg {_nats(likelihood[0])}; {', '.join(compared)}.")
     costs = [
-        f"{NAMES[peer]} {_times(methods[peer]['us_per_sample'] / ours['us_per_sample'])} times as long"
+        f"{NAMES[peer]} {_times(methods[peer].us_per_sample / ours.us_per_sample)} times as long"
         for peer in COSTS_COMPARED
-        if peer in methods and ours["us_per_sample"] > 0
+        if peer in methods and ours.us_per_sample > 0
     ]
     if costs:
-        sentences.append(f"A sampled row takes {ours['us_per_sample']:.1f} µs; {', '.join(costs)}.")
+        sentences.append(f"A sampled row takes {ours.us_per_sample:.1f} µs; {', '.join(costs)}.")
     return sentences
 
 

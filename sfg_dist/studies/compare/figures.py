@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sfg_dist.evaluate.figures import DATA_COLOR, INK, SAMPLES_COLOR, new_figure, style_axes
-from sfg_dist.studies.compare.document import NAMES, mean_auc
+from sfg_dist.studies.compare.document import NAMES, Method, mean_auc
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,12 +24,12 @@ COLORS = {
 WAYS = {"score_ode": "--", "published": ":"}
 
 
-def curves(methods: Mapping[str, Mapping[str, Any]], floor: float | None, max_time_s: float) -> Figure:
+def curves(methods: Mapping[str, Method], floor: float | None, max_time_s: float) -> Figure:
     """AUC of what each method has after a share of its budget; labels count."""
     figure = new_figure(9.0, 4.2)
     axes = figure.subplots()
-    for name, entry in methods.items():
-        points = [(p["elapsed_s"], p["c2st_auc"]) for p in entry["curve"] if p["c2st_auc"] is not None]
+    for name, method in methods.items():
+        points = [(p.elapsed_s, p.c2st_auc) for p in method.curve if p.c2st_auc is not None]
         if points:
             axes.plot(
                 *zip(*points, strict=True),
@@ -44,25 +44,27 @@ def curves(methods: Mapping[str, Mapping[str, Any]], floor: float | None, max_ti
     if floor is not None:
         axes.axhline(floor, color=INK, linewidth=0.9, linestyle=(0, (2, 3)))
         axes.text(0, floor, " real rows", va="bottom", fontsize=8.5, color=INK)
-    axes.set_xlim(0, 1.04 * max(max_time_s, *(p["elapsed_s"] for e in methods.values() for p in e["curve"])))
+    axes.set_xlim(
+        0, 1.04 * max(max_time_s, *(point.elapsed_s for method in methods.values() for point in method.curve))
+    )
     style_axes(axes, x_label="seconds of wall-clock, labels included", y_label="classifier AUC (0.5 is perfect)")
     axes.grid(axis="y", color="#e8e8e8", linewidth=0.8)
     figure.legend(loc="outside right upper", frameon=False, fontsize=9.5)
     return figure
 
 
-def costs(methods: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, Mapping[str, Any]]) -> Figure | None:
+def costs(methods: Mapping[str, Method], sizes: Mapping[str, Method]) -> Figure | None:
     """AUC against the cost of a sampled row, logarithmic; other sizes of ours are joined by a line."""
     marks: list[tuple[str, float, float, float]] = []
-    for name, entry in methods.items():
-        value = mean_auc(entry)
-        if value is not None and entry["us_per_sample"] > 0:
-            marks.append((name, entry["us_per_sample"], *value))
+    for name, method in methods.items():
+        value = mean_auc(method)
+        if value is not None and method.us_per_sample > 0:
+            marks.append((name, method.us_per_sample, *value))
     if not marks:
         return None
     figure = new_figure(9.0, 4.0)
     axes = figure.subplots()
-    line = sorted((entry["us_per_sample"], value[0]) for entry in sizes.values() if (value := mean_auc(entry)))
+    line = sorted((size.us_per_sample, value[0]) for size in sizes.values() if (value := mean_auc(size)))
     if line:
         axes.plot(*zip(*line, strict=True), color=SAMPLES_COLOR, linewidth=1.2, marker="o", markersize=3.5)
     for name, cost, auc, error in marks:

@@ -3,29 +3,206 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.data import Prepared
+from sfg_dist.data import Prepared, Transform
 from sfg_dist.evaluate import classifier_test, measure
 from sfg_dist.job.errors import TrainingError
+from sfg_dist.job.reader import check_fields
+from sfg_dist.studies.records import from_json, to_json
 
 TIMED_ROWS = 16_384
 TIMED_S = 2.0  # repetitions stop here
 MAX_REPEATS = 7
+TRANSFORMED_ROWS = 4096
 
 Rows = NDArray[np.float64]
+Draw = Callable[[int], Rows]
+"""Draws so many samples in the user's units, shape (num_rows, num_columns)."""
+Figures = dict[str, float | None]
 
 
-def figures(rows: Rows, table: Prepared, *, metrics: Sequence[str], seed: int) -> dict[str, Any]:
-    """All figures of a method's rows.
+@dataclass(frozen=True)
+class Rules:
+    """What is the same for every method.
+
+    Attributes:
+        max_time_s: wall-clock budget of labels and fit.
+        marks: shares of the budget at which a snapshot is kept; it is judged later, outside the budget.
+        num_samples: drawn for the figures.
+        metrics: names of the figures.
+        metric_seed: of the figures' own draws.
+    """
+
+    max_time_s: float
+    marks: Sequence[float]
+    num_samples: int
+    metrics: Sequence[str]
+    metric_seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitFacts:
+    """What a fit says of itself.
+
+    Attributes:
+        label_s, fit_s: wall-clock seconds.
+        num_steps: batches of the fit.
+        num_parameters: of the network that draws.
+        num_evaluations: passes of the network for a sample.
+        best_at_s: when the weights that are kept were reached, where the fit chooses among them.
+        configuration: what the page says of it, where it is not a peer's.
+        num_pairs, num_pairs_wanted: labels that were made, and that the job asks for.
+    """
+
+    label_s: float
+    fit_s: float
+    num_steps: int
+    num_parameters: int
+    num_evaluations: int
+    best_at_s: float | None = None
+    configuration: dict[str, Any] | None = None
+    num_pairs: int | None = None
+    num_pairs_wanted: int | None = None
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted method as it is judged; one fit may stand for two rows of the table.
+
+    Attributes:
+        name: of the row of the table.
+        draw: its samples.
+        earlier: (seconds of the budget, draw) of the snapshots, each valid until the next is taken.
+        draw_flow_rows: draws without the way back to the user's units, which all methods share; it is timed.
+        transform: the way back, which is timed by itself.
+        test_log_density: of test rows in the user's units; empty where the method has no density.
+        facts: of the fit.
+    """
+
+    name: str
+    draw: Draw
+    earlier: Callable[[], Iterable[tuple[float, Draw]]]
+    draw_flow_rows: Callable[[int], object]
+    transform: Transform
+    test_log_density: NDArray[np.float64]
+    facts: FitFacts
+
+
+@dataclass(frozen=True)
+class Point:
+    """The AUC after a part of the budget, its standard error, and the seconds until then."""
+
+    elapsed_s: float
+    c2st_auc: float | None
+    c2st_auc_error: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged(FitFacts):
+    """What is found of a fit beside the figures of its samples.
+
+    Attributes:
+        num_likelihood_rows, num_likelihood_not_finite: test rows with a density, and those whose density is not finite.
+        us_per_sample: microseconds for a row.
+        us_per_sample_back: the same of the way back to the user's units.
+        num_not_finite: samples with NaN or infinity, which are left out.
+        curve: by time, the end last.
+    """
+
+    num_likelihood_rows: int
+    num_likelihood_not_finite: int
+    us_per_sample: float
+    us_per_sample_back: float
+    num_not_finite: int
+    curve: Sequence[Point]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell(Judged):
+    """What is found of a row of the table with one seed.
+
+    Attributes:
+        metrics: figures of samples by name, beside the classifier's AUC.
+        load_average: of the machine, before and after. Above the number of threads, others were at work.
+    """
+
+    c2st_auc: float | None
+    c2st_auc_error: float | None
+    metrics: Figures
+    test_log_likelihood: float | None
+    test_log_likelihood_error: float | None
+    load_average: Sequence[float] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As a record holds it: the metrics stand among the other figures."""
+        document: dict[str, Any] = to_json(self)
+        metrics: dict[str, Any] = document.pop("metrics")
+        return document | metrics
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any], name: str) -> Cell:
+        """From ``to_json``.
+
+        Raises:
+            DocumentError: a figure is missing or wrong.
+        """
+        check_fields(document, dict, name)
+        names = {field.name for field in fields(cls)}
+        metrics = {key: value for key, value in document.items() if key not in names}
+        return from_json(cls, document | {"metrics": metrics}, name)
+
+
+def judge(fitted: Fitted, table: Prepared, rules: Rules) -> tuple[Cell, Rows]:
+    """What is found of a fitted method, and its samples.
+
+    Raises:
+        TrainingError: nearly all samples hold NaN or infinity.
+    """
+    rows, num_bad = finite_rows(fitted.draw(rules.num_samples), fitted.name)
+    found = figures(rows, table, metrics=rules.metrics, seed=rules.metric_seed)
+    end = Point(fitted.facts.label_s + fitted.facts.fit_s, found.pop("c2st_auc"), found.pop("c2st_auc_error"))
+    density = fitted.test_log_density
+    num_infinite = int((~np.isfinite(density)).sum())
+    mean, error = mean_and_error(density) if len(density) and not num_infinite else (None, None)
+    flow_rows = fitted.transform.forward(rows[:TRANSFORMED_ROWS])
+    cell = Cell(
+        **vars(fitted.facts),
+        c2st_auc=end.c2st_auc,
+        c2st_auc_error=end.c2st_auc_error,
+        metrics=found,
+        test_log_likelihood=mean,
+        test_log_likelihood_error=error,
+        num_likelihood_rows=len(density),
+        num_likelihood_not_finite=num_infinite,
+        us_per_sample=us_per_row(fitted.draw_flow_rows),
+        us_per_sample_back=us_per_row(lambda n: fitted.transform.inverse(flow_rows[:n]), len(flow_rows)),
+        num_not_finite=num_bad,
+        curve=[*_earlier(fitted, table, rules), end],
+    )
+    return cell, rows
+
+
+def _earlier(fitted: Fitted, table: Prepared, rules: Rules) -> Iterator[Point]:
+    """The AUC of the snapshots; one whose samples are mostly NaN or infinity is left out."""
+    for seconds, draw in fitted.earlier():
+        drawn = draw(min(rules.num_samples, len(table.test)))
+        good = drawn[np.isfinite(drawn).all(axis=1)]
+        if len(good) > len(drawn) / 2:
+            yield Point(seconds, **auc(good, table, seed=rules.metric_seed))
+
+
+def figures(rows: Rows, table: Prepared, *, metrics: Sequence[str], seed: int) -> Figures:
+    """All figures of a method's rows, against the table's test rows.
 
     Args:
         rows: samples in the user's units, all finite, shape (num_rows, num_columns).
-        table: whose test rows they are held against.
+        table: also says whether it has a density for "kl".
         metrics: names of the figures; the classifier test is made in any case.
         seed: of the figures' draws.
 
@@ -39,7 +216,7 @@ def figures(rows: Rows, table: Prepared, *, metrics: Sequence[str], seed: int) -
     return found
 
 
-def auc(rows: Rows, table: Prepared, *, seed: int) -> dict[str, Any]:
+def auc(rows: Rows, table: Prepared, *, seed: int) -> Figures:
     """c2st_auc against the test rows, and its standard error."""
     result = classifier_test(rows, table.test, seed=seed)
     return {"c2st_auc": result and result[0], "c2st_auc_error": result and result[1]}
@@ -57,9 +234,8 @@ def finite_rows(rows: Rows, name: str) -> tuple[Rows, int]:
     return rows[good], int(len(rows) - good.sum())
 
 
-def mean_and_error(values: NDArray[np.floating]) -> tuple[float, float]:
+def mean_and_error(values: NDArray[np.float64]) -> tuple[float, float]:
     """The mean, and its standard error."""
-    values = np.asarray(values, dtype=np.float64)
     return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
 
 

@@ -1,24 +1,48 @@
-"""The page of a comparison: compare.html, in the report's style, with every picture inside it."""
+"""The page of a comparison, compare.html, and its table as text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import NamedTuple
 
-from sfg_dist.evaluate.figures import to_data_uri
 from sfg_dist.evaluate.report import MEANINGS, NO_VALUE, shown_number
-from sfg_dist.evaluate.templates import page_template
 from sfg_dist.job.words import WIDE, duration, wide_number
 from sfg_dist.studies.compare import figures
-from sfg_dist.studies.compare.document import NAMES, NOT_PEERS, mean_auc, mean_likelihood
+from sfg_dist.studies.compare.document import NAMES, NOT_PEERS, OURS, Comparison, Method, mean_auc, mean_likelihood
+from sfg_dist.studies.page import Picture, Section, picture, render_study
 
 OVERRUN = 1.02
 """Times the budget from which on the page says so."""
 MANY_FITS = 4.0
 """A load average so far above the number of threads says that others were at work."""
+TABLE_NOTE = """
+Against the test rows, in the user's units; ± is one standard error. AUC: how well boosted trees tell samples from test
+rows, 0.5 is perfect; the floor is training rows in place of samples. Log-likelihood: nats a row, higher is better, with
+the transform's Jacobian; along the ODE, with the exact divergence, for flow matching and the score model, there on a
+random part of the rows. Training: labels + fit, wall-clock. The cost of a row is without the way back to the user's
+units, which all methods share.
+"""
+CONFIGURATION_NOTE = """
+Each peer took the better of the quantile and the standardizing transform and the best of three learning rates, by the
+classifier's AUC of short fits against validation rows: all six, then the best two anew for three times as long. Peers
+are fitted by Adam with a rate that falls to zero with the time, averaged weights, and the best look at the validation
+rows. The score model is one fit with two samplers. compare.json holds every trial.
+"""
 
 
-def render_page(document: Mapping[str, Any], *, title: str, job_toml: str) -> str:
+class TableRow(NamedTuple):
+    """A row of the one table, as text."""
+
+    name: str
+    auc: str
+    likelihood: str
+    marginal_kl: str
+    time: str
+    cost: str
+    evaluations: str
+
+
+def render_page(document: Comparison, *, title: str, job_toml: str) -> str:
     """The page as one string of HTML; the same document gives the same page.
 
     Args:
@@ -26,52 +50,37 @@ def render_page(document: Mapping[str, Any], *, title: str, job_toml: str) -> st
         title: heading.
         job_toml: the job as resolved.
     """
-    methods = document["methods"]
-    return page_template("studies/compare/compare.html").render(
-        title=title,
-        verdict=document["verdict"],
-        table=main_table(document),
-        details=_detail_table(document),
-        sizes=size_table(document["sizes"]),
-        pictures=list(_pictures(document)),
-        configurations=list(_configurations(document)),
-        facts=_facts(document),
-        notes=list(_notes(document)),
-        has_score=any(name.startswith("score") for name in methods),
-        job_toml=job_toml,
-    )
+    notes = list(_notes(document))
+    return render_study(title, document.verdict, _sections(document), _facts(document), job_toml, notes)
 
 
-def main_table(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of the one table, the floor first: text a column."""
-    floor = document["floor"]
-    rows: list[dict[str, Any]] = [
-        {
-            "name": "real rows (floor)",
-            "is_own": False,
-            "auc": with_error(floor.get("c2st_auc"), floor.get("c2st_auc_error")),
-            "likelihood": NO_VALUE,
-            "marginal_kl": shown_number(floor.get("marginal_kl_mean")),
-            "time": NO_VALUE,
-            "cost": NO_VALUE,
-            "evaluations": NO_VALUE,
-        }
-    ]
-    for name, entry in document["methods"].items():
-        likelihood = mean_likelihood(entry)
-        kl = entry["metrics"].get("marginal_kl_mean")
-        labels = f"{duration(entry['label_s'])} + " if entry["label_s"] else ""
+def text_table(document: Comparison) -> list[str]:
+    """The one table in columns of text."""
+    heads = TableRow("method", "AUC", "test log-lik.", "marginal KL", "labels + fit", "us a row", "passes")
+    rows = [heads, *main_table(document)]
+    first, *widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    numbers = ["  ".join(map(str.rjust, row[1:], widths)) for row in rows]
+    return [f"{row.name.ljust(first)}  {line}" for row, line in zip(rows, numbers, strict=True)]
+
+
+def main_table(document: Comparison) -> list[TableRow]:
+    """The rows of the one table, the floor first."""
+    floor = document.floor
+    auc, kl = with_error(floor.get("c2st_auc"), floor.get("c2st_auc_error")), floor.get("marginal_kl_mean")
+    rows = [TableRow("real rows (floor)", auc, NO_VALUE, shown_number(kl), NO_VALUE, NO_VALUE, NO_VALUE)]
+    for name, method in document.methods.items():
+        likelihood = mean_likelihood(method)
+        labels = f"{duration(method.label_s)} + " if method.label_s else ""
         rows.append(
-            {
-                "name": NAMES[name],
-                "is_own": name == "sfg",
-                "auc": with_error(*(mean_auc(entry) or (None, None))),
-                "likelihood": NO_VALUE if likelihood is None else with_error(*likelihood, digits=2),
-                "marginal_kl": shown_number(_mean(kl)),
-                "time": labels + duration(entry["fit_s"]),
-                "cost": _microseconds(entry["us_per_sample"]),
-                "evaluations": f"{entry['num_evaluations']:,}",
-            }
+            TableRow(
+                name=NAMES[name],
+                auc=with_error(*(mean_auc(method) or (None, None))),
+                likelihood=NO_VALUE if likelihood is None else with_error(*likelihood, digits=2),
+                marginal_kl=shown_number(_mean(method.metrics.get("marginal_kl_mean"))),
+                time=labels + duration(method.fit_s),
+                cost=_microseconds(method.us_per_sample),
+                evaluations=f"{method.num_evaluations:,}",
+            )
         )
     return rows
 
@@ -91,33 +100,46 @@ def with_error(value: float | None, error: float | None, digits: int = 3) -> str
     return shown.replace("-", "\N{MINUS SIGN}")
 
 
-def size_table(sizes: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+def size_table(sizes: Mapping[str, Method]) -> list[tuple[str, str, str, str]]:
     """Other sizes of ours: width x depth, parameters, cost and AUC."""
     return [
-        {
-            "name": size,
-            "parameters": f"{entry['num_parameters']:,}",
-            "cost": _microseconds(entry["us_per_sample"]),
-            "auc": with_error(*(mean_auc(entry) or (None, None))),
-        }
-        for size, entry in sorted(sizes.items(), key=lambda item: item[1]["us_per_sample"])
+        (
+            size,
+            f"{method.num_parameters:,}",
+            _microseconds(method.us_per_sample),
+            with_error(*(mean_auc(method) or (None, None))),
+        )
+        for size, method in sorted(sizes.items(), key=lambda item: item[1].us_per_sample)
     ]
 
 
-def _detail_table(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Every other figure: a line a figure, a column a method."""
-    methods = document["methods"]
-    names = [name for name in MEANINGS if any(name in entry["metrics"] for entry in methods.values())]
-    lines = [
-        {
-            "name": MEANINGS[name][0],
-            "good": MEANINGS[name][1],
-            "numbers": [shown_number(document["floor"].get(name))]
-            + [shown_number(_mean(entry["metrics"].get(name))) for entry in methods.values()],
-        }
-        for name in names
+def _sections(document: Comparison) -> list[Section]:
+    columns = ("method", ">classifier AUC", ">test log-likelihood", ">marginal KL", ">training", ">µs a row",
+               ">passes a row")  # fmt: skip
+    methods = document.methods.values()
+    sections = [
+        Section("All methods", columns=columns, rows=main_table(document), own_row=NAMES[OURS], note=TABLE_NOTE),
+        Section(pictures=list(_pictures(document))),
     ]
-    return {"columns": ["floor", *(NAMES[name] for name in methods)], "lines": lines}
+    if document.sizes:
+        sizes = ("width x depth", ">parameters", ">µs a row", ">classifier AUC")
+        sections.append(Section("Other sizes of the generator", columns=sizes, rows=size_table(document.sizes)))
+    if names := [name for name in MEANINGS if any(name in method.metrics for method in methods)]:
+        rows = [
+            (
+                "\n".join(MEANINGS[name]),
+                shown_number(document.floor.get(name)),
+                *(shown_number(_mean(method.metrics.get(name))) for method in methods),
+            )
+            for name in names
+        ]
+        figure_columns = ("figure", ">floor", *(f">{NAMES[name]}" for name in document.methods))
+        sections.append(Section("Every figure", columns=figure_columns, rows=rows))
+    configurations = list(_configurations(document))
+    sections.append(
+        Section("How each was fitted", columns=("method", "settings"), rows=configurations, note=CONFIGURATION_NOTE)
+    )
+    return sections
 
 
 def _mean(values: Sequence[float | None] | None) -> float | None:
@@ -129,68 +151,60 @@ def _microseconds(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
-def _configurations(document: Mapping[str, Any]) -> Iterator[dict[str, str]]:
-    for name, entry in document["methods"].items():
-        text = ", ".join(f"{key} {value}" for key, value in entry["configuration"].items())
+def _configurations(document: Comparison) -> Iterator[tuple[str, str]]:
+    for name, method in document.methods.items():
+        text = ", ".join(f"{key} {value}" for key, value in (method.configuration or {}).items())
         if name in NOT_PEERS:
-            text = f"{entry['num_pairs']:,} pairs of {entry['num_pairs_wanted']:,} asked for, {text}"
-        yield {
-            "name": NAMES[name],
-            "text": f"{text}; {entry['num_parameters']:,} parameters, {entry['num_steps']:,} steps",
-        }
+            text = f"{method.num_pairs:,} pairs of {method.num_pairs_wanted:,} asked for, {text}"
+        yield NAMES[name], f"{text}; {method.num_parameters:,} parameters, {method.num_steps:,} steps"
 
 
-def _facts(document: Mapping[str, Any]) -> dict[str, str]:
-    budget = document["budget"]
+def _facts(document: Comparison) -> dict[str, str]:
+    budget = document.budget
     return {
-        "budget": f"{duration(budget['max_time_s'])} a method, labels and fit",
-        "seeds": str(budget["num_seeds"]),
-        "selection": f"fits of {budget['selection_time_s']:g} s, outside the budget",
-        **document["facts"],
+        "budget": f"{duration(budget.max_time_s)} a method, labels and fit",
+        "seeds": str(budget.num_seeds),
+        "selection": f"fits of {budget.selection_time_s:g} s, outside the budget",
+        **document.facts,
     }
 
 
-def _notes(document: Mapping[str, Any]) -> Iterator[str]:
-    limit_s = document["budget"]["max_time_s"]
-    for name, entry in document["methods"].items():
-        spent_s = entry["label_s"] + entry["fit_s"]
+def _notes(document: Comparison) -> Iterator[str]:
+    limit_s = document.budget.max_time_s
+    for name, method in document.methods.items():
+        spent_s = method.label_s + method.fit_s
         if spent_s > OVERRUN * limit_s:
             yield f"{NAMES[name]}: {spent_s:.0f} s instead of {limit_s:g} s, since its last steps were long."
-        if entry.get("num_pairs", 0) < entry.get("num_pairs_wanted", 0):
-            share = document["budget"]["max_label_share"]
+        made, wanted = method.num_pairs or 0, method.num_pairs_wanted or 0
+        if made < wanted:
+            share = document.budget.max_label_share
             yield (
-                f"{NAMES[name]}: {entry['num_pairs']:,} of {entry['num_pairs_wanted']:,} pairs; more labels would take "
-                f"more than {100 * share:.0f} % of the budget."
+                f"{NAMES[name]}: {made:,} of {wanted:,} pairs; more labels would take more than {100 * share:.0f} % of "
+                f"the budget."
             )
-        if entry["num_not_finite"]:
-            yield f"{NAMES[name]}: {entry['num_not_finite']:,} samples held NaN or infinity and were left out."
-        if entry["num_likelihood_not_finite"]:
+        if method.num_not_finite:
+            yield f"{NAMES[name]}: {method.num_not_finite:,} samples held NaN or infinity and were left out."
+        if method.num_likelihood_not_finite:
             yield (
-                f"{NAMES[name]}: the log density of {entry['num_likelihood_not_finite']:,} test rows is not finite, so "
+                f"{NAMES[name]}: the log density of {method.num_likelihood_not_finite:,} test rows is not finite, so "
                 "their mean is not shown."
             )
-    threads = int(document["facts"]["threads"])
-    busy = [NAMES[name] for name, entry in document["methods"].items() if entry["load_average"] > threads + MANY_FITS]
+    threads = int(document.facts["threads"])
+    busy = [NAMES[name] for name, method in document.methods.items() if method.load_average > threads + MANY_FITS]
     if busy:
         yield f"Other processes were at work on the machine during {', '.join(busy)}: times are not comparable."
 
 
-def _pictures(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    methods, floor = document["methods"], document["floor"].get("c2st_auc")
-    drawn = [
-        (
-            figures.curves(methods, floor, document["budget"]["max_time_s"]),
-            "Lines of the classifier's AUC against seconds, one a method",
-            "What each method has after a part of its budget, judged outside it. Learning rates are planned for the "
-            "whole budget, so a method that was given less from the start would stand a little lower on the left.",
-        ),
-        (
-            figures.costs(methods, document["sizes"]),
+def _pictures(document: Comparison) -> Iterator[Picture]:
+    yield picture(
+        figures.curves(document.methods, document.floor.get("c2st_auc"), document.budget.max_time_s),
+        "Lines of the classifier's AUC against seconds, one a method",
+        "What each method has after a part of its budget, judged outside it. Learning rates are planned for the whole "
+        "budget, so a method that was given less from the start would stand a little lower on the left.",
+    )
+    if (costs := figures.costs(document.methods, document.sizes)) is not None:
+        yield picture(
+            costs,
             "Points of AUC against microseconds a sampled row",
             "The cost of a sampled row and its quality; lower left is better.",
-        ),
-    ]
-    for figure, alt, caption in drawn:
-        if figure is not None:
-            width = round(100 * figure.get_figwidth())
-            yield {"uri": to_data_uri(figure), "width": width, "alt": alt, "caption": caption}
+        )

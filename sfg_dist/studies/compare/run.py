@@ -2,16 +2,23 @@
 
     budget of ours = labels + fit,    budget of a peer = fit,    both wall-clock, one method at a time on the machine
 
-Outside the budget: reading the table, the choice of a peer's configuration (``selection``), drawing and judging.
+Outside the budget: reading the table, the choice of a peer's configuration (``peers.choice``), drawing and judging.
+A cell is the fit of one method with one seed. One that is finished is not made again:
+
+    compare/cells/NAME.json         what was found, under the keys that decide it; written last
+    compare/cells/NAME.ROW.npy      samples in the user's units, one file for each row of the table
+    compare/selection/NAME.json     which configuration a peer takes, likewise
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +29,54 @@ from sfg_dist.data import prepare
 from sfg_dist.distributed.machine import default_device
 from sfg_dist.evaluate import floor
 from sfg_dist.job.config import READING_KEYS, Job
-from sfg_dist.job.errors import ConfigError, TrainingError
+from sfg_dist.job.errors import ConfigError, DocumentError, TrainingError
 from sfg_dist.job.plan import fingerprint
 from sfg_dist.job.version import __version__, versions
 from sfg_dist.model.sampling import num_cpus
 from sfg_dist.pipeline.output import Listener, OutputDirectory
 from sfg_dist.pipeline.pipeline import as_job
 from sfg_dist.pipeline.table import table_settings
-from sfg_dist.studies.compare.cells import FOLDER, Records
-from sfg_dist.studies.compare.document import make_document
-from sfg_dist.studies.compare.judging import auc
-from sfg_dist.studies.compare.ours import own_job, published_job
-from sfg_dist.studies.compare.own_cell import run_own
-from sfg_dist.studies.compare.peer_cell import run_peer
-from sfg_dist.studies.compare.peers import KINDS, LEARNING_RATES, PeerKind, peer_kinds
-from sfg_dist.studies.compare.selection import FINAL_FACTOR, NUM_FINALISTS, Selection, Trial, select
+from sfg_dist.store import Location
+from sfg_dist.studies.compare.document import Comparison, make_document
+from sfg_dist.studies.compare.judging import Cell, Figures, Fitted, Rules, auc, judge
+from sfg_dist.studies.compare.own import fit_own, own_job, published_job
+from sfg_dist.studies.compare.peers.choice import FINAL_FACTOR, NUM_FINALISTS, Choice, ShortFit, choose
+from sfg_dist.studies.compare.peers.fitted import fit_to_table
+from sfg_dist.studies.compare.peers.kinds import LEARNING_RATES, PEERS, TRANSFORMS, PeerKind
 from sfg_dist.studies.compare.tables import Tables
+from sfg_dist.studies.records import Keys, Records, from_json, to_json
 
+FOLDER = "compare"
 MARKS = (0.125, 0.25, 0.5)
 """Shares of the budget at which a snapshot of each method is kept."""
+RECORD_FIELDS = {"found": dict, "tables?": [str]}
 
-Cell = Callable[[Callable[[str], None]], tuple[dict[str, dict[str, Any]], Mapping[str, Any]]]
+Say = Callable[[str], None]
 
 
-def compare(job: str | Path | Mapping[str, Any] | Job, *, listener: Listener | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class CellPlan:
+    """A cell to be made.
+
+    Attributes:
+        name: of the method, of a peer that serves two rows, or of another size of ours.
+        seed: added to the seeds of labels and fits.
+        keys: all that decides what is found.
+        fit: makes it, and gives every row of the table that it serves.
+    """
+
+    name: str
+    seed: int
+    keys: Keys
+    fit: Callable[[Say], Iterator[Fitted]]
+
+    @property
+    def record(self) -> str:
+        """Name of what is kept of it."""
+        return f"cells/{self.name}_{self.seed}"
+
+
+def compare(job: str | Path | Mapping[str, Any] | Job, *, listener: Listener | None = None) -> Comparison:
     """Train every method of ``compare.methods`` under one budget, judge all of them alike, and write the page.
 
     Finished cells in output.dir are kept, so the same call goes on after an interruption.
@@ -54,27 +85,16 @@ def compare(job: str | Path | Mapping[str, Any] | Job, *, listener: Listener | N
         job: the path of a job file, a mapping of its tables, or a checked job.
         listener: called with every event, a mapping with "event" and "time".
 
-    Returns:
-        The document of compare.json.
-
     Raises:
         ConfigError: the job cannot be compared, or a peer's library is missing.
         SfgError: what failed, with what to do; finished cells are kept.
     """
-    with Comparison(as_job(job), listener).on_threads() as comparison:
+    with ComparisonRun(as_job(job), listener).on_threads() as comparison:
         return comparison.run()
 
 
-class Comparison(OutputDirectory):
-    """One job's comparison in its output directory.
-
-    Args:
-        job: the checked job.
-        listener: called with every event.
-
-    Raises:
-        ConfigError: the job cannot be compared, or a peer's library is missing.
-    """
+class ComparisonRun(OutputDirectory):
+    """One job's comparison in its output directory; arguments and errors as for ``compare``."""
 
     def __init__(self, job: Job, listener: Listener | None = None) -> None:
         _check(job)
@@ -82,12 +102,12 @@ class Comparison(OutputDirectory):
         self.job = job
         self.num_threads = job.compare.num_threads or num_cpus()
         self.device = default_device()
-        self.peers = [kind for kind in peer_kinds() if any(row in job.compare.methods for row in kind.samplers)]
+        self.peers = [kind for kind in PEERS if any(row in job.compare.methods for row in kind.samplers)]
         for kind in self.peers:
             kind.build(2, **kind.shape)  # a missing library is missed now, not after the first hour
 
     @contextmanager
-    def on_threads(self) -> Iterator[Comparison]:
+    def on_threads(self) -> Iterator[ComparisonRun]:
         """Within, torch computes on the comparison's threads."""
         before = torch.get_num_threads()
         torch.set_num_threads(self.num_threads)
@@ -99,56 +119,51 @@ class Comparison(OutputDirectory):
     @cached_property
     def tables(self) -> Tables:
         """The table through each transform that a method takes."""
-        job = self.job
-        kinds = [job.transform.kind, *(KINDS if self.peers else ()), *self._published_kinds]
-        settings = table_settings(job)
-        return Tables({kind: prepare(job.data.source, settings, kind=kind) for kind in dict.fromkeys(kinds)})
-
-    @property
-    def _published_kinds(self) -> list[str]:
-        return ["standardize"] if "published" in self.job.compare.methods else []
+        job, settings = self.job, table_settings(self.job)
+        published = ["standardize"] if "published" in job.compare.methods else []
+        kinds = [job.transform.kind, *(TRANSFORMS if self.peers else ()), *published]
+        tables = {kind: prepare(job.data.source, settings, kind=kind) for kind in dict.fromkeys(kinds)}
+        return Tables(tables, self.device)
 
     @cached_property
     def records(self) -> Records:
         """The finished parts."""
-        return Records(self.output)
+        return Records(self.output, FOLDER, RECORD_FIELDS)
 
-    def run(self) -> dict[str, Any]:
+    @cached_property
+    def rules(self) -> Rules:
+        """What every method is given and judged by."""
+        job = self.job.evaluate
+        return Rules(self.job.compare.max_time_s, MARKS, job.num_samples, list(job.metrics), job.seed)
+
+    def run(self) -> Comparison:
         """All that is missing, then the document and the page."""
-        job, keys = self.job, self.job.compare
+        keys = self.job.compare
         self.require_own()
         with self.stage("compare", methods=list(keys.methods), max_time_s=keys.max_time_s):
             self.emit("table", **self.tables.any.report)
             failures: list[str] = []
-            selections = {}
+            choices: dict[str, Choice] = {}
             for kind in self.peers:
                 try:
-                    selections[kind.name] = self._selection(kind)
+                    choices[kind.name] = self._choice(kind)
                 except TrainingError as error:
                     failures.append(str(error))
                     self.emit("cell_failed", method=kind.name, seed=0, reason=str(error))
-            found: dict[str, list[dict[str, Any]]] = {}
-            for seed in range(keys.num_seeds):
-                for name, cell_keys, cell in self._cells(seed, selections):
-                    try:
-                        entries = self._cell(name, seed, cell_keys, cell)
-                    except TrainingError as error:  # the others need not wait for it
-                        failures.append(f"{name}, seed {seed}: {error}")
-                        self.emit("cell_failed", method=name, seed=seed, reason=str(error))
-                        continue
-                    for row, entry in entries.items():
-                        found.setdefault(row, []).append(entry)
+            found: dict[str, list[Cell]] = {}
+            for plan in (plan for seed in range(keys.num_seeds) for plan in self._plans(seed, choices)):
+                try:
+                    cells = self._cells(plan)
+                except TrainingError as error:  # the others need not wait for it
+                    failures.append(f"{plan.name}, seed {plan.seed}: {error}")
+                    self.emit("cell_failed", method=plan.name, seed=plan.seed, reason=str(error))
+                    continue
+                for row, cell in cells.items():
+                    found.setdefault(row, []).append(cell)
             if not found:
                 raise TrainingError(f"{'; '.join(failures)}; or leave it out of compare.methods")
-            document = make_document(
-                found,
-                job=job,
-                floor=self._floor(),
-                selections=selections,
-                peers=[kind for kind in self.peers if kind.name in selections],
-                facts=self._facts(),
-            )
-            document = self._write(document)
+            document = make_document(found, self.job, floor=self._floor(), choices=choices, facts=self._facts())
+            self._write(document)
             if failures:
                 raise TrainingError(
                     f"{'; '.join(failures)}; or leave it out of compare.methods. The rest is finished, and shown in "
@@ -156,23 +171,23 @@ class Comparison(OutputDirectory):
                 )
         return document
 
-    def _cells(self, seed: int, selections: Mapping[str, Selection]) -> Iterator[tuple[str, dict[str, Any], Cell]]:
-        """Name, keys and work of each cell of a seed, in the order of compare.methods; other sizes of ours last."""
+    def _plans(self, seed: int, choices: Mapping[str, Choice]) -> Iterator[CellPlan]:
+        """The cells of a seed in the order of compare.methods; other sizes of ours last."""
         keys = self.job.compare
         done: set[str] = set()
         for method in keys.methods:
             if method in ("sfg", "published"):
-                yield method, *self._own_cell(method, seed)
+                yield self._own_plan(method, seed)
                 continue
             kind = next(kind for kind in self.peers if method in kind.samplers)
-            if kind.name not in done and kind.name in selections:  # one fit may serve two rows
+            if kind.name not in done and kind.name in choices:  # one fit may serve two rows
                 done.add(kind.name)
-                yield kind.name, *self._peer_cell(kind, selections[kind.name], seed)
+                yield self._peer_plan(kind, choices[kind.name], seed)
         for size in keys.sizes:
             width, depth = map(int, size.split("x"))
-            yield f"sfg_{size}", *self._own_cell(f"sfg_{size}", seed, (width, depth))
+            yield self._own_plan(f"sfg_{size}", seed, (width, depth))
 
-    def _own_cell(self, name: str, seed: int, shape: tuple[int, int] | None = None) -> tuple[dict[str, Any], Cell]:
+    def _own_plan(self, name: str, seed: int, shape: tuple[int, int] | None = None) -> CellPlan:
         keys, is_published = self.job.compare, name == "published"
         if is_published:
             job = published_job(self.job, self.tables.dim, num_threads=self.num_threads, seed=seed)
@@ -182,52 +197,33 @@ class Comparison(OutputDirectory):
             table: getattr(job, table).model_dump(exclude_none=True) for table in ("transform", "labels", "train")
         }
 
-        def cell(on_step: Callable[[str], None]) -> tuple[dict[str, dict[str, Any]], Mapping[str, Any]]:
-            return run_own(
-                name,
-                job,
-                self.tables.prepared[job.transform.kind],
-                max_time_s=keys.max_time_s,
-                max_label_share=keys.max_label_share,
-                is_full_batch=is_published,
-                on_step=on_step,
-                **self._judged_by,
+        def fit(say: Say) -> Iterator[Fitted]:
+            table = self.tables.prepared[job.transform.kind]
+            fitted = fit_own(
+                job, table, self.rules, max_label_share=keys.max_label_share, is_full_batch=is_published, on_step=say
             )
+            yield fitted.as_judged(name, job, table)
 
-        return {**self._common_keys, **sections, "max_label_share": keys.max_label_share}, cell
+        return CellPlan(name, seed, {**self._common_keys, **sections, "max_label_share": keys.max_label_share}, fit)
 
-    def _peer_cell(self, kind: PeerKind, selection: Selection, seed: int) -> tuple[dict[str, Any], Cell]:
+    def _peer_plan(self, kind: PeerKind, choice: Choice, seed: int) -> CellPlan:
         rows = [row for row in kind.samplers if row in self.job.compare.methods]
-        chosen = selection.chosen
+        chosen, rules = choice.chosen, self.rules
 
-        def cell(on_step: Callable[[str], None]) -> tuple[dict[str, dict[str, Any]], Mapping[str, Any]]:
-            return run_peer(
-                kind,
-                rows,
-                chosen,
-                self.tables,
-                max_time_s=self.job.compare.max_time_s,
-                device=self.device,
-                seed=seed,
-                on_step=on_step,
-                **self._judged_by,
-            )
+        def fit(say: Say) -> Iterator[Fitted]:
+            marks_s = tuple(mark * rules.max_time_s for mark in rules.marks)
+            fitted = fit_to_table(kind, chosen, self.tables, max_time_s=rules.max_time_s, marks_s=marks_s, seed=seed)
+            say(f"fitted, {fitted.fit.num_steps:,} steps, best at {fitted.fit.best_at_s:.0f} s")
+            density = fitted.log_density("test", seed=rules.metric_seed)
+            for row in rows:
+                yield fitted.as_judged(row, density)
 
         configuration = {"transform": chosen.kind, "learning_rate": chosen.learning_rate}
-        return {**self._common_keys, "rows": rows, "settings": kind.settings, **configuration, "seed": seed}, cell
+        keys = {**self._common_keys, "rows": rows, "settings": kind.settings, **configuration, "seed": seed}
+        return CellPlan(kind.name, seed, keys, fit)
 
     @cached_property
-    def _judged_by(self) -> dict[str, Any]:
-        job = self.job.evaluate
-        return {
-            "marks": MARKS,
-            "num_samples": job.num_samples,
-            "metrics": list(job.metrics),
-            "metric_seed": job.seed,
-        }
-
-    @cached_property
-    def _data_keys(self) -> dict[str, Any]:
+    def _data_keys(self) -> Keys:
         table = self.tables.any
         return {
             "data": self.job.data.model_dump(exclude={"source", *READING_KEYS}, exclude_none=True),
@@ -238,82 +234,92 @@ class Comparison(OutputDirectory):
             "sfg_dist": __version__,
         }
 
-    @cached_property
-    def _common_keys(self) -> dict[str, Any]:
-        return {**self._data_keys, **self._judged_by, "max_time_s": self.job.compare.max_time_s}
+    @property
+    def _common_keys(self) -> Keys:
+        return {**self._data_keys, **vars(self.rules)}
 
-    def _selection(self, kind: PeerKind) -> Selection:
+    def _choice(self, kind: PeerKind) -> Choice:
         time_s = self.job.compare.selection_time_s
         keys = {
             **self._data_keys,
             "settings": kind.settings,
             "time_s": time_s,
-            "kinds": KINDS,
+            "kinds": TRANSFORMS,
             "learning_rates": LEARNING_RATES,
             "rounds": [NUM_FINALISTS, FINAL_FACTOR],
         }
         name = f"selection/{kind.name}"
-        kept = self.records.load(name, keys)
+        kept = self.records.load(name, keys, lambda document: from_json(Choice, document["found"], name))
         if kept is not None:
-            return Selection.from_json(kept)
+            return kept
         self.emit("selection_started", method=kind.name, time_s=time_s)
 
-        def on_trial(trial: Trial) -> None:
+        def on_trial(trial: ShortFit) -> None:
+            tried = trial.configuration
             self.emit(
-                "trial",
-                method=kind.name,
-                transform=trial.configuration.kind,
-                learning_rate=trial.configuration.learning_rate,
-                seconds=trial.seconds,
-                c2st_auc=trial.c2st_auc,
-            )
+                "trial", method=kind.name, transform=tried.kind, learning_rate=tried.learning_rate,
+                seconds=trial.seconds, c2st_auc=trial.c2st_auc,
+            )  # fmt: skip
 
-        selection = select(kind, self.tables, time_s=time_s, device=self.device, seed=0, on_trial=on_trial)
-        with self.writing(f"{FOLDER}/{name}.json"):
-            self.records.save(name, keys, selection.to_json())
-        chosen = selection.chosen
+        choice = choose(kind, self.tables, time_s=time_s, on_trial=on_trial)
+        self._keep(name, keys, to_json(choice))
+        chosen = choice.chosen
         self.emit(
             "selected", method=kind.name, transform=chosen.kind, learning_rate=chosen.learning_rate, **kind.settings
         )
-        return selection
+        return choice
 
-    def _cell(self, name: str, seed: int, keys: dict[str, Any], cell: Cell) -> dict[str, dict[str, Any]]:
-        record = f"cells/{name}_{seed}"
-        kept = self.records.load(record, keys)
+    def _cells(self, plan: CellPlan) -> dict[str, Cell]:
+        """The cell's rows of the table, made or kept."""
+        told = partial(self.emit, method=plan.name, seed=plan.seed)
+        kept = self.records.load(plan.record, plan.keys, partial(kept_cells, self.output, plan.record))
         if kept is not None:
-            self.emit("cell_kept", method=name, seed=seed)
+            told("cell_kept")
             return kept
         load_before = os.getloadavg()[0]
-        self.emit("cell_started", method=name, seed=seed, max_time_s=self.job.compare.max_time_s)
+        told("cell_started", max_time_s=self.rules.max_time_s)
         torch.set_num_threads(self.num_threads)
 
-        def on_step(text: str) -> None:
-            self.emit("cell_step", method=name, seed=seed, text=text)
+        def say(text: str) -> None:
+            told("cell_step", text=text)
 
-        found, tables = cell(on_step)
-        for entry in found.values():
-            # Above the number of threads, others were at work on the machine.
-            entry["load_average"] = [round(load_before, 2), round(os.getloadavg()[0], 2)]
-        with self.writing(f"{FOLDER}/{record}.json"):
-            self.records.save(record, keys, found, tables)
-        for row, entry in found.items():
+        found, samples = {}, {}
+        for fitted in plan.fit(say):
+            found[fitted.name], samples[fitted.name] = judge(fitted, self.tables.any, self.rules)
+            say(f"{fitted.name} judged")
+        load_average = (round(load_before, 2), round(os.getloadavg()[0], 2))
+        found = {row: replace(cell, load_average=load_average) for row, cell in found.items()}
+        self._keep(plan.record, plan.keys, {row: cell.to_json() for row, cell in found.items()}, samples)
+        for row, cell in found.items():
             shown = ("c2st_auc", "c2st_auc_error", "test_log_likelihood", "us_per_sample", "label_s", "fit_s")
-            self.emit("cell_finished", method=row, seed=seed, **{key: entry[key] for key in shown})
+            self.emit("cell_finished", method=row, seed=plan.seed, **{key: getattr(cell, key) for key in shown})
         return found
 
-    def _floor(self) -> dict[str, Any]:
+    def _keep(
+        self, name: str, keys: Keys, found: Mapping[str, object], samples: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        """Write a part, its samples before it: an interruption keeps nothing of it."""
+        with self.writing(f"{FOLDER}/{name}.json"):
+            self.output.delete(f"{FOLDER}/{name}.json")
+            for row, rows in (samples or {}).items():
+                content = io.BytesIO()
+                np.save(content, rows, allow_pickle=False)
+                self.output.write(f"{FOLDER}/{name}.{row}.npy", content.getvalue())
+            self.records.save(name, keys, {"tables": list(samples or {}), "found": found})
+
+    def _floor(self) -> Figures:
         """The figures of training rows in place of samples; kept like a cell."""
         job, table = self.job.evaluate, self.tables.any
         keys = {name: value for name, value in self._common_keys.items() if name not in ("max_time_s", "num_threads")}
-        kept = self.records.load("cells/floor", keys)
+        name = "cells/floor"
+        kept = self.records.load(name, keys, lambda document: from_json(Figures, document["found"], name))
         if kept is not None:
             return kept
         names = [name for name in job.metrics if name != "kl" or table.log_density is not None]
-        found = floor(table.test, table.train, metrics=names, seed=job.seed, log_density=table.log_density)
         half = np.random.default_rng(job.seed).permutation(len(table.train))[: len(table.train) // 2]
-        result: dict[str, Any] = {**auc(table.train[half], table, seed=job.seed), **found}
-        with self.writing(f"{FOLDER}/cells/floor.json"):
-            self.records.save("cells/floor", keys, result)
+        found = floor(table.test, table.train, metrics=names, seed=job.seed, log_density=table.log_density)
+        result = {**auc(table.train[half], table, seed=job.seed), **found}
+        self._keep(name, keys, result)
         return result
 
     def _facts(self) -> dict[str, str]:
@@ -334,15 +340,25 @@ class Comparison(OutputDirectory):
             "versions": ", ".join(f"{name} {number}" for name, number in found.items()),
         }
 
-    def _write(self, document: dict[str, Any]) -> dict[str, Any]:
+    def _write(self, document: Comparison) -> None:
         from sfg_dist.studies.compare.page import render_page
 
-        page = render_page(document, title=f"Comparison: {document['facts']['source']}", job_toml=self.job.to_toml())
+        page = render_page(document, title=f"Comparison: {document.facts['source']}", job_toml=self.job.to_toml())
         with self.writing(f"{FOLDER}/compare.json and {FOLDER}/compare.html"):
             self.output.write(f"{FOLDER}/compare.html", page.encode())
-            self.output.write(f"{FOLDER}/compare.json", json.dumps(document, indent=1).encode())
+            self.output.write(f"{FOLDER}/compare.json", json.dumps(to_json(document), indent=1).encode())
         self.emit("report", path=f"{self.url}/{FOLDER}/compare.html")
-        return document
+
+
+def kept_cells(output: Location, record: str, document: dict[str, Any]) -> dict[str, Cell]:
+    """The rows of a kept cell from its document.
+
+    Raises:
+        DocumentError: a figure is missing or wrong, or the samples are gone.
+    """
+    if not all(output.exists(f"{FOLDER}/{record}.{row}.npy") for row in document.get("tables", ())):
+        raise DocumentError(f"{record}: samples are missing")
+    return {row: Cell.from_json(cell, f"{record}: {row}") for row, cell in document["found"].items()}
 
 
 def _check(job: Job) -> None:

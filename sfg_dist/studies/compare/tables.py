@@ -15,6 +15,7 @@ from sfg_dist.data import Prepared, Transform
 
 MIN_VALIDATION_ROWS = 200
 HELD_BACK_SHARE = 0.1
+CPU = torch.device("cpu")
 
 Part = Literal["train", "validation", "test"]
 
@@ -28,9 +29,11 @@ class Tables:
 
     Attributes:
         prepared: by the kind of transform; the rows are the same in each.
+        device: where the peers are fitted.
     """
 
     prepared: Mapping[str, Prepared]
+    device: torch.device = CPU
 
     @property
     def any(self) -> Prepared:
@@ -55,10 +58,10 @@ class Tables:
         """A part in the user's units, as peers see it."""
         return self._seen(part, getattr(self.any, self._source(part)))
 
-    def flow_rows(self, kind: str, part: Part, device: torch.device | str = "cpu") -> Tensor:
+    def flow_rows(self, kind: str, part: Part) -> Tensor:
         """A part as the flow sees it, dequantized, float32, shape (num_rows, dim)."""
         rows = self._seen(part, self.prepared[kind].flow_rows(self._source(part)))
-        return torch.from_numpy(np.ascontiguousarray(rows)).to(device)
+        return torch.from_numpy(np.ascontiguousarray(rows)).to(self.device)
 
     def log_det_jacobian(self, kind: str, part: Part) -> NDArray[np.float64]:
         """log |d flow row / d user row| of ``flow_rows``, shape (num_rows,)."""

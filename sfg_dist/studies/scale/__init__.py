@@ -1,11 +1,12 @@
-"""`sfg scale`: how the time of a job grows with its workers.
+"""`sfg scale`: how labels and training scale with the number of workers, and what larger clusters would do.
 
-Runs are measured, laws fitted to them, studies compared, and times predicted for clusters that are not there. A job
-comes in; a document and a page go out.
+A job comes in and runs through the pipeline by several numbers of workers (``study``, ``measuring``). Laws are fitted
+to the times (``fits``), clusters that are not there are simulated with the measured costs (``simulated_cluster``,
+``predict``), and a document and a page go out (``document``, ``page``).
 """
 
-from sfg_dist.studies.scale.document import compare_studies
+from sfg_dist.studies.scale.document import compare_studies, read_study
 from sfg_dist.studies.scale.predict import predict
-from sfg_dist.studies.scale.study import scale
+from sfg_dist.studies.scale.study import ScaleSettings, scale
 
-__all__ = ["compare_studies", "predict", "scale"]
+__all__ = ["ScaleSettings", "compare_studies", "predict", "read_study", "scale"]

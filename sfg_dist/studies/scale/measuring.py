@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sfg_dist.distributed.labels.events import LabelEvent, ShardDone, Snapshot, WorkerStarted
@@ -13,73 +12,32 @@ from sfg_dist.distributed.labels.label import label_pending
 from sfg_dist.distributed.labels.pool import Policy
 from sfg_dist.distributed.labels.settings import LabelSettings
 from sfg_dist.job.errors import ClusterError
+from sfg_dist.studies.scale.results import Run
 
 if TYPE_CHECKING:
-    from sfg_dist.job.config import ExecutorConfig
+    from sfg_dist.job.config import Job, TrainConfig
     from sfg_dist.store import Pairs
 
 
-@dataclass
-class Measured:
-    """A run.
-
-    Attributes:
-        stage: "label" or "train".
-        num_workers: actors, or training workers.
-        wall_s: of the whole stage, Ray's own start left out.
-        rows: pairs made, or rows trained on.
-        parts_s: mean seconds a worker: start (process, imports), load (reference read and prepared), integrate, write
-            (with reading back and the commit), wait (for the driver, and for others' last shards), end (until all
-            processes are gone). For a fit: start, step, end.
-        driver_s: processor time of the driver's thread from the first worker on.
-        num_shards, shard_bytes: of the store, for a simulation.
-        shard_s: integration of each whole shard that is not the first of its worker.
-        warm_up_s: how much longer a worker's first shard took.
-    """
-
-    stage: str
-    num_workers: int
-    wall_s: float
-    rows: int
-    parts_s: dict[str, float]
-    driver_s: float = 0.0
-    num_shards: int = 0
-    shard_bytes: int = 0
-    shard_s: list[float] = field(default_factory=list)
-    warm_up_s: float = 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        """As a document."""
-        return asdict(self)
-
-
-def measure_labels(
-    pairs: Pairs, executor: ExecutorConfig, *, num_threads: int, memory_gib: float | None = None
-) -> Measured:
+def measure_labels(pairs: Pairs, job: Job) -> Run:
     """Label a store that has no shard yet, as ``sfg label`` does, within a running Ray session.
-
-    Args:
-        pairs: the store.
-        executor: with the number of actors.
-        num_threads: of each.
-        memory_gib: of each actor's reference.
 
     Raises:
         ClusterError: not all actors found a place, or as ``label_pending``.
         LabelingError: as ``label_pending``.
     """
-    num_actors = executor.num_actors
+    num_actors = job.executor.num_actors
     assert num_actors is not None, "a run has its number of actors"
     seen, plan = _Seen(), pairs.plan
     started = time.perf_counter()
     settings = LabelSettings(
-        num_threads=num_threads,
-        memory_gib=memory_gib,
-        policy=Policy.of(executor),
+        num_threads=job.labels.num_threads,
+        memory_gib=job.labels.memory_gib,
+        policy=Policy.of(job.executor),
         on_event=seen.on_event,
         on_snapshot=seen.on_snapshot,
     )
-    label_pending(pairs, executor, settings)
+    label_pending(pairs, job.executor, settings)
     wall_s = time.perf_counter() - started
     if len(seen.starts) < min(num_actors, plan.num_shards):
         raise ClusterError(
@@ -98,10 +56,19 @@ def measure_labels(
     parts["wait"] = max(0.0, wall_s - end_s - sum(parts.values()))
     parts["end"] = end_s
     shard_s, warm_up_s = seen.steady_shards(plan.shard_rows)
-    return Measured(
-        "label", num_actors, wall_s, plan.num_pairs, parts, seen.driver_s, plan.num_shards,
-        2 * 4 * plan.dim * min(plan.shard_rows, plan.num_pairs), shard_s, warm_up_s,
-    )  # fmt: skip
+    return Run(
+        stage="label",
+        mode="strong",
+        num_workers=num_actors,
+        wall_s=wall_s,
+        rows=plan.num_pairs,
+        parts_s=parts,
+        driver_s=seen.driver_s,
+        num_shards=plan.num_shards,
+        shard_bytes=2 * 4 * plan.dim * min(plan.shard_rows, plan.num_pairs),
+        shard_s=shard_s,
+        warm_up_s=warm_up_s,
+    )
 
 
 class _Seen:
@@ -148,22 +115,15 @@ class _Seen:
 
 
 def measure_fit(
-    url: str,
-    checkpoints: str,
-    settings: Any,
-    num_workers: int,
-    *,
-    num_cpus_per_worker: int | None = None,
-    use_gpu: bool | None = None,
-) -> Measured:
+    url: str, checkpoints: str, settings: TrainConfig, num_workers: int, *, num_cpus_per_worker: int, use_gpu: bool
+) -> Run:
     """Fit within a running Ray session; the first epoch, in which everything is read for the first time, counts too.
 
     Args:
         url: the complete store.
         checkpoints: a directory that is not there yet.
         settings: of the fit; its epochs end it, not the clock.
-        num_workers: ranks.
-        num_cpus_per_worker, use_gpu: as for ``fit_with_workers``.
+        num_workers, num_cpus_per_worker, use_gpu: as for ``fit_with_workers``.
 
     Raises:
         TrainingError, ClusterError: as ``fit_with_workers``.
@@ -191,6 +151,12 @@ def measure_fit(
     # Word of an epoch is never early: the least delay is the nearest to the truth.
     begun = min(at - float(entry["elapsed_s"]) for at, entry in zip(heard, entries, strict=True))
     start_s = min(max(0.0, begun - started), wall_s - steps_s)
-    parts = {"start": start_s, "step": steps_s, "end": max(0.0, wall_s - steps_s - start_s)}
-    rows = int(entries[-1]["step"]) * settings.batch_size
-    return Measured("train", num_workers, wall_s, rows, parts, time.thread_time() - used)
+    return Run(
+        stage="train",
+        mode="strong",
+        num_workers=num_workers,
+        wall_s=wall_s,
+        rows=int(entries[-1]["step"]) * settings.batch_size,
+        parts_s={"start": start_s, "step": steps_s, "end": max(0.0, wall_s - steps_s - start_s)},
+        driver_s=time.thread_time() - used,
+    )

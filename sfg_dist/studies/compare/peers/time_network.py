@@ -1,4 +1,4 @@
-"""The network of the peers that learn a field over time: the generator's residual MLP, with features of the time."""
+"""The network of the peers that learn a field over time or noise: a residual MLP, with features of the time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 
 import torch
 from torch import Tensor, nn
+
+from sfg_dist.studies.compare.peers.peer import Peer
 
 NUM_FREQUENCIES = 16
 MAX_FREQUENCY = 32.0  # half periods over a unit of time
@@ -29,14 +31,9 @@ class _Block(nn.Module):
 
 
 class TimeMLP(nn.Module):
-    """A residual network of rows and times; its last layer starts at zero.
+    """A residual network of rows and times, with ``depth`` blocks; its last layer starts at zero.
 
-    A network of its own, not ``model.MLP`` with more columns: a change to the generator must not change its peers.
-
-    Args:
-        dim: columns of a row, and of the result.
-        width: units of a hidden layer.
-        depth: number of residual blocks.
+    It is not ``model.MLP`` with more columns: a change of the generator must not change its peers.
     """
 
     frequencies: Tensor
@@ -58,3 +55,21 @@ class TimeMLP(nn.Module):
         features = torch.cat([times, angles.sin(), angles.cos()], dim=1)
         result: Tensor = self.out(self.hidden(self.rows(rows) + self.time(features)))
         return result
+
+
+class TimeField(Peer):
+    """A peer of dim columns whose network is of rows and times."""
+
+    def __init__(self, dim: int, *, width: int, depth: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.network = TimeMLP(dim, width=width, depth=depth)
+
+
+def spread_uniform(rows: Tensor) -> Tensor:
+    """A number of [0, 1) for each row, shape (num_rows, 1): one uniform draw, shifted evenly from row to row.
+
+    Each number has a uniform law, and a sum over the rows has less noise than with independent draws.
+    """
+    shifts = torch.arange(len(rows), device=rows.device)[:, None] / len(rows)
+    return (torch.rand(1, 1, device=rows.device) + shifts) % 1

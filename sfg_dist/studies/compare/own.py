@@ -1,9 +1,9 @@
-"""The cells of this package: its ordinary pipeline under the budget, labels included; and the procedure as published.
+"""This package under the budget: its ordinary pipeline, labels included; and the procedure as published.
 
 Both run the stages of ``Pipeline`` in this process, on as many threads as the peers, in a directory that is removed.
 The label stage may take a stated share of the budget: after a first part its pace is known, and no more pairs are made
-than that share allows. The rest of the budget is the fit's. Outside the budget is, for ours as for the peers, what a
-machine or a process does once: importing libraries and compiling kernels.
+than that share allows. The fit has the rest. Outside the budget is, for ours as for the peers, what a machine or a
+process does once: importing libraries and compiling kernels.
 """
 
 from __future__ import annotations
@@ -11,20 +11,24 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sfg_dist.data import Prepared
 from sfg_dist.distributed.fit.checkpoints import load_average
 from sfg_dist.flow import label_latents
-from sfg_dist.job.config import Job, resolve_job
+from sfg_dist.job.config import ExecutorConfig, Job, resolve_job
 from sfg_dist.job.errors import TrainingError
+from sfg_dist.job.plan import Stream, normal_rows
 from sfg_dist.model import MLP, Calibration, Generator
-from sfg_dist.pipeline.output import Listener
+from sfg_dist.model.sampling import BLOCK_ROWS, draw_ranges, unit_ranges
 from sfg_dist.pipeline.pipeline import Pipeline
+from sfg_dist.studies.compare.judging import Draw, FitFacts, Fitted, Rows, Rules
 
 PACE_MARGIN = 0.95
 MAX_GROWTH = 16  # of the pairs at once, so that the pace is known better before the most of them
@@ -38,59 +42,45 @@ MANY_EPOCHS = 1_000_000  # the clock ends the fit, not the epochs
 PUBLISHED_WIDTHS = {6: 256, 8: 512, 21: 1024, 43: 1400}
 PUBLISHED_TRANSFORM = {"kind": "standardize"}
 PUBLISHED_LABELS: Mapping[str, Any] = {
-    "num_pairs": 200_000,
-    "t_min": 0.01,
-    "schedule": "linear_floor",
-    "estimator": "minibatch",
-    "num_reference": 1000,
-    "solver": "euler",
-    "time_grid": "uniform",
-    "num_evaluations": 500,
-    "batch_size": 5000,
-    "shard_rows": 5000,
-}
+    "num_pairs": 200_000, "t_min": 0.01, "schedule": "linear_floor", "estimator": "minibatch", "num_reference": 1000,
+    "solver": "euler", "time_grid": "uniform", "num_evaluations": 500, "batch_size": 5000, "shard_rows": 5000,
+}  # fmt: skip
 PUBLISHED_TRAIN: Mapping[str, Any] = {
-    "depth": 2,
-    "block": "plain",
-    "activation": "tanh",
-    "linear_skip": False,
-    "validation_fraction": 0.001,
-    "optimizer": "adamw",
-    "precision": "float32",
-    "learning_rate": 2e-3,
-    "weight_decay": 0,
-    "learning_rate_schedule": "constant",
-    "ema_decay": 0,
-    "calibrate": False,
-}
+    "depth": 2, "block": "plain", "activation": "tanh", "linear_skip": False, "validation_fraction": 0.001,
+    "optimizer": "adamw", "precision": "float32", "learning_rate": 2e-3, "weight_decay": 0,
+    "learning_rate_schedule": "constant", "ema_decay": 0, "calibrate": False,
+}  # fmt: skip
+SHOWN_LABELS = {"estimator", "solver", "num_evaluations", "schedule", "t_min"}
+SHOWN_TRAIN = {"width", "depth", "block", "activation", "optimizer", "batch_size",
+               "learning_rate", "learning_rate_schedule", "weight_decay", "ema_decay", "precision",
+               "calibrate"}  # fmt: skip
+"""Keys that the page shows beside the peers' configurations."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class OwnFit:
-    """What the pipeline made under the budget.
-
-    Attributes:
-        generator: the result.
-        label_s, fit_s: wall-clock time of the two stages.
-        num_pairs: as many as were made.
-        snapshots: (seconds since the start of the labels, generator as it stood).
-        num_steps: batches of the fit.
-    """
+    """What the pipeline made under the budget: the result, and (seconds of the budget, generator as it stood)."""
 
     generator: Generator
-    label_s: float
-    fit_s: float
-    num_pairs: int
-    snapshots: list[tuple[float, Generator]] = field(default_factory=list)
-    num_steps: int = 0
+    facts: FitFacts
+    snapshots: Sequence[tuple[float, Generator]]
 
+    def as_judged(self, name: str, job: Job, table: Prepared) -> Fitted:
+        """The fit as a row of the table."""
+        seed = job.train.seed
+        return Fitted(
+            name=name,
+            draw=partial(_samples, self.generator, seed),
+            earlier=partial(self._earlier, seed),
+            draw_flow_rows=partial(_draw_labels, self.generator, seed, job.train.num_threads),
+            transform=table.transform,
+            test_log_density=_test_log_density(self.generator, table),
+            facts=self.facts,
+        )
 
-class _InnerPipeline(Pipeline):
-    """A pipeline over a table that is read already."""
-
-    def __init__(self, job: Job, prepared: Prepared, listener: Listener | None) -> None:
-        super().__init__(job, listener)
-        self._prepared = prepared
+    def _earlier(self, seed: int) -> Iterator[tuple[float, Draw]]:
+        for seconds, generator in self.snapshots:
+            yield seconds, partial(_samples, generator, seed)
 
 
 def own_job(job: Job, *, num_threads: int, seed: int, shape: tuple[int, int] | None = None) -> Job:
@@ -102,18 +92,18 @@ def own_job(job: Job, *, num_threads: int, seed: int, shape: tuple[int, int] | N
         seed: added to the seeds of labels and of the fit.
         shape: another width and depth of the network.
     """
-    document = job.model_dump(exclude_none=True)
-    document["executor"] = {"kind": "inline"}
-    document["labels"] |= {"num_threads": num_threads, "seed": job.labels.seed + seed}
-    document["train"] |= {
-        "num_threads": num_threads,
-        "num_workers": 1,
-        "seed": job.train.seed + seed,
-        "num_epochs": MANY_EPOCHS,
-    }
-    if shape is not None:
-        document["train"] |= {"width": shape[0], "depth": shape[1]}
-    return resolve_job(document)
+    width, depth = shape or (job.train.width, job.train.depth)
+    return job.model_copy(update={"executor": ExecutorConfig(kind="inline")}).changed(
+        labels={"num_threads": num_threads, "seed": job.labels.seed + seed},
+        train={
+            "num_threads": num_threads,
+            "num_workers": 1,
+            "seed": job.train.seed + seed,
+            "num_epochs": MANY_EPOCHS,
+            "width": width,
+            "depth": depth,
+        },
+    )
 
 
 def published_job(job: Job, dim: int, *, num_threads: int, seed: int) -> Job:
@@ -136,31 +126,30 @@ def published_job(job: Job, dim: int, *, num_threads: int, seed: int) -> Job:
 def fit_own(
     job: Job,
     prepared: Prepared,
+    rules: Rules,
     *,
-    max_time_s: float,
     max_label_share: float,
-    marks: Sequence[float],
     is_full_batch: bool = False,
     on_step: Callable[[str], None] = lambda text: None,
 ) -> OwnFit:
-    """Run the label and the train stage within a budget.
+    """Run the label and the train stage within the budget.
 
     Args:
         job: as ``own_job`` or ``published_job`` gives it.
         prepared: its table.
-        max_time_s: wall-clock budget of both stages.
-        max_label_share: of the budget, for the labels.
-        marks: shares of the budget at which a snapshot is kept.
-        is_full_batch: one batch holds all pairs, as published.
+        rules: with the budget of both stages.
+        max_label_share: the labels' share of it.
+        is_full_batch: whether one batch holds all pairs, as published.
         on_step: told what is done.
 
     Raises:
         TrainingError: the labels alone took the whole budget.
     """
     _compile_kernels(job, prepared)
+    max_time_s, wanted = rules.max_time_s, job.labels.num_pairs
     reserved_s = RESERVED_SHARE * max_time_s + _calibration_time(job, prepared)
     with tempfile.TemporaryDirectory(prefix="sfg-compare-") as folder:
-        job = _with(job, output={"dir": folder})
+        job = job.changed(output={"dir": folder})
         started = time.perf_counter()
         job = _label(job, prepared, max_label_share * max_time_s, started)
         label_s = time.perf_counter() - started
@@ -175,13 +164,27 @@ def fit_own(
         keys = {"max_time_s": left_s, "checkpoint_interval_s": max(MIN_CHECKPOINT_S, max_time_s / CHECKPOINTS_A_BUDGET)}
         if is_full_batch:
             keys |= {"batch_size": num_pairs, "shuffle_rows": num_pairs}
-        watcher = _Watcher(folder, label_s, [mark * max_time_s for mark in marks])
+        watcher = _Watcher(folder, label_s, [mark * max_time_s for mark in rules.marks])
         started = time.perf_counter()
-        generator = _InnerPipeline(_with(job, train=keys), prepared, watcher).train()
+        generator = Pipeline(job.changed(train=keys), watcher, prepared=prepared).train()
         fit_s = time.perf_counter() - started
         on_step(f"fitted in {fit_s:.1f} s, {watcher.num_steps:,} steps")
+    facts = FitFacts(
+        label_s=label_s,
+        fit_s=fit_s,
+        num_steps=watcher.num_steps,
+        num_parameters=generator.network.num_parameters,
+        num_evaluations=1,
+        configuration={
+            "transform": job.transform.kind,
+            **job.labels.model_dump(include=SHOWN_LABELS),
+            **job.train.model_dump(include=SHOWN_TRAIN),
+        },
+        num_pairs=num_pairs,
+        num_pairs_wanted=wanted,
+    )
     snapshots = [(seconds, _as_it_stood(generator, weights, prepared, job)) for seconds, weights in watcher.snapshots]
-    return OwnFit(generator, label_s, fit_s, num_pairs, snapshots, watcher.num_steps)
+    return OwnFit(generator, facts, snapshots)
 
 
 def _compile_kernels(job: Job, prepared: Prepared) -> None:
@@ -211,7 +214,7 @@ def _label(job: Job, prepared: Prepared, limit_s: float, started: float) -> Job:
     """
     wanted, shard_rows = job.labels.num_pairs, job.labels.shard_rows
     made = min(wanted, shard_rows * (2 if job.labels.direction == "both" else 1))
-    part = _with(job, labels={"num_pairs": made})
+    part = job.changed(labels={"num_pairs": made})
     begun_s = started
 
     def on_event(event: Mapping[str, Any]) -> None:
@@ -219,7 +222,7 @@ def _label(job: Job, prepared: Prepared, limit_s: float, started: float) -> Job:
         if event["event"] == "stage_started" and event["stage"] == "label":  # the store is made, once
             begun_s = time.perf_counter()
 
-    _InnerPipeline(part, prepared, on_event).label()
+    Pipeline(part, on_event, prepared=prepared).label()
     pace = made / (time.perf_counter() - begun_s)
     while True:
         before_s = time.perf_counter()
@@ -227,8 +230,8 @@ def _label(job: Job, prepared: Prepared, limit_s: float, started: float) -> Job:
         target = next_target(made, wanted, pace=pace, left_s=left_s, shard_rows=shard_rows)
         if target == made:
             return part
-        part = _with(job, labels={"num_pairs": target})
-        _InnerPipeline(part, prepared, None).extend()
+        part = job.changed(labels={"num_pairs": target})
+        Pipeline(part, prepared=prepared).extend()
         pace, made = (target - made) / (time.perf_counter() - before_s), target
 
 
@@ -269,7 +272,7 @@ class _Watcher:
         self.checkpoints = f"{folder}/checkpoints"
         self.label_s = label_s
         self.waiting = [mark for mark in marks_s if mark > label_s]
-        self.snapshots: list[tuple[float, dict[str, Any]]] = []
+        self.snapshots: list[tuple[float, Mapping[str, Any]]] = []
         self.num_steps = 0
 
     def __call__(self, event: Mapping[str, Any]) -> None:
@@ -296,9 +299,27 @@ def _as_it_stood(generator: Generator, weights: Mapping[str, Any], prepared: Pre
     return replace(generator, network=network, calibration=calibration)
 
 
-def _with(job: Job, **tables: Mapping[str, Any]) -> Job:
-    """The job with other keys in some of its tables."""
-    document = job.model_dump(exclude_none=True)
-    for table, keys in tables.items():
-        document[table] |= keys
-    return resolve_job(document)
+def _samples(generator: Generator, seed: int, num_rows: int) -> Rows:
+    """``Generator.sample`` without offsets, as the prepared table is."""
+    return np.concatenate([np.empty((0, len(generator.columns))), *generator.sample_ranges([(0, num_rows)], seed)])
+
+
+def _draw_labels(generator: Generator, seed: int, num_threads: int | None, num_rows: int) -> None:
+    """All that ``Generator.sample`` does but the way back to the user's units, which the peers' draws leave out too."""
+
+    def block_rows(block: int) -> NDArray[np.float64]:
+        first = block * BLOCK_ROWS
+        drawn = normal_rows(seed, Stream.SAMPLE, first, first + BLOCK_ROWS, generator.network.num_inputs)
+        return generator.predict_labels(drawn).astype(np.float64)
+
+    dim = generator.network.dim
+    for _ in draw_ranges(block_rows, unit_ranges(0, num_rows, dim), dim, num_threads=num_threads):
+        pass
+
+
+def _test_log_density(generator: Generator, table: Prepared) -> NDArray[np.float64]:
+    """Log density of the test rows, with the dequantization noise that the peers' have; empty without an encoder."""
+    try:
+        return np.asarray(generator.log_prob(table.test, noise=table.noise("test")), dtype=np.float64)
+    except TrainingError:
+        return np.empty(0)

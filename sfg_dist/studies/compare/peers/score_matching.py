@@ -16,10 +16,10 @@ import math
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sfg_dist.studies.compare.network import TimeMLP
-from sfg_dist.studies.compare.ode import log_normal, transported_log_density
+from sfg_dist.studies.compare.peers.ode_density import log_normal, transported_log_density
+from sfg_dist.studies.compare.peers.time_network import TimeField, spread_uniform
 
 SIGMA_DATA = 1.0
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0
@@ -29,18 +29,8 @@ NUM_ODE_STEPS = 50  # of Heun: 99 evaluations
 NUM_LIKELIHOOD_STEPS = 40  # of RK4
 
 
-class ScoreModel(nn.Module):
-    """A denoiser over noise levels.
-
-    Args:
-        dim: columns.
-        width, depth: of the network.
-    """
-
-    def __init__(self, dim: int, *, width: int, depth: int) -> None:
-        super().__init__()
-        self.dim = dim
-        self.network = TimeMLP(dim, width=width, depth=depth)
+class ScoreModel(TimeField):
+    """A denoiser over noise levels."""
 
     def denoise(self, z: Tensor, sigma: Tensor) -> Tensor:
         """D(z, sigma), shape (num_rows, dim), of z, the same shape, and sigma, shape (num_rows, 1) or (1, 1)."""
@@ -50,11 +40,9 @@ class ScoreModel(nn.Module):
         return result
 
     def loss(self, rows: Tensor) -> Tensor:
-        """Weighted denoising error of a batch of data, one noise level a row, spread evenly over their law."""
-        uniform = torch.rand(1, 1, device=rows.device) + torch.arange(len(rows), device=rows.device)[:, None] / len(
-            rows
-        )
-        sigma = (LOG_SIGMA_MEAN + LOG_SIGMA_STD * torch.special.ndtri((uniform % 1).clamp(1e-5, 1 - 1e-5))).exp()
+        """Weighted denoising error of a batch of data, one noise level for each row, spread evenly over their law."""
+        uniform = spread_uniform(rows).clamp(1e-5, 1 - 1e-5)
+        sigma = (LOG_SIGMA_MEAN + LOG_SIGMA_STD * torch.special.ndtri(uniform)).exp()
         denoised = self.denoise(rows + sigma * torch.randn_like(rows), sigma)
         weight = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2  # makes every level's first loss 1
         return (weight * (denoised - rows).square()).mean()

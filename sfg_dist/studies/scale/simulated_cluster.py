@@ -1,9 +1,8 @@
-"""The label stage on a cluster that is not there: the driver's own loop over workers that live on a clock.
+"""The label stage on a cluster that is not there: the driver's own loop over simulated workers.
 
-The loop is the real one (``driver.Driver``), and so is the time that it takes: whatever it computes between two waits
-is measured and moves the clock, so that a driver that cannot feed a thousand workers shows here as it would there. The
-workers' parts are costs that were measured: a start, a load of the reference, the integration of a shard, its write.
-Writes and loads share what the store can take.
+The loop is the real one (``driver.Driver``), and so is the time that it takes: what it computes between two waits is
+measured and moves the clock. A driver that could not feed a thousand workers shows here. The workers' costs were
+measured: a start, a load of the reference, the integration of a shard, its write. Writes and loads share the store.
 """
 
 from __future__ import annotations
@@ -21,8 +20,12 @@ import numpy as np
 from sfg_dist.distributed.labels.driver import Driver
 from sfg_dist.distributed.labels.events import Record, Snapshot
 from sfg_dist.distributed.labels.pool import Answered, Drain, Policy, PoolEvent, Ready, Result, Task, WorkerInfo
+from sfg_dist.studies.scale.results import Outcome
 
 MAX_TICKS = 5000  # of a simulated run
+BUSY_SHARE = 0.7  # of the time: what is busy for longer is what limits the run
+LIMIT_WORDS = {"start": "start-up", "load": "loading", "write": "writing", "wait": "the last shards",
+               "link": "a worker's link"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -30,13 +33,12 @@ class Costs:
     """What a worker spends.
 
     Attributes:
-        start_s: from the request until its process is imported.
-        load_s: until the reference is read and prepared, when nobody else reads.
+        start_s: from the request until its process has imported all it needs.
+        load_s: to read and prepare the reference, when nobody else reads.
         integrate_s: of a shard.
-        spread: of integrate_s from shard to shard, its standard deviation over its mean.
+        spread: standard deviation of integrate_s over its mean.
         write_s: of a shard, when nobody else writes: written, read back, committed.
-        answer_s: from the worker's end of a call until the driver knows, and the other way.
-        driver_s: of the driver's thread for a shard, beyond what its loop takes here: Ray's calls and answers.
+        driver_s: of the driver's thread for a shard, beyond its loop: Ray's calls and answers.
     """
 
     start_s: float
@@ -44,23 +46,22 @@ class Costs:
     integrate_s: float
     spread: float
     write_s: float
-    answer_s: float = 0.002
     driver_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What all workers share.
+    """What the cluster is assumed to be; None stands for no limit.
 
     Attributes:
-        store_bytes_per_s: that the store takes and gives, all together; None for no limit.
-        store_requests_per_s: the same of requests.
-        worker_bytes_per_s: of one worker's link to the store; None for no limit.
-        starts_per_s: workers that the cluster brings up in a second; None for all at once.
+        store_bytes_per_s, store_requests_per_s: that the store takes and gives, for all workers together.
+        worker_bytes_per_s: of one worker's link to the store.
+        starts_per_s: workers that the cluster brings up in a second.
         shard_bytes: of a shard's latents and labels, written and read back.
-        load_bytes: of the reference, once a worker.
+        load_bytes: of the reference, which each worker reads once.
         requests_a_shard: objects written, looked at and committed.
-        driver_scale: the driver's time, in units of this machine's.
+        driver_scale: time of the driver's loop there, in units of this machine's.
+        answer_s: from a worker to the driver or back.
     """
 
     store_bytes_per_s: float | None = None
@@ -71,66 +72,25 @@ class Limits:
     load_bytes: float = 0.0
     requests_a_shard: float = 8.0
     driver_scale: float = 1.0
+    answer_s: float = 0.002
 
     def seconds(self, size: float, requests: float) -> float:
-        """How long the store is busy with so many bytes and requests, alone."""
+        """How long so many bytes and requests keep the store busy."""
         of_bytes = size / self.store_bytes_per_s if self.store_bytes_per_s else 0.0
         return max(of_bytes, requests / self.store_requests_per_s if self.store_requests_per_s else 0.0)
 
     def least_s(self, num_shards: int, num_workers: int, costs: Costs) -> float:
-        """Seconds that a run takes at the least: for the workers, or for the store."""
+        """Seconds that a run takes at least: those of the workers, or of the store."""
         return num_shards * max(costs.integrate_s / num_workers, self.seconds(self.shard_bytes, self.requests_a_shard))
-
-
-@dataclass
-class Outcome:
-    """Where the time of a simulated run went.
-
-    Attributes:
-        num_workers: as asked for.
-        wall_s: from the first start to the last commit.
-        ready_s: when a worker was ready, in the mean.
-        parts_s: seconds of all workers together: start, load, integrate, write, link (what its own link adds to those),
-            store (queueing for it), driver (idle, until it hands out a shard), wait (at the end, for others).
-        driver_share: of the time that the driver was busy.
-        store_share: of the time that the store was at its limit.
-    """
-
-    num_workers: int
-    wall_s: float
-    ready_s: float
-    parts_s: dict[str, float]
-    driver_share: float
-    store_share: float
-
-    @property
-    def limit(self) -> str:
-        """What keeps the run from being faster, in a word."""
-        if self.driver_share > 0.7:
-            return "driver"
-        if self.store_share > 0.7:
-            return "store"
-        others = {name: seconds for name, seconds in self.parts_s.items() if name != "integrate"}
-        name = max(others, key=others.__getitem__)
-        words = {"start": "start-up", "load": "loading", "write": "writing", "wait": "the last shards",
-                 "link": "a worker's link"}  # fmt: skip
-        return words.get(name, name)
 
 
 def simulate(
     num_shards: int, num_workers: int, costs: Costs, *, limits: Limits | None = None, seed: int = 0
 ) -> Outcome:
-    """One run.
-
-    Args:
-        num_shards: of one size, 1 or more.
-        num_workers: all of one kind, 1 or more.
-        costs: of a worker.
-        limits: what is shared; none by default.
-        seed: of the spread.
+    """One run over shards of one size by workers of one kind; the seed is of the costs' spread.
 
     Raises:
-        ValueError: a number is below 1.
+        ValueError: there are no shards or no workers.
     """
     if num_shards < 1 or num_workers < 1:
         raise ValueError(f"{num_shards} shards and {num_workers} workers: expected 1 or more of both")
@@ -142,7 +102,6 @@ def simulate(
     policy = Policy(start_timeout_s=1e9, tick_s=tick_s)
     driver = Driver(
         store, pool, {"cpu": num_workers}, total=num_shards, policy=policy,
-        # As in a run: what is told has to be put together.
         on_event=lambda event: None, on_snapshot=_put_together,
     )  # fmt: skip
     driver.run()
@@ -152,15 +111,28 @@ def simulate(
     busy = limits.store_bytes_per_s is not None or limits.store_requests_per_s is not None
     store_share = pool.store_busy_s / wall_s if busy else 0.0
     ready_s = pool.ready_s / max(1, pool.num_ready)
-    return Outcome(num_workers, wall_s, ready_s, pool.parts_s, min(1.0, pool.driver_s / wall_s), min(1.0, store_share))
+    driver_share, store_share = min(1.0, pool.driver_s / wall_s), min(1.0, store_share)
+    limit = _limit(pool.parts_s, driver_share, store_share)
+    return Outcome(wall_s, ready_s, pool.parts_s, driver_share, store_share, limit)
+
+
+def _limit(parts_s: Mapping[str, float], driver_share: float, store_share: float) -> str:
+    """What keeps a run from being faster, in a word."""
+    if driver_share > BUSY_SHARE:
+        return "driver"
+    if store_share > BUSY_SHARE:
+        return "store"
+    name = max((name for name in parts_s if name != "integrate"), key=lambda name: parts_s[name])
+    return LIMIT_WORDS.get(name, name)
 
 
 def _put_together(snapshot: Snapshot) -> None:
+    """A run makes JSON of each snapshot, which takes the driver's time."""
     json.dumps(snapshot.to_json())
 
 
 class _Store:
-    """Commits by name only."""
+    """A store that knows which shards are committed, and holds no rows."""
 
     def __init__(self, num_shards: int) -> None:
         self._todo = dict.fromkeys(range(num_shards))
@@ -179,7 +151,7 @@ class _Store:
         return {shard: self._records[shard] for shard in shards if shard in self._records}
 
     def rows(self, shard: int) -> int:
-        """Rows of a shard: of no matter here."""
+        """Rows of a shard; no cost here depends on them."""
         return 1
 
     def commit(self, shard: int, host: str, pid: int) -> Record:
@@ -197,19 +169,12 @@ class _Worker:
 
 
 def _thread_time() -> float:
-    """Processor time of the loop's own thread: what else runs on this machine is no matter."""
+    """Processor time of the loop's own thread, whatever else runs on this machine."""
     return time.thread_time()
 
 
 class SimulatedPool:
-    """``pool.Pool`` on a heap of events to come.
-
-    Args:
-        store: where shards are committed.
-        costs: of a worker.
-        limits: what is shared.
-        seed: of the spread.
-    """
+    """``pool.Pool`` whose workers are a heap of events to come."""
 
     def __init__(self, store: _Store, costs: Costs, limits: Limits, seed: int) -> None:
         self._store, self._costs, self._limits = store, costs, limits
@@ -230,7 +195,7 @@ class SimulatedPool:
         return self._clock + (_thread_time() - self._mark) * self._limits.driver_scale
 
     def unix_time(self) -> float:
-        """No matter here."""
+        """The same clock."""
         return self.now()
 
     def start(self, role: str) -> str:
@@ -259,10 +224,9 @@ class SimulatedPool:
 
     def submit(self, worker: str, tasks: Sequence[Task]) -> None:
         """Hand over a call."""
-        # It arrives later than it is sent, and the driver sends it when it has come so far: a worker that has ended its
-        # call meanwhile is idle until then.
+        # The driver sends it when it gets to it, and it arrives later. A worker with nothing to do is idle until then.
         self._here = self.now()
-        self._at(self._costs.answer_s, lambda: self._arrive(worker, list(tasks)))
+        self._at(self._limits.answer_s, lambda: self._arrive(worker, list(tasks)))
 
     def _arrive(self, name: str, tasks: list[Task]) -> None:
         worker = self._workers.get(name)
@@ -282,7 +246,7 @@ class SimulatedPool:
         tasks = worker.calls[0]
         if len(results) == len(tasks):
             worker.calls.popleft()
-            self._at(self._costs.answer_s, lambda: self._events.append(Answered(name, results)))
+            self._at(self._limits.answer_s, lambda: self._events.append(Answered(name, results)))
             if worker.calls:
                 self._work(name, [])
             else:
@@ -311,7 +275,7 @@ class SimulatedPool:
         return float(mean * self._random.lognormal(-(width**2) / 2, width))
 
     def _through_store(self, part: str, alone_s: float, size: float, requests: float) -> float:
-        """Seconds until what takes so long alone is through, behind all that others have asked of the store before."""
+        """Seconds until a request is done that takes ``alone_s`` without others; it waits for all earlier ones."""
         limits, needed = self._limits, self._limits.seconds(size, requests)
         self._store_free_at = max(self._here, self._store_free_at) + needed
         self.store_busy_s += needed
@@ -332,7 +296,7 @@ class SimulatedPool:
         self.driver_s += spent
         self._clock += spent
         deadline = self._clock + timeout_s
-        # What happened while the driver was busy has come, each thing at its time; else the next thing is waited for.
+        # What happened while the driver was busy comes at once. Where nothing did, the driver waits for the next event.
         while self._heap and self._heap[0][0] <= (self._clock if self._events else deadline):
             self._here, _, action = heapq.heappop(self._heap)
             action()
@@ -350,11 +314,11 @@ class SimulatedPool:
         return events
 
     def kill(self, worker: str) -> None:
-        """End a worker."""
+        """Take a worker away."""
         self._workers.pop(worker, None)
 
     def draining(self) -> Mapping[str, Drain]:
-        """None goes away here."""
+        """No node is taken away here."""
         return {}
 
     def resources(self) -> str:

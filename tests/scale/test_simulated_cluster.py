@@ -5,8 +5,8 @@ import itertools
 
 import pytest
 
-from sfg_dist.studies.scale import simulation
-from sfg_dist.studies.scale.simulation import Costs, Limits, simulate
+from sfg_dist.studies.scale import simulated_cluster
+from sfg_dist.studies.scale.simulated_cluster import Costs, Limits, simulate
 
 COSTS = Costs(start_s=5.0, load_s=1.0, integrate_s=10.0, spread=0.0, write_s=0.5)
 
@@ -15,7 +15,7 @@ COSTS = Costs(start_s=5.0, load_s=1.0, integrate_s=10.0, spread=0.0, write_s=0.5
 def steady_driver(monkeypatch):
     """A driver whose thread takes ten microseconds from look to look, however busy this machine is."""
     looks = itertools.count()
-    monkeypatch.setattr(simulation, "_thread_time", lambda: 1e-5 * next(looks))
+    monkeypatch.setattr(simulated_cluster, "_thread_time", lambda: 1e-5 * next(looks))
 
 
 @pytest.mark.parametrize(("shards", "workers"), [(1, 1), (8, 1), (8, 2), (9, 4), (64, 64)])

@@ -10,27 +10,17 @@ References:
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sfg_dist.studies.compare.network import TimeMLP
-from sfg_dist.studies.compare.ode import log_normal, transported_log_density
+from sfg_dist.studies.compare.peers.ode_density import log_normal, transported_log_density
+from sfg_dist.studies.compare.peers.time_network import TimeField, spread_uniform
 
 NUM_EVALUATIONS = 100
 NUM_LIKELIHOOD_STEPS = 32  # of RK4
 
 
-class FlowMatching(nn.Module):
-    """A velocity field between N(0, I) and the data.
-
-    Args:
-        dim: columns.
-        width, depth: of the network.
-    """
-
-    def __init__(self, dim: int, *, width: int, depth: int) -> None:
-        super().__init__()
-        self.dim = dim
-        self.network = TimeMLP(dim, width=width, depth=depth)
+class FlowMatching(TimeField):
+    """A velocity field between N(0, I) and the data."""
 
     def velocity(self, rows: Tensor, t: float) -> Tensor:
         """dx/dt at a time of [0, 1], shape (num_rows, dim)."""
@@ -38,12 +28,8 @@ class FlowMatching(nn.Module):
         return velocity
 
     def loss(self, rows: Tensor) -> Tensor:
-        """Mean squared error of a batch of data, with one time a row, spread evenly over [0, 1]."""
-        noise = torch.randn_like(rows)
-        # One uniform draw, shifted from row to row: the same law for each time and less noise in the sum.
-        t = (
-            torch.rand(1, 1, device=rows.device) + torch.arange(len(rows), device=rows.device)[:, None] / len(rows)
-        ) % 1
+        """Mean squared error of a batch of data, with one time for each row, spread evenly over [0, 1]."""
+        noise, t = torch.randn_like(rows), spread_uniform(rows)
         predicted = self.network((1 - t) * noise + t * rows, t)
         return (predicted - (rows - noise)).square().mean()
 

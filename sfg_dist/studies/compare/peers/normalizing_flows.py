@@ -14,15 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from sfg_dist.job.errors import ConfigError
+from sfg_dist.studies.compare.peers.peer import Peer
 
 
-class NormalizingFlow(nn.Module):
-    """A zuko flow with a standard normal base.
-
-    Args:
-        flow: maps data to latents in its forward direction.
-        dim: columns.
-    """
+class NormalizingFlow(Peer):
+    """A zuko flow of dim columns with a standard normal base; its forward direction maps data to latents."""
 
     def __init__(self, flow: Any, dim: int) -> None:
         super().__init__()

@@ -22,12 +22,12 @@ def transported_log_density(velocity: Velocity, rows: Tensor, times: Sequence[fl
     """Carry rows from the first to the last time by classical Runge-Kutta steps, and sum up the divergence.
 
     Args:
-        velocity: v(x, t), shape (num_rows, dim) in and out, each row by itself.
+        velocity: v(x, t), shape (num_rows, dim) in and out; a row's velocity depends on this row alone.
         rows: at the first time, shape (num_rows, dim).
-        times: the grid, one more than steps; may descend.
+        times: one more than steps, rising or falling.
 
     Returns:
-        Rows at the last time, and log p(rows, first time) - log p(these, last time), shape (num_rows,).
+        The rows at the last time, and log p(rows, first time) - log p(rows then, last time), shape (num_rows,).
     """
     x, change = rows, torch.zeros(len(rows), device=rows.device)
     for start, stop in pairwise(times):

@@ -29,7 +29,7 @@ def small(monkeypatch):
     """Any table counts as larger than memory, and blocks are of 2000 rows."""
     monkeypatch.setattr(RowReader, "num_bytes", property(lambda _: 1 << 60))
     monkeypatch.setattr("sfg_dist.data.cleaning.SCAN_ROWS", 1000)
-    monkeypatch.setattr(reference, "BLOCK_ROWS", 2000)
+    monkeypatch.setattr(reference, "REFERENCE_BLOCK_ROWS", 2000)
     for module in ("store.frame", "pipeline.plan", "studies.estimate.estimate", "studies.estimate.calibration"):
         monkeypatch.setattr(f"sfg_dist.{module}.REFERENCE_BLOCK_ROWS", 2000)
 

@@ -9,7 +9,7 @@ import pytest
 from sfg_dist.job.config import Job
 from sfg_dist.job.errors import ConfigError
 from sfg_dist.job.plan import (
-    BLOCK_ROWS,
+    DRAW_ROWS,
     Plan,
     Stream,
     check_shard_rows,
@@ -41,13 +41,13 @@ def make_plan(**changed):
     [lambda a, b: normal_rows(7, Stream.LATENTS, a, b, 3), lambda a, b: integer_rows(7, Stream.ENCODE, a, b, 50)],
 )
 def test_rows_do_not_depend_on_how_they_are_asked_for(draw):
-    whole = draw(0, 3 * BLOCK_ROWS + 5)
+    whole = draw(0, 3 * DRAW_ROWS + 5)
     for start, stop in [
         (0, 1),
         (1, 2),
-        (BLOCK_ROWS - 1, BLOCK_ROWS + 1),
-        (100, 3 * BLOCK_ROWS),
-        (2 * BLOCK_ROWS + 7, len(whole)),
+        (DRAW_ROWS - 1, DRAW_ROWS + 1),
+        (100, 3 * DRAW_ROWS),
+        (2 * DRAW_ROWS + 7, len(whole)),
     ]:
         assert np.array_equal(draw(start, stop), whole[start:stop])
 

@@ -22,7 +22,7 @@ from typer.core import TyperGroup
 
 from sfg_dist.job.errors import ConfigError, DataError, PlanMismatchError, SfgError
 from sfg_dist.job.paths import expanded
-from sfg_dist.job.values import as_line, printable, shown
+from sfg_dist.job.words import as_line, printable, shown
 
 if TYPE_CHECKING:
     from sfg_dist.job.config import Job

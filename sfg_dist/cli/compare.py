@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sfg_dist.cli.command import Executor, JobPath, Json, Set, command, load
-from sfg_dist.job.values import as_line, printable
-from sfg_dist.job.words import WIDE, wide_number
+from sfg_dist.job.words import WIDE, as_line, printable, wide_number
 
 
 @command

@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sfg_dist.data.naming import listed, repeated_values
-from sfg_dist.job.values import as_line
-from sfg_dist.job.words import duration, failure_line
+from sfg_dist.job.words import as_line, duration, failure_line
 
 
 class Display:

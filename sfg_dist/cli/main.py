@@ -34,7 +34,7 @@ from sfg_dist.distributed.stopping import granted_s
 from sfg_dist.job.errors import ConfigError
 from sfg_dist.job.paths import spare_home
 from sfg_dist.job.threads import wait_passively
-from sfg_dist.job.values import printable
+from sfg_dist.job.words import printable
 
 if TYPE_CHECKING:
     from sfg_dist.job.config import Job

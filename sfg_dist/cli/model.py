@@ -11,8 +11,9 @@ import typer
 
 from sfg_dist.cli.command import Json, command, say, whole
 from sfg_dist.cli.display import Display
+from sfg_dist.job.arguments import MAX_COUNT
 from sfg_dist.job.errors import ConfigError
-from sfg_dist.job.values import MAX_COUNT, shown
+from sfg_dist.job.words import shown
 
 if TYPE_CHECKING:
     import numpy as np

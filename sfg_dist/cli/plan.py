@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from sfg_dist.job.values import as_line
-from sfg_dist.job.words import counted, duration, size_of
+from sfg_dist.job.words import as_line, counted, duration, size_of
 
 if TYPE_CHECKING:
     from sfg_dist.distributed.labels.requirements import ActorMemory

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from sfg_dist.job.values import printable
+from sfg_dist.job.words import printable
 
 if TYPE_CHECKING:
     from sfg_dist.store.status import StoreStatus

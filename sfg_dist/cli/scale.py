@@ -13,7 +13,7 @@ import typer
 
 from sfg_dist.cli.command import JobPath, Json, Set, command, load, number, say, whole
 from sfg_dist.job.errors import ConfigError
-from sfg_dist.job.values import as_line, shown
+from sfg_dist.job.words import as_line, shown
 
 if TYPE_CHECKING:
     from sfg_dist.studies.scale import ScaleSettings

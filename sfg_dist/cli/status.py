@@ -10,8 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from sfg_dist.job.errors import StoreUnavailableError
-from sfg_dist.job.values import as_line
-from sfg_dist.job.words import counted, duration, failure_line, size_of
+from sfg_dist.job.words import as_line, counted, duration, failure_line, size_of
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -13,7 +13,7 @@ import typer
 from sfg_dist.cli.command import Executor, Json, Set, aligned, command, load, say
 from sfg_dist.job.errors import ClusterError, ConfigError
 from sfg_dist.job.search_path import PACKAGE_ROOT, child_environment
-from sfg_dist.job.values import printable, shown
+from sfg_dist.job.words import printable, shown
 
 if TYPE_CHECKING:
     from sfg_dist.job.config import Job

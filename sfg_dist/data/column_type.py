@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from sfg_dist.job.errors import DocumentError
 from sfg_dist.job.reader import check_fields
-from sfg_dist.job.values import shown
+from sfg_dist.job.words import shown
 
 if TYPE_CHECKING:
     import pyarrow as pa

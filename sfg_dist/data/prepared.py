@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sfg_dist.data.report import TableReport
 from sfg_dist.data.table import PARTS, LogDensity
 from sfg_dist.data.transform import Transform
-from sfg_dist.job.plan import BLOCK_ROWS, Stream, fingerprint_of_blocks, random_generator, random_rows
+from sfg_dist.job.plan import DRAW_ROWS, Stream, fingerprint_of_blocks, random_generator, random_rows
 
 _FINGERPRINT_ROWS = 1 << 16
 
@@ -102,5 +102,5 @@ class Prepared:
 
 def noise_rows(seed: int, start: int, stop: int, dim: int) -> _Array:
     """Dequantization noise of rows ``start`` to ``stop`` of a table, shape (stop - start, dim)."""
-    shape = (BLOCK_ROWS, dim)
+    shape = (DRAW_ROWS, dim)
     return random_rows(start, stop, lambda block: random_generator(seed, Stream.DEQUANTIZE, block).random(shape))

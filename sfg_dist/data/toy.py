@@ -24,7 +24,7 @@ import numpy as np
 import scipy  # its parts are imported when they are first used
 from numpy.typing import NDArray
 
-from sfg_dist.job.plan import BLOCK_ROWS, Stream, random_generator
+from sfg_dist.job.plan import DRAW_ROWS, Stream, random_generator
 
 NAMES: tuple[str, ...] = ("moons", "circles", "rings", "spirals", "pinwheel", "8gaussians", "checkerboard", "wave")
 DEFAULT_NUM_ROWS = 20_000
@@ -50,12 +50,12 @@ def draw(name: str, num_rows: int, seed: int) -> _Array:
         (3, 2)
     """
     rows = np.empty((num_rows, 2))
-    for block, start in enumerate(range(0, num_rows, BLOCK_ROWS)):
+    for block, start in enumerate(range(0, num_rows, DRAW_ROWS)):
         random = random_generator(seed, Stream.TOY, block)
-        part = random.random(BLOCK_ROWS)
-        uniform = random.random((BLOCK_ROWS, 2))
-        normal = random.standard_normal((BLOCK_ROWS, 2))
-        rows[start : start + BLOCK_ROWS] = _shape_rows(name, part, uniform, normal)[: num_rows - start]
+        part = random.random(DRAW_ROWS)
+        uniform = random.random((DRAW_ROWS, 2))
+        normal = random.standard_normal((DRAW_ROWS, 2))
+        rows[start : start + DRAW_ROWS] = _shape_rows(name, part, uniform, normal)[: num_rows - start]
     return rows
 
 

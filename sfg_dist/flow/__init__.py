@@ -22,12 +22,11 @@ from sfg_dist.flow.labeling import (
 from sfg_dist.flow.posterior.clusters import build_order
 from sfg_dist.flow.posterior.moments import PosteriorMoments
 from sfg_dist.flow.posterior.posterior import posterior_mean, posterior_moments
-from sfg_dist.flow.posterior.reference import BLOCK_ROWS, PreparedReference, Reference, block_ranges
+from sfg_dist.flow.posterior.reference import PreparedReference, Reference, block_ranges
 from sfg_dist.flow.schedule import Schedule
 from sfg_dist.flow.solver import SOLVERS, TABLEAUX, Flow, graded_grid, integrate, num_steps, trajectory
 
 __all__ = [
-    "BLOCK_ROWS",
     "SOLVERS",
     "TABLEAUX",
     "Bandwidth",

@@ -24,7 +24,7 @@ from sfg_dist.flow.posterior.reference import PreparedReference, Rows, rows_and_
 from sfg_dist.flow.schedule import Schedule, ScheduleName
 from sfg_dist.flow.solver import Denoiser, Direction, Flow, TimeGrid, integrate, num_steps, trajectory
 from sfg_dist.flow.spread import SigmaData, check_blur, check_dtype, check_start, check_unit, warn_of_uneven
-from sfg_dist.job import values
+from sfg_dist.job import arguments
 
 R = TypeVar("R", Tensor, NDArray[np.floating])
 DEFAULT_BATCH_SIZE = 1024
@@ -109,8 +109,8 @@ def label_latents(
         array([[-3.],
                [ 5.]])
     """
-    evaluations, batch_rows = values.whole_number("num_evaluations", num_evaluations), _batch_rows(batch_size)
-    noise, tolerance = Schedule(schedule, values.number("t_min", t_min)), values.number("tolerance", tolerance)
+    evaluations, batch_rows = arguments.whole_number("num_evaluations", num_evaluations), _batch_rows(batch_size)
+    noise, tolerance = Schedule(schedule, arguments.number("t_min", t_min)), arguments.number("tolerance", tolerance)
     grid: TimeGrid = "graded" if isinstance(time_grid, str) and time_grid == "fitted" else time_grid
     flow = Flow(noise, solver, evaluations, grid, direction, solver_tolerance)
     start, prepared = rows_and_reference(latents, "latents", reference, dtype or torch.float32, sigma_data)
@@ -137,7 +137,7 @@ def label_latents(
 
 
 def _batch_rows(batch_size: int) -> int:
-    batch_rows = values.whole_number("batch_size", batch_size)
+    batch_rows = arguments.whole_number("batch_size", batch_size)
     if batch_rows < 1:
         raise ValueError(f"batch_size must be positive, got {batch_rows}")
     return batch_rows

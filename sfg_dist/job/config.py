@@ -18,11 +18,12 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from sfg_dist.job.documents import apply_override, checked, parse_document, read_document
+from sfg_dist.job.arguments import MAX_COUNT
 from sfg_dist.job.errors import ConfigError
-from sfg_dist.job.expected import Words
+from sfg_dist.job.key_types import MustBe
 from sfg_dist.job.paths import expanded, require_no_secrets
-from sfg_dist.job.values import MAX_COUNT, printable, shown
+from sfg_dist.job.toml_documents import apply_override, checked, parse_document, read_document
+from sfg_dist.job.words import printable, shown
 
 
 def integral(value: Any) -> Any:
@@ -67,7 +68,7 @@ Workers = Annotated[int, BeforeValidator(integral), Field(gt=0, le=1_000_000)]
 Seed = Annotated[int, BeforeValidator(integral), Field(ge=0, lt=2**63)]
 Place = Annotated[str, AfterValidator(expanded)]
 End = Annotated[
-    float | str, BeforeValidator(_iso), Words("a number, or of dates and times a text such as '2024-06-01'")
+    float | str, BeforeValidator(_iso), MustBe("a number, or of dates and times a text such as '2024-06-01'")
 ]
 Range = Annotated[list[End], Field(min_length=2, max_length=2)]
 
@@ -280,7 +281,7 @@ class CompareConfig(_Section):
     selection_time_s: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 15.0
     max_label_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     num_threads: Threads | None = None
-    sizes: list[Annotated[str, AfterValidator(_is_size), Words("WIDTHxDEPTH, such as 64x3")]] = []
+    sizes: list[Annotated[str, AfterValidator(_is_size), MustBe("WIDTHxDEPTH, such as 64x3")]] = []
 
     @model_validator(mode="after")
     def _check(self) -> CompareConfig:

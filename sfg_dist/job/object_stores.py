@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
-from sfg_dist.job.values import without_secrets as without_secrets
+from sfg_dist.job.words import without_secrets as without_secrets
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig

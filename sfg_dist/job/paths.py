@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sfg_dist.job.errors import ConfigError
-from sfg_dist.job.values import shown
+from sfg_dist.job.words import shown
 
 LONGEST_NAME, LONGEST = 255, 4095
 _VARIABLES = {

@@ -1,7 +1,7 @@
 """The plan: what a store of pairs will hold, decided before any work and independent of who does it.
 
 Rows are cut into shards of ``shard_rows``; a shard is one work unit and one storage object per array. Random numbers
-belong to rows: block ``b`` of ``BLOCK_ROWS`` rows draws from Philox keyed by (seed, stream, b), so a row's numbers do
+belong to rows: block ``b`` of ``DRAW_ROWS`` rows draws from Philox keyed by (seed, stream, b), so a row's numbers do
 not depend on the number of rows, shards or workers. The rows integrated together (``batch_size``) are part of the plan
 too, because the shape of a matrix product changes its last bits.
 
@@ -27,10 +27,10 @@ from numpy.typing import DTypeLike, NDArray
 
 from sfg_dist.job.errors import ConfigError, DocumentError
 from sfg_dist.job.reader import LONG_BYTES, check_fields, read_json
-from sfg_dist.job.values import shown
+from sfg_dist.job.words import shown
 
 FORMAT_VERSION = 2
-BLOCK_ROWS = 1024
+DRAW_ROWS = 1024
 REFERENCE_BLOCK_ROWS = 2**20
 """Rows of a block of the reference: the clusters' order in the store is that of each block, block after block."""
 
@@ -81,15 +81,15 @@ def random_generator(seed: int, stream: Stream, index: int = 0) -> np.random.Gen
 
 
 def random_rows(start: int, stop: int, draw: Callable[[int], NDArray[Any]]) -> NDArray[Any]:
-    """Rows ``start`` to ``stop`` of an endless table whose blocks of ``BLOCK_ROWS`` rows ``draw`` makes by number.
+    """Rows ``start`` to ``stop`` of an endless table whose blocks of ``DRAW_ROWS`` rows ``draw`` makes by number.
 
     Any two calls agree on the rows they share.
     """
     rows: NDArray[Any] | None = None
-    for block in range(start // BLOCK_ROWS, max(start // BLOCK_ROWS + 1, -(-stop // BLOCK_ROWS))):
-        drawn, first = draw(block), block * BLOCK_ROWS
+    for block in range(start // DRAW_ROWS, max(start // DRAW_ROWS + 1, -(-stop // DRAW_ROWS))):
+        drawn, first = draw(block), block * DRAW_ROWS
         rows = np.empty((stop - start, *drawn.shape[1:]), drawn.dtype) if rows is None else rows
-        low, high = max(start, first), min(stop, first + BLOCK_ROWS)
+        low, high = max(start, first), min(stop, first + DRAW_ROWS)
         rows[low - start : high - start] = drawn[low - first : high - first]
     assert rows is not None
     return rows
@@ -97,7 +97,7 @@ def random_rows(start: int, stop: int, draw: Callable[[int], NDArray[Any]]) -> N
 
 def normal_rows(seed: int, stream: Stream, start: int, stop: int, dim: int) -> NDArray[np.float32]:
     """Rows ``start`` to ``stop`` of an endless table of N(0, 1) numbers, shape (stop - start, dim)."""
-    shape = (BLOCK_ROWS, dim)
+    shape = (DRAW_ROWS, dim)
     return random_rows(
         start, stop, lambda block: random_generator(seed, stream, block).standard_normal(shape, dtype=np.float32)
     )
@@ -415,4 +415,4 @@ def check_shard_rows(shard_rows: int, batch_size: int, gpu_batch_size: int | Non
 
 def integer_rows(seed: int, stream: Stream, start: int, stop: int, high: int) -> NDArray[np.int64]:
     """Entries ``start`` to ``stop`` of an endless list of uniform integers in [0, high), shape (stop - start,)."""
-    return random_rows(start, stop, lambda block: random_generator(seed, stream, block).integers(0, high, BLOCK_ROWS))
+    return random_rows(start, stop, lambda block: random_generator(seed, stream, block).integers(0, high, DRAW_ROWS))

@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sfg_dist.job.errors import DocumentError
-from sfg_dist.job.values import printable, shown
+from sfg_dist.job.words import printable, shown
 
 MAX_BYTES = 1 << 20
 """Of a document that has no reason to be long."""

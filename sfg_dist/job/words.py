@@ -1,7 +1,10 @@
-"""Lengths of time, sizes, counts and failures in words."""
+"""Values, lengths of time, sizes, counts and failures in words that a terminal can show."""
 
 from __future__ import annotations
 
+import datetime
+import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -73,3 +76,69 @@ def failure_line(failure: Mapping[str, Any]) -> str:
     then = "given up" if failure.get("action") == "give_up" else "tried again"
     reason = " ".join(str(failure.get("reason", "no reason known")).split())
     return f"shard {shard}, attempt {attempt}{where} failed: {reason}; {then}"
+
+
+# Slashes may be those of a string of JSON.
+_LOGIN = re.compile(r"(:(?:\\?/){2})[^/?#\s\"'<>\\]*@")
+_QUERY = re.compile(r"(:(?:\\?/){2}[^\s?\"'<>]*)\?[^\s,;)\"'<>]*")
+_LONG = 60  # characters of a value that a message shows
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: short, printable, and never the inside of an object.
+
+    Example:
+        >>> shown(1e30), shown("ten"), shown([1, 2]), shown(object())
+        ('1e+30', "'ten'", '[1, 2]', 'an object of type object')
+    """
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if value is None:
+        return "nothing"
+    if isinstance(value, int):
+        is_long = abs(value) >= 10**_LONG
+        return f"a number of about {int(math.log10(2) * value.bit_length()) + 1:,} digits" if is_long else str(value)
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, str):
+        value = without_secrets(value)
+        more = len(value) - _LONG
+        return repr(value) if more <= 0 else f"{value[:_LONG]!r} and {more:,} more characters"
+    if isinstance(value, bytes):
+        return f"{len(value):,} bytes"
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, list | tuple | set):
+        parts = [shown(each) for each in list(value)[:_LONG]]
+        text = f"[{', '.join(parts)}]"
+        return text if len(value) <= _LONG and len(text) <= _LONG else f"a list of {len(value):,}"
+    if isinstance(value, Mapping):
+        return "a table"
+    if isinstance(value, type) or callable(value):
+        return f"a {'class' if isinstance(value, type) else 'function'}, {getattr(value, '__name__', 'without a name')}"
+    return f"an object of type {type(value).__name__[:_LONG]}"
+
+
+def without_secrets(text: str) -> str:
+    """The text without user, password and query in its URLs: signatures and tokens stand there."""
+    text = _LOGIN.sub(r"\1", text)
+    return _QUERY.sub(r"\1", text)
+
+
+def printable(text: str) -> str:
+    """A text that is safe on a terminal: control characters and invisible marks are written out.
+
+    Example:
+        >>> printable("a\\x1b[31mb")
+        'a\\\\x1b[31mb'
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c in "\n\t" or c.isprintable() or (c == "\xa0") else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+def as_line(text: object) -> str:
+    """A printable text of one line: line ends and tabs are written out too."""
+    return printable(str(text)).replace("\n", "\\n").replace("\t", "\\t")

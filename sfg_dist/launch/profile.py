@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, field_validator
 
 from sfg_dist.job.config import integral
-from sfg_dist.job.documents import apply_override, checked, parse_document, read_document
-from sfg_dist.job.expected import Words
+from sfg_dist.job.key_types import MustBe
 from sfg_dist.job.paths import require_no_secrets
+from sfg_dist.job.toml_documents import apply_override, checked, parse_document, read_document
 
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 WALLTIME = r"^(([0-9]{1,6}-)?[0-9]{1,9}(:[0-9]{1,2}){0,2}|(?i:unlimited|infinite))$"
@@ -85,9 +85,9 @@ class SlurmProfile(_Section):
     nodes: PositiveInt = 1
     cpus_per_node: PositiveInt | None = None
     gpus_per_node: Count = 0
-    gpu_type: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$"), Words("one word, such as a100")] | None = None
-    memory_per_node: Annotated[str, Field(pattern=r"^[0-9]{1,15}[KMGT]?$"), Words(MEMORY)] | None = None
-    walltime: Annotated[str, Field(pattern=WALLTIME), Words(WALLTIME_WORDS)] = "1:00:00"
+    gpu_type: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$"), MustBe("one word, such as a100")] | None = None
+    memory_per_node: Annotated[str, Field(pattern=r"^[0-9]{1,15}[KMGT]?$"), MustBe(MEMORY)] | None = None
+    walltime: Annotated[str, Field(pattern=WALLTIME), MustBe(WALLTIME_WORDS)] = "1:00:00"
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -115,7 +115,7 @@ class Volume(_Section):
     """A persistent volume claim and where it appears."""
 
     claim: str
-    path: Annotated[str, Field(pattern=r"^/"), Words("a path from the root, such as /data")]
+    path: Annotated[str, Field(pattern=r"^/"), MustBe("a path from the root, such as /data")]
     read_only: bool = False
 
 
@@ -158,10 +158,10 @@ class KubeRayProfile(_Section):
     min_workers: Count | None = None
     autoscaling: bool = False
     cpus: PositiveInt = 4
-    memory: Annotated[str, Field(pattern=QUANTITY), Words(QUANTITY_WORDS)] = "16Gi"
+    memory: Annotated[str, Field(pattern=QUANTITY), MustBe(QUANTITY_WORDS)] = "16Gi"
     gpus: Count = 0
     head_cpus: PositiveInt = 2
-    head_memory: Annotated[str, Field(pattern=QUANTITY), Words(QUANTITY_WORDS)] = "8Gi"
+    head_memory: Annotated[str, Field(pattern=QUANTITY), MustBe(QUANTITY_WORDS)] = "8Gi"
     gpu_resource: str = "nvidia.com/gpu"
     queue: str | None = None
     service_account: str | None = None

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from sfg_dist.job.errors import ClusterError, ConfigError
-from sfg_dist.job.values import shown
+from sfg_dist.job.words import shown
 from sfg_dist.launch import kuberay, ray_jobs, slurm
 from sfg_dist.launch.submission import (
     Order,

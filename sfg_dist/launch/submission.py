@@ -29,7 +29,7 @@ from sfg_dist.job.errors import ClusterError, ConfigError, DocumentError
 from sfg_dist.job.object_stores import is_url
 from sfg_dist.job.paths import expanded
 from sfg_dist.job.reader import MAX_BYTES, read_json
-from sfg_dist.job.values import shown
+from sfg_dist.job.words import shown
 from sfg_dist.launch.profile import Profile, one_line
 
 STAGES = ("label", "train", "sample", "evaluate")

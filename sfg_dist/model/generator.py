@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from sfg_dist.data.conditions import ColumnSplit, finite_conditions, read_given
 from sfg_dist.data.naming import value_words
+from sfg_dist.job.arguments import whole_number
 from sfg_dist.job.errors import TrainingError
 from sfg_dist.job.plan import Stream, normal_rows
-from sfg_dist.job.values import whole_number
 from sfg_dist.model.encoder import Encoder
 from sfg_dist.model.likelihood import Mass, batch_rows_of, mapped_log_density
 from sfg_dist.model.mlp import predict
-from sfg_dist.model.sampling import BLOCK_ROWS, draw_ranges, unit_ranges
+from sfg_dist.model.sampling import SAMPLE_ROWS, draw_ranges, unit_ranges
 from sfg_dist.model.saved_generator import SavedGenerator
 
 FAR_CONDITION = 8.0  # in the flow's coordinates, where a column's spread is 1
@@ -108,11 +108,11 @@ class Generator(SavedGenerator):
     def _block_rows(
         self, seed: int, conditions: NDArray[np.float64] | None, start: int, block: int
     ) -> NDArray[np.float64]:
-        first, num_latents = block * BLOCK_ROWS, self.network.dim + self.network.num_noise
-        drawn = normal_rows(seed, Stream.SAMPLE, first, first + BLOCK_ROWS, num_latents)
+        first, num_latents = block * SAMPLE_ROWS, self.network.dim + self.network.num_noise
+        drawn = normal_rows(seed, Stream.SAMPLE, first, first + SAMPLE_ROWS, num_latents)
         if conditions is not None:
             # A block is whole, though not all of its rows may be asked for: those beyond repeat the ends.
-            conditions = conditions[np.clip(np.arange(first, first + BLOCK_ROWS) - start, 0, len(conditions) - 1)]
+            conditions = conditions[np.clip(np.arange(first, first + SAMPLE_ROWS) - start, 0, len(conditions) - 1)]
         return self._decoded(drawn, conditions)
 
     def conditions_of(self, given: Given, n: int) -> NDArray[np.float64] | None:

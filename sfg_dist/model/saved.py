@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sfg_dist.job.errors import DocumentError
 from sfg_dist.job.memory import usable_bytes
 from sfg_dist.job.reader import check_fields
-from sfg_dist.job.values import printable, shown
+from sfg_dist.job.words import printable, shown
 from sfg_dist.model.encoder import Encoder
 from sfg_dist.model.mlp import ACTIVATIONS, MLP
 from sfg_dist.store import Location

@@ -25,8 +25,8 @@ from sfg_dist.job.errors import DataError, DocumentError, StoreError
 from sfg_dist.job.object_stores import is_url
 from sfg_dist.job.paths import place_of
 from sfg_dist.job.reader import LONG_BYTES, check_fields, read_json
-from sfg_dist.job.values import printable, shown
 from sfg_dist.job.version import __version__
+from sfg_dist.job.words import printable, shown
 from sfg_dist.model.calibration import Calibration
 from sfg_dist.model.encoder import Encoder
 from sfg_dist.model.likelihood import MASS_FIELDS, Mass

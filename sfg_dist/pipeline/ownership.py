@@ -17,7 +17,7 @@ import tomli_w
 
 from sfg_dist.job.config import Job, parse_job
 from sfg_dist.job.errors import ConfigError, StoreLinkError
-from sfg_dist.job.values import printable
+from sfg_dist.job.words import printable
 
 if TYPE_CHECKING:
     from sfg_dist.store import Location

@@ -26,7 +26,7 @@ from sfg_dist.job.errors import ConfigError, StoreError
 from sfg_dist.job.object_stores import absolute_url, is_url
 from sfg_dist.job.paths import expanded
 from sfg_dist.job.plan import fingerprint
-from sfg_dist.job.values import shown
+from sfg_dist.job.words import shown
 from sfg_dist.pipeline.check import check_job
 from sfg_dist.pipeline.likelihood import likelihood_figures
 from sfg_dist.pipeline.output import Listener, OutputDirectory

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from sfg_dist.distributed.labels.label import label_pending, label_settings
 from sfg_dist.job.config import Job, parse_job, resolve_job
-from sfg_dist.job.documents import MAX_BYTES, text_of
 from sfg_dist.job.errors import ConfigError, SfgError, StoreError
 from sfg_dist.job.object_stores import absolute_url
+from sfg_dist.job.toml_documents import MAX_BYTES, text_of
 from sfg_dist.pipeline.plan import cluster_order, frame_of
 from sfg_dist.pipeline.table import prepare_table
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfg_dist.job.errors import ConfigError, StoreError, StoreFullError, StoreLinkError, StoreUnavailableError
 from sfg_dist.job.object_stores import is_url, open_objects, reason_of, trouble_of, without_secrets
-from sfg_dist.job.values import printable
+from sfg_dist.job.words import printable
 from sfg_dist.store.local import PARTIAL, Entry, LinkError, LocalFiles
 
 QUARANTINE = "quarantine/"

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from sfg_dist.job.errors import DocumentError, StoreError
 from sfg_dist.job.plan import Plan
 from sfg_dist.job.reader import LONG_BYTES, read_json
-from sfg_dist.job.values import shown
+from sfg_dist.job.words import shown
 from sfg_dist.store.location import Location
 
 MANIFEST_KEY = "frame.json"

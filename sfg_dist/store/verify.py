@@ -19,7 +19,7 @@ import numpy as np
 from sfg_dist.job.errors import DocumentError, StoreError, StoreLinkError
 from sfg_dist.job.plan import Plan
 from sfg_dist.job.reader import MAX_BYTES, read_json
-from sfg_dist.job.values import as_line
+from sfg_dist.job.words import as_line
 from sfg_dist.store.arrays import ARRAYS, object_bytes, object_key
 from sfg_dist.store.commits import commit_key, read_record, stored_digest
 from sfg_dist.store.frame import extension_objects

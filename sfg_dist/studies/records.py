@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from sfg_dist.job.errors import DocumentError
 from sfg_dist.job.reader import LONG_BYTES, Fields, read_json
-from sfg_dist.job.values import printable, shown
+from sfg_dist.job.words import printable, shown
 
 if TYPE_CHECKING:
     from sfg_dist.store import Location

@@ -17,7 +17,7 @@ ROWS = np.random.default_rng(5).standard_normal((2500, 3)) * [1.0, 5.0, 0.2] + 3
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(reference, "BLOCK_ROWS", 1000)
+    monkeypatch.setattr(reference, "REFERENCE_BLOCK_ROWS", 1000)
 
 
 @pytest.fixture(params=["t.parquet", "t.zarr", "t.npy"])

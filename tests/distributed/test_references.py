@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch, tmp_path):
     """Blocks of 1500 rows, files of them in a directory of the test."""
-    monkeypatch.setattr("sfg_dist.flow.posterior.reference.BLOCK_ROWS", 1500)
+    monkeypatch.setattr("sfg_dist.flow.posterior.reference.REFERENCE_BLOCK_ROWS", 1500)
     shared, temporary = tmp_path / "shared", tmp_path / "temporary"
     shared.mkdir()
     temporary.mkdir()
@@ -311,7 +311,7 @@ from sfg_dist.distributed.machine import peak_memory
 from sfg_dist.job.words import GIB
 from sfg_dist.store import open_pairs
 url, room = sys.argv[1], int(sys.argv[2])
-sfg_dist.flow.posterior.reference.BLOCK_ROWS = 1 << 13
+sfg_dist.flow.posterior.reference.REFERENCE_BLOCK_ROWS = 1 << 13
 references.WORK_BYTES = 4 << 20
 open_pairs(url).commit_record(0)
 stored = references.StoredReference(open_pairs(url))
@@ -338,7 +338,7 @@ def test_ten_times_the_budget_is_labelled_within_it(tmp_path, monkeypatch, toler
     from sfg_dist.pipeline.plan import identity_of_keys
     from sfg_dist.store import Frame, create_store
 
-    monkeypatch.setattr("sfg_dist.flow.posterior.reference.BLOCK_ROWS", 1 << 13)
+    monkeypatch.setattr("sfg_dist.flow.posterior.reference.REFERENCE_BLOCK_ROWS", 1 << 13)
     room, dim, num_rows = 12 << 20, 32, 500_000 if tolerance == 0 else 325_000
     rows = np.random.default_rng(0).standard_normal((num_rows, dim), dtype=np.float32) * np.geomspace(1, 0.05, dim)
     labels = {"num_pairs": 16, "shard_rows": 16, "batch_size": 16, "t_min": 1e-3, "num_evaluations": 4}

@@ -16,7 +16,7 @@ from sfg_dist.store import open_pairs, read_rows
 
 TABLE = {"source": "moons", "max_rows": 6000}  # 4800 of them for training: enough for clusters
 LABELS = {"num_pairs": 128, "shard_rows": 64, "batch_size": 64, "num_evaluations": 20, "t_min": 1e-3}
-BLOCK_ROWS = "sfg_dist.flow.posterior.reference.BLOCK_ROWS"
+BLOCK_ROWS = "sfg_dist.flow.posterior.reference.REFERENCE_BLOCK_ROWS"
 
 
 def members_of(pairs, num_parts):

@@ -15,10 +15,11 @@ from pydantic import BaseModel, ConfigDict
 import sfg_dist
 from sfg_dist.cli import main as cli
 from sfg_dist.cli.command import aligned
+from sfg_dist.job.arguments import whole_number
 from sfg_dist.job.config import Job, load_job, resolve_job
-from sfg_dist.job.documents import apply_override, checked
 from sfg_dist.job.errors import ConfigError
-from sfg_dist.job.values import printable, shown, whole_number
+from sfg_dist.job.toml_documents import apply_override, checked
+from sfg_dist.job.words import printable, shown
 from sfg_dist.launch.profile import Profile, load_profile
 from sfg_dist.studies.compare.page import with_error
 

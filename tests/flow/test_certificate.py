@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sfg_dist.flow import Reference, posterior_moments
 
 EPSILON = 2.0**-24
-BLOCK_ROWS = "sfg_dist.flow.posterior.reference.BLOCK_ROWS"
+BLOCK_ROWS = "sfg_dist.flow.posterior.reference.REFERENCE_BLOCK_ROWS"
 
 
 def line(rng, n):

@@ -17,7 +17,7 @@ BLOCK_ROWS = 1500
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr("sfg_dist.flow.posterior.reference.BLOCK_ROWS", BLOCK_ROWS)
+    monkeypatch.setattr("sfg_dist.flow.posterior.reference.REFERENCE_BLOCK_ROWS", BLOCK_ROWS)
 
 
 def table(num_rows, dim):
@@ -119,7 +119,7 @@ def test_labels_over_blocks_are_those_of_one_block(monkeypatch):
     rows = table(5003, 2)
     latents = np.random.default_rng(3).standard_normal((64, 2))
     blocked = label_latents(latents, Reference(rows, sigma_data=1.0), batch_size=64, sigma_data=1.0)
-    monkeypatch.setattr("sfg_dist.flow.posterior.reference.BLOCK_ROWS", len(rows))
+    monkeypatch.setattr("sfg_dist.flow.posterior.reference.REFERENCE_BLOCK_ROWS", len(rows))
     single = label_latents(latents, Reference(rows, sigma_data=1.0), batch_size=64, sigma_data=1.0)
     gap = np.linalg.norm(blocked - single, axis=1)
     assert gap.max() > 0

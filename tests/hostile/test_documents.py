@@ -18,10 +18,10 @@ from sfg_dist.distributed.fit.checkpoints import Checkpoints, identity_of
 from sfg_dist.distributed.fit.hold import Hold
 from sfg_dist.distributed.fit.journal import Journal
 from sfg_dist.job.config import TrainConfig, parse_job
-from sfg_dist.job.documents import parse_document
 from sfg_dist.job.errors import ConfigError, DataError, DocumentError, SfgError, StoreError, TrainingError
 from sfg_dist.job.plan import Plan, seal, unseal
 from sfg_dist.job.reader import MAYBE_NAN, read_json
+from sfg_dist.job.toml_documents import parse_document
 from sfg_dist.launch.submission import Attempt, Submission, known
 from sfg_dist.pipeline.repair import job_beside
 from sfg_dist.store import Location, open_pairs

@@ -26,10 +26,10 @@ from sfg_dist.data.column_type import ColumnType
 from sfg_dist.distributed.fit.checkpoints import load_fitted, save_fitted
 from sfg_dist.distributed.fit.journal import Journal
 from sfg_dist.job.config import Job, load_job, resolve_job
-from sfg_dist.job.documents import checked
 from sfg_dist.job.errors import SfgError
 from sfg_dist.job.plan import Plan, seal, unseal
 from sfg_dist.job.reader import read_json
+from sfg_dist.job.toml_documents import checked
 from sfg_dist.launch.profile import load_profile
 from sfg_dist.launch.submission import Submission, known, registry, remember
 from sfg_dist.model.early_stopping import EarlyStopping

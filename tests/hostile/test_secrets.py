@@ -20,7 +20,7 @@ from sfg_dist.job.config import load_job, resolve_job
 from sfg_dist.job.errors import ConfigError
 from sfg_dist.job.object_stores import plain_reason, without_credentials
 from sfg_dist.job.paths import expanded, place_of
-from sfg_dist.job.values import as_line, printable, shown
+from sfg_dist.job.words import as_line, printable, shown
 from sfg_dist.launch import load_profile
 from sfg_dist.pipeline.output import OutputDirectory
 from sfg_dist.store import Location

@@ -10,7 +10,7 @@ import torch
 
 from sfg_dist.data import Transform
 from sfg_dist.model import MLP, Calibration, Generator, sampling
-from sfg_dist.model.sampling import BLOCK_ROWS, draw_ranges, unit_ranges, unit_rows
+from sfg_dist.model.sampling import SAMPLE_ROWS, draw_ranges, unit_ranges, unit_rows
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +62,11 @@ def test_ranges_come_in_order_and_no_further_ahead_than_one_more_than_threads():
     def ranges():
         for k in range(50):
             asked.append(k)
-            yield k * BLOCK_ROWS, (k + 1) * BLOCK_ROWS
+            yield k * SAMPLE_ROWS, (k + 1) * SAMPLE_ROWS
 
     def block_rows(block):
         made.append(block)
-        return np.full((BLOCK_ROWS, 1), float(block))
+        return np.full((SAMPLE_ROWS, 1), float(block))
 
     drawing = draw_ranges(block_rows, ranges(), 1, num_threads=3)
     for k in range(20):
@@ -81,16 +81,16 @@ def test_an_error_in_a_thread_is_raised_and_ends_the_rest():
     def block_rows(block):
         if block == 2:
             raise RuntimeError("bad block")
-        return np.zeros((BLOCK_ROWS, 1))
+        return np.zeros((SAMPLE_ROWS, 1))
 
     with pytest.raises(RuntimeError, match="bad block"):
-        list(draw_ranges(block_rows, unit_ranges(0, 100 * BLOCK_ROWS, 1000), 1, num_threads=2))
+        list(draw_ranges(block_rows, unit_ranges(0, 100 * SAMPLE_ROWS, 1000), 1, num_threads=2))
 
 
 def test_units_lie_on_a_grid_and_are_bounded(monkeypatch):
     monkeypatch.setattr(sampling, "num_cpus", lambda: 1)
     assert unit_rows(2) == 65_536
-    assert unit_rows(10_000) == BLOCK_ROWS
+    assert unit_rows(10_000) == SAMPLE_ROWS
     assert list(unit_ranges(65_530, 131_073, 2)) == [(65_530, 65_536), (65_536, 131_072), (131_072, 131_073)]
     assert list(unit_ranges(5, 5, 2)) == []
     monkeypatch.setattr(sampling, "num_cpus", lambda: 4)  # none is left without work
@@ -105,8 +105,8 @@ def test_units_lie_on_a_grid_and_are_bounded(monkeypatch):
 
 
 def test_noise_moves_a_row_and_is_seeded_by_row_too(generator):
-    latents = np.zeros((BLOCK_ROWS, 5), np.float32)
-    latents[:, 3:] = np.random.default_rng(0).standard_normal((BLOCK_ROWS, 2))
+    latents = np.zeros((SAMPLE_ROWS, 5), np.float32)
+    latents[:, 3:] = np.random.default_rng(0).standard_normal((SAMPLE_ROWS, 2))
     assert len(np.unique(generator.predict_labels(latents), axis=0)) > 1000
 
 

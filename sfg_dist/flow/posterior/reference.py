@@ -1,8 +1,8 @@
 """The data behind the score, prepared once: centred, of spread 1, in blocks, with what the engines build over each.
 
-A reference is cut into blocks of ``BLOCK_ROWS`` rows in the order of its table. A posterior over several blocks is
-defined block after block, and each has clusters of its own. So its bits are the same whether the blocks lie in memory
-or come from a file one at a time.
+A reference is cut into blocks of ``REFERENCE_BLOCK_ROWS`` rows in the order of its table. A posterior over several
+blocks is defined block after block, and each has clusters of its own. So its bits are the same whether the blocks lie
+in memory or come from a file one at a time.
 """
 
 from __future__ import annotations
@@ -31,13 +31,12 @@ if TYPE_CHECKING:
 Rows: TypeAlias = Tensor | NDArray[np.floating]
 
 LARGEST = 1e8  # of centred coordinates of spread 1 in float32
-BLOCK_ROWS = REFERENCE_BLOCK_ROWS
 _CHUNK_ROWS = 1 << 16  # worked on in float64 at a time
 
 
 def block_ranges(num_rows: int) -> list[tuple[int, int]]:
     """First row of each block of a reference, and the row after its last."""
-    return [(first, min(first + BLOCK_ROWS, num_rows)) for first in range(0, num_rows, BLOCK_ROWS)]
+    return [(first, min(first + REFERENCE_BLOCK_ROWS, num_rows)) for first in range(0, num_rows, REFERENCE_BLOCK_ROWS)]
 
 
 class ReferenceBlock:
@@ -165,7 +164,7 @@ class PreparedReference(ABC):
     @property
     def num_blocks(self) -> int:
         """Number of blocks."""
-        return -(-self.num_reference // BLOCK_ROWS)
+        return -(-self.num_reference // REFERENCE_BLOCK_ROWS)
 
     @abstractmethod
     def blocks(self) -> Iterator[ReferenceBlock]:

@@ -26,7 +26,7 @@ from sfg_dist.job.config import ExecutorConfig, Job, resolve_job
 from sfg_dist.job.errors import TrainingError
 from sfg_dist.job.plan import Stream, normal_rows
 from sfg_dist.model import MLP, Calibration, Generator
-from sfg_dist.model.sampling import BLOCK_ROWS, draw_ranges, unit_ranges
+from sfg_dist.model.sampling import SAMPLE_ROWS, draw_ranges, unit_ranges
 from sfg_dist.pipeline.pipeline import Pipeline
 from sfg_dist.studies.compare.judging import Draw, FitFacts, Fitted, Rows, Rules
 
@@ -308,8 +308,8 @@ def _draw_labels(generator: Generator, seed: int, num_threads: int | None, num_r
     """All that ``Generator.sample`` does but the way back to the user's units, which the peers' draws leave out too."""
 
     def block_rows(block: int) -> NDArray[np.float64]:
-        first = block * BLOCK_ROWS
-        drawn = normal_rows(seed, Stream.SAMPLE, first, first + BLOCK_ROWS, generator.network.num_inputs)
+        first = block * SAMPLE_ROWS
+        drawn = normal_rows(seed, Stream.SAMPLE, first, first + SAMPLE_ROWS, generator.network.num_inputs)
         return generator.predict_labels(drawn).astype(np.float64)
 
     dim = generator.network.dim

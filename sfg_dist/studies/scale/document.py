@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sfg_dist.job.documents import parse_document
 from sfg_dist.job.errors import ConfigError, DocumentError
 from sfg_dist.job.object_stores import is_url
 from sfg_dist.job.reader import LONG_BYTES, read_json
+from sfg_dist.job.toml_documents import parse_document
 from sfg_dist.store import Location
 from sfg_dist.studies.records import from_json, to_json
 from sfg_dist.studies.scale.results import ComparedCase, Efficiency, StudyComparison, StudyDocument

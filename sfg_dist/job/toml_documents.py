@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from sfg_dist.job.arguments import plain
 from sfg_dist.job.errors import ConfigError
-from sfg_dist.job.expected import close_name, expected, flat_union, inner_model, type_of_key, user_key, value_kinds
-from sfg_dist.job.values import plain, printable, shown
+from sfg_dist.job.key_types import close_name, expected, flat_union, inner_model, type_of_key, user_key, value_kinds
+from sfg_dist.job.words import printable, shown
 
 Model = type[BaseModel]
 _T = TypeVar("_T", bound=BaseModel)

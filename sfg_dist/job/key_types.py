@@ -17,7 +17,7 @@ _SAID_LIMIT = 1e9  # larger limits are said only where they are passed
 
 
 @dataclass(frozen=True)
-class Words:
+class MustBe:
     """Annotates a key's type with words that follow "must be", where those made from the type would say less."""
 
     text: str
@@ -37,7 +37,7 @@ def expected(annotation: Any, metadata: Iterable[Any] = (), *, with_limits: bool
     """
     beside = _flat(metadata)
     for mark in beside:
-        if isinstance(mark, Words):
+        if isinstance(mark, MustBe):
             return mark.text
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:

@@ -96,7 +96,8 @@ def test_rows_of_the_graph_are_the_generators(kind, calibrated):
 @pytest.mark.parametrize("block", ["residual", "plain"])
 @pytest.mark.parametrize("activation", ["silu", "gelu", "relu", "tanh"])
 @pytest.mark.parametrize("linear_skip", [True, False])
-def test_every_network(block, activation, linear_skip):
+def test_every_network(monkeypatch, block, activation, linear_skip):
+    monkeypatch.setattr(module, "CHECK_ROWS", 2000)
     generator = make(calibrated=False, block=block, activation=activation, linear_skip=linear_skip)
     _, agreement = export_onnx(generator)
     assert agreement.raw_labels_max < TOLERANCE

@@ -33,7 +33,8 @@ def call(device):
     if device.type == "cuda":
         yield lambda name, **arguments: CHECKS[name](device=device, **arguments)
         return
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(filter(None, sys.path))  # this file imports what stands beside the tests
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     process = subprocess.Popen(
         [sys.executable, __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

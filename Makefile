@@ -14,7 +14,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL = $(PYTHON) install.py --torch "$(TORCH)" --torch-index "$(TORCH_INDEX)" --installer "$(INSTALLER)"
 
-PYTEST = $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+PYTEST = $(BIN)/python -m pytest -q --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+# One worker more than cores where tests wait for Ray and other processes.
+MORE = $$(($$(getconf _NPROCESSORS_ONLN) + 1))
 APART = slurm or hosts or chaos or alone
 BEYOND = $(APART) or browser or notebooks or comparison or packaging or cluster
 
@@ -34,15 +36,15 @@ check: install
 
 # Beside the lint, which on a fresh checkout takes as long on one core.
 quick-tests: install
-	HYPOTHESIS_PROFILE=check $(PYTEST) -m 'not ($(BEYOND) or slow or ray)'
+	HYPOTHESIS_PROFILE=check $(PYTEST) -n auto -m 'not ($(BEYOND) or slow or ray)'
 
 test: install
-	$(PYTEST) -m 'not ($(BEYOND))'
+	$(PYTEST) -n $(MORE) -m 'not ($(BEYOND))'
 
 # What starts clusters and goes by the clock comes after what keeps the machine busy.
 test-all: install
-	HYPOTHESIS_PROFILE=full $(PYTEST) -m 'not ($(APART) or cluster)'
-	$(PYTEST) -m '($(APART)) and not cluster'
+	HYPOTHESIS_PROFILE=full $(PYTEST) -n $(MORE) -m 'not ($(APART) or cluster)'
+	$(PYTEST) -n $(MORE) -m '($(APART)) and not cluster'
 	$(MAKE) test-cluster
 
 # Apart from the other tests: with Ray's agents beside them each of its nodes starts later.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import faulthandler
 import functools
 import http.client
@@ -33,6 +34,7 @@ TEST_LIMIT_S = 240
 GROUP_LIMIT_S = 600  # of tests that start clusters and kill what runs on them
 # The group that a marker puts a test into. A group runs one test at a time, so Slurm and Ray are used by one each.
 SHARED = {"slurm": "slurm", "hosts": "hosts", "chaos": "ray", "notebooks": "ray", "alone": "ray", "ray": "ray"}
+OWN_RAY = "own ray"  # of those in "ray" that start a Ray of their own instead of using the session's
 STDERR = pytest.StashKey[int]()
 
 
@@ -56,15 +58,26 @@ def pytest_report_header():
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Tests of one file stay together, for the fixtures that they share, and so do those that share a machine's Ray."""
+    groups, waiting, num_slow = {}, set(), collections.Counter()
     for item in items:
         shared = next((name for name in SHARED if item.get_closest_marker(name)), None)
         limit_s = TEST_LIMIT_S if shared in (None, "ray") else GROUP_LIMIT_S
         if marker := item.get_closest_marker("timeout"):
             limit_s = marker.args[0]
         item.add_marker(pytest.mark.timeout(patience(limit_s)), append=False)
-        item.add_marker(pytest.mark.xdist_group(SHARED.get(shared, item.path.name)))
-    # Groups are handed out in this order; the longest come first.
-    items.sort(key=lambda item: not any(item.get_closest_marker(name) for name in SHARED))
+        if marker := item.get_closest_marker("xdist_group"):
+            group = marker.args[0]
+        else:
+            group = SHARED.get(shared, item.path.name)
+            if group == "ray" and "ray_cluster" not in item.fixturenames:
+                group = OWN_RAY
+            item.add_marker(pytest.mark.xdist_group(group))
+        groups[item] = group
+        waiting |= {group} if shared else set()
+        num_slow[group] += item.get_closest_marker("slow") is not None
+    # Groups are handed out in this order. The longest come first, so that none is left alone at the end: those that
+    # wait for a cluster, then those with the most tests that are slow.
+    items.sort(key=lambda item: (groups[item] not in waiting, -num_slow[groups[item]]))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -197,8 +197,8 @@ def test_a_process_that_is_killed_says_so_and_the_fit_goes_on(copy_labels, tmp_p
         step(self, done)
 
     monkeypatch.setattr(encoder.EncoderTrainer, "step", counted)
-    fit_encoder(*arguments[:2], settings.model_copy(update={"encoder_steps": 1000}), validation)
-    assert len(steps) < 1000  # it did not begin anew
+    fit_encoder(*arguments[:2], settings.model_copy(update={"encoder_steps": 300}), validation)
+    assert len(steps) < 300  # it did not begin anew
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from commands import sfg, sfg_process
+from commands import sfg
 from told import snapshot
 
 import sfg_dist
@@ -112,20 +112,6 @@ def test_a_fit_that_was_cut_off_goes_on_from_its_checkpoint_in_the_bucket(make_j
     assert begun == [True, False]
     steps = {entry.key.split("/")[0] for entry in Location(f"{bucket}/run/checkpoints").list() if "step_" in entry.key}
     assert len(steps) == 2
-
-
-@pytest.mark.slow
-@pytest.mark.ray
-def test_actors_and_workers_of_ray_write_to_the_bucket(make_job, small_run, tmp_path, bucket):
-    """In a process of its own, whose Ray starts with the bucket's environment."""
-    ray = make_job(output={"dir": f"{bucket}/ray"}, executor={"kind": "ray", "num_actors": 2})
-    (tmp_path / "ray.toml").write_text(ray.to_toml())
-    document = json.loads(sfg_process(tmp_path, "run", "ray.toml", "--json").stdout)
-    for name in ("floor", "labels"):
-        assert document["metrics"][name] == small_run.metrics[name]
-    state = json.loads(sfg(tmp_path, "status", f"{bucket}/ray", "--json").stdout)
-    assert state["is_complete"]
-    assert state["drivers"][0]["state"] == "ended"
 
 
 def test_a_long_log_in_a_bucket_is_put_now_and_then(bucket):

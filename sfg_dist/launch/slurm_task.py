@@ -46,6 +46,7 @@ TIDYING_S = 90.0  # before the limit, there is time to tidy up before the requeu
 LOG_LINES = 15
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")  # as in sfg_dist/job/threads.py
 LOOPBACK, MANY_MACHINES = "127.0.0.1", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # as in sfg_dist/distributed/cluster.py
+NO_DRAINING = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}  # else a node of Ray that is ended waits half a minute
 RAY_TROUBLE = ("ddress already in use", "is already in use", "ailed to bind")
 INTERRUPTED = 130
 # Shell: $1 a folder, $2 a pattern of directories of ours in it to remove, $3 the directory to keep or to make.
@@ -172,6 +173,7 @@ class SlurmTask:
             given = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
             # Several nodes reach each other by their own addresses, one node by loopback, whatever the shell had set.
             given[MANY_MACHINES] = "0" if self.is_alone else "1"
+            given |= NO_DRAINING
             environment |= given
             inside |= given
         for prefix in self.task["container_prefixes"]:  # reach the inside of a container with --cleanenv too

@@ -124,7 +124,7 @@ def test_a_killed_comparison_goes_on_with_what_is_missing(make_compare_job, monk
 @pytest.mark.slow
 def test_a_comparison_lies_in_an_object_store(make_compare_job, s3_url):
     job = make_compare_job(
-        output={"dir": f"{s3_url}/run"}, compare={"methods": ["sfg", "realnvp"], "max_time_s": patience(2.5)}
+        output={"dir": f"{s3_url}/run"}, compare={"methods": ["sfg", "realnvp"], "max_time_s": patience(1.5)}
     )
     document = to_json(compare(job))
     output = Location(f"{s3_url}/run")
@@ -139,7 +139,7 @@ def test_ours_keeps_to_its_share_for_labels(make_compare_job):
     job = own_job(make_compare_job(labels={"num_pairs": 2_000_000}), num_threads=1, seed=3)
     assert (job.labels.seed, job.train.seed, job.executor.kind) == (3, 3, "inline")
     prepared = prepare("moons", max_rows=1500)
-    fit = fit_own(job, prepared, Rules(patience(8), (0.5, 0.75), 0, [], 0), max_label_share=0.25)
+    fit = fit_own(job, prepared, Rules(patience(4), (0.5, 0.75), 0, [], 0), max_label_share=0.25)
     facts = fit.facts
     assert 128 <= facts.num_pairs < 2_000_000  # the share is for the labels, on whatever machine
     assert facts.num_pairs % 128 == 0
@@ -239,7 +239,7 @@ def test_the_command_prints_one_document(make_compare_job, tmp_path, capsys):
     from sfg_dist.cli.command import app
 
     path = tmp_path / "job.toml"
-    path.write_text(make_compare_job(compare={"methods": ["sfg", "realnvp"], "max_time_s": patience(2.5)}).to_toml())
+    path.write_text(make_compare_job(compare={"methods": ["sfg", "realnvp"], "max_time_s": patience(1.5)}).to_toml())
     result = CliRunner().invoke(app, ["compare", str(path), "--json"])
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)

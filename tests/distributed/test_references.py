@@ -2,6 +2,7 @@
 
 import fcntl
 import importlib.metadata
+import itertools
 import multiprocessing
 import os
 import subprocess
@@ -11,6 +12,7 @@ import tempfile
 import numpy as np
 import pytest
 import torch
+from examples import a_third
 from patience import patience
 
 from sfg_dist.distributed.labels import references, shared_blocks
@@ -61,16 +63,20 @@ def label_all(pairs, **keywords):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "keys",
-    [
-        {},
-        {"direction": "both"},
-        {"tolerance": 0.0},
-        {"estimator": "minibatch", "num_reference": 100, "direction": "encode"},
-        {"solver_tolerance": 1e-2},
-    ],
+    ("has_room", "keys"),
+    a_third(
+        itertools.product(
+            [True, False],
+            [
+                {},
+                {"direction": "both"},
+                {"tolerance": 0.0},
+                {"estimator": "minibatch", "num_reference": 100, "direction": "encode"},
+                {"solver_tolerance": 1e-2},
+            ],
+        )
+    ),
 )
-@pytest.mark.parametrize("has_room", [True, False])
 def test_streamed_labels_have_the_bits_of_those_in_memory(make_store, tight, monkeypatch, keys, has_room, small_blocks):
     labels = LABELS | keys
     resident, streamed = make_store("resident", data=TABLE, labels=labels), make_store("s", data=TABLE, labels=labels)
@@ -120,8 +126,7 @@ def loads(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("direction", ["decode", "encode"])
-@pytest.mark.parametrize("num_evaluations", [6, 20])
+@pytest.mark.parametrize(("num_evaluations", "direction"), a_third(itertools.product([6, 20], ["decode", "encode"])))
 def test_the_measured_error_is_that_of_the_labels(make_store, monkeypatch, loads, direction, num_evaluations):
     """Whether all blocks fit in memory, some, or none: then they are read anew, but not often."""
     pairs = make_store(data=TABLE, labels=LABELS | {"direction": direction, "num_evaluations": num_evaluations})
@@ -329,7 +334,7 @@ print(peak_memory() - budget)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tolerance", [0.0, 1e-3])
+@pytest.mark.parametrize("tolerance", a_third([1e-3, 0.0]))
 def test_ten_times_the_budget_is_labelled_within_it(tmp_path, monkeypatch, tolerance):
     from sfg_dist.distributed.labels.ordering import order_with_threads
     from sfg_dist.job.config import resolve_job

@@ -81,16 +81,6 @@ def test_labels_and_a_plan_beside_files_of_the_user(beside, words):
     run(beside, sys.executable, "-m", "sfg_dist", *words)
 
 
-@pytest.mark.slow
-@pytest.mark.ray
-def test_workers_of_ray_import_no_file_of_the_user(beside):
-    odd = beside / "tmp-\N{LATIN SMALL LETTER U WITH DIAERESIS}-that-is-much-longer-than-a-socket-of-ray-may-be"
-    odd.mkdir()
-    command = [sys.executable, "-m", "sfg_dist", "label", "job.toml", "--executor", "ray"]
-    run(beside, *command, environment={"TMPDIR": str(odd)})
-    assert sfg_dist.open_pairs(beside / "runs" / "job").is_complete
-
-
 def test_the_search_path_without_the_users_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     libraries = str(tmp_path / "lib" / "site-packages")

@@ -1,9 +1,11 @@
 """The bound that the sparse engine certifies, over one block and over several, on data made to break it."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
-from examples import examples
+from examples import a_third, examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -138,8 +140,12 @@ def check_bound(rng, reference, t, tolerance, block_rows):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_blocks", [1, 3])
-@pytest.mark.parametrize("family", ["gaussian", "heavy tails", "two far clusters", "six columns", "one far outlier"])
+@pytest.mark.parametrize(
+    ("family", "num_blocks"),
+    a_third(
+        itertools.product(["gaussian", "heavy tails", "two far clusters", "six columns", "one far outlier"], [1, 3])
+    ),
+)
 def test_the_bound_holds_over_three_levels_and_more(family, num_blocks, monkeypatch):
     """As above where "auto" goes by clusters: from about 4100 rows on stand-ins of stand-ins come in."""
     for seed, (num_rows, t) in enumerate([(4200, 0.6), (9000, 0.3), (20_001, 0.8), (33_000, 0.05)]):

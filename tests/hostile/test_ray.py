@@ -15,9 +15,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from commands import sfg
 from patience import patience
 
-import sfg_dist
 from sfg_dist.distributed import cluster
 from sfg_dist.job.errors import ClusterError
 from sfg_dist.job.search_path import PACKAGE_ROOT
@@ -26,28 +26,6 @@ from sfg_dist.launch.slurm_task import MAKE, SlurmTask
 
 SMOKE = Path(PACKAGE_ROOT, "cluster", "smoke.py")
 PLANTED = ("json", "sfg_dist", "numpy", "ray", "torch", "zarr", "random", "psutil", "grpc", "pyarrow", "usercustomize")
-JOB = """
-[data]
-source = "moons"
-max_rows = 300
-[labels]
-num_pairs = 512
-shard_rows = 128
-batch_size = 64
-num_evaluations = 8
-[train]
-width = 8
-depth = 1
-num_epochs = 1
-batch_size = 64
-num_workers = 2
-num_threads = 1
-[evaluate]
-num_samples = 50
-metrics = ["correlation_error"]
-[output]
-dir = "run"
-"""
 
 
 def listeners(process):
@@ -72,22 +50,31 @@ def is_loopback(address):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_run_listens_on_loopback_alone_and_leaves_nothing(tmp_path):
-    """Labels, a fit beside them and one of two ranks, in one process tree, with files of the user all around."""
+def test_a_run_into_a_bucket_listens_on_loopback_alone_and_leaves_nothing(tmp_path, make_job, small_run, s3_url):
+    """Labels, a fit beside them and one of two ranks, in one process tree, with files of the user all around.
+
+    Its Ray starts with the bucket's environment, and its directory for sockets has a name that Ray cannot take.
+    """
     here, jobs, home = (tmp_path / name for name in ("here", "jobs", "home"))
-    for folder in (here, jobs, home):
+    odd = tmp_path / "tmp-\N{LATIN SMALL LETTER U WITH DIAERESIS}-that-is-much-longer-than-a-socket-of-ray-may-be"
+    for folder in (here, jobs, home, odd):
         folder.mkdir()
     for folder in (here, jobs):
         for name in PLANTED:
             line = f"open({str(tmp_path / 'told')!r}, 'a').write('{name} ')\n"
             (folder / f"{name}.py").write_text(line)
-    (jobs / "job.toml").write_text(JOB)
+    (here / "sfg_dist.py").unlink()  # "python -m" would take it before any line of ours
+    job = make_job(
+        output={"dir": f"{s3_url}/ray"}, executor={"kind": "ray", "num_actors": 2},
+        train={"num_epochs": 1, "num_workers": 2, "num_threads": 1}, evaluate={"metrics": ["ks_mean"]},
+    )  # fmt: skip
+    (jobs / "job.toml").write_text(job.to_toml())
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "GLOO_", "NCCL_"))}
-    environment |= {"PYTHONPATH": PACKAGE_ROOT, "HOME": str(home)}
-    command = [sys.executable, "-P", "-m", "sfg_dist", "run", "../jobs/job.toml", "--overlap"]
+    environment |= {"PYTHONPATH": PACKAGE_ROOT, "HOME": str(home), "TMPDIR": str(odd)}
+    command = [sys.executable, "-m", "sfg_dist", "run", "../jobs/job.toml", "--overlap", "--json"]
     seen = set()
-    with (tmp_path / "log").open("w") as log:
-        started = psutil.Popen(command, cwd=here, env=environment, stdout=log, stderr=log)
+    with (tmp_path / "answer").open("w") as answer, (tmp_path / "log").open("w") as log:
+        started = psutil.Popen(command, cwd=here, env=environment, stdout=answer, stderr=log)
         try:
             deadline = time.monotonic() + patience(200)
             while started.poll() is None and time.monotonic() < deadline:
@@ -105,7 +92,12 @@ def test_a_run_listens_on_loopback_alone_and_leaves_nothing(tmp_path):
     names = " ".join(name for name, _ in seen)
     assert all(word in names for word in ("gcs_server", "raylet", "ray::ShardActor", "ray::RayTrainWorker")), names
     assert not (home / ".ray").exists()
-    assert sfg_dist.open_pairs(here / "run").is_complete
+    metrics = json.loads((tmp_path / "answer").read_text())["metrics"]
+    for name in ("floor", "labels"):
+        assert metrics[name] == {"ks_mean": small_run.metrics[name]["ks_mean"]}
+    state = json.loads(sfg(tmp_path, "status", f"{s3_url}/ray", "--json").stdout)
+    assert state["is_complete"]
+    assert state["drivers"][0]["state"] == "ended"
 
 
 EARLY = """

@@ -61,6 +61,8 @@ class SlurmCluster:
         user, host = pwd.getpwuid(os.getuid()).pw_name, socket.gethostname().split(".")[0]
         lines = [
             "ClusterName=sfg", f"SlurmctldHost={host}(127.0.0.1)", f"SlurmctldPort={control}",
+            # A job's directory in /tmp and its ports come from its number, so two clusters begin at numbers apart.
+            f"FirstJobId={1 + secrets.randbelow(1 << 16)}",
             f"SlurmUser={user}", f"SlurmdUser={user}", "AuthType=auth/munge",
             # cred_expire is also how long a requeued job waits: 120 s if not set.
             f"AuthInfo=socket={base}/munge/socket,cred_expire=5",

@@ -29,6 +29,8 @@ pytestmark = [
     pytest.mark.skipif(missing_program() is not None, reason=f"{missing_program()} is not installed: slurm-wlm, munge"),
 ]
 
+# Two tests that mostly wait run beside the others, on a cluster of their own.
+on_a_second_cluster = pytest.mark.xdist_group("second slurm")
 QUICKSTART = Path(__file__).parents[2] / "jobs" / "quickstart.toml"
 UNHURRIED = Path(__file__).parent / "unhurried"
 
@@ -203,6 +205,7 @@ def test_a_node_that_goes_down_is_survived(site, cluster, store_bytes, local_sto
     require_equal(site, store_bytes, local_store(**MANY))
 
 
+@on_a_second_cluster
 def test_a_walltime_that_is_met_three_times(site, cluster, store_bytes, local_store):
     # Slurm's least limit is a minute, and the profile's least notice 40 seconds. The notice comes up to 30 seconds
     # early, since Slurm looks at limits that often: on a slow machine Ray would not have started by then.
@@ -330,6 +333,7 @@ def test_sbatch_s_own_refusal_is_shown(site):
     assert "nowhere" in done.stderr or "partition" in done.stderr
 
 
+@on_a_second_cluster
 def test_the_smoke_check(site, cluster):
     smoke = Path(__file__).parents[2] / "cluster" / "smoke.py"
     done = subprocess.run(

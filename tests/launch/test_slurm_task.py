@@ -212,6 +212,7 @@ def test_variables_of_a_container_with_and_without_ray(bench, monkeypatch, needs
     assert task._run_stages(bench.folder) == 0
     assert given["APPTAINERENV_SITE"] == "a b"
     assert ("APPTAINERENV_RAY_AUTH_TOKEN" in given) is needs_ray
+    assert (given.items() >= slurm_task.NO_DRAINING.items()) is needs_ray
 
 
 @pytest.mark.parametrize(("seconds_left", "is_limit"), [(8.0, True), (100.0, False)])

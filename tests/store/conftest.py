@@ -2,17 +2,28 @@
 
 import numpy as np
 import pytest
+from examples import a_third
 
 from sfg_dist.job.plan import Plan, fingerprint
 from sfg_dist.store import Frame, Location, create_store
 
 
-def pytest_collection_modifyitems(items):
-    """All is tried on a disk before every commit; in a bucket only what everything else is made of."""
+def pytest_collection_modifyitems(config, items):
+    """All is tried on a disk before every commit; in a bucket every third case is, and before a push, or all of them.
+
+    What everything else is made of is always tried in both.
+    """
+    in_bucket: dict[object, list[pytest.Item]] = {}
     for item in items:
-        in_bucket = getattr(item, "callspec", None) and item.callspec.params.get("place") == "s3"
-        if in_bucket and item.path.name != "test_location.py":
-            item.add_marker("slow")
+        if getattr(item, "callspec", None) and item.callspec.params.get("place") == "s3":
+            if item.path.name != "test_location.py":
+                item.add_marker("slow")
+            if item.path.parent.name == "store":
+                in_bucket.setdefault(item.function, []).append(item)
+    kept = {item for cases in in_bucket.values() for item in a_third(cases)}
+    left_out = [item for cases in in_bucket.values() for item in cases if item not in kept]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]
 
 
 @pytest.fixture(params=["local", "s3"])

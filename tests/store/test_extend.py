@@ -31,13 +31,14 @@ def test_an_extended_store_holds_the_rows_of_a_longer_run(new_store, fill, place
     assert reopened.plan == pairs.plan
     assert reopened.plan.ends == ends
     assert reopened.is_complete
-    for mine, theirs in zip(all_rows(reopened), all_rows(longer), strict=True):
+    latents, labels = all_rows(longer)
+    for mine, theirs in zip(all_rows(reopened), (latents, labels), strict=True):
         assert mine.shape == (ends[-1], 2)
         assert np.array_equal(mine, theirs)
     # Blocks are shards.
     for shard in range(reopened.plan.num_shards):
         start, stop = reopened.plan.shard_range(shard)
-        assert np.array_equal(reopened.labels.blocks[shard].compute(), all_rows(longer)[1][start:stop])
+        assert np.array_equal(reopened.labels.blocks[shard].compute(), labels[start:stop])
     assert verify(reopened).is_clean
 
 

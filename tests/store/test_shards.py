@@ -243,6 +243,7 @@ def test_a_shard_that_the_plan_does_not_have(new_store, rows_of):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("place", ["s3"], indirect=True)
 @pytest.mark.parametrize("seed", range(3))
 def test_the_protocol_holds_over_a_store_that_fails_and_delays(
     new_store, rows_of, s3_url, faulty_s3, monkeypatch, seed
@@ -272,6 +273,7 @@ def test_the_protocol_holds_over_a_store_that_fails_and_delays(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("place", ["s3"], indirect=True)
 def test_frames_and_plans_are_laid_out_over_a_store_that_fails(new_store, s3_url, faulty_s3):
     faulty_s3(0.15, seed=4)
     pairs = new_store(f"{s3_url}/x.zarr")

@@ -446,8 +446,8 @@ TOP = (
         name="random_rows_repeat",
         file="sfg_dist/job/plan.py",
         why="Each range of rows draws the numbers of the first ones, so shards repeat each other's latents.",
-        old="drawn, first = draw(block), block * BLOCK_ROWS",
-        new="drawn, first = draw(block - start // DRAW_ROWS), block * BLOCK_ROWS",
+        old="drawn, first = draw(block), block * DRAW_ROWS",
+        new="drawn, first = draw(block - start // DRAW_ROWS), block * DRAW_ROWS",
         tests=("tests/test_plan.py::test_rows_do_not_depend_on_how_they_are_asked_for",),
     ),
 )

@@ -8,12 +8,12 @@ import pytest
 
 from sfg_dist.job.config import Job
 from sfg_dist.job.errors import ConfigError
+from sfg_dist.job.fingerprint import fingerprint
 from sfg_dist.job.plan import (
     DRAW_ROWS,
     Plan,
     Stream,
     check_shard_rows,
-    fingerprint,
     integer_rows,
     normal_rows,
     random_generator,

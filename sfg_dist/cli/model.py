@@ -71,7 +71,7 @@ def sample_model(model: str, options: SampleOptions, as_json: bool) -> None:
         ConfigError: an option or the place is wrong.
         StoreError: the model cannot be read, or the table cannot be written.
     """
-    from sfg_dist.job.plan import fingerprint
+    from sfg_dist.job.fingerprint import fingerprint
     from sfg_dist.model.generator import Generator
     from sfg_dist.store.table import write_table
 

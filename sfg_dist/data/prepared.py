@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from sfg_dist.data.report import TableReport
 from sfg_dist.data.table import PARTS, LogDensity
 from sfg_dist.data.transform import Transform
-from sfg_dist.job.plan import DRAW_ROWS, Stream, fingerprint_of_blocks, random_generator, random_rows
+from sfg_dist.job.fingerprint import fingerprint_of_blocks
+from sfg_dist.job.plan import DRAW_ROWS, Stream, random_generator, random_rows
 
 _FINGERPRINT_ROWS = 1 << 16
 
@@ -74,12 +75,12 @@ class Prepared:
             start += len(rows)
 
     def table_fingerprint(self) -> str:
-        """``plan.fingerprint`` of the training rows."""
+        """``fingerprint`` of the training rows."""
         shape = (self.num_train, len(self.columns))
         return fingerprint_of_blocks(self.train_blocks(_FINGERPRINT_ROWS), shape, np.float64)
 
     def reference_fingerprint(self) -> str:
-        """``plan.fingerprint`` of the reference."""
+        """``fingerprint`` of the reference."""
         shape = (self.num_train, self.transform.dim)
         return fingerprint_of_blocks(self.reference_blocks(_FINGERPRINT_ROWS), shape, np.float32)
 

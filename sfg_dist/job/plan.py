@@ -16,14 +16,14 @@ import enum
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from sfg_dist.job.errors import ConfigError, DocumentError
 from sfg_dist.job.reader import LONG_BYTES, check_fields, read_json
@@ -101,35 +101,6 @@ def normal_rows(seed: int, stream: Stream, start: int, stop: int, dim: int) -> N
     return random_rows(
         start, stop, lambda block: random_generator(seed, stream, block).standard_normal(shape, dtype=np.float32)
     )
-
-
-def fingerprint(rows: NDArray[Any]) -> str:
-    """sha256 of a table's shape, dtype and bytes: its identity by content."""
-    return fingerprint_of_blocks([rows], rows.shape, rows.dtype)
-
-
-def fingerprint_of_blocks(blocks: Iterable[NDArray[Any]], shape: tuple[int, ...], dtype: DTypeLike) -> str:
-    """``fingerprint`` of a table that comes in blocks of rows."""
-    digest = TableDigest(shape, dtype)
-    for rows in blocks:
-        digest.update(rows)
-    return digest.hexdigest()
-
-
-class TableDigest:
-    """``fingerprint`` of a table whose rows come one block after the other."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: DTypeLike) -> None:
-        self._dtype = np.dtype(dtype)
-        self._digest = hashlib.sha256(f"{shape}{self._dtype.str}".encode())
-
-    def update(self, rows: NDArray[Any]) -> None:
-        """Take the next block."""
-        self._digest.update(np.ascontiguousarray(rows, dtype=self._dtype).data)
-
-    def hexdigest(self) -> str:
-        """The fingerprint, once all rows were taken."""
-        return self._digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from sfg_dist.distributed.fit.generator import TrainHooks, fit_generator, fit_se
 from sfg_dist.distributed.labels.label import label_pending, label_settings
 from sfg_dist.job.config import Job, load_job, resolve_job, without_removed
 from sfg_dist.job.errors import ConfigError, StoreError
+from sfg_dist.job.fingerprint import fingerprint
 from sfg_dist.job.object_stores import absolute_url, is_url
 from sfg_dist.job.paths import expanded
-from sfg_dist.job.plan import fingerprint
 from sfg_dist.job.words import shown
 from sfg_dist.pipeline.check import check_job
 from sfg_dist.pipeline.likelihood import likelihood_figures

@@ -12,7 +12,8 @@ import numpy as np
 
 from sfg_dist.job.config import READING_KEYS, Job
 from sfg_dist.job.errors import ConfigError
-from sfg_dist.job.plan import REFERENCE_BLOCK_ROWS, Plan, fingerprint
+from sfg_dist.job.fingerprint import fingerprint
+from sfg_dist.job.plan import REFERENCE_BLOCK_ROWS, Plan
 from sfg_dist.job.version import versions
 from sfg_dist.pipeline.choices import check_spreads, choose_blur, choose_unit, fit_grids, measure_columns
 from sfg_dist.pipeline.table import text_format

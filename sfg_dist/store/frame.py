@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.job.errors import StoreError
-from sfg_dist.job.plan import REFERENCE_BLOCK_ROWS, Plan, fingerprint_of_blocks
+from sfg_dist.job.fingerprint import fingerprint_of_blocks
+from sfg_dist.job.plan import REFERENCE_BLOCK_ROWS, Plan
 from sfg_dist.store import arrays
 from sfg_dist.store.arrays import ARRAYS, Layout, group_metadata, names_objects, record_layout, record_prefix
 from sfg_dist.store.location import Location

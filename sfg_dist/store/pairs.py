@@ -35,9 +35,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.job.errors import IncompleteStoreError, PlanMismatchError, StoreError
+from sfg_dist.job.fingerprint import fingerprint
 from sfg_dist.job.object_stores import is_url
 from sfg_dist.job.paths import place_of
-from sfg_dist.job.plan import Plan, fingerprint
+from sfg_dist.job.plan import Plan
 from sfg_dist.job.reader import LONG_BYTES, read_json
 from sfg_dist.store.arrays import ARRAYS, object_bytes, object_key, record_layout, record_prefix
 from sfg_dist.store.checked import check_declared, checked_store, reading

@@ -63,7 +63,8 @@ def rows_of(path: Path, num_rows: int, dim: int) -> np.memmap[Any, Any]:
 def make_store(directory: Path, arguments: argparse.Namespace, num_rows: int) -> str:
     from sfg_dist.distributed.labels.ordering import order_with_threads
     from sfg_dist.job.config import resolve_job
-    from sfg_dist.job.plan import Plan, fingerprint
+    from sfg_dist.job.fingerprint import fingerprint
+    from sfg_dist.job.plan import Plan
     from sfg_dist.job.version import versions
     from sfg_dist.pipeline.plan import identity_of_keys
     from sfg_dist.store import Frame, create_store

@@ -7,7 +7,7 @@ from pyarrow import parquet
 
 from sfg_dist.data import TableSettings, cleaning, open_rows, preparation, prepare
 from sfg_dist.job.errors import DataError
-from sfg_dist.job.plan import fingerprint
+from sfg_dist.job.fingerprint import fingerprint
 
 
 @pytest.fixture(autouse=True)

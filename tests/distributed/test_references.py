@@ -338,7 +338,8 @@ print(peak_memory() - budget)
 def test_ten_times_the_budget_is_labelled_within_it(tmp_path, monkeypatch, tolerance):
     from sfg_dist.distributed.labels.ordering import order_with_threads
     from sfg_dist.job.config import resolve_job
-    from sfg_dist.job.plan import Plan, fingerprint
+    from sfg_dist.job.fingerprint import fingerprint
+    from sfg_dist.job.plan import Plan
     from sfg_dist.job.version import versions
     from sfg_dist.pipeline.plan import identity_of_keys
     from sfg_dist.store import Frame, create_store

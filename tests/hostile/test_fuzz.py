@@ -119,7 +119,11 @@ RUN = {
     "stage": "label", "mode": "strong", "num_workers": 1, "repeat": 0, "wall_s": 1.0, "rows": 8, "shard_s": [1.0],
     "parts_s": {"start": 1.0, "load": 1.0, "write": 1.0}, "warm_up_s": 1.0, "num_shards": 2, "driver_s": 0.1,
 }  # fmt: skip
-TIMES = {"num_workers": 1, "rows": 8.0, "wall_s": 1.0, "wall_s_low": 1.0, "wall_s_high": 1.0}
+TIMES = {
+    "num_workers": 1, "num_runs": 1, "rows": 8.0, "wall_s": 1.0, "wall_s_low": 1.0, "wall_s_high": 1.0,
+    "rows_per_s": 8.0, "efficiency": 1.0, "efficiency_low": 1.0, "efficiency_high": 1.0, "mode": "strong",
+    "parts_s": {"start": 1.0},
+}  # fmt: skip
 STUDY = {"summary": {"label": [TIMES]}, "runs": [RUN], "job": "[data]\nsource = 'a'\n", "facts": {"cpu": "x"}}
 WORKER = {"worker": "w", "shard": 0, "attempt": 1, "since": 1.0, "done": 1, "rows": 8, "seconds": 1.0}
 SNAPSHOT = {

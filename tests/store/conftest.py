@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from examples import a_third
 
-from sfg_dist.job.plan import Plan, fingerprint
+from sfg_dist.job.fingerprint import fingerprint
+from sfg_dist.job.plan import Plan
 from sfg_dist.store import Frame, Location, create_store
 
 

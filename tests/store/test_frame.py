@@ -5,7 +5,7 @@ import pytest
 
 import sfg_dist.store.frame
 from sfg_dist.job.errors import StoreError
-from sfg_dist.job.plan import fingerprint, fingerprint_of_blocks
+from sfg_dist.job.fingerprint import fingerprint, fingerprint_of_blocks
 from sfg_dist.store import Frame, Location, RowBlocks, create_store
 
 ROWS = np.random.default_rng(5).standard_normal((1000, 2)).astype(np.float32)

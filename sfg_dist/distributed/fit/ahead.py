@@ -271,7 +271,7 @@ class _TrainingProcess:
         # The labels have the first GPU, or one CPU.
         threads = task.settings.num_threads or max(1, (os.cpu_count() or 1) - 1)
         device = "cuda:1" if torch.cuda.device_count() >= 2 else "cpu"
-        task = replace(task, settings=replace(task.settings, num_threads=threads), device=device)
+        task = replace(task, settings=task.settings.model_copy(update={"num_threads": threads}), device=device)
         self._child = Child(__name__, task)
         self._child.follow(lambda entry: on_live and on_live(dict(entry)))
 

@@ -23,7 +23,7 @@ from sfg_dist.flow.posterior.block_file import block_bytes, reference_bytes, wri
 from sfg_dist.flow.posterior.reference import Reference, ReferenceBlock, block_ranges, center_of, centred_keys
 from sfg_dist.flow.posterior.streaming import StreamedReference
 from sfg_dist.job.errors import LabelingError, StoreError
-from sfg_dist.job.plan import TableDigest
+from sfg_dist.job.fingerprint import TableDigest
 from sfg_dist.job.words import GIB
 from sfg_dist.store import Pairs
 

@@ -30,7 +30,7 @@ from sfg_dist.distributed.machine import default_device
 from sfg_dist.evaluate import floor
 from sfg_dist.job.config import READING_KEYS, Job
 from sfg_dist.job.errors import ConfigError, DocumentError, TrainingError
-from sfg_dist.job.plan import fingerprint
+from sfg_dist.job.fingerprint import fingerprint
 from sfg_dist.job.version import __version__, versions
 from sfg_dist.model.sampling import num_cpus
 from sfg_dist.pipeline.output import Listener, OutputDirectory

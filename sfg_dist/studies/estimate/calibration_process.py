@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from sfg_dist.distributed.child import Message, Parent, serve
 from sfg_dist.distributed.machine import peak_memory
-from sfg_dist.job.plan import Plan, fingerprint
+from sfg_dist.job.fingerprint import fingerprint
+from sfg_dist.job.plan import Plan
 from sfg_dist.store import Frame, Pairs, create_store
 
 TRIAL_ROWS = 64  # of the first batches

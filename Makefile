@@ -7,6 +7,7 @@
 # make test-cluster the extra `cluster` too, then the tests that need it
 # make lint         ruff, mypy and the import directions
 # make planted      whether the tests catch the faults of tests/planted.py; TIER="..." for markers
+# make docs         the guide as a site in build/site; a broken link or a page that is not listed fails
 # make bench        the measurements in tests/benchmarks, beside their peers; BENCH="--quick" for a short one
 # make constraints  constraints.txt anew from pyproject.toml; UPGRADE=--upgrade takes the newest versions
 
@@ -23,7 +24,7 @@ BEYOND = $(APART) or browser or notebooks or comparison or packaging or cluster
 # Tests start hundreds of processes: each would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install run check quick-tests test test-all test-cluster lint planted bench constraints clean
+.PHONY: install run check quick-tests test test-all test-cluster lint planted docs bench constraints clean
 
 install:
 	@$(INSTALL) test lint
@@ -61,6 +62,10 @@ lint: install
 
 planted: install
 	$(BIN)/python tests/planted.py $(if $(TIER),--markers '$(TIER)')
+
+docs: install
+	@$(INSTALL) docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 bench: install
 	@$(INSTALL) bench

@@ -1,6 +1,5 @@
 """The command line as a user meets it: one clear message, the right exit status, and what is written stays usable."""
 
-import functools
 import json
 import os
 import re
@@ -16,7 +15,6 @@ import pytest
 from commands import sfg, sfg_process
 from patience import patience
 
-from sfg_dist.distributed.labels import inline
 from sfg_dist.distributed.labels.pool import Policy
 
 JOB = """
@@ -399,7 +397,7 @@ def test_commits_without_a_plan(job):
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 def test_a_full_disk_keeps_what_is_committed(job, small_disk, monkeypatch):
-    monkeypatch.setattr(inline, "Policy", functools.partial(Policy, full_wait_s=0.3))
+    monkeypatch.setattr(Policy, "of", lambda _: Policy(full_wait_s=0.3))
     words = ["label", "job.toml", "--set", f"output.dir={small_disk}/run", "--set", "labels.num_pairs=20000"]
     done = sfg(job, *words, check=1)
     assert "no space left on the device; what is committed is safe" in done.stderr

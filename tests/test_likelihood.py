@@ -1,9 +1,6 @@
 """The encoder as a part of a run: trained, saved, resumed, judged and shown."""
 
-import re
-import shutil
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,19 +74,6 @@ def test_the_run_tells_of_the_encoder_and_the_page_shows_it(moons):
     page = pipeline.output.read("report.html").decode()
     assert "Generator.log_prob" in page
     assert f"{metrics['likelihood']['encoder']['mass']:.3f}" in page
-
-
-@pytest.mark.slow
-def test_the_readme_s_lines_on_likelihood(moons, tmp_path, monkeypatch):
-    _, pipeline, _ = moons
-    shutil.copytree(pipeline.model_url, tmp_path / "runs" / "my_job" / "model")
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    (block,) = (text for text in re.findall(r"```python\n(.*?)```", readme, flags=re.S) if "log_prob" in text)
-    monkeypatch.chdir(tmp_path)
-    rows = pipeline.prepared.test[:5]
-    scope = {"sfg_dist": sfg_dist, "rows": rows}
-    exec(compile(block, "README.md", "exec"), scope)
-    assert scope["generator"].mass.value == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.slow

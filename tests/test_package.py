@@ -5,11 +5,9 @@ import importlib
 import os
 import pkgutil
 import re
-import shlex
 from pathlib import Path
 
 import pytest
-from commands import sfg
 from imports import imported
 
 import sfg_dist
@@ -78,45 +76,3 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text()):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
-
-
-def readme_commands():
-    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.split(" #")[0].strip() for line in lines if line.strip().startswith((".venv/bin/sfg", "sfg "))]
-
-
-@pytest.mark.parametrize("command", sorted(set(readme_commands())))
-def test_readme_commands_name_what_exists(command, monkeypatch):
-    """Every command of the README parses; its job files exist and take the keys that it sets."""
-    from sfg_dist.job.config import load_job
-
-    words = shlex.split(command)[1:]
-    done = sfg(".", words[0], "--help")
-    for option in (word for word in words if word.startswith("--") and " " not in word):  # not those of another command
-        assert option in done.stdout, command
-    monkeypatch.chdir(ROOT)
-    jobs = [word for word in words[1:2] if word.startswith("jobs/")]
-    overrides = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
-    for job in jobs:
-        load_job(job, overrides)
-
-
-SMALLER = {
-    '"max_rows": 2000': '"max_rows": 500',
-    '"num_pairs": 8192': '"num_pairs": 512',
-    '"num_epochs": 5': '"num_epochs": 1, "width": 16, "depth": 1',
-    '"executor": {"kind": "inline"}': '"executor": {"kind": "inline"}, "evaluate": {"num_samples": 200}',
-}
-
-
-@pytest.mark.slow
-def test_readme_python_runs(tmp_path, monkeypatch, no_pictures):
-    """The README's Python, line by line, with smaller numbers in its job."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
-    (block,) = (text for text in blocks if "log_prob" not in text)  # that one: tests/test_likelihood.py
-    for said, smaller in SMALLER.items():
-        assert block.count(said) == 1
-        block = block.replace(said, smaller)
-    monkeypatch.chdir(tmp_path)
-    exec(compile(block, "README.md", "exec"), {})

@@ -277,6 +277,7 @@ def _finish(as_json: bool, job: Job, result: Mapping[str, Any]) -> None:
 
 
 import sfg_dist.cli.compare  # noqa: E402
+import sfg_dist.cli.keys  # noqa: E402
 import sfg_dist.cli.model  # noqa: E402
 import sfg_dist.cli.scale  # noqa: E402
 import sfg_dist.cli.store  # noqa: E402

@@ -100,7 +100,7 @@ READING_KEYS = {"header", "separator", "decimal", "encoding", "index"}
 class _Section(BaseModel):
     """One table of the job file: immutable, closed to unknown keys, strict about types."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
 class SplitArrays(_Section):
@@ -115,25 +115,47 @@ class DataConfig(_Section):
     """Where the table is and how it is cleaned and split."""
 
     source: Place = Field(min_length=1)
+    """The table: a file, a folder or glob of files, an `s3://` URL, or a built-in name such as `moons`."""
     array: str = "X"
+    """Of a file with several arrays, the one that is read."""
     append: list[str] = []
+    """More arrays of the file, whose columns follow those of `array`."""
     arrays: SplitArrays | None = None
+    """Names of the arrays of a table that comes split already: `{train = ..., validation = ..., test = ...}`."""
     columns: list[str] | None = None
+    """The columns that are read, in this order; all where not given."""
     condition: Annotated[list[str], Field(min_length=1)] | None = None
+    """Columns that are given when samples are drawn; the others are drawn given these."""
     missing: Literal["refuse", "drop"] = "refuse"
+    """Rows with a missing value: `refuse` names them and ends, `drop` leaves them out."""
     identifiers: Literal["refuse", "drop"] = "refuse"
+    """Whole numbers that float64 cannot tell apart: `refuse` names the column and ends, `drop` leaves it out. Since
+    0.2."""
     constant: Literal["refuse", "keep"] = "refuse"
+    """Columns of one value: `refuse` names them and ends, `keep` puts the value back in samples."""
     dequantize: Literal["auto", "none"] | dict[str, PositiveFloat] = "auto"
+    """Noise on columns that lie on a grid: found (`auto`), none, or the step of each column."""
     bounds: Literal["observed", "none"] | dict[str, Range] = "observed"
+    """The range that samples of a column may not leave: as in the training rows (`observed`), none, or `[low, high]` of
+    each column. Since 0.2."""
     max_rows: PositiveInt | None = None
+    """The first rows of the table, at most so many; all where not given."""
     header: Literal["auto"] | bool = "auto"
+    """Of text files, whether the first line has names. Since 0.2."""
     separator: Annotated[str, BeforeValidator(_separator)] = "auto"
+    """Of text files: one character, `tab` or `space`. Since 0.2."""
     decimal: Literal["auto", ".", ","] = "auto"
+    """Of text files, the decimal mark. Since 0.2."""
     encoding: Annotated[str, AfterValidator(_encoding)] = "auto"
+    """Of text files, an encoding that Python knows. Since 0.2."""
     index: Literal["auto"] | bool = "auto"
+    """Of text files, whether the first column numbers the rows and is left out. Since 0.2."""
     split: list[float] = [0.8, 0.1, 0.1]
+    """Shares of training, validation and test rows; they sum to 1."""
     shuffle: Literal["permutation", "legacy", "none"] = "permutation"
+    """The order of rows before the split: a permutation by `seed`, `none`, or `legacy` as in the published code."""
     seed: Seed = 0
+    """Of the permutation and of the noise on grids."""
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
@@ -159,32 +181,59 @@ class TransformConfig(_Section):
     """How each column is mapped before the flow sees it."""
 
     kind: Literal["quantile", "standardize", "none"] = "quantile"
+    """How columns are mapped before the flow: each to a normal law by its quantiles, each to mean 0 and spread 1, or
+    not at all."""
 
 
 class LabelsConfig(_Section):
     """How many pairs are made, and by which flow."""
 
     num_pairs: PositiveInt = 100_000
+    """Pairs of latents and labels to make."""
     seed: Seed = 0
+    """Of the latents."""
     t_min: Annotated[float, Field(ge=1e-30, lt=1)] | Literal["auto"] = 1e-3
+    """The blur at which the flow ends, as a variance in units of the spread squared; `auto` chooses it by leave-one-out
+    likelihood."""
     schedule: Literal["linear", "linear_floor"] = "linear"
+    """`linear` is the paper's, `linear_floor` that of its authors' published code."""
     estimator: Literal["full", "minibatch"] = "full"
+    """The score from all rows (`full`), or from a random mini-batch for each batch of latents, as published
+    (`minibatch`)."""
     num_reference: PositiveInt = 1000
+    """Rows of a mini-batch."""
     tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-3
+    """Certified bound of the posterior mean's error at every evaluation, in units of the spread; 0 sums over every row.
+    """
     solver: Literal[SOLVER_NAMES] = "exp_abm4"  # type: ignore[valid-type]
+    """The method that integrates the flow."""
     solver_tolerance: PositiveFloat | None = None
+    """Each row takes its own steps, to this error; for solvers that estimate their error."""
     num_evaluations: Annotated[int, BeforeValidator(integral), Field(gt=0, le=100_000)] = 22
+    """Evaluations of the posterior mean on the way of a latent to its label."""
     time_grid: Literal["graded", "uniform", "fitted"] = "graded"
+    """Where the evaluations lie; `fitted` moves them to where they lower the error most on this table, once, for the
+    work of about 4600 labels."""
     num_threads: Threads = 1
+    """CPU threads of an actor; they decide the last bits."""
     memory_gib: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] | None = None
+    """Memory that an actor may hold in all, in GiB; a larger reference is streamed with the same bits."""
     direction: Literal["decode", "encode", "both"] = "decode"
+    """Latents to labels (`decode`), rows to latents (`encode`), or shards of each in turn (`both`)."""
     latents: Place | None = None
+    """A table of your own query points in place of random latents."""
     shard_rows: PositiveInt = 4096
+    """Rows of a shard, the unit of work and of what is committed."""
     batch_size: PositiveInt = 1024
+    """Rows that are integrated together; they decide the last bits."""
     gpu_batch_size: PositiveInt | None = None
+    """The same on GPUs; `batch_size` where not given."""
     condition_neighbors: PositiveInt | None = None
+    """With `data.condition`, the nearest rows that a condition's law is estimated from; 512 where not given."""
     condition_bandwidth: PositiveFloat | None = None
+    """With `data.condition`, the width of their kernel; half the distance to the farthest of them where not given."""
     condition_adjust: Literal["linear", "none"] | None = None
+    """With `data.condition`, whether they are carried to the condition along their linear regression."""
 
     @model_validator(mode="after")
     def _check(self) -> LabelsConfig:
@@ -217,34 +266,63 @@ class TrainConfig(_Section):
     """The network and how it is fitted."""
 
     width: Width = 192
+    """Units of an inner layer."""
     depth: Depth = 3
+    """Inner layers, or residual blocks."""
     block: Literal["residual", "plain"] = "residual"
+    """Residual blocks with normalisation, or plain layers."""
     activation: Literal["silu", "gelu", "relu", "tanh"] = "gelu"
+    """The nonlinearity."""
     linear_skip: bool = True
+    """Whether a linear map from input to output is added."""
     optimizer: Literal["muon", "adamw"] = "muon"
+    """Muon for the inner layers' matrices and AdamW for the rest, or AdamW for all."""
     batch_size: PositiveInt = 2048
+    """Pairs of a step, over all workers."""
     learning_rate: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 6e-3
+    """The largest learning rate."""
     learning_rate_schedule: Literal["cosine", "stable_decay", "constant"] = "cosine"
+    """How the rate falls: as a cosine, at the end only, or never."""
     weight_decay: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.1
+    """Decay of the weights, times the learning rate, a step."""
     num_epochs: PositiveInt = 50
+    """Passes over the pairs, at most."""
     max_time_s: Seconds | None = None
+    """Seconds of training, at most; the result then depends on the machine's speed."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of the average of weights that is kept as the network."""
     validation_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.05
+    """Share of the pairs that is held out, 65,536 at most."""
     shuffle_rows: PositiveInt = 262_144
+    """Rows of the window within which pairs are shuffled."""
     calibrate: bool = True
+    """Whether maps are fitted after the network that undo the shrinking of its samples."""
     clip_norm: PositiveFloat | None = None
+    """Largest norm of the gradient."""
     patience: PositiveInt | None = None
+    """Epochs without a lower held-out loss before the fit ends; the best weights are kept."""
     checkpoint_interval_s: Seconds = 30.0
+    """Seconds between checkpoints."""
     keep_checkpoints: Annotated[int, BeforeValidator(integral), Field(ge=2, le=1_000_000)] = 2
+    """Checkpoints that are kept."""
     num_workers: Workers | list[Workers] = 1
+    """Ranks of the fit, or `[fewest, most]` to follow the cluster's nodes."""
     num_threads: Threads | None = None
+    """CPU threads of the fit; all where not given."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the matrix products; `auto` takes bfloat16 where the processor has units for it."""
     encoder: bool = False
+    """Whether a second network learns the way back, for `log_prob` and `encode`."""
     encoder_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """The encoder's share of `max_time_s`, where it is not fitted beside the generator."""
     encoder_steps: PositiveInt = 20_000
+    """Steps of the encoder's fit, at most."""
     encoder_width: Width = 256
+    """Units of an inner layer of the encoder."""
     encoder_depth: Depth = 3
+    """Inner layers of the encoder."""
     seed: Seed = 0
+    """Of the weights and of the order of the pairs."""
 
     @model_validator(mode="before")
     @classmethod
@@ -268,20 +346,30 @@ class EvaluateConfig(_Section):
     """What is measured on the samples and the labels."""
 
     num_samples: Annotated[int, BeforeValidator(integral), Field(ge=2, le=1_000_000_000)] = 10_000
+    """Samples that are drawn and measured."""
     metrics: list[Literal[METRICS]] = Field(default=list(METRICS), min_length=1)  # type: ignore[valid-type]
+    """The figures that are computed."""
     seed: Seed = 0
+    """Of the samples and of the figures."""
 
 
 class CompareConfig(_Section):
     """Which methods stand beside each other, and for how long each may work."""
 
     methods: list[Literal[COMPARE_METHODS]] = Field(default=list(COMPARE_METHODS), min_length=1)  # type: ignore[valid-type]
+    """The methods that stand beside each other."""
     max_time_s: Seconds = 300.0
+    """Seconds of labels and fit of each method."""
     num_seeds: Annotated[int, BeforeValidator(integral), Field(gt=0, le=10_000)] = 1
+    """Fits of each method."""
     selection_time_s: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 15.0
+    """Seconds of the shortest fits that choose a peer's transform and learning rate; 0 chooses nothing."""
     max_label_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """The labels' share of the budget, at most."""
     num_threads: Threads | None = None
+    """CPU threads; all where not given."""
     sizes: list[Annotated[str, AfterValidator(_is_size), MustBe("WIDTHxDEPTH, such as 64x3")]] = []
+    """Ours again by other widths and depths."""
 
     @model_validator(mode="after")
     def _check(self) -> CompareConfig:
@@ -297,21 +385,33 @@ class ExecutorConfig(_Section):
     """Where the work runs."""
 
     kind: Literal["ray", "inline"] = "ray"
+    """Workers of Ray, or this process without Ray."""
     num_actors: Workers | None = None
+    """Actors that make labels; as many as fit where not given."""
     num_gpus_per_actor: Annotated[float, Field(gt=0, le=1024, allow_inf_nan=False)] | None = None
+    """GPUs of an actor; below 1 several share one."""
     num_cpu_actors: Annotated[int, BeforeValidator(integral), Field(ge=0, le=1_000_000)] = 0
+    """Actors on CPUs beside those on GPUs."""
     actors_per_group: PositiveInt = 1
+    """Actors that share one reference, each a part of it."""
     shard_timeout_s: Seconds | None = None
+    """Seconds after which a shard is taken to hang; ten times the median, a minute at least, where not given."""
     max_attempts: PositiveInt = 4
+    """Attempts at a shard."""
     notice_s: Seconds | None = None
+    """How long shards at work may go on after SIGUSR2; 30 s, and as a Slurm job as long as there is time, where not
+    given."""
     price_per_hour: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] | None = None
+    """Of one actor, for `sfg plan`."""
     address: Annotated[str, AfterValidator(require_no_secrets)] | None = None
+    """Of a running Ray cluster. Taken from the command line alone, since your Ray token is sent there."""
 
 
 class OutputConfig(_Section):
     """Where everything that a run leaves is written."""
 
     dir: Place = Field(default="runs/job", min_length=1)
+    """Where everything that a run leaves is written: a path, or `s3://bucket/prefix`; `runs/<job>` where not given."""
 
 
 class Job(_Section):

@@ -585,8 +585,8 @@ def test_networks_are_fitted_in_the_flows_units(store_of, condition):
 def test_the_encoder_is_fitted_in_the_flows_units(store_of, tmp_path, monkeypatch):
     given = {}
 
-    def trainer(encoder, **arguments):
-        given.update(arguments)
+    def trainer(_, tables, **__):
+        given.update(vars(tables))
         raise InterruptedError
 
     monkeypatch.setattr(encoder, "EncoderTrainer", trainer)

@@ -50,7 +50,7 @@ def commands(page):
     """The words of each `sfg` command of a page."""
     lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
     lines = [re.split(r"\s#", line)[0].strip() for line in lines]
-    return [line for line in lines if line.startswith("sfg ") and line != "sfg --help"]
+    return [line for line in lines if line.startswith("sfg ") and line != "sfg --help" and "$" not in line]
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from sfg_dist.distributed.fit.training import fit_inline
 from sfg_dist.distributed.labels.actors import label_with_actors
 from sfg_dist.distributed.labels.inline import label_inline
 from sfg_dist.distributed.labels.settings import LabelSettings
-from sfg_dist.job.config import ExecutorConfig
+from sfg_dist.job.config import ExecutorConfig, TrainConfig
 from sfg_dist.model.trainer import Trainer
 from sfg_dist.store import open_pairs
 
@@ -161,7 +161,7 @@ class ChildHere:
     """Does what the child process would, in this one."""
 
     def __init__(self, _, task):
-        self.failure, self.task = None, json.loads(json.dumps(asdict(task)))
+        self.failure, self.task = None, json.loads(json.dumps(asdict(task), default=TrainConfig.model_dump))
         try:
             ahead._work(self)
         except Exception as error:

@@ -57,7 +57,7 @@ def run(
 ) -> None:
     """Label, train, sample and evaluate.
 
-    Goes on where an earlier run of the job stopped. The README lists the keys of a job.
+    Goes on where an earlier run of the job stopped. `sfg keys` lists the keys of a job.
     """
     from sfg_dist.pipeline.pipeline import run as run_job
 

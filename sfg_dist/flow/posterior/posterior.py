@@ -123,6 +123,9 @@ def _log_offset(request: Request) -> Tensor:
 
 def _dense(request: Request, reference: PreparedReference, engine: Engine) -> PosteriorMoments:
     """The moments block after block, merged."""
+    if reference.num_blocks == 1:
+        (block,) = reference.blocks()
+        return engine(request, block)
     merger, bounds = Merger(), []
     for block in reference.blocks():
         part = engine(request, block)

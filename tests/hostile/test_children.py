@@ -6,7 +6,6 @@ import runpy
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import yaml
 
 from sfg_dist.distributed.fit import ahead, encoder_process
 from sfg_dist.job import search_path
-from sfg_dist.job.config import resolve_job
+from sfg_dist.job.config import TrainConfig, resolve_job
 from sfg_dist.launch import Order, load_profile, ray_jobs, submit
 from sfg_dist.launch.slurm_task import SlurmTask
 from sfg_dist.launch.submission import Submission, write_files
@@ -31,11 +30,6 @@ SMOKE = Path(search_path.PACKAGE_ROOT, "cluster", "smoke.py")
 
 class Caught(Exception):
     """Raised in place of a child's start."""
-
-
-@dataclass
-class Settings:
-    num_threads: int = 1
 
 
 def plant(folder, told):
@@ -90,7 +84,7 @@ def calibrate(folder):
 
 
 def encode(folder):
-    with encoder_process.encoder_beside(str(folder), folder, Settings(), np.zeros((2, 2)), on_check=print):
+    with encoder_process.encoder_beside(str(folder), folder, TrainConfig(), np.zeros((2, 2)), on_check=print):
         pass
 
 
@@ -113,7 +107,7 @@ def asked_of(to):
 
 STARTS = {
     "plan": calibrate,
-    "ahead": lambda _: ahead._TrainingProcess(ahead.AheadTask("", "", Settings(), ""), None),
+    "ahead": lambda _: ahead._TrainingProcess(ahead.AheadTask("", "", TrainConfig(), ""), None),
     "encoder": encode,
     "smoke": check_site,
     "smoke's count": count_nodes,

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Mapping
 from typing import Any
 
-from sfg_dist.cli.command import Executor, JobPath, Json, Set, command, load
-from sfg_dist.job.words import WIDE, as_line, printable, wide_number
+from sfg_dist.cli.command import Executor, JobPath, Json, Set, command, load, say
+from sfg_dist.job.words import WIDE, as_line, wide_number
 
 
 @command
@@ -25,11 +24,8 @@ def compare(job: JobPath, set_: Set = None, executor: Executor = None, json_: Js
     resolved = load(job, set_, executor)
     with contextlib.redirect_stdout(sys.stderr):  # libraries may print
         document = compare_methods(resolved, listener=_show)
-    if json_:
-        print(json.dumps(to_json(document), indent=1))
-    else:
-        print(printable("\n".join([*text_table(document), "", *document.verdict])))
-        print(f"report: {resolved.output.dir.rstrip('/')}/compare/compare.html")
+    report = f"report: {resolved.output.dir.rstrip('/')}/compare/compare.html"
+    say(json_, to_json(document), "\n".join([*text_table(document), "", *document.verdict, report]))
 
 
 def _show(event: Mapping[str, Any]) -> None:

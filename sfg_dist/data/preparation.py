@@ -31,6 +31,7 @@ from sfg_dist.data.settings import TableSettings
 from sfg_dist.data.table import BUILTIN_NAMES, PARTS, Table, open_split, open_table
 from sfg_dist.data.toy import NAMES as TOY_NAMES
 from sfg_dist.job.errors import DataError
+from sfg_dist.job.words import GIB
 
 MIN_ROWS = 20
 MIN_TRAIN_ROWS = 10
@@ -67,7 +68,7 @@ def prepare(
     is_in_order = settings.shuffle == "none" and not settings.append and settings.arrays is None
     if memory_gib is None or not is_in_order or source in BUILTIN_NAMES or not has_row_ranges(source):
         return _prepare_whole(source, settings)
-    memory_bytes, array = int(memory_gib * 2**30), settings.array
+    memory_bytes, array = int(memory_gib * GIB), settings.array
     with open_rows(source, array=array, columns=settings.columns, identifiers=settings.identifiers) as reader:
         if reader.num_bytes <= memory_bytes:
             return _prepare_whole(source, settings)

@@ -18,19 +18,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from sfg_dist.evaluate import distances, marginals, neighbours
 from sfg_dist.evaluate.compared_rows import Rows, checked_rows
+from sfg_dist.job.config import METRICS
 from sfg_dist.job.errors import ConfigError
 from sfg_dist.job.plan import Stream, random_generator
 
-METRIC_NAMES = (
-    "c2st_auc",
-    "sliced_wasserstein",
-    "energy_distance",
-    "ks_mean",
-    "marginal_kl_mean",
-    "correlation_error",
-    "nearest_train_distance",
-    "kl",
-)
+METRIC_NAMES = METRICS
 _SPLIT_INDEX = len(METRIC_NAMES)
 
 LogDensity = Callable[[NDArray[np.float64]], ArrayLike]

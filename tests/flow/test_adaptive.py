@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from oracle import GaussianOracle
 
 from sfg_dist.flow import Reference, denoiser_of
 from sfg_dist.flow.adaptive import ADAPTIVE_SOLVERS, _row_weights, integrate_adaptive
 from sfg_dist.flow.multistep import adams_weights
-from sfg_dist.flow.oracle import GaussianOracle
 from sfg_dist.flow.schedule import Schedule
 from sfg_dist.flow.solver import Flow, integrate
 

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from oracle import MixtureOracle
 
 from sfg_dist.flow import Reference, Schedule
 from sfg_dist.flow.density import log_density
-from sfg_dist.flow.oracle import MixtureOracle
 
 METHODS = ["kernel", "ode"]
 SCHEDULES = ["linear", "linear_floor"]

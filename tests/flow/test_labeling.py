@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from oracle import GaussianOracle, MixtureOracle
 
 from sfg_dist.flow import Flow, Reference, Schedule, integrate, label_latents, label_paths, score
-from sfg_dist.flow.oracle import GaussianOracle, MixtureOracle
 
 
 @pytest.fixture(scope="module")

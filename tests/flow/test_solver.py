@@ -6,10 +6,10 @@ from fractions import Fraction
 
 import pytest
 import torch
+from oracle import GaussianOracle
 
 from sfg_dist.flow.labeling import denoiser_of
 from sfg_dist.flow.multistep import MULTISTEP, adams_weights
-from sfg_dist.flow.oracle import GaussianOracle
 from sfg_dist.flow.posterior.reference import Reference
 from sfg_dist.flow.schedule import Schedule
 from sfg_dist.flow.solver import GRADING, SOLVERS, TABLEAUX, Flow, graded_grid, integrate, num_steps, trajectory

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from oracle import GaussianOracle, MixtureOracle
 
 from sfg_dist.data import Transform
 from sfg_dist.flow import label_latents
-from sfg_dist.flow.oracle import GaussianOracle, MixtureOracle
 from sfg_dist.job.errors import DataError, TrainingError
 from sfg_dist.model import MLP, Generator
 from sfg_dist.model.encoder import Encoder

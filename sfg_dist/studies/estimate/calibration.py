@@ -25,6 +25,7 @@ from sfg_dist.distributed.labels.worker_count import DeviceKind
 from sfg_dist.job.errors import ConfigError, LabelingError
 from sfg_dist.job.paths import free_disk
 from sfg_dist.job.plan import REFERENCE_BLOCK_ROWS, Plan
+from sfg_dist.job.words import GIB
 from sfg_dist.store import Frame, create_store
 from sfg_dist.studies.estimate import calibration_process
 from sfg_dist.studies.estimate.calibration_process import (
@@ -180,8 +181,8 @@ def _require_room(needed: int) -> None:
     free = free_disk(Path(tempfile.gettempdir()))
     if free < needed:
         raise ConfigError(
-            f"the calibration needs {needed / 2**30:.2f} GiB in the temporary directory {tempfile.gettempdir()}, which "
-            f"has {free / 2**30:.2f} GiB free: set TMPDIR to a directory with more room"
+            f"the calibration needs {needed / GIB:.2f} GiB in the temporary directory {tempfile.gettempdir()}, which "
+            f"has {free / GIB:.2f} GiB free: set TMPDIR to a directory with more room"
         )
 
 

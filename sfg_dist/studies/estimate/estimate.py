@@ -30,6 +30,7 @@ from sfg_dist.distributed.machine import Machine, resident_memory, this_machine
 from sfg_dist.distributed.nodes import workers_per_gpu
 from sfg_dist.job.config import Job
 from sfg_dist.job.plan import REFERENCE_BLOCK_ROWS, Plan
+from sfg_dist.job.words import GIB
 from sfg_dist.pipeline.check import check_job
 from sfg_dist.pipeline.plan import frame_of, plan_of
 from sfg_dist.pipeline.table import prepare_table
@@ -350,7 +351,7 @@ def _notes(
             notes.append(f"executor.num_actors is not given: {workers.total} were assumed, as this machine would hold")
     elif memory.total_bytes > machine.available_bytes:
         notes.append(
-            f"{memory.total_bytes / 2**30:.2f} GiB are needed, and {machine.available_bytes / 2**30:.2f} GiB of memory "
+            f"{memory.total_bytes / GIB:.2f} GiB are needed, and {machine.available_bytes / GIB:.2f} GiB of memory "
             f"are free now"
         )
     if "://" in job.output.dir:

@@ -7,18 +7,21 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from machines import on_cpus
 from patience import patience
 
+from sfg_dist.distributed.labels import ray_pool
 from sfg_dist.distributed.labels.actors import label_with_actors
 from sfg_dist.distributed.labels.driver import Driver
 from sfg_dist.distributed.labels.inline import label_inline
 from sfg_dist.distributed.labels.labeler import ShardLabeler
-from sfg_dist.distributed.labels.pool import Policy
+from sfg_dist.distributed.labels.pool import Answered, Policy, Result
 from sfg_dist.distributed.labels.ray_pool import ActorProcess, RayPool, Role
 from sfg_dist.distributed.labels.settings import LabelSettings
 from sfg_dist.distributed.labels.shards import Shards
@@ -38,6 +41,23 @@ class StoppedLabeler(ShardLabeler):
 
 def seen_pids(pairs):
     return {int(file.name[4:]) for file in pairs.location.root.parent.glob("pid_*")}
+
+
+def test_answers_come_in_the_order_of_the_calls_in_whatever_order_ray_tells_of_them():
+    futures = [Future() for _ in range(3)]
+    label = iter(futures)
+    handle = SimpleNamespace(label=SimpleNamespace(remote=lambda _: SimpleNamespace(future=lambda: next(label))))
+    pool = RayPool("nowhere", ShardLabeler, {}, {})
+    pool._actors["a"] = ray_pool._Actor(handle, [])
+    for shard in range(3):
+        pool.submit("a", [(shard, 1)])
+    answers = [[Result(shard, 0.1)] for shard in range(3)]
+    futures[1].set_result(answers[1])
+    assert pool.wait(0.0) == []
+    futures[0].set_result(answers[0])
+    assert pool.wait(0.0) == [Answered("a", answers[0]), Answered("a", answers[1])]
+    futures[2].set_result(answers[2])
+    assert pool.wait(0.0) == [Answered("a", answers[2])]
 
 
 def test_a_process_that_is_still_there_when_its_time_is_over_is_killed():

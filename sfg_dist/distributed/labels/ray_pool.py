@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -124,7 +124,7 @@ class _Actor:
     members: list[Any]
     group: Any = None
     processes: Sequence[ActorProcess] = ()
-    calls: deque[Any] = field(default_factory=deque)
+    calls: deque[tuple[Any, Future[Any]]] = field(default_factory=deque)  # Ray forgets an answer that nobody refers to
 
 
 class RayPool:
@@ -158,7 +158,7 @@ class RayPool:
         self._elsewhere: set[str] = set()  # other machines' nodes that had an actor
         self._tasks: list[Any] = []  # on those
         # SimpleQueue: a signal handler may put into it while the main thread is inside it.
-        self._answers: queue.SimpleQueue[tuple[str, Future[Any]] | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # who has answered
 
     def now(self) -> float:
         """Seconds on a clock that never goes back."""
@@ -226,8 +226,9 @@ class RayPool:
         self._listen(worker, self._actors[worker].handle.label.remote(tuple(tasks)))
 
     def _listen(self, worker: str, call: Any) -> None:
-        self._actors[worker].calls.append(call)  # Ray forgets an answer to which nobody holds a reference
-        call.future().add_done_callback(lambda future: self._answers.put((worker, future)))
+        future = call.future()
+        self._actors[worker].calls.append((call, future))
+        future.add_done_callback(lambda _: self._answers.put(worker))
 
     def wake(self) -> None:
         """Let ``wait`` return; may be called from a signal handler."""
@@ -238,23 +239,25 @@ class RayPool:
         self._end_overdue()
         events: list[PoolEvent] = []
         try:
-            entry = self._answers.get(timeout=timeout_s) if timeout_s > 0 else self._answers.get_nowait()
+            worker = self._answers.get(timeout=timeout_s) if timeout_s > 0 else self._answers.get_nowait()
             while True:
-                if entry is not None and (event := self._event(*entry)) is not None:
-                    events.append(event)
-                entry = self._answers.get_nowait()
+                if worker in self._actors:
+                    events += self._events(worker, self._actors[worker])
+                worker = self._answers.get_nowait()
         except queue.Empty:
             return events
 
-    def _event(self, worker: str, future: Future[Any]) -> PoolEvent | None:
-        actor = self._actors.get(worker)
-        if actor is None:
-            return None
-        error = future.exception()
-        if error is not None:
-            return Lost(worker, Failure(WORKER_LOST, _loss(error)))
-        answer = future.result()
-        actor.calls.popleft()
+    def _events(self, worker: str, actor: _Actor) -> Iterator[PoolEvent]:
+        """The answers of an actor in the order of its calls: Ray tells of two that end together in any order."""
+        while actor.calls and actor.calls[0][1].done():
+            future = actor.calls[0][1]
+            if (error := future.exception()) is not None:
+                yield Lost(worker, Failure(WORKER_LOST, _loss(error)))
+                return
+            actor.calls.popleft()
+            yield self._event(worker, actor, future.result())
+
+    def _event(self, worker: str, actor: _Actor, answer: Any) -> PoolEvent:
         if isinstance(answer, Failure):
             return Lost(worker, answer, is_refusal=True)
         if isinstance(answer, list):

@@ -6,6 +6,10 @@
     >>> rows = generator.sample(1000, seed=0)                           # doctest: +SKIP
 
 Importing the package loads neither torch nor ray: each public name brings what it needs when it is first used.
+
+The package is a house of eleven rooms, each a folder. A room may import rooms on the floors below it, never above:
+``cli`` at the top, then ``studies``, ``pipeline``, ``distributed``, ``model``, ``store``, ``data``; below these
+``flow``, ``evaluate`` and ``launch``; and ``job`` at the bottom.
 """
 
 from __future__ import annotations

@@ -237,7 +237,7 @@ def copy_labels(small_labels, tmp_path):
 
 def leave_out_pictures(patch: pytest.MonkeyPatch) -> None:
     """Pages come with empty pictures: to draw them takes most of the time of a small evaluation."""
-    patch.setattr("sfg_dist.evaluate.figures.to_data_uri", lambda figure: "data:image/png;base64,")
+    patch.setattr("sfg_dist.evaluate.pictures.to_data_uri", lambda figure: "data:image/png;base64,")
 
 
 @pytest.fixture

@@ -420,7 +420,7 @@ TOP = (
     ),
     Fault(
         name="secrets_in_the_log",
-        file="sfg_dist/store/log.py",
+        file="sfg_dist/store/event_log.py",
         why="Keys of an object store stand in events.jsonl as a library's error message had them.",
         old="document = without_credentials(entry)",
         new="document = entry",

@@ -49,6 +49,8 @@ def test_a_folder_says_what_it_is_for(folder):
     text = ast.get_docstring(ast.parse((PACKAGE / folder / "__init__.py").read_text()))
     assert text is not None
     assert len(re.findall(r"\.(\s|$)", text)) >= 2
+    for name in re.findall(r"``([a-z_]+)``", " ".join(re.findall(r"\(([^()]*)\)", text))):
+        assert (PACKAGE / folder / f"{name}.py").exists() or (PACKAGE / folder / name).is_dir(), name
 
 
 def test_files_and_functions_are_short():

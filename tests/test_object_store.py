@@ -14,7 +14,7 @@ from sfg_dist.job.errors import StoreUnavailableError
 from sfg_dist.job.object_stores import without_credentials
 from sfg_dist.pipeline.pipeline import Pipeline
 from sfg_dist.store import Location
-from sfg_dist.store.log import EventLog
+from sfg_dist.store.event_log import EventLog
 
 SECRET, KEY_ID = "wJalrXUtnFEMIK7MDENGbPxRfiCYsecret", "AKIAIOSFODNN7EXAMPLE"
 

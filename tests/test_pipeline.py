@@ -9,7 +9,7 @@ import sfg_dist
 from sfg_dist.job.errors import DataError, PlanMismatchError, StoreError
 from sfg_dist.pipeline.pipeline import Pipeline
 from sfg_dist.store import Location
-from sfg_dist.store.log import EventLog, stage_times
+from sfg_dist.store.event_log import EventLog, stage_times
 
 
 def test_run_takes_a_mapping_and_tells_its_listener(small_run):

@@ -1,16 +1,18 @@
 """Opens a user's table, cleans it, and maps its columns for the flow and back.
 
-A path, a URL or a name comes in, and the rows that the flow sees go out. The room imports ``job`` alone of all rooms.
-Its conventions:
+A path, a URL or a name comes in: ``table`` opens a format whole, ``rows`` by ranges, and ``column_type`` says what a
+column is. ``preparation`` cleans and splits. ``transform`` maps columns to normal scores and back, each by its
+quantiles (``quantile``), and the rows that the flow sees go out. The room imports ``job`` alone of all rooms. Its
+conventions:
 
-- A table is float64, shape (num_rows, num_columns), in the user's units; missing values are NaN. A column has a type
-  (``column_type``). Where that has an offset, as for dates and integers beyond 2^53, the table holds value - offset.
+- A table is float64, shape (num_rows, num_columns), in the user's units; missing values are NaN. Where the type of a
+  column has an offset, as for dates and integers beyond 2^53, the table holds value - offset.
 - The flow's rows are float32, shape (num_rows, dim), with ``dim <= num_columns``: ``Transform.forward`` leaves out
   constant columns, and ``Transform.inverse`` puts them back.
 - A source is a built-in name, a path, or an ``s3://`` URL. Built-in names win; ``./moons`` is the file.
 - Nothing is ever unpickled; nothing is downloaded, except from the URL that the user gives.
 - What cannot be used raises ``DataError``. Its message names the source, the column and the row, and the key that
-  helps. A docstring names it only where a caller may want to catch it, and every other error.
+  helps. A docstring lists ``DataError`` only where a caller may want to catch it.
 - Rows are counted from 0 in arrays. Data rows of .csv and .parquet files are counted from 1, and the message
   says so.
 - Densities are in nats, per the user's units.

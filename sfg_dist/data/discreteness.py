@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from sfg_dist.data.atoms import find_atoms, find_sentinels
 from sfg_dist.data.column_type import ColumnType
+from sfg_dist.data.described import RepeatedValues, Ties
 from sfg_dist.data.grid import Grid, find_grid, find_whole, grid_of_step, grid_of_type, share_of_ties
 from sfg_dist.data.naming import check_columns
-from sfg_dist.data.report import RepeatedValues, Ties
 from sfg_dist.job.errors import DataError
 
 # Above this share of rows with a tied value a column counts as measured in steps. Ties by chance in float32

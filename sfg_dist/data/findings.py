@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from sfg_dist.data.bounds import Bounds, check_bounds, check_covers, moved_bounds
 from sfg_dist.data.cleaning import SCAN_ROWS, find_constants
 from sfg_dist.data.column_type import ColumnType
+from sfg_dist.data.described import TableReport
 from sfg_dist.data.discreteness import Discreteness, check_dequantize, find_discreteness
 from sfg_dist.data.fitting import ColumnFacts, fit_column
 from sfg_dist.data.prepared import noise_rows
-from sfg_dist.data.report import TableReport
 from sfg_dist.data.row_reader import RowReader
 from sfg_dist.data.settings import TableSettings
 from sfg_dist.data.transform import Transform

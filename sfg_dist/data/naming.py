@@ -6,7 +6,7 @@ import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from sfg_dist.data.report import RepeatedValues
+from sfg_dist.data.described import RepeatedValues
 from sfg_dist.job.errors import DataError
 
 

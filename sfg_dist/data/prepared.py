@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.data.report import TableReport
+from sfg_dist.data.described import TableReport
 from sfg_dist.data.table import PARTS, LogDensity
 from sfg_dist.data.transform import Transform
 from sfg_dist.job.fingerprint import fingerprint_of_blocks

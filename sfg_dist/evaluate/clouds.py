@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sfg_dist.evaluate.compared_rows import Rows, subset
-from sfg_dist.evaluate.figures import (
+from sfg_dist.evaluate.marginals import rank_correlation
+from sfg_dist.evaluate.pictures import (
     DATA_COLOR,
     FAINT,
     INK,
@@ -24,7 +25,6 @@ from sfg_dist.evaluate.figures import (
     short_name,
     style_axes,
 )
-from sfg_dist.evaluate.marginals import rank_correlation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -290,15 +290,15 @@ def _stage_seconds(time_s: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _picture(figure: Figure, alt: str, caption: str) -> _Picture:
-    from sfg_dist.evaluate.figures import to_data_uri
+    from sfg_dist.evaluate.pictures import to_data_uri
 
     return _Picture(to_data_uri(figure), round(100 * figure.get_figwidth()), alt, caption)
 
 
 def _fit_pictures(history: Sequence[Mapping[str, Any]], time_s: Mapping[str, float]) -> Iterator[_Picture]:
-    from sfg_dist.evaluate import figures
+    from sfg_dist.evaluate import pictures
 
-    losses = figures.loss_curve(history)
+    losses = pictures.loss_curve(history)
     if losses is not None:
         yield _picture(
             losses,
@@ -309,7 +309,7 @@ def _fit_pictures(history: Sequence[Mapping[str, Any]], time_s: Mapping[str, flo
     if time_s:
         total = duration(sum(time_s.values()))
         yield _picture(
-            figures.stage_times(time_s),
+            pictures.stage_times(time_s),
             "Bars of the seconds that each stage took",
             f"Wall time by stage, {total} in all.",
         )
@@ -317,7 +317,7 @@ def _fit_pictures(history: Sequence[Mapping[str, Any]], time_s: Mapping[str, flo
 
 def _cloud_pictures(content: ReportContent) -> Iterator[_Picture]:
     """The pictures of data and samples that suit the table, the most telling first."""
-    from sfg_dist.evaluate import clouds, figures
+    from sfg_dist.evaluate import clouds, pictures
 
     columns = [str(name) for name in content.columns]
     dim = len(columns)
@@ -351,12 +351,12 @@ def _cloud_pictures(content: ReportContent) -> Iterator[_Picture]:
             "Random rows drawn as small images, data beside samples",
             f"Random rows as images of {shape[0]} by {shape[1]} pixels, on the grey scale of the data.",
         )
-    left_out = dim - figures.MAX_MARGINALS
-    more = f" The first {figures.MAX_MARGINALS} of {dim} columns; {left_out} are left out." if left_out > 0 else ""
+    left_out = dim - pictures.MAX_MARGINALS
+    more = f" The first {pictures.MAX_MARGINALS} of {dim} columns; {left_out} are left out." if left_out > 0 else ""
     yield _picture(
-        figures.marginals(columns, held_out, samples),
+        pictures.marginals(columns, held_out, samples),
         "Histograms of the columns, data against samples",
-        f"Each column alone. Axes hold {100 * figures.SHOWN_SHARE:.0f} % of the data.{more}",
+        f"Each column alone. Axes hold {100 * pictures.SHOWN_SHARE:.0f} % of the data.{more}",
     )
     if dim > 1:
         shown = clouds.pair_columns(held_out)

@@ -1,6 +1,8 @@
 """The mathematics: noise schedules, the posterior mean, the probability-flow ODE, labels, scores and densities.
 
-Latents and a reference set come in; labels, scores or log densities go out. Only ``job`` may be imported.
+Latents and a reference set come in; labels, scores or log densities go out (``labeling``, ``density``). Schedules are
+in ``schedule``, solvers in ``solver`` and ``multistep``; the sums over the data, from which the score follows, are the
+folder ``posterior``. Of other rooms, only ``job`` may be imported.
 
 Conventions: rows are samples; t = 0 is data and t = 1 is noise; variances end in ``_sq``. At the public functions
 places and labels are in the reference's own coordinates. Below them all is centred and of spread 1 (see ``spread``).

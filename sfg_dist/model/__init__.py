@@ -1,7 +1,7 @@
-"""The network, one optimiser step at a time, its calibration, and the saved generator.
+"""The network (``mlp``), one optimiser step at a time (``trainer``), its calibration, and the saved generator.
 
-Batches of pairs come in through ``fit``; a ``Generator`` goes out, which samples, scores rows and saves itself. This
-room knows neither ray, zarr nor dask: others bring it batches.
+Batches of pairs come in, and a ``Generator`` goes out, which samples, scores rows and saves itself. This room knows
+neither ray, zarr nor dask: the room distributed brings it the batches.
 """
 
 from sfg_dist.model.calibration import Calibration

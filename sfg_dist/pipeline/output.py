@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sfg_dist.job.errors import ConfigError, StoreError
 from sfg_dist.job.object_stores import is_url, without_credentials
 from sfg_dist.job.paths import nearest_there
-from sfg_dist.store.log import EventLog
+from sfg_dist.store.event_log import EventLog
 
 if TYPE_CHECKING:
     from sfg_dist.store import Location

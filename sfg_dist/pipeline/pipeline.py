@@ -41,7 +41,7 @@ from sfg_dist.pipeline.plan import (
 )
 from sfg_dist.pipeline.report import report_content
 from sfg_dist.pipeline.table import held_out_conditions, prepare_table, table_of_store
-from sfg_dist.store.log import stage_times
+from sfg_dist.store.event_log import stage_times
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

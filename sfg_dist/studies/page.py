@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sfg_dist.evaluate.figures import to_data_uri
+from sfg_dist.evaluate.pictures import to_data_uri
 from sfg_dist.evaluate.templates import page_template
 
 if TYPE_CHECKING:

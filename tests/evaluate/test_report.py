@@ -11,7 +11,7 @@ from PIL import Image
 
 from sfg_dist.evaluate import METRIC_NAMES, ReportContent, render_report
 from sfg_dist.evaluate.clouds import is_color_table, pair_columns, patch_shape
-from sfg_dist.evaluate.figures import bin_edges, robust_limits
+from sfg_dist.evaluate.pictures import bin_edges, robust_limits
 from sfg_dist.evaluate.report import shown_number, verdict
 from sfg_dist.job.errors import DataError
 

@@ -27,7 +27,7 @@ from sfg_dist.pipeline.repair import job_beside
 from sfg_dist.store import Location, open_pairs
 from sfg_dist.store.arrays import row_digest, shard_layout
 from sfg_dist.store.commits import make_record, parse_record, stored_digest
-from sfg_dist.store.log import stage_times
+from sfg_dist.store.event_log import stage_times
 from sfg_dist.store.parts import attributes_of
 from sfg_dist.store.snapshot import driver_of
 from sfg_dist.studies.compare.run import RECORD_FIELDS, kept_cells

@@ -38,7 +38,7 @@ from sfg_dist.model.mlp import MLP
 from sfg_dist.model.trainer import Progress, read_progress
 from sfg_dist.store import Location, open_pairs
 from sfg_dist.store.commits import read_record
-from sfg_dist.store.log import stage_times
+from sfg_dist.store.event_log import stage_times
 from sfg_dist.store.manifest import read_manifest
 from sfg_dist.store.snapshot import driver_of
 from sfg_dist.store.status import StatusReader

@@ -17,7 +17,7 @@ from sfg_dist.distributed.labels.events import LabelEvent, Snapshot
 from sfg_dist.job.errors import StoreError
 from sfg_dist.job.object_stores import trouble_of, without_credentials
 from sfg_dist.store import Location
-from sfg_dist.store.log import event_line
+from sfg_dist.store.event_log import event_line
 
 PART_BYTES = 1 << 20
 REMOTE_INTERVAL_S = 3.0

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from sfg_dist.evaluate.report import MEANINGS, NO_VALUE, shown_number
 from sfg_dist.job.words import WIDE, duration, wide_number
-from sfg_dist.studies.compare import figures
+from sfg_dist.studies.compare import pictures
 from sfg_dist.studies.compare.document import NAMES, NOT_PEERS, OURS, Comparison, Method, mean_auc, mean_likelihood
 from sfg_dist.studies.page import Picture, Section, picture, render_study
 
@@ -197,12 +197,12 @@ def _notes(document: Comparison) -> Iterator[str]:
 
 def _pictures(document: Comparison) -> Iterator[Picture]:
     yield picture(
-        figures.curves(document.methods, document.floor.get("c2st_auc"), document.budget.max_time_s),
+        pictures.curves(document.methods, document.floor.get("c2st_auc"), document.budget.max_time_s),
         "Lines of the classifier's AUC against seconds, one a method",
         "What each method has after a part of its budget, judged outside it. Learning rates are planned for the whole "
         "budget, so a method that was given less from the start would stand a little lower on the left.",
     )
-    if (costs := figures.costs(document.methods, document.sizes)) is not None:
+    if (costs := pictures.costs(document.methods, document.sizes)) is not None:
         yield picture(
             costs,
             "Points of AUC against microseconds a sampled row",

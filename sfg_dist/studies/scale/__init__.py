@@ -1,6 +1,6 @@
 """`sfg scale`: how labels and training scale with the number of workers, and what larger clusters would do.
 
-A job comes in and runs through the pipeline by several numbers of workers (``study``, ``measuring``). Laws are fitted
+A job comes in and runs through the pipeline with several numbers of workers (``study``, ``measuring``). Laws are fitted
 to the times (``fits``), clusters that are not there are simulated with the measured costs (``simulated_cluster``,
 ``predict``), and a document and a page go out (``document``, ``page``).
 """

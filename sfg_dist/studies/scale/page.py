@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from sfg_dist.studies.page import Picture, Section, picture, render_study
-from sfg_dist.studies.scale import figures
+from sfg_dist.studies.scale import pictures
 from sfg_dist.studies.scale.results import (
     AmdahlFit,
     Efficiency,
@@ -180,19 +180,19 @@ def prediction_table(entries: Sequence[Prediction]) -> list[tuple[str, ...]]:
 
 def _pictures(document: StudyDocument) -> Iterator[Picture]:
     yield picture(
-        figures.efficiency(document.summary, document.fit),
+        pictures.efficiency(document.summary, document.fit),
         "Efficiency against the number of workers",
         "Bars from the slowest run over the fastest base to the opposite; dotted: Amdahl's law as fitted.",
     )
     yield picture(
-        figures.parts(document.summary),
+        pictures.parts(document.summary),
         "Seconds of a worker by what it did",
         "Seconds of a worker, the mean over those of the run with the median time: start and load until it is at work; "
         "integrating; writing; waiting, for the driver or for others' last shards; the end of all processes.",
     )
     if document.predictions:
         yield picture(
-            figures.predictions(document.predictions),
+            pictures.predictions(document.predictions),
             "Efficiency of simulated clusters",
             "The driver's own loop over workers with the costs that were measured; as many shards a worker for every "
             "number of workers.",

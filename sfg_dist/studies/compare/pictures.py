@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sfg_dist.evaluate.figures import DATA_COLOR, INK, SAMPLES_COLOR, new_figure, style_axes
+from sfg_dist.evaluate.pictures import DATA_COLOR, INK, SAMPLES_COLOR, new_figure, style_axes
 from sfg_dist.studies.compare.document import NAMES, Method, mean_auc
 
 if TYPE_CHECKING:

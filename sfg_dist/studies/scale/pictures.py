@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sfg_dist.evaluate.figures import DATA_COLOR, INK, SAMPLES_COLOR, new_figure, style_axes
+from sfg_dist.evaluate.pictures import DATA_COLOR, INK, SAMPLES_COLOR, new_figure, style_axes
 from sfg_dist.studies.scale.fits import amdahl
 from sfg_dist.studies.scale.results import AmdahlFit, Efficiency, Laws, Prediction
 

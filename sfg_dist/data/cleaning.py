@@ -21,17 +21,13 @@ _Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class CompleteRows:
-    """Which rows of a table are complete, found block by block of ``SCAN_ROWS`` rows.
+    """Which rows of a table are complete, found block by block of ``SCAN_ROWS`` rows."""
 
-    Attributes:
-        counts: complete rows before each block, and of the whole table at the end, shape (num_blocks + 1,).
-        low: smallest complete value of each block and column, infinity where there is none, (num_blocks, num_columns).
-        high: the largest, likewise.
-    """
-
+    # complete rows before each block, and of the whole table at the end, shape (num_blocks + 1,)
     counts: NDArray[np.int64]
+    # smallest complete value of each block and column, infinity where there is none, (num_blocks, num_columns)
     low: _Array
-    high: _Array
+    high: _Array  # the largest, likewise
 
     @property
     def num_rows(self) -> int:

@@ -23,19 +23,12 @@ _Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class ColumnSplit:
-    """Targets and conditions among the flow's columns.
+    """Targets and conditions among the flow's columns."""
 
-    Attributes:
-        names: of the conditions, in their order.
-        targets: flow columns that are drawn, ascending.
-        conditions: flow columns that are given, in the order of ``names``.
-        places: the user's columns that hold the conditions, in the same order.
-    """
-
-    names: tuple[str, ...]
-    targets: NDArray[np.intp]
-    conditions: NDArray[np.intp]
-    places: NDArray[np.intp]
+    names: tuple[str, ...]  # of the conditions, in their order
+    targets: NDArray[np.intp]  # flow columns that are drawn, ascending
+    conditions: NDArray[np.intp]  # flow columns that are given, in the order of ``names``
+    places: NDArray[np.intp]  # the user's columns that hold the conditions, in the same order
 
     @classmethod
     def of(cls, transform: Transform, names: Sequence[str]) -> ColumnSplit:

@@ -20,17 +20,11 @@ _TRUTH = frozenset(("true", "false"))
 
 @dataclass(frozen=True)
 class Record:
-    """The cells between two ends of line that are not quoted, without spaces around them.
+    """The cells between two ends of line that are not quoted, without spaces around them."""
 
-    Attributes:
-        cells: at least one.
-        line: number of the line that it begins in, counted from 1.
-        end: number of the first line after it.
-    """
-
-    cells: list[str]
-    line: int
-    end: int
+    cells: list[str]  # at least one
+    line: int  # number of the line that it begins in, counted from 1
+    end: int  # number of the first line after it
 
     @property
     def is_blank(self) -> bool:

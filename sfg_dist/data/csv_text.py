@@ -50,15 +50,10 @@ _OTHER_FORMATS = (
 
 @dataclass(frozen=True)
 class Text:
-    """A decoded file.
+    """A decoded file."""
 
-    Attributes:
-        data: UTF-8 without a mark, lines ended by ``\\n``.
-        notes: what was done to get it, in words.
-    """
-
-    data: bytes
-    notes: tuple[str, ...]
+    data: bytes  # UTF-8 without a mark, lines ended by ``\\n``
+    notes: tuple[str, ...]  # what was done to get it, in words
 
 
 def decode_text(source: str, raw: bytes, encoding: str = "auto") -> Text:

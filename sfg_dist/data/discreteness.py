@@ -27,16 +27,11 @@ _Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Discreteness:
-    """What is discrete about a column.
+    """What is discrete about a column."""
 
-    Attributes:
-        grid: the grid to dequantize by, None for none.
-        ties: for the report; None for a column without ties and without a grid.
-        atoms: rows of each value that repeats beside a continuum, or far from the rest of a grid.
-    """
-
-    grid: Grid | None = None
-    ties: Ties | None = None
+    grid: Grid | None = None  # the grid to dequantize by, None for none
+    ties: Ties | None = None  # for the report; None for a column without ties and without a grid
+    # rows of each value that repeats beside a continuum, or far from the rest of a grid
     atoms: Mapping[float, int] = field(default_factory=dict)
 
     def report_atoms(self, type_: ColumnType, num_rows: int, kind: str) -> RepeatedValues:

@@ -24,23 +24,14 @@ _Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """What was found of the columns of a table over all of its complete rows.
+    """What was found of the columns of a table over all of its complete rows."""
 
-    Attributes:
-        reader: the complete rows.
-        settings: what the job says of the table.
-        ends: smallest and largest value of each column, shape (2, num_columns).
-        constants: columns that never change, with their value.
-        bounds: ``settings.bounds`` as the flow has them, less the offsets of the columns' types.
-        found: what is discrete about each other column.
-    """
-
-    reader: RowReader
-    settings: TableSettings
-    ends: _Array
-    constants: Mapping[str, float]
-    bounds: Bounds
-    found: Mapping[str, Discreteness]
+    reader: RowReader  # the complete rows
+    settings: TableSettings  # what the job says of the table
+    ends: _Array  # smallest and largest value of each column, shape (2, num_columns)
+    constants: Mapping[str, float]  # columns that never change, with their value
+    bounds: Bounds  # ``settings.bounds`` as the flow has them, less the offsets of the columns' types
+    found: Mapping[str, Discreteness]  # what is discrete about each other column
 
     @classmethod
     def of(cls, reader: RowReader, ends: _Array, settings: TableSettings, columns_at_once: int) -> Findings:

@@ -21,21 +21,15 @@ _Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class ColumnFacts:
-    """What is known of a column before its map is fitted.
-
-    Attributes:
-        name, type: of the column.
-        constant: the value of a column that the flow does not see.
-        grid: the grid to dequantize by.
-        limits: smallest and largest value that samples of a column with a grid take; default: of the training rows.
-        atoms: values to give back exactly ("quantile"). On a grid, nothing is drawn between them and their neighbours.
-    """
+    """What is known of a column before its map is fitted."""
 
     name: str
     type: ColumnType = FLOAT
-    constant: float | None = None
-    grid: Grid | None = None
+    constant: float | None = None  # the value of a column that the flow does not see
+    grid: Grid | None = None  # the grid to dequantize by
+    # smallest and largest value that samples of a column with a grid take; default: of the training rows
     limits: Range | None = None
+    # values to give back exactly ("quantile"). On a grid, nothing is drawn between them and their neighbours.
     atoms: _Array | None = None
 
 

@@ -32,15 +32,10 @@ _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
 @dataclass(frozen=True)
 class Part:
-    """A file of a folder.
+    """A file of a folder."""
 
-    Attributes:
-        source: its path or URL.
-        keys: columns that its folders' names give, as text.
-    """
-
-    source: str
-    keys: dict[str, str]
+    source: str  # its path or URL
+    keys: dict[str, str]  # columns that its folders' names give, as text
 
 
 def is_folder(source: str) -> bool:

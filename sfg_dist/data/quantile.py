@@ -46,15 +46,10 @@ _EMPTY_CELL_SCORE = 1e-6  # score given to an empty cell, from 1e-5 to 1e-3 a ga
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """The knots of an increasing curve; the outermost two only carry the slope of the continuation.
+    """The knots of an increasing curve; the outermost two only carry the slope of the continuation."""
 
-    Attributes:
-        values: in the column's units, increasing, an atom twice, shape (num_knots,).
-        scores: normal scores, increasing, twice the same where no row lies between two values, shape (num_knots,).
-    """
-
-    values: _Array
-    scores: _Array
+    values: _Array  # in the column's units, increasing, an atom twice, shape (num_knots,)
+    scores: _Array  # normal scores, increasing, twice the same where no row lies between two values, shape (num_knots,)
 
     @cached_property
     def atoms(self) -> Atoms:

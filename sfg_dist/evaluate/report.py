@@ -76,41 +76,30 @@ MEANINGS = {
 
 @dataclass(frozen=True)
 class ReportContent:
-    """All that the page shows; rows are in the user's units.
+    """All that the page shows; rows are in the user's units."""
 
-    Attributes:
-        title: heading of the page.
-        columns: names of the columns, dim of them.
-        held_out: held-out rows, shape (num_held_out, dim).
-        samples: generated rows, shape (num_samples, dim).
-        labels: labels of the pairs, shape (num_labels, dim); None leaves them out.
-        metrics: as in metrics.json: floor, labels and samples (figures by name) and time_s (seconds by stage).
-        history: for each epoch: epoch, step, train_loss, validation_loss, learning_rate, elapsed_s.
-        trajectories: paths of the flow for two columns, latents first, shape (num_times, num_rows, 2).
-        trajectory_log_beta_sq: log of the noise variance at each of those times, shape (num_times,).
-        log_density: the true log density for two columns, (num_rows, 2) to (num_rows,) in nats.
-        job_toml: the job as resolved.
-        facts: short things to know, name to value: rows, columns, pairs, device, versions.
-        notes: what a reader has to be told: ties found, rows dropped, signs of memorising.
-        labelling: how the labels were made, name to value: workers, devices, time, size.
-        failures: attempts at shards that failed on the way, each with its reason.
-    """
-
-    title: str
-    columns: Sequence[str]
-    held_out: ArrayLike
-    samples: ArrayLike
-    labels: ArrayLike | None
+    title: str  # heading of the page
+    columns: Sequence[str]  # names of the columns, dim of them
+    held_out: ArrayLike  # held-out rows, shape (num_held_out, dim)
+    samples: ArrayLike  # generated rows, shape (num_samples, dim)
+    labels: ArrayLike | None  # labels of the pairs, shape (num_labels, dim); None leaves them out
+    # as in metrics.json: floor, labels and samples (figures by name) and time_s (seconds by stage)
     metrics: Mapping[str, Mapping[str, Any]]
+    # for each epoch: epoch, step, train_loss, validation_loss, learning_rate, elapsed_s
     history: Sequence[Mapping[str, Any]] = ()
+    # paths of the flow for two columns, latents first, shape (num_times, num_rows, 2)
     trajectories: ArrayLike | None = None
+    # log of the noise variance at each of those times, shape (num_times,)
     trajectory_log_beta_sq: ArrayLike | None = None
+    # the true log density for two columns, (num_rows, 2) to (num_rows,) in nats
     log_density: Callable[[NDArray[np.float64]], ArrayLike] | None = None
-    job_toml: str = ""
+    job_toml: str = ""  # the job as resolved
+    # short things to know, name to value: rows, columns, pairs, device, versions
     facts: Mapping[str, str] = field(default_factory=dict)
-    notes: Sequence[str] = ()
+    notes: Sequence[str] = ()  # what a reader has to be told: ties found, rows dropped, signs of memorising
+    # how the labels were made, name to value: workers, devices, time, size
     labelling: Mapping[str, str] = field(default_factory=dict)
-    failures: Sequence[str] = ()
+    failures: Sequence[str] = ()  # attempts at shards that failed on the way, each with its reason
 
 
 @dataclass(frozen=True)

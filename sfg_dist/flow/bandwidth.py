@@ -31,24 +31,17 @@ _CHAIN = 6  # doublings of 1 / sigma^2 before the exponential is taken anew: 2^6
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """A chosen blur, and the candidates.
+    """A chosen blur, and the candidates."""
 
-    Attributes:
-        t_min: the candidate with the largest likelihood, in units of s^2; the flow's ``t_min``.
-        is_floor: it is the smallest value allowed: the likelihood still grows towards less blur, as it does where rows
-            lie on a lattice or a lower-dimensional surface.
-        is_ceiling: it is the largest value allowed; the rows are few.
-        log_likelihood: leave-one-out mean over the rows asked, in nats a row, per unit volume of the rows' own units.
-        candidates: (t, leave-one-out mean) of all that was tried, by rising t.
-        num_duplicates: rows that repeat an earlier one.
-    """
-
-    t_min: float
+    t_min: float  # the candidate with the largest likelihood, in units of s^2; the flow's ``t_min``
+    # it is the smallest value allowed: the likelihood still grows towards less blur, as it does where rows lie on a
+    # lattice or a lower-dimensional surface
     is_floor: bool
-    is_ceiling: bool
+    is_ceiling: bool  # it is the largest value allowed; the rows are few
+    # leave-one-out mean over the rows asked, in nats a row, per unit volume of the rows' own units
     log_likelihood: float
-    candidates: tuple[tuple[float, float], ...]
-    num_duplicates: int
+    candidates: tuple[tuple[float, float], ...]  # (t, leave-one-out mean) of all that was tried, by rising t
+    num_duplicates: int  # rows that repeat an earlier one
 
 
 def choose_t_min(

@@ -45,20 +45,14 @@ _RIDGE = 1e-3  # of the conditions' mean variance in the neighbourhood: bounds B
 
 @dataclass(frozen=True, eq=False)
 class Neighbourhood:
-    """The neighbours from which the law of the targets is estimated, for each row of a batch.
+    """The neighbours from which the law of the targets is estimated, for each row of a batch."""
 
-    Attributes:
-        targets: the neighbours' targets less ``center``, in units of their spread and carried to the row's condition,
-            shape (num_rows, k, num_targets).
-        squares: their squared lengths, shape (num_rows, k).
-        log_weights: log of the kernel in the condition, up to a constant of each row, shape (num_rows, k).
-        center: weighted mean of the targets, shape (num_rows, num_targets).
-    """
-
+    # the neighbours' targets less ``center``, in units of their spread and carried to the row's condition, shape
+    # (num_rows, k, num_targets)
     targets: Tensor
-    squares: Tensor
-    log_weights: Tensor
-    center: Tensor
+    squares: Tensor  # their squared lengths, shape (num_rows, k)
+    log_weights: Tensor  # log of the kernel in the condition, up to a constant of each row, shape (num_rows, k)
+    center: Tensor  # weighted mean of the targets, shape (num_rows, num_targets)
 
     def posterior_mean(self, z: Tensor, alpha: float, beta_sq: float) -> Tensor:
         """m(z, t | c) of states z, shape (num_rows, num_targets)."""

@@ -37,22 +37,15 @@ _LEAST_EXACT_EVALUATIONS = 32  # of the pilots' own exact labels
 
 @dataclass
 class Effort:
-    """What making labels took; the functions that make them add to it.
+    """What making labels took; the functions that make them add to it."""
 
-    Attributes:
-        rows: rows integrated, those that fill up a batch included.
-        evaluations: evaluations of the posterior mean, summed over rows.
-        pairs: pairs of a latent and a reference that were summed one by one.
-        bound: the largest certified bound of |m - m_exact| at any evaluation, in the reference's units; 0 where every
-            row was summed.
-        exceeded: rows whose step control used up its evaluations.
-    """
-
-    rows: int = 0
-    evaluations: int = 0
-    pairs: int = 0
+    rows: int = 0  # rows integrated, those that fill up a batch included
+    evaluations: int = 0  # evaluations of the posterior mean, summed over rows
+    pairs: int = 0  # pairs of a latent and a reference that were summed one by one
+    # the largest certified bound of |m - m_exact| at any evaluation, in the reference's units; 0 where every row was
+    # summed
     bound: float = 0.0
-    exceeded: int = 0
+    exceeded: int = 0  # rows whose step control used up its evaluations
 
 
 def label_latents(

@@ -34,13 +34,10 @@ class Multistep:
 
     A corrector repeats each step once m is known at its end: predict, evaluate, correct (PEC). m is not evaluated again
     at the corrected state, so the corrector costs nothing.
-
-    Attributes:
-        predictor: number of evaluations that the Adams-Bashforth polynomial of m goes through.
-        corrector: the same of the Adams-Moulton polynomial, the one at the step's end included; 0 for no corrector.
     """
 
-    predictor: int
+    predictor: int  # number of evaluations that the Adams-Bashforth polynomial of m goes through
+    # the same of the Adams-Moulton polynomial, the one at the step's end included; 0 for no corrector
     corrector: int = 0
 
     @property

@@ -43,26 +43,17 @@ where rows stand at different times (``integrate_adaptive``)."""
 
 @dataclass(frozen=True)
 class Tableau:
-    """An explicit Runge-Kutta method: y_{k+1} = y_k + h sum_i b_i K_i,  K_i = f(s + c_i h, y_k + h sum_j a_ij K_j).
+    """An explicit Runge-Kutta method: y_{k+1} = y_k + h sum_i b_i K_i,  K_i = f(s + c_i h, y_k + h sum_j a_ij K_j)."""
 
-    Attributes:
-        order: classical order of convergence.
-        a: rows of the strictly lower triangular matrix, the first one empty.
-        b: weights of the stages.
-        c: nodes of the stages, as fractions of the step.
-        b_embedded: weights of a second method on the same stages, whose distance from ``b`` estimates the error of a
-            step; empty where there is none.
-        embedded_order: order of that method; 0 where there is none.
-        is_fsal: the last stage is the first one of the next step, so a step costs one evaluation less.
-    """
-
-    order: int
-    a: tuple[tuple[float, ...], ...]
-    b: tuple[float, ...]
-    c: tuple[float, ...]
+    order: int  # classical order of convergence
+    a: tuple[tuple[float, ...], ...]  # rows of the strictly lower triangular matrix, the first one empty
+    b: tuple[float, ...]  # weights of the stages
+    c: tuple[float, ...]  # nodes of the stages, as fractions of the step
+    # weights of a second method on the same stages, whose distance from ``b`` estimates the error of a step; empty
+    # where there is none
     b_embedded: tuple[float, ...] = ()
-    embedded_order: int = 0
-    is_fsal: bool = False
+    embedded_order: int = 0  # order of that method; 0 where there is none
+    is_fsal: bool = False  # the last stage is the first one of the next step, so a step costs one evaluation less
 
     @property
     def num_stages(self) -> int:
@@ -194,26 +185,21 @@ def graded_grid(schedule: Schedule, steps: int, power: float = GRADING) -> list[
 class Flow:
     """How the probability-flow ODE is solved.
 
-    Attributes:
-        schedule: alpha and beta, and where the flow ends.
-        solver: a key of TABLEAUX or of MULTISTEP.
-        num_evaluations: evaluations of the posterior mean, a whole number of steps; see ``num_steps``.
-        time_grid: "graded"; "uniform", equal steps in t as published; or a list of log beta^2 from 0 to log t_min, one
-            more than there are steps. Runge-Kutta methods integrate in t on "uniform", else in log beta^2. Multistep
-            methods integrate in their own variable on the points of any grid.
-        direction: "decode" from noise to data, "encode" from data to noise.
-        solver_tolerance: with it each row chooses its own steps and neither num_evaluations nor time_grid counts; see
-            ``integrate_adaptive``.
 
     Raises:
         ValueError: the direction is unknown. The other settings are checked where they are used.
     """
 
-    schedule: Schedule
-    solver: str = "exp_abm4"
-    num_evaluations: int = 22
+    schedule: Schedule  # alpha and beta, and where the flow ends
+    solver: str = "exp_abm4"  # a key of TABLEAUX or of MULTISTEP
+    num_evaluations: int = 22  # evaluations of the posterior mean, a whole number of steps; see ``num_steps``
+    # "graded"; "uniform", equal steps in t as published; or a list of log beta^2 from 0 to log t_min, one more than
+    # there are steps. Runge-Kutta methods integrate in t on "uniform", else in log beta^2. Multistep methods integrate
+    # in their own variable on the points of any grid.
     time_grid: TimeGrid = "graded"
-    direction: Direction = "decode"
+    direction: Direction = "decode"  # "decode" from noise to data, "encode" from data to noise
+    # with it each row chooses its own steps and neither num_evaluations nor time_grid counts; see
+    # ``integrate_adaptive``
     solver_tolerance: float | None = None
 
     def __post_init__(self) -> None:

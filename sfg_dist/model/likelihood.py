@@ -53,19 +53,12 @@ def normal_log_density(latents: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Proposal:
-    """A mixture of multivariate t distributions, which is drawn from and evaluated exactly.
+    """A mixture of multivariate t distributions, which is drawn from and evaluated exactly."""
 
-    Attributes:
-        weights: shape (num_components,), summing to 1.
-        means: shape (num_components, dim).
-        factors: lower triangular factors of the scale matrices, shape (num_components, dim, dim).
-        degrees_of_freedom: of the tails; > 0.
-    """
-
-    weights: Tensor
-    means: Tensor
-    factors: Tensor
-    degrees_of_freedom: float = DEGREES_OF_FREEDOM
+    weights: Tensor  # shape (num_components,), summing to 1
+    means: Tensor  # shape (num_components, dim)
+    factors: Tensor  # lower triangular factors of the scale matrices, shape (num_components, dim, dim)
+    degrees_of_freedom: float = DEGREES_OF_FREEDOM  # of the tails; > 0
 
     @classmethod
     def fit(cls, rows: NDArray[np.float32], *, seed: int, num_components: int = NUM_COMPONENTS) -> Proposal:
@@ -144,20 +137,14 @@ MASS_FIELDS = {**dict.fromkeys(("value", "standard_error", "plain", "plain_error
 
 @dataclass(frozen=True)
 class Mass:
-    """The integral of an encoder's density over all rows, 1 for a one-to-one map.
+    """The integral of an encoder's density over all rows, 1 for a one-to-one map."""
 
-    Attributes:
-        value: the estimate, > 0.
-        standard_error: of the value, from the spread of the importance weights.
-        plain, plain_error: the estimate without the degree. Where it is far from value, the proposal misses a part.
-        num_rows: rows of the proposal that were drawn.
-    """
-
-    value: float
-    standard_error: float
+    value: float  # the estimate, > 0
+    standard_error: float  # of the value, from the spread of the importance weights
+    # the estimate without the degree, and its error. Where it is far from value, the proposal misses a part.
     plain: float
     plain_error: float
-    num_rows: int
+    num_rows: int  # rows of the proposal that were drawn
 
     @property
     def is_established(self) -> bool:

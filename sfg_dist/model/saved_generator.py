@@ -49,27 +49,17 @@ _FIELDS = {
 
 @dataclass(frozen=True, repr=False)
 class SavedGenerator:
-    """What a generator consists of, and how it is saved and read.
+    """What a generator consists of, and how it is saved and read."""
 
-    Attributes:
-        network: maps latents and conditions to labels, shape (num_rows, num_inputs) in and (num_rows, dim) out.
-        transform: between the user's rows and the flow's.
-        calibration: corrects what the network's mean squared error shrinks; None for none.
-        job: the job that made it, as resolved.
-        metrics: its figures, as in metrics.json; empty before it was evaluated.
-        condition: names of the columns that a sample is given; the others are drawn.
-        encoder: maps labels to latents; None where train.encoder was false.
-        mass: the integral of the encoder's density, by which ``log_prob`` divides.
-    """
-
-    network: MLP
-    transform: Transform
-    calibration: Calibration | None = None
-    job: Mapping[str, Any] = field(default_factory=dict)
+    network: MLP  # maps latents and conditions to labels, shape (num_rows, num_inputs) in and (num_rows, dim) out
+    transform: Transform  # between the user's rows and the flow's
+    calibration: Calibration | None = None  # corrects what the network's mean squared error shrinks; None for none
+    job: Mapping[str, Any] = field(default_factory=dict)  # the job that made it, as resolved
+    # its figures, as in metrics.json; empty before it was evaluated
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    condition: tuple[str, ...] = ()
-    encoder: Encoder | None = None
-    mass: Mass | None = None
+    condition: tuple[str, ...] = ()  # names of the columns that a sample is given; the others are drawn
+    encoder: Encoder | None = None  # maps labels to latents; None where train.encoder was false
+    mass: Mass | None = None  # the integral of the encoder's density, by which ``log_prob`` divides
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -42,23 +42,14 @@ Rows = NDArray[np.float32] | Tensor
 
 @dataclass
 class Progress:
-    """How far a fit is. With the trainer's tensors it is all that a resumed fit needs.
+    """How far a fit is. With the trainer's tensors it is all that a resumed fit needs."""
 
-    Attributes:
-        epoch: epochs finished.
-        step_in_epoch: global batches of the running epoch that are done.
-        step: global batches done in all.
-        elapsed_s: training time spent, over all attempts.
-        ahead_steps: steps of ``step`` that were done before the first epoch, while labels were still being made.
-        history: one entry an epoch.
-    """
-
-    epoch: int = 0
-    step_in_epoch: int = 0
-    step: int = 0
-    elapsed_s: float = 0.0
-    ahead_steps: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
+    epoch: int = 0  # epochs finished
+    step_in_epoch: int = 0  # global batches of the running epoch that are done
+    step: int = 0  # global batches done in all
+    elapsed_s: float = 0.0  # training time spent, over all attempts
+    ahead_steps: int = 0  # steps of ``step`` that were done before the first epoch, while labels were still being made
+    history: list[dict[str, float]] = field(default_factory=list)  # one entry an epoch
 
 
 HISTORY_FIELDS = [{str: MAYBE_NAN}]

@@ -33,20 +33,13 @@ ARRAYS = ("latents", "labels")
 
 @dataclass(frozen=True)
 class Layout:
-    """An array in storage.
+    """An array in storage."""
 
-    Attributes:
-        shape: of the array.
-        dtype: in numpy's words.
-        object_rows: rows of one storage object; the array is cut along its first axis only.
-        max_chunk_bytes: larger objects are cut into chunks.
-        dims: a name for each axis, for readers that want them (xarray); none for an array of version 0.1.0.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-    object_rows: int
-    max_chunk_bytes: int = MAX_CHUNK_BYTES
+    shape: tuple[int, ...]  # of the array
+    dtype: str  # in numpy's words
+    object_rows: int  # rows of one storage object; the array is cut along its first axis only
+    max_chunk_bytes: int = MAX_CHUNK_BYTES  # larger objects are cut into chunks
+    # a name for each axis, for readers that want them (xarray); none for an array of version 0.1.0
     dims: tuple[str, ...] | None = None
 
     @property

@@ -30,25 +30,15 @@ def picture(figure: Figure, alt: str, caption: str) -> Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page; what is empty is left out.
+    """A part of the page; what is empty is left out."""
 
-    Attributes:
-        heading: above all of it.
-        lines: a list of sentences.
-        columns: headings of a table; those that begin with ">" stand above numbers.
-        rows: text for every column. What follows a line break in a cell is shown smaller.
-        own_row: first cell of the row that is shown in bold.
-        note: small print below the table.
-        pictures: below all of it.
-    """
-
-    heading: str = ""
-    lines: Sequence[str] = ()
-    columns: Sequence[str] = ()
-    rows: Sequence[Sequence[str]] = ()
-    own_row: str = ""
-    note: str = ""
-    pictures: Sequence[Picture] = ()
+    heading: str = ""  # above all of it
+    lines: Sequence[str] = ()  # a list of sentences
+    columns: Sequence[str] = ()  # headings of a table; those that begin with ">" stand above numbers
+    rows: Sequence[Sequence[str]] = ()  # text for every column. What follows a line break in a cell is shown smaller.
+    own_row: str = ""  # first cell of the row that is shown in bold
+    note: str = ""  # small print below the table
+    pictures: Sequence[Picture] = ()  # below all of it
 
 
 def render_study(

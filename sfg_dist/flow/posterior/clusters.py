@@ -41,31 +41,22 @@ Mapper = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
 
 @dataclass(frozen=True)
 class Clusters:
-    """The ordered rows and the nodes over them; all levels lie one after the other, leaves first.
+    """The ordered rows and the nodes over them; all levels lie one after the other, leaves first."""
 
-    Attributes:
-        order: row numbers of the reference in the clusters' order, int64, shape (num_rows,).
-        blocks: the ordered rows, column by column within leaves, and |x|^2 as the last column: float32, shape
-            (num_leaves, dim + 1, LEAF_ROWS). Rows that fill up the last leaf lie at PADDING.
-        largest_square: the largest |x|^2.
-        num_rows: rows of the reference.
-        dim: columns of the reference.
-        offsets: first node of each level, and the end; multiples of FAN, int64.
-        sizes: nodes of each level, int64.
-        bounds: of each group of FAN nodes the centres, boxes (low, high) and scalars (count, radius, E|d|^2, largest
-            eigenvalue of C, E|d|^4): float32, shape (num_nodes / FAN, 3 dim + 5, FAN).
-        moments: of each node the centre, C, T over pairs i <= j (off-diagonal ones counted twice) and w, as far as
-            ``moment_order`` goes: float32, shape (num_nodes, rows, dim padded to a multiple of 8).
-    """
-
-    order: NDArray[np.int64]
+    order: NDArray[np.int64]  # row numbers of the reference in the clusters' order, int64, shape (num_rows,)
+    # the ordered rows, column by column within leaves, and |x|^2 as the last column: float32, shape (num_leaves, dim +
+    # 1, LEAF_ROWS). Rows that fill up the last leaf lie at PADDING.
     blocks: NDArray[np.float32]
-    largest_square: float
-    num_rows: int
-    dim: int
-    offsets: NDArray[np.int64]
-    sizes: NDArray[np.int64]
+    largest_square: float  # the largest |x|^2
+    num_rows: int  # rows of the reference
+    dim: int  # columns of the reference
+    offsets: NDArray[np.int64]  # first node of each level, and the end; multiples of FAN, int64
+    sizes: NDArray[np.int64]  # nodes of each level, int64
+    # of each group of FAN nodes the centres, boxes (low, high) and scalars (count, radius, E|d|^2, largest eigenvalue
+    # of C, E|d|^4): float32, shape (num_nodes / FAN, 3 dim + 5, FAN)
     bounds: NDArray[np.float32]
+    # of each node the centre, C, T over pairs i <= j (off-diagonal ones counted twice) and w, as far as
+    # ``moment_order`` goes: float32, shape (num_nodes, rows, dim padded to a multiple of 8)
     moments: NDArray[np.float32]
 
     @property

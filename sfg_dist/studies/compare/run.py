@@ -56,19 +56,12 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class CellPlan:
-    """A cell to be made.
+    """A cell to be made."""
 
-    Attributes:
-        name: of the method, of a peer that serves two rows, or of another size of ours.
-        seed: added to the seeds of labels and fits.
-        keys: all that decides what is found.
-        fit: makes it, and gives every row of the table that it serves.
-    """
-
-    name: str
-    seed: int
-    keys: Keys
-    fit: Callable[[Say], Iterator[Fitted]]
+    name: str  # of the method, of a peer that serves two rows, or of another size of ours
+    seed: int  # added to the seeds of labels and fits
+    keys: Keys  # all that decides what is found
+    fit: Callable[[Say], Iterator[Fitted]]  # makes it, and gives every row of the table that it serves
 
     @property
     def record(self) -> str:

@@ -50,54 +50,35 @@ FIT_ROWS = 4600  # labels' work that a fitted time grid costs, see flow.fit_time
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to do.
-
-    Attributes:
-        dim: columns as the flow sees them.
-        num_reference: rows behind the score.
-        score_evaluations: rows times evaluations, of what is left.
-        pairs_summed: pairs of a latent and a reference row, of what is left; from the calibration.
-        is_counted: whether the job fixes the evaluations; with step control they are from the calibration.
-    """
+    """What there is to do."""
 
     num_shards: int
     shards_left: int
     num_pairs: int
     pairs_left: int
-    dim: int
-    num_reference: int
-    score_evaluations: int
-    pairs_summed: int
-    is_counted: bool
+    dim: int  # columns as the flow sees them
+    num_reference: int  # rows behind the score
+    score_evaluations: int  # rows times evaluations, of what is left
+    pairs_summed: int  # pairs of a latent and a reference row, of what is left; from the calibration
+    is_counted: bool  # whether the job fixes the evaluations; with step control they are from the calibration
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Everything that ``sfg plan`` says.
+    """Everything that ``sfg plan`` says."""
 
-    Attributes:
-        output: output.dir of the job.
-        written: bytes of the whole store.
-        left: bytes still to be written.
-        free_bytes: room where they go; None for an object store.
-        cost: None without executor.price_per_hour.
-        paces: the calibration, by kind of device; empty where nothing is left to do.
-        notes: what to know about the figures.
-        read_as: how the table was read, in words.
-    """
-
-    output: str
+    output: str  # output.dir of the job
     work: Work
-    written: StoreBytes
-    left: StoreBytes
-    free_bytes: int | None
+    written: StoreBytes  # bytes of the whole store
+    left: StoreBytes  # bytes still to be written
+    free_bytes: int | None  # room where they go; None for an object store
     memory: RunMemory
     workers: Workers
     time: Time
-    cost: Cost | None
-    paces: dict[DeviceKind, Pace]
-    notes: tuple[str, ...]
-    read_as: str = ""
+    cost: Cost | None  # None without executor.price_per_hour
+    paces: dict[DeviceKind, Pace]  # the calibration, by kind of device; empty where nothing is left to do
+    notes: tuple[str, ...]  # what to know about the figures
+    read_as: str = ""  # how the table was read, in words
 
     def to_dict(self) -> JsonObject:
         """The estimate as a JSON document."""

@@ -26,19 +26,12 @@ SEED = 0  # of all short fits and their samples
 
 @dataclass(frozen=True)
 class ShortFit:
-    """How good a configuration was.
+    """How good a configuration was."""
 
-    Attributes:
-        configuration: what was tried.
-        seconds: of the fit.
-        c2st_auc: of its samples against the validation rows; 1 where the fit or its samples failed.
-        log_likelihood: mean over validation rows in the user's units, where it is one pass.
-    """
-
-    configuration: Configuration
-    seconds: float
-    c2st_auc: float
-    log_likelihood: float | None
+    configuration: Configuration  # what was tried
+    seconds: float  # of the fit
+    c2st_auc: float  # of its samples against the validation rows; 1 where the fit or its samples failed
+    log_likelihood: float | None  # mean over validation rows in the user's units, where it is one pass
 
 
 @dataclass(frozen=True)

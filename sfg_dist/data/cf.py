@@ -76,11 +76,8 @@ class Packing:
 def packing_of(label: str, attributes: Mapping[str, Any], dtype: Any, fill: Any = None) -> Packing | None:
     """The packing that an array's attributes describe, None where they describe none.
 
-    Args:
-        label: of the array, for messages.
-        attributes: by name.
-        dtype: of the stored numbers.
-        fill: a stored number that stands for a missing value where the attributes name none.
+    ``dtype`` is that of the stored numbers. ``fill`` is the one that stands for a missing value where the attributes
+    name none. ``label`` names the array in messages.
     """
     found = {key: _numbers(label, key, attributes[key]) for key in KEYS if attributes.get(key) is not None}
     if "_FillValue" not in found and fill is not None:

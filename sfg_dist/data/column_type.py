@@ -79,9 +79,8 @@ class ColumnType:
     def of(cls, arrow: pa.DataType, metadata: Mapping[bytes, bytes] | None = None) -> ColumnType:
         """The type of an Arrow column, its offset not yet known.
 
-        Args:
-            arrow: its type.
-            metadata: of its field: ``places`` makes a float64 column a decimal one, ``style`` says how text wrote it.
+        ``metadata`` is that of its field: ``places`` makes a float64 column a decimal one, ``style`` says how text
+        wrote it.
 
         Raises:
             UnfitValueError: it holds neither numbers, booleans, dates nor times.
@@ -183,9 +182,8 @@ class ColumnType:
     def from_user(self, values: Any) -> Array:
         """What a user writes for values of this type, as float64 of value - offset.
 
-        Args:
-            values: one or several numbers (ticks of ``unit`` for stamps and the like), booleans, dates and times of
-                Python or numpy, or texts: ISO for dates and times, "true" and "false".
+        That is one or several numbers (ticks of ``unit`` for stamps and the like), booleans, dates and times of Python
+        or numpy, or texts: ISO for dates and times, "true" and "false".
 
         Raises:
             UnfitValueError: they are none of this type.

@@ -79,12 +79,9 @@ def read_given(
 ) -> _Array | None:
     """What a user gave, as an array in the order of ``names``, one row or n of them; None where nothing is to be given.
 
-    Args:
-        given: a value or n values of the column's type, by name; or an array of shape (len(names),), (1, len(names)) or
-            (n, len(names)), for one name also (n,).
-        names: of the conditions.
-        n: rows that are drawn.
-        types: of the conditions, whose value - offset is returned; float64 if not given.
+    ``given`` holds a value or n values of the column's type, by name; or it is an array of shape (len(names),), (1,
+    len(names)) or (n, len(names)), for one name also (n,). ``types`` are those of the conditions, whose value - offset
+    is returned; float64 if not given.
 
     Raises:
         ConfigError: it is missing, or nothing is to be given; a name is missing or unknown; the shape is wrong; or a

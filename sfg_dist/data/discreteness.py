@@ -64,13 +64,9 @@ def find_discreteness(
     dequantize: str | Mapping[str, float] = "auto",
     type_step: float | None = None,
 ) -> Discreteness:
-    """Look for a grid and for repeated values in a column.
+    """Look for a grid and for repeated values in a column: finite values, not all equal, shape (num_rows,).
 
-    Args:
-        source, name: of the table and the column, for messages.
-        values: all of its rows, finite and not all equal, shape (num_rows,).
-        dequantize: as in the job.
-        type_step: the values are multiples of this by their type; None for types that do not say so.
+    ``type_step``: the values are multiples of this by their type; None for types that do not say so.
     """
     distinct, counts = np.unique(values, return_counts=True)
     share = share_of_ties(counts)

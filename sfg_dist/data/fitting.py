@@ -47,14 +47,10 @@ class ColumnMap:
 
 
 def fit_column(facts: ColumnFacts, values: _Array, kind: str, bounds: Bounds, noise: _Array | None) -> ColumnMap:
-    """Fit the map of a column.
+    """Fit the map of a column to its training rows, contiguous, finite and in the user's units, shape (num_rows,).
 
-    Args:
-        facts: what is known of the column.
-        values: its training rows, contiguous, finite and in the user's units, shape (num_rows,).
-        kind: of the transform.
-        bounds: as for ``Transform.fit``.
-        noise: in [0, 1), shape (num_rows,); None puts every value at the middle of its cell.
+    ``bounds`` are as for ``Transform.fit``. ``noise`` lies in [0, 1), shape (num_rows,); None puts every value at the
+    middle of its cell.
     """
     if facts.constant is not None:
         return ColumnMap(facts)

@@ -225,10 +225,7 @@ def _said(name: str, tables: Sequence[Any]) -> dict[bytes, bytes] | None:
 def common_type(parts: Sequence[Part], name: str, found: Sequence[tuple[Any, int]]) -> Any:
     """The Arrow type that holds a column's values of all files.
 
-    Args:
-        parts: the files.
-        name: of the column.
-        found: its type and number of rows in each file; the type of a column without values does not count.
+    ``found`` has its type and number of rows in each file; the type of a column without values does not count.
     """
     import pyarrow as pa
 

@@ -110,12 +110,10 @@ def curves_from_arrays(arrays: Mapping[str, NDArray[Any]]) -> tuple[Curve, ...]:
 
 
 def fit_curve(values: _Array, grid: Grid | None, atoms: _Array | None = None) -> Curve:
-    """Fit the curve of one column.
+    """Fit the curve of one column to its training values, not all equal, shape (num_rows,).
 
-    Args:
-        values: training values, not all equal, shape (num_rows,); with a grid, spread over its cells already.
-        grid: the column's grid, or None.
-        atoms: the values to give back exactly, or with a grid their cells. Those that no row has are left out.
+    With a grid the values are spread over its cells already. ``atoms`` are the values to give back exactly, or with a
+    grid their cells. Those that no row has are left out.
 
     Example:
         >>> curve = fit_curve(np.linspace(0.0, 1.0, 1001), None)

@@ -18,9 +18,8 @@ _Array = NDArray[np.float64]
 def overlaps(sizes: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
     """The pieces of a table, of so many rows each, that rows ``start`` to ``stop`` lie in.
 
-    Yields:
-        Number of the piece, its first row in the table, and the first row wanted of it and the row after the last,
-        counted in the table.
+    Of each come its number, its first row in the table, and the first row wanted of it and the row after the last,
+    counted in the table.
     """
     ends = np.cumsum(sizes, dtype=np.int64)
     for piece in range(int(np.searchsorted(ends, start, side="right")), len(sizes)):

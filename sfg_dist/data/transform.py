@@ -152,16 +152,12 @@ class Transform:
         )
 
     def forward(self, rows: _Array, *, noise: _Array | None = None) -> NDArray[np.float32]:
-        """Map the user's rows to the flow's, shape (num_rows, dim).
+        """Map the user's rows, finite, shape (num_rows, num_columns), to the flow's, shape (num_rows, dim).
 
         Where the noise puts a value at the very edge of its cell, and float32 would miss that cell, the value goes to
         the middle of the cell. A value beyond the training rows goes on straight, or, within a wider range of
-        ``bounds``, as inverse comes out of it.
-
-        Args:
-            rows: finite, in the user's units, shape (num_rows, num_columns).
-            noise: in [0, 1), shape (num_rows, dim); None stands for the middle of each value's cell, and for that of an
-                atom's interval.
+        ``bounds``, as inverse comes out of it. ``noise`` lies in [0, 1), shape (num_rows, dim); None stands for the
+        middle of each value's cell, and for that of an atom's interval.
 
         Raises:
             DataError: the shape is wrong, or a value is not finite or too large for float32.

@@ -237,16 +237,9 @@ def _record_bytes(plan: Plan, record: int) -> int:
 
 
 def write_frame(location: Location, plan: Plan, frame: Frame, *, is_settled: Callable[[], bool]) -> str | None:
-    """Lay out a frame and its manifest.
+    """Lay out a frame and its manifest; the manifest's digest, or None where another driver's plan came first.
 
-    Args:
-        location: of the store.
-        plan: of the store.
-        frame: what it is made of.
-        is_settled: whether a plan is there by now. From then on the frame is that plan's, and is left alone.
-
-    Returns:
-        The digest of the manifest; None where another driver's plan came first.
+    ``is_settled`` says whether a plan is there by now. From then on the frame is that plan's, and is left alone.
     """
     entries: list[ManifestEntry] = []
 

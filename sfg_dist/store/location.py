@@ -157,15 +157,10 @@ class Location:
             self._files.append(key, content, is_lines=is_lines)
 
     def write_many(self, objects: Iterable[tuple[str, bytes]], *, is_settled: Callable[[], bool] | None = None) -> bool:
-        """``write`` many objects, a few at once; as many of them are in memory.
+        """``write`` many (key, content), a few at once, as many of which are in memory; whether all of them are there.
 
-        Args:
-            objects: keys and contents.
-            is_settled: asked before an object with other bytes is written over, as others may have made them theirs
-                by now; nothing more is written once it says so. None writes over anything.
-
-        Returns:
-            Whether all were written, or were there already.
+        ``is_settled`` is asked before an object with other bytes is written over, as others may have made them theirs
+        by now; nothing more is written once it says so. None writes over anything.
         """
 
         def put(key: str, content: bytes) -> bool:

@@ -81,9 +81,6 @@ class StoreStatus:
 class StatusReader:
     """Reads the state of a store, again and again at little cost: a commit record is read once.
 
-    Args:
-        pairs: the open store.
-
     Example:
         >>> StatusReader(open_pairs("runs/quickstart")).read(time.time()).rows_done       # doctest: +SKIP
         20000

@@ -166,12 +166,8 @@ class PairStream:
     def epoch(self, epoch: int, start_step: int = 0, *, more: bool = False) -> Iterator[Batch]:
         """This rank's parts of the batches of one epoch, from global batch ``start_step`` on.
 
-        Windows that lie wholly before ``start_step`` are not read.
-
-        Args:
-            epoch: its number.
-            start_step: number of the first batch.
-            more: whether the next epoch follows: its first window is then read while this one's last is in use.
+        Windows that lie wholly before ``start_step`` are not read. With ``more`` the next epoch follows: its first
+        window is read while this one's last is in use.
 
         Raises:
             StoreError: rows cannot be read; the epoch can be begun again.

@@ -100,9 +100,8 @@ class Report:
 def verify(pairs: Pairs, *, on_progress: Callable[[int, int], None] | None = None) -> Report:
     """Read all of a store again and say what is wrong with it; nothing is changed.
 
-    Args:
-        pairs: the store; opened with ``from_copies`` where the plan itself may be damaged.
-        on_progress: called now and then with (shards and objects of the frame that are checked, all there are).
+    Where the plan itself may be damaged, ``pairs`` is opened with ``from_copies``. ``on_progress`` is called now and
+    then with (shards and objects of the frame that are checked, all there are).
 
     Raises:
         StoreUnavailableError: the store does not answer.

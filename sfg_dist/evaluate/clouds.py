@@ -161,10 +161,8 @@ def trajectory_plot(
 ) -> Figure:
     """The flow from latents to labels: some paths in the plane of two columns, and all rows at a few times.
 
-    Args:
-        columns: names of the two columns.
-        trajectories: latents first, labels last, user's units, shape (num_times, num_rows, 2).
-        log_beta_sq: log of the noise variance at each time, shape (num_times,).
+    Trajectories begin with the latents, in the user's units, shape (num_times, num_rows, 2); ``log_beta_sq`` is the log
+    of the noise variance at each time, shape (num_times,).
     """
     figure = new_figure(PAGE_WIDTH, 4.35)
     halves = figure.add_gridspec(1, 2, width_ratios=(0.44, 0.56))

@@ -152,16 +152,10 @@ def _local_slopes(offsets: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
 
 
 def label_given(rows: Tensor, reference: ConditionalReference, flow: Flow, *, effort: Effort | None = None) -> Tensor:
-    """Labels of latents for given conditions.
+    """Labels of rows of latents and, behind them, conditions, shape (num_rows, dim of the reference), on a fixed grid.
 
-    Args:
-        rows: latents and, behind them, conditions, shape (num_rows, dim of the reference).
-        reference: the prepared rows.
-        flow: the settings, from noise to data on a fixed grid.
-        effort: counts what was done.
-
-    Returns:
-        Labels in the place of the latents, the conditions as they were; shape, dtype and device of ``rows``.
+    ``effort`` counts what was done. In the result labels take the place of the latents, and the conditions are as they
+    were; shape, dtype and device are those of ``rows``.
 
     Example:
         >>> rows = np.random.default_rng(0).standard_normal((400, 2)).astype(np.float32)

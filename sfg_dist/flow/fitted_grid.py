@@ -75,13 +75,8 @@ class FittedGrid:
 def fit_grid(solve: Solve, exact: NDArray[np.floating], *, schedule: Schedule, num_steps: int) -> FittedGrid:
     """The grid of ``num_steps`` steps with the lowest cost at equal error; see the module's docstring.
 
-    ``solve`` is called 22 times at most. The result is deterministic if ``solve`` is. Inner points have 4 digits.
-
-    Args:
-        solve: takes the pilot rows along a grid.
-        exact: end points of the pilot rows from a much finer grid, shape (num_rows, dim).
-        schedule: where the flow ends.
-        num_steps: steps of the grid.
+    ``solve`` takes the pilot rows along a grid, 22 times at most; the result is deterministic if it is. ``exact`` are
+    the rows' end points from a much finer grid, shape (num_rows, dim). Inner points have 4 digits.
 
     Raises:
         ValueError: num_steps is not positive.

@@ -193,13 +193,8 @@ def fit_time_grid(
 
     The pilots are N(0, I) draws for "decode", draws of the blurred reference for "encode", by a fixed seed. Their exact
     labels are those of "exp_abm4" with twice the evaluations. The cost of an evaluation is the number of pairs that it
-    sums one by one and a constant: counted, not timed, so one machine always gives the same grid.
-
-    Args:
-        reference: the prepared reference set.
-        flow: the settings; their time grid is ignored.
-        backend: how the posterior mean is computed; see ``posterior_moments``.
-        tolerance: certified bound of the posterior mean's error, as the labels will have it.
+    sums one by one and a constant: counted, not timed, so one machine always gives the same grid. The time grid of
+    ``flow`` is ignored; ``backend`` and ``tolerance`` are those of the labels, see ``posterior_moments``.
 
     Raises:
         ValueError: a setting does not fit, or each row would choose its own steps.

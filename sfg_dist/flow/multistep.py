@@ -64,16 +64,11 @@ def multistep_trajectory(
     method: Multistep,
     grid: Sequence[float],
 ) -> Iterator[tuple[float, Tensor]]:
-    """(lambda, state) at every grid point, the start included.
+    """(lambda, state) at every grid point, from the states ``z`` at ``grid[0]`` on, shape (num_rows, dim).
 
     Inner states are corrected ones. The last step has no evaluation at its end, so the last state is a prediction.
-
-    Args:
-        mean_at: (lambda, state) -> posterior mean, called once a step, at the step's start.
-        z: states at ``grid[0]``, shape (num_rows, dim).
-        schedule: alpha and beta.
-        method: how many evaluations the polynomials go through.
-        grid: lambda = log beta^2, monotone either way.
+    ``mean_at``: (lambda, state) -> posterior mean is called once a step, at the step's start. The grid is of lambda =
+    log beta^2, monotone either way.
 
     References:
         Hochbruck, Ostermann 2011, Exponential multistep methods of Adams-type, BIT 51; Zhao et al. 2023, UniPC,

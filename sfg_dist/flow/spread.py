@@ -164,14 +164,9 @@ def check_blur(
     remedy: str = _REMEDY,
     names: Sequence[str] | None = None,
 ) -> None:
-    """Refuse labels of uneven columns whose blur would hide the smallest of them.
+    """Refuse labels of uneven columns, of spreads (dim,), whose blur would hide the smallest of them.
 
-    Args:
-        spreads: of the columns, shape (dim,).
-        sigma_data: the unit of the flow.
-        schedule: where the flow ends.
-        remedy: what the message says to do.
-        names: of the columns; their numbers if None.
+    ``remedy`` is what the message says to do, and ``names`` are those of the columns; their numbers if None.
 
     Raises:
         ValueError: the blur is larger than BLURRED times a column's spread; the message names a t_min that would do.

@@ -50,12 +50,7 @@ SCHEDULERS: dict[str, Scheduler] = {"slurm": slurm, "kuberay": kuberay, "ray": r
 
 
 def submit(order: Order, *, to: str, name: str) -> tuple[Submission, Rendered, Callable[[], Submission]]:
-    """Render a submission; the third result sends it.
-
-    Args:
-        order: what is wanted.
-        to: "slurm", "kuberay" or "ray".
-        name: shown by the scheduler.
+    """Render a submission to "slurm", "kuberay" or "ray", which shows it by this name; the third result sends it.
 
     Raises:
         ConfigError: the scheduler cannot do what is asked.

@@ -291,10 +291,7 @@ def logs(submission: Submission) -> list[str]:
 def log_lines(submission: Submission, *, follow: bool, nodes: bool) -> Iterator[str]:
     """Lines of the log files as they come, behind the file's name where it changes.
 
-    Args:
-        submission: whose logs.
-        follow: go on until it is over.
-        nodes: also what Ray says on the nodes.
+    With ``follow`` they go on until the submission is over; with ``nodes`` they have what Ray says on the nodes too.
     """
     read: dict[str, int] = {}
     shown = ""

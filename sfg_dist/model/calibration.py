@@ -56,12 +56,9 @@ class Calibration:
 
     @classmethod
     def fit(cls, network: MLP, reference: NDArray[np.float32], *, seed: int) -> Calibration:
-        """Fit to a network's own draws, which share no random numbers with samples or labels.
+        """Fit to a fitted network's own draws, which share no random numbers with samples or labels.
 
-        Args:
-            network: the fitted network.
-            reference: the training rows in the flow's coordinates, shape (num_reference, dim).
-            seed: of the draws.
+        ``reference`` has the training rows in the flow's coordinates, shape (num_reference, dim).
         """
         device = next(network.parameters()).device
         num_rows = NUM_FIT_ROWS + NUM_HELD_OUT_ROWS

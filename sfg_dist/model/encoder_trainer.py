@@ -99,13 +99,10 @@ class EncoderProgress:
 
 
 class EncoderTrainer:
-    """An encoder, its optimiser, the running average of its weights, and the best average so far.
+    """An encoder on its device, its optimiser, the running average of its weights, and the best average so far.
 
-    Args:
-        encoder: on its device.
-        tables: the rows that it is fitted to.
-        seed: of all draws.
-        bfloat16: whether the Jacobian's products are in bfloat16; None takes it where the device has units for it.
+    ``tables`` are the rows that it is fitted to. ``bfloat16`` says whether the Jacobian's products are in it; None
+    takes it where the device has units for it.
     """
 
     def __init__(
@@ -318,10 +315,7 @@ def _bounded_exp(log_weights: Tensor) -> Tensor:
 def load_finished(encoder: Encoder, content: bytes, identity: Identity, limits: Limits) -> Mass | None:
     """Give an encoder the best weights of a checkpoint whose fit is over; their mass, or None where it is not over.
 
-    Args:
-        encoder: of the checkpoint's size.
-        content: as ``EncoderTrainer.state`` made it.
-        identity, limits: of the fit.
+    ``content`` is as ``EncoderTrainer.state`` made it, of an encoder of this size, identity and limits.
     """
     try:
         tensors = read_tensors(content, "encoder")

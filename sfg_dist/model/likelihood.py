@@ -64,10 +64,8 @@ class Proposal:
     def fit(cls, rows: NDArray[np.float32], *, seed: int, num_components: int = NUM_COMPONENTS) -> Proposal:
         """A Gaussian mixture, fitted by expectation and maximisation, whose tails are then made heavy.
 
-        Args:
-            rows: the data in the flow's coordinates, shape (num_rows, dim), at least 2.
-            seed: of the choice of rows, and of the start.
-            num_components: the most; fewer where there are not 10 rows for each component and column.
+        The rows are in the flow's coordinates, shape (num_rows, dim), 2 at least. There are ``num_components`` at most;
+        fewer where there are not 10 rows for each component and column.
         """
         generator = np.random.default_rng(seed)
         chosen = rows[generator.permutation(len(rows))[:NUM_FIT_ROWS]]
@@ -163,14 +161,10 @@ def estimate_mass(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Mass:
-    """Integral of N(E(x)) |det J(x)| over all x, by importance sampling.
+    """Integral of N(E(x)) |det J(x)| over all x, by importance sampling of ``num_rows`` >= 2 rows.
 
-    Args:
-        encode: the map, on ``device``.
-        proposal: covers the places that the map takes to the bulk of N(0, I).
-        degree: of the map where it is known, 1 or -1; None takes the plain estimate.
-        num_rows: rows to draw, >= 2.
-        batch_rows: rows that are mapped at once.
+    The proposal covers the places that the map ``encode`` takes to the bulk of N(0, I). ``degree`` is the map's where
+    it is known, 1 or -1; None takes the plain estimate.
 
     References:
         Outerelo, Ruiz 2009, Mapping Degree Theory, chapter IV (the degree counts preimages with their signs).

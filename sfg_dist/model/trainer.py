@@ -108,17 +108,11 @@ class Trainer:
         self.progress = Progress()
 
     def step(self, latents: Rows, labels: Rows, global_rows: int, done: float) -> Tensor:
-        """One optimiser step.
+        """One optimiser step; this rank's sum of the loss over the rows of the whole batch, a scalar on the device.
 
-        Args:
-            latents: this rank's part of the batch, with its conditions, shape (num_rows, dim + num_conditions);
-                num_rows may be 0.
-            labels: the same shape; the conditions in it are not used.
-            global_rows: rows of the batch over all ranks.
-            done: share of the training that is over, 0 to 1, for the learning rate.
-
-        Returns:
-            This rank's sum of the loss over the rows of the whole batch, a scalar on the device.
+        ``latents`` are this rank's part of the batch, with its conditions, shape (num_rows, dim + num_conditions),
+        num_rows 0 or more. ``labels`` have the same shape; the conditions in it are not used. ``global_rows`` counts
+        the batch over all ranks. ``done`` is the share of the training that is over, 0 to 1, for the learning rate.
         """
         y, x = self._inputs(latents), self._targets(labels)
         rate = self._scheduled_rate(done)
@@ -187,11 +181,7 @@ class Trainer:
         return {STATE_NAME: saved_bytes(tensors), PROGRESS_NAME: json.dumps(asdict(self.progress)).encode()}
 
     def load_files(self, files: Mapping[str, bytes], place: str) -> None:
-        """Go on from a checkpoint.
-
-        Args:
-            files: as ``state_files`` gave them.
-            place: where they came from, for the message.
+        """Go on from a checkpoint's files, as ``state_files`` gave them; ``place`` is where they came from.
 
         Raises:
             TrainingError: they belong to another network, or cannot be read.

@@ -51,13 +51,8 @@ def render_study(
 ) -> str:
     """The page as one string of HTML; the same content gives the same page.
 
-    Args:
-        title: heading of the page.
-        verdict: sentences, the first in large letters.
-        sections: in order.
-        facts: by name.
-        job_toml: the job as resolved.
-        notes: what disturbed the study.
+    The first sentence of ``verdict`` is in large letters. ``facts`` are by name; ``notes`` say what disturbed the
+    study.
     """
     page = page_template("studies/study.html")
     return page.render(title=title, verdict=verdict, sections=sections, facts=facts, job_toml=job_toml, notes=notes)

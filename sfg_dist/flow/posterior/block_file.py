@@ -67,13 +67,9 @@ def reference_bytes(num_reference: int, dim: int, *, has_clusters: bool) -> int:
 
 
 def write_blocks(handle: int, blocks: Iterable[ReferenceBlock], center: Tensor, *, has_clusters: bool) -> None:
-    """Write the blocks of a reference to an open, empty file.
+    """Write the blocks of a reference, float32 on the CPU, to an open, empty file; one block is held at a time.
 
-    Args:
-        handle: a file descriptor.
-        blocks: float32 on the CPU; one is held at a time.
-        center: of the reference, kept in the contents.
-        has_clusters: whether to build clusters.
+    ``center`` is the reference's, and ``has_clusters`` says whether to build clusters.
 
     Raises:
         OSError: no room is left, or the file cannot be written.
@@ -103,10 +99,7 @@ def write_blocks(handle: int, blocks: Iterable[ReferenceBlock], center: Tensor, 
 
 
 class BlockFile:
-    """A whole file of blocks, open to be mapped.
-
-    Args:
-        handle: a file descriptor, which stays the caller's.
+    """A whole file of blocks, open to be mapped; the file descriptor stays the caller's.
 
     Attributes:
         center: of the reference, float64, shape (dim,).

@@ -71,14 +71,9 @@ def moment_order(dim: int) -> int:
 
 
 def build_order(rows: NDArray[np.float32], *, mapper: Mapper = map) -> NDArray[np.int64]:
-    """The clusters' ordering of the rows.
+    """The clusters' ordering of rows, float32, shape (num_rows, dim), finite: row numbers, int64, shape (num_rows,).
 
-    Args:
-        rows: float32, shape (num_rows, dim), finite.
-        mapper: runs a function over independent subtrees; ``map`` of a pool, or tasks of a cluster.
-
-    Returns:
-        Row numbers, int64, shape (num_rows,).
+    ``mapper`` runs a function over independent subtrees: ``map`` of a pool, or tasks of a cluster.
     """
     order = np.arange(len(rows), dtype=np.int64)
     starts = [0]
@@ -98,14 +93,9 @@ def order_part(rows: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def build_clusters(rows: NDArray[np.float32], *, order: NDArray[np.int64] | None = None) -> Clusters:
-    """The moments of every node over the ordered rows.
+    """The moments of every node over the ordered rows: a centred reference, float32, shape (num_rows, dim), finite.
 
-    Args:
-        rows: centred reference, float32, shape (num_rows, dim), finite.
-        order: the ordering by ``build_order`` for the same rows, if it was made earlier.
-
-    Returns:
-        The clusters.
+    ``order`` is what ``build_order`` gave for the same rows, if it was made earlier.
     """
     num_rows, dim = rows.shape
     if order is None:

@@ -42,11 +42,9 @@ def block_ranges(num_rows: int) -> list[tuple[int, int]]:
 class ReferenceBlock:
     """One block of a reference: its centred rows on one device, and what the engines build over them.
 
-    Args:
-        keys: centred rows with their squared norm as one more column, shape (num_rows, dim + 1).
-        order: the clusters' ordering of these rows, from ``clusters.build_order``, where it was made earlier.
-        clusters: the clusters themselves, where they were built earlier.
-        leaves: the rows as ``clusters.make_blocks`` lays them out, where that was done earlier.
+    ``keys`` are the rows with their squared norm as one more column, shape (num_rows, dim + 1). Where they were made
+    earlier, ``order`` comes from ``clusters.build_order``, ``clusters`` are the clusters themselves, and ``leaves`` the
+    rows as ``clusters.make_blocks`` lays them out.
     """
 
     def __init__(

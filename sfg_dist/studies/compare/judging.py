@@ -161,16 +161,9 @@ def _earlier(fitted: Fitted, table: Prepared, rules: Rules) -> Iterator[Point]:
 
 
 def figures(rows: Rows, table: Prepared, *, metrics: Sequence[str], seed: int) -> Figures:
-    """All figures of a method's rows, against the table's test rows.
+    """All figures of a method's rows, finite, in the user's units, shape (num_rows, num_columns), against test rows.
 
-    Args:
-        rows: samples in the user's units, all finite, shape (num_rows, num_columns).
-        table: also says whether it has a density for "kl".
-        metrics: names of the figures; the classifier test is made in any case.
-        seed: of the figures' draws.
-
-    Returns:
-        The figures of ``measure`` and c2st_auc_error, the standard error of the classifier's AUC.
+    They are those of ``measure``, the classifier test in any case, and c2st_auc_error, the standard error of its AUC.
     """
     others = [name for name in metrics if name != "c2st_auc" and (name != "kl" or table.log_density is not None)]
     found = auc(rows, table, seed=seed)

@@ -43,13 +43,7 @@ class TableRow(NamedTuple):
 
 
 def render_page(document: Comparison, *, title: str, job_toml: str) -> str:
-    """The page as one string of HTML; the same document gives the same page.
-
-    Args:
-        document: of compare.json.
-        title: heading.
-        job_toml: the job as resolved.
-    """
+    """The page as one string of HTML; the same document of compare.json gives the same page."""
     notes = list(_notes(document))
     return render_study(title, document.verdict, _sections(document), _facts(document), job_toml, notes)
 

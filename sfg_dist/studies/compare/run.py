@@ -72,11 +72,9 @@ class CellPlan:
 def compare(job: str | Path | Mapping[str, Any] | Job, *, listener: Listener | None = None) -> Comparison:
     """Train every method of ``compare.methods`` under one budget, judge all of them alike, and write the page.
 
-    Finished cells in output.dir are kept, so the same call goes on after an interruption.
-
-    Args:
-        job: the path of a job file, a mapping of its tables, or a checked job.
-        listener: called with every event, a mapping with "event" and "time".
+    ``job`` is the path of a job file, a mapping of its tables, or a checked job. Finished cells in output.dir are kept,
+    so the same call goes on after an interruption. ``listener`` is called with every event, a mapping with "event" and
+    "time".
 
     Raises:
         ConfigError: the job cannot be compared, or a peer's library is missing.

@@ -94,12 +94,8 @@ def calibrate(
 ) -> Calibration:
     """Label real batches of a plan in processes of their own, all at once.
 
-    Args:
-        plan: the job's.
-        reference: the transformed reference set, float32, shape (num_reference, dim).
-        settings: how.
-        order: the reference's order in clusters, where labels use some.
-        queries: the user's own query points, or None.
+    The transformed reference is float32, shape (num_reference, dim), with its order in clusters where labels use some.
+    ``queries`` are the user's own query points, or None.
 
     Raises:
         ConfigError: the temporary directory has no room.

@@ -172,13 +172,9 @@ def estimate_job(
     seconds: float = CALIBRATION_S,
     on_step: Callable[[str], None] = lambda _: None,
 ) -> Estimate:
-    """What a job will take to label.
+    """What a job will take to label, on this machine by default.
 
-    Args:
-        job: the checked job.
-        machine: this machine by default.
-        seconds: length of the calibration once it is warm.
-        on_step: told in words what goes on.
+    The calibration lasts ``seconds`` once it is warm; ``on_step`` is told in words what goes on.
 
     Raises:
         ConfigError: something cannot fit; the message names the keys and values that would.

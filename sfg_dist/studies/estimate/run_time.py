@@ -47,13 +47,8 @@ def time_of(
 ) -> Time:
     """The time of shards of so many rows, handed out whole to whoever is free first.
 
-    Args:
-        rows: of each shard that is left.
-        plan: of their store.
-        workers: who label them.
-        paces: of a worker, by kind of device.
-        data_s: what the data took before.
-        pads: whether a batch that is not full costs as much as one that is; with clusters it does not.
+    ``paces`` are those of a worker, by kind of device; ``data_s`` is what the data took before. ``pads`` says whether a
+    batch that is not full costs as much as one that is; with clusters it does not.
     """
     if not rows:
         return Time(data_s, 0.0, 0.0, 0.0, 0.0, 0.0, 0)

@@ -83,10 +83,8 @@ def scale(
 ) -> StudyDocument:
     """Run the study, or what is missing of it, predict and compare, and write scale.json and scale.html.
 
-    Args:
-        job: the path of a job file, a mapping of its tables, or a checked job.
-        settings: of the study; all that can be wrong with them is found before anything is measured.
-        listener: called with every event.
+    ``job`` is the path of a job file, a mapping of its tables, or a checked job. All that can be wrong with the
+    settings is found before anything is measured. ``listener`` is called with every event.
 
     Raises:
         ConfigError: a setting is wrong, or the job does not go with it.

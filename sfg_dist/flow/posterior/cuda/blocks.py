@@ -49,12 +49,8 @@ class Selection:
 def order_rows(points: Tensor, block_rows: int) -> Tensor:
     """An order in which blocks of ``block_rows`` rows are compact: nodes are halved across their widest side.
 
-    Args:
-        points: rows, shape (num_rows, dim), finite.
-        block_rows: rows of a block; halves are whole blocks, so only the last block is ragged.
-
-    Returns:
-        The order, shape (num_rows,), int64; the same for the same points on every device up to ties.
+    Halves are whole blocks, so only the last block is ragged. For finite points, shape (num_rows, dim), the order has
+    shape (num_rows,), int64; it is the same for the same points on every device up to ties.
     """
     num_rows, dim = points.shape
     device = points.device

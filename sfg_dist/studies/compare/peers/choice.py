@@ -51,11 +51,7 @@ def choose(
 ) -> Choice:
     """Choose transform and learning rate of a peer.
 
-    Args:
-        kind: the peer.
-        tables: the table.
-        time_s: of a fit of round 1; 0 takes the default configuration as it is.
-        on_trial: told each result.
+    A fit of round 1 takes ``time_s``; 0 takes the default configuration as it is. ``on_trial`` is told each result.
 
     Raises:
         TrainingError: every fit failed.

@@ -58,14 +58,9 @@ def fit_peer(
     settings: PeerFitSettings,
     clock: Callable[[], float] = time.perf_counter,
 ) -> PeerFit:
-    """Fit until the time is over; the model is left with the best weights.
+    """Fit a model on its device until the time is over; it is left with the weights that are best for ``validation``.
 
-    Args:
-        model: on its device.
-        rows: training rows, shape (num_rows, dim).
-        validation: rows that decide which weights are best, shape (num_validation, dim).
-        settings: of the fit.
-        clock: seconds.
+    Rows and validation rows have the shape (any, dim).
 
     Raises:
         TrainingError: no look at the validation rows gave a finite loss.

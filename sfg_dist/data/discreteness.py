@@ -81,11 +81,7 @@ def find_discreteness(
     ties: Ties = {"share": share, "step": None, "reason": reason}
     if grid:
         places = grid.coordinates(values)
-        ties |= {
-            "step": grid.step,
-            "offset": grid.offset,
-            "off_grid_share": float(np.mean(places != np.floor(places))),
-        }
+        ties |= {"step": grid.step, "offset": grid.offset, "off_grid_share": float(np.mean(places != np.floor(places)))}
     repeated = np.array([], dtype=np.intp)
     if grid:
         distinct = grid.snap(distinct)

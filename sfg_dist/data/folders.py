@@ -97,9 +97,7 @@ def parts_of(source: str) -> list[Part]:
 
 
 def read_folder(
-    source: str,
-    columns: Sequence[str] | None,
-    read: Callable[[str, Sequence[str] | None], tuple[Any, str]],
+    source: str, columns: Sequence[str] | None, read: Callable[[str, Sequence[str] | None], tuple[Any, str]]
 ) -> tuple[Any, str]:
     """The wanted columns of all files as one Arrow table, and how they were read, in words.
 

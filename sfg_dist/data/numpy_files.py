@@ -88,10 +88,7 @@ def _header(stream: Any, size: int, stored: int) -> Header:
 
 
 def _array_file(
-    source: str,
-    names: tuple[str, ...],
-    load: Callable[[str], Any],
-    header: Callable[[str], Header],
+    source: str, names: tuple[str, ...], load: Callable[[str], Any], header: Callable[[str], Header]
 ) -> ArrayFile:
     kept: dict[str, NDArray[Any]] = {}
 

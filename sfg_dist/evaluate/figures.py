@@ -140,10 +140,7 @@ def marginals(columns: Sequence[str], held_out: Rows, samples: Rows) -> Figure:
 def loss_curve(history: Sequence[Mapping[str, Any]]) -> Figure | None:
     """Training and validation loss by epoch on a logarithmic scale; None if no loss was recorded."""
     curves = []
-    for key, name, color in (
-        ("train_loss", "training", DATA_COLOR),
-        ("validation_loss", "validation", SAMPLES_COLOR),
-    ):
+    for key, name, color in (("train_loss", "training", DATA_COLOR), ("validation_loss", "validation", SAMPLES_COLOR)):
         points = [(_number(record.get("epoch")), _number(record.get(key))) for record in history]
         kept = np.array([(epoch, loss) for epoch, loss in points if np.isfinite(epoch) and loss > 0])
         if len(kept):

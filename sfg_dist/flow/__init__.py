@@ -10,15 +10,7 @@ from sfg_dist.flow.bandwidth import Bandwidth, choose_t_min
 from sfg_dist.flow.conditional import ConditionalReference, label_given
 from sfg_dist.flow.density import log_density
 from sfg_dist.flow.fitted_grid import FittedGrid
-from sfg_dist.flow.labeling import (
-    Effort,
-    denoiser_of,
-    fit_time_grid,
-    label_batch,
-    label_latents,
-    label_paths,
-    score,
-)
+from sfg_dist.flow.labeling import Effort, denoiser_of, fit_time_grid, label_batch, label_latents, label_paths, score
 from sfg_dist.flow.posterior.clusters import build_order
 from sfg_dist.flow.posterior.moments import PosteriorMoments
 from sfg_dist.flow.posterior.posterior import posterior_mean, posterior_moments

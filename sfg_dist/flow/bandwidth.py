@@ -228,9 +228,7 @@ def _kernel_sums(beyond: Tensor, weights: Tensor, chains: list[list[float]]) -> 
     return sums
 
 
-def _distinct(
-    rows: NDArray[np.float64],
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float32]]:
+def _distinct(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float32]]:
     """Distinct rows, the index of each row among them, and how often each occurs."""
     # A row as one opaque value of bytes: np.unique(axis=0) compares field by field and is far slower.
     keys = np.ascontiguousarray(rows).view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).reshape(-1)

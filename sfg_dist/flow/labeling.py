@@ -183,11 +183,7 @@ def label_batch(
 
 
 def fit_time_grid(
-    reference: PreparedReference,
-    flow: Flow,
-    *,
-    backend: Backend = "auto",
-    tolerance: float = DEFAULT_TOLERANCE,
+    reference: PreparedReference, flow: Flow, *, backend: Backend = "auto", tolerance: float = DEFAULT_TOLERANCE
 ) -> FittedGrid:
     """The time grid fitted to a reference, at the cost of about 4600 labels; kept with it for the next call.
 

@@ -58,11 +58,7 @@ MULTISTEP = {
 
 
 def multistep_trajectory(
-    mean_at: Callable[[float, Tensor], Tensor],
-    z: Tensor,
-    schedule: Schedule,
-    method: Multistep,
-    grid: Sequence[float],
+    mean_at: Callable[[float, Tensor], Tensor], z: Tensor, schedule: Schedule, method: Multistep, grid: Sequence[float]
 ) -> Iterator[tuple[float, Tensor]]:
     """(lambda, state) at every grid point, from the states ``z`` at ``grid[0]`` on, shape (num_rows, dim).
 

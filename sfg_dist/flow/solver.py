@@ -74,16 +74,10 @@ TABLEAUX = {
     "ralston3": Tableau(3, ((), (1 / 2,), (0.0, 3 / 4)), (2 / 9, 1 / 3, 4 / 9), (0.0, 1 / 2, 3 / 4)),
     "kutta3": Tableau(3, ((), (1 / 2,), (-1.0, 2.0)), (1 / 6, 2 / 3, 1 / 6), (0.0, 1 / 2, 1.0)),
     "rk4": Tableau(
-        4,
-        ((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)),
-        (1 / 6, 1 / 3, 1 / 3, 1 / 6),
-        (0.0, 1 / 2, 1 / 2, 1.0),
+        4, ((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6), (0.0, 1 / 2, 1 / 2, 1.0)
     ),
     "rk38": Tableau(
-        4,
-        ((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)),
-        (1 / 8, 3 / 8, 3 / 8, 1 / 8),
-        (0.0, 1 / 3, 2 / 3, 1.0),
+        4, ((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), (1 / 8, 3 / 8, 3 / 8, 1 / 8), (0.0, 1 / 3, 2 / 3, 1.0)
     ),
     # Bogacki, Shampine 1989, A 3(2) pair of Runge-Kutta formulas, Appl. Math. Lett. 2.
     "bs32": Tableau(
@@ -124,14 +118,7 @@ TABLEAUX = {
             (2.8971530571054935, -6.359448489975075, 4.3622954328695815),
             (5.325864828439257, -11.748883564062828, 7.4955393428898365, -0.09249506636175525),
             (5.86145544294642, -12.92096931784711, 8.159367898576159, -0.071584973281401, -0.028269050394068383),
-            (
-                0.09646076681806523,
-                0.01,
-                0.4798896504144996,
-                1.379008574103742,
-                -3.290069515436081,
-                2.324710524099774,
-            ),
+            (0.09646076681806523, 0.01, 0.4798896504144996, 1.379008574103742, -3.290069515436081, 2.324710524099774),
         ),
         (0.09646076681806523, 0.01, 0.4798896504144996, 1.379008574103742, -3.290069515436081, 2.324710524099774, 0.0),
         (0.0, 0.161, 0.327, 0.9, 0.9800255409045097, 1.0, 1.0),
@@ -243,12 +230,10 @@ def _checked(schedule: Schedule, steps: int, points: Sequence[float]) -> list[fl
 
 
 def integrate(denoiser: Denoiser, z: Tensor, flow: Flow) -> Tensor:
-    """The state at the other end of the flow, by the steps of its fixed grid.
+    """The state at the other end of the flow, by the steps of its fixed grid, shape of ``z``.
 
-    Args:
-        denoiser: gives the posterior mean at (z_t, alpha, beta_sq).
-        z: states at t = 1 for "decode", at the data end for "encode", shape (num_rows, dim).
-        flow: the settings.
+    ``denoiser`` gives the posterior mean at (z_t, alpha, beta_sq). The states ``z`` are those at t = 1 for "decode", at
+    the data end for "encode", shape (num_rows, dim).
     """
     ((_, end),) = deque(trajectory(denoiser, z, flow), maxlen=1)
     return end

@@ -157,12 +157,7 @@ def warn_of_uneven(spreads: Tensor | None, stacklevel: int) -> None:
 
 
 def check_blur(
-    spreads: Tensor,
-    sigma_data: float,
-    schedule: Schedule,
-    *,
-    remedy: str = _REMEDY,
-    names: Sequence[str] | None = None,
+    spreads: Tensor, sigma_data: float, schedule: Schedule, *, remedy: str = _REMEDY, names: Sequence[str] | None = None
 ) -> None:
     """Refuse labels of uneven columns, of spreads (dim,), whose blur would hide the smallest of them.
 

@@ -105,14 +105,7 @@ class EncoderTrainer:
     takes it where the device has units for it.
     """
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        tables: Tables,
-        *,
-        seed: int,
-        bfloat16: bool | None = None,
-    ) -> None:
+    def __init__(self, encoder: Encoder, tables: Tables, *, seed: int, bfloat16: bool | None = None) -> None:
         self.encoder = encoder
         self.device = next(encoder.parameters()).device
         self.bfloat16 = has_bfloat16(self.device) if bfloat16 is None else bfloat16

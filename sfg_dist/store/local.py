@@ -172,10 +172,7 @@ class LocalFiles:
     def walk(self, prefix: str = "") -> Iterator[Entry]:
         """All below a prefix, a whole name between slashes; of directories only those too deep to look into."""
         folders = prefix.split("/") if prefix else []
-        with (
-            contextlib.suppress(FileNotFoundError, NotADirectoryError, LinkError),
-            self._levels(folders) as levels,
-        ):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, LinkError), self._levels(folders) as levels:
             yield from _walk(levels[-1], f"{prefix}/" if prefix else "", len(folders) + 1)
 
     def require_plain(self, key: str) -> None:

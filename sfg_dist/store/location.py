@@ -117,10 +117,7 @@ class Location:
         """The first bytes of an object, None where there is none; an object store gives all of them."""
         if self.root is None:
             return self.read(key)
-        with (
-            suppress(FileNotFoundError, NotADirectoryError),
-            self._errors("read", key, may_be_absent=True),
-        ):
+        with suppress(FileNotFoundError, NotADirectoryError), self._errors("read", key, may_be_absent=True):
             return self._files.read(key, most)
         return None
 
@@ -228,10 +225,7 @@ class Location:
         """Remove an object; none there is fine. A link in its place stays."""
         import obstore
 
-        with (
-            suppress(FileNotFoundError, NotADirectoryError),
-            self._errors("delete", key, may_be_absent=True),
-        ):
+        with suppress(FileNotFoundError, NotADirectoryError), self._errors("delete", key, may_be_absent=True):
             if self.root is not None:
                 self._files.delete(key)
             else:

@@ -121,8 +121,7 @@ def _work(parent: Parent) -> None:
         shards = _own_shards(labeler.plan, task)
         record = labeler.label(next(shards))
     probes = _make_store(
-        folder / f"probes-{task.number}",
-        replace(plan, num_pairs=PROBES * task.probe_rows, shard_rows=task.probe_rows),
+        folder / f"probes-{task.number}", replace(plan, num_pairs=PROBES * task.probe_rows, shard_rows=task.probe_rows)
     )
     parent.answer()
     parent.wait()

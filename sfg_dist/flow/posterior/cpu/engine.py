@@ -138,11 +138,7 @@ def _needs_differences(queries: Queries, rows: NDArray[np.int64], largest_square
 
 
 def _add_dense(
-    rows: NDArray[np.int64],
-    queries: Queries,
-    blocks: NDArray[np.float32],
-    largest_square: float,
-    sums: Sums,
+    rows: NDArray[np.int64], queries: Queries, blocks: NDArray[np.float32], largest_square: float, sums: Sums
 ) -> None:
     """Dense sums of the numbered rows, each by the kernel that is fast and exact enough for it."""
     flat, dim, squares = blocks.reshape(-1), queries.x.shape[1], queries.squares
@@ -230,12 +226,7 @@ class Allowance(NamedTuple):
 
 
 def add_clusters(
-    queries: Queries,
-    part: NDArray[np.int64],
-    clusters: Clusters,
-    allowance: Allowance,
-    carried: Carried,
-    found: Sums,
+    queries: Queries, part: NDArray[np.int64], clusters: Clusters, allowance: Allowance, carried: Carried, found: Sums
 ) -> None:
     """Add a block's clusters to the numbered rows' ``carried`` sums, in place, and write what they come to.
 

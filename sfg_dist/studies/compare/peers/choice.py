@@ -43,11 +43,7 @@ class Choice:
 
 
 def choose(
-    kind: PeerKind,
-    tables: Tables,
-    *,
-    time_s: float,
-    on_trial: Callable[[ShortFit], None] = lambda trial: None,
+    kind: PeerKind, tables: Tables, *, time_s: float, on_trial: Callable[[ShortFit], None] = lambda trial: None
 ) -> Choice:
     """Choose transform and learning rate of a peer.
 

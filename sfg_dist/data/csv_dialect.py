@@ -287,10 +287,7 @@ def _names_of_comment(above: Sequence[Record], width: int) -> tuple[str, ...] | 
 
 
 def _with_width(source: str, dialect: Dialect, plain: Sequence[Record], text: TextFormat) -> Dialect:
-    """The dialect with as many names as cells.
-
-    Separators at the ends of lines are no columns, and row numbers may have no name.
-    """
+    """The dialect with as many names as cells, without what separators at the ends of lines add."""
     body = [record for record in plain if record.line >= dialect.first_line]
     names, width = dialect.names, dialect.num_columns
     ends_empty = width > 1 and all(record.cells[-1] == "" for record in body if len(record.cells) == width)

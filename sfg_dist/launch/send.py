@@ -74,11 +74,7 @@ def submit(order: Order, *, to: str, name: str) -> tuple[Submission, Rendered, C
 
 
 def _require_alone(submission: Submission) -> None:
-    """Refuse a second job at one output.dir: both would train into the same checkpoints.
-
-    Raises:
-        ConfigError: another submission writes there.
-    """
+    """Refuse a second job at one output.dir: both would train into the same checkpoints."""
     for one in known():
         if shared := set(submission.outputs) & set(one.outputs):
             state = state_of(one)

@@ -238,11 +238,7 @@ def status(submission: Submission) -> str:
 
 
 def _states(name: str) -> dict[int, str]:
-    """States of a job's tasks as far as Slurm still knows them; a job without an array is task 0.
-
-    Raises:
-        ClusterError: Slurm does not answer.
-    """
+    """States of a job's tasks as far as Slurm still knows them; a job without an array is task 0."""
     try:
         shown = run_command(["scontrol", "--oneliner", "show", "job", name], what="its state is unknown")
     except ClusterError as error:

@@ -163,7 +163,7 @@ class SavedGenerator:
             )
         encoder, mass = None, None
         if (saved := document.get("encoder")) is not None:
-            encoder, mass = encoder_of(saved["network"], parts["encoder"], "encoder"), Mass(**saved["mass"])
+            encoder, mass = encoder_of(saved["network"], parts["encoder"]), Mass(**saved["mass"])
             if encoder.dim != network.dim:
                 raise DocumentError(f"encoder: dim = {encoder.dim}, and the network's is {network.dim}")
         return cls(

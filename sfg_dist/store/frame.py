@@ -319,7 +319,7 @@ def _metadata(
 
 def _column_objects(plan: Plan, transform_arrays: Mapping[str, NDArray[Any]]) -> Iterator[Object]:
     if plan.has_names and (names := _flow_columns(plan, transform_arrays)):
-        yield from names_objects(names, "column").items()
+        yield from names_objects(names).items()
 
 
 def _is_chunk(key: str) -> bool:

@@ -86,13 +86,11 @@ class Location:
         """
         import obstore
 
-        try:
-            with self._errors("look at", key, may_be_absent=True):
-                if self.root is not None:
-                    return self._files.look(key)
-                return _entry(obstore.head(self._store, key))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        with suppress(FileNotFoundError, NotADirectoryError), self._errors("look at", key, may_be_absent=True):
+            if self.root is not None:
+                return self._files.look(key)
+            return _entry(obstore.head(self._store, key))
+        return None
 
     def read(self, key: str, most: int | None = None) -> bytes | None:
         """An object's bytes, None where there is none; of one larger than ``most``, only ``most + 1`` bytes.
@@ -102,16 +100,14 @@ class Location:
         """
         import obstore
 
-        try:
-            with self._errors("read", key, may_be_absent=True):
-                if self.root is not None:
-                    return self._files.read(key, None if most is None else most + 1)
-                found = obstore.get(self._store, key)
-                if most is not None and found.meta["size"] > most:
-                    return bytes(obstore.get_range(self._store, key, start=0, length=most + 1))
-                return bytes(found.bytes())
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        with suppress(FileNotFoundError, NotADirectoryError), self._errors("read", key, may_be_absent=True):
+            if self.root is not None:
+                return self._files.read(key, None if most is None else most + 1)
+            found = obstore.get(self._store, key)
+            if most is not None and found.meta["size"] > most:
+                return bytes(obstore.get_range(self._store, key, start=0, length=most + 1))
+            return bytes(found.bytes())
+        return None
 
     def beginning(self, key: str, most: int) -> bytes | None:
         """The first bytes of an object, None where there is none; an object store gives all of them."""
@@ -335,12 +331,9 @@ def _entry(facts: Any) -> Entry:
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a directory and those above it, and wait until the disk has each of them.
-
-    Raises:
-        PermissionError: it lies in a file system of the kernel's, where a write of obstore would not return.
-    """
+    """Make a directory and those above it, and wait until the disk has each of them."""
     if any(level in (Path("/proc"), Path("/sys")) for level in (folder, *folder.parents)):
+        # In a file system of the kernel's a write of obstore would not return.
         raise PermissionError(errno.EACCES, "files cannot be made there", str(folder))
     missing = [level for level in (folder, *folder.parents) if not level.exists()]
     folder.mkdir(parents=True, exist_ok=True)

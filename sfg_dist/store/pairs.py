@@ -142,7 +142,8 @@ class Pairs:
     @property
     def num_reference(self) -> int:
         """Rows of the reference set."""
-        return self._num_rows("reference")
+        with self._reading("reference/rows"):
+            return int(self._looked_at("reference/rows", self.group["reference/rows"]).shape[0])
 
     def reference_rows(self, start: int, stop: int) -> NDArray[np.float32]:
         """Rows of the reference as the flow sees them, float32 (stop - start, dim).
@@ -308,10 +309,6 @@ class Pairs:
         return write_shard(self.location, self.plan, shard, content, provenance or {})
 
     # Reading.
-
-    def _num_rows(self, name: str) -> int:
-        with self._reading(f"{name}/rows"):
-            return int(self._looked_at(f"{name}/rows", self.group[f"{name}/rows"]).shape[0])
 
     def _rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         with self._reading(name):

@@ -187,7 +187,7 @@ class ZarrTable(PartedTable):
         attributes: dict[str, Any] = {"columns": self.columns, **state}
         members: dict[str, bytes] | None = None
         if "source" in state:
-            names = names_objects(self.columns, "column")
+            names = names_objects(self.columns)
             for key, content in {"X/zarr.json": self._layout.metadata, **names}.items():
                 self.location.write(key, content)
             members = {"X": self._layout.metadata, "column": names["column/zarr.json"]}

@@ -120,11 +120,7 @@ def extension_record(plan: Plan) -> bytes:
 
 
 def _with_record(plan: Plan | None, content: bytes) -> Plan:
-    """The plan with one more record.
-
-    Raises:
-        ValueError: the record was edited, or is not one of this plan.
-    """
+    """The plan with one more record; ValueError where it was edited, or is not one of this plan."""
     if plan is None:
         return Plan.from_json(content)
     fields = unseal(content)

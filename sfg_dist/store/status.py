@@ -98,7 +98,10 @@ class StatusReader:
         plan = self.pairs.plan
         self._records = self._read_records(self.pairs.committed())
         sizes = self.pairs.stored_bytes()
-        done = {shard for shard, record in self._records.items() if sizes[shard].tolist() == _recorded_bytes(record)}
+        recorded = {
+            shard: [record["objects"][name]["bytes"] for name in ARRAYS] for shard, record in self._records.items()
+        }
+        done = {shard for shard, bytes_ in recorded.items() if sizes[shard].tolist() == bytes_}
         drivers = self._read_drivers(now)
         running = [driver for driver in drivers if driver.state == "running"]
         rates = [driver.rows_per_s for driver in running if driver.rows_per_s]
@@ -140,10 +143,6 @@ class StatusReader:
         found = (driver_of(content, now) for _, content in location.read_many(keys, LONG_BYTES) if content)
         drivers = [driver for driver in found if driver is not None]
         return tuple(sorted(drivers, key=lambda driver: (driver.state != "running", -driver.updated)))
-
-
-def _recorded_bytes(record: CommitRecord) -> list[int]:
-    return [record["objects"][name]["bytes"] for name in ARRAYS]
 
 
 def _given_up(drivers: Iterable[Driver], done: set[int]) -> dict[int, str]:

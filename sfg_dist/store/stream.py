@@ -173,7 +173,8 @@ class PairStream:
             StoreError: rows cannot be read; the epoch can be begun again.
         """
         order = self._block_order(epoch)
-        ends = np.cumsum(np.add.reduceat((self._stops - self._starts)[order], self._window_firsts()))
+        firsts = np.arange(0, len(order), self.window_blocks)
+        ends = np.cumsum(np.add.reduceat((self._stops - self._starts)[order], firsts))
         position = start_step * self.batch_size
         first = int(np.searchsorted(ends, position, side="right"))
         carried: list[tuple[NDArray[np.int64], Tables]] = []
@@ -192,9 +193,6 @@ class PairStream:
                 if stop == (step + 1) * self.batch_size or stop == self.num_rows:
                     yield Batch(step, *_joined(carried), stop - step * self.batch_size)
                     carried = []
-
-    def _window_firsts(self) -> NDArray[np.int64]:
-        return np.arange(0, len(self._starts), self.window_blocks)
 
     def _block_order(self, epoch: int) -> NDArray[np.int64]:
         return random_generator(self.seed, Stream.TRAIN_ORDER, epoch << 24).permutation(len(self._starts))

@@ -53,8 +53,8 @@ def block_bytes(num_rows: int, dim: int, *, has_clusters: bool) -> int:
     Without ``has_clusters`` all rows are summed, and there are rows and leaves alone.
     """
     shapes = clusters_shapes(num_rows, dim)
-    names = _CLUSTER_ARRAYS if has_clusters else ("blocks",)
-    sizes = [num_rows * (dim + 1) * 4, *(int(np.prod(shapes[name])) * _itemsize(name) for name in names)]
+    items = dict.fromkeys(_CLUSTER_ARRAYS, 4) | {"offsets": 8, "sizes": 8} if has_clusters else {"blocks": 4}
+    sizes = [num_rows * (dim + 1) * 4, *(int(np.prod(shapes[name])) * item for name, item in items.items())]
     return _up(sum(_up(size, _LINE) for size in sizes), _PAGE)
 
 
@@ -151,7 +151,3 @@ def _write(handle: int, values: NDArray[Any], place: int) -> None:
 
 def _up(size: int, unit: int) -> int:
     return -(-size // unit) * unit
-
-
-def _itemsize(name: str) -> int:
-    return 8 if name in ("offsets", "sizes") else 4

@@ -109,7 +109,8 @@ class _Subject:
         frame = frame_of(job, prepared, order_with_threads)
         pairs = _existing_store(job)
         fits_grid = job.labels.time_grid == "fitted" and pairs is None
-        planned = _graded(job) if fits_grid else job
+        # The default grid costs as many evaluations as one that is fitted first.
+        planned = job.changed(labels={"time_grid": "graded"}) if fits_grid else job
         plan = plan_of(planned, prepared, frame, existing=None if pairs is None else pairs.plan)
         if pairs is not None:
             pairs.require_plan(plan)
@@ -264,11 +265,6 @@ def _of_blocks(pace: Pace, blocks: float) -> Pace:
         pairs_per_row=pace.pairs_per_row * blocks,
         open_s=pace.open_s * blocks,
     )
-
-
-def _graded(job: Job) -> Job:
-    """The job on the default grid, which costs as many evaluations as one that is fitted first."""
-    return job.changed(labels={"time_grid": "graded"})
 
 
 def _existing_store(job: Job) -> Pairs | None:

@@ -8,20 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sfg_dist.evaluate import figures
 from sfg_dist.evaluate.compared_rows import Rows, checked_rows, subset
+from sfg_dist.evaluate.figures import Picture
 from sfg_dist.evaluate.metrics import METRIC_NAMES
 from sfg_dist.evaluate.templates import page_template
 from sfg_dist.job.errors import DataError
 from sfg_dist.job.plan import Stream, random_generator
 from sfg_dist.job.words import duration
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 HISTOGRAM_MAX_ROWS = 20_000
 MEMORISING_RATIO = 0.5
@@ -100,16 +99,6 @@ class ReportContent:
     # how the labels were made, name to value: workers, devices, time, size
     labelling: Mapping[str, str] = field(default_factory=dict)
     failures: Sequence[str] = ()  # attempts at shards that failed on the way, each with its reason
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """One image of the page; the width is in pixels."""
-
-    uri: str
-    width: int
-    alt: str
-    caption: str
 
 
 class _Mark(NamedTuple):
@@ -278,18 +267,10 @@ def _stage_seconds(time_s: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in seconds.items() if value is not None}
 
 
-def _picture(figure: Figure, alt: str, caption: str) -> _Picture:
-    from sfg_dist.evaluate.figures import to_data_uri
-
-    return _Picture(to_data_uri(figure), round(100 * figure.get_figwidth()), alt, caption)
-
-
-def _fit_pictures(history: Sequence[Mapping[str, Any]], time_s: Mapping[str, float]) -> Iterator[_Picture]:
-    from sfg_dist.evaluate import figures
-
+def _fit_pictures(history: Sequence[Mapping[str, Any]], time_s: Mapping[str, float]) -> Iterator[Picture]:
     losses = figures.loss_curve(history)
     if losses is not None:
-        yield _picture(
+        yield figures.picture(
             losses,
             "Training and validation loss by epoch, logarithmic scale",
             "Loss of the fit, in transformed coordinates. A validation curve that turns up while the other "
@@ -297,16 +278,16 @@ def _fit_pictures(history: Sequence[Mapping[str, Any]], time_s: Mapping[str, flo
         )
     if time_s:
         total = duration(sum(time_s.values()))
-        yield _picture(
+        yield figures.picture(
             figures.stage_times(time_s),
             "Bars of the seconds that each stage took",
             f"Wall time by stage, {total} in all.",
         )
 
 
-def _cloud_pictures(content: ReportContent) -> Iterator[_Picture]:
+def _cloud_pictures(content: ReportContent) -> Iterator[Picture]:
     """The pictures of data and samples that suit the table, the most telling first."""
-    from sfg_dist.evaluate import clouds, figures
+    from sfg_dist.evaluate import clouds
 
     columns = [str(name) for name in content.columns]
     dim = len(columns)
@@ -320,7 +301,7 @@ def _cloud_pictures(content: ReportContent) -> Iterator[_Picture]:
     labels = None if content.labels is None else prepared("labels", content.labels)
 
     if dim == 2:
-        yield _picture(
+        yield figures.picture(
             clouds.density_panels(columns, held_out, labels, samples, content.log_density, generator=generator),
             "Densities in the plane: data, labels, samples and, where known, the truth",
             "Density in the plane on one colour scale, equal numbers of rows in each panel.",
@@ -328,21 +309,21 @@ def _cloud_pictures(content: ReportContent) -> Iterator[_Picture]:
         if content.trajectories is not None:
             yield _trajectory_picture(content, columns)
     if clouds.is_color_table(columns, held_out):
-        yield _picture(
+        yield figures.picture(
             clouds.color_clouds(held_out, samples, generator=generator),
             "Colours of the data and of the samples as points and as swatches",
             "Each row drawn in its own colour: two planes of the cube, and 400 random rows by lightness.",
         )
     shape = clouds.patch_shape(columns)
     if shape is not None:
-        yield _picture(
+        yield figures.picture(
             clouds.patch_mosaic(shape, held_out, samples, generator=generator),
             "Random rows drawn as small images, data beside samples",
             f"Random rows as images of {shape[0]} by {shape[1]} pixels, on the grey scale of the data.",
         )
     left_out = dim - figures.MAX_MARGINALS
     more = f" The first {figures.MAX_MARGINALS} of {dim} columns; {left_out} are left out." if left_out > 0 else ""
-    yield _picture(
+    yield figures.picture(
         figures.marginals(columns, held_out, samples),
         "Histograms of the columns, data against samples",
         f"Each column alone. Axes hold {100 * figures.SHOWN_SHARE:.0f} % of the data.{more}",
@@ -350,14 +331,14 @@ def _cloud_pictures(content: ReportContent) -> Iterator[_Picture]:
     if dim > 1:
         shown = clouds.pair_columns(held_out)
         which = f" The {len(shown)} of {dim} columns with the most rank correlation." if len(shown) < dim else ""
-        yield _picture(
+        yield figures.picture(
             clouds.pair_plot([columns[i] for i in shown], held_out[:, shown], samples[:, shown], generator=generator),
             "Pairs of columns: data below the diagonal, samples above",
             f"Pairs of columns; a good sampler makes the picture symmetric.{which}",
         )
 
 
-def _trajectory_picture(content: ReportContent, columns: Sequence[str]) -> _Picture:
+def _trajectory_picture(content: ReportContent, columns: Sequence[str]) -> Picture:
     from sfg_dist.evaluate import clouds
 
     trajectories = np.asarray(content.trajectories, dtype=np.float64)
@@ -371,7 +352,7 @@ def _trajectory_picture(content: ReportContent, columns: Sequence[str]) -> _Pict
         )
     if not (np.isfinite(trajectories).all() and np.isfinite(log_beta_sq).all()):
         raise DataError("trajectories: expected finite numbers, found NaN or infinity")
-    return _picture(
+    return figures.picture(
         clouds.trajectory_plot(columns, trajectories, log_beta_sq),
         "Paths of the flow from latents to labels, and snapshots as the noise falls",
         "The probability flow: noise at the start, data at the end. β is the noise's standard deviation.",

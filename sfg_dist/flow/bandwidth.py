@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sfg_dist.flow.posterior.reference import Rows, to_tensor
+from sfg_dist.flow.posterior.reference import Rows, finite_table
 from sfg_dist.flow.schedule import Schedule, ScheduleName
 from sfg_dist.flow.spread import SigmaData, resolve_sigma_data, spreads_of
 
@@ -92,7 +92,9 @@ def choose_t_min(
     if max_queries < 1:
         raise ValueError(f"max_queries must be positive, got {max_queries}")
     low, high = _blur_sq(schedule, floor), _blur_sq(schedule, _CEILING)
-    table = _checked(rows)
+    table = finite_table(rows, "rows")
+    if 0 in table.shape:
+        raise ValueError(f"rows must be a non-empty table, got shape {tuple(table.shape)}")
     scale = resolve_sigma_data(sigma_data, spreads_of(table))
     sample = _Sample(table, scale, max_queries)
 
@@ -117,17 +119,6 @@ def choose_t_min(
         candidates=tuple((times[blur_sq], found[blur_sq] - volume) for blur_sq in sorted(found)),
         num_duplicates=sample.num_duplicates,
     )
-
-
-def _checked(rows: Rows) -> Tensor:
-    table = to_tensor(rows, "rows")
-    if table.ndim != 2 or 0 in table.shape:
-        raise ValueError(f"rows must be a non-empty table, got shape {tuple(table.shape)}")
-    finite = torch.isfinite(table).all(dim=1)
-    if not bool(finite.all()):
-        bad = int((~finite).nonzero()[0, 0])
-        raise ValueError(f"the rows are not finite: row {bad} holds {table[bad].tolist()}")
-    return table
 
 
 def _blur_sq(schedule: ScheduleName, t: float) -> float:

@@ -326,6 +326,19 @@ class Location:
             raise kind(f"cannot {verb} {place}: {reason_of(error)}") from error
 
 
+def places_of(path: str, name: str) -> Iterator[Location]:
+    """``path``, and ``name`` in it: of local directories those that are there.
+
+    Raises:
+        StoreLinkError: the second is a link, which a directory from elsewhere may hold.
+    """
+    for place in (path, f"{path}/{name}"):
+        if is_url(place) or Path(place).is_dir():
+            if place != path and not is_url(path):
+                Location(path).look(name)
+            yield Location(place)
+
+
 def _entry(facts: Any) -> Entry:
     return Entry(facts["path"], int(facts["size"]), facts["last_modified"].timestamp(), str(facts["e_tag"] or ""))
 

@@ -4,28 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from sfg_dist.evaluate.figures import to_data_uri
+from sfg_dist.evaluate.figures import Picture
 from sfg_dist.evaluate.templates import page_template
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture inside the page."""
-
-    uri: str
-    width: int
-    alt: str
-    caption: str
-
-
-def picture(figure: Figure, alt: str, caption: str) -> Picture:
-    """A figure as it stands in the page; an inch is 100 pixels."""
-    return Picture(to_data_uri(figure), round(100 * figure.get_figwidth()), alt, caption)
 
 
 @dataclass(frozen=True)

@@ -335,6 +335,22 @@ def _numbers_of_objects(objects: NDArray[Any], name: str) -> NDArray[Any]:
     return array
 
 
+def finite_table(rows: Rows, name: str) -> Tensor:
+    """Rows as a tensor of shape (num_rows, dim), finite.
+
+    Raises:
+        ValueError: they are no such table; the message calls them ``name``.
+    """
+    table = to_tensor(rows, name)
+    if table.ndim != 2:
+        raise ValueError(f"{name} must be a table of shape (num_rows, dim), got {tuple(table.shape)}")
+    finite = torch.isfinite(table).all(dim=1)
+    if not bool(finite.all()):
+        bad = int((~finite).nonzero()[0, 0])
+        raise ValueError(f"{name} must be finite: row {bad} holds {table[bad].tolist()}")
+    return table
+
+
 def rows_and_reference(
     rows: Rows, name: str, reference: Rows | PreparedReference, dtype: torch.dtype, sigma_data: SigmaData
 ) -> tuple[Tensor, PreparedReference]:
@@ -343,13 +359,7 @@ def rows_and_reference(
     Raises:
         ValueError: rows and reference do not fit together, or a row is not finite; the message calls the rows ``name``.
     """
-    table = to_tensor(rows, name)
-    if table.ndim != 2:
-        raise ValueError(f"{name} must have shape (num_rows, dim), got {tuple(table.shape)}")
-    finite = torch.isfinite(table).all(dim=1)
-    if not bool(finite.all()):
-        bad = int((~finite).nonzero()[0, 0])
-        raise ValueError(f"{name} must be finite: row {bad} holds {table[bad].tolist()}")
+    table = finite_table(rows, name)
     prepared = as_reference(reference, table, dtype, sigma_data)
     if table.shape[1] != prepared.dim:
         raise ValueError(f"{name} must have {prepared.dim} columns like the reference, got {table.shape[1]} columns")

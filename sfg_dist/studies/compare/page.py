@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from sfg_dist.evaluate.figures import Picture, picture
 from sfg_dist.evaluate.report import MEANINGS, NO_VALUE, shown_number
 from sfg_dist.job.words import WIDE, duration, wide_number
 from sfg_dist.studies.compare import figures
 from sfg_dist.studies.compare.document import NAMES, NOT_PEERS, OURS, Comparison, Method, mean_auc, mean_likelihood
-from sfg_dist.studies.page import Picture, Section, picture, render_study
+from sfg_dist.studies.page import Section, render_study
 
 OVERRUN = 1.02
 """Times the budget from which on the page says so."""

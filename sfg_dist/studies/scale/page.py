@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from sfg_dist.studies.page import Picture, Section, picture, render_study
+from sfg_dist.evaluate.figures import Picture, picture
+from sfg_dist.studies.page import Section, render_study
 from sfg_dist.studies.scale import figures
 from sfg_dist.studies.scale.results import (
     AmdahlFit,

@@ -6,6 +6,6 @@ modules ask after what was sent. This room imports neither torch nor ray, and on
 
 from sfg_dist.launch.profile import Profile, load_profile
 from sfg_dist.launch.send import submit
-from sfg_dist.launch.submission import Order, Submission
+from sfg_dist.launch.submission import Order
 
-__all__ = ["Order", "Profile", "Submission", "load_profile", "submit"]
+__all__ = ["Order", "Profile", "load_profile", "submit"]

@@ -14,17 +14,15 @@ from sfg_dist.store.pairs import Pairs, open_pairs
 from sfg_dist.store.repair import repair_store, sweep_partials
 from sfg_dist.store.rows import read_ranges, read_rows
 from sfg_dist.store.stream import Batch, PairStream
-from sfg_dist.store.verify import Finding, Report, verify
+from sfg_dist.store.verify import verify
 
 __all__ = [
     "Batch",
     "Entry",
-    "Finding",
     "Frame",
     "Location",
     "PairStream",
     "Pairs",
-    "Report",
     "RowBlocks",
     "create_store",
     "extend_store",

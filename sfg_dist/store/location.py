@@ -150,10 +150,11 @@ class Location:
             self._files.append(key, content, is_lines=is_lines)
 
     def write_many(self, objects: Iterable[tuple[str, bytes]], *, is_settled: Callable[[], bool] | None = None) -> bool:
-        """``write`` many (key, content), a few at once, as many of which are in memory; whether all of them are there.
+        """``write`` many objects, (key, content), a few at once; whether all of them are there at the end.
 
-        ``is_settled`` is asked before an object with other bytes is written over, as others may have made them theirs
-        by now; nothing more is written once it says so. None writes over anything.
+        Only the contents of these few are in memory. ``is_settled`` is asked before an object with other bytes is
+        written over, as others may have made them theirs by now; nothing more is written once it says so. None writes
+        over anything.
         """
 
         def put(key: str, content: bytes) -> bool:

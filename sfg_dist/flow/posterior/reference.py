@@ -121,28 +121,20 @@ class ReferenceBlock:
 
 
 class PreparedReference(ABC):
-    """A reference whose blocks hold (x - center) / scale, the coordinates of all below the public functions.
+    """A reference whose blocks hold (x - center) / scale, the coordinates of all below the public functions."""
 
-    Attributes:
-        num_reference: number of rows.
-        center: mean of the rows, in their own units, shape (dim,), float64 on the CPU.
-        scale: sigma_data, the unit of the flow, in the rows' units; see ``spread``.
-        spreads: standard deviation of each column, in the rows' units, float64, shape (dim,); None where it is not
-            known, as of a store, whose plan has the scale.
-        device: where the posterior is computed.
-        dtype: torch.float32 or torch.float64, the precision of all arithmetic.
-        fitted_grids: time grids that were fitted to these rows, by the settings of their labels.
-    """
-
-    num_reference: int
-    center: Tensor
-    scale: float
+    num_reference: int  # number of rows
+    center: Tensor  # mean of the rows, in their own units, shape (dim,), float64 on the CPU
+    scale: float  # sigma_data, the unit of the flow, in the rows' units; see ``spread``
+    # standard deviation of each column, in the rows' units, float64, shape (dim,); None where it is not known, as of a
+    # store, whose plan has the scale
     spreads: Tensor | None
-    device: torch.device
-    dtype: torch.dtype
+    device: torch.device  # where the posterior is computed
+    dtype: torch.dtype  # torch.float32 or torch.float64, the precision of all arithmetic
 
     def __init__(self, scale: float = 1.0, spreads: Tensor | None = None) -> None:
         self.scale, self.spreads = scale, spreads
+        # time grids that were fitted to these rows, by the settings of their labels
         self.fitted_grids: dict[tuple[object, ...], FittedGrid] = {}
 
     @property
@@ -175,10 +167,8 @@ class PreparedReference(ABC):
     def moments_elsewhere(self, request: Request, tolerance: float, *, is_sparse: bool) -> PosteriorMoments | None:
         """The posterior's moments where other processes hold the blocks, or None where this one does.
 
-        Args:
-            request: the rows that are asked for.
-            tolerance: certified bound of the mean's error, in units of ``scale``.
-            is_sparse: whether clusters are used; else every row is summed.
+        ``tolerance`` is the certified bound of the mean's error, in units of ``scale``. ``is_sparse`` says whether
+        clusters are used; else every row is summed.
         """
         return None
 

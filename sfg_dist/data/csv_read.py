@@ -52,14 +52,13 @@ class _File:
     def uneven(self) -> DataError:
         """The refusal of a line with too few or too many cells."""
         dialect = self.dialect
-        expected = f"{dialect.num_columns} {'cell' if dialect.num_columns == 1 else 'cells'}"
+        expected = counted(dialect.num_columns, "cell")
         for record in self.records():
-            number = len(record.cells)
-            if number != dialect.num_columns:
-                cells = f"{number} {'cell' if number == 1 else 'cells'}"
+            if len(record.cells) != dialect.num_columns:
                 return DataError(
-                    f"{self.source}: line {record.line} has {cells}, expected {expected} as in the other lines "
-                    f"(separated by {dialect.separator_words or 'nothing'}); mend the line, or set data.separator"
+                    f"{self.source}: line {record.line} has {counted(len(record.cells), 'cell')}, expected {expected} "
+                    f"as in the other lines (separated by {dialect.separator_words or 'nothing'}); mend the line, or "
+                    f"set data.separator"
                 )
         return DataError(f"{self.source} cannot be read as .csv: a line does not have {expected}; are quotes closed?")
 

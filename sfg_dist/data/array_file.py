@@ -25,37 +25,25 @@ _WRITE_THEM = "write them (zarr.config.set({'array.write_empty_chunks': True}))"
 
 @dataclass(frozen=True)
 class ArrayFile:
-    """An open file of named arrays; a file with one unnamed array calls it X.
+    """An open file of named arrays; a file with one unnamed array calls it X."""
 
-    Attributes:
-        source: path or URL, for messages.
-        names: of the arrays.
-        read: gives an array by name; numbers as stored, text as str.
-        describe: shape and type of an array, for messages.
-        shape: of an array.
-        dtype: of an array as it is stored; text is of kind U, S or T.
-        node: gives an array of which slices are read, where the format can do that (.zarr).
-        types: of the columns of X, in a table of samples that ``sfg sample`` wrote.
-        attributes: of an array, by name.
-        labels: names of an array's columns by its own coordinates, or None.
-        written: the number of stored chunks of an array, of all of its chunks, and its fill value.
-        default_fill: the stored number that is missing where attributes name none, by type.
-        notes: what was done to read the file, in words.
-    """
-
-    source: str
-    names: tuple[str, ...]
-    read: Callable[[str], NDArray[Any]]
-    describe: Callable[[str], str]
-    shape: Callable[[str], tuple[int, ...]]
-    dtype: Callable[[str], Any]
+    source: str  # path or URL, for messages
+    names: tuple[str, ...]  # of the arrays
+    read: Callable[[str], NDArray[Any]]  # gives an array by name; numbers as stored, text as str
+    describe: Callable[[str], str]  # shape and type of an array, for messages
+    shape: Callable[[str], tuple[int, ...]]  # of an array
+    dtype: Callable[[str], Any]  # of an array as it is stored; text is of kind U, S or T
+    # gives an array of which slices are read, where the format can do that (.zarr)
     node: Callable[[str], Any] | None = None
-    types: tuple[ColumnType, ...] | None = None
-    attributes: Callable[[str], Mapping[str, Any]] = lambda _: {}
+    types: tuple[ColumnType, ...] | None = None  # of the columns of X, in a table of samples that ``sfg sample`` wrote
+    attributes: Callable[[str], Mapping[str, Any]] = lambda _: {}  # of an array, by name
+    # names of an array's columns by its own coordinates, or None
     labels: Callable[[str], tuple[str, ...] | None] = lambda _: None
+    # the number of stored chunks of an array, of all of its chunks, and its fill value
     written: Callable[[str], tuple[int, int, Any]] = lambda _: (1, 1, None)
+    # the stored number that is missing where attributes name none, by type
     default_fill: Callable[[Any], Any] = lambda _: None
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what was done to read the file, in words
 
     def matrix(self, name: str) -> NDArray[Any]:
         """An array as it is stored, of shape (num_rows, num_columns); an array of one dimension is one column.

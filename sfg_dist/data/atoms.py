@@ -37,17 +37,11 @@ _EDGE = 2.0**-20  # as for cells of a grid: the noise keeps off the ends
 
 @dataclass(frozen=True, eq=False)
 class Atoms:
-    """The atoms of a column with their intervals of normal scores, ascending, each array of shape (num_atoms,).
+    """The atoms of a column with their intervals of normal scores, ascending, each array of shape (num_atoms,)."""
 
-    Attributes:
-        values: in the column's units.
-        low: score at which each interval begins, minus infinity for an atom at the lower end.
-        high: score at which it ends, infinity for an atom at the upper end.
-    """
-
-    values: _Array
-    low: _Array
-    high: _Array
+    values: _Array  # in the column's units
+    low: _Array  # score at which each interval begins, minus infinity for an atom at the lower end
+    high: _Array  # score at which it ends, infinity for an atom at the upper end
 
     def __len__(self) -> int:
         return len(self.values)

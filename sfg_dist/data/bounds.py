@@ -104,21 +104,13 @@ def range_of(name: str, values: _Array, bounds: Bounds) -> Range:
 
 @dataclass(frozen=True)
 class Tail:
-    """The law beyond the outermost training row, where the range goes on.
+    """The law beyond the outermost training row, where the range goes on."""
 
-    Attributes:
-        side: 1 at the upper end, -1 at the lower one.
-        value: of the outermost row.
-        score: of the outermost row.
-        rate: of the exponential law, per unit of the column, > 0.
-        room: from the row to the end of the range, in units of 1 / rate.
-    """
-
-    side: int
-    value: float
-    score: float
-    rate: float
-    room: float
+    side: int  # 1 at the upper end, -1 at the lower one
+    value: float  # of the outermost row
+    score: float  # of the outermost row
+    rate: float  # of the exponential law, per unit of the column, > 0
+    room: float  # from the row to the end of the range, in units of 1 / rate
 
     @classmethod
     def of(cls, curve: Curve, end: float, side: int) -> Tail | None:

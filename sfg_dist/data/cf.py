@@ -35,27 +35,17 @@ NETCDF_FILLS = {
 
 @dataclass(frozen=True)
 class Packing:
-    """How stored numbers stand for values.
+    """How stored numbers stand for values."""
 
-    Attributes:
-        label: of the array, for messages.
-        scale, offset: of the values.
-        fills: stored numbers that stand for missing values.
-        low, high: the range of valid values, infinite where there is none.
-        is_unpacked_range: whether that range is one of values, not of stored numbers.
-        sign: "u" or "i" where integers are to be read without or with a sign, else "".
-        words: the attributes that were used.
-    """
-
-    label: str
-    scale: float
-    offset: float
-    fills: tuple[float | int, ...]
-    low: float
-    high: float
-    is_unpacked_range: bool
-    sign: str
-    words: tuple[str, ...]
+    label: str  # of the array, for messages
+    scale: float  # of the values
+    offset: float  # of the values
+    fills: tuple[float | int, ...]  # stored numbers that stand for missing values
+    low: float  # of the range of valid values, infinite where there is none
+    high: float  # likewise
+    is_unpacked_range: bool  # whether that range is one of values, not of stored numbers
+    sign: str  # "u" or "i" where integers are to be read without or with a sign, else ""
+    words: tuple[str, ...]  # the attributes that were used
 
     def unpack(self, stored: NDArray[Any]) -> NDArray[np.float64]:
         """The values, float64, missing ones NaN."""
@@ -86,11 +76,8 @@ class Packing:
 def packing_of(label: str, attributes: Mapping[str, Any], dtype: Any, fill: Any = None) -> Packing | None:
     """The packing that an array's attributes describe, None where they describe none.
 
-    Args:
-        label: of the array, for messages.
-        attributes: by name.
-        dtype: of the stored numbers.
-        fill: a stored number that stands for a missing value where the attributes name none.
+    ``dtype`` is that of the stored numbers. ``fill`` is the one that stands for a missing value where the attributes
+    name none. ``label`` names the array in messages.
     """
     found = {key: _numbers(label, key, attributes[key]) for key in KEYS if attributes.get(key) is not None}
     if "_FillValue" not in found and fill is not None:

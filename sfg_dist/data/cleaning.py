@@ -21,17 +21,13 @@ _Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class CompleteRows:
-    """Which rows of a table are complete, found block by block of ``SCAN_ROWS`` rows.
+    """Which rows of a table are complete, found block by block of ``SCAN_ROWS`` rows."""
 
-    Attributes:
-        counts: complete rows before each block, and of the whole table at the end, shape (num_blocks + 1,).
-        low: smallest complete value of each block and column, infinity where there is none, (num_blocks, num_columns).
-        high: the largest, likewise.
-    """
-
+    # complete rows before each block, and of the whole table at the end, shape (num_blocks + 1,)
     counts: NDArray[np.int64]
+    # smallest complete value of each block and column, infinity where there is none, (num_blocks, num_columns)
     low: _Array
-    high: _Array
+    high: _Array  # the largest, likewise
 
     @property
     def num_rows(self) -> int:
@@ -105,13 +101,9 @@ def find_complete(reader: RowReader, missing: str) -> CompleteRows:
 
 
 def _missing_values(reader: RowReader, counts: NDArray[np.intp], first_row: int, num_incomplete: int) -> DataError:
-    """The refusal of a table with missing or infinite values.
+    """The refusal of a table with missing or infinite values, of which each column has so many (``counts``).
 
-    Args:
-        reader: the table.
-        counts: such values of each column, not all 0.
-        first_row: the first row in which the first column concerned has one.
-        num_incomplete: rows that have one.
+    ``first_row`` is the first row in which the first column concerned has one.
     """
     source, names = reader.source, reader.columns
     if empty := [name for name, count in zip(names, counts, strict=True) if count == reader.num_rows]:
@@ -134,14 +126,10 @@ def _missing_values(reader: RowReader, counts: NDArray[np.intp], first_row: int,
 def find_constants(
     source: str, ends: _Array, types: Mapping[str, ColumnType], constant: str, *, where: str, known: Sequence[str] = ()
 ) -> dict[str, float]:
-    """The columns that never change, with their value; refused unless ``constant`` is "keep".
+    """The columns that never change, with their value, without those ``known``; refused unless ``constant`` is "keep".
 
-    Args:
-        source, where: the table and which rows these are, for messages.
-        ends: smallest and largest value of each column, shape (2, num_columns).
-        types: of the columns by name, in order.
-        constant: "refuse" or "keep".
-        known: constant columns found before.
+    ``ends`` are the smallest and largest value of each column, shape (2, num_columns); ``types`` are by name, in order;
+    ``where`` says for messages which rows these are.
     """
     if constant not in ("refuse", "keep"):
         raise DataError(f'data.constant = {constant!r}: expected "refuse" or "keep"')

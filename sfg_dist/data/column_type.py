@@ -60,36 +60,27 @@ class UnfitValueError(ValueError):
 
 @dataclass(frozen=True)
 class ColumnType:
-    """The type of a column; the default is float64.
+    """The type of a column; the default is float64."""
 
-    Attributes:
-        kind: one of ``KINDS``.
-        dtype: Arrow's name of the type, as in "int32", "float64", "decimal128(10, 2)", "timestamp[us, tz=UTC]". A
-            decimal column of text has "float64": each value is the double nearest to its digits.
-        places: decimals of a decimal's digits.
-        unit: of the ticks that the flow sees, "s" to "ns" or "D"; coarser than dtype's where it must be and loses
-            nothing.
-        zone: of a timestamp that has one.
-        offset: taken off the value before it is float64, in the column's units.
-        style: how text writes the type where there are several ways: "True/False" of booleans, "T" or " " between a
-            stamp's date and time, "fixed" of decimals that all show their places.
-    """
-
-    kind: str = "float"
+    kind: str = "float"  # one of ``KINDS``
+    # Arrow's name of the type, as in "int32", "float64", "decimal128(10, 2)", "timestamp[us, tz=UTC]". A decimal column
+    # of text has "float64": each value is the double nearest to its digits.
     dtype: str = "float64"
-    places: int | None = None
+    places: int | None = None  # decimals of a decimal's digits
+    # of the ticks that the flow sees, "s" to "ns" or "D"; coarser than dtype's where it must be and loses nothing
     unit: str | None = None
-    zone: str | None = None
-    offset: int = 0
+    zone: str | None = None  # of a timestamp that has one
+    offset: int = 0  # taken off the value before it is float64, in the column's units
+    # how text writes the type where there are several ways: "True/False" of booleans, "T" or " " between a stamp's date
+    # and time, "fixed" of decimals that all show their places
     style: str | None = None
 
     @classmethod
     def of(cls, arrow: pa.DataType, metadata: Mapping[bytes, bytes] | None = None) -> ColumnType:
         """The type of an Arrow column, its offset not yet known.
 
-        Args:
-            arrow: its type.
-            metadata: of its field: ``places`` makes a float64 column a decimal one, ``style`` says how text wrote it.
+        ``metadata`` is that of its field: ``places`` makes a float64 column a decimal one, ``style`` says how text
+        wrote it.
 
         Raises:
             UnfitValueError: it holds neither numbers, booleans, dates nor times.
@@ -191,9 +182,8 @@ class ColumnType:
     def from_user(self, values: Any) -> Array:
         """What a user writes for values of this type, as float64 of value - offset.
 
-        Args:
-            values: one or several numbers (ticks of ``unit`` for stamps and the like), booleans, dates and times of
-                Python or numpy, or texts: ISO for dates and times, "true" and "false".
+        That is one or several numbers (ticks of ``unit`` for stamps and the like), booleans, dates and times of Python
+        or numpy, or texts: ISO for dates and times, "true" and "false".
 
         Raises:
             UnfitValueError: they are none of this type.

@@ -23,19 +23,12 @@ _Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class ColumnSplit:
-    """Targets and conditions among the flow's columns.
+    """Targets and conditions among the flow's columns."""
 
-    Attributes:
-        names: of the conditions, in their order.
-        targets: flow columns that are drawn, ascending.
-        conditions: flow columns that are given, in the order of ``names``.
-        places: the user's columns that hold the conditions, in the same order.
-    """
-
-    names: tuple[str, ...]
-    targets: NDArray[np.intp]
-    conditions: NDArray[np.intp]
-    places: NDArray[np.intp]
+    names: tuple[str, ...]  # of the conditions, in their order
+    targets: NDArray[np.intp]  # flow columns that are drawn, ascending
+    conditions: NDArray[np.intp]  # flow columns that are given, in the order of ``names``
+    places: NDArray[np.intp]  # the user's columns that hold the conditions, in the same order
 
     @classmethod
     def of(cls, transform: Transform, names: Sequence[str]) -> ColumnSplit:
@@ -86,12 +79,9 @@ def read_given(
 ) -> _Array | None:
     """What a user gave, as an array in the order of ``names``, one row or n of them; None where nothing is to be given.
 
-    Args:
-        given: a value or n values of the column's type, by name; or an array of shape (len(names),), (1, len(names)) or
-            (n, len(names)), for one name also (n,).
-        names: of the conditions.
-        n: rows that are drawn.
-        types: of the conditions, whose value - offset is returned; float64 if not given.
+    ``given`` holds a value or n values of the column's type, by name; or it is an array of shape (len(names),), (1,
+    len(names)) or (n, len(names)), for one name also (n,). ``types`` are those of the conditions, whose value - offset
+    is returned; float64 if not given.
 
     Raises:
         ConfigError: it is missing, or nothing is to be given; a name is missing or unknown; the shape is wrong; or a

@@ -29,21 +29,13 @@ _GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
 
 @dataclass(frozen=True)
 class TextFormat:
-    """What the user says of a .csv file; its lines decide what is "auto".
+    """What the user says of a .csv file; its lines decide what is "auto"."""
 
-    Attributes:
-        header: whether the first line holds the names.
-        separator: of cells: one character, "tab" or "space".
-        decimal: the decimal mark, "." or ",".
-        encoding: the name of Python's codec.
-        index: whether the first column numbers the rows, and is left out.
-    """
-
-    header: Literal["auto"] | bool = "auto"
-    separator: str = "auto"
-    decimal: str = "auto"
-    encoding: str = "auto"
-    index: Literal["auto"] | bool = "auto"
+    header: Literal["auto"] | bool = "auto"  # whether the first line holds the names
+    separator: str = "auto"  # of cells: one character, "tab" or "space"
+    decimal: str = "auto"  # the decimal mark, "." or ","
+    encoding: str = "auto"  # the name of Python's codec
+    index: Literal["auto"] | bool = "auto"  # whether the first column numbers the rows, and is left out
 
     @property
     def given(self) -> list[str]:
@@ -53,34 +45,20 @@ class TextFormat:
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a text is written.
+    """How a text is written."""
 
-    Attributes:
-        separator: one character; several spaces count as one.
-        decimal: "." or ",".
-        names: as they stand, empty where there is none; None without a header.
-        names_line: the line that they begin in, counted from 1.
-        num_columns: cells of a line.
-        is_open: whether each line ends with a separator, behind which there is no column.
-        first_line: the first line below the header, counted from 1.
-        has_comments: whether some lines below it are comments.
-        has_missing: whether some of the first cells stand for missing values.
-        has_gaps: whether spaces stand between separators and quotes.
-        floats: the columns whose first cells all have a decimal mark.
-        places: digits behind the mark, of the columns whose first cells all have as many.
-    """
-
-    separator: str
-    decimal: str
-    num_columns: int
-    first_line: int
-    names: tuple[str, ...] | None = None
-    names_line: int = 0
-    is_open: bool = False
-    has_comments: bool = False
-    has_missing: bool = False
-    has_gaps: bool = False
-    floats: frozenset[int] = frozenset()
+    separator: str  # one character; several spaces count as one
+    decimal: str  # "." or ","
+    num_columns: int  # cells of a line
+    first_line: int  # the first line below the header, counted from 1
+    names: tuple[str, ...] | None = None  # as they stand, empty where there is none; None without a header
+    names_line: int = 0  # the line that they begin in, counted from 1
+    is_open: bool = False  # whether each line ends with a separator, behind which there is no column
+    has_comments: bool = False  # whether some lines below it are comments
+    has_missing: bool = False  # whether some of the first cells stand for missing values
+    has_gaps: bool = False  # whether spaces stand between separators and quotes
+    floats: frozenset[int] = frozenset()  # the columns whose first cells all have a decimal mark
+    # digits behind the mark, of the columns whose first cells all have as many
     places: Mapping[int, int] = field(default_factory=dict)
 
     @property
@@ -309,10 +287,7 @@ def _names_of_comment(above: Sequence[Record], width: int) -> tuple[str, ...] | 
 
 
 def _with_width(source: str, dialect: Dialect, plain: Sequence[Record], text: TextFormat) -> Dialect:
-    """The dialect with as many names as cells.
-
-    Separators at the ends of lines are no columns, and row numbers may have no name.
-    """
+    """The dialect with as many names as cells, without what separators at the ends of lines add."""
     body = [record for record in plain if record.line >= dialect.first_line]
     names, width = dialect.names, dialect.num_columns
     ends_empty = width > 1 and all(record.cells[-1] == "" for record in body if len(record.cells) == width)

@@ -21,11 +21,7 @@ Cells = Sequence[str]
 
 
 def has_header(first: Cells, body: Sequence[Cells]) -> bool | str:
-    """Whether the first line holds names, or why that cannot be told.
-
-    Args:
-        first: its cells.
-        body: cells of many lines below, each as many or nearly so.
+    """Whether the cells of the first line are names, or why that cannot be told; ``body`` are many lines below.
 
     Example:
         >>> has_header(["a", "b"], [["1", "2"]]), has_header(["0.5", "", "1"], [["1", "2", "3"]])

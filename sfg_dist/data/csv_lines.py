@@ -20,17 +20,11 @@ _TRUTH = frozenset(("true", "false"))
 
 @dataclass(frozen=True)
 class Record:
-    """The cells between two ends of line that are not quoted, without spaces around them.
+    """The cells between two ends of line that are not quoted, without spaces around them."""
 
-    Attributes:
-        cells: at least one.
-        line: number of the line that it begins in, counted from 1.
-        end: number of the first line after it.
-    """
-
-    cells: list[str]
-    line: int
-    end: int
+    cells: list[str]  # at least one
+    line: int  # number of the line that it begins in, counted from 1
+    end: int  # number of the first line after it
 
     @property
     def is_blank(self) -> bool:
@@ -66,11 +60,8 @@ class _Feed:
 def cut(source: str, lines: list[str], separator: str, first_line: int = 1) -> Iterator[Record]:
     """The records of lines, blank ones among them; a cell that never ends, as after an open quote, is refused.
 
-    Args:
-        source: for messages.
-        lines: without their ends.
-        separator: one character; where it is a space, several spaces count as one, and tabs too.
-        first_line: the number of the first of them.
+    The lines come without their ends, and ``first_line`` is the number of the first. Where the separator is a space,
+    several spaces count as one, and tabs too.
     """
     feed = _Feed(lines, separator == " ")
     reader = csv.reader(feed, delimiter=separator, skipinitialspace=True)

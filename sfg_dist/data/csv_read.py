@@ -49,28 +49,23 @@ class _File:
             if not dialect.is_comment(record) and (dialect.num_columns == 1 or not record.is_blank):
                 yield record
 
-    def line_of(self, row: int) -> int:
-        """The line that a data row begins in; both counted, lines from 1 and rows from 0."""
-        return next((record.line for number, record in enumerate(self.records()) if number == row), 0)
-
     def uneven(self) -> DataError:
         """The refusal of a line with too few or too many cells."""
         dialect = self.dialect
-        expected = f"{dialect.num_columns} {'cell' if dialect.num_columns == 1 else 'cells'}"
+        expected = counted(dialect.num_columns, "cell")
         for record in self.records():
-            number = len(record.cells)
-            if number != dialect.num_columns:
-                cells = f"{number} {'cell' if number == 1 else 'cells'}"
+            if len(record.cells) != dialect.num_columns:
                 return DataError(
-                    f"{self.source}: line {record.line} has {cells}, expected {expected} as in the other lines "
-                    f"(separated by {dialect.separator_words or 'nothing'}); mend the line, or set data.separator"
+                    f"{self.source}: line {record.line} has {counted(len(record.cells), 'cell')}, expected {expected} "
+                    f"as in the other lines (separated by {dialect.separator_words or 'nothing'}); mend the line, or "
+                    f"set data.separator"
                 )
         return DataError(f"{self.source} cannot be read as .csv: a line does not have {expected}; are quotes closed?")
 
     def text_found(self, name: str, cells: Any) -> DataError:
         """The refusal of a column that holds text."""
         row, cell = first_text(cells, self.dialect.decimal)
-        line = self.line_of(row)
+        line = next((record.line for number, record in enumerate(self.records()) if number == row), 0)
         shown = cell if len(cell) <= 40 else cell[:37] + "..."
         where = f"{shown!r} in data row {row + 1} (counted from 1), line {line} of the file"
         if self.dialect.decimal == "." and _DECIMAL_COMMA.fullmatch(cell) and not _THOUSANDS.fullmatch(cell):
@@ -231,7 +226,7 @@ def _named(file: _File, table: Any, columns: Sequence[str] | None, text: TextFor
     """The name of each column; None for one that is left out."""
     given = file.dialect.names or ("",) * file.dialect.num_columns
     names: list[str | None] = [name or f"c{place}" for place, name in enumerate(given)]
-    if file.dialect.is_open and _are_missing(table.column(len(names) - 1)):
+    if file.dialect.is_open and without_missing(table.column(len(names) - 1)).null_count == table.num_rows:
         names[-1] = None
         file.notes.append("a separator at the end of each line")
     has_names = file.dialect.names is not None
@@ -253,10 +248,6 @@ def _named(file: _File, table: Any, columns: Sequence[str] | None, text: TextFor
             else:
                 break
     return names
-
-
-def _are_missing(cells: Any) -> bool:
-    return without_missing(cells).null_count == len(cells)
 
 
 def _counts_rows(column: Any) -> bool:

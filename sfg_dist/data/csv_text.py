@@ -7,10 +7,8 @@ is refused, with what it would say in cp1252.
 
 from __future__ import annotations
 
-import bz2
 import codecs
-import gzip
-from collections.abc import Callable
+import zlib
 from dataclasses import dataclass
 
 from sfg_dist.data.declared_sizes import SMALL_BYTES
@@ -19,7 +17,11 @@ from sfg_dist.job.errors import DataError
 from sfg_dist.job.memory import usable_bytes
 from sfg_dist.job.words import size_of
 
-_NAMES = {"gzip": "gzip", "zstd": "zstd", "bzip2": "bz2"}  # their names in ``unpacking``
+_PACKINGS = {  # by first bytes, with their names here and in ``unpacking``
+    b"\x1f\x8b": ("gzip", "gzip"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "zstd"),
+    **dict.fromkeys((b"BZh%d1AY&SY" % level for level in range(1, 10)), ("bzip2", "bz2")),
+}
 _MOST_GROWTH = 200  # a text of numbers grows by less when it is unpacked
 
 _MARKS = (  # the longer first: UTF-32 begins as UTF-16 does
@@ -50,27 +52,22 @@ _OTHER_FORMATS = (
 
 @dataclass(frozen=True)
 class Text:
-    """A decoded file.
+    """A decoded file."""
 
-    Attributes:
-        data: UTF-8 without a mark, lines ended by ``\\n``.
-        notes: what was done to get it, in words.
-    """
-
-    data: bytes
-    notes: tuple[str, ...]
+    data: bytes  # UTF-8 without a mark, lines ended by ``\\n``
+    notes: tuple[str, ...]  # what was done to get it, in words
 
 
 def decode_text(source: str, raw: bytes, encoding: str = "auto") -> Text:
     """The text of a file; ``encoding`` is "auto", or the name of Python's codec."""
     notes = []
-    for magic, name, unpack in _packings():
+    for magic, (name, packing) in _PACKINGS.items():
         if raw.startswith(magic):
             try:
-                raw = _unpacked(source, name, raw, unpack)
+                raw = _unpacked(source, packing, raw)
             except DataError:
                 raise
-            except (OSError, EOFError, ValueError) as error:  # zlib's error is one of them in gzip
+            except (OSError, EOFError, ValueError, zlib.error) as error:
                 raise DataError(
                     f"{source} cannot be read as .csv: it is packed by {name}, and damaged or cut short"
                 ) from error
@@ -108,11 +105,10 @@ def check_text(source: str, num_bytes: int) -> None:
         )
 
 
-def _unpacked(source: str, name: str, raw: bytes, unpack: Callable[[bytes], bytes]) -> bytes:
+def _unpacked(source: str, packing: str, raw: bytes) -> bytes:
     """The text unpacked. One that might be too large is counted piece by piece."""
-    packing = _NAMES[name]
     if len(raw) * GROWTH[packing] <= usable_bytes() // 8:
-        return unpack(raw)
+        return b"".join(pieces(packing, raw))
     total, line_start, parts = 0, 0, []
     for piece in pieces(packing, raw):
         if (end := max(piece.rfind(b"\n"), piece.rfind(b"\r"))) >= 0:
@@ -126,18 +122,7 @@ def _unpacked(source: str, name: str, raw: bytes, unpack: Callable[[bytes], byte
             parts.append(piece)
         else:
             parts.clear()
-    return b"".join(parts) if parts or not total else unpack(raw)
-
-
-def _packings() -> tuple[tuple[bytes, str, Callable[[bytes], bytes]], ...]:
-    return ((b"\x1f\x8b", "gzip", gzip.decompress), (b"\x28\xb5\x2f\xfd", "zstd", _unpack_zstd), *_BZIP2)
-
-
-def _unpack_zstd(raw: bytes) -> bytes:
-    return b"".join(pieces("zstd", raw))
-
-
-_BZIP2 = tuple((b"BZh%d1AY&SY" % level, "bzip2", bz2.decompress) for level in range(1, 10))
+    return b"".join(parts if parts or not total else pieces(packing, raw))
 
 
 def _to_utf8(source: str, raw: bytes, encoding: str) -> tuple[bytes, str]:

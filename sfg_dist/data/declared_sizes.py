@@ -24,9 +24,7 @@ IN_PARTS = (".parquet", ".zarr", ".npy")
 def check_held(source: str, what: str, shape: Sequence[int], dtype: Any = None) -> None:
     """Refuse a table that is larger than the memory that this process may use.
 
-    Args:
-        source, what: what is meant, with its shape, for the message.
-        shape, dtype: of the stored values; they are held as float64 beside.
+    ``shape`` and ``dtype`` are of the stored values, which are held as float64 beside; ``what`` is for the message.
     """
     num_bytes, memory = declared_bytes(shape, dtype), usable_bytes()
     if num_bytes > memory:
@@ -39,12 +37,9 @@ def check_held(source: str, what: str, shape: Sequence[int], dtype: Any = None) 
 
 
 def check_stored(source: str, what: str, shape: Sequence[int], dtype: Any, stored: int) -> None:
-    """Refuse a table that declares far more than its file can hold.
+    """Refuse a table that declares far more than its file, or all objects of its array, can hold: ``stored`` bytes.
 
-    Args:
-        source, what: what is meant, with its shape, for the message.
-        shape, dtype: as declared; the dtype is None for numbers of 8 bytes.
-        stored: bytes of the file, or of all objects of the array.
+    The dtype is None for numbers of 8 bytes; ``what`` is for the message.
     """
     num_bytes = declared_bytes(shape, dtype)
     if num_bytes > max(SMALL_BYTES, MOST_GROWTH * stored):

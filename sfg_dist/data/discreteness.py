@@ -27,16 +27,11 @@ _Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Discreteness:
-    """What is discrete about a column.
+    """What is discrete about a column."""
 
-    Attributes:
-        grid: the grid to dequantize by, None for none.
-        ties: for the report; None for a column without ties and without a grid.
-        atoms: rows of each value that repeats beside a continuum, or far from the rest of a grid.
-    """
-
-    grid: Grid | None = None
-    ties: Ties | None = None
+    grid: Grid | None = None  # the grid to dequantize by, None for none
+    ties: Ties | None = None  # for the report; None for a column without ties and without a grid
+    # rows of each value that repeats beside a continuum, or far from the rest of a grid
     atoms: Mapping[float, int] = field(default_factory=dict)
 
     def report_atoms(self, type_: ColumnType, num_rows: int, kind: str) -> RepeatedValues:
@@ -69,13 +64,9 @@ def find_discreteness(
     dequantize: str | Mapping[str, float] = "auto",
     type_step: float | None = None,
 ) -> Discreteness:
-    """Look for a grid and for repeated values in a column.
+    """Look for a grid and for repeated values in a column: finite values, not all equal, shape (num_rows,).
 
-    Args:
-        source, name: of the table and the column, for messages.
-        values: all of its rows, finite and not all equal, shape (num_rows,).
-        dequantize: as in the job.
-        type_step: the values are multiples of this by their type; None for types that do not say so.
+    ``type_step``: the values are multiples of this by their type; None for types that do not say so.
     """
     distinct, counts = np.unique(values, return_counts=True)
     share = share_of_ties(counts)
@@ -90,11 +81,7 @@ def find_discreteness(
     ties: Ties = {"share": share, "step": None, "reason": reason}
     if grid:
         places = grid.coordinates(values)
-        ties |= {
-            "step": grid.step,
-            "offset": grid.offset,
-            "off_grid_share": float(np.mean(places != np.floor(places))),
-        }
+        ties |= {"step": grid.step, "offset": grid.offset, "off_grid_share": float(np.mean(places != np.floor(places)))}
     repeated = np.array([], dtype=np.intp)
     if grid:
         distinct = grid.snap(distinct)

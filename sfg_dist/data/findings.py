@@ -24,23 +24,14 @@ _Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """What was found of the columns of a table over all of its complete rows.
+    """What was found of the columns of a table over all of its complete rows."""
 
-    Attributes:
-        reader: the complete rows.
-        settings: what the job says of the table.
-        ends: smallest and largest value of each column, shape (2, num_columns).
-        constants: columns that never change, with their value.
-        bounds: ``settings.bounds`` as the flow has them, less the offsets of the columns' types.
-        found: what is discrete about each other column.
-    """
-
-    reader: RowReader
-    settings: TableSettings
-    ends: _Array
-    constants: Mapping[str, float]
-    bounds: Bounds
-    found: Mapping[str, Discreteness]
+    reader: RowReader  # the complete rows
+    settings: TableSettings  # what the job says of the table
+    ends: _Array  # smallest and largest value of each column, shape (2, num_columns)
+    constants: Mapping[str, float]  # columns that never change, with their value
+    bounds: Bounds  # ``settings.bounds`` as the flow has them, less the offsets of the columns' types
+    found: Mapping[str, Discreteness]  # what is discrete about each other column
 
     @classmethod
     def of(cls, reader: RowReader, ends: _Array, settings: TableSettings, columns_at_once: int) -> Findings:
@@ -73,12 +64,9 @@ class Findings:
         return replace(reader, fetch=lambda start, stop, names: self.snap(reader.read(start, stop, names), names))
 
     def fit(self, train: RowReader, train_ends: _Array, columns_at_once: int) -> Transform:
-        """Fit the transform to the training rows, so many columns at a time.
+        """Fit the transform to the training rows, which are on their grids, so many columns at a time.
 
-        Args:
-            train: the training rows, on their grids.
-            train_ends: smallest and largest value of each of their columns, shape (2, num_columns).
-            columns_at_once: columns that are held at a time.
+        ``train_ends`` are the smallest and largest value of each of their columns, shape (2, num_columns).
         """
         settings, types = self.settings, train.types_by_name
         constants = {**self.constants} | find_constants(
@@ -112,11 +100,8 @@ class Findings:
     ) -> TableReport:
         """What is reported of the prepared table.
 
-        Args:
-            num_read: rows that were read, incomplete ones included.
-            transform: of the columns.
-            sizes: rows of each part.
-            duplicates: training rows that repeat an earlier one; None where they were not counted.
+        ``num_read`` counts incomplete rows too, ``sizes`` the rows of each part, and ``duplicates`` the training rows
+        that repeat an earlier one; None where they were not counted.
         """
         num_rows, kind, types = self.reader.num_rows, self.settings.kind, self.reader.types_by_name
         constants = zip(types.items(), transform.constants.tolist(), strict=True)

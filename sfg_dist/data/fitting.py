@@ -21,21 +21,15 @@ _Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class ColumnFacts:
-    """What is known of a column before its map is fitted.
-
-    Attributes:
-        name, type: of the column.
-        constant: the value of a column that the flow does not see.
-        grid: the grid to dequantize by.
-        limits: smallest and largest value that samples of a column with a grid take; default: of the training rows.
-        atoms: values to give back exactly ("quantile"). On a grid, nothing is drawn between them and their neighbours.
-    """
+    """What is known of a column before its map is fitted."""
 
     name: str
     type: ColumnType = FLOAT
-    constant: float | None = None
-    grid: Grid | None = None
+    constant: float | None = None  # the value of a column that the flow does not see
+    grid: Grid | None = None  # the grid to dequantize by
+    # smallest and largest value that samples of a column with a grid take; default: of the training rows
     limits: Range | None = None
+    # values to give back exactly ("quantile"). On a grid, nothing is drawn between them and their neighbours.
     atoms: _Array | None = None
 
 
@@ -53,14 +47,10 @@ class ColumnMap:
 
 
 def fit_column(facts: ColumnFacts, values: _Array, kind: str, bounds: Bounds, noise: _Array | None) -> ColumnMap:
-    """Fit the map of a column.
+    """Fit the map of a column to its training rows, contiguous, finite and in the user's units, shape (num_rows,).
 
-    Args:
-        facts: what is known of the column.
-        values: its training rows, contiguous, finite and in the user's units, shape (num_rows,).
-        kind: of the transform.
-        bounds: as for ``Transform.fit``.
-        noise: in [0, 1), shape (num_rows,); None puts every value at the middle of its cell.
+    ``bounds`` are as for ``Transform.fit``. ``noise`` lies in [0, 1), shape (num_rows,); None puts every value at the
+    middle of its cell.
     """
     if facts.constant is not None:
         return ColumnMap(facts)

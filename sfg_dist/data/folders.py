@@ -32,15 +32,10 @@ _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
 @dataclass(frozen=True)
 class Part:
-    """A file of a folder.
+    """A file of a folder."""
 
-    Attributes:
-        source: its path or URL.
-        keys: columns that its folders' names give, as text.
-    """
-
-    source: str
-    keys: dict[str, str]
+    source: str  # its path or URL
+    keys: dict[str, str]  # columns that its folders' names give, as text
 
 
 def is_folder(source: str) -> bool:
@@ -102,9 +97,7 @@ def parts_of(source: str) -> list[Part]:
 
 
 def read_folder(
-    source: str,
-    columns: Sequence[str] | None,
-    read: Callable[[str, Sequence[str] | None], tuple[Any, str]],
+    source: str, columns: Sequence[str] | None, read: Callable[[str, Sequence[str] | None], tuple[Any, str]]
 ) -> tuple[Any, str]:
     """The wanted columns of all files as one Arrow table, and how they were read, in words.
 
@@ -230,10 +223,7 @@ def _said(name: str, tables: Sequence[Any]) -> dict[bytes, bytes] | None:
 def common_type(parts: Sequence[Part], name: str, found: Sequence[tuple[Any, int]]) -> Any:
     """The Arrow type that holds a column's values of all files.
 
-    Args:
-        parts: the files.
-        name: of the column.
-        found: its type and number of rows in each file; the type of a column without values does not count.
+    ``found`` has its type and number of rows in each file; the type of a column without values does not count.
     """
     import pyarrow as pa
 

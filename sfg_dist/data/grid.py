@@ -81,12 +81,9 @@ class Grid:
         return np.array([np.ceil(low), np.floor(high)])
 
     def spread(self, values: _Array, noise: _Array | None, origin: float) -> _Array:
-        """Values spread over their cells, with ``origin`` taken off.
+        """Values, shape (num_rows,), spread over their cells, with ``origin`` taken off.
 
-        Args:
-            values: shape (num_rows,).
-            noise: place of each within its cell, in [0, 1), shape (num_rows,); None stands for the middle.
-            origin: taken off all values.
+        ``noise`` is the place of each within its cell, in [0, 1), shape (num_rows,); None stands for the middle.
         """
         added: Any = 0.5 if noise is None else noise.clip(_EDGE, 1 - _EDGE)
         inner, places = self.moved(origin), self.coordinates(values)

@@ -237,9 +237,9 @@ def frame_shape(group: Any) -> tuple[int, int]:
 def read_frame(source: str, name: str, group: Any) -> NDArray[np.float64]:
     """The values of a frame, its blocks put side by side in the order of its names."""
     names, shape = frame_names(source, group), frame_shape(group)
-    check_stored(
-        source, f"frame {name!r}", shape, None, sum(group[part].id.get_storage_size() for part in _parts(group))
-    )
+    parts = (group[part] for part in group if _own(group, part) is not None)
+    stored = sum(part.id.get_storage_size() for part in parts if hasattr(part, "dtype"))
+    check_stored(source, f"frame {name!r}", shape, None, stored)
     check_held(source, f"frame {name!r}", shape)
     values = np.empty(shape)
     number = 0
@@ -255,10 +255,6 @@ def read_frame(source: str, name: str, group: Any) -> NDArray[np.float64]:
         values[:, [names.index(item) for item in items]] = read(source, block).reshape(len(values), len(items))
         number += 1
     return values
-
-
-def _parts(group: Any) -> list[str]:
-    return [name for name in group if _own(group, name) is not None and hasattr(group[name], "dtype")]
 
 
 def _as_text(value: Any) -> str:

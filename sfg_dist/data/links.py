@@ -12,12 +12,8 @@ from sfg_dist.job.errors import DataError, SfgError
 def check_inside(source: str, root: Path, path: Path, refusal: type[SfgError] = DataError) -> None:
     """Refuse a file below a folder that is behind a link that leads out of it, and what is neither a file nor a folder.
 
-    The folder itself may be a link: its user named it. A file that does not exist is not refused here.
-
-    Args:
-        source, root: the folder, for the message and as a path.
-        path: the file or folder below it.
-        refusal: the kind of error that is raised.
+    The folder itself may be a link: its user named it. A file that does not exist is not refused here. ``refusal`` is
+    the kind of error that is raised.
     """
     try:
         is_link = stat.S_ISLNK(os.lstat(path).st_mode)

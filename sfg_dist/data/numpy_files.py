@@ -20,18 +20,12 @@ from sfg_dist.job.words import size_of
 
 
 class Header(NamedTuple):
-    """What an array declares.
+    """What an array declares."""
 
-    Attributes:
-        shape, dtype: of the array.
-        num_bytes: that the file has for its values, or says that it has.
-        stored: bytes that they take in the file, packed or not.
-    """
-
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # of the array
     dtype: Any
-    num_bytes: int
-    stored: int
+    num_bytes: int  # that the file has for its values, or says that it has
+    stored: int  # bytes that they take in the file, packed or not
 
 
 def check_end(source: str, follows: bool) -> None:
@@ -94,10 +88,7 @@ def _header(stream: Any, size: int, stored: int) -> Header:
 
 
 def _array_file(
-    source: str,
-    names: tuple[str, ...],
-    load: Callable[[str], Any],
-    header: Callable[[str], Header],
+    source: str, names: tuple[str, ...], load: Callable[[str], Any], header: Callable[[str], Header]
 ) -> ArrayFile:
     kept: dict[str, NDArray[Any]] = {}
 

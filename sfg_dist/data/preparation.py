@@ -161,10 +161,8 @@ def _ends_of(rows: _Array) -> _Array:
 def prepare_in_passes(open_table: _Opener, settings: TableSettings, memory_bytes: int) -> Prepared:
     """Prepare a table in passes over its rows, which are never held whole; they keep their order.
 
-    Args:
-        open_table: opens the table, columns chosen; called once for these passes and once for each later one.
-        settings: what the job says of the table.
-        memory_bytes: what columns and their copies may take at a time; one column is taken in any case.
+    ``open_table`` is called once for these passes and once for each later one. Columns and their copies may take
+    ``memory_bytes`` at a time; one column is taken in any case.
     """
     with open_table() as whole:
         complete = find_complete(whole, settings.missing)

@@ -21,33 +21,20 @@ _Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A table ready for the flow.
+    """A table ready for the flow."""
 
-    Attributes:
-        source: the path, URL or name.
-        train: training rows in the user's units, float64 (num_train, num_columns), without dequantization noise.
-        validation: rows to choose by, same columns; there may be none.
-        test: rows to judge by, same columns.
-        columns: names, constant columns included.
-        transform: fitted on the training rows with their noise.
-        log_density: exact log density in nats of rows in the user's units, where it is known.
-        seed: of the dequantization noise.
-        report: what was read, dropped, found and split.
-        sizes: rows of each part.
-        read_train: for a table larger than memory, reads all training rows again, in blocks of so many rows.
-            ``train``, ``validation`` and ``test`` then hold the first rows of each part only.
-    """
-
-    source: str
-    train: _Array
-    validation: _Array
-    test: _Array
-    columns: tuple[str, ...]
-    transform: Transform
-    log_density: LogDensity | None
-    seed: int
-    report: TableReport
-    sizes: Mapping[str, int]
+    source: str  # the path, URL or name
+    train: _Array  # training rows in the user's units, float64 (num_train, num_columns), without dequantization noise
+    validation: _Array  # rows to choose by, same columns; there may be none
+    test: _Array  # rows to judge by, same columns
+    columns: tuple[str, ...]  # names, constant columns included
+    transform: Transform  # fitted on the training rows with their noise
+    log_density: LogDensity | None  # exact log density in nats of rows in the user's units, where it is known
+    seed: int  # of the dequantization noise
+    report: TableReport  # what was read, dropped, found and split
+    sizes: Mapping[str, int]  # rows of each part
+    # for a table larger than memory, reads all training rows again, in blocks of so many rows. ``train``,
+    # ``validation`` and ``test`` then hold the first rows of each part only.
     read_train: Callable[[int], Iterator[_Array]] | None = None
 
     @property

@@ -46,15 +46,10 @@ _EMPTY_CELL_SCORE = 1e-6  # score given to an empty cell, from 1e-5 to 1e-3 a ga
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """The knots of an increasing curve; the outermost two only carry the slope of the continuation.
+    """The knots of an increasing curve; the outermost two only carry the slope of the continuation."""
 
-    Attributes:
-        values: in the column's units, increasing, an atom twice, shape (num_knots,).
-        scores: normal scores, increasing, twice the same where no row lies between two values, shape (num_knots,).
-    """
-
-    values: _Array
-    scores: _Array
+    values: _Array  # in the column's units, increasing, an atom twice, shape (num_knots,)
+    scores: _Array  # normal scores, increasing, twice the same where no row lies between two values, shape (num_knots,)
 
     @cached_property
     def atoms(self) -> Atoms:
@@ -115,12 +110,10 @@ def curves_from_arrays(arrays: Mapping[str, NDArray[Any]]) -> tuple[Curve, ...]:
 
 
 def fit_curve(values: _Array, grid: Grid | None, atoms: _Array | None = None) -> Curve:
-    """Fit the curve of one column.
+    """Fit the curve of one column to its training values, not all equal, shape (num_rows,).
 
-    Args:
-        values: training values, not all equal, shape (num_rows,); with a grid, spread over its cells already.
-        grid: the column's grid, or None.
-        atoms: the values to give back exactly, or with a grid their cells. Those that no row has are left out.
+    With a grid the values are spread over its cells already. ``atoms`` are the values to give back exactly, or with a
+    grid their cells. Those that no row has are left out.
 
     Example:
         >>> curve = fit_curve(np.linspace(0.0, 1.0, 1001), None)

@@ -18,9 +18,8 @@ _Array = NDArray[np.float64]
 def overlaps(sizes: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
     """The pieces of a table, of so many rows each, that rows ``start`` to ``stop`` lie in.
 
-    Yields:
-        Number of the piece, its first row in the table, and the first row wanted of it and the row after the last,
-        counted in the table.
+    Of each come its number, its first row in the table, and the first row wanted of it and the row after the last,
+    counted in the table.
     """
     ends = np.cumsum(sizes, dtype=np.int64)
     for piece in range(int(np.searchsorted(ends, start, side="right")), len(sizes)):
@@ -33,38 +32,25 @@ def overlaps(sizes: Sequence[int], start: int, stop: int) -> Iterator[tuple[int,
 
 @dataclass(frozen=True)
 class ColumnChoice:
-    """The columns to read of a table.
+    """The columns to read of a table."""
 
-    Attributes:
-        columns: their names, in order; None is all.
-        identifiers: "refuse" or "drop" columns of whole numbers that float64 cannot tell apart.
-        types: their types by name, where the table was opened before: then nothing is read to find them.
-    """
-
-    columns: Sequence[str] | None = None
-    identifiers: str = "refuse"
+    columns: Sequence[str] | None = None  # their names, in order; None is all
+    identifiers: str = "refuse"  # "refuse" or "drop" columns of whole numbers that float64 cannot tell apart
+    # their types by name, where the table was opened before: then nothing is read to find them
     types: Mapping[str, ColumnType] | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class RowReader:
-    """An open table of which any range of rows can be read.
+    """An open table of which any range of rows can be read."""
 
-    Attributes:
-        source: path or URL.
-        columns: one name a column.
-        num_rows: rows of the table.
-        types: of the columns; their offsets are those of the table read whole.
-        fetch: (first row, row after the last, names of the columns) -> float64 (rows, columns).
-        read_as: how it is read, in words.
-    """
-
-    source: str
-    columns: tuple[str, ...]
-    num_rows: int
-    types: tuple[ColumnType, ...]
+    source: str  # path or URL
+    columns: tuple[str, ...]  # one name a column
+    num_rows: int  # rows of the table
+    types: tuple[ColumnType, ...]  # of the columns; their offsets are those of the table read whole
+    # (first row, row after the last, names of the columns) -> float64 (rows, columns)
     fetch: Callable[[int, int, Sequence[str]], _Array]
-    read_as: str = ""
+    read_as: str = ""  # how it is read, in words
 
     @classmethod
     def over(

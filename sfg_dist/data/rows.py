@@ -61,14 +61,10 @@ def open_rows(
     identifiers: str = "refuse",
     types: Mapping[str, ColumnType] | None = None,
 ) -> Iterator[RowReader]:
-    """Open a .parquet, .zarr or local .npy table to be read by ranges of rows.
+    """Open a .parquet, .zarr or local .npy table, a path or an ``s3://`` URL, to be read by ranges of rows.
 
-    Columns whose type does not say their offset, 64-bit integers and stamps, are read once to find it.
-
-    Args:
-        source: a path or an ``s3://`` URL.
-        array: the array to take of a .zarr group, as for ``open_table``.
-        columns, identifiers, types: see ``ColumnChoice``.
+    Columns whose type does not say their offset, 64-bit integers and stamps, are read once to find it. ``array`` is as
+    for ``open_table``; for the others see ``ColumnChoice``.
 
     Raises:
         DataError: the source does not exist, is of another format, or cannot be used.

@@ -34,9 +34,7 @@ class IdentifierError(UnfitValueError):
 class Survey:
     """Looks at all of a column, in one part or several, and finds its type with the offset.
 
-    Args:
-        type_: as ``ColumnType.of`` gives it.
-        is_text: whether the column was read from text, whose stamps get the coarsest unit that holds them all.
+    Stamps of a column that was read from text (``is_text``) get the coarsest unit that holds them all.
     """
 
     def __init__(self, type_: ColumnType, *, is_text: bool = False) -> None:
@@ -155,12 +153,10 @@ def ends_of_statistics(statistics: Any, type_: ColumnType) -> tuple[int, int] | 
 
 
 def survey_of(source: str, name: str, column: Any, metadata: Mapping[bytes, bytes] | None = None) -> Survey:
-    """The survey of an Arrow column, before it has seen values.
+    """The survey of an Arrow column, of which ``column`` is a part or the field, before it has seen values.
 
-    Args:
-        source, name: of the table and the column, for the message.
-        column: some of it, or its field, for its type.
-        metadata: of its field: ``text`` says that it was read from text, ``style`` and ``places`` how text wrote it.
+    ``metadata`` is that of its field: ``text`` says that it was read from text, ``style`` and ``places`` how text wrote
+    it.
     """
     import pyarrow as pa
 
@@ -270,14 +266,9 @@ def typed_blocks(
 def float_block(
     source: str, block: NDArray[Any], names: Sequence[str], types: Mapping[str, ColumnType], wanted: Sequence[str] = ()
 ) -> Array:
-    """Columns of an array as float64 of value - offset.
+    """Columns ``wanted`` of an array, in their order (that of ``types`` by default), as float64 of value - offset.
 
-    Args:
-        source: for messages.
-        block: of shape (num_rows, number of names), or (num_rows,) with fields.
-        names: of its columns.
-        types: of the columns that are wanted.
-        wanted: their order, that of ``types`` if not given.
+    The block has the shape (num_rows, number of names), or (num_rows,) with fields.
     """
     wanted = wanted or tuple(types)
     is_small = block.dtype.kind in "fiub" and (block.dtype.itemsize <= 4 or block.dtype == np.float64)
@@ -312,13 +303,9 @@ def arrow_of(column: NDArray[Any]) -> pa.Array:
 
 
 def style_of(cells: Any, column: Any) -> str | None:
-    """How a column of text wrote its values, where there are several ways and all cells keep to one.
+    """How the cells of a column wrote its booleans or stamps, where there are several ways and all cells keep to one.
 
     The metadata of its field carry it under ``style`` to ``survey_of``.
-
-    Args:
-        cells: the text, a chunked array of strings.
-        column: the same as booleans or stamps.
     """
     import pyarrow as pa
     import pyarrow.compute as pc

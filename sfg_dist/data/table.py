@@ -43,24 +43,17 @@ LogDensity = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A table of numbers.
+    """A table of numbers."""
 
-    Attributes:
-        values: float64 of value - offset (of its type), shape (num_rows, num_columns), missing values NaN.
-        columns: one name a column.
-        source: the path, URL or name that it came from.
-        log_density: exact log density in nats of rows (num_rows, num_columns), where it is known.
-        types: of the columns, in order.
-        read_as: how a file was read, in words.
-        sizes: rows of each part of a table that is split already, whose parts lie one below the other; else empty.
-    """
-
+    # float64 of value - offset (of its type), shape (num_rows, num_columns), missing values NaN
     values: NDArray[np.float64]
-    columns: tuple[str, ...]
-    source: str
+    columns: tuple[str, ...]  # one name a column
+    source: str  # the path, URL or name that it came from
+    # exact log density in nats of rows (num_rows, num_columns), where it is known
     log_density: LogDensity | None = None
-    types: tuple[ColumnType, ...] = ()
-    read_as: str = ""
+    types: tuple[ColumnType, ...] = ()  # of the columns, in order
+    read_as: str = ""  # how a file was read, in words
+    # rows of each part of a table that is split already, whose parts lie one below the other; else empty
     sizes: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

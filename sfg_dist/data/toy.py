@@ -69,17 +69,13 @@ def log_density(name: str, rows: _Array) -> _Array:
     rows = np.asarray(rows, dtype=np.float64)
     values = np.empty(len(rows))
     for start in range(0, len(rows), _DENSITY_ROWS):
-        block = rows[start : start + _DENSITY_ROWS]
+        block = slice(start, start + _DENSITY_ROWS)
         if name in _CIRCLES:
-            values[start : start + _DENSITY_ROWS] = _circles_log_density(block, *_CIRCLES[name])
-        elif name == "pinwheel":
-            values[start : start + _DENSITY_ROWS] = _pinwheel_log_density(block)
-        elif name == "checkerboard":
-            values[start : start + _DENSITY_ROWS] = _checkerboard_log_density(block)
-        elif name == "wave":
-            values[start : start + _DENSITY_ROWS] = _wave_log_density(block)
+            values[block] = _circles_log_density(rows[block], *_CIRCLES[name])
+        elif name in _CLOSED_FORMS:
+            values[block] = _CLOSED_FORMS[name](rows[block])
         else:
-            values[start : start + _DENSITY_ROWS] = _mixture_log_density(block, *_mixture(name))
+            values[block] = _mixture_log_density(rows[block], *_mixture(name))
     return values
 
 
@@ -169,6 +165,11 @@ def _checkerboard_log_density(rows: _Array) -> _Array:
     square = np.floor((rows + _BOARD_HALF) / _SQUARE)
     inside = np.all((rows >= -_BOARD_HALF) & (rows < _BOARD_HALF), axis=1)
     return np.where(inside & (square.sum(axis=1) % 2 == 0), -np.log(8 * _SQUARE**2), -np.inf)
+
+
+_CLOSED_FORMS = {
+    "pinwheel": _pinwheel_log_density, "checkerboard": _checkerboard_log_density, "wave": _wave_log_density
+}  # fmt: skip
 
 
 def _mixture_log_density(rows: _Array, centres: _Array, log_weights: _Array, noise: float) -> _Array:

@@ -45,35 +45,22 @@ class TransformWords(TypedDict):
 
 @dataclass(frozen=True, eq=False)
 class Transform:
-    """A fitted map; make one with ``fit``.
+    """A fitted map; make one with ``fit``."""
 
-    Attributes:
-        kind: "quantile", "standardize" or "none".
-        columns: names of the user's columns.
-        constants: value of each constant column and NaN for the others, shape (num_columns,).
-        steps: step of each flow column, 0 for none, shape (dim,).
-        offsets: value of cell 0 of each flow column, shape (dim,).
-        cell_ranges: first and last cell that inverse gives, shape (dim, 2).
-        origins: taken off a flow column on a grid before it is mapped, where the grid is far from 0 or float32 would
-            not hold it ("none"); else 0, shape (dim,).
-        bounds: smallest and largest value that inverse gives a column without a grid, shape (dim, 2).
-        location: subtracted from each flow column ("standardize"), shape (dim,).
-        scale: then divided by, > 0, shape (dim,).
-        curves: one a flow column ("quantile"), else empty.
-        types: of the user's columns, whose value - offset the rows hold; float64 for all if not given.
-    """
-
-    kind: str
-    columns: tuple[str, ...]
-    constants: _Array
-    steps: _Array
-    offsets: _Array
-    cell_ranges: _Array
+    kind: str  # "quantile", "standardize" or "none"
+    columns: tuple[str, ...]  # names of the user's columns
+    constants: _Array  # value of each constant column and NaN for the others, shape (num_columns,)
+    steps: _Array  # step of each flow column, 0 for none, shape (dim,)
+    offsets: _Array  # value of cell 0 of each flow column, shape (dim,)
+    cell_ranges: _Array  # first and last cell that inverse gives, shape (dim, 2)
+    # taken off a flow column on a grid before it is mapped, where the grid is far from 0 or float32 would not hold it
+    # ("none"); else 0, shape (dim,)
     origins: _Array
-    bounds: _Array
-    location: _Array
-    scale: _Array
-    curves: tuple[Curve, ...]
+    bounds: _Array  # smallest and largest value that inverse gives a column without a grid, shape (dim, 2)
+    location: _Array  # subtracted from each flow column ("standardize"), shape (dim,)
+    scale: _Array  # then divided by, > 0, shape (dim,)
+    curves: tuple[Curve, ...]  # one a flow column ("quantile"), else empty
+    # of the user's columns, whose value - offset the rows hold; float64 for all if not given
     types: tuple[ColumnType, ...] = ()
 
     def __post_init__(self) -> None:
@@ -165,16 +152,12 @@ class Transform:
         )
 
     def forward(self, rows: _Array, *, noise: _Array | None = None) -> NDArray[np.float32]:
-        """Map the user's rows to the flow's, shape (num_rows, dim).
+        """Map the user's rows, finite, shape (num_rows, num_columns), to the flow's, shape (num_rows, dim).
 
         Where the noise puts a value at the very edge of its cell, and float32 would miss that cell, the value goes to
         the middle of the cell. A value beyond the training rows goes on straight, or, within a wider range of
-        ``bounds``, as inverse comes out of it.
-
-        Args:
-            rows: finite, in the user's units, shape (num_rows, num_columns).
-            noise: in [0, 1), shape (num_rows, dim); None stands for the middle of each value's cell, and for that of an
-                atom's interval.
+        ``bounds``, as inverse comes out of it. ``noise`` lies in [0, 1), shape (num_rows, dim); None stands for the
+        middle of each value's cell, and for that of an atom's interval.
 
         Raises:
             DataError: the shape is wrong, or a value is not finite or too large for float32.

@@ -40,21 +40,13 @@ class UnfitCodecError(ValueError):
 
 @dataclass(frozen=True)
 class Chunks:
-    """What is known of an array's chunks.
+    """What is known of an array's chunks."""
 
-    Attributes:
-        num_bytes: of a chunk unpacked, within a shard where there are shards.
-        packing: the codec that packs them, empty where none does.
-        shard: chunks of a shard along each axis, empty where there are no shards.
-        is_index_first: whether a shard begins with its index.
-        index_bytes: of a shard's index.
-    """
-
-    num_bytes: int
-    packing: str
-    shard: tuple[int, ...] = ()
-    is_index_first: bool = False
-    index_bytes: int = 0
+    num_bytes: int  # of a chunk unpacked, within a shard where there are shards
+    packing: str  # the codec that packs them, empty where none does
+    shard: tuple[int, ...] = ()  # chunks of a shard along each axis, empty where there are no shards
+    is_index_first: bool = False  # whether a shard begins with its index
+    index_bytes: int = 0  # of a shard's index
 
     def within(self, shard: memoryview) -> Iterator[memoryview]:
         """The chunks of a shard that are there, as they are stored."""

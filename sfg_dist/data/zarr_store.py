@@ -30,14 +30,9 @@ _ZSTD_BLOCK = 128 << 10
 
 
 class CheckedStore(WrapperStore[Any]):
-    """A store that hands on only what may be read.
+    """A store that hands on only what may be read, with ``codecs`` alone; ``refusal`` is the kind of error it raises.
 
-    Args:
-        store: the store.
-        source: its path or URL, for messages.
-        root: the folder, of a local store.
-        codecs: those that may occur.
-        refusal: the kind of error that is raised.
+    ``source`` is its path or URL, for messages, and ``root`` the folder of a local one.
     """
 
     def __init__(

@@ -129,9 +129,7 @@ def density_panels(
 
 
 def _draw_planes(
-    columns: Sequence[str],
-    edges: list[NDArray[np.float64]],
-    panels: list[tuple[str, NDArray[np.float64], str]],
+    columns: Sequence[str], edges: list[NDArray[np.float64]], panels: list[tuple[str, NDArray[np.float64], str]]
 ) -> Figure:
     """Square images in one row, on one colour scale."""
     from matplotlib.colors import PowerNorm
@@ -144,10 +142,7 @@ def _draw_planes(
         norm = PowerNorm(0.6, vmin=0, vmax=highest, clip=True)
         axes.pcolormesh(edges[0], edges[1], density.T, norm=norm, cmap="BuPu")
         style_axes(
-            axes,
-            title=name,
-            x_label=short_name(columns[0]),
-            y_label=short_name(columns[1]) if axes is grid[0] else "",
+            axes, title=name, x_label=short_name(columns[0]), y_label=short_name(columns[1]) if axes is grid[0] else ""
         )
         axes.title.set_color(color)
         axes.title.set_fontweight("bold")
@@ -161,10 +156,8 @@ def trajectory_plot(
 ) -> Figure:
     """The flow from latents to labels: some paths in the plane of two columns, and all rows at a few times.
 
-    Args:
-        columns: names of the two columns.
-        trajectories: latents first, labels last, user's units, shape (num_times, num_rows, 2).
-        log_beta_sq: log of the noise variance at each time, shape (num_times,).
+    Trajectories begin with the latents, in the user's units, shape (num_times, num_rows, 2); ``log_beta_sq`` is the log
+    of the noise variance at each time, shape (num_times,).
     """
     figure = new_figure(PAGE_WIDTH, 4.35)
     halves = figure.add_gridspec(1, 2, width_ratios=(0.44, 0.56))
@@ -197,10 +190,7 @@ def _draw_paths(axes: Axes, columns: Sequence[str], trajectories: NDArray[np.flo
     limits = [robust_limits(column) for column in paths.reshape(-1, 2).T]
     axes.set(xlim=limits[0], ylim=limits[1])
     style_axes(
-        axes,
-        title=f"paths of {len(paths)} latents",
-        x_label=short_name(columns[0]),
-        y_label=short_name(columns[1]),
+        axes, title=f"paths of {len(paths)} latents", x_label=short_name(columns[0]), y_label=short_name(columns[1])
     )
     axes.set_box_aspect(1)
     axes.legend(frameon=True, framealpha=0.85, edgecolor="none", fontsize=9, loc="upper right", markerscale=1.5)

@@ -11,6 +11,7 @@ import base64
 import io
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,6 +71,21 @@ def to_data_uri(figure: Figure) -> str:
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(stream, format="png", dpi=150)
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as it stands in a page."""
+
+    uri: str
+    width: int  # pixels
+    alt: str
+    caption: str
+
+
+def picture(figure: Figure, alt: str, caption: str) -> Picture:
+    """A figure for a page; an inch is 100 pixels."""
+    return Picture(to_data_uri(figure), round(100 * figure.get_figwidth()), alt, caption)
 
 
 def robust_limits(values: NDArray[np.float64]) -> tuple[float, float]:
@@ -140,10 +156,7 @@ def marginals(columns: Sequence[str], held_out: Rows, samples: Rows) -> Figure:
 def loss_curve(history: Sequence[Mapping[str, Any]]) -> Figure | None:
     """Training and validation loss by epoch on a logarithmic scale; None if no loss was recorded."""
     curves = []
-    for key, name, color in (
-        ("train_loss", "training", DATA_COLOR),
-        ("validation_loss", "validation", SAMPLES_COLOR),
-    ):
+    for key, name, color in (("train_loss", "training", DATA_COLOR), ("validation_loss", "validation", SAMPLES_COLOR)):
         points = [(_number(record.get("epoch")), _number(record.get(key))) for record in history]
         kept = np.array([(epoch, loss) for epoch, loss in points if np.isfinite(epoch) and loss > 0])
         if len(kept):

@@ -8,20 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sfg_dist.evaluate import pictures
 from sfg_dist.evaluate.compared_rows import Rows, checked_rows, subset
 from sfg_dist.evaluate.metrics import METRIC_NAMES
+from sfg_dist.evaluate.pictures import Picture
 from sfg_dist.evaluate.templates import page_template
 from sfg_dist.job.errors import DataError
 from sfg_dist.job.plan import Stream, random_generator
 from sfg_dist.job.words import duration
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 HISTOGRAM_MAX_ROWS = 20_000
 MEMORISING_RATIO = 0.5
@@ -76,51 +75,30 @@ MEANINGS = {
 
 @dataclass(frozen=True)
 class ReportContent:
-    """All that the page shows; rows are in the user's units.
+    """All that the page shows; rows are in the user's units."""
 
-    Attributes:
-        title: heading of the page.
-        columns: names of the columns, dim of them.
-        held_out: held-out rows, shape (num_held_out, dim).
-        samples: generated rows, shape (num_samples, dim).
-        labels: labels of the pairs, shape (num_labels, dim); None leaves them out.
-        metrics: as in metrics.json: floor, labels and samples (figures by name) and time_s (seconds by stage).
-        history: for each epoch: epoch, step, train_loss, validation_loss, learning_rate, elapsed_s.
-        trajectories: paths of the flow for two columns, latents first, shape (num_times, num_rows, 2).
-        trajectory_log_beta_sq: log of the noise variance at each of those times, shape (num_times,).
-        log_density: the true log density for two columns, (num_rows, 2) to (num_rows,) in nats.
-        job_toml: the job as resolved.
-        facts: short things to know, name to value: rows, columns, pairs, device, versions.
-        notes: what a reader has to be told: ties found, rows dropped, signs of memorising.
-        labelling: how the labels were made, name to value: workers, devices, time, size.
-        failures: attempts at shards that failed on the way, each with its reason.
-    """
-
-    title: str
-    columns: Sequence[str]
-    held_out: ArrayLike
-    samples: ArrayLike
-    labels: ArrayLike | None
+    title: str  # heading of the page
+    columns: Sequence[str]  # names of the columns, dim of them
+    held_out: ArrayLike  # held-out rows, shape (num_held_out, dim)
+    samples: ArrayLike  # generated rows, shape (num_samples, dim)
+    labels: ArrayLike | None  # labels of the pairs, shape (num_labels, dim); None leaves them out
+    # as in metrics.json: floor, labels and samples (figures by name) and time_s (seconds by stage)
     metrics: Mapping[str, Mapping[str, Any]]
+    # for each epoch: epoch, step, train_loss, validation_loss, learning_rate, elapsed_s
     history: Sequence[Mapping[str, Any]] = ()
+    # paths of the flow for two columns, latents first, shape (num_times, num_rows, 2)
     trajectories: ArrayLike | None = None
+    # log of the noise variance at each of those times, shape (num_times,)
     trajectory_log_beta_sq: ArrayLike | None = None
+    # the true log density for two columns, (num_rows, 2) to (num_rows,) in nats
     log_density: Callable[[NDArray[np.float64]], ArrayLike] | None = None
-    job_toml: str = ""
+    job_toml: str = ""  # the job as resolved
+    # short things to know, name to value: rows, columns, pairs, device, versions
     facts: Mapping[str, str] = field(default_factory=dict)
-    notes: Sequence[str] = ()
+    notes: Sequence[str] = ()  # what a reader has to be told: ties found, rows dropped, signs of memorising
+    # how the labels were made, name to value: workers, devices, time, size
     labelling: Mapping[str, str] = field(default_factory=dict)
-    failures: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """One image of the page; the width is in pixels."""
-
-    uri: str
-    width: int
-    alt: str
-    caption: str
+    failures: Sequence[str] = ()  # attempts at shards that failed on the way, each with its reason
 
 
 class _Mark(NamedTuple):
@@ -289,18 +267,10 @@ def _stage_seconds(time_s: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in seconds.items() if value is not None}
 
 
-def _picture(figure: Figure, alt: str, caption: str) -> _Picture:
-    from sfg_dist.evaluate.pictures import to_data_uri
-
-    return _Picture(to_data_uri(figure), round(100 * figure.get_figwidth()), alt, caption)
-
-
-def _fit_pictures(history: Sequence[Mapping[str, Any]], time_s: Mapping[str, float]) -> Iterator[_Picture]:
-    from sfg_dist.evaluate import pictures
-
+def _fit_pictures(history: Sequence[Mapping[str, Any]], time_s: Mapping[str, float]) -> Iterator[Picture]:
     losses = pictures.loss_curve(history)
     if losses is not None:
-        yield _picture(
+        yield pictures.picture(
             losses,
             "Training and validation loss by epoch, logarithmic scale",
             "Loss of the fit, in transformed coordinates. A validation curve that turns up while the other "
@@ -308,16 +278,16 @@ def _fit_pictures(history: Sequence[Mapping[str, Any]], time_s: Mapping[str, flo
         )
     if time_s:
         total = duration(sum(time_s.values()))
-        yield _picture(
+        yield pictures.picture(
             pictures.stage_times(time_s),
             "Bars of the seconds that each stage took",
             f"Wall time by stage, {total} in all.",
         )
 
 
-def _cloud_pictures(content: ReportContent) -> Iterator[_Picture]:
+def _cloud_pictures(content: ReportContent) -> Iterator[Picture]:
     """The pictures of data and samples that suit the table, the most telling first."""
-    from sfg_dist.evaluate import clouds, pictures
+    from sfg_dist.evaluate import clouds
 
     columns = [str(name) for name in content.columns]
     dim = len(columns)
@@ -331,7 +301,7 @@ def _cloud_pictures(content: ReportContent) -> Iterator[_Picture]:
     labels = None if content.labels is None else prepared("labels", content.labels)
 
     if dim == 2:
-        yield _picture(
+        yield pictures.picture(
             clouds.density_panels(columns, held_out, labels, samples, content.log_density, generator=generator),
             "Densities in the plane: data, labels, samples and, where known, the truth",
             "Density in the plane on one colour scale, equal numbers of rows in each panel.",
@@ -339,21 +309,21 @@ def _cloud_pictures(content: ReportContent) -> Iterator[_Picture]:
         if content.trajectories is not None:
             yield _trajectory_picture(content, columns)
     if clouds.is_color_table(columns, held_out):
-        yield _picture(
+        yield pictures.picture(
             clouds.color_clouds(held_out, samples, generator=generator),
             "Colours of the data and of the samples as points and as swatches",
             "Each row drawn in its own colour: two planes of the cube, and 400 random rows by lightness.",
         )
     shape = clouds.patch_shape(columns)
     if shape is not None:
-        yield _picture(
+        yield pictures.picture(
             clouds.patch_mosaic(shape, held_out, samples, generator=generator),
             "Random rows drawn as small images, data beside samples",
             f"Random rows as images of {shape[0]} by {shape[1]} pixels, on the grey scale of the data.",
         )
     left_out = dim - pictures.MAX_MARGINALS
     more = f" The first {pictures.MAX_MARGINALS} of {dim} columns; {left_out} are left out." if left_out > 0 else ""
-    yield _picture(
+    yield pictures.picture(
         pictures.marginals(columns, held_out, samples),
         "Histograms of the columns, data against samples",
         f"Each column alone. Axes hold {100 * pictures.SHOWN_SHARE:.0f} % of the data.{more}",
@@ -361,14 +331,14 @@ def _cloud_pictures(content: ReportContent) -> Iterator[_Picture]:
     if dim > 1:
         shown = clouds.pair_columns(held_out)
         which = f" The {len(shown)} of {dim} columns with the most rank correlation." if len(shown) < dim else ""
-        yield _picture(
+        yield pictures.picture(
             clouds.pair_plot([columns[i] for i in shown], held_out[:, shown], samples[:, shown], generator=generator),
             "Pairs of columns: data below the diagonal, samples above",
             f"Pairs of columns; a good sampler makes the picture symmetric.{which}",
         )
 
 
-def _trajectory_picture(content: ReportContent, columns: Sequence[str]) -> _Picture:
+def _trajectory_picture(content: ReportContent, columns: Sequence[str]) -> Picture:
     from sfg_dist.evaluate import clouds
 
     trajectories = np.asarray(content.trajectories, dtype=np.float64)
@@ -382,7 +352,7 @@ def _trajectory_picture(content: ReportContent, columns: Sequence[str]) -> _Pict
         )
     if not (np.isfinite(trajectories).all() and np.isfinite(log_beta_sq).all()):
         raise DataError("trajectories: expected finite numbers, found NaN or infinity")
-    return _picture(
+    return pictures.picture(
         clouds.trajectory_plot(columns, trajectories, log_beta_sq),
         "Paths of the flow from latents to labels, and snapshots as the noise falls",
         "The probability flow: noise at the start, data at the end. β is the noise's standard deviation.",

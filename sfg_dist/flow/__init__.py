@@ -8,33 +8,20 @@ Conventions: rows are samples; t = 0 is data and t = 1 is noise; variances end i
 places and labels are in the reference's own coordinates. Below them all is centred and of spread 1 (see ``spread``).
 """
 
-from sfg_dist.flow.bandwidth import Bandwidth, choose_t_min
+from sfg_dist.flow.bandwidth import choose_t_min
 from sfg_dist.flow.conditional import ConditionalReference, label_given
 from sfg_dist.flow.density import log_density
-from sfg_dist.flow.fitted_grid import FittedGrid
-from sfg_dist.flow.labeling import (
-    Effort,
-    denoiser_of,
-    fit_time_grid,
-    label_batch,
-    label_latents,
-    label_paths,
-    score,
-)
+from sfg_dist.flow.labeling import Effort, denoiser_of, fit_time_grid, label_batch, label_latents, label_paths, score
 from sfg_dist.flow.posterior.clusters import build_order
 from sfg_dist.flow.posterior.moments import PosteriorMoments
 from sfg_dist.flow.posterior.posterior import posterior_mean, posterior_moments
 from sfg_dist.flow.posterior.reference import PreparedReference, Reference, block_ranges
 from sfg_dist.flow.schedule import Schedule
-from sfg_dist.flow.solver import SOLVERS, TABLEAUX, Flow, graded_grid, integrate, num_steps, trajectory
+from sfg_dist.flow.solver import Flow, graded_grid, integrate
 
 __all__ = [
-    "SOLVERS",
-    "TABLEAUX",
-    "Bandwidth",
     "ConditionalReference",
     "Effort",
-    "FittedGrid",
     "Flow",
     "PosteriorMoments",
     "PreparedReference",
@@ -52,9 +39,7 @@ __all__ = [
     "label_latents",
     "label_paths",
     "log_density",
-    "num_steps",
     "posterior_mean",
     "posterior_moments",
     "score",
-    "trajectory",
 ]

@@ -28,16 +28,11 @@ _RESERVED_STEPS = 8  # the last steps of a row's budget, which reach the end wha
 
 @dataclass(frozen=True)
 class AdaptiveResult:
-    """What ``integrate_adaptive`` gives.
+    """What ``integrate_adaptive`` gives."""
 
-    Attributes:
-        states: states at the end of the flow, shape (num_rows, dim).
-        num_evaluations: evaluations of each row, rejected steps included, shape (num_rows,), int64.
-        exceeded: rows that used up ``max_evaluations`` and made steps above the tolerance, shape (num_rows,), bool.
-    """
-
-    states: Tensor
-    num_evaluations: Tensor
+    states: Tensor  # states at the end of the flow, shape (num_rows, dim)
+    num_evaluations: Tensor  # evaluations of each row, rejected steps included, shape (num_rows,), int64
+    # rows that used up ``max_evaluations`` and made steps above the tolerance, shape (num_rows,), bool
     exceeded: Tensor
 
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sfg_dist.flow.posterior.reference import Rows, to_tensor
+from sfg_dist.flow.posterior.reference import Rows, finite_table
 from sfg_dist.flow.schedule import Schedule, ScheduleName
 from sfg_dist.flow.spread import SigmaData, resolve_sigma_data, spreads_of
 
@@ -31,24 +31,17 @@ _CHAIN = 6  # doublings of 1 / sigma^2 before the exponential is taken anew: 2^6
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """A chosen blur, and the candidates.
+    """A chosen blur, and the candidates."""
 
-    Attributes:
-        t_min: the candidate with the largest likelihood, in units of s^2; the flow's ``t_min``.
-        is_floor: it is the smallest value allowed: the likelihood still grows towards less blur, as it does where rows
-            lie on a lattice or a lower-dimensional surface.
-        is_ceiling: it is the largest value allowed; the rows are few.
-        log_likelihood: leave-one-out mean over the rows asked, in nats a row, per unit volume of the rows' own units.
-        candidates: (t, leave-one-out mean) of all that was tried, by rising t.
-        num_duplicates: rows that repeat an earlier one.
-    """
-
-    t_min: float
+    t_min: float  # the candidate with the largest likelihood, in units of s^2; the flow's ``t_min``
+    # it is the smallest value allowed: the likelihood still grows towards less blur, as it does where rows lie on a
+    # lattice or a lower-dimensional surface
     is_floor: bool
-    is_ceiling: bool
+    is_ceiling: bool  # it is the largest value allowed; the rows are few
+    # leave-one-out mean over the rows asked, in nats a row, per unit volume of the rows' own units
     log_likelihood: float
-    candidates: tuple[tuple[float, float], ...]
-    num_duplicates: int
+    candidates: tuple[tuple[float, float], ...]  # (t, leave-one-out mean) of all that was tried, by rising t
+    num_duplicates: int  # rows that repeat an earlier one
 
 
 def choose_t_min(
@@ -99,7 +92,9 @@ def choose_t_min(
     if max_queries < 1:
         raise ValueError(f"max_queries must be positive, got {max_queries}")
     low, high = _blur_sq(schedule, floor), _blur_sq(schedule, _CEILING)
-    table = _checked(rows)
+    table = finite_table(rows, "rows")
+    if 0 in table.shape:
+        raise ValueError(f"rows must be a non-empty table, got shape {tuple(table.shape)}")
     scale = resolve_sigma_data(sigma_data, spreads_of(table))
     sample = _Sample(table, scale, max_queries)
 
@@ -124,17 +119,6 @@ def choose_t_min(
         candidates=tuple((times[blur_sq], found[blur_sq] - volume) for blur_sq in sorted(found)),
         num_duplicates=sample.num_duplicates,
     )
-
-
-def _checked(rows: Rows) -> Tensor:
-    table = to_tensor(rows, "rows")
-    if table.ndim != 2 or 0 in table.shape:
-        raise ValueError(f"rows must be a non-empty table, got shape {tuple(table.shape)}")
-    finite = torch.isfinite(table).all(dim=1)
-    if not bool(finite.all()):
-        bad = int((~finite).nonzero()[0, 0])
-        raise ValueError(f"the rows are not finite: row {bad} holds {table[bad].tolist()}")
-    return table
 
 
 def _blur_sq(schedule: ScheduleName, t: float) -> float:
@@ -235,9 +219,7 @@ def _kernel_sums(beyond: Tensor, weights: Tensor, chains: list[list[float]]) -> 
     return sums
 
 
-def _distinct(
-    rows: NDArray[np.float64],
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float32]]:
+def _distinct(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float32]]:
     """Distinct rows, the index of each row among them, and how often each occurs."""
     # A row as one opaque value of bytes: np.unique(axis=0) compares field by field and is far slower.
     keys = np.ascontiguousarray(rows).view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).reshape(-1)

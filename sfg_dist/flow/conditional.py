@@ -45,20 +45,14 @@ _RIDGE = 1e-3  # of the conditions' mean variance in the neighbourhood: bounds B
 
 @dataclass(frozen=True, eq=False)
 class Neighbourhood:
-    """The neighbours from which the law of the targets is estimated, for each row of a batch.
+    """The neighbours from which the law of the targets is estimated, for each row of a batch."""
 
-    Attributes:
-        targets: the neighbours' targets less ``center``, in units of their spread and carried to the row's condition,
-            shape (num_rows, k, num_targets).
-        squares: their squared lengths, shape (num_rows, k).
-        log_weights: log of the kernel in the condition, up to a constant of each row, shape (num_rows, k).
-        center: weighted mean of the targets, shape (num_rows, num_targets).
-    """
-
+    # the neighbours' targets less ``center``, in units of their spread and carried to the row's condition, shape
+    # (num_rows, k, num_targets)
     targets: Tensor
-    squares: Tensor
-    log_weights: Tensor
-    center: Tensor
+    squares: Tensor  # their squared lengths, shape (num_rows, k)
+    log_weights: Tensor  # log of the kernel in the condition, up to a constant of each row, shape (num_rows, k)
+    center: Tensor  # weighted mean of the targets, shape (num_rows, num_targets)
 
     def posterior_mean(self, z: Tensor, alpha: float, beta_sq: float) -> Tensor:
         """m(z, t | c) of states z, shape (num_rows, num_targets)."""
@@ -158,16 +152,10 @@ def _local_slopes(offsets: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
 
 
 def label_given(rows: Tensor, reference: ConditionalReference, flow: Flow, *, effort: Effort | None = None) -> Tensor:
-    """Labels of latents for given conditions.
+    """Labels of rows of latents and, behind them, conditions, shape (num_rows, dim of the reference), on a fixed grid.
 
-    Args:
-        rows: latents and, behind them, conditions, shape (num_rows, dim of the reference).
-        reference: the prepared rows.
-        flow: the settings, from noise to data on a fixed grid.
-        effort: counts what was done.
-
-    Returns:
-        Labels in the place of the latents, the conditions as they were; shape, dtype and device of ``rows``.
+    ``effort`` counts what was done. In the result labels take the place of the latents, and the conditions are as they
+    were; shape, dtype and device are those of ``rows``.
 
     Example:
         >>> rows = np.random.default_rng(0).standard_normal((400, 2)).astype(np.float32)

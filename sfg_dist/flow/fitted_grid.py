@@ -62,33 +62,21 @@ _DIGITS = 4
 
 @dataclass(frozen=True)
 class FittedGrid:
-    """A time grid, and the pilots' costs and errors on it as shares of those on the graded grid of as many steps.
+    """A time grid, and the pilots' costs and errors on it as shares of those on the graded grid of as many steps."""
 
-    Attributes:
-        points: lambda = log beta^2 from 0 (noise) down to log t_min (data), num_steps + 1 falling numbers.
-        is_graded: nothing better was found, and this is the graded grid.
-        cost: cost of a label.
-        center: geometric mean of the central errors, at most 1.
-        tail: geometric mean of the large errors.
-    """
-
+    # lambda = log beta^2 from 0 (noise) down to log t_min (data), num_steps + 1 falling numbers
     points: tuple[float, ...]
-    is_graded: bool
-    cost: float = 1.0
-    center: float = 1.0
-    tail: float = 1.0
+    is_graded: bool  # nothing better was found, and this is the graded grid
+    cost: float = 1.0  # cost of a label
+    center: float = 1.0  # geometric mean of the central errors, at most 1
+    tail: float = 1.0  # geometric mean of the large errors
 
 
 def fit_grid(solve: Solve, exact: NDArray[np.floating], *, schedule: Schedule, num_steps: int) -> FittedGrid:
     """The grid of ``num_steps`` steps with the lowest cost at equal error; see the module's docstring.
 
-    ``solve`` is called 22 times at most. The result is deterministic if ``solve`` is. Inner points have 4 digits.
-
-    Args:
-        solve: takes the pilot rows along a grid.
-        exact: end points of the pilot rows from a much finer grid, shape (num_rows, dim).
-        schedule: where the flow ends.
-        num_steps: steps of the grid.
+    ``solve`` takes the pilot rows along a grid, 22 times at most; the result is deterministic if it is. ``exact`` are
+    the rows' end points from a much finer grid, shape (num_rows, dim). Inner points have 4 digits.
 
     Raises:
         ValueError: num_steps is not positive.

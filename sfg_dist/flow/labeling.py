@@ -37,22 +37,15 @@ _LEAST_EXACT_EVALUATIONS = 32  # of the pilots' own exact labels
 
 @dataclass
 class Effort:
-    """What making labels took; the functions that make them add to it.
+    """What making labels took; the functions that make them add to it."""
 
-    Attributes:
-        rows: rows integrated, those that fill up a batch included.
-        evaluations: evaluations of the posterior mean, summed over rows.
-        pairs: pairs of a latent and a reference that were summed one by one.
-        bound: the largest certified bound of |m - m_exact| at any evaluation, in the reference's units; 0 where every
-            row was summed.
-        exceeded: rows whose step control used up its evaluations.
-    """
-
-    rows: int = 0
-    evaluations: int = 0
-    pairs: int = 0
+    rows: int = 0  # rows integrated, those that fill up a batch included
+    evaluations: int = 0  # evaluations of the posterior mean, summed over rows
+    pairs: int = 0  # pairs of a latent and a reference that were summed one by one
+    # the largest certified bound of |m - m_exact| at any evaluation, in the reference's units; 0 where every row was
+    # summed
     bound: float = 0.0
-    exceeded: int = 0
+    exceeded: int = 0  # rows whose step control used up its evaluations
 
 
 def label_latents(
@@ -190,23 +183,14 @@ def label_batch(
 
 
 def fit_time_grid(
-    reference: PreparedReference,
-    flow: Flow,
-    *,
-    backend: Backend = "auto",
-    tolerance: float = DEFAULT_TOLERANCE,
+    reference: PreparedReference, flow: Flow, *, backend: Backend = "auto", tolerance: float = DEFAULT_TOLERANCE
 ) -> FittedGrid:
     """The time grid fitted to a reference, at the cost of about 4600 labels; kept with it for the next call.
 
     The pilots are N(0, I) draws for "decode", draws of the blurred reference for "encode", by a fixed seed. Their exact
     labels are those of "exp_abm4" with twice the evaluations. The cost of an evaluation is the number of pairs that it
-    sums one by one and a constant: counted, not timed, so one machine always gives the same grid.
-
-    Args:
-        reference: the prepared reference set.
-        flow: the settings; their time grid is ignored.
-        backend: how the posterior mean is computed; see ``posterior_moments``.
-        tolerance: certified bound of the posterior mean's error, as the labels will have it.
+    sums one by one and a constant: counted, not timed, so one machine always gives the same grid. The time grid of
+    ``flow`` is ignored; ``backend`` and ``tolerance`` are those of the labels, see ``posterior_moments``.
 
     Raises:
         ValueError: a setting does not fit, or each row would choose its own steps.

@@ -34,13 +34,10 @@ class Multistep:
 
     A corrector repeats each step once m is known at its end: predict, evaluate, correct (PEC). m is not evaluated again
     at the corrected state, so the corrector costs nothing.
-
-    Attributes:
-        predictor: number of evaluations that the Adams-Bashforth polynomial of m goes through.
-        corrector: the same of the Adams-Moulton polynomial, the one at the step's end included; 0 for no corrector.
     """
 
-    predictor: int
+    predictor: int  # number of evaluations that the Adams-Bashforth polynomial of m goes through
+    # the same of the Adams-Moulton polynomial, the one at the step's end included; 0 for no corrector
     corrector: int = 0
 
     @property
@@ -61,22 +58,13 @@ MULTISTEP = {
 
 
 def multistep_trajectory(
-    mean_at: Callable[[float, Tensor], Tensor],
-    z: Tensor,
-    schedule: Schedule,
-    method: Multistep,
-    grid: Sequence[float],
+    mean_at: Callable[[float, Tensor], Tensor], z: Tensor, schedule: Schedule, method: Multistep, grid: Sequence[float]
 ) -> Iterator[tuple[float, Tensor]]:
-    """(lambda, state) at every grid point, the start included.
+    """(lambda, state) at every grid point, from the states ``z`` at ``grid[0]`` on, shape (num_rows, dim).
 
     Inner states are corrected ones. The last step has no evaluation at its end, so the last state is a prediction.
-
-    Args:
-        mean_at: (lambda, state) -> posterior mean, called once a step, at the step's start.
-        z: states at ``grid[0]``, shape (num_rows, dim).
-        schedule: alpha and beta.
-        method: how many evaluations the polynomials go through.
-        grid: lambda = log beta^2, monotone either way.
+    ``mean_at``: (lambda, state) -> posterior mean is called once a step, at the step's start. The grid is of lambda =
+    log beta^2, monotone either way.
 
     References:
         Hochbruck, Ostermann 2011, Exponential multistep methods of Adams-type, BIT 51; Zhao et al. 2023, UniPC,

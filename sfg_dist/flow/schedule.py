@@ -29,9 +29,6 @@ class Schedule:
     "linear" is the schedule of the paper; "linear_floor" is the one in its authors' published code (f = 0.01), whose
     final blur is beta = sqrt(f) and whose law at t = 1 is not exactly N(0, I), because alpha is f there.
 
-    Attributes:
-        name: "linear" or "linear_floor".
-        t_min: where the flow ends, 0 < t_min < 1; the floor f of the final variance for "linear_floor".
 
     References:
         Liu et al. 2024, Diffusion-Model-Assisted Supervised Learning of Generative Models for Density Estimation,
@@ -42,8 +39,8 @@ class Schedule:
         (0.75, 0.01)
     """
 
-    name: ScheduleName = "linear"
-    t_min: float = 1e-4
+    name: ScheduleName = "linear"  # "linear" or "linear_floor"
+    t_min: float = 1e-4  # where the flow ends, 0 < t_min < 1; the floor f of the final variance for "linear_floor"
 
     def __post_init__(self) -> None:
         if self.name not in SCHEDULE_NAMES:

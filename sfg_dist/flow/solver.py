@@ -43,26 +43,17 @@ where rows stand at different times (``integrate_adaptive``)."""
 
 @dataclass(frozen=True)
 class Tableau:
-    """An explicit Runge-Kutta method: y_{k+1} = y_k + h sum_i b_i K_i,  K_i = f(s + c_i h, y_k + h sum_j a_ij K_j).
+    """An explicit Runge-Kutta method: y_{k+1} = y_k + h sum_i b_i K_i,  K_i = f(s + c_i h, y_k + h sum_j a_ij K_j)."""
 
-    Attributes:
-        order: classical order of convergence.
-        a: rows of the strictly lower triangular matrix, the first one empty.
-        b: weights of the stages.
-        c: nodes of the stages, as fractions of the step.
-        b_embedded: weights of a second method on the same stages, whose distance from ``b`` estimates the error of a
-            step; empty where there is none.
-        embedded_order: order of that method; 0 where there is none.
-        is_fsal: the last stage is the first one of the next step, so a step costs one evaluation less.
-    """
-
-    order: int
-    a: tuple[tuple[float, ...], ...]
-    b: tuple[float, ...]
-    c: tuple[float, ...]
+    order: int  # classical order of convergence
+    a: tuple[tuple[float, ...], ...]  # rows of the strictly lower triangular matrix, the first one empty
+    b: tuple[float, ...]  # weights of the stages
+    c: tuple[float, ...]  # nodes of the stages, as fractions of the step
+    # weights of a second method on the same stages, whose distance from ``b`` estimates the error of a step; empty
+    # where there is none
     b_embedded: tuple[float, ...] = ()
-    embedded_order: int = 0
-    is_fsal: bool = False
+    embedded_order: int = 0  # order of that method; 0 where there is none
+    is_fsal: bool = False  # the last stage is the first one of the next step, so a step costs one evaluation less
 
     @property
     def num_stages(self) -> int:
@@ -83,16 +74,10 @@ TABLEAUX = {
     "ralston3": Tableau(3, ((), (1 / 2,), (0.0, 3 / 4)), (2 / 9, 1 / 3, 4 / 9), (0.0, 1 / 2, 3 / 4)),
     "kutta3": Tableau(3, ((), (1 / 2,), (-1.0, 2.0)), (1 / 6, 2 / 3, 1 / 6), (0.0, 1 / 2, 1.0)),
     "rk4": Tableau(
-        4,
-        ((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)),
-        (1 / 6, 1 / 3, 1 / 3, 1 / 6),
-        (0.0, 1 / 2, 1 / 2, 1.0),
+        4, ((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6), (0.0, 1 / 2, 1 / 2, 1.0)
     ),
     "rk38": Tableau(
-        4,
-        ((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)),
-        (1 / 8, 3 / 8, 3 / 8, 1 / 8),
-        (0.0, 1 / 3, 2 / 3, 1.0),
+        4, ((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), (1 / 8, 3 / 8, 3 / 8, 1 / 8), (0.0, 1 / 3, 2 / 3, 1.0)
     ),
     # Bogacki, Shampine 1989, A 3(2) pair of Runge-Kutta formulas, Appl. Math. Lett. 2.
     "bs32": Tableau(
@@ -133,14 +118,7 @@ TABLEAUX = {
             (2.8971530571054935, -6.359448489975075, 4.3622954328695815),
             (5.325864828439257, -11.748883564062828, 7.4955393428898365, -0.09249506636175525),
             (5.86145544294642, -12.92096931784711, 8.159367898576159, -0.071584973281401, -0.028269050394068383),
-            (
-                0.09646076681806523,
-                0.01,
-                0.4798896504144996,
-                1.379008574103742,
-                -3.290069515436081,
-                2.324710524099774,
-            ),
+            (0.09646076681806523, 0.01, 0.4798896504144996, 1.379008574103742, -3.290069515436081, 2.324710524099774),
         ),
         (0.09646076681806523, 0.01, 0.4798896504144996, 1.379008574103742, -3.290069515436081, 2.324710524099774, 0.0),
         (0.0, 0.161, 0.327, 0.9, 0.9800255409045097, 1.0, 1.0),
@@ -194,26 +172,21 @@ def graded_grid(schedule: Schedule, steps: int, power: float = GRADING) -> list[
 class Flow:
     """How the probability-flow ODE is solved.
 
-    Attributes:
-        schedule: alpha and beta, and where the flow ends.
-        solver: a key of TABLEAUX or of MULTISTEP.
-        num_evaluations: evaluations of the posterior mean, a whole number of steps; see ``num_steps``.
-        time_grid: "graded"; "uniform", equal steps in t as published; or a list of log beta^2 from 0 to log t_min, one
-            more than there are steps. Runge-Kutta methods integrate in t on "uniform", else in log beta^2. Multistep
-            methods integrate in their own variable on the points of any grid.
-        direction: "decode" from noise to data, "encode" from data to noise.
-        solver_tolerance: with it each row chooses its own steps and neither num_evaluations nor time_grid counts; see
-            ``integrate_adaptive``.
 
     Raises:
         ValueError: the direction is unknown. The other settings are checked where they are used.
     """
 
-    schedule: Schedule
-    solver: str = "exp_abm4"
-    num_evaluations: int = 22
+    schedule: Schedule  # alpha and beta, and where the flow ends
+    solver: str = "exp_abm4"  # a key of TABLEAUX or of MULTISTEP
+    num_evaluations: int = 22  # evaluations of the posterior mean, a whole number of steps; see ``num_steps``
+    # "graded"; "uniform", equal steps in t as published; or a list of log beta^2 from 0 to log t_min, one more than
+    # there are steps. Runge-Kutta methods integrate in t on "uniform", else in log beta^2. Multistep methods integrate
+    # in their own variable on the points of any grid.
     time_grid: TimeGrid = "graded"
-    direction: Direction = "decode"
+    direction: Direction = "decode"  # "decode" from noise to data, "encode" from data to noise
+    # with it each row chooses its own steps and neither num_evaluations nor time_grid counts; see
+    # ``integrate_adaptive``
     solver_tolerance: float | None = None
 
     def __post_init__(self) -> None:
@@ -257,12 +230,10 @@ def _checked(schedule: Schedule, steps: int, points: Sequence[float]) -> list[fl
 
 
 def integrate(denoiser: Denoiser, z: Tensor, flow: Flow) -> Tensor:
-    """The state at the other end of the flow, by the steps of its fixed grid.
+    """The state at the other end of the flow, by the steps of its fixed grid, shape of ``z``.
 
-    Args:
-        denoiser: gives the posterior mean at (z_t, alpha, beta_sq).
-        z: states at t = 1 for "decode", at the data end for "encode", shape (num_rows, dim).
-        flow: the settings.
+    ``denoiser`` gives the posterior mean at (z_t, alpha, beta_sq). The states ``z`` are those at t = 1 for "decode", at
+    the data end for "encode", shape (num_rows, dim).
     """
     ((_, end),) = deque(trajectory(denoiser, z, flow), maxlen=1)
     return end

@@ -157,21 +157,11 @@ def warn_of_uneven(spreads: Tensor | None, stacklevel: int) -> None:
 
 
 def check_blur(
-    spreads: Tensor,
-    sigma_data: float,
-    schedule: Schedule,
-    *,
-    remedy: str = _REMEDY,
-    names: Sequence[str] | None = None,
+    spreads: Tensor, sigma_data: float, schedule: Schedule, *, remedy: str = _REMEDY, names: Sequence[str] | None = None
 ) -> None:
-    """Refuse labels of uneven columns whose blur would hide the smallest of them.
+    """Refuse labels of uneven columns, of spreads (dim,), whose blur would hide the smallest of them.
 
-    Args:
-        spreads: of the columns, shape (dim,).
-        sigma_data: the unit of the flow.
-        schedule: where the flow ends.
-        remedy: what the message says to do.
-        names: of the columns; their numbers if None.
+    ``remedy`` is what the message says to do, and ``names`` are those of the columns; their numbers if None.
 
     Raises:
         ValueError: the blur is larger than BLURRED times a column's spread; the message names a t_min that would do.

@@ -7,6 +7,6 @@ minds its walltime. This room imports neither torch nor ray, and only the job ro
 
 from sfg_dist.launch.profile import Profile, load_profile
 from sfg_dist.launch.send import submit
-from sfg_dist.launch.submission import Order, Submission
+from sfg_dist.launch.submission import Order
 
-__all__ = ["Order", "Profile", "Submission", "load_profile", "submit"]
+__all__ = ["Order", "Profile", "load_profile", "submit"]

@@ -44,58 +44,41 @@ class Container(_Section):
 
 
 class Setup(_Section):
-    """What a node needs before Python starts.
+    """What a node needs before Python starts."""
 
-    Attributes:
-        modules: loaded with ``module load``, in order.
-        environment: variables of every process.
-        commands: lines of shell, run as they stand.
-        python: an interpreter that has the package, on every node or in the container. The default is that of ``sfg``,
-            or "python" in a container.
-        host_python: the host's Python, 3.9 or newer, which starts Ray in a container.
-        scratch: a local directory of every node for Ray's sessions, with a short path. Default /tmp.
-        dir: where submissions are kept; all nodes share it.
-    """
-
-    modules: list[str] = []
-    environment: dict[Variable, str] = {}
-    commands: list[str] = []
+    modules: list[str] = []  # loaded with ``module load``, in order
+    environment: dict[Variable, str] = {}  # variables of every process
+    commands: list[str] = []  # lines of shell, run as they stand
+    # an interpreter that has the package, on every node or in the container. The default is that of ``sfg``, or
+    # "python" in a container.
     python: str | None = None
-    host_python: str = "python3"
-    scratch: str | None = None
-    dir: str = "runs/submissions"
+    host_python: str = "python3"  # the host's Python, 3.9 or newer, which starts Ray in a container
+    scratch: str | None = None  # a local directory of every node for Ray's sessions, with a short path. Default /tmp.
+    dir: str = "runs/submissions"  # where submissions are kept; all nodes share it
     container: Container | None = None
 
 
 class SlurmProfile(_Section):
-    """What is asked of Slurm.
-
-    Attributes:
-        nodes, cpus_per_node, gpus_per_node, gpu_type, memory_per_node: the size; whole nodes where cpus_per_node is
-            None; memory as Slurm writes it, "64G".
-        walltime: "30", "1:30:00" or "2-12:00:00", as Slurm reads it.
-        partition, account, qos, constraint, reservation: where, and for whom.
-        signal_before_s: Slurm's notice before the walltime, 40 to 65535; shards at work may use all of it but the last
-            minute.
-        max_requeues: how often a job that met its walltime goes on; it stops earlier after two attempts in a row
-            without progress.
-        options: more words for sbatch, such as "--mail-type=END".
-    """
+    """What is asked of Slurm."""
 
     nodes: PositiveInt = 1
-    cpus_per_node: PositiveInt | None = None
+    cpus_per_node: PositiveInt | None = None  # None takes whole nodes
     gpus_per_node: Count = 0
     gpu_type: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$"), MustBe("one word, such as a100")] | None = None
+    # as Slurm writes it, "64G"
     memory_per_node: Annotated[str, Field(pattern=r"^[0-9]{1,15}[KMGT]?$"), MustBe(MEMORY)] | None = None
+    # "30", "1:30:00" or "2-12:00:00", as Slurm reads it
     walltime: Annotated[str, Field(pattern=WALLTIME), MustBe(WALLTIME_WORDS)] = "1:00:00"
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
     reservation: str | None = None
+    # Slurm's notice before the walltime, 40 to 65535; shards at work may use all of it but the last minute
     signal_before_s: Annotated[int, Strict(), BeforeValidator(integral), Field(ge=40, le=65_535)] = 180
+    # how often a job that met its walltime goes on; it stops earlier after two attempts in a row without progress
     max_requeues: Count = 100
-    options: list[str] = []
+    options: list[str] = []  # more words for sbatch, such as "--mail-type=END"
 
     @field_validator("options")
     @classmethod
@@ -129,66 +112,42 @@ class Toleration(_Section):
 
 
 class KubeRayProfile(_Section):
-    """What is asked of Kubernetes.
+    """What is asked of Kubernetes."""
 
-    Attributes:
-        namespace: of all objects.
-        image: holds the package; see cluster/Dockerfile.
-        ray_version: of that image.
-        workers, min_workers: pods; fewer than ``workers`` where autoscaling may take some away.
-        autoscaling: whether KubeRay adds and removes workers.
-        cpus, memory, gpus: of a worker pod.
-        head_cpus, head_memory: of the head's.
-        gpu_resource: the name of a GPU among the node's resources.
-        queue: of Kueue; None for none.
-        service_account, node_selector, tolerations, volumes: as in a pod's specification.
-        environment: variables of every pod.
-        secrets: names of Kubernetes secrets whose keys become variables.
-        backoff_limit: attempts after the first one; they may overlap with it.
-        deadline_s: of the whole job.
-        ttl_s: how long the cluster of an ended job is kept, with its GPUs.
-        fs_group: the group that owns volumes; 1000 is that of the image's user.
-        kubectl: the command.
-    """
-
-    namespace: str = "default"
-    image: str = "sfg-dist:latest"
-    ray_version: str = "2.60.0"
-    workers: PositiveInt = 1
+    namespace: str = "default"  # of all objects
+    image: str = "sfg-dist:latest"  # holds the package; see cluster/Dockerfile
+    ray_version: str = "2.60.0"  # of that image
+    workers: PositiveInt = 1  # pods
     min_workers: Count | None = None
-    autoscaling: bool = False
-    cpus: PositiveInt = 4
+    autoscaling: bool = False  # whether KubeRay adds and removes workers
+    cpus: PositiveInt = 4  # of a worker pod, as the next two
     memory: Annotated[str, Field(pattern=QUANTITY), MustBe(QUANTITY_WORDS)] = "16Gi"
     gpus: Count = 0
-    head_cpus: PositiveInt = 2
+    head_cpus: PositiveInt = 2  # of the head's pod
     head_memory: Annotated[str, Field(pattern=QUANTITY), MustBe(QUANTITY_WORDS)] = "8Gi"
-    gpu_resource: str = "nvidia.com/gpu"
-    queue: str | None = None
+    gpu_resource: str = "nvidia.com/gpu"  # the name of a GPU among the node's resources
+    queue: str | None = None  # of Kueue; None for none
+    # the next four as in a pod's specification
     service_account: str | None = None
     node_selector: dict[str, str] = {}
     tolerations: list[Toleration] = []
     volumes: list[Volume] = []
-    environment: dict[Variable, str] = {}
-    secrets: list[str] = []
-    backoff_limit: Count = 3
-    deadline_s: PositiveInt | None = None
-    ttl_s: Count = 0
-    fs_group: Count | None = 1000
-    kubectl: str = "kubectl"
+    environment: dict[Variable, str] = {}  # variables of every pod
+    secrets: list[str] = []  # names of Kubernetes secrets whose keys become variables
+    backoff_limit: Count = 3  # attempts after the first one; they may overlap with it
+    deadline_s: PositiveInt | None = None  # of the whole job
+    ttl_s: Count = 0  # how long the cluster of an ended job is kept, with its GPUs
+    fs_group: Count | None = 1000  # the group that owns volumes; 1000 is that of the image's user
+    kubectl: str = "kubectl"  # the command
 
 
 class RayProfile(_Section):
-    """A Ray cluster that runs already.
+    """A Ray cluster that runs already."""
 
-    Attributes:
-        address: of its dashboard, "http://127.0.0.1:8265".
-        sfg: the command on the cluster's nodes.
-        environment: variables of the job.
-    """
-
+    # of its dashboard, "http://127.0.0.1:8265"
     address: Annotated[str, AfterValidator(require_no_secrets)] | None = None
-    sfg: str = "sfg"
-    environment: dict[Variable, str] = {}
+    sfg: str = "sfg"  # the command on the cluster's nodes
+    environment: dict[Variable, str] = {}  # variables of the job
 
 
 class Profile(_Section):

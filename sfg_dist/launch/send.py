@@ -50,12 +50,7 @@ SCHEDULERS: dict[str, Scheduler] = {"slurm": slurm, "kuberay": kuberay, "ray": r
 
 
 def submit(order: Order, *, to: str, name: str) -> tuple[Submission, Rendered, Callable[[], Submission]]:
-    """Render a submission; the third result sends it.
-
-    Args:
-        order: what is wanted.
-        to: "slurm", "kuberay" or "ray".
-        name: shown by the scheduler.
+    """Render a submission to "slurm", "kuberay" or "ray", which shows it by this name; the third result sends it.
 
     Raises:
         ConfigError: the scheduler cannot do what is asked.
@@ -79,11 +74,7 @@ def submit(order: Order, *, to: str, name: str) -> tuple[Submission, Rendered, C
 
 
 def _require_alone(submission: Submission) -> None:
-    """Refuse a second job at one output.dir: both would train into the same checkpoints.
-
-    Raises:
-        ConfigError: another submission writes there.
-    """
+    """Refuse a second job at one output.dir: both would train into the same checkpoints."""
     for one in known():
         if shared := set(submission.outputs) & set(one.outputs):
             state = state_of(one)

@@ -238,11 +238,7 @@ def status(submission: Submission) -> str:
 
 
 def _states(name: str) -> dict[int, str]:
-    """States of a job's tasks as far as Slurm still knows them; a job without an array is task 0.
-
-    Raises:
-        ClusterError: Slurm does not answer.
-    """
+    """States of a job's tasks as far as Slurm still knows them; a job without an array is task 0."""
     try:
         shown = run_command(["scontrol", "--oneliner", "show", "job", name], what="its state is unknown")
     except ClusterError as error:
@@ -291,10 +287,7 @@ def logs(submission: Submission) -> list[str]:
 def log_lines(submission: Submission, *, follow: bool, nodes: bool) -> Iterator[str]:
     """Lines of the log files as they come, behind the file's name where it changes.
 
-    Args:
-        submission: whose logs.
-        follow: go on until it is over.
-        nodes: also what Ray says on the nodes.
+    With ``follow`` they go on until the submission is over; with ``nodes`` they have what Ray says on the nodes too.
     """
     read: dict[str, int] = {}
     shown = ""

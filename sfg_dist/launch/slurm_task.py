@@ -69,12 +69,9 @@ def main(folder: Path) -> int:
 
 
 class SlurmTask:
-    """One attempt of one task of a submission.
+    """One attempt of one task of a submission, whose folder is on a file system that all nodes share.
 
-    Args:
-        folder: the submission's, on a file system that all nodes share.
-        task: task.json, as ``launch/slurm.py`` writes it.
-        environment: of the batch step.
+    The task is task.json, as ``launch/slurm.py`` writes it; the environment is that of the batch step.
     """
 
     def __init__(self, folder: Path, task: dict, environment: dict) -> None:

@@ -48,45 +48,27 @@ POLL_S = 2.0  # between two questions; SFG_POLL_S overrides it
 
 @dataclass(frozen=True)
 class Attempt:
-    """A line that an attempt of a task wrote about itself.
+    """A line that an attempt of a task wrote about itself."""
 
-    Attributes:
-        event: "started", "requeued", "ended" or "failed".
-        part: the scheduler's id of the part.
-        task: the number of the job within the part.
-        time: when, in seconds.
-        status: the exit status, behind "ended".
-    """
-
-    event: str = ""
-    part: str = ""
-    task: int = 0
-    time: float = 0.0
-    status: int | None = None
+    event: str = ""  # "started", "requeued", "ended" or "failed"
+    part: str = ""  # the scheduler's id of the part
+    task: int = 0  # the number of the job within the part
+    time: float = 0.0  # when, in seconds
+    status: int | None = None  # the exit status, behind "ended"
 
 
 @dataclass
 class Submission:
-    """Jobs that were sent together.
+    """Jobs that were sent together."""
 
-    Attributes:
-        id: this package's own.
-        to: "slurm", "kuberay" or "ray".
-        name: chosen by the user.
-        folder: see the module.
-        outputs: output.dir of each job.
-        scheduler_ids: the scheduler's own, one a part.
-        created: time, in ISO format.
-        options: what else the scheduler needs to be asked: an address, a namespace.
-    """
-
-    id: str
-    to: str
-    name: str
-    folder: str
-    outputs: list[str]
-    scheduler_ids: list[str] = field(default_factory=list)
-    created: str = ""
+    id: str  # this package's own
+    to: str  # "slurm", "kuberay" or "ray"
+    name: str  # chosen by the user
+    folder: str  # see the module
+    outputs: list[str]  # output.dir of each job
+    scheduler_ids: list[str] = field(default_factory=list)  # the scheduler's own, one a part
+    created: str = ""  # time, in ISO format
+    # what else the scheduler needs to be asked: an address, a namespace
     options: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -129,15 +111,10 @@ _ATTEMPT_KEYS = tuple(key.name for key in fields(Attempt))
 
 @dataclass(frozen=True)
 class Rendered:
-    """What would be sent.
+    """What would be sent."""
 
-    Attributes:
-        commands: to run on this machine in order, each a list of words.
-        files: contents by name within the submission's folder.
-    """
-
-    commands: list[list[str]]
-    files: dict[str, str]
+    commands: list[list[str]]  # to run on this machine in order, each a list of words
+    files: dict[str, str]  # contents by name within the submission's folder
 
     def text(self) -> str:
         """Every file, then every command, for the user to read."""
@@ -148,21 +125,13 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Order:
-    """What a scheduler is asked for.
+    """What a scheduler is asked for."""
 
-    Attributes:
-        jobs: one or more; several become an array where the scheduler has arrays.
-        profile: the site.
-        stages: commands of ``sfg`` to run in order, each with its options.
-        apart: whether each stage is a scheduler's job of its own that waits for the stage before.
-        after: the scheduler's ids of jobs that must have succeeded first.
-    """
-
-    jobs: Sequence[Job]
-    profile: Profile
-    stages: Sequence[str] = ("run",)
-    apart: bool = False
-    after: Sequence[str] = ()
+    jobs: Sequence[Job]  # one or more; several become an array where the scheduler has arrays
+    profile: Profile  # the site
+    stages: Sequence[str] = ("run",)  # commands of ``sfg`` to run in order, each with its options
+    apart: bool = False  # whether each stage is a scheduler's job of its own that waits for the stage before
+    after: Sequence[str] = ()  # the scheduler's ids of jobs that must have succeeded first
 
 
 def stage_words(stage: str, job: str) -> list[str]:

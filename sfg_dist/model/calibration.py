@@ -45,32 +45,20 @@ MIN_VARIANCE_SHARE = 1e-6
 
 @dataclass(frozen=True)
 class Calibration:
-    """Rounds of an affine map and a monotone map of each column, then maps of columns given others.
+    """Rounds of an affine map and a monotone map of each column, then maps of columns given others."""
 
-    Attributes:
-        centers: mean of the samples, shape (rounds, dim).
-        maps: linear maps T, shape (rounds, dim, dim).
-        shifts: mean of the reference, shape (rounds, dim).
-        knots: places of the column maps, ascending, shape (rounds, dim, num_knots).
-        values: their images, ascending, the same shape.
-        pairs: the maps after the rounds.
-    """
-
-    centers: NDArray[np.float64]
-    maps: NDArray[np.float64]
-    shifts: NDArray[np.float64]
-    knots: NDArray[np.float64]
-    values: NDArray[np.float64]
-    pairs: PairMaps = field(default_factory=PairMaps.none)
+    centers: NDArray[np.float64]  # mean of the samples, shape (rounds, dim)
+    maps: NDArray[np.float64]  # linear maps T, shape (rounds, dim, dim)
+    shifts: NDArray[np.float64]  # mean of the reference, shape (rounds, dim)
+    knots: NDArray[np.float64]  # places of the column maps, ascending, shape (rounds, dim, num_knots)
+    values: NDArray[np.float64]  # their images, ascending, the same shape
+    pairs: PairMaps = field(default_factory=PairMaps.none)  # the maps after the rounds
 
     @classmethod
     def fit(cls, network: MLP, reference: NDArray[np.float32], *, seed: int) -> Calibration:
-        """Fit to a network's own draws, which share no random numbers with samples or labels.
+        """Fit to a fitted network's own draws, which share no random numbers with samples or labels.
 
-        Args:
-            network: the fitted network.
-            reference: the training rows in the flow's coordinates, shape (num_reference, dim).
-            seed: of the draws.
+        ``reference`` has the training rows in the flow's coordinates, shape (num_reference, dim).
         """
         device = next(network.parameters()).device
         num_rows = NUM_FIT_ROWS + NUM_HELD_OUT_ROWS

@@ -40,16 +40,12 @@ class _Slot:
 
 
 class DeviceFeed:
-    """Moves batches to a device, one ahead of the one in use.
+    """Moves batches to a device, one ahead of the one in use; ``cuda`` is where streams and events come from.
 
     A slot's host buffer is filled again only when its last copy has ended (the host waits for the event ``copied``),
     and its device buffer only when the step that read it has ended (the copy stream waits for ``used``). The stream
     that computes waits for ``copied`` before the batch is handed out. So with two slots the copy of batch k + 1 runs
     while batch k is computed, and no buffer is written while anything still reads it.
-
-    Args:
-        device: where batches go.
-        cuda: where streams and events come from.
     """
 
     def __init__(self, device: torch.device, *, cuda: Any = torch.cuda) -> None:

@@ -17,10 +17,7 @@ BEST_FILES = (BEST_WEIGHTS_NAME, BEST_NAME)
 
 
 class EarlyStopping:
-    """Keeps the weights of the epoch with the lowest held-out loss.
-
-    Args:
-        patience: epochs without a lower loss after which the fit should end.
+    """Keeps the weights of the epoch with the lowest held-out loss; after ``patience`` epochs without one the fit ends.
 
     Attributes:
         epoch: the epoch of the lowest loss; 0 before the first.
@@ -56,10 +53,7 @@ class EarlyStopping:
     def load_files(self, files: Mapping[str, bytes], wanted: Mapping[str, Tensor], device: str = "cpu") -> None:
         """Go on from the files of a checkpoint, if they hold what ``state_files`` gave.
 
-        Args:
-            files: of a checkpoint.
-            wanted: weights of the network that is fitted.
-            device: where the best weights go.
+        ``wanted`` are the weights of the network that is fitted, and ``device`` is where the best ones go.
 
         Raises:
             TrainingError: the files are torn, or one of the two is missing.

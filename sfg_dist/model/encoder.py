@@ -18,12 +18,10 @@ INPUT_RADIUS = 8.0  # the columns of the data have spread 1 and lie within about
 
 
 class Encoder(nn.Module):
-    """A fully connected network from labels to latents, not one-to-one by construction.
+    """A fully connected network from labels to latents of ``dim`` columns, not one-to-one by construction.
 
-    Args:
-        dim: columns of a label and of a latent.
-        width: units of a hidden layer.
-        depth: layers of width x width behind the first; from the second on they add to what they are given.
+    ``depth`` is the number of layers of width x width behind the first; from the second on they add to what they are
+    given.
 
     Example:
         >>> encoder = Encoder(2, width=8, depth=1)
@@ -55,14 +53,9 @@ class Encoder(nn.Module):
         return latents
 
     def with_jacobian(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents and their derivatives by the labels.
+        """Latents of labels, both (num_rows, dim), and Jacobians d latent / d label, shape (num_rows, dim, dim).
 
-        Args:
-            labels: shape (num_rows, dim).
-
-        Returns:
-            Latents, shape (num_rows, dim), and Jacobians d latent / d label, shape (num_rows, dim, dim). Memory is
-            num_rows * dim * width numbers a layer.
+        Memory is num_rows * dim * width numbers a layer.
         """
         squashed = torch.tanh(labels / INPUT_RADIUS)
         hidden = self.first(INPUT_RADIUS * squashed)

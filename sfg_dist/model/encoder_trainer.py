@@ -77,60 +77,35 @@ Limits = list[float | None]
 
 @dataclass(frozen=True)
 class Tables:
-    """The rows that an encoder is fitted to, float32.
+    """The rows that an encoder is fitted to, float32."""
 
-    Attributes:
-        reference: rows of the data, shape (num_reference, dim).
-        latents, labels: of the pairs, shape (num_pairs, dim) each.
-        validation: rows that nothing else is fitted to, shape (num_validation, dim), at least 1; they choose among the
-            averages.
-    """
-
-    reference: NDArray[np.float32]
-    latents: NDArray[np.float32]
+    reference: NDArray[np.float32]  # rows of the data, shape (num_reference, dim)
+    latents: NDArray[np.float32]  # of the pairs, shape (num_pairs, dim)
     labels: NDArray[np.float32]
+    # rows that nothing else is fitted to, shape (num_validation, dim), at least 1; they choose among the averages
     validation: NDArray[np.float32]
 
 
 @dataclass
 class EncoderProgress:
-    """How far the fit of an encoder is.
+    """How far the fit of an encoder is."""
 
-    Attributes:
-        step: steps done.
-        elapsed_s: training time spent, over all attempts.
-        best: validation log-likelihood of the best weights so far, nats, less the log of their mass.
-        history: one entry a check.
-        ended_by: the limits by which it has run to its end; None while it has not.
-        mass: of the best weights, once they are final.
-    """
-
-    step: int = 0
-    elapsed_s: float = 0.0
-    best: float = FAR_BEHIND
-    history: list[dict[str, float]] = field(default_factory=list)
-    ended_by: Limits | None = None
-    mass: Mass | None = None
+    step: int = 0  # steps done
+    elapsed_s: float = 0.0  # training time spent, over all attempts
+    best: float = FAR_BEHIND  # validation log-likelihood of the best weights so far, nats, less the log of their mass
+    history: list[dict[str, float]] = field(default_factory=list)  # one entry a check
+    ended_by: Limits | None = None  # the limits by which it has run to its end; None while it has not
+    mass: Mass | None = None  # of the best weights, once they are final
 
 
 class EncoderTrainer:
-    """An encoder, its optimiser, the running average of its weights, and the best average so far.
+    """An encoder on its device, its optimiser, the running average of its weights, and the best average so far.
 
-    Args:
-        encoder: on its device.
-        tables: the rows that it is fitted to.
-        seed: of all draws.
-        bfloat16: whether the Jacobian's products are in bfloat16; None takes it where the device has units for it.
+    ``tables`` are the rows that it is fitted to. ``bfloat16`` says whether the Jacobian's products are in it; None
+    takes it where the device has units for it.
     """
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        tables: Tables,
-        *,
-        seed: int,
-        bfloat16: bool | None = None,
-    ) -> None:
+    def __init__(self, encoder: Encoder, tables: Tables, *, seed: int, bfloat16: bool | None = None) -> None:
         self.encoder = encoder
         self.device = next(encoder.parameters()).device
         self.bfloat16 = has_bfloat16(self.device) if bfloat16 is None else bfloat16
@@ -333,10 +308,7 @@ def _bounded_exp(log_weights: Tensor) -> Tensor:
 def load_finished(encoder: Encoder, content: bytes, identity: Identity, limits: Limits) -> Mass | None:
     """Give an encoder the best weights of a checkpoint whose fit is over; their mass, or None where it is not over.
 
-    Args:
-        encoder: of the checkpoint's size.
-        content: as ``EncoderTrainer.state`` made it.
-        identity, limits: of the fit.
+    ``content`` is as ``EncoderTrainer.state`` made it, of an encoder of this size, identity and limits.
     """
     try:
         tensors = read_tensors(content, "encoder")

@@ -34,23 +34,16 @@ _FAR = 1.5  # every fourth checked latent is stretched, to reach the tails
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far an exported graph is from its generator, on rows of its own.
+    """How far an exported graph is from its generator, on rows of its own."""
 
-    Attributes:
-        rows: rows compared.
-        raw_labels_max: largest difference of the network's output, over max(1, its size), in the flow's coordinates;
-            at most 1e-5.
-        values_max: largest difference of a value in the user's units, over the spread of its column plus its own size,
-            in columns without a step. Where a column's map is steep it enlarges a difference of labels.
-        values_within: share of these that are at most 1e-5.
-        cells_differing: values in another cell of their column's grid, or equal to a repeated value in one of the two
-            alone, over all rows.
-    """
-
-    rows: int
+    rows: int  # rows compared
+    # largest difference of the network's output, over max(1, its size), in the flow's coordinates; at most 1e-5
     raw_labels_max: float
+    # largest difference of a value in the user's units, over the spread of its column plus its own size, in columns
+    # without a step. Where a column's map is steep it enlarges a difference of labels.
     values_max: float
-    values_within: float
+    values_within: float  # share of these that are at most 1e-5
+    # values in another cell of their column's grid, or equal to a repeated value in one of the two alone, over all rows
     cells_differing: int
 
     def to_dict(self) -> dict[str, float]:

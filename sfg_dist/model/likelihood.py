@@ -53,28 +53,19 @@ def normal_log_density(latents: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Proposal:
-    """A mixture of multivariate t distributions, which is drawn from and evaluated exactly.
+    """A mixture of multivariate t distributions, which is drawn from and evaluated exactly."""
 
-    Attributes:
-        weights: shape (num_components,), summing to 1.
-        means: shape (num_components, dim).
-        factors: lower triangular factors of the scale matrices, shape (num_components, dim, dim).
-        degrees_of_freedom: of the tails; > 0.
-    """
-
-    weights: Tensor
-    means: Tensor
-    factors: Tensor
-    degrees_of_freedom: float = DEGREES_OF_FREEDOM
+    weights: Tensor  # shape (num_components,), summing to 1
+    means: Tensor  # shape (num_components, dim)
+    factors: Tensor  # lower triangular factors of the scale matrices, shape (num_components, dim, dim)
+    degrees_of_freedom: float = DEGREES_OF_FREEDOM  # of the tails; > 0
 
     @classmethod
     def fit(cls, rows: NDArray[np.float32], *, seed: int, num_components: int = NUM_COMPONENTS) -> Proposal:
         """A Gaussian mixture, fitted by expectation and maximisation, whose tails are then made heavy.
 
-        Args:
-            rows: the data in the flow's coordinates, shape (num_rows, dim), at least 2.
-            seed: of the choice of rows, and of the start.
-            num_components: the most; fewer where there are not 10 rows for each component and column.
+        The rows are in the flow's coordinates, shape (num_rows, dim), 2 at least. There are ``num_components`` at most;
+        fewer where there are not 10 rows for each component and column.
         """
         generator = np.random.default_rng(seed)
         chosen = rows[generator.permutation(len(rows))[:NUM_FIT_ROWS]]
@@ -144,20 +135,14 @@ MASS_FIELDS = {**dict.fromkeys(("value", "standard_error", "plain", "plain_error
 
 @dataclass(frozen=True)
 class Mass:
-    """The integral of an encoder's density over all rows, 1 for a one-to-one map.
+    """The integral of an encoder's density over all rows, 1 for a one-to-one map."""
 
-    Attributes:
-        value: the estimate, > 0.
-        standard_error: of the value, from the spread of the importance weights.
-        plain, plain_error: the estimate without the degree. Where it is far from value, the proposal misses a part.
-        num_rows: rows of the proposal that were drawn.
-    """
-
-    value: float
-    standard_error: float
+    value: float  # the estimate, > 0
+    standard_error: float  # of the value, from the spread of the importance weights
+    # the estimate without the degree, and its error. Where it is far from value, the proposal misses a part.
     plain: float
     plain_error: float
-    num_rows: int
+    num_rows: int  # rows of the proposal that were drawn
 
     @property
     def is_established(self) -> bool:
@@ -176,14 +161,10 @@ def estimate_mass(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Mass:
-    """Integral of N(E(x)) |det J(x)| over all x, by importance sampling.
+    """Integral of N(E(x)) |det J(x)| over all x, by importance sampling of ``num_rows`` >= 2 rows.
 
-    Args:
-        encode: the map, on ``device``.
-        proposal: covers the places that the map takes to the bulk of N(0, I).
-        degree: of the map where it is known, 1 or -1; None takes the plain estimate.
-        num_rows: rows to draw, >= 2.
-        batch_rows: rows that are mapped at once.
+    The proposal covers the places that the map ``encode`` takes to the bulk of N(0, I). ``degree`` is the map's where
+    it is known, 1 or -1; None takes the plain estimate.
 
     References:
         Outerelo, Ruiz 2009, Mapping Degree Theory, chapter IV (the degree counts preimages with their signs).

@@ -176,11 +176,7 @@ def _add_between(table: Value, index: Value, share: Value) -> Value:
 def add_inverse(graph: Graph, transform: Transform, columns: NDArray[np.intp], flow_rows: Value) -> Value:
     """Some columns of ``Transform.inverse``: from the flow's rows, float64, to the user's values.
 
-    Args:
-        graph: gets the nodes.
-        transform: the map.
-        columns: which flow columns ``flow_rows`` has, ascending.
-        flow_rows: shape (num_rows, len(columns)).
+    ``columns`` says which flow columns, ascending, ``flow_rows`` of shape (num_rows, len(columns)) has.
     """
     low, high = transform.bounds[columns].T
     if transform.curves:
@@ -301,15 +297,11 @@ def add_curves(
     bounded: bool = False,
     at_knots: Sequence[_Array] | None = None,
 ) -> Value:
-    """One polyline a column, whose first and last piece go on for ever.
+    """One polyline a column, whose first and last piece go on for ever, at places float64, shape (num_rows, columns).
 
-    Args:
-        graph: gets the nodes.
-        knots: ascending, one array a column.
-        heights: of the same lengths.
-        places: float64, shape (num_rows, number of columns).
-        bounded: a place never goes over the height of the knot after it, as in ``Curve``.
-        at_knots: heights at the knots themselves, where some are equal that of the last one; default ``heights``.
+    ``knots``, ascending, and ``heights`` are one array a column each. If ``bounded``, a place never goes over the
+    height of the knot after it, as in ``Curve``. ``at_knots`` are the heights at the knots themselves, where some are
+    equal that of the last one; ``heights`` by default.
     """
     size = 2
     while size <= max(map(len, knots)):

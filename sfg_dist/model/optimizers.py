@@ -34,13 +34,10 @@ STEP_SIZE = 0.2  # root mean square of a step, as AdamW's
 def make_optimizers(
     model: nn.Module, name: OptimizerName, *, learning_rate: float, weight_decay: float
 ) -> list[torch.optim.Optimizer]:
-    """The optimisers that together hold every weight of the model once.
+    """The optimisers, "muon" or "adamw", that together hold every weight of the model once.
 
-    Args:
-        model: the network; Muon takes the matrices of its part ``hidden`` but for the first, which reads the input.
-        name: "muon" or "adamw".
-        learning_rate: of all of them.
-        weight_decay: decoupled from the gradient, of all of them.
+    Muon takes the matrices of the model's part ``hidden`` but for the first, which reads the input. ``weight_decay`` is
+    decoupled from the gradient.
     """
     named = dict(model.named_parameters()) if name == "muon" else {}
     inner = [key for key, p in named.items() if key.startswith("hidden.") and p.ndim == 2]
@@ -53,14 +50,7 @@ def make_optimizers(
 def split_optimizers(
     model: nn.Module, matrices: Sequence[Tensor], *, learning_rate: float, inner_rate: float, weight_decay: float
 ) -> list[torch.optim.Optimizer]:
-    """AdamW for a model's weights, but Muon for some matrices of it, if any.
-
-    Args:
-        model: the network.
-        matrices: parameters of it.
-        learning_rate, inner_rate: of AdamW and of Muon.
-        weight_decay: of both.
-    """
+    """AdamW for a model's weights, but Muon for some matrices of it, if any, with ``inner_rate``."""
     chosen = {id(parameter) for parameter in matrices}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
     optimizers: list[torch.optim.Optimizer] = [
@@ -74,25 +64,14 @@ def split_optimizers(
 def update_average(average: Sequence[Tensor], weights: Sequence[Tensor], *, step: int, decay: float) -> None:
     """Move the exponential moving average of weights by one step, in place.
 
-    Args:
-        average: the average so far.
-        weights: those of now.
-        step: steps done; in the first ones the average is shorter.
-        decay: of the average; 0 keeps none, so that it is the weights of now.
+    In the first ``step`` steps the average is shorter. A ``decay`` of 0 keeps none, so that it is the weights of now.
     """
     decay = min(decay, (1 + step) / (10 + step)) if decay else 0.0
     get_ema_multi_avg_fn(decay)(tuple(average), tuple(weights), step)
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum made orthogonal.
-
-    Args:
-        params: matrices.
-        lr: learning rate, on AdamW's scale.
-        weight_decay: decoupled from the gradient.
-        momentum: of the running mean of gradients, with Nesterov's look ahead.
-    """
+    """Momentum of matrices made orthogonal, with Nesterov's look ahead; ``lr`` is on AdamW's scale."""
 
     def __init__(self, params: Any, *, lr: float, weight_decay: float, momentum: float = 0.95) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
@@ -129,13 +108,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """About U V' of each matrix U S V', by Newton and Schulz's iteration.
+    """About U V' of each matrix U S V', shape (num_matrices, num_rows, num_columns), by Newton and Schulz's iteration.
 
-    Args:
-        matrices: shape (num_matrices, num_rows, num_columns).
-
-    Returns:
-        The same shape, float32; singular values lie between about 0.7 and 1.2, but for those that were tiny.
+    The result is float32; its singular values lie between about 0.7 and 1.2, but for those that were tiny.
     """
     is_tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if is_tall else matrices

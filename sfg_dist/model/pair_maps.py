@@ -61,22 +61,14 @@ _Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class PairMaps:
-    """A composition of maps, each of one column given another.
+    """A composition of maps, each of one column given another."""
 
-    Attributes:
-        columns: (i, j) of each map, shape (num_maps, 2).
-        centers: of the windows of column i, ascending, shape (num_maps, num_windows).
-        means, spreads: of column j at the centers, the same shape.
-        knots: of the residual, ascending, shape (num_maps, num_knots).
-        shifts: of the residual at (center, knot), shape (num_maps, num_windows, num_knots).
-    """
-
-    columns: NDArray[np.int64]
-    centers: _Array
-    means: _Array
+    columns: NDArray[np.int64]  # (i, j) of each map, shape (num_maps, 2)
+    centers: _Array  # of the windows of column i, ascending, shape (num_maps, num_windows)
+    means: _Array  # of column j at the centers, the same shape
     spreads: _Array
-    knots: _Array
-    shifts: _Array
+    knots: _Array  # of the residual, ascending, shape (num_maps, num_knots)
+    shifts: _Array  # of the residual at (center, knot), shape (num_maps, num_windows, num_knots)
 
     @classmethod
     def none(cls) -> PairMaps:

@@ -46,11 +46,8 @@ def draw_ranges(
 ) -> Iterator[NDArray[np.float64]]:
     """Rows of each range, in order. Threads make the next ranges meanwhile, one more than there are threads.
 
-    Args:
-        block_rows: the rows of a block by its number, shape (SAMPLE_ROWS, num_columns).
-        ranges: first row and the row after the last, any number of them.
-        num_columns: columns of a row.
-        num_threads: one for each CPU of this process by default.
+    ``block_rows`` gives the rows of a block by its number, shape (SAMPLE_ROWS, num_columns). There is one thread for
+    each CPU of this process by default.
     """
     threads = num_threads or num_cpus()
     before = torch.get_num_threads()

@@ -76,9 +76,9 @@ def network_of(document: Any, tensors: Mapping[str, Tensor], name: str) -> MLP:
     return _built(MLP, document, _NETWORK, tensors, name)
 
 
-def encoder_of(document: Any, tensors: Mapping[str, Tensor], name: str) -> Encoder:
+def encoder_of(document: Any, tensors: Mapping[str, Tensor]) -> Encoder:
     """The encoder that a document describes, likewise."""
-    return _built(Encoder, document, _ENCODER, tensors, name)
+    return _built(Encoder, document, _ENCODER, tensors, "encoder")
 
 
 def _built(kind: type[Any], document: Any, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str) -> Any:

@@ -22,7 +22,6 @@ from sfg_dist.data import Transform
 from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.conditions import ColumnSplit
 from sfg_dist.job.errors import DataError, DocumentError, StoreError
-from sfg_dist.job.object_stores import is_url
 from sfg_dist.job.paths import place_of
 from sfg_dist.job.reader import LONG_BYTES, check_fields, read_json
 from sfg_dist.job.version import __version__
@@ -32,7 +31,7 @@ from sfg_dist.model.encoder import Encoder
 from sfg_dist.model.likelihood import MASS_FIELDS, Mass
 from sfg_dist.model.mlp import MLP
 from sfg_dist.model.saved import arrays_of, encoder_of, network_of, read_file, read_tensors, saved_bytes
-from sfg_dist.store import Location
+from sfg_dist.store import Location, places_of
 
 FORMAT_VERSION = 1
 TENSORS_NAME, JSON_NAME = "model.safetensors", "generator.json"
@@ -49,27 +48,17 @@ _FIELDS = {
 
 @dataclass(frozen=True, repr=False)
 class SavedGenerator:
-    """What a generator consists of, and how it is saved and read.
+    """What a generator consists of, and how it is saved and read."""
 
-    Attributes:
-        network: maps latents and conditions to labels, shape (num_rows, num_inputs) in and (num_rows, dim) out.
-        transform: between the user's rows and the flow's.
-        calibration: corrects what the network's mean squared error shrinks; None for none.
-        job: the job that made it, as resolved.
-        metrics: its figures, as in metrics.json; empty before it was evaluated.
-        condition: names of the columns that a sample is given; the others are drawn.
-        encoder: maps labels to latents; None where train.encoder was false.
-        mass: the integral of the encoder's density, by which ``log_prob`` divides.
-    """
-
-    network: MLP
-    transform: Transform
-    calibration: Calibration | None = None
-    job: Mapping[str, Any] = field(default_factory=dict)
+    network: MLP  # maps latents and conditions to labels, shape (num_rows, num_inputs) in and (num_rows, dim) out
+    transform: Transform  # between the user's rows and the flow's
+    calibration: Calibration | None = None  # corrects what the network's mean squared error shrinks; None for none
+    job: Mapping[str, Any] = field(default_factory=dict)  # the job that made it, as resolved
+    # its figures, as in metrics.json; empty before it was evaluated
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    condition: tuple[str, ...] = ()
-    encoder: Encoder | None = None
-    mass: Mass | None = None
+    condition: tuple[str, ...] = ()  # names of the columns that a sample is given; the others are drawn
+    encoder: Encoder | None = None  # maps labels to latents; None where train.encoder was false
+    mass: Mass | None = None  # the integral of the encoder's density, by which ``log_prob`` divides
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -131,7 +120,7 @@ class SavedGenerator:
         Raises:
             StoreError: there is no generator, or its files do not fit together.
         """
-        place, location = _find(place_of("path", path).rstrip("/"))
+        location = _find(place_of("path", path).rstrip("/"))
         try:
             document = read_json(
                 location.read(JSON_NAME, LONG_BYTES),
@@ -141,13 +130,12 @@ class SavedGenerator:
                 allow_nan=True,
             )
             if document["format"] != FORMAT_VERSION:
-                raise StoreError(
-                    f"{place}/{JSON_NAME} has format {shown(document['format'])}, this version reads {FORMAT_VERSION}"
-                )
+                found, place = shown(document["format"]), f"{location.url}/{JSON_NAME}"
+                raise StoreError(f"{place} has format {found}, this version reads {FORMAT_VERSION}")
             check_fields(document, _FIELDS, JSON_NAME)
             return cls._of(document, read_tensors(read_file(location, TENSORS_NAME), TENSORS_NAME))
         except (DocumentError, DataError) as error:
-            raise StoreError(f"the generator in {place} is damaged or of another version: {error}") from error
+            raise StoreError(f"the generator in {location.url} is damaged or of another version: {error}") from error
 
     @classmethod
     def _of(cls, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
@@ -173,7 +161,7 @@ class SavedGenerator:
             )
         encoder, mass = None, None
         if (saved := document.get("encoder")) is not None:
-            encoder, mass = encoder_of(saved["network"], parts["encoder"], "encoder"), Mass(**saved["mass"])
+            encoder, mass = encoder_of(saved["network"], parts["encoder"]), Mass(**saved["mass"])
             if encoder.dim != network.dim:
                 raise DocumentError(f"encoder: dim = {encoder.dim}, and the network's is {network.dim}")
         return cls(
@@ -188,18 +176,13 @@ class SavedGenerator:
         )
 
 
-def _find(path: str) -> tuple[str, Location]:
+def _find(path: str) -> Location:
     """The place of a generator, ``path`` or ``path/model``, that has both files."""
     missing = JSON_NAME
-    for place in (path, f"{path}/model"):
-        if not is_url(place) and not Path(place).is_dir():
-            continue
-        if place != path and not is_url(path):
-            Location(path).look("model")  # refuses a link, which a directory from elsewhere may hold
-        location = Location(place)
+    for location in places_of(path, "model"):
         lacking = [name for name in (JSON_NAME, TENSORS_NAME) if not location.exists(name)]
         if not lacking:
-            return place, location
+            return location
         if lacking == [TENSORS_NAME]:
             missing = TENSORS_NAME
     raise StoreError(f"{path} holds no generator: {missing} is missing")

@@ -17,15 +17,10 @@ _MAX_ROWS = 1 << 16
 
 @dataclass(frozen=True)
 class Scaling:
-    """Location and scale of each column.
+    """Location and scale of each column."""
 
-    Attributes:
-        location: shape (dim,).
-        scale: > 0, shape (dim,).
-    """
-
-    location: NDArray[np.float64]
-    scale: NDArray[np.float64]
+    location: NDArray[np.float64]  # shape (dim,)
+    scale: NDArray[np.float64]  # > 0, shape (dim,)
 
     def __call__(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         """The scaled rows, shape (num_rows, dim) in and out."""

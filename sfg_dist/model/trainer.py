@@ -42,23 +42,14 @@ Rows = NDArray[np.float32] | Tensor
 
 @dataclass
 class Progress:
-    """How far a fit is. With the trainer's tensors it is all that a resumed fit needs.
+    """How far a fit is. With the trainer's tensors it is all that a resumed fit needs."""
 
-    Attributes:
-        epoch: epochs finished.
-        step_in_epoch: global batches of the running epoch that are done.
-        step: global batches done in all.
-        elapsed_s: training time spent, over all attempts.
-        ahead_steps: steps of ``step`` that were done before the first epoch, while labels were still being made.
-        history: one entry an epoch.
-    """
-
-    epoch: int = 0
-    step_in_epoch: int = 0
-    step: int = 0
-    elapsed_s: float = 0.0
-    ahead_steps: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
+    epoch: int = 0  # epochs finished
+    step_in_epoch: int = 0  # global batches of the running epoch that are done
+    step: int = 0  # global batches done in all
+    elapsed_s: float = 0.0  # training time spent, over all attempts
+    ahead_steps: int = 0  # steps of ``step`` that were done before the first epoch, while labels were still being made
+    history: list[dict[str, float]] = field(default_factory=list)  # one entry an epoch
 
 
 HISTORY_FIELDS = [{str: MAYBE_NAN}]
@@ -117,17 +108,11 @@ class Trainer:
         self.progress = Progress()
 
     def step(self, latents: Rows, labels: Rows, global_rows: int, done: float) -> Tensor:
-        """One optimiser step.
+        """One optimiser step; this rank's sum of the loss over the rows of the whole batch, a scalar on the device.
 
-        Args:
-            latents: this rank's part of the batch, with its conditions, shape (num_rows, dim + num_conditions);
-                num_rows may be 0.
-            labels: the same shape; the conditions in it are not used.
-            global_rows: rows of the batch over all ranks.
-            done: share of the training that is over, 0 to 1, for the learning rate.
-
-        Returns:
-            This rank's sum of the loss over the rows of the whole batch, a scalar on the device.
+        ``latents`` are this rank's part of the batch, with its conditions, shape (num_rows, dim + num_conditions),
+        num_rows 0 or more. ``labels`` have the same shape; the conditions in it are not used. ``global_rows`` counts
+        the batch over all ranks. ``done`` is the share of the training that is over, 0 to 1, for the learning rate.
         """
         y, x = self._inputs(latents), self._targets(labels)
         rate = self._scheduled_rate(done)
@@ -196,11 +181,7 @@ class Trainer:
         return {STATE_NAME: saved_bytes(tensors), PROGRESS_NAME: json.dumps(asdict(self.progress)).encode()}
 
     def load_files(self, files: Mapping[str, bytes], place: str) -> None:
-        """Go on from a checkpoint.
-
-        Args:
-            files: as ``state_files`` gave them.
-            place: where they came from, for the message.
+        """Go on from a checkpoint's files, as ``state_files`` gave them; ``place`` is where they came from.
 
         Raises:
             TrainingError: they belong to another network, or cannot be read.

@@ -11,22 +11,20 @@ from sfg_dist.store.arrays import object_bytes
 from sfg_dist.store.create import create_store, extend_store, mend_frame
 from sfg_dist.store.frame import Frame, RowBlocks, metadata_bytes, store_bytes
 from sfg_dist.store.local import Entry
-from sfg_dist.store.location import Location
+from sfg_dist.store.location import Location, places_of
 from sfg_dist.store.pairs import Pairs, open_pairs
 from sfg_dist.store.repair import repair_store, sweep_partials
 from sfg_dist.store.rows import read_ranges, read_rows
 from sfg_dist.store.stream import Batch, PairStream
-from sfg_dist.store.verify import Finding, Report, verify
+from sfg_dist.store.verify import verify
 
 __all__ = [
     "Batch",
     "Entry",
-    "Finding",
     "Frame",
     "Location",
     "PairStream",
     "Pairs",
-    "Report",
     "RowBlocks",
     "create_store",
     "extend_store",
@@ -34,6 +32,7 @@ __all__ = [
     "metadata_bytes",
     "object_bytes",
     "open_pairs",
+    "places_of",
     "read_ranges",
     "read_rows",
     "reason_of",

@@ -33,20 +33,13 @@ ARRAYS = ("latents", "labels")
 
 @dataclass(frozen=True)
 class Layout:
-    """An array in storage.
+    """An array in storage."""
 
-    Attributes:
-        shape: of the array.
-        dtype: in numpy's words.
-        object_rows: rows of one storage object; the array is cut along its first axis only.
-        max_chunk_bytes: larger objects are cut into chunks.
-        dims: a name for each axis, for readers that want them (xarray); none for an array of version 0.1.0.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-    object_rows: int
-    max_chunk_bytes: int = MAX_CHUNK_BYTES
+    shape: tuple[int, ...]  # of the array
+    dtype: str  # in numpy's words
+    object_rows: int  # rows of one storage object; the array is cut along its first axis only
+    max_chunk_bytes: int = MAX_CHUNK_BYTES  # larger objects are cut into chunks
+    # a name for each axis, for readers that want them (xarray); none for an array of version 0.1.0
     dims: tuple[str, ...] | None = None
 
     @property
@@ -181,8 +174,8 @@ def group_metadata(attributes: Mapping[str, Any], members: Mapping[str, bytes] |
     return json.dumps(document, indent=2).encode()
 
 
-def names_objects(names: Sequence[str], dim: str) -> dict[str, bytes]:
-    """The objects, by key, of an array of the names along an axis; it has the axis's name, as xarray's coordinates."""
+def names_objects(names: Sequence[str]) -> dict[str, bytes]:
+    """The objects, by key, of the array ``column`` of their names, which xarray takes for a coordinate."""
     import zarr
     from zarr.storage import MemoryStore
 
@@ -192,15 +185,15 @@ def names_objects(names: Sequence[str], dim: str) -> dict[str, bytes]:
         warnings.simplefilter("ignore")
         array = zarr.create_array(
             MemoryStore(content),
-            name=dim,
+            name="column",
             shape=(len(names),),
             dtype=str,
             chunks=(max(1, len(names)),),
             compressors=None,
-            dimension_names=(dim,),
+            dimension_names=("column",),
         )
         array[:] = np.array(list(names), dtype=object)
-    return {key: value.to_bytes() for key, value in content.items() if key.startswith(f"{dim}/")}
+    return {key: value.to_bytes() for key, value in content.items() if key.startswith("column/")}
 
 
 def record_layout(plan: Plan, record: int) -> Layout:

@@ -109,15 +109,10 @@ def read_record(plan: Plan, shard: int, content: bytes) -> CommitRecord:
 
 @dataclass(frozen=True)
 class ShardContent:
-    """What a shard shall be.
+    """What a shard shall be."""
 
-    Attributes:
-        objects: array to the bytes of its object.
-        digests: array to the sha256 of its rows.
-    """
-
-    objects: Mapping[str, bytes]
-    digests: Mapping[str, str]
+    objects: Mapping[str, bytes]  # array to the bytes of its object
+    digests: Mapping[str, str]  # array to the sha256 of its rows
 
     @classmethod
     def of(cls, plan: Plan, shard: int, latents: NDArray[np.float32], labels: NDArray[np.float32]) -> ShardContent:

@@ -61,11 +61,7 @@ def _lay_out(location: Location, plan: Plan, frame: Frame) -> Plan:
 
 
 def _require_reference(location: Location, plan: Plan, frame: Frame) -> None:
-    """Refuse a reference that the plan was not made for.
-
-    Raises:
-        StoreError: its rows are others.
-    """
+    """Refuse a reference that the plan was not made for."""
     if frame.reference_fingerprint != plan.identity["reference"]:
         why = (
             "it changed since then: run the same command again"
@@ -76,11 +72,7 @@ def _require_reference(location: Location, plan: Plan, frame: Frame) -> None:
 
 
 def _require_own(location: Location) -> None:
-    """Refuse to lay out a store over what something else has made.
-
-    Raises:
-        ConfigError: something else is there.
-    """
+    """Refuse to lay out a store over what something else has made."""
     found = next(location.list(), None)
     if found is None or location.exists(MANIFEST_KEY):
         return

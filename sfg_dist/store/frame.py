@@ -44,16 +44,11 @@ Object = tuple[str, bytes]
 
 @dataclass(frozen=True)
 class RowBlocks:
-    """A float32 table that may be larger than memory.
+    """A float32 table that may be larger than memory."""
 
-    Attributes:
-        num_rows: its rows.
-        dim: its columns.
-        read: gives its blocks of rows, float32 (some rows, dim), in order; called once for each pass over the table.
-    """
-
-    num_rows: int
-    dim: int
+    num_rows: int  # its rows
+    dim: int  # its columns
+    # gives its blocks of rows, float32 (some rows, dim), in order; called once for each pass over the table
     read: Callable[[], Iterable[NDArray[np.float32]]]
 
     @classmethod
@@ -92,21 +87,14 @@ _LATER_ARRAYS = ("origins", "bounds")  # of a transform; not in stores of versio
 
 @dataclass(frozen=True)
 class Frame:
-    """What a frame is made of.
+    """What a frame is made of."""
 
-    Attributes:
-        reference: the transformed reference set.
-        transform_arrays: the column transform's arrays.
-        transform_metadata: the rest of the transform, JSON.
-        queries: the user's query points as the flow sees them, or None.
-        make_order: orders rows in compact clusters, where labels use some; called for each block of
-            REFERENCE_BLOCK_ROWS rows of the reference, whose clusters are its own.
-    """
-
-    reference: NDArray[np.float32] | RowBlocks
-    transform_arrays: Mapping[str, NDArray[Any]]
-    transform_metadata: Mapping[str, Any]
-    queries: NDArray[np.float32] | RowBlocks | None = None
+    reference: NDArray[np.float32] | RowBlocks  # the transformed reference set
+    transform_arrays: Mapping[str, NDArray[Any]]  # the column transform's arrays
+    transform_metadata: Mapping[str, Any]  # the rest of the transform, JSON
+    queries: NDArray[np.float32] | RowBlocks | None = None  # the user's query points as the flow sees them, or None
+    # orders rows in compact clusters, where labels use some; called for each block of REFERENCE_BLOCK_ROWS rows of the
+    # reference, whose clusters are its own
     make_order: Callable[[NDArray[np.float32]], NDArray[np.int64]] | None = None
 
     def arrays(self, plan: Plan) -> Mapping[str, NDArray[Any]]:
@@ -164,19 +152,13 @@ def _stored_arrays(plan: Plan, arrays: Mapping[str, NDArray[Any]]) -> Mapping[st
 
 
 class FrameShape(TypedDict):
-    """What decides the sizes of a frame.
+    """What decides the sizes of a frame."""
 
-    Attributes:
-        num_reference: rows of the reference.
-        transform_arrays: the column transform's arrays.
-        num_queries: rows of the user's query points; None, the default, where the latents are drawn.
-        has_order: whether the store holds the clusters' order of the reference; False by default.
-    """
-
-    num_reference: int
-    transform_arrays: Mapping[str, NDArray[Any]]
+    num_reference: int  # rows of the reference
+    transform_arrays: Mapping[str, NDArray[Any]]  # the column transform's arrays
+    # rows of the user's query points; None, the default, where the latents are drawn
     num_queries: NotRequired[int | None]
-    has_order: NotRequired[bool]
+    has_order: NotRequired[bool]  # whether the store holds the clusters' order of the reference; False by default
 
 
 def frame_layouts(plan: Plan, **shape: Unpack[FrameShape]) -> dict[str, Layout]:
@@ -255,16 +237,9 @@ def _record_bytes(plan: Plan, record: int) -> int:
 
 
 def write_frame(location: Location, plan: Plan, frame: Frame, *, is_settled: Callable[[], bool]) -> str | None:
-    """Lay out a frame and its manifest.
+    """Lay out a frame and its manifest; the manifest's digest, or None where another driver's plan came first.
 
-    Args:
-        location: of the store.
-        plan: of the store.
-        frame: what it is made of.
-        is_settled: whether a plan is there by now. From then on the frame is that plan's, and is left alone.
-
-    Returns:
-        The digest of the manifest; None where another driver's plan came first.
+    ``is_settled`` says whether a plan is there by now. From then on the frame is that plan's, and is left alone.
     """
     entries: list[ManifestEntry] = []
 
@@ -344,7 +319,7 @@ def _metadata(
 
 def _column_objects(plan: Plan, transform_arrays: Mapping[str, NDArray[Any]]) -> Iterator[Object]:
     if plan.has_names and (names := _flow_columns(plan, transform_arrays)):
-        yield from names_objects(names, "column").items()
+        yield from names_objects(names).items()
 
 
 def _is_chunk(key: str) -> bool:

@@ -35,21 +35,13 @@ _T = TypeVar("_T")
 
 
 class Entry(NamedTuple):
-    """An object as a look or a listing sees it.
+    """An object as a look or a listing sees it."""
 
-    Attributes:
-        key: its name below the location.
-        bytes: its size.
-        modified: when it was last written, seconds since 1970 by the store's clock.
-        version: changes when the object does (an entity tag).
-        oddity: why listings leave it out: ``LINK``, ``PARTIAL`` or another reason. Empty for an ordinary file.
-    """
-
-    key: str
-    bytes: int
-    modified: float
-    version: str
-    oddity: str = ""
+    key: str  # its name below the location
+    bytes: int  # its size
+    modified: float  # when it was last written, seconds since 1970 by the store's clock
+    version: str  # changes when the object does (an entity tag)
+    oddity: str = ""  # why listings leave it out: ``LINK``, ``PARTIAL`` or another reason. Empty for an ordinary file.
 
 
 class OddFileError(OSError):
@@ -180,10 +172,7 @@ class LocalFiles:
     def walk(self, prefix: str = "") -> Iterator[Entry]:
         """All below a prefix, a whole name between slashes; of directories only those too deep to look into."""
         folders = prefix.split("/") if prefix else []
-        with (
-            contextlib.suppress(FileNotFoundError, NotADirectoryError, LinkError),
-            self._levels(folders) as levels,
-        ):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, LinkError), self._levels(folders) as levels:
             yield from _walk(levels[-1], f"{prefix}/" if prefix else "", len(folders) + 1)
 
     def require_plain(self, key: str) -> None:

@@ -86,13 +86,11 @@ class Location:
         """
         import obstore
 
-        try:
-            with self._errors("look at", key, may_be_absent=True):
-                if self.root is not None:
-                    return self._files.look(key)
-                return _entry(obstore.head(self._store, key))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        with suppress(FileNotFoundError, NotADirectoryError), self._errors("look at", key, may_be_absent=True):
+            if self.root is not None:
+                return self._files.look(key)
+            return _entry(obstore.head(self._store, key))
+        return None
 
     def read(self, key: str, most: int | None = None) -> bytes | None:
         """An object's bytes, None where there is none; of one larger than ``most``, only ``most + 1`` bytes.
@@ -102,25 +100,20 @@ class Location:
         """
         import obstore
 
-        try:
-            with self._errors("read", key, may_be_absent=True):
-                if self.root is not None:
-                    return self._files.read(key, None if most is None else most + 1)
-                found = obstore.get(self._store, key)
-                if most is not None and found.meta["size"] > most:
-                    return bytes(obstore.get_range(self._store, key, start=0, length=most + 1))
-                return bytes(found.bytes())
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        with suppress(FileNotFoundError, NotADirectoryError), self._errors("read", key, may_be_absent=True):
+            if self.root is not None:
+                return self._files.read(key, None if most is None else most + 1)
+            found = obstore.get(self._store, key)
+            if most is not None and found.meta["size"] > most:
+                return bytes(obstore.get_range(self._store, key, start=0, length=most + 1))
+            return bytes(found.bytes())
+        return None
 
     def beginning(self, key: str, most: int) -> bytes | None:
         """The first bytes of an object, None where there is none; an object store gives all of them."""
         if self.root is None:
             return self.read(key)
-        with (
-            suppress(FileNotFoundError, NotADirectoryError),
-            self._errors("read", key, may_be_absent=True),
-        ):
+        with suppress(FileNotFoundError, NotADirectoryError), self._errors("read", key, may_be_absent=True):
             return self._files.read(key, most)
         return None
 
@@ -157,15 +150,11 @@ class Location:
             self._files.append(key, content, is_lines=is_lines)
 
     def write_many(self, objects: Iterable[tuple[str, bytes]], *, is_settled: Callable[[], bool] | None = None) -> bool:
-        """``write`` many objects, a few at once; as many of them are in memory.
+        """``write`` many objects, (key, content), a few at once; whether all of them are there at the end.
 
-        Args:
-            objects: keys and contents.
-            is_settled: asked before an object with other bytes is written over, as others may have made them theirs
-                by now; nothing more is written once it says so. None writes over anything.
-
-        Returns:
-            Whether all were written, or were there already.
+        Only the contents of these few are in memory. ``is_settled`` is asked before an object with other bytes is
+        written over, as others may have made them theirs by now; nothing more is written once it says so. None writes
+        over anything.
         """
 
         def put(key: str, content: bytes) -> bool:
@@ -233,10 +222,7 @@ class Location:
         """Remove an object; none there is fine. A link in its place stays."""
         import obstore
 
-        with (
-            suppress(FileNotFoundError, NotADirectoryError),
-            self._errors("delete", key, may_be_absent=True),
-        ):
+        with suppress(FileNotFoundError, NotADirectoryError), self._errors("delete", key, may_be_absent=True):
             if self.root is not None:
                 self._files.delete(key)
             else:
@@ -341,17 +327,27 @@ class Location:
             raise kind(f"cannot {verb} {place}: {reason_of(error)}") from error
 
 
+def places_of(path: str, name: str) -> Iterator[Location]:
+    """``path``, and ``name`` in it: of local directories those that are there.
+
+    Raises:
+        StoreLinkError: the second is a link, which a directory from elsewhere may hold.
+    """
+    for place in (path, f"{path}/{name}"):
+        if is_url(place) or Path(place).is_dir():
+            if place != path and not is_url(path):
+                Location(path).look(name)
+            yield Location(place)
+
+
 def _entry(facts: Any) -> Entry:
     return Entry(facts["path"], int(facts["size"]), facts["last_modified"].timestamp(), str(facts["e_tag"] or ""))
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a directory and those above it, and wait until the disk has each of them.
-
-    Raises:
-        PermissionError: it lies in a file system of the kernel's, where a write of obstore would not return.
-    """
+    """Make a directory and those above it, and wait until the disk has each of them."""
     if any(level in (Path("/proc"), Path("/sys")) for level in (folder, *folder.parents)):
+        # In a file system of the kernel's a write of obstore would not return.
         raise PermissionError(errno.EACCES, "files cannot be made there", str(folder))
     missing = [level for level in (folder, *folder.parents) if not level.exists()]
     folder.mkdir(parents=True, exist_ok=True)

@@ -36,7 +36,6 @@ from numpy.typing import NDArray
 
 from sfg_dist.job.errors import IncompleteStoreError, PlanMismatchError, StoreError
 from sfg_dist.job.fingerprint import fingerprint
-from sfg_dist.job.object_stores import is_url
 from sfg_dist.job.paths import place_of
 from sfg_dist.job.plan import Plan
 from sfg_dist.job.reader import LONG_BYTES, read_json
@@ -45,7 +44,7 @@ from sfg_dist.store.checked import check_declared, checked_store, reading
 from sfg_dist.store.commits import CommitRecord, ShardContent, find_record, find_records
 from sfg_dist.store.frame import check_frame
 from sfg_dist.store.keys import shard_of_commit, shard_of_object
-from sfg_dist.store.location import Location
+from sfg_dist.store.location import Location, places_of
 from sfg_dist.store.records import PLAN_KEY, read_plan
 from sfg_dist.store.rows import ObjectRows, RowSource, StoredRows
 from sfg_dist.store.shards import write_shard
@@ -76,12 +75,7 @@ def open_pairs(path: str | Path, *, from_copies: bool = False) -> Pairs:
         >>> pairs.labels.mean(axis=0).compute()                 # doctest: +SKIP
     """
     text = place_of("path", path).rstrip("/")
-    for candidate in (text, f"{text}/pairs.zarr"):
-        if not is_url(candidate) and not Path(candidate).is_dir():
-            continue
-        if candidate != text and not is_url(text):
-            Location(text).look("pairs.zarr")  # refuses a link, which a directory from elsewhere may hold
-        location = Location(candidate)
+    for location in places_of(text, "pairs.zarr"):
         if (plan := read_plan(location, from_copies=from_copies)) is not None:
             return Pairs(location, plan)
     raise StoreError(f"{text} holds no pairs: expected a directory with {PLAN_KEY}, or one with pairs.zarr/{PLAN_KEY}")
@@ -142,7 +136,8 @@ class Pairs:
     @property
     def num_reference(self) -> int:
         """Rows of the reference set."""
-        return self._num_rows("reference")
+        with self._reading("reference/rows"):
+            return int(self._looked_at("reference/rows", self.group["reference/rows"]).shape[0])
 
     def reference_rows(self, start: int, stop: int) -> NDArray[np.float32]:
         """Rows of the reference as the flow sees them, float32 (stop - start, dim).
@@ -308,10 +303,6 @@ class Pairs:
         return write_shard(self.location, self.plan, shard, content, provenance or {})
 
     # Reading.
-
-    def _num_rows(self, name: str) -> int:
-        with self._reading(f"{name}/rows"):
-            return int(self._looked_at(f"{name}/rows", self.group[f"{name}/rows"]).shape[0])
 
     def _rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         with self._reading(name):

@@ -67,15 +67,10 @@ class PartedTable(ABC):
         return -(-self.num_rows // self.part_rows)
 
     def write(self, draw: Draw, *, share: tuple[int, int] = (0, 1), on_progress: Progress | None = None) -> int:
-        """Make the parts that are missing.
+        """Make the parts that are missing; the rows that are there at the end, with the parts that others made.
 
-        Args:
-            draw: the rows of ranges.
-            share: (k, m) makes parts k, k + m, k + 2 m, ... only, so that m processes share a table.
-            on_progress: told of rows as they are made or found.
-
-        Returns:
-            Number of rows of the table that are there at the end, with the parts that others made.
+        A ``share`` (k, m) makes parts k, k + m, k + 2 m, ... only, so that m processes share a table. ``on_progress``
+        is told of rows as they are made or found.
 
         Raises:
             ConfigError: something else lies there; or, for one of several processes, an older table.
@@ -192,7 +187,7 @@ class ZarrTable(PartedTable):
         attributes: dict[str, Any] = {"columns": self.columns, **state}
         members: dict[str, bytes] | None = None
         if "source" in state:
-            names = names_objects(self.columns, "column")
+            names = names_objects(self.columns)
             for key, content in {"X/zarr.json": self._layout.metadata, **names}.items():
                 self.location.write(key, content)
             members = {"X": self._layout.metadata, "column": names["column/zarr.json"]}
@@ -259,14 +254,10 @@ class ParquetTable(PartedTable):
 
 
 class ParquetWriter:
-    """Writes tables of rows to one .parquet file, within a ``with``.
+    """Writes tables of rows to one .parquet file, a path or a stream, within a ``with``.
 
-    Args:
-        place: a path or a stream.
-        columns: column names.
-        types: of the columns.
-        rows: the first rows, value - offset: a column that repeats its values there gets a dictionary; noise would only
-            be searched.
+    ``rows`` are the first ones, value - offset: a column that repeats its values there gets a dictionary. A dictionary
+    of noise would only cost time.
     """
 
     def __init__(

@@ -22,21 +22,13 @@ MAX_EXTENSIONS = 9999
 
 
 class RecordState(NamedTuple):
-    """A plan record and its copy as they are found.
+    """A plan record and its copy as they are found."""
 
-    Attributes:
-        number: 0 the plan, 1 the first extension.
-        content: the record's bytes, None where there are none.
-        copy: the copy's bytes, None where there are none.
-        error: what is wrong with the record, empty where nothing is.
-        copy_error: what is wrong with the copy.
-    """
-
-    number: int
-    content: bytes | None
-    copy: bytes | None
-    error: str
-    copy_error: str
+    number: int  # 0 the plan, 1 the first extension
+    content: bytes | None  # the record's bytes, None where there are none
+    copy: bytes | None  # the copy's bytes, None where there are none
+    error: str  # what is wrong with the record, empty where nothing is
+    copy_error: str  # what is wrong with the copy
 
     @property
     def good(self) -> bytes | None:
@@ -128,11 +120,7 @@ def extension_record(plan: Plan) -> bytes:
 
 
 def _with_record(plan: Plan | None, content: bytes) -> Plan:
-    """The plan with one more record.
-
-    Raises:
-        ValueError: the record was edited, or is not one of this plan.
-    """
+    """The plan with one more record; ValueError where it was edited, or is not one of this plan."""
     if plan is None:
         return Plan.from_json(content)
     fields = unseal(content)

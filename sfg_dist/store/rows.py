@@ -44,11 +44,8 @@ class RowSource(Protocol):
 class StoredRows:
     """One array of a store over all of its plan records.
 
-    Args:
-        parts: for each record the function that opens its Zarr array, the array's row where the record begins, and the
-            number of its rows; an array is opened when its rows are first read.
-        dim: columns.
-        dtype: of the rows.
+    ``parts`` has for each record the function that opens its Zarr array, the array's row where the record begins, and
+    the number of its rows. An array is opened when its rows are first read.
     """
 
     def __init__(self, parts: Sequence[tuple[Callable[[], Any], int, int]], dim: int, dtype: str = "float32") -> None:
@@ -143,15 +140,10 @@ class _Ranges:
 def read_ranges(
     sources: Sequence[RowSource], ranges: Sequence[Range], *, readers: Executor | None = None
 ) -> tuple[NDArray[np.float32], ...]:
-    """Rows of some ranges, one behind the other, from each of the sources.
+    """Rows of some ranges, one behind the other, from each source: float32, shape (rows of all ranges, columns).
 
-    Args:
-        sources: arrays of equal length.
-        ranges: rows to read; each is one read of each source.
-        readers: threads that read; as many as there are CPUs where not given.
-
-    Returns:
-        For each source float32, shape (rows of all ranges, its columns).
+    The sources are arrays of equal length. A range is one read of each. ``readers`` are the threads that read; as many
+    as there are CPUs where not given.
 
     Raises:
         StoreError: they cannot be read, or a checksum does not fit.

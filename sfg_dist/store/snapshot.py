@@ -30,33 +30,20 @@ _FIELDS = {
 
 @dataclass(frozen=True)
 class Worker:
-    """One worker of a driver, as its driver last saw it.
+    """One worker of a driver, as its driver last saw it."""
 
-    Attributes:
-        worker: its name.
-        kind: what it shares with workers that give the same bits, as the name of the device or "cpu".
-        host, pid, device: where it runs.
-        state: what it does in a word.
-        shard: the shard at work, None for none.
-        attempt: the attempt at it, from 1.
-        since: when that began.
-        done: shards done.
-        rows: rows of those.
-        seconds: time spent on those.
-    """
-
-    worker: str
-    kind: str = ""
-    host: str = ""
+    worker: str  # its name
+    kind: str = ""  # what it shares with workers that give the same bits, as the name of the device or "cpu"
+    host: str = ""  # where it runs
     pid: int | None = None
     device: str = ""
-    state: str = ""
-    shard: int | None = None
-    attempt: int | None = None
-    since: float | None = None
-    done: int = 0
-    rows: int = 0
-    seconds: float = 0.0
+    state: str = ""  # what it does in a word
+    shard: int | None = None  # the shard at work, None for none
+    attempt: int | None = None  # the attempt at it, from 1
+    since: float | None = None  # when that began
+    done: int = 0  # shards done
+    rows: int = 0  # rows of those
+    seconds: float = 0.0  # time spent on those
 
     @property
     def rows_per_s(self) -> float | None:
@@ -66,33 +53,21 @@ class Worker:
 
 @dataclass(frozen=True, kw_only=True)
 class Driver:
-    """One driver's snapshot.
+    """One driver's snapshot."""
 
-    Attributes:
-        driver: its id.
-        host, pid: where it runs.
-        started, updated: when it began, and when it wrote this.
-        state: "running", "ended", or "silent" where it should run and has not written for ``SILENT_S``.
-        total, done, todo: shards of the store, done, and still to do, as it saw them.
-        rows_per_s: rows it commits a second; None where it cannot say yet.
-        workers: its workers.
-        failures: its last failed attempts: shard, attempt, worker, reason, action.
-        num_failures: failed attempts in all, by what was done about them.
-    """
-
-    driver: str
-    host: str = ""
+    driver: str  # its id
+    host: str = ""  # where it runs
     pid: int | None = None
-    started: float
-    updated: float
-    state: str
-    total: int
+    started: float  # when it began
+    updated: float  # when it wrote this
+    state: str  # "running", "ended", or "silent" where it should run and has not written for ``SILENT_S``
+    total: int  # shards of the store, as it saw them
     done: int
-    todo: int
-    rows_per_s: float | None = None
-    workers: tuple[Worker, ...]
-    failures: tuple[Mapping[str, Any], ...]
-    num_failures: Mapping[str, int] = field(default_factory=dict)
+    todo: int  # still to do
+    rows_per_s: float | None = None  # rows it commits a second; None where it cannot say yet
+    workers: tuple[Worker, ...]  # its workers
+    failures: tuple[Mapping[str, Any], ...]  # its last failed attempts: shard, attempt, worker, reason, action
+    num_failures: Mapping[str, int] = field(default_factory=dict)  # failed attempts in all, by what was done about them
 
 
 def driver_of(content: bytes, now: float) -> Driver | None:

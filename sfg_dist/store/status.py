@@ -23,74 +23,45 @@ DRIVERS_PREFIX = "drivers"
 
 @dataclass(frozen=True)
 class Provenance:
-    """How what is done was made, over all commit records.
+    """How what is done was made, over all commit records."""
 
-    Attributes:
-        devices, hosts: shards made on each.
-        num_workers: processes that made them.
-        versions: of the package, numpy and torch, when the store was created.
-        seconds: spent on integration, summed over shards.
-        started, finished: when the first shard was begun, by its length, and the last one committed; None for none.
-        bytes: of the committed objects.
-        evaluations: of the posterior mean, a row.
-        pairs_summed: (row, reference) pairs.
-        tolerance_reached: the largest certified bound of an error of the posterior mean.
-        step_control_exceeded: rows whose estimated error stayed above labels.solver_tolerance.
-        num_retried: shards that took more than one attempt.
-    """
-
-    devices: Mapping[str, int]
-    hosts: Mapping[str, int]
-    num_workers: int
-    versions: Mapping[str, str]
-    seconds: float
-    started: float | None
-    finished: float | None
-    bytes: int
-    evaluations: float
-    pairs_summed: float
-    tolerance_reached: float
-    step_control_exceeded: int
-    num_retried: int
+    devices: Mapping[str, int]  # shards made on each
+    hosts: Mapping[str, int]  # shards made on each
+    num_workers: int  # processes that made them
+    versions: Mapping[str, str]  # of the package, numpy and torch, when the store was created
+    seconds: float  # spent on integration, summed over shards
+    started: float | None  # when the first shard was begun, by its length; None for none
+    finished: float | None  # when the last one was committed
+    bytes: int  # of the committed objects
+    evaluations: float  # of the posterior mean, a row
+    pairs_summed: float  # (row, reference) pairs
+    tolerance_reached: float  # the largest certified bound of an error of the posterior mean
+    step_control_exceeded: int  # rows whose estimated error stayed above labels.solver_tolerance
+    num_retried: int  # shards that took more than one attempt
 
 
 @dataclass(frozen=True)
 class StoreStatus:
-    """The state of a store at one moment.
+    """The state of a store at one moment."""
 
-    Attributes:
-        store: its URL.
-        time: when it was read.
-        shards, shards_done, rows, rows_done: in all and done.
-        shards_running: shards that some worker of a running driver has at work.
-        shards_failed: shards that a driver gave up and nobody has done since, with the reason of each.
-        is_complete: whether nothing is left to do.
-        rows_per_s: of the running drivers together; None where nothing runs or none can say yet.
-        seconds_left: at that rate; 0 where complete.
-        columns, dim, labels, source: of the plan.
-        extended_at: numbers of pairs at which the store was complete before it was extended.
-        drivers: those that left a snapshot, running ones first, newest first.
-        provenance: how what is done was made.
-    """
-
-    store: str
-    time: float
-    shards: int
+    store: str  # its URL
+    time: float  # when it was read
+    shards: int  # in all
     shards_done: int
     rows: int
     rows_done: int
-    shards_running: tuple[int, ...]
-    shards_failed: Mapping[int, str]
-    is_complete: bool
-    rows_per_s: float | None
-    seconds_left: float | None
-    columns: tuple[str, ...]
+    shards_running: tuple[int, ...]  # shards that some worker of a running driver has at work
+    shards_failed: Mapping[int, str]  # shards that a driver gave up and nobody has done since, with the reason of each
+    is_complete: bool  # whether nothing is left to do
+    rows_per_s: float | None  # of the running drivers together; None where nothing runs or none can say yet
+    seconds_left: float | None  # at that rate; 0 where complete
+    columns: tuple[str, ...]  # of the plan, as the next three
     dim: int
     labels: Mapping[str, Any]
     source: str
-    extended_at: tuple[int, ...]
-    drivers: tuple[Driver, ...]
-    provenance: Provenance
+    extended_at: tuple[int, ...]  # numbers of pairs at which the store was complete before it was extended
+    drivers: tuple[Driver, ...]  # those that left a snapshot, running ones first, newest first
+    provenance: Provenance  # how what is done was made
 
     @property
     def running(self) -> tuple[Driver, ...]:
@@ -110,9 +81,6 @@ class StoreStatus:
 class StatusReader:
     """Reads the state of a store, again and again at little cost: a commit record is read once.
 
-    Args:
-        pairs: the open store.
-
     Example:
         >>> StatusReader(open_pairs("runs/quickstart")).read(time.time()).rows_done       # doctest: +SKIP
         20000
@@ -130,7 +98,10 @@ class StatusReader:
         plan = self.pairs.plan
         self._records = self._read_records(self.pairs.committed())
         sizes = self.pairs.stored_bytes()
-        done = {shard for shard, record in self._records.items() if sizes[shard].tolist() == _recorded_bytes(record)}
+        recorded = {
+            shard: [record["objects"][name]["bytes"] for name in ARRAYS] for shard, record in self._records.items()
+        }
+        done = {shard for shard, bytes_ in recorded.items() if sizes[shard].tolist() == bytes_}
         drivers = self._read_drivers(now)
         running = [driver for driver in drivers if driver.state == "running"]
         rates = [driver.rows_per_s for driver in running if driver.rows_per_s]
@@ -172,10 +143,6 @@ class StatusReader:
         found = (driver_of(content, now) for _, content in location.read_many(keys, LONG_BYTES) if content)
         drivers = [driver for driver in found if driver is not None]
         return tuple(sorted(drivers, key=lambda driver: (driver.state != "running", -driver.updated)))
-
-
-def _recorded_bytes(record: CommitRecord) -> list[int]:
-    return [record["objects"][name]["bytes"] for name in ARRAYS]
 
 
 def _given_up(drivers: Iterable[Driver], done: set[int]) -> dict[int, str]:

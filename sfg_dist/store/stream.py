@@ -42,19 +42,12 @@ Tables = tuple[NDArray[np.float32], ...]
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's part of a global batch.
+    """One rank's part of a global batch."""
 
-    Attributes:
-        step: number of the global batch within the epoch.
-        rows: row numbers in the store, shape (num_rows,).
-        tables: rows of each source, float32, shapes (num_rows, columns).
-        global_rows: rows of the global batch, over all ranks.
-    """
-
-    step: int
-    rows: NDArray[np.int64]
-    tables: Tables
-    global_rows: int
+    step: int  # number of the global batch within the epoch
+    rows: NDArray[np.int64]  # row numbers in the store, shape (num_rows,)
+    tables: Tables  # rows of each source, float32, shapes (num_rows, columns)
+    global_rows: int  # rows of the global batch, over all ranks
 
     @property
     def latents(self) -> NDArray[np.float32]:
@@ -68,23 +61,14 @@ class Batch:
 
 
 class Batching(TypedDict):
-    """Which rows come in which batches.
+    """Which rows come in which batches."""
 
-    Attributes:
-        num_rows: rows to train on, the first ones of the store; the rest are held out for validation.
-        batch_size: rows of a global batch, over all ranks.
-        seed: of the order.
-        shuffle_rows: rows of a window, rounded up to whole blocks.
-        rank: this rank, 0 by default.
-        world_size: number of ranks, 1 by default.
-    """
-
-    num_rows: int
-    batch_size: int
-    seed: int
-    shuffle_rows: int
-    rank: NotRequired[int]
-    world_size: NotRequired[int]
+    num_rows: int  # rows to train on, the first ones of the store; the rest are held out for validation
+    batch_size: int  # rows of a global batch, over all ranks
+    seed: int  # of the order
+    shuffle_rows: int  # rows of a window, rounded up to whole blocks
+    rank: NotRequired[int]  # this rank, 0 by default
+    world_size: NotRequired[int]  # number of ranks, 1 by default
 
 
 class PairStream:
@@ -182,18 +166,15 @@ class PairStream:
     def epoch(self, epoch: int, start_step: int = 0, *, more: bool = False) -> Iterator[Batch]:
         """This rank's parts of the batches of one epoch, from global batch ``start_step`` on.
 
-        Windows that lie wholly before ``start_step`` are not read.
-
-        Args:
-            epoch: its number.
-            start_step: number of the first batch.
-            more: whether the next epoch follows: its first window is then read while this one's last is in use.
+        Windows that lie wholly before ``start_step`` are not read. With ``more`` the next epoch follows: its first
+        window is read while this one's last is in use.
 
         Raises:
             StoreError: rows cannot be read; the epoch can be begun again.
         """
         order = self._block_order(epoch)
-        ends = np.cumsum(np.add.reduceat((self._stops - self._starts)[order], self._window_firsts()))
+        firsts = np.arange(0, len(order), self.window_blocks)
+        ends = np.cumsum(np.add.reduceat((self._stops - self._starts)[order], firsts))
         position = start_step * self.batch_size
         first = int(np.searchsorted(ends, position, side="right"))
         carried: list[tuple[NDArray[np.int64], Tables]] = []
@@ -212,9 +193,6 @@ class PairStream:
                 if stop == (step + 1) * self.batch_size or stop == self.num_rows:
                     yield Batch(step, *_joined(carried), stop - step * self.batch_size)
                     carried = []
-
-    def _window_firsts(self) -> NDArray[np.int64]:
-        return np.arange(0, len(self._starts), self.window_blocks)
 
     def _block_order(self, epoch: int) -> NDArray[np.int64]:
         return random_generator(self.seed, Stream.TRAIN_ORDER, epoch << 24).permutation(len(self._starts))
@@ -263,23 +241,14 @@ class PairStream:
 
 @dataclass(frozen=True)
 class _Share:
-    """A rank's rows of a window.
+    """A rank's rows of a window."""
 
-    Attributes:
-        ranges: their rows in the store, in the order of the tables.
-        window_rows: rows of the whole window.
-        places: places of this rank's rows in the window's sequence, ascending.
-        order: entries of the tables, in the order of the places.
-        rows: row numbers in the store, in the order of the places.
-        tables: the rows of each source.
-    """
-
-    ranges: tuple[Range, ...]
-    window_rows: int
-    places: NDArray[np.int64]
-    order: NDArray[np.int64]
-    rows: NDArray[np.int64]
-    tables: Tables
+    ranges: tuple[Range, ...]  # their rows in the store, in the order of the tables
+    window_rows: int  # rows of the whole window
+    places: NDArray[np.int64]  # places of this rank's rows in the window's sequence, ascending
+    order: NDArray[np.int64]  # entries of the tables, in the order of the places
+    rows: NDArray[np.int64]  # row numbers in the store, in the order of the places
+    tables: Tables  # the rows of each source
 
     def part(self, start: int, stop: int) -> tuple[NDArray[np.int64], Tables]:
         """Row numbers and rows of this rank at places ``start`` to ``stop`` of the window's sequence."""

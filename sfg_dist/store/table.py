@@ -131,11 +131,7 @@ def _require_disk(path: str | Path, place: Path, least_bytes: float, num_rows: i
 
 
 def read_table(path: str | Path, *, source: str) -> NDArray[np.float64]:
-    """Rows of a .zarr table that ``write_table`` made, float64 of value - offset.
-
-    Args:
-        path: a directory or an s3:// URL.
-        source: what must have made it.
+    """Rows of a .zarr table that ``write_table`` made of ``source``, float64 of value - offset.
 
     Raises:
         StoreError: there is none, or another source made it.

@@ -14,15 +14,11 @@ from sfg_dist.job.errors import ConfigError
 
 
 def cells_of(type_: ColumnType, values: Array) -> list[Any]:
-    """The cells of a column for ``csv.writer``; what is missing is an empty one.
+    """The cells for ``csv.writer`` of a column of value - offset, shape (num_rows,); what is missing is an empty one.
 
     Whole numbers have no point, decimals as many places as their source where those are the same in all cells, booleans
     the words of their source. Dates and times are ISO 8601, stamps with a zone in UTC with a Z. Durations are their
     number of ticks, as no text has a type for them.
-
-    Args:
-        type_: of the column.
-        values: value - offset, shape (num_rows,).
     """
     array = type_.from_float(values)
     cells: list[Any]
@@ -58,13 +54,8 @@ def cells_of(type_: ColumnType, values: Array) -> list[Any]:
 def npy_dtype(path: str, columns: Sequence[str], types: Sequence[ColumnType]) -> np.dtype[Any]:
     """The one dtype of a .npy that carries all columns exactly.
 
-    Args:
-        path: for the message.
-        columns: their names.
-        types: their types.
-
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none; the message names ``path``.
     """
     dtypes = []
     for name, type_ in zip(columns, types, strict=True):

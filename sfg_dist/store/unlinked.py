@@ -13,14 +13,9 @@ from sfg_dist.store.local import LocalFiles
 
 
 class UnlinkedStore(ObjectStore[Any]):
-    """A store of obstore's that looks at each key first.
+    """A store of obstore's that looks at each key first; ``files`` is the same directory.
 
     The look and the read are two steps, so a link that somebody makes in between is followed, once, for reading.
-
-    Args:
-        store: obstore's.
-        files: the same directory.
-        read_only: whether Zarr may not write.
     """
 
     def __init__(self, store: Any, files: LocalFiles, *, read_only: bool = True) -> None:

@@ -57,21 +57,13 @@ START_OVER = "remove what there is of the shard and label it again"
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong.
+    """One thing that is wrong."""
 
-    Attributes:
-        kind: what it is, one word of ``Kind``.
-        key: the object.
-        shard: whose it is, None where it is no shard's.
-        problem: what was expected and found.
-        repair: what ``sfg repair`` does about it.
-    """
-
-    kind: Kind
-    key: str
-    shard: int | None
-    problem: str
-    repair: str
+    kind: Kind  # what it is, one word of ``Kind``
+    key: str  # the object
+    shard: int | None  # whose it is, None where it is no shard's
+    problem: str  # what was expected and found
+    repair: str  # what ``sfg repair`` does about it
 
     def __str__(self) -> str:
         key = as_line(self.key)
@@ -81,23 +73,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """What ``verify`` found.
+    """What ``verify`` found."""
 
-    Attributes:
-        url: the store.
-        num_shards: shards of the plan.
-        findings: what is wrong, ordered by key.
-        pending: shards that are not done and have nothing wrong: no commit and no data.
-        num_objects: objects that were read and compared.
-        num_bytes: their size.
-    """
-
-    url: str
-    num_shards: int
-    findings: tuple[Finding, ...]
-    pending: tuple[int, ...]
-    num_objects: int
-    num_bytes: int
+    url: str  # the store
+    num_shards: int  # shards of the plan
+    findings: tuple[Finding, ...]  # what is wrong, ordered by key
+    pending: tuple[int, ...]  # shards that are not done and have nothing wrong: no commit and no data
+    num_objects: int  # objects that were read and compared
+    num_bytes: int  # their size
 
     @property
     def is_clean(self) -> bool:
@@ -117,9 +100,8 @@ class Report:
 def verify(pairs: Pairs, *, on_progress: Callable[[int, int], None] | None = None) -> Report:
     """Read all of a store again and say what is wrong with it; nothing is changed.
 
-    Args:
-        pairs: the store; opened with ``from_copies`` where the plan itself may be damaged.
-        on_progress: called now and then with (shards and objects of the frame that are checked, all there are).
+    Where the plan itself may be damaged, ``pairs`` is opened with ``from_copies``. ``on_progress`` is called now and
+    then with (shards and objects of the frame that are checked, all there are).
 
     Raises:
         StoreUnavailableError: the store does not answer.

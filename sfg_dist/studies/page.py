@@ -4,51 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from sfg_dist.evaluate.pictures import to_data_uri
+from sfg_dist.evaluate.pictures import Picture
 from sfg_dist.evaluate.templates import page_template
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture inside the page."""
-
-    uri: str
-    width: int
-    alt: str
-    caption: str
-
-
-def picture(figure: Figure, alt: str, caption: str) -> Picture:
-    """A figure as it stands in the page; an inch is 100 pixels."""
-    return Picture(to_data_uri(figure), round(100 * figure.get_figwidth()), alt, caption)
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page; what is empty is left out.
+    """A part of the page; what is empty is left out."""
 
-    Attributes:
-        heading: above all of it.
-        lines: a list of sentences.
-        columns: headings of a table; those that begin with ">" stand above numbers.
-        rows: text for every column. What follows a line break in a cell is shown smaller.
-        own_row: first cell of the row that is shown in bold.
-        note: small print below the table.
-        pictures: below all of it.
-    """
-
-    heading: str = ""
-    lines: Sequence[str] = ()
-    columns: Sequence[str] = ()
-    rows: Sequence[Sequence[str]] = ()
-    own_row: str = ""
-    note: str = ""
-    pictures: Sequence[Picture] = ()
+    heading: str = ""  # above all of it
+    lines: Sequence[str] = ()  # a list of sentences
+    columns: Sequence[str] = ()  # headings of a table; those that begin with ">" stand above numbers
+    rows: Sequence[Sequence[str]] = ()  # text for every column. What follows a line break in a cell is shown smaller.
+    own_row: str = ""  # first cell of the row that is shown in bold
+    note: str = ""  # small print below the table
+    pictures: Sequence[Picture] = ()  # below all of it
 
 
 def render_study(
@@ -61,13 +32,8 @@ def render_study(
 ) -> str:
     """The page as one string of HTML; the same content gives the same page.
 
-    Args:
-        title: heading of the page.
-        verdict: sentences, the first in large letters.
-        sections: in order.
-        facts: by name.
-        job_toml: the job as resolved.
-        notes: what disturbed the study.
+    The first sentence of ``verdict`` is in large letters. ``facts`` are by name; ``notes`` say what disturbed the
+    study.
     """
     page = page_template("studies/study.html")
     return page.render(title=title, verdict=verdict, sections=sections, facts=facts, job_toml=job_toml, notes=notes)

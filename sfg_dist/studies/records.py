@@ -24,22 +24,16 @@ Keys = Mapping[str, object]
 class Records:
     """The finished parts of a study, FOLDER/NAME.json each. A part is made again only when its keys have changed.
 
-    Args:
-        output: the output directory, local or in an object store.
-        folder: of the study, such as "compare".
-        fields: what a part's document must hold beside its keys.
+    ``folder`` is the study's, such as "compare"; ``fields`` are what a part's document must hold beside its keys.
     """
 
     def __init__(self, output: Location, folder: str, fields: Fields) -> None:
         self.output, self.folder, self._fields = output, folder, fields
 
     def load(self, name: str, keys: Keys, read: Callable[[Any], T]) -> T | None:
-        """A part that was made under these very keys; None if it is missing, unfinished or unreadable.
+        """A part, such as "cells/nsf_0", made under these very keys; None if it is missing, unfinished or unreadable.
 
-        Args:
-            name: of the part, such as "cells/nsf_0".
-            keys: all that decides it.
-            read: makes the part from its document, or raises a DocumentError.
+        ``keys`` are all that decides it. ``read`` makes the part from its document, or raises a DocumentError.
         """
         try:
             content = self.output.read(f"{self.folder}/{name}.json", LONG_BYTES)

@@ -16,14 +16,9 @@ _LOGIT_FLOOR = -87.0  # exp(-87) is the smallest normal float32; below it some C
 
 
 def attend_fused(query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention of queries to keys by torch's kernel for the CPU.
+    """softmax(query keys^T) keys by torch's kernel for the CPU, and the logits' log-sum-exp, shape (num_rows,).
 
-    Args:
-        query: shape (num_rows, width), on the CPU, a row at least.
-        keys: shape (num_keys, width), which are the values too.
-
-    Returns:
-        softmax(query keys^T) keys, shape (num_rows, width), and the logits' log-sum-exp, shape (num_rows,).
+    The query has at least one row, shape (num_rows, width); the keys, shape (num_keys, width), are the values too.
     """
     output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query[None, None], keys[None, None], keys[None, None], scale=1.0

@@ -53,8 +53,8 @@ def block_bytes(num_rows: int, dim: int, *, has_clusters: bool) -> int:
     Without ``has_clusters`` all rows are summed, and there are rows and leaves alone.
     """
     shapes = clusters_shapes(num_rows, dim)
-    names = _CLUSTER_ARRAYS if has_clusters else ("blocks",)
-    sizes = [num_rows * (dim + 1) * 4, *(int(np.prod(shapes[name])) * _itemsize(name) for name in names)]
+    items = dict.fromkeys(_CLUSTER_ARRAYS, 4) | {"offsets": 8, "sizes": 8} if has_clusters else {"blocks": 4}
+    sizes = [num_rows * (dim + 1) * 4, *(int(np.prod(shapes[name])) * item for name, item in items.items())]
     return _up(sum(_up(size, _LINE) for size in sizes), _PAGE)
 
 
@@ -67,13 +67,9 @@ def reference_bytes(num_reference: int, dim: int, *, has_clusters: bool) -> int:
 
 
 def write_blocks(handle: int, blocks: Iterable[ReferenceBlock], center: Tensor, *, has_clusters: bool) -> None:
-    """Write the blocks of a reference to an open, empty file.
+    """Write the blocks of a reference, float32 on the CPU, to an open, empty file; one block is held at a time.
 
-    Args:
-        handle: a file descriptor.
-        blocks: float32 on the CPU; one is held at a time.
-        center: of the reference, kept in the contents.
-        has_clusters: whether to build clusters.
+    ``center`` is the reference's, and ``has_clusters`` says whether to build clusters.
 
     Raises:
         OSError: no room is left, or the file cannot be written.
@@ -103,10 +99,7 @@ def write_blocks(handle: int, blocks: Iterable[ReferenceBlock], center: Tensor, 
 
 
 class BlockFile:
-    """A whole file of blocks, open to be mapped.
-
-    Args:
-        handle: a file descriptor, which stays the caller's.
+    """A whole file of blocks, open to be mapped; the file descriptor stays the caller's.
 
     Attributes:
         center: of the reference, float64, shape (dim,).
@@ -158,7 +151,3 @@ def _write(handle: int, values: NDArray[Any], place: int) -> None:
 
 def _up(size: int, unit: int) -> int:
     return -(-size // unit) * unit
-
-
-def _itemsize(name: str) -> int:
-    return 8 if name in ("offsets", "sizes") else 4

@@ -41,31 +41,22 @@ Mapper = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
 
 @dataclass(frozen=True)
 class Clusters:
-    """The ordered rows and the nodes over them; all levels lie one after the other, leaves first.
+    """The ordered rows and the nodes over them; all levels lie one after the other, leaves first."""
 
-    Attributes:
-        order: row numbers of the reference in the clusters' order, int64, shape (num_rows,).
-        blocks: the ordered rows, column by column within leaves, and |x|^2 as the last column: float32, shape
-            (num_leaves, dim + 1, LEAF_ROWS). Rows that fill up the last leaf lie at PADDING.
-        largest_square: the largest |x|^2.
-        num_rows: rows of the reference.
-        dim: columns of the reference.
-        offsets: first node of each level, and the end; multiples of FAN, int64.
-        sizes: nodes of each level, int64.
-        bounds: of each group of FAN nodes the centres, boxes (low, high) and scalars (count, radius, E|d|^2, largest
-            eigenvalue of C, E|d|^4): float32, shape (num_nodes / FAN, 3 dim + 5, FAN).
-        moments: of each node the centre, C, T over pairs i <= j (off-diagonal ones counted twice) and w, as far as
-            ``moment_order`` goes: float32, shape (num_nodes, rows, dim padded to a multiple of 8).
-    """
-
-    order: NDArray[np.int64]
+    order: NDArray[np.int64]  # row numbers of the reference in the clusters' order, int64, shape (num_rows,)
+    # the ordered rows, column by column within leaves, and |x|^2 as the last column: float32, shape (num_leaves, dim +
+    # 1, LEAF_ROWS). Rows that fill up the last leaf lie at PADDING.
     blocks: NDArray[np.float32]
-    largest_square: float
-    num_rows: int
-    dim: int
-    offsets: NDArray[np.int64]
-    sizes: NDArray[np.int64]
+    largest_square: float  # the largest |x|^2
+    num_rows: int  # rows of the reference
+    dim: int  # columns of the reference
+    offsets: NDArray[np.int64]  # first node of each level, and the end; multiples of FAN, int64
+    sizes: NDArray[np.int64]  # nodes of each level, int64
+    # of each group of FAN nodes the centres, boxes (low, high) and scalars (count, radius, E|d|^2, largest eigenvalue
+    # of C, E|d|^4): float32, shape (num_nodes / FAN, 3 dim + 5, FAN)
     bounds: NDArray[np.float32]
+    # of each node the centre, C, T over pairs i <= j (off-diagonal ones counted twice) and w, as far as
+    # ``moment_order`` goes: float32, shape (num_nodes, rows, dim padded to a multiple of 8)
     moments: NDArray[np.float32]
 
     @property
@@ -80,14 +71,9 @@ def moment_order(dim: int) -> int:
 
 
 def build_order(rows: NDArray[np.float32], *, mapper: Mapper = map) -> NDArray[np.int64]:
-    """The clusters' ordering of the rows.
+    """The clusters' ordering of rows, float32, shape (num_rows, dim), finite: row numbers, int64, shape (num_rows,).
 
-    Args:
-        rows: float32, shape (num_rows, dim), finite.
-        mapper: runs a function over independent subtrees; ``map`` of a pool, or tasks of a cluster.
-
-    Returns:
-        Row numbers, int64, shape (num_rows,).
+    ``mapper`` runs a function over independent subtrees: ``map`` of a pool, or tasks of a cluster.
     """
     order = np.arange(len(rows), dtype=np.int64)
     starts = [0]
@@ -107,14 +93,9 @@ def order_part(rows: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def build_clusters(rows: NDArray[np.float32], *, order: NDArray[np.int64] | None = None) -> Clusters:
-    """The moments of every node over the ordered rows.
+    """The moments of every node over the ordered rows: a centred reference, float32, shape (num_rows, dim), finite.
 
-    Args:
-        rows: centred reference, float32, shape (num_rows, dim), finite.
-        order: the ordering by ``build_order`` for the same rows, if it was made earlier.
-
-    Returns:
-        The clusters.
+    ``order`` is what ``build_order`` gave for the same rows, if it was made earlier.
     """
     num_rows, dim = rows.shape
     if order is None:

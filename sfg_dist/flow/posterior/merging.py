@@ -19,12 +19,9 @@ class Merger:
         self._variance: Tensor | None
 
     def add(self, mean: Tensor, log_kernel_sum: Tensor, variance: Tensor | None) -> None:
-        """Add a part.
+        """Add a part: its mean, shape (num_rows, dim), and of shape (num_rows,) its log kernel sum and variance.
 
-        Args:
-            mean: shape (num_rows, dim).
-            log_kernel_sum: shape (num_rows,).
-            variance: trace of the covariance, shape (num_rows,); or None, for all parts.
+        The variance is the trace of the covariance; or None, for all parts.
         """
         mean, log_kernel_sum = mean.double(), log_kernel_sum.double()
         variance = None if variance is None else variance.double()

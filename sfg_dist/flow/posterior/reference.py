@@ -42,11 +42,9 @@ def block_ranges(num_rows: int) -> list[tuple[int, int]]:
 class ReferenceBlock:
     """One block of a reference: its centred rows on one device, and what the engines build over them.
 
-    Args:
-        keys: centred rows with their squared norm as one more column, shape (num_rows, dim + 1).
-        order: the clusters' ordering of these rows, from ``clusters.build_order``, where it was made earlier.
-        clusters: the clusters themselves, where they were built earlier.
-        leaves: the rows as ``clusters.make_blocks`` lays them out, where that was done earlier.
+    ``keys`` are the rows with their squared norm as one more column, shape (num_rows, dim + 1). Where they were made
+    earlier, ``order`` comes from ``clusters.build_order``, ``clusters`` are the clusters themselves, and ``leaves`` the
+    rows as ``clusters.make_blocks`` lays them out.
     """
 
     def __init__(
@@ -123,28 +121,20 @@ class ReferenceBlock:
 
 
 class PreparedReference(ABC):
-    """A reference whose blocks hold (x - center) / scale, the coordinates of all below the public functions.
+    """A reference whose blocks hold (x - center) / scale, the coordinates of all below the public functions."""
 
-    Attributes:
-        num_reference: number of rows.
-        center: mean of the rows, in their own units, shape (dim,), float64 on the CPU.
-        scale: sigma_data, the unit of the flow, in the rows' units; see ``spread``.
-        spreads: standard deviation of each column, in the rows' units, float64, shape (dim,); None where it is not
-            known, as of a store, whose plan has the scale.
-        device: where the posterior is computed.
-        dtype: torch.float32 or torch.float64, the precision of all arithmetic.
-        fitted_grids: time grids that were fitted to these rows, by the settings of their labels.
-    """
-
-    num_reference: int
-    center: Tensor
-    scale: float
+    num_reference: int  # number of rows
+    center: Tensor  # mean of the rows, in their own units, shape (dim,), float64 on the CPU
+    scale: float  # sigma_data, the unit of the flow, in the rows' units; see ``spread``
+    # standard deviation of each column, in the rows' units, float64, shape (dim,); None where it is not known, as of a
+    # store, whose plan has the scale
     spreads: Tensor | None
-    device: torch.device
-    dtype: torch.dtype
+    device: torch.device  # where the posterior is computed
+    dtype: torch.dtype  # torch.float32 or torch.float64, the precision of all arithmetic
 
     def __init__(self, scale: float = 1.0, spreads: Tensor | None = None) -> None:
         self.scale, self.spreads = scale, spreads
+        # time grids that were fitted to these rows, by the settings of their labels
         self.fitted_grids: dict[tuple[object, ...], FittedGrid] = {}
 
     @property
@@ -177,10 +167,8 @@ class PreparedReference(ABC):
     def moments_elsewhere(self, request: Request, tolerance: float, *, is_sparse: bool) -> PosteriorMoments | None:
         """The posterior's moments where other processes hold the blocks, or None where this one does.
 
-        Args:
-            request: the rows that are asked for.
-            tolerance: certified bound of the mean's error, in units of ``scale``.
-            is_sparse: whether clusters are used; else every row is summed.
+        ``tolerance`` is the certified bound of the mean's error, in units of ``scale``. ``is_sparse`` says whether
+        clusters are used; else every row is summed.
         """
         return None
 
@@ -337,6 +325,22 @@ def _numbers_of_objects(objects: NDArray[Any], name: str) -> NDArray[Any]:
     return array
 
 
+def finite_table(rows: Rows, name: str) -> Tensor:
+    """Rows as a tensor of shape (num_rows, dim), finite.
+
+    Raises:
+        ValueError: they are no such table; the message calls them ``name``.
+    """
+    table = to_tensor(rows, name)
+    if table.ndim != 2:
+        raise ValueError(f"{name} must be a table of shape (num_rows, dim), got {tuple(table.shape)}")
+    finite = torch.isfinite(table).all(dim=1)
+    if not bool(finite.all()):
+        bad = int((~finite).nonzero()[0, 0])
+        raise ValueError(f"{name} must be finite: row {bad} holds {table[bad].tolist()}")
+    return table
+
+
 def rows_and_reference(
     rows: Rows, name: str, reference: Rows | PreparedReference, dtype: torch.dtype, sigma_data: SigmaData
 ) -> tuple[Tensor, PreparedReference]:
@@ -345,13 +349,7 @@ def rows_and_reference(
     Raises:
         ValueError: rows and reference do not fit together, or a row is not finite; the message calls the rows ``name``.
     """
-    table = to_tensor(rows, name)
-    if table.ndim != 2:
-        raise ValueError(f"{name} must have shape (num_rows, dim), got {tuple(table.shape)}")
-    finite = torch.isfinite(table).all(dim=1)
-    if not bool(finite.all()):
-        bad = int((~finite).nonzero()[0, 0])
-        raise ValueError(f"{name} must be finite: row {bad} holds {table[bad].tolist()}")
+    table = finite_table(rows, name)
     prepared = as_reference(reference, table, dtype, sigma_data)
     if table.shape[1] != prepared.dim:
         raise ValueError(f"{name} must have {prepared.dim} columns like the reference, got {table.shape[1]} columns")

@@ -14,10 +14,7 @@ LANES, MULTIPLE = 16, 64
 
 
 def seats(active: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows to evaluate together, each at its own place modulo LANES.
-
-    Args:
-        active: which rows, bool, shape (num_rows,), num_rows a multiple of LANES.
+    """Rows to evaluate together, each at its own place modulo LANES, of the ``active`` ones among a multiple of LANES.
 
     Returns:
         The row number in each seat, shape (num_seats,), a multiple of MULTIPLE; and which seats are real, bool. The

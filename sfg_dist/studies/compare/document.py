@@ -31,20 +31,14 @@ COSTS_COMPARED = ("nsf", "flow_matching", "score_sde")
 
 @dataclass(frozen=True, kw_only=True)
 class Method(Judged):
-    """A row of the table: figures by seed with their standard errors; times, costs and the curve over all seeds.
-
-    Attributes:
-        test_log_likelihood: None where no seed has one.
-        metrics: other figures of samples by name and seed.
-        load_average: the highest of the machine.
-    """
+    """A row of the table: figures by seed with their standard errors; times, costs and the curve over all seeds."""
 
     c2st_auc: Sequence[float | None]
     c2st_auc_error: Sequence[float | None]
-    test_log_likelihood: Sequence[float | None] | None
+    test_log_likelihood: Sequence[float | None] | None  # None where no seed has one
     test_log_likelihood_error: Sequence[float | None] | None
-    metrics: Mapping[str, Sequence[float | None]]
-    load_average: float
+    metrics: Mapping[str, Sequence[float | None]]  # other figures of samples by name and seed
+    load_average: float  # the highest of the machine
 
 
 @dataclass(frozen=True)
@@ -59,25 +53,15 @@ class Budget:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What compare.json holds.
+    """What compare.json holds."""
 
-    Attributes:
-        methods: the rows of the table by name.
-        floor: the figures of training rows in place of samples.
-        verdict: the result in sentences.
-        budget: of each method.
-        selection: by peer, how its configuration was chosen.
-        sizes: other sizes of ours, by "WIDTHxDEPTH".
-        facts: of the table and the machine.
-    """
-
-    methods: dict[str, Method]
-    floor: Figures
-    verdict: list[str]
-    budget: Budget
-    selection: dict[str, Choice]
-    sizes: dict[str, Method]
-    facts: dict[str, str]
+    methods: dict[str, Method]  # the rows of the table by name
+    floor: Figures  # the figures of training rows in place of samples
+    verdict: list[str]  # the result in sentences
+    budget: Budget  # of each method
+    selection: dict[str, Choice]  # by peer, how its configuration was chosen
+    sizes: dict[str, Method]  # other sizes of ours, by "WIDTHxDEPTH"
+    facts: dict[str, str]  # of the table and the machine
 
 
 def make_document(

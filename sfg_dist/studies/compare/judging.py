@@ -29,69 +29,43 @@ Figures = dict[str, float | None]
 
 @dataclass(frozen=True)
 class Rules:
-    """What is the same for every method.
+    """What is the same for every method."""
 
-    Attributes:
-        max_time_s: wall-clock budget of labels and fit.
-        marks: shares of the budget at which a snapshot is kept; it is judged later, outside the budget.
-        num_samples: drawn for the figures.
-        metrics: names of the figures.
-        metric_seed: of the figures' own draws.
-    """
-
-    max_time_s: float
-    marks: Sequence[float]
-    num_samples: int
-    metrics: Sequence[str]
-    metric_seed: int
+    max_time_s: float  # wall-clock budget of labels and fit
+    marks: Sequence[float]  # shares of the budget at which a snapshot is kept; it is judged later, outside the budget
+    num_samples: int  # drawn for the figures
+    metrics: Sequence[str]  # names of the figures
+    metric_seed: int  # of the figures' own draws
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitFacts:
-    """What a fit says of itself.
+    """What a fit says of itself."""
 
-    Attributes:
-        label_s, fit_s: wall-clock seconds.
-        num_steps: batches of the fit.
-        num_parameters: of the network that draws.
-        num_evaluations: passes of the network for a sample.
-        best_at_s: when the weights that are kept were reached, where the fit chooses among them.
-        configuration: what the page says of it, where it is not a peer's.
-        num_pairs, num_pairs_wanted: labels that were made, and that the job asks for.
-    """
-
-    label_s: float
+    label_s: float  # wall-clock seconds
     fit_s: float
-    num_steps: int
-    num_parameters: int
-    num_evaluations: int
-    best_at_s: float | None = None
-    configuration: dict[str, Any] | None = None
-    num_pairs: int | None = None
-    num_pairs_wanted: int | None = None
+    num_steps: int  # batches of the fit
+    num_parameters: int  # of the network that draws
+    num_evaluations: int  # passes of the network for a sample
+    best_at_s: float | None = None  # when the weights that are kept were reached, where the fit chooses among them
+    configuration: dict[str, Any] | None = None  # what the page says of it, where it is not a peer's
+    num_pairs: int | None = None  # labels that were made
+    num_pairs_wanted: int | None = None  # labels that the job asks for
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fitted method as it is judged; one fit may stand for two rows of the table.
+    """A fitted method as it is judged; one fit may stand for two rows of the table."""
 
-    Attributes:
-        name: of the row of the table.
-        draw: its samples.
-        earlier: (seconds of the budget, draw) of the snapshots, each valid until the next is taken.
-        draw_flow_rows: draws without the way back to the user's units, which all methods share; it is timed.
-        transform: the way back, which is timed by itself.
-        test_log_density: of test rows in the user's units; empty where the method has no density.
-        facts: of the fit.
-    """
-
-    name: str
-    draw: Draw
+    name: str  # of the row of the table
+    draw: Draw  # its samples
+    # (seconds of the budget, draw) of the snapshots, each valid until the next is taken
     earlier: Callable[[], Iterable[tuple[float, Draw]]]
+    # draws without the way back to the user's units, which all methods share; it is timed
     draw_flow_rows: Callable[[int], object]
-    transform: Transform
-    test_log_density: NDArray[np.float64]
-    facts: FitFacts
+    transform: Transform  # the way back, which is timed by itself
+    test_log_density: NDArray[np.float64]  # of test rows in the user's units; empty where the method has no density
+    facts: FitFacts  # of the fit
 
 
 @dataclass(frozen=True)
@@ -105,38 +79,27 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Judged(FitFacts):
-    """What is found of a fit beside the figures of its samples.
+    """What is found of a fit beside the figures of its samples."""
 
-    Attributes:
-        num_likelihood_rows, num_likelihood_not_finite: test rows with a density, and those whose density is not finite.
-        us_per_sample: microseconds for a row.
-        us_per_sample_back: the same of the way back to the user's units.
-        num_not_finite: samples with NaN or infinity, which are left out.
-        curve: by time, the end last.
-    """
-
+    # test rows with a density, and those whose density is not finite
     num_likelihood_rows: int
     num_likelihood_not_finite: int
-    us_per_sample: float
-    us_per_sample_back: float
-    num_not_finite: int
-    curve: Sequence[Point]
+    us_per_sample: float  # microseconds for a row
+    us_per_sample_back: float  # the same of the way back to the user's units
+    num_not_finite: int  # samples with NaN or infinity, which are left out
+    curve: Sequence[Point]  # by time, the end last
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell(Judged):
-    """What is found of a row of the table with one seed.
-
-    Attributes:
-        metrics: figures of samples by name, beside the classifier's AUC.
-        load_average: of the machine, before and after. Above the number of threads, others were at work.
-    """
+    """What is found of a row of the table with one seed."""
 
     c2st_auc: float | None
     c2st_auc_error: float | None
-    metrics: Figures
+    metrics: Figures  # figures of samples by name, beside the classifier's AUC
     test_log_likelihood: float | None
     test_log_likelihood_error: float | None
+    # of the machine, before and after. Above the number of threads, others were at work.
     load_average: Sequence[float] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -198,16 +161,9 @@ def _earlier(fitted: Fitted, table: Prepared, rules: Rules) -> Iterator[Point]:
 
 
 def figures(rows: Rows, table: Prepared, *, metrics: Sequence[str], seed: int) -> Figures:
-    """All figures of a method's rows, against the table's test rows.
+    """All figures of a method's rows, finite, in the user's units, shape (num_rows, num_columns), against test rows.
 
-    Args:
-        rows: samples in the user's units, all finite, shape (num_rows, num_columns).
-        table: also says whether it has a density for "kl".
-        metrics: names of the figures; the classifier test is made in any case.
-        seed: of the figures' draws.
-
-    Returns:
-        The figures of ``measure`` and c2st_auc_error, the standard error of the classifier's AUC.
+    They are those of ``measure``, the classifier test in any case, and c2st_auc_error, the standard error of its AUC.
     """
     others = [name for name in metrics if name != "c2st_auc" and (name != "kl" or table.log_density is not None)]
     found = auc(rows, table, seed=seed)

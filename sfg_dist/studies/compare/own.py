@@ -86,11 +86,7 @@ class OwnFit:
 def own_job(job: Job, *, num_threads: int, seed: int, shape: tuple[int, int] | None = None) -> Job:
     """The job as its cell runs it: in this process, ended by the clock.
 
-    Args:
-        job: the user's.
-        num_threads: of labels and of the fit.
-        seed: added to the seeds of labels and of the fit.
-        shape: another width and depth of the network.
+    ``seed`` is added to the seeds of labels and of the fit; ``shape`` is another width and depth of the network.
     """
     width, depth = shape or (job.train.width, job.train.depth)
     return job.model_copy(update={"executor": ExecutorConfig(kind="inline")}).changed(
@@ -132,15 +128,9 @@ def fit_own(
     is_full_batch: bool = False,
     on_step: Callable[[str], None] = lambda text: None,
 ) -> OwnFit:
-    """Run the label and the train stage within the budget.
+    """Run the label and the train stage of ``own_job`` or ``published_job`` within the budget of ``rules``.
 
-    Args:
-        job: as ``own_job`` or ``published_job`` gives it.
-        prepared: its table.
-        rules: with the budget of both stages.
-        max_label_share: the labels' share of it.
-        is_full_batch: whether one batch holds all pairs, as published.
-        on_step: told what is done.
+    Labels may take ``max_label_share`` of it. With ``is_full_batch`` one batch holds all pairs, as published.
 
     Raises:
         TrainingError: the labels alone took the whole budget.
@@ -238,15 +228,7 @@ def _label(job: Job, prepared: Prepared, limit_s: float, started: float) -> Job:
 def next_target(made: int, wanted: int, *, pace: float, left_s: float, shard_rows: int) -> int:
     """How many pairs to have next: what the time left allows in whole shards, not too many more at once; or all.
 
-    Args:
-        made: pairs that there are.
-        wanted: pairs in the end.
-        pace: pairs a second, of the last part.
-        left_s: time left for labels.
-        shard_rows: of the store.
-
-    Returns:
-        ``made`` where nothing more fits.
+    Of ``wanted`` pairs ``made`` are there, which is the answer where nothing more fits; ``pace`` is in pairs a second.
 
     Example:
         >>> next_target(4096, 200_000, pace=1000.0, left_s=10.0, shard_rows=4096)
@@ -260,12 +242,9 @@ def next_target(made: int, wanted: int, *, pace: float, left_s: float, shard_row
 
 
 class _Watcher:
-    """Keeps the averaged weights of the newest checkpoint when a mark is passed.
+    """Keeps the averaged weights of the newest checkpoint in the fit's folder when a mark, in seconds, is passed.
 
-    Args:
-        folder: the output directory of the fit.
-        label_s: what the labels took before.
-        marks_s: of the budget, ascending.
+    The labels took ``label_s`` of the budget before.
     """
 
     def __init__(self, folder: str, label_s: float, marks_s: Sequence[float]) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from sfg_dist.evaluate.pictures import Picture, picture
 from sfg_dist.evaluate.report import MEANINGS, NO_VALUE, shown_number
 from sfg_dist.job.words import WIDE, duration, wide_number
 from sfg_dist.studies.compare import pictures
 from sfg_dist.studies.compare.document import NAMES, NOT_PEERS, OURS, Comparison, Method, mean_auc, mean_likelihood
-from sfg_dist.studies.page import Picture, Section, picture, render_study
+from sfg_dist.studies.page import Section, render_study
 
 OVERRUN = 1.02
 """Times the budget from which on the page says so."""
@@ -43,13 +44,7 @@ class TableRow(NamedTuple):
 
 
 def render_page(document: Comparison, *, title: str, job_toml: str) -> str:
-    """The page as one string of HTML; the same document gives the same page.
-
-    Args:
-        document: of compare.json.
-        title: heading.
-        job_toml: the job as resolved.
-    """
+    """The page as one string of HTML; the same document of compare.json gives the same page."""
     notes = list(_notes(document))
     return render_study(title, document.verdict, _sections(document), _facts(document), job_toml, notes)
 

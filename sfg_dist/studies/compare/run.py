@@ -56,19 +56,12 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class CellPlan:
-    """A cell to be made.
+    """A cell to be made."""
 
-    Attributes:
-        name: of the method, of a peer that serves two rows, or of another size of ours.
-        seed: added to the seeds of labels and fits.
-        keys: all that decides what is found.
-        fit: makes it, and gives every row of the table that it serves.
-    """
-
-    name: str
-    seed: int
-    keys: Keys
-    fit: Callable[[Say], Iterator[Fitted]]
+    name: str  # of the method, of a peer that serves two rows, or of another size of ours
+    seed: int  # added to the seeds of labels and fits
+    keys: Keys  # all that decides what is found
+    fit: Callable[[Say], Iterator[Fitted]]  # makes it, and gives every row of the table that it serves
 
     @property
     def record(self) -> str:
@@ -79,11 +72,9 @@ class CellPlan:
 def compare(job: str | Path | Mapping[str, Any] | Job, *, listener: Listener | None = None) -> Comparison:
     """Train every method of ``compare.methods`` under one budget, judge all of them alike, and write the page.
 
-    Finished cells in output.dir are kept, so the same call goes on after an interruption.
-
-    Args:
-        job: the path of a job file, a mapping of its tables, or a checked job.
-        listener: called with every event, a mapping with "event" and "time".
+    ``job`` is the path of a job file, a mapping of its tables, or a checked job. Finished cells in output.dir are kept,
+    so the same call goes on after an interruption. ``listener`` is called with every event, a mapping with "event" and
+    "time".
 
     Raises:
         ConfigError: the job cannot be compared, or a peer's library is missing.

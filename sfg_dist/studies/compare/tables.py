@@ -26,14 +26,10 @@ class Tables:
 
     Where the split leaves fewer than ``MIN_VALIDATION_ROWS`` validation rows, the peers hold back the last
     ``HELD_BACK_SHARE`` of the training rows to choose by, and train on the rest.
-
-    Attributes:
-        prepared: by the kind of transform; the rows are the same in each.
-        device: where the peers are fitted.
     """
 
-    prepared: Mapping[str, Prepared]
-    device: torch.device = CPU
+    prepared: Mapping[str, Prepared]  # by the kind of transform; the rows are the same in each
+    device: torch.device = CPU  # where the peers are fitted
 
     @property
     def any(self) -> Prepared:

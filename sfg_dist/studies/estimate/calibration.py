@@ -45,43 +45,24 @@ _ROOM = 64 << 20  # in the temporary directory, beside the reference and the pro
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast one worker of a kind is while the others work too.
+    """How fast one worker of a kind is while the others work too."""
 
-    Attributes:
-        device: what it ran on.
-        seconds_per_row: integration, draws included.
-        evaluations_per_row: of the posterior mean.
-        pairs_per_row: pairs of a latent and a reference summed one by one.
-        spread: half the width between the 10th and 90th percentile of single batches, relative to the mean.
-        write_s: seconds to write, read back and commit a whole shard.
-        check_s: seconds to check one committed shard.
-        import_s: from the start of the process until everything is imported.
-        open_s: until the store is open and the reference prepared.
-        first_s: what the first batch took beyond a later one: compiled code, and what is built at first use.
-        host_bytes: peak resident size of the process.
-        device_bytes: peak memory reserved on its GPU; 0 on a CPU.
-        commit_bytes: of a commit record.
-        cpu_share: CPU time over time at work; what is missing to 1 went to other processes, or to waiting.
-        num_rows: rows integrated, over all workers of the kind.
-        num_workers: workers of the kind that ran at once.
-    """
-
-    device: str
-    seconds_per_row: float
-    evaluations_per_row: float
-    pairs_per_row: float
-    spread: float
-    write_s: float
-    check_s: float
-    import_s: float
-    open_s: float
-    first_s: float
-    host_bytes: int
-    device_bytes: int
-    commit_bytes: float
-    cpu_share: float
-    num_rows: int
-    num_workers: int
+    device: str  # what it ran on
+    seconds_per_row: float  # integration, draws included
+    evaluations_per_row: float  # of the posterior mean
+    pairs_per_row: float  # pairs of a latent and a reference summed one by one
+    spread: float  # half the width between the 10th and 90th percentile of single batches, relative to the mean
+    write_s: float  # seconds to write, read back and commit a whole shard
+    check_s: float  # seconds to check one committed shard
+    import_s: float  # from the start of the process until everything is imported
+    open_s: float  # until the store is open and the reference prepared
+    first_s: float  # what the first batch took beyond a later one: compiled code, and what is built at first use
+    host_bytes: int  # peak resident size of the process
+    device_bytes: int  # peak memory reserved on its GPU; 0 on a CPU
+    commit_bytes: float  # of a commit record
+    cpu_share: float  # CPU time over time at work; what is missing to 1 went to other processes, or to waiting
+    num_rows: int  # rows integrated, over all workers of the kind
+    num_workers: int  # workers of the kind that ran at once
 
 
 @dataclass(frozen=True)
@@ -94,21 +75,13 @@ class Calibration:
 
 @dataclass(frozen=True)
 class CalibrationSettings:
-    """How to calibrate.
+    """How to calibrate."""
 
-    Attributes:
-        devices: of each process: "cpu", or "cuda:i"; a GPU may serve several.
-        num_threads: CPU threads of each.
-        memory_gib: memory that each may hold resident; None for what there is.
-        seconds: how long to integrate once all are ready.
-        niceness: scheduling priority of each, as the run's own workers will have.
-    """
-
-    devices: Sequence[str]
-    num_threads: int = 1
-    memory_gib: float | None = None
-    seconds: float = CALIBRATION_S
-    niceness: int = 0
+    devices: Sequence[str]  # of each process: "cpu", or "cuda:i"; a GPU may serve several
+    num_threads: int = 1  # CPU threads of each
+    memory_gib: float | None = None  # memory that each may hold resident; None for what there is
+    seconds: float = CALIBRATION_S  # how long to integrate once all are ready
+    niceness: int = 0  # scheduling priority of each, as the run's own workers will have
 
 
 def calibrate(
@@ -121,12 +94,8 @@ def calibrate(
 ) -> Calibration:
     """Label real batches of a plan in processes of their own, all at once.
 
-    Args:
-        plan: the job's.
-        reference: the transformed reference set, float32, shape (num_reference, dim).
-        settings: how.
-        order: the reference's order in clusters, where labels use some.
-        queries: the user's own query points, or None.
+    The transformed reference is float32, shape (num_reference, dim), with its order in clusters where labels use some.
+    ``queries`` are the user's own query points, or None.
 
     Raises:
         ConfigError: the temporary directory has no room.

@@ -42,31 +42,19 @@ def with_reference(plan: Plan, reference: NDArray[np.float32]) -> Plan:
 
 @dataclass(frozen=True)
 class TrialTask:
-    """What each process of a calibration is asked to do.
+    """What each process of a calibration is asked to do."""
 
-    Attributes:
-        folder: where the trial's store is.
-        plan: the job's plan, as JSON.
-        number, num_workers: which process this is, and of how many.
-        device: "cpu", or "cuda:i".
-        num_threads, memory_gib: of its labeler.
-        seconds: how long to label.
-        probe_rows: rows of a shard that is written to time it.
-        niceness: scheduling priority of the process; 0 leaves it.
-        started: when the process was started, seconds since 1970.
-    """
-
-    folder: str
-    plan: str
-    number: int
-    num_workers: int
-    device: str
-    num_threads: int
+    folder: str  # where the trial's store is
+    plan: str  # the job's plan, as JSON
+    number: int  # which process this is
+    num_workers: int  # of how many
+    device: str  # "cpu", or "cuda:i"
+    num_threads: int  # of its labeler
     memory_gib: float | None
-    seconds: float
-    probe_rows: int
-    niceness: int
-    started: float = 0.0
+    seconds: float  # how long to label
+    probe_rows: int  # rows of a shard that is written to time it
+    niceness: int  # scheduling priority of the process; 0 leaves it
+    started: float = 0.0  # when the process was started, seconds since 1970
 
 
 @dataclass(frozen=True)
@@ -82,25 +70,19 @@ class Batch:
 
 @dataclass(frozen=True)
 class Trial:
-    """What one process of a calibration found; see ``calibration.Pace``, whose figures are over all processes.
+    """What one process of a calibration found; see ``calibration.Pace``, whose figures are over all processes."""
 
-    Attributes:
-        cpu_s: CPU time of all that was measured, and ``label_cpu_s`` of the batches alone.
-        first_s: of the first batch.
-        writes: seconds of each probe.
-    """
-
-    cpu_s: float
+    cpu_s: float  # CPU time of all that was measured, and ``label_cpu_s`` of the batches alone
     label_cpu_s: float
     device: str
     batches: Sequence[Batch]
     import_s: float
     open_s: float
-    first_s: float
+    first_s: float  # of the first batch
     host_bytes: int
     device_bytes: int
     commit_bytes: int | None
-    writes: Sequence[float]
+    writes: Sequence[float]  # seconds of each probe
     check_s: float
 
     @classmethod
@@ -139,8 +121,7 @@ def _work(parent: Parent) -> None:
         shards = _own_shards(labeler.plan, task)
         record = labeler.label(next(shards))
     probes = _make_store(
-        folder / f"probes-{task.number}",
-        replace(plan, num_pairs=PROBES * task.probe_rows, shard_rows=task.probe_rows),
+        folder / f"probes-{task.number}", replace(plan, num_pairs=PROBES * task.probe_rows, shard_rows=task.probe_rows)
     )
     parent.answer()
     parent.wait()

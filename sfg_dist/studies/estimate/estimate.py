@@ -50,54 +50,35 @@ FIT_ROWS = 4600  # labels' work that a fitted time grid costs, see flow.fit_time
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to do.
-
-    Attributes:
-        dim: columns as the flow sees them.
-        num_reference: rows behind the score.
-        score_evaluations: rows times evaluations, of what is left.
-        pairs_summed: pairs of a latent and a reference row, of what is left; from the calibration.
-        is_counted: whether the job fixes the evaluations; with step control they are from the calibration.
-    """
+    """What there is to do."""
 
     num_shards: int
     shards_left: int
     num_pairs: int
     pairs_left: int
-    dim: int
-    num_reference: int
-    score_evaluations: int
-    pairs_summed: int
-    is_counted: bool
+    dim: int  # columns as the flow sees them
+    num_reference: int  # rows behind the score
+    score_evaluations: int  # rows times evaluations, of what is left
+    pairs_summed: int  # pairs of a latent and a reference row, of what is left; from the calibration
+    is_counted: bool  # whether the job fixes the evaluations; with step control they are from the calibration
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Everything that ``sfg plan`` says.
+    """Everything that ``sfg plan`` says."""
 
-    Attributes:
-        output: output.dir of the job.
-        written: bytes of the whole store.
-        left: bytes still to be written.
-        free_bytes: room where they go; None for an object store.
-        cost: None without executor.price_per_hour.
-        paces: the calibration, by kind of device; empty where nothing is left to do.
-        notes: what to know about the figures.
-        read_as: how the table was read, in words.
-    """
-
-    output: str
+    output: str  # output.dir of the job
     work: Work
-    written: StoreBytes
-    left: StoreBytes
-    free_bytes: int | None
+    written: StoreBytes  # bytes of the whole store
+    left: StoreBytes  # bytes still to be written
+    free_bytes: int | None  # room where they go; None for an object store
     memory: RunMemory
     workers: Workers
     time: Time
-    cost: Cost | None
-    paces: dict[DeviceKind, Pace]
-    notes: tuple[str, ...]
-    read_as: str = ""
+    cost: Cost | None  # None without executor.price_per_hour
+    paces: dict[DeviceKind, Pace]  # the calibration, by kind of device; empty where nothing is left to do
+    notes: tuple[str, ...]  # what to know about the figures
+    read_as: str = ""  # how the table was read, in words
 
     def to_dict(self) -> JsonObject:
         """The estimate as a JSON document."""
@@ -128,7 +109,8 @@ class _Subject:
         frame = frame_of(job, prepared, order_with_threads)
         pairs = _existing_store(job)
         fits_grid = job.labels.time_grid == "fitted" and pairs is None
-        planned = _graded(job) if fits_grid else job
+        # The default grid costs as many evaluations as one that is fitted first.
+        planned = job.changed(labels={"time_grid": "graded"}) if fits_grid else job
         plan = plan_of(planned, prepared, frame, existing=None if pairs is None else pairs.plan)
         if pairs is not None:
             pairs.require_plan(plan)
@@ -191,13 +173,9 @@ def estimate_job(
     seconds: float = CALIBRATION_S,
     on_step: Callable[[str], None] = lambda _: None,
 ) -> Estimate:
-    """What a job will take to label.
+    """What a job will take to label, on this machine by default.
 
-    Args:
-        job: the checked job.
-        machine: this machine by default.
-        seconds: length of the calibration once it is warm.
-        on_step: told in words what goes on.
+    The calibration lasts ``seconds`` once it is warm; ``on_step`` is told in words what goes on.
 
     Raises:
         ConfigError: something cannot fit; the message names the keys and values that would.
@@ -287,11 +265,6 @@ def _of_blocks(pace: Pace, blocks: float) -> Pace:
         pairs_per_row=pace.pairs_per_row * blocks,
         open_s=pace.open_s * blocks,
     )
-
-
-def _graded(job: Job) -> Job:
-    """The job on the default grid, which costs as many evaluations as one that is fitted first."""
-    return job.changed(labels={"time_grid": "graded"})
 
 
 def _existing_store(job: Job) -> Pairs | None:

@@ -22,40 +22,24 @@ CONNECT_S = 3.0  # to a cluster that runs already
 
 @dataclass(frozen=True)
 class Time:
-    """Seconds of what is left, on this machine or machines like it.
+    """Seconds of what is left, on this machine or machines like it."""
 
-    Attributes:
-        data_s: to read and prepare the table and lay out the store, measured; a fitted time grid is estimated.
-        start_s: to start Ray, and actors until they are at work.
-        integration_s: of the label stage.
-        writing_s: shards written, read back, committed and checked.
-        label_s: the label stage, the three before together.
-        spread: of single batches in the calibration, relative: what to make of the figures.
-        waves: shards that the busiest worker does.
-    """
-
-    data_s: float
-    start_s: float
-    integration_s: float
-    writing_s: float
-    label_s: float
-    spread: float
-    waves: int
+    data_s: float  # to read and prepare the table and lay out the store, measured; a fitted time grid is estimated
+    start_s: float  # to start Ray, and actors until they are at work
+    integration_s: float  # of the label stage
+    writing_s: float  # shards written, read back, committed and checked
+    label_s: float  # the label stage, the three before together
+    spread: float  # of single batches in the calibration, relative: what to make of the figures
+    waves: int  # shards that the busiest worker does
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What the label stage costs.
+    """What the label stage costs."""
 
-    Attributes:
-        price_per_hour: of one actor, from the job.
-        actor_hours: actors times the stage's time.
-        total: in the price's currency.
-    """
-
-    price_per_hour: float
-    actor_hours: float
-    total: float
+    price_per_hour: float  # of one actor, from the job
+    actor_hours: float  # actors times the stage's time
+    total: float  # in the price's currency
 
 
 def time_of(
@@ -63,13 +47,8 @@ def time_of(
 ) -> Time:
     """The time of shards of so many rows, handed out whole to whoever is free first.
 
-    Args:
-        rows: of each shard that is left.
-        plan: of their store.
-        workers: who label them.
-        paces: of a worker, by kind of device.
-        data_s: what the data took before.
-        pads: whether a batch that is not full costs as much as one that is; with clusters it does not.
+    ``paces`` are those of a worker, by kind of device; ``data_s`` is what the data took before. ``pads`` says whether a
+    batch that is not full costs as much as one that is; with clusters it does not.
     """
     if not rows:
         return Time(data_s, 0.0, 0.0, 0.0, 0.0, 0.0, 0)

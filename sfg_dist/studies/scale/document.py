@@ -22,10 +22,7 @@ NOT_KEYS = ("num_actors", "address", "notice_s", "price_per_hour")  # of a run: 
 
 
 def compare_studies(first: str | Path, second: str | Path) -> StudyComparison:
-    """Two studies side by side, for each stage, mode and number of workers of both.
-
-    Args:
-        first, second: scale.json, or the directory or URL that holds scale/.
+    """Two studies side by side, for each stage, mode and number of workers of both; see ``read_study`` for their paths.
 
     Raises:
         ConfigError: there is no such study, or nothing is in both.
@@ -80,10 +77,7 @@ def write_study(place: str, document: StudyDocument) -> None:
 
 
 def read_study(path: str | Path) -> StudyDocument:
-    """The document of a study.
-
-    Args:
-        path: scale.json, or a directory or URL that holds it.
+    """The document of a study, by scale.json, or a directory or URL that holds it.
 
     Raises:
         ConfigError: there is none, or it is another document.

@@ -119,11 +119,8 @@ def measure_fit(
 ) -> Run:
     """Fit within a running Ray session; the first epoch, in which everything is read for the first time, counts too.
 
-    Args:
-        url: the complete store.
-        checkpoints: a directory that is not there yet.
-        settings: of the fit; its epochs end it, not the clock.
-        num_workers, num_cpus_per_worker, use_gpu: as for ``fit_with_workers``.
+    The store is complete, the directory ``checkpoints`` is not there yet, and the settings' epochs end the fit, not the
+    clock. For the others see ``fit_with_workers``.
 
     Raises:
         TrainingError, ClusterError: as ``fit_with_workers``.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from sfg_dist.studies.page import Picture, Section, picture, render_study
+from sfg_dist.evaluate.pictures import Picture, picture
+from sfg_dist.studies.page import Section, render_study
 from sfg_dist.studies.scale import pictures
 from sfg_dist.studies.scale.results import (
     AmdahlFit,
@@ -29,13 +30,7 @@ grows with the pairs of workers; with it there is a number beyond which more wor
 
 
 def render_page(document: StudyDocument, *, title: str, job_toml: str) -> str:
-    """The page as one string of HTML; the same document gives the same page.
-
-    Args:
-        document: of scale.json.
-        title: heading.
-        job_toml: the job as resolved.
-    """
+    """The page as one string of HTML; the same document of scale.json gives the same page."""
     sentences = list(verdict(document))
     return render_study(title, sentences or [title], _sections(document), document.facts, job_toml)
 

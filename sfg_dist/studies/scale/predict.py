@@ -18,12 +18,10 @@ LONGEST_S = 1e6  # of what a worker does
 
 
 def costs_of(document: StudyDocument, num_workers: int | None = None) -> Costs:
-    """Costs of a worker, from the label runs of a study.
+    """Costs of a worker, from the label runs with ``num_workers`` of a study.
 
-    Args:
-        document: of scale.json.
-        num_workers: runs with so many; if None those with the most, in which workers have neighbours and the driver has
-            as much to do as it had anywhere.
+    None takes those with the most, in which workers have neighbours and the driver has as much to do as it had
+    anywhere.
 
     Raises:
         ConfigError: the study has no label run that can be used.
@@ -108,18 +106,12 @@ def predict(
     limits: Limits | None = None,
     seed: int = 0,
 ) -> list[Prediction]:
-    """Efficiency on other numbers of workers, and what limits it.
+    """Efficiency on other numbers of workers, and what limits it, if a shard takes ``shard_seconds`` of integration.
 
     A worker has LEAST_JOB_S of work, fewer shards where those of the most workers would be more than MAX_SHARDS, but
     LEAST_SHARDS of them at least; as many for every number of workers. A longer shard has more rows: bytes and the time
-    of a write grow with it.
-
-    Args:
-        document: of scale.json.
-        workers: numbers to simulate.
-        shard_seconds: integration of a shard.
-        limits: of store, network and driver; shard_bytes is that of the study's own shards.
-        seed: of the spread.
+    of a write grow with it. ``limits`` are of store, network and driver; their shard_bytes is that of the study's own
+    shards.
 
     Raises:
         ConfigError: a number is not positive, or the study has no label run.

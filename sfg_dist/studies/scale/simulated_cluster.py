@@ -30,49 +30,30 @@ LIMIT_WORDS = {"start": "start-up", "load": "loading", "write": "writing", "wait
 
 @dataclass(frozen=True)
 class Costs:
-    """What a worker spends.
+    """What a worker spends."""
 
-    Attributes:
-        start_s: from the request until its process has imported all it needs.
-        load_s: to read and prepare the reference, when nobody else reads.
-        integrate_s: of a shard.
-        spread: standard deviation of integrate_s over its mean.
-        write_s: of a shard, when nobody else writes: written, read back, committed.
-        driver_s: of the driver's thread for a shard, beyond its loop: Ray's calls and answers.
-    """
-
-    start_s: float
-    load_s: float
-    integrate_s: float
-    spread: float
-    write_s: float
-    driver_s: float = 0.0
+    start_s: float  # from the request until its process has imported all it needs
+    load_s: float  # to read and prepare the reference, when nobody else reads
+    integrate_s: float  # of a shard
+    spread: float  # standard deviation of integrate_s over its mean
+    write_s: float  # of a shard, when nobody else writes: written, read back, committed
+    driver_s: float = 0.0  # of the driver's thread for a shard, beyond its loop: Ray's calls and answers
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the cluster is assumed to be; None stands for no limit.
+    """What the cluster is assumed to be; None stands for no limit."""
 
-    Attributes:
-        store_bytes_per_s, store_requests_per_s: that the store takes and gives, for all workers together.
-        worker_bytes_per_s: of one worker's link to the store.
-        starts_per_s: workers that the cluster brings up in a second.
-        shard_bytes: of a shard's latents and labels, written and read back.
-        load_bytes: of the reference, which each worker reads once.
-        requests_a_shard: objects written, looked at and committed.
-        driver_scale: time of the driver's loop there, in units of this machine's.
-        answer_s: from a worker to the driver or back.
-    """
-
+    # what the store takes and gives, for all workers together
     store_bytes_per_s: float | None = None
     store_requests_per_s: float | None = None
-    worker_bytes_per_s: float | None = None
-    starts_per_s: float | None = None
-    shard_bytes: float = 0.0
-    load_bytes: float = 0.0
-    requests_a_shard: float = 8.0
-    driver_scale: float = 1.0
-    answer_s: float = 0.002
+    worker_bytes_per_s: float | None = None  # of one worker's link to the store
+    starts_per_s: float | None = None  # workers that the cluster brings up in a second
+    shard_bytes: float = 0.0  # of a shard's latents and labels, written and read back
+    load_bytes: float = 0.0  # of the reference, which each worker reads once
+    requests_a_shard: float = 8.0  # objects written, looked at and committed
+    driver_scale: float = 1.0  # time of the driver's loop there, in units of this machine's
+    answer_s: float = 0.002  # from a worker to the driver or back
 
     def seconds(self, size: float, requests: float) -> float:
         """How long so many bytes and requests keep the store busy."""

@@ -46,31 +46,21 @@ STAGES, MODES = ("label", "train"), ("strong", "weak")
 
 @dataclass(frozen=True)
 class ScaleSettings:
-    """What a study measures, predicts and is compared with.
+    """What a study measures, predicts and is compared with."""
 
-    Attributes:
-        workers: numbers of label actors and of training workers to measure; none reads the study that is there.
-        stages: "label", "train".
-        modes: "strong", "weak".
-        repeats: of each run; they take turns, so that a slow hour of the machine meets all of them.
-        num_epochs: of each fit, no more than the job's.
-        use_gpu: whether training workers hold a GPU each; if None where the cluster has one for each of the most.
-        simulated_workers: numbers of workers to predict.
-        shard_seconds: integration of a shard in the predictions.
-        limits: of the clusters there; shard_bytes of 0 stands for what the study's own shards move.
-        compare_with: another study's directory, URL or scale.json.
-    """
-
+    # numbers of label actors and of training workers to measure; none reads the study that is there
     workers: Sequence[int] = ()
-    stages: Sequence[str] = STAGES
-    modes: Sequence[str] = ("strong",)
-    repeats: int = 3
-    num_epochs: int = NUM_EPOCHS
+    stages: Sequence[str] = STAGES  # "label", "train"
+    modes: Sequence[str] = ("strong",)  # "strong", "weak"
+    repeats: int = 3  # of each run; they take turns, so that a slow hour of the machine meets all of them
+    num_epochs: int = NUM_EPOCHS  # of each fit, no more than the job's
+    # whether training workers hold a GPU each; if None where the cluster has one for each of the most
     use_gpu: bool | None = None
-    simulated_workers: Sequence[int] = ()
-    shard_seconds: Sequence[float] = (1.0, 10.0, 60.0)
+    simulated_workers: Sequence[int] = ()  # numbers of workers to predict
+    shard_seconds: Sequence[float] = (1.0, 10.0, 60.0)  # integration of a shard in the predictions
+    # of the clusters there; shard_bytes of 0 stands for what the study's own shards move
     limits: Limits = field(default_factory=Limits)
-    compare_with: str | None = None
+    compare_with: str | None = None  # another study's directory, URL or scale.json
 
 
 @dataclass(frozen=True)
@@ -93,10 +83,8 @@ def scale(
 ) -> StudyDocument:
     """Run the study, or what is missing of it, predict and compare, and write scale.json and scale.html.
 
-    Args:
-        job: the path of a job file, a mapping of its tables, or a checked job.
-        settings: of the study; all that can be wrong with them is found before anything is measured.
-        listener: called with every event.
+    ``job`` is the path of a job file, a mapping of its tables, or a checked job. All that can be wrong with the
+    settings is found before anything is measured. ``listener`` is called with every event.
 
     Raises:
         ConfigError: a setting is wrong, or the job does not go with it.

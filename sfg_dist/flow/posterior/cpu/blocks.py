@@ -61,14 +61,11 @@ def blocked_cluster_sums(request: Request, reference: PreparedReference, toleran
 
 
 class RunningSums:
-    """The sums of some rows over the blocks so far.
+    """The sums of some rows of the queries, by their numbers, over the blocks so far.
 
-    Args:
-        queries: all rows.
-        rows: numbers of those that are summed.
-        anchors: squared distances that are known beforehand, float32, shape (len(rows),).
-        unit: mass, relative to the anchor, that these blocks certainly have; less than 1 if other processes hold the
-            rest of the reference.
+    ``anchors`` are squared distances that are known beforehand, float32, shape (len(rows),). ``unit`` is a mass,
+    relative to the anchor, that these blocks certainly have; less than 1 if other processes hold the rest of the
+    reference.
     """
 
     def __init__(

@@ -41,22 +41,16 @@ _DENSE_SHARE = ((8, 0.9), (10**9, 0.6)) if HAS_AVX512 else ((12, 2.0), (24, 0.75
 
 
 class Sums(NamedTuple):
-    """What the kernels give for each row.
+    """What the kernels give for each row."""
 
-    Attributes:
-        mean: posterior mean, float32, shape (num_rows, dim).
-        log_kernel_sum: log sum_j exp(-|z - alpha x_j|^2 / (2 beta^2)), float64, shape (num_rows,).
-        variance: sum_j w_j |x_j - mean|^2, float32, shape (num_rows,); meaningless where it was not asked for.
-        bound: certified bound of the mean's error, float64; 0 where all rows were summed, -1 where none was, and NaN
-            where a query is not finite or out of reach.
-        work: pairs, stand-ins and nodes of each row, int64, shape (num_rows, 3).
-    """
-
-    mean: NDArray[np.float32]
-    log_kernel_sum: NDArray[np.float64]
+    mean: NDArray[np.float32]  # posterior mean, float32, shape (num_rows, dim)
+    log_kernel_sum: NDArray[np.float64]  # log sum_j exp(-|z - alpha x_j|^2 / (2 beta^2)), float64, shape (num_rows,)
+    # sum_j w_j |x_j - mean|^2, float32, shape (num_rows,); meaningless where it was not asked for
     variance: NDArray[np.float32]
+    # certified bound of the mean's error, float64; 0 where all rows were summed, -1 where none was, and NaN where a
+    # query is not finite or out of reach
     bound: NDArray[np.float64]
-    work: NDArray[np.int64]
+    work: NDArray[np.int64]  # pairs, stand-ins and nodes of each row, int64, shape (num_rows, 3)
 
     def take(self, part: NDArray[np.int64]) -> Sums:
         """A copy of the numbered rows."""
@@ -74,21 +68,13 @@ class Sums(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """Rows as the kernels take them.
+    """Rows as the kernels take them."""
 
-    Attributes:
-        x: x~ = z / alpha, float32, shape (num_rows, dim).
-        inv_sigma_sq: alpha^2 / beta^2, float64.
-        log_shift: to be added to the log of the kernel sum, float64.
-        rows: numbers of the rows that can be computed; the others get NaN.
-        squares: (0,) where squares are summed for variances, else ().
-    """
-
-    x: NDArray[np.float32]
-    inv_sigma_sq: NDArray[np.float64]
-    log_shift: NDArray[np.float64]
-    rows: NDArray[np.int64]
-    squares: tuple[int, ...]
+    x: NDArray[np.float32]  # x~ = z / alpha, float32, shape (num_rows, dim)
+    inv_sigma_sq: NDArray[np.float64]  # alpha^2 / beta^2, float64
+    log_shift: NDArray[np.float64]  # to be added to the log of the kernel sum, float64
+    rows: NDArray[np.int64]  # numbers of the rows that can be computed; the others get NaN
+    squares: tuple[int, ...]  # (0,) where squares are summed for variances, else ()
 
     def room(self) -> Sums:
         """Sums to be filled in: NaN for rows that cannot be computed."""
@@ -152,11 +138,7 @@ def _needs_differences(queries: Queries, rows: NDArray[np.int64], largest_square
 
 
 def _add_dense(
-    rows: NDArray[np.int64],
-    queries: Queries,
-    blocks: NDArray[np.float32],
-    largest_square: float,
-    sums: Sums,
+    rows: NDArray[np.int64], queries: Queries, blocks: NDArray[np.float32], largest_square: float, sums: Sums
 ) -> None:
     """Dense sums of the numbered rows, each by the kernel that is fast and exact enough for it."""
     flat, dim, squares = blocks.reshape(-1), queries.x.shape[1], queries.squares
@@ -213,17 +195,11 @@ def cluster_sums(request: Request, clusters: Clusters, tolerance: float) -> Sums
 
 
 class Carried(NamedTuple):
-    """What is carried for each row from one block of the reference to the next; see ``traversal.cluster_rows``.
+    """What is carried for each row from one block of the reference to the next; see ``traversal.cluster_rows``."""
 
-    Attributes:
-        anchors: float32, shape (num_rows,).
-        sums: float64, shape (num_rows, CARRIED).
-        side: sums of the columns, float64, shape (num_rows, dim).
-    """
-
-    anchors: NDArray[np.float32]
-    sums: NDArray[np.float64]
-    side: NDArray[np.float64]
+    anchors: NDArray[np.float32]  # float32, shape (num_rows,)
+    sums: NDArray[np.float64]  # float64, shape (num_rows, CARRIED)
+    side: NDArray[np.float64]  # sums of the columns, float64, shape (num_rows, dim)
 
     def take(self, part: NDArray[np.int64]) -> Carried:
         """A copy of the numbered rows."""
@@ -240,30 +216,17 @@ def fresh(num_rows: int, dim: int) -> Carried:
 
 
 class Allowance(NamedTuple):
-    """How much error a block's clusters may make.
+    """How much error a block's clusters may make."""
 
-    Attributes:
-        aim: the bound of the mean's error to aim at.
-        share: the share of the aim that may be used up after this block.
-        spare: the share of the aim that this block may use in any case.
-        unit: mass, relative to the anchor, that certainly exists.
-        least_mass: a row with less mass is left for a dense pass.
-    """
-
-    aim: float
-    share: float = 1.0
-    spare: float = 0.0
-    unit: float = 1.0
-    least_mass: float = LEAST_MASS
+    aim: float  # the bound of the mean's error to aim at
+    share: float = 1.0  # the share of the aim that may be used up after this block
+    spare: float = 0.0  # the share of the aim that this block may use in any case
+    unit: float = 1.0  # mass, relative to the anchor, that certainly exists
+    least_mass: float = LEAST_MASS  # a row with less mass is left for a dense pass
 
 
 def add_clusters(
-    queries: Queries,
-    part: NDArray[np.int64],
-    clusters: Clusters,
-    allowance: Allowance,
-    carried: Carried,
-    found: Sums,
+    queries: Queries, part: NDArray[np.int64], clusters: Clusters, allowance: Allowance, carried: Carried, found: Sums
 ) -> None:
     """Add a block's clusters to the numbered rows' ``carried`` sums, in place, and write what they come to.
 

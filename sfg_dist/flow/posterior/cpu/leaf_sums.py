@@ -160,6 +160,16 @@ def fade(old, new, scale):
     return np.exp2(max((np.float64(new) - np.float64(old)) * np.float64(scale), -1000.0))
 
 
+@njit(nogil=True, error_model="numpy", inline="always")
+def draw_in(old, new, scale, sums64, side64):
+    """Turn a row's sums under the anchor ``old`` into those under ``new`` <= old."""
+    share = fade(old, new, scale)
+    for k in range(len(sums64)):
+        sums64[k] *= share
+    for k in range(len(side64)):
+        side64[k] *= share
+
+
 @njit(nogil=True, error_model="numpy")
 def add_leaves(blocks, leaves, first, stop, query, near, scale, anchor, sums, sums64, side64, axes, squares):
     """Add leaves[first:stop] to the float64 sums; return the anchor, which moves in if they hold a far closer row.
@@ -173,11 +183,7 @@ def add_leaves(blocks, leaves, first, stop, query, near, scale, anchor, sums, su
         _sum_leaves(blocks, leaves, place, end, query, near, scale, anchor, sums, axes, squares)
         closest = sums[dim + 2]
         if (anchor - closest) * scale > MARGIN:  # weights may have overflowed: take these leaves again
-            share = fade(anchor, closest, scale)
-            for k in range(len(sums64)):
-                sums64[k] *= share
-            for k in range(len(side64)):
-                side64[k] *= share
+            draw_in(anchor, closest, scale, sums64, side64)
             anchor = closest
             continue
         for k in range(dim):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import operator
 from collections.abc import Callable, Generator, Sequence
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from typing import Any
 
@@ -181,86 +181,70 @@ def store(typing_context: Any, array: Any, place: Any, value: Any) -> Any:
     return types.void(array, types.intp, vector), generate
 
 
+def _emitting(emit: Callable[..., Any]) -> Callable[..., Any]:
+    """Code for numba that is what ``emit(builder, *arguments)`` emits."""
+    return lambda context, builder, signature, arguments: emit(builder, *arguments)
+
+
 @intrinsic
 def splat(typing_context: Any, value: Any) -> Any:
     """One number in all eight places."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return spread(builder, arguments[0])
-
-    return vector(types.float32), generate
+    return vector(types.float32), _emitting(spread)
 
 
 @intrinsic
 def fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
     """a b + c."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return call(builder, "fmuladd", *arguments)
-
-    return vector(vector, vector, vector), generate
+    return vector(vector, vector, vector), _emitting(lambda builder, a, b, c: call(builder, "fmuladd", a, b, c))
 
 
 @intrinsic
 def root(typing_context: Any, a: Any) -> Any:
     """Square roots."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return call(builder, "sqrt", *arguments)
-
-    return vector(vector), generate
+    return vector(vector), _emitting(lambda builder, a: call(builder, "sqrt", a))
 
 
 @intrinsic
 def larger(typing_context: Any, a: Any, b: Any) -> Any:
     """The larger of two, place by place."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return compare(builder, ">", *arguments)
-
-    return vector(vector, vector), generate
+    return vector(vector, vector), _emitting(lambda builder, a, b: compare(builder, ">", a, b))
 
 
 @intrinsic
 def smaller(typing_context: Any, a: Any, b: Any) -> Any:
     """The smaller of two, place by place."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return compare(builder, "<", *arguments)
-
-    return vector(vector, vector), generate
+    return vector(vector, vector), _emitting(lambda builder, a, b: compare(builder, "<", a, b))
 
 
 @intrinsic
 def where_below(typing_context: Any, a: Any, b: Any, yes: Any, no: Any) -> Any:
     """``yes`` where a <= b, else ``no``."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        a, b, yes, no = arguments
+    def emit(builder: Any, a: Any, b: Any, yes: Any, no: Any) -> Any:
         return builder.select(builder.fcmp_ordered("<=", a, b), yes, no)
 
-    return vector(vector, vector, vector, vector), generate
+    return vector(vector, vector, vector, vector), _emitting(emit)
 
 
 @intrinsic
 def exp2(typing_context: Any, y: Any) -> Any:
     """2^y for -126 <= y <= 126, clamped to that range, to 2e-7 relative."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return finish(exp2_steps(builder, [compare(builder, "<", arguments[0], constant(126.0))]))[0]
+    def emit(builder: Any, y: Any) -> Any:
+        return finish(exp2_steps(builder, [compare(builder, "<", y, constant(126.0))]))[0]
 
-    return vector(vector), generate
+    return vector(vector), _emitting(emit)
 
 
 @intrinsic
 def bits_below(typing_context: Any, a: Any, b: Any) -> Any:
     """Bit i says whether a < b in place i."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        bits = builder.bitcast(builder.fcmp_ordered("<", *arguments), ir.IntType(LANES))
+    def emit(builder: Any, a: Any, b: Any) -> Any:
+        bits = builder.bitcast(builder.fcmp_ordered("<", a, b), ir.IntType(LANES))
         return builder.zext(bits, ir.IntType(64))
 
-    return types.int64(vector, vector), generate
+    return types.int64(vector, vector), _emitting(emit)
 
 
 def fold(builder: Any, value: Any, combine: Callable[[Any, Any], Any]) -> Any:
@@ -277,30 +261,20 @@ def fold(builder: Any, value: Any, combine: Callable[[Any, Any], Any]) -> Any:
 @intrinsic
 def total(typing_context: Any, a: Any) -> Any:
     """The sum of the eight."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return fold(builder, arguments[0], lambda a, b: builder.fadd(a, b))
-
-    return types.float32(vector), generate
+    return types.float32(vector), _emitting(lambda builder, a: fold(builder, a, lambda x, y: builder.fadd(x, y)))
 
 
 @intrinsic
 def least(typing_context: Any, a: Any) -> Any:
     """The smallest of the eight."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return fold(builder, arguments[0], lambda a, b: compare(builder, "<", a, b))
-
-    return types.float32(vector), generate
+    return types.float32(vector), _emitting(lambda builder, a: fold(builder, a, partial(compare, builder, "<")))
 
 
 def _define(sign: Any, method: str) -> None:
     @intrinsic
     def combine(typing_context: Any, a: Any, b: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            return getattr(builder, method)(*arguments, flags=("contract", "nsz"))
-
-        return vector(vector, vector), generate
+        flags = ("contract", "nsz")
+        return vector(vector, vector), _emitting(lambda builder, a, b: getattr(builder, method)(a, b, flags=flags))
 
     @overload(sign, inline="always")
     def _overload(a, b):  # numba compares the signatures, annotations included

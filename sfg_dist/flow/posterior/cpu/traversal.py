@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 from sfg_dist.flow.posterior.cpu.kernels import LOG2E, closest_square, listed_rows
-from sfg_dist.flow.posterior.cpu.leaf_sums import HUGE, LEAF, fade
+from sfg_dist.flow.posterior.cpu.leaf_sums import HUGE, LEAF, draw_in
 from sfg_dist.flow.posterior.cpu.nodes import bound_leaves, bound_nodes, empty_bits, measure, stand_in, whole_bits
 from sfg_dist.flow.posterior.cpu.simd import (
     bits_below,
@@ -100,16 +100,6 @@ def _limit(error, num_groups, allowed):
     return max(top / F(8 * num_groups), least_error)
 
 
-@njit(nogil=True, error_model="numpy", inline="always")
-def _draw_in(old, new, scale, sums64, side64):
-    """Turn a row's sums under the anchor ``old`` into those under ``new`` <= old."""
-    share = fade(old, new, scale)
-    for k in range(len(sums64)):
-        sums64[k] *= share
-    for k in range(len(side64)):
-        side64[k] *= share
-
-
 @njit(nogil=True, error_model="numpy")
 def _pick(
     query, inv_sigma_sq, tolerance, share, spare, unit, dense_share, spend, offsets, sizes, bounds, table, blocks,
@@ -140,7 +130,7 @@ def _pick(
     if known < anchor:
         anchor = known
     else:
-        _draw_in(known, anchor, scale, sums64, side64)
+        draw_in(known, anchor, scale, sums64, side64)
     guess = lanes[8 * dim :]
     for k in range(dim):
         guess[k] = bounds[(leaf // 8 * (3 * dim + 5) + k) * 8 + leaf % 8]
@@ -159,7 +149,7 @@ def _pick(
                 closest = min(closest, measure(bounds, dim, groups[i], 8 * i, query, guess, far, gap, off))
                 num_nodes += 8
         if closest < anchor:  # by Jensen the nearest row is not farther than a node's mean squared distance
-            _draw_in(anchor, closest, scale, sums64, side64)
+            draw_in(anchor, closest, scale, sums64, side64)
             anchor = closest
         open_mass = 0.0
         for i in range(num_groups):

@@ -18,31 +18,18 @@ _NUM_NEAREST = 4  # blocks whose sum bounds the sum over all from below
 
 @dataclass(frozen=True)
 class Blocks:
-    """A reference ordered into compact blocks of ``block_rows`` rows, the last one ragged, with what bounds need.
+    """A reference ordered into compact blocks of ``block_rows`` rows, the last one ragged, with what bounds need."""
 
-    Attributes:
-        rows: the ordered rows, float32, shape (num_reference, dim), contiguous.
-        order: where each row stood in the table given, shape (num_reference,).
-        block_rows: rows a block, a multiple of 64.
-        centers: mean of each block as the kernels use it, float32, shape (num_blocks, dim).
-        mean: the same in float64.
-        low: least coordinates of each block, float64, shape (num_blocks, dim).
-        high: greatest coordinates.
-        counts: rows of each block, float64, shape (num_blocks,).
-        spread: mean of |x - mean|^2 in each block, float64.
-        radius: greatest |x - mean| in each block, float64.
-    """
-
-    rows: Tensor
-    order: Tensor
-    block_rows: int
-    centers: Tensor
-    mean: Tensor
-    low: Tensor
-    high: Tensor
-    counts: Tensor
-    spread: Tensor
-    radius: Tensor
+    rows: Tensor  # the ordered rows, float32, shape (num_reference, dim), contiguous
+    order: Tensor  # where each row stood in the table given, shape (num_reference,)
+    block_rows: int  # rows a block, a multiple of 64
+    centers: Tensor  # mean of each block as the kernels use it, float32, shape (num_blocks, dim)
+    mean: Tensor  # the same in float64
+    low: Tensor  # least coordinates of each block, float64, shape (num_blocks, dim)
+    high: Tensor  # greatest coordinates
+    counts: Tensor  # rows of each block, float64, shape (num_blocks,)
+    spread: Tensor  # mean of |x - mean|^2 in each block, float64
+    radius: Tensor  # greatest |x - mean| in each block, float64
 
     @property
     def num_blocks(self) -> int:
@@ -52,28 +39,18 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which reference blocks each query tile visits, as compressed rows, and what leaving out the rest costs at most.
+    """Which reference blocks each query tile visits, as compressed rows, and what the others cost at most."""
 
-    Attributes:
-        offsets: shape (num_tiles + 1,), int32; tile i visits indices[offsets[i]:offsets[i + 1]].
-        indices: block numbers, ascending in each tile, int32.
-        error_bound: bound on |m - m_kept| for every query of the tile, 2-norm, float64, shape (num_tiles,).
-    """
-
-    offsets: Tensor
-    indices: Tensor
-    error_bound: Tensor
+    offsets: Tensor  # shape (num_tiles + 1,), int32; tile i visits entries offsets[i] to offsets[i + 1] of indices
+    indices: Tensor  # block numbers, ascending in each tile, int32
+    error_bound: Tensor  # bound on |m - m_kept| for every query of the tile, 2-norm, float64, shape (num_tiles,)
 
 
 def order_rows(points: Tensor, block_rows: int) -> Tensor:
     """An order in which blocks of ``block_rows`` rows are compact: nodes are halved across their widest side.
 
-    Args:
-        points: rows, shape (num_rows, dim), finite.
-        block_rows: rows of a block; halves are whole blocks, so only the last block is ragged.
-
-    Returns:
-        The order, shape (num_rows,), int64; the same for the same points on every device up to ties.
+    Halves are whole blocks, so only the last block is ragged. For finite points, shape (num_rows, dim), the order has
+    shape (num_rows,), int64; it is the same for the same points on every device up to ties.
     """
     num_rows, dim = points.shape
     device = points.device

@@ -62,13 +62,10 @@ def posterior_moments_cuda(
 ) -> PosteriorMomentsGpu:
     """Posterior moments of x given z_t in centred coordinates, by the Triton kernels.
 
-    Args:
-        z_t: noisy states about ``alpha * center``, float32, shape (num_rows, dim), on the device that computes.
-        blocks: the centred reference.
-        alpha: signal scale, a number or one a row, shape (num_rows,), >= 0.
-        beta_sq: noise variance, a number or one a row, > 0.
-        tolerance: 0 for every pair; else blocks are left out while the certified bound on the mean's error stays below.
-        tiles: shape of a program, by dim by default.
+    The states are about ``alpha * center``, float32, shape (num_rows, dim), on the device that computes. The signal
+    scale ``alpha`` >= 0 and the noise variance ``beta_sq`` > 0 are numbers or one a row, shape (num_rows,). A
+    ``tolerance`` of 0 sums every pair; else blocks are left out while the certified bound on the mean's error stays
+    below. ``tiles`` is the shape of a program, by dim by default.
 
     Raises:
         ValueError: shapes or types do not fit, or beta_sq is not positive.

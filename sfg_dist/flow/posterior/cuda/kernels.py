@@ -68,28 +68,10 @@ def _jit(function: Callable[..., None]) -> Any:
 @_jit
 @no_type_check
 def attend_narrow(
-    anchor_ptr,
-    tilt_ptr,
-    scale_ptr,
-    columns_ptr,
-    offset_ptr,
-    index_ptr,
-    maximum_ptr,
-    total_ptr,
-    difference_ptr,
-    second_ptr,
-    num_rows,
-    num_reference,
-    num_blocks,
-    num_splits,
-    column_stride,
-    DIM: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    TILTED: tl.constexpr,
-    LISTED: tl.constexpr,
-):
+    anchor_ptr, tilt_ptr, scale_ptr, columns_ptr, offset_ptr, index_ptr, maximum_ptr, total_ptr, difference_ptr,
+    second_ptr, num_rows, num_reference, num_blocks, num_splits, column_stride, DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_ROWS: tl.constexpr, TILTED: tl.constexpr, LISTED: tl.constexpr,
+):  # fmt: skip
     """Plain float32 arithmetic on tiles (BLOCK_N references, BLOCK_M queries), one column of the data at a time.
 
     Queries lie along the threads, so that every sum over references stays inside a thread.
@@ -161,30 +143,11 @@ def attend_narrow(
 @_jit
 @no_type_check
 def attend_wide(
-    anchor_ptr,
-    tilt_ptr,
-    scale_ptr,
-    x_ptr,
-    center_ptr,
-    offset_ptr,
-    index_ptr,
-    maximum_ptr,
-    total_ptr,
-    difference_ptr,
-    second_ptr,
-    num_rows,
-    num_reference,
-    num_blocks,
-    num_splits,
-    DIM: tl.constexpr,
-    PADDED: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    TILTED: tl.constexpr,
-    LISTED: tl.constexpr,
+    anchor_ptr, tilt_ptr, scale_ptr, x_ptr, center_ptr, offset_ptr, index_ptr, maximum_ptr, total_ptr, difference_ptr,
+    second_ptr, num_rows, num_reference, num_blocks, num_splits, DIM: tl.constexpr, PADDED: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_ROWS: tl.constexpr, TILTED: tl.constexpr, LISTED: tl.constexpr,
     PRECISION: tl.constexpr,
-):
+):  # fmt: skip
     """Matrix products on tiles (BLOCK_M queries, BLOCK_N references) about the centre of each reference block.
 
     With e = a - c and y = x - c:  -i2s |a - x|^2 + h . (x - a) = (2 i2s e + h) . y - i2s |y|^2 - (i2s |e|^2 + h . e).

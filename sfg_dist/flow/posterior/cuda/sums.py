@@ -46,18 +46,12 @@ class PartialMoments:
     """Unnormalised sums over part of the reference, relative to each row's anchor; see ``finish``.
 
     With p_j = exp(logit_j - log_max):
-
-    Attributes:
-        log_max: largest logit met, shape (num_rows,); -inf where no reference was visited.
-        total: sum p_j, shape (num_rows,).
-        difference: sum p_j (x_j - a), shape (num_rows, dim).
-        second: sum p_j |x_j - a|^2, shape (num_rows,).
     """
 
-    log_max: Tensor
-    total: Tensor
-    difference: Tensor
-    second: Tensor
+    log_max: Tensor  # largest logit met, shape (num_rows,); -inf where no reference was visited
+    total: Tensor  # sum p_j, shape (num_rows,)
+    difference: Tensor  # sum p_j (x_j - a), shape (num_rows, dim)
+    second: Tensor  # sum p_j |x_j - a|^2, shape (num_rows,)
 
     def finish(self, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log of the kernel sum, mean m, and v = sum w |x - m|^2 >= 0; the mean is anchor + (m - anchor)."""

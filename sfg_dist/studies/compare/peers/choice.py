@@ -26,19 +26,12 @@ SEED = 0  # of all short fits and their samples
 
 @dataclass(frozen=True)
 class ShortFit:
-    """How good a configuration was.
+    """How good a configuration was."""
 
-    Attributes:
-        configuration: what was tried.
-        seconds: of the fit.
-        c2st_auc: of its samples against the validation rows; 1 where the fit or its samples failed.
-        log_likelihood: mean over validation rows in the user's units, where it is one pass.
-    """
-
-    configuration: Configuration
-    seconds: float
-    c2st_auc: float
-    log_likelihood: float | None
+    configuration: Configuration  # what was tried
+    seconds: float  # of the fit
+    c2st_auc: float  # of its samples against the validation rows; 1 where the fit or its samples failed
+    log_likelihood: float | None  # mean over validation rows in the user's units, where it is one pass
 
 
 @dataclass(frozen=True)
@@ -50,19 +43,11 @@ class Choice:
 
 
 def choose(
-    kind: PeerKind,
-    tables: Tables,
-    *,
-    time_s: float,
-    on_trial: Callable[[ShortFit], None] = lambda trial: None,
+    kind: PeerKind, tables: Tables, *, time_s: float, on_trial: Callable[[ShortFit], None] = lambda trial: None
 ) -> Choice:
     """Choose transform and learning rate of a peer.
 
-    Args:
-        kind: the peer.
-        tables: the table.
-        time_s: of a fit of round 1; 0 takes the default configuration as it is.
-        on_trial: told each result.
+    A fit of round 1 takes ``time_s``; 0 takes the default configuration as it is. ``on_trial`` is told each result.
 
     Raises:
         TrainingError: every fit failed.

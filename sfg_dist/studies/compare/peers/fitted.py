@@ -24,23 +24,14 @@ DENSITY_BATCH_ROWS = 4096
 
 @dataclass(frozen=True)
 class FittedPeer:
-    """A peer after its fit.
+    """A peer after its fit."""
 
-    Attributes:
-        kind: its recipe.
-        configuration: its transform and learning rate.
-        model: with the best weights.
-        fit: what the fit left.
-        tables: what it was fitted to.
-        seed: of the fit, and of the samples.
-    """
-
-    kind: PeerKind
-    configuration: Configuration
-    model: Peer
-    fit: PeerFit
-    tables: Tables
-    seed: int
+    kind: PeerKind  # its recipe
+    configuration: Configuration  # its transform and learning rate
+    model: Peer  # with the best weights
+    fit: PeerFit  # what the fit left
+    tables: Tables  # what it was fitted to
+    seed: int  # of the fit, and of the samples
 
     def sample(self, row: str, num_rows: int) -> Rows:
         """Samples for a row of the table in the user's units, shape (num_rows, num_columns); always the same ones."""

@@ -28,42 +28,27 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class PeerFitSettings:
-    """How a peer is fitted.
+    """How a peer is fitted."""
 
-    Attributes:
-        max_time_s: wall-clock time of the whole fit.
-        learning_rate: at the top of its schedule.
-        batch_size: rows of a batch.
-        bfloat16: whether the network's products are of bfloat16, as ours are where the device has units for them.
-        marks_s: times at which a snapshot is kept, ascending.
-        seed: of the order of the rows and of the loss's own draws.
-    """
-
-    max_time_s: float
-    learning_rate: float
-    batch_size: int
+    max_time_s: float  # wall-clock time of the whole fit
+    learning_rate: float  # at the top of its schedule
+    batch_size: int  # rows of a batch
+    # whether the network's products are of bfloat16, as ours are where the device has units for them
     bfloat16: bool = False
-    marks_s: tuple[float, ...] = ()
-    seed: int = 0
+    marks_s: tuple[float, ...] = ()  # times at which a snapshot is kept, ascending
+    seed: int = 0  # of the order of the rows and of the loss's own draws
 
 
 @dataclass
 class PeerFit:
-    """What a fit leaves.
+    """What a fit leaves."""
 
-    Attributes:
-        weights: averaged, with the least validation loss.
-        snapshots: (seconds, weights that an end at that time would have left).
-        seconds: of the fit.
-        num_steps: batches.
-        best_at_s: when the weights were looked at.
-    """
-
-    weights: Weights
+    weights: Weights  # averaged, with the least validation loss
+    # (seconds, weights that an end at that time would have left)
     snapshots: list[tuple[float, Weights]] = field(default_factory=list)
-    seconds: float = 0.0
-    num_steps: int = 0
-    best_at_s: float = 0.0
+    seconds: float = 0.0  # of the fit
+    num_steps: int = 0  # batches
+    best_at_s: float = 0.0  # when the weights were looked at
 
 
 def fit_peer(
@@ -73,14 +58,9 @@ def fit_peer(
     settings: PeerFitSettings,
     clock: Callable[[], float] = time.perf_counter,
 ) -> PeerFit:
-    """Fit until the time is over; the model is left with the best weights.
+    """Fit a model on its device until the time is over; it is left with the weights that are best for ``validation``.
 
-    Args:
-        model: on its device.
-        rows: training rows, shape (num_rows, dim).
-        validation: rows that decide which weights are best, shape (num_validation, dim).
-        settings: of the fit.
-        clock: seconds.
+    Rows and validation rows have the shape (any, dim).
 
     Raises:
         TrainingError: no look at the validation rows gave a finite loss.

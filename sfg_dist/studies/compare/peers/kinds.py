@@ -29,36 +29,23 @@ class Configuration:
 
 @dataclass(frozen=True)
 class RowSampler:
-    """How the samples of a row of the table are drawn.
+    """How the samples of a row of the table are drawn."""
 
-    Attributes:
-        method: of the peer's module.
-        evaluations: passes of the network for a sample; -1 stands for one a column.
-    """
-
-    method: str
-    evaluations: int
+    method: str  # of the peer's module
+    evaluations: int  # passes of the network for a sample; -1 stands for one a column
 
 
 @dataclass(frozen=True)
 class PeerKind:
-    """A peer's recipe.
+    """A peer's recipe."""
 
-    Attributes:
-        name: of its fit.
-        build: an untrained module of dim columns, by the numbers of ``shape``.
-        shape: what build takes beside dim.
-        batch_size: rows of a batch.
-        samplers: by row of the table that the fit serves.
-        is_over_time: whether it learns a field over time. Then the density takes an ODE, not one pass, and the
-            network's products may be bfloat16; splines and couplings need all their digits.
-    """
-
-    name: str
-    build: Callable[..., Peer]
-    shape: Mapping[str, Any]
-    batch_size: int
-    samplers: Mapping[str, RowSampler]
+    name: str  # of its fit
+    build: Callable[..., Peer]  # an untrained module of dim columns, by the numbers of ``shape``
+    shape: Mapping[str, Any]  # what build takes beside dim
+    batch_size: int  # rows of a batch
+    samplers: Mapping[str, RowSampler]  # by row of the table that the fit serves
+    # whether it learns a field over time. Then the density takes an ODE, not one pass, and the network's products may
+    # be bfloat16; splines and couplings need all their digits.
     is_over_time: bool = False
 
     def sampler(self, model: Peer, row: str) -> Sampler:

@@ -21,10 +21,8 @@ Velocity = Callable[[Tensor, float], Tensor]
 def transported_log_density(velocity: Velocity, rows: Tensor, times: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Carry rows from the first to the last time by classical Runge-Kutta steps, and sum up the divergence.
 
-    Args:
-        velocity: v(x, t), shape (num_rows, dim) in and out; a row's velocity depends on this row alone.
-        rows: at the first time, shape (num_rows, dim).
-        times: one more than steps, rising or falling.
+    ``velocity`` is v(x, t), shape (num_rows, dim) in and out; a row's velocity depends on this row alone. There is one
+    time more than steps, rising or falling.
 
     Returns:
         The rows at the last time, and log p(rows, first time) - log p(rows then, last time), shape (num_rows,).

@@ -134,21 +134,21 @@ EVENTS = [
 
 
 def test_the_display_tells_of_what_goes_wrong(capsys):
-    with Display(as_json=False) as display:
+    with Display(on_stderr=False) as display:
         for event, details, _ in EVENTS:
             display({"time": 1000.0, "event": event, **details})
     assert capsys.readouterr().out.splitlines() == [line for _, _, line in EVENTS if line]
 
 
 def test_with_json_stdout_is_left_to_the_document(capsys):
-    with Display(as_json=True):
+    with Display(on_stderr=True):
         print("(raylet) A worker died or was killed")
     print("{}")
     assert capsys.readouterr() == ("{}\n", "(raylet) A worker died or was killed\n")
 
 
 def test_the_display_counts_workers(capsys):
-    with Display(as_json=True) as display:
+    with Display(on_stderr=True) as display:
         display({"time": 0.0, "event": "stage_started", "stage": "label", "missing": 2, "total": 2, "rows": 20})
         for name in ("a", "b"):
             display({"time": 0.0, "event": "worker_started", "worker": name})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sfg_dist.job.words import as_line, counted, duration, size_of
@@ -14,20 +12,6 @@ if TYPE_CHECKING:
     from sfg_dist.studies.estimate.estimate import Estimate
 
 _PLACES = {"cpu": "CPUs", "cuda": "GPUs"}
-
-
-@contextmanager
-def show_steps() -> Iterator[Callable[[str], None]]:
-    """Within, the callable shows the present step on a terminal; elsewhere it does nothing."""
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(stderr=True, highlight=False)
-    if not console.is_terminal:
-        yield lambda _: None
-        return
-    with console.status("") as status:
-        yield lambda text: status.update(Text(as_line(text)))
 
 
 def show_estimate(estimate: Estimate) -> None:

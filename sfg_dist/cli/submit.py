@@ -23,34 +23,45 @@ MAX_SEEDS, MAX_ENDED = 10_000, 10
 STAGES = ("run", "label", "train", "sample", "evaluate", "compare")
 CHECKOUT = Path(PACKAGE_ROOT)
 Jobs = Annotated[list[Path], typer.Argument(metavar="JOB.toml...", help="One or more job files.")]
-Word = Annotated[str, typer.Argument(metavar="SUBMISSION", help="Its id, the start of one, or its name.")]
+Word = Annotated[
+    str, typer.Argument(metavar="SUBMISSION", help="The id of a submission, the beginning of one, or its name.")
+]
 
 
 @dataclass(frozen=True)
 class SubmitOptions:
     """Where to send jobs, and which stages of them."""
 
-    to: Annotated[str, typer.Option("--to", help="slurm, kuberay, or ray for a cluster that runs already.")]
+    to: Annotated[str, typer.Option("--to", help="slurm, kuberay, or ray for a Ray cluster that runs already.")]
     profile: Annotated[
-        Path | None, typer.Option("--profile", help="The site's TOML file; if left out, the checkout's.")
+        Path | None,
+        typer.Option("--profile", help="The site's TOML file; cluster/TO.toml of the checkout if not given."),
     ] = None
     profile_set: Annotated[
         list[str] | None,
         typer.Option("--profile-set", metavar="TABLE.KEY=VALUE", help="Override a key of the profile; repeatable."),
     ] = None
-    name: Annotated[str | None, typer.Option("--name", help="Shown by the scheduler; the job file's name.")] = None
-    seeds: Annotated[str | None, typer.Option("--seeds", help="One run a seed, such as 0,1,2 or 0-9.")] = None
-    stages: Annotated[str, typer.Option("--stages", help="Commands of sfg, in order: run, or label,train.")] = "run"
+    name: Annotated[
+        str | None, typer.Option("--name", help="The name that the scheduler shows; the job file's if not given.")
+    ] = None
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", help="Run each job once for each of these seeds, such as 0,1,2 or 0-9.")
+    ] = None
+    stages: Annotated[
+        str, typer.Option("--stages", help="The commands of sfg to run, in order, such as run or label,train.")
+    ] = "run"
     scale: Annotated[
-        str | None, typer.Option("--scale", help="A scaling study by these options: --scale '--workers 1,2,4'.")
+        str | None, typer.Option("--scale", help="Run sfg scale with these options, such as --scale '--workers 1,2,4'.")
     ] = None
     apart: Annotated[
-        bool, typer.Option("--apart", help="label, train, sample and evaluate as jobs that wait for each other.")
+        bool, typer.Option("--apart", help="Send label, train, sample and evaluate as jobs that wait for each other.")
     ] = False
     after: Annotated[
-        list[str] | None, typer.Option("--after", help="The scheduler's id of a job to wait for; repeatable.")
+        list[str] | None, typer.Option("--after", help="The scheduler's id of a job that these wait for; repeatable.")
     ] = None
-    wait: Annotated[bool, typer.Option("--wait", help="Return when it has ended, with status 1 if it failed.")] = False
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until it has ended; the exit status is 1 if it failed.")
+    ] = False
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False
 
 
@@ -60,7 +71,7 @@ def submit(
 ) -> None:
     """Send jobs to a cluster.
 
-    Prints how to follow, stop and resume them. A job that meets its walltime or is preempted goes on where it was.
+    It prints how to follow, stop and resume them. A job that meets its walltime or is preempted goes on where it was.
     """
     from sfg_dist.launch.send import submit as prepare
     from sfg_dist.launch.send import wait, went_well
@@ -138,8 +149,10 @@ def jobs(
 @command
 def logs(
     submission: Word,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until it has ended.")] = False,
-    nodes: Annotated[bool, typer.Option("--nodes", help="Ray's output on the nodes, too.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on showing it until the submission has ended.")
+    ] = False,
+    nodes: Annotated[bool, typer.Option("--nodes", help="Show Ray's output on the nodes too.")] = False,
     json_: Json = False,
 ) -> None:
     """Show the output of a submission."""
@@ -161,7 +174,10 @@ def logs(
 
 @command
 def cancel(submission: Word, json_: Json = False) -> None:
-    """Stop a submission; what is committed is kept, and the same job goes on when it is submitted again."""
+    """Stop a submission.
+
+    What is committed is kept, and the same job goes on when it is submitted again.
+    """
     from sfg_dist.launch import send
     from sfg_dist.launch.submission import find
 

@@ -84,6 +84,10 @@ class OutputDirectory:
         if self._listener is not None:
             self._listener(without_credentials({"time": round(time.time(), 3), "event": event, **details}))
 
+    def step(self, text: str) -> None:
+        """Tell the listener what goes on from now until the next event, where that may take long."""
+        self.tell("step", text=text)
+
     @contextlib.contextmanager
     def dropping_events(self) -> Iterator[None]:
         """Within, an event that cannot be logged is dropped, with one warning."""

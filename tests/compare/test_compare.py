@@ -201,7 +201,7 @@ def test_what_cannot_be_compared_is_refused(make_compare_job, tmp_path):
         ComparisonRun(make_compare_job(labels={"direction": "encode"}))
     with pytest.raises(ConfigError, match=r"compare\.methods"):
         make_compare_job(compare={"methods": ["glow"]})
-    with pytest.raises(ConfigError, match="names one twice"):
+    with pytest.raises(ConfigError, match="methods has an entry twice"):
         make_compare_job(compare={"methods": ["nsf", "nsf"]})
     with pytest.raises(ConfigError, match=r'"sfg", which is not among the methods'):
         make_compare_job(compare={"methods": ["nsf"], "sizes": ["8x1"]})

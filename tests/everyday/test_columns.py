@@ -163,7 +163,7 @@ def test_in_small_tables_too(name, num_rows, tmp_path):
 
 def shown(table, capsys):
     """What the command line says of a table."""
-    with Display(as_json=False) as display:
+    with Display(on_stderr=False) as display:
         display({"event": "table", **table.report})
     return capsys.readouterr().out
 

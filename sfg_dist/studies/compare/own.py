@@ -130,7 +130,7 @@ def fit_own(
     *,
     max_label_share: float,
     is_full_batch: bool = False,
-    on_step: Callable[[str], None] = lambda text: None,
+    on_step: Callable[[str, str], None] = lambda done, following: None,
 ) -> OwnFit:
     """Run the label and the train stage within the budget.
 
@@ -140,7 +140,7 @@ def fit_own(
         rules: with the budget of both stages.
         max_label_share: the labels' share of it.
         is_full_batch: whether one batch holds all pairs, as published.
-        on_step: told what is done.
+        on_step: told what is done and what comes next.
 
     Raises:
         TrainingError: the labels alone took the whole budget.
@@ -155,7 +155,7 @@ def fit_own(
         label_s = time.perf_counter() - started
         left_s = max_time_s - label_s - reserved_s
         num_pairs = job.labels.num_pairs
-        on_step(f"{num_pairs:,} labels in {label_s:.1f} s")
+        on_step(f"{num_pairs:,} labels in {label_s:.1f} s", "fitting the network")
         if left_s <= 0:
             raise TrainingError(
                 f"the labels took {label_s:.0f} s of the {max_time_s:g} s: raise compare.max_time_s or lower "
@@ -168,7 +168,7 @@ def fit_own(
         started = time.perf_counter()
         generator = Pipeline(job.changed(train=keys), watcher, prepared=prepared).train()
         fit_s = time.perf_counter() - started
-        on_step(f"fitted in {fit_s:.1f} s, {watcher.num_steps:,} steps")
+        on_step(f"fitted in {fit_s:.1f} s, {watcher.num_steps:,} steps", "judging")
     facts = FitFacts(
         label_s=label_s,
         fit_s=fit_s,

@@ -197,7 +197,7 @@ def estimate_job(
         job: the checked job.
         machine: this machine by default.
         seconds: length of the calibration once it is warm.
-        on_step: told in words what goes on.
+        on_step: told in words what goes on from then on.
 
     Raises:
         ConfigError: something cannot fit; the message names the keys and values that would.
@@ -209,7 +209,7 @@ def estimate_job(
     machine = machine or this_machine()
     workers, price = choose_workers(job, machine), job.executor.price_per_hour
     require_budget(job)
-    on_step("data: reading and preparing the table")
+    on_step(f"plan: reading {job.data.source}, and preparing it")
     started = time.monotonic()
     subject = _Subject.of(job)
     plan, pending, clusters = subject.plan, subject.pending, subject.has_clusters
@@ -230,7 +230,7 @@ def estimate_job(
     data_s = time.monotonic() - started
     found = Calibration({}, 0.0)
     if pending:
-        on_step(f"calibration: {seconds:g} s of labels once the workers are warm")
+        on_step(f"plan: calibrating by {seconds:g} s of labels, once the workers are warm")
         settings = CalibrationSettings(
             calibrated_devices(workers, machine),
             num_threads=job.labels.num_threads,

@@ -104,8 +104,8 @@ def train(
         typer.Option(
             "--resume-from",
             metavar="CHECKPOINT",
-            help="Go on from this checkpoint, such as step_000001234, or the path or URL of another run's. Later checkpoints "
-            "are removed.",
+            help="Go on from this checkpoint, such as step_000001234, or the path or URL of another run's. Later "
+            "checkpoints are removed.",
         ),
     ] = None,
     set_: Set = None,
@@ -143,8 +143,8 @@ def sample(
         return
     if options != SampleOptions():
         raise ConfigError(
-            "-n, --seed, --start, --share, --given and --out are for a saved model: name one, or leave them out and set the "
-            "keys of the job's evaluate table"
+            "-n, --seed, --start, --share, --given and --out are for a saved model: name one, or leave them out and "
+            "set the keys of the job's evaluate table"
         )
     resolved = load(Path(what), set_, None)
     with Display(json_) as display:
@@ -229,8 +229,8 @@ def _end_where_signals_wait() -> None:
                     if ours.recv(1)[0] in _ENDING_SIGNALS:  # a second signal takes the granted time back
                         wait_s = min(wait_s, time.monotonic() - begun + INTERRUPT_S)
             message = (
-                f"sfg: interrupted. The command did not end within {wait_s:g} s, perhaps because a store does not answer, "
-                f"and was stopped. What is committed is kept: run the same command again to go on\n"
+                f"sfg: interrupted. The command did not end within {wait_s:g} s, perhaps because a store does not "
+                f"answer, and was stopped. What is committed is kept: run the same command again to go on\n"
             )
             os.write(2, message.encode())
             os._exit(130)

@@ -60,8 +60,9 @@ class SampleOptions:
         str | None,
         typer.Option(
             "--out",
-            help="The table to write: .zarr, .parquet, .csv or .npy; samples.csv if not given. A .zarr, and a .parquet at a "
-            "URL or with a slash at its end, is written in parts: a killed command goes on where it stopped.",
+            help="The table to write: .zarr, .parquet, .csv or .npy; samples.csv if not given. A .zarr, and a "
+            ".parquet at a URL or with a slash at its end, is written in parts: a killed command goes on where it "
+            "stopped.",
         ),
     ] = None
 

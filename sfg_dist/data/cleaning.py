@@ -116,8 +116,8 @@ def _missing_values(reader: RowReader, counts: NDArray[np.intp], first_row: int,
     source, names = reader.source, reader.columns
     if empty := [name for name, count in zip(names, counts, strict=True) if count == reader.num_rows]:
         return DataError(
-            f"{source}: no value of {'column' if len(empty) == 1 else 'columns'} {listed(empty)} is there and finite: "
-            "choose the columns that have values with data.columns"
+            f"{source}: {'column' if len(empty) == 1 else 'columns'} {listed(empty)} without a finite value: choose "
+            "the columns that have values with data.columns"
         )
     affected = np.flatnonzero(counts)
     more = [f"{names[column]!r} has {counts[column]}" for column in affected[1:6]]

@@ -104,11 +104,11 @@ def read_given(
     """
     if not names:
         if given is not None:
-            raise ConfigError("this generator was trained without data.condition: it takes nothing given")
+            raise ConfigError("this generator was trained without data.condition: leave the given values out")
         return None
     wanted, types = ", ".join(names), tuple(types) or (FLOAT,) * len(names)
     if given is None:
-        raise ConfigError(f"this generator draws rows for given {wanted}: say their values (given=, --given)")
+        raise ConfigError(f"this generator needs values of {wanted}: give them by given= in Python, or by --given")
     try:
         if isinstance(given, Mapping):
             unknown = [name for name in given if name not in names]

@@ -32,14 +32,14 @@ _DEEP = re.compile(rf"""(?<![\w"'.-])(?:{_NAME}[ \t]*+\.[ \t]*+){{{_MAX_KEYS - 1
 _REASONS = (
     ("Cannot overwrite a value", "the key stands there twice"),
     ("Cannot declare", "the table stands there twice"),
-    ("Invalid value", "the value is none that TOML knows: text stands in quotes, true and false are small"),
+    ("Invalid value", "this is no value of TOML: write text in quotes, and true and false in small letters"),
     ("Unescaped", "a backslash within double quotes is written twice, or the text stands in single quotes"),
     ("Invalid hex value", "a backslash within double quotes is written twice, or the text stands in single quotes"),
     ("Unterminated", "a quote or bracket is not closed"),
     ("Illegal character '\\n'", "a quote is not closed"),
     ("Illegal character", "a control character stands there"),
     ("Unclosed", "a bracket is not closed"),
-    ("Expected newline", "more stands behind the value: one key = value a line"),
+    ("Expected newline", "something follows the value: write one key = value on each line"),
     ("Expected ']'", "a bracket is not closed"),
     ("Expected '='", "expected key = value"),
     ("Invalid statement", "expected key = value, or [table]"),
@@ -106,7 +106,9 @@ def parse_document(text: str, name: str) -> dict[str, Any]:
     except RecursionError:
         raise ConfigError(f"{name} is not valid TOML: brackets within brackets, too deep") from None
     except ValueError:  # Python's own limit on the digits of a number
-        raise ConfigError(f"{name} is not valid TOML: a number has thousands of digits, or a date is none") from None
+        raise ConfigError(
+            f"{name} is not valid TOML: a number has thousands of digits, or a date does not exist"
+        ) from None
 
 
 def checked(root: type[_T], document: Mapping[str, Any], origin: str) -> _T:

@@ -75,7 +75,7 @@ class OutputDirectory:
                 raise
             if not self._has_warned:
                 self._has_warned = True
-                warnings.warn(f"the labels go on, but the log lacks some events: {error}", stacklevel=2)
+                warnings.warn(f"the labels go on, but some events are missing in the log: {error}", stacklevel=2)
         if self._listener is not None:
             self._listener(entry)
 

@@ -134,7 +134,7 @@ class PartedTable(ABC):
         if entries and is_shared:
             raise ConfigError(
                 f"{self.location.url} holds another table ({found.get('source') or found.get('making')}): remove it, "
-                f"or choose another place; a process that makes a share of a table removes nothing"
+                f"or choose another place; a command that writes a share of a table removes nothing"
             )
         if entries:
             self._mark({"removing": True})  # a killed removal is told from a table that was begun

@@ -187,8 +187,8 @@ def _warn_of_formulas(path: str | Path, columns: Sequence[str]) -> None:
     """Say which names a spreadsheet would take for formulas: they are written as they were given, to be read again."""
     if formulas := [name for name in columns if name.startswith(("=", "+", "-", "@", "\t", "\r"))]:
         warnings.warn(
-            f"{path}: {listed(formulas)} would be taken for a formula by a spreadsheet: names are written as they are "
-            "in the table; import the file as text, or rename the columns",
+            f"{path}: {listed(formulas)} would be taken for a formula by a spreadsheet, and names are written as "
+            "they are: import the file as text, or rename the columns",
             stacklevel=4,
         )
 

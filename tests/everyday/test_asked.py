@@ -146,7 +146,7 @@ def test_quoted_thousands_are_told_as_such(tmp_path):
 
 @pytest.mark.parametrize("place", ["$HOME/runs", "${SCRATCH}/runs", "$SCRATCH", "%TEMP%/runs"])
 def test_no_folder_is_named_like_a_variable(place):
-    with pytest.raises(ConfigError, match="begins with a variable, which is not written out"):
+    with pytest.raises(ConfigError, match="begins with a variable, which is not replaced"):
         expanded(place)
     assert expanded(f"./{place}") == f"./{place}"
 

@@ -90,7 +90,7 @@ DAMAGES = {
     "edited copy": ("plan.copy.json", lambda content: b"{}", "damaged_plan", None, "not a plan"),
     "deleted plan": ("plan.json", lambda content: None, "damaged_plan", None, "missing"),
     "deleted copy": ("plan.copy.json", lambda content: None, "damaged_plan", None, "missing"),
-    "damaged reference": ("reference/rows/c/0/0", flipped, "damaged_frame", None, "other ones than were written"),
+    "damaged reference": ("reference/rows/c/0/0", flipped, "damaged_frame", None, "not those that were written"),
     "deleted reference": ("reference/rows/c/0/0", lambda content: None, "damaged_frame", None, "is missing"),
     "edited metadata": ("latents/zarr.json", lambda content: content + b" ", "damaged_frame", None, "other ones"),
     "deleted metadata": ("zarr.json", lambda content: None, "damaged_frame", None, "is missing"),
@@ -224,7 +224,7 @@ def test_a_plan_whose_record_and_copy_are_both_damaged_is_beyond_repair(pairs):
     damage(pairs.location, "edited plan")
     damage(pairs.location, "edited copy")
     for from_copies in (False, True):
-        with pytest.raises(StoreError, match="its copy is no use either"):
+        with pytest.raises(StoreError, match="its copy cannot be used either"):
             open_pairs(pairs.location.url, from_copies=from_copies)
 
 

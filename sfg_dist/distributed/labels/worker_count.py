@@ -115,7 +115,7 @@ def whole_groups(asked: int | None, *, group: int, room: int = 0, key: str = "ex
     """
     if asked is None and room == 0:
         raise ConfigError(
-            "there is room for no actor: lower labels.num_threads or executor.num_cpu_actors, or add nodes"
+            "there is no room for an actor: lower labels.num_threads or executor.num_cpu_actors, or add nodes"
         )
     if asked is None and room < group:
         raise ConfigError(f"executor.actors_per_group = {group}, but there is room for {room} actors: take {room}")

@@ -292,7 +292,9 @@ def test_an_interrupt_while_a_store_does_not_answer(tmp_path, which):
                 process.send_signal(which)
                 _, errors = process.communicate(timeout=patience(60))
     assert process.returncode == 130
-    assert errors.startswith("sfg: interrupted. The command did not end within 0.5 s, perhaps because a store does not answer")
+    assert errors.startswith(
+        "sfg: interrupted. The command did not end within 0.5 s, perhaps because a store does not answer"
+    )
     assert len(errors.splitlines()) == 1
 
 

@@ -30,7 +30,9 @@ def test_a_log_that_cannot_be_written_costs_one_warning(make_job, store_bytes, u
     pipeline = Pipeline(make_job(), lambda entry: heard.append(entry["event"]))
     pipeline.open_store()
     fill_disk()
-    with pytest.warns(UserWarning, match=r"some events are missing in the log: .*events\.jsonl.*no space left") as caught:
+    with pytest.warns(
+        UserWarning, match=r"some events are missing in the log: .*events\.jsonl.*no space left"
+    ) as caught:
         pipeline.label()
     assert len(caught) == 1
     assert heard.count("shard") == 8  # the display goes on

@@ -118,16 +118,20 @@ EVENTS = [
         {"shard": 5, "attempt": 4, "worker": "gpu-1", "reason": "row 7 is NaN", "action": "give_up"},
         "label: shard 5, attempt 4 on gpu-1 failed: row 7 is NaN; given up",
     ),
-    ("worker_lost", {"worker": "gpu-1", "reason": "its process died"}, "label: lost worker gpu-1: its process died"),
+    (
+        "worker_lost",
+        {"worker": "gpu-1", "reason": "its process died"},
+        "label: worker gpu-1 was lost: its process died",
+    ),
     (
         "backup",
         {"shard": 6, "worker": "gpu-2"},
-        "label: shard 6 takes long: gpu-2 does it too, the first one counts",
+        "label: shard 6 takes long: gpu-2 labels it too, and the first one counts",
     ),
     (
         "draining",
         {"node": "n1", "deadline": 1090.0},
-        "label: node n1 leaves in 1 min 30 s: its workers end what they can, others take the rest",
+        "label: node n1 leaves in 1 min 30 s: its workers finish what they can, and others take the rest",
     ),
     ("stopping", {"reason": "SIGUSR2"}, "label: stopping: SIGUSR2"),
 ]

@@ -166,7 +166,11 @@ def apply_override(document: dict[str, Any], assignment: str, root: Model, *, op
 
 
 def _example(root: Model) -> str:
-    return "labels.num_pairs=10000" if "labels" in root.model_fields else "slurm.nodes=2"
+    return "labels.num_pairs=10000" if _is_job(root) else "slurm.nodes=2"
+
+
+def _is_job(root: Model) -> bool:
+    return "labels" in root.model_fields
 
 
 def _value(text: str, takes: Any) -> Any:
@@ -239,14 +243,14 @@ def _describe_unknown(root: Model, location: list[str]) -> str:
         model, parent = root, []
     name = location[-1]
     prefix = ".".join([*parent, ""]) if parent else ""
-    close = close_name(name, model.model_fields)
-    if close:
-        hint = f"did you mean {prefix}{close}?"
+    near = close_name(name, model.model_fields)
+    found = [f"{prefix}{near}"] if near else []
+    found += [f"{table}.{name}" for table, field in root.model_fields.items()
+              if name in getattr(field.annotation, "model_fields", {})]  # fmt: skip
+    meant = f"; did you mean {found[0]}?" if found else ""
+    if not _is_job(root):
+        meant = meant or f"; valid keys: {', '.join(model.model_fields)}"
     else:
-        elsewhere = [
-            f"{table}.{name}"
-            for table, field in root.model_fields.items()
-            if name in getattr(field.annotation, "model_fields", {})
-        ]
-        hint = f"did you mean {elsewhere[0]}?" if elsewhere else f"valid keys: {', '.join(model.model_fields)}"
-    return f"unknown key {prefix}{printable(name[:80])}; {hint}"
+        table = found[0].partition(".")[0] if found else parent[0] if parent else ""
+        meant += f"{'' if meant else ';'} `{f'sfg keys {table}'.rstrip()}` lists the keys{' there' if table else ''}"
+    return f"unknown key {prefix}{printable(name[:80])}{meant}"

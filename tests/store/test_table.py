@@ -265,7 +265,7 @@ def test_a_process_that_is_killed_leaves_whole_parts(tmp_path):
         (
             "rows.parquet",
             "rows.parquet/",
-            r"rows\.parquet is a file, .*: leave out the slash at the end to replace it, or",
+            r"rows\.parquet is a file, .*: leave out the slash at the end to",
         ),
         ("rows.zarr", "rows.zarr", r"rows\.zarr is a file, and a table in parts is a folder: choose another name"),
         ("rows.parquet/", "rows.parquet", r"is a folder, .*: write .*rows\.parquet/ for a table in parts, or choose"),

@@ -168,7 +168,7 @@ def find_constants(
 def num_duplicates(rows: _Array) -> int:
     """How many rows are equal to an earlier one.
 
-    Example:
+    Examples:
         >>> num_duplicates(np.array([[1.0, 2.0], [1.0, 2.0], [1.0, 3.0]]))
         1
     """

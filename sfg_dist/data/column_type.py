@@ -94,7 +94,7 @@ class ColumnType:
         Raises:
             UnfitValueError: it holds neither numbers, booleans, dates nor times.
 
-        Example:
+        Examples:
             >>> ColumnType.of(pa.decimal128(10, 2)).step        # doctest: +SKIP
             0.01
         """

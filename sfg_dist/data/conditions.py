@@ -72,7 +72,7 @@ class ColumnSplit:
 def conditions_last(source: str, columns: Sequence[str], names: Sequence[str]) -> list[int]:
     """The places of a table's columns, with the conditions behind the others.
 
-    Example:
+    Examples:
         >>> conditions_last("table.csv", ("a", "b", "c", "d"), ("c", "a"))
         [1, 3, 2, 0]
     """
@@ -97,7 +97,7 @@ def read_given(
         ConfigError: it is missing, or nothing is to be given; a name is missing or unknown; the shape is wrong; or a
             value is not a finite number.
 
-    Example:
+    Examples:
         >>> read_given({"b": [3.0, 4.0], "a": 1.0}, ("a", "b"), 2)
         array([[1., 3.],
                [1., 4.]])

@@ -27,7 +27,7 @@ def has_header(first: Cells, body: Sequence[Cells]) -> bool | str:
         first: its cells.
         body: cells of many lines below, each as many or nearly so.
 
-    Example:
+    Examples:
         >>> has_header(["a", "b"], [["1", "2"]]), has_header(["0.5", "", "1"], [["1", "2", "3"]])
         (True, False)
         >>> has_header(["0", "1", "2"], [["1", "2", "3"]])

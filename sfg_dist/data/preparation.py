@@ -59,7 +59,7 @@ def prepare(
     Raises:
         DataError: the table cannot be used as it stands; the message says where and which key would help.
 
-    Example:
+    Examples:
         >>> prepared = prepare("moons", max_rows=1000)
         >>> prepared.train.shape, prepared.reference().dtype
         ((800, 2), dtype('float32'))

@@ -73,7 +73,7 @@ def open_rows(
     Raises:
         DataError: the source does not exist, is of another format, or cannot be used.
 
-    Example:
+    Examples:
         >>> with open_rows("table.parquet") as rows:      # doctest: +SKIP
         ...     first = rows.read(0, 1000)
     """

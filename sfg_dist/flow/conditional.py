@@ -169,7 +169,7 @@ def label_given(rows: Tensor, reference: ConditionalReference, flow: Flow, *, ef
     Returns:
         Labels in the place of the latents, the conditions as they were; shape, dtype and device of ``rows``.
 
-    Example:
+    Examples:
         >>> rows = np.random.default_rng(0).standard_normal((400, 2)).astype(np.float32)
         >>> reference = ConditionalReference(rows, 1, neighbors=50)
         >>> from sfg_dist.flow import Schedule

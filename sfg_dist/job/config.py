@@ -440,7 +440,7 @@ class Job(_Section):
     def changed(self, **tables: Mapping[str, Any]) -> Job:
         """The job with other keys in some of its tables, checked anew; None takes a key out.
 
-        Example:
+        Examples:
             >>> Job(data=DataConfig(source="moons")).changed(labels={"seed": 1}).labels.seed
             1
 

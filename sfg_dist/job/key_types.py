@@ -31,7 +31,7 @@ def expected(annotation: Any, metadata: Iterable[Any] = (), *, with_limits: bool
         metadata: its annotations, as pydantic keeps them.
         with_limits: say large limits too.
 
-    Example:
+    Examples:
         >>> expected(int, [Gt(0)])
         'a whole number above 0'
     """

@@ -27,7 +27,7 @@ _VARIABLE = re.compile(r"\$\w+(?=/|$)|\$\{\w+\}|%\w+%")
 def expanded(place: str) -> str:
     """A path or URL that a user named, checked, with ``~`` or ``~user`` at its front written out.
 
-    Example:
+    Examples:
         >>> expanded("s3://bucket/~x")
         's3://bucket/~x'
 

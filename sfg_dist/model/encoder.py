@@ -25,7 +25,7 @@ class Encoder(nn.Module):
         width: units of a hidden layer.
         depth: layers of width x width behind the first; from the second on they add to what they are given.
 
-    Example:
+    Examples:
         >>> encoder = Encoder(2, width=8, depth=1)
         >>> latents, jacobians = encoder.with_jacobian(torch.zeros(3, 2))
         >>> latents.shape, jacobians.shape

@@ -69,7 +69,7 @@ def run(
     Raises:
         SfgError: a stage failed; what is written so far is kept, and the same call goes on from there.
 
-    Example:
+    Examples:
         >>> sfg_dist.run({"data": {"source": "moons"}, "output": {"dir": "runs/moons"}})      # doctest: +SKIP
     """
     pipeline = Pipeline(as_job(job), listener)

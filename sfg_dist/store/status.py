@@ -113,7 +113,7 @@ class StatusReader:
     Args:
         pairs: the open store.
 
-    Example:
+    Examples:
         >>> StatusReader(open_pairs("runs/quickstart")).read(time.time()).rows_done       # doctest: +SKIP
         20000
     """

@@ -109,7 +109,7 @@ def whole_groups(asked: int | None, *, group: int, room: int = 0, key: str = "ex
     Raises:
         ConfigError: the number is no whole number of groups, or there is room for less than one.
 
-    Example:
+    Examples:
         >>> whole_groups(None, group=2, room=5), whole_groups(6, group=2)
         (4, 6)
     """

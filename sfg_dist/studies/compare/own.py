@@ -248,7 +248,7 @@ def next_target(made: int, wanted: int, *, pace: float, left_s: float, shard_row
     Returns:
         ``made`` where nothing more fits.
 
-    Example:
+    Examples:
         >>> next_target(4096, 200_000, pace=1000.0, left_s=10.0, shard_rows=4096)
         12288
     """

@@ -89,7 +89,7 @@ def main_table(document: Comparison) -> list[TableRow]:
 def with_error(value: float | None, error: float | None, digits: int = 3) -> str:
     """A number and its standard error; one that no column has room for has three digits and a power of ten.
 
-    Example:
+    Examples:
         >>> with_error(0.5, 0.01), with_error(-1.6329665e20, 3e19)
         ('0.500 ± 0.010', '−1.63e20 ± 3.00e19')
     """

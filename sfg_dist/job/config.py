@@ -140,7 +140,7 @@ class DataConfig(_Section):
     """The range that samples of a column may not leave: that of the training rows (`observed`), none, or `[low, high]`
     for each column that is named. Since 0.2."""
     max_rows: PositiveInt | None = None
-    """The number of rows that are read from the start of the table. By default all are."""
+    """The most rows that are read, from the start of the table on. By default all are."""
     header: Literal["auto"] | bool = "auto"
     """Whether the first line of a text file has the names of the columns. Since 0.2."""
     separator: Annotated[str, BeforeValidator(_separator)] = "auto"
@@ -289,7 +289,7 @@ class TrainConfig(_Section):
     learning_rate_schedule: Literal["cosine", "stable_decay", "constant"] = "cosine"
     """How the learning rate falls: as a cosine, at the end only, or never."""
     weight_decay: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.1
-    """The weight decay of a step, times the learning rate."""
+    """The weight decay; a step takes it times the learning rate."""
     num_epochs: PositiveInt = 50
     """The most passes over the pairs."""
     max_time_s: Seconds | None = None

@@ -44,7 +44,8 @@ def expected(annotation: Any, metadata: Iterable[Any] = (), *, with_limits: bool
         return expected(inner[0], [*inner[1:], *beside], with_limits=with_limits)
     if origin in (typing.Union, types.UnionType):
         found = [expected(each, with_limits=with_limits) for each in inner if each is not type(None)]
-        return " or ".join(dict.fromkeys(found))
+        is_long = any(" or " in words or " and " in words for words in found)
+        return (", or " if is_long else " or ").join(dict.fromkeys(found))
     if origin is typing.Literal:
         return _choice([repr(each) for each in inner])
     if origin is list:

@@ -269,8 +269,8 @@ def test_a_key_of_several_kinds():
     table = given("data.header=true", "data.bounds.a=[0, 1]", "data.size=3")
     assert (table.header, table.bounds, table.size) == (True, {"a": [0, 1]}, 3)
     assert given("data.header=auto", "data.bounds=none").bounds == "none"
-    assert refusal(given, "data.header=1").endswith("data.header must be 'auto' or true or false, got 1")
-    assert "'observed' or 'none' or a table of names, each with a list" in refusal(given, "data.bounds=3")
+    assert refusal(given, "data.header=1").endswith("data.header must be 'auto', or true or false, got 1")
+    assert "'observed' or 'none', or a table of names, each with a list" in refusal(given, "data.bounds=3")
 
 
 @pytest.mark.parametrize("text", ["-1", "0", "1.5", "nan", "inf", "ten", "1e30", "true", "1e-3", "''", "[1]", "1,000"])

@@ -56,8 +56,8 @@ def estimate_rows(estimate: Estimate) -> list[tuple[str, str]]:
     rows += [
         (
             "work",
-            f"{about}{count(work.score_evaluations)} score evaluations, about {count(work.pairs_summed)} pairs of a "
-            f"latent and a reference summed",
+            f"{about}{count(work.score_evaluations)} score evaluations, and about {count(work.pairs_summed)} sums "
+            "over a latent and a reference row",
         ),
         ("label time", f"about {duration(time.label_s)} (batches vary by {100 * time.spread:.0f} %)"),
         (
@@ -123,7 +123,7 @@ def _disk(estimate: Estimate) -> str:
 
 def _calibrations(estimate: Estimate) -> list[str]:
     return [
-        f"{1e3 * pace.seconds_per_row:.3g} ms a pair on {pace.device}, {pace.num_rows:,} pairs by "
+        f"{1e3 * pace.seconds_per_row:.3g} ms a pair on {pace.device}, measured on {pace.num_rows:,} pairs by "
         + (f"{pace.num_workers} workers at once" if pace.num_workers > 1 else "one worker")
         for pace in estimate.paces.values()
     ]

@@ -119,7 +119,9 @@ def _order(jobs: list[Job], options: SubmitOptions) -> Order:
         stages = [stage.strip() for stage in options.stages.split(",")]
         for stage in stages:
             if stage not in STAGES:
-                raise ConfigError(f"--stages {shown(options.stages)}: {shown(stage)} is none of {', '.join(STAGES)}")
+                raise ConfigError(
+                    f"--stages {shown(options.stages)}: expected some of {', '.join(STAGES)}, got {shown(stage)}"
+                )
     profile = load_profile(options.profile or _shipped_profile(options.to), options.profile_set or ())
     return Order(jobs, profile, stages=stages, apart=options.apart, after=options.after or ())
 
@@ -210,7 +212,7 @@ def _numbers(text: str) -> list[int]:
             )
         found += range(first, last + 1)
     if len(set(found)) < len(found):
-        raise ConfigError(f"--seeds {shown(text)}: a seed stands there twice")
+        raise ConfigError(f"--seeds {shown(text)}: a seed is there twice")
     return found
 
 

@@ -215,7 +215,9 @@ class ColumnType:
         is_wrong = np.abs(again - values) > 1e-6 * self.step + 4 * np.spacing(np.abs(values))
         if is_wrong.any():
             given, nearest = values[is_wrong][0] + self.offset, again[is_wrong][0] + self.offset
-            raise UnfitValueError(f"{given:.15g} is none of the column's {self.words}; the nearest is {nearest:.15g}")
+            raise UnfitValueError(
+                f"the column has {self.words}, and cannot hold {given:.15g}; the nearest value is {nearest:.15g}"
+            )
 
     def take_over(self, values: Array, found: ColumnType) -> Array:
         """Values of a column of another type as values of this one: with its offset and its unit.

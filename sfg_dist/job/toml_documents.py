@@ -30,14 +30,14 @@ _NAME = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
 _DEEP = re.compile(rf"""(?<![\w"'.-])(?:{_NAME}[ \t]*+\.[ \t]*+){{{_MAX_KEYS - 1}}}""")
 # How a message of the parser begins, and what to tell the user instead.
 _REASONS = (
-    ("Cannot overwrite a value", "the key stands there twice"),
-    ("Cannot declare", "the table stands there twice"),
+    ("Cannot overwrite a value", "the key is there twice"),
+    ("Cannot declare", "the table is there twice"),
     ("Invalid value", "this is no value of TOML: write text in quotes, and true and false in small letters"),
     ("Unescaped", "a backslash within double quotes is written twice, or the text stands in single quotes"),
     ("Invalid hex value", "a backslash within double quotes is written twice, or the text stands in single quotes"),
     ("Unterminated", "a quote or bracket is not closed"),
     ("Illegal character '\\n'", "a quote is not closed"),
-    ("Illegal character", "a control character stands there"),
+    ("Illegal character", "there is a control character"),
     ("Unclosed", "a bracket is not closed"),
     ("Expected newline", "something follows the value: write one key = value on each line"),
     ("Expected ']'", "a bracket is not closed"),

@@ -235,7 +235,7 @@ class ParquetTable(PartedTable):
         found = _read_table(content)
         if content is not None and "columns" not in found:
             raise ConfigError(
-                f"{self._beside.url}/{self._sample_name} is none of a table of samples: choose another place"
+                f"{self._beside.url}/{self._sample_name} does not belong to a table of samples: choose another place"
             )
         return found
 

@@ -60,6 +60,7 @@ class SampleOptions:
         str | None,
         typer.Option(
             "--out",
+            metavar="PLACE",
             help="The table to write: .zarr, .parquet, .csv or .npy; samples.csv if not given. A .zarr, and a "
             ".parquet at a URL or with a slash at its end, is written in parts: a killed command goes on where it "
             "stopped.",
@@ -125,10 +126,14 @@ def sample_model(model: str, options: SampleOptions, as_json: bool) -> None:
 @command
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A saved model: a directory or an s3:// URL.")],
-    to: Annotated[str, typer.Option("--to", help="The format: onnx.")] = "onnx",
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="The format: onnx.")] = "onnx",
     out: Annotated[
         str | None,
-        typer.Option("--out", help="The file to write, a path or URL; generator.onnx or network.onnx if not given."),
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="The file to write, a path or URL; generator.onnx or network.onnx if not given.",
+        ),
     ] = None,
     network_only: Annotated[
         bool, typer.Option("--network-only", help="Export the network alone, without calibration and transform.")

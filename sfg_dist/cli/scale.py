@@ -21,7 +21,9 @@ _whole = functools.partial(typer.Option, metavar="NUMBER", parser=whole)
 MAX_WORKERS, MAX_CASES, MAX_REPEATS = 1_000_000, 100, 1000
 POSITIVE = ("store_mb_per_s", "store_requests_per_s", "worker_mb_per_s", "starts_per_s", "driver_scale", "network_ms",
             "shard_mb", "epochs", "repeats")  # fmt: skip
-Numbers = Annotated[str | None, typer.Option("--workers", help="The numbers of workers to measure, such as 1,2,4.")]
+Numbers = Annotated[
+    str | None, typer.Option("--workers", metavar="NUMBERS", help="The numbers of workers to measure, such as 1,2,4.")
+]
 
 
 @dataclass(frozen=True)
@@ -29,17 +31,20 @@ class ScaleOptions:
     """What to measure, to predict and to compare with."""
 
     workers: Numbers = None
-    stages: Annotated[str, typer.Option("--stages", help="The stages to measure: label, train or label,train.")] = (
-        "label,train"
-    )
-    modes: Annotated[str, typer.Option("--modes", help="The kinds of scaling: strong, weak or strong,weak.")] = "strong"
+    stages: Annotated[
+        str, typer.Option("--stages", metavar="STAGES", help="The stages to measure: label, train or label,train.")
+    ] = "label,train"
+    modes: Annotated[
+        str, typer.Option("--modes", metavar="MODES", help="The kinds of scaling: strong, weak or strong,weak.")
+    ] = "strong"
     repeats: Annotated[int, _whole("--repeats", help="The runs of each number of workers.")] = 3
     simulate: Annotated[
-        str | None, typer.Option("--simulate", help="The numbers of workers to predict, such as 64,256,1024.")
+        str | None,
+        typer.Option("--simulate", metavar="NUMBERS", help="The numbers of workers to predict, such as 64,256,1024."),
     ] = None
-    shard_seconds: Annotated[str, typer.Option("--shard-seconds", help="Prediction: the seconds of a shard.")] = (
-        "1,10,60"
-    )
+    shard_seconds: Annotated[
+        str, typer.Option("--shard-seconds", metavar="NUMBERS", help="Prediction: the seconds of a shard.")
+    ] = "1,10,60"
     store_mb_per_s: Annotated[
         float | None, _number("--store-mb-per-s", help="Prediction: the store's bandwidth in MB a second.")
     ] = None
@@ -73,7 +78,9 @@ class ScaleOptions:
     ] = None
     compare_with: Annotated[
         str | None,
-        typer.Option("--compare-with", help="Another study to compare with: its directory, URL or scale.json."),
+        typer.Option(
+            "--compare-with", metavar="STUDY", help="Another study to compare with: its directory, URL or scale.json."
+        ),
     ] = None
 
     def settings(self) -> ScaleSettings:

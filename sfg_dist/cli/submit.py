@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MAX_SEEDS, MAX_ENDED = 10_000, 10
 STAGES = ("run", "label", "train", "sample", "evaluate", "compare")
 CHECKOUT = Path(PACKAGE_ROOT)
-Jobs = Annotated[list[Path], typer.Argument(metavar="JOB.toml...", help="One or more job files.")]
+Jobs = Annotated[list[Path], typer.Argument(metavar="JOB.toml", help="One or more job files.")]
 Word = Annotated[
     str, typer.Argument(metavar="SUBMISSION", help="The id of a submission, the beginning of one, or its name.")
 ]
@@ -32,32 +32,45 @@ Word = Annotated[
 class SubmitOptions:
     """Where to send jobs, and which stages of them."""
 
-    to: Annotated[str, typer.Option("--to", help="slurm, kuberay, or ray for a Ray cluster that runs already.")]
+    to: Annotated[
+        str, typer.Option("--to", metavar="WHERE", help="slurm, kuberay, or ray for a Ray cluster that runs already.")
+    ]
     profile: Annotated[
         Path | None,
-        typer.Option("--profile", help="The site's TOML file; cluster/TO.toml of the checkout if not given."),
+        typer.Option("--profile", metavar="FILE", help="The TOML file of the site; that of the checkout if not given."),
     ] = None
     profile_set: Annotated[
         list[str] | None,
         typer.Option("--profile-set", metavar="TABLE.KEY=VALUE", help="Override a key of the profile; repeatable."),
     ] = None
     name: Annotated[
-        str | None, typer.Option("--name", help="The name that the scheduler shows; the job file's if not given.")
+        str | None,
+        typer.Option("--name", metavar="NAME", help="The name that the scheduler shows; the job file's if not given."),
     ] = None
     seeds: Annotated[
-        str | None, typer.Option("--seeds", help="Run each job once for each of these seeds, such as 0,1,2 or 0-9.")
+        str | None,
+        typer.Option(
+            "--seeds", metavar="SEEDS", help="Run each job once for each of these seeds, such as 0,1,2 or 0-9."
+        ),
     ] = None
     stages: Annotated[
-        str, typer.Option("--stages", help="The commands of sfg to run, in order, such as run or label,train.")
+        str,
+        typer.Option(
+            "--stages", metavar="STAGES", help="The commands of sfg to run, in order, such as run or label,train."
+        ),
     ] = "run"
     scale: Annotated[
-        str | None, typer.Option("--scale", help="Run sfg scale with these options, such as --scale '--workers 1,2,4'.")
+        str | None,
+        typer.Option(
+            "--scale", metavar="OPTIONS", help="Run sfg scale with these options, such as --scale '--workers 1,2,4'."
+        ),
     ] = None
     apart: Annotated[
         bool, typer.Option("--apart", help="Send label, train, sample and evaluate as jobs that wait for each other.")
     ] = False
     after: Annotated[
-        list[str] | None, typer.Option("--after", help="The scheduler's id of a job that these wait for; repeatable.")
+        list[str] | None,
+        typer.Option("--after", metavar="ID", help="The scheduler's id of a job that these wait for; repeatable."),
     ] = None
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait until it has ended; the exit status is 1 if it failed.")

@@ -388,9 +388,9 @@ def _load_notes(
     if other_cpus <= idle + OTHER_CPUS:
         return []
     text = (
-        f"other processes kept {other_cpus:.1f} CPUs busy during the calibration, and the times are those of a machine "
-        f"as busy as that"
+        f"other processes kept {other_cpus:.1f} CPUs busy during the calibration, so the times are those of a "
+        "machine as busy as that"
     )
     if "cpu" in paces and len(paces) == 1 and workers.num_threads == 1:
-        text += f"; alone on it, the label time is about {spent.label_s * paces['cpu'].cpu_share:.0f} s"
+        text += f"; without them, the label time would be about {spent.label_s * paces['cpu'].cpu_share:.0f} s"
     return [text]

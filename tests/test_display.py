@@ -34,11 +34,11 @@ def wait_for(capsys, text):
 
 
 def test_a_log_says_what_goes_on_and_how_long_it_took(capsys, monkeypatch):
-    monkeypatch.setattr(shown, "SAY_AFTER_S", 0.001)
-    monkeypatch.setattr(shown, "AGAIN_AFTER_S", 0.001)
-    monkeypatch.setattr(shown, "LONG_S", 0.0)
     with Display(on_stderr=False) as display:
+        monkeypatch.setattr(shown, "SAY_AFTER_S", 0.001)
+        monkeypatch.setattr(shown, "AGAIN_AFTER_S", 0.001)
         display.step(STEP)
+        monkeypatch.setattr(shown, "LONG_S", 0.0)
         told = wait_for(capsys, "so far")
         display.tell("worker_lost", worker="cpu-1", reason="gone")
     told += capsys.readouterr().out
@@ -67,9 +67,9 @@ def test_a_step_of_no_length_is_not_told(capsys, monkeypatch):
 
 
 def test_a_step_that_fails_leaves_the_word_to_the_error(capsys, monkeypatch):
-    monkeypatch.setattr(shown, "LONG_S", 0.0)
     with contextlib.suppress(ConfigError), Display(on_stderr=False) as display:
         display.step(STEP)
+        monkeypatch.setattr(shown, "LONG_S", 0.0)
         raise ConfigError("no")
     assert "took" not in capsys.readouterr().out
 

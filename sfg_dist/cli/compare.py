@@ -15,7 +15,6 @@ def compare(job: JobPath, set_: Set = None, executor: Executor = None, json_: Js
     """
     resolved = load(job, set_, executor)
     with Display(on_stderr=True) as display:
-        display.step("compare: loading the libraries of the methods")
         from sfg_dist.studies.compare import compare as compare_methods
         from sfg_dist.studies.compare.page import text_table
         from sfg_dist.studies.records import to_json

@@ -22,7 +22,7 @@ class Display:
     """Shows events: bars with rate and time left on a terminal, plain lines elsewhere.
 
     A step is work that says nothing until it is done, such as the start of Ray. A terminal shows it with a clock. The
-    next event that has something to show ends it.
+    next event that has something to show ends it. The first step is what a command imports within the ``with`` block.
 
     Args:
         on_stderr: leave stdout to the result of the command.
@@ -47,6 +47,7 @@ class Display:
     def __enter__(self) -> Display:
         if self._on_stderr:  # whatever a library prints meanwhile, such as Ray's news of a dead worker, is no document
             self._stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        self.step("loading the libraries")
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:

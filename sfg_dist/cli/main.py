@@ -77,7 +77,6 @@ def plan(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json 
 
     resolved = load(job, set_, executor)
     with Display(on_stderr=True) as display:
-        display.step("plan: loading the libraries")
         from sfg_dist.studies.estimate.estimate import estimate_job
 
         estimate = estimate_job(resolved, on_step=display.step)

@@ -85,11 +85,11 @@ def sample_model(model: str, options: SampleOptions, as_json: bool) -> None:
     path = options.out or "samples.csv"
     done = made = 0
     with Display(as_json) as display:
-        display.step("draw: loading the model")
         from sfg_dist.job.fingerprint import fingerprint
         from sfg_dist.model.generator import Generator
         from sfg_dist.store.table import write_table
 
+        display.step("draw: loading the model")
         generator = Generator.load(model)
         conditions: NDArray[np.float64] | None
         if options.given_table is not None:
@@ -152,11 +152,11 @@ def export(
     if not name:
         raise ConfigError(f"--out {path}: expected the name of a file")
     with Display(json_) as display:
-        display.step("export: building the graph, and comparing it with the model")
         from sfg_dist.model.export_onnx import export_onnx
         from sfg_dist.model.generator import Generator
         from sfg_dist.store import Location
 
+        display.step("export: building the graph, and comparing it with the model")
         content, agreement = export_onnx(Generator.load(_existing(model)), network_only=network_only)
     Location(folder or ("/" if path.startswith("/") else "."), create=True).write(name, content)
     facts = agreement.to_dict()

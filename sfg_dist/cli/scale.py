@@ -138,7 +138,6 @@ def scale(job: JobPath, options: ScaleOptions, set_: Set = None, json_: Json = F
     """
     resolved = load(job, set_, None)
     with Display(on_stderr=True) as display:  # Ray prints of its own
-        display.step("scale: loading the libraries")
         from sfg_dist.studies.records import to_json
         from sfg_dist.studies.scale import scale as run_study
         from sfg_dist.studies.scale.page import text_lines

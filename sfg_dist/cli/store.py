@@ -78,10 +78,11 @@ def verify(store: StoreName, json_: Json = False) -> None:
 
     The exit status is 1 if something is wrong, else 0. Shards that are still to be labelled are not wrong.
     """
-    from sfg_dist.store.verify import verify as verify_store
-
     with Display(json_) as display:
+        from sfg_dist.store.verify import verify as verify_store
+
         pairs = _open(store, from_copies=True)
+        display.step("verify: reading the store")
         report = verify_store(pairs, on_progress=lambda done, total: display.tell("checked", done=done, total=total))
     say(json_, report.to_dict(), "\n".join(report_lines(report)))
     if not report.is_clean:
@@ -104,11 +105,12 @@ def repair(
     The executor of the job.toml beside the store labels bad shards again, but on a cluster only where --set
     executor.address says so. A damaged reference or transform is made again from the table of that job.
     """
-    from sfg_dist.pipeline.repair import job_beside, mend
-
     overrides = [*(set_ or []), *([f"executor.kind={executor}"] if executor is not None else [])]
     with Display(json_) as display:
+        from sfg_dist.pipeline.repair import job_beside, mend
+
         pairs = _open(store, from_copies=True)
+        display.step("verify: reading the store")
         mended = mend(pairs, job_beside(pairs, overrides), dry_run=dry_run, emit=display.tell)
     document = {**mended.report.to_dict(), "is_dry_run": dry_run, "shards": mended.shards, "frame": mended.frame}
     say(json_, document, "\n".join(repair_lines(mended.report, len(mended.shards), is_dry_run=dry_run)))
@@ -120,10 +122,10 @@ def extend(job: JobPath, set_: Set = None, executor: Executor = None, json_: Jso
 
     The old pairs stay as they are. The new pairs are those that a longer run would have made.
     """
-    from sfg_dist.pipeline.pipeline import Pipeline
-
     resolved = load(job, set_, executor)
     with Display(json_) as display:
+        from sfg_dist.pipeline.pipeline import Pipeline
+
         pairs = Pipeline(resolved, display).extend()
     document = {"output": resolved.output.dir, "pairs": pairs.plan.num_pairs, "store": pairs.location.url}
     say(json_, document, f"store: {pairs.location.url}")

@@ -111,6 +111,12 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def option(name: str, takes: str, help: str, **more: Any) -> Any:
+    """An option whose help shows what it takes."""
+    return typer.Option(name, metavar=takes, help=help, **more)
+
+
 JobPath = Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key of the job; repeatable.")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sfg_dist.cli.lines import lines_of, step_of
+from sfg_dist.cli.lines import FREQUENT, lines_of, step_of
 from sfg_dist.job.words import as_line, duration
 
 SAY_AFTER_S, AGAIN_AFTER_S = 1.0, 60.0
@@ -57,6 +57,10 @@ class Display:
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Show an event by its lines, or by the method of its name; kinds without either are passed over."""
+        if event["event"] in FREQUENT:
+            if event["time"] - self._last_printed < 10:
+                return
+            self._last_printed = event["time"]
         for line in lines_of(event):
             self._print(line)
         handler: Callable[[Mapping[str, Any]], None] | None = getattr(self, f"_on_{event['event']}", None)
@@ -107,11 +111,6 @@ class Display:
         if event["stage"] != "data":
             self._print(f"{event['stage']}: done in {event['seconds']:.1f} s")
 
-    def _on_time_grid(self, event: Mapping[str, Any]) -> None:
-        for direction in ("decode", "encode"):
-            if direction in event:
-                self._print(f"label: time grid of {len(event[direction]) - 1} steps fitted to the table ({direction})")
-
     def _on_shard(self, event: Mapping[str, Any]) -> None:
         self._rows += event["rows"][1] - event["rows"][0]
         rate = self._rows / max(1e-3, event["time"] - self._stage["time"])
@@ -145,27 +144,6 @@ class Display:
             line += f", {event['num_workers']:,} workers"
         self._advance(position, line, event)
 
-    def _on_ahead(self, event: Mapping[str, Any]) -> None:
-        if self._is_time_for_a_line(event):  # beside the bar of the labels, so a line of its own
-            self._print(
-                f"train: ahead of the labels on {event['rows']:,} pairs, step {event['step']:,}, "
-                f"loss {event['train_loss']:.4f}, {event['rows_per_s']:,.0f} rows/s"
-            )
-
-    def _on_encoder(self, event: Mapping[str, Any]) -> None:
-        if self._is_time_for_a_line(event):
-            self._print(
-                f"train: encoder, {event['step']:,} steps, log-likelihood {event['log_likelihood']:.3f} in the flow's "
-                f"coordinates at a mass of {event['mass']:.3f}"
-            )
-
-    def _is_time_for_a_line(self, event: Mapping[str, Any]) -> bool:
-        """Whether the last such line is ten seconds old; this one then counts as the last."""
-        if event["time"] - self._last_printed < 10:
-            return False
-        self._last_printed = event["time"]
-        return True
-
     def _on_drawn(self, event: Mapping[str, Any]) -> None:
         rate = event["made"] / max(1e-3, event["time"] - self._stage["time"])
         self._advance(event["done"], f"draw: {event['done']:,} of {event['total']:,} rows, {rate:,.0f} rows/s", event)
@@ -185,7 +163,7 @@ class Display:
         if self._step is None:
             return
         step, self._step = self._step, None
-        if self._progress is not None and self._task_total() is None:
+        if self._progress is not None and self._progress.tasks[0].total is None:
             self._close_bar()
         step.end(is_done=is_done)
 
@@ -215,10 +193,6 @@ class Display:
         self._progress = progress.Progress(*columns, console=self._console, transient=True)
         self._progress.start()
         self._task = self._progress.add_task(text, total=total, completed=completed)
-
-    def _task_total(self) -> float | None:
-        total: float | None = self._progress.tasks[0].total
-        return total
 
     def _advance(self, completed: float, line: str, event: Mapping[str, Any]) -> None:
         self._end_step()

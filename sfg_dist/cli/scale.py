@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sfg_dist.cli.command import JobPath, Json, Set, command, load, number, say, whole
+from sfg_dist.cli.command import JobPath, Json, Set, command, load, number, option, say, whole
 from sfg_dist.cli.display import Display
 from sfg_dist.job.errors import ConfigError
 from sfg_dist.job.words import shown
@@ -16,72 +16,45 @@ from sfg_dist.job.words import shown
 if TYPE_CHECKING:
     from sfg_dist.studies.scale import ScaleSettings
 
-_number = functools.partial(typer.Option, metavar="NUMBER", parser=number)
-_whole = functools.partial(typer.Option, metavar="NUMBER", parser=whole)
+_number = functools.partial(option, takes="NUMBER", parser=number)
+_whole = functools.partial(option, takes="NUMBER", parser=whole)
 MAX_WORKERS, MAX_CASES, MAX_REPEATS = 1_000_000, 100, 1000
 POSITIVE = ("store_mb_per_s", "store_requests_per_s", "worker_mb_per_s", "starts_per_s", "driver_scale", "network_ms",
             "shard_mb", "epochs", "repeats")  # fmt: skip
-Numbers = Annotated[
-    str | None, typer.Option("--workers", metavar="NUMBERS", help="The numbers of workers to measure, such as 1,2,4.")
-]
+Text, Number = str | None, float | None
 
 
 @dataclass(frozen=True)
 class ScaleOptions:
     """What to measure, to predict and to compare with."""
 
-    workers: Numbers = None
-    stages: Annotated[
-        str, typer.Option("--stages", metavar="STAGES", help="The stages to measure: label, train or label,train.")
-    ] = "label,train"
-    modes: Annotated[
-        str, typer.Option("--modes", metavar="MODES", help="The kinds of scaling: strong, weak or strong,weak.")
-    ] = "strong"
-    repeats: Annotated[int, _whole("--repeats", help="The runs of each number of workers.")] = 3
-    simulate: Annotated[
-        str | None,
-        typer.Option("--simulate", metavar="NUMBERS", help="The numbers of workers to predict, such as 64,256,1024."),
-    ] = None
-    shard_seconds: Annotated[
-        str, typer.Option("--shard-seconds", metavar="NUMBERS", help="Prediction: the seconds of a shard.")
-    ] = "1,10,60"
-    store_mb_per_s: Annotated[
-        float | None, _number("--store-mb-per-s", help="Prediction: the store's bandwidth in MB a second.")
-    ] = None
-    store_requests_per_s: Annotated[
-        float | None,
-        _number("--store-requests-per-s", help="Prediction: the requests a second that the store answers."),
-    ] = None
-    network_ms: Annotated[
-        float, _number("--network-ms", help="Prediction: the milliseconds of a message between worker and driver.")
-    ] = 2.0
-    worker_mb_per_s: Annotated[
-        float | None, _number("--worker-mb-per-s", help="Prediction: one worker's link to the store in MB a second.")
-    ] = None
-    starts_per_s: Annotated[
-        float | None, _number("--starts-per-s", help="Prediction: the workers that the cluster starts in a second.")
-    ] = None
-    shard_mb: Annotated[
-        float | None, _number("--shard-mb", help="Prediction: the MB that a shard moves; as measured if not given.")
-    ] = None
-    load_mb: Annotated[float, _number("--load-mb", help="Prediction: the MB that each worker reads at its start.")] = (
-        0.0
+    workers: Annotated[Text, option("--workers", "NUMBERS", "The numbers of workers to measure, such as 1,2,4.")] = None
+    stages: Annotated[str, option("--stages", "STAGES", "What to measure: label, train, or label,train.")] = (
+        "label,train"
     )
+    modes: Annotated[str, option("--modes", "MODES", "The scaling: strong, weak, or strong,weak.")] = "strong"
+    repeats: Annotated[int, _whole("--repeats", help="The runs of each number of workers.")] = 3
+    simulate: Annotated[Text, option("--simulate", "NUMBERS", "The numbers of workers to predict, such as 64,256.")] = (
+        None
+    )
+    shard_seconds: Annotated[str, option("--shard-seconds", "NUMBERS", "Predicted: seconds of a shard.")] = "1,10,60"
+    store_mb_per_s: Annotated[Number, _number("--store-mb-per-s", help="Predicted: the store's MB a second.")] = None
+    store_requests_per_s: Annotated[
+        Number, _number("--store-requests-per-s", help="Predicted: the store's requests a second.")
+    ] = None
+    network_ms: Annotated[float, _number("--network-ms", help="Predicted: milliseconds of a message.")] = 2.0
+    worker_mb_per_s: Annotated[Number, _number("--worker-mb-per-s", help="Predicted: one worker's MB a second.")] = None
+    starts_per_s: Annotated[Number, _number("--starts-per-s", help="Predicted: workers started in a second.")] = None
+    shard_mb: Annotated[Number, _number("--shard-mb", help="Predicted: MB of a shard; by default as measured.")] = None
+    load_mb: Annotated[float, _number("--load-mb", help="Predicted: MB that each worker reads at its start.")] = 0.0
     driver_scale: Annotated[
-        float, _number("--driver-scale", help="Prediction: the time of the driver's loop, relative to this machine.")
+        float, _number("--driver-scale", help="Predicted: how slow the driver is; here it is 1.")
     ] = 1.0
-    epochs: Annotated[
-        int | None, _whole("--epochs", help="The epochs of each fit; 5 if not given, or fewer if the job has fewer.")
-    ] = None
-    gpu: Annotated[
-        bool | None, typer.Option("--gpu/--no-gpu", help="Whether workers train on GPUs; by default if each has one.")
-    ] = None
-    compare_with: Annotated[
-        str | None,
-        typer.Option(
-            "--compare-with", metavar="STUDY", help="Another study to compare with: its directory, URL or scale.json."
-        ),
-    ] = None
+    epochs: Annotated[int | None, _whole("--epochs", help="The epochs of a fit; by default 5, or the job's.")] = None
+    gpu: Annotated[bool | None, typer.Option(help="Whether workers train on GPUs; by default if each has one.")] = None
+    compare_with: Annotated[Text, option("--compare-with", "STUDY", "A directory, URL or scale.json of another.")] = (
+        None
+    )
 
     def settings(self) -> ScaleSettings:
         """The options checked and in the study's units.

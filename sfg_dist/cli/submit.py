@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sfg_dist.cli.command import Executor, Json, Set, aligned, command, load, say
+from sfg_dist.cli.command import Executor, Json, Set, aligned, command, load, option, say
 from sfg_dist.job.errors import ClusterError, ConfigError
 from sfg_dist.job.search_path import PACKAGE_ROOT, child_environment
 from sfg_dist.job.words import printable, shown
@@ -23,58 +23,32 @@ MAX_SEEDS, MAX_ENDED = 10_000, 10
 STAGES = ("run", "label", "train", "sample", "evaluate", "compare")
 CHECKOUT = Path(PACKAGE_ROOT)
 Jobs = Annotated[list[Path], typer.Argument(metavar="JOB.toml", help="One or more job files.")]
-Word = Annotated[
-    str, typer.Argument(metavar="SUBMISSION", help="The id of a submission, the beginning of one, or its name.")
-]
+Word = Annotated[str, typer.Argument(metavar="SUBMISSION", help="An id, the beginning of one, or a name.")]
+Text = str | None
 
 
 @dataclass(frozen=True)
 class SubmitOptions:
     """Where to send jobs, and which stages of them."""
 
-    to: Annotated[
-        str, typer.Option("--to", metavar="WHERE", help="slurm, kuberay, or ray for a Ray cluster that runs already.")
-    ]
-    profile: Annotated[
-        Path | None,
-        typer.Option("--profile", metavar="FILE", help="The TOML file of the site; that of the checkout if not given."),
-    ] = None
+    to: Annotated[str, option("--to", "WHERE", "slurm, kuberay, or ray for a Ray cluster that runs already.")]
+    profile: Annotated[Path | None, option("--profile", "FILE", "The site's profile; if left out, the checkout's.")] = (
+        None
+    )
     profile_set: Annotated[
-        list[str] | None,
-        typer.Option("--profile-set", metavar="TABLE.KEY=VALUE", help="Override a key of the profile; repeatable."),
+        list[str] | None, option("--profile-set", "TABLE.KEY=VALUE", "Override a key of the profile; repeatable.")
     ] = None
-    name: Annotated[
-        str | None,
-        typer.Option("--name", metavar="NAME", help="The name that the scheduler shows; the job file's if not given."),
-    ] = None
-    seeds: Annotated[
-        str | None,
-        typer.Option(
-            "--seeds", metavar="SEEDS", help="Run each job once for each of these seeds, such as 0,1,2 or 0-9."
-        ),
-    ] = None
-    stages: Annotated[
-        str,
-        typer.Option(
-            "--stages", metavar="STAGES", help="The commands of sfg to run, in order, such as run or label,train."
-        ),
-    ] = "run"
-    scale: Annotated[
-        str | None,
-        typer.Option(
-            "--scale", metavar="OPTIONS", help="Run sfg scale with these options, such as --scale '--workers 1,2,4'."
-        ),
-    ] = None
-    apart: Annotated[
-        bool, typer.Option("--apart", help="Send label, train, sample and evaluate as jobs that wait for each other.")
-    ] = False
-    after: Annotated[
-        list[str] | None,
-        typer.Option("--after", metavar="ID", help="The scheduler's id of a job that these wait for; repeatable."),
-    ] = None
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Wait until it has ended; the exit status is 1 if it failed.")
-    ] = False
+    name: Annotated[Text, option("--name", "NAME", "What the scheduler shows; if left out, the job file's name.")] = (
+        None
+    )
+    seeds: Annotated[Text, option("--seeds", "SEEDS", "Run each job once for each seed, such as 0,1,2 or 0-9.")] = None
+    stages: Annotated[str, option("--stages", "STAGES", "The commands to run, in order, such as label,train.")] = "run"
+    scale: Annotated[Text, option("--scale", "OPTIONS", "Run sfg scale with such options as '--workers 1,2'.")] = None
+    apart: Annotated[bool, typer.Option("--apart", help="Send the stages as jobs that wait for each other.")] = False
+    after: Annotated[list[str] | None, option("--after", "ID", "A job of the scheduler to wait for; repeatable.")] = (
+        None
+    )
+    wait: Annotated[bool, typer.Option("--wait", help="Return when it has ended, with status 1 if it failed.")] = False
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False
 
 
@@ -164,9 +138,7 @@ def jobs(
 @command
 def logs(
     submission: Word,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on showing it until the submission has ended.")
-    ] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the submission has ended.")] = False,
     nodes: Annotated[bool, typer.Option("--nodes", help="Show Ray's output on the nodes too.")] = False,
     json_: Json = False,
 ) -> None:

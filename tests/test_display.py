@@ -66,6 +66,15 @@ def test_a_step_of_no_length_is_not_told(capsys, monkeypatch):
     ]
 
 
+def test_a_line_that_has_the_time_of_a_step_is_its_end(capsys, monkeypatch):
+    with Display(on_stderr=False) as display:
+        run = {"stage": "label", "mode": "strong", "num_workers": 2, "repeat": 0}
+        display.tell("run_started", **run)
+        monkeypatch.setattr(shown, "LONG_S", 0.0)
+        display.tell("run_finished", **run, wall_s=12.0)
+    assert capsys.readouterr().out == "label, strong, 2 workers, run 1: 12.0 s\n"
+
+
 def test_a_step_that_fails_leaves_the_word_to_the_error(capsys, monkeypatch):
     with contextlib.suppress(ConfigError), Display(on_stderr=False) as display:
         display.step(STEP)

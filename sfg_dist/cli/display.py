@@ -168,8 +168,9 @@ class Display:
         step.end(is_done=is_done)
 
     def _print(self, text: str) -> None:
-        self._end_step()
-        self._write(as_line(text))
+        line = as_line(text)
+        self._end_step(is_done=self._step is None or not line.startswith(f"{self._step.text}:"))  # it has the time
+        self._write(line)
 
     def _write(self, line: str) -> None:
         (self._progress.console if self._progress else self._console).print(line, markup=False, emoji=False)
@@ -234,7 +235,7 @@ class _Step:
     """
 
     def __init__(self, text: str, say: Callable[[str], None], *, reminds: bool) -> None:
-        self._text, self._say, self._began = text, say, time.monotonic()
+        self.text, self._say, self._began = text, say, time.monotonic()
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._remind, name="step", daemon=True) if reminds else None
         if self._thread is not None:
@@ -246,7 +247,7 @@ class _Step:
         if self._thread is not None:
             self._thread.join()
         if is_done and (took := self._lasted) >= LONG_S:
-            self._say(f"{self._text}: took {duration(took)}")
+            self._say(f"{self.text}: took {duration(took)}")
 
     @property
     def _lasted(self) -> float:
@@ -254,6 +255,6 @@ class _Step:
 
     def _remind(self) -> None:
         if not self._is_over.wait(SAY_AFTER_S):
-            self._say(self._text)
+            self._say(self.text)
             while not self._is_over.wait(AGAIN_AFTER_S):
-                self._say(f"{self._text}: {duration(self._lasted)} so far")
+                self._say(f"{self.text}: {duration(self._lasted)} so far")

@@ -101,7 +101,7 @@ def test_a_terminal_shows_a_clock_beside_the_step_or_in_the_bar():
 def test_every_stage_says_what_it_is_about_to_do(small_run):
     """Each silence of a run begins with a word of what goes on; the log, which has the times, needs none."""
     steps = [event["text"] for event in small_run.events if event["event"] == "step"]
-    assert [text.partition(":")[0] for text in steps] == ["label", "sample", *["evaluate"] * 6]
+    assert [text.partition(":")[0] for text in steps] == ["label", "label", "sample", *["evaluate"] * 6]
     assert "calibrating" in [event["event"] for event in small_run.events]
     logged = (small_run.directory / "events.jsonl").read_text().splitlines()
     assert "step" not in [json.loads(line)["event"] for line in logged]

@@ -309,9 +309,10 @@ class Pipeline(OutputDirectory):
         self.require_own()
         table, frame = self.prepared, self.frame()
         existing = open_pairs(self.pairs_url).plan if self._has_store() else None
-        self.step("label: planning, and writing the table into the store")
+        self.step(f"label: planning, with a time grid that is {self.job.labels.time_grid}")
         plan = plan_of(self.job, table, frame, existing=existing)
         require_budget(self.job, plan, table.num_train, has_clusters=frame.make_order is not None)
+        self.step(f"label: writing the table into the store{', in clusters' if frame.make_order is not None else ''}")
         pairs = create_store(self.pairs_url, plan, frame)
         warn_of_old_store(pairs)
         self._write_job()

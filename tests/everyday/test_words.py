@@ -208,7 +208,7 @@ def test_a_job_file_of_any_editor_is_read(job, content):
         (b"", "data is required"),
         (b'[data]\nsource = "a.csv', "line 2, 'source = \"a.csv': a quote"),
         (b'[data]\nsource = "C:\\Users\\x.csv"', "a backslash within double quotes is written twice"),
-        (b"[data]\nsource = a.csv", "text stands in quotes"),
+        (b"[data]\nsource = a.csv", "write text in quotes"),
         (
             "[data]\nsource = \N{LEFT DOUBLE QUOTATION MARK}a\N{RIGHT DOUBLE QUOTATION MARK}".encode(),
             "quotes are curly",

@@ -389,7 +389,7 @@ def test_commits_without_a_plan(job):
     for words in (["status", "runs/job"], ["verify", "runs/job/pairs.zarr"]):
         done = sfg(job, *words, check=1)
         assert "holds 4 commits and no plan" in done.stderr
-        assert "`sfg label` with the same job lays the store out again" in done.stderr
+        assert "`sfg label` with the same job writes them again" in done.stderr
     sfg(job, "label", "job.toml")
     assert "4 of 4 shards" in sfg(job, "status", "runs/job").stdout
     assert kept == {path: path.stat().st_mtime_ns for path in (store / "commits").iterdir()}

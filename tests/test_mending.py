@@ -142,7 +142,7 @@ def test_the_frame_of_a_copied_store_is_made_again_from_its_own_plan(make_job, t
         key = f"{name}/rows/c/0/0"
         assert copied.location.read(key) == (source / key).read_bytes()
     flip(copied.location.root / "queries" / "rows" / "c" / "0" / "0")
-    with pytest.raises(StoreError, match=r"query points are damaged, and without the run's job\.toml"):
+    with pytest.raises(StoreError, match=r"query points are damaged, and only the run's job\.toml"):
         mend(copied, job_beside(copied), emit=quiet)
 
 

@@ -186,7 +186,7 @@ def test_wrong_words(make_study_job, options, message):
 
 
 def test_an_inline_job_is_refused(make_study_job):
-    with pytest.raises(ConfigError, match="Ray workers"):
+    with pytest.raises(ConfigError, match="needs workers of Ray"):
         scale(make_study_job(executor={"kind": "inline"}), ScaleSettings([1]))
 
 

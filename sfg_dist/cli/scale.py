@@ -21,7 +21,8 @@ _whole = functools.partial(option, takes="NUMBER", parser=whole)
 MAX_WORKERS, MAX_CASES, MAX_REPEATS = 1_000_000, 100, 1000
 POSITIVE = ("store_mb_per_s", "store_requests_per_s", "worker_mb_per_s", "starts_per_s", "driver_scale", "network_ms",
             "shard_mb", "epochs", "repeats")  # fmt: skip
-Text, Number = str | None, float | None
+Text = str | None
+Number = float | None
 
 
 @dataclass(frozen=True)

@@ -68,12 +68,28 @@ def test_a_range_that_is_none(ends, words, tmp_path):
 @pytest.mark.parametrize(
     ("type_", "given", "words"),
     [
-        (ColumnType("integer", "int64"), "2.5", "the column has whole numbers, and cannot hold 2.5; the nearest value is 2"),
-        (ColumnType("integer", "int8"), 300, "the column has whole numbers, and cannot hold 300; the nearest value is 127"),
-        (ColumnType("integer", "uint8"), "-1", "the column has whole numbers, and cannot hold -1; the nearest value is 0"),
+        (
+            ColumnType("integer", "int64"),
+            "2.5",
+            "the column has whole numbers, and cannot hold 2.5; the nearest value is 2",
+        ),
+        (
+            ColumnType("integer", "int8"),
+            300,
+            "the column has whole numbers, and cannot hold 300; the nearest value is 127",
+        ),
+        (
+            ColumnType("integer", "uint8"),
+            "-1",
+            "the column has whole numbers, and cannot hold -1; the nearest value is 0",
+        ),
         (ColumnType("boolean", "bool"), 0.3, "the column has true or false, and cannot hold 0.3"),
         (ColumnType("decimal", "float64", places=2), "1.255", "the column has decimals, and cannot hold 1.255"),
-        (ColumnType("decimal", "decimal128(4, 2)", places=2), "123.45", "the column has decimals, and cannot hold 123.45"),
+        (
+            ColumnType("decimal", "decimal128(4, 2)", places=2),
+            "123.45",
+            "the column has decimals, and cannot hold 123.45",
+        ),
     ],
 )
 def test_a_value_given_that_would_come_back_as_another(type_, given, words):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _UsageError: Any = typer.BadParameter.__bases__[0]
 GROUPS = {
-    "A job": ("init", "plan", "run", "keys"),
+    "A job": ("init", "run", "plan", "keys"),
     "Its stages": ("label", "train", "sample", "evaluate", "report"),
     "Its pairs": ("status", "verify", "repair", "extend"),
     "On a cluster": ("submit", "jobs", "logs", "cancel"),

@@ -182,8 +182,8 @@ def _accuracy(settings: Mapping[str, Any], error: Mapping[str, Any]) -> dict[str
     if "condition_neighbors" in settings:
         certified = "every neighbour summed"
     else:
-        certified = f"certified within {reached:.1e} of exact ({asked:g} was asked for)" if reached else "every row "
-        "summed"
+        bound = f"certified within {reached:.1e} of exact ({asked:g} was asked for)"
+        certified = bound if reached else "every row summed"
     return {
         "posterior mean": certified,
         "label error": f"median {error['median']:.1e}, 90th percentile {error['percentile_90']:.1e}, "

@@ -3,7 +3,8 @@
 # make run          install, then the quickstart job: labels, training, samples and a report
 # make check        install, lint, and the tests that take no time and no Ray: before a commit
 # make test         install, then all that any machine can run
-# make test-all     all tests: Slurm, hosts, browser, notebooks, chaos, comparisons, packaging and the cluster's too
+# make test-all     all tests: Slurm, hosts, browser, notebooks, chaos, comparisons, packaging and the cluster's too, and
+#                   `make docs`
 # make test-cluster the extra `cluster` too, then the tests that need it
 # make lint         ruff, mypy and the import directions
 # make planted      whether the tests catch the faults of tests/planted.py; TIER="..." for markers
@@ -47,6 +48,7 @@ test-all: install
 	HYPOTHESIS_PROFILE=full $(PYTEST) -n $(MORE) -m 'not ($(APART) or cluster)'
 	$(PYTEST) -n $(MORE) -m '($(APART)) and not cluster'
 	$(MAKE) test-cluster
+	$(MAKE) docs
 
 # Apart from the other tests: with Ray's agents beside them each of its nodes starts later.
 test-cluster: install

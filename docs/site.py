@@ -123,7 +123,8 @@ def commands() -> str:
         "Exit status: 0 done; 1 the work failed; 2 the request was wrong; 130 interrupted, what is done is kept.",
         "",
     ]
-    for name, command in group.commands.items():
+    for name in group.list_commands(None):
+        command = group.commands[name]
         context = command.make_context(f"sfg {name}", [], resilient_parsing=True)
         usage = " ".join(command.collect_usage_pieces(context))
         lines += [f"## sfg {name}", "", f"    sfg {name} {usage}", "", command.help or "", ""]

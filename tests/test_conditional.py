@@ -238,7 +238,7 @@ def test_given_on_the_command_line(small, tmp_path):
         ({"given": ["y=warm"]}, "given: 'y': 'warm' is no number"),
         ({"given": ["x=1"]}, "'y' is missing"),
         ({"given": ["y=nan"]}, "'y' is nan"),
-        ({"given": ["y=1"], "given_table": "t.csv"}, "leave one out"),
+        ({"given": ["y=1"], "given_table": "t.csv"}, "give only one of them"),
         ({"given_table": "t.csv"}, "no column 'y'"),
         ({"given_table": "y.csv", "num": 3}, "-n 3: y.csv has 2 rows"),
     ],

@@ -75,10 +75,16 @@ def test_every_job_of_the_project_is_valid(path):
     [
         ({}, ["data is required"]),
         ({"data": {}}, ["data.source is required"]),
-        ({"data": {"sorce": "moons"}}, ["unknown key data.sorce", "did you mean data.source"]),
-        ({"data": {"source": "m"}, "label": {}}, ["unknown key label", "did you mean labels"]),
-        ({"data": {"source": "m", "num_pairs": 3}}, ["unknown key data.num_pairs", "did you mean labels.num_pairs"]),
-        ({"data": {"source": "m"}, "labels": {"zzz": 3}}, ["unknown key labels.zzz", "valid keys", "num_pairs"]),
+        ({"data": {"sorce": "moons"}}, ["unknown key data.sorce; did you mean data.source? `sfg keys data` lists"]),
+        ({"data": {"source": "m"}, "label": {}}, ["unknown key label; did you mean labels? `sfg keys labels` lists"]),
+        (
+            {"data": {"source": "m", "num_pairs": 3}},
+            ["unknown key data.num_pairs; did you mean labels.num_pairs? `sfg keys labels` lists"],
+        ),
+        (
+            {"data": {"source": "m"}, "labels": {"zzz": 3}},
+            ["unknown key labels.zzz; `sfg keys labels` lists the keys there"],
+        ),
         ({"data": {"source": "m"}, "labels": {"num_pairs": "many"}}, ["labels.num_pairs", "above 0", "'many'"]),
         ({"data": {"source": "m"}, "labels": {"num_pairs": 0}}, ["labels.num_pairs", "above 0"]),
         ({"data": {"source": "m"}, "labels": {"num_pairs": 1.5}}, ["labels.num_pairs", "whole number", "1.5"]),

@@ -30,7 +30,9 @@ def test_a_log_that_cannot_be_written_costs_one_warning(make_job, store_bytes, u
     pipeline = Pipeline(make_job(), lambda entry: heard.append(entry["event"]))
     pipeline.open_store()
     fill_disk()
-    with pytest.warns(UserWarning, match=r"the log lacks some events: .*events\.jsonl.*no space left") as caught:
+    with pytest.warns(
+        UserWarning, match=r"some events are missing in the log: .*events\.jsonl.*no space left"
+    ) as caught:
         pipeline.label()
     assert len(caught) == 1
     assert heard.count("shard") == 8  # the display goes on
@@ -66,7 +68,7 @@ def test_the_driver_waits_on_a_full_disk_and_the_log_goes_on_after(
 
     for name in ("create", "write", "replace", "append"):
         monkeypatch.setattr(Location, name, failing(getattr(Location, name), StoreFullError("no space left")))
-    with pytest.warns(UserWarning, match="the log lacks some events") as caught:
+    with pytest.warns(UserWarning, match="some events are missing in the log") as caught:
         Pipeline(make_job(), listen).label()
     assert len(caught) == 1
     assert store_bytes(tmp_path / "run") == undisturbed

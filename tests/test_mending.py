@@ -86,7 +86,7 @@ def test_a_damaged_reference_is_made_again_from_the_table(make_job, tmp_path, st
     with pytest.raises(StoreError, match=r"only be made again from the table .*table\.npy, which cannot be read"):
         mend(pairs, job_beside(pairs), emit=quiet)
     np.save(tmp_path / "table.npy", rows + 1e-3)
-    with pytest.raises(StoreError, match=r"frame comes out with other bytes|not the table"):
+    with pytest.raises(StoreError, match=r"transform come out with other bytes|not the table"):
         mend(pairs, job_beside(pairs), emit=quiet)
     (tmp_path / "moved.npy").rename(tmp_path / "table.npy")
     mended = mend(pairs, job_beside(pairs), emit=quiet)
@@ -142,7 +142,7 @@ def test_the_frame_of_a_copied_store_is_made_again_from_its_own_plan(make_job, t
         key = f"{name}/rows/c/0/0"
         assert copied.location.read(key) == (source / key).read_bytes()
     flip(copied.location.root / "queries" / "rows" / "c" / "0" / "0")
-    with pytest.raises(StoreError, match=r"query points are damaged, and without the run's job\.toml"):
+    with pytest.raises(StoreError, match=r"query points are damaged, and only the run's job\.toml"):
         mend(copied, job_beside(copied), emit=quiet)
 
 

@@ -96,7 +96,7 @@ def test_a_silent_driver_is_gone_or_cut_off(half_done):
     assert state.seconds_left is None
     text = shown(state)
     assert "silent for 31 s, so it is gone or cut off from the store; what it committed is kept" in text
-    assert "nobody is at work on it" in text
+    assert "no driver is at work" in text
     assert "actor-1 " not in text.replace("on actor-9", "")
 
 

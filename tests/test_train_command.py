@@ -28,7 +28,7 @@ def test_a_checkpoint_of_ones_choice(make_job, tmp_path):
 
 
 def shown(capsys, *events):
-    with Display(as_json=False) as display:
+    with Display(on_stderr=False) as display:
         for time, event, details in events:
             display({"time": time, "event": event, **details})
     return capsys.readouterr().out.splitlines()

@@ -118,37 +118,41 @@ EVENTS = [
         {"shard": 5, "attempt": 4, "worker": "gpu-1", "reason": "row 7 is NaN", "action": "give_up"},
         "label: shard 5, attempt 4 on gpu-1 failed: row 7 is NaN; given up",
     ),
-    ("worker_lost", {"worker": "gpu-1", "reason": "its process died"}, "label: lost worker gpu-1: its process died"),
+    (
+        "worker_lost",
+        {"worker": "gpu-1", "reason": "its process died"},
+        "label: worker gpu-1 was lost: its process died",
+    ),
     (
         "backup",
         {"shard": 6, "worker": "gpu-2"},
-        "label: shard 6 takes long: gpu-2 does it too, the first one counts",
+        "label: shard 6 takes long: gpu-2 labels it too, and the first one counts",
     ),
     (
         "draining",
         {"node": "n1", "deadline": 1090.0},
-        "label: node n1 leaves in 1 min 30 s: its workers end what they can, others take the rest",
+        "label: node n1 leaves in 1 min 30 s: its workers finish what they can, and others take the rest",
     ),
     ("stopping", {"reason": "SIGUSR2"}, "label: stopping: SIGUSR2"),
 ]
 
 
 def test_the_display_tells_of_what_goes_wrong(capsys):
-    with Display(as_json=False) as display:
+    with Display(on_stderr=False) as display:
         for event, details, _ in EVENTS:
             display({"time": 1000.0, "event": event, **details})
     assert capsys.readouterr().out.splitlines() == [line for _, _, line in EVENTS if line]
 
 
 def test_with_json_stdout_is_left_to_the_document(capsys):
-    with Display(as_json=True):
+    with Display(on_stderr=True):
         print("(raylet) A worker died or was killed")
     print("{}")
     assert capsys.readouterr() == ("{}\n", "(raylet) A worker died or was killed\n")
 
 
 def test_the_display_counts_workers(capsys):
-    with Display(as_json=True) as display:
+    with Display(on_stderr=True) as display:
         display({"time": 0.0, "event": "stage_started", "stage": "label", "missing": 2, "total": 2, "rows": 20})
         for name in ("a", "b"):
             display({"time": 0.0, "event": "worker_started", "worker": name})

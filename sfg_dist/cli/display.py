@@ -4,28 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sfg_dist.data.naming import listed, repeated_values
-from sfg_dist.job.words import as_line, duration, failure_line
+from sfg_dist.cli.lines import FREQUENT, lines_of, step_of
+from sfg_dist.job.words import as_line, duration
+
+SAY_AFTER_S, AGAIN_AFTER_S = 1.0, 60.0
+"""A log has a line of a step that goes on for so long, and one more each time so long has passed again."""
+LONG_S = 2.0
+"""The time of a step is said at its end where it took longer."""
 
 
 class Display:
     """Shows events: bars with rate and time left on a terminal, plain lines elsewhere.
 
-    With ``--json`` all of it goes to stderr.
+    A step is work that says nothing until it is done, such as the start of Ray. A terminal shows it with a clock. The
+    next event that has something to show ends it. The first step is what a command imports within the ``with`` block.
+
+    Args:
+        on_stderr: leave stdout to the result of the command.
     """
 
-    def __init__(self, as_json: bool) -> None:
+    def __init__(self, on_stderr: bool) -> None:
         from rich.console import Console
 
-        self._console = Console(stderr=as_json, highlight=False, soft_wrap=True)
+        self._console = Console(stderr=on_stderr, highlight=False, soft_wrap=True)
         self._stack = contextlib.ExitStack()
-        self._as_json = as_json
+        self._on_stderr = on_stderr
         self._progress: Any = None
         self._task: Any = None
+        self._step: _Step | None = None
         self._last_line = self._last_printed = 0.0
         self._checked_at: float | None = None
         self._rows = 0
@@ -34,23 +45,37 @@ class Display:
         self._stage: Mapping[str, Any] = {}
 
     def __enter__(self) -> Display:
-        if self._as_json:  # whatever a library prints meanwhile, such as Ray's news of a dead worker, is no document
+        if self._on_stderr:  # whatever a library prints meanwhile, such as Ray's news of a dead worker, is no document
             self._stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        self.step("loading the libraries")
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._end_step(is_done=kind is None)
         self._close_bar()
         self._stack.close()
 
     def __call__(self, event: Mapping[str, Any]) -> None:
-        """Show an event by the method of its name; kinds without one are passed over."""
+        """Show an event by its lines, or by the method of its name; kinds without either are passed over."""
+        if event["event"] in FREQUENT:
+            if event["time"] - self._last_printed < 10:
+                return
+            self._last_printed = event["time"]
+        for line in lines_of(event):
+            self._print(line)
         handler: Callable[[Mapping[str, Any]], None] | None = getattr(self, f"_on_{event['event']}", None)
         if handler is not None:
             handler(event)
+        if (text := step_of(event)) is not None:
+            self._begin_step(text)
 
     def tell(self, event: str, **details: Any) -> None:
         """Show an event that no log keeps."""
         self({"time": time.time(), "event": event, **details})
+
+    def step(self, text: str) -> None:
+        """Show what goes on from now until the next event."""
+        self.tell("step", text=text)
 
     def _on_checked(self, event: Mapping[str, Any]) -> None:
         if self._checked_at is None:
@@ -58,9 +83,6 @@ class Display:
         if event["time"] - max(self._checked_at, self._last_line) >= 5:
             self._last_line = event["time"]
             self._print(f"verify: {event['done']:,} of {event['total']:,} objects and shards")
-
-    def _on_extended(self, event: Mapping[str, Any]) -> None:
-        self._print(f"extend: from {event['before']:,} to {event['rows']:,} pairs")
 
     def _on_stage_started(self, event: Mapping[str, Any]) -> None:
         self._stage = event
@@ -82,37 +104,12 @@ class Display:
             self._open_bar("train", event["max_time_s"] or event["num_epochs"], 0)
         elif event["stage"] == "draw":
             self._open_bar("draw", event["total"], 0)
-        elif event["stage"] != "data":
-            self._print(f"{event['stage']} ...")
 
     def _on_stage_finished(self, event: Mapping[str, Any]) -> None:
+        self._end_step()
         self._close_bar()
         if event["stage"] != "data":
             self._print(f"{event['stage']}: done in {event['seconds']:.1f} s")
-
-    def _on_table(self, event: Mapping[str, Any]) -> None:
-        if event.get("read_as"):
-            self._print(f"data: read as {event['read_as']}")
-        sizes = event["split"]
-        self._print(f"data: {sizes['train']:,} train, {sizes['validation']:,} validation, {sizes['test']:,} test rows")
-        if event["num_rows_dropped"]:
-            self._print(f"data: {event['num_rows_dropped']:,} incomplete rows dropped")
-        if event["constant"]:
-            self._print(f"data: constant columns kept aside: {', '.join(event['constant'])}")
-        gridded = [name for name, tie in event["ties"].items() if tie.get("step")]
-        if gridded:
-            self._print(f"data: columns on a grid, dequantized by one step: {listed(gridded, limit=8)}")
-        for what, is_held in (
-            ("given back exactly", True),
-            ("which this transform.kind cannot give back exactly", False),
-        ):
-            if repeated := repeated_values(event.get("atoms", {}), held=is_held):
-                self._print(f"data: values that repeat, {what}: {repeated}")
-
-    def _on_time_grid(self, event: Mapping[str, Any]) -> None:
-        for direction in ("decode", "encode"):
-            if direction in event:
-                self._print(f"label: time grid of {len(event[direction]) - 1} steps fitted to the table ({direction})")
 
     def _on_shard(self, event: Mapping[str, Any]) -> None:
         self._rows += event["rows"][1] - event["rows"][0]
@@ -124,23 +121,11 @@ class Display:
 
     def _on_worker_started(self, event: Mapping[str, Any]) -> None:
         self._workers.add(event["worker"])
+        if len(self._workers) == 1 and not self._rows:
+            self._begin_step("label: working on the first shards; on a new machine, kernels are compiled before")
 
     def _on_worker_lost(self, event: Mapping[str, Any]) -> None:
         self._workers.discard(event["worker"])
-        self._print(f"label: lost worker {event['worker']}: {_one_line(event['reason'])}")
-
-    def _on_attempt_failed(self, event: Mapping[str, Any]) -> None:
-        self._print(f"label: {failure_line(event)}")
-
-    def _on_backup(self, event: Mapping[str, Any]) -> None:
-        self._print(f"label: shard {event['shard']} takes long: {event['worker']} does it too, the first one counts")
-
-    def _on_draining(self, event: Mapping[str, Any]) -> None:
-        left = f" in {duration(event['deadline'] - event['time'])}" if event.get("deadline") else ""
-        self._print(f"label: node {event['node']} leaves{left}: its workers end what they can, others take the rest")
-
-    def _on_stopping(self, event: Mapping[str, Any]) -> None:
-        self._print(f"label: stopping: {_one_line(event['reason'])}")
 
     def _on_epoch(self, event: Mapping[str, Any]) -> None:
         position = event["elapsed_s"] if self._stage.get("max_time_s") else event["epoch"]
@@ -159,73 +144,59 @@ class Display:
             line += f", {event['num_workers']:,} workers"
         self._advance(position, line, event)
 
-    def _on_ahead(self, event: Mapping[str, Any]) -> None:
-        if self._is_time_for_a_line(event):  # beside the bar of the labels, so a line of its own
-            self._print(
-                f"train: ahead of the labels on {event['rows']:,} pairs, step {event['step']:,}, "
-                f"loss {event['train_loss']:.4f}, {event['rows_per_s']:,.0f} rows/s"
-            )
-
-    def _on_trained_ahead(self, event: Mapping[str, Any]) -> None:
-        self._print(f"train: {event['step']:,} steps were done ahead of the labels")
-
-    def _on_resumed_from(self, event: Mapping[str, Any]) -> None:
-        self._print(f"train: goes on from {event['checkpoint']}")
-
-    def _on_encoder(self, event: Mapping[str, Any]) -> None:
-        if self._is_time_for_a_line(event):
-            self._print(
-                f"train: encoder, {event['step']:,} steps, log-likelihood {event['log_likelihood']:.3f} in the flow's "
-                f"coordinates at a mass of {event['mass']:.3f}"
-            )
-
-    def _is_time_for_a_line(self, event: Mapping[str, Any]) -> bool:
-        """Whether the last such line is ten seconds old; this one then counts as the last."""
-        if event["time"] - self._last_printed < 10:
-            return False
-        self._last_printed = event["time"]
-        return True
-
-    def _on_measured(self, event: Mapping[str, Any]) -> None:
-        auc = event.get("c2st_auc")
-        if auc is not None:
-            self._print(f"evaluate: {event['what']} against held-out rows, AUC {auc:.3f} (0.5 is perfect)")
-
     def _on_drawn(self, event: Mapping[str, Any]) -> None:
         rate = event["made"] / max(1e-3, event["time"] - self._stage["time"])
         self._advance(event["done"], f"draw: {event['done']:,} of {event['total']:,} rows, {rate:,.0f} rows/s", event)
 
+    # Steps, lines and bars.
+
+    def _begin_step(self, text: str) -> None:
+        self._end_step()
+        is_log = not self._console.is_terminal
+        self._step = _Step(as_line(text), self._write, reminds=is_log)
+        if self._progress is not None:
+            self._progress.update(self._task, description=as_line(text))
+        elif not is_log:
+            self._open_progress(as_line(text), None, 0, with_bar=False)
+
+    def _end_step(self, *, is_done: bool = True) -> None:
+        if self._step is None:
+            return
+        step, self._step = self._step, None
+        if self._progress is not None and self._progress.tasks[0].total is None:
+            self._close_bar()
+        step.end(is_done=is_done)
+
     def _print(self, text: str) -> None:
-        (self._progress.console if self._progress else self._console).print(as_line(text), markup=False, emoji=False)
+        line = as_line(text)
+        self._end_step(is_done=self._step is None or not line.startswith(f"{self._step.text}:"))  # it has the time
+        self._write(line)
+
+    def _write(self, line: str) -> None:
+        (self._progress.console if self._progress else self._console).print(line, markup=False, emoji=False)
 
     def _open_bar(self, name: str, total: float, completed: float) -> None:
+        self._end_step()
         self._last_line, self._rows, self._first = 0.0, 0, None
         self._workers.clear()
-        if not self._console.is_terminal:
-            return
-        from rich.progress import (
-            BarColumn,
-            Progress,
-            TaskProgressColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+        if self._console.is_terminal:
+            self._open_progress(name, total, completed, with_bar=True)
 
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            console=self._console,
-            transient=True,
-        )
+    def _open_progress(self, text: str, total: float | None, completed: float, *, with_bar: bool) -> None:
+        from rich import progress
+
+        columns: list[progress.ProgressColumn] = [progress.TextColumn("{task.description}", markup=False)]
+        if with_bar:
+            columns += [progress.BarColumn(), progress.TaskProgressColumn(), progress.TimeElapsedColumn()]
+            columns += [progress.TextColumn("left"), progress.TimeRemainingColumn(elapsed_when_finished=False)]
+        else:
+            columns += [progress.SpinnerColumn(), progress.TimeElapsedColumn()]
+        self._progress = progress.Progress(*columns, console=self._console, transient=True)
         self._progress.start()
-        self._task = self._progress.add_task(name, total=total, completed=completed)
+        self._task = self._progress.add_task(text, total=total, completed=completed)
 
     def _advance(self, completed: float, line: str, event: Mapping[str, Any]) -> None:
+        self._end_step()
         if self._progress is not None:
             self._progress.update(self._task, completed=completed, description=as_line(line))
             return
@@ -254,5 +225,36 @@ class Display:
             self._progress = None
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+class _Step:
+    """Work that says nothing until it is done, with its clock.
+
+    Args:
+        text: what goes on.
+        say: prints a line.
+        reminds: print the text once it has gone on for SAY_AFTER_S, and again after each AGAIN_AFTER_S.
+    """
+
+    def __init__(self, text: str, say: Callable[[str], None], *, reminds: bool) -> None:
+        self.text, self._say, self._began = text, say, time.monotonic()
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._remind, name="step", daemon=True) if reminds else None
+        if self._thread is not None:
+            self._thread.start()
+
+    def end(self, *, is_done: bool) -> None:
+        """Stop the clock, and say the time where it is long and the work is done."""
+        self._is_over.set()
+        if self._thread is not None:
+            self._thread.join()
+        if is_done and (took := self._lasted) >= LONG_S:
+            self._say(f"{self.text}: took {duration(took)}")
+
+    @property
+    def _lasted(self) -> float:
+        return time.monotonic() - self._began
+
+    def _remind(self) -> None:
+        if not self._is_over.wait(SAY_AFTER_S):
+            self._say(self.text)
+            while not self._is_over.wait(AGAIN_AFTER_S):
+                self._say(f"{self.text}: {duration(self._lasted)} so far")

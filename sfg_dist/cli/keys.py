@@ -17,7 +17,7 @@ def keys(
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Say what the keys of a job take, their defaults and what they do."""
+    """List the keys of a job: what they take, their defaults and what they do."""
     from sfg_dist.job.keys import job_keys
 
     found = job_keys(name)

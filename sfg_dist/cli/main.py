@@ -49,20 +49,20 @@ _ENDING_SIGNALS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGU
 def run(
     job: JobPath,
     overlap: Annotated[
-        bool, typer.Option("--overlap", help="Begin to train on the shards that are done while others are labelled.")
+        bool, typer.Option("--overlap", help="Begin to train on finished shards while others are labelled.")
     ] = False,
     set_: Set = None,
     executor: Executor = None,
     json_: Json = False,
 ) -> None:
-    """Label, train, sample and evaluate.
+    """Run all stages of a job: label, train, sample and evaluate.
 
-    Goes on where an earlier run of the job stopped. `sfg keys` lists the keys of a job.
+    It goes on where an earlier run of the job stopped. `sfg keys` lists the keys of a job.
     """
-    from sfg_dist.pipeline.pipeline import run as run_job
-
     resolved = load(job, set_, executor)
     with Display(json_) as display:
+        from sfg_dist.pipeline.pipeline import run as run_job
+
         metrics = run_job(resolved, listener=display, overlap=overlap)
     _finish(json_, resolved, {"metrics": metrics, "report": f"{resolved.output.dir.rstrip('/')}/report.html"})
 
@@ -71,14 +71,15 @@ def run(
 def plan(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False) -> None:
     """Say what labelling will take: work, memory, disk, time and cost.
 
-    Measures this machine's pace for a few seconds, writes nothing and needs no Ray. Refuses what cannot fit.
+    It measures the pace of this machine for a few seconds, writes nothing and needs no Ray. It refuses what cannot fit.
     """
-    from sfg_dist.cli.plan import show_estimate, show_steps
-    from sfg_dist.studies.estimate.estimate import estimate_job
+    from sfg_dist.cli.plan import show_estimate
 
     resolved = load(job, set_, executor)
-    with show_steps() as on_step:
-        estimate = estimate_job(resolved, on_step=on_step)
+    with Display(on_stderr=True) as display:
+        from sfg_dist.studies.estimate.estimate import estimate_job
+
+        estimate = estimate_job(resolved, on_step=display.step)
     if json_:
         say(json_, estimate.to_dict(), "")
     else:
@@ -87,7 +88,7 @@ def plan(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json 
 
 @command
 def label(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False) -> None:
-    """Make the labeled pairs that are missing."""
+    """Make the pairs of latents and labels that are missing."""
     resolved = load(job, set_, executor)
     with Display(json_) as display:
         pairs = _pipeline(resolved, display).label()
@@ -102,16 +103,17 @@ def train(
         typer.Option(
             "--resume-from",
             metavar="CHECKPOINT",
-            help="Go on from this one (step_000001234, or the path or URL of another run's); later ones are removed.",
+            help="Go on from this checkpoint, such as step_000001234, or the path or URL of another run's. Later "
+            "checkpoints are removed.",
         ),
     ] = None,
     set_: Set = None,
     executor: Executor = None,
     json_: Json = False,
 ) -> None:
-    """Fit the generator on the pairs.
+    """Fit the generator to the pairs.
 
-    Goes on from the last checkpoint.
+    It goes on from the last checkpoint.
     """
     resolved = load(job, set_, executor)
     with Display(json_) as display:
@@ -131,7 +133,7 @@ def sample(
 ) -> None:
     """Draw rows from a trained generator.
 
-    With a job file, the samples that it evaluates; with a saved model, to a table of your own.
+    With a job file, these are the samples that `sfg evaluate` judges. With a saved model, they go to a table of yours.
     """
     if not what.endswith(".toml"):
         if set_:
@@ -140,8 +142,8 @@ def sample(
         return
     if options != SampleOptions():
         raise ConfigError(
-            "with a job file the keys of its evaluate table rule; name a model for -n, --seed, --start, --share, "
-            "--given and --out"
+            "-n, --seed, --start, --share, --given and --out are for a saved model: name one, or leave them out and "
+            "set the keys of the job's evaluate table"
         )
     resolved = load(Path(what), set_, None)
     with Display(json_) as display:
@@ -151,9 +153,9 @@ def sample(
 
 @command
 def evaluate(job: JobPath, set_: Set = None, json_: Json = False) -> None:
-    """Measure against held-out rows and report.
+    """Judge samples and labels against held-out rows, and write the report.
 
-    Writes metrics.json and report.html.
+    It writes metrics.json and report.html.
     """
     resolved = load(job, set_, None)
     with Display(json_) as display:
@@ -226,8 +228,8 @@ def _end_where_signals_wait() -> None:
                     if ours.recv(1)[0] in _ENDING_SIGNALS:  # a second signal takes the granted time back
                         wait_s = min(wait_s, time.monotonic() - begun + INTERRUPT_S)
             message = (
-                f"sfg: interrupted, and not at an end {wait_s:g} s later, as where a store does not answer: "
-                f"ended; what is committed is kept: run the same command again to go on\n"
+                f"sfg: interrupted. The command did not end within {wait_s:g} s, perhaps because a store does not "
+                f"answer, and was stopped. What is committed is kept: run the same command again to go on\n"
             )
             os.write(2, message.encode())
             os._exit(130)

@@ -28,38 +28,42 @@ class SampleOptions:
 
     num: Annotated[
         int | None,
-        typer.Option("-n", "--num", metavar="ROWS", parser=whole, help="Rows to draw, 1000 if not given; 1e9 is fine."),
+        typer.Option(
+            "-n", "--num", metavar="ROWS", parser=whole, help="The number of rows to draw; 1000 if not given."
+        ),
     ] = None
-    seed: Annotated[int, typer.Option("--seed", metavar="NUMBER", parser=whole, help="Seed of the latents.")] = 0
+    seed: Annotated[int, typer.Option("--seed", metavar="NUMBER", parser=whole, help="The seed of the latents.")] = 0
     start: Annotated[
         int,
         typer.Option(
             "--start",
             metavar="ROW",
             parser=whole,
-            help="First row to draw; a row is the same whatever other rows are drawn.",
+            help="The first row to draw. A row is the same whatever other rows are drawn.",
         ),
     ] = 0
     share: Annotated[
         str | None,
-        typer.Option("--share", metavar="K/M", help="Make the K-th of M shares of a table in parts, K from 1."),
+        typer.Option("--share", metavar="K/M", help="Write share K of M of a table in parts; K counts from 1."),
     ] = None
     given: Annotated[
         list[str] | None,
-        typer.Option(
-            "--given", metavar="COLUMN=VALUE", help="A condition of a conditional model, for all rows; repeatable."
-        ),
+        typer.Option("--given", metavar="COLUMN=VALUE", help="The value of a given column, for all rows; repeatable."),
     ] = None
     given_table: Annotated[
         str | None,
-        typer.Option("--given-table", metavar="FILE", help="A table with the conditions of each row; sets -n."),
+        typer.Option(
+            "--given-table", metavar="FILE", help="A table with the given columns' values, one sample for each row."
+        ),
     ] = None
     out: Annotated[
         str | None,
         typer.Option(
             "--out",
-            help="The table: .zarr or .parquet (a URL too), .csv or .npy; samples.csv if not given. A .zarr, and a "
-            ".parquet at a URL or with a slash at its end, is made in parts, and goes on where it was killed.",
+            metavar="PLACE",
+            help="The table to write: .zarr, .parquet, .csv or .npy; samples.csv if not given. A .zarr, and a "
+            ".parquet at a URL or with a slash at its end, is written in parts: a killed command goes on where it "
+            "stopped.",
         ),
     ] = None
 
@@ -71,10 +75,6 @@ def sample_model(model: str, options: SampleOptions, as_json: bool) -> None:
         ConfigError: an option or the place is wrong.
         StoreError: the model cannot be read, or the table cannot be written.
     """
-    from sfg_dist.job.fingerprint import fingerprint
-    from sfg_dist.model.generator import Generator
-    from sfg_dist.store.table import write_table
-
     seed, num = options.seed, options.num
     num_rows, first = _rows("--num", 1000 if num is None else num), _rows("--start", options.start)
     if seed < 0:
@@ -82,16 +82,21 @@ def sample_model(model: str, options: SampleOptions, as_json: bool) -> None:
     part, values = _share(options.share), _given(options.given)
     if "://" not in model and not Path(model).exists():
         raise ConfigError(f"{model} does not exist: name a job file, or a saved model's directory")
-    generator = Generator.load(model)
-    conditions: NDArray[np.float64] | None
-    if options.given_table is not None:
-        conditions, num_rows = _read_conditions(options.given_table, generator, values, num, num_rows)
-    else:
-        conditions = generator.conditions_of(values, num_rows)
-    told = "" if conditions is None else f", given {fingerprint(conditions)}"
     path = options.out or "samples.csv"
     done = made = 0
     with Display(as_json) as display:
+        from sfg_dist.job.fingerprint import fingerprint
+        from sfg_dist.model.generator import Generator
+        from sfg_dist.store.table import write_table
+
+        display.step("draw: loading the model")
+        generator = Generator.load(model)
+        conditions: NDArray[np.float64] | None
+        if options.given_table is not None:
+            conditions, num_rows = _read_conditions(options.given_table, generator, values, num, num_rows)
+        else:
+            conditions = generator.conditions_of(values, num_rows)
+        told = "" if conditions is None else f", given {fingerprint(conditions)}"
         mine = num_rows // part[1] if part[1] > 1 else num_rows
 
         def on_progress(rows: int) -> None:
@@ -114,46 +119,53 @@ def sample_model(model: str, options: SampleOptions, as_json: bool) -> None:
             share=part,
             on_progress=on_progress,
         )
-    lacking = "" if there == num_rows else f" of {num_rows:,}; the other shares make the rest"
+    lacking = "" if there == num_rows else f" of {num_rows:,}; the other shares write the rest"
     say(as_json, {"samples": path, "rows": there, "is_whole": not lacking}, f"{there:,} rows in {path}{lacking}")
 
 
 @command
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A saved model: a directory or an s3:// URL.")],
-    to: Annotated[str, typer.Option("--to", help="The format: onnx.")] = "onnx",
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="The format: onnx.")] = "onnx",
     out: Annotated[
         str | None,
-        typer.Option("--out", help="The file, a path or a URL; generator.onnx or network.onnx if not given."),
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="The file to write, a path or URL; generator.onnx or network.onnx if not given.",
+        ),
     ] = None,
     network_only: Annotated[
-        bool, typer.Option("--network-only", help="The network alone, without calibration and transform.")
+        bool, typer.Option("--network-only", help="Export the network alone, without calibration and transform.")
     ] = False,
     json_: Json = False,
 ) -> None:
-    """Write a saved model in another format, checked against the model first.
+    """Write a saved model in another format.
 
-    The graph takes N(0, 1) latents, and conditions where the model has them, and gives rows in the user's units.
+    The graph is compared with the model first. It takes N(0, 1) latents, and conditions where the model has them, and
+    gives rows in the units of your table.
     """
-    from sfg_dist.model.export_onnx import export_onnx
-    from sfg_dist.model.generator import Generator
-    from sfg_dist.store import Location
-
     if to != "onnx":
         raise ConfigError(f"--to {shown(to)}: the only format is onnx")
     path = out or ("network.onnx" if network_only else "generator.onnx")
     folder, _, name = path.rpartition("/")
     if not name:
         raise ConfigError(f"--out {path}: expected the name of a file")
-    content, agreement = export_onnx(Generator.load(_existing(model)), network_only=network_only)
+    with Display(json_) as display:
+        from sfg_dist.model.export_onnx import export_onnx
+        from sfg_dist.model.generator import Generator
+        from sfg_dist.store import Location
+
+        display.step("export: building the graph, and comparing it with the model")
+        content, agreement = export_onnx(Generator.load(_existing(model)), network_only=network_only)
     Location(folder or ("/" if path.startswith("/") else "."), create=True).write(name, content)
     facts = agreement.to_dict()
-    differ = f"the network's output differs by {facts['raw_labels_max']:.1e} at most"
+    differ = f"the outputs of the network differ by {facts['raw_labels_max']:.1e} at most"
     if not network_only:
         share = f"{100 * facts['values_within']:.4g} %"
         differ += f", {share} of the values by 1e-5 or less, all by {facts['values_max']:.1e} or less"
         if facts["cells_differing"]:
-            differ += f", {facts['cells_differing']:,} values lie on another cell of their grid"
+            differ += f", {facts['cells_differing']:,} values fall on another point of their grid"
     say(json_, {"model": path, "agreement": facts}, f"{path}: on {facts['rows']:,} rows {differ}")
 
 
@@ -185,7 +197,7 @@ def _read_conditions(
     from sfg_dist.data.sources import is_text
 
     if given is not None:
-        raise ConfigError("--given says one condition for all rows, --given-table one a row: leave one out")
+        raise ConfigError("--given has values for all rows, --given-table for each row: give only one of them")
     if not generator.condition:
         raise ConfigError("this generator was trained without data.condition: leave out --given-table")
     text = TextFormat(header=True) if is_text(path) else None  # its columns are found by their names
@@ -198,7 +210,9 @@ def _read_conditions(
         except UnfitValueError as error:
             raise ConfigError(f"{path}: column {name!r}: {error}") from error
     if num is not None and num_rows != len(values):
-        raise ConfigError(f"-n {num_rows}: {path} has {len(values):,} rows, and each is given to one: leave out -n")
+        raise ConfigError(
+            f"-n {num_rows}: {path} has {len(values):,} rows, and one sample is drawn for each: leave out -n"
+        )
     return generator.check_conditions(values), len(values)
 
 

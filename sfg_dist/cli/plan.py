@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sfg_dist.job.words import as_line, counted, duration, size_of
@@ -14,20 +12,6 @@ if TYPE_CHECKING:
     from sfg_dist.studies.estimate.estimate import Estimate
 
 _PLACES = {"cpu": "CPUs", "cuda": "GPUs"}
-
-
-@contextmanager
-def show_steps() -> Iterator[Callable[[str], None]]:
-    """Within, the callable shows the present step on a terminal; elsewhere it does nothing."""
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(stderr=True, highlight=False)
-    if not console.is_terminal:
-        yield lambda _: None
-        return
-    with console.status("") as status:
-        yield lambda text: status.update(Text(as_line(text)))
 
 
 def show_estimate(estimate: Estimate) -> None:
@@ -72,8 +56,8 @@ def estimate_rows(estimate: Estimate) -> list[tuple[str, str]]:
     rows += [
         (
             "work",
-            f"{about}{count(work.score_evaluations)} score evaluations, about {count(work.pairs_summed)} pairs of a "
-            f"latent and a reference summed",
+            f"{about}{count(work.score_evaluations)} score evaluations, and about {count(work.pairs_summed)} sums "
+            "over a latent and a reference row",
         ),
         ("label time", f"about {duration(time.label_s)} (batches vary by {100 * time.spread:.0f} %)"),
         (
@@ -139,7 +123,7 @@ def _disk(estimate: Estimate) -> str:
 
 def _calibrations(estimate: Estimate) -> list[str]:
     return [
-        f"{1e3 * pace.seconds_per_row:.3g} ms a pair on {pace.device}, {pace.num_rows:,} pairs by "
+        f"{1e3 * pace.seconds_per_row:.3g} ms a pair on {pace.device}, measured on {pace.num_rows:,} pairs by "
         + (f"{pace.num_workers} workers at once" if pace.num_workers > 1 else "one worker")
         for pace in estimate.paces.values()
     ]

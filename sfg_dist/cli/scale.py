@@ -2,73 +2,60 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sfg_dist.cli.command import JobPath, Json, Set, command, load, number, say, whole
+from sfg_dist.cli.command import JobPath, Json, Set, command, load, number, option, say, whole
+from sfg_dist.cli.display import Display
 from sfg_dist.job.errors import ConfigError
-from sfg_dist.job.words import as_line, shown
+from sfg_dist.job.words import shown
 
 if TYPE_CHECKING:
     from sfg_dist.studies.scale import ScaleSettings
 
-_number = functools.partial(typer.Option, metavar="NUMBER", parser=number)
-_whole = functools.partial(typer.Option, metavar="NUMBER", parser=whole)
+_number = functools.partial(option, takes="NUMBER", parser=number)
+_whole = functools.partial(option, takes="NUMBER", parser=whole)
 MAX_WORKERS, MAX_CASES, MAX_REPEATS = 1_000_000, 100, 1000
 POSITIVE = ("store_mb_per_s", "store_requests_per_s", "worker_mb_per_s", "starts_per_s", "driver_scale", "network_ms",
             "shard_mb", "epochs", "repeats")  # fmt: skip
-Numbers = Annotated[str | None, typer.Option("--workers", help="Numbers of workers to measure, such as 1,2,4.")]
+Text = str | None
+Number = float | None
 
 
 @dataclass(frozen=True)
 class ScaleOptions:
     """What to measure, to predict and to compare with."""
 
-    workers: Numbers = None
-    stages: Annotated[str, typer.Option("--stages", help="label, train or both.")] = "label,train"
-    modes: Annotated[str, typer.Option("--modes", help="strong, weak or both.")] = "strong"
-    repeats: Annotated[int, _whole("--repeats", help="Runs of each number of workers.")] = 3
-    simulate: Annotated[
-        str | None, typer.Option("--simulate", help="Numbers of workers to predict, such as 64,256,1024.")
-    ] = None
-    shard_seconds: Annotated[str, typer.Option("--shard-seconds", help="Seconds of a shard in the prediction.")] = (
-        "1,10,60"
+    workers: Annotated[Text, option("--workers", "NUMBERS", "The numbers of workers to measure, such as 1,2,4.")] = None
+    stages: Annotated[str, option("--stages", "STAGES", "What to measure: label, train, or label,train.")] = (
+        "label,train"
     )
-    store_mb_per_s: Annotated[
-        float | None, _number("--store-mb-per-s", help="The store's bandwidth in a prediction.")
-    ] = None
+    modes: Annotated[str, option("--modes", "MODES", "The scaling: strong, weak, or strong,weak.")] = "strong"
+    repeats: Annotated[int, _whole("--repeats", help="The runs of each number of workers.")] = 3
+    simulate: Annotated[Text, option("--simulate", "NUMBERS", "The numbers of workers to predict, such as 64,256.")] = (
+        None
+    )
+    shard_seconds: Annotated[str, option("--shard-seconds", "NUMBERS", "Predicted: seconds of a shard.")] = "1,10,60"
+    store_mb_per_s: Annotated[Number, _number("--store-mb-per-s", help="Predicted: the store's MB a second.")] = None
     store_requests_per_s: Annotated[
-        float | None, _number("--store-requests-per-s", help="The store's requests in a prediction.")
+        Number, _number("--store-requests-per-s", help="Predicted: the store's requests a second.")
     ] = None
-    network_ms: Annotated[
-        float, _number("--network-ms", help="A message between worker and driver in a prediction.")
-    ] = 2.0
-    worker_mb_per_s: Annotated[
-        float | None, _number("--worker-mb-per-s", help="One worker's link to the store in a prediction.")
-    ] = None
-    starts_per_s: Annotated[
-        float | None, _number("--starts-per-s", help="Workers that the cluster starts in a second.")
-    ] = None
-    shard_mb: Annotated[
-        float | None, _number("--shard-mb", help="The bytes that a shard moves; as measured if not given.")
-    ] = None
-    load_mb: Annotated[float, _number("--load-mb", help="What each worker reads at its start.")] = 0.0
+    network_ms: Annotated[float, _number("--network-ms", help="Predicted: milliseconds of a message.")] = 2.0
+    worker_mb_per_s: Annotated[Number, _number("--worker-mb-per-s", help="Predicted: one worker's MB a second.")] = None
+    starts_per_s: Annotated[Number, _number("--starts-per-s", help="Predicted: workers started in a second.")] = None
+    shard_mb: Annotated[Number, _number("--shard-mb", help="Predicted: MB of a shard; by default as measured.")] = None
+    load_mb: Annotated[float, _number("--load-mb", help="Predicted: MB that each worker reads at its start.")] = 0.0
     driver_scale: Annotated[
-        float, _number("--driver-scale", help="Time of the driver's loop, relative to this machine.")
+        float, _number("--driver-scale", help="Predicted: how slow the driver is; here it is 1.")
     ] = 1.0
-    epochs: Annotated[int | None, _whole("--epochs", help="Epochs of each fit; 5, or the job's own if fewer.")] = None
-    gpu: Annotated[
-        bool | None, typer.Option("--gpu/--no-gpu", help="Training workers on GPUs; by default where each has one.")
-    ] = None
-    compare_with: Annotated[
-        str | None, typer.Option("--compare-with", help="Another study's directory, URL or scale.json.")
-    ] = None
+    epochs: Annotated[int | None, _whole("--epochs", help="The epochs of a fit; by default 5, or the job's.")] = None
+    gpu: Annotated[bool | None, typer.Option(help="Whether workers train on GPUs; by default if each has one.")] = None
+    compare_with: Annotated[Text, option("--compare-with", "STUDY", "A directory, URL or scale.json of another.")] = (
+        None
+    )
 
     def settings(self) -> ScaleSettings:
         """The options checked and in the study's units.
@@ -89,7 +76,9 @@ class ScaleOptions:
         if self.repeats > MAX_REPEATS:
             raise ConfigError(f"--repeats: expected at most {MAX_REPEATS:,} runs of each number, got {self.repeats:,}")
         if self.workers is None and self.simulate is None and self.compare_with is None:
-            raise ConfigError("say what to measure (--workers 1,2), to predict (--simulate 64,256) or --compare-with")
+            raise ConfigError(
+                "nothing was asked for: give --workers 1,2 to measure, --simulate 64,256 to predict, or --compare-with"
+            )
         limits = Limits(
             store_bytes_per_s=_bytes(self.store_mb_per_s),
             store_requests_per_s=self.store_requests_per_s,
@@ -118,16 +107,16 @@ class ScaleOptions:
 def scale(job: JobPath, options: ScaleOptions, set_: Set = None, json_: Json = False) -> None:
     """Measure strong and weak scaling of labels and training, and predict larger clusters.
 
-    Writes scale/scale.html and scale.json in output.dir; finished runs are kept, so the same command goes on. A fit has
-    a few epochs (--epochs), whatever time the job gives it.
+    It writes scale/scale.html and scale.json in output.dir. Finished runs are kept, so the same command goes on. Each
+    fit has a few epochs (--epochs), whatever time the job gives it.
     """
-    from sfg_dist.studies.records import to_json
-    from sfg_dist.studies.scale import scale as run_study
-    from sfg_dist.studies.scale.page import text_lines
-
     resolved = load(job, set_, None)
-    with contextlib.redirect_stdout(sys.stderr):  # Ray prints of its own
-        document = run_study(resolved, options.settings(), listener=_show)
+    with Display(on_stderr=True) as display:  # Ray prints of its own
+        from sfg_dist.studies.records import to_json
+        from sfg_dist.studies.scale import scale as run_study
+        from sfg_dist.studies.scale.page import text_lines
+
+        document = run_study(resolved, options.settings(), listener=display)
     report = f"report: {resolved.output.dir.rstrip('/')}/scale/scale.html"
     say(json_, to_json(document), "\n".join([*text_lines(document), report]))
 
@@ -152,11 +141,3 @@ def _numbers(option: str, text: str, kind: type[Any] = int) -> list[Any]:
             f"{MAX_CASES} of them"
         )
     return found
-
-
-def _show(event: Mapping[str, Any]) -> None:
-    """One line an event, on stderr."""
-    if event["event"] in ("run_started", "run_finished", "run_kept"):
-        name = f"{event['stage']}, {event['mode']}, {event['num_workers']} workers, run {event['repeat'] + 1}"
-        text = "" if event["event"] == "run_started" else f": {event['wall_s']:.1f} s"
-        print(as_line(f"{name}{text}{' (kept)' if event['event'] == 'run_kept' else ''}"), file=sys.stderr, flush=True)

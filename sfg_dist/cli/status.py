@@ -38,7 +38,7 @@ def status_line(status: StoreStatus) -> str:
     if status.seconds_left is not None:
         parts.append(f"about {duration(status.seconds_left)} left")
     if not status.running:
-        parts.append("nobody is at work on it")
+        parts.append("no driver is at work")
     return ", ".join(parts)
 
 
@@ -96,7 +96,7 @@ def repair_lines(report: Report, num_shards: int, *, is_dry_run: bool) -> Iterat
     for finding in report.findings:
         yield f"{finding.kind}: {finding}: {finding.repair}"
     if report.is_clean:
-        yield f"{report.url}: nothing is wrong, nothing was done"
+        yield f"{report.url}: nothing is wrong, and nothing was done"
     elif is_dry_run:
         yield f"{report.url}: {counted(num_shards, 'shard')} to be labelled again; nothing was changed"
     else:
@@ -116,7 +116,11 @@ def _driver_line(driver: Driver, status: StoreStatus) -> str:
         )
     if driver.state == "ended":
         return f"driver {driver.driver}: ended {age} ago{tail}"
-    then = "" if status.is_complete else "; what it committed is kept, and `sfg label` goes on from there"
+    then = (
+        ""
+        if status.is_complete
+        else "; what it committed is kept, and `sfg label` with the same job goes on from there"
+    )
     return f"driver {driver.driver}: silent for {age}, so it is gone or cut off from the store{then}{tail}"
 
 

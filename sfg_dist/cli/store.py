@@ -28,10 +28,14 @@ StoreName = Annotated[
 @command
 def status(
     store: StoreName,
-    watch: Annotated[bool, typer.Option("--watch", help="Renew it until the store is complete, or Ctrl-C.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it again and again until the store is complete, or Ctrl-C.")
+    ] = False,
     interval: Annotated[
         float,
-        typer.Option("--interval", metavar="SECONDS", parser=number, help="Seconds between two looks, with --watch."),
+        typer.Option(
+            "--interval", metavar="SECONDS", parser=number, help="With --watch: the seconds between two looks."
+        ),
     ] = 2.0,
     prometheus: Annotated[
         bool, typer.Option("--prometheus", help="Print Prometheus' text format, for a textfile collector.")
@@ -40,8 +44,8 @@ def status(
 ) -> None:
     """Show how much of a store is labelled, and which workers are at work.
 
-    It reads only the store, so it works from any machine, while labels are made and after. With --watch and --json it
-    prints one document a line.
+    It reads only the store, so it works from any machine, during a run and after it. With --watch and --json it prints
+    one document on each line.
     """
     from sfg_dist.store.status import StatusReader
 
@@ -70,14 +74,15 @@ def status(
 
 @command
 def verify(store: StoreName, json_: Json = False) -> None:
-    """Read all of a store again and name what is wrong.
+    """Read all of a store again, and name what is wrong.
 
-    The exit status is 1 if something is wrong, else 0; shards that are still to be labelled are not wrong.
+    The exit status is 1 if something is wrong, else 0. Shards that are still to be labelled are not wrong.
     """
-    from sfg_dist.store.verify import verify as verify_store
-
     with Display(json_) as display:
+        from sfg_dist.store.verify import verify as verify_store
+
         pairs = _open(store, from_copies=True)
+        display.step("verify: reading the store")
         report = verify_store(pairs, on_progress=lambda done, total: display.tell("checked", done=done, total=total))
     say(json_, report.to_dict(), "\n".join(report_lines(report)))
     if not report.is_clean:
@@ -97,14 +102,15 @@ def repair(
 ) -> None:
     """Make the bad parts of a store again; sound parts are not touched.
 
-    Bad shards are labelled again by the executor of the job.toml beside the store, but on a cluster only where --set
-    executor.address says so. A damaged reference or transform is made again from the job's table.
+    The executor of the job.toml beside the store labels bad shards again, but on a cluster only where --set
+    executor.address says so. A damaged reference or transform is made again from the table of that job.
     """
-    from sfg_dist.pipeline.repair import job_beside, mend
-
     overrides = [*(set_ or []), *([f"executor.kind={executor}"] if executor is not None else [])]
     with Display(json_) as display:
+        from sfg_dist.pipeline.repair import job_beside, mend
+
         pairs = _open(store, from_copies=True)
+        display.step("verify: reading the store")
         mended = mend(pairs, job_beside(pairs, overrides), dry_run=dry_run, emit=display.tell)
     document = {**mended.report.to_dict(), "is_dry_run": dry_run, "shards": mended.shards, "frame": mended.frame}
     say(json_, document, "\n".join(repair_lines(mended.report, len(mended.shards), is_dry_run=dry_run)))
@@ -114,12 +120,12 @@ def repair(
 def extend(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False) -> None:
     """Add pairs to a finished store, up to the job's labels.num_pairs.
 
-    The old pairs stay as they are, and the new ones are those that a longer run would have made.
+    The old pairs stay as they are. The new pairs are those that a longer run would have made.
     """
-    from sfg_dist.pipeline.pipeline import Pipeline
-
     resolved = load(job, set_, executor)
     with Display(json_) as display:
+        from sfg_dist.pipeline.pipeline import Pipeline
+
         pairs = Pipeline(resolved, display).extend()
     document = {"output": resolved.output.dir, "pairs": pairs.plan.num_pairs, "store": pairs.location.url}
     say(json_, document, f"store: {pairs.location.url}")
@@ -154,6 +160,6 @@ def _lost_plan(store: str) -> str:
         if number:
             return (
                 f"{location.url} holds {counted(number, 'commit')} and no plan: {records[0]} and {records[1]} are both "
-                f"lost; `sfg label` with the same job lays the store out again and keeps what is committed"
+                f"lost. `sfg label` with the same job writes them again, and keeps what is committed"
             )
     return ""

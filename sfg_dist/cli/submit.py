@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sfg_dist.cli.command import Executor, Json, Set, aligned, command, load, say
+from sfg_dist.cli.command import Executor, Json, Set, aligned, command, load, option, say
 from sfg_dist.job.errors import ClusterError, ConfigError
 from sfg_dist.job.search_path import PACKAGE_ROOT, child_environment
 from sfg_dist.job.words import printable, shown
@@ -22,34 +22,32 @@ if TYPE_CHECKING:
 MAX_SEEDS, MAX_ENDED = 10_000, 10
 STAGES = ("run", "label", "train", "sample", "evaluate", "compare")
 CHECKOUT = Path(PACKAGE_ROOT)
-Jobs = Annotated[list[Path], typer.Argument(metavar="JOB.toml...", help="One or more job files.")]
-Word = Annotated[str, typer.Argument(metavar="SUBMISSION", help="Its id, the start of one, or its name.")]
+Jobs = Annotated[list[Path], typer.Argument(metavar="JOB.toml", help="One or more job files.")]
+Word = Annotated[str, typer.Argument(metavar="SUBMISSION", help="An id, the beginning of one, or a name.")]
+Text = str | None
 
 
 @dataclass(frozen=True)
 class SubmitOptions:
     """Where to send jobs, and which stages of them."""
 
-    to: Annotated[str, typer.Option("--to", help="slurm, kuberay, or ray for a cluster that runs already.")]
-    profile: Annotated[
-        Path | None, typer.Option("--profile", help="The site's TOML file; if left out, the checkout's.")
-    ] = None
+    to: Annotated[str, option("--to", "WHERE", "slurm, kuberay, or ray for a Ray cluster that runs already.")]
+    profile: Annotated[Path | None, option("--profile", "FILE", "The site's profile; if left out, the checkout's.")] = (
+        None
+    )
     profile_set: Annotated[
-        list[str] | None,
-        typer.Option("--profile-set", metavar="TABLE.KEY=VALUE", help="Override a key of the profile; repeatable."),
+        list[str] | None, option("--profile-set", "TABLE.KEY=VALUE", "Override a key of the profile; repeatable.")
     ] = None
-    name: Annotated[str | None, typer.Option("--name", help="Shown by the scheduler; the job file's name.")] = None
-    seeds: Annotated[str | None, typer.Option("--seeds", help="One run a seed, such as 0,1,2 or 0-9.")] = None
-    stages: Annotated[str, typer.Option("--stages", help="Commands of sfg, in order: run, or label,train.")] = "run"
-    scale: Annotated[
-        str | None, typer.Option("--scale", help="A scaling study by these options: --scale '--workers 1,2,4'.")
-    ] = None
-    apart: Annotated[
-        bool, typer.Option("--apart", help="label, train, sample and evaluate as jobs that wait for each other.")
-    ] = False
-    after: Annotated[
-        list[str] | None, typer.Option("--after", help="The scheduler's id of a job to wait for; repeatable.")
-    ] = None
+    name: Annotated[Text, option("--name", "NAME", "What the scheduler shows; if left out, the job file's name.")] = (
+        None
+    )
+    seeds: Annotated[Text, option("--seeds", "SEEDS", "Run each job once for each seed, such as 0,1,2 or 0-9.")] = None
+    stages: Annotated[str, option("--stages", "STAGES", "The commands to run, in order, such as label,train.")] = "run"
+    scale: Annotated[Text, option("--scale", "OPTIONS", "Run sfg scale with such options as '--workers 1,2'.")] = None
+    apart: Annotated[bool, typer.Option("--apart", help="Send the stages as jobs that wait for each other.")] = False
+    after: Annotated[list[str] | None, option("--after", "ID", "A job of the scheduler to wait for; repeatable.")] = (
+        None
+    )
     wait: Annotated[bool, typer.Option("--wait", help="Return when it has ended, with status 1 if it failed.")] = False
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False
 
@@ -60,7 +58,7 @@ def submit(
 ) -> None:
     """Send jobs to a cluster.
 
-    Prints how to follow, stop and resume them. A job that meets its walltime or is preempted goes on where it was.
+    It prints how to follow, stop and resume them. A job that meets its walltime or is preempted goes on where it was.
     """
     from sfg_dist.launch.send import submit as prepare
     from sfg_dist.launch.send import wait, went_well
@@ -108,7 +106,9 @@ def _order(jobs: list[Job], options: SubmitOptions) -> Order:
         stages = [stage.strip() for stage in options.stages.split(",")]
         for stage in stages:
             if stage not in STAGES:
-                raise ConfigError(f"--stages {shown(options.stages)}: {shown(stage)} is none of {', '.join(STAGES)}")
+                raise ConfigError(
+                    f"--stages {shown(options.stages)}: expected some of {', '.join(STAGES)}, got {shown(stage)}"
+                )
     profile = load_profile(options.profile or _shipped_profile(options.to), options.profile_set or ())
     return Order(jobs, profile, stages=stages, apart=options.apart, after=options.after or ())
 
@@ -138,8 +138,8 @@ def jobs(
 @command
 def logs(
     submission: Word,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until it has ended.")] = False,
-    nodes: Annotated[bool, typer.Option("--nodes", help="Ray's output on the nodes, too.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the submission has ended.")] = False,
+    nodes: Annotated[bool, typer.Option("--nodes", help="Show Ray's output on the nodes too.")] = False,
     json_: Json = False,
 ) -> None:
     """Show the output of a submission."""
@@ -161,7 +161,10 @@ def logs(
 
 @command
 def cancel(submission: Word, json_: Json = False) -> None:
-    """Stop a submission; what is committed is kept, and the same job goes on when it is submitted again."""
+    """Stop a submission.
+
+    What is committed is kept, and the same job goes on when it is submitted again.
+    """
     from sfg_dist.launch import send
     from sfg_dist.launch.submission import find
 
@@ -194,7 +197,7 @@ def _numbers(text: str) -> list[int]:
             )
         found += range(first, last + 1)
     if len(set(found)) < len(found):
-        raise ConfigError(f"--seeds {shown(text)}: a seed stands there twice")
+        raise ConfigError(f"--seeds {shown(text)}: a seed is there twice")
     return found
 
 

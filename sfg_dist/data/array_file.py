@@ -59,10 +59,11 @@ class ArrayFile:
         try:
             type_of_numpy(dtype)
         except UnfitValueError as error:
-            hint = "; a table of pandas is read as it writes it with format='fixed'" if name.endswith("/table") else ""
+            hint = "; a table of pandas is read where pandas wrote it with "
+            "format='fixed'" if name.endswith("/table") else ""
             raise DataError(f"{label} {error}{hint}") from None
         if len(shape) not in (1, 2):
-            raise DataError(f"{label} has shape {shape}: expected one or two dimensions, a row a sample")
+            raise DataError(f"{label} has shape {shape}: expected one or two dimensions, with one row for each sample")
         packing = self.packing(name, dtype)
         values = self.read(name)
         if values.ndim == 1 or values.size:
@@ -86,8 +87,8 @@ class ArrayFile:
                     else ("", "write them")
                 )
                 raise DataError(
-                    f"{label} lacks {how_many}: they were never written{why}; {remedy}, or let the fill value be NaN, "
-                    "or the attribute _FillValue, where absent chunks are missing values"
+                    f"{label} lacks {how_many}: they were never written{why}; {remedy}. If absent chunks stand for "
+                    "missing values, make the fill value NaN, or name it in the attribute _FillValue"
                 )
             self.note(f"{how_many} of {name!r} were never written: missing values")
         return packing

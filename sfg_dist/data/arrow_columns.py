@@ -245,7 +245,7 @@ def from_user(type_: ColumnType, values: Any) -> Array:
         return _parsed(type_, [str(value) for value in values])
     if values.dtype.kind in "fiub" and (type_.kind in TEMPORAL or type_.offset):
         if values.dtype.kind == "f" and not np.array_equal(values, np.rint(values)) and type_.kind != "decimal":
-            raise UnfitValueError(f"{values[values != np.rint(values)][0]} is none of {type_.words}")
+            raise UnfitValueError(f"expected {type_.words}, got {values[values != np.rint(values)][0]}")
         return np.array([float(Decimal(value) - type_.offset) for value in values.tolist()])
     if values.dtype.kind in "fiub":
         return values.astype(np.float64)
@@ -265,7 +265,7 @@ def _parsed(type_: ColumnType, texts: Sequence[str]) -> Array:
         except pa.ArrowInvalid as error:
             example = {"date": "2024-06-01", "time": "09:15:00"}.get(type_.kind, "2024-06-01T09:15:00")
             raise UnfitValueError(
-                f"{texts[0]!r} is none of {type_.words}: write ISO 8601, such as {example}"
+                f"expected {type_.words}, got {texts[0]!r}: write ISO 8601, such as {example}"
             ) from error
     try:
         return np.array([float(Decimal(text) - type_.offset) if type_.offset else float(text) for text in texts])

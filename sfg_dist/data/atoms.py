@@ -85,7 +85,7 @@ class Atoms:
 def find_atoms(distinct: _Array, counts: NDArray[np.intp]) -> NDArray[np.intp]:
     """The places of the atoms of a column that has no grid, from its values, ascending, and the rows of each.
 
-    Example:
+    Examples:
         >>> values = np.append(np.random.default_rng(0).random(90), np.full(10, 0.5))
         >>> distinct, counts = np.unique(values, return_counts=True)
         >>> distinct[find_atoms(distinct, counts)]
@@ -112,7 +112,7 @@ def find_atoms(distinct: _Array, counts: NDArray[np.intp]) -> NDArray[np.intp]:
 def find_sentinels(distinct: _Array, counts: NDArray[np.intp]) -> NDArray[np.intp]:
     """The places of the sentinels of a column on a grid, from its values, ascending, and the rows of each.
 
-    Example:
+    Examples:
         >>> find_sentinels(np.array([-999.0, 0.0, 1.0, 2.0, 3.0]), np.array([50, 9, 9, 9, 9]))
         array([0])
     """

@@ -174,7 +174,7 @@ def ends_of(curve: Curve, ends: Range) -> Range:
 def reflect(values: _Array, ends: Range) -> _Array:
     """Values beyond an end, reflected to the inside; those far away (over half the range) come nearer to the end again.
 
-    Example:
+    Examples:
         >>> reflect(np.array([-0.01, 0.5, 1.2, 1e9]), (0.0, 1.0)).round(3)
         array([0.01 , 0.5  , 0.828, 1.   ])
     """

@@ -40,7 +40,7 @@ def type_of(name: str) -> ColumnType:
 def load(name: str) -> tuple[NDArray[np.float64], tuple[str, ...]]:
     """A bundled table by its name: values, float64 of shape (num_rows, num_columns), and the names of its columns.
 
-    Example:
+    Examples:
         >>> values, columns = load("wine")
         >>> values.shape, columns[0]
         ((178, 13), 'alcohol')

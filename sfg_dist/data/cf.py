@@ -95,7 +95,7 @@ def packing_of(label: str, attributes: Mapping[str, Any], dtype: Any, fill: Any 
     low, high = found.get("valid_min", [low])[0], found.get("valid_max", [high])[0]
     if low > high:
         raise DataError(
-            f"{label}: its valid values run from {low} to {high}, so that there is none: mend its attributes"
+            f"{label}: its valid values run from {low} to {high}, so no value is valid: mend its attributes"
         )
     for key in ("scale_factor", "add_offset"):
         values = found.get(key, [1.0])
@@ -134,7 +134,9 @@ def _numbers(label: str, key: str, value: Any) -> list[float | int]:
         value = _of_text(_text(value))
     numbers = np.asarray(value).reshape(-1)
     if numbers.dtype.kind not in "iufb" or not len(numbers):
-        raise DataError(f"{label}: its attribute {key} is {value!r}: expected a number; mend it, or take it away")
+        raise DataError(
+            f"{label}: its attribute {key} is {value!r}: expected a number; mend the attribute, or remove it"
+        )
     found: list[float | int] = numbers.tolist()
     return found
 

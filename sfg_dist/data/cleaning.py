@@ -108,8 +108,8 @@ def _missing_values(reader: RowReader, counts: NDArray[np.intp], first_row: int,
     source, names = reader.source, reader.columns
     if empty := [name for name, count in zip(names, counts, strict=True) if count == reader.num_rows]:
         return DataError(
-            f"{source}: no value of {'column' if len(empty) == 1 else 'columns'} {listed(empty)} is there and finite: "
-            "choose the columns that have values with data.columns"
+            f"{source}: {'column' if len(empty) == 1 else 'columns'} {listed(empty)} without a finite value: choose "
+            "the columns that have values with data.columns"
         )
     affected = np.flatnonzero(counts)
     more = [f"{names[column]!r} has {counts[column]}" for column in affected[1:6]]
@@ -156,7 +156,7 @@ def find_constants(
 def num_duplicates(rows: _Array) -> int:
     """How many rows are equal to an earlier one.
 
-    Example:
+    Examples:
         >>> num_duplicates(np.array([[1.0, 2.0], [1.0, 2.0], [1.0, 3.0]]))
         1
     """

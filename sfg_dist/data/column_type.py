@@ -85,7 +85,7 @@ class ColumnType:
         Raises:
             UnfitValueError: it holds neither numbers, booleans, dates nor times.
 
-        Example:
+        Examples:
             >>> ColumnType.of(pa.decimal128(10, 2)).step        # doctest: +SKIP
             0.01
         """
@@ -205,7 +205,9 @@ class ColumnType:
         is_wrong = np.abs(again - values) > 1e-6 * self.step + 4 * np.spacing(np.abs(values))
         if is_wrong.any():
             given, nearest = values[is_wrong][0] + self.offset, again[is_wrong][0] + self.offset
-            raise UnfitValueError(f"{given:.15g} is none of the column's {self.words}; the nearest is {nearest:.15g}")
+            raise UnfitValueError(
+                f"the column has {self.words}, and cannot hold {given:.15g}; the nearest value is {nearest:.15g}"
+            )
 
     def take_over(self, values: Array, found: ColumnType) -> Array:
         """Values of a column of another type as values of this one: with its offset and its unit.

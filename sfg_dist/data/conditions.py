@@ -65,7 +65,7 @@ class ColumnSplit:
 def conditions_last(source: str, columns: Sequence[str], names: Sequence[str]) -> list[int]:
     """The places of a table's columns, with the conditions behind the others.
 
-    Example:
+    Examples:
         >>> conditions_last("table.csv", ("a", "b", "c", "d"), ("c", "a"))
         [1, 3, 2, 0]
     """
@@ -87,18 +87,18 @@ def read_given(
         ConfigError: it is missing, or nothing is to be given; a name is missing or unknown; the shape is wrong; or a
             value is not a finite number.
 
-    Example:
+    Examples:
         >>> read_given({"b": [3.0, 4.0], "a": 1.0}, ("a", "b"), 2)
         array([[1., 3.],
                [1., 4.]])
     """
     if not names:
         if given is not None:
-            raise ConfigError("this generator was trained without data.condition: it takes nothing given")
+            raise ConfigError("this generator was trained without data.condition: leave the given values out")
         return None
     wanted, types = ", ".join(names), tuple(types) or (FLOAT,) * len(names)
     if given is None:
-        raise ConfigError(f"this generator draws rows for given {wanted}: say their values (given=, --given)")
+        raise ConfigError(f"this generator needs values of {wanted}: give them by given= in Python, or by --given")
     try:
         if isinstance(given, Mapping):
             unknown = [name for name in given if name not in names]

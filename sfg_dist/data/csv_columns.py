@@ -162,7 +162,7 @@ def decimal_places(values: NDArray[np.float64]) -> int | None:
 
     Such a decimal and its float64 stand for each other, so the floats tell what the text said.
 
-    Example:
+    Examples:
         >>> decimal_places(np.array([0.637, 12.5])), decimal_places(np.array([1 / 3]))
         (3, None)
     """

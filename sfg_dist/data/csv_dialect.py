@@ -193,8 +193,9 @@ def _pairs_or_decimals(source: str, records: Sequence[Record], decimal: str) -> 
         counts_rows([cell.partition(",")[0] for cell in body[:-1]]) and len(body) > 3
     ):
         raise DataError(
-            f"{source}: line {records[1].line} holds {body[0]}, which may be a decimal comma, a separator of thousands "
-            'or of two cells: set data.decimal = "," or data.separator = ",", or take the separators of thousands out'
+            f"{source}: line {records[1].line} holds {body[0]}, whose comma may be a decimal comma, a separator of "
+            'thousands or one of two cells: set data.decimal = "," for the first, data.separator = "," for the last, '
+            "else take the separators of thousands out"
         )
     return as_decimals
 
@@ -309,7 +310,7 @@ def _with_width(source: str, dialect: Dialect, plain: Sequence[Record], text: Te
     if dialect.separator == "," and width == 2 * len(names):
         hint = "; numbers with a decimal comma must be quoted, or separated by something else"
     elif len(names) == width - 1:
-        hint = "; set data.index = true if the first cell of each line only names it"
+        hint = "; set data.index = true if the first cell of each line only names the line"
     found = f"line {dialect.names_line} holds {counted(len(names), 'name')}, line {line} {width} cells"
     words = dialect.separator_words or "nothing"
     raise DataError(

@@ -23,7 +23,7 @@ Cells = Sequence[str]
 def has_header(first: Cells, body: Sequence[Cells]) -> bool | str:
     """Whether the cells of the first line are names, or why that cannot be told; ``body`` are many lines below.
 
-    Example:
+    Examples:
         >>> has_header(["a", "b"], [["1", "2"]]), has_header(["0.5", "", "1"], [["1", "2", "3"]])
         (True, False)
         >>> has_header(["0", "1", "2"], [["1", "2", "3"]])

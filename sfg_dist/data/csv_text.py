@@ -100,8 +100,8 @@ def check_text(source: str, num_bytes: int) -> None:
     memory = usable_bytes()
     if num_bytes > memory // 2:
         raise DataError(
-            f"{source} holds {size_of(num_bytes)} of text, which is read beside the table that is made of it, and "
-            f"{size_of(memory)} are all the memory that may be used: convert it to .parquet, or to a folder of it"
+            f"{source} holds {size_of(num_bytes)} of text. The text and its table are in memory at once, and this "
+            f"process may use {size_of(memory)}: convert it to .parquet, or to a folder of .parquet files"
         )
 
 
@@ -140,8 +140,8 @@ def _to_utf8(source: str, raw: bytes, encoding: str) -> tuple[bytes, str]:
         text = raw.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{source} cannot be read as .csv: it is not {encoding} at byte {error.start}; set data.encoding to "
-            "what it is"
+            f"{source} cannot be read as .csv: it is not {encoding} at byte {error.start}; set data.encoding to the "
+            "encoding that the file has"
         ) from error
     return text.encode(), name
 
@@ -156,7 +156,7 @@ def _check_utf8(source: str, data: bytes) -> None:
         raise DataError(
             f"{source} cannot be read as .csv: it is not UTF-8 (byte 0x{data[place]:02x} in line {line}); "
             f'in cp1252 (Windows, latin-1) this reads {shown!r}: if that is right, set data.encoding = "cp1252", '
-            "else the encoding that it has"
+            "else set it to the encoding that the file has"
         ) from error
 
 

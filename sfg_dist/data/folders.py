@@ -71,7 +71,8 @@ def parts_of(source: str) -> list[Part]:
     for mark, what in ((r"(.*/)?_delta_log/", "a Delta"), (r"(.*/)?metadata/.*\.metadata\.json$", "an Iceberg")):
         if any(re.match(mark, path) for path in paths):
             raise DataError(
-                f"{source} is {what} table, some of whose files are no longer part of it: export it as .parquet"
+                f"{source} is {what} table, and some of the files in it no longer belong to the table: export it as "
+                ".parquet"
             )
     by_kind = [[path for path in kept if suffix_of(path) in kind] for kind in _KINDS]
     chosen = next((some for some in by_kind if some), [])

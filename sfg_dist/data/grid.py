@@ -35,7 +35,7 @@ class Grid:
     def values(self, cells: _Array) -> _Array:
         """The values of cells, each the double nearest to its decimal number.
 
-        Example:
+        Examples:
             >>> Grid(step=0.1, offset=0.0).values(np.array([3.0])).item()
             0.3
         """
@@ -107,7 +107,7 @@ def find_grid(values: _Array) -> Grid | None:
     finer), and at which that is not chance. The step is the greatest common divisor of the differences, and the offset
     is the smallest value.
 
-    Example:
+    Examples:
         >>> find_grid(np.array([0.1, 0.3, 0.7]))
         Grid(step=0.2, offset=0.1)
     """
@@ -124,7 +124,7 @@ def find_whole(distinct: _Array) -> Grid | None:
     Beyond 2^23 every value that float32 holds is whole. From 2^24 on, where its neighbours are further than one apart,
     the smaller values must show that the column has whole numbers.
 
-    Example:
+    Examples:
         >>> find_whole(np.array([3.0, 10.0, 24.0]))
         Grid(step=7.0, offset=3.0)
     """
@@ -140,7 +140,7 @@ def grid_of_type(distinct: _Array, unit: float) -> Grid | None:
     ``unit`` is positive; below 1 it is the reciprocal of a whole number. None where a value is no multiple, or there
     are fewer than two.
 
-    Example:
+    Examples:
         >>> grid_of_type(np.array([60.0, 180.0, 600.0]), 1.0)
         Grid(step=60.0, offset=60.0)
     """
@@ -211,7 +211,7 @@ def _decimal_grid(distinct: _Array, rounding: _Array) -> Grid | None:
 def grid_of_step(values: _Array, step: float) -> Grid:
     """The grid of a given step that most of the values lie on; it starts at or below the smallest one.
 
-    Example:
+    Examples:
         >>> grid_of_step(np.array([0.28, 2.0, 3.0, 7.0]), 1.0)
         Grid(step=1.0, offset=0.0)
     """

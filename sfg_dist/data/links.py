@@ -23,8 +23,8 @@ def check_inside(source: str, root: Path, path: Path, refusal: type[SfgError] = 
     where = path.relative_to(root)
     if not Path(real).is_relative_to(os.path.realpath(root)):
         raise refusal(
-            f"{source}: {where} is a link that leads out of the folder, or lies behind one: put the file itself there, "
-            f"or name the folder where it is, {real if os.path.isdir(real) else os.path.dirname(real)}"
+            f"{source}: {where} is a link that leads out of the folder, or lies behind such a link: put the file "
+            f"itself there, or name the folder where it is, {real if os.path.isdir(real) else os.path.dirname(real)}"
         )
     if os.path.exists(real) and not (os.path.isfile(real) or os.path.isdir(real)):
         raise refusal(f"{source}: {where} is neither a file nor a folder: take it away")

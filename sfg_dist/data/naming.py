@@ -13,7 +13,7 @@ from sfg_dist.job.errors import DataError
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """The valid name that a mistyped one most likely means, or None.
 
-    Example:
+    Examples:
         >>> nearest("Voltge", ["Voltage", "Current"])
         'Voltage'
     """
@@ -27,7 +27,7 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
 def listed(names: Sequence[str], limit: int = 12) -> str:
     """Names in quotes, cut short after ``limit``.
 
-    Example:
+    Examples:
         >>> listed(["a", "b", "c"], limit=2)
         "'a', 'b' and 1 more"
     """
@@ -45,7 +45,7 @@ def repeated_values(atoms: Mapping[str, RepeatedValues], *, held: bool, limit: i
 
     ``held`` chooses those that the transform gives back exactly, or the others.
 
-    Example:
+    Examples:
         >>> zeros = {"held": True, "values": [{"value": 0.0, "count": 7, "share": 0.7}]}
         >>> repeated_values({"rain": zeros}, held=True)
         "'rain' 0 (70.0 %)"

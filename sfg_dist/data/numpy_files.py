@@ -32,8 +32,8 @@ def check_end(source: str, follows: bool) -> None:
     """Refuse a .npy file that holds more than its first array: nothing else of it would be read."""
     if follows:
         raise DataError(
-            f"{source} goes on behind its first array, as where np.save wrote several into one file: write one array a "
-            "file, or a .npz"
+            f"{source} holds more behind its first array, as where np.save wrote several into one file: write each "
+            "array to its own file, or all to a .npz"
         )
 
 

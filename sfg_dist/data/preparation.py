@@ -59,7 +59,7 @@ def prepare(
     Raises:
         DataError: the table cannot be used as it stands; the message says where and which key would help.
 
-    Example:
+    Examples:
         >>> prepared = prepare("moons", max_rows=1000)
         >>> prepared.train.shape, prepared.reference().dtype
         ((800, 2), dtype('float32'))
@@ -75,8 +75,8 @@ def prepare(
         types = dict(zip(reader.columns, reader.types, strict=True))
     if settings.condition:
         raise DataError(
-            f"{source} is larger than labels.memory_gib = {memory_gib:g}, and labels for data.condition need it whole: "
-            f"raise it, or leave it out and lower data.max_rows"
+            f"{source} is larger than labels.memory_gib = {memory_gib:g}, and labels for data.condition need it "
+            "whole: raise labels.memory_gib, or leave it out and lower data.max_rows"
         )
     return prepare_in_passes(partial(open_rows, source, array=array, types=types), settings, memory_bytes)
 

@@ -115,7 +115,7 @@ def fit_curve(values: _Array, grid: Grid | None, atoms: _Array | None = None) ->
     With a grid the values are spread over its cells already. ``atoms`` are the values to give back exactly, or with a
     grid their cells. Those that no row has are left out.
 
-    Example:
+    Examples:
         >>> curve = fit_curve(np.linspace(0.0, 1.0, 1001), None)
         >>> curve.to_scores(np.array([0.5])).round(3).item()
         0.0

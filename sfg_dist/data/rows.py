@@ -69,7 +69,7 @@ def open_rows(
     Raises:
         DataError: the source does not exist, is of another format, or cannot be used.
 
-    Example:
+    Examples:
         >>> with open_rows("table.parquet") as rows:      # doctest: +SKIP
         ...     first = rows.read(0, 1000)
     """
@@ -130,7 +130,8 @@ def _width(source: str, table: Any) -> int:
         return len(table.dtype.names)
     if table.ndim not in (1, 2) or table.dtype.kind not in "fiubmM":
         raise DataError(
-            f"{source} is {table.ndim}-D {table.dtype}: expected one or two dimensions of numbers, a row a sample"
+            f"{source} is {table.ndim}-D {table.dtype}: expected one or two dimensions of numbers, with one row for "
+            "each sample"
         )
     return int(table.shape[1]) if table.ndim == 2 else 1
 

@@ -27,7 +27,7 @@ _PACKED_SUFFIXES = (".gz", ".zst", ".bz2")
 def suffix_of(source: str) -> str:
     """The format of a source by its name, in lower case, with the dot; empty if the name has none.
 
-    Example:
+    Examples:
         >>> suffix_of("s3://bucket/run.ZARR/"), suffix_of("table.csv.gz")
         ('.zarr', '.csv')
     """

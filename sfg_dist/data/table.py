@@ -119,7 +119,7 @@ def open_table(
     Raises:
         DataError: the source does not exist or cannot be used; the message names it, and the column and row.
 
-    Example:
+    Examples:
         >>> table = open_table("moons", max_rows=100)
         >>> table.values.shape, table.columns
         ((100, 2), ('x', 'y'))

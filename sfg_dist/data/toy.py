@@ -45,7 +45,7 @@ _WAVE_END, _WAVE_STD, _WAVE_GROWTH = 3.0, 0.2, 0.1
 def draw(name: str, num_rows: int, seed: int) -> _Array:
     """Draw rows of a toy set, float64 of shape (num_rows, 2); a row does not depend on how many are drawn.
 
-    Example:
+    Examples:
         >>> draw("checkerboard", 3, seed=0).shape
         (3, 2)
     """
@@ -62,7 +62,7 @@ def draw(name: str, num_rows: int, seed: int) -> _Array:
 def log_density(name: str, rows: _Array) -> _Array:
     """Exact log density of a toy set in nats, at rows of shape (num_rows, 2); -inf where the density is 0.
 
-    Example:
+    Examples:
         >>> log_density("checkerboard", np.array([[1.0, 1.0], [9.0, 0.0]]))
         array([-3.4657359,       -inf])
     """

@@ -107,7 +107,7 @@ class Transform:
             DataError: a column is constant and not among ``constants``, holds a value that is not finite or beyond
                 1e100, or is mapped as it stands (kind "none") and float32 cannot tell its values apart.
 
-        Example:
+        Examples:
             >>> rows = np.array([[1.0, 5.0], [2.0, 5.0], [4.0, 5.0]])
             >>> transform = Transform.fit(rows, ["a", "b"], kind="standardize", constants={"b": 5.0})
             >>> transform.inverse(transform.forward(rows)).round(5)

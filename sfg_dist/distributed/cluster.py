@@ -269,8 +269,8 @@ def _let_ray_read_again() -> None:
             constants.ENABLE_RAY_CLUSTER = has_many
     except (ImportError, AttributeError) as error:
         raise ClusterError(
-            "Ray was imported before this session began, and this version of it would then listen on all addresses of "
-            "the machine: leave the import to this package, or call ray.init() first and the session is used as it is"
+            "Ray was imported before this session began, and this version of Ray would then listen on all addresses "
+            "of the machine: let this package import it, or call ray.init() first, and that session is used"
         ) from error
 
 

@@ -23,7 +23,7 @@ def wait_for_nodes(address: str, number: int) -> None:
 def gpu_room(num_gpus: float, each: float) -> int:
     """Workers that fit so many GPUs, each with ``each`` of them: a part of a GPU is one GPU's.
 
-    Example:
+    Examples:
         >>> gpu_room(4, 0.5), gpu_room(4, 0.6), gpu_room(4, 2), gpu_room(3, 2)
         (8, 4, 2, 1)
     """
@@ -52,7 +52,7 @@ def on_loopback() -> bool:
 def largest_share(nodes: Sequence[Mapping[str, float]], num_workers: int) -> int:
     """CPUs of a worker, the most with which all find a place.
 
-    Example:
+    Examples:
         >>> largest_share([{"CPU": 8.0}, {"CPU": 8.0}], 1), largest_share([{"CPU": 8.0}, {"CPU": 5.0}], 3)
         (8, 4)
     """
@@ -66,7 +66,7 @@ def largest_share(nodes: Sequence[Mapping[str, float]], num_workers: int) -> int
 def num_places(nodes: Sequence[Mapping[str, float]], *, num_cpus: int, num_gpus: float) -> int:
     """Workers that find a place, each with so many CPUs and GPUs; a part of a GPU is one GPU's.
 
-    Example:
+    Examples:
         >>> num_places([{"CPU": 8.0, "GPU": 2.0}, {"CPU": 3.0}], num_cpus=2, num_gpus=0.0)
         5
         >>> num_places([{"CPU": 8.0, "GPU": 2.0}, {"CPU": 3.0}], num_cpus=2, num_gpus=0.5)

@@ -29,7 +29,7 @@ def checked_rows(name: str, table: ArrayLike, *, dim: int | None = None, min_row
         bad_column = int(np.flatnonzero(~finite[bad_rows[0]])[0])
         raise DataError(
             f"{name}: {len(bad_rows)} of {len(rows)} rows hold NaN or infinity (the first in row "
-            f"{bad_rows[0]}, column {bad_column}); drop them or find what made them, they cannot be judged"
+            f"{bad_rows[0]}, column {bad_column}); leave them out, or find what made them: they cannot be judged"
         )
     return rows
 

@@ -32,28 +32,28 @@ _PICTURES_INDEX = 100  # its own place in the EVALUATE stream, past the metrics
 MEANINGS = {
     "c2st_auc": (
         "Classifier AUC",
-        "0.5 is perfect; below it is noise",
-        "how well boosted trees tell these rows from held-out ones",
+        "0.5 is perfect; lower is noise",
+        "how well boosted trees tell these rows from held-out rows",
     ),
     "sliced_wasserstein": (
         "Sliced Wasserstein",
         "0 is perfect, lower is better",
-        "distance that mass has to travel, in standard deviations, over random directions",
+        "how far mass must be moved along random directions, in standard deviations",
     ),
     "energy_distance": (
         "Energy distance",
-        "0 is perfect; below it is noise",
-        "distances between the two tables against distances within each, all columns together",
+        "0 is perfect; lower is noise",
+        "distances between the two tables against distances within each, over all columns",
     ),
     "ks_mean": (
         "Kolmogorov-Smirnov",
         "0 is perfect, lower is better",
-        "largest gap between distribution functions, mean over columns",
+        "largest gap between two cumulative distributions, mean over columns",
     ),
     "marginal_kl_mean": (
         "Marginal KL",
         "0 is perfect, lower is better",
-        "nats between the histograms of a column, mean over columns",
+        "divergence of the histograms of a column in nats, mean over columns",
     ),
     "correlation_error": (
         "Correlation error",
@@ -62,13 +62,13 @@ MEANINGS = {
     ),
     "nearest_train_distance": (
         "Distance to training rows",
-        "1 is right, far below 1 is memorising",
-        "median distance to the nearest training row, over that of held-out rows",
+        "1 is right; far below 1 is memorising",
+        "median distance to the nearest training row, divided by that of held-out rows",
     ),
     "kl": (
         "KL to the true density",
         "0 is perfect, lower is better",
-        "nats between the known density and these rows, by nearest neighbours",
+        "divergence from the known density in nats, by nearest neighbours",
     ),
 }
 
@@ -141,13 +141,13 @@ def verdict(metrics: Mapping[str, Mapping[str, Any]], num_held_out: int | None =
     samples, labels, floor = (_figure(metrics, kind, "c2st_auc") for kind in ("samples", "labels", "floor"))
     sentences = []
     if samples is None:
-        sentences.append("The classifier test was not made.")
+        sentences.append("Samples were not judged by the classifier.")
     else:
         base = max(floor if floor is not None else 0.5, 0.5)
         gap = samples - base
         share = gap / max(1 - base, 1e-9)  # of the way from real rows (0) to rows that are always told apart (1)
         if num_held_out is not None and num_held_out < FEW_HELD_OUT_ROWS:
-            sentences.append(f"Too few held-out rows ({num_held_out}) to tell samples from data.")
+            sentences.append(f"There are too few held-out rows ({num_held_out}) to tell samples from data.")
         elif share <= 0.04:
             sentences.append("The samples pass for held-out rows.")
         elif share <= 0.14:
@@ -168,9 +168,9 @@ def verdict(metrics: Mapping[str, Mapping[str, Any]], num_held_out: int | None =
         if labels is not None and gap > 0.03:
             lost_before_fit = (labels - base) / gap
             where = (
-                "most of the gap comes before the fit (transform, t_min or tolerance)"
+                "most of the gap arises before the fit (transform, t_min or tolerance)"
                 if lost_before_fit > 0.5
-                else "most of the gap comes from the fit (more pairs, a larger network or more time)"
+                else "most of the gap arises in the fit (more pairs, a larger network or more time would help)"
             )
             sentences.append(f"The labels score {labels:.3f}: {where}.")
     ratio = _figure(metrics, "samples", "nearest_train_distance")
@@ -218,8 +218,8 @@ def _metric_rows(metrics: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str
 
 
 _LIKELIHOODS = {
-    "encoder": ("Generator.log_prob", "the encoder's density, its mass taken off"),
-    "kernel": ("Blurred data", "the labels' own law: a Gaussian of the blur about every training row, exactly"),
+    "encoder": ("Generator.log_prob", "the density of the encoder, divided by its mass"),
+    "kernel": ("Blurred data", "the law of the labels, exactly: a Gaussian of the blur about every training row"),
     "ode": ("Blurred data, along the flow", "the same law by the change of variables along the ODE"),
     "normal": ("Normal law", "mean and covariance of the transformed training rows"),
 }
@@ -233,7 +233,7 @@ def _likelihood_rows(figures: Mapping[str, Mapping[str, Any]]) -> list[dict[str,
             continue
         mean, error = (_figure(figures, name, key) for key in ("mean", "standard_error"))
         mass, mass_error = (_figure(figures, name, key) for key in ("mass", "mass_error"))
-        known = "1, up to the solver" if name == "ode" else "1, exactly"
+        known = "1, up to the solver's error" if name == "ode" else "1, exactly"
         said = known if mass is None else f"{mass:.3f} \N{PLUS-MINUS SIGN} {mass_error or 0:.3f}"
         if not figures[name].get("mass_established", True):
             said += ", not established"
@@ -273,15 +273,15 @@ def _fit_pictures(history: Sequence[Mapping[str, Any]], time_s: Mapping[str, flo
         yield pictures.picture(
             losses,
             "Training and validation loss by epoch, logarithmic scale",
-            "Loss of the fit, in transformed coordinates. A validation curve that turns up while the other "
-            "goes down is overfitting.",
+            "The loss of the fit, in transformed coordinates. A validation loss that rises while the training loss "
+            "falls is overfitting.",
         )
     if time_s:
         total = duration(sum(time_s.values()))
         yield pictures.picture(
             pictures.stage_times(time_s),
             "Bars of the seconds that each stage took",
-            f"Wall time by stage, {total} in all.",
+            f"The wall-clock time of each stage; {total} in all.",
         )
 
 
@@ -304,7 +304,7 @@ def _cloud_pictures(content: ReportContent) -> Iterator[Picture]:
         yield pictures.picture(
             clouds.density_panels(columns, held_out, labels, samples, content.log_density, generator=generator),
             "Densities in the plane: data, labels, samples and, where known, the truth",
-            "Density in the plane on one colour scale, equal numbers of rows in each panel.",
+            "Densities in the plane on one colour scale, with as many rows in each panel.",
         )
         if content.trajectories is not None:
             yield _trajectory_picture(content, columns)
@@ -312,29 +312,29 @@ def _cloud_pictures(content: ReportContent) -> Iterator[Picture]:
         yield pictures.picture(
             clouds.color_clouds(held_out, samples, generator=generator),
             "Colours of the data and of the samples as points and as swatches",
-            "Each row drawn in its own colour: two planes of the cube, and 400 random rows by lightness.",
+            "Each row is drawn in its own colour: two planes of the colour cube, and 400 random rows by lightness.",
         )
     shape = clouds.patch_shape(columns)
     if shape is not None:
         yield pictures.picture(
             clouds.patch_mosaic(shape, held_out, samples, generator=generator),
             "Random rows drawn as small images, data beside samples",
-            f"Random rows as images of {shape[0]} by {shape[1]} pixels, on the grey scale of the data.",
+            f"Random rows, drawn as images of {shape[0]} by {shape[1]} pixels on the grey scale of the data.",
         )
     left_out = dim - pictures.MAX_MARGINALS
-    more = f" The first {pictures.MAX_MARGINALS} of {dim} columns; {left_out} are left out." if left_out > 0 else ""
+    more = f" Only the first {pictures.MAX_MARGINALS} of {dim} columns are shown." if left_out > 0 else ""
     yield pictures.picture(
         pictures.marginals(columns, held_out, samples),
         "Histograms of the columns, data against samples",
-        f"Each column alone. Axes hold {100 * pictures.SHOWN_SHARE:.0f} % of the data.{more}",
+        f"The histogram of each column. The axes show {100 * pictures.SHOWN_SHARE:.0f} % of the data.{more}",
     )
     if dim > 1:
         shown = clouds.pair_columns(held_out)
-        which = f" The {len(shown)} of {dim} columns with the most rank correlation." if len(shown) < dim else ""
+        which = f" Shown are the {len(shown)} of {dim} with the highest rank correlations." if len(shown) < dim else ""
         yield pictures.picture(
             clouds.pair_plot([columns[i] for i in shown], held_out[:, shown], samples[:, shown], generator=generator),
             "Pairs of columns: data below the diagonal, samples above",
-            f"Pairs of columns; a good sampler makes the picture symmetric.{which}",
+            f"Pairs of columns: data below the diagonal, samples above. Good samples make it symmetric.{which}",
         )
 
 
@@ -343,11 +343,11 @@ def _trajectory_picture(content: ReportContent, columns: Sequence[str]) -> Pictu
 
     trajectories = np.asarray(content.trajectories, dtype=np.float64)
     if content.trajectory_log_beta_sq is None:
-        raise DataError("trajectories: trajectory_log_beta_sq is missing, expected one number a time")
+        raise DataError("trajectories: trajectory_log_beta_sq is missing: expected one number for each time")
     log_beta_sq = np.asarray(content.trajectory_log_beta_sq, dtype=np.float64)
     if trajectories.ndim != 3 or trajectories.shape[2] != 2 or log_beta_sq.shape != (len(trajectories),):
         raise DataError(
-            "trajectories: expected shape (num_times, num_rows, 2) with one log_beta_sq a time, found "
+            "trajectories: expected shape (num_times, num_rows, 2) with one log_beta_sq for each time, found "
             f"{trajectories.shape} and {log_beta_sq.shape}"
         )
     if not (np.isfinite(trajectories).all() and np.isfinite(log_beta_sq).all()):
@@ -355,5 +355,5 @@ def _trajectory_picture(content: ReportContent, columns: Sequence[str]) -> Pictu
     return pictures.picture(
         clouds.trajectory_plot(columns, trajectories, log_beta_sq),
         "Paths of the flow from latents to labels, and snapshots as the noise falls",
-        "The probability flow: noise at the start, data at the end. β is the noise's standard deviation.",
+        "The probability flow leads from noise to data. β is the standard deviation of the noise.",
     )

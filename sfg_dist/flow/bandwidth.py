@@ -81,7 +81,7 @@ def choose_t_min(
         Duin 1976, On the choice of smoothing parameters for Parzen estimators of probability density functions, IEEE
         Trans. Computers C-25. Habbema, Hermans and van den Broek 1974, Compstat (the same, independently).
 
-    Example:
+    Examples:
         >>> rows = np.random.default_rng(0).standard_normal((500, 1))
         >>> choice = choose_t_min(rows)
         >>> 0.03 < choice.t_min < 0.2, choice.is_floor

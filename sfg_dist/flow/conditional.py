@@ -157,7 +157,7 @@ def label_given(rows: Tensor, reference: ConditionalReference, flow: Flow, *, ef
     ``effort`` counts what was done. In the result labels take the place of the latents, and the conditions are as they
     were; shape, dtype and device are those of ``rows``.
 
-    Example:
+    Examples:
         >>> rows = np.random.default_rng(0).standard_normal((400, 2)).astype(np.float32)
         >>> reference = ConditionalReference(rows, 1, neighbors=50)
         >>> from sfg_dist.flow import Schedule

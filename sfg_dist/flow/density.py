@@ -82,7 +82,7 @@ def log_density(
         Song et al. 2021, Score-Based Generative Modeling through SDEs, arXiv 2011.13456, section 4.3. The divergence is
         exact here, from the posterior's second moment.
 
-    Example:
+    Examples:
         >>> log_density(np.array([[0.0], [2.0]]), np.array([[-1.0], [1.0]]), t_min=0.25).round(4)
         array([-1.6385, -2.3315])
     """

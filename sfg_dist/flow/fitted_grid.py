@@ -81,7 +81,7 @@ def fit_grid(solve: Solve, exact: NDArray[np.floating], *, schedule: Schedule, n
     Raises:
         ValueError: num_steps is not positive.
 
-    Example:
+    Examples:
         >>> fit_grid(lambda grid: (np.zeros((8, 1)), 1.0), np.zeros((8, 1)), schedule=Schedule(), num_steps=2).is_graded
         True
     """

@@ -97,7 +97,7 @@ def label_latents(
     Warns:
         UserWarning: columns differ more than 30-fold in spread, or the spread from a given sigma_data.
 
-    Example:
+    Examples:
         >>> label_latents(np.array([[-1.0], [1.0]]), np.array([[-3.0], [5.0]]), t_min=1e-6).round(2)
         array([[-3.],
                [ 5.]])
@@ -296,7 +296,7 @@ def score(
     References:
         Song et al. 2021, Score-Based Generative Modeling through SDEs, arXiv 2011.13456.
 
-    Example:
+    Examples:
         >>> score(np.array([[2.0]]), np.array([[0.0]]), t=0.5)
         array([[-4.]])
     """

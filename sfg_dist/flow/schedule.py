@@ -34,7 +34,7 @@ class Schedule:
         Liu et al. 2024, Diffusion-Model-Assisted Supervised Learning of Generative Models for Density Estimation,
         arXiv 2310.14458.
 
-    Example:
+    Examples:
         >>> Schedule("linear", 1e-3).alpha(0.25), Schedule("linear_floor", 0.01).beta_sq(0.0)
         (0.75, 0.01)
     """

@@ -53,7 +53,7 @@ def _encoding(value: str) -> str:
         try:
             codecs.lookup(value)
         except (LookupError, ValueError):
-            raise ValueError('encoding is none that Python knows, as "cp1252" and "utf-16" are') from None
+            raise ValueError('encoding must be a name that Python knows, such as "cp1252" or "utf-16"') from None
     return value
 
 
@@ -117,15 +117,15 @@ class DataConfig(_Section):
     source: Place = Field(min_length=1)
     """The table: a file, a folder or glob of files, an `s3://` URL, or a built-in name such as `moons`."""
     array: str = "X"
-    """Of a file with several arrays, the one that is read."""
+    """The array that is read, in a file that has several."""
     append: list[str] = []
     """More arrays of the file, whose columns follow those of `array`."""
     arrays: SplitArrays | None = None
-    """Names of the arrays of a table that comes split already: `{train = ..., validation = ..., test = ...}`."""
+    """Names of the arrays of a table that is split already: `{train = "A", validation = "B", test = "C"}`."""
     columns: list[str] | None = None
-    """The columns that are read, in this order; all where not given."""
+    """The columns that are read, in this order. By default all are."""
     condition: Annotated[list[str], Field(min_length=1)] | None = None
-    """Columns that are given when samples are drawn; the others are drawn given these."""
+    """Columns whose values are given when samples are drawn. The other columns are drawn for those values."""
     missing: Literal["refuse", "drop"] = "refuse"
     """Rows with a missing value: `refuse` names them and ends, `drop` leaves them out."""
     identifiers: Literal["refuse", "drop"] = "refuse"
@@ -134,28 +134,29 @@ class DataConfig(_Section):
     constant: Literal["refuse", "keep"] = "refuse"
     """Columns of one value: `refuse` names them and ends, `keep` puts the value back in samples."""
     dequantize: Literal["auto", "none"] | dict[str, PositiveFloat] = "auto"
-    """Noise on columns that lie on a grid: found (`auto`), none, or the step of each column."""
+    """Columns on a grid get noise of one step, and their samples are put back on the grid: the columns that are found
+    (`auto`), none, or those named here with their steps."""
     bounds: Literal["observed", "none"] | dict[str, Range] = "observed"
-    """The range that samples of a column may not leave: as in the training rows (`observed`), none, or `[low, high]` of
-    each column. Since 0.2."""
+    """The range that samples of a column may not leave: that of the training rows (`observed`), none, or `[low, high]`
+    for each column that is named. Since 0.2."""
     max_rows: PositiveInt | None = None
-    """The first rows of the table, at most so many; all where not given."""
+    """The most rows that are read, from the start of the table on. By default all are."""
     header: Literal["auto"] | bool = "auto"
-    """Of text files, whether the first line has names. Since 0.2."""
+    """Whether the first line of a text file has the names of the columns. Since 0.2."""
     separator: Annotated[str, BeforeValidator(_separator)] = "auto"
-    """Of text files: one character, `tab` or `space`. Since 0.2."""
+    """What separates the cells of a text file: one character, `tab` or `space`. Since 0.2."""
     decimal: Literal["auto", ".", ","] = "auto"
-    """Of text files, the decimal mark. Since 0.2."""
+    """The decimal mark of a text file. Since 0.2."""
     encoding: Annotated[str, AfterValidator(_encoding)] = "auto"
-    """Of text files, an encoding that Python knows. Since 0.2."""
+    """The encoding of a text file, by a name that Python knows. Since 0.2."""
     index: Literal["auto"] | bool = "auto"
-    """Of text files, whether the first column numbers the rows and is left out. Since 0.2."""
+    """Whether the first column of a text file only numbers the rows, and is left out. Since 0.2."""
     split: list[float] = [0.8, 0.1, 0.1]
     """Shares of training, validation and test rows; they sum to 1."""
     shuffle: Literal["permutation", "legacy", "none"] = "permutation"
     """The order of rows before the split: a permutation by `seed`, `none`, or `legacy` as in the published code."""
     seed: Seed = 0
-    """Of the permutation and of the noise on grids."""
+    """The seed of the permutation and of the noise on grids."""
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
@@ -189,51 +190,54 @@ class LabelsConfig(_Section):
     """How many pairs are made, and by which flow."""
 
     num_pairs: PositiveInt = 100_000
-    """Pairs of latents and labels to make."""
+    """The number of pairs of latents and labels."""
     seed: Seed = 0
-    """Of the latents."""
+    """The seed of the latents."""
     t_min: Annotated[float, Field(ge=1e-30, lt=1)] | Literal["auto"] = 1e-3
-    """The blur at which the flow ends, as a variance in units of the spread squared; `auto` chooses it by leave-one-out
-    likelihood."""
+    """The blur at which the flow ends: a variance, in units of the squared spread of the data. `auto` chooses it by
+    leave-one-out likelihood."""
     schedule: Literal["linear", "linear_floor"] = "linear"
-    """`linear` is the paper's, `linear_floor` that of its authors' published code."""
+    """The noise schedule: that of the paper (`linear`), or that of its authors' published code (`linear_floor`)."""
     estimator: Literal["full", "minibatch"] = "full"
-    """The score from all rows (`full`), or from a random mini-batch for each batch of latents, as published
-    (`minibatch`)."""
+    """The rows that the score is summed over: all (`full`), or a random mini-batch for each batch of latents, as
+    published (`minibatch`)."""
     num_reference: PositiveInt = 1000
-    """Rows of a mini-batch."""
+    """The number of rows in such a mini-batch."""
     tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-3
-    """Certified bound of the posterior mean's error at every evaluation, in units of the spread; 0 sums over every row.
-    """
+    """The certified bound on the error of the posterior mean at every evaluation, in units of the spread. With 0 every
+    row is summed."""
     solver: Literal[SOLVER_NAMES] = "exp_abm4"  # type: ignore[valid-type]
     """The method that integrates the flow."""
     solver_tolerance: PositiveFloat | None = None
-    """Each row takes its own steps, to this error; for solvers that estimate their error."""
+    """The error to which each row takes steps of its own. It needs a solver that estimates its error."""
     num_evaluations: Annotated[int, BeforeValidator(integral), Field(gt=0, le=100_000)] = 22
-    """Evaluations of the posterior mean on the way of a latent to its label."""
+    """The number of evaluations of the posterior mean between a latent and its label."""
     time_grid: Literal["graded", "uniform", "fitted"] = "graded"
-    """Where the evaluations lie; `fitted` moves them to where they lower the error most on this table, once, for the
-    work of about 4600 labels."""
+    """Where the evaluations lie in time. `fitted` moves them once to where they lower the error most on this table,
+    for the work of about 4600 labels."""
     num_threads: Threads = 1
-    """CPU threads of an actor; they decide the last bits."""
+    """The CPU threads of an actor. Their number decides the last bits of labels."""
     memory_gib: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] | None = None
-    """Memory that an actor may hold in all, in GiB; a larger reference is streamed with the same bits."""
+    """The memory that an actor may hold, in GiB. A larger reference is streamed, with the same bits."""
     direction: Literal["decode", "encode", "both"] = "decode"
-    """Latents to labels (`decode`), rows to latents (`encode`), or shards of each in turn (`both`)."""
+    """Where the flow leads: from latents to labels (`decode`), from rows to latents (`encode`), or both, shard by shard
+    in turn (`both`)."""
     latents: Place | None = None
-    """A table of your own query points in place of random latents."""
+    """A table of your own query points, which take the place of random latents."""
     shard_rows: PositiveInt = 4096
-    """Rows of a shard, the unit of work and of what is committed."""
+    """The number of rows in a shard. A shard is what a worker does at once and what is committed."""
     batch_size: PositiveInt = 1024
-    """Rows that are integrated together; they decide the last bits."""
+    """The number of rows that are integrated together. It decides the last bits of labels."""
     gpu_batch_size: PositiveInt | None = None
-    """The same on GPUs; `batch_size` where not given."""
+    """The number of rows that are integrated together on a GPU; by default `batch_size`."""
     condition_neighbors: PositiveInt | None = None
-    """With `data.condition`, the nearest rows that a condition's law is estimated from; 512 where not given."""
+    """With `data.condition`: the number of nearest rows that the law for a condition is estimated from; by default
+    512."""
     condition_bandwidth: PositiveFloat | None = None
-    """With `data.condition`, the width of their kernel; half the distance to the farthest of them where not given."""
+    """With `data.condition`: the width of the kernel that weighs those rows; by default half the distance to the
+    farthest of them."""
     condition_adjust: Literal["linear", "none"] | None = None
-    """With `data.condition`, whether they are carried to the condition along their linear regression."""
+    """With `data.condition`: whether those rows are moved to the condition along their linear regression."""
 
     @model_validator(mode="after")
     def _check(self) -> LabelsConfig:
@@ -245,9 +249,10 @@ class LabelsConfig(_Section):
                 f"got solver = {self.solver!r}"
             )
         if self.gpu_batch_size is not None and self.estimator != "full":
-            raise ValueError('gpu_batch_size: each batch of estimator = "minibatch" has a reference of its own')
+            raise ValueError('gpu_batch_size is for estimator = "full": leave it out')
         if self.time_grid == "fitted" and self.solver_tolerance is not None:
-            raise ValueError('time_grid = "fitted" is a grid for all rows; with solver_tolerance each row has its own')
+            raise ValueError('time_grid = "fitted" is a grid for all rows, and with solver_tolerance each row has its '
+                             "own: leave one of them out")  # fmt: skip
         if self.time_grid == "fitted" and self.estimator != "full":
             raise ValueError('time_grid = "fitted" is fitted to all rows: it needs estimator = "full"')
         return self
@@ -266,63 +271,64 @@ class TrainConfig(_Section):
     """The network and how it is fitted."""
 
     width: Width = 192
-    """Units of an inner layer."""
+    """The number of units in an inner layer."""
     depth: Depth = 3
-    """Inner layers, or residual blocks."""
+    """The number of inner layers, or of residual blocks."""
     block: Literal["residual", "plain"] = "residual"
-    """Residual blocks with normalisation, or plain layers."""
+    """What the network is built of: residual blocks with normalisation, or plain layers."""
     activation: Literal["silu", "gelu", "relu", "tanh"] = "gelu"
     """The nonlinearity."""
     linear_skip: bool = True
-    """Whether a linear map from input to output is added."""
+    """Whether a linear map from the input is added to the output."""
     optimizer: Literal["muon", "adamw"] = "muon"
-    """Muon for the inner layers' matrices and AdamW for the rest, or AdamW for all."""
+    """The optimiser: Muon for the matrices of inner layers and AdamW for the rest, or AdamW for all."""
     batch_size: PositiveInt = 2048
-    """Pairs of a step, over all workers."""
+    """The number of pairs in a step, over all workers."""
     learning_rate: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 6e-3
     """The largest learning rate."""
     learning_rate_schedule: Literal["cosine", "stable_decay", "constant"] = "cosine"
-    """How the rate falls: as a cosine, at the end only, or never."""
+    """How the learning rate falls: as a cosine, at the end only, or never."""
     weight_decay: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.1
-    """Decay of the weights, times the learning rate, a step."""
+    """The weight decay; a step takes it times the learning rate."""
     num_epochs: PositiveInt = 50
-    """Passes over the pairs, at most."""
+    """The most passes over the pairs."""
     max_time_s: Seconds | None = None
-    """Seconds of training, at most; the result then depends on the machine's speed."""
+    """The most seconds of training. With a limit, the result depends on the speed of the machine."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    """Decay of the average of weights that is kept as the network."""
+    """The decay of the running average of the weights. The average is what is kept as the network."""
     validation_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.05
-    """Share of the pairs that is held out, 65,536 at most."""
+    """The share of the pairs that is held out; at most 65,536 pairs are."""
     shuffle_rows: PositiveInt = 262_144
-    """Rows of the window within which pairs are shuffled."""
+    """The number of pairs in the window that is shuffled at a time."""
     calibrate: bool = True
-    """Whether maps are fitted after the network that undo the shrinking of its samples."""
+    """Whether maps that undo the shrinking of the samples are fitted after the network."""
     clip_norm: PositiveFloat | None = None
-    """Largest norm of the gradient."""
+    """The largest norm of the gradient; a larger gradient is scaled down. By default none is."""
     patience: PositiveInt | None = None
-    """Epochs without a lower held-out loss before the fit ends; the best weights are kept."""
+    """The number of epochs without a lower held-out loss after which the fit ends, with the best weights. By default it
+    does not end early."""
     checkpoint_interval_s: Seconds = 30.0
-    """Seconds between checkpoints."""
+    """The seconds between checkpoints."""
     keep_checkpoints: Annotated[int, BeforeValidator(integral), Field(ge=2, le=1_000_000)] = 2
-    """Checkpoints that are kept."""
+    """The number of checkpoints that are kept."""
     num_workers: Workers | list[Workers] = 1
-    """Ranks of the fit, or `[fewest, most]` to follow the cluster's nodes."""
+    """The number of workers of the fit, or `[fewest, most]` to use nodes as they come and go."""
     num_threads: Threads | None = None
-    """CPU threads of the fit; all where not given."""
+    """The CPU threads of the fit; by default all."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the matrix products; `auto` takes bfloat16 where the processor has units for it."""
+    """The precision of matrix products. `auto` takes bfloat16 where the processor has units for it."""
     encoder: bool = False
-    """Whether a second network learns the way back, for `log_prob` and `encode`."""
+    """Whether a second network learns the way from rows to latents, for `log_prob` and `encode`."""
     encoder_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """The encoder's share of `max_time_s`, where it is not fitted beside the generator."""
+    """The encoder's share of `max_time_s`, where the two networks are fitted one after the other."""
     encoder_steps: PositiveInt = 20_000
-    """Steps of the encoder's fit, at most."""
+    """The most steps of the encoder's fit."""
     encoder_width: Width = 256
-    """Units of an inner layer of the encoder."""
+    """The number of units in an inner layer of the encoder."""
     encoder_depth: Depth = 3
-    """Inner layers of the encoder."""
+    """The number of inner layers of the encoder."""
     seed: Seed = 0
-    """Of the weights and of the order of the pairs."""
+    """The seed of the weights and of the order of the pairs."""
 
     @model_validator(mode="before")
     @classmethod
@@ -346,38 +352,38 @@ class EvaluateConfig(_Section):
     """What is measured on the samples and the labels."""
 
     num_samples: Annotated[int, BeforeValidator(integral), Field(ge=2, le=1_000_000_000)] = 10_000
-    """Samples that are drawn and measured."""
+    """The number of samples that are drawn and judged."""
     metrics: list[Literal[METRICS]] = Field(default=list(METRICS), min_length=1)  # type: ignore[valid-type]
-    """The figures that are computed."""
+    """The figures that samples are judged by."""
     seed: Seed = 0
-    """Of the samples and of the figures."""
+    """The seed of the samples and of the figures."""
 
 
 class CompareConfig(_Section):
     """Which methods stand beside each other, and for how long each may work."""
 
     methods: list[Literal[COMPARE_METHODS]] = Field(default=list(COMPARE_METHODS), min_length=1)  # type: ignore[valid-type]
-    """The methods that stand beside each other."""
+    """The methods that are compared."""
     max_time_s: Seconds = 300.0
-    """Seconds of labels and fit of each method."""
+    """The seconds that each method has, labels included."""
     num_seeds: Annotated[int, BeforeValidator(integral), Field(gt=0, le=10_000)] = 1
-    """Fits of each method."""
+    """The number of fits of each method."""
     selection_time_s: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 15.0
-    """Seconds of the shortest fits that choose a peer's transform and learning rate; 0 chooses nothing."""
+    """The seconds of the shortest fits that choose a peer's transform and learning rate. With 0 nothing is chosen."""
     max_label_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """The labels' share of the budget, at most."""
+    """The largest share of the time that labels may take."""
     num_threads: Threads | None = None
-    """CPU threads; all where not given."""
+    """The CPU threads of every method; by default all."""
     sizes: list[Annotated[str, AfterValidator(_is_size), MustBe("WIDTHxDEPTH, such as 64x3")]] = []
-    """Ours again by other widths and depths."""
+    """Other sizes of this package's network that are compared too, such as `64x3`."""
 
     @model_validator(mode="after")
     def _check(self) -> CompareConfig:
         for name, values in (("methods", self.methods), ("sizes", self.sizes)):
             if len(set(values)) != len(values):
-                raise ValueError(f"{name} names one twice")
+                raise ValueError(f"{name} has an entry twice")
         if self.sizes and "sfg" not in self.methods:
-            raise ValueError('sizes are of "sfg", which is not among the methods')
+            raise ValueError('sizes are of the method "sfg": add it to methods, or leave sizes out')
         return self
 
 
@@ -387,31 +393,32 @@ class ExecutorConfig(_Section):
     kind: Literal["ray", "inline"] = "ray"
     """Workers of Ray, or this process without Ray."""
     num_actors: Workers | None = None
-    """Actors that make labels; as many as fit where not given."""
+    """The number of actors that make labels; by default as many as fit."""
     num_gpus_per_actor: Annotated[float, Field(gt=0, le=1024, allow_inf_nan=False)] | None = None
-    """GPUs of an actor; below 1 several share one."""
+    """The GPUs of an actor. Below 1, several actors share one."""
     num_cpu_actors: Annotated[int, BeforeValidator(integral), Field(ge=0, le=1_000_000)] = 0
-    """Actors on CPUs beside those on GPUs."""
+    """The number of actors on CPUs beside those on GPUs."""
     actors_per_group: PositiveInt = 1
-    """Actors that share one reference, each a part of it."""
+    """The number of actors that hold one reference together, each a part of it."""
     shard_timeout_s: Seconds | None = None
-    """Seconds after which a shard is taken to hang; ten times the median, a minute at least, where not given."""
+    """The seconds after which a shard is taken to hang; by default ten times the median, and at least a minute."""
     max_attempts: PositiveInt = 4
-    """Attempts at a shard."""
+    """The number of attempts at a shard."""
     notice_s: Seconds | None = None
-    """How long shards at work may go on after SIGUSR2; 30 s, and as a Slurm job as long as there is time, where not
-    given."""
+    """The seconds that shards at work may go on after SIGUSR2; by default 30, and in a Slurm job as long as there is
+    time."""
     price_per_hour: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] | None = None
-    """Of one actor, for `sfg plan`."""
+    """The price of an hour of one actor, for `sfg plan`."""
     address: Annotated[str, AfterValidator(require_no_secrets)] | None = None
-    """Of a running Ray cluster. Taken from the command line alone, since your Ray token is sent there."""
+    """The address of a running Ray cluster. It is taken from the command line alone, since your Ray token is sent
+    there."""
 
 
 class OutputConfig(_Section):
     """Where everything that a run leaves is written."""
 
     dir: Place = Field(default="runs/job", min_length=1)
-    """Where everything that a run leaves is written: a path, or `s3://bucket/prefix`; `runs/<job>` where not given."""
+    """Where a run writes everything: a path, or `s3://bucket/prefix`; by default `runs/<job>`."""
 
 
 class Job(_Section):
@@ -433,7 +440,7 @@ class Job(_Section):
     def changed(self, **tables: Mapping[str, Any]) -> Job:
         """The job with other keys in some of its tables, checked anew; None takes a key out.
 
-        Example:
+        Examples:
             >>> Job(data=DataConfig(source="moons")).changed(labels={"seed": 1}).labels.seed
             1
 

@@ -31,7 +31,7 @@ def expected(annotation: Any, metadata: Iterable[Any] = (), *, with_limits: bool
         metadata: its annotations, as pydantic keeps them.
         with_limits: say large limits too.
 
-    Example:
+    Examples:
         >>> expected(int, [Gt(0)])
         'a whole number above 0'
     """
@@ -44,7 +44,8 @@ def expected(annotation: Any, metadata: Iterable[Any] = (), *, with_limits: bool
         return expected(inner[0], [*inner[1:], *beside], with_limits=with_limits)
     if origin in (typing.Union, types.UnionType):
         found = [expected(each, with_limits=with_limits) for each in inner if each is not type(None)]
-        return " or ".join(dict.fromkeys(found))
+        is_long = any(" or " in words or " and " in words for words in found)
+        return (", or " if is_long else " or ").join(dict.fromkeys(found))
     if origin is typing.Literal:
         return _choice([repr(each) for each in inner])
     if origin is list:

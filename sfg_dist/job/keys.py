@@ -43,7 +43,7 @@ def job_keys(wanted: str | None = None) -> list[JobKey]:
     Raises:
         ConfigError: there is none of that name; the message has the nearest.
 
-    Example:
+    Examples:
         >>> [(key.name, key.default) for key in job_keys("transform")]
         [('kind', '"quantile"')]
     """

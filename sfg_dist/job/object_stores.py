@@ -146,7 +146,7 @@ def without_credentials(value: Any) -> Any:
     The values are found as they are, within JSON and within URLs. Of mappings and lists all texts are done, and all
     else stays.
 
-    Example:
+    Examples:
         >>> os.environ["AWS_SECRET_ACCESS_KEY"] = "wJalrXUtnFEMI"               # doctest: +SKIP
         >>> without_credentials("signed with wJalrXUtnFEMI")                        # doctest: +SKIP
         'signed with <AWS_SECRET_ACCESS_KEY>'

@@ -27,7 +27,7 @@ _VARIABLE = re.compile(r"\$\w+(?=/|$)|\$\{\w+\}|%\w+%")
 def expanded(place: str) -> str:
     """A path or URL that a user named, checked, with ``~`` or ``~user`` at its front written out.
 
-    Example:
+    Examples:
         >>> expanded("s3://bucket/~x")
         's3://bucket/~x'
 
@@ -39,7 +39,7 @@ def expanded(place: str) -> str:
         length = len(place.encode())
     except UnicodeEncodeError:
         is_utf8 = sys.getfilesystemencoding().lower() == "utf-8"
-        remedy = "rename it" if is_utf8 else "set LC_ALL=C.UTF-8, since this terminal's letters are others"
+        remedy = "rename it" if is_utf8 else "set LC_ALL=C.UTF-8, since this terminal has another encoding"
         raise ConfigError(f"{shown(place)} is not valid UTF-8: {remedy}") from None
     if any(unicodedata.category(letter) == "Cc" for letter in place):
         raise ConfigError(f"{shown(place)} holds control characters: rename it")
@@ -50,7 +50,7 @@ def expanded(place: str) -> str:
         )
     if variable := _VARIABLE.match(place):
         raise ConfigError(
-            f"{shown(place)} begins with a variable, which is not written out: write what {variable[0]} stands for, or "
+            f"{shown(place)} begins with a variable, which is not replaced: write what {variable[0]} stands for, or "
             f"./{variable[0]} for a file of that name"
         )
     if not place.startswith("~"):
@@ -59,7 +59,7 @@ def expanded(place: str) -> str:
     if found.startswith("~"):
         user = place.partition("/")[0]
         whose = "HOME is not set" if user == "~" else f"there is no user {user[1:]}"
-        raise ConfigError(f"{shown(place)} cannot be written out: {whose}; write ./~ for a file of that name")
+        raise ConfigError(f"{shown(place)} has no meaning: {whose}; write ./~ for a file of that name")
     return found
 
 

@@ -65,7 +65,7 @@ def read_json(
     Raises:
         DocumentError: it is missing, is no such document, or a field is not what it must be.
 
-    Example:
+    Examples:
         >>> read_json('{"rows": [0, 8]}', "a commit", {"rows": [int]})
         {'rows': [0, 8]}
         >>> read_json('{"rows": ["all"]}', "a commit", {"rows": [int]})

@@ -20,7 +20,7 @@ def wait_passively(environment: MutableMapping[str, str] = os.environ) -> None:
     OpenMP reads its variables when it is loaded: call this before torch or scikit-learn are imported, or on the
     environment of a process that is about to start.
 
-    Example:
+    Examples:
         >>> environment = {}
         >>> wait_passively(environment)
         >>> environment

@@ -30,16 +30,16 @@ _NAME = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
 _DEEP = re.compile(rf"""(?<![\w"'.-])(?:{_NAME}[ \t]*+\.[ \t]*+){{{_MAX_KEYS - 1}}}""")
 # How a message of the parser begins, and what to tell the user instead.
 _REASONS = (
-    ("Cannot overwrite a value", "the key stands there twice"),
-    ("Cannot declare", "the table stands there twice"),
-    ("Invalid value", "the value is none that TOML knows: text stands in quotes, true and false are small"),
+    ("Cannot overwrite a value", "the key is there twice"),
+    ("Cannot declare", "the table is there twice"),
+    ("Invalid value", "this is no value of TOML: write text in quotes, and true and false in small letters"),
     ("Unescaped", "a backslash within double quotes is written twice, or the text stands in single quotes"),
     ("Invalid hex value", "a backslash within double quotes is written twice, or the text stands in single quotes"),
     ("Unterminated", "a quote or bracket is not closed"),
     ("Illegal character '\\n'", "a quote is not closed"),
-    ("Illegal character", "a control character stands there"),
+    ("Illegal character", "there is a control character"),
     ("Unclosed", "a bracket is not closed"),
-    ("Expected newline", "more stands behind the value: one key = value a line"),
+    ("Expected newline", "something follows the value: write one key = value on each line"),
     ("Expected ']'", "a bracket is not closed"),
     ("Expected '='", "expected key = value"),
     ("Invalid statement", "expected key = value, or [table]"),
@@ -106,7 +106,9 @@ def parse_document(text: str, name: str) -> dict[str, Any]:
     except RecursionError:
         raise ConfigError(f"{name} is not valid TOML: brackets within brackets, too deep") from None
     except ValueError:  # Python's own limit on the digits of a number
-        raise ConfigError(f"{name} is not valid TOML: a number has thousands of digits, or a date is none") from None
+        raise ConfigError(
+            f"{name} is not valid TOML: a number has thousands of digits, or a date does not exist"
+        ) from None
 
 
 def checked(root: type[_T], document: Mapping[str, Any], origin: str) -> _T:
@@ -164,7 +166,11 @@ def apply_override(document: dict[str, Any], assignment: str, root: Model, *, op
 
 
 def _example(root: Model) -> str:
-    return "labels.num_pairs=10000" if "labels" in root.model_fields else "slurm.nodes=2"
+    return "labels.num_pairs=10000" if _is_job(root) else "slurm.nodes=2"
+
+
+def _is_job(root: Model) -> bool:
+    return "labels" in root.model_fields
 
 
 def _value(text: str, takes: Any) -> Any:
@@ -237,14 +243,14 @@ def _describe_unknown(root: Model, location: list[str]) -> str:
         model, parent = root, []
     name = location[-1]
     prefix = ".".join([*parent, ""]) if parent else ""
-    close = close_name(name, model.model_fields)
-    if close:
-        hint = f"did you mean {prefix}{close}?"
+    near = close_name(name, model.model_fields)
+    found = [f"{prefix}{near}"] if near else []
+    found += [f"{table}.{name}" for table, field in root.model_fields.items()
+              if name in getattr(field.annotation, "model_fields", {})]  # fmt: skip
+    meant = f"; did you mean {found[0]}?" if found else ""
+    if not _is_job(root):
+        meant = meant or f"; valid keys: {', '.join(model.model_fields)}"
     else:
-        elsewhere = [
-            f"{table}.{name}"
-            for table, field in root.model_fields.items()
-            if name in getattr(field.annotation, "model_fields", {})
-        ]
-        hint = f"did you mean {elsewhere[0]}?" if elsewhere else f"valid keys: {', '.join(model.model_fields)}"
-    return f"unknown key {prefix}{printable(name[:80])}; {hint}"
+        table = found[0].partition(".")[0] if found else parent[0] if parent else ""
+        meant += f"{'' if meant else ';'} `{f'sfg keys {table}'.rstrip()}` lists the keys{' there' if table else ''}"
+    return f"unknown key {prefix}{printable(name[:80])}{meant}"

@@ -14,7 +14,7 @@ GIB = 2**30
 def duration(seconds: float) -> str:
     """A length of time in two units at most, with decimals below ten seconds.
 
-    Example:
+    Examples:
         >>> duration(0.012), duration(5.5), duration(12_300)
         ('12 ms', '5.5 s', '3 h 25 min')
     """
@@ -33,7 +33,7 @@ def duration(seconds: float) -> str:
 def size_of(num_bytes: float) -> str:
     """A number of bytes in the unit that keeps it short.
 
-    Example:
+    Examples:
         >>> size_of(3_500_000)
         '3.3 MiB'
     """
@@ -51,7 +51,7 @@ WIDE = 1e6
 def wide_number(value: float) -> str:
     """A number with three digits and a power of ten.
 
-    Example:
+    Examples:
         >>> wide_number(-163296656082398880.0)
         '-1.63e17'
     """
@@ -61,7 +61,7 @@ def wide_number(value: float) -> str:
 def counted(count: int, name: str) -> str:
     """A count with its noun.
 
-    Example:
+    Examples:
         >>> counted(2, "shard")
         '2 shards'
     """
@@ -87,7 +87,7 @@ _LONG = 60  # characters of a value that a message shows
 def shown(value: Any) -> str:
     """A value as a message shows it: short, printable, and never the inside of an object.
 
-    Example:
+    Examples:
         >>> shown(1e30), shown("ten"), shown([1, 2]), shown(object())
         ('1e+30', "'ten'", '[1, 2]', 'an object of type object')
     """
@@ -128,7 +128,7 @@ def without_secrets(text: str) -> str:
 def printable(text: str) -> str:
     """A text that is safe on a terminal: control characters and invisible marks are written out.
 
-    Example:
+    Examples:
         >>> printable("a\\x1b[31mb")
         'a\\\\x1b[31mb'
     """

@@ -91,7 +91,7 @@ def status(submission: Submission) -> str:
 def state_in(text: str, name: str) -> str:
     """The state of a job in the output of ``ray job status``, which may also hold lines of the job itself.
 
-    Example:
+    Examples:
         >>> state_in("Status for job 'a-0': RUNNING", "a-0"), state_in("Job 'a-0' was stopped", "a-0")
         ('running', 'stopped')
     """

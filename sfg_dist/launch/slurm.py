@@ -73,7 +73,7 @@ def seconds_of(walltime: str) -> float:
 
     Slurm writes minutes, minutes:seconds, hours:minutes:seconds, days-hours or days-hours:minutes[:seconds].
 
-    Example:
+    Examples:
         >>> seconds_of("90"), seconds_of("1:30:00"), seconds_of("2-12")
         (5400, 5400, 216000)
     """

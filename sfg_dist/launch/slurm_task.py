@@ -229,7 +229,7 @@ class SlurmTask:
             )
         if refusal:
             self._note("ended", status=status, reason=refusal)
-            print(f"sfg: {refusal}: not again", file=sys.stderr, flush=True)
+            print(f"sfg: {refusal}: the job is not requeued", file=sys.stderr, flush=True)
             return status
         name = f"{self.environment['SLURM_ARRAY_JOB_ID']}_{self.index}" if self.is_array else self.job_id
         self._note("requeued", is_idle=is_idle)

@@ -137,7 +137,7 @@ class Order:
 def stage_words(stage: str, job: str) -> list[str]:
     """The words behind ``sfg`` for a stage, whose options stand behind its name.
 
-    Example:
+    Examples:
         >>> stage_words("scale --workers 1,2", "job.toml")
         ['scale', 'job.toml', '--workers', '1,2']
 

@@ -23,7 +23,7 @@ class Encoder(nn.Module):
     ``depth`` is the number of layers of width x width behind the first; from the second on they add to what they are
     given.
 
-    Example:
+    Examples:
         >>> encoder = Encoder(2, width=8, depth=1)
         >>> latents, jacobians = encoder.with_jacobian(torch.zeros(3, 2))
         >>> latents.shape, jacobians.shape

@@ -204,7 +204,7 @@ class EncoderTrainer:
         }
         if not math.isfinite(loss):
             raise TrainingError(
-                "the encoder's fit left the floating-point range: take a smaller train.encoder_width, or set "
+                "the encoder's loss is not finite: take a smaller train.encoder_width, or set "
                 "train.encoder = false; the generator's own fit is kept"
             )
         self.progress.history.append(entry)

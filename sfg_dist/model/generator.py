@@ -34,7 +34,7 @@ Given = Mapping[str, Any] | NDArray[Any] | None
 class Generator(SavedGenerator):
     """A one-step generator of rows in the user's own columns and units.
 
-    Example:
+    Examples:
         >>> generator = Generator.load("runs/quickstart/model")     # doctest: +SKIP
         >>> generator.sample(3, seed=0)                             # doctest: +SKIP
     """
@@ -72,7 +72,7 @@ class Generator(SavedGenerator):
             ConfigError: n, seed or start is no whole number of 0 or more; or ``given`` is missing, does not belong to
                 this generator, or does not fit.
 
-        Example:
+        Examples:
             >>> generator.sample(1000, given={"temperature": 20.5})     # doctest: +SKIP
         """
         n, seed, start = (whole_number(name, value) for name, value in (("n", n), ("seed", seed), ("start", start)))

@@ -148,7 +148,7 @@ class SavedGenerator:
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
             if part not in parts:
-                raise DocumentError(f"{TENSORS_NAME}: tensor {printable(name)} is of no part of a generator")
+                raise DocumentError(f"{TENSORS_NAME}: tensor {printable(name)} belongs to no part of a generator")
             parts[part][rest] = tensor
         arrays = {part: arrays_of(parts[part], part) for part in ("transform", "calibration")}
         network = network_of(document["network"], parts["network"], "network")

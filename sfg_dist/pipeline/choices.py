@@ -99,7 +99,7 @@ def choose_blur(job: Job, reference: NDArray[np.float32] | None, sigma_data: flo
     if job.labels.t_min != "auto":
         return {"t_min": job.labels.t_min}
     if reference is None:
-        raise ConfigError('labels.t_min = "auto" needs the reference in memory: name a number')
+        raise ConfigError('labels.t_min = "auto" needs the reference in memory: set a number')
     from sfg_dist.flow import choose_t_min
 
     try:

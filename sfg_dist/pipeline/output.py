@@ -75,7 +75,7 @@ class OutputDirectory:
                 raise
             if not self._has_warned:
                 self._has_warned = True
-                warnings.warn(f"the labels go on, but the log lacks some events: {error}", stacklevel=2)
+                warnings.warn(f"the labels go on, but some events are missing in the log: {error}", stacklevel=2)
         if self._listener is not None:
             self._listener(entry)
 
@@ -83,6 +83,10 @@ class OutputDirectory:
         """Tell the listener alone, for news that are of no use later."""
         if self._listener is not None:
             self._listener(without_credentials({"time": round(time.time(), 3), "event": event, **details}))
+
+    def step(self, text: str) -> None:
+        """Tell the listener what goes on from now until the next event, where that may take long."""
+        self.tell("step", text=text)
 
     @contextlib.contextmanager
     def dropping_events(self) -> Iterator[None]:

@@ -111,6 +111,6 @@ def _is_laid_out(content: bytes) -> bool:
 
 def _refusal(output: Location, key: str) -> str:
     return (
-        f"output.dir: {output.url}/{key} is not what a run of this package has left, and the run would write over it: "
-        f"choose another output.dir, or give that file another name"
+        f"output.dir: {output.url}/{key} was not left by a run of this package, and the run would write over it: "
+        "choose another output.dir, or give that file another name"
     )

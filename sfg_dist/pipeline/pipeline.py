@@ -13,7 +13,6 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +69,7 @@ def run(
     Raises:
         SfgError: a stage failed; what is written so far is kept, and the same call goes on from there.
 
-    Example:
+    Examples:
         >>> sfg_dist.run({"data": {"source": "moons"}, "output": {"dir": "runs/moons"}})      # doctest: +SKIP
     """
     pipeline = Pipeline(as_job(job), listener)
@@ -195,6 +194,7 @@ class Pipeline(OutputDirectory):
         from sfg_dist.store.table import write_table
 
         self.require_own()
+        self.step("sample: loading the model")
         generator = Generator.load(self.model_url)
         job = self.job.evaluate
         with self.stage("sample", rows=job.num_samples):
@@ -211,6 +211,7 @@ class Pipeline(OutputDirectory):
 
     def evaluate(self) -> Metrics:
         """Measure samples and labels against held-out rows; write metrics.json and report.html."""
+        self.step("evaluate: loading the model")
         from sfg_dist.distributed.fit.checkpoints import load_fitted
         from sfg_dist.distributed.labels.labeler import label_error
         from sfg_dist.evaluate import floor, measure, render_report
@@ -233,19 +234,21 @@ class Pipeline(OutputDirectory):
             num_labels = min(pairs.plan.num_pairs, job.num_samples)
             labels = prepared.transform.inverse(read_rows(pairs.labels, 0, num_labels))
             names = [name for name in job.metrics if name != "kl" or prepared.log_density is not None]
-            judge = partial(measure, metrics=names, seed=job.seed, log_density=prepared.log_density)
-            perfect = floor(
-                prepared.test, prepared.train, metrics=names, seed=job.seed, log_density=prepared.log_density
-            )
-            metrics: Metrics = {"floor": perfect}
+            asked: Mapping[str, Any] = {"metrics": names, "seed": job.seed, "log_density": prepared.log_density}
+            self.step("evaluate: judging real rows in place of samples, the floor")
+            metrics: Metrics = {"floor": floor(prepared.test, prepared.train, **asked)}
             for name, rows in (("labels", labels), ("samples", samples)):
-                metrics[name] = judge(rows, prepared.test, prepared.train)
+                self.step(f"evaluate: judging {name}")
+                metrics[name] = measure(rows, prepared.test, prepared.train, **asked)
                 self.emit("measured", what=name, **metrics[name])
+            self.step("evaluate: solving some labels again in float64")
             metrics["label_error"] = label_error(pairs, memory_gib=self.job.labels.memory_gib)
             self.emit("label_error", **metrics["label_error"])
             if generator.encoder is not None:
+                self.step("evaluate: log-likelihood of the held-out rows")
                 metrics["likelihood"] = likelihood_figures(generator, prepared, pairs)
                 self.emit("likelihood", **metrics["likelihood"])
+        self.step("evaluate: drawing the report")
         metrics["time_s"] = stage_times(self.events.read())
         _, history = load_fitted(self.checkpoints_url)
         content = report_content(
@@ -285,7 +288,11 @@ class Pipeline(OutputDirectory):
         from sfg_dist.distributed.cluster import ray_session
 
         assert self._ray is not None, "a stage that needs Ray runs within a session"
-        self._ray.enter_context(ray_session(self.job.executor.address))
+        address = self.job.executor.address
+        self.step("Ray: starting on this machine" if address is None else f"Ray: joining the cluster at {address}")
+        self._ray.enter_context(ray_session(address))
+        self._ray.callback(self.step, "Ray: stopping")
+        self.step("Ray: starting the workers")
 
     def require_own(self) -> None:
         """Refuse links and foreign files, and a job.toml of the user's own that holds another job."""
@@ -302,8 +309,10 @@ class Pipeline(OutputDirectory):
         self.require_own()
         table, frame = self.prepared, self.frame()
         existing = open_pairs(self.pairs_url).plan if self._has_store() else None
+        self.step(f"label: planning, {self.job.labels.time_grid} time grid")
         plan = plan_of(self.job, table, frame, existing=existing)
         require_budget(self.job, plan, table.num_train, has_clusters=frame.make_order is not None)
+        self.step(f"label: writing the table into the store{', in clusters' if frame.make_order is not None else ''}")
         pairs = create_store(self.pairs_url, plan, frame)
         warn_of_old_store(pairs)
         self._write_job()

@@ -172,8 +172,8 @@ def warn_of_plain_process(plan: Plan) -> None:
     """Warn that a store of version 0.1.0 without a transform goes on with noise of spread 1."""
     if plan.identity.get("transform", {}).get("kind") == "none" and "sigma_data" not in plan.identity:
         warnings.warn(
-            'the store was begun by version 0.1.0 with transform.kind = "none", and goes on with sigma_data = 1: where '
-            "its rows have another spread than about 1, take another output.dir",
+            'the store was begun by version 0.1.0 with transform.kind = "none", and goes on with sigma_data = 1: if '
+            "the spread of its rows is far from 1, take another output.dir",
             stacklevel=3,
         )
 
@@ -182,7 +182,7 @@ def warn_of_old_store(pairs: Pairs) -> None:
     """Warn that a store of version 0.1.0 keeps its own rows and transform."""
     if not pairs.plan.has_names:
         warnings.warn(
-            f"{pairs.location.url} was begun by version 0.1.0 and keeps its own rows and transform, without types of "
-            f"columns: where this version would read or transform the table otherwise, only a new output.dir does",
+            f"{pairs.location.url} was begun by version 0.1.0, and keeps its rows and transform, without types of "
+            "columns. This version may read or transform the table otherwise: it does so only in another output.dir",
             stacklevel=3,
         )

@@ -137,8 +137,8 @@ def _mend_frame(pairs: Pairs, job: Job) -> None:
         frame = frame_of(job, prepare_table(job), cluster_order(job, lambda: ray_session(job.executor.address)))
     except (SfgError, OSError) as error:
         raise StoreError(
-            f"{pairs.location.url}: the frame is damaged and can only be made again from the table "
-            f"{job.data.source}, which cannot be read: {error}"
+            f"{pairs.location.url}: the reference or the transform is damaged. It can only be made again from the "
+            f"table {job.data.source}, which cannot be read: {error}"
         ) from error
     if frame.queries is None and pairs.plan.identity.get("queries"):
         frame = replace(frame, queries=_stored_queries(pairs))
@@ -151,8 +151,8 @@ def _stored_queries(pairs: Pairs) -> NDArray[np.float32]:
         return pairs.query_rows(0, pairs.plan.num_pairs)
     except StoreError as error:
         raise StoreError(
-            f"{pairs.location.url}: the user's query points are damaged, and without the run's job.toml beside the "
-            f"store it is not known where they came from: put that back, with labels.latents, and run this again"
+            f"{pairs.location.url}: the query points are damaged, and only the run's job.toml, beside the store, "
+            "says where they came from: put it back, with labels.latents, and run this command again"
         ) from error
 
 

@@ -62,9 +62,9 @@ def report_content(
         facts={
             **({"read as": prepared.report["read_as"]} if prepared.report.get("read_as") else {}),
             "rows": ", ".join(f"{size:,} {part}" for part, size in prepared.report["split"].items()),
-            "columns": f"{len(prepared.columns)}, of which {plan.dim} through the flow",
+            "columns": f"{len(prepared.columns)}, of which {plan.dim} go through the flow",
             "pairs": f"{plan.num_pairs:,} in {plan.num_shards:,} shards",
-            "label": f"{plan.labels['solver']}, {_evaluations(plan.labels)} of "
+            "solver": f"{plan.labels['solver']}, {_evaluations(plan.labels)} of "
             + (
                 f"all {len(prepared.train):,} rows"
                 if plan.labels["estimator"] == "full"
@@ -97,9 +97,9 @@ def _labelling(pairs: Pairs) -> tuple[dict[str, str], list[str]]:
         "size": size_of(made.bytes),
     }
     if made.started is not None and made.finished is not None:
-        facts["from first to last"] = duration(made.finished - made.started)
+        facts["from the first shard to the last"] = duration(made.finished - made.started)
     if made.num_retried:
-        facts["more than one attempt"] = counted(made.num_retried, "shard")
+        facts["shards of more than one attempt"] = counted(made.num_retried, "shard")
     if status.extended_at:
         facts["extended at"] = ", ".join(f"{rows:,} pairs" for rows in status.extended_at)
     failures = [failure_line(failure) for driver in status.drivers for failure in driver.failures]
@@ -134,7 +134,7 @@ def _paths(pairs: Pairs, transform: Transform) -> tuple[NDArray[np.float64], NDA
 
 def _evaluations(settings: Mapping[str, Any]) -> str:
     if settings.get("solver_tolerance"):
-        return f"evaluations as many as keep its error estimate below {settings['solver_tolerance']:g}"
+        return f"as many evaluations as keep the error estimate below {settings['solver_tolerance']:g}"
     return f"{settings['num_evaluations']} evaluations"
 
 
@@ -156,7 +156,7 @@ def _time_grid(plan: Plan) -> dict[str, str]:
     said = []
     for direction, points in plan.identity["time_grid"].items():
         is_graded = points == graded_grid(schedule, len(points) - 1)
-        said.append(f"{direction} {'graded, nothing better was found' if is_graded else 'fitted to the table'}")
+        said.append(f"{direction} {'graded, since nothing better was found' if is_graded else 'fitted to the table'}")
     return {"time grid": "; ".join(said)}
 
 
@@ -167,10 +167,10 @@ def _condition(plan: Plan) -> dict[str, str]:
     labels = plan.labels
     width = labels.get("condition_bandwidth")
     kernel = "half the distance to the farthest" if width is None else f"{width:g}"
-    carried = ", carried along the local regression" if labels["condition_adjust"] == "linear" else ""
+    carried = ", moved along the local regression" if labels["condition_adjust"] == "linear" else ""
     return {
-        "given": ", ".join(plan.condition),
-        "given its condition": f"the {labels['condition_neighbors']:,} nearest rows, bandwidth {kernel}{carried}",
+        "conditions": ", ".join(plan.condition),
+        "law for a condition": f"the {labels['condition_neighbors']:,} nearest rows, bandwidth {kernel}{carried}",
     }
 
 
@@ -182,7 +182,8 @@ def _accuracy(settings: Mapping[str, Any], error: Mapping[str, Any]) -> dict[str
     if "condition_neighbors" in settings:
         certified = "every neighbour summed"
     else:
-        certified = f"within {reached:.1e} of exact, certified ({asked:g} asked)" if reached else "every row summed"
+        bound = f"certified within {reached:.1e} of exact ({asked:g} was asked for)"
+        certified = bound if reached else "every row summed"
     return {
         "posterior mean": certified,
         "label error": f"median {error['median']:.1e}, 90th percentile {error['percentile_90']:.1e}, "
@@ -208,7 +209,9 @@ def _notes(report: Mapping[str, Any], latents: str | None, condition: tuple[str,
     if report.get("num_rows_dropped"):
         notes.append(f'{report["num_rows_dropped"]:,} incomplete rows were dropped (data.missing = "drop").')
     for name, value in (report.get("constant") or {}).items():
-        notes.append(f"Column {name} is constant ({value_words(value)}): left out of the flow and put back in samples.")
+        notes.append(
+            f"Column {name} is constant ({value_words(value)}): the flow leaves it out, and samples get it back."
+        )
     by_step: dict[str, list[str]] = {}
     atoms = report.get("atoms") or {}
     for name, tie in (report.get("ties") or {}).items():
@@ -217,7 +220,9 @@ def _notes(report: Mapping[str, Any], latents: str | None, condition: tuple[str,
         by_step.setdefault(f"a grid of {tie['step']:g}" if tie.get("step") else "", []).append(name)
     for grid, names in by_step.items():
         what = (
-            f"lie on {grid}: dequantized, and put back on it" if grid else "repeat on no common grid: not dequantized"
+            f"lie on {grid}: they are dequantized, and samples are put back on it"
+            if grid
+            else "repeat on no common grid: they are not dequantized"
         )
         notes.append(f"Values of {listed(names, limit=8)} {what}.")
     if held := repeated_values(atoms, held=True):
@@ -226,9 +231,12 @@ def _notes(report: Mapping[str, Any], latents: str | None, condition: tuple[str,
         notes.append(f"Values that repeat, which this transform.kind cannot give back exactly: {lost}.")
     if condition:
         notes.append(
-            f"Samples are drawn for the validation rows' {listed(condition, limit=8)}, and compared with the test rows "
-            f"in all columns together; labels have the training rows'. A conditional generator is not calibrated."
+            f"Samples are drawn for the {listed(condition, limit=8)} of the validation rows, labels for those of the "
+            f"training rows. Both are compared with the test rows in all columns together. A conditional generator is "
+            f"not calibrated."
         )
     if latents is not None:
-        notes.append(f"The start points came from {latents}, so labels and samples need not follow the data's law.")
+        notes.append(
+            f"The query points came from {latents}, so labels and samples need not follow the law of the data."
+        )
     return notes

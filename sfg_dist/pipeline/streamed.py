@@ -42,7 +42,7 @@ def open_reference(
     Raises:
         DataError: the table cannot be read by ranges of rows, or a row has a missing value.
 
-    Example:
+    Examples:
         >>> reference = sfg_dist.open_reference("table.parquet", memory_gib=8)      # doctest: +SKIP
         >>> labels = sfg_dist.label_latents(latents, reference)                     # doctest: +SKIP
     """

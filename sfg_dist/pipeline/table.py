@@ -90,7 +90,10 @@ def held_out_conditions(table: Prepared, generator: Generator, num_rows: int) ->
         DataError: there are no validation rows.
     """
     if not len(table.validation):
-        raise DataError("data.split leaves no validation rows, whose conditions the evaluated samples are given")
+        raise DataError(
+            "data.split leaves no validation rows, and the samples that are judged take their conditions "
+            "from those rows: give them a share"
+        )
     held_out = validation_rows(table, generator)[:, generator.split.places]
     return np.resize(held_out, (num_rows, held_out.shape[1]))
 

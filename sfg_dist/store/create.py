@@ -54,8 +54,8 @@ def _lay_out(location: Location, plan: Plan, frame: Frame) -> Plan:
         return existing
     if not existing.difference(plan) and existing.frame != sha256(location.read(MANIFEST_KEY) or b""):
         raise StoreError(
-            f"{location.url}: another driver laid out the store at the same time with other bytes; choose another "
-            f"output.dir, or remove this one"
+            f"{location.url}: another driver began the store at the same time with other bytes; choose another "
+            "output.dir, or remove this one"
         )
     return existing
 
@@ -78,8 +78,8 @@ def _require_own(location: Location) -> None:
         return
     if not str(attributes_of(location).get("format", "")).startswith(FORMAT_NAME):
         raise ConfigError(
-            f"{location.url} holds something else than pairs, such as {found.key!r}, which is kept: choose another "
-            f"output.dir"
+            f"{location.url} holds something else than pairs, such as {found.key!r}, and nothing was changed: choose "
+            "another output.dir"
         )
 
 
@@ -118,8 +118,8 @@ def mend_frame(pairs: Pairs, frame: Frame) -> list[str]:
     manifest = manifest_json(entries)
     if sha256(manifest) != pairs.plan.frame:
         raise StoreError(
-            f"{location.url}: the frame comes out with other bytes than when the store was made, so nothing was "
-            f"changed: the table, the transform or the versions of numpy and zarr differ"
+            f"{location.url}: the reference and the transform come out with other bytes than when the store was "
+            "made, so nothing was changed: the table, the transform or the versions of numpy and zarr differ"
         )
     if location.read(MANIFEST_KEY) != manifest:
         location.write(MANIFEST_KEY, manifest)

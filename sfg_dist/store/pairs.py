@@ -70,7 +70,7 @@ def open_pairs(path: str | Path, *, from_copies: bool = False) -> Pairs:
         ConfigError: it is no path.
         StoreError: there is no store of pairs there, or its plan cannot be read.
 
-    Example:
+    Examples:
         >>> pairs = sfg_dist.open_pairs("runs/quickstart")      # doctest: +SKIP
         >>> pairs.labels.mean(axis=0).compute()                 # doctest: +SKIP
     """

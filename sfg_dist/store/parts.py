@@ -129,7 +129,7 @@ class PartedTable(ABC):
         if entries and is_shared:
             raise ConfigError(
                 f"{self.location.url} holds another table ({found.get('source') or found.get('making')}): remove it, "
-                f"or choose another place; a process that makes a share of a table removes nothing"
+                f"or choose another place; a command that writes a share of a table removes nothing"
             )
         if entries:
             self._mark({"removing": True})  # a killed removal is told from a table that was begun
@@ -230,7 +230,7 @@ class ParquetTable(PartedTable):
         found = _read_table(content)
         if content is not None and "columns" not in found:
             raise ConfigError(
-                f"{self._beside.url}/{self._sample_name} is none of a table of samples: choose another place"
+                f"{self._beside.url}/{self._sample_name} does not belong to a table of samples: choose another place"
             )
         return found
 

@@ -65,7 +65,8 @@ def read_plan(location: Location, *, from_copies: bool = False) -> Plan | None:
                 advice = (
                     "run `sfg repair` on the store, which restores it from its copy"
                     if state.good is not None
-                    else "its copy is no use either: bring one of them back from a backup, or choose another output.dir"
+                    else "its copy cannot be used either: bring one of them back from a backup, or choose another "
+                    "output.dir"
                 )
                 raise StoreError(f"{location.url}/{record_key(number)} cannot be used: {error}; {advice}") from error
             plan = _with_record(plan, state.good)

@@ -221,8 +221,8 @@ class _Attempt:
             return False
         if not self._compare(name, stored)[1]:
             raise StoreError(
-                f"shard {self.shard}: {self.location.url}/{self.keys[name]} reads back other bytes than were written; "
-                f"nothing was committed. Check the disk, then run the same command again"
+                f"shard {self.shard}: {self.location.url}/{self.keys[name]} reads back other bytes than were "
+                "written, and nothing was committed: check the disk, then run the same command again"
             )
         return True
 

@@ -81,7 +81,7 @@ class StoreStatus:
 class StatusReader:
     """Reads the state of a store, again and again at little cost: a commit record is read once.
 
-    Example:
+    Examples:
         >>> StatusReader(open_pairs("runs/quickstart")).read(time.time()).rows_done       # doctest: +SKIP
         20000
     """

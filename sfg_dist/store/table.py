@@ -19,7 +19,7 @@ from sfg_dist.data.column_type import FLOAT, Array, ColumnType
 from sfg_dist.data.naming import listed
 from sfg_dist.job.errors import ConfigError, StoreError
 from sfg_dist.job.object_stores import is_url, reason_of
-from sfg_dist.job.paths import expanded, free_disk
+from sfg_dist.job.paths import expanded, free_disk, nearest_there
 from sfg_dist.job.words import size_of
 from sfg_dist.store.checked import check_declared, checked_store, reading
 from sfg_dist.store.location import Location
@@ -72,11 +72,13 @@ def write_table(
     if suffix not in SUFFIXES:
         raise ConfigError(f"{path}: unknown format {suffix!r}; write to one of {', '.join(SUFFIXES)}")
     types = tuple(types) or (FLOAT,) * len(columns)
+    is_in_parts = suffix == ".zarr" or (suffix == ".parquet" and (is_url(name) or name.endswith("/")))
     if not is_url(name):
+        _require_kind(path, Path(place), is_folder=is_in_parts)
         _require_disk(path, Path(place), _LEAST_BYTES.get(suffix, 1.0) * len(columns) * num_rows / share[1], num_rows)
     if suffix == ".zarr":
         return ZarrTable(place, columns, num_rows, source, types).write(draw, share=share, on_progress=on_progress)
-    if suffix == ".parquet" and (is_url(name) or name.endswith("/")):
+    if is_in_parts:
         return ParquetTable(place, columns, num_rows, source, types).write(draw, share=share, on_progress=on_progress)
     if is_url(name):
         raise ConfigError(f"{path}: only .zarr and .parquet can be written to a URL; write {suffix} to a local file")
@@ -115,6 +117,22 @@ def _write_file(path: Path, columns: Sequence[str], types: Sequence[ColumnType],
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
+
+
+def _require_kind(path: str | Path, place: Path, *, is_folder: bool) -> None:
+    """Refuse a place that something of another kind has taken, before the first row."""
+    there = nearest_there(place)
+    if there != place.absolute():
+        if not there.is_dir():
+            raise ConfigError(f"{path}: {there} is a file, so nothing can lie in it: choose another place")
+    elif is_folder and not place.is_dir():
+        otherwise = "" if place.suffix.lower() == ".zarr" else "leave out the slash at the end to replace it, or "
+        raise ConfigError(
+            f"{path}: {place} is a file, and a table in parts is a folder: {otherwise}choose another name"
+        )
+    elif not is_folder and place.is_dir():
+        otherwise = f"write {place}/ for a table in parts, or " if place.suffix.lower() == ".parquet" else ""
+        raise ConfigError(f"{path} is a folder, and this table is one file: {otherwise}choose another name")
 
 
 def _require_disk(path: str | Path, place: Path, least_bytes: float, num_rows: int) -> None:
@@ -165,8 +183,8 @@ def _warn_of_formulas(path: str | Path, columns: Sequence[str]) -> None:
     """Say which names a spreadsheet would take for formulas: they are written as they were given, to be read again."""
     if formulas := [name for name in columns if name.startswith(("=", "+", "-", "@", "\t", "\r"))]:
         warnings.warn(
-            f"{path}: {listed(formulas)} would be taken for a formula by a spreadsheet: names are written as they are "
-            "in the table; import the file as text, or rename the columns",
+            f"{path}: {listed(formulas)} would be taken for a formula by a spreadsheet, and names are written as "
+            "they are: import the file as text, or rename the columns",
             stacklevel=4,
         )
 

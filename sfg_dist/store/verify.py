@@ -202,7 +202,7 @@ class _Checks:
         if content is None:
             yield Finding("damaged_frame", key, None, "is missing", repair)
         elif sha256(content) != entry.sha256:
-            state = f"has {self._size(key, content, size)} bytes and other ones than were written"
+            state = f"has {self._size(key, content, size)} bytes, which are not those that were written"
             yield Finding("damaged_frame", key, None, state, repair)
 
     def shard(self, shard: int) -> Iterator[Finding]:

@@ -201,9 +201,9 @@ def test_what_cannot_be_compared_is_refused(make_compare_job, tmp_path):
         ComparisonRun(make_compare_job(labels={"direction": "encode"}))
     with pytest.raises(ConfigError, match=r"compare\.methods"):
         make_compare_job(compare={"methods": ["glow"]})
-    with pytest.raises(ConfigError, match="names one twice"):
+    with pytest.raises(ConfigError, match="methods has an entry twice"):
         make_compare_job(compare={"methods": ["nsf", "nsf"]})
-    with pytest.raises(ConfigError, match=r'"sfg", which is not among the methods'):
+    with pytest.raises(ConfigError, match='sizes are of the method "sfg"'):
         make_compare_job(compare={"methods": ["nsf"], "sizes": ["8x1"]})
     with pytest.raises(DataError):
         compare(make_compare_job(data={"source": str(tmp_path / "none.npy")}))

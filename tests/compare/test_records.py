@@ -218,9 +218,9 @@ def test_the_verdict_allows_one_standard_error_of_the_best_peer():
     assert verdict({"sfg": entry(0.599), **peers})[0].startswith("sfg stands beside the best peer, NSF")
     text = verdict({"sfg": entry(0.601, likelihood=-16.5), **peers})
     assert text[0].startswith("NSF is ahead")
-    assert "sfg 0.601 ± 0.010" in text[1]
-    assert "RealNVP -17.00 (at least), NSF -16.00 (below)" in text[2]
-    assert "A sampled row takes 10.0 µs; NSF 20 times as long" in text[3]
+    assert "is 0.601 ± 0.010 for sfg" in text[1]
+    assert "is -16.50 for sfg; RealNVP -17.00, NSF -16.00" in text[2]
+    assert "sfg takes 10.0 µs for a sampled row; NSF takes 20 times as long" in text[3]
     assert "needs sfg and a peer" in verdict({"sfg": entry(0.6), **published})[0]
 
 

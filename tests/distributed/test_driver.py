@@ -199,7 +199,7 @@ def test_a_full_disk_is_waited_for_and_charges_nobody():
 def test_a_disk_that_stays_full_ends_the_run_after_a_minute():
     full = Fate("fail", 1.0, StoreFullError("no space left on the device"))
     run = Run(50, fate=lambda shard, *_: Fate() if shard < 3 else full)
-    run.fails(StoreFullError, r"no space left on the device \(3 of 50 shards are kept; waited 60 s")
+    run.fails(StoreFullError, r"no space left on the device \(3 of 50 shards are kept; it waited 60 s")
     assert 60 < run.pool.clock - 1000 < 75
 
 

@@ -60,7 +60,7 @@ def test_workers_by_default(make_job):
         ({"num_actors": 8, "actors_per_group": 2}, {}, replace(MACHINE, num_cpus=5), ["executor.num_actors = 4"]),
         ({"num_actors": 4, "num_cpu_actors": 2}, {}, MACHINE, ["need 6 CPUs", "executor.num_actors = 2"]),
         ({"num_actors": 1, "num_cpu_actors": 4}, {}, MACHINE, ["fewer executor.num_cpu_actors than 4"]),
-        ({"num_cpu_actors": 4}, {}, MACHINE, ["there is room for no actor", "executor.num_cpu_actors"]),
+        ({"num_cpu_actors": 4}, {}, MACHINE, ["there is no room for an actor", "executor.num_cpu_actors"]),
         (
             {"num_gpus_per_actor": 1, "address": "head:6379"},
             {},

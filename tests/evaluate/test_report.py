@@ -183,7 +183,7 @@ def test_figures_without_a_value_are_a_dash():
 
 def test_an_almost_empty_run_still_has_a_page():
     page = check_page(render_report(content(["x"], metrics={}, history=[], labels=None)), num_images=1)
-    assert "The classifier test was not made." in page.text
+    assert "Samples were not judged by the classifier." in page.text
 
 
 def test_a_loss_that_is_missing_or_not_positive_is_left_out():
@@ -236,7 +236,7 @@ def test_verdict_in_words(auc, headline):
 
 
 def test_verdict_says_where_the_gap_comes_from_and_whether_rows_are_repeated():
-    assert "comes from the fit" in " ".join(verdict(metrics(0.7)))
+    assert "arises in the fit" in " ".join(verdict(metrics(0.7)))
     given = metrics(0.7, nearest_train_distance=0.1)
     given["labels"]["c2st_auc"] = 0.69
     assert "before the fit" in " ".join(verdict(given))

@@ -245,9 +245,9 @@ def test_several_arrays_in_one_npy(tmp_path):
     with open(tmp_path / "a.npy", "wb") as file:
         np.save(file, RAW)
         np.save(file, RAW)
-    with pytest.raises(DataError, match=r"a\.npy goes on behind its first array"):
+    with pytest.raises(DataError, match=r"a\.npy holds more behind its first array"):
         open_table(tmp_path / "a.npy")
-    with pytest.raises(DataError, match=r"a\.npy goes on behind its first array"), open_rows(tmp_path / "a.npy"):
+    with pytest.raises(DataError, match=r"a\.npy holds more behind its first array"), open_rows(tmp_path / "a.npy"):
         pass
 
 
@@ -292,7 +292,7 @@ def test_suffixes_in_any_case(tmp_path, name):
         ({"scale_factor": np.array([0.1, 0.2])}, "its attribute scale_factor is 0.1, 0.2: expected one finite number"),
         ({"scale_factor": 0.0}, "its attribute scale_factor is 0.0: expected one finite number"),
         ({"add_offset": np.nan}, "its attribute add_offset is nan: expected one finite number"),
-        ({"valid_range": np.array([90, 10])}, "its valid values run from 90 to 10, so that there is none"),
+        ({"valid_range": np.array([90, 10])}, "its valid values run from 90 to 10, so no value is valid"),
     ],
 )
 def test_attributes_that_cannot_be_meant_are_refused(tmp_path, attributes, words):

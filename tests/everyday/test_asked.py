@@ -57,7 +57,7 @@ def test_rows_outside_a_range_of_dates_are_told_as_dates(tmp_path):
     ("ends", "words"),
     [
         (["2024-01-01", "2019-01-01"], "low below high"),
-        (["01/02/2019", "2024-01-01"], "'day': '01/02/2019' is none of dates: write ISO 8601"),
+        (["01/02/2019", "2024-01-01"], "'day': expected dates, got '01/02/2019': write ISO 8601"),
     ],
 )
 def test_a_range_that_is_none(ends, words, tmp_path):
@@ -68,12 +68,28 @@ def test_a_range_that_is_none(ends, words, tmp_path):
 @pytest.mark.parametrize(
     ("type_", "given", "words"),
     [
-        (ColumnType("integer", "int64"), "2.5", "2.5 is none of the column's whole numbers; the nearest is 2"),
-        (ColumnType("integer", "int8"), 300, "300 is none of the column's whole numbers; the nearest is 127"),
-        (ColumnType("integer", "uint8"), "-1", "-1 is none of the column's whole numbers; the nearest is 0"),
-        (ColumnType("boolean", "bool"), 0.3, "0.3 is none of the column's true or false"),
-        (ColumnType("decimal", "float64", places=2), "1.255", "1.255 is none of the column's decimals"),
-        (ColumnType("decimal", "decimal128(4, 2)", places=2), "123.45", "123.45 is none of the column's decimals"),
+        (
+            ColumnType("integer", "int64"),
+            "2.5",
+            "the column has whole numbers, and cannot hold 2.5; the nearest value is 2",
+        ),
+        (
+            ColumnType("integer", "int8"),
+            300,
+            "the column has whole numbers, and cannot hold 300; the nearest value is 127",
+        ),
+        (
+            ColumnType("integer", "uint8"),
+            "-1",
+            "the column has whole numbers, and cannot hold -1; the nearest value is 0",
+        ),
+        (ColumnType("boolean", "bool"), 0.3, "the column has true or false, and cannot hold 0.3"),
+        (ColumnType("decimal", "float64", places=2), "1.255", "the column has decimals, and cannot hold 1.255"),
+        (
+            ColumnType("decimal", "decimal128(4, 2)", places=2),
+            "123.45",
+            "the column has decimals, and cannot hold 123.45",
+        ),
     ],
 )
 def test_a_value_given_that_would_come_back_as_another(type_, given, words):
@@ -103,7 +119,10 @@ def test_a_table_of_values_that_would_come_back_as_others(tmp_path):
     (tmp_path / "given.csv").write_text("count\n2\n2.5\n")
     done = sfg(tmp_path, "sample", "model", "--given-table", "given.csv", "--out", "rows.csv", check=None)
     assert done.returncode == 2
-    assert "given.csv: column 'count': 2.5 is none of the column's whole numbers; the nearest is 2" in done.stderr
+    assert (
+        "given.csv: column 'count': the column has whole numbers, and cannot hold 2.5; the nearest value is 2"
+        in done.stderr
+    )
 
 
 @pytest.mark.parametrize(
@@ -146,7 +165,7 @@ def test_quoted_thousands_are_told_as_such(tmp_path):
 
 @pytest.mark.parametrize("place", ["$HOME/runs", "${SCRATCH}/runs", "$SCRATCH", "%TEMP%/runs"])
 def test_no_folder_is_named_like_a_variable(place):
-    with pytest.raises(ConfigError, match="begins with a variable, which is not written out"):
+    with pytest.raises(ConfigError, match="begins with a variable, which is not replaced"):
         expanded(place)
     assert expanded(f"./{place}") == f"./{place}"
 

@@ -163,7 +163,7 @@ def test_in_small_tables_too(name, num_rows, tmp_path):
 
 def shown(table, capsys):
     """What the command line says of a table."""
-    with Display(as_json=False) as display:
+    with Display(on_stderr=False) as display:
         display({"event": "table", **table.report})
     return capsys.readouterr().out
 
@@ -217,7 +217,7 @@ def test_a_column_of_latitudes_keeps_to_the_whole_globe_if_asked(tmp_path):
 def test_a_column_without_any_value_is_named(tmp_path, missing):
     rows = np.stack([np.arange(60.0), np.full(60, np.nan)], axis=1)
     np.save(tmp_path / "t.npy", rows)
-    words = r"t\.npy: no value of column 'c1' is there and finite: choose the columns"
+    words = r"t\.npy: column 'c1' without a finite value: choose the columns"
     with pytest.raises(DataError, match=words):
         prepare(tmp_path / "t.npy", missing=missing)
     with pytest.raises(DataError, match=words):

@@ -53,7 +53,7 @@ def test_a_store_of_this_version_has_the_report_of_its_table(make_job):
 def test_to_go_on_says_so_in_a_line(old_pipeline):
     more = old_pipeline.job.labels.model_copy(update={"num_pairs": 96})
     pipeline = Pipeline(old_pipeline.job.model_copy(update={"labels": more}))
-    with pytest.warns(UserWarning, match="was begun by version 0.1.0 and keeps its own rows and transform"):
+    with pytest.warns(UserWarning, match="was begun by version 0.1.0, and keeps its rows and transform"):
         pairs = pipeline.extend()
     assert pairs.is_complete
 

@@ -440,8 +440,8 @@ def test_values_given_in_the_type_of_their_column(type_, given_, value):
 @pytest.mark.parametrize(
     ("type_", "given_", "message"),
     [
-        (DAY, "yesterday", "'yesterday' is none of dates: write ISO 8601"),
-        (DAY, 19_000.5, "19000.5 is none of dates"),
+        (DAY, "yesterday", "expected dates, got 'yesterday': write ISO 8601"),
+        (DAY, 19_000.5, "expected dates, got 19000.5"),
         (DAY, datetime(2022, 1, 9, 12), "holds dates with a time of day"),
         (
             STAMP,

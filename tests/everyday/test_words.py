@@ -162,7 +162,7 @@ def test_every_command_refuses_in_words(job, name):
         (["scale", "job.toml", "--repeats", "1e9"], "--repeats: expected at most 1,000"),
         (["submit", "job.toml", "--to", "ray", "--seeds", "4-0"], "--seeds '4-0': 4-0 goes down: write 0-4"),
         (["submit", "job.toml", "--to", "ray", "--seeds", "0-999999999999"], "that is more than 10,000 runs"),
-        (["submit", "job.toml", "--to", "ray", "--seeds", "1,1"], "a seed stands there twice"),
+        (["submit", "job.toml", "--to", "ray", "--seeds", "1,1"], "a seed is there twice"),
         (["run", "job.toml", "--set", "labels.num_pairs=1e30"], "at most 9,007,199,254,740,992, got 1e+30"),
         (["run", "job.toml", "--set", "labels.num_pairs=1e15"], "a store has 10,000,000 at most"),
         (["run", "job.toml", "--set", "train.width=1e6"], "train.width must be a whole number above 0 and at most"),
@@ -208,13 +208,13 @@ def test_a_job_file_of_any_editor_is_read(job, content):
         (b"", "data is required"),
         (b'[data]\nsource = "a.csv', "line 2, 'source = \"a.csv': a quote"),
         (b'[data]\nsource = "C:\\Users\\x.csv"', "a backslash within double quotes is written twice"),
-        (b"[data]\nsource = a.csv", "text stands in quotes"),
+        (b"[data]\nsource = a.csv", "write text in quotes"),
         (
             "[data]\nsource = \N{LEFT DOUBLE QUOTATION MARK}a\N{RIGHT DOUBLE QUOTATION MARK}".encode(),
             "quotes are curly",
         ),
-        (b'[data]\nsource = "a"\nsource = "b"', "line 3, 'source = \"b\"': the key stands there twice"),
-        (b'[data]\nsource = "a"\n[data]\n', "the table stands there twice"),
+        (b'[data]\nsource = "a"\nsource = "b"', "line 3, 'source = \"b\"': the key is there twice"),
+        (b'[data]\nsource = "a"\n[data]\n', "the table is there twice"),
         (b"data.source", "expected key = value"),
         (b"a,b\n1,2\n", "line 1, 'a,b': expected key = value"),
         (b"x = " + b"9" * 5000, "thousands of digits"),
@@ -269,8 +269,8 @@ def test_a_key_of_several_kinds():
     table = given("data.header=true", "data.bounds.a=[0, 1]", "data.size=3")
     assert (table.header, table.bounds, table.size) == (True, {"a": [0, 1]}, 3)
     assert given("data.header=auto", "data.bounds=none").bounds == "none"
-    assert refusal(given, "data.header=1").endswith("data.header must be 'auto' or true or false, got 1")
-    assert "'observed' or 'none' or a table of names, each with a list" in refusal(given, "data.bounds=3")
+    assert refusal(given, "data.header=1").endswith("data.header must be 'auto', or true or false, got 1")
+    assert "'observed' or 'none', or a table of names, each with a list" in refusal(given, "data.bounds=3")
 
 
 @pytest.mark.parametrize("text", ["-1", "0", "1.5", "nan", "inf", "ten", "1e30", "true", "1e-3", "''", "[1]", "1,000"])

@@ -202,7 +202,7 @@ def _manifests() -> Iterator[Case]:
             f"manifest with {name}",
             partial(_manifest, edit),
             ("verify", "repair", "label"),
-            "frame.json|a\\nsfg|x1b[2Ja|commits/00000003.json|the frame comes out",
+            "frame.json|a\\nsfg|x1b[2Ja|commits/00000003.json|the reference and the transform come out",
         )
 
 
@@ -235,7 +235,7 @@ def _rows(name: str, value: float, world: World) -> None:
 
 def _values() -> Iterator[Case]:
     for value in (float("nan"), float("inf"), 3e38):
-        words = "labels|floating-point range"
+        words = "labels|loss is not finite"
         yield Case(f"labels of {value}", partial(_other_labels, value), ("verify", "refit"), words)
         yield Case(f"a reference of {value}", partial(_rows, "reference/rows", value), ("extend", "refit"), "reference")
     for name, value in (("scale", 0.0), ("scale", float("nan")), ("knot_counts", -1), ("knot_counts", 2**40),

@@ -110,7 +110,7 @@ def test_events_are_masked_before_anybody_hears_of_them(secret, tmp_path):
 
 
 def test_the_console_says_what_the_log_says(secret, tmp_path, capsys):
-    with Display(as_json=False) as display:
+    with Display(on_stderr=False) as display:
         output = OutputDirectory(str(tmp_path / "run"), display)
         output.emit("attempt_failed", shard=1, attempt=1, reason=f"403 for {secret}", action="retry")
         output.emit("stopping", reason=f"403 for {secret}")
@@ -242,7 +242,7 @@ def test_controls_and_marks_that_turn_the_writing_are_written_out():
 
 
 def test_names_in_events_are_shown_as_they_are(capsys):
-    display = Display(as_json=False)
+    display = Display(on_stderr=False)
     name = f"{ODD}\nlabel: done"
     display.tell(
         "table", read_as=name, split={"train": 1, "validation": 1, "test": 1}, num_rows_dropped=0, constant=[name],
@@ -259,7 +259,7 @@ def test_names_in_events_are_shown_as_they_are(capsys):
 
 
 def test_a_bar_shows_markup_as_it_is(monkeypatch):
-    display = Display(as_json=False)
+    display = Display(on_stderr=False)
     display._console = Console(force_terminal=True, width=300, file=io.StringIO())
     display._stage = {"time": 0.0}
     display._open_bar("[red]x[/red]\x1b[2J", 10, 0)

@@ -141,7 +141,7 @@ def test_the_page_shows_predictions():
         "64",
         "1.25 times as long",
         "bandwidth 200 MB/s",
-        "1.50 times as long a row",
+        "a row takes 1.50 times as long as in the other study",
         "labels.seed: 0 -&gt; 1",
     ):
         assert words in page
@@ -186,7 +186,7 @@ def test_wrong_words(make_study_job, options, message):
 
 
 def test_an_inline_job_is_refused(make_study_job):
-    with pytest.raises(ConfigError, match="Ray workers"):
+    with pytest.raises(ConfigError, match="needs workers of Ray"):
         scale(make_study_job(executor={"kind": "inline"}), ScaleSettings([1]))
 
 
@@ -265,7 +265,7 @@ def test_the_command_predicts_and_compares_studies_in_a_bucket(s3_url, monkeypat
     done = CliRunner().invoke(cli.app, ["scale", "job.toml", *options])
     assert done.exit_code == 0, done.output
     assert "64 workers, shards of 1 s" in done.output
-    assert "1.00 times as long a row" in done.output
+    assert "a row takes 1.00 times as long as in the other study" in done.output
     written = json.loads(Location(f"{s3_url}/one").read("scale/scale.json"))
     assert written["assumptions"]["the store's bandwidth"] == "200 MB/s"
     assert written["comparison"]["of"] == f"{s3_url}/other"

@@ -257,3 +257,27 @@ def test_a_process_that_is_killed_leaves_whole_parts(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in kept} == kept  # not made again
     rows = zarr.open_group(str(tmp_path / "rows.zarr"), mode="r")["X"][...]
     np.testing.assert_array_equal(rows, generator.sample(200_000, seed=3))
+
+
+@pytest.mark.parametrize(
+    ("there", "path", "words"),
+    [
+        (
+            "rows.parquet",
+            "rows.parquet/",
+            r"rows\.parquet is a file, .*: leave out the slash at the end to",
+        ),
+        ("rows.zarr", "rows.zarr", r"rows\.zarr is a file, and a table in parts is a folder: choose another name"),
+        ("rows.parquet/", "rows.parquet", r"is a folder, .*: write .*rows\.parquet/ for a table in parts, or choose"),
+        ("rows.csv/", "rows.csv", r"rows\.csv is a folder, and this table is one file: choose another name"),
+        ("rows", "rows/a.csv", r"rows is a file, so nothing can lie in it: choose another place"),
+    ],
+)
+def test_a_place_that_something_else_has_taken_is_refused_before_the_first_row(tmp_path, there, path, words):
+    place = tmp_path / there
+    place.mkdir() if there.endswith("/") else place.write_bytes(b"mine")
+    draw = Drawing()
+    with pytest.raises(ConfigError, match=words):
+        write_table(f"{tmp_path}/{path}", COLUMNS, 1000, draw, source="one")
+    assert draw.drawn == []
+    assert place.is_dir() or place.read_bytes() == b"mine"

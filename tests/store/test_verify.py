@@ -90,11 +90,17 @@ DAMAGES = {
     "edited copy": ("plan.copy.json", lambda content: b"{}", "damaged_plan", None, "not a plan"),
     "deleted plan": ("plan.json", lambda content: None, "damaged_plan", None, "missing"),
     "deleted copy": ("plan.copy.json", lambda content: None, "damaged_plan", None, "missing"),
-    "damaged reference": ("reference/rows/c/0/0", flipped, "damaged_frame", None, "other ones than were written"),
+    "damaged reference": ("reference/rows/c/0/0", flipped, "damaged_frame", None, "not those that were written"),
     "deleted reference": ("reference/rows/c/0/0", lambda content: None, "damaged_frame", None, "is missing"),
-    "edited metadata": ("latents/zarr.json", lambda content: content + b" ", "damaged_frame", None, "other ones"),
+    "edited metadata": (
+        "latents/zarr.json",
+        lambda content: content + b" ",
+        "damaged_frame",
+        None,
+        "not those that were",
+    ),
     "deleted metadata": ("zarr.json", lambda content: None, "damaged_frame", None, "is missing"),
-    "damaged transform": ("transform/scale/c/0", flipped, "damaged_frame", None, "other ones"),
+    "damaged transform": ("transform/scale/c/0", flipped, "damaged_frame", None, "not those that were"),
     "edited manifest": ("frame.json", lambda content: content + b" ", "damaged_frame", None, "was changed"),
     "foreign file": ("notes.txt", lambda content: b"hello", "foreign_file", None, "no part of the store"),
     "foreign object": ("latents/c/7/0", lambda content: b"hello", "foreign_file", None, "no part of the store"),
@@ -224,7 +230,7 @@ def test_a_plan_whose_record_and_copy_are_both_damaged_is_beyond_repair(pairs):
     damage(pairs.location, "edited plan")
     damage(pairs.location, "edited copy")
     for from_copies in (False, True):
-        with pytest.raises(StoreError, match="its copy is no use either"):
+        with pytest.raises(StoreError, match="its copy cannot be used either"):
             open_pairs(pairs.location.url, from_copies=from_copies)
 
 
@@ -250,7 +256,7 @@ def test_the_frame_is_not_mended_from_another_table(pairs):
     before = contents(pairs.location)
     with pytest.raises(StoreError, match="not the table that the plan was made for"):
         mend_frame(pairs, Frame(ROWS + 1, TRANSFORM, {"kind": "standardize"}))
-    with pytest.raises(StoreError, match="comes out with other bytes"):
+    with pytest.raises(StoreError, match="come out with other bytes"):
         mend_frame(pairs, Frame(ROWS, {"scale": np.ones(3)}, {"kind": "standardize"}))
     assert contents(pairs.location) == before
 

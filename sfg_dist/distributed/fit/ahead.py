@@ -142,9 +142,7 @@ def _passed(
 
 def _require_finite(loss: float) -> None:
     if loss != loss or loss in (float("inf"), float("-inf")):
-        raise TrainingError(
-            "the loss left the floating-point range: take a smaller train.learning_rate, or set train.clip_norm"
-        )
+        raise TrainingError("the loss is not finite: take a smaller train.learning_rate, or set train.clip_norm")
 
 
 class _Committed:

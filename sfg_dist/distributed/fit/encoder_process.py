@@ -72,7 +72,9 @@ class EncoderBeside:
         if (failure := self._child.failure) is not None:
             if failure.known_class is not None:
                 raise failure.known_class(failure.message)
-            raise TrainingError(f"the encoder's process ended: {failure}; the same command goes on from its checkpoint")
+            raise TrainingError(
+                f"the encoder's process ended: {failure}; run the same command again to go on from its checkpoint"
+            )
         return self._result()
 
 

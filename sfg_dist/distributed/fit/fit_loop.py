@@ -238,8 +238,7 @@ class FitLoop:
     def _require_finite(self, loss: float, epoch: int) -> None:
         if not math.isfinite(loss):
             raise DivergedError(
-                f"the loss left the floating-point range in epoch {epoch}: take a smaller "
-                f"train.learning_rate, or set train.clip_norm"
+                f"the loss is not finite in epoch {epoch}: take a smaller train.learning_rate, or set train.clip_norm"
             )
 
     def _entry(self, epoch: int, loss: Tensor, num_batches: int, seconds: float) -> Entry:

@@ -102,6 +102,7 @@ def fit_generator(pairs: Pairs, job: Job, checkpoints: str, hooks: TrainHooks) -
         network = _fit_network(pairs, job, checkpoints, hooks, encoder_fit.poll)
         scaling, calibration = scaling_of(pairs), None
         if job.train.calibrate and not pairs.plan.condition:  # given a condition, the law is not the whole table's
+            hooks.emit("calibrating")
             reference = pairs.reference if scaling is None else scaling(pairs.reference)
             calibration = Calibration.fit(network, reference, seed=job.train.seed)
         encoder, mass = encoder_fit.result()

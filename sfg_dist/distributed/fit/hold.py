@@ -60,8 +60,8 @@ class Hold:
         if is_lost:
             who = f"{found.get('host', 'unknown host')}, process {found.get('pid', '?')}, at {found.get('time', '?')}"
             raise TrainingError(
-                f"another run of this fit has taken over its checkpoints in {self._place} ({who}): this one ends, and "
-                f"what it has saved is kept"
+                f"another run of this fit has taken over its checkpoints in {self._place} ({who}): this run ends, "
+                "and what it has saved is kept"
             )
 
     def _read(self, name: str) -> Mapping[str, str | int]:

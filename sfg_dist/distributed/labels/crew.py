@@ -89,7 +89,7 @@ class Crew:
         self._idle_losses += 1
         if self._idle_losses >= max(IDLE_LOSSES, self._size):
             raise (known or ClusterError)(
-                f"{self._idle_losses} workers were lost one after the other before their first shard, the last "
+                f"{self._idle_losses} workers were lost one after the other before their first shard; the last one, "
                 f"because: {failure}"
             ) from failure.exception
         if self._idle_losses == 1:

@@ -258,7 +258,7 @@ class Driver:
         if failure.is_a(StoreFullError):
             if not self._space.wait(now):
                 raise StoreFullError(
-                    f"{failure.message} ({self._ledger.done} of {self._total} shards are kept; waited "
+                    f"{failure.message} ({self._ledger.done} of {self._total} shards are kept; it waited "
                     f"{self._policy.full_wait_s:g} s for space)"
                 ) from failure.exception
             self._ledger.put_back(shard)

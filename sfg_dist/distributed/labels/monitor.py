@@ -30,7 +30,7 @@ class Monitor:
     On a local disk each is written as it comes. On an object store a thread of its own writes them every few seconds,
     so that a slow store never holds up the driver. A write that fails warns once and is tried again.
 
-    Example:
+    Examples:
         >>> with Monitor(pairs.location, str(driver)) as monitor:                           # doctest: +SKIP
         ...     label_inline(url, LabelSettings(driver=driver, on_event=monitor.event, on_snapshot=monitor.snapshot))
     """

@@ -109,13 +109,13 @@ def whole_groups(asked: int | None, *, group: int, room: int = 0, key: str = "ex
     Raises:
         ConfigError: the number is no whole number of groups, or there is room for less than one.
 
-    Example:
+    Examples:
         >>> whole_groups(None, group=2, room=5), whole_groups(6, group=2)
         (4, 6)
     """
     if asked is None and room == 0:
         raise ConfigError(
-            "there is room for no actor: lower labels.num_threads or executor.num_cpu_actors, or add nodes"
+            "there is no room for an actor: lower labels.num_threads or executor.num_cpu_actors, or add nodes"
         )
     if asked is None and room < group:
         raise ConfigError(f"executor.actors_per_group = {group}, but there is room for {room} actors: take {room}")

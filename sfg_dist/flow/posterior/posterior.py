@@ -247,7 +247,7 @@ def posterior_mean(z_t: Tensor, reference: Rows | PreparedReference, *, alpha: f
     References:
         Song et al. 2021, Score-Based Generative Modeling through SDEs, arXiv 2011.13456.
 
-    Example:
+    Examples:
         >>> posterior_mean(torch.tensor([[0.5]]), torch.tensor([[-1.0], [1.0]]), alpha=1.0, beta=1.0)
         tensor([[0.4621]])
     """

@@ -157,7 +157,7 @@ def verdict(methods: Mapping[str, Method]) -> list[str]:
     peers = {name: mean_auc(method) for name, method in methods.items() if name not in NOT_PEERS}
     ranked = sorted((value[0], value[1], name) for name, value in peers.items() if value is not None)
     if ours is None or own_auc is None or not ranked:
-        return ["A comparison of some methods; the verdict needs sfg and a peer among them."]
+        return ["There is no verdict: it needs sfg and a peer among the methods."]
     best, error, name = ranked[0]
     if own_auc[0] <= best:
         headline = "sfg is the best of the methods by the classifier's AUC."
@@ -167,26 +167,24 @@ def verdict(methods: Mapping[str, Method]) -> list[str]:
         headline = f"{NAMES[name]} is ahead of sfg by more than one standard error of its AUC."
     sentences = [
         headline,
-        f"AUC against held-out rows, 0.5 is perfect: sfg {own_auc[0]:.3f} ± {own_auc[1]:.3f}, the best peer, "
-        f"{NAMES[name]}, {best:.3f} ± {error:.3f}.",
+        f"The AUC against held-out rows, where 0.5 is perfect, is {own_auc[0]:.3f} ± {own_auc[1]:.3f} for sfg and "
+        f"{best:.3f} ± {error:.3f} for the best peer, {NAMES[name]}.",
     ]
     likelihood = mean_likelihood(ours)
     if likelihood is not None:
         others = {peer: mean_likelihood(methods[peer]) for peer in ("realnvp", "nsf") if peer in methods}
-        compared = [
-            f"{NAMES[peer]} {_nats(value[0])} ({'at least' if likelihood[0] >= value[0] else 'below'})"
-            for peer, value in others.items()
-            if value is not None
-        ]
+        compared = [f"{NAMES[peer]} {_nats(value[0])}" for peer, value in others.items() if value is not None]
         if compared:
-            sentences.append(f"Test log-likelihood in nats: sfg {_nats(likelihood[0])}; {', '.join(compared)}.")
+            sentences.append(
+                f"The test log-likelihood in nats is {_nats(likelihood[0])} for sfg; {', '.join(compared)}."
+            )
     costs = [
-        f"{NAMES[peer]} {_times(methods[peer].us_per_sample / ours.us_per_sample)} times as long"
+        f"{NAMES[peer]} takes {_times(methods[peer].us_per_sample / ours.us_per_sample)} times as long"
         for peer in COSTS_COMPARED
         if peer in methods and ours.us_per_sample > 0
     ]
     if costs:
-        sentences.append(f"A sampled row takes {ours.us_per_sample:.1f} µs; {', '.join(costs)}.")
+        sentences.append(f"sfg takes {ours.us_per_sample:.1f} µs for a sampled row; {', '.join(costs)}.")
     return sentences
 
 

@@ -126,7 +126,7 @@ def fit_own(
     *,
     max_label_share: float,
     is_full_batch: bool = False,
-    on_step: Callable[[str], None] = lambda text: None,
+    on_step: Callable[[str, str], None] = lambda done, following: None,
 ) -> OwnFit:
     """Run the label and the train stage of ``own_job`` or ``published_job`` within the budget of ``rules``.
 
@@ -145,7 +145,7 @@ def fit_own(
         label_s = time.perf_counter() - started
         left_s = max_time_s - label_s - reserved_s
         num_pairs = job.labels.num_pairs
-        on_step(f"{num_pairs:,} labels in {label_s:.1f} s")
+        on_step(f"{num_pairs:,} labels in {label_s:.1f} s", "fitting the network")
         if left_s <= 0:
             raise TrainingError(
                 f"the labels took {label_s:.0f} s of the {max_time_s:g} s: raise compare.max_time_s or lower "
@@ -158,7 +158,7 @@ def fit_own(
         started = time.perf_counter()
         generator = Pipeline(job.changed(train=keys), watcher, prepared=prepared).train()
         fit_s = time.perf_counter() - started
-        on_step(f"fitted in {fit_s:.1f} s, {watcher.num_steps:,} steps")
+        on_step(f"fitted in {fit_s:.1f} s, {watcher.num_steps:,} steps", "judging")
     facts = FitFacts(
         label_s=label_s,
         fit_s=fit_s,
@@ -230,7 +230,7 @@ def next_target(made: int, wanted: int, *, pace: float, left_s: float, shard_row
 
     Of ``wanted`` pairs ``made`` are there, which is the answer where nothing more fits; ``pace`` is in pairs a second.
 
-    Example:
+    Examples:
         >>> next_target(4096, 200_000, pace=1000.0, left_s=10.0, shard_rows=4096)
         12288
     """

@@ -17,17 +17,18 @@ OVERRUN = 1.02
 MANY_FITS = 4.0
 """A load average so far above the number of threads says that others were at work."""
 TABLE_NOTE = """
-Against the test rows, in the user's units; ± is one standard error. AUC: how well boosted trees tell samples from test
-rows, 0.5 is perfect; the floor is training rows in place of samples. Log-likelihood: nats a row, higher is better, with
-the transform's Jacobian; along the ODE, with the exact divergence, for flow matching and the score model, there on a
-random part of the rows. Training: labels + fit, wall-clock. The cost of a row is without the way back to the user's
-units, which all methods share.
+All figures are against the test rows, in the units of the table; ± is one standard error. The AUC says how well
+boosted trees tell samples from test rows; 0.5 is perfect. The floor has training rows in place of samples. The
+log-likelihood is in nats a row, with the Jacobian of the transform; higher is better. For flow matching and the score
+model it is computed along the ODE with the exact divergence, on a random part of the rows. Training is the wall-clock
+time of labels + fit. The cost of a row leaves out the way back to the units of the table, which all methods share.
 """
 CONFIGURATION_NOTE = """
-Each peer took the better of the quantile and the standardizing transform and the best of three learning rates, by the
-classifier's AUC of short fits against validation rows: all six, then the best two anew for three times as long. Peers
-are fitted by Adam with a rate that falls to zero with the time, averaged weights, and the best look at the validation
-rows. The score model is one fit with two samplers. compare.json holds every trial.
+Each peer took the better of two transforms, quantile and standardizing, and the best of three learning rates. They
+were chosen by the AUC of short fits against validation rows: first all six, then the best two anew for three times as
+long. Peers are fitted by Adam with a learning rate that falls to zero with the time. Their weights are averaged, and
+those that were best on the validation rows are kept. The score model is one fit with two samplers. compare.json holds
+every trial.
 """
 
 
@@ -83,7 +84,7 @@ def main_table(document: Comparison) -> list[TableRow]:
 def with_error(value: float | None, error: float | None, digits: int = 3) -> str:
     """A number and its standard error; one that no column has room for has three digits and a power of ten.
 
-    Example:
+    Examples:
         >>> with_error(0.5, 0.01), with_error(-1.6329665e20, 3e19)
         ('0.500 ± 0.010', '−1.63e20 ± 3.00e19')
     """
@@ -157,7 +158,7 @@ def _configurations(document: Comparison) -> Iterator[tuple[str, str]]:
 def _facts(document: Comparison) -> dict[str, str]:
     budget = document.budget
     return {
-        "budget": f"{duration(budget.max_time_s)} a method, labels and fit",
+        "budget": f"{duration(budget.max_time_s)} for each method, labels included",
         "seeds": str(budget.num_seeds),
         "selection": f"fits of {budget.selection_time_s:g} s, outside the budget",
         **document.facts,
@@ -193,13 +194,13 @@ def _notes(document: Comparison) -> Iterator[str]:
 def _pictures(document: Comparison) -> Iterator[Picture]:
     yield picture(
         pictures.curves(document.methods, document.floor.get("c2st_auc"), document.budget.max_time_s),
-        "Lines of the classifier's AUC against seconds, one a method",
-        "What each method has after a part of its budget, judged outside it. Learning rates are planned for the whole "
-        "budget, so a method that was given less from the start would stand a little lower on the left.",
+        "Lines of the classifier's AUC against seconds, one for each method",
+        "The AUC of each method after a part of its budget; the judging is outside the budget. Learning rates are "
+        "planned for the whole budget, so a method with less time from the start would do a little better on the left.",
     )
     if (costs := pictures.costs(document.methods, document.sizes)) is not None:
         yield picture(
             costs,
             "Points of AUC against microseconds a sampled row",
-            "The cost of a sampled row and its quality; lower left is better.",
+            "The AUC against the cost of a sampled row; lower left is better.",
         )

@@ -51,7 +51,8 @@ MARKS = (0.125, 0.25, 0.5)
 """Shares of the budget at which a snapshot of each method is kept."""
 RECORD_FIELDS = {"found": dict, "tables?": [str]}
 
-Say = Callable[[str], None]
+Say = Callable[[str, str], None]
+"""Told what is done and what comes next; the latter is empty at the end."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ class ComparisonRun(OutputDirectory):
         keys = self.job.compare
         self.require_own()
         with self.stage("compare", methods=list(keys.methods), max_time_s=keys.max_time_s):
+            self.step(f"data: reading {self.job.data.source}")
             self.emit("table", **self.tables.any.report)
             failures: list[str] = []
             choices: dict[str, Choice] = {}
@@ -153,6 +155,7 @@ class ComparisonRun(OutputDirectory):
                     found.setdefault(row, []).append(cell)
             if not found:
                 raise TrainingError(f"{'; '.join(failures)}; or leave it out of compare.methods")
+            self.step("compare: judging real rows in place of samples, and drawing the page")
             document = make_document(found, self.job, floor=self._floor(), choices=choices, facts=self._facts())
             self._write(document)
             if failures:
@@ -204,7 +207,7 @@ class ComparisonRun(OutputDirectory):
         def fit(say: Say) -> Iterator[Fitted]:
             marks_s = tuple(mark * rules.max_time_s for mark in rules.marks)
             fitted = fit_to_table(kind, chosen, self.tables, max_time_s=rules.max_time_s, marks_s=marks_s, seed=seed)
-            say(f"fitted, {fitted.fit.num_steps:,} steps, best at {fitted.fit.best_at_s:.0f} s")
+            say(f"fitted, {fitted.fit.num_steps:,} steps, best at {fitted.fit.best_at_s:.0f} s", "judging")
             density = fitted.log_density("test", seed=rules.metric_seed)
             for row in rows:
                 yield fitted.as_judged(row, density)
@@ -271,13 +274,13 @@ class ComparisonRun(OutputDirectory):
         told("cell_started", max_time_s=self.rules.max_time_s)
         torch.set_num_threads(self.num_threads)
 
-        def say(text: str) -> None:
-            told("cell_step", text=text)
+        def say(done: str, following: str) -> None:
+            told("cell_step", text=done, next=following)
 
         found, samples = {}, {}
         for fitted in plan.fit(say):
             found[fitted.name], samples[fitted.name] = judge(fitted, self.tables.any, self.rules)
-            say(f"{fitted.name} judged")
+            say(f"{fitted.name} judged", "")
         load_average = (round(load_before, 2), round(os.getloadavg()[0], 2))
         found = {row: replace(cell, load_average=load_average) for row, cell in found.items()}
         self._keep(plan.record, plan.keys, {row: cell.to_json() for row, cell in found.items()}, samples)

@@ -187,7 +187,7 @@ def estimate_job(
     machine = machine or this_machine()
     workers, price = choose_workers(job, machine), job.executor.price_per_hour
     require_budget(job)
-    on_step("data: reading and preparing the table")
+    on_step(f"plan: reading {job.data.source}, and preparing it")
     started = time.monotonic()
     subject = _Subject.of(job)
     plan, pending, clusters = subject.plan, subject.pending, subject.has_clusters
@@ -208,7 +208,7 @@ def estimate_job(
     data_s = time.monotonic() - started
     found = Calibration({}, 0.0)
     if pending:
-        on_step(f"calibration: {seconds:g} s of labels once the workers are warm")
+        on_step(f"plan: calibrating by {seconds:g} s of labels, once the workers are warm")
         settings = CalibrationSettings(
             calibrated_devices(workers, machine),
             num_threads=job.labels.num_threads,
@@ -317,11 +317,13 @@ def _notes(
     notes = []
     if workers.is_elsewhere:
         notes.append(
-            f"actors run on the cluster at {job.executor.address} and are taken to be like this machine; its memory, "
-            f"CPUs and GPUs were not looked at"
+            f"the actors of the cluster at {job.executor.address} are taken to be like this machine; the memory, "
+            "CPUs and GPUs of the cluster were not looked at"
         )
         if job.executor.num_actors is None:
-            notes.append(f"executor.num_actors is not given: {workers.total} were assumed, as this machine would hold")
+            notes.append(
+                f"executor.num_actors is not given: as many as would fit on this machine were assumed, {workers.total}"
+            )
     elif memory.total_bytes > machine.available_bytes:
         notes.append(
             f"{memory.total_bytes / GIB:.2f} GiB are needed, and {machine.available_bytes / GIB:.2f} GiB of memory "
@@ -331,18 +333,23 @@ def _notes(
         notes.append("writing was timed on a local disk, not in the object store")
     if "cuda" in memory.actors and subject.num_reference > REFERENCE_BLOCK_ROWS and job.labels.tolerance > 0:
         notes.append(
-            f"on GPUs a reference of more than {REFERENCE_BLOCK_ROWS:,} rows is summed row by row: labels.tolerance "
-            f"saves nothing there yet"
+            f"on GPUs every row of a reference of more than {REFERENCE_BLOCK_ROWS:,} rows is summed: "
+            "labels.tolerance saves nothing there"
         )
     if blocks > 1:
         notes.append(
-            f"the reference is larger than labels.memory_gib: its first {REFERENCE_BLOCK_ROWS:,} rows were looked at, "
-            f"and the pace is theirs over {blocks:.1f}"
+            f"the reference is larger than labels.memory_gib: the calibration took its first {REFERENCE_BLOCK_ROWS:,} "
+            f"rows, and the times are {blocks:.1f} times as long"
         )
     if subject.fits_grid:
-        notes.append(f"the time grid is fitted first: about {FIT_ROWS} labels' work, counted with the data")
+        notes.append(
+            f"the time grid is fitted first, for the work of about {FIT_ROWS} labels; it is counted with the data"
+        )
     if job.labels.solver_tolerance is not None:
-        notes.append("with labels.solver_tolerance each row takes its own steps: evaluations are from the calibration")
+        notes.append(
+            "with labels.solver_tolerance each row takes its own steps: the number of evaluations is from "
+            "the calibration"
+        )
     return notes
 
 
@@ -354,9 +361,9 @@ def _load_notes(
     if other_cpus <= idle + OTHER_CPUS:
         return []
     text = (
-        f"other processes kept {other_cpus:.1f} CPUs busy during the calibration, and the times are those of a machine "
-        f"as busy as that"
+        f"other processes kept {other_cpus:.1f} CPUs busy during the calibration, so the times are those of a "
+        "machine as busy as that"
     )
     if "cpu" in paces and len(paces) == 1 and workers.num_threads == 1:
-        text += f"; alone on it, the label time is about {spent.label_s * paces['cpu'].cpu_share:.0f} s"
+        text += f"; without them, the label time would be about {spent.label_s * paces['cpu'].cpu_share:.0f} s"
     return [text]

@@ -48,7 +48,7 @@ def universal(n: _Array, parameters: _Array) -> _Array:
 def fit_laws(workers: Sequence[int], wall_s: Sequence[float]) -> Laws:
     """Both laws by the numbers of workers and the times of all runs.
 
-    Example:
+    Examples:
         >>> found = fit_laws([1, 2, 4], [100.0, 55.0, 32.5]).amdahl
         >>> round(found.serial_share.value, 3)
         0.1

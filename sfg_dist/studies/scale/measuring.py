@@ -41,8 +41,8 @@ def measure_labels(pairs: Pairs, job: Job) -> Run:
     wall_s = time.perf_counter() - started
     if len(seen.starts) < min(num_actors, plan.num_shards):
         raise ClusterError(
-            f"{num_actors} actors were asked for and {len(seen.starts)} began before the labels were done: a job of so "
-            f"few seconds is too short for this study; raise labels.num_pairs"
+            f"{num_actors} actors were asked for, and {len(seen.starts)} began before the labels were done: the job "
+            "is too short for this study; raise labels.num_pairs"
         )
     integrate_s = sum(seconds for _, seconds, _ in seen.shards)
     busy_s = sum(worker.seconds for worker in seen.last.workers) if seen.last else 0.0

@@ -19,13 +19,14 @@ from sfg_dist.studies.scale.results import (
 )
 
 TABLE_NOTE = """
-Medians; in brackets the fastest and the slowest run; of the run with the median time the seconds of a worker. Strong
-scaling: the same work for every number of workers; weak: so many times the work. Ray's own start is left out, the
-workers' start is not.
+Seconds and efficiencies are medians, with those of the fastest and the slowest run in brackets. The seconds of a worker
+are those of the run with the median time. Strong scaling is the same work for every number of workers. In weak scaling
+the work grows with the number of workers. The start of Ray is left out, that of the workers is not.
 """
 LAWS_NOTE = """
-Least squares of log time over all strong-scaling runs; in brackets intervals of 90 % by Student's t. Coherence is what
-grows with the pairs of workers; with it there is a number beyond which more workers do less.
+The laws are fitted by least squares of log time over all runs of strong scaling. Brackets hold intervals of 90 % by
+Student's t. Coherence is the cost that grows with the number of pairs of workers: where there is some, too many workers
+do less.
 """
 
 
@@ -62,7 +63,7 @@ def _sections(document: StudyDocument) -> list[Section]:
         sections.append(Section("Laws", list(law_lines(document.fit)), note=LAWS_NOTE))
     if document.predictions:
         assumed = "; ".join(f"{name} {value}" for name, value in (document.assumptions or {}).items())
-        lines = [*(f"The simulation beside the runs: {line}" for line in validation_lines(document)),
+        lines = [*(f"Simulation against measurement: {line}." for line in validation_lines(document)),
                  *([f"Assumed: {assumed}."] if assumed else [])]  # fmt: skip
         rows = prediction_table(document.predictions)
         sections.append(Section("Larger clusters, simulated", lines, simulated, rows))
@@ -81,7 +82,7 @@ def verdict(document: StudyDocument) -> Iterator[str]:
                 f"({last.efficiency_low:.2f} to {last.efficiency_high:.2f} over the runs)."
             )
         else:
-            yield f"{case}: one number of workers, {last.num_workers}: nothing to compare with."
+            yield f"{case}: there is no efficiency, since {last.num_workers} is the only number of workers."
 
 
 def main_table(summary: Mapping[str, Sequence[Efficiency]]) -> list[tuple[str, ...]]:
@@ -111,21 +112,21 @@ def law_lines(fit: Mapping[str, Laws]) -> Iterator[str]:
                 yield f"{stage}, {name}: {_numbers(law)}; times fit within {100 * law.residual:.1f} %."
             else:
                 yield (
-                    f"{stage}, {name}: {_numbers(law)}; it has as many numbers as there are numbers of workers, and is "
-                    f"not tested by them."
+                    f"{stage}, {name}: {_numbers(law)}; the runs cannot test it, since it has as many parameters as "
+                    f"there are numbers of workers."
                 )
 
 
 def _numbers(law: AmdahlFit | UniversalFit) -> str:
     if isinstance(law, AmdahlFit):
         return f"serial share {_with_interval(law.serial_share)}"
-    peak = "" if law.peak is None else f", most is done by about {law.peak:.0f} workers"
+    peak = "" if law.peak is None else f", the most is done by about {law.peak:.0f} workers"
     return f"contention {_with_interval(law.contention)}, coherence {_with_interval(law.coherence)}{peak}"
 
 
 def _with_interval(number: Number) -> str:
     if number.low is None:
-        return f"{number.value:.2g} (no runs to spare: no interval)"
+        return f"{number.value:.2g} (too few runs for an interval)"
     return f"{number.value:.2g} ({number.low:.2g} to {number.high:.2g})"
 
 
@@ -134,14 +135,14 @@ def validation_lines(document: StudyDocument) -> Iterator[str]:
     for entry in document.validation or ():
         error = 100 * (entry.predicted_s / entry.measured_s - 1)
         yield (
-            f"{entry.num_workers} workers: {entry.measured_s:.1f} s measured up to the last commit, "
-            f"{entry.predicted_s:.1f} s simulated by the costs of the fewest ({error:+.1f} %), "
+            f"{entry.num_workers} workers took {entry.measured_s:.1f} s up to the last commit; the simulation takes "
+            f"{entry.predicted_s:.1f} s by the costs with the fewest workers ({error:+.1f} %), and "
             f"{entry.predicted_own_s:.1f} s by the costs of these runs"
         )
     if document.slowdown is not None:
         yield (
-            f"a shard takes {document.slowdown:.2f} times as long where the most workers are at work as where the "
-            f"fewest are: predictions have the costs of the former, and their efficiency is against workers as slow"
+            f"a shard takes {document.slowdown:.2f} times as long with the most workers as with the fewest; "
+            f"predictions take the costs with the most, and their efficiency is against workers as slow"
         )
 
 
@@ -152,8 +153,8 @@ def comparison_lines(document: StudyDocument) -> Iterator[str]:
     yield from (f"the studies differ in {text}" for text in document.comparison.differences)
     for entry in document.comparison.cases:
         yield (
-            f"{entry.case}, {entry.num_workers} workers: {entry.ratio:.2f} times as long a row as there "
-            f"({entry.ratio_low:.2f} to {entry.ratio_high:.2f})"
+            f"{entry.case}, {entry.num_workers} workers: a row takes {entry.ratio:.2f} times as long as in the other "
+            f"study ({entry.ratio_low:.2f} to {entry.ratio_high:.2f})"
         )
 
 
@@ -177,18 +178,20 @@ def _pictures(document: StudyDocument) -> Iterator[Picture]:
     yield picture(
         pictures.efficiency(document.summary, document.fit),
         "Efficiency against the number of workers",
-        "Bars from the slowest run over the fastest base to the opposite; dotted: Amdahl's law as fitted.",
+        "Bars reach from the lowest to the highest efficiency that two runs give. The dotted line is Amdahl's law as "
+        "fitted.",
     )
     yield picture(
         pictures.parts(document.summary),
         "Seconds of a worker by what it did",
-        "Seconds of a worker, the mean over those of the run with the median time: start and load until it is at work; "
-        "integrating; writing; waiting, for the driver or for others' last shards; the end of all processes.",
+        "The seconds of a worker in the run with the median time, averaged over its workers: start and load until it "
+        "is at work, integration, writing, waiting for the driver or for the last shards of others, and the end of all "
+        "processes.",
     )
     if document.predictions:
         yield picture(
             pictures.predictions(document.predictions),
             "Efficiency of simulated clusters",
-            "The driver's own loop over workers with the costs that were measured; as many shards a worker for every "
-            "number of workers.",
+            "The driver's own loop runs over simulated workers with the measured costs. A worker has as many shards "
+            "for every number of workers.",
         )

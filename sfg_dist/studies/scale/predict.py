@@ -88,12 +88,12 @@ def assumptions(limits: Limits) -> dict[str, str]:
 
     return {
         "the store's bandwidth": limit(limits.store_bytes_per_s, "MB/s", 1e6),
-        "its requests": limit(limits.store_requests_per_s, "a second"),
+        "the store's requests": limit(limits.store_requests_per_s, "a second"),
         "a worker's link": limit(limits.worker_bytes_per_s, "MB/s", 1e6),
-        "workers brought up": "all at once" if limits.starts_per_s is None else f"{limits.starts_per_s:g} a second",
-        "a shard of the study": f"{limits.shard_bytes / 1e6:.3g} MB",
-        "read by each worker at its start": f"{limits.load_bytes / 1e6:g} MB",
-        "to the driver or back": f"{1000 * limits.answer_s:g} ms",
+        "the start of workers": "all at once" if limits.starts_per_s is None else f"{limits.starts_per_s:g} a second",
+        "bytes of a shard of the study": f"{limits.shard_bytes / 1e6:.3g} MB",
+        "bytes that a worker reads at its start": f"{limits.load_bytes / 1e6:g} MB",
+        "a message between worker and driver": f"{1000 * limits.answer_s:g} ms",
         "the driver's machine": f"{limits.driver_scale:g} times the time of this one",
     }
 

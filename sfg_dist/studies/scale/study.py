@@ -348,8 +348,8 @@ def _check(job: Job, settings: ScaleSettings) -> None:
             f"repeats = {settings.repeats}, num_epochs = {settings.num_epochs}: expected 1 or more of both"
         )
     if job.executor.kind != "ray":
-        raise ConfigError('a scaling study is of Ray workers: leave executor.kind = "inline" out')
+        raise ConfigError('a scaling study needs workers of Ray: leave executor.kind = "inline" out')
     if job.labels.latents is not None and "weak" in settings.modes:
         raise ConfigError("weak scaling needs more pairs for more workers: labels.latents fixes their number")
     if job.executor.actors_per_group > 1 or job.executor.num_cpu_actors:
-        raise ConfigError("a scaling study is of actors of one kind: leave actors_per_group and num_cpu_actors out")
+        raise ConfigError("a scaling study needs actors of one kind: leave actors_per_group and num_cpu_actors out")

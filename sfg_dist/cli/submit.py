@@ -12,7 +12,8 @@ import typer
 
 from sfg_dist.cli.command import Executor, Json, Set, aligned, command, load, say
 from sfg_dist.job.errors import ClusterError, ConfigError
-from sfg_dist.job.search_path import PACKAGE_ROOT, child_environment
+from sfg_dist.job.search_path import child_environment
+from sfg_dist.job.shipped import shipped
 from sfg_dist.job.words import printable, shown
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 MAX_SEEDS, MAX_ENDED = 10_000, 10
 STAGES = ("run", "label", "train", "sample", "evaluate", "compare")
-CHECKOUT = Path(PACKAGE_ROOT)
 Jobs = Annotated[list[Path], typer.Argument(metavar="JOB.toml...", help="One or more job files.")]
 Word = Annotated[str, typer.Argument(metavar="SUBMISSION", help="Its id, the start of one, or its name.")]
 
@@ -32,7 +32,7 @@ class SubmitOptions:
 
     to: Annotated[str, typer.Option("--to", help="slurm, kuberay, or ray for a cluster that runs already.")]
     profile: Annotated[
-        Path | None, typer.Option("--profile", help="The site's TOML file; if left out, the checkout's.")
+        Path | None, typer.Option("--profile", help="The site's TOML file; if left out, the package's.")
     ] = None
     profile_set: Annotated[
         list[str] | None,
@@ -171,9 +171,9 @@ def cancel(submission: Word, json_: Json = False) -> None:
 
 
 def _shipped_profile(to: str) -> Path | None:
-    """The profile of this package's checkout. A profile runs commands, so no other is used without being named."""
-    path = CHECKOUT / "cluster" / f"{to}.toml"
-    return path if to.isalpha() and (CHECKOUT / "pyproject.toml").is_file() and path.is_file() else None
+    """The profile that comes with the package. A profile runs commands, so no other is used without being named."""
+    folder = shipped("cluster")
+    return folder / f"{to}.toml" if folder and to.isalpha() and (folder / f"{to}.toml").is_file() else None
 
 
 def _numbers(text: str) -> list[int]:

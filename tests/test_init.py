@@ -109,6 +109,7 @@ def test_what_is_asked_for_stands(folder):
     ("words", "message"),
     [
         (["init"], "name a table, or --example"),
+        (["init", "plant.csv", "--out", "job.txt"], "--out 'job.txt': the name of a job file ends in .toml"),
         (["init", "job.toml"], "'job.toml' is no table by its name"),
         (["init", "none.csv"], "none.csv does not exist"),
         (["init", "sheet.xlsx"], "found the suffix .xlsx"),

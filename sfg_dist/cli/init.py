@@ -77,6 +77,8 @@ def init(
     if not 0 < options.minutes <= 1e6:
         raise ConfigError(f"--minutes: expected a number above 0, got {options.minutes:g}")
     path = options.out or Path(f"{table_name(_table(what))}.toml")
+    if path.suffix.lower() != ".toml":
+        raise ConfigError(f"--out {shown(str(path))}: the name of a job file ends in .toml")
     _require_free(path, options.force)
     given = [f"data.condition={json.dumps(options.condition, ensure_ascii=False)}"] if options.condition else []
     from sfg_dist.studies.estimate.first_job import first_job
@@ -108,10 +110,7 @@ def job_of(what: str, overrides: list[str] | None, executor: str | None) -> Job:
         made = first_job(what, given, name=f"{name}.toml", on_step=on_step)
     for sentence in made.chosen:
         _tell(f"job: {sentence}")
-    _tell(
-        f"job: {made.job.output.dir}/job.toml will hold it; `sfg init {what}` writes it with comments, to be changed "
-        f"and run by its own name"
-    )
+    _tell(f"job: {made.job.output.dir}/job.toml will hold it; `sfg init {what}` writes it with comments, to be changed")
     return made.job
 
 

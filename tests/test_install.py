@@ -318,7 +318,9 @@ def test_the_wheel_holds_all_that_a_job_needs(tmp_path):
         for mine, theirs in pairs or [(copied, there)]:
             assert mine.read_bytes() == theirs.read_bytes()
     shutil.rmtree(tmp_path / "cluster")
-    assert "#SBATCH" in sfg("submit", "job.toml", "--to", "slurm", "--dry-run")  # by the profile in the wheel
+    profile = tmp_path / "site" / "sfg_dist" / "shipped" / "cluster" / "slurm.toml"
+    profile.write_text(profile.read_text().replace('"1:00:00"', '"7:00:00"'))
+    assert "7:00:00" in sfg("submit", "job.toml", "--to", "slurm", "--dry-run")
     sfg("run", "job.toml", "--executor", "inline")
     assert (tmp_path / "runs" / "job" / "report.html").stat().st_size > 10_000
 

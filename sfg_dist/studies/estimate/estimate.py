@@ -196,8 +196,7 @@ def estimate_job(
 
     Args:
         job: the checked job.
-        machine: this machine by default.
-        prepared: the job's table, where it is read already.
+        machine, prepared: this machine, and the job's table, where they are known already.
         seconds: length of the calibration once it is warm.
         on_step: told in words what goes on.
 

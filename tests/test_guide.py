@@ -128,7 +128,7 @@ def smaller(line):
             else []
         )
         return [*words, *in_a_bucket, *([] if "--dry-run" in words else ["--dry-run"])]
-    if len(words) > 1 and words[1].endswith(".toml"):
+    if len(words) > 1 and words[1].endswith((".toml", ".parquet")):
         given = {word.partition("=")[0] for word in words}
         words += [
             word

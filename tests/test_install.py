@@ -279,13 +279,14 @@ def test_no_extras_is_the_package_alone(checkout):
 @pytest.mark.packaging
 @pytest.mark.slow
 def test_the_wheel_holds_all_that_a_job_needs(tmp_path):
-    """The wheel alone, outside the checkout: labels, a fit, samples and the page."""
+    """The wheel alone, outside the checkout: examples, profiles, labels, a fit, samples and the page."""
     sources = tmp_path / "sources"
-    shutil.copytree(ROOT / "sfg_dist", sources / "sfg_dist", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("sfg_dist", "jobs", "cluster"):
+        shutil.copytree(ROOT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, sources)
-    built = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(sources)]
-    subprocess.run(built, check=True, capture_output=True, timeout=patience(120))
+    built = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(sources)]
+    subprocess.run(built, check=True, capture_output=True, timeout=patience(120))  # the wheel from the sdist
     shutil.rmtree(sources)
     (wheel,) = tmp_path.glob("*.whl")
     shutil.unpack_archive(wheel, tmp_path / "site", "zip")
@@ -297,13 +298,42 @@ def test_the_wheel_holds_all_that_a_job_needs(tmp_path):
         "[evaluate]\nnum_samples = 200\n"
     )
     program = "import sfg_dist, sfg_dist.cli.main as c; assert sfg_dist.__file__.startswith({!r}); c.main()"
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", program.format(str(tmp_path)), "run", str(job), "--executor", "inline"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
-        text=True,
-        capture_output=True,
-        timeout=patience(300),
-    )
-    assert done.returncode == 0, done.stderr
+
+    def sfg(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", program.format(str(tmp_path)), *words],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+            text=True,
+            capture_output=True,
+            timeout=patience(300),
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    for example, place in (("quickstart", "jobs/quickstart.toml"), ("study", "jobs/study"), ("cluster", "cluster")):
+        sfg("init", "--example", example)
+        copied, there = tmp_path / Path(place).name, ROOT / place
+        pairs = [(copied / path.name, path) for path in there.iterdir() if path.is_file()] if there.is_dir() else []
+        for mine, theirs in pairs or [(copied, there)]:
+            assert mine.read_bytes() == theirs.read_bytes()
+    shutil.rmtree(tmp_path / "cluster")
+    profile = tmp_path / "site" / "sfg_dist" / "shipped" / "cluster" / "slurm.toml"
+    profile.write_text(profile.read_text().replace('"1:00:00"', '"7:00:00"'))
+    assert "7:00:00" in sfg("submit", "job.toml", "--to", "slurm", "--dry-run")
+    sfg("run", "job.toml", "--executor", "inline")
     assert (tmp_path / "runs" / "job" / "report.html").stat().st_size > 10_000
+
+
+def test_the_citation_has_the_project_s_own_words():
+    import tomllib
+
+    import yaml
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["title"], citation["license"]) == (project["name"], project["license"])
+    assert "version" not in citation  # it stands in sfg_dist/job/version.py alone
+    readme = (ROOT / "README.md").read_text()
+    assert all(reference["url"] in readme for reference in citation["references"])
+    assert citation["abstract"] in readme

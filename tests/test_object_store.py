@@ -62,6 +62,11 @@ def test_commands_take_urls(make_job, tmp_path, bucket, no_pictures):
         said = sfg(tmp_path, stage, "job.toml").stdout
     assert f"report: {bucket}/run/report.html" in said
     assert "complete" in sfg(tmp_path, "status", f"{bucket}/run").stdout
+    Location(f"{bucket}/run").delete("report.html")
+    shown = sfg(tmp_path, "report", f"{bucket}/run", "--open", check=2)
+    assert f"report: {bucket}/run/report.html" in shown.stdout
+    assert "a browser cannot read" in shown.stderr
+    assert b"</html>" in Location(f"{bucket}/run").read("report.html")
     sfg(tmp_path, "sample", f"{bucket}/run/model", "-n", "100", "--out", "rows.npy")
     sfg(tmp_path, "sample", f"{bucket}/run/model", "-n", "100", "--out", f"{bucket}/rows.zarr")
     from sfg_dist.data import open_table

@@ -172,6 +172,11 @@ def load(path: Path, overrides: list[str] | None, executor: str | None) -> Job:
     """The job of a file with the overrides of the command line."""
     from sfg_dist.job.config import load_job
 
+    if path.suffix.lower() != ".toml":
+        from sfg_dist.data.table import is_table
+
+        if is_table(str(path)) and not path.is_dir():
+            raise ConfigError(f"{path} is a table, and this command takes its job; `sfg init {path}` writes one")
     return load_job(path, [*(overrides or []), *([f"executor.kind={executor}"] if executor is not None else [])])
 
 

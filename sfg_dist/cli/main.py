@@ -29,6 +29,7 @@ import typer
 from sfg_dist import __version__
 from sfg_dist.cli.command import Executor, JobPath, Json, Set, app, command, load, say
 from sfg_dist.cli.display import Display
+from sfg_dist.cli.init import JobOrTable, job_of  # its command stands first in the help
 from sfg_dist.cli.model import SampleOptions, sample_model
 from sfg_dist.distributed.stopping import granted_s
 from sfg_dist.job.errors import ConfigError
@@ -47,7 +48,7 @@ _ENDING_SIGNALS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGU
 
 @command
 def run(
-    job: JobPath,
+    job: JobOrTable,
     overlap: Annotated[
         bool, typer.Option("--overlap", help="Begin to train on finished shards while others are labelled.")
     ] = False,
@@ -59,7 +60,7 @@ def run(
 
     It goes on where an earlier run of the job stopped. `sfg keys` lists the keys of a job.
     """
-    resolved = load(job, set_, executor)
+    resolved = job_of(job, set_, executor)
     with Display(json_) as display:
         from sfg_dist.pipeline.pipeline import run as run_job
 
@@ -68,14 +69,14 @@ def run(
 
 
 @command
-def plan(job: JobPath, set_: Set = None, executor: Executor = None, json_: Json = False) -> None:
+def plan(job: JobOrTable, set_: Set = None, executor: Executor = None, json_: Json = False) -> None:
     """Say what labelling will take: work, memory, disk, time and cost.
 
     It measures the pace of this machine for a few seconds, writes nothing and needs no Ray. It refuses what cannot fit.
     """
     from sfg_dist.cli.plan import show_estimate
 
-    resolved = load(job, set_, executor)
+    resolved = job_of(job, set_, executor)
     with Display(on_stderr=True) as display:
         from sfg_dist.studies.estimate.estimate import estimate_job
 
@@ -281,6 +282,7 @@ def _finish(as_json: bool, job: Job, result: Mapping[str, Any]) -> None:
 import sfg_dist.cli.compare  # noqa: E402
 import sfg_dist.cli.keys  # noqa: E402
 import sfg_dist.cli.model  # noqa: E402
+import sfg_dist.cli.report  # noqa: E402
 import sfg_dist.cli.scale  # noqa: E402
 import sfg_dist.cli.store  # noqa: E402
 import sfg_dist.cli.submit  # noqa: E402, F401  (makes its commands known, behind those above in the help)

@@ -12,7 +12,8 @@ import typer
 
 from sfg_dist.cli.command import Executor, Json, Set, aligned, command, load, option, say
 from sfg_dist.job.errors import ClusterError, ConfigError
-from sfg_dist.job.search_path import PACKAGE_ROOT, child_environment
+from sfg_dist.job.search_path import child_environment
+from sfg_dist.job.shipped import shipped
 from sfg_dist.job.words import printable, shown
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 MAX_SEEDS, MAX_ENDED = 10_000, 10
 STAGES = ("run", "label", "train", "sample", "evaluate", "compare")
-CHECKOUT = Path(PACKAGE_ROOT)
 Jobs = Annotated[list[Path], typer.Argument(metavar="JOB.toml", help="One or more job files.")]
 Word = Annotated[str, typer.Argument(metavar="SUBMISSION", help="An id, the beginning of one, or a name.")]
 Text = str | None
@@ -32,7 +32,7 @@ class SubmitOptions:
     """Where to send jobs, and which stages of them."""
 
     to: Annotated[str, option("--to", "WHERE", "slurm, kuberay, or ray for a Ray cluster that runs already.")]
-    profile: Annotated[Path | None, option("--profile", "FILE", "The site's profile; if left out, the checkout's.")] = (
+    profile: Annotated[Path | None, option("--profile", "FILE", "The site's profile; if left out, the package's.")] = (
         None
     )
     profile_set: Annotated[
@@ -174,9 +174,9 @@ def cancel(submission: Word, json_: Json = False) -> None:
 
 
 def _shipped_profile(to: str) -> Path | None:
-    """The profile of this package's checkout. A profile runs commands, so no other is used without being named."""
-    path = CHECKOUT / "cluster" / f"{to}.toml"
-    return path if to.isalpha() and (CHECKOUT / "pyproject.toml").is_file() and path.is_file() else None
+    """The profile that comes with the package. A profile runs commands, so no other is used without being named."""
+    folder = shipped("cluster")
+    return folder / f"{to}.toml" if folder and to.isalpha() and (folder / f"{to}.toml").is_file() else None
 
 
 def _numbers(text: str) -> list[int]:

@@ -20,23 +20,28 @@ conventions:
 """
 
 from sfg_dist.data.csv_dialect import TextFormat
+from sfg_dist.data.look import ColumnLook, TableLook, look_at
 from sfg_dist.data.preparation import prepare
 from sfg_dist.data.prepared import Prepared
 from sfg_dist.data.queries import read_queries
 from sfg_dist.data.row_reader import RowReader
 from sfg_dist.data.rows import open_rows
 from sfg_dist.data.settings import TableSettings
-from sfg_dist.data.table import BUILTIN_NAMES, Table, open_split, open_table
+from sfg_dist.data.table import BUILTIN_NAMES, Table, is_table, open_split, open_table
 from sfg_dist.data.transform import Transform
 
 __all__ = [
     "BUILTIN_NAMES",
+    "ColumnLook",
     "Prepared",
     "RowReader",
     "Table",
+    "TableLook",
     "TableSettings",
     "TextFormat",
     "Transform",
+    "is_table",
+    "look_at",
     "open_rows",
     "open_split",
     "open_table",

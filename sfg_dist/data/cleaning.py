@@ -12,6 +12,7 @@ from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.naming import listed
 from sfg_dist.data.row_reader import RowReader
 from sfg_dist.data.transform import MAX_VALUE
+from sfg_dist.data.unfit import UnfitColumnsError
 from sfg_dist.job.errors import DataError
 
 SCAN_ROWS = 1 << 16
@@ -75,7 +76,7 @@ def find_complete(reader: RowReader, missing: str) -> CompleteRows:
     num_columns = len(reader.columns)
     num_complete, lows, highs = [0], [np.full(num_columns, np.inf)], [np.full(num_columns, -np.inf)]
     counts, first_bad = np.zeros(num_columns, dtype=np.intp), np.full(num_columns, -1, dtype=np.intp)
-    too_large: DataError | None = None
+    too_large: UnfitColumnsError | None = None
     for number, rows in enumerate(reader.blocks(SCAN_ROWS)):
         bad = ~np.isfinite(rows)
         if bad.any():
@@ -88,9 +89,11 @@ def find_complete(reader: RowReader, missing: str) -> CompleteRows:
         highs.append(complete.max(axis=0, initial=-np.inf))
         if too_large is None and max(highs[-1].max(), -lows[-1].min()) > MAX_VALUE:
             row, column = np.argwhere((np.abs(rows) > MAX_VALUE) & ~bad.any(axis=1, keepdims=True))[0]
-            too_large = DataError(
-                f"{reader.source}: column {reader.columns[column]!r} holds {float(rows[row, column])} in row "
-                f"{number * SCAN_ROWS + int(row)} (counted from 0): expected finite numbers up to {MAX_VALUE:g}"
+            name, value = reader.columns[column], float(rows[row, column])
+            too_large = UnfitColumnsError(
+                f"{reader.source}: column {name!r} holds {value} in row {number * SCAN_ROWS + int(row)} (counted from "
+                f"0): expected finite numbers up to {MAX_VALUE:g}",
+                {name: f"it holds {value}, beyond {MAX_VALUE:g}"},
             )
     if counts.any() and (missing == "refuse" or counts.max() == reader.num_rows):
         first_row = int(first_bad[np.flatnonzero(counts)[0]])

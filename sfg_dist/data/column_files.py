@@ -21,7 +21,8 @@ from sfg_dist.data.folders import is_folder, is_prefix, read_folder
 from sfg_dist.data.naming import check_columns
 from sfg_dist.data.parquet_file import check_readable, open_parquet, parquet_words, survey_column
 from sfg_dist.data.sources import AbsentError, is_text, open_bytes, reading
-from sfg_dist.data.surveys import settled, survey_of, to_float
+from sfg_dist.data.surveys import Survey, settled, survey_of, to_float
+from sfg_dist.data.unfit import columns_are, each_fit
 from sfg_dist.job.errors import DataError
 
 
@@ -34,15 +35,22 @@ def read_column_files(
         value - offset, shape (num_rows, num_columns); the types by name; and how the source was read, in words.
     """
     table, read_as = read_columns(source, columns, text or TextFormat())
-    surveys = {}
-    for field, column in zip(table.schema, table.columns, strict=True):
-        surveys[field.name] = survey_of(source, field.name, column, field.metadata)
-        surveys[field.name].add(column)
-    types = settled(source, surveys, identifiers)
-    values = np.empty((table.num_rows, len(types)))
-    for index, (name, type_) in enumerate(types.items()):
-        values[:, index] = to_float(source, name, type_, table.column(name))
+    with columns_are(table.column_names):
+        surveys = _surveys(source, table)
+        for name, survey in surveys.items():
+            survey.add(table.column(name))
+        types = settled(source, surveys, identifiers)
+        values = np.empty((table.num_rows, len(types)))
+        for index, (name, type_) in enumerate(types.items()):
+            values[:, index] = to_float(source, name, type_, table.column(name))
     return values, types, read_as
+
+
+def _surveys(source: str, table: Any) -> dict[str, Survey]:
+    return each_fit(
+        table.column_names,
+        lambda name: survey_of(source, name, table.column(name), table.schema.field(name).metadata),
+    )
 
 
 def read_columns(source: str, columns: Sequence[str] | None, text: TextFormat) -> tuple[Any, str]:
@@ -59,8 +67,8 @@ def read_columns(source: str, columns: Sequence[str] | None, text: TextFormat) -
 def _read_part(file: str, columns: Sequence[str] | None, text: TextFormat) -> tuple[Any, str]:
     """``read_file`` of a folder's file, so that a refusal of text names this file, not the folder."""
     table, read_as = read_file(file, columns, text)
-    for field, column in zip(table.schema, table.columns, strict=True):
-        survey_of(file, field.name, column, field.metadata)
+    with columns_are(table.column_names):
+        _surveys(file, table)
     return table, read_as
 
 
@@ -80,8 +88,8 @@ def read_file(source: str, columns: Sequence[str] | None, text: TextFormat) -> t
 def _read_parquet(source: str, stream: Any, columns: Sequence[str] | None) -> tuple[Any, str]:
     file, names = open_parquet(source, stream)
     wanted = check_columns(source, names, columns)
-    for name in wanted:
-        survey_column(source, file, name)
+    with columns_are(names):
+        each_fit(wanted, lambda name: survey_column(source, file, name))
     check_readable(source, file, wanted)
     with reading(source):
         return file.read(columns=list(wanted)).select(list(wanted)), parquet_words(file, names)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +19,7 @@ from sfg_dist.data.csv_lines import Record, cut
 from sfg_dist.data.csv_text import Text, decode_text
 from sfg_dist.data.naming import check_columns
 from sfg_dist.data.surveys import style_of
+from sfg_dist.data.unfit import UnfitColumnsError
 from sfg_dist.job.errors import DataError
 from sfg_dist.job.words import counted
 
@@ -62,12 +63,19 @@ class _File:
                 )
         return DataError(f"{self.source} cannot be read as .csv: a line does not have {expected}; are quotes closed?")
 
-    def text_found(self, name: str, cells: Any) -> DataError:
-        """The refusal of a column that holds text."""
-        row, cell = first_text(cells, self.dialect.decimal)
-        line = next((record.line for number, record in enumerate(self.records()) if number == row), 0)
-        shown = cell if len(cell) <= 40 else cell[:37] + "..."
-        where = f"{shown!r} in data row {row + 1} (counted from 1), line {line} of the file"
+    def line_of(self, row: int) -> int:
+        """The line that a data row begins in; both counted, lines from 1 and rows from 0."""
+        return next((record.line for number, record in enumerate(self.records()) if number == row), 0)
+
+    def texts_found(self, columns: Mapping[str, Any]) -> UnfitColumnsError:
+        """The refusal of columns that hold text, by their cells."""
+        found = {name: first_text(cells, self.dialect.decimal) for name, cells in columns.items()}
+        reasons = {name: f"it holds text, {_cut(cell)!r} in data row {row + 1}" for name, (row, cell) in found.items()}
+        name, (row, cell) = next(iter(found.items()))
+        return UnfitColumnsError(self._text_found(name, row, cell), reasons)
+
+    def _text_found(self, name: str, row: int, cell: str) -> str:
+        where = f"{_cut(cell)!r} in data row {row + 1} (counted from 1), line {self.line_of(row)} of the file"
         if self.dialect.decimal == "." and _DECIMAL_COMMA.fullmatch(cell) and not _THOUSANDS.fullmatch(cell):
             what = 'a decimal comma is read with data.decimal = "," where all numbers of the file have it'
         elif _GROUPED.fullmatch(cell):
@@ -87,7 +95,7 @@ class _File:
         else:
             what = ""
         advice = f"{what}, or leave" if what else "leave"
-        return DataError(
+        return (
             f"{self.source}: column {name!r} holds text: {where}; expected numbers; {advice} the column out with "
             "data.columns"
         )
@@ -111,6 +119,10 @@ def read_csv(source: str, raw: bytes, columns: Sequence[str] | None, text: TextF
         with ThreadPoolExecutor(_NUM_THREADS) as pool:
             found = list(pool.map(lambda column: _typed(file, *column), zip(wanted, cells, strict=True)))
     arrays = [array for array, _ in found]
+    if texts := {name: cell for name, cell, array in zip(wanted, cells, arrays, strict=True) if array is None}:
+        error = file.texts_found(texts)
+        error.names = tuple(kept)
+        raise error
     file.notes.extend(note for _, note in found if note)
     if len(kept) > 1 and kept[0] in wanted and _counts_rows(arrays[wanted.index(kept[0])]):
         file.notes.append(f"{kept[0]!r} counts the rows, and is kept (data.index = true leaves it out)")
@@ -222,6 +234,10 @@ def _start(data: bytes, dialect: Dialect) -> int:
     return place
 
 
+def _cut(cell: str) -> str:
+    return cell if len(cell) <= 40 else cell[:37] + "..."
+
+
 def _named(file: _File, table: Any, columns: Sequence[str] | None, text: TextFormat) -> list[str | None]:
     """The name of each column; None for one that is left out."""
     given = file.dialect.names or ("",) * file.dialect.num_columns
@@ -262,16 +278,16 @@ def _counts_rows(column: Any) -> bool:
 
 
 def _typed(file: _File, name: str, cells: Any) -> tuple[Any, str]:
-    """A column with its type, and what there is to report of it; text is refused."""
+    """A column with its type, None for text; and what there is to report of it."""
     import pyarrow as pa
 
     found = typed(cells, file.dialect.decimal)
     if pa.types.is_string(found.type):
-        raise file.text_found(name, cells)
+        return None, ""
     if pa.types.is_integer(found.type):
         is_padded, is_code = has_padding(cells)
         if is_code:
-            raise file.text_found(name, cells)
+            return None, ""
         if is_padded:
             return found, f"leading zeros in {name!r} not kept"
     return found, ""

@@ -13,6 +13,7 @@ from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.described import RepeatedValues, Ties
 from sfg_dist.data.grid import Grid, find_grid, find_whole, grid_of_step, grid_of_type, share_of_ties
 from sfg_dist.data.naming import check_columns
+from sfg_dist.data.unfit import UnfitColumnsError
 from sfg_dist.job.errors import DataError
 
 # Above this share of rows with a tied value a column counts as measured in steps. Ties by chance in float32
@@ -115,8 +116,9 @@ def _check_resolved(source: str, name: str, distinct: _Array) -> None:
     low, high = distinct[round(0.05 * len(distinct))], distinct[-1 - round(0.05 * len(distinct))]
     spacing = float(np.spacing(max(abs(low), abs(high))))
     if high - low < max(_LEAST_SPACINGS * spacing, _LEAST_WIDTH):
-        raise DataError(
+        raise UnfitColumnsError(
             f"{source}: most of column {name!r} lies between {float(low)!r} and {float(high)!r}, where double "
             f"precision has steps of {spacing:g}: its values cannot be told apart well enough; take an offset off it "
-            "or rescale it before it is written, or leave it out with data.columns"
+            "or rescale it before it is written, or leave it out with data.columns",
+            {name: f"double precision does not tell its values apart, from {float(low)!r} to {float(high)!r}"},
         )

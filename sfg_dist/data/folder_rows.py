@@ -16,6 +16,7 @@ from sfg_dist.data.parquet_file import open_parquet, parquet_rows, parquet_surve
 from sfg_dist.data.row_reader import ColumnChoice, RowReader, overlaps
 from sfg_dist.data.sources import open_ranges, reading
 from sfg_dist.data.surveys import Survey, settled, survey_of, to_float
+from sfg_dist.data.unfit import columns_are, each_fit
 from sfg_dist.job.words import counted
 
 _Array = NDArray[np.float64]
@@ -26,14 +27,17 @@ def open_folder_rows(source: str, choice: ColumnChoice) -> Iterator[RowReader]:
     """Open the rows of all files of a folder; one file is open at a time."""
     parts, columns, types = parts_of(source), choice.columns, choice.types
     keys, stack = list(parts[0].keys), contextlib.ExitStack()
-    own, sizes, surveys = _survey_parts(source, parts, columns, is_typed=types is not None)
-    given = {key: key_values(source, key, parts) for key in keys if columns is None or key in columns}
-    if types is None:
-        for key, values in given.items():
-            surveys[key] = survey_of(source, key, values[0])
-            surveys[key].add(_column_of(values))
-        wanted = check_columns(source, [*own, *keys], columns)
-        types = settled(source, {name: surveys[name] for name in wanted}, choice.identifiers)
+    names: list[str] = []
+    with columns_are(names):
+        own, sizes, surveys = _survey_parts(source, parts, columns, names, is_typed=types is not None)
+        asked = [key for key in keys if columns is None or key in columns]
+        given = each_fit(asked, lambda key: key_values(source, key, parts))
+        if types is None:
+            for key, values in given.items():
+                surveys[key] = survey_of(source, key, values[0])
+                surveys[key].add(_column_of(values))
+            wanted = check_columns(source, [*own, *keys], columns)
+            types = settled(source, {name: surveys[name] for name in wanted}, choice.identifiers)
     found = {name: type_ for name, type_ in types.items() if name not in given}
     is_open: dict[int, RowReader] = {}
 
@@ -71,9 +75,12 @@ def _column_of(values: Sequence[Any]) -> Any:
 
 
 def _survey_parts(
-    source: str, parts: Sequence[Part], columns: Sequence[str] | None, *, is_typed: bool
+    source: str, parts: Sequence[Part], columns: Sequence[str] | None, every: list[str], *, is_typed: bool
 ) -> tuple[list[str], list[int], dict[str, Survey]]:
-    """The files' columns, the rows of each, and a survey of each wanted column over all of them."""
+    """The files' columns, the rows of each, and a survey of each wanted column over all of them.
+
+    All columns, with those of the folders' names, are put into ``every`` as soon as they are known.
+    """
     import pyarrow as pa
 
     keys = list(parts[0].keys)
@@ -89,13 +96,15 @@ def _survey_parts(
             if sizes:
                 check_same_columns(parts[0].source, own if asked is None else asked, part.source, wanted)
             own = own or names
+            every[:] = [*own, *keys]
             sizes.append(file.metadata.num_rows)
             for name in wanted:
                 found.setdefault(name, []).append((file.schema_arrow.field(name).type, sizes[-1]))
             by_part.append({} if is_typed else parquet_surveys(part.source, file, wanted))
     surveys = {}
-    for name, types in {} if is_typed else found.items():
-        kind = common_type(parts, name, types)
+    kinds = each_fit([] if is_typed else found, lambda name: common_type(parts, name, found[name]))
+    for name, kind in kinds.items():
+        types = found[name]
         of_kind = [survey[name] for survey, type_ in zip(by_part, types, strict=True) if decoded(type_[0]) == kind]
         if any(rows and decoded(type_) not in (kind, pa.null()) for type_, rows in types):
             of_kind = [_mixed_survey(parts, name, kind)]

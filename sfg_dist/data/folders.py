@@ -21,6 +21,7 @@ from sfg_dist.data.declared_sizes import check_held
 from sfg_dist.data.links import check_inside
 from sfg_dist.data.naming import check_columns, listed
 from sfg_dist.data.sources import AbsentError, local_path, open_bucket, reading, suffix_of
+from sfg_dist.data.unfit import UnfitColumnsError, columns_are, each_fit
 from sfg_dist.job.errors import DataError
 from sfg_dist.job.object_stores import is_url
 from sfg_dist.job.words import counted
@@ -112,7 +113,11 @@ def read_folder(
     tables: list[Any] = []
     words: list[str] = []
     for part in parts:
-        table, read_as = read(part.source, asked)
+        try:
+            table, read_as = read(part.source, asked)
+        except UnfitColumnsError as error:
+            error.names += tuple(keys)
+            raise
         if tables:
             check_same_columns(parts[0].source, tables[0].column_names, part.source, table.column_names)
             table = table.select(tables[0].column_names)
@@ -121,20 +126,21 @@ def read_folder(
         _check_memory(source, tables)
     names = [*tables[0].column_names, *keys]
     wanted = check_columns(source, names, columns)
-    key_columns = {key: key_values(source, key, parts) for key in keys if key in wanted}
-    columns_read = [
-        pa.chunked_array([pa.repeat(value, len(table)) for value, table in zip(key_columns[name], tables, strict=True)])
-        if name in key_columns
-        else _joined(parts, name, [table.column(name) for table in tables])
-        for name in wanted
-    ]
+
+    def column_of(name: str) -> Any:
+        if name not in keys:
+            return _joined(parts, name, [table.column(name) for table in tables])
+        values = key_values(source, name, parts)
+        return pa.chunked_array([pa.repeat(value, len(table)) for value, table in zip(values, tables, strict=True)])
+
+    with columns_are(names):
+        columns_read = each_fit(wanted, column_of)
     fields = [
         pa.field(name, column.type, metadata=None if name in keys else _said(name, tables))
-        for name, column in zip(wanted, columns_read, strict=True)
+        for name, column in columns_read.items()
     ]
-    return pa.table(columns_read, schema=pa.schema(fields)), folder_words(
-        len(parts), words[0], keys, len(set(words)) > 1
-    )
+    read_as = folder_words(len(parts), words[0], keys, len(set(words)) > 1)
+    return pa.table(list(columns_read.values()), schema=pa.schema(fields)), read_as
 
 
 def _check_memory(source: str, tables: Sequence[Any]) -> None:
@@ -175,9 +181,10 @@ def key_values(source: str, key: str, parts: Sequence[Part]) -> list[Any]:
         try:
             number: Any = None if text == _NO_VALUE else (int(text) if is_whole else float(text))
         except ValueError:
-            raise DataError(
+            raise UnfitColumnsError(
                 f"{part.source}: the folder {key}={text} gives column {key!r} text; expected numbers; leave it out "
-                "with data.columns"
+                "with data.columns",
+                {key: f"the folder {key}={text} gives it text"},
             ) from None
         values.append(pa.scalar(number, kind))
     return values
@@ -198,9 +205,10 @@ def _joined(parts: Sequence[Part], name: str, columns: Sequence[Any]) -> Any:
         try:
             chunks += column.cast(kind, safe=not is_rounded).chunks
         except pa.ArrowInvalid as error:
-            raise DataError(
+            raise UnfitColumnsError(
                 f"{part.source}: column {name!r} is {column.type}, beside files of other types, which are read as "
-                f"{kind} together: {error}; leave it out with data.columns"
+                f"{kind} together: {error}; leave it out with data.columns",
+                {name: f"it is {column.type} in {part.source}, in other files {kind}"},
             ) from None
     joined = pa.chunked_array(chunks, kind)
     is_mixed = len({chunk.type for chunk in columns if len(chunk)}) > 1
@@ -244,8 +252,9 @@ def common_type(parts: Sequence[Part], name: str, found: Sequence[tuple[Any, int
     if all(pa.types.is_integer(kind) or pa.types.is_decimal(kind) or pa.types.is_floating(kind) for kind in kinds):
         return pa.float64()
     other, place = next((kind, place) for place, kind in enumerate(types) if valued[place] and kind != kinds[0])
-    raise DataError(
-        f"{parts[place].source}: column {name!r} is {other}, in the files before {kinds[0]}: expected one type"
+    raise UnfitColumnsError(
+        f"{parts[place].source}: column {name!r} is {other}, in the files before {kinds[0]}: expected one type",
+        {name: f"it is {other} in {parts[place].source}, in the files before {kinds[0]}"},
     )
 
 

@@ -14,6 +14,7 @@ from sfg_dist.data.naming import check_columns, listed
 from sfg_dist.data.row_reader import ColumnChoice, RowReader, overlaps
 from sfg_dist.data.sources import reading
 from sfg_dist.data.surveys import Survey, ends_of_statistics, settled, survey_of, to_float
+from sfg_dist.data.unfit import columns_are, each_fit
 from sfg_dist.job.errors import DataError
 from sfg_dist.job.words import counted
 
@@ -90,8 +91,9 @@ def parquet_rows(source: str, stream: Any, choice: ColumnChoice) -> RowReader:
     with reading(source):
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
     if types is None:
-        surveys = parquet_surveys(source, file, check_columns(source, names, choice.columns))
-        types = settled(source, surveys, choice.identifiers)
+        with columns_are(names):
+            surveys = parquet_surveys(source, file, check_columns(source, names, choice.columns))
+            types = settled(source, surveys, choice.identifiers)
     kept: dict[tuple[int, tuple[str, ...]], Any] = {}  # the last row group only: ranges are asked for in order
 
     def group_of(group: int, asked: tuple[str, ...]) -> Any:
@@ -114,7 +116,7 @@ def parquet_rows(source: str, stream: Any, choice: ColumnChoice) -> RowReader:
 
 def parquet_surveys(source: str, file: Any, names: Sequence[str]) -> dict[str, Survey]:
     """Surveys of columns: by the statistics of integers where there are any, else by reading what types do not say."""
-    surveys = {name: survey_column(source, file, name) for name in names}
+    surveys = each_fit(names, lambda name: survey_column(source, file, name))
     places = _places(file.metadata)
     for name, survey in surveys.items():
         for group in range(file.num_row_groups if survey.needs_values else 0):

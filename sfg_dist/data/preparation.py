@@ -81,7 +81,7 @@ def prepare(
     return prepare_in_passes(partial(open_rows, source, array=array, types=types), settings, memory_bytes)
 
 
-def _open_whole(source: str, settings: TableSettings) -> Table:
+def open_whole(source: str, settings: TableSettings) -> Table:
     """The table in memory, with the columns that samples are given behind the others."""
     columns, identifiers = settings.columns, settings.identifiers
     if settings.arrays is not None:
@@ -106,7 +106,7 @@ def _open_whole(source: str, settings: TableSettings) -> Table:
 
 def _prepare_whole(source: str, settings: TableSettings) -> Prepared:
     """Prepare a table in memory."""
-    table = _open_whole(source, settings)
+    table = open_whole(source, settings)
     num_read, num_columns = table.values.shape
     if num_read < MIN_ROWS <= num_columns:
         raise DataError(

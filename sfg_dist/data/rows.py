@@ -34,6 +34,7 @@ from sfg_dist.data.parquet_file import parquet_rows
 from sfg_dist.data.row_reader import ColumnChoice, RowReader
 from sfg_dist.data.sources import existing_path, open_ranges, reading, suffix_of
 from sfg_dist.data.surveys import arrow_of, column_of, float_block, numpy_survey, settled
+from sfg_dist.data.unfit import columns_are, each_fit
 from sfg_dist.job.errors import DataError
 from sfg_dist.job.object_stores import is_url
 from sfg_dist.job.words import counted
@@ -157,16 +158,16 @@ def _matrix_rows(
     if types is None:
         wanted = check_columns(source, names, choice.columns)
         index = [names.index(name) for name in wanted]
-        surveys = {
-            name: numpy_survey(source, name, [part(0, 0)], place) for name, place in zip(wanted, index, strict=True)
-        }
+        with columns_are(names):
+            surveys = each_fit(wanted, lambda name: numpy_survey(source, name, [part(0, 0)], names.index(name)))
         if any(survey.needs_values for survey in surveys.values()):
             for start in range(0, num_rows, step):
                 with reading(source):
                     rows = part(start, min(start + step, num_rows))
                 for name, place in zip(wanted, index, strict=True):
                     surveys[name].add(arrow_of(column_of(rows, place, name)))
-        types = settled(source, surveys, choice.identifiers)
+        with columns_are(names):
+            types = settled(source, surveys, choice.identifiers)
 
     def fetch(start: int, stop: int, asked: Sequence[str]) -> _Array:
         values = np.empty((stop - start, len(asked)))

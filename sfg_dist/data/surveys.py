@@ -21,6 +21,7 @@ from sfg_dist.data.column_type import (
     UnfitValueError,
 )
 from sfg_dist.data.naming import listed
+from sfg_dist.data.unfit import UnfitColumnsError, each_fit
 from sfg_dist.job.errors import DataError
 
 if TYPE_CHECKING:
@@ -166,13 +167,16 @@ def survey_of(source: str, name: str, column: Any, metadata: Mapping[bytes, byte
     except UnfitValueError as error:
         found = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
         if not (pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found)):
-            raise DataError(f"{source}: column {name!r} {error}; leave it out with data.columns") from None
+            raise UnfitColumnsError(
+                f"{source}: column {name!r} {error}; leave it out with data.columns", {name: f"it {error}"}
+            ) from None
     texts = enumerate([] if isinstance(column, pa.Field) else column.slice(0, 1000).to_pylist(), start=1)
     row, text = next(((row, text) for row, text in texts if text is not None), (0, ""))
     shown = text if len(text) <= 40 else text[:37] + "..."
     where = f": {shown!r} in data row {row} (counted from 1)" if row else ""
-    raise DataError(
-        f"{source}: column {name!r} holds text{where}; expected numbers; leave the column out with data.columns"
+    raise UnfitColumnsError(
+        f"{source}: column {name!r} holds text{where}; expected numbers; leave the column out with data.columns",
+        {name: "it holds text" + (f", {shown!r} in data row {row}" if row else "")},
     )
 
 
@@ -182,20 +186,22 @@ def settled(source: str, surveys: Mapping[str, Survey], identifiers: str) -> dic
     Columns of whole numbers that float64 cannot tell apart are identifiers. ``identifiers`` is "refuse", or "drop" with
     a warning.
     """
-    types: dict[str, ColumnType] = {}
     dropped = []
-    for name, survey in surveys.items():
+
+    def type_of(name: str) -> ColumnType | None:
         try:
-            types[name] = survey.result()
+            return surveys[name].result()
         except IdentifierError as error:
-            if identifiers != "drop":
-                raise DataError(
-                    f'{source}: column {name!r} {error}; set data.identifiers = "drop" to leave such columns out, or '
-                    f"leave it out with data.columns"
-                ) from None
-            dropped.append(name)
+            if identifiers == "drop":
+                dropped.append(name)
+                return None
+            advice = 'set data.identifiers = "drop" to leave such columns out, or leave it out with data.columns'
+            message = f"{source}: column {name!r} {error}; {advice}"
+            raise UnfitColumnsError(message, {name: f"it {error}"}) from None
         except UnfitValueError as error:
-            raise DataError(f"{source}: column {name!r} {error}") from None
+            raise UnfitColumnsError(f"{source}: column {name!r} {error}", {name: f"it {error}"}) from None
+
+    types = {name: type_ for name, type_ in each_fit(surveys, type_of).items() if type_ is not None}
     if dropped and not types:
         raise DataError(
             f"{source}: every column is left out as an identifier (data.identifiers): there is nothing left"
@@ -211,7 +217,7 @@ def to_float(source: str, name: str, type_: ColumnType, column: Any) -> Array:
     try:
         return type_.to_float(column)
     except UnfitValueError as error:
-        raise DataError(f"{source}: column {name!r} {error}") from None
+        raise UnfitColumnsError(f"{source}: column {name!r} {error}", {name: f"it {error}"}) from None
 
 
 def type_of_numpy(dtype: np.dtype[Any]) -> ColumnType:
@@ -238,12 +244,17 @@ def numpy_survey(source: str, name: str, blocks: Sequence[NDArray[Any]], index: 
     """The survey of a column of arrays one below the other, before it has seen values."""
     columns = [column_of(block, index, name) for block in blocks]
     if any(column.ndim > 1 or column.dtype.names for column in columns):
-        raise DataError(f"{source}: column {name!r} holds several values a row: leave it out with data.columns")
+        raise UnfitColumnsError(
+            f"{source}: column {name!r} holds several values a row: leave it out with data.columns",
+            {name: "it holds several values a row"},
+        )
     dtypes = [column.dtype.newbyteorder("=") for column in columns]
     try:
         return Survey(type_of_numpy(np.result_type(*dtypes)))
     except (UnfitValueError, TypeError) as error:
-        raise DataError(f"{source}: column {name!r} {error}; leave it out with data.columns") from None
+        raise UnfitColumnsError(
+            f"{source}: column {name!r} {error}; leave it out with data.columns", {name: f"it {error}"}
+        ) from None
 
 
 def typed_blocks(
@@ -253,9 +264,9 @@ def typed_blocks(
 
     Each array has shape (some rows, number of names), or (some rows,) with the names as fields.
     """
-    surveys = {}
+    places = {name: index for index, name in enumerate(names)}
+    surveys = each_fit(names, lambda name: numpy_survey(source, name, blocks, places[name]))
     for index, name in enumerate(names):
-        surveys[name] = numpy_survey(source, name, blocks, index)
         if surveys[name].needs_values:
             for block in blocks:
                 surveys[name].add(arrow_of(column_of(block, index, name)))

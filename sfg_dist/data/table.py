@@ -30,6 +30,7 @@ from sfg_dist.data.folders import is_folder
 from sfg_dist.data.naming import check_columns, nearest
 from sfg_dist.data.sources import KNOWN_SUFFIXES, TEXT_SUFFIXES, open_bucket, suffix_of
 from sfg_dist.data.surveys import typed_blocks
+from sfg_dist.data.unfit import columns_are
 from sfg_dist.job.errors import DataError
 from sfg_dist.job.object_stores import is_url
 from sfg_dist.job.words import counted
@@ -39,6 +40,16 @@ BUILTIN_NAMES: tuple[str, ...] = (*toy.NAMES, *bundled.NAMES)
 _RECORDS = (*TEXT_SUFFIXES, ".parquet", "")  # "" is a folder
 PARTS = ("train", "validation", "test")
 LogDensity = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+
+
+def is_table(place: str) -> bool:
+    """Whether what a user names is a table and not a job file; its name alone decides, and whether it is a folder.
+
+    Examples:
+        >>> is_table("moons"), is_table("s3://bucket/rows/"), is_table("table.csv"), is_table("my_job.toml")
+        (True, True, True, False)
+    """
+    return place in BUILTIN_NAMES or is_folder(place) or suffix_of(place) not in ("", ".toml")
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +195,8 @@ def open_split(
                     )
             ends.append(len(blocks))
     wanted = check_columns(source, names, columns)
-    values, types = _typed_parts(file, array_names, blocks, names, wanted, identifiers)
+    with columns_are(names):
+        values, types = _typed_parts(file, array_names, blocks, names, wanted, identifiers)
     sizes = {part: sum(map(len, values[first:stop])) for part, (first, stop) in zip(PARTS, pairwise(ends), strict=True)}
     for part in ("train", "test"):
         _check_size(f"{source}: the {part} part", sizes[part], len(types))
@@ -245,7 +257,8 @@ def _read_arrays(
     types: dict[str, ColumnType] = {}
     for name, block, some in zip(arrays, blocks, names, strict=True):
         if here := [column for column in some if column in wanted]:
-            rows, found = _typed_parts(file, [name], [block], some, here, identifiers)
+            with columns_are(flat):
+                rows, found = _typed_parts(file, [name], [block], some, here, identifiers)
             values += rows
             types |= found
     order = [name for name in wanted if name in types]

@@ -460,12 +460,19 @@ def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
     Raises:
         ConfigError: the file cannot be read, a key or value is wrong, or the file names a cluster.
     """
-    path, overrides = Path(path), list(overrides)
-    job = parse_job(read_document(path, "job file"), overrides, origin=str(path), default_dir=f"runs/{path.stem}")
+    path = Path(path)
+    text = read_document(path, "job file")
+    return stored_job(text, overrides, origin=str(path), default_dir=f"runs/{path.stem}")
+
+
+def stored_job(text: str, overrides: Iterable[str], *, origin: str, default_dir: str) -> Job:
+    """``parse_job`` of a text that may come from anywhere, and so may not name a cluster."""
+    overrides = list(overrides)
+    job = parse_job(text, overrides, origin=origin, default_dir=default_dir)
     is_asked_for = any(assignment.partition("=")[0].strip() == "executor.address" for assignment in overrides)
     if job.executor.address is not None and job.executor.kind == "ray" and not is_asked_for:
         raise ConfigError(
-            f"{printable(str(path))}: executor.address = {shown(job.executor.address)} is not taken from a file: a job "
+            f"{printable(origin)}: executor.address = {shown(job.executor.address)} is not taken from a file: a job "
             f"file may come from anywhere, and your Ray token would be sent there. To run on that cluster, leave the "
             f"key out and give --set executor.address=ADDRESS"
         )

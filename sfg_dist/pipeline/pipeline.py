@@ -18,16 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sfg_dist.data.table import is_table
 from sfg_dist.distributed.fit.generator import TrainHooks, fit_generator, fit_settings
 from sfg_dist.distributed.labels.label import label_pending, label_settings
 from sfg_dist.job.config import Job, load_job, resolve_job, without_removed
-from sfg_dist.job.errors import ConfigError, StoreError
+from sfg_dist.job.errors import ConfigError, DataError, StoreError
 from sfg_dist.job.fingerprint import fingerprint
 from sfg_dist.job.object_stores import absolute_url, is_url
 from sfg_dist.job.paths import expanded
 from sfg_dist.job.words import shown
 from sfg_dist.pipeline.check import check_job
-from sfg_dist.pipeline.likelihood import likelihood_figures
+from sfg_dist.pipeline.evaluation import METRICS_KEY, Judged, Metrics, made_here, made_on, stored_metrics
 from sfg_dist.pipeline.output import Listener, OutputDirectory
 from sfg_dist.pipeline.ownership import job_to_write
 from sfg_dist.pipeline.plan import (
@@ -38,7 +39,7 @@ from sfg_dist.pipeline.plan import (
     warn_of_old_store,
     warn_of_plain_process,
 )
-from sfg_dist.pipeline.report import report_content
+from sfg_dist.pipeline.report import report_page
 from sfg_dist.pipeline.table import held_out_conditions, prepare_table, table_of_store
 from sfg_dist.store.event_log import stage_times
 
@@ -48,9 +49,6 @@ if TYPE_CHECKING:
     from sfg_dist.data import Prepared
     from sfg_dist.model.generator import Generator
     from sfg_dist.store import Frame, Pairs
-
-Metrics = dict[str, Mapping[str, Any]]
-"""metrics.json: figures by name for floor, labels, samples, label_error, likelihood and time_s."""
 
 
 def run(
@@ -91,7 +89,11 @@ def as_job(job: str | Path | Mapping[str, Any] | Job) -> Job:
     if isinstance(job, Mapping):
         return resolve_job(job)
     if isinstance(job, str | os.PathLike):
-        return load_job(expanded(os.fspath(job)))
+        if is_table(place := expanded(os.fspath(job))):
+            raise ConfigError(
+                f'job: {shown(place)} is a table, which a job names: {{"data": {{"source": "table.csv"}}}}'
+            )
+        return load_job(place)
     raise ConfigError(
         f"job: expected the path of a job file, a mapping of its tables or a Job, got {shown(job)}; the table itself "
         f'is named in it: {{"data": {{"source": "table.csv"}}}}'
@@ -212,12 +214,7 @@ class Pipeline(OutputDirectory):
     def evaluate(self) -> Metrics:
         """Measure samples and labels against held-out rows; write metrics.json and report.html."""
         self.step("evaluate: loading the model")
-        from sfg_dist.distributed.fit.checkpoints import load_fitted
-        from sfg_dist.distributed.labels.labeler import label_error
-        from sfg_dist.evaluate import floor, measure, render_report
         from sfg_dist.model.generator import Generator
-        from sfg_dist.store import read_rows
-        from sfg_dist.store.table import read_table
 
         pairs = self._existing_store()
         generator = Generator.load(self.model_url)
@@ -227,40 +224,45 @@ class Pipeline(OutputDirectory):
                 f"{self.model_url} was trained with other train keys than this job has; `sfg train` trains anew",
                 stacklevel=2,
             )
-        prepared = table_of_store(self.prepared, pairs)
-        job = self.job.evaluate
-        with self.stage("evaluate", metrics=list(job.metrics)):
-            samples = read_table(self.samples_url, source=self._sample_source)
-            num_labels = min(pairs.plan.num_pairs, job.num_samples)
-            labels = prepared.transform.inverse(read_rows(pairs.labels, 0, num_labels))
-            names = [name for name in job.metrics if name != "kl" or prepared.log_density is not None]
-            asked: Mapping[str, Any] = {"metrics": names, "seed": job.seed, "log_density": prepared.log_density}
-            self.step("evaluate: judging real rows in place of samples, the floor")
-            metrics: Metrics = {"floor": floor(prepared.test, prepared.train, **asked)}
-            for name, rows in (("labels", labels), ("samples", samples)):
-                self.step(f"evaluate: judging {name}")
-                metrics[name] = measure(rows, prepared.test, prepared.train, **asked)
-                self.emit("measured", what=name, **metrics[name])
-            self.step("evaluate: solving some labels again in float64")
-            metrics["label_error"] = label_error(pairs, memory_gib=self.job.labels.memory_gib)
-            self.emit("label_error", **metrics["label_error"])
-            if generator.encoder is not None:
-                self.step("evaluate: log-likelihood of the held-out rows")
-                metrics["likelihood"] = likelihood_figures(generator, prepared, pairs)
-                self.emit("likelihood", **metrics["likelihood"])
+        table = table_of_store(self.prepared, pairs)
+        with self.stage("evaluate", metrics=list(self.job.evaluate.metrics)):
+            judged = self._judged(table, pairs, generator)
+            metrics = judged.measure(self.emit, self.step)
         self.step("evaluate: drawing the report")
         metrics["time_s"] = stage_times(self.events.read())
-        _, history = load_fitted(self.checkpoints_url)
-        content = report_content(
-            self.job, prepared, pairs, generator, metrics=metrics, history=history, samples=samples, labels=labels
-        )
-        page = render_report(content)
+        made = made_here()
+        page = report_page(judged, metrics, made, self.checkpoints_url)
         with self.writing("report.html, metrics.json and model"):
-            self.output.write("report.html", page.encode())
-            self.output.write("metrics.json", json.dumps(metrics, indent=1).encode())
+            self.output.write("report.html", page)
+            self.output.write(METRICS_KEY, json.dumps(metrics, indent=1).encode())
             replace(generator, metrics=metrics).save(self.model_url)
-        self.emit("report", path=self.report_url)
+        self.emit("report", path=self.report_url, **made)
         return metrics
+
+    def report(self) -> None:
+        """Render report.html anew, from what the stages have left; nothing is measured.
+
+        Raises:
+            DataError: the table, whose held-out rows the page shows, is not there any more.
+            StoreError: a stage has not left its part yet.
+        """
+        from sfg_dist.model.generator import Generator
+
+        OutputDirectory.require_own(self)
+        pairs, generator = self._open_existing(), Generator.load(self.model_url)
+        metrics = stored_metrics(self, generator)
+        try:
+            table = table_of_store(self.prepared, pairs)
+        except DataError as error:
+            raise DataError(f"the report shows held-out rows of the table: {error}") from error
+        self.step("report: drawing the page")
+        judged = self._judged(table, pairs, generator)
+        page = report_page(judged, metrics, made_on(self.events.read()), self.checkpoints_url)
+        with self.writing("report.html"):
+            self.output.write("report.html", page)
+
+    def _judged(self, table: Prepared, pairs: Pairs, generator: Generator) -> Judged:
+        return Judged.of(self.job, table, pairs, generator, self.samples_url, self._sample_source)
 
     # What the stages share.
 
@@ -336,13 +338,16 @@ class Pipeline(OutputDirectory):
         """Whether the pairs' plan is there; makes no directory."""
         return (is_url(self.url) or Path(self.url).is_dir()) and self.output.exists("pairs.zarr/plan.json")
 
-    def _existing_store(self, *, may_differ_in_length: bool = False) -> Pairs:
+    def _open_existing(self) -> Pairs:
         from sfg_dist.store import open_pairs
 
-        self.require_own()
         if not self._has_store():
             raise StoreError(f"{self.pairs_url} does not exist: run `sfg label` with this job first")
-        pairs = open_pairs(self.pairs_url)
+        return open_pairs(self.pairs_url)
+
+    def _existing_store(self, *, may_differ_in_length: bool = False) -> Pairs:
+        self.require_own()
+        pairs = self._open_existing()
         # The check is that of labelling, without the table itself, so that training need not read it again.
         plan = pairs.plan
         wanted = replace(plan, identity={**plan.identity, **identity_of_keys(self.job)})

@@ -1,8 +1,7 @@
-"""The content of a run's report, from the job, the pairs and the generator."""
+"""The page of a run's report, from the job, the pairs and the generator."""
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,38 +10,48 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sfg_dist.data.naming import listed, repeated_values, value_words
-from sfg_dist.job.config import Job
-from sfg_dist.job.version import versions
 from sfg_dist.job.words import counted, duration, failure_line, size_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from sfg_dist.data import Prepared, Transform
+    from sfg_dist.data import Transform
     from sfg_dist.evaluate import ReportContent
     from sfg_dist.job.plan import Plan
-    from sfg_dist.model.generator import Generator
+    from sfg_dist.pipeline.evaluation import Judged, Metrics
     from sfg_dist.store import Pairs
 
 NUM_PATHS = 300
 MAX_FAILURES = 20
 
 
-def report_content(
-    job: Job,
-    prepared: Prepared,
-    pairs: Pairs,
-    generator: Generator,
-    *,
-    metrics: Mapping[str, Any],
-    history: list[dict[str, float]],
-    samples: NDArray[np.float64],
-    labels: NDArray[np.float64],
+def report_page(judged: Judged, metrics: Metrics, made: Mapping[str, Any], checkpoints_url: str) -> bytes:
+    """The page as HTML.
+
+    Args:
+        judged: the run, with its samples and labels.
+        metrics: their figures.
+        made: on which device and by which versions these were measured, as ``evaluation.made_here``; may be empty.
+        checkpoints_url: where the finished fit lies.
+
+    Raises:
+        TrainingError: no finished fit lies there.
+    """
+    from sfg_dist.distributed.fit.checkpoints import load_fitted
+    from sfg_dist.evaluate import render_report
+
+    _, history = load_fitted(checkpoints_url)
+    return render_report(_content(judged, metrics, history, made)).encode()
+
+
+def _content(
+    judged: Judged, metrics: Metrics, history: list[dict[str, float]], made: Mapping[str, Any]
 ) -> ReportContent:
     """The report's rows in the user's units, figures, paths of the flow for 2-D tables, facts and notes."""
     from sfg_dist.data import Transform
     from sfg_dist.evaluate import ReportContent
 
+    job, prepared, pairs, generator = judged.job, judged.prepared, judged.pairs, judged.generator
     plan = pairs.plan
     is_plane = plan.dim == 2 and len(prepared.columns) == 2 and not plan.condition
     labelling, failures = _labelling(pairs)
@@ -51,8 +60,8 @@ def report_content(
         title=_title(Path(job.output.dir).name, Path(job.data.source).name),
         columns=prepared.columns,
         held_out=prepared.test,
-        samples=samples,
-        labels=labels,
+        samples=judged.samples,
+        labels=judged.labels,
         metrics=metrics,
         history=history,
         trajectories=paths[0] if paths else None,
@@ -75,8 +84,7 @@ def report_content(
             **_condition(plan),
             **_accuracy(plan.labels, metrics.get("label_error") or {}),
             "network": f"{generator.network.num_parameters:,} parameters",
-            "device": _device_name(),
-            "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+            **({"device": made["device"], "versions": _listed(made["versions"])} if made else {}),
         },
         notes=_notes(prepared.report, job.labels.latents, plan.condition),
         labelling=labelling,
@@ -195,12 +203,8 @@ def _title(directory: str, source: str) -> str:
     return directory if directory == source else f"{directory}: {source}"
 
 
-def _device_name() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+def _listed(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def _notes(report: Mapping[str, Any], latents: str | None, condition: tuple[str, ...]) -> list[str]:

@@ -167,7 +167,7 @@ def test_every_command_refuses_in_words(job, name):
         (["run", "job.toml", "--set", "labels.num_pairs=1e15"], "a store has 10,000,000 at most"),
         (["run", "job.toml", "--set", "train.width=1e6"], "train.width must be a whole number above 0 and at most"),
         (["run", "/dev/zero"], "job file /dev/zero is larger than 4 MiB"),
-        (["run"], "Missing argument 'JOB.toml'; `sfg run --help` shows what it takes"),
+        (["run"], "Missing argument 'JOB.toml|TABLE'; `sfg run --help` shows what it takes"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(job, words, said):

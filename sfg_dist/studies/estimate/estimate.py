@@ -41,6 +41,7 @@ from sfg_dist.studies.estimate.run_time import Cost, Time, cost_of, time_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from sfg_dist.data import Prepared
     from sfg_dist.store import Frame, Pairs
 
 RAY_NICENESS = 15  # of its workers: they give way to other processes
@@ -101,11 +102,10 @@ class _Subject:
     read_as: str
 
     @classmethod
-    def of(cls, job: Job) -> _Subject:
-        """Read the table of a job, and look at the store that it may have begun."""
+    def of(cls, job: Job, prepared: Prepared) -> _Subject:
+        """Lay out the store of a job from its table, and look at the one that it may have begun."""
         from sfg_dist.distributed.labels.ordering import order_with_threads
 
-        prepared = prepare_table(job)
         frame = frame_of(job, prepared, order_with_threads)
         pairs = _existing_store(job)
         fits_grid = job.labels.time_grid == "fitted" and pairs is None
@@ -170,10 +170,11 @@ def estimate_job(
     job: Job,
     *,
     machine: Machine | None = None,
+    prepared: Prepared | None = None,
     seconds: float = CALIBRATION_S,
     on_step: Callable[[str], None] = lambda _: None,
 ) -> Estimate:
-    """What a job will take to label, on this machine by default.
+    """What a job will take to label, on this machine by default; ``prepared`` is the job's table where it is read already.
 
     The calibration lasts ``seconds`` once it is warm; ``on_step`` is told in words what goes on.
 
@@ -189,7 +190,7 @@ def estimate_job(
     require_budget(job)
     on_step(f"plan: reading {job.data.source}, and preparing it")
     started = time.monotonic()
-    subject = _Subject.of(job)
+    subject = _Subject.of(job, prepared or prepare_table(job))
     plan, pending, clusters = subject.plan, subject.pending, subject.has_clusters
     memory = memory_of(
         plan,

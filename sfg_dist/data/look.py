@@ -1,0 +1,240 @@
+"""A look at a table that nobody has described yet: what its columns hold, and the keys with which it can be prepared.
+
+Columns that cannot be used are left out, each with its reason. So are columns that number the rows, and those with so
+many gaps that fewer than half of the rows would be complete.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfg_dist.data.cleaning import SCAN_ROWS
+from sfg_dist.data.column_type import TEMPORAL, ColumnType
+from sfg_dist.data.naming import repeated_values
+from sfg_dist.data.preparation import MIN_ROWS, open_whole, prepare
+from sfg_dist.data.prepared import Prepared
+from sfg_dist.data.row_reader import RowReader
+from sfg_dist.data.rows import has_row_ranges, open_rows
+from sfg_dist.data.settings import TableSettings
+from sfg_dist.data.table import BUILTIN_NAMES
+from sfg_dist.data.unfit import UnfitColumnsError
+from sfg_dist.job.errors import DataError
+
+LEAST_COMPLETE = 0.5
+"""The share of the rows that must be complete."""
+_MAX_PATTERNS = 100_000  # of gaps in a row, that are counted apart
+
+_Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ColumnLook:
+    """What a column holds.
+
+    Attributes:
+        name: of the column.
+        kind: its type in words; empty where it cannot be used.
+        low: its smallest value, as the file has it.
+        high: its largest.
+        gaps: share of the rows without a value.
+        step: of the grid that its values lie on, in words; empty where there is none.
+        noticed: what else there is to know of it.
+        left_out: why it is left out; empty where it is taken.
+    """
+
+    name: str
+    kind: str = ""
+    low: float | str | None = None
+    high: float | str | None = None
+    gaps: float = 0.0
+    step: str = ""
+    noticed: tuple[str, ...] = ()
+    left_out: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class TableLook:
+    """What a table holds.
+
+    Attributes:
+        num_rows: rows of the table.
+        columns: all of its columns, in order.
+        keys: of the job's ``data`` table, beside those asked for, with which it can be prepared.
+        prepared: the table, prepared with them.
+    """
+
+    num_rows: int
+    columns: tuple[ColumnLook, ...]
+    keys: dict[str, Any]
+    prepared: Prepared
+
+
+@dataclass(eq=False)
+class _Seen:
+    """What one pass over the rows of a table tells.
+
+    Attributes:
+        types: of its columns by name.
+        num_rows: rows of the table.
+        is_large: whether it is prepared in passes.
+        gaps: missing values of each column, shape (num_columns,).
+        ends: smallest and largest of the other values, shape (2, num_columns).
+        steps: smallest and largest difference to the row before, NaN beside a gap, shape (2, num_columns).
+        patterns: rows by which of their values are missing, as packed bits.
+    """
+
+    types: dict[str, ColumnType]
+    num_rows: int
+    is_large: bool
+    gaps: NDArray[np.int64]
+    ends: _Array
+    steps: _Array
+    patterns: Counter[bytes] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, reader: RowReader, is_large: bool) -> _Seen:
+        """Read all rows."""
+        width = len(reader.columns)
+        outside = np.repeat([[np.inf], [-np.inf]], width, axis=1)
+        seen = cls(reader.types_by_name, reader.num_rows, is_large, np.zeros(width, np.int64), outside, outside.copy())
+        last = np.empty((0, width))
+        for rows in reader.blocks(SCAN_ROWS):
+            is_gap = ~np.isfinite(rows)
+            seen.gaps += is_gap.sum(axis=0)
+            seen._count_patterns(is_gap)
+            ends = [np.where(is_gap, np.inf, rows).min(axis=0), np.where(is_gap, -np.inf, rows).max(axis=0)]
+            seen.ends = np.stack([np.minimum(seen.ends[0], ends[0]), np.maximum(seen.ends[1], ends[1])])
+            with np.errstate(invalid="ignore"):  # infinities
+                apart = np.diff(np.concatenate([last, rows]), axis=0)
+            steps = [apart.min(axis=0, initial=np.inf), apart.max(axis=0, initial=-np.inf)]
+            seen.steps = np.stack([np.minimum(seen.steps[0], steps[0]), np.maximum(seen.steps[1], steps[1])])
+            last = rows[-1:]
+        return seen
+
+    def _count_patterns(self, is_gap: NDArray[np.bool_]) -> None:
+        found, counts = np.unique(np.packbits(is_gap, axis=1), axis=0, return_counts=True)
+        for pattern, count in zip(found, counts.tolist(), strict=True):
+            if (key := pattern.tobytes()) in self.patterns or len(self.patterns) < _MAX_PATTERNS:
+                self.patterns[key] += count
+
+    def numbers_rows(self, name: str) -> bool:
+        """Whether a column is 1, 2, 3 and so on, from any number."""
+        place = list(self.types).index(name)
+        is_whole = self.types[name].kind == "integer" and self.num_rows >= MIN_ROWS
+        return is_whole and bool((self.steps[:, place] == 1).all())
+
+    def with_too_many_gaps(self, spared: Sequence[str]) -> dict[str, str]:
+        """Columns to leave out, and why, until enough rows are complete: those with the most gaps first."""
+        names = list(self.types)
+        found = {name: "it has no value" for name, gaps in zip(names, self.gaps, strict=True) if gaps == self.num_rows}
+        patterns = np.frombuffer(b"".join(self.patterns), np.uint8).reshape(len(self.patterns), -1)
+        is_gap, rows = np.unpackbits(patterns, axis=1, count=len(names)), np.array(list(self.patterns.values()))
+        while True:
+            kept = [place for place, name in enumerate(names) if name not in found]
+            complete = rows[~is_gap[:, kept].any(axis=1)].sum()
+            free = [place for place in kept if names[place] not in spared and self.gaps[place]]
+            if complete >= LEAST_COMPLETE * rows.sum() or not free:
+                return found
+            worst = max(free, key=lambda place: self.gaps[place])
+            share = 100 * self.gaps[worst] / self.num_rows
+            found[names[worst]] = f"{share:.0f} % of its values are missing, and rows with a gap are left out"
+
+
+def look_at(source: str, settings: TableSettings, *, held_bytes: float, memory_gib: float) -> TableLook:
+    """Look at all of a table, and find keys with which it can be prepared.
+
+    Args:
+        source: a built-in name, a path, or an ``s3://`` URL.
+        settings: what is asked for already. Columns that are named there are taken or refused, never left out.
+        held_bytes: a larger table that can be read by ranges of rows keeps its order, and is prepared in passes.
+        memory_gib: what these passes may hold.
+
+    Raises:
+        DataError: the table cannot be used, or no column of it can.
+    """
+    out: dict[str, str] = {}
+    names: tuple[str, ...] = ()
+    asked = [*(settings.columns or ()), *(settings.condition or ())]
+    while True:
+        try:
+            columns = settings.columns or ([name for name in names if name not in out] if out else None)
+            with _open(source, replace(settings, columns=columns), held_bytes) as (reader, is_large):
+                names = names or reader.columns
+                seen = _Seen.of(reader, is_large)
+            if settings.columns is None:
+                out |= seen.with_too_many_gaps(asked)
+                out |= {name: "it numbers the rows" for name in seen.types if seen.numbers_rows(name)}
+            taken = [name for name in seen.types if name not in out or name in asked]
+            _require_some(source, taken, out)
+            keys: dict[str, Any] = {"columns": taken} if out else {}
+            if any(gaps and name in taken for name, gaps in zip(seen.types, seen.gaps, strict=True)):
+                keys["missing"] = "drop"
+            if is_large:
+                keys["shuffle"] = "none"
+            chosen = replace(settings, **{"constant": "keep", **keys})
+            prepared = prepare(source, chosen, memory_gib=memory_gib if is_large else None)
+            break
+        except UnfitColumnsError as error:
+            names = names or error.names
+            if not names or settings.columns is not None:
+                raise
+            if given := [name for name in error.reasons if name in asked]:
+                why = error.reasons[given[0]]
+                raise DataError(f"{source}: column {given[0]!r} cannot be given (data.condition): {why}") from None
+            out |= error.reasons
+            _require_some(source, [name for name in names if name not in out], out)
+    if prepared.report["constant"]:
+        keys["constant"] = "keep"
+    found = {name: _look_of(name, place, seen, prepared) for place, name in enumerate(seen.types)}
+    reasons = {name: why for name, why in out.items() if name not in asked}
+    looks = (replace(found.get(name, ColumnLook(name)), left_out=reasons.get(name, "")) for name in names)
+    return TableLook(seen.num_rows, tuple(looks), keys, prepared)
+
+
+@contextmanager
+def _open(source: str, settings: TableSettings, held_bytes: float) -> Iterator[tuple[RowReader, bool]]:
+    """The rows of a table, and whether it is prepared in passes."""
+    is_plain = settings.arrays is None and not settings.append and source not in BUILTIN_NAMES
+    if is_plain and has_row_ranges(source):
+        columns, identifiers = settings.columns, settings.identifiers
+        with open_rows(source, array=settings.array, columns=columns, identifiers=identifiers) as reader:
+            yield reader, reader.num_bytes > held_bytes
+        return
+    table = open_whole(source, replace(settings, condition=None))
+    yield RowReader.over(table.values, source, table.columns, table.types, table.read_as), False
+
+
+def _require_some(source: str, taken: Sequence[str], out: Mapping[str, str]) -> None:
+    if not taken:
+        shown = "; ".join(f"{name!r}: {why}" for name, why in list(out.items())[:4])
+        more = f"; {len(out) - 4:,} more" if len(out) > 4 else ""
+        raise DataError(f"{source}: none of its {len(out):,} columns can be used: {shown}{more}")
+
+
+def _look_of(name: str, place: int, seen: _Seen, prepared: Prepared) -> ColumnLook:
+    """What a column holds, by the pass over its rows and by what was found when it was prepared."""
+    type_, report = seen.types[name], prepared.report
+    low, high = (type_.shown(end) if np.isfinite(end) else None for end in seen.ends[:, place].tolist())
+    ties, noticed = report["ties"].get(name), []
+    if name in report["constant"]:
+        noticed.append("never changes: kept out of the flow, and put back in samples")
+    if name in report["atoms"]:
+        found = {name: report["atoms"][name]}
+        spikes = repeated_values(found, held=True) or repeated_values(found, held=False)
+        noticed.append(f"repeats {spikes.removeprefix(f'{name!r} ')}")
+    if type_.kind == "integer" and ties is not None and not ties["share"]:
+        noticed.append("no value repeats: leave it out if it is an identifier")
+    if type_.kind in TEMPORAL and seen.steps[0, place] >= 0:
+        noticed.append("rises from row to row: leave it out if it only orders the rows")
+    step = "" if ties is None or not ties.get("step") else f"{ties['step']:g}"
+    if step and type_.kind in TEMPORAL:
+        step += f" {type_.unit}" if type_.unit != "D" else " day" if step == "1" else " days"
+    gaps = float(seen.gaps[place]) / max(1, seen.num_rows)
+    return ColumnLook(name, type_.words, low, high, gaps, step, tuple(noticed))

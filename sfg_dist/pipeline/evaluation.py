@@ -1,0 +1,138 @@
+"""What a run is judged by: rows of its samples and labels beside those of the table, and their figures."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfg_dist.job.config import METRICS, Job
+from sfg_dist.job.errors import DocumentError, StoreError
+from sfg_dist.job.reader import MAX_BYTES, MAYBE_NAN, check_fields, read_json
+from sfg_dist.job.version import versions
+from sfg_dist.pipeline.likelihood import likelihood_figures
+from sfg_dist.pipeline.output import OutputDirectory
+from sfg_dist.store.event_log import EVENTS_KEY
+
+if TYPE_CHECKING:
+    from sfg_dist.data import Prepared
+    from sfg_dist.model.generator import Generator
+    from sfg_dist.store import Pairs
+
+METRICS_KEY = "metrics.json"
+
+Metrics = dict[str, Mapping[str, Any]]
+"""metrics.json: figures by name for floor, labels, samples, label_error, likelihood and time_s."""
+
+_FIGURE = (MAYBE_NAN, None)
+_FIGURES = {f"{name}?": _FIGURE for name in METRICS}
+_ERROR = {"num_rows": int, "median": MAYBE_NAN, "percentile_90": MAYBE_NAN, "tolerance_reached": MAYBE_NAN}
+_LIKELIHOOD = {"mean": _FIGURE, "standard_error": _FIGURE, "num_rows": int, "mass_established?": bool}
+_FIELDS = {
+    "floor": _FIGURES, "labels": _FIGURES, "samples": _FIGURES, "label_error": dict,
+    "likelihood?": {str: _LIKELIHOOD}, "time_s": {str: MAYBE_NAN},
+}  # fmt: skip
+_MADE_ON = {"event": {"report"}, "device": str, "versions": {str: str}}
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """All that an evaluation looks at; rows are in the user's units.
+
+    Attributes:
+        job: the checked job.
+        prepared: its table, with the transform of the store.
+        pairs: the complete store.
+        generator: fitted to them.
+        samples: rows that it drew, shape (num_samples, num_columns).
+        labels: of the first pairs, as many at most, shape (num_labels, num_columns).
+    """
+
+    job: Job
+    prepared: Prepared
+    pairs: Pairs
+    generator: Generator
+    samples: NDArray[np.float64]
+    labels: NDArray[np.float64]
+
+    @classmethod
+    def of(
+        cls, job: Job, prepared: Prepared, pairs: Pairs, generator: Generator, samples_url: str, sample_source: str
+    ) -> Judged:
+        """With the samples of a place, which ``sample_source`` must have made, and labels beside them."""
+        from sfg_dist.store import read_rows
+        from sfg_dist.store.table import read_table
+
+        samples = read_table(samples_url, source=sample_source)
+        num_labels = min(pairs.plan.num_pairs, job.evaluate.num_samples)
+        labels = prepared.transform.inverse(read_rows(pairs.labels, 0, num_labels))
+        return cls(job, prepared, pairs, generator, samples, labels)
+
+    def measure(self, emit: Callable[..., None], step: Callable[[str], None]) -> Metrics:
+        """All figures but the times; ``emit`` is told of each, ``step`` of what goes on."""
+        from sfg_dist.distributed.labels.labeler import label_error
+        from sfg_dist.evaluate import floor, measure
+
+        job, prepared = self.job.evaluate, self.prepared
+        names = [name for name in job.metrics if name != "kl" or prepared.log_density is not None]
+        keys: dict[str, Any] = {"metrics": names, "seed": job.seed, "log_density": prepared.log_density}
+        step("evaluate: judging real rows in place of samples, the floor")
+        metrics: Metrics = {"floor": floor(prepared.test, prepared.train, **keys)}
+        for name, rows in (("labels", self.labels), ("samples", self.samples)):
+            step(f"evaluate: judging {name}")
+            metrics[name] = measure(rows, prepared.test, prepared.train, **keys)
+            emit("measured", what=name, **metrics[name])
+        step("evaluate: solving some labels again in float64")
+        metrics["label_error"] = label_error(self.pairs, memory_gib=self.job.labels.memory_gib)
+        emit("label_error", **metrics["label_error"])
+        if self.generator.encoder is not None:
+            step("evaluate: log-likelihood of the held-out rows")
+            metrics["likelihood"] = likelihood_figures(self.generator, prepared, self.pairs)
+            emit("likelihood", **metrics["likelihood"])
+        return metrics
+
+
+def stored_metrics(output: OutputDirectory, generator: Generator) -> Metrics:
+    """The figures that the last evaluation left in an output directory.
+
+    Raises:
+        StoreError: there are none, or none of this generator; or the document is damaged.
+    """
+    name = f"{output.url}/{METRICS_KEY}"
+    content = output.output.read(METRICS_KEY, MAX_BYTES)
+    if content is None:
+        raise StoreError(f"{name} does not exist: run `sfg evaluate` with its job first")
+    if not generator.metrics:
+        raise StoreError(f"{name} is older than the model: run `sfg sample` and `sfg evaluate` with its job first")
+    try:
+        metrics: Metrics = read_json(content, name, _FIELDS, allow_nan=True)
+        if metrics["label_error"]:
+            check_fields(metrics["label_error"], _ERROR, name)
+    except DocumentError as error:
+        raise StoreError(f"{error}: run `sfg evaluate` with its job again") from None
+    return metrics
+
+
+def made_here() -> dict[str, Any]:
+    """Device and versions of this process, as a report says them."""
+    import torch
+
+    device = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    return {"device": torch.cuda.get_device_name() if torch.cuda.is_available() else device, "versions": versions()}
+
+
+def made_on(log: str) -> dict[str, Any]:
+    """``made_here`` of the last evaluation in a log of events; empty where it does not say."""
+    for line in reversed(log.splitlines()):
+        if '"report"' in line:
+            try:
+                entry = read_json(line, EVENTS_KEY)
+                check_fields(entry, _MADE_ON, EVENTS_KEY)
+            except DocumentError:
+                continue
+            return {"device": entry["device"], "versions": entry["versions"]}
+    return {}

@@ -174,7 +174,7 @@ def estimate_job(
     seconds: float = CALIBRATION_S,
     on_step: Callable[[str], None] = lambda _: None,
 ) -> Estimate:
-    """What a job will take to label, on this machine by default; ``prepared`` is the job's table where it is read already.
+    """What a job will take to label, on this machine by default; ``prepared`` is its table where it is read already.
 
     The calibration lasts ``seconds`` once it is warm; ``on_step`` is told in words what goes on.
 

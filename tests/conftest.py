@@ -8,6 +8,7 @@ import functools
 import http.client
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
@@ -37,6 +38,7 @@ SHARED = {"slurm": "slurm", "hosts": "hosts", "chaos": "ray", "notebooks": "ray"
 OWN_RAY = "own ray"  # of those in "ray" that start a Ray of their own instead of using the session's, by file
 QUICK_S, SLOW_S = 0.1, 2.0  # about what a test takes, for the order of the groups
 SLOWER_S = {"hosts": 100.0, "slurm": 40.0, "alone": 30.0, "chaos": 20.0, "ray": 10.0}
+RARE = {"slurm", "hosts", "chaos", "alone", "notebooks", "cluster"}  # written out in the files that have them
 STDERR = pytest.StashKey[int]()
 PLACE = pytest.StashKey[tuple[str, str | None]]()  # a test's group, and what of SHARED it is
 
@@ -56,6 +58,16 @@ def pytest_configure(config):
 
 def pytest_report_header():
     return f"slowness: {measure_slowness():.2f}; every wait and limit is that many times as long"
+
+
+def pytest_ignore_collect(collection_path, config):
+    """A file without a test of the rare kinds that alone are asked for is not imported, by any worker."""
+    asked = config.option.markexpr
+    names = set(re.findall(r"\w+", re.sub(r"not \w+", "", asked))) - {"and", "or"}
+    if "not (" in asked or not names or not names <= RARE or not collection_path.name.startswith("test_"):
+        return None
+    text = collection_path.read_text(encoding="utf-8")
+    return None if any(f"mark.{name}" in text for name in names) else True
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # before pytest-xdist reads the groups

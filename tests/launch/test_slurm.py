@@ -166,11 +166,12 @@ def test_the_quickstart_on_two_nodes_ends_with_the_store_of_a_local_run(site, st
     words = [word for size in sizes for word in ("--set", size)]
     words += ["--to", "slurm", "--profile-set", "slurm.nodes=2", "--profile-set", "slurm.cpus_per_node=1"]
     words += ["--name", "two $(nodes)", "--wait"]
+    # First, so that kernels are compiled once and not by each actor, of which one would then do all shards.
+    Pipeline(load_job(QUICKSTART, [*sizes, "executor.kind=inline", f"output.dir={site.folder}/local"])).label()
     before = set(Path("/tmp").glob("sfg*"))
-    site.slow_down(0.5)  # else one actor may have done all before the other begins
+    site.slow_down(1)
     done = site.sfg("submit", QUICKSTART, *words)
     assert "follow:  sfg logs --follow" in done.stdout
-    Pipeline(load_job(QUICKSTART, [*sizes, "executor.kind=inline", f"output.dir={site.folder}/local"])).label()
     ours = site.folder / "runs" / "quickstart"
     assert store_bytes(ours / "pairs.zarr") == store_bytes(site.folder / "local" / "pairs.zarr")
     assert site.sfg("verify", ours).returncode == 0

@@ -89,15 +89,14 @@ def test_a_study_of_labels(make_study_job, ray_cluster):
     require_whole(job, settings, document)
 
 
-def test_strong_scaling_is_of_the_same_pairs_and_the_same_fit(make_study_job):
-    for stage in ("label", "train"):
-        one, two = (
-            Study(make_study_job(), ScaleSettings([1, 2], [stage]))._job_of(Case(stage, "strong", number, 0), "")
-            for number in (1, 2)
-        )
-        assert one.labels == two.labels
-        assert one.train.batch_size == two.train.batch_size
-        assert (two.executor.num_actors, two.train.num_workers) == ((2, 1) if stage == "label" else (None, 2))
+@pytest.mark.parametrize(("mode", "times"), [("strong", 1), ("weak", 2)])
+@pytest.mark.parametrize("stage", ["label", "train"])
+def test_two_workers_have_the_pairs_of_one_or_twice_as_many(make_study_job, stage, mode, times):
+    study = Study(make_study_job(), ScaleSettings([1, 2], [stage], [mode]))
+    one, two = (study._job_of(Case(stage, mode, number, 0), "") for number in (1, 2))
+    assert two.labels == one.labels.model_copy(update={"num_pairs": times * 512})
+    assert two.train.batch_size == (times if stage == "train" else 1) * one.train.batch_size
+    assert (two.executor.num_actors, two.train.num_workers) == ((2, 1) if stage == "label" else (None, 2))
 
 
 @pytest.mark.alone
@@ -106,11 +105,11 @@ def test_strong_scaling_is_of_the_same_pairs_and_the_same_fit(make_study_job):
 def test_a_study_of_fits(make_study_job, ray_cluster):
     train = {"width": 16, "depth": 1, "num_epochs": 500, "max_time_s": 900, "batch_size": 64}
     job = make_study_job(train=train, executor={"num_actors": 1})
-    settings = ScaleSettings([1, 2], ["train"], ["weak"], repeats=1, use_gpu=False, num_epochs=2)
+    settings = ScaleSettings([2], ["train"], ["weak"], repeats=1, use_gpu=False, num_epochs=2)
     document = scale(job, settings)
-    assert [(run.stage, run.mode) for run in document.runs] == [("train", "weak")] * 2
-    rows = {run.num_workers: run.rows for run in document.runs}
-    assert rows[2] == pytest.approx(2 * rows[1], rel=0.1)
+    (run,) = document.runs
+    assert (run.stage, run.mode, run.num_workers) == ("train", "weak", 2)
+    assert run.rows == pytest.approx(2 * 1024, rel=0.15)
     require_whole(job, settings, document)
 
 

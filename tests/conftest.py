@@ -8,6 +8,7 @@ import functools
 import http.client
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
@@ -34,8 +35,12 @@ TEST_LIMIT_S = 240
 GROUP_LIMIT_S = 600  # of tests that start clusters and kill what runs on them
 # The group that a marker puts a test into. A group runs one test at a time, so Slurm and Ray are used by one each.
 SHARED = {"slurm": "slurm", "hosts": "hosts", "chaos": "ray", "notebooks": "ray", "alone": "ray", "ray": "ray"}
-OWN_RAY = "own ray"  # of those in "ray" that start a Ray of their own instead of using the session's
+OWN_RAY = "own ray"  # of those in "ray" that start a Ray of their own instead of using the session's, by file
+QUICK_S, SLOW_S = 0.1, 2.0  # about what a test takes, for the order of the groups
+SLOWER_S = {"hosts": 100.0, "slurm": 40.0, "alone": 30.0, "chaos": 20.0, "ray": 10.0}
+RARE = {"slurm", "hosts", "chaos", "alone", "notebooks", "cluster"}  # written out in the files that have them
 STDERR = pytest.StashKey[int]()
+PLACE = pytest.StashKey[tuple[str, str | None]]()  # a test's group, and what of SHARED it is
 
 
 def pytest_addoption(parser):
@@ -55,10 +60,19 @@ def pytest_report_header():
     return f"slowness: {measure_slowness():.2f}; every wait and limit is that many times as long"
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_ignore_collect(collection_path, config):
+    """A file without a test of the rare kinds that alone are asked for is not imported, by any worker."""
+    asked = config.option.markexpr
+    names = set(re.findall(r"\w+", re.sub(r"not \w+", "", asked))) - {"and", "or"}
+    if "not (" in asked or not names or not names <= RARE or not collection_path.name.startswith("test_"):
+        return None
+    text = collection_path.read_text(encoding="utf-8")
+    return None if any(f"mark.{name}" in text for name in names) else True
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Tests of one file stay together, for the fixtures that they share, and so do those that share a machine's Ray."""
-    groups, waiting, num_slow = {}, set(), collections.Counter()
     for item in items:
         shared = next((name for name in SHARED if item.get_closest_marker(name)), None)
         limit_s = TEST_LIMIT_S if shared in (None, "ray") else GROUP_LIMIT_S
@@ -70,14 +84,19 @@ def pytest_collection_modifyitems(items):
         else:
             group = SHARED.get(shared, item.path.name)
             if group == "ray" and "ray_cluster" not in item.fixturenames:
-                group = OWN_RAY
+                group = f"{OWN_RAY}: {item.path.name}"
             item.add_marker(pytest.mark.xdist_group(group))
-        groups[item] = group
+        item.stash[PLACE] = group, shared
+    result = yield  # tests that are not asked for go, and count no more
+    waiting, seconds = set(), collections.Counter()
+    for item in items:
+        group, shared = item.stash[PLACE]
+        seconds[group] += SLOWER_S.get(shared, SLOW_S) if item.get_closest_marker("slow") else QUICK_S
         waiting |= {group} if shared else set()
-        num_slow[group] += item.get_closest_marker("slow") is not None
     # Groups are handed out in this order. The longest come first, so that none is left alone at the end: those that
-    # wait for a cluster, then those with the most tests that are slow.
-    items.sort(key=lambda item: (groups[item] not in waiting, -num_slow[groups[item]]))
+    # wait for a cluster, then those that take long.
+    items.sort(key=lambda item: ((group := item.stash[PLACE][0]) not in waiting, -seconds[group], group))
+    return result
 
 
 @pytest.hookimpl(wrapper=True)

@@ -127,12 +127,12 @@ def test_an_extended_store_holds_a_longer_runs_pairs(make_job, store_bytes):
 
 
 @pytest.mark.ray
-def test_actors_make_the_bits_of_one_process(make_job, ray_cluster):
-    for name, executor in (("one", {"kind": "inline"}), ("actors", {"kind": "ray", "num_actors": 2})):
+def test_an_actor_makes_the_bits_of_this_process(make_job, ray_cluster):
+    for name, executor in (("here", {"kind": "inline"}), ("actor", {"kind": "ray", "num_actors": 1})):
         Pipeline(make_job(name, data=CONDITIONAL, labels={"num_pairs": 500}, executor=executor)).label()
-    one, actors = (sfg_dist.open_pairs(make_job(name).output.dir) for name in ("one", "actors"))
+    here, actor = (sfg_dist.open_pairs(make_job(name).output.dir) for name in ("here", "actor"))
     for name in ("latents", "labels"):
-        np.testing.assert_array_equal(np.asarray(getattr(actors, name)), np.asarray(getattr(one, name)))
+        np.testing.assert_array_equal(np.asarray(getattr(actor, name)), np.asarray(getattr(here, name)))
 
 
 def test_verify_and_repair_make_the_same_rows_again(make_job):

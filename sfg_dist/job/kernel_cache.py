@@ -29,7 +29,7 @@ def cached_njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
         except RuntimeError:  # no place that can be written
             folder = private_folder("sfg-kernels")
             if folder is not None:
-                config.CACHE_DIR = folder  # type: ignore[attr-defined]
+                config.CACHE_DIR = folder
                 return _kept(njit(cache=True, **options)(function))
         return njit(**options)(function)
 

@@ -21,7 +21,7 @@ PATIENCE_S = 150 * SLOWNESS
 # A node that is gone is taken for lost after some seconds, and so are workers that wait for a place on it.
 SHORT_WAITS = {
     "RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "2000", "RAY_health_check_failure_threshold": "3",
+    "RAY_health_check_timeout_ms": str(round(2000 * SLOWNESS)), "RAY_health_check_failure_threshold": "3",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(5 * SLOWNESS),
 }  # fmt: skip
 

@@ -200,8 +200,8 @@ def test_an_actor_trains_ahead_and_labels_leave_it_its_resources(ray_cluster, pa
     place = tmp_path / "c"
     with training_ahead("ray", url, place, settings) as reserved:
         assert reserved == {"CPU": 1.0, "GPU": 1.0}  # the made-up cluster has four CPUs and two GPUs
-        wait_for(lambda: checkpoints.newest_step(place) >= 2)
         label_with_actors(url, ExecutorConfig(), LabelSettings(on_event=events), reserved=reserved)
+        wait_for(lambda: checkpoints.newest_step(place) >= 2)
     assert len(events.of("worker_started")) == 1  # one of two GPUs was left
     assert pairs.is_complete
     step = checkpoints.newest_step(place)

@@ -32,7 +32,8 @@ from sfg_dist.job.plan import Stream, normal_rows
 ONE = on_cpus(num_actors=1)
 CLUSTERS = {
     "data": {"source": "moons", "max_rows": 6000},  # 4800 of them for training: enough for clusters
-    "labels": {"num_pairs": 256, "shard_rows": 64, "batch_size": 64, "num_evaluations": 20, "t_min": 1e-3},
+    # Shards for four actors, with one in hand for each.
+    "labels": {"num_pairs": 512, "shard_rows": 64, "batch_size": 64, "num_evaluations": 20, "t_min": 1e-3},
 }
 
 
@@ -201,30 +202,20 @@ class KindLabeler(ShardLabeler):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(
-    ("actors", "told", "tables"),
-    [
-        # Fractions of GPUs pack, and CPUs beside them; the bits are those of the inline executor.
-        (
-            {"num_actors": 3, "num_gpus_per_actor": 0.5, "num_cpu_actors": 1},
-            ["None 0", "None 0", "None 1", "cpu"],
-            {},
-        ),
-        # One GPU each, as many as there are, where nobody says how many; over clusters.
-        ({}, ["None 0", "None 1"], CLUSTERS),
-    ],
-)
 def test_any_number_of_actors_of_any_kind_gives_the_bits_of_the_inline_executor(
-    ray_cluster, make_store, store_bytes, events, actors, told, tables
+    ray_cluster, make_store, store_bytes, events
 ):
-    alone, pairs = make_store("alone", **tables), make_store("ray", **tables)
+    """Over clusters, by fractions of GPUs, which pack, and a CPU beside them."""
+    actors = ExecutorConfig(num_actors=3, num_gpus_per_actor=0.5, num_cpu_actors=1)
+    alone, pairs = make_store("alone", **CLUSTERS), make_store("ray", **CLUSTERS)
     label_inline(alone.location.url)
-    (pairs.location.root.parent / "num_actors").write_text(str(len(told)))
-    label_with_actors(pairs.location.url, ExecutorConfig(**actors), LabelSettings(labeler=KindLabeler, on_event=events))
+    (pairs.location.root.parent / "num_actors").write_text("4")
+    label_with_actors(pairs.location.url, actors, LabelSettings(labeler=KindLabeler, on_event=events))
     assert store_bytes(pairs.location.url) == store_bytes(alone.location.url)
-    check_progress(events, pairs.plan.num_shards, len(told))
+    check_progress(events, pairs.plan.num_shards, 4)
     kinds = [file.read_text() for file in pairs.location.root.parent.glob("began_*")]
-    assert sorted("cpu" if text.startswith("cpu") else text for text in kinds) == told
+    told = sorted("cpu" if text.startswith("cpu") else text for text in kinds)
+    assert told == ["None 0", "None 0", "None 1", "cpu"]
 
 
 def test_a_gpu_each_is_what_actors_are_given_where_nobody_says():
@@ -232,7 +223,11 @@ def test_a_gpu_each_is_what_actors_are_given_where_nobody_says():
         room = {"num_cpus": cpus, "num_gpus": float(gpus), "place": "the cluster has"}
         said = ExecutorConfig(num_actors=gpus, num_gpus_per_actor=1)
         assert asked_workers(ExecutorConfig(), 1, **room) == asked_workers(said, 1, **room)
-    halves = asked_workers(ExecutorConfig(num_gpus_per_actor=0.5), 1, num_cpus=4.0, num_gpus=2.0, place="here are")
+    room = {"num_cpus": 4.0, "num_gpus": 2.0, "place": "here are"}
+    whole = asked_workers(ExecutorConfig(), 1, **room)
+    assert actor_roles(whole, hides_gpus=True)["gpu"].num_gpus == 1
+    assert groups_by_role(whole) == {"gpu": 2}
+    halves = asked_workers(ExecutorConfig(num_gpus_per_actor=0.5), 1, **room)
     assert actor_roles(halves, hides_gpus=True)["gpu"].num_gpus == 0.5
     assert groups_by_role(halves) == {"gpu": 4}
 

@@ -345,7 +345,7 @@ def test_ten_times_the_budget_is_labelled_within_it(tmp_path, monkeypatch, toler
     from sfg_dist.store import Frame, create_store
 
     monkeypatch.setattr("sfg_dist.flow.posterior.reference.REFERENCE_BLOCK_ROWS", 1 << 13)
-    room, dim, num_rows = 12 << 20, 32, 500_000 if tolerance == 0 else 325_000
+    room, dim, num_rows = 12 << 20, 32, 480_000 if tolerance == 0 else 294_000
     rows = np.random.default_rng(0).standard_normal((num_rows, dim), dtype=np.float32) * np.geomspace(1, 0.05, dim)
     labels = {"num_pairs": 16, "shard_rows": 16, "batch_size": 16, "t_min": 1e-3, "num_evaluations": 4}
     job = resolve_job({"data": {"source": "moons"}, "labels": labels | {"tolerance": tolerance}})

@@ -19,6 +19,7 @@ from commands import sfg
 from examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from patience import patience
 from safetensors.torch import load, save
 
 from sfg_dist.data import Transform
@@ -44,7 +45,7 @@ from sfg_dist.store.snapshot import driver_of
 from sfg_dist.store.status import StatusReader
 from sfg_dist.studies.scale.document import compare_studies
 
-MAX_S = 5.0  # of a processor, for one document
+MAX_S = patience(5.0)  # of a processor, for one document
 ODD = [
     None, True, False, 0, -1, 1, 2**31, 2**53, 2**63, 10**39, 10**60, 0.5, -0.0, 1e-300, 1e308, float("nan"),
     float("inf"), "", "a", "0", "\ud800", "\x1b[31m", "a" * 300, "../..", [], [[]], [0] * 40, {}, {"": None},

@@ -43,6 +43,7 @@ COMMANDS = {
     "given": ("sample", "run", "--given-table", "table.csv", "--out", "rows.csv"),
 }  # fmt: skip
 SLOW = {"compare", "scale"}
+PARTS = 4  # of all cases, so that workers of pytest-xdist share them
 READERS = {"status", "watch", "prometheus", "verify", "repair_dry", "plan"}
 ALL = [*bad_directories.CASES, *bad_documents.CASES, *bad_stores.CASES, *bad_models.CASES, *bad_tables.CASES]
 
@@ -55,6 +56,7 @@ def parameters() -> list:
         if number % step == 0:
             is_slow = SLOW & set(commands) or case.name == "table.npz with a name above"  # which is planned to its end
             marks = [pytest.mark.slow] if is_slow else []
+            marks.append(pytest.mark.xdist_group(f"hostile {number // step % PARTS}"))
             found.append(pytest.param(replace(case, commands=commands), id=case.name, marks=marks))
     return found
 

@@ -65,7 +65,7 @@ def test_a_run_into_a_bucket_listens_on_loopback_alone_and_leaves_nothing(tmp_pa
             (folder / f"{name}.py").write_text(line)
     (here / "sfg_dist.py").unlink()  # "python -m" would take it before any line of ours
     job = make_job(
-        output={"dir": f"{s3_url}/ray"}, executor={"kind": "ray", "num_actors": 2},
+        output={"dir": f"{s3_url}/ray"}, executor={"kind": "ray", "num_actors": 1},
         train={"num_epochs": 1, "num_workers": 2, "num_threads": 1}, evaluate={"metrics": ["ks_mean"]},
     )  # fmt: skip
     (jobs / "job.toml").write_text(job.to_toml())

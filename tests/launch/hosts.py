@@ -78,6 +78,9 @@ class Hosts:
             "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token,
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",  # a local Ray of the session's turns it off
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # else a node that is ended waits half a minute
+            "RAY_prestart_worker_first_driver": "0",  # else a worker a host for whoever waits for the hosts
+            # Connections are given up after half of Ray's own times, so that half as long a cut meets them.
+            "RAY_grpc_keepalive_time_ms": "5000", "RAY_grpc_keepalive_timeout_ms": str(round(patience(10_000))),
             "GLOO_SOCKET_IFNAME": "eth0",  # the machine's name is loopback to all of them
             # Workers that wait for a place on a host that is gone; to find one on a host that is there takes no time.
             "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(patience(5)),
@@ -96,9 +99,9 @@ class Hosts:
         scratch.mkdir(exist_ok=True)
         words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats",
                  f"--num-cpus={num_cpus}", f"--node-ip-address={self.addresses[index]}",
-                 "--object-store-memory=100000000"]  # fmt: skip
+                 "--object-store-memory=100000000", "--include-log-monitor=false"]  # fmt: skip
         if index == 0:
-            words += ["--head", "--port=6399", "--include-dashboard=false", f"--temp-dir={scratch}"]
+            words += ["--head", "--port=6399", "--include-dashboard=false", "--no-monitor", f"--temp-dir={scratch}"]
         else:
             words.append(f"--address={self.address}")
         with (self.folder / f"ray{index}.log").open("ab") as log:
@@ -106,6 +109,14 @@ class Hosts:
                 self._within(index, words), env=self.environment, stdout=log, stderr=subprocess.STDOUT,
                 start_new_session=True,
             )  # fmt: skip
+
+    def wait_for_start(self, index: int) -> None:
+        """Until the first Ray of a host is up, by its own word; a program that asks would take as long again."""
+        log, deadline = self.folder / f"ray{index}.log", time.monotonic() + patience(120)
+        while "Ray runtime started" not in log.read_text(errors="replace"):
+            if time.monotonic() > deadline or self.processes[index].poll() is not None:
+                raise RuntimeError(log.read_text(errors="replace")[-2000:])
+            time.sleep(0.1)
 
     def wait_for(self, number: int) -> None:
         """Until so many hosts are in the cluster."""

@@ -68,7 +68,7 @@ class SlurmCluster:
             f"AuthInfo=socket={base}/munge/socket,cred_expire=5",
             "ProctrackType=proctrack/linuxproc", "TaskPlugin=task/none", "SelectType=select/cons_tres",
             "SelectTypeParameters=CR_Core", "MpiDefault=none", "ReturnToService=2",
-            "SlurmdParameters=config_overrides", "KillWait=5", "SlurmdTimeout=10", "MinJobAge=300",
+            "SlurmdParameters=config_overrides", "KillWait=5", f"SlurmdTimeout={round(patience(10))}", "MinJobAge=300",
             "SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0",
             "PreemptType=preempt/partition_prio", "PreemptMode=REQUEUE", f"StateSaveLocation={base}/state",
             f"SlurmdSpoolDir={base}/spool.%n", f"SlurmctldPidFile={base}/run/slurmctld.pid",

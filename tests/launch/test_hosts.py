@@ -15,8 +15,8 @@ from sfg_dist.pipeline.pipeline import Pipeline
 
 pytestmark = [pytest.mark.slow, pytest.mark.hosts, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 
-# TCP sends again what got no answer after 0.2, 0.4, ... 12.8 seconds, and 25.4 s after the cut; the next time is at 51.
-CUT_S = 24.0
+# TCP sends again what got no answer after 0.2, 0.4, ... 6.4 seconds, and 12.6 s after the cut; the next time is at 25.
+CUT_S = 11.5
 JOB = """
 [data]
 source = "moons"
@@ -49,7 +49,8 @@ def hosts():
         three.up()
         for index in range(3):  # one after the other: on one file system two that start at once take the same files
             three.start_ray(index)
-            three.wait_for(index + 1)
+            three.wait_for_start(index)
+        three.wait_for(3)
         yield three
     finally:
         three.down()

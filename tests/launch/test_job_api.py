@@ -107,7 +107,7 @@ class Head:
         return self.sfg("submit", job, "--to", "ray", "--json", *site, *words, **options)
 
     def wait(self, identifier, timeout_s=120.0):
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + patience(timeout_s)
         while time.monotonic() < deadline:
             found = json.loads(self.sfg("jobs", "--all", "--json").stdout)["submissions"]
             state = next(entry["state"] for entry in found if entry["id"] == identifier)

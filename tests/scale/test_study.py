@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -60,40 +61,56 @@ def summary():
     ]  # fmt: skip
 
 
-@pytest.mark.alone
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_study_of_labels_and_training(make_study_job, ray_cluster, tmp_path):
-    told = []
-    slow = {"num_evaluations": 100}  # both actors begin before the labels are done, on a busy machine too
-
-    def study_both():
-        train = {"width": 16, "depth": 1, "num_epochs": 500, "max_time_s": 900, "batch_size": 64}
-        labels, fits = make_study_job(**slow), make_study_job(train=train, **slow)
-        both = ScaleSettings([1, 2], ["label"], ["strong", "weak"], repeats=1)
-        scale(labels, both, listener=told.append)
-        weak = ScaleSettings([1, 2], ["train"], ["weak"], repeats=1, use_gpu=False, num_epochs=2)
-        return scale(fits, weak, listener=told.append)
-
-    document = study_both()
-    assert {(run.stage, run.mode, run.num_workers) for run in document.runs} == {
-        (stage, mode, n) for stage, mode in (("label", "strong"), ("label", "weak"), ("train", "weak")) for n in (1, 2)
-    }
-    rows = {(run.mode, run.num_workers): run.rows for run in document.runs if run.stage == "label"}
-    assert rows == {("strong", 1): 512, ("strong", 2): 512, ("weak", 1): 512, ("weak", 2): 1024}
-    fits = {run.num_workers: run.rows for run in document.runs if run.stage == "train"}
-    assert fits[2] == pytest.approx(2 * fits[1], rel=0.1)
+def require_whole(job, settings, document):
+    """The parts of each run add up, the page is there, and the same call again measures nothing."""
     for run in document.runs:
         assert run.wall_s > 0
         assert sum(run.parts_s.values()) == pytest.approx(run.wall_s, rel=0.35)
-    assert not (tmp_path / "run" / "scale" / "work").exists()
-    page = (tmp_path / "run" / "scale" / "scale.html").read_text()
+    folder = Path(job.output.dir) / "scale"
+    assert not (folder / "work").exists()
+    page = (folder / "scale.html").read_text()
     assert page.count('src="data:image/png') == 2
     assert "<script" not in page
-    told.clear()
-    again = study_both()
+    told = []
+    again = scale(job, settings, listener=told.append)
     assert not [event for event in told if event["event"] == "run_started"]
     assert to_json(again.runs) == to_json(document.runs)
+
+
+@pytest.mark.alone
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_study_of_labels(make_study_job, ray_cluster):
+    job = make_study_job(num_evaluations=100)  # both actors begin before the labels are done, on a busy machine too
+    settings = ScaleSettings([1, 2], ["label"], ["weak"], repeats=1)
+    document = scale(job, settings)
+    assert [(run.stage, run.mode) for run in document.runs] == [("label", "weak")] * 2
+    assert {run.num_workers: run.rows for run in document.runs} == {1: 512, 2: 1024}
+    require_whole(job, settings, document)
+
+
+@pytest.mark.parametrize(("mode", "times"), [("strong", 1), ("weak", 2)])
+@pytest.mark.parametrize("stage", ["label", "train"])
+def test_two_workers_have_the_pairs_of_one_or_twice_as_many(make_study_job, stage, mode, times):
+    study = Study(make_study_job(), ScaleSettings([1, 2], [stage], [mode]))
+    one, two = (study._job_of(Case(stage, mode, number, 0), "") for number in (1, 2))
+    assert two.labels == one.labels.model_copy(update={"num_pairs": times * 512})
+    assert two.train.batch_size == (times if stage == "train" else 1) * one.train.batch_size
+    assert (two.executor.num_actors, two.train.num_workers) == ((2, 1) if stage == "label" else (None, 2))
+
+
+@pytest.mark.alone
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_study_of_fits(make_study_job, ray_cluster):
+    train = {"width": 16, "depth": 1, "num_epochs": 500, "max_time_s": 900, "batch_size": 64}
+    job = make_study_job(train=train, executor={"num_actors": 1})
+    settings = ScaleSettings([2], ["train"], ["weak"], repeats=1, use_gpu=False, num_epochs=2)
+    document = scale(job, settings)
+    (run,) = document.runs
+    assert (run.stage, run.mode, run.num_workers) == ("train", "weak", 2)
+    assert run.rows == pytest.approx(2 * 1024, rel=0.15)
+    require_whole(job, settings, document)
 
 
 @pytest.mark.slow

@@ -94,7 +94,7 @@ JobPath = Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key of the job; repeatable.")
 ]
-Executor = Annotated[str | None, typer.Option("--executor", help="Override executor.kind: ray or inline.")]
+Executor = Annotated[str | None, typer.Option("--executor", help="Override executor.kind: auto, ray or inline.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 

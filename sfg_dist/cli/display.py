@@ -122,6 +122,9 @@ class Display:
             line += f", {len(self._workers):,} workers"
         self._advance(event["done"], line, event)
 
+    def _on_executor(self, event: Mapping[str, Any]) -> None:
+        self._print(f"{event['stage']}: {event['words']}")
+
     def _on_worker_started(self, event: Mapping[str, Any]) -> None:
         self._workers.add(event["worker"])
 

@@ -55,7 +55,7 @@ def this_machine() -> Machine:
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
             gpus.append(Gpu(properties.name, properties.total_memory))
-    return Machine(_usable_cpus(), total, available, tuple(gpus))
+    return Machine(usable_cpus(), total, available, tuple(gpus))
 
 
 def default_device() -> torch.device:
@@ -81,5 +81,6 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _usable_cpus() -> int:
+def usable_cpus() -> int:
+    """CPUs that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -384,10 +384,11 @@ class CompareConfig(_Section):
 class ExecutorConfig(_Section):
     """Where the work runs."""
 
-    kind: Literal["ray", "inline"] = "ray"
-    """Workers of Ray, or this process without Ray."""
+    kind: Literal["auto", "ray", "inline"] = "auto"
+    """Workers of Ray, processes of this machine without Ray, or whichever is sooner: Ray where keys of this table or of
+    the fit ask for it, and for long labels on several GPUs."""
     num_actors: Workers | None = None
-    """Actors that make labels; as many as fit where not given."""
+    """Actors that make labels, or processes without Ray; as many as fit where not given."""
     num_gpus_per_actor: Annotated[float, Field(gt=0, le=1024, allow_inf_nan=False)] | None = None
     """GPUs of an actor; below 1 several share one."""
     num_cpu_actors: Annotated[int, BeforeValidator(integral), Field(ge=0, le=1_000_000)] = 0
@@ -456,7 +457,7 @@ def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
     path, overrides = Path(path), list(overrides)
     job = parse_job(read_document(path, "job file"), overrides, origin=str(path), default_dir=f"runs/{path.stem}")
     is_asked_for = any(assignment.partition("=")[0].strip() == "executor.address" for assignment in overrides)
-    if job.executor.address is not None and job.executor.kind == "ray" and not is_asked_for:
+    if job.executor.address is not None and job.executor.kind != "inline" and not is_asked_for:
         raise ConfigError(
             f"{printable(str(path))}: executor.address = {shown(job.executor.address)} is not taken from a file: a job "
             f"file may come from anywhere, and your Ray token would be sent there. To run on that cluster, leave the "

@@ -106,7 +106,7 @@ def _task(submission: Submission, jobs: Sequence[Job], profile: Profile, stages:
         "outputs": submission.outputs,
         "jobs": [str(submission.path / "jobs" / f"{number}.toml") for number in range(len(jobs))],
         "stages": [stage_words(stage, JOB) for stage in stages],
-        "needs_ray": kinds == {"ray"},
+        "needs_ray": kinds != {"inline"},
         "signal_before_s": slurm.signal_before_s,
         "python": python,
         "sfg": [*python, "-P", "-m", "sfg_dist"],

@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sfg_dist.distributed.executor import fit_choice, why_ray
 from sfg_dist.distributed.fit.generator import TrainHooks, fit_generator, fit_settings
-from sfg_dist.distributed.labels.label import label_pending, label_settings
+from sfg_dist.distributed.labels.label import Means, label_pending, label_settings
+from sfg_dist.distributed.labels.process_pool import Template, early_template
 from sfg_dist.job.config import Job, load_job, resolve_job, without_removed
 from sfg_dist.job.errors import ConfigError, StoreError
 from sfg_dist.job.fingerprint import fingerprint
@@ -41,7 +43,7 @@ from sfg_dist.pipeline.plan import (
 )
 from sfg_dist.pipeline.report import report_content
 from sfg_dist.pipeline.table import held_out_conditions, prepare_table, table_of_store
-from sfg_dist.store.log import stage_times
+from sfg_dist.store.log import executor_words, stage_times
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -126,9 +128,11 @@ class Pipeline(OutputDirectory):
         Args:
             overlap: whether a worker trains on committed pairs meanwhile (see ``distributed/fit/ahead.py``).
         """
-        return self._label(self.open_store(), overlap=overlap)
+        is_begun = is_url(self.url) or Path(self.pairs_url).exists()
+        with early_template(self.job, overlap=overlap, is_needed=not is_begun) as template:
+            return self._label(self.open_store(), overlap=overlap, template=template)
 
-    def _label(self, pairs: Pairs, *, overlap: bool = False) -> Pairs:
+    def _label(self, pairs: Pairs, *, overlap: bool = False, template: Template | None = None) -> Pairs:
         missing = len(pairs.pending())
         fresh = missing == pairs.plan.num_shards
         details = {"total": pairs.plan.num_shards, "missing": missing, "rows": pairs.plan.num_pairs}
@@ -136,7 +140,7 @@ class Pipeline(OutputDirectory):
         with self.dropping_events(), self.stage("label", fresh=fresh, **details):
             if missing:
                 warn_of_plain_process(pairs.plan)
-                self._label_missing(pairs, overlap)
+                self._label_missing(pairs, overlap, template)
             pairs.require_complete()
         return pairs
 
@@ -171,6 +175,7 @@ class Pipeline(OutputDirectory):
             self.session(),
             Board(self.output, 0 if fresh else newest_step(place)) as board,
         ):
+            self.emit("executor", stage="train", **fit_choice(self.job))
 
             def on_epoch(entry: Mapping[str, float]) -> None:
                 self.emit("epoch", **entry)
@@ -246,11 +251,13 @@ class Pipeline(OutputDirectory):
             if generator.encoder is not None:
                 metrics["likelihood"] = likelihood_figures(generator, prepared, pairs)
                 self.emit("likelihood", **metrics["likelihood"])
-        metrics["time_s"] = stage_times(self.events.read())
+        log = self.events.read()
+        metrics["time_s"] = stage_times(log)
         _, history = load_fitted(self.checkpoints_url)
         content = report_content(
             self.job, prepared, pairs, generator, metrics=metrics, history=history, samples=samples, labels=labels
         )
+        content = replace(content, labelling={**executor_words(log), **content.labelling})
         page = render_report(content)
         with self.writing("report.html, metrics.json and model"):
             self.output.write("report.html", page.encode())
@@ -361,11 +368,13 @@ class Pipeline(OutputDirectory):
         given = f", given {fingerprint(self.prepared.validation)}" if self.job.data.condition else ""
         return f"model {model}, {job.num_samples} rows, seed {job.seed}{given}"
 
-    def _label_missing(self, pairs: Pairs, overlap: bool) -> None:
+    def _label_missing(self, pairs: Pairs, overlap: bool, template: Template | None) -> None:
+        keys = self.job.executor
         with self.session(), contextlib.ExitStack() as stack:
-            if self.job.executor.kind == "ray":
+            why = why_ray(keys, num_workers=self.job.train.num_workers, overlap=overlap)
+            if why is not None:
                 self.need_ray()
-            reserved: Mapping[str, float] = {}
+            means = Means(why, self.need_ray, template=template)
             if overlap:
                 from sfg_dist.distributed.fit.ahead import training_ahead
 
@@ -373,18 +382,18 @@ class Pipeline(OutputDirectory):
                     self.tell("ahead", **entry)
 
                 ahead = training_ahead(
-                    self.job.executor.kind,
+                    "inline" if why is None else "ray",
                     absolute_url(self.pairs_url),
                     absolute_url(self.checkpoints_url),
                     fit_settings(self.job),
                     label_actor={
                         "CPU": self.job.labels.num_threads,
-                        "GPU": self.job.executor.num_gpus_per_actor or 1.0,
+                        "GPU": keys.num_gpus_per_actor or 1.0,
                     },
                     on_live=on_live,
                 )
-                reserved = stack.enter_context(ahead)
-            label_pending(pairs, self.job.executor, label_settings(self.job, self.emit), reserved=reserved)
+                means = replace(means, reserved=stack.enter_context(ahead))
+            label_pending(pairs, keys, label_settings(self.job, self.emit), means)
         if overlap:
             from sfg_dist.distributed.fit.checkpoints import newest_step
 

@@ -18,7 +18,7 @@ from sfg_dist.job.paths import free_disk
 from sfg_dist.job.words import GIB
 from sfg_dist.pipeline.pipeline import Pipeline
 from sfg_dist.store import open_pairs
-from sfg_dist.studies.estimate.estimate import calibrated_devices
+from sfg_dist.studies.estimate.calibration import calibrated_devices
 
 
 @pytest.fixture

@@ -223,7 +223,7 @@ def training_ahead(
         on_live: called every few seconds with how far it is.
 
     Yields:
-        What of Ray's resources the worker holds, and labels should leave to it.
+        What of the machine's or Ray's resources the worker holds, and labels should leave to it.
     """
     attempt = take_hold(checkpoints)
     Checkpoints(checkpoints, settings, open_pairs(url).plan.run_id).clear_foreign()
@@ -267,9 +267,9 @@ class _TrainingProcess:
     """The worker as a process of this machine; it ends when its input does, so also when this process is killed."""
 
     def __init__(self, task: AheadTask, on_live: Report | None) -> None:
-        self.resources: dict[str, float] = {}
         # The labels have the first GPU, or one CPU.
         threads = task.settings.num_threads or max(1, (os.cpu_count() or 1) - 1)
+        self.resources = {"CPU": float(threads)}
         device = "cuda:1" if torch.cuda.device_count() >= 2 else "cpu"
         task = replace(task, settings=task.settings.model_copy(update={"num_threads": threads}), device=device)
         self._child = Child(__name__, task)

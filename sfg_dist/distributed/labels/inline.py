@@ -1,4 +1,4 @@
-"""The driver's loop over one worker in this process: what an actor does, without Ray."""
+"""Labels without Ray: the driver's loop over one worker in this process, or over processes of this machine."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 
 from sfg_dist.distributed.failure import Failure
 from sfg_dist.distributed.labels.pool import Answered, Drain, Lost, PoolEvent, Ready, Result, Task
+from sfg_dist.distributed.labels.process_pool import ProcessPool, Template
 from sfg_dist.distributed.labels.settings import LabelSettings
-from sfg_dist.distributed.labels.shards import Shards, label_tasks, worker_info
+from sfg_dist.distributed.labels.shards import Maker, Shards, label_tasks, worker_info
 from sfg_dist.distributed.stopping import stop_signals
 from sfg_dist.store import open_pairs
 
@@ -73,8 +74,8 @@ class InlinePool:
         return "one worker in this process"
 
 
-def label_inline(url: str, settings: LabelSettings | None = None) -> None:
-    """Label all pending shards of a store in this process, one after the other.
+def label_inline(url: str, settings: LabelSettings | None = None, *, labeler: Any = None) -> None:
+    """Label all pending shards of a store in this process, one after the other; ``labeler`` is one that is open.
 
     Raises:
         LabelingError: shards were given up; the message has every attempt's reason.
@@ -82,8 +83,39 @@ def label_inline(url: str, settings: LabelSettings | None = None) -> None:
         KeyboardInterrupt: SIGINT, SIGTERM or SIGUSR2 came; what is committed is kept.
     """
     settings = settings or LabelSettings()
-    pool = InlinePool(lambda: settings.labeler_class(url, **settings.labeler_arguments))
+    opened = [labeler] if labeler is not None else []
+    make = Maker(settings.labeler_class, url, settings.labeler_arguments)
+    pool = InlinePool(lambda: opened.pop() if opened else make())
     driver = settings.new_driver(Shards(open_pairs(url), settings.only), pool, {"inline": 1})
     # A shard that will not end in time is dropped where it is: the store's protocol takes any cut.
     with stop_signals(driver.request_stop, patience=driver.patience, notice_s=settings.policy.notice_s):
         driver.run()
+
+
+def label_with_processes(
+    url: str, number: int, settings: LabelSettings | None = None, *, template: Template | None = None
+) -> None:
+    """Label all pending shards of a store by processes of this machine, to the same bits.
+
+    Args:
+        url: the store.
+        number: of the processes.
+        settings: all else.
+        template: one that was started before; it ends here.
+
+    Raises:
+        LabelingError: shards were given up; the message has every attempt's reason.
+        ClusterError: no process could be started.
+        StoreError: the store cannot be read, or its disk stayed full.
+        KeyboardInterrupt: SIGINT, SIGTERM or SIGUSR2 came; what is committed is kept.
+    """
+    settings = settings or LabelSettings()
+    make = Maker(settings.labeler_class, url, settings.labeler_arguments)
+    pool = ProcessPool(make, num_threads=settings.num_threads, template=template)
+    driver = settings.new_driver(Shards(open_pairs(url), settings.only), pool, {"process": number})
+    with stop_signals(driver.request_stop, notice_s=settings.policy.notice_s):
+        try:
+            driver.run()
+        finally:
+            pool.close()
+            driver.settle()

@@ -359,7 +359,7 @@ def _check(job: Job, settings: ScaleSettings) -> None:
         raise ConfigError(
             f"repeats = {settings.repeats}, num_epochs = {settings.num_epochs}: expected 1 or more of both"
         )
-    if job.executor.kind != "ray":
+    if job.executor.kind == "inline":
         raise ConfigError('a scaling study is of Ray workers: leave executor.kind = "inline" out')
     if job.labels.latents is not None and "weak" in settings.modes:
         raise ConfigError("weak scaling needs more pairs for more workers: labels.latents fixes their number")

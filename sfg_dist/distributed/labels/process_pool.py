@@ -1,0 +1,229 @@
+"""Processes of this machine as the driver's pool, without Ray.
+
+They are forked from a template (``worker_process``) that has imported what labels need. It can be started before there
+is work for it. A process that dies is found by the end of its connection, and one that hangs can be killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from sfg_dist.distributed.executor import why_ray
+from sfg_dist.distributed.failure import DIED, WORKER_LOST, Failure
+from sfg_dist.distributed.labels import worker_process
+from sfg_dist.distributed.labels.pool import Answered, Drain, Lost, PoolEvent, Ready, Task, WorkerInfo
+from sfg_dist.distributed.labels.shards import Maker
+from sfg_dist.distributed.machine import usable_cpus
+from sfg_dist.job.config import Job
+from sfg_dist.job.search_path import child_environment, python_command
+from sfg_dist.job.threads import wait_passively
+
+FORKS = sys.platform == "linux"  # elsewhere the system's libraries may not survive it
+EARLY_EVALUATIONS = 250_000  # of a row, from which on a template is started before the table is read
+END_S = 5.0  # within which the template ends its workers and itself
+
+
+class Template:
+    """A process that workers are forked from; it and they end with this one at the latest.
+
+    Args:
+        num_threads: CPU threads of a worker.
+    """
+
+    def __init__(self, num_threads: int = 1) -> None:
+        self._num_threads = num_threads
+        variables = child_environment() | {"OMP_NUM_THREADS": str(num_threads)}  # as Ray does for an actor
+        wait_passively(variables)
+        self._socket, theirs = socket.socketpair()
+        # Not a file that this class closes: with the process it goes.
+        self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        with theirs:
+            handle = theirs.fileno()
+            self._process = subprocess.Popen(
+                python_command(worker_process.__name__, str(handle), "fork" if FORKS else "serve"),
+                env=variables,
+                pass_fds=[handle],
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=self._log,
+                start_new_session=True,  # Ctrl-C reaches this process alone
+            )
+
+    @property
+    def can_start(self) -> bool:
+        """Whether it has not ended, and may be asked for a worker."""
+        return self._process.poll() is None
+
+    def start(self) -> Connection:
+        """A connection to a new worker, which starts as soon as the template is ready.
+
+        Raises:
+            OSError: the template has ended meanwhile.
+        """
+        ours, theirs = Pipe()
+        with theirs:
+            socket.send_fds(self._socket, [b"1"], [theirs.fileno()])
+        return ours
+
+    def last_words(self) -> str:
+        """What it, or a worker of it, wrote last: the line of an error."""
+        self._log.seek(0)
+        lines = self._log.read().strip().splitlines()
+        return lines[-1] if lines else ""
+
+    def close(self) -> None:
+        """End it and its workers, and wait for that; nothing happens a second time."""
+        if self._log.closed:
+            return
+        self._socket.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(END_S if FORKS else 0.0)
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+
+
+@contextlib.contextmanager
+def early_template(job: Job, *, overlap: bool, is_needed: bool) -> Iterator[Template | None]:
+    """Within, a template starts beside other work, where the job's labels are so many that processes will pay.
+
+    Args:
+        job: what is to be labelled.
+        overlap: whether a worker trains meanwhile.
+        is_needed: whether there are labels to make.
+    """
+    labels, num_cpus = job.labels, usable_cpus()
+    is_long = labels.num_pairs * labels.num_evaluations >= EARLY_EVALUATIONS
+    why = why_ray(job.executor, num_workers=job.train.num_workers, overlap=overlap)
+    if not is_needed or why is not None or not is_long or num_cpus < 2 * labels.num_threads:
+        yield None
+        return
+    with contextlib.closing(Template(labels.num_threads)) as template:
+        yield template
+
+
+@dataclass
+class _Process:
+    """A worker: its connection, its template and its id, which is None before it has told it and after its end."""
+
+    connection: Connection
+    template: Template
+    pid: int | None = None
+
+
+class ProcessPool:
+    """Workers of this machine.
+
+    Args:
+        make: makes the labeler of each, in its process.
+        num_threads: CPU threads of each.
+        template: one that was started before; it is closed with the pool.
+    """
+
+    def __init__(self, make: Maker, *, num_threads: int = 1, template: Template | None = None) -> None:
+        self._make, self._num_threads = make, num_threads
+        self._templates = [template] if template is not None else []
+        self._processes: dict[str, _Process] = {}
+        self._number = 0
+
+    def now(self) -> float:
+        """Seconds on a clock that never goes back."""
+        return time.monotonic()
+
+    def unix_time(self) -> float:
+        """Seconds since 1970."""
+        return time.time()
+
+    def start(self, role: str) -> str:
+        """Have a worker forked; it tells that it is ready by an event."""
+        self._number += 1
+        name = f"{role}-{self._number}"
+        try:
+            connection = self._usable_template().start()
+        except OSError:  # the template has gone since it was looked at
+            self._templates.append(Template(self._num_threads))
+            connection = self._templates[-1].start()
+        self._processes[name] = _Process(connection, self._templates[-1])
+        self._send(name, self._make)
+        return name
+
+    def _usable_template(self) -> Template:
+        is_free = FORKS or len(self._templates) > len({id(each.template) for each in self._processes.values()})
+        if not self._templates or not is_free or not self._templates[-1].can_start:
+            self._templates.append(Template(self._num_threads))
+        return self._templates[-1]
+
+    def submit(self, worker: str, tasks: Sequence[Task]) -> None:
+        """Hand a call to a worker."""
+        self._send(worker, tuple(tasks))
+
+    def _send(self, worker: str, message: object) -> None:
+        with contextlib.suppress(OSError):  # of one that is gone the end of its connection tells
+            self._processes[worker].connection.send(message)
+
+    def wait(self, timeout_s: float) -> list[PoolEvent]:
+        """What the workers have said; waits for the first of them."""
+        names = {process.connection: name for name, process in self._processes.items()}
+        found = [(names[each], self._processes[names[each]]) for each in wait(list(names), timeout_s)]  # type: ignore[index]
+        events: list[PoolEvent] = []
+        for name, process in found:
+            try:
+                answer = process.connection.recv()
+            except (EOFError, OSError):
+                words = "" if process.pid is not None else process.template.last_words()
+                process.pid = None
+                events.append(Lost(name, Failure(WORKER_LOST, words or DIED)))
+                continue
+            if isinstance(answer, int):
+                process.pid = answer
+            else:
+                events.append(_event(name, answer))
+        return events
+
+    def kill(self, worker: str) -> None:
+        """End a worker at once."""
+        process = self._processes.pop(worker, None)
+        if process is None:
+            return
+        with contextlib.suppress(EOFError, OSError):
+            if process.pid is None and process.connection.poll():
+                process.pid = process.connection.recv()
+            if isinstance(process.pid, int):
+                os.kill(process.pid, signal.SIGKILL)
+        process.connection.close()
+
+    def close(self) -> None:
+        """End all that is left, and remove what it held in shared memory."""
+        from sfg_dist.distributed.labels.shared_blocks import sweep_node  # with torch, which the workers import
+
+        for name in list(self._processes):
+            self.kill(name)
+        while self._templates:
+            self._templates.pop().close()
+        sweep_node()
+
+    def draining(self) -> Mapping[str, Drain]:
+        """Nothing: this machine's end reaches the driver by a signal."""
+        return {}
+
+    def resources(self) -> str:
+        """What there is to run workers on."""
+        return f"{os.cpu_count()} CPUs of this machine"
+
+
+def _event(worker: str, answer: Any) -> PoolEvent:
+    if isinstance(answer, Failure):
+        return Lost(worker, answer, is_refusal=True)
+    return Ready(worker, answer) if isinstance(answer, WorkerInfo) else Answered(worker, answer)

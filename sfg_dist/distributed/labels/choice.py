@@ -71,7 +71,7 @@ def choose(
     is_free = executor.kind == "auto"
     if num_gpus > 1 and is_free and (alone_s is None or alone_s > RAY_START_S):
         return Choice("ray", 0, f"by Ray, on {num_gpus} GPUs; --executor inline takes one of them without Ray")
-    number = 0 if num_gpus else num_processes
+    number = 0 if num_gpus or is_one(executor) else num_processes
     if alone_s is not None and number and alone_s * (1 - 1 / number) <= start_s:
         number = 0
     where = f"{counted(number, 'process')} of this machine" if number else "this process"
@@ -83,6 +83,11 @@ def choose(
         words += ", sooner than Ray starts" if is_short else ", where Ray would be no faster"
         words += "; --executor ray takes Ray"
     return Choice("inline", number, words)
+
+
+def is_one(executor: ExecutorConfig) -> bool:
+    """Whether the job asks for one worker without Ray, which is then this process itself."""
+    return executor.kind == "inline" and executor.num_actors == 1
 
 
 def num_processes(executor: ExecutorConfig, num_threads: int, machine: Machine, *, reserved_cpus: float = 0.0) -> int:

@@ -121,10 +121,10 @@ def _choose(
     reserved_cpus, num_gpus = means.reserved.get("CPU", 0.0), len(machine.gpus)
     number = choice.num_processes(executor, asked.num_threads, machine, reserved_cpus=reserved_cpus)
     number = min(number, choice.num_fitting(pairs.plan, machine, asked.memory_gib), len(pending))
-    # A budget of memory is a process's own: this one may hold the table too.
-    can_label_here = asked.memory_gib is None or executor.kind == "inline"
+    has_choice = bool(pending) and num_gpus != 1 and not choice.is_one(executor)
     alone_s, labeler = None, None
-    if pending and can_label_here and num_gpus != 1:  # with one GPU there is no choice
+    # A budget of memory is a process's own: this one may hold the table too.
+    if has_choice and (asked.memory_gib is None or executor.kind == "inline"):
         make = Maker(asked.labeler_class, absolute_url(pairs.location.url), asked.labeler_arguments)
         alone_s, labeler = choice.measured(pairs, pending, make)
     start_s = 0.0 if means.template is not None else choice.PROCESS_START_S

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sfg_dist.distributed.executor import fit_takes_ray
 from sfg_dist.job.object_stores import absolute_url
-from sfg_dist.job.threads import torch_threads
+from sfg_dist.job.threads import torch_threads, usable_cpus
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,11 +72,10 @@ def _threads_beside(job: Job) -> tuple[int, int] | None:
     Measured on two cores, a fit on one thread does 0.6 of the steps of a fit on two.
     """
     from sfg_dist.distributed.machine import default_device
-    from sfg_dist.model.sampling import num_cpus
 
     if fit_takes_ray(job) or default_device().type != "cpu":
         return None
-    threads = job.train.num_threads or num_cpus()
+    threads = job.train.num_threads or usable_cpus()
     return (threads - threads // 2, threads // 2) if threads > 1 else None
 
 

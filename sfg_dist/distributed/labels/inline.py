@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sfg_dist.distributed.failure import Failure
-from sfg_dist.distributed.labels.pool import Answered, Drain, Lost, PoolEvent, Ready, Result, Task
+from sfg_dist.distributed.labels.pool import Answered, Drain, Lost, PoolEvent, Ready, RealTime, Result, Task
 from sfg_dist.distributed.labels.process_pool import ProcessPool, Template
 from sfg_dist.distributed.labels.settings import LabelSettings
 from sfg_dist.distributed.labels.shards import Maker, Shards, label_tasks, worker_info
@@ -16,7 +16,7 @@ from sfg_dist.distributed.stopping import stop_signals
 from sfg_dist.store import open_pairs
 
 
-class InlinePool:
+class InlinePool(RealTime):
     """One worker at a time, which works while the driver waits; ``make`` makes the labeler of each."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
@@ -25,14 +25,6 @@ class InlinePool:
         self._number = 0
         self._name: str | None = None
         self._calls: deque[Sequence[Task]] = deque()
-
-    def now(self) -> float:
-        """Seconds on a clock that never goes back."""
-        return time.monotonic()
-
-    def unix_time(self) -> float:
-        """Seconds since 1970."""
-        return time.time()
 
     def start(self, role: str) -> str:
         """Note that a worker is wanted; it is made while the driver waits."""

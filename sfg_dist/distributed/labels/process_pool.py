@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import Pipe
@@ -23,12 +22,11 @@ from typing import Any
 from sfg_dist.distributed.executor import why_ray
 from sfg_dist.distributed.failure import DIED, WORKER_LOST, Failure
 from sfg_dist.distributed.labels import worker_process
-from sfg_dist.distributed.labels.pool import Answered, Drain, Lost, PoolEvent, Ready, Task, WorkerInfo
+from sfg_dist.distributed.labels.pool import Answered, Drain, Lost, PoolEvent, Ready, RealTime, Task, WorkerInfo
 from sfg_dist.distributed.labels.shards import Maker
-from sfg_dist.distributed.machine import usable_cpus
 from sfg_dist.job.config import Job
 from sfg_dist.job.search_path import child_environment, python_command
-from sfg_dist.job.threads import wait_passively
+from sfg_dist.job.threads import usable_cpus, wait_passively
 
 FORKS = sys.platform == "linux"  # elsewhere the system's libraries may not survive it
 EARLY_EVALUATIONS = 250_000  # of a row, from which on a template is started before the table is read
@@ -123,7 +121,7 @@ class _Process:
     pid: int | None = None
 
 
-class ProcessPool:
+class ProcessPool(RealTime):
     """Workers of this machine.
 
     Args:
@@ -137,14 +135,6 @@ class ProcessPool:
         self._templates = [template] if template is not None else []
         self._processes: dict[str, _Process] = {}
         self._number = 0
-
-    def now(self) -> float:
-        """Seconds on a clock that never goes back."""
-        return time.monotonic()
-
-    def unix_time(self) -> float:
-        """Seconds since 1970."""
-        return time.time()
 
     def start(self, role: str) -> str:
         """Have a worker forked; it tells that it is ready by an event."""
@@ -220,7 +210,7 @@ class ProcessPool:
 
     def resources(self) -> str:
         """What there is to run workers on."""
-        return f"{os.cpu_count()} CPUs of this machine"
+        return f"{usable_cpus()} CPUs of this machine"
 
 
 def _event(worker: str, answer: Any) -> PoolEvent:

@@ -16,7 +16,7 @@ from typing import Any
 
 from sfg_dist.distributed.cluster import draining_nodes
 from sfg_dist.distributed.failure import DIED, WORKER_LOST, Failure
-from sfg_dist.distributed.labels.pool import Answered, Drain, Lost, PoolEvent, Ready, Result, Task, WorkerInfo
+from sfg_dist.distributed.labels.pool import Answered, Drain, Lost, PoolEvent, Ready, RealTime, Result, Task, WorkerInfo
 from sfg_dist.distributed.labels.sharded_reference import ReferenceMember
 from sfg_dist.distributed.labels.shards import Maker, label_tasks, worker_info
 from sfg_dist.distributed.labels.shared_blocks import sweep_node
@@ -126,7 +126,7 @@ class _Actor:
     calls: deque[tuple[Any, Future[Any]]] = field(default_factory=deque)  # Ray forgets an answer that nobody refers to
 
 
-class RayPool:
+class RayPool(RealTime):
     """Actors of the running Ray session.
 
     Args:
@@ -158,14 +158,6 @@ class RayPool:
         self._tasks: list[Any] = []  # on those
         # SimpleQueue: a signal handler may put into it while the main thread is inside it.
         self._answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # who has answered
-
-    def now(self) -> float:
-        """Seconds on a clock that never goes back."""
-        return time.monotonic()
-
-    def unix_time(self) -> float:
-        """Seconds since 1970."""
-        return time.time()
 
     def start(self, role: str) -> str:
         """Ask Ray for an actor, or a group of them; it may wait for a place."""

@@ -31,6 +31,7 @@ from sfg_dist.evaluate import floor
 from sfg_dist.job.config import READING_KEYS, Job
 from sfg_dist.job.errors import ConfigError, DocumentError, TrainingError
 from sfg_dist.job.fingerprint import fingerprint
+from sfg_dist.job.threads import usable_cpus
 from sfg_dist.job.version import __version__, versions
 from sfg_dist.pipeline.output import Listener, OutputDirectory
 from sfg_dist.pipeline.pipeline import as_job

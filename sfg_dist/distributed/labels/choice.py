@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 RAY_START_S = 8.0  # of a Ray of this machine and its first actors, measured on 2 cores
 PROCESS_START_S = 2.0  # of the first process of this machine: it imports torch
+FORK_START_S = 0.3  # of one that is forked from a template that is there
 _MEASURED_PAIRS = 3e8  # of a latent and a reference row, in a batch that is measured
 
 

@@ -127,7 +127,7 @@ def _choose(
     if has_choice and (asked.memory_gib is None or executor.kind == "inline"):
         make = Maker(asked.labeler_class, absolute_url(pairs.location.url), asked.labeler_arguments)
         alone_s, labeler = choice.measured(pairs, pending, make)
-    start_s = 0.0 if means.template is not None else choice.PROCESS_START_S
+    start_s = choice.PROCESS_START_S if means.template is None else choice.FORK_START_S
     found = choice.choose(executor, alone_s, num_processes=number, num_gpus=num_gpus, start_s=start_s)
     if labeler is not None and (found.executor == "ray" or found.num_processes):
         labeler.close()

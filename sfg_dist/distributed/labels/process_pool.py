@@ -30,6 +30,7 @@ from sfg_dist.job.threads import usable_cpus, wait_passively
 
 FORKS = sys.platform == "linux"  # elsewhere the system's libraries may not survive it
 EARLY_EVALUATIONS = 250_000  # of a row, from which on a template is started before the table is read
+GPU_DRIVER = "/dev/nvidiactl"  # where it is, labels are most likely made on a GPU
 END_S = 5.0  # within which the template ends its workers and itself
 
 
@@ -42,7 +43,8 @@ class Template:
 
     def __init__(self, num_threads: int = 1) -> None:
         self._num_threads = num_threads
-        variables = child_environment() | {"OMP_NUM_THREADS": str(num_threads)}  # as Ray does for an actor
+        # The first as Ray has it for an actor; with the second numpy starts no thread, which a fork would lose.
+        variables = child_environment() | {"OMP_NUM_THREADS": str(num_threads), "OPENBLAS_NUM_THREADS": "1"}
         wait_passively(variables)
         self._socket, theirs = socket.socketpair()
         # Not a file that this class closes: with the process it goes.
@@ -102,10 +104,12 @@ def early_template(job: Job, *, overlap: bool, is_needed: bool) -> Iterator[Temp
         overlap: whether a worker trains meanwhile.
         is_needed: whether there are labels to make.
     """
-    labels, num_cpus = job.labels, usable_cpus()
+    labels, keys = job.labels, job.executor
+    room = usable_cpus() // labels.num_threads
+    has_room = min(room, keys.num_actors or room) > 1 and not os.path.exists(GPU_DRIVER)
     is_long = labels.num_pairs * labels.num_evaluations >= EARLY_EVALUATIONS
-    why = why_ray(job.executor, num_workers=job.train.num_workers, overlap=overlap)
-    if not is_needed or why is not None or not is_long or num_cpus < 2 * labels.num_threads:
+    why = why_ray(keys, num_workers=job.train.num_workers, overlap=overlap)
+    if not (is_needed and has_room and is_long) or why is not None:
         yield None
         return
     with contextlib.closing(Template(labels.num_threads)) as template:

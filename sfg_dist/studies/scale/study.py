@@ -139,7 +139,8 @@ class Study(OutputDirectory):
         check_job(job)
         _check(job, settings)
         super().__init__(job.output.dir, listener)
-        self.job, self.settings, self.workers = job, settings, sorted(settings.workers)
+        self.job = job.changed(executor={"kind": "ray"})  # whoever is sooner, the study is of Ray's workers
+        self.settings, self.workers = settings, sorted(settings.workers)
         self.num_epochs = min(settings.num_epochs, job.train.num_epochs)
         self._prepared: Prepared | None = None
         self._warm: set[str] = set()

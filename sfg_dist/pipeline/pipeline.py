@@ -41,9 +41,9 @@ from sfg_dist.pipeline.plan import (
     warn_of_old_store,
     warn_of_plain_process,
 )
-from sfg_dist.pipeline.report import report_content
+from sfg_dist.pipeline.report import report_content, with_executors
 from sfg_dist.pipeline.table import held_out_conditions, prepare_table, table_of_store
-from sfg_dist.store.log import executor_words, stage_times
+from sfg_dist.store.log import stage_times
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -257,8 +257,7 @@ class Pipeline(OutputDirectory):
         content = report_content(
             self.job, prepared, pairs, generator, metrics=metrics, history=history, samples=samples, labels=labels
         )
-        content = replace(content, labelling={**executor_words(log), **content.labelling})
-        page = render_report(content)
+        page = render_report(with_executors(content, log))
         with self.writing("report.html, metrics.json and model"):
             self.output.write("report.html", page.encode())
             self.output.write("metrics.json", json.dumps(metrics, indent=1).encode())

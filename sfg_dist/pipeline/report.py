@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from sfg_dist.data.naming import listed, repeated_values, value_words
 from sfg_dist.job.config import Job
 from sfg_dist.job.version import versions
 from sfg_dist.job.words import counted, duration, failure_line, size_of
+from sfg_dist.store.log import executor_words
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -82,6 +84,13 @@ def report_content(
         labelling=labelling,
         failures=failures,
     )
+
+
+def with_executors(content: ReportContent, log: str) -> ReportContent:
+    """The content with words of who labelled and who fitted, from the run's log."""
+    said = executor_words(log)
+    made, fitted = ({name: said[stage]} if stage in said else {} for name, stage in (("by", "label"), ("fit", "train")))
+    return replace(content, labelling={**made, **content.labelling}, facts={**content.facts, **fitted})
 
 
 def _labelling(pairs: Pairs) -> tuple[dict[str, str], list[str]]:

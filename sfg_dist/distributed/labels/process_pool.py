@@ -42,7 +42,7 @@ class Template:
     """
 
     def __init__(self, num_threads: int = 1) -> None:
-        self._num_threads = num_threads
+        self._has_workers = False
         # The first as Ray has it for an actor; with the second numpy starts no thread, which a fork would lose.
         variables = child_environment() | {"OMP_NUM_THREADS": str(num_threads), "OPENBLAS_NUM_THREADS": "1"}
         wait_passively(variables)
@@ -75,6 +75,7 @@ class Template:
         ours, theirs = Pipe()
         with theirs:
             socket.send_fds(self._socket, [b"1"], [theirs.fileno()])
+        self._has_workers = True
         return ours
 
     def last_words(self) -> str:
@@ -88,8 +89,9 @@ class Template:
         if self._log.closed:
             return
         self._socket.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(END_S if FORKS else 0.0)
+        if self._has_workers and FORKS:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(END_S)
         self._process.kill()
         self._process.wait()
         self._log.close()

@@ -121,6 +121,18 @@ def test_processes_that_do_not_start_are_told_of_with_their_last_words(make_stor
     assert pairs.committed() == set()
 
 
+def test_a_machine_that_starts_no_process_is_told_of(make_store, make_job, monkeypatch):
+    def fail(*_, **__):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(process_pool.subprocess, "Popen", fail)
+    monkeypatch.setattr(process_pool, "EARLY_EVALUATIONS", 0)
+    with process_pool.early_template(make_job(executor={"kind": "auto"}), overlap=False, is_needed=True) as template:
+        assert template is None
+    with pytest.raises(ClusterError, match=r"no process can be started on this machine: .*temporarily unavailable"):
+        label_with_processes(make_store("none").location.url, 2)
+
+
 def test_a_template_that_was_killed_is_replaced(make_store, store_bytes, inline_store, events):
     pairs, template = make_store("replaced"), process_pool.Template()
     template._process.kill()

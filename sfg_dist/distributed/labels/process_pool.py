@@ -25,12 +25,14 @@ from sfg_dist.distributed.labels import worker_process
 from sfg_dist.distributed.labels.pool import Answered, Drain, Lost, PoolEvent, Ready, RealTime, Task, WorkerInfo
 from sfg_dist.distributed.labels.shards import Maker
 from sfg_dist.job.config import Job
+from sfg_dist.job.errors import ClusterError
 from sfg_dist.job.search_path import child_environment, python_command
 from sfg_dist.job.threads import usable_cpus, wait_passively
 
 FORKS = sys.platform == "linux"  # elsewhere the system's libraries may not survive it
 EARLY_EVALUATIONS = 250_000  # of a row, from which on a template is started before the table is read
 GPU_DRIVER = "/dev/nvidiactl"  # where it is, labels are most likely made on a GPU
+LAST_BYTES = 4096
 END_S = 5.0  # within which the template ends its workers and itself
 
 
@@ -39,6 +41,9 @@ class Template:
 
     Args:
         num_threads: CPU threads of a worker.
+
+    Raises:
+        OSError: no process can be started.
     """
 
     def __init__(self, num_threads: int = 1) -> None:
@@ -46,10 +51,9 @@ class Template:
         # The first as Ray has it for an actor; with the second numpy starts no thread, which a fork would lose.
         variables = child_environment() | {"OMP_NUM_THREADS": str(num_threads), "OPENBLAS_NUM_THREADS": "1"}
         wait_passively(variables)
-        self._socket, theirs = socket.socketpair()
-        # Not a file that this class closes: with the process it goes.
-        self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
-        with theirs:
+        with contextlib.ExitStack() as stack:
+            self._socket, theirs = map(stack.enter_context, socket.socketpair())
+            self._log = stack.enter_context(tempfile.TemporaryFile())
             handle = theirs.fileno()
             self._process = subprocess.Popen(
                 python_command(worker_process.__name__, str(handle), "fork" if FORKS else "serve"),
@@ -60,6 +64,8 @@ class Template:
                 stderr=self._log,
                 start_new_session=True,  # Ctrl-C reaches this process alone
             )
+            theirs.close()
+            self._open = stack.pop_all()
 
     @property
     def can_start(self) -> bool:
@@ -80,9 +86,9 @@ class Template:
 
     def last_words(self) -> str:
         """What it, or a worker of it, wrote last: the line of an error."""
-        self._log.seek(0)
-        lines = self._log.read().strip().splitlines()
-        return lines[-1] if lines else ""
+        # Not by a seek, which would move the place where they write.
+        said = os.pread(self._log.fileno(), LAST_BYTES, max(0, os.fstat(self._log.fileno()).st_size - LAST_BYTES))
+        return said.decode(errors="replace").strip().rpartition("\n")[2]
 
     def close(self) -> None:
         """End it and its workers, and wait for that; nothing happens a second time."""
@@ -94,7 +100,7 @@ class Template:
                 self._process.wait(END_S)
         self._process.kill()
         self._process.wait()
-        self._log.close()
+        self._open.close()
 
 
 @contextlib.contextmanager
@@ -114,7 +120,10 @@ def early_template(job: Job, *, overlap: bool, is_needed: bool) -> Iterator[Temp
     if not (is_needed and has_room and is_long) or why is not None:
         yield None
         return
-    with contextlib.closing(Template(labels.num_threads)) as template:
+    with contextlib.ExitStack() as stack:
+        template = None
+        with contextlib.suppress(OSError):  # where it cannot start now, the labels will say so
+            template = stack.enter_context(contextlib.closing(Template(labels.num_threads)))
         yield template
 
 
@@ -143,14 +152,17 @@ class ProcessPool(RealTime):
         self._number = 0
 
     def start(self, role: str) -> str:
-        """Have a worker forked; it tells that it is ready by an event."""
+        """Have a worker forked; it tells that it is ready by an event.
+
+        Raises:
+            ClusterError: no process can be started.
+        """
         self._number += 1
         name = f"{role}-{self._number}"
         try:
             connection = self._usable_template().start()
         except OSError:  # the template has gone since it was looked at
-            self._templates.append(Template(self._num_threads))
-            connection = self._templates[-1].start()
+            connection = self._new_template().start()
         self._processes[name] = _Process(connection, self._templates[-1])
         self._send(name, self._make)
         return name
@@ -158,7 +170,14 @@ class ProcessPool(RealTime):
     def _usable_template(self) -> Template:
         is_free = FORKS or len(self._templates) > len({id(each.template) for each in self._processes.values()})
         if not self._templates or not is_free or not self._templates[-1].can_start:
+            return self._new_template()
+        return self._templates[-1]
+
+    def _new_template(self) -> Template:
+        try:
             self._templates.append(Template(self._num_threads))
+        except OSError as error:
+            raise ClusterError(f"no process can be started on this machine: {error}") from error
         return self._templates[-1]
 
     def submit(self, worker: str, tasks: Sequence[Task]) -> None:

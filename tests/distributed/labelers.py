@@ -20,18 +20,24 @@ def first_time(labeler: ShardLabeler, what: str) -> bool:
 
 
 class Troubled(ShardLabeler):
-    """Fails on shard 1 always, finds the disk full once on shard 3, hangs once on 4 and dies once on 5."""
+    """Fails on shard 1 always, finds the disk full once on shard 3, and dies once on 5."""
 
     def label(self, shard, attempt=1):
         if shard == 1:
             raise NonFiniteLabelError("shard 1: row 130 has no finite end point")
         if shard == 3 and first_time(self, "full"):
             raise StoreFullError("no space left on the device")
-        if shard == 4 and first_time(self, "hangs"):
-            time.sleep(600)
         if shard == 5 and first_time(self, "dies"):
             os._exit(1)
         return super().label(shard, attempt)
+
+
+class Hanging(ShardLabeler):
+    """Never comes to an end."""
+
+    def label(self, shard, attempt=1):
+        first_time(self, "hangs")
+        time.sleep(600)
 
 
 class Refusing(ShardLabeler):

@@ -115,5 +115,6 @@ def _events(log: str) -> Iterator[Mapping[str, Any]]:
     for line in log.splitlines():
         with contextlib.suppress(DocumentError):  # the torn last line of a killed attempt, or none of this package's
             entry = read_json(line, EVENTS_KEY, _EVENT, allow_nan=True)
-            check_fields(entry, _MORE.get(entry["event"], {}), EVENTS_KEY)
+            if (more := _MORE.get(entry["event"])) is not None:
+                check_fields(entry, more, EVENTS_KEY)
             yield entry

@@ -225,19 +225,10 @@ def estimate_job(
     started = time.monotonic()
     subject = _Subject.of(job)
     plan, pending, clusters = subject.plan, subject.pending, subject.has_clusters
-    memory_gib = job.labels.memory_gib
     if workers.executor == "inline":
-        number = min(workers.total, num_fitting(plan, machine, memory_gib), max(1, len(pending)))
+        number = min(workers.total, num_fitting(plan, machine, job.labels.memory_gib), max(1, len(pending)))
         workers = own_workers(machine, workers.num_threads, number)
-    memory_for = partial(
-        memory_of,
-        plan,
-        machine=machine,
-        num_reference=subject.num_reference,
-        has_clusters=clusters,
-        driver_bytes=resident_memory(),
-        memory_gib=memory_gib,
-    )
+    memory_for = _memory_by_workers(job, machine, subject)
     require_memory(memory_for(workers), workers, machine)
     written, left = subject.store_bytes()
     free = require_disk(job.output.dir, left, plan)
@@ -250,7 +241,7 @@ def estimate_job(
         settings = CalibrationSettings(
             calibrated_devices(workers, machine),
             num_threads=job.labels.num_threads,
-            memory_gib=memory_gib,
+            memory_gib=job.labels.memory_gib,
             seconds=seconds,
             niceness=RAY_NICENESS if workers.executor == "ray" else 0,
         )
@@ -283,6 +274,18 @@ def estimate_job(
         ),
         chosen="" if chosen is None else chosen.words,
         read_as=subject.read_as,
+    )
+
+
+def _memory_by_workers(job: Job, machine: Machine, subject: _Subject) -> Callable[[Workers], RunMemory]:
+    return partial(
+        memory_of,
+        subject.plan,
+        machine=machine,
+        num_reference=subject.num_reference,
+        has_clusters=subject.has_clusters,
+        driver_bytes=resident_memory(),
+        memory_gib=job.labels.memory_gib,
     )
 
 

@@ -74,6 +74,7 @@ def test_a_key_that_asks_for_ray_is_named_and_decides():
         (800.0, "about 1 min 40 s in 8 processes of this machine, where Ray would be no faster; "),
         (None, "in 8 processes of this machine, where Ray would be no faster; "),
         (0.5, "about 500 ms in this process, sooner than Ray starts; "),
+        (0.0, "in this process, sooner than Ray starts; "),
     ],
 )
 def test_the_choice_in_words(alone_s, words):

@@ -162,6 +162,7 @@ def test_the_choice_is_made_by_the_rate_and_told(
     make_store, store_bytes, inline_store, events, monkeypatch, start_s, who
 ):
     monkeypatch.setattr(choice, "PROCESS_START_S", start_s)
+    monkeypatch.setattr(choice, "FEW_NUMBERS", 0)
     pairs = make_store("chosen")
     label_pending(pairs, ExecutorConfig(), LabelSettings(on_event=events), Means())
     assert store_bytes(pairs.location.url) == inline_store

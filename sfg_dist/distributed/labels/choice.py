@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 RAY_START_S = 8.0  # of a Ray of this machine and its first actors, measured on 2 cores
 PROCESS_START_S = 2.0  # of the first process of this machine: it imports torch
 FORK_START_S = 0.3  # of one that is forked from a template that is there
+FEW_NUMBERS = 4e9  # rows times evaluations times numbers of the reference: a second or two at most, however busy it is
 _MEASURED_PAIRS = 3e8  # of a latent and a reference row, in a batch that is measured
 
 
@@ -57,7 +58,8 @@ def choose(
 
     Args:
         executor: the job's keys.
-        alone_s: seconds that one worker would take; None where that was not measured, because it is long.
+        alone_s: seconds that one worker would take; None where that was not measured, because it is long, and 0 where
+            it is certainly short.
         num_processes: processes on CPUs that find a place.
         num_gpus: GPUs that torch sees.
         start_s: seconds until a process can begin.
@@ -78,7 +80,7 @@ def choose(
     where = f"{counted(number, 'process')} of this machine" if number else "this process"
     where += " on a GPU" if num_gpus else ""
     seconds = None if alone_s is None else alone_s / max(1, number)
-    words = f"in {where}" if seconds is None else f"about {duration(seconds)} in {where}"
+    words = f"about {duration(seconds)} in {where}" if seconds else f"in {where}"
     if is_free:
         is_short = seconds is not None and seconds < RAY_START_S
         words += ", sooner than Ray starts" if is_short else ", where Ray would be no faster"
@@ -113,9 +115,13 @@ def num_fitting(plan: Plan, machine: Machine, memory_gib: float | None) -> int:
 def measured(pairs: Pairs, pending: Sequence[int], make: Callable[[], Any]) -> tuple[float | None, ShardLabeler | None]:
     """Seconds that one worker takes for shards of a store, from a part of one batch, and the labeler that measured it.
 
-    None and None where opening the reference, or one batch, takes long by itself, or does not succeed.
+    None and None where opening the reference, or one batch, takes long by itself, or does not succeed; 0 and None where
+    the labels are so few that nothing needs to be measured.
     """
     plan = pairs.plan
+    num_evaluations = len(pending) * plan.shard_rows * plan.labels["num_evaluations"]
+    if num_evaluations * pairs.num_reference * plan.dim <= FEW_NUMBERS:
+        return 0.0, None
     if 4 * plan.dim * pairs.num_reference > SHARED_BYTES:
         return None, None
     batch_pairs = plan.labels["batch_size"] * plan.labels["num_evaluations"] * pairs.num_reference

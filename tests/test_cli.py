@@ -183,7 +183,7 @@ def test_bad_tables(job, table, name, words):
         (["run", "job.toml", "--set", "labels.num_pairs=many"], ["labels.num_pairs", "whole number", "'many'"]),
         (["run", "job.toml", "--set", "nonsense"], ["table.key=value"]),
         (["run", "absent.toml"], ["absent.toml does not exist"]),
-        (["run", "job.toml", "--executor", "slurm"], ["executor.kind", "'ray' or 'inline'"]),
+        (["run", "job.toml", "--executor", "slurm"], ["executor.kind", "'auto', 'ray' or 'inline'"]),
         (
             ["run", "job.toml", "--set", "labels.solver=rk4", "--set", "labels.num_evaluations=30"],
             ["num_evaluations", "take 28 or 32"],

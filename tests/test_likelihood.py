@@ -15,6 +15,7 @@ from sfg_dist.distributed.fit.generator import encoder_settings, fit_settings
 from sfg_dist.job.config import TrainConfig
 from sfg_dist.job.errors import StoreError, TrainingError
 from sfg_dist.model.encoder import Encoder
+from sfg_dist.pipeline.check import as_job
 from sfg_dist.pipeline.pipeline import Pipeline
 
 TRAIN = {"encoder": True, "encoder_steps": 1200, "encoder_width": 48, "num_epochs": 40, "width": 48}
@@ -34,7 +35,7 @@ def moons(tmp_path_factory, no_pictures_here):
         "output": {"dir": str(directory)},
     }
     metrics = sfg_dist.run(job, listener=events.append)
-    return metrics, Pipeline(sfg_dist.pipeline.pipeline.as_job(job)), events
+    return metrics, Pipeline(as_job(job)), events
 
 
 @pytest.mark.slow

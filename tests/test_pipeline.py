@@ -9,7 +9,7 @@ import sfg_dist
 from sfg_dist.job.errors import DataError, PlanMismatchError, StoreError
 from sfg_dist.pipeline.pipeline import Pipeline
 from sfg_dist.store import Location
-from sfg_dist.store.event_log import EventLog, stage_times
+from sfg_dist.store.event_log import EventLog, executor_words, stage_times
 
 
 def test_run_takes_a_mapping_and_tells_its_listener(small_run):
@@ -84,6 +84,24 @@ def test_samples_of_integer_columns_are_integers_and_constants_come_back(make_jo
     assert np.array_equal(samples[:, 0], np.round(samples[:, 0]))
     assert (samples[:, 1] == 7.5).all()
     assert not np.array_equal(samples[:, 2], np.round(samples[:, 2]))
+
+
+def test_a_run_says_who_labelled_and_who_fitted(small_run):
+    chosen = {event["stage"]: event for event in small_run.events if event["event"] == "executor"}
+    assert {stage: event["executor"] for stage, event in chosen.items()} == {"label": "inline", "train": "inline"}
+    assert chosen["label"]["num_processes"] == 0
+    assert chosen["label"]["words"] == chosen["train"]["words"] == "in this process"
+    page = (small_run.directory / "report.html").read_text()
+    for name, stage in (("by", "label"), ("fit", "train")):
+        assert f"<dt>{name}</dt><dd>{chosen[stage]['words']}</dd>" in page
+
+
+def test_of_a_log_the_last_word_on_who_did_it_counts():
+    log = "\n".join(
+        json.dumps({"time": 1.0, "event": "executor", "stage": stage, "words": words})
+        for stage, words in (("label", "by Ray"), ("label", "in this process"), ("train", 5), (["a"], "by Ray"))
+    )
+    assert executor_words(log + '\n{"time": 2.0, "event": "exec') == {"label": "in this process"}
 
 
 def test_stage_times_add_up_over_attempts(tmp_path):

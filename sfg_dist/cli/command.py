@@ -122,7 +122,7 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key of the job; repeatable.")
 ]
 Executor = Annotated[
-    str | None, typer.Option("--executor", metavar="KIND", help="Override executor.kind: ray or inline.")
+    str | None, typer.Option("--executor", metavar="KIND", help="Override executor.kind: auto, ray or inline.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and everything else on stderr.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]

@@ -89,6 +89,7 @@ def _one_line(text: str) -> str:
 
 _LINES: Mapping[str, Callable[[Event], str | list[str]]] = {
     "table": _table,
+    "executor": lambda e: f"{e['stage']}: {e['words']}",
     "time_grid": _time_grid,
     "extended": lambda e: f"extend: from {e['before']:,} to {e['rows']:,} pairs",
     "worker_lost": lambda e: f"label: worker {e['worker']} was lost: {_one_line(e['reason'])}",

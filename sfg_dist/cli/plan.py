@@ -59,6 +59,7 @@ def estimate_rows(estimate: Estimate) -> list[tuple[str, str]]:
             f"{about}{count(work.score_evaluations)} score evaluations, and about {count(work.pairs_summed)} sums "
             "over a latent and a reference row",
         ),
+        ("executor", f"labels {estimate.chosen}"),
         ("label time", f"about {duration(time.label_s)} (batches vary by {100 * time.spread:.0f} %)"),
         (
             "  of it",
@@ -79,7 +80,8 @@ def _workers(estimate: Estimate) -> str:
     workers = estimate.workers
     threads = counted(workers.num_threads, "thread")
     if workers.executor == "inline":
-        return f"this process, {threads}"
+        who = "this process" if workers.total == 1 else f"{workers.total} processes of this machine"
+        return f"{who}, {threads}{' each' if workers.total > 1 else ''}"
     kinds = " and ".join(
         f"{counted(number, 'actor')} on {_PLACES[kind]}" for kind, number in workers.num_actors.items()
     )
@@ -88,11 +90,12 @@ def _workers(estimate: Estimate) -> str:
 
 
 def _memory(estimate: Estimate) -> str:
-    memory = estimate.memory
-    who = "the process" if estimate.workers.executor == "inline" else "an actor"
+    memory, is_alone = estimate.memory, estimate.workers.is_this_process
+    who = "an actor" if estimate.workers.executor == "ray" else "the process" if is_alone else "a process"
     parts = [_actor_memory(estimate, kind, actor, who) for kind, actor in memory.actors.items()]
-    if estimate.workers.executor == "ray":
-        parts.append(f"{size_of(memory.driver_bytes)} driver and Ray")
+    if not is_alone:
+        beside = "driver and Ray" if estimate.workers.executor == "ray" else "driver"
+        parts.append(f"{size_of(memory.driver_bytes)} {beside}")
     return f"{', '.join(parts)}; in all {size_of(memory.total_bytes)} of {size_of(memory.limit_bytes)} here"
 
 
@@ -101,7 +104,7 @@ def _actor_memory(estimate: Estimate, kind: DeviceKind, actor: ActorMemory, who:
     text = f"{size_of(actor.host_bytes)} {who}"
     if len(estimate.memory.actors) > 1:
         text += f" on {_PLACES[kind]}"
-    if pace is not None and estimate.workers.executor == "ray":
+    if pace is not None and not estimate.workers.is_this_process:
         text += f" ({size_of(pace.host_bytes)} in the calibration)"
     return text + (f" and {size_of(actor.device_bytes)} of its GPU" if actor.device_bytes else "")
 

@@ -15,7 +15,7 @@ from sfg_dist.job.words import as_line, counted, duration, failure_line, size_of
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from sfg_dist.store.snapshot import Driver, Worker
+    from sfg_dist.store.snapshot import DriverStatus, WorkerStatus
     from sfg_dist.store.status import Provenance, StatusReader, StoreStatus
     from sfg_dist.store.verify import Report
 
@@ -103,7 +103,7 @@ def repair_lines(report: Report, num_shards: int, *, is_dry_run: bool) -> Iterat
         yield f"{report.url}: repaired, {counted(num_shards, 'shard')} labelled again"
 
 
-def _driver_line(driver: Driver, status: StoreStatus) -> str:
+def _driver_line(driver: DriverStatus, status: StoreStatus) -> str:
     failed = sum(driver.num_failures.values())
     tail = f", {counted(failed, 'failed attempt')}" if failed else ""
     age = duration(status.time - driver.updated)
@@ -150,7 +150,7 @@ def status_page(status: StoreStatus, *, max_workers: int = MAX_WORKERS) -> Rende
     return Group(*lines)
 
 
-def _cells(worker: Worker, now: float) -> tuple[str, ...]:
+def _cells(worker: WorkerStatus, now: float) -> tuple[str, ...]:
     at_work, since = worker.state, ""
     if worker.shard is not None:
         at_work = f"shard {worker.shard}" + (f", attempt {worker.attempt}" if (worker.attempt or 1) > 1 else "")

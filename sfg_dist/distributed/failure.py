@@ -9,6 +9,7 @@ from sfg_dist.job.object_stores import without_credentials
 
 WORKER_LOST, HANGS, PROCESS_ENDED = NO_EXCEPTION = ("WorkerLost", "Hangs", "ProcessEnded")
 """Failures that no exception tells of."""
+DIED = "its process died: killed, out of memory, or crashed"
 OUT_OF_MEMORY = ("out of memory", "cannot allocate memory", "can't allocate memory")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import sys
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sfg_dist.job.memory import GROUPS, memory_limits, own_groups
+from sfg_dist.job.threads import usable_cpus
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +55,7 @@ def this_machine() -> Machine:
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
             gpus.append(Gpu(properties.name, properties.total_memory))
-    return Machine(_usable_cpus(), total, available, tuple(gpus))
+    return Machine(usable_cpus(), total, available, tuple(gpus))
 
 
 def default_device() -> torch.device:
@@ -79,7 +79,3 @@ def peak_memory() -> int:
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _usable_cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

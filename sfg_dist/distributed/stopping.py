@@ -12,6 +12,13 @@ from types import FrameType
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR2") if hasattr(signal, name))
 
 
+def ignore_stops() -> None:
+    """Leave signals to stop to the driver; for the main thread of a worker."""
+    for number in STOP_SIGNALS:
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(number, signal.SIG_IGN)
+
+
 _granted_s = 0.0
 
 

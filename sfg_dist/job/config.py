@@ -390,10 +390,11 @@ class CompareConfig(_Section):
 class ExecutorConfig(_Section):
     """Where the work runs."""
 
-    kind: Literal["ray", "inline"] = "ray"
-    """Workers of Ray, or this process without Ray."""
+    kind: Literal["auto", "ray", "inline"] = "auto"
+    """Workers of Ray, processes of this machine without Ray, or whichever is sooner: Ray where keys of this table or of
+    the fit ask for it, and for long labels on several GPUs."""
     num_actors: Workers | None = None
-    """The number of actors that make labels; by default as many as fit."""
+    """The number of actors that make labels, or of processes without Ray; by default as many as fit."""
     num_gpus_per_actor: Annotated[float, Field(gt=0, le=1024, allow_inf_nan=False)] | None = None
     """The GPUs of an actor. Below 1, several actors share one."""
     num_cpu_actors: Annotated[int, BeforeValidator(integral), Field(ge=0, le=1_000_000)] = 0
@@ -470,7 +471,7 @@ def stored_job(text: str, overrides: Iterable[str], *, origin: str, default_dir:
     overrides = list(overrides)
     job = parse_job(text, overrides, origin=origin, default_dir=default_dir)
     is_asked_for = any(assignment.partition("=")[0].strip() == "executor.address" for assignment in overrides)
-    if job.executor.address is not None and job.executor.kind == "ray" and not is_asked_for:
+    if job.executor.address is not None and job.executor.kind != "inline" and not is_asked_for:
         raise ConfigError(
             f"{printable(origin)}: executor.address = {shown(job.executor.address)} is not taken from a file: a job "
             f"file may come from anywhere, and your Ray token would be sent there. To run on that cluster, leave the "

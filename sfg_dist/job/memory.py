@@ -1,10 +1,11 @@
-"""How much memory this process may use, within the limits of its control group and of the shell."""
+"""How much memory and CPU time this process may use, within the limits of its control group and of the shell."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -43,18 +44,32 @@ def memory_limits(root: Path, groups: Mapping[str, str]) -> Iterator[tuple[int, 
         root: where the groups are mounted.
         groups: of ``own_groups``.
     """
-    for controller, folder, names in (
-        ("", root, ("memory.max", "memory.current")),
-        ("memory", root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")),
-    ):
-        if controller not in groups:
+    names = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    for limit, used in _group_texts(root, groups, "memory", *names):
+        with contextlib.suppress(ValueError):  # "max": no limit here
+            yield int(limit), int(used)
+
+
+def cpu_limits(root: Path, groups: Mapping[str, str]) -> Iterator[float]:
+    """CPUs' worth of time that each group may use, from this process's own up; arguments as ``memory_limits``."""
+    names = ("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+    for texts in _group_texts(root, groups, "cpu", *names):
+        quota, period = " ".join(texts).split()
+        with contextlib.suppress(ValueError):  # "max": no limit here
+            if int(quota) > 0:
+                yield int(quota) / int(period)
+
+
+def _group_texts(
+    root: Path, groups: Mapping[str, str], controller: str, names: Sequence[str], older_names: Sequence[str]
+) -> Iterator[tuple[str, ...]]:
+    """The content of files of a controller in each group, by their names in version 2 and in version 1."""
+    for key, folder, files in (("", root, names), (controller, root / controller, older_names)):
+        if key not in groups:
             continue
-        inner = folder / groups[controller].lstrip("/")
+        inner = folder / groups[key].lstrip("/")
         for place in (inner, *inner.parents):
-            try:
-                limit, used = ((place / name).read_text(encoding="utf-8").strip() for name in names)
-                yield int(limit), int(used)
-            except (OSError, ValueError):  # not mounted in this container, or "max": no limit here
-                pass
+            with contextlib.suppress(OSError):  # not mounted in this container
+                yield tuple((place / name).read_text(encoding="utf-8").strip() for name in files)
             if place == folder:
                 break

@@ -10,6 +10,8 @@ import os
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 
+from sfg_dist.job.memory import GROUPS, cpu_limits, own_groups
+
 SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 """Environment variables that say how threads wait."""
 
@@ -33,6 +35,12 @@ def wait_passively(environment: MutableMapping[str, str] = os.environ) -> None:
 def is_settled(environment: MutableMapping[str, str] = os.environ) -> bool:
     """Whether the environment says how threads wait."""
     return any(name in environment for name in SETTINGS)
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may run on, or as many as its control group has time for; at least 1."""
+    number = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min([number, *cpu_limits(GROUPS, own_groups())])))
 
 
 @contextmanager

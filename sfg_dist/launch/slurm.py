@@ -94,10 +94,10 @@ def _task(submission: Submission, jobs: Sequence[Job], profile: Profile, stages:
         setup.container, slurm.gpus_per_node, ["RAY_AUTH_MODE", "RAY_AUTH_TOKEN", MANY_MACHINES, *setup.environment]
     )
     python = [*enter, setup.python or ("python" if setup.container is not None else sys.executable)]
-    kinds = {job.executor.kind for job in jobs}
-    if len(kinds) > 1:
-        raise ConfigError("jobs of one submission must have one executor.kind")
-    if kinds == {"inline"} and slurm.nodes > 1:
+    needs_ray = {job.executor.kind != "inline" for job in jobs}  # whose address makes "auto" take it
+    if len(needs_ray) > 1:
+        raise ConfigError('of the jobs of one submission some have executor.kind = "inline": take all, or none')
+    if needs_ray == {False} and slurm.nodes > 1:
         raise ConfigError(
             'executor.kind = "inline" works on one node: set slurm.nodes = 1 in the profile, or --executor ray'
         )
@@ -106,7 +106,7 @@ def _task(submission: Submission, jobs: Sequence[Job], profile: Profile, stages:
         "outputs": submission.outputs,
         "jobs": [str(submission.path / "jobs" / f"{number}.toml") for number in range(len(jobs))],
         "stages": [stage_words(stage, JOB) for stage in stages],
-        "needs_ray": kinds == {"ray"},
+        "needs_ray": needs_ray == {True},
         "signal_before_s": slurm.signal_before_s,
         "python": python,
         "sfg": [*python, "-P", "-m", "sfg_dist"],

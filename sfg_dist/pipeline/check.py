@@ -1,10 +1,40 @@
-"""Keys of a job that are right each alone and do not fit together."""
+"""A checked job from whatever names it, and the keys of a job that do not fit together."""
 
 from __future__ import annotations
 
-from sfg_dist.job.config import Job
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sfg_dist.data.table import is_table
+from sfg_dist.job.config import Job, load_job, resolve_job
 from sfg_dist.job.errors import ConfigError
+from sfg_dist.job.paths import expanded
 from sfg_dist.job.plan import MAX_SHARDS, check_shard_rows
+from sfg_dist.job.words import shown
+
+
+def as_job(job: str | Path | Mapping[str, Any] | Job) -> Job:
+    """A checked job from whatever names it.
+
+    Raises:
+        ConfigError: it is none of these, or a key or value is wrong.
+    """
+    if isinstance(job, Job):
+        return job
+    if isinstance(job, Mapping):
+        return resolve_job(job)
+    if isinstance(job, str | os.PathLike):
+        if is_table(place := expanded(os.fspath(job))):
+            raise ConfigError(
+                f'job: {shown(place)} is a table, which a job names: {{"data": {{"source": "table.csv"}}}}'
+            )
+        return load_job(place)
+    raise ConfigError(
+        f"job: expected the path of a job file, a mapping of its tables or a Job, got {shown(job)}; the table itself "
+        f'is named in it: {{"data": {{"source": "table.csv"}}}}'
+    )
 
 
 def check_job(job: Job) -> None:

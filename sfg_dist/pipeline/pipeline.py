@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -18,16 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sfg_dist.data.table import is_table
+from sfg_dist.distributed.executor import fit_choice, why_ray
 from sfg_dist.distributed.fit.generator import TrainHooks, fit_generator, fit_settings
-from sfg_dist.distributed.labels.label import label_pending, label_settings
-from sfg_dist.job.config import Job, load_job, resolve_job, without_removed
-from sfg_dist.job.errors import ConfigError, DataError, StoreError
+from sfg_dist.distributed.labels.label import Means, label_pending, label_settings
+from sfg_dist.distributed.labels.process_pool import Template, early_template
+from sfg_dist.job.config import Job, without_removed
+from sfg_dist.job.errors import DataError, StoreError
 from sfg_dist.job.fingerprint import fingerprint
 from sfg_dist.job.object_stores import absolute_url, is_url
-from sfg_dist.job.paths import expanded
-from sfg_dist.job.words import shown
-from sfg_dist.pipeline.check import check_job
+from sfg_dist.pipeline.check import as_job, check_job
 from sfg_dist.pipeline.evaluation import METRICS_KEY, Judged, Metrics, made_here, made_on, stored_metrics
 from sfg_dist.pipeline.output import Listener, OutputDirectory
 from sfg_dist.pipeline.ownership import job_to_write
@@ -78,28 +76,6 @@ def run(
         return pipeline.evaluate()
 
 
-def as_job(job: str | Path | Mapping[str, Any] | Job) -> Job:
-    """A checked job from whatever names it.
-
-    Raises:
-        ConfigError: it is none of these, or a key or value is wrong.
-    """
-    if isinstance(job, Job):
-        return job
-    if isinstance(job, Mapping):
-        return resolve_job(job)
-    if isinstance(job, str | os.PathLike):
-        if is_table(place := expanded(os.fspath(job))):
-            raise ConfigError(
-                f'job: {shown(place)} is a table, which a job names: {{"data": {{"source": "table.csv"}}}}'
-            )
-        return load_job(place)
-    raise ConfigError(
-        f"job: expected the path of a job file, a mapping of its tables or a Job, got {shown(job)}; the table itself "
-        f'is named in it: {{"data": {{"source": "table.csv"}}}}'
-    )
-
-
 class Pipeline(OutputDirectory):
     """One job and its output directory; each stage is a method.
 
@@ -127,9 +103,11 @@ class Pipeline(OutputDirectory):
         Args:
             overlap: whether a worker trains on committed pairs meanwhile (see ``distributed/fit/ahead.py``).
         """
-        return self._label(self.open_store(), overlap=overlap)
+        is_begun = is_url(self.url) or Path(self.pairs_url).exists()
+        with early_template(self.job, overlap=overlap, is_needed=not is_begun) as template:
+            return self._label(self.open_store(), overlap=overlap, template=template)
 
-    def _label(self, pairs: Pairs, *, overlap: bool = False) -> Pairs:
+    def _label(self, pairs: Pairs, *, overlap: bool = False, template: Template | None = None) -> Pairs:
         missing = len(pairs.pending())
         fresh = missing == pairs.plan.num_shards
         details = {"total": pairs.plan.num_shards, "missing": missing, "rows": pairs.plan.num_pairs}
@@ -137,7 +115,7 @@ class Pipeline(OutputDirectory):
         with self.dropping_events(), self.stage("label", fresh=fresh, **details):
             if missing:
                 warn_of_plain_process(pairs.plan)
-                self._label_missing(pairs, overlap)
+                self._label_missing(pairs, overlap, template)
             pairs.require_complete()
         return pairs
 
@@ -172,6 +150,7 @@ class Pipeline(OutputDirectory):
             self.session(),
             Board(self.output, 0 if fresh else newest_step(place)) as board,
         ):
+            self.emit("executor", stage="train", **fit_choice(self.job))
 
             def on_epoch(entry: Mapping[str, float]) -> None:
                 self.emit("epoch", **entry)
@@ -229,9 +208,9 @@ class Pipeline(OutputDirectory):
             judged = self._judged(table, pairs, generator)
             metrics = judged.measure(self.emit, self.step)
         self.step("evaluate: drawing the report")
-        metrics["time_s"] = stage_times(self.events.read())
-        made = made_here()
-        page = report_page(judged, metrics, made, self.checkpoints_url)
+        log, made = self.events.read(), made_here()
+        metrics["time_s"] = stage_times(log)
+        page = report_page(judged, metrics, made, log, self.checkpoints_url)
         with self.writing("report.html, metrics.json and model"):
             self.output.write("report.html", page)
             self.output.write(METRICS_KEY, json.dumps(metrics, indent=1).encode())
@@ -257,7 +236,8 @@ class Pipeline(OutputDirectory):
             raise DataError(f"the report shows held-out rows of the table: {error}") from error
         self.step("report: drawing the page")
         judged = self._judged(table, pairs, generator)
-        page = report_page(judged, metrics, made_on(self.events.read()), self.checkpoints_url)
+        log = self.events.read()
+        page = report_page(judged, metrics, made_on(log), log, self.checkpoints_url)
         with self.writing("report.html"):
             self.output.write("report.html", page)
 
@@ -375,11 +355,13 @@ class Pipeline(OutputDirectory):
         given = f", given {fingerprint(self.prepared.validation)}" if self.job.data.condition else ""
         return f"model {model}, {job.num_samples} rows, seed {job.seed}{given}"
 
-    def _label_missing(self, pairs: Pairs, overlap: bool) -> None:
+    def _label_missing(self, pairs: Pairs, overlap: bool, template: Template | None) -> None:
+        keys = self.job.executor
         with self.session(), contextlib.ExitStack() as stack:
-            if self.job.executor.kind == "ray":
+            why = why_ray(keys, num_workers=self.job.train.num_workers, overlap=overlap)
+            if why is not None:
                 self.need_ray()
-            reserved: Mapping[str, float] = {}
+            means = Means(why, self.need_ray, template=template)
             if overlap:
                 from sfg_dist.distributed.fit.ahead import training_ahead
 
@@ -387,18 +369,18 @@ class Pipeline(OutputDirectory):
                     self.tell("ahead", **entry)
 
                 ahead = training_ahead(
-                    self.job.executor.kind,
+                    "inline" if why is None else "ray",
                     absolute_url(self.pairs_url),
                     absolute_url(self.checkpoints_url),
                     fit_settings(self.job),
                     label_actor={
                         "CPU": self.job.labels.num_threads,
-                        "GPU": self.job.executor.num_gpus_per_actor or 1.0,
+                        "GPU": keys.num_gpus_per_actor or 1.0,
                     },
                     on_live=on_live,
                 )
-                reserved = stack.enter_context(ahead)
-            label_pending(pairs, self.job.executor, label_settings(self.job, self.emit), reserved=reserved)
+                means = replace(means, reserved=stack.enter_context(ahead))
+            label_pending(pairs, keys, label_settings(self.job, self.emit), means)
         if overlap:
             from sfg_dist.distributed.fit.checkpoints import newest_step
 

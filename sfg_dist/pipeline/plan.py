@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sfg_dist.distributed.executor import why_ray
 from sfg_dist.job.config import READING_KEYS, Job
 from sfg_dist.job.errors import ConfigError
 from sfg_dist.job.fingerprint import fingerprint
@@ -75,7 +76,7 @@ def cluster_order(job: Job, ray: Callable[[], AbstractContextManager[object]]) -
     def make_order(reference: NDArray[np.float32]) -> NDArray[np.int64]:
         from sfg_dist.distributed.labels.ordering import CLUSTER_ROWS, order_with_tasks, order_with_threads
 
-        if job.executor.kind == "inline" or len(reference) < CLUSTER_ROWS:
+        if why_ray(job.executor) is None or len(reference) < CLUSTER_ROWS:
             return order_with_threads(reference)
         with ray():
             return order_with_tasks(reference)

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sfg_dist.distributed.labels.label import label_pending, label_settings
+from sfg_dist.distributed.executor import why_ray
+from sfg_dist.distributed.labels.label import Means, label_pending, label_settings
 from sfg_dist.job.config import Job, parse_job, resolve_job
 from sfg_dist.job.errors import ConfigError, SfgError, StoreError
 from sfg_dist.job.object_stores import absolute_url
@@ -162,6 +163,8 @@ def _label_again(pairs: Pairs, job: Job, shards: Sequence[int], emit: Callable[.
     started = time.monotonic()
     rows = sum(stop - start for start, stop in map(pairs.plan.shard_range, shards))
     emit("stage_started", stage="label", fresh=True, total=len(shards), missing=len(shards), rows=rows)
-    with ray_session(job.executor.address) if job.executor.kind == "ray" else contextlib.nullcontext():
-        label_pending(pairs, job.executor, replace(label_settings(job, emit), only=shards))
+    with contextlib.ExitStack() as stack:
+        why = why_ray(job.executor)
+        means = Means(why, lambda: stack.enter_context(ray_session(job.executor.address)))
+        label_pending(pairs, job.executor, replace(label_settings(job, emit), only=shards), means)
     emit("stage_finished", stage="label", seconds=round(time.monotonic() - started, 3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from sfg_dist.data.naming import listed, repeated_values, value_words
 from sfg_dist.job.words import counted, duration, failure_line, size_of
+from sfg_dist.store.event_log import executor_words
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,13 +27,14 @@ NUM_PATHS = 300
 MAX_FAILURES = 20
 
 
-def report_page(judged: Judged, metrics: Metrics, made: Mapping[str, Any], checkpoints_url: str) -> bytes:
+def report_page(judged: Judged, metrics: Metrics, made: Mapping[str, Any], log: str, checkpoints_url: str) -> bytes:
     """The page as HTML.
 
     Args:
         judged: the run, with its samples and labels.
         metrics: their figures.
         made: on which device and by which versions these were measured, as ``evaluation.made_here``; may be empty.
+        log: the run's events, which tell who labelled and who fitted.
         checkpoints_url: where the finished fit lies.
 
     Raises:
@@ -41,7 +44,7 @@ def report_page(judged: Judged, metrics: Metrics, made: Mapping[str, Any], check
     from sfg_dist.evaluate import render_report
 
     _, history = load_fitted(checkpoints_url)
-    return render_report(_content(judged, metrics, history, made)).encode()
+    return render_report(_with_executors(_content(judged, metrics, history, made), log)).encode()
 
 
 def _content(
@@ -90,6 +93,13 @@ def _content(
         labelling=labelling,
         failures=failures,
     )
+
+
+def _with_executors(content: ReportContent, log: str) -> ReportContent:
+    """The content with words of who labelled and who fitted, from the run's log."""
+    said = executor_words(log)
+    made, fitted = ({name: said[stage]} if stage in said else {} for name, stage in (("by", "label"), ("fit", "train")))
+    return replace(content, labelling={**made, **content.labelling}, facts={**content.facts, **fitted})
 
 
 def _labelling(pairs: Pairs) -> tuple[dict[str, str], list[str]]:

@@ -6,9 +6,10 @@ line, wherever an error message of some library may have put them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from sfg_dist.job.errors import DocumentError
@@ -23,7 +24,7 @@ MAX_LOG_BYTES = 1 << 28  # that are read
 
 
 _EVENT = {"event": str, "time": float}
-_STARTED = {"stage": str, "fresh": bool}
+_MORE = {"stage_started": {"stage": str, "fresh": bool}, "executor": {"stage": str, "words": str}}
 
 
 def event_line(entry: Mapping[str, Any]) -> bytes:
@@ -93,13 +94,7 @@ def stage_times(log: str) -> dict[str, float]:
     """
     times: dict[str, float] = {}
     stage, last = None, 0.0
-    for line in log.splitlines():
-        try:
-            entry = read_json(line, EVENTS_KEY, _EVENT, allow_nan=True)
-            if entry["event"] == "stage_started":
-                check_fields(entry, _STARTED, EVENTS_KEY)
-        except DocumentError:
-            continue  # the torn last line of a killed attempt, or none of this package's
+    for entry in _events(log):
         if entry["event"] == "stage_started":
             stage = entry["stage"]
             times[stage] = 0.0 if entry["fresh"] else times.get(stage, 0.0)
@@ -109,3 +104,17 @@ def stage_times(log: str) -> dict[str, float]:
         if entry["event"] == "stage_finished":
             stage = None
     return times
+
+
+def executor_words(log: str) -> dict[str, str]:
+    """By stage, who did it last and why, in words."""
+    return {entry["stage"]: entry["words"] for entry in _events(log) if entry["event"] == "executor"}
+
+
+def _events(log: str) -> Iterator[Mapping[str, Any]]:
+    for line in log.splitlines():
+        with contextlib.suppress(DocumentError):  # the torn last line of a killed attempt, or none of this package's
+            entry = read_json(line, EVENTS_KEY, _EVENT, allow_nan=True)
+            if (more := _MORE.get(entry["event"])) is not None:
+                check_fields(entry, more, EVENTS_KEY)
+            yield entry

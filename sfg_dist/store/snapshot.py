@@ -29,7 +29,7 @@ _FIELDS = {
 
 
 @dataclass(frozen=True)
-class Worker:
+class WorkerStatus:
     """One worker of a driver, as its driver last saw it."""
 
     worker: str  # its name
@@ -52,7 +52,7 @@ class Worker:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Driver:
+class DriverStatus:
     """One driver's snapshot."""
 
     driver: str  # its id
@@ -65,12 +65,12 @@ class Driver:
     done: int
     todo: int  # still to do
     rows_per_s: float | None = None  # rows it commits a second; None where it cannot say yet
-    workers: tuple[Worker, ...]  # its workers
+    workers: tuple[WorkerStatus, ...]  # its workers
     failures: tuple[Mapping[str, Any], ...]  # its last failed attempts: shard, attempt, worker, reason, action
     num_failures: Mapping[str, int] = field(default_factory=dict)  # failed attempts in all, by what was done about them
 
 
-def driver_of(content: bytes, now: float) -> Driver | None:
+def driver_of(content: bytes, now: float) -> DriverStatus | None:
     """The driver of a snapshot; None for what is not one: torn by a power cut, of another version, or edited."""
     try:
         snapshot = read_json(content, "it", _FIELDS, max_bytes=LONG_BYTES)
@@ -83,13 +83,13 @@ def driver_of(content: bytes, now: float) -> Driver | None:
     is_silent = now - snapshot["updated"] > SILENT_S
     snapshot |= {
         "state": "ended" if not snapshot["is_running"] else "silent" if is_silent else "running",
-        "workers": tuple(Worker(**_known(Worker, worker)) for worker in snapshot.get("workers", ())),
+        "workers": tuple(WorkerStatus(**_known(WorkerStatus, worker)) for worker in snapshot.get("workers", ())),
         "failures": tuple(snapshot.get("failures", ())),
     }
-    return Driver(**_known(Driver, snapshot))
+    return DriverStatus(**_known(DriverStatus, snapshot))
 
 
-def _known(kind: type[Driver] | type[Worker], document: Mapping[str, Any]) -> Mapping[str, Any]:
+def _known(kind: type[DriverStatus] | type[WorkerStatus], document: Mapping[str, Any]) -> Mapping[str, Any]:
     """What a document says of the fields that this version knows; null stands for what is not known."""
     names = {each.name for each in fields(kind)}
     return {name: value for name, value in document.items() if name in names and value is not None}

@@ -16,7 +16,7 @@ from sfg_dist.job.reader import LONG_BYTES
 from sfg_dist.store.arrays import ARRAYS
 from sfg_dist.store.commits import CommitRecord, find_records
 from sfg_dist.store.pairs import Pairs
-from sfg_dist.store.snapshot import Driver, driver_of
+from sfg_dist.store.snapshot import DriverStatus, driver_of
 
 DRIVERS_PREFIX = "drivers"
 
@@ -60,11 +60,11 @@ class StoreStatus:
     labels: Mapping[str, Any]
     source: str
     extended_at: tuple[int, ...]  # numbers of pairs at which the store was complete before it was extended
-    drivers: tuple[Driver, ...]  # those that left a snapshot, running ones first, newest first
+    drivers: tuple[DriverStatus, ...]  # those that left a snapshot, running ones first, newest first
     provenance: Provenance  # how what is done was made
 
     @property
-    def running(self) -> tuple[Driver, ...]:
+    def running(self) -> tuple[DriverStatus, ...]:
         """Drivers at work."""
         return tuple(driver for driver in self.drivers if driver.state == "running")
 
@@ -137,7 +137,7 @@ class StatusReader:
         # what is left out is torn, or was repaired away since the listing
         return kept | dict(find_records(self.pairs.location, self.pairs.plan, new))
 
-    def _read_drivers(self, now: float) -> tuple[Driver, ...]:
+    def _read_drivers(self, now: float) -> tuple[DriverStatus, ...]:
         location = self.pairs.location
         keys = [entry.key for entry in location.list(DRIVERS_PREFIX) if entry.key.endswith(".json")]
         found = (driver_of(content, now) for _, content in location.read_many(keys, LONG_BYTES) if content)
@@ -145,7 +145,7 @@ class StatusReader:
         return tuple(sorted(drivers, key=lambda driver: (driver.state != "running", -driver.updated)))
 
 
-def _given_up(drivers: Iterable[Driver], done: set[int]) -> dict[int, str]:
+def _given_up(drivers: Iterable[DriverStatus], done: set[int]) -> dict[int, str]:
     """Shards that the newest word of any driver gave up."""
     given_up: dict[int, str] = {}
     for driver in sorted(drivers, key=lambda driver: driver.updated):

@@ -13,12 +13,12 @@ from sfg_dist.distributed.labels.sizes import device_memory
 from sfg_dist.distributed.labels.worker_count import asked_workers
 from sfg_dist.distributed.machine import this_machine
 from sfg_dist.job.errors import ConfigError
-from sfg_dist.job.memory import memory_limits
+from sfg_dist.job.memory import cpu_limits, memory_limits
 from sfg_dist.job.paths import free_disk
 from sfg_dist.job.words import GIB
 from sfg_dist.pipeline.pipeline import Pipeline
 from sfg_dist.store import open_pairs
-from sfg_dist.studies.estimate.estimate import calibrated_devices
+from sfg_dist.studies.estimate.calibration import calibrated_devices
 
 
 @pytest.fixture
@@ -164,6 +164,20 @@ def test_limits_of_control_groups(tmp_path):
     (first / "memory.usage_in_bytes").write_text("100\n")
     assert list(memory_limits(tmp_path, {"memory": "/docker/1234"})) == [(2000, 100)]
     assert list(memory_limits(tmp_path, {})) == []
+
+
+def test_cpus_of_control_groups(tmp_path):
+    inner = tmp_path / "outer" / "inner"
+    inner.mkdir(parents=True)
+    (inner / "cpu.max").write_text("max 100000\n")
+    (tmp_path / "outer" / "cpu.max").write_text("250000 100000\n")
+    assert list(cpu_limits(tmp_path, {"": "/outer/inner"})) == [2.5]
+    first = tmp_path / "cpu"
+    for name, quota in (("own", "150000"), ("", "-1")):
+        (first / name).mkdir(exist_ok=True, parents=True)
+        (first / name / "cpu.cfs_quota_us").write_text(quota)
+        (first / name / "cpu.cfs_period_us").write_text("100000")
+    assert list(cpu_limits(tmp_path, {"cpu": "/own"})) == [1.5]
 
 
 def test_this_machine():

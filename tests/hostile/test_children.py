@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from sfg_dist.distributed.fit import ahead, encoder_process
+from sfg_dist.distributed.labels import process_pool
 from sfg_dist.job import search_path
 from sfg_dist.job.config import TrainConfig, resolve_job
 from sfg_dist.launch import Order, load_profile, ray_jobs, submit
@@ -107,6 +108,7 @@ def asked_of(to):
 
 STARTS = {
     "plan": calibrate,
+    "labels": lambda _: process_pool.Template(),
     "ahead": lambda _: ahead._TrainingProcess(ahead.AheadTask("", "", TrainConfig(), ""), None),
     "encoder": encode,
     "smoke": check_site,

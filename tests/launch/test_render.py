@@ -164,6 +164,17 @@ def test_an_inline_job_wants_one_node():
         render(jobs=[make_job(executor={"kind": "inline"})], overrides=["slurm.nodes=2"])
 
 
+@pytest.mark.parametrize("kind", ["auto", "ray", "inline"])
+def test_ray_is_started_for_every_kind_but_inline(kind):
+    _, rendered = render(jobs=[make_job(executor={"kind": kind})])
+    assert json.loads(rendered.files["task.json"])["needs_ray"] is (kind != "inline")
+
+
+def test_jobs_with_and_without_ray_are_no_submission():
+    with pytest.raises(ConfigError, match=r'some have executor\.kind = "inline"'):
+        render(jobs=[make_job(executor={"kind": kind}) for kind in ("auto", "inline")])
+
+
 def test_unknown_submissions_are_named():
     with pytest.raises(ConfigError, match="`sfg jobs` lists them"):
         find("nothing")

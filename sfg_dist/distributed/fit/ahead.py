@@ -12,7 +12,6 @@ own where there are two or more, and else on CPUs: beside the labels' GPU, or on
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 import warnings
@@ -33,6 +32,7 @@ from sfg_dist.distributed.fit.training import make_trainer, split_rows
 from sfg_dist.job.config import TrainConfig
 from sfg_dist.job.errors import TrainingError
 from sfg_dist.job.object_stores import absolute_url
+from sfg_dist.job.threads import usable_cpus
 from sfg_dist.model.device_feed import DeviceFeed
 from sfg_dist.model.trainer import Stopwatch, Trainer
 from sfg_dist.store import Pairs, PairStream, open_pairs
@@ -221,7 +221,7 @@ def training_ahead(
         on_live: called every few seconds with how far it is.
 
     Yields:
-        What of Ray's resources the worker holds, and labels should leave to it.
+        What of the machine's or Ray's resources the worker holds, and labels should leave to it.
     """
     attempt = take_hold(checkpoints)
     Checkpoints(checkpoints, settings, open_pairs(url).plan.run_id).clear_foreign()
@@ -265,9 +265,9 @@ class _TrainingProcess:
     """The worker as a process of this machine; it ends when its input does, so also when this process is killed."""
 
     def __init__(self, task: AheadTask, on_live: Report | None) -> None:
-        self.resources: dict[str, float] = {}
         # The labels have the first GPU, or one CPU.
-        threads = task.settings.num_threads or max(1, (os.cpu_count() or 1) - 1)
+        threads = task.settings.num_threads or max(1, usable_cpus() - 1)
+        self.resources = {"CPU": float(threads)}
         device = "cuda:1" if torch.cuda.device_count() >= 2 else "cpu"
         task = replace(task, settings=task.settings.model_copy(update={"num_threads": threads}), device=device)
         self._child = Child(__name__, task)

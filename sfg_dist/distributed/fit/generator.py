@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from sfg_dist.distributed.executor import fit_takes_ray
 from sfg_dist.job.object_stores import absolute_url
-from sfg_dist.job.threads import torch_threads
+from sfg_dist.job.threads import torch_threads, usable_cpus
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,11 +72,10 @@ def _threads_beside(job: Job) -> tuple[int, int] | None:
     Measured on two cores, a fit on one thread does 0.6 of the steps of a fit on two.
     """
     from sfg_dist.distributed.machine import default_device
-    from sfg_dist.model.sampling import num_cpus
 
-    if job.executor.kind != "inline" or default_device().type != "cpu":
+    if fit_takes_ray(job) or default_device().type != "cpu":
         return None
-    threads = job.train.num_threads or num_cpus()
+    threads = job.train.num_threads or usable_cpus()
     return (threads - threads // 2, threads // 2) if threads > 1 else None
 
 
@@ -130,7 +130,7 @@ def _fit_network(pairs: Pairs, job: Job, checkpoints: str, hooks: TrainHooks, po
 
     if Checkpoints(checkpoints, settings, pairs.plan.run_id).is_finished:
         network, _ = load_fitted(checkpoints)
-    elif job.executor.kind == "inline":
+    elif not fit_takes_ray(job):
         network, _ = fit_inline(url, checkpoints, settings, on_epoch=on_epoch, on_live=hooks.on_live)
     else:
         hooks.need_ray()

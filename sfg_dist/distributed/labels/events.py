@@ -31,6 +31,17 @@ class LabelEvent:
 
 
 @dataclass(frozen=True)
+class ExecutorChosen(LabelEvent):
+    """Who makes the labels: ``executor`` is "inline" or "ray"; the words say why."""
+
+    name = "executor"
+    stage: str
+    executor: str
+    num_processes: int
+    words: str
+
+
+@dataclass(frozen=True)
 class WorkerStarted(LabelEvent):
     """A worker is ready, so many seconds after it was asked for; ``load_s`` of them went into the reference."""
 

@@ -1,4 +1,4 @@
-"""The driver's loop over one worker in this process: what an actor does, without Ray."""
+"""Labels without Ray: the driver's loop over one worker in this process, or over processes of this machine."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sfg_dist.distributed.failure import Failure
-from sfg_dist.distributed.labels.pool import Answered, Drain, Lost, PoolEvent, Ready, Result, Task
+from sfg_dist.distributed.labels.pool import Answered, Drain, Lost, PoolEvent, Ready, RealTime, Result, Task
+from sfg_dist.distributed.labels.process_pool import ProcessPool, Template
 from sfg_dist.distributed.labels.settings import LabelSettings
-from sfg_dist.distributed.labels.shards import Shards, label_tasks, worker_info
+from sfg_dist.distributed.labels.shards import Maker, Shards, label_tasks, worker_info
 from sfg_dist.distributed.stopping import stop_signals
 from sfg_dist.store import open_pairs
 
 
-class InlinePool:
+class InlinePool(RealTime):
     """One worker at a time, which works while the driver waits; ``make`` makes the labeler of each."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
@@ -24,14 +25,6 @@ class InlinePool:
         self._number = 0
         self._name: str | None = None
         self._calls: deque[Sequence[Task]] = deque()
-
-    def now(self) -> float:
-        """Seconds on a clock that never goes back."""
-        return time.monotonic()
-
-    def unix_time(self) -> float:
-        """Seconds since 1970."""
-        return time.time()
 
     def start(self, role: str) -> str:
         """Note that a worker is wanted; it is made while the driver waits."""
@@ -73,8 +66,8 @@ class InlinePool:
         return "one worker in this process"
 
 
-def label_inline(url: str, settings: LabelSettings | None = None) -> None:
-    """Label all pending shards of a store in this process, one after the other.
+def label_inline(url: str, settings: LabelSettings | None = None, *, labeler: Any = None) -> None:
+    """Label all pending shards of a store in this process, one after the other; ``labeler`` is one that is open.
 
     Raises:
         LabelingError: shards were given up; the message has every attempt's reason.
@@ -82,8 +75,39 @@ def label_inline(url: str, settings: LabelSettings | None = None) -> None:
         KeyboardInterrupt: SIGINT, SIGTERM or SIGUSR2 came; what is committed is kept.
     """
     settings = settings or LabelSettings()
-    pool = InlinePool(lambda: settings.labeler_class(url, **settings.labeler_arguments))
+    opened = [labeler] if labeler is not None else []
+    make = Maker(settings.labeler_class, url, settings.labeler_arguments)
+    pool = InlinePool(lambda: opened.pop() if opened else make())
     driver = settings.new_driver(Shards(open_pairs(url), settings.only), pool, {"inline": 1})
     # A shard that will not end in time is dropped where it is: the store's protocol takes any cut.
     with stop_signals(driver.request_stop, patience=driver.patience, notice_s=settings.policy.notice_s):
         driver.run()
+
+
+def label_with_processes(
+    url: str, number: int, settings: LabelSettings | None = None, *, template: Template | None = None
+) -> None:
+    """Label all pending shards of a store by processes of this machine, to the same bits.
+
+    Args:
+        url: the store.
+        number: of the processes.
+        settings: all else.
+        template: one that was started before; it ends here.
+
+    Raises:
+        LabelingError: shards were given up; the message has every attempt's reason.
+        ClusterError: no process could be started.
+        StoreError: the store cannot be read, or its disk stayed full.
+        KeyboardInterrupt: SIGINT, SIGTERM or SIGUSR2 came; what is committed is kept.
+    """
+    settings = settings or LabelSettings()
+    make = Maker(settings.labeler_class, url, settings.labeler_arguments)
+    pool = ProcessPool(make, num_threads=settings.num_threads, template=template)
+    driver = settings.new_driver(Shards(open_pairs(url), settings.only), pool, {"process": number})
+    with stop_signals(driver.request_stop, notice_s=settings.policy.notice_s):
+        try:
+            driver.run()
+        finally:
+            pool.close()
+            driver.settle()

@@ -38,6 +38,7 @@ from sfg_dist.store import Pairs, open_pairs, read_rows
 
 _CONDITIONAL_COPIES = 6  # of the reference, with the tree of its conditions and their numbers in float64
 # To measure the labels' error by: evaluations of RK4, rows, and pairs of a row and a reference row.
+_TRIAL_ROWS = 64  # enough to know how fast labels are
 _ERROR_EVALUATIONS, _MAX_ROWS, _MAX_PAIRS = 96, 256, 1e9
 
 
@@ -144,6 +145,25 @@ class ShardLabeler:
                 "finished": time.time(),
             },
         )
+
+    def seconds_a_shard(self, shard: int) -> float:
+        """How long a whole shard takes here, from a part of one batch, or all of it where an engine fills it up.
+
+        Nothing is written. The batch is integrated twice, because the first time compiles code.
+        """
+        first, stop = next(iter(self.plan.batches(shard, self.device.type)))
+        batch_rows = self.plan.batch_rows(self.device.type)
+        takes_part = self.pairs.has_order and self.device.type == "cpu"
+        stop = min(stop, first + _TRIAL_ROWS) if takes_part else stop
+        seconds = []
+        with torch_threads(self.num_threads):
+            rows = self._start_points(shard, first, stop)
+            for _ in range(2):
+                started = time.perf_counter()
+                self._integrate(shard, first, rows, Effort())
+                seconds.append(time.perf_counter() - started)
+        shard_rows = min(self.plan.shard_rows, self.plan.num_pairs)
+        return min(seconds) * (shard_rows / len(rows) if takes_part else -(-shard_rows // batch_rows))
 
     def _start_points(self, shard: int, first: int, stop: int) -> NDArray[np.float32]:
         """Latents to decode, or rows to encode, in the flow's coordinates."""

@@ -184,4 +184,4 @@ def _advice(failure: Failure) -> str:
         return "Check the table for values far outside the rest, or take a larger labels.t_min"
     if failure.is_a(StoreError):
         return "Check the place that output.dir names"
-    return "Run again with --executor inline --debug to see where it comes from"
+    return "Run again with --executor inline --set executor.num_actors=1 --debug to see where it comes from"

@@ -6,6 +6,7 @@ worker answers its calls in the order in which they were handed to it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -106,6 +107,18 @@ class Pool(Protocol):
 
     def resources(self) -> str:
         """What there is to run workers on, in words, for an error message."""
+
+
+class RealTime:
+    """The clock of a pool whose workers are no simulation."""
+
+    def now(self) -> float:
+        """Seconds on a clock that never goes back."""
+        return time.monotonic()
+
+    def unix_time(self) -> float:
+        """Seconds since 1970."""
+        return time.time()
 
 
 class ShardStore(Protocol):

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sfg_dist.distributed.cluster import draining_nodes
-from sfg_dist.distributed.failure import WORKER_LOST, Failure
-from sfg_dist.distributed.labels.pool import Answered, Drain, Lost, PoolEvent, Ready, Result, Task, WorkerInfo
+from sfg_dist.distributed.failure import DIED, WORKER_LOST, Failure
+from sfg_dist.distributed.labels.pool import Answered, Drain, Lost, PoolEvent, Ready, RealTime, Result, Task, WorkerInfo
 from sfg_dist.distributed.labels.sharded_reference import ReferenceMember
-from sfg_dist.distributed.labels.shards import label_tasks, worker_info
+from sfg_dist.distributed.labels.shards import Maker, label_tasks, worker_info
 from sfg_dist.distributed.labels.shared_blocks import sweep_node
+from sfg_dist.distributed.stopping import ignore_stops
 
 REASON_CHARACTERS = 400
 ENDING_S, KILL_S = 5.0, 1.0  # within which a process goes that Ray was asked to end, and one that was killed
@@ -41,9 +42,7 @@ class ShardActor:
     """A labeler in a process of its own; the driver hears signals to stop, and may let the shard at work end."""
 
     def __init__(self, make: Callable[[], Any], members: Sequence[Any] = ()) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR2", signal.SIGTERM)):
-            with contextlib.suppress(ValueError):  # not in the main thread
-                signal.signal(number, signal.SIG_IGN)
+        ignore_stops()
         self._make, self._members = make, members
         self._labeler: Any = None
 
@@ -127,7 +126,7 @@ class _Actor:
     calls: deque[tuple[Any, Future[Any]]] = field(default_factory=deque)  # Ray forgets an answer that nobody refers to
 
 
-class RayPool:
+class RayPool(RealTime):
     """Actors of the running Ray session.
 
     Args:
@@ -160,14 +159,6 @@ class RayPool:
         # SimpleQueue: a signal handler may put into it while the main thread is inside it.
         self._answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # who has answered
 
-    def now(self) -> float:
-        """Seconds on a clock that never goes back."""
-        return time.monotonic()
-
-    def unix_time(self) -> float:
-        """Seconds since 1970."""
-        return time.time()
-
     def start(self, role: str) -> str:
         """Ask Ray for an actor, or a group of them; it may wait for a place."""
         import ray
@@ -197,7 +188,7 @@ class RayPool:
                 import torch
 
                 arguments["device"] = torch.device("cpu")
-        make = _Maker(self._labeler, self._url, arguments)
+        make = Maker(self._labeler, self._url, arguments)
         handle = ray.remote(ShardActor).options(**options).remote(make, members)
         self._actors[name] = _Actor(handle, members, group)
         self._listen(name, handle.open.remote())  # type: ignore[attr-defined]
@@ -356,18 +347,6 @@ class RayPool:
         )
 
 
-@dataclass(frozen=True)
-class _Maker:
-    """Makes a labeler where it is called: in the actor that it is sent to."""
-
-    labeler: Callable[..., Any]
-    url: str
-    arguments: Mapping[str, Any]
-
-    def __call__(self) -> Any:
-        return self.labeler(self.url, **self.arguments)
-
-
 def _loss(error: BaseException) -> str:
     """Why an actor is gone, in one line; Ray's own text is a page."""
     text = " ".join(str(error).split())
@@ -376,5 +355,5 @@ def _loss(error: BaseException) -> str:
     if "node" in text and ("died" in text or "dead" in text) and "worker process has died" not in text:
         return "its machine is gone"
     if "process has died" in text or "connection error code" in text:
-        return "its process died: killed, out of memory, or crashed"
+        return DIED
     return f"{type(error).__name__}: {text}"[:REASON_CHARACTERS]

@@ -10,6 +10,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from sfg_dist.distributed.executor import why_ray
+from sfg_dist.distributed.labels.choice import num_processes
 from sfg_dist.distributed.labels.references import SHARED_BYTES, reference_memory
 from sfg_dist.distributed.labels.sizes import (
     ACTOR_BYTES,
@@ -77,9 +79,10 @@ def choose_workers(job: Job, machine: Machine) -> Workers:
         ConfigError: the machine has fewer GPUs or CPUs.
     """
     keys, threads = job.executor, job.labels.num_threads
-    if keys.kind == "inline":
+    is_ray = why_ray(keys, num_workers=job.train.num_workers) is not None
+    if keys.kind == "inline" or (not is_ray and len(machine.gpus) < 2):
         require_threads(threads, machine.num_cpus, HERE)
-        return Workers("inline", {"cuda" if machine.gpus else "cpu": 1}, float(bool(machine.gpus)), threads, 1)
+        return own_workers(machine, threads, num_processes(keys, threads, machine))
     num_gpus, elsewhere = len(machine.gpus), keys.address is not None
     if elsewhere and keys.num_gpus_per_actor and not num_gpus:
         raise ConfigError(
@@ -99,6 +102,12 @@ def choose_workers(job: Job, machine: Machine) -> Workers:
         _require_gpus(workers, num_gpus)
         _require_cpus(workers, machine.num_cpus, keys.num_cpu_actors)
     return workers
+
+
+def own_workers(machine: Machine, num_threads: int, number: int) -> Workers:
+    """Workers of this machine without Ray: one on a GPU, or a number of processes on CPUs."""
+    has_gpu = bool(machine.gpus)
+    return Workers("inline", {"cuda": 1} if has_gpu else {"cpu": max(1, number)}, float(has_gpu), num_threads, 1)
 
 
 def _require_gpus(workers: Workers, num_gpus: int) -> None:
@@ -145,7 +154,7 @@ def memory_of(
     """
     rows = -(-num_reference // workers.actors_per_group)
     actors: dict[DeviceKind, ActorMemory] = {}
-    base = (driver_bytes if workers.executor == "inline" else ACTOR_BYTES) + shard_memory(plan)
+    base = (driver_bytes if workers.is_this_process else ACTOR_BYTES) + shard_memory(plan)
     for kind in workers.num_actors:
         if kind == "cuda":
             device = device_memory(rows, plan.dim)
@@ -166,7 +175,7 @@ def memory_of(
             for kind, number in workers.num_actors.items()
         )
     driver = driver_bytes + (RAY_BYTES if workers.executor == "ray" else 0)
-    total = here if workers.executor == "inline" else here + driver
+    total = here if workers.is_this_process else here + driver
     return RunMemory(actors, driver, total, machine.memory_bytes)
 
 
@@ -203,20 +212,17 @@ def require_memory(memory: RunMemory, workers: Workers, machine: Machine) -> Non
     if memory.total_bytes > memory.limit_bytes:
         largest = max(memory.actors.values(), key=lambda actor: actor.host_bytes - actor.shared_bytes)
         one = largest.host_bytes - largest.shared_bytes
-        room = memory.limit_bytes - (0 if workers.executor == "inline" else memory.driver_bytes)
+        room = memory.limit_bytes - (0 if workers.is_this_process else memory.driver_bytes)
         fits = []
         group = workers.actors_per_group
         number = int((room - largest.shared_bytes) // one) // group * group
-        if workers.executor == "ray" and number >= 1:
+        if not workers.is_this_process and number >= 1:
             fits.append(f"executor.num_actors = {number}")
         budget = math.floor(10 * room / workers.total / GIB) / 10
         if "cpu" in memory.actors and memory.actors["cpu"].least_bytes <= budget * GIB < largest.host_bytes:
             fits.append(f"labels.memory_gib = {budget:g} (the reference is then streamed)")
-        who = (
-            "the process"
-            if workers.executor == "inline"
-            else f"{workers.total} actors of {largest.host_bytes / GIB:.2f} GiB"
-        )
+        them = f"{workers.total} {'actors' if workers.executor == 'ray' else 'processes'}"
+        who = "the process" if workers.is_this_process else f"{them} of {largest.host_bytes / GIB:.2f} GiB"
         raise ConfigError(
             f"{who} and what else the run holds need {memory.total_bytes / GIB:.2f} GiB, this machine has "
             f"{memory.limit_bytes / GIB:.2f} GiB: "

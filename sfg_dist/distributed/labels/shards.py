@@ -6,8 +6,9 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sfg_dist.distributed.failure import Failure
@@ -57,6 +58,19 @@ class Shards:
 
     def _record(self, shard: int) -> Record | None:
         return self._pairs.commit_record(shard) if self._pairs.is_done(shard) else None
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes a labeler where it is called: in the process that it is sent to."""
+
+    labeler: Callable[..., Any]
+    url: str
+    arguments: Mapping[str, Any]
+
+    def __call__(self) -> Any:
+        """Make one."""
+        return self.labeler(self.url, **self.arguments)
 
 
 def worker_info(labeler: Any) -> WorkerInfo:

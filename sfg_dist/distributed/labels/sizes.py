@@ -5,7 +5,7 @@ What lies on disk is asked of the store, which lays it out; what lies in memory 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,22 @@ def store_bytes(
         commits=plan.num_shards * COMMIT_BYTES,
         logs=plan.num_shards * EVENT_BYTES + 4096,
         column=arrays["column"],
+    )
+
+
+def bytes_left(plan: Plan, written: StoreBytes, pending: Sequence[int]) -> StoreBytes:
+    """What a begun store still takes: its frame is there already, and shards that are left are written whole."""
+    shards = sum(store.object_bytes(plan, shard) for shard in pending)
+    return StoreBytes(
+        latents=shards,
+        labels=shards,
+        reference=0,
+        order=0,
+        transform=0,
+        queries=0,
+        metadata=0,
+        commits=round(written.commits * len(pending) / plan.num_shards),
+        logs=len(pending) * EVENT_BYTES + 4096,
     )
 
 

@@ -17,8 +17,8 @@ class Workers:
     """The workers of a run.
 
     Attributes:
-        executor: "inline", one worker in the process itself, or "ray", actors.
-        num_actors: by kind of device; kinds without one are left out.
+        executor: "inline", processes of this machine without Ray, or "ray", actors.
+        num_actors: workers by kind of device; kinds without one are left out.
         num_gpus_per_actor: GPUs that an actor of kind "cuda" holds.
         num_threads: CPU threads of each.
         actors_per_group: actors that share one reference, and work on one shard together.
@@ -31,6 +31,11 @@ class Workers:
     num_threads: int
     actors_per_group: int
     is_elsewhere: bool = False
+
+    @property
+    def is_this_process(self) -> bool:
+        """Whether it is one worker, in the process itself."""
+        return self.executor == "inline" and self.total == 1
 
     @property
     def total(self) -> int:

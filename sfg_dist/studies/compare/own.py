@@ -89,7 +89,8 @@ def own_job(job: Job, *, num_threads: int, seed: int, shape: tuple[int, int] | N
     ``seed`` is added to the seeds of labels and of the fit; ``shape`` is another width and depth of the network.
     """
     width, depth = shape or (job.train.width, job.train.depth)
-    return job.model_copy(update={"executor": ExecutorConfig(kind="inline")}).changed(
+    # One process, since each method has the same number of threads.
+    return job.model_copy(update={"executor": ExecutorConfig(kind="inline", num_actors=1)}).changed(
         labels={"num_threads": num_threads, "seed": job.labels.seed + seed},
         train={
             "num_threads": num_threads,

@@ -31,10 +31,10 @@ from sfg_dist.evaluate import floor
 from sfg_dist.job.config import READING_KEYS, Job
 from sfg_dist.job.errors import ConfigError, DocumentError, TrainingError
 from sfg_dist.job.fingerprint import fingerprint
+from sfg_dist.job.threads import usable_cpus
 from sfg_dist.job.version import __version__, versions
-from sfg_dist.model.sampling import num_cpus
+from sfg_dist.pipeline.check import as_job
 from sfg_dist.pipeline.output import Listener, OutputDirectory
-from sfg_dist.pipeline.pipeline import as_job
 from sfg_dist.pipeline.table import table_settings
 from sfg_dist.store import Location
 from sfg_dist.studies.compare.document import Comparison, make_document
@@ -92,7 +92,7 @@ class ComparisonRun(OutputDirectory):
         _check(job)
         super().__init__(job.output.dir, listener)
         self.job = job
-        self.num_threads = job.compare.num_threads or num_cpus()
+        self.num_threads = job.compare.num_threads or usable_cpus()
         self.device = default_device()
         self.peers = [kind for kind in PEERS if any(row in job.compare.methods for row in kind.samplers)]
         for kind in self.peers:

@@ -21,7 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.distributed.child import Child, Message
-from sfg_dist.distributed.labels.worker_count import DeviceKind
+from sfg_dist.distributed.labels.worker_count import DeviceKind, Workers
+from sfg_dist.distributed.machine import Machine
+from sfg_dist.distributed.nodes import workers_per_gpu
 from sfg_dist.job.errors import ConfigError, LabelingError
 from sfg_dist.job.paths import free_disk
 from sfg_dist.job.plan import REFERENCE_BLOCK_ROWS, Plan
@@ -82,6 +84,20 @@ class CalibrationSettings:
     memory_gib: float | None = None  # memory that each may hold resident; None for what there is
     seconds: float = CALIBRATION_S  # how long to integrate once all are ready
     niceness: int = 0  # scheduling priority of each, as the run's own workers will have
+
+
+def calibrated_devices(workers: Workers, machine: Machine) -> list[str]:
+    """The device of each process of a calibration: as many as the run has here, as far as CPUs and GPUs go."""
+    devices: list[str] = []
+    if number := workers.num_actors.get("cuda", 0):
+        each = workers.num_gpus_per_actor
+        share = workers_per_gpu(each)
+        whole = max(1, round(each))
+        places = [f"cuda:{gpu}" for gpu in range(0, len(machine.gpus) - whole + 1, whole) for _ in range(share)]
+        devices += places[:number]
+    room = max(1, machine.num_cpus // workers.num_threads - len(devices))
+    devices += ["cpu"] * min(workers.num_actors.get("cpu", 0), room)
+    return devices
 
 
 def calibrate(

@@ -9,33 +9,43 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sfg_dist.distributed.executor import why_ray
+from sfg_dist.distributed.labels.choice import Choice, choose, num_fitting
 from sfg_dist.distributed.labels.events import JsonObject
 from sfg_dist.distributed.labels.requirements import (
     RunMemory,
     choose_workers,
     memory_of,
+    own_workers,
     require_budget,
     require_disk,
     require_memory,
     require_output,
 )
-from sfg_dist.distributed.labels.sizes import EVENT_BYTES, StoreBytes, store_bytes
+from sfg_dist.distributed.labels.sizes import StoreBytes, bytes_left, store_bytes
 from sfg_dist.distributed.labels.worker_count import DeviceKind, Workers
 from sfg_dist.distributed.machine import Machine, resident_memory, this_machine
-from sfg_dist.distributed.nodes import workers_per_gpu
 from sfg_dist.job.config import Job
 from sfg_dist.job.plan import REFERENCE_BLOCK_ROWS, Plan
 from sfg_dist.job.words import GIB
 from sfg_dist.pipeline.check import check_job
 from sfg_dist.pipeline.plan import frame_of, plan_of
 from sfg_dist.pipeline.table import prepare_table
-from sfg_dist.store import RowBlocks, object_bytes
-from sfg_dist.studies.estimate.calibration import CALIBRATION_S, Calibration, CalibrationSettings, Pace, calibrate
+from sfg_dist.store import RowBlocks
+from sfg_dist.studies.estimate.calibration import (
+    CALIBRATION_S,
+    Calibration,
+    CalibrationSettings,
+    Pace,
+    calibrate,
+    calibrated_devices,
+)
 from sfg_dist.studies.estimate.run_time import Cost, Time, cost_of, time_of
 
 if TYPE_CHECKING:
@@ -79,6 +89,7 @@ class Estimate:
     cost: Cost | None  # None without executor.price_per_hour
     paces: dict[DeviceKind, Pace]  # the calibration, by kind of device; empty where nothing is left to do
     notes: tuple[str, ...]  # what to know about the figures
+    chosen: str  # by whom labels are made, and why, in words
     read_as: str = ""  # how the table was read, in words
 
     def to_dict(self) -> JsonObject:
@@ -144,7 +155,7 @@ class _Subject:
             transform_metadata=self.frame.transform_metadata,
             num_queries=None if self.frame.queries is None else RowBlocks.of(self.frame.queries).num_rows,
         )
-        return written, written if self.pairs is None else _bytes_left(self.plan, written, self.pending)
+        return written, written if self.pairs is None else bytes_left(self.plan, written, self.pending)
 
     def calibrated_reference(self) -> tuple[NDArray[np.float32], float]:
         """The reference that a calibration looks at, and how many times as large the real one is.
@@ -192,16 +203,11 @@ def estimate_job(
     started = time.monotonic()
     subject = _Subject.of(job, prepared or prepare_table(job))
     plan, pending, clusters = subject.plan, subject.pending, subject.has_clusters
-    memory = memory_of(
-        plan,
-        workers,
-        machine,
-        num_reference=subject.num_reference,
-        has_clusters=clusters,
-        driver_bytes=resident_memory(),
-        memory_gib=job.labels.memory_gib,
-    )
-    require_memory(memory, workers, machine)
+    if workers.executor == "inline":
+        number = min(workers.total, num_fitting(plan, machine, job.labels.memory_gib), max(1, len(pending)))
+        workers = own_workers(machine, workers.num_threads, number)
+    memory_for = _memory_by_workers(job, machine, subject)
+    require_memory(memory_for(workers), workers, machine)
     written, left = subject.store_bytes()
     free = require_disk(job.output.dir, left, plan)
     reference, blocks = subject.calibrated_reference()
@@ -224,6 +230,10 @@ def estimate_job(
         written = replace(written, commits=round(commit * plan.num_shards))
         left = replace(left, commits=round(commit * len(pending)))
         data_s += subject.fits_grid * FIT_ROWS * min(pace.seconds_per_row for pace in paces.values())
+    chosen = _choice(job, machine, workers, subject, paces)
+    if chosen is not None and chosen.executor == "inline":
+        workers = own_workers(machine, workers.num_threads, chosen.num_processes)
+    memory = memory_for(workers)
     spent = time_of(subject.rows_left, plan, workers, paces, data_s=data_s, pads=not clusters)
     return Estimate(
         output=job.output.dir,
@@ -240,22 +250,32 @@ def estimate_job(
             *_notes(job, workers, machine, memory, subject, blocks),
             *_load_notes(workers, machine, paces, found.other_cpus, spent),
         ),
+        chosen="" if chosen is None else chosen.words,
         read_as=subject.read_as,
     )
 
 
-def calibrated_devices(workers: Workers, machine: Machine) -> list[str]:
-    """The device of each process of a calibration: as many as the run has here, as far as CPUs and GPUs go."""
-    devices: list[str] = []
-    if number := workers.num_actors.get("cuda", 0):
-        each = workers.num_gpus_per_actor
-        share = workers_per_gpu(each)
-        whole = max(1, round(each))
-        places = [f"cuda:{gpu}" for gpu in range(0, len(machine.gpus) - whole + 1, whole) for _ in range(share)]
-        devices += places[:number]
-    room = max(1, machine.num_cpus // workers.num_threads - len(devices))
-    devices += ["cpu"] * min(workers.num_actors.get("cpu", 0), room)
-    return devices
+def _memory_by_workers(job: Job, machine: Machine, subject: _Subject) -> Callable[[Workers], RunMemory]:
+    return partial(
+        memory_of,
+        subject.plan,
+        machine=machine,
+        num_reference=subject.num_reference,
+        has_clusters=subject.has_clusters,
+        driver_bytes=resident_memory(),
+        memory_gib=job.labels.memory_gib,
+    )
+
+
+def _choice(
+    job: Job, machine: Machine, workers: Workers, subject: _Subject, paces: Mapping[DeviceKind, Pace]
+) -> Choice | None:
+    """By whom a run would have the labels made; None where none are left."""
+    if not paces:
+        return None
+    alone_s = sum(subject.rows_left) * min(pace.seconds_per_row for pace in paces.values())
+    why = why_ray(job.executor, num_workers=job.train.num_workers)
+    return choose(job.executor, alone_s, num_processes=workers.total, num_gpus=len(machine.gpus), why=why)
 
 
 def _of_blocks(pace: Pace, blocks: float) -> Pace:
@@ -277,22 +297,6 @@ def _existing_store(job: Job) -> Pairs | None:
     if "://" not in url:
         Location(job.output.dir).look("pairs.zarr")  # refuses a link
     return open_pairs(url) if Location(url).exists("plan.json") else None
-
-
-def _bytes_left(plan: Plan, written: StoreBytes, pending: Sequence[int]) -> StoreBytes:
-    """The frame is there already; shards that are left are written whole."""
-    shards = sum(object_bytes(plan, shard) for shard in pending)
-    return StoreBytes(
-        latents=shards,
-        labels=shards,
-        reference=0,
-        order=0,
-        transform=0,
-        queries=0,
-        metadata=0,
-        commits=round(written.commits * len(pending) / plan.num_shards),
-        logs=len(pending) * EVENT_BYTES + 4096,
-    )
 
 
 def _work(subject: _Subject, paces: Mapping[DeviceKind, Pace], job: Job) -> Work:

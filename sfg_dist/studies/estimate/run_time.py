@@ -74,7 +74,9 @@ def time_of(
     check = max(pace.check_s for pace in paces.values()) * len(rows)
     slowest = max(paces.values(), key=lambda pace: pace.import_s + pace.open_s + pace.first_s)
     start = slowest.open_s + slowest.first_s
-    if workers.executor == "ray":
+    if workers.executor == "inline" and workers.total > 1:
+        start += slowest.import_s
+    elif workers.executor == "ray":
         start += slowest.import_s + (CONNECT_S if workers.is_elsewhere else RAY_IMPORTS * slowest.import_s)
     writing = makespan - integration[last] + check
     return Time(

@@ -25,9 +25,9 @@ from sfg_dist.job.config import Job
 from sfg_dist.job.errors import ConfigError
 from sfg_dist.job.object_stores import is_url
 from sfg_dist.job.version import versions
-from sfg_dist.pipeline.check import check_job
+from sfg_dist.pipeline.check import as_job, check_job
 from sfg_dist.pipeline.output import Listener, OutputDirectory
-from sfg_dist.pipeline.pipeline import Pipeline, as_job
+from sfg_dist.pipeline.pipeline import Pipeline
 from sfg_dist.pipeline.plan import identity_of_keys
 from sfg_dist.pipeline.table import prepare_table
 from sfg_dist.studies.records import Keys, Records, from_json, to_json
@@ -127,7 +127,8 @@ class Study(OutputDirectory):
         check_job(job)
         _check(job, settings)
         super().__init__(job.output.dir, listener)
-        self.job, self.settings, self.workers = job, settings, sorted(settings.workers)
+        self.job = job.changed(executor={"kind": "ray"})  # whoever is sooner, the study is of Ray's workers
+        self.settings, self.workers = settings, sorted(settings.workers)
         self.num_epochs = min(settings.num_epochs, job.train.num_epochs)
         self._prepared: Prepared | None = None
         self._warm: set[str] = set()
@@ -347,7 +348,7 @@ def _check(job: Job, settings: ScaleSettings) -> None:
         raise ConfigError(
             f"repeats = {settings.repeats}, num_epochs = {settings.num_epochs}: expected 1 or more of both"
         )
-    if job.executor.kind != "ray":
+    if job.executor.kind == "inline":
         raise ConfigError('a scaling study needs workers of Ray: leave executor.kind = "inline" out')
     if job.labels.latents is not None and "weak" in settings.modes:
         raise ConfigError("weak scaling needs more pairs for more workers: labels.latents fixes their number")

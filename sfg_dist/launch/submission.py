@@ -226,7 +226,7 @@ def _create(path: Path, content: str, mode: int) -> None:
 def _replace(path: Path, content: str) -> None:
     """Replace a file by a whole new one."""
     part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
-    _create(part, content, 0o666)
+    _create(part, content, 0o600)
     part.replace(path)
 
 

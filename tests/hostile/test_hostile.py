@@ -105,6 +105,6 @@ def test_what_the_user_made_stays_where_it_is(make_world, words):
 def test_a_profile_that_nobody_named_is_not_used(make_world, to):
     world = make_world()
     (world.work / "cluster").mkdir()
-    (world.work / "cluster" / f"{to}.toml").write_text('[env]\nPLANTED = "1"\n[slurm]\npartition = "planted"\n')
+    (world.work / "cluster" / f"{to}.toml").write_text('[setup.environment]\nPLANTED = "1"\n')
     done = sfg(world.work, "submit", "job.toml", "--to", to, "--dry-run", check=None)
     assert "planted" not in (done.stdout + done.stderr).lower()

@@ -540,8 +540,9 @@ def test_files_of_a_submission_are_never_open_to_others(make_job, tmp_path, monk
     written = {path.rpartition("/")[2]: (mode, is_new) for path, mode, is_new in modes}
     assert written["0.toml"] == (0o600, True)
     assert written["job.sh"] == (0o700, True)
-    assert (submission.path / "jobs" / "0.toml").stat().st_mode & 0o777 == 0o600
-    assert (submission.path / "job.sh").stat().st_mode & 0o777 == 0o700
+    submission.note_final_state("COMPLETED", 0)
+    left = {path.name: path.stat().st_mode & 0o777 for path in submission.path.rglob("*") if path.is_file()}
+    assert left == {"0.toml": 0o600, "job.sh": 0o700, "submission.json": 0o600, "state.json": 0o600}
 
 
 def test_a_file_of_a_submission_is_not_written_through_a_link(make_job, tmp_path, home):

@@ -70,7 +70,7 @@ def test_a_row_for_each_sample_and_the_same_bits_however_they_are_drawn(small):
     np.testing.assert_array_equal(rows[:, 1], given)
     np.testing.assert_array_equal(generator.sample(700, seed=2, given=given[5000:5700], start=5000), rows[5000:5700])
     np.testing.assert_array_equal(generator.sample(1, seed=2, given=[given[17]], start=17), rows[17:18])
-    with pytest.raises(ConfigError, match="draws rows for given y"):
+    with pytest.raises(ConfigError, match="needs values of y"):
         generator.sample(3)
     with pytest.raises(ConfigError, match="'z' is not one of them"):
         generator.sample(3, given={"y": 1.0, "z": 2.0})
@@ -233,7 +233,7 @@ def test_given_on_the_command_line(small, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({}, "draws rows for given y"),
+        ({}, "needs values of y"),
         ({"given": ["y"]}, "--given 'y': expected column=value"),
         ({"given": ["y=warm"]}, "given: 'y': 'warm' is no number"),
         ({"given": ["x=1"]}, "'y' is missing"),

@@ -78,7 +78,7 @@ def broken(run, name, change):
         (lambda run: (run / "model" / "generator.json").unlink(), "holds no generator"),
         (lambda run: (run / "samples.zarr" / "zarr.json").unlink(), "`sfg sample`"),
         (lambda run: (run / "checkpoints" / "fitted.json").unlink(), "`sfg train`"),
-        (lambda run: (run / "report.html").write_text("my own page"), "report.html is not what a run"),
+        (lambda run: (run / "report.html").write_text("my own page"), "report.html was not left by a run"),
     ],
 )
 def test_what_is_missing_or_damaged_is_named(run, change, message, no_pictures):

@@ -84,7 +84,7 @@ def test_a_row_for_each():
 @pytest.mark.parametrize(
     ("given", "names", "message"),
     [
-        (None, ("a", "b"), "draws rows for given a, b"),
+        (None, ("a", "b"), "needs values of a, b"),
         ([1.0], (), "trained without data.condition"),
         ({"a": 1.0}, ("a", "b"), "'b' is missing"),
         ({"a": 1.0, "b": 1.0, "c": 1.0}, ("a", "b"), "'c' is not one of them"),

@@ -172,7 +172,7 @@ def test_a_busy_machine_is_told_apart(make_job, monkeypatch):
     monkeypatch.setattr(
         "sfg_dist.studies.estimate.estimate.calibrate", lambda *_, **__: Calibration({"cpu": PACE}, 3.5)
     )
-    busy, idle = (estimate_job(make_job(), machine=replace(MACHINE, num_cpus=cpus)) for cpus in (4, 8))
+    busy, idle = (estimate_job(make_job(), machine=replace(MACHINE, num_cpus=cpus)) for cpus in (4, 16))
     alone = f"about {busy.time.label_s / 2:.0f} s"
     assert any("kept 3.5 CPUs busy" in note and alone in note for note in busy.notes)
     assert not idle.notes

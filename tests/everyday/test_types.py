@@ -448,7 +448,7 @@ def test_values_given_in_the_type_of_their_column(type_, given_, value):
             datetime(2001, 9, 9, tzinfo=UTC),
             "holds timestamps with a time zone, in us: expected timestamps with no time zone",
         ),
-        (ZONED, "2024-06-01T12:00:00", "none of timestamps with a time zone"),
+        (ZONED, "2024-06-01T12:00:00", "expected timestamps with a time zone"),
         (ColumnType("boolean", "bool"), "maybe", "'maybe' is neither true nor false"),
         (FLOAT, "warm", "'warm' is no number"),
         (FLOAT, date(2024, 1, 1), "holds dates: expected numbers"),

@@ -479,7 +479,7 @@ def test_a_job_in_its_own_output_directory_keeps_its_comments(tmp_path):
     assert (tmp_path / "job.toml").read_text() == MINE
     assert sfg(tmp_path, "verify", ".").returncode == 0
     done = sfg(tmp_path, "label", "job.toml", "--set", "train.num_epochs=9", check=2)
-    assert "./job.toml is not what a run of this package has left" in done.stderr
+    assert "./job.toml was not left by a run of this package" in done.stderr
     assert (tmp_path / "job.toml").read_text() == MINE
 
 
@@ -492,7 +492,7 @@ def test_a_copy_of_the_job_is_known_with_its_mark_and_without(run, job):
     Pipeline(other).label()
     assert "num_samples = 300" in copy.read_text()
     copy.write_text(copy.read_text() + "\n# a note of the user's\n")
-    with pytest.raises(ConfigError, match=r"job\.toml is not what a run"):
+    with pytest.raises(ConfigError, match=r"job\.toml was not left by a run"):
         Pipeline(job).label()
     assert "a note of the user's" in copy.read_text()
 

@@ -120,7 +120,7 @@ TENSORS = {
     "no bias": ({"network.out.bias": None}, "tensor out.bias is missing"),
     "another layer": ({"network.more": ones(1)}, "tensor more is no part of it"),
     "NaN weight": ({"network.out.bias": ones(DIM, dtype=torch.float32) * float("nan")}, "not finite"),
-    "no part": ({"owner.weight": ones(1)}, "tensor owner.weight is of no part"),
+    "no part": ({"owner.weight": ones(1)}, "tensor owner.weight belongs to no part"),
     "half a name": ({"network": ones(1)}, "tensor  is no part of it"),
     "encoder's layer": ({"encoder.first.weight": ones(8, 1, dtype=torch.float32)}, "encoder: tensor first.weight is"),
     "encoder's skip": ({"encoder.skip.weight": None}, "encoder: tensor skip.weight is missing"),

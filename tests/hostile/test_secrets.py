@@ -139,7 +139,7 @@ def test_errors_warnings_and_tracebacks_are_masked(secret, tmp_path, monkeypatch
     def fail(*_, **__):
         raise RuntimeError(f"signed with {secret}")
 
-    monkeypatch.setattr(cli, "load", fail)
+    monkeypatch.setattr(cli, "job_of", fail)
     (tmp_path / "job.toml").write_text('[data]\nsource = "moons"\n')
     done = sfg(tmp_path, "run", "job.toml", "--debug", "--json", check=1)
     with warnings.catch_warnings():

@@ -88,12 +88,12 @@ def test_an_error_in_a_thread_is_raised_and_ends_the_rest():
 
 
 def test_units_lie_on_a_grid_and_are_bounded(monkeypatch):
-    monkeypatch.setattr(sampling, "num_cpus", lambda: 1)
+    monkeypatch.setattr(sampling, "usable_cpus", lambda: 1)
     assert unit_rows(2) == 65_536
     assert unit_rows(10_000) == SAMPLE_ROWS
     assert list(unit_ranges(65_530, 131_073, 2)) == [(65_530, 65_536), (65_536, 131_072), (131_072, 131_073)]
     assert list(unit_ranges(5, 5, 2)) == []
-    monkeypatch.setattr(sampling, "num_cpus", lambda: 4)  # none is left without work
+    monkeypatch.setattr(sampling, "usable_cpus", lambda: 4)  # none is left without work
     assert list(unit_ranges(0, 40_000, 2)) == [
         (0, 8192),
         (8192, 16_384),

@@ -34,6 +34,8 @@ def expected(tmp_path, monkeypatch):
 def same_bits(expected):
     """Whether this machine's arithmetic gives the bits of the one that made the run."""
     rows = torch.from_numpy(np.random.default_rng(1).normal(size=(64, 64)).astype(np.float32))
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":  # as there; compiled kernels use it too
+        return False
     return hashlib.sha256(torch.tanh(rows @ rows).numpy()).hexdigest() == expected["probe"]
 
 

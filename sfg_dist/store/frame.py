@@ -100,7 +100,8 @@ class Frame:
         transform_metadata: the rest of the transform, JSON.
         queries: the user's query points as the flow sees them, or None.
         make_order: orders rows in compact clusters, where labels use some; called for each block of
-            REFERENCE_BLOCK_ROWS rows of the reference, whose clusters are its own.
+            ``block_rows`` rows of the reference, whose clusters are its own.
+        block_rows: rows of a block; all rows of the reference for labels under a measured certificate.
     """
 
     reference: NDArray[np.float32] | RowBlocks
@@ -108,6 +109,7 @@ class Frame:
     transform_metadata: Mapping[str, Any]
     queries: NDArray[np.float32] | RowBlocks | None = None
     make_order: Callable[[NDArray[np.float32]], NDArray[np.int64]] | None = None
+    block_rows: int = REFERENCE_BLOCK_ROWS
 
     def arrays(self, plan: Plan) -> Mapping[str, NDArray[Any]]:
         """The transform's arrays that a store of this plan holds."""
@@ -154,7 +156,7 @@ class Frame:
 
     def _made_orders(self) -> Iterator[NDArray[np.int64]]:
         assert self.make_order is not None
-        for block in RowBlocks.of(self.reference).cut(REFERENCE_BLOCK_ROWS):
+        for block in RowBlocks.of(self.reference).cut(self.block_rows):
             yield np.ascontiguousarray(self.make_order(block), dtype=np.int64)
 
 

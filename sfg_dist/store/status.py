@@ -34,7 +34,9 @@ class Provenance:
         bytes: of the committed objects.
         evaluations: of the posterior mean, a row.
         pairs_summed: (row, reference) pairs.
-        tolerance_reached: the largest certified bound of an error of the posterior mean.
+        tolerance_reached: the largest certified bound of an error of the posterior mean; 0 where errors are measured.
+        measured, measured_over: evaluations whose error was measured, and those of them above labels.tolerance.
+        rows_bounded: rows that went by the bound because too many of their batch were above it.
         step_control_exceeded: rows whose estimated error stayed above labels.solver_tolerance.
         num_retried: shards that took more than one attempt.
     """
@@ -50,6 +52,9 @@ class Provenance:
     evaluations: float
     pairs_summed: float
     tolerance_reached: float
+    measured: int
+    measured_over: int
+    rows_bounded: int
     step_control_exceeded: int
     num_retried: int
 
@@ -207,6 +212,9 @@ def summarise(plan: Plan, records: Iterable[CommitRecord]) -> Provenance:
         evaluations=round(weighted / max(1, sum(rows)), 2),
         pairs_summed=float(sum(record.get("pairs", 0) for record in records)),
         tolerance_reached=max((float(record.get("tolerance_reached", 0.0)) for record in records), default=0.0),
+        measured=sum(int(record.get("measured", 0)) for record in records),
+        measured_over=sum(int(record.get("measured_over", 0)) for record in records),
+        rows_bounded=sum(int(record.get("rows_bounded", 0)) for record in records),
         step_control_exceeded=sum(int(record.get("step_control_exceeded", 0)) for record in records),
         num_retried=sum(int(record.get("attempt", 1)) > 1 for record in records),
     )

@@ -37,8 +37,9 @@ class PosteriorMoments:
         variance: v = sum_j w_j |x_j|^2 - |m|^2, the posterior covariance's trace, shape (num_rows,), >= 0; or None.
         log_kernel_sum: log sum_j exp(-|z_t - alpha x_j|^2 / (2 beta^2)), float64, shape (num_rows,); or None.
         bound: certified bound of the 2-norm of the mean's error, float64, shape (num_rows,); None where every row was
-            summed. Nothing is certified of log_kernel_sum and variance: with a tolerance a sparse engine may leave out
-            about a quarter of the mass where that does not move the mean, without one it leaves out none.
+            summed, or where errors are measured. Nothing is certified of log_kernel_sum and variance: with a tolerance
+            a sparse engine may leave out about a quarter of the mass where that does not move the mean, without one it
+            leaves out none.
         pairs: rows of the reference that each row summed one by one, shape (num_rows,); None where all were.
     """
 

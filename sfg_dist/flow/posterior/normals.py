@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sfg_dist.flow.posterior.clusters import FAN, Clusters
 
 F = np.float32
-WIDEST = 0.7  # of a node's largest spread to sigma; wider ones stand for their rows only where these weigh nothing
+WIDEST = 1.0  # of a node's largest spread to sigma; wider ones stand for their rows only where these weigh nothing
 
 
 class NormalNodes:

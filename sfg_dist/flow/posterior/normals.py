@@ -48,5 +48,8 @@ class NormalNodes:
 
         groups, pairs = self.covariance.shape[:2]
         laws = np.empty((groups, pairs + EXTRA, FAN), F)
-        normal_laws(self.covariance, self._count, sigma_sq, self.third, self.fourth, self._widest, laws)
+        normal_laws(
+            self.covariance.reshape(-1), self._count, float(sigma_sq), self.third, self.fourth, self._widest,
+            tuple(range(self._clusters.dim)), laws.reshape(-1),
+        )  # fmt: skip
         return laws

@@ -10,9 +10,11 @@ to the mean, and k3 and k4 the sizes of third and fourth cumulants, the error in
 
     mass (k3 / sigma^2 (p2 + p3 D / sigma) + k4 / sigma^3 (p3 + p4 D / sigma)),
 
-p2 = (u^2 + 1) / 2, p3 = (u^3 + 3 u) / 6, p4 = (u^4 + 6 u^2 + 3) / 24. This is no bound: the threshold that it is
-compared with is what was measured. Nodes that are wide against sigma, where the series says nothing, stand for their
-rows only where no row of their box weighs anything.
+p2 = (u^2 + 1) / 2, p3 = (u^3 + 3 u) / 6, p4 = (u^4 + 6 u^2 + 3) / 24. A row near x~ that is far from the others of its
+node weighs more than the law knows. So what one row at the node's edge may weigh beyond the law's mass, times its
+distance to the mean, is added. This is no bound: the threshold that it is compared with is what was measured. Nodes
+that are wide against sigma, where the series says nothing, stand for their rows only where no row of their box weighs
+anything.
 """
 
 from __future__ import annotations
@@ -48,90 +50,82 @@ from sfg_dist.flow.posterior.cpu.traversal import descend
 
 F = np.float32
 MARGIN = F(60)  # powers of two that a row may weigh more than at the anchor
-EXTRA = 3  # of a node's numbers, after Q: log2 of mass, k3 / sigma^2, k4 / sigma^3
+EXTRA = 3  # of a node's numbers, after Q: n sqrt(sigma^2k / det V), k3 / sigma^2, k4 / sigma^3
 
 
 @cached_njit
-def normal_laws(covariance, count, sigma_sq, third, fourth, widest, laws):
-    """Write the numbers of each node at one sigma to ``laws``, shape (groups, pairs + EXTRA, 8).
+def normal_laws(covariance, count, sigma_sq, third, fourth, widest, axes, laws):
+    """Write the numbers of each node at one sigma to ``laws``, flat of (groups, pairs + EXTRA, 8).
 
-    They are Q by its upper triangle, log2 of n sqrt(sigma^2k / det V), and the sizes of cumulants in units of sigma, of
-    which the first is HUGE where the node is wider than ``widest`` sigmas. ``covariance`` is (groups, pairs, 8).
+    They are Q by its upper triangle, n sqrt(sigma^2k / det V), and the sizes of cumulants in units of sigma, of which
+    the first is HUGE where the node is wider than ``widest`` sigmas. ``covariance`` is flat of (groups, pairs, 8).
     """
-    groups, pairs = covariance.shape[0], covariance.shape[1]
-    dim = int((np.sqrt(8 * pairs + 1) - 1) / 2)
-    sigma = np.sqrt(sigma_sq)
-    inverse, pivot, row = np.empty((dim, dim, 8)), np.empty(8), np.empty((dim, 8))
-    log_det, product = np.empty(8), np.empty(8)
-    for group in range(groups):
+    dim = len(axes)
+    pairs = dim * (dim + 1) // 2
+    inv_sq, inv_cube, sigma = F(1 / sigma_sq), F(sigma_sq**-1.5), F(np.sqrt(sigma_sq))
+    inverse, row, pivot, det = np.empty(8 * dim * dim, F), np.empty(8 * dim, F), np.empty(8, F), np.empty(8, F)
+    zero, one = splat(F(0)), splat(F(1))
+    for group in range(len(count)):
+        start, law = group * pairs * 8, group * (pairs + EXTRA) * 8
         num_narrow = 0
         for lane in range(8):
-            num_narrow += widest[group, lane] <= sigma
+            is_narrow = widest[group, lane] <= sigma
+            num_narrow += is_narrow
+            laws[law + 8 * (pairs + 1) + lane] = third[group, lane] * inv_sq if is_narrow else HUGE
+            laws[law + 8 * (pairs + 2) + lane] = fourth[group, lane] * inv_cube
         if num_narrow == 0:
-            laws[group, :pairs] = 0
-            laws[group, pairs] = -1e30
-            laws[group, pairs + 1] = HUGE
-            laws[group, pairs + 2] = 0
+            for p in range(pairs + 1):
+                store(laws, law + 8 * p, zero)
             continue
         p = 0
         for i in range(dim):
             for j in range(i, dim):
-                for lane in range(8):
-                    value = covariance[group, p, lane] / sigma_sq + (1.0 if i == j else 0.0)
-                    inverse[i, j, lane] = value
-                    inverse[j, i, lane] = value
+                value = load(covariance, start + 8 * p) * splat(inv_sq)
+                store(inverse, 8 * (i * dim + j), value)
+                store(inverse, 8 * (j * dim + i), value)
                 p += 1
-        log_det[:] = 0
-        product[:] = 1
+            store(inverse, 8 * (i * dim + i), load(inverse, 8 * (i * dim + i)) + one)
+        product = one
         for k in range(dim):  # Gauss and Jordan; the pivots of I + S / sigma^2 are 1 or more
+            product = product * load(inverse, 8 * (k * dim + k))
             for lane in range(8):
-                product[lane] *= inverse[k, k, lane]
-                pivot[lane] = 1.0 / inverse[k, k, lane]
-            if k % 4 == 3 or k == dim - 1:  # a logarithm costs more than a row; more factors would leave float64
-                for lane in range(8):
-                    log_det[lane] += np.log(product[lane])
-                    product[lane] = 1
+                pivot[lane] = F(1) / inverse[8 * (k * dim + k) + lane]
             for j in range(dim):
-                for lane in range(8):
-                    row[j, lane] = inverse[k, j, lane] * pivot[lane]
+                store(row, 8 * j, load(inverse, 8 * (k * dim + j)) * load(pivot, 0))
             for i in range(dim):
                 if i != k:
+                    factor = zero - load(inverse, 8 * (i * dim + k))
                     for j in range(dim):
-                        if j != k:
-                            for lane in range(8):
-                                inverse[i, j, lane] -= inverse[i, k, lane] * row[j, lane]
-                    for lane in range(8):
-                        inverse[i, k, lane] *= -pivot[lane]
+                        store(
+                            inverse, 8 * (i * dim + j), fma(factor, load(row, 8 * j), load(inverse, 8 * (i * dim + j)))
+                        )
+                    store(inverse, 8 * (i * dim + k), factor * load(pivot, 0))
             for j in range(dim):
-                for lane in range(8):
-                    inverse[k, j, lane] = row[j, lane]
-            for lane in range(8):
-                inverse[k, k, lane] = pivot[lane]
+                store(inverse, 8 * (k * dim + j), load(row, 8 * j))
+            store(inverse, 8 * (k * dim + k), load(pivot, 0))
         p = 0
         for i in range(dim):
-            for j in range(i, dim):
-                for lane in range(8):
-                    laws[group, p, lane] = (1.0 if i == j else 0.0) - inverse[i, j, lane]
-                p += 1
+            store(laws, law + 8 * p, one - load(inverse, 8 * (i * dim + i)))
+            for j in range(i + 1, dim):
+                store(laws, law + 8 * (p + j - i), zero - load(inverse, 8 * (i * dim + j)))
+            p += dim - i
+        store(det, 0, product)
         for lane in range(8):
-            n = count[group, lane]
-            laws[group, pairs, lane] = (np.log(np.float64(n)) - 0.5 * log_det[lane]) * LOG2E if n > 0 else -1e30
-            is_wide = widest[group, lane] > sigma
-            laws[group, pairs + 1, lane] = HUGE if is_wide else third[group, lane] / sigma_sq
-            laws[group, pairs + 2, lane] = fourth[group, lane] / (sigma_sq * sigma)
+            laws[law + 8 * pairs + lane] = count[group, lane] / np.sqrt(det[lane])
 
 
 @intrinsic
-def _weigh(typing_context, bounds, laws, group, at, query, slope, level, mass, most, far, means, axes):
-    """Masses, most that they may be, distances and posterior means of a group; the least mean square distance.
+def _weigh(typing_context, bounds, laws, group, at, query, slope, level, mass, most, lone, far, means, axes):
+    """Masses, most that they may be, what a lone row may add, distances and posterior means of a group.
 
+    Returns the group's least mean square distance.
     The code is unrolled for the number of columns, one item of ``axes`` each, so that d and Q d stay in registers. The
     means go to ``means`` from ``at`` times the number of columns on.
     """
     dim = len(axes)
     pairs = dim * (dim + 1) // 2
     signature = types.float32(
-        bounds, laws, types.intp, types.intp, query, types.float32, types.float32, mass, most, far, means, axes
+        bounds, laws, types.intp, types.intp, query, types.float32, types.float32, mass, most, lone, far, means, axes
     )
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -143,7 +137,7 @@ def _weigh(typing_context, bounds, laws, group, at, query, slope, level, mass, m
         def place_of(array: Any, base: Any, row: int) -> Any:
             return builder.bitcast(builder.gep(array, [builder.add(base, word(8 * row))]), vector)
 
-        bounds_data, laws_data, query_data, means_data = data(0), data(1), data(4), data(10)
+        bounds_data, laws_data, query_data, means_data = data(0), data(1), data(4), data(11)
         base, law = (builder.mul(arguments[2], word(8 * size)) for size in (3 * dim + 5, pairs + EXTRA))
         at = arguments[3]
         target = builder.mul(at, word(dim))
@@ -176,12 +170,14 @@ def _weigh(typing_context, bounds, laws, group, at, query, slope, level, mass, m
         inside = compare(builder, ">", builder.fsub(distance, bound(3 * dim + 1)), zero)
         nearest = compare(builder, ">", builder.fmul(inside, inside), gap)
         exponents = [builder.fmul(builder.fsub(level, nearest), slope)]
-        log_mass = builder.load(place_of(laws_data, law, pairs), align=4)
-        exponents.append(call(builder, "fma", builder.fsub(level, builder.fsub(d2, near)), slope, log_mass))
+        exponents.append(builder.fmul(builder.fsub(level, builder.fsub(d2, near)), slope))
         powers = finish(exp2_steps(builder, [compare(builder, "<", value, constant(126.0)) for value in exponents]))
         limit = builder.fmul(bound(3 * dim), powers[0])
-        # A normal law reaches beyond the box of its rows.
-        values = {7: compare(builder, "<", powers[1], limit), 8: limit, 9: distance}
+        # A normal law reaches beyond the box of its rows, and falls short of a row far from the others.
+        law_mass = builder.fmul(builder.load(place_of(laws_data, law, pairs), align=4), powers[1])
+        law_mass = compare(builder, "<", law_mass, limit)
+        lone = compare(builder, ">", builder.fsub(powers[0], law_mass), zero)
+        values = {7: law_mass, 8: limit, 9: lone, 10: distance}
         for place, value in values.items():
             builder.store(value, place_of(data(place), at, 0), align=4)
         is_empty = builder.fcmp_ordered("<=", bound(3 * dim), zero)
@@ -192,7 +188,7 @@ def _weigh(typing_context, bounds, laws, group, at, query, slope, level, mass, m
 
 
 @njit(nogil=True, error_model="numpy", forceinline=True)
-def _expected_error(bounds, laws, axes, group, at, guess, inv_sigma, mass, most, far):
+def _expected_error(bounds, laws, axes, group, at, guess, inv_sigma, mass, most, lone, far):
     """The error that each node of a group is expected to add; see the module's text."""
     dim = len(axes)
     pairs = dim * (dim + 1) // 2
@@ -211,8 +207,8 @@ def _expected_error(bounds, laws, axes, group, at, guess, inv_sigma, mass, most,
     p4 = fma(fma(u2, splat(F(1 / 24)), splat(F(0.25))), u2, splat(F(0.125)))
     third, fourth = load(laws, law + 8 * (pairs + 1)), load(laws, law + 8 * (pairs + 2))
     shape = fma(third, fma(p3, reach, p2), fourth * fma(p4, reach, p3))
-    nothing = load(most, at) * (off + load(bounds, base + 24 * dim + 8))
-    return smaller(load(mass, at) * shape, nothing)
+    reach = off + load(bounds, base + 24 * dim + 8)
+    return smaller(fma(load(mass, at), shape, load(lone, at) * reach), load(most, at) * reach)
 
 
 @njit(nogil=True, error_model="numpy")
@@ -232,7 +228,7 @@ def _pick(
     """Choose one row's nodes and add those that stand for their rows. Returns the number of leaves, and the anchor."""
     dim = len(axes)
     pairs = dim * (dim + 1) // 2
-    groups, open_, mass, most, far, means, lanes, guess = room
+    groups, open_, mass, most, lone, far, means, lanes, guess = room
     inv_sq, inv_sigma = F(inv_sigma_sq), F(np.sqrt(inv_sigma_sq))
     scale = F(0.5) * inv_sq * LOG2E
     leaf, anchor = descend(bounds, blocks, dim, offsets, sizes, query)
@@ -253,7 +249,7 @@ def _pick(
         for i in range(num_groups):
             closest = min(
                 closest,
-                _weigh(bounds, laws, groups[i], 8 * i, query, scale, anchor, mass, most, far, means, axes),
+                _weigh(bounds, laws, groups[i], 8 * i, query, scale, anchor, mass, most, lone, far, means, axes),
             )
             # A node that is too wide says nothing about its mass.
             narrow = load(laws, (groups[i] * (pairs + EXTRA) + pairs + 1) * 8)
@@ -275,7 +271,7 @@ def _pick(
             lanes[k] = 0
         num_open = 0
         for i in range(num_groups):
-            error = _expected_error(bounds, laws, axes, groups[i], 8 * i, guess, inv_sigma, mass, most, far)
+            error = _expected_error(bounds, laws, axes, groups[i], 8 * i, guess, inv_sigma, mass, most, lone, far)
             opened = bits_below(bar, error)
             if opened != 255:
                 w = where_below(error, bar, load(mass, 8 * i), zero)
@@ -322,8 +318,7 @@ def normal_rows(
     nodes = offsets[1] - offsets[0] + 8
     room = (
         np.empty(nodes, np.int64), np.empty(nodes, np.int64), np.empty(nodes, F), np.empty(nodes, F),
-        np.empty(nodes, F), np.empty(nodes * dim, F), np.empty(8 * (dim + 1), F),
-        np.empty(dim, F),
+        np.empty(nodes, F), np.empty(nodes, F), np.empty(nodes * dim, F), np.empty(8 * (dim + 1), F), np.empty(dim, F),
     )  # fmt: skip
     leaves, anchors, side64 = np.empty((rows, nodes), np.int32), np.empty(rows, F), np.zeros((rows, dim))
     for row in range(rows):

@@ -32,8 +32,8 @@ QUANTILE, CONFIDENCE = 0.99, 0.95
 NUM_FIT, NUM_FRESH = 256, 512
 CHECKED_ROWS = 4  # of each batch, measured again
 EXACT_SHARE = 0.1  # of the tolerance: the bound of what errors are measured against
-_AIM = 0.7  # of the tolerance, at the quantile of the pilots that thresholds are fitted on
-_LOOSEST, _STEP, _NUM_RUNGS = 1.0, 32.0, 24
+_AIM = 0.8  # of the tolerance, at the quantile of the pilots that thresholds are fitted on
+_LOOSEST, _STEP, _NUM_RUNGS = 1.0, 32.0, 48
 _NUM_ROUNDS = 3
 _MAX_TIMES = 32
 
@@ -205,7 +205,7 @@ def _fit_time(time: _Time, start: float) -> tuple[float, int, float]:
     limit = (1 - EXACT_SHARE) * time.tolerance
     states, exact = time.pilots(0, NUM_FIT)
     for rung in range(_NUM_RUNGS):
-        threshold = start * 2.0**-rung
+        threshold = start * 2.0 ** (-rung / 2)
         errors = time.errors(states, exact, threshold)
         if np.quantile(errors, QUANTILE, method="higher") <= _AIM * time.tolerance:
             break
@@ -216,7 +216,7 @@ def _fit_time(time: _Time, start: float) -> tuple[float, int, float]:
         over = int((errors > limit).sum())
         if share_limit(over, NUM_FRESH) <= 1 - QUANTILE:
             return threshold, over, float(errors.max()) + EXACT_SHARE * time.tolerance
-        threshold /= 4
+        threshold /= 2
     return 0.0, 0, time.tolerance
 
 

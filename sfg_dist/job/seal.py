@@ -35,7 +35,7 @@ def unseal(document: bytes, max_bytes: int = LONG_BYTES) -> dict[str, Any]:
     digest = fields.pop("sha256", None)
     if (version := fields.get("format_version", FORMAT_VERSION)) not in (FORMAT_VERSION, MEASURED_FORMAT_VERSION):
         raise DocumentError(
-            f"format {shown(version)}, this version reads formats {FORMAT_VERSION} and {MEASURED_FORMAT_VERSION}"
+            f"format {shown(version)}, this version reads format {FORMAT_VERSION} or {MEASURED_FORMAT_VERSION}"
         )
     if digest is None:
         raise DocumentError("it has no digest")

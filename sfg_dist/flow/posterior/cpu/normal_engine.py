@@ -37,7 +37,7 @@ def normal_sums(request: Request, clusters: Clusters, nodes: NormalNodes, thresh
             tuple(range(clusters.dim)),
         )  # fmt: skip
         found.log_kernel_sum[:] += queries.log_shift[part]
-        served = (counts >= 0) & (sums64[:, 0] > LEAST_MASS) & np.isfinite(sums64[:, 0])
+        served = (counts >= 0) & (sums64[:, 0] > LEAST_MASS) & np.isfinite(found.mean).all(axis=1)
         found.bound[:] = np.where(served, np.nan, -1)
         sums.put(part, found)
 

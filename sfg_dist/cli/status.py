@@ -69,6 +69,13 @@ def made_by(provenance: Provenance, num_rows: int) -> Iterator[str]:
     parts.append(f"{duration(provenance.seconds)} of integration, {provenance.evaluations:g} evaluations a row")
     if provenance.tolerance_reached:
         parts.append(f"posterior mean within {provenance.tolerance_reached:.1e} of exact, certified")
+    if provenance.measured:
+        parts.append(
+            f"posterior mean within labels.tolerance at {1 - provenance.measured_over / provenance.measured:.2%} of "
+            f"{provenance.measured:,} evaluations measured"
+        )
+    if provenance.rows_bounded:
+        parts.append(f"{provenance.rows_bounded:,} rows by the certified bound")
     if provenance.step_control_exceeded:
         parts.append(f"{provenance.step_control_exceeded:,} rows above labels.solver_tolerance")
     if provenance.num_retried:

@@ -13,8 +13,6 @@ numbers only ever go on, and nothing that is committed changes.
 from __future__ import annotations
 
 import enum
-import hashlib
-import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -26,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.job.errors import ConfigError, DocumentError
-from sfg_dist.job.reader import LONG_BYTES, check_fields, read_json
+from sfg_dist.job.reader import check_fields
+from sfg_dist.job.seal import FORMAT_VERSION, digest_of, seal, unseal
 from sfg_dist.job.words import shown
 
-FORMAT_VERSION = 2
 DRAW_ROWS = 1024
 REFERENCE_BLOCK_ROWS = 2**20
 """Rows of a block of the reference: the clusters' order in the store is that of each block, block after block."""
@@ -38,14 +36,20 @@ REFERENCE_BLOCK_ROWS = 2**20
 MAX_SHARDS = 10_000_000
 """Of a store: whoever looks at it has some tens of bytes in memory for each."""
 _SIZE = range(1, 2**53)
+_CERTIFICATE = {
+    "seed": int, "quantile": float, "confidence": float, "tolerance": float, "beta_sq": [float], "thresholds": [float],
+    "num_fresh": _SIZE, "num_over": [int], "largest": float,
+}  # fmt: skip
 _FIELDS = {
     "identity": {
         "labels": {
             "batch_size": _SIZE, "direction?": {"decode", "encode", "both"}, "seed?": int,
             "gpu_batch_size?": (_SIZE, None), "time_grid?": str, "tolerance?": float,
+            "certificate?": {"measured"},
         },
         "data?": {"condition?": [str]}, "transform?": dict, "blur?": {"t_min": float}, "sigma_data?": float,
         "time_grid?": {str: [float]}, "reference?": str, "table?": str, "queries?": (str, None, bool),
+        "certificate?": {str: _CERTIFICATE},
     },
     "num_pairs": range(1, 2**62), "dim": _SIZE, "shard_rows": _SIZE, "columns": [str], "source": str,
     "versions": {str: str}, "format_version": int, "frame?": str, "has_names?": bool, "run_id": str,
@@ -67,6 +71,7 @@ class Stream(enum.IntEnum):
     EXPORT = 10
     CONDITION = 11
     ENCODER = 13
+    CERTIFICATE = 14
 
 
 def random_generator(seed: int, stream: Stream, index: int = 0) -> np.random.Generator:
@@ -111,7 +116,7 @@ class Plan:
         identity: what decides the bits: tables ``data``, ``transform`` and ``labels`` of the job without the keys that
             do not, the fingerprints of the reference and of the user's query points, and what was chosen for the
             reference: t_min; sigma_data where no transform gives it spread 1; and for ``labels.time_grid = "fitted"``
-            the grid of each direction.
+            the grid of each direction; and for ``labels.certificate = "measured"`` the thresholds of each direction.
         num_pairs: rows of latents and of labels, in all records together.
         dim: columns of latents and of labels, the flow's dimension; those of ``condition`` are the last, and the same
             in both.
@@ -209,11 +214,21 @@ class Plan:
         fitted: Mapping[str, list[float]] = self.identity.get("time_grid", {})
         return fitted[direction] if fitted else str(self.labels["time_grid"])
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the reference is one block, whatever its number of rows."""
+        return bool(self.labels.get("certificate") == "measured")
+
+    def certificate(self, direction: str) -> Mapping[str, Any] | None:
+        """The measured certificate of a direction; None where the tolerance is a certified bound."""
+        measured: Mapping[str, Mapping[str, Any]] = self.identity.get("certificate", {})
+        return measured.get(direction)
+
     @cached_property
     def run_id(self) -> str:
         """sha256 of identity and number of pairs at the end of each record; names the run in its commit records."""
         pairs = list(self.ends) if self.earlier_ends else self.num_pairs
-        return _digest([self.identity, pairs, self.format_version])
+        return digest_of([self.identity, pairs, self.format_version])
 
     @cached_property
     def record_run_ids(self) -> tuple[str, ...]:
@@ -323,41 +338,17 @@ class Plan:
     def difference(self, other: Plan) -> list[str]:
         """One line for each thing in which ``other`` differs and the bits would too.
 
-        A fitted time grid is left out: it is a function of the rest, up to the last bits of the machine that fitted it.
+        A fitted time grid and a measured certificate are left out: they are functions of the rest, up to the last bits
+        of the machine that fitted them.
         """
         mine = _flatten({"identity": self.identity, "num_pairs": self.num_pairs, "columns": list(self.columns)})
         theirs = _flatten({"identity": other.identity, "num_pairs": other.num_pairs, "columns": list(other.columns)})
         return [
             f"{name.removeprefix('identity.')}: {mine.get(name, 'absent')!r} -> {theirs.get(name, 'absent')!r}"
             for name in sorted(mine.keys() | theirs.keys())
-            if mine.get(name) != theirs.get(name) and not name.startswith("identity.time_grid.")
+            if mine.get(name) != theirs.get(name)
+            and not name.startswith(("identity.time_grid.", "identity.certificate."))
         ]
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def seal(fields: Mapping[str, Any]) -> bytes:
-    """A JSON document of these fields that says the digest of them all."""
-    return json.dumps({**fields, "sha256": _digest(fields)}, indent=1, sort_keys=True).encode()
-
-
-def unseal(document: bytes, max_bytes: int = LONG_BYTES) -> dict[str, Any]:
-    """The fields of a document that ``seal`` made, of so many bytes at most.
-
-    Raises:
-        DocumentError: it is none, is of another format version, or was edited: its digest does not fit its content.
-    """
-    fields: dict[str, Any] = read_json(document, "it", max_bytes=max_bytes, allow_nan=True)
-    digest = fields.pop("sha256", None)
-    if fields.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
-        raise DocumentError(f"format {shown(fields['format_version'])}, this version reads format {FORMAT_VERSION}")
-    if digest is None:
-        raise DocumentError("it has no digest")
-    if digest != _digest(fields):
-        raise DocumentError("its digest does not fit its content: it was edited")
-    return fields
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -66,6 +66,11 @@ def _check_condition(job: Job) -> None:
         ConfigError: with the key.
     """
     labels = job.labels
+    if labels.certificate == "measured" and job.executor.actors_per_group > 1:
+        raise ConfigError(
+            f"executor.actors_per_group = {job.executor.actors_per_group} does not go with "
+            f'labels.certificate = "measured": take 1, or labels.certificate = "bound"'
+        )
     if job.data.condition is None:
         for key in ("condition_neighbors", "condition_bandwidth", "condition_adjust"):
             if getattr(labels, key) is not None:
@@ -77,6 +82,7 @@ def _check_condition(job: Job) -> None:
         ("labels.latents", labels.latents is not None, "leave it out"),
         ("labels.t_min", labels.t_min == "auto", "take a number"),
         ("labels.time_grid", labels.time_grid == "fitted", 'take "graded" or "uniform"'),
+        ("labels.certificate", labels.certificate == "measured", 'take "bound"'),
         ("labels.solver_tolerance", labels.solver_tolerance is not None, "leave it out"),
         ("executor.actors_per_group", job.executor.actors_per_group > 1, "take 1"),
         ("train.encoder", job.train.encoder, "take false"),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Required, TypedDict
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Required, TypedDict
 
 import numpy as np
 
@@ -135,3 +135,33 @@ def fit_grids(
         )
         for direction in directions
     }
+
+
+def measure_certificates(
+    job: Job, reference: NDArray[np.float32], order: NDArray[np.int64] | None, identity: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """The measured certificate of each direction of the job, as the plan keeps it.
+
+    Raises:
+        ConfigError: a measured certificate does not serve this reference.
+    """
+    import torch
+
+    from sfg_dist.flow import Flow, Reference, Schedule
+    from sfg_dist.flow.certificate import fit_certificate
+    from sfg_dist.flow.solver import Direction
+
+    labels, grids = job.labels, identity.get("time_grid", {})
+    schedule = Schedule(labels.schedule, identity["blur"]["t_min"])
+    unit = identity.get("sigma_data", 1.0)
+    prepared = Reference(torch.from_numpy(reference), order=order, sigma_data=unit, whole=True)
+    directions: tuple[Direction, ...] = ("decode", "encode") if labels.direction == "both" else (labels.direction,)
+    records: dict[str, dict[str, Any]] = {}
+    for direction in directions:
+        grid = grids.get(direction, labels.time_grid)
+        flow = Flow(schedule, labels.solver, labels.num_evaluations, grid, direction)
+        try:
+            records[direction] = fit_certificate(prepared, flow, tolerance=labels.tolerance).to_record()
+        except ValueError as error:
+            raise ConfigError(f"labels.{error}") from error
+    return records

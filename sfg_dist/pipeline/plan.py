@@ -15,8 +15,16 @@ from sfg_dist.job.config import READING_KEYS, Job
 from sfg_dist.job.errors import ConfigError
 from sfg_dist.job.fingerprint import fingerprint
 from sfg_dist.job.plan import REFERENCE_BLOCK_ROWS, Plan
+from sfg_dist.job.seal import FORMAT_VERSION, MEASURED_FORMAT_VERSION
 from sfg_dist.job.version import versions
-from sfg_dist.pipeline.choices import check_spreads, choose_blur, choose_unit, fit_grids, measure_columns
+from sfg_dist.pipeline.choices import (
+    check_spreads,
+    choose_blur,
+    choose_unit,
+    fit_grids,
+    measure_certificates,
+    measure_columns,
+)
 from sfg_dist.pipeline.table import text_format
 
 if TYPE_CHECKING:
@@ -50,6 +58,7 @@ def frame_of(job: Job, table: Prepared, make_order: MakeOrder) -> Frame:
         transform.to_metadata(),
         read_queries(job.labels.latents, transform, job.labels.direction, text_format(job)),
         make_order if uses_clusters(job, table.num_train) else None,
+        block_rows=table.num_train if job.labels.certificate == "measured" else REFERENCE_BLOCK_ROWS,
     )
 
 
@@ -134,6 +143,14 @@ def plan_of(job: Job, table: Prepared, frame: Frame, *, existing: Plan | None = 
             identity["time_grid"] = fit_grids(job, whole, blur["t_min"], order, sigma_data)
         elif "time_grid" in existing.identity:
             identity["time_grid"] = existing.identity["time_grid"]
+    if job.labels.certificate == "measured":
+        if existing is not None:
+            identity |= {name: value for name, value in existing.identity.items() if name == "certificate"}
+        elif whole is None:
+            raise ConfigError('labels.certificate = "measured" needs the reference in memory: take "bound"')
+        else:
+            order = frame.order if frame.make_order is not None else None
+            identity["certificate"] = measure_certificates(job, whole, order, identity)
     return Plan(
         identity=identity,
         num_pairs=job.labels.num_pairs if queries is None else len(queries),
@@ -142,6 +159,7 @@ def plan_of(job: Job, table: Prepared, frame: Frame, *, existing: Plan | None = 
         columns=tuple(table.columns),
         source=job.data.source,
         versions=versions(),
+        format_version=MEASURED_FORMAT_VERSION if job.labels.certificate == "measured" else FORMAT_VERSION,
     )
 
 
@@ -160,6 +178,8 @@ def identity_of_keys(job: Job) -> dict[str, dict[str, Any]]:
         tables["data"]["bounds"] = {
             name: [str(end) if end in (np.inf, -np.inf) else end for end in pair] for name, pair in ends
         }
+    if job.labels.certificate == "bound":  # nor was there a choice of certificates
+        del tables["labels"]["certificate"]
     if job.data.condition is not None:
         from sfg_dist.flow.conditional import DEFAULT_NEIGHBORS
 

@@ -9,7 +9,8 @@ import torch
 
 from sfg_dist.data.rows import open_rows
 from sfg_dist.flow import block_ranges
-from sfg_dist.flow.posterior.reference import ReferenceBlock, center_of, centred_keys
+from sfg_dist.flow.posterior.reference import center_of, centred_keys
+from sfg_dist.flow.posterior.reference_block import ReferenceBlock
 from sfg_dist.flow.posterior.streaming import StreamedReference
 from sfg_dist.flow.spread import ColumnSpread, SigmaData, resolve_sigma_data
 from sfg_dist.job.errors import DataError

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.job.errors import DocumentError, StoreError
-from sfg_dist.job.plan import Plan, unseal
+from sfg_dist.job.plan import Plan
 from sfg_dist.job.reader import MAX_BYTES, MAYBE_NAN, check_fields, read_json
+from sfg_dist.job.seal import unseal
 from sfg_dist.store.arrays import ARRAYS, object_bytes, object_key, object_rows, row_digest, shard_layout
 from sfg_dist.store.location import Location
 
@@ -48,6 +49,10 @@ class CommitRecord(TypedDict):
     pairs: NotRequired[int]
     tolerance_reached: NotRequired[float]
     step_control_exceeded: NotRequired[int]
+    measured: NotRequired[int]
+    measured_over: NotRequired[int]
+    measured_largest: NotRequired[float]
+    rows_bounded: NotRequired[int]
 
 
 _FIELDS = {
@@ -55,7 +60,8 @@ _FIELDS = {
     "objects": {name: {"key": str, "bytes": int, "sha256": str} for name in ARRAYS},
     "device?": (str, None), "host?": (str, None), "pid?": (int, None), "attempt?": int, "seconds?": float,
     "finished?": float, "evaluations?": float, "pairs?": float, "tolerance_reached?": MAYBE_NAN,
-    "step_control_exceeded?": int,
+    "step_control_exceeded?": int, "measured?": int, "measured_over?": int, "measured_largest?": MAYBE_NAN,
+    "rows_bounded?": int,
 }  # fmt: skip
 
 

@@ -93,9 +93,10 @@ class Frame:
     transform_arrays: Mapping[str, NDArray[Any]]  # the column transform's arrays
     transform_metadata: Mapping[str, Any]  # the rest of the transform, JSON
     queries: NDArray[np.float32] | RowBlocks | None = None  # the user's query points as the flow sees them, or None
-    # orders rows in compact clusters, where labels use some; called for each block of REFERENCE_BLOCK_ROWS rows of the
+    # orders rows in compact clusters, where labels use some; called for each block of ``block_rows`` rows of the
     # reference, whose clusters are its own
     make_order: Callable[[NDArray[np.float32]], NDArray[np.int64]] | None = None
+    block_rows: int = REFERENCE_BLOCK_ROWS  # all rows of the reference for labels under a measured certificate
 
     def arrays(self, plan: Plan) -> Mapping[str, NDArray[Any]]:
         """The transform's arrays that a store of this plan holds."""
@@ -142,7 +143,7 @@ class Frame:
 
     def _made_orders(self) -> Iterator[NDArray[np.int64]]:
         assert self.make_order is not None
-        for block in RowBlocks.of(self.reference).cut(REFERENCE_BLOCK_ROWS):
+        for block in RowBlocks.of(self.reference).cut(self.block_rows):
             yield np.ascontiguousarray(self.make_order(block), dtype=np.int64)
 
 

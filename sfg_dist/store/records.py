@@ -11,8 +11,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from sfg_dist.job.errors import StoreError, StoreLinkError
-from sfg_dist.job.plan import Plan, seal, unseal
+from sfg_dist.job.plan import Plan
 from sfg_dist.job.reader import LONG_BYTES, check_fields
+from sfg_dist.job.seal import seal, unseal
 from sfg_dist.store.frame import extension_objects
 from sfg_dist.store.location import Location
 from sfg_dist.store.manifest import sha256

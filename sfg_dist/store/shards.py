@@ -25,7 +25,8 @@ from collections.abc import Generator, Mapping
 from typing import Any
 
 from sfg_dist.job.errors import ConflictError, StoreError, StoreUnavailableError
-from sfg_dist.job.plan import Plan, seal
+from sfg_dist.job.plan import Plan
+from sfg_dist.job.seal import seal
 from sfg_dist.store.arrays import ARRAYS, object_key
 from sfg_dist.store.commits import CommitRecord, ShardContent, commit_key, find_record, make_record, stored_digest
 from sfg_dist.store.location import Location

@@ -35,7 +35,11 @@ class Provenance:
     bytes: int  # of the committed objects
     evaluations: float  # of the posterior mean, a row
     pairs_summed: float  # (row, reference) pairs
-    tolerance_reached: float  # the largest certified bound of an error of the posterior mean
+    # the largest certified bound of an error of the posterior mean; 0 where errors are measured
+    tolerance_reached: float
+    measured: int  # evaluations whose error was measured
+    measured_over: int  # those of them above labels.tolerance
+    rows_bounded: int  # rows that went by the bound because too many of their batch were above it
     step_control_exceeded: int  # rows whose estimated error stayed above labels.solver_tolerance
     num_retried: int  # shards that took more than one attempt
 
@@ -174,6 +178,9 @@ def summarise(plan: Plan, records: Iterable[CommitRecord]) -> Provenance:
         evaluations=round(weighted / max(1, sum(rows)), 2),
         pairs_summed=float(sum(record.get("pairs", 0) for record in records)),
         tolerance_reached=max((float(record.get("tolerance_reached", 0.0)) for record in records), default=0.0),
+        measured=sum(int(record.get("measured", 0)) for record in records),
+        measured_over=sum(int(record.get("measured_over", 0)) for record in records),
+        rows_bounded=sum(int(record.get("rows_bounded", 0)) for record in records),
         step_control_exceeded=sum(int(record.get("step_control_exceeded", 0)) for record in records),
         num_retried=sum(int(record.get("attempt", 1)) > 1 for record in records),
     )

@@ -8,7 +8,7 @@ import pytest
 from sfg_dist.data import discreteness
 from sfg_dist.distributed.labels.sizes import store_bytes
 from sfg_dist.job.errors import DataError
-from sfg_dist.job.plan import seal, unseal
+from sfg_dist.job.seal import seal, unseal
 from sfg_dist.pipeline.pipeline import Pipeline
 from sfg_dist.pipeline.table import table_of_store, validation_rows
 from sfg_dist.store import open_pairs

@@ -16,7 +16,8 @@ from sfg_dist.data import Transform, open_rows, open_split, open_table
 from sfg_dist.data.surveys import survey_of
 from sfg_dist.job.errors import ConfigError, DataError, PlanMismatchError, StoreError
 from sfg_dist.job.fingerprint import fingerprint
-from sfg_dist.job.plan import Plan, seal, unseal
+from sfg_dist.job.plan import Plan
+from sfg_dist.job.seal import seal, unseal
 from sfg_dist.store import create_store, extend_store, open_pairs
 from sfg_dist.store.create import mend_frame
 from sfg_dist.store.frame import Frame

@@ -12,7 +12,7 @@ import zarr
 import sfg_dist
 import sfg_dist.job.object_stores
 from sfg_dist.job.errors import ConflictError, StoreError, StoreUnavailableError
-from sfg_dist.job.plan import seal, unseal
+from sfg_dist.job.seal import seal, unseal
 from sfg_dist.store import Location, object_bytes, open_pairs, store_bytes, verify
 from sfg_dist.store import shards as protocol
 from sfg_dist.store.arrays import ARRAYS, object_key

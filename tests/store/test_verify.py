@@ -10,7 +10,8 @@ import pytest
 from examples import some
 
 from sfg_dist.job.errors import StoreError
-from sfg_dist.job.plan import Plan, seal, unseal
+from sfg_dist.job.plan import Plan
+from sfg_dist.job.seal import seal, unseal
 from sfg_dist.store import (
     Frame,
     extend_store,

@@ -28,6 +28,7 @@ from sfg_dist.flow import (
     label_given,
     label_latents,
 )
+from sfg_dist.flow.certificate import Measured
 from sfg_dist.flow.posterior.streaming import StreamedReference
 from sfg_dist.job.errors import LabelingError, NonFiniteLabelError
 from sfg_dist.job.plan import Plan, Stream, integer_rows, normal_rows, random_generator
@@ -84,6 +85,11 @@ class ShardLabeler:
             else:
                 self.reference, self._table = prepared_reference(self.pairs, device=self.device, memory_gib=memory_gib)
         self.schedule = Schedule(self.plan.labels["schedule"], self.plan.t_min)
+        if self.plan.is_whole and self.device.type != "cpu":
+            raise LabelingError(
+                f'labels.certificate = "measured" works on CPUs, not on {self.device.type}: take "bound", in another '
+                f"output.dir"
+            )
 
     def close(self) -> None:
         """Give up this process's share of the node's files; it can label no more."""
@@ -135,7 +141,7 @@ class ShardLabeler:
                 "versions": versions(),
                 "evaluations": round(effort.evaluations / effort.rows, 2),
                 "pairs": effort.pairs,
-                "tolerance_reached": effort.bound / self.plan.sigma_data,
+                **_certified(effort, self.plan.sigma_data),
                 "step_control_exceeded": effort.exceeded,
                 "blocks": self.reference.num_blocks,
                 "blocks_streamed": _num_streamed(self.reference) - streamed,
@@ -199,7 +205,11 @@ class ShardLabeler:
             padded[: len(rows)] = start
             return label_given(padded, self.reference, flow, effort=effort)[: len(rows)].cpu().numpy()
         reference, tolerance = self._batch_reference(first), settings["tolerance"]
-        ends = label_batch(start, reference, flow, batch_rows=batch_rows, tolerance=tolerance, effort=effort)
+        record = self.plan.certificate(direction)
+        ends = label_batch(
+            start, reference, flow, batch_rows=batch_rows, tolerance=tolerance, effort=effort,
+            measured=None if record is None else Measured.from_record(record),
+        )  # fmt: skip
         return ends.float().cpu().numpy()
 
     def _batch_reference(self, first: int) -> PreparedReference:
@@ -239,6 +249,18 @@ def conditional_reference(
         device=device,
         sigma_data=plan.sigma_data,
     )
+
+
+def _certified(effort: Effort, sigma_data: float) -> dict[str, float]:
+    """The largest certified bound of a shard's labels, or what was measured of them."""
+    if not effort.measured:
+        return {"tolerance_reached": effort.bound / sigma_data}
+    return {
+        "measured": effort.measured,
+        "measured_over": effort.over,
+        "measured_largest": effort.largest,
+        "rows_bounded": effort.bounded,
+    }
 
 
 def _num_streamed(reference: PreparedReference | ConditionalReference) -> int:
@@ -289,7 +311,7 @@ def label_error(pairs: Pairs, *, memory_gib: float | None = None) -> dict[str, f
         tolerance=0.0,
     )
     difference = (ends - labels) / plan.sigma_data if decodes else ends - latents
-    return _error_figures(difference) | {"tolerance_reached": max_reached(pairs)}
+    return _error_figures(difference) | {"tolerance_reached": max_reached(pairs)} | _measured_of(pairs)
 
 
 def _conditional_error(pairs: Pairs) -> dict[str, float]:
@@ -311,6 +333,17 @@ def _error_figures(difference: NDArray[np.float64]) -> dict[str, float]:
         "num_rows": len(error),
         "median": float(np.median(error)),
         "percentile_90": float(np.quantile(error, 0.9)),
+    }
+
+
+def _measured_of(pairs: Pairs) -> dict[str, float]:
+    """Evaluations that were measured, and those over the tolerance; nothing where it is a certified bound."""
+    if not pairs.plan.is_whole:
+        return {}
+    records = [record for shard in sorted(pairs.committed()) if (record := pairs.commit_record(shard))]
+    return {
+        "measured": sum(record.get("measured", 0) for record in records),
+        "measured_over": sum(record.get("measured_over", 0) for record in records),
     }
 
 

@@ -20,7 +20,8 @@ from sfg_dist.distributed.machine import resident_memory
 from sfg_dist.flow import PreparedReference, posterior_moments
 from sfg_dist.flow.posterior.backends import Backend
 from sfg_dist.flow.posterior.block_file import block_bytes, reference_bytes, write_blocks
-from sfg_dist.flow.posterior.reference import Reference, ReferenceBlock, block_ranges, center_of, centred_keys
+from sfg_dist.flow.posterior.reference import Reference, block_ranges, center_of, centred_keys
+from sfg_dist.flow.posterior.reference_block import ReferenceBlock
 from sfg_dist.flow.posterior.streaming import StreamedReference
 from sfg_dist.job.errors import LabelingError, StoreError
 from sfg_dist.job.fingerprint import TableDigest
@@ -46,15 +47,15 @@ class ReferenceBytes:
     streamed: int
 
 
-def reference_memory(num_reference: int, dim: int, *, has_clusters: bool) -> ReferenceBytes:
+def reference_memory(num_reference: int, dim: int, *, has_clusters: bool, is_whole: bool = False) -> ReferenceBytes:
     """What a reference of so many rows and columns takes.
 
     Labels look at clusters with the full estimator, a tolerance, and rows enough.
     """
-    block_rows = max(stop - start for start, stop in block_ranges(num_reference))
+    block_rows = max(stop - start for start, stop in block_ranges(num_reference, is_whole=is_whole))
     block = block_bytes(block_rows, dim, has_clusters=has_clusters)
     build = int(_BUILD_COPIES * 4 * (dim + 1) * block_rows)
-    whole = reference_bytes(num_reference, dim, has_clusters=has_clusters)
+    whole = reference_bytes(num_reference, dim, has_clusters=has_clusters, is_whole=is_whole)
     return ReferenceBytes(whole + build + WORK_BYTES, block + build + WORK_BYTES)
 
 
@@ -64,7 +65,9 @@ class StoredReference:
     def __init__(self, pairs: Pairs) -> None:
         self._pairs = pairs
         self.num_reference, self.dim = pairs.num_reference, pairs.plan.dim
-        self.num_blocks = len(block_ranges(self.num_reference))
+        self.is_whole = pairs.plan.is_whole
+        self.ranges = block_ranges(self.num_reference, is_whole=self.is_whole)
+        self.num_blocks = len(self.ranges)
         self.scale = pairs.plan.sigma_data
         self.has_clusters = pairs.has_order
 
@@ -107,7 +110,7 @@ class StoredReference:
         self, number: int, center: Tensor, device: torch.device, dtype: torch.dtype = torch.float32
     ) -> ReferenceBlock:
         """A block, centred and of spread 1; its clusters are built when they are first asked for."""
-        start, stop = block_ranges(self.num_reference)[number]
+        start, stop = self.ranges[number]
         keys = centred_keys(torch.from_numpy(self.rows(start, stop)).to(device), center, dtype, self.scale)
         return ReferenceBlock(keys, order=self.order(start, stop) if dtype == torch.float32 else None)
 
@@ -124,6 +127,7 @@ class StoredReference:
             dtype=dtype,
             num_kept=max(num_kept, 1 if self.num_blocks == 1 else 0),
             scale=self.scale,
+            whole=self.is_whole,
         )
 
     def num_fitting(self, memory_gib: float | None, dtype: torch.dtype) -> int:
@@ -134,7 +138,7 @@ class StoredReference:
         room = psutil.virtual_memory().available // 2
         if memory_gib is not None:
             room = int(memory_gib * GIB) - resident_memory()
-        block_rows = max(stop - start for start, stop in block_ranges(self.num_reference))
+        block_rows = max(stop - start for start, stop in self.ranges)
         block = block_rows * (self.dim + 1) * dtype.itemsize
         reading = block + int(_BUILD_COPIES * 4 * (self.dim + 1) * block_rows) + WORK_BYTES
         # The last of all is among those that are kept.
@@ -162,7 +166,8 @@ def prepared_reference(
         give_memory_back()
     if device.type != "cpu":
         return _resident(stored, device), None
-    need = reference_memory(stored.num_reference, stored.dim, has_clusters=stored.has_clusters)
+    size = {"has_clusters": stored.has_clusters, "is_whole": stored.is_whole}
+    need = reference_memory(stored.num_reference, stored.dim, **size)
     room = None if memory_gib is None else int(memory_gib * GIB) - base_bytes(stored.dim, stored.has_clusters)
     if room is not None and room < need.streamed:
         least = (need.streamed + int(memory_gib * GIB) - room) / GIB  # type: ignore[operator]
@@ -170,7 +175,7 @@ def prepared_reference(
             f"labels.memory_gib = {memory_gib:g} cannot hold one block of the reference: a process needs "
             f"{least:.2f} GiB at least, and {(need.resident - need.streamed) / GIB + least:.2f} GiB to hold all of it"
         )
-    total = reference_bytes(stored.num_reference, stored.dim, has_clusters=stored.has_clusters)
+    total = reference_bytes(stored.num_reference, stored.dim, **size)
     shared = shared_blocks.blocks_directory(shared_blocks.SHARED_MEMORY) if total >= SHARED_BYTES else None
     name = f"{pairs.plan.identity['reference'][:24]}-{pairs.plan.run_id[:24]}"
     is_shared = shared is not None and shared_blocks.blocks_path(shared, name).exists()
@@ -189,6 +194,7 @@ def prepared_reference(
         device=device,
         num_kept=stored.num_blocks if is_resident else 0,
         scale=stored.scale,
+        whole=stored.is_whole,
     )
     return reference, table
 

@@ -161,10 +161,11 @@ def memory_of(
             host = base + CUDA_HOST_BYTES + 4 * rows * plan.dim
             actors[kind] = ActorMemory(host, CUDA_DEVICE_BYTES + device, device, 0, 0)
             continue
-        need = reference_memory(rows, plan.dim, has_clusters=has_clusters)
+        size = {"has_clusters": has_clusters, "is_whole": plan.is_whole}
+        need = reference_memory(rows, plan.dim, **size)
         _check_budget(memory_gib, base, need.streamed)
         budget = math.inf if memory_gib is None else memory_gib * GIB - base
-        whole = reference_bytes(rows, plan.dim, has_clusters=has_clusters)
+        whole = reference_bytes(rows, plan.dim, **size)
         is_shared = need.resident <= budget and whole >= SHARED_BYTES and workers.actors_per_group == 1
         reference = int(min(need.resident, budget))
         actors[kind] = ActorMemory(base + reference, 0, reference, whole * is_shared, base + need.streamed)
@@ -191,7 +192,10 @@ def require_budget(job: Job, plan: Plan | None = None, num_reference: int = 1, *
         return
     held = resident_memory() if job.executor.kind == "inline" else ACTOR_BYTES
     rows = -(-num_reference // job.executor.actors_per_group)
-    need = reference_memory(rows, 1 if plan is None else plan.dim, has_clusters=has_clusters).streamed
+    is_whole = plan is not None and plan.is_whole
+    need = reference_memory(
+        rows, 1 if plan is None else plan.dim, has_clusters=has_clusters, is_whole=is_whole
+    ).streamed
     _check_budget(job.labels.memory_gib, held + (0 if plan is None else shard_memory(plan)), need)
 
 

@@ -31,7 +31,8 @@ from sfg_dist.flow.posterior.cpu.traversal import LEAST_MASS, nearest_rows
 from sfg_dist.flow.posterior.merging import Merger
 from sfg_dist.flow.posterior.moments import Request
 from sfg_dist.flow.posterior.posterior import dense_within
-from sfg_dist.flow.posterior.reference import ReferenceBlock, block_ranges, centred_keys
+from sfg_dist.flow.posterior.reference import block_ranges, centred_keys
+from sfg_dist.flow.posterior.reference_block import ReferenceBlock
 from sfg_dist.job.errors import LabelingError
 from sfg_dist.job.words import GIB
 from sfg_dist.store import open_pairs

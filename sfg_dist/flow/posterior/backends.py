@@ -6,7 +6,8 @@ from typing import Literal, get_args
 
 import torch
 
-from sfg_dist.flow.posterior.reference import PreparedReference, ReferenceBlock
+from sfg_dist.flow.posterior.reference import PreparedReference
+from sfg_dist.flow.posterior.reference_block import ReferenceBlock
 
 Backend = Literal["auto", "dense", "sparse", "native", "fused", "blocked", "triton"]
 
@@ -43,6 +44,27 @@ def choose_backend(reference: PreparedReference, backend: Backend, tolerance: fl
     if backend not in get_args(Backend):
         raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}, got {backend!r}")
     return backend
+
+
+def check_measurable(reference: PreparedReference) -> None:
+    """Refuse a reference that a measured certificate does not serve.
+
+    Raises:
+        ValueError: it is not in float32 on the CPU, is in several blocks, or has too few rows or too many columns.
+    """
+    from sfg_dist.flow.posterior.clusters import MAX_COVARIANCE_DIM
+
+    if reference.device.type != "cpu" or reference.dtype != torch.float32:
+        problem = f"works in float32 on the CPU; the reference is {reference.dtype} on {reference.device}"
+    elif reference.num_blocks > 1:
+        problem = f"takes one block, and the reference has {reference.num_blocks}: take Reference(rows, whole=True)"
+    elif reference.num_reference < SPARSE_ROWS:
+        problem = f"pays from {SPARSE_ROWS} rows on; the reference has {reference.num_reference}"
+    elif reference.dim > MAX_COVARIANCE_DIM:
+        problem = f"works in up to {MAX_COVARIANCE_DIM} columns; the reference has {reference.dim}"
+    else:
+        return
+    raise ValueError(f'certificate = "measured" {problem}')
 
 
 def _has_triton(device: torch.device) -> bool:

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfg_dist.flow.posterior.clusters import Clusters, clusters_shapes
-from sfg_dist.flow.posterior.reference import ReferenceBlock, block_ranges
+from sfg_dist.flow.posterior.reference import block_ranges
+from sfg_dist.flow.posterior.reference_block import ReferenceBlock
 
 _MAGIC = b"sfg_dist reference blocks 1\n"
 _END = struct.Struct(f"<QQ{len(_MAGIC)}s")  # where the contents begin, their length
@@ -58,9 +59,9 @@ def block_bytes(num_rows: int, dim: int, *, has_clusters: bool) -> int:
     return _up(sum(_up(size, _LINE) for size in sizes), _PAGE)
 
 
-def reference_bytes(num_reference: int, dim: int, *, has_clusters: bool) -> int:
-    """Bytes of all blocks of a reference."""
-    ranges = block_ranges(num_reference)
+def reference_bytes(num_reference: int, dim: int, *, has_clusters: bool, is_whole: bool = False) -> int:
+    """Bytes of all blocks of a reference, or of the one block of a whole one."""
+    ranges = block_ranges(num_reference, is_whole=is_whole)
     whole = block_bytes(ranges[0][1] - ranges[0][0], dim, has_clusters=has_clusters)
     last = block_bytes(ranges[-1][1] - ranges[-1][0], dim, has_clusters=has_clusters)
     return whole * (len(ranges) - 1) + last

@@ -30,7 +30,8 @@ class PosteriorMoments:
     variance: Tensor | None = None
     # log sum_j exp(-|z_t - alpha x_j|^2 / (2 beta^2)), float64, shape (num_rows,); or None
     log_kernel_sum: Tensor | None = None
-    # certified bound of the 2-norm of the mean's error, float64, shape (num_rows,); None where every row was summed.
+    # certified bound of the 2-norm of the mean's error, float64, shape (num_rows,); None where every row was summed,
+    # or where errors are measured.
     # Nothing is certified of log_kernel_sum and variance: with a tolerance a sparse engine may leave out about a
     # quarter of the mass where that does not move the mean, without one it leaves out none.
     bound: Tensor | None = None

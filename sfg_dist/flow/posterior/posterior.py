@@ -16,6 +16,7 @@ Rounding: a logit's float32 error is about 6e-8 |z| |x| alpha / beta^2, which is
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -24,10 +25,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfg_dist.flow.posterior.attention import attend_blocked, attend_fused
-from sfg_dist.flow.posterior.backends import Backend, choose_backend, dense_engine
+from sfg_dist.flow.posterior.backends import Backend, check_measurable, choose_backend, dense_engine
 from sfg_dist.flow.posterior.merging import Merger
 from sfg_dist.flow.posterior.moments import PosteriorMoments, Request
-from sfg_dist.flow.posterior.reference import PreparedReference, ReferenceBlock, Rows, as_reference
+from sfg_dist.flow.posterior.reference import PreparedReference, Rows, as_reference
+from sfg_dist.flow.posterior.reference_block import ReferenceBlock
 from sfg_dist.flow.posterior.seats import LANES, seats
 
 
@@ -40,6 +42,7 @@ def posterior_moments(
     variance: bool = True,
     backend: Backend = "auto",
     tolerance: float = 0.0,
+    threshold: float = 0.0,
 ) -> PosteriorMoments:
     """Posterior moments of x' = (x - center) / scale given z_t = alpha x' + beta eps.
 
@@ -55,6 +58,9 @@ def posterior_moments(
             torch's attention kernel (CPU), "triton" (float32 on CUDA), and "blocked", tiles through plain matrix
             products on any device.
         tolerance: certified bound of the 2-norm of the mean's error that "sparse" keeps, in units of ``scale``.
+        threshold: above 0, "sparse" goes by the error that a cluster is expected to add and not by a bound; see
+            ``certificate``, which measures what thresholds give. On the CPU, without variance, at one time, over a
+            reference in one block.
 
     Raises:
         ValueError: the shapes do not fit, beta_sq is not positive, or the backend cannot do what is asked.
@@ -74,6 +80,8 @@ def posterior_moments(
         return elsewhere
     if chosen != "sparse":
         return _dense(request, reference, DENSE_ENGINES[chosen])
+    if threshold > 0:
+        return _measured(request, reference, threshold, tolerance)
     if reference.device.type == "cpu":
         return _clustered(request, reference, tolerance)
     # A bound within one of several blocks says nothing of the block's mass, so there nothing is left out.
@@ -160,6 +168,23 @@ def _clustered(request: Request, reference: PreparedReference, tolerance: float)
             merger.add(*_dense_rows(request, block, left))
             del block
         _put(moments, left, merger.result(), reference.num_reference)
+    return moments
+
+
+def _measured(request: Request, reference: PreparedReference, threshold: float, tolerance: float) -> PosteriorMoments:
+    """The moments over clusters as normal laws; without a bound."""
+    from sfg_dist.flow.posterior.cpu.normal_engine import normal_sums
+
+    check_measurable(reference)
+    ratios = request.alpha.square() / request.beta_sq
+    if request.variance or bool((ratios != ratios[0]).any()):
+        raise ValueError("threshold is for the means of rows at one time: variance must be False")
+    (block,) = reference.blocks()
+    sums = normal_sums(request, block.clusters, block.normals, threshold, tolerance)
+    moments = replace(sums.moments(request), bound=None)
+    left = np.flatnonzero(sums.bound < 0)
+    if len(left):
+        _put(moments, left, _dense_rows(request, block, left), reference.num_reference)
     return moments
 
 

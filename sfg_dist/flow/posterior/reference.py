@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfg_dist.flow.posterior.moments import PosteriorMoments, Request
+from sfg_dist.flow.posterior.reference_block import ReferenceBlock
 from sfg_dist.flow.spread import ColumnSpread, SigmaData, resolve_sigma_data
 from sfg_dist.job.plan import REFERENCE_BLOCK_ROWS
 
 if TYPE_CHECKING:
+    from sfg_dist.flow.certificate import Measured
     from sfg_dist.flow.fitted_grid import FittedGrid
-    from sfg_dist.flow.posterior.clusters import Clusters
-    from sfg_dist.flow.posterior.cuda.blocks import Blocks
 
 Rows: TypeAlias = Tensor | NDArray[np.floating]
 
@@ -34,90 +34,11 @@ LARGEST = 1e8  # of centred coordinates of spread 1 in float32
 _CHUNK_ROWS = 1 << 16  # worked on in float64 at a time
 
 
-def block_ranges(num_rows: int) -> list[tuple[int, int]]:
-    """First row of each block of a reference, and the row after its last."""
+def block_ranges(num_rows: int, *, is_whole: bool = False) -> list[tuple[int, int]]:
+    """First row of each block of a reference, and the row after its last; one block if it is to be whole."""
+    if is_whole:
+        return [(0, num_rows)]
     return [(first, min(first + REFERENCE_BLOCK_ROWS, num_rows)) for first in range(0, num_rows, REFERENCE_BLOCK_ROWS)]
-
-
-class ReferenceBlock:
-    """One block of a reference: its centred rows on one device, and what the engines build over them.
-
-    ``keys`` are the rows with their squared norm as one more column, shape (num_rows, dim + 1). Where they were made
-    earlier, ``order`` comes from ``clusters.build_order``, ``clusters`` are the clusters themselves, and ``leaves`` the
-    rows as ``clusters.make_blocks`` lays them out.
-    """
-
-    def __init__(
-        self,
-        keys: Tensor,
-        *,
-        order: NDArray[np.int64] | None = None,
-        clusters: Clusters | None = None,
-        leaves: NDArray[np.float32] | None = None,
-    ) -> None:
-        self.keys = keys
-        self._order = order
-        if clusters is not None:
-            self.__dict__["clusters"] = clusters
-        if leaves is not None:
-            self.__dict__["leaves"] = leaves
-
-    @property
-    def num_rows(self) -> int:
-        """Number of rows."""
-        return self.keys.shape[0]
-
-    @property
-    def dim(self) -> int:
-        """Number of columns."""
-        return self.keys.shape[1] - 1
-
-    @property
-    def device(self) -> torch.device:
-        """Where the rows are."""
-        return self.keys.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the arithmetic."""
-        return self.keys.dtype
-
-    @cached_property
-    def largest_square(self) -> float:
-        """The largest |x|^2 of the centred rows."""
-        return float(self.keys[:, -1].max())
-
-    @cached_property
-    def clusters(self) -> Clusters:
-        """Compact clusters of the centred rows and their moments, built when first asked for (float32, on the CPU)."""
-        from sfg_dist.flow.posterior.clusters import build_clusters
-
-        return build_clusters(self._centred(), order=self._order)
-
-    @property
-    def has_clusters(self) -> bool:
-        """Whether clusters were built."""
-        return "clusters" in self.__dict__
-
-    @cached_property
-    def leaves(self) -> NDArray[np.float32]:
-        """The centred rows as the compiled dense kernel reads them: those of the clusters where there are some.
-
-        Their order moves the last bits of dense sums, so these differ once clusters were built.
-        """
-        from sfg_dist.flow.posterior.clusters import make_blocks
-
-        return self.clusters.blocks if self.has_clusters else make_blocks(self._centred())
-
-    @cached_property
-    def device_blocks(self) -> Blocks:
-        """The centred rows in compact blocks, as the Triton kernels read them."""
-        from sfg_dist.flow.posterior.cuda.blocks import make_blocks
-
-        return make_blocks(self.keys[:, :-1].contiguous())
-
-    def _centred(self) -> NDArray[np.float32]:
-        return self.keys[:, :-1].to("cpu", torch.float32).numpy()
 
 
 class PreparedReference(ABC):
@@ -131,11 +52,14 @@ class PreparedReference(ABC):
     spreads: Tensor | None
     device: torch.device  # where the posterior is computed
     dtype: torch.dtype  # torch.float32 or torch.float64, the precision of all arithmetic
+    is_whole: bool = False  # all rows are one block, whatever their number
 
     def __init__(self, scale: float = 1.0, spreads: Tensor | None = None) -> None:
         self.scale, self.spreads = scale, spreads
         # time grids that were fitted to these rows, by the settings of their labels
         self.fitted_grids: dict[tuple[object, ...], FittedGrid] = {}
+        # measured certificates, in the same way
+        self.certificates: dict[tuple[object, ...], Measured] = {}
 
     @property
     def dim(self) -> int:
@@ -154,7 +78,12 @@ class PreparedReference(ABC):
     @property
     def num_blocks(self) -> int:
         """Number of blocks."""
-        return -(-self.num_reference // REFERENCE_BLOCK_ROWS)
+        return len(self.block_ranges)
+
+    @property
+    def block_ranges(self) -> list[tuple[int, int]]:
+        """First row of each block, and the row after its last."""
+        return block_ranges(self.num_reference, is_whole=self.is_whole)
 
     @abstractmethod
     def blocks(self) -> Iterator[ReferenceBlock]:
@@ -188,6 +117,7 @@ class Reference(PreparedReference):
         order: what ``clusters.build_order`` gave for each block, one after the other, where it was made earlier.
         sigma_data: the unit of the flow, in the rows' units: "auto" for the root mean square of the columns' spreads;
             1 for the plain process z = alpha x + beta eps.
+        whole: one block whatever the number of rows, as a measured certificate needs it.
 
     Attributes:
         keys: (x - center) / scale with its squared norm as one more column, shape (num_reference, dim + 1).
@@ -204,6 +134,7 @@ class Reference(PreparedReference):
         dtype: torch.dtype = torch.float32,
         order: NDArray[np.int64] | None = None,
         sigma_data: SigmaData = "auto",
+        whole: bool = False,
     ) -> None:
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
@@ -219,14 +150,14 @@ class Reference(PreparedReference):
         self.center = center_of(lambda start, stop: tally.add(table[start:stop]).to(self.device), len(table))
         super().__init__(resolve_sigma_data(sigma_data, tally.result()), tally.result())
         self.keys = centred_keys(table.to(self.device), self.center, dtype, self.scale)
-        self._order = order
+        self._order, self.is_whole = order, whole
 
     @cached_property
     def _blocks(self) -> list[ReferenceBlock]:
         order = self._order
         return [
             ReferenceBlock(self.keys[start:stop], order=None if order is None else order[start:stop])
-            for start, stop in block_ranges(self.num_reference)
+            for start, stop in self.block_ranges
         ]
 
     def blocks(self) -> Iterator[ReferenceBlock]:
@@ -342,7 +273,13 @@ def finite_table(rows: Rows, name: str) -> Tensor:
 
 
 def rows_and_reference(
-    rows: Rows, name: str, reference: Rows | PreparedReference, dtype: torch.dtype, sigma_data: SigmaData
+    rows: Rows,
+    name: str,
+    reference: Rows | PreparedReference,
+    dtype: torch.dtype,
+    sigma_data: SigmaData,
+    *,
+    whole: bool = False,
 ) -> tuple[Tensor, PreparedReference]:
     """A table of finite rows as a tensor, and the reference as a prepared one on its device; see ``as_reference``.
 
@@ -350,14 +287,19 @@ def rows_and_reference(
         ValueError: rows and reference do not fit together, or a row is not finite; the message calls the rows ``name``.
     """
     table = finite_table(rows, name)
-    prepared = as_reference(reference, table, dtype, sigma_data)
+    prepared = as_reference(reference, table, dtype, sigma_data, whole=whole)
     if table.shape[1] != prepared.dim:
         raise ValueError(f"{name} must have {prepared.dim} columns like the reference, got {table.shape[1]} columns")
     return table, prepared
 
 
 def as_reference(
-    reference: Rows | PreparedReference, like: Tensor, dtype: torch.dtype, sigma_data: SigmaData = "auto"
+    reference: Rows | PreparedReference,
+    like: Tensor,
+    dtype: torch.dtype,
+    sigma_data: SigmaData = "auto",
+    *,
+    whole: bool = False,
 ) -> PreparedReference:
     """``reference`` as a prepared one on the device of ``like``; one that is prepared is taken as it stands.
 
@@ -377,10 +319,10 @@ def as_reference(
         return reference
     table = to_tensor(reference, "the reference")
     content = hashlib.blake2b(table.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
-    key = (content, tuple(table.shape), table.dtype, like.device, dtype, sigma_data)
+    key = (content, tuple(table.shape), table.dtype, like.device, dtype, sigma_data, whole)
     with _kept_lock:
         if (kept := _kept.pop(key, None)) is None:
-            kept = Reference(table, device=like.device, dtype=dtype, sigma_data=sigma_data)
+            kept = Reference(table, device=like.device, dtype=dtype, sigma_data=sigma_data, whole=whole)
         _kept[key] = kept  # last in the order of use
         while len(_kept) > _NUM_KEPT:
             del _kept[next(iter(_kept))]

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sfg_dist.flow.posterior.reference import PreparedReference, ReferenceBlock, block_ranges
+from sfg_dist.flow.posterior.reference import PreparedReference
+from sfg_dist.flow.posterior.reference_block import ReferenceBlock
 
 
 class StreamedReference(PreparedReference):
@@ -27,6 +28,7 @@ class StreamedReference(PreparedReference):
         num_kept: the first so many blocks stay once they are loaded.
         scale: what the blocks' rows are divided by.
         spreads: standard deviation of each column, if it is known.
+        whole: all rows are one block.
 
     Attributes:
         num_streamed: how often a block was loaded and not kept.
@@ -43,8 +45,10 @@ class StreamedReference(PreparedReference):
         num_kept: int = 0,
         scale: float = 1.0,
         spreads: Tensor | None = None,
+        whole: bool = False,
     ) -> None:
         super().__init__(scale, spreads)
+        self.is_whole = whole
         self.center, self.num_reference, self.device, self.dtype = center, num_reference, device, dtype
         self.num_streamed = 0
         self._load, self._num_kept = load, num_kept
@@ -58,7 +62,7 @@ class StreamedReference(PreparedReference):
     def take(self, index: NDArray[np.integer]) -> Tensor:
         """The rows at ``index`` in the reference's own coordinates, float64 on the CPU, shape (len(index), dim)."""
         rows = torch.empty(len(index), self.dim, dtype=torch.float64)
-        for number, (start, stop) in enumerate(block_ranges(self.num_reference)):
+        for number, (start, stop) in enumerate(self.block_ranges):
             places = np.flatnonzero((index >= start) & (index < stop))
             if len(places):
                 keys = self._block(number).keys

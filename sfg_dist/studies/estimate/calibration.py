@@ -130,13 +130,19 @@ def calibrate(
         plan = replace(plan, num_pairs=len(queries))
     with tempfile.TemporaryDirectory(prefix="sfg-plan-") as folder:
         trial = with_batches(with_reference(plan, reference), TRIAL_ROWS)
-        cuts = range(REFERENCE_BLOCK_ROWS, len(reference), REFERENCE_BLOCK_ROWS)
+        block_rows = len(reference) if plan.is_whole else REFERENCE_BLOCK_ROWS
+        cuts = range(block_rows, len(reference), block_rows)
         orders = iter([] if order is None else np.split(order, cuts))  # of each block
         create_store(
             Path(folder, "trial"),
             trial,
             Frame(
-                reference, {}, {}, queries=queries, make_order=(lambda _: next(orders)) if order is not None else None
+                reference,
+                {},
+                {},
+                queries=queries,
+                block_rows=block_rows,
+                make_order=(lambda _: next(orders)) if order is not None else None,
             ),
         )
         document = plan.to_json().decode()

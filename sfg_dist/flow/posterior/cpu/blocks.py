@@ -31,7 +31,8 @@ from sfg_dist.flow.posterior.cpu.engine import (
 )
 from sfg_dist.flow.posterior.cpu.traversal import LEAST_MASS
 from sfg_dist.flow.posterior.moments import Request
-from sfg_dist.flow.posterior.reference import PreparedReference, ReferenceBlock
+from sfg_dist.flow.posterior.reference import PreparedReference
+from sfg_dist.flow.posterior.reference_block import ReferenceBlock
 
 Dense = Callable[[ReferenceBlock, NDArray[np.int64]], tuple[NDArray, NDArray, NDArray]]
 """A block and row numbers -> mean, log kernel sum and variance of each row over all of the block."""

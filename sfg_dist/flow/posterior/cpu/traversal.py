@@ -52,7 +52,7 @@ def _nearest_node(bounds, dim, group, query):
 
 
 @njit(nogil=True, error_model="numpy")
-def _descend(bounds, blocks, dim, offsets, sizes, query):
+def descend(bounds, blocks, dim, offsets, sizes, query):
     """A leaf near x~, and the squared distance of its nearest row."""
     top = len(sizes) - 1
     node, nearest = 0, HUGE
@@ -70,7 +70,7 @@ def nearest_rows(x, offsets, sizes, bounds, blocks, anchors):
     """Lower each row's anchor to the squared distance of a row that a greedy descent finds; see ``cluster_rows``."""
     dim = x.shape[1]
     for row in range(len(x)):
-        _, square = _descend(bounds, blocks, dim, offsets, sizes, x[row])
+        _, square = descend(bounds, blocks, dim, offsets, sizes, x[row])
         if square < anchors[row]:
             anchors[row] = square
 
@@ -124,7 +124,7 @@ def _pick(
         origin[k] = query[k] if near else F(0)
     inv_sq = F(inv_sigma_sq)
     scale = F(0.5) * inv_sq * LOG2E
-    leaf, anchor = _descend(bounds, blocks, dim, offsets, sizes, query)
+    leaf, anchor = descend(bounds, blocks, dim, offsets, sizes, query)
     if not anchor < HUGE / F(10):  # squares leave float32, or something is not a number
         return -1, anchor
     if known < anchor:

@@ -1,0 +1,227 @@
+"""A measured certificate: thresholds by time under which the posterior mean's error was measured, not bounded.
+
+A certified bound may not count on errors that cancel: on real tables it is 10 to 100 times the error. Here a node of
+the clusters stands for its rows as a normal law where the error that it is expected to add, relative to the whole mass,
+is below a threshold (``posterior.normals``). For each time of the flow the largest threshold is taken that keeps the
+error of pilots within the tolerance. Pilots are draws of the law that states have at that time, alpha x_j + beta eps.
+
+Then fresh pilots are measured, which played no part in that choice. A threshold is kept if the share of them over the
+tolerance, at its upper confidence limit (Clopper, Pearson 1934, Biometrika 26), is at most 1 - ``QUANTILE``. Else a
+lower one is tried on other pilots, and at last the certified bound serves at that time. What the pilots' exact means
+are compared by is itself within a share of the tolerance, certified, and that share counts as error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sfg_dist.flow.posterior.backends import check_measurable
+from sfg_dist.flow.posterior.posterior import posterior_moments
+from sfg_dist.flow.posterior.reference import PreparedReference
+from sfg_dist.flow.solver import Flow, integrate
+from sfg_dist.job.plan import Stream, random_generator
+
+QUANTILE, CONFIDENCE = 0.99, 0.95
+NUM_FIT, NUM_FRESH = 256, 512
+CHECKED_ROWS = 4  # of each batch, measured again
+EXACT_SHARE = 0.1  # of the tolerance: the bound of what errors are measured against
+_AIM = 0.8  # of the tolerance, at the quantile of the pilots that thresholds are fitted on
+_LOOSEST, _STEP, _NUM_RUNGS = 1.0, 32.0, 48
+_NUM_ROUNDS = 3
+_MAX_TIMES = 32
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Thresholds by time, and what was measured of them on fresh pilots.
+
+    Attributes:
+        tolerance: of the posterior mean's error, in units of sigma_data.
+        beta_sq: the times, as noise variances, falling.
+        thresholds: at these times; 0 where the certified bound serves.
+        num_over: fresh pilots over the tolerance at these times.
+        largest: the largest error of a fresh pilot at any time.
+        num_fresh: fresh pilots at each time.
+        seed: of all pilots.
+    """
+
+    tolerance: float
+    beta_sq: tuple[float, ...]
+    thresholds: tuple[float, ...]
+    num_over: tuple[int, ...]
+    largest: float
+    num_fresh: int = NUM_FRESH
+    seed: int = 0
+
+    def threshold(self, beta_sq: float) -> float:
+        """The lower threshold of the two times about ``beta_sq``; 0 beyond the first and the last time."""
+        falling = np.array(self.beta_sq)
+        exact = np.flatnonzero(np.isclose(falling, beta_sq, rtol=1e-9, atol=0))
+        if len(exact):
+            return self.thresholds[int(exact[0])]
+        after = int(np.searchsorted(-falling, -beta_sq))
+        if after in (0, len(falling)):
+            return 0.0
+        return min(self.thresholds[after - 1], self.thresholds[after])
+
+    def to_record(self) -> dict[str, Any]:
+        """As the plan of a store keeps it."""
+        return {
+            "seed": self.seed,
+            "quantile": QUANTILE,
+            "confidence": CONFIDENCE,
+            "tolerance": self.tolerance,
+            "beta_sq": list(self.beta_sq),
+            "thresholds": list(self.thresholds),
+            "num_fresh": self.num_fresh,
+            "num_over": list(self.num_over),
+            "largest": self.largest,
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Measured:
+        """The inverse of ``to_record``."""
+        return cls(
+            tolerance=float(record["tolerance"]),
+            beta_sq=tuple(record["beta_sq"]),
+            thresholds=tuple(record["thresholds"]),
+            num_over=tuple(record["num_over"]),
+            largest=float(record["largest"]),
+            num_fresh=int(record["num_fresh"]),
+            seed=int(record["seed"]),
+        )
+
+
+def evaluation_times(flow: Flow) -> list[tuple[float, float]]:
+    """alpha and beta^2 of the flow's evaluations, from noise to data, at most ``_MAX_TIMES`` of them.
+
+    Where there are more, they are thinned out evenly; those at alpha = 0 cost nothing and are left out.
+    """
+    seen: dict[float, float] = {}
+
+    def denoiser(z_t: Tensor, alpha: float, beta_sq: float) -> Tensor:
+        if alpha > 0:
+            seen[beta_sq] = alpha
+        return torch.zeros_like(z_t)
+
+    integrate(denoiser, torch.zeros(1, 1), flow)
+    times = [(seen[beta_sq], beta_sq) for beta_sq in sorted(seen, reverse=True)]
+    if len(times) > _MAX_TIMES:
+        times = [times[i] for i in np.linspace(0, len(times) - 1, _MAX_TIMES).round().astype(int)]
+    return times
+
+
+def fit_certificate(reference: PreparedReference, flow: Flow, *, tolerance: float, seed: int = 0) -> Measured:
+    """The thresholds of a reference at the times of a flow; see the module's docstring.
+
+    Args:
+        reference: on the CPU, in one block; the certificate is kept with it for the next call.
+        flow: on a grid that all rows share.
+        tolerance: of the posterior mean's error, in units of sigma_data, > 0.
+        seed: of the pilots.
+
+    Raises:
+        ValueError: a measured certificate does not serve this reference (``posterior_moments``).
+    """
+    if not tolerance > 0:
+        raise ValueError(f'certificate = "measured" needs a tolerance above 0, got {tolerance}')
+    if flow.solver_tolerance is not None:
+        raise ValueError(
+            'certificate = "measured" is of times that all rows share; solver_tolerance gives each its own'
+        )
+    check_measurable(reference)
+    key = (flow.solver, flow.schedule, tuple(flow.grid()), tolerance, seed)
+    if (kept := reference.certificates.get(key)) is not None:
+        return kept
+    times = evaluation_times(flow)
+    fitted: list[tuple[float, int, float]] = []
+    for number, (alpha, beta_sq) in enumerate(times):
+        last = fitted[-1][0] if fitted else 0.0
+        start = min(_LOOSEST, _STEP * last) if last else _LOOSEST  # thresholds change little from time to time
+        fitted.append(_fit_time(_Time(reference, alpha, beta_sq, tolerance, seed, number), start))
+    reference.certificates[key] = Measured(
+        tolerance=tolerance,
+        beta_sq=tuple(beta_sq for _, beta_sq in times),
+        thresholds=tuple(threshold for threshold, _, _ in fitted),
+        num_over=tuple(over for _, over, _ in fitted),
+        largest=max((largest for _, _, largest in fitted), default=0.0),
+        seed=seed,
+    )
+    return reference.certificates[key]
+
+
+def most_over(num_measured: int) -> int:
+    """So many of the measured evaluations may be over the tolerance before the certificate no longer holds of them.
+
+    If a share of 1 - ``QUANTILE`` is over, more are with a probability of 1e-4.
+    """
+    from scipy import stats
+
+    return int(stats.binom.ppf(1 - 1e-4, num_measured, 1 - QUANTILE))
+
+
+@dataclass(frozen=True)
+class _Time:
+    """One time of the flow, and the pilots there."""
+
+    reference: PreparedReference
+    alpha: float
+    beta_sq: float
+    tolerance: float
+    seed: int
+    number: int
+
+    def pilots(self, group: int, num_rows: int) -> tuple[Tensor, Tensor]:
+        """States of the flow's law, and their posterior means within ``EXACT_SHARE`` of the tolerance."""
+        index = self.number * (_NUM_ROUNDS + 1) + group
+        rng = random_generator(self.seed, Stream.CERTIFICATE, index)
+        reference = self.reference
+        rows = reference.take(rng.integers(reference.num_reference, size=num_rows))
+        rows = (rows - reference.center) / reference.scale
+        noise = torch.from_numpy(rng.standard_normal(tuple(rows.shape)))
+        states = (self.alpha * rows + self.beta_sq**0.5 * noise).to(reference.dtype)
+        return states, self._mean(states, tolerance=EXACT_SHARE * self.tolerance)
+
+    def errors(self, states: Tensor, exact: Tensor, threshold: float) -> NDArray[np.float64]:
+        mean = self._mean(states, tolerance=self.tolerance, threshold=threshold)
+        return torch.linalg.vector_norm((mean - exact).double(), dim=1).numpy()
+
+    def _mean(self, states: Tensor, *, tolerance: float, threshold: float = 0.0) -> Tensor:
+        return posterior_moments(
+            states, self.reference, alpha=self.alpha, beta_sq=self.beta_sq, variance=False, backend="sparse",
+            tolerance=tolerance, threshold=threshold,
+        ).mean  # fmt: skip
+
+
+def _fit_time(time: _Time, start: float) -> tuple[float, int, float]:
+    """The threshold of a time, at most ``start``; the fresh pilots over the tolerance and their largest error."""
+    limit = (1 - EXACT_SHARE) * time.tolerance
+    states, exact = time.pilots(0, NUM_FIT)
+    for rung in range(_NUM_RUNGS):
+        threshold = start * 2.0 ** (-rung / 2)
+        errors = time.errors(states, exact, threshold)
+        if np.quantile(errors, QUANTILE, method="higher") <= _AIM * time.tolerance:
+            break
+    else:
+        return 0.0, 0, time.tolerance
+    for group in range(1, _NUM_ROUNDS + 1):
+        errors = time.errors(*time.pilots(group, NUM_FRESH), threshold)
+        over = int((errors > limit).sum())
+        if share_limit(over, NUM_FRESH) <= 1 - QUANTILE:
+            return threshold, over, float(errors.max()) + EXACT_SHARE * time.tolerance
+        threshold /= 2
+    return 0.0, 0, time.tolerance
+
+
+def share_limit(num_over: int, num_rows: int) -> float:
+    """Upper confidence limit of the share over the tolerance, after Clopper and Pearson."""
+    from scipy import stats
+
+    return float(stats.beta.ppf(CONFIDENCE, num_over + 1, num_rows - num_over))

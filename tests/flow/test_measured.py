@@ -1,0 +1,166 @@
+"""Measured certificates: nodes as normal laws, thresholds fitted on pilots, and what catches those that do not hold."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from families import EVERY_FAMILY, FAMILIES
+
+from sfg_dist.flow import Effort, Flow, Reference, Schedule, label_batch, label_latents, posterior_moments
+from sfg_dist.flow.certificate import (
+    CHECKED_ROWS,
+    QUANTILE,
+    Measured,
+    evaluation_times,
+    fit_certificate,
+    most_over,
+    share_limit,
+)
+from sfg_dist.flow.posterior.clusters import build_clusters
+from sfg_dist.flow.posterior.normals import NormalNodes
+
+TOLERANCE = 1e-3
+SCHEDULE = Schedule("linear", 1e-3)
+
+
+def mixture(seed, n=20_000, dim=2):
+    rng = np.random.default_rng(seed)
+    centers = np.random.default_rng(0).standard_normal((20, dim))
+    return centers[rng.integers(0, 20, n)] + 0.15 * rng.standard_normal((n, dim))
+
+
+def states(reference, alpha, beta_sq, n, seed):
+    rng = np.random.default_rng(seed)
+    rows = reference.keys[rng.integers(0, reference.num_reference, n), :-1]
+    noise = torch.from_numpy(rng.standard_normal(tuple(rows.shape)).astype(np.float32))
+    return alpha * rows + beta_sq**0.5 * noise
+
+
+def errors(reference, alpha, beta_sq, threshold, n=256, seed=3):
+    z = states(reference, alpha, beta_sq, n, seed)
+    given = {"alpha": alpha, "beta_sq": beta_sq, "variance": False}
+    exact = posterior_moments(z, reference, backend="dense", **given).mean
+    found = posterior_moments(z, reference, backend="sparse", tolerance=TOLERANCE, threshold=threshold, **given)
+    return torch.linalg.vector_norm(found.mean - exact, dim=1).numpy()
+
+
+def test_laws_are_those_of_the_nodes_rows():
+    rows = mixture(1, 5000, 3).astype(np.float32)
+    clusters = build_clusters(rows)
+    sigma_sq = 0.3
+    laws = NormalNodes(clusters).at(sigma_sq)
+    rows, columns = np.triu_indices(3)
+    node = int(clusters.offsets[1])  # the first one above the leaves: 256 rows
+    own = np.float64(clusters.blocks[:8, :3].transpose(0, 2, 1).reshape(-1, 3))
+    covariance = np.cov(own.T, bias=True)
+    whole = covariance + sigma_sq * np.eye(3)
+    shrink = covariance @ np.linalg.inv(whole)
+    law = laws[node // 8, :, node % 8]
+    assert np.allclose(law[:6], shrink[rows, columns], atol=1e-5)
+    assert np.isclose(law[6], 256 * np.sqrt(sigma_sq**3 / np.linalg.det(whole)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", EVERY_FAMILY)
+@pytest.mark.parametrize("beta_sq", [0.9, 0.3, 0.03, 1e-3])
+def test_a_small_threshold_is_exact(name, beta_sq):
+    rows = FAMILIES[name](np.random.default_rng(1), 5000)
+    if rows.shape[1] > 32:
+        pytest.skip("no second moments are kept in so many columns")
+    reference = Reference(rows)
+    assert errors(reference, 1 - beta_sq, beta_sq, 1e-12, n=64).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", EVERY_FAMILY)
+def test_the_share_over_the_tolerance_is_what_is_stated(name):
+    rows = FAMILIES[name](np.random.default_rng(1), 6000)
+    if rows.shape[1] > 32:
+        pytest.skip("no second moments are kept in so many columns")
+    reference, flow = Reference(rows), Flow(SCHEDULE, num_evaluations=5)
+    measured = fit_certificate(reference, flow, tolerance=TOLERANCE)
+    over, total = 0, 0
+    for (alpha, beta_sq), threshold in zip(evaluation_times(flow), measured.thresholds, strict=True):
+        if threshold > 0:
+            found = errors(reference, alpha, beta_sq, threshold, seed=11)
+            over, total = over + int((found > TOLERANCE).sum()), total + len(found)
+    assert over <= most_over(total) if total else measured.thresholds == (0.0,) * len(measured.thresholds)
+
+
+def test_labels_differ_little_from_those_by_the_bound_and_sum_fewer_pairs():
+    rows, latents = mixture(1, 40_000), np.random.default_rng(2).standard_normal((256, 2))
+    exact = label_latents(latents, rows, t_min=1e-3, tolerance=0.0, backend="dense")
+    efforts = {name: Effort() for name in ("bound", "measured")}
+    error = {
+        name: np.linalg.norm(label_latents(latents, rows, t_min=1e-3, certificate=name, effort=effort) - exact, axis=1)
+        for name, effort in efforts.items()
+    }
+    assert np.median(error["measured"]) < TOLERANCE
+    assert np.quantile(error["measured"], 0.9) < 10 * TOLERANCE
+    assert efforts["measured"].pairs < efforts["bound"].pairs
+    assert efforts["measured"].measured == CHECKED_ROWS * 21
+    assert efforts["measured"].bounded == 0
+
+
+def test_a_certificate_of_another_table_is_caught():
+    latents = torch.from_numpy(np.random.default_rng(2).standard_normal((64, 2)))
+    flow = Flow(SCHEDULE)
+    measured = fit_certificate(Reference(mixture(1)), flow, tolerance=TOLERANCE)
+    drifted = Reference(np.random.default_rng(5).integers(0, 40, (20_000, 2)).astype(float) ** 2)
+    loose = dataclasses.replace(measured, thresholds=tuple(16 * value for value in measured.thresholds))
+    effort = Effort()
+    ends = label_batch(latents, drifted, flow, tolerance=TOLERANCE, effort=effort, measured=loose)
+    assert effort.over > most_over(effort.measured)
+    assert effort.bounded == len(latents)
+    assert torch.equal(ends, label_batch(latents, drifted, flow, tolerance=TOLERANCE))
+
+
+def test_a_row_has_its_own_bits_whatever_is_beside_it():
+    reference, flow = Reference(mixture(1)), Flow(SCHEDULE)
+    measured = fit_certificate(reference, flow, tolerance=TOLERANCE)
+    latents = torch.from_numpy(np.random.default_rng(2).standard_normal((200, 2)))
+    together = label_batch(latents, reference, flow, tolerance=TOLERANCE, measured=measured)
+    apart = [label_batch(part, reference, flow, tolerance=TOLERANCE, measured=measured) for part in latents.split(67)]
+    assert torch.equal(together, torch.cat(apart))
+    again = fit_certificate(Reference(mixture(1)), flow, tolerance=TOLERANCE)
+    assert again == measured
+    assert Measured.from_record(measured.to_record()) == measured
+
+
+def test_thresholds_between_times_are_the_lower_ones():
+    measured = Measured(1e-3, (0.9, 0.5, 0.1), (3e-4, 1e-4, 2e-4), (0, 1, 0), 9e-4)
+    assert measured.threshold(0.5) == 1e-4
+    assert measured.threshold(0.7) == measured.threshold(0.2) == 1e-4
+    assert measured.threshold(0.95) == measured.threshold(0.05) == 0
+
+
+def test_limits_of_a_share():
+    assert share_limit(0, 512) == pytest.approx(1 - 0.05 ** (1 / 512))
+    assert share_limit(1, 512) < 1 - QUANTILE < share_limit(2, 512)
+
+
+@pytest.mark.parametrize(
+    ("rows", "given", "words"),
+    [
+        (np.zeros((100, 2)), {}, "pays from 4096 rows on"),
+        (np.random.default_rng(0).standard_normal((5000, 40)), {}, "up to 32 columns"),
+        (np.random.default_rng(0).standard_normal((5000, 2)), {"tolerance": 0.0}, "a tolerance above 0"),
+        (np.random.default_rng(0).standard_normal((5000, 2)), {"solver_tolerance": 1e-3}, "times that all rows share"),
+        (np.random.default_rng(0).standard_normal((5000, 2)), {"dtype": torch.float64}, "works in float32 on the CPU"),
+    ],
+)
+def test_what_it_does_not_serve_is_refused(rows, given, words):
+    with pytest.raises(ValueError, match=words):
+        label_latents(np.zeros((4, rows.shape[1])), rows, certificate="measured", **given)
+
+
+def test_a_row_far_from_the_others_of_its_node_is_not_lost():
+    rng = np.random.default_rng(4)
+    # With the far row 4096 rows are two nodes of 2048, apart from the others, among which the greedy descent ends.
+    near, others = 0.05 * rng.standard_normal((4095, 2)), [2.9, 0] + 0.05 * rng.standard_normal((4096, 2))
+    rows = np.vstack([near, [[0.9, 0]], others])
+    reference = Reference(rows, sigma_data=1.0)
+    place = torch.tensor([[1.8, 0.0]]) - reference.center.float()
+    given = {"alpha": 1.0, "beta_sq": 0.01, "variance": False}
+    exact = posterior_moments(place, reference, backend="dense", **given).mean
+    found = posterior_moments(place, reference, backend="sparse", tolerance=TOLERANCE, threshold=1e-4, **given).mean
+    assert torch.allclose(found, exact, atol=1e-3)

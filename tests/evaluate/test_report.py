@@ -134,7 +134,7 @@ def test_eleven_columns_pair_the_most_correlated():
         given.held_out[:, index] += 3 * given.held_out[:, 1]
     assert pair_columns(given.held_out) == [1, 4, 6, 8, 10]
     page = check_page(render_report(given), num_images=4)
-    assert "The 5 of 11 columns" in page.text
+    assert "Shown are the 5 of 11" in page.text
 
 
 @pytest.mark.slow
@@ -142,7 +142,7 @@ def test_patches_and_what_is_left_out():
     columns = [f"p{i}_{j}" for i in range(8) for j in range(8)]
     page = check_page(render_report(content(columns, num_rows=120)), num_images=5)
     assert "8 by 8 pixels" in page.text
-    assert "The first 24 of 64 columns; 40 are left out" in page.text
+    assert "Only the first 24 of 64 columns are shown" in page.text
 
 
 def test_patch_columns():

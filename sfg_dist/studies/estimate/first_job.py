@@ -205,7 +205,8 @@ def _data_comments(look: TableLook, data: dict[str, Any]) -> dict[str, list[str]
             "The table is large: it is read in parts and keeps its order, so its last rows are the held-out ones."
         ],
     }
-    taken = look.prepared.columns
+    constant = look.prepared.report["constant"]
+    taken = [name for name in look.prepared.columns if name not in constant]
     if "condition" not in data and len(taken) > 1:
         example = f"condition = [{json.dumps(taken[-1], ensure_ascii=False)}]"
         comments["data"] = ["Take away the mark of the next line to draw the other columns given this one.", example]

@@ -89,7 +89,9 @@ def test_a_terminal_shows_a_clock_beside_the_step_or_in_the_bar():
     display.step(STEP)
     assert [task.description for task in display._progress.tasks] == [STEP]
     display.tell("stage_started", stage="label", missing=2, total=2, rows=2)
-    assert [(task.description, task.total) for task in display._progress.tasks] == [("label: starting the workers", 2)]
+    assert [(task.description, task.total) for task in display._progress.tasks] == [
+        ("label: finding out who labels", 2)
+    ]
     display.step(STEP)
     assert [(task.description, task.total) for task in display._progress.tasks] == [(STEP, 2)]
     display.tell("shard", done=1, total=2, rows=[0, 1])

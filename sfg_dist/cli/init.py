@@ -44,7 +44,7 @@ class InitOptions:
         typer.Option("--condition", metavar="COLUMN", help="Draw the other columns given this one; repeatable."),
     ] = None
     minutes: Annotated[
-        float, typer.Option("--minutes", parser=number, help="What the run may take on this machine, about.")
+        float, typer.Option("--minutes", metavar="MINUTES", parser=number, help="About how long the run may take.")
     ] = 5.0
     example: Annotated[
         bool, typer.Option("--example", help="Copy a job that comes with the package; quickstart if none is named.")
@@ -110,7 +110,7 @@ def job_of(what: str, overrides: list[str] | None, executor: str | None) -> Job:
         made = first_job(what, given, name=f"{name}.toml", on_step=display.step)
     for sentence in made.chosen:
         _tell(f"job: {sentence}")
-    _tell(f"job: {made.job.output.dir}/job.toml will hold it; `sfg init {what}` writes it with comments, to be changed")
+    _tell(f"job: a run keeps it in {made.job.output.dir}/job.toml; `sfg init {what}` writes it with comments")
     return made.job
 
 
@@ -167,6 +167,8 @@ def _job_there(what: str, directory: str, overrides: list[str]) -> Job | None:
     if content is None:
         return None
     job = stored_job(text_of(content, origin), overrides, origin=origin, default_dir=directory)
+    job = job.changed(output={"dir": directory})  # whatever a directory from somebody else says of itself
+    job = job.changed(output={"dir": directory})  # whatever a directory from somebody else says of itself
     if absolute_url(job.data.source) != absolute_url(what):
         raise ConfigError(
             f"{origin} is the job of another table, {job.data.source}: give this one its own by --set output.dir=DIR"

@@ -26,7 +26,7 @@ def step_of(event: Event) -> str | None:
 def _stage(event: Event) -> str | None:
     return {
         "data": lambda: f"data: reading {event['source']}",
-        "label": lambda: "label: starting the workers" if event["missing"] else None,
+        "label": lambda: "label: finding out who labels" if event["missing"] else None,
         "train": lambda: "train: starting the fit",
         "sample": lambda: f"sample: drawing {event['rows']:,} rows",
     }.get(event["stage"], lambda: None)()

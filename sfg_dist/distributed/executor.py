@@ -41,7 +41,8 @@ def fit_takes_ray(job: Job) -> bool:
 def fit_choice(job: Job) -> dict[str, str]:
     """What an event tells of where the network is fitted: the ``executor``, and in ``words`` where and why."""
     if fit_takes_ray(job):
-        why = why_ray(job.executor, num_workers=job.train.num_workers)
+        labels_alone = {name: ExecutorConfig.model_fields[name].default for name in _ACTOR_KEYS}
+        why = why_ray(job.executor.model_copy(update=labels_alone), num_workers=job.train.num_workers)
         return {"executor": "ray", "words": f"by Ray Train, since {why}"}
     free = ", where Ray would be no faster; --executor ray takes Ray Train" if job.executor.kind == "auto" else ""
     return {"executor": "inline", "words": f"in this process{free}"}

@@ -204,11 +204,11 @@ class LabelsConfig(_Section):
     num_reference: PositiveInt = 1000
     """The number of rows in such a mini-batch."""
     tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-3
-    """The certified bound on the error of the posterior mean at every evaluation, in units of the spread. With 0 every
-    row is summed."""
+    """The most that the posterior mean may be off at an evaluation, in units of the spread; `certificate` says how that
+    is kept. With 0 every row is summed."""
     certificate: Literal["bound", "measured"] = "bound"
-    """Whether the tolerance is a certified bound (`bound`), or what errors keep as measured at 99 % of the evaluations
-    (`measured`): faster on large tables, on CPUs, with the table in memory."""
+    """How the tolerance is kept: certified at every evaluation (`bound`), or measured at 99 % of them (`measured`), which
+    is faster on large tables, on CPUs, with the table in memory."""
     solver: Literal[SOLVER_NAMES] = "exp_abm4"  # type: ignore[valid-type]
     """The method that integrates the flow."""
     solver_tolerance: PositiveFloat | None = None
@@ -219,9 +219,9 @@ class LabelsConfig(_Section):
     """Where the evaluations lie in time. `fitted` moves them once to where they lower the error most on this table,
     for the work of about 4600 labels."""
     num_threads: Threads = 1
-    """The CPU threads of an actor. Their number decides the last bits of labels."""
+    """The CPU threads of a worker. Their number decides the last bits of labels."""
     memory_gib: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] | None = None
-    """The memory that an actor may hold, in GiB. A larger reference is streamed, with the same bits."""
+    """The memory that a worker may hold, in GiB. A larger reference is streamed, with the same bits."""
     direction: Literal["decode", "encode", "both"] = "decode"
     """Where the flow leads: from latents to labels (`decode`), from rows to latents (`encode`), or both, shard by shard
     in turn (`both`)."""
@@ -403,10 +403,10 @@ class ExecutorConfig(_Section):
     """Where the work runs."""
 
     kind: Literal["auto", "ray", "inline"] = "auto"
-    """Workers of Ray, processes of this machine without Ray, or whichever is sooner: Ray where keys of this table or of
-    the fit ask for it, and for long labels on several GPUs."""
+    """Actors of Ray (`ray`), or this process and others of this machine (`inline`). `auto` takes Ray where another key
+    asks for it, and for long labels on several GPUs."""
     num_actors: Workers | None = None
-    """The number of actors that make labels, or of processes without Ray; by default as many as fit."""
+    """The number of actors that make labels; with `inline` the most processes. By default as many as fit."""
     num_gpus_per_actor: Annotated[float, Field(gt=0, le=1024, allow_inf_nan=False)] | None = None
     """The GPUs of an actor. Below 1, several actors share one."""
     num_cpu_actors: Annotated[int, BeforeValidator(integral), Field(ge=0, le=1_000_000)] = 0

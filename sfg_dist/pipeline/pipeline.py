@@ -291,7 +291,8 @@ class Pipeline(OutputDirectory):
         self.require_own()
         table, frame = self.prepared, self.frame()
         existing = open_pairs(self.pairs_url).plan if self._has_store() else None
-        self.step(f"label: planning, {self.job.labels.time_grid} time grid")
+        measuring = ", and measuring the certificate" if self.job.labels.certificate == "measured" else ""
+        self.step(f"label: planning, {self.job.labels.time_grid} time grid{measuring}")
         plan = plan_of(self.job, table, frame, existing=existing)
         require_budget(self.job, plan, table.num_train, has_clusters=frame.make_order is not None)
         self.step(f"label: writing the table into the store{', in clusters' if frame.make_order is not None else ''}")

@@ -70,11 +70,11 @@ def test_a_key_that_asks_for_ray_is_named_and_decides():
 @pytest.mark.parametrize(
     ("alone_s", "words"),
     [
-        (8.0, "about 1 s in 8 processes of this machine, sooner than Ray starts; --executor ray takes Ray"),
+        (8.0, "about 1 s in 8 processes of this machine, done before Ray would have started; --executor ray takes Ray"),
         (800.0, "about 1 min 40 s in 8 processes of this machine, where Ray would be no faster; "),
         (None, "in 8 processes of this machine, where Ray would be no faster; "),
-        (0.5, "about 500 ms in this process, sooner than Ray starts; "),
-        (0.0, "in this process, sooner than Ray starts; "),
+        (0.5, "about 500 ms in this process, done before Ray would have started; "),
+        (0.0, "in this process, done before Ray would have started; "),
     ],
 )
 def test_the_choice_in_words(alone_s, words):

@@ -169,7 +169,7 @@ def test_the_choice_is_made_by_the_rate_and_told(
     (chosen,) = events.of("executor")
     assert (chosen["stage"], chosen["executor"], chosen["num_processes"]) == ("label", "inline", who)
     assert chosen["words"].startswith("about ")
-    assert chosen["words"].endswith("sooner than Ray starts; --executor ray takes Ray")
+    assert chosen["words"].endswith("done before Ray would have started; --executor ray takes Ray")
     assert ({record["pid"] for record in events.records} == {os.getpid()}) is (who == 0)
 
 

@@ -65,9 +65,9 @@ def choose(
         start_s: seconds until a process can begin.
         why: the key that asks for Ray, as ``why_ray`` says it.
 
-    Example:
+    Examples:
         >>> choose(ExecutorConfig(), 20.0, num_processes=4).words
-        'about 5.0 s in 4 processes of this machine, sooner than Ray starts; --executor ray takes Ray'
+        'about 5.0 s in 4 processes of this machine, done before Ray would have started; --executor ray takes Ray'
     """
     if why is not None:
         return Choice("ray", 0, f"by Ray, since {why}")
@@ -83,7 +83,7 @@ def choose(
     words = f"about {duration(seconds)} in {where}" if seconds else f"in {where}"
     if is_free:
         is_short = seconds is not None and seconds < RAY_START_S
-        words += ", sooner than Ray starts" if is_short else ", where Ray would be no faster"
+        words += ", done before Ray would have started" if is_short else ", where Ray would be no faster"
         words += "; --executor ray takes Ray"
     return Choice("inline", number, words)
 

@@ -209,7 +209,10 @@ def _data_comments(look: TableLook, data: dict[str, Any]) -> dict[str, list[str]
     taken = [name for name in look.prepared.columns if name not in constant]
     if "condition" not in data and len(taken) > 1:
         example = f"condition = [{json.dumps(taken[-1], ensure_ascii=False)}]"
-        comments["data"] = ["Take away the mark of the next line to draw the other columns given this one.", example]
+        comments["data"] = [
+            "Remove the # of the next line to draw the other columns for given values of this one.",
+            example,
+        ]
     return comments
 
 

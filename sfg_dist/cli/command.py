@@ -123,7 +123,7 @@ Set = Annotated[
 ]
 Executor = Annotated[
     str | None,
-    typer.Option("--executor", metavar="KIND", help="Override executor.kind: auto, ray, or inline (no Ray)."),
+    typer.Option("--executor", metavar="KIND", help="Override executor.kind: auto, ray or inline."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and everything else on stderr.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]

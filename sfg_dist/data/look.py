@@ -168,6 +168,8 @@ def look_at(source: str, settings: TableSettings, *, held_bytes: float, memory_g
             with _open(source, replace(settings, columns=columns), held_bytes) as (reader, is_large):
                 names = names or reader.columns
                 seen = _Seen.of(reader, is_large)
+            if not seen.num_rows:
+                raise DataError(f"{source} has no rows: expected at least {MIN_ROWS}")
             if settings.columns is None:
                 out |= seen.with_too_many_gaps(asked)
                 out |= {name: "it numbers the rows" for name in seen.types if seen.numbers_rows(name)}

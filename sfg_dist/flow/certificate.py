@@ -213,8 +213,8 @@ def _fit_time(time: _Time, start: float) -> tuple[float, int, float]:
         return 0.0, 0, time.tolerance
     for group in range(1, _NUM_ROUNDS + 1):
         errors = time.errors(*time.pilots(group, NUM_FRESH), threshold)
-        over = int((errors > limit).sum())
-        if share_limit(over, NUM_FRESH) <= 1 - QUANTILE:
+        over = int((~(errors <= limit)).sum())
+        if np.isfinite(errors).all() and share_limit(over, NUM_FRESH) <= 1 - QUANTILE:
             return threshold, over, float(errors.max()) + EXACT_SHARE * time.tolerance
         threshold /= 2
     return 0.0, 0, time.tolerance

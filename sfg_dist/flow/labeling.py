@@ -193,7 +193,7 @@ def label_batch(
     effort.rows += len(rows)
     if measured is not None and not _holds(measured, z[: min(CHECKED_ROWS, num_rows)], reference, flow, effort):
         measured = None
-        effort.bounded += len(rows)
+        effort.bounded += num_rows
     denoiser = denoiser_of(reference, backend, tolerance, effort, measured)
     if flow.solver_tolerance is None:
         z = integrate(denoiser, z, flow)
@@ -218,6 +218,8 @@ def _holds(measured: Measured, z: Tensor, reference: PreparedReference, flow: Fl
         return mean
 
     integrate(denoiser, z, flow)
+    if not errors:  # at alpha = 0 alone, where the mean is known
+        return True
     found = torch.cat(errors) + EXACT_SHARE * tolerance
     over = int((~(found <= tolerance)).sum())
     effort.measured += len(found)

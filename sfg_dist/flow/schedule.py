@@ -29,7 +29,6 @@ class Schedule:
     "linear" is the schedule of the paper; "linear_floor" is the one in its authors' published code (f = 0.01), whose
     final blur is beta = sqrt(f) and whose law at t = 1 is not exactly N(0, I), because alpha is f there.
 
-
     References:
         Liu et al. 2024, Diffusion-Model-Assisted Supervised Learning of Generative Models for Density Estimation,
         arXiv 2310.14458.

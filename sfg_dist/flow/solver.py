@@ -172,7 +172,6 @@ def graded_grid(schedule: Schedule, steps: int, power: float = GRADING) -> list[
 class Flow:
     """How the probability-flow ODE is solved.
 
-
     Raises:
         ValueError: the direction is unknown. The other settings are checked where they are used.
     """

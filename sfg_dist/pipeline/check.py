@@ -50,6 +50,7 @@ def check_job(job: Job) -> None:
             f"labels.num_pairs = {job.labels.num_pairs:,} in shards of labels.shard_rows = {job.labels.shard_rows:,} "
             f"are {shards:,} shards, and a store has {MAX_SHARDS:,} at most: take larger shards or fewer pairs"
         )
+    _check_certificate(job)
     _check_condition(job)
     from sfg_dist.flow.solver import num_steps
 
@@ -59,8 +60,8 @@ def check_job(job: Job) -> None:
         raise ConfigError(f"labels.{error}") from error
 
 
-def _check_condition(job: Job) -> None:
-    """Refuse keys that a conditional job cannot have, or only it can.
+def _check_certificate(job: Job) -> None:
+    """Refuse keys that do not go with a measured certificate.
 
     Raises:
         ConfigError: with the key.
@@ -71,6 +72,20 @@ def _check_condition(job: Job) -> None:
             f"executor.actors_per_group = {job.executor.actors_per_group} does not go with "
             f'labels.certificate = "measured": take 1, or labels.certificate = "bound"'
         )
+    if labels.certificate == "measured" and labels.latents is not None:
+        raise ConfigError(
+            'labels.latents does not go with labels.certificate = "measured", which is measured on random latents: '
+            'leave labels.latents out, or take labels.certificate = "bound"'
+        )
+
+
+def _check_condition(job: Job) -> None:
+    """Refuse keys that a conditional job cannot have, or only it can.
+
+    Raises:
+        ConfigError: with the key.
+    """
+    labels = job.labels
     if job.data.condition is None:
         for key in ("condition_neighbors", "condition_bandwidth", "condition_adjust"):
             if getattr(labels, key) is not None:

@@ -147,10 +147,16 @@ def measure_certificates(
     """
     import torch
 
+    from sfg_dist.distributed.machine import this_machine
     from sfg_dist.flow import Flow, Reference, Schedule
     from sfg_dist.flow.certificate import fit_certificate
     from sfg_dist.flow.solver import Direction
 
+    if job.executor.address is None and this_machine().gpus:
+        raise ConfigError(
+            'labels.certificate = "measured" works on CPUs, and torch sees a GPU here: take "bound", or hide the GPU '
+            'by CUDA_VISIBLE_DEVICES=""'
+        )
     labels, grids = job.labels, identity.get("time_grid", {})
     schedule = Schedule(labels.schedule, identity["blur"]["t_min"])
     unit = identity.get("sigma_data", 1.0)

@@ -1,9 +1,10 @@
 """Pairs of latents and labels on disk or in an object store: Zarr arrays, a plan, and a commit for each shard.
 
 A plan and the transformed data (the ``frame``) come in and make a store (``create``). Rows of shards come in and are
-written and committed (``shards``; a commit's record is in ``commits``). Damaged ones are found (``verify``) and put into
-quarantine (``repair``), and batches go out to training in their order (``stream``). The log of a run, events.jsonl, is
-written here too (``event_log``). docs/store-protocol.md says what writers may do. This room imports neither ray nor torch.
+written and committed (``shards``; a commit's record is in ``commits``). Damaged ones are found (``verify``) and put
+into quarantine (``repair``), and batches go out to training in their order (``stream``). The log of a run,
+events.jsonl, is written here too (``event_log``). docs/store-protocol.md says what writers may do. This room imports
+neither ray nor torch.
 """
 
 from sfg_dist.job.object_stores import reason_of

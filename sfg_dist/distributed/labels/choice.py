@@ -11,8 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sfg_dist.distributed.labels.references import SHARED_BYTES
+from sfg_dist.distributed.labels.references import SHARED_BYTES, reference_memory
+from sfg_dist.distributed.labels.shared_blocks import SHARED_MEMORY, free_bytes
 from sfg_dist.distributed.labels.sizes import ACTOR_BYTES, shard_memory
+from sfg_dist.flow.posterior.block_file import reference_bytes
 from sfg_dist.job.config import ExecutorConfig
 from sfg_dist.job.errors import SfgError
 from sfg_dist.job.plan import Plan
@@ -106,10 +108,16 @@ def num_processes(executor: ExecutorConfig, num_threads: int, machine: Machine, 
     return max(1, min(room, executor.num_actors or room))
 
 
-def num_fitting(plan: Plan, machine: Machine, memory_gib: float | None) -> int:
-    """Processes that the machine's free memory holds; at least 1."""
-    each = ACTOR_BYTES + shard_memory(plan) if memory_gib is None else int(memory_gib * GIB)
-    return max(1, machine.available_bytes // each)
+def num_fitting(
+    plan: Plan, machine: Machine, memory_gib: float | None, *, num_reference: int, has_clusters: bool
+) -> int:
+    """Processes that the machine's free memory holds, each with its reference but for what they share; at least 1."""
+    if memory_gib is not None:
+        return max(1, machine.available_bytes // max(1, int(memory_gib * GIB)))
+    whole = reference_bytes(num_reference, plan.dim, has_clusters=has_clusters, is_whole=plan.is_whole)
+    shared = whole if SHARED_BYTES <= whole <= free_bytes(SHARED_MEMORY) else 0
+    held = reference_memory(num_reference, plan.dim, has_clusters=has_clusters, is_whole=plan.is_whole).resident
+    return max(1, (machine.available_bytes - shared) // (ACTOR_BYTES + shard_memory(plan) + held - shared))
 
 
 def measured(pairs: Pairs, pending: Sequence[int], make: Callable[[], Any]) -> tuple[float | None, ShardLabeler | None]:

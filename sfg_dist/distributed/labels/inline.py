@@ -66,8 +66,8 @@ class InlinePool(RealTime):
         return "one worker in this process"
 
 
-def label_inline(url: str, settings: LabelSettings | None = None, *, labeler: Any = None) -> None:
-    """Label all pending shards of a store in this process, one after the other; ``labeler`` is one that is open.
+def label_inline(url: str, settings: LabelSettings | None = None, *, opened: list[Any] | None = None) -> None:
+    """Label all pending shards of a store in this process, one after the other; an ``opened`` labeler is taken out.
 
     Raises:
         LabelingError: shards were given up; the message has every attempt's reason.
@@ -75,7 +75,7 @@ def label_inline(url: str, settings: LabelSettings | None = None, *, labeler: An
         KeyboardInterrupt: SIGINT, SIGTERM or SIGUSR2 came; what is committed is kept.
     """
     settings = settings or LabelSettings()
-    opened = [labeler] if labeler is not None else []
+    opened = [] if opened is None else opened
     make = Maker(settings.labeler_class, url, settings.labeler_arguments)
     pool = InlinePool(lambda: opened.pop() if opened else make())
     driver = settings.new_driver(Shards(open_pairs(url), settings.only), pool, {"inline": 1})

@@ -76,6 +76,8 @@ def label_pending(pairs: Pairs, executor: ExecutorConfig, asked: LabelSettings, 
     means = means or Means(why_ray(executor))
     sweep_partials(pairs, refuse_links=True)
     choice, labeler = _choose(pairs, executor, asked, means)
+    opened = [] if labeler is None else [labeler]  # which the pool takes, so that it can let go of it
+    del labeler
     if choice.executor == "ray":
         means.need_ray()
     driver = DriverId.new()
@@ -104,7 +106,7 @@ def label_pending(pairs: Pairs, executor: ExecutorConfig, asked: LabelSettings, 
         elif choice.num_processes:
             label_with_processes(url, choice.num_processes, settings, template=means.template)
         else:
-            label_inline(url, settings, labeler=labeler)
+            label_inline(url, settings, opened=opened)
     sweep_partials(pairs)
 
 
@@ -120,11 +122,14 @@ def _choose(
     machine, pending = this_machine(), Shards(pairs, asked.only).pending()
     reserved_cpus, num_gpus = means.reserved.get("CPU", 0.0), len(machine.gpus)
     number = choice.num_processes(executor, asked.num_threads, machine, reserved_cpus=reserved_cpus)
-    number = min(number, choice.num_fitting(pairs.plan, machine, asked.memory_gib), len(pending))
+    fitting = choice.num_fitting(
+        pairs.plan, machine, asked.memory_gib, num_reference=pairs.num_reference, has_clusters=pairs.has_order
+    )
+    number = min(number, fitting, len(pending))
     has_choice = bool(pending) and num_gpus != 1 and not choice.is_one(executor)
     alone_s, labeler = None, None
     # A budget of memory is a process's own: this one may hold the table too.
-    if has_choice and (asked.memory_gib is None or executor.kind == "inline"):
+    if has_choice and asked.memory_gib is None:
         make = Maker(asked.labeler_class, absolute_url(pairs.location.url), asked.labeler_arguments)
         alone_s, labeler = choice.measured(pairs, pending, make)
     start_s = choice.PROCESS_START_S if means.template is None else choice.FORK_START_S

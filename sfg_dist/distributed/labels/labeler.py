@@ -38,8 +38,8 @@ from sfg_dist.job.words import GIB
 from sfg_dist.store import Pairs, open_pairs, read_rows
 
 _CONDITIONAL_COPIES = 6  # of the reference, with the tree of its conditions and their numbers in float64
-# To measure the labels' error by: evaluations of RK4, rows, and pairs of a row and a reference row.
 _TRIAL_ROWS = 64  # enough to know how fast labels are
+# To measure the labels' error by: evaluations of RK4, rows, and pairs of a row and a reference row.
 _ERROR_EVALUATIONS, _MAX_ROWS, _MAX_PAIRS = 96, 256, 1e9
 
 

@@ -1,7 +1,7 @@
 """What the driver's loop needs: a pool of workers with a clock, and a look at the store.
 
-Ray's actors, one worker in this process, simulated workers and the scripted ones of tests have the same interface. A
-worker answers its calls in the order in which they were handed to it.
+Ray's actors, processes of this machine, one worker in this process, simulated workers and the scripted ones of tests
+have the same interface. A worker answers its calls in the order in which they were handed to it.
 """
 
 from __future__ import annotations

@@ -162,7 +162,11 @@ class ProcessPool(RealTime):
         try:
             connection = self._usable_template().start()
         except OSError:  # the template has gone since it was looked at
-            connection = self._new_template().start()
+            template = self._new_template()
+            try:
+                connection = template.start()
+            except OSError as error:
+                raise ClusterError(f"no process can be started on this machine: {error}") from error
         self._processes[name] = _Process(connection, self._templates[-1])
         self._send(name, self._make)
         return name
@@ -215,7 +219,8 @@ class ProcessPool(RealTime):
         with contextlib.suppress(EOFError, OSError):
             if process.pid is None and process.connection.poll():
                 process.pid = process.connection.recv()
-            if isinstance(process.pid, int):
+            # Without its template the system may have given the id to another process: then the connection must tell.
+            if isinstance(process.pid, int) and (process.template.can_start or not process.connection.poll()):
                 os.kill(process.pid, signal.SIGKILL)
         process.connection.close()
 

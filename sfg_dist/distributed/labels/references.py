@@ -20,6 +20,7 @@ from sfg_dist.distributed.machine import resident_memory
 from sfg_dist.flow import PreparedReference, posterior_moments
 from sfg_dist.flow.posterior.backends import Backend
 from sfg_dist.flow.posterior.block_file import block_bytes, reference_bytes, write_blocks
+from sfg_dist.flow.posterior.clusters import clusters_shapes
 from sfg_dist.flow.posterior.reference import Reference, block_ranges, center_of, centred_keys
 from sfg_dist.flow.posterior.reference_block import ReferenceBlock
 from sfg_dist.flow.posterior.streaming import StreamedReference
@@ -55,6 +56,9 @@ def reference_memory(num_reference: int, dim: int, *, has_clusters: bool, is_who
     block_rows = max(stop - start for start, stop in block_ranges(num_reference, is_whole=is_whole))
     block = block_bytes(block_rows, dim, has_clusters=has_clusters)
     build = int(_BUILD_COPIES * 4 * (dim + 1) * block_rows)
+    if is_whole and has_clusters:  # covariances of the nodes, and their laws at a time: of each process
+        nodes, products = clusters_shapes(num_reference, dim)["moments"][0], dim * (dim + 1) // 2
+        build += 3 * 4 * nodes * (products + 3)
     whole = reference_bytes(num_reference, dim, has_clusters=has_clusters, is_whole=is_whole)
     return ReferenceBytes(whole + build + WORK_BYTES, block + build + WORK_BYTES)
 

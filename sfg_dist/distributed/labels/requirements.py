@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfg_dist.distributed.executor import why_ray
-from sfg_dist.distributed.labels.choice import num_processes
+from sfg_dist.distributed.labels.choice import is_one, num_processes
 from sfg_dist.distributed.labels.references import SHARED_BYTES, reference_memory
 from sfg_dist.distributed.labels.sizes import (
     ACTOR_BYTES,
@@ -190,7 +190,7 @@ def require_budget(job: Job, plan: Plan | None = None, num_reference: int = 1, *
     """
     if job.labels.memory_gib is None or job.executor.address is not None or this_machine().gpus:
         return
-    held = resident_memory() if job.executor.kind == "inline" else ACTOR_BYTES
+    held = resident_memory() if is_one(job.executor) else ACTOR_BYTES
     rows = -(-num_reference // job.executor.actors_per_group)
     is_whole = plan is not None and plan.is_whole
     need = reference_memory(
@@ -221,7 +221,8 @@ def require_memory(memory: RunMemory, workers: Workers, machine: Machine) -> Non
         group = workers.actors_per_group
         number = int((room - largest.shared_bytes) // one) // group * group
         if not workers.is_this_process and number >= 1:
-            fits.append(f"executor.num_actors = {number}")
+            kind = 'executor.kind = "inline" with ' if workers.executor == "inline" else ""
+            fits.append(f"{kind}executor.num_actors = {number}")
         budget = math.floor(10 * room / workers.total / GIB) / 10
         if "cpu" in memory.actors and memory.actors["cpu"].least_bytes <= budget * GIB < largest.host_bytes:
             fits.append(f"labels.memory_gib = {budget:g} (the reference is then streamed)")

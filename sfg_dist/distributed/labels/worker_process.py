@@ -68,7 +68,12 @@ def main(handle: int, *, forks: bool) -> None:
             message, handles, _, _ = socket.recv_fds(driver, 1, 1)
             if not message:
                 break
-            pid = os.fork() if forks else 0
+            try:
+                pid = os.fork() if forks else 0
+            except OSError:  # the driver sees the end of the connection, and reads why in the log
+                traceback.print_exc()
+                os.close(handles[0])
+                continue
             if pid == 0:
                 driver.close()
                 _end_serving(handles[0])

@@ -210,7 +210,7 @@ def _data_comments(look: TableLook, data: dict[str, Any]) -> dict[str, list[str]
     if "condition" not in data and len(taken) > 1:
         example = f"condition = [{json.dumps(taken[-1], ensure_ascii=False)}]"
         comments["data"] = [
-            "Remove the # of the next line to draw the other columns for given values of this one.",
+            "Remove the # of the next line to draw the other columns for given values of it.",
             example,
         ]
     return comments

@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from commands import sfg
 from machines import MACHINE, PACE
+from pyarrow import parquet
 
 from sfg_dist.cli.init import table_name
 from sfg_dist.distributed.machine import Machine
@@ -176,7 +178,7 @@ def test_an_output_directory_in_use_is_left_alone(folder):
 def test_a_table_is_run_and_gone_on_with(folder, no_pictures):
     said = sfg(folder, "run", "plant.csv", *SETS).stderr
     assert "job: column 'city' is left out" in said
-    assert "job: runs/plant/job.toml will hold it; `sfg init plant.csv` writes it with comments" in said
+    assert "job: a run keeps it in runs/plant/job.toml; `sfg init plant.csv` writes it with comments" in said
     left = folder / "runs" / "plant"
     assert (left / "report.html").exists()
     job = load_job(left / "job.toml")
@@ -226,3 +228,16 @@ def test_examples(tmp_path):
 )
 def test_names(source, name):
     assert table_name(source) == name
+
+
+def test_a_directory_from_somebody_else_does_not_say_where_to_write(folder, paced):
+    sfg(folder, "init", "plant.csv")
+    left = folder / "runs" / "plant" / "job.toml"
+    left.parent.mkdir(parents=True)
+    left.write_text((folder / "plant.toml").read_text() + '\n[output]\ndir = "elsewhere"\n')
+    assert json.loads(sfg(folder, "plan", "plant.csv", "--json").stdout)["output"] == "runs/plant"
+
+
+def test_a_table_without_rows_is_named(tmp_path):
+    parquet.write_table(pa.table({"a": pa.array([], pa.float64())}), tmp_path / "empty.parquet")
+    assert "empty.parquet has no rows" in sfg(tmp_path, "init", "empty.parquet", check=2).stderr

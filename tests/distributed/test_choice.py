@@ -92,9 +92,19 @@ def test_processes_have_a_place_by_cpus_keys_and_memory(make_store):
     assert num_processes(ExecutorConfig(kind="inline", num_actors=3), 1, MACHINE) == 3
     assert num_processes(ExecutorConfig(kind="inline", num_actors=99), 1, MACHINE) == 8
     plan = make_store().plan
-    assert num_fitting(plan, MACHINE, memory_gib=10.0) == 3
-    assert num_fitting(plan, MACHINE, memory_gib=100.0) == 1
-    assert num_fitting(plan, MACHINE, memory_gib=None) > 8
+    small = {"num_reference": 1000, "has_clusters": True}
+    assert num_fitting(plan, MACHINE, memory_gib=10.0, **small) == 3
+    assert num_fitting(plan, MACHINE, memory_gib=100.0, **small) == 1
+    assert num_fitting(plan, MACHINE, memory_gib=None, **small) > 8
+
+
+def test_each_process_counts_with_the_reference_that_it_does_not_share(make_store, monkeypatch):
+    plan, large = make_store().plan, {"num_reference": 10_000_000, "has_clusters": True}
+    fitting = {}
+    for room in (0, 1 << 40):  # for one copy of the machine, in its shared memory
+        monkeypatch.setattr("sfg_dist.distributed.labels.choice.free_bytes", lambda _, room=room: room)
+        fitting[room] = num_fitting(plan, MACHINE, None, **large)
+    assert 1 <= fitting[0] < fitting[1 << 40]
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,7 @@ def test_a_store_under_the_bound_has_the_plan_it_had(make_store):
             "labels.certificate = 'measured' does not",
         ),
         ({"executor": {"actors_per_group": 2}, "labels": {"certificate": "measured"}}, "executor.actors_per_group = 2"),
+        ({"labels": {"certificate": "measured", "latents": "z.npy"}}, "labels.latents does not go with"),
     ],
 )
 def test_what_it_does_not_serve_is_refused_before_any_work(job, words):

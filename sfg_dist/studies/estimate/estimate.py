@@ -204,13 +204,9 @@ def estimate_job(
     subject = _Subject.of(job, prepared or prepare_table(job))
     plan, pending, clusters = subject.plan, subject.pending, subject.has_clusters
     if workers.executor == "inline":
-        number = min(
-            workers.total,
-            num_fitting(
-                plan, machine, job.labels.memory_gib, num_reference=subject.num_reference, has_clusters=clusters
-            ),
-            max(1, len(pending)),
-        )
+        size, limit = subject.num_reference, job.labels.memory_gib
+        fitting = num_fitting(plan, machine, limit, num_reference=size, has_clusters=clusters)
+        number = min(workers.total, fitting, max(1, len(pending)))
         workers = own_workers(machine, workers.num_threads, number)
     memory_for = _memory_by_workers(job, machine, subject)
     require_memory(memory_for(workers), workers, machine)

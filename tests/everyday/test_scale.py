@@ -252,8 +252,6 @@ def test_the_spread_of_blocks_is_the_spread_of_the_table(monkeypatch):
 
 @pytest.mark.parametrize("unit", [1e-6, 1e6])
 def test_blocks_give_the_bits_of_the_whole(unit, monkeypatch):
-    for module in ("reference", "streaming"):
-        monkeypatch.setattr(f"sfg_dist.flow.posterior.{module}.block_ranges", lambda n: [(0, n // 2), (n // 2, n)])
     monkeypatch.setattr("sfg_dist.flow.posterior.reference.REFERENCE_BLOCK_ROWS", 150)
     x, y = torch.from_numpy(table() * unit), latents()
     ranges, tally = [(0, 150), (150, 300)], ColumnSpread()

@@ -47,8 +47,7 @@ def test_blocks_lay_out_the_same_store(new_store, place, monkeypatch):
         assert np.array_equal(pairs.reference, ROWS)
 
 
-def test_a_reference_in_blocks_is_ordered_block_by_block(new_store, small_plan, monkeypatch):
-    monkeypatch.setattr("sfg_dist.store.frame.REFERENCE_BLOCK_ROWS", 300)
+def test_a_reference_in_blocks_is_ordered_block_by_block(new_store, small_plan):
     seen = []
 
     def make_order(rows):
@@ -57,7 +56,7 @@ def test_a_reference_in_blocks_is_ordered_block_by_block(new_store, small_plan, 
 
     plan = small_plan(reference=ROWS)
     location = Location(new_store().location.url + "-blocks", create=True)
-    pairs = create_store(location.url, plan, Frame(blocks_of(ROWS, 410), {}, {}, make_order=make_order))
+    pairs = create_store(location.url, plan, Frame(blocks_of(ROWS, 410), {}, {}, None, make_order, 300))
     assert seen == [300, 300, 300, 100]
     wanted = np.concatenate([np.argsort(ROWS[k : k + 300, 0], kind="stable") for k in range(0, 1000, 300)])
     assert np.array_equal(pairs.order_rows(0, 1000), wanted)

@@ -168,7 +168,6 @@ def _job_there(what: str, directory: str, overrides: list[str]) -> Job | None:
         return None
     job = stored_job(text_of(content, origin), overrides, origin=origin, default_dir=directory)
     job = job.changed(output={"dir": directory})  # whatever a directory from somebody else says of itself
-    job = job.changed(output={"dir": directory})  # whatever a directory from somebody else says of itself
     if absolute_url(job.data.source) != absolute_url(what):
         raise ConfigError(
             f"{origin} is the job of another table, {job.data.source}: give this one its own by --set output.dir=DIR"

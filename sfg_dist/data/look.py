@@ -36,66 +36,39 @@ _Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ColumnLook:
-    """What a column holds.
+    """What a column holds."""
 
-    Attributes:
-        name: of the column.
-        kind: its type in words; empty where it cannot be used.
-        low: its smallest value, as the file has it.
-        high: its largest.
-        gaps: share of the rows without a value.
-        step: of the grid that its values lie on, in words; empty where there is none.
-        noticed: what else there is to know of it.
-        left_out: why it is left out; empty where it is taken.
-    """
-
-    name: str
-    kind: str = ""
-    low: float | str | None = None
-    high: float | str | None = None
-    gaps: float = 0.0
-    step: str = ""
-    noticed: tuple[str, ...] = ()
-    left_out: str = ""
+    name: str  # of the column
+    kind: str = ""  # its type in words; empty where it cannot be used
+    low: float | str | None = None  # its smallest value, as the file has it
+    high: float | str | None = None  # its largest
+    gaps: float = 0.0  # share of the rows without a value
+    step: str = ""  # of the grid that its values lie on, in words; empty where there is none
+    noticed: tuple[str, ...] = ()  # what else there is to know of it
+    left_out: str = ""  # why it is left out; empty where it is taken
 
 
 @dataclass(frozen=True, eq=False)
 class TableLook:
-    """What a table holds.
+    """What a table holds."""
 
-    Attributes:
-        num_rows: rows of the table.
-        columns: all of its columns, in order.
-        keys: of the job's ``data`` table, beside those asked for, with which it can be prepared.
-        prepared: the table, prepared with them.
-    """
-
-    num_rows: int
-    columns: tuple[ColumnLook, ...]
-    keys: dict[str, Any]
-    prepared: Prepared
+    num_rows: int  # rows of the table
+    columns: tuple[ColumnLook, ...]  # all of its columns, in order
+    keys: dict[str, Any]  # of the job's ``data`` table, beside those asked for, with which it can be prepared
+    prepared: Prepared  # the table, prepared with them
 
 
 @dataclass(eq=False)
 class _Seen:
-    """What one pass over the rows of a table tells.
+    """What one pass over the rows of a table tells."""
 
-    Attributes:
-        types: of its columns by name.
-        num_rows: rows of the table.
-        is_large: whether it is prepared in passes.
-        gaps: missing values of each column, shape (num_columns,).
-        ends: smallest and largest of the other values, shape (2, num_columns).
-        steps: smallest and largest difference to the row before, NaN beside a gap, shape (2, num_columns).
-        patterns: rows by which of their values are missing, as packed bits.
-    """
-
-    types: dict[str, ColumnType]
-    num_rows: int
-    is_large: bool
-    gaps: NDArray[np.int64]
-    ends: _Array
-    steps: _Array
+    types: dict[str, ColumnType]  # of its columns by name
+    num_rows: int  # rows of the table
+    is_large: bool  # whether it is prepared in passes
+    gaps: NDArray[np.int64]  # missing values of each column, shape (num_columns,)
+    ends: _Array  # smallest and largest of the other values, shape (2, num_columns)
+    steps: _Array  # smallest and largest difference to the row before, NaN beside a gap, shape (2, num_columns)
+    # rows by which of their values are missing, as packed bits
     patterns: Counter[bytes] = field(default_factory=Counter)
 
     @classmethod

@@ -15,19 +15,14 @@ OUT_OF_MEMORY = ("out of memory", "cannot allocate memory", "can't allocate memo
 
 @dataclass(frozen=True)
 class Failure:
-    """Why an attempt, a worker or a child process failed.
+    """Why an attempt, a worker or a child process failed."""
 
-    Attributes:
-        error: name of the exception's class.
-        message: what it said.
-        is_worker_spent: whether its process had better be replaced: memory that is short stays fragmented, and after
-            an error of the device every later call fails too.
-        exception: the exception itself where it was raised in this process.
-    """
-
-    error: str
-    message: str
+    error: str  # name of the exception's class
+    message: str  # what it said
+    # whether its process had better be replaced: memory that is short stays fragmented, and after an error of the
+    # device every later call fails too
     is_worker_spent: bool = False
+    # the exception itself where it was raised in this process
     exception: BaseException | None = field(default=None, compare=False, repr=False)
 
     @classmethod

@@ -25,19 +25,12 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the processes of a run may use here.
+    """What the processes of a run may use here."""
 
-    Attributes:
-        num_cpus: CPUs that this process may run on.
-        memory_bytes: memory of the machine, or of the control group where that is less.
-        available_bytes: what of it is free now, or could be freed without swapping.
-        gpus: those that torch sees.
-    """
-
-    num_cpus: int
-    memory_bytes: int
-    available_bytes: int
-    gpus: tuple[Gpu, ...] = ()
+    num_cpus: int  # CPUs that this process may run on
+    memory_bytes: int  # memory of the machine, or of the control group where that is less
+    available_bytes: int  # what of it is free now, or could be freed without swapping
+    gpus: tuple[Gpu, ...] = ()  # those that torch sees
 
 
 def this_machine() -> Machine:

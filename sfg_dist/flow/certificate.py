@@ -40,25 +40,15 @@ _MAX_TIMES = 32
 
 @dataclass(frozen=True)
 class Measured:
-    """Thresholds by time, and what was measured of them on fresh pilots.
+    """Thresholds by time, and what was measured of them on fresh pilots."""
 
-    Attributes:
-        tolerance: of the posterior mean's error, in units of sigma_data.
-        beta_sq: the times, as noise variances, falling.
-        thresholds: at these times; 0 where the certified bound serves.
-        num_over: fresh pilots over the tolerance at these times.
-        largest: the largest error of a fresh pilot at any time.
-        num_fresh: fresh pilots at each time.
-        seed: of all pilots.
-    """
-
-    tolerance: float
-    beta_sq: tuple[float, ...]
-    thresholds: tuple[float, ...]
-    num_over: tuple[int, ...]
-    largest: float
-    num_fresh: int = NUM_FRESH
-    seed: int = 0
+    tolerance: float  # of the posterior mean's error, in units of sigma_data
+    beta_sq: tuple[float, ...]  # the times, as noise variances, falling
+    thresholds: tuple[float, ...]  # at these times; 0 where the certified bound serves
+    num_over: tuple[int, ...]  # fresh pilots over the tolerance at these times
+    largest: float  # the largest error of a fresh pilot at any time
+    num_fresh: int = NUM_FRESH  # fresh pilots at each time
+    seed: int = 0  # of all pilots
 
     def threshold(self, beta_sq: float) -> float:
         """The lower threshold of the two times about ``beta_sq``; 0 beyond the first and the last time."""

@@ -17,21 +17,13 @@ from sfg_dist.job.words import shown
 
 @dataclass(frozen=True)
 class JobKey:
-    """One key of a job.
+    """One key of a job."""
 
-    Attributes:
-        table: the table that it stands in.
-        name: its name there.
-        takes: what it may be set to, in words.
-        default: the value that it has where it is not given, as TOML; empty where there is none.
-        effect: what it does, with its unit.
-    """
-
-    table: str
-    name: str
-    takes: str
-    default: str
-    effect: str
+    table: str  # the table that it stands in
+    name: str  # its name there
+    takes: str  # what it may be set to, in words
+    default: str  # the value that it has where it is not given, as TOML; empty where there is none
+    effect: str  # what it does, with its unit
 
 
 def job_keys(wanted: str | None = None) -> list[JobKey]:

@@ -110,37 +110,27 @@ def normal_rows(seed: int, stream: Stream, start: int, stop: int, dim: int) -> N
 
 @dataclass(frozen=True)
 class Plan:
-    """What a store of pairs holds, written once when it is created.
+    """What a store of pairs holds, written once when it is created."""
 
-    Attributes:
-        identity: what decides the bits: tables ``data``, ``transform`` and ``labels`` of the job without the keys that
-            do not, the fingerprints of the reference and of the user's query points, and what was chosen for the
-            reference: t_min; sigma_data where no transform gives it spread 1; and for ``labels.time_grid = "fitted"``
-            the grid of each direction; and for ``labels.certificate = "measured"`` the thresholds of each direction.
-        num_pairs: rows of latents and of labels, in all records together.
-        dim: columns of latents and of labels, the flow's dimension; those of ``condition`` are the last, and the same
-            in both.
-        shard_rows: rows of a shard, the last one may be shorter.
-        columns: the user's column names, in order.
-        source: what the job called the table when the store was created; no part of the identity.
-        versions: of this package, numpy and torch when the store was created; a difference warns.
-        format_version: of the layout on disk.
-        earlier_ends: num_pairs as it was before each extension, ascending; empty where the store was never extended.
-        frame: sha256 of the manifest of the store's frame, empty before that is laid out; no part of the identity.
-        has_names: whether the store's arrays name their dimensions and its transform the types of columns; not so in a
-            store of version 0.1.0, whose objects are made again as they were. No part of the identity.
-    """
-
+    # what decides the bits: tables ``data``, ``transform`` and ``labels`` of the job without the keys that do not, the
+    # fingerprints of the reference and of the user's query points, and what was chosen for the reference: t_min;
+    # sigma_data where no transform gives it spread 1; and for ``labels.time_grid = "fitted"`` the grid of each
+    # direction; and for ``labels.certificate = "measured"`` the thresholds of each direction
     identity: Mapping[str, Any]
-    num_pairs: int
+    num_pairs: int  # rows of latents and of labels, in all records together
+    # columns of latents and of labels, the flow's dimension; those of ``condition`` are the last, and the same in both
     dim: int
-    shard_rows: int
-    columns: tuple[str, ...]
-    source: str
-    versions: Mapping[str, str]
-    format_version: int = FORMAT_VERSION
+    shard_rows: int  # rows of a shard, the last one may be shorter
+    columns: tuple[str, ...]  # the user's column names, in order
+    source: str  # what the job called the table when the store was created; no part of the identity
+    versions: Mapping[str, str]  # of this package, numpy and torch when the store was created; a difference warns
+    format_version: int = FORMAT_VERSION  # of the layout on disk
+    # num_pairs as it was before each extension, ascending; empty where the store was never extended
     earlier_ends: tuple[int, ...] = ()
+    # sha256 of the manifest of the store's frame, empty before that is laid out; no part of the identity
     frame: str = field(default="", compare=False)
+    # whether the store's arrays name their dimensions and its transform the types of columns; not so in a store of
+    # version 0.1.0, whose objects are made again as they were. No part of the identity.
     has_names: bool = field(default=True, compare=False)
 
     @property

@@ -41,23 +41,14 @@ _MADE_ON = {"event": {"report"}, "device": str, "versions": {str: str}}
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """All that an evaluation looks at; rows are in the user's units.
+    """All that an evaluation looks at; rows are in the user's units."""
 
-    Attributes:
-        job: the checked job.
-        prepared: its table, with the transform of the store.
-        pairs: the complete store.
-        generator: fitted to them.
-        samples: rows that it drew, shape (num_samples, num_columns).
-        labels: of the first pairs, as many at most, shape (num_labels, num_columns).
-    """
-
-    job: Job
-    prepared: Prepared
-    pairs: Pairs
-    generator: Generator
-    samples: NDArray[np.float64]
-    labels: NDArray[np.float64]
+    job: Job  # the checked job
+    prepared: Prepared  # its table, with the transform of the store
+    pairs: Pairs  # the complete store
+    generator: Generator  # fitted to them
+    samples: NDArray[np.float64]  # rows that it drew, shape (num_samples, num_columns)
+    labels: NDArray[np.float64]  # of the first pairs, as many at most, shape (num_labels, num_columns)
 
     @classmethod
     def of(

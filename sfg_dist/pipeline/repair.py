@@ -31,17 +31,11 @@ ALLOWED_KEYS = ("executor.", "labels.num_threads=", "labels.memory_gib=")
 
 @dataclass(frozen=True)
 class Mended:
-    """What a repair did, or would do in a dry run.
+    """What a repair did, or would do in a dry run."""
 
-    Attributes:
-        report: what was wrong before.
-        shards: those labelled again.
-        frame: objects of the frame that were written again.
-    """
-
-    report: Report
-    shards: tuple[int, ...]
-    frame: tuple[str, ...]
+    report: Report  # what was wrong before
+    shards: tuple[int, ...]  # those labelled again
+    frame: tuple[str, ...]  # objects of the frame that were written again
 
 
 def job_beside(pairs: Pairs, overrides: Sequence[str] = ()) -> Job:

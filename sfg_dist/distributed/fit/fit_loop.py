@@ -38,21 +38,14 @@ class DivergedError(TrainingError):
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a fit calls while it runs; each may be left out.
+    """What a fit calls while it runs; each may be left out."""
 
-    Attributes:
-        on_epoch: called on rank 0 with an epoch's entry in the history.
-        on_live: called on rank 0 every few seconds with how far the epoch is.
-        report: called on every rank with an epoch's entry.
-        should_stop: whether this process was asked to end; the fit then writes a checkpoint and raises
-            KeyboardInterrupt.
-        is_preempted: whether a node of a rank will be taken away soon; every rank asks at the same steps.
-    """
-
-    on_epoch: Report | None = None
-    on_live: Report | None = None
-    report: Report | None = None
+    on_epoch: Report | None = None  # called on rank 0 with an epoch's entry in the history
+    on_live: Report | None = None  # called on rank 0 every few seconds with how far the epoch is
+    report: Report | None = None  # called on every rank with an epoch's entry
+    # whether this process was asked to end; the fit then writes a checkpoint and raises KeyboardInterrupt
     should_stop: Callable[[], bool] | None = None
+    # whether a node of a rank will be taken away soon; every rank asks at the same steps
     is_preempted: Callable[[], bool] | None = None
 
 

@@ -27,20 +27,13 @@ Entry = Mapping[str, float]
 
 @dataclass(frozen=True)
 class TrainHooks:
-    """What the fits call.
+    """What the fits call."""
 
-    Attributes:
-        emit: called with every event: its name, then its details by keyword.
-        on_epoch: called with each entry of the network's history.
-        on_live: called every few seconds with how far the epoch is.
-        need_ray: called before Ray is used.
-        validation: gives the rows that choose among the encoder's weights, in the flow's coordinates.
-    """
-
-    emit: Callable[..., None]
-    on_epoch: Callable[[Entry], None]
-    on_live: Callable[[Entry], None]
-    need_ray: Callable[[], None]
+    emit: Callable[..., None]  # called with every event: its name, then its details by keyword
+    on_epoch: Callable[[Entry], None]  # called with each entry of the network's history
+    on_live: Callable[[Entry], None]  # called every few seconds with how far the epoch is
+    need_ray: Callable[[], None]  # called before Ray is used
+    # gives the rows that choose among the encoder's weights, in the flow's coordinates
     validation: Callable[[], NDArray[np.float32]]
 
 
@@ -140,15 +133,11 @@ def _fit_network(pairs: Pairs, job: Job, checkpoints: str, hooks: TrainHooks, po
 
 @dataclass(frozen=True)
 class _EncoderFit:
-    """The encoder's fit, which may go on beside the other.
+    """The encoder's fit, which may go on beside the other."""
 
-    Attributes:
-        result: waits for the encoder and its mass; None each where the job wants none.
-        poll: passes on what the fit has said meanwhile.
-    """
-
+    # waits for the encoder and its mass; None each where the job wants none
     result: Callable[[], tuple[Encoder | None, Mass | None]]
-    poll: Callable[[], None] = lambda: None
+    poll: Callable[[], None] = lambda: None  # passes on what the fit has said meanwhile
 
 
 @contextmanager

@@ -17,13 +17,9 @@ from ray.train.torch import TorchConfig
 
 @dataclass
 class FileConfig(TorchConfig):
-    """Ray Train's settings of a process group whose ranks meet by a file.
+    """Ray Train's settings of a process group whose ranks meet by a file."""
 
-    Attributes:
-        folder: a directory that all ranks reach, and nobody else.
-    """
-
-    folder: str = ""
+    folder: str = ""  # a directory that all ranks reach, and nobody else
 
     @property
     def backend_cls(self) -> type:

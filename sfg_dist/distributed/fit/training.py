@@ -42,21 +42,13 @@ STOP_GRACE_S = 10.0
 
 @dataclass(frozen=True)
 class WorkerTask:
-    """What a worker of Ray Train is told.
+    """What a worker of Ray Train is told."""
 
-    Attributes:
-        url: of the store.
-        checkpoints: a path or URL that every worker reaches.
-        settings: the keys of a TrainConfig.
-        attempt: the name of this attempt, for ``Hold``.
-        watch_preemption: whether Ray is asked for nodes that will be taken away.
-    """
-
-    url: str
-    checkpoints: str
-    settings: Mapping[str, object]
-    attempt: str
-    watch_preemption: bool
+    url: str  # of the store
+    checkpoints: str  # a path or URL that every worker reaches
+    settings: Mapping[str, object]  # the keys of a TrainConfig
+    attempt: str  # the name of this attempt, for ``Hold``
+    watch_preemption: bool  # whether Ray is asked for nodes that will be taken away
 
 
 def fit_inline(

@@ -34,17 +34,11 @@ _MEASURED_PAIRS = 3e8  # of a latent and a reference row, in a batch that is mea
 
 @dataclass(frozen=True)
 class Choice:
-    """Who labels.
+    """Who labels."""
 
-    Attributes:
-        executor: "inline" or "ray".
-        num_processes: without Ray, processes beside this one; 0 where this one labels.
-        words: who it is, and why.
-    """
-
-    executor: str
-    num_processes: int
-    words: str
+    executor: str  # "inline" or "ray"
+    num_processes: int  # without Ray, processes beside this one; 0 where this one labels
+    words: str  # who it is, and why
 
 
 def choose(

@@ -70,19 +70,13 @@ class WorkerLost(LabelEvent):
 
 @dataclass(frozen=True)
 class ShardDone(LabelEvent):
-    """A shard is committed.
-
-    Attributes:
-        done: shards committed so far.
-        total: shards in all.
-        record: the commit record.
-        seconds: what its worker spent on it, the write included; None where this run's worker did not make it.
-    """
+    """A shard is committed."""
 
     name = "shard"
-    done: int
-    total: int
-    record: Record
+    done: int  # shards committed so far
+    total: int  # shards in all
+    record: Record  # the commit record
+    # what its worker spent on it, the write included; None where this run's worker did not make it
     seconds: float | None = None
 
     def details(self) -> JsonObject:

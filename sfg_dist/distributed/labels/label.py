@@ -35,19 +35,14 @@ def label_settings(job: Job, emit: Callable[..., None]) -> LabelSettings:
 
 @dataclass(frozen=True)
 class Means:
-    """What a run of labels may use.
+    """What a run of labels may use."""
 
-    Attributes:
-        why_ray: the key that asks for Ray, as ``executor.why_ray`` says it; None where the rate decides.
-        need_ray: starts Ray; called before it is used.
-        reserved: of the machine's or Ray's resources, what something else holds meanwhile.
-        template: of processes, where one was started before; it is closed by who made it.
-    """
-
+    # the key that asks for Ray, as ``executor.why_ray`` says it; None where the rate decides
     why_ray: str | None = None
-    need_ray: Callable[[], None] = lambda: None
+    need_ray: Callable[[], None] = lambda: None  # starts Ray; called before it is used
+    # of the machine's or Ray's resources, what something else holds meanwhile
     reserved: Mapping[str, float] = field(default_factory=dict)
-    template: Template | None = None
+    template: Template | None = None  # of processes, where one was started before; it is closed by who made it
 
 
 def label_pending(pairs: Pairs, executor: ExecutorConfig, asked: LabelSettings, means: Means | None = None) -> None:

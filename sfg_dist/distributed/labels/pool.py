@@ -31,17 +31,12 @@ class Result:
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """Where a worker runs.
+    """Where a worker runs."""
 
-    Attributes:
-        host, pid: its process.
-        device: name of its device, as its commit records have it.
-        load_s: seconds that it took to open the store and prepare the reference; None where nobody measured them.
-    """
-
-    host: str
+    host: str  # host, pid: its process
     pid: int
-    device: str
+    device: str  # name of its device, as its commit records have it
+    # seconds that it took to open the store and prepare the reference; None where nobody measured them
     load_s: float | None = None
 
 
@@ -139,31 +134,20 @@ class ShardStore(Protocol):
 
 @dataclass(frozen=True)
 class Policy:
-    """How patient the driver is.
+    """How patient the driver is."""
 
-    Attributes:
-        max_attempts: failed attempts at a shard before it is given up.
-        max_given_up: shards given up before the run stops early.
-        shard_timeout_s: a shard that runs longer hangs; None for 10 times the median of its kind of worker, but 60 s.
-        start_timeout_s: how long no worker at all may be ready.
-        full_wait_s: how long a full disk is waited for, all pauses together.
-        grace_s: how long shards at work may go on after a request to stop.
-        notice_s: the same after SIGUSR2, a scheduler's notice; shards that would take longer are ended at once.
-        refresh_s: shortest time between two looks at what another driver has committed.
-        tick_s: time between two looks at the clock.
-        seed: of the jitter in pauses, and of the order after another driver was met.
-    """
-
-    max_attempts: int = 4
-    max_given_up: int = 3
+    max_attempts: int = 4  # failed attempts at a shard before it is given up
+    max_given_up: int = 3  # shards given up before the run stops early
+    # a shard that runs longer hangs; None for 10 times the median of its kind of worker, but 60 s
     shard_timeout_s: float | None = None
-    start_timeout_s: float = 600.0
-    full_wait_s: float = 60.0
-    grace_s: float = 5.0
+    start_timeout_s: float = 600.0  # how long no worker at all may be ready
+    full_wait_s: float = 60.0  # how long a full disk is waited for, all pauses together
+    grace_s: float = 5.0  # how long shards at work may go on after a request to stop
+    # the same after SIGUSR2, a scheduler's notice; shards that would take longer are ended at once
     notice_s: float = 30.0
-    refresh_s: float = 30.0
-    tick_s: float = 0.5
-    seed: int = 0
+    refresh_s: float = 30.0  # shortest time between two looks at what another driver has committed
+    tick_s: float = 0.5  # time between two looks at the clock
+    seed: int = 0  # of the jitter in pauses, and of the order after another driver was met
 
     @classmethod
     def of(cls, executor: ExecutorConfig) -> Policy:

@@ -37,15 +37,10 @@ _BUILD_COPIES = 1.25  # of a block's rows beside it, while it is built (measured
 
 @dataclass(frozen=True)
 class ReferenceBytes:
-    """Bytes that a reference takes in a process, beside interpreter and libraries (``base_bytes``).
+    """Bytes that a reference takes in a process, beside interpreter and libraries (``base_bytes``)."""
 
-    Attributes:
-        resident: with all of it in memory.
-        streamed: with one block at a time, which is the least.
-    """
-
-    resident: int
-    streamed: int
+    resident: int  # with all of it in memory
+    streamed: int  # with one block at a time, which is the least
 
 
 def reference_memory(num_reference: int, dim: int, *, has_clusters: bool, is_whole: bool = False) -> ReferenceBytes:

@@ -38,38 +38,23 @@ HERE, SEEN = "this machine has", "GPUs that torch sees"
 
 @dataclass(frozen=True)
 class ActorMemory:
-    """Peak memory of one actor.
+    """Peak memory of one actor."""
 
-    Attributes:
-        host_bytes: on the host.
-        device_bytes: on its GPU, 0 for an actor on CPUs.
-        reference_bytes: the part of either that is the reference set and what is built over it.
-        shared_bytes: the part on the host that all actors of a node map together.
-        least_bytes: of one that holds one block of the reference at a time; 0 where it must hold all of it.
-    """
-
-    host_bytes: int
-    device_bytes: int
-    reference_bytes: int
-    shared_bytes: int
-    least_bytes: int
+    host_bytes: int  # on the host
+    device_bytes: int  # on its GPU, 0 for an actor on CPUs
+    reference_bytes: int  # the part of either that is the reference set and what is built over it
+    shared_bytes: int  # the part on the host that all actors of a node map together
+    least_bytes: int  # of one that holds one block of the reference at a time; 0 where it must hold all of it
 
 
 @dataclass(frozen=True)
 class RunMemory:
-    """Memory that a run takes.
+    """Memory that a run takes."""
 
-    Attributes:
-        actors: of one actor, by kind of device.
-        driver_bytes: of the process that holds the table and hands out shards, and of Ray's own processes.
-        total_bytes: of all that runs on this machine.
-        limit_bytes: what this machine, or its control group, has.
-    """
-
-    actors: dict[DeviceKind, ActorMemory]
-    driver_bytes: int
-    total_bytes: int
-    limit_bytes: int
+    actors: dict[DeviceKind, ActorMemory]  # of one actor, by kind of device
+    driver_bytes: int  # of the process that holds the table and hands out shards, and of Ray's own processes
+    total_bytes: int  # of all that runs on this machine
+    limit_bytes: int  # what this machine, or its control group, has
 
 
 def choose_workers(job: Job, machine: Machine) -> Workers:

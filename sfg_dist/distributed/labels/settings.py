@@ -15,26 +15,18 @@ from sfg_dist.distributed.labels.workers import DriverId
 
 @dataclass(frozen=True)
 class LabelSettings:
-    """Settings of a run of labels.
+    """Settings of a run of labels."""
 
-    Attributes:
-        num_threads: CPU threads of a worker.
-        memory_gib: memory that a worker may hold resident, in GiB; None for what its machine has free.
-        only: pending shards to label; None for all.
-        policy: how patient the driver is.
-        labeler: the class whose ``label(shard, attempt)`` does the work; None for ShardLabeler.
-        driver: the driver's id; None for a new one.
-        on_event: told what happens.
-        on_snapshot: told how all stands, every two seconds at most and at the end.
-    """
-
-    num_threads: int = 1
+    num_threads: int = 1  # CPU threads of a worker
+    # memory that a worker may hold resident, in GiB; None for what its machine has free
     memory_gib: float | None = None
-    only: Collection[int] | None = None
-    policy: Policy = field(default_factory=Policy)
+    only: Collection[int] | None = None  # pending shards to label; None for all
+    policy: Policy = field(default_factory=Policy)  # how patient the driver is
+    # the class whose ``label(shard, attempt)`` does the work; None for ShardLabeler
     labeler: Callable[..., Any] | None = None
-    driver: DriverId | None = None
-    on_event: Callable[[LabelEvent], None] | None = None
+    driver: DriverId | None = None  # the driver's id; None for a new one
+    on_event: Callable[[LabelEvent], None] | None = None  # told what happens
+    # told how all stands, every two seconds at most and at the end
     on_snapshot: Callable[[Snapshot], None] | None = None
 
     @property

@@ -28,28 +28,18 @@ RAY_BYTES = int(0.4 * GIB)  # Ray's own processes on a node
 
 @dataclass(frozen=True)
 class StoreBytes:
-    """Bytes of a store: of its arrays, which are exact, and of the rest.
-
-    Attributes:
-        order: the reference's order in clusters; 0 where labels use none.
-        transform: the column transform's arrays.
-        queries: the user's own query points; 0 where latents are drawn.
-        metadata: zarr.json files, the plan with its copy, and the manifest of the frame.
-        commits: commit records, an estimate.
-        logs: the event log and the job, an estimate.
-        column: names of the pairs' columns.
-    """
+    """Bytes of a store: of its arrays, which are exact, and of the rest."""
 
     latents: int
     labels: int
     reference: int
-    order: int
-    transform: int
-    queries: int
-    metadata: int
-    commits: int
-    logs: int
-    column: int = 0
+    order: int  # the reference's order in clusters; 0 where labels use none
+    transform: int  # the column transform's arrays
+    queries: int  # the user's own query points; 0 where latents are drawn
+    metadata: int  # zarr.json files, the plan with its copy, and the manifest of the frame
+    commits: int  # commit records, an estimate
+    logs: int  # the event log and the job, an estimate
+    column: int = 0  # names of the pairs' columns
 
     @property
     def arrays(self) -> int:

@@ -14,22 +14,14 @@ DeviceKind = Literal["cpu", "cuda"]
 
 @dataclass(frozen=True)
 class Workers:
-    """The workers of a run.
+    """The workers of a run."""
 
-    Attributes:
-        executor: "inline", processes of this machine without Ray, or "ray", actors.
-        num_actors: workers by kind of device; kinds without one are left out.
-        num_gpus_per_actor: GPUs that an actor of kind "cuda" holds.
-        num_threads: CPU threads of each.
-        actors_per_group: actors that share one reference, and work on one shard together.
-        is_elsewhere: whether they are on a cluster that runs already, and this machine only stands for theirs.
-    """
-
-    executor: str
-    num_actors: dict[DeviceKind, int]
-    num_gpus_per_actor: float
-    num_threads: int
-    actors_per_group: int
+    executor: str  # "inline", processes of this machine without Ray, or "ray", actors
+    num_actors: dict[DeviceKind, int]  # workers by kind of device; kinds without one are left out
+    num_gpus_per_actor: float  # GPUs that an actor of kind "cuda" holds
+    num_threads: int  # CPU threads of each
+    actors_per_group: int  # actors that share one reference, and work on one shard together
+    # whether they are on a cluster that runs already, and this machine only stands for theirs
     is_elsewhere: bool = False
 
     @property

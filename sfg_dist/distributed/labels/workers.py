@@ -21,42 +21,26 @@ KEPT_FAILURES = 50
 
 @dataclass
 class Call:
-    """Shards handed to a worker together.
+    """Shards handed to a worker together."""
 
-    Attributes:
-        attempts: the number of the attempt at each shard, in order.
-        begun: when the worker came to it, by the pool's clock; for a waiting call, when it was handed over.
-    """
-
-    attempts: dict[int, int]
-    begun: float
+    attempts: dict[int, int]  # the number of the attempt at each shard, in order
+    begun: float  # when the worker came to it, by the pool's clock; for a waiting call, when it was handed over
 
 
 @dataclass
 class Worker:
-    """One worker of the pool.
+    """One worker of the pool."""
 
-    Attributes:
-        name: its id in the pool.
-        started: when it was asked for, by the pool's clock.
-        is_ready: whether it has answered.
-        info: where it runs; None until it has answered.
-        calls: what it holds, the one at work first.
-        leave_by: when it must be gone, by the pool's clock; None while it stays.
-        done, rows: shards that it has committed, and their rows.
-        busy_s: seconds at work.
-    """
-
-    name: str
+    name: str  # its id in the pool
     role: str
-    started: float
-    is_ready: bool = False
-    info: WorkerInfo | None = None
-    calls: deque[Call] = field(default_factory=deque)
-    leave_by: float | None = None
-    done: int = 0
+    started: float  # when it was asked for, by the pool's clock
+    is_ready: bool = False  # whether it has answered
+    info: WorkerInfo | None = None  # where it runs; None until it has answered
+    calls: deque[Call] = field(default_factory=deque)  # what it holds, the one at work first
+    leave_by: float | None = None  # when it must be gone, by the pool's clock; None while it stays
+    done: int = 0  # done, rows: shards that it has committed, and their rows
     rows: int = 0
-    busy_s: float = 0.0
+    busy_s: float = 0.0  # seconds at work
 
     @property
     def kind(self) -> str:

@@ -34,19 +34,12 @@ _MOST_COLUMNS = 200  # that the comments show
 
 @dataclass(frozen=True, eq=False)
 class FirstJob:
-    """A job that was made for a table.
+    """A job that was made for a table."""
 
-    Attributes:
-        job: the checked job.
-        text: the same as a file, with comments.
-        look: what the table holds.
-        chosen: what was left out or decided, a sentence each.
-    """
-
-    job: Job
-    text: str
-    look: TableLook
-    chosen: tuple[str, ...]
+    job: Job  # the checked job
+    text: str  # the same as a file, with comments
+    look: TableLook  # what the table holds
+    chosen: tuple[str, ...]  # what was left out or decided, a sentence each
 
 
 def first_job(

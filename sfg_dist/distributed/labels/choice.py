@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sfg_dist.distributed.machine import Machine
     from sfg_dist.store import Pairs
 
-RAY_START_S = 8.0  # of a Ray of this machine and its first actors, measured on 2 cores
+RAY_START_S = 8.0  # of Ray and its first actors: on 2 cores the quickstart's labels take 7 s longer by it
 PROCESS_START_S = 2.0  # of the first process of this machine: it imports torch
 FORK_START_S = 0.3  # of one that is forked from a template that is there
 FEW_NUMBERS = 4e9  # rows times evaluations times numbers of the reference: a second or two at most, however busy it is

@@ -26,7 +26,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from sfg_dist.flow.posterior.cpu.kernels import LOG2E, listed_rows
-from sfg_dist.flow.posterior.cpu.leaf_sums import HUGE, LEAF, fade, word
+from sfg_dist.flow.posterior.cpu.leaf_sums import HUGE, LEAF, draw_in, word
 from sfg_dist.flow.posterior.cpu.simd import (
     bits_below,
     cached_njit,
@@ -212,16 +212,6 @@ def _expected_error(bounds, laws, axes, group, at, guess, inv_sigma, mass, most,
 
 
 @njit(nogil=True, error_model="numpy")
-def _draw_in(anchor, closest, scale, sums64, side64):
-    """Turn a row's sums under ``anchor`` into those under ``closest``, which is returned."""
-    share = fade(anchor, closest, scale)
-    sums64[0] *= share
-    for k in range(len(side64)):
-        side64[k] *= share
-    return closest
-
-
-@njit(nogil=True, error_model="numpy")
 def _pick(
     query, inv_sigma_sq, threshold, offsets, sizes, bounds, laws, blocks, axes, leaves, sums64, side64, room, work
 ):
@@ -259,7 +249,8 @@ def _pick(
                 store(lanes, 8 + 8 * k, fma(w, load(means, 8 * (i * dim + k)), load(lanes, 8 + 8 * k)))
         num_nodes += 8 * num_groups
         if (anchor - closest) * scale > MARGIN:  # masses may have left float32: take this level again
-            anchor = _draw_in(anchor, closest, scale, sums64, side64)
+            draw_in(anchor, closest, scale, sums64, side64)
+            anchor = closest
             continue
         # The nearest row's own mass is 1 or more, though its nodes say nothing about it yet.
         known = sums64[0] + total(load(lanes, 0))
@@ -287,7 +278,8 @@ def _pick(
         for k in range(dim):
             side64[k] += total(load(lanes, 8 + 8 * k))
         if closest < anchor:  # the nearest row is not farther than a node's mean squared distance
-            anchor = _draw_in(anchor, closest, scale, sums64, side64)
+            draw_in(anchor, closest, scale, sums64, side64)
+            anchor = closest
         num_stand_ins += 8 * num_groups - num_open
         if level == 0:
             break

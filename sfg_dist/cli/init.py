@@ -9,7 +9,7 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -146,8 +146,14 @@ def _table(what: str) -> str:
 
 def _asked_directory(overrides: list[str]) -> str | None:
     """The output.dir among the overrides."""
-    given = [text for key, _, text in (each.partition("=") for each in overrides) if key.strip() == "output.dir"]
-    return given[-1].strip().strip("\"'") if given else None
+    from sfg_dist.job.config import Job
+    from sfg_dist.job.toml_documents import apply_override
+
+    document: dict[str, Any] = {}
+    for assignment in overrides:
+        apply_override(document, assignment, Job)
+    directory: str | None = document.get("output", {}).get("dir")
+    return directory
 
 
 def _job_there(what: str, directory: str, overrides: list[str]) -> Job | None:

@@ -36,10 +36,11 @@ def small(monkeypatch):
 
 @pytest.mark.slow
 def test_all_stages_give_the_bits_of_the_table_held_whole(make_job, store_bytes, table, small):
-    labels = {"num_pairs": 300, "memory_gib": 6.0}
-    passes = Pipeline(make_job("passes", data=table, labels=labels))
+    """In this process, which alone has the small blocks."""
+    labels, here = {"num_pairs": 300, "memory_gib": 6.0}, {"kind": "inline", "num_actors": 1}
+    passes = Pipeline(make_job("passes", data=table, labels=labels, executor=here))
     assert not passes.prepared.is_whole
-    whole = Pipeline(make_job("whole", data=table, labels={"num_pairs": 300}))
+    whole = Pipeline(make_job("whole", data=table, labels={"num_pairs": 300}, executor=here))
     assert whole.prepared.is_whole
     for pipeline in (passes, whole):
         pipeline.label()

@@ -329,7 +329,11 @@ def test_errors_come_out_as_they_are_a_full_disk_is_waited_for_and_the_other_sha
     assert [entry["action"] for entry in failed if entry["shard"] == 1] == ["retry"] * 3 + ["give_up"]
     assert len(failed) == 5
     assert len(events.of("worker_started")) == 1
-    assert not list(SHARED_MEMORY.glob(f"*/{pairs.plan.run_id}*"))
+    # The run waits 10 s for the task, whose process may take longer to start.
+    deadline = time.monotonic() + patience(60)
+    while list(SHARED_MEMORY.glob(f"*/{pairs.plan.run_id}*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     label_inline(pairs.location.url)
     assert store_bytes(pairs.location.url) == store_bytes(alone.location.url)
 

@@ -2,13 +2,14 @@
 
 Numba knows the first two places. It raises where both are read-only or missing, as in containers. It also lets two
 processes that compile one kernel for different types write to the same file, and each would run the other's code: here
-they take turns.
+they take turns. Processes that need one kernel at once compile it once: the others wait, and load what the first kept.
 """
 
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from numba import njit
 from numba.core import config
 from numba.core.caching import IndexDataCacheFile
+from numba.core.compiler_lock import global_compiler_lock
 
 from sfg_dist.job.paths import private_folder
 
@@ -44,7 +46,25 @@ def cache_file(dispatcher: Any) -> Any:
 def _kept(dispatcher: Any) -> Any:
     if isinstance(file := cache_file(dispatcher), IndexDataCacheFile):
         file.__class__ = _OneAtATime
+        compile_signature = dispatcher.compile
+
+        def compile_once(signature: Any) -> Any:
+            # numba's lock comes first: else a thread that holds it could wait here for one that waits for it
+            with global_compiler_lock, _locked(f"{file._index_path}.compiling"):
+                return compile_signature(signature)
+
+        dispatcher.compile = compile_once
     return dispatcher
+
+
+@contextmanager
+def _locked(path: str) -> Iterator[None]:
+    """A lock between processes; none where its file cannot be made, as beside kernels that came with an image."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            lock = stack.enter_context(Path(path).open("wb"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 class _OneAtATime(IndexDataCacheFile):
@@ -52,8 +72,7 @@ class _OneAtATime(IndexDataCacheFile):
 
     def save(self, key: Any, data: Any) -> None:
         """Keep the code of a signature."""
-        with Path(f"{self._index_path}.lock").open("wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with _locked(f"{self._index_path}.lock"):
             overloads = self._load_index()
             taken = set(overloads.values())
             name = overloads.get(key) or next(n for n in map(self._data_name, count(1)) if n not in taken)

@@ -183,6 +183,33 @@ def test_processes_that_compile_a_kernel_for_other_types_keep_a_file_each(tmp_pa
     assert len(names) == 2
 
 
+AT_ONCE = """
+import sys, time
+from sfg_dist.job.kernel_cache import cached_njit
+import kernels
+kernel = cached_njit()(kernels.add_one)
+print("ready", flush=True)
+sys.stdin.readline()
+kernel(1)
+print(sum(kernel.stats.cache_misses.values()))
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_need_a_kernel_at_once_compile_it_once(tmp_path):
+    lines = "\n".join(f"    value = value * 3 + {k}" for k in range(200))  # a second or so to compile
+    (tmp_path / "kernels.py").write_text(f"def add_one(value):\n{lines}\n    return value\n")
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": f"{PACKAGE_ROOT}:{tmp_path}"}
+    command, pipe = [sys.executable, "-c", AT_ONCE], subprocess.PIPE
+    both = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) for _ in range(2)]
+    for process in both:
+        assert process.stdout.readline() == "ready\n"
+    for process in both:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    assert sorted(int(process.communicate()[0]) for process in both) == [0, 1]
+
+
 def test_a_private_folder_is_nobody_elses(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     folder = Path(private_folder("a"))

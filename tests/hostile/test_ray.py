@@ -1,4 +1,4 @@
-"""What listens where while Ray works, who gets in, and what it leaves: loopback, a token, a directory of one user."""
+"""What listens where while a run works, who gets in, and what it leaves: loopback, a token, a directory of one user."""
 
 import contextlib
 import json
@@ -98,6 +98,25 @@ def test_a_run_into_a_bucket_listens_on_loopback_alone_and_leaves_nothing(tmp_pa
     state = json.loads(sfg(tmp_path, "status", f"{s3_url}/ray", "--json").stdout)
     assert state["is_complete"]
     assert state["drivers"][0]["state"] == "ended"
+
+
+def test_labels_by_processes_of_this_machine_listen_nowhere(tmp_path, make_job):
+    executor = {"kind": "inline", "num_actors": 2}
+    job = make_job(output={"dir": str(tmp_path / "run")}, executor=executor, train={"num_epochs": 1})
+    (tmp_path / "job.toml").write_text(job.to_toml())
+    command = [sys.executable, "-m", "sfg_dist", "run", "job.toml", "--json"]
+    seen, most = set(), 0
+    environment = os.environ | {"PYTHONPATH": PACKAGE_ROOT}
+    with (tmp_path / "log").open("w") as log:
+        started = psutil.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
+        while started.poll() is None:
+            seen |= listeners(started)
+            with contextlib.suppress(psutil.Error):
+                most = max(most, len(started.children(recursive=True)))
+            time.sleep(0.02)
+    assert started.wait() == 0, (tmp_path / "log").read_text()
+    assert most >= 3  # the template and two processes
+    assert seen == set()
 
 
 EARLY = """

@@ -19,6 +19,8 @@ from commands import sfg
 from patience import patience
 
 from sfg_dist.distributed import cluster
+from sfg_dist.distributed.labels.inline import label_with_processes
+from sfg_dist.distributed.labels.settings import LabelSettings
 from sfg_dist.job.errors import ClusterError
 from sfg_dist.job.search_path import PACKAGE_ROOT
 from sfg_dist.launch import slurm_task
@@ -100,22 +102,19 @@ def test_a_run_into_a_bucket_listens_on_loopback_alone_and_leaves_nothing(tmp_pa
     assert state["drivers"][0]["state"] == "ended"
 
 
-def test_labels_by_processes_of_this_machine_listen_nowhere(tmp_path, make_job):
-    executor = {"kind": "inline", "num_actors": 2}
-    job = make_job(output={"dir": str(tmp_path / "run")}, executor=executor, train={"num_epochs": 1})
-    (tmp_path / "job.toml").write_text(job.to_toml())
-    command = [sys.executable, "-m", "sfg_dist", "run", "job.toml", "--json"]
-    seen, most = set(), 0
-    environment = os.environ | {"PYTHONPATH": PACKAGE_ROOT}
-    with (tmp_path / "log").open("w") as log:
-        started = psutil.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
-        while started.poll() is None:
-            seen |= listeners(started)
-            with contextlib.suppress(psutil.Error):
-                most = max(most, len(started.children(recursive=True)))
-            time.sleep(0.02)
-    assert started.wait() == 0, (tmp_path / "log").read_text()
-    assert most >= 3  # the template and two processes
+@pytest.mark.slow
+def test_labels_by_processes_of_this_machine_listen_nowhere(make_store):
+    me, pairs, most, seen = psutil.Process(), make_store(), 0, set()
+    others = me.children(recursive=True)  # what tests before this one started
+
+    def look(event):
+        nonlocal most
+        workers = [each for each in me.children(recursive=True) if each not in others]
+        most = max(most, len(workers))
+        seen.update(*map(listeners, workers))
+
+    label_with_processes(pairs.location.url, 2, LabelSettings(on_event=look))
+    assert most >= 3  # a template and the two that it forks
     assert seen == set()
 
 

@@ -25,7 +25,8 @@ from sfg_dist.store.commits import commit_key
 @pytest.fixture
 def expected(tmp_path, monkeypatch):
     with tarfile.open(Path(__file__).with_name("old_run.tar.xz")) as archive:
-        archive.extractall(tmp_path, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.2 has none
+        archive.extractall(tmp_path)
     monkeypatch.chdir(tmp_path)
     return json.loads(Path("expected.json").read_text())
 

@@ -21,17 +21,10 @@ ROOT_PAGES = {
     "SECURITY.md": "security.md",
     "CHANGELOG.md": "changelog.md",
 }
-_LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
+_LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 _CODE = re.compile(r"(^```.*?^```|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
 _DISPLAY, _INLINE = re.compile(r"\$\$(.+?)\$\$", re.DOTALL), re.compile(r"\$([^$\n]+)\$")
 _PLACE = "formula{}formula"
-
-
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """List the decisions, which are one page each."""
-    pages = sorted(path.name for path in (ROOT / "docs" / "decisions").glob("[0-9]*.md"))
-    config.nav.append({"Decisions": ["decisions/README.md", *(f"decisions/{name}" for name in pages)]})
-    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -65,6 +58,18 @@ def on_page_content(html: str, page: Any, **_: Any) -> str:
     return html
 
 
+def on_post_build(config: MkDocsConfig) -> None:
+    """Every picture that a page shows must be there: MkDocs looks at links alone.
+
+    Raises:
+        FileNotFoundError: one is not.
+    """
+    for page in Path(config.site_dir).rglob("*.html"):
+        for source in re.findall(r'<img[^>]* src="([^":]+)"', page.read_text(encoding="utf-8")):
+            if not (page.parent / source).is_file():
+                raise FileNotFoundError(f"{page.name} shows {source}, which is not there")
+
+
 def _set_aside(text: str, formulas: list[tuple[str, str]]) -> str:
     """A word of its own in place of each formula, which Markdown would take apart."""
 
@@ -81,17 +86,17 @@ def _links(text: str, page: str, root_page: str | None) -> str:
     folder = ROOT if root_page else (ROOT / "docs" / page).parent
 
     def moved(link: re.Match[str]) -> str:
-        label, target = link.groups()
+        is_image, label, target = link.groups()
         path, _, anchor = target.partition("#")
         if not path or "://" in path or not (folder / path).exists():
             return link[0]
         place = (folder / path).resolve().relative_to(ROOT).as_posix()
         if place in ROOT_PAGES:
             place = f"docs/{ROOT_PAGES[place]}"
-        if not place.startswith("docs/") or not place.endswith(".md"):
+        if not place.startswith("docs/") or not (is_image or place.endswith(".md")):
             return f"{label}"  # a file of the checkout
         up = "../" * page.count("/")
-        return f"[{label}]({up}{place.removeprefix('docs/')}{'#' + anchor if anchor else ''})"
+        return f"{is_image}[{label}]({up}{place.removeprefix('docs/')}{'#' + anchor if anchor else ''})"
 
     return _LINK.sub(moved, text)
 

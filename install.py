@@ -51,10 +51,12 @@ class Pip:
     def install(self, *words: str) -> None:
         """`pip install`, which prints errors only.
 
+        Modules are compiled when they are first imported, as after uv: all of them at once takes three times as long
+        as installing them.
         With -qq, too, pip prints a warning for each try at an index that is out of reach, several a package. They
         matter where the installation failed: there each is said once.
         """
-        command = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "-qq", *words]
+        command = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "-qq", "--no-compile", *words]
         # A setting of the user's that holds outside of environments alone.
         environment = {**os.environ, "PIP_USER": "0"}
         done = subprocess.run(command, cwd=HERE, env=environment, stderr=subprocess.PIPE, text=True)

@@ -245,8 +245,9 @@ class Transform:
             return rows
         found = np.array(rows, dtype=np.float64)
         for index, place in enumerate(np.flatnonzero(np.isnan(self.constants))):
-            inner = found[:, place] - self.origins[index]
-            found[:, place] = self.codings[index].encode(inner, self.columns[place]) + self.origins[index]
+            coding, inner = self.codings[index], found[:, place] - self.origins[index]
+            known = ~np.isnan(inner) | (not np.isnan(coding.missing))
+            found[known, place] = coding.encode(inner[known], self.columns[place]) + self.origins[index]
         for lookup in self.lookups:
             column, ends = found[:, lookup.column], lookup.values[~np.isnan(lookup.values)]
             below = ends.min() - max(np.ptp(ends) / 8, 1.0) if len(ends) else 0.0

@@ -297,7 +297,9 @@ def _typed(file: _File, name: str, cells: Any, is_asked: bool) -> tuple[Any, str
 
     found = typed(cells, file.dialect.decimal)
     if pa.types.is_string(found.type):
-        return (None, "") if not is_asked and looks_like_numbers(found, file.dialect.decimal) else (found, "")
+        is_whole_line = not file.dialect.separator_words  # text that nothing separates is no column yet
+        is_odd = not is_asked and (is_whole_line or looks_like_numbers(found, file.dialect.decimal))
+        return (None, "") if is_odd else (found, "")
     if pa.types.is_integer(found.type):
         is_padded, is_code = has_padding(cells)
         if is_code:

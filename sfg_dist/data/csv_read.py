@@ -129,9 +129,8 @@ def read_csv(
         found = [_typed(file, name, column, name in asked) for name, column in zip(wanted, cells, strict=True)]
     else:
         with ThreadPoolExecutor(_NUM_THREADS) as pool:
-            found = list(
-                pool.map(lambda column: _typed(file, *column, column[0] in asked), zip(wanted, cells, strict=True))
-            )
+            are_asked = [name in asked for name in wanted]
+            found = list(pool.map(lambda *column: _typed(file, *column), wanted, cells, are_asked))
     arrays = [array for array, _ in found]
     if texts := {name: cell for name, cell, array in zip(wanted, cells, arrays, strict=True) if array is None}:
         error = file.texts_found(texts)

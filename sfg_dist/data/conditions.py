@@ -59,7 +59,7 @@ class ColumnSplit:
         flow_rows[:, self.targets] = labels
         rows = transform.inverse(flow_rows)
         rows[:, self.places] = conditions
-        return rows
+        return transform.looked_up(rows)
 
 
 def conditions_last(source: str, columns: Sequence[str], names: Sequence[str]) -> list[int]:
@@ -75,13 +75,17 @@ def conditions_last(source: str, columns: Sequence[str], names: Sequence[str]) -
 
 
 def read_given(
-    given: Mapping[str, Any] | NDArray[Any] | None, names: Sequence[str], n: int, types: Sequence[ColumnType] = ()
+    given: Mapping[str, Any] | NDArray[Any] | None,
+    names: Sequence[str],
+    n: int,
+    types: Sequence[ColumnType] = (),
+    may_miss: Sequence[bool] = (),
 ) -> _Array | None:
     """What a user gave, as an array in the order of ``names``, one row or n of them; None where nothing is to be given.
 
     ``given`` holds a value or n values of the column's type, by name; or it is an array of shape (len(names),), (1,
     len(names)) or (n, len(names)), for one name also (n,). ``types`` are those of the conditions, whose value - offset
-    is returned; float64 if not given.
+    is returned; float64 if not given. ``may_miss`` says which may be missing (None or NaN); none if not given.
 
     Raises:
         ConfigError: it is missing, or nothing is to be given; a name is missing or unknown; the shape is wrong; or a
@@ -124,18 +128,19 @@ def read_given(
         raise ConfigError(
             f"given: has shape {rows.shape}, expected (1, {len(names)}) or ({n}, {len(names)}): the columns {wanted}"
         )
-    finite_conditions(rows, names)
+    finite_conditions(rows, names, may_miss)
     return rows
 
 
-def finite_conditions(rows: _Array, names: Sequence[str]) -> None:
-    """Refuse conditions that are missing or infinite.
+def finite_conditions(rows: _Array, names: Sequence[str], may_miss: Sequence[bool] = ()) -> None:
+    """Refuse conditions that are infinite, or missing where the column never is (``may_miss``).
 
     Raises:
         ConfigError: with the column and the row.
     """
-    if not np.isfinite(rows).all():
-        row, column = np.argwhere(~np.isfinite(rows))[0]
+    is_bad = np.isinf(rows) | (np.isnan(rows) & ~np.array(may_miss or [False] * len(names)))
+    if is_bad.any():
+        row, column = np.argwhere(is_bad)[0]
         raise ConfigError(f"given: {names[column]!r} is {rows[row, column]} in row {row} (counted from 0)")
 
 

@@ -5,7 +5,6 @@ This is a module of its own so that Arrow is loaded when the first column is rea
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from decimal import Context, Decimal
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from sfg_dist.data.categories import codes_from_user, codes_of, is_text, named_type, values_of
 from sfg_dist.data.column_type import MAX_DIGITS, MAX_WHOLE, PER_SECOND, TEMPORAL, Array, ColumnType, UnfitValueError
 
 _FLOATS = {"halffloat": "float16", "float": "float32", "double": "float64"}
@@ -27,7 +27,11 @@ def type_of(arrow: pa.DataType, metadata: Mapping[bytes, bytes] | None = None) -
     words = {key.decode(): value.decode() for key, value in (metadata or {}).items()}
     style = words.get("style")
     if pa.types.is_dictionary(arrow):
+        if is_text(arrow.value_type):
+            return ColumnType("ordinal" if arrow.ordered else "category", str(arrow))
         return type_of(arrow.value_type, metadata)
+    if is_text(arrow):
+        return ColumnType("category", str(arrow))
     if pa.types.is_floating(arrow) or pa.types.is_null(arrow):
         if "places" in words:
             return ColumnType("decimal", "float64", places=int(words["places"]))
@@ -46,23 +50,19 @@ def type_of(arrow: pa.DataType, metadata: Mapping[bytes, bytes] | None = None) -
         return ColumnType("date", str(arrow), unit="D")
     if pa.types.is_time(arrow) or pa.types.is_duration(arrow):
         return ColumnType("time" if pa.types.is_time(arrow) else "duration", str(arrow), unit=arrow.unit)
-    raise UnfitValueError(f"has type {arrow}: expected numbers, booleans, dates or times")
+    raise UnfitValueError(f"has type {arrow}: expected numbers, booleans, dates, times or text")
 
 
 def arrow_type(type_: ColumnType) -> pa.DataType:
     """The Arrow type of the column in its file."""
-    if found := re.fullmatch(r"decimal(\d+)\((\d+), (-?\d+)\)", type_.dtype):
-        return getattr(pa, f"decimal{found[1]}")(int(found[2]), int(found[3]))
-    if found := re.fullmatch(r"timestamp\[(\w+)(?:, tz=.*)?\]", type_.dtype):
-        return pa.timestamp(found[1], type_.zone)
-    if type_.dtype in ("date32[day]", "date64[ms]"):
-        return pa.date32() if type_.dtype == "date32[day]" else pa.date64()
-    return pa.type_for_alias(type_.dtype)
+    return named_type(type_.dtype)
 
 
 def to_float(type_: ColumnType, column: Any) -> Array:
     """``ColumnType.to_float``."""
-    column = plain_column(column)
+    if type_.is_coded:
+        return codes_of(type_, column)
+    column = stored_column(type_, column)
     found = column.type
     if pa.types.is_null(found):
         return np.full(len(column), np.nan)
@@ -80,6 +80,21 @@ def to_float(type_: ColumnType, column: Any) -> Array:
         values = _whole(type_, column)
     _check_whole(type_, values)
     return values
+
+
+def stored_column(type_: ColumnType, column: Any) -> pa.Array:
+    """A column as one array; text, which a job may ask to be read as numbers, truth values or stamps, as those.
+
+    Raises:
+        UnfitValueError: a text is none.
+    """
+    column = plain_column(column)
+    if not is_text(column.type):
+        return column
+    try:
+        return pc.utf8_trim_whitespace(column.cast(pa.string())).cast(arrow_type(type_))
+    except pa.ArrowInvalid as error:
+        raise UnfitValueError(f"holds text that is none of {type_.words}: {error}") from None
 
 
 def _check_whole(type_: ColumnType, values: Array) -> None:
@@ -158,6 +173,8 @@ def _takes(type_: ColumnType, found: pa.DataType) -> bool:
 def from_float(type_: ColumnType, values: Array) -> pa.Array:
     """``ColumnType.from_float``."""
     values = np.asarray(values, dtype=np.float64)
+    if type_.is_coded:
+        return values_of(type_, values)
     missing = np.isnan(values)
     mask = missing if missing.any() else None
     if type_.kind == "float" and type_.dtype == "float64":
@@ -240,6 +257,9 @@ def at_places(column: pa.Array, places: int) -> pa.Array | None:
 
 def from_user(type_: ColumnType, values: Any) -> Array:
     """``ColumnType.from_user``."""
+    if type_.is_coded:
+        values = np.asarray(values, dtype=None if isinstance(values, np.ndarray) else object)
+        return codes_from_user(type_, values.reshape(-1).tolist())
     values = np.asarray(values).reshape(-1)
     if values.dtype.kind in "US" or (len(values) and all(isinstance(value, str) for value in values)):
         return _parsed(type_, [str(value) for value in values])
@@ -346,7 +366,7 @@ def shown_whole(whole: int, places: int | None) -> str:
 
 
 def _words_of(found: pa.DataType) -> str:
-    if pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found):
+    if is_text(found):
         return "text"
     try:
         return ColumnType.of(found).words

@@ -26,9 +26,7 @@ class CompleteRows:
 
     # complete rows before each block, and of the whole table at the end, shape (num_blocks + 1,)
     counts: NDArray[np.int64]
-    # smallest complete value of each block and column, infinity where there is none, (num_blocks, num_columns)
-    low: _Array
-    high: _Array  # the largest, likewise
+    block_ends: _Array  # ``column_ends`` of the complete rows of each block, shape (num_blocks, 3, num_columns)
 
     @property
     def num_rows(self) -> int:
@@ -56,25 +54,41 @@ class CompleteRows:
         return replace(reader, num_rows=self.num_rows, fetch=fetch)
 
     def ends(self, reader: RowReader, num_rows: int) -> _Array:
-        """Smallest and largest value of each column in the first ``num_rows`` complete rows, shape (2, num_columns)."""
+        """``column_ends`` of the first ``num_rows`` complete rows."""
         last = int(np.searchsorted(self.counts, num_rows, side="right")) - 1
-        low, high = self.low[:last], self.high[:last]
+        ends = [*self.block_ends[:last]]
         if (start := int(self.counts[last])) < num_rows:
-            rest = reader.read(start, num_rows)
-            low, high = np.vstack([low, rest.min(axis=0)]), np.vstack([high, rest.max(axis=0)])
-        return np.stack([low.min(axis=0), high.max(axis=0)])
+            ends.append(column_ends(reader.read(start, num_rows)))
+        return joined_ends(ends)
+
+
+def column_ends(rows: _Array) -> _Array:
+    """Smallest and largest value of each column, infinity where it has none, and its gaps, shape (3, num_columns)."""
+    is_gap = np.isnan(rows)
+    num_gaps = is_gap.sum(axis=0)
+    low, high = rows.min(axis=0, initial=np.inf), rows.max(axis=0, initial=-np.inf)
+    if num_gaps.any():
+        low = np.where(is_gap, np.inf, rows).min(axis=0, initial=np.inf)
+        high = np.where(is_gap, -np.inf, rows).max(axis=0, initial=-np.inf)
+    return np.stack([low, high, num_gaps.astype(np.float64)])
+
+
+def joined_ends(ends: Sequence[_Array]) -> _Array:
+    """``column_ends`` of several tables, one below the other."""
+    low, high, num_gaps = np.stack(ends, axis=1)
+    return np.stack([low.min(axis=0), high.max(axis=0), num_gaps.sum(axis=0)])
 
 
 def find_complete(reader: RowReader, missing: str) -> CompleteRows:
-    """The complete rows of a table.
+    """The complete rows of a table: with ``missing`` "keep" all, with "drop" those without a missing value.
 
-    A table with missing values is refused unless ``missing`` is "drop". One with a column without values, or with a
-    value larger than the flow's arithmetic can hold, is always refused.
+    A table with missing values is refused if ``missing`` is "refuse", and one with infinite values unless it is "drop".
+    One with a column without values, or with a value larger than the flow's arithmetic can hold, is always refused.
     """
-    if missing not in ("refuse", "drop"):
-        raise DataError(f'data.missing = {missing!r}: expected "refuse" or "drop"')
+    if missing not in ("keep", "refuse", "drop"):
+        raise DataError(f'data.missing = {missing!r}: expected "keep", "drop" or "refuse"')
     num_columns = len(reader.columns)
-    num_complete, lows, highs = [0], [np.full(num_columns, np.inf)], [np.full(num_columns, -np.inf)]
+    num_complete, ends, is_infinite, num_incomplete = [0], [], False, 0
     counts, first_bad = np.zeros(num_columns, dtype=np.intp), np.full(num_columns, -1, dtype=np.intp)
     too_large: UnfitColumnsError | None = None
     for number, rows in enumerate(reader.blocks(SCAN_ROWS)):
@@ -83,24 +97,27 @@ def find_complete(reader: RowReader, missing: str) -> CompleteRows:
             counts += bad.sum(axis=0)
             for column in np.flatnonzero(bad.any(axis=0) & (first_bad < 0)):
                 first_bad[column] = number * SCAN_ROWS + int(np.argmax(bad[:, column]))
-        complete = rows[~bad.any(axis=1)] if bad.any() else rows
+            is_infinite |= bool(np.isinf(rows).any())
+            num_incomplete += int(bad.any(axis=1).sum())
+        is_kept = np.ones(len(rows), dtype=bool) if missing == "keep" else ~bad.any(axis=1)
+        complete = rows if is_kept.all() else rows[is_kept]
         num_complete.append(num_complete[-1] + len(complete))
-        lows.append(complete.min(axis=0, initial=np.inf))
-        highs.append(complete.max(axis=0, initial=-np.inf))
-        if too_large is None and max(highs[-1].max(), -lows[-1].min()) > MAX_VALUE:
-            row, column = np.argwhere((np.abs(rows) > MAX_VALUE) & ~bad.any(axis=1, keepdims=True))[0]
+        ends.append(column_ends(complete))
+        if too_large is None and max(ends[-1][1].max(), -ends[-1][0].min()) > MAX_VALUE and not is_infinite:
+            row, column = np.argwhere((np.abs(rows) > MAX_VALUE) & is_kept[:, None])[0]
             name, value = reader.columns[column], float(rows[row, column])
             too_large = UnfitColumnsError(
                 f"{reader.source}: column {name!r} holds {value} in row {number * SCAN_ROWS + int(row)} (counted from "
                 f"0): expected finite numbers up to {MAX_VALUE:g}",
                 {name: f"it holds {value}, beyond {MAX_VALUE:g}"},
             )
-    if counts.any() and (missing == "refuse" or counts.max() == reader.num_rows):
+    is_refused = missing == "refuse" or (missing == "keep" and is_infinite)
+    if counts.any() and (is_refused or counts.max() == reader.num_rows):
         first_row = int(first_bad[np.flatnonzero(counts)[0]])
-        raise _missing_values(reader, counts, first_row, reader.num_rows - num_complete[-1])
+        raise _missing_values(reader, counts, first_row, num_incomplete)
     if too_large is not None:
         raise too_large
-    return CompleteRows(np.array(num_complete, dtype=np.int64), np.array(lows[1:]), np.array(highs[1:]))
+    return CompleteRows(np.array(num_complete, dtype=np.int64), np.array(ends).reshape(-1, 3, num_columns))
 
 
 def _missing_values(reader: RowReader, counts: NDArray[np.intp], first_row: int, num_incomplete: int) -> DataError:
@@ -131,12 +148,12 @@ def find_constants(
 ) -> dict[str, float]:
     """The columns that never change, with their value, without those ``known``; refused unless ``constant`` is "keep".
 
-    ``ends`` are the smallest and largest value of each column, shape (2, num_columns); ``types`` are by name, in order;
-    ``where`` says for messages which rows these are.
+    ``ends`` are the ``column_ends``; ``types`` are by name, in order; ``where`` says for messages which rows these are.
+    A column with missing values changes.
     """
     if constant not in ("refuse", "keep"):
         raise DataError(f'data.constant = {constant!r}: expected "refuse" or "keep"')
-    is_constant = ends[0] == ends[1]
+    is_constant = (ends[0] == ends[1]) & (ends[2] == 0)
     found = {
         name: float(low)
         for name, low, is_found in zip(types, ends[0], is_constant, strict=True)

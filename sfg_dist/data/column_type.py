@@ -10,6 +10,7 @@ values go the same way back, to the nearest value that the file's own type has.
 | integer, boolean | the value | 1 |
 | decimal | the digits | 10^-places |
 | timestamp, date, time, duration | ticks of ``unit`` | 1 |
+| category, ordinal | the place in ``categories`` | None |
 
 Stamps, dates, times and durations have the smallest tick of the table as offset. Integers and decimals beyond what
 float64 counts have their smallest value; all others have 0. A missing value is NaN here, and null in the file.
@@ -35,13 +36,16 @@ if TYPE_CHECKING:
 
 MAX_WHOLE = 2**53  # float64 holds every whole number up to here
 MAX_DIGITS = 2**50  # a decimal with more digits cannot be told from its nearest double
-KINDS = ("float", "integer", "decimal", "boolean", "timestamp", "date", "time", "duration")
+KINDS = ("float", "integer", "decimal", "boolean", "timestamp", "date", "time", "duration", "category", "ordinal")
 TEMPORAL = ("timestamp", "date", "time", "duration")
+CODED = ("category", "ordinal")
+MAX_CATEGORIES, MAX_LETTERS = 1000, 1000
+"""Of a category column at most; and of one of its texts."""
 
 _FIELDS = {
     "kind?": set(KINDS), "dtype?": str, "places?": (range(-76, 400), None),
     "unit?": ({"s", "ms", "us", "ns", "D"}, None), "zone?": (str, None), "style?": (str, None),
-    "offset?": range(-(10**40), 10**40),
+    "offset?": range(-(10**40), 10**40), "categories?": [str],
 }  # fmt: skip
 _DTYPES = {
     "float": r"float(16|32|64)", "integer": r"u?int(8|16|32|64)", "boolean": "bool",
@@ -74,6 +78,8 @@ class ColumnType:
     # how text writes the type where there are several ways: "True/False" of booleans, "T" or " " between a stamp's date
     # and time, "fixed" of decimals that all show their places
     style: str | None = None
+    # of a category or ordinal column, its values as text, in the order of their codes 0, 1, 2 and so on
+    categories: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, arrow: pa.DataType, metadata: Mapping[bytes, bytes] | None = None) -> ColumnType:
@@ -83,7 +89,7 @@ class ColumnType:
         wrote it.
 
         Raises:
-            UnfitValueError: it holds neither numbers, booleans, dates nor times.
+            UnfitValueError: it holds neither numbers, booleans, dates, times nor text.
 
         Examples:
             >>> ColumnType.of(pa.decimal128(10, 2)).step        # doctest: +SKIP
@@ -103,22 +109,28 @@ class ColumnType:
     @property
     def step(self) -> float | None:
         """The distance of neighbours that the type itself sets, in the column's units; None for floats."""
-        if self.kind == "float":
+        if self.kind in ("float", *CODED):
             return None
         return float(f"1e{-(self.places or 0)}")
 
     @property
     def is_plain(self) -> bool:
         """Whether the values as they stand in the file are what the flow sees."""
-        return self.offset == 0 and self.kind not in TEMPORAL
+        return self.offset == 0 and self.kind not in (*TEMPORAL, *CODED)
 
-    def to_dict(self) -> dict[str, str | int | None]:
+    @property
+    def is_coded(self) -> bool:
+        """Whether the flow sees codes of categories."""
+        return self.kind in CODED
+
+    def to_dict(self) -> dict[str, str | int | list[str] | None]:
         """What differs from the default, for JSON."""
-        return {
+        words = {
             field.name: getattr(self, field.name)
             for field in fields(self)
             if field.name in ("kind", "dtype") or getattr(self, field.name) != field.default
         }
+        return words | ({"categories": list(self.categories)} if self.categories else {})
 
     @classmethod
     def from_dict(cls, words: Mapping[str, Any]) -> ColumnType:
@@ -130,13 +142,29 @@ class ColumnType:
         check_fields(words, _FIELDS, "a column's type")
         if unknown := words.keys() - {field.name for field in fields(cls)}:
             raise DocumentError(f"a column's type has a key that this version does not know, {shown(min(unknown))}")
-        found = cls(**words)
+        found = cls(**{**words, "categories": tuple(words.get("categories", ()))})
+        if found.is_coded or found.categories:
+            found._check_categories()
+            return found
         is_known = re.fullmatch(_DTYPES[found.kind], found.dtype, re.DOTALL) is not None
         if not is_known or (found.kind in TEMPORAL and found.unit is None):
             raise DocumentError(f"a column's type: {shown(found.dtype)} is no type of {found.kind} columns")
         if not found._holds_offset():
             raise DocumentError(f"a column's type: {shown(found.dtype)} cannot hold its offset, {shown(found.offset)}")
         return found
+
+    def _check_categories(self) -> None:
+        """Refuse categories that no column of the file's type has."""
+        texts = self.categories
+        is_odd = not 0 < len(texts) <= MAX_CATEGORIES or len(set(texts)) < len(texts) or self.offset
+        if is_odd or not self.is_coded or max(map(len, texts)) > MAX_LETTERS:
+            raise DocumentError(f"a column's type: {shown(self.kind)} with {len(texts):,} categories is none")
+        try:
+            self.from_float(np.arange(float(len(texts))))
+        except (ValueError, NotImplementedError):
+            raise DocumentError(
+                f"a column's type: {shown(self.dtype)} cannot hold its categories, such as {shown(texts[0])}"
+            ) from None
 
     def _holds_offset(self) -> bool:
         """Whether the file's own type exists with these places, and can hold the offset."""
@@ -155,6 +183,8 @@ class ColumnType:
         """The type in words."""
         if self.kind == "timestamp":
             return f"timestamps with {'a' if self.zone else 'no'} time zone, in {self.unit}"
+        if self.is_coded:
+            return f"{len(self.categories)} {'ordered ' if self.kind == 'ordinal' else ''}categories"
         texts = {"float": "numbers", "integer": "whole numbers", "boolean": "true or false", "duration": "durations"}
         return texts.get(self.kind, f"{self.kind}s")
 
@@ -183,7 +213,7 @@ class ColumnType:
         """What a user writes for values of this type, as float64 of value - offset.
 
         That is one or several numbers (ticks of ``unit`` for stamps and the like), booleans, dates and times of Python
-        or numpy, or texts: ISO for dates and times, "true" and "false".
+        or numpy, or texts: ISO for dates and times, "true" and "false", a category's own text. None is missing.
 
         Raises:
             UnfitValueError: they are none of this type.
@@ -221,6 +251,8 @@ class ColumnType:
 
     def shown(self, value: float) -> float | str:
         """A value - offset for a reader: as the file has it, if that is no plain number."""
+        if self.is_coded:
+            return self.categories[int(value)] if value == value else "missing"
         return value if self.is_plain else str(self.from_float(np.array([value]))[0])
 
 

@@ -24,6 +24,11 @@ _EXACT = 2.0**53
 _BLOCK = 1 << 14  # numbers at a time, few enough for the cache
 _WHOLE = r"^[+-]?[0-9]+$"
 _MESSY = r"^[+\-\x{2212}]?([0-9]+\.?[0-9]*|\.[0-9]+)([eEdD][+\-]?[0-9]+)?$"
+_ODD = (
+    r"^([^\w\s.]?\s*[+\-]?[0-9.,'\x{00a0}\x{202f} ]*[0-9]\s*[^\w\s.]?"  # a number with a symbol or separators
+    r"|[0-9]{1,4}[./\-][0-9]{1,2}[./\-][0-9]{1,4}([ T].*)?"  # a day in another form than is read
+    r"|[0-9]{1,2}:[0-9]{2}(:[0-9]{2}([.,][0-9]+)?)?)$"
+)
 _TIME = r"^[0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,9})?$"
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}([ T][0-9:.]+(Z|[+-][0-9:]+)?)?$")
 
@@ -93,6 +98,25 @@ def _first_other(cells: Any) -> int:
         is_text = pa.types.is_string(typed(pa.chunked_array([cells.slice(0, middle)])).type)
         low, high = (low, middle) if is_text else (middle, high)
     return high - 1
+
+
+def looks_like_numbers(cells: Any, decimal: str) -> bool:
+    """Whether text is a column of numbers, days or times with cells that are none, or in a form that is not read.
+
+    So it is where a cell is a number as it stands, or half of the different cells look like one.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    distinct = pc.unique(cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells).drop_null()
+    if not len(distinct):
+        return False
+    plain = distinct
+    if decimal == ",":
+        plain = pc.replace_substring(pc.replace_substring(plain, ".", " "), ",", ".")
+    if pc.any(pc.match_substring_regex(plain, _MESSY)).as_py():
+        return True
+    return bool(2 * pc.sum(pc.match_substring_regex(distinct, _ODD)).as_py() >= len(distinct))
 
 
 def has_padding(cells: Any) -> tuple[bool, bool]:

@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from sfg_dist.data.csv_columns import MAX_PLACES, MISSING, first_text, has_padding, typed, without_missing
+from sfg_dist.data.csv_columns import (
+    MAX_PLACES,
+    MISSING,
+    first_text,
+    has_padding,
+    looks_like_numbers,
+    typed,
+    without_missing,
+)
 from sfg_dist.data.csv_dialect import Dialect, TextFormat, decide
 from sfg_dist.data.csv_lines import Record, cut
 from sfg_dist.data.csv_text import Text, decode_text
@@ -84,8 +92,6 @@ class _File:
                 what += '; a decimal comma is read with data.decimal = "," where all numbers of the file have it'
         elif re.fullmatch(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}([ T].*)?", cell):
             what = "days are read in the form 2024-06-01, and stamps as 2024-06-01T09:15:00"
-        elif re.fullmatch(r"[+-]?0\d+", cell):
-            what = "digits that begin with 0 are taken for a code: take the zeros out if they are numbers"
         elif re.fullmatch(r"[^\w\s.]?\s*[+-]?[\d.,]+\s*[^\w\s.]?", cell):
             what = "take out what is no part of the number"
         elif row == 0 and self.dialect.names is None:
@@ -97,12 +103,18 @@ class _File:
         advice = f"{what}, or leave" if what else "leave"
         return (
             f"{self.source}: column {name!r} holds text: {where}; expected numbers; {advice} the column out with "
-            "data.columns"
+            f'data.columns, or set data.types.{name} = "category" if its cells are names'
         )
 
 
-def read_csv(source: str, raw: bytes, columns: Sequence[str] | None, text: TextFormat) -> tuple[Any, str]:
-    """The wanted columns of a .csv file as an Arrow table, and how the file was read, in words."""
+def read_csv(
+    source: str, raw: bytes, columns: Sequence[str] | None, text: TextFormat, asked: Container[str] = ()
+) -> tuple[Any, str]:
+    """The wanted columns of a .csv file as an Arrow table, and how the file was read, in words.
+
+    Text whose cells look like numbers, days or times is refused, unless the job asks for a type of its column
+    (``asked`` has the names).
+    """
     import pyarrow as pa
 
     decoded = decode_text(source, raw, text.encoding)
@@ -114,10 +126,12 @@ def read_csv(source: str, raw: bytes, columns: Sequence[str] | None, text: TextF
     places = {name: place for place, name in enumerate(names)}
     cells = [table.column(places[name]) for name in wanted]
     if table.num_rows < _MANY_ROWS:
-        found = [_typed(file, *column) for column in zip(wanted, cells, strict=True)]
+        found = [_typed(file, name, column, name in asked) for name, column in zip(wanted, cells, strict=True)]
     else:
         with ThreadPoolExecutor(_NUM_THREADS) as pool:
-            found = list(pool.map(lambda column: _typed(file, *column), zip(wanted, cells, strict=True)))
+            found = list(
+                pool.map(lambda column: _typed(file, *column, column[0] in asked), zip(wanted, cells, strict=True))
+            )
     arrays = [array for array, _ in found]
     if texts := {name: cell for name, cell, array in zip(wanted, cells, arrays, strict=True) if array is None}:
         error = file.texts_found(texts)
@@ -277,17 +291,17 @@ def _counts_rows(column: Any) -> bool:
     return bool(values[0] >= 0 and np.all(np.diff(values) == 1))
 
 
-def _typed(file: _File, name: str, cells: Any) -> tuple[Any, str]:
-    """A column with its type, None for text; and what there is to report of it."""
+def _typed(file: _File, name: str, cells: Any, is_asked: bool) -> tuple[Any, str]:
+    """A column with its type, None for text that looks like numbers; and what there is to report of it."""
     import pyarrow as pa
 
     found = typed(cells, file.dialect.decimal)
     if pa.types.is_string(found.type):
-        return None, ""
+        return (None, "") if not is_asked and looks_like_numbers(found, file.dialect.decimal) else (found, "")
     if pa.types.is_integer(found.type):
         is_padded, is_code = has_padding(cells)
         if is_code:
-            return None, ""
+            return without_missing(cells), ""
         if is_padded:
             return found, f"leading zeros in {name!r} not kept"
     return found, ""
@@ -297,6 +311,8 @@ def _words(places: int | None, cells: Any, column: Any) -> dict[str, str]:
     """What a column's field says beside its type: that it was text, and how text wrote its values."""
     import pyarrow as pa
 
+    if pa.types.is_string(column.type):
+        return {}
     if pa.types.is_decimal(column.type):
         is_fixed = places is not None and max(1, column.type.scale) <= places <= MAX_PLACES
         return {"text": "1"} | ({"style": "fixed", "places": str(places)} if is_fixed else {})

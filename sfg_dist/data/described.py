@@ -35,13 +35,20 @@ class RepeatedValues(TypedDict):
 
 
 class TableReport(TypedDict):
-    """What was read, dropped, found and split."""
+    """What was read, dropped, found and split.
+
+    ``missing`` has the share of the kept rows without a value by column, ``determined`` the column that determines
+    each one that the flow leaves out for that reason.
+    """
 
     source: str
     read_as: str
     num_rows_read: int
     num_rows_dropped: int
     constant: dict[str, float | str]
+    categories: dict[str, list[str]]
+    missing: dict[str, float]
+    determined: dict[str, str]
     ties: dict[str, Ties]
     atoms: dict[str, RepeatedValues]
     split: dict[str, int]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from sfg_dist.data.atoms import find_atoms, find_sentinels
 from sfg_dist.data.column_type import ColumnType
+from sfg_dist.data.dependencies import MAX_LEVELS
 from sfg_dist.data.described import RepeatedValues, Ties
 from sfg_dist.data.grid import Grid, find_grid, find_whole, grid_of_step, grid_of_type, share_of_ties
 from sfg_dist.data.naming import check_columns
@@ -34,6 +35,8 @@ class Discreteness:
     ties: Ties | None = None  # for the report; None for a column without ties and without a grid
     # rows of each value that repeats beside a continuum, or far from the rest of a grid
     atoms: Mapping[float, int] = field(default_factory=dict)
+    # all values of a column on a grid or of atoms alone, ascending; empty where there are very many
+    levels: _Array = field(default_factory=lambda: np.zeros(0))
 
     def report_atoms(self, type_: ColumnType, num_rows: int, kind: str) -> RepeatedValues:
         """The atoms as the report has them; the "quantile" transform and grids give them back exactly."""
@@ -90,10 +93,12 @@ def find_discreteness(
     elif not found:
         repeated = find_atoms(distinct, counts) if dequantize != "none" else repeated
         _check_resolved(source, name, np.delete(distinct, repeated))
+    is_discrete = (grid is not None or len(repeated) == len(distinct)) and len(distinct) <= MAX_LEVELS
     return Discreteness(
         grid,
         ties if share > TIED_SHARE or grid else None,
         {float(distinct[place]) + 0.0: int(counts[place]) for place in repeated},
+        distinct if is_discrete else np.zeros(0),
     )
 
 

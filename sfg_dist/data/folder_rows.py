@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.folders import Part, check_same_columns, common_type, decoded, folder_words, key_values, parts_of
 from sfg_dist.data.naming import check_columns
 from sfg_dist.data.parquet_file import open_parquet, parquet_rows, parquet_surveys
@@ -29,12 +28,12 @@ def open_folder_rows(source: str, choice: ColumnChoice) -> Iterator[RowReader]:
     keys, stack = list(parts[0].keys), contextlib.ExitStack()
     names: list[str] = []
     with columns_are(names):
-        own, sizes, surveys = _survey_parts(source, parts, columns, names, is_typed=types is not None)
+        own, sizes, surveys = _survey_parts(source, parts, columns, names, None if types is not None else choice.asked)
         asked = [key for key in keys if columns is None or key in columns]
         given = each_fit(asked, lambda key: key_values(source, key, parts))
         if types is None:
             for key, values in given.items():
-                surveys[key] = survey_of(source, key, values[0])
+                surveys[key] = survey_of(source, key, _column_of(values), asked=choice.asked)
                 surveys[key].add(_column_of(values))
             wanted = check_columns(source, [*own, *keys], columns)
             types = settled(source, {name: surveys[name] for name in wanted}, choice.identifiers)
@@ -75,11 +74,16 @@ def _column_of(values: Sequence[Any]) -> Any:
 
 
 def _survey_parts(
-    source: str, parts: Sequence[Part], columns: Sequence[str] | None, every: list[str], *, is_typed: bool
+    source: str,
+    parts: Sequence[Part],
+    columns: Sequence[str] | None,
+    every: list[str],
+    to_ask: Mapping[str, Any] | None,
 ) -> tuple[list[str], list[int], dict[str, Survey]]:
     """The files' columns, the rows of each, and a survey of each wanted column over all of them.
 
-    All columns, with those of the folders' names, are put into ``every`` as soon as they are known.
+    All columns, with those of the folders' names, are put into ``every`` as soon as they are known. ``to_ask`` is as
+    for ``survey_of``; None where the types are known, and nothing is surveyed.
     """
     import pyarrow as pa
 
@@ -91,7 +95,7 @@ def _survey_parts(
     by_part: list[dict[str, Survey]] = []
     for part in parts:
         with open_ranges(part.source) as stream, reading(part.source):
-            file, names = open_parquet(part.source, stream)
+            file, schema, names = open_parquet(part.source, stream)
             wanted = check_columns(part.source, names, asked)
             if sizes:
                 check_same_columns(parts[0].source, own if asked is None else asked, part.source, wanted)
@@ -99,27 +103,28 @@ def _survey_parts(
             every[:] = [*own, *keys]
             sizes.append(file.metadata.num_rows)
             for name in wanted:
-                found.setdefault(name, []).append((file.schema_arrow.field(name).type, sizes[-1]))
-            by_part.append({} if is_typed else parquet_surveys(part.source, file, wanted))
+                found.setdefault(name, []).append((schema.field(name).type, sizes[-1]))
+            asked_fields = [schema.field(name) for name in wanted]
+            by_part.append({} if to_ask is None else parquet_surveys(part.source, file, asked_fields, to_ask))
     surveys = {}
-    kinds = each_fit([] if is_typed else found, lambda name: common_type(parts, name, found[name]))
+    kinds = each_fit([] if to_ask is None else found, lambda name: common_type(parts, name, found[name]))
     for name, kind in kinds.items():
         types = found[name]
         of_kind = [survey[name] for survey, type_ in zip(by_part, types, strict=True) if decoded(type_[0]) == kind]
         if any(rows and decoded(type_) not in (kind, pa.null()) for type_, rows in types):
-            of_kind = [_mixed_survey(parts, name, kind)]
+            of_kind = [_mixed_survey(parts, name, kind, to_ask)]
         surveys[name] = of_kind[0]
         for survey in of_kind[1:]:
             surveys[name].join(survey)
     return own, sizes, surveys
 
 
-def _mixed_survey(parts: Sequence[Part], name: str, kind: Any) -> Survey:
+def _mixed_survey(parts: Sequence[Part], name: str, kind: Any, to_ask: Mapping[str, Any] | None) -> Survey:
     """The survey of a column that files have in several types, by all of its values, a row group at a time."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    survey = Survey(ColumnType.of(kind))
+    survey = survey_of(parts[0].source, name, pa.field(name, kind), asked=to_ask)
     for part in parts:
         with open_ranges(part.source) as stream, reading(part.source):
             file = parquet.ParquetFile(stream)

@@ -169,35 +169,32 @@ def check_same_columns(first: str, names: Sequence[str], source: str, found: Seq
 
 
 def key_values(source: str, key: str, parts: Sequence[Part]) -> list[Any]:
-    """The numbers that folders' names give a column, one a file: int64 or float64 scalars, null where there is none."""
+    """What folders' names give a column, one a file: int64, float64 or text scalars, null where there is none."""
     import pyarrow as pa
 
     texts = [part.keys[key] for part in parts]
     given = [text for text in texts if text != _NO_VALUE]
-    is_whole = all(re.fullmatch(r"-?(0|[1-9]\d{0,17})", text) for text in given)
-    kind = pa.int64() if is_whole else pa.float64()
-    values = []
-    for text, part in zip(texts, parts, strict=True):
-        try:
-            number: Any = None if text == _NO_VALUE else (int(text) if is_whole else float(text))
-        except ValueError:
-            raise UnfitColumnsError(
-                f"{part.source}: the folder {key}={text} gives column {key!r} text; expected numbers; leave it out "
-                "with data.columns",
-                {key: f"the folder {key}={text} gives it text"},
-            ) from None
-        values.append(pa.scalar(number, kind))
-    return values
+    if all(re.fullmatch(r"-?(0|[1-9]\d{0,17})", text) for text in given):
+        return [pa.scalar(None if text == _NO_VALUE else int(text), pa.int64()) for text in texts]
+    try:
+        return [pa.scalar(None if text == _NO_VALUE else float(text), pa.float64()) for text in texts]
+    except ValueError:
+        return [pa.scalar(None if text == _NO_VALUE else text, pa.string()) for text in texts]
 
 
 def _joined(parts: Sequence[Part], name: str, columns: Sequence[Any]) -> Any:
     """The columns of all files one below the other, in a type that holds all of their values."""
     import pyarrow as pa
 
+    from sfg_dist.data.categories import is_text
+
     kind = common_type(parts, name, [(column.type, len(column)) for column in columns])
     chunks = []
     for part, column in zip(parts, columns, strict=True):
         if not len(column):
+            continue
+        if is_text(kind):
+            chunks += _dictionaries(column, kind)
             continue
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
@@ -210,6 +207,8 @@ def _joined(parts: Sequence[Part], name: str, columns: Sequence[Any]) -> Any:
                 f"{kind} together: {error}; leave it out with data.columns",
                 {name: f"it is {column.type} in {part.source}, in other files {kind}"},
             ) from None
+    if is_text(kind):
+        return pa.chunked_array(chunks, pa.dictionary(pa.int32(), kind))
     joined = pa.chunked_array(chunks, kind)
     is_mixed = len({chunk.type for chunk in columns if len(chunk)}) > 1
     if is_mixed and pa.types.is_decimal128(kind) and kind.precision > MAX_DIGITS and kind.scale <= MAX_PLACES:
@@ -218,12 +217,28 @@ def _joined(parts: Sequence[Part], name: str, columns: Sequence[Any]) -> Any:
     return joined
 
 
+def _dictionaries(column: Any, kind: Any) -> list[Any]:
+    """A column of text, or without values, as chunks of dictionaries: text may repeat without end."""
+    import pyarrow as pa
+
+    wanted = pa.dictionary(pa.int32(), kind)
+    if pa.types.is_null(column.type):
+        return [pa.nulls(len(column), wanted)]
+    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    return [
+        pa.DictionaryArray.from_arrays(chunk.indices.cast(pa.int32()), chunk.dictionary.cast(kind))
+        for chunk in encoded.chunks
+    ]
+
+
 def _said(name: str, tables: Sequence[Any]) -> dict[bytes, bytes] | None:
     """What the files say of a column beside its type. How text wrote it counts only where all wrote it alike."""
     import pyarrow as pa
 
     fields = [table.schema.field(name) for table in tables]
     said = [field.metadata or {} for field in fields if not pa.types.is_null(field.type)]
+    if any(b"stored" in each for each in said):  # the first file says what type text has
+        return said[0]
     if not said or all(each == said[0] for each in said):
         return said[0] if said else None
     return {b"text": b"1"} if all(b"text" in each for each in said) else None

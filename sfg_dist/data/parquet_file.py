@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,25 +18,36 @@ from sfg_dist.data.unfit import columns_are, each_fit
 from sfg_dist.job.errors import DataError
 from sfg_dist.job.words import counted
 
-_FEW_ROWS = 10
-_MOST_TEXT = 64 << 20
-
 _Array = NDArray[np.float64]
 
 
-def open_parquet(source: str, stream: Any) -> tuple[Any, list[str]]:
-    """The file, and its columns without the index that pandas writes."""
+def open_parquet(source: str, stream: Any) -> tuple[Any, Any, list[str]]:
+    """The file, its Arrow schema, and its columns without the index that pandas writes.
+
+    Text is read as dictionaries, which take no more memory than what the file holds.
+    """
+    import pyarrow as pa
     from pyarrow import parquet
+
+    from sfg_dist.data.categories import is_text
 
     with reading(source):
         file = parquet.ParquetFile(stream)
-        names = [name for name in file.schema_arrow.names if not name.startswith("__index_level_")]
+        schema = file.schema_arrow
+        names = [name for name in schema.names if not name.startswith("__index_level_")]
+        if texts := [field.name for field in schema if is_text(field.type)]:
+            stream.seek(0)
+            file = parquet.ParquetFile(stream, read_dictionary=texts)
+            marks = {name: {b"stored": str(schema.field(name).type).encode()} for name in texts}
+            schema = pa.schema(
+                [field.with_metadata({**(field.metadata or {}), **marks.get(field.name, {})}) for field in schema]
+            )
         size = stream.seek(0, io.SEEK_END)
     shape = (file.metadata.num_rows, len(names))
     if min(shape) < 0:
         raise DataError(f"{source} declares {shape[0]} rows: the file is damaged")
     check_stored(source, _words(*shape), shape, None, size)
-    return file, names
+    return file, schema, names
 
 
 def check_readable(source: str, file: Any, names: Sequence[str], groups: Iterable[int] | None = None) -> None:
@@ -55,22 +66,6 @@ def check_readable(source: str, file: Any, names: Sequence[str], groups: Iterabl
     check_held(source, f"what the {len(names)} columns hold unpacked", (-(-pages // 8),))
 
 
-def survey_column(source: str, file: Any, name: str) -> Survey:
-    """The survey of a column by its type. Only the first cells of a column of text are read, for the message."""
-    field = file.schema_arrow.field(name)
-    try:
-        return survey_of(source, name, field, field.metadata)
-    except DataError:
-        place = _places(file.metadata).get(name)
-        sizes = [file.metadata.row_group(0).column(place)] if place is not None and file.num_row_groups else []
-        if sizes and sizes[0].total_uncompressed_size <= _MOST_TEXT:
-            with reading(source):
-                head = next(file.iter_batches(batch_size=_FEW_ROWS, columns=[name]), None)
-            if head is not None:
-                survey_of(source, name, head.column(name), field.metadata)
-        raise
-
-
 def parquet_words(file: Any, names: Sequence[str]) -> str:
     """How a file is read, and what becomes of an index that pandas wrote into it as columns."""
     try:
@@ -86,13 +81,14 @@ def parquet_words(file: Any, names: Sequence[str]) -> str:
 
 def parquet_rows(source: str, stream: Any, choice: ColumnChoice) -> RowReader:
     """The rows of an open file, a row group at a time."""
-    file, names = open_parquet(source, stream)
+    file, schema, names = open_parquet(source, stream)
     types = choice.types
     with reading(source):
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
     if types is None:
         with columns_are(names):
-            surveys = parquet_surveys(source, file, check_columns(source, names, choice.columns))
+            wanted = check_columns(source, names, choice.columns)
+            surveys = parquet_surveys(source, file, [schema.field(name) for name in wanted], choice.asked)
             types = settled(source, surveys, choice.identifiers)
     kept: dict[tuple[int, tuple[str, ...]], Any] = {}  # the last row group only: ranges are asked for in order
 
@@ -114,9 +110,17 @@ def parquet_rows(source: str, stream: Any, choice: ColumnChoice) -> RowReader:
     return RowReader(source, tuple(types), sum(sizes), tuple(types.values()), fetch, parquet_words(file, names))
 
 
-def parquet_surveys(source: str, file: Any, names: Sequence[str]) -> dict[str, Survey]:
-    """Surveys of columns: by the statistics of integers where there are any, else by reading what types do not say."""
-    surveys = each_fit(names, lambda name: survey_column(source, file, name))
+def parquet_surveys(
+    source: str, file: Any, fields: Sequence[Any], asked: Mapping[str, Any] | None = None
+) -> dict[str, Survey]:
+    """Surveys of columns: by the statistics of integers where there are any, else by reading what types do not say.
+
+    ``fields`` are those of the file's schema, ``asked`` as for ``survey_of``.
+    """
+    by_name = {field.name: field for field in fields}
+    surveys = each_fit(
+        by_name, lambda name: survey_of(source, name, by_name[name], by_name[name].metadata, asked=asked)
+    )
     places = _places(file.metadata)
     for name, survey in surveys.items():
         for group in range(file.num_row_groups if survey.needs_values else 0):

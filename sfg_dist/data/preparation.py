@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.data.cleaning import find_complete, num_duplicates
+from sfg_dist.data.cleaning import column_ends, find_complete, joined_ends, num_duplicates
 from sfg_dist.data.conditions import ColumnSplit, conditions_last
 from sfg_dist.data.findings import Findings
 from sfg_dist.data.prepared import Prepared
@@ -77,7 +77,8 @@ def prepare(
     if memory_gib is None or not is_in_order or source in BUILTIN_NAMES or not has_row_ranges(source):
         return _prepare_whole(source, settings)
     memory_bytes, array = int(memory_gib * GIB), settings.array
-    with open_rows(source, array=array, columns=settings.columns, identifiers=settings.identifiers) as reader:
+    columns, identifiers, asked = settings.columns, settings.identifiers, settings.asked
+    with open_rows(source, array=array, columns=columns, identifiers=identifiers, asked=asked) as reader:
         if reader.num_bytes <= memory_bytes:
             return _prepare_whole(source, settings)
         types = dict(zip(reader.columns, reader.types, strict=True))
@@ -95,7 +96,9 @@ def open_whole(source: str, settings: TableSettings, held: Table | None = None) 
     if held is not None:
         table = held
     elif settings.arrays is not None:
-        table = open_split(source, arrays=settings.arrays, columns=columns, identifiers=identifiers)
+        table = open_split(
+            source, arrays=settings.arrays, columns=columns, identifiers=identifiers, asked=settings.asked
+        )
     else:
         table = open_table(
             source,
@@ -103,6 +106,7 @@ def open_whole(source: str, settings: TableSettings, held: Table | None = None) 
             append=settings.append,
             columns=columns,
             identifiers=identifiers,
+            asked=settings.asked,
             seed=settings.seed,
             max_rows=settings.max_rows if source in TOY_NAMES else None,
             text=settings.text,
@@ -139,15 +143,16 @@ def _prepare_whole(source: str, settings: TableSettings, held: Table | None = No
         sizes = dict(zip(PARTS, map(len, parts), strict=True))
         sizes["train"] = min(sizes["train"], settings.max_rows or sizes["train"])
     _check_parts(source, len(rows), num_read, sizes, settings.max_rows)
-    findings = Findings.of(reader(rows), _ends_of(np.concatenate(ends)), settings, num_columns)
+    findings = Findings.of(reader(rows), joined_ends(ends), settings, num_columns)
     findings.snap(rows, table.columns)
+    findings = findings.with_lookups(reader(rows))
     order = _order(len(parts[0]), settings.shuffle, settings.seed)
     if table.sizes:
         train = rows[order[: sizes["train"]]]
         _, validation, test = np.split(rows, np.cumsum([len(part) for part in parts[:-1]]))
     else:
         train, validation, test = _cut(rows[order[: settings.max_rows]], sizes)
-    transform = findings.fit(reader(train), _ends_of(train), num_columns)
+    transform = findings.fit(reader(train), column_ends(train), num_columns)
     ColumnSplit.of(transform, settings.condition or ())  # refuses conditions that no sample can be given
     return Prepared(
         source=source,
@@ -161,11 +166,6 @@ def _prepare_whole(source: str, settings: TableSettings, held: Table | None = No
         report=findings.report(num_read, transform, sizes, num_duplicates(train)),
         sizes=sizes,
     )
-
-
-def _ends_of(rows: _Array) -> _Array:
-    """Smallest and largest value of each column, shape (2, num_columns)."""
-    return np.stack([rows.min(axis=0), rows.max(axis=0)])
 
 
 def prepare_in_passes(open_table: _Opener, settings: TableSettings, memory_bytes: int) -> Prepared:
@@ -182,8 +182,10 @@ def prepare_in_passes(open_table: _Opener, settings: TableSettings, memory_bytes
         at_once = max(1, memory_bytes // (COPIES * 8 * num_rows))
         findings = Findings.of(reader, complete.ends(reader, num_rows), settings, at_once)
         snapped = findings.snapped(reader)
+        findings = findings.with_lookups(snapped)
         train = replace(snapped, num_rows=sizes["train"])
-        train_ends = findings.snap(complete.ends(reader, sizes["train"]), reader.columns)
+        train_ends = complete.ends(reader, sizes["train"])
+        findings.snap(train_ends[:2], reader.columns)
         transform = findings.fit(train, train_ends, at_once)
         starts = (0, sizes["train"], sizes["train"] + sizes["validation"])
         train_rows, validation, test = (

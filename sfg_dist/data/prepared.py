@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.described import TableReport
 from sfg_dist.data.table import PARTS, LogDensity
 from sfg_dist.data.transform import Transform
@@ -38,6 +39,11 @@ class Prepared:
     read_train: Callable[[int], Iterator[_Array]] | None = None
 
     @property
+    def types(self) -> dict[str, ColumnType]:
+        """The types of the columns by name, in order."""
+        return dict(zip(self.columns, self.transform.types, strict=True))
+
+    @property
     def num_train(self) -> int:
         """Number of training rows, the reference's rows."""
         return self.sizes["train"]
@@ -64,7 +70,8 @@ class Prepared:
     def table_fingerprint(self) -> str:
         """``fingerprint`` of the training rows."""
         shape = (self.num_train, len(self.columns))
-        return fingerprint_of_blocks(self.train_blocks(_FINGERPRINT_ROWS), shape, np.float64)
+        blocks = (np.where(np.isnan(rows), np.nan, rows) for rows in self.train_blocks(_FINGERPRINT_ROWS))
+        return fingerprint_of_blocks(blocks, shape, np.float64)  # NaN has many bit patterns
 
     def reference_fingerprint(self) -> str:
         """``fingerprint`` of the reference."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +36,9 @@ class ColumnChoice:
     """The columns to read of a table."""
 
     columns: Sequence[str] | None = None  # their names, in order; None is all
-    identifiers: str = "refuse"  # "refuse" or "drop" columns of whole numbers that float64 cannot tell apart
+    identifiers: str = "refuse"  # "refuse" or "drop" whole numbers that float64 cannot tell apart, and free text
+    # what the job says of columns, by name (data.types); see ``category_survey``
+    asked: Mapping[str, Any] = field(default_factory=dict)
     # their types by name, where the table was opened before: then nothing is read to find them
     types: Mapping[str, ColumnType] | None = None
 

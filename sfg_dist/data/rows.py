@@ -60,6 +60,7 @@ def open_rows(
     array: str = DEFAULT_ARRAY,
     columns: Sequence[str] | None = None,
     identifiers: str = "refuse",
+    asked: Mapping[str, Any] | None = None,
     types: Mapping[str, ColumnType] | None = None,
 ) -> Iterator[RowReader]:
     """Open a .parquet, .zarr or local .npy table, a path or an ``s3://`` URL, to be read by ranges of rows.
@@ -75,7 +76,7 @@ def open_rows(
         ...     first = rows.read(0, 1000)
     """
     source = str(source)
-    suffix, choice = suffix_of(source), ColumnChoice(columns, identifiers, types)
+    suffix, choice = suffix_of(source), ColumnChoice(columns, identifiers, asked or {}, types)
     if not has_row_ranges(source):
         raise DataError(
             f"{source}: only .parquet, .zarr and local .npy tables, and folders of .parquet, can be read by "
@@ -159,7 +160,9 @@ def _matrix_rows(
         wanted = check_columns(source, names, choice.columns)
         index = [names.index(name) for name in wanted]
         with columns_are(names):
-            surveys = each_fit(wanted, lambda name: numpy_survey(source, name, [part(0, 0)], names.index(name)))
+            surveys = each_fit(
+                wanted, lambda name: numpy_survey(source, name, [part(0, 0)], names.index(name), choice.asked)
+            )
         if any(survey.needs_values for survey in surveys.values()):
             for start in range(0, num_rows, step):
                 with reading(source):

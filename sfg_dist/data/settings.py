@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from sfg_dist.data.bounds import Bounds
 from sfg_dist.data.csv_dialect import TextFormat
@@ -20,8 +21,15 @@ class TableSettings:
     columns: Sequence[str] | None = None  # the columns to take, in order; None takes all
     # those of them that samples will be given. They become the last columns, in this order.
     condition: Sequence[str] | None = None
-    identifiers: str = "refuse"  # "refuse" or "drop" columns of whole numbers that float64 cannot tell apart
-    missing: str = "refuse"  # "refuse" NaN and infinite values, or "drop" the rows that hold one in a chosen column
+    # "auto" takes the types of the file; or a word, or the order of an ordinal column, by column (``category_survey``)
+    types: str | Mapping[str, Any] = "auto"
+    # "refuse" or "drop" columns of whole numbers that float64 cannot tell apart, and of free text
+    identifiers: str = "refuse"
+    # "keep" missing values, whose pattern is learnt; "refuse" them; or "drop" the rows that hold one in a column.
+    # Infinite values are refused or dropped.
+    missing: str = "keep"
+    # "auto" leaves a column out of the flow that another one determines, and looks it up; "ignore" does not
+    dependencies: str = "auto"
     # "refuse" columns that never change, or "keep" them: the flow does not see them, and the transform puts them back
     constant: str = "refuse"
     # "auto" for columns of whole numbers and for those with more than 1 % tied rows whose values lie on a grid; "none";
@@ -36,3 +44,8 @@ class TableSettings:
     seed: int = 0  # of the shuffle, of toy sets and of the noise
     kind: str = "quantile"  # of the transform: "quantile", "standardize" or "none"
     text: TextFormat = field(default_factory=TextFormat)  # how .csv files are written
+
+    @property
+    def asked(self) -> Mapping[str, Any]:
+        """What ``types`` says of columns, by name."""
+        return {} if isinstance(self.types, str) else self.types

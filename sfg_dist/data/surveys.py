@@ -43,6 +43,7 @@ class Survey:
         self._ends: tuple[int, int] | None = None
         self._coarsest = 10**9  # the largest of 1, 10^3, 10^6, 10^9 that divides all ticks
         self._places = min(0, type_.places or 0)  # the fewest that hold all decimals
+        self._unfit: UnfitValueError | None = None  # what a part held that the type does not have
 
     @property
     def needs_values(self) -> bool:
@@ -53,11 +54,19 @@ class Survey:
 
     def add(self, column: Any) -> None:
         """Look at a part of the column, as an Arrow array."""
-        from sfg_dist.data.arrow_columns import as_whole, at_places, ends_of, plain_column
+        import pyarrow as pa
 
-        if not self.needs_values:
+        from sfg_dist.data.arrow_columns import as_whole, at_places, ends_of, stored_column
+
+        if not self.needs_values or self._unfit is not None:
             return
-        column = plain_column(column)
+        try:
+            column = stored_column(self.type, column)
+        except UnfitValueError as error:
+            self._unfit = error
+            return
+        if pa.types.is_floating(column.type):  # float64 already
+            return
         if self.type.kind in TEMPORAL:
             column = as_whole(self.type, column)
         self.add_ends(ends_of(column))
@@ -97,6 +106,8 @@ class Survey:
         """
         from sfg_dist.data.arrow_columns import in_digits, shown_whole
 
+        if self._unfit is not None:
+            raise self._unfit
         if self._ends is None:
             return self.type
         low, high = self._ends
@@ -153,38 +164,40 @@ def ends_of_statistics(statistics: Any, type_: ColumnType) -> tuple[int, int] | 
     return int(statistics.min_raw), int(statistics.max_raw)
 
 
-def survey_of(source: str, name: str, column: Any, metadata: Mapping[bytes, bytes] | None = None) -> Survey:
+def survey_of(
+    source: str,
+    name: str,
+    column: Any,
+    metadata: Mapping[bytes, bytes] | None = None,
+    asked: Mapping[str, Any] | None = None,
+) -> Survey:
     """The survey of an Arrow column, of which ``column`` is a part or the field, before it has seen values.
 
     ``metadata`` is that of its field: ``text`` says that it was read from text, ``style`` and ``places`` how text wrote
-    it.
+    it, ``stored`` is the name of its type in the file where it was read as another. ``asked`` has what the job says of
+    columns (data.types).
     """
-    import pyarrow as pa
+    from sfg_dist.data.categories import named_type
+    from sfg_dist.data.category_survey import CategorySurvey, survey_as_asked
 
+    metadata = metadata or {}
+    kind = named_type(metadata[b"stored"].decode()) if b"stored" in metadata else column.type
     try:
-        found = ColumnType.of(column.type, metadata)
-        return Survey(found, is_text=b"text" in (metadata or {}))
+        found = ColumnType.of(kind, metadata)
+        if asked and name in asked:
+            return survey_as_asked(kind, found, asked[name])
+        return CategorySurvey(found) if found.is_coded else Survey(found, is_text=b"text" in metadata)
     except UnfitValueError as error:
-        found = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-        if not (pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found)):
-            raise UnfitColumnsError(
-                f"{source}: column {name!r} {error}; leave it out with data.columns", {name: f"it {error}"}
-            ) from None
-    texts = enumerate([] if isinstance(column, pa.Field) else column.slice(0, 1000).to_pylist(), start=1)
-    row, text = next(((row, text) for row, text in texts if text is not None), (0, ""))
-    shown = text if len(text) <= 40 else text[:37] + "..."
-    where = f": {shown!r} in data row {row} (counted from 1)" if row else ""
-    raise UnfitColumnsError(
-        f"{source}: column {name!r} holds text{where}; expected numbers; leave the column out with data.columns",
-        {name: "it holds text" + (f", {shown!r} in data row {row}" if row else "")},
-    )
+        raise UnfitColumnsError(
+            f"{source}: column {name!r} {error}; leave it out with data.columns", {name: f"it {error}"}
+        ) from None
 
 
 def settled(source: str, surveys: Mapping[str, Survey], identifiers: str) -> dict[str, ColumnType]:
     """The types of surveyed columns by name, without those that are left out as identifiers.
 
-    Columns of whole numbers that float64 cannot tell apart are identifiers. ``identifiers`` is "refuse", or "drop" with
-    a warning.
+    Columns of whole numbers that float64 cannot tell apart are identifiers, and so is text of (nearly) as many values
+    as rows. ``identifiers`` is "refuse", or "drop" with a warning.
     """
     dropped = []
 
@@ -240,8 +253,12 @@ def type_of_numpy(dtype: np.dtype[Any]) -> ColumnType:
         raise UnfitValueError(f"has type {dtype}: {hint}") from None
 
 
-def numpy_survey(source: str, name: str, blocks: Sequence[NDArray[Any]], index: int) -> Survey:
-    """The survey of a column of arrays one below the other, before it has seen values."""
+def numpy_survey(
+    source: str, name: str, blocks: Sequence[NDArray[Any]], index: int, asked: Mapping[str, Any] | None = None
+) -> Survey:
+    """The survey of a column of arrays one below the other, before it has seen values; ``asked`` as ``survey_of``."""
+    from sfg_dist.data.category_survey import CategorySurvey, survey_as_asked
+
     columns = [column_of(block, index, name) for block in blocks]
     if any(column.ndim > 1 or column.dtype.names for column in columns):
         raise UnfitColumnsError(
@@ -250,7 +267,11 @@ def numpy_survey(source: str, name: str, blocks: Sequence[NDArray[Any]], index: 
         )
     dtypes = [column.dtype.newbyteorder("=") for column in columns]
     try:
-        return Survey(type_of_numpy(np.result_type(*dtypes)))
+        is_text = all(dtype.kind in "US" for dtype in dtypes)
+        found = ColumnType("category", "string") if is_text else type_of_numpy(np.result_type(*dtypes))
+        if asked and name in asked:
+            return survey_as_asked(found.arrow, found, asked[name])
+        return CategorySurvey(found) if is_text else Survey(found)
     except (UnfitValueError, TypeError) as error:
         raise UnfitColumnsError(
             f"{source}: column {name!r} {error}; leave it out with data.columns", {name: f"it {error}"}
@@ -258,14 +279,18 @@ def numpy_survey(source: str, name: str, blocks: Sequence[NDArray[Any]], index: 
 
 
 def typed_blocks(
-    source: str, blocks: Sequence[NDArray[Any]], names: Sequence[str], identifiers: str
+    source: str,
+    blocks: Sequence[NDArray[Any]],
+    names: Sequence[str],
+    identifiers: str,
+    asked: Mapping[str, Any] | None = None,
 ) -> tuple[list[Array], dict[str, ColumnType]]:
     """Arrays that lie one below the other as float64, and the types of their columns by name.
 
     Each array has shape (some rows, number of names), or (some rows,) with the names as fields.
     """
     places = {name: index for index, name in enumerate(names)}
-    surveys = each_fit(names, lambda name: numpy_survey(source, name, blocks, places[name]))
+    surveys = each_fit(names, lambda name: numpy_survey(source, name, blocks, places[name], asked))
     for index, name in enumerate(names):
         if surveys[name].needs_values:
             for block in blocks:
@@ -289,7 +314,7 @@ def float_block(
     values = np.empty((len(block), len(wanted)))
     for place, name in enumerate(wanted):
         column = column_of(block, list(names).index(name), name)
-        if column.dtype.kind == "f":
+        if column.dtype.kind == "f" and not types[name].is_coded:
             values[:, place] = column
             if column.dtype.itemsize > 8 and not np.array_equal(values[:, place], column, equal_nan=True):
                 raise DataError(
@@ -303,7 +328,7 @@ def float_block(
 def column_of(block: NDArray[Any], index: int, name: str) -> NDArray[Any]:
     """A column of an array, or a field of one of records."""
     column: NDArray[Any] = block[:, index] if block.dtype.names is None else block[name]
-    return column
+    return np.char.decode(column, "utf-8") if column.dtype.kind == "S" else column
 
 
 def arrow_of(column: NDArray[Any]) -> pa.Array:

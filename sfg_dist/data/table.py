@@ -110,6 +110,7 @@ def open_table(
     append: Sequence[str] = (),
     columns: Sequence[str] | None = None,
     identifiers: str = "refuse",
+    asked: Mapping[str, Any] | None = None,
     seed: int = 0,
     max_rows: int | None = None,
     text: TextFormat | None = None,
@@ -122,7 +123,8 @@ def open_table(
             taken.
         append: more arrays of the file, put behind as columns named after them.
         columns: the columns to take, in order; None is all.
-        identifiers: "refuse" or "drop" columns of whole numbers that float64 cannot tell apart.
+        identifiers: "refuse" or "drop" columns of whole numbers that float64 cannot tell apart, and of free text.
+        asked: what the job says of columns, by name (``data.types``).
         seed: for sets that are drawn.
         max_rows: rows to draw of a toy set (default 20,000); the first rows of any other table.
         text: how .csv files are written; by default their lines decide all of it.
@@ -144,29 +146,33 @@ def open_table(
     suffix = _check_source(source)
     if suffix in _RECORDS:
         _refuse_arrays(source, f"a {suffix} file" if suffix else "a folder", array, append)
-        values, types, read_as = read_column_files(source, columns, identifiers, text)
+        values, types, read_as = read_column_files(source, columns, identifiers, text, asked)
     else:
         _refuse_text(source, text)
         with open_arrays(source) as file:
-            values, types, read_as = _read_arrays(file, array, append, columns, identifiers)
+            values, types, read_as = _read_arrays(file, array, append, columns, identifiers, asked)
     _check_size(source, *values.shape)
+    check_asked(source, types, asked)
     return Table(values[:max_rows], tuple(types), source, types=tuple(types.values()), read_as=read_as)
 
 
-def open_columns(source: str, columns: Any, *, identifiers: str = "refuse", read_as: str = "") -> Table:
+def open_columns(
+    source: str, columns: Any, *, identifiers: str = "refuse", asked: Mapping[str, Any] | None = None, read_as: str = ""
+) -> Table:
     """The table of columns in memory, an Arrow table of plain values.
 
     Args:
         source: what messages call it.
         columns: the Arrow table.
-        identifiers: as for ``open_table``.
+        identifiers, asked: as for ``open_table``.
         read_as: how it was read, in words.
 
     Raises:
         DataError: a column cannot be used, or there are no rows.
     """
-    values, types = typed_columns(source, columns, identifiers)
+    values, types = typed_columns(source, columns, identifiers, asked)
     _check_size(source, *values.shape)
+    check_asked(source, types, asked)
     return Table(values, tuple(types), source, types=tuple(types.values()), read_as=read_as)
 
 
@@ -176,13 +182,14 @@ def open_split(
     arrays: Mapping[str, str | Sequence[str] | None],
     columns: Sequence[str] | None = None,
     identifiers: str = "refuse",
+    asked: Mapping[str, Any] | None = None,
 ) -> Table:
     """Open a table that is split already: its parts lie in separate arrays of one .npz, .h5, .hdf5 or .zarr.
 
     Args:
         arrays: for train, validation and test the name of an array, or a list of names to put one below the other;
             validation may be left out.
-        source, columns, identifiers: as for ``open_table``.
+        source, columns, identifiers, asked: as for ``open_table``.
 
     Raises:
         DataError: an array is missing, or the widths differ.
@@ -213,7 +220,7 @@ def open_split(
             ends.append(len(blocks))
     wanted = check_columns(source, names, columns)
     with columns_are(names):
-        values, types = _typed_parts(file, array_names, blocks, names, wanted, identifiers)
+        values, types = _typed_parts(file, array_names, blocks, names, wanted, identifiers, asked)
     sizes = {part: sum(map(len, values[first:stop])) for part, (first, stop) in zip(PARTS, pairwise(ends), strict=True)}
     for part in ("train", "test"):
         _check_size(f"{source}: the {part} part", sizes[part], len(types))
@@ -254,7 +261,12 @@ def _check_source(source: str) -> str:
 
 
 def _read_arrays(
-    file: ArrayFile, array: str, append: Sequence[str], columns: Sequence[str] | None, identifiers: str
+    file: ArrayFile,
+    array: str,
+    append: Sequence[str],
+    columns: Sequence[str] | None,
+    identifiers: str,
+    asked: Mapping[str, Any] | None,
 ) -> tuple[NDArray[np.float64], dict[str, ColumnType], str]:
     chosen = file.find(array)
     arrays = (chosen, *append)
@@ -275,7 +287,7 @@ def _read_arrays(
     for name, block, some in zip(arrays, blocks, names, strict=True):
         if here := [column for column in some if column in wanted]:
             with columns_are(flat):
-                rows, found = _typed_parts(file, [name], [block], some, here, identifiers)
+                rows, found = _typed_parts(file, [name], [block], some, here, identifiers, asked)
             values += rows
             types |= found
     order = [name for name in wanted if name in types]
@@ -292,6 +304,7 @@ def _typed_parts(
     names: Sequence[str],
     wanted: Sequence[str],
     identifiers: str,
+    asked: Mapping[str, Any] | None,
 ) -> tuple[list[NDArray[np.float64]], dict[str, ColumnType]]:
     """The wanted columns of arrays one below the other, and their types.
 
@@ -301,7 +314,7 @@ def _typed_parts(
     if types is None or len(types) != len(names) or DEFAULT_ARRAY not in arrays:
         if list(wanted) != list(names) and blocks[0].dtype.names is None:
             blocks = [block[:, places] for block in blocks]
-        return typed_blocks(file.source, blocks, wanted, identifiers)
+        return typed_blocks(file.source, blocks, wanted, identifiers, asked)
     if set(arrays) != {DEFAULT_ARRAY}:
         other = next(name for name in arrays if name != DEFAULT_ARRAY)
         raise DataError(
@@ -327,6 +340,11 @@ def _refuse_arrays(source: str, what: str, array: str, append: Sequence[str]) ->
     if array != DEFAULT_ARRAY or append:
         key = "data.append" if append else "data.array"
         raise DataError(f"{source}: {what} has no named arrays; leave out {key}")
+
+
+def check_asked(source: str, types: Mapping[str, ColumnType], asked: Mapping[str, Any] | None) -> None:
+    """Refuse ``data.types`` that name a column which is not read."""
+    check_columns(source, list(types), list(asked or ()), key="data.types")
 
 
 def _refuse_text(source: str, text: TextFormat | None) -> None:

@@ -8,6 +8,9 @@
 - Single values that repeat (``atoms``) are spread over intervals of scores by the same noise, and come back exactly.
   Only the "quantile" kind can do that.
 - Each other column is mapped as it stands, and back into its range (``bounds``).
+- Each category has an interval of scores of its share, and so has a missing value, in a column of numbers or categories
+  (``coding``). They take the noise and come back as atoms do.
+- A column that another one determines is left out on the way in, and looked up on the way out (``dependencies``).
 
 All is numpy, and is saved as plain arrays.
 """
@@ -22,7 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data.bounds import FREE, Bounds, reflect, tails
+from sfg_dist.data.coding import Coding, codings_from_arrays, codings_to_arrays
 from sfg_dist.data.column_type import FLOAT, ColumnType
+from sfg_dist.data.dependencies import Lookup, lookups_from_arrays, lookups_to_arrays
 from sfg_dist.data.fitting import ColumnFacts, ColumnMap, fit_column
 from sfg_dist.data.grid import Grid
 from sfg_dist.data.quantile import Curve, curves_from_arrays, curves_to_arrays
@@ -62,10 +67,14 @@ class Transform:
     curves: tuple[Curve, ...]  # one a flow column ("quantile"), else empty
     # of the user's columns, whose value - offset the rows hold; float64 for all if not given
     types: tuple[ColumnType, ...] = ()
+    codings: tuple[Coding, ...] = ()  # of the flow's columns; plain for all if not given
+    lookups: tuple[Lookup, ...] = ()  # of the columns that others determine, in the order of the table
 
     def __post_init__(self) -> None:
         if not self.types:
             object.__setattr__(self, "types", (FLOAT,) * len(self.columns))
+        if not self.codings:
+            object.__setattr__(self, "codings", (Coding(),) * len(self.steps))
 
     @property
     def dim(self) -> int:
@@ -118,6 +127,10 @@ class Transform:
         if kind not in KINDS:
             raise ValueError(f"unknown kind {kind!r}: expected one of {', '.join(KINDS)}")
         rows = _check_rows(rows, len(columns), columns)
+        if np.isnan(rows).any():
+            raise DataError(
+                f"column {columns[int(np.argwhere(np.isnan(rows))[0][1])]!r} holds nan: expected finite numbers"
+            )
         constants, steps, atoms = constants or {}, steps or {}, atoms or {}
         kept = [name for name in columns if name not in constants]
         if noise is not None and noise.shape != (len(rows), len(kept)):
@@ -132,8 +145,11 @@ class Transform:
         return cls.of_columns(kind, maps)
 
     @classmethod
-    def of_columns(cls, kind: str, maps: Sequence[ColumnMap]) -> Transform:
-        """The map of a table out of those of its columns, in their order."""
+    def of_columns(cls, kind: str, maps: Sequence[ColumnMap], lookups: Sequence[Lookup] = ()) -> Transform:
+        """The map of a table out of those of its columns, in their order.
+
+        Columns of ``lookups`` have a constant, which stands for them until they are looked up.
+        """
         facts, flow = [each.facts for each in maps], [each for each in maps if each.facts.constant is None]
         grids = [each.facts.grid for each in flow]
         return cls(
@@ -149,10 +165,15 @@ class Transform:
             scale=np.array([each.scale for each in flow]),
             curves=tuple(each.curve for each in flow if each.curve is not None),
             types=tuple(each.type for each in facts),
+            codings=tuple(each.coding for each in flow),
+            lookups=tuple(lookups),
         )
 
     def forward(self, rows: _Array, *, noise: _Array | None = None) -> NDArray[np.float32]:
-        """Map the user's rows, finite, shape (num_rows, num_columns), to the flow's, shape (num_rows, dim).
+        """Map the user's rows, shape (num_rows, num_columns), to the flow's, shape (num_rows, dim).
+
+        The rows are finite, but for missing values as NaN in columns whose training rows had some. Columns that others
+        determine are not looked at; ``check_lookups`` does that.
 
         Where the noise puts a value at the very edge of its cell, and float32 would miss that cell, the value goes to
         the middle of the cell. A value beyond the training rows goes on straight, or, within a wider range of
@@ -160,7 +181,8 @@ class Transform:
         middle of each value's cell, and for that of an atom's interval.
 
         Raises:
-            DataError: the shape is wrong, or a value is not finite or too large for float32.
+            DataError: the shape is wrong, a value is missing where the training rows had none, or is not finite or too
+                large for float32.
         """
         spread = self._spread_rows(rows, noise)
         places = np.broadcast_to(0.5, spread.shape) if noise is None else noise
@@ -177,18 +199,59 @@ class Transform:
         return flow_rows
 
     def inverse(self, flow_rows: NDArray[Any]) -> _Array:
-        """Map the flow's rows, (num_rows, dim), to the user's: on the grid of a column, else within its bounds."""
+        """Map the flow's rows, (num_rows, dim), to the user's: on the grid of a column, else within its bounds.
+
+        A missing value is NaN.
+        """
         flow_rows = np.asarray(flow_rows, dtype=np.float64)
         if flow_rows.ndim != 2 or flow_rows.shape[1] != self.dim:
             raise DataError(f"flow rows have shape {flow_rows.shape}: expected (num_rows, {self.dim})")
         rows = np.tile(self.constants, (len(flow_rows), 1))
         for index, source in enumerate(np.flatnonzero(np.isnan(self.constants))):
-            values = self._from_flow(index, flow_rows[:, index])
+            values = self.codings[index].decode(self._from_flow(index, flow_rows[:, index]))
             grid, inner = self.grid(index), self._inner_grid(index)
-            if grid and inner:
+            if grid and inner and self.codings[index].places is None:
                 values = grid.values(inner.cells(values).clip(*self.cell_ranges[index]))
             rows[:, source] = values
+        return self.looked_up(rows)
+
+    def looked_up(self, rows: _Array) -> _Array:
+        """The user's rows with the columns that others determine looked up; the array given is changed."""
+        for lookup in self.lookups:
+            rows[:, lookup.column] = lookup.look_up(rows[:, lookup.by])
         return rows
+
+    def check_lookups(self, rows: _Array) -> None:
+        """Refuse user's rows in which a column has not the value that the one which determines it says.
+
+        Raises:
+            DataError: with the first such pair of values.
+        """
+        for lookup in self.lookups:
+            if (differs := lookup.differs(rows)).any():
+                row = int(np.argmax(differs))
+                (name, value), (by, key) = (
+                    (self.columns[place], self.types[place].shown(rows[row, place]))
+                    for place in (lookup.column, lookup.by)
+                )
+                raise DataError(
+                    f"column {name!r} is {value} and column {by!r} is {key} in row {row} (counted from 0): no row of "
+                    f"the table has both, and {by!r} determines {name!r} (data.dependencies)"
+                )
+
+    def coded(self, rows: _Array) -> _Array:
+        """The user's rows as finite numbers for figures: places of categories, and what stands for a missing value."""
+        if not self.lookups and all(coding.is_plain for coding in self.codings):
+            return rows
+        found = np.array(rows, dtype=np.float64)
+        for index, place in enumerate(np.flatnonzero(np.isnan(self.constants))):
+            inner = found[:, place] - self.origins[index]
+            found[:, place] = self.codings[index].encode(inner, self.columns[place]) + self.origins[index]
+        for lookup in self.lookups:
+            column, ends = found[:, lookup.column], lookup.values[~np.isnan(lookup.values)]
+            below = ends.min() - max(np.ptp(ends) / 8, 1.0) if len(ends) else 0.0
+            found[:, lookup.column] = np.where(np.isnan(column), below, column)
+        return found
 
     def log_det_jacobian(self, rows: _Array, *, noise: _Array | None = None) -> _Array:
         """log |d flow row / d user row| over the flow's columns, shape (num_rows,).
@@ -209,7 +272,7 @@ class Transform:
         arrays: dict[str, NDArray[Any]] = {name: getattr(self, name) for name in ("constants", *_SHAPES)}
         if self.curves:
             arrays |= curves_to_arrays(self.curves)
-        return arrays
+        return arrays | codings_to_arrays(self.codings) | lookups_to_arrays(self.lookups)
 
     def to_metadata(self) -> TransformWords:
         """The words of the map, for JSON."""
@@ -236,32 +299,16 @@ class Transform:
                     raise DataError(f"the saved transform is damaged: {name} is {array.dtype}, expected float64")
                 fields[name] = np.array(array)
             curves = curves_from_arrays(arrays) if kind == "quantile" else ()
+            codings = codings_from_arrays(arrays, dim)
+            lookups = lookups_from_arrays(arrays, fields["constants"])
         except KeyError as error:
             raise DataError(f"the saved transform has no {error.args[0]!r}: it is damaged") from None
         except DataError:
             raise
         except (TypeError, ValueError) as error:  # a DocumentError is one of them
             raise DataError(f"the saved transform is damaged: {error}") from None
-        shapes = {"constants": (len(columns),)} | {name: (dim, *shape) for name, shape in _SHAPES.items()}
-        wrong = ""
-        if types and len(types) != len(columns):
-            wrong = f"{len(types)} types for {len(columns)} columns"
-        for name, array in fields.items():
-            if array.shape != shapes[name]:
-                wrong = wrong or f"{name} has shape {array.shape}, expected {shapes[name]}"
-        if kind == "quantile" and len(curves) != dim:
-            wrong = wrong or f"kind {kind!r} with {len(curves)} curves for {dim} columns"
-        for name in ("bounds", "cell_ranges") if not wrong else ():
-            if not (fields[name][:, 0] <= fields[name][:, 1]).all():
-                wrong = f"{name} that are no ranges"
-        finite = all(np.isfinite(fields[name]).all() for name in _SHAPES if name != "bounds")
-        if not finite or np.isinf(fields["constants"]).any():
-            wrong = wrong or "a number is not finite"
-        if (fields["steps"] < 0).any() or (fields["scale"] <= 0).any():
-            wrong = wrong or "a step below 0, or a scale of 0"
-        if wrong:
-            raise DataError(f"the saved transform is damaged: {wrong}")
-        return cls(kind=kind, columns=columns, curves=curves, types=types, **fields)
+        _check_saved(kind, len(columns), types, fields, curves)
+        return cls(kind=kind, columns=columns, curves=curves, types=types, codings=codings, lookups=lookups, **fields)
 
     def grid(self, column: int) -> Grid | None:
         """The grid of a flow column, None where it has none."""
@@ -274,15 +321,18 @@ class Transform:
         return grid and grid.moved(float(self.origins[column]))
 
     def _spread_rows(self, rows: _Array, noise: _Array | None) -> _Array:
-        """Flow columns in the user's units, with the noise added to those on a grid."""
+        """Flow columns as finite numbers: in the user's units, with the noise added to those on a grid."""
         rows = _check_rows(rows, len(self.columns), self.columns)
         spread = rows[:, np.isnan(self.constants)]
         if noise is not None and noise.shape != spread.shape:
             raise DataError(f"noise has shape {noise.shape}: expected (num_rows, dim) = {spread.shape}")
-        for index in range(self.dim):
+        for index, (name, coding) in enumerate(zip(self.flow_columns, self.codings, strict=True)):
+            column = spread[:, index] if coding.places is None else coding.encode(spread[:, index], name)
             if grid := self.grid(index):
-                drawn = None if noise is None else noise[:, index]
-                spread[:, index] = grid.spread(spread[:, index], drawn, float(self.origins[index]))
+                drawn, is_gap = None if noise is None else noise[:, index], np.isnan(column)
+                column = grid.spread(np.where(is_gap, grid.offset, column), drawn, float(self.origins[index]))
+                column = np.where(is_gap, np.nan, column)
+            spread[:, index] = column if coding.places is not None else coding.encode(column, name)
         return spread
 
     def _ends(self, index: int) -> tuple[float, float]:
@@ -344,13 +394,43 @@ _SHAPES: dict[str, tuple[int, ...]] = {
 }
 
 
+def _check_saved(
+    kind: str,
+    num_columns: int,
+    types: Sequence[ColumnType],
+    fields: Mapping[str, NDArray[Any]],
+    curves: Sequence[Curve],
+) -> None:
+    """Refuse arrays of a saved map that do not fit each other."""
+    dim = int(np.isnan(fields["constants"]).sum())
+    shapes = {"constants": (num_columns,)} | {name: (dim, *shape) for name, shape in _SHAPES.items()}
+    wrong = ""
+    if types and len(types) != num_columns:
+        wrong = f"{len(types)} types for {num_columns} columns"
+    for name, array in fields.items():
+        if array.shape != shapes[name]:
+            wrong = wrong or f"{name} has shape {array.shape}, expected {shapes[name]}"
+    if kind == "quantile" and len(curves) != dim:
+        wrong = wrong or f"kind {kind!r} with {len(curves)} curves for {dim} columns"
+    for name in ("bounds", "cell_ranges") if not wrong else ():
+        if not (fields[name][:, 0] <= fields[name][:, 1]).all():
+            wrong = f"{name} that are no ranges"
+    finite = all(np.isfinite(fields[name]).all() for name in _SHAPES if name != "bounds")
+    if not finite or np.isinf(fields["constants"]).any():
+        wrong = wrong or "a number is not finite"
+    if (fields["steps"] < 0).any() or (fields["scale"] <= 0).any():
+        wrong = wrong or "a step below 0, or a scale of 0"
+    if wrong:
+        raise DataError(f"the saved transform is damaged: {wrong}")
+
+
 def _check_rows(rows: _Array, num_columns: int, columns: Sequence[str]) -> _Array:
     rows = np.asarray(rows, dtype=np.float64)
     if rows.ndim != 2 or rows.shape[1] != num_columns:
         raise DataError(
             f"rows have shape {rows.shape}: expected (num_rows, {num_columns}), the columns {list(columns)}"
         )
-    bad = ~(np.abs(rows) <= MAX_VALUE)
+    bad = np.abs(rows) > MAX_VALUE
     if bad.any():
         row, column = np.argwhere(bad)[0]
         raise DataError(

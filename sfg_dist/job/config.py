@@ -72,6 +72,12 @@ End = Annotated[
 ]
 Range = Annotated[list[End], Field(min_length=2, max_length=2)]
 
+ColumnKind = Annotated[
+    Literal["number", "integer", "category", "boolean", "datetime", "ordinal"]
+    | Annotated[list[str | int | float | bool], Field(min_length=1, max_length=1000)],
+    MustBe("number, integer, category, boolean, datetime, ordinal, or a list of values in their order"),
+]
+
 METRICS = (
     "c2st_auc",
     "sliced_wasserstein",
@@ -126,11 +132,18 @@ class DataConfig(_Section):
     """The columns that are read, in this order. By default all are."""
     condition: Annotated[list[str], Field(min_length=1)] | None = None
     """Columns whose values are given when samples are drawn. The other columns are drawn for those values."""
-    missing: Literal["refuse", "drop"] = "refuse"
-    """Rows with a missing value: `refuse` names them and ends, `drop` leaves them out."""
+    types: Literal["auto"] | dict[str, ColumnKind] = "auto"
+    """What columns hold: as the file says (`auto`), or for each column that is named `number`, `integer`, `category`,
+    `boolean`, `datetime`, `ordinal`, or the order of an ordinal one, such as `["low", "mid", "high"]`. Since 0.2."""
+    missing: Literal["keep", "drop", "refuse"] = "keep"
+    """Missing values: `keep` learns where they are and draws them too, `drop` leaves out the rows with one, `refuse`
+    names them and ends."""
+    dependencies: Literal["auto", "ignore"] = "auto"
+    """A column that another one determines in all rows: `auto` leaves it out of the flow and looks it up, `ignore`
+    takes it as any other. Since 0.2."""
     identifiers: Literal["refuse", "drop"] = "refuse"
-    """Whole numbers that float64 cannot tell apart: `refuse` names the column and ends, `drop` leaves it out. Since
-    0.2."""
+    """Whole numbers that float64 cannot tell apart, text that differs from row to row, and text of more than 1000
+    values: `refuse` names the column and ends, `drop` leaves it out. Since 0.2."""
     constant: Literal["refuse", "keep"] = "refuse"
     """Columns of one value: `refuse` names them and ends, `keep` puts the value back in samples."""
     dequantize: Literal["auto", "none"] | dict[str, PositiveFloat] = "auto"

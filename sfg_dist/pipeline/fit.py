@@ -22,7 +22,7 @@ from sfg_dist.pipeline.budget import MOST_PAIRS, NUM_EPOCHS, compile_kernels, la
 from sfg_dist.pipeline.check import check_job
 from sfg_dist.pipeline.output import Listener
 from sfg_dist.pipeline.pipeline import Pipeline
-from sfg_dist.pipeline.table import prepare_table
+from sfg_dist.pipeline.table import prepare_table, table_settings
 
 if TYPE_CHECKING:
     from sfg_dist.data import Prepared
@@ -80,8 +80,10 @@ def fit(
     job = resolve_job(document, origin="fit")
     check_job(job)
     container, columns = open_frame(frame, job.data.columns)
-    read_as = counted(columns.num_columns, "column")
-    held = open_columns(job.data.source, columns, identifiers=job.data.identifiers, read_as=read_as)
+    settings, read_as = table_settings(job), counted(columns.num_columns, "column")
+    held = open_columns(
+        job.data.source, columns, identifiers=settings.identifiers, asked=settings.asked, read_as=read_as
+    )
     del columns
     prepared = prepare_table(job, held)
     with tempfile.TemporaryDirectory(prefix="sfg-fit-") as folder:

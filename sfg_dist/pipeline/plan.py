@@ -134,6 +134,8 @@ def plan_of(job: Job, table: Prepared, frame: Frame, *, existing: Plan | None = 
         "blur": blur,
         **unit,
     }
+    if words := {name: type_.to_dict() for name, type_ in table.types.items() if type_.is_coded}:
+        identity["types"] = words
     if job.labels.time_grid == "fitted":
         if existing is None and whole is None:
             raise ConfigError('labels.time_grid = "fitted" needs the reference in memory: take "graded"')
@@ -178,6 +180,12 @@ def identity_of_keys(job: Job) -> dict[str, dict[str, Any]]:
         tables["data"]["bounds"] = {
             name: [str(end) if end in (np.inf, -np.inf) else end for end in pair] for name, pair in ends
         }
+    # A table's fingerprint and types say the rest of how it was read, and stores before these choices lack them.
+    del tables["data"]["dependencies"]
+    if job.data.types == "auto":
+        del tables["data"]["types"]
+    if job.data.missing == "keep":  # the table that "refuse" would take is the same, and any other has gaps
+        tables["data"]["missing"] = "refuse"
     if job.labels.certificate == "bound":  # nor was there a choice of certificates
         del tables["labels"]["certificate"]
     if job.data.condition is not None:

@@ -1,0 +1,163 @@
+"""From a column of text, of a dictionary, or of codes to the categories that it has.
+
+A category column has at most 1000 different values, of at most 1000 letters. A column of text whose values are nearly
+all different is an identifier, and one with more is free text: nothing can be learnt of their law.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sfg_dist.data.column_type import MAX_CATEGORIES, MAX_LETTERS, ColumnType, UnfitValueError
+from sfg_dist.data.surveys import IdentifierError, Survey
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+WORDS = ("number", "integer", "category", "boolean", "datetime", "ordinal")
+"""What ``data.types`` may say of a column, beside a list: the order of an ordinal one."""
+Asked = str | Sequence[Any] | None
+
+_LEAST_ROWS = 20  # a shorter column may have a category a row
+_MOST_DISTINCT = 0.5  # of the rows; text with more different values is an identifier
+
+
+class CategorySurvey(Survey):
+    """Looks at all of a category column, in one part or several, and finds its categories.
+
+    ``order`` is that of an ordinal column, where the job gives it; with ``is_asked`` the job names the column.
+    """
+
+    def __init__(self, type_: ColumnType, *, order: Sequence[str] = (), is_asked: bool = False) -> None:
+        super().__init__(type_)
+        self._order, self._is_asked = dict.fromkeys(order), is_asked
+        self._has_order = bool(order)  # else that of the dictionary, or of the values
+        self._texts: dict[str, None] = {}
+        self._num_values = 0
+        self._excess = ""  # why it cannot be a category column
+
+    @property
+    def needs_values(self) -> bool:
+        """The categories are the values."""
+        return True
+
+    def add(self, column: Any) -> None:
+        """Look at a part of the column, as an Arrow array."""
+        import pyarrow as pa
+
+        from sfg_dist.data.categories import encoded
+
+        if pa.types.is_null(column.type) or self._excess:
+            return
+        texts, places = encoded(column)
+        counts = np.bincount(places[places >= 0], minlength=len(texts))
+        self._num_values += int(counts.sum())
+        if self.type.kind == "ordinal" and not self._has_order and pa.types.is_dictionary(column.type):
+            self._take(self._order, texts)
+        self._take(self._texts, texts.filter(pa.array(counts > 0)))
+
+    def _take(self, into: dict[str, None], texts: pa.Array) -> None:
+        import pyarrow.compute as pc
+
+        if len(texts) and (longest := pc.max(pc.utf8_length(texts)).as_py()) and longest > MAX_LETTERS:
+            self._excess = f"with {longest:,} letters in one value"
+        elif len(into) + len(texts) > MAX_CATEGORIES and len(into.keys() | set(texts.to_pylist())) > MAX_CATEGORIES:
+            self._excess = f"more than {MAX_CATEGORIES:,} different values"
+        else:
+            into.update(dict.fromkeys(texts.to_pylist()))
+
+    def join(self, other: Survey) -> None:
+        """Take over what the survey of another part of the column has seen."""
+        import pyarrow as pa
+
+        assert isinstance(other, CategorySurvey)
+        self._excess = self._excess or other._excess
+        self._num_values += other._num_values
+        if not self._excess:
+            self._take(self._order, pa.array(list(other._order), pa.string()))
+            self._take(self._texts, pa.array(list(other._texts), pa.string()))
+
+    def result(self) -> ColumnType:
+        """The type with its categories.
+
+        Raises:
+            IdentifierError: there are too many.
+            UnfitValueError: one has no place in the order that the job gives.
+        """
+        number = len(self._texts)
+        if not self._excess and not self._is_asked and self._num_values >= _LEAST_ROWS:
+            is_identifier = number > _MOST_DISTINCT * self._num_values
+            self._excess = f"{number:,} different values in {self._num_values:,} rows" if is_identifier else ""
+        if self._excess:
+            raise IdentifierError(f"holds text, {self._excess}, as identifiers and free text do")
+        return replace(self.type, categories=tuple(self._ordered()))
+
+    def _ordered(self) -> list[str]:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        from sfg_dist.data.categories import is_text, value_type
+
+        if self._has_order and (outside := [text for text in self._texts if text not in self._order]):
+            raise UnfitValueError(f"holds {outside[0][:40]!r}, which its order in data.types does not have")
+        if self._order:
+            return [text for text in self._order if text in self._texts]
+        kind = value_type(self.type)
+        if is_text(kind):
+            return sorted(self._texts)
+        texts = pa.array(list(self._texts), pa.string())
+        return [str(text) for text in texts.take(pc.sort_indices(texts.cast(kind))).to_pylist()]
+
+
+def survey_as_asked(found: pa.DataType, type_: ColumnType | None, asked: Asked) -> Survey:
+    """The survey of a column of an Arrow type as ``data.types`` asks; ``type_`` is what it would be else, if anything.
+
+    Raises:
+        UnfitValueError: a column of that type cannot be read so.
+    """
+    import pyarrow as pa
+
+    from sfg_dist.data.categories import is_text
+
+    values = found.value_type if pa.types.is_dictionary(found) else found
+    if type_ is None:
+        raise UnfitValueError(f"has type {found}: expected numbers, booleans, dates, times or text")
+    if not isinstance(asked, str):
+        return CategorySurvey(ColumnType("ordinal", str(found)), order=texts_of(asked or (), values), is_asked=True)
+    if asked == "ordinal" and is_text(values) and not (pa.types.is_dictionary(found) and found.ordered):
+        raise UnfitValueError('holds text without an order: give it in data.types, such as ["low", "mid", "high"]')
+    if asked in ("category", "ordinal"):
+        return CategorySurvey(ColumnType(asked, str(found)), is_asked=True)
+    of_values = ColumnType.of(values)
+    wanted = {
+        "number": (("float", "integer", "decimal"), ColumnType()),
+        "integer": (("integer",), ColumnType("integer", "int64")),
+        "boolean": (("boolean",), ColumnType("boolean", "bool")),
+        "datetime": (("timestamp", "date"), ColumnType("timestamp", "timestamp[us]", unit="us")),
+    }
+    kinds, otherwise = wanted[asked]
+    if of_values.kind in kinds:
+        return Survey(of_values if type_.is_coded else type_)
+    may_be = {"integer": ("float", "decimal", "boolean"), "boolean": ("integer",), "number": ("boolean",)}
+    if not is_text(values) and of_values.kind not in may_be.get(asked, ()):
+        raise UnfitValueError(f"holds {of_values.words}: data.types cannot make {asked} of it")
+    return Survey(otherwise)
+
+
+def texts_of(order: Sequence[Any], kind: pa.DataType) -> list[str]:
+    """The values of an order that the job gives, as the texts of their categories."""
+    import pyarrow as pa
+
+    from sfg_dist.data.categories import is_text
+
+    texts = [value if isinstance(value, str) else str(pa.scalar(value).cast(pa.string()).as_py()) for value in order]
+    if is_text(kind):
+        return texts
+    try:
+        return [str(text) for text in pa.array(texts, pa.string()).cast(kind).cast(pa.string()).to_pylist()]
+    except pa.ArrowInvalid:
+        raise UnfitValueError(f"has type {kind}, which the order in data.types does not have") from None

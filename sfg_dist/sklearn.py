@@ -80,7 +80,7 @@ class OneStepGenerator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         self.keys = keys
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any = None) -> Self:  # noqa: N803
+    def fit(self, X: Any, y: Any = None) -> Self:
         """Fit the generator.
 
         Args:
@@ -121,17 +121,17 @@ class OneStepGenerator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         return self.generator_.sample(n_samples, seed=self._seed(chosen))
 
     @available_if(_has_encoder)
-    def score_samples(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
+    def score_samples(self, X: Any) -> NDArray[np.float64]:
         """Log density of each row of a table of the fitted columns, in nats, shape (n_samples,)."""
         check_is_fitted(self)
         return self.generator_.log_prob(self._table(X, reset=False))
 
     @available_if(_has_encoder)
-    def score(self, X: Any, y: Any = None) -> float:  # noqa: N803
+    def score(self, X: Any, y: Any = None) -> float:
         """Mean log density of a table's rows, in nats."""
         return float(np.mean(self.score_samples(X)))
 
-    def _table(self, X: Any, *, reset: bool) -> Any:  # noqa: N803
+    def _table(self, X: Any, *, reset: bool) -> Any:
         """The table, after scikit-learn's look at it: whole for a frame, at its names alone otherwise."""
         if is_frame(X):
             validate_data(self, X, reset=reset, skip_check_array=True)
@@ -152,8 +152,8 @@ class OneStepGenerator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """
         if hasattr(self, "generator_"):
             raise TypeError(
-                "a fitted OneStepGenerator is not pickled: save it by estimator.generator_.save(directory), and read it "
-                "by sfg_dist.Generator.load(directory)"
+                "a fitted OneStepGenerator is not pickled: save it by estimator.generator_.save(directory), and read "
+                "it by sfg_dist.Generator.load(directory)"
             )
         return super().__getstate__()
 

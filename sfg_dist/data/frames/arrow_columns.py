@@ -18,7 +18,9 @@ from sfg_dist.job.errors import DocumentError
 
 
 def plain_values(column: Any) -> Any:
-    """A column without extension types, runs and views: their storage, values and text. A dictionary stays one.
+    """A column in types that Arrow's functions take: the storage of an extension, the values of runs, no views.
+
+    A dictionary stays one.
 
     Examples:
         >>> plain_values(pa.chunked_array([pa.array([1, 0], pa.int8())])).type
@@ -32,6 +34,8 @@ def plain_values(column: Any) -> Any:
         return plain_values(pa.chunked_array([pc.run_end_decode(chunk) for chunk in column.chunks], values))
     if pa.types.is_string_view(column.type):  # for which Arrow lacks half of its functions
         return column.cast(pa.string())
+    if pa.types.is_decimal(column.type) and column.type.bit_width < 128:  # as few functions take the narrow ones
+        return column.cast(pa.decimal128(column.type.precision, column.type.scale))
     if pa.types.is_dictionary(column.type) and pa.types.is_string_view(column.type.value_type):
         type_ = pa.dictionary(column.type.index_type, pa.string(), column.type.ordered)
         chunks = [

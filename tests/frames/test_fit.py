@@ -33,9 +33,7 @@ def visits(num_rows=200):
             "clinic": pd.Categorical(clinic, categories=["west", "north", "south", "closed"]),
             "age": age,
             "score": draws.normal(size=num_rows),
-            "seen": pd.DatetimeIndex(
-                np.datetime64("2024-01-01") + draws.integers(0, 999, num_rows), tz="Europe/Berlin"
-            ),
+            "seen": pd.DatetimeIndex(days, tz="Europe/Berlin"),
             "unit": "mg",
         }
     )

@@ -1,5 +1,6 @@
 """Frames come back with the schema that they had, and what cannot come back is refused by its column."""
 
+import contextlib
 import json
 import sys
 
@@ -118,7 +119,7 @@ def test_columns_are_chosen_by_their_names():
         (pd.Series([1j] * NUM_ROWS), r"column 'bad' has dtype complex128, which cannot be read"),
         (pd.Series([1, "a"] * (NUM_ROWS // 2), dtype=object), r"column 'bad' has dtype object, which cannot be read"),
         (pd.Series(pd.arrays.SparseArray(SHORT)), r"column 'bad' has dtype Sparse.*which cannot be read"),
-        (pd.Series(pd.interval_range(0, NUM_ROWS)), r"column 'bad' has type struct"),
+        (pd.Series(pd.interval_range(0, NUM_ROWS)), r"column 'bad' has type extension<pandas.interval"),
         (pd.cut(pd.Series(SHORT), 3), r"column 'bad' has categories of type .*interval"),
         (pd.Series([f"person {row}" for row in range(NUM_ROWS)]), r"column 'bad' holds text, 60 different values"),
     ],
@@ -229,33 +230,76 @@ def test_a_library_that_is_not_there(monkeypatch, tmp_path):
         loaded.sample(10, container="polars")
 
 
+WORDS_OF_TYPES = sorted({
+    words["type"]
+    for library, kinds in KINDS.items()
+    for column in kinds.values()
+    for words in open_frame(table_of(library, {"column": column}))[0].to_document()["columns"]
+})  # fmt: skip
+
+
+def changed(frame, **changes):
+    """The document of a container in which the last column says something else, and its columns."""
+    container, columns = open_frame(frame)
+    document = container.to_document()
+    document["columns"][-1] |= changes
+    return {name: value for name, value in document.items() if name not in changes}, columns
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"schema": "AAAA"}, "no schema of Arrow"),
-        ({"schema": "no base64"}, "no schema of Arrow"),
-        ({"dictionaries": {}}, "lacks the values of a dictionary"),
-        ({"labels": ["x"]}, "other numbers of labels"),
-        ({"dtypes": ["int64", "os.system('true')"]}, "has the dtype"),
+        ({"type": "int63"}, "'int63' is no type of Arrow"),
+        ({"type": "dictionary<values=" * 20 + "string"}, "a type has 366 letters"),
+        ({"type": "list<item: int64>"}, "no type of Arrow"),
+        ({"type": "dictionary<values=date32[day], indices=int8, ordered=0>"}, "values that are no date32"),
+        ({"dtype": "os.system('true')"}, "there is no dtype"),
+        ({"metadata": {"key": "\u2248"}}, "metadata of a schema are no bytes"),
+        ({"name": "y"}, "it has other columns than the generator"),
     ],
 )
 def test_a_damaged_container_is_refused(changes, said):
-    frame = pd.DataFrame({"x": SHORT, "word": pd.Categorical(WORDS)})
-    container, _ = open_frame(frame)
+    document, _ = changed(pd.DataFrame({"x": SHORT, "word": pd.Categorical(WORDS)}), **changes)
     with pytest.raises(DocumentError, match=said):
-        Container.from_document(container.to_document() | changes, ("x", "word"))
-    with pytest.raises(DocumentError, match="other columns than the generator"):
-        Container.from_document(container.to_document(), ("x", "y"))
+        Container.from_document(document, ("x", "word"))
+
+
+def test_a_container_has_what_its_library_needs():
+    document = open_frame(pd.DataFrame({"x": SHORT}))[0].to_document()
+    with pytest.raises(DocumentError, match="a table of polars has no label a column"):
+        Container.from_document(document | {"kind": "polars"}, ("x",))
+    del document["columns"][0]["dtype"]
+    with pytest.raises(DocumentError, match="a table of pandas has a dtype a column"):
+        Container.from_document(document, ("x",))
+
+
+@given(st.data())
+def test_any_words_are_an_error_in_words_or_a_table(data):
+    """What a stranger's model says of its container ends in no traceback."""
+    library = data.draw(st.sampled_from(list(KINDS)))
+    frame = table_of(library, {"column": KINDS[library][data.draw(st.sampled_from(list(KINDS[library])))]})
+    texts = st.text(st.characters(codec="latin-1"), max_size=12)
+    dtypes = st.sampled_from(["category of int64", "Int8", "period[X]", "datetime64[ns, ../x]", "arrow", "enum", "O"])
+    changes = {
+        "type": st.sampled_from(WORDS_OF_TYPES) | texts,
+        "dtype": dtypes | texts,
+        "dictionary": st.lists(texts | st.integers(-(2**63), 2**63 - 1) | st.none(), max_size=4),
+        "metadata": st.dictionaries(texts | st.just("ARROW:extension:name"), texts, max_size=2),
+    }
+    name = data.draw(st.sampled_from(list(changes)))
+    document, columns = changed(frame, **{name: data.draw(changes[name])})
+    with contextlib.suppress(DocumentError, StoreError):
+        Container.from_document(document, ("column",)).give(columns)
 
 
 def test_a_container_that_does_not_fit_its_generator_is_refused():
-    generator = untrained(pd.DataFrame({"x": SHORT, "word": pd.Categorical(WORDS)}))
-    document = generator.container.to_document()
+    frame = pd.DataFrame({"x": SHORT, "word": pd.Categorical(WORDS)})
+    generator = untrained(frame)
     for changes, said in (
-        ({"dtypes": ["period[M]", "category of str"]}, "container is damaged: column 'x' cannot be given back"),
-        ({"dictionaries": {"word": ["low", "mid"]}}, "column 'word' cannot be given back"),
+        ({"dtype": "period[M]"}, "container is damaged: column 'word' cannot be given back"),
+        ({"dictionary": ["low", "mid"]}, "column 'word' cannot be given back"),
     ):
-        container = Container.from_document(document | changes, generator.columns)
+        container = Container.from_document(changed(frame, **changes)[0], generator.columns)
         wrong = Generator(generator.network, generator.transform, container=container)
         with pytest.raises(StoreError, match=said):
             wrong.sample(100)

@@ -27,14 +27,18 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 
 KINDS = ("arrow", "pandas", "polars", "numpy")
+_LABEL = (str, range(-(2**63), 2**63))
 CONTAINER_FIELDS = {
     "kind": set(KINDS),
-    "schema": str,
-    "dictionaries": {str: [(str, range(-(2**63), 2**63), None)]},
-    "labels": [(str, range(-(2**63), 2**63))],
-    "dtypes": [str],
-    "records": bool,
-}
+    "columns": [
+        {
+            "name": str, "type": str, "nullable": bool, "metadata?": {str: str}, "dtype?": str, "label?": _LABEL,
+            "dictionary?": [(*_LABEL, None)],
+        }
+    ],
+    "metadata?": {str: str},
+    "records?": bool,
+}  # fmt: skip
 """What ``Container.to_document`` writes, for ``check_fields``."""
 
 _SOURCES = {"arrow": "the Arrow table", "pandas": "the pandas frame", "polars": "the polars frame",
@@ -50,7 +54,7 @@ class Container:
     schema: pa.Schema  # of its columns, in its order
     dictionaries: Mapping[str, pa.Array] = field(default_factory=dict)  # values of dictionary columns, used or not
     labels: tuple[str | int, ...] = ()  # of pandas: the names of the columns, some of which may be numbers
-    dtypes: tuple[str, ...] = ()  # of pandas and numpy: one a column, as text
+    dtypes: tuple[str, ...] = ()  # of pandas, polars and numpy: one a column, as text
     records: bool = False  # of numpy: whether the rows are records
 
     @property
@@ -95,12 +99,14 @@ class Container:
             try:
                 type_ = self.schema.field(place).type
                 columns.append(as_type(table.column(name), type_, self.dictionaries.get(name)))
-            except (pa.ArrowException, ValueError, KeyError) as error:
+            except (pa.ArrowException, ValueError, LookupError, OverflowError) as error:
                 raise StoreError(f"column {name!r} cannot be given back as {type_}: {error}") from error
         typed = pa.table(columns, schema=self.schema)
         try:
             return self._give(typed, kind or self.kind)
-        except DocumentError as error:
+        except ConfigError:
+            raise
+        except Exception as error:  # whatever a library says of a dtype that is none of the column's
             raise StoreError(f"the generator's container is damaged: {error}") from error
 
     def _give(self, table: pa.Table, kind: str) -> Any:
@@ -114,20 +120,30 @@ class Container:
             from sfg_dist.data.frames.pandas_columns import pandas_of_columns
 
             return pandas_of_columns(table, self.labels, self.dtypes)
+        if kind == "polars" and _is_installed(kind):
+            from sfg_dist.data.frames.polars_columns import polars_of_columns
+
+            return polars_of_columns(table, self.dictionaries, self.dtypes)
         return plain_frame(table, kind, is_asked=False)
 
     def to_document(self) -> dict[str, Any]:
         """The container for JSON."""
-        from sfg_dist.data.frames.arrow_columns import schema_to_text, values_to_list
+        from sfg_dist.data.frames.arrow_types import bytes_to_words, words_of_type, words_of_values
 
-        return {
-            "kind": self.kind,
-            "schema": schema_to_text(self.schema),
-            "dictionaries": {name: values_to_list(values) for name, values in self.dictionaries.items()},
-            "labels": list(self.labels),
-            "dtypes": list(self.dtypes),
-            "records": self.records,
-        }
+        columns = []
+        for place, field_ in enumerate(self.schema):
+            words = {"name": field_.name, "type": words_of_type(field_.type), "nullable": field_.nullable}
+            if field_.metadata:
+                words["metadata"] = bytes_to_words(field_.metadata)
+            if field_.name in self.dictionaries:
+                words["dictionary"] = words_of_values(self.dictionaries[field_.name])
+            if self.dtypes:
+                words["dtype"] = self.dtypes[place]
+            if self.labels:
+                words["label"] = self.labels[place]
+            columns.append(words)
+        metadata = bytes_to_words(self.schema.metadata)
+        return {"kind": self.kind, "columns": columns, "metadata": metadata, "records": self.records}
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any], columns: Sequence[str]) -> Container:
@@ -136,21 +152,34 @@ class Container:
         Raises:
             DocumentError: it does not fit together, or is of other columns.
         """
-        from sfg_dist.data.frames.arrow_columns import dictionaries_of, schema_of_text
+        import pyarrow as pa
 
-        if document["kind"] == "pandas" and _is_installed("pandas"):
-            _know_types_of_pandas()
-        schema = schema_of_text(document["schema"])
-        if sorted(schema.names) != sorted(columns):
-            raise DocumentError("the container has other columns than the generator")
-        labels, dtypes = tuple(document["labels"]), tuple(document["dtypes"])
-        lengths = {"pandas": (len(schema), len(schema)), "numpy": (0, len(schema))}.get(document["kind"], (0, 0))
-        if (len(labels), len(dtypes)) != lengths:
-            raise DocumentError("the container has other numbers of labels, dtypes and columns")
-        if wrong := [words for words in dtypes if _DTYPE.fullmatch(words) is None]:
-            raise DocumentError(f"the container has the dtype {shown(wrong[0])}")
-        dictionaries = dictionaries_of(schema, document["dictionaries"])
-        return cls(document["kind"], schema, dictionaries, labels, dtypes, document["records"])
+        from sfg_dist.data.frames.arrow_types import bytes_of_words, dictionary_type, type_of_words, values_of_words
+
+        kind, found = document["kind"], document["columns"]
+        if sorted(words["name"] for words in found) != sorted(columns):
+            raise DocumentError("container: it has other columns than the generator")
+        for key, kinds in (("dtype", ("pandas", "polars", "numpy")), ("label", ("pandas",))):
+            if any((key in words) != (kind in kinds) for words in found):
+                raise DocumentError(f"container: a table of {kind} has {'a' if kind in kinds else 'no'} {key} a column")
+        fields, dictionaries = [], {}
+        for words in found:
+            type_ = type_of_words(words["type"])
+            metadata = bytes_of_words(words.get("metadata", {}))
+            fields.append(pa.field(words["name"], type_, words["nullable"], metadata))
+            if (inner := dictionary_type(type_)) is not None:
+                dictionaries[words["name"]] = values_of_words(words.get("dictionary", []), inner.value_type)
+        dtypes = tuple(words["dtype"] for words in found if "dtype" in words)
+        if wrong := [dtype for dtype in dtypes if _DTYPE.fullmatch(dtype) is None]:
+            raise DocumentError(f"container: there is no dtype {shown(wrong[0])}")
+        return cls(
+            kind,
+            pa.schema(fields, bytes_of_words(document.get("metadata", {}))),
+            dictionaries,
+            tuple(words["label"] for words in found if "label" in words),
+            dtypes,
+            bool(document.get("records")),
+        )
 
 
 def check_container(kind: str | None) -> str | None:
@@ -209,13 +238,15 @@ def open_frame(frame: object, wanted: Sequence[str] | None = None) -> tuple[Cont
         table, records = columns_of_array(source, frame, wanted), frame.dtype.names is not None
         dtypes = [frame.dtype[name].str if records else frame.dtype.str for name in table.column_names]
     elif kind == "polars":
-        table = _polars_columns(source, frame, wanted)
+        from sfg_dist.data.frames.polars_columns import columns_of_polars
+
+        table, dtypes = columns_of_polars(source, frame, wanted)  # type: ignore[arg-type]
     else:
         table = pa.table(frame)
         table = table.select(list(check_columns(source, table.column_names, wanted)))
     columns = [one_dictionary(column) for column in table.columns]
     named = dict(zip(table.column_names, columns, strict=True))
-    dictionaries = each_fit(named, lambda name: _dictionary(source, name, named[name]))
+    dictionaries = each_fit(named, lambda name: _kept_dictionary(source, table.schema.field(name), named[name]))
     container = Container(
         kind,
         table.schema,
@@ -227,17 +258,23 @@ def open_frame(frame: object, wanted: Sequence[str] | None = None) -> tuple[Cont
     return container, pa.table([plain_values(column) for column in columns], names=table.column_names)
 
 
-def _dictionary(source: str, name: str, column: Any) -> pa.Array | None:
-    """The values of a dictionary column, which the container must be able to keep; None for other columns."""
-    from sfg_dist.data.frames.arrow_columns import dictionary_values, is_kept
+def _kept_dictionary(source: str, field_: pa.Field, column: Any) -> pa.Array | None:
+    """The values of a dictionary column, None for other columns; the container must be able to keep its type."""
+    from sfg_dist.data.frames.arrow_columns import dictionary_values
+    from sfg_dist.data.frames.arrow_types import words_of_type, words_of_values
 
     values = dictionary_values(column)
-    if values is not None and not is_kept(values):
+    try:
+        words_of_type(field_.type)
+        if values is not None:
+            words_of_values(values)
+    except DocumentError as error:
+        what = f"type {field_.type}" if values is None else f"categories of type {values.type}"
         raise UnfitColumnsError(
-            f"{source}: column {name!r} has categories of type {values.type}: make them text or numbers, or leave the "
-            f"column out with data.columns",
-            {name: f"it has categories of type {values.type}"},
-        )
+            f"{source}: column {field_.name!r} has {what}: make it numbers, dates, times or text, or leave it out with "
+            f"data.columns",
+            {field_.name: f"it has {what}"},
+        ) from error
     return values
 
 
@@ -265,31 +302,6 @@ def _kind_of(frame: object) -> str:
     raise DataError(
         f"expected a frame of pandas or polars, a table of pyarrow or an array of numpy, got {shown(frame)}{advice}"
     )
-
-
-def _polars_columns(source: str, frame: Any, wanted: Sequence[str] | None) -> pa.Table:
-    """The wanted columns of a frame of polars, or all."""
-    import pyarrow as pa
-
-    def column_of(name: str) -> Any:
-        try:
-            return None if str(frame.schema[name]).startswith("Object") else pa.table(frame.select(name))
-        except (pa.ArrowException, TypeError, ValueError, NotImplementedError):
-            return None
-
-    def use(name: str) -> Any:
-        if (column := column_of(name)) is None:
-            dtype = frame.schema[name]
-            raise UnfitColumnsError(
-                f"{source}: column {name!r} has dtype {dtype}, which Arrow cannot carry: cast it, or leave it out with "
-                f"data.columns",
-                {name: f"it has dtype {dtype}"},
-            )
-        return column
-
-    columns = each_fit(check_columns(source, frame.columns, wanted), use)
-    fields = [column.schema.field(0) for column in columns.values()]
-    return pa.table([column.column(0) for column in columns.values()], schema=pa.schema(fields))
 
 
 def columns_of_rows(columns: Sequence[str], types: Sequence[ColumnType], parts: Iterable[Array]) -> pa.Table:
@@ -338,7 +350,7 @@ def plain_frame(table: pa.Table, kind: str, *, is_asked: bool = True) -> Any:
         return table.to_pandas()
     import polars
 
-    return polars.DataFrame(table)
+    return polars.DataFrame(table.replace_schema_metadata(None))
 
 
 def _is_installed(module: str) -> bool:
@@ -348,8 +360,3 @@ def _is_installed(module: str) -> bool:
 def _is_of(value: object, module: str, name: str) -> bool:
     """Whether a value is of a class of a library that may not be there; one of it brings the library with it."""
     return module in sys.modules and isinstance(value, getattr(sys.modules[module], name))
-
-
-def _know_types_of_pandas() -> None:
-    """Let Arrow know the extension types of pandas, periods and intervals, which a schema may name."""
-    importlib.import_module("pandas.core.arrays.arrow.extension_types")

@@ -131,7 +131,7 @@ def pandas_of_columns(table: pa.Table, labels: Sequence[str | int], dtypes: Sequ
         try:
             dtype = dtype_of(words, column.type, dictionary_values(column))
             columns[place] = pd.Series(_values(column, dtype), dtype=dtype)
-        except (pa.ArrowException, TypeError, ValueError, NotImplementedError) as error:
+        except (pa.ArrowException, TypeError, ValueError, KeyError, OSError, NotImplementedError) as error:
             raise DocumentError(
                 f"column {table.column_names[place]!r} cannot be given back as dtype {shown(words)}: {_reason(error)}"
             ) from error

@@ -338,6 +338,7 @@ def plain_frame(table: pa.Table, kind: str, *, is_asked: bool = True) -> Any:
 
     Raises:
         ConfigError: the library is missing.
+        DocumentError: the library does not take a column.
     """
     if kind == "arrow":
         return table
@@ -348,9 +349,9 @@ def plain_frame(table: pa.Table, kind: str, *, is_asked: bool = True) -> Any:
         return table
     if kind == "pandas":
         return table.to_pandas()
-    import polars
+    from sfg_dist.data.frames.polars_columns import polars_of_columns
 
-    return polars.DataFrame(table.replace_schema_metadata(None))
+    return polars_of_columns(table)
 
 
 def _is_installed(module: str) -> bool:

@@ -57,22 +57,22 @@ def _column(source: str, name: str, frame: pl.DataFrame) -> tuple[Any, str]:
 
 
 def polars_of_columns(
-    table: pa.Table, dictionaries: Mapping[str, pa.Array | None], dtypes: Sequence[str]
+    table: pa.Table, dictionaries: Mapping[str, pa.Array | None] | None = None, dtypes: Sequence[str] = ()
 ) -> pl.DataFrame:
-    """Columns as a frame with these dtypes.
+    """Columns as a frame with these dtypes; without them as polars takes them.
 
     Raises:
-        DocumentError: a column does not fit its dtype.
+        DocumentError: a column does not fit its dtype, or polars takes none such.
     """
     import polars as pl
 
-    columns, casts = {}, {}
-    for name, column, words in zip(table.column_names, table.columns, dtypes, strict=True):
-        values = dictionaries.get(name)
+    columns: dict[str, Any] = dict(zip(table.column_names, table.columns, strict=True))
+    casts = {}
+    for name, words in zip(table.column_names, dtypes, strict=bool(dtypes)):
+        values = (dictionaries or {}).get(name)
         if words in (_CATEGORICAL, _ENUM) and values is not None:
-            column = plain_values(column).cast(pa.string())
+            columns[name] = plain_values(columns[name]).cast(pa.string())
             casts[name] = pl.Enum(values.cast(pa.string()).to_pylist()) if words == _ENUM else pl.Categorical()
-        columns[name] = column
     try:
         return pl.DataFrame(pa.table(columns)).cast(casts)  # type: ignore[arg-type]
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:

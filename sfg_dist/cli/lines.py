@@ -33,7 +33,7 @@ def _stage(event: Event) -> str | None:
 
 
 def _table(event: Event) -> list[str]:
-    from sfg_dist.data.naming import listed, repeated_values  # brings numpy
+    from sfg_dist.data.naming import category_words, listed, repeated_values  # brings numpy
 
     gridded = [name for name, tie in event["ties"].items() if tie.get("step")]
     held, lost = (repeated_values(event.get("atoms", {}), held=is_held) for is_held in (True, False))
@@ -46,7 +46,8 @@ def _table(event: Event) -> list[str]:
         "values that repeat, given back exactly: {}": held,
         "values that repeat, which this transform.kind cannot give back exactly: {}": lost,
     }
-    return [f"data: {line.format(value)}" for line, value in lines.items() if value]
+    told = [f"data: {line.format(value)}" for line, value in lines.items() if value]
+    return told + [f"data: {line[0].lower()}{line[1:-1]}" for line in category_words(event)]
 
 
 def _time_grid(event: Event) -> list[str]:

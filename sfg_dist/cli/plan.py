@@ -48,8 +48,8 @@ def estimate_rows(estimate: Estimate) -> list[tuple[str, str]]:
     if work.shards_left < work.num_shards:
         left = f"{work.shards_left:,} shards, {work.pairs_left:,} pairs" if work.shards_left else "nothing"
         rows.insert(2, ("left to do", left))
-    if estimate.read_as:
-        rows.insert(1, ("read as", estimate.read_as))
+    told = [("read as", estimate.read_as)] if estimate.read_as else []
+    rows[1:1] = told + [("columns", sentence.removesuffix(".")) for sentence in estimate.columns]
     if not work.shards_left:
         return rows + [("note", note) for note in estimate.notes]
     about = "" if work.is_counted else "about "

@@ -88,22 +88,23 @@ def find_complete(reader: RowReader, missing: str) -> CompleteRows:
     if missing not in ("keep", "refuse", "drop"):
         raise DataError(f'data.missing = {missing!r}: expected "keep", "drop" or "refuse"')
     num_columns = len(reader.columns)
-    num_complete, ends, is_infinite, num_incomplete = [0], [], False, 0
+    num_complete, ends, num_incomplete = [0], [], 0
+    num_gaps = np.zeros(num_columns, dtype=np.intp)
     counts, first_bad = np.zeros(num_columns, dtype=np.intp), np.full(num_columns, -1, dtype=np.intp)
     too_large: UnfitColumnsError | None = None
     for number, rows in enumerate(reader.blocks(SCAN_ROWS)):
-        bad = ~np.isfinite(rows)
+        bad = np.isinf(rows) if missing == "keep" else ~np.isfinite(rows)
+        num_gaps += np.isnan(rows).sum(axis=0)
         if bad.any():
             counts += bad.sum(axis=0)
             for column in np.flatnonzero(bad.any(axis=0) & (first_bad < 0)):
                 first_bad[column] = number * SCAN_ROWS + int(np.argmax(bad[:, column]))
-            is_infinite |= bool(np.isinf(rows).any())
             num_incomplete += int(bad.any(axis=1).sum())
-        is_kept = np.ones(len(rows), dtype=bool) if missing == "keep" else ~bad.any(axis=1)
+        is_kept = ~bad.any(axis=1)
         complete = rows if is_kept.all() else rows[is_kept]
         num_complete.append(num_complete[-1] + len(complete))
         ends.append(column_ends(complete))
-        if too_large is None and max(ends[-1][1].max(), -ends[-1][0].min()) > MAX_VALUE and not is_infinite:
+        if too_large is None and max(ends[-1][1].max(), -ends[-1][0].min()) > MAX_VALUE:
             row, column = np.argwhere((np.abs(rows) > MAX_VALUE) & is_kept[:, None])[0]
             name, value = reader.columns[column], float(rows[row, column])
             too_large = UnfitColumnsError(
@@ -111,8 +112,10 @@ def find_complete(reader: RowReader, missing: str) -> CompleteRows:
                 f"0): expected finite numbers up to {MAX_VALUE:g}",
                 {name: f"it holds {value}, beyond {MAX_VALUE:g}"},
             )
-    is_refused = missing == "refuse" or (missing == "keep" and is_infinite)
-    if counts.any() and (is_refused or counts.max() == reader.num_rows):
+    empty = (num_gaps == reader.num_rows) if missing == "keep" else (counts == reader.num_rows)
+    if empty.any():
+        counts = np.where(empty, reader.num_rows, counts)
+    if counts.any() and (missing != "drop" or empty.any()):
         first_row = int(first_bad[np.flatnonzero(counts)[0]])
         raise _missing_values(reader, counts, first_row, num_incomplete)
     if too_large is not None:

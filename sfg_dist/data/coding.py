@@ -64,7 +64,8 @@ class Coding:
     def decode(self, numbers: _Array) -> _Array:
         """The codes, or values with gaps, that numbers stand for."""
         if self.places is not None:
-            return self._codes[np.rint(numbers).clip(0, len(self._codes) - 1).astype(np.intp)]
+            places = np.where(np.isnan(numbers), 0, np.rint(numbers)).clip(0, len(self._codes) - 1)
+            return np.where(np.isnan(numbers), np.nan, self._codes[places.astype(np.intp)])
         if np.isnan(self.missing):
             return numbers
         side = np.sign(self.missing - self.end)

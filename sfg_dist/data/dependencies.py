@@ -120,7 +120,7 @@ def find_lookups(reader: RowReader, levels: Mapping[str, _Array], never: Sequenc
         for key, pair in pairs.items()
         if _is_law(pair, counts[key]) and num_different * num_rows >= _LEAST_DIFFERENT * len(pair.keys) * first_rows
     }
-    return _chosen(kept, names, reader.types_by_name)
+    return _chosen(kept, names, reader.types_by_name, never)
 
 
 def first_value(values: _Array) -> float:
@@ -154,14 +154,14 @@ def _is_law(pair: _Pair, counts: _Array) -> bool:
 
 
 def _chosen(
-    pairs: Mapping[tuple[str, str], _Pair], names: list[str], types: Mapping[str, ColumnType]
+    pairs: Mapping[tuple[str, str], _Pair], names: list[str], types: Mapping[str, ColumnType], never: Sequence[str]
 ) -> tuple[Lookup, ...]:
     """One lookup for each column that can be left out; numbers are kept rather than categories, finer columns too."""
 
-    def rank(name: str) -> tuple[int, bool, int]:
-        """What determines others, and is a number, stays; of equals the first."""
+    def rank(name: str) -> tuple[bool, int, bool, int]:
+        """What is given, determines others, and is a number, stays; of equals the first."""
         finest = max((len(pair.keys) for (by, _), pair in pairs.items() if by == name), default=0)
-        return finest, not types[name].is_coded, -names.index(name)
+        return name in never, finest, not types[name].is_coded, -names.index(name)
 
     left_out: dict[str, Lookup] = {}
     sources: set[str] = set()

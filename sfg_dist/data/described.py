@@ -46,7 +46,7 @@ class TableReport(TypedDict):
     num_rows_read: int
     num_rows_dropped: int
     constant: dict[str, float | str]
-    categories: dict[str, list[str]]
+    categories: dict[str, int]
     missing: dict[str, float]
     determined: dict[str, str]
     ties: dict[str, Ties]

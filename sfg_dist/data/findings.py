@@ -157,7 +157,7 @@ class Findings:
                 for (name, type_), value in constants
                 if value == value and name not in determined
             },
-            "categories": {name: list(type_.categories) for name, type_ in types.items() if type_.is_coded},
+            "categories": {name: len(type_.categories) for name, type_ in types.items() if type_.is_coded},
             "missing": {name: number / num_rows for name, number in gaps if number},
             "determined": determined,
             "ties": {name: each.ties for name, each in self.found.items() if each.ties},

@@ -1,7 +1,7 @@
 """A look at a table that nobody has described yet: what its columns hold, and the keys with which it can be prepared.
 
-Columns that cannot be used are left out, each with its reason. So are columns that number the rows, and those with so
-many gaps that fewer than half of the rows would be complete.
+Columns that cannot be used are left out, each with its reason. So are columns that number the rows, and, where rows
+with a gap are left out, those with so many gaps that fewer than half of the rows would be complete.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from sfg_dist.job.errors import DataError
 
 LEAST_COMPLETE = 0.5
 """The share of the rows that must be complete."""
+_FEW = 5
 _MAX_PATTERNS = 100_000  # of gaps in a row, that are counted apart
 
 _Array = NDArray[np.float64]
@@ -65,7 +66,8 @@ class _Seen:
     types: dict[str, ColumnType]  # of its columns by name
     num_rows: int  # rows of the table
     is_large: bool  # whether it is prepared in passes
-    gaps: NDArray[np.int64]  # missing values of each column, shape (num_columns,)
+    gaps: NDArray[np.int64]  # missing and infinite values of each column, shape (num_columns,)
+    num_infinite: NDArray[np.int64]  # infinite ones among them
     ends: _Array  # smallest and largest of the other values, shape (2, num_columns)
     steps: _Array  # smallest and largest difference to the row before, NaN beside a gap, shape (2, num_columns)
     # rows by which of their values are missing, as packed bits
@@ -76,11 +78,14 @@ class _Seen:
         """Read all rows."""
         width = len(reader.columns)
         outside = np.repeat([[np.inf], [-np.inf]], width, axis=1)
-        seen = cls(reader.types_by_name, reader.num_rows, is_large, np.zeros(width, np.int64), outside, outside.copy())
+        seen = cls(
+            reader.types_by_name, reader.num_rows, is_large, *np.zeros((2, width), np.int64), outside, outside.copy()
+        )
         last = np.empty((0, width))
         for rows in reader.blocks(SCAN_ROWS):
             is_gap = ~np.isfinite(rows)
             seen.gaps += is_gap.sum(axis=0)
+            seen.num_infinite += np.isinf(rows).sum(axis=0)
             seen._count_patterns(is_gap)
             ends = [np.where(is_gap, np.inf, rows).min(axis=0), np.where(is_gap, -np.inf, rows).max(axis=0)]
             seen.ends = np.stack([np.minimum(seen.ends[0], ends[0]), np.maximum(seen.ends[1], ends[1])])
@@ -103,10 +108,14 @@ class _Seen:
         is_whole = self.types[name].kind == "integer" and self.num_rows >= MIN_ROWS
         return is_whole and bool((self.steps[:, place] == 1).all())
 
+    def without_values(self) -> dict[str, str]:
+        """Columns to leave out since they have no value."""
+        names = zip(self.types, self.gaps, strict=True)
+        return {name: "it has no value" for name, gaps in names if gaps == self.num_rows}
+
     def with_too_many_gaps(self, spared: Sequence[str]) -> dict[str, str]:
         """Columns to leave out, and why, until enough rows are complete: those with the most gaps first."""
-        names = list(self.types)
-        found = {name: "it has no value" for name, gaps in zip(names, self.gaps, strict=True) if gaps == self.num_rows}
+        names, found = list(self.types), self.without_values()
         patterns = np.frombuffer(b"".join(self.patterns), np.uint8).reshape(len(self.patterns), -1)
         is_gap, rows = np.unpackbits(patterns, axis=1, count=len(names)), np.array(list(self.patterns.values()))
         while True:
@@ -143,13 +152,14 @@ def look_at(source: str, settings: TableSettings, *, held_bytes: float, memory_g
                 seen = _Seen.of(reader, is_large)
             if not seen.num_rows:
                 raise DataError(f"{source} has no rows: expected at least {MIN_ROWS}")
+            drops = settings.missing == "drop" or bool(seen.num_infinite.any())
             if settings.columns is None:
-                out |= seen.with_too_many_gaps(asked)
+                out |= seen.with_too_many_gaps(asked) if drops else seen.without_values()
                 out |= {name: "it numbers the rows" for name in seen.types if seen.numbers_rows(name)}
             taken = [name for name in seen.types if name not in out or name in asked]
             _require_some(source, taken, out)
             keys: dict[str, Any] = {"columns": taken} if out else {}
-            if any(gaps and name in taken for name, gaps in zip(seen.types, seen.gaps, strict=True)):
+            if drops and any(gaps and name in taken for name, gaps in zip(seen.types, seen.gaps, strict=True)):
                 keys["missing"] = "drop"
             if is_large:
                 keys["shuffle"] = "none"
@@ -178,8 +188,8 @@ def _open(source: str, settings: TableSettings, held_bytes: float) -> Iterator[t
     """The rows of a table, and whether it is prepared in passes."""
     is_plain = settings.arrays is None and not settings.append and source not in BUILTIN_NAMES
     if is_plain and has_row_ranges(source):
-        columns, identifiers = settings.columns, settings.identifiers
-        with open_rows(source, array=settings.array, columns=columns, identifiers=identifiers) as reader:
+        columns, identifiers, asked = settings.columns, settings.identifiers, settings.asked
+        with open_rows(source, array=settings.array, columns=columns, identifiers=identifiers, asked=asked) as reader:
             yield reader, reader.num_bytes > held_bytes
         return
     table = open_whole(source, replace(settings, condition=None))
@@ -198,6 +208,11 @@ def _look_of(name: str, place: int, seen: _Seen, prepared: Prepared) -> ColumnLo
     type_, report = seen.types[name], prepared.report
     low, high = (type_.shown(end) if np.isfinite(end) else None for end in seen.ends[:, place].tolist())
     ties, noticed = report["ties"].get(name), []
+    if type_.kind == "category":
+        low = high = None
+        noticed.append(", ".join(type_.categories[:_FEW]) + (" and more" if len(type_.categories) > _FEW else ""))
+    if name in report["determined"]:
+        noticed.append(f"{report['determined'][name]!r} determines it: kept out of the flow, and looked up")
     if name in report["constant"]:
         noticed.append("never changes: kept out of the flow, and put back in samples")
     if name in report["atoms"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from sfg_dist.data.described import RepeatedValues
 from sfg_dist.job.errors import DataError
@@ -57,6 +58,26 @@ def repeated_values(atoms: Mapping[str, RepeatedValues], *, held: bool, limit: i
             more = f" and {len(found['values']) - 1} more" if len(found["values"]) > 1 else ""
             shown.append(f"{name!r} {value_words(top['value'])} ({100 * top['share']:.1f} %){more}")
     return "; ".join(shown[:limit]) + (f"; {len(shown) - limit} more columns" if len(shown) > limit else "")
+
+
+def category_words(report: Mapping[str, Any], limit: int = 8) -> list[str]:
+    """What a reader is told of categories, missing values and columns that others determine, in sentences.
+
+    Examples:
+        >>> category_words({"categories": {"town": 3}, "determined": {"zip": "town"}})[1]
+        "'town' determines 'zip': it is left out of the flow, and looked up."
+    """
+
+    def some(words: Sequence[str]) -> str:
+        return ", ".join(words[:limit]) + (f" and {len(words) - limit} more" if len(words) > limit else "")
+
+    categories = [f"{name!r} {number:,}" for name, number in (report.get("categories") or {}).items()]
+    missing = [f"{name!r} {100 * share:.1f} %" for name, share in (report.get("missing") or {}).items()]
+    determined = [f"{by!r} determines {name!r}" for name, by in (report.get("determined") or {}).items()]
+    told = [f"Categories: {some(categories)}."] if categories else []
+    told += [f"Missing values are learnt and drawn: {some(missing)}."] if missing else []
+    what = "it is" if len(determined) == 1 else "they are"
+    return told + ([f"{some(determined)}: {what} left out of the flow, and looked up."] if determined else [])
 
 
 def check_columns(

@@ -156,6 +156,7 @@ def ends_of_statistics(statistics: Any, type_: ColumnType) -> tuple[int, int] | 
     """Smallest and largest value of an int64 column's row group by its statistics; None if they do not say."""
     if (
         type_.dtype != "int64"
+        or type_.is_coded
         or statistics is None
         or not statistics.has_min_max
         or statistics.physical_type != "INT64"

@@ -208,9 +208,12 @@ class Transform:
             raise DataError(f"flow rows have shape {flow_rows.shape}: expected (num_rows, {self.dim})")
         rows = np.tile(self.constants, (len(flow_rows), 1))
         for index, source in enumerate(np.flatnonzero(np.isnan(self.constants))):
-            values = self.codings[index].decode(self._from_flow(index, flow_rows[:, index]))
+            coding, values = self.codings[index], self._from_flow(index, flow_rows[:, index])
             grid, inner = self.grid(index), self._inner_grid(index)
-            if grid and inner and self.codings[index].places is None:
+            if inner and coding.places is not None:
+                values = inner.cells(values)
+            values = coding.decode(values)
+            if grid and inner and coding.places is None:
                 values = grid.values(inner.cells(values).clip(*self.cell_ranges[index]))
             rows[:, source] = values
         return self.looked_up(rows)
@@ -245,8 +248,9 @@ class Transform:
             return rows
         found = np.array(rows, dtype=np.float64)
         for index, place in enumerate(np.flatnonzero(np.isnan(self.constants))):
-            inner = found[:, place] - self.origins[index]
-            found[:, place] = self.codings[index].encode(inner, self.columns[place]) + self.origins[index]
+            coding, inner = self.codings[index], found[:, place] - self.origins[index]
+            known = ~np.isnan(inner) | (not np.isnan(coding.missing))
+            found[known, place] = coding.encode(inner[known], self.columns[place]) + self.origins[index]
         for lookup in self.lookups:
             column, ends = found[:, lookup.column], lookup.values[~np.isnan(lookup.values)]
             below = ends.min() - max(np.ptp(ends) / 8, 1.0) if len(ends) else 0.0

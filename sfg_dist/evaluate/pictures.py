@@ -33,6 +33,7 @@ PAGE_WIDTH = 10.0  # inches
 MAX_MARGINALS = 24
 MAX_NAME_LENGTH = 22
 SHOWN_SHARE = 0.99  # of the data lie within the limits of an axis, before its margin is added
+MAX_BAR_NAMES, MAX_BAR_LETTERS = 6, 10  # of categories below an axis
 LISTED_VALUES = 25  # with no more distinct values, a column gets one bar for each
 
 
@@ -108,9 +109,14 @@ def bin_edges(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.linspace(*robust_limits(values), num_bins + 1)
 
 
-def draw_histogram(axes: Axes, data: NDArray[np.float64], samples: NDArray[np.float64]) -> None:
-    """Data filled, samples as a line, both as densities; says what share of the samples is out of sight."""
-    edges = bin_edges(data)
+def draw_histogram(
+    axes: Axes, data: NDArray[np.float64], samples: NDArray[np.float64], num_bars: int | None = None
+) -> None:
+    """Data filled, samples as a line, both as densities; says what share of the samples is out of sight.
+
+    Categories 0, 1, 2 and so on have ``num_bars`` bars.
+    """
+    edges = bin_edges(data) if num_bars is None else np.arange(num_bars + 1) - 0.5
     widths = np.diff(edges)
     heights = [np.histogram(column, edges)[0] / (len(column) * widths) for column in (data, samples)]
     axes.stairs(heights[0], edges, fill=True, color=DATA_COLOR, alpha=0.4, linewidth=0)
@@ -133,8 +139,13 @@ def add_legend(figure: Figure, *kinds: tuple[str, str]) -> None:
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False, fontsize=10)
 
 
-def marginals(columns: Sequence[str], held_out: Rows, samples: Rows) -> Figure:
-    """Histograms of the first ``MAX_MARGINALS`` columns, data against samples."""
+def marginals(
+    columns: Sequence[str], held_out: Rows, samples: Rows, categories: Mapping[str, Sequence[str]] | None = None
+) -> Figure:
+    """Histograms of the first ``MAX_MARGINALS`` columns, data against samples.
+
+    ``categories`` has the names of the numbers 0, 1, 2 and so on in columns of categories.
+    """
     num_shown = min(len(columns), MAX_MARGINALS)
     num_across = min(num_shown, 4)
     num_down = -(-num_shown // num_across)
@@ -145,12 +156,24 @@ def marginals(columns: Sequence[str], held_out: Rows, samples: Rows) -> Figure:
         if index >= num_shown:
             axes.set_visible(False)
             continue
-        draw_histogram(axes, held_out[:, index], samples[:, index])
+        names = (categories or {}).get(columns[index])
+        draw_histogram(axes, held_out[:, index], samples[:, index], None if names is None else len(names))
         style_axes(axes, title=short_name(columns[index]))
         axes.spines["left"].set_visible(False)
-        axes.locator_params(axis="x", nbins=4)
+        if names is None:
+            axes.locator_params(axis="x", nbins=4)
+        else:
+            _name_bars(axes, names)
     add_legend(figure, ("held-out data", DATA_COLOR), ("samples", SAMPLES_COLOR))
     return figure
+
+
+def _name_bars(axes: Axes, names: Sequence[str]) -> None:
+    """The names of categories below their bars, of all or of some that lie evenly."""
+    places = np.unique(np.linspace(0, len(names) - 1, min(len(names), MAX_BAR_NAMES)).round().astype(int)).tolist()
+    shown = [short_name(names[place])[:MAX_BAR_LETTERS] for place in places]
+    axes.set_xticks(places, labels=shown, parse_math=False, rotation=20, ha="right", rotation_mode="anchor")
+    axes.tick_params(axis="x", labelsize=7)
 
 
 def loss_curve(history: Sequence[Mapping[str, Any]]) -> Figure | None:

@@ -98,6 +98,8 @@ class ReportContent:
     notes: Sequence[str] = ()  # what a reader has to be told: ties found, rows dropped, signs of memorising
     # how the labels were made, name to value: workers, devices, time, size
     labelling: Mapping[str, str] = field(default_factory=dict)
+    # of each category column, the names of its numbers 0, 1, 2 and so on
+    categories: Mapping[str, Sequence[str]] = field(default_factory=dict)
     failures: Sequence[str] = ()  # attempts at shards that failed on the way, each with its reason
 
 
@@ -321,12 +323,13 @@ def _cloud_pictures(content: ReportContent) -> Iterator[Picture]:
             "Random rows drawn as small images, data beside samples",
             f"Random rows, drawn as images of {shape[0]} by {shape[1]} pixels on the grey scale of the data.",
         )
+    bars = ", with a bar for each category" if content.categories else ""
     left_out = dim - pictures.MAX_MARGINALS
     more = f" Only the first {pictures.MAX_MARGINALS} of {dim} columns are shown." if left_out > 0 else ""
     yield pictures.picture(
-        pictures.marginals(columns, held_out, samples),
+        pictures.marginals(columns, held_out, samples, content.categories),
         "Histograms of the columns, data against samples",
-        f"The histogram of each column. The axes show {100 * pictures.SHOWN_SHARE:.0f} % of the data.{more}",
+        f"The histogram of each column{bars}. The axes show {100 * pictures.SHOWN_SHARE:.0f} % of the data.{more}",
     )
     if dim > 1:
         shown = clouds.pair_columns(held_out)

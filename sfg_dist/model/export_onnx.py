@@ -77,6 +77,14 @@ def export_onnx(generator: Generator, *, network_only: bool = False) -> tuple[by
         raise ConfigError(
             f"{error.name} is not installed, and an export needs it: pip install 'sfg_dist[onnx]'"
         ) from error
+    transform = generator.transform
+    if not network_only and (transform.lookups or not all(coding.is_plain for coding in transform.codings)):
+        coded = [n for n, coding in zip(transform.flow_columns, transform.codings, strict=True) if not coding.is_plain]
+        raise ConfigError(
+            f"column {(coded or [generator.columns[transform.lookups[0].column]])[0]!r} has categories or missing "
+            "values, or is determined by another one, which no graph gives back: export the network alone "
+            "(--network-only)"
+        )
     moved = [name for name, type_ in zip(generator.columns, generator.types, strict=True) if type_.offset]
     if moved and not network_only:
         raise ConfigError(

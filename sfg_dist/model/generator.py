@@ -74,6 +74,7 @@ class Generator(SavedGenerator):
             table has the types of the user's table, and also its order of columns. With "numpy" it is float64 in the
             user's units, shape (n, number of columns). Dates and times are then ticks of their ``types``' unit since
             1970 or midnight; values beyond 2^53 are rounded to what float64 holds, where the others have them exactly.
+            Categories are their places in the ``categories`` of their ``types``, and a missing value is NaN.
 
         Raises:
             ConfigError: n, seed or start is no whole number of 0 or more; ``given`` is missing, does not belong to
@@ -136,10 +137,13 @@ class Generator(SavedGenerator):
             ConfigError: as ``sample`` says.
         """
         types = [self.types[place] for place in self.split.places] if self.condition else []
-        if self.condition and is_frame(given):
-            return self.check_conditions(rows_of_frame(given, self.condition, types))
-        conditions = read_given(given, self.condition, n, types)
+        conditions = read_given(given, self.condition, n, types, self._may_miss)
         return None if conditions is None else self.check_conditions(conditions)
+
+    @functools.cached_property
+    def _may_miss(self) -> list[bool]:
+        """Which conditions may be missing."""
+        return [not np.isnan(self.transform.codings[place].missing) for place in self.split.conditions]
 
     def check_conditions(self, conditions: NDArray[np.float64]) -> NDArray[np.float64]:
         """Rows of conditions of value - offset as they are, after ``conditions_of``'s look at how far out they lie.
@@ -147,7 +151,7 @@ class Generator(SavedGenerator):
         Raises:
             ConfigError: a value is not finite.
         """
-        finite_conditions(conditions, self.condition)
+        finite_conditions(conditions, self.condition, self._may_miss)
         if len(conditions):
             self._warn_of_far(conditions)
         return conditions
@@ -155,7 +159,9 @@ class Generator(SavedGenerator):
     def _warn_of_far(self, conditions: NDArray[np.float64]) -> None:
         if self.transform.kind != "quantile":  # elsewhere a heavy tail is as far out among the training rows themselves
             return
-        ends = np.stack([conditions.min(axis=0), conditions.max(axis=0)])
+        if np.isnan(conditions).all(axis=0).any():
+            return
+        ends = np.stack([np.nanmin(conditions, axis=0), np.nanmax(conditions, axis=0)])
         places = np.abs(self.split.flow_conditions(self.transform, ends))
         if places.max() > FAR_CONDITION:
             row, column = np.unravel_index(places.argmax(), places.shape)
@@ -231,7 +237,7 @@ class Generator(SavedGenerator):
         """
         encoder, _ = self._require_encoder()
         device = next(encoder.parameters()).device
-        labels = torch.from_numpy(self.transform.forward(self._without_offsets(rows), noise=noise)).to(device)
+        labels = torch.from_numpy(self.transform.forward(self._checked(rows), noise=noise)).to(device)
         return predict(encoder, labels).cpu().numpy()
 
     def log_prob(self, rows: Any, *, noise: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
@@ -241,7 +247,8 @@ class Generator(SavedGenerator):
 
         The mass is that of the first two terms, estimated when the encoder was fitted (``mass``): the network need not
         be one-to-one. A column on a grid counts as spread evenly over its cells, and a value that repeats beside a
-        continuum as a point that has its share. Beyond the training rows the transform goes on straight, or into a
+        continuum as a point that has its share, as do a category and a missing value. A column that another one
+        determines adds nothing. Beyond the training rows the transform goes on straight, or into a
         wider range of data.bounds, and so does the encoder, so the tails are those of a normal law.
 
         Args:
@@ -254,9 +261,10 @@ class Generator(SavedGenerator):
 
         Raises:
             TrainingError: the generator has no encoder.
-            DataError: the shape is wrong, a column is missing, or a value is not finite.
+            DataError: the shape is wrong, a column is missing, a value is not finite or of no category, or a column has
+                not the value that the one which determines it says.
         """
-        return self.log_density(self._without_offsets(rows), noise=noise)
+        return self.log_density(self._checked(rows), noise=noise)
 
     def log_density(
         self, rows: NDArray[np.float64], *, noise: NDArray[np.float64] | None = None
@@ -271,6 +279,13 @@ class Generator(SavedGenerator):
             device=next(encoder.parameters()).device,
         )
         return values.numpy() - np.log(mass.value) + self.transform.log_det_jacobian(rows, noise=noise)
+
+    def _checked(self, rows: Any) -> NDArray[np.float64]:
+        """Rows of the user as value - offset, with pairs of values that some row of the table had."""
+        rows = self._without_offsets(rows)
+        if self.transform.lookups and rows.ndim == 2 and rows.shape[1] == len(self.columns):
+            self.transform.check_lookups(rows)
+        return rows
 
     def _without_offsets(self, rows: Any) -> NDArray[np.float64]:
         """Rows of the user, or the columns of a table in memory, as value - offset."""

@@ -72,10 +72,11 @@ class Judged:
         names = [name for name in job.metrics if name != "kl" or prepared.log_density is not None]
         keys: dict[str, Any] = {"metrics": names, "seed": job.seed, "log_density": prepared.log_density}
         step("evaluate: judging real rows in place of samples, the floor")
-        metrics: Metrics = {"floor": floor(prepared.test, prepared.train, **keys)}
+        test, train = prepared.coded(prepared.test), prepared.coded(prepared.train)
+        metrics: Metrics = {"floor": floor(test, train, **keys)}
         for name, rows in (("labels", self.labels), ("samples", self.samples)):
             step(f"evaluate: judging {name}")
-            metrics[name] = measure(rows, prepared.test, prepared.train, **keys)
+            metrics[name] = measure(prepared.coded(rows), test, train, **keys)
             emit("measured", what=name, **metrics[name])
         step("evaluate: solving some labels again in float64")
         metrics["label_error"] = label_error(self.pairs, memory_gib=self.job.labels.memory_gib)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sfg_dist.data.naming import listed, repeated_values, value_words
+from sfg_dist.data.naming import category_words, listed, repeated_values, value_words
 from sfg_dist.job.words import counted, duration, failure_line, size_of
 from sfg_dist.store.event_log import executor_words
 
@@ -62,9 +62,10 @@ def _content(
     return ReportContent(
         title=_title(Path(job.output.dir).name, Path(job.data.source).name),
         columns=prepared.columns,
-        held_out=prepared.test,
-        samples=judged.samples,
-        labels=judged.labels,
+        held_out=prepared.coded(prepared.test),
+        samples=prepared.coded(judged.samples),
+        labels=prepared.coded(judged.labels),
+        categories=prepared.category_names(),
         metrics=metrics,
         history=history,
         trajectories=paths[0] if paths else None,
@@ -228,6 +229,12 @@ def _notes(report: Mapping[str, Any], latents: str | None, condition: tuple[str,
     for name, value in (report.get("constant") or {}).items():
         notes.append(
             f"Column {name} is constant ({value_words(value)}): the flow leaves it out, and samples get it back."
+        )
+    notes += category_words(report)
+    if report.get("categories") or report.get("missing"):
+        notes.append(
+            "The figures and pictures read categories as their places in the order that like ones are neighbours, and "
+            "a missing value as a number beyond the others."
         )
     by_step: dict[str, list[str]] = {}
     atoms = report.get("atoms") or {}

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data.column_type import FLOAT, ColumnType
-from sfg_dist.job.errors import ConfigError, DocumentError
+from sfg_dist.job.errors import ConfigError, DocumentError, StoreError
 from sfg_dist.job.object_stores import is_url
 from sfg_dist.job.reader import LONG_BYTES, read_json
 from sfg_dist.store.arrays import Layout, group_metadata, names_objects
@@ -192,8 +192,10 @@ class ZarrTable(PartedTable):
                 self.location.write(key, content)
             members = {"X": self._layout.metadata, "column": names["column/zarr.json"]}
             attributes["types"] = [type_.to_dict() for type_ in self.types]
-            if any(type_.offset for type_ in self.types):
-                attributes["note"] = "X holds value - offset, with the offset of each column in types"
+            if any(type_.offset or type_.is_coded for type_ in self.types):
+                attributes["note"] = (
+                    "X holds value - offset, with the offset of each column in types, and of categories their places"
+                )
         self.location.write(self._marker, group_metadata(attributes, members))
 
     def _is_own(self, key: str) -> bool:
@@ -204,7 +206,8 @@ class ZarrTable(PartedTable):
 
     def _encode(self, rows: NDArray[np.float64]) -> bytes:
         content = self._layout.encode(rows)
-        assert content is not None, "a row of a sample is never all NaN"
+        if content is None:  # Zarr leaves out a chunk of missing values alone, and an absent one counts as not made
+            raise StoreError(f"{self.location.url}: a part of the table has no value at all: draw more rows")
         return content
 
     def _is_whole(self, size: int | None) -> bool:

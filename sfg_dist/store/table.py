@@ -47,7 +47,8 @@ def write_table(
     folder of files) are made part by part: what is there of the same source already is kept, so a killed writer goes on
     and several share the work. Any other is one local file, which replaces an older one once it is whole.
 
-    A .zarr holds float64 of value - offset, and says the types with their offsets. A .npy has one type for all columns.
+    A .zarr holds float64 of value - offset, and says the types with their offsets. A .npy has
+    one type for all columns where one carries them, else records.
 
     Args:
         path: where; the suffix says the format, in upper or lower case.
@@ -104,7 +105,7 @@ def _write_file(path: Path, columns: Sequence[str], types: Sequence[ColumnType],
     writers: dict[str, Callable[[BinaryIO], None]] = {
         ".parquet": lambda file: _write_parquet(file, columns, types, parts),
         ".csv": lambda file: _write_csv(file, columns, types, parts),
-        ".npy": lambda file: _write_npy(file, types, dtype, parts),
+        ".npy": lambda file: _write_npy(file, path, columns, types, dtype, parts),
     }
     unfinished = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.partial{suffix}")
     try:
@@ -199,15 +200,23 @@ def _write_csv(file: BinaryIO, columns: Sequence[str], types: Sequence[ColumnTyp
     text.detach()
 
 
-def _write_npy(file: BinaryIO, types: Sequence[ColumnType], dtype: np.dtype[Any], parts: Iterable[Array]) -> None:
+def _write_npy(
+    file: BinaryIO,
+    path: Path,
+    columns: Sequence[str],
+    types: Sequence[ColumnType],
+    dtype: np.dtype[Any],
+    parts: Iterable[Array],
+) -> None:
     # The header of a .npy names the number of rows, so it is written over once they are counted.
+    shape = (len(types),) if dtype.names is None else ()
     header = {"descr": np.lib.format.dtype_to_descr(dtype.newbyteorder("<")), "fortran_order": False}
     num_rows = 0
-    np.lib.format.write_array_header_1_0(file, header | {"shape": (2**62, len(types))})
+    np.lib.format.write_array_header_1_0(file, header | {"shape": (2**62, *shape)})
     length = file.tell()
     for part in parts:
-        file.write(npy_rows(types, part, dtype.newbyteorder("<")).tobytes())
+        file.write(npy_rows(str(path), columns, types, part, dtype.newbyteorder("<")).tobytes())
         num_rows += len(part)
     file.seek(0)
-    np.lib.format.write_array_header_1_0(file, header | {"shape": (num_rows, len(types))})
+    np.lib.format.write_array_header_1_0(file, header | {"shape": (num_rows, *shape)})
     assert file.tell() == length  # numpy pads headers to 64 bytes, so a shorter number takes the same room

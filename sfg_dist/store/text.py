@@ -22,6 +22,8 @@ def cells_of(type_: ColumnType, values: Array) -> list[Any]:
     """
     array = type_.from_float(values)
     cells: list[Any]
+    if type_.is_coded:
+        return array.cast("string").to_pylist()
     if type_.kind == "float":
         numbers = array.to_numpy(zero_copy_only=False)
         # the fewest digits that are this float32, not those of the double that it is
@@ -52,43 +54,65 @@ def cells_of(type_: ColumnType, values: Array) -> list[Any]:
 
 
 def npy_dtype(path: str, columns: Sequence[str], types: Sequence[ColumnType]) -> np.dtype[Any]:
-    """The one dtype of a .npy that carries all columns exactly.
+    """The dtype of a .npy that carries all columns exactly: one for all of them, else records with a field for each.
 
     Raises:
-        ConfigError: there is none; the message names ``path``.
+        ConfigError: numpy has no type for a column; the message names ``path``.
     """
     dtypes = []
     for name, type_ in zip(columns, types, strict=True):
         if type_.kind == "time" or type_.zone:
-            raise _no_npy(path, f"column {name!r} holds {type_.words}")
-        if type_.kind == "date":
-            dtypes.append(np.dtype("M8[D]"))
-        elif type_.kind in ("timestamp", "duration"):
-            dtypes.append(np.dtype(f"{'M' if type_.kind == 'timestamp' else 'm'}8[{type_.arrow.unit}]"))
-        else:
-            dtypes.append(np.dtype("float64" if type_.kind == "decimal" else type_.dtype))
+            raise ConfigError(
+                f"{path}: column {name!r} holds {type_.words}, which a .npy has no type for; write to .parquet, .csv "
+                "or .zarr"
+            )
+        dtypes.append(_numpy_dtype(type_))
     if len(set(dtypes)) <= 1:
         return dtypes[0] if dtypes else np.dtype(np.float64)
-    stamps = [dtype for dtype in dtypes if dtype.kind in "mM"]
-    if stamps:
-        other = next(name for name, dtype in zip(columns, dtypes, strict=True) if dtype != stamps[0])
-        name = columns[dtypes.index(stamps[0])]
-        raise _no_npy(path, f"column {name!r} holds {types[columns.index(name)].words} and {other!r} something else")
-    common = reduce(np.promote_types, dtypes)
+    is_odd = any(dtype.kind in "mMU" for dtype in dtypes)
+    common = None if is_odd else reduce(np.promote_types, dtypes)
     # 64-bit integers within 2^53 are what float64 holds; those with an offset are beyond
-    beyond = [name for name, type_ in zip(columns, types, strict=True) if type_.offset]
-    if common.kind == "f" and beyond:
-        raise _no_npy(path, f"float64 cannot hold the integers of column {beyond[0]!r}, and other columns need it")
+    if common is None or (common.kind == "f" and any(type_.offset for type_ in types)):
+        if odd := [name for name in columns if not name or not name.isascii()]:
+            raise ConfigError(f"{path}: a .npy has no field named {odd[0]!r}; write to .parquet, .csv or .zarr")
+        return np.dtype(list(zip(columns, dtypes, strict=True)))
     return common
 
 
-def _no_npy(path: str, why: str) -> ConfigError:
-    return ConfigError(f"{path}: a .npy has one type for all columns: {why}; write to .parquet, .csv or .zarr")
+def _numpy_dtype(type_: ColumnType) -> np.dtype[Any]:
+    if type_.is_coded:
+        values = type_.from_float(np.arange(float(len(type_.categories))))
+        values = values.dictionary_decode() if hasattr(values, "dictionary_decode") else values
+        found = values.to_numpy(zero_copy_only=False)
+        return np.dtype(f"U{max(1, *map(len, type_.categories))}") if found.dtype.kind == "O" else found.dtype
+    if type_.kind == "date":
+        return np.dtype("M8[D]")
+    if type_.kind in ("timestamp", "duration"):
+        return np.dtype(f"{'M' if type_.kind == 'timestamp' else 'm'}8[{type_.arrow.unit}]")
+    return np.dtype("float64" if type_.kind == "decimal" else type_.dtype)
 
 
-def npy_rows(types: Sequence[ColumnType], rows: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Rows of value - offset as the rows of a .npy."""
-    table = np.empty(rows.shape, dtype)
-    for index, type_ in enumerate(types):
-        table[:, index] = type_.from_float(rows[:, index]).to_numpy(zero_copy_only=False)
+def npy_rows(
+    path: str, columns: Sequence[str], types: Sequence[ColumnType], rows: NDArray[np.float64], dtype: np.dtype[Any]
+) -> NDArray[Any]:
+    """Rows of value - offset as the rows of a .npy.
+
+    Raises:
+        ConfigError: a missing value has no place in its column's type.
+    """
+    is_table = dtype.names is None
+    table = np.empty(rows.shape if is_table else len(rows), dtype)
+    for index, (name, type_) in enumerate(zip(columns, types, strict=True)):
+        wanted = dtype if is_table else dtype[name]
+        if wanted.kind not in "fmM" and np.isnan(rows[:, index]).any():
+            raise ConfigError(
+                f"{path}: column {name!r} has missing values, which {wanted} of a .npy cannot hold; write to .parquet, "
+                ".csv or .zarr"
+            )
+        found = type_.from_float(rows[:, index])
+        found = found.dictionary_decode() if hasattr(found, "dictionary_decode") else found
+        if is_table:
+            table[:, index] = found.to_numpy(zero_copy_only=False)
+        else:
+            table[name] = found.to_numpy(zero_copy_only=False)
     return table

@@ -127,13 +127,15 @@ def judge(fitted: Fitted, table: Prepared, rules: Rules) -> tuple[Cell, Rows]:
     Raises:
         TrainingError: nearly all samples hold NaN or infinity.
     """
-    rows, num_bad = finite_rows(fitted.draw(rules.num_samples), fitted.name)
+    drawn = fitted.draw(rules.num_samples)
+    coded = table.coded(drawn)
+    rows, num_bad = finite_rows(coded, fitted.name)
     found = figures(rows, table, metrics=rules.metrics, seed=rules.metric_seed)
     end = Point(fitted.facts.label_s + fitted.facts.fit_s, found.pop("c2st_auc"), found.pop("c2st_auc_error"))
     density = fitted.test_log_density
     num_infinite = int((~np.isfinite(density)).sum())
     mean, error = mean_and_error(density) if len(density) and not num_infinite else (None, None)
-    flow_rows = fitted.transform.forward(rows[:TRANSFORMED_ROWS])
+    flow_rows = fitted.transform.forward(drawn[np.isfinite(coded).all(axis=1)][:TRANSFORMED_ROWS])
     cell = Cell(
         **vars(fitted.facts),
         c2st_auc=end.c2st_auc,
@@ -154,27 +156,34 @@ def judge(fitted: Fitted, table: Prepared, rules: Rules) -> tuple[Cell, Rows]:
 def _earlier(fitted: Fitted, table: Prepared, rules: Rules) -> Iterator[Point]:
     """The AUC of the snapshots; one whose samples are mostly NaN or infinity is left out."""
     for seconds, draw in fitted.earlier():
-        drawn = draw(min(rules.num_samples, len(table.test)))
+        drawn = table.coded(draw(min(rules.num_samples, len(table.test))))
         good = drawn[np.isfinite(drawn).all(axis=1)]
         if len(good) > len(drawn) / 2:
             yield Point(seconds, **auc(good, table, seed=rules.metric_seed))
 
 
 def figures(rows: Rows, table: Prepared, *, metrics: Sequence[str], seed: int) -> Figures:
-    """All figures of a method's rows, finite, in the user's units, shape (num_rows, num_columns), against test rows.
+    """All figures of a method's rows, finite, as ``Prepared.coded`` has them, against test rows.
 
     They are those of ``measure``, the classifier test in any case, and c2st_auc_error, the standard error of its AUC.
     """
     others = [name for name in metrics if name != "c2st_auc" and (name != "kl" or table.log_density is not None)]
     found = auc(rows, table, seed=seed)
     if others:
-        found |= measure(rows, table.test, table.train, metrics=others, seed=seed, log_density=table.log_density)
+        found |= measure(
+            rows,
+            table.coded(table.test),
+            table.coded(table.train),
+            metrics=others,
+            seed=seed,
+            log_density=table.log_density,
+        )
     return found
 
 
 def auc(rows: Rows, table: Prepared, *, seed: int) -> Figures:
     """c2st_auc against the test rows, and its standard error."""
-    result = classifier_test(rows, table.test, seed=seed)
+    result = classifier_test(rows, table.coded(table.test), seed=seed)
     return {"c2st_auc": result and result[0], "c2st_auc_error": result and result[1]}
 
 

@@ -310,9 +310,10 @@ class ComparisonRun(OutputDirectory):
         if kept is not None:
             return kept
         names = [name for name in job.metrics if name != "kl" or table.log_density is not None]
-        half = np.random.default_rng(job.seed).permutation(len(table.train))[: len(table.train) // 2]
-        found = floor(table.test, table.train, metrics=names, seed=job.seed, log_density=table.log_density)
-        result = {**auc(table.train[half], table, seed=job.seed), **found}
+        test, train = table.coded(table.test), table.coded(table.train)
+        half = np.random.default_rng(job.seed).permutation(len(train))[: len(train) // 2]
+        found = floor(test, train, metrics=names, seed=job.seed, log_density=table.log_density)
+        result = {**auc(train[half], table, seed=job.seed), **found}
         self._keep(name, keys, result)
         return result
 

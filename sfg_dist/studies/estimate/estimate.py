@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sfg_dist.data.naming import category_words
 from sfg_dist.distributed.executor import why_ray
 from sfg_dist.distributed.labels.choice import Choice, choose, num_fitting
 from sfg_dist.distributed.labels.events import JsonObject
@@ -91,6 +92,7 @@ class Estimate:
     notes: tuple[str, ...]  # what to know about the figures
     chosen: str  # by whom labels are made, and why, in words
     read_as: str = ""  # how the table was read, in words
+    columns: tuple[str, ...] = ()  # of categories, missing values and columns that others determine, in sentences
 
     def to_dict(self) -> JsonObject:
         """The estimate as a JSON document."""
@@ -111,6 +113,7 @@ class _Subject:
     num_reference: int
     fits_grid: bool
     read_as: str
+    columns: Sequence[str]  # what there is to know of the table's columns, in sentences
 
     @classmethod
     def of(cls, job: Job, prepared: Prepared) -> _Subject:
@@ -127,7 +130,8 @@ class _Subject:
             pairs.require_plan(plan)
             plan = pairs.plan
         pending = range(plan.num_shards) if pairs is None else pairs.pending()
-        return cls(plan, frame, pairs, pending, prepared.num_train, fits_grid, prepared.report["read_as"])
+        told = category_words(prepared.report)
+        return cls(plan, frame, pairs, pending, prepared.num_train, fits_grid, prepared.report["read_as"], told)
 
     @property
     def has_clusters(self) -> bool:
@@ -254,6 +258,7 @@ def estimate_job(
         ),
         chosen="" if chosen is None else chosen.words,
         read_as=subject.read_as,
+        columns=tuple(subject.columns),
     )
 
 

@@ -84,9 +84,10 @@ def read_given(
 ) -> _Array | None:
     """What a user gave, as an array in the order of ``names``, one row or n of them; None where nothing is to be given.
 
-    ``given`` holds a value or n values of the column's type, by name; or it is a table in memory; or an array of shape (len(names),), (1,
-    len(names)) or (n, len(names)), for one name also (n,). ``types`` are those of the conditions, whose value - offset
-    is returned; float64 if not given. ``may_miss`` says which may be missing (None or NaN); none if not given.
+    ``given`` holds a value or n values of the column's type, by name; or it is a table in memory; or an array of shape
+    (len(names),), (1, len(names)) or (n, len(names)), for one name also (n,). ``types`` are those of the conditions,
+    whose value - offset is returned; float64 if not given. ``may_miss`` says which may be missing (None or NaN); none
+    if not given.
 
     Raises:
         ConfigError: it is missing, or nothing is to be given; a name is missing or unknown; the shape is wrong; or a

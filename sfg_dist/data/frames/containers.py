@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import re
 import sys
@@ -101,30 +100,30 @@ class Container:
                 columns.append(as_type(table.column(name), type_, self.dictionaries.get(name)))
             except (pa.ArrowException, ValueError, LookupError, OverflowError) as error:
                 raise StoreError(f"column {name!r} cannot be given back as {type_}: {error}") from error
-        typed = pa.table(columns, schema=self.schema)
+        typed, kind = pa.table(columns, schema=self.schema), kind or self.kind
+        if kind == self.kind and not _is_installed(kind):
+            warnings.warn(f"{kind} is not installed, so the rows are given as a table of pyarrow", stacklevel=3)
+            return typed
+        _require(kind)
         try:
-            return self._give(typed, kind or self.kind)
-        except ConfigError:
-            raise
+            return self._give(typed, kind)
         except Exception as error:  # whatever a library says of a dtype that is none of the column's
             raise StoreError(f"the generator's container is damaged: {error}") from error
 
     def _give(self, table: pa.Table, kind: str) -> Any:
-        if kind != self.kind:
+        if kind != self.kind or kind == "arrow":
             return plain_frame(table, kind)
         if kind == "numpy":
             from sfg_dist.data.frames.numpy_columns import array_of_columns
 
             return array_of_columns(table, self.dtypes, records=self.records)
-        if kind == "pandas" and _is_installed(kind):
+        if kind == "pandas":
             from sfg_dist.data.frames.pandas_columns import pandas_of_columns
 
             return pandas_of_columns(table, self.labels, self.dtypes)
-        if kind == "polars" and _is_installed(kind):
-            from sfg_dist.data.frames.polars_columns import polars_of_columns
+        from sfg_dist.data.frames.polars_columns import polars_of_columns
 
-            return polars_of_columns(table, self.dictionaries, self.dtypes)
-        return plain_frame(table, kind, is_asked=False)
+        return polars_of_columns(table, self.dictionaries, self.dtypes)
 
     def to_document(self) -> dict[str, Any]:
         """The container for JSON."""
@@ -328,24 +327,19 @@ def rows_of_frame(frame: object, columns: Sequence[str], types: Sequence[ColumnT
     return rows
 
 
-def plain_frame(table: pa.Table, kind: str, *, is_asked: bool = True) -> Any:
-    """An Arrow table as what a library makes of it.
+def plain_frame(table: pa.Table, kind: str) -> Any:
+    """An Arrow table, of any types, as what a library makes of it.
 
     Args:
-        table: of any types.
+        table: the Arrow table.
         kind: "arrow", "pandas" or "polars".
-        is_asked: whether a missing library is an error; else the Arrow table is given, with a warning.
 
     Raises:
-        ConfigError: the library is missing.
+        ConfigError: the library is not installed.
         DocumentError: the library does not take a column.
     """
+    _require(kind)
     if kind == "arrow":
-        return table
-    if not _is_installed(kind):
-        if is_asked:
-            raise ConfigError(f"container = {kind!r}: {kind} is not installed")
-        warnings.warn(f"{kind} is not installed, so the rows are given as a table of pyarrow", stacklevel=5)
         return table
     if kind == "pandas":
         return table.to_pandas()
@@ -354,8 +348,15 @@ def plain_frame(table: pa.Table, kind: str, *, is_asked: bool = True) -> Any:
     return polars_of_columns(table)
 
 
-def _is_installed(module: str) -> bool:
-    return module in sys.modules or importlib.util.find_spec(module) is not None
+def _require(kind: str) -> None:
+    """Refuse a container whose library is not installed."""
+    if not _is_installed(kind):
+        raise ConfigError(f"container = {kind!r}: {kind} is not installed")
+
+
+def _is_installed(kind: str) -> bool:
+    """Whether the library of a container is there; those of arrow and numpy are, as this package needs them."""
+    return kind in ("arrow", "numpy") or kind in sys.modules or importlib.util.find_spec(kind) is not None
 
 
 def _is_of(value: object, module: str, name: str) -> bool:

@@ -100,13 +100,13 @@ class Container:
                 columns.append(as_type(table.column(name), type_, self.dictionaries.get(name)))
             except (pa.ArrowException, ValueError, LookupError, OverflowError) as error:
                 raise StoreError(f"column {name!r} cannot be given back as {type_}: {error}") from error
-        typed, kind = pa.table(columns, schema=self.schema), kind or self.kind
-        if kind == self.kind and not _is_installed(kind):
-            warnings.warn(f"{kind} is not installed, so the rows are given as a table of pyarrow", stacklevel=3)
+        typed = pa.table(columns, schema=self.schema)
+        if kind is None and not _is_installed(self.kind):
+            warnings.warn(f"{self.kind} is not installed, so the rows are given as a table of pyarrow", stacklevel=3)
             return typed
-        _require(kind)
+        _require(kind or self.kind)
         try:
-            return self._give(typed, kind)
+            return self._give(typed, kind or self.kind)
         except Exception as error:  # whatever a library says of a dtype that is none of the column's
             raise StoreError(f"the generator's container is damaged: {error}") from error
 

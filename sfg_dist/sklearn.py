@@ -34,7 +34,7 @@ def _has_encoder(estimator: OneStepGenerator) -> bool:
     return estimator.encoder
 
 
-class OneStepGenerator(DensityMixin, BaseEstimator):  # type: ignore[misc]
+class OneStepGenerator(DensityMixin, BaseEstimator):
     """A one-step generator with the methods of scikit-learn's density estimators.
 
     Args:
@@ -93,7 +93,7 @@ class OneStepGenerator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """
         table = self._table(X, reset=True)
         seed = self._seed(self.random_state)
-        document = {name: dict(section) for name, section in (self.keys or {}).items()}
+        document: dict[str, Any] = {name: dict(section) for name, section in (self.keys or {}).items()}
         for name, key, value in (
             ("data", "seed", seed),
             ("labels", "seed", seed),

@@ -57,17 +57,17 @@ def folder(tmp_path):
 
 def test_the_job_says_what_was_found_and_passes_plan(folder, paced):
     said = sfg(folder, "init", "plant.csv").stdout
-    assert "Column 'city' is left out: it holds text, 'Rome' in data row 1.\n" in said
-    assert "6 of 300 rows have a gap and are left out.\n" in said
+    assert "Column 'id' is left out: it numbers the rows.\n" in said
+    assert "'city' and 'unit' never change and are put back in samples.\n" in said
     assert said.endswith("job: plant.toml\nnext: sfg plan plant.toml, then sfg run plant.toml\n")
     text = (folder / "plant.toml").read_text()
     head, keys = text.split("\n[data]\n")
     assert all(line.startswith("#") for line in head.splitlines() if line)
-    for words in ("4 CPUs", "left out: it numbers the rows", "2024-01-01", "0.001", "never changes"):
+    for words in ("4 CPUs", "left out: it numbers the rows", "2024-01-01", "0.001", "never changes", "2 %"):
         assert words in head
     document = tomllib.loads(text)
     assert document["data"] == {
-        "source": "plant.csv", "columns": ["pressure", "flow", "unit", "day"], "missing": "drop", "constant": "keep",
+        "source": "plant.csv", "columns": ["pressure", "flow", "city", "unit", "day"], "constant": "keep",
     }  # fmt: skip
     assert "num_pairs = 30_000\n" in keys
     assert document["train"] == {"num_epochs": 200, "max_time_s": 120}

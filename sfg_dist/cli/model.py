@@ -193,7 +193,7 @@ def _read_conditions(
 ) -> tuple[NDArray[np.float64], int]:
     """The conditions of each row by a table that has them, and its length."""
     from sfg_dist.data import TextFormat, open_table
-    from sfg_dist.data.column_type import UnfitValueError
+    from sfg_dist.data.column_type import UnfitValueError, asked_categories
     from sfg_dist.data.sources import is_text
 
     if given is not None:
@@ -201,8 +201,9 @@ def _read_conditions(
     if not generator.condition:
         raise ConfigError("this generator was trained without data.condition: leave out --given-table")
     text = TextFormat(header=True) if is_text(path) else None  # its columns are found by their names
-    table = open_table(path, columns=list(generator.condition), text=text)
     types = [generator.types[place] for place in generator.split.places]
+    asked = asked_categories(generator.condition, types)
+    table = open_table(path, columns=list(generator.condition), text=text, asked=asked)
     values = table.retyped(types)
     for name, type_, column in zip(generator.condition, types, values.T, strict=True):
         try:

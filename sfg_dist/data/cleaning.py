@@ -105,7 +105,7 @@ def find_complete(reader: RowReader, missing: str) -> CompleteRows:
         num_complete.append(num_complete[-1] + len(complete))
         ends.append(column_ends(complete))
         if too_large is None and max(ends[-1][1].max(), -ends[-1][0].min()) > MAX_VALUE:
-            row, column = np.argwhere((np.abs(rows) > MAX_VALUE) & is_kept[:, None])[0]
+            row, column = np.argwhere((np.abs(rows) > MAX_VALUE) & ~bad.any(axis=1, keepdims=True))[0]
             name, value = reader.columns[column], float(rows[row, column])
             too_large = UnfitColumnsError(
                 f"{reader.source}: column {name!r} holds {value} in row {number * SCAN_ROWS + int(row)} (counted from "

@@ -19,7 +19,7 @@ float64 counts have their smallest value; all others have 0. A missing value is 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -184,7 +184,8 @@ class ColumnType:
         if self.kind == "timestamp":
             return f"timestamps with {'a' if self.zone else 'no'} time zone, in {self.unit}"
         if self.is_coded:
-            return f"{len(self.categories)} {'ordered ' if self.kind == 'ordinal' else ''}categories"
+            number, order = len(self.categories), "ordered " if self.kind == "ordinal" else ""
+            return f"{number:,} {order}{'category' if number == 1 else 'categories'}"
         texts = {"float": "numbers", "integer": "whole numbers", "boolean": "true or false", "duration": "durations"}
         return texts.get(self.kind, f"{self.kind}s")
 
@@ -254,6 +255,11 @@ class ColumnType:
         if self.is_coded:
             return self.categories[int(value)] if value == value else "missing"
         return value if self.is_plain else str(self.from_float(np.array([value]))[0])
+
+
+def asked_categories(names: Iterable[str], types: Iterable[ColumnType]) -> dict[str, str]:
+    """What to ask of another table with the same columns (``data.types``), so that it has categories where these do."""
+    return {name: "category" for name, type_ in zip(names, types, strict=True) if type_.is_coded}
 
 
 FLOAT = ColumnType()

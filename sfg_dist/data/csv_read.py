@@ -129,9 +129,8 @@ def read_csv(
         found = [_typed(file, name, column, name in asked) for name, column in zip(wanted, cells, strict=True)]
     else:
         with ThreadPoolExecutor(_NUM_THREADS) as pool:
-            found = list(
-                pool.map(lambda column: _typed(file, *column, column[0] in asked), zip(wanted, cells, strict=True))
-            )
+            are_asked = [name in asked for name in wanted]
+            found = list(pool.map(lambda *column: _typed(file, *column), wanted, cells, are_asked))
     arrays = [array for array, _ in found]
     if texts := {name: cell for name, cell, array in zip(wanted, cells, arrays, strict=True) if array is None}:
         error = file.texts_found(texts)
@@ -297,7 +296,9 @@ def _typed(file: _File, name: str, cells: Any, is_asked: bool) -> tuple[Any, str
 
     found = typed(cells, file.dialect.decimal)
     if pa.types.is_string(found.type):
-        return (None, "") if not is_asked and looks_like_numbers(found, file.dialect.decimal) else (found, "")
+        is_whole_line = not file.dialect.separator_words  # text that nothing separates is no column yet
+        is_odd = not is_asked and (is_whole_line or looks_like_numbers(found, file.dialect.decimal))
+        return (None, "") if is_odd else (found, "")
     if pa.types.is_integer(found.type):
         is_padded, is_code = has_padding(cells)
         if is_code:

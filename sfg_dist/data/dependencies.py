@@ -96,7 +96,7 @@ def find_lookups(reader: RowReader, levels: Mapping[str, _Array], never: Sequenc
     }
     if not pairs:
         return ()
-    counts: dict[tuple[str, str], _Array] = {}
+    counts: dict[tuple[str, str], NDArray[np.intp]] = {}
     num_different, start = 0, 0
     seen: set[bytes] = set()
     while start < num_rows and pairs:
@@ -109,7 +109,7 @@ def find_lookups(reader: RowReader, levels: Mapping[str, _Array], never: Sequenc
                 del pairs[key]
                 continue
             found = np.bincount(places[by], minlength=len(usable[by]))
-            counts[key] = counts.get(key, 0.0) + found
+            counts[key] = counts[key] + found if key in counts else found
         if start < _BLOCK_ROWS and pairs:  # rows that repeat are no evidence; the first ones say whether they do
             seen.update(row.tobytes() for row in rows + 0.0)
             num_different = len(seen)
@@ -141,7 +141,7 @@ def places_of(keys: _Array, values: _Array) -> NDArray[np.intp]:
     return np.minimum(places, len(keys) - 1)
 
 
-def _is_law(pair: _Pair, counts: _Array) -> bool:
+def _is_law(pair: _Pair, counts: NDArray[np.intp]) -> bool:
     """Whether a union bound over all maps leaves no room for chance."""
     codes = np.unique(pair.values[pair.is_known], return_inverse=True)[1]
     shares = np.bincount(codes, weights=counts[pair.is_known])

@@ -15,6 +15,9 @@ from sfg_dist.data.grid import Grid, float32_spacing
 from sfg_dist.data.quantile import Curve, fit_curve
 from sfg_dist.job.errors import DataError
 
+KINDS = ("quantile", "standardize", "none")
+"""Of transforms."""
+
 _FAR = 2.0**20  # a grid this many times its range away from 0 is mapped from its own offset
 _LEAST_SPACINGS = 32.0  # a column that is mapped as it stands spans at least so many steps of float32
 

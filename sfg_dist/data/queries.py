@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.data.column_type import FLOAT
+from sfg_dist.data.column_type import FLOAT, asked_categories
 from sfg_dist.data.csv_dialect import TextFormat
 from sfg_dist.data.sources import is_text
 from sfg_dist.data.table import open_table
@@ -26,15 +26,17 @@ def read_queries(
     if source is None:
         return None
     text = text if is_text(source) else None
-    table = open_table(source, text=text)
     decode = direction == "decode"
+    table = open_table(source, text=text)
     width = transform.dim if decode else len(transform.columns)
     if not decode and set(transform.columns) <= set(table.columns):
-        table = open_table(source, columns=list(transform.columns), text=text)  # by name; without names, by position
+        # by name; without names, by position
+        asked = asked_categories(transform.columns, transform.types)
+        table = open_table(source, columns=list(transform.columns), text=text, asked=asked)
     if table.values.shape[1] != width:
         raise DataError(f"labels.latents: {source} has {table.values.shape[1]} columns, expected {width}")
     values = table.retyped((FLOAT,) * width if decode else transform.types)
-    finite = np.isfinite(values).all(axis=1)
+    finite = (np.isfinite(values) if decode else ~np.isinf(values)).all(axis=1)
     if not finite.all():
         raise DataError(f"labels.latents: {source} is not finite in row {int(np.argmin(finite))} (0-based)")
     rows = values.astype(np.float32) if decode else transform.forward(values, noise=None)

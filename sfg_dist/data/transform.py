@@ -25,16 +25,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data.bounds import FREE, Bounds, reflect, tails
-from sfg_dist.data.coding import Coding, codings_from_arrays, codings_to_arrays
+from sfg_dist.data.coding import Coding, codings_to_arrays
 from sfg_dist.data.column_type import FLOAT, ColumnType
-from sfg_dist.data.dependencies import Lookup, lookups_from_arrays, lookups_to_arrays
-from sfg_dist.data.fitting import ColumnFacts, ColumnMap, fit_column
+from sfg_dist.data.dependencies import Lookup, lookups_to_arrays
+from sfg_dist.data.fitting import KINDS, ColumnFacts, ColumnMap, fit_column
 from sfg_dist.data.grid import Grid
-from sfg_dist.data.quantile import Curve, curves_from_arrays, curves_to_arrays
+from sfg_dist.data.quantile import Curve, curves_to_arrays
+from sfg_dist.data.saved_transform import SHAPES, saved_fields
 from sfg_dist.job.errors import DataError
-from sfg_dist.job.reader import check_fields
 
-KINDS = ("quantile", "standardize", "none")
 MAX_VALUE = 1e100
 
 _Array = NDArray[np.float64]
@@ -45,7 +44,7 @@ class TransformWords(TypedDict):
 
     kind: str
     columns: list[str]
-    types: list[dict[str, str | int | None]]
+    types: list[dict[str, str | int | list[str] | None]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,7 +272,7 @@ class Transform:
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """The numbers of the map, for a file of named arrays; ``to_metadata`` gives the rest."""
-        arrays: dict[str, NDArray[Any]] = {name: getattr(self, name) for name in ("constants", *_SHAPES)}
+        arrays: dict[str, NDArray[Any]] = {name: getattr(self, name) for name in ("constants", *SHAPES)}
         if self.curves:
             arrays |= curves_to_arrays(self.curves)
         return arrays | codings_to_arrays(self.codings) | lookups_to_arrays(self.lookups)
@@ -290,29 +289,7 @@ class Transform:
         Raises:
             DataError: an array is missing or does not fit the others, or the words are not those of a transform.
         """
-        try:
-            check_fields(metadata, _METADATA, "its words")
-            kind, columns = metadata["kind"], tuple(metadata["columns"])
-            types = tuple(ColumnType.from_dict(words) for words in metadata.get("types", ()))  # version 0.1.0 had none
-            fields = {"constants": np.array(arrays["constants"], dtype=np.float64)}
-            dim = int(np.isnan(fields["constants"]).sum())
-            later = {"origins": np.zeros(dim), "bounds": np.tile(FREE, (dim, 1))}  # not in models of 0.1.0
-            for name in _SHAPES:
-                array = arrays.get(name, later[name]) if name in later else arrays[name]
-                if array.dtype != np.float64:
-                    raise DataError(f"the saved transform is damaged: {name} is {array.dtype}, expected float64")
-                fields[name] = np.array(array)
-            curves = curves_from_arrays(arrays) if kind == "quantile" else ()
-            codings = codings_from_arrays(arrays, dim)
-            lookups = lookups_from_arrays(arrays, fields["constants"])
-        except KeyError as error:
-            raise DataError(f"the saved transform has no {error.args[0]!r}: it is damaged") from None
-        except DataError:
-            raise
-        except (TypeError, ValueError) as error:  # a DocumentError is one of them
-            raise DataError(f"the saved transform is damaged: {error}") from None
-        _check_saved(kind, len(columns), types, fields, curves)
-        return cls(kind=kind, columns=columns, curves=curves, types=types, codings=codings, lookups=lookups, **fields)
+        return cls(**saved_fields(arrays, metadata))
 
     def grid(self, column: int) -> Grid | None:
         """The grid of a flow column, None where it has none."""
@@ -383,49 +360,6 @@ class Transform:
             scores = curve.atoms.scores(which, noise[is_atom])
             slopes[is_atom] = np.log(curve.atoms.shares()[which]) + 0.5 * (scores**2 + np.log(2 * np.pi))
         return slopes
-
-
-_METADATA = {"kind": set(KINDS), "columns": [str], "types?": [dict]}
-# The shape of each array of a saved map, for one flow column.
-_SHAPES: dict[str, tuple[int, ...]] = {
-    "steps": (),
-    "offsets": (),
-    "cell_ranges": (2,),
-    "origins": (),
-    "bounds": (2,),
-    "location": (),
-    "scale": (),
-}
-
-
-def _check_saved(
-    kind: str,
-    num_columns: int,
-    types: Sequence[ColumnType],
-    fields: Mapping[str, NDArray[Any]],
-    curves: Sequence[Curve],
-) -> None:
-    """Refuse arrays of a saved map that do not fit each other."""
-    dim = int(np.isnan(fields["constants"]).sum())
-    shapes = {"constants": (num_columns,)} | {name: (dim, *shape) for name, shape in _SHAPES.items()}
-    wrong = ""
-    if types and len(types) != num_columns:
-        wrong = f"{len(types)} types for {num_columns} columns"
-    for name, array in fields.items():
-        if array.shape != shapes[name]:
-            wrong = wrong or f"{name} has shape {array.shape}, expected {shapes[name]}"
-    if kind == "quantile" and len(curves) != dim:
-        wrong = wrong or f"kind {kind!r} with {len(curves)} curves for {dim} columns"
-    for name in ("bounds", "cell_ranges") if not wrong else ():
-        if not (fields[name][:, 0] <= fields[name][:, 1]).all():
-            wrong = f"{name} that are no ranges"
-    finite = all(np.isfinite(fields[name]).all() for name in _SHAPES if name != "bounds")
-    if not finite or np.isinf(fields["constants"]).any():
-        wrong = wrong or "a number is not finite"
-    if (fields["steps"] < 0).any() or (fields["scale"] <= 0).any():
-        wrong = wrong or "a step below 0, or a scale of 0"
-    if wrong:
-        raise DataError(f"the saved transform is damaged: {wrong}")
 
 
 def _check_rows(rows: _Array, num_columns: int, columns: Sequence[str]) -> _Array:

@@ -58,6 +58,9 @@ def export_onnx(generator: Generator, *, network_only: bool = False) -> tuple[by
         generator: on any device; nothing of it is changed.
         network_only: the network alone, from its input columns to labels before calibration, all float32.
 
+    A category is its code in the columns of ``rows`` and ``conditions``: the model's property "categories" names the
+    codes 0, 1, 2 and so on of each column. A missing value is NaN.
+
     Returns:
         The model, and how well onnxruntime's output of it agrees with the generator's.
 
@@ -73,18 +76,11 @@ def export_onnx(generator: Generator, *, network_only: bool = False) -> tuple[by
         from onnx import TensorProto, checker, helper
 
         from sfg_dist.model import onnx_graph as pieces
+        from sfg_dist.model.onnx_coding import add_lookups
     except ImportError as error:
         raise ConfigError(
             f"{error.name} is not installed, and an export needs it: pip install 'sfg_dist[onnx]'"
         ) from error
-    transform = generator.transform
-    if not network_only and (transform.lookups or not all(coding.is_plain for coding in transform.codings)):
-        coded = [n for n, coding in zip(transform.flow_columns, transform.codings, strict=True) if not coding.is_plain]
-        raise ConfigError(
-            f"column {(coded or [generator.columns[transform.lookups[0].column]])[0]!r} has categories or missing "
-            "values, or is determined by another one, which no graph gives back: export the network alone "
-            "(--network-only)"
-        )
     moved = [name for name, type_ in zip(generator.columns, generator.types, strict=True) if type_.offset]
     if moved and not network_only:
         raise ConfigError(
@@ -118,7 +114,9 @@ def export_onnx(generator: Generator, *, network_only: bool = False) -> tuple[by
         if generator.calibration is not None:
             labels = pieces.add_calibration(graph, generator.calibration, labels)
         values = pieces.add_inverse(graph, generator.transform, generator.split.targets, labels)
-        graph.add("Identity", _in_order(graph, generator, values, given))
+        rows = _in_order(graph, generator, values, given)
+        lookups, num_columns = generator.transform.lookups, len(generator.columns)
+        graph.add("Identity", add_lookups(graph, lookups, rows, num_columns))
         graph.nodes[-1].output[0] = "rows"
         outputs.insert(0, _info("rows", TensorProto.DOUBLE, len(generator.columns)))
     model = helper.make_model(
@@ -128,7 +126,10 @@ def export_onnx(generator: Generator, *, network_only: bool = False) -> tuple[by
         producer_name="sfg_dist",
         producer_version=__version__,
     )
-    facts = {"columns": list(generator.columns), "condition": list(generator.condition)}
+    facts: dict[str, Any] = {"columns": list(generator.columns), "condition": list(generator.condition)}
+    named = zip(generator.columns, generator.types, strict=True)
+    if categories := {name: list(type_.categories) for name, type_ in named if type_.is_coded}:
+        facts["categories"] = categories
     helper.set_model_props(model, {name: json.dumps(fact) for name, fact in facts.items()})
     checker.check_model(model, full_check=True)
     content = model.SerializeToString()
@@ -201,8 +202,10 @@ def check_agreement(content: bytes, generator: Generator, *, network_only: bool 
     # Of the same raw labels, a value may be what the rounding of a label to float32 makes of it: each column's map is
     # monotone.
     reach = _ROUNDING * np.maximum(1.0, np.abs(labels.astype(np.float64)))
-    low, high = (generator.rows_of(labels + side * reach, given) for side in (-1, 1))
-    exact = generator.rows_of(generator.calibrate(wanted), given)
+    low, high = (_comparable(generator.rows_of(labels + side * reach, given), generator) for side in (-1, 1))
+    exact = _comparable(generator.rows_of(generator.calibrate(wanted), given), generator)
+    _check_looked_up(rows, generator)
+    rows = _comparable(rows, generator)
     spread = np.maximum(exact.std(axis=0), 1e-300)
     slack = 1e-12 * (spread + np.abs(exact))
     if transform.kind != "quantile":  # values are reflected at the ends of their range, where the map turns around
@@ -218,7 +221,7 @@ def check_agreement(content: bytes, generator: Generator, *, network_only: bool 
         )
     is_exact = np.zeros(rows.shape, dtype=bool)  # on a grid, or an atom for one of the two
     for index, place in enumerate(np.flatnonzero(np.isnan(transform.constants))):
-        is_exact[:, place] = transform.steps[index] > 0
+        is_exact[:, place] = transform.steps[index] > 0 or transform.codings[index].places is not None
         if transform.curves and len(atoms := transform.curves[index].atoms):
             is_exact[:, place] |= atoms.find(rows[:, place])[0] | atoms.find(exact[:, place])[0]
     relative = (np.abs(rows - exact) / (spread + np.abs(exact)))[~is_exact]
@@ -229,6 +232,21 @@ def check_agreement(content: bytes, generator: Generator, *, network_only: bool 
         values_within=float((relative <= TOLERANCE).mean()) if relative.size else 1.0,
         cells_differing=int((rows != exact)[is_exact].sum()),
     )
+
+
+def _comparable(rows: NDArray[np.float64], generator: Generator) -> NDArray[np.float64]:
+    """Rows as numbers in which each column rises with its label; columns that are looked up count as 0."""
+    coded = np.array(generator.transform.coded(rows))
+    coded[:, [lookup.column for lookup in generator.transform.lookups]] = 0.0
+    return coded
+
+
+def _check_looked_up(rows: NDArray[np.float64], generator: Generator) -> None:
+    """Refuse rows of a graph that contradict what one column says of another."""
+    for lookup in generator.transform.lookups:
+        wanted = lookup.look_up(rows[:, lookup.by])
+        if not np.array_equal(rows[:, lookup.column], wanted, equal_nan=True):
+            raise ExportError(f"the exported graph looks up {generator.columns[lookup.column]!r} otherwise")
 
 
 def _labels_difference(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:

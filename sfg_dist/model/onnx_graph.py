@@ -20,6 +20,7 @@ from sfg_dist.data.transform import Transform
 from sfg_dist.job.errors import ExportError
 from sfg_dist.model.calibration import Calibration
 from sfg_dist.model.mlp import MLP, ResidualBlock
+from sfg_dist.model.onnx_coding import add_decoded, add_ends, add_gaps, add_places
 from sfg_dist.model.pair_maps import PairMaps
 
 _Array = NDArray[np.float64]
@@ -187,10 +188,12 @@ def add_inverse(graph: Graph, transform: Transform, columns: NDArray[np.intp], f
     else:
         values = flow_rows * transform.scale[columns] + transform.location[columns]
         values = _add_reflection(graph, low, high, values)
-    values = values.clipped(low, high)
+    inner_values = values.clipped(low, high)
+    codings = [transform.codings[column] for column in columns]
+    values = add_ends(graph, codings, inner_values)
     steps = transform.steps[columns]
     if not steps.any():
-        return values
+        return add_decoded(graph, codings, inner_values, values)
     has_grid = graph.constant(steps > 0)
     step, offset = graph.constant(np.where(steps > 0, steps, 1.0)), graph.constant(transform.offsets[columns])
     inner = graph.constant(transform.offsets[columns] - transform.origins[columns])
@@ -202,7 +205,8 @@ def add_inverse(graph: Graph, transform: Transform, columns: NDArray[np.intp], f
     limit = graph.constant(2.0**52 / 10.0 ** np.minimum(decimals, 300))
     rounded = graph.add("Round", on_grid * power) / power
     is_exact = graph.add("Less", graph.add("Abs", on_grid), limit)
-    return graph.add("Where", has_grid, graph.add("Where", is_exact, rounded, on_grid), values)
+    values = graph.add("Where", has_grid, graph.add("Where", is_exact, rounded, on_grid), values)
+    return add_decoded(graph, codings, inner_values, values)
 
 
 def _add_reflection(graph: Graph, low: _Array, high: _Array, values: Value) -> Value:
@@ -219,7 +223,8 @@ def _add_reflection(graph: Graph, low: _Array, high: _Array, values: Value) -> V
 
 def add_forward(graph: Graph, transform: Transform, columns: NDArray[np.intp], values: Value) -> Value:
     """Some columns of ``Transform.forward``, float64: a value on a grid or an atom goes to the middle of its place."""
-    steps = transform.steps[columns]
+    steps, codings, given = transform.steps[columns], [transform.codings[column] for column in columns], values
+    values = add_places(graph, codings, values)
     if steps.any():
         step, offset = graph.constant(np.where(steps > 0, steps, 1.0)), graph.constant(transform.offsets[columns])
         places = (values - offset) / step
@@ -232,6 +237,7 @@ def add_forward(graph: Graph, transform: Transform, columns: NDArray[np.intp], v
         inner = graph.constant(transform.offsets[columns] - transform.origins[columns])
         spread = inner + middle * step
         values = graph.add("Where", steps > 0, spread, values)
+    values = add_gaps(graph, codings, given, values)
     if transform.curves:
         curves = [transform.curves[column] for column in columns]
         at_knots = [c.scores.copy() for c in curves]

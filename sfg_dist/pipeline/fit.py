@@ -25,7 +25,8 @@ from sfg_dist.pipeline.pipeline import Pipeline
 from sfg_dist.pipeline.table import prepare_table, table_settings
 
 if TYPE_CHECKING:
-    from sfg_dist.data import Prepared
+    from sfg_dist.data import Prepared, Table
+    from sfg_dist.data.frames import Container
     from sfg_dist.model.generator import Generator
 
 MAX_TIME_S = 60.0
@@ -69,8 +70,7 @@ def fit(
     """
     document = _document(keys, source_of(frame))
     if output is not None:
-        is_place = isinstance(output, str | os.PathLike)
-        document["output"] = {"dir": os.fspath(output)} if is_place else output  # type: ignore[type-var]
+        document["output"] = {"dir": os.fspath(output)} if isinstance(output, str | os.PathLike) else output
     is_named = "num_pairs" in document.get("labels", {})
     if max_time_s is not None:
         _check_seconds(max_time_s)
@@ -80,10 +80,7 @@ def fit(
     job = resolve_job(document, origin="fit")
     check_job(job)
     container, columns = open_frame(frame, job.data.columns)
-    settings, read_as = table_settings(job), counted(columns.num_columns, "column")
-    held = open_columns(
-        job.data.source, columns, identifiers=settings.identifiers, asked=settings.asked, read_as=read_as
-    )
+    held = _held(job, container, columns)
     del columns
     prepared = prepare_table(job, held)
     with tempfile.TemporaryDirectory(prefix="sfg-fit-") as folder:
@@ -101,6 +98,20 @@ def fit(
         return replace(generator, job={name: table for name, table in generator.job.items() if name != "output"})
     generator.save(Pipeline(job).model_url)
     return generator
+
+
+def _held(job: Job, container: Container, columns: Any) -> Table:
+    """The columns of a frame as the table of a job."""
+    settings, read_as = table_settings(job), counted(columns.num_columns, "column")
+    asked = {**container.asked, **settings.asked}
+    held = open_columns(job.data.source, columns, identifiers=settings.identifiers, asked=asked, read_as=read_as)
+    for name, type_ in zip(held.columns, held.types, strict=True):
+        if name in container.dictionaries and not type_.is_coded:
+            raise ConfigError(
+                f"data.types.{name} = {shown(asked[name])}: the column of the frame has categories, in which no other "
+                f"value comes back: make it a plain column first"
+            )
+    return held
 
 
 def _fit(job: Job, prepared: Prepared, max_time_s: float | None, listener: Listener | None) -> Generator:

@@ -25,7 +25,7 @@ from sfg_dist.pipeline.choices import (
     measure_certificates,
     measure_columns,
 )
-from sfg_dist.pipeline.table import text_format
+from sfg_dist.pipeline.table import category_types, text_format
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -134,7 +134,7 @@ def plan_of(job: Job, table: Prepared, frame: Frame, *, existing: Plan | None = 
         "blur": blur,
         **unit,
     }
-    if words := {name: type_.to_dict() for name, type_ in table.types.items() if type_.is_coded}:
+    if words := category_types(table):
         identity["types"] = words
     if job.labels.time_grid == "fitted":
         if existing is None and whole is None:

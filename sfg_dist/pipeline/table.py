@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -49,7 +49,8 @@ def table_of_store(table: Prepared, pairs: Pairs) -> Prepared:
     from sfg_dist.data import Transform
     from sfg_dist.store.pairs import OTHERWISE
 
-    if table.table_fingerprint() != pairs.plan.identity["table"]:
+    is_same = category_types(table) == pairs.plan.identity.get("types", {})
+    if not is_same or table.table_fingerprint() != pairs.plan.identity["table"]:
         why = "" if pairs.plan.has_names else f" ({OTHERWISE})"
         raise DataError(
             f"{table.source} is not the table that {pairs.location.url} was made from{why}: bring it back, "
@@ -62,6 +63,11 @@ def table_of_store(table: Prepared, pairs: Pairs) -> Prepared:
     else:
         report = {**table.report, "ties": {}, "atoms": {}}
     return replace(table, transform=Transform.from_arrays(arrays, metadata), report=report)
+
+
+def category_types(table: Prepared) -> dict[str, dict[str, Any]]:
+    """The types of category columns by name, as a plan has them: rows of codes do not say what the codes are."""
+    return {name: type_.to_dict() for name, type_ in table.types.items() if type_.is_coded}
 
 
 def validation_rows(table: Prepared, generator: Generator) -> NDArray[np.float64]:

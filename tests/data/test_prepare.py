@@ -194,7 +194,7 @@ class TestMissing:
             r"to leave out the 2 incomplete rows of 400"
         )
         with pytest.raises(DataError, match=message):
-            prepare(path)
+            prepare(path, missing="refuse")
 
     def test_drop(self, path):
         prepared = prepare(path, missing="drop")
@@ -203,7 +203,7 @@ class TestMissing:
         assert sum(prepared.report["split"].values()) == 398
 
     def test_only_wanted_columns_matter(self, path):
-        assert prepare(path, columns=["temp"]).report["num_rows_dropped"] == 0
+        assert prepare(path, columns=["temp"], missing="refuse").report["num_rows_dropped"] == 0
         assert prepare(path, columns=["temp", "load"], missing="drop").report["num_rows_dropped"] == 1
 
     def test_in_a_part(self, write):
@@ -212,7 +212,7 @@ class TestMissing:
         test[3, 0] = np.nan
         path = write(rows, test=test)
         with pytest.raises(DataError, match=r"the test part: column 'temp' has 1 missing .* in row 3"):
-            prepare(path, arrays={"train": "X", "test": "test"})
+            prepare(path, arrays={"train": "X", "test": "test"}, missing="refuse")
 
 
 class TestConstant:

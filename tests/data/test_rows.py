@@ -68,9 +68,9 @@ def test_a_row_group_without_rows_hides_none_of_those_behind_it(tmp_path):
         assert rows.read(2, 9)[:, 0].tolist() == [2, 3, 4, 5, 6, 7, 8]
 
 
-def test_text_is_refused_by_the_name_of_its_column(tmp_path):
-    parquet.write_table(pa.table({"a": [1.0, 2.0], "t": ["x", "y"]}), tmp_path / "t.parquet")
-    with pytest.raises(DataError, match="column 't' holds text: 'x' in data row 1"), open_rows(tmp_path / "t.parquet"):
+def test_a_column_is_refused_by_its_name(tmp_path):
+    parquet.write_table(pa.table({"a": [1.0, 2.0], "t": [[1], [2]]}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="column 't' has type list"), open_rows(tmp_path / "t.parquet"):
         pass
     with open_rows(tmp_path / "t.parquet", columns=["a"]) as rows:
         np.testing.assert_array_equal(rows.read(0, 2), [[1], [2]])

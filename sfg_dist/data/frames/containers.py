@@ -66,6 +66,14 @@ class Container:
         """Whether it is what ``sample`` of a model of a file gives: an array of float64."""
         return self.kind == "numpy" and not self.records and {*self.dtypes} <= {np.dtype(np.float64).str}
 
+    @property
+    def asked(self) -> dict[str, str]:
+        """What ``data.types`` is to say of columns: those of a dictionary are categories, of whatever values."""
+        from sfg_dist.data.frames.arrow_types import dictionary_type
+
+        types = {name: dictionary_type(self.schema.field(name).type) for name in self.dictionaries}
+        return {name: "ordinal" if type_ is not None and type_.ordered else "category" for name, type_ in types.items()}
+
     def select(self, columns: Iterable[str]) -> Container:
         """The container of some of the columns, which keep their order here."""
         wanted = set(columns)
@@ -229,7 +237,7 @@ def open_frame(frame: object, wanted: Sequence[str] | None = None) -> tuple[Cont
     if kind == "pandas":
         from sfg_dist.data.frames.pandas_columns import columns_of_pandas
 
-        table, labels, dtypes = columns_of_pandas(source, frame, wanted)  # type: ignore[arg-type]
+        table, labels, dtypes = columns_of_pandas(source, frame, wanted)
     elif kind == "numpy":
         from sfg_dist.data.frames.numpy_columns import columns_of_array
 
@@ -239,7 +247,7 @@ def open_frame(frame: object, wanted: Sequence[str] | None = None) -> tuple[Cont
     elif kind == "polars":
         from sfg_dist.data.frames.polars_columns import columns_of_polars
 
-        table, dtypes = columns_of_polars(source, frame, wanted)  # type: ignore[arg-type]
+        table, dtypes = columns_of_polars(source, frame, wanted)
     else:
         table = pa.table(frame)
         table = table.select(list(check_columns(source, table.column_names, wanted)))

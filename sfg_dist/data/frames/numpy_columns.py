@@ -69,4 +69,5 @@ def array_of_columns(table: pa.Table, dtypes: Sequence[str], *, records: bool) -
 
 
 def _values(column: Any) -> Array:
-    return column.to_numpy()  # type: ignore[no-any-return]
+    values: Array = column.to_numpy()
+    return values

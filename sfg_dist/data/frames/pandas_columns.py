@@ -26,7 +26,7 @@ _STRING = re.compile(r"string\[(python|pyarrow), (nan|NA)\]")
 
 
 def columns_of_pandas(
-    source: str, frame: pd.DataFrame, wanted: Sequence[str] | None
+    source: str, frame: Any, wanted: Sequence[str] | None
 ) -> tuple[pa.Table, list[str | int], list[str]]:
     """The wanted columns of a frame in their order, or all; their labels, and their dtypes as text.
 

@@ -74,6 +74,6 @@ def polars_of_columns(
             columns[name] = plain_values(columns[name]).cast(pa.string())
             casts[name] = pl.Enum(values.cast(pa.string()).to_pylist()) if words == _ENUM else pl.Categorical()
     try:
-        return pl.DataFrame(pa.table(columns)).cast(casts)  # type: ignore[arg-type]
+        return pl.DataFrame(pa.table(columns)).cast(casts)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise DocumentError(f"polars does not take the columns: {str(error)[:100]}") from error

@@ -114,6 +114,7 @@ def test_an_output_directory_is_kept_and_gone_on_with(frame, tmp_path):
     assert again.job["labels"]["num_pairs"] == first.job["labels"]["num_pairs"] == 8192
 
 
+@pytest.mark.slow
 def test_the_time_ends_labels_and_the_fit(frame):
     started = time.perf_counter()
     with pytest.warns(UserWarning, match=r"there was time for .* of the 9,000,000 pairs of labels.num_pairs"):
@@ -127,6 +128,7 @@ def test_the_time_ends_labels_and_the_fit(frame):
         sfg_dist.fit(frame[["score"]], max_time_s=1e-4)
 
 
+@pytest.mark.slow
 def test_the_seed_decides_where_there_is_no_limit(frame):
     one, two = (sfg_dist.fit(frame, max_time_s=None, **TINY) for _ in range(2))
     assert one.digest == two.digest
@@ -152,6 +154,11 @@ def test_the_seed_decides_where_there_is_no_limit(frame):
 def test_keys_that_are_wrong_are_refused_before_the_table_is_read(frame, keys, said):
     with pytest.raises(ConfigError, match=said):
         sfg_dist.fit(frame, **keys)
+
+
+def test_a_column_with_categories_is_not_read_otherwise(frame):
+    with pytest.raises(ConfigError, match=r"data.types.stage = 'number': the column of the frame has categories"):
+        sfg_dist.fit(frame.assign(stage=pd.Categorical(np.arange(200) % 3)), data={"types": {"stage": "number"}})
 
 
 def test_columns_are_named_in_errors(frame):

@@ -10,8 +10,9 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import torch
+from examples import examples
 from frames.kinds import GAPS, KINDS, NUM_ROWS, SHORT, STAMPS, WORDS, is_same, is_same_schema, table_of
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfg_dist.data import prepare
@@ -65,6 +66,7 @@ def test_a_table_of_all_kinds_is_sampled_and_saved(library, tmp_path):
     assert loaded.sample(5, container="numpy").shape == (5, len(generator.columns))
 
 
+@settings(max_examples=examples(10))
 @given(st.data())
 def test_random_schemas(data):
     library = data.draw(st.sampled_from(list(KINDS)))

@@ -83,6 +83,7 @@ def test_only_what_is_not_fitted_is_pickled():
             take(estimator)
 
 
+@pytest.mark.slow
 def test_a_search_over_parameters():
     search = GridSearchCV(OneStepGenerator(**TINY), {"width": [4, 8]}, cv=2, refit=False)
     found = search.fit(table(120)[["x"]].to_numpy())

@@ -58,7 +58,7 @@ def folder(tmp_path):
 def test_the_job_says_what_was_found_and_passes_plan(folder, paced):
     said = sfg(folder, "init", "plant.csv").stdout
     assert "Column 'id' is left out: it numbers the rows.\n" in said
-    assert "'city' and 'unit' never change and are put back in samples.\n" in said
+    assert "'city', 'unit' never change and are put back in samples.\n" in said
     assert said.endswith("job: plant.toml\nnext: sfg plan plant.toml, then sfg run plant.toml\n")
     text = (folder / "plant.toml").read_text()
     head, keys = text.split("\n[data]\n")
@@ -128,7 +128,7 @@ def test_what_is_asked_for_stands(folder):
     ],
 )
 def test_refusals(folder, words, message):
-    (folder / "text.csv").write_text("a,b\n" + "x,y\n" * 30)
+    (folder / "text.csv").write_text("a,b\n" + "1 %,y$\n" * 30 + "2,3\n")
     (folder / "left").mkdir()
     (folder / "left" / "job.toml").touch()
     said = sfg(folder, *words, check=2).stderr

@@ -225,7 +225,8 @@ def _limits(type_: ColumnType) -> tuple[int, int]:
         return 0, 86_400 * PER_SECOND[arrow_type(type_).unit] - 1
     dtype = np.dtype(type_.dtype) if type_.kind == "integer" else np.dtype(f"int{arrow_type(type_).bit_width}")
     low = int(np.iinfo(dtype).min)
-    return (low if type_.kind == "integer" else low + 1), int(np.iinfo(dtype).max)  # numpy's least stamp is NaT
+    is_nat = type_.kind != "integer" and dtype.itemsize == 8  # numpy's least stamp is NaT
+    return low + is_nat, int(np.iinfo(dtype).max)
 
 
 def _decimals(type_: ColumnType, values: Array, mask: NDArray[np.bool_] | None) -> pa.Array:

@@ -235,10 +235,13 @@ def _said(name: str, tables: Sequence[Any]) -> dict[bytes, bytes] | None:
     """What the files say of a column beside its type. How text wrote it counts only where all wrote it alike."""
     import pyarrow as pa
 
+    from sfg_dist.data.categories import is_text
+
     fields = [table.schema.field(name) for table in tables]
-    said = [field.metadata or {} for field in fields if not pa.types.is_null(field.type)]
-    if any(b"stored" in each for each in said):  # the first file says what type text has
-        return said[0]
+    fields = [field for field in fields if not pa.types.is_null(field.type)]
+    said = [field.metadata or {} for field in fields]
+    if fields and is_text(decoded(fields[0].type)):  # the first file says what type text has
+        return {b"stored": str(fields[0].type).encode(), **said[0]}
     if not said or all(each == said[0] for each in said):
         return said[0] if said else None
     return {b"text": b"1"} if all(b"text" in each for each in said) else None

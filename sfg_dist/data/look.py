@@ -78,9 +78,8 @@ class _Seen:
         """Read all rows."""
         width = len(reader.columns)
         outside = np.repeat([[np.inf], [-np.inf]], width, axis=1)
-        seen = cls(
-            reader.types_by_name, reader.num_rows, is_large, *np.zeros((2, width), np.int64), outside, outside.copy()
-        )
+        gaps, infinite = np.zeros((2, width), np.int64)
+        seen = cls(reader.types_by_name, reader.num_rows, is_large, gaps, infinite, outside, outside.copy())
         last = np.empty((0, width))
         for rows in reader.blocks(SCAN_ROWS):
             is_gap = ~np.isfinite(rows)

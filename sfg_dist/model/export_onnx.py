@@ -126,14 +126,18 @@ def export_onnx(generator: Generator, *, network_only: bool = False) -> tuple[by
         producer_name="sfg_dist",
         producer_version=__version__,
     )
-    facts: dict[str, Any] = {"columns": list(generator.columns), "condition": list(generator.condition)}
-    named = zip(generator.columns, generator.types, strict=True)
-    if categories := {name: list(type_.categories) for name, type_ in named if type_.is_coded}:
-        facts["categories"] = categories
-    helper.set_model_props(model, {name: json.dumps(fact) for name, fact in facts.items()})
+    helper.set_model_props(model, {name: json.dumps(fact) for name, fact in _facts(generator).items()})
     checker.check_model(model, full_check=True)
     content = model.SerializeToString()
     return content, check_agreement(content, generator, network_only=network_only)
+
+
+def _facts(generator: Generator) -> dict[str, Any]:
+    """What the model says of its columns."""
+    named = zip(generator.columns, generator.types, strict=True)
+    categories = {name: list(type_.categories) for name, type_ in named if type_.is_coded}
+    facts: dict[str, Any] = {"columns": list(generator.columns), "condition": list(generator.condition)}
+    return facts | ({"categories": categories} if categories else {})
 
 
 def _info(name: str, dtype: int, width: int) -> Any:

@@ -271,7 +271,11 @@ class ParquetWriter:
 
         head = rows[:4096]
         distinct = [len(np.unique(values)) for values in head.T]
-        repeated = [name for name, number in zip(columns, distinct, strict=True) if number < len(head) / 4]
+        repeated = [
+            name
+            for name, number, type_ in zip(columns, distinct, types, strict=True)
+            if number < len(head) / 4 or type_.is_coded  # an ordinal column's order stands in its dictionary alone
+        ]
         self._types = types
         self._schema = pyarrow.schema([(name, type_.arrow) for name, type_ in zip(columns, types, strict=True)])
         self._writer = parquet.ParquetWriter(place, self._schema, use_dictionary=repeated or False)

@@ -102,9 +102,9 @@ def test_incomplete_rows_are_refused_with_the_message_of_the_whole_table(write):
     values[[303, 450, 451], [1, 0, 1]] = np.nan
     path = write(values)
     with pytest.raises(DataError) as whole:
-        prepare(path, shuffle="none", constant="keep")
+        prepare(path, shuffle="none", constant="keep", missing="refuse")
     with pytest.raises(DataError) as passes:
-        prepare(path, memory_gib=1e-9, shuffle="none", constant="keep")
+        prepare(path, memory_gib=1e-9, shuffle="none", constant="keep", missing="refuse")
     assert str(passes.value) == str(whole.value)
 
 

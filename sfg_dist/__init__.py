@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sfg_dist.flow import Reference, label_latents, log_density, score
     from sfg_dist.job.errors import SfgError
     from sfg_dist.model.generator import Generator
+    from sfg_dist.pipeline.fit import fit
     from sfg_dist.pipeline.pipeline import run
     from sfg_dist.pipeline.streamed import open_reference
     from sfg_dist.store import Pairs, open_pairs
@@ -32,6 +33,7 @@ _HOMES = {
     "Pairs": "sfg_dist.store",
     "Reference": "sfg_dist.flow",
     "SfgError": "sfg_dist.job.errors",
+    "fit": "sfg_dist.pipeline.fit",
     "label_latents": "sfg_dist.flow",
     "log_density": "sfg_dist.flow",
     "open_pairs": "sfg_dist.store",
@@ -46,6 +48,7 @@ __all__ = [
     "Reference",
     "SfgError",
     "__version__",
+    "fit",
     "label_latents",
     "log_density",
     "open_pairs",

@@ -36,7 +36,11 @@ SMALL = {
     "executor.kind": "inline",
 }
 FEWER = {"1_000_000": "320", "-n 1e9": "-n 64", "-n 1e6": "-n 64", "-n 1e5": "-n 64", "--start 1e9": "--start 64"}
-FEWER_IN_PYTHON = {'"max_rows": 2000': '"max_rows": 500', '"num_pairs": 8192': '"num_pairs": 512'}
+FEWER_IN_PYTHON = {
+    '"max_rows": 2000': '"max_rows": 500',
+    '"num_pairs": 8192': '"num_pairs": 512',
+    "max_time_s=60": "max_time_s=1",
+}
 # Clusters, hours of work, and what is there only after it: these are looked at, not run.
 SENT, LOOKED_AT = ("submit",), ("compare", "scale", "logs", "cancel", "jobs")
 NEEDS_MORE = ("--resume-from", "train.num_workers", "executor.address", "--overlap")
@@ -62,6 +66,7 @@ def finished(tmp_path_factory):
     rows = np.random.default_rng(0).normal(size=(400, 4)) @ np.random.default_rng(1).normal(size=(4, 4))
     columns = ["pressure", "flow", "temperature", "load"]
     pd.DataFrame(rows, columns=columns).to_parquet(folder / "measurements.parquet")
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "measurements.csv", index=False)
     np.savez(folder / "gas_turbine_emission.npz", X=rows)
     (folder / "wanted.csv").write_text("y\n0.5\n1.5\n")
     (folder / "my_job.toml").write_text('[data]\nsource = "measurements.parquet"\n')

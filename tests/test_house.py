@@ -39,7 +39,7 @@ def test_the_picture_is_the_import_contract():
 
 
 def test_the_hall_is_not_crowded():
-    names = {name.split("/")[0] for name in SOURCES} - {"__init__.py", "__main__.py"}
+    names = {name.split("/")[0] for name in SOURCES} - {"__init__.py", "__main__.py", "sklearn.py"}  # doors
     assert names == ROOMS
     assert len(names) <= 12
 

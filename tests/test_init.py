@@ -16,8 +16,9 @@ from sfg_dist.cli.init import table_name
 from sfg_dist.distributed.machine import Machine
 from sfg_dist.job.config import load_job
 from sfg_dist.job.words import GIB
+from sfg_dist.pipeline.budget import MOST_PAIRS
 from sfg_dist.studies.estimate.calibration import Calibration
-from sfg_dist.studies.estimate.first_job import LEAST_PAIRS, MOST_PAIRS, first_job
+from sfg_dist.studies.estimate.first_job import LEAST_PAIRS, first_job
 
 SMALL = {
     "labels.num_pairs": "256", "labels.shard_rows": "64", "labels.batch_size": "64", "labels.num_evaluations": "8",

@@ -1,9 +1,9 @@
 """Opens a user's table, cleans it, and maps its columns for the flow and back.
 
 A path, a URL or a name comes in: ``table`` opens a format whole, ``rows`` by ranges, and ``column_type`` says what a
-column is. ``preparation`` cleans and splits. ``transform`` maps columns to normal scores and back, each by its
-quantiles (``quantile``), and the rows that the flow sees go out. The room imports ``job`` alone of all rooms. Its
-conventions:
+column is. A table in memory comes in by ``frames``, which give it back too. ``preparation`` cleans and splits.
+``transform`` maps columns to normal scores and back, each by its quantiles (``quantile``), and the rows that the flow
+sees go out. The room imports ``job`` alone of all rooms. Its conventions:
 
 - A table is float64, shape (num_rows, num_columns), in the user's units; missing values are NaN. Where the type of a
   column has an offset, as for dates and integers beyond 2^53, the table holds value - offset.

@@ -58,8 +58,8 @@ def encoded(column: Any) -> tuple[pa.Array, NDArray[np.int64]]:
             column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
     elif not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
-    places = column.indices.fill_null(-1) if column.indices.null_count else column.indices
-    numbers = places.cast(pa.int64()).to_numpy(zero_copy_only=False)
+    places = column.indices.cast(pa.int64())  # from which -1 may be missing else
+    numbers = (places.fill_null(-1) if places.null_count else places).to_numpy(zero_copy_only=False)
     values = column.dictionary
     if values.null_count:  # a dictionary may hold null itself
         numbers = np.where(values.is_null().to_numpy(zero_copy_only=False)[numbers] & (numbers >= 0), -1, numbers)

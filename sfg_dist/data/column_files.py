@@ -38,6 +38,13 @@ def read_column_files(
         value - offset, shape (num_rows, num_columns); the types by name; and how the source was read, in words.
     """
     table, read_as = read_columns(source, columns, text or TextFormat(), asked)
+    return *typed_columns(source, table, identifiers, asked), read_as
+
+
+def typed_columns(
+    source: str, table: Any, identifiers: str = "refuse", asked: Mapping[str, Any] | None = None
+) -> tuple[NDArray[np.float64], dict[str, ColumnType]]:
+    """The columns of an Arrow table: value - offset, shape (num_rows, num_columns), and the types by name."""
     with columns_are(table.column_names):
         surveys = _surveys(source, table, asked)
         for name, survey in surveys.items():
@@ -46,7 +53,7 @@ def read_column_files(
         values = np.empty((table.num_rows, len(types)))
         for index, (name, type_) in enumerate(types.items()):
             values[:, index] = to_float(source, name, type_, table.column(name))
-    return values, types, read_as
+    return values, types
 
 
 def _surveys(source: str, table: Any, asked: Mapping[str, Any] | None) -> dict[str, Survey]:

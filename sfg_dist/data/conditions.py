@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data.column_type import FLOAT, ColumnType, UnfitValueError
+from sfg_dist.data.frames import is_frame, rows_of_frame
 from sfg_dist.data.naming import check_columns
 from sfg_dist.data.transform import Transform
-from sfg_dist.job.errors import ConfigError, DataError
+from sfg_dist.job.errors import ConfigError, DataError, SfgError
 
 _Array = NDArray[np.float64]
 
@@ -75,7 +76,7 @@ def conditions_last(source: str, columns: Sequence[str], names: Sequence[str]) -
 
 
 def read_given(
-    given: Mapping[str, Any] | NDArray[Any] | None,
+    given: Any,
     names: Sequence[str],
     n: int,
     types: Sequence[ColumnType] = (),
@@ -83,9 +84,10 @@ def read_given(
 ) -> _Array | None:
     """What a user gave, as an array in the order of ``names``, one row or n of them; None where nothing is to be given.
 
-    ``given`` holds a value or n values of the column's type, by name; or it is an array of shape (len(names),), (1,
-    len(names)) or (n, len(names)), for one name also (n,). ``types`` are those of the conditions, whose value - offset
-    is returned; float64 if not given. ``may_miss`` says which may be missing (None or NaN); none if not given.
+    ``given`` holds a value or n values of the column's type, by name; or it is a table in memory; or an array of shape
+    (len(names),), (1, len(names)) or (n, len(names)), for one name also (n,). ``types`` are those of the conditions,
+    whose value - offset is returned; float64 if not given. ``may_miss`` says which may be missing (None or NaN); none
+    if not given.
 
     Raises:
         ConfigError: it is missing, or nothing is to be given; a name is missing or unknown; the shape is wrong; or a
@@ -104,7 +106,9 @@ def read_given(
     if given is None:
         raise ConfigError(f"this generator needs values of {wanted}: give them by given= in Python, or by --given")
     try:
-        if isinstance(given, Mapping):
+        if is_frame(given) and not isinstance(given, np.ndarray):
+            rows = rows_of_frame(given, names, types)
+        elif isinstance(given, Mapping):
             unknown = [name for name in given if name not in names]
             missing = [name for name in names if name not in given]
             if unknown or missing:
@@ -121,7 +125,7 @@ def read_given(
             else:
                 rows = np.empty(values.shape)
     except (TypeError, ValueError) as error:
-        if isinstance(error, ConfigError):
+        if isinstance(error, SfgError):
             raise
         raise ConfigError(f"given: expected numbers for {wanted}, one or {n:,} each: {error}") from error
     if rows.ndim != 2 or rows.shape[1] != len(names) or len(rows) not in (1, n):

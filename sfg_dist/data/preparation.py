@@ -45,13 +45,19 @@ _Opener = Callable[[], AbstractContextManager[RowReader]]
 
 
 def prepare(
-    source: str | Path, settings: TableSettings | None = None, *, memory_gib: float | None = None, **keys: Any
+    source: str | Path,
+    settings: TableSettings | None = None,
+    *,
+    held: Table | None = None,
+    memory_gib: float | None = None,
+    **keys: Any,
 ) -> Prepared:
     """Open a table, clean it, split it and fit the transform.
 
     Args:
         source: a built-in name, a path, or an ``s3://`` URL.
         settings: what the job says of the table.
+        held: the table itself, where it is in memory already; ``source`` is then what messages call it.
         memory_gib: a larger table is not held whole, if it is .parquet, .zarr or local .npy, with
             ``shuffle = "none"`` and neither ``append`` nor ``arrays``; None holds any.
         keys: fields of ``settings`` to change.
@@ -65,6 +71,8 @@ def prepare(
         ((800, 2), dtype('float32'))
     """
     source, settings = str(source), replace(settings or TableSettings(), **keys)
+    if held is not None:
+        return _prepare_whole(source, settings, held)
     is_in_order = settings.shuffle == "none" and not settings.append and settings.arrays is None
     if memory_gib is None or not is_in_order or source in BUILTIN_NAMES or not has_row_ranges(source):
         return _prepare_whole(source, settings)
@@ -82,10 +90,12 @@ def prepare(
     return prepare_in_passes(partial(open_rows, source, array=array, types=types), settings, memory_bytes)
 
 
-def open_whole(source: str, settings: TableSettings) -> Table:
-    """The table in memory, with the columns that samples are given behind the others."""
+def open_whole(source: str, settings: TableSettings, held: Table | None = None) -> Table:
+    """The table in memory, ``held`` or opened, with the columns that samples are given behind the others."""
     columns, identifiers = settings.columns, settings.identifiers
-    if settings.arrays is not None:
+    if held is not None:
+        table = held
+    elif settings.arrays is not None:
         table = open_split(
             source, arrays=settings.arrays, columns=columns, identifiers=identifiers, asked=settings.asked
         )
@@ -108,9 +118,9 @@ def open_whole(source: str, settings: TableSettings) -> Table:
     return table.select(places, None if density is None else lambda rows: density(rows[:, back]))
 
 
-def _prepare_whole(source: str, settings: TableSettings) -> Prepared:
+def _prepare_whole(source: str, settings: TableSettings, held: Table | None = None) -> Prepared:
     """Prepare a table in memory."""
-    table = open_whole(source, settings)
+    table = open_whole(source, settings, held)
     num_read, num_columns = table.values.shape
     if num_read < MIN_ROWS <= num_columns:
         raise DataError(

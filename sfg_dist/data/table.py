@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from sfg_dist.data import bundled, toy
 from sfg_dist.data.array_file import DEFAULT_ARRAY, ArrayFile
 from sfg_dist.data.arrays import open_arrays
-from sfg_dist.data.column_files import read_column_files
+from sfg_dist.data.column_files import read_column_files, typed_columns
 from sfg_dist.data.column_type import FLOAT, ColumnType, UnfitValueError
 from sfg_dist.data.csv_dialect import TextFormat
 from sfg_dist.data.folders import is_folder
@@ -154,6 +154,26 @@ def open_table(
     _check_size(source, *values.shape)
     check_asked(source, types, asked)
     return Table(values[:max_rows], tuple(types), source, types=tuple(types.values()), read_as=read_as)
+
+
+def open_columns(
+    source: str, columns: Any, *, identifiers: str = "refuse", asked: Mapping[str, Any] | None = None, read_as: str = ""
+) -> Table:
+    """The table of columns in memory, an Arrow table of plain values.
+
+    Args:
+        source: what messages call it.
+        columns: the Arrow table.
+        identifiers, asked: as for ``open_table``.
+        read_as: how it was read, in words.
+
+    Raises:
+        DataError: a column cannot be used, or there are no rows.
+    """
+    values, types = typed_columns(source, columns, identifiers, asked)
+    _check_size(source, *values.shape)
+    check_asked(source, types, asked)
+    return Table(values, tuple(types), source, types=tuple(types.values()), read_as=read_as)
 
 
 def open_split(

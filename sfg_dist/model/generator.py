@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from sfg_dist.data.conditions import ColumnSplit, finite_conditions, read_given
+from sfg_dist.data.frames import check_container, columns_of_rows, is_frame, plain_frame, rows_of_frame
 from sfg_dist.data.naming import value_words
 from sfg_dist.job.arguments import whole_number
 from sfg_dist.job.errors import TrainingError
@@ -26,8 +27,8 @@ from sfg_dist.model.saved_generator import SavedGenerator
 
 FAR_CONDITION = 8.0  # in the flow's coordinates, where a column's spread is 1
 
-Given = Mapping[str, Any] | NDArray[Any] | None
-"""What samples are conditioned on: values by column name, or an array; one row for all, or a row for each."""
+Given = Any
+"""What samples are conditioned on: values by column name, a table in memory, or an array; one row, or one for each."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,7 +53,9 @@ class Generator(SavedGenerator):
         """Which columns are drawn and which are given."""
         return ColumnSplit.of(self.transform, self.condition)
 
-    def sample(self, n: int, seed: int = 0, given: Given = None, *, start: int = 0) -> NDArray[np.float64]:
+    def sample(
+        self, n: int, seed: int = 0, given: Given = None, *, start: int = 0, container: str | None = None
+    ) -> Any:
         """Draw rows.
 
         Args:
@@ -60,26 +63,35 @@ class Generator(SavedGenerator):
             seed: of the latents; row i is the same for every n and start, to the bit on one machine.
             given: what a conditional generator's rows are drawn for, in the user's units: a mapping from each column of
                 ``condition`` to a value or n values of its type (dates and times as ISO text, or as Python or numpy has
-                them), or an array of one row or n rows in the order of ``condition``.
+                them), a table in memory with these columns, or an array of one row or n rows in the order of
+                ``condition``.
             start: the first row, >= 0.
+            container: what to give the rows as: "pandas", "polars", "arrow" or "numpy". By default that is what
+                ``sfg_dist.fit`` was given, and "numpy" for a model of a file.
 
         Returns:
-            Rows ``start`` to ``start + n`` in the user's columns and units, float64, shape (n, number of columns); what
-            is given stands in its columns. Dates and times are ticks of their ``types``' unit since 1970 or midnight;
-            values beyond 2^53 are rounded to what float64 holds, where ``sfg sample`` writes them exactly. Categories
-            are their places in the ``categories`` of their ``types``, and a missing value is NaN.
+            Rows ``start`` to ``start + n`` in the user's columns; what is given stands in its columns. A frame or a
+            table has the types of the user's table, and also its order of columns. With "numpy" it is float64 in the
+            user's units, shape (n, number of columns). Dates and times are then ticks of their ``types``' unit since
+            1970 or midnight; values beyond 2^53 are rounded to what float64 holds, where the others have them exactly.
+            Categories are their places in the ``categories`` of their ``types``, and a missing value is NaN.
 
         Raises:
-            ConfigError: n, seed or start is no whole number of 0 or more; or ``given`` is missing, does not belong to
-                this generator, or does not fit.
+            ConfigError: n, seed or start is no whole number of 0 or more; ``given`` is missing, does not belong to
+                this generator, or does not fit; or the container is unknown or its library not installed.
 
         Examples:
             >>> generator.sample(1000, given={"temperature": 20.5})     # doctest: +SKIP
         """
         n, seed, start = (whole_number(name, value) for name, value in (("n", n), ("seed", seed), ("start", start)))
-        rows, done = np.empty((n, len(self.columns))), 0
+        kind = check_container(container)
         conditions = self.conditions_of(given, n)
-        for part in self.sample_ranges([(start, start + n)], seed, conditions, first=start):
+        parts = self.sample_ranges([(start, start + n)], seed, conditions, first=start)
+        if kind != "numpy" and (kind is not None or self.container is not None):
+            table = columns_of_rows(self.columns, self.types, parts)
+            return plain_frame(table, kind or "arrow") if self.container is None else self.container.give(table, kind)
+        rows, done = np.empty((n, len(self.columns))), 0
+        for part in parts:
             rows[done : done + len(part)] = self._with_offsets(part)
             done += len(part)
         return rows
@@ -207,11 +219,12 @@ class Generator(SavedGenerator):
             return self.transform.inverse(labels)
         return self.split.join(self.transform, labels, conditions)
 
-    def encode(self, rows: NDArray[np.float64], *, noise: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
+    def encode(self, rows: Any, *, noise: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
         """Latents of rows, which ``decode`` takes back to about the same rows.
 
         Args:
-            rows: in the user's columns and units, shape (num_rows, number of columns).
+            rows: in the user's columns and units, an array of shape (num_rows, number of columns); or a table in memory
+                that has these columns, in any order.
             noise: where in its cell a value of a column on a grid lies, or in its interval one that repeats, in [0, 1),
                 shape (num_rows, dim); None is the middle.
 
@@ -220,14 +233,14 @@ class Generator(SavedGenerator):
 
         Raises:
             TrainingError: the generator has no encoder.
-            DataError: the shape is wrong, or a value is not finite.
+            DataError: the shape is wrong, a column is missing, or a value is not finite.
         """
         encoder, _ = self._require_encoder()
         device = next(encoder.parameters()).device
         labels = torch.from_numpy(self.transform.forward(self._checked(rows), noise=noise)).to(device)
         return predict(encoder, labels).cpu().numpy()
 
-    def log_prob(self, rows: NDArray[np.float64], *, noise: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    def log_prob(self, rows: Any, *, noise: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
         """Log density of rows, by the encoder E and its exact Jacobian J.
 
             log p(x) = log N(E(u); 0, I) + log |det J(u)| - log mass + log |du/dx|,    u = the row as the flow sees it
@@ -239,7 +252,7 @@ class Generator(SavedGenerator):
         wider range of data.bounds, and so does the encoder, so the tails are those of a normal law.
 
         Args:
-            rows: as ``sample`` gives them, shape (num_rows, number of columns); memory does not grow with their number.
+            rows: as for ``encode``; memory does not grow with their number.
             noise: as for ``encode``.
 
         Returns:
@@ -248,8 +261,8 @@ class Generator(SavedGenerator):
 
         Raises:
             TrainingError: the generator has no encoder.
-            DataError: the shape is wrong, a value is not finite or a code of no category, or a column has not the value
-                that the one which determines it says.
+            DataError: the shape is wrong, a column is missing, a value is not finite or of no category, or a column has
+                not the value that the one which determines it says.
         """
         return self.log_density(self._checked(rows), noise=noise)
 
@@ -267,14 +280,17 @@ class Generator(SavedGenerator):
         )
         return values.numpy() - np.log(mass.value) + self.transform.log_det_jacobian(rows, noise=noise)
 
-    def _checked(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Rows of value - offset, with pairs of values that some row of the table had."""
+    def _checked(self, rows: Any) -> NDArray[np.float64]:
+        """Rows of the user as value - offset, with pairs of values that some row of the table had."""
         rows = self._without_offsets(rows)
         if self.transform.lookups and rows.ndim == 2 and rows.shape[1] == len(self.columns):
             self.transform.check_lookups(rows)
         return rows
 
-    def _without_offsets(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _without_offsets(self, rows: Any) -> NDArray[np.float64]:
+        """Rows of the user, or the columns of a table in memory, as value - offset."""
+        if is_frame(rows):
+            return rows_of_frame(rows, self.columns, self.types)
         return np.asarray(rows, dtype=np.float64) - self._offsets if self._offsets.any() else rows
 
     def _require_encoder(self) -> tuple[Encoder, Mass]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from sfg_dist.data import Transform
 from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.conditions import ColumnSplit
+from sfg_dist.data.frames import CONTAINER_FIELDS, Container
 from sfg_dist.job.errors import DataError, DocumentError, StoreError
 from sfg_dist.job.paths import place_of
 from sfg_dist.job.reader import LONG_BYTES, check_fields, read_json
@@ -43,6 +44,7 @@ _FIELDS = {
     "job": dict,
     "metrics": dict,
     "encoder?": ({"network": dict, "mass": MASS_FIELDS}, None),
+    "container?": CONTAINER_FIELDS,
 }
 
 
@@ -59,6 +61,7 @@ class SavedGenerator:
     condition: tuple[str, ...] = ()  # names of the columns that a sample is given; the others are drawn
     encoder: Encoder | None = None  # maps labels to latents; None where train.encoder was false
     mass: Mass | None = None  # the integral of the encoder's density, by which ``log_prob`` divides
+    container: Container | None = None  # what ``sample`` gives rows as; None, as of models of files, for arrays
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -107,6 +110,8 @@ class SavedGenerator:
         if self.encoder is not None and self.mass is not None:
             shape = {"dim": self.encoder.dim, **self.encoder.shape}
             document["encoder"] = {"network": shape, "mass": asdict(self.mass)}
+        if self.container is not None:
+            document["container"] = self.container.to_document()
         location.write(TENSORS_NAME, self._tensors())
         location.write(JSON_NAME, json.dumps(_finite(document), indent=1).encode())
 
@@ -159,6 +164,9 @@ class SavedGenerator:
                 f"network: dim = {network.dim} and num_conditions = {network.num_conditions}, and the transform has "
                 f"{len(split.targets)} columns to draw and {len(condition)} that are given"
             )
+        container = None
+        if (kept := document.get("container")) is not None:
+            container = Container.from_document(kept, transform.columns)
         encoder, mass = None, None
         if (saved := document.get("encoder")) is not None:
             encoder, mass = encoder_of(saved["network"], parts["encoder"]), Mass(**saved["mass"])
@@ -173,6 +181,7 @@ class SavedGenerator:
             condition=condition,
             encoder=encoder,
             mass=mass,
+            container=container,
         )
 
 

@@ -14,13 +14,15 @@ from sfg_dist.job.errors import DataError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from sfg_dist.data import Prepared, TableSettings, TextFormat
+    from sfg_dist.data import Prepared, Table, TableSettings, TextFormat
     from sfg_dist.model.generator import Generator
     from sfg_dist.store import Pairs
 
 
-def prepare_table(job: Job) -> Prepared:
+def prepare_table(job: Job, held: Table | None = None) -> Prepared:
     """The table of a job, cleaned and split; a table larger than labels.memory_gib is read in passes if its keys allow.
+
+    ``held`` is the table itself, where it is in memory already.
 
     Raises:
         DataError: the table cannot be used as it stands.
@@ -28,7 +30,7 @@ def prepare_table(job: Job) -> Prepared:
     from sfg_dist.data import prepare
 
     try:
-        return prepare(job.data.source, table_settings(job), memory_gib=job.labels.memory_gib)
+        return prepare(job.data.source, table_settings(job), held=held, memory_gib=job.labels.memory_gib)
     except MemoryError:
         raise DataError(
             f"{job.data.source} does not fit into memory: set labels.memory_gib to read it in parts, or data.max_rows "

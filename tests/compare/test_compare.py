@@ -12,6 +12,7 @@ from patience import patience
 from sfg_dist.data import prepare
 from sfg_dist.job.config import load_job, resolve_job
 from sfg_dist.job.errors import ConfigError, DataError, TrainingError
+from sfg_dist.pipeline.budget import next_target
 from sfg_dist.store import Location
 from sfg_dist.studies.compare import compare, own
 from sfg_dist.studies.compare.judging import Rules
@@ -19,7 +20,6 @@ from sfg_dist.studies.compare.own import (
     PUBLISHED_LABELS,
     PUBLISHED_TRAIN,
     fit_own,
-    next_target,
     own_job,
     published_job,
 )

@@ -21,21 +21,18 @@ from numpy.typing import NDArray
 
 from sfg_dist.data import Prepared
 from sfg_dist.distributed.fit.checkpoints import load_average
-from sfg_dist.flow import label_latents
 from sfg_dist.job.config import ExecutorConfig, Job, resolve_job
 from sfg_dist.job.errors import TrainingError
 from sfg_dist.job.plan import Stream, normal_rows
 from sfg_dist.model import MLP, Calibration, Generator
 from sfg_dist.model.sampling import SAMPLE_ROWS, draw_ranges, unit_ranges
+from sfg_dist.pipeline.budget import compile_kernels, label_within
 from sfg_dist.pipeline.pipeline import Pipeline
 from sfg_dist.studies.compare.judging import Draw, FitFacts, Fitted, Rows, Rules
 
-PACE_MARGIN = 0.95
-MAX_GROWTH = 16  # of the pairs at once, so that the pace is known better before the most of them
 RESERVED_SHARE = 0.015  # of the budget, for opening the pairs, starting the encoder's process and saving the network
 CHECKPOINTS_A_BUDGET = 16  # snapshots are read from them; each costs the fit some 50 ms
 MIN_CHECKPOINT_S = 0.5
-COMPILED_ROWS = 8192  # enough for clusters, whose code takes longest
 MANY_EPOCHS = 1_000_000  # the clock ends the fit, not the epochs
 
 # Hidden units by the columns of the data sets that the paper's code names them for.
@@ -136,13 +133,13 @@ def fit_own(
     Raises:
         TrainingError: the labels alone took the whole budget.
     """
-    _compile_kernels(job, prepared)
+    compile_kernels(job, prepared)
     max_time_s, wanted = rules.max_time_s, job.labels.num_pairs
     reserved_s = RESERVED_SHARE * max_time_s + _calibration_time(job, prepared)
     with tempfile.TemporaryDirectory(prefix="sfg-compare-") as folder:
         job = job.changed(output={"dir": folder})
         started = time.perf_counter()
-        job = _label(job, prepared, max_label_share * max_time_s, started)
+        job = label_within(job, prepared, max_label_share * max_time_s, started)
         label_s = time.perf_counter() - started
         left_s = max_time_s - label_s - reserved_s
         num_pairs = job.labels.num_pairs
@@ -178,14 +175,6 @@ def fit_own(
     return OwnFit(generator, facts, snapshots)
 
 
-def _compile_kernels(job: Job, prepared: Prepared) -> None:
-    """Before the clock: the kernels of this table's width, compiled once a machine and then read from numba's cache."""
-    reference = prepared.flow_rows("train")
-    rows = job.labels.num_reference if job.labels.estimator == "minibatch" else COMPILED_ROWS
-    latents = np.zeros((8, reference.shape[1]), dtype=np.float32)
-    label_latents(latents, reference[:rows], tolerance=job.labels.tolerance)
-
-
 def _calibration_time(job: Job, prepared: Prepared) -> float:
     """Seconds that follow the last step of the fit, measured on a network of the same size."""
     if not job.train.calibrate:
@@ -196,50 +185,6 @@ def _calibration_time(job: Job, prepared: Prepared) -> float:
     started = time.perf_counter()
     Calibration.fit(network, reference, seed=job.train.seed)
     return time.perf_counter() - started
-
-
-def _label(job: Job, prepared: Prepared, limit_s: float, started: float) -> Job:
-    """Label as many pairs as the time allows, the job's number at most; the job with the number made.
-
-    One shard first, then more by the pace so far; each part is a store's extension, with the bits of a single run.
-    """
-    wanted, shard_rows = job.labels.num_pairs, job.labels.shard_rows
-    made = min(wanted, shard_rows * (2 if job.labels.direction == "both" else 1))
-    part = job.changed(labels={"num_pairs": made})
-    begun_s = started
-
-    def on_event(event: Mapping[str, Any]) -> None:
-        nonlocal begun_s
-        if event["event"] == "stage_started" and event["stage"] == "label":  # the store is made, once
-            begun_s = time.perf_counter()
-
-    Pipeline(part, on_event, prepared=prepared).label()
-    pace = made / (time.perf_counter() - begun_s)
-    while True:
-        before_s = time.perf_counter()
-        left_s = limit_s - (before_s - started)
-        target = next_target(made, wanted, pace=pace, left_s=left_s, shard_rows=shard_rows)
-        if target == made:
-            return part
-        part = job.changed(labels={"num_pairs": target})
-        Pipeline(part, prepared=prepared).extend()
-        pace, made = (target - made) / (time.perf_counter() - before_s), target
-
-
-def next_target(made: int, wanted: int, *, pace: float, left_s: float, shard_rows: int) -> int:
-    """How many pairs to have next: what the time left allows in whole shards, not too many more at once; or all.
-
-    Of ``wanted`` pairs ``made`` are there, which is the answer where nothing more fits; ``pace`` is in pairs a second.
-
-    Examples:
-        >>> next_target(4096, 200_000, pace=1000.0, left_s=10.0, shard_rows=4096)
-        12288
-    """
-    target = min(wanted, MAX_GROWTH * made)
-    affordable = made + PACE_MARGIN * pace * left_s
-    if affordable < target:
-        target = int(affordable) // shard_rows * shard_rows
-    return max(made, target)
 
 
 class _Watcher:

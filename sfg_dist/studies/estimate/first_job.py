@@ -17,14 +17,14 @@ from sfg_dist.job.config import Job, parse_job, resolve_job
 from sfg_dist.job.object_stores import is_url
 from sfg_dist.job.toml_documents import apply_override
 from sfg_dist.job.words import GIB, counted, duration, size_of
+from sfg_dist.pipeline.budget import MOST_PAIRS, NUM_EPOCHS
 from sfg_dist.pipeline.table import table_settings
 from sfg_dist.studies.estimate.estimate import Estimate, estimate_job
 
 MINUTES = 5.0
 LABEL_SHARE, TRAIN_SHARE = 0.3, 0.4
 """Of the budget; the rest is for reading, starting and the report."""
-LEAST_PAIRS, MOST_PAIRS = 20_000, 1_000_000
-NUM_EPOCHS = 200
+LEAST_PAIRS = 20_000
 HELD_SHARE = 4
 """A table is held whole where so many times its size fits into memory: its values, their copies, and what is fitted."""
 DISK_SHARE = 0.25

@@ -1,0 +1,372 @@
+"""What a table in memory is, and how generated rows become such a table again."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfg_dist.data.column_type import ColumnType
+from sfg_dist.data.naming import check_columns
+from sfg_dist.data.surveys import to_float
+from sfg_dist.data.unfit import UnfitColumnsError, each_fit
+from sfg_dist.job.errors import ConfigError, DataError, DocumentError, StoreError
+from sfg_dist.job.words import shown
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Array = NDArray[np.float64]
+
+KINDS = ("arrow", "pandas", "polars", "numpy")
+_LABEL = (str, range(-(2**63), 2**63))
+CONTAINER_FIELDS = {
+    "kind": set(KINDS),
+    "columns": [
+        {
+            "name": str, "type": str, "nullable": bool, "metadata?": {str: str}, "dtype?": str, "label?": _LABEL,
+            "dictionary?": [(*_LABEL, None)],
+        }
+    ],
+    "metadata?": {str: str},
+    "records?": bool,
+}  # fmt: skip
+"""What ``Container.to_document`` writes, for ``check_fields``."""
+
+_SOURCES = {"arrow": "the Arrow table", "pandas": "the pandas frame", "polars": "the polars frame",
+            "numpy": "the array"}  # fmt: skip
+_DTYPE = re.compile(r"[\w\[\], :/+.<>|=-]{1,200}")
+
+
+@dataclass(frozen=True, eq=False)
+class Container:
+    """The kind and the schema of a table in memory: with them generated rows become such a table again."""
+
+    kind: str  # one of ``KINDS``
+    schema: pa.Schema  # of its columns, in its order
+    dictionaries: Mapping[str, pa.Array] = field(default_factory=dict)  # values of dictionary columns, used or not
+    labels: tuple[str | int, ...] = ()  # of pandas: the names of the columns, some of which may be numbers
+    dtypes: tuple[str, ...] = ()  # of pandas, polars and numpy: one a column, as text
+    records: bool = False  # of numpy: whether the rows are records
+
+    @property
+    def source(self) -> str:
+        """What messages call the table."""
+        return _SOURCES[self.kind]
+
+    @property
+    def is_default(self) -> bool:
+        """Whether it is what ``sample`` of a model of a file gives: an array of float64."""
+        return self.kind == "numpy" and not self.records and {*self.dtypes} <= {np.dtype(np.float64).str}
+
+    @property
+    def asked(self) -> dict[str, str]:
+        """What ``data.types`` is to say of columns: those of a dictionary are categories, of whatever values."""
+        from sfg_dist.data.frames.arrow_types import dictionary_type
+
+        types = {name: dictionary_type(self.schema.field(name).type) for name in self.dictionaries}
+        return {name: "ordinal" if type_ is not None and type_.ordered else "category" for name, type_ in types.items()}
+
+    def select(self, columns: Iterable[str]) -> Container:
+        """The container of some of the columns, which keep their order here."""
+        wanted = set(columns)
+        places = [place for place, name in enumerate(self.schema.names) if name in wanted]
+        fields = [self.schema.field(place) for place in places]
+        import pyarrow as pa
+
+        return replace(
+            self,
+            schema=pa.schema(fields, self.schema.metadata),
+            dictionaries={name: values for name, values in self.dictionaries.items() if name in wanted},
+            labels=tuple(self.labels[place] for place in places) if self.labels else (),
+            dtypes=tuple(self.dtypes[place] for place in places) if self.dtypes else (),
+        )
+
+    def give(self, table: pa.Table, kind: str | None = None) -> Any:
+        """A table of the plain values of these columns, in any order, as the container itself or as another kind.
+
+        Where the library is not installed, the Arrow table is given, with a warning.
+
+        Raises:
+            StoreError: what is kept of the container does not fit the values.
+        """
+        import pyarrow as pa
+
+        from sfg_dist.data.frames.arrow_columns import as_type
+
+        columns = []
+        for place, name in enumerate(self.schema.names):
+            try:
+                type_ = self.schema.field(place).type
+                columns.append(as_type(table.column(name), type_, self.dictionaries.get(name)))
+            except (pa.ArrowException, ValueError, LookupError, OverflowError) as error:
+                raise StoreError(f"column {name!r} cannot be given back as {type_}: {error}") from error
+        typed = pa.table(columns, schema=self.schema)
+        if kind is None and not _is_installed(self.kind):
+            warnings.warn(f"{self.kind} is not installed, so the rows are given as a table of pyarrow", stacklevel=3)
+            return typed
+        _require(kind or self.kind)
+        try:
+            return self._give(typed, kind or self.kind)
+        except Exception as error:  # whatever a library says of a dtype that is none of the column's
+            raise StoreError(f"the generator's container is damaged: {error}") from error
+
+    def _give(self, table: pa.Table, kind: str) -> Any:
+        if kind != self.kind or kind == "arrow":
+            return plain_frame(table, kind)
+        if kind == "numpy":
+            from sfg_dist.data.frames.numpy_columns import array_of_columns
+
+            return array_of_columns(table, self.dtypes, records=self.records)
+        if kind == "pandas":
+            from sfg_dist.data.frames.pandas_columns import pandas_of_columns
+
+            return pandas_of_columns(table, self.labels, self.dtypes)
+        from sfg_dist.data.frames.polars_columns import polars_of_columns
+
+        return polars_of_columns(table, self.dictionaries, self.dtypes)
+
+    def to_document(self) -> dict[str, Any]:
+        """The container for JSON."""
+        from sfg_dist.data.frames.arrow_types import bytes_to_words, words_of_type, words_of_values
+
+        columns = []
+        for place, field_ in enumerate(self.schema):
+            words = {"name": field_.name, "type": words_of_type(field_.type), "nullable": field_.nullable}
+            if field_.metadata:
+                words["metadata"] = bytes_to_words(field_.metadata)
+            if field_.name in self.dictionaries:
+                words["dictionary"] = words_of_values(self.dictionaries[field_.name])
+            if self.dtypes:
+                words["dtype"] = self.dtypes[place]
+            if self.labels:
+                words["label"] = self.labels[place]
+            columns.append(words)
+        metadata = bytes_to_words(self.schema.metadata)
+        return {"kind": self.kind, "columns": columns, "metadata": metadata, "records": self.records}
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any], columns: Sequence[str]) -> Container:
+        """What ``to_document`` wrote of a table with these columns; its fields are those of ``CONTAINER_FIELDS``.
+
+        Raises:
+            DocumentError: it does not fit together, or is of other columns.
+        """
+        import pyarrow as pa
+
+        from sfg_dist.data.frames.arrow_types import bytes_of_words, dictionary_type, type_of_words, values_of_words
+
+        kind, found = document["kind"], document["columns"]
+        if sorted(words["name"] for words in found) != sorted(columns):
+            raise DocumentError("container: it has other columns than the generator")
+        for key, kinds in (("dtype", ("pandas", "polars", "numpy")), ("label", ("pandas",))):
+            if any((key in words) != (kind in kinds) for words in found):
+                raise DocumentError(f"container: a table of {kind} has {'a' if kind in kinds else 'no'} {key} a column")
+        fields, dictionaries = [], {}
+        for words in found:
+            type_ = type_of_words(words["type"])
+            metadata = bytes_of_words(words.get("metadata", {}))
+            fields.append(pa.field(words["name"], type_, words["nullable"], metadata))
+            if (inner := dictionary_type(type_)) is not None:
+                dictionaries[words["name"]] = values_of_words(words.get("dictionary", []), inner.value_type)
+        dtypes = tuple(words["dtype"] for words in found if "dtype" in words)
+        if wrong := [dtype for dtype in dtypes if _DTYPE.fullmatch(dtype) is None]:
+            raise DocumentError(f"container: there is no dtype {shown(wrong[0])}")
+        return cls(
+            kind,
+            pa.schema(fields, bytes_of_words(document.get("metadata", {}))),
+            dictionaries,
+            tuple(words["label"] for words in found if "label" in words),
+            dtypes,
+            bool(document.get("records")),
+        )
+
+
+def check_container(kind: str | None) -> str | None:
+    """The kind of a container as it was asked for.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if kind is not None and kind not in KINDS:
+        raise ConfigError(f"container = {shown(kind)}: expected one of {', '.join(KINDS)}")
+    return kind
+
+
+def is_frame(rows: object) -> bool:
+    """Whether rows are a table in memory whose columns say their types: any but an array of plain numbers."""
+    if isinstance(rows, np.ndarray):
+        return rows.dtype.names is not None or rows.dtype.kind in "UTSmM"
+    return _is_of(rows, "pandas", "DataFrame") or hasattr(rows, "__arrow_c_stream__")
+
+
+def source_of(frame: object) -> str:
+    """What messages call a table in memory.
+
+    Raises:
+        DataError: it is none.
+    """
+    return _SOURCES[_kind_of(frame)]
+
+
+def open_frame(frame: object, wanted: Sequence[str] | None = None) -> tuple[Container, pa.Table]:
+    """The container of a table in memory, and its columns as plain values of Arrow.
+
+    Args:
+        frame: of pandas, polars, Arrow or numpy, or what gives a stream of Arrow.
+        wanted: the columns to take, in this order; by default all.
+
+    Raises:
+        DataError: it is no such table, or a column is missing or cannot be carried.
+    """
+    import pyarrow as pa
+
+    from sfg_dist.data.frames.arrow_columns import one_dictionary, plain_values
+
+    kind = _kind_of(frame)
+    source, records = _SOURCES[kind], False
+    labels: list[str | int] = []
+    dtypes: list[str] = []
+    if kind == "pandas":
+        from sfg_dist.data.frames.pandas_columns import columns_of_pandas
+
+        table, labels, dtypes = columns_of_pandas(source, frame, wanted)
+    elif kind == "numpy":
+        from sfg_dist.data.frames.numpy_columns import columns_of_array
+
+        assert isinstance(frame, np.ndarray)
+        table, records = columns_of_array(source, frame, wanted), frame.dtype.names is not None
+        dtypes = [frame.dtype[name].str if records else frame.dtype.str for name in table.column_names]
+    elif kind == "polars":
+        from sfg_dist.data.frames.polars_columns import columns_of_polars
+
+        table, dtypes = columns_of_polars(source, frame, wanted)
+    else:
+        table = pa.table(frame)
+        table = table.select(list(check_columns(source, table.column_names, wanted)))
+    columns = [one_dictionary(column) for column in table.columns]
+    named = dict(zip(table.column_names, columns, strict=True))
+    dictionaries = each_fit(named, lambda name: _kept_dictionary(source, table.schema.field(name), named[name]))
+    container = Container(
+        kind,
+        table.schema,
+        {name: values for name, values in dictionaries.items() if values is not None},
+        tuple(labels),
+        tuple(dtypes),
+        records,
+    )
+    return container, pa.table([plain_values(column) for column in columns], names=table.column_names)
+
+
+def _kept_dictionary(source: str, field_: pa.Field, column: Any) -> pa.Array | None:
+    """The values of a dictionary column, None for other columns; the container must be able to keep its type."""
+    from sfg_dist.data.frames.arrow_columns import dictionary_values
+    from sfg_dist.data.frames.arrow_types import words_of_type, words_of_values
+
+    values = dictionary_values(column)
+    try:
+        words_of_type(field_.type)
+        if values is not None:
+            words_of_values(values)
+    except DocumentError as error:
+        what = f"type {field_.type}" if values is None else f"categories of type {values.type}"
+        raise UnfitColumnsError(
+            f"{source}: column {field_.name!r} has {what}: make it numbers, dates, times or text, or leave it out with "
+            f"data.columns",
+            {field_.name: f"it has {what}"},
+        ) from error
+    return values
+
+
+def _kind_of(frame: object) -> str:
+    """The kind of a table in memory."""
+    if isinstance(frame, np.ndarray):
+        return "numpy"
+    for module, name, advice in (
+        ("pandas", "Series", "frame.to_frame()"),
+        ("polars", "Series", "frame.to_frame()"),
+        ("polars", "LazyFrame", "frame.collect()"),
+    ):
+        if _is_of(frame, module, name):
+            raise DataError(f"expected a table, got a {name} of {module}: take {advice}")
+    for module, name in (("pandas", "DataFrame"), ("polars", "DataFrame")):
+        if _is_of(frame, module, name):
+            return module
+    if hasattr(frame, "__arrow_c_stream__") and not hasattr(frame, "type"):
+        return "arrow"
+    advice = ""
+    if isinstance(frame, str) or hasattr(frame, "__fspath__"):
+        advice = '; a file is named in a job: sfg_dist.run({"data": {"source": "table.csv"}})'
+    elif isinstance(frame, Mapping | list | tuple):
+        advice = "; pandas.DataFrame and numpy.asarray make such tables"
+    raise DataError(
+        f"expected a frame of pandas or polars, a table of pyarrow or an array of numpy, got {shown(frame)}{advice}"
+    )
+
+
+def columns_of_rows(columns: Sequence[str], types: Sequence[ColumnType], parts: Iterable[Array]) -> pa.Table:
+    """Rows of value - offset, in parts, as columns of the types of their file."""
+    import pyarrow as pa
+
+    chunks: list[list[Any]] = [[type_.from_float(np.empty(0))] for type_ in types]
+    for part in parts:
+        for place, type_ in enumerate(types):
+            chunks[place].append(type_.from_float(np.ascontiguousarray(part[:, place])))
+    return pa.table([pa.chunked_array(each) for each in chunks], names=list(columns))
+
+
+def rows_of_frame(frame: object, columns: Sequence[str], types: Sequence[ColumnType]) -> Array:
+    """Some columns of a table in memory as rows of value - offset, shape (num_rows, len(columns)).
+
+    Raises:
+        DataError: a column is missing, or a value is none of its type.
+    """
+    container, table = open_frame(frame, columns)
+    rows = np.empty((table.num_rows, len(columns)))
+    for place, (name, type_) in enumerate(zip(columns, types, strict=True)):
+        rows[:, place] = to_float(container.source, name, type_, table.column(name))
+    return rows
+
+
+def plain_frame(table: pa.Table, kind: str) -> Any:
+    """An Arrow table, of any types, as what a library makes of it.
+
+    Args:
+        table: the Arrow table.
+        kind: "arrow", "pandas" or "polars".
+
+    Raises:
+        ConfigError: the library is not installed.
+        DocumentError: the library does not take a column.
+    """
+    _require(kind)
+    if kind == "arrow":
+        return table
+    if kind == "pandas":
+        return table.to_pandas()
+    from sfg_dist.data.frames.polars_columns import polars_of_columns
+
+    return polars_of_columns(table)
+
+
+def _require(kind: str) -> None:
+    """Refuse a container whose library is not installed."""
+    if not _is_installed(kind):
+        raise ConfigError(f"container = {kind!r}: {kind} is not installed")
+
+
+def _is_installed(kind: str) -> bool:
+    """Whether the library of a container is there; those of arrow and numpy are, as this package needs them."""
+    return kind in ("arrow", "numpy") or kind in sys.modules or importlib.util.find_spec(kind) is not None
+
+
+def _is_of(value: object, module: str, name: str) -> bool:
+    """Whether a value is of a class of a library that may not be there; one of it brings the library with it."""
+    return module in sys.modules and isinstance(value, getattr(sys.modules[module], name))

@@ -117,7 +117,8 @@ class _Subject:
         """Lay out the store of a job from its table, and look at the one that it may have begun."""
         from sfg_dist.distributed.labels.ordering import order_with_threads
 
-        frame = frame_of(job, prepared, order_with_threads)
+        is_whole = job.labels.certificate == "measured"
+        frame = frame_of(job, prepared, partial(order_with_threads, is_whole=is_whole))
         pairs = _existing_store(job)
         fits_grid = job.labels.time_grid == "fitted" and pairs is None
         # The default grid costs as many evaluations as one that is fitted first.

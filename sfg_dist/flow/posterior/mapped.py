@@ -1,0 +1,138 @@
+"""Clusters of a large reference in passes over mapped files, with the bits of those that are built in memory.
+
+A reference of one block, as a measured certificate takes it, may be larger than memory. Its columns are gathered one
+after the other, so that files are read and written from front to back. What is held is the order of the rows and one
+column, 12 bytes a row, and the parts that are sorted.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import DTypeLike, NDArray
+from torch import Tensor
+
+from sfg_dist.flow.posterior import clusters
+from sfg_dist.flow.posterior.block_file import BlockArrays, finish_file, release
+from sfg_dist.flow.posterior.clusters import LEAF_ROWS, Mapper, build_order, fill_nodes, largest_square, make_blocks
+from sfg_dist.flow.posterior.reference import block_ranges, centred_keys
+
+SORTED_ROWS = 1 << 22  # sorted in memory at a time, all columns
+BYTES_A_ROW = 12  # held while a reference is built: a place in the order, and one column
+_CHUNK_ROWS = 1 << 17  # copied at a time; a multiple of LEAF_ROWS
+
+
+class Scratch:
+    """Arrays in nameless temporary files, which are gone with the last of them; zeros at first.
+
+    Raises:
+        OSError: the directory for temporary files has no room.
+    """
+
+    def __init__(self) -> None:
+        self._mappings: list[mmap.mmap] = []
+
+    def array(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[Any]:
+        """A new array."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        with tempfile.TemporaryFile() as file:
+            os.posix_fallocate(file.fileno(), 0, size)  # room that is missing later would end the process
+            self._mappings.append(mmap.mmap(file.fileno(), size))
+        return np.frombuffer(self._mappings[-1], dtype).reshape(shape)
+
+    def release(self) -> None:
+        """Give up the memory that the arrays take; they are read again from their files."""
+        for mapping in self._mappings:
+            release(mapping)
+
+
+def order_in_passes(rows: NDArray[np.float32], *, mapper: Mapper = map) -> NDArray[np.int64]:
+    """As ``build_order``, over rows that may be mapped from a file.
+
+    Raises:
+        OSError: the directory for temporary files has no room for a copy of the rows.
+    """
+    num_rows, dim = rows.shape
+    scratch = Scratch()
+    columns = scratch.array((dim, num_rows))
+    for start in range(0, num_rows, _CHUNK_ROWS):
+        columns[:, start : start + _CHUNK_ROWS] = rows[start : start + _CHUNK_ROWS].T
+    order = np.arange(num_rows, dtype=np.int64)
+    parts, sorted_parts = [(0, num_rows)], []
+    while parts:
+        low, high = parts.pop()
+        if high - low <= SORTED_ROWS:
+            sorted_parts.append((low, high))
+            continue
+        starts = clusters.split_once(columns, order, low, high)
+        parts += zip(starts, [*starts[1:], high], strict=True)
+        scratch.release()
+    _gather(columns, order)
+    for low, high in sorted_parts:
+        own = np.ascontiguousarray(columns[:, low:high].T)
+        order[low:high] = order[low:high][build_order(own, mapper=mapper)]
+        scratch.release()
+    return order
+
+
+def write_whole(
+    handle: int,
+    read: Callable[[int, int], NDArray[np.float32]],
+    order: NDArray[np.int64],
+    center: Tensor,
+    scale: float,
+    *,
+    mapper: Mapper = map,
+) -> None:
+    """As ``block_file.write_blocks`` with clusters, for a reference of one block that is read a part at a time.
+
+    Args:
+        handle: of an open, empty file; it is filled through a mapping.
+        read: gives the reference's rows from one number to another, float32, in their own units.
+        order: the order of all rows, as ``build_order`` or ``order_in_passes`` gives it.
+        center: of the reference.
+        scale: of the reference.
+        mapper: runs a function over independent parts.
+
+    Raises:
+        OSError: the file, or the directory for temporary files, has no room.
+    """
+    num_rows, dim = len(order), len(center)
+    scratch, block = Scratch(), BlockArrays(handle, num_rows, dim)
+
+    def give_up() -> None:
+        scratch.release()
+        release(block.mapping)
+
+    columns = scratch.array((dim, num_rows))
+    for start, stop in block_ranges(num_rows):
+        keys = centred_keys(torch.from_numpy(read(start, stop)), center, torch.float32, scale).numpy()
+        block.arrays["keys"][start:stop] = keys
+        columns[:, start:stop] = keys[:, :-1].T
+        block.note_squares(float(keys[:, -1].max()), None)
+        give_up()
+    _gather(columns, order)
+    ordered = scratch.array((num_rows, dim))
+    for start in range(0, num_rows, _CHUNK_ROWS):
+        stop = min(start + _CHUNK_ROWS, num_rows)
+        part = ordered[start:stop]
+        part[:] = columns[:, start:stop].T
+        block.arrays["blocks"][start // LEAF_ROWS : -(-stop // LEAF_ROWS)] = make_blocks(part)
+        block.note_squares(None, largest_square(part))
+        give_up()
+    fill_nodes(ordered, block.arrays["bounds"], block.arrays["moments"], mapper=mapper, done=give_up)
+    finish_file(handle, center, [block.entry])
+
+
+def _gather(columns: NDArray[np.float32], order: NDArray[np.int64]) -> None:
+    """Put every column into this order; one is held at a time."""
+    for column in columns:
+        values = np.array(column)
+        for start in range(0, len(order), _CHUNK_ROWS):
+            column[start : start + _CHUNK_ROWS] = values[order[start : start + _CHUNK_ROWS]]

@@ -5,13 +5,13 @@ import tempfile
 import numpy as np
 import pytest
 
-from sfg_dist.distributed.labels import references
+from sfg_dist.distributed.labels import references, shared_blocks
 from sfg_dist.distributed.labels.inline import label_inline, label_with_processes
 from sfg_dist.distributed.labels.labeler import ShardLabeler, label_error
 from sfg_dist.flow import build_order
 from sfg_dist.flow.certificate import CHECKED_ROWS, NUM_FRESH
 from sfg_dist.job.config import Job
-from sfg_dist.job.errors import ConfigError
+from sfg_dist.job.errors import ConfigError, LabelingError
 from sfg_dist.job.plan import Plan
 from sfg_dist.job.seal import MEASURED_FORMAT_VERSION
 from sfg_dist.job.words import GIB
@@ -89,6 +89,13 @@ def test_bits_do_not_depend_on_whether_the_reference_is_in_memory_or_in_a_file(m
     assert np.array_equal(labels_of(mixed), labels_of(memory))
     error = label_error(file)
     assert error["median"] < 0.1
+
+
+def test_a_disk_without_room_is_said_before_any_label(make_store, from_file, monkeypatch):
+    pairs = make_store(data=TABLE, labels=LABELS)
+    monkeypatch.setattr(shared_blocks, "free_bytes", lambda directory: 0)
+    with pytest.raises(LabelingError, match=r"needs 0\.0 GiB in the directory .* set TMPDIR"):
+        from_file(pairs)
 
 
 @pytest.mark.slow

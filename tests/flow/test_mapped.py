@@ -58,8 +58,7 @@ def both(rows, handles):
     whole = Reference(rows, sigma_data=1.5, whole=True)
     center = center_of(lambda start, stop: torch.from_numpy(rows[start:stop]), NUM_ROWS)
     order = build_order(whole.keys[:, :-1].numpy())
-    with ThreadPoolExecutor(2) as pool:
-        mapped.write_whole(handles[1], lambda start, stop: rows[start:stop], order, center, 1.5, mapper=pool.map)
+    mapped.write_whole(handles[1], lambda start, stop: rows[start:stop], order, center, 1.5)
     in_file = StreamedReference(
         BlockFile(handles[1]).block, center=center, num_reference=NUM_ROWS, device=torch.device("cpu"), num_kept=1,
         scale=1.5, whole=True, is_over=lambda: True,

@@ -6,7 +6,6 @@ import ctypes
 import math
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -179,7 +178,7 @@ def prepared_reference(
     Where the disk has no room either, blocks are read and built anew for each evaluation.
 
     Raises:
-        LabelingError: the budget is too small for one block.
+        LabelingError: the budget is too small for one block, or the disk for a reference that is one block.
         StoreError: the store's reference is damaged.
     """
     stored = StoredReference(pairs)
@@ -206,6 +205,13 @@ def prepared_reference(
     table = None
     if directory is not None:
         table = shared_blocks.open_shared_blocks(directory, name, total, partial(_write, stored))
+    if table is None and stored.is_whole and not is_resident:
+        raise LabelingError(
+            f'the reference of labels.certificate = "measured" needs {(total + 8 * stored.num_reference * stored.dim) / GIB:.1f} GiB in '
+            f"the directory for temporary files, {tempfile.gettempdir()}, which has "
+            f"{shared_blocks.free_bytes(Path(tempfile.gettempdir())) / GIB:.1f}: set TMPDIR to one with more room, or "
+            f"raise labels.memory_gib"
+        )
     if table is None:
         return _resident(stored, device) if is_resident else stored.streamed(device), None
     reference = StreamedReference(
@@ -244,8 +250,7 @@ def _write(stored: StoredReference, handle: int) -> None:
     if stored.is_whole and stored.has_clusters and is_large(stored.num_reference):
         order = stored.order(0, stored.num_reference)
         assert order is not None
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            write_whole(handle, stored.rows, order, center, stored.scale, mapper=pool.map)
+        write_whole(handle, stored.rows, order, center, stored.scale)
         return
     blocks = (stored.block(number, center, torch.device("cpu")) for number in range(stored.num_blocks))
     write_blocks(handle, blocks, center, has_clusters=stored.has_clusters)
@@ -260,8 +265,8 @@ def mapped_reference(
         OSError: the directory for temporary files has no room.
     """
     center = center_of(lambda start, stop: torch.from_numpy(rows[start:stop]), len(rows))
-    with tempfile.TemporaryFile() as file, ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        write_whole(file.fileno(), lambda start, stop: rows[start:stop], order, center, scale, mapper=pool.map)
+    with tempfile.TemporaryFile() as file:
+        write_whole(file.fileno(), lambda start, stop: rows[start:stop], order, center, scale)
         block = BlockFile(file.fileno()).block(0)
     return StreamedReference(
         lambda _: block, center=center, num_reference=len(rows), device=torch.device("cpu"), num_kept=1, scale=scale,

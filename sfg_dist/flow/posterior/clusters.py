@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.job.kernel_cache import cached_njit
+from sfg_dist.job.threads import usable_cpus
 
 F = np.float32
 FAN = 8
@@ -36,7 +38,8 @@ MAX_TOP_NODES = 16
 PARALLEL_ROWS = 1 << 18
 SPLIT_SAMPLE = 1024
 _CHUNK_LEAVES = 1 << 12  # laid out at a time
-_NODE_ROWS = 1 << 21  # whose nodes are made at a time
+_NODE_ROWS = 1 << 17  # whose nodes are made at a time
+_EIGEN_NODES = 1 << 12  # whose covariances are looked at together
 
 Mapper = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
 
@@ -129,12 +132,11 @@ def fill_nodes(
     bounds: NDArray[np.float32],
     table: NDArray[np.float32],
     *,
-    mapper: Mapper = map,
     done: Callable[[], None] = lambda: None,
 ) -> None:
     """Write ``Clusters.bounds`` and ``Clusters.moments``, which are zeros, over the ordered rows.
 
-    ``mapper`` runs a function over nodes that are side by side, and ``done`` is called after each such run of nodes.
+    Threads share out the nodes. ``done`` is called after each part of them.
     """
     num_rows, dim = ordered.shape
     sizes, offsets = _levels(num_rows)
@@ -145,18 +147,21 @@ def fill_nodes(
         rows = ordered[first * span : (first + step) * span]
         _node_moments(rows, span, offsets[level] + first, min(step, sizes[level] - first), moments, bounds, table)
 
-    for level, size in enumerate(sizes):
-        for _ in mapper(partial(fill, level), range(0, size, _step(level))):
-            done()
-    widest = np.empty(len(table), F)
-    if moments >= 2:
-        for part in np.array_split(np.arange(len(table)), len(table) // 4096 + 1):
-            covariance = table[part[0] : part[-1] + 1, 1 : 1 + dim, :dim].astype(np.float64)
-            widest[part] = np.linalg.eigvalsh(covariance)[:, -1].clip(0)
-            done()
-        bounds[:, 3 * dim + 3] = widest.reshape(-1, FAN)
-    else:
-        bounds[:, 3 * dim + 3] = bounds[:, 3 * dim + 2]
+    def widest(nodes: slice) -> None:
+        covariance = table[nodes, 1 : 1 + dim, :dim].astype(np.float64)
+        found = np.linalg.eigvalsh(covariance)[:, -1]
+        bounds[nodes.start // FAN : nodes.stop // FAN, 3 * dim + 3] = found.reshape(-1, FAN).clip(0)
+
+    with ThreadPoolExecutor(usable_cpus() if num_rows > PARALLEL_ROWS else 1) as pool:
+        for level, size in enumerate(sizes):
+            for _ in pool.map(partial(fill, level), range(0, size, _step(level))):
+                done()
+        if moments >= 2:
+            starts = range(0, len(table), _EIGEN_NODES)
+            for _ in pool.map(widest, [slice(start, min(start + _EIGEN_NODES, len(table))) for start in starts]):
+                done()
+        else:
+            bounds[:, 3 * dim + 3] = bounds[:, 3 * dim + 2]
     bounds[:, 3 * dim + 1 :] *= F(1 + 1e-6)  # bounds may be rounded up, never down
 
 

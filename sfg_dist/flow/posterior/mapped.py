@@ -63,6 +63,7 @@ def order_in_passes(rows: NDArray[np.float32], *, mapper: Mapper = map) -> NDArr
     columns = scratch.array((dim, num_rows))
     for start in range(0, num_rows, _CHUNK_ROWS):
         columns[:, start : start + _CHUNK_ROWS] = rows[start : start + _CHUNK_ROWS].T
+        scratch.release()
     order = np.arange(num_rows, dtype=np.int64)
     parts, sorted_parts = [(0, num_rows)], []
     while parts:
@@ -87,8 +88,6 @@ def write_whole(
     order: NDArray[np.int64],
     center: Tensor,
     scale: float,
-    *,
-    mapper: Mapper = map,
 ) -> None:
     """As ``block_file.write_blocks`` with clusters, for a reference of one block that is read a part at a time.
 
@@ -98,7 +97,6 @@ def write_whole(
         order: the order of all rows, as ``build_order`` or ``order_in_passes`` gives it.
         center: of the reference.
         scale: of the reference.
-        mapper: runs a function over independent parts.
 
     Raises:
         OSError: the file, or the directory for temporary files, has no room.
@@ -126,7 +124,7 @@ def write_whole(
         block.arrays["blocks"][start // LEAF_ROWS : -(-stop // LEAF_ROWS)] = make_blocks(part)
         block.note_squares(None, largest_square(part))
         give_up()
-    fill_nodes(ordered, block.arrays["bounds"], block.arrays["moments"], mapper=mapper, done=give_up)
+    fill_nodes(ordered, block.arrays["bounds"], block.arrays["moments"], done=give_up)
     finish_file(handle, center, [block.entry])
 
 

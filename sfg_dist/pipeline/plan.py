@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -13,12 +12,11 @@ import numpy as np
 
 from sfg_dist.distributed.executor import why_ray
 from sfg_dist.job.config import READING_KEYS, Job
-from sfg_dist.job.errors import ConfigError, DataError
+from sfg_dist.job.errors import ConfigError
 from sfg_dist.job.fingerprint import fingerprint
 from sfg_dist.job.plan import REFERENCE_BLOCK_ROWS, Plan
 from sfg_dist.job.seal import FORMAT_VERSION, MEASURED_FORMAT_VERSION
 from sfg_dist.job.version import versions
-from sfg_dist.job.words import GIB
 from sfg_dist.pipeline.choices import (
     check_spreads,
     choose_blur,
@@ -68,7 +66,7 @@ def _reference_of(table: Prepared, *, is_mapped: bool) -> NDArray[np.float32] | 
     """The reference of a store: in memory, or of a larger table in blocks, or mapped from a temporary file.
 
     Raises:
-        DataError: the directory for temporary files has no room.
+        ConfigError: the directory for temporary files has no room.
     """
     from sfg_dist.flow.posterior.mapped import Scratch
     from sfg_dist.store import RowBlocks
@@ -79,13 +77,7 @@ def _reference_of(table: Prepared, *, is_mapped: bool) -> NDArray[np.float32] | 
     if not is_mapped:
         return RowBlocks(*shape, lambda: table.reference_blocks(REFERENCE_BLOCK_ROWS))
     scratch, start = Scratch(), 0
-    try:
-        rows = scratch.array(shape)
-    except OSError as error:
-        raise DataError(
-            f"the directory for temporary files has no room for {4 * math.prod(shape) / GIB:.1f} GiB of {table.source} "
-            f"({error.strerror}): set TMPDIR to a directory with more"
-        ) from error
+    rows = scratch.array(shape)
     for block in table.reference_blocks(REFERENCE_BLOCK_ROWS):
         rows[start : start + len(block)] = block
         start += len(block)

@@ -94,7 +94,7 @@ def test_bits_do_not_depend_on_whether_the_reference_is_in_memory_or_in_a_file(m
 def test_a_disk_without_room_is_said_before_any_label(make_store, from_file, monkeypatch):
     pairs = make_store(data=TABLE, labels=LABELS)
     monkeypatch.setattr(shared_blocks, "free_bytes", lambda directory: 0)
-    with pytest.raises(LabelingError, match=r"needs 0\.0 GiB in the directory .* set TMPDIR"):
+    with pytest.raises(LabelingError, match=r"needs 0\.0 GiB in the directory .*: set TMPDIR"):
         from_file(pairs)
 
 

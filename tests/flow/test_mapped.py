@@ -13,6 +13,7 @@ from sfg_dist.flow.posterior.block_file import BlockFile, write_blocks
 from sfg_dist.flow.posterior.clusters import build_order
 from sfg_dist.flow.posterior.reference import center_of
 from sfg_dist.flow.posterior.streaming import StreamedReference
+from sfg_dist.job.errors import ConfigError
 
 NUM_ROWS = 9001
 
@@ -99,5 +100,5 @@ def test_scratch_without_room_is_an_error_before_anything_is_written(monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(ConfigError, match=r"no room for 80 B .*No space left.*: set TMPDIR"):
         mapped.Scratch().array((10, 2))

@@ -31,7 +31,7 @@ def order_of_mapped(rows: NDArray[np.float32]) -> NDArray[np.int64]:
     """The order of one block whose rows are mapped from a file, and never all held.
 
     Raises:
-        OSError: the directory for temporary files has no room.
+        ConfigError: the directory for temporary files has no room.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return order_in_passes(rows, mapper=pool.map)

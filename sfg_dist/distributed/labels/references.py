@@ -22,7 +22,7 @@ from sfg_dist.flow import PreparedReference, posterior_moments
 from sfg_dist.flow.posterior.backends import Backend
 from sfg_dist.flow.posterior.block_file import BlockFile, block_bytes, reference_bytes, write_blocks
 from sfg_dist.flow.posterior.clusters import clusters_shapes
-from sfg_dist.flow.posterior.mapped import BYTES_A_ROW, write_whole
+from sfg_dist.flow.posterior.mapped import BYTES_A_ROW, temporary_file, write_whole
 from sfg_dist.flow.posterior.reference import Reference, block_ranges, center_of, centred_keys
 from sfg_dist.flow.posterior.reference_block import ReferenceBlock
 from sfg_dist.flow.posterior.streaming import StreamedReference
@@ -207,9 +207,8 @@ def prepared_reference(
         table = shared_blocks.open_shared_blocks(directory, name, total, partial(_write, stored))
     if table is None and stored.is_whole and not is_resident:
         raise LabelingError(
-            f'the reference of labels.certificate = "measured" needs {(total + 8 * stored.num_reference * stored.dim) / GIB:.1f} GiB in '
-            f"the directory for temporary files, {tempfile.gettempdir()}, which has "
-            f"{shared_blocks.free_bytes(Path(tempfile.gettempdir())) / GIB:.1f}: set TMPDIR to one with more room, or "
+            f'the reference of labels.certificate = "measured" is larger than memory, and needs {total / GIB:.1f} GiB '
+            f"in the directory for temporary files, {tempfile.gettempdir()}: set TMPDIR to one with more room, or "
             f"raise labels.memory_gib"
         )
     if table is None:
@@ -262,10 +261,13 @@ def mapped_reference(
     """A reference of one block in a nameless temporary file, for a process that may hold ``memory_gib``.
 
     Raises:
-        OSError: the directory for temporary files has no room.
+        ConfigError: the directory for temporary files has no room.
     """
+    if memory_gib is not None:
+        give_memory_back()
+    size = reference_bytes(len(rows), rows.shape[1], has_clusters=True, is_whole=True)
     center = center_of(lambda start, stop: torch.from_numpy(rows[start:stop]), len(rows))
-    with tempfile.TemporaryFile() as file:
+    with temporary_file(size) as file:
         write_whole(file.fileno(), lambda start, stop: rows[start:stop], order, center, scale)
         block = BlockFile(file.fileno()).block(0)
     return StreamedReference(

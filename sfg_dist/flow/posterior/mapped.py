@@ -7,11 +7,12 @@ column, 12 bytes a row, and the parts that are sorted.
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import tempfile
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from sfg_dist.flow.posterior import clusters
 from sfg_dist.flow.posterior.block_file import BlockArrays, finish_file, release
 from sfg_dist.flow.posterior.clusters import LEAF_ROWS, Mapper, build_order, fill_nodes, largest_square, make_blocks
 from sfg_dist.flow.posterior.reference import block_ranges, centred_keys
+from sfg_dist.job.errors import ConfigError
+from sfg_dist.job.words import size_of
 
 SORTED_ROWS = 1 << 22  # sorted in memory at a time, all columns
 BYTES_A_ROW = 12  # held while a reference is built: a place in the order, and one column
@@ -29,21 +32,19 @@ _CHUNK_ROWS = 1 << 17  # copied at a time; a multiple of LEAF_ROWS
 
 
 class Scratch:
-    """Arrays in nameless temporary files, which are gone with the last of them; zeros at first.
-
-    Raises:
-        OSError: the directory for temporary files has no room.
-    """
+    """Arrays in nameless temporary files, which are gone with the last of them."""
 
     def __init__(self) -> None:
         self._mappings: list[mmap.mmap] = []
 
     def array(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[Any]:
-        """A new array."""
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        with tempfile.TemporaryFile() as file:
-            os.posix_fallocate(file.fileno(), 0, size)  # room that is missing later would end the process
-            self._mappings.append(mmap.mmap(file.fileno(), size))
+        """A new array of zeros.
+
+        Raises:
+            ConfigError: the directory for temporary files has no room.
+        """
+        with temporary_file(math.prod(shape) * np.dtype(dtype).itemsize) as file:
+            self._mappings.append(mmap.mmap(file.fileno(), 0))
         return np.frombuffer(self._mappings[-1], dtype).reshape(shape)
 
     def release(self) -> None:
@@ -52,11 +53,29 @@ class Scratch:
             release(mapping)
 
 
+def temporary_file(size: int) -> IO[bytes]:
+    """A nameless file of zeros, whose room is taken: room that is missing later would end the process.
+
+    Raises:
+        ConfigError: the directory for temporary files has no room.
+    """
+    file = tempfile.TemporaryFile()
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        file.close()
+        raise ConfigError(
+            f"the directory for temporary files, {tempfile.gettempdir()}, has no room for {size_of(size)} of a reference "
+            f"that is larger than memory ({error.strerror}): set TMPDIR to one with more"
+        ) from error
+    return file
+
+
 def order_in_passes(rows: NDArray[np.float32], *, mapper: Mapper = map) -> NDArray[np.int64]:
     """As ``build_order``, over rows that may be mapped from a file.
 
     Raises:
-        OSError: the directory for temporary files has no room for a copy of the rows.
+        ConfigError: the directory for temporary files has no room for a copy of the rows.
     """
     num_rows, dim = rows.shape
     scratch = Scratch()
@@ -99,7 +118,8 @@ def write_whole(
         scale: of the reference.
 
     Raises:
-        OSError: the file, or the directory for temporary files, has no room.
+        OSError: the file has no room.
+        ConfigError: the directory for temporary files has no room.
     """
     num_rows, dim = len(order), len(center)
     scratch, block = Scratch(), BlockArrays(handle, num_rows, dim)

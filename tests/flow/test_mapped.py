@@ -100,5 +100,5 @@ def test_scratch_without_room_is_an_error_before_anything_is_written(monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(ConfigError, match=r"no room for 80 B .*No space left.*: set TMPDIR"):
+    with pytest.raises(ConfigError, match=r"no room for 80 bytes .*No space left.*: set TMPDIR"):
         mapped.Scratch().array((10, 2))

@@ -267,9 +267,9 @@ def mapped_reference(
         give_memory_back()
     size = reference_bytes(len(rows), rows.shape[1], has_clusters=True, is_whole=True)
     center = center_of(lambda start, stop: torch.from_numpy(rows[start:stop]), len(rows))
-    with temporary_file(size) as file:
-        write_whole(file.fileno(), lambda start, stop: rows[start:stop], order, center, scale)
-        block = BlockFile(file.fileno()).block(0)
+    with temporary_file(size) as handle:
+        write_whole(handle, lambda start, stop: rows[start:stop], order, center, scale)
+        block = BlockFile(handle).block(0)
     return StreamedReference(
         lambda _: block, center=center, num_reference=len(rows), device=torch.device("cpu"), num_kept=1, scale=scale,
         whole=True, is_over=partial(_holds_over, memory_gib),

@@ -11,8 +11,9 @@ import math
 import mmap
 import os
 import tempfile
-from collections.abc import Callable
-from typing import IO, Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,8 +44,8 @@ class Scratch:
         Raises:
             ConfigError: the directory for temporary files has no room.
         """
-        with temporary_file(math.prod(shape) * np.dtype(dtype).itemsize) as file:
-            self._mappings.append(mmap.mmap(file.fileno(), 0))
+        with temporary_file(math.prod(shape) * np.dtype(dtype).itemsize) as handle:
+            self._mappings.append(mmap.mmap(handle, 0))
         return np.frombuffer(self._mappings[-1], dtype).reshape(shape)
 
     def release(self) -> None:
@@ -53,22 +54,22 @@ class Scratch:
             release(mapping)
 
 
-def temporary_file(size: int) -> IO[bytes]:
-    """A nameless file of zeros, whose room is taken: room that is missing later would end the process.
+@contextmanager
+def temporary_file(size: int) -> Iterator[int]:
+    """The descriptor of a nameless file of zeros; its room is taken, since a write without room ends the process.
 
     Raises:
         ConfigError: the directory for temporary files has no room.
     """
-    file = tempfile.TemporaryFile()
-    try:
-        os.posix_fallocate(file.fileno(), 0, size)
-    except OSError as error:
-        file.close()
-        raise ConfigError(
-            f"the directory for temporary files, {tempfile.gettempdir()}, has no room for {size_of(size)} of a reference "
-            f"that is larger than memory ({error.strerror}): set TMPDIR to one with more"
-        ) from error
-    return file
+    with tempfile.TemporaryFile() as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            raise ConfigError(
+                f"the directory for temporary files, {tempfile.gettempdir()}, has no room for {size_of(size)} of a "
+                f"reference that is larger than memory ({error.strerror}): set TMPDIR to one with more"
+            ) from error
+        yield file.fileno()
 
 
 def order_in_passes(rows: NDArray[np.float32], *, mapper: Mapper = map) -> NDArray[np.int64]:

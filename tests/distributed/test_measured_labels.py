@@ -82,10 +82,10 @@ def test_bits_do_not_depend_on_whether_the_reference_is_in_memory_or_in_a_file(m
         assert whole.label(shard)["objects"] == in_file.label(shard)["objects"]
     in_file.close()
     assert not list(tmp_path.rglob("*.blocks"))
-    whole.pairs, second = mixed, from_file(mixed)
+    ways = (ShardLabeler(mixed.location.url), from_file(mixed))
     for shard in range(4):
-        (whole, second)[shard % 2].label(shard)
-    second.close()
+        ways[shard % 2].label(shard)
+    ways[1].close()
     assert np.array_equal(labels_of(mixed), labels_of(memory))
     error = label_error(file)
     assert error["median"] < 0.1

@@ -102,3 +102,16 @@ def test_scratch_without_room_is_an_error_before_anything_is_written(monkeypatch
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(ConfigError, match=r"no room for 80 bytes .*No space left.*: set TMPDIR"):
         mapped.Scratch().array((10, 2))
+
+
+def test_pages_of_scratch_are_given_up_and_those_of_other_arrays_are_left(monkeypatch):
+    released = []
+    monkeypatch.setattr(mapped, "release", released.append)
+    rows = mapped.Scratch().array((100, 3))
+    rows[:] = 7
+    mapped.give_up(rows[10:20])
+    assert len(released) == 1
+    monkeypatch.undo()
+    mapped.give_up(rows)
+    assert np.array_equal(rows, np.full((100, 3), 7))
+    mapped.give_up(np.zeros((3, 3)))

@@ -22,7 +22,7 @@ from sfg_dist.flow import PreparedReference, posterior_moments
 from sfg_dist.flow.posterior.backends import Backend
 from sfg_dist.flow.posterior.block_file import BlockFile, block_bytes, reference_bytes, write_blocks
 from sfg_dist.flow.posterior.clusters import clusters_shapes
-from sfg_dist.flow.posterior.mapped import BYTES_A_ROW, temporary_file, write_whole
+from sfg_dist.flow.posterior.mapped import BYTES_A_ROW, give_up, temporary_file, write_whole
 from sfg_dist.flow.posterior.reference import Reference, block_ranges, center_of, centred_keys
 from sfg_dist.flow.posterior.reference_block import ReferenceBlock
 from sfg_dist.flow.posterior.streaming import StreamedReference
@@ -266,9 +266,15 @@ def mapped_reference(
     if memory_gib is not None:
         give_memory_back()
     size = reference_bytes(len(rows), rows.shape[1], has_clusters=True, is_whole=True)
-    center = center_of(lambda start, stop: torch.from_numpy(rows[start:stop]), len(rows))
+
+    def read(start: int, stop: int) -> NDArray[np.float32]:
+        give_up(rows)  # what was read before
+        return rows[start:stop]
+
+    center = center_of(lambda start, stop: torch.from_numpy(read(start, stop)), len(rows))
     with temporary_file(size) as handle:
-        write_whole(handle, lambda start, stop: rows[start:stop], order, center, scale)
+        write_whole(handle, read, order, center, scale)
+        give_up(rows)
         block = BlockFile(handle).block(0)
     return StreamedReference(
         lambda _: block, center=center, num_reference=len(rows), device=torch.device("cpu"), num_kept=1, scale=scale,

@@ -32,11 +32,15 @@ BYTES_A_ROW = 12  # held while a reference is built: a place in the order, and o
 _CHUNK_ROWS = 1 << 17  # copied at a time; a multiple of LEAF_ROWS
 
 
+class _Mapping(mmap.mmap):
+    """A mapping whose pages may be given up, since what is written goes to its file."""
+
+
 class Scratch:
     """Arrays in nameless temporary files, which are gone with the last of them."""
 
     def __init__(self) -> None:
-        self._mappings: list[mmap.mmap] = []
+        self._mappings: list[_Mapping] = []
 
     def array(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[Any]:
         """A new array of zeros.
@@ -45,13 +49,22 @@ class Scratch:
             ConfigError: the directory for temporary files has no room.
         """
         with temporary_file(math.prod(shape) * np.dtype(dtype).itemsize) as handle:
-            self._mappings.append(mmap.mmap(handle, 0))
+            self._mappings.append(_Mapping(handle, 0))
         return np.frombuffer(self._mappings[-1], dtype).reshape(shape)
 
     def release(self) -> None:
         """Give up the memory that the arrays take; they are read again from their files."""
         for mapping in self._mappings:
             release(mapping)
+
+
+def give_up(rows: NDArray[Any]) -> None:
+    """Give up the memory of an array if it is one of a ``Scratch``."""
+    base: Any = rows
+    while isinstance(base, np.ndarray | memoryview):
+        base = base.obj if isinstance(base, memoryview) else base.base
+    if isinstance(base, _Mapping):
+        release(base)
 
 
 @contextmanager
@@ -84,6 +97,7 @@ def order_in_passes(rows: NDArray[np.float32], *, mapper: Mapper = map) -> NDArr
     for start in range(0, num_rows, _CHUNK_ROWS):
         columns[:, start : start + _CHUNK_ROWS] = rows[start : start + _CHUNK_ROWS].T
         scratch.release()
+        give_up(rows)
     order = np.arange(num_rows, dtype=np.int64)
     parts, sorted_parts = [(0, num_rows)], []
     while parts:
@@ -125,7 +139,7 @@ def write_whole(
     num_rows, dim = len(order), len(center)
     scratch, block = Scratch(), BlockArrays(handle, num_rows, dim)
 
-    def give_up() -> None:
+    def done() -> None:
         scratch.release()
         release(block.mapping)
 
@@ -135,7 +149,7 @@ def write_whole(
         block.arrays["keys"][start:stop] = keys
         columns[:, start:stop] = keys[:, :-1].T
         block.note_squares(float(keys[:, -1].max()), None)
-        give_up()
+        done()
     _gather(columns, order)
     ordered = scratch.array((num_rows, dim))
     for start in range(0, num_rows, _CHUNK_ROWS):
@@ -144,8 +158,8 @@ def write_whole(
         part[:] = columns[:, start:stop].T
         block.arrays["blocks"][start // LEAF_ROWS : -(-stop // LEAF_ROWS)] = make_blocks(part)
         block.note_squares(None, largest_square(part))
-        give_up()
-    fill_nodes(ordered, block.arrays["bounds"], block.arrays["moments"], done=give_up)
+        done()
+    fill_nodes(ordered, block.arrays["bounds"], block.arrays["moments"], done=done)
     finish_file(handle, center, [block.entry])
 
 

@@ -108,7 +108,7 @@ def order_in_passes(rows: NDArray[np.float32], *, mapper: Mapper = map) -> NDArr
         starts = clusters.split_once(columns, order, low, high)
         parts += zip(starts, [*starts[1:], high], strict=True)
         scratch.release()
-    _gather(columns, order)
+    _gather(columns, order, scratch.release)
     for low, high in sorted_parts:
         own = np.ascontiguousarray(columns[:, low:high].T)
         order[low:high] = order[low:high][build_order(own, mapper=mapper)]
@@ -150,7 +150,7 @@ def write_whole(
         columns[:, start:stop] = keys[:, :-1].T
         block.note_squares(float(keys[:, -1].max()), None)
         done()
-    _gather(columns, order)
+    _gather(columns, order, done)
     ordered = scratch.array((num_rows, dim))
     for start in range(0, num_rows, _CHUNK_ROWS):
         stop = min(start + _CHUNK_ROWS, num_rows)
@@ -163,9 +163,10 @@ def write_whole(
     finish_file(handle, center, [block.entry])
 
 
-def _gather(columns: NDArray[np.float32], order: NDArray[np.int64]) -> None:
-    """Put every column into this order; one is held at a time."""
+def _gather(columns: NDArray[np.float32], order: NDArray[np.int64], done: Callable[[], None]) -> None:
+    """Put every column into this order; one is held at a time, and ``done`` is called after each."""
     for column in columns:
         values = np.array(column)
         for start in range(0, len(order), _CHUNK_ROWS):
             column[start : start + _CHUNK_ROWS] = values[order[start : start + _CHUNK_ROWS]]
+        done()

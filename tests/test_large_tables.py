@@ -52,6 +52,23 @@ def test_all_stages_give_the_bits_of_the_table_held_whole(make_job, store_bytes,
 
 
 @pytest.mark.slow
+def test_a_measured_certificate_over_a_file_has_the_bits_of_the_table_held_whole(
+    make_job, store_bytes, table, small, monkeypatch, tmp_path
+):
+    """Its reference is one block, ordered and built in passes over files."""
+    monkeypatch.setattr("sfg_dist.flow.posterior.mapped.SORTED_ROWS", 3000)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    labels, here = {"num_pairs": 300, "certificate": "measured"}, {"kind": "inline", "num_actors": 1}
+    passes = Pipeline(make_job("passes", data=table, labels=labels | {"memory_gib": 6.0}, executor=here))
+    assert not passes.prepared.is_whole
+    whole = Pipeline(make_job("whole", data=table, labels=labels, executor=here))
+    for pipeline in (passes, whole):
+        pipeline.label()
+    assert max(open_pairs(passes.pairs_url).plan.certificate("decode")["thresholds"]) > 0
+    assert store_bytes(passes.pairs_url) == store_bytes(whole.pairs_url)
+
+
+@pytest.mark.slow
 def test_a_plan_looks_at_the_first_block(make_job, table, small):
     job = make_job(data=table, labels={"num_pairs": 300, "memory_gib": 6.0})
     estimate = estimate_job(job, seconds=0.1)

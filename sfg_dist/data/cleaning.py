@@ -16,6 +16,7 @@ from sfg_dist.data.unfit import UnfitColumnsError
 from sfg_dist.job.errors import DataError
 
 SCAN_ROWS = 1 << 16
+_MIXER = np.uint64(0x9E3779B97F4A7C15)  # odd, and half of its bits are set: the golden ratio's
 
 _Array = NDArray[np.float64]
 
@@ -183,8 +184,8 @@ def num_duplicates(rows: _Array) -> int:
         >>> num_duplicates(np.array([[1.0, 2.0], [1.0, 2.0], [1.0, 3.0]]))
         1
     """
-    alive = np.arange(len(rows))
-    groups = np.zeros(len(rows), dtype=np.int64)
+    alive = _alike(rows)
+    groups = np.zeros(len(alive), dtype=np.int64)
     num_groups = 1
     for column in range(rows.shape[1]):
         if not len(alive):
@@ -196,3 +197,20 @@ def num_duplicates(rows: _Array) -> int:
         groups = (np.cumsum(is_shared) - 1)[groups[kept]]
         alive, num_groups = alive[kept], int(is_shared.sum())
     return len(alive) - num_groups
+
+
+def _alike(rows: _Array) -> NDArray[np.intp]:
+    """The rows that share a number with another one; equal rows have equal numbers, and hardly any others do."""
+    numbers = np.empty(len(rows), np.uint64)
+    for start in range(0, len(rows), SCAN_ROWS):
+        part = numbers[start : start + SCAN_ROWS]
+        part[:] = 0
+        for column in (rows[start : start + SCAN_ROWS] + 0.0).view(np.uint64).T:  # -0 and 0 are equal
+            part ^= column
+            part *= _MIXER
+            part ^= part >> np.uint64(29)
+    ordered = np.sort(numbers)
+    shared = ordered[1:][ordered[1:] == ordered[:-1]]
+    if not len(shared):
+        return np.zeros(0, np.intp)
+    return np.flatnonzero(shared[np.searchsorted(shared, numbers).clip(0, len(shared) - 1)] == numbers)

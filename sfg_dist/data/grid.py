@@ -22,6 +22,7 @@ _MAX_DECIMALS = 8  # of columns that reach 1 or more; smaller columns get the ze
 _MAX_WHOLE = 2.0**53
 _MAX_CHANCE_LOG = -20.0  # log of the largest chance that numbers off any grid pass as being on it
 _FINE = 2.0**31  # with more cells, a cell and its noise together are rounded noticeably
+_NUM_FEW = 1024
 _EDGE = 2.0**-20  # the noise keeps off the ends of its cell
 
 
@@ -172,11 +173,14 @@ def _exact_grid(distinct: _Array) -> Grid | None:
     """The grid of values that are the doubles nearest to their decimals."""
     if grid := find_whole(distinct):
         return grid
+    largest, few = np.abs(distinct).max(), _few(distinct)
     for decimals in range(1, _MAX_DECIMALS + 1):
         scale = 10.0**decimals
-        whole = np.rint(distinct * scale)
-        if np.abs(whole).max() >= _MAX_WHOLE:
+        if np.rint(largest * scale) >= _MAX_WHOLE:
             return None
+        if not np.array_equal(np.rint(few * scale) / scale, few):
+            continue
+        whole = np.rint(distinct * scale)
         if np.array_equal(whole / scale, distinct):
             return _grid_of_whole(whole, scale, distinct, certain=False)
     return None
@@ -194,11 +198,15 @@ def _grid_of_whole(whole: _Array, scale: float, distinct: _Array, *, certain: bo
 
 def _decimal_grid(distinct: _Array, rounding: _Array) -> Grid | None:
     """The grid of distinct values that are off by at most ``rounding`` each."""
-    largest = np.abs(distinct).max()
+    largest, coarsest = np.abs(distinct).max(), rounding.max()
+    few, few_rounding = _few(distinct), _few(rounding)
     for decimals in range(_MAX_DECIMALS + 1 + max(0, -int(np.floor(np.log10(largest))))):
-        scaled, tolerance = distinct * 10.0**decimals, rounding * 10.0**decimals
-        if np.abs(scaled).max() >= 2**52 or tolerance.max() >= 0.25:
+        if largest * 10.0**decimals >= 2**52 or coarsest * 10.0**decimals >= 0.25:
             return None
+        scaled, tolerance = few * 10.0**decimals, few_rounding * 10.0**decimals
+        if np.any(np.abs(scaled - np.rint(scaled)) > tolerance):
+            continue
+        scaled, tolerance = distinct * 10.0**decimals, rounding * 10.0**decimals
         whole = np.rint(scaled)
         chance_log = np.log(2 * tolerance).sum()
         if chance_log < _MAX_CHANCE_LOG and np.all(np.abs(scaled - whole) <= tolerance):
@@ -206,6 +214,11 @@ def _decimal_grid(distinct: _Array, rounding: _Array) -> Grid | None:
             scale = 10.0**decimals
             return Grid(divisor / scale, float(whole[0]) / scale) if divisor else None
     return None
+
+
+def _few(values: _Array) -> _Array:
+    """Some of a column's values, all over it: on most columns they show at once that a grid does not fit."""
+    return values[:: max(1, len(values) // _NUM_FEW)]
 
 
 def grid_of_step(values: _Array, step: float) -> Grid:

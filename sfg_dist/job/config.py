@@ -221,7 +221,7 @@ class LabelsConfig(_Section):
     is kept. With 0 every row is summed."""
     certificate: Literal["bound", "measured"] = "bound"
     """How the tolerance is kept: certified at every evaluation (`bound`), or measured at 99 % of them (`measured`). The
-    latter is faster on large tables, on CPUs, with the table in memory."""
+    latter is faster on large tables, on CPUs."""
     solver: Literal[SOLVER_NAMES] = "exp_abm4"  # type: ignore[valid-type]
     """The method that integrates the flow."""
     solver_tolerance: PositiveFloat | None = None

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sfg_dist.flow.spread import ColumnSpread
+    from sfg_dist.store import Frame
 
 _COARSEST = 0.01  # of a column's spread, the grid that float32 may put on it
 _REMEDY = 'take transform.kind = "standardize" or "quantile"'
@@ -138,17 +139,20 @@ def fit_grids(
 
 
 def measure_certificates(
-    job: Job, reference: NDArray[np.float32], order: NDArray[np.int64] | None, identity: Mapping[str, Any]
+    job: Job, frame: Frame, identity: Mapping[str, Any], *, is_mapped: bool
 ) -> dict[str, dict[str, Any]]:
     """The measured certificate of each direction of the job, as the plan keeps it.
+
+    ``is_mapped`` says that the reference of the frame is larger than memory, and mapped from a file.
 
     Raises:
         ConfigError: a measured certificate does not serve this reference.
     """
     import torch
 
+    from sfg_dist.distributed.labels.references import mapped_reference
     from sfg_dist.distributed.machine import this_machine
-    from sfg_dist.flow import Flow, Reference, Schedule
+    from sfg_dist.flow import Flow, PreparedReference, Reference, Schedule
     from sfg_dist.flow.certificate import fit_certificate
     from sfg_dist.flow.solver import Direction
 
@@ -160,7 +164,12 @@ def measure_certificates(
     labels, grids = job.labels, identity.get("time_grid", {})
     schedule = Schedule(labels.schedule, identity["blur"]["t_min"])
     unit = identity.get("sigma_data", 1.0)
-    prepared = Reference(torch.from_numpy(reference), order=order, sigma_data=unit, whole=True)
+    rows, order = frame.reference, frame.order if frame.make_order is not None else None
+    assert isinstance(rows, np.ndarray)
+    if is_mapped and order is not None:
+        prepared: PreparedReference = mapped_reference(rows, order, unit, job.labels.memory_gib)
+    else:
+        prepared = Reference(torch.from_numpy(rows), order=order, sigma_data=unit, whole=True)
     directions: tuple[Direction, ...] = ("decode", "encode") if labels.direction == "both" else (labels.direction,)
     records: dict[str, dict[str, Any]] = {}
     for direction in directions:

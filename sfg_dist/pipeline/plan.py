@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sfg_dist.data import Prepared
-    from sfg_dist.store import Frame, Pairs
+    from sfg_dist.store import Frame, Pairs, RowBlocks
 
 # Keys of the labels table that change neither the bits nor their meaning. ``latents`` is a path: its content counts.
 NOT_IDENTITY = {"num_pairs", "num_threads", "memory_gib", "latents"}
@@ -47,19 +47,42 @@ def frame_of(job: Job, table: Prepared, make_order: MakeOrder) -> Frame:
         DataError: the user's query points cannot be used.
     """
     from sfg_dist.data import read_queries
-    from sfg_dist.store import Frame, RowBlocks
+    from sfg_dist.store import Frame
 
-    transform = table.transform
+    transform, is_measured = table.transform, job.labels.certificate == "measured"
+    if is_measured and not table.is_whole:
+        from sfg_dist.distributed.labels.ordering import order_of_mapped as make_order
     return Frame(
-        table.reference()
-        if table.is_whole
-        else RowBlocks(table.num_train, transform.dim, lambda: table.reference_blocks(REFERENCE_BLOCK_ROWS)),
+        _reference_of(table, is_mapped=is_measured),
         transform.to_arrays(),
         transform.to_metadata(),
         read_queries(job.labels.latents, transform, job.labels.direction, text_format(job)),
         make_order if uses_clusters(job, table.num_train) else None,
-        block_rows=table.num_train if job.labels.certificate == "measured" else REFERENCE_BLOCK_ROWS,
+        block_rows=table.num_train if is_measured else REFERENCE_BLOCK_ROWS,
     )
+
+
+def _reference_of(table: Prepared, *, is_mapped: bool) -> NDArray[np.float32] | RowBlocks:
+    """The reference of a store: in memory, or of a larger table in blocks, or mapped from a temporary file.
+
+    Raises:
+        ConfigError: the directory for temporary files has no room.
+    """
+    from sfg_dist.flow.posterior.mapped import Scratch
+    from sfg_dist.store import RowBlocks
+
+    if table.is_whole:
+        return table.reference()
+    shape = (table.num_train, table.transform.dim)
+    if not is_mapped:
+        return RowBlocks(*shape, lambda: table.reference_blocks(REFERENCE_BLOCK_ROWS))
+    scratch, start = Scratch(), 0
+    rows = scratch.array(shape)
+    for block in table.reference_blocks(REFERENCE_BLOCK_ROWS):
+        rows[start : start + len(block)] = block
+        start += len(block)
+        scratch.release()
+    return rows
 
 
 def uses_clusters(job: Job, num_reference: int) -> bool:
@@ -85,10 +108,11 @@ def cluster_order(job: Job, ray: Callable[[], AbstractContextManager[object]]) -
     def make_order(reference: NDArray[np.float32]) -> NDArray[np.int64]:
         from sfg_dist.distributed.labels.ordering import CLUSTER_ROWS, order_with_tasks, order_with_threads
 
+        is_whole = job.labels.certificate == "measured"
         if why_ray(job.executor) is None or len(reference) < CLUSTER_ROWS:
-            return order_with_threads(reference)
+            return order_with_threads(reference, is_whole=is_whole)
         with ray():
-            return order_with_tasks(reference)
+            return order_with_tasks(reference, is_whole=is_whole)
 
     return make_order
 
@@ -112,7 +136,7 @@ def plan_of(job: Job, table: Prepared, frame: Frame, *, existing: Plan | None = 
     """
     from sfg_dist.store import RowBlocks
 
-    whole = frame.reference if isinstance(frame.reference, np.ndarray) else None
+    whole = frame.reference if table.is_whole and isinstance(frame.reference, np.ndarray) else None
     queries = frame.queries
     assert queries is None or isinstance(queries, np.ndarray)
     names = table.transform.flow_columns
@@ -129,7 +153,7 @@ def plan_of(job: Job, table: Prepared, frame: Frame, *, existing: Plan | None = 
     identity = {
         **identity_of_keys(job),
         "table": table.table_fingerprint(),
-        "reference": table.reference_fingerprint() if whole is None else frame.reference_fingerprint,
+        "reference": frame.reference_fingerprint,
         "queries": None if queries is None else fingerprint(queries),
         "blur": blur,
         **unit,
@@ -148,11 +172,8 @@ def plan_of(job: Job, table: Prepared, frame: Frame, *, existing: Plan | None = 
     if job.labels.certificate == "measured":
         if existing is not None:
             identity |= {name: value for name, value in existing.identity.items() if name == "certificate"}
-        elif whole is None:
-            raise ConfigError('labels.certificate = "measured" needs the reference in memory: take "bound"')
         else:
-            order = frame.order if frame.make_order is not None else None
-            identity["certificate"] = measure_certificates(job, whole, order, identity)
+            identity["certificate"] = measure_certificates(job, frame, identity, is_mapped=whole is None)
     return Plan(
         identity=identity,
         num_pairs=job.labels.num_pairs if queries is None else len(queries),

@@ -46,6 +46,14 @@ def test_values_computed_by_arithmetic_are_on_the_grid():
     np.testing.assert_array_equal(Grid(0.1, 0.1).snap(values), np.arange(1, 51) / 10)
 
 
+@pytest.mark.parametrize("place", [1, 5, -2])
+def test_one_value_among_many_is_enough_to_have_no_grid(place):
+    values = np.arange(5000) * 0.01
+    assert find_grid(values) == Grid(0.01, 0.0)
+    values[place] += 0.004321987
+    assert find_grid(values) is None
+
+
 def test_two_values():
     assert find_grid(np.array([0.0, 1.0, 1.0])) == Grid(1.0, 0.0)
     assert find_grid(np.array([2.5, 7.0])) == Grid(4.5, 2.5)

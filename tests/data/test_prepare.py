@@ -308,4 +308,5 @@ def test_duplicates():
     rows = np.random.default_rng(0).integers(0, 3, (200, 3)).astype(float)
     assert num_duplicates(rows) == 200 - len(np.unique(rows, axis=0))
     assert num_duplicates(rows[:0]) == 0
+    assert num_duplicates(np.array([[0.0, 1.0], [-0.0, 1.0], [1.0, -0.0], [1.0, 0.0], [1.0, 2.0]])) == 2
     assert num_duplicates(np.random.default_rng(0).random((50, 2))) == 0

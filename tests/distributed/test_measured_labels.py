@@ -1,15 +1,20 @@
 """Labels under a measured certificate: what plan and records say, what is caught, and the same bits by any way."""
 
+import tempfile
+
 import numpy as np
 import pytest
 
-from sfg_dist.distributed.labels.inline import label_inline
+from sfg_dist.distributed.labels import references, shared_blocks
+from sfg_dist.distributed.labels.inline import label_inline, label_with_processes
 from sfg_dist.distributed.labels.labeler import ShardLabeler, label_error
+from sfg_dist.flow import build_order
 from sfg_dist.flow.certificate import CHECKED_ROWS, NUM_FRESH
 from sfg_dist.job.config import Job
-from sfg_dist.job.errors import ConfigError
+from sfg_dist.job.errors import ConfigError, LabelingError
 from sfg_dist.job.plan import Plan
 from sfg_dist.job.seal import MEASURED_FORMAT_VERSION
+from sfg_dist.job.words import GIB
 from sfg_dist.pipeline.check import check_job
 from sfg_dist.store import open_pairs, read_rows
 
@@ -51,6 +56,64 @@ def test_bits_do_not_depend_on_who_labels_in_which_order(make_store):
     for shard in (2, 0):
         other.label(shard)
     assert np.array_equal(labels_of(open_pairs(second.location.url)), labels_of(open_pairs(first.location.url)))
+
+
+@pytest.fixture
+def from_file(monkeypatch, tmp_path):
+    """A labeler of a store of several blocks' rows, whose file is built in passes and is more than it may hold."""
+    monkeypatch.setattr("sfg_dist.flow.posterior.reference.REFERENCE_BLOCK_ROWS", 1500)
+    monkeypatch.setattr(references, "base_bytes", lambda dim, has_clusters: 0)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def make(pairs):
+        need = references.reference_memory(pairs.num_reference, 2, has_clusters=True, is_whole=True)
+        return ShardLabeler(pairs.location.url, memory_gib=(need.streamed + need.resident) / 2 / GIB)
+
+    return make
+
+
+def test_bits_do_not_depend_on_whether_the_reference_is_in_memory_or_in_a_file(make_store, from_file, tmp_path):
+    """Nor on whether a run was stopped and went on with the other way."""
+    memory, file, mixed = (make_store(name, data=TABLE, labels=LABELS) for name in ("memory", "file", "mixed"))
+    whole = ShardLabeler(memory.location.url)
+    in_file = from_file(file)
+    assert len(list(tmp_path.rglob("*.blocks"))) == 1
+    for shard in range(4):
+        assert whole.label(shard)["objects"] == in_file.label(shard)["objects"]
+    in_file.close()
+    assert not list(tmp_path.rglob("*.blocks"))
+    ways = (ShardLabeler(mixed.location.url), from_file(mixed))
+    for shard in range(4):
+        ways[shard % 2].label(shard)
+    ways[1].close()
+    assert np.array_equal(labels_of(mixed), labels_of(memory))
+    error = label_error(file)
+    assert error["median"] < 0.1
+
+
+def test_a_disk_without_room_is_said_before_any_label(make_store, from_file, monkeypatch):
+    pairs = make_store(data=TABLE, labels=LABELS)
+    monkeypatch.setattr(shared_blocks, "free_bytes", lambda directory: 0)
+    with pytest.raises(LabelingError, match=r"needs 0\.0 GiB in the directory .*: set TMPDIR"):
+        from_file(pairs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_processes_give_the_bits_of_a_file(make_store, store_bytes, from_file, number):
+    file, processes = (make_store(name, data=TABLE, labels=LABELS) for name in ("file", "processes"))
+    labeler = from_file(file)
+    for shard in range(4):
+        labeler.label(shard)
+    labeler.close()
+    label_with_processes(processes.location.url, number)
+    assert store_bytes(processes.location.url) == store_bytes(file.location.url)
+
+
+def test_an_order_over_several_blocks_is_of_the_whole_reference(make_store, monkeypatch):
+    monkeypatch.setattr("sfg_dist.flow.posterior.reference.REFERENCE_BLOCK_ROWS", 1500)
+    pairs = make_store(data=TABLE, labels=LABELS)
+    assert np.array_equal(pairs.order_rows(0, pairs.num_reference), build_order(pairs.reference))
 
 
 def test_shards_over_the_tolerance_go_by_the_bound(make_store, monkeypatch):

@@ -288,7 +288,7 @@ def label_error(pairs: Pairs, *, memory_gib: float | None = None) -> dict[str, f
         return {}
     if plan.condition:
         return _conditional_error(pairs)
-    stored = StoredReference(pairs)
+    stored = StoredReference(pairs, in_blocks=True)
     num_kept = stored.num_fitting(memory_gib, torch.float64)
     solver, num_evaluations = "rk4", _ERROR_EVALUATIONS
     if num_kept < stored.num_blocks:

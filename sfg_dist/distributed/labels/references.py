@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ from sfg_dist.distributed.labels import shared_blocks
 from sfg_dist.distributed.machine import resident_memory
 from sfg_dist.flow import PreparedReference, posterior_moments
 from sfg_dist.flow.posterior.backends import Backend
-from sfg_dist.flow.posterior.block_file import block_bytes, reference_bytes, write_blocks
+from sfg_dist.flow.posterior.block_file import BlockFile, block_bytes, reference_bytes, write_blocks
 from sfg_dist.flow.posterior.clusters import clusters_shapes
+from sfg_dist.flow.posterior.mapped import BYTES_A_ROW, give_up, temporary_file, write_whole
 from sfg_dist.flow.posterior.reference import Reference, block_ranges, center_of, centred_keys
 from sfg_dist.flow.posterior.reference_block import ReferenceBlock
 from sfg_dist.flow.posterior.streaming import StreamedReference
@@ -48,23 +50,42 @@ def reference_memory(num_reference: int, dim: int, *, has_clusters: bool, is_who
 
     Labels look at clusters with the full estimator, a tolerance, and rows enough.
     """
+    if is_whole and has_clusters and is_large(num_reference):
+        return _memory_in_passes(num_reference, dim)
     block_rows = max(stop - start for start, stop in block_ranges(num_reference, is_whole=is_whole))
     block = block_bytes(block_rows, dim, has_clusters=has_clusters)
     build = int(_BUILD_COPIES * 4 * (dim + 1) * block_rows)
     if is_whole and has_clusters:  # covariances of the nodes, and their laws at a time: of each process
-        nodes, products = clusters_shapes(num_reference, dim)["moments"][0], dim * (dim + 1) // 2
-        build += 3 * 4 * nodes * (products + 3)
+        build += _normals_bytes(num_reference, dim)
     whole = reference_bytes(num_reference, dim, has_clusters=has_clusters, is_whole=is_whole)
     return ReferenceBytes(whole + build + WORK_BYTES, block + build + WORK_BYTES)
 
 
-class StoredReference:
-    """The reference of a store, read a block at a time."""
+def is_large(num_reference: int) -> bool:
+    """Whether a reference of one block is built in passes over files."""
+    return len(block_ranges(num_reference)) > 1
 
-    def __init__(self, pairs: Pairs) -> None:
+
+def _memory_in_passes(num_reference: int, dim: int) -> ReferenceBytes:
+    """``reference_memory`` of one block that is built in passes; its rows stay in the file."""
+    part = 3 * 4 * (dim + 1) * max(stop - start for start, stop in block_ranges(num_reference))
+    nodes = _normals_bytes(num_reference, dim) + 4 * math.prod(clusters_shapes(num_reference, dim)["bounds"])
+    held = max(BYTES_A_ROW * num_reference + part, nodes) + WORK_BYTES
+    return ReferenceBytes(held + reference_bytes(num_reference, dim, has_clusters=True, is_whole=True), held)
+
+
+def _normals_bytes(num_reference: int, dim: int) -> int:
+    """Of the nodes as normal laws, and of their numbers at a time."""
+    return 2 * 4 * clusters_shapes(num_reference, dim)["moments"][0] * (dim * (dim + 1) // 2 + 4)
+
+
+class StoredReference:
+    """The reference of a store, read a block at a time; ``in_blocks`` though the plan has it whole."""
+
+    def __init__(self, pairs: Pairs, *, in_blocks: bool = False) -> None:
         self._pairs = pairs
         self.num_reference, self.dim = pairs.num_reference, pairs.plan.dim
-        self.is_whole = pairs.plan.is_whole
+        self.is_whole = pairs.plan.is_whole and not in_blocks
         self.ranges = block_ranges(self.num_reference, is_whole=self.is_whole)
         self.num_blocks = len(self.ranges)
         self.scale = pairs.plan.sigma_data
@@ -98,7 +119,7 @@ class StoredReference:
     def order(self, start: int, stop: int) -> NDArray[np.int64] | None:
         """The clusters' ordering of a block's rows, None where labels sum over every row."""
         order = self._pairs.order_rows(start, stop)
-        if order is not None and not np.array_equal(np.sort(order), np.arange(stop - start)):
+        if order is not None and not _is_order(order, stop - start):
             raise StoreError(
                 f"{self._pairs.location.url}/reference/order is not an ordering of the {stop - start} reference rows "
                 f"from row {start} on: it was changed or damaged; run `sfg verify` and `sfg repair` on the store"
@@ -157,7 +178,7 @@ def prepared_reference(
     Where the disk has no room either, blocks are read and built anew for each evaluation.
 
     Raises:
-        LabelingError: the budget is too small for one block.
+        LabelingError: the budget is too small for one block, or the disk for a reference that is one block.
         StoreError: the store's reference is damaged.
     """
     stored = StoredReference(pairs)
@@ -184,6 +205,12 @@ def prepared_reference(
     table = None
     if directory is not None:
         table = shared_blocks.open_shared_blocks(directory, name, total, partial(_write, stored))
+    if table is None and stored.is_whole and not is_resident:
+        raise LabelingError(
+            f'the reference of labels.certificate = "measured" is larger than memory, and needs {total / GIB:.1f} GiB '
+            f"in the directory for temporary files, {tempfile.gettempdir()}: set TMPDIR to one with more room, or "
+            f"raise labels.memory_gib"
+        )
     if table is None:
         return _resident(stored, device) if is_resident else stored.streamed(device), None
     reference = StreamedReference(
@@ -191,11 +218,22 @@ def prepared_reference(
         center=table.blocks.center,
         num_reference=stored.num_reference,
         device=device,
-        num_kept=stored.num_blocks if is_resident else 0,
+        # The only block of a whole one stays mapped: an evaluation reads the pages that it needs.
+        num_kept=stored.num_blocks if is_resident or stored.is_whole else 0,
         scale=stored.scale,
         whole=stored.is_whole,
+        is_over=partial(_holds_over, memory_gib),
     )
     return reference, table
+
+
+def _is_order(order: NDArray[np.int64], num_rows: int) -> bool:
+    """Whether each of so many rows is in an order once."""
+    if len(order) != num_rows or order.min() < 0 or order.max() >= num_rows:
+        return False
+    seen = np.zeros(num_rows, bool)
+    seen[order] = True
+    return bool(seen.all())
 
 
 def _resident(stored: StoredReference, device: torch.device) -> StreamedReference:
@@ -208,8 +246,44 @@ def _resident(stored: StoredReference, device: torch.device) -> StreamedReferenc
 
 def _write(stored: StoredReference, handle: int) -> None:
     center = stored.center()
+    if stored.is_whole and stored.has_clusters and is_large(stored.num_reference):
+        order = stored.order(0, stored.num_reference)
+        assert order is not None
+        write_whole(handle, stored.rows, order, center, stored.scale)
+        return
     blocks = (stored.block(number, center, torch.device("cpu")) for number in range(stored.num_blocks))
     write_blocks(handle, blocks, center, has_clusters=stored.has_clusters)
+
+
+def mapped_reference(
+    rows: NDArray[np.float32], order: NDArray[np.int64], scale: float, memory_gib: float | None
+) -> StreamedReference:
+    """A reference of one block in a nameless temporary file, for a process that may hold ``memory_gib``.
+
+    Raises:
+        ConfigError: the directory for temporary files has no room.
+    """
+    if memory_gib is not None:
+        give_memory_back()
+    size = reference_bytes(len(rows), rows.shape[1], has_clusters=True, is_whole=True)
+
+    def read(start: int, stop: int) -> NDArray[np.float32]:
+        give_up(rows)  # what was read before
+        return rows[start:stop]
+
+    center = center_of(lambda start, stop: torch.from_numpy(read(start, stop)), len(rows))
+    with temporary_file(size) as handle:
+        write_whole(handle, read, order, center, scale)
+        give_up(rows)
+        block = BlockFile(handle).block(0)
+    return StreamedReference(
+        lambda _: block, center=center, num_reference=len(rows), device=torch.device("cpu"), num_kept=1, scale=scale,
+        whole=True, is_over=partial(_holds_over, memory_gib),
+    )  # fmt: skip
+
+
+def _holds_over(memory_gib: float | None) -> bool:
+    return memory_gib is not None and resident_memory() > memory_gib * GIB
 
 
 def give_memory_back() -> None:

@@ -12,7 +12,8 @@ import json
 import mmap
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sfg_dist.flow.posterior.clusters import Clusters, clusters_shapes
+from sfg_dist.flow.posterior.clusters import Clusters, clusters_shapes, levels
 from sfg_dist.flow.posterior.reference import block_ranges
 from sfg_dist.flow.posterior.reference_block import ReferenceBlock
 
@@ -29,9 +30,10 @@ _END = struct.Struct(f"<QQ{len(_MAGIC)}s")  # where the contents begin, their le
 _LINE = 64
 _PAGE = mmap.ALLOCATIONGRANULARITY
 _CLUSTER_ARRAYS = ("blocks", "bounds", "moments", "offsets", "sizes")
+_KINDS = dict.fromkeys(("keys", *_CLUSTER_ARRAYS), "<f4") | {"offsets": "<i8", "sizes": "<i8"}
 
 
-class _Entry(TypedDict):
+class Entry(TypedDict):
     """A block in the table of contents; an array is its type, its shape and its place after the block's start."""
 
     start: int
@@ -45,7 +47,7 @@ class _Contents(TypedDict):
     """The table of contents, as JSON."""
 
     center: list[float]
-    blocks: list[_Entry]
+    blocks: list[Entry]
 
 
 def block_bytes(num_rows: int, dim: int, *, has_clusters: bool) -> int:
@@ -75,12 +77,12 @@ def write_blocks(handle: int, blocks: Iterable[ReferenceBlock], center: Tensor, 
     Raises:
         OSError: no room is left, or the file cannot be written.
     """
-    contents: _Contents = {"center": center.tolist(), "blocks": []}
+    entries: list[Entry] = []
     place = 0
     for block in blocks:
         clusters = block.clusters if has_clusters else None
         arrays: dict[str, NDArray[Any]] = {"keys": block.keys.numpy()}
-        entry: _Entry = {"start": place, "bytes": 0, "largest_square": block.largest_square, "arrays": {}}
+        entry: Entry = {"start": place, "bytes": 0, "largest_square": block.largest_square, "arrays": {}}
         if clusters is not None:
             arrays |= {name: getattr(clusters, name) for name in _CLUSTER_ARRAYS}
             entry["clusters_largest_square"] = clusters.largest_square
@@ -92,11 +94,50 @@ def write_blocks(handle: int, blocks: Iterable[ReferenceBlock], center: Tensor, 
             place = _up(place + values.nbytes, _LINE)
         place = _up(place, _PAGE)
         entry["bytes"] = place - entry["start"]
-        contents["blocks"].append(entry)
+        entries.append(entry)
         del block, clusters, arrays, values  # before the next one is made
+    finish_file(handle, center, entries)
+
+
+def finish_file(handle: int, center: Tensor, entries: Sequence[Entry]) -> None:
+    """Write the table of contents behind the blocks of a file, which is whole from then on."""
+    contents: _Contents = {"center": center.tolist(), "blocks": list(entries)}
+    place = entries[-1]["start"] + entries[-1]["bytes"]
     text = json.dumps(contents).encode()
     _write(handle, np.frombuffer(text + _END.pack(place, len(text), _MAGIC), np.uint8), place)
     os.ftruncate(handle, place + len(text) + _END.size)
+
+
+class BlockArrays:
+    """The arrays of a file's only block, with clusters, to be filled in through a mapping.
+
+    Attributes:
+        arrays: the arrays by name, zeros at first, but those of ``clusters.levels``.
+        mapping: of the file.
+        entry: the block in the table of contents; its largest squares are to be noted.
+    """
+
+    def __init__(self, handle: int, num_rows: int, dim: int) -> None:
+        shapes = {"keys": (num_rows, dim + 1), **clusters_shapes(num_rows, dim)}
+        self.entry: Entry = {"start": 0, "bytes": block_bytes(num_rows, dim, has_clusters=True), "largest_square": 0.0,
+                             "arrays": {}, "clusters_largest_square": 0.0}  # fmt: skip
+        os.posix_fallocate(handle, 0, self.entry["bytes"])
+        self.mapping = mmap.mmap(handle, self.entry["bytes"])
+        self.arrays: dict[str, NDArray[Any]] = {}
+        place = 0
+        for name, shape in shapes.items():
+            kind, count = np.dtype(_KINDS[name]), int(np.prod(shape))
+            self.entry["arrays"][name] = (kind.str, list(shape), place)
+            self.arrays[name] = np.frombuffer(self.mapping, kind, count=count, offset=place).reshape(shape)
+            place = _up(place + count * kind.itemsize, _LINE)
+        self.arrays["sizes"][:], self.arrays["offsets"][:] = levels(num_rows)
+
+    def note_squares(self, keys: float | None, ordered: float | None) -> None:
+        """Note the largest |x|^2 of some rows, as their keys have it and as their clusters have it."""
+        if keys is not None:
+            self.entry["largest_square"] = max(self.entry["largest_square"], keys)
+        if ordered is not None:
+            self.entry["clusters_largest_square"] = max(self.entry["clusters_largest_square"], ordered)
 
 
 class BlockFile:
@@ -138,9 +179,15 @@ class BlockFile:
                 dim=keys.shape[1] - 1,
                 **{name: arrays[name] for name in _CLUSTER_ARRAYS},
             )
-        block = ReferenceBlock(keys, clusters=clusters, leaves=arrays["blocks"])
+        block = ReferenceBlock(keys, clusters=clusters, leaves=arrays["blocks"], release=partial(release, memory))
         block.__dict__["largest_square"] = entry["largest_square"]
         return block
+
+
+def release(memory: mmap.mmap) -> None:
+    """Give up this process's pages of a mapping to which nobody writes but through the file; they come again."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        memory.madvise(mmap.MADV_DONTNEED)
 
 
 def _write(handle: int, values: NDArray[Any], place: int) -> None:

@@ -17,13 +17,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.job.kernel_cache import cached_njit
+from sfg_dist.job.threads import usable_cpus
 
 F = np.float32
 FAN = 8
@@ -35,6 +38,8 @@ MAX_TOP_NODES = 16
 PARALLEL_ROWS = 1 << 18
 SPLIT_SAMPLE = 1024
 _CHUNK_LEAVES = 1 << 12  # laid out at a time
+_NODE_ROWS = 1 << 17  # whose nodes are made at a time
+_EIGEN_NODES = 1 << 12  # whose covariances are looked at together
 
 Mapper = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
 
@@ -85,6 +90,11 @@ def build_order(rows: NDArray[np.float32], *, mapper: Mapper = map) -> NDArray[n
     return np.concatenate([order[low:high][part] for (low, high), part in zip(parts, orders, strict=True)])
 
 
+def split_once(columns: NDArray[np.float32], order: NDArray[np.int64], low: int, high: int) -> list[int]:
+    """Split ``order[low:high]`` of rows that are given by their columns, once; the first places of both parts."""
+    return sorted(_order_range(columns, order, low, high, LEAF_ROWS, high - low - 1))
+
+
 def order_part(rows: NDArray[np.float32]) -> NDArray[np.int64]:
     """The ordering of one subtree's rows."""
     order = np.arange(len(rows), dtype=np.int64)
@@ -101,34 +111,74 @@ def build_clusters(rows: NDArray[np.float32], *, order: NDArray[np.int64] | None
     if order is None:
         order = build_order(rows)
     ordered = np.ascontiguousarray(rows[order])
-    sizes, offsets = _levels(num_rows)
-    moments, shapes = moment_order(dim), clusters_shapes(num_rows, dim)
+    shapes, (sizes, offsets) = clusters_shapes(num_rows, dim), levels(num_rows)
     bounds, table = np.zeros(shapes["bounds"], F), np.zeros(shapes["moments"], F)
-    for level, size in enumerate(sizes):
-        _node_moments(ordered, LEAF_ROWS * FAN**level, offsets[level], size, moments, bounds, table)
-    if moments >= 2:
-        covariance = table[:, 1 : 1 + dim, :dim]
-        widest = np.concatenate(
-            [
-                np.linalg.eigvalsh(part.astype(np.float64))[:, -1]
-                for part in np.array_split(covariance, len(table) // 4096 + 1)
-            ]
-        )
-        bounds[:, 3 * dim + 3] = widest.reshape(-1, FAN).clip(0)
-    else:
-        bounds[:, 3 * dim + 3] = bounds[:, 3 * dim + 2]
-    bounds[:, 3 * dim + 1 :] *= F(1 + 1e-6)  # bounds may be rounded up, never down
+    fill_nodes(ordered, bounds, table)
     return Clusters(
         order=order,
         blocks=make_blocks(ordered),
-        largest_square=float(np.einsum("ij,ij->i", ordered, ordered, dtype=np.float64).max()),
+        largest_square=largest_square(ordered),
         num_rows=num_rows,
         dim=dim,
-        offsets=np.array(offsets, dtype=np.int64),
-        sizes=np.array(sizes, dtype=np.int64),
+        offsets=offsets,
+        sizes=sizes,
         bounds=bounds,
         moments=table,
     )
+
+
+def fill_nodes(
+    ordered: NDArray[np.float32],
+    bounds: NDArray[np.float32],
+    table: NDArray[np.float32],
+    *,
+    done: Callable[[], None] = lambda: None,
+) -> None:
+    """Write ``Clusters.bounds`` and ``Clusters.moments``, which are zeros, over the ordered rows.
+
+    Threads share out the nodes. ``done`` is called after each part of them.
+    """
+    num_rows, dim = ordered.shape
+    sizes, offsets = _levels(num_rows)
+    moments = moment_order(dim)
+
+    def fill(level: int, first: int) -> None:
+        span, step = LEAF_ROWS * FAN**level, _step(level)
+        rows = ordered[first * span : (first + step) * span]
+        _node_moments(rows, span, offsets[level] + first, min(step, sizes[level] - first), moments, bounds, table)
+
+    def widest(nodes: slice) -> None:
+        covariance = table[nodes, 1 : 1 + dim, :dim].astype(np.float64)
+        found = np.linalg.eigvalsh(covariance)[:, -1]
+        bounds[nodes.start // FAN : nodes.stop // FAN, 3 * dim + 3] = found.reshape(-1, FAN).clip(0)
+
+    with ThreadPoolExecutor(usable_cpus() if num_rows > PARALLEL_ROWS else 1) as pool:
+        for level, size in enumerate(sizes):
+            for _ in pool.map(partial(fill, level), range(0, size, _step(level))):
+                done()
+        if moments >= 2:
+            starts = range(0, len(table), _EIGEN_NODES)
+            for _ in pool.map(widest, [slice(start, min(start + _EIGEN_NODES, len(table))) for start in starts]):
+                done()
+        else:
+            bounds[:, 3 * dim + 3] = bounds[:, 3 * dim + 2]
+    bounds[:, 3 * dim + 1 :] *= F(1 + 1e-6)  # bounds may be rounded up, never down
+
+
+def _step(level: int) -> int:
+    """So many nodes of a level are filled in at a time."""
+    return max(1, _NODE_ROWS // (LEAF_ROWS * FAN**level))
+
+
+def largest_square(rows: NDArray[np.float32]) -> float:
+    """The largest |x|^2 of rows."""
+    return float(np.einsum("ij,ij->i", rows, rows, dtype=np.float64).max())
+
+
+def levels(num_rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """``Clusters.sizes`` and ``Clusters.offsets`` of a table of so many rows."""
+    sizes, offsets = _levels(num_rows)
+    return np.array(sizes, dtype=np.int64), np.array(offsets, dtype=np.int64)
 
 
 def clusters_shapes(num_rows: int, dim: int) -> dict[str, tuple[int, ...]]:

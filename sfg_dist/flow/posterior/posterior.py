@@ -80,10 +80,13 @@ def posterior_moments(
         return elsewhere
     if chosen != "sparse":
         return _dense(request, reference, DENSE_ENGINES[chosen])
-    if threshold > 0:
-        return _measured(request, reference, threshold, tolerance)
-    if reference.device.type == "cpu":
-        return _clustered(request, reference, tolerance)
+    if threshold > 0 or reference.device.type == "cpu":
+        if threshold > 0:
+            moments = _measured(request, reference, threshold, tolerance)
+        else:
+            moments = _clustered(request, reference, tolerance)
+        reference.relieve()
+        return moments
     # A bound within one of several blocks says nothing of the block's mass, so there nothing is left out.
     engine = partial(_triton, tolerance=tolerance) if reference.num_blocks == 1 else _triton
     return _dense(request, reference, engine)

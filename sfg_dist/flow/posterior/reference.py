@@ -101,6 +101,10 @@ class PreparedReference(ABC):
         """
         return None
 
+    def relieve(self) -> None:
+        """Give up memory after an evaluation, where too much is held; see ``streaming``."""
+        return
+
     def subset(self, index: Tensor | NDArray[np.integer]) -> Reference:
         """A reference of the rows at ``index``, in memory, centred about its own mean, with the scale of the whole."""
         numbers = index.cpu().numpy() if isinstance(index, Tensor) else index

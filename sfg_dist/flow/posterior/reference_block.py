@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ class ReferenceBlock:
 
     ``keys`` are the rows with their squared norm as one more column, shape (num_rows, dim + 1). Where they were made
     earlier, ``order`` comes from ``clusters.build_order``, ``clusters`` are the clusters themselves, and ``leaves`` the
-    rows as ``clusters.make_blocks`` lays them out.
+    rows as ``clusters.make_blocks`` lays them out. ``release`` gives up the memory of a block that is mapped.
     """
 
     def __init__(
@@ -31,8 +32,9 @@ class ReferenceBlock:
         order: NDArray[np.int64] | None = None,
         clusters: Clusters | None = None,
         leaves: NDArray[np.float32] | None = None,
+        release: Callable[[], None] = lambda: None,
     ) -> None:
-        self.keys = keys
+        self.keys, self.release = keys, release
         self._order = order
         if clusters is not None:
             self.__dict__["clusters"] = clusters
@@ -76,7 +78,7 @@ class ReferenceBlock:
         """The nodes of the clusters as normal laws."""
         from sfg_dist.flow.posterior.normals import NormalNodes
 
-        return NormalNodes(self.clusters)
+        return NormalNodes(self.clusters, done=self.release)
 
     @property
     def has_clusters(self) -> bool:

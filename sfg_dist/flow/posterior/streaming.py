@@ -29,6 +29,8 @@ class StreamedReference(PreparedReference):
         scale: what the blocks' rows are divided by.
         spreads: standard deviation of each column, if it is known.
         whole: all rows are one block.
+        is_over: whether this process holds more memory than it may; the kept blocks then give theirs up after an
+            evaluation, where they are mapped from a file.
 
     Attributes:
         num_streamed: how often a block was loaded and not kept.
@@ -46,18 +48,25 @@ class StreamedReference(PreparedReference):
         scale: float = 1.0,
         spreads: Tensor | None = None,
         whole: bool = False,
+        is_over: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(scale, spreads)
         self.is_whole = whole
         self.center, self.num_reference, self.device, self.dtype = center, num_reference, device, dtype
         self.num_streamed = 0
-        self._load, self._num_kept = load, num_kept
+        self._load, self._num_kept, self._is_over = load, num_kept, is_over
         self._kept: dict[int, ReferenceBlock] = {}
 
     def blocks(self) -> Iterator[ReferenceBlock]:
         """The blocks in order, each loaded as the loop comes to it."""
         for number in range(self.num_blocks):
             yield self._block(number)
+
+    def relieve(self) -> None:
+        """Give up the memory of kept blocks where this process holds too much."""
+        if self._is_over():
+            for block in self._kept.values():
+                block.release()
 
     def take(self, index: NDArray[np.integer]) -> Tensor:
         """The rows at ``index`` in the reference's own coordinates, float64 on the CPU, shape (len(index), dim)."""

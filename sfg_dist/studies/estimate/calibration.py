@@ -32,9 +32,9 @@ from sfg_dist.store import Frame, create_store
 from sfg_dist.studies.estimate import calibration_process
 from sfg_dist.studies.estimate.calibration_process import (
     PROBES,
-    TRIAL_ROWS,
     Trial,
     TrialTask,
+    trial_rows,
     with_batches,
     with_reference,
 )
@@ -129,7 +129,7 @@ def calibrate(
         queries = np.resize(queries, (max(len(queries), batches * plan.labels["batch_size"]), plan.dim))
         plan = replace(plan, num_pairs=len(queries))
     with tempfile.TemporaryDirectory(prefix="sfg-plan-") as folder:
-        trial = with_batches(with_reference(plan, reference), TRIAL_ROWS)
+        trial = with_batches(with_reference(plan, reference), trial_rows(plan))
         block_rows = len(reference) if plan.is_whole else REFERENCE_BLOCK_ROWS
         cuts = range(block_rows, len(reference), block_rows)
         orders = iter([] if order is None else np.split(order, cuts))  # of each block
@@ -165,7 +165,7 @@ def calibrate(
     found: dict[DeviceKind, list[Trial]] = {}
     for device, result in sorted(zip(devices, results, strict=True), key=lambda pair: pair[0]):
         found.setdefault("cpu" if device == "cpu" else "cuda", []).append(result)
-    return Calibration({kind: _pace_of(trials, scale) for kind, trials in found.items()}, other_cpus)
+    return Calibration({kind: _pace_of(trials, scale, trial_rows(plan)) for kind, trials in found.items()}, other_cpus)
 
 
 def _require_room(needed: int) -> None:
@@ -226,8 +226,11 @@ def _next_answer(child: Child) -> Message:
     return answer
 
 
-def _pace_of(trials: Sequence[Trial], scale: float) -> Pace:
-    """One pace of all workers of a kind; ``scale`` is the rows of a shard over those of a probe."""
+def _pace_of(trials: Sequence[Trial], scale: float, first_rows: int) -> Pace:
+    """One pace of all workers of a kind.
+
+    ``scale`` is the rows of a shard over those of a probe, and ``first_rows`` those of the first batch.
+    """
     batches = [batch for trial in trials for batch in trial.batches]
     rows, seconds = sum(batch.rows for batch in batches), sum(batch.seconds for batch in batches)
     low, high = np.quantile([batch.seconds / batch.rows for batch in batches], [0.1, 0.9])
@@ -244,7 +247,7 @@ def _pace_of(trials: Sequence[Trial], scale: float) -> Pace:
         check_s=statistics.median(trial.check_s for trial in trials),
         import_s=statistics.median(trial.import_s for trial in trials),
         open_s=statistics.median(trial.open_s for trial in trials),
-        first_s=max(0.0, statistics.median(trial.first_s for trial in trials) - per_row * TRIAL_ROWS),
+        first_s=max(0.0, statistics.median(trial.first_s for trial in trials) - per_row * first_rows),
         host_bytes=max(trial.host_bytes for trial in trials),
         device_bytes=max(trial.device_bytes for trial in trials),
         commit_bytes=statistics.median(trial.commit_bytes or 0 for trial in trials),

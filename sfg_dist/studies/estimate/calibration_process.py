@@ -21,10 +21,15 @@ from sfg_dist.job.fingerprint import fingerprint
 from sfg_dist.job.plan import Plan
 from sfg_dist.store import Frame, Pairs, create_store
 
-TRIAL_ROWS = 64  # of the first batches
+TRIAL_ROWS, MEASURED_TRIAL_ROWS = 64, 256  # of the first batches
 PROBES = 4  # shards that are written to time it
 _LEAST_BATCHES = 3
 _MAX_SHARDS = 4096  # that a calibration can get through
+
+
+def trial_rows(plan: Plan) -> int:
+    """Rows of the first batches: more under a measured certificate, which measures some rows of each batch again."""
+    return MEASURED_TRIAL_ROWS if plan.is_whole else TRIAL_ROWS
 
 
 def with_batches(plan: Plan, rows: int) -> Plan:
@@ -111,7 +116,7 @@ def _work(parent: Parent) -> None:
     first_s = time.time() - opened
     record = labeler.label(next(shards))
     # Larger batches, until one takes a good part of the time or is the plan's own.
-    rows, wanted = TRIAL_ROWS, plan.batch_rows(device.type)
+    rows, wanted = trial_rows(plan), plan.batch_rows(device.type)
     while rows < wanted and record["seconds"] < task.seconds / 8:
         room = task.seconds / 4 / max(record["seconds"], 1e-4)
         rows = min(wanted, max(2, int(room)) * rows)

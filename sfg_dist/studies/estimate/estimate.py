@@ -32,9 +32,10 @@ from sfg_dist.distributed.labels.requirements import (
 from sfg_dist.distributed.labels.sizes import StoreBytes, bytes_left, store_bytes
 from sfg_dist.distributed.labels.worker_count import DeviceKind, Workers
 from sfg_dist.distributed.machine import Machine, resident_memory, this_machine
+from sfg_dist.flow.posterior.block_file import reference_bytes
 from sfg_dist.job.config import Job
 from sfg_dist.job.plan import REFERENCE_BLOCK_ROWS, Plan
-from sfg_dist.job.words import GIB
+from sfg_dist.job.words import GIB, duration, size_of
 from sfg_dist.pipeline.check import check_job
 from sfg_dist.pipeline.plan import frame_of, plan_of
 from sfg_dist.pipeline.table import prepare_table
@@ -114,13 +115,15 @@ class _Subject:
     fits_grid: bool
     read_as: str
     columns: Sequence[str]  # what there is to know of the table's columns, in sentences
+    is_in_memory: bool  # the table
 
     @classmethod
     def of(cls, job: Job, prepared: Prepared) -> _Subject:
         """Lay out the store of a job from its table, and look at the one that it may have begun."""
         from sfg_dist.distributed.labels.ordering import order_with_threads
 
-        frame = frame_of(job, prepared, order_with_threads)
+        is_whole = job.labels.certificate == "measured"
+        frame = frame_of(job, prepared, partial(order_with_threads, is_whole=is_whole))
         pairs = _existing_store(job)
         fits_grid = job.labels.time_grid == "fitted" and pairs is None
         # The default grid costs as many evaluations as one that is fitted first.
@@ -130,8 +133,8 @@ class _Subject:
             pairs.require_plan(plan)
             plan = pairs.plan
         pending = range(plan.num_shards) if pairs is None else pairs.pending()
-        told = category_words(prepared.report)
-        return cls(plan, frame, pairs, pending, prepared.num_train, fits_grid, prepared.report["read_as"], told)
+        told, read_as = category_words(prepared.report), prepared.report["read_as"]
+        return cls(plan, frame, pairs, pending, prepared.num_train, fits_grid, read_as, told, prepared.is_whole)
 
     @property
     def has_clusters(self) -> bool:
@@ -254,6 +257,7 @@ def estimate_job(
         paces=paces,
         notes=(
             *_notes(job, workers, machine, memory, subject, blocks),
+            *_file_notes(subject, paces),
             *_load_notes(workers, machine, paces, found.other_cpus, spent),
         ),
         chosen="" if chosen is None else chosen.words,
@@ -363,6 +367,19 @@ def _notes(
             "the calibration"
         )
     return notes
+
+
+def _file_notes(subject: _Subject, paces: Mapping[DeviceKind, Pace]) -> list[str]:
+    """What it takes that a reference of one block is larger than memory."""
+    if subject.is_in_memory or not subject.plan.is_whole or not paces:
+        return []
+    rows, dim = subject.num_reference, subject.plan.dim
+    size = reference_bytes(rows, dim, has_clusters=True, is_whole=True)
+    seconds = max(pace.open_s for pace in paces.values())
+    return [
+        f"the reference is larger than labels.memory_gib: each node builds it in {duration(seconds)}, in a temporary "
+        f"file of {size_of(size)}, beside {size_of(8 * rows * dim)} meanwhile; its rows stay in the file"
+    ]
 
 
 def _load_notes(

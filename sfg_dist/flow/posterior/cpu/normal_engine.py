@@ -27,14 +27,14 @@ def normal_sums(request: Request, clusters: Clusters, nodes: NormalNodes, thresh
     sums = queries.room()
     if len(queries.rows):
         inv_sigma_sq = queries.inv_sigma_sq[queries.rows[0]]
-        laws = nodes.at(1 / inv_sigma_sq).reshape(-1)
+        laws = nodes.at(1 / inv_sigma_sq)
 
     def work(part: NDArray[np.int64]) -> None:
         found, counts, sums64 = sums.take(part), np.empty(len(part), np.int64), np.zeros((len(part), 2))
         normal_rows(
             queries.x[part], queries.inv_sigma_sq[part], threshold, clusters.offsets, clusters.sizes,
-            clusters.bounds.reshape(-1), laws, clusters.blocks.reshape(-1), *found[:3], found.work, counts, sums64,
-            tuple(range(clusters.dim)),
+            clusters.bounds.reshape(-1), laws, nodes.vectors, clusters.blocks.reshape(-1), *found[:3], found.work,
+            counts, sums64, tuple(range(clusters.dim)), nodes.rank,
         )  # fmt: skip
         found.log_kernel_sum[:] += queries.log_shift[part]
         served = (counts >= 0) & (sums64[:, 0] > LEAST_MASS) & np.isfinite(found.mean).all(axis=1)

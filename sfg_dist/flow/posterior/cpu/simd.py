@@ -50,7 +50,7 @@ def cached_njit(function: Callable[..., Any]) -> Any:
 
 @cache
 def _sources() -> str:
-    names = ("simd", "leaf_sums", "kernels", "nodes", "traversal", "normal_rows", "wide_sums")
+    names = ("simd", "leaf_sums", "kernels", "nodes", "traversal", "normal_laws", "normal_rows", "wide_sums")
     folder = resources.files("sfg_dist.flow.posterior.cpu")
     return hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in names)).hexdigest()
 
@@ -286,3 +286,4 @@ def _define(sign: Any, method: str) -> None:
 _define(operator.add, "fadd")
 _define(operator.sub, "fsub")
 _define(operator.mul, "fmul")
+_define(operator.truediv, "fdiv")

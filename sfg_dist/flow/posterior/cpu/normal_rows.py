@@ -13,21 +13,22 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from sfg_dist.flow.posterior.cpu.kernels import LOG2E, listed_rows
-from sfg_dist.flow.posterior.cpu.leaf_sums import HUGE, LEAF, draw_in, fade
+from sfg_dist.flow.posterior.cpu.kernels import LOG2E, finish
+from sfg_dist.flow.posterior.cpu.leaf_sums import HUGE, LEAF, SUMS, add_leaves, draw_in, fade
 from sfg_dist.flow.posterior.cpu.normal_laws import NUMBERS, weigh
 from sfg_dist.flow.posterior.cpu.simd import cached_njit, least, load, splat, store, total
 from sfg_dist.flow.posterior.cpu.traversal import descend
 
 F = np.float32
 MARGIN = F(60)  # powers of two that a row may weigh more than at the anchor
+MOST_OPEN = 1 << 14  # nodes of a level that a row may open; one that opens more is summed as fast by the bound
 WINDOW_FLOATS = 1 << 16  # numbers of nodes read together: 256 KB, within a core's second-level cache
 
 
 @njit(nogil=True, error_model="numpy")
 def _visit(bounds, laws, vectors, first_group, nodes, start, stop, opened, num_opened, state, lanes, saved, sums, side,
            axes, rank):  # fmt: skip
-    """Judge the children of nodes[start:stop]; return the number of nodes in ``opened``.
+    """Judge the children of nodes[start:stop]; return the number of nodes in ``opened``, -1 if there is no room.
 
     ``sums`` are the stand-ins' mass of the levels above, and the mass that is known of all nodes. They are relative to
     the anchor, which moves in if a far closer row turns up.
@@ -39,6 +40,8 @@ def _visit(bounds, laws, vectors, first_group, nodes, start, stop, opened, num_o
         for i in range(start, stop):
             bits = weigh(bounds, laws, vectors, first_group + nodes[i], state, lanes, axes, rank)
             if bits != 0:
+                if num_opened + 8 > len(opened):
+                    return -1
                 first = 8 * nodes[i]
                 for j in range(8):
                     opened[num_opened] = first + j
@@ -79,20 +82,21 @@ def _judge(state, lanes, sums, side, threshold):
 @cached_njit
 def normal_rows(
     x, inv_sigma_sq, threshold, offsets, sizes, bounds, laws, vectors, blocks, mean, log_sum, variance, work, counts,
-    sums64, axes, rank,
+    sums64, lists, axes, rank,
 ):  # fmt: skip
     """As ``kernels.dense_rows`` without variances, over nodes whose expected error is below ``threshold``.
 
     ``threshold`` is a share of the whole mass times a length. ``bounds``, ``laws`` and ``vectors`` (see
     ``normal_laws``), and ``blocks`` are flat. ``work`` counts pairs, stand-ins and nodes of each row. ``counts`` is
-    negative for rows whose float32 distances do not compare; ``sums64`` has each row's mass, relative to that of a near
-    row, in its first place.
+    negative for rows whose float32 distances do not compare, and for those that open more nodes of a level than
+    ``lists``, int32 of shape (2, rows, MOST_OPEN), has room for. ``sums64`` has each row's mass, relative to that of a
+    near row, in its first place.
     """
     rows, dim = x.shape
-    top, width = len(sizes) - 1, sizes[0] + 8
-    nodes, opened = np.empty((rows, width), np.int32), np.empty((rows, width), np.int32)
+    top, nodes, opened = len(sizes) - 1, lists[0], lists[1]
     lanes, saved = np.zeros((rows, 8 * (2 * dim + 3)), F), np.empty(16 * (dim + 1), F)
     states, anchors = np.empty((rows, NUMBERS + 2 * dim), F), np.empty(rows, F)
+    sums = np.empty(dim + SUMS, F)
     side64, place, num_opened = np.zeros((rows, dim)), np.zeros(rows, np.int64), np.zeros(rows, np.int64)
     window = WINDOW_FLOATS // (8 * (3 * dim + 5) + len(laws) // (offsets[top + 1] // 8))
     for row in range(rows):
@@ -119,12 +123,14 @@ def normal_rows(
                 while stop < counts[row] and nodes[row, stop] < low + window:
                     stop += 1
                 place[row] = stop
-                if stop > start:
+                if stop > start and num_opened[row] >= 0:
                     num_opened[row] = _visit(
                         bounds, laws, vectors, first_group, nodes[row], start, stop, opened[row], num_opened[row],
                         states[row], lanes[row], saved, sums64[row], side64[row], axes, rank,
                     )  # fmt: skip
         for row in range(rows):
+            if num_opened[row] < 0:
+                counts[row] = -1
             if counts[row] >= 0:
                 _judge(states[row], lanes[row], sums64[row], side64[row], threshold)
                 work[row, 1] += 8 * counts[row] - num_opened[row]
@@ -132,8 +138,13 @@ def normal_rows(
                 counts[row] = num_opened[row]
         nodes, opened = opened, nodes
     for row in range(rows):
+        if counts[row] < 0:
+            continue
         anchors[row] = states[row, 1]
-        work[row, 0] = max(counts[row], 0) * LEAF
-    listed_rows(
-        x, inv_sigma_sq, blocks, nodes, counts, sizes[0], anchors, sums64, side64, mean, log_sum, variance, axes, ()
-    )
+        if counts[row] > 0:  # few leaves of many, so that no window of them would be read twice
+            anchors[row] = add_leaves(
+                blocks, nodes[row], 0, counts[row], x[row], inv_sigma_sq[row] > 1, states[row, 0], anchors[row], sums,
+                sums64[row], side64[row], axes, (),
+            )  # fmt: skip
+        finish(row, x, inv_sigma_sq, anchors, sums64, side64, mean, log_sum, variance)
+        work[row, 0] = counts[row] * LEAF

@@ -32,6 +32,7 @@ from numba.extending import intrinsic
 
 from sfg_dist.flow.posterior.cpu.leaf_sums import HUGE, word
 from sfg_dist.flow.posterior.cpu.simd import (
+    LANES,
     cached_njit,
     call,
     compare,
@@ -116,41 +117,55 @@ def normal_laws(values, vectors, sizes, sigma_sq, axes, rank, laws):
                     laws[law + 8 * (head + 2) + lane] = HUGE
 
 
-class _Node:
-    """Emits what a group of eight nodes is to one row; each method returns values that stay in registers."""
+class _Nodes:
+    """Emits what two groups of eight nodes are to one row; each method returns values that stay in registers.
+
+    A group's own chain of dependent instructions is longer than a processor looks ahead; two hide each other's latency.
+    With AVX-512 both are one vector.
+    """
 
     def __init__(self, context: Any, builder: Any, signature: Any, arguments: Any, dim: int, rank: int) -> None:
         self.builder, self.dim, self.rank = builder, dim, rank
-        self.zero = constant(0.0)
-        self._vector = self.zero.type.as_pointer()
+        self.zero = self.number(0.0)
+        self._half = constant(0.0).type.as_pointer()
         data = [
             context.make_array(kind)(context, builder, value).data if isinstance(kind, types.Array) else value
             for kind, value in zip(signature.args, arguments, strict=True)
         ]
-        self._bounds, self._laws, self._vectors, group, self._state, self.lanes = data[:6]
-        self._bounds_at = builder.mul(group, word(8 * (3 * dim + 5)))
-        self._laws_at = builder.mul(group, word(8 * law_rows(dim, rank)))
-        self._vectors_at = builder.mul(group, word(8 * rank * dim))
+        self._bounds, self._laws, self._vectors, first, second, states, state_at, lanes, lanes_at = data[:9]
+        self._groups = (first, second)
+        self._state = builder.gep(states, [state_at])
+        self._lanes = builder.gep(lanes, [lanes_at])
         self.head = law_rows(dim, rank) - EXTRA
 
-    def at(self, array: Any, base: Any, row: int) -> Any:
-        place = self.builder.gep(array, [self.builder.add(base, word(8 * row))])
-        return self.builder.bitcast(place, self._vector)
+    def number(self, value: float) -> Any:
+        return constant(value, 2 * LANES)
 
-    def lane(self, row: int) -> Any:
-        return self.builder.bitcast(self.builder.gep(self.lanes, [word(8 * row)]), self._vector)
+    def _both(self, array: Any, size: int, row: int) -> Any:
+        """One number of each node of both groups, of ``size`` numbers a node."""
+        halves = []
+        for group in self._groups:
+            place = self.builder.add(self.builder.mul(group, word(LANES * size)), word(LANES * row))
+            pointer = self.builder.bitcast(self.builder.gep(array, [place]), self._half)
+            halves.append(self.builder.load(pointer, align=4))
+        every = ir.Constant(ir.VectorType(ir.IntType(32), 2 * LANES), [*range(2 * LANES)])
+        return self.builder.shuffle_vector(*halves, every)
 
     def bound(self, row: int) -> Any:
-        return self.builder.load(self.at(self._bounds, self._bounds_at, row), align=4)
+        return self._both(self._bounds, 3 * self.dim + 5, row)
 
     def law(self, row: int) -> Any:
-        return self.builder.load(self.at(self._laws, self._laws_at, row), align=4)
+        return self._both(self._laws, self.head + EXTRA, row)
 
-    def _vector_of(self, axis: int, column: int) -> Any:
-        return self.builder.load(self.at(self._vectors, self._vectors_at, axis * self.dim + column), align=4)
+    def _vector(self, axis: int, column: int) -> Any:
+        return self._both(self._vectors, self.rank * self.dim, axis * self.dim + column)
+
+    def lanes(self, row: int) -> Any:
+        place = self.builder.gep(self._lanes, [word(2 * LANES * row)])
+        return self.builder.bitcast(place, self.zero.type.as_pointer())
 
     def state(self, place: int) -> Any:
-        return spread(self.builder, self.builder.load(self.builder.gep(self._state, [word(place)])))
+        return spread(self.builder, self.builder.load(self.builder.gep(self._state, [word(place)])), 2 * LANES)
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
         return call(self.builder, "fma", a, b, c)
@@ -181,11 +196,11 @@ class _Node:
             for axis in range(self.rank):
                 along = self.zero
                 for k in range(dim):
-                    along = self.fma(self._vector_of(axis, k), steps[k], along)
+                    along = self.fma(self._vector(axis, k), steps[k], along)
                 scaled = builder.fmul(along, self.law(1 + axis))
                 near = self.fma(scaled, along, near)
                 for k in range(dim):
-                    moved[k] = self.fma(self._vector_of(axis, k), scaled, moved[k])
+                    moved[k] = self.fma(self._vector(axis, k), scaled, moved[k])
             return moved, near
         moved, near, row = [self.zero] * dim, self.zero, 0
         for i in range(dim):
@@ -201,70 +216,83 @@ class _Node:
 
     def shape(self, u_sq: Any, reach_sq: Any, third: Any) -> Any:
         """The sum over the cumulants that are left out; see the module's text."""
-        builder, mul, add = self.builder, self.builder.fmul, self.builder.fadd
-        a, b = add(u_sq, constant(1.0)), add(u_sq, constant(3.0))
-        c = self.fma(u_sq, add(u_sq, constant(6.0)), constant(3.0))
-        p2 = mul(mul(a, a), constant(1 / 4))
-        p3 = mul(mul(u_sq, constant(1 / 36)), mul(b, b))
-        p4 = mul(mul(c, c), constant(1 / 576))
+        mul, add, number = self.builder.fmul, self.builder.fadd, self.number
+        a, b = add(u_sq, number(1.0)), add(u_sq, number(3.0))
+        c = self.fma(u_sq, add(u_sq, number(6.0)), number(3.0))
+        p2 = mul(mul(a, a), number(1 / 4))
+        p3 = mul(mul(u_sq, number(1 / 36)), mul(b, b))
+        p4 = mul(mul(c, c), number(1 / 576))
         shape = mul(third, self.fma(p3, reach_sq, p2))
         shape = self.fma(self.law(self.head + 3), self.fma(p4, reach_sq, p3), shape)
         if self.rank:
             shape = self.fma(self.law(self.head + 1), self.fma(p2, reach_sq, u_sq), shape)
-        return compare(builder, "<", shape, constant(_WIDE))
+        return compare(self.builder, "<", shape, number(_WIDE))
 
-    def add(self, first: int, mass: Any, moved: list[Any]) -> None:
-        """Add masses, and masses times posterior means, to the lanes from ``first`` on."""
-        builder = self.builder
-        builder.store(builder.fadd(builder.load(self.lane(first), align=4), mass), self.lane(first), align=4)
+    def add(self, first: int, masses: list[Any], moved: list[Any]) -> None:
+        """Add masses of two kinds, and these times posterior means, to the lanes from ``first`` on."""
+        builder, size = self.builder, self.dim + 1
+        for kind, mass in enumerate(masses):
+            place = self.lanes(first + kind * size)
+            builder.store(builder.fadd(builder.load(place, align=4), mass), place, align=4)
         for k in range(self.dim):
-            place = self.lane(first + 1 + k)
             mean = builder.fadd(self.bound(k), moved[k])
-            builder.store(self.fma(mass, mean, builder.load(place, align=4)), place, align=4)
+            for kind, mass in enumerate(masses):
+                place = self.lanes(first + kind * size + 1 + k)
+                builder.store(self.fma(mass, mean, builder.load(place, align=4)), place, align=4)
 
 
 @intrinsic
-def weigh(typing_context, bounds, laws, vectors, group, state, lanes, axes, rank):
-    """Judge a group of nodes for one row: bits of those to be opened. The others are added to ``lanes``.
+def weigh(
+    typing_context, bounds, laws, vectors, first, second, states, state_at, lanes, lanes_at, is_pair, axes, rank
+):  # fmt: skip
+    """Judge two groups of nodes for one row: bits of those to be opened. The others are added to ``lanes``.
 
-    The code is unrolled for the number of columns, one item of ``axes`` each, so that d and Q d stay in registers.
-    ``state`` has NUMBERS numbers of the row, x~, and the guess of its mean. ``lanes`` has mass and columns of the nodes
-    that stand for their rows, eight places each, then those of the opened ones as far as they are not wide, then the
-    least mean square distances.
+    The code is unrolled for the number of columns, one item of ``axes`` each, so that d and Q d stay in registers. From
+    ``state_at`` on ``states`` has NUMBERS numbers of the row, x~, and the guess of its mean. From ``lanes_at`` on
+    ``lanes`` has mass and columns of the nodes that stand for their rows, 16 places each, then those of all nodes as
+    far as they are not wide, then the least mean square distances. Without ``is_pair`` the second group is left out.
     """
     dim = len(axes)
-    signature = types.int64(bounds, laws, vectors, types.intp, state, lanes, axes, rank)
+    place = types.intp
+    signature = types.int64(
+        bounds, laws, vectors, place, place, states, place, lanes, place, types.boolean, axes, rank
+    )  # fmt: skip
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        node = _Node(context, builder, signature, arguments, dim, len(rank))
-        steps, square, gap, off = node.distances()
-        moved, near = node.shrunk(steps, square)
-        slope, level, bar, inv_sq = (node.state(k) for k in range(NUMBERS))
+        nodes = _Nodes(context, builder, signature, arguments, dim, len(rank))
+        steps, square, gap, off = nodes.distances()
+        moved, near = nodes.shrunk(steps, square)
+        slope, level, bar, inv_sq = (nodes.state(k) for k in range(NUMBERS))
         exponents = [builder.fmul(builder.fsub(level, value), slope) for value in (gap, builder.fsub(square, near))]
-        powers = finish(exp2_steps(builder, [compare(builder, "<", value, constant(_MOST)) for value in exponents]))
-        count, law_count = node.bound(3 * dim), node.law(node.head)
+        powers = finish(exp2_steps(builder, [compare(builder, "<", value, nodes.number(_MOST)) for value in exponents]))
+        count, law_count = nodes.bound(3 * dim), nodes.law(nodes.head)
         # A normal law reaches beyond the box of its rows, and falls short of a row far from the others.
         most = builder.fmul(count, powers[0])
         mass = compare(builder, "<", builder.fmul(law_count, powers[1]), most)
-        lone = compare(builder, ">", builder.fsub(powers[0], mass), node.zero)
-        radius, third = node.bound(3 * dim + 1), node.law(node.head + 2)
-        reach_sq = node.fma(radius, radius, off)
-        shape = node.shape(builder.fmul(square, inv_sq), builder.fmul(off, inv_sq), third)
+        lone = compare(builder, ">", builder.fsub(powers[0], mass), nodes.zero)
+        radius, third = nodes.bound(3 * dim + 1), nodes.law(nodes.head + 2)
+        reach_sq = nodes.fma(radius, radius, off)
+        shape = nodes.shape(builder.fmul(square, inv_sq), builder.fmul(off, inv_sq), third)
         error = builder.fmul(builder.fmul(lone, lone), reach_sq)
-        error = node.fma(builder.fmul(mass, mass), shape, error)
-        is_narrow = builder.fcmp_ordered("<", third, constant(_WIDE))
+        error = nodes.fma(builder.fmul(mass, mass), shape, error)
+        is_narrow = builder.fcmp_ordered("<", third, nodes.number(_WIDE))
         certain = builder.fmul(builder.fmul(most, most), reach_sq)
         error = compare(builder, "<", builder.select(is_narrow, error, certain), certain)
         opens = builder.fcmp_ordered(">", error, bar)
-        bits = builder.zext(builder.bitcast(opens, ir.IntType(8)), ir.IntType(64))
-        last = 2 * (dim + 1)
-        is_empty = builder.fcmp_ordered("<=", count, node.zero)
-        jensen = builder.select(is_empty, constant(float(HUGE)), builder.fadd(square, node.bound(3 * dim + 2)))
-        closest = compare(builder, "<", builder.load(node.lane(last), align=4), jensen)
-        builder.store(closest, node.lane(last), align=4)
-        node.add(0, builder.select(opens, node.zero, mass), moved)
-        with builder.if_then(builder.icmp_unsigned("!=", bits, word(0)), likely=False):
-            node.add(dim + 1, builder.select(builder.and_(opens, is_narrow), mass, node.zero), moved)
-        return bits
+        bits = builder.zext(builder.bitcast(opens, ir.IntType(2 * LANES)), ir.IntType(64))
+        last = nodes.lanes(2 * (dim + 1))
+        is_empty = builder.fcmp_ordered("<=", count, nodes.zero)
+        jensen = builder.fadd(square, nodes.bound(3 * dim + 2))
+        jensen = builder.select(is_empty, nodes.number(float(HUGE)), jensen)
+        builder.store(compare(builder, "<", builder.load(last, align=4), jensen), last, align=4)
+        pair = arguments[9]
+        pair = builder.trunc(pair, ir.IntType(1)) if pair.type.width > 1 else pair
+        one, none = constant(1.0), constant(0.0)
+        every = ir.Constant(ir.VectorType(ir.IntType(32), 2 * LANES), [*range(2 * LANES)])
+        live = builder.shuffle_vector(one, builder.select(pair, one, none), every)
+        mass = builder.fmul(mass, live)
+        kinds = [builder.select(opens, nodes.zero, mass), builder.select(is_narrow, mass, nodes.zero)]
+        nodes.add(0, kinds, moved)
+        return builder.select(pair, bits, builder.and_(bits, word(255)))
 
     return signature, generate

@@ -16,7 +16,7 @@ from numba import njit
 from sfg_dist.flow.posterior.cpu.kernels import LOG2E, finish
 from sfg_dist.flow.posterior.cpu.leaf_sums import HUGE, LEAF, SUMS, add_leaves, draw_in, fade
 from sfg_dist.flow.posterior.cpu.normal_laws import NUMBERS, weigh
-from sfg_dist.flow.posterior.cpu.simd import cached_njit, least, load, splat, store, total
+from sfg_dist.flow.posterior.cpu.simd import cached_njit, least, load, smaller, splat, store, total
 from sfg_dist.flow.posterior.cpu.traversal import descend
 
 F = np.float32
@@ -26,57 +26,72 @@ WINDOW_FLOATS = 1 << 16  # numbers of nodes read together: 256 KB, within a core
 
 
 @njit(nogil=True, error_model="numpy")
-def _visit(bounds, laws, vectors, first_group, nodes, start, stop, opened, num_opened, state, lanes, saved, sums, side,
-           axes, rank):  # fmt: skip
-    """Judge the children of nodes[start:stop]; return the number of nodes in ``opened``, -1 if there is no room.
+def _visit(
+    bounds, laws, vectors, first_group, nodes, start, stop, opened, num_opened, row, states, lanes, saved, sums, side,
+    bits, axes, rank,
+):  # fmt: skip
+    """Judge the children of nodes[row, start:stop]; the number of nodes in ``opened``, -1 if there is no room.
 
     ``sums`` are the stand-ins' mass of the levels above, and the mass that is known of all nodes. They are relative to
     the anchor, which moves in if a far closer row turns up.
     """
-    size, slope, before = len(saved), state[0], num_opened
+    dim = len(axes)
+    at, lane, size = row * (NUMBERS + 2 * dim), row * 16 * (2 * dim + 3), 32 * (dim + 1)
     while True:
         for k in range(0, size, 8):
-            store(saved, k, load(lanes, k))
-        for i in range(start, stop):
-            bits = weigh(bounds, laws, vectors, first_group + nodes[i], state, lanes, axes, rank)
-            if bits != 0:
-                if num_opened + 8 > len(opened):
-                    return -1
-                first = 8 * nodes[i]
-                for j in range(8):
-                    opened[num_opened] = first + j
-                    num_opened += (bits >> j) & 1
-        closest = least(load(lanes, size))
-        if not (state[1] - closest) * slope > MARGIN:
-            return num_opened
+            store(saved, k, load(lanes, lane + k))
+        for i in range(start, stop, 2):
+            other = min(i + 1, stop - 1)
+            bits[(i - start) // 2] = weigh(
+                bounds, laws, vectors, first_group + nodes[row, i], first_group + nodes[row, other], states, at, lanes,
+                lane, other > i, axes, rank,
+            )  # fmt: skip
+        closest, slope = least(smaller(load(lanes, lane + size), load(lanes, lane + size + 8))), states[at]
+        if not (states[at + 1] - closest) * slope > MARGIN:
+            break
         # Masses may have left float32: take these nodes again.
-        share = fade(state[1], closest, slope)
+        share = splat(F(fade(states[at + 1], closest, slope)))
         for k in range(0, size, 8):
-            store(lanes, k, load(saved, k) * splat(F(share)))
-        draw_in(state[1], closest, slope, sums, side)
-        state[1], num_opened = closest, before
+            store(lanes, lane + k, load(saved, k) * share)
+        draw_in(states[at + 1], closest, slope, sums[row], side[row])
+        states[at + 1] = closest
+    for i in range(start, stop):
+        eight = (bits[(i - start) // 2] >> (8 * ((i - start) % 2))) & 255
+        if eight != 0:
+            if num_opened + 8 > opened.shape[1]:
+                return -1
+            for j in range(8):
+                opened[row, num_opened] = 8 * nodes[row, i] + j
+                num_opened += (eight >> j) & 1
+    return num_opened
+
+
+@njit(nogil=True, error_model="numpy", inline="always")
+def _both(lanes, at):
+    return total(load(lanes, at) + load(lanes, at + 8))
 
 
 @njit(nogil=True, error_model="numpy")
-def _judge(state, lanes, sums, side, threshold):
+def _judge(row, states, lanes, sums, side, threshold):
     """Add a level's stand-ins to the sums; what the next one is to be compared with."""
-    dim = len(side)
-    sums[0] += total(load(lanes, 0))
+    dim = side.shape[1]
+    at, lane, size = row * (NUMBERS + 2 * dim), row * 16 * (2 * dim + 3), 16 * (dim + 1)
+    sums[row, 1] = sums[row, 0] + _both(lanes, lane + size)
     for k in range(dim):
-        side[k] += total(load(lanes, 8 + 8 * k))
-    sums[1] = sums[0] + total(load(lanes, 8 * (dim + 1)))
-    if sums[1] > 1:
-        for k in range(dim):
-            state[NUMBERS + dim + k] = F((side[k] + total(load(lanes, 8 * (dim + 2 + k)))) / sums[1])
-    for k in range(2 * (dim + 1)):
-        store(lanes, 8 * k, splat(F(0)))
-    closest = least(load(lanes, 16 * (dim + 1)))
-    if closest < state[1]:  # the nearest row is not farther than a node's mean squared distance
-        draw_in(state[1], closest, state[0], sums, side)
-        state[1] = closest
+        if sums[row, 1] > 1:
+            columns = side[row, k] + _both(lanes, lane + size + 16 * (1 + k))
+            states[at + NUMBERS + dim + k] = F(columns / sums[row, 1])
+        side[row, k] += _both(lanes, lane + 16 * (1 + k))
+    sums[row, 0] += _both(lanes, lane)
+    for k in range(0, 2 * size, 8):
+        store(lanes, lane + k, splat(F(0)))
+    closest = least(smaller(load(lanes, lane + 2 * size), load(lanes, lane + 2 * size + 8)))
+    if closest < states[at + 1]:  # the nearest row is not farther than a node's mean squared distance
+        draw_in(states[at + 1], closest, states[at], sums[row], side[row])
+        states[at + 1] = closest
     # The nearest row's own mass is 1 or more, though its nodes may say nothing about it yet.
-    bar = F(threshold * max(sums[1], 1.0))
-    state[2] = bar * bar
+    bar = F(threshold * max(sums[row, 1], 1.0))
+    states[at + 2] = bar * bar
 
 
 @cached_njit
@@ -94,22 +109,25 @@ def normal_rows(
     """
     rows, dim = x.shape
     top, nodes, opened = len(sizes) - 1, lists[0], lists[1]
-    lanes, saved = np.zeros((rows, 8 * (2 * dim + 3)), F), np.empty(16 * (dim + 1), F)
-    states, anchors = np.empty((rows, NUMBERS + 2 * dim), F), np.empty(rows, F)
-    sums = np.empty(dim + SUMS, F)
-    side64, place, num_opened = np.zeros((rows, dim)), np.zeros(rows, np.int64), np.zeros(rows, np.int64)
+    stride, lane = NUMBERS + 2 * dim, 16 * (2 * dim + 3)
+    states, lanes, saved = np.empty(rows * stride, F), np.zeros(rows * lane, F), np.empty(lane, F)
+    anchors, sums, side64 = np.empty(rows, F), np.empty(dim + SUMS, F), np.zeros((rows, dim))
+    place, num_opened = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
     window = WINDOW_FLOATS // (8 * (3 * dim + 5) + len(laws) // (offsets[top + 1] // 8))
+    bits = np.empty(window // 2 + 1, np.int64)
     for row in range(rows):
         leaf, anchors[row] = descend(bounds, blocks, dim, offsets, sizes, x[row])
         if not anchors[row] < HUGE / F(10):  # squares leave float32, or something is not a number
             counts[row] = -1
             continue
-        states[row, 0], states[row, 1] = F(0.5) * F(inv_sigma_sq[row]) * LOG2E, anchors[row]
-        states[row, 2], states[row, 3] = F(threshold) * F(threshold), inv_sigma_sq[row]
+        at = row * stride
+        states[at], states[at + 1] = F(0.5) * F(inv_sigma_sq[row]) * LOG2E, anchors[row]
+        states[at + 2], states[at + 3] = F(threshold) * F(threshold), inv_sigma_sq[row]
         for k in range(dim):
-            states[row, NUMBERS + k] = x[row, k]
-            states[row, NUMBERS + dim + k] = bounds[(leaf // 8 * (3 * dim + 5) + k) * 8 + leaf % 8]
-        store(lanes[row], 16 * (dim + 1), splat(HUGE))
+            states[at + NUMBERS + k] = x[row, k]
+            states[at + NUMBERS + dim + k] = bounds[(leaf // 8 * (3 * dim + 5) + k) * 8 + leaf % 8]
+        for k in range(0, 16, 8):
+            store(lanes, row * lane + 32 * (dim + 1) + k, splat(HUGE))
         counts[row] = (sizes[top] + 7) // 8
         for i in range(counts[row]):
             nodes[row, i] = i
@@ -125,14 +143,14 @@ def normal_rows(
                 place[row] = stop
                 if stop > start and num_opened[row] >= 0:
                     num_opened[row] = _visit(
-                        bounds, laws, vectors, first_group, nodes[row], start, stop, opened[row], num_opened[row],
-                        states[row], lanes[row], saved, sums64[row], side64[row], axes, rank,
+                        bounds, laws, vectors, first_group, nodes, start, stop, opened, num_opened[row], row, states,
+                        lanes, saved, sums64, side64, bits, axes, rank,
                     )  # fmt: skip
         for row in range(rows):
             if num_opened[row] < 0:
                 counts[row] = -1
             if counts[row] >= 0:
-                _judge(states[row], lanes[row], sums64[row], side64[row], threshold)
+                _judge(row, states, lanes, sums64, side64, threshold)
                 work[row, 1] += 8 * counts[row] - num_opened[row]
                 work[row, 2] += 8 * counts[row]
                 counts[row] = num_opened[row]
@@ -140,11 +158,11 @@ def normal_rows(
     for row in range(rows):
         if counts[row] < 0:
             continue
-        anchors[row] = states[row, 1]
+        anchors[row] = states[row * stride + 1]
         if counts[row] > 0:  # few leaves of many, so that no window of them would be read twice
             anchors[row] = add_leaves(
-                blocks, nodes[row], 0, counts[row], x[row], inv_sigma_sq[row] > 1, states[row, 0], anchors[row], sums,
-                sums64[row], side64[row], axes, (),
+                blocks, nodes[row], 0, counts[row], x[row], inv_sigma_sq[row] > 1, states[row * stride], anchors[row],
+                sums, sums64[row], side64[row], axes, (),
             )  # fmt: skip
         finish(row, x, inv_sigma_sq, anchors, sums64, side64, mean, log_sum, variance)
         work[row, 0] = counts[row] * LEAF

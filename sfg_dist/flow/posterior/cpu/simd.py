@@ -121,7 +121,7 @@ def exp2_steps(builder: Any, values: Sequence[Any]) -> Generator[None, None, lis
         term = constant(coefficient, width)
         powers = [call(builder, "fmuladd", p, f, term) for p, f in zip(powers, fractions, strict=True)]
         yield
-    if width == 16:  # AVX-512 adds to an exponent in one instruction
+    if width == 16 and has_avx512():  # which adds to an exponent in one instruction
         return [_scale_by_powers(builder, p, whole) for p, whole in zip(powers, wholes, strict=True)]
     integers = ir.VectorType(_INT, width)
     bits = [builder.shl(builder.bitcast(s, integers), _integers(23, width)) for s in shifted]

@@ -5,10 +5,11 @@ the clusters stands for its rows as a normal law where the error that it is expe
 is below a threshold (``posterior.normals``). For each time of the flow the largest threshold is taken that keeps the
 error of pilots within the tolerance. Pilots are draws of the law that states have at that time, alpha x_j + beta eps.
 
-Then fresh pilots are measured, which played no part in that choice. A threshold is kept if the share of them over the
-tolerance, at its upper confidence limit (Clopper, Pearson 1934, Biometrika 26), is at most 1 - ``QUANTILE``. Else a
-lower one is tried on other pilots, and at last the certified bound serves at that time. What the pilots' exact means
-are compared by is itself within a share of the tolerance, certified, and that share counts as error.
+Then fresh pilots of all times are measured, which played no part in that choice. The thresholds are kept if the share
+of them over the tolerance, at its upper confidence limit (Clopper, Pearson 1934, Biometrika 26), is at most 1 -
+``QUANTILE``, and no time has more than a few of them. Else lower ones are tried on other pilots, and at last the
+certified bound serves. What the pilots' exact means are compared by is itself within a share of the tolerance,
+certified, and that share counts as error.
 """
 
 from __future__ import annotations
@@ -29,12 +30,15 @@ from sfg_dist.flow.solver import Flow, integrate
 from sfg_dist.job.plan import Stream, random_generator
 
 QUANTILE, CONFIDENCE = 0.99, 0.95
-NUM_FIT, NUM_FRESH = 256, 512
-CHECKED_ROWS = 4  # of each batch, measured again
+NUM_FIT, NUM_FRESH = 96, 1024  # pilots at each time, and at all times together at least
+_LEAST_FRESH = 48  # at each time
+CHECKED_ROWS = 4  # of each batch; each evaluation is measured again for one of them, in turn
 EXACT_SHARE = 0.1  # of the tolerance: the bound of what errors are measured against
 _AIM = 0.8  # of the tolerance, at the quantile of the pilots that thresholds are fitted on
-_LOOSEST, _STEP, _NUM_RUNGS = 1.0, 32.0, 48
-_NUM_ROUNDS = 3
+_FIRST, _LOOSEST, _TIGHTEST = 1e-3, 1.0, 1e-9
+_STRIDE = 4.0  # between thresholds that are tried first
+_MOST_AT_A_TIME = 0.05  # of a time's fresh pilots over the tolerance
+_NUM_ROUNDS = 5
 _MAX_TIMES = 32
 
 
@@ -47,7 +51,7 @@ class Measured:
     thresholds: tuple[float, ...]  # at these times; 0 where the certified bound serves
     num_over: tuple[int, ...]  # fresh pilots over the tolerance at these times
     largest: float  # the largest error of a fresh pilot at any time
-    num_fresh: int = NUM_FRESH  # fresh pilots at each time
+    num_fresh: int  # fresh pilots at each time
     seed: int = 0  # of all pilots
 
     def threshold(self, beta_sq: float) -> float:
@@ -130,18 +134,23 @@ def fit_certificate(reference: PreparedReference, flow: Flow, *, tolerance: floa
     key = (flow.solver, flow.schedule, tuple(flow.grid()), tolerance, seed)
     if (kept := reference.certificates.get(key)) is not None:
         return kept
-    times = evaluation_times(flow)
-    fitted: list[tuple[float, int, float]] = []
-    for number, (alpha, beta_sq) in enumerate(times):
-        last = fitted[-1][0] if fitted else 0.0
-        start = min(_LOOSEST, _STEP * last) if last else _LOOSEST  # thresholds change little from time to time
-        fitted.append(_fit_time(_Time(reference, alpha, beta_sq, tolerance, seed, number), start))
+    times = [
+        _Time(reference, alpha, beta_sq, tolerance, seed, number)
+        for number, (alpha, beta_sq) in enumerate(evaluation_times(flow))
+    ]
+    num_fresh = max(_LEAST_FRESH, -(-NUM_FRESH // max(1, len(times))))
+    thresholds: list[float] = []
+    for time in times:  # thresholds change little from time to time
+        start = next((value for value in reversed(thresholds) if value > 0), _FIRST)
+        thresholds.append(_fit_time(time, start))
+    over, largest = _test(times, thresholds, num_fresh)
     reference.certificates[key] = Measured(
         tolerance=tolerance,
-        beta_sq=tuple(beta_sq for _, beta_sq in times),
-        thresholds=tuple(threshold for threshold, _, _ in fitted),
-        num_over=tuple(over for _, over, _ in fitted),
-        largest=max((largest for _, _, largest in fitted), default=0.0),
+        beta_sq=tuple(time.beta_sq for time in times),
+        thresholds=tuple(thresholds),
+        num_over=tuple(over),
+        largest=largest,
+        num_fresh=num_fresh,
         seed=seed,
     )
     return reference.certificates[key]
@@ -190,24 +199,48 @@ class _Time:
         ).mean  # fmt: skip
 
 
-def _fit_time(time: _Time, start: float) -> tuple[float, int, float]:
-    """The threshold of a time, at most ``start``; the fresh pilots over the tolerance and their largest error."""
-    limit = (1 - EXACT_SHARE) * time.tolerance
+def _fit_time(time: _Time, start: float) -> float:
+    """About the largest threshold under which pilots keep the aim, looked for from ``start`` on; 0 if there is none."""
     states, exact = time.pilots(0, NUM_FIT)
-    for rung in range(_NUM_RUNGS):
-        threshold = start * 2.0 ** (-rung / 2)
+
+    def keeps(threshold: float) -> bool:
         errors = time.errors(states, exact, threshold)
-        if np.quantile(errors, QUANTILE, method="higher") <= _AIM * time.tolerance:
-            break
+        return bool(np.quantile(errors, QUANTILE, method="higher") <= _AIM * time.tolerance)
+
+    threshold = start
+    if keeps(start):
+        while _STRIDE * threshold <= _LOOSEST and keeps(_STRIDE * threshold):
+            threshold *= _STRIDE
     else:
-        return 0.0, 0, time.tolerance
+        threshold /= _STRIDE
+        while not keeps(threshold):
+            threshold /= _STRIDE
+            if threshold < _TIGHTEST:
+                return 0.0
+    for step in (_STRIDE**0.5, _STRIDE**0.25):
+        if step * threshold <= _LOOSEST and keeps(step * threshold):
+            threshold *= step
+    return threshold
+
+
+def _test(times: list[_Time], thresholds: list[float], num_fresh: int) -> tuple[list[int], float]:
+    """Lower the thresholds until fresh pilots keep the tolerance; those over it at each time, and the largest error."""
     for group in range(1, _NUM_ROUNDS + 1):
-        errors = time.errors(*time.pilots(group, NUM_FRESH), threshold)
-        over = int((~(errors <= limit)).sum())
-        if np.isfinite(errors).all() and share_limit(over, NUM_FRESH) <= 1 - QUANTILE:
-            return threshold, over, float(errors.max()) + EXACT_SHARE * time.tolerance
-        threshold /= 2
-    return 0.0, 0, time.tolerance
+        over, largest = [0] * len(times), 0.0
+        for place, time in enumerate(times):
+            if thresholds[place] > 0:
+                errors = time.errors(*time.pilots(group, num_fresh), thresholds[place]) + EXACT_SHARE * time.tolerance
+                over[place] = int((~(errors <= time.tolerance)).sum())
+                largest = max(largest, float(np.nan_to_num(errors, nan=np.inf).max()))
+        num_measured = num_fresh * sum(value > 0 for value in thresholds)
+        is_kept = num_measured == 0 or share_limit(sum(over), num_measured) <= 1 - QUANTILE
+        if is_kept and max(over, default=0) <= _MOST_AT_A_TIME * num_fresh:
+            return over, largest
+        for place, number in enumerate(over):
+            if number > 0:
+                thresholds[place] = thresholds[place] / 4**group if group < _NUM_ROUNDS - 1 else 0.0
+    thresholds[:] = [0.0] * len(times)
+    return [0] * len(times), 0.0
 
 
 def share_limit(num_over: int, num_rows: int) -> float:

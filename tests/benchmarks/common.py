@@ -102,12 +102,12 @@ def dense_backend() -> str:
 
 
 def timed_reference(table: torch.Tensor, latents: torch.Tensor, **keywords: Any) -> tuple[sfg_dist.Reference, float]:
-    """A prepared reference, and the seconds of building it; what is built at first use counts too."""
-    few = latents[:16]
+    """A prepared reference, and the seconds of building it; what is built or fitted at first use counts too."""
+    few, whole = latents[:16], keywords.get("certificate") == "measured"
     keywords = {**supported(label_latents, batch_size=len(few)), **keywords}
     label_latents(few, table[: 2 * SPARSE_ROWS], **keywords)  # threads and compiled code are not the reference's
     started = time.perf_counter()
-    reference = sfg_dist.Reference(table)
+    reference = sfg_dist.Reference(table, whole=whole)
     built = time.perf_counter() - started
 
     def call() -> None:
@@ -124,10 +124,11 @@ def add_label_options(options: argparse.ArgumentParser) -> None:
     options.add_argument("--num-evaluations", type=int)
     options.add_argument("--time-grid")
     options.add_argument("--backend")
+    options.add_argument("--certificate", choices=("bound", "measured"))
 
 
 def label_keywords(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ("tolerance", "solver", "num_evaluations", "time_grid", "backend")
+    names = ("tolerance", "solver", "num_evaluations", "time_grid", "backend", "certificate")
     return supported(label_latents, **{name: getattr(arguments, name) for name in names})
 
 

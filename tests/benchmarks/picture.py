@@ -24,7 +24,11 @@ PEERS = {  # one colour a peer, apart for colour-blind readers
     "jax": ("jax.jit", "#009e73", "D"),
     "sdpa": ("torch attention", "#0072b2", "o"),
 }
-LAWS = {"power": ("power, 6 columns", "#0072b2", "o"), "clusters": ("clusters, 21 columns", "#d55e00", "s")}
+LAWS = {
+    "power": ("power, 6 columns", "#0072b2", "o"),
+    "clusters": ("clusters, 21 columns", "#d55e00", "s"),
+    "normals": ("normal clusters, 6 columns", "#cc79a7", "^"),
+}
 TABLES = {"power": "power\n6 columns", "gas": "gas turbine\n11 columns", "beijing": "Beijing\n10 columns"}
 
 

@@ -37,6 +37,7 @@ def command(part: str, arguments: argparse.Namespace) -> list[str]:
     if part in SHARED:
         words += ["--quick"] if arguments.quick else []
         words += ["--threads", str(arguments.threads), "--output", str(arguments.output)]
+    words += ["--certificate", "measured"] if part == "growth" else []
     paths = tables.find(arguments)
     for name in WITH_TABLES.get(part, ()):
         if name in paths:

@@ -9,7 +9,7 @@ from sfg_dist.distributed.labels import references, shared_blocks
 from sfg_dist.distributed.labels.inline import label_inline, label_with_processes
 from sfg_dist.distributed.labels.labeler import ShardLabeler, label_error
 from sfg_dist.flow import build_order
-from sfg_dist.flow.certificate import CHECKED_ROWS, NUM_FRESH
+from sfg_dist.flow.certificate import NUM_FRESH
 from sfg_dist.job.config import Job
 from sfg_dist.job.errors import ConfigError, LabelingError
 from sfg_dist.job.plan import Plan
@@ -32,15 +32,15 @@ def test_plan_records_and_error(make_store):
     assert pairs.plan.format_version == MEASURED_FORMAT_VERSION
     measured = pairs.plan.certificate("decode")
     assert len(measured["thresholds"]) == len(measured["num_over"]) == 7
-    assert measured["num_fresh"] == NUM_FRESH
+    assert 7 * measured["num_fresh"] >= NUM_FRESH
     assert max(measured["thresholds"]) > 0
     label_inline(pairs.location.url)
     records = [pairs.commit_record(shard) for shard in range(pairs.plan.num_shards)]
-    assert all(record["measured"] == 7 * CHECKED_ROWS for record in records)
+    assert all(record["measured"] == 7 for record in records)
     assert all(record["rows_bounded"] == 0 for record in records)
     assert all("tolerance_reached" not in record for record in records)
     error = label_error(pairs)
-    assert error["measured"] == 4 * 7 * CHECKED_ROWS
+    assert error["measured"] == 4 * 7
     assert error["measured_over"] == sum(record["measured_over"] for record in records)
 
 
@@ -124,7 +124,7 @@ def test_shards_over_the_tolerance_go_by_the_bound(make_store, monkeypatch):
     monkeypatch.setattr(Plan, "certificate", lambda *_: loose)
     label_inline(pairs.location.url)
     record = pairs.commit_record(0)
-    assert record["measured_over"] > 5
+    assert record["measured_over"] > 2  # of 7
     assert record["measured_largest"] > 1e-3
     assert record["rows_bounded"] >= 64
     assert np.array_equal(labels_of(open_pairs(pairs.location.url)), labels_of(open_pairs(bounded.location.url)))

@@ -1,6 +1,7 @@
 """Measured certificates: nodes as normal laws, thresholds fitted on pilots, and what catches those that do not hold."""
 
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from families import EVERY_FAMILY, FAMILIES
 
 from sfg_dist.flow import Effort, Flow, Reference, Schedule, label_batch, label_latents, posterior_moments
 from sfg_dist.flow.certificate import (
-    CHECKED_ROWS,
+    NUM_FRESH,
     QUANTILE,
     Measured,
     evaluation_times,
@@ -18,6 +19,7 @@ from sfg_dist.flow.certificate import (
     share_limit,
 )
 from sfg_dist.flow.posterior.clusters import build_clusters
+from sfg_dist.flow.posterior.cpu.normal_laws import law_rows
 from sfg_dist.flow.posterior.normals import NormalNodes
 
 TOLERANCE = 1e-3
@@ -45,20 +47,29 @@ def errors(reference, alpha, beta_sq, threshold, n=256, seed=3):
     return torch.linalg.vector_norm(found.mean - exact, dim=1).numpy()
 
 
-def test_laws_are_those_of_the_nodes_rows():
-    rows = mixture(1, 5000, 3).astype(np.float32)
+@pytest.mark.parametrize("dim", [3, 20])
+def test_laws_are_those_of_the_nodes_rows(dim):
+    rng = np.random.default_rng(1)
+    rows = rng.standard_normal((5000, 3)) * [1, 0.7, 0.5] @ np.linalg.qr(rng.standard_normal((dim, 3)))[0].T
+    rows = (rows + 0.02 * rng.standard_normal((5000, dim))).astype(np.float32)
     clusters = build_clusters(rows)
     sigma_sq = 0.3
-    laws = NormalNodes(clusters).at(sigma_sq)
-    rows, columns = np.triu_indices(3)
+    nodes = NormalNodes(clusters)
     node = int(clusters.offsets[1])  # the first one above the leaves: 256 rows
-    own = np.float64(clusters.blocks[:8, :3].transpose(0, 2, 1).reshape(-1, 3))
+    own = np.float64(clusters.blocks[:8, :dim].transpose(0, 2, 1).reshape(-1, dim))
     covariance = np.cov(own.T, bias=True)
-    whole = covariance + sigma_sq * np.eye(3)
-    shrink = covariance @ np.linalg.inv(whole)
-    law = laws[node // 8, :, node % 8]
-    assert np.allclose(law[:6], shrink[rows, columns], atol=1e-5)
-    assert np.isclose(law[6], 256 * np.sqrt(sigma_sq**3 / np.linalg.det(whole)), rtol=1e-5)
+    whole = covariance + sigma_sq * np.eye(dim)
+    law = nodes.at(sigma_sq).reshape(-1, law_rows(dim, len(nodes.rank)), 8)[node // 8, :, node % 8]
+    if dim == 3:
+        shrink = np.zeros((3, 3))
+        shrink[np.triu_indices(3)] = law[:6]
+        shrink += np.triu(shrink, 1).T
+    else:  # four axes, and what the others share
+        axes = nodes.vectors.reshape(-1, 4, dim, 8)[node // 8, :, :, node % 8]
+        shrink = law[0] * np.eye(dim) + np.einsum("k,ki,kj->ij", law[1:5], axes, axes)
+    assert np.allclose(shrink, covariance @ np.linalg.inv(whole), atol=1e-3 if dim > 3 else 1e-5)
+    expected = 256 * np.sqrt(sigma_sq**dim / np.linalg.det(whole))
+    assert np.isclose(law[-4], expected, rtol=1e-2 if dim > 3 else 1e-5)
 
 
 @pytest.mark.parametrize("name", EVERY_FAMILY)
@@ -97,7 +108,7 @@ def test_labels_differ_little_from_those_by_the_bound_and_sum_fewer_pairs():
     assert np.median(error["measured"]) < TOLERANCE
     assert np.quantile(error["measured"], 0.9) < 10 * TOLERANCE
     assert efforts["measured"].pairs < efforts["bound"].pairs
-    assert efforts["measured"].measured == CHECKED_ROWS * 21
+    assert efforts["measured"].measured == 21  # of one row each, in turn
     assert efforts["measured"].bounded == 0
 
 
@@ -127,7 +138,7 @@ def test_a_row_has_its_own_bits_whatever_is_beside_it():
 
 
 def test_thresholds_between_times_are_the_lower_ones():
-    measured = Measured(1e-3, (0.9, 0.5, 0.1), (3e-4, 1e-4, 2e-4), (0, 1, 0), 9e-4)
+    measured = Measured(1e-3, (0.9, 0.5, 0.1), (3e-4, 1e-4, 2e-4), (0, 1, 0), 9e-4, num_fresh=342)
     assert measured.threshold(0.5) == 1e-4
     assert measured.threshold(0.7) == measured.threshold(0.2) == 1e-4
     assert measured.threshold(0.95) == measured.threshold(0.05) == 0
@@ -136,6 +147,7 @@ def test_thresholds_between_times_are_the_lower_ones():
 def test_limits_of_a_share():
     assert share_limit(0, 512) == pytest.approx(1 - 0.05 ** (1 / 512))
     assert share_limit(1, 512) < 1 - QUANTILE < share_limit(2, 512)
+    assert share_limit(4, NUM_FRESH) < 1 - QUANTILE < share_limit(5, NUM_FRESH)
 
 
 @pytest.mark.parametrize(
@@ -164,3 +176,13 @@ def test_a_row_far_from_the_others_of_its_node_is_not_lost():
     exact = posterior_moments(place, reference, backend="dense", **given).mean
     found = posterior_moments(place, reference, backend="sparse", tolerance=TOLERANCE, threshold=1e-4, **given).mean
     assert torch.allclose(found, exact, atol=1e-3)
+
+
+def test_a_row_that_opens_too_many_nodes_goes_by_the_bound(monkeypatch):
+    reference, given = Reference(mixture(1)), {"alpha": 0.7, "beta_sq": 0.3, "variance": False}
+    place = states(reference, 0.7, 0.3, 32, 4)
+    bound = posterior_moments(place, reference, backend="sparse", tolerance=TOLERANCE, **given)
+    monkeypatch.setattr("sfg_dist.flow.posterior.cpu.normal_engine._room", threading.local())
+    monkeypatch.setattr("sfg_dist.flow.posterior.cpu.normal_engine.MOST_OPEN", 16)
+    found = posterior_moments(place, reference, backend="sparse", tolerance=TOLERANCE, threshold=1e-9, **given)
+    assert torch.equal(found.mean, bound.mean)

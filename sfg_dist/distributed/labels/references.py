@@ -23,6 +23,7 @@ from sfg_dist.flow.posterior.backends import Backend
 from sfg_dist.flow.posterior.block_file import BlockFile, block_bytes, reference_bytes, write_blocks
 from sfg_dist.flow.posterior.clusters import clusters_shapes
 from sfg_dist.flow.posterior.mapped import BYTES_A_ROW, give_up, temporary_file, write_whole
+from sfg_dist.flow.posterior.normals import numbers_a_node
 from sfg_dist.flow.posterior.reference import Reference, block_ranges, center_of, centred_keys
 from sfg_dist.flow.posterior.reference_block import ReferenceBlock
 from sfg_dist.flow.posterior.streaming import StreamedReference
@@ -76,7 +77,7 @@ def _memory_in_passes(num_reference: int, dim: int) -> ReferenceBytes:
 
 def _normals_bytes(num_reference: int, dim: int) -> int:
     """Of the nodes as normal laws, and of their numbers at a time."""
-    return 2 * 4 * clusters_shapes(num_reference, dim)["moments"][0] * (dim * (dim + 1) // 2 + 4)
+    return 4 * clusters_shapes(num_reference, dim)["moments"][0] * numbers_a_node(dim)
 
 
 class StoredReference:

@@ -1,8 +1,9 @@
-"""What the nodes of the clusters are as normal laws: covariances and the sizes of the cumulants beyond them."""
+"""What the nodes of the clusters are as normal laws: principal axes, and the sizes of what these leave out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,61 +11,92 @@ from numpy.typing import NDArray
 from sfg_dist.flow.posterior.clusters import FAN, Clusters
 
 F = np.float32
-_GROUPS = 1 << 13  # looked at together
+_GROUPS = 1 << 10  # looked at together
 WIDEST = 1.0  # of a node's largest spread to sigma; wider ones stand for their rows only where these weigh nothing
+FULL_DIM = 12  # in more columns than these a node keeps RANK axes
+RANK = 4
+_SIZES = 5
 
 
 class NormalNodes:
-    """The nodes of clusters that keep second moments, as the kernels of ``cpu.normal_rows`` take them.
+    """The nodes of clusters that keep second moments, as the kernels of ``cpu.normal_laws`` take them.
 
     Args:
         clusters: of at most ``clusters.MAX_COVARIANCE_DIM`` columns.
         done: called after each part of the nodes.
 
     Attributes:
-        covariance: upper triangles of the covariances, float32, shape (num_nodes / FAN, pairs, FAN).
-        third: sizes of the third cumulants, float32, shape (num_nodes / FAN, FAN).
-        fourth: the same of the fourth.
+        rank: one item for each axis that is kept; empty where all are, and laws have the whole matrix.
+        values: eigenvalues of the axes, and the mean of the others: float32, flat of (num_nodes / FAN, axes + 1, FAN).
+        vectors: the axes, float32, flat of (num_nodes / FAN, axes, dim, FAN).
+        sizes: number of rows, sizes of what is left out of the second, third and fourth cumulants, and the largest
+            sigma at which a node is wide: float32, flat of (num_nodes / FAN, 5, FAN).
     """
 
     def __init__(self, clusters: Clusters, *, done: Callable[[], None] = lambda: None) -> None:
-        dim, bounds = clusters.dim, clusters.bounds
-        pairs = dim * (dim + 1) // 2
-        self._clusters = clusters
-        self.covariance = np.empty((len(bounds), pairs, FAN), F)
-        self.third, self.fourth = np.empty((2, len(bounds), FAN), F)
-        self._count = np.ascontiguousarray(bounds[:, 3 * dim])
-        self._widest = np.sqrt(bounds[:, 3 * dim + 3]) / F(WIDEST)
-        for first in range(0, len(bounds), _GROUPS):
-            self._fill(slice(first, first + _GROUPS))
+        dim, num_groups = clusters.dim, len(clusters.bounds)
+        num_axes = num_kept_axes(dim)
+        self.rank = () if num_axes == dim else tuple(range(num_axes))
+        self._axes = tuple(range(dim))
+        self.values = np.empty(num_groups * (num_axes + 1) * FAN, F)
+        self.vectors = np.empty(num_groups * num_axes * dim * FAN, F)
+        self.sizes = np.empty(num_groups * _SIZES * FAN, F)
+        for first in range(0, num_groups, _GROUPS):
+            self._fill(clusters, slice(first, min(first + _GROUPS, num_groups)), num_axes)
             done()
 
-    def _fill(self, groups: slice) -> None:
+    def _fill(self, clusters: Clusters, groups: slice, num_axes: int) -> None:
         """Write what some groups of nodes are."""
-        dim, bounds = self._clusters.dim, self._clusters.bounds[groups]
-        table = self._clusters.moments[groups.start * FAN : groups.stop * FAN]
+        dim, bounds = clusters.dim, clusters.bounds[groups]
+        table = clusters.moments[groups.start * FAN : groups.stop * FAN]
+        found, axes = np.linalg.eigh(table[:, 1 : 1 + dim, :dim].astype(np.float64))
+        found = found[:, ::-1].clip(0)
+        kept, others = found[:, :num_axes], found[:, num_axes:]
+        mean = others.mean(axis=1) if num_axes < dim else np.zeros(len(found))
         rows, columns = np.triu_indices(dim)
-        pairs = len(rows)
-        upper = table[:, 1 + rows, columns]
-        self.covariance[groups] = upper.reshape(-1, FAN, pairs).transpose(0, 2, 1)
-        twice = np.where(rows == columns, F(1), F(2))
-        frobenius = np.einsum("np,np,p->n", upper, upper, twice).reshape(-1, FAN)
-        square, fourth = bounds[:, 3 * dim + 2], bounds[:, 3 * dim + 4]
-        self.fourth[groups] = frobenius + np.abs(fourth - square * square - 2 * frobenius)
-        if self._clusters.moment_order >= 3:
-            cubes = table[:, 1 + dim : 1 + dim + pairs, :dim]  # pairs off the diagonal are counted twice in them
-            self.third[groups] = np.sqrt(np.einsum("npk,npk,p->n", cubes, cubes, 1 / twice)).reshape(-1, FAN)
+        twice = np.where(rows == columns, 1.0, 2.0)  # pairs off the diagonal are counted twice in third moments
+        squared = np.einsum("nk,nk->n", found, found)
+        if clusters.moment_order >= 3:
+            cubes = table[:, 1 + dim : 1 + dim + len(rows), :dim]
+            third = np.sqrt(np.einsum("npk,npk,p->n", cubes, cubes, 1 / twice))
         else:
-            self.third[groups] = frobenius**0.75
+            third = squared**0.75
+        square, fourth = bounds[:, 3 * dim + 2], bounds[:, 3 * dim + 4]
+        frobenius = squared.astype(F).reshape(-1, FAN)
+        fourth = frobenius + np.abs(fourth - square * square - 2 * frobenius)
+        second = np.linalg.norm(others - mean[:, None], axis=1)
+        left_out = [second.astype(F).reshape(-1, FAN), third.astype(F).reshape(-1, FAN), fourth]
+        widest = np.sqrt(bounds[:, 3 * dim + 3]) / F(WIDEST)
+        _write(self.sizes, groups, np.stack([bounds[:, 3 * dim], *left_out, widest], axis=1))
+        _write(self.values, groups, _by_groups(np.column_stack([kept, mean])))
+        _write(self.vectors, groups, _by_groups(axes[:, :, ::-1].transpose(0, 2, 1)[:, :num_axes]))
 
     def at(self, sigma_sq: float) -> NDArray[np.float32]:
-        """The numbers of each node for one sigma^2 = beta^2 / alpha^2; see ``cpu.normal_rows.normal_laws``."""
-        from sfg_dist.flow.posterior.cpu.normal_rows import EXTRA, normal_laws
+        """The numbers of each node for one sigma^2 = beta^2 / alpha^2, flat; see ``cpu.normal_laws.normal_laws``."""
+        from sfg_dist.flow.posterior.cpu.normal_laws import law_rows, normal_laws
 
-        groups, pairs = self.covariance.shape[:2]
-        laws = np.empty((groups, pairs + EXTRA, FAN), F)
-        normal_laws(
-            self.covariance.reshape(-1), self._count, float(sigma_sq), self.third, self.fourth, self._widest,
-            tuple(range(self._clusters.dim)), laws.reshape(-1),
-        )  # fmt: skip
+        laws = np.empty(len(self.sizes) // _SIZES * law_rows(len(self._axes), len(self.rank)), F)
+        normal_laws(self.values, self.vectors, self.sizes, float(sigma_sq), self._axes, self.rank, laws)
         return laws
+
+
+def num_kept_axes(dim: int) -> int:
+    """How many principal axes a node keeps."""
+    return dim if dim <= FULL_DIM else RANK
+
+
+def numbers_a_node(dim: int) -> int:
+    """How many numbers of float32 ``NormalNodes`` holds for a node, with those at one sigma."""
+    from sfg_dist.flow.posterior.cpu.normal_laws import law_rows
+
+    num_axes = num_kept_axes(dim)
+    return num_axes + 1 + num_axes * dim + _SIZES + law_rows(dim, 0 if num_axes == dim else num_axes)
+
+
+def _by_groups(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Numbers of nodes, shape (num_nodes, ...), as the kernels read them: shape (groups, numbers, FAN)."""
+    return rows.reshape(len(rows) // FAN, FAN, -1).transpose(0, 2, 1)
+
+
+def _write(into: NDArray[np.float32], groups: slice, values: NDArray[Any]) -> None:
+    into.reshape(-1, *values.shape[1:])[groups] = values

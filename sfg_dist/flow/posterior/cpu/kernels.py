@@ -54,7 +54,7 @@ def dense_rows(x, inv_sigma_sq, blocks, num_leaves, mean, log_sum, variance, axe
                 side64[row], axes, squares,
             )  # fmt: skip
     for row in range(rows):
-        _finish(row, x, inv_sigma_sq, anchors, sums64, side64, mean, log_sum, variance)
+        finish(row, x, inv_sigma_sq, anchors, sums64, side64, mean, log_sum, variance)
 
 
 @cached_njit
@@ -83,11 +83,12 @@ def listed_rows(
                 )  # fmt: skip
     for row in range(rows):
         if counts[row] >= 0:
-            _finish(row, x, inv_sigma_sq, anchors, sums64, side64, mean, log_sum, variance)
+            finish(row, x, inv_sigma_sq, anchors, sums64, side64, mean, log_sum, variance)
 
 
 @njit(nogil=True, error_model="numpy", inline="always")
-def _finish(row, x, inv_sigma_sq, anchors, sums64, side64, mean, log_sum, variance):
+def finish(row, x, inv_sigma_sq, anchors, sums64, side64, mean, log_sum, variance):
+    """Write a row's mean, log sum and variance from its sums."""
     # Squares are about x~ near the data, where the variance keeps its digits so; far from it, about the centre.
     near = inv_sigma_sq[row] > 1
     mass, square = sums64[row, 0], 0.0

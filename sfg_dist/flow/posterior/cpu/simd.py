@@ -50,7 +50,7 @@ def cached_njit(function: Callable[..., Any]) -> Any:
 
 @cache
 def _sources() -> str:
-    names = ("simd", "leaf_sums", "kernels", "nodes", "traversal", "normal_rows", "wide_sums")
+    names = ("simd", "leaf_sums", "kernels", "nodes", "traversal", "normal_laws", "normal_rows", "wide_sums")
     folder = resources.files("sfg_dist.flow.posterior.cpu")
     return hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in names)).hexdigest()
 
@@ -121,7 +121,7 @@ def exp2_steps(builder: Any, values: Sequence[Any]) -> Generator[None, None, lis
         term = constant(coefficient, width)
         powers = [call(builder, "fmuladd", p, f, term) for p, f in zip(powers, fractions, strict=True)]
         yield
-    if width == 16:  # AVX-512 adds to an exponent in one instruction
+    if width == 16 and has_avx512():  # which adds to an exponent in one instruction
         return [_scale_by_powers(builder, p, whole) for p, whole in zip(powers, wholes, strict=True)]
     integers = ir.VectorType(_INT, width)
     bits = [builder.shl(builder.bitcast(s, integers), _integers(23, width)) for s in shifted]
@@ -286,3 +286,4 @@ def _define(sign: Any, method: str) -> None:
 _define(operator.add, "fadd")
 _define(operator.sub, "fsub")
 _define(operator.mul, "fmul")
+_define(operator.truediv, "fdiv")

@@ -1,0 +1,298 @@
+"""Nodes that stand for their rows as normal laws: their numbers at one sigma, and what eight of them are to one row.
+
+Notation as in ``kernels`` and ``nodes``. A node of n rows with mean c and covariance S counts as N(c, S). With
+V = S + sigma^2 I, d = x~ - c and Q = S V^-1 its mass and its posterior mean are
+
+    n sqrt(sigma^2k / det V) exp(-d' V^-1 d / 2),    c + Q d,    d' V^-1 d = (d'd - d' Q d) / sigma^2.
+
+Q comes from the principal axes of S, with g = lambda / (lambda + sigma^2) on each. In many columns only the first few
+axes are kept, and the others share their mean eigenvalue: Q = g_0 I + sum_k (g_k - g_0) u_k u_k'.
+
+What is left out are the cumulants from the third on (Edgeworth's series), and what the covariance lost. With
+u = |d| / sigma, D the distance from c to the mean over sigma, and k_j the size of what is left out of the cumulant j,
+the square of the error in sum_j w_j (x_j - m) is about
+
+    mass^2 sum_j (k_j / sigma^(j-1))^2 (p_(j-1)^2 + p_j^2 D^2),
+
+p_1 = u, p_2 = (u^2 + 1) / 2, p_3 = (u^3 + 3 u) / 6, p_4 = (u^4 + 6 u^2 + 3) / 24. A row near x~ that is far from the
+others of its node weighs more than the law knows. So what one row at the node's edge may weigh beyond the law's mass,
+times its distance to the mean, is added. This is no bound: the threshold that it is compared with is what was measured.
+Nodes that are wide against sigma, where the series says nothing, stand for their rows only where no row of their box
+weighs anything.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from sfg_dist.flow.posterior.cpu.leaf_sums import HUGE, word
+from sfg_dist.flow.posterior.cpu.simd import (
+    LANES,
+    cached_njit,
+    call,
+    compare,
+    constant,
+    exp2_steps,
+    finish,
+    fma,
+    load,
+    root,
+    splat,
+    spread,
+    store,
+)
+
+F = np.float32
+NUMBERS = 4  # of a row's state, before x~ and the guess of its mean: slope, anchor, squared bar, 1 / sigma^2
+EXTRA = 4  # of a node's numbers, after Q: n sqrt(sigma^2k / det V), (k_j / sigma^(j-1))^2 for j = 2, 3, 4
+_WIDE = 1e30  # k_3 of a node that is wide against sigma is above
+_MOST = 126.0
+
+
+def law_rows(dim: int, rank: int) -> int:
+    """How many numbers ``normal_laws`` gives for a node."""
+    return (1 + rank if rank else dim * (dim + 1) // 2) + EXTRA
+
+
+@cached_njit
+def normal_laws(values, vectors, sizes, sigma_sq, axes, rank, laws):
+    """Write the numbers of each node at one sigma to ``laws``, flat of (groups, law_rows, 8).
+
+    They are Q by its upper triangle, or where ``rank`` axes are kept g_0 and the g_k - g_0; and then EXTRA numbers.
+    ``values`` is flat of (groups, axes + 1, 8), the last being what all other axes share, ``vectors`` of (groups, axes,
+    columns, 8), and ``sizes`` of (groups, 5, 8): n, k_2, k_3, k_4 and the largest sigma at which a node is wide.
+    """
+    dim, num_axes = len(axes), len(rank) if len(rank) > 0 else len(axes)
+    head = 1 + num_axes if len(rank) > 0 else dim * (dim + 1) // 2
+    zero, one, noise, sigma = splat(F(0)), splat(F(1)), splat(F(sigma_sq)), F(np.sqrt(sigma_sq))
+    inv, inv_sq, inv_cube = splat(F(1) / sigma), splat(F(1 / sigma_sq)), splat(F(sigma_sq**-1.5))
+    shares = np.empty(8 * (num_axes + 1), F)
+    for group in range(len(sizes) // 40):
+        law, size = group * (head + EXTRA) * 8, group * 40
+        is_wide, num_wide = group * 40 + 32, 0
+        for lane in range(8):
+            num_wide += sizes[is_wide + lane] > sigma
+        if num_wide == 8:
+            for p in range(head + EXTRA):
+                store(laws, law + 8 * p, zero)
+            store(laws, law + 8 * (head + 2), splat(HUGE))
+            continue
+        det = one
+        for k in range(num_axes + 1):
+            value = load(values, (group * (num_axes + 1) + k) * 8)
+            share = value / (value + noise)
+            store(shares, 8 * k, share)
+            for _ in range(1 if k < num_axes else dim - num_axes):
+                det = det * (one - share)
+        if len(rank) > 0:
+            rest = load(shares, 8 * num_axes)
+            store(laws, law, rest)
+            for k in range(num_axes):
+                store(laws, law + 8 * (1 + k), load(shares, 8 * k) - rest)
+        else:
+            for p in range(head):
+                store(laws, law + 8 * p, zero)
+            for k in range(dim):
+                start, p = (group * dim + k) * dim * 8, 0
+                for i in range(dim):
+                    step = load(shares, 8 * k) * load(vectors, start + 8 * i)
+                    for j in range(i, dim):
+                        at = law + 8 * p
+                        store(laws, at, fma(step, load(vectors, start + 8 * j), load(laws, at)))
+                        p += 1
+        second, third, fourth = load(sizes, size + 8) * inv, load(sizes, size + 16) * inv_sq, load(sizes, size + 24)
+        fourth = fourth * inv_cube
+        store(laws, law + 8 * head, load(sizes, size) * root(det))
+        store(laws, law + 8 * (head + 1), second * second)
+        store(laws, law + 8 * (head + 2), third * third)
+        store(laws, law + 8 * (head + 3), fourth * fourth)
+        if num_wide > 0:
+            for lane in range(8):
+                if sizes[is_wide + lane] > sigma:
+                    laws[law + 8 * (head + 2) + lane] = HUGE
+
+
+class _Nodes:
+    """Emits what two groups of eight nodes are to one row; each method returns values that stay in registers.
+
+    A group's own chain of dependent instructions is longer than a processor looks ahead; two hide each other's latency.
+    With AVX-512 both are one vector.
+    """
+
+    def __init__(self, context: Any, builder: Any, signature: Any, arguments: Any, dim: int, rank: int) -> None:
+        self.builder, self.dim, self.rank = builder, dim, rank
+        self.zero = self.number(0.0)
+        self._half = constant(0.0).type.as_pointer()
+        data = [
+            context.make_array(kind)(context, builder, value).data if isinstance(kind, types.Array) else value
+            for kind, value in zip(signature.args, arguments, strict=True)
+        ]
+        self._bounds, self._laws, self._vectors, first, second, states, state_at, lanes, lanes_at = data[:9]
+        self._groups = (first, second)
+        self._state = builder.gep(states, [state_at])
+        self._lanes = builder.gep(lanes, [lanes_at])
+        self.head = law_rows(dim, rank) - EXTRA
+
+    def number(self, value: float) -> Any:
+        return constant(value, 2 * LANES)
+
+    def _both(self, array: Any, size: int, row: int) -> Any:
+        """One number of each node of both groups, of ``size`` numbers a node."""
+        halves = []
+        for group in self._groups:
+            place = self.builder.add(self.builder.mul(group, word(LANES * size)), word(LANES * row))
+            pointer = self.builder.bitcast(self.builder.gep(array, [place]), self._half)
+            halves.append(self.builder.load(pointer, align=4))
+        every = ir.Constant(ir.VectorType(ir.IntType(32), 2 * LANES), [*range(2 * LANES)])
+        return self.builder.shuffle_vector(*halves, every)
+
+    def bound(self, row: int) -> Any:
+        return self._both(self._bounds, 3 * self.dim + 5, row)
+
+    def law(self, row: int) -> Any:
+        return self._both(self._laws, self.head + EXTRA, row)
+
+    def _vector(self, axis: int, column: int) -> Any:
+        return self._both(self._vectors, self.rank * self.dim, axis * self.dim + column)
+
+    def lanes(self, row: int) -> Any:
+        place = self.builder.gep(self._lanes, [word(2 * LANES * row)])
+        return self.builder.bitcast(place, self.zero.type.as_pointer())
+
+    def state(self, place: int) -> Any:
+        return spread(self.builder, self.builder.load(self.builder.gep(self._state, [word(place)])), 2 * LANES)
+
+    def fma(self, a: Any, b: Any, c: Any) -> Any:
+        return call(self.builder, "fma", a, b, c)
+
+    def distances(self) -> tuple[list[Any], Any, Any, Any]:
+        """Steps d, |d|^2, the squared distances of the boxes, and those of c from the guess of the mean."""
+        builder, dim = self.builder, self.dim
+        steps, square, gap, off = [], self.zero, self.zero, self.zero
+        for k in range(dim):
+            q, center = self.state(NUMBERS + k), self.bound(k)
+            steps.append(builder.fsub(q, center))
+            square = self.fma(steps[k], steps[k], square)
+            low, high = self.bound(dim + k), self.bound(2 * dim + k)
+            out = compare(builder, ">", builder.fsub(low, q), builder.fsub(q, high))
+            out = compare(builder, ">", out, self.zero)
+            gap = self.fma(out, out, gap)
+            away = builder.fsub(center, self.state(NUMBERS + dim + k))
+            off = self.fma(away, away, off)
+        return steps, square, gap, off
+
+    def shrunk(self, steps: list[Any], square: Any) -> tuple[list[Any], Any]:
+        """Q d and d' Q d."""
+        builder, dim = self.builder, self.dim
+        if self.rank:
+            rest = self.law(0)
+            moved = [builder.fmul(rest, step) for step in steps]
+            near = builder.fmul(rest, square)
+            for axis in range(self.rank):
+                along = self.zero
+                for k in range(dim):
+                    along = self.fma(self._vector(axis, k), steps[k], along)
+                scaled = builder.fmul(along, self.law(1 + axis))
+                near = self.fma(scaled, along, near)
+                for k in range(dim):
+                    moved[k] = self.fma(self._vector(axis, k), scaled, moved[k])
+            return moved, near
+        moved, near, row = [self.zero] * dim, self.zero, 0
+        for i in range(dim):
+            for j in range(i, dim):
+                value = self.law(row)
+                moved[i] = self.fma(value, steps[j], moved[i])
+                if j > i:
+                    moved[j] = self.fma(value, steps[i], moved[j])
+                row += 1
+        for k in range(dim):
+            near = self.fma(moved[k], steps[k], near)
+        return moved, near
+
+    def shape(self, u_sq: Any, reach_sq: Any, third: Any) -> Any:
+        """The sum over the cumulants that are left out; see the module's text."""
+        mul, add, number = self.builder.fmul, self.builder.fadd, self.number
+        a, b = add(u_sq, number(1.0)), add(u_sq, number(3.0))
+        c = self.fma(u_sq, add(u_sq, number(6.0)), number(3.0))
+        p2 = mul(mul(a, a), number(1 / 4))
+        p3 = mul(mul(u_sq, number(1 / 36)), mul(b, b))
+        p4 = mul(mul(c, c), number(1 / 576))
+        shape = mul(third, self.fma(p3, reach_sq, p2))
+        shape = self.fma(self.law(self.head + 3), self.fma(p4, reach_sq, p3), shape)
+        if self.rank:
+            shape = self.fma(self.law(self.head + 1), self.fma(p2, reach_sq, u_sq), shape)
+        return compare(self.builder, "<", shape, number(_WIDE))
+
+    def add(self, first: int, masses: list[Any], moved: list[Any]) -> None:
+        """Add masses of two kinds, and these times posterior means, to the lanes from ``first`` on."""
+        builder, size = self.builder, self.dim + 1
+        for kind, mass in enumerate(masses):
+            place = self.lanes(first + kind * size)
+            builder.store(builder.fadd(builder.load(place, align=4), mass), place, align=4)
+        for k in range(self.dim):
+            mean = builder.fadd(self.bound(k), moved[k])
+            for kind, mass in enumerate(masses):
+                place = self.lanes(first + kind * size + 1 + k)
+                builder.store(self.fma(mass, mean, builder.load(place, align=4)), place, align=4)
+
+
+@intrinsic
+def weigh(
+    typing_context, bounds, laws, vectors, first, second, states, state_at, lanes, lanes_at, is_pair, axes, rank
+):  # fmt: skip
+    """Judge two groups of nodes for one row: bits of those to be opened. The others are added to ``lanes``.
+
+    The code is unrolled for the number of columns, one item of ``axes`` each, so that d and Q d stay in registers. From
+    ``state_at`` on ``states`` has NUMBERS numbers of the row, x~, and the guess of its mean. From ``lanes_at`` on
+    ``lanes`` has mass and columns of the nodes that stand for their rows, 16 places each, then those of all nodes as
+    far as they are not wide, then the least mean square distances. Without ``is_pair`` the second group is left out.
+    """
+    dim = len(axes)
+    place = types.intp
+    signature = types.int64(
+        bounds, laws, vectors, place, place, states, place, lanes, place, types.boolean, axes, rank
+    )  # fmt: skip
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        nodes = _Nodes(context, builder, signature, arguments, dim, len(rank))
+        steps, square, gap, off = nodes.distances()
+        moved, near = nodes.shrunk(steps, square)
+        slope, level, bar, inv_sq = (nodes.state(k) for k in range(NUMBERS))
+        exponents = [builder.fmul(builder.fsub(level, value), slope) for value in (gap, builder.fsub(square, near))]
+        powers = finish(exp2_steps(builder, [compare(builder, "<", value, nodes.number(_MOST)) for value in exponents]))
+        count, law_count = nodes.bound(3 * dim), nodes.law(nodes.head)
+        # A normal law reaches beyond the box of its rows, and falls short of a row far from the others.
+        most = builder.fmul(count, powers[0])
+        mass = compare(builder, "<", builder.fmul(law_count, powers[1]), most)
+        lone = compare(builder, ">", builder.fsub(powers[0], mass), nodes.zero)
+        radius, third = nodes.bound(3 * dim + 1), nodes.law(nodes.head + 2)
+        reach_sq = nodes.fma(radius, radius, off)
+        shape = nodes.shape(builder.fmul(square, inv_sq), builder.fmul(off, inv_sq), third)
+        error = builder.fmul(builder.fmul(lone, lone), reach_sq)
+        error = nodes.fma(builder.fmul(mass, mass), shape, error)
+        is_narrow = builder.fcmp_ordered("<", third, nodes.number(_WIDE))
+        certain = builder.fmul(builder.fmul(most, most), reach_sq)
+        error = compare(builder, "<", builder.select(is_narrow, error, certain), certain)
+        opens = builder.fcmp_ordered(">", error, bar)
+        bits = builder.zext(builder.bitcast(opens, ir.IntType(2 * LANES)), ir.IntType(64))
+        last = nodes.lanes(2 * (dim + 1))
+        is_empty = builder.fcmp_ordered("<=", count, nodes.zero)
+        jensen = builder.fadd(square, nodes.bound(3 * dim + 2))
+        jensen = builder.select(is_empty, nodes.number(float(HUGE)), jensen)
+        builder.store(compare(builder, "<", builder.load(last, align=4), jensen), last, align=4)
+        pair = arguments[9]
+        pair = builder.trunc(pair, ir.IntType(1)) if pair.type.width > 1 else pair
+        one, none = constant(1.0), constant(0.0)
+        every = ir.Constant(ir.VectorType(ir.IntType(32), 2 * LANES), [*range(2 * LANES)])
+        live = builder.shuffle_vector(one, builder.select(pair, one, none), every)
+        mass = builder.fmul(mass, live)
+        kinds = [builder.select(opens, nodes.zero, mass), builder.select(is_narrow, mass, nodes.zero)]
+        nodes.add(0, kinds, moved)
+        return builder.select(pair, bits, builder.and_(bits, word(255)))
+
+    return signature, generate

@@ -248,6 +248,12 @@ def changed(frame, **changes):
     return {name: value for name, value in document.items() if name not in changes}, columns
 
 
+def test_a_column_that_another_library_does_not_take():
+    generator = untrained(table_of("arrow", {"wide": KINDS["arrow"]["decimal256"], "x": KINDS["arrow"]["float64"]}))
+    with pytest.raises(ConfigError, match="container = 'polars': polars does not take the columns"):
+        generator.sample(3, container="polars")
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -95,6 +95,7 @@ class Container:
         Where the library is not installed, the Arrow table is given, with a warning.
 
         Raises:
+            ConfigError: the other kind's library is not installed, or does not take a column.
             StoreError: what is kept of the container does not fit the values.
         """
         import pyarrow as pa
@@ -116,6 +117,8 @@ class Container:
         try:
             return self._give(typed, kind or self.kind)
         except Exception as error:  # whatever a library says of a dtype that is none of the column's
+            if kind not in (None, self.kind):
+                raise ConfigError(f"container = {kind!r}: {error}") from error
             raise StoreError(f"the generator's container is damaged: {error}") from error
 
     def _give(self, table: pa.Table, kind: str) -> Any:

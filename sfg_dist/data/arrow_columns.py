@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from sfg_dist.data.categories import codes_from_user, codes_of, is_text, named_type, values_of
+from sfg_dist.data.categories import codes_from_user, codes_of, encoded, is_text, named_type, values_of
 from sfg_dist.data.column_type import MAX_DIGITS, MAX_WHOLE, PER_SECOND, TEMPORAL, Array, ColumnType, UnfitValueError
 
 _FLOATS = {"halffloat": "float16", "float": "float32", "double": "float64"}
@@ -88,13 +88,15 @@ def stored_column(type_: ColumnType, column: Any) -> pa.Array:
     Raises:
         UnfitValueError: a text is none.
     """
-    column = plain_column(column)
-    if not is_text(column.type):
-        return column
+    found = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not is_text(found):
+        return plain_column(column)
+    texts, places = encoded(column)  # a text may stand for any number of rows
     try:
-        return pc.utf8_trim_whitespace(column.cast(pa.string())).cast(arrow_type(type_))
+        values = pc.utf8_trim_whitespace(texts).cast(arrow_type(type_))
     except pa.ArrowInvalid as error:
-        raise UnfitValueError(f"holds text that is none of {type_.words}: {error}") from None
+        raise UnfitValueError(f"holds text that is none of {type_.words}: {str(error)[:200]}") from None
+    return values.take(pa.array(places, mask=places < 0))
 
 
 def _check_whole(type_: ColumnType, values: Array) -> None:

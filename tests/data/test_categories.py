@@ -9,8 +9,13 @@ from pyarrow import parquet
 from scipy import stats
 
 from sfg_dist.data import TableSettings, Transform, open_rows, open_table, prepare
+from sfg_dist.data.association import find_orders
 from sfg_dist.data.column_type import ColumnType, UnfitValueError
 from sfg_dist.data.conditions import ColumnSplit, read_given
+from sfg_dist.data.discrete_curves import atoms_curve, with_missing
+from sfg_dist.data.grid import Grid
+from sfg_dist.data.quantile import fit_curve
+from sfg_dist.data.row_reader import RowReader
 from sfg_dist.data.unfit import UnfitColumnsError
 from sfg_dist.job.errors import ConfigError, DataError, DocumentError
 
@@ -150,9 +155,6 @@ def test_like_categories_are_neighbours():
             "y": random.normal(0, 1, 3000) - level,
         }
     )
-    from sfg_dist.data.association import find_orders
-    from sfg_dist.data.row_reader import RowReader
-
     codes = np.array([sorted(names).index(name) for name in table["name"].to_pylist()], dtype=float)
     rows = np.stack([codes, table["x"].to_numpy(), table["y"].to_numpy()], axis=1)
     type_ = ColumnType("category", "string", categories=tuple(sorted(names)))
@@ -409,3 +411,66 @@ def test_values_that_no_category_has():
     assert ColumnType.from_dict(type_.to_dict()) == type_
     other = ColumnType("category", "string", categories=("b", "c"))
     assert type_.take_over(np.array([0.0]), other).tolist() == [1.0]
+
+
+@given(st.lists(st.integers(0, 50), min_size=2, max_size=30).filter(lambda counts: sum(counts) > 1))
+def test_each_category_has_its_share(counts):
+    """Those of no training row share half a row; each interval gives its own value back, at both ends too."""
+    counts = np.array(counts)
+    curve = atoms_curve(counts)
+    weights = np.where(counts == 0, 0.5 / max((counts == 0).sum(), 1), counts)
+    np.testing.assert_allclose(curve.atoms.shares(), weights / weights.sum(), rtol=1e-9)
+    assert (np.diff(curve.scores) >= 0).all()
+    for noise in (0.0, 0.5, 1.0):
+        scores = curve.atoms.scores(np.arange(len(counts)), np.full(len(counts), noise))
+        held = curve.atoms.hold(np.arange(float(len(counts))), scores.astype(np.float32))
+        found = curve.to_values(held.astype(np.float64)).clip(0, len(counts) - 1)  # the range of the column
+        np.testing.assert_array_equal(found, np.arange(len(counts)))
+
+
+@given(st.integers(0, 400), st.booleans(), st.sampled_from(["continuum", "zeros", "grid"]))
+def test_missing_values_leave_the_others_their_order_and_law(num_missing, is_above, what):
+    random = np.random.default_rng(num_missing)
+    values = random.standard_normal(400) * 10 + 5
+    grid = Grid(1.0, -100.0) if what == "grid" else None
+    atoms = np.array([0.0]) if what == "zeros" else None
+    values = np.where(random.random(400) < 0.3, 0.0, values) if what == "zeros" else values
+    values = np.floor(values) + random.uniform(0.01, 0.99, 400) if grid else values
+    plain = fit_curve(values, grid, atoms)
+    curve, missing, end = with_missing(plain, 400 + num_missing, num_missing, is_above=is_above)
+    share = max(num_missing, 0.5) / (400 + max(num_missing, 0.5))
+    assert curve.atoms.values[-1 if is_above else 0] == missing
+    assert curve.atoms.shares()[-1 if is_above else 0] == pytest.approx(share)
+    assert (missing > end) == is_above
+    levels = stats.norm.cdf(plain.to_scores(np.sort(values))) * (1 - share) + (0.0 if is_above else share)
+    inner = slice(2, -2)  # the outermost row reaches to the missing ones
+    is_free = ~np.isin(np.sort(values), [0.0])[inner]
+    np.testing.assert_allclose(
+        stats.norm.cdf(curve.to_scores(np.sort(values)))[inner][is_free], levels[inner][is_free], atol=0.01
+    )
+    scores = random.standard_normal(2000)
+    found = curve.to_values(scores)
+    assert not ((found > min(missing, end)) & (found < max(missing, end))).any()
+    assert np.mean(found == missing) == pytest.approx(share, abs=0.05)
+
+
+def test_one_value_and_gaps(write):
+    table = pa.table({"flag": pa.array([0.3, None] * 30), "x": np.random.default_rng(0).normal(size=60)})
+    for kind in ("quantile", "standardize", "none"):
+        prepared = prepare(write(table), kind=kind, shuffle="none")
+        rows = prepared.transform.inverse(prepared.reference())
+        np.testing.assert_array_equal(rows[:, 0], prepared.train[:, 0])
+        drawn = prepared.transform.inverse(np.random.default_rng(1).standard_normal((1000, 2)) * 3)
+        assert set(drawn[~np.isnan(drawn[:, 0]), 0]) <= ({0.3} if kind == "quantile" else set(drawn[:, 0]))
+        assert 0.2 < np.isnan(drawn[:, 0]).mean() < 0.8
+
+
+def test_categories_of_held_out_rows_alone_are_known(write):
+    names = np.array((["a", "b"] * 45) + ["rare"] * 10)
+    prepared = prepare(write(pa.table({"n": names, "x": np.random.default_rng(0).normal(size=100)})), shuffle="none")
+    assert prepared.types["n"].categories == ("a", "b", "rare")
+    places = prepared.transform.codings[0].places
+    assert places[2] == 0
+    assert np.isfinite(prepared.flow_rows("test")).all()
+    np.testing.assert_array_equal(prepared.transform.inverse(prepared.flow_rows("test"))[:, 0], prepared.test[:, 0])
+    assert prepared.transform.curves[0].atoms.shares()[0] == pytest.approx(0.5 / 80.5)

@@ -505,10 +505,11 @@ def test_a_parquet_file_of_many_equal_rows(tmp_path, small_machine, values):
 
 
 def test_a_parquet_file_of_one_long_text(tmp_path):
-    """It would be 200 GB, each row being the same megabyte; nothing but the first rows is read to name it."""
+    """It would be 200 GB, each row being the same megabyte; it is read as the dictionary that the file holds."""
     values = pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int8()), 200_000), ["x" * 1_000_000])
     parquet.write_table(pa.table({"a": values}), tmp_path / "a.parquet", store_schema=False)
-    refused(tmp_path / "a.parquet", "column 'a' holds text: 'xxx", "data row 1")
+    refused(tmp_path / "a.parquet", "column 'a' holds text, with 1,000,000 letters in one value")
+    refused(tmp_path / "a.parquet", "column 'a' holds text that is none of numbers", asked={"a": "number"})
     with pytest.raises(DataError, match="column 'a' holds text"), open_rows(tmp_path / "a.parquet"):
         pass
 

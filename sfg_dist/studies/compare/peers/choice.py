@@ -72,11 +72,11 @@ def choose(
 
 
 def _try(kind: PeerKind, tables: Tables, configuration: Configuration, seconds: float) -> ShortFit:
-    held_out = tables.rows("validation")[:MAX_JUDGED_ROWS]
+    held_out = tables.any.coded(tables.rows("validation")[:MAX_JUDGED_ROWS])
     try:
         fitted = fit_to_table(kind, configuration, tables, max_time_s=seconds, seed=SEED)
         # Of two samplers the last is the cheaper one, and serves to choose for both.
-        rows = fitted.sample(list(kind.samplers)[-1], len(held_out))
+        rows = tables.any.coded(fitted.sample(list(kind.samplers)[-1], len(held_out)))
         result = classifier_test(finite_rows(rows, kind.name)[0], held_out, seed=SEED)
     except TrainingError:
         return ShortFit(configuration, seconds, 1.0, None)

@@ -254,9 +254,11 @@ def open_frame(frame: object, wanted: Sequence[str] | None = None) -> tuple[Cont
     else:
         table = pa.table(frame)
         table = table.select(list(check_columns(source, table.column_names, wanted)))
-    columns = [one_dictionary(column) for column in table.columns]
-    named = dict(zip(table.column_names, columns, strict=True))
-    dictionaries = each_fit(named, lambda name: _kept_dictionary(source, table.schema.field(name), named[name]))
+    columns = [one_dictionary(plain_values(column)) for column in table.columns]
+    plain = pa.table(columns, names=table.column_names)
+    dictionaries = each_fit(
+        table.column_names, lambda name: _kept_dictionary(source, table.schema.field(name), table.column(name))
+    )
     container = Container(
         kind,
         table.schema,
@@ -265,26 +267,33 @@ def open_frame(frame: object, wanted: Sequence[str] | None = None) -> tuple[Cont
         tuple(dtypes),
         records,
     )
-    return container, pa.table([plain_values(column) for column in columns], names=table.column_names)
+    return container, plain
 
 
 def _kept_dictionary(source: str, field_: pa.Field, column: Any) -> pa.Array | None:
     """The values of a dictionary column, None for other columns; the container must be able to keep its type."""
     from sfg_dist.data.frames.arrow_columns import dictionary_values
-    from sfg_dist.data.frames.arrow_types import words_of_type, words_of_values
+    from sfg_dist.data.frames.arrow_types import dictionary_type, words_of_type, words_of_values
 
-    values = dictionary_values(column)
+    values, what = dictionary_values(column), ""
     try:
         words_of_type(field_.type)
-        if values is not None:
+    except DocumentError:
+        what = f"type {field_.type}"
+    if values is not None and not what:
+        index = dictionary_type(field_.type).index_type
+        try:
             words_of_values(values)
-    except DocumentError as error:
-        what = f"type {field_.type}" if values is None else f"categories of type {values.type}"
+        except DocumentError:
+            what = f"categories of type {values.type}"
+        if len(values) - 1 > np.iinfo(index.to_pandas_dtype()).max:  # of parts that have dictionaries of their own
+            what = f"{len(values):,} categories, more than its index of type {index} can tell apart"
+    if what:
         raise UnfitColumnsError(
             f"{source}: column {field_.name!r} has {what}: make it numbers, dates, times or text, or leave it out with "
             f"data.columns",
             {field_.name: f"it has {what}"},
-        ) from error
+        )
     return values
 
 

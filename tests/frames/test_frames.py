@@ -248,6 +248,21 @@ def changed(frame, **changes):
     return {name: value for name, value in document.items() if name not in changes}, columns
 
 
+@pytest.mark.parametrize("dtype", ["U4", "S4", "T", ">f4", "M8[s]", "f16", "i8"])
+def test_arrays_of_one_dtype(dtype):
+    """Rows and columns, not records."""
+    array = np.array([[row % 3, row] for row in range(40)])
+    array = (
+        array.astype("i8").astype("M8[s]")
+        if dtype == "M8[s]"
+        else (array % 7).astype(str if dtype in "U4S4T" else dtype)
+    )
+    array = array.astype(dtype)
+    rows = untrained(array).sample(20)
+    assert rows.dtype == array.dtype
+    assert rows.shape == (20, 2)
+
+
 def parts_of_a_dictionary(kind, index):
     """A column of three parts, each with 100 values of its own, 150 in all."""
     is_text = kind in (pa.string(), pa.string_view())

@@ -242,11 +242,11 @@ def open_frame(frame: object, wanted: Sequence[str] | None = None) -> tuple[Cont
 
         table, labels, dtypes = columns_of_pandas(source, frame, wanted)
     elif kind == "numpy":
-        from sfg_dist.data.frames.numpy_columns import columns_of_array
+        from sfg_dist.data.frames.numpy_columns import columns_of_array, words_of_dtype
 
         assert isinstance(frame, np.ndarray)
         table, records = columns_of_array(source, frame, wanted), frame.dtype.names is not None
-        dtypes = [frame.dtype[name].str if records else frame.dtype.str for name in table.column_names]
+        dtypes = [words_of_dtype(frame.dtype[name] if records else frame.dtype) for name in table.column_names]
     elif kind == "polars":
         from sfg_dist.data.frames.polars_columns import columns_of_polars
 

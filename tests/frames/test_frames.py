@@ -248,6 +248,52 @@ def changed(frame, **changes):
     return {name: value for name, value in document.items() if name not in changes}, columns
 
 
+@pytest.mark.parametrize("dtype", ["U4", "S4", "T", ">f4", "M8[s]", "f16", "i8"])
+def test_arrays_of_one_dtype(dtype):
+    """Rows and columns, not records."""
+    array = np.array([[row % 3, row] for row in range(40)])
+    array = (
+        array.astype("i8").astype("M8[s]")
+        if dtype == "M8[s]"
+        else (array % 7).astype(str if dtype in "U4S4T" else dtype)
+    )
+    array = array.astype(dtype)
+    rows = untrained(array).sample(20)
+    assert rows.dtype == array.dtype
+    assert rows.shape == (20, 2)
+
+
+def parts_of_a_dictionary(kind, index):
+    """A column of three parts, each with 100 values of its own, 150 in all."""
+    is_text = kind in (pa.string(), pa.string_view())
+    values = pa.array(
+        [f"n{n}" for n in range(150)] if is_text else list(range(150)), pa.string() if is_text else pa.int32()
+    )
+    return pa.chunked_array([
+        pa.DictionaryArray.from_arrays(pa.array(list(range(100)) * 3, index), values[first : first + 100].cast(kind))
+        for first in (0, 50, 20)
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.string_view(), pa.date32(), pa.int16()])
+def test_parts_with_dictionaries_of_their_own(kind):
+    frame = pa.table({"column": parts_of_a_dictionary(kind, pa.int16()), "x": np.arange(900.0)})
+    rows = untrained(frame).sample(2000)
+    assert rows.schema == frame.schema
+    assert len(rows["column"].unique()) > 100
+    frame = pa.table({"column": parts_of_a_dictionary(kind, pa.int8())})
+    with pytest.raises(
+        DataError, match="column 'column' has 150 categories, more than its index of type int8 can tell"
+    ):
+        open_frame(frame)
+
+
+def test_a_column_that_another_library_does_not_take():
+    generator = untrained(table_of("arrow", {"wide": KINDS["arrow"]["decimal256"], "x": KINDS["arrow"]["float64"]}))
+    with pytest.raises(ConfigError, match="container = 'polars': polars does not take the columns"):
+        generator.sample(3, container="polars")
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -40,25 +40,30 @@ def plain_values(column: Any) -> Any:
 
 
 def one_dictionary(column: Any) -> Any:
-    """A column in one chunk where it is a dictionary, so that it has one list of values; others as they are."""
-    if dictionary_type(column.type) is None:
+    """Plain values whose chunks, where they are of dictionaries, have one list of values; others as they are.
+
+    Arrow itself joins dictionaries of text and numbers alone.
+    """
+    if not pa.types.is_dictionary(column.type) or column.num_chunks < 2:
         return column
-    if len(column.chunks) > 1:
-        column = column.unify_dictionaries()
-    whole = column.combine_chunks()
-    return pa.chunked_array([whole]) if isinstance(whole, pa.Array) else whole
+    kind = comparable(column.type.value_type)
+    found = [chunk.dictionary.cast(kind) for chunk in column.chunks]
+    values = pc.unique(pa.concat_arrays(found))
+    chunks = [
+        pa.DictionaryArray.from_arrays(
+            pc.index_in(some, value_set=values).take(chunk.indices), values, ordered=column.type.ordered
+        )
+        for some, chunk in zip(found, column.chunks, strict=True)
+    ]
+    return pa.chunked_array(chunks)
 
 
 def dictionary_values(column: Any) -> pa.Array | None:
-    """The values of a dictionary column, used or not; None for other columns."""
-    found = dictionary_type(column.type)
-    if found is None:
+    """The values of a dictionary column of any type, used or not; None for other columns."""
+    if dictionary_type(column.type) is None:
         return None
-    while not pa.types.is_dictionary(column.type):
-        is_extension = isinstance(column.type, pa.BaseExtensionType)
-        chunks = [chunk.storage if is_extension else chunk.values for chunk in column.chunks]
-        column = pa.chunked_array(chunks, column.type.storage_type if is_extension else column.type.value_type)
-    return column.chunk(0).dictionary if column.num_chunks else pa.nulls(0, found.value_type)
+    plain = one_dictionary(plain_values(column))
+    return plain.chunk(0).dictionary if plain.num_chunks else pa.nulls(0, plain.type.value_type)
 
 
 def as_type(column: Any, wanted: pa.DataType, dictionary: pa.Array | None = None) -> Any:
@@ -88,8 +93,9 @@ def as_type(column: Any, wanted: pa.DataType, dictionary: pa.Array | None = None
     indices = pc.index_in(values, value_set=dictionary.cast(kind))
     if indices.null_count > values.null_count:
         raise ValueError("a value is not in the dictionary of its column")
+    kept = dictionary.cast(kind).cast(wanted.value_type)
     chunks = [
-        pa.DictionaryArray.from_arrays(chunk.cast(wanted.index_type), dictionary, ordered=wanted.ordered)
+        pa.DictionaryArray.from_arrays(chunk.cast(wanted.index_type), kept, ordered=wanted.ordered)
         for chunk in indices.chunks
     ]
     return pa.chunked_array(chunks, wanted)

@@ -95,6 +95,7 @@ class Container:
         Where the library is not installed, the Arrow table is given, with a warning.
 
         Raises:
+            ConfigError: the other kind's library is not installed, or does not take a column.
             StoreError: what is kept of the container does not fit the values.
         """
         import pyarrow as pa
@@ -116,6 +117,8 @@ class Container:
         try:
             return self._give(typed, kind or self.kind)
         except Exception as error:  # whatever a library says of a dtype that is none of the column's
+            if kind not in (None, self.kind):
+                raise ConfigError(f"container = {kind!r}: {error}") from error
             raise StoreError(f"the generator's container is damaged: {error}") from error
 
     def _give(self, table: pa.Table, kind: str) -> Any:
@@ -239,11 +242,11 @@ def open_frame(frame: object, wanted: Sequence[str] | None = None) -> tuple[Cont
 
         table, labels, dtypes = columns_of_pandas(source, frame, wanted)
     elif kind == "numpy":
-        from sfg_dist.data.frames.numpy_columns import columns_of_array
+        from sfg_dist.data.frames.numpy_columns import columns_of_array, words_of_dtype
 
         assert isinstance(frame, np.ndarray)
         table, records = columns_of_array(source, frame, wanted), frame.dtype.names is not None
-        dtypes = [frame.dtype[name].str if records else frame.dtype.str for name in table.column_names]
+        dtypes = [words_of_dtype(frame.dtype[name] if records else frame.dtype) for name in table.column_names]
     elif kind == "polars":
         from sfg_dist.data.frames.polars_columns import columns_of_polars
 
@@ -251,9 +254,11 @@ def open_frame(frame: object, wanted: Sequence[str] | None = None) -> tuple[Cont
     else:
         table = pa.table(frame)
         table = table.select(list(check_columns(source, table.column_names, wanted)))
-    columns = [one_dictionary(column) for column in table.columns]
-    named = dict(zip(table.column_names, columns, strict=True))
-    dictionaries = each_fit(named, lambda name: _kept_dictionary(source, table.schema.field(name), named[name]))
+    columns = [one_dictionary(plain_values(column)) for column in table.columns]
+    plain = pa.table(columns, names=table.column_names)
+    dictionaries = each_fit(
+        table.column_names, lambda name: _kept_dictionary(source, table.schema.field(name), table.column(name))
+    )
     container = Container(
         kind,
         table.schema,
@@ -262,26 +267,33 @@ def open_frame(frame: object, wanted: Sequence[str] | None = None) -> tuple[Cont
         tuple(dtypes),
         records,
     )
-    return container, pa.table([plain_values(column) for column in columns], names=table.column_names)
+    return container, plain
 
 
 def _kept_dictionary(source: str, field_: pa.Field, column: Any) -> pa.Array | None:
     """The values of a dictionary column, None for other columns; the container must be able to keep its type."""
     from sfg_dist.data.frames.arrow_columns import dictionary_values
-    from sfg_dist.data.frames.arrow_types import words_of_type, words_of_values
+    from sfg_dist.data.frames.arrow_types import dictionary_type, words_of_type, words_of_values
 
-    values = dictionary_values(column)
+    values, what = dictionary_values(column), ""
     try:
         words_of_type(field_.type)
-        if values is not None:
+    except DocumentError:
+        what = f"type {field_.type}"
+    if values is not None and not what:
+        index = dictionary_type(field_.type).index_type
+        try:
             words_of_values(values)
-    except DocumentError as error:
-        what = f"type {field_.type}" if values is None else f"categories of type {values.type}"
+        except DocumentError:
+            what = f"categories of type {values.type}"
+        if len(values) - 1 > np.iinfo(index.to_pandas_dtype()).max:  # of parts that have dictionaries of their own
+            what = f"{len(values):,} categories, more than its index of type {index} can tell apart"
+    if what:
         raise UnfitColumnsError(
             f"{source}: column {field_.name!r} has {what}: make it numbers, dates, times or text, or leave it out with "
             f"data.columns",
             {field_.name: f"it has {what}"},
-        ) from error
+        )
     return values
 
 

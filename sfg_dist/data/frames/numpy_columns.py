@@ -35,16 +35,23 @@ def columns_of_array(source: str, array: Array, wanted: Sequence[str] | None) ->
 
 
 def _column(source: str, name: str, array: Array, names: Sequence[str]) -> pa.Array:
-    column = column_of(array, list(names).index(name), name)
-    if column.dtype.kind in "UT" and column.ndim == 1:
+    place = list(names).index(name)
+    if array.dtype.kind != "T":
+        numpy_survey(source, name, [array], place)  # refuses what is no column
+    column = column_of(array, place, name)
+    if column.dtype.kind in "UT":
         return pa.array(column.tolist(), pa.string())
-    numpy_survey(source, name, [column[:, None] if column.ndim == 1 else column], 0)  # refuses what is no column
     if column.dtype.kind == "f" and column.dtype.itemsize > 8:
         shorter = column.astype(np.float64)
         if not np.array_equal(shorter, column, equal_nan=True):
             raise DataError(f"{source}: column {name!r} holds {column.dtype} that float64 cannot hold: round it first")
         column = shorter
     return arrow_of(column)
+
+
+def words_of_dtype(dtype: np.dtype[Any]) -> str:
+    """A dtype as text, from which ``array_of_columns`` makes it again."""
+    return "T" if dtype.kind == "T" else dtype.str
 
 
 def array_of_columns(table: pa.Table, dtypes: Sequence[str], *, records: bool) -> Array:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from sfg_dist.data.frames.arrow_columns import dictionary_values, one_dictionary, plain_values
+from sfg_dist.data.frames.arrow_columns import dictionary_values, plain_values
 from sfg_dist.data.naming import check_columns
 from sfg_dist.data.unfit import UnfitColumnsError, each_fit
 from sfg_dist.job.errors import DataError, DocumentError
@@ -67,7 +67,7 @@ def _column(source: str, name: str, series: pd.Series[Any]) -> tuple[Any, str]:
     dtype = series.dtype
     try:
         column = pa.array(series, from_pandas=True)
-        column = one_dictionary(column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column]))
+        column = column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
         words = _words_of(dtype)
         is_same = dtype_of(words, column.type, dictionary_values(column)) == dtype
     except (pa.ArrowException, TypeError, ValueError, NotImplementedError, OverflowError) as error:
@@ -147,7 +147,7 @@ def _values(column: Any, dtype: Any) -> Any:
     if isinstance(dtype, pd.ArrowDtype):
         return pd.arrays.ArrowExtensionArray(column)
     if isinstance(dtype, pd.CategoricalDtype):
-        indices = plain_values(one_dictionary(column))
+        indices = plain_values(column)  # whose chunks have one dictionary, that of the dtype
         codes = [chunk.indices.fill_null(-1) for chunk in indices.chunks]
         whole = pa.chunked_array(codes, indices.type.index_type).to_numpy()
         return pd.Categorical.from_codes(whole, dtype=dtype)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from sfg_dist.data.frames.arrow_columns import dictionary_values, one_dictionary, plain_values
+from sfg_dist.data.frames.arrow_columns import dictionary_values, plain_values
 from sfg_dist.data.naming import check_columns
 from sfg_dist.data.unfit import UnfitColumnsError, each_fit
 from sfg_dist.job.errors import DocumentError
@@ -41,7 +41,7 @@ def _column(source: str, name: str, frame: pl.DataFrame) -> tuple[Any, str]:
     try:
         if dtype.is_object():
             raise TypeError("it holds Python objects")
-        column = one_dictionary(pa.table(frame.select(name)).column(0))
+        column = pa.table(frame.select(name)).column(0)
         again = polars_of_columns(
             pa.table([column[:0]], names=[name]), {name: dictionary_values(column)}, [words]
         ).schema[name]

@@ -307,7 +307,7 @@ class TrainConfig(_Section):
     """Whether a linear map from the input is added to the output."""
     cells: Literal["auto"] | bool = "auto"
     """Whether the network draws a cell of each column in turn instead of giving values. `auto`: where the table has
-    categories, missing values or values that repeat."""
+    categories or missing values."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """The optimiser: Muon for the matrices of inner layers and AdamW for the rest, or AdamW for all."""
     batch_size: PositiveInt = 2048
@@ -320,6 +320,9 @@ class TrainConfig(_Section):
     """The weight decay; a step takes it times the learning rate."""
     num_epochs: PositiveInt = 50
     """The most passes over the pairs."""
+    max_looks: PositiveFloat = 100.0
+    """The most looks at a row of the table on average, where the network draws cells: steps times batch over rows. With
+    many more its samples become copies of rows."""
     max_time_s: Seconds | None = None
     """The most seconds of training. With a limit, the result depends on the speed of the machine."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999

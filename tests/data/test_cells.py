@@ -44,8 +44,8 @@ def test_categories_atoms_and_gaps_are_cells_of_their_own():
     assert np.diff(free).max() < 2 / MAX_CELLS
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 10_000), st.integers(2, 300))
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 10_000), st.integers(6, 300))
 def test_what_is_drawn_within_a_cell_stays_in_it(seed, num_values):
     rng = np.random.default_rng(seed)
     values = rng.geometric(3 / num_values, 2000).astype(float)
@@ -71,9 +71,11 @@ def test_a_column_of_few_values_has_a_cell_for_each():
     assert edges == pytest.approx([np.mean(hours <= hour) for hour in range(23)], abs=1e-3)
 
 
-def test_only_tables_with_atoms_draw_cells_unless_asked():
+def test_only_tables_with_categories_or_gaps_draw_cells_unless_asked():
     _, mixed = table()
     plain = transform_of({"free": np.random.default_rng(0).normal(size=500)})
+    rain = transform_of({"rain": np.repeat([0.0, 1.0, 2.5], 400)}, rain={"atoms": np.array([0.0, 1.0, 2.5])})
+    assert not draws_cells(rain, "auto")
     assert draws_cells(mixed, "auto")
     assert not draws_cells(plain, "auto")
     assert draws_cells(plain, True)

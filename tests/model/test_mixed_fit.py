@@ -9,9 +9,9 @@ import torch
 import sfg_dist
 from sfg_dist.data.transform import Transform
 from sfg_dist.distributed.fit.checkpoints import Checkpoints
-from sfg_dist.distributed.fit.training import fit_inline
+from sfg_dist.distributed.fit.training import fit_inline, within_looks
 from sfg_dist.job.config import resolve_job
-from sfg_dist.job.errors import ConfigError, StoreError
+from sfg_dist.job.errors import StoreError
 from sfg_dist.model.cell_network import CellNetwork
 from sfg_dist.model.export_onnx import export_onnx
 from sfg_dist.model.mlp import MLP
@@ -90,15 +90,35 @@ def test_a_fit_that_was_stopped_goes_on_with_the_same_bits(fitted, tmp_path):
         assert torch.equal(tensor, again.state_dict()[name]), name
 
 
-def test_what_does_not_go_with_cells_is_refused_by_name(fitted, tmp_path):
+def test_a_fit_ends_after_so_many_looks_at_a_row(fitted):
+    folder, pipeline, _ = fitted
+    pairs = open_pairs(pipeline.label().location.url)
+    num_train = len(pipeline.prepared.train)
+    settings = job_of(f"{folder}/trees.csv", folder / "run", num_epochs=1000, max_looks=10).train
+    epochs = within_looks(pairs, settings).num_epochs
+    assert epochs * 4096 * 0.95 == pytest.approx(10 * num_train, abs=4096)
+    assert within_looks(pairs, settings.model_copy(update={"max_looks": 0.01})).num_epochs == 1
+    assert within_looks(pairs, settings.model_copy(update={"cells": False})).num_epochs == 1000
+
+
+def test_the_graph_draws_the_same_rows(fitted):
     _, _, generator = fitted
-    with pytest.raises(ConfigError, match="draws a cell of each column in turn"):
-        export_onnx(generator)
+    onnxruntime = pytest.importorskip("onnxruntime")
+    content, agreement = export_onnx(generator)
+    assert agreement.values_within > 0.9
+    assert agreement.cells_differing < 0.01 * agreement.rows
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    drawn = np.random.default_rng(3).standard_normal((500, 6)).astype(np.float32)
+    (rows,) = session.run(["rows"], {"latents": drawn[:, :3], "noise": drawn[:, 3:]})
+    assert (np.abs(rows - generator.decode(drawn)) < 1e-3).all(axis=1).mean() > 0.99
+    _, alone = export_onnx(generator, network_only=True)
+    assert alone.rows == agreement.rows
 
 
-def test_values_are_given_where_cells_are_not_wanted(fitted, tmp_path):
+def test_values_are_given_where_cells_are_not_wanted(fitted):
     folder, _, _ = fitted
-    generator = Pipeline(job_of(f"{folder}/trees.csv", folder / "run", cells=False, num_epochs=1)).train()
+    with pytest.warns(UserWarning, match="checkpoints of other train keys"):
+        generator = Pipeline(job_of(f"{folder}/trees.csv", folder / "run", cells=False, num_epochs=1)).train()
     assert isinstance(generator.network, MLP)
     assert generator.calibration is not None
 
@@ -107,7 +127,7 @@ def test_values_are_given_where_cells_are_not_wanted(fitted, tmp_path):
     ("changed", "words"),
     [
         ({"cells": [3, 2]}, "cells has 2 numbers, and dim is 3"),
-        ({"cells": [3, 2, -1]}, "cells must be"),
+        ({"cells": [3, 2, -1]}, r"cells\.2 must be"),
         ({"num_noise": 3}, "does not know, 'num_noise'"),
         ({"cells": [3, 2, 5]}, "expected"),
     ],

@@ -83,6 +83,16 @@ def test_a_plan_of_measured_labels_says_what_a_file_takes(make_job, table, small
     assert "larger than labels.memory_gib: each node builds it in" in note
 
 
+def test_a_budget_that_cannot_hold_a_measured_reference_is_refused_before_it_is_built(
+    make_job, table, small, monkeypatch
+):
+    monkeypatch.setattr("sfg_dist.distributed.labels.references.BYTES_A_ROW", 1 << 20)
+    monkeypatch.setattr("sfg_dist.distributed.labels.ordering.order_in_passes", pytest.fail)
+    pipeline = Pipeline(make_job(data=table, labels={"memory_gib": 6.0, "certificate": "measured"}))
+    with pytest.raises(ConfigError, match="labels.memory_gib = 6 cannot hold one block of the reference"):
+        pipeline.label()
+
+
 @pytest.mark.parametrize("keys", [{"t_min": "auto"}, {"time_grid": "fitted"}])
 def test_what_is_chosen_for_a_table_needs_it_in_memory(make_job, table, small, keys):
     pipeline = Pipeline(make_job(data=table, labels={"memory_gib": 6.0, **keys}))

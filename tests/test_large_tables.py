@@ -89,7 +89,7 @@ def test_a_budget_that_cannot_hold_a_measured_reference_is_refused_before_it_is_
     monkeypatch.setattr("sfg_dist.distributed.labels.references.BYTES_A_ROW", 1 << 20)
     monkeypatch.setattr("sfg_dist.distributed.labels.ordering.order_in_passes", pytest.fail)
     pipeline = Pipeline(make_job(data=table, labels={"memory_gib": 6.0, "certificate": "measured"}))
-    with pytest.raises(ConfigError, match="labels.memory_gib = 6 cannot hold one block of the reference"):
+    with pytest.raises(ConfigError, match=r"labels\.memory_gib = 6 cannot hold one block of the reference"):
         pipeline.label()
 
 

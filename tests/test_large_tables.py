@@ -76,6 +76,23 @@ def test_a_plan_looks_at_the_first_block(make_job, table, small):
     assert any("larger than labels.memory_gib" in note for note in estimate.notes)
 
 
+@pytest.mark.slow
+def test_a_plan_of_measured_labels_says_what_a_file_takes(make_job, table, small):
+    job = make_job(data=table, labels={"num_pairs": 300, "memory_gib": 6.0, "certificate": "measured"})
+    (note,) = (note for note in estimate_job(job, seconds=0.1).notes if "temporary file" in note)
+    assert "larger than labels.memory_gib: each node builds it in" in note
+
+
+def test_a_budget_that_cannot_hold_a_measured_reference_is_refused_before_it_is_built(
+    make_job, table, small, monkeypatch
+):
+    monkeypatch.setattr("sfg_dist.distributed.labels.references.BYTES_A_ROW", 1 << 20)
+    monkeypatch.setattr("sfg_dist.distributed.labels.ordering.order_in_passes", pytest.fail)
+    pipeline = Pipeline(make_job(data=table, labels={"memory_gib": 6.0, "certificate": "measured"}))
+    with pytest.raises(ConfigError, match=r"labels\.memory_gib = 6 cannot hold one block of the reference"):
+        pipeline.label()
+
+
 @pytest.mark.parametrize("keys", [{"t_min": "auto"}, {"time_grid": "fitted"}])
 def test_what_is_chosen_for_a_table_needs_it_in_memory(make_job, table, small, keys):
     pipeline = Pipeline(make_job(data=table, labels={"memory_gib": 6.0, **keys}))

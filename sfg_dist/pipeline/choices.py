@@ -146,14 +146,16 @@ def measure_certificates(
     ``is_mapped`` says that the reference of the frame is larger than memory, and mapped from a file.
 
     Raises:
-        ConfigError: a measured certificate does not serve this reference.
+        ConfigError: a measured certificate does not serve this reference, or labels.memory_gib cannot hold it.
     """
     import torch
 
     from sfg_dist.distributed.labels.references import mapped_reference
+    from sfg_dist.distributed.labels.requirements import require_budget
     from sfg_dist.distributed.machine import this_machine
     from sfg_dist.flow import Flow, PreparedReference, Reference, Schedule
     from sfg_dist.flow.certificate import fit_certificate
+    from sfg_dist.flow.posterior.mapped import give_up
     from sfg_dist.flow.solver import Direction
 
     if job.executor.address is None and this_machine().gpus:
@@ -164,8 +166,12 @@ def measure_certificates(
     labels, grids = job.labels, identity.get("time_grid", {})
     schedule = Schedule(labels.schedule, identity["blur"]["t_min"])
     unit = identity.get("sigma_data", 1.0)
-    rows, order = frame.reference, frame.order if frame.make_order is not None else None
+    rows, has_clusters = frame.reference, frame.make_order is not None
     assert isinstance(rows, np.ndarray)
+    if is_mapped:
+        give_up(rows)
+        require_budget(job, num_reference=len(rows), dim=rows.shape[1], has_clusters=has_clusters)
+    order = frame.order if has_clusters else None
     if is_mapped and order is not None:
         prepared: PreparedReference = mapped_reference(rows, order, unit, job.labels.memory_gib)
     else:

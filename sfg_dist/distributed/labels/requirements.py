@@ -165,10 +165,13 @@ def memory_of(
     return RunMemory(actors, driver, total, machine.memory_bytes)
 
 
-def require_budget(job: Job, plan: Plan | None = None, num_reference: int = 1, *, has_clusters: bool = False) -> None:
+def require_budget(
+    job: Job, plan: Plan | None = None, num_reference: int = 1, *, dim: int = 1, has_clusters: bool = False
+) -> None:
     """Refuse a labels.memory_gib that cannot hold a block of the reference; where GPUs label, it has no say.
 
-    Before the table is read there is no plan, and the smallest reference is taken.
+    Before the table is read there is no plan, and the smallest reference is taken. ``dim`` is its number of columns
+    where there is no plan.
 
     Raises:
         ConfigError: the message has a budget that can.
@@ -177,9 +180,9 @@ def require_budget(job: Job, plan: Plan | None = None, num_reference: int = 1, *
         return
     held = resident_memory() if is_one(job.executor) else ACTOR_BYTES
     rows = -(-num_reference // job.executor.actors_per_group)
-    is_whole = plan is not None and plan.is_whole
+    is_whole = job.labels.certificate == "measured"
     need = reference_memory(
-        rows, 1 if plan is None else plan.dim, has_clusters=has_clusters, is_whole=is_whole
+        rows, dim if plan is None else plan.dim, has_clusters=has_clusters, is_whole=is_whole
     ).streamed
     _check_budget(job.labels.memory_gib, held + (0 if plan is None else shard_memory(plan)), need)
 

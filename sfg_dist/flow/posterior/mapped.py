@@ -79,8 +79,8 @@ def temporary_file(size: int) -> Iterator[int]:
             os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
             raise ConfigError(
-                f"the directory for temporary files, {tempfile.gettempdir()}, has no room for {size_of(size)} of a "
-                f"reference that is larger than memory ({error.strerror}): set TMPDIR to one with more"
+                f"the directory for temporary files, {tempfile.gettempdir()}, has no room for {size_of(size)} that a "
+                f"large reference takes ({error.strerror}): set TMPDIR to one with more"
             ) from error
         yield file.fileno()
 

@@ -23,6 +23,7 @@ weighs anything.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -186,22 +187,26 @@ class _Nodes:
             off = self.fma(away, away, off)
         return steps, square, gap, off
 
-    def shrunk(self, steps: list[Any], square: Any) -> tuple[list[Any], Any]:
-        """Q d and d' Q d."""
+    def shrunk(self, steps: list[Any], square: Any) -> tuple[Callable[[int], Any], Any]:
+        """What gives a column of Q d when it is needed, and d' Q d."""
         builder, dim = self.builder, self.dim
         if self.rank:
-            rest = self.law(0)
-            moved = [builder.fmul(rest, step) for step in steps]
+            rest, scaled = self.law(0), []
             near = builder.fmul(rest, square)
             for axis in range(self.rank):
                 along = self.zero
                 for k in range(dim):
                     along = self.fma(self._vector(axis, k), steps[k], along)
-                scaled = builder.fmul(along, self.law(1 + axis))
-                near = self.fma(scaled, along, near)
-                for k in range(dim):
-                    moved[k] = self.fma(self._vector(axis, k), scaled, moved[k])
-            return moved, near
+                scaled.append(builder.fmul(along, self.law(1 + axis)))
+                near = self.fma(scaled[axis], along, near)
+
+            def column(k: int) -> Any:
+                value = builder.fmul(rest, steps[k])
+                for axis in range(self.rank):
+                    value = self.fma(self._vector(axis, k), scaled[axis], value)
+                return value
+
+            return column, near
         moved, near, row = [self.zero] * dim, self.zero, 0
         for i in range(dim):
             for j in range(i, dim):
@@ -212,7 +217,7 @@ class _Nodes:
                 row += 1
         for k in range(dim):
             near = self.fma(moved[k], steps[k], near)
-        return moved, near
+        return moved.__getitem__, near
 
     def shape(self, u_sq: Any, reach_sq: Any, third: Any) -> Any:
         """The sum over the cumulants that are left out; see the module's text."""
@@ -228,12 +233,12 @@ class _Nodes:
             shape = self.fma(self.law(self.head + 1), self.fma(p2, reach_sq, u_sq), shape)
         return compare(self.builder, "<", shape, number(_WIDE))
 
-    def add(self, first: int, mass: Any, moved: list[Any]) -> None:
+    def add(self, first: int, mass: Any, moved: Callable[[int], Any]) -> None:
         """Add masses, and masses times posterior means, to the lanes from ``first`` on."""
         builder, place = self.builder, self.lanes(first)
         builder.store(builder.fadd(builder.load(place, align=4), mass), place, align=4)
         for k in range(self.dim):
-            place, mean = self.lanes(first + 1 + k), builder.fadd(self.bound(k), moved[k])
+            place, mean = self.lanes(first + 1 + k), builder.fadd(self.bound(k), moved(k))
             builder.store(self.fma(mass, mean, builder.load(place, align=4)), place, align=4)
 
 

@@ -23,6 +23,7 @@ weighs anything.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -186,22 +187,26 @@ class _Nodes:
             off = self.fma(away, away, off)
         return steps, square, gap, off
 
-    def shrunk(self, steps: list[Any], square: Any) -> tuple[list[Any], Any]:
-        """Q d and d' Q d."""
+    def shrunk(self, steps: list[Any], square: Any) -> tuple[Callable[[int], Any], Any]:
+        """What gives a column of Q d when it is needed, and d' Q d."""
         builder, dim = self.builder, self.dim
         if self.rank:
-            rest = self.law(0)
-            moved = [builder.fmul(rest, step) for step in steps]
+            rest, scaled = self.law(0), []
             near = builder.fmul(rest, square)
             for axis in range(self.rank):
                 along = self.zero
                 for k in range(dim):
                     along = self.fma(self._vector(axis, k), steps[k], along)
-                scaled = builder.fmul(along, self.law(1 + axis))
-                near = self.fma(scaled, along, near)
-                for k in range(dim):
-                    moved[k] = self.fma(self._vector(axis, k), scaled, moved[k])
-            return moved, near
+                scaled.append(builder.fmul(along, self.law(1 + axis)))
+                near = self.fma(scaled[axis], along, near)
+
+            def column(k: int) -> Any:
+                value = builder.fmul(rest, steps[k])
+                for axis in range(self.rank):
+                    value = self.fma(self._vector(axis, k), scaled[axis], value)
+                return value
+
+            return column, near
         moved, near, row = [self.zero] * dim, self.zero, 0
         for i in range(dim):
             for j in range(i, dim):
@@ -212,7 +217,7 @@ class _Nodes:
                 row += 1
         for k in range(dim):
             near = self.fma(moved[k], steps[k], near)
-        return moved, near
+        return moved.__getitem__, near
 
     def shape(self, u_sq: Any, reach_sq: Any, third: Any) -> Any:
         """The sum over the cumulants that are left out; see the module's text."""
@@ -228,22 +233,23 @@ class _Nodes:
             shape = self.fma(self.law(self.head + 1), self.fma(p2, reach_sq, u_sq), shape)
         return compare(self.builder, "<", shape, number(_WIDE))
 
-    def add(self, first: int, masses: list[Any], moved: list[Any]) -> None:
-        """Add masses of two kinds, and these times posterior means, to the lanes from ``first`` on."""
-        builder, size = self.builder, self.dim + 1
-        for kind, mass in enumerate(masses):
-            place = self.lanes(first + kind * size)
-            builder.store(builder.fadd(builder.load(place, align=4), mass), place, align=4)
+    def add(self, first: int, mass: Any, moved: Callable[[int], Any]) -> None:
+        """Add masses, and masses times posterior means, to the lanes from ``first`` on."""
+        builder, place = self.builder, self.lanes(first)
+        builder.store(builder.fadd(builder.load(place, align=4), mass), place, align=4)
         for k in range(self.dim):
-            mean = builder.fadd(self.bound(k), moved[k])
-            for kind, mass in enumerate(masses):
-                place = self.lanes(first + kind * size + 1 + k)
-                builder.store(self.fma(mass, mean, builder.load(place, align=4)), place, align=4)
+            place, mean = self.lanes(first + 1 + k), builder.fadd(self.bound(k), moved(k))
+            builder.store(self.fma(mass, mean, builder.load(place, align=4)), place, align=4)
+
+
+def _flag(builder: Any, value: Any) -> Any:
+    return builder.trunc(value, ir.IntType(1)) if value.type.width > 1 else value
 
 
 @intrinsic
 def weigh(
-    typing_context, bounds, laws, vectors, first, second, states, state_at, lanes, lanes_at, is_pair, axes, rank
+    typing_context, bounds, laws, vectors, first, second, states, state_at, lanes, lanes_at, is_pair, is_last, axes,
+    rank,
 ):  # fmt: skip
     """Judge two groups of nodes for one row: bits of those to be opened. The others are added to ``lanes``.
 
@@ -251,11 +257,12 @@ def weigh(
     ``state_at`` on ``states`` has NUMBERS numbers of the row, x~, and the guess of its mean. From ``lanes_at`` on
     ``lanes`` has mass and columns of the nodes that stand for their rows, 16 places each, then those of all nodes as
     far as they are not wide, then the least mean square distances. Without ``is_pair`` the second group is left out.
+    For the ``is_last`` level nothing is added for all nodes.
     """
     dim = len(axes)
     place = types.intp
     signature = types.int64(
-        bounds, laws, vectors, place, place, states, place, lanes, place, types.boolean, axes, rank
+        bounds, laws, vectors, place, place, states, place, lanes, place, types.boolean, types.boolean, axes, rank
     )  # fmt: skip
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -285,14 +292,14 @@ def weigh(
         jensen = builder.fadd(square, nodes.bound(3 * dim + 2))
         jensen = builder.select(is_empty, nodes.number(float(HUGE)), jensen)
         builder.store(compare(builder, "<", builder.load(last, align=4), jensen), last, align=4)
-        pair = arguments[9]
-        pair = builder.trunc(pair, ir.IntType(1)) if pair.type.width > 1 else pair
+        pair, is_last = (_flag(builder, arguments[place]) for place in (9, 10))
         one, none = constant(1.0), constant(0.0)
         every = ir.Constant(ir.VectorType(ir.IntType(32), 2 * LANES), [*range(2 * LANES)])
         live = builder.shuffle_vector(one, builder.select(pair, one, none), every)
         mass = builder.fmul(mass, live)
-        kinds = [builder.select(opens, nodes.zero, mass), builder.select(is_narrow, mass, nodes.zero)]
-        nodes.add(0, kinds, moved)
+        nodes.add(0, builder.select(opens, nodes.zero, mass), moved)
+        with builder.if_then(builder.not_(is_last)):
+            nodes.add(dim + 1, builder.select(is_narrow, mass, nodes.zero), moved)
         return builder.select(pair, bits, builder.and_(bits, word(255)))
 
     return signature, generate

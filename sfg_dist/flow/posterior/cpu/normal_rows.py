@@ -28,7 +28,7 @@ WINDOW_FLOATS = 1 << 16  # numbers of nodes read together: 256 KB, within a core
 @njit(nogil=True, error_model="numpy")
 def _visit(
     bounds, laws, vectors, first_group, nodes, start, stop, opened, num_opened, row, states, lanes, saved, sums, side,
-    bits, axes, rank,
+    bits, is_last, axes, rank,
 ):  # fmt: skip
     """Judge the children of nodes[row, start:stop]; the number of nodes in ``opened``, -1 if there is no room.
 
@@ -44,7 +44,7 @@ def _visit(
             other = min(i + 1, stop - 1)
             bits[(i - start) // 2] = weigh(
                 bounds, laws, vectors, first_group + nodes[row, i], first_group + nodes[row, other], states, at, lanes,
-                lane, other > i, axes, rank,
+                lane, other > i, is_last, axes, rank,
             )  # fmt: skip
         closest, slope = least(smaller(load(lanes, lane + size), load(lanes, lane + size + 8))), states[at]
         if not (states[at + 1] - closest) * slope > MARGIN:
@@ -144,7 +144,7 @@ def normal_rows(
                 if stop > start and num_opened[row] >= 0:
                     num_opened[row] = _visit(
                         bounds, laws, vectors, first_group, nodes, start, stop, opened, num_opened[row], row, states,
-                        lanes, saved, sums64, side64, bits, axes, rank,
+                        lanes, saved, sums64, side64, bits, level == 0, axes, rank,
                     )  # fmt: skip
         for row in range(rows):
             if num_opened[row] < 0:

@@ -275,19 +275,19 @@ def _kept_dictionary(source: str, field_: pa.Field, column: Any) -> pa.Array | N
     from sfg_dist.data.frames.arrow_columns import dictionary_values
     from sfg_dist.data.frames.arrow_types import dictionary_type, words_of_type, words_of_values
 
-    values, what = dictionary_values(column), ""
+    values, kind, what = dictionary_values(column), dictionary_type(field_.type), ""
     try:
-        words_of_type(field_.type)
-    except DocumentError:
-        what = f"type {field_.type}"
-    if values is not None and not what:
-        index = dictionary_type(field_.type).index_type
-        try:
-            words_of_values(values)
-        except DocumentError:
+        if values is not None:
             what = f"categories of type {values.type}"
-        if len(values) - 1 > np.iinfo(index.to_pandas_dtype()).max:  # of parts that have dictionaries of their own
-            what = f"{len(values):,} categories, more than its index of type {index} can tell apart"
+            words_of_values(values)
+        what = f"type {field_.type}"
+        words_of_type(field_.type)
+        what = ""
+    except DocumentError:
+        pass
+    if values is not None and kind is not None and not what:
+        if len(values) - 1 > np.iinfo(kind.index_type.to_pandas_dtype()).max:  # of parts with dictionaries of their own
+            what = f"{len(values):,} categories, more than its index of type {kind.index_type} can tell apart"
     if what:
         raise UnfitColumnsError(
             f"{source}: column {field_.name!r} has {what}: make it numbers, dates, times or text, or leave it out with "

@@ -33,6 +33,13 @@ def mixed(num_rows=700, seed=0):
     )
 
 
+def all_stages(pipeline):
+    pipeline.label()
+    pipeline.train()
+    pipeline.sample()
+    return pipeline.evaluate()
+
+
 @pytest.fixture
 def data(tmp_path):
     parquet.write_table(mixed(), tmp_path / "t.parquet", row_group_size=200)
@@ -43,7 +50,7 @@ def data(tmp_path):
 def test_all_stages(make_job, data, tmp_path):
     job = make_job(data=data, train={"num_epochs": 2, "encoder": True, "encoder_steps": 200})
     pipeline = Pipeline(job)
-    metrics = pipeline.run()
+    metrics = all_stages(pipeline)
     assert metrics["floor"]["c2st_auc"] is not None
     assert metrics["likelihood"]["encoder"]["mean"] is not None
     page = (tmp_path / "run" / "report.html").read_text()
@@ -69,8 +76,7 @@ def test_all_stages(make_job, data, tmp_path):
     rows[0, 1] = (rows[0, 1] + 1) % 3
     with pytest.raises(DataError, match="no row of the table has both"):
         generator.log_prob(rows)
-    verified = sfg(tmp_path, "verify", "run").stdout
-    assert "whole" in verified or "no problem" in verified or "sound" in verified, verified
+    assert "nothing is wrong" in sfg(tmp_path, "verify", "run").stdout
 
 
 def test_labels_by_ranges_have_the_bits_of_the_table_held_whole(make_job, store_bytes, data, monkeypatch):
@@ -117,7 +123,7 @@ def test_the_keys_of_older_stores_are_those_of_the_defaults():
 @pytest.mark.slow
 def test_a_category_may_be_a_condition(make_job, data, tmp_path, no_pictures):
     pipeline = Pipeline(make_job(data={**data, "condition": ["country", "job"]}))
-    pipeline.run()
+    all_stages(pipeline)
     sfg(tmp_path, "sample", "run/model", "-n", "20", "--given", "country=NO", "--given", "job=cook", "--out", "s.csv")
     lines = [line.split(",") for line in (tmp_path / "s.csv").read_text().splitlines()]
     places = [lines[0].index(name) for name in ("town", "country", "job")]

@@ -324,7 +324,7 @@ def test_without_an_encoder_the_error_says_what_to_do(tmp_path):
 def test_rows_that_are_not_finite_or_too_wide_are_refused():
     generator, rows = make_generator()
     rows[3, 1] = np.nan
-    with pytest.raises(DataError, match=r"'c1' holds nan in row 3"):
+    with pytest.raises(DataError, match="column 'c1' has no value in row 3"):
         generator.log_prob(rows)
     with pytest.raises(DataError, match="expected"):
         generator.encode(rows[:, :1])

@@ -20,6 +20,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sfg_dist.data.frames import is_frame
+from sfg_dist.data.preparation import MIN_ROWS
 from sfg_dist.pipeline.fit import MAX_TIME_S, fit
 
 if TYPE_CHECKING:
@@ -136,7 +137,10 @@ class OneStepGenerator(DensityMixin, BaseEstimator):
         if is_frame(X):
             validate_data(self, X, reset=reset, skip_check_array=True)
             return X
-        return validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite="allow-nan")
+        least = MIN_ROWS if reset else 1
+        return validate_data(
+            self, X, reset=reset, dtype="numeric", ensure_all_finite="allow-nan", ensure_min_samples=least
+        )
 
     @staticmethod
     def _seed(random_state: int | np.random.RandomState | None) -> int:

@@ -25,6 +25,7 @@ TINY = {
 EXPECTED = {
     "check_estimators_pickle": "a fitted estimator is saved by its generator, and refuses to be pickled",
     "check_fit2d_1feature": "10 rows are fewer than a split into training and held-out rows takes",
+    "check_n_features_in_after_fitting": "15 rows are fewer than a split into training and held-out rows takes",
 }
 
 

@@ -273,28 +273,34 @@ def open_frame(frame: object, wanted: Sequence[str] | None = None) -> tuple[Cont
 def _kept_dictionary(source: str, field_: pa.Field, column: Any) -> pa.Array | None:
     """The values of a dictionary column, None for other columns; the container must be able to keep its type."""
     from sfg_dist.data.frames.arrow_columns import dictionary_values
-    from sfg_dist.data.frames.arrow_types import dictionary_type, words_of_type, words_of_values
 
-    values, what = dictionary_values(column), ""
-    try:
-        words_of_type(field_.type)
-    except DocumentError:
-        what = f"type {field_.type}"
-    if values is not None and not what:
-        index = dictionary_type(field_.type).index_type
-        try:
-            words_of_values(values)
-        except DocumentError:
-            what = f"categories of type {values.type}"
-        if len(values) - 1 > np.iinfo(index.to_pandas_dtype()).max:  # of parts that have dictionaries of their own
-            what = f"{len(values):,} categories, more than its index of type {index} can tell apart"
-    if what:
+    values = dictionary_values(column)
+    if what := _not_kept(field_.type, values):
         raise UnfitColumnsError(
             f"{source}: column {field_.name!r} has {what}: make it numbers, dates, times or text, or leave it out with "
             f"data.columns",
             {field_.name: f"it has {what}"},
         )
     return values
+
+
+def _not_kept(type_: pa.DataType, values: pa.Array | None) -> str:
+    """What a container cannot keep of a type and the values of its dictionary, in words; empty where it keeps all."""
+    from sfg_dist.data.frames.arrow_types import dictionary_type, words_of_type, words_of_values
+
+    kind = dictionary_type(type_)
+    if values is not None and kind is not None:
+        if len(values) - 1 > np.iinfo(kind.index_type.to_pandas_dtype()).max:  # of parts with dictionaries of their own
+            return f"{len(values):,} categories, more than its index of type {kind.index_type} can tell apart"
+        try:
+            words_of_values(values)
+        except DocumentError:
+            return f"categories of type {values.type}"
+    try:
+        words_of_type(type_)
+    except DocumentError:
+        return f"type {type_}"
+    return ""
 
 
 def _kind_of(frame: object) -> str:

@@ -35,6 +35,22 @@ class ResidualBlock(nn.Module):
         return h + self.project(self.activation(self.expand(self.norm(h))))
 
 
+def hidden_layers(num_inputs: int, *, width: int, depth: int, block: str, activation: str) -> nn.Sequential:
+    """The inner layers of a network, from its inputs to ``width`` numbers a row."""
+    layers: list[nn.Module]
+    if block == "residual":
+        layers = [
+            nn.Linear(num_inputs, width),
+            *(ResidualBlock(width, activation) for _ in range(depth)),
+            nn.LayerNorm(width),
+        ]
+    else:
+        layers = [nn.Linear(num_inputs, width), ACTIVATIONS[activation]()]
+        for _ in range(depth - 1):
+            layers += [nn.Linear(width, width), ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers)
+
+
 class MLP(nn.Module):
     """A fully connected network from latents, and what goes with them, to labels.
 
@@ -74,18 +90,7 @@ class MLP(nn.Module):
             "num_conditions": num_conditions,
             "num_noise": num_noise,
         }
-        layers: list[nn.Module]
-        if block == "residual":
-            layers = [
-                nn.Linear(self.num_inputs, width),
-                *(ResidualBlock(width, activation) for _ in range(depth)),
-                nn.LayerNorm(width),
-            ]
-        else:
-            layers = [nn.Linear(self.num_inputs, width), ACTIVATIONS[activation]()]
-            for _ in range(depth - 1):
-                layers += [nn.Linear(width, width), ACTIVATIONS[activation]()]
-        self.hidden = nn.Sequential(*layers)
+        self.hidden = hidden_layers(self.num_inputs, width=width, depth=depth, block=block, activation=activation)
         self.out = nn.Linear(width, dim)
         self.skip = nn.Linear(self.num_inputs, dim) if linear_skip else None
         if self.skip is not None:

@@ -21,6 +21,7 @@ from sfg_dist.job.errors import DocumentError
 from sfg_dist.job.memory import usable_bytes
 from sfg_dist.job.reader import check_fields
 from sfg_dist.job.words import printable, shown
+from sfg_dist.model.cell_network import CellNetwork, Network
 from sfg_dist.model.encoder import Encoder
 from sfg_dist.model.mlp import ACTIVATIONS, MLP
 from sfg_dist.store import Location
@@ -32,6 +33,7 @@ _NETWORK = {
     "dim": _WIDTH, "width?": _WIDTH, "depth?": range(1, 1 << 16), "block?": {"residual", "plain"},
     "activation?": set(ACTIVATIONS), "linear_skip?": bool, "num_conditions?": _FEW, "num_noise?": _FEW,
 }  # fmt: skip
+_CELL_NETWORK = {name: kind for name, kind in _NETWORK.items() if name != "num_noise?"} | {"cells": [range(1, 1 << 20)]}
 _ENCODER = {"dim": _WIDTH, "width?": _WIDTH, "depth?": range(1 << 16)}
 State = dict[int, dict[str, Tensor]]
 """An optimiser's tensors by the number of their parameter and their name."""
@@ -67,13 +69,21 @@ def read_file(location: Location, key: str) -> bytes | None:
     return content
 
 
-def network_of(document: Any, tensors: Mapping[str, Tensor], name: str) -> MLP:
+def network_of(document: Any, tensors: Mapping[str, Tensor], name: str) -> Network:
     """The network that a document describes, with these weights, ready for use.
 
     Raises:
         DocumentError: the document describes no network, or the tensors do not fit it.
     """
-    return _built(MLP, document, _NETWORK, tensors, name)
+    if not isinstance(document, Mapping) or "cells" not in document:
+        return _built(MLP, document, _NETWORK, tensors, name)
+    check_fields(document, _CELL_NETWORK, name)
+    if len(document["cells"]) != document["dim"] or len(document["cells"]) > len(tensors):
+        raise DocumentError(f"{name}: cells has {len(document['cells']):,} numbers, and dim is {document['dim']:,}")
+    network = _built(CellNetwork, document, _CELL_NETWORK, tensors, name)
+    if not network.has_ascending_edges:
+        raise DocumentError(f"{name}: edges of cells that do not ascend from 0 to 1")
+    return network
 
 
 def encoder_of(document: Any, tensors: Mapping[str, Tensor]) -> Encoder:

@@ -29,11 +29,12 @@ from sfg_dist.job.words import printable, shown
 from sfg_dist.model.calibration import Calibration
 from sfg_dist.model.encoder import Encoder
 from sfg_dist.model.likelihood import MASS_FIELDS, Mass
-from sfg_dist.model.mlp import MLP
+from sfg_dist.model.cell_network import CellNetwork, Network
 from sfg_dist.model.saved import arrays_of, encoder_of, network_of, read_file, read_tensors, saved_bytes
 from sfg_dist.store import Location, places_of
 
-FORMAT_VERSION = 1
+FORMAT_VERSION, CELLS_VERSION = 1, 2
+"""The second is that of generators whose network draws cells; all others are written as before."""
 TENSORS_NAME, JSON_NAME = "model.safetensors", "generator.json"
 _PARTS = ("network", "transform", "calibration", "encoder")
 _FIELDS = {
@@ -50,7 +51,8 @@ _FIELDS = {
 class SavedGenerator:
     """What a generator consists of, and how it is saved and read."""
 
-    network: MLP  # maps latents and conditions to labels, shape (num_rows, num_inputs) in and (num_rows, dim) out
+    # maps latents, conditions and noise to labels, shape (num_rows, num_inputs) in and (num_rows, dim) out
+    network: Network
     transform: Transform  # between the user's rows and the flow's
     calibration: Calibration | None = None  # corrects what the network's mean squared error shrinks; None for none
     job: Mapping[str, Any] = field(default_factory=dict)  # the job that made it, as resolved
@@ -95,7 +97,7 @@ class SavedGenerator:
         """
         location = Location(place_of("directory", directory), create=True)
         document = {
-            "format": FORMAT_VERSION,
+            "format": CELLS_VERSION if isinstance(self.network, CellNetwork) else FORMAT_VERSION,
             "sfg_dist": __version__,
             "network": {"dim": self.network.dim, **self.network.shape},
             "columns": list(self.columns),
@@ -129,9 +131,9 @@ class SavedGenerator:
                 max_bytes=LONG_BYTES,
                 allow_nan=True,
             )
-            if document["format"] != FORMAT_VERSION:
+            if document["format"] not in (FORMAT_VERSION, CELLS_VERSION):
                 found, place = shown(document["format"]), f"{location.url}/{JSON_NAME}"
-                raise StoreError(f"{place} has format {found}, this version reads {FORMAT_VERSION}")
+                raise StoreError(f"{place} has format {found}, this version reads {FORMAT_VERSION} and {CELLS_VERSION}")
             check_fields(document, _FIELDS, JSON_NAME)
             return cls._of(document, read_tensors(read_file(location, TENSORS_NAME), TENSORS_NAME))
         except (DocumentError, DataError) as error:

@@ -1,7 +1,8 @@
 """The supervised fit of the generator's network, one optimiser step a global batch.
 
 The trainer does not know where batches come from, nor how many ranks there are: each rank passes its part of a global
-batch and the number of rows of the whole. The loss is the mean squared error. It is scaled so that the mean of the
+batch and the number of rows of the whole. The loss is the mean squared error, or the cross-entropy of
+cells where the network draws them. It is scaled so that the mean of the
 ranks' gradients, which data-parallel training takes, is the gradient over the global batch. This also holds where the
 parts differ in size.
 """
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from sfg_dist.job.errors import TrainingError
 from sfg_dist.job.reader import LONG_BYTES, MAYBE_NAN, read_json
-from sfg_dist.model.mlp import MLP
+from sfg_dist.model.cell_network import CellNetwork, Network
 from sfg_dist.model.optimizers import make_optimizers, update_average
 from sfg_dist.model.precision import has_bfloat16
 from sfg_dist.model.saved import check_tensors, named_states, read_tensors, saved_bytes, states_of, under
@@ -86,7 +87,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: MLP,
+        model: Network,
         settings: TrainConfig,
         *,
         parallel: nn.Module | None = None,
@@ -121,7 +122,7 @@ class Trainer:
                 group["lr"] = rate
             optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            loss = _squared_error(self.parallel, y, x) / global_rows
+            loss = self._loss(self.parallel, y, x) / global_rows
         (loss * self.world_size).backward()
         if self.settings.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
@@ -160,7 +161,7 @@ class Trainer:
         with self.averaged_weights(), torch.inference_mode():
             for first in range(0, len(latents), VALIDATION_BATCH_ROWS):
                 rows = slice(first, first + VALIDATION_BATCH_ROWS)
-                total += float(_squared_error(self.model, self._inputs(latents[rows]), self._targets(labels[rows])))
+                total += float(self._loss(self.model, self._inputs(latents[rows]), self._targets(labels[rows])))
         return total / len(latents)
 
     @contextlib.contextmanager
@@ -203,6 +204,12 @@ class Trainer:
             raise TrainingError(
                 f"checkpoint {place} does not fit this job ({error}); remove its parent directory to train anew"
             ) from error
+
+    def _loss(self, network: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        if isinstance(self.model, CellNetwork):
+            entropies: Tensor = network(inputs, targets)
+            return entropies.sum()
+        return _squared_error(network, inputs, targets)
 
     def _on_device(self, scaling: Scaling | None) -> tuple[Tensor, Tensor] | None:
         if scaling is None:

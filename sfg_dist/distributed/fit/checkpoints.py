@@ -27,7 +27,7 @@ from sfg_dist.job.errors import DocumentError, StoreError, TrainingError
 from sfg_dist.job.object_stores import absolute_url, is_url
 from sfg_dist.job.reader import LONG_BYTES, MAX_BYTES, read_json
 from sfg_dist.model.early_stopping import BEST_FILES
-from sfg_dist.model.mlp import MLP
+from sfg_dist.model.cell_network import Network
 from sfg_dist.model.saved import network_of, read_file, read_tensors, saved_bytes, under
 from sfg_dist.model.trainer import HISTORY_FIELDS, PROGRESS_NAME, STATE_NAME, Progress, Trainer, read_progress
 from sfg_dist.store import Location, reason_of
@@ -72,6 +72,8 @@ def identity_of(settings: TrainConfig) -> dict[str, Any]:
     Earlier versions had more objectives and directions; their name for what this version fits is still written.
     """
     network = {name: getattr(settings, name) for name in NETWORK_KEYS}
+    if settings.cells != "auto":  # which earlier versions did not have
+        network["cells"] = settings.cells
     keys = {name: getattr(settings, name) for name in FIT_KEYS}
     fixed = {"direction": "decode", "objective": "mse"}
     return {"network": network | {"num_noise": 0}, **keys, **fixed, "optimizer": settings.optimizer}
@@ -250,7 +252,7 @@ def load_average(place: Place) -> tuple[float, dict[str, Tensor]] | None:
     return None
 
 
-def save_fitted(model: MLP, place: Place, progress: Progress, best_epoch: int | None = None) -> None:
+def save_fitted(model: Network, place: Place, progress: Progress, best_epoch: int | None = None) -> None:
     """Write the averaged network, then the record that names its step; each replaces an older one whole.
 
     Args:
@@ -272,7 +274,7 @@ def save_fitted(model: MLP, place: Place, progress: Progress, best_epoch: int | 
         raise TrainingError(f"cannot write the fitted network to {place}: {reason_of(error)}") from error
 
 
-def load_fitted(place: Place) -> tuple[MLP, list[dict[str, float]]]:
+def load_fitted(place: Place) -> tuple[Network, list[dict[str, float]]]:
     """The averaged network that the last finished fit left, and its history."""
     location = open_checkpoints(place)
     if not (location.exists(FITTED_NAME) and location.exists(WEIGHTS_NAME)):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sfg_dist.model.encoder import Encoder
     from sfg_dist.model.generator import Generator
     from sfg_dist.model.likelihood import Mass
-    from sfg_dist.model.mlp import MLP
+    from sfg_dist.model.cell_network import Network
     from sfg_dist.store import Pairs
 
 Entry = Mapping[str, float]
@@ -89,12 +89,14 @@ def fit_generator(pairs: Pairs, job: Job, checkpoints: str, hooks: TrainHooks) -
     from sfg_dist.data import Transform
     from sfg_dist.model.calibration import Calibration
     from sfg_dist.model.generator import Generator
+    from sfg_dist.model.mlp import MLP
     from sfg_dist.model.scaling import scaling_of
 
     with torch_threads(), _encoder_fit(pairs, job, checkpoints, hooks) as encoder_fit:
         network = _fit_network(pairs, job, checkpoints, hooks, encoder_fit.poll)
         scaling, calibration = scaling_of(pairs), None
-        if job.train.calibrate and not pairs.plan.condition:  # given a condition, the law is not the whole table's
+        # Given a condition, the law is not the whole table's; and cells have the shares that they were fitted to.
+        if job.train.calibrate and not pairs.plan.condition and isinstance(network, MLP):
             hooks.emit("calibrating")
             reference = pairs.reference if scaling is None else scaling(pairs.reference)
             calibration = Calibration.fit(network, reference, seed=job.train.seed)
@@ -111,7 +113,7 @@ def fit_generator(pairs: Pairs, job: Job, checkpoints: str, hooks: TrainHooks) -
     )
 
 
-def _fit_network(pairs: Pairs, job: Job, checkpoints: str, hooks: TrainHooks, poll: Callable[[], None]) -> MLP:
+def _fit_network(pairs: Pairs, job: Job, checkpoints: str, hooks: TrainHooks, poll: Callable[[], None]) -> Network:
     from sfg_dist.distributed.fit.checkpoints import Checkpoints, load_fitted
     from sfg_dist.distributed.fit.training import fit_inline, fit_with_workers
 

@@ -19,6 +19,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from sfg_dist.data.cells import cell_edges, has_atoms
+from sfg_dist.data.conditions import ColumnSplit
+from sfg_dist.data.transform import Transform
 from sfg_dist.distributed.fit.checkpoints import NETWORK_KEYS, Checkpoints, Place, load_fitted
 from sfg_dist.distributed.fit.fit_loop import DivergedError, FitLoop, Hooks
 from sfg_dist.distributed.fit.hold import Hold, take_hold
@@ -29,6 +32,7 @@ from sfg_dist.distributed.stopping import stop_signals
 from sfg_dist.job.config import TrainConfig
 from sfg_dist.job.errors import ClusterError, SfgError, StoreError, TrainingError
 from sfg_dist.job.object_stores import absolute_url
+from sfg_dist.model.cell_network import CellNetwork, Network
 from sfg_dist.model.mlp import MLP
 from sfg_dist.model.scaling import scaling_of
 from sfg_dist.model.trainer import Trainer
@@ -58,7 +62,7 @@ def fit_inline(
     *,
     on_epoch: Report | None = None,
     on_live: Report | None = None,
-) -> tuple[MLP, list[Entry]]:
+) -> tuple[Network, list[Entry]]:
     """Fit in this process; the averaged network and its history.
 
     Args:
@@ -90,7 +94,7 @@ def fit_with_workers(
     max_failures: int = 3,
     on_epoch: Report | None = None,
     on_live: Report | None = None,
-) -> tuple[MLP, list[Entry]]:
+) -> tuple[Network, list[Entry]]:
     """Fit with Ray Train on workers of the running Ray session; returns what ``fit_inline`` does.
 
     Args:
@@ -299,8 +303,7 @@ def make_trainer(
 
         device = ray.train.torch.get_device()
     num_conditions = len(pairs.plan.condition)  # the last columns, of latents and of labels alike
-    shape = settings.model_dump(include=set(NETWORK_KEYS))
-    model = MLP(pairs.plan.dim - num_conditions, num_conditions=num_conditions, **shape).to(device)
+    model = _new_network(pairs, settings).to(device)
     parallel: nn.Module | None = None
     if world_size > 1:
         parallel = nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
@@ -313,6 +316,23 @@ def make_trainer(
         input_scaling=scaling.of_last(num_conditions) if scaling is not None and num_conditions else None,
         target_scaling=scaling,
     )
+
+
+def _new_network(pairs: Pairs, settings: TrainConfig) -> Network:
+    """One that draws cells where the table has atoms, or as ``train.cells`` says.
+
+    Raises:
+        TrainingError: ``train.cells`` asks for cells of a store whose labels are no normal scores.
+    """
+    shape: dict[str, Any] = settings.model_dump(include=set(NETWORK_KEYS))
+    shape["num_conditions"] = len(pairs.plan.condition)
+    transform = Transform.from_arrays(*pairs.transform)
+    if settings.cells is True and not transform.curves:
+        raise TrainingError(f'train.cells needs transform.kind = "quantile", and the store has {transform.kind!r}')
+    if has_atoms(transform) if settings.cells == "auto" else settings.cells:
+        split = ColumnSplit.of(transform, pairs.plan.condition)
+        return CellNetwork.of_edges(cell_edges(transform, split.targets), **shape)
+    return MLP(pairs.plan.dim - shape["num_conditions"], **shape)
 
 
 @contextlib.contextmanager

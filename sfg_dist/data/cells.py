@@ -1,0 +1,87 @@
+"""Cells of columns: the intervals of probability of which a network draws one for each column of a mixed table.
+
+A category is a cell of its own, and so is a missing value, a value that repeats beside a continuum, and each value of a
+column that has few. Other values share cells of about equal probability. A cell is an interval of the standard normal's
+distribution function of the score, so that its length is the share of training rows in it.
+
+Cells are found from ``Transform.inverse`` alone: on a fine grid of probabilities, neighbours that give one value are a
+run of it. A value that falls between two points of the grid goes into a cell with its neighbours, and is drawn by its
+share there.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy  # its parts are imported when they are first used
+from numpy.typing import NDArray
+
+from sfg_dist.data.transform import Transform
+
+_Array = NDArray[np.float64]
+
+MAX_CELLS = 128
+"""Values that a column may have for each to be a cell; of others, the number of cells of equal probability."""
+MAX_VALUES = 1000
+"""Categories, and values beside a continuum, that are cells of their own: the commonest."""
+_POINTS = 1 << 17
+_BLOCK = 1 << 14
+_BISECTIONS = 40
+
+
+def has_atoms(transform: Transform) -> bool:
+    """Whether a column has categories, missing values, or values that repeat beside a continuum."""
+    return any(len(curve.atoms) for curve in transform.curves)
+
+
+def cell_edges(transform: Transform, columns: NDArray[np.intp]) -> list[_Array]:
+    """The probabilities between the cells of some flow columns, ascending, within (0, 1), one array a column.
+
+    ``transform`` must be of kind "quantile": the scores of other kinds have no known law.
+    """
+    places = (np.arange(_POINTS) + 0.5) / _POINTS
+    values = np.concatenate([_values(transform, part) for part in np.split(places, _POINTS // _BLOCK)])
+    return [_edges_of(transform, int(column), places, values[:, column]) for column in columns]
+
+
+def _edges_of(transform: Transform, column: int, places: _Array, values: _Array) -> _Array:
+    starts = np.concatenate([[0], np.flatnonzero(_differ(values[1:], values[:-1])) + 1])
+    counts = np.diff(np.append(starts, len(values)))
+    least = len(values) // MAX_CELLS
+    is_own = (counts >= least) | (len(starts) <= MAX_CELLS) | np.isnan(values[starts])
+    if not transform.steps[column]:  # without a grid, only atoms and the ends of the range are more than one point
+        is_own |= (counts > 1) & (np.argsort(np.argsort(-counts, kind="stable")) < MAX_VALUES)
+    begins = _begins(counts, is_own, least)
+    below = values[starts[begins] - 1]
+    return _exact(transform, column, places[starts[begins] - 1], places[starts[begins]], below)
+
+
+def _begins(counts: NDArray[np.intp], is_own: NDArray[np.bool_], least: int) -> NDArray[np.intp]:
+    """The runs, but for the first, at which cells begin: one's own, or of neighbours until they hold ``least``."""
+    begins, held = [], int(counts[0])
+    for run in range(1, len(counts)):
+        if is_own[run] or is_own[run - 1] or held >= least:
+            begins.append(run)
+            held = 0
+        held += int(counts[run])
+    return np.array(begins, dtype=np.intp)
+
+
+def _exact(transform: Transform, column: int, low: _Array, high: _Array, below: _Array) -> _Array:
+    """The probabilities at which a column ceases to have the values ``below``, each between ``low`` and ``high``."""
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        is_past = _differ(_values(transform, middle)[:, column], below)
+        low, high = np.where(is_past, low, middle), np.where(is_past, middle, high)
+    return high
+
+
+def _values(transform: Transform, places: _Array) -> _Array:
+    """Values of the flow's columns at probabilities, shape (num_places, dim)."""
+    scores = np.repeat(scipy.special.ndtri(places)[:, None], transform.dim, axis=1)
+    return transform.inverse(scores)[:, np.isnan(transform.constants)]
+
+
+def _differ(first: _Array, second: _Array) -> NDArray[np.bool_]:
+    """Whether values differ; missing values are all the same."""
+    differ: NDArray[np.bool_] = (first != second) & ~(np.isnan(first) & np.isnan(second))
+    return differ

@@ -1,0 +1,166 @@
+"""The network of a mixed table: it draws a cell of each column in turn, given the latent and the cells before it.
+
+    s_1 = A h(u) + B u + b,    logits of column k = V_k act(W_k norm_k(s_k) + b_k),    s_(k+1) = s_k + E_k[c_k]
+
+h is the trunk, as that of ``MLP``, u the latent and what goes with it, c_k the cell of column k (``data/cells.py``).
+A latent does not tell a small network which side of a boundary between two categories its label lies on. The mean of
+both, which squared error gives, is no category; and cells that columns choose apart do not agree with each other. So
+the network fits the law of a label's cells given its latent, by cross-entropy, one column given those before it.
+
+A cell is drawn by the inverse of its distribution function at a number that is part of the input, so a row is still
+one pass and a function of its inputs. What is left of that number is the place within the cell.
+
+References:
+    Larochelle, Murray 2011, The neural autoregressive distribution estimator (the running sum s).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sfg_dist.model.mlp import ACTIVATIONS, MLP, hidden_layers
+
+_STATE, _INNER = 128, 64
+_EMBEDDING_SPREAD = 0.5
+_EDGE = 2.0**-10  # the place within a cell keeps off its ends
+
+
+class CellNetwork(nn.Module):
+    """A network from latents, and what goes with them, to labels in normal scores, cell by cell.
+
+    Args:
+        dim: columns of a latent and of a label.
+        cells: number of cells of each column.
+        width: units of a hidden layer of the trunk.
+        depth: number of residual blocks (two layers each), or of plain hidden layers.
+        block: "residual" (pre-normalised blocks) or "plain".
+        activation: silu, gelu, relu or tanh.
+        linear_skip: add a learned affine map of the input to the trunk's output.
+        num_conditions: columns that a sample is conditioned on, behind the latent's.
+
+    The input ends in ``dim`` further N(0, 1) columns (``num_noise``), by which cells are drawn.
+    """
+
+    edges: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        cells: Sequence[int],
+        width: int = 192,
+        depth: int = 3,
+        block: Literal["residual", "plain"] = "residual",
+        activation: str = "gelu",
+        linear_skip: bool = True,
+        num_conditions: int = 0,
+    ) -> None:
+        super().__init__()
+        self.dim, self.cells = dim, tuple(cells)
+        if len(self.cells) != dim:
+            raise ValueError(f"cells has {len(self.cells)} numbers for {dim} columns")
+        self.num_conditions, self.num_noise = num_conditions, dim
+        num_given = dim + num_conditions
+        self.num_inputs = num_given + self.num_noise
+        self.shape: Mapping[str, object] = {
+            "cells": list(self.cells),
+            "width": width,
+            "depth": depth,
+            "block": block,
+            "activation": activation,
+            "linear_skip": linear_skip,
+            "num_conditions": num_conditions,
+        }
+        self.hidden = hidden_layers(num_given, width=width, depth=depth, block=block, activation=activation)
+        self.start = nn.Linear(width, _STATE)
+        self.skip = nn.Linear(num_given, _STATE, bias=False) if linear_skip else None
+        self.embed = nn.Embedding(sum(self.cells), _STATE)
+        self.norms = nn.ModuleList(nn.LayerNorm(_STATE) for _ in self.cells)
+        self.inner = nn.ModuleList(nn.Linear(_STATE, _INNER) for _ in self.cells)
+        self.logits = nn.ModuleList(nn.Linear(_INNER, size) for size in self.cells)
+        self.activation = ACTIVATIONS[activation]()
+        if not self.start.weight.is_meta:
+            nn.init.normal_(self.embed.weight, std=_EMBEDDING_SPREAD)
+            for last in self.logits:
+                nn.init.zeros_(last.weight)
+        # probabilities between the cells of each column, one column's after the other's
+        self.register_buffer("edges", torch.zeros(sum(self.cells) - dim, dtype=torch.float64))
+        self._firsts = np.concatenate([[0], np.cumsum(self.cells)]).tolist()
+
+    @classmethod
+    def of_edges(cls, edges: Sequence[NDArray[np.float64]], **shape: object) -> CellNetwork:
+        """A new network for columns whose cells have these probabilities between them (``data.cells.cell_edges``)."""
+        make: type = cls
+        network: CellNetwork = make(len(edges), cells=[len(some) + 1 for some in edges], **shape)
+        network.edges.copy_(torch.from_numpy(np.concatenate(edges)))
+        return network
+
+    def forward(self, inputs: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Labels of inputs, shape (num_rows, num_inputs) in and (num_rows, dim) out.
+
+        With ``targets``, labels of shape (num_rows, dim), the cross-entropy of their cells instead, the mean over
+        columns, shape (num_rows,); the inputs' noise is then not used and may be left out.
+        """
+        given = inputs[:, : self.dim + self.num_conditions]
+        state = self.start(self.hidden(given))
+        if self.skip is not None:
+            state = state + self.skip(given)
+        if targets is None:
+            return self._drawn(state, inputs[:, self.dim + self.num_conditions :])
+        return self._cross_entropy(state, targets)
+
+    def _cross_entropy(self, state: Tensor, targets: Tensor) -> Tensor:
+        places = torch.special.ndtr(targets.double())
+        total = torch.zeros(len(targets), device=targets.device)
+        for column in range(self.dim):
+            cell = torch.searchsorted(self._edges_of(column), places[:, column].contiguous(), right=True)
+            total = total + F.cross_entropy(self._logits(column, state).float(), cell, reduction="none")
+            state = state + self.embed(cell + self._firsts[column])
+        return total / self.dim
+
+    def _drawn(self, state: Tensor, noise: Tensor) -> Tensor:
+        shares = torch.special.ndtr(noise.double()).float()
+        places = torch.empty(shares.shape, dtype=torch.float64, device=shares.device)
+        for column in range(self.dim):
+            logits = self._logits(column, state).float()
+            above = (logits - logits.amax(1, keepdim=True)).exp_().cumsum(1)
+            share = shares[:, column, None] * above[:, -1:]
+            cell = torch.searchsorted(above, share).clamp_(max=self.cells[column] - 1)
+            upper = above.gather(1, cell)
+            lower = torch.where(cell > 0, above.gather(1, (cell - 1).clamp_(min=0)), 0.0)
+            within = ((share - lower) / (upper - lower)).clamp_(_EDGE, 1 - _EDGE)[:, 0]
+            cell = cell[:, 0]
+            ends = F.pad(F.pad(self._edges_of(column), (1, 0)), (0, 1), value=1.0)
+            places[:, column] = ends[cell] + within * (ends[cell + 1] - ends[cell])
+            state = state + self.embed(cell + self._firsts[column])
+        return torch.special.ndtri(places).float()
+
+    def _logits(self, column: int, state: Tensor) -> Tensor:
+        inner = self.inner[column](self.norms[column](state))
+        logits: Tensor = self.logits[column](self.activation(inner))
+        return logits
+
+    def _edges_of(self, column: int) -> Tensor:
+        return self.edges[self._firsts[column] - column : self._firsts[column + 1] - column - 1]
+
+    @property
+    def has_ascending_edges(self) -> bool:
+        """Whether each column's edges ascend strictly within (0, 1)."""
+        columns = [F.pad(F.pad(self._edges_of(k), (1, 0)), (0, 1), value=1.0) for k in range(self.dim)]
+        return all(bool((ends.diff() > 0).all()) for ends in columns)
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of trained numbers."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+Network = MLP | CellNetwork
+"""The network of a generator: labels of a continuous table, or cell by cell of a mixed one."""

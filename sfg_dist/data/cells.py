@@ -11,11 +11,14 @@ share there.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import scipy  # its parts are imported when they are first used
 from numpy.typing import NDArray
 
 from sfg_dist.data.transform import Transform
+from sfg_dist.job.errors import DataError
 
 _Array = NDArray[np.float64]
 
@@ -28,9 +31,17 @@ _BLOCK = 1 << 14
 _BISECTIONS = 40
 
 
-def has_atoms(transform: Transform) -> bool:
-    """Whether a column has categories, missing values, or values that repeat beside a continuum."""
-    return any(len(curve.atoms) for curve in transform.curves)
+def draws_cells(transform: Transform, choice: bool | Literal["auto"]) -> bool:
+    """Whether the network of a table draws cells, under ``train.cells``.
+
+    Under "auto" it does where a column has categories, missing values, or values that repeat beside a continuum.
+
+    Raises:
+        DataError: cells are asked for, and the table's labels are no normal scores.
+    """
+    if choice is True and not transform.curves:
+        raise DataError(f'train.cells = true needs transform.kind = "quantile", and it is {transform.kind!r}')
+    return any(len(curve.atoms) for curve in transform.curves) if choice == "auto" else choice
 
 
 def cell_edges(transform: Transform, columns: NDArray[np.intp]) -> list[_Array]:

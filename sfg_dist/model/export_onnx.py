@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from sfg_dist.job.errors import ConfigError, ExportError
 from sfg_dist.job.plan import Stream, normal_rows
 from sfg_dist.job.version import __version__
+from sfg_dist.model.cell_network import CellNetwork
 from sfg_dist.model.generator import Generator
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def export_onnx(generator: Generator, *, network_only: bool = False) -> tuple[by
         The model, and how well onnxruntime's output of it agrees with the generator's.
 
     Raises:
-        ConfigError: onnx or onnxruntime is not installed, or a column is one of dates, or of integers beyond 2^53.
+        ConfigError: onnx or onnxruntime is not installed, a column is one of dates, or of integers beyond 2^53, or the
+            network draws cells.
         ExportError: a layer cannot be exported; or the network's outputs differ by more than 1e-5 over max(1, their
             size); or, of the same network output, a value differs by more than rounding its label to float32 does.
     """
@@ -88,6 +90,11 @@ def export_onnx(generator: Generator, *, network_only: bool = False) -> tuple[by
             f"graph's output would round: export the network alone (--network-only)"
         )
     graph, network = pieces.Graph(), generator.network
+    if isinstance(network, CellNetwork):
+        raise ConfigError(
+            "the generator draws a cell of each column in turn, and ONNX has no operator for its normal scores: "
+            "sample by `sfg sample`, or train with --set train.cells=false to export"
+        )
     inputs: list[Any] = []
     outputs = [_info("raw_labels", TensorProto.FLOAT, network.dim)]
 

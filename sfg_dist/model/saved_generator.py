@@ -27,9 +27,9 @@ from sfg_dist.job.reader import LONG_BYTES, check_fields, read_json
 from sfg_dist.job.version import __version__
 from sfg_dist.job.words import printable, shown
 from sfg_dist.model.calibration import Calibration
+from sfg_dist.model.cell_network import CellNetwork, Network
 from sfg_dist.model.encoder import Encoder
 from sfg_dist.model.likelihood import MASS_FIELDS, Mass
-from sfg_dist.model.cell_network import CellNetwork, Network
 from sfg_dist.model.saved import arrays_of, encoder_of, network_of, read_file, read_tensors, saved_bytes
 from sfg_dist.store import Location, places_of
 

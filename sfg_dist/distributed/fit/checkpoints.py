@@ -26,8 +26,8 @@ from safetensors import SafetensorError
 from sfg_dist.job.errors import DocumentError, StoreError, TrainingError
 from sfg_dist.job.object_stores import absolute_url, is_url
 from sfg_dist.job.reader import LONG_BYTES, MAX_BYTES, read_json
-from sfg_dist.model.early_stopping import BEST_FILES
 from sfg_dist.model.cell_network import Network
+from sfg_dist.model.early_stopping import BEST_FILES
 from sfg_dist.model.saved import network_of, read_file, read_tensors, saved_bytes, under
 from sfg_dist.model.trainer import HISTORY_FIELDS, PROGRESS_NAME, STATE_NAME, Progress, Trainer, read_progress
 from sfg_dist.store import Location, reason_of

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sfg_dist.job.config import Job, TrainConfig
+    from sfg_dist.model.cell_network import Network
     from sfg_dist.model.encoder import Encoder
     from sfg_dist.model.generator import Generator
     from sfg_dist.model.likelihood import Mass
-    from sfg_dist.model.cell_network import Network
     from sfg_dist.store import Pairs
 
 Entry = Mapping[str, float]

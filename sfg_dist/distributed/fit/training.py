@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sfg_dist.data.cells import cell_edges, has_atoms
+from sfg_dist.data.cells import cell_edges, draws_cells
 from sfg_dist.data.conditions import ColumnSplit
 from sfg_dist.data.transform import Transform
 from sfg_dist.distributed.fit.checkpoints import NETWORK_KEYS, Checkpoints, Place, load_fitted
@@ -319,17 +319,15 @@ def make_trainer(
 
 
 def _new_network(pairs: Pairs, settings: TrainConfig) -> Network:
-    """One that draws cells where the table has atoms, or as ``train.cells`` says.
+    """The network of a store's table, which draws cells or gives values (``train.cells``).
 
     Raises:
-        TrainingError: ``train.cells`` asks for cells of a store whose labels are no normal scores.
+        DataError: there are no cells for ``train.cells`` to ask for.
     """
     shape: dict[str, Any] = settings.model_dump(include=set(NETWORK_KEYS))
     shape["num_conditions"] = len(pairs.plan.condition)
     transform = Transform.from_arrays(*pairs.transform)
-    if settings.cells is True and not transform.curves:
-        raise TrainingError(f'train.cells needs transform.kind = "quantile", and the store has {transform.kind!r}')
-    if has_atoms(transform) if settings.cells == "auto" else settings.cells:
+    if draws_cells(transform, settings.cells):
         split = ColumnSplit.of(transform, pairs.plan.condition)
         return CellNetwork.of_edges(cell_edges(transform, split.targets), **shape)
     return MLP(pairs.plan.dim - shape["num_conditions"], **shape)

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data import Prepared
+from sfg_dist.data.cells import draws_cells
 from sfg_dist.distributed.fit.checkpoints import load_average
 from sfg_dist.flow import label_latents
 from sfg_dist.job.config import ExecutorConfig, Job, resolve_job
@@ -188,7 +189,7 @@ def _compile_kernels(job: Job, prepared: Prepared) -> None:
 
 def _calibration_time(job: Job, prepared: Prepared) -> float:
     """Seconds that follow the last step of the fit, measured on a network of the same size."""
-    if not job.train.calibrate:
+    if not job.train.calibrate or draws_cells(prepared.transform, job.train.cells):
         return 0.0
     shape = job.train.model_dump(include={"width", "depth", "block", "activation", "linear_skip"})
     network, reference = MLP(prepared.transform.dim, **shape), prepared.reference()

@@ -80,5 +80,5 @@ def test_only_tables_with_atoms_draw_cells_unless_asked():
     assert not draws_cells(mixed, False)
     flat = Transform.fit(np.arange(9.0)[:, None], ["a"], kind="standardize")
     assert not draws_cells(flat, "auto")
-    with pytest.raises(DataError, match="train.cells = true needs transform.kind"):
+    with pytest.raises(DataError, match=r"train\.cells = true needs transform\.kind"):
         draws_cells(flat, True)

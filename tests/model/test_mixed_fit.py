@@ -1,0 +1,131 @@
+"""A mixed table from its file to its samples, by a network that draws cells."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import sfg_dist
+from sfg_dist.data.transform import Transform
+from sfg_dist.distributed.fit.checkpoints import Checkpoints
+from sfg_dist.distributed.fit.training import fit_inline
+from sfg_dist.job.config import resolve_job
+from sfg_dist.job.errors import ConfigError, StoreError
+from sfg_dist.model.cell_network import CellNetwork
+from sfg_dist.model.export_onnx import export_onnx
+from sfg_dist.model.mlp import MLP
+from sfg_dist.pipeline.pipeline import Pipeline
+from sfg_dist.store import open_pairs
+
+TRAIN = {"width": 32, "depth": 1, "num_epochs": 12, "batch_size": 256, "precision": "float32"}
+
+
+def write_table(path, num_rows=1500):
+    """Three columns: a kind, a mark that one kind never has, and rain that is mostly none."""
+    rng = np.random.default_rng(0)
+    kinds = rng.choice(["oak", "fir", "ash"], num_rows, p=[0.5, 0.3, 0.2])
+    marks = np.where((kinds != "fir") & (rng.random(num_rows) < 0.5), "marked", "plain")
+    rain = np.where(rng.random(num_rows) < 0.6, 0.0, rng.exponential(size=num_rows)) + 3.0 * (kinds == "ash")
+    lines = [f"{kind},{mark},{value!r}" for kind, mark, value in zip(kinds, marks, rain.tolist(), strict=True)]
+    path.write_text("\n".join(["kind,mark,rain", *lines]))
+    return str(path)
+
+
+def job_of(source, directory, **train):
+    return resolve_job(
+        {
+            "data": {"source": source},
+            "labels": {"num_pairs": 4096, "num_evaluations": 8, "t_min": 1e-3},
+            "train": TRAIN | train,
+            "executor": {"kind": "inline"},
+            "output": {"dir": str(directory)},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mixed")
+    pipeline = Pipeline(job_of(write_table(folder / "trees.csv"), folder / "run"))
+    pipeline.label()
+    return folder, pipeline, pipeline.train()
+
+
+def test_samples_are_of_the_table(fitted):
+    _, pipeline, generator = fitted
+    assert isinstance(generator.network, CellNetwork)
+    assert generator.calibration is None
+    rows, train = generator.sample(8000, seed=1), pipeline.prepared.train
+    for column in (0, 1):
+        for code in np.unique(train[:, column]):
+            assert (rows[:, column] == code).mean() == pytest.approx((train[:, column] == code).mean(), abs=0.04)
+    pairs = {tuple(row) for row in train[:, :2]}
+    assert len(pairs) == 5
+    assert np.mean([tuple(row) in pairs for row in rows[:, :2]]) > 0.97
+    for table in (rows, train):
+        assert (table[:, 2] == 0).mean() == pytest.approx(0.48, abs=0.05)
+
+
+def test_a_row_has_its_own_bits_and_comes_back_from_its_file(fitted):
+    folder, _, generator = fitted
+    generator.save(folder / "model")
+    again = sfg_dist.Generator.load(folder / "model")
+    rows = generator.sample(5000, seed=2)
+    np.testing.assert_array_equal(again.sample(5000, seed=2), rows)
+    np.testing.assert_array_equal(again.sample(7, seed=2, start=4093), rows[4093:4100])
+    assert json.loads((folder / "model" / "generator.json").read_text())["format"] == 2
+    assert again.digest == generator.digest
+
+
+def test_a_fit_that_was_stopped_goes_on_with_the_same_bits(fitted, tmp_path):
+    folder, _, _ = fitted
+    whole = job_of(f"{folder}/trees.csv", folder / "run")
+    store = Pipeline(whole).label().location.url
+    half = whole.train.model_copy(update={"num_epochs": 12, "checkpoint_interval_s": 0.0, "keep_checkpoints": 1000})
+    network, _ = fit_inline(store, tmp_path / "c", half)
+    Checkpoints(tmp_path / "c", half, open_pairs(store).plan.run_id).go_back_to("61")
+    again, _ = fit_inline(store, tmp_path / "c", half)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+
+
+def test_what_does_not_go_with_cells_is_refused_by_name(fitted, tmp_path):
+    _, _, generator = fitted
+    with pytest.raises(ConfigError, match="draws a cell of each column in turn"):
+        export_onnx(generator)
+
+
+def test_values_are_given_where_cells_are_not_wanted(fitted, tmp_path):
+    folder, _, _ = fitted
+    generator = Pipeline(job_of(f"{folder}/trees.csv", folder / "run", cells=False, num_epochs=1)).train()
+    assert isinstance(generator.network, MLP)
+    assert generator.calibration is not None
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"cells": [3, 2]}, "cells has 2 numbers, and dim is 3"),
+        ({"cells": [3, 2, -1]}, "cells must be"),
+        ({"num_noise": 3}, "does not know, 'num_noise'"),
+        ({"cells": [3, 2, 5]}, "expected"),
+    ],
+)
+def test_damaged_networks_of_cells_are_refused(tmp_path, changed, words):
+    network = CellNetwork.of_edges([np.array([0.3, 0.6]), np.array([0.5]), np.array([0.1, 0.2, 0.9])], width=4, depth=1)
+    transform = Transform.fit(np.random.default_rng(0).normal(size=(50, 3)), ["a", "b", "c"])
+    sfg_dist.Generator(network.eval(), transform).save(tmp_path)
+    document = json.loads((tmp_path / "generator.json").read_text())
+    document["network"] |= changed
+    (tmp_path / "generator.json").write_text(json.dumps(document))
+    with pytest.raises(StoreError, match=words):
+        sfg_dist.Generator.load(tmp_path)
+
+
+def test_edges_that_do_not_ascend_are_refused(tmp_path):
+    network = CellNetwork.of_edges([np.array([0.6, 0.3])], width=4, depth=1)
+    transform = Transform.fit(np.random.default_rng(0).normal(size=(50, 1)), ["a"])
+    sfg_dist.Generator(network.eval(), transform).save(tmp_path)
+    with pytest.raises(StoreError, match="edges of cells that do not ascend"):
+        sfg_dist.Generator.load(tmp_path)

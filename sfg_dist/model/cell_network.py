@@ -29,7 +29,7 @@ from sfg_dist.model.mlp import ACTIVATIONS, MLP, hidden_layers
 
 _STATE, _INNER = 128, 64
 _EMBEDDING_SPREAD = 0.5
-_EDGE = 2.0**-10  # the place within a cell keeps off its ends
+EDGE = 2.0**-10  # the place within a cell keeps off its ends
 
 
 class CellNetwork(nn.Module):
@@ -117,10 +117,9 @@ class CellNetwork(nn.Module):
         return self._cross_entropy(state, targets)
 
     def _cross_entropy(self, state: Tensor, targets: Tensor) -> Tensor:
-        places = torch.special.ndtr(targets.double())
+        cells = self.cells_of(targets)
         total = torch.zeros(len(targets), device=targets.device)
-        for column in range(self.dim):
-            cell = torch.searchsorted(self._edges_of(column), places[:, column].contiguous(), right=True)
+        for column, cell in enumerate(cells.unbind(1)):
             total = total + F.cross_entropy(self._logits(column, state).float(), cell, reduction="none")
             state = state + self.embed(cell + self._firsts[column])
         return total / self.dim
@@ -135,9 +134,9 @@ class CellNetwork(nn.Module):
             cell = torch.searchsorted(above, share).clamp_(max=self.cells[column] - 1)
             upper = above.gather(1, cell)
             lower = torch.where(cell > 0, above.gather(1, (cell - 1).clamp_(min=0)), 0.0)
-            within = ((share - lower) / (upper - lower)).clamp_(_EDGE, 1 - _EDGE)[:, 0]
+            within = ((share - lower) / (upper - lower)).clamp_(EDGE, 1 - EDGE)[:, 0]
             cell = cell[:, 0]
-            ends = F.pad(F.pad(self._edges_of(column), (1, 0)), (0, 1), value=1.0)
+            ends = self.ends_of(column)
             places[:, column] = ends[cell] + within * (ends[cell + 1] - ends[cell])
             state = state + self.embed(cell + self._firsts[column])
         return torch.special.ndtri(places).float()
@@ -147,14 +146,24 @@ class CellNetwork(nn.Module):
         logits: Tensor = self.logits[column](self.activation(inner))
         return logits
 
-    def _edges_of(self, column: int) -> Tensor:
-        return self.edges[self._firsts[column] - column : self._firsts[column + 1] - column - 1]
+    def cells_of(self, labels: Tensor) -> Tensor:
+        """The cell of each label, int64, shape (num_rows, dim) in and out."""
+        places = torch.special.ndtr(labels.double())
+        columns = [
+            torch.searchsorted(self.ends_of(column)[1:-1], places[:, column].contiguous(), right=True)
+            for column in range(self.dim)
+        ]
+        return torch.stack(columns, dim=1)
+
+    def ends_of(self, column: int) -> Tensor:
+        """The probabilities at which a column's cells begin and end, from 0 to 1, shape (number of cells + 1,)."""
+        inner = self.edges[self._firsts[column] - column : self._firsts[column + 1] - column - 1]
+        return F.pad(F.pad(inner, (1, 0)), (0, 1), value=1.0)
 
     @property
     def has_ascending_edges(self) -> bool:
         """Whether each column's edges ascend strictly within (0, 1)."""
-        columns = [F.pad(F.pad(self._edges_of(k), (1, 0)), (0, 1), value=1.0) for k in range(self.dim)]
-        return all(bool((ends.diff() > 0).all()) for ends in columns)
+        return all(bool((self.ends_of(column).diff() > 0).all()) for column in range(self.dim))
 
     @property
     def num_parameters(self) -> int:

@@ -16,18 +16,20 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from sfg_dist.job.errors import ConfigError, ExportError
 from sfg_dist.job.plan import Stream, normal_rows
 from sfg_dist.job.version import __version__
-from sfg_dist.model.cell_network import CellNetwork
+from sfg_dist.model.cell_network import CellNetwork, Network
 from sfg_dist.model.generator import Generator
 
 if TYPE_CHECKING:
     from sfg_dist.model.onnx_graph import Graph, Value
 
 TOLERANCE = 1e-5
+MOVED_ROWS = 0.01
 CHECK_ROWS = 16_381
 _ROUNDING = 2.0**-22
 _FAR = 1.5  # every fourth checked latent is stretched, to reach the tails
@@ -38,7 +40,8 @@ class Agreement:
     """How far an exported graph is from its generator, on rows of its own."""
 
     rows: int  # rows compared
-    # largest difference of the network's output, over max(1, its size), in the flow's coordinates; at most 1e-5
+    # largest difference of the network's output, over max(1, its size), in the flow's coordinates; at most 1e-5, but
+    # of a network that draws cells, of rows in the same cells
     raw_labels_max: float
     # largest difference of a value in the user's units, over the spread of its column plus its own size, in columns
     # without a step. Where a column's map is steep it enlarges a difference of labels.
@@ -66,8 +69,7 @@ def export_onnx(generator: Generator, *, network_only: bool = False) -> tuple[by
         The model, and how well onnxruntime's output of it agrees with the generator's.
 
     Raises:
-        ConfigError: onnx or onnxruntime is not installed, a column is one of dates, or of integers beyond 2^53, or the
-            network draws cells.
+        ConfigError: onnx or onnxruntime is not installed, or a column is one of dates, or of integers beyond 2^53.
         ExportError: a layer cannot be exported; or the network's outputs differ by more than 1e-5 over max(1, their
             size); or, of the same network output, a value differs by more than rounding its label to float32 does.
     """
@@ -78,6 +80,7 @@ def export_onnx(generator: Generator, *, network_only: bool = False) -> tuple[by
         from onnx import TensorProto, checker, helper
 
         from sfg_dist.model import onnx_graph as pieces
+        from sfg_dist.model.onnx_cells import add_any_network
         from sfg_dist.model.onnx_coding import add_lookups
     except ImportError as error:
         raise ConfigError(
@@ -90,11 +93,6 @@ def export_onnx(generator: Generator, *, network_only: bool = False) -> tuple[by
             f"graph's output would round: export the network alone (--network-only)"
         )
     graph, network = pieces.Graph(), generator.network
-    if isinstance(network, CellNetwork):
-        raise ConfigError(
-            "the generator draws a cell of each column in turn, and ONNX has no operator for its normal scores: "
-            "sample by `sfg sample`, or train with --set train.cells=false to export"
-        )
     inputs: list[Any] = []
     outputs = [_info("raw_labels", TensorProto.FLOAT, network.dim)]
 
@@ -103,9 +101,7 @@ def export_onnx(generator: Generator, *, network_only: bool = False) -> tuple[by
         return graph.input(name)
 
     if network_only:
-        graph.add(
-            "Identity", pieces.add_network(graph, network, taken("inputs", TensorProto.FLOAT, network.num_inputs))
-        )
+        graph.add("Identity", add_any_network(graph, network, taken("inputs", TensorProto.FLOAT, network.num_inputs)))
         graph.nodes[-1].output[0] = "raw_labels"
     else:
         parts, given = [taken("latents", TensorProto.FLOAT, network.dim)], None
@@ -115,7 +111,7 @@ def export_onnx(generator: Generator, *, network_only: bool = False) -> tuple[by
             parts.append(flow_given.cast(TensorProto.FLOAT))
         if network.num_noise:
             parts.append(taken("noise", TensorProto.FLOAT, network.num_noise))
-        raw = pieces.add_network(graph, network, _joined(graph, parts))
+        raw = add_any_network(graph, network, _joined(graph, parts))
         graph.nodes.append(helper.make_node("Identity", [raw.name], ["raw_labels"]))
         labels = raw.cast(TensorProto.DOUBLE)
         if generator.calibration is not None:
@@ -192,7 +188,8 @@ def check_agreement(content: bytes, generator: Generator, *, network_only: bool 
     if network_only:
         (found,) = session.run(None, {"inputs": drawn})
         wanted = generator.predict_raw(drawn)
-        return Agreement(len(drawn), _labels_difference(found, wanted), 0.0, 1.0, 0)
+        difference, _ = _labels_difference(network, found, wanted)
+        return Agreement(len(drawn), difference, 0.0, 1.0, 0)
     latents, _, noise = np.split(drawn, np.cumsum([network.dim, network.num_conditions]), axis=1)
     feed: dict[str, NDArray[Any]] = {"latents": np.ascontiguousarray(latents)}
     given = None
@@ -208,7 +205,7 @@ def check_agreement(content: bytes, generator: Generator, *, network_only: bool 
         if again.shape != (size, len(generator.columns)):
             raise ExportError(f"the exported graph gives {again.shape} for {size} rows")
     wanted = generator.predict_raw(generator.network_inputs(np.concatenate([latents, noise], axis=1), given))
-    difference = _labels_difference(raw, wanted)
+    difference, is_same = _labels_difference(network, raw, wanted)
     labels = generator.calibrate(raw)
     # Of the same raw labels, a value may be what the rounding of a label to float32 makes of it: each column's map is
     # monotone.
@@ -235,7 +232,7 @@ def check_agreement(content: bytes, generator: Generator, *, network_only: bool 
         is_exact[:, place] = transform.steps[index] > 0 or transform.codings[index].places is not None
         if transform.curves and len(atoms := transform.curves[index].atoms):
             is_exact[:, place] |= atoms.find(rows[:, place])[0] | atoms.find(exact[:, place])[0]
-    relative = (np.abs(rows - exact) / (spread + np.abs(exact)))[~is_exact]
+    relative = (np.abs(rows - exact) / (spread + np.abs(exact)))[~is_exact & is_same[:, None]]
     return Agreement(
         rows=len(rows),
         raw_labels_max=difference,
@@ -260,11 +257,30 @@ def _check_looked_up(rows: NDArray[np.float64], generator: Generator) -> None:
             raise ExportError(f"the exported graph looks up {generator.columns[lookup.column]!r} otherwise")
 
 
-def _labels_difference(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
+def _labels_difference(
+    network: Network, found: NDArray[np.float32], wanted: NDArray[np.float32]
+) -> tuple[float, NDArray[np.bool_]]:
+    """The largest difference of labels, and which rows have their labels in the same cells, where there are cells.
+
+    Raises:
+        ExportError: labels differ by more than rounding explains.
+    """
     difference = np.abs(found.astype(np.float64) - wanted) / np.maximum(1.0, np.abs(wanted))
     largest = float(difference.max())
+    is_same = np.ones(len(found), dtype=bool)
+    if isinstance(network, CellNetwork):
+        # A rounded logit may move a draw across the end of a cell, and in an unlikely cell its place.
+        cells = [network.cells_of(torch.from_numpy(labels).to(network.edges.device)) for labels in (found, wanted)]
+        is_same = (cells[0] == cells[1]).all(dim=1).cpu().numpy()
+        moved, median = 1 - float(is_same.mean()), float(np.median(difference))
+        if not (moved <= MOVED_ROWS and median <= TOLERANCE):
+            raise ExportError(
+                f"the exported graph differs from the generator: {moved:.2%} of rows lie in other cells, allowed are "
+                f"{MOVED_ROWS:.0%}, and half of the labels differ by more than {median:.2g}, allowed is {TOLERANCE:g}"
+            )
+        return float(difference[is_same].max()), is_same
     if not largest <= TOLERANCE:  # NaN too
         raise ExportError(
             f"the exported graph differs from the generator: a label by {largest:.2g}, allowed is {TOLERANCE:g}"
         )
-    return largest
+    return largest, is_same

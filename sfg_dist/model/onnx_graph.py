@@ -96,16 +96,21 @@ def add_network(graph: Graph, network: MLP, inputs: Value) -> Value:
     """
     hidden = inputs
     for layer in network.hidden:
-        hidden = _add_layer(graph, layer, hidden)
-    labels = _add_layer(graph, network.out, hidden)
-    return labels if network.skip is None else labels + _add_layer(graph, network.skip, inputs)
+        hidden = add_layer(graph, layer, hidden)
+    labels = add_layer(graph, network.out, hidden)
+    return labels if network.skip is None else labels + add_layer(graph, network.skip, inputs)
 
 
-def _add_layer(graph: Graph, layer: nn.Module, value: Value) -> Value:
+def add_layer(graph: Graph, layer: nn.Module, value: Value) -> Value:
+    """What a layer makes of a value, float32.
+
+    Raises:
+        ExportError: the layer is not known here.
+    """
     if isinstance(layer, ResidualBlock):
         inner = value
         for part in (layer.norm, layer.expand, layer.activation, layer.project):
-            inner = _add_layer(graph, part, inner)
+            inner = add_layer(graph, part, inner)
         return value + inner
     if isinstance(layer, nn.Linear):
         return graph.add("Gemm", value, *_numbers(layer.weight, layer.bias), transB=1)

@@ -320,6 +320,9 @@ class TrainConfig(_Section):
     """The weight decay; a step takes it times the learning rate."""
     num_epochs: PositiveInt = 50
     """The most passes over the pairs."""
+    max_looks: PositiveFloat = 100.0
+    """The most looks at a row of the table on average, where the network draws cells: steps times batch over rows. With
+    many more its samples become copies of rows."""
     max_time_s: Seconds | None = None
     """The most seconds of training. With a limit, the result depends on the speed of the machine."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999

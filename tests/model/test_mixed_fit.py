@@ -9,7 +9,7 @@ import torch
 import sfg_dist
 from sfg_dist.data.transform import Transform
 from sfg_dist.distributed.fit.checkpoints import Checkpoints
-from sfg_dist.distributed.fit.training import fit_inline
+from sfg_dist.distributed.fit.training import fit_inline, within_looks
 from sfg_dist.job.config import resolve_job
 from sfg_dist.job.errors import StoreError
 from sfg_dist.model.cell_network import CellNetwork
@@ -88,6 +88,17 @@ def test_a_fit_that_was_stopped_goes_on_with_the_same_bits(fitted, tmp_path):
     again, _ = fit_inline(store, tmp_path / "c", half)
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
+
+
+def test_a_fit_ends_after_so_many_looks_at_a_row(fitted):
+    folder, pipeline, _ = fitted
+    pairs = open_pairs(pipeline.label().location.url)
+    num_train = len(pipeline.prepared.train)
+    settings = job_of(f"{folder}/trees.csv", folder / "run", num_epochs=1000, max_looks=10).train
+    epochs = within_looks(pairs, settings).num_epochs
+    assert epochs * 4096 * 0.95 == pytest.approx(10 * num_train, abs=4096)
+    assert within_looks(pairs, settings.model_copy(update={"max_looks": 0.01})).num_epochs == 1
+    assert within_looks(pairs, settings.model_copy(update={"cells": False})).num_epochs == 1000
 
 
 def test_the_graph_draws_the_same_rows(fitted):

@@ -115,9 +115,9 @@ def fit_generator(pairs: Pairs, job: Job, checkpoints: str, hooks: TrainHooks) -
 
 def _fit_network(pairs: Pairs, job: Job, checkpoints: str, hooks: TrainHooks, poll: Callable[[], None]) -> Network:
     from sfg_dist.distributed.fit.checkpoints import Checkpoints, load_fitted
-    from sfg_dist.distributed.fit.training import fit_inline, fit_with_workers
+    from sfg_dist.distributed.fit.training import fit_inline, fit_with_workers, within_looks
 
-    settings, url = fit_settings(job), absolute_url(pairs.location.url)
+    settings, url = within_looks(pairs, fit_settings(job)), absolute_url(pairs.location.url)
 
     def on_epoch(entry: Entry) -> None:
         hooks.on_epoch(entry)

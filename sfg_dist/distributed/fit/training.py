@@ -318,6 +318,14 @@ def make_trainer(
     )
 
 
+def within_looks(pairs: Pairs, settings: TrainConfig) -> TrainConfig:
+    """The settings with no more epochs than ``max_looks`` allows a network that draws cells; at least one."""
+    if not draws_cells(Transform.from_arrays(*pairs.transform), settings.cells):
+        return settings
+    most = round(settings.max_looks * pairs.num_reference / split_rows(pairs, settings)[0])
+    return settings.model_copy(update={"num_epochs": max(1, min(settings.num_epochs, most))})
+
+
 def _new_network(pairs: Pairs, settings: TrainConfig) -> Network:
     """The network of a store's table, which draws cells or gives values (``train.cells``).
 

@@ -84,11 +84,12 @@ class CellNetwork(nn.Module):
         self.embed = nn.Embedding(sum(self.cells), _STATE)
         self.norms = nn.ModuleList(nn.LayerNorm(_STATE) for _ in self.cells)
         self.inner = nn.ModuleList(nn.Linear(_STATE, _INNER) for _ in self.cells)
-        self.logits = nn.ModuleList(nn.Linear(_INNER, size) for size in self.cells)
+        lasts = [nn.Linear(_INNER, size) for size in self.cells]
+        self.logits = nn.ModuleList(lasts)
         self.activation = ACTIVATIONS[activation]()
         if not self.start.weight.is_meta:
             nn.init.normal_(self.embed.weight, std=_EMBEDDING_SPREAD)
-            for last in self.logits:
+            for last in lasts:
                 nn.init.zeros_(last.weight)
         # probabilities between the cells of each column, one column's after the other's
         self.register_buffer("edges", torch.zeros(sum(self.cells) - dim, dtype=torch.float64))

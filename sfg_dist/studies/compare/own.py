@@ -275,7 +275,7 @@ def _as_it_stood(generator: Generator, weights: Mapping[str, Any], prepared: Pre
     network = copy.deepcopy(generator.network)
     network.load_state_dict(weights)
     calibration = None
-    if generator.calibration is not None:
+    if generator.calibration is not None and isinstance(network, MLP):
         calibration = Calibration.fit(network, prepared.reference(), seed=job.train.seed)
     return replace(generator, network=network, calibration=calibration)
 

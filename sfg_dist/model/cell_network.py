@@ -91,6 +91,7 @@ class CellNetwork(nn.Module):
             nn.init.normal_(self.embed.weight, std=_EMBEDDING_SPREAD)
             for last in lasts:
                 nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
         # probabilities between the cells of each column, one column's after the other's
         self.register_buffer("edges", torch.zeros(sum(self.cells) - dim, dtype=torch.float64))
         self._firsts = np.concatenate([[0], np.cumsum(self.cells)]).tolist()

@@ -1,4 +1,4 @@
-"""The network (``mlp``), one optimiser step at a time (``trainer``), its calibration, and the saved generator.
+"""The network (``mlp``; ``cell_network`` for mixed tables), its fit step by step, its calibration, and the generator.
 
 Batches of pairs come in, and a ``Generator`` goes out, which samples, scores rows and saves itself. This room knows
 neither ray, zarr nor dask: the room distributed brings it the batches.

@@ -247,6 +247,19 @@ DISTRIBUTED = (
 
 MODEL = (
     Fault(
+        name="columns_drawn_apart",
+        file="sfg_dist/model/cell_network.py",
+        why="The columns of a mixed table are drawn without the cells before them, and contradict each other.",
+        old="""\
+            state = state + self.embed(cell + self._firsts[column])
+        return torch.special.ndtri(places).float()""",
+        new="        return torch.special.ndtri(places).float()",
+        tests=(
+            "tests/model/test_cell_network.py::test_columns_that_determine_each_other_agree_after_the_fit",
+            "tests/model/test_cell_network.py::test_the_cross_entropy_is_that_of_the_drawn_law",
+        ),
+    ),
+    Fault(
         name="map_flat_beyond_its_end",
         file="sfg_dist/model/interpolation.py",
         why="Calibrated samples beyond the last knot all get one value: the upper tails are cut off.",

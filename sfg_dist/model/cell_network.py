@@ -127,7 +127,7 @@ class CellNetwork(nn.Module):
         return total / self.dim
 
     def _drawn(self, state: Tensor, noise: Tensor) -> Tensor:
-        shares = torch.special.ndtr(noise.double()).float()
+        shares = torch.special.ndtr(noise.double()).float().clamp_(min=torch.finfo(torch.float32).tiny)
         places = torch.empty(shares.shape, dtype=torch.float64, device=shares.device)
         for column in range(self.dim):
             logits = self._logits(column, state).float()

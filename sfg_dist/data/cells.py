@@ -34,14 +34,16 @@ _BISECTIONS = 40
 def draws_cells(transform: Transform, choice: bool | Literal["auto"]) -> bool:
     """Whether the network of a table draws cells, under ``train.cells``.
 
-    Under "auto" it does where a column has categories, missing values, or values that repeat beside a continuum.
+    Under "auto" it does where a column has categories or missing values.
 
     Raises:
         DataError: cells are asked for, and the table's labels are no normal scores.
     """
     if choice is True and not transform.curves:
         raise DataError(f'train.cells = true needs transform.kind = "quantile", and it is {transform.kind!r}')
-    return any(len(curve.atoms) for curve in transform.curves) if choice == "auto" else choice
+    if choice == "auto":
+        return bool(transform.curves) and not all(coding.is_plain for coding in transform.codings)
+    return choice
 
 
 def cell_edges(transform: Transform, columns: NDArray[np.intp]) -> list[_Array]:

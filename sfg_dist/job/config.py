@@ -307,7 +307,7 @@ class TrainConfig(_Section):
     """Whether a linear map from the input is added to the output."""
     cells: Literal["auto"] | bool = "auto"
     """Whether the network draws a cell of each column in turn instead of giving values. `auto`: where the table has
-    categories, missing values or values that repeat."""
+    categories or missing values."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """The optimiser: Muon for the matrices of inner layers and AdamW for the rest, or AdamW for all."""
     batch_size: PositiveInt = 2048

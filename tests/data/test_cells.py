@@ -71,9 +71,11 @@ def test_a_column_of_few_values_has_a_cell_for_each():
     assert edges == pytest.approx([np.mean(hours <= hour) for hour in range(23)], abs=1e-3)
 
 
-def test_only_tables_with_atoms_draw_cells_unless_asked():
+def test_only_tables_with_categories_or_gaps_draw_cells_unless_asked():
     _, mixed = table()
     plain = transform_of({"free": np.random.default_rng(0).normal(size=500)})
+    rain = transform_of({"rain": np.repeat([0.0, 1.0, 2.5], 400)}, rain={"atoms": np.array([0.0, 1.0, 2.5])})
+    assert not draws_cells(rain, "auto")
     assert draws_cells(mixed, "auto")
     assert not draws_cells(plain, "auto")
     assert draws_cells(plain, True)

@@ -416,8 +416,8 @@ COMPARE = (
         name="judged_by_training_rows",
         file="sfg_dist/studies/compare/judging.py",
         why="A method that gives back its training rows wins the comparison.",
-        old="classifier_test(rows, table.test, seed=seed)",
-        new="classifier_test(rows, table.train, seed=seed)",
+        old="classifier_test(rows, table.coded(table.test), seed=seed)",
+        new="classifier_test(rows, table.coded(table.train), seed=seed)",
         tests=("tests/compare/test_records.py::test_figures_come_from_the_test_rows",),
     ),
 )

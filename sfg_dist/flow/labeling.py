@@ -210,7 +210,8 @@ def _holds(measured: Measured, z: Tensor, reference: PreparedReference, flow: Fl
 
     Each evaluation is measured for one of the states, in turn: what errors are measured against costs most.
     """
-    tolerance, errors = measured.tolerance, []
+    tolerance = measured.tolerance
+    errors: list[Tensor] = []
     measured_mean = denoiser_of(reference, "sparse", tolerance, None, measured)
     exact_mean = denoiser_of(reference, "sparse", EXACT_SHARE * tolerance)
 

@@ -65,7 +65,7 @@ def category_words(report: Mapping[str, Any], limit: int = 8) -> list[str]:
 
     Examples:
         >>> category_words({"categories": {"town": 3}, "determined": {"zip": "town"}})[1]
-        "'town' determines 'zip': it is left out of the flow, and looked up."
+        "Looked up on the way back, and left out of the flow: 'zip' from 'town'."
     """
 
     def some(words: Sequence[str]) -> str:
@@ -73,11 +73,10 @@ def category_words(report: Mapping[str, Any], limit: int = 8) -> list[str]:
 
     categories = [f"{name!r} {number:,}" for name, number in (report.get("categories") or {}).items()]
     missing = [f"{name!r} {100 * share:.1f} %" for name, share in (report.get("missing") or {}).items()]
-    determined = [f"{by!r} determines {name!r}" for name, by in (report.get("determined") or {}).items()]
+    determined = [f"{name!r} from {by!r}" for name, by in (report.get("determined") or {}).items()]
     told = [f"Categories: {some(categories)}."] if categories else []
     told += [f"Missing values are learnt and drawn: {some(missing)}."] if missing else []
-    what = "it is" if len(determined) == 1 else "they are"
-    return told + ([f"{some(determined)}: {what} left out of the flow, and looked up."] if determined else [])
+    return told + ([f"Looked up on the way back, and left out of the flow: {some(determined)}."] if determined else [])
 
 
 def check_columns(

@@ -148,7 +148,10 @@ def verdict(metrics: Mapping[str, Mapping[str, Any]], num_held_out: int | None =
         base = max(floor if floor is not None else 0.5, 0.5)
         gap = samples - base
         share = gap / max(1 - base, 1e-9)  # of the way from real rows (0) to rows that are always told apart (1)
-        if num_held_out is not None and num_held_out < FEW_HELD_OUT_ROWS:
+        # The standard error of the rank test for equal laws, with n rows of each kind.
+        error = math.sqrt((2 * num_held_out + 1) / (12 * num_held_out**2)) if num_held_out else None
+        is_plain = error is not None and gap > 3 * error  # however few rows say so
+        if num_held_out is not None and num_held_out < FEW_HELD_OUT_ROWS and not is_plain:
             sentences.append(f"There are too few held-out rows ({num_held_out}) to tell samples from data.")
         elif share <= 0.04:
             sentences.append("The samples pass for held-out rows.")
@@ -163,9 +166,7 @@ def verdict(metrics: Mapping[str, Mapping[str, Any]], num_held_out: int | None =
             f"A classifier that tries to tell samples from held-out rows scores an AUC of {samples:.3f}, "
             f"where 0.5 is guessing{beside}."
         )
-        if num_held_out is not None:
-            # The standard error of the rank test for equal laws, with n rows of each kind.
-            error = math.sqrt((2 * num_held_out + 1) / (12 * num_held_out**2))
+        if error is not None:
             sentences.append(f"With {num_held_out:,} held-out rows the AUC is uncertain by about {error:.3f}.")
         if labels is not None and gap > 0.03:
             lost_before_fit = (labels - base) / gap

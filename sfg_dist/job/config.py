@@ -187,7 +187,7 @@ class DataConfig(_Section):
         if self.condition is not None and len(set(self.condition)) != len(self.condition):
             raise ValueError("condition names a column twice")
         if missing := [name for name in self.condition or () if self.columns is not None and name not in self.columns]:
-            raise ValueError(f"condition names {missing[0]!r}, which columns does not")
+            raise ValueError(f"condition names {missing[0]!r}, which is not among columns")
         return self
 
 

@@ -233,7 +233,7 @@ def _notes(report: Mapping[str, Any], latents: str | None, condition: tuple[str,
     notes += category_words(report)
     if report.get("categories") or report.get("missing"):
         notes.append(
-            "The figures and pictures read categories as their places in the order that like ones are neighbours, and "
+            "The figures and pictures read a category as its place in an order that puts like ones side by side, and "
             "a missing value as a number beyond the others."
         )
     by_step: dict[str, list[str]] = {}

@@ -29,6 +29,7 @@ from sfg_dist.model.mlp import ACTIVATIONS, MLP, hidden_layers
 
 _STATE, _INNER = 128, 64
 _EMBEDDING_SPREAD = 0.5
+_LEAST_SHARE = 1e-9
 EDGE = 2.0**-10  # the place within a cell keeps off its ends
 
 
@@ -102,6 +103,11 @@ class CellNetwork(nn.Module):
         make: type = cls
         network: CellNetwork = make(len(edges), cells=[len(some) + 1 for some in edges], **shape)
         network.edges.copy_(torch.from_numpy(np.concatenate(edges)))
+        if not network.edges.is_meta:
+            with torch.no_grad():  # each cell has its share from the first step on
+                for last, some in zip(network.logits, edges, strict=True):
+                    shares = np.diff(some, prepend=0.0, append=1.0).clip(_LEAST_SHARE)
+                    last.bias.copy_(torch.from_numpy(np.log(shares)))
         return network
 
     def forward(self, inputs: Tensor, targets: Tensor | None = None) -> Tensor:

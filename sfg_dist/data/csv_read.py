@@ -78,7 +78,10 @@ class _File:
     def texts_found(self, columns: Mapping[str, Any]) -> UnfitColumnsError:
         """The refusal of columns that hold text, by their cells."""
         found = {name: first_text(cells, self.dialect.decimal) for name, cells in columns.items()}
-        reasons = {name: f"it holds text, {_cut(cell)!r} in data row {row + 1}" for name, (row, cell) in found.items()}
+        reasons = {
+            name: f'it holds text, {_cut(cell)!r} in data row {row + 1} (data.types.{name} = "category" takes it)'
+            for name, (row, cell) in found.items()
+        }
         name, (row, cell) = next(iter(found.items()))
         return UnfitColumnsError(self._text_found(name, row, cell), reasons)
 

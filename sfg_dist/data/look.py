@@ -142,7 +142,8 @@ def look_at(source: str, settings: TableSettings, *, held_bytes: float, memory_g
     """
     out: dict[str, str] = {}
     names: tuple[str, ...] = ()
-    asked = [*(settings.columns or ()), *(settings.condition or ())]
+    typed = settings.asked
+    asked = [*(settings.columns or ()), *(settings.condition or ()), *typed]
     while True:
         try:
             columns = settings.columns or ([name for name in names if name not in out] if out else None)
@@ -170,8 +171,9 @@ def look_at(source: str, settings: TableSettings, *, held_bytes: float, memory_g
             if not names or settings.columns is not None:
                 raise
             if given := [name for name in error.reasons if name in asked]:
-                why = error.reasons[given[0]]
-                raise DataError(f"{source}: column {given[0]!r} cannot be given (data.condition): {why}") from None
+                name, why = given[0], error.reasons[given[0]]
+                what = "be read as data.types says" if name in typed else "be given (data.condition)"
+                raise DataError(f"{source}: column {name!r} cannot {what}: {why}") from None
             out |= error.reasons
             _require_some(source, [name for name in names if name not in out], out)
     if prepared.report["constant"]:

@@ -170,3 +170,12 @@ def test_what_is_a_table(tmp_path):
         assert is_table(str(place)), place
     for place in ("job.toml", "job.TOML", "job", tmp_path / "none"):
         assert not is_table(str(place)), place
+
+
+def test_a_column_that_the_job_types_is_taken_or_refused_in_its_own_words(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a,day\n" + "".join(f"{k * k % 97},{k % 28 + 1:02d}.06.2024\n" for k in range(200)))
+    assert look(path).keys["columns"] == ["a"]
+    with pytest.raises(DataError, match=r"'day' cannot be read as data\.types says: it holds text"):
+        look(path, types={"day": "datetime"})
+    assert "columns" not in look(path, types={"day": "category"}).keys

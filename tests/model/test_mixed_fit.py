@@ -9,7 +9,7 @@ import torch
 import sfg_dist
 from sfg_dist.data.transform import Transform
 from sfg_dist.distributed.fit.checkpoints import Checkpoints
-from sfg_dist.distributed.fit.training import fit_inline, within_looks
+from sfg_dist.distributed.fit.training import fit_inline, fit_with_workers, within_looks
 from sfg_dist.job.config import resolve_job
 from sfg_dist.job.errors import StoreError
 from sfg_dist.model.cell_network import CellNetwork
@@ -99,6 +99,25 @@ def test_a_fit_ends_after_so_many_looks_at_a_row(fitted):
     assert epochs * 4096 * 0.95 == pytest.approx(10 * num_train, abs=4096)
     assert within_looks(pairs, settings.model_copy(update={"max_looks": 0.01})).num_epochs == 1
     assert within_looks(pairs, settings.model_copy(update={"cells": False})).num_epochs == 1000
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_workers_of_ray_fit_what_one_fits(ray_cluster, fitted, tmp_path):
+    """The loss is the same up to the order in which two ranks add up a gradient, and nearly all rows are."""
+    folder, pipeline, _ = fitted
+    url = pipeline.label().location.url
+    settings = job_of(f"{folder}/trees.csv", folder / "run", num_workers=2).train
+    alone, alone_history = fit_inline(url, tmp_path / "alone", settings)
+    network, history = fit_with_workers(url, tmp_path / "c", settings, use_gpu=False)
+    assert [entry["step"] for entry in history] == [entry["step"] for entry in alone_history]
+    for two, one in zip(history, alone_history, strict=True):
+        for loss in ("train_loss", "validation_loss"):
+            assert two[loss] == pytest.approx(one[loss], rel=1e-3)
+    transform = Transform.from_arrays(*open_pairs(url).transform)
+    rows, alone_rows = (sfg_dist.Generator(each, transform).sample(5000, seed=1) for each in (network, alone))
+    assert (np.abs(rows - alone_rows) < 1e-2).all(axis=1).mean() > 0.98
+    assert (rows[:, :2] == alone_rows[:, :2]).all(axis=1).mean() > 0.99
 
 
 def test_the_graph_draws_the_same_rows(fitted):

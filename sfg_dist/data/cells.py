@@ -4,8 +4,8 @@ A category is a cell of its own, and so is a missing value, a value that repeats
 column that has few. Other values share cells of about equal probability. A cell is an interval of the standard normal's
 distribution function of the score, so that its length is the share of training rows in it.
 
-Cells are found from ``Transform.inverse_of`` alone: on a fine grid of probabilities, neighbours that give one value are a
-run of it. A value that falls between two points of the grid goes into a cell with its neighbours, and is drawn by its
+Cells are found from ``Transform.inverse_of`` alone: on a fine grid of probabilities, neighbours that give one value are
+a run of it. A value that falls between two points of the grid goes into a cell with its neighbours, and is drawn by its
 share there.
 """
 

@@ -4,8 +4,8 @@ A category is a cell of its own, and so is a missing value, a value that repeats
 column that has few. Other values share cells of about equal probability. A cell is an interval of the standard normal's
 distribution function of the score, so that its length is the share of training rows in it.
 
-Cells are found from ``Transform.inverse`` alone: on a fine grid of probabilities, neighbours that give one value are a
-run of it. A value that falls between two points of the grid goes into a cell with its neighbours, and is drawn by its
+Cells are found from ``Transform.inverse_of`` alone: on a fine grid of probabilities, neighbours that give one value are
+a run of it. A value that falls between two points of the grid goes into a cell with its neighbours, and is drawn by its
 share there.
 """
 
@@ -27,7 +27,6 @@ MAX_CELLS = 128
 MAX_VALUES = 1000
 """Categories, and values beside a continuum, that are cells of their own: the commonest."""
 _POINTS = 1 << 17
-_BLOCK = 1 << 14
 _BISECTIONS = 40
 
 
@@ -51,12 +50,12 @@ def cell_edges(transform: Transform, columns: NDArray[np.intp]) -> list[_Array]:
 
     ``transform`` must be of kind "quantile": the scores of other kinds have no known law.
     """
+    return [_edges_of(transform, int(column)) for column in columns]
+
+
+def _edges_of(transform: Transform, column: int) -> _Array:
     places = (np.arange(_POINTS) + 0.5) / _POINTS
-    values = np.concatenate([_values(transform, part) for part in np.split(places, _POINTS // _BLOCK)])
-    return [_edges_of(transform, int(column), places, values[:, column]) for column in columns]
-
-
-def _edges_of(transform: Transform, column: int, places: _Array, values: _Array) -> _Array:
+    values = _values(transform, column, places)
     starts = np.concatenate([[0], np.flatnonzero(_differ(values[1:], values[:-1])) + 1])
     counts = np.diff(np.append(starts, len(values)))
     least = len(values) // MAX_CELLS
@@ -83,15 +82,14 @@ def _exact(transform: Transform, column: int, low: _Array, high: _Array, below: 
     """The probabilities at which a column ceases to have the values ``below``, each between ``low`` and ``high``."""
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        is_past = _differ(_values(transform, middle)[:, column], below)
+        is_past = _differ(_values(transform, column, middle), below)
         low, high = np.where(is_past, low, middle), np.where(is_past, middle, high)
     return high
 
 
-def _values(transform: Transform, places: _Array) -> _Array:
-    """Values of the flow's columns at probabilities, shape (num_places, dim)."""
-    scores = np.repeat(scipy.special.ndtri(places)[:, None], transform.dim, axis=1)
-    return transform.inverse(scores)[:, np.isnan(transform.constants)]
+def _values(transform: Transform, column: int, places: _Array) -> _Array:
+    """Values of one of the flow's columns at probabilities, shape (num_places,) in and out."""
+    return transform.inverse_of(column, scipy.special.ndtri(places))
 
 
 def _differ(first: _Array, second: _Array) -> NDArray[np.bool_]:

@@ -207,15 +207,19 @@ class Transform:
             raise DataError(f"flow rows have shape {flow_rows.shape}: expected (num_rows, {self.dim})")
         rows = np.tile(self.constants, (len(flow_rows), 1))
         for index, source in enumerate(np.flatnonzero(np.isnan(self.constants))):
-            coding, values = self.codings[index], self._from_flow(index, flow_rows[:, index])
-            grid, inner = self.grid(index), self._inner_grid(index)
-            if inner and coding.places is not None:
-                values = inner.cells(values)
-            values = coding.decode(values)
-            if grid and inner and coding.places is None:
-                values = grid.values(inner.cells(values).clip(*self.cell_ranges[index]))
-            rows[:, source] = values
+            rows[:, source] = self.inverse_of(index, flow_rows[:, index])
         return self.looked_up(rows)
+
+    def inverse_of(self, index: int, flow_values: _Array) -> _Array:
+        """The user's values of one flow column alone, float64, shape (num_rows,) in and out; see ``inverse``."""
+        coding, values = self.codings[index], self._from_flow(index, flow_values)
+        grid, inner = self.grid(index), self._inner_grid(index)
+        if inner and coding.places is not None:
+            values = inner.cells(values)
+        values = coding.decode(values)
+        if grid and inner and coding.places is None:
+            values = grid.values(inner.cells(values).clip(*self.cell_ranges[index]))
+        return values
 
     def looked_up(self, rows: _Array) -> _Array:
         """The user's rows with the columns that others determine looked up; the array given is changed."""

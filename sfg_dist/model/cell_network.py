@@ -82,14 +82,16 @@ class CellNetwork(nn.Module):
         self.hidden = hidden_layers(num_given, width=width, depth=depth, block=block, activation=activation)
         self.start = nn.Linear(width, _STATE)
         self.skip = nn.Linear(num_given, _STATE, bias=False) if linear_skip else None
-        self.embed = nn.Embedding(sum(self.cells), _STATE)
+        # The last column's cells have nothing after them; a parameter that no loss reaches would stop two workers.
+        self.embed = nn.Embedding(sum(self.cells[:-1]), _STATE) if dim > 1 else None
         self.norms = nn.ModuleList(nn.LayerNorm(_STATE) for _ in self.cells)
         self.inner = nn.ModuleList(nn.Linear(_STATE, _INNER) for _ in self.cells)
         lasts = [nn.Linear(_INNER, size) for size in self.cells]
         self.logits = nn.ModuleList(lasts)
         self.activation = ACTIVATIONS[activation]()
         if not self.start.weight.is_meta:
-            nn.init.normal_(self.embed.weight, std=_EMBEDDING_SPREAD)
+            if self.embed is not None:
+                nn.init.normal_(self.embed.weight, std=_EMBEDDING_SPREAD)
             for last in lasts:
                 nn.init.zeros_(last.weight)
                 nn.init.zeros_(last.bias)
@@ -129,7 +131,7 @@ class CellNetwork(nn.Module):
         total = torch.zeros(len(targets), device=targets.device)
         for column, cell in enumerate(cells.unbind(1)):
             total = total + F.cross_entropy(self._logits(column, state).float(), cell, reduction="none")
-            state = state + self.embed(cell + self._firsts[column])
+            state = self._after(column, cell, state)
         return total / self.dim
 
     def _drawn(self, state: Tensor, noise: Tensor) -> Tensor:
@@ -146,8 +148,15 @@ class CellNetwork(nn.Module):
             cell = cell[:, 0]
             ends = self.ends_of(column)
             places[:, column] = ends[cell] + within * (ends[cell + 1] - ends[cell])
-            state = state + self.embed(cell + self._firsts[column])
+            state = self._after(column, cell, state)
         return torch.special.ndtri(places).float()
+
+    def _after(self, column: int, cell: Tensor, state: Tensor) -> Tensor:
+        """The running sum after a column's cells, for the columns behind it."""
+        if self.embed is None or column == self.dim - 1:
+            return state
+        added: Tensor = self.embed(cell + self._firsts[column])
+        return state + added
 
     def _logits(self, column: int, state: Tensor) -> Tensor:
         inner = self.inner[column](self.norms[column](state))

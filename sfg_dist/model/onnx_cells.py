@@ -43,12 +43,16 @@ def add_any_network(graph: Graph, network: Network, inputs: Value) -> Value:
     state = add_layer(graph, network.start, hidden)
     if network.skip is not None:
         state = state + add_layer(graph, network.skip, given)
-    embeddings = np.split(network.embed.weight.detach().cpu().numpy(), np.cumsum(network.cells)[:-1])
+    embeddings = []  # of all columns but the last
+    if network.embed is not None:
+        embeddings = np.split(network.embed.weight.detach().cpu().numpy(), np.cumsum(network.cells)[:-2])
     places = []
-    for column, embedding in enumerate(embeddings):
+    for column in range(network.dim):
         cell, place = _add_draw(graph, network, column, state, inputs, num_given + column)
         places.append(place)
-        state = state + graph.constant(embedding).gather(graph.add("Squeeze", cell, np.array([1])))
+        if column < len(embeddings):
+            chosen = graph.constant(embeddings[column]).gather(graph.add("Squeeze", cell, np.array([1])))
+            state = state + chosen
     return _add_scores(graph, graph.add("Concat", *places, axis=1)).cast(TensorProto.FLOAT)
 
 

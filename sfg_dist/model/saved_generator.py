@@ -34,8 +34,8 @@ from sfg_dist.model.likelihood import MASS_FIELDS, Mass
 from sfg_dist.model.saved import arrays_of, encoder_of, network_of, read_file, read_tensors, saved_bytes
 from sfg_dist.store import Location, places_of
 
-FORMAT_VERSION, CELLS_VERSION = 1, 2
-"""The second is that of generators whose network draws cells; all others are written as before."""
+FORMAT_VERSION, MIXED_VERSION = 1, 2
+"""The second is that of mixed tables, for which version 0.1.0 would give numbers of no meaning; see ``is_mixed``."""
 TENSORS_NAME, JSON_NAME = "model.safetensors", "generator.json"
 _PARTS = ("network", "transform", "calibration", "encoder")
 _FIELDS = {
@@ -76,6 +76,12 @@ class SavedGenerator:
         return self.transform.types
 
     @property
+    def is_mixed(self) -> bool:
+        """Whether the network draws cells, or a column has categories, missing values or another that determines it."""
+        is_plain = all(coding.is_plain for coding in self.transform.codings) and not self.transform.lookups
+        return isinstance(self.network, CellNetwork) or not is_plain or any(type_.categories for type_ in self.types)
+
+    @property
     def digest(self) -> str:
         """sha256 of all its numbers, as ``save`` writes them."""
         return hashlib.sha256(self._tensors()).hexdigest()
@@ -100,7 +106,7 @@ class SavedGenerator:
         """
         location = Location(place_of("directory", directory), create=True)
         document = {
-            "format": CELLS_VERSION if isinstance(self.network, CellNetwork) else FORMAT_VERSION,
+            "format": MIXED_VERSION if self.is_mixed else FORMAT_VERSION,
             "sfg_dist": __version__,
             "network": {"dim": self.network.dim, **self.network.shape},
             "columns": list(self.columns),
@@ -136,9 +142,9 @@ class SavedGenerator:
                 max_bytes=LONG_BYTES,
                 allow_nan=True,
             )
-            if document["format"] not in (FORMAT_VERSION, CELLS_VERSION):
+            if document["format"] not in (FORMAT_VERSION, MIXED_VERSION):
                 found, place = shown(document["format"]), f"{location.url}/{JSON_NAME}"
-                raise StoreError(f"{place} has format {found}, this version reads {FORMAT_VERSION} and {CELLS_VERSION}")
+                raise StoreError(f"{place} has format {found}, this version reads {FORMAT_VERSION} and {MIXED_VERSION}")
             check_fields(document, _FIELDS, JSON_NAME)
             return cls._of(document, read_tensors(read_file(location, TENSORS_NAME), TENSORS_NAME))
         except (DocumentError, DataError) as error:

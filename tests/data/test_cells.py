@@ -44,6 +44,22 @@ def test_categories_atoms_and_gaps_are_cells_of_their_own():
     assert np.diff(free).max() < 2 / MAX_CELLS
 
 
+def test_the_edges_of_a_column_cost_no_inversion_of_others(monkeypatch):
+    _, transform = table()
+    inverted = []
+    inverse_of = Transform.inverse_of
+
+    def noted(self, index, values):
+        inverted.append(index)
+        return inverse_of(self, index, values)
+
+    whole = cell_edges(transform, np.arange(4))
+    monkeypatch.setattr(Transform, "inverse_of", noted)
+    (edges,) = cell_edges(transform, np.array([2]))
+    assert set(inverted) == {2}
+    assert np.array_equal(edges, whole[2])
+
+
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 10_000), st.integers(6, 300))
 def test_what_is_drawn_within_a_cell_stays_in_it(seed, num_values):
@@ -59,7 +75,8 @@ def test_what_is_drawn_within_a_cell_stays_in_it(seed, num_values):
     rows[:, 0] = ndtri(inside.ravel())
     again = transform.forward(transform.inverse(rows), noise=np.full((len(rows), 2), 0.5))
     home = np.repeat(np.arange(len(ends) - 1), 3)
-    assert (np.searchsorted(edges, ndtr(again[:, 0].astype(float))) == home).mean() > 0.99
+    found = np.searchsorted(edges, ndtr(again[:, 0].astype(float)))
+    assert np.count_nonzero(found != home) <= max(3, 0.01 * len(home))  # one cell may come back at its very end
 
 
 def test_a_column_of_few_values_has_a_cell_for_each():

@@ -14,6 +14,7 @@ from sfg_dist.flow.posterior.clusters import build_order
 from sfg_dist.flow.posterior.reference import center_of
 from sfg_dist.flow.posterior.streaming import StreamedReference
 from sfg_dist.job.errors import ConfigError
+from sfg_dist.job.file_room import take_room
 
 NUM_ROWS = 9001
 
@@ -102,6 +103,23 @@ def test_scratch_without_room_is_an_error_before_anything_is_written(monkeypatch
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(ConfigError, match=r"no room for 80 bytes .*No space left.*: set TMPDIR"):
         mapped.Scratch().array((10, 2))
+
+
+def test_room_is_taken_where_the_system_has_no_call_for_it(monkeypatch, tmp_path):
+    monkeypatch.delattr(os, "posix_fallocate")
+    rows = mapped.Scratch().array((100, 3))
+    rows[:] = 7
+    assert np.array_equal(rows, np.full((100, 3), 7))
+    with pytest.raises(ConfigError, match=r"no room for .*No space left.*: set TMPDIR"):
+        mapped.Scratch().array((1 << 58, 3))
+    with open(tmp_path / "file", "w+b") as file:
+        file.write(b"some")
+        file.flush()
+        take_room(file.fileno(), 2)
+        assert os.fstat(file.fileno()).st_size == 4
+        take_room(file.fileno(), 4096)
+        assert os.fstat(file.fileno()).st_size == 4096
+    assert (tmp_path / "file").read_bytes() == b"some" + bytes(4092)
 
 
 def test_pages_of_scratch_are_given_up_and_those_of_other_arrays_are_left(monkeypatch):

@@ -5,8 +5,11 @@ import pytest
 import torch
 from scipy.special import ndtri
 
+from sfg_dist.data.transform import Transform
 from sfg_dist.job.config import TrainConfig
 from sfg_dist.model.cell_network import CellNetwork
+from sfg_dist.model.export_onnx import export_onnx
+from sfg_dist.model.generator import Generator
 from sfg_dist.model.trainer import Trainer
 
 EDGES = [np.array([0.3]), np.array([0.2, 0.7]), np.linspace(0.1, 0.9, 9)]
@@ -90,3 +93,25 @@ def test_edges_stay_what_they_are_in_the_average():
     for _ in range(3):
         trainer.step(torch.randn(32, 3), torch.randn(32, 3), 32, 0.0)
     assert torch.equal(trainer.average["edges"], torch.from_numpy(np.concatenate(EDGES)))
+
+
+@pytest.mark.parametrize("edges", [EDGES[:1], EDGES[:2], EDGES])
+def test_the_loss_reaches_each_parameter(edges):
+    """Two workers that average gradients wait for each of them."""
+    network = CellNetwork.of_edges(edges, width=16, depth=1, num_conditions=2)
+    network(torch.randn(8, len(edges) + 2), torch.randn(8, len(edges))).sum().backward()
+    assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []
+
+
+def test_a_network_of_one_column_comes_back_from_its_file_and_has_its_graph(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    network = CellNetwork.of_edges(EDGES[1:2], width=16, depth=1).eval()
+    transform = Transform.fit(np.random.default_rng(0).normal(size=(50, 1)), ["a"])
+    generator = Generator(network, transform)
+    generator.save(tmp_path)
+    rows = generator.sample(100, seed=1)
+    np.testing.assert_array_equal(Generator.load(tmp_path).sample(100, seed=1), rows)
+    session = onnxruntime.InferenceSession(export_onnx(generator)[0], providers=["CPUExecutionProvider"])
+    drawn = np.random.default_rng(3).standard_normal((200, 2)).astype(np.float32)
+    (found,) = session.run(["rows"], {"latents": drawn[:, :1], "noise": drawn[:, 1:]})
+    assert np.allclose(found, generator.decode(drawn), atol=1e-3)

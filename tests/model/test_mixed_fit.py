@@ -7,9 +7,18 @@ import pytest
 import torch
 
 import sfg_dist
+from sfg_dist.data.dependencies import Lookup
+from sfg_dist.data.fitting import ColumnFacts, fit_column
 from sfg_dist.data.transform import Transform
-from sfg_dist.distributed.fit.checkpoints import Checkpoints
-from sfg_dist.distributed.fit.training import fit_inline, within_looks
+from sfg_dist.distributed.fit.ahead import train_ahead
+from sfg_dist.distributed.fit.checkpoints import Checkpoints, steps_ahead
+from sfg_dist.distributed.fit.training import (
+    fit_inline,
+    fit_with_workers,
+    most_steps_ahead,
+    split_rows,
+    within_looks,
+)
 from sfg_dist.job.config import resolve_job
 from sfg_dist.job.errors import StoreError
 from sfg_dist.model.cell_network import CellNetwork
@@ -101,6 +110,39 @@ def test_a_fit_ends_after_so_many_looks_at_a_row(fitted):
     assert within_looks(pairs, settings.model_copy(update={"cells": False})).num_epochs == 1000
 
 
+def test_looks_ahead_of_the_labels_count(fitted, tmp_path):
+    folder, pipeline, _ = fitted
+    pairs = open_pairs(pipeline.label().location.url)
+    settings = job_of(f"{folder}/trees.csv", folder / "run", num_epochs=1000, max_looks=4).train
+    most, num_rows = 4 * len(pipeline.prepared.train), split_rows(pairs, settings)[0]
+    assert num_rows < most < 2 * num_rows
+    steps = train_ahead(pairs.location.url, tmp_path / "c", settings, should_stop=lambda: False)
+    assert steps == steps_ahead(tmp_path / "c") == (most - num_rows) // 256 > 0
+    more = settings.model_copy(update={"max_looks": 40})
+    assert within_looks(pairs, more, 100).num_epochs == round((10 * most - 100 * 256) / num_rows)
+    assert within_looks(pairs, settings, 100).num_epochs == 1
+    assert most_steps_ahead(pairs, settings.model_copy(update={"cells": False})) == np.inf
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_workers_of_ray_fit_what_one_fits(ray_cluster, fitted, tmp_path):
+    """The loss is the same up to the order in which two ranks add up a gradient, and nearly all rows are."""
+    folder, pipeline, _ = fitted
+    url = pipeline.label().location.url
+    settings = job_of(f"{folder}/trees.csv", folder / "run", num_workers=2).train
+    alone, alone_history = fit_inline(url, tmp_path / "alone", settings)
+    network, history = fit_with_workers(url, tmp_path / "c", settings, use_gpu=False)
+    assert [entry["step"] for entry in history] == [entry["step"] for entry in alone_history]
+    for two, one in zip(history, alone_history, strict=True):
+        for loss in ("train_loss", "validation_loss"):
+            assert two[loss] == pytest.approx(one[loss], rel=1e-3)
+    transform = Transform.from_arrays(*open_pairs(url).transform)
+    rows, alone_rows = (sfg_dist.Generator(each, transform).sample(5000, seed=1) for each in (network, alone))
+    assert (np.abs(rows - alone_rows) < 1e-2).all(axis=1).mean() > 0.98
+    assert (rows[:, :2] == alone_rows[:, :2]).all(axis=1).mean() > 0.99
+
+
 def test_the_graph_draws_the_same_rows(fitted):
     _, _, generator = fitted
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -121,6 +163,35 @@ def test_values_are_given_where_cells_are_not_wanted(fitted):
         generator = Pipeline(job_of(f"{folder}/trees.csv", folder / "run", cells=False, num_epochs=1)).train()
     assert isinstance(generator.network, MLP)
     assert generator.calibration is not None
+
+
+@pytest.mark.parametrize(
+    ("rows", "facts", "saved_format"),
+    [
+        (np.linspace(0.0, 1.0, 40), {}, 1),
+        (np.where(np.arange(40) % 3, np.linspace(0.0, 1.0, 40), np.nan), {"missing": -1}, 2),
+        (np.arange(40.0) % 3, {"order": np.array([2.0, 0.0, 1.0])}, 2),
+    ],
+)
+def test_what_an_older_version_would_draw_wrong_it_refuses(tmp_path, rows, facts, saved_format):
+    each = fit_column(ColumnFacts("a", **facts), rows, "quantile", "observed", np.full(40, 0.5))
+    transform = Transform.of_columns("quantile", [each])
+    sfg_dist.Generator(MLP(1, width=4, depth=1), transform).save(tmp_path / "m")
+    assert json.loads((tmp_path / "m" / "generator.json").read_text())["format"] == saved_format
+    assert len(sfg_dist.Generator.load(tmp_path / "m").sample(5)) == 5
+
+
+def test_a_generator_that_looks_a_column_up_has_the_format_of_mixed_tables(tmp_path):
+    rows = np.linspace(0.0, 1.0, 40)
+    maps = [
+        fit_column(ColumnFacts("a"), rows, "quantile", "observed", np.full(40, 0.5)),
+        fit_column(ColumnFacts("b", constant=0.0), 2 * rows, "quantile", "observed", None),
+    ]
+    transform = Transform.of_columns("quantile", maps, [Lookup(1, 0, rows, 2 * rows)])
+    sfg_dist.Generator(MLP(1, width=4, depth=1), transform).save(tmp_path)
+    assert json.loads((tmp_path / "generator.json").read_text())["format"] == 2
+    drawn = sfg_dist.Generator.load(tmp_path).sample(50)
+    assert np.isin(drawn[:, 1], 2 * rows).all()
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from sfg_dist.distributed.fit.checkpoints import Checkpoints, Place, resume
 from sfg_dist.distributed.fit.fit_loop import LIVE_INTERVAL_S
 from sfg_dist.distributed.fit.hold import Hold, take_hold
 from sfg_dist.distributed.fit.journal import Report
-from sfg_dist.distributed.fit.training import make_trainer, split_rows
+from sfg_dist.distributed.fit.training import make_trainer, most_steps_ahead, split_rows
 from sfg_dist.job.config import TrainConfig
 from sfg_dist.job.errors import TrainingError
 from sfg_dist.job.object_stores import absolute_url
@@ -57,6 +57,8 @@ def train_ahead(
 ) -> int:
     """Pass over the committed shards until told to stop, with a checkpoint now and then and at the end.
 
+    A network that draws cells stops by itself where ``train.max_looks`` leaves room for one epoch alone.
+
     Args:
         url: the store.
         checkpoints: of the fit that will go on from here.
@@ -80,6 +82,7 @@ def train_ahead(
     if trainer.progress.epoch or trainer.progress.step_in_epoch:
         return trainer.progress.ahead_steps
     own = Checkpoints(checkpoints, settings, pairs.plan.run_id)
+    most_steps = most_steps_ahead(pairs, settings)
     watch, known = Stopwatch(0.0), _Committed(pairs, num_rows)
     saved = [0.0, trainer.progress.step]
 
@@ -89,8 +92,11 @@ def train_ahead(
             own.save(trainer)
         saved[:] = [watch.elapsed_s, trainer.progress.step]
 
+    def is_over() -> bool:
+        return trainer.progress.ahead_steps >= most_steps or should_stop()
+
     number = 0
-    while not should_stop():
+    while not is_over():
         if not known.has_grown() or known.num_rows < settings.batch_size:
             time.sleep(POLL_S)
             continue
@@ -103,7 +109,7 @@ def train_ahead(
             blocks=known.shards,
         ) as stream:
             for _ in _passed(trainer, stream, FIRST_PASS + number, watch, on_live):
-                if should_stop():
+                if is_over():
                     break
                 if watch.elapsed_s - saved[0] > settings.checkpoint_interval_s:
                     save()

@@ -12,6 +12,7 @@ checkpoints/
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -219,6 +220,15 @@ def newest_step(place: Place) -> int:
     """The step of the newest whole checkpoint; 0 where there is none."""
     found = _newest_first(open_checkpoints(place))
     return int(found[0].removeprefix("step_")) if found else 0
+
+
+def steps_ahead(place: Place) -> int:
+    """The steps that the fit did before its first epoch, by its newest checkpoint; 0 where there is none."""
+    location = open_checkpoints(place)
+    for name in _newest_first(location):
+        with contextlib.suppress(DocumentError):  # a power cut tore it; ``resume`` takes the one before too
+            return read_progress(location.read(f"{name}/{PROGRESS_NAME}", LONG_BYTES)).ahead_steps
+    return 0
 
 
 def resume(place: Place, take: Callable[[Mapping[str, bytes], str], None]) -> None:

@@ -114,10 +114,12 @@ def fit_generator(pairs: Pairs, job: Job, checkpoints: str, hooks: TrainHooks) -
 
 
 def _fit_network(pairs: Pairs, job: Job, checkpoints: str, hooks: TrainHooks, poll: Callable[[], None]) -> Network:
-    from sfg_dist.distributed.fit.checkpoints import Checkpoints, load_fitted
+    from sfg_dist.distributed.fit.checkpoints import Checkpoints, load_fitted, steps_ahead
     from sfg_dist.distributed.fit.training import fit_inline, fit_with_workers, within_looks
 
-    settings, url = within_looks(pairs, fit_settings(job)), absolute_url(pairs.location.url)
+    settings, url = fit_settings(job), absolute_url(pairs.location.url)
+    is_ours = Checkpoints(checkpoints, settings, pairs.plan.run_id).is_ours
+    settings = within_looks(pairs, settings, steps_ahead(checkpoints) if is_ours else 0)
 
     def on_epoch(entry: Entry) -> None:
         hooks.on_epoch(entry)

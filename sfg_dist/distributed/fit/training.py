@@ -8,6 +8,7 @@ last checkpoint.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import tempfile
@@ -318,12 +319,29 @@ def make_trainer(
     )
 
 
-def within_looks(pairs: Pairs, settings: TrainConfig) -> TrainConfig:
-    """The settings with no more epochs than ``max_looks`` allows a network that draws cells; at least one."""
-    if not draws_cells(Transform.from_arrays(*pairs.transform), settings.cells):
+def within_looks(pairs: Pairs, settings: TrainConfig, steps_ahead: int = 0) -> TrainConfig:
+    """The settings with no more epochs than ``max_looks`` allows a network that draws cells; at least one.
+
+    ``steps_ahead`` were done before the first epoch.
+    """
+    if (most_rows := _most_rows(pairs, settings)) is None:
         return settings
-    most = round(settings.max_looks * pairs.num_reference / split_rows(pairs, settings)[0])
+    most = round((most_rows - steps_ahead * settings.batch_size) / split_rows(pairs, settings)[0])
     return settings.model_copy(update={"num_epochs": max(1, min(settings.num_epochs, most))})
+
+
+def most_steps_ahead(pairs: Pairs, settings: TrainConfig) -> float:
+    """The steps before the first epoch that ``max_looks`` allows, where one epoch is to follow."""
+    if (most_rows := _most_rows(pairs, settings)) is None:
+        return math.inf
+    return max(0.0, (most_rows - split_rows(pairs, settings)[0]) // settings.batch_size)
+
+
+def _most_rows(pairs: Pairs, settings: TrainConfig) -> float | None:
+    """The pairs that a network may be trained on, each as often as it is met; None where there is no limit."""
+    if not draws_cells(Transform.from_arrays(*pairs.transform), settings.cells):
+        return None
+    return settings.max_looks * pairs.num_reference
 
 
 def _new_network(pairs: Pairs, settings: TrainConfig) -> Network:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sfg_dist.flow.posterior.block_file import BlockFile
+from sfg_dist.job.file_room import take_room
 
 SHARED_MEMORY = Path("/dev/shm")
 SUFFIX = ".blocks"
@@ -125,7 +126,7 @@ def _make(path: Path, handle: int, num_bytes: int, make: Callable[[int], None]) 
         if free_bytes(path.parent) < num_bytes:
             raise OSError("no room")
         # Taken beforehand: in shared memory a page that is not to be had would end the process.
-        os.posix_fallocate(handle, 0, num_bytes)
+        take_room(handle, num_bytes)
         make(handle)
     except OSError:
         path.unlink(missing_ok=True)

@@ -24,6 +24,7 @@ from torch import Tensor
 from sfg_dist.flow.posterior.clusters import Clusters, clusters_shapes, levels
 from sfg_dist.flow.posterior.reference import block_ranges
 from sfg_dist.flow.posterior.reference_block import ReferenceBlock
+from sfg_dist.job.file_room import take_room
 
 _MAGIC = b"sfg_dist reference blocks 1\n"
 _END = struct.Struct(f"<QQ{len(_MAGIC)}s")  # where the contents begin, their length
@@ -121,7 +122,7 @@ class BlockArrays:
         shapes = {"keys": (num_rows, dim + 1), **clusters_shapes(num_rows, dim)}
         self.entry: Entry = {"start": 0, "bytes": block_bytes(num_rows, dim, has_clusters=True), "largest_square": 0.0,
                              "arrays": {}, "clusters_largest_square": 0.0}  # fmt: skip
-        os.posix_fallocate(handle, 0, self.entry["bytes"])
+        take_room(handle, self.entry["bytes"])
         self.mapping = mmap.mmap(handle, self.entry["bytes"])
         self.arrays: dict[str, NDArray[Any]] = {}
         place = 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from sfg_dist.flow.posterior.block_file import BlockArrays, finish_file, release
 from sfg_dist.flow.posterior.clusters import LEAF_ROWS, Mapper, build_order, fill_nodes, largest_square, make_blocks
 from sfg_dist.flow.posterior.reference import block_ranges, centred_keys
 from sfg_dist.job.errors import ConfigError
+from sfg_dist.job.file_room import take_room
 from sfg_dist.job.words import size_of
 
 SORTED_ROWS = 1 << 22  # sorted in memory at a time, all columns
@@ -76,7 +76,7 @@ def temporary_file(size: int) -> Iterator[int]:
     """
     with tempfile.TemporaryFile() as file:
         try:
-            os.posix_fallocate(file.fileno(), 0, size)
+            take_room(file.fileno(), size)
         except OSError as error:
             raise ConfigError(
                 f"the directory for temporary files, {tempfile.gettempdir()}, has no room for {size_of(size)} that a "

@@ -206,6 +206,26 @@ def test_pairs_that_no_row_has_are_named(write):
         prepared.transform.check_lookups(rows)
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_decimals_that_are_rounded_are_the_tables_own(write, kind):
+    """Columns computed as 0.1 * k and as float32 miss their decimals, and so do the rows that a user brings."""
+    random = np.random.default_rng(0)
+    number = random.integers(0, 8, 600)
+    level, price = (number * 0.1 * 3).astype(kind), (number * 0.7 + 0.1).astype(kind)
+    columns = {"level": level, "price": price, "name": np.array(list("abcdefgh"))[number], "x": random.normal(size=600)}
+    path = write(pa.table(columns))
+    transform = prepare(path).transform
+    assert len(transform.lookups) == 2
+    rows = open_table(path).values
+    transform.check_lookups(rows)
+    rows[5, 1] += 0.7
+    with pytest.raises(DataError, match=r"column 'price' is .* in row 5 "):
+        transform.check_lookups(rows)
+    rows[5, 1] -= 0.7 - 0.001
+    with pytest.raises(DataError, match=r"column 'price' is .* in row 5 "):
+        transform.check_lookups(rows)
+
+
 def test_conditions_are_given_by_their_text(write):
     prepared = prepare(write(town_table()), condition=["country", "job"])
     transform = prepared.transform

@@ -168,6 +168,11 @@ class Transform:
             lookups=tuple(lookups),
         )
 
+    @property
+    def determined(self) -> dict[str, str]:
+        """The columns that are looked up, each with the one that determines it."""
+        return {self.columns[lookup.column]: self.columns[lookup.by] for lookup in self.lookups}
+
     def forward(self, rows: _Array, *, noise: _Array | None = None) -> NDArray[np.float32]:
         """Map the user's rows, shape (num_rows, num_columns), to the flow's, shape (num_rows, dim).
 

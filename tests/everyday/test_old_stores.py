@@ -48,7 +48,9 @@ def test_the_table_of_a_store_has_the_transform_of_the_store(old_pipeline):
 def test_what_a_store_looks_up_is_said_of_it(tmp_path):
     """A store of a version that looked no column up, of a table in which this one finds a column to look up."""
     number = np.arange(400) % 4
-    lines = [f"{a},{2 * a + 1},{x!r}" for a, x in zip(number, np.random.default_rng(0).normal(size=400), strict=True)]
+    lines = [
+        f"{a},{2 * a + 1},{float(x)!r}" for a, x in zip(number, np.random.default_rng(0).normal(size=400), strict=True)
+    ]
     (tmp_path / "t.csv").write_text("\n".join(["a,b,x", *lines]))
     today, then = prepare(tmp_path / "t.csv"), prepare(tmp_path / "t.csv", dependencies="ignore")
     assert today.report["determined"] == {"b": "a"}

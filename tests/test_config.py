@@ -156,3 +156,6 @@ def test_keys_that_do_not_fit_together(make_job):
         check_job(make_job(labels={"batch_size": 1024, "shard_rows": 1000}))
     with pytest.raises(ConfigError, match="take 28 or 32"):
         check_job(make_job(labels={"solver": "rk4", "num_evaluations": 30}))
+    with pytest.raises(ConfigError, match=r'train.cells = true does not go with transform.kind = "standardize"'):
+        check_job(make_job(train={"cells": True}, transform={"kind": "standardize"}))
+    check_job(make_job(train={"cells": True}))

@@ -32,6 +32,8 @@ def named_type(name: str) -> pa.DataType:
         ValueError: there is none.
     """
     if found := _DICTIONARY.fullmatch(name):
+        if _DICTIONARY.fullmatch(found[1]):
+            raise ValueError(f"a dictionary of dictionaries: {name}")
         return pa.dictionary(named_type(found[2]), named_type(found[1]), ordered=found[3] == "1")
     if found := re.fullmatch(r"decimal(32|64|128|256)\((\d{1,2}), (-?\d{1,2})\)", name):
         return getattr(pa, f"decimal{found[1]}")(int(found[2]), int(found[3]))

@@ -34,8 +34,8 @@ class Coding:
         return self.places is None and np.isnan(self.missing)
 
     @cached_property
-    def _codes(self) -> _Array:
-        """The code at each place, NaN at that of a missing value."""
+    def codes_by_place(self) -> _Array:
+        """Of a category column, the code at each place, NaN at that of a missing value."""
         assert self.places is not None
         codes = np.full(len(self.places) + (not np.isnan(self.missing)), np.nan)
         codes[self.places.astype(np.intp)] = np.arange(len(self.places))
@@ -64,8 +64,8 @@ class Coding:
     def decode(self, numbers: _Array) -> _Array:
         """The codes, or values with gaps, that numbers stand for."""
         if self.places is not None:
-            places = np.where(np.isnan(numbers), 0, np.rint(numbers)).clip(0, len(self._codes) - 1)
-            return np.where(np.isnan(numbers), np.nan, self._codes[places.astype(np.intp)])
+            places = np.where(np.isnan(numbers), 0, np.rint(numbers)).clip(0, len(self.codes_by_place) - 1)
+            return np.where(np.isnan(numbers), np.nan, self.codes_by_place[places.astype(np.intp)])
         if np.isnan(self.missing):
             return numbers
         side = np.sign(self.missing - self.end)

@@ -41,6 +41,7 @@ TEMPORAL = ("timestamp", "date", "time", "duration")
 CODED = ("category", "ordinal")
 MAX_CATEGORIES, MAX_LETTERS = 1000, 1000
 """Of a category column at most; and of one of its texts."""
+_MAX_NAME = 300  # letters of Arrow's name of a type
 
 _FIELDS = {
     "kind?": set(KINDS), "dtype?": str, "places?": (range(-76, 400), None),
@@ -143,6 +144,8 @@ class ColumnType:
         if unknown := words.keys() - {field.name for field in fields(cls)}:
             raise DocumentError(f"a column's type has a key that this version does not know, {shown(min(unknown))}")
         found = cls(**{**words, "categories": tuple(words.get("categories", ()))})
+        if len(found.dtype) > _MAX_NAME:
+            raise DocumentError(f"a column's type: {shown(found.dtype)} is longer than {_MAX_NAME} letters")
         if found.is_coded or found.categories:
             found._check_categories()
             return found

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data.column_type import ColumnType
+from sfg_dist.data.grid import float32_spacing
 from sfg_dist.data.row_reader import RowReader
 from sfg_dist.job.errors import DataError
 
@@ -50,12 +51,24 @@ class Lookup:
         places = np.where(is_below, below, above)
         return self.values[np.where(np.isnan(values) & has_gap, len(self.keys) - 1, places)]
 
-    def differs(self, rows: _Array) -> NDArray[np.bool_]:
-        """The rows whose pair of values the table never had."""
+    def differs(self, rows: _Array, *, is_rounded: bool = False) -> NDArray[np.bool_]:
+        """The rows whose pair of values the table never had.
+
+        Args:
+            rows: with the column that determines on its grid, as the keys are.
+            is_rounded: the determined column may miss the table's values by the rounding of float32, and by what a
+                grid forgives; never by so much that a value is nearer to another one.
+        """
         by = rows[:, self.by]
         known = np.isin(by, self.keys) | (np.isnan(by) & np.isnan(self.keys[-1]))
         wanted, found = self.look_up(by), rows[:, self.column]
-        return ~known | ((wanted != found) & ~(np.isnan(wanted) & np.isnan(found)))
+        is_off = wanted != found
+        if is_rounded:
+            values = np.unique(self.values[~np.isnan(self.values)])
+            gap = np.diff(values).min() if len(values) > 1 else np.abs(values).max(initial=0.0)
+            slack = np.minimum(1e-6 * gap + 0.51 * float32_spacing(wanted), 0.25 * gap)
+            is_off &= ~(np.abs(wanted - found) <= slack)
+        return ~known | (is_off & ~(np.isnan(wanted) & np.isnan(found)))
 
 
 @dataclass(eq=False)

@@ -144,7 +144,7 @@ class Findings:
         """
         num_rows, kind, types = self.reader.num_rows, self.settings.kind, self.reader.types_by_name
         columns = self.reader.columns
-        determined = {columns[each.column]: columns[each.by] for each in transform.lookups}
+        determined = transform.determined
         constants = zip(types.items(), transform.constants.tolist(), strict=True)
         gaps = zip(columns, self.ends[2].tolist(), strict=True)
         return {

@@ -55,8 +55,7 @@ class Prepared:
                 names[name] = list(type_.categories)
         for name, coding in zip(transform.flow_columns, transform.codings, strict=True):
             if coding.places is not None:
-                line = coding.decode(np.arange(len(coding.places) + (not np.isnan(coding.missing)), dtype=np.float64))
-                names[name] = [str(self.types[name].shown(code)) for code in line.tolist()]
+                names[name] = [str(self.types[name].shown(code)) for code in coding.codes_by_place.tolist()]
         return names
 
     @property

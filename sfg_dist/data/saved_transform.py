@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data.bounds import FREE
-from sfg_dist.data.coding import codings_from_arrays
-from sfg_dist.data.column_type import ColumnType
-from sfg_dist.data.dependencies import lookups_from_arrays
+from sfg_dist.data.coding import Coding, codings_from_arrays
+from sfg_dist.data.column_type import FLOAT, ColumnType
+from sfg_dist.data.dependencies import Lookup, lookups_from_arrays
 from sfg_dist.data.fitting import KINDS
 from sfg_dist.data.quantile import Curve, curves_from_arrays
 from sfg_dist.job.errors import DataError
@@ -58,6 +58,7 @@ def saved_fields(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any]
     except (TypeError, ValueError) as error:  # a DocumentError is one of them
         raise DataError(f"the saved transform is damaged: {error}") from None
     _check_saved(kind, len(columns), types, fields, curves)
+    _check_codes(types or (FLOAT,) * len(columns), fields["constants"], codings, lookups)
     return {
         "kind": kind,
         "columns": columns,
@@ -95,5 +96,24 @@ def _check_saved(
         wrong = wrong or "a number is not finite"
     if (fields["steps"] < 0).any() or (fields["scale"] <= 0).any():
         wrong = wrong or "a step below 0, or a scale of 0"
+    if wrong:
+        raise DataError(f"the saved transform is damaged: {wrong}")
+
+
+def _check_codes(
+    types: Sequence[ColumnType], constants: NDArray[Any], codings: Sequence[Coding], lookups: Sequence[Lookup]
+) -> None:
+    """Refuse codes that are none of their column's categories, and places of categories that a column has not."""
+    wrong = ""
+    flow = [type_ for type_, is_drawn in zip(types, np.isnan(constants), strict=True) if is_drawn]
+    for type_, coding in zip(flow, codings, strict=True):
+        if (0 if coding.places is None else len(coding.places)) != len(type_.categories):
+            wrong = f"a column of {len(type_.categories)} categories has not one place for each"
+    numbers = [(place, constants[[place]]) for place in range(len(types))]
+    numbers += [(lookup.by, lookup.keys) for lookup in lookups] + [(lookup.column, lookup.values) for lookup in lookups]
+    for place, codes in numbers:
+        known, number = codes[~np.isnan(codes)], len(types[place].categories)
+        if types[place].is_coded and not ((known == np.floor(known)) & (known >= 0) & (known < number)).all():
+            wrong = f"a code of a column of {number} categories is none of theirs"
     if wrong:
         raise DataError(f"the saved transform is damaged: {wrong}")

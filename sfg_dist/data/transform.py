@@ -168,6 +168,11 @@ class Transform:
             lookups=tuple(lookups),
         )
 
+    @property
+    def determined(self) -> dict[str, str]:
+        """The columns that are looked up, each with the one that determines it."""
+        return {self.columns[lookup.column]: self.columns[lookup.by] for lookup in self.lookups}
+
     def forward(self, rows: _Array, *, noise: _Array | None = None) -> NDArray[np.float32]:
         """Map the user's rows, shape (num_rows, num_columns), to the flow's, shape (num_rows, dim).
 
@@ -230,11 +235,20 @@ class Transform:
     def check_lookups(self, rows: _Array) -> None:
         """Refuse user's rows in which a column has not the value that the one which determines it says.
 
+        Values that miss those of the table by rounding alone count as the same.
+
         Raises:
             DataError: with the first such pair of values.
         """
+        flow = np.flatnonzero(np.isnan(self.constants)).tolist()
         for lookup in self.lookups:
-            if (differs := lookup.differs(rows)).any():
+            snapped = rows
+            if grid := self.grid(flow.index(lookup.by)):
+                snapped = rows.copy()
+                with np.errstate(invalid="ignore"):  # what is not finite is refused by ``forward``
+                    snapped[:, lookup.by] = grid.snap(rows[:, lookup.by])
+            is_rounded = self.types[lookup.column].kind in ("float", "decimal")
+            if (differs := lookup.differs(snapped, is_rounded=is_rounded)).any():
                 row = int(np.argmax(differs))
                 (name, value), (by, key) = (
                     (self.columns[place], self.types[place].shown(rows[row, place]))

@@ -17,7 +17,7 @@ from sfg_dist.data.conditions import ColumnSplit, finite_conditions, read_given
 from sfg_dist.data.frames import check_container, columns_of_rows, is_frame, plain_frame, rows_of_frame
 from sfg_dist.data.naming import value_words
 from sfg_dist.job.arguments import whole_number
-from sfg_dist.job.errors import TrainingError
+from sfg_dist.job.errors import DataError, TrainingError
 from sfg_dist.job.plan import Stream, normal_rows
 from sfg_dist.model.encoder import Encoder
 from sfg_dist.model.likelihood import Mass, batch_rows_of, mapped_log_density
@@ -178,9 +178,18 @@ class Generator(SavedGenerator):
         """Rows of given latents, shape (num_rows, number of columns).
 
         Args:
-            latents: N(0, 1) numbers, shape (num_rows, dim + network.num_noise).
+            latents: N(0, 1) numbers, shape (num_rows, dim + network.num_noise). Without the last ``num_noise`` columns,
+                as of ``encode``, the noise by which a network draws cells is 0, its median.
             conditions: of ``conditions_of``, shape (num_rows, len(condition)), for a conditional generator.
+
+        Raises:
+            DataError: the shape of the latents is wrong.
         """
+        latents, dim, num_noise = np.asarray(latents, dtype=np.float32), self.network.dim, self.network.num_noise
+        if latents.ndim != 2 or latents.shape[1] not in (dim, dim + num_noise):
+            noise = f", or (num_rows, {dim + num_noise}) with the noise" if num_noise else ""
+            raise DataError(f"latents have shape {latents.shape}: expected (num_rows, {dim}){noise}")
+        latents = np.pad(latents, ((0, 0), (0, dim + num_noise - latents.shape[1])))
         return self._with_offsets(self._decoded(latents, conditions))
 
     def _decoded(self, latents: NDArray[np.float32], conditions: NDArray[np.float64] | None) -> NDArray[np.float64]:
@@ -221,6 +230,9 @@ class Generator(SavedGenerator):
 
     def encode(self, rows: Any, *, noise: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
         """Latents of rows, which ``decode`` takes back to about the same rows.
+
+        A network that draws cells decodes a latent without noise to the median cell of each column in turn, which
+        need not be the row's where several rows share the latent.
 
         Args:
             rows: in the user's columns and units, an array of shape (num_rows, number of columns); or a table in memory

@@ -46,7 +46,7 @@ def add_decoded(graph: Graph, codings: Sequence[Coding], inner: Value, values: V
     if all(coding.is_plain for coding in codings):
         return values
     if any(coding.places is not None for coding in codings):
-        tables = [np.zeros(1) if coding.places is None else _codes_by_place(coding) for coding in codings]
+        tables = [np.zeros(1) if coding.places is None else coding.codes_by_place for coding in codings]
         codes = _looked_up(graph, tables, graph.add("Round", values))
         values = graph.add("Where", _are_coded(codings), codes, values)
     sides, middles = _beyond(codings)
@@ -92,12 +92,6 @@ def add_lookups(graph: Graph, lookups: Sequence[Lookup], rows: Value, num_column
     order = np.arange(num_columns)
     order[[lookup.column for lookup in lookups]] = num_columns + np.arange(len(lookups))
     return graph.add("Concat", rows, *found, axis=1).gather(graph.constant(order), axis=1)
-
-
-def _codes_by_place(coding: Coding) -> NDArray[np.float64]:
-    """The code at each place of a category column, NaN at that of a missing value."""
-    assert coding.places is not None
-    return coding.decode(np.arange(len(coding.places) + (not np.isnan(coding.missing)), dtype=np.float64))
 
 
 def _looked_up(graph: Graph, tables: Sequence[NDArray[Any]], places: Value) -> Value:

@@ -52,6 +52,11 @@ def check_job(job: Job) -> None:
         )
     _check_certificate(job)
     _check_condition(job)
+    if job.train.cells is True and job.transform.kind != "quantile":
+        raise ConfigError(
+            f'train.cells = true does not go with transform.kind = "{job.transform.kind}": take "quantile", or '
+            'train.cells = "auto"'
+        )
     from sfg_dist.flow.solver import num_steps
 
     try:

@@ -41,7 +41,8 @@ def prepare_table(job: Job, held: Table | None = None) -> Prepared:
 def table_of_store(table: Prepared, pairs: Pairs) -> Prepared:
     """The table with the transform of a store.
 
-    Where this version would fit another transform, the table's report leaves out grids and values that repeat.
+    Where this version would fit another transform, the table's report leaves out grids and values that repeat, and has
+    the columns that the store looks up.
 
     Raises:
         DataError: the store was made from another table.
@@ -57,12 +58,11 @@ def table_of_store(table: Prepared, pairs: Pairs) -> Prepared:
             f"or choose another output.dir and run again"
         )
     arrays, metadata = pairs.transform
-    fitted = table.transform.to_arrays()
-    if all(np.array_equal(array, fitted.get(name, ()), equal_nan=True) for name, array in arrays.items()):
-        report = table.report
-    else:
-        report = {**table.report, "ties": {}, "atoms": {}}
-    return replace(table, transform=Transform.from_arrays(arrays, metadata), report=report)
+    fitted, transform = table.transform.to_arrays(), Transform.from_arrays(arrays, metadata)
+    report = table.report
+    if not all(np.array_equal(array, fitted.get(name, ()), equal_nan=True) for name, array in arrays.items()):
+        report = {**report, "ties": {}, "atoms": {}, "determined": transform.determined}
+    return replace(table, transform=transform, report=report)
 
 
 def category_types(table: Prepared) -> dict[str, dict[str, Any]]:

@@ -24,7 +24,7 @@ from sfg_dist.job.words import size_of
 from sfg_dist.store.checked import check_declared, checked_store, reading
 from sfg_dist.store.location import Location
 from sfg_dist.store.parts import Draw, ParquetTable, ParquetWriter, Progress, ZarrTable, attributes_of
-from sfg_dist.store.text import cells_of, npy_dtype, npy_rows
+from sfg_dist.store.text import cells_of, check_csv, npy_dtype, npy_rows
 
 _LEAST_BYTES = {".zarr": 8.0, ".csv": 2.0, ".parquet": 1 / 64}  # of a cell; a .parquet may write one value many times
 SUFFIXES = (".zarr", ".parquet", ".csv", ".npy")
@@ -101,6 +101,7 @@ def _write_file(path: Path, columns: Sequence[str], types: Sequence[ColumnType],
     suffix = path.suffix.lower()
     dtype = npy_dtype(str(path), columns, types) if suffix == ".npy" else np.dtype(np.float64)
     if suffix == ".csv":
+        check_csv(str(path), columns, types)
         _warn_of_formulas(path, columns)
     writers: dict[str, Callable[[BinaryIO], None]] = {
         ".parquet": lambda file: _write_parquet(file, columns, types, parts),

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data.column_type import Array, ColumnType
+from sfg_dist.data.csv_columns import MISSING
 from sfg_dist.job.errors import ConfigError
 
 
@@ -51,6 +52,20 @@ def cells_of(type_: ColumnType, values: Array) -> list[Any]:
     if array.null_count:
         cells = [None if is_null else cell for cell, is_null in zip(cells, array.is_null().to_pylist(), strict=True)]
     return cells
+
+
+def check_csv(path: str, columns: Sequence[str], types: Sequence[ColumnType]) -> None:
+    """Refuse categories whose text stands for a missing value in a .csv, so that they would come back as missing.
+
+    Raises:
+        ConfigError: a column has such a category; the message names ``path``.
+    """
+    for name, type_ in zip(columns, types, strict=True):
+        if words := [text for text in type_.categories if text.strip() in MISSING]:
+            raise ConfigError(
+                f"{path}: column {name!r} has the category {words[0]!r}, which a .csv has for a missing value; write "
+                "to .parquet or .zarr"
+            )
 
 
 def npy_dtype(path: str, columns: Sequence[str], types: Sequence[ColumnType]) -> np.dtype[Any]:

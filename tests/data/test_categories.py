@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from scipy import stats
 
-from sfg_dist.data import TableSettings, Transform, open_rows, open_table, prepare
+from sfg_dist.data import TableSettings, Transform, open_rows, open_table, prepare, read_queries
 from sfg_dist.data.association import find_orders
 from sfg_dist.data.column_type import ColumnType, UnfitValueError
 from sfg_dist.data.conditions import ColumnSplit, read_given
@@ -204,6 +204,42 @@ def test_pairs_that_no_row_has_are_named(write):
     rows[1, 1] = (rows[1, 1] + 1) % 5
     with pytest.raises(DataError, match=r"column 'country' is '?\w\w'? and column 'town' is .* in row 1 .*determines"):
         prepared.transform.check_lookups(rows)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_decimals_that_are_rounded_are_the_tables_own(write, kind):
+    """Columns computed as 0.1 * k and as float32 miss their decimals, and so do the rows that a user brings."""
+    random = np.random.default_rng(0)
+    number = random.integers(0, 8, 600)
+    level, price = (number * 0.1 * 3).astype(kind), (number * 0.7 + 0.1).astype(kind)
+    columns = {"level": level, "price": price, "name": np.array(list("abcdefgh"))[number], "x": random.normal(size=600)}
+    path = write(pa.table(columns))
+    transform = prepare(path).transform
+    assert len(transform.lookups) == 2
+    rows = open_table(path).values
+    transform.check_lookups(rows)
+    rows[5, 1] += 0.7
+    with pytest.raises(DataError, match=r"column 'price' is .* in row 5 "):
+        transform.check_lookups(rows)
+    rows[5, 1] -= 0.7 - 0.001
+    with pytest.raises(DataError, match=r"column 'price' is .* in row 5 "):
+        transform.check_lookups(rows)
+
+
+def test_query_points_may_have_many_different_categories(write):
+    """Each row another category looks like free text, but the table knows the column."""
+    random = np.random.default_rng(0)
+    towns = [f"town {place}" for place in range(60)]
+    table = {"town": np.array(towns)[random.integers(0, 60, 2000)], "x": random.normal(size=2000)}
+    transform = prepare(write(pa.table(table))).transform
+    queries = write(pa.table({"x": np.linspace(-1, 1, 60), "town": towns}), "q.parquet")
+    rows = read_queries(str(queries), transform, "encode")
+    back = transform.inverse(rows)
+    assert transform.types[0].from_float(back[:, 0]).to_pylist() == towns
+    np.testing.assert_allclose(back[:, 1], np.linspace(-1, 1, 60), atol=1e-3)
+    unknown = write(pa.table({"x": np.linspace(-1, 1, 60), "town": [*towns[1:], "Ulm"]}), "u.parquet")
+    with pytest.raises(DataError, match="column 'town' holds 'Ulm', which is none of its categories"):
+        read_queries(str(unknown), transform, "encode")
 
 
 def test_conditions_are_given_by_their_text(write):

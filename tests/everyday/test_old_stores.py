@@ -1,11 +1,12 @@
 """Stores of version 0.1.0 whose table this version reads or transforms otherwise: gone on with, or refused in words."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from sfg_dist.data import discreteness
+from sfg_dist.data import discreteness, prepare
 from sfg_dist.distributed.labels.sizes import store_bytes
 from sfg_dist.job.errors import DataError
 from sfg_dist.job.seal import seal, unseal
@@ -42,6 +43,22 @@ def test_the_table_of_a_store_has_the_transform_of_the_store(old_pipeline):
     other = replace(today, train=today.train + 1)
     with pytest.raises(DataError, match=r"is not the table .* \(version 0.1.0, which made the store, read or transf"):
         table_of_store(other, pairs)
+
+
+def test_what_a_store_looks_up_is_said_of_it(tmp_path):
+    """A store of a version that looked no column up, of a table in which this one finds a column to look up."""
+    number = np.arange(400) % 4
+    lines = [
+        f"{a},{2 * a + 1},{float(x)!r}" for a, x in zip(number, np.random.default_rng(0).normal(size=400), strict=True)
+    ]
+    (tmp_path / "t.csv").write_text("\n".join(["a,b,x", *lines]))
+    today, then = prepare(tmp_path / "t.csv"), prepare(tmp_path / "t.csv", dependencies="ignore")
+    assert today.report["determined"] == {"b": "a"}
+    pairs = SimpleNamespace(
+        plan=SimpleNamespace(identity={"table": then.table_fingerprint()}),
+        transform=(then.transform.to_arrays(), then.transform.to_metadata()),
+    )
+    assert table_of_store(today, pairs).report["determined"] == {}
 
 
 def test_a_store_of_this_version_has_the_report_of_its_table(make_job):

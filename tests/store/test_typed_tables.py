@@ -86,3 +86,13 @@ def test_folders_of_parquet(tmp_path):
     assert table.types[1] == GRADE
     with open_rows(tmp_path / "t.parquet") as reader:
         assert reader.types == table.types
+
+
+@pytest.mark.parametrize("word", ["", "NA", "None", " - "])
+def test_a_csv_cannot_hold_a_category_that_stands_for_a_missing_value(tmp_path, word):
+    types = (ColumnType("category", "string", categories=("a", word)), NUMBER)
+    rows = np.array([[0.0, 1.0], [1.0, 2.0]])
+    with pytest.raises(ConfigError, match=r"t.csv: column 'c' has the category .*missing value; write to .parquet"):
+        write(tmp_path / "t.csv", rows, types, ("c", "x"))
+    assert not any(tmp_path.iterdir())
+    assert parquet.read_table(write(tmp_path / "t.parquet", rows, types, ("c", "x")))["c"].to_pylist() == ["a", word]

@@ -137,10 +137,13 @@ class OneStepGenerator(DensityMixin, BaseEstimator):
         if is_frame(X):
             validate_data(self, X, reset=reset, skip_check_array=True)
             return X
-        least = MIN_ROWS if reset else 1
-        return validate_data(
-            self, X, reset=reset, dtype="numeric", ensure_all_finite="allow-nan", ensure_min_samples=least
-        )
+        rows = validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite="allow-nan")
+        if reset and len(rows) < MIN_ROWS:  # after the columns, which scikit-learn looks at first
+            raise ValueError(
+                f"Found array with {len(rows)} sample(s) (shape={rows.shape}) while a minimum of {MIN_ROWS} is required "
+                f"by {type(self).__name__}."
+            )
+        return rows
 
     @staticmethod
     def _seed(random_state: int | np.random.RandomState | None) -> int:

@@ -178,7 +178,7 @@ def test_an_output_directory_in_use_is_left_alone(folder):
 @pytest.mark.slow
 def test_a_table_is_run_and_gone_on_with(folder, no_pictures):
     said = sfg(folder, "run", "plant.csv", *SETS).stderr
-    assert "job: column 'city' is left out" in said
+    assert "job: 'city', 'unit' never change and are put back in samples" in said
     assert "job: a run keeps it in runs/plant/job.toml; `sfg init plant.csv` writes it with comments" in said
     left = folder / "runs" / "plant"
     assert (left / "report.html").exists()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import sfg_dist
+from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.dependencies import Lookup
 from sfg_dist.data.fitting import ColumnFacts, fit_column
 from sfg_dist.data.transform import Transform
@@ -165,12 +166,15 @@ def test_values_are_given_where_cells_are_not_wanted(fitted):
     assert generator.calibration is not None
 
 
+TREES = ColumnType("category", "string", categories=("ash", "elm", "oak"))
+
+
 @pytest.mark.parametrize(
     ("rows", "facts", "saved_format"),
     [
         (np.linspace(0.0, 1.0, 40), {}, 1),
         (np.where(np.arange(40) % 3, np.linspace(0.0, 1.0, 40), np.nan), {"missing": -1}, 2),
-        (np.arange(40.0) % 3, {"order": np.array([2.0, 0.0, 1.0])}, 2),
+        (np.arange(40.0) % 3, {"order": np.array([2.0, 0.0, 1.0]), "type": TREES}, 2),
     ],
 )
 def test_what_an_older_version_would_draw_wrong_it_refuses(tmp_path, rows, facts, saved_format):

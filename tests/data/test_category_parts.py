@@ -1,0 +1,76 @@
+"""Categories of tables in several parts: their dictionaries, their orders, and where a part's rows count."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from sfg_dist.data import open_rows, open_table
+from sfg_dist.data.column_type import ColumnType
+from sfg_dist.data.frames import open_frame
+from sfg_dist.data.unfit import UnfitColumnsError
+from sfg_dist.job.errors import DataError
+
+
+def dictionary(names, codes, *, ordered=False):
+    return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int8()), pa.array(names), ordered=ordered)
+
+
+def write_parts(folder, columns):
+    folder.mkdir()
+    for number, column in enumerate(columns):
+        x = np.random.default_rng(number).normal(size=len(column))
+        parquet.write_table(pa.table({"c": column, "x": x}), folder / f"{number}.parquet")
+    return folder
+
+
+def test_indices_of_joined_dictionaries_are_wide_enough(tmp_path):
+    names = [f"k{number:03}" for number in range(200)]
+    codes = np.arange(3000) % 100
+    folder = write_parts(tmp_path / "t", [dictionary(names[:100], codes), dictionary(names[100:], codes)])
+    table = open_table(folder)
+    assert table.types[0].dtype == "dictionary<values=string, indices=int16, ordered=0>"
+    assert table.types[0].from_float(table.values[:, 0]).to_pylist()[-1] == "k199"
+    assert ColumnType.from_dict(table.types[0].to_dict()) == table.types[0]
+    with open_rows(folder) as rows:
+        assert rows.types == table.types
+        np.testing.assert_array_equal(rows.read(0, 6000), table.values)
+
+
+ORDERS = [["low", "high"], ["low", "mid", "high"]], [["high", "low"], ["low", "mid", "high"]], [["a", "b"], ["a", "c"]]
+WORDS = "", "is below '.*' in one and above it in another", "none says which is lower, '[bc]' or '[bc]'"
+
+
+@pytest.mark.parametrize(("orders", "words"), list(zip(ORDERS, WORDS, strict=True)))
+def test_parts_with_different_orders(tmp_path, orders, words):
+    """Orders of parts are joined to the one that agrees with all, or refused."""
+    columns = [dictionary(names, np.arange(60) % len(names), ordered=True) for names in orders]
+    folder = write_parts(tmp_path / "t", columns)
+    frame = pa.table({"c": pa.chunked_array(columns), "x": np.arange(120.0)})
+    if words:
+        with pytest.raises(UnfitColumnsError, match=f"column 'c' has parts.*{words}; give one in data.types"):
+            open_table(folder)
+        with pytest.raises(UnfitColumnsError, match=words), open_rows(folder):
+            pass
+        with pytest.raises(DataError, match=f"column 'c' has parts.*{words}; give all chunks one dictionary"):
+            open_frame(frame)
+        order = sorted(set(orders[0] + orders[1]))
+        assert open_table(folder, asked={"c": order}).types[0].categories == tuple(order)
+        return
+    assert open_table(folder).types[0].categories == ("low", "mid", "high")
+    with open_rows(folder) as rows:
+        assert rows.types[0].categories == ("low", "mid", "high")
+    container, plain = open_frame(frame)
+    assert container.dictionaries["c"].to_pylist() == ["low", "mid", "high"]
+    assert plain["c"].to_pylist() == frame["c"].to_pylist()
+
+
+def test_text_without_a_place_in_the_order_of_the_other_part_is_named(tmp_path):
+    folder = write_parts(tmp_path / "t", [dictionary(["b", "a"], [0, 1] * 30, ordered=True), pa.array(["b", "z"] * 30)])
+    with (
+        pytest.raises(
+            UnfitColumnsError, match="column 'c' holds 'z', which the dictionaries of its other parts do not have"
+        ),
+        open_rows(folder),
+    ):
+        pass

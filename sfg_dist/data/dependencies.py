@@ -11,13 +11,14 @@ table. That is taken for a law, and not for chance or a repetition of rows, if
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data.column_type import ColumnType
+from sfg_dist.data.grid import float32_spacing
 from sfg_dist.data.row_reader import RowReader
 from sfg_dist.job.errors import DataError
 
@@ -50,12 +51,30 @@ class Lookup:
         places = np.where(is_below, below, above)
         return self.values[np.where(np.isnan(values) & has_gap, len(self.keys) - 1, places)]
 
-    def differs(self, rows: _Array) -> NDArray[np.bool_]:
-        """The rows whose pair of values the table never had."""
+    def differs(self, rows: _Array, types: Sequence[ColumnType]) -> NDArray[np.bool_]:
+        """The user's rows whose pair of values the table never had, in columns of these types.
+
+        Keys and values are those of the columns' grids, which the user's numbers may miss by rounding.
+        """
         by = rows[:, self.by]
-        known = np.isin(by, self.keys) | (np.isnan(by) & np.isnan(self.keys[-1]))
-        wanted, found = self.look_up(by), rows[:, self.column]
-        return ~known | ((wanted != found) & ~(np.isnan(wanted) & np.isnan(found)))
+        nearest = replace(self, values=self.keys).look_up(by)
+        is_known = _is_rounded(by, nearest, self.keys, types[self.by])
+        return ~is_known | ~_is_rounded(rows[:, self.column], self.look_up(by), self.values, types[self.column])
+
+
+def _is_rounded(values: _Array, wanted: _Array, levels: _Array, type_: ColumnType) -> NDArray[np.bool_]:
+    """Whether values are the wanted ones, missing ones too; in columns of decimals up to the rounding of float32.
+
+    ``levels`` are all values of the column. A value is never taken for one that is as near to another of them.
+    """
+    is_same = (values == wanted) | (np.isnan(values) & np.isnan(wanted))
+    if type_.kind not in ("float", "decimal"):
+        return is_same
+    gaps = np.diff(np.unique(levels[~np.isnan(levels)]))
+    gap = float(gaps.min()) if len(gaps) else np.inf
+    rounding = 0.51 * float32_spacing(wanted) + (1e-6 * gap if len(gaps) else 0.0)  # as ``Grid.snap`` allows
+    with np.errstate(invalid="ignore"):
+        return is_same | (np.abs(values - wanted) <= np.minimum(rounding, gap / 4))
 
 
 @dataclass(eq=False)

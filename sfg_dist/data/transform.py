@@ -230,7 +230,7 @@ class Transform:
             DataError: with the first such pair of values.
         """
         for lookup in self.lookups:
-            if (differs := lookup.differs(rows)).any():
+            if (differs := lookup.differs(rows, self.types)).any():
                 row = int(np.argmax(differs))
                 (name, value), (by, key) = (
                     (self.columns[place], self.types[place].shown(rows[row, place]))

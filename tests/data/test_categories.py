@@ -140,7 +140,7 @@ def test_samples_have_the_shares_of_categories_and_gaps(write):
     assert np.isnan(rows[:, 4]).mean() == pytest.approx(np.isnan(train[:, 4]).mean(), abs=0.01)
     present = [x[~np.isnan(x)] for x in (rows[:, 4], train[:, 4])]
     assert stats.ks_2samp(*present).statistic < 0.02
-    assert not prepared.transform.lookups[0].differs(rows).any()
+    assert not prepared.transform.lookups[0].differs(rows, prepared.transform.types).any()
 
 
 def test_like_categories_are_neighbours():

@@ -67,7 +67,7 @@ def test_rows_of_the_graph_are_the_generators(tmp_path, kind):
         assert same.mean() > 0.99, name
     assert kind == "none" or np.isnan(rows[:, names.index("job")]).any()  # there labels are values
     for lookup in generator.transform.lookups:
-        assert not lookup.differs(rows).any()
+        assert not lookup.differs(rows, generator.types).any()
 
 
 @pytest.mark.parametrize("kind", ["quantile", "standardize"])

@@ -71,12 +71,19 @@ def dictionaries_of(column: Any) -> list[pa.Array]:
     if not pa.types.is_dictionary(column.type):
         return []
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    return [chunk.dictionary.cast(pa.string()) for chunk in chunks]
+    return [as_texts(chunk.dictionary) for chunk in chunks]
+
+
+def as_texts(values: pa.Array) -> pa.Array:
+    """Values as text: a number that is none as null, and zero without a sign."""
+    if pa.types.is_floating(values.type):
+        values = pc.if_else(pc.is_nan(values), None, pc.add(values, 0.0))
+    return values.cast(pa.string())
 
 
 def joined_dictionaries(column: pa.ChunkedArray, kind: pa.DataType) -> tuple[pa.Array, list[pa.Array]]:
     """The values of all chunks' dictionaries as ``kind``, each once, and the indices of each chunk's rows into them."""
-    found = [chunk.dictionary.cast(kind) for chunk in column.chunks]
+    found = [as_texts(chunk.dictionary) if is_text(kind) else chunk.dictionary.cast(kind) for chunk in column.chunks]
     values = pc.unique(pa.chunked_array(found, kind))
     indices = [
         pc.index_in(some, value_set=values).take(chunk.indices)
@@ -93,7 +100,7 @@ def encoded(column: Any) -> tuple[pa.Array, NDArray[np.int64]]:
         values, chunks = joined_dictionaries(column, pa.string())
         indices = pa.chunked_array(chunks, pa.int32())
     else:
-        values, indices = column.dictionary.cast(pa.string()), column.indices
+        values, indices = as_texts(column.dictionary), column.indices
     places = indices.cast(pa.int64())  # from which -1 may be missing else
     numbers = (places.fill_null(-1) if places.null_count else places).to_numpy(zero_copy_only=False)
     if values.null_count:  # a dictionary may hold null itself
@@ -133,14 +140,20 @@ def codes_from_user(type_: ColumnType, values: Sequence[Any]) -> Array:
     codes = {text: float(code) for code, text in enumerate(type_.categories)}
     found = np.empty(len(values))
     for row, value in enumerate(values):
-        if value is None or value != value:
+        if _is_missing(value):
             found[row] = np.nan
             continue
-        text = value if isinstance(value, str) else pa.scalar(value).cast(pa.string()).as_py()
+        text = value if isinstance(value, str) else as_texts(pa.array([value]))[0].as_py()
         if text not in codes:
             raise UnfitValueError(_none_of(type_, text))
         found[row] = codes[text]
     return found
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a value is None, NaN, NaT or pandas' NA: these are not, or not for certain, equal to themselves."""
+    is_same = value == value
+    return value is None or not (isinstance(is_same, bool | np.bool_) and bool(is_same))
 
 
 def _none_of(type_: ColumnType, text: str) -> str:

@@ -44,8 +44,8 @@ class CategorySurvey(Survey):
         """The categories are the values."""
         return True
 
-    def add(self, column: Any) -> None:
-        """Look at a part of the column, as an Arrow array."""
+    def add(self, column: Any, repeats: Sequence[int] = ()) -> None:
+        """Look at a part of the column, as an Arrow array; ``repeats`` are the rows of each value, where not one."""
         import pyarrow as pa
 
         from sfg_dist.data.categories import dictionaries_of, encoded
@@ -55,7 +55,7 @@ class CategorySurvey(Survey):
             return
         texts, places = encoded(column)
         counts = np.bincount(places[places >= 0], minlength=len(texts))
-        self._num_values += int(counts.sum())
+        self._num_values += int(np.array(repeats)[places >= 0].sum()) if len(repeats) else int(counts.sum())
         self._take(self._texts, texts.filter(pa.array(counts > 0)))
         if not self._by_dictionary:
             return
@@ -81,7 +81,11 @@ class CategorySurvey(Survey):
 
         if len(texts) and (longest := pc.max(pc.utf8_length(texts)).as_py()) and longest > MAX_LETTERS:
             self._excess = f"with {longest:,} letters in one value"
-        elif len(into) + len(texts) > MAX_CATEGORIES and len(into.keys() | set(texts.to_pylist())) > MAX_CATEGORIES:
+            return
+        if len(texts) > MAX_CATEGORIES:  # a dictionary may hold a value twice
+            texts = texts.unique()
+        is_free = len(texts) > MAX_CATEGORIES  # which takes much memory as Python's texts
+        if is_free or len(into.keys() | set(texts.to_pylist())) > MAX_CATEGORIES:
             self._excess = f"more than {MAX_CATEGORIES:,} different values"
         else:
             into.update(dict.fromkeys(texts.to_pylist()))
@@ -152,6 +156,8 @@ def survey_as_asked(found: pa.DataType, type_: ColumnType | None, asked: Asked) 
     values = found.value_type if pa.types.is_dictionary(found) else found
     if type_ is None:
         raise UnfitValueError(f"has type {found}: expected numbers, booleans, dates, times or text")
+    if not isinstance(asked, str) or asked in ("category", "ordinal"):
+        _check_text(values)
     if not isinstance(asked, str):
         return CategorySurvey(ColumnType("ordinal", str(found)), order=texts_of(asked or (), values), is_asked=True)
     if asked == "ordinal" and is_text(values) and not (pa.types.is_dictionary(found) and found.ordered):
@@ -174,16 +180,33 @@ def survey_as_asked(found: pa.DataType, type_: ColumnType | None, asked: Asked) 
     return Survey(otherwise)
 
 
+def _check_text(values: pa.DataType) -> None:
+    """Refuse values that do not come back from their text, or have no order."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from sfg_dist.data.categories import is_text
+
+    if is_text(values):
+        return
+    try:
+        pc.sort_indices(pa.array([], values).cast(pa.string()).cast(values))
+    except pa.ArrowNotImplementedError:
+        raise UnfitValueError(
+            f"has type {values}, which cannot be read as categories: convert it to text, or to another type of numbers"
+        ) from None
+
+
 def texts_of(order: Sequence[Any], kind: pa.DataType) -> list[str]:
     """The values of an order that the job gives, as the texts of their categories."""
     import pyarrow as pa
 
-    from sfg_dist.data.categories import is_text
+    from sfg_dist.data.categories import as_texts, is_text
 
     texts = [value if isinstance(value, str) else str(pa.scalar(value).cast(pa.string()).as_py()) for value in order]
     if is_text(kind):
         return texts
     try:
-        return [str(text) for text in pa.array(texts, pa.string()).cast(kind).cast(pa.string()).to_pylist()]
+        return [str(text) for text in as_texts(pa.array(texts, pa.string()).cast(kind)).to_pylist()]
     except pa.ArrowInvalid:
         raise UnfitValueError(f"has type {kind}, which the order in data.types does not have") from None

@@ -52,8 +52,8 @@ class Survey:
             return self.type.dtype != "float64" and self.type.arrow.precision > 15
         return self.type.kind in TEMPORAL or self.type.dtype in ("int64", "uint64")
 
-    def add(self, column: Any) -> None:
-        """Look at a part of the column, as an Arrow array."""
+    def add(self, column: Any, repeats: Sequence[int] = ()) -> None:
+        """Look at a part of the column, as an Arrow array; ``repeats`` are the rows of each value, where not one."""
         import pyarrow as pa
 
         from sfg_dist.data.arrow_columns import as_whole, at_places, ends_of, stored_column

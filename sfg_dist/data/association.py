@@ -18,6 +18,7 @@ import scipy  # its parts are imported when they are first used
 from numpy.typing import NDArray
 
 from sfg_dist.data.row_reader import RowReader
+from sfg_dist.job.errors import DataError
 
 _Array = NDArray[np.float64]
 
@@ -154,6 +155,8 @@ def _coded(column: _Array, edges: _Array | None, width: int) -> NDArray[np.intp]
     """The category of each value, a missing one the last."""
     is_gap = np.isnan(column)
     found = np.where(is_gap, 0, column) if edges is None else np.searchsorted(edges, column, side="right")
+    if len(found) and not 0 <= found.min() <= found.max() < width - (edges is None):
+        raise DataError(f"a column of {width - 1} categories holds a number that is none of their codes")
     return np.where(is_gap, width - 1, found).astype(np.intp)
 
 

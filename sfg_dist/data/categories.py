@@ -50,22 +50,64 @@ def value_type(type_: ColumnType) -> pa.DataType:
     return found.value_type if pa.types.is_dictionary(found) else found
 
 
+def wide_enough(name: str, number: int) -> str:
+    """The name of a type that holds so many categories: a dictionary of parts that were joined may need wider indices.
+
+    Examples:
+        >>> wide_enough("dictionary<values=string, indices=int8, ordered=0>", 200)
+        'dictionary<values=string, indices=int16, ordered=0>'
+    """
+    found = named_type(name)
+    if not pa.types.is_dictionary(found) or has_indices(found, number):
+        return name
+    return str(pa.dictionary(pa.int16(), found.value_type, found.ordered))  # there are MAX_CATEGORIES at most
+
+
+def has_indices(kind: pa.DataType, number: int) -> bool:
+    """Whether the indices of a dictionary type tell so many values apart."""
+    return number - 1 <= int(np.iinfo(kind.index_type.to_pandas_dtype()).max)
+
+
+def dictionaries_of(column: Any) -> list[pa.Array]:
+    """The values of each dictionary of a dictionary column, as text; none for other columns."""
+    if not pa.types.is_dictionary(column.type):
+        return []
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    return [as_texts(chunk.dictionary) for chunk in chunks]
+
+
+def as_texts(values: pa.Array) -> pa.Array:
+    """Values as text: a number that is none as null, and zero without a sign."""
+    if pa.types.is_floating(values.type):
+        values = pc.if_else(pc.is_nan(values), None, pc.add(values, 0.0))
+    return values.cast(pa.string())
+
+
+def joined_dictionaries(column: pa.ChunkedArray, kind: pa.DataType) -> tuple[pa.Array, list[pa.Array]]:
+    """The values of all chunks' dictionaries as ``kind``, each once, and the indices of each chunk's rows into them."""
+    found = [as_texts(chunk.dictionary) if is_text(kind) else chunk.dictionary.cast(kind) for chunk in column.chunks]
+    values = pc.unique(pa.chunked_array(found, kind))
+    indices = [
+        pc.index_in(some, value_set=values).take(chunk.indices)
+        for some, chunk in zip(found, column.chunks, strict=True)
+    ]
+    return values, indices
+
+
 def encoded(column: Any) -> tuple[pa.Array, NDArray[np.int64]]:
     """The distinct values of a column as text, without null, and the place of each row's among them, -1 for null."""
-    if isinstance(column, pa.ChunkedArray):
-        if not pa.types.is_dictionary(column.type):
-            column = column.dictionary_encode()
-        column = column.unify_dictionaries().combine_chunks()
-        if isinstance(column, pa.ChunkedArray):
-            column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-    elif not pa.types.is_dictionary(column.type):
+    if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
-    places = column.indices.cast(pa.int64())  # from which -1 may be missing else
+    if isinstance(column, pa.ChunkedArray):
+        values, chunks = joined_dictionaries(column, pa.string())
+        indices = pa.chunked_array(chunks, pa.int32())
+    else:
+        values, indices = as_texts(column.dictionary), column.indices
+    places = indices.cast(pa.int64())  # from which -1 may be missing else
     numbers = (places.fill_null(-1) if places.null_count else places).to_numpy(zero_copy_only=False)
-    values = column.dictionary
     if values.null_count:  # a dictionary may hold null itself
         numbers = np.where(values.is_null().to_numpy(zero_copy_only=False)[numbers] & (numbers >= 0), -1, numbers)
-    return values.cast(pa.string()), numbers
+    return values, numbers
 
 
 def codes_of(type_: ColumnType, column: Any) -> Array:
@@ -100,14 +142,20 @@ def codes_from_user(type_: ColumnType, values: Sequence[Any]) -> Array:
     codes = {text: float(code) for code, text in enumerate(type_.categories)}
     found = np.empty(len(values))
     for row, value in enumerate(values):
-        if value is None or value != value:
+        if _is_missing(value):
             found[row] = np.nan
             continue
-        text = value if isinstance(value, str) else pa.scalar(value).cast(pa.string()).as_py()
+        text = value if isinstance(value, str) else as_texts(pa.array([value]))[0].as_py()
         if text not in codes:
             raise UnfitValueError(_none_of(type_, text))
         found[row] = codes[text]
     return found
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a value is None, NaN, NaT or pandas' NA: these are not, or not for certain, equal to themselves."""
+    is_same = value == value
+    return value is None or not (isinstance(is_same, bool | np.bool_) and bool(is_same))
 
 
 def _none_of(type_: ColumnType, text: str) -> str:

@@ -18,8 +18,6 @@ from sfg_dist.data.surveys import IdentifierError, Survey
 if TYPE_CHECKING:
     import pyarrow as pa
 
-WORDS = ("number", "integer", "category", "boolean", "datetime", "ordinal")
-"""What ``data.types`` may say of a column, beside a list: the order of an ordinal one."""
 Asked = str | Sequence[Any] | None
 
 _LEAST_ROWS = 20  # a shorter column may have a category a row
@@ -35,7 +33,8 @@ class CategorySurvey(Survey):
     def __init__(self, type_: ColumnType, *, order: Sequence[str] = (), is_asked: bool = False) -> None:
         super().__init__(type_)
         self._order, self._is_asked = dict.fromkeys(order), is_asked
-        self._has_order = bool(order)  # else that of the dictionary, or of the values
+        self._has_order = bool(order)  # else that of the dictionaries, or of the values
+        self._below: dict[str, set[str]] = {}  # by the orders of all parts' dictionaries
         self._texts: dict[str, None] = {}
         self._num_values = 0
         self._excess = ""  # why it cannot be a category column
@@ -45,27 +44,48 @@ class CategorySurvey(Survey):
         """The categories are the values."""
         return True
 
-    def add(self, column: Any) -> None:
-        """Look at a part of the column, as an Arrow array."""
+    def add(self, column: Any, repeats: Sequence[int] = ()) -> None:
+        """Look at a part of the column, as an Arrow array; ``repeats`` are the rows of each value, where not one."""
         import pyarrow as pa
 
-        from sfg_dist.data.categories import encoded
+        from sfg_dist.data.categories import dictionaries_of, encoded
+        from sfg_dist.data.orders import add_order
 
         if pa.types.is_null(column.type) or self._excess:
             return
         texts, places = encoded(column)
         counts = np.bincount(places[places >= 0], minlength=len(texts))
-        self._num_values += int(counts.sum())
-        if self.type.kind == "ordinal" and not self._has_order and pa.types.is_dictionary(column.type):
-            self._take(self._order, texts)
+        self._num_values += int(np.array(repeats)[places >= 0].sum()) if len(repeats) else int(counts.sum())
         self._take(self._texts, texts.filter(pa.array(counts > 0)))
+        if not self._by_dictionary:
+            return
+        for order in dictionaries_of(column):
+            self._take(dict.fromkeys(self._below), order)
+            if not self._excess:
+                add_order(self._below, order.drop_null().to_pylist())
+
+    @property
+    def _by_dictionary(self) -> bool:
+        """Whether the order is that of the parts' dictionaries."""
+        import pyarrow as pa
+
+        from sfg_dist.data.categories import named_type
+
+        if self.type.kind != "ordinal" or self._has_order:
+            return False
+        found = named_type(self.type.dtype)
+        return bool(pa.types.is_dictionary(found) and found.ordered)
 
     def _take(self, into: dict[str, None], texts: pa.Array) -> None:
         import pyarrow.compute as pc
 
         if len(texts) and (longest := pc.max(pc.utf8_length(texts)).as_py()) and longest > MAX_LETTERS:
             self._excess = f"with {longest:,} letters in one value"
-        elif len(into) + len(texts) > MAX_CATEGORIES and len(into.keys() | set(texts.to_pylist())) > MAX_CATEGORIES:
+            return
+        if len(texts) > MAX_CATEGORIES:  # a dictionary may hold a value twice
+            texts = texts.unique()
+        is_free = len(texts) > MAX_CATEGORIES  # which takes much memory as Python's texts
+        if is_free or len(into.keys() | set(texts.to_pylist())) > MAX_CATEGORIES:
             self._excess = f"more than {MAX_CATEGORIES:,} different values"
         else:
             into.update(dict.fromkeys(texts.to_pylist()))
@@ -78,34 +98,44 @@ class CategorySurvey(Survey):
         self._excess = self._excess or other._excess
         self._num_values += other._num_values
         if not self._excess:
-            self._take(self._order, pa.array(list(other._order), pa.string()))
             self._take(self._texts, pa.array(list(other._texts), pa.string()))
+            for text, texts in other._below.items():
+                self._below.setdefault(text, set()).update(texts)
 
     def result(self) -> ColumnType:
         """The type with its categories.
 
         Raises:
             IdentifierError: there are too many.
-            UnfitValueError: one has no place in the order that the job gives.
+            UnfitValueError: one has no place in the order, or the parts' dictionaries have no common order.
         """
+        from sfg_dist.data.categories import wide_enough
+
         number = len(self._texts)
         if not self._excess and not self._is_asked and self._num_values >= _LEAST_ROWS:
             is_identifier = number > _MOST_DISTINCT * self._num_values
             self._excess = f"{number:,} different values in {self._num_values:,} rows" if is_identifier else ""
         if self._excess:
             raise IdentifierError(f"holds text, {self._excess}, as identifiers and free text do")
-        return replace(self.type, categories=tuple(self._ordered()))
+        return replace(self.type, dtype=wide_enough(self.type.dtype, number), categories=tuple(self._ordered()))
 
     def _ordered(self) -> list[str]:
         import pyarrow as pa
         import pyarrow.compute as pc
 
         from sfg_dist.data.categories import is_text, value_type
+        from sfg_dist.data.orders import only_order
 
-        if self._has_order and (outside := [text for text in self._texts if text not in self._order]):
-            raise UnfitValueError(f"holds {outside[0][:40]!r}, which its order in data.types does not have")
-        if self._order:
-            return [text for text in self._order if text in self._texts]
+        try:
+            order = only_order(self._below) if self._by_dictionary else list(self._order)
+        except UnfitValueError as error:
+            raise UnfitValueError(f'{error}; give one in data.types, such as ["low", "mid", "high"]') from None
+        outside = [text for text in self._texts if text not in order] if order or self._by_dictionary else []
+        if outside:
+            where = "its order in data.types does" if self._has_order else "the dictionaries of its other parts do"
+            raise UnfitValueError(f"holds {outside[0][:40]!r}, which {where} not have")
+        if order:
+            return [text for text in order if text in self._texts]
         kind = value_type(self.type)
         if is_text(kind):
             return sorted(self._texts)
@@ -126,6 +156,8 @@ def survey_as_asked(found: pa.DataType, type_: ColumnType | None, asked: Asked) 
     values = found.value_type if pa.types.is_dictionary(found) else found
     if type_ is None:
         raise UnfitValueError(f"has type {found}: expected numbers, booleans, dates, times or text")
+    if not isinstance(asked, str) or asked in ("category", "ordinal"):
+        _check_text(values)
     if not isinstance(asked, str):
         return CategorySurvey(ColumnType("ordinal", str(found)), order=texts_of(asked or (), values), is_asked=True)
     if asked == "ordinal" and is_text(values) and not (pa.types.is_dictionary(found) and found.ordered):
@@ -148,16 +180,33 @@ def survey_as_asked(found: pa.DataType, type_: ColumnType | None, asked: Asked) 
     return Survey(otherwise)
 
 
+def _check_text(values: pa.DataType) -> None:
+    """Refuse values that do not come back from their text, or have no order."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from sfg_dist.data.categories import is_text
+
+    if is_text(values):
+        return
+    try:
+        pc.sort_indices(pa.array([], values).cast(pa.string()).cast(values))
+    except pa.ArrowNotImplementedError:
+        raise UnfitValueError(
+            f"has type {values}, which cannot be read as categories: convert it to text, or to another type of numbers"
+        ) from None
+
+
 def texts_of(order: Sequence[Any], kind: pa.DataType) -> list[str]:
     """The values of an order that the job gives, as the texts of their categories."""
     import pyarrow as pa
 
-    from sfg_dist.data.categories import is_text
+    from sfg_dist.data.categories import as_texts, is_text
 
     texts = [value if isinstance(value, str) else str(pa.scalar(value).cast(pa.string()).as_py()) for value in order]
     if is_text(kind):
         return texts
     try:
-        return [str(text) for text in pa.array(texts, pa.string()).cast(kind).cast(pa.string()).to_pylist()]
+        return [str(text) for text in as_texts(pa.array(texts, pa.string()).cast(kind)).to_pylist()]
     except pa.ArrowInvalid:
         raise UnfitValueError(f"has type {kind}, which the order in data.types does not have") from None

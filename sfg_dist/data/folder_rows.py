@@ -34,7 +34,9 @@ def open_folder_rows(source: str, choice: ColumnChoice) -> Iterator[RowReader]:
         if types is None:
             for key, values in given.items():
                 surveys[key] = survey_of(source, key, _column_of(values), asked=choice.asked)
-                surveys[key].add(_column_of(values))
+                with_rows = [value for value, size in zip(values, sizes, strict=True) if size]
+                if with_rows:
+                    surveys[key].add(_column_of(with_rows), [size for size in sizes if size])
             wanted = check_columns(source, [*own, *keys], columns)
             types = settled(source, {name: surveys[name] for name in wanted}, choice.identifiers)
     found = {name: type_ for name, type_ in types.items() if name not in given}

@@ -33,7 +33,7 @@ from sfg_dist.data.numpy_files import check_end
 from sfg_dist.data.parquet_file import parquet_rows
 from sfg_dist.data.row_reader import ColumnChoice, RowReader
 from sfg_dist.data.sources import existing_path, open_ranges, reading, suffix_of
-from sfg_dist.data.surveys import arrow_of, column_of, float_block, numpy_survey, settled
+from sfg_dist.data.surveys import arrow_of, column_of, float_block, numpy_survey, sample_block, settled
 from sfg_dist.data.unfit import columns_are, each_fit
 from sfg_dist.job.errors import DataError
 from sfg_dist.job.object_stores import is_url
@@ -118,13 +118,12 @@ def _zarr_rows(source: str, file: ArrayFile, array: str, choice: ColumnChoice) -
     width = _width(source, table)
     names: tuple[str, ...] = table.dtype.names or file.column_names(name)
     packing = None if table.dtype.names else file.packing(name, table.dtype)
-    if choice.types is None:
-        is_typed = name == DEFAULT_ARRAY and file.types is not None and len(file.types) == width
-        if is_typed or packing is not None:
-            known = dict(zip(names, (file.types if is_typed else None) or (FLOAT,) * width, strict=True))
-            wanted = check_columns(source, names, choice.columns)
-            choice = replace(choice, types={column: known[column] for column in wanted})
-    return _matrix_rows(source, table, names, choice, packing, [repr(name), *file.notes])
+    is_typed = name == DEFAULT_ARRAY and file.types is not None and len(file.types) == width
+    if choice.types is None and (is_typed or packing is not None):
+        known = dict(zip(names, (file.types if is_typed else None) or (FLOAT,) * width, strict=True))
+        wanted = check_columns(source, names, choice.columns)
+        choice = replace(choice, types={column: known[column] for column in wanted})
+    return _matrix_rows(source, table, names, choice, packing, [repr(name), *file.notes], is_typed=is_typed)
 
 
 def _width(source: str, table: Any) -> int:
@@ -145,7 +144,10 @@ def _matrix_rows(
     choice: ColumnChoice,
     packing: Packing | None = None,
     words: Sequence[str] = ("'X'",),
+    *,
+    is_typed: bool = False,
 ) -> RowReader:
+    """The rows of an array; ``is_typed`` says that it is a table of samples, which holds value - offset."""
     num_rows = int(table.shape[0])
     # Rows are read in parts of whole chunks, so that a few columns of many rows never load all columns at once.
     step = -(-_PART_ROWS // table.chunks[0]) * table.chunks[0] if hasattr(table, "chunks") else _PART_ROWS
@@ -168,7 +170,7 @@ def _matrix_rows(
                 with reading(source):
                     rows = part(start, min(start + step, num_rows))
                 for name, place in zip(wanted, index, strict=True):
-                    surveys[name].add(arrow_of(column_of(rows, place, name)))
+                    surveys[name].add(arrow_of(column_of(source, rows, place, name)))
         with columns_are(names):
             types = settled(source, surveys, choice.identifiers)
 
@@ -177,7 +179,11 @@ def _matrix_rows(
         low = start
         while low < stop:
             high = min(stop, (low // step + 1) * step)
-            values[low - start : high - start] = float_block(source, part(low, high), names, types, asked)
+            some = values[low - start : high - start]
+            if is_typed:
+                some[:] = sample_block(source, part(low, high), names, {name: types[name] for name in asked}, low)
+            else:
+                some[:] = float_block(source, part(low, high), names, types, asked)
             low = high
         return values
 

@@ -52,8 +52,8 @@ class Survey:
             return self.type.dtype != "float64" and self.type.arrow.precision > 15
         return self.type.kind in TEMPORAL or self.type.dtype in ("int64", "uint64")
 
-    def add(self, column: Any) -> None:
-        """Look at a part of the column, as an Arrow array."""
+    def add(self, column: Any, repeats: Sequence[int] = ()) -> None:
+        """Look at a part of the column, as an Arrow array; ``repeats`` are the rows of each value, where not one."""
         import pyarrow as pa
 
         from sfg_dist.data.arrow_columns import as_whole, at_places, ends_of, stored_column
@@ -260,7 +260,7 @@ def numpy_survey(
     """The survey of a column of arrays one below the other, before it has seen values; ``asked`` as ``survey_of``."""
     from sfg_dist.data.category_survey import CategorySurvey, survey_as_asked
 
-    columns = [column_of(block, index, name) for block in blocks]
+    columns = [column_of(source, block, index, name) for block in blocks]
     if any(column.ndim > 1 or column.dtype.names for column in columns):
         raise UnfitColumnsError(
             f"{source}: column {name!r} holds several values a row: leave it out with data.columns",
@@ -295,7 +295,7 @@ def typed_blocks(
     for index, name in enumerate(names):
         if surveys[name].needs_values:
             for block in blocks:
-                surveys[name].add(arrow_of(column_of(block, index, name)))
+                surveys[name].add(arrow_of(column_of(source, block, index, name)))
     types = settled(source, surveys, identifiers)
     return [float_block(source, block, names, types) for block in blocks], types
 
@@ -314,7 +314,7 @@ def float_block(
         return np.ascontiguousarray(block if tuple(wanted) == tuple(names) else block[:, places], dtype=np.float64)
     values = np.empty((len(block), len(wanted)))
     for place, name in enumerate(wanted):
-        column = column_of(block, list(names).index(name), name)
+        column = column_of(source, block, list(names).index(name), name)
         if column.dtype.kind == "f" and not types[name].is_coded:
             values[:, place] = column
             if column.dtype.itemsize > 8 and not np.array_equal(values[:, place], column, equal_nan=True):
@@ -326,10 +326,43 @@ def float_block(
     return values
 
 
-def column_of(block: NDArray[Any], index: int, name: str) -> NDArray[Any]:
-    """A column of an array, or a field of one of records."""
+def sample_block(
+    source: str, block: NDArray[Any], names: Sequence[str], types: Mapping[str, ColumnType], first_row: int = 0
+) -> Array:
+    """Columns of a table of samples, which holds value - offset, in the order of ``types``, from row ``first_row`` on.
+
+    Raises:
+        UnfitColumnsError: a column of categories holds a number that is none of their codes.
+    """
+    values = np.stack([column_of(source, block, list(names).index(name), name) for name in types], axis=1, dtype=float)
+
+    def check(name: str) -> None:
+        type_, codes = types[name], values[:, list(types).index(name)]
+        is_wrong = ~np.isnan(codes) & ((codes != np.floor(codes)) | (codes < 0) | (codes >= len(type_.categories)))
+        if type_.is_coded and is_wrong.any():
+            row = int(np.argmax(is_wrong))
+            what = f"holds {codes[row]:g} in row {first_row + row} (counted from 0)"
+            raise UnfitColumnsError(
+                f"{source}: column {name!r} {what}, which is no code of its {len(type_.categories)} categories: the "
+                "samples are damaged; write them again",
+                {name: f"it {what}, which is no code"},
+            )
+
+    each_fit(types, check)
+    return values
+
+
+def column_of(source: str, block: NDArray[Any], index: int, name: str) -> NDArray[Any]:
+    """A column of an array, or a field of one of records; bytes as the text that they are in UTF-8."""
     column: NDArray[Any] = block[:, index] if block.dtype.names is None else block[name]
-    return np.char.decode(column, "utf-8") if column.dtype.kind == "S" else column
+    try:
+        return np.char.decode(column, "utf-8") if column.dtype.kind == "S" else column
+    except UnicodeDecodeError as error:
+        raise UnfitColumnsError(
+            f"{source}: column {name!r} holds the bytes {error.object[:40]!r}, which are no text in UTF-8: write it as "
+            "text of numpy, or leave it out with data.columns",
+            {name: "it holds bytes that are no text in UTF-8"},
+        ) from None
 
 
 def arrow_of(column: NDArray[Any]) -> pa.Array:

@@ -29,7 +29,7 @@ from sfg_dist.data.csv_dialect import TextFormat
 from sfg_dist.data.folders import is_folder
 from sfg_dist.data.naming import check_columns, nearest
 from sfg_dist.data.sources import KNOWN_SUFFIXES, TEXT_SUFFIXES, open_bucket, suffix_of
-from sfg_dist.data.surveys import typed_blocks
+from sfg_dist.data.surveys import sample_block, typed_blocks
 from sfg_dist.data.unfit import columns_are
 from sfg_dist.job.errors import DataError
 from sfg_dist.job.object_stores import is_url
@@ -322,7 +322,7 @@ def _typed_parts(
             "has none: write both to one file without the attribute types"
         )
     found = {name: types[place] for name, place in zip(wanted, places, strict=True)}
-    return [np.ascontiguousarray(block[:, places], np.float64) for block in blocks], found
+    return [sample_block(file.source, block, names, found) for block in blocks], found
 
 
 def _names_of(file: ArrayFile, names: Sequence[str], blocks: Sequence[NDArray[Any]]) -> list[tuple[str, ...]]:

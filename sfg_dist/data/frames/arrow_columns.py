@@ -7,7 +7,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sfg_dist.data.categories import joined_dictionaries
 from sfg_dist.data.frames.arrow_types import comparable, dictionary_type
+from sfg_dist.data.orders import add_order, only_order
 
 
 def plain_values(column: Any) -> Any:
@@ -43,18 +45,21 @@ def one_dictionary(column: Any) -> Any:
     """Plain values whose chunks, where they are of dictionaries, have one list of values; others as they are.
 
     Arrow itself joins dictionaries of text and numbers alone.
+
+    Raises:
+        UnfitValueError: the dictionaries are ordered, and have no common order.
     """
     if not pa.types.is_dictionary(column.type) or column.num_chunks < 2:
         return column
-    kind = comparable(column.type.value_type)
-    found = [chunk.dictionary.cast(kind) for chunk in column.chunks]
-    values = pc.unique(pa.concat_arrays(found))
-    chunks = [
-        pa.DictionaryArray.from_arrays(
-            pc.index_in(some, value_set=values).take(chunk.indices), values, ordered=column.type.ordered
-        )
-        for some, chunk in zip(found, column.chunks, strict=True)
-    ]
+    values, indices = joined_dictionaries(column, comparable(column.type.value_type))
+    if column.type.ordered:
+        below: dict[Any, set[Any]] = {}
+        for chunk in column.chunks:
+            add_order(below, chunk.dictionary.cast(values.type).to_pylist())
+        ordered = pa.array(only_order(below), values.type)
+        ranks = pc.index_in(values, value_set=ordered)
+        values, indices = ordered, [ranks.take(some) for some in indices]
+    chunks = [pa.DictionaryArray.from_arrays(some, values, ordered=column.type.ordered) for some in indices]
     return pa.chunked_array(chunks)
 
 

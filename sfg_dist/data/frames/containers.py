@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.data.column_type import ColumnType
+from sfg_dist.data.column_type import ColumnType, UnfitValueError
 from sfg_dist.data.naming import check_columns
 from sfg_dist.data.surveys import to_float
 from sfg_dist.data.unfit import UnfitColumnsError, each_fit
@@ -231,8 +231,6 @@ def open_frame(frame: object, wanted: Sequence[str] | None = None) -> tuple[Cont
     """
     import pyarrow as pa
 
-    from sfg_dist.data.frames.arrow_columns import one_dictionary, plain_values
-
     kind = _kind_of(frame)
     source, records = _SOURCES[kind], False
     labels: list[str | int] = []
@@ -254,8 +252,7 @@ def open_frame(frame: object, wanted: Sequence[str] | None = None) -> tuple[Cont
     else:
         table = pa.table(frame)
         table = table.select(list(check_columns(source, table.column_names, wanted)))
-    columns = [one_dictionary(plain_values(column)) for column in table.columns]
-    plain = pa.table(columns, names=table.column_names)
+    plain = pa.table(each_fit(table.column_names, lambda name: _plain(source, name, table.column(name))))
     dictionaries = each_fit(
         table.column_names, lambda name: _kept_dictionary(source, table.schema.field(name), table.column(name))
     )
@@ -268,6 +265,18 @@ def open_frame(frame: object, wanted: Sequence[str] | None = None) -> tuple[Cont
         records,
     )
     return container, plain
+
+
+def _plain(source: str, name: str, column: Any) -> Any:
+    """A column in plain values, whose chunks have one dictionary."""
+    from sfg_dist.data.frames.arrow_columns import one_dictionary, plain_values
+
+    try:
+        return one_dictionary(plain_values(column))
+    except UnfitValueError as error:
+        raise UnfitColumnsError(
+            f"{source}: column {name!r} {error}; give all chunks one dictionary", {name: f"it {error}"}
+        ) from None
 
 
 def _kept_dictionary(source: str, field_: pa.Field, column: Any) -> pa.Array | None:
@@ -286,11 +295,12 @@ def _kept_dictionary(source: str, field_: pa.Field, column: Any) -> pa.Array | N
 
 def _not_kept(type_: pa.DataType, values: pa.Array | None) -> str:
     """What a container cannot keep of a type and the values of its dictionary, in words; empty where it keeps all."""
+    from sfg_dist.data.categories import has_indices
     from sfg_dist.data.frames.arrow_types import dictionary_type, words_of_type, words_of_values
 
     kind = dictionary_type(type_)
     if values is not None and kind is not None:
-        if len(values) - 1 > np.iinfo(kind.index_type.to_pandas_dtype()).max:  # of parts with dictionaries of their own
+        if not has_indices(kind, len(values)):  # of parts with dictionaries of their own
             return f"{len(values):,} categories, more than its index of type {kind.index_type} can tell apart"
         try:
             words_of_values(values)

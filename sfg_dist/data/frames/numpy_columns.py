@@ -38,7 +38,7 @@ def _column(source: str, name: str, array: Array, names: Sequence[str]) -> pa.Ar
     place = list(names).index(name)
     if array.dtype.kind != "T":
         numpy_survey(source, name, [array], place)  # refuses what is no column
-    column = column_of(array, place, name)
+    column = column_of(source, array, place, name)
     if column.dtype.kind in "UT":
         return pa.array(column.tolist(), pa.string())
     if column.dtype.kind == "f" and column.dtype.itemsize > 8:

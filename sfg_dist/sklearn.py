@@ -140,8 +140,8 @@ class OneStepGenerator(DensityMixin, BaseEstimator):
         rows = validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite="allow-nan")
         if reset and len(rows) < MIN_ROWS:  # after the columns, which scikit-learn looks at first
             raise ValueError(
-                f"Found array with {len(rows)} sample(s) (shape={rows.shape}) while a minimum of {MIN_ROWS} is required "
-                f"by {type(self).__name__}."
+                f"Found array with {len(rows)} sample(s) (shape={rows.shape}) while a minimum of {MIN_ROWS} is "
+                f"required by {type(self).__name__}."
             )
         return rows
 

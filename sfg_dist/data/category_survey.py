@@ -6,6 +6,7 @@ all different is an identifier, and one with more is free text: nothing can be l
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 Asked = str | Sequence[Any] | None
 
 _LEAST_ROWS = 20  # a shorter column may have a category a row
+_DAY = re.compile(r"\s*\d{4}-\d\d-\d\d([T ]\d\d:\d\d.*)?\s*")
 _MOST_DISTINCT = 0.5  # of the rows; text with more different values is an identifier
 
 
@@ -107,11 +109,16 @@ class CategorySurvey(Survey):
 
         Raises:
             IdentifierError: there are too many.
-            UnfitValueError: one has no place in the order, or the parts' dictionaries have no common order.
+            UnfitValueError: all are days; one has no place in the order; or the parts' dictionaries have no common one.
         """
         from sfg_dist.data.categories import wide_enough
 
         number = len(self._texts)
+        if not self._is_asked and number >= 2 and all(map(_DAY.fullmatch, self._texts)):
+            raise UnfitValueError(
+                f"holds days or stamps as text, such as {next(iter(self._texts))!r}: make them dates (in pandas by "
+                'to_datetime), or say in data.types that the column is a "datetime", or a "category" as it stands'
+            )
         if not self._excess and not self._is_asked and self._num_values >= _LEAST_ROWS:
             is_identifier = number > _MOST_DISTINCT * self._num_values
             self._excess = f"{number:,} different values in {self._num_values:,} rows" if is_identifier else ""

@@ -321,6 +321,16 @@ def test_identifiers_and_free_text_are_named_or_left_out(write):
     assert open_table(write(few), asked={"name": "category"}).types[1].kind == "category"
 
 
+@pytest.mark.parametrize("step", [1, 40])
+def test_days_that_are_text_are_no_categories_unless_asked(write, step):
+    days = [str(np.datetime64("2024-01-01") + row // step) for row in range(400)]
+    path = write(pa.table({"x": np.arange(400.0), "day": days}))
+    with pytest.raises(UnfitColumnsError, match="column 'day' holds days or stamps as text, such as '2024-01-01'"):
+        open_table(path)
+    assert open_table(path, asked={"day": "category"}).types[1].kind == "category"
+    assert open_table(path, asked={"day": "datetime"}).types[1].kind == "timestamp"
+
+
 def test_an_ordered_dictionary_is_ordinal_by_its_order(write):
     order = pa.array(["low", "mid", "high", "never"])
     column = pa.DictionaryArray.from_arrays(pa.array([2, 0, 1, None] * 10, pa.int8()), order, ordered=True)

@@ -250,10 +250,8 @@ MODEL = (
         name="columns_drawn_apart",
         file="sfg_dist/model/cell_network.py",
         why="The columns of a mixed table are drawn without the cells before them, and contradict each other.",
-        old="""\
-            state = state + self.embed(cell + self._firsts[column])
-        return torch.special.ndtri(places).float()""",
-        new="        return torch.special.ndtri(places).float()",
+        old="        return state + added",
+        new="        return state",
         tests=(
             "tests/model/test_cell_network.py::test_columns_that_determine_each_other_agree_after_the_fit",
             "tests/model/test_cell_network.py::test_the_cross_entropy_is_that_of_the_drawn_law",

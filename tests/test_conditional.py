@@ -185,7 +185,7 @@ def test_what_does_not_go_with_conditions_is_refused(make_job, tables, message):
     [
         ({"condition": ["y", "y"]}, "condition names a column twice"),
         ({"condition": []}, "data.condition"),
-        ({"condition": ["y"], "columns": ["x"]}, "condition names 'y', which columns does not"),
+        ({"condition": ["y"], "columns": ["x"]}, "condition names 'y', which is not among columns"),
     ],
 )
 def test_conditions_that_cannot_be_read(keys, message):

@@ -57,7 +57,7 @@ def test_all_stages(make_job, data, tmp_path):
     for words in (
         "Categories: &#39;town&#39; 3, &#39;country&#39; 3, &#39;job&#39; 2.",
         "Missing values are learnt and drawn: &#39;job&#39; 2",
-        "&#39;town&#39; determines &#39;country&#39;",
+        "&#39;country&#39; from &#39;town&#39;",
         "with a bar for each category",
     ):
         assert words in page, words

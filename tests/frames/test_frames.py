@@ -88,6 +88,7 @@ def test_categories_and_missing_values_of_a_sample():
     assert list(rows.grade.cat.categories) == ["mid", "low", "never", "high"]
     assert set(rows.grade.dropna()) == {"mid", "low", "high"}
     assert 0 < rows.grade.isna().sum() < 400
+    assert list(untrained(frame).sample(0).grade.cat.categories) == ["mid", "low", "never", "high"]
 
 
 def test_the_order_of_the_frame_is_that_of_the_sample():

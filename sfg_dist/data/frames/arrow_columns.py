@@ -101,6 +101,6 @@ def as_type(column: Any, wanted: pa.DataType, dictionary: pa.Array | None = None
     kept = dictionary.cast(kind).cast(wanted.value_type)
     chunks = [
         pa.DictionaryArray.from_arrays(chunk.cast(wanted.index_type), kept, ordered=wanted.ordered)
-        for chunk in indices.chunks
+        for chunk in indices.chunks or [pa.array([], pa.int32())]  # without a chunk the dictionary would be lost
     ]
     return pa.chunked_array(chunks, wanted)

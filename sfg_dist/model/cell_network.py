@@ -105,12 +105,11 @@ class CellNetwork(nn.Module):
         make: type = cls
         network: CellNetwork = make(len(edges), cells=[len(some) + 1 for some in edges], **shape)
         network.edges.copy_(torch.from_numpy(np.concatenate(edges)))
-        if not network.edges.is_meta:
-            with torch.no_grad():  # each cell has its share from the first step on
-                for last, some in zip(network.logits, edges, strict=True):
-                    assert isinstance(last, nn.Linear)
-                    shares = np.diff(some, prepend=0.0, append=1.0).clip(_LEAST_SHARE)
-                    last.bias.copy_(torch.from_numpy(np.log(shares)))
+        with torch.no_grad():  # each cell has its share from the first step on
+            for last, some in zip(network.logits, edges, strict=True):
+                assert isinstance(last, nn.Linear)
+                shares = np.diff(some, prepend=0.0, append=1.0).clip(_LEAST_SHARE)
+                last.bias.copy_(torch.from_numpy(np.log(shares)))
         return network
 
     def forward(self, inputs: Tensor, targets: Tensor | None = None) -> Tensor:

@@ -1,10 +1,9 @@
 """The supervised fit of the generator's network, one optimiser step a global batch.
 
 The trainer does not know where batches come from, nor how many ranks there are: each rank passes its part of a global
-batch and the number of rows of the whole. The loss is the mean squared error, or the cross-entropy of
-cells where the network draws them. It is scaled so that the mean of the
-ranks' gradients, which data-parallel training takes, is the gradient over the global batch. This also holds where the
-parts differ in size.
+batch and the number of rows of the whole. The loss is the mean squared error, or the cross-entropy of cells
+where the network draws them. It is scaled so that the mean of the ranks' gradients, which data-parallel training takes,
+is the gradient over the global batch. This also holds where the parts differ in size.
 """
 
 from __future__ import annotations

@@ -47,8 +47,8 @@ def write_table(
     folder of files) are made part by part: what is there of the same source already is kept, so a killed writer goes on
     and several share the work. Any other is one local file, which replaces an older one once it is whole.
 
-    A .zarr holds float64 of value - offset, and says the types with their offsets. A .npy has
-    one type for all columns where one carries them, else records.
+    A .zarr holds float64 of value - offset, and says the types with their offsets. A .npy has one type
+    for all columns where one carries them, else records.
 
     Args:
         path: where; the suffix says the format, in upper or lower case.

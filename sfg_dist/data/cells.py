@@ -17,6 +17,7 @@ import numpy as np
 import scipy  # its parts are imported when they are first used
 from numpy.typing import NDArray
 
+from sfg_dist.data.coding import are_plain
 from sfg_dist.data.transform import Transform
 from sfg_dist.job.errors import DataError
 
@@ -41,7 +42,7 @@ def draws_cells(transform: Transform, choice: bool | Literal["auto"]) -> bool:
     if choice is True and not transform.curves:
         raise DataError(f'train.cells = true needs transform.kind = "quantile", and it is {transform.kind!r}')
     if choice == "auto":
-        return bool(transform.curves) and not all(coding.is_plain for coding in transform.codings)
+        return bool(transform.curves) and not are_plain(transform.codings)
     return choice
 
 

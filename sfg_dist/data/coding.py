@@ -73,9 +73,14 @@ class Coding:
         return np.where(is_gap, np.nan, np.minimum(side * numbers, side * self.end) * side)
 
 
+def are_plain(codings: Sequence[Coding]) -> bool:
+    """Whether no column has categories or missing values."""
+    return all(coding.is_plain for coding in codings)
+
+
 def codings_to_arrays(codings: Sequence[Coding]) -> dict[str, NDArray[Any]]:
     """Codings end to end, for a file of named arrays; none where all columns are plain."""
-    if all(coding.is_plain for coding in codings):
+    if are_plain(codings):
         return {}
     places = [np.zeros(0) if coding.places is None else coding.places for coding in codings]
     return {

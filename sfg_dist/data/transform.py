@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data.bounds import FREE, Bounds, reflect, tails
-from sfg_dist.data.coding import Coding, codings_to_arrays
+from sfg_dist.data.coding import Coding, are_plain, codings_to_arrays
 from sfg_dist.data.column_type import FLOAT, ColumnType
 from sfg_dist.data.dependencies import Lookup, lookups_to_arrays
 from sfg_dist.data.fitting import KINDS, ColumnFacts, ColumnMap, fit_column
@@ -261,7 +261,7 @@ class Transform:
 
     def coded(self, rows: _Array) -> _Array:
         """The user's rows as finite numbers for figures: places of categories, and what stands for a missing value."""
-        if not self.lookups and all(coding.is_plain for coding in self.codings):
+        if not self.lookups and are_plain(self.codings):
             return rows
         found = np.array(rows, dtype=np.float64)
         for index, place in enumerate(np.flatnonzero(np.isnan(self.constants))):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from sfg_dist.data.coding import Coding
+from sfg_dist.data.coding import Coding, are_plain
 from sfg_dist.data.dependencies import Lookup
 from sfg_dist.job.errors import ExportError
 
@@ -43,7 +43,7 @@ def add_gaps(graph: Graph, codings: Sequence[Coding], given: Value, values: Valu
 
 def add_decoded(graph: Graph, codings: Sequence[Coding], inner: Value, values: Value) -> Value:
     """``Coding.decode`` of columns: from the numbers before and after they are put on their grids."""
-    if all(coding.is_plain for coding in codings):
+    if are_plain(codings):
         return values
     if any(coding.places is not None for coding in codings):
         tables = [np.zeros(1) if coding.places is None else coding.codes_by_place for coding in codings]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sfg_dist.data import Transform
+from sfg_dist.data.coding import are_plain
 from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.conditions import ColumnSplit
 from sfg_dist.data.frames import CONTAINER_FIELDS, Container
@@ -78,7 +79,7 @@ class SavedGenerator:
     @property
     def is_mixed(self) -> bool:
         """Whether the network draws cells, or a column has categories, missing values or another that determines it."""
-        is_plain = all(coding.is_plain for coding in self.transform.codings) and not self.transform.lookups
+        is_plain = are_plain(self.transform.codings) and not self.transform.lookups
         return isinstance(self.network, CellNetwork) or not is_plain or any(type_.categories for type_ in self.types)
 
     @property

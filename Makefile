@@ -2,9 +2,9 @@
 #                   TORCH=cpu or default: torch's build; TORCH_INDEX=URL: an index with other builds; INSTALLER=pip or uv
 # make run          install, then the quickstart job: labels, training, samples and a report
 # make check        install, lint, and the tests that take no time and no Ray: before a commit
-# make test         install, then all that any machine can run
-# make test-all     all tests: Slurm, hosts, browser, notebooks, chaos, comparisons, packaging and the cluster's too, and
-#                   `make docs`
+# make test         install, then what any machine can run in minutes
+# make test-all     all tests: the long ones, Slurm, hosts, browser, notebooks, chaos, comparisons, packaging and the
+#                   cluster's too, and `make docs`
 # make test-cluster the extra `cluster` too, then the tests that need it
 # make lint         ruff, mypy and the import directions
 # make planted      whether the tests catch the faults of tests/planted.py; TIER="..." for markers
@@ -38,10 +38,10 @@ check: install
 
 # Beside the lint, which on a fresh checkout takes as long on one core.
 quick-tests: install
-	HYPOTHESIS_PROFILE=check $(PYTEST) -n auto -m 'not ($(BEYOND) or slow or ray)'
+	HYPOTHESIS_PROFILE=check $(PYTEST) -n auto -m 'not ($(BEYOND) or slow or long or ray)'
 
 test: install
-	$(PYTEST) -n $(MORE) -m 'not ($(BEYOND))'
+	$(PYTEST) -n $(MORE) -m 'not ($(BEYOND) or long)'
 
 # What starts clusters and goes by the clock comes after what keeps the machine busy.
 test-all: install

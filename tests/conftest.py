@@ -36,7 +36,7 @@ GROUP_LIMIT_S = 600  # of tests that start clusters and kill what runs on them
 # The group that a marker puts a test into. A group runs one test at a time, so Slurm and Ray are used by one each.
 SHARED = {"slurm": "slurm", "hosts": "hosts", "chaos": "ray", "notebooks": "ray", "alone": "ray", "ray": "ray"}
 OWN_RAY = "own ray"  # of those in "ray" that start a Ray of their own instead of using the session's, by file
-QUICK_S, SLOW_S = 0.1, 2.0  # about what a test takes, for the order of the groups
+QUICK_S, SLOW_S, LONG_S = 0.1, 2.0, 15.0  # about what a test takes, for the order of the groups
 SLOWER_S = {"hosts": 100.0, "slurm": 40.0, "alone": 30.0, "chaos": 20.0, "ray": 10.0}
 RARE = {"slurm", "hosts", "chaos", "alone", "notebooks", "cluster"}  # written out in the files that have them
 STDERR = pytest.StashKey[int]()
@@ -91,7 +91,8 @@ def pytest_collection_modifyitems(items):
     waiting, seconds = set(), collections.Counter()
     for item in items:
         group, shared = item.stash[PLACE]
-        seconds[group] += SLOWER_S.get(shared, SLOW_S) if item.get_closest_marker("slow") else QUICK_S
+        takes = {"long": LONG_S, "slow": SLOWER_S.get(shared, SLOW_S)}
+        seconds[group] += next((takes[name] for name in takes if item.get_closest_marker(name)), QUICK_S)
         waiting |= {group} if shared else set()
     # Groups are handed out in this order. The longest come first, so that none is left alone at the end: those that
     # wait for a cluster, then those that take long.

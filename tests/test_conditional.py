@@ -49,6 +49,7 @@ def small(tmp_path_factory):
     return directory
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_mean_and_spread_are_those_of_the_known_law(finished):
     """Within 5 % of the spread here; `tests/benchmarks/conditional.py` trains longer, for 2 %."""
@@ -116,6 +117,7 @@ def test_the_graph_takes_conditions(finished):
     assert agreement.values_within > 0.99
 
 
+@pytest.mark.slow
 def test_an_extended_store_holds_a_longer_runs_pairs(make_job, store_bytes):
     data = {"data": CONDITIONAL}
     Pipeline(make_job("short", **data, labels={"num_pairs": 300})).label()
@@ -135,6 +137,7 @@ def test_an_actor_makes_the_bits_of_this_process(make_job, ray_cluster):
         np.testing.assert_array_equal(np.asarray(getattr(actor, name)), np.asarray(getattr(here, name)))
 
 
+@pytest.mark.slow
 def test_verify_and_repair_make_the_same_rows_again(make_job):
     from sfg_dist.pipeline.repair import job_beside, mend
     from sfg_dist.store import verify
@@ -193,6 +196,7 @@ def test_conditions_that_cannot_be_read(keys, message):
         resolve_job({"data": {"source": "wave", **keys}})
 
 
+@pytest.mark.slow
 def test_a_reference_larger_than_the_memory_is_refused(make_job, tmp_path, monkeypatch):
     rows = np.random.default_rng(0).standard_normal((20_000, 3))
     np.save(tmp_path / "rows.npy", rows)

@@ -20,6 +20,18 @@ from sfg_dist.job.keys import job_keys
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FIRST_PAGES = {"README.md", "start.md"}  # that run every day
+
+
+def run_pages(holds):
+    """The pages with what is run; those that are run before a release alone are marked so."""
+    return [
+        pytest.param(page, marks=() if page.name in FIRST_PAGES else pytest.mark.long, id=page.name)
+        for page in PAGES
+        if holds(page)
+    ]
+
+
 SMALL = {
     "labels.num_pairs": "256",
     "labels.shard_rows": "64",
@@ -106,7 +118,7 @@ def test_commands_are_right(page, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", run_pages(commands))
 def test_commands_run(page, folder, no_pictures):
     for line in commands(page):
         words = smaller(line)
@@ -147,7 +159,7 @@ def smaller(line):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", run_pages(lambda page: blocks(page, "python")))
 def test_python_runs(page, folder, no_pictures):
     rng = np.random.default_rng(0)
     scope = {

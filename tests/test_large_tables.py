@@ -68,6 +68,7 @@ def test_a_measured_certificate_over_a_file_has_the_bits_of_the_table_held_whole
     assert store_bytes(passes.pairs_url) == store_bytes(whole.pairs_url)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_plan_looks_at_the_first_block(make_job, table, small):
     job = make_job(data=table, labels={"num_pairs": 300, "memory_gib": 6.0})
@@ -76,6 +77,7 @@ def test_a_plan_looks_at_the_first_block(make_job, table, small):
     assert any("larger than labels.memory_gib" in note for note in estimate.notes)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_plan_of_measured_labels_says_what_a_file_takes(make_job, table, small):
     job = make_job(data=table, labels={"num_pairs": 300, "memory_gib": 6.0, "certificate": "measured"})
@@ -130,6 +132,7 @@ def typed_source(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_labels_of_typed_columns_read_by_ranges_have_the_bits_of_the_table_held_whole(
     make_job, store_bytes, typed_source, monkeypatch
 ):

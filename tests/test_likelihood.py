@@ -38,6 +38,7 @@ def moons(tmp_path_factory, no_pictures_here):
     return metrics, Pipeline(as_job(job)), events
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_encoder_comes_near_the_known_density(moons):
     metrics, pipeline, _ = moons
@@ -164,6 +165,7 @@ def test_a_fit_in_another_process_is_the_same_fit(copy_labels, tmp_path):
         assert torch.equal(tensor, encoder.state_dict()[name]), name
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_process_that_is_killed_says_so_and_the_fit_goes_on(copy_labels, tmp_path, monkeypatch):
     pairs, settings, validation = small_fit(copy_labels, encoder_steps=1_000_000)

@@ -75,6 +75,7 @@ def test_repair_leaves_pending_shards_pending(copy_labels):
     assert [(entry["shard"], entry["done"], entry["total"]) for entry in shards] == [(1, 3, 3)]
 
 
+@pytest.mark.slow
 def test_a_damaged_reference_is_made_again_from_the_table(make_job, tmp_path, store_bytes):
     rows = np.random.default_rng(0).standard_normal((300, 2))
     np.save(tmp_path / "table.npy", rows)
@@ -124,6 +125,7 @@ def test_repair_inside_the_store_finds_the_job_file_above(labelled, tmp_path):
     assert "1 shard labelled again" in sfg(tmp_path / "run" / "pairs.zarr" / "commits", "repair", "..").stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["quantile", "standardize"])
 def test_the_frame_of_a_copied_store_is_made_again_from_its_own_plan(make_job, tmp_path, kind):
     rows = np.random.default_rng(0).standard_normal((300, 3))
@@ -152,6 +154,7 @@ def test_only_keys_of_the_executor_can_be_set(labelled, key):
         job_beside(labelled, [key])
 
 
+@pytest.mark.slow
 def test_extend_gives_what_a_longer_run_would_have_given(make_job, labelled, tmp_path):
     longer = make_job("longer", labels={"num_pairs": 1500})
     expected = Pipeline(longer).label()

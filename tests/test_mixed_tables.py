@@ -46,6 +46,7 @@ def data(tmp_path):
     return {"source": str(tmp_path / "t.parquet"), "max_rows": None}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_all_stages(make_job, data, tmp_path):
     job = make_job(data=data, train={"num_epochs": 2, "encoder": True, "encoder_steps": 200})
@@ -79,6 +80,7 @@ def test_all_stages(make_job, data, tmp_path):
     assert "nothing is wrong" in sfg(tmp_path, "verify", "run").stdout
 
 
+@pytest.mark.slow
 def test_labels_by_ranges_have_the_bits_of_the_table_held_whole(make_job, store_bytes, data, monkeypatch):
     labels, data = {"num_pairs": 128, "num_evaluations": 4}, {**data, "shuffle": "none"}
     whole = Pipeline(make_job("whole", data=data, labels=labels))

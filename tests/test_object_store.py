@@ -89,6 +89,7 @@ def test_status_verify_and_repair_in_a_bucket(make_job, tmp_path, bucket):
     assert "nothing is wrong" in sfg(tmp_path, "verify", f"{bucket}/run").stdout
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_fit_that_was_cut_off_goes_on_from_its_checkpoint_in_the_bucket(make_job, copy_labels, bucket, monkeypatch):
     from sfg_dist.distributed.fit.checkpoints import Checkpoints

@@ -52,6 +52,7 @@ def test_stages_after_labelling_refuse_another_plan_too(make_job, small_run, tmp
         Pipeline(make_job(labels={"num_pairs": 500})).evaluate()
 
 
+@pytest.mark.slow
 def test_a_table_that_changed_is_not_measured_against(make_job, tmp_path):
     rows = np.random.default_rng(0).standard_normal((300, 2))
     np.save(tmp_path / "table.npy", rows)

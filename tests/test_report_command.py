@@ -40,6 +40,7 @@ def test_the_page_has_the_stored_figures(run, no_pictures):
     assert "0.765" in (run / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_may_have_moved(run, tmp_path, no_pictures):
     job = (run / "job.toml").read_text()
     run.rename(tmp_path / "elsewhere")
@@ -49,6 +50,7 @@ def test_a_run_may_have_moved(run, tmp_path, no_pictures):
     assert not run.exists()
 
 
+@pytest.mark.slow
 def test_device_and_versions_are_those_of_the_evaluation(run, no_pictures):
     log = run / "events.jsonl"
     text = log.read_text()
@@ -88,6 +90,7 @@ def test_what_is_missing_or_damaged_is_named(run, change, message, no_pictures):
     assert (run / "report.html").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_table_that_is_gone_is_named(make_job, tmp_path, no_pictures):
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(200, 2)))
     pipeline = Pipeline(make_job(data={"source": str(tmp_path / "rows.npy"), "max_rows": 200}))
@@ -104,6 +107,7 @@ def test_a_directory_that_no_run_has_left(tmp_path):
     assert "is not what a run has left" in sfg(tmp_path, "report", "none", check=2).stderr
 
 
+@pytest.mark.slow
 def test_it_is_opened(run, no_pictures, monkeypatch):
     opened = []
     monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or len(opened) == 1)

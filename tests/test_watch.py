@@ -24,6 +24,7 @@ def store(copy_labels):
     return copy_labels(5)
 
 
+@pytest.mark.slow
 def test_watch_in_a_pipe_says_a_line_a_look_and_ends_when_all_is_done(store):
     words = [*COMMAND, store.location.url, "--watch", "--interval", "0.1"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
@@ -51,6 +52,7 @@ def test_watch_ends_on_ctrl_c_and_harms_nothing(store):
     assert errors == ""
 
 
+@pytest.mark.slow
 def test_watch_on_a_terminal_shows_the_page_in_place(store):
     snapshot = {
         "driver": "node1-7-aa",

@@ -96,6 +96,7 @@ def test_ours_beside_the_published_procedure(make_compare_job, short_published, 
     assert fitted(make_compare_job(compare=keys, train={"learning_rate": 1e-2})) == {("sfg", 0), ("sfg_8x1", 0)}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_killed_comparison_goes_on_with_what_is_missing(make_compare_job, monkeypatch):
     from sfg_dist.studies.compare import run
@@ -121,6 +122,7 @@ def test_a_killed_comparison_goes_on_with_what_is_missing(make_compare_job, monk
     assert len(document["selection"]["nsf"]["trials"]) == 8
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_comparison_lies_in_an_object_store(make_compare_job, s3_url):
     job = make_compare_job(

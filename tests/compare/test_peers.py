@@ -83,6 +83,7 @@ def test_one_time_for_all_rows_is_that_time_for_each():
     torch.testing.assert_close(network(rows, torch.full((1, 1), 0.3)), network(rows, torch.full((5, 1), 0.3)))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "steps", "error"),
@@ -113,6 +114,7 @@ def test_a_fitted_peer_knows_the_gaussian(name, steps, error, gaussian, clock):
         assert np.cov(samples.T) == pytest.approx(gaussian.covariance, abs=0.12), row
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["nsf", "realnvp"])
 def test_a_flow_s_density_has_mass_one(name):

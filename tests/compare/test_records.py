@@ -58,6 +58,7 @@ def known_kind(monkeypatch, noise_of):
     return PeerKind("known", Known, {}, 64, {"known": RowSampler("sample", 1)}), fits
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_best_of_all_configurations_is_chosen(tables, monkeypatch):
     def noise_of(kind, rate):
@@ -140,6 +141,7 @@ def test_a_cell_is_kept_as_it_was(tmp_path):
         kept_cells(output, "cells/sfg_0", document)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_auc_is_that_of_measure_and_its_error_is_right():
     generator = np.random.default_rng(0)
@@ -154,6 +156,7 @@ def test_the_auc_is_that_of_measure_and_its_error_is_right():
     assert classifier_test(first[:5], second) is None
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_error_of_the_auc_is_the_spread_of_repeated_samples():
     found = []

@@ -291,6 +291,7 @@ def test_csv_refusals(tmp_path, text, message):
         open_table(tmp_path / "a.csv")
 
 
+@pytest.mark.slow
 def test_text_far_down_a_csv(tmp_path):
     lines = ["a,b", *(f"{row},{row}" for row in range(200_000)), "1,oops"]
     (tmp_path / "a.csv").write_text("\n".join(lines))

@@ -21,6 +21,7 @@ def grid_density(name, num_cells):
     return np.exp(log_density(name, places)), (edges[1] - edges[0]) ** 2, edges
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_density_integrates_to_one(name):
     density, area, _ = grid_density(name, 250)  # shared with the next test

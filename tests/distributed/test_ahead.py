@@ -144,6 +144,7 @@ def wait_for(condition):
         time.sleep(0.05)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_process_trains_beside_the_labels_and_leaves_a_checkpoint(pairs, tmp_path):
     url, settings = pairs.location.url, make_settings(checkpoint_interval_s=1e-9)
@@ -193,6 +194,7 @@ def test_what_goes_wrong_with_it_is_a_warning(pairs, tmp_path, monkeypatch):
     assert pairs.is_complete
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.slow
 def test_an_actor_trains_ahead_and_labels_leave_it_its_resources(ray_cluster, pairs, events, tmp_path):
@@ -209,6 +211,7 @@ def test_an_actor_trains_ahead_and_labels_leave_it_its_resources(ray_cluster, pa
     assert history[-1]["step"] == 45 + step
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_killed_while_it_overlaps_goes_on(make_job, tmp_path):
     keys = {"width": 16, "depth": 1, "num_epochs": 2, "batch_size": 64, "checkpoint_interval_s": 0.01}

@@ -30,6 +30,7 @@ def test_the_store_holds_the_order_and_every_record_its_bound(make_store):
     assert error["tolerance_reached"] == max(record["tolerance_reached"] for record in records)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [{"tolerance": 0.0}, {"estimator": "minibatch", "num_reference": 100}])
 def test_no_order_where_no_clusters_are_used(make_store, keys):
     pairs = make_store(data=TABLE, labels=LABELS | keys)
@@ -68,6 +69,7 @@ def test_the_blur_is_chosen_once_and_kept(make_job):
     assert np.isfinite(read_rows(open_pairs(first.location.url).labels, 0, 256)).all()
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_threads_and_tasks_sort_alike(monkeypatch, ray_cluster):
     monkeypatch.setattr("sfg_dist.flow.posterior.clusters.PARALLEL_ROWS", 2048)

@@ -105,6 +105,7 @@ def test_an_estimate_writes_nothing_and_its_parts_add_up(make_job, tmp_path):
     assert json.loads(json.dumps(estimate.to_dict()))["written"]["arrays"] == estimate.written.arrays
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_calibration_with_queries_fewer_than_a_batch_tells_a_peak_of_its_own(make_job, tmp_path):
     """A child process inherits the peak that `getrusage` tells from whoever started it."""

@@ -176,6 +176,7 @@ def test_not_finite_inline_stays_that_error(make_store):
     assert pairs.committed() == set()
 
 
+@pytest.mark.slow
 def test_an_inline_shard_that_ends_soon_is_finished_after_a_signal(make_store, events):
     class Signalled(ShardLabeler):
         def label(self, shard, attempt=1):
@@ -195,6 +196,7 @@ def test_an_inline_shard_that_ends_soon_is_finished_after_a_signal(make_store, e
     assert pairs.is_complete
 
 
+@pytest.mark.slow
 def test_an_inline_shard_that_takes_longer_than_the_grace_is_dropped(make_store):
     class Endless(ShardLabeler):
         def label(self, shard, attempt=1):

@@ -65,6 +65,7 @@ def test_without_patience_all_epochs_are_done_and_the_last_weights_count(url, tm
     assert all(torch.equal(tensor, script.averages[6][name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_stopped_fit_with_patience_ends_as_an_undisturbed_one(url, tmp_path, monkeypatch):
     ScriptedLosses(monkeypatch, LOSSES)
@@ -79,6 +80,7 @@ def test_a_stopped_fit_with_patience_ends_as_an_undisturbed_one(url, tmp_path, m
         assert all(entry["train_loss"] > 0 and entry["rows_per_s"] > 0 for entry in resumed_history)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_torn_copy_of_the_best_weights_sends_the_fit_one_checkpoint_back(url, tmp_path, monkeypatch):
     ScriptedLosses(monkeypatch, LOSSES)
@@ -238,6 +240,7 @@ def test_a_live_word_is_passed_on_once_and_a_missing_one_is_none(tmp_path):
     assert journal.read_live() is None
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_block_shuffle_and_full_shuffle_fit_equally_well(make_store, tmp_path, monkeypatch):
     """Windows of two of 16 shards against a permutation of all rows: losses equal within the spread of seeds."""

@@ -279,6 +279,7 @@ class DyingLabeler(ShardLabeler):
         return record
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_a_shard_that_takes_its_actors_down_gets_another_actor_each_time(ray_cluster, make_store, store_bytes, events):
     """One actor dies of it, the next is short of memory; both are replaced, and nothing of theirs is left."""
@@ -310,6 +311,7 @@ class TroubledLabeler(ShardLabeler):
         return record
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_errors_come_out_as_they_are_a_full_disk_is_waited_for_and_the_other_shards_are_done(
     ray_cluster, make_store, store_bytes, events, monkeypatch

@@ -27,6 +27,7 @@ def labels_of(pairs):
     return read_rows(pairs.labels, 0, pairs.plan.num_pairs)
 
 
+@pytest.mark.slow
 def test_plan_records_and_error(make_store):
     pairs = make_store(data=TABLE, labels=LABELS)
     assert pairs.plan.format_version == MEASURED_FORMAT_VERSION
@@ -44,6 +45,7 @@ def test_plan_records_and_error(make_store):
     assert error["measured_over"] == sum(record["measured_over"] for record in records)
 
 
+@pytest.mark.slow
 def test_bits_do_not_depend_on_who_labels_in_which_order(make_store):
     first = make_store(data=TABLE, labels=LABELS)
     label_inline(first.location.url)
@@ -72,6 +74,7 @@ def from_file(monkeypatch, tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_bits_do_not_depend_on_whether_the_reference_is_in_memory_or_in_a_file(make_store, from_file, tmp_path):
     """Nor on whether a run was stopped and went on with the other way."""
     memory, file, mixed = (make_store(name, data=TABLE, labels=LABELS) for name in ("memory", "file", "mixed"))
@@ -99,7 +102,7 @@ def test_a_disk_without_room_is_said_before_any_label(make_store, from_file, mon
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [1, 2, 4])
+@pytest.mark.parametrize("number", [2, *(pytest.param(number, marks=pytest.mark.long) for number in (1, 4))])
 def test_processes_give_the_bits_of_a_file(make_store, store_bytes, from_file, number):
     file, processes = (make_store(name, data=TABLE, labels=LABELS) for name in ("file", "processes"))
     labeler = from_file(file)
@@ -116,6 +119,7 @@ def test_an_order_over_several_blocks_is_of_the_whole_reference(make_store, monk
     assert np.array_equal(pairs.order_rows(0, pairs.num_reference), build_order(pairs.reference))
 
 
+@pytest.mark.slow
 def test_shards_over_the_tolerance_go_by_the_bound(make_store, monkeypatch):
     pairs, bounded = make_store(data=TABLE, labels=LABELS), make_store("bound", data=TABLE, labels=BOUND)
     label_inline(bounded.location.url)

@@ -38,6 +38,7 @@ def test_processes_give_the_bits_of_one_process(make_store, store_bytes, inline_
     assert len({started["pid"] for started in events.of("worker_started")} - {os.getpid()}) == 2
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_processes_give_the_bits_of_one_process_over_clusters(make_store, store_bytes):
     alone, pairs = make_store("alone", **CLUSTERS), make_store("processes", **CLUSTERS)
@@ -46,6 +47,7 @@ def test_processes_give_the_bits_of_one_process_over_clusters(make_store, store_
     assert store_bytes(pairs.location.url) == store_bytes(alone.location.url)
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_or_dies_costs_its_shard_an_attempt(make_store, store_bytes, inline_store, events):
     pairs = make_store("troubled")
     settings = LabelSettings(labeler=Troubled, on_event=events, policy=Policy(full_wait_s=1.0))
@@ -61,6 +63,7 @@ def test_a_process_that_fails_or_dies_costs_its_shard_an_attempt(make_store, sto
     assert not [child for child in psutil.Process().children() if "worker_process" in " ".join(child.cmdline())]
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_can_be_killed(make_store):
     url = make_store("hanging").location.url
     pool, deadline = process_pool.ProcessPool(Maker(Hanging, url, {})), time.monotonic() + patience(60)
@@ -76,6 +79,8 @@ def test_a_process_that_hangs_can_be_killed(make_store):
     assert not psutil.pid_exists(ready[0].info.pid)
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_a_stop_ends_the_processes_and_the_same_call_goes_on(make_store, store_bytes, inline_store, events):
     pairs = make_store("stopped")
 
@@ -103,6 +108,7 @@ label_with_processes(sys.argv[1], 2, LabelSettings(labeler=Unhurried))
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_processes_end_with_a_driver_that_is_killed(make_store):
     pairs = make_store("killed")
@@ -120,6 +126,7 @@ def test_processes_end_with_a_driver_that_is_killed(make_store):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_labeler_that_cannot_be_made_is_the_error_of_the_run(make_store):
     pairs = make_store("refused")
     with pytest.raises(NonFiniteLabelError, match=r"pairs\.zarr is refused"):
@@ -148,6 +155,7 @@ def test_a_machine_that_starts_no_process_is_told_of(make_store, make_job, monke
         label_with_processes(make_store("none").location.url, 2)
 
 
+@pytest.mark.slow
 def test_a_template_that_was_killed_is_replaced(make_store, store_bytes, inline_store, events):
     pairs, template = make_store("replaced"), process_pool.Template()
     template._process.kill()
@@ -157,6 +165,7 @@ def test_a_template_that_was_killed_is_replaced(make_store, store_bytes, inline_
     assert events.of("worker_lost") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("start_s", "who"), [(1e6, 0), (-1.0, 2)])
 def test_the_choice_is_made_by_the_rate_and_told(
     make_store, store_bytes, inline_store, events, monkeypatch, start_s, who
@@ -173,6 +182,7 @@ def test_the_choice_is_made_by_the_rate_and_told(
     assert ({record["pid"] for record in events.records} == {os.getpid()}) is (who == 0)
 
 
+@pytest.mark.slow
 def test_threads_of_the_process_are_none_when_it_forks():
     """A fork of a process with threads can find a lock held for ever; warnings of Python would say so too."""
     template = process_pool.Template()

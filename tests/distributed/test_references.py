@@ -125,6 +125,7 @@ def loads(monkeypatch):
     return numbers
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_evaluations", "direction"), a_third(itertools.product([6, 20], ["decode", "encode"])))
 def test_the_measured_error_is_that_of_the_labels(make_store, monkeypatch, loads, direction, num_evaluations):
@@ -149,6 +150,7 @@ def test_the_measured_error_is_that_of_the_labels(make_store, monkeypatch, loads
         assert all(loads.count(number) == 1 for number in range(num_kept))
 
 
+@pytest.mark.slow
 def test_a_planted_error_is_measured(make_store):
     pairs = make_store(data=TABLE, labels=LABELS)
     label_all(pairs)
@@ -195,6 +197,7 @@ def test_a_damaged_reference_is_refused(make_store, place):
         ShardLabeler(pairs.location.url)
 
 
+@pytest.mark.slow
 def test_rows_of_the_store_are_read_as_they_are(make_store):
     pairs = make_store(data=TABLE, labels=LABELS)
     stored = references.StoredReference(pairs)
@@ -333,6 +336,7 @@ print(peak_memory() - budget)
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("tolerance", a_third([1e-3, 0.0]))
 def test_ten_times_the_budget_is_labelled_within_it(tmp_path, monkeypatch, tolerance):

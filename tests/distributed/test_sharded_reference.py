@@ -120,6 +120,7 @@ def test_a_query_out_of_reach_is_nan_and_harms_no_other(make_store):
     assert moments.bound[3].isnan()
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_a_group_works_through_the_pool(make_store, ray_cluster, events):
     alone, here = make_store("alone", data=TABLE, labels=LABELS), make_store("here", data=TABLE, labels=LABELS)

@@ -66,6 +66,7 @@ sweep_partials(open_pairs(url))
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("executor", "num_stops", "num_shards"),
     [

@@ -398,6 +398,7 @@ def test_a_diverging_fit_on_workers_says_so_once(ray_cluster, url, tmp_path, mon
     assert Journal(tmp_path / "c").take_failure() is None
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_killed_training_driver_goes_on(make_job, tmp_path):
     from sfg_dist.pipeline.pipeline import Pipeline
@@ -419,6 +420,7 @@ def test_a_killed_training_driver_goes_on(make_job, tmp_path):
     assert [event["epoch"] for event in events if event["event"] == "epoch"] == [1, 2, 3]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_memory_stays_flat_as_the_store_grows_tenfold(make_store, tmp_path):
     """Peak memory of two fits in a process of their own, on 1.6 MB and then on 16 MB of pairs."""

@@ -379,6 +379,7 @@ class TestCells:
         with pytest.raises(DataError, match=r"'x' in data row 2 .*line 7 of the file"):
             read(tmp_path, text)
 
+    @pytest.mark.slow
     def test_very_wide(self, tmp_path):
         names = [f"{number:060d}" for number in range(2500)]  # a line longer than a cell of Python's csv may be
         text = ",".join(f"x{name}" for name in names) + "\n" + (",".join(["1.25"] * 2500) + "\n") * 3

@@ -75,6 +75,7 @@ def test_a_child_imports_no_file_of_the_user(beside, monkeypatch):
     run(beside, *python_command("sfg_dist", "--version"), environment={"PYTHONPATH": f"{beside}{os.pathsep}"})
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [["label", "job.toml"], ["plan", "job.toml"]])
 def test_labels_and_a_plan_beside_files_of_the_user(beside, words):
@@ -195,6 +196,7 @@ print(sum(kernel.stats.cache_misses.values()))
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_processes_that_need_a_kernel_at_once_compile_it_once(tmp_path):
     lines = "\n".join(f"    value = value * 3 + {k}" for k in range(200))  # a second or so to compile

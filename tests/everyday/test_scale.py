@@ -109,6 +109,7 @@ def test_every_solver_and_engine(unit, settings):
     assert deviation(found if encodes else found / unit, expected) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", [1e-6, 1e6])
 @pytest.mark.parametrize("direction", ["decode", "encode"])
 @pytest.mark.parametrize("settings", [{}, {"solver_tolerance": 1e-2}], ids=str)
@@ -202,6 +203,7 @@ def test_scores(unit, schedule, device):
         assert float((found * unit - expected).abs().max()) < tolerance * float(expected.abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", UNITS + FAR_UNITS)
 @pytest.mark.parametrize("method", ["kernel", "ode"])
 @pytest.mark.parametrize("schedule", ["linear", "linear_floor"])
@@ -509,6 +511,7 @@ def test_minibatches_have_the_unit_of_the_whole(store_of):
     assert deviation(scaled.labels.compute() / 1e4, plain.labels.compute()) < 1e-3
 
 
+@pytest.mark.slow
 def test_a_store_of_the_first_version_goes_on_as_it_was_begun(tmp_path, make_job, monkeypatch):
     np.save(tmp_path / "x.npy", table(200) * 3)
     given = NONE | {"data": {"source": str(tmp_path / "x.npy"), "max_rows": 200}, "labels": LABELS}
@@ -531,6 +534,7 @@ def test_a_store_of_the_first_version_goes_on_as_it_was_begun(tmp_path, make_job
     assert np.array_equal(pairs.labels.compute(), label_latents(latents, pairs.reference, sigma_data=1.0, **settings))
 
 
+@pytest.mark.slow
 def test_columns_that_one_blur_does_not_suit_are_refused_before_any_work(store_of):
     with pytest.raises(
         ConfigError, match=r'transform\.kind = "none": columns \'c2\' .* and \'c0\' .* hide the smaller'

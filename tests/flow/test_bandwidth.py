@@ -24,6 +24,7 @@ def table(num_rows, dim, seed=0):
     return np.random.default_rng(seed).standard_normal((num_rows, dim))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["linear", "linear_floor"])
 @pytest.mark.parametrize("tile", [(256, 1024), (7, 1), (16, 13)])
 def test_every_candidate_is_the_brute_force(schedule, tile, device, monkeypatch):

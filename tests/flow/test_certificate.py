@@ -57,6 +57,7 @@ def queries(rng, rows, t, num=24):
     return torch.from_numpy(((1 - t) * picked + t**0.5 * noise).astype(np.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", EVERY_FAMILY)
 @settings(max_examples=examples(12), deadline=None, derandomize=True)
 @given(

@@ -20,6 +20,7 @@ from sfg_dist.flow.posterior.cpu.engine import cluster_sums
 from sfg_dist.flow.posterior.moments import Request
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["sparse", "native"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38, 1e20])
 def test_a_query_out_of_reach_is_nan_and_harms_no_other(backend, value):
@@ -63,6 +64,7 @@ def test_an_error_in_one_thread_ends_the_others():
     assert len(seen) <= 2
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_forked_process_has_threads_of_its_own():
@@ -150,6 +152,7 @@ def test_a_rows_bits_depend_on_nothing_beside_it(dim):
         assert torch.equal(results[0][5:6], alone)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_near_row_in_a_far_node_is_not_lost():
     # A node whose centre is 126 powers of two off while its one near row holds two thirds of all weight: the bound of

@@ -56,6 +56,7 @@ SHAPES = [(1, 1, 1), (1, 9, 100), (2, 7, 31), (3, 8, 32), (6, 33, 5000)]
 SHAPES += [pytest.param(*shape, marks=pytest.mark.slow) for shape in [(12, 5, 4097), (13, 16, 1000), (43, 9, 700)]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize(("dim", "num_rows", "num_reference"), SHAPES)
 @pytest.mark.parametrize("inv_sigma_sq", [1e-3, 0.5, 30.0])
@@ -93,6 +94,7 @@ def test_rows_far_closer_than_the_ones_before_take_over_the_sums():
     np.testing.assert_allclose(variance, expected[2], atol=1e-11)  # of squares of 1e-4, rounded
 
 
+@pytest.mark.slow
 def test_listed_leaves_alone_are_summed():
     dim, num_leaves = 12, 1000  # several windows
     x, scales, rows = case(dim, 3, num_leaves * 32, 2.0)

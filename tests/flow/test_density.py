@@ -88,6 +88,7 @@ def test_a_large_gaussian_sample_has_the_gaussians_density(method, name):
     assert error.max() < 0.5  # far out only a few of the sample's rows tell the density
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_methods_agree_on_moons(name, moons, device):
     x = torch.from_numpy(draws(moons, Schedule(name, 1e-2))).to(device)
@@ -111,6 +112,7 @@ def test_ode_converges_with_order_four(moons):
     assert error[0] / error[1] > 2**3.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_integrates_to_one(method, name):

@@ -87,6 +87,7 @@ def test_falls_back_to_the_graded_grid(error_of, num_steps):
     assert (fitted.cost, fitted.center, fitted.tail) == (1, 1, 1)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_lower_error_on_two_moons_for_as_many_evaluations(moons):
     reference = Reference(moons.astype(np.float32), sigma_data=1.0)
@@ -151,6 +152,7 @@ def test_the_grid_is_fitted_once_and_kept_with_the_reference(moons, monkeypatch)
     assert len(calls) == 2
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("solver", "num_evaluations", "direction", "name"),

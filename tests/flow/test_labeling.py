@@ -14,6 +14,7 @@ def exact_labels(moons):
     return latents, label_latents(latents, moons, num_evaluations=640, dtype=torch.float64, sigma_data=1.0)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_float32_labels_with_32_evaluations(moons, exact_labels, device):
     latents, exact = exact_labels

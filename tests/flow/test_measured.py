@@ -47,7 +47,8 @@ def errors(reference, alpha, beta_sq, threshold, n=256, seed=3):
     return torch.linalg.vector_norm(found.mean - exact, dim=1).numpy()
 
 
-@pytest.mark.parametrize("dim", [3, 20])
+@pytest.mark.slow
+@pytest.mark.parametrize("dim", [3, pytest.param(21, marks=pytest.mark.long)])
 def test_laws_are_those_of_the_nodes_rows(dim):
     rng = np.random.default_rng(1)
     rows = rng.standard_normal((5000, 3)) * [1, 0.7, 0.5] @ np.linalg.qr(rng.standard_normal((dim, 3)))[0].T
@@ -72,6 +73,7 @@ def test_laws_are_those_of_the_nodes_rows(dim):
     assert np.isclose(law[-4], expected, rtol=1e-2 if dim > 3 else 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY_FAMILY)
 @pytest.mark.parametrize("beta_sq", [0.9, 0.3, 0.03, 1e-3])
 def test_a_small_threshold_is_exact(name, beta_sq):
@@ -82,6 +84,7 @@ def test_a_small_threshold_is_exact(name, beta_sq):
     assert errors(reference, 1 - beta_sq, beta_sq, 1e-12, n=64).max() < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY_FAMILY)
 def test_the_share_over_the_tolerance_is_what_is_stated(name):
     rows = FAMILIES[name](np.random.default_rng(1), 6000)
@@ -97,6 +100,7 @@ def test_the_share_over_the_tolerance_is_what_is_stated(name):
     assert over <= most_over(total) if total else measured.thresholds == (0.0,) * len(measured.thresholds)
 
 
+@pytest.mark.slow
 def test_labels_differ_little_from_those_by_the_bound_and_sum_fewer_pairs():
     rows, latents = mixture(1, 40_000), np.random.default_rng(2).standard_normal((256, 2))
     exact = label_latents(latents, rows, t_min=1e-3, tolerance=0.0, backend="dense")
@@ -112,6 +116,7 @@ def test_labels_differ_little_from_those_by_the_bound_and_sum_fewer_pairs():
     assert efforts["measured"].bounded == 0
 
 
+@pytest.mark.slow
 def test_a_certificate_of_another_table_is_caught():
     latents = torch.from_numpy(np.random.default_rng(2).standard_normal((64, 2)))
     flow = Flow(SCHEDULE)
@@ -125,6 +130,7 @@ def test_a_certificate_of_another_table_is_caught():
     assert torch.equal(ends, label_batch(latents, drifted, flow, tolerance=TOLERANCE))
 
 
+@pytest.mark.slow
 def test_a_row_has_its_own_bits_whatever_is_beside_it():
     reference, flow = Reference(mixture(1)), Flow(SCHEDULE)
     measured = fit_certificate(reference, flow, tolerance=TOLERANCE)

@@ -37,6 +37,7 @@ def backend_of_float64(request, device):
     return request.param
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [1, 2, 11, 43])
 @pytest.mark.parametrize("t", [0.9, 0.1, 1e-3, 1e-5])
 def test_moments(dim, t, backend, device):
@@ -63,6 +64,7 @@ def test_rows_may_have_times_of_their_own(backend_of_float64, device):
     torch.testing.assert_close(result.variance, variance)
 
 
+@pytest.mark.slow
 def test_far_from_every_reference_no_weight_vanishes(backend, device):
     # Without the running maximum every weight here is exp(-50000) = 0 and the row is 0 / 0.
     reference = Reference(torch.tensor([[-1.0] * 200, [1.0] * 200], device=device), sigma_data=1.0)
@@ -84,6 +86,7 @@ def test_offset_data_keep_their_digits(device):
     assert (result.mean.double() - mean).norm(dim=1).max() < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [2, 12, 43])
 def test_log_kernel_sum_keeps_its_digits_at_small_times(dim, device):
     # The kernel sum is what the density is made of; |z|^2 / (2 beta^2), 1e4 and more here, must not swallow it.

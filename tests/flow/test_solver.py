@@ -171,6 +171,7 @@ def test_num_evaluations_are_the_calls_made(solver, budget):
     assert num_steps(solver, budget) == 3
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(("solver", "budget", "bound"), [("exp_abm5", 16, 1e-3), ("exp_abm4", 20, 6e-4)])
 def test_label_error_of_the_multistep_methods(moons, solver, budget, bound):

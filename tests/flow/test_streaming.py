@@ -94,6 +94,7 @@ def test_streamed_blocks_in_float64(backend):
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_all_that_takes_a_reference_takes_a_streamed_one():
     rows = table(5003, 2)

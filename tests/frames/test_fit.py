@@ -71,6 +71,7 @@ def test_frames_have_densities_and_latents(generator, frame):
         generator.log_prob(frame.drop(columns="age"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["polars", "arrow", "records", "float64", "float32"])
 def test_other_tables_come_back_too(library, frame):
     tables = {
@@ -102,6 +103,7 @@ def test_nothing_is_left_behind(frame, tmp_path, monkeypatch, capfd):
     assert str(tmp_path) not in str(generator.job)
 
 
+@pytest.mark.slow
 def test_an_output_directory_is_kept_and_gone_on_with(frame, tmp_path):
     out = tmp_path / "run"
     keys = TINY | {"labels": TINY["labels"] | {"num_pairs": 8192}}

@@ -66,6 +66,7 @@ def test_a_table_of_all_kinds_is_sampled_and_saved(library, tmp_path):
     assert loaded.sample(5, container="numpy").shape == (5, len(generator.columns))
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(10))
 @given(st.data())
 def test_random_schemas(data):

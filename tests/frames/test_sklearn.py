@@ -54,6 +54,7 @@ def test_a_frame_is_fitted_scored_and_sampled():
         estimator.score_samples(frame.rename(columns={"x": "y"}))
 
 
+@pytest.mark.slow
 def test_polars_and_arrays():
     frame = pl.from_pandas(table())
     assert is_same_schema(OneStepGenerator(**TINY, encoder=False).fit(frame).sample(5), frame)
@@ -75,6 +76,7 @@ def test_parameters_are_cloned_and_decide():
         clone(twin).sample(3)
 
 
+@pytest.mark.slow
 def test_only_what_is_not_fitted_is_pickled():
     estimator = OneStepGenerator(**TINY, encoder=False)
     assert pickle.loads(pickle.dumps(estimator)).get_params() == estimator.get_params()  # noqa: S301

@@ -528,6 +528,7 @@ PACK = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("packing", "parts"), [("gz", 1), ("gz", 20), ("bz2", 20), ("zst", 1), ("zst", 20)])
 def test_a_packed_text_that_grows(tmp_path, monkeypatch, packing, parts):
     """Some packings say the size; it may be wrong, and several may lie one behind the other."""
@@ -591,6 +592,7 @@ def test_a_chunk_of_zarr_3_that_grows(tmp_path, small_machine, sharded):
     refused(zarr_chunk(tmp_path / "t.zarr", zarr.codecs.ZstdCodec(), content, sharded=sharded), "unpacks to more")
 
 
+@pytest.mark.slow
 def test_a_large_index_of_shards_is_no_chunk_that_grows(tmp_path, small_machine):
     rows = np.random.default_rng(0).normal(size=(1 << 14, 1))
     array = zarr.create_array(

@@ -106,6 +106,7 @@ def test_a_link_in_a_store_is_named_and_set_aside_as_it_is(run, home, key, to):
     assert not [finding for finding in verify(open_pairs(run)).findings if finding.kind == "link"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "to"), [("reference", ""), ("zarr.json", ".profile"), ("labels/c", ""), ("commits", ""), ("notes", "")]
 )

@@ -72,6 +72,7 @@ def model(files, tmp_path):
     return write
 
 
+@pytest.mark.slow
 def test_the_whole_model_is_read(model):
     before = torch.random.get_rng_state()
     generator = Generator.load(model())
@@ -358,6 +359,7 @@ def encoder_trainer():
     return EncoderTrainer(Encoder(2, width=8, depth=1), Tables(rows, rows, rows, rows[:50]), seed=0)
 
 
+@pytest.mark.slow
 def test_an_encoders_checkpoint_that_does_not_fit_is_not_taken_up():
     """torch spreads a tensor of one number over a whole layer without a word."""
     made = encoder_trainer()

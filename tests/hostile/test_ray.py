@@ -50,6 +50,7 @@ def is_loopback(address):
     return (getattr(found, "ipv4_mapped", None) or found).is_loopback
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_run_into_a_bucket_listens_on_loopback_alone_and_leaves_nothing(tmp_path, make_job, small_run, s3_url):
@@ -102,6 +103,7 @@ def test_a_run_into_a_bucket_listens_on_loopback_alone_and_leaves_nothing(tmp_pa
     assert state["drivers"][0]["state"] == "ended"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_labels_by_processes_of_this_machine_listen_nowhere(make_store):
     me, pairs, most, seen = psutil.Process(), make_store(), 0, set()

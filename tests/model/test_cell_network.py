@@ -49,6 +49,7 @@ def test_within_a_cell_a_label_has_the_normal_law():
         assert (drawn[is_lower, 0] < ndtri(0.3 * quarter)).mean() == pytest.approx(quarter, abs=0.02)
 
 
+@pytest.mark.slow
 def test_the_cross_entropy_is_that_of_the_drawn_law():
     network = make(num_conditions=1)
     with torch.no_grad():
@@ -65,6 +66,7 @@ def test_the_cross_entropy_is_that_of_the_drawn_law():
         assert found.mean() == pytest.approx(np.exp(-entropies[found][0]), abs=0.01)
 
 
+@pytest.mark.slow
 def test_columns_that_determine_each_other_agree_after_the_fit():
     torch.manual_seed(1)
     latents = torch.randn(512, 3)

@@ -85,6 +85,7 @@ def test_a_mirrored_encoder_has_degree_minus_one_and_the_same_mass():
     assert masses[0] == pytest.approx(masses[1], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_map_that_covers_the_plane_twice_has_mass_two():
     """The square of a complex number: no folds, det J > 0 nearly everywhere, and each latent has two preimages."""
 
@@ -153,6 +154,7 @@ def imitation_error(encoder, latents, labels):
         return float((encoder(torch.from_numpy(labels)) - torch.from_numpy(latents)).square().mean())
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_density_of_a_normal_law():
     oracle = GaussianOracle(torch.tensor([0.5, -1.0, 0.0]), torch.tensor([0.3, 1.0, 2.0]))
@@ -187,6 +189,7 @@ def mixture_fit():
     return oracle, encoder, mass, latents, labels
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_density_of_a_mixture(mixture_fit):
     oracle, encoder, mass, latents, labels = mixture_fit

@@ -62,6 +62,7 @@ def fitted(tmp_path_factory):
     return folder, pipeline, pipeline.train()
 
 
+@pytest.mark.slow
 def test_samples_are_of_the_table(fitted):
     _, pipeline, generator = fitted
     assert isinstance(generator.network, CellNetwork)
@@ -88,6 +89,8 @@ def test_a_row_has_its_own_bits_and_comes_back_from_its_file(fitted):
     assert again.digest == generator.digest
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_a_fit_that_was_stopped_goes_on_with_the_same_bits(fitted, tmp_path):
     folder, _, _ = fitted
     whole = job_of(f"{folder}/trees.csv", folder / "run")
@@ -125,6 +128,7 @@ def test_looks_ahead_of_the_labels_count(fitted, tmp_path):
     assert most_steps_ahead(pairs, settings.model_copy(update={"cells": False})) == np.inf
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.slow
 def test_two_workers_of_ray_fit_what_one_fits(ray_cluster, fitted, tmp_path):
@@ -144,6 +148,7 @@ def test_two_workers_of_ray_fit_what_one_fits(ray_cluster, fitted, tmp_path):
     assert (rows[:, :2] == alone_rows[:, :2]).all(axis=1).mean() > 0.99
 
 
+@pytest.mark.slow
 def test_the_graph_draws_the_same_rows(fitted):
     _, _, generator = fitted
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -131,6 +131,7 @@ class Shrunk(MLP):
         return torch.from_numpy(0.6 * rows).float()
 
 
+@pytest.mark.slow
 def test_calibration_restores_variance_correlation_and_marginals():
     from scipy.stats import ks_2samp
 

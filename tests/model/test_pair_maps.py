@@ -36,6 +36,7 @@ def test_a_blurred_curve_is_sharp_again(maps):
         np.testing.assert_allclose(drawn, expected, atol=0.06)
 
 
+@pytest.mark.slow
 def test_the_pairs_that_differ_are_the_ones_that_are_mapped(maps):
     assert {tuple(sorted(pair)) for pair in maps.columns[:2].tolist()} == {(0, 1), (2, 3)}
 

@@ -55,6 +55,7 @@ def test_as_many_runs_as_numbers_leave_no_interval():
     assert fit_laws([1, 2, 4], [100.0, 55.0, 32.5]).amdahl.is_tested
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(("law", "parameters"), [(amdahl, (100.0, 0.08)), (universal, (100.0, 0.05, 0.001))])
 def test_nine_intervals_in_ten_hold_the_truth(law, parameters):

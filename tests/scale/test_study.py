@@ -216,6 +216,7 @@ def test_more_workers_than_there_is_room_for_are_refused_before_anything_is_meas
     assert not [event for event in told if event["event"] == "run_finished"]
 
 
+@pytest.mark.slow
 def test_a_study_that_is_cut_short_has_a_page_and_goes_on(make_study_job, tmp_path, monkeypatch):
     class Cut(Exception):
         pass

@@ -61,6 +61,7 @@ def test_a_replacement_needs_the_version_that_was_seen(location):
     assert location.read("x") is None
 
 
+@pytest.mark.slow
 def test_many_objects_are_written_and_read_at_once(location):
     objects = {f"many/{k:03d}": bytes([k]) * k for k in range(150)}
     location.write_many(objects.items())

@@ -277,6 +277,7 @@ sys.exit(max(abs(writer.exitcode) for writer in writers))
 """
 
 
+@pytest.mark.slow
 def test_of_many_writers_one_commit_wins(pairs):
     """Eight processes commit the same shard at once: one record, and all of them succeed."""
     done = subprocess.run([sys.executable, "-c", WRITERS, pairs.location.url], capture_output=True, text=True)

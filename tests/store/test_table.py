@@ -61,6 +61,7 @@ def read_folder(place, suffix):
     return np.concatenate([np.column_stack([column.to_numpy() for column in table.columns]) for table in tables])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".zarr", ".parquet"])
 def test_a_killed_writer_goes_on_at_the_part_that_is_missing(small_parts, place, suffix):
     path = folder(place, suffix)
@@ -99,6 +100,7 @@ def test_a_table_of_another_source_is_replaced_but_never_by_a_share(small_parts,
     np.testing.assert_array_equal(read_folder(place, suffix), -ROWS[:300])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".zarr", ".parquet"])
 def test_a_killed_removal_is_gone_on_with(small_parts, place, suffix, monkeypatch):
     path, delete, deleted = folder(place, suffix), Location.delete, []

@@ -247,7 +247,7 @@ def test_help_and_version(tmp_path):
 @pytest.mark.parametrize(
     ("which", "executor"),
     [
-        (signal.SIGINT, "inline"),
+        pytest.param(signal.SIGINT, "inline", marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, "inline", marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, "ray", marks=[pytest.mark.ray, pytest.mark.slow, pytest.mark.long]),
         pytest.param(signal.SIGTERM, "ray", marks=[pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos]),

@@ -168,6 +168,7 @@ def test_help_has_all_commands_in_the_order_of_use():
 LOADED = "import sys; from sfg_dist.cli.main import app; app(sys.argv[1:], standalone_mode=False); print(*sys.modules)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "unwanted"),
     [

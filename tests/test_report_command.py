@@ -24,6 +24,7 @@ def files(directory):
     }
 
 
+@pytest.mark.slow
 def test_the_page_is_rendered_anew_and_nothing_else_is_written(run, small_run, no_pictures):
     page, before = (run / "report.html").read_text(), files(run)
     (run / "report.html").unlink()
@@ -32,6 +33,7 @@ def test_the_page_is_rendered_anew_and_nothing_else_is_written(run, small_run, n
     assert (run / "report.html").read_text() == page.replace(str(small_run.directory), "run")
 
 
+@pytest.mark.slow
 def test_the_page_has_the_stored_figures(run, no_pictures):
     metrics = json.loads((run / "metrics.json").read_text())
     metrics["samples"]["c2st_auc"] = 0.7654

@@ -63,6 +63,7 @@ def test_missing_object():
         open_table("s3://bucket/other.csv")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("endpoint")
 @pytest.mark.parametrize("suffix", [".csv", ".zarr"])
 @pytest.mark.parametrize("has_half", [False, True])

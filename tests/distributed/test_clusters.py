@@ -15,6 +15,7 @@ TABLE = {"source": "moons", "max_rows": 6000}  # 4800 of them for training: enou
 LABELS = {"num_pairs": 256, "shard_rows": 64, "batch_size": 64, "num_evaluations": 20, "t_min": 1e-3}
 
 
+@pytest.mark.slow
 def test_the_store_holds_the_order_and_every_record_its_bound(make_store):
     pairs = make_store(data=TABLE, labels=LABELS)
     assert np.array_equal(np.sort(pairs.order_rows(0, pairs.num_reference)), np.arange(len(pairs.reference)))
@@ -56,6 +57,7 @@ def test_step_control_is_recorded_and_meets_its_tolerance(make_store):
     assert label_error(pairs)["median"] < 2e-3
 
 
+@pytest.mark.slow
 def test_the_blur_is_chosen_once_and_kept(make_job):
     job = make_job(data=TABLE, labels=LABELS | {"t_min": "auto"})
     seen = []

@@ -48,6 +48,7 @@ def check_bytes(job):
     assert expected.commits == pytest.approx(found["commits"], rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "tables",
     [
@@ -135,6 +136,7 @@ def test_no_room_for_a_calibration(make_store, monkeypatch):
         calibrate(pairs.plan, pairs.reference, CalibrationSettings(["cpu"]))
 
 
+@pytest.mark.slow
 def test_a_store_that_is_begun_counts_what_is_left(make_job, paces):
     job = make_job()
     pairs = Pipeline(job).open_store()

@@ -123,6 +123,7 @@ def test_a_long_epoch_says_how_far_it_is(url, tmp_path, monkeypatch):
     assert np.mean([entry["train_loss"] for entry in live[:3]]) == pytest.approx(epochs[0]["train_loss"], rel=0.5)
 
 
+@pytest.mark.slow
 def test_a_signal_leaves_a_checkpoint_at_the_very_step(url, tmp_path, monkeypatch):
     settings = make_settings(num_epochs=3)
     whole, _ = fit_inline(url, tmp_path / "whole", settings)
@@ -161,6 +162,7 @@ def test_a_fit_may_go_back_to_any_checkpoint_that_is_kept(url, tmp_path):
         own.go_back_to("7")
 
 
+@pytest.mark.slow
 def test_a_fit_may_go_on_from_another_runs_checkpoint_with_another_rate_but_not_another_order(url, tmp_path):
     run_id = open_pairs(url).plan.run_id
     fit_inline(url, tmp_path / "one", make_settings(num_epochs=2))

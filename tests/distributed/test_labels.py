@@ -54,6 +54,7 @@ def test_inline_labels_are_the_flows(make_store):
     assert np.array_equal(pairs.labels.compute(), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_pairs", [1, 63, 128, 129, 1000])
 def test_a_row_count_that_nothing_divides_loses_nothing(make_store, num_pairs):
     pairs = make_store(labels={"num_pairs": num_pairs})
@@ -84,6 +85,7 @@ def test_encoded_rows_are_blurred_data_and_their_latents_decode_to_them(make_sto
     assert np.median(np.linalg.norm(back - labels, axis=1)) < 1e-3
 
 
+@pytest.mark.slow
 def test_a_batch_of_another_kind_changes_no_bits_of_this_one(make_store, store_bytes, inline_store, device):
     """The batch of GPUs is another plan's, but a CPU's rows come in the batches that they always came in."""
     pairs = make_store("gpu", labels={"gpu_batch_size": 128})

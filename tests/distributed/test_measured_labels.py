@@ -94,6 +94,7 @@ def test_bits_do_not_depend_on_whether_the_reference_is_in_memory_or_in_a_file(m
     assert error["median"] < 0.1
 
 
+@pytest.mark.slow
 def test_a_disk_without_room_is_said_before_any_label(make_store, from_file, monkeypatch):
     pairs = make_store(data=TABLE, labels=LABELS)
     monkeypatch.setattr(shared_blocks, "free_bytes", lambda directory: 0)
@@ -113,6 +114,7 @@ def test_processes_give_the_bits_of_a_file(make_store, store_bytes, from_file, n
     assert store_bytes(processes.location.url) == store_bytes(file.location.url)
 
 
+@pytest.mark.slow
 def test_an_order_over_several_blocks_is_of_the_whole_reference(make_store, monkeypatch):
     monkeypatch.setattr("sfg_dist.flow.posterior.reference.REFERENCE_BLOCK_ROWS", 1500)
     pairs = make_store(data=TABLE, labels=LABELS)

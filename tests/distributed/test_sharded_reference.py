@@ -110,6 +110,7 @@ def test_a_part_beyond_the_memory_is_refused_with_what_would_do(make_store):
         ReferenceMember(pairs.location.url, 0, 2, memory_gib=0.1)
 
 
+@pytest.mark.slow
 def test_a_query_out_of_reach_is_nan_and_harms_no_other(make_store):
     pairs = make_store(data=TABLE, labels=LABELS)
     group = ShardedReference(StoredReference(pairs), members_of(pairs, 2))

@@ -94,6 +94,7 @@ READERS = ["pandas", "polars", "duckdb", "dask", "pyarrow"]
 pytestmark = pytest.mark.filterwarnings("ignore:The inplace keyword in DataFrame")  # dask's, of pandas
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("name", ["rows.parquet", "rows.parquet/"])
 def test_parquet_has_the_types_of_the_source(tmp_path, name, reader):

@@ -64,6 +64,7 @@ def deviation(found, expected):
 # Labels.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", UNITS + FAR_UNITS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_labels_scale_with_the_rows(unit, dtype, device):

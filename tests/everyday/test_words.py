@@ -384,6 +384,7 @@ def test_settings_of_labels(name, value):
     assert len(said) < LONGEST
 
 
+@pytest.mark.slow
 def test_settings_of_labels_that_mean_the_same():
     rows = np.random.default_rng(0).standard_normal((6, 1))
     expected = sfg_dist.label_latents(rows, rows, num_evaluations=6)

@@ -128,6 +128,7 @@ def test_the_bound_holds_over_three_levels_and_more(family, num_blocks, monkeypa
         check_bound(rng, reference, t, 1e-3, block_rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_rows", [2000, 400])
 @pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_without_a_tolerance_it_is_exact(family, block_rows, monkeypatch):

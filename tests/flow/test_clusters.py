@@ -37,6 +37,7 @@ def test_a_query_out_of_reach_is_nan_and_harms_no_other(backend, value):
     assert torch.equal(moments.mean[others], alone.mean.expand(39, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["sparse", "native"])
 @pytest.mark.parametrize(("alpha", "beta_sq"), [(0.0, 1.0), (0.0, 1e-6), (0.0, 1e8), (1e-7, 1e-6), (1e-9, 0.01)])
 def test_a_vanishing_alpha(backend, alpha, beta_sq):

@@ -122,6 +122,7 @@ def test_integrates_to_one(method, name):
     assert np.trapezoid(np.exp(values), grid[:, 0]) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("t_min", [1e-2, 1e-4])
 def test_kernel_in_float32(t_min, moons, device):
     x = places(moons[:500], 200) + 20

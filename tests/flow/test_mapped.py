@@ -75,6 +75,7 @@ def test_the_file_is_that_of_a_reference_in_memory(both, handles):
     assert first == second
 
 
+@pytest.mark.slow
 def test_evaluations_have_the_same_bits_though_its_pages_are_given_up(both, monkeypatch):
     whole, in_file = both
     z = torch.randn(100, 3, generator=torch.Generator().manual_seed(1))

@@ -171,6 +171,7 @@ def test_what_it_does_not_serve_is_refused(rows, given, words):
         label_latents(np.zeros((4, rows.shape[1])), rows, certificate="measured", **given)
 
 
+@pytest.mark.slow
 def test_a_row_far_from_the_others_of_its_node_is_not_lost():
     rng = np.random.default_rng(4)
     # With the far row 4096 rows are two nodes of 2048, apart from the others, among which the greedy descent ends.

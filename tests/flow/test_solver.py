@@ -107,6 +107,7 @@ def gaussian_error(schedule, solver, steps, direction, time_grid=None, grading=G
     return float((got - GAUSSIAN.transport(z, *ends)).norm(dim=1).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", ["decode", "encode"])
 @pytest.mark.parametrize(
     "schedule", [Schedule("linear", 1e-3), Schedule("linear_floor", 0.01)], ids=["linear", "floor"]
@@ -128,6 +129,7 @@ def test_measured_order_of_multistep_methods(solver, name):
     assert slopes[-1] == pytest.approx(MULTISTEP[solver].order, abs=0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", ["decode", "encode"])
 @pytest.mark.parametrize("time_grid", ["graded", "uniform"])
 @pytest.mark.parametrize("solver", MULTISTEP)

@@ -49,6 +49,7 @@ def generator(frame):
     return sfg_dist.fit(frame, max_time_s=None, labels=TINY["labels"], train=TINY["train"] | ENCODER)
 
 
+@pytest.mark.slow
 def test_a_frame_comes_back_from_the_fit_and_from_its_file(generator, frame, tmp_path):
     rows = generator.sample(300, seed=1)
     assert is_same_schema(rows, frame)
@@ -172,6 +173,7 @@ def test_columns_are_named_in_errors(frame):
         sfg_dist.fit(frame[:5])
 
 
+@pytest.mark.slow
 def test_a_condition_is_given_by_its_text(frame):
     generator = sfg_dist.fit(frame, max_time_s=None, data={"condition": ["clinic"]}, **TINY)
     rows = generator.sample(6, given={"clinic": "north"})

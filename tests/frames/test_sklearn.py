@@ -40,6 +40,7 @@ def test_scikit_learns_own_checks(estimator, check):
     check(estimator)
 
 
+@pytest.mark.slow
 def test_a_frame_is_fitted_scored_and_sampled():
     frame = table()
     estimator = OneStepGenerator(**TINY, random_state=3).fit(frame)
@@ -66,6 +67,7 @@ def test_polars_and_arrays():
         estimator.fit(array[:, 0])
 
 
+@pytest.mark.slow
 def test_parameters_are_cloned_and_decide():
     estimator = OneStepGenerator(**TINY, encoder=False)
     twin = clone(estimator.set_params(num_pairs=300, random_state=np.random.RandomState(1)))

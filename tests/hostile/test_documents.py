@@ -143,6 +143,7 @@ def damage_commit(pairs, shard, name):
     path.write_bytes(COMMITS[name](unseal(path.read_bytes())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [list(COMMITS)[:7], list(COMMITS)[7:]])
 def test_hostile_commits_are_findings(copy_labels, names):
     pairs = copy_labels(8)
@@ -158,6 +159,7 @@ def test_hostile_commits_are_findings(copy_labels, names):
     assert shown["shards"] == shards
 
 
+@pytest.mark.slow
 def test_hostile_commits_are_repaired(copy_labels):
     pairs = copy_labels(8)
     before = pairs.commit_record(5)["objects"]

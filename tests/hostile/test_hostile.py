@@ -77,6 +77,7 @@ def test_nothing_outside_is_touched(make_world, case: Case):
     assert not problems, "\n".join(problems)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in SLOW | {"plan", "label_table", "given"}])
 def test_a_sound_run_is_none_of_these(make_world, command):
     """The harness itself finds nothing where nothing is hostile."""

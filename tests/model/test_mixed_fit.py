@@ -78,6 +78,7 @@ def test_samples_are_of_the_table(fitted):
         assert (table[:, 2] == 0).mean() == pytest.approx(0.48, abs=0.05)
 
 
+@pytest.mark.slow
 def test_a_row_has_its_own_bits_and_comes_back_from_its_file(fitted):
     folder, _, generator = fitted
     generator.save(folder / "model")

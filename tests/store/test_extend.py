@@ -50,6 +50,7 @@ def test_plain_zarr_reads_the_extension(new_store, fill, place):
     assert np.array_equal(array[4:], pairs.labels[36:].compute())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_chunk_bytes", [4 << 20, 16])
 def test_rows_are_those_that_zarr_reads(new_store, fill, place, rows_of, monkeypatch, max_chunk_bytes):
     """Of objects that are one chunk, of those that are cut, and of shards that nobody has written."""
@@ -65,6 +66,7 @@ def test_rows_are_those_that_zarr_reads(new_store, fill, place, rows_of, monkeyp
             assert np.array_equal(rows[start:stop], array[start:stop], equal_nan=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_chunk_bytes", [4 << 20, 16])
 def test_the_bytes_of_an_extended_store_are_known(new_store, fill, place, monkeypatch, max_chunk_bytes):
     monkeypatch.setattr("sfg_dist.store.arrays.MAX_CHUNK_BYTES", max_chunk_bytes)

@@ -64,6 +64,7 @@ def test_objects_are_those_that_zarr_writes(new_store, fill, rows_of, tmp_path, 
         assert object_bytes(pairs.plan, shard) == len(plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_chunk_bytes", [4 << 20, 64])
 @pytest.mark.parametrize("has_queries", [False, True])
 def test_the_bytes_of_a_store_are_known_before_it_is_there(new_store, fill, monkeypatch, max_chunk_bytes, has_queries):
@@ -158,6 +159,7 @@ def test_torn_leftovers_are_made_again(new_store, rows_of, torn):
     assert np.array_equal(pairs.latents.blocks[0].compute(), rows_of(pairs.plan, 0)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["truncate", "empty", "delete", "flip"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_damage_behind_a_commit_is_mended_by_the_committed_rows_only(new_store, fill, rows_of, damage, seed):

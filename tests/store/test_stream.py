@@ -144,6 +144,7 @@ def test_rows_held_never_pass_two_windows_shared_by_the_ranks(world_size):
         assert 0 < stream.max_rows_held <= bound
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("world_size", "shuffle_rows"), [(1, 200), (2, 200), (4, 200), (8, 200), (3, 512), (8, 1)])
 def test_what_all_ranks_read_is_within_the_stated_bound(world_size, shuffle_rows):
     fetched = 0

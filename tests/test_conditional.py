@@ -77,6 +77,7 @@ def test_a_row_for_each_sample_and_the_same_bits_however_they_are_drawn(small):
         generator.sample(3, given={"y": 1.0, "z": 2.0})
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_pairs_hold_conditions_of_training_rows_in_latents_and_labels(finished):
     pairs = sfg_dist.open_pairs(finished[0])
@@ -89,6 +90,7 @@ def test_pairs_hold_conditions_of_training_rows_in_latents_and_labels(finished):
     assert pairs.plan.condition == ("y",)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_figures_are_joint_and_the_report_says_what_is_given(finished):
     directory, metrics = finished
@@ -107,6 +109,7 @@ def test_figures_are_joint_and_the_report_says_what_is_given(finished):
     np.testing.assert_array_equal(samples[:, 1], held_out.validation[:1000, 1])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_graph_takes_conditions(finished):
     pytest.importorskip("onnxruntime")
@@ -128,6 +131,7 @@ def test_an_extended_store_holds_a_longer_runs_pairs(make_job, store_bytes):
         np.testing.assert_array_equal(np.asarray(getattr(short, name)), np.asarray(getattr(long, name)))
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_an_actor_makes_the_bits_of_this_process(make_job, ray_cluster):
     for name, executor in (("here", {"kind": "inline"}), ("actor", {"kind": "ray", "num_actors": 1})):

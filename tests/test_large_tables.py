@@ -132,6 +132,7 @@ def typed_source(tmp_path):
     }
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_labels_of_typed_columns_read_by_ranges_have_the_bits_of_the_table_held_whole(
     make_job, store_bytes, typed_source, monkeypatch

@@ -54,6 +54,7 @@ def test_the_encoder_comes_near_the_known_density(moons):
     assert {figure["num_rows"] for figure in figures.values()} == {400}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_encoded_rows_decode_to_about_themselves(moons):
     _, pipeline, _ = moons
@@ -66,6 +67,7 @@ def test_encoded_rows_decode_to_about_themselves(moons):
     assert np.square(generator.decode(back) - rows).mean() < 0.08  # independent rows: 1.0
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_run_tells_of_the_encoder_and_the_page_shows_it(moons):
     metrics, pipeline, events = moons
@@ -78,6 +80,7 @@ def test_the_run_tells_of_the_encoder_and_the_page_shows_it(moons):
     assert f"{metrics['likelihood']['encoder']['mass']:.3f}" in page
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_finished_encoder_is_not_fitted_again(moons, monkeypatch):
     _, pipeline, _ = moons

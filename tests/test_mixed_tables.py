@@ -122,6 +122,7 @@ def test_the_keys_of_older_stores_are_those_of_the_defaults():
     assert identity(types={"a": ["low", "high"]})["types"] == {"a": ["low", "high"]}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_category_may_be_a_condition(make_job, data, tmp_path, no_pictures):
     pipeline = Pipeline(make_job(data={**data, "condition": ["country", "job"]}))

@@ -54,6 +54,7 @@ def test_a_run_in_a_bucket_is_the_run_on_the_disk(make_job, tmp_path, bucket, no
     assert sfg_dist.open_pairs(f"{bucket}/runs/one").is_complete
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_commands_take_urls(make_job, tmp_path, bucket, no_pictures):
     job = make_job(output={"dir": f"{bucket}/run"})

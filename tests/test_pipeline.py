@@ -29,6 +29,7 @@ def test_the_generator_carries_job_and_figures(small_run):
     assert generator.columns == ("x", "y")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_samples_of_another_model_are_not_measured(make_job, small_run, tmp_path, no_pictures):
     small_run.copy(tmp_path / "run")

@@ -203,6 +203,7 @@ def test_a_notice_of_preemption_is_a_checkpoint_at_once(url, tmp_path, monkeypat
     assert saved == [16, 45]  # at the notice, once, and at the end
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_fit_in_a_bucket_is_the_one_in_a_directory(make_store, s3_url, tmp_path):
     """Store, checkpoints and their resume on an object store."""

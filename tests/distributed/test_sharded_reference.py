@@ -39,6 +39,7 @@ def test_a_part_that_is_not_there_is_refused():
         part_ranges(10, 0, 11)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("block_rows", [700, 10_000])
 @pytest.mark.parametrize("num_parts", [1, 2, 5])

@@ -109,6 +109,7 @@ def check_bound(rng, reference, t, tolerance, block_rows):
     assert (np.abs(shift) <= -np.log(1 - (1 + 1 / 16) / 4) + 1e-5 * np.abs(log_sum) + 1e-3).all()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "num_blocks"),

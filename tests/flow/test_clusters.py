@@ -133,8 +133,8 @@ def test_the_order_is_the_same_whoever_sorts(monkeypatch):
     assert np.array_equal(np.sort(alone), np.arange(len(rows)))
 
 
-# Kernels are compiled for each number of columns; before a commit those of 2 and 3 do.
-@pytest.mark.parametrize("dim", [3, pytest.param(43, marks=pytest.mark.slow)])
+# Kernels are compiled for each number of columns; for every day those of 2 and 3 do.
+@pytest.mark.parametrize("dim", [3, pytest.param(43, marks=pytest.mark.long)])
 def test_a_rows_bits_depend_on_nothing_beside_it(dim):
     rng = np.random.default_rng(1)
     reference = Reference(rng.standard_normal((6000, dim)), sigma_data=1.0)
@@ -178,7 +178,7 @@ def test_a_near_row_in_a_far_node_is_not_lost():
         assert np.linalg.norm(sums.mean[0] - exact_mean) <= sums.bound[0] + 1e-5
 
 
-@pytest.mark.parametrize("dim", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(21, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dim", [pytest.param(1, marks=pytest.mark.long), 3, pytest.param(21, marks=pytest.mark.long)])
 def test_no_tolerance_equals_dense(dim):
     rng = np.random.default_rng(5)
     reference = Reference(rng.standard_normal((3000, dim)), sigma_data=1.0)

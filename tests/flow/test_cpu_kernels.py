@@ -53,7 +53,7 @@ def case(dim, num_rows, num_reference, inv_sigma_sq, seed=0):
 KERNELS = [dense_rows, pytest.param(wide_rows, marks=needs_avx512)]
 SHAPES = [(1, 1, 1), (1, 9, 100), (2, 7, 31), (3, 8, 32), (6, 33, 5000)]
 # They are compiled for each number of columns.
-SHAPES += [pytest.param(*shape, marks=pytest.mark.slow) for shape in [(12, 5, 4097), (13, 16, 1000), (43, 9, 700)]]
+SHAPES += [pytest.param(*shape, marks=pytest.mark.long) for shape in [(12, 5, 4097), (13, 16, 1000), (43, 9, 700)]]
 
 
 @pytest.mark.slow

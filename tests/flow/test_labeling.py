@@ -26,6 +26,7 @@ def test_float32_labels_with_32_evaluations(moons, exact_labels, device):
     assert np.quantile(error, 0.9) <= 5e-3
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_published_euler_is_far_worse_at_far_more_evaluations(moons, exact_labels):
     latents, exact = exact_labels
@@ -35,6 +36,7 @@ def test_published_euler_is_far_worse_at_far_more_evaluations(moons, exact_label
     assert 3e-3 < np.median(np.linalg.norm(labels - exact[:300], axis=1)) < 5e-2
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_encode_inverts_decode(moons, exact_labels):
     latents, exact = exact_labels

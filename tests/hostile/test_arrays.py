@@ -682,6 +682,7 @@ print((peak() - begun) // 1024)
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_hostile_tables_take_little_memory(tmp_path):

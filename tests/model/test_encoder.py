@@ -204,6 +204,7 @@ def test_the_density_of_a_mixture(mixture_fit):
     assert imitation_error(encoder, latents, labels) < 0.05
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_mass_of_the_fit_is_its_integral(mixture_fit):
     _, encoder, mass, _, _ = mixture_fit

@@ -319,6 +319,7 @@ def test_a_writer_that_is_done_has_left_nothing_that_a_power_cut_takes():
     assert location.unflushed() == []
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("bug", ["objects are not flushed", "objects are overwritten"])
 def test_the_machine_finds_a_planted_bug(monkeypatch, bug):

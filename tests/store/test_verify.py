@@ -7,7 +7,7 @@ import time
 import google_crc32c
 import numpy as np
 import pytest
-from examples import some
+from examples import a_third
 
 from sfg_dist.job.errors import StoreError
 from sfg_dist.job.plan import Plan
@@ -126,7 +126,7 @@ def damage(location, name):
     return key
 
 
-@pytest.mark.parametrize("name", some(DAMAGES))
+@pytest.mark.parametrize("name", a_third(DAMAGES))
 def test_each_damage_is_named_and_only_it_is_mended(pairs, fill, name):
     location = pairs.location
     assert verify(pairs).is_clean

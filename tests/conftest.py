@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from examples import load_profile
+from examples import PROFILE, load_profile
 from patience import measure_slowness, patience
 
 from sfg_dist.job.threads import wait_passively
@@ -37,6 +37,7 @@ GROUP_LIMIT_S = 600  # of tests that start clusters and kill what runs on them
 SHARED = {"slurm": "slurm", "hosts": "hosts", "chaos": "ray", "notebooks": "ray", "alone": "ray", "ray": "ray"}
 OWN_RAY = "own ray"  # of those in "ray" that start a Ray of their own instead of using the session's, by file
 QUICK_S, SLOW_S, LONG_S = 0.1, 2.0, 15.0  # about what a test takes, for the order of the groups
+MANY_CASES = 4  # of a test; of more than these `make check` runs every third
 SLOWER_S = {"hosts": 100.0, "slurm": 40.0, "alone": 30.0, "chaos": 20.0, "ray": 10.0}
 RARE = {"slurm", "hosts", "chaos", "alone", "notebooks", "cluster"}  # written out in the files that have them
 STDERR = pytest.StashKey[int]()
@@ -71,7 +72,7 @@ def pytest_ignore_collect(collection_path, config):
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """Tests of one file stay together, for the fixtures that they share, and so do those that share a machine's Ray."""
     for item in items:
         shared = next((name for name in SHARED if item.get_closest_marker(name)), None)
@@ -88,6 +89,8 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.xdist_group(group))
         item.stash[PLACE] = group, shared
     result = yield  # tests that are not asked for go, and count no more
+    if PROFILE == "check":
+        keep_some_cases(config, items)
     waiting, seconds = set(), collections.Counter()
     for item in items:
         group, shared = item.stash[PLACE]
@@ -98,6 +101,16 @@ def pytest_collection_modifyitems(items):
     # wait for a cluster, then those that take long.
     items.sort(key=lambda item: ((group := item.stash[PLACE][0]) not in waiting, -seconds[group], group))
     return result
+
+
+def keep_some_cases(config, items):
+    """Of a test with many cases, every third."""
+    cases = collections.defaultdict(list)
+    for item in items:
+        cases[item.nodeid.partition("[")[0]].append(item)
+    left_out = {item for each in cases.values() if len(each) > MANY_CASES for item in set(each) - set(each[::3])}
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=list(left_out))
 
 
 @pytest.hookimpl(wrapper=True)

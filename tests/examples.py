@@ -27,11 +27,6 @@ def examples(number: int) -> int:
     return {"check": few, "default": max(few, number // 3), "full": number}[PROFILE]
 
 
-def some(cases: Iterable[T]) -> list[T]:
-    """All of a list of cases, but every third under "check"."""
-    return list(cases)[:: 3 if PROFILE == "check" else 1]
-
-
 def a_third(cases: Iterable[T]) -> list[T]:
     """Every third of a list of cases, of which each takes long; all of them under "full"."""
     return list(cases)[:: 1 if PROFILE == "full" else 3]

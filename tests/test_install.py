@@ -128,6 +128,7 @@ def test_sizes_are_asked_for(installer, served, tmp_path):
     assert installer.num_bytes((tmp_path / "torch" / "torch.whl").as_uri()) == 3
 
 
+@pytest.mark.slow
 def test_uv_takes_over_pip_s_settings(installer, tmp_path, monkeypatch):
     for name in [*installer.UV_SETTINGS, "SSL_CERT_FILE", *(name for name in os.environ if name.startswith("PIP_"))]:
         monkeypatch.delenv(name, raising=False)

@@ -40,6 +40,7 @@ def test_no_order_where_no_clusters_are_used(make_store, keys):
     assert pairs.commit_record(0)["tolerance_reached"] == 0
 
 
+@pytest.mark.slow
 def test_a_damaged_order_is_refused(make_store):
     pairs = make_store(data=TABLE, labels=LABELS)
     pairs.group["reference/order"][:2] = [5, 5]

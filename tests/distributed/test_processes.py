@@ -28,7 +28,8 @@ CLUSTERS = {
 }
 
 
-@pytest.mark.parametrize("forks", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("forks", [True, False])
 def test_processes_give_the_bits_of_one_process(make_store, store_bytes, inline_store, events, monkeypatch, forks):
     """Forked from a template, or each started by itself where a fork is not safe."""
     monkeypatch.setattr(process_pool, "FORKS", forks)

@@ -106,6 +106,7 @@ def test_parquet_has_the_types_of_the_source(tmp_path, name, reader):
         assert reader != "pyarrow" or found.column(column).type == TABLE.column(column).type, column
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS)
 def test_csv_is_written_as_the_source_has_it(tmp_path, reader):
     table = TABLE.drop_columns(["single"])

@@ -84,6 +84,7 @@ def test_labels_scale_with_the_rows(unit, dtype, device):
     assert deviation(again, back) < 30 * tolerance  # latents feel the rounding of labels about 1 / sqrt(t_min) times
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", [1e-6, 1e6])
 @pytest.mark.parametrize(
     "settings",
@@ -92,8 +93,8 @@ def test_labels_scale_with_the_rows(unit, dtype, device):
         {"solver": "euler", "time_grid": "uniform", "num_evaluations": 20},
         {"solver": "dopri5", "solver_tolerance": 1e-3},
         {"solver_tolerance": 1e-3},
-        pytest.param({"solver_tolerance": 1e-3, "direction": "encode"}, marks=pytest.mark.slow),
-        pytest.param({"time_grid": "fitted", "num_evaluations": 8}, marks=pytest.mark.slow),
+        {"solver_tolerance": 1e-3, "direction": "encode"},
+        {"time_grid": "fitted", "num_evaluations": 8},
         {"backend": "blocked"},
         {"backend": "fused"},
         {"backend": "native"},

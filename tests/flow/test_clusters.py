@@ -134,6 +134,7 @@ def test_the_order_is_the_same_whoever_sorts(monkeypatch):
 
 
 # Kernels are compiled for each number of columns; for every day those of 2 and 3 do.
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [3, pytest.param(43, marks=pytest.mark.long)])
 def test_a_rows_bits_depend_on_nothing_beside_it(dim):
     rng = np.random.default_rng(1)
@@ -178,6 +179,7 @@ def test_a_near_row_in_a_far_node_is_not_lost():
         assert np.linalg.norm(sums.mean[0] - exact_mean) <= sums.bound[0] + 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [pytest.param(1, marks=pytest.mark.long), 3, pytest.param(21, marks=pytest.mark.long)])
 def test_no_tolerance_equals_dense(dim):
     rng = np.random.default_rng(5)
@@ -203,6 +205,7 @@ def test_rows_with_times_of_their_own_are_as_if_alone():
         assert together.bound[i] == alone.bound[0]
 
 
+@pytest.mark.slow
 def test_labels_agree_with_float64():
     from sklearn.datasets import make_moons
 

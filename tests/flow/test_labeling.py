@@ -68,6 +68,7 @@ def test_labels_follow_the_empirical_mixture(name, device):
     torch.testing.assert_close(labels.cpu(), z / schedule.alpha(schedule.t_end), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_labels_of_a_large_gaussian_sample_are_the_gaussians(device):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(40_000, 2, generator=generator, dtype=torch.float64) * torch.tensor([0.5, 2.0]) + 1

@@ -185,6 +185,7 @@ def test_a_row_far_from_the_others_of_its_node_is_not_lost():
     assert torch.allclose(found, exact, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_row_that_opens_too_many_nodes_goes_by_the_bound(monkeypatch):
     reference, given = Reference(mixture(1)), {"alpha": 0.7, "beta_sq": 0.3, "variance": False}
     place = states(reference, 0.7, 0.3, 32, 4)

@@ -61,6 +61,7 @@ def test_a_frame_comes_back_from_the_fit_and_from_its_file(generator, frame, tmp
     assert is_same(sfg_dist.Generator.load(tmp_path).sample(300, seed=1), rows)
 
 
+@pytest.mark.slow
 def test_frames_have_densities_and_latents(generator, frame):
     density = generator.log_prob(frame)
     assert density.shape == (200,)

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from commands import sfg
 from conftest import copy_run
-from examples import some
 from told import failed, snapshot
 
 from sfg_dist.distributed.fit.tensorboard import Board
@@ -90,7 +89,7 @@ IN_STORE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("key", "to"), some(IN_STORE))
+@pytest.mark.parametrize(("key", "to"), IN_STORE)
 def test_a_link_in_a_store_is_named_and_set_aside_as_it_is(run, home, key, to):
     put_link(run, f"pairs.zarr/{key}", home, to)
     pairs = open_pairs(run, from_copies=True)
@@ -136,7 +135,7 @@ OUTSIDE_OF_STORE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("key", "to"), some(OUTSIDE_OF_STORE))
+@pytest.mark.parametrize(("key", "to"), OUTSIDE_OF_STORE)
 def test_a_run_refuses_a_linked_name_of_its_own_before_any_work(run, job, home, key, to):
     put_link(run, key, home, to)
     before = digests(run)
@@ -146,7 +145,7 @@ def test_a_run_refuses_a_linked_name_of_its_own_before_any_work(run, job, home, 
     assert digests(run) == before
 
 
-@pytest.mark.parametrize(("key", "to"), some([("labels", ""), ("commits", ""), ("queries", ""), ("drivers", "")]))
+@pytest.mark.parametrize(("key", "to"), [("labels", ""), ("commits", ""), ("queries", ""), ("drivers", "")])
 def test_labels_are_not_made_for_a_store_with_links(run, job, home, key, to):
     (run / "pairs.zarr" / "commits" / "00000001.json").unlink()
     put_link(run, f"pairs.zarr/{key}", home, to)
@@ -342,7 +341,7 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize("name", some(NAMES))
+@pytest.mark.parametrize("name", NAMES)
 def test_any_name_is_listed_told_and_moved(run, name):
     path = os.path.join(os.fsencode(run / "pairs.zarr"), name if isinstance(name, bytes) else name.encode())
     Path(os.fsdecode(path)).write_bytes(b"foreign")

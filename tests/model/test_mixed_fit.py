@@ -104,6 +104,7 @@ def test_a_fit_that_was_stopped_goes_on_with_the_same_bits(fitted, tmp_path):
         assert torch.equal(tensor, again.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_a_fit_ends_after_so_many_looks_at_a_row(fitted):
     folder, pipeline, _ = fitted
     pairs = open_pairs(pipeline.label().location.url)

@@ -41,6 +41,7 @@ def test_the_pairs_that_differ_are_the_ones_that_are_mapped(maps):
     assert {tuple(sorted(pair)) for pair in maps.columns[:2].tolist()} == {(0, 1), (2, 3)}
 
 
+@pytest.mark.slow
 def test_samples_of_the_very_law_are_hardly_moved():
     rows = curve(5, 0.05)
     moved = PairMaps.fit(curve(0, 0.05), curve(1, 0.05), curve(2, 0.05))(rows)

@@ -172,6 +172,7 @@ def test_as_many_blocks_are_kept_as_fit(make_store, monkeypatch):
     assert stored.num_fitting(None, torch.float64) == 4
 
 
+@pytest.mark.slow
 def test_a_shard_that_is_done_is_not_done_again(make_store, monkeypatch):
     pairs = make_store(data=TABLE, labels=LABELS)
     labeler = ShardLabeler(pairs.location.url)

@@ -105,6 +105,7 @@ def test_other_kinds_of_labels_by_a_group(make_store, keys):
     assert record["tolerance_reached"] <= (keys.get("tolerance", 1e-3))
 
 
+@pytest.mark.slow
 def test_a_part_beyond_the_memory_is_refused_with_what_would_do(make_store):
     pairs = make_store(data=TABLE, labels=LABELS)
     with pytest.raises(LabelingError, match=r"actors_per_group = 2 a process needs .* take more actors a group"):

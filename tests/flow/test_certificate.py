@@ -80,6 +80,7 @@ def test_the_bound_holds(family, seed, num_rows, log_t, log_tolerance, num_block
         check_bound(rng, Reference(table, sigma_data=1.0), 10**log_t, 10**log_tolerance, block_rows)
 
 
+@pytest.mark.slow
 def test_a_row_too_far_for_an_anchor_in_float32_is_summed_whole():
     """A thousand units away at a noise of 0.003, the next number of float32 is 3000 in the exponent."""
     rng = np.random.default_rng(0)
@@ -150,6 +151,7 @@ def test_without_a_tolerance_it_is_exact(family, block_rows, monkeypatch):
     ).all()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_where_skipping_does_not_pay_every_row_is_summed():
     rng = np.random.default_rng(2)

@@ -191,6 +191,7 @@ def test_no_tolerance_equals_dense(dim):
     torch.testing.assert_close(sparse.log_kernel_sum, dense.log_kernel_sum, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rows_with_times_of_their_own_are_as_if_alone():
     rng = np.random.default_rng(6)
     reference = Reference(rng.standard_normal((3000, 3)), sigma_data=1.0)
@@ -255,6 +256,7 @@ def test_vectors_of_eight_do_arithmetic():
     np.testing.assert_array_equal(values[:8], np.exp2(ends.clip(-126, 126)))
 
 
+@pytest.mark.slow
 def test_labels_keep_the_tolerance_and_cost_less():
     from sklearn.datasets import make_moons
 

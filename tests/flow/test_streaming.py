@@ -73,8 +73,9 @@ def moments(reference, dim, **keywords):
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_rows", [700, 3000, 5003])
-@pytest.mark.parametrize("dim", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(21, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dim", [pytest.param(1, marks=pytest.mark.long), 3, pytest.param(21, marks=pytest.mark.long)])
 @pytest.mark.parametrize("keywords", [{"backend": "sparse", "tolerance": 1e-3}, {"backend": "dense"}])
 def test_streamed_and_mapped_blocks_give_the_bits_of_those_in_memory(num_rows, dim, keywords, mapped):
     rows = table(num_rows, dim)
@@ -116,6 +117,7 @@ def test_all_that_takes_a_reference_takes_a_streamed_one():
     )
 
 
+@pytest.mark.slow
 def test_labels_over_blocks_are_those_of_one_block(monkeypatch):
     rows = table(5003, 2)
     latents = np.random.default_rng(3).standard_normal((64, 2))

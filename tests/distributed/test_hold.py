@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_training import make_settings, weights
+from test_training import make_settings, on_a_second_ray, weights
 
 from sfg_dist.distributed.fit import training
 from sfg_dist.distributed.fit.checkpoints import newest_step
@@ -74,6 +74,7 @@ def test_a_fit_that_is_taken_over_writes_no_more_and_the_other_goes_on(url, tmp_
     assert history[-1]["epoch"] == 3
 
 
+@on_a_second_ray
 @pytest.mark.chaos
 @pytest.mark.ray
 @pytest.mark.slow

@@ -30,6 +30,9 @@ from sfg_dist.job.errors import IncompleteStoreError, TrainingError
 from sfg_dist.model.trainer import Trainer
 from sfg_dist.store import Location, open_pairs
 
+# Beside the session's: on one Ray, what is killed there would take as long as all else that runs apart.
+on_a_second_ray = pytest.mark.xdist_group("second ray")
+
 
 def make_settings(**changed):
     """Settings of a small fit; what is changed may lie beyond what a job may say, as a checkpoint at every step."""
@@ -260,7 +263,7 @@ def test_too_few_pairs_are_refused(make_store, tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("is_killed", [False, pytest.param(True, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("is_killed", [False, pytest.param(True, marks=[pytest.mark.chaos, on_a_second_ray])])
 def test_two_workers_fit_what_one_fits(ray_cluster, url, tmp_path, monkeypatch, is_killed):
     """One process begins the fit, two workers go on with it, and one ends it. The two see each pair once an epoch.
 
@@ -323,6 +326,7 @@ def test_two_workers_fit_what_one_fits(ray_cluster, url, tmp_path, monkeypatch, 
     assert [entry["step"] for entry in ended_history] == [15, 30, 45]
 
 
+@on_a_second_ray
 @pytest.mark.chaos
 @pytest.mark.ray
 @pytest.mark.slow
@@ -352,6 +356,7 @@ def test_a_killed_worker_costs_no_more_than_the_steps_since_the_checkpoint(ray_c
     assert [entry["epoch"] for entry in history] == [1, 2, 3]
 
 
+@on_a_second_ray
 @pytest.mark.chaos
 @pytest.mark.ray
 @pytest.mark.slow

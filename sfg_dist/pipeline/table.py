@@ -70,8 +70,8 @@ def category_types(table: Prepared) -> dict[str, dict[str, Any]]:
     return {name: type_.to_dict() for name, type_ in table.types.items() if type_.is_coded}
 
 
-def validation_rows(table: Prepared, generator: Generator) -> NDArray[np.float64]:
-    """The validation rows in the generator's units, which may have other offsets than the table's.
+def rows_of_generator(table: Prepared, generator: Generator, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows of a part of the table in the generator's units, which may have other offsets than the table's.
 
     Raises:
         DataError: the generator was made from other columns.
@@ -83,8 +83,7 @@ def validation_rows(table: Prepared, generator: Generator) -> NDArray[np.float64
             f"{table.source} is read as columns {listed(table.columns)}, the generator has "
             f"{listed(generator.columns)}: bring the table back, or choose another output.dir and run again"
         )
-    rows = Table(table.validation, table.columns, table.source, types=table.transform.types)
-    return rows.retyped(generator.types)
+    return Table(rows, table.columns, table.source, types=table.transform.types).retyped(generator.types)
 
 
 def held_out_conditions(table: Prepared, generator: Generator, num_rows: int) -> NDArray[np.float64]:
@@ -102,7 +101,7 @@ def held_out_conditions(table: Prepared, generator: Generator, num_rows: int) ->
             "data.split leaves no validation rows, and the samples that are judged take their conditions "
             "from those rows: give them a share"
         )
-    held_out = validation_rows(table, generator)[:, generator.split.places]
+    held_out = rows_of_generator(table, generator, table.validation)[:, generator.split.places]
     return np.resize(held_out, (num_rows, held_out.shape[1]))
 
 

@@ -1,9 +1,9 @@
 """What the figures of a judgement come to: fidelity, diversity, privacy, utility and calibration, each in plain words.
 
-An aspect is decided by figures that tell a useless model or a copy from real rows. Where such a figure lies is said as a
-share: 0 is its floor, what real rows have in place of the samples, and 1 is what the bad model has. The bad model is
+An aspect is decided by figures that tell a useless model or a copy from real rows. Where such a figure lies is said as
+a share: 0 is its floor, what real rows have in place of the samples, and 1 is what the bad model has. The bad model is
 independent columns for fidelity and utility, and a copy of the training rows for privacy. A difference from the floor
-counts where it is beyond the noise of both figures (``NOISE`` standard errors).
+counts where it is beyond ``NOISE`` standard errors.
 
 The grades are those of ``GRADES``. An aspect has the worst grade of its figures.
 """
@@ -20,8 +20,8 @@ Grade = Literal["good", "close", "poor", "bad", "unknown"]
 GRADES: dict[Grade, str] = {
     "good": "as real rows", "close": "close", "poor": "falls short", "bad": "bad", "unknown": "not known",
 }  # fmt: skip
-NOISE = 4.2
-"""Three standard errors of the difference of two figures with equal errors."""
+NOISE = 3.0
+"""Standard errors of a figure beside its floor. All of several figures of real rows are to lie within."""
 _NARROW = 0.3
 """The bad model counts as at least this far from the floor, as a part of the way to the worst value there is."""
 _TOO_NOISY = 0.4
@@ -216,9 +216,9 @@ def _utility(figures: Mapping[str, Figure], target: str | None) -> AspectVerdict
         told = figure.floor - figure.independent
         grade = "unknown" if told <= NOISE * (figure.error or 0.0) else grade
     headline = {
-        "good": f"A model of {target!r} that is trained on samples predicts as well as one trained on real rows.",
-        "close": f"A model of {target!r} that is trained on samples predicts nearly as well as one trained on real rows.",
-        "poor": f"A model of {target!r} that is trained on samples predicts worse than one trained on real rows.",
+        "good": f"A model of {target!r} that is trained on samples predicts as well as one of real rows.",
+        "close": f"A model of {target!r} that is trained on samples predicts nearly as well as one of real rows.",
+        "poor": f"A model of {target!r} that is trained on samples predicts worse than one of real rows.",
         "bad": f"A model of {target!r} that is trained on samples is of little use.",
         "unknown": f"Real rows do not predict {target!r} better than independent columns do, so it says nothing.",
     }[grade]

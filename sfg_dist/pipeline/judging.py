@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data.column_type import MAX_WHOLE, PER_SECOND, TEMPORAL, ColumnType
-from sfg_dist.data.naming import listed
 from sfg_dist.data.table import Table, open_table
 from sfg_dist.evaluate.judgement import ColumnKind, JudgedColumn, JudgedTables
 from sfg_dist.job.errors import DataError
+from sfg_dist.pipeline.table import check_target
 
 if TYPE_CHECKING:
     from sfg_dist.data import Prepared
@@ -45,9 +45,9 @@ def tables_of_run(
     columns = tuple(_column(name, type_) for name, type_ in prepared.types.items())
     return JudgedTables(
         columns,
-        samples=_numbers(samples, types),
-        held_out=_numbers(prepared.test, own),
-        train=_numbers(prepared.train, own),
+        samples=plain_rows(samples, types),
+        held_out=plain_rows(prepared.test, own),
+        train=plain_rows(prepared.train, own),
         target=target,
     )
 
@@ -80,12 +80,6 @@ def tables_of_files(
         train=rows[2] if train is not None else None,
         target=target,
     )
-
-
-def check_target(source: str, columns: Sequence[str], target: str | None, key: str) -> None:
-    """Refuse a target that is none of the columns, with their names."""
-    if target is not None and target not in columns:
-        raise DataError(f"{key}: {source} has no column {target!r}; it has {listed(list(columns))}")
 
 
 def _open(source: str | Path, first: Table | None = None) -> Table:
@@ -129,8 +123,8 @@ def _column(name: str, type_: ColumnType) -> JudgedColumn:
     return JudgedColumn(name, _KINDS[type_.kind], _TRUTHS if type_.kind == "boolean" else type_.categories)
 
 
-def _numbers(rows: _Array, types: Sequence[ColumnType]) -> _Array:
-    """Rows of value - offset in units that a reader knows: see ``_values``."""
+def plain_rows(rows: _Array, types: Sequence[ColumnType]) -> _Array:
+    """Rows of value - offset, shape (num_rows, num_columns), in the units of a judgement: see ``_values``."""
     return np.stack([_values(column, type_) for column, type_ in zip(rows.T, types, strict=True)], axis=1)
 
 

@@ -53,6 +53,7 @@ def _content(
     """The report's rows in the user's units, figures, paths of the flow for 2-D tables, facts and notes."""
     from sfg_dist.data import Transform
     from sfg_dist.evaluate import ReportContent
+    from sfg_dist.evaluate.report_pictures import Flow
 
     job, prepared, pairs, generator = judged.job, judged.prepared, judged.pairs, judged.generator
     plan = pairs.plan
@@ -61,15 +62,11 @@ def _content(
     paths = _paths(pairs, Transform.from_arrays(*pairs.transform)) if is_plane else None
     return ReportContent(
         title=_title(Path(job.output.dir).name, Path(job.data.source).name),
-        columns=prepared.columns,
-        held_out=prepared.coded(prepared.test),
-        samples=prepared.coded(judged.samples),
-        labels=prepared.coded(judged.labels),
-        categories=prepared.category_names(),
+        tables=judged.tables,
+        labels=judged.plain_labels,
         metrics=metrics,
         history=history,
-        trajectories=paths[0] if paths else None,
-        trajectory_log_beta_sq=paths[1] if paths else None,
+        flow=Flow(*paths) if paths else None,
         log_density=prepared.log_density,
         job_toml=job.to_toml(),
         facts={
@@ -233,8 +230,8 @@ def _notes(report: Mapping[str, Any], latents: str | None, condition: tuple[str,
     notes += category_words(report)
     if report.get("categories") or report.get("missing"):
         notes.append(
-            "The figures and pictures read a category as its place in an order that puts like ones side by side, and "
-            "a missing value as a number beyond the others."
+            "The figures of labels and samples apart read a category as its place in an order that puts like ones side "
+            "by side, and a missing value as a number beyond the others."
         )
     by_step: dict[str, list[str]] = {}
     atoms = report.get("atoms") or {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +31,20 @@ def prepare_table(job: Job, held: Table | None = None) -> Prepared:
     from sfg_dist.data import prepare
 
     try:
-        return prepare(job.data.source, table_settings(job), held=held, memory_gib=job.labels.memory_gib)
+        prepared = prepare(job.data.source, table_settings(job), held=held, memory_gib=job.labels.memory_gib)
     except MemoryError:
         raise DataError(
             f"{job.data.source} does not fit into memory: set labels.memory_gib to read it in parts, or data.max_rows "
             f"to take fewer rows"
         ) from None
+    check_target(prepared.source, prepared.columns, job.evaluate.target, "evaluate.target")
+    return prepared
+
+
+def check_target(source: str, columns: Sequence[str], target: str | None, key: str) -> None:
+    """Refuse a target that is none of the columns, with their names; ``key`` is where it was named."""
+    if target is not None and target not in columns:
+        raise DataError(f"{key}: {source} has no column {target!r}; it has {listed(list(columns))}")
 
 
 def table_of_store(table: Prepared, pairs: Pairs) -> Prepared:

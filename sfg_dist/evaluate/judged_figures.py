@@ -35,7 +35,9 @@ def figure_rows(figures: Mapping[str, Figure]) -> list[FigureRow]:
             kind.title,
             shown_number(figure.value),
             "" if figure.error is None else f"\N{PLUS-MINUS SIGN} {shown_number(figure.error)}",
-            *(shown_number(value) for value in (figure.floor, figure.copy, figure.independent)),
+            shown_number(figure.floor),
+            shown_number(figure.copy),
+            shown_number(figure.independent),
             right_words(kind),
             kind.meaning,
         )

@@ -63,7 +63,7 @@ class ShownColumn:
             axis.set_ticks(places, labels=labels, parse_math=False)
             axis.set_tick_params(labelsize=7)
         elif self.is_date:
-            locator = AutoDateLocator(minticks=2, maxticks=number)
+            locator = AutoDateLocator(minticks=2, maxticks=5)  # fewer have no fitting step for some spans
             axis.set_major_locator(locator)
             axis.set_major_formatter(AutoDateFormatter(locator))
             axis.set_tick_params(labelsize=7)

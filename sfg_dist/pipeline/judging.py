@@ -135,7 +135,7 @@ def _values(values: _Array, type_: ColumnType) -> _Array:
     """
     if type_.kind in TEMPORAL:
         return (
-            (values + type_.offset) * _DAY_S if type_.unit == "D" else (values + type_.offset) / PER_SECOND[type_.unit]
+            (values + type_.offset) * _DAY_S if type_.unit == "D" else (values + type_.offset) / PER_SECOND[type_.unit or "s"]
         )
     return values + type_.offset if abs(type_.offset) < MAX_WHOLE else values
 

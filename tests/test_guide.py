@@ -33,6 +33,7 @@ SMALL = {
     "train.encoder_width": "16",
     "train.encoder_depth": "1",
     "evaluate.num_samples": "100",
+    "evaluate.judge": "false",
     "executor.kind": "inline",
 }
 FEWER = {"1_000_000": "320", "-n 1e9": "-n 64", "-n 1e6": "-n 64", "-n 1e5": "-n 64", "--start 1e9": "--start 64"}

@@ -6,6 +6,7 @@ rooms. Importing it loads numpy and nothing heavier; each figure brings what it 
 """
 
 from sfg_dist.evaluate.figure_kinds import FIGURE_KINDS
+from sfg_dist.evaluate.judge import judge
 from sfg_dist.evaluate.metrics import METRIC_NAMES, classifier_test, floor, measure
 from sfg_dist.evaluate.report import ReportContent, render_report
 
@@ -15,6 +16,7 @@ __all__ = [
     "ReportContent",
     "classifier_test",
     "floor",
+    "judge",
     "measure",
     "render_report",
 ]

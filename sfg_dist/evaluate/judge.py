@@ -104,11 +104,10 @@ _GROUPS = (
     _Group(("broken_rules",), _share_broken, Contests.of_held_out),
     _Group(("alpha_precision",), support.alpha_precision, Contests.of_real),
     _Group(("beta_recall",), support.beta_recall, Contests.of_real),
-    _Group(("authenticity",), support.authenticity, Contests.of_held_out),
+    _Group(("authenticity", "nearest_ratio"), privacy.nearest_train_rows, Contests.of_held_out),
     _Group(("utility", "utility_calibration"), utility.utility, Contests.of_real),
     _Group(("nearer_to_train",), privacy.nearer_to_train, Contests.of_halves),
     _Group(("identical_share",), privacy.identical_share, Contests.of_held_out),
-    _Group(("nearest_ratio",), privacy.nearest_ratio, Contests.of_held_out),
     _Group(("attack_auc", "attack_at_1_percent"), privacy.attack, Contests.of_halves),
 )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,6 +13,7 @@ from sfg_dist.evaluate.distances import area_and_variance
 from sfg_dist.evaluate.neighbours import LOOK_THROUGH, nearest_drawn, nearest_rows
 
 MAX_QUERIES = 2_500  # rows whose nearest rows are looked for
+REFERENCE_MAX_QUERIES = 1_000  # of copies and of independent columns
 FALSE_ALARMS = 0.01
 
 
@@ -22,7 +25,7 @@ def nearer_to_train(contest: Contest, generator: np.random.Generator) -> dict[st
     in closed form, and of the two tables by resampling them.
     """
     train, size = contest.known_train(), min(len(contest.known_train()), len(contest.held_out))
-    rows = contest.embed(subset(contest.judged, MAX_QUERIES, generator))
+    rows = contest.embed(subset(contest.judged, _num_queries(contest), generator))
     found = [
         nearest_rows(rows, contest.embed(subset(table, size, generator)), LOOK_THROUGH)
         for table in (train, contest.held_out)
@@ -55,16 +58,31 @@ def _canonical(rows: Rows) -> Rows:
     return np.ascontiguousarray(np.where(np.isnan(rows), np.nan, rows + 0.0))  # one NaN, and no negative zero
 
 
-def nearest_ratio(contest: Contest, generator: np.random.Generator) -> dict[str, Estimate]:
-    """Mean over rows of the distance to the nearest training row over that to the second nearest.
+def nearest_train_rows(contest: Contest, generator: np.random.Generator) -> dict[str, Estimate]:
+    """Two figures of the distances to the nearest training rows, all of which are searched; errors in closed form.
 
-    1 where both are 0. All training rows are searched. The error is a closed form.
+    ``nearest_ratio``: mean over rows of the distance to the nearest over that to the second nearest, 1 where both are
+    0. ``authenticity``: the share of rows that are further from the nearest than that row is from its own nearest one,
+    as Alaa et al. 2022 (arXiv 2102.08921) define it; synthcity looks that row up by the number of a sample instead.
     """
-    rows = contest.embed(contest.level(contest.known_train(), generator, at_most=MAX_QUERIES)[0])
-    distances, _ = nearest_rows(rows, contest.embed(contest.known_train()), 2)
+    train, at_most = contest.known_train(), _num_queries(contest)
+    rows, train = contest.embed(contest.level(train, generator, at_most=at_most)[0]), contest.embed(train)
+    distances, numbers = nearest_rows(rows, train, 2)
     ratios = np.ones(len(rows))
     np.divide(distances[:, 0], distances[:, 1], out=ratios, where=distances[:, 1] > 0)
-    return {"nearest_ratio": Estimate(float(ratios.mean()), contest.error(lambda: mean_error(ratios)))}
+
+    own, place = np.unique(numbers[:, 0], return_inverse=True)
+    around, found = nearest_rows(train[own], train, 2)
+    spacing = np.where(found[:, 0] == own, around[:, 1], around[:, 0])
+    is_authentic = (distances[:, 0] > spacing[place]).astype(np.float64)
+    return {
+        name: Estimate(float(values.mean()), contest.error(partial(mean_error, values)))
+        for name, values in (("authenticity", is_authentic), ("nearest_ratio", ratios))
+    }
+
+
+def _num_queries(contest: Contest) -> int:
+    return MAX_QUERIES if contest.is_close else REFERENCE_MAX_QUERIES
 
 
 def attack(contest: Contest, generator: np.random.Generator) -> dict[str, Estimate]:
@@ -89,7 +107,7 @@ def attack(contest: Contest, generator: np.random.Generator) -> dict[str, Estima
     num_others = len(contest.held_out) // 2
     order = generator.permutation(len(contest.held_out))
     others, reference = contest.held_out[order[:num_others]], contest.held_out[order[num_others:]]
-    size = min(num_others, len(contest.known_train()), MAX_QUERIES)
+    size = min(num_others, len(contest.known_train()), _num_queries(contest))
     members, others = subset(contest.known_train(), size, generator), subset(others, size, generator)
     scores = _ratios(*(contest.embed(rows) for rows in (np.concatenate([members, others]), contest.judged, reference)))
     of_members, of_others = scores[:size], scores[size:]

@@ -1,4 +1,4 @@
-"""Whether rows cover the data, neither less nor more: alpha precision, beta recall and authenticity."""
+"""Whether rows cover the data, neither less nor more: alpha precision and beta recall."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.evaluate.compared_rows import Rows
-from sfg_dist.evaluate.contest import NUM_RESAMPLES, Contest, Estimate, mean_error, resampled_error
+from sfg_dist.evaluate.contest import NUM_RESAMPLES, Contest, Estimate, resampled_error
 from sfg_dist.evaluate.neighbours import LOOK_THROUGH, nearest_drawn, nearest_others, nearest_rows
 
 MAX_ROWS = 5_000
@@ -81,22 +81,6 @@ class _Neighbours:
         distance = self.from_center[numbers[held_out]]
         covered = to_judged[held_out] <= to_held_out[held_out]
         return _agreement(distance[covered], np.quantile(distance, _levels()), len(held_out))
-
-
-def authenticity(contest: Contest, generator: np.random.Generator) -> dict[str, Estimate]:
-    """The share of rows that are further from their nearest training row than that row is from its own nearest one.
-
-    As Alaa et al. define it; synthcity looks up the training row by the number of a sample. All training rows are
-    searched. The error is a closed form.
-    """
-    judged = contest.embed(contest.level(contest.known_train(), generator, at_most=MAX_ROWS)[0])
-    train = contest.embed(contest.known_train())
-    distances, numbers = nearest_rows(judged, train, 1)
-    own, place = np.unique(numbers[:, 0], return_inverse=True)
-    around, found = nearest_rows(train[own], train, 2)
-    spacing = np.where(found[:, 0] == own, around[:, 1], around[:, 0])
-    is_authentic = (distances[:, 0] > spacing[place]).astype(np.float64)
-    return {"authenticity": Estimate(float(is_authentic.mean()), contest.error(lambda: mean_error(is_authentic)))}
 
 
 def _points(contest: Contest, generator: np.random.Generator) -> list[Rows]:

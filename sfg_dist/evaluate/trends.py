@@ -32,10 +32,10 @@ def column_pairs(num_columns: int, generator: np.random.Generator) -> Pairs:
 def pair_trends(judged: Rows, held_out: Rows, columns: tuple[JudgedColumn, ...], pairs: Pairs) -> Rows:
     """The trend of each pair between 0 and 1, shape (len(pairs),); 1 is best, NaN where there is none.
 
-    Two numbers: 1 - |r_judged - r_held_out| / 2 of Pearson's correlations over rows where neither is missing, the
-    CorrelationSimilarity of sdmetrics; none if a column is constant or missing throughout. Two categories: 1 - sum |p - q| / 2 over
-    the cells of their contingency tables, a missing value a category of its own, its ContingencySimilarity. A number
-    and a category: the same, with the number cut into ``NUM_BINS`` equal parts of each table's own range and the
+    Two numbers: 1 - |r_judged - r_held_out| / 2 of Pearson's correlations over rows where neither is missing; none if
+    a column is constant or missing throughout (sdmetrics' CorrelationSimilarity). Two categories: 1 - sum |p - q| / 2
+    over the cells of their contingency tables, a missing value a category of its own (its ContingencySimilarity). A
+    number and a category: the same, with the number cut into ``NUM_BINS`` equal parts of each table's own range and the
     largest and missing values in one more, as its QualityReport does.
     """
     codes, sizes = shared_codes(judged, held_out)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.evaluate.compared_rows import Rows, subset
-from sfg_dist.evaluate.contest import NUM_RESAMPLES, Contest, Estimate, mean_error, share_error
+from sfg_dist.evaluate.contest import NUM_PARTS, Contest, Estimate, mean_error, share_error
 from sfg_dist.evaluate.distances import area_and_variance
 from sfg_dist.evaluate.neighbours import LOOK_THROUGH, nearest_drawn, nearest_rows
 
@@ -34,7 +34,7 @@ def nearer_to_train(contest: Contest, generator: np.random.Generator) -> dict[st
 
     def error() -> float:
         means = []
-        for _ in range(NUM_RESAMPLES):
+        for _ in range(NUM_PARTS):
             drawn = [nearest_drawn(*nearest, generator.integers(size, size=size))[0] for nearest in found]
             means.append(_nearer(*drawn).mean())
         return float(np.hypot(mean_error(nearer), np.std(means, ddof=1)))
@@ -97,7 +97,7 @@ def attack(contest: Contest, generator: np.random.Generator) -> dict[str, Estima
     that the reference alone holds comes last. Where both hold it, the ratio is that of the numbers of equal rows, one
     added to either.
 
-    The error of the area is DeLong's, that of the share found by resampling the scores.
+    The error of the area is DeLong's, that of the share found by resampling the scores, and both count the floor's too.
 
     References:
         van Breugel et al. 2023, Membership inference attacks against synthetic data through overfitting detection
@@ -114,11 +114,11 @@ def attack(contest: Contest, generator: np.random.Generator) -> dict[str, Estima
     area, variance = area_and_variance(of_members, of_others)
 
     def error() -> float:
-        drawn = generator.integers(size, size=(NUM_RESAMPLES, 2, size))
-        return float(np.std([_found(of_members[m], of_others[o]) for m, o in drawn], ddof=1))
+        drawn = generator.integers(size, size=(NUM_PARTS, 2, size))
+        return float(np.sqrt(1.5) * np.std([_found(of_members[m], of_others[o]) for m, o in drawn], ddof=1))
 
     return {
-        "attack_auc": Estimate(area, float(np.sqrt(variance))),
+        "attack_auc": Estimate(area, float(np.sqrt(1.5 * variance))),
         "attack_at_1_percent": Estimate(_found(of_members, of_others), contest.error(error)),
     }
 

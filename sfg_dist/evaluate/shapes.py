@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.evaluate.compared_rows import Rows
-from sfg_dist.evaluate.contest import Contest, Estimate, NoFigureError, resampled_error
+from sfg_dist.evaluate.contest import Contest, Estimate, NoFigureError, halved_error
 from sfg_dist.evaluate.judgement import JudgedColumn
 
 TAIL_SHARES = (0.001, 0.01, 0.99, 0.999)
@@ -25,7 +25,7 @@ def column_shapes(judged: Rows, held_out: Rows, columns: tuple[JudgedColumn, ...
 
 
 def shape(contest: Contest, generator: np.random.Generator) -> dict[str, Estimate]:
-    """The mean of ``column_shapes``; its error by resampling both tables."""
+    """The mean of ``column_shapes``; its error by random halves of both tables."""
     judged, held_out = contest.level(contest.held_out, generator)
     codes, sizes = shared_codes(judged, held_out)
 
@@ -37,7 +37,7 @@ def shape(contest: Contest, generator: np.random.Generator) -> dict[str, Estimat
     value = mean(*both)
     if np.isnan(value):
         raise NoFigureError("every column is missing throughout")
-    return {"shape": Estimate(value, contest.error(lambda: resampled_error(mean, *both, generator=generator)))}
+    return {"shape": Estimate(value, contest.error(lambda: halved_error(mean, *both, generator=generator)))}
 
 
 def shared_codes(judged: Rows, held_out: Rows) -> tuple[Codes, list[int]]:
@@ -67,7 +67,8 @@ def tail_error(contest: Contest, generator: np.random.Generator) -> dict[str, Es
     """Mean over number columns and ``TAIL_SHARES`` of |quantile - held-out quantile| / spread of the held-out column.
 
     The spread is between the outermost of the quantiles, or between the extremes where these are equal. Missing values
-    are left out, and so are columns that are constant or missing throughout. The error is by resampling both tables.
+    are left out, and so are columns that are constant or missing throughout. The error is by random halves of both
+    tables.
     """
     numbers = [k for k, column in enumerate(contest.columns) if not column.is_discrete]
     judged, held_out = contest.level(contest.held_out, generator)
@@ -80,7 +81,7 @@ def tail_error(contest: Contest, generator: np.random.Generator) -> dict[str, Es
         apart = [np.abs(_tails(first[:, k]) - _tails(second[:, k])).mean() / spread for k, spread in kept]
         return float(np.mean(apart))
 
-    error = contest.error(lambda: resampled_error(mean, judged, held_out, generator=generator))
+    error = contest.error(lambda: halved_error(mean, judged, held_out, generator=generator, by_extremes=True))
     return {"tail_error": Estimate(mean(judged, held_out), error)}
 
 

@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.evaluate.compared_rows import Rows
-from sfg_dist.evaluate.contest import NUM_RESAMPLES, Contest, Estimate, resampled_error
+from sfg_dist.evaluate.contest import NUM_PARTS, Contest, Estimate, halved_error, random_part
 from sfg_dist.evaluate.neighbours import LOOK_THROUGH, nearest_drawn, nearest_others, nearest_rows
 
 MAX_ROWS = 5_000
 NUM_LEVELS = 30
+_PART = 0.65  # of the judged rows: with half of them the nearest ones are too far away, and with most they hardly vary
 
 
 def alpha_precision(contest: Contest, generator: np.random.Generator) -> dict[str, Estimate]:
@@ -32,7 +33,7 @@ def alpha_precision(contest: Contest, generator: np.random.Generator) -> dict[st
     def precision(of_judged: Rows, of_held_out: Rows) -> float:
         return _agreement(of_judged, np.quantile(of_held_out, _levels()), len(of_judged))
 
-    error = contest.error(lambda: resampled_error(precision, *distances, generator=generator))
+    error = contest.error(lambda: halved_error(precision, *distances, generator=generator))
     return {"alpha_precision": Estimate(precision(distances[0], distances[1]), error)}
 
 
@@ -41,46 +42,41 @@ def beta_recall(contest: Contest, generator: np.random.Generator) -> dict[str, E
 
     The share is that of held-out rows for which two things hold: the nearest judged row is no further than the nearest
     other held-out row, and it is among the ``level`` of such nearest rows that lie nearest to the mean of the judged
-    rows. So rows of the same law reach about one half. It is synthcity's, with the coordinates and the error as of
-    ``alpha_precision``.
+    rows. So rows of the same law reach about one half. It is synthcity's, with the coordinates of ``alpha_precision``.
+    The error is by random parts of the judged rows, and counts those of the floor too.
     """
     judged, held_out = _points(contest, generator)
     neighbours = _Neighbours.of(judged, held_out)
-    value = neighbours.recall(np.arange(len(judged)), np.arange(len(held_out)))
+    value = neighbours.recall(np.arange(len(judged)))
 
-    def resampled() -> float:
-        sizes = len(judged), len(held_out)
-        drawn = [[generator.integers(size, size=size) for size in sizes] for _ in range(NUM_RESAMPLES)]
-        return float(np.std([neighbours.recall(*rows) for rows in drawn], ddof=1))
+    def error() -> float:
+        parts = [neighbours.recall(random_part(len(judged), _PART, generator)) for _ in range(NUM_PARTS)]
+        return float(np.sqrt(2 * _PART / (1 - _PART)) * np.std(parts, ddof=1))
 
-    return {"beta_recall": Estimate(value, contest.error(resampled))}
+    return {"beta_recall": Estimate(value, contest.error(error))}
 
 
 @dataclass(frozen=True, eq=False)
 class _Neighbours:
-    """For each held-out row its nearest judged and other held-out rows: distances and numbers, nearest first."""
+    """For each held-out row its nearest judged rows, and how far the nearest other held-out row is."""
 
     to_judged: Rows
     judged_numbers: NDArray[np.int64]
-    to_held_out: Rows
-    held_out_numbers: NDArray[np.int64]
+    to_held_out: Rows  # shape (num_held_out,)
     from_center: Rows  # of each judged row, to the mean of the judged rows
 
     @classmethod
     def of(cls, judged: Rows, held_out: Rows) -> _Neighbours:
-        return cls(
-            *nearest_rows(held_out, judged, LOOK_THROUGH),
-            *nearest_others(held_out, LOOK_THROUGH),
-            np.linalg.norm(judged - judged.mean(axis=0), axis=1),
-        )
+        nearest_held_out = nearest_others(held_out, 1)[0][:, 0]
+        from_center = np.linalg.norm(judged - judged.mean(axis=0), axis=1)
+        return cls(*nearest_rows(held_out, judged, LOOK_THROUGH), nearest_held_out, from_center)
 
-    def recall(self, judged: NDArray[np.int64], held_out: NDArray[np.int64]) -> float:
-        """The beta recall of a resample, given by the numbers of its rows."""
-        to_judged, numbers = nearest_drawn(self.to_judged, self.judged_numbers, judged)
-        to_held_out, _ = nearest_drawn(self.to_held_out, self.held_out_numbers, held_out)
-        distance = self.from_center[numbers[held_out]]
-        covered = to_judged[held_out] <= to_held_out[held_out]
-        return _agreement(distance[covered], np.quantile(distance, _levels()), len(held_out))
+    def recall(self, drawn: NDArray[np.int64]) -> float:
+        """The beta recall of judged rows that are given by their numbers."""
+        to_judged, numbers = nearest_drawn(self.to_judged, self.judged_numbers, drawn)
+        distance = self.from_center[numbers]
+        covered = to_judged <= self.to_held_out
+        return _agreement(distance[covered], np.quantile(distance, _levels()), len(distance))
 
 
 def _points(contest: Contest, generator: np.random.Generator) -> list[Rows]:

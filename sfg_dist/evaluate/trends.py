@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.evaluate.compared_rows import Rows
-from sfg_dist.evaluate.contest import Contest, Estimate, NoFigureError, resampled_error
+from sfg_dist.evaluate.contest import Contest, Estimate, NoFigureError, halved_error
 from sfg_dist.evaluate.judgement import JudgedColumn
 from sfg_dist.evaluate.shapes import shared_codes
 
@@ -69,7 +69,7 @@ def _trends(
 
 
 def trend(contest: Contest, generator: np.random.Generator) -> dict[str, Estimate]:
-    """The mean of ``pair_trends``; its error by resampling both tables."""
+    """The mean of ``pair_trends``; its error by random halves of both tables."""
     pairs = column_pairs(len(contest.columns), generator)
     judged, held_out = contest.level(contest.held_out, generator)
     codes, sizes = shared_codes(judged, held_out)
@@ -82,11 +82,16 @@ def trend(contest: Contest, generator: np.random.Generator) -> dict[str, Estimat
         )  # fmt: skip
         return float(np.nanmean(scores)) if np.isfinite(scores).any() else np.nan
 
+    mixed = len({column.is_discrete for column in contest.columns}) == 2  # so extremes set the cuts
     all_rows = np.arange(len(judged)), np.arange(len(held_out))
     value = mean(*all_rows)
     if np.isnan(value):
         raise NoFigureError("no two columns can be compared")
-    return {"trend": Estimate(value, contest.error(lambda: resampled_error(mean, *all_rows, generator=generator)))}
+    return {
+        "trend": Estimate(
+            value, contest.error(lambda: halved_error(mean, *all_rows, generator=generator, by_extremes=mixed))
+        )
+    }
 
 
 def _correlations(table: Rows, scaled_by: Rows) -> Rows:
@@ -157,7 +162,7 @@ def mutual_information_error(contest: Contest, generator: np.random.Generator) -
     """Mean over pairs of |normalised mutual information - that of held-out rows|, in ``binned`` columns.
 
     The information of two columns is divided by the root of the product of their entropies, so it lies between 0 and 1;
-    it is 0 where a column is constant. The error is by resampling both tables.
+    it is 0 where a column is constant. The error is by random halves of both tables.
     """
     pairs = column_pairs(len(contest.columns), generator)
     judged, held_out = contest.level(contest.held_out, generator)
@@ -169,7 +174,7 @@ def mutual_information_error(contest: Contest, generator: np.random.Generator) -
         return float(np.mean([abs(_information(first, pair) - _information(second, pair)) for pair in pairs]))
 
     both = codes[: len(judged)], codes[len(judged) :]
-    error = contest.error(lambda: resampled_error(mean, *both, generator=generator))
+    error = contest.error(lambda: halved_error(mean, *both, generator=generator))
     return {"mutual_information_error": Estimate(mean(*both), error)}
 
 
@@ -190,7 +195,7 @@ def three_way_accuracy(contest: Contest, generator: np.random.Generator) -> dict
     """Mean over three columns of 1 - sum |p - q| / 2 over the cells that their ``binned`` codes span.
 
     All triples, or ``MAX_TRIPLES`` random ones. It is the trivariate accuracy of mostlyai-qa (arXiv 2504.01908), here
-    against held-out rows. The error is by resampling both tables.
+    against held-out rows. The error is by random halves of both tables.
     """
     triples = list(combinations(range(len(contest.columns)), 3))
     if not triples:
@@ -208,5 +213,5 @@ def three_way_accuracy(contest: Contest, generator: np.random.Generator) -> dict
         return 1 - float(np.mean(apart))
 
     both = codes[: len(judged)], codes[len(judged) :]
-    error = contest.error(lambda: resampled_error(mean, *both, generator=generator))
+    error = contest.error(lambda: halved_error(mean, *both, generator=generator))
     return {"three_way_accuracy": Estimate(mean(*both), error)}

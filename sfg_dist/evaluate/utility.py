@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +50,7 @@ def utility(contest: Contest, generator: np.random.Generator) -> dict[str, Estim
     def error(name: str) -> float:
         return float(np.sqrt(2) * np.std([of_half[name] for of_half in found], ddof=1))
 
-    return {name: Estimate(value, contest.error(lambda name=name: error(name))) for name, value in values.items()}
+    return {name: Estimate(value, contest.error(partial(error, name))) for name, value in values.items()}
 
 
 @dataclass(frozen=True, eq=False)

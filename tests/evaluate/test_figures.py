@@ -8,7 +8,7 @@ from judged import COLUMNS, rows, tables
 from scipy.stats import norm
 
 from sfg_dist.evaluate import judge
-from sfg_dist.evaluate.contest import Contests, mean_error, resampled_error, share_error
+from sfg_dist.evaluate.contest import Contests, halved_error, mean_error, random_part, share_error
 from sfg_dist.evaluate.embedding import Embedding
 from sfg_dist.evaluate.judgement import JudgedColumn, JudgedTables
 from sfg_dist.evaluate.neighbours import nearest_drawn, nearest_others, nearest_rows
@@ -310,11 +310,18 @@ def test_closed_forms_are_the_spread_of_a_difference():
     assert share_error(0.0, 200) > 0
 
 
-def test_resampling_two_tables_gives_the_error_of_a_difference_of_means():
+def test_halves_of_two_tables_give_the_error_of_a_difference_of_means():
     generator = np.random.default_rng(6)
-    first, second = generator.standard_normal((2, 2000))
-    error = resampled_error(lambda a, b: float(a.mean() - b.mean()), first, second, generator=generator, num=400)
-    assert error == pytest.approx(np.sqrt(2 / 2000), rel=0.15)
+    first, second = generator.standard_normal((2, 1001))
+    errors = [
+        halved_error(lambda a, b: float(a.mean() - b.mean()), first, second, generator=generator) for _ in range(20)
+    ]
+    assert np.mean(errors) == pytest.approx(np.sqrt(2 / 1001), rel=0.1)
+
+
+def test_a_random_part_holds_no_row_twice():
+    rows_of_part = random_part(11, 0.5, np.random.default_rng(7))
+    assert len(rows_of_part) == len(set(rows_of_part)) == 6
 
 
 def test_all_tables_are_compared_by_equally_many_rows():

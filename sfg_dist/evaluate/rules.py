@@ -18,6 +18,7 @@ MIN_KEPT = 100  # rows to find a sum or a decision in: fewer keep rules by chanc
 MAX_SUM_COLUMNS = 40
 SUM_TOLERANCE = 1e-9  # of the largest value
 _FIRST_LOOK = 50  # rows that a rule is tried on before it is tried on all
+_YEARS_S = 250_000_000_000  # seconds from 1970 to about the year 9900
 
 Broken = Callable[[Rows], NDArray[np.bool_]]
 
@@ -65,7 +66,15 @@ def _range(values: Rows, k: int, column: JudgedColumn) -> Rule:
         return Rule(f"{column.name} is missing", broken)
     if column.is_discrete:
         return Rule(f"{column.name} is one of its {len(present)} categories", broken)
-    return Rule(f"{column.name} lies between {present[0]:.6g} and {present[-1]:.6g}", broken)
+    low, high = (_in_words(value, column) for value in (present[0], present[-1]))
+    return Rule(f"{column.name} lies between {low} and {high}", broken)
+
+
+def _in_words(value: float, column: JudgedColumn) -> str:
+    """A number, or the day and time of seconds since 1970."""
+    if column.kind != "datetime" or not abs(value) < _YEARS_S:
+        return f"{value:.6g}"
+    return str(np.datetime64(int(value), "s")).removesuffix("T00:00:00")
 
 
 def _sums(train: Rows, columns: tuple[JudgedColumn, ...]) -> list[Rule]:

@@ -62,6 +62,7 @@ class _Deciding:
             return "unknown"
         sign = 1.0 if self.worst > best else -1.0
         floor = best if figure.floor is None else figure.floor
+        floor = sign * max(sign * floor, sign * best)  # an AUC below one half is noise, and asks no more of samples
         noise = NOISE * (figure.error or 0.0)
         whole = sign * (self.worst - floor)
         reach = whole

@@ -134,10 +134,13 @@ def _values(values: _Array, type_: ColumnType) -> _Array:
     An offset that float64 does not hold is left off, since neighbours would become equal.
     """
     if type_.kind in TEMPORAL:
-        return (
-            (values + type_.offset) * _DAY_S if type_.unit == "D" else (values + type_.offset) / PER_SECOND[type_.unit or "s"]
-        )
+        return seconds_of(values + type_.offset, type_)
     return values + type_.offset if abs(type_.offset) < MAX_WHOLE else values
+
+
+def seconds_of(ticks: _Array, type_: ColumnType) -> _Array:
+    """Ticks of a type in seconds; whole seconds are exact."""
+    return ticks * _DAY_S if type_.unit == "D" else ticks / PER_SECOND[type_.unit or "s"]
 
 
 def _joined(place: int, tables: Sequence[Table]) -> tuple[JudgedColumn, list[_Array]]:

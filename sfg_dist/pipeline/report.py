@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sfg_dist.data.column_type import TEMPORAL
 from sfg_dist.data.naming import category_words, listed, repeated_values, value_words
 from sfg_dist.job.words import counted, duration, failure_line, size_of
+from sfg_dist.pipeline.judging import seconds_of
 from sfg_dist.store.event_log import executor_words
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from sfg_dist.data import Transform
+    from sfg_dist.data import Prepared, Transform
+    from sfg_dist.data.column_type import ColumnType
     from sfg_dist.evaluate import ReportContent
     from sfg_dist.job.plan import Plan
     from sfg_dist.pipeline.evaluation import Judged, Metrics
@@ -87,7 +90,7 @@ def _content(
             "network": f"{generator.network.num_parameters:,} parameters",
             **({"device": made["device"], "versions": _listed(made["versions"])} if made else {}),
         },
-        notes=_notes(prepared.report, job.labels.latents, plan.condition),
+        notes=_notes(prepared, job.labels.latents, plan.condition),
         labelling=labelling,
         failures=failures,
     )
@@ -210,6 +213,11 @@ def _accuracy(settings: Mapping[str, Any], error: Mapping[str, Any]) -> dict[str
     }
 
 
+def _step_words(step: float, type_: ColumnType) -> str:
+    """The step of a grid; that of stamps, dates and times as a length of time."""
+    return duration(float(seconds_of(np.array(step), type_))) if type_.kind in TEMPORAL else f"{step:g}"
+
+
 def _title(directory: str, source: str) -> str:
     return directory if directory == source else f"{directory}: {source}"
 
@@ -218,9 +226,9 @@ def _listed(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
-def _notes(report: Mapping[str, Any], latents: str | None, condition: tuple[str, ...]) -> list[str]:
+def _notes(prepared: Prepared, latents: str | None, condition: tuple[str, ...]) -> list[str]:
     """Notes that a reader of the figures must know."""
-    notes = []
+    notes, report = [], prepared.report
     if report.get("num_rows_dropped"):
         notes.append(f'{report["num_rows_dropped"]:,} incomplete rows were dropped (data.missing = "drop").')
     for name, value in (report.get("constant") or {}).items():
@@ -238,7 +246,8 @@ def _notes(report: Mapping[str, Any], latents: str | None, condition: tuple[str,
     for name, tie in (report.get("ties") or {}).items():
         if name in atoms and not tie.get("step"):
             continue
-        by_step.setdefault(f"a grid of {tie['step']:g}" if tie.get("step") else "", []).append(name)
+        step = _step_words(tie["step"], prepared.types[name]) if tie.get("step") else ""
+        by_step.setdefault(step and f"a grid of {step}", []).append(name)
     for grid, names in by_step.items():
         what = (
             f"lie on {grid}: they are dequantized, and samples are put back on it"

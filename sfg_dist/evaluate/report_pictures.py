@@ -82,7 +82,7 @@ class ReportPictures:
         from sfg_dist.evaluate import clouds
 
         found = []
-        for record in self._known(records, "columns"):
+        for record in self._known([record for record in records if len(record["columns"]) == 2], "columns"):
             first, second = (self._of(name) for name in record["columns"])
             names = f"{first.name} and {second.name}"
             figure = clouds.pair_panels(first, second, generator=self._generator)

@@ -118,13 +118,13 @@ def shown_figure(figure: Figure, digits: int = 3) -> str:
     return f"{figure.value:.{digits}f}{error}"
 
 
-def _beside(figure: Figure, *, copy: bool = False, independent: bool = False) -> str:
-    """What others have of the same figure, in words."""
+def _sentence(text: str, figure: Figure, *, copy: bool = False, independent: bool = False) -> str:
+    """A text about a figure, and what others have of it."""
     others = [("real rows have", figure.floor)]
     others += [("a copy of the training rows has", figure.copy)] if copy else []
     others += [("independent columns have", figure.independent)] if independent else []
     known = [f"{words} {value:.3f}" for words, value in others if value is not None]
-    return ", and ".join([", ".join(known[:-1]), known[-1]]) if len(known) > 1 else "".join(known)
+    return f"{text}{'; ' if known else ''}{', and '.join(known)}."
 
 
 def _fidelity(figures: Mapping[str, Figure]) -> AspectVerdict:
@@ -139,9 +139,9 @@ def _fidelity(figures: Mapping[str, Figure]) -> AspectVerdict:
         "bad": "Samples are easily told from real rows.",
         "unknown": "There are too few rows to tell samples from real ones.",
     }[grade]
+    auc = f"an AUC of {shown_figure(trees)}, where 0.5 is guessing"
     sentences = [
-        f"Boosted trees that tell samples from held-out rows have an AUC of {shown_figure(trees)}, where 0.5 is "
-        f"guessing; {_beside(trees, independent=True)}."
+        _sentence(f"Boosted trees that tell samples from held-out rows have {auc}", trees, independent=True),
     ]
     rules = figures.get(RULES.name)
     if rules is not None and rules.value is not None and (of_rules := RULES.grade(rules, 0.0)) in ("poor", "bad"):
@@ -168,7 +168,7 @@ def _diversity(figures: Mapping[str, Figure]) -> AspectVerdict:
         "unknown": "There are too few rows to tell how much of the data samples reach.",
     }[grade]
     return AspectVerdict(
-        "Diversity", grade, headline, (f"Beta recall is {shown_figure(recall)}; {_beside(recall, independent=True)}.",)
+        "Diversity", grade, headline, (_sentence(f"Beta recall is {shown_figure(recall)}", recall, independent=True),)
     )
 
 
@@ -194,7 +194,7 @@ def _privacy(figures: Mapping[str, Figure], has_train: bool) -> AspectVerdict:
         "identical_share": "A share of {} of the samples is equal to a training row",
     }
     sentences = [
-        f"{words[way.name].format(shown_figure(figure))}; {_beside(figure, copy=True)}."
+        _sentence(words[way.name].format(shown_figure(figure)), figure, copy=True)
         for way, figure in known
         if way.name in told
     ]
@@ -224,37 +224,40 @@ def _utility(figures: Mapping[str, Figure], target: str | None) -> AspectVerdict
         "unknown": f"Real rows do not predict {target!r} better than independent columns do, so it says nothing.",
     }[grade]
     return AspectVerdict(
-        "Utility", grade, headline, (f"Its score is {shown_figure(figure)}; {_beside(figure, independent=True)}.",)
+        "Utility", grade, headline, (_sentence(f"Its score is {shown_figure(figure)}", figure, independent=True),)
     )
 
 
 def _calibration(figures: Mapping[str, Figure]) -> AspectVerdict:
     """The grade is by the spread of the ranks and by coverage; both are right at one value only."""
-    gaps: list[tuple[float, Grade]] = []
-    for name, right, unit in (("coverage_50", 0.5, 0.5), ("coverage_90", 0.9, 0.5), ("rank_spread", 1.0, 1.0)):
-        figure = figures.get(name)
+    known = {name: figure for name, figure in figures.items() if figure.value is not None}
+    shares = []
+    for name, right, whole in (("coverage_50", 0.5, 0.5), ("coverage_90", 0.9, 0.5), ("rank_spread", 1.0, 1.0)):
+        figure = known.get(name)
         if figure is not None and figure.value is not None:
             gap = abs(figure.value - right)
-            share = 0.0 if gap <= 3 * (figure.error or 0.0) else gap / unit
-            gaps.append((share, next(grade for most, grade in _BANDS if share <= most)))
-    _, grade = max(gaps)
-    spread = figures.get("rank_spread")
-    way = "" if spread is None or spread.value is None else "too narrow" if spread.value > 1 else "too wide"
+            shares.append(0.0 if gap <= NOISE * (figure.error or 0.0) else gap / whole)
+    if not shares:
+        return AspectVerdict("Calibration", "unknown", "Whether the law given a condition is right was not measured.")
+    grade = next(grade for most, grade in _BANDS if max(shares) <= most)
+    spread = known.get("rank_spread")
+    way = "not calibrated" if spread is None else "too narrow" if (spread.value or 0.0) > 1 else "too wide"
     headline = {
         "good": "The law given a condition is calibrated.",
         "close": "The law given a condition is nearly calibrated.",
-        "poor": f"The law given a condition is {way or 'not calibrated'}.",
-        "bad": f"The law given a condition is far {way or 'from calibrated'}.",
+        "poor": f"The law given a condition is {way}.",
+        "bad": f"The law given a condition is far off: it is {way}.",
     }[grade]
-    sentences = [
-        f"A region that should hold 90 % of the outcomes holds {shown_figure(figures['coverage_90'])} of them."
-    ]
-    if spread is not None and spread.value is not None:
-        sentences.append(f"The spread of the ranks is {shown_figure(spread)}, where 1 is right.")
-    score = figures.get("crps")
-    if score is not None and score.value is not None:
-        sentences.append(
-            f"The CRPS is {shown_figure(score)}; a calibrated law of the same width has {score.floor:.3f}, and one "
-            f"that ignores the condition {score.independent:.3f}."
+    words = {
+        "coverage_90": "A region that should hold 90 % of the outcomes holds a share of {}",
+        "rank_spread": "The spread of the ranks is {}, where 1 is right",
+    }
+    sentences = [f"{text.format(shown_figure(known[name]))}." for name, text in words.items() if name in known]
+    if (score := known.get("crps")) is not None:
+        others = (
+            ("a calibrated law of the same width has", score.floor),
+            ("one without the condition", score.independent),
         )
+        beside = ", ".join(f"{text} {value:.3f}" for text, value in others if value is not None)
+        sentences.append(f"The CRPS is {shown_figure(score)}{'; ' if beside else ''}{beside}.")
     return AspectVerdict("Calibration", grade, headline, tuple(sentences))

@@ -262,8 +262,8 @@ def _notes(prepared: Prepared, latents: str | None, condition: tuple[str, ...]) 
     if condition:
         notes.append(
             f"Samples are drawn for the {listed(condition, limit=8)} of the validation rows, labels for those of the "
-            f"training rows. Both are compared with the test rows in all columns together. A conditional generator is "
-            f"not calibrated."
+            f"training rows. Both are compared with the test rows in all columns together. The marginals of a "
+            f"conditional generator are not corrected after its fit."
         )
     if latents is not None:
         notes.append(

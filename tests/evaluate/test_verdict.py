@@ -151,3 +151,10 @@ def test_every_figure_has_a_sentence_in_the_guide(pytestconfig):
     for name, kind in {**FIGURE_KINDS, **CALIBRATION_KINDS}.items():
         assert f"`{name}`" in guide, name
         assert kind.meaning.endswith("."), name
+
+
+def test_figures_without_values_are_not_known():
+    nothing = {name: Figure(name, None, None, None, None, None) for name in [*FIGURE_KINDS, *CALIBRATION_KINDS]}
+    assert {each.grade for each in verdicts(nothing, "y")} == {"unknown"}
+    lone = {name: Figure(name, 0.7, None, None, None, None) for name in nothing}
+    assert all(sentence.endswith(".") for each in verdicts(lone, "y") for sentence in each.sentences)

@@ -185,8 +185,8 @@ def _rank_figures(ranks: Sequence[NDArray[np.float64]]) -> list[Figure]:
     floor = _KS_MEAN / np.sqrt(number)
     spreads = [_spread(column) for column in ranks]
     return [
-        Figure("rank_distance", float(np.mean([_distance(column) for column in ranks])), float(_KS_ERROR / np.sqrt(number)),
-               floor=float(floor), copy=None, independent=None),
+        Figure("rank_distance", float(np.mean([_distance(column) for column in ranks])),
+               float(_KS_ERROR / np.sqrt(number)), floor=float(floor), copy=None, independent=None),
         Figure("rank_spread", float(np.mean([value for value, _ in spreads])),
                float(np.mean([error for _, error in spreads])), floor=1.0, copy=None, independent=None),
     ]  # fmt: skip

@@ -246,7 +246,7 @@ def _notes(prepared: Prepared, latents: str | None, condition: tuple[str, ...]) 
     for name, tie in (report.get("ties") or {}).items():
         if name in atoms and not tie.get("step"):
             continue
-        step = "" if (width := tie.get("step")) is None else _step_words(width, prepared.types[name])
+        step = "" if not (width := tie.get("step")) else _step_words(width, prepared.types[name])
         by_step.setdefault(step and f"a grid of {step}", []).append(name)
     for grid, names in by_step.items():
         what = (

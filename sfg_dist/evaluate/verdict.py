@@ -11,7 +11,7 @@ The grades are those of ``GRADES``. An aspect has the worst grade of its figures
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sfg_dist.evaluate.judgement import Figure
@@ -87,6 +87,9 @@ PRIVACY = (
     _Deciding("identical_share", 1.0, "copy", _PRIVACY_BANDS),
 )
 UTILITY = _Deciding("utility", 0.0, "independent")
+_LEAST_TOLD, _MOST_ERROR = 0.05, 0.1
+"""Of the way from real rows to independent columns: where it is shorter, nothing predicts the target; and the part of
+it that the error of utility may be at most."""
 _ORDER: Sequence[Grade] = ("unknown", "good", "close", "poor", "bad")
 
 
@@ -212,10 +215,11 @@ def _utility(figures: Mapping[str, Figure], target: str | None) -> AspectVerdict
         )
     if figure is None or figure.value is None:
         return AspectVerdict("Utility", "unknown", f"How well samples train a model of {target!r} was not measured.")
-    grade = UTILITY.grade(figure, 1.0)
-    if figure.floor is not None and figure.independent is not None:
-        told = figure.floor - figure.independent
-        grade = "unknown" if told <= NOISE * (figure.error or 0.0) else grade
+    measured = figure
+    told = None if figure.floor is None or figure.independent is None else figure.floor - figure.independent
+    if told is not None:  # a useless model predicts by chance, and has an error that would excuse it
+        figure = replace(figure, error=min(figure.error or 0.0, _MOST_ERROR * max(told, 0.0)))
+    grade = "unknown" if told is not None and told < _LEAST_TOLD else UTILITY.grade(figure, 1.0)
     headline = {
         "good": f"A model of {target!r} that is trained on samples predicts as well as one of real rows.",
         "close": f"A model of {target!r} that is trained on samples predicts nearly as well as one of real rows.",
@@ -224,7 +228,7 @@ def _utility(figures: Mapping[str, Figure], target: str | None) -> AspectVerdict
         "unknown": f"Real rows do not predict {target!r} better than independent columns do, so it says nothing.",
     }[grade]
     return AspectVerdict(
-        "Utility", grade, headline, (_sentence(f"Its score is {shown_figure(figure)}", figure, independent=True),)
+        "Utility", grade, headline, (_sentence(f"Its score is {shown_figure(measured)}", measured, independent=True),)
     )
 
 

@@ -168,7 +168,7 @@ def small_job(directory: Path, **tables: dict[str, Any]):
             "t_min": 1e-3,
         },
         "train": {"width": 16, "depth": 1, "num_epochs": 2, "batch_size": 64},
-        "evaluate": {"num_samples": 200},
+        "evaluate": {"num_samples": 200, "judge": False},
         "executor": {"kind": "inline"},
         "output": {"dir": str(directory)},
     }

@@ -31,6 +31,7 @@ depth = 1
 num_epochs = 2
 [evaluate]
 num_samples = 300
+judge = false
 [executor]
 kind = "inline"
 """

@@ -62,6 +62,21 @@ def test_mean_and_spread_are_those_of_the_known_law(finished):
         assert abs(drawn[:, 0].std() / spread - 1) < 0.05, place
 
 
+@pytest.mark.slow
+def test_the_calibration_is_measured_and_shown(finished):
+    """The law is neither much too narrow nor much too wide, and far better than without its condition."""
+    directory, metrics = finished
+    found = metrics["calibration"]
+    figures = found["figures"]
+    assert found["num_rows"] == 2000
+    assert [record["column"] for record in found["columns"]] == ["x"]
+    assert abs(figures["rank_spread"]["value"] - 1) < 0.15
+    assert abs(figures["coverage_90"]["value"] - 0.9) < 0.04
+    assert figures["crps"]["value"] < 0.85 * figures["crps"]["independent"]
+    assert 100 < figures["effective_rows"]["value"] <= 400
+    assert "Calibration by column" in (directory / "report.html").read_text()
+
+
 def test_a_row_for_each_sample_and_the_same_bits_however_they_are_drawn(small):
     generator = sfg_dist.Generator.load(small)
     assert generator.condition == ("y",)

@@ -45,6 +45,7 @@ SMALL = {
     "train.encoder_width": "16",
     "train.encoder_depth": "1",
     "evaluate.num_samples": "100",
+    "evaluate.judge": "false",
     "executor.kind": "inline",
 }
 FEWER = {"1_000_000": "320", "-n 1e9": "-n 64", "-n 1e6": "-n 64", "-n 1e5": "-n 64", "--start 1e9": "--start 64"}
@@ -78,7 +79,8 @@ def finished(tmp_path_factory):
     rows = np.random.default_rng(0).normal(size=(400, 4)) @ np.random.default_rng(1).normal(size=(4, 4))
     columns = ["pressure", "flow", "temperature", "load"]
     pd.DataFrame(rows, columns=columns).to_parquet(folder / "measurements.parquet")
-    pd.DataFrame(rows, columns=columns).to_csv(folder / "measurements.csv", index=False)
+    for name in ("measurements", "samples", "held_out", "train"):
+        pd.DataFrame(rows, columns=columns).to_csv(folder / f"{name}.csv", index=False)
     np.savez(folder / "gas_turbine_emission.npz", X=rows)
     (folder / "wanted.csv").write_text("y\n0.5\n1.5\n")
     (folder / "my_job.toml").write_text('[data]\nsource = "measurements.parquet"\n')

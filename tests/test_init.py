@@ -23,7 +23,7 @@ from sfg_dist.studies.estimate.first_job import LEAST_PAIRS, first_job
 SMALL = {
     "labels.num_pairs": "256", "labels.shard_rows": "64", "labels.batch_size": "64", "labels.num_evaluations": "8",
     "train.width": "16", "train.depth": "1", "train.num_epochs": "1", "train.max_time_s": "20",
-    "evaluate.num_samples": "100", "executor.kind": "inline",
+    "evaluate.num_samples": "100", "evaluate.judge": "false", "executor.kind": "inline",
 }  # fmt: skip
 SETS = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
 

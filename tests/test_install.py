@@ -296,7 +296,7 @@ def test_the_wheel_holds_all_that_a_job_needs(tmp_path):
         '[data]\nsource = "moons"\nmax_rows = 600\n'
         "[labels]\nnum_pairs = 1000\nnum_evaluations = 8\n"
         "[train]\nwidth = 16\ndepth = 1\nnum_epochs = 2\n"
-        "[evaluate]\nnum_samples = 200\n"
+        "[evaluate]\nnum_samples = 200\njudge = false\n"
     )
     program = "import sfg_dist, sfg_dist.cli.main as c; assert sfg_dist.__file__.startswith({!r}); c.main()"
 

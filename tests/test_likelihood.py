@@ -30,7 +30,7 @@ def moons(tmp_path_factory, no_pictures_here):
         "data": {"source": "moons", "max_rows": 4000},
         "labels": {"num_pairs": 8192, "num_evaluations": 12, "t_min": 3e-3},
         "train": TRAIN,
-        "evaluate": {"num_samples": 300, "metrics": ["ks_mean"]},
+        "evaluate": {"num_samples": 300, "metrics": ["ks_mean"], "judge": False},
         "executor": {"kind": "inline"},
         "output": {"dir": str(directory)},
     }

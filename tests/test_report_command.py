@@ -117,3 +117,34 @@ def test_it_is_opened(run, no_pictures, monkeypatch):
     assert opened == [(run / "report.html").as_uri()]
     said = sfg(run.parent, "report", "run", "--open").stderr
     assert f"no browser was found on this machine: open {run / 'report.html'} in one" in said
+
+
+@pytest.mark.slow
+def test_the_judgement_is_measured_stored_and_shown(run, no_pictures):
+    """Also a page without it, as earlier versions have left: its verdict is that of the classifier alone."""
+    old = (run / "report.html").read_text()
+    assert "A classifier that tries to tell samples from held-out rows" in old
+    assert "<h3>Privacy</h3>" not in old
+    words = ("--set", "evaluate.judge=true", "--set", "evaluate.target=x")
+    sfg(run.parent, "evaluate", run / "job.toml", *words)
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics.keys() >= {"floor", "labels", "samples", "time_s", "figures", "columns", "pairs", "rules"}
+    assert metrics["figures"]["utility"]["value"] is not None
+    page = (run / "report.html").read_text()
+    for heading in ("<h3>Fidelity</h3>", "<h3>Privacy</h3>", "<h2>The worst columns</h2>", "Labels and samples apart"):
+        assert heading in page
+    sfg(run.parent, "report", run)
+    assert (run / "report.html").read_text() == page
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("figures", {"shape": {"value": "high"}}, "figures.shape"),
+        ("columns", [{"column": 3, "score": 0.5, "floor": 1.0}], "columns.0.column"),
+        ("rules", {}, "rules must be a list"),
+    ],
+)
+def test_a_damaged_judgement_is_named(run, no_pictures, key, value, message):
+    broken(run, "metrics.json", lambda metrics: metrics.update({key: value}))
+    assert message in sfg(run.parent, "report", run, check=1).stderr

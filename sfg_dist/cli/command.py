@@ -37,7 +37,10 @@ GROUPS = {
     "Elsewhere": ("export",),
 }
 """The commands in the order of use."""
-PLACES = {"compare_with", "given_table", "job", "model", "out", "profile", "resume_from", "store", "what"}
+PLACES = {
+    "compare_with", "data", "given_table", "job", "model", "out", "profile", "resume_from", "samples", "store", "train",
+    "what",
+}  # fmt: skip
 _LARGEST, _LONGEST = 2**63 - 1, 20
 
 

@@ -30,6 +30,7 @@ from sfg_dist import __version__
 from sfg_dist.cli.command import Executor, JobPath, Json, Set, app, command, load, say
 from sfg_dist.cli.display import Display
 from sfg_dist.cli.init import JobOrTable, job_of  # its command stands first in the help
+from sfg_dist.cli.judge import FileOptions, judge_tables
 from sfg_dist.cli.model import SampleOptions, sample_model
 from sfg_dist.distributed.stopping import granted_s
 from sfg_dist.job.errors import ConfigError
@@ -153,11 +154,26 @@ def sample(
 
 
 @command
-def evaluate(job: JobPath, set_: Set = None, json_: Json = False) -> None:
+def evaluate(
+    options: FileOptions,
+    job: Annotated[Path | None, typer.Argument(metavar="[JOB.toml]", help="The job file.", show_default=False)] = None,
+    set_: Set = None,
+    json_: Json = False,
+) -> None:
     """Judge samples and labels against held-out rows, and write the report.
 
-    It writes metrics.json and report.html.
+    With a job file it writes metrics.json and report.html of that run. With --samples and --data it judges the table of
+    any generator, without a job.
     """
+    if job is None or options != FileOptions():
+        if job is not None:
+            raise ConfigError("--samples, --data, --train, --target and --out judge tables without a job: leave it out")
+        if set_:
+            raise ConfigError("--set changes a job: name its file, or leave --set out")
+        if options == FileOptions():
+            raise ConfigError("name a job file, or tables by --samples and --data")
+        judge_tables(options, json_)
+        return
     resolved = load(job, set_, None)
     with Display(json_) as display:
         metrics = _pipeline(resolved, display).evaluate()

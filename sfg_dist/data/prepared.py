@@ -47,17 +47,6 @@ class Prepared:
         """Rows in the user's units as the numbers that figures read: see ``Transform.coded``."""
         return self.transform.coded(rows)
 
-    def category_names(self) -> dict[str, list[str]]:
-        """For each category column, the names of the numbers 0, 1, 2 and so on of ``coded``."""
-        transform, names = self.transform, {}
-        for name, type_ in self.types.items():
-            if type_.is_coded:
-                names[name] = list(type_.categories)
-        for name, coding in zip(transform.flow_columns, transform.codings, strict=True):
-            if coding.places is not None:
-                names[name] = [str(self.types[name].shown(code)) for code in coding.codes_by_place.tolist()]
-        return names
-
     @property
     def num_train(self) -> int:
         """Number of training rows, the reference's rows."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sfg_dist.evaluate.compared_rows import Rows, subset
+from sfg_dist.evaluate.judgement import JudgedColumn
 from sfg_dist.evaluate.marginals import rank_correlation
 from sfg_dist.evaluate.pictures import (
     DATA_COLOR,
@@ -18,13 +20,13 @@ from sfg_dist.evaluate.pictures import (
     LABELS_COLOR,
     PAGE_WIDTH,
     SAMPLES_COLOR,
+    SMALL_WIDTH,
     add_legend,
     draw_histogram,
     new_figure,
-    robust_limits,
-    short_name,
     style_axes,
 )
+from sfg_dist.evaluate.shown_columns import ShownColumn, robust_limits, short_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,21 +39,39 @@ DENSITY_BINS = 90
 NUM_SNAPSHOTS = 6
 
 
-def pair_columns(held_out: Rows) -> list[int]:
-    """The columns to pair: all of up to ``MAX_PAIR_COLUMNS``, else those with most rank correlation."""
-    dim = held_out.shape[1]
+def pair_columns(columns: Sequence[JudgedColumn], held_out: Rows) -> list[int]:
+    """The columns to pair: all of up to ``MAX_PAIR_COLUMNS``, else those that the others tell most of.
+
+    That is by rank correlations, or by mutual information where there are categories or missing values.
+    """
+    dim = len(columns)
     if dim <= MAX_PAIR_COLUMNS:
         return list(range(dim))
-    strength = np.abs(rank_correlation(held_out)).sum(axis=0)
+    if np.isnan(held_out).any() or any(column.is_discrete for column in columns):
+        strength = _information(columns, held_out[:MAX_POINTS])
+    else:
+        strength = np.abs(rank_correlation(held_out)).sum(axis=0)
     return sorted(int(index) for index in np.argsort(-strength, kind="stable")[:MAX_PAIR_COLUMNS])
 
 
-def pair_plot(columns: Sequence[str], held_out: Rows, samples: Rows, *, generator: np.random.Generator) -> Figure:
+def _information(columns: Sequence[JudgedColumn], held_out: Rows) -> NDArray[np.float64]:
+    """What all others tell of each column, by normalised mutual information, shape (len(columns),)."""
+    from sklearn.metrics import normalized_mutual_info_score
+
+    from sfg_dist.evaluate.trends import binned
+
+    codes = binned(held_out[:0], held_out, tuple(columns))
+    told = np.zeros(len(columns))
+    for first, second in combinations(range(len(columns)), 2):
+        shared = normalized_mutual_info_score(codes[:, first], codes[:, second])
+        told[[first, second]] += shared
+    return told
+
+
+def pair_plot(columns: Sequence[ShownColumn], *, generator: np.random.Generator) -> Figure:
     """Every pair of columns: data below the diagonal, samples above, same axes; both on the diagonal."""
     dim = len(columns)
-    num_points = min(len(held_out), len(samples), MAX_POINTS)
-    clouds = [subset(table, num_points, generator) for table in (held_out, samples)]
-    limits = [robust_limits(column) for column in held_out.T]
+    data, samples = _points(columns, generator)
     side = {2: 5.6, 3: 7.4, 4: 8.8}.get(dim, PAGE_WIDTH)
     figure = new_figure(side, side + 0.3)
     grid = figure.subplots(dim, dim, squeeze=False)
@@ -60,18 +80,19 @@ def pair_plot(columns: Sequence[str], held_out: Rows, samples: Rows, *, generato
         for j in range(dim):
             axes = grid[i, j]
             if i == j:
-                draw_histogram(axes, held_out[:, i], samples[:, i])
+                draw_histogram(axes, columns[i])
             else:
-                cloud, color = (clouds[0], DATA_COLOR) if i > j else (clouds[1], SAMPLES_COLOR)
-                _draw_cloud(axes, cloud[:, [j, i]], (limits[j], limits[i]), size, color)
-                axes.locator_params(axis="y", nbins=4)
-            axes.set_xlim(limits[j])
-            axes.locator_params(axis="x", nbins=3)
+                cloud, color = (data, DATA_COLOR) if i > j else (samples, SAMPLES_COLOR)
+                _draw_cloud(axes, cloud[:, [j, i]], (columns[j].limits, columns[i].limits), size, color)
+                columns[i].name_ticks(axes.yaxis, 4)
+            axes.set_xlim(columns[j].limits)
+            columns[j].name_ticks(axes.xaxis, 3)
             style_axes(
                 axes,
-                x_label=short_name(columns[j]) if i == dim - 1 else "",
-                y_label=short_name(columns[i]) if j == 0 else "",
+                x_label=short_name(columns[j].name) if i == dim - 1 else "",
+                y_label=short_name(columns[i].name) if j == 0 else "",
             )
+            _turn_words(axes, columns[j])
             if i < dim - 1:
                 axes.set_xticklabels([])
             if j > 0 or i == j:
@@ -79,6 +100,39 @@ def pair_plot(columns: Sequence[str], held_out: Rows, samples: Rows, *, generato
     figure.align_labels()
     add_legend(figure, ("held-out data, below", DATA_COLOR), ("samples, above", SAMPLES_COLOR))
     return figure
+
+
+def pair_panels(first: ShownColumn, second: ShownColumn, *, generator: np.random.Generator) -> Figure:
+    """One pair of columns as two clouds of points, held-out rows and samples, on the same axes."""
+    figure = new_figure(SMALL_WIDTH, 4.6)
+    clouds = _points([first, second], generator)
+    kinds = (("held-out data", DATA_COLOR), ("samples", SAMPLES_COLOR))
+    for axes, cloud, (name, color) in zip(figure.subplots(2, 1, sharex=True), clouds, kinds, strict=True):
+        _draw_cloud(axes, cloud, (first.limits, second.limits), 4.0, color)
+        first.name_ticks(axes.xaxis, 4)
+        second.name_ticks(axes.yaxis, 4)
+        is_last = name == "samples"
+        style_axes(axes, x_label=short_name(first.name) if is_last else "", y_label=short_name(second.name))
+        axes.set_title(name, fontsize=9, color=color, loc="left", parse_math=False)
+        _turn_words(axes, first)
+    return figure
+
+
+def _points(columns: Sequence[ShownColumn], generator: np.random.Generator) -> list[Rows]:
+    """Equally many rows of the held-out rows and of the samples, as points of a cloud."""
+    tables = [np.stack([getattr(column, part) for column in columns], axis=1) for part in ("held_out", "samples")]
+    num_points = min(*map(len, tables), MAX_POINTS)
+    chosen = [subset(table, num_points, generator) for table in tables]
+    return [
+        np.stack([column.spread(values, generator) for column, values in zip(columns, table.T, strict=True)], axis=1)
+        for table in chosen
+    ]
+
+
+def _turn_words(axes: Axes, column: ShownColumn) -> None:
+    """Turn names and dates below an axis, so that they do not lie on each other."""
+    if column.has_words:
+        axes.tick_params(axis="x", rotation=30)
 
 
 def _draw_cloud(

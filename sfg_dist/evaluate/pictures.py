@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.evaluate.compared_rows import Rows
+from sfg_dist.evaluate.shown_columns import ShownColumn, known, robust_limits, short_name
 from sfg_dist.job.words import duration
 
 if TYPE_CHECKING:
@@ -29,11 +29,8 @@ SAMPLES_COLOR = "#D55E00"
 LABELS_COLOR = "#009E73"
 INK = "#333333"
 FAINT = "#9a9a9a"
-PAGE_WIDTH = 10.0  # inches
+PAGE_WIDTH, SMALL_WIDTH = 10.0, 3.3  # inches, of a picture alone and of three beside each other
 MAX_MARGINALS = 24
-MAX_NAME_LENGTH = 22
-SHOWN_SHARE = 0.99  # of the data lie within the limits of an axis, before its margin is added
-MAX_BAR_NAMES, MAX_BAR_LETTERS = 6, 10  # of categories below an axis
 LISTED_VALUES = 25  # with no more distinct values, a column gets one bar for each
 
 
@@ -56,12 +53,6 @@ def style_axes(axes: Axes, *, title: str = "", x_label: str = "", y_label: str =
     axes.set_title(title, fontsize=10.5, color=INK, parse_math=False)
     axes.set_xlabel(x_label, fontsize=9.5, color=INK, parse_math=False)
     axes.set_ylabel(y_label, fontsize=9.5, color=INK, parse_math=False)
-
-
-def short_name(name: str) -> str:
-    """A column's name, cut to what fits under an axis."""
-    printable = "".join(letter if letter.isprintable() else " " for letter in name)
-    return printable if len(printable) <= MAX_NAME_LENGTH else printable[: MAX_NAME_LENGTH - 1] + "…"
 
 
 def to_data_uri(figure: Figure) -> str:
@@ -89,16 +80,6 @@ def picture(figure: Figure, alt: str, caption: str) -> Picture:
     return Picture(to_data_uri(figure), round(100 * figure.get_figwidth()), alt, caption)
 
 
-def robust_limits(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Limits that hold ``SHOWN_SHARE`` of the values and a margin: one outlier does not flatten a plot."""
-    tail = (1 - SHOWN_SHARE) / 2
-    low, high = (float(limit) for limit in np.quantile(values, [tail, 1 - tail]))
-    if high <= low:
-        low, high = float(values.min()), float(values.max())
-    margin = 0.08 * (high - low) if high > low else max(1.0, abs(low)) * 0.5
-    return low - margin, high + margin
-
-
 def bin_edges(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Edges of a histogram over ``robust_limits``; one bin a value where there are few distinct ones."""
     distinct = np.unique(values)
@@ -109,26 +90,48 @@ def bin_edges(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.linspace(*robust_limits(values), num_bins + 1)
 
 
-def draw_histogram(
-    axes: Axes, data: NDArray[np.float64], samples: NDArray[np.float64], num_bars: int | None = None
-) -> None:
-    """Data filled, samples as a line, both as densities; says what share of the samples is out of sight.
-
-    Categories 0, 1, 2 and so on have ``num_bars`` bars.
-    """
-    edges = bin_edges(data) if num_bars is None else np.arange(num_bars + 1) - 0.5
+def draw_histogram(axes: Axes, column: ShownColumn) -> None:
+    """Held-out rows filled, samples as a line, both as densities; says what share of the samples is out of sight."""
+    data, samples = known(column.held_out), known(column.samples)
+    axes.set_yticks([])
+    if not len(data):
+        axes.set_xticks([])
+        _corner(axes, "no values in the data")
+        return
+    edges = bin_edges(data) if column.bars is None else np.arange(len(column.bars) + 1) - 0.5
     widths = np.diff(edges)
-    heights = [np.histogram(column, edges)[0] / (len(column) * widths) for column in (data, samples)]
+    heights = [np.histogram(values, edges)[0] / (max(len(values), 1) * widths) for values in (data, samples)]
     axes.stairs(heights[0], edges, fill=True, color=DATA_COLOR, alpha=0.4, linewidth=0)
     axes.stairs(heights[1], edges, color=SAMPLES_COLOR, linewidth=1.6, baseline=None)
     axes.set_xlim(edges[0], edges[-1])
-    axes.set_yticks([])
-    hidden = np.mean((samples < edges[0]) | (samples > edges[-1]))
-    has_note = hidden > 0.02
-    axes.set_ylim(0, (1.4 if has_note else 1.1) * max(heights[0].max(), heights[1].max(), 1e-300))
-    if has_note:
-        text = f"{100 * hidden:.0f} % of samples outside"
-        axes.text(0.99, 0.98, text, transform=axes.transAxes, ha="right", va="top", fontsize=8, color=INK)
+    notes = []
+    if max(column.missing) > 0:
+        notes.append("missing: {:.1f} % and {:.1f} %".format(*(100 * share for share in column.missing)))
+    hidden = float(np.mean((samples < edges[0]) | (samples > edges[-1]))) if len(samples) else 0.0
+    if hidden > 0.02:
+        notes.append(f"{100 * hidden:.0f} % of samples outside")
+    room = 1.1 + 0.25 * len(notes)
+    axes.set_ylim(0, room * max(heights[0].max(), heights[1].max(), 1e-300))
+    if notes:
+        _corner(axes, "\n".join(notes))
+
+
+def _corner(axes: Axes, text: str) -> None:
+    """Small print in the upper corner."""
+    axes.text(0.99, 0.98, text, transform=axes.transAxes, ha="right", va="top", fontsize=7.5, color=INK)
+
+
+def draw_column(axes: Axes, column: ShownColumn, title: str) -> None:
+    """The histogram of a column with its ticks."""
+    draw_histogram(axes, column)
+    style_axes(axes, title=title)
+    axes.spines["left"].set_visible(False)
+    if len(known(column.held_out)):
+        column.name_ticks(axes.xaxis, 4)
+    if column.has_words:
+        axes.tick_params(axis="x", rotation=20)
+        for label in axes.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
 
 
 def add_legend(figure: Figure, *kinds: tuple[str, str]) -> None:
@@ -139,13 +142,8 @@ def add_legend(figure: Figure, *kinds: tuple[str, str]) -> None:
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False, fontsize=10)
 
 
-def marginals(
-    columns: Sequence[str], held_out: Rows, samples: Rows, categories: Mapping[str, Sequence[str]] | None = None
-) -> Figure:
-    """Histograms of the first ``MAX_MARGINALS`` columns, data against samples.
-
-    ``categories`` has the names of the numbers 0, 1, 2 and so on in columns of categories.
-    """
+def marginals(columns: Sequence[ShownColumn]) -> Figure:
+    """Histograms of the first ``MAX_MARGINALS`` columns, data against samples."""
     num_shown = min(len(columns), MAX_MARGINALS)
     num_across = min(num_shown, 4)
     num_down = -(-num_shown // num_across)
@@ -153,27 +151,12 @@ def marginals(
     figure = new_figure(width, (2.5 if num_down == 1 else 1.9) * num_down + 0.4)
     grid = figure.subplots(num_down, num_across, squeeze=False).ravel()
     for index, axes in enumerate(grid):
-        if index >= num_shown:
-            axes.set_visible(False)
-            continue
-        names = (categories or {}).get(columns[index])
-        draw_histogram(axes, held_out[:, index], samples[:, index], None if names is None else len(names))
-        style_axes(axes, title=short_name(columns[index]))
-        axes.spines["left"].set_visible(False)
-        if names is None:
-            axes.locator_params(axis="x", nbins=4)
+        if index < num_shown:
+            draw_column(axes, columns[index], short_name(columns[index].name))
         else:
-            _name_bars(axes, names)
+            axes.set_visible(False)
     add_legend(figure, ("held-out data", DATA_COLOR), ("samples", SAMPLES_COLOR))
     return figure
-
-
-def _name_bars(axes: Axes, names: Sequence[str]) -> None:
-    """The names of categories below their bars, of all or of some that lie evenly."""
-    places = np.unique(np.linspace(0, len(names) - 1, min(len(names), MAX_BAR_NAMES)).round().astype(int)).tolist()
-    shown = [short_name(names[place])[:MAX_BAR_LETTERS] for place in places]
-    axes.set_xticks(places, labels=shown, parse_math=False, rotation=20, ha="right", rotation_mode="anchor")
-    axes.tick_params(axis="x", labelsize=7)
 
 
 def loss_curve(history: Sequence[Mapping[str, Any]]) -> Figure | None:

@@ -385,7 +385,13 @@ class EvaluateConfig(_Section):
     num_samples: Annotated[int, BeforeValidator(integral), Field(ge=2, le=1_000_000_000)] = 10_000
     """The number of samples that are drawn and judged."""
     metrics: list[Literal[METRICS]] = Field(default=list(METRICS), min_length=1)  # type: ignore[valid-type]
-    """The figures that samples are judged by."""
+    """The figures by which samples and labels are judged apart."""
+    judge: bool = True
+    """Whether the samples are also judged for fidelity, diversity, privacy and utility, with the errors of all figures.
+    This takes a few seconds; false leaves it out of the report."""
+    target: str | None = None
+    """The column that utility predicts: a model that is trained on samples predicts it for held-out rows. Without one
+    the report says that there is none."""
     seed: Seed = 0
     """The seed of the samples and of the figures."""
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sfg_dist.evaluate.document import JUDGEMENT_FIELDS, calibration_document, judgement_document
+from sfg_dist.evaluate.judgement import JudgedTables
 from sfg_dist.job.config import METRICS, Job
 from sfg_dist.job.errors import DocumentError, StoreError
 from sfg_dist.job.reader import MAX_BYTES, MAYBE_NAN, check_fields, read_json
@@ -25,8 +27,9 @@ if TYPE_CHECKING:
 
 METRICS_KEY = "metrics.json"
 
-Metrics = dict[str, Mapping[str, Any]]
-"""metrics.json: figures by name for floor, labels, samples, label_error, likelihood and time_s."""
+Metrics = dict[str, Any]
+"""metrics.json: figures by name for floor, labels, samples, label_error, likelihood and time_s, and the keys of a
+judgement (see ``evaluate/document.py``)."""
 
 _FIGURE = (MAYBE_NAN, None)
 _FIGURES = {f"{name}?": _FIGURE for name in METRICS}
@@ -34,7 +37,7 @@ _ERROR = {"num_rows": int, "median": MAYBE_NAN, "percentile_90": MAYBE_NAN, "tol
 _LIKELIHOOD = {"mean": _FIGURE, "standard_error": _FIGURE, "num_rows": int, "mass_established?": bool}
 _FIELDS = {
     "floor": _FIGURES, "labels": _FIGURES, "samples": _FIGURES, "label_error": dict,
-    "likelihood?": {str: _LIKELIHOOD}, "time_s": {str: MAYBE_NAN},
+    "likelihood?": {str: _LIKELIHOOD}, "time_s": {str: MAYBE_NAN}, **JUDGEMENT_FIELDS,
 }  # fmt: skip
 _MADE_ON = {"event": {"report"}, "device": str, "versions": {str: str}}
 
@@ -81,11 +84,44 @@ class Judged:
         step("evaluate: solving some labels again in float64")
         metrics["label_error"] = label_error(self.pairs, memory_gib=self.job.labels.memory_gib)
         emit("label_error", **metrics["label_error"])
+        if job.judge:
+            metrics |= self._judgement(step)
+            emit("judged", figures=metrics["figures"])
         if self.generator.encoder is not None:
             step("evaluate: log-likelihood of the held-out rows")
             metrics["likelihood"] = likelihood_figures(self.generator, prepared, self.pairs)
             emit("likelihood", **metrics["likelihood"])
         return metrics
+
+    @property
+    def tables(self) -> JudgedTables:
+        """Samples, held-out rows and training rows as a judgement takes them."""
+        from sfg_dist.pipeline.judging import tables_of_run
+
+        return tables_of_run(self.prepared, self.samples, self.generator.types, self.job.evaluate.target)
+
+    @property
+    def plain_labels(self) -> NDArray[np.float64]:
+        """The labels in the units of ``tables``."""
+        from sfg_dist.pipeline.judging import plain_rows
+
+        return plain_rows(self.labels, self.prepared.transform.types)
+
+    def _judgement(self, step: Callable[[str], None]) -> Metrics:
+        """The keys of the judgement, and of the calibration of a conditional run."""
+        from sfg_dist.evaluate.judge import judge
+        from sfg_dist.pipeline.calibrating import calibration_of_run
+
+        keys = self.job.evaluate
+        step("evaluate: fidelity, diversity, privacy and utility, beside copies and independent columns")
+        found = judgement_document(judge(self.tables, seed=keys.seed))
+        if self.generator.condition:
+            step("evaluate: calibration, by several samples for each held-out condition")
+            calibration = calibration_of_run(
+                self.prepared, self.generator, self.pairs, start=keys.num_samples, seed=keys.seed
+            )
+            found["calibration"] = calibration_document(calibration)
+        return found
 
 
 def stored_metrics(output: OutputDirectory, generator: Generator) -> Metrics:

@@ -26,7 +26,7 @@ JOB_KEY = "job.toml"
 OWN_FOLDERS = ("checkpoints", "model", "samples.zarr", "compare", "scale")
 HEAD_BYTES = 1 << 16
 JOB_MARK = b"# Written by sfg_dist, which writes over it as long as this is the only comment.\n"
-_PAGE = re.compile(rb'<meta name="generator" content="sfg_dist">|--data: #0072B2; --samples: #D55E00;')
+PAGE_MARK = re.compile(rb'<meta name="generator" content="sfg_dist">|--data: #0072B2; --samples: #D55E00;')
 
 
 def _begins(pattern: bytes) -> Callable[[bytes], bool]:
@@ -39,7 +39,7 @@ def _holds(pattern: bytes) -> Callable[[bytes], bool]:
 
 _KNOWN: dict[str, Callable[[bytes], bool]] = {
     "events.jsonl": _begins(rb'\s*\{"time": '),
-    "report.html": _holds(_PAGE.pattern),
+    "report.html": _holds(PAGE_MARK.pattern),
     "metrics.json": _begins(rb'\{\s*"floor":'),
     "model/generator.json": _holds(rb'"sfg_dist":'),
     "model/model.safetensors": _holds(rb'"network\.'),
@@ -48,8 +48,8 @@ _KNOWN: dict[str, Callable[[bytes], bool]] = {
     "checkpoints/fitted.json": _begins(rb'\{"network": '),
     "checkpoints/history.jsonl": _begins(rb'[^\n]*"step": '),
     "checkpoints/encoder.safetensors": _holds(rb'"identity"'),
-    "compare/compare.html": _holds(_PAGE.pattern),
-    "scale/scale.html": _holds(_PAGE.pattern),
+    "compare/compare.html": _holds(PAGE_MARK.pattern),
+    "scale/scale.html": _holds(PAGE_MARK.pattern),
 }
 """Files that a run writes over or adds to, each with a test of its first bytes."""
 _BESIDE_FIT = re.compile(r"checkpoints/(step_\d+/progress\.json|fitted\.safetensors|live\.json|failed\.txt)")

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sfg_dist.data.column_type import TEMPORAL
 from sfg_dist.data.naming import category_words, listed, repeated_values, value_words
 from sfg_dist.job.words import counted, duration, failure_line, size_of
+from sfg_dist.pipeline.judging import seconds_of
 from sfg_dist.store.event_log import executor_words
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from sfg_dist.data import Transform
+    from sfg_dist.data import Prepared, Transform
+    from sfg_dist.data.column_type import ColumnType
     from sfg_dist.evaluate import ReportContent
     from sfg_dist.job.plan import Plan
     from sfg_dist.pipeline.evaluation import Judged, Metrics
@@ -53,6 +56,7 @@ def _content(
     """The report's rows in the user's units, figures, paths of the flow for 2-D tables, facts and notes."""
     from sfg_dist.data import Transform
     from sfg_dist.evaluate import ReportContent
+    from sfg_dist.evaluate.report_pictures import Flow
 
     job, prepared, pairs, generator = judged.job, judged.prepared, judged.pairs, judged.generator
     plan = pairs.plan
@@ -61,15 +65,11 @@ def _content(
     paths = _paths(pairs, Transform.from_arrays(*pairs.transform)) if is_plane else None
     return ReportContent(
         title=_title(Path(job.output.dir).name, Path(job.data.source).name),
-        columns=prepared.columns,
-        held_out=prepared.coded(prepared.test),
-        samples=prepared.coded(judged.samples),
-        labels=prepared.coded(judged.labels),
-        categories=prepared.category_names(),
+        tables=judged.tables,
+        labels=judged.plain_labels,
         metrics=metrics,
         history=history,
-        trajectories=paths[0] if paths else None,
-        trajectory_log_beta_sq=paths[1] if paths else None,
+        flow=Flow(*paths) if paths else None,
         log_density=prepared.log_density,
         job_toml=job.to_toml(),
         facts={
@@ -90,7 +90,7 @@ def _content(
             "network": f"{generator.network.num_parameters:,} parameters",
             **({"device": made["device"], "versions": _listed(made["versions"])} if made else {}),
         },
-        notes=_notes(prepared.report, job.labels.latents, plan.condition),
+        notes=_notes(prepared, job.labels.latents, plan.condition),
         labelling=labelling,
         failures=failures,
     )
@@ -213,6 +213,11 @@ def _accuracy(settings: Mapping[str, Any], error: Mapping[str, Any]) -> dict[str
     }
 
 
+def _step_words(step: float, type_: ColumnType) -> str:
+    """The step of a grid; that of stamps, dates and times as a length of time."""
+    return duration(float(seconds_of(np.array(step), type_))) if type_.kind in TEMPORAL else f"{step:g}"
+
+
 def _title(directory: str, source: str) -> str:
     return directory if directory == source else f"{directory}: {source}"
 
@@ -221,9 +226,9 @@ def _listed(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
-def _notes(report: Mapping[str, Any], latents: str | None, condition: tuple[str, ...]) -> list[str]:
+def _notes(prepared: Prepared, latents: str | None, condition: tuple[str, ...]) -> list[str]:
     """Notes that a reader of the figures must know."""
-    notes = []
+    notes, report = [], prepared.report
     if report.get("num_rows_dropped"):
         notes.append(f'{report["num_rows_dropped"]:,} incomplete rows were dropped (data.missing = "drop").')
     for name, value in (report.get("constant") or {}).items():
@@ -233,15 +238,16 @@ def _notes(report: Mapping[str, Any], latents: str | None, condition: tuple[str,
     notes += category_words(report)
     if report.get("categories") or report.get("missing"):
         notes.append(
-            "The figures and pictures read a category as its place in an order that puts like ones side by side, and "
-            "a missing value as a number beyond the others."
+            "The figures of labels and samples apart read a category as its place in an order that puts like ones side "
+            "by side, and a missing value as a number beyond the others."
         )
     by_step: dict[str, list[str]] = {}
     atoms = report.get("atoms") or {}
     for name, tie in (report.get("ties") or {}).items():
         if name in atoms and not tie.get("step"):
             continue
-        by_step.setdefault(f"a grid of {tie['step']:g}" if tie.get("step") else "", []).append(name)
+        step = "" if not (width := tie.get("step")) else _step_words(width, prepared.types[name])
+        by_step.setdefault(step and f"a grid of {step}", []).append(name)
     for grid, names in by_step.items():
         what = (
             f"lie on {grid}: they are dequantized, and samples are put back on it"
@@ -256,8 +262,8 @@ def _notes(report: Mapping[str, Any], latents: str | None, condition: tuple[str,
     if condition:
         notes.append(
             f"Samples are drawn for the {listed(condition, limit=8)} of the validation rows, labels for those of the "
-            f"training rows. Both are compared with the test rows in all columns together. A conditional generator is "
-            f"not calibrated."
+            f"training rows. Both are compared with the test rows in all columns together. The marginals of a "
+            f"conditional generator are not corrected after its fit."
         )
     if latents is not None:
         notes.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +31,20 @@ def prepare_table(job: Job, held: Table | None = None) -> Prepared:
     from sfg_dist.data import prepare
 
     try:
-        return prepare(job.data.source, table_settings(job), held=held, memory_gib=job.labels.memory_gib)
+        prepared = prepare(job.data.source, table_settings(job), held=held, memory_gib=job.labels.memory_gib)
     except MemoryError:
         raise DataError(
             f"{job.data.source} does not fit into memory: set labels.memory_gib to read it in parts, or data.max_rows "
             f"to take fewer rows"
         ) from None
+    check_target(prepared.source, prepared.columns, job.evaluate.target, "evaluate.target")
+    return prepared
+
+
+def check_target(source: str, columns: Sequence[str], target: str | None, key: str) -> None:
+    """Refuse a target that is none of the columns, with their names; ``key`` is where it was named."""
+    if target is not None and target not in columns:
+        raise DataError(f"{key}: {source} has no column {target!r}; it has {listed(list(columns))}")
 
 
 def table_of_store(table: Prepared, pairs: Pairs) -> Prepared:
@@ -70,8 +79,8 @@ def category_types(table: Prepared) -> dict[str, dict[str, Any]]:
     return {name: type_.to_dict() for name, type_ in table.types.items() if type_.is_coded}
 
 
-def validation_rows(table: Prepared, generator: Generator) -> NDArray[np.float64]:
-    """The validation rows in the generator's units, which may have other offsets than the table's.
+def rows_of_generator(table: Prepared, generator: Generator, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows of a part of the table in the generator's units, which may have other offsets than the table's.
 
     Raises:
         DataError: the generator was made from other columns.
@@ -83,8 +92,7 @@ def validation_rows(table: Prepared, generator: Generator) -> NDArray[np.float64
             f"{table.source} is read as columns {listed(table.columns)}, the generator has "
             f"{listed(generator.columns)}: bring the table back, or choose another output.dir and run again"
         )
-    rows = Table(table.validation, table.columns, table.source, types=table.transform.types)
-    return rows.retyped(generator.types)
+    return Table(rows, table.columns, table.source, types=table.transform.types).retyped(generator.types)
 
 
 def held_out_conditions(table: Prepared, generator: Generator, num_rows: int) -> NDArray[np.float64]:
@@ -102,7 +110,7 @@ def held_out_conditions(table: Prepared, generator: Generator, num_rows: int) ->
             "data.split leaves no validation rows, and the samples that are judged take their conditions "
             "from those rows: give them a share"
         )
-    held_out = validation_rows(table, generator)[:, generator.split.places]
+    held_out = rows_of_generator(table, generator, table.validation)[:, generator.split.places]
     return np.resize(held_out, (num_rows, held_out.shape[1]))
 
 

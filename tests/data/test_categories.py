@@ -440,10 +440,6 @@ def test_figures_read_finite_numbers(write):
     prepared = prepare(write(town_table()))
     coded = prepared.coded(prepared.test)
     assert np.isfinite(coded).all()
-    names = prepared.category_names()
-    places = prepared.transform.codings[0].places
-    assert names["town"] == [prepared.types["town"].categories[code] for code in np.argsort(places)]
-    assert "missing" in names["job"]
     assert coded[:, 4].max() <= np.nanmax(prepared.train[:, 4]) * 2
     plain = prepare("moons", max_rows=100)
     assert plain.coded(plain.test) is plain.test

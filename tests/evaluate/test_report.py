@@ -11,8 +11,11 @@ from PIL import Image
 
 from sfg_dist.evaluate import METRIC_NAMES, ReportContent, render_report
 from sfg_dist.evaluate.clouds import is_color_table, pair_columns, patch_shape
-from sfg_dist.evaluate.pictures import bin_edges, robust_limits
-from sfg_dist.evaluate.report import shown_number, verdict
+from sfg_dist.evaluate.judgement import JudgedColumn, JudgedTables
+from sfg_dist.evaluate.pictures import bin_edges
+from sfg_dist.evaluate.plain_figures import shown_number, verdict
+from sfg_dist.evaluate.report_pictures import Flow
+from sfg_dist.evaluate.shown_columns import robust_limits
 from sfg_dist.job.errors import DataError
 
 
@@ -64,8 +67,10 @@ def content(columns, *, num_rows=300, offset=0.0, scale=1.0, **changed):
         name: offset + scale * rng.standard_normal((num_rows, len(columns)))
         for name in ("held_out", "samples", "labels")
     }
-    fields = {"title": "A run", "metrics": metrics(), "history": history(), **tables} | changed
-    return ReportContent(columns=columns, **fields)
+    names = tuple(JudgedColumn(name, "number") for name in columns)
+    given = JudgedTables(names, tables["samples"], tables["held_out"], train=None)
+    fields = {"title": "A run", "metrics": metrics(), "history": history(), "labels": tables["labels"], "tables": given}
+    return ReportContent(**(fields | changed))
 
 
 def plane(**changed):
@@ -73,8 +78,7 @@ def plane(**changed):
     log_beta_sq = np.linspace(0, -9, 9)
     return content(
         ["x", "y"],
-        trajectories=rng.standard_normal((9, 40, 2)),
-        trajectory_log_beta_sq=log_beta_sq,
+        flow=Flow(rng.standard_normal((9, 40, 2)), log_beta_sq),
         log_density=lambda rows: -0.5 * (rows**2).sum(axis=1) - np.log(2 * np.pi),
         **changed,
     )
@@ -119,22 +123,23 @@ def test_a_plane_without_labels_density_or_flow():
 
 @pytest.mark.slow
 def test_colours():
-    named = content(["Red", "green", "BLUE"], offset=128.0, scale=25.0)
-    assert is_color_table(named.columns, named.held_out)
+    names = ["Red", "green", "BLUE"]
+    named = content(names, offset=128.0, scale=25.0)
+    assert is_color_table(names, named.tables.held_out)
     page = check_page(render_report(named), num_images=5)
     assert "own colour" in page.text
-    assert not is_color_table(["x", "y", "z"], named.held_out)
-    assert not is_color_table(named.columns, named.held_out - 1000)
+    assert not is_color_table(["x", "y", "z"], named.tables.held_out)
+    assert not is_color_table(names, named.tables.held_out - 1000)
 
 
 @pytest.mark.slow
 def test_eleven_columns_pair_the_most_correlated():
     given = content([f"c{i}" for i in range(11)])
     for index in (1, 4, 6, 8, 10):
-        given.held_out[:, index] += 3 * given.held_out[:, 1]
-    assert pair_columns(given.held_out) == [1, 4, 6, 8, 10]
+        given.tables.held_out[:, index] += 3 * given.tables.held_out[:, 1]
+    assert pair_columns(given.tables.columns, given.tables.held_out) == [1, 4, 6, 8, 10]
     page = check_page(render_report(given), num_images=4)
-    assert "Shown are the 5 of 11" in page.text
+    assert "Shown are the 5 of 11 that go together most" in page.text
 
 
 @pytest.mark.slow
@@ -194,10 +199,10 @@ def test_a_loss_that_is_missing_or_not_positive_is_left_out():
 @pytest.mark.slow
 def test_outliers_constants_and_few_values_do_not_break_the_pictures():
     given = content(["a", "b", "c"], num_rows=200)
-    given.samples[0] = 1e30
-    given.held_out[3, 0] = -1e12
-    given.held_out[:, 1] = 2.0
-    given.held_out[:, 2] = np.round(given.held_out[:, 2])
+    given.tables.samples[0] = 1e30
+    given.tables.held_out[3, 0] = -1e12
+    given.tables.held_out[:, 1] = 2.0
+    given.tables.held_out[:, 2] = np.round(given.tables.held_out[:, 2])
     check_page(render_report(given), num_images=4)
 
 
@@ -213,15 +218,13 @@ def test_long_tables_are_cut():
 
 def test_rows_that_cannot_be_drawn_are_refused():
     given = content(["x", "y"])
-    given.samples[4, 1] = np.nan
+    given.tables.samples[4, 1] = np.inf
     with pytest.raises(DataError, match=r"samples: 1 of 300 rows.*row 4, column 1"):
         render_report(given)
     with pytest.raises(DataError, match="expected 3 columns"):
         render_report(content(["x", "y", "z"], labels=np.zeros((5, 2))))
     with pytest.raises(DataError, match=r"num_times, num_rows, 2"):
-        render_report(content(["x", "y"], trajectories=np.zeros((4, 3, 2)), trajectory_log_beta_sq=[0.0]))
-    with pytest.raises(DataError, match="trajectory_log_beta_sq is missing"):
-        render_report(content(["x", "y"], trajectories=np.zeros((4, 3, 2))))
+        render_report(content(["x", "y"], flow=Flow(np.zeros((4, 3, 2)), [0.0])))
 
 
 @pytest.mark.parametrize(

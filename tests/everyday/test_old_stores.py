@@ -11,7 +11,7 @@ from sfg_dist.distributed.labels.sizes import store_bytes
 from sfg_dist.job.errors import DataError
 from sfg_dist.job.seal import seal, unseal
 from sfg_dist.pipeline.pipeline import Pipeline
-from sfg_dist.pipeline.table import table_of_store, validation_rows
+from sfg_dist.pipeline.table import rows_of_generator, table_of_store
 from sfg_dist.store import open_pairs
 
 
@@ -82,7 +82,7 @@ def test_validation_rows_of_other_columns_are_refused(old_pipeline):
         columns, types = ("c0", "a", "b"), ()
 
     with pytest.raises(DataError, match=r"t\.csv is read as columns 'a', 'b', the generator has 'c0', 'a', 'b'"):
-        validation_rows(table, Other())
+        rows_of_generator(table, Other(), table.validation)
 
 
 def test_the_bytes_of_an_old_store_are_counted_without_what_it_lacks(old_pipeline):

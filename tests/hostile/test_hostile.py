@@ -18,7 +18,9 @@ from commands import sfg
 from examples import PROFILE
 from harness import Case, observe, require_harmless
 
-FEW_FIGURES = ("--set", 'evaluate.metrics=["ks_mean"]', "--set", "evaluate.num_samples=20")
+FEW_FIGURES = (
+    "--set", 'evaluate.metrics=["ks_mean"]', "--set", "evaluate.num_samples=20", "--set", "evaluate.judge=false",
+)  # fmt: skip
 COMMANDS = {
     "status": ("status", "run"),
     "watch": ("status", "run", "--watch"),
@@ -34,7 +36,7 @@ COMMANDS = {
     "sample": ("sample", "job.toml", "--set", "evaluate.num_samples=20"),
     "draw": ("sample", "run", "-n", "20", "--out", "rows.csv"),
     "draw_parts": ("sample", "run", "-n", "20", "--out", "run/rows.zarr"),
-    "evaluate": ("evaluate", "job.toml", "--set", 'evaluate.metrics=["ks_mean"]'),
+    "evaluate": ("evaluate", "job.toml", *FEW_FIGURES[:2], *FEW_FIGURES[4:]),
     "export": ("export", "run"),
     "plan": ("plan", "table.toml"),
     "label_table": ("label", "table.toml"),

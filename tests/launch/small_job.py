@@ -17,6 +17,7 @@ num_epochs = 2
 batch_size = 256
 [evaluate]
 num_samples = 200
+judge = false
 metrics = ["ks_mean"]
 [executor]
 num_actors = 2

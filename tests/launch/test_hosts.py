@@ -36,6 +36,7 @@ num_workers = 2
 checkpoint_interval_s = 1
 [evaluate]
 num_samples = 300
+judge = false
 metrics = ["ks_mean"]
 [output]
 dir = "{directory}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from sfg_dist.evaluate.pictures import Picture, picture
-from sfg_dist.evaluate.report import MEANINGS, NO_VALUE, shown_number
+from sfg_dist.evaluate.plain_figures import MEANINGS, NO_VALUE, shown_number
 from sfg_dist.job.words import WIDE, duration, wide_number
 from sfg_dist.studies.compare import pictures
 from sfg_dist.studies.compare.document import NAMES, NOT_PEERS, OURS, Comparison, Method, mean_auc, mean_likelihood

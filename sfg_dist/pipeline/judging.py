@@ -1,0 +1,186 @@
+"""The tables of a judgement: those of a run, or files that any generator may have written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfg_dist.data.column_type import MAX_WHOLE, PER_SECOND, TEMPORAL, ColumnType
+from sfg_dist.data.table import Table, open_table
+from sfg_dist.evaluate.judgement import ColumnKind, JudgedColumn, JudgedTables
+from sfg_dist.job.errors import DataError
+from sfg_dist.pipeline.table import check_target
+
+if TYPE_CHECKING:
+    from sfg_dist.data import Prepared
+
+MIN_ROWS = 20
+"""Of each table: with fewer rows no figure says anything."""
+_KINDS: Mapping[str, ColumnKind] = {
+    "float": "number", "decimal": "number", "time": "number", "duration": "number", "integer": "integer",
+    "boolean": "boolean", "timestamp": "datetime", "date": "datetime", "category": "category", "ordinal": "category",
+}  # fmt: skip
+_TRUTHS = ("false", "true")
+_DAY_S = 86_400
+
+_Array = NDArray[np.float64]
+
+
+def tables_of_run(
+    prepared: Prepared, samples: _Array, types: Sequence[ColumnType], target: str | None = None
+) -> JudgedTables:
+    """The tables of a run.
+
+    Args:
+        prepared: the run's table; its test rows are the held-out rows.
+        samples: rows that its generator drew, float64 of value - offset, shape (num_samples, num_columns).
+        types: the generator's types of the columns, which ``samples`` are written in.
+        target: the column that utility predicts.
+    """
+    own = prepared.transform.types
+    columns = tuple(_column(name, type_) for name, type_ in prepared.types.items())
+    return JudgedTables(
+        columns,
+        samples=plain_rows(samples, types),
+        held_out=plain_rows(prepared.test, own),
+        train=plain_rows(prepared.train, own),
+        target=target,
+    )
+
+
+def tables_of_files(
+    samples: str | Path, held_out: str | Path, train: str | Path | None = None, target: str | None = None
+) -> JudgedTables:
+    """The tables of files; their columns are matched by name, in the order of ``held_out``.
+
+    Args:
+        samples, held_out, train: each a path, a URL or a name, as ``open_table`` takes it. Columns of ``held_out`` that
+            are identifiers or free text are left out with a warning.
+        target: the column that utility predicts.
+
+    Raises:
+        DataError: a table cannot be read, is too short, lacks a column or has one of another type, or holds infinity;
+            or ``target`` is none of the columns.
+    """
+    first = _open(held_out)
+    check_target(first.source, first.columns, target, "--target")
+    tables = [first, *(_open(source, first) for source in (samples, train) if source is not None)]
+    for table in tables:
+        _check_rows(table)
+    joined = [_joined(place, tables) for place in range(len(first.columns))]
+    rows = [np.stack([values[index] for _, values in joined], axis=1) for index in range(len(tables))]
+    return JudgedTables(
+        tuple(column for column, _ in joined),
+        samples=rows[1],
+        held_out=rows[0],
+        train=rows[2] if train is not None else None,
+        target=target,
+    )
+
+
+def _open(source: str | Path, first: Table | None = None) -> Table:
+    """A table; with the columns of the ``first``, and what are categories there as categories.
+
+    Raises:
+        DataError: it cannot be read. The message names no key of a job, since there is none here.
+    """
+    try:
+        if first is None:
+            return open_table(source, identifiers="drop")
+        table = open_table(source, columns=first.columns)
+        known = zip(first.columns, first.types, table.types, table.values.T, strict=True)
+        other = {
+            name for name, own, found, values in known if own.is_coded and not found.is_coded and _has_some(values)
+        }
+        if other:
+            table = open_table(source, columns=first.columns, asked=dict.fromkeys(other, "category"))
+        return table
+    except DataError as error:
+        message = str(error).replace(" (data.columns)", f" as {first.source} has" if first else "")
+        message = message.replace('set data.identifiers = "drop" to leave such columns out, or ', "")
+        raise DataError(message.replace("with data.columns", "of the tables")) from None
+
+
+def _has_some(values: _Array) -> bool:
+    return not np.isnan(values).all()
+
+
+def _check_rows(table: Table) -> None:
+    if len(table.values) < MIN_ROWS:
+        raise DataError(f"{table.source} has {len(table.values)} rows: expected at least {MIN_ROWS} to judge by")
+    if len(places := np.argwhere(np.isinf(table.values))):
+        row, column = places[0]
+        raise DataError(
+            f"{table.source}: column {table.columns[column]!r} holds infinity in row {row + 1}: leave it out"
+        )
+
+
+def _column(name: str, type_: ColumnType) -> JudgedColumn:
+    return JudgedColumn(name, _KINDS[type_.kind], _TRUTHS if type_.kind == "boolean" else type_.categories)
+
+
+def plain_rows(rows: _Array, types: Sequence[ColumnType]) -> _Array:
+    """Rows of value - offset, shape (num_rows, num_columns), in the units of a judgement: see ``_values``."""
+    return np.stack([_values(column, type_) for column, type_ in zip(rows.T, types, strict=True)], axis=1)
+
+
+def _values(values: _Array, type_: ColumnType) -> _Array:
+    """The values of a column: stamps and dates in seconds since 1970, times and durations in seconds.
+
+    An offset that float64 does not hold is left off, since neighbours would become equal.
+    """
+    if type_.kind in TEMPORAL:
+        return seconds_of(values + type_.offset, type_)
+    return values + type_.offset if abs(type_.offset) < MAX_WHOLE else values
+
+
+def seconds_of(ticks: _Array, type_: ColumnType) -> _Array:
+    """Ticks of a type in seconds; whole seconds are exact."""
+    return ticks * _DAY_S if type_.unit == "D" else ticks / PER_SECOND[type_.unit or "s"]
+
+
+def _joined(place: int, tables: Sequence[Table]) -> tuple[JudgedColumn, list[_Array]]:
+    """One column of several tables in common units: its kind is that of the first, its categories are those of all.
+
+    Raises:
+        DataError: the tables hold values of different types.
+    """
+    first, name = tables[0], tables[0].columns[place]
+    types = [table.types[place] for table in tables]
+    for table, type_ in zip(tables[1:], types[1:], strict=True):
+        if _family(type_) != _family(types[0]) and _has_some(table.values[:, place]):
+            raise DataError(
+                f"{table.source}: column {name!r} holds {type_.words}, and {first.source} has {types[0].words} there: "
+                f"write both in one type"
+            )
+    column = _column(name, types[0])
+    if types[0].is_coded:
+        names = list(dict.fromkeys(text for type_ in types for text in type_.categories))
+        return JudgedColumn(name, column.kind, tuple(names)), [
+            _recoded(table.values[:, place], type_, names) for table, type_ in zip(tables, types, strict=True)
+        ]
+    values = [_values(table.values[:, place], type_) for table, type_ in zip(tables, types, strict=True)]
+    if column.kind == "boolean":
+        for table, some in zip(tables, values, strict=True):
+            if len(odd := some[~np.isin(some, (0, 1)) & ~np.isnan(some)]):
+                raise DataError(
+                    f"{table.source}: column {name!r} holds {odd[0]:g}, and {first.source} has true or false"
+                )
+    return column, values
+
+
+def _family(type_: ColumnType) -> str:
+    """What values of a type are compared with."""
+    kind = _KINDS[type_.kind]
+    return type_.kind if type_.kind in ("time", "duration") else "number" if kind in ("integer", "boolean") else kind
+
+
+def _recoded(codes: _Array, type_: ColumnType, names: Sequence[str]) -> _Array:
+    """Codes of a type as places in ``names``; NaN stays."""
+    places = np.array([names.index(text) for text in type_.categories] or [0], dtype=np.float64)
+    known = np.isfinite(codes)
+    return np.where(known, places[np.where(known, codes, 0).astype(np.intp)], np.nan)

@@ -1,0 +1,96 @@
+"""Tables of files are brought to common units, or refused with the file and the column."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sfg_dist.data.preparation import prepare
+from sfg_dist.job.errors import DataError
+from sfg_dist.pipeline.judging import tables_of_files, tables_of_run
+
+
+def frame(num_rows=60, seed=0, towns="abc"):
+    rng = np.random.default_rng(seed)
+    number = rng.normal(size=num_rows)
+    return pd.DataFrame(
+        {
+            "x": np.where(rng.random(num_rows) < 0.1, np.nan, number),
+            "count": rng.poisson(3, num_rows),
+            "town": rng.choice(list(towns), num_rows),
+            "day": pd.Timestamp("2020-01-01") + pd.to_timedelta(rng.integers(0, 900, num_rows), "D"),
+            "ok": number > 0,
+        }
+    )
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def put(name, table):
+        table.to_parquet(name) if name.endswith(".parquet") else table.to_csv(name, index=False)
+        return name
+
+    put("data.csv", frame())
+    return put
+
+
+def test_kinds_units_and_categories_of_all_tables(write):
+    write("samples.parquet", frame(seed=1, towns="bad")[["ok", "town", "x", "day", "count"]].assign(more=1))
+    tables = tables_of_files("samples.parquet", "data.csv", write("train.csv", frame(80, 2)), "town")
+    assert [column.kind for column in tables.columns] == ["number", "integer", "category", "datetime", "boolean"]
+    assert tables.columns[2].categories == ("a", "b", "c", "d")
+    assert (len(tables.samples), len(tables.held_out), len(tables.train)) == (60, 60, 80)
+    asked = pd.read_parquet("samples.parquet")
+    towns = np.array(tables.columns[2].categories)[tables.samples[:, 2].astype(int)]
+    assert towns.tolist() == asked["town"].tolist()
+    assert (pd.to_datetime(tables.samples[:, 3], unit="s") == asked["day"]).all()
+    assert np.isnan(tables.samples[:, 0]).sum() == asked["x"].isna().sum() > 0
+
+
+def test_a_column_without_values_is_missing_throughout(write):
+    samples = write("samples.csv", frame(seed=1).assign(town=None, day=None))
+    tables = tables_of_files(samples, "data.csv")
+    assert np.isnan(tables.samples[:, [2, 3]]).all()
+    assert tables.train is None
+
+
+def test_numbers_that_are_categories_in_the_data_are_read_as_such(write):
+    tables = tables_of_files(write("samples.csv", frame(seed=1).assign(town=7)), "data.csv")
+    assert tables.columns[2].categories == ("a", "b", "c", "7")
+
+
+def test_arrays_are_matched_by_place(tmp_path):
+    for name in ("samples", "data"):
+        np.save(tmp_path / f"{name}.npy", np.random.default_rng(0).normal(size=(40, 3)))
+    tables = tables_of_files(tmp_path / "samples.npy", tmp_path / "data.npy")
+    assert len(tables.columns) == 3
+
+
+BAD = [
+    (lambda f: f.drop(columns="count"), r"bad.csv has no column 'count' as data.csv has"),
+    (lambda f: f.rename(columns={"x": "y"}), r"bad.csv has no column 'x'"),
+    (lambda f: f.assign(count="many"), r"'count' holds 1 category, and data.csv has whole numbers there"),
+    (lambda f: f.assign(day=3.5), r"'day' holds decimals, and data.csv has dates there"),
+    (lambda f: f.assign(ok=2), r"'ok' holds 2, and data.csv has true or false"),
+    (lambda f: f.assign(x=[np.inf, *f["x"][1:]]), r"'x' holds infinity in row 1"),
+    (lambda f: f.assign(x=[f"text {i}" for i in range(len(f))]), r"'x' holds text, 60 different values.*of the tables"),
+    (lambda f: f.head(0), r"bad.csv has 0 rows"),
+    (lambda f: f.head(5), r"bad.csv has 5 rows: expected at least 20"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD, ids=range(len(BAD)))
+def test_tables_that_do_not_match_are_refused(write, change, message):
+    with pytest.raises(DataError, match=message) as refused:
+        tables_of_files(write("bad.csv", change(frame(seed=1))), "data.csv")
+    assert "data." not in str(refused.value).replace("data.csv", "")  # no key of a job, since there is none
+
+
+def test_a_run_has_the_same_units(write):
+    prepared = prepare("data.csv")
+    tables = tables_of_run(prepared, prepared.test, prepared.transform.types, "town")
+    read = tables_of_files("data.csv", "data.csv")
+    assert tables.columns == read.columns
+    np.testing.assert_array_equal(tables.samples, tables.held_out)
+    assert set(tables.train[:, 3]) <= set(read.held_out[:, 3])  # dates are in the same units

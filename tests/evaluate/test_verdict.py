@@ -1,0 +1,160 @@
+"""The verdict: real rows pass in everything, a copy fails in privacy, independent columns fail in fidelity."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sfg_dist.evaluate.calibration import CALIBRATION_KINDS
+from sfg_dist.evaluate.document import JUDGEMENT_FIELDS, figures_of, judgement_document
+from sfg_dist.evaluate.figure_kinds import FIGURE_KINDS
+from sfg_dist.evaluate.judge import judge
+from sfg_dist.evaluate.judgement import Figure, JudgedColumn, JudgedTables
+from sfg_dist.evaluate.verdict import summary, verdicts
+from sfg_dist.job.reader import read_json
+
+COLUMNS = (
+    JudgedColumn("load", "number"),
+    JudgedColumn("flow", "number"),
+    JudgedColumn("heat", "number"),
+    JudgedColumn("town", "category", ("a", "b", "c")),
+)
+
+
+def rows(num_rows, seed):
+    """Columns that depend on each other."""
+    rng = np.random.default_rng(seed)
+    load = rng.normal(size=num_rows)
+    flow = load**2 + 0.3 * rng.normal(size=num_rows)
+    heat = np.sin(2 * load) + flow + 0.2 * rng.normal(size=num_rows)
+    town = np.digitize(load + 0.3 * rng.normal(size=num_rows), [-0.5, 0.5]).astype(float)
+    return np.stack([load, flow, heat, town], axis=1)
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return JudgedTables(COLUMNS, samples=rows(500, 2), held_out=rows(500, 1), train=rows(500, 0), target="town")
+
+
+def independent(table):
+    rng = np.random.default_rng(3)
+    return np.stack([rng.permutation(column) for column in table.T], axis=1)
+
+
+DECIDING = (
+    "c2st_trees_held_out", "beta_recall", "broken_rules", "utility", "attack_auc", "attack_at_1_percent",
+    "nearer_to_train", "identical_share",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("made", "grades"),
+    [
+        (lambda t: t.samples, {"Fidelity": "good", "Diversity": "good", "Privacy": "good", "Utility": "good"}),
+        (lambda t: t.train, {"Fidelity": "good", "Privacy": "bad", "Utility": "good"}),
+        (lambda t: independent(t.train), {"Fidelity": "bad", "Diversity": "bad", "Privacy": "good", "Utility": "bad"}),
+    ],
+    ids=["real", "copy", "independent"],
+)
+def test_the_three_tables_that_it_must_tell_apart(tables, made, grades):
+    found = verdicts(judge(replace(tables, samples=made(tables)), figures=DECIDING).figures, "town")
+    assert {each.aspect: each.grade for each in found} | grades == {each.aspect: each.grade for each in found}
+    assert all(each.sentences for each in found)
+
+
+def figure(name, value, error=0.01, floor=0.5, copy=None, independent=None):
+    return Figure(name, value, error, floor, copy, independent)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "independent_has", "grade"),
+    [
+        (0.5, 0.01, 0.99, "good"),
+        (0.525, 0.01, 0.99, "good"),  # within the noise
+        (0.55, 0.005, 0.99, "close"),
+        (0.65, 0.01, 0.99, "poor"),
+        (0.9, 0.01, 0.99, "bad"),
+        (0.69, 0.01, 0.7, "bad"),  # as bad as independent columns, which are hard to tell here
+        (0.51, 0.001, 0.52, "close"),  # independent columns are nearly right here
+        (0.6, 0.15, 0.99, "unknown"),
+        (0.99, 0.05, None, "bad"),
+    ],
+)
+def test_grades_of_fidelity(value, error, independent_has, grade):
+    trees = figure("c2st_trees_held_out", value, error, independent=independent_has)
+    (found, *_) = verdicts({trees.name: trees}, None)
+    assert (found.aspect, found.grade) == ("Fidelity", grade)
+    assert f"{value:.3f} \N{PLUS-MINUS SIGN} {error:.3f}" in found.sentences[0]
+
+
+def test_the_worst_figure_decides_privacy_and_is_named():
+    figures = {
+        "attack_auc": figure("attack_auc", 0.505, copy=1.0),
+        "identical_share": figure("identical_share", 0.3, floor=0.0, copy=1.0),
+    }
+    privacy = verdicts(figures, None)[2]
+    assert privacy.grade == "bad"
+    assert "A share of 0.300" in privacy.sentences[0]
+    assert (
+        "equal to a training row; real rows have 0.000, and a copy of the training rows has 1.000."
+        in (privacy.sentences[0])
+    )
+
+
+def test_what_was_not_measured_is_said():
+    found = verdicts({}, None, has_train=False)
+    assert [each.grade for each in found] == ["unknown"] * 4
+    assert "takes the training rows, which were not given" in found[2].headline
+    assert "No target column was named" in found[3].headline
+    assert summary(found[:1]) == "Fidelity: not known."
+
+
+def test_rows_that_break_rules_are_bad_in_fidelity():
+    figures = {
+        "c2st_trees_held_out": figure("c2st_trees_held_out", 0.5, independent=0.9),
+        "broken_rules": figure("broken_rules", 0.5, floor=0.0),
+    }
+    assert verdicts(figures, None)[0].headline == "Samples break rules that the data keep."
+
+
+def test_a_target_that_nothing_predicts_says_nothing():
+    useless = figure("utility", 0.49, 0.02, floor=0.51, independent=0.5)
+    assert verdicts({"utility": useless}, "y")[3].grade == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("spread", "coverage", "grade", "words"),
+    [(1.01, 0.9, "good", "is calibrated"), (1.6, 0.7, "bad", "too narrow"), (0.7, 0.97, "poor", "too wide")],
+)
+def test_calibration_says_too_narrow_or_too_wide(spread, coverage, grade, words):
+    figures = {
+        "rank_spread": figure("rank_spread", spread, 0.02, 1.0),
+        "coverage_90": figure("coverage_90", coverage, 0.01, 0.9),
+        "crps": figure("crps", 0.3, 0.01, 0.29, independent=0.6),
+    }
+    found = verdicts(figures, None)[-1]
+    assert (found.aspect, found.grade) == ("Calibration", grade)
+    assert words in found.headline
+
+
+@pytest.mark.slow
+def test_a_judgement_is_the_same_after_json(tables):
+    judgement = judge(tables, figures=("shape", "beta_recall"))
+    document = json.dumps(judgement_document(judgement))
+    assert figures_of(read_json(document, "metrics.json", JUDGEMENT_FIELDS)) == judgement.figures
+
+
+def test_every_figure_has_a_sentence_in_the_guide(pytestconfig):
+    guide = (pytestconfig.rootpath / "docs" / "report.md").read_text()
+    for name, kind in {**FIGURE_KINDS, **CALIBRATION_KINDS}.items():
+        assert f"`{name}`" in guide, name
+        assert kind.meaning.endswith("."), name
+
+
+def test_figures_without_values_are_not_known():
+    nothing = {name: Figure(name, None, None, None, None, None) for name in [*FIGURE_KINDS, *CALIBRATION_KINDS]}
+    assert {each.grade for each in verdicts(nothing, "y")} == {"unknown"}
+    lone = {name: Figure(name, 0.7, None, None, None, None) for name in nothing}
+    assert all(sentence.endswith(".") for each in verdicts(lone, "y") for sentence in each.sentences)

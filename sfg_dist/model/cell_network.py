@@ -99,7 +99,7 @@ class CellNetwork(nn.Module):
         given = inputs[:, : self.dim + self.num_conditions]
         state = self.start(self.hidden(given))
         if self.skip is not None:
-            state = state + self.skip(given)
+            state += self.skip(given)
         if targets is None:
             return self._drawn(state, inputs[:, self.dim + self.num_conditions :])
         return self._cross_entropy(state, targets)
@@ -114,27 +114,29 @@ class CellNetwork(nn.Module):
 
     def _drawn(self, state: Tensor, noise: Tensor) -> Tensor:
         shares = torch.special.ndtr(noise.double()).float().clamp_(min=torch.finfo(torch.float32).tiny)
-        places = torch.empty(shares.shape, dtype=torch.float64, device=shares.device)
+        cells = torch.empty(shares.shape, dtype=torch.int64, device=shares.device)
+        within = torch.empty_like(shares)
         for column in range(self.dim):
             logits = self._logits(column, state).float()
-            above = (logits - logits.amax(1, keepdim=True)).exp_().cumsum(1)
+            above = logits.sub_(logits.amax(1, keepdim=True)).exp_().cumsum_(1)
             share = shares[:, column, None] * above[:, -1:]
             cell = torch.searchsorted(above, share).clamp_(max=self.cells[column] - 1)
             upper = above.gather(1, cell)
             lower = torch.where(cell > 0, above.gather(1, (cell - 1).clamp_(min=0)), 0.0)
-            within = ((share - lower) / (upper - lower)).clamp_(EDGE, 1 - EDGE)[:, 0]
-            cell = cell[:, 0]
-            ends = self.ends_of(column)
-            places[:, column] = ends[cell] + within * (ends[cell + 1] - ends[cell])
-            state = self._after(column, cell, state)
-        return torch.special.ndtri(places).float()
+            within[:, column, None] = ((share - lower) / (upper - lower)).clamp_(EDGE, 1 - EDGE)
+            cells[:, column, None] = cell
+            state = self._after(column, cell[:, 0], state)
+        ends = [self.ends_of(column) for column in range(self.dim)]
+        starts, widths = torch.cat([some[:-1] for some in ends]), torch.cat([some.diff() for some in ends])
+        cells += torch.tensor(self._firsts[:-1], device=cells.device)
+        return torch.special.ndtri(starts[cells] + within * widths[cells]).float()
 
     def _after(self, column: int, cell: Tensor, state: Tensor) -> Tensor:
         """The running sum after a column's cells, for the columns behind it."""
         if self.embed is None or column == self.dim - 1:
             return state
         added: Tensor = self.embed(cell + self._firsts[column])
-        return state + added
+        return added.add_(state)
 
     def _logits(self, column: int, state: Tensor) -> Tensor:
         inner = self.inner[column](self.norms[column](state))

@@ -25,6 +25,7 @@ from sfg_dist.model.mlp import predict
 from sfg_dist.model.sampling import SAMPLE_ROWS, draw_ranges, unit_ranges
 from sfg_dist.model.saved_generator import SavedGenerator
 
+PREDICT_ROWS = 2048  # whose activations stay in the cache, and in memory that the allocator keeps
 FAR_CONDITION = 8.0  # in the flow's coordinates, where a column's spread is 1
 
 Given = Any
@@ -230,7 +231,7 @@ class Generator(SavedGenerator):
         """Labels before calibration."""
         device = next(self.network.parameters()).device
         tensor = torch.from_numpy(np.ascontiguousarray(inputs, np.float32)).to(device)
-        return predict(self.network, tensor).cpu().numpy()
+        return predict(self.network, tensor, PREDICT_ROWS).cpu().numpy()
 
     def rows_of(self, labels: NDArray[Any], conditions: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
         """Rows in the user's columns of labels, value - offset, with the conditions in their columns."""

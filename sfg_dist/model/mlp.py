@@ -32,7 +32,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Shape (num_rows, width) in and out."""
-        return h + self.project(self.activation(self.expand(self.norm(h))))
+        change: Tensor = self.project(self.activation(self.expand(self.norm(h))))
+        return change.add_(h)
 
 
 class Shape(TypedDict, total=False):

@@ -200,7 +200,7 @@ def _cells(file: _File) -> Any:
         )
 
     table = None
-    for floats in (dialect.floats, frozenset()):  # text among numbers, if not all of them are
+    for floats in dict.fromkeys((dialect.floats, frozenset[int]())):  # without any, where text stands among numbers
         with contextlib.suppress(pa.ArrowInvalid):
             table = parsed(_BLOCK_BYTES, False, floats)
             if not any(pc.any(pc.is_nan(table.column(place))).as_py() for place in floats):

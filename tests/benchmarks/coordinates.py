@@ -1,12 +1,13 @@
 """Coordinates of categories for a network of squared error, by the AUC of XGBoost against training rows.
 
     pip install xgboost sdmetrics
-    python tests/benchmarks/coordinates.py TRAIN.parquet intervals circle points
+    python tests/benchmarks/coordinates.py TRAIN.parquet intervals circle points cells
 
 "intervals": normal scores, as the package has them. "circle": the middle of that interval as an angle. "points": three
 dimensions of a multiple correspondence analysis of all columns. Points have spread 1 over the training rows. Numbers
 are normal scores each time. A network of squared error learns labels of the exact flow, and a category is the one
-whose point is nearest. Labels are judged too, as what the coordinates leave to a perfect network.
+whose point is nearest. "cells" are intervals again, learnt by the package's network of mixed tables. Labels are judged
+too, as what the coordinates leave to a perfect network.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from sfg_dist.data import Prepared, prepare
+from sfg_dist.data.cells import cell_edges
 from sfg_dist.flow.labeling import label_latents
 from sfg_dist.job.config import TrainConfig
+from sfg_dist.model.cell_network import CellNetwork, Network
 from sfg_dist.model.mlp import MLP, predict
 from sfg_dist.model.trainer import Trainer
 
@@ -70,10 +73,9 @@ def circle_points(prepared: Prepared, places: dict[int, NDArray[np.intp]]) -> di
     return found
 
 
-def fitted(latents: NDArray[np.float32], labels: NDArray[np.float32], steps: int) -> MLP:
-    """A network of squared error after so many steps of 2048 pairs."""
-    torch.manual_seed(0)
-    trainer = Trainer(MLP(labels.shape[1]), TrainConfig())
+def fitted(network: Network, latents: NDArray[np.float32], labels: NDArray[np.float32], steps: int) -> Network:
+    """A network after so many steps of 2048 pairs."""
+    trainer = Trainer(network, TrainConfig())
     random = np.random.default_rng(0)
     for step in range(steps):
         some = random.integers(0, len(labels), 2048)
@@ -92,7 +94,7 @@ def main() -> None:
     """Print a line for each kind of coordinates."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("table")
-    parser.add_argument("kinds", nargs="+", choices=["intervals", "circle", "points"])
+    parser.add_argument("kinds", nargs="+", choices=["intervals", "circle", "points", "cells"])
     parser.add_argument("--pairs", type=int, default=16384)
     parser.add_argument("--steps", type=int, default=1000)
     arguments = parser.parse_args()
@@ -108,7 +110,13 @@ def main() -> None:
         random = np.random.default_rng(0)
         latents, fresh = random.standard_normal((2, arguments.pairs, spread.shape[1]), dtype=np.float32)
         labels = label_latents(latents, spread.astype(np.float32), t_min=1e-3, num_evaluations=16)
-        drawn = predict(fitted(latents, labels, arguments.steps), torch.from_numpy(fresh)).numpy()
+        torch.manual_seed(0)
+        network: Network = MLP(spread.shape[1])
+        if kind == "cells":
+            network = CellNetwork.of_edges(cell_edges(transform, np.arange(transform.dim)))
+            fresh = np.concatenate([fresh, random.standard_normal(fresh.shape, dtype=np.float32)], axis=1)
+        network = fitted(network, latents, labels, arguments.steps)
+        drawn = predict(network, torch.from_numpy(fresh), 2048).numpy()
         figures = {}
         for name, found in (("labels", labels), ("samples", drawn)):
             flow, start = np.zeros((len(found), transform.dim)), len(numbers)

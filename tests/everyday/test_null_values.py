@@ -7,12 +7,15 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+from commands import sfg
+from pyarrow import parquet
 
-from sfg_dist.data import open_table
+from sfg_dist.data import open_table, prepare
 from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.csv_dialect import TextFormat
 from sfg_dist.job.config import resolve_job
 from sfg_dist.job.errors import ConfigError, DataError
+from sfg_dist.model import MLP, Generator
 from sfg_dist.pipeline.table import prepare_table
 from sfg_dist.store.table import write_table
 
@@ -147,3 +150,14 @@ def test_a_true_category_is_written_with_a_warning_and_an_empty_one_refused(tmp_
     type_ = ColumnType("category", "string", categories=("", "b"))
     with pytest.raises(ConfigError, match="column 'a' has an empty text as a category"):
         write_table(tmp_path / "s.csv", ["a"], 2, lambda _: [rows[:, :1]], source="s", types=[type_])
+
+
+def test_categories_that_are_given_in_a_csv_are_read_as_the_model_has_them(tmp_path):
+    codes = ["007", "12", "NA"]
+    table = pa.table({"code": codes * 20, "x": np.linspace(0, 1, 60)})
+    parquet.write_table(table, tmp_path / "t.parquet")
+    transform = prepare(tmp_path / "t.parquet", condition=["code"]).transform
+    Generator(MLP(1, num_conditions=1, width=8, depth=1), transform, condition=("code",)).save(tmp_path / "model")
+    (tmp_path / "given.csv").write_text("code\n" + "\n".join(codes))
+    sfg(tmp_path, "sample", "model", "--given-table", "given.csv", "--out", "rows.parquet")
+    assert parquet.read_table(tmp_path / "rows.parquet")["code"].to_pylist() == codes

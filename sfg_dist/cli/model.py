@@ -194,14 +194,18 @@ def _read_conditions(
     """The conditions of each row by a table that has them, and its length."""
     from sfg_dist.data import TextFormat, open_table
     from sfg_dist.data.column_type import UnfitValueError, asked_categories
+    from sfg_dist.data.csv_columns import MISSING
     from sfg_dist.data.sources import is_text
 
     if given is not None:
         raise ConfigError("--given has values for all rows, --given-table for each row: give only one of them")
     if not generator.condition:
         raise ConfigError("this generator was trained without data.condition: leave out --given-table")
-    text = TextFormat(header=True) if is_text(path) else None  # its columns are found by their names
     types = [generator.types[place] for place in generator.split.places]
+    taken = {category for type_ in types for category in type_.categories}  # such as NA, which is then no gap
+    words = [word for word in MISSING if word and word not in taken]
+    # columns are found by their names
+    text = TextFormat(header=True, null_values=words) if is_text(path) else None
     asked = asked_categories(generator.condition, types)
     table = open_table(path, columns=list(generator.condition), text=text, asked=asked)
     values = table.retyped(types)

@@ -178,7 +178,8 @@ def _first_axis(codes: NDArray[np.intp], widths: Sequence[int]) -> _Array:
 
     start = np.random.default_rng(0).standard_normal(shape[1])
     operator = scipy.sparse.linalg.LinearOperator((shape[1],) * 2, matvec=times, dtype=np.float64)
-    _, vectors = scipy.sparse.linalg.eigsh(operator, k=1, v0=start, tol=1e-10)
+    # where few categories leave nothing more to search, ARPACK goes on from a random vector
+    _, vectors = scipy.sparse.linalg.eigsh(operator, k=1, v0=start, tol=1e-10, rng=np.random.default_rng(0))
     scores = np.where(counts > 0, vectors[:, 0] / roots, 0.0)
     scores /= np.abs(scores).max()
     largest = np.flatnonzero(np.abs(scores) > 1 - 1e-6)[0]

@@ -85,7 +85,8 @@ def as_texts(values: pa.Array) -> pa.Array:
 
 def joined_dictionaries(column: pa.ChunkedArray, kind: pa.DataType) -> tuple[pa.Array, list[pa.Array]]:
     """The values of all chunks' dictionaries as ``kind``, each once, and the indices of each chunk's rows into them."""
-    found = [as_texts(chunk.dictionary) if is_text(kind) else chunk.dictionary.cast(kind) for chunk in column.chunks]
+    as_kind = as_texts if is_text(kind) else lambda values: values
+    found = [as_kind(chunk.dictionary).cast(kind) for chunk in column.chunks]
     values = pc.unique(pa.chunked_array(found, kind))
     indices = [
         pc.index_in(some, value_set=values).take(chunk.indices)

@@ -94,7 +94,7 @@ def read_file(
         with open_bytes(source) as stream:
             check_text(source, stream.seek(0, io.SEEK_END))
             stream.seek(0)
-            return read_csv(source, stream.read(), columns, text, asked or {})
+            return read_csv(source, stream.read(), columns, text, asked)
     if text.given:
         raise DataError(f"{source}: {text.given[0]} is for .csv files: leave it out")
     with open_bytes(source) as stream:

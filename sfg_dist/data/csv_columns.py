@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ MISSING = (
     *("", "NA", "N/A", "n/a", "#N/A", "#N/A N/A", "#NA", "<NA>", "NaN", "nan", "NAN", "-NaN", "-nan", "NULL", "null"),
     *("Null", "None", "-", "--", "?", ".", "1.#IND", "1.#QNAN", "-1.#IND", "-1.#QNAN", "NaT", "\\N", "(null)"),
 )
-"""Cells that stand for a missing value, as they stand or within spaces."""
+"""Cells that stand for a missing value where a job names no others, as they stand or within spaces."""
 
 MAX_PLACES, MAX_DIGITS = 9, 15
 _EXACT = 2.0**53
@@ -33,22 +34,24 @@ _TIME = r"^[0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,9})?$"
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}([ T][0-9:.]+(Z|[+-][0-9:]+)?)?$")
 
 
-def typed(cells: Any, decimal: str = ".") -> Any:
+def typed(cells: Any, decimal: str = ".", missing: Sequence[str] = MISSING) -> Any:
     """A column in the type that all of its cells have, missing ones null; strings where they have none in common.
 
-    ``cells`` is a chunked array of strings, or of float64; ``decimal`` is the decimal mark, "." or ",".
+    ``cells`` is a chunked array of strings, or of float64; ``decimal`` is the decimal mark, "." or ",", and ``missing``
+    are the cells that stand for a missing value.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     if pa.types.is_floating(cells.type):
         return _with_places(cells)
+    if decimal == "," or missing != MISSING:  # other words may be numbers
+        cells = without_missing(cells, missing)
     if decimal == ",":
-        cells = without_missing(cells)
         if pc.any(pc.match_substring(cells, ".")).as_py():
             return cells
         cells = pc.replace_substring(cells, ",", ".")
-    for tidy in (lambda cells: cells, without_missing, _tidied):
+    for tidy in (lambda cells: cells, lambda cells: without_missing(cells, missing), _tidied):
         cells = tidy(cells)
         if cells.null_count == len(cells):
             return pa.chunked_array([pa.nulls(len(cells))])
@@ -60,16 +63,26 @@ def typed(cells: Any, decimal: str = ".") -> Any:
     return cells
 
 
-def without_missing(cells: Any) -> Any:
+def without_missing(cells: Any, missing: Sequence[str] = MISSING) -> Any:
     """Cells with null for those that stand for a missing value, also within spaces."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     cells = pc.utf8_trim_whitespace(cells)
-    return pc.if_else(pc.is_in(cells, value_set=pa.array(MISSING)), pa.scalar(None, cells.type), cells)
+    return pc.if_else(pc.is_in(cells, value_set=pa.array(missing)), pa.scalar(None, cells.type), cells)
 
 
-def first_text(cells: Any, decimal: str) -> tuple[int, str]:
+def missing_words(cells: Any, missing: Sequence[str]) -> list[str]:
+    """The words among cells that stand for a missing value, in their order there; an empty cell is none."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    distinct = pc.unique(pc.utf8_trim_whitespace(pc.unique(cells)))
+    words: list[str] = distinct.filter(pc.is_in(distinct, value_set=pa.array(missing))).to_pylist()
+    return [word for word in words if word]
+
+
+def first_text(cells: Any, decimal: str, missing: Sequence[str]) -> tuple[int, str]:
     """The row, counted from 0, and the text of the first cell that is no number, or begins with a zero."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -77,25 +90,25 @@ def first_text(cells: Any, decimal: str) -> tuple[int, str]:
     trimmed = pc.utf8_trim_whitespace(cells.combine_chunks())
     if decimal == ",":
         trimmed = pc.replace_substring(pc.replace_substring(trimmed, ".", " "), ",", ".")
-    odd = pc.invert(pc.or_(pc.match_substring_regex(trimmed, _MESSY), pc.is_in(trimmed, value_set=pa.array(MISSING))))
+    odd = pc.invert(pc.or_(pc.match_substring_regex(trimmed, _MESSY), pc.is_in(trimmed, value_set=pa.array(missing))))
     for found in (odd, pc.match_substring_regex(trimmed, "^[+-]?0[0-9]"), pc.is_valid(trimmed)):
         row = pc.index(pc.fill_null(found, False), True).as_py()
         if row >= 0:
             break
-    kind = typed(pa.chunked_array([trimmed.slice(row, 1)])).type if row >= 0 else pa.null()
+    kind = typed(pa.chunked_array([trimmed.slice(row, 1)]), ".", missing).type if row >= 0 else pa.null()
     if pa.types.is_boolean(kind) or pa.types.is_temporal(kind):
-        row = _first_other(trimmed)
+        row = _first_other(trimmed, missing)
     return row, cells[row].as_py().strip()
 
 
-def _first_other(cells: Any) -> int:
+def _first_other(cells: Any, missing: Sequence[str]) -> int:
     """The first row whose cell has no type in common with those above, such as a day that does not exist."""
     import pyarrow as pa
 
     low, high = 0, len(cells)  # so many rows have a type in common, and so many have none
     while high - low > 1:
         middle = (low + high) // 2
-        is_text = pa.types.is_string(typed(pa.chunked_array([cells.slice(0, middle)])).type)
+        is_text = pa.types.is_string(typed(pa.chunked_array([cells.slice(0, middle)]), ".", missing).type)
         low, high = (low, middle) if is_text else (middle, high)
     return high - 1
 

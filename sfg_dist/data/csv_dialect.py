@@ -24,6 +24,7 @@ _WORDS = {"\t": "tabs", ";": "semicolons", ",": "commas", "|": "bars", " ": "spa
 _SEP_LINE = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
 _COMMA_NUMBER = re.compile(r"[+-]?\d*,\d+([eEdD][+-]?\d+)?")
 _POINT_NUMBER = re.compile(r"[+-]?(\d+\.\d*|\.\d+)([eEdD][+-]?\d+)?")
+_QUOTED = re.compile('"[^"]*"')
 _GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
 
 
@@ -36,6 +37,13 @@ class TextFormat:
     decimal: str = "auto"  # the decimal mark, "." or ","
     encoding: str = "auto"  # the name of Python's codec
     index: Literal["auto"] | bool = "auto"  # whether the first column numbers the rows, and is left out
+    # the words that stand for a missing value, beside the empty cell; "auto" are those of ``MISSING``
+    null_values: Literal["auto"] | Sequence[str] = "auto"
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The cells that stand for a missing value."""
+        return MISSING if self.null_values == "auto" else ("", *self.null_values)
 
     @property
     def given(self) -> list[str]:
@@ -55,7 +63,8 @@ class Dialect:
     names_line: int = 0  # the line that they begin in, counted from 1
     is_open: bool = False  # whether each line ends with a separator, behind which there is no column
     has_comments: bool = False  # whether some lines below it are comments
-    has_missing: bool = False  # whether some of the first cells stand for missing values
+    # the columns whose first cells are all in quotes, where those of others are not: digits there are text
+    quoted: frozenset[int] = frozenset()
     has_gaps: bool = False  # whether spaces stand between separators and quotes
     floats: frozenset[int] = frozenset()  # the columns whose first cells all have a decimal mark
     # digits behind the mark, of the columns whose first cells all have as many
@@ -104,15 +113,14 @@ def decide(source: str, data: bytes, text: TextFormat) -> Dialect:
     )
     dialect = _with_width(source, dialect, plain, text)
     below = [record for record in marked if record.line > dialect.first_line]
-    floats = _floats(plain[1 : 1 + _JUDGED_LINES], dialect)
-    judged = [record for record in plain[: 1 + _JUDGED_LINES] if record.line >= dialect.first_line]
-    has_missing = any(cell in MISSING for record in judged for cell in record.cells)
+    floats = _floats(plain[1 : 1 + _JUDGED_LINES], dialect, text.missing)
     return replace(
         dialect,
         has_comments=any(map(dialect.is_comment, below)),
-        has_missing=has_missing,
-        floats=frozenset(floats),
+        # to whose reader a number is a number, whatever it stands for
+        floats=frozenset() if any(kind_of(word, ()) == "number" for word in text.missing) else frozenset(floats),
         places={place: number for place, number in floats.items() if number is not None},
+        quoted=frozenset(_quoted(lines[dialect.first_line - offset :][:_JUDGED_LINES], dialect, text.missing)),
         has_gaps=any(f'{separator} "' in line or f'{separator}\t"' in line for line in lines),
     )
 
@@ -241,7 +249,7 @@ def _with_names(
     answer: bool | str = text.header
     if answer == "auto":
         comment = _names_of_comment(above, dialect.num_columns)
-        answer = has_header(first.cells, [record.cells for record in body[:_JUDGED_LINES]])
+        answer = has_header(first.cells, [record.cells for record in body[:_JUDGED_LINES]], text.missing)
         if comment is not None and answer is not True:
             return replace(dialect, names=comment, names_line=above[-1].line)
     if isinstance(answer, str):
@@ -254,12 +262,12 @@ def _with_names(
     return replace(dialect, names=tuple(first.cells), names_line=first.line, first_line=first.end)
 
 
-def _floats(records: Sequence[Record], dialect: Dialect) -> dict[int, int | None]:
+def _floats(records: Sequence[Record], dialect: Dialect, missing: Sequence[str]) -> dict[int, int | None]:
     """The columns of numbers with a decimal mark, and the digits behind it where all cells have as many."""
     number = _COMMA_NUMBER if dialect.decimal == "," else _POINT_NUMBER
     rows = [record.cells for record in records if len(record.cells) == dialect.num_columns]
     columns = enumerate(zip(*rows, strict=True))
-    given = {place: [cell for cell in cells if cell not in MISSING] for place, cells in columns}
+    given = {place: [cell for cell in cells if cell not in missing] for place, cells in columns}
     found: dict[int, int | None] = {}
     for place, cells in given.items():
         if cells and all(map(number.fullmatch, cells)):
@@ -267,6 +275,15 @@ def _floats(records: Sequence[Record], dialect: Dialect) -> dict[int, int | None
             lengths = {len(tail) if tail.isdigit() else None for tail in tails}
             found[place] = lengths.pop() if len(lengths) == 1 else None
     return found
+
+
+def _quoted(lines: Sequence[str], dialect: Dialect, missing: Sequence[str]) -> set[int]:
+    """The columns that have quotes around all cells but missing ones; none where all columns have them."""
+    rows = [[cell.strip() for cell in line.split(dialect.separator)] for line in lines]
+    rows = [row for row in rows if len(row) == dialect.num_columns]  # in the others, quotes hold a separator
+    columns = [{cell for cell in column if cell not in missing} for column in zip(*rows, strict=True)]
+    found = {place for place, cells in enumerate(columns) if cells and all(map(_QUOTED.fullmatch, cells))}
+    return found if any(cells for place, cells in enumerate(columns) if place not in found) else set()
 
 
 def _quotes_names(line: str, first: Record, below: Sequence[str]) -> bool:

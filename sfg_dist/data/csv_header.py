@@ -10,6 +10,7 @@ import itertools
 import re
 from collections.abc import Sequence
 
+from sfg_dist.data.csv_columns import MISSING
 from sfg_dist.data.csv_lines import kind_of
 
 _WHOLE = re.compile(r"-?\d+")
@@ -20,8 +21,10 @@ _CHANCE = 0.2  # if more of the data lines count in equal steps, a first line th
 Cells = Sequence[str]
 
 
-def has_header(first: Cells, body: Sequence[Cells]) -> bool | str:
+def has_header(first: Cells, body: Sequence[Cells], missing: Cells = MISSING) -> bool | str:
     """Whether the cells of the first line are names, or why that cannot be told; ``body`` are many lines below.
+
+    ``missing`` are the cells that stand for a missing value.
 
     Examples:
         >>> has_header(["a", "b"], [["1", "2"]]), has_header(["0.5", "", "1"], [["1", "2", "3"]])
@@ -29,8 +32,10 @@ def has_header(first: Cells, body: Sequence[Cells]) -> bool | str:
         >>> has_header(["0", "1", "2"], [["1", "2", "3"]])
         'it holds 0, 1, 2, ..., as names from pandas do'
     """
-    kinds = [kind_of(cell) for cell in first]
-    below = [{kind_of(row[place]) for row in body if place < len(row)} - {"missing"} for place in range(len(first))]
+    kinds = [kind_of(cell, missing) for cell in first]
+    below = [
+        {kind_of(row[place], missing) for row in body if place < len(row)} - {"missing"} for place in range(len(first))
+    ]
     names = [
         kind != "missing" and kind != "number" and under == {"number"} for kind, under in zip(kinds, below, strict=True)
     ]

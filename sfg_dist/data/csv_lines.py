@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sfg_dist.data.csv_columns import MISSING
@@ -78,9 +78,9 @@ def cut(source: str, lines: list[str], separator: str, first_line: int = 1) -> I
         yield Record([cell.strip() for cell in cells] or [""], line, first_line + feed.place)
 
 
-def kind_of(cell: str) -> str:
+def kind_of(cell: str, missing: Sequence[str] = MISSING) -> str:
     """ "number", "missing", "truth", "date" or "text"."""
-    if cell in MISSING:
+    if cell in missing:
         return "missing"
     if _NUMBER.fullmatch(cell):
         return "number"

@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sfg_dist.data.csv_columns import (
     MAX_PLACES,
-    MISSING,
     first_text,
     has_padding,
     looks_like_numbers,
+    missing_words,
     typed,
     without_missing,
 )
 from sfg_dist.data.csv_dialect import Dialect, TextFormat, decide
 from sfg_dist.data.csv_lines import Record, cut
 from sfg_dist.data.csv_text import Text, decode_text
-from sfg_dist.data.naming import check_columns
+from sfg_dist.data.naming import check_columns, listed
 from sfg_dist.data.surveys import style_of
 from sfg_dist.data.unfit import UnfitColumnsError
 from sfg_dist.job.errors import DataError
@@ -48,6 +48,7 @@ class _File:
     source: str
     text: Text
     dialect: Dialect
+    missing: tuple[str, ...]  # the cells that stand for a missing value
     notes: list[str] = field(default_factory=list)
 
     def records(self) -> Iterator[Record]:
@@ -77,7 +78,7 @@ class _File:
 
     def texts_found(self, columns: Mapping[str, Any]) -> UnfitColumnsError:
         """The refusal of columns that hold text, by their cells."""
-        found = {name: first_text(cells, self.dialect.decimal) for name, cells in columns.items()}
+        found = {name: first_text(cells, self.dialect.decimal, self.missing) for name, cells in columns.items()}
         reasons = {
             name: f'it holds text, {_cut(cell)!r} in data row {row + 1} (data.types.{name} = "category" takes it)'
             for name, (row, cell) in found.items()
@@ -111,40 +112,49 @@ class _File:
 
 
 def read_csv(
-    source: str, raw: bytes, columns: Sequence[str] | None, text: TextFormat, asked: Container[str] = ()
+    source: str, raw: bytes, columns: Sequence[str] | None, text: TextFormat, asked: Mapping[str, Any] | None = None
 ) -> tuple[Any, str]:
     """The wanted columns of a .csv file as an Arrow table, and how the file was read, in words.
 
     Text whose cells look like numbers, days or times is refused, unless the job asks for a type of its column
-    (``asked`` has the names).
+    (``asked``, as ``data.types``). Cells of a column that is asked for as a category stay as they are written.
     """
     import pyarrow as pa
 
+    asked = asked or {}
     decoded = decode_text(source, raw, text.encoding)
-    file = _File(source, decoded, decide(source, decoded.data, text))
+    file = _File(source, decoded, decide(source, decoded.data, text), text.missing)
+    if "category" in asked.values():  # whose text counts
+        file.dialect = replace(file.dialect, floats=frozenset())
     table = _cells(file)
     names = _named(file, table, columns, text)
     kept = [name for name in names if name is not None]
     wanted = check_columns(source, kept, columns)
     places = {name: place for place, name in enumerate(names)}
-    cells = [table.column(places[name]) for name in wanted]
+
+    def typed_column(name: str) -> _Column:
+        place = places[name]
+        return _typed(file, name, table.column(place), asked.get(name), is_quoted=place in file.dialect.quoted)
+
     if table.num_rows < _MANY_ROWS:
-        found = [_typed(file, name, column, name in asked) for name, column in zip(wanted, cells, strict=True)]
+        found = list(map(typed_column, wanted))
     else:
         with ThreadPoolExecutor(_NUM_THREADS) as pool:
-            are_asked = [name in asked for name in wanted]
-            found = list(pool.map(lambda *column: _typed(file, *column), wanted, cells, are_asked))
-    arrays = [array for array, _ in found]
-    if texts := {name: cell for name, cell, array in zip(wanted, cells, arrays, strict=True) if array is None}:
+            found = list(pool.map(typed_column, wanted))
+    arrays = [column.values for column in found]
+    if texts := {name: column.cells for name, column in zip(wanted, found, strict=True) if column.values is None}:
         error = file.texts_found(texts)
         error.names = tuple(kept)
         raise error
-    file.notes.extend(note for _, note in found if note)
+    file.notes.extend(column.note for column in found if column.note)
+    if words := {word: None for column in found for word in column.words}:
+        where = listed([name for name, column in zip(wanted, found, strict=True) if column.words])
+        file.notes.append(f"{listed(list(words))} read as missing in {where} (data.null_values)")
     if len(kept) > 1 and kept[0] in wanted and _counts_rows(arrays[wanted.index(kept[0])]):
         file.notes.append(f"{kept[0]!r} counts the rows, and is kept (data.index = true leaves it out)")
     fields = [
-        pa.field(name, array.type, metadata=_words(file.dialect.places.get(places[name]), texts, array))
-        for name, texts, array in zip(wanted, cells, arrays, strict=True)
+        pa.field(name, column.values.type, metadata=_words(file.dialect.places.get(places[name]), column))
+        for name, column in zip(wanted, found, strict=True)
     ]
     return pa.table(arrays, schema=pa.schema(fields)), _in_words(file, len(kept))
 
@@ -152,6 +162,7 @@ def read_csv(
 def _cells(file: _File) -> Any:
     """All cells in columns named "0", "1" and so on: as text, or as numbers where these say as much."""
     import pyarrow as pa
+    import pyarrow.compute as pc
     from pyarrow import csv as arrow_csv
 
     dialect, (data, start, end) = file.dialect, _body(file)
@@ -184,16 +195,18 @@ def _cells(file: _File) -> Any:
             convert_options=arrow_csv.ConvertOptions(
                 column_types=kinds,
                 decimal_point=dialect.decimal,
-                null_values=list(MISSING),
-                strings_can_be_null=dialect.has_missing,  # the look for missing values costs time
+                null_values=[""],  # of numbers; the words that stand for a missing value are found later, and named
             ),
         )
 
     table = None
-    with contextlib.suppress(pa.ArrowInvalid):
-        table = parsed(_BLOCK_BYTES, False, dialect.floats)
+    for floats in dict.fromkeys((dialect.floats, frozenset[int]())):  # without any, where text stands among numbers
+        with contextlib.suppress(pa.ArrowInvalid):
+            table = parsed(_BLOCK_BYTES, False, floats)
+            if not any(pc.any(pc.is_nan(table.column(place))).as_py() for place in floats):
+                break
     if table is None or (has_quotes and table.num_rows < num_lines):
-        # Text among numbers, a line longer than a block, or line breaks in quotes, which Arrow reads more slowly.
+        # A line longer than a block, or line breaks in quotes, which Arrow reads more slowly.
         try:
             table = parsed(max(_BLOCK_BYTES, end - start), has_quotes, frozenset())
         except pa.ArrowInvalid as error:
@@ -258,7 +271,8 @@ def _named(file: _File, table: Any, columns: Sequence[str] | None, text: TextFor
     """The name of each column; None for one that is left out."""
     given = file.dialect.names or ("",) * file.dialect.num_columns
     names: list[str | None] = [name or f"c{place}" for place, name in enumerate(given)]
-    if file.dialect.is_open and without_missing(table.column(len(names) - 1)).null_count == table.num_rows:
+    last = without_missing(table.column(len(names) - 1), file.missing) if file.dialect.is_open else None
+    if last is not None and last.null_count == table.num_rows:
         names[-1] = None
         file.notes.append("a separator at the end of each line")
     has_names = file.dialect.names is not None
@@ -268,7 +282,7 @@ def _named(file: _File, table: Any, columns: Sequence[str] | None, text: TextFor
             if text.index is True and place == 0:
                 names[0] = None
                 file.notes.append("the first column left out (data.index)")
-            elif is_unnamed and _counts_rows(typed(table.column(place))):
+            elif is_unnamed and _counts_rows(typed(table.column(place), ".", file.missing)):
                 names[place] = None
                 file.notes.append(f"row numbers in {'an unnamed column' if not name else repr(name)} left out")
             elif is_unnamed and columns is None:
@@ -293,34 +307,57 @@ def _counts_rows(column: Any) -> bool:
     return bool(values[0] >= 0 and np.all(np.diff(values) == 1))
 
 
-def _typed(file: _File, name: str, cells: Any, is_asked: bool) -> tuple[Any, str]:
-    """A column with its type, None for text that looks like numbers; and what there is to report of it."""
-    import pyarrow as pa
+@dataclass(frozen=True, eq=False)
+class _Column:
+    """A column as it was read."""
 
-    found = typed(cells, file.dialect.decimal)
+    cells: Any  # as text, missing ones null
+    values: Any  # with its type; None for text that looks like numbers
+    words: list[str]  # that stand for missing values
+    note: str = ""  # what there is to report of it beside
+
+
+def _typed(file: _File, name: str, cells: Any, asked: Any, *, is_quoted: bool) -> _Column:
+    """A column with its type, for which a job may ask (``data.types``)."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from sfg_dist.data.categories import as_texts
+
+    words: list[str] = []
+    found = typed(cells, file.dialect.decimal, file.missing)
+    if pa.types.is_string(cells.type) and (found.null_count or pa.types.is_string(found.type)):
+        words = missing_words(cells, file.missing)
+        cells = without_missing(cells, file.missing)
     if pa.types.is_string(found.type):
         is_whole_line = not file.dialect.separator_words  # text that nothing separates is no column yet
-        is_odd = not is_asked and (is_whole_line or looks_like_numbers(found, file.dialect.decimal))
-        return (None, "") if is_odd else (found, "")
+        is_odd = is_whole_line or (not is_quoted and looks_like_numbers(found, file.dialect.decimal))
+        is_odd &= asked is None
+        return _Column(cells, None if is_odd else found, words)
+    if asked == "category" and pc.all(pc.equal(as_texts(found), cells)).as_py() is False:
+        return _Column(cells, cells, words)
     if pa.types.is_integer(found.type):
+        if is_quoted and asked is None:
+            return _Column(cells, cells, words, f"whole numbers in quotes: {name!r} is text")
         is_padded, is_code = has_padding(cells)
         if is_code:
-            return without_missing(cells), ""
+            return _Column(cells, without_missing(cells, file.missing), words, f"leading zeros: {name!r} is text")
         if is_padded:
-            return found, f"leading zeros in {name!r} not kept"
-    return found, ""
+            return _Column(cells, found, words, f"leading zeros in {name!r} not kept")
+    return _Column(cells, found, words)
 
 
-def _words(places: int | None, cells: Any, column: Any) -> dict[str, str]:
+def _words(places: int | None, column: _Column) -> dict[str, str]:
     """What a column's field says beside its type: that it was text, and how text wrote its values."""
     import pyarrow as pa
 
-    if pa.types.is_string(column.type):
+    kind = column.values.type
+    if pa.types.is_string(kind):
         return {}
-    if pa.types.is_decimal(column.type):
-        is_fixed = places is not None and max(1, column.type.scale) <= places <= MAX_PLACES
+    if pa.types.is_decimal(kind):
+        is_fixed = places is not None and max(1, kind.scale) <= places <= MAX_PLACES
         return {"text": "1"} | ({"style": "fixed", "places": str(places)} if is_fixed else {})
-    style = style_of(cells, column)
+    style = style_of(column.cells, column.values)
     return {"text": "1"} | ({"style": style} if style else {})
 
 

@@ -221,14 +221,14 @@ def _dictionaries(column: Any, kind: Any) -> list[Any]:
     """A column of text, or without values, as chunks of dictionaries: text may repeat without end."""
     import pyarrow as pa
 
+    from sfg_dist.data.categories import joined_dictionaries
+
     wanted = pa.dictionary(pa.int32(), kind)
     if pa.types.is_null(column.type):
         return [pa.nulls(len(column), wanted)]
     encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-    return [
-        pa.DictionaryArray.from_arrays(chunk.indices.cast(pa.int32()), chunk.dictionary.cast(kind))
-        for chunk in encoded.chunks
-    ]
+    values, indices = joined_dictionaries(encoded, kind)
+    return [pa.DictionaryArray.from_arrays(some, values) for some in indices]
 
 
 def _said(name: str, tables: Sequence[Any]) -> dict[bytes, bytes] | None:

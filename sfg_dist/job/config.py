@@ -100,7 +100,7 @@ SOLVER_NAMES = (
 
 
 # Keys of the data table that say how a .csv file is written. No identity has them: a fingerprint says what was read.
-READING_KEYS = {"header", "separator", "decimal", "encoding", "index"}
+READING_KEYS = {"header", "separator", "decimal", "encoding", "index", "null_values"}
 
 
 class _Section(BaseModel):
@@ -164,6 +164,9 @@ class DataConfig(_Section):
     """The encoding of a text file, by a name that Python knows. Since 0.2."""
     index: Literal["auto"] | bool = "auto"
     """Whether the first column of a text file only numbers the rows, and is left out. Since 0.2."""
+    null_values: Literal["auto"] | list[str] = "auto"
+    """The words of a text file that stand for a missing value, beside the empty cell: those in common use, such as
+    `NA`, `NULL`, `None`, `nan`, `-` and `?` (`auto`), or a list of words, `[]` for none. Since 0.2."""
     split: list[float] = [0.8, 0.1, 0.1]
     """Shares of training, validation and test rows; they sum to 1."""
     shuffle: Literal["permutation", "legacy", "none"] = "permutation"

@@ -17,7 +17,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sfg_dist.model.mlp import ACTIVATIONS, MLP, hidden_layers
+from sfg_dist.model.mlp import ACTIVATIONS, DEFAULT_SHAPE, MLP, Shape, hidden_layers
 
 _STATE, _INNER = 128, 64
 _EMBEDDING_SPREAD = 0.5
@@ -36,59 +36,38 @@ EDGE = 2.0**-10  # the place within a cell keeps off its ends
 class CellNetwork(nn.Module):
     """A network from latents, and what goes with them, to labels in normal scores, cell by cell.
 
+    The skip is a learned linear map of the input to where the cells begin.
+
     Args:
         dim: columns of a latent and of a label.
         cells: number of cells of each column.
-        width: units of a hidden layer of the trunk.
-        depth: number of residual blocks (two layers each), or of plain hidden layers.
-        block: "residual" (pre-normalised blocks) or "plain".
-        activation: silu, gelu, relu or tanh.
-        linear_skip: add a learned affine map of the input to the trunk's output.
-        num_conditions: columns that a sample is conditioned on, behind the latent's.
+        shape: of the trunk, what differs from ``DEFAULT_SHAPE``.
 
     The input ends in ``dim`` further N(0, 1) columns (``num_noise``), by which cells are drawn.
     """
 
     edges: Tensor
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        cells: Sequence[int],
-        width: int = 192,
-        depth: int = 3,
-        block: Literal["residual", "plain"] = "residual",
-        activation: str = "gelu",
-        linear_skip: bool = True,
-        num_conditions: int = 0,
-    ) -> None:
+    def __init__(self, dim: int, *, cells: Sequence[int], **shape: Unpack[Shape]) -> None:
         super().__init__()
+        whole = DEFAULT_SHAPE | shape
         self.dim, self.cells = dim, tuple(cells)
         if len(self.cells) != dim:
             raise ValueError(f"cells has {len(self.cells)} numbers for {dim} columns")
-        self.num_conditions, self.num_noise = num_conditions, dim
-        num_given = dim + num_conditions
+        self.num_conditions, self.num_noise = whole["num_conditions"], dim
+        num_given = dim + self.num_conditions
         self.num_inputs = num_given + self.num_noise
-        self.shape: Mapping[str, object] = {
-            "cells": list(self.cells),
-            "width": width,
-            "depth": depth,
-            "block": block,
-            "activation": activation,
-            "linear_skip": linear_skip,
-            "num_conditions": num_conditions,
-        }
-        self.hidden = hidden_layers(num_given, width=width, depth=depth, block=block, activation=activation)
-        self.start = nn.Linear(width, _STATE)
-        self.skip = nn.Linear(num_given, _STATE, bias=False) if linear_skip else None
+        self.shape: Mapping[str, object] = {"cells": list(self.cells), **whole}
+        self.hidden = hidden_layers(num_given, whole)
+        self.start = nn.Linear(whole["width"], _STATE)
+        self.skip = nn.Linear(num_given, _STATE, bias=False) if whole["linear_skip"] else None
         # The last column's cells have nothing after them; a parameter that no loss reaches would stop two workers.
         self.embed = nn.Embedding(sum(self.cells[:-1]), _STATE) if dim > 1 else None
         self.norms = nn.ModuleList(nn.LayerNorm(_STATE) for _ in self.cells)
         self.inner = nn.ModuleList(nn.Linear(_STATE, _INNER) for _ in self.cells)
         lasts = [nn.Linear(_INNER, size) for size in self.cells]
         self.logits = nn.ModuleList(lasts)
-        self.activation = ACTIVATIONS[activation]()
+        self.activation = ACTIVATIONS[whole["activation"]]()
         if not self.start.weight.is_meta:
             if self.embed is not None:
                 nn.init.normal_(self.embed.weight, std=_EMBEDDING_SPREAD)
@@ -100,10 +79,9 @@ class CellNetwork(nn.Module):
         self._firsts = np.concatenate([[0], np.cumsum(self.cells)]).tolist()
 
     @classmethod
-    def of_edges(cls, edges: Sequence[NDArray[np.float64]], **shape: object) -> CellNetwork:
+    def of_edges(cls, edges: Sequence[NDArray[np.float64]], **shape: Unpack[Shape]) -> CellNetwork:
         """A new network for columns whose cells have these probabilities between them (``data.cells.cell_edges``)."""
-        make: type = cls
-        network: CellNetwork = make(len(edges), cells=[len(some) + 1 for some in edges], **shape)
+        network = cls(len(edges), cells=[len(some) + 1 for some in edges], **shape)
         network.edges.copy_(torch.from_numpy(np.concatenate(edges)))
         with torch.no_grad():  # each cell has its share from the first step on
             for last, some in zip(network.logits, edges, strict=True):
@@ -121,7 +99,7 @@ class CellNetwork(nn.Module):
         given = inputs[:, : self.dim + self.num_conditions]
         state = self.start(self.hidden(given))
         if self.skip is not None:
-            state = state + self.skip(given)
+            state += self.skip(given)
         if targets is None:
             return self._drawn(state, inputs[:, self.dim + self.num_conditions :])
         return self._cross_entropy(state, targets)
@@ -136,27 +114,29 @@ class CellNetwork(nn.Module):
 
     def _drawn(self, state: Tensor, noise: Tensor) -> Tensor:
         shares = torch.special.ndtr(noise.double()).float().clamp_(min=torch.finfo(torch.float32).tiny)
-        places = torch.empty(shares.shape, dtype=torch.float64, device=shares.device)
+        cells = torch.empty(shares.shape, dtype=torch.int64, device=shares.device)
+        within = torch.empty_like(shares)
         for column in range(self.dim):
             logits = self._logits(column, state).float()
-            above = (logits - logits.amax(1, keepdim=True)).exp_().cumsum(1)
+            above = logits.sub_(logits.amax(1, keepdim=True)).exp_().cumsum_(1)
             share = shares[:, column, None] * above[:, -1:]
             cell = torch.searchsorted(above, share).clamp_(max=self.cells[column] - 1)
             upper = above.gather(1, cell)
             lower = torch.where(cell > 0, above.gather(1, (cell - 1).clamp_(min=0)), 0.0)
-            within = ((share - lower) / (upper - lower)).clamp_(EDGE, 1 - EDGE)[:, 0]
-            cell = cell[:, 0]
-            ends = self.ends_of(column)
-            places[:, column] = ends[cell] + within * (ends[cell + 1] - ends[cell])
-            state = self._after(column, cell, state)
-        return torch.special.ndtri(places).float()
+            within[:, column, None] = ((share - lower) / (upper - lower)).clamp_(EDGE, 1 - EDGE)
+            cells[:, column, None] = cell
+            state = self._after(column, cell[:, 0], state)
+        ends = [self.ends_of(column) for column in range(self.dim)]
+        starts, widths = torch.cat([some[:-1] for some in ends]), torch.cat([some.diff() for some in ends])
+        cells += torch.tensor(self._firsts[:-1], device=cells.device)
+        return torch.special.ndtri(starts[cells] + within * widths[cells]).float()
 
     def _after(self, column: int, cell: Tensor, state: Tensor) -> Tensor:
         """The running sum after a column's cells, for the columns behind it."""
         if self.embed is None or column == self.dim - 1:
             return state
         added: Tensor = self.embed(cell + self._firsts[column])
-        return state + added
+        return added.add_(state)
 
     def _logits(self, column: int, state: Tensor) -> Tensor:
         inner = self.inner[column](self.norms[column](state))

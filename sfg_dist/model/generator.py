@@ -25,6 +25,7 @@ from sfg_dist.model.mlp import predict
 from sfg_dist.model.sampling import SAMPLE_ROWS, draw_ranges, unit_ranges
 from sfg_dist.model.saved_generator import SavedGenerator
 
+PREDICT_ROWS = 2048  # whose activations stay in the cache, and in memory that the allocator keeps
 FAR_CONDITION = 8.0  # in the flow's coordinates, where a column's spread is 1
 
 Given = Any
@@ -71,10 +72,12 @@ class Generator(SavedGenerator):
 
         Returns:
             Rows ``start`` to ``start + n`` in the user's columns; what is given stands in its columns. A frame or a
-            table has the types of the user's table, and also its order of columns. With "numpy" it is float64 in the
-            user's units, shape (n, number of columns). Dates and times are then ticks of their ``types``' unit since
-            1970 or midnight; values beyond 2^53 are rounded to what float64 holds, where the others have them exactly.
-            Categories are their places in the ``categories`` of their ``types``, and a missing value is NaN.
+            table has the types of the user's table, and also its order of columns. Whole numbers and truth values that
+            may be missing have a nullable dtype of pandas, unless the user's table was of pandas itself. With "numpy"
+            it is float64 in the user's units, shape (n, number of columns). Dates and times are then ticks of their
+            ``types``' unit since 1970 or midnight; values beyond 2^53 are rounded to what float64 holds, where the
+            others have them exactly. Categories are their places in the ``categories`` of their ``types``, and a
+            missing value is NaN.
 
         Raises:
             ConfigError: n, seed or start is no whole number of 0 or more; ``given`` is missing, does not belong to
@@ -89,7 +92,10 @@ class Generator(SavedGenerator):
         parts = self.sample_ranges([(start, start + n)], seed, conditions, first=start)
         if kind != "numpy" and (kind is not None or self.container is not None):
             table = columns_of_rows(self.columns, self.types, parts)
-            return plain_frame(table, kind or "arrow") if self.container is None else self.container.give(table, kind)
+            gaps = [name for name, may_miss in self._may_miss.items() if may_miss]
+            if self.container is None:
+                return plain_frame(table, kind or "arrow", gaps)
+            return self.container.give(table, kind, gaps)
         rows, done = np.empty((n, len(self.columns))), 0
         for part in parts:
             rows[done : done + len(part)] = self._with_offsets(part)
@@ -137,13 +143,18 @@ class Generator(SavedGenerator):
             ConfigError: as ``sample`` says.
         """
         types = [self.types[place] for place in self.split.places] if self.condition else []
-        conditions = read_given(given, self.condition, n, types, self._may_miss)
+        conditions = read_given(given, self.condition, n, types, [self._may_miss[name] for name in self.condition])
         return None if conditions is None else self.check_conditions(conditions)
 
     @functools.cached_property
-    def _may_miss(self) -> list[bool]:
-        """Which conditions may be missing."""
-        return [not np.isnan(self.transform.codings[place].missing) for place in self.split.conditions]
+    def _may_miss(self) -> dict[str, bool]:
+        """Which columns may lack values."""
+        found = dict.fromkeys(self.columns, False)
+        for name, coding in zip(self.transform.flow_columns, self.transform.codings, strict=True):
+            found[name] = not np.isnan(coding.missing)
+        for lookup in self.transform.lookups:
+            found[self.columns[lookup.column]] = bool(np.isnan(lookup.values).any())
+        return found
 
     def check_conditions(self, conditions: NDArray[np.float64]) -> NDArray[np.float64]:
         """Rows of conditions of value - offset as they are, after ``conditions_of``'s look at how far out they lie.
@@ -151,7 +162,7 @@ class Generator(SavedGenerator):
         Raises:
             ConfigError: a value is not finite.
         """
-        finite_conditions(conditions, self.condition, self._may_miss)
+        finite_conditions(conditions, self.condition, [self._may_miss[name] for name in self.condition])
         if len(conditions):
             self._warn_of_far(conditions)
         return conditions
@@ -220,7 +231,7 @@ class Generator(SavedGenerator):
         """Labels before calibration."""
         device = next(self.network.parameters()).device
         tensor = torch.from_numpy(np.ascontiguousarray(inputs, np.float32)).to(device)
-        return predict(self.network, tensor).cpu().numpy()
+        return predict(self.network, tensor, PREDICT_ROWS).cpu().numpy()
 
     def rows_of(self, labels: NDArray[Any], conditions: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
         """Rows in the user's columns of labels, value - offset, with the conditions in their columns."""

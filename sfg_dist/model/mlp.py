@@ -10,7 +10,7 @@ Gaussian.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -32,13 +32,36 @@ class ResidualBlock(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Shape (num_rows, width) in and out."""
-        return h + self.project(self.activation(self.expand(self.norm(h))))
+        change: Tensor = self.project(self.activation(self.expand(self.norm(h))))
+        return change.add_(h)
 
 
-def hidden_layers(num_inputs: int, *, width: int, depth: int, block: str, activation: str) -> nn.Sequential:
+class Shape(TypedDict, total=False):
+    """The inner layers of a network, and what goes into it beside latents."""
+
+    width: int  # units of a hidden layer
+    depth: int  # number of residual blocks (two layers each), or of plain hidden layers
+    block: Literal["residual", "plain"]  # pre-normalised blocks, or plain layers
+    activation: str  # silu, gelu, relu or tanh
+    linear_skip: bool  # add a learned map of the input
+    num_conditions: int  # columns that a sample is conditioned on, behind the latent's
+
+
+DEFAULT_SHAPE: Shape = {
+    "width": 192,
+    "depth": 3,
+    "block": "residual",
+    "activation": "gelu",
+    "linear_skip": True,
+    "num_conditions": 0,
+}
+
+
+def hidden_layers(num_inputs: int, shape: Shape) -> nn.Sequential:
     """The inner layers of a network, from its inputs to ``width`` numbers a row."""
+    width, depth, activation = shape["width"], shape["depth"], shape["activation"]
     layers: list[nn.Module]
-    if block == "residual":
+    if shape["block"] == "residual":
         layers = [
             nn.Linear(num_inputs, width),
             *(ResidualBlock(width, activation) for _ in range(depth)),
@@ -54,45 +77,24 @@ def hidden_layers(num_inputs: int, *, width: int, depth: int, block: str, activa
 class MLP(nn.Module):
     """A fully connected network from latents, and what goes with them, to labels.
 
+    The skip is a learned affine map of the input, and starts at the identity on the latent.
+
     Args:
         dim: columns of a latent and of a label.
-        width: units of a hidden layer.
-        depth: number of residual blocks (two layers each), or of plain hidden layers.
-        block: "residual" (pre-normalised blocks) or "plain".
-        activation: silu, gelu, relu or tanh.
-        linear_skip: add a learned affine map of the input, starting at the identity on the latent.
-        num_conditions: columns that a sample is conditioned on, behind the latent's.
         num_noise: further N(0, 1) columns, the last of the input, in networks of versions that fitted an energy score.
+        shape: what differs from ``DEFAULT_SHAPE``.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        width: int = 192,
-        depth: int = 3,
-        block: Literal["residual", "plain"] = "residual",
-        activation: str = "gelu",
-        linear_skip: bool = True,
-        num_conditions: int = 0,
-        num_noise: int = 0,
-    ) -> None:
+    def __init__(self, dim: int, *, num_noise: int = 0, **shape: Unpack[Shape]) -> None:
         super().__init__()
+        whole = DEFAULT_SHAPE | shape
         self.dim = dim
-        self.num_conditions, self.num_noise = num_conditions, num_noise
-        self.num_inputs = dim + num_conditions + num_noise
-        self.shape: Mapping[str, object] = {
-            "width": width,
-            "depth": depth,
-            "block": block,
-            "activation": activation,
-            "linear_skip": linear_skip,
-            "num_conditions": num_conditions,
-            "num_noise": num_noise,
-        }
-        self.hidden = hidden_layers(self.num_inputs, width=width, depth=depth, block=block, activation=activation)
-        self.out = nn.Linear(width, dim)
-        self.skip = nn.Linear(self.num_inputs, dim) if linear_skip else None
+        self.num_conditions, self.num_noise = whole["num_conditions"], num_noise
+        self.num_inputs = dim + self.num_conditions + num_noise
+        self.shape: Mapping[str, object] = {**whole, "num_noise": num_noise}
+        self.hidden = hidden_layers(self.num_inputs, whole)
+        self.out = nn.Linear(whole["width"], dim)
+        self.skip = nn.Linear(self.num_inputs, dim) if whole["linear_skip"] else None
         if self.skip is not None:
             nn.init.zeros_(self.out.weight)
             nn.init.zeros_(self.out.bias)

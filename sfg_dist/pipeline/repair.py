@@ -88,6 +88,8 @@ def _job_of_plan(plan: Plan) -> Mapping[str, Mapping[str, Any]]:
         name: dict(plan.identity.get(name, {})) for name in ("data", "transform", "labels")
     }
     tables["data"]["source"] = plan.source
+    if tables["data"].get("missing") == "refuse":  # as a plan has "keep" too, by which a table without gaps is the same
+        tables["data"]["missing"] = "keep"
     tables["labels"] |= {"num_pairs": plan.num_pairs, "shard_rows": plan.shard_rows}
     return tables
 

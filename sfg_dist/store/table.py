@@ -24,7 +24,7 @@ from sfg_dist.job.words import size_of
 from sfg_dist.store.checked import check_declared, checked_store, reading
 from sfg_dist.store.location import Location
 from sfg_dist.store.parts import Draw, ParquetTable, ParquetWriter, Progress, ZarrTable, attributes_of
-from sfg_dist.store.text import cells_of, check_csv, npy_dtype, npy_rows
+from sfg_dist.store.text import check_csv, csv_lines, npy_dtype, npy_rows
 
 _LEAST_BYTES = {".zarr": 8.0, ".csv": 2.0, ".parquet": 1 / 64}  # of a cell; a .parquet may write one value many times
 SUFFIXES = (".zarr", ".parquet", ".csv", ".npy")
@@ -193,10 +193,9 @@ def _warn_of_formulas(path: str | Path, columns: Sequence[str]) -> None:
 
 def _write_csv(file: BinaryIO, columns: Sequence[str], types: Sequence[ColumnType], parts: Iterable[Array]) -> None:
     text = io.TextIOWrapper(file, newline="", encoding="utf-8")
-    writer = csv.writer(text)
-    writer.writerow(columns)
+    csv.writer(text).writerow(columns)
     for part in parts:
-        writer.writerows(zip(*(cells_of(*column) for column in zip(types, part.T, strict=True)), strict=True))
+        text.write(csv_lines(types, part))
     text.flush()
     text.detach()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Sequence
 from functools import reduce
 from typing import Any
@@ -10,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data.column_type import Array, ColumnType
-from sfg_dist.data.csv_columns import MISSING
+from sfg_dist.data.csv_columns import MISSING, looks_like_numbers, typed
 from sfg_dist.job.errors import ConfigError
+
+_MARKED = re.compile('[,"\r\n]')
 
 
 def cells_of(type_: ColumnType, values: Array) -> list[Any]:
-    """The cells for ``csv.writer`` of a column of value - offset, shape (num_rows,); what is missing is an empty one.
+    """The cells of a .csv of a column of value - offset, shape (num_rows,); what is missing is an empty one.
 
     Whole numbers have no point, decimals as many places as their source where those are the same in all cells, booleans
     the words of their source. Dates and times are ISO 8601, stamps with a zone in UTC with a Z. Durations are their
@@ -54,17 +58,51 @@ def cells_of(type_: ColumnType, values: Array) -> list[Any]:
     return cells
 
 
+def csv_lines(types: Sequence[ColumnType], rows: Array) -> str:
+    """Rows of value - offset as lines of a .csv, shape (num_rows, num_columns).
+
+    All texts of a column stand in quotes where a reader could take them for something else than text, such as 007.
+    """
+    import pyarrow as pa
+
+    columns = []
+    for type_, values in zip(types, rows.T, strict=True):
+        cells = cells_of(type_, values)
+        if type_.is_coded:
+            texts = pa.chunked_array([pa.array(type_.categories)])
+            are_quoted = not pa.types.is_string(typed(texts).type) or looks_like_numbers(texts, ".")
+            found = {text: _quoted(text, always=are_quoted) for text in type_.categories}
+            columns.append(["" if cell is None else found[cell] for cell in cells])
+        else:
+            columns.append(["" if cell is None else str(cell) for cell in cells])
+    if len(columns) == 1:  # a blank line would be no row
+        columns = [[cell or '""' for cell in columns[0]]]
+    return "".join(f"{','.join(line)}\r\n" for line in zip(*columns, strict=True))
+
+
+def _quoted(text: str, *, always: bool) -> str:
+    """A cell, in quotes where it holds a separator, a quote or the end of a line."""
+    return '"' + text.replace('"', '""') + '"' if always or _MARKED.search(text) else text
+
+
 def check_csv(path: str, columns: Sequence[str], types: Sequence[ColumnType]) -> None:
-    """Refuse categories whose text stands for a missing value in a .csv, so that they would come back as missing.
+    """Say which categories a reader takes for a missing value unless it is told otherwise; refuse an empty one.
 
     Raises:
-        ConfigError: a column has such a category; the message names ``path``.
+        ConfigError: a column has an empty text as a category; the message names ``path``.
     """
     for name, type_ in zip(columns, types, strict=True):
-        if words := [text for text in type_.categories if text.strip() in MISSING]:
+        words = [text for text in type_.categories if text.strip() in MISSING]
+        if any(not word.strip() for word in words):
             raise ConfigError(
-                f"{path}: column {name!r} has the category {words[0]!r}, which a .csv has for a missing value; write "
+                f"{path}: column {name!r} has an empty text as a category, which a .csv has for a missing value; write "
                 "to .parquet or .zarr"
+            )
+        if words:
+            warnings.warn(
+                f"{path}: column {name!r} has the category {words[0]!r}, which readers take for a missing value: read "
+                "it with data.null_values = [], in pandas with keep_default_na=False, na_values=['']",
+                stacklevel=4,
             )
 
 

@@ -143,6 +143,15 @@ def test_samples_have_the_shares_of_categories_and_gaps(write):
     assert not prepared.transform.lookups[0].differs(rows).any()
 
 
+def test_the_order_of_few_categories_is_the_same_each_time():
+    """Here the search for the axis ends early, and goes on from a vector that must not be a new one each time."""
+    rows = np.stack([np.arange(45) % 3, np.arange(45) // 3 % 3, np.arange(45) // 3 % 3], axis=1).astype(float)
+    type_ = ColumnType("category", "string", categories=("a", "b", "c"))
+    reader = RowReader.over(rows, "t", ("x", "y", "z"), (type_,) * 3)
+    orders = {str(find_orders(reader, ["x", "y", "z"], np.zeros(3, bool)).codes) for _ in range(20)}
+    assert len(orders) == 1
+
+
 def test_like_categories_are_neighbours():
     """Categories that go with rising numbers get their order, whatever their names."""
     random = np.random.default_rng(0)

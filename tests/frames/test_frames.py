@@ -14,6 +14,7 @@ from examples import examples
 from frames.kinds import GAPS, KINDS, NUM_ROWS, SHORT, STAMPS, WORDS, is_same, is_same_schema, table_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from sfg_dist.data import prepare
 from sfg_dist.data.column_files import typed_columns
@@ -90,6 +91,26 @@ def test_categories_and_missing_values_of_a_sample():
     assert set(rows.grade.dropna()) == {"mid", "low", "high"}
     assert 0 < rows.grade.isna().sum() < 400
     assert list(untrained(frame).sample(0).grade.cat.categories) == ["mid", "low", "never", "high"]
+
+
+def test_dtypes_of_a_frame_do_not_depend_on_what_was_drawn(tmp_path):
+    """Neither where pandas is asked for by a model of a file, nor by one of another frame."""
+    some = pa.array([None if row % 5 == 0 else row % 2 for row in range(NUM_ROWS)], pa.uint16())
+    table = pa.table({"some": some, "all": SHORT, "truth": some.cast(pa.bool_())})
+    wanted = {"some": "UInt16", "all": "int64", "truth": "boolean"}
+    parquet.write_table(table, tmp_path / "t.parquet")
+    prepared = prepare(tmp_path / "t.parquet")
+    torch.manual_seed(0)
+    network = MLP(prepared.transform.dim, width=8, depth=1)
+    for generator in (Generator(network, prepared.transform), untrained(table)):
+        rows = generator.sample(200, container="pandas")
+        assert rows.isna().sum()[["some", "truth"]].all()
+        is_whole = rows.notna().all(axis=1)
+        assert is_whole.any()
+        for number in (0, int(is_whole.argmax())):
+            one = generator.sample(1, start=number, container="pandas")
+            assert one.dtypes.astype(str).to_dict() == wanted
+            assert one.equals(rows.iloc[number : number + 1].reset_index(drop=True))
 
 
 def test_the_order_of_the_frame_is_that_of_the_sample():

@@ -1,6 +1,6 @@
 """Tables in memory, of pandas, polars, Arrow and numpy: read as columns, and given back as what they were.
 
-``containers`` says what a table is and keeps its schema, for which ``arrow_types`` has the words. ``arrow_columns``
+``containers`` says what a table is and keeps its schema, for which ``arrow_types`` has the words. ``plain_columns``
 turns columns of its types into those that the room data reads, and back. ``pandas_columns``, ``polars_columns`` and
 ``numpy_columns`` know what these libraries say of a column. Neither pandas nor polars is imported before a table of
 theirs comes in or is asked for.

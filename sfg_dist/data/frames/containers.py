@@ -6,7 +6,7 @@ import importlib.util
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -89,10 +89,10 @@ class Container:
             dtypes=tuple(self.dtypes[place] for place in places) if self.dtypes else (),
         )
 
-    def give(self, table: pa.Table, kind: str | None = None) -> Any:
+    def give(self, table: pa.Table, kind: str | None = None, gaps: Collection[str] = ()) -> Any:
         """A table of the plain values of these columns, in any order, as the container itself or as another kind.
 
-        Where the library is not installed, the Arrow table is given, with a warning.
+        ``gaps`` are as for ``plain_frame``. Without the library the Arrow table is given, with a warning.
 
         Raises:
             ConfigError: the other kind's library is not installed, or does not take a column.
@@ -100,7 +100,7 @@ class Container:
         """
         import pyarrow as pa
 
-        from sfg_dist.data.frames.arrow_columns import as_type
+        from sfg_dist.data.frames.plain_columns import as_type
 
         columns = []
         for place, name in enumerate(self.schema.names):
@@ -115,15 +115,15 @@ class Container:
             return typed
         _require(kind or self.kind)
         try:
-            return self._give(typed, kind or self.kind)
+            return self._give(typed, kind or self.kind, gaps)
         except Exception as error:  # whatever a library says of a dtype that is none of the column's
             if kind not in (None, self.kind):
                 raise ConfigError(f"container = {kind!r}: {error}") from error
             raise StoreError(f"the generator's container is damaged: {error}") from error
 
-    def _give(self, table: pa.Table, kind: str) -> Any:
+    def _give(self, table: pa.Table, kind: str, gaps: Collection[str]) -> Any:
         if kind != self.kind or kind == "arrow":
-            return plain_frame(table, kind)
+            return plain_frame(table, kind, gaps)
         if kind == "numpy":
             from sfg_dist.data.frames.numpy_columns import array_of_columns
 
@@ -269,7 +269,7 @@ def open_frame(frame: object, wanted: Sequence[str] | None = None) -> tuple[Cont
 
 def _plain(source: str, name: str, column: Any) -> Any:
     """A column in plain values, whose chunks have one dictionary."""
-    from sfg_dist.data.frames.arrow_columns import one_dictionary, plain_values
+    from sfg_dist.data.frames.plain_columns import one_dictionary, plain_values
 
     try:
         return one_dictionary(plain_values(column))
@@ -281,7 +281,7 @@ def _plain(source: str, name: str, column: Any) -> Any:
 
 def _kept_dictionary(source: str, field_: pa.Field, column: Any) -> pa.Array | None:
     """The values of a dictionary column, None for other columns; the container must be able to keep its type."""
-    from sfg_dist.data.frames.arrow_columns import dictionary_values
+    from sfg_dist.data.frames.plain_columns import dictionary_values
 
     values = dictionary_values(column)
     if what := _not_kept(field_.type, values):
@@ -363,12 +363,10 @@ def rows_of_frame(frame: object, columns: Sequence[str], types: Sequence[ColumnT
     return rows
 
 
-def plain_frame(table: pa.Table, kind: str) -> Any:
-    """An Arrow table, of any types, as what a library makes of it.
+def plain_frame(table: pa.Table, kind: str, gaps: Collection[str] = ()) -> Any:
+    """An Arrow table, of any types, as what a library makes of it: "arrow", "pandas" or "polars".
 
-    Args:
-        table: the Arrow table.
-        kind: "arrow", "pandas" or "polars".
+    ``gaps`` are the columns that may lack values, whether they do here or not.
 
     Raises:
         ConfigError: the library is not installed.
@@ -378,7 +376,9 @@ def plain_frame(table: pa.Table, kind: str) -> Any:
     if kind == "arrow":
         return table
     if kind == "pandas":
-        return table.to_pandas()
+        from sfg_dist.data.frames.pandas_columns import pandas_of_table
+
+        return pandas_of_table(table, gaps)
     from sfg_dist.data.frames.polars_columns import polars_of_columns
 
     return polars_of_columns(table)

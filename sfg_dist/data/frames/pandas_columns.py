@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from sfg_dist.data.frames.arrow_columns import dictionary_values, plain_values
+from sfg_dist.data.frames.plain_columns import dictionary_values, plain_values
 from sfg_dist.data.naming import check_columns
 from sfg_dist.data.unfit import UnfitColumnsError, each_fit
 from sfg_dist.job.errors import DataError, DocumentError
@@ -116,6 +116,24 @@ def dtype_of(words: str, arrow: pa.DataType, dictionary: pa.Array | None) -> Any
     if found := _STRING.fullmatch(words):
         return pd.StringDtype(found[1], na_value=pd.NA) if found[2] == "NA" else pd.StringDtype(found[1], np.nan)
     return pd.api.types.pandas_dtype(words)
+
+
+def pandas_of_table(table: pa.Table, gaps: Collection[str]) -> pd.DataFrame:
+    """An Arrow table as a frame whose dtypes depend on its types and on ``gaps``, not on what is missing in its rows.
+
+    Pandas has no missing value among plain whole numbers and truth values. Where they may be missing, the dtype is a
+    nullable one.
+    """
+    import pandas as pd
+
+    frame = table.to_pandas()
+    for name in gaps:
+        type_ = table.schema.field(name).type
+        if pa.types.is_integer(type_) or pa.types.is_boolean(type_):
+            words = "boolean" if pa.types.is_boolean(type_) else str(type_).replace("i", "I").replace("u", "U")
+            dtype: Any = pd.api.types.pandas_dtype(words)
+            frame[name] = dtype.__from_arrow__(table.column(name))
+    return frame
 
 
 def pandas_of_columns(table: pa.Table, labels: Sequence[str | int], dtypes: Sequence[str]) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from sfg_dist.data.frames.arrow_columns import dictionary_values, plain_values
+from sfg_dist.data.frames.plain_columns import dictionary_values, plain_values
 from sfg_dist.data.naming import check_columns
 from sfg_dist.data.unfit import UnfitColumnsError, each_fit
 from sfg_dist.job.errors import DocumentError

@@ -27,7 +27,7 @@ MIN_PRESENT = 50
 
 
 def trees_held_out(contest: Contest, generator: np.random.Generator) -> dict[str, Estimate]:
-    """Area under the ROC curve of boosted trees that tell the rows from held-out rows, and DeLong's error of it.
+    """Area under the ROC curve of boosted trees that tell the rows from held-out rows.
 
     The trees are those of ``distances.c2st_auc``, with categories as categories and missing values as they are.
     """

@@ -1,8 +1,9 @@
 """How good the samples are: figures, that is numbers, against held-out rows, and one page that shows them.
 
 Samples, labels and rows of the data come in, as arrays of shape (num_rows, dim) in the user's own columns and units.
-Figures (``metrics``) and the page (``report``, with its ``pictures``) go out. The room imports ``job`` alone of all
-rooms. Importing it loads numpy and nothing heavier; each figure brings what it needs when it is first computed.
+Figures (``metrics``), figures with an error and references beside them (``judge``), and the page (``report``, with its
+``pictures``) go out. The room imports ``job`` alone of all rooms. Importing it loads numpy and nothing heavier; each
+figure brings what it needs when it is first computed.
 """
 
 from sfg_dist.evaluate.figure_kinds import FIGURE_KINDS

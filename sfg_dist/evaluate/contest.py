@@ -82,24 +82,25 @@ class Contest:
         return subset(self.judged, num_rows, generator), drawn
 
     def error(self, measured: Callable[[], float]) -> float | None:
-        """What ``measured`` gives, where an error is asked for."""
-        return measured() if self.with_error else None
+        """What ``measured`` gives, where an error is asked for; None if too little is known for one."""
+        found = measured() if self.with_error else np.nan
+        return found if np.isfinite(found) else None
 
 
 def halved_error(
     statistic: Callable[..., float], *tables: NDArray[Any], generator: np.random.Generator, by_extremes: bool = False
 ) -> float:
-    """The standard error of ``statistic`` of two tables, from its spread over random halves of the rows of each.
+    """The error of ``statistic`` beside the floor, from its spread over random halves of the rows of both tables.
 
     A mean over one half of the rows, drawn without replacement, varies about the mean over all rows as much as that
-    does about its law. No row is drawn twice, which figures of extremes would not bear. Halves vary on both sides,
-    which stands for the floor's rows where these move the figure one way as much as the other. Where the largest values
-    decide it, the floor's come on top: a quarter of the variance is in common, so the difference has 1.5 times one's.
+    does about its law. No row is drawn twice, which figures of extremes would not bear. Value and floor have the other
+    table in common, so their difference varies as much as either alone where both tables move the figure alike. Where
+    the largest values move it, value and floor have a quarter of their variance in common, and the difference has 1.5
+    times one's. NaN with fewer than two parts that have a value.
     """
-    values = [
-        statistic(*(table[random_part(len(table), 0.5, generator)] for table in tables)) for _ in range(NUM_PARTS)
-    ]
-    return float(np.sqrt(1.5 if by_extremes else 1.0) * np.nanstd(values, ddof=1))
+    parts = [statistic(*(table[random_part(len(table), 0.5, generator)] for table in tables)) for _ in range(NUM_PARTS)]
+    known = [value for value in parts if np.isfinite(value)]
+    return float(np.sqrt(1.5 if by_extremes else 1.0) * np.std(known, ddof=1)) if len(known) > 1 else np.nan
 
 
 def random_part(size: int, share: float, generator: np.random.Generator) -> NDArray[np.int64]:

@@ -23,10 +23,11 @@ from sfg_dist.evaluate.judgement import JudgedColumn
 MAX_ROWS = 10_000  # of each kind
 REFERENCE_MAX_ROWS = 4_000  # of copies and of independent columns, which are told apart more easily
 MAX_TREE_CATEGORIES = 254  # of a column, all that scikit-learn's trees take; the rarest beyond are one
+MIN_PRESENT = 50
 
 
 def trees_held_out(contest: Contest, generator: np.random.Generator) -> dict[str, Estimate]:
-    """Area under the ROC curve of boosted trees that tell the rows from held-out rows, and DeLong's error of it.
+    """Area under the ROC curve of boosted trees that tell the rows from held-out rows.
 
     The trees are those of ``distances.c2st_auc``, with categories as categories and missing values as they are.
     """
@@ -87,14 +88,23 @@ def boosted_classifier(categorical: list[bool], seed: int) -> Any:
     return HistGradientBoostingClassifier(random_state=seed, categorical_features=categorical)
 
 
-def tree_rows(rows: Rows, columns: tuple[JudgedColumn, ...]) -> tuple[Rows, list[bool]]:
-    """Rows as boosted trees read them, each category by a number below ``MAX_TREE_CATEGORIES``, and which are these."""
+def tree_rows(
+    rows: Rows, columns: tuple[JudgedColumn, ...], *, num_fitted: int | None = None
+) -> tuple[Rows, list[bool]]:
+    """Rows as boosted trees read them, and which columns are categories.
+
+    A category is a number below ``MAX_TREE_CATEGORIES``. A column that at most ``MIN_PRESENT`` and half of the first
+    ``num_fitted`` rows have (of all, if None) is read as whether it is there: scikit-learn's trees refuse a column that
+    is missing in all rows of a fit, and a fit may have half of the rows.
+    """
     coded = rows.copy()
     for k, column in enumerate(columns):
+        present = ~np.isnan(rows[:, k])
         if column.is_discrete:
-            present = ~np.isnan(rows[:, k])
             values, codes, counts = np.unique(rows[present, k], return_inverse=True, return_counts=True)
             rank = np.empty(len(values), dtype=np.int64)
             rank[np.argsort(-counts, kind="stable")] = np.arange(len(values))
             coded[present, k] = np.minimum(rank[codes], MAX_TREE_CATEGORIES - 1)
+        if present[:num_fitted].sum() <= min(MIN_PRESENT, len(rows[:num_fitted]) // 2):
+            coded[:, k] = present
     return coded, [column.is_discrete for column in columns]

@@ -59,7 +59,7 @@ def judge(tables: JudgedTables, *, seed: int = 0, figures: Sequence[str] = tuple
         return Judgement(nothing, (), (), target=tables.target, notes=(note,))
     found: dict[str, Figure] = {}
     notes: dict[str, list[str]] = {}
-    for group in _GROUPS:
+    for group in GROUPS:
         if any(name in figures for name in group.names):
             found |= _figures(group, contests, seed, notes)
     return Judgement(
@@ -83,7 +83,7 @@ def _share_broken(contest: Contest, generator: np.random.Generator) -> dict[str,
 
 
 @dataclass(frozen=True)
-class _Group:
+class Group:
     """Figures that are measured together."""
 
     names: tuple[str, ...]
@@ -91,37 +91,38 @@ class _Group:
     floor: Floor
 
 
-_GROUPS = (
-    _Group(("shape",), shapes.shape, Contests.of_real),
-    _Group(("trend",), trends.trend, Contests.of_real),
-    _Group(("c2st_trees_held_out",), detection.trees_held_out, Contests.of_real),
-    _Group(("c2st_trees_train",), detection.trees_train, Contests.of_held_out),
-    _Group(("c2st_linear_held_out",), detection.linear_held_out, Contests.of_real),
-    _Group(("c2st_linear_train",), detection.linear_train, Contests.of_held_out),
-    _Group(("mutual_information_error",), trends.mutual_information_error, Contests.of_real),
-    _Group(("tail_error",), shapes.tail_error, Contests.of_real),
-    _Group(("three_way_accuracy",), trends.three_way_accuracy, Contests.of_real),
-    _Group(("broken_rules",), _share_broken, Contests.of_held_out),
-    _Group(("alpha_precision",), support.alpha_precision, Contests.of_real),
-    _Group(("beta_recall",), support.beta_recall, Contests.of_real),
-    _Group(("authenticity", "nearest_ratio"), privacy.nearest_train_rows, Contests.of_held_out),
-    _Group(("utility", "utility_calibration"), utility.utility, Contests.of_real),
-    _Group(("nearer_to_train",), privacy.nearer_to_train, Contests.of_halves),
-    _Group(("identical_share",), privacy.identical_share, Contests.of_held_out),
-    _Group(("attack_auc", "attack_at_1_percent"), privacy.attack, Contests.of_halves),
+GROUPS = (
+    Group(("shape",), shapes.shape, Contests.of_real),
+    Group(("trend",), trends.trend, Contests.of_real),
+    Group(("c2st_trees_held_out",), detection.trees_held_out, Contests.of_real),
+    Group(("c2st_trees_train",), detection.trees_train, Contests.of_held_out),
+    Group(("c2st_linear_held_out",), detection.linear_held_out, Contests.of_real),
+    Group(("c2st_linear_train",), detection.linear_train, Contests.of_held_out),
+    Group(("mutual_information_error",), trends.mutual_information_error, Contests.of_real),
+    Group(("tail_error",), shapes.tail_error, Contests.of_real),
+    Group(("three_way_accuracy",), trends.three_way_accuracy, Contests.of_real),
+    Group(("broken_rules",), _share_broken, Contests.of_held_out),
+    Group(("alpha_precision",), support.alpha_precision, Contests.of_real),
+    Group(("beta_recall",), support.beta_recall, Contests.of_real),
+    Group(("authenticity", "nearest_ratio"), privacy.nearest_train_rows, Contests.of_held_out),
+    Group(("utility", "utility_calibration"), utility.utility, Contests.of_real),
+    Group(("nearer_to_train",), privacy.nearer_to_train, Contests.of_halves),
+    Group(("identical_share",), privacy.identical_share, Contests.of_held_out),
+    Group(("attack_auc", "attack_at_1_percent"), privacy.attack, Contests.of_halves),
 )
 
 
-def _generator(seed: int, name: str) -> np.random.Generator:
+def figure_generator(seed: int, name: str) -> np.random.Generator:
+    """What draws the random choices of a figure; figures that are measured together take that of the first."""
     return random_generator(seed, Stream.EVALUATE, _SPLIT_INDEX + 1 + list(FIGURE_KINDS).index(name))
 
 
-def _figures(group: _Group, contests: Contests, seed: int, notes: dict[str, list[str]]) -> dict[str, Figure]:
+def _figures(group: Group, contests: Contests, seed: int, notes: dict[str, list[str]]) -> dict[str, Figure]:
     """The figures of a group; why one has no value is added to ``notes``, the titles by their reason."""
     estimates: list[Mapping[str, Estimate]] = []
     for made in (Contests.of_samples, group.floor, Contests.of_copies, Contests.of_independent):
         try:
-            estimates.append(group.measure(made(contests), _generator(seed, group.names[0])))
+            estimates.append(group.measure(made(contests), figure_generator(seed, group.names[0])))
         except NoFigureError as absent:
             estimates.append({})
             if made is Contests.of_samples:
@@ -142,7 +143,7 @@ def _figures(group: _Group, contests: Contests, seed: int, notes: dict[str, list
 def _column_shapes(contests: Contests, seed: int) -> tuple[ColumnShape, ...]:
     """Every column that is not missing throughout, the worst first."""
     both = [
-        shapes.column_shapes(*contest.level(contest.held_out, _generator(seed, "shape")), contests.columns)
+        shapes.column_shapes(*contest.level(contest.held_out, figure_generator(seed, "shape")), contests.columns)
         for contest in (contests.of_samples(), contests.of_real())
     ]
     rows = zip(contests.columns, *both, strict=True)
@@ -155,7 +156,7 @@ def _pair_trends(contests: Contests, seed: int) -> tuple[PairTrend, ...]:
     names = [column.name for column in contests.columns]
     both = []
     for contest in (contests.of_samples(), contests.of_real()):
-        generator = _generator(seed, "trend")  # in the order of ``trends.trend``
+        generator = figure_generator(seed, "trend")  # in the order of ``trends.trend``
         pairs = trends.column_pairs(len(names), generator)
         tables = contest.level(contest.held_out, generator)
         both.append(trends.pair_trends(*tables, contests.columns, pairs))
@@ -173,7 +174,7 @@ def _broken_rules(contests: Contests, seed: int) -> tuple[BrokenRule, ...]:
     if contests.train is None:
         return ()
     judged, held_out = (
-        contest.level(contests.train, _generator(seed, "broken_rules"))[0]
+        contest.level(contests.train, figure_generator(seed, "broken_rules"))[0]
         for contest in (contests.of_samples(), contests.of_held_out())
     )
     found = [

@@ -97,12 +97,13 @@ def attack(contest: Contest, generator: np.random.Generator) -> dict[str, Estima
     that the reference alone holds comes last. Where both hold it, the ratio is that of the numbers of equal rows, one
     added to either.
 
-    The error of the area is DeLong's, that of the share found by resampling the scores, and both count the floor's too.
+    The error of the area is DeLong's, that of the share found by resampling the scores. Both are times the root of 1.5
+    for the floor, which has other members, and the same others with scores that are half alike.
 
     References:
         van Breugel et al. 2023, Membership inference attacks against synthetic data through overfitting detection
-        (DOMIAS), whose ratio of densities this is, by nearest rows; arXiv 2505.01524 compares it with distances to
-        the closest record.
+        (DOMIAS), whose ratio of densities this is, by nearest rows; arXiv 2505.01524, where such attacks break models
+        that distances to the closest record pass.
     """
     num_others = len(contest.held_out) // 2
     order = generator.permutation(len(contest.held_out))

@@ -21,7 +21,7 @@ def alpha_precision(contest: Contest, generator: np.random.Generator) -> dict[st
 
     The share is that of rows within the ball around the mean of the held-out rows that holds ``level`` of these. It is
     synthcity's, in the coordinates of ``Embedding`` instead of a one-class network ("naive" there). The error is by
-    resampling both tables.
+    random halves of both tables.
 
     References:
         Alaa et al. 2022, How Faithful is your Synthetic Data?, arXiv 2102.08921.

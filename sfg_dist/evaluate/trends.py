@@ -38,9 +38,13 @@ def pair_trends(judged: Rows, held_out: Rows, columns: tuple[JudgedColumn, ...],
     number and a category: the same, with the number cut into ``NUM_BINS`` equal parts of each table's own range and the
     largest and missing values in one more, as its QualityReport does.
     """
-    codes, sizes = shared_codes(judged, held_out)
-    codes = np.where(codes < 0, np.array(sizes) - 1, codes)  # NaN is the last of the values
+    codes = _codes_with_gaps(judged, held_out)
     return _trends(judged, held_out, codes[: len(judged)], codes[len(judged) :], columns, pairs)
+
+
+def _codes_with_gaps(judged: Rows, held_out: Rows) -> Codes:
+    codes, sizes = shared_codes(judged, held_out)
+    return np.where(codes < 0, np.array(sizes) - 1, codes)  # NaN is the last of the values
 
 
 def _trends(
@@ -54,7 +58,7 @@ def _trends(
     is_number = [not column.is_discrete for column in columns]
     numbers = [k for k, number in enumerate(is_number) if number]
     place = {k: i for i, k in enumerate(numbers)}
-    correlations = [_correlations(table[:, numbers], held_out[:, numbers]) for table in (judged, held_out)]
+    correlations = [_correlations(table[:, numbers]) for table in (judged, held_out)]
     similarity = 1 - np.abs(correlations[0] - correlations[1]) / 2
     cut = [{k: _cut(table[:, k]) for k in numbers} for table in (judged, held_out)]
     codes = (judged_codes, held_codes)
@@ -72,8 +76,7 @@ def trend(contest: Contest, generator: np.random.Generator) -> dict[str, Estimat
     """The mean of ``pair_trends``; its error by random halves of both tables."""
     pairs = column_pairs(len(contest.columns), generator)
     judged, held_out = contest.level(contest.held_out, generator)
-    codes, sizes = shared_codes(judged, held_out)
-    codes = np.where(codes < 0, np.array(sizes) - 1, codes)
+    codes = _codes_with_gaps(judged, held_out)
 
     def mean(first: Codes, second: Codes) -> float:
         scores = _trends(
@@ -94,7 +97,7 @@ def trend(contest: Contest, generator: np.random.Generator) -> dict[str, Estimat
     }
 
 
-def _correlations(table: Rows, scaled_by: Rows) -> Rows:
+def _correlations(table: Rows) -> Rows:
     """Pearson's correlation of each two columns over the rows where neither is missing, NaN for a constant."""
     with np.errstate(invalid="ignore", divide="ignore"):
         known = ~np.isnan(table)

@@ -123,7 +123,7 @@ def _task(columns: tuple[JudgedColumn, ...], target: int, fitted: Rows, asked: R
     if not others:
         raise NoFigureError("the target is the only column")
     both = np.concatenate([fitted, asked])
-    rows, categorical = tree_rows(np.delete(both, target, axis=1), others)
+    rows, categorical = tree_rows(np.delete(both, target, axis=1), others, num_fitted=len(fitted))
     values, num_classes = both[:, target], 0
     if columns[target].is_discrete:
         distinct, counts = np.unique(asked[:, target], return_counts=True)

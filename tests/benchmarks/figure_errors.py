@@ -14,7 +14,8 @@ import argparse
 import numpy as np
 
 from sfg_dist.evaluate import FIGURE_KINDS
-from sfg_dist.evaluate.judge import judge
+from sfg_dist.evaluate.contest import Contests
+from sfg_dist.evaluate.judge import GROUPS, figure_generator
 from sfg_dist.evaluate.judgement import JudgedColumn, JudgedTables
 
 COLUMNS = (
@@ -54,11 +55,16 @@ def main() -> None:
     for number in range(asked.draws):
         generator = np.random.default_rng(number)
         train, held_out, samples = (draw(size, generator) for size in (asked.train, asked.held_out, asked.train))
-        found = judge(JudgedTables(COLUMNS, samples, held_out, train, "yes"), seed=number, figures=asked.figures)
-        for name, figure in found.figures.items():
-            if figure.value is not None and figure.floor is not None and figure.error is not None:
-                apart[name].append(figure.value - figure.floor)
-                errors[name].append(figure.error)
+        contests = Contests(JudgedTables(COLUMNS, samples, held_out, train, "yes"), generator)
+        for group in GROUPS:
+            if any(name in asked.figures for name in group.names):
+                judged, floor = (
+                    group.measure(contest, figure_generator(number, group.names[0]))
+                    for contest in (contests.of_samples(), group.floor(contests))
+                )
+                for name in set(group.names) & set(asked.figures):
+                    apart[name].append(judged[name].value - floor[name].value)
+                    errors[name].append(judged[name].error)
     print(f"{'figure':26} {'within 2 errors':>15} {'mean error':>11} {'spread of value - floor':>24}")
     for name in asked.figures:
         differences, sizes = np.array(apart[name]), np.array(errors[name])

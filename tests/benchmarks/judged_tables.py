@@ -36,7 +36,8 @@ def numbers(path: Path) -> tuple[tuple[JudgedColumn, ...], Table, Table]:
         train = np.concatenate([stored["train_prefix"], stored["val"]]).astype(np.float64)
         held_out = stored["test"].astype(np.float64)
         return tuple(JudgedColumn(f"x{k}", "number") for k in range(train.shape[1])), train, held_out
-    rows, names = stored["X"].astype(np.float64), [str(name) for name in stored["columns"]]
+    rows, names = stored["X"].astype(np.float64), [str(name) for name in stored.get("columns", ())]
+    names = names or [f"x{k}" for k in range(rows.shape[1])]
     if path.stem == "power_half_year":
         kept = [k for k in range(rows.shape[1]) if k not in (1, 3)]
         rows = rows[:, kept] + generator.random((len(rows), len(kept))) * [0.001, 0.01, 1, 1, 1]

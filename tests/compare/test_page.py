@@ -4,7 +4,8 @@ import html
 
 import pytest
 
-from sfg_dist.studies.compare.document import NAMES, Budget, Comparison, Method, verdict
+from sfg_dist.evaluate.judgement import Figure
+from sfg_dist.studies.compare.document import ATTACK, FIDELITY, NAMES, Budget, Comparison, Method, verdict
 from sfg_dist.studies.compare.judging import Point
 from sfg_dist.studies.compare.page import main_table, render_page, size_table, with_error
 
@@ -17,6 +18,11 @@ def entry(name, area=0.6, cost=10.0, **changed):
         "test_log_likelihood": None if is_own else [-15.5],
         "test_log_likelihood_error": None if is_own else [0.125],
         "metrics": {"marginal_kl_mean": [0.0123], "kl": [None]},
+        "figures": {
+            FIDELITY: [Figure(FIDELITY, area, 0.006, 0.501, 0.493, 0.981)],
+            ATTACK: [Figure(ATTACK, 0.5 + (area - 0.5) / 9, 0.01, 0.499, 0.972, 0.501)],
+            "utility": [Figure("utility", None, None, None, None, None)],
+        },
         "us_per_sample": cost,
         "us_per_sample_back": 2.0,
         "fit_s": 160.0,

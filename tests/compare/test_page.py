@@ -5,9 +5,17 @@ import html
 import pytest
 
 from sfg_dist.evaluate.judgement import Figure
+from sfg_dist.studies.compare import pictures
 from sfg_dist.studies.compare.document import ATTACK, FIDELITY, NAMES, Budget, Comparison, Method, verdict
 from sfg_dist.studies.compare.judging import Point
-from sfg_dist.studies.compare.page import main_table, render_page, size_table, with_error
+from sfg_dist.studies.compare.page import (
+    figure_table,
+    main_table,
+    render_page,
+    shown_figures,
+    size_table,
+    with_error,
+)
 
 
 def entry(name, area=0.6, cost=10.0, **changed):
@@ -67,7 +75,7 @@ def test_the_page_has_each_method_once_in_its_table():
     assert "&lt;table&gt;" in text
     for name in NAMES.values():
         assert name in html.unescape(text)
-    assert text.count("data:image/png;base64,") == 2
+    assert text.count("data:image/png;base64,") == 3
     assert "http" not in text
     rows = main_table(document())
     assert [row.name for row in rows] == ["real rows (floor)", *NAMES.values()]
@@ -77,6 +85,41 @@ def test_the_page_has_each_method_once_in_its_table():
     )  # fmt: skip
     assert rows[3].likelihood == "\N{MINUS SIGN}15.50 ± 0.12"
     assert [row[0] for row in size_table(document().sizes)] == ["64x2", "256x3"]
+
+
+@pytest.mark.parametrize("draw", [pictures.privacy, lambda methods: pictures.costs(methods, {})])
+def test_names_cover_neither_names_nor_points(draw):
+    """Twelve methods, eight of them within an AUC of 0.01 and costs of a factor of two."""
+    crowd = {
+        name: entry(name, 0.53 + 0.0012 * (7 * place % 11) + (0.3 if place > 7 else 0), 10 + place)
+        for place, name in enumerate(NAMES)
+    }
+    figure = draw(crowd)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    names = [text for text in axes.texts if text.get_text()]
+    assert len(names) == len(NAMES) + 1  # and the floor
+    boxes = [text.get_window_extent() for text in names]
+    for place, box in enumerate(boxes):
+        assert axes.bbox.contains(box.x0, box.y0), names[place]
+        assert axes.bbox.contains(box.x1, box.y1), names[place]
+        assert not any(box.overlaps(other) for other in boxes[place + 1 :]), names[place]
+    points = [container.lines[0].get_xydata()[0] for container in axes.containers]
+    assert len(points) == len(NAMES)
+    for x, y in axes.transData.transform(points):
+        assert not any(box.contains(x, y) for box in boxes)
+
+
+def test_the_figures_stand_below_their_floor_and_two_reference_models():
+    rows = figure_table(document().methods, [FIDELITY, ATTACK])
+    assert rows[:4] == [
+        ["real rows (floor)", "0.501", "0.499"],
+        ["copy of training rows", "0.493", "0.972"],
+        ["independent columns", "0.981", "0.501"],
+        ["sfg (ours)", "0.580 ± 0.006", "0.509 ± 0.010"],
+    ]
+    assert [row[0] for row in rows[3:]] == list(NAMES.values())
+    assert shown_figures(document().methods) == [FIDELITY, ATTACK]
 
 
 @pytest.mark.slow

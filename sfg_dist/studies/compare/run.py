@@ -125,7 +125,7 @@ class ComparisonRun(OutputDirectory):
     def run(self) -> Comparison:
         """All that is missing, then the document and the page."""
         self.step(f"data: reading {self.job.data.source}")
-        self._settle_methods()
+        self.settle_methods()
         keys = self.job.compare
         self.require_own()
         with self.stage("compare", methods=list(keys.methods), max_time_s=keys.max_time_s):
@@ -160,7 +160,7 @@ class ComparisonRun(OutputDirectory):
                 )
         return document
 
-    def _settle_methods(self) -> None:
+    def settle_methods(self) -> None:
         """Settle which methods "auto" stands for, and miss a missing library now, not after the first hour."""
         if self.job.compare.methods == "auto":
             is_mixed = not are_plain(self.table.transform.codings)

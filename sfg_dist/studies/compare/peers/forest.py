@@ -22,10 +22,10 @@ from sfg_dist.studies.compare.peers.plain_columns import PlainColumns
 from sfg_dist.studies.compare.peers.table_peer import TableFit, affordable, package_of, without_density
 
 PACKAGE = "ForestDiffusion"
-NUM_TIMES = 20
+NUM_TIMES = 10
 MAX_TREES = 100  # of a column and a time; the package's own number
-MAX_ROWS = 20_000
-NOISED_ROWS = 40_000  # rows times noises of a row, about
+MAX_ROWS = 10_000
+NOISED_ROWS = 20_000  # rows times noises of a row, about
 MAX_NOISES = 100  # of a row; the package's own number
 TIMED_TREES = (1, 4)
 SETTINGS = {"n_t": NUM_TIMES, "max_rows": MAX_ROWS, "noised_rows": NOISED_ROWS}

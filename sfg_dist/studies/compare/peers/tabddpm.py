@@ -32,10 +32,11 @@ from sfg_dist.studies.compare.peers.table_peer import TableFit
 from sfg_dist.studies.compare.peers.time_network import TimeMLP, spread_uniform
 from sfg_dist.studies.compare.tables import Part
 
-NUM_STEPS = 200
+NUM_STEPS = 100
 SHAPE = {"width": 256, "depth": 3}
 BATCH_SIZE = 1024
 LEARNING_RATE = 1e-3
+MAX_SCORE = 5.0  # of a number without noise, as it is guessed on the way: no row of a table lies beyond
 DRAWN_ROWS = 8192  # together
 SETTINGS = {"steps": NUM_STEPS, **SHAPE, "batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE}
 
@@ -79,7 +80,8 @@ class TabularDiffusion(Peer):
             now, before = float(self.kept[step]), float(self.kept[step - 1])
             share = now / before
             noise, guesses = self._predict(x, c, t)
-            x = (x - (1 - share) / math.sqrt(1 - now) * noise) / math.sqrt(share)
+            clean = ((x - math.sqrt(1 - now) * noise) / math.sqrt(now)).clamp(-MAX_SCORE, MAX_SCORE)
+            x = (math.sqrt(before) * (1 - share) * clean + math.sqrt(share) * (1 - before) * x) / (1 - now)
             spread = math.sqrt((1 - share) * (1 - before) / (1 - now))
             x = x + spread * torch.randn(x.shape, generator=generator, device=device)
             c = [_draw(self._posterior(c_t, guess, t), generator) for c_t, guess in zip(c, guesses, strict=True)]

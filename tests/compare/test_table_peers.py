@@ -11,7 +11,7 @@ import torch
 from scipy.stats import multivariate_normal
 
 from sfg_dist.data import prepare
-from sfg_dist.job.errors import ConfigError
+from sfg_dist.job.errors import ConfigError, DataError
 from sfg_dist.studies.compare import compare
 from sfg_dist.studies.compare.peers import tabddpm, table_peer
 from sfg_dist.studies.compare.peers.fitting import fit_peer
@@ -160,3 +160,9 @@ def test_the_methods_that_auto_stands_for(make_compare_job, mixed_path):
     pytest.importorskip("zuko")
     assert settled()[:3] == ["sfg", "published", "nsf"]
     assert settled(source=str(mixed_path), constant="keep") == ["sfg", "gaussian_copula", "tabddpm"]
+
+
+def test_a_target_that_is_no_column_is_refused_before_any_fit(make_compare_job):
+    job = make_compare_job(evaluate={"target": "income"}, compare={"methods": ["gaussian_copula"]})
+    with pytest.raises(DataError, match=r"evaluate\.target: moons has no column 'income'; it has"):
+        compare(job)

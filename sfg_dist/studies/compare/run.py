@@ -27,10 +27,11 @@ import torch
 
 from sfg_dist.data import Prepared, prepare
 from sfg_dist.data.coding import are_plain
+from sfg_dist.data.naming import listed
 from sfg_dist.distributed.machine import default_device
 from sfg_dist.evaluate import floor
 from sfg_dist.job.config import MIXED_METHODS, NUMBER_METHODS, READING_KEYS, Job
-from sfg_dist.job.errors import ConfigError, DocumentError, TrainingError
+from sfg_dist.job.errors import ConfigError, DataError, DocumentError, TrainingError
 from sfg_dist.job.fingerprint import fingerprint
 from sfg_dist.job.threads import usable_cpus
 from sfg_dist.job.version import __version__, versions
@@ -161,7 +162,12 @@ class ComparisonRun(OutputDirectory):
         return document
 
     def settle_methods(self) -> None:
-        """Settle which methods "auto" stands for, and miss a missing library now, not after the first hour."""
+        """Settle which methods "auto" stands for, and refuse now, not after the first hour.
+
+        Raises:
+            ConfigError: a library is missing.
+            DataError: the table cannot be read, or has no column ``evaluate.target``.
+        """
         if self.job.compare.methods == "auto":
             is_mixed = not are_plain(self.table.transform.codings)
             methods = MIXED_METHODS if is_mixed else NUMBER_METHODS
@@ -171,6 +177,11 @@ class ComparisonRun(OutputDirectory):
         for peer in TABLE_PEERS:
             if peer.name in self.job.compare.methods:
                 peer.require()
+        target = self.job.evaluate.target
+        if target is not None and target not in self.table.columns:
+            raise DataError(
+                f"evaluate.target: {self.table.source} has no column {target!r}; it has {listed(self.table.columns)}"
+            )
 
     def _plans(self, seed: int, choices: Mapping[str, Choice]) -> Iterator[CellPlan]:
         """The cells of a seed in the order of compare.methods; other sizes of ours last."""

@@ -5,7 +5,18 @@ Figures (``metrics``) and the page (``report``, with its ``pictures``) go out. T
 rooms. Importing it loads numpy and nothing heavier; each figure brings what it needs when it is first computed.
 """
 
+from sfg_dist.evaluate.figure_kinds import FIGURE_KINDS
+from sfg_dist.evaluate.judge import judge
 from sfg_dist.evaluate.metrics import METRIC_NAMES, classifier_test, floor, measure
 from sfg_dist.evaluate.report import ReportContent, render_report
 
-__all__ = ["METRIC_NAMES", "ReportContent", "classifier_test", "floor", "measure", "render_report"]
+__all__ = [
+    "FIGURE_KINDS",
+    "METRIC_NAMES",
+    "ReportContent",
+    "classifier_test",
+    "floor",
+    "judge",
+    "measure",
+    "render_report",
+]

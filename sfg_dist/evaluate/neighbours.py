@@ -14,6 +14,7 @@ NEAREST_MAX_ROWS = 5_000
 KL_MAX_HELD_OUT = 10_000
 KL_MAX_ROWS = 100_000
 KL_NEIGHBOUR = 5
+LOOK_THROUGH = 8  # neighbours of a row, of which a resample of the table holds none once in 3000 times
 
 
 def nearest_train_distance(rows: Rows, held_out: Rows, train: Rows, *, generator: np.random.Generator) -> float | None:
@@ -88,14 +89,45 @@ def kl_divergence(
 
 
 def neighbour_distances(queries: Rows, table: Rows, num_neighbours: int) -> Rows:
-    """Distances from each query to its nearest rows, nearest first, shape (num_queries, num_neighbours).
+    """Distances from each query to its nearest rows, nearest first, shape (num_queries, num_neighbours)."""
+    return nearest_rows(queries, table, num_neighbours)[0]
 
-    The search may find neighbours through |a|^2 - 2ab + |b|^2, which loses small distances to rounding; they
-    are computed again from the differences, so that a copied row is at distance 0.
+
+def nearest_rows(queries: Rows, table: Rows, num_neighbours: int) -> tuple[Rows, NDArray[np.int64]]:
+    """Distances from each query to its nearest rows, nearest first, and their numbers in ``table``.
+
+    Both have shape (num_queries, num_neighbours), or fewer columns where the table has fewer rows. The search may find
+    neighbours through |a|^2 - 2ab + |b|^2, which loses small distances to rounding; they are computed again from the
+    differences, so that a copied row is at distance 0.
     """
     from sklearn.neighbors import NearestNeighbors
 
     search = NearestNeighbors(n_neighbors=min(num_neighbours, len(table))).fit(table)
     found = search.kneighbors(queries, return_distance=False)
     squared = np.stack([np.square(queries - table[column]).sum(axis=1) for column in found.T], axis=1)
-    return np.sqrt(np.sort(squared, axis=1))
+    order = np.argsort(squared, axis=1, kind="stable")
+    return np.sqrt(np.take_along_axis(squared, order, axis=1)), np.take_along_axis(found, order, axis=1)
+
+
+def nearest_others(table: Rows, num_neighbours: int) -> tuple[Rows, NDArray[np.int64]]:
+    """``nearest_rows`` of a table in itself, where no row finds itself."""
+    distances, numbers = nearest_rows(table, table, num_neighbours + 1)
+    itself = numbers == np.arange(len(table))[:, None]
+    itself[~itself.any(axis=1), 0] = True  # among more equal rows than were looked for: one of them is left out
+    return distances[~itself].reshape(len(table), -1), numbers[~itself].reshape(len(table), -1)
+
+
+def nearest_drawn(
+    distances: Rows, numbers: NDArray[np.int64], drawn: NDArray[np.int64]
+) -> tuple[Rows, NDArray[np.int64]]:
+    """Distance and number of the nearest row that is among those ``drawn``, each of shape (num_queries,).
+
+    The first two arguments are from ``nearest_rows`` with ``LOOK_THROUGH`` neighbours; where none is drawn, the
+    furthest counts.
+    """
+    is_drawn = np.zeros(max(int(numbers.max()), int(drawn.max())) + 1, dtype=bool)
+    is_drawn[drawn] = True
+    found = is_drawn[numbers]
+    found[:, -1] = True
+    first = found.argmax(axis=1)[:, None]
+    return np.take_along_axis(distances, first, axis=1)[:, 0], np.take_along_axis(numbers, first, axis=1)[:, 0]

@@ -1,0 +1,125 @@
+"""Rules that every training row keeps: ranges and known categories, sums, and columns that decide others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations, permutations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfg_dist.evaluate.compared_rows import Rows
+from sfg_dist.evaluate.judgement import JudgedColumn
+
+MAX_DECIDING = 0.1  # distinct values of a column that may decide another, as a share of the rows
+MIN_DECIDED = 20  # rows beside a row of the same deciding value, whose decided value is not the most frequent one
+MIN_KEPT = 100  # rows to find a sum or a decision in: fewer keep rules by chance
+MAX_SUM_COLUMNS = 40
+SUM_TOLERANCE = 1e-9  # of the largest value
+_FIRST_LOOK = 50  # rows that a rule is tried on before it is tried on all
+
+Broken = Callable[[Rows], NDArray[np.bool_]]
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """A rule in words, and which of the rows of a table break it, shape (num_rows,)."""
+
+    words: str
+    broken: Broken
+
+
+def find_rules(train: Rows, columns: tuple[JudgedColumn, ...]) -> tuple[Rule, ...]:
+    """The rules of a table, shape (num_rows, num_columns).
+
+    A number has the range of its values, a category is one of those that occur, and a value is missing only in columns
+    that have missing values. Three numbers are a sum where first + second = third in all rows but those with a missing
+    value, to ``SUM_TOLERANCE``. A column decides another where rows that agree in the first agree in the second. By
+    chance they all may; so the deciding column has values that repeat, and at least ``MIN_DECIDED`` rows that another
+    row agrees with have a decided value other than the most frequent. A deciding value that no training row has
+    breaks nothing.
+    """
+    if len(train) == 0:
+        return ()
+    rules = [_range(train[:, k], k, column) for k, column in enumerate(columns)]
+    if len(train) >= MIN_KEPT:
+        rules += _sums(train, columns) + _decisions(train, columns)
+    return tuple(rules)
+
+
+def _range(values: Rows, k: int, column: JudgedColumn) -> Rule:
+    may_miss, present = bool(np.isnan(values).any()), np.unique(values[~np.isnan(values)])
+
+    def broken(rows: Rows) -> NDArray[np.bool_]:
+        asked = rows[:, k]
+        if len(present) == 0:
+            outside = ~np.isnan(asked)
+        elif column.is_discrete:
+            outside = ~np.isin(asked, present) & ~np.isnan(asked)
+        else:
+            outside = (asked < present[0]) | (asked > present[-1])
+        return outside if may_miss else outside | np.isnan(asked)
+
+    if len(present) == 0:
+        return Rule(f"{column.name} is missing", broken)
+    if column.is_discrete:
+        return Rule(f"{column.name} is one of its {len(present)} categories", broken)
+    return Rule(f"{column.name} lies between {present[0]:.6g} and {present[-1]:.6g}", broken)
+
+
+def _sums(train: Rows, columns: tuple[JudgedColumn, ...]) -> list[Rule]:
+    numbers = [
+        k
+        for k, column in enumerate(columns)
+        if not column.is_discrete
+        and not np.isnan(train[:, k]).all()
+        and np.nanmax(train[:, k]) > np.nanmin(train[:, k])
+    ][:MAX_SUM_COLUMNS]
+    first_rows = train[:: max(1, len(train) // _FIRST_LOOK)]
+    found = []
+    for total in numbers:
+        for first, second in combinations([k for k in numbers if k != total], 2):
+            broken = _breaks_sum(first, second, total, float(np.nanmax(np.abs(train[:, total]))))
+            if not broken(first_rows).any() and not broken(train).any():
+                known = ~np.isnan(train[:, [first, second, total]]).any(axis=1)
+                if known.sum() >= MIN_KEPT:
+                    names = [columns[k].name for k in (first, second, total)]
+                    found.append(Rule(f"{names[0]} + {names[1]} = {names[2]}", broken))
+    return found
+
+
+def _breaks_sum(first: int, second: int, total: int, largest: float) -> Broken:
+    def broken(rows: Rows) -> NDArray[np.bool_]:
+        return np.asarray(np.abs(rows[:, first] + rows[:, second] - rows[:, total]) > SUM_TOLERANCE * largest)
+
+    return broken
+
+
+def _decisions(train: Rows, columns: tuple[JudgedColumn, ...]) -> list[Rule]:
+    coded = [np.unique(column, return_inverse=True) for column in train.T]
+    few = [k for k, (values, _) in enumerate(coded) if 1 < len(values) <= MAX_DECIDING * len(train)]
+    found = []
+    for deciding, decided in permutations(few, 2):
+        (keys, codes), (values, outcomes) = coded[deciding], coded[decided]
+        if len(values) > len(keys):
+            continue  # as many values as keys at most can be decided
+        first = np.zeros(len(keys), dtype=np.int64)
+        first[codes[::-1]] = outcomes[::-1]
+        if not (first[codes] == outcomes).all():
+            continue
+        others = outcomes != np.bincount(outcomes).argmax()
+        if (others & (np.bincount(codes)[codes] > 1)).sum() >= MIN_DECIDED:
+            words = f"{columns[deciding].name} decides {columns[decided].name}"
+            found.append(Rule(words, _breaks_decision(deciding, decided, keys, values[first])))
+    return found
+
+
+def _breaks_decision(deciding: int, decided: int, keys: Rows, outcomes: Rows) -> Broken:
+    def broken(rows: Rows) -> NDArray[np.bool_]:
+        place = np.minimum(np.searchsorted(keys, rows[:, deciding]), len(keys) - 1)
+        known = (keys[place] == rows[:, deciding]) | (np.isnan(keys[place]) & np.isnan(rows[:, deciding]))
+        right = (outcomes[place] == rows[:, decided]) | (np.isnan(outcomes[place]) & np.isnan(rows[:, decided]))
+        return np.asarray(known & ~right)
+
+    return broken

@@ -1,0 +1,189 @@
+"""A judgement as a whole: its references, hard tables, and what its figures depend on."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from judged import COLUMNS, rows, tables
+
+from sfg_dist.evaluate import FIGURE_KINDS, judge
+from sfg_dist.evaluate.judgement import JudgedColumn, JudgedTables
+from sfg_dist.job.errors import ConfigError, DataError
+
+FAST = [name for name in FIGURE_KINDS if not name.startswith(("c2st", "utility"))]
+
+
+@pytest.fixture(scope="module")
+def judgement():
+    return judge(tables(800))
+
+
+@pytest.mark.slow
+def test_copies_are_flagged_by_privacy_and_independent_columns_by_fidelity(judgement):
+    figures = judgement.figures
+    assert figures["attack_auc"].copy > 0.95
+    assert figures["attack_at_1_percent"].copy > 0.9
+    assert figures["identical_share"].copy == 1.0
+    assert figures["nearest_ratio"].copy < 0.05
+    assert figures["authenticity"].copy < 0.05
+    assert figures["c2st_trees_train"].copy < 0.4
+    assert figures["c2st_trees_held_out"].independent > 0.95
+    assert figures["mutual_information_error"].independent > 5 * figures["mutual_information_error"].floor
+    assert figures["beta_recall"].independent < 0.3
+    assert figures["utility"].independent < 0.65
+
+
+@pytest.mark.slow
+def test_samples_of_the_law_are_as_real_rows_are(judgement):
+    for figure in judgement.figures.values():
+        assert abs(figure.value - figure.floor) < 4 * figure.error, figure
+    assert judgement.notes == ()
+
+
+@pytest.mark.slow
+def test_every_figure_has_all_its_numbers(judgement):
+    assert list(judgement.figures) == list(FIGURE_KINDS)
+    for figure in judgement.figures.values():
+        numbers = (figure.value, figure.error, figure.floor, figure.copy, figure.independent)
+        assert all(np.isfinite(number) for number in numbers), figure
+
+
+def test_columns_and_pairs_are_listed_with_the_worst_first():
+    samples = rows(400, 1)
+    samples[:, 1] += 3.0
+    found = judge(tables(samples=samples), figures=["shape", "trend"])
+    assert found.shapes[0].column == "weight"
+    assert found.shapes[0].score < 0.4 < found.shapes[0].floor
+    assert [shape.score for shape in found.shapes] == sorted(shape.score for shape in found.shapes)
+    assert len(found.trends) == 10
+    assert [trend.score for trend in found.trends] == sorted(trend.score for trend in found.trends)
+    assert np.mean([shape.score for shape in found.shapes]) == pytest.approx(found.figures["shape"].value, abs=1e-12)
+    assert np.mean([trend.score for trend in found.trends]) == pytest.approx(found.figures["trend"].value, abs=1e-12)
+    assert np.mean([trend.floor for trend in found.trends]) == pytest.approx(found.figures["trend"].floor, abs=1e-12)
+
+
+def test_broken_rules_are_listed():
+    samples = rows(400, 1)
+    samples[:40, 0] = 100.0
+    found = judge(tables(samples=samples), figures=["broken_rules"])
+    assert found.rules[0].rule.startswith("size lies between")
+    assert found.rules[0].share >= 0.1 > found.rules[0].floor
+    assert found.figures["broken_rules"].value >= 0.1
+
+
+def test_a_figure_depends_on_the_seed_and_not_on_what_else_is_asked_for():
+    given = tables(120)
+    together = judge(given, figures=FAST).figures
+    for name in FAST:
+        assert judge(given, figures=[name]).figures[name] == together[name]
+    other = judge(given, seed=1, figures=FAST).figures
+    assert other["attack_auc"] != together["attack_auc"]
+
+
+@pytest.mark.slow
+def test_classifiers_and_utility_depend_on_the_seed_alone():
+    given = tables(100)
+    names = ["c2st_trees_train", "c2st_linear_held_out", "utility"]
+    first, again = (judge(given, figures=names).figures for _ in range(2))
+    assert first == again
+    assert (
+        judge(given, figures=["c2st_linear_held_out"]).figures["c2st_linear_held_out"] == first["c2st_linear_held_out"]
+    )
+
+
+def hard_tables():
+    """Gaps, a constant column, one that is missing throughout, and categories that the training rows do not have."""
+    columns = (
+        *COLUMNS,
+        JudgedColumn("same", "number"),
+        JudgedColumn("void", "number"),
+        JudgedColumn("only", "category"),
+    )
+    given = []
+    for seed in (1, 2, 3):
+        table = rows(200, seed, gaps=0.1)
+        constant, missing = np.full((200, 1), 7.0), np.full((200, 1), np.nan)
+        given.append(np.concatenate([table, constant, missing, np.zeros((200, 1))], axis=1))
+    given[0][:5, 3] = 17.0  # a code that has no name
+    given[0][:3, 5] = 8.0
+    return JudgedTables(columns, *given, target="color")
+
+
+def test_gaps_constants_and_unseen_categories_are_judged():
+    found = judge(hard_tables(), figures=FAST)
+    for name in FAST:
+        assert found.figures[name].value is not None, name
+        assert np.isfinite(found.figures[name].value), name
+        assert found.figures[name].error >= 0, name
+    assert "void" not in [shape.column for shape in found.shapes]
+    broken = {rule.rule for rule in found.rules}
+    assert "color is one of its 4 categories" in broken
+    assert "same lies between 7 and 7" in broken
+
+
+@pytest.mark.slow
+def test_gaps_constants_and_unseen_categories_are_told_apart_and_predicted():
+    names = [name for name in FIGURE_KINDS if name not in FAST]
+    found = judge(hard_tables(), figures=names)
+    for name in names:
+        assert np.isfinite(found.figures[name].value), name
+
+
+def test_a_table_that_is_missing_throughout_is_judged_without_a_crash():
+    found = judge(tables(60, samples=np.full((60, 5), np.nan), target=None), figures=FAST)
+    assert found.figures["shape"].value is None
+    assert found.figures["broken_rules"].value == 1.0
+    assert any("missing throughout" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 9])
+def test_too_few_rows_give_no_figures_and_a_note(num_rows):
+    found = judge(tables(200, samples=rows(num_rows, 1)))
+    assert list(found.figures) == list(FIGURE_KINDS)
+    assert all(figure.value is None for figure in found.figures.values())
+    assert f"there are {num_rows} rows to compare, and at least 10 are needed" in found.notes[0]
+
+
+@pytest.mark.slow
+def test_ten_rows_are_judged():
+    found = judge(tables(10, samples=rows(10, 1)))
+    assert found.figures["shape"].value is not None
+
+
+def test_one_column_leaves_out_what_needs_more():
+    given = [rows(100, seed)[:, :1] for seed in (1, 2, 3)]
+    found = judge(JudgedTables(COLUMNS[:1], *given, target="size"), figures=[*FAST, "utility"])
+    for name in ("trend", "mutual_information_error", "three_way_accuracy", "utility"):
+        assert found.figures[name].value is None
+        assert any(FIGURE_KINDS[name].title in note for note in found.notes)
+    assert found.figures["shape"].value is not None
+
+
+def test_without_training_rows_half_of_the_held_out_rows_are_the_floor():
+    found = judge(replace(tables(400), train=None), figures=FAST)
+    assert found.figures["shape"].floor is not None
+    assert found.figures["shape"].independent is not None
+    assert found.figures["shape"].copy is None
+    for name in ("attack_auc", "nearer_to_train", "identical_share", "authenticity", "broken_rules"):
+        assert found.figures[name].value is None
+    assert any("there are no training rows" in note for note in found.notes)
+    assert found.rules == ()
+
+
+def test_without_a_target_there_is_no_utility():
+    found = judge(tables(60, target=None), figures=["utility", "utility_calibration"])
+    assert [figure.value for figure in found.figures.values()] == [None, None]
+    assert found.notes == ("Utility for the target, Brier score of the target: no target column is named.",)
+
+
+def test_what_cannot_be_judged_is_refused():
+    with pytest.raises(ConfigError, match="unknown figure 'color'"):
+        judge(tables(), figures=["color"])
+    with pytest.raises(DataError, match="target 'price': no such column"):
+        judge(tables(target="price"))
+    with pytest.raises(DataError, match="samples: expected a table of 5 columns"):
+        judge(tables(samples=rows(50, 1)[:, :4]))
+    infinite = rows(50, 1)
+    infinite[3, 1] = np.inf
+    with pytest.raises(DataError, match="samples: row 3, column 1 is infinite"):
+        judge(tables(samples=infinite))

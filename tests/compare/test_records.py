@@ -211,8 +211,8 @@ def entry(area, error=0.01, likelihood=None, cost=10.0):
     )  # fmt: skip
     return Method(
         c2st_auc=[area], c2st_auc_error=[error], test_log_likelihood=[likelihood] if has_likelihood else None,
-        test_log_likelihood_error=[0.1] if has_likelihood else None, us_per_sample=cost, metrics={}, figures={}, curve=[],
-        configuration={}, **numbers,
+        test_log_likelihood_error=[0.1] if has_likelihood else None, us_per_sample=cost, metrics={}, figures={},
+        configuration={}, curve=[], **numbers,
     )  # fmt: skip
 
 

@@ -400,9 +400,9 @@ class CompareConfig(_Section):
     """Which methods stand beside each other, and for how long each may work."""
 
     methods: Literal["auto"] | Annotated[list[Literal[COMPARE_METHODS]], Field(min_length=1)] = "auto"  # type: ignore[valid-type]
-    """The methods that are compared. `auto` takes the first seven of them on tables of numbers, and `sfg`,
-    `gaussian_copula` and `tabddpm` on tables with categories or missing values. `ctgan`, `tvae` and `forest_diffusion`
-    need a package of their own."""
+    """The methods that are compared. On tables of numbers `auto` takes `sfg`, `published`, `nsf`, `realnvp`,
+    `flow_matching`, `score_sde` and `score_ode`. On tables with categories or missing values it takes `sfg`,
+    `gaussian_copula` and `tabddpm`. `ctgan`, `tvae` and `forest_diffusion` need a package of their own."""
     max_time_s: Seconds = 300.0
     """The seconds that each method has, labels included."""
     num_seeds: Annotated[int, BeforeValidator(integral), Field(gt=0, le=10_000)] = 1

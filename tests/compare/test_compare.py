@@ -162,7 +162,7 @@ def test_a_method_that_fails_does_not_end_the_others(make_compare_job, monkeypat
     def fail(*others, **named):
         raise TrainingError("the labels took 9 s of the 1 s: raise compare.max_time_s")
 
-    monkeypatch.setattr("sfg_dist.studies.compare.run.fit_own", fail)
+    monkeypatch.setattr("sfg_dist.studies.compare.plans.fit_own", fail)
     told = []
     job = make_compare_job(compare={"methods": ["sfg", "realnvp"], "max_time_s": 0.5})
     with pytest.raises(TrainingError, match=r"sfg, seed 0: the labels took.*leave it out.*The rest is finished"):

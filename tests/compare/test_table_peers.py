@@ -1,6 +1,7 @@
 """Peers that take whole tables: what they draw of a small mixed one, and what is said where a package is missing."""
 
 import sys
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,14 +12,16 @@ import torch
 from scipy.stats import multivariate_normal
 
 from sfg_dist.data import prepare
-from sfg_dist.job.errors import ConfigError, DataError
+from sfg_dist.job.errors import ConfigError, DataError, TrainingError
 from sfg_dist.studies.compare import compare
+from sfg_dist.studies.compare.judging import Rules
 from sfg_dist.studies.compare.peers import tabddpm, table_peer
 from sfg_dist.studies.compare.peers.fitting import fit_peer
 from sfg_dist.studies.compare.peers.plain_columns import PlainColumns
 from sfg_dist.studies.compare.peers.tabddpm import NUM_STEPS, TabularDiffusion
 from sfg_dist.studies.compare.peers.table_kinds import TABLE_PEERS
 from sfg_dist.studies.compare.peers.table_peer import TableFit, affordable
+from sfg_dist.studies.compare.plans import Planner
 from sfg_dist.studies.compare.run import ComparisonRun
 from sfg_dist.studies.compare.tables import Tables
 
@@ -166,3 +169,13 @@ def test_a_target_that_is_no_column_is_refused_before_any_fit(make_compare_job):
     job = make_compare_job(evaluate={"target": "income"}, compare={"methods": ["gaussian_copula"]})
     with pytest.raises(DataError, match=r"evaluate\.target: moons has no column 'income'; it has"):
         compare(job)
+
+
+def test_a_package_that_fails_is_a_method_that_fails(mixed, make_compare_job):
+    def fail(given):
+        raise ValueError("expected 2 columns")
+
+    planner = Planner(make_compare_job(), mixed, Rules(1.0, (), 0, [], 0), 1, {})
+    plan = planner.table_peer(replace(PEERS["ctgan"], fit=fail), 0)
+    with pytest.raises(TrainingError, match="the package ctgan failed: expected 2 columns"):
+        list(plan.fit(lambda done, following: None))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sfg_dist.job.config import Job
+from sfg_dist.job.errors import TrainingError
 from sfg_dist.studies.compare.judging import Fitted, Rules
 from sfg_dist.studies.compare.own import fit_own, own_job, published_job
 from sfg_dist.studies.compare.peers.choice import Choice
@@ -88,7 +89,12 @@ class Planner:
 
         def fit(say: Say) -> Iterator[Fitted]:
             given = TableFit(self.tables, self.rules.max_time_s, self._marks_s, seed, self.num_threads)
-            fitted = peer.fit(given)
+            try:
+                fitted = peer.fit(given)
+            except Exception as error:
+                if peer.package is None:
+                    raise
+                raise TrainingError(f"the package {peer.package} failed: {error}") from error
             say(f"fitted in {fitted.facts.fit_s:.1f} s", "judging")
             yield fitted
 

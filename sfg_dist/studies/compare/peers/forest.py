@@ -50,6 +50,7 @@ def fit_forest(given: TableFit) -> Fitted:
             seed=given.seed,
         )
 
+    run(1, 1)
     can = affordable(lambda trees: run(trees, 1), *TIMED_TREES, given.max_time_s / NUM_TIMES)
     trees = min(can, MAX_TREES)
     started = time.perf_counter()

@@ -23,6 +23,7 @@ from sfg_dist.studies.compare.peers.table_peer import TableFit, affordable, pack
 
 PACKAGE = "ctgan"
 TIMED_EPOCHS = (1, 4)
+FIRST_ROWS = 1000  # of a run that is not timed
 SETTINGS = {"batch_size": 500}
 
 
@@ -45,14 +46,15 @@ def _fit(given: TableFit, name: str, network: str, whole: Callable[[float], int]
     discrete = [str(place) for place, size in enumerate(plain.sizes) if size]
     frame = pd.DataFrame(columns).astype(dict.fromkeys(discrete, np.int64))
 
-    def run(epochs: int) -> Any:
+    def run(epochs: int, rows: pd.DataFrame = frame) -> Any:
         model = getattr(package_of(PACKAGE), name)(
             epochs=epochs, **SETTINGS, enable_gpu=given.tables.device.type != "cpu"
         )
         model.set_random_state(given.seed)
-        model.fit(frame, discrete)
+        model.fit(rows, discrete)
         return model
 
+    run(1, frame.head(FIRST_ROWS))
     epochs = affordable(run, *TIMED_EPOCHS, given.max_time_s)
     started = time.perf_counter()
     model = run(epochs)

@@ -81,9 +81,8 @@ def without_density(given: TableFit, name: str, draw: Draw, facts: FitFacts) -> 
 def affordable(run: Callable[[int], object], small: int, large: int, seconds: float) -> int:
     """How large a run may be to take so many seconds: by the line through two timed runs; ``small`` at least.
 
-    A run before them pays for imports and what is compiled once.
+    A run of any size before pays for imports and what is compiled once.
     """
-    run(small)
     times = []
     for size in (small, large):
         started = time.perf_counter()

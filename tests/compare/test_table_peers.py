@@ -20,7 +20,7 @@ from sfg_dist.studies.compare.peers.fitting import fit_peer
 from sfg_dist.studies.compare.peers.plain_columns import PlainColumns
 from sfg_dist.studies.compare.peers.tabddpm import NUM_STEPS, TabularDiffusion
 from sfg_dist.studies.compare.peers.table_kinds import TABLE_PEERS
-from sfg_dist.studies.compare.peers.table_peer import TableFit, affordable
+from sfg_dist.studies.compare.peers.table_peer import TableFit, seconds_of
 from sfg_dist.studies.compare.plans import Planner
 from sfg_dist.studies.compare.run import ComparisonRun
 from sfg_dist.studies.compare.tables import Tables
@@ -134,15 +134,15 @@ def test_a_step_back_of_a_category_is_what_bayes_says():
     np.testing.assert_allclose(found[0].numpy(), wanted, rtol=1e-4)
 
 
-def test_a_run_is_as_large_as_its_time_allows(monkeypatch):
+def test_two_timed_runs_tell_the_seconds_of_a_unit(monkeypatch):
     passed = [0.0]
     monkeypatch.setattr(table_peer.time, "perf_counter", lambda: passed[0])
 
     def run(size):
         passed[0] += 10 + 2 * size
 
-    assert affordable(run, 1, 4, 100.0) == 40  # 10 s, and 2 s each, are 90 % of the time
-    assert affordable(run, 1, 4, 5.0) == 1
+    assert seconds_of(run, 1, 4) == (10, 2)
+    assert seconds_of(lambda size: None, 1, 4) == (0, 0)
 
 
 @pytest.mark.parametrize("name", PACKAGED)

@@ -19,7 +19,7 @@ import numpy as np
 
 from sfg_dist.studies.compare.judging import FitFacts, Fitted, Rows
 from sfg_dist.studies.compare.peers.plain_columns import PlainColumns
-from sfg_dist.studies.compare.peers.table_peer import TableFit, affordable, package_of, without_density
+from sfg_dist.studies.compare.peers.table_peer import SAFETY, TableFit, package_of, seconds_of, without_density
 
 PACKAGE = "ForestDiffusion"
 NUM_TIMES = 10
@@ -51,8 +51,8 @@ def fit_forest(given: TableFit) -> Fitted:
         )
 
     run(1, 1)
-    can = affordable(lambda trees: run(trees, 1), *TIMED_TREES, given.max_time_s / NUM_TIMES)
-    trees = min(can, MAX_TREES)
+    begin_s, tree_s = seconds_of(lambda trees: run(trees, 1), *TIMED_TREES)
+    trees = int(np.clip((SAFETY * given.max_time_s / NUM_TIMES - begin_s) / tree_s, 1, MAX_TREES))
     started = time.perf_counter()
     model = run(trees, NUM_TIMES)
     seconds = time.perf_counter() - started

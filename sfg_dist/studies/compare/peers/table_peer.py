@@ -78,8 +78,8 @@ def without_density(given: TableFit, name: str, draw: Draw, facts: FitFacts) -> 
     )
 
 
-def affordable(run: Callable[[int], object], small: int, large: int, seconds: float) -> int:
-    """How large a run may be to take so many seconds: by the line through two timed runs; ``small`` at least.
+def seconds_of(run: Callable[[int], object], small: int, large: int) -> tuple[float, float]:
+    """The seconds that a run takes whatever its size, and those of each unit: by the line through two timed runs.
 
     A run of any size before pays for imports and what is compiled once.
     """
@@ -88,5 +88,5 @@ def affordable(run: Callable[[int], object], small: int, large: int, seconds: fl
         started = time.perf_counter()
         run(size)
         times.append(time.perf_counter() - started)
-    slope = max((times[1] - times[0]) / (large - small), MIN_SLOPE * times[1] / large)
-    return max(small, small + int((SAFETY * seconds - times[0]) / slope))
+    unit = max((times[1] - times[0]) / (large - small), MIN_SLOPE * times[1] / large)
+    return max(0.0, times[0] - small * unit), unit

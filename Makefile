@@ -19,6 +19,8 @@ INSTALL = $(PYTHON) install.py --torch "$(TORCH)" --torch-index "$(TORCH_INDEX)"
 PYTEST = $(BIN)/python -m pytest -q --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 # One worker more than cores where tests wait for Ray and other processes; with two, some that go by the clock fail.
 MORE = $$(($$(getconf _NPROCESSORS_ONLN) + 1))
+# All extras but ctgan, which would hold pandas back for everybody.
+PINNED_EXTRAS = h5 docs onnx cluster compare forestdiffusion notebooks bench test lint
 APART = slurm or hosts or chaos or alone
 BEYOND = $(APART) or browser or notebooks or comparison or packaging or cluster
 
@@ -76,7 +78,8 @@ bench: install
 # One file for every platform and Python; what the file pins already stays as long as it fits.
 # It needs uv alone, not an installation, which pins that no longer fit would not allow.
 constraints:
-	PATH="$$PATH:$(BIN)" uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --all-extras \
+	PATH="$$PATH:$(BIN)" uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 \
+		$(addprefix --extra ,$(PINNED_EXTRAS)) \
 		--custom-compile-command "make constraints" --no-annotate --output-file constraints.txt $(UPGRADE) pyproject.toml
 
 clean:

@@ -89,7 +89,10 @@ METRICS = (
     "kl",
 )
 
-COMPARE_METHODS = ("sfg", "published", "nsf", "realnvp", "flow_matching", "score_sde", "score_ode")
+# What compare.methods = "auto" stands for: on tables of numbers, and on those with categories or missing values.
+NUMBER_METHODS = ("sfg", "published", "nsf", "realnvp", "flow_matching", "score_sde", "score_ode")
+MIXED_METHODS = ("sfg", "gaussian_copula", "tabddpm")
+COMPARE_METHODS = (*NUMBER_METHODS, "gaussian_copula", "tabddpm", "ctgan", "tvae", "forest_diffusion")
 
 # Fixed grid: any; with labels.solver_tolerance: those with an error estimate of their own.
 ADAPTIVE_SOLVER_NAMES = ("bs32", "dopri5", "tsit5", "exp_abm3", "exp_abm4", "exp_abm5")
@@ -402,8 +405,10 @@ class EvaluateConfig(_Section):
 class CompareConfig(_Section):
     """Which methods stand beside each other, and for how long each may work."""
 
-    methods: list[Literal[COMPARE_METHODS]] = Field(default=list(COMPARE_METHODS), min_length=1)  # type: ignore[valid-type]
-    """The methods that are compared."""
+    methods: Literal["auto"] | Annotated[list[Literal[COMPARE_METHODS]], Field(min_length=1)] = "auto"  # type: ignore[valid-type]
+    """The methods that are compared. On tables of numbers `auto` takes `sfg`, `published`, `nsf`, `realnvp`,
+    `flow_matching`, `score_sde` and `score_ode`. On tables with categories or missing values it takes `sfg`,
+    `gaussian_copula` and `tabddpm`. `ctgan`, `tvae` and `forest_diffusion` need a package of their own."""
     max_time_s: Seconds = 300.0
     """The seconds that each method has, labels included."""
     num_seeds: Annotated[int, BeforeValidator(integral), Field(gt=0, le=10_000)] = 1
@@ -419,10 +424,11 @@ class CompareConfig(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> CompareConfig:
-        for name, values in (("methods", self.methods), ("sizes", self.sizes)):
+        methods = MIXED_METHODS if self.methods == "auto" else self.methods
+        for name, values in (("methods", methods), ("sizes", self.sizes)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} has an entry twice")
-        if self.sizes and "sfg" not in self.methods:
+        if self.sizes and "sfg" not in methods:
             raise ValueError('sizes are of the method "sfg": add it to methods, or leave sizes out')
         return self
 

@@ -48,8 +48,8 @@ def gaussian():
 
 @pytest.fixture
 def make_compare_job(make_job, monkeypatch):
-    """A job of few rows whose methods take few steps, and whose costs are timed but once, on few rows."""
-    from sfg_dist.studies.compare import judging, run
+    """A job of few rows whose methods take few steps, have few figures, and are timed but once, on few rows."""
+    from sfg_dist.studies.compare import judged, judging, run
     from sfg_dist.studies.compare.peers import flow_matching, score_matching
 
     for module, name, number in (
@@ -58,6 +58,7 @@ def make_compare_job(make_job, monkeypatch):
         (score_matching, "NUM_LIKELIHOOD_STEPS", 8),
         (flow_matching, "NUM_LIKELIHOOD_STEPS", 8),
         (run, "MARKS", (0.5,)),
+        (judged, "SHOWN_FIGURES", ("shape", "c2st_trees_held_out", "attack_auc")),
     ):
         monkeypatch.setattr(module, name, number)
     monkeypatch.setattr(judging, "TIMED_S", 0.0)

@@ -4,9 +4,18 @@ import html
 
 import pytest
 
-from sfg_dist.studies.compare.document import NAMES, Budget, Comparison, Method, verdict
+from sfg_dist.evaluate.judgement import Figure
+from sfg_dist.studies.compare import pictures
+from sfg_dist.studies.compare.document import ATTACK, FIDELITY, NAMES, Budget, Comparison, Method, verdict
 from sfg_dist.studies.compare.judging import Point
-from sfg_dist.studies.compare.page import main_table, render_page, size_table, with_error
+from sfg_dist.studies.compare.page import (
+    figure_table,
+    main_table,
+    render_page,
+    shown_figures,
+    size_table,
+    with_error,
+)
 
 
 def entry(name, area=0.6, cost=10.0, **changed):
@@ -17,6 +26,11 @@ def entry(name, area=0.6, cost=10.0, **changed):
         "test_log_likelihood": None if is_own else [-15.5],
         "test_log_likelihood_error": None if is_own else [0.125],
         "metrics": {"marginal_kl_mean": [0.0123], "kl": [None]},
+        "figures": {
+            FIDELITY: [Figure(FIDELITY, area, 0.006, 0.501, 0.493, 0.981)],
+            ATTACK: [Figure(ATTACK, 0.5 + (area - 0.5) / 9, 0.01, 0.499, 0.972, 0.501)],
+            "utility": [Figure("utility", None, None, None, None, None)],
+        },
         "us_per_sample": cost,
         "us_per_sample_back": 2.0,
         "fit_s": 160.0,
@@ -61,7 +75,7 @@ def test_the_page_has_each_method_once_in_its_table():
     assert "&lt;table&gt;" in text
     for name in NAMES.values():
         assert name in html.unescape(text)
-    assert text.count("data:image/png;base64,") == 2
+    assert text.count("data:image/png;base64,") == 3
     assert "http" not in text
     rows = main_table(document())
     assert [row.name for row in rows] == ["real rows (floor)", *NAMES.values()]
@@ -73,6 +87,41 @@ def test_the_page_has_each_method_once_in_its_table():
     assert [row[0] for row in size_table(document().sizes)] == ["64x2", "256x3"]
 
 
+@pytest.mark.parametrize("draw", [pictures.privacy, lambda methods: pictures.costs(methods, {})])
+def test_names_cover_neither_names_nor_points(draw):
+    """Twelve methods, eight of them within an AUC of 0.01 and costs of a factor of two."""
+    crowd = {
+        name: entry(name, 0.53 + 0.0012 * (7 * place % 11) + (0.3 if place > 7 else 0), 10 + place)
+        for place, name in enumerate(NAMES)
+    }
+    figure = draw(crowd)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    names = [text for text in axes.texts if text.get_text()]
+    assert len(names) == len(NAMES) + 1  # and the floor
+    boxes = [text.get_window_extent() for text in names]
+    for place, box in enumerate(boxes):
+        assert axes.bbox.contains(box.x0, box.y0), names[place]
+        assert axes.bbox.contains(box.x1, box.y1), names[place]
+        assert not any(box.overlaps(other) for other in boxes[place + 1 :]), names[place]
+    points = [container.lines[0].get_xydata()[0] for container in axes.containers]
+    assert len(points) == len(NAMES)
+    for x, y in axes.transData.transform(points):
+        assert not any(box.contains(x, y) for box in boxes)
+
+
+def test_the_figures_stand_below_their_floor_and_two_reference_models():
+    rows = figure_table(document().methods, [FIDELITY, ATTACK])
+    assert rows[:4] == [
+        ["real rows (floor)", "0.501", "0.499"],
+        ["copy of training rows", "0.493", "0.972"],
+        ["independent columns", "0.981", "0.501"],
+        ["sfg (ours)", "0.580\n± 0.006", "0.509\n± 0.010"],
+    ]
+    assert [row[0] for row in rows[3:]] == list(NAMES.values())
+    assert shown_figures(document().methods) == [FIDELITY, ATTACK]
+
+
 @pytest.mark.slow
 def test_notes_say_what_was_cut_or_disturbed():
     assert 'class="notes"' not in page()
@@ -81,10 +130,12 @@ def test_notes_say_what_was_cut_or_disturbed():
             published={"num_pairs": 35_000, "num_pairs_wanted": 200_000, "fit_s": 170.0},
             nsf={"num_not_finite": 3, "load_average": 9.0},
             sfg={"num_likelihood_not_finite": 2},
+            tvae={"fit_s": 190.0},
         )
     )
     assert "as published: 35,000 of 200,000 pairs; more labels would take more than 50 % of the budget." in text
-    assert "as published: 190 s instead of 180 s" in text
+    assert "as published: 190 s instead of 180 s, since its last steps were long" in text
+    assert "TVAE: 190 s instead of 180 s, since its timed runs were quicker" in text
     assert "NSF: 3 samples held NaN or infinity" in text
     assert "the log density of 2 test rows is not finite" in text
     assert "Other processes were at work on the machine during NSF:" in text

@@ -9,6 +9,7 @@ import torch
 
 from sfg_dist.data import prepare
 from sfg_dist.evaluate import classifier_test, measure
+from sfg_dist.evaluate.judgement import Figure
 from sfg_dist.job.errors import DocumentError, TrainingError
 from sfg_dist.store import Location
 from sfg_dist.studies.compare.document import Method, mean_auc, verdict
@@ -126,9 +127,13 @@ def test_a_cell_is_kept_as_it_was(tmp_path):
         "us_per_sample": 3.5, "us_per_sample_back": 1.0, "fit_s": 3.0, "label_s": 0.0, "num_steps": 12,
         "best_at_s": 2.5, "num_parameters": 100, "num_evaluations": 1, "num_not_finite": 0,
         "curve": [{"elapsed_s": 3.0, "c2st_auc": 0.6, "c2st_auc_error": 0.01}], "load_average": [0.5, 0.75],
+        "figures": {
+            "shape": {"name": "shape", "value": 0.98, "error": None, "floor": 0.99, "copy": 1.0, "independent": 0.99},
+        },
     }  # fmt: skip
     cell = Cell.from_json(kept, "a cell")
     assert cell.metrics == {"marginal_kl_mean": 0.02, "kl": None}
+    assert cell.figures == {"shape": Figure("shape", 0.98, None, 0.99, 1.0, 0.99)}
     assert cell.curve == [Point(3.0, 0.6, 0.01)]
     assert cell.to_json() == kept
     output, document = Location(tmp_path), {"found": {"sfg": kept}, "tables": ["sfg"]}
@@ -209,8 +214,8 @@ def entry(area, error=0.01, likelihood=None, cost=10.0):
     )  # fmt: skip
     return Method(
         c2st_auc=[area], c2st_auc_error=[error], test_log_likelihood=[likelihood] if has_likelihood else None,
-        test_log_likelihood_error=[0.1] if has_likelihood else None, us_per_sample=cost, metrics={}, curve=[],
-        configuration={}, **numbers,
+        test_log_likelihood_error=[0.1] if has_likelihood else None, us_per_sample=cost, metrics={}, figures={},
+        configuration={}, curve=[], **numbers,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sfg_dist.evaluate.judgement import Figure
 from sfg_dist.job.config import Job
 from sfg_dist.job.words import WIDE, wide_number
 from sfg_dist.studies.compare.judging import Cell, Figures, Judged, Point
@@ -25,8 +26,16 @@ NAMES = {
     "flow_matching": "flow matching",
     "score_sde": "score, reverse SDE",
     "score_ode": "score, ODE",
+    "gaussian_copula": "Gaussian copula",
+    "tabddpm": "TabDDPM",
+    "ctgan": "CTGAN",
+    "tvae": "TVAE",
+    "forest_diffusion": "ForestDiffusion",
 }
-COSTS_COMPARED = ("nsf", "flow_matching", "score_sde")
+COSTS_COMPARED = ("nsf", "flow_matching", "score_sde", "tabddpm", "forest_diffusion")
+LIKELIHOODS_COMPARED = ("realnvp", "nsf", "gaussian_copula")
+FIDELITY, ATTACK = "c2st_trees_held_out", "attack_auc"
+"""Names of the figures that the pictures show."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +47,7 @@ class Method(Judged):
     test_log_likelihood: Sequence[float | None] | None  # None where no seed has one
     test_log_likelihood_error: Sequence[float | None] | None
     metrics: Mapping[str, Sequence[float | None]]  # other figures of samples by name and seed
+    figures: Mapping[str, Sequence[Figure]]  # those of the judgement by name and seed
     load_average: float  # the highest of the machine
 
 
@@ -111,6 +121,7 @@ def _method(cells: Sequence[Cell], job: Job, configuration: Mapping[str, object]
         test_log_likelihood=likelihoods if has_likelihood else None,
         test_log_likelihood_error=errors if has_likelihood else None,
         metrics={name: [cell.metrics[name] for cell in cells] for name in names},
+        figures={name: [cell.figures[name] for cell in cells] for name in first.figures},
         load_average=max(max(cell.load_average) for cell in cells),
         **over_seeds,
     )
@@ -134,11 +145,20 @@ def mean_auc(method: Method) -> tuple[float, float] | None:
     The seeds share the test rows, so the error of these does not fall with their number.
     """
     values = [value for value in method.c2st_auc if value is not None]
-    if not values:
-        return None
-    rows = float(np.mean([error**2 for error in method.c2st_auc_error if error is not None]))
+    return _mean_and_error(values, method.c2st_auc_error) if values else None
+
+
+def _mean_and_error(values: Sequence[float], errors: Sequence[float | None]) -> tuple[float, float]:
+    known = [error**2 for error in errors if error is not None]
     fits = float(np.var(values, ddof=1)) / len(values) if len(values) > 1 else 0.0
-    return float(np.mean(values)), math.sqrt(rows + fits)
+    return float(np.mean(values)), math.sqrt((float(np.mean(known)) if known else 0.0) + fits)
+
+
+def mean_figure(method: Method, name: str) -> tuple[float, float] | None:
+    """Mean of a figure over seeds and its standard error, as ``mean_auc``; None where no seed has one."""
+    found = [figure for figure in method.figures.get(name, ()) if figure.value is not None]
+    values = [figure.value for figure in found if figure.value is not None]
+    return _mean_and_error(values, [figure.error for figure in found]) if values else None
 
 
 def mean_likelihood(method: Method) -> tuple[float, float] | None:
@@ -172,12 +192,18 @@ def verdict(methods: Mapping[str, Method]) -> list[str]:
     ]
     likelihood = mean_likelihood(ours)
     if likelihood is not None:
-        others = {peer: mean_likelihood(methods[peer]) for peer in ("realnvp", "nsf") if peer in methods}
+        others = {peer: mean_likelihood(methods[peer]) for peer in LIKELIHOODS_COMPARED if peer in methods}
         compared = [f"{NAMES[peer]} {_nats(value[0])}" for peer, value in others.items() if value is not None]
         if compared:
             sentences.append(
                 f"The test log-likelihood in nats is {_nats(likelihood[0])} for sfg; {', '.join(compared)}."
             )
+    attack = mean_figure(ours, ATTACK)
+    if attack is not None:
+        sentences.append(
+            f"A membership attack has an AUC of {attack[0]:.3f} ± {attack[1]:.3f} for sfg, where 0.5 is by chance and "
+            "1 finds every training row."
+        )
     costs = [
         f"{NAMES[peer]} takes {_times(methods[peer].us_per_sample / ours.us_per_sample)} times as long"
         for peer in COSTS_COMPARED

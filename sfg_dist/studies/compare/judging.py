@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from sfg_dist.data import Prepared, Transform
 from sfg_dist.evaluate import classifier_test, measure
+from sfg_dist.evaluate.judgement import Figure
 from sfg_dist.job.errors import TrainingError
 from sfg_dist.job.reader import check_fields
+from sfg_dist.studies.compare.judged import judged_figures
 from sfg_dist.studies.records import from_json, to_json
 
 TIMED_ROWS = 16_384
@@ -36,6 +38,7 @@ class Rules:
     num_samples: int  # drawn for the figures
     metrics: Sequence[str]  # names of the figures
     metric_seed: int  # of the figures' own draws
+    target: str | None = None  # the column that utility predicts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +100,7 @@ class Cell(Judged):
     c2st_auc: float | None
     c2st_auc_error: float | None
     metrics: Figures  # figures of samples by name, beside the classifier's AUC
+    figures: Mapping[str, Figure]  # those of the judgement by name
     test_log_likelihood: float | None
     test_log_likelihood_error: float | None
     # of the machine, before and after. Above the number of threads, others were at work.
@@ -141,6 +145,9 @@ def judge(fitted: Fitted, table: Prepared, rules: Rules) -> tuple[Cell, Rows]:
         c2st_auc=end.c2st_auc,
         c2st_auc_error=end.c2st_auc_error,
         metrics=found,
+        figures=judged_figures(
+            drawn[np.isfinite(coded).all(axis=1)], table, target=rules.target, seed=rules.metric_seed
+        ),
         test_log_likelihood=mean,
         test_log_likelihood_error=error,
         num_likelihood_rows=len(density),

@@ -15,9 +15,9 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from sfg_dist.data import prepare
+from sfg_dist.data import Prepared, prepare
+from sfg_dist.data.coding import are_plain
+from sfg_dist.data.naming import listed
 from sfg_dist.distributed.machine import default_device
 from sfg_dist.evaluate import floor
-from sfg_dist.job.config import READING_KEYS, Job
-from sfg_dist.job.errors import ConfigError, DocumentError, TrainingError
+from sfg_dist.job.config import MIXED_METHODS, NUMBER_METHODS, READING_KEYS, Job
+from sfg_dist.job.errors import ConfigError, DataError, DocumentError, TrainingError
 from sfg_dist.job.fingerprint import fingerprint
 from sfg_dist.job.threads import usable_cpus
 from sfg_dist.job.version import __version__, versions
@@ -37,12 +39,13 @@ from sfg_dist.pipeline.check import as_job
 from sfg_dist.pipeline.output import Listener, OutputDirectory
 from sfg_dist.pipeline.table import table_settings
 from sfg_dist.store import Location
-from sfg_dist.studies.compare.document import Comparison, make_document
-from sfg_dist.studies.compare.judging import Cell, Figures, Fitted, Rules, auc, judge
-from sfg_dist.studies.compare.own import fit_own, own_job, published_job
+from sfg_dist.studies.compare.document import NOT_PEERS, Comparison, make_document
+from sfg_dist.studies.compare.judged import SHOWN_FIGURES
+from sfg_dist.studies.compare.judging import Cell, Figures, Rules, auc, judge
 from sfg_dist.studies.compare.peers.choice import FINAL_FACTOR, NUM_FINALISTS, Choice, ShortFit, choose
-from sfg_dist.studies.compare.peers.fitted import fit_to_table
 from sfg_dist.studies.compare.peers.kinds import LEARNING_RATES, PEERS, TRANSFORMS, PeerKind
+from sfg_dist.studies.compare.peers.table_kinds import TABLE_PEERS
+from sfg_dist.studies.compare.plans import CellPlan, Planner
 from sfg_dist.studies.compare.tables import Tables
 from sfg_dist.studies.records import Keys, Records, from_json, to_json
 
@@ -50,24 +53,6 @@ FOLDER = "compare"
 MARKS = (0.125, 0.25, 0.5)
 """Shares of the budget at which a snapshot of each method is kept."""
 RECORD_FIELDS = {"found": dict, "tables?": [str]}
-
-Say = Callable[[str, str], None]
-"""Told what is done and what comes next; the latter is empty at the end."""
-
-
-@dataclass(frozen=True)
-class CellPlan:
-    """A cell to be made."""
-
-    name: str  # of the method, of a peer that serves two rows, or of another size of ours
-    seed: int  # added to the seeds of labels and fits
-    keys: Keys  # all that decides what is found
-    fit: Callable[[Say], Iterator[Fitted]]  # makes it, and gives every row of the table that it serves
-
-    @property
-    def record(self) -> str:
-        """Name of what is kept of it."""
-        return f"cells/{self.name}_{self.seed}"
 
 
 def compare(job: str | Path | Mapping[str, Any] | Job, *, listener: Listener | None = None) -> Comparison:
@@ -94,9 +79,6 @@ class ComparisonRun(OutputDirectory):
         self.job = job
         self.num_threads = job.compare.num_threads or usable_cpus()
         self.device = default_device()
-        self.peers = [kind for kind in PEERS if any(row in job.compare.methods for row in kind.samplers)]
-        for kind in self.peers:
-            kind.build(2, **kind.shape)  # a missing library is missed now, not after the first hour
 
     @contextmanager
     def on_threads(self) -> Iterator[ComparisonRun]:
@@ -109,12 +91,25 @@ class ComparisonRun(OutputDirectory):
             torch.set_num_threads(before)
 
     @cached_property
+    def table(self) -> Prepared:
+        """The table through the job's transform."""
+        return prepare(self.job.data.source, table_settings(self.job), kind=self.job.transform.kind)
+
+    @property
+    def peers(self) -> list[PeerKind]:
+        """The peers on rows in the flow's coordinates."""
+        return [kind for kind in PEERS if any(row in self.job.compare.methods for row in kind.samplers)]
+
+    @cached_property
     def tables(self) -> Tables:
         """The table through each transform that a method takes."""
         job, settings = self.job, table_settings(self.job)
+        on_scores = any(peer.name in job.compare.methods for peer in TABLE_PEERS)
         published = ["standardize"] if "published" in job.compare.methods else []
-        kinds = [job.transform.kind, *(TRANSFORMS if self.peers else ()), *published]
-        tables = {kind: prepare(job.data.source, settings, kind=kind) for kind in dict.fromkeys(kinds)}
+        others = [*(TRANSFORMS if self.peers else ()), *published, *(["quantile"] if on_scores else ())]
+        tables: dict[str, Prepared] = {job.transform.kind: self.table}
+        for kind in dict.fromkeys(others):
+            tables[kind] = tables.get(kind) or prepare(job.data.source, settings, kind=kind)
         return Tables(tables, self.device)
 
     @cached_property
@@ -126,14 +121,15 @@ class ComparisonRun(OutputDirectory):
     def rules(self) -> Rules:
         """What every method is given and judged by."""
         job = self.job.evaluate
-        return Rules(self.job.compare.max_time_s, MARKS, job.num_samples, list(job.metrics), job.seed)
+        return Rules(self.job.compare.max_time_s, MARKS, job.num_samples, list(job.metrics), job.seed, job.target)
 
     def run(self) -> Comparison:
         """All that is missing, then the document and the page."""
+        self.step(f"data: reading {self.job.data.source}")
+        self.settle_methods()
         keys = self.job.compare
         self.require_own()
         with self.stage("compare", methods=list(keys.methods), max_time_s=keys.max_time_s):
-            self.step(f"data: reading {self.job.data.source}")
             self.emit("table", **self.tables.any.report)
             failures: list[str] = []
             choices: dict[str, Choice] = {}
@@ -165,56 +161,48 @@ class ComparisonRun(OutputDirectory):
                 )
         return document
 
+    def settle_methods(self) -> None:
+        """Settle which methods "auto" stands for, and refuse now, not after the first hour.
+
+        Raises:
+            ConfigError: a library is missing.
+            DataError: the table cannot be read, or has no column ``evaluate.target``.
+        """
+        if self.job.compare.methods == "auto":
+            is_mixed = not are_plain(self.table.transform.codings)
+            methods = MIXED_METHODS if is_mixed else NUMBER_METHODS
+            self.job = self.job.changed(compare={"methods": list(methods)})
+        for kind in self.peers:
+            kind.build(2, **kind.shape)
+        for peer in TABLE_PEERS:
+            if peer.name in self.job.compare.methods:
+                peer.require()
+        target = self.job.evaluate.target
+        if target is not None and target not in self.table.columns:
+            raise DataError(
+                f"evaluate.target: {self.table.source} has no column {target!r}; it has {listed(self.table.columns)}"
+            )
+
     def _plans(self, seed: int, choices: Mapping[str, Choice]) -> Iterator[CellPlan]:
         """The cells of a seed in the order of compare.methods; other sizes of ours last."""
         keys = self.job.compare
+        planner = Planner(self.job, self.tables, self.rules, self.num_threads, self._common_keys)
+        table_peers = {peer.name: peer for peer in TABLE_PEERS}
         done: set[str] = set()
         for method in keys.methods:
-            if method in ("sfg", "published"):
-                yield self._own_plan(method, seed)
+            if method in NOT_PEERS:
+                yield planner.own(method, seed)
+                continue
+            if method in table_peers:
+                yield planner.table_peer(table_peers[method], seed)
                 continue
             kind = next(kind for kind in self.peers if method in kind.samplers)
             if kind.name not in done and kind.name in choices:  # one fit may serve two rows
                 done.add(kind.name)
-                yield self._peer_plan(kind, choices[kind.name], seed)
+                yield planner.peer(kind, choices[kind.name], seed)
         for size in keys.sizes:
             width, depth = map(int, size.split("x"))
-            yield self._own_plan(f"sfg_{size}", seed, (width, depth))
-
-    def _own_plan(self, name: str, seed: int, shape: tuple[int, int] | None = None) -> CellPlan:
-        keys, is_published = self.job.compare, name == "published"
-        if is_published:
-            job = published_job(self.job, self.tables.dim, num_threads=self.num_threads, seed=seed)
-        else:
-            job = own_job(self.job, num_threads=self.num_threads, seed=seed, shape=shape)
-        sections = {
-            table: getattr(job, table).model_dump(exclude_none=True) for table in ("transform", "labels", "train")
-        }
-
-        def fit(say: Say) -> Iterator[Fitted]:
-            table = self.tables.prepared[job.transform.kind]
-            fitted = fit_own(
-                job, table, self.rules, max_label_share=keys.max_label_share, is_full_batch=is_published, on_step=say
-            )
-            yield fitted.as_judged(name, job, table)
-
-        return CellPlan(name, seed, {**self._common_keys, **sections, "max_label_share": keys.max_label_share}, fit)
-
-    def _peer_plan(self, kind: PeerKind, choice: Choice, seed: int) -> CellPlan:
-        rows = [row for row in kind.samplers if row in self.job.compare.methods]
-        chosen, rules = choice.chosen, self.rules
-
-        def fit(say: Say) -> Iterator[Fitted]:
-            marks_s = tuple(mark * rules.max_time_s for mark in rules.marks)
-            fitted = fit_to_table(kind, chosen, self.tables, max_time_s=rules.max_time_s, marks_s=marks_s, seed=seed)
-            say(f"fitted, {fitted.fit.num_steps:,} steps, best at {fitted.fit.best_at_s:.0f} s", "judging")
-            density = fitted.log_density("test", seed=rules.metric_seed)
-            for row in rows:
-                yield fitted.as_judged(row, density)
-
-        configuration = {"transform": chosen.kind, "learning_rate": chosen.learning_rate}
-        keys = {**self._common_keys, "rows": rows, "settings": kind.settings, **configuration, "seed": seed}
-        return CellPlan(kind.name, seed, keys, fit)
+            yield planner.own(f"sfg_{size}", seed, (width, depth))
 
     @cached_property
     def _data_keys(self) -> Keys:
@@ -230,7 +218,7 @@ class ComparisonRun(OutputDirectory):
 
     @property
     def _common_keys(self) -> Keys:
-        return {**self._data_keys, **vars(self.rules)}
+        return {**self._data_keys, **vars(self.rules), "figures": SHOWN_FIGURES}
 
     def _choice(self, kind: PeerKind) -> Choice:
         time_s = self.job.compare.selection_time_s

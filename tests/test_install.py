@@ -355,3 +355,28 @@ def test_the_citation_has_the_project_s_own_words():
     readme = (ROOT / "README.md").read_text()
     assert all(reference["url"] in readme for reference in citation["references"])
     assert citation["abstract"] in readme
+
+
+@pytest.mark.packaging
+@pytest.mark.slow
+def test_figures_of_the_report_are_those_of_sdmetrics(tmp_path, uv):
+    """With sdmetrics in a folder of its own: it holds pandas back, so it is not among what tests need."""
+    words = [
+        "--target",
+        str(tmp_path),
+        "--no-deps",
+        "sdmetrics==0.32.0",
+        "copulas",
+        "pandas<3",
+        "plotly",
+        "narwhals",
+        "pytz",
+        "tqdm",
+    ]
+    program = Path(sys.executable).with_name("uv")
+    subprocess.run([program, "pip", "install", "--python", sys.executable, *words], check=True, capture_output=True)
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-k", "sdmetrics", "tests/evaluate/test_figures.py"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "PYTEST_ADDOPTS": f"--basetemp={tmp_path / 'tests'}"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=patience(120))
+    assert done.returncode == 0, done.stdout
+    assert "skipped" not in done.stdout

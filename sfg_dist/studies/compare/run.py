@@ -27,17 +27,16 @@ import torch
 
 from sfg_dist.data import Prepared, prepare
 from sfg_dist.data.coding import are_plain
-from sfg_dist.data.naming import listed
 from sfg_dist.distributed.machine import default_device
 from sfg_dist.evaluate import floor
 from sfg_dist.job.config import MIXED_METHODS, NUMBER_METHODS, READING_KEYS, Job
-from sfg_dist.job.errors import ConfigError, DataError, DocumentError, TrainingError
+from sfg_dist.job.errors import ConfigError, DocumentError, TrainingError
 from sfg_dist.job.fingerprint import fingerprint
 from sfg_dist.job.threads import usable_cpus
 from sfg_dist.job.version import __version__, versions
 from sfg_dist.pipeline.check import as_job
 from sfg_dist.pipeline.output import Listener, OutputDirectory
-from sfg_dist.pipeline.table import table_settings
+from sfg_dist.pipeline.table import check_target, table_settings
 from sfg_dist.store import Location
 from sfg_dist.studies.compare.document import NOT_PEERS, Comparison, make_document
 from sfg_dist.studies.compare.judged import SHOWN_FIGURES
@@ -177,11 +176,7 @@ class ComparisonRun(OutputDirectory):
         for peer in TABLE_PEERS:
             if peer.name in self.job.compare.methods:
                 peer.require()
-        target = self.job.evaluate.target
-        if target is not None and target not in self.table.columns:
-            raise DataError(
-                f"evaluate.target: {self.table.source} has no column {target!r}; it has {listed(self.table.columns)}"
-            )
+        check_target(self.table.source, self.table.columns, self.job.evaluate.target, "evaluate.target")
 
     def _plans(self, seed: int, choices: Mapping[str, Choice]) -> Iterator[CellPlan]:
         """The cells of a seed in the order of compare.methods; other sizes of ours last."""

@@ -1,5 +1,7 @@
 """A table of text, numbers and gaps goes through all stages, and its samples are rows that it could have."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -142,7 +144,7 @@ def test_a_category_may_be_a_condition(make_job, data, tmp_path, no_pictures):
 
 def test_notes_of_a_report_say_what_figures_read():
     report = {"categories": {"town": 3}, "missing": {"rain": 0.05}, "determined": {"zip": "town"}}
-    notes = _notes(report, None, ())
+    notes = _notes(SimpleNamespace(report=report), None, ())
     assert "Looked up on the way back, and left out of the flow: 'zip' from 'town'." in notes
     assert any("a missing value as a number beyond the others" in note for note in notes)
-    assert _notes({}, None, ()) == []
+    assert _notes(SimpleNamespace(report={}), None, ()) == []

@@ -90,9 +90,9 @@ class Grid:
         inner, places = self.moved(origin), self.coordinates(values)
         spread: _Array = inner.offset + (places + added) * inner.step
         if max(abs(inner.offset) / inner.step, np.abs(places).max(initial=0.0)) > _FINE:
-            edges = inner.offset + places * inner.step
-            is_next = (places == np.floor(places)) & (inner.cells(spread) != places)
-            spread[is_next] = edges[is_next]
+            for place in (0.0, 0.5):  # the edge itself may be rounded into the next cell
+                is_next = (places == np.floor(places)) & (inner.cells(spread) != places)
+                spread[is_next] = inner.offset + (places[is_next] + place) * inner.step
         return spread
 
     def _tolerance(self, values: _Array) -> _Array:

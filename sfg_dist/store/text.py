@@ -70,7 +70,8 @@ def csv_lines(types: Sequence[ColumnType], rows: Array) -> str:
         cells = cells_of(type_, values)
         if type_.is_coded:
             texts = pa.chunked_array([pa.array(type_.categories)])
-            are_quoted = not pa.types.is_string(typed(texts).type) or looks_like_numbers(texts, ".")
+            is_odd = not pa.types.is_string(typed(texts).type) or looks_like_numbers(texts, ".")
+            are_quoted = is_odd and type_.dtype == "string"
             found = {text: _quoted(text, always=are_quoted) for text in type_.categories}
             columns.append(["" if cell is None else found[cell] for cell in cells])
         else:

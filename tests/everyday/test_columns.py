@@ -173,7 +173,7 @@ def test_what_repeats_is_said(tmp_path, capsys):
     assert re.search(
         r"data: values that repeat, given back exactly: 'x' -999 \(\d+.\d %\) and 1 more\n", shown(table, capsys)
     )
-    notes = " ".join(_notes(table.report, None, ()))
+    notes = " ".join(_notes(table, None, ()))
     assert "are given back exactly: 'x' -999" in notes
     assert "no common grid" not in notes
 
@@ -185,7 +185,7 @@ def test_a_transform_that_cannot_hold_them_says_so(kind, tmp_path, capsys):
     assert len(table.report["atoms"]["x"]["values"]) == 1
     lines = shown(table, capsys)
     assert re.search(r"repeat, which this transform.kind cannot give back exactly: 'x' 0 \(\d\d.\d %\)", lines)
-    assert "cannot give back exactly: 'x' 0" in " ".join(_notes(table.report, None, ()))
+    assert "cannot give back exactly: 'x' 0" in " ".join(_notes(table, None, ()))
 
 
 def test_without_dequantization_nothing_is_spread(tmp_path):

@@ -589,8 +589,7 @@ def days(tmp_path):
 
 
 def test_a_report_tells_days_as_days(days):
-    report = prepare(days, constant="keep").report
-    notes = " ".join(_notes(report, None, ()))
+    notes = " ".join(_notes(prepare(days, constant="keep"), None, ()))
     assert "Column start is constant (2020-01-01)" in notes
     assert "given back exactly: 'day' 1900-01-01 (4.8 %)" in notes
 

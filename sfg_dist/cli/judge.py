@@ -28,19 +28,22 @@ class FileOptions:
     ] = None
     data: Annotated[
         str | None,
-        typer.Option("--data", metavar="FILE", help="The held-out rows that it is judged by."),
+        typer.Option("--data", metavar="FILE", help="Real rows that the generator was not fitted to."),
     ] = None
     train: Annotated[
         str | None,
         typer.Option(
             "--train",
             metavar="FILE",
-            help="The rows that its generator was fitted to. Privacy and the like cannot be judged without them.",
+            help="The rows that its generator was fitted to. Without them privacy, broken rules and comparisons with "
+            "training rows are left out.",
         ),
     ] = None
     target: Annotated[
         str | None,
-        typer.Option("--target", metavar="COLUMN", help="The column that a model of the samples is to predict."),
+        typer.Option(
+            "--target", metavar="COLUMN", help="The column that utility predicts by a model trained on samples."
+        ),
     ] = None
     out: Annotated[
         str | None,

@@ -43,6 +43,7 @@ _KINDS = (
     FigureKind(
         "rank_distance", "calibration", "Ranks", 0.0, "low",
         "How far the ranks of held-out values among their draws are from even, the largest gap, mean over the columns.",
+        by_floor=True,
     ),
     FigureKind(
         "rank_spread", "calibration", "Spread of the ranks", 1.0, "at",
@@ -60,6 +61,7 @@ _KINDS = (
         "crps", "calibration", "CRPS", 0.0, "low",
         "How far draws lie from what happened less how far they lie from each other, in standard deviations; the floor "
         "is what a calibrated law of the same width has.",
+        by_floor=True,
     ),
     FigureKind(
         "effective_rows", "calibration", "Effective training rows of a condition", float("inf"), "high",

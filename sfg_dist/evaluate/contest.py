@@ -63,7 +63,7 @@ class Contest:
     def known_train(self) -> Rows:
         """The training rows; ``NoFigureError`` without."""
         if self.train is None:
-            raise NoFigureError("there are no training rows")
+            raise NoFigureError("the training rows were not given")
         return self.train
 
     def embed(self, rows: Rows) -> Rows:
@@ -160,7 +160,7 @@ class Contests:
     def of_copies(self) -> Contest:
         """Training rows in place of samples; ``NoFigureError`` without."""
         if self.train is None:
-            raise NoFigureError("there are no training rows")
+            raise NoFigureError("the training rows were not given")
         return Contest(self, self.train, self.held_out, self.train, is_close=False)
 
     def of_independent(self) -> Contest:

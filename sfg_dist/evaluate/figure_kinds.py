@@ -27,7 +27,7 @@ _KINDS = (
     FigureKind(
         "c2st_trees_held_out",
         "fidelity",
-        "Boosted trees, against held-out rows",
+        "Boosted trees against held-out rows",
         0.5,
         "low",
         "How well boosted trees tell samples from held-out rows: 0.5 is not at all, 1 is always.",
@@ -35,7 +35,7 @@ _KINDS = (
     FigureKind(
         "c2st_trees_train",
         "fidelity",
-        "Boosted trees, against training rows",
+        "Boosted trees against training rows",
         0.5,
         "at",
         "How well boosted trees tell samples from training rows: 0.5 is not at all, and copied rows fall below it.",
@@ -43,7 +43,7 @@ _KINDS = (
     FigureKind(
         "c2st_linear_held_out",
         "fidelity",
-        "Logistic regression, against held-out rows",
+        "Logistic regression against held-out rows",
         0.5,
         "low",
         "How well a linear model, which sees averages and shares alone, tells samples from held-out rows.",
@@ -51,7 +51,7 @@ _KINDS = (
     FigureKind(
         "c2st_linear_train",
         "fidelity",
-        "Logistic regression, against training rows",
+        "Logistic regression against training rows",
         0.5,
         "low",
         "How well a linear model, which sees averages and shares alone, tells samples from training rows.",
@@ -62,7 +62,7 @@ _KINDS = (
         "Error of mutual information",
         0.0,
         "low",
-        "How far off is what one column tells of another, on average over all pairs, from 0 to 1.",
+        "The difference of normalised mutual information from that of held-out rows, on average over all pairs.",
     ),
     FigureKind(
         "tail_error",
@@ -70,8 +70,8 @@ _KINDS = (
         "Error of the tails",
         0.0,
         "low",
-        "How far the smallest and largest values of number columns lie from where held-out rows have them, "
-        "in parts of the column's spread.",
+        "The error of the 0.1 %, 1 %, 99 % and 99.9 % quantiles, over the distance between the outermost two, on "
+        "average over the columns of numbers.",
     ),
     FigureKind(
         "three_way_accuracy",
@@ -88,8 +88,8 @@ _KINDS = (
         "Broken rules",
         0.0,
         "low",
-        "The share of samples that break a rule that every training row keeps: a range, a sum, or a column that "
-        "decides another.",
+        "The share of samples that break a rule that every training row keeps: a range, a set of categories, a sum, "
+        "or a column that decides another.",
     ),
     FigureKind(
         "alpha_precision",
@@ -97,7 +97,7 @@ _KINDS = (
         "Alpha precision",
         1.0,
         "high",
-        "Whether samples lie as far from the centre of the data as held-out rows do, neither closer nor further.",
+        "How well the distances of samples from the centre of the data agree with those of held-out rows.",
     ),
     FigureKind(
         "beta_recall",
@@ -106,6 +106,7 @@ _KINDS = (
         1.0,
         "high",
         "How much of the held-out rows has a sample nearby; real rows reach about one half, and copies no more.",
+        by_floor=True,
     ),
     FigureKind(
         "authenticity",
@@ -115,6 +116,7 @@ _KINDS = (
         "high",
         "The share of samples that lie further from their nearest training row than that row does from its own "
         "nearest one.",
+        by_floor=True,
     ),
     FigureKind(
         "utility",
@@ -124,6 +126,7 @@ _KINDS = (
         "high",
         "How well a model fitted to samples predicts the target of held-out rows: the area under the ROC curve of "
         "classes, or R2 of numbers.",
+        by_floor=True,
     ),
     FigureKind(
         "utility_calibration",
@@ -132,6 +135,7 @@ _KINDS = (
         0.0,
         "low",
         "How far the probabilities of a model fitted to samples are from what held-out rows turn out to be, squared.",
+        by_floor=True,
     ),
     FigureKind(
         "nearer_to_train",
@@ -149,6 +153,7 @@ _KINDS = (
         0.0,
         "low",
         "The share of samples that are equal to a training row in every column.",
+        by_floor=True,
     ),
     FigureKind(
         "nearest_ratio",
@@ -156,7 +161,9 @@ _KINDS = (
         "Nearest-neighbour distance ratio",
         1.0,
         "high",
-        "How much nearer a sample's nearest training row is than its second nearest: 1 is as near, 0 is a copy.",
+        "The distance to the nearest training row over the distance to the second nearest: 0 is a copy, 1 is equally "
+        "far.",
+        by_floor=True,
     ),
     FigureKind(
         "attack_auc",
@@ -164,8 +171,8 @@ _KINDS = (
         "Membership attack",
         0.5,
         "low",
-        "How well an attacker who holds the samples tells training rows from held-out rows: 0.5 is by chance, "
-        "1 is always.",
+        "How well an attacker tells training rows from held-out rows: 0.5 is by chance, 1 is always. The attacker "
+        "compares a row's distance to the nearest sample with its distance to the nearest of other real rows.",
     ),
     FigureKind(
         "attack_at_1_percent",

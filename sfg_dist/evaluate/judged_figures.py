@@ -51,6 +51,8 @@ def right_words(kind: FigureKind) -> str:
     if kind.direction == "at":
         return f"{kind.best:g} is right"
     better = f"{'lower' if kind.direction == 'low' else 'higher'} is better"
+    if kind.by_floor:
+        return f"{better}; compare it with real rows"
     return better if kind.best == float("inf") else f"{better}; {kind.best:g} at best"
 
 

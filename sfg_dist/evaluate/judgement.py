@@ -47,6 +47,7 @@ class FigureKind:
     best: float  # of perfect samples without noise
     direction: Literal["low", "high", "at"]  # whether less is better, more is, or only ``best`` is right
     meaning: str  # one sentence for a person who never heard of it
+    by_floor: bool = False  # whether real rows do not reach ``best``, so that only their figure says what is right
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,10 @@ def gap_words(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if lost_before_fit > 0.5
         else "most of the gap arises in the fit (more pairs, a larger network or more time would help)"
     )
-    return [f"The labels score an AUC of {labels:.3f}, the samples {samples:.3f}: {where}."]
+    return [
+        "By the classifier of the table that has labels and samples apart, labels have an AUC of "
+        f"{labels:.3f} and samples {samples:.3f}: {where}."
+    ]
 
 
 def figure_in(metrics: Mapping[str, Mapping[str, Any]], kind: str, name: str) -> float | None:

@@ -170,7 +170,7 @@ def mutual_information_error(contest: Contest, generator: np.random.Generator) -
     pairs = column_pairs(len(contest.columns), generator)
     judged, held_out = contest.level(contest.held_out, generator)
     if not pairs:
-        raise NoFigureError("there is one column")
+        raise NoFigureError("there is only one column")
     codes = binned(judged, held_out, contest.columns)
 
     def mean(first: Codes, second: Codes) -> float:

@@ -91,6 +91,7 @@ _LEAST_TOLD, _MOST_ERROR = 0.05, 0.1
 """Of the way from real rows to independent columns: where it is shorter, nothing predicts the target; and the part of
 it that the error of utility may be at most."""
 _ORDER: Sequence[Grade] = ("unknown", "good", "close", "poor", "bad")
+_PRIVACY_ORDER: Sequence[Grade] = ("good", "close", "unknown", "poor", "bad")  # what is not known may be bad
 
 
 def verdicts(figures: Mapping[str, Figure], target: str | None, *, has_train: bool = True) -> list[AspectVerdict]:
@@ -136,10 +137,10 @@ def _fidelity(figures: Mapping[str, Figure]) -> AspectVerdict:
         return AspectVerdict("Fidelity", "unknown", "Whether samples can be told from real rows was not measured.")
     grade = FIDELITY.grade(trees, 0.5)
     headline = {
-        "good": "Samples cannot be told from real rows.",
+        "good": "Boosted trees cannot tell samples from real rows.",
         "close": "Samples are close to real rows.",
         "poor": "Samples resemble real rows, with differences that are found.",
-        "bad": "Samples are easily told from real rows.",
+        "bad": "Boosted trees easily tell samples from real rows.",
         "unknown": "There are too few rows to tell samples from real ones.",
     }[grade]
     auc = f"an AUC of {shown_figure(trees)}, where 0.5 is guessing"
@@ -181,15 +182,15 @@ def _privacy(figures: Mapping[str, Figure], has_train: bool) -> AspectVerdict:
         why = "it was not measured." if has_train else "it takes the training rows, which were not given."
         return AspectVerdict("Privacy", "unknown", f"Whether samples give training rows away is not known: {why}")
     grades = {way.name: way.grade(figure, _BEST[way.name]) for way, figure in known}
-    grade = max(grades.values(), key=_ORDER.index)
+    grade = max(grades.values(), key=_PRIVACY_ORDER.index)
     headline = {
-        "good": "Samples give away no more of the training rows than other real rows would.",
-        "close": "Samples give away hardly more of the training rows than other real rows would.",
+        "good": "The attack and the distances find no more of the training rows in samples than in real rows.",
+        "close": "The attack and the distances find hardly more of the training rows in samples than in real rows.",
         "poor": "Samples give some of the training rows away.",
-        "bad": "Samples give the training rows away: in part they repeat them.",
+        "bad": "Samples give many of the training rows away.",
         "unknown": "There are too few rows to tell whether samples give training rows away.",
     }[grade]
-    told = [name for name, each in grades.items() if each == grade] if grade in ("poor", "bad") else ["attack_auc"]
+    told = [name for name, each in grades.items() if each == grade] if grade in _ORDER[2:] else ["attack_auc"]
     words = {
         "attack_auc": "An attacker who holds the samples tells training rows from others with an AUC of {}",
         "attack_at_1_percent": "Of the training rows the attacker finds a share of {} at 1 % false alarms",
@@ -225,11 +226,10 @@ def _utility(figures: Mapping[str, Figure], target: str | None) -> AspectVerdict
         "close": f"A model of {target!r} that is trained on samples predicts nearly as well as one of real rows.",
         "poor": f"A model of {target!r} that is trained on samples predicts worse than one of real rows.",
         "bad": f"A model of {target!r} that is trained on samples is of little use.",
-        "unknown": f"Real rows do not predict {target!r} better than independent columns do, so it says nothing.",
+        "unknown": f"Real rows predict {target!r} hardly better than independent columns do: utility cannot be judged.",
     }[grade]
-    return AspectVerdict(
-        "Utility", grade, headline, (_sentence(f"Its score is {shown_figure(measured)}", measured, independent=True),)
-    )
+    score = f"The score (AUC of classes, R2 of numbers) is {shown_figure(measured)}"
+    return AspectVerdict("Utility", grade, headline, (_sentence(score, measured, independent=True),))
 
 
 def _calibration(figures: Mapping[str, Figure]) -> AspectVerdict:
@@ -245,7 +245,9 @@ def _calibration(figures: Mapping[str, Figure]) -> AspectVerdict:
         return AspectVerdict("Calibration", "unknown", "Whether the law given a condition is right was not measured.")
     grade = next(grade for most, grade in _BANDS if max(shares) <= most)
     spread = known.get("rank_spread")
-    way = "not calibrated" if spread is None else "too narrow" if (spread.value or 0.0) > 1 else "too wide"
+    beyond = 0.0 if spread is None else (spread.value or 0.0) - 1
+    is_sure = spread is not None and abs(beyond) > NOISE * (spread.error or 0.0)
+    way = "not calibrated" if not is_sure else "too narrow" if beyond > 0 else "too wide"
     headline = {
         "good": "The law given a condition is calibrated.",
         "close": "The law given a condition is nearly calibrated.",

@@ -166,7 +166,7 @@ def test_without_training_rows_half_of_the_held_out_rows_are_the_floor():
     assert found.figures["shape"].copy is None
     for name in ("attack_auc", "nearer_to_train", "identical_share", "authenticity", "broken_rules"):
         assert found.figures[name].value is None
-    assert any("there are no training rows" in note for note in found.notes)
+    assert any("the training rows were not given" in note for note in found.notes)
     assert found.rules == ()
 
 

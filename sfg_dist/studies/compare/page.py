@@ -30,8 +30,8 @@ PACKAGED = ("ctgan", "tvae", "forest_diffusion")
 MANY_FITS = 4.0
 """A load average so far above the number of threads says that others were at work."""
 TABLE_NOTE = """
-All figures are against the test rows, in the units of the table; ± is one standard error. The AUC says how well
-boosted trees tell samples from test rows; 0.5 is perfect. The floor has training rows in place of samples. The
+All figures are against the held-out rows, in the units of the table; ± is one standard error. The AUC says how well
+boosted trees tell samples from held-out rows; 0.5 is perfect. The floor has training rows in place of samples. The
 log-likelihood is in nats a row, with the Jacobian of the transform; higher is better. For flow matching and the score
 model it is computed along the ODE with the exact divergence, on a random part of the rows. Training is the wall-clock
 time of labels + fit. The cost of a row leaves out the way back to the units of the table, which all methods share but
@@ -58,12 +58,14 @@ TITLES = {
 }
 """Columns of the table of the judgement's figures."""
 FIGURES_NOTE = """
-Shape and trend are the shares of each column's and each pair's distribution that samples and held-out rows have in
-common; 1 is all. Trees are the AUC of boosted trees between samples and held-out rows, and between samples and training
-rows: 0.5 is perfect, and copies fall below it against training rows. Alpha precision says whether samples lie where
-held-out rows do, beta recall how much of these has a sample nearby. Utility is how well a model fitted to samples
-predicts the target. The attack is the AUC of an attacker who tells training rows from held-out rows by the samples: 0.5
-is by chance. Copies must fail the attack, and independent columns the trees; a model is as good as the floor at best.
+Shape is the part of each column's distribution that samples and held-out rows share. Trend is how well the
+correlations of two numbers agree, or the counts where there are categories. 1 is best. Trees are the AUC of boosted
+trees between samples and held-out rows, and between samples and training rows: 0.5 is perfect, and copies fall below
+it against training rows. Alpha precision says whether samples lie where held-out rows do, beta recall how much of
+these has a sample nearby. Utility is how well a model fitted to samples predicts the target. The attack is the AUC of
+an attacker who tells training rows from held-out rows by the samples: 0.5 is by chance. The attack must find copies,
+and the trees must find independent columns: this shows that the figures work. Real rows are the best that can be
+expected.
 """
 
 

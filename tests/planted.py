@@ -250,7 +250,7 @@ MODEL = (
         name="columns_drawn_apart",
         file="sfg_dist/model/cell_network.py",
         why="The columns of a mixed table are drawn without the cells before them, and contradict each other.",
-        old="        return state + added",
+        old="        return added.add_(state)",
         new="        return state",
         tests=(
             "tests/model/test_cell_network.py::test_columns_that_determine_each_other_agree_after_the_fit",

@@ -323,7 +323,8 @@ def as_reference(
         return reference
     table = to_tensor(reference, "the reference")
     content = hashlib.blake2b(table.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
-    key = (content, tuple(table.shape), table.dtype, like.device, dtype, sigma_data, whole)
+    # the size of a block is here for tests, which cut smaller ones
+    key = (content, tuple(table.shape), table.dtype, like.device, dtype, sigma_data, whole, REFERENCE_BLOCK_ROWS)
     with _kept_lock:
         if (kept := _kept.pop(key, None)) is None:
             kept = Reference(table, device=like.device, dtype=dtype, sigma_data=sigma_data, whole=whole)

@@ -173,10 +173,10 @@ def _joined(place: int, tables: Sequence[Table]) -> tuple[JudgedColumn, list[_Ar
     return column, values
 
 
-def _family(type_: ColumnType) -> str:
-    """What values of a type are compared with."""
-    kind = _KINDS[type_.kind]
-    return type_.kind if type_.kind in ("time", "duration") else "number" if kind in ("integer", "boolean") else kind
+def _family(type_: ColumnType) -> tuple[str, bool]:
+    """What values of a type are compared with: stamps with a zone are instants, and those without are local times."""
+    kind = "number" if _KINDS[type_.kind] in ("integer", "boolean") else _KINDS[type_.kind]
+    return type_.kind if type_.kind in ("time", "duration") else kind, bool(type_.zone)
 
 
 def _recoded(codes: _Array, type_: ColumnType, names: Sequence[str]) -> _Array:

@@ -72,6 +72,10 @@ BAD = [
     (lambda f: f.rename(columns={"x": "y"}), r"bad.csv has no column 'x'"),
     (lambda f: f.assign(count="many"), r"'count' holds 1 category, and data.csv has whole numbers there"),
     (lambda f: f.assign(day=3.5), r"'day' holds decimals, and data.csv has dates there"),
+    (
+        lambda f: f.assign(day=f["day"].dt.tz_localize("Asia/Tokyo")),
+        r"'day' holds timestamps with a time zone.*has dates there: write both in one type",
+    ),
     (lambda f: f.assign(ok=2), r"'ok' holds 2, and data.csv has true or false"),
     (lambda f: f.assign(x=[np.inf, *f["x"][1:]]), r"'x' holds infinity in row 1"),
     (lambda f: f.assign(x=[f"text {i}" for i in range(len(f))]), r"'x' holds text, 60 different values.*of the tables"),

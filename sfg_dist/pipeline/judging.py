@@ -125,17 +125,30 @@ def _column(name: str, type_: ColumnType) -> JudgedColumn:
 
 def plain_rows(rows: _Array, types: Sequence[ColumnType]) -> _Array:
     """Rows of value - offset, shape (num_rows, num_columns), in the units of a judgement: see ``_values``."""
-    return np.stack([_values(column, type_) for column, type_ in zip(rows.T, types, strict=True)], axis=1)
+    columns = [_values(column, type_, _left_off(column, [type_])) for column, type_ in zip(rows.T, types, strict=True)]
+    return np.stack(columns, axis=1)
 
 
-def _values(values: _Array, type_: ColumnType) -> _Array:
+def _values(values: _Array, type_: ColumnType, left_off: int) -> _Array:
     """The values of a column: stamps and dates in seconds since 1970, times and durations in seconds.
 
-    An offset that float64 does not hold is left off, since neighbours would become equal.
+    Those of numbers are without ``left_off``.
     """
     if type_.kind in TEMPORAL:
         return seconds_of(values + type_.offset, type_)
-    return values + type_.offset if abs(type_.offset) < MAX_WHOLE else values
+    return values + float(type_.offset - left_off)
+
+
+def _left_off(first: _Array, types: Sequence[ColumnType]) -> int:
+    """What is taken off a column of numbers in all tables.
+
+    It is 0 unless float64 does not tell neighbours apart. ``first`` are the values of the first table, and ``types``
+    those of all.
+    """
+    offset = types[0].offset
+    if types[0].kind == "integer" and any(type_.offset for type_ in types) and _has_some(first):
+        return offset or int(np.nanmin(first))
+    return offset if abs(offset) >= MAX_WHOLE else 0
 
 
 def seconds_of(ticks: _Array, type_: ColumnType) -> _Array:
@@ -163,7 +176,8 @@ def _joined(place: int, tables: Sequence[Table]) -> tuple[JudgedColumn, list[_Ar
         return JudgedColumn(name, column.kind, tuple(names)), [
             _recoded(table.values[:, place], type_, names) for table, type_ in zip(tables, types, strict=True)
         ]
-    values = [_values(table.values[:, place], type_) for table, type_ in zip(tables, types, strict=True)]
+    left_off = _left_off(first.values[:, place], types)
+    values = [_values(table.values[:, place], type_, left_off) for table, type_ in zip(tables, types, strict=True)]
     if column.kind == "boolean":
         for table, some in zip(tables, values, strict=True):
             if len(odd := some[~np.isin(some, (0, 1)) & ~np.isnan(some)]):

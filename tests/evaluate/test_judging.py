@@ -60,6 +60,25 @@ def test_numbers_that_are_categories_in_the_data_are_read_as_such(write):
     assert tables.columns[2].categories == ("a", "b", "c", "7")
 
 
+STAMP_NS = 1_700_000_000_000_000_000
+WHOLE = {
+    "stamps": (STAMP_NS, STAMP_NS + 37),
+    "ids": (2**53 - 30, 2**53 + 1),
+    "ids of the data below 2^53": (2**53 - 60, 2**53 - 30),
+}
+
+
+@pytest.mark.parametrize(("low", "other"), WHOLE.values(), ids=WHOLE)
+def test_whole_numbers_beyond_2_53_are_compared_exactly(write, low, other):
+    starts = {"data.parquet": low, "samples.parquet": other, "train.parquet": low + 3}
+    for name, start in starts.items():
+        write(name, pd.DataFrame({"id": start + np.arange(60), "x": np.arange(60.0)}))
+    found = tables_of_files("samples.parquet", "data.parquet", "train.parquet")
+    least = found.held_out[0, 0]
+    for rows, start in zip((found.held_out, found.samples, found.train), starts.values(), strict=True):
+        assert (rows[:, 0] - least).tolist() == [start - low + step for step in range(60)]
+
+
 def test_arrays_are_matched_by_place(tmp_path):
     for name in ("samples", "data"):
         np.save(tmp_path / f"{name}.npy", np.random.default_rng(0).normal(size=(40, 3)))

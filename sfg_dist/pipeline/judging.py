@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.data.column_type import MAX_WHOLE, PER_SECOND, TEMPORAL, ColumnType
+from sfg_dist.data.column_type import MAX_WHOLE, PER_SECOND, TEMPORAL, ColumnType, asked_categories
 from sfg_dist.data.table import Table, open_table
 from sfg_dist.evaluate.judgement import ColumnKind, JudgedColumn, JudgedTables
 from sfg_dist.job.errors import DataError
@@ -55,20 +55,22 @@ def tables_of_run(
 def tables_of_files(
     samples: str | Path, held_out: str | Path, train: str | Path | None = None, target: str | None = None
 ) -> JudgedTables:
-    """The tables of files; their columns are matched by name, in the order of ``held_out``.
+    """The tables of files; their columns are matched by name.
+
+    The training table says which columns there are, in which order and of which types, or ``held_out`` without one. Its
+    identifiers and free text are left out with a warning.
 
     Args:
-        samples, held_out, train: each a path, a URL or a name, as ``open_table`` takes it. Columns of ``held_out`` that
-            are identifiers or free text are left out with a warning.
+        samples, held_out, train: each a path, a URL or a name, as ``open_table`` takes it.
         target: the column that utility predicts.
 
     Raises:
         DataError: a table cannot be read, is too short, lacks a column or has one of another type, or holds infinity;
             or ``target`` is none of the columns.
     """
-    first = _open(held_out)
+    first = _open(held_out if train is None else train)
     check_target(first.source, first.columns, target, "--target")
-    tables = [first, *(_open(source, first) for source in (samples, train) if source is not None)]
+    tables = [first, _open(samples, first)] + ([] if train is None else [_open(held_out, first)])
     for table in tables:
         _check_rows(table)
     joined = [_joined(place, tables) for place in range(len(first.columns))]
@@ -76,8 +78,8 @@ def tables_of_files(
     return JudgedTables(
         tuple(column for column, _ in joined),
         samples=rows[1],
-        held_out=rows[0],
-        train=rows[2] if train is not None else None,
+        held_out=rows[0] if train is None else rows[2],
+        train=None if train is None else rows[0],
         target=target,
     )
 
@@ -91,14 +93,7 @@ def _open(source: str | Path, first: Table | None = None) -> Table:
     try:
         if first is None:
             return open_table(source, identifiers="drop")
-        table = open_table(source, columns=first.columns)
-        known = zip(first.columns, first.types, table.types, table.values.T, strict=True)
-        other = {
-            name for name, own, found, values in known if own.is_coded and not found.is_coded and _has_some(values)
-        }
-        if other:
-            table = open_table(source, columns=first.columns, asked=dict.fromkeys(other, "category"))
-        return table
+        return open_table(source, columns=first.columns, asked=asked_categories(first.columns, first.types))
     except DataError as error:
         message = str(error).replace(" (data.columns)", f" as {first.source} has" if first else "")
         message = message.replace('set data.identifiers = "drop" to leave such columns out, or ', "")

@@ -5,7 +5,9 @@ import pandas as pd
 import pytest
 
 from sfg_dist.data.preparation import prepare
+from sfg_dist.data.table import open_table
 from sfg_dist.job.errors import DataError
+from sfg_dist.pipeline import judging
 from sfg_dist.pipeline.judging import tables_of_files, tables_of_run
 
 
@@ -48,11 +50,37 @@ def test_kinds_units_and_categories_of_all_tables(write):
     assert np.isnan(tables.samples[:, 0]).sum() == asked["x"].isna().sum() > 0
 
 
-def test_a_column_without_values_is_missing_throughout(write):
-    samples = write("samples.csv", frame(seed=1).assign(town=None, day=None))
+@pytest.mark.parametrize("name", ["samples.csv", "samples.parquet"])
+def test_a_column_without_values_is_missing_throughout(write, name):
+    samples = write(name, frame(seed=1).assign(town=None, day=None))
     tables = tables_of_files(samples, "data.csv")
     assert np.isnan(tables.samples[:, [2, 3]]).all()
     assert tables.train is None
+
+
+@pytest.mark.parametrize("name", ["samples.csv", "samples.parquet"])
+def test_text_with_many_values_is_a_category_where_the_data_has_one(write, name):
+    towns = [f"town {place}" for place in range(40)]
+    samples = write(name, frame(seed=1).assign(town=towns + towns[:20]))
+    assert tables_of_files(samples, "data.csv").columns[2].categories == ("a", "b", "c", *sorted(towns))
+
+
+def test_the_training_table_says_what_the_columns_are(write):
+    write("data.csv", frame(20).assign(town=[f"town {place}" for place in range(20)]))
+    train = write("train.csv", frame(200, 2).assign(town=[f"town {place % 50}" for place in range(200)]))
+    tables = tables_of_files(write("samples.csv", frame(seed=1, towns="xyz")), "data.csv", train)
+    assert (tables.columns[2].kind, len(tables.columns[2].categories)) == ("category", 53)
+    assert (len(tables.samples), len(tables.held_out), len(tables.train)) == (60, 20, 200)
+
+
+@pytest.mark.parametrize("train", [None, "train.csv"])
+def test_every_table_is_read_once(write, monkeypatch, train):
+    write("train.csv", frame(80, 2))
+    samples = write("samples.csv", frame(seed=1).assign(town=7))
+    read = []
+    monkeypatch.setattr(judging, "open_table", lambda source, **keys: read.append(source) or open_table(source, **keys))
+    tables_of_files(samples, "data.csv", train)
+    assert sorted(read) == sorted(name for name in (samples, "data.csv", train) if name)
 
 
 def test_numbers_that_are_categories_in_the_data_are_read_as_such(write):
@@ -73,10 +101,12 @@ def test_whole_numbers_beyond_2_53_are_compared_exactly(write, low, other):
     starts = {"data.parquet": low, "samples.parquet": other, "train.parquet": low + 3}
     for name, start in starts.items():
         write(name, pd.DataFrame({"id": start + np.arange(60), "x": np.arange(60.0)}))
-    found = tables_of_files("samples.parquet", "data.parquet", "train.parquet")
-    least = found.held_out[0, 0]
-    for rows, start in zip((found.held_out, found.samples, found.train), starts.values(), strict=True):
-        assert (rows[:, 0] - least).tolist() == [start - low + step for step in range(60)]
+    for train in (None, "train.parquet"):
+        found = tables_of_files("samples.parquet", "data.parquet", train)
+        least = found.held_out[0, 0]
+        tables = (found.held_out, found.samples) if train is None else (found.held_out, found.samples, found.train)
+        for rows, start in zip(tables, starts.values(), strict=False):
+            assert (rows[:, 0] - least).tolist() == [start - low + step for step in range(60)]
 
 
 def test_arrays_are_matched_by_place(tmp_path):

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data.column_type import MAX_WHOLE, PER_SECOND, TEMPORAL, ColumnType, asked_categories
+from sfg_dist.data.csv_dialect import TextFormat
+from sfg_dist.data.sources import is_text
 from sfg_dist.data.table import Table, open_table
 from sfg_dist.evaluate.judgement import ColumnKind, JudgedColumn, JudgedTables
 from sfg_dist.job.errors import DataError
@@ -93,7 +95,9 @@ def _open(source: str | Path, first: Table | None = None) -> Table:
     try:
         if first is None:
             return open_table(source, identifiers="drop")
-        return open_table(source, columns=first.columns, asked=asked_categories(first.columns, first.types))
+        asked = asked_categories(first.columns, first.types)
+        text = TextFormat.of_types(first.types) if is_text(str(source)) else None
+        return open_table(source, columns=first.columns, asked=asked, text=text)
     except DataError as error:
         message = str(error).replace(" (data.columns)", f" as {first.source} has" if first else "")
         message = message.replace('set data.identifiers = "drop" to leave such columns out, or ', "")

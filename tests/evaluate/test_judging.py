@@ -58,6 +58,16 @@ def test_a_column_without_values_is_missing_throughout(write, name):
     assert tables.train is None
 
 
+def test_a_category_named_as_a_missing_value_stays_one_in_a_csv(write):
+    def named(seed):
+        return frame(seed=seed).replace({"town": {"a": "NA"}})
+
+    tables = tables_of_files(write("samples.csv", named(1)), write("data.parquet", named(0)))
+    assert tables.columns[2].categories == ("NA", "b", "c")
+    assert (tables.samples[:, 2] == 0).sum() == (named(1)["town"] == "NA").sum() > 0
+    assert np.isnan(tables.samples[:, 0]).any()  # an empty cell is missing
+
+
 @pytest.mark.parametrize("name", ["samples.csv", "samples.parquet"])
 def test_text_with_many_values_is_a_category_where_the_data_has_one(write, name):
     towns = [f"town {place}" for place in range(40)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,9 +12,12 @@ from numpy.typing import NDArray
 
 from sfg_dist.data.column_type import MAX_WHOLE, PER_SECOND, TEMPORAL, ColumnType, asked_categories
 from sfg_dist.data.csv_dialect import TextFormat
+from sfg_dist.data.naming import NoColumnError
 from sfg_dist.data.sources import is_text
 from sfg_dist.data.table import Table, open_table
+from sfg_dist.data.unfit import UnfitColumnsError
 from sfg_dist.evaluate.judgement import ColumnKind, JudgedColumn, JudgedTables
+from sfg_dist.job.config import DataConfig
 from sfg_dist.job.errors import DataError
 from sfg_dist.pipeline.table import check_target
 
@@ -26,6 +30,7 @@ _KINDS: Mapping[str, ColumnKind] = {
     "float": "number", "decimal": "number", "time": "number", "duration": "number", "integer": "integer",
     "boolean": "boolean", "timestamp": "datetime", "date": "datetime", "category": "category", "ordinal": "category",
 }  # fmt: skip
+_JOB_KEY = re.compile(rf"\bdata\.({'|'.join(DataConfig.model_fields)})\b")
 _TRUTHS = ("false", "true")
 _DAY_S = 86_400
 
@@ -90,7 +95,7 @@ def _open(source: str | Path, first: Table | None = None) -> Table:
     """A table; with the columns of the ``first``, and what are categories there as categories.
 
     Raises:
-        DataError: it cannot be read. The message names no key of a job, since there is none here.
+        DataError: it cannot be read.
     """
     try:
         if first is None:
@@ -99,9 +104,20 @@ def _open(source: str | Path, first: Table | None = None) -> Table:
         text = TextFormat.of_types(first.types) if is_text(str(source)) else None
         return open_table(source, columns=first.columns, asked=asked, text=text)
     except DataError as error:
-        message = str(error).replace(" (data.columns)", f" as {first.source} has" if first else "")
-        message = message.replace('set data.identifiers = "drop" to leave such columns out, or ', "")
-        raise DataError(message.replace("with data.columns", "of the tables")) from None
+        raise _without_job(error, first) from None
+
+
+def _without_job(error: DataError, first: Table | None) -> DataError:
+    """What is wrong with a table, for a user who has no job whose keys could mend it."""
+    if isinstance(error, UnfitColumnsError):
+        message = f"{error.fact}; leave the column out of the tables"
+    elif isinstance(error, NoColumnError) and first is not None:
+        message = f"{error.fact} as {first.source} has; {error.hint}"
+    else:
+        message = str(error)
+    if key := _JOB_KEY.search(message):
+        message += f" (there is no job here that could set {key[0]}: change the file)"
+    return DataError(message)
 
 
 def _has_some(values: _Array) -> bool:

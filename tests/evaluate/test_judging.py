@@ -137,7 +137,10 @@ BAD = [
     ),
     (lambda f: f.assign(ok=2), r"'ok' holds 2, and data.csv has true or false"),
     (lambda f: f.assign(x=[np.inf, *f["x"][1:]]), r"'x' holds infinity in row 1"),
-    (lambda f: f.assign(x=[f"text {i}" for i in range(len(f))]), r"'x' holds text, 60 different values.*of the tables"),
+    (
+        lambda f: f.assign(x=[f"text {i}" for i in range(len(f))]),
+        r"'x' holds text, 60 different values.*; leave the column out of the tables$",
+    ),
     (lambda f: f.head(0), r"bad.csv has 0 rows"),
     (lambda f: f.head(5), r"bad.csv has 5 rows: expected at least 20"),
 ]
@@ -148,6 +151,16 @@ def test_tables_that_do_not_match_are_refused(write, change, message):
     with pytest.raises(DataError, match=message) as refused:
         tables_of_files(write("bad.csv", change(frame(seed=1))), "data.csv")
     assert "data." not in str(refused.value).replace("data.csv", "")  # no key of a job, since there is none
+
+
+def test_a_key_of_a_job_is_never_the_advice(write, tmp_path):
+    (tmp_path / "bad.csv").write_text("x,count\n1,2\n1,2,3\n" * 30)
+    with pytest.raises(DataError, match=r"\(there is no job here that could set data.\w+: change the file\)$"):
+        tables_of_files("bad.csv", "data.csv")
+    (tmp_path / "bad.csv").write_text("x,count\n" + "1.5,2\n" * 30 + "1.5,2 EUR\n")
+    write("few.csv", frame()[["x", "count"]])
+    with pytest.raises(DataError, match=r"'count' holds text: '2 EUR'.*; leave the column out of the tables$"):
+        tables_of_files("bad.csv", "few.csv")
 
 
 def test_a_run_has_the_same_units(write):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 MIN_ROWS = 20
 """Of each table: with fewer rows no figure says anything."""
+_MOST_SHARED, _FEW_REPEATED = 0.5, 0.1
+"""Held-out rows are taken for training rows where a larger share equals one, and fewer training rows equal another."""
 _KINDS: Mapping[str, ColumnKind] = {
     "float": "number", "decimal": "number", "time": "number", "duration": "number", "integer": "integer",
     "boolean": "boolean", "timestamp": "datetime", "date": "datetime", "category": "category", "ordinal": "category",
@@ -73,7 +76,7 @@ def tables_of_files(
 
     Raises:
         DataError: a table cannot be read, is too short, lacks a column or has one of another type, or holds infinity;
-            or ``target`` is none of the columns.
+            ``held_out`` has rows of ``train``; or ``target`` is none of the columns.
     """
     first = _open(held_out if train is None else train)
     check_target(first.source, first.columns, target, "--target")
@@ -82,6 +85,8 @@ def tables_of_files(
         _check_rows(table)
     joined = [_joined(place, tables) for place in range(len(first.columns))]
     rows = [np.stack([values[index] for _, values in joined], axis=1) for index in range(len(tables))]
+    if train is not None:
+        _check_held_out(tables[2].source, rows[2], first.source, rows[0])
     return JudgedTables(
         tuple(column for column, _ in joined),
         samples=rows[1],
@@ -132,6 +137,22 @@ def _check_rows(table: Table) -> None:
         raise DataError(
             f"{table.source}: column {table.columns[column]!r} holds infinity in row {row + 1}: leave it out"
         )
+
+
+def _check_held_out(source: str, held_out: _Array, train_source: str, train: _Array) -> None:
+    """Refuse held-out rows that are training rows; those of a table with few distinct rows may equal some by chance."""
+    counts = Counter(map(bytes, _canonical(train)))
+    shared = float(np.mean([bytes(row) in counts for row in _canonical(held_out)]))
+    repeated = sum(count for count in counts.values() if count > 1) / len(train)
+    if shared > _MOST_SHARED and repeated < _FEW_REPEATED:
+        raise DataError(
+            f"{source}: {100 * shared:.0f} % of the rows equal a row of {train_source}: --data must hold rows that the "
+            f"generator was not fitted to"
+        )
+
+
+def _canonical(rows: _Array) -> _Array:
+    return np.ascontiguousarray(np.where(np.isnan(rows), np.nan, rows + 0.0))  # one NaN, and no negative zero
 
 
 def _column(name: str, type_: ColumnType) -> JudgedColumn:

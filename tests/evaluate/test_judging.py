@@ -153,6 +153,32 @@ def test_tables_that_do_not_match_are_refused(write, change, message):
     assert "data." not in str(refused.value).replace("data.csv", "")  # no key of a job, since there is none
 
 
+@pytest.mark.parametrize("copied", [60, 40])
+def test_held_out_rows_that_are_training_rows_are_refused(write, copied):
+    train = frame(200, 2)
+    data = pd.concat([train.iloc[7 : 7 + copied], frame(60 - copied, 3)])
+    names = write("samples.csv", frame(seed=1)), write("data.parquet", data), write("train.csv", train)
+    message = (
+        rf"data.parquet: {100 * copied / 60:.0f} % of the rows equal a row of train.csv: --data must hold rows that"
+    )
+    with pytest.raises(DataError, match=message):
+        tables_of_files(*names)
+
+
+def test_rows_that_repeat_by_nature_may_be_in_both_tables(write):
+    def few(num_rows, seed):
+        return frame(num_rows, seed)[["town", "ok"]]
+
+    names = write("samples.csv", few(60, 1)), write("data.csv", few(60, 0)), write("train.csv", few(80, 2))
+    assert len(tables_of_files(*names).held_out) == 60
+
+
+def test_a_few_rows_in_both_tables_are_taken(write):
+    train = frame(200, 2)
+    data = pd.concat([train.iloc[:20], frame(40, 3)])
+    tables_of_files(write("samples.csv", frame(seed=1)), write("data.csv", data), write("train.csv", train))
+
+
 def test_a_key_of_a_job_is_never_the_advice(write, tmp_path):
     (tmp_path / "bad.csv").write_text("x,count\n1,2\n1,2,3\n" * 30)
     with pytest.raises(DataError, match=r"\(there is no job here that could set data.\w+: change the file\)$"):

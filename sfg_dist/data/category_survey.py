@@ -170,7 +170,7 @@ def survey_as_asked(found: pa.DataType, type_: ColumnType | None, asked: Asked) 
     if asked == "ordinal" and is_text(values) and not (pa.types.is_dictionary(found) and found.ordered):
         raise UnfitValueError('holds text without an order: give it in data.types, such as ["low", "mid", "high"]')
     if asked in ("category", "ordinal"):
-        dtype = "string" if pa.types.is_null(found) else str(found)
+        dtype = "string" if pa.types.is_null(values) else str(found)
         return CategorySurvey(ColumnType(asked, dtype), is_asked=True)
     of_values = ColumnType.of(values)
     wanted = {

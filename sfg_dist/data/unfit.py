@@ -15,7 +15,8 @@ class UnfitColumnsError(DataError):
     """Columns that cannot be used as they stand; without them the table may do.
 
     Attributes:
-        fact: the message without the advice, which names keys of a job.
+        fact: the message without the advice.
+        advice: what to do, by the keys of a job.
         reasons: why, by the name of the column.
         names: all columns of the table, where they are known.
     """

@@ -194,7 +194,6 @@ def _read_conditions(
     """The conditions of each row by a table that has them, and its length."""
     from sfg_dist.data import TextFormat, open_table
     from sfg_dist.data.column_type import UnfitValueError, asked_categories
-    from sfg_dist.data.csv_columns import MISSING
     from sfg_dist.data.sources import is_text
 
     if given is not None:
@@ -202,10 +201,7 @@ def _read_conditions(
     if not generator.condition:
         raise ConfigError("this generator was trained without data.condition: leave out --given-table")
     types = [generator.types[place] for place in generator.split.places]
-    taken = {category for type_ in types for category in type_.categories}  # such as NA, which is then no gap
-    words = [word for word in MISSING if word and word not in taken]
-    # columns are found by their names
-    text = TextFormat(header=True, null_values=words) if is_text(path) else None
+    text = TextFormat.of_types(types, header=True) if is_text(path) else None  # columns are found by their names
     asked = asked_categories(generator.condition, types)
     table = open_table(path, columns=list(generator.condition), text=text, asked=asked)
     values = table.retyped(types)

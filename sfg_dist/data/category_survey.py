@@ -170,7 +170,8 @@ def survey_as_asked(found: pa.DataType, type_: ColumnType | None, asked: Asked) 
     if asked == "ordinal" and is_text(values) and not (pa.types.is_dictionary(found) and found.ordered):
         raise UnfitValueError('holds text without an order: give it in data.types, such as ["low", "mid", "high"]')
     if asked in ("category", "ordinal"):
-        return CategorySurvey(ColumnType(asked, str(found)), is_asked=True)
+        dtype = "string" if pa.types.is_null(values) else str(found)
+        return CategorySurvey(ColumnType(asked, dtype), is_asked=True)
     of_values = ColumnType.of(values)
     wanted = {
         "number": (("float", "integer", "decimal"), ColumnType()),
@@ -194,7 +195,7 @@ def _check_text(values: pa.DataType) -> None:
 
     from sfg_dist.data.categories import is_text
 
-    if is_text(values):
+    if is_text(values) or pa.types.is_null(values):
         return
     try:
         pc.sort_indices(pa.array([], values).cast(pa.string()).cast(values))

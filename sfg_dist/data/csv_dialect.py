@@ -10,13 +10,16 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from sfg_dist.data.csv_columns import MISSING
 from sfg_dist.data.csv_header import counts_rows, has_header
 from sfg_dist.data.csv_lines import NO_SEPARATOR, Record, cut, kind_of
 from sfg_dist.job.errors import DataError
 from sfg_dist.job.words import counted
+
+if TYPE_CHECKING:
+    from sfg_dist.data.column_type import ColumnType
 
 _SAMPLE_BYTES, _SAMPLE_LINES, _FEWEST_LINES = 1 << 20, 2000, 20
 _JUDGED_LINES = 300
@@ -39,6 +42,12 @@ class TextFormat:
     index: Literal["auto"] | bool = "auto"  # whether the first column numbers the rows, and is left out
     # the words that stand for a missing value, beside the empty cell; "auto" are those of ``MISSING``
     null_values: Literal["auto"] | Sequence[str] = "auto"
+
+    @classmethod
+    def of_types(cls, types: Iterable[ColumnType], header: Literal["auto"] | bool = "auto") -> TextFormat:
+        """Of a file whose columns have these types: a category such as NA stands for no missing value."""
+        taken = {category for type_ in types for category in type_.categories}
+        return cls(header=header, null_values=[word for word in MISSING if word and word not in taken])
 
     @property
     def missing(self) -> tuple[str, ...]:

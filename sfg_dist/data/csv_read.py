@@ -84,9 +84,11 @@ class _File:
             for name, (row, cell) in found.items()
         }
         name, (row, cell) = next(iter(found.items()))
-        return UnfitColumnsError(self._text_found(name, row, cell), reasons)
+        fact, advice = self._text_found(name, row, cell)
+        return UnfitColumnsError(fact, reasons, advice)
 
-    def _text_found(self, name: str, row: int, cell: str) -> str:
+    def _text_found(self, name: str, row: int, cell: str) -> tuple[str, str]:
+        """What is wrong with a cell, and what to do."""
         where = f"{_cut(cell)!r} in data row {row + 1} (counted from 1), line {self.line_of(row)} of the file"
         if self.dialect.decimal == "." and _DECIMAL_COMMA.fullmatch(cell) and not _THOUSANDS.fullmatch(cell):
             what = 'a decimal comma is read with data.decimal = "," where all numbers of the file have it'
@@ -106,8 +108,8 @@ class _File:
             what = ""
         advice = f"{what}, or leave" if what else "leave"
         return (
-            f"{self.source}: column {name!r} holds text: {where}; expected numbers; {advice} the column out with "
-            f'data.columns, or set data.types.{name} = "category" if its cells are names'
+            f"{self.source}: column {name!r} holds text: {where}; expected numbers",
+            f'{advice} the column out with data.columns, or set data.types.{name} = "category" if its cells are names',
         )
 
 

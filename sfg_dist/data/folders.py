@@ -204,8 +204,9 @@ def _joined(parts: Sequence[Part], name: str, columns: Sequence[Any]) -> Any:
         except pa.ArrowInvalid as error:
             raise UnfitColumnsError(
                 f"{part.source}: column {name!r} is {column.type}, beside files of other types, which are read as "
-                f"{kind} together: {error}; leave it out with data.columns",
+                f"{kind} together: {error}",
                 {name: f"it is {column.type} in {part.source}, in other files {kind}"},
+                "leave it out with data.columns",
             ) from None
     if is_text(kind):
         return pa.chunked_array(chunks, pa.dictionary(pa.int32(), kind))

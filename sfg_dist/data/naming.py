@@ -79,6 +79,14 @@ def category_words(report: Mapping[str, Any], limit: int = 8) -> list[str]:
     return told + ([f"Looked up on the way back, and left out of the flow: {some(determined)}."] if determined else [])
 
 
+class NoColumnError(DataError):
+    """A column is not there; ``fact`` says so without the key of a job, and ``hint`` names a column that is."""
+
+    def __init__(self, message: str, fact: str = "", hint: str = "") -> None:
+        super().__init__(message)
+        self.fact, self.hint = fact, hint
+
+
 def check_columns(
     source: str, names: Sequence[str], wanted: Sequence[str] | None, *, key: str = "data.columns"
 ) -> tuple[str, ...]:
@@ -89,7 +97,8 @@ def check_columns(
         if name not in counts:
             close = nearest(name, names)
             hint = f"did you mean {close!r}?" if close else f"it has {listed(list(names))}"
-            raise DataError(f"{source} has no column {name!r} ({key}); {hint}")
+            fact = f"{source} has no column {name!r}"
+            raise NoColumnError(f"{fact} ({key}); {hint}", fact, hint)
         if counts[name] > 1:
             raise DataError(f"{source}: {counts[name]} columns are named {name!r}; give each its own name")
     return chosen

@@ -190,7 +190,7 @@ def survey_of(
         return CategorySurvey(found) if found.is_coded else Survey(found, is_text=b"text" in metadata)
     except UnfitValueError as error:
         raise UnfitColumnsError(
-            f"{source}: column {name!r} {error}; leave it out with data.columns", {name: f"it {error}"}
+            f"{source}: column {name!r} {error}", {name: f"it {error}"}, "leave it out with data.columns"
         ) from None
 
 
@@ -210,8 +210,7 @@ def settled(source: str, surveys: Mapping[str, Survey], identifiers: str) -> dic
                 dropped.append(name)
                 return None
             advice = 'set data.identifiers = "drop" to leave such columns out, or leave it out with data.columns'
-            message = f"{source}: column {name!r} {error}; {advice}"
-            raise UnfitColumnsError(message, {name: f"it {error}"}) from None
+            raise UnfitColumnsError(f"{source}: column {name!r} {error}", {name: f"it {error}"}, advice) from None
         except UnfitValueError as error:
             raise UnfitColumnsError(f"{source}: column {name!r} {error}", {name: f"it {error}"}) from None
 
@@ -275,7 +274,7 @@ def numpy_survey(
         return CategorySurvey(found) if is_text else Survey(found)
     except (UnfitValueError, TypeError) as error:
         raise UnfitColumnsError(
-            f"{source}: column {name!r} {error}; leave it out with data.columns", {name: f"it {error}"}
+            f"{source}: column {name!r} {error}", {name: f"it {error}"}, "leave it out with data.columns"
         ) from None
 
 

@@ -15,12 +15,15 @@ class UnfitColumnsError(DataError):
     """Columns that cannot be used as they stand; without them the table may do.
 
     Attributes:
+        fact: the message without the advice.
+        advice: what to do, by the keys of a job.
         reasons: why, by the name of the column.
         names: all columns of the table, where they are known.
     """
 
-    def __init__(self, message: str, reasons: Mapping[str, str]) -> None:
-        super().__init__(message)
+    def __init__(self, fact: str, reasons: Mapping[str, str], advice: str = "") -> None:
+        super().__init__(f"{fact}; {advice}" if advice else fact)
+        self.fact, self.advice = fact, advice
         self.reasons = dict(reasons)
         self.names: tuple[str, ...] = ()
 
@@ -32,14 +35,15 @@ def each_fit(names: Iterable[str], use: Callable[[str], _T]) -> dict[str, _T]:
         UnfitColumnsError: of all columns for which ``use`` raises one.
     """
     found: dict[str, _T] = {}
-    message, reasons = "", dict[str, str]()
+    first: UnfitColumnsError | None = None
+    reasons: dict[str, str] = {}
     for name in names:
         try:
             found[name] = use(name)
         except UnfitColumnsError as error:
-            message, reasons = message or str(error), reasons | error.reasons
-    if reasons:
-        raise UnfitColumnsError(message, reasons)
+            first, reasons = first or error, reasons | error.reasons
+    if first is not None:
+        raise UnfitColumnsError(first.fact, reasons, first.advice)
     return found
 
 

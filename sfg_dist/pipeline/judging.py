@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,9 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.data.column_type import MAX_WHOLE, PER_SECOND, TEMPORAL, ColumnType
+from sfg_dist.data.column_type import MAX_WHOLE, PER_SECOND, TEMPORAL, ColumnType, asked_categories
+from sfg_dist.data.csv_dialect import TextFormat
+from sfg_dist.data.naming import NoColumnError
+from sfg_dist.data.sources import is_text
 from sfg_dist.data.table import Table, open_table
+from sfg_dist.data.unfit import UnfitColumnsError
 from sfg_dist.evaluate.judgement import ColumnKind, JudgedColumn, JudgedTables
+from sfg_dist.job.config import DataConfig
 from sfg_dist.job.errors import DataError
 from sfg_dist.pipeline.table import check_target
 
@@ -20,10 +27,13 @@ if TYPE_CHECKING:
 
 MIN_ROWS = 20
 """Of each table: with fewer rows no figure says anything."""
+_MOST_SHARED, _FEW_REPEATED = 0.5, 0.1
+"""Held-out rows are taken for training rows where a larger share equals one, and fewer training rows equal another."""
 _KINDS: Mapping[str, ColumnKind] = {
     "float": "number", "decimal": "number", "time": "number", "duration": "number", "integer": "integer",
     "boolean": "boolean", "timestamp": "datetime", "date": "datetime", "category": "category", "ordinal": "category",
 }  # fmt: skip
+_JOB_KEY = re.compile(rf"\bdata\.({'|'.join(DataConfig.model_fields)})\b")
 _TRUTHS = ("false", "true")
 _DAY_S = 86_400
 
@@ -55,29 +65,33 @@ def tables_of_run(
 def tables_of_files(
     samples: str | Path, held_out: str | Path, train: str | Path | None = None, target: str | None = None
 ) -> JudgedTables:
-    """The tables of files; their columns are matched by name, in the order of ``held_out``.
+    """The tables of files; their columns are matched by name.
+
+    The training table says which columns there are, in which order and of which types, or ``held_out`` without one. Its
+    identifiers and free text are left out with a warning.
 
     Args:
-        samples, held_out, train: each a path, a URL or a name, as ``open_table`` takes it. Columns of ``held_out`` that
-            are identifiers or free text are left out with a warning.
+        samples, held_out, train: each a path, a URL or a name, as ``open_table`` takes it.
         target: the column that utility predicts.
 
     Raises:
         DataError: a table cannot be read, is too short, lacks a column or has one of another type, or holds infinity;
-            or ``target`` is none of the columns.
+            ``held_out`` has rows of ``train``; or ``target`` is none of the columns.
     """
-    first = _open(held_out)
+    first = _open(held_out if train is None else train)
     check_target(first.source, first.columns, target, "--target")
-    tables = [first, *(_open(source, first) for source in (samples, train) if source is not None)]
+    tables = [first, _open(samples, first)] + ([] if train is None else [_open(held_out, first)])
     for table in tables:
         _check_rows(table)
     joined = [_joined(place, tables) for place in range(len(first.columns))]
     rows = [np.stack([values[index] for _, values in joined], axis=1) for index in range(len(tables))]
+    if train is not None:
+        _check_held_out(tables[2].source, rows[2], first.source, rows[0])
     return JudgedTables(
         tuple(column for column, _ in joined),
         samples=rows[1],
-        held_out=rows[0],
-        train=rows[2] if train is not None else None,
+        held_out=rows[0] if train is None else rows[2],
+        train=None if train is None else rows[0],
         target=target,
     )
 
@@ -86,23 +100,29 @@ def _open(source: str | Path, first: Table | None = None) -> Table:
     """A table; with the columns of the ``first``, and what are categories there as categories.
 
     Raises:
-        DataError: it cannot be read. The message names no key of a job, since there is none here.
+        DataError: it cannot be read.
     """
     try:
         if first is None:
             return open_table(source, identifiers="drop")
-        table = open_table(source, columns=first.columns)
-        known = zip(first.columns, first.types, table.types, table.values.T, strict=True)
-        other = {
-            name for name, own, found, values in known if own.is_coded and not found.is_coded and _has_some(values)
-        }
-        if other:
-            table = open_table(source, columns=first.columns, asked=dict.fromkeys(other, "category"))
-        return table
+        asked = asked_categories(first.columns, first.types)
+        text = TextFormat.of_types(first.types) if is_text(str(source)) else None
+        return open_table(source, columns=first.columns, asked=asked, text=text)
     except DataError as error:
-        message = str(error).replace(" (data.columns)", f" as {first.source} has" if first else "")
-        message = message.replace('set data.identifiers = "drop" to leave such columns out, or ', "")
-        raise DataError(message.replace("with data.columns", "of the tables")) from None
+        raise _without_job(error, first) from None
+
+
+def _without_job(error: DataError, first: Table | None) -> DataError:
+    """What is wrong with a table, for a user who has no job whose keys could mend it."""
+    if isinstance(error, UnfitColumnsError):
+        message = f"{error.fact}; leave the column out of the tables"
+    elif isinstance(error, NoColumnError) and first is not None:
+        message = f"{error.fact} as {first.source} has; {error.hint}"
+    else:
+        message = str(error)
+    if key := _JOB_KEY.search(message):
+        message += f" (there is no job here that could set {key[0]}: change the file)"
+    return DataError(message)
 
 
 def _has_some(values: _Array) -> bool:
@@ -119,23 +139,52 @@ def _check_rows(table: Table) -> None:
         )
 
 
+def _check_held_out(source: str, held_out: _Array, train_source: str, train: _Array) -> None:
+    """Refuse held-out rows that are training rows; those of a table with few distinct rows may equal some by chance."""
+    counts = Counter(map(bytes, _canonical(train)))
+    shared = float(np.mean([bytes(row) in counts for row in _canonical(held_out)]))
+    repeated = sum(count for count in counts.values() if count > 1) / len(train)
+    if shared > _MOST_SHARED and repeated < _FEW_REPEATED:
+        raise DataError(
+            f"{source}: {100 * shared:.0f} % of the rows equal a row of {train_source}: --data must hold rows that the "
+            f"generator was not fitted to"
+        )
+
+
+def _canonical(rows: _Array) -> _Array:
+    return np.ascontiguousarray(np.where(np.isnan(rows), np.nan, rows + 0.0))  # one NaN, and no negative zero
+
+
 def _column(name: str, type_: ColumnType) -> JudgedColumn:
     return JudgedColumn(name, _KINDS[type_.kind], _TRUTHS if type_.kind == "boolean" else type_.categories)
 
 
 def plain_rows(rows: _Array, types: Sequence[ColumnType]) -> _Array:
     """Rows of value - offset, shape (num_rows, num_columns), in the units of a judgement: see ``_values``."""
-    return np.stack([_values(column, type_) for column, type_ in zip(rows.T, types, strict=True)], axis=1)
+    columns = [_values(column, type_, _left_off(column, [type_])) for column, type_ in zip(rows.T, types, strict=True)]
+    return np.stack(columns, axis=1)
 
 
-def _values(values: _Array, type_: ColumnType) -> _Array:
+def _values(values: _Array, type_: ColumnType, left_off: int) -> _Array:
     """The values of a column: stamps and dates in seconds since 1970, times and durations in seconds.
 
-    An offset that float64 does not hold is left off, since neighbours would become equal.
+    Those of numbers are without ``left_off``.
     """
     if type_.kind in TEMPORAL:
         return seconds_of(values + type_.offset, type_)
-    return values + type_.offset if abs(type_.offset) < MAX_WHOLE else values
+    return values + float(type_.offset - left_off)
+
+
+def _left_off(first: _Array, types: Sequence[ColumnType]) -> int:
+    """What is taken off a column of numbers in all tables.
+
+    It is 0 unless float64 does not tell neighbours apart. ``first`` are the values of the first table, and ``types``
+    those of all.
+    """
+    offset = types[0].offset
+    if types[0].kind == "integer" and any(type_.offset for type_ in types) and _has_some(first):
+        return offset or int(np.nanmin(first))
+    return offset if abs(offset) >= MAX_WHOLE else 0
 
 
 def seconds_of(ticks: _Array, type_: ColumnType) -> _Array:
@@ -163,7 +212,8 @@ def _joined(place: int, tables: Sequence[Table]) -> tuple[JudgedColumn, list[_Ar
         return JudgedColumn(name, column.kind, tuple(names)), [
             _recoded(table.values[:, place], type_, names) for table, type_ in zip(tables, types, strict=True)
         ]
-    values = [_values(table.values[:, place], type_) for table, type_ in zip(tables, types, strict=True)]
+    left_off = _left_off(first.values[:, place], types)
+    values = [_values(table.values[:, place], type_, left_off) for table, type_ in zip(tables, types, strict=True)]
     if column.kind == "boolean":
         for table, some in zip(tables, values, strict=True):
             if len(odd := some[~np.isin(some, (0, 1)) & ~np.isnan(some)]):
@@ -173,10 +223,10 @@ def _joined(place: int, tables: Sequence[Table]) -> tuple[JudgedColumn, list[_Ar
     return column, values
 
 
-def _family(type_: ColumnType) -> str:
-    """What values of a type are compared with."""
-    kind = _KINDS[type_.kind]
-    return type_.kind if type_.kind in ("time", "duration") else "number" if kind in ("integer", "boolean") else kind
+def _family(type_: ColumnType) -> tuple[str, bool]:
+    """What values of a type are compared with: stamps with a zone are instants, and those without are local times."""
+    kind = "number" if _KINDS[type_.kind] in ("integer", "boolean") else _KINDS[type_.kind]
+    return type_.kind if type_.kind in ("time", "duration") else kind, bool(type_.zone)
 
 
 def _recoded(codes: _Array, type_: ColumnType, names: Sequence[str]) -> _Array:

@@ -65,13 +65,15 @@ def csv_lines(types: Sequence[ColumnType], rows: Array) -> str:
     """
     import pyarrow as pa
 
+    from sfg_dist.data.categories import is_text, value_type
+
     columns = []
     for type_, values in zip(types, rows.T, strict=True):
         cells = cells_of(type_, values)
         if type_.is_coded:
             texts = pa.chunked_array([pa.array(type_.categories)])
             is_odd = not pa.types.is_string(typed(texts).type) or looks_like_numbers(texts, ".")
-            are_quoted = is_odd and type_.dtype == "string"
+            are_quoted = is_odd and is_text(value_type(type_))
             found = {text: _quoted(text, always=are_quoted) for text in type_.categories}
             columns.append(["" if cell is None else found[cell] for cell in cells])
         else:

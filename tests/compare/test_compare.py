@@ -10,11 +10,13 @@ import pytest
 from patience import patience
 
 from sfg_dist.data import prepare
+from sfg_dist.evaluate.judgement import Judgement
 from sfg_dist.job.config import load_job, resolve_job
 from sfg_dist.job.errors import ConfigError, DataError, TrainingError
 from sfg_dist.pipeline.budget import next_target
+from sfg_dist.pipeline.judging import tables_of_run
 from sfg_dist.store import Location
-from sfg_dist.studies.compare import compare, own
+from sfg_dist.studies.compare import compare, judged, own
 from sfg_dist.studies.compare.judging import Rules
 from sfg_dist.studies.compare.own import (
     PUBLISHED_LABELS,
@@ -171,6 +173,20 @@ def test_a_method_that_fails_does_not_end_the_others(make_compare_job, monkeypat
     assert [event["method"] for event in told if event["event"] == "cell_failed"] == ["sfg"]
     document = json.loads((tmp_path / "run" / "compare" / "compare.json").read_text())
     assert list(document["methods"]) == ["realnvp"]
+
+
+def test_a_comparison_judges_the_tables_of_a_run(tmp_path, monkeypatch):
+    rng, day = np.random.default_rng(0), np.datetime64("2020-01-01")
+    records = np.zeros(200, [("day", "M8[D]"), ("ok", "?"), ("x", "f8")])
+    records["day"], records["ok"], records["x"] = day + rng.integers(0, 99, 200), rng.random(200) < 0.5, rng.random(200)
+    np.save(tmp_path / "t.npy", records)
+    table, taken = prepare(str(tmp_path / "t.npy")), []
+    monkeypatch.setattr(judged, "judge", lambda tables, **keys: taken.append(tables) or Judgement({}, (), ()))
+    judged.judged_figures(table.test, table, target="ok", seed=0)
+    wanted = tables_of_run(table, table.test, table.transform.types, "ok")
+    assert (taken[0].columns, taken[0].target) == (wanted.columns, "ok")
+    for name in ("samples", "held_out", "train"):
+        np.testing.assert_array_equal(getattr(taken[0], name), getattr(wanted, name))
 
 
 def test_labels_grow_by_the_pace_within_the_time_left():

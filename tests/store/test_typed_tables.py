@@ -88,6 +88,23 @@ def test_folders_of_parquet(tmp_path):
         assert reader.types == table.types
 
 
+TEXTS = ("string", "large_string", "string_view", "dictionary<values=string, indices=int8, ordered=0>")
+
+
+@pytest.mark.parametrize("dtype", TEXTS)
+def test_digits_of_a_category_stay_text_in_a_csv(tmp_path, dtype):
+    types = (ColumnType("category", dtype, categories=("12", "34")), NUMBER)
+    path = write(tmp_path / "t.csv", np.array([[0.0, 1.5], [1.0, 2.5]]), types, ("code", "x"))
+    assert path.read_text().splitlines()[1:] == ['"12",1.5', '"34",2.5']
+    assert open_table(path).types[0].categories == ("12", "34")
+
+
+def test_whole_numbers_that_are_categories_stand_without_quotes_in_a_csv(tmp_path):
+    types = (ColumnType("category", "dictionary<values=int16, indices=int8, ordered=0>", categories=("12", "34")), CODE)
+    text = write(tmp_path / "t.csv", np.array([[0.0, 1.0]]), types, ("code", "more")).read_text()
+    assert text.splitlines()[1] == "12,7"
+
+
 @pytest.mark.parametrize("word", ["", " "])
 def test_a_csv_cannot_hold_an_empty_text_as_a_category(tmp_path, word):
     types = (ColumnType("category", "string", categories=("a", word)), NUMBER)

@@ -8,33 +8,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data import Prepared
-from sfg_dist.data.column_type import ColumnType
 from sfg_dist.evaluate.judge import judge
-from sfg_dist.evaluate.judgement import ColumnKind, Figure, JudgedColumn, JudgedTables
+from sfg_dist.evaluate.judgement import Figure
+from sfg_dist.pipeline.judging import tables_of_run
 
 SHOWN_FIGURES = (
     "shape", "trend", "c2st_trees_held_out", "c2st_trees_train", "alpha_precision", "beta_recall", "utility",
     "attack_auc",
 )  # fmt: skip
 """Of each method, in the order of the table."""
-_KINDS: Mapping[str, ColumnKind] = {
-    "integer": "integer", "boolean": "boolean", "timestamp": "datetime", "date": "datetime", "category": "category",
-    "ordinal": "category",
-}  # fmt: skip
 
 
 def judged_figures(
     samples: NDArray[np.float64], table: Prepared, *, target: str | None, seed: int
 ) -> Mapping[str, Figure]:
-    """``SHOWN_FIGURES`` of samples in the user's units against the test and the training rows.
+    """``SHOWN_FIGURES`` of samples against the test and the training rows of a table.
 
-    ``target`` is the column that utility predicts.
+    ``samples`` are float64 of value - offset, shape (num_samples, num_columns); ``target`` is the column that utility
+    predicts.
     """
-    columns = tuple(_column(name, type_) for name, type_ in table.types.items())
-    tables = JudgedTables(columns, samples, held_out=table.test, train=table.train, target=target)
+    tables = tables_of_run(table, samples, table.transform.types, target)
     return judge(tables, seed=seed, figures=SHOWN_FIGURES).figures
-
-
-def _column(name: str, type_: ColumnType) -> JudgedColumn:
-    names = ("false", "true") if type_.kind == "boolean" else type_.categories
-    return JudgedColumn(name, _KINDS.get(type_.kind, "number"), names)

@@ -85,6 +85,7 @@ PRIVACY = (
     _Deciding("attack_at_1_percent", 1.0, "copy", _PRIVACY_BANDS),
     _Deciding("nearer_to_train", 1.0, "copy", _PRIVACY_BANDS),
     _Deciding("identical_share", 1.0, "copy", _PRIVACY_BANDS),
+    _Deciding("nearest_ratio", 0.0, "copy", _PRIVACY_BANDS),  # it sees few noisy copies, where the others do not
 )
 UTILITY = _Deciding("utility", 0.0, "independent")
 _LEAST_TOLD, _MOST_ERROR = 0.05, 0.1
@@ -196,6 +197,7 @@ def _privacy(figures: Mapping[str, Figure], has_train: bool) -> AspectVerdict:
         "attack_at_1_percent": "Of the training rows the attacker finds a share of {} at 1 % false alarms",
         "nearer_to_train": "A share of {} of the samples lies nearer to a training row than to a held-out one",
         "identical_share": "A share of {} of the samples is equal to a training row",
+        "nearest_ratio": "The nearest training row is on average {} times as far from a sample as the second nearest",
     }
     sentences = [
         _sentence(words[way.name].format(shown_figure(figure)), figure, copy=True)
@@ -205,7 +207,10 @@ def _privacy(figures: Mapping[str, Figure], has_train: bool) -> AspectVerdict:
     return AspectVerdict("Privacy", grade, headline, tuple(sentences))
 
 
-_BEST = {"attack_auc": 0.5, "attack_at_1_percent": 0.01, "nearer_to_train": 0.5, "identical_share": 0.0}
+_BEST = {
+    "attack_auc": 0.5, "attack_at_1_percent": 0.01, "nearer_to_train": 0.5, "identical_share": 0.0,
+    "nearest_ratio": 1.0,
+}  # fmt: skip
 
 
 def _utility(figures: Mapping[str, Figure], target: str | None) -> AspectVerdict:

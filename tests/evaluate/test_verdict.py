@@ -44,7 +44,7 @@ def independent(table):
 
 DECIDING = (
     "c2st_trees_held_out", "beta_recall", "broken_rules", "utility", "attack_auc", "attack_at_1_percent",
-    "nearer_to_train", "identical_share",
+    "nearer_to_train", "identical_share", "nearest_ratio",
 )  # fmt: skip
 
 
@@ -62,6 +62,20 @@ def test_the_three_tables_that_it_must_tell_apart(tables, made, grades):
     found = verdicts(judge(replace(tables, samples=made(tables)), figures=DECIDING).figures, "town")
     assert {each.aspect: each.grade for each in found} | grades == {each.aspect: each.grade for each in found}
     assert all(each.sentences for each in found)
+
+
+PRIVACY = ("attack_auc", "attack_at_1_percent", "nearer_to_train", "identical_share", "nearest_ratio")
+
+
+@pytest.mark.parametrize(("noise", "grade"), [(1e-4, "bad"), (None, "good")], ids=["copies", "real"])
+def test_few_noisy_copies_of_many_training_rows_are_found(noise, grade):
+    train, samples = rows(4000, 0), rows(120, 2)
+    if noise is not None:
+        samples = train[:120] + noise * np.random.default_rng(4).normal(size=(120, 4)) * [1, 1, 1, 0]
+    given = JudgedTables(COLUMNS, samples, held_out=rows(400, 1), train=train)
+    privacy = verdicts(judge(given, figures=PRIVACY).figures, None)[2]
+    assert privacy.grade == grade
+    assert (noise is not None) == any("times as far from a sample" in sentence for sentence in privacy.sentences)
 
 
 def figure(name, value, error=0.01, floor=0.5, copy=None, independent=None):

@@ -27,9 +27,9 @@ _NARROW = 0.3
 _TOO_NOISY = 0.4
 """Noise beyond this share of the way to the bad model says nothing."""
 _BANDS: tuple[tuple[float, Grade], ...] = ((0.04, "good"), (0.14, "close"), (0.4, "poor"), (float("inf"), "bad"))
-_PRIVACY_BANDS: tuple[tuple[float, Grade], ...] = (
-    (0.04, "good"), (0.1, "close"), (0.25, "poor"), (float("inf"), "bad"),
-)  # fmt: skip
+_PRIVACY_BANDS: tuple[tuple[float, Grade], ...] = ((0.1, "close"), (0.25, "poor"), (float("inf"), "bad"))
+_IDENTICAL_BANDS: tuple[tuple[float, Grade], ...] = ((0.01, "close"), (0.1, "poor"), (float("inf"), "bad"))
+"""Of privacy: beyond the noise nothing is as real rows."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ PRIVACY = (
     _Deciding("attack_auc", 1.0, "copy", _PRIVACY_BANDS),
     _Deciding("attack_at_1_percent", 1.0, "copy", _PRIVACY_BANDS),
     _Deciding("nearer_to_train", 1.0, "copy", _PRIVACY_BANDS),
-    _Deciding("identical_share", 1.0, "copy", _PRIVACY_BANDS),
+    _Deciding("identical_share", 1.0, "copy", _IDENTICAL_BANDS),
     _Deciding("nearest_ratio", 0.0, "copy", _PRIVACY_BANDS),  # it sees few noisy copies, where the others do not
 )
 UTILITY = _Deciding("utility", 0.0, "independent")

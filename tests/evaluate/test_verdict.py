@@ -117,6 +117,20 @@ def test_the_worst_figure_decides_privacy_and_is_named():
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "floor", "grade"),
+    [
+        ("identical_share", 0.005, 0.0, "close"),
+        ("identical_share", 0.03, 0.0, "poor"),
+        ("identical_share", 0.2, 0.0, "bad"),
+        ("attack_auc", 0.503, 0.5, "good"),
+        ("attack_auc", 0.515, 0.5, "close"),
+    ],
+)
+def test_a_little_beyond_the_noise_is_not_as_real_rows_in_privacy(name, value, floor, grade):
+    assert verdicts({name: figure(name, value, 0.001, floor, copy=1.0)}, None)[2].grade == grade
+
+
 def test_what_was_not_measured_is_said():
     found = verdicts({}, None, has_train=False)
     assert [each.grade for each in found] == ["unknown"] * 4

@@ -150,6 +150,14 @@ def test_ten_rows_are_judged():
     assert found.figures["shape"].value is not None
 
 
+@pytest.mark.parametrize(("num_rows", "has_value"), [(24, False), (25, True)])
+def test_trees_are_not_asked_of_rows_that_they_would_not_split(num_rows, has_value):
+    found = judge(tables(400, samples=rows(num_rows, 1) + 100), figures=["c2st_trees_held_out"])
+    assert (found.figures["c2st_trees_held_out"].value is not None) == has_value
+    said = [note for note in found.notes if f"there are {num_rows} rows to compare, and trees need at least 25" in note]
+    assert bool(said) != has_value
+
+
 def test_one_column_leaves_out_what_needs_more():
     given = [rows(100, seed)[:, :1] for seed in (1, 2, 3)]
     found = judge(JudgedTables(COLUMNS[:1], *given, target="size"), figures=[*FAST, "utility"])

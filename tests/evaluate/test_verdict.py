@@ -93,6 +93,7 @@ def figure(name, value, error=0.01, floor=0.5, copy=None, independent=None):
         (0.69, 0.01, 0.7, "bad"),  # as bad as independent columns, which are hard to tell here
         (0.51, 0.001, 0.52, "close"),  # independent columns are nearly right here
         (0.6, 0.15, 0.99, "unknown"),
+        (0.5, 0.0, 0.99, "unknown"),  # trees that did not split
         (0.99, 0.05, None, "bad"),
     ],
 )

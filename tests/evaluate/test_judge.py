@@ -131,9 +131,37 @@ def test_gaps_constants_and_unseen_categories_are_told_apart_and_predicted():
 
 def test_a_table_that_is_missing_throughout_is_judged_without_a_crash():
     found = judge(tables(60, samples=np.full((60, 5), np.nan), target=None), figures=FAST)
-    assert found.figures["shape"].value is None
+    assert found.figures["shape"].value == 0.0
+    assert found.figures["tail_error"].value == 1.0
     assert found.figures["broken_rules"].value == 1.0
-    assert any("missing throughout" in note for note in found.notes)
+    assert {shape.score for shape in found.shapes} == {0.0}
+
+
+def test_nothing_is_compared_where_held_out_rows_are_missing_throughout():
+    found = judge(tables(60, held_out=np.full((60, 5), np.nan)), figures=["shape"])
+    assert found.figures["shape"].value is None
+    assert found.notes == ("Not measured, because every column is missing throughout: Shape of columns.",)
+
+
+def test_a_column_that_samples_alone_leave_missing_counts_as_the_worst():
+    samples = rows(400, 1)
+    samples[:, 1] = np.nan
+    whole = judge(tables(), figures=["shape", "tail_error"]).figures
+    found = judge(tables(samples=samples), figures=["shape", "tail_error"])
+    assert found.shapes[0].column == "weight"
+    assert found.shapes[0].score == 0.0
+    assert found.figures["shape"].value < whole["shape"].value - 0.15
+    assert found.figures["tail_error"].value > 1 / 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "chance"), [("sold", 0.5), ("weight", 0.0)])
+def test_samples_without_a_target_predict_by_chance(target, chance):
+    samples = rows(200, 1)
+    samples[:, [column.name for column in COLUMNS].index(target)] = np.nan
+    found = judge(tables(200, samples=samples, target=target), figures=["utility"]).figures["utility"]
+    assert found.value == chance
+    assert found.floor > 0.6
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 9])

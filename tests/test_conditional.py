@@ -136,6 +136,21 @@ def test_the_graph_takes_conditions(finished):
 
 
 @pytest.mark.slow
+def test_few_test_rows_leave_the_calibration_out(tmp_path, no_pictures):
+    job = {
+        "data": {**CONDITIONAL, "max_rows": 150},
+        "labels": {"num_pairs": 256, "num_evaluations": 8, "t_min": 1e-3},
+        "train": {"width": 16, "depth": 1, "num_epochs": 2, "batch_size": 64},
+        "evaluate": {"num_samples": 100, "metrics": ["ks_mean"]},
+        "executor": {"kind": "inline"},
+        "output": {"dir": str(tmp_path / "run")},
+    }
+    metrics = sfg_dist.run(job)
+    assert "calibration" not in metrics
+    assert any("15 held-out rows with 64 draws each" in sentence for sentence in metrics["left_out"])
+
+
+@pytest.mark.slow
 def test_an_extended_store_holds_a_longer_runs_pairs(make_job, store_bytes):
     data = {"data": CONDITIONAL}
     Pipeline(make_job("short", **data, labels={"num_pairs": 300})).label()

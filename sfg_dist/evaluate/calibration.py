@@ -30,8 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.evaluate.compared_rows import Rows
+from sfg_dist.evaluate.contest import NoFigureError
 from sfg_dist.evaluate.judgement import Figure, FigureKind, JudgedColumn
-from sfg_dist.job.errors import DataError
 from sfg_dist.job.plan import Stream, random_generator
 
 MIN_ROWS, MIN_DRAWS = 20, 8
@@ -108,14 +108,16 @@ def calibration(draws: Draws, *, seed: int) -> Calibration:
     """The calibration of draws.
 
     Raises:
-        DataError: there are too few held-out rows or draws.
+        NoFigureError: there are too few held-out rows or draws, or no columns.
     """
     num_rows, num_draws, _ = draws.drawn.shape
     if num_rows < MIN_ROWS or num_draws < MIN_DRAWS:
-        raise DataError(
-            f"calibration: {num_rows} held-out rows with {num_draws} draws each: expected at least {MIN_ROWS} rows and "
-            f"{MIN_DRAWS} draws"
+        raise NoFigureError(
+            f"there are {num_rows} held-out rows with {num_draws} draws each, and at least {MIN_ROWS} rows and "
+            f"{MIN_DRAWS} draws are needed"
         )
+    if not draws.columns:
+        raise NoFigureError("no column varies but those of the condition")
     generator = random_generator(seed, Stream.EVALUATE, _INDEX)
     ranks = {
         place: found

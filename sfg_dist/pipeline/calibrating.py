@@ -31,7 +31,7 @@ def calibration_of_run(prepared: Prepared, generator: Generator, pairs: Pairs, *
         seed: of the latents and of the figures.
 
     Raises:
-        DataError: there are too few test rows.
+        NoFigureError: there are too few test rows, or no column varies but those of the condition.
     """
     truth = prepared.test[:NUM_ROWS]
     conditions = rows_of_generator(prepared, generator, truth)[:, generator.split.places]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from sfg_dist.evaluate.calibration import CALIBRATION_KINDS, Draws, calibration
+from sfg_dist.evaluate.contest import NoFigureError
 from sfg_dist.evaluate.judgement import JudgedColumn
-from sfg_dist.job.errors import DataError
 
 NUMBER = (JudgedColumn("u", "number"),)
 
@@ -86,6 +86,9 @@ def test_categories_and_missing_values_are_scored():
     assert worse.figures["coverage_90"].value < found.figures["coverage_90"].value
 
 
-def test_too_few_rows_are_refused():
-    with pytest.raises(DataError, match="19 held-out rows with 32 draws"):
+def test_too_few_rows_and_no_columns_have_no_calibration():
+    with pytest.raises(NoFigureError, match="19 held-out rows with 32 draws"):
         calibration(normal_draws(num_rows=19), seed=0)
+    nothing = Draws((), np.empty((40, 0)), np.empty((40, 32, 0)), np.empty((99, 0)), np.full(40, 9.0))
+    with pytest.raises(NoFigureError, match="no column varies but those of the condition"):
+        calibration(nothing, seed=0)

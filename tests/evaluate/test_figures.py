@@ -14,7 +14,7 @@ from sfg_dist.evaluate.judgement import JudgedColumn, JudgedTables
 from sfg_dist.evaluate.neighbours import nearest_drawn, nearest_others, nearest_rows
 from sfg_dist.evaluate.rules import find_rules
 from sfg_dist.evaluate.shapes import column_shapes
-from sfg_dist.evaluate.trends import binned, column_pairs, pair_trends
+from sfg_dist.evaluate.trends import _chosen, binned, column_pairs, pair_trends
 
 
 def figure(name, given, **changed):
@@ -118,6 +118,20 @@ def test_tails_are_compared_in_spreads():
     found = figure("tail_error", JudgedTables(COLUMNS[:1], held_out + 0.1, held_out, held_out))
     assert found.value == pytest.approx(0.1 / 0.998)
     assert found.floor == 0.0
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_choices_of_columns_are_drawn_among_all_of_them(size):
+    every = list(combinations(range(13), size))
+    assert _chosen(13, size, len(every), np.random.default_rng(0)) == every
+    places = np.sort(np.random.default_rng(0).choice(len(every), size=50, replace=False))
+    assert _chosen(13, size, 50, np.random.default_rng(0)) == [every[place] for place in places]
+
+
+def test_triples_of_many_columns_are_not_listed():
+    found = _chosen(100_000, 3, 4, np.random.default_rng(0))  # of 1.7e14
+    assert len(set(found)) == 4
+    assert all(0 <= first < second < third < 100_000 for first, second, third in found)
 
 
 def test_the_accuracy_of_triples_counts_cells_of_three_columns():

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.evaluate.compared_rows import Rows
-from sfg_dist.evaluate.judgement import JudgedColumn
+from sfg_dist.evaluate.judgement import ColumnKind, JudgedColumn
 
 MAX_DECIDING = 0.1  # distinct values of a column that may decide another, as a share of the rows
 MIN_DECIDED = 20  # rows beside a row of the same deciding value, whose decided value is not the most frequent one
 MIN_KEPT = 100  # rows to find a sum or a decision in: fewer keep rules by chance
 MAX_SUM_COLUMNS = 40
-SUM_TOLERANCE = 1e-9  # of the largest value
+SUM_TOLERANCE = 1e-6  # of the three sizes of a row together: float32 rounds each by 6e-8
+DATE_TOLERANCE = 1e-9  # the same of sums with a date, whose seconds since 1970 are large
 _FIRST_LOOK = 50  # rows that a rule is tried on before it is tried on all
 _YEARS_S = 250_000_000_000  # seconds from 1970 to about the year 9900
 
@@ -36,7 +37,7 @@ def find_rules(train: Rows, columns: tuple[JudgedColumn, ...]) -> tuple[Rule, ..
 
     A number has the range of its values, a category is one of those that occur, and a value is missing only in columns
     that have missing values. Three numbers are a sum where first + second = third in all rows but those with a missing
-    value, to ``SUM_TOLERANCE``. A column decides another where rows that agree in the first agree in the second. By
+    value: exactly for whole numbers, else to ``SUM_TOLERANCE`` or ``DATE_TOLERANCE``. A column decides another where rows that agree in the first agree in the second. By
     chance they all may; so the deciding column has values that repeat, and at least ``MIN_DECIDED`` rows that another
     row agrees with have a decided value other than the most frequent. A deciding value that no training row has
     breaks nothing.
@@ -89,7 +90,7 @@ def _sums(train: Rows, columns: tuple[JudgedColumn, ...]) -> list[Rule]:
     found = []
     for total in numbers:
         for first, second in combinations([k for k in numbers if k != total], 2):
-            broken = _breaks_sum(first, second, total, float(np.nanmax(np.abs(train[:, total]))))
+            broken = _breaks_sum(first, second, total, _tolerance({columns[k].kind for k in (first, second, total)}))
             if not broken(first_rows).any() and not broken(train).any():
                 known = ~np.isnan(train[:, [first, second, total]]).any(axis=1)
                 if known.sum() >= MIN_KEPT:
@@ -98,9 +99,16 @@ def _sums(train: Rows, columns: tuple[JudgedColumn, ...]) -> list[Rule]:
     return found
 
 
-def _breaks_sum(first: int, second: int, total: int, largest: float) -> Broken:
+def _tolerance(kinds: set[ColumnKind]) -> float:
+    if kinds == {"integer"}:
+        return 0.0
+    return DATE_TOLERANCE if "datetime" in kinds else SUM_TOLERANCE
+
+
+def _breaks_sum(first: int, second: int, total: int, tolerance: float) -> Broken:
     def broken(rows: Rows) -> NDArray[np.bool_]:
-        return np.asarray(np.abs(rows[:, first] + rows[:, second] - rows[:, total]) > SUM_TOLERANCE * largest)
+        a, b, c = (rows[:, k] for k in (first, second, total))
+        return np.asarray(np.abs(a + b - c) > tolerance * (np.abs(a) + np.abs(b) + np.abs(c)))
 
     return broken
 

@@ -299,6 +299,31 @@ def test_rules_are_found_and_no_others():
     assert rules["town decides land"].broken(fresh).sum() == 50
 
 
+def sum_rows(kind):
+    """Rows of a + b = c with terms of many sizes, and c often far smaller than both."""
+    generator = np.random.default_rng(0)
+    a = generator.normal(size=400) * 10.0 ** generator.integers(0, 6, 400)
+    b = -a + generator.normal(size=400)
+    if kind == "integer":
+        a, b = np.round(a * 100), np.round(b * 100)
+    return np.stack([a, b, a + b], axis=1), tuple(JudgedColumn(name, kind) for name in "abc")
+
+
+def broken_sums(train, columns, rows):
+    return next(rule for rule in find_rules(train, columns) if rule.words == "a + b = c").broken(rows)
+
+
+def test_a_sum_is_not_broken_by_rounding_to_float32():
+    table, columns = sum_rows("number")
+    assert not broken_sums(table, columns, table.astype(np.float32).astype(np.float64)).any()
+    assert broken_sums(table, columns, table * [1, 1.001, 1]).mean() > 0.9
+
+
+def test_a_sum_of_whole_numbers_is_exact():
+    table, columns = sum_rows("integer")
+    assert broken_sums(table, columns, table + [0, 0, 1]).all()
+
+
 def test_a_value_may_be_missing_where_training_rows_have_gaps():
     train = rule_rows(200, 0)
     train[3, 0] = np.nan

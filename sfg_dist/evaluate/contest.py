@@ -124,6 +124,7 @@ class Contests:
 
     def __init__(self, tables: JudgedTables, generator: np.random.Generator) -> None:
         self.columns = tables.columns
+        self.notes: list[str] = []  # what is not looked at, in sentences
         self.samples = _checked("samples", tables.samples, len(tables.columns))
         self.held_out = _checked("held-out rows", tables.held_out, len(tables.columns))
         self.train = None if tables.train is None else _checked("training rows", tables.train, len(tables.columns))
@@ -151,7 +152,7 @@ class Contests:
     @cached_property
     def rules(self) -> tuple[Rule, ...]:
         """What every training row keeps."""
-        return () if self.train is None else find_rules(self.train, self.columns)
+        return () if self.train is None else find_rules(self.train, self.columns, self.notes.append)
 
     def of_samples(self) -> Contest:
         """The contest that the samples are in."""

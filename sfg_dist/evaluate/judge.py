@@ -68,7 +68,10 @@ def judge(tables: JudgedTables, *, seed: int = 0, figures: Sequence[str] = tuple
         trends=_pair_trends(contests, seed),
         rules=_broken_rules(contests, seed),
         target=tables.target,
-        notes=tuple(f"Not measured, because {reason}: {', '.join(titles)}." for reason, titles in notes.items()),
+        notes=(
+            *(f"Not measured, because {reason}: {', '.join(titles)}." for reason, titles in notes.items()),
+            *contests.notes,
+        ),
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 from judged import COLUMNS, rows, tables
 from scipy.stats import norm
 
-from sfg_dist.evaluate import judge
+from sfg_dist.evaluate import judge, rules as rule_room
 from sfg_dist.evaluate.contest import Contests, halved_error, mean_error, random_part, share_error
 from sfg_dist.evaluate.embedding import Embedding
 from sfg_dist.evaluate.judgement import JudgedColumn, JudgedTables
@@ -331,6 +331,35 @@ def test_a_value_may_be_missing_where_training_rows_have_gaps():
     gap = np.full((1, 6), np.nan)
     assert not rules["a"].broken(gap)[0]
     assert rules["b"].broken(gap)[0]
+
+
+def test_rules_of_many_columns_are_looked_for_in_the_first_and_that_is_said():
+    generator = np.random.default_rng(0)
+    table = generator.integers(0, 3, (200, 60)).astype(float)
+    columns = tuple(JudgedColumn(f"c{k}", "integer" if k % 2 else "category") for k in range(60))
+    table = np.concatenate([table, generator.normal(size=(200, 41))], axis=1)
+    columns += tuple(JudgedColumn(f"n{k}", "number") for k in range(41))
+    table[:, 40] = table[:, 59] = table[:, 0]
+    said = []
+    words = [rule.words for rule in find_rules(table, columns, said.append)]
+    assert "c0 decides c40" not in words  # the 41st whose values repeat
+    assert said == [
+        "Sums were looked for in the first 40 of 71 columns of numbers.",
+        "Columns that decide others were looked for in the first 40 of 60 columns whose values repeat.",
+    ]
+    said.clear()
+    assert "c0 decides c40" in [
+        rule.words for rule in find_rules(table[:, [0, 40]], (columns[0], columns[40]), said.append)
+    ]
+    assert said == []
+
+
+def test_a_decision_that_the_first_look_refutes_is_not_tried_on_all_rows(monkeypatch):
+    tried = []
+    found = rule_room._decided
+    monkeypatch.setattr(rule_room, "_decided", lambda *given: tried.append(len(given[1])) or found(*given))
+    find_rules(rule_rows(2000, 0), RULE_COLUMNS)
+    assert tried.count(2000) < tried.count(50) / 2
 
 
 def test_few_rows_have_ranges_alone():

@@ -7,6 +7,7 @@ import pytest
 from judged import COLUMNS, rows, tables
 from scipy.stats import norm
 
+from sfg_dist.evaluate import contest as contest_room
 from sfg_dist.evaluate import judge
 from sfg_dist.evaluate import rules as rule_room
 from sfg_dist.evaluate.contest import Contests, halved_error, mean_error, random_part, share_error
@@ -236,6 +237,18 @@ def test_identical_rows_are_counted_with_their_gaps_and_zeros():
     samples = np.array([[-0.0, np.nan], [1.0, 2.5]] * 20)
     given = JudgedTables(COLUMNS[:2], samples, train + 0.5, train)
     assert figure("identical_share", given).value == 0.5
+
+
+def test_of_long_tables_random_rows_are_looked_at_and_identical_rows_in_all(monkeypatch):
+    monkeypatch.setattr(contest_room, "MAX_TABLE_ROWS", 150)
+    given = tables(400)
+    contests = Contests(given, np.random.default_rng(0))
+    sizes = [len(table) for table in (contests.samples, contests.held_out, contests.train, contests.permuted)]
+    assert sizes == [150] * 4
+    assert {row.tobytes() for row in contests.train} < {row.tobytes() for row in given.train}
+    found = judge(tables(samples=given.train), figures=["identical_share"])
+    assert found.figures["identical_share"].value == 1.0
+    assert found.notes[-1] == "Of 400 training rows 150 random ones are looked at."
 
 
 def test_copies_of_all_compared_rows_are_nearer_to_them():

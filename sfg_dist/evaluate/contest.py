@@ -24,9 +24,7 @@ from sfg_dist.evaluate.rules import Rule, find_rules
 from sfg_dist.job.errors import DataError
 
 JUDGED_MAX_ROWS = 20_000
-MAX_TABLE_ROWS = (
-    200_000  # of a table that are kept: copies, codes and coordinates of all would take its memory many times over
-)
+MAX_TABLE_ROWS = 200_000  # of a table that are kept: copies, codes and coordinates take its memory many times over
 MIN_ROWS = 10
 NUM_PARTS = 32  # of the rows, whose spread is an error
 

@@ -104,4 +104,4 @@ def own_folder(place: str) -> Location:
 def write_judgement(folder: Location, judged: FilesJudgement) -> None:
     """Write report.html and metrics.json."""
     folder.write(REPORT_KEY, judged.page())
-    folder.write(METRICS_KEY, json.dumps(judged.metrics, indent=1).encode())
+    folder.write(METRICS_KEY, json.dumps(judged.metrics, indent=1, allow_nan=False).encode())

@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sfg_dist.evaluate.calibration import CALIBRATION_KINDS
-from sfg_dist.evaluate.document import JUDGEMENT_FIELDS, figures_of, judgement_document
+from sfg_dist.evaluate.calibration import CALIBRATION_KINDS, Calibration, ColumnCalibration
+from sfg_dist.evaluate.document import JUDGEMENT_FIELDS, calibration_document, figures_of, judgement_document
 from sfg_dist.evaluate.figure_kinds import FIGURE_KINDS
 from sfg_dist.evaluate.judge import judge
+from sfg_dist.evaluate.judged_figures import worst_rows
 from sfg_dist.evaluate.judgement import Figure, JudgedColumn, JudgedTables
 from sfg_dist.evaluate.verdict import summary, verdicts
 from sfg_dist.job.reader import read_json
@@ -173,6 +174,21 @@ def test_a_judgement_is_the_same_after_json(tables):
     judgement = judge(tables, figures=("shape", "beta_recall"))
     document = json.dumps(judgement_document(judgement))
     assert figures_of(read_json(document, "metrics.json", JUDGEMENT_FIELDS)) == judgement.figures
+
+
+def test_no_document_holds_nan():
+    columns = (JudgedColumn("x", "number"), JudgedColumn("y", "number"), JudgedColumn("z", "number"))
+    train = rows(60, 0)[:, :3]
+    train[:, 1] = np.nan
+    judgement = judge(JudgedTables(columns, rows(60, 1)[:, :3], rows(60, 2)[:, :3], train), figures=["shape", "trend"])
+    assert any(np.isnan(trend.floor) for trend in judgement.trends)  # y is missing
+    found = judgement_document(judgement)
+    odd = ColumnCalibration("x", None, float("nan"), 0.5, float("inf"))
+    found["calibration"] = calibration_document(Calibration({}, (odd,), 20, 8))
+    document = json.dumps(found, allow_nan=False)
+    read = read_json(document, "metrics.json", JUDGEMENT_FIELDS)
+    assert None in [pair["floor"] for pair in read["pairs"]]
+    assert worst_rows(read["pairs"], "columns", "score", "floor")
 
 
 def test_every_figure_has_a_sentence_in_the_guide(pytestconfig):

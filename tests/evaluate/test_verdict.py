@@ -191,6 +191,18 @@ def test_no_document_holds_nan():
     assert worst_rows(read["pairs"], "columns", "score", "floor")
 
 
+def test_a_figure_stands_where_the_guide_has_it(pytestconfig):
+    """A copy detector is no figure of diversity, and neither is a figure that asks whether samples are typical."""
+    guide = (pytestconfig.rootpath / "docs" / "report.md").read_text()
+    sections = {part.split("\n")[0].lower(): part for part in guide.split("\n## ")}
+    for name, kind in FIGURE_KINDS.items():
+        assert f"| `{name}` |" in sections[kind.aspect], name
+    aspects = [kind.aspect for kind in FIGURE_KINDS.values()]
+    assert aspects == sorted(aspects, key=["fidelity", "diversity", "utility", "privacy"].index)
+    assert FIGURE_KINDS["authenticity"].aspect == "privacy"
+    assert FIGURE_KINDS["alpha_precision"].aspect == "fidelity"
+
+
 def test_every_figure_has_a_sentence_in_the_guide(pytestconfig):
     guide = (pytestconfig.rootpath / "docs" / "report.md").read_text()
     for name, kind in {**FIGURE_KINDS, **CALIBRATION_KINDS}.items():

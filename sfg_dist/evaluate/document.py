@@ -2,7 +2,7 @@
 
 | key | what it is |
 | --- | --- |
-| figures | by name, each with value, error (its standard error), floor, copy and independent; null if there is none |
+| figures | by name, each with value, error (standard, of value less floor), floor, copy and independent; null if none |
 | columns, pairs | the worst ten by their score, which is 1 for equal laws, with the floor of each |
 | rules | the rules that samples break most often, each with the share of the samples and of real rows |
 | target | the column that utility predicts, or null |

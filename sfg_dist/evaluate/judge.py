@@ -16,7 +16,7 @@ from sfg_dist.job.plan import Stream, random_generator
 
 _SPLIT_INDEX = 1000  # of the generators; those of ``metrics`` have lower numbers
 
-Measure = Callable[[Contest, np.random.Generator], Mapping[str, Estimate]]
+Measure = Callable[[Contest, np.random.Generator], Mapping[str, Estimate | NoFigureError]]
 Floor = Callable[[Contests], Contest]
 
 
@@ -125,22 +125,24 @@ def _figures(group: Group, contests: Contests, seed: int, notes: dict[str, list[
     estimates: list[Mapping[str, Estimate]] = []
     for made in (Contests.of_samples, group.floor, Contests.of_copies, Contests.of_independent):
         try:
-            estimates.append(group.measure(made(contests), figure_generator(seed, group.names[0])))
+            measured = group.measure(made(contests), figure_generator(seed, group.names[0]))
         except NoFigureError as absent:
-            estimates.append({})
-            if made is Contests.of_samples:
-                notes.setdefault(str(absent), []).extend(FIGURE_KINDS[name].title for name in group.names)
+            measured = dict.fromkeys(group.names, absent)
+        estimates.append({name: found for name, found in measured.items() if isinstance(found, Estimate)})
+        if made is Contests.of_samples:
+            for name, found in measured.items():
+                if isinstance(found, NoFigureError):
+                    notes.setdefault(str(found), []).append(FIGURE_KINDS[name].title)
+            if not estimates[0]:
                 break
-    if estimates[0] and len(estimates[0]) < len(group.names):
-        notes["the target is a number, which has no probabilities"] = ["Brier score of the target"]
     values = [{name: estimate.value for name, estimate in measured.items()} for measured in estimates]
     values += [{}] * (4 - len(values))
-    found = {}
+    figures = {}
     for name in group.names:
         samples, floor, copies, independent = (measured.get(name) for measured in values)
         error = None if samples is None else estimates[0][name].error
-        found[name] = Figure(name, samples, error, floor, copies, independent)
-    return found
+        figures[name] = Figure(name, samples, error, floor, copies, independent)
+    return figures
 
 
 def _column_shapes(contests: Contests, seed: int) -> tuple[ColumnShape, ...]:

@@ -22,7 +22,7 @@ NUM_TREES = 100  # of numbers and of two classes; of more classes half as many f
 NUM_HALVES = 8  # fits to one half of the rows, of which the error is taken
 
 
-def utility(contest: Contest, generator: np.random.Generator) -> dict[str, Estimate]:
+def utility(contest: Contest, generator: np.random.Generator) -> dict[str, Estimate | NoFigureError]:
     """Predictions of the target column, for held-out rows, by boosted trees that were fitted to the judged rows.
 
     ``utility``: for categories the area under the ROC curve of each against all others, on average over those that
@@ -51,7 +51,12 @@ def utility(contest: Contest, generator: np.random.Generator) -> dict[str, Estim
     def error(name: str) -> float:
         return float(np.sqrt(2) * np.std([of_half[name] for of_half in found], ddof=1))
 
-    return {name: Estimate(value, contest.error(partial(error, name))) for name, value in values.items()}
+    measured: dict[str, Estimate | NoFigureError] = {
+        name: Estimate(value, contest.error(partial(error, name))) for name, value in values.items()
+    }
+    if task.num_classes == 0:
+        measured["utility_calibration"] = NoFigureError("the target is a number, which has no probabilities")
+    return measured
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,14 +1,19 @@
 """A judgement as a whole: its references, hard tables, and what its figures depend on."""
 
 from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 import pytest
 from judged import COLUMNS, rows, tables
 
 from sfg_dist.evaluate import FIGURE_KINDS, judge
+from sfg_dist.evaluate.contest import Contests, Estimate, NoFigureError
+from sfg_dist.evaluate.judge import Group
 from sfg_dist.evaluate.judgement import JudgedColumn, JudgedTables
 from sfg_dist.job.errors import ConfigError, DataError
+
+judge_room = import_module("sfg_dist.evaluate.judge")  # the room has a function of that name
 
 FAST = [name for name in FIGURE_KINDS if not name.startswith(("c2st", "utility"))]
 
@@ -204,6 +209,19 @@ def test_without_training_rows_half_of_the_held_out_rows_are_the_floor():
         assert found.figures[name].value is None
     assert any("the training rows were not given" in note for note in found.notes)
     assert found.rules == ()
+
+
+def test_a_figure_of_a_group_that_has_no_value_says_why(monkeypatch):
+    def measured(contest, generator):
+        return {"authenticity": Estimate(0.5, 0.1), "nearest_ratio": NoFigureError("every row is equal")}
+
+    names = ("authenticity", "nearest_ratio")
+    groups = [group for group in judge_room.GROUPS if group.names != names]
+    monkeypatch.setattr(judge_room, "GROUPS", (*groups, Group(names, measured, Contests.of_held_out)))
+    found = judge(tables(60), figures=names)
+    assert found.notes == ("Not measured, because every row is equal: Nearest-neighbour distance ratio.",)
+    assert found.figures["authenticity"].floor == 0.5
+    assert found.figures["nearest_ratio"].value is None
 
 
 def test_without_a_target_there_is_no_utility():

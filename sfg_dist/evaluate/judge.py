@@ -41,7 +41,7 @@ def judge(tables: JudgedTables, *, seed: int = 0, figures: Sequence[str] = tuple
         tables: float64 in the user's units, a category by its code, a missing value as NaN. Codes that have no name,
             and such that the training rows do not have, are categories like others.
         seed: the job's seed.
-        figures: names of ``FIGURE_KINDS``.
+        figures: names of ``FIGURE_KINDS``. The columns, pairs and rules come with "shape", "trend" and "broken_rules".
 
     Raises:
         ConfigError: a name that is not a figure.
@@ -64,9 +64,9 @@ def judge(tables: JudgedTables, *, seed: int = 0, figures: Sequence[str] = tuple
             found |= _figures(group, contests, seed, notes)
     return Judgement(
         figures={name: found[name] for name in FIGURE_KINDS if name in figures},
-        shapes=_column_shapes(contests, seed),
-        trends=_pair_trends(contests, seed),
-        rules=_broken_rules(contests, seed),
+        shapes=_column_shapes(contests, seed) if "shape" in figures else (),
+        trends=_pair_trends(contests, seed) if "trend" in figures else (),
+        rules=_broken_rules(contests, seed) if "broken_rules" in figures else (),
         target=tables.target,
         notes=(
             *(f"Not measured, because {reason}: {', '.join(titles)}." for reason, titles in notes.items()),

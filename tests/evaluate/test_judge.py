@@ -67,6 +67,13 @@ def test_columns_and_pairs_are_listed_with_the_worst_first():
     assert np.mean([trend.floor for trend in found.trends]) == pytest.approx(found.figures["trend"].floor, abs=1e-12)
 
 
+def test_columns_pairs_and_rules_are_not_looked_at_where_nobody_asks(monkeypatch):
+    for name in ("_column_shapes", "_pair_trends", "_broken_rules"):
+        monkeypatch.setattr(judge_room, name, None)
+    found = judge(tables(60), figures=["tail_error"])
+    assert found.shapes == found.trends == found.rules == ()
+
+
 def test_broken_rules_are_listed():
     samples = rows(400, 1)
     samples[:40, 0] = 100.0

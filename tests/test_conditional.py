@@ -73,6 +73,7 @@ def test_the_calibration_is_measured_and_shown(finished):
     assert abs(figures["rank_spread"]["value"] - 1) < 0.15
     assert abs(figures["coverage_90"]["value"] - 0.9) < 0.04
     assert figures["crps"]["value"] < 0.85 * figures["crps"]["independent"]
+    assert figures["crps"]["copy"] < 0.85 * figures["crps"]["independent"]
     assert 100 < figures["effective_rows"]["value"] <= 400
     assert "Calibration by column" in (directory / "report.html").read_text()
 

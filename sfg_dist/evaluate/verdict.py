@@ -238,8 +238,21 @@ def _utility(figures: Mapping[str, Figure], target: str | None) -> AspectVerdict
     return AspectVerdict("Utility", grade, headline, (_sentence(score, measured, independent=True),))
 
 
+def _use_of_condition(score: Figure | None) -> Literal["some", "ignored", "none"]:
+    """Whether a law is better by its CRPS than one without the condition; "none" where the condition has no use."""
+    if score is None or score.value is None or score.independent is None:
+        return "some"
+    noise = NOISE * (score.error or 0.0)
+    if score.independent - score.value > noise:
+        return "some"
+    return "none" if score.copy is not None and score.independent - score.copy <= noise else "ignored"
+
+
 def _calibration(figures: Mapping[str, Figure]) -> AspectVerdict:
-    """The grade is by the spread of the ranks and by coverage; both are right at one value only."""
+    """The grade is by the spread of the ranks and by coverage, which are right at one value only, and by the CRPS.
+
+    The first two are right for a law that ignores its condition too; the CRPS of such a law is that of no condition.
+    """
     known = {name: figure for name, figure in figures.items() if figure.value is not None}
     shares = []
     for name, right, whole in (("coverage_50", 0.5, 0.5), ("coverage_90", 0.9, 0.5), ("rank_spread", 1.0, 1.0)):
@@ -260,6 +273,9 @@ def _calibration(figures: Mapping[str, Figure]) -> AspectVerdict:
         "poor": f"The law given a condition is {way}.",
         "bad": f"The law given a condition is far off: it is {way}.",
     }[grade]
+    use = _use_of_condition(known.get("crps"))
+    if use == "ignored" and grade in ("good", "close"):
+        grade, headline = "poor", "The law given a condition is no better than the law without it."
     words = {
         "coverage_90": "A region that should hold 90 % of the outcomes holds a share of {}",
         "rank_spread": "The spread of the ranks is {}, where 1 is right",
@@ -268,8 +284,13 @@ def _calibration(figures: Mapping[str, Figure]) -> AspectVerdict:
     if (score := known.get("crps")) is not None:
         others = (
             ("a calibrated law of the same width has", score.floor),
-            ("one without the condition", score.independent),
+            ("the training rows of the nearest conditions", score.copy),
+            ("a law without the condition", score.independent),
         )
         beside = ", ".join(f"{text} {value:.3f}" for text, value in others if value is not None)
         sentences.append(f"The CRPS is {shown_figure(score)}{'; ' if beside else ''}{beside}.")
+    if use == "ignored":
+        sentences.append("That is no better than without the condition.")
+    if use == "none":
+        sentences.append("The condition tells nothing: training rows of the nearest conditions do no better than all.")
     return AspectVerdict("Calibration", grade, headline, tuple(sentences))

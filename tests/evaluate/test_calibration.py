@@ -6,6 +6,8 @@ import pytest
 from sfg_dist.evaluate.calibration import CALIBRATION_KINDS, Draws, calibration
 from sfg_dist.evaluate.contest import NoFigureError
 from sfg_dist.evaluate.judgement import JudgedColumn
+from sfg_dist.evaluate.neighbours import nearest_rows
+from sfg_dist.evaluate.verdict import verdicts
 
 NUMBER = (JudgedColumn("u", "number"),)
 
@@ -56,6 +58,33 @@ def test_the_score_is_the_closed_form_and_sees_a_law_without_its_condition():
     assert abs(found.value - 1 / np.sqrt(np.pi) / deviation) <= 4 * found.error  # E CRPS of N(m, 1) in its own units
     assert abs(found.independent - np.sqrt(10 / np.pi) / deviation) <= 0.03
     assert found.independent > 2.5 * found.value
+
+
+def verdict_of(slope, known, *, num_rows=600):
+    """u given c is N(slope c, 1); the draws are of the slope ``known`` and as wide as what is left."""
+    rng = np.random.default_rng(1)
+    condition, conditions = rng.normal(size=(num_rows, 1)), rng.normal(size=(2000, 1))
+    held_out = slope * condition + rng.normal(size=(num_rows, 1))
+    train = slope * conditions + rng.normal(size=(2000, 1))
+    width = np.sqrt(1 + (slope - known) ** 2)
+    drawn = known * condition[:, None] + width * rng.normal(size=(num_rows, 32, 1))
+    nearest = nearest_rows(condition, conditions, 16)[1]
+    found = calibration(Draws(NUMBER, held_out, drawn, train, np.full(num_rows, 80.0), nearest), seed=0)
+    return verdicts(found.figures, None)[-1]
+
+
+def test_a_law_that_ignores_its_condition_falls_short():
+    found = verdict_of(slope=3, known=0)
+    assert found.grade == "poor"
+    assert found.headline == "The law given a condition is no better than the law without it."
+    assert found.sentences[-1] == "That is no better than without the condition."
+    assert verdict_of(slope=3, known=3).grade == "good"
+
+
+def test_a_condition_that_tells_nothing_is_named_instead():
+    found = verdict_of(slope=0, known=0)
+    assert found.grade == "good"
+    assert found.sentences[-1].startswith("The condition tells nothing: ")
 
 
 def test_the_errors_cover_the_truth():

@@ -20,7 +20,13 @@ Measure = Callable[[Contest, np.random.Generator], Mapping[str, Estimate | NoFig
 Floor = Callable[[Contests], Contest]
 
 
-def judge(tables: JudgedTables, *, seed: int = 0, figures: Sequence[str] = tuple(FIGURE_KINDS)) -> Judgement:
+def judge(
+    tables: JudgedTables,
+    *,
+    seed: int = 0,
+    figures: Sequence[str] = tuple(FIGURE_KINDS),
+    on_step: Callable[[str], None] | None = None,
+) -> Judgement:
     """Measure the samples by every figure of ``FIGURE_KINDS``, and three other tables in their place beside.
 
     ``floor`` is real rows in place of samples. What is compared with held-out rows takes training rows, and what is
@@ -42,6 +48,7 @@ def judge(tables: JudgedTables, *, seed: int = 0, figures: Sequence[str] = tuple
             and such that the training rows do not have, are categories like others.
         seed: the job's seed.
         figures: names of ``FIGURE_KINDS``. The columns, pairs and rules come with "shape", "trend" and "broken_rules".
+        on_step: told what is measured next.
 
     Raises:
         ConfigError: a name that is not a figure.
@@ -61,6 +68,8 @@ def judge(tables: JudgedTables, *, seed: int = 0, figures: Sequence[str] = tuple
     notes: dict[str, list[str]] = {}
     for group in GROUPS:
         if any(name in figures for name in group.names):
+            if on_step is not None:
+                on_step(f"evaluate: {', '.join(FIGURE_KINDS[name].title for name in group.names)}")
             found |= _figures(group, contests, seed, notes)
     return Judgement(
         figures={name: found[name] for name in FIGURE_KINDS if name in figures},

@@ -114,8 +114,7 @@ class Judged:
         from sfg_dist.pipeline.calibrating import calibration_of_run
 
         keys = self.job.evaluate
-        step("evaluate: fidelity, diversity, privacy and utility, beside copies and independent columns")
-        found = judgement_document(judge(self.tables, seed=keys.seed))
+        found = judgement_document(judge(self.tables, seed=keys.seed, on_step=step))
         if self.generator.condition:
             step("evaluate: calibration, by several samples for each held-out condition")
             try:

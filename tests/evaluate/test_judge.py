@@ -74,6 +74,12 @@ def test_columns_pairs_and_rules_are_not_looked_at_where_nobody_asks(monkeypatch
     assert found.shapes == found.trends == found.rules == ()
 
 
+def test_what_is_measured_next_is_told():
+    told = []
+    judge(tables(60), figures=["nearest_ratio", "shape"], on_step=told.append)
+    assert told == ["evaluate: Shape of columns", "evaluate: Authenticity, Nearest-neighbour distance ratio"]
+
+
 def test_broken_rules_are_listed():
     samples = rows(400, 1)
     samples[:40, 0] = 100.0

@@ -47,7 +47,7 @@ class Estimate:
 
 @dataclass(frozen=True, eq=False)
 class Contest:
-    """Rows in the place of samples, ``judged``, and the rows that they are compared with; all of them."""
+    """Rows in the place of samples, ``judged``, and the rows that they are compared with; all that are kept."""
 
     shared: Contests
     judged: Rows

@@ -17,6 +17,7 @@ from sfg_dist.evaluate.neighbours import nearest_drawn, nearest_others, nearest_
 from sfg_dist.evaluate.rules import find_rules
 from sfg_dist.evaluate.shapes import column_shapes
 from sfg_dist.evaluate.trends import _chosen, binned, column_pairs, pair_trends
+from sfg_dist.evaluate.verdict import verdicts
 
 
 def figure(name, given, **changed):
@@ -249,6 +250,15 @@ def test_of_long_tables_random_rows_are_looked_at_and_identical_rows_in_all(monk
     found = judge(tables(samples=given.train), figures=["identical_share"])
     assert found.figures["identical_share"].value == 1.0
     assert found.notes[-1] == "Of 400 training rows 150 random ones are looked at."
+
+
+def test_a_few_verbatim_rows_of_a_short_table_are_beyond_the_noise():
+    samples, given = rows(400, 1), tables(400)
+    samples[:16] = given.train[:16]
+    found = figure("identical_share", tables(samples=samples))
+    assert found.value == 0.04
+    assert found.value > 3 * found.error
+    assert verdicts({"identical_share": found}, None)[2].grade == "poor"
 
 
 def test_copies_of_all_compared_rows_are_nearer_to_them():

@@ -41,11 +41,11 @@ def find_rules(
     A number has the range of its values, a category is one of those that occur, and a value is missing only in columns
     that have missing values. Three numbers are a sum where first + second = third in all rows but those with a missing
     value: exactly for whole numbers, else to ``SUM_TOLERANCE`` or ``DATE_TOLERANCE``. A column decides another where
-    rows that agree in the first agree in the second. By chance they all may; so it has values that repeat, and at least
-    ``MIN_DECIDED`` rows that another row agrees with have a decided value other than the most frequent. A deciding
-    value that no training row has breaks nothing. Sums are looked for in the first ``MAX_SUM_COLUMNS`` columns of
-    numbers that vary, and decisions in the first ``MAX_DECISION_COLUMNS`` whose values repeat; ``left_out`` is told of
-    others, in a sentence.
+    rows that agree in the first agree in the second. By chance they all may; so the first has values that repeat, and
+    at least ``MIN_DECIDED`` rows that another row agrees with have a decided value other than the most frequent. A
+    deciding value that no training row has breaks nothing. Sums are looked for in the first ``MAX_SUM_COLUMNS`` columns
+    of numbers that vary, and decisions in the first ``MAX_DECISION_COLUMNS`` whose values repeat; ``left_out`` is told
+    of others, in a sentence.
     """
     if len(train) == 0:
         return ()

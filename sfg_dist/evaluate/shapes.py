@@ -79,13 +79,13 @@ def tail_error(contest: Contest, generator: np.random.Generator) -> dict[str, Es
     judged, held_out = contest.level(contest.held_out, generator)
     spreads = [_spread(held_out[:, k]) for k in numbers]
     kept = [(k, s) for k, s in zip(numbers, spreads, strict=True) if s > 0]
-    is_void = np.isnan(judged).all(axis=0)
+    void = {k for k in numbers if np.isnan(judged[:, k]).all()}
     if not kept:
         raise NoFigureError("no column holds numbers that vary")
 
     def mean(first: Rows, second: Rows) -> float:
         apart = [
-            1.0 if is_void[k] else np.abs(_tails(first[:, k]) - _tails(second[:, k])).mean() / spread
+            1.0 if k in void else np.abs(_tails(first[:, k]) - _tails(second[:, k])).mean() / spread
             for k, spread in kept
         ]
         return float(np.mean(apart))

@@ -240,7 +240,9 @@ def test_a_figure_of_a_group_that_has_no_value_says_why(monkeypatch):
 def test_without_a_target_there_is_no_utility():
     found = judge(tables(60, target=None), figures=["utility", "utility_calibration"])
     assert [figure.value for figure in found.figures.values()] == [None, None]
-    assert found.notes == ("Utility for the target, Brier score of the target: no target column is named.",)
+    assert found.notes == (
+        "Not measured, because no target column is named: Utility for the target, Brier score of the target.",
+    )
 
 
 def test_what_cannot_be_judged_is_refused():

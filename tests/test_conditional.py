@@ -73,6 +73,7 @@ def test_the_calibration_is_measured_and_shown(finished):
     assert abs(figures["rank_spread"]["value"] - 1) < 0.15
     assert abs(figures["coverage_90"]["value"] - 0.9) < 0.04
     assert figures["crps"]["value"] < 0.85 * figures["crps"]["independent"]
+    assert figures["crps"]["copy"] < 0.85 * figures["crps"]["independent"]
     assert 100 < figures["effective_rows"]["value"] <= 400
     assert "Calibration by column" in (directory / "report.html").read_text()
 
@@ -133,6 +134,21 @@ def test_the_graph_takes_conditions(finished):
     _, agreement = export_onnx(sfg_dist.Generator.load(finished[0]))
     assert agreement.raw_labels_max < 1e-5
     assert agreement.values_within > 0.99
+
+
+@pytest.mark.slow
+def test_few_test_rows_leave_the_calibration_out(tmp_path, no_pictures):
+    job = {
+        "data": {**CONDITIONAL, "max_rows": 150},
+        "labels": {"num_pairs": 256, "num_evaluations": 8, "t_min": 1e-3},
+        "train": {"width": 16, "depth": 1, "num_epochs": 2, "batch_size": 64},
+        "evaluate": {"num_samples": 100, "metrics": ["ks_mean"]},
+        "executor": {"kind": "inline"},
+        "output": {"dir": str(tmp_path / "run")},
+    }
+    metrics = sfg_dist.run(job)
+    assert "calibration" not in metrics
+    assert any("15 held-out rows with 64 draws each" in sentence for sentence in metrics["left_out"])
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ GOOD = ("--samples", "samples.csv", "--data", "data.csv")
 @pytest.mark.slow
 def test_the_page_the_figures_and_the_table(folder, no_pictures):
     done = sfg(folder, "evaluate", *GOOD, "--train", "train.csv", "--target", "town", "--out", "judged")
-    assert "Boosted trees, against held-out rows" in done.stdout
+    assert "Boosted trees against held-out rows" in done.stdout
     assert "Membership attack" in done.stdout
     assert "Fidelity: " in done.stdout
     assert done.stdout.endswith("report: judged/report.html\n")

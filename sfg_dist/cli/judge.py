@@ -103,4 +103,5 @@ def _firsts(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 def _worst(record: Mapping[str, Any]) -> str:
     name = record["column"] if "column" in record else " and ".join(record["columns"])
-    return f"{name}: {record['score']:.3f}, where real rows have {record['floor']:.3f}"
+    floor = "none" if record["floor"] is None else f"{record['floor']:.3f}"
+    return f"{name}: {record['score']:.3f}, where real rows have {floor}"

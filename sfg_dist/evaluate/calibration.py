@@ -10,7 +10,9 @@ of a draw:
 For a calibrated generator u and f are uniform on [0, 1], whatever the law. The spread 12 E (u - 1/2)^2 of the ranks is
 then 1: it is larger where the generator's law is too narrow, and smaller where it is too wide. The ranks of a generator
 that ignores its condition are even too. Its CRPS is not right: this score is lowest for the true law. A calibrated
-generator has on average the CRPS E d(X, X') / 2 of its own draws, which is the floor here.
+generator has on average the CRPS E d(X, X') / 2 of its own draws, which is the floor here. That of a generator which
+ignores its condition is as high as its CRPS, so the floor does not say whether the condition tells anything. The
+training rows whose conditions lie nearest do.
 
 Errors are standard errors over the held-out rows, which are taken as independent.
 
@@ -30,8 +32,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.evaluate.compared_rows import Rows
+from sfg_dist.evaluate.contest import NoFigureError
 from sfg_dist.evaluate.judgement import Figure, FigureKind, JudgedColumn
-from sfg_dist.job.errors import DataError
 from sfg_dist.job.plan import Stream, random_generator
 
 MIN_ROWS, MIN_DRAWS = 20, 8
@@ -60,7 +62,7 @@ _KINDS = (
     FigureKind(
         "crps", "calibration", "CRPS", 0.0, "low",
         "How far draws lie from what happened less how far they lie from each other, in standard deviations; the floor "
-        "is what a calibrated law of the same width has.",
+        "is what a calibrated law of the same width has, and copy the training rows whose conditions lie nearest.",
         by_floor=True,
     ),
     FigureKind(
@@ -81,6 +83,9 @@ class Draws:
     train: Rows  # training rows of these columns, for the law without a condition
     # effective number of training rows behind the law of each condition, shape (num_rows,)
     effective_rows: NDArray[np.float64]
+    # numbers of the training rows whose conditions lie nearest to that of each held-out row, shape (num_rows, number):
+    # a law given the condition that no generator made
+    nearest: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -108,14 +113,16 @@ def calibration(draws: Draws, *, seed: int) -> Calibration:
     """The calibration of draws.
 
     Raises:
-        DataError: there are too few held-out rows or draws.
+        NoFigureError: there are too few held-out rows or draws, or no columns.
     """
     num_rows, num_draws, _ = draws.drawn.shape
     if num_rows < MIN_ROWS or num_draws < MIN_DRAWS:
-        raise DataError(
-            f"calibration: {num_rows} held-out rows with {num_draws} draws each: expected at least {MIN_ROWS} rows and "
-            f"{MIN_DRAWS} draws"
+        raise NoFigureError(
+            f"there are {num_rows} held-out rows with {num_draws} draws each, and at least {MIN_ROWS} rows and "
+            f"{MIN_DRAWS} draws are needed"
         )
+    if not draws.columns:
+        raise NoFigureError("no column varies but those of the condition")
     generator = random_generator(seed, Stream.EVALUATE, _INDEX)
     ranks = {
         place: found
@@ -125,18 +132,20 @@ def calibration(draws: Draws, *, seed: int) -> Calibration:
     }
     scales = [_scale(column, values) for column, values in zip(draws.columns, draws.train.T, strict=True)]
     without = draws.train[generator.integers(len(draws.train), size=(num_rows, num_draws))]
-    scores, floors, unconditional = [], [], []
+    scores, floors, unconditional, nearby = [], [], [], []
     for place, scale in enumerate(scales):
         score, floor = _scores(draws.held_out[:, place], draws.drawn[:, :, place], scale)
         scores.append(score)
         floors.append(floor)
         unconditional.append(_scores(draws.held_out[:, place], without[:, :, place], scale)[0])
+        if draws.nearest is not None:
+            nearby.append(_scores(draws.held_out[:, place], draws.train[draws.nearest, place], scale)[0])
     figures = [*_rank_figures(list(ranks.values())), *_coverage_figures(draws, scales, generator)]
     row_scores = np.mean(scores, axis=0)
     figures.append(
         Figure(
-            "crps", *_mean(row_scores), floor=float(np.mean(floors)), copy=None,
-            independent=float(np.mean(unconditional)),
+            "crps", *_mean(row_scores), floor=float(np.mean(floors)),
+            copy=float(np.mean(nearby)) if nearby else None, independent=float(np.mean(unconditional)),
         )
     )  # fmt: skip
     figures.append(_effective_figure(draws.effective_rows, generator))

@@ -24,6 +24,7 @@ from sfg_dist.evaluate.rules import Rule, find_rules
 from sfg_dist.job.errors import DataError
 
 JUDGED_MAX_ROWS = 20_000
+MAX_TABLE_ROWS = 200_000  # of a table that are kept: copies, codes and coordinates take its memory many times over
 MIN_ROWS = 10
 NUM_PARTS = 32  # of the rows, whose spread is an error
 
@@ -46,7 +47,7 @@ class Estimate:
 
 @dataclass(frozen=True, eq=False)
 class Contest:
-    """Rows in the place of samples, ``judged``, and the rows that they are compared with; all of them."""
+    """Rows in the place of samples, ``judged``, and the rows that they are compared with; all that are kept."""
 
     shared: Contests
     judged: Rows
@@ -124,9 +125,11 @@ class Contests:
 
     def __init__(self, tables: JudgedTables, generator: np.random.Generator) -> None:
         self.columns = tables.columns
-        self.samples = _checked("samples", tables.samples, len(tables.columns))
-        self.held_out = _checked("held-out rows", tables.held_out, len(tables.columns))
-        self.train = None if tables.train is None else _checked("training rows", tables.train, len(tables.columns))
+        self.notes: list[str] = []  # what is not looked at, in sentences
+        self.samples = self._kept("samples", tables.samples, generator)
+        self.held_out = self._kept("held-out rows", tables.held_out, generator)
+        self.train = None if tables.train is None else self._kept("training rows", tables.train, generator)
+        self.all_train = None if tables.train is None else np.asarray(tables.train, dtype=np.float64)
         if self.train is None:  # half of the held-out rows stand for real rows, the others are what is compared with
             order = generator.permutation(len(self.held_out))
             self.real = self.held_out[np.sort(order[: len(order) // 2])]
@@ -143,6 +146,13 @@ class Contests:
             raise DataError(f"target {tables.target!r}: no such column; the columns are {', '.join(names)}")
         self.target = None if tables.target is None else names.index(tables.target)
 
+    def _kept(self, name: str, table: Rows, generator: np.random.Generator) -> Rows:
+        """A table, or ``MAX_TABLE_ROWS`` random rows of it."""
+        rows = _checked(name, table, len(self.columns))
+        if len(rows) > MAX_TABLE_ROWS:
+            self.notes.append(f"Of {len(rows):,} {name} {MAX_TABLE_ROWS:,} random ones are looked at.")
+        return subset(rows, MAX_TABLE_ROWS, generator)
+
     @cached_property
     def embedding(self) -> Embedding:
         """Distances are measured in columns that are scaled by the real rows."""
@@ -151,7 +161,7 @@ class Contests:
     @cached_property
     def rules(self) -> tuple[Rule, ...]:
         """What every training row keeps."""
-        return () if self.train is None else find_rules(self.train, self.columns)
+        return () if self.train is None else find_rules(self.train, self.columns, self.notes.append)
 
     def of_samples(self) -> Contest:
         """The contest that the samples are in."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.evaluate.compared_rows import Rows
-from sfg_dist.evaluate.contest import Contest, Estimate
+from sfg_dist.evaluate.contest import Contest, Estimate, NoFigureError
 from sfg_dist.evaluate.distances import folded_area
 from sfg_dist.evaluate.judgement import JudgedColumn
 
@@ -24,12 +24,14 @@ MAX_ROWS = 10_000  # of each kind
 REFERENCE_MAX_ROWS = 4_000  # of copies and of independent columns, which are told apart more easily
 MAX_TREE_CATEGORIES = 254  # of a column, all that scikit-learn's trees take; the rarest beyond are one
 MIN_PRESENT = 50
+MIN_TREE_ROWS = 25  # of each kind: a fit has four fifths of both, and trees do not split fewer than 40 rows
 
 
 def trees_held_out(contest: Contest, generator: np.random.Generator) -> dict[str, Estimate]:
     """Area under the ROC curve of boosted trees that tell the rows from held-out rows.
 
-    The trees are those of ``distances.c2st_auc``, with categories as categories and missing values as they are.
+    The trees are those of ``distances.c2st_auc``, with categories as categories and missing values as they are. With
+    fewer than ``MIN_TREE_ROWS`` rows there is no figure.
     """
     return {"c2st_trees_held_out": _trees(contest, contest.held_out, generator)}
 
@@ -50,6 +52,10 @@ def linear_train(contest: Contest, generator: np.random.Generator) -> dict[str, 
 
 
 def _trees(contest: Contest, others: Rows, generator: np.random.Generator) -> Estimate:
+    if contest.shared.num_rows < MIN_TREE_ROWS:
+        raise NoFigureError(
+            f"there are {contest.shared.num_rows} rows to compare, and trees need at least {MIN_TREE_ROWS}"
+        )
     both, is_judged = _both(contest, others, generator)
     rows, categorical = tree_rows(both, contest.columns)
     return _estimate(partial(boosted_classifier, categorical), rows, is_judged, generator)

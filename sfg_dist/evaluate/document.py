@@ -2,7 +2,7 @@
 
 | key | what it is |
 | --- | --- |
-| figures | by name, each with value, error (its standard error), floor, copy and independent; null if there is none |
+| figures | by name, each with value, error (standard, of value less floor), floor, copy and independent; null if none |
 | columns, pairs | the worst ten by their score, which is 1 for equal laws, with the floor of each |
 | rules | the rules that samples break most often, each with the share of the samples and of real rows |
 | target | the column that utility predicts, or null |
@@ -29,8 +29,8 @@ _CALIBRATED = {
 }  # fmt: skip
 JUDGEMENT_FIELDS = {
     "figures?": _FIGURES,
-    "columns?": [{"column": str, "score": MAYBE_NAN, "floor": MAYBE_NAN}],
-    "pairs?": [{"columns": [str], "score": MAYBE_NAN, "floor": MAYBE_NAN}],
+    "columns?": [{"column": str, "score": MAYBE_NAN, "floor": _NUMBER}],
+    "pairs?": [{"columns": [str], "score": MAYBE_NAN, "floor": _NUMBER}],
     "rules?": [{"rule": str, "share": MAYBE_NAN, "floor": MAYBE_NAN}],
     "target?": (str, None),
     "left_out?": [str],
@@ -44,11 +44,11 @@ def judgement_document(judgement: Judgement) -> dict[str, Any]:
     return {
         "figures": _figures(judgement.figures),
         "columns": [
-            {"column": shape.column, "score": shape.score, "floor": shape.floor}
+            {"column": shape.column, "score": shape.score, "floor": _finite(shape.floor)}
             for shape in judgement.shapes[:NUM_WORST]
         ],
         "pairs": [
-            {"columns": list(trend.columns), "score": trend.score, "floor": trend.floor}
+            {"columns": list(trend.columns), "score": trend.score, "floor": _finite(trend.floor)}
             for trend in judgement.trends[:NUM_WORST]
         ],
         "rules": [
@@ -64,7 +64,10 @@ def calibration_document(found: Calibration) -> dict[str, Any]:
     """The key calibration."""
     return {
         "figures": _figures(found.figures),
-        "columns": [vars(column) for column in found.columns[:NUM_WORST]],
+        "columns": [
+            {key: value if isinstance(value, str) else _finite(value) for key, value in vars(column).items()}
+            for column in found.columns[:NUM_WORST]
+        ],
         "num_rows": found.num_rows,
         "num_draws": found.num_draws,
     }

@@ -93,7 +93,7 @@ _KINDS = (
     ),
     FigureKind(
         "alpha_precision",
-        "diversity",
+        "fidelity",
         "Alpha precision",
         1.0,
         "high",
@@ -106,16 +106,6 @@ _KINDS = (
         1.0,
         "high",
         "How much of the held-out rows has a sample nearby; real rows reach about one half, and copies no more.",
-        by_floor=True,
-    ),
-    FigureKind(
-        "authenticity",
-        "diversity",
-        "Authenticity",
-        1.0,
-        "high",
-        "The share of samples that lie further from their nearest training row than that row does from its own "
-        "nearest one.",
         by_floor=True,
     ),
     FigureKind(
@@ -163,6 +153,16 @@ _KINDS = (
         "high",
         "The distance to the nearest training row over the distance to the second nearest: 0 is a copy, 1 is equally "
         "far.",
+        by_floor=True,
+    ),
+    FigureKind(
+        "authenticity",
+        "privacy",
+        "Authenticity",
+        1.0,
+        "high",
+        "The share of samples that lie further from their nearest training row than that row does from its own "
+        "nearest one.",
         by_floor=True,
     ),
     FigureKind(

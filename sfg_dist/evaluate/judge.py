@@ -16,11 +16,17 @@ from sfg_dist.job.plan import Stream, random_generator
 
 _SPLIT_INDEX = 1000  # of the generators; those of ``metrics`` have lower numbers
 
-Measure = Callable[[Contest, np.random.Generator], Mapping[str, Estimate]]
+Measure = Callable[[Contest, np.random.Generator], Mapping[str, Estimate | NoFigureError]]
 Floor = Callable[[Contests], Contest]
 
 
-def judge(tables: JudgedTables, *, seed: int = 0, figures: Sequence[str] = tuple(FIGURE_KINDS)) -> Judgement:
+def judge(
+    tables: JudgedTables,
+    *,
+    seed: int = 0,
+    figures: Sequence[str] = tuple(FIGURE_KINDS),
+    on_step: Callable[[str], None] | None = None,
+) -> Judgement:
     """Measure the samples by every figure of ``FIGURE_KINDS``, and three other tables in their place beside.
 
     ``floor`` is real rows in place of samples. What is compared with held-out rows takes training rows, and what is
@@ -41,7 +47,8 @@ def judge(tables: JudgedTables, *, seed: int = 0, figures: Sequence[str] = tuple
         tables: float64 in the user's units, a category by its code, a missing value as NaN. Codes that have no name,
             and such that the training rows do not have, are categories like others.
         seed: the job's seed.
-        figures: names of ``FIGURE_KINDS``.
+        figures: names of ``FIGURE_KINDS``. The columns, pairs and rules come with "shape", "trend" and "broken_rules".
+        on_step: told what is measured next.
 
     Raises:
         ConfigError: a name that is not a figure.
@@ -61,14 +68,19 @@ def judge(tables: JudgedTables, *, seed: int = 0, figures: Sequence[str] = tuple
     notes: dict[str, list[str]] = {}
     for group in GROUPS:
         if any(name in figures for name in group.names):
+            if on_step is not None:
+                on_step(f"evaluate: {', '.join(FIGURE_KINDS[name].title for name in group.names)}")
             found |= _figures(group, contests, seed, notes)
     return Judgement(
         figures={name: found[name] for name in FIGURE_KINDS if name in figures},
-        shapes=_column_shapes(contests, seed),
-        trends=_pair_trends(contests, seed),
-        rules=_broken_rules(contests, seed),
+        shapes=_column_shapes(contests, seed) if "shape" in figures else (),
+        trends=_pair_trends(contests, seed) if "trend" in figures else (),
+        rules=_broken_rules(contests, seed) if "broken_rules" in figures else (),
         target=tables.target,
-        notes=tuple(f"Not measured, because {reason}: {', '.join(titles)}." for reason, titles in notes.items()),
+        notes=(
+            *(f"Not measured, because {reason}: {', '.join(titles)}." for reason, titles in notes.items()),
+            *contests.notes,
+        ),
     )
 
 
@@ -122,22 +134,24 @@ def _figures(group: Group, contests: Contests, seed: int, notes: dict[str, list[
     estimates: list[Mapping[str, Estimate]] = []
     for made in (Contests.of_samples, group.floor, Contests.of_copies, Contests.of_independent):
         try:
-            estimates.append(group.measure(made(contests), figure_generator(seed, group.names[0])))
+            measured = group.measure(made(contests), figure_generator(seed, group.names[0]))
         except NoFigureError as absent:
-            estimates.append({})
-            if made is Contests.of_samples:
-                notes.setdefault(str(absent), []).extend(FIGURE_KINDS[name].title for name in group.names)
+            measured = dict.fromkeys(group.names, absent)
+        estimates.append({name: found for name, found in measured.items() if isinstance(found, Estimate)})
+        if made is Contests.of_samples:
+            for name, found in measured.items():
+                if isinstance(found, NoFigureError):
+                    notes.setdefault(str(found), []).append(FIGURE_KINDS[name].title)
+            if not estimates[0]:
                 break
-    if estimates[0] and len(estimates[0]) < len(group.names):
-        notes["the target is a number, which has no probabilities"] = ["Brier score of the target"]
     values = [{name: estimate.value for name, estimate in measured.items()} for measured in estimates]
     values += [{}] * (4 - len(values))
-    found = {}
+    figures = {}
     for name in group.names:
         samples, floor, copies, independent = (measured.get(name) for measured in values)
         error = None if samples is None else estimates[0][name].error
-        found[name] = Figure(name, samples, error, floor, copies, independent)
-    return found
+        figures[name] = Figure(name, samples, error, floor, copies, independent)
+    return figures
 
 
 def _column_shapes(contests: Contests, seed: int) -> tuple[ColumnShape, ...]:

@@ -56,7 +56,7 @@ class Figure:
 
     name: str
     value: float | None
-    error: float | None  # standard error of ``value``
+    error: float | None  # standard error of ``value`` less ``floor``
     floor: float | None  # of real rows in place of samples
     copy: float | None  # of training rows as samples
     independent: float | None  # of training rows with each column permuted

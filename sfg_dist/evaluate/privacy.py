@@ -15,6 +15,7 @@ from sfg_dist.evaluate.neighbours import LOOK_THROUGH, nearest_drawn, nearest_ro
 MAX_QUERIES = 2_500  # rows whose nearest rows are looked for
 REFERENCE_MAX_QUERIES = 1_000  # of copies and of independent columns
 FALSE_ALARMS = 0.01
+_BLOCK_ROWS = 10_000
 
 
 def nearer_to_train(contest: Contest, generator: np.random.Generator) -> dict[str, Estimate]:
@@ -47,19 +48,39 @@ def _nearer(to_train: Rows, to_held_out: Rows) -> Rows:
 
 
 def identical_share(contest: Contest, generator: np.random.Generator) -> dict[str, Estimate]:
-    """The share of rows that equal a training row in every column, missing values too. The error is a closed form."""
+    """The share of rows that equal a training row in every column, missing values too.
+
+    All training rows are read, also of a table of which other figures look at a part. The error is a closed form, of
+    the mean of this share and that of held-out rows: with the share of copies alone, their number would excuse them.
+    """
     rows, _ = contest.level(contest.known_train(), generator)
-    known = {row.tobytes() for row in _canonical(contest.known_train())}
-    share = float(np.mean([row.tobytes() in known for row in _canonical(rows)]))
-    return {"identical_share": Estimate(share, contest.error(lambda: share_error(share, len(rows))))}
+    train = contest.shared.all_train
+    assert train is not None  # since some are known
+    share = _share_in(train, rows)
+
+    def error() -> float:
+        real = subset(contest.held_out, len(rows), generator)
+        return share_error((share + _share_in(train, real)) / 2, len(rows))
+
+    return {"identical_share": Estimate(share, contest.error(error))}
 
 
-def _canonical(rows: Rows) -> Rows:
-    return np.ascontiguousarray(np.where(np.isnan(rows), np.nan, rows + 0.0))  # one NaN, and no negative zero
+def _share_in(table: Rows, rows: Rows) -> float:
+    """The share of the rows that the table holds."""
+    keys = _keys(rows)
+    asked, known = set(keys), set[bytes]()
+    for start in range(0, len(table), _BLOCK_ROWS):
+        known |= asked.intersection(_keys(table[start : start + _BLOCK_ROWS]))
+    return float(np.mean([key in known for key in keys]))
+
+
+def _keys(rows: Rows) -> list[bytes]:
+    canonical = np.ascontiguousarray(np.where(np.isnan(rows), np.nan, rows + 0.0))  # one NaN, and no negative zero
+    return [row.tobytes() for row in canonical]
 
 
 def nearest_train_rows(contest: Contest, generator: np.random.Generator) -> dict[str, Estimate]:
-    """Two figures of the distances to the nearest training rows, all of which are searched; errors in closed form.
+    """Two figures of the distances to the nearest training rows, of all that are kept; errors in closed form.
 
     ``nearest_ratio``: mean over rows of the distance to the nearest over that to the second nearest, 1 where both are
     0. ``authenticity``: the share of rows that are further from the nearest than that row is from its own nearest one,

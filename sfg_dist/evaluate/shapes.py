@@ -18,7 +18,8 @@ def column_shapes(judged: Rows, held_out: Rows, columns: tuple[JudgedColumn, ...
     """The shape of each column between 0 and 1, shape (num_columns,); 1 is best, NaN of a column that is all missing.
 
     A number: 1 - sup |F_judged - F_held_out|, sdmetrics' KSComplement. A category: 1 - sum |p - q| / 2, its
-    TVComplement. Missing values are left out on either side, as sdmetrics does.
+    TVComplement. Missing values are left out on either side, as sdmetrics does. A column that the judged rows leave
+    missing throughout, while held-out rows have values, counts as 0; sdmetrics leaves it out.
     """
     codes, sizes = shared_codes(judged, held_out)
     return _scores(codes[: len(judged)], codes[len(judged) :], sizes, columns)
@@ -56,7 +57,11 @@ def _scores(judged: Codes, held_out: Codes, sizes: list[int], columns: tuple[Jud
     scores = np.full(len(columns), np.nan)
     for k, column in enumerate(columns):
         counts = [np.bincount(codes[codes[:, k] >= 0, k], minlength=sizes[k]) for codes in (judged, held_out)]
-        if counts[0].any() and counts[1].any():
+        if not counts[1].any():
+            continue
+        if not counts[0].any():
+            scores[k] = 0.0
+        else:
             apart = counts[0] / counts[0].sum() - counts[1] / counts[1].sum()
             distance = np.abs(apart).sum() / 2 if column.is_discrete else np.abs(np.cumsum(apart)).max()
             scores[k] = 1 - distance
@@ -67,18 +72,22 @@ def tail_error(contest: Contest, generator: np.random.Generator) -> dict[str, Es
     """Mean over number columns and ``TAIL_SHARES`` of |quantile - held-out quantile| / spread of the held-out column.
 
     The spread is between the outermost of the quantiles, or between the extremes where these are equal. Missing values
-    are left out, and so are columns that are constant or missing throughout. The error is by random halves of both
-    tables.
+    are left out, and so are columns that are constant or missing throughout in held-out rows. One that the judged rows
+    alone leave missing throughout is a spread off. The error is by random halves of both tables.
     """
     numbers = [k for k, column in enumerate(contest.columns) if not column.is_discrete]
     judged, held_out = contest.level(contest.held_out, generator)
     spreads = [_spread(held_out[:, k]) for k in numbers]
-    kept = [(k, s) for k, s in zip(numbers, spreads, strict=True) if s > 0 and not np.isnan(judged[:, k]).all()]
+    kept = [(k, s) for k, s in zip(numbers, spreads, strict=True) if s > 0]
+    void = {k for k in numbers if np.isnan(judged[:, k]).all()}
     if not kept:
         raise NoFigureError("no column holds numbers that vary")
 
     def mean(first: Rows, second: Rows) -> float:
-        apart = [np.abs(_tails(first[:, k]) - _tails(second[:, k])).mean() / spread for k, spread in kept]
+        apart = [
+            1.0 if k in void else np.abs(_tails(first[:, k]) - _tails(second[:, k])).mean() / spread
+            for k, spread in kept
+        ]
         return float(np.mean(apart))
 
     error = contest.error(lambda: halved_error(mean, judged, held_out, generator=generator, by_extremes=True))

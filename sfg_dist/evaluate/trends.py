@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +24,28 @@ Pairs = list[tuple[int, int]]
 
 def column_pairs(num_columns: int, generator: np.random.Generator) -> Pairs:
     """All pairs of columns, or ``MAX_PAIRS`` random ones, in order."""
-    pairs = list(combinations(range(num_columns), 2))
-    if len(pairs) <= MAX_PAIRS:
-        return pairs
-    return [pairs[k] for k in np.sort(generator.choice(len(pairs), size=MAX_PAIRS, replace=False))]
+    return [(first, second) for first, second in _chosen(num_columns, 2, MAX_PAIRS, generator)]
+
+
+def _chosen(num_columns: int, size: int, at_most: int, generator: np.random.Generator) -> list[tuple[int, ...]]:
+    """All choices of ``size`` columns, or random ones, in order; without a list of all of them."""
+    number = comb(num_columns, size)
+    if number <= at_most:
+        return list(combinations(range(num_columns), size))
+    drawn = np.sort(generator.choice(number, size=at_most, replace=False))
+    return [_choice(int(place), num_columns, size) for place in drawn]
+
+
+def _choice(place: int, num_columns: int, size: int) -> tuple[int, ...]:
+    """The member of ``combinations(range(num_columns), size)`` at a place."""
+    found: list[int] = []
+    for column in range(num_columns):
+        with_it = comb(num_columns - column - 1, size - len(found) - 1) if len(found) < size else 0
+        if place < with_it:
+            found.append(column)
+        else:
+            place -= with_it
+    return tuple(found)
 
 
 def pair_trends(judged: Rows, held_out: Rows, columns: tuple[JudgedColumn, ...], pairs: Pairs) -> Rows:
@@ -200,11 +219,9 @@ def three_way_accuracy(contest: Contest, generator: np.random.Generator) -> dict
     All triples, or ``MAX_TRIPLES`` random ones. It is the trivariate accuracy of mostlyai-qa (arXiv 2504.01908), here
     against held-out rows. The error is by random halves of both tables.
     """
-    triples = list(combinations(range(len(contest.columns)), 3))
+    triples = _chosen(len(contest.columns), 3, MAX_TRIPLES, generator)
     if not triples:
         raise NoFigureError("there are fewer than three columns")
-    if len(triples) > MAX_TRIPLES:
-        triples = [triples[k] for k in np.sort(generator.choice(len(triples), size=MAX_TRIPLES, replace=False))]
     judged, held_out = contest.level(contest.held_out, generator)
     codes = binned(judged, held_out, contest.columns)
 

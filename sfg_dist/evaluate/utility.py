@@ -22,7 +22,7 @@ NUM_TREES = 100  # of numbers and of two classes; of more classes half as many f
 NUM_HALVES = 8  # fits to one half of the rows, of which the error is taken
 
 
-def utility(contest: Contest, generator: np.random.Generator) -> dict[str, Estimate]:
+def utility(contest: Contest, generator: np.random.Generator) -> dict[str, Estimate | NoFigureError]:
     """Predictions of the target column, for held-out rows, by boosted trees that were fitted to the judged rows.
 
     ``utility``: for categories the area under the ROC curve of each against all others, on average over those that
@@ -31,14 +31,15 @@ def utility(contest: Contest, generator: np.random.Generator) -> dict[str, Estim
     difference of the probability from 1 for the class that it is and from 0 for others. An error of calibration by bins
     would be 0 for trees that predict shares, which are of no use.
 
-    Rows whose target is missing are left out. The error is the spread of fits to random halves of the rows, times the
+    Rows whose target is missing are left out. Where the judged rows have no other, the predictions are those of chance:
+    an area of one half, or an R2 of 0. The error is the spread of fits to random halves of the rows, times the
     root of 2 for that of the floor; held-out rows are the same for both.
     """
     target = contest.shared.target
     if target is None:
         raise NoFigureError("no target column is named")
     present = [table[~np.isnan(table[:, target])] for table in (contest.judged, contest.held_out)]
-    if min(len(table) for table in present) < MIN_ROWS:
+    if 0 < len(present[0]) < MIN_ROWS or len(present[1]) < MIN_ROWS:
         raise NoFigureError(f"fewer than {MIN_ROWS} rows have a target")
     fitted = subset(present[0], min(MAX_FITTED, contest.shared.num_fitted), generator)
     task = _task(contest.columns, target, fitted, subset(present[1], MAX_PREDICTED, generator))
@@ -50,7 +51,12 @@ def utility(contest: Contest, generator: np.random.Generator) -> dict[str, Estim
     def error(name: str) -> float:
         return float(np.sqrt(2) * np.std([of_half[name] for of_half in found], ddof=1))
 
-    return {name: Estimate(value, contest.error(partial(error, name))) for name, value in values.items()}
+    measured: dict[str, Estimate | NoFigureError] = {
+        name: Estimate(value, contest.error(partial(error, name))) for name, value in values.items()
+    }
+    if task.num_classes == 0:
+        measured["utility_calibration"] = NoFigureError("the target is a number, which has no probabilities")
+    return measured
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +95,8 @@ class _Task:
         around = np.square(self.asked_target - self.asked_target.mean()).sum()
         if around == 0:
             raise NoFigureError("the target is constant in held-out rows")
+        if len(chosen) == 0:
+            return 0.0
         trees = HistGradientBoostingRegressor(
             max_iter=NUM_TREES, early_stopping=False, categorical_features=self.categorical, random_state=seed
         )
@@ -103,7 +111,7 @@ class _Task:
 
         probabilities = np.zeros((len(self.asked), self.num_classes))
         classes = np.unique(self.fitted_target[chosen]).astype(np.int64)
-        if len(classes) == 1:
+        if len(classes) < 2:
             probabilities[:, classes] = 1.0
             return probabilities
         trees = HistGradientBoostingClassifier(

@@ -27,9 +27,9 @@ _NARROW = 0.3
 _TOO_NOISY = 0.4
 """Noise beyond this share of the way to the bad model says nothing."""
 _BANDS: tuple[tuple[float, Grade], ...] = ((0.04, "good"), (0.14, "close"), (0.4, "poor"), (float("inf"), "bad"))
-_PRIVACY_BANDS: tuple[tuple[float, Grade], ...] = (
-    (0.04, "good"), (0.1, "close"), (0.25, "poor"), (float("inf"), "bad"),
-)  # fmt: skip
+_PRIVACY_BANDS: tuple[tuple[float, Grade], ...] = ((0.1, "close"), (0.25, "poor"), (float("inf"), "bad"))
+_IDENTICAL_BANDS: tuple[tuple[float, Grade], ...] = ((0.01, "close"), (0.1, "poor"), (float("inf"), "bad"))
+"""Of privacy: beyond the noise nothing is as real rows."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ PRIVACY = (
     _Deciding("attack_auc", 1.0, "copy", _PRIVACY_BANDS),
     _Deciding("attack_at_1_percent", 1.0, "copy", _PRIVACY_BANDS),
     _Deciding("nearer_to_train", 1.0, "copy", _PRIVACY_BANDS),
-    _Deciding("identical_share", 1.0, "copy", _PRIVACY_BANDS),
+    _Deciding("identical_share", 1.0, "copy", _IDENTICAL_BANDS),
+    _Deciding("nearest_ratio", 0.0, "copy", _PRIVACY_BANDS),  # it sees few noisy copies, where the others do not
 )
 UTILITY = _Deciding("utility", 0.0, "independent")
 _LEAST_TOLD, _MOST_ERROR = 0.05, 0.1
@@ -135,7 +136,8 @@ def _fidelity(figures: Mapping[str, Figure]) -> AspectVerdict:
     trees = figures.get(FIDELITY.name)
     if trees is None or trees.value is None:
         return AspectVerdict("Fidelity", "unknown", "Whether samples can be told from real rows was not measured.")
-    grade = FIDELITY.grade(trees, 0.5)
+    is_blind = trees.value == 0.5 and trees.error == 0  # the trees did not split, which says nothing
+    grade = "unknown" if is_blind else FIDELITY.grade(trees, 0.5)
     headline = {
         "good": "Boosted trees cannot tell samples from real rows.",
         "close": "Samples are close to real rows.",
@@ -196,6 +198,7 @@ def _privacy(figures: Mapping[str, Figure], has_train: bool) -> AspectVerdict:
         "attack_at_1_percent": "Of the training rows the attacker finds a share of {} at 1 % false alarms",
         "nearer_to_train": "A share of {} of the samples lies nearer to a training row than to a held-out one",
         "identical_share": "A share of {} of the samples is equal to a training row",
+        "nearest_ratio": "The nearest training row is on average {} times as far from a sample as the second nearest",
     }
     sentences = [
         _sentence(words[way.name].format(shown_figure(figure)), figure, copy=True)
@@ -205,7 +208,10 @@ def _privacy(figures: Mapping[str, Figure], has_train: bool) -> AspectVerdict:
     return AspectVerdict("Privacy", grade, headline, tuple(sentences))
 
 
-_BEST = {"attack_auc": 0.5, "attack_at_1_percent": 0.01, "nearer_to_train": 0.5, "identical_share": 0.0}
+_BEST = {
+    "attack_auc": 0.5, "attack_at_1_percent": 0.01, "nearer_to_train": 0.5, "identical_share": 0.0,
+    "nearest_ratio": 1.0,
+}  # fmt: skip
 
 
 def _utility(figures: Mapping[str, Figure], target: str | None) -> AspectVerdict:
@@ -232,8 +238,21 @@ def _utility(figures: Mapping[str, Figure], target: str | None) -> AspectVerdict
     return AspectVerdict("Utility", grade, headline, (_sentence(score, measured, independent=True),))
 
 
+def _use_of_condition(score: Figure | None) -> Literal["some", "ignored", "none"]:
+    """Whether a law is better by its CRPS than one without the condition; "none" where the condition has no use."""
+    if score is None or score.value is None or score.independent is None:
+        return "some"
+    noise = NOISE * (score.error or 0.0)
+    if score.independent - score.value > noise:
+        return "some"
+    return "none" if score.copy is not None and score.independent - score.copy <= noise else "ignored"
+
+
 def _calibration(figures: Mapping[str, Figure]) -> AspectVerdict:
-    """The grade is by the spread of the ranks and by coverage; both are right at one value only."""
+    """The grade is by the spread of the ranks and by coverage, which are right at one value only, and by the CRPS.
+
+    The first two are right for a law that ignores its condition too; the CRPS of such a law is that of no condition.
+    """
     known = {name: figure for name, figure in figures.items() if figure.value is not None}
     shares = []
     for name, right, whole in (("coverage_50", 0.5, 0.5), ("coverage_90", 0.9, 0.5), ("rank_spread", 1.0, 1.0)):
@@ -254,6 +273,9 @@ def _calibration(figures: Mapping[str, Figure]) -> AspectVerdict:
         "poor": f"The law given a condition is {way}.",
         "bad": f"The law given a condition is far off: it is {way}.",
     }[grade]
+    use = _use_of_condition(known.get("crps"))
+    if use == "ignored" and grade in ("good", "close"):
+        grade, headline = "poor", "The law given a condition is no better than the law without it."
     words = {
         "coverage_90": "A region that should hold 90 % of the outcomes holds a share of {}",
         "rank_spread": "The spread of the ranks is {}, where 1 is right",
@@ -262,8 +284,13 @@ def _calibration(figures: Mapping[str, Figure]) -> AspectVerdict:
     if (score := known.get("crps")) is not None:
         others = (
             ("a calibrated law of the same width has", score.floor),
-            ("one without the condition", score.independent),
+            ("the training rows of the nearest conditions", score.copy),
+            ("a law without the condition", score.independent),
         )
         beside = ", ".join(f"{text} {value:.3f}" for text, value in others if value is not None)
         sentences.append(f"The CRPS is {shown_figure(score)}{'; ' if beside else ''}{beside}.")
+    if use == "ignored":
+        sentences.append("That is no better than without the condition.")
+    if use == "none":
+        sentences.append("The condition tells nothing: training rows of the nearest conditions do no better than all.")
     return AspectVerdict("Calibration", grade, headline, tuple(sentences))

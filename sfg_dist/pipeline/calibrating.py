@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.evaluate.calibration import Calibration, Draws, calibration
+from sfg_dist.evaluate.embedding import Embedding
+from sfg_dist.evaluate.judgement import JudgedTables
+from sfg_dist.evaluate.neighbours import nearest_rows
 from sfg_dist.pipeline.judging import tables_of_run
 from sfg_dist.pipeline.table import rows_of_generator
 
@@ -16,8 +20,8 @@ if TYPE_CHECKING:
     from sfg_dist.model.generator import Generator
     from sfg_dist.store import Pairs
 
-NUM_ROWS, NUM_DRAWS = 2000, 64
-"""Held-out rows at most, and draws for the condition of each."""
+NUM_ROWS, NUM_DRAWS, NUM_NEAREST = 2000, 64, 16
+"""Held-out rows at most; draws for the condition of each; and training rows of the nearest conditions beside them."""
 
 
 def calibration_of_run(prepared: Prepared, generator: Generator, pairs: Pairs, *, start: int, seed: int) -> Calibration:
@@ -31,7 +35,7 @@ def calibration_of_run(prepared: Prepared, generator: Generator, pairs: Pairs, *
         seed: of the latents and of the figures.
 
     Raises:
-        DataError: there are too few test rows.
+        NoFigureError: there are too few test rows, or no column varies but those of the condition.
     """
     truth = prepared.test[:NUM_ROWS]
     conditions = rows_of_generator(prepared, generator, truth)[:, generator.split.places]
@@ -53,9 +57,19 @@ def calibration_of_run(prepared: Prepared, generator: Generator, pairs: Pairs, *
             drawn=tables.samples[:, kept].reshape(len(truth), NUM_DRAWS, len(kept)),
             train=tables.train[:, kept],
             effective_rows=_effective_rows(prepared, generator, pairs, conditions),
+            nearest=_nearest(tables, generator.condition, len(truth)),
         ),
         seed=seed,
     )
+
+
+def _nearest(tables: JudgedTables, condition: Sequence[str], num_rows: int) -> NDArray[np.int64]:
+    """The training rows whose conditions lie nearest to those of the first held-out rows."""
+    assert tables.train is not None  # a run has training rows
+    given = [place for place, column in enumerate(tables.columns) if column.name in condition]
+    train, asked = tables.train[:, given], tables.held_out[:num_rows, given]
+    points = Embedding(tuple(tables.columns[place] for place in given), train, asked)
+    return nearest_rows(points(asked), points(train), NUM_NEAREST)[1]
 
 
 def _effective_rows(

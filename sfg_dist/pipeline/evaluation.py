@@ -109,18 +109,22 @@ class Judged:
 
     def _judgement(self, step: Callable[[str], None]) -> Metrics:
         """The keys of the judgement, and of the calibration of a conditional run."""
+        from sfg_dist.evaluate.contest import NoFigureError
         from sfg_dist.evaluate.judge import judge
         from sfg_dist.pipeline.calibrating import calibration_of_run
 
         keys = self.job.evaluate
-        step("evaluate: fidelity, diversity, privacy and utility, beside copies and independent columns")
-        found = judgement_document(judge(self.tables, seed=keys.seed))
+        found = judgement_document(judge(self.tables, seed=keys.seed, on_step=step))
         if self.generator.condition:
             step("evaluate: calibration, by several samples for each held-out condition")
-            calibration = calibration_of_run(
-                self.prepared, self.generator, self.pairs, start=keys.num_samples, seed=keys.seed
-            )
-            found["calibration"] = calibration_document(calibration)
+            try:
+                calibration = calibration_of_run(
+                    self.prepared, self.generator, self.pairs, start=keys.num_samples, seed=keys.seed
+                )
+            except NoFigureError as absent:
+                found["left_out"].append(f"Not measured, because {absent}: calibration.")
+            else:
+                found["calibration"] = calibration_document(calibration)
         return found
 
 

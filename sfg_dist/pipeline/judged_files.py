@@ -78,8 +78,7 @@ def judge_files(files: JudgedFiles, step: Callable[[str], None]) -> FilesJudgeme
 
     step("evaluate: reading the tables")
     tables = tables_of_files(files.samples, files.held_out, files.train, files.target)
-    step("evaluate: measuring the figures of samples, real rows, copies and independent columns")
-    return FilesJudgement(files, tables, judgement_document(judge(tables)))
+    return FilesJudgement(files, tables, judgement_document(judge(tables, on_step=step)))
 
 
 def own_folder(place: str) -> Location:
@@ -104,4 +103,4 @@ def own_folder(place: str) -> Location:
 def write_judgement(folder: Location, judged: FilesJudgement) -> None:
     """Write report.html and metrics.json."""
     folder.write(REPORT_KEY, judged.page())
-    folder.write(METRICS_KEY, json.dumps(judged.metrics, indent=1).encode())
+    folder.write(METRICS_KEY, json.dumps(judged.metrics, indent=1, allow_nan=False).encode())

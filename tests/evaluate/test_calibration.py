@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from sfg_dist.evaluate.calibration import CALIBRATION_KINDS, Draws, calibration
+from sfg_dist.evaluate.contest import NoFigureError
 from sfg_dist.evaluate.judgement import JudgedColumn
-from sfg_dist.job.errors import DataError
+from sfg_dist.evaluate.neighbours import nearest_rows
+from sfg_dist.evaluate.verdict import verdicts
 
 NUMBER = (JudgedColumn("u", "number"),)
 
@@ -58,6 +60,33 @@ def test_the_score_is_the_closed_form_and_sees_a_law_without_its_condition():
     assert found.independent > 2.5 * found.value
 
 
+def verdict_of(slope, known, *, num_rows=600):
+    """u given c is N(slope c, 1); the draws are of the slope ``known`` and as wide as what is left."""
+    rng = np.random.default_rng(1)
+    condition, conditions = rng.normal(size=(num_rows, 1)), rng.normal(size=(2000, 1))
+    held_out = slope * condition + rng.normal(size=(num_rows, 1))
+    train = slope * conditions + rng.normal(size=(2000, 1))
+    width = np.sqrt(1 + (slope - known) ** 2)
+    drawn = known * condition[:, None] + width * rng.normal(size=(num_rows, 32, 1))
+    nearest = nearest_rows(condition, conditions, 16)[1]
+    found = calibration(Draws(NUMBER, held_out, drawn, train, np.full(num_rows, 80.0), nearest), seed=0)
+    return verdicts(found.figures, None)[-1]
+
+
+def test_a_law_that_ignores_its_condition_falls_short():
+    found = verdict_of(slope=3, known=0)
+    assert found.grade == "poor"
+    assert found.headline == "The law given a condition is no better than the law without it."
+    assert found.sentences[-1] == "That is no better than without the condition."
+    assert verdict_of(slope=3, known=3).grade == "good"
+
+
+def test_a_condition_that_tells_nothing_is_named_instead():
+    found = verdict_of(slope=0, known=0)
+    assert found.grade == "good"
+    assert found.sentences[-1].startswith("The condition tells nothing: ")
+
+
 def test_the_errors_cover_the_truth():
     """Of 60 repetitions about three leave two standard errors."""
     outside = 0
@@ -86,6 +115,9 @@ def test_categories_and_missing_values_are_scored():
     assert worse.figures["coverage_90"].value < found.figures["coverage_90"].value
 
 
-def test_too_few_rows_are_refused():
-    with pytest.raises(DataError, match="19 held-out rows with 32 draws"):
+def test_too_few_rows_and_no_columns_have_no_calibration():
+    with pytest.raises(NoFigureError, match="19 held-out rows with 32 draws"):
         calibration(normal_draws(num_rows=19), seed=0)
+    nothing = Draws((), np.empty((40, 0)), np.empty((40, 32, 0)), np.empty((99, 0)), np.full(40, 9.0))
+    with pytest.raises(NoFigureError, match="no column varies but those of the condition"):
+        calibration(nothing, seed=0)

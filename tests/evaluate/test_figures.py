@@ -7,14 +7,17 @@ import pytest
 from judged import COLUMNS, rows, tables
 from scipy.stats import norm
 
+from sfg_dist.evaluate import contest as contest_room
 from sfg_dist.evaluate import judge
+from sfg_dist.evaluate import rules as rule_room
 from sfg_dist.evaluate.contest import Contests, halved_error, mean_error, random_part, share_error
 from sfg_dist.evaluate.embedding import Embedding
 from sfg_dist.evaluate.judgement import JudgedColumn, JudgedTables
 from sfg_dist.evaluate.neighbours import nearest_drawn, nearest_others, nearest_rows
 from sfg_dist.evaluate.rules import find_rules
 from sfg_dist.evaluate.shapes import column_shapes
-from sfg_dist.evaluate.trends import binned, column_pairs, pair_trends
+from sfg_dist.evaluate.trends import _chosen, binned, column_pairs, pair_trends
+from sfg_dist.evaluate.verdict import verdicts
 
 
 def figure(name, given, **changed):
@@ -120,6 +123,20 @@ def test_tails_are_compared_in_spreads():
     assert found.floor == 0.0
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_choices_of_columns_are_drawn_among_all_of_them(size):
+    every = list(combinations(range(13), size))
+    assert _chosen(13, size, len(every), np.random.default_rng(0)) == every
+    places = np.sort(np.random.default_rng(0).choice(len(every), size=50, replace=False))
+    assert _chosen(13, size, 50, np.random.default_rng(0)) == [every[place] for place in places]
+
+
+def test_triples_of_many_columns_are_not_listed():
+    found = _chosen(100_000, 3, 4, np.random.default_rng(0))  # of 1.7e14
+    assert len(set(found)) == 4
+    assert all(0 <= first < second < third < 100_000 for first, second, third in found)
+
+
 def test_the_accuracy_of_triples_counts_cells_of_three_columns():
     columns = tuple(JudgedColumn(name, "category") for name in "abc")
     cells = np.array(list(np.ndindex(2, 2, 2)), dtype=np.float64)
@@ -223,6 +240,27 @@ def test_identical_rows_are_counted_with_their_gaps_and_zeros():
     assert figure("identical_share", given).value == 0.5
 
 
+def test_of_long_tables_random_rows_are_looked_at_and_identical_rows_in_all(monkeypatch):
+    monkeypatch.setattr(contest_room, "MAX_TABLE_ROWS", 150)
+    given = tables(400)
+    contests = Contests(given, np.random.default_rng(0))
+    sizes = [len(table) for table in (contests.samples, contests.held_out, contests.train, contests.permuted)]
+    assert sizes == [150] * 4
+    assert {row.tobytes() for row in contests.train} < {row.tobytes() for row in given.train}
+    found = judge(tables(samples=given.train), figures=["identical_share"])
+    assert found.figures["identical_share"].value == 1.0
+    assert found.notes[-1] == "Of 400 training rows 150 random ones are looked at."
+
+
+def test_a_few_verbatim_rows_of_a_short_table_are_beyond_the_noise():
+    samples, given = rows(400, 1), tables(400)
+    samples[:16] = given.train[:16]
+    found = figure("identical_share", tables(samples=samples))
+    assert found.value == 0.04
+    assert found.value > 3 * found.error
+    assert verdicts({"identical_share": found}, None)[2].grade == "poor"
+
+
 def test_copies_of_all_compared_rows_are_nearer_to_them():
     found = figure("nearer_to_train", tables(1000))
     assert found.copy > 0.9
@@ -285,6 +323,31 @@ def test_rules_are_found_and_no_others():
     assert rules["town decides land"].broken(fresh).sum() == 50
 
 
+def sum_rows(kind):
+    """Rows of a + b = c with terms of many sizes, and c often far smaller than both."""
+    generator = np.random.default_rng(0)
+    a = generator.normal(size=400) * 10.0 ** generator.integers(0, 6, 400)
+    b = -a + generator.normal(size=400)
+    if kind == "integer":
+        a, b = np.round(a * 100), np.round(b * 100)
+    return np.stack([a, b, a + b], axis=1), tuple(JudgedColumn(name, kind) for name in "abc")
+
+
+def broken_sums(train, columns, rows):
+    return next(rule for rule in find_rules(train, columns) if rule.words == "a + b = c").broken(rows)
+
+
+def test_a_sum_is_not_broken_by_rounding_to_float32():
+    table, columns = sum_rows("number")
+    assert not broken_sums(table, columns, table.astype(np.float32).astype(np.float64)).any()
+    assert broken_sums(table, columns, table * [1, 1.001, 1]).mean() > 0.9
+
+
+def test_a_sum_of_whole_numbers_is_exact():
+    table, columns = sum_rows("integer")
+    assert broken_sums(table, columns, table + np.array([0, 0, 1])).all()
+
+
 def test_a_value_may_be_missing_where_training_rows_have_gaps():
     train = rule_rows(200, 0)
     train[3, 0] = np.nan
@@ -292,6 +355,34 @@ def test_a_value_may_be_missing_where_training_rows_have_gaps():
     gap = np.full((1, 6), np.nan)
     assert not rules["a"].broken(gap)[0]
     assert rules["b"].broken(gap)[0]
+
+
+def test_rules_of_many_columns_are_looked_for_in_the_first_and_that_is_said():
+    generator = np.random.default_rng(0)
+    table = generator.integers(0, 3, (200, 60)).astype(float)
+    columns = tuple(JudgedColumn(f"c{k}", "integer" if k % 2 else "category") for k in range(60))
+    table = np.concatenate([table, generator.normal(size=(200, 41))], axis=1)
+    columns += tuple(JudgedColumn(f"n{k}", "number") for k in range(41))
+    table[:, 40] = table[:, 59] = table[:, 0]
+    said = []
+    words = [rule.words for rule in find_rules(table, columns, said.append)]
+    assert "c0 decides c40" not in words  # the 41st whose values repeat
+    assert said == [
+        "Sums were looked for in the first 40 of 71 columns of numbers.",
+        "Columns that decide others were looked for in the first 40 of 60 columns whose values repeat.",
+    ]
+    said.clear()
+    alone = find_rules(table[:, [0, 40]], (columns[0], columns[40]), said.append)
+    assert "c0 decides c40" in [rule.words for rule in alone]
+    assert said == []
+
+
+def test_a_decision_that_the_first_look_refutes_is_not_tried_on_all_rows(monkeypatch):
+    tried = []
+    found = rule_room._decided
+    monkeypatch.setattr(rule_room, "_decided", lambda *given: tried.append(len(given[1])) or found(*given))
+    find_rules(rule_rows(2000, 0), RULE_COLUMNS)
+    assert tried.count(2000) < tried.count(50) / 2
 
 
 def test_few_rows_have_ranges_alone():

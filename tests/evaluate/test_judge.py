@@ -1,14 +1,19 @@
 """A judgement as a whole: its references, hard tables, and what its figures depend on."""
 
 from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 import pytest
 from judged import COLUMNS, rows, tables
 
 from sfg_dist.evaluate import FIGURE_KINDS, judge
+from sfg_dist.evaluate.contest import Contests, Estimate, NoFigureError
+from sfg_dist.evaluate.judge import Group
 from sfg_dist.evaluate.judgement import JudgedColumn, JudgedTables
 from sfg_dist.job.errors import ConfigError, DataError
+
+judge_room = import_module("sfg_dist.evaluate.judge")  # the room has a function of that name
 
 FAST = [name for name in FIGURE_KINDS if not name.startswith(("c2st", "utility"))]
 
@@ -60,6 +65,19 @@ def test_columns_and_pairs_are_listed_with_the_worst_first():
     assert np.mean([shape.score for shape in found.shapes]) == pytest.approx(found.figures["shape"].value, abs=1e-12)
     assert np.mean([trend.score for trend in found.trends]) == pytest.approx(found.figures["trend"].value, abs=1e-12)
     assert np.mean([trend.floor for trend in found.trends]) == pytest.approx(found.figures["trend"].floor, abs=1e-12)
+
+
+def test_columns_pairs_and_rules_are_not_looked_at_where_nobody_asks(monkeypatch):
+    for name in ("_column_shapes", "_pair_trends", "_broken_rules"):
+        monkeypatch.setattr(judge_room, name, None)
+    found = judge(tables(60), figures=["tail_error"])
+    assert found.shapes == found.trends == found.rules == ()
+
+
+def test_what_is_measured_next_is_told():
+    told = []
+    judge(tables(60), figures=["nearest_ratio", "shape"], on_step=told.append)
+    assert told == ["evaluate: Shape of columns", "evaluate: Authenticity, Nearest-neighbour distance ratio"]
 
 
 def test_broken_rules_are_listed():
@@ -131,9 +149,37 @@ def test_gaps_constants_and_unseen_categories_are_told_apart_and_predicted():
 
 def test_a_table_that_is_missing_throughout_is_judged_without_a_crash():
     found = judge(tables(60, samples=np.full((60, 5), np.nan), target=None), figures=FAST)
-    assert found.figures["shape"].value is None
+    assert found.figures["shape"].value == 0.0
+    assert found.figures["tail_error"].value == 1.0
     assert found.figures["broken_rules"].value == 1.0
-    assert any("missing throughout" in note for note in found.notes)
+    assert {shape.score for shape in found.shapes} == {0.0}
+
+
+def test_nothing_is_compared_where_held_out_rows_are_missing_throughout():
+    found = judge(tables(60, held_out=np.full((60, 5), np.nan)), figures=["shape"])
+    assert found.figures["shape"].value is None
+    assert found.notes == ("Not measured, because every column is missing throughout: Shape of columns.",)
+
+
+def test_a_column_that_samples_alone_leave_missing_counts_as_the_worst():
+    samples = rows(400, 1)
+    samples[:, 1] = np.nan
+    whole = judge(tables(), figures=["shape", "tail_error"]).figures
+    found = judge(tables(samples=samples), figures=["shape", "tail_error"])
+    assert found.shapes[0].column == "weight"
+    assert found.shapes[0].score == 0.0
+    assert found.figures["shape"].value < whole["shape"].value - 0.15
+    assert found.figures["tail_error"].value > 1 / 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "chance"), [("sold", 0.5), ("weight", 0.0)])
+def test_samples_without_a_target_predict_by_chance(target, chance):
+    samples = rows(200, 1)
+    samples[:, [column.name for column in COLUMNS].index(target)] = np.nan
+    found = judge(tables(200, samples=samples, target=target), figures=["utility"]).figures["utility"]
+    assert found.value == chance
+    assert found.floor > 0.6
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 9])
@@ -148,6 +194,14 @@ def test_too_few_rows_give_no_figures_and_a_note(num_rows):
 def test_ten_rows_are_judged():
     found = judge(tables(10, samples=rows(10, 1)))
     assert found.figures["shape"].value is not None
+
+
+@pytest.mark.parametrize(("num_rows", "has_value"), [(24, False), (25, True)])
+def test_trees_are_not_asked_of_rows_that_they_would_not_split(num_rows, has_value):
+    found = judge(tables(400, samples=rows(num_rows, 1) + 100), figures=["c2st_trees_held_out"])
+    assert (found.figures["c2st_trees_held_out"].value is not None) == has_value
+    said = [note for note in found.notes if f"there are {num_rows} rows to compare, and trees need at least 25" in note]
+    assert bool(said) != has_value
 
 
 def test_one_column_leaves_out_what_needs_more():
@@ -170,10 +224,25 @@ def test_without_training_rows_half_of_the_held_out_rows_are_the_floor():
     assert found.rules == ()
 
 
+def test_a_figure_of_a_group_that_has_no_value_says_why(monkeypatch):
+    def measured(contest, generator):
+        return {"authenticity": Estimate(0.5, 0.1), "nearest_ratio": NoFigureError("every row is equal")}
+
+    names = ("authenticity", "nearest_ratio")
+    groups = [group for group in judge_room.GROUPS if group.names != names]
+    monkeypatch.setattr(judge_room, "GROUPS", (*groups, Group(names, measured, Contests.of_held_out)))
+    found = judge(tables(60), figures=names)
+    assert found.notes == ("Not measured, because every row is equal: Nearest-neighbour distance ratio.",)
+    assert found.figures["authenticity"].floor == 0.5
+    assert found.figures["nearest_ratio"].value is None
+
+
 def test_without_a_target_there_is_no_utility():
     found = judge(tables(60, target=None), figures=["utility", "utility_calibration"])
     assert [figure.value for figure in found.figures.values()] == [None, None]
-    assert found.notes == ("Utility for the target, Brier score of the target: no target column is named.",)
+    assert found.notes == (
+        "Not measured, because no target column is named: Utility for the target, Brier score of the target.",
+    )
 
 
 def test_what_cannot_be_judged_is_refused():

@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sfg_dist.evaluate.calibration import CALIBRATION_KINDS
-from sfg_dist.evaluate.document import JUDGEMENT_FIELDS, figures_of, judgement_document
+from sfg_dist.evaluate.calibration import CALIBRATION_KINDS, Calibration, ColumnCalibration
+from sfg_dist.evaluate.document import JUDGEMENT_FIELDS, calibration_document, figures_of, judgement_document
 from sfg_dist.evaluate.figure_kinds import FIGURE_KINDS
 from sfg_dist.evaluate.judge import judge
+from sfg_dist.evaluate.judged_figures import worst_rows
 from sfg_dist.evaluate.judgement import Figure, JudgedColumn, JudgedTables
 from sfg_dist.evaluate.verdict import summary, verdicts
 from sfg_dist.job.reader import read_json
@@ -44,7 +45,7 @@ def independent(table):
 
 DECIDING = (
     "c2st_trees_held_out", "beta_recall", "broken_rules", "utility", "attack_auc", "attack_at_1_percent",
-    "nearer_to_train", "identical_share",
+    "nearer_to_train", "identical_share", "nearest_ratio",
 )  # fmt: skip
 
 
@@ -64,6 +65,21 @@ def test_the_three_tables_that_it_must_tell_apart(tables, made, grades):
     assert all(each.sentences for each in found)
 
 
+PRIVACY = ("attack_auc", "attack_at_1_percent", "nearer_to_train", "identical_share", "nearest_ratio")
+
+
+def test_few_noisy_copies_of_many_training_rows_are_found():
+    train = rows(4000, 0)
+    samples = train[:120] + 1e-4 * np.random.default_rng(4).normal(size=(120, 4)) * [1, 1, 1, 0]
+    given = JudgedTables(COLUMNS, samples, held_out=rows(400, 1), train=train)
+    copies = verdicts(judge(given, figures=PRIVACY).figures, None)[2]
+    assert copies.grade == "bad"
+    assert any("times as far from a sample" in sentence for sentence in copies.sentences)
+    real = judge(replace(given, samples=rows(120, 2)), figures=PRIVACY).figures
+    assert verdicts({"nearest_ratio": real["nearest_ratio"]}, None)[2].grade == "good"
+    assert verdicts(real, None)[2].grade not in ("close", "poor", "bad")  # too few rows for some of the others
+
+
 def figure(name, value, error=0.01, floor=0.5, copy=None, independent=None):
     return Figure(name, value, error, floor, copy, independent)
 
@@ -79,6 +95,7 @@ def figure(name, value, error=0.01, floor=0.5, copy=None, independent=None):
         (0.69, 0.01, 0.7, "bad"),  # as bad as independent columns, which are hard to tell here
         (0.51, 0.001, 0.52, "close"),  # independent columns are nearly right here
         (0.6, 0.15, 0.99, "unknown"),
+        (0.5, 0.0, 0.99, "unknown"),  # trees that did not split
         (0.99, 0.05, None, "bad"),
     ],
 )
@@ -101,6 +118,20 @@ def test_the_worst_figure_decides_privacy_and_is_named():
         "equal to a training row; real rows have 0.000, and a copy of the training rows has 1.000."
         in (privacy.sentences[0])
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "floor", "grade"),
+    [
+        ("identical_share", 0.005, 0.0, "close"),
+        ("identical_share", 0.03, 0.0, "poor"),
+        ("identical_share", 0.2, 0.0, "bad"),
+        ("attack_auc", 0.502, 0.5, "good"),
+        ("attack_auc", 0.515, 0.5, "close"),
+    ],
+)
+def test_a_little_beyond_the_noise_is_not_as_real_rows_in_privacy(name, value, floor, grade):
+    assert verdicts({name: figure(name, value, 0.001, floor, copy=1.0)}, None)[2].grade == grade
 
 
 def test_what_was_not_measured_is_said():
@@ -144,6 +175,33 @@ def test_a_judgement_is_the_same_after_json(tables):
     judgement = judge(tables, figures=("shape", "beta_recall"))
     document = json.dumps(judgement_document(judgement))
     assert figures_of(read_json(document, "metrics.json", JUDGEMENT_FIELDS)) == judgement.figures
+
+
+def test_no_document_holds_nan():
+    columns = (JudgedColumn("x", "number"), JudgedColumn("y", "number"), JudgedColumn("z", "number"))
+    train = rows(60, 0)[:, :3]
+    train[:, 1] = np.nan
+    judgement = judge(JudgedTables(columns, rows(60, 1)[:, :3], rows(60, 2)[:, :3], train), figures=["shape", "trend"])
+    assert any(np.isnan(trend.floor) for trend in judgement.trends)  # y is missing
+    found = judgement_document(judgement)
+    odd = ColumnCalibration("x", None, float("nan"), 0.5, float("inf"))
+    found["calibration"] = calibration_document(Calibration({}, (odd,), 20, 8))
+    document = json.dumps(found, allow_nan=False)
+    read = read_json(document, "metrics.json", JUDGEMENT_FIELDS)
+    assert None in [pair["floor"] for pair in read["pairs"]]
+    assert worst_rows(read["pairs"], "columns", "score", "floor")
+
+
+def test_a_figure_stands_where_the_guide_has_it(pytestconfig):
+    """A copy detector is no figure of diversity, and neither is a figure that asks whether samples are typical."""
+    guide = (pytestconfig.rootpath / "docs" / "report.md").read_text()
+    sections = {part.split("\n")[0].lower(): part for part in guide.split("\n## ")}
+    for name, kind in FIGURE_KINDS.items():
+        assert f"| `{name}` |" in sections[kind.aspect], name
+    aspects = [kind.aspect for kind in FIGURE_KINDS.values()]
+    assert aspects == sorted(aspects, key=["fidelity", "diversity", "utility", "privacy"].index)
+    assert FIGURE_KINDS["authenticity"].aspect == "privacy"
+    assert FIGURE_KINDS["alpha_precision"].aspect == "fidelity"
 
 
 def test_every_figure_has_a_sentence_in_the_guide(pytestconfig):

@@ -79,8 +79,9 @@ def finished(tmp_path_factory):
     rows = np.random.default_rng(0).normal(size=(400, 4)) @ np.random.default_rng(1).normal(size=(4, 4))
     columns = ["pressure", "flow", "temperature", "load"]
     pd.DataFrame(rows, columns=columns).to_parquet(folder / "measurements.parquet")
-    for name in ("measurements", "samples", "held_out", "train"):
-        pd.DataFrame(rows, columns=columns).to_csv(folder / f"{name}.csv", index=False)
+    tables = {"measurements": rows, "samples": rows, "held_out": rows[:200], "train": rows[200:]}
+    for name, some in tables.items():
+        pd.DataFrame(some, columns=columns).to_csv(folder / f"{name}.csv", index=False)
     np.savez(folder / "gas_turbine_emission.npz", X=rows)
     (folder / "wanted.csv").write_text("y\n0.5\n1.5\n")
     (folder / "my_job.toml").write_text('[data]\nsource = "measurements.parquet"\n')

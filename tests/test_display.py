@@ -100,6 +100,7 @@ def test_a_terminal_shows_a_clock_beside_the_step_or_in_the_bar():
     assert display._progress is None
 
 
+@pytest.mark.slow
 def test_every_stage_says_what_it_is_about_to_do(small_run):
     """Each silence of a run begins with a word of what goes on; the log, which has the times, needs none."""
     steps = [event["text"] for event in small_run.events if event["event"] == "step"]

@@ -95,6 +95,7 @@ def test_labels_by_ranges_have_the_bits_of_the_table_held_whole(make_job, store_
     assert store_bytes(passes.pairs_url) == store_bytes(whole.pairs_url)
 
 
+@pytest.mark.slow
 def test_a_store_knows_its_categories(make_job, data, tmp_path):
     """The same codes with other names are another table; the same table goes on, by any choice that reads it alike."""
     labels = {"num_pairs": 128, "num_evaluations": 4}

@@ -71,6 +71,7 @@ def broken(run, name, change):
     path.write_text(json.dumps(document))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

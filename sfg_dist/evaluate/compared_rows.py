@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from sfg_dist.job.errors import DataError
 
 Rows = NDArray[np.float64]
+_BLOCK_ROWS = 10_000  # whose bytes are held at a time
 
 
 def checked_rows(name: str, table: ArrayLike, *, dim: int | None = None, min_rows: int = 2) -> Rows:
@@ -56,3 +57,18 @@ def scale_columns(train: Rows, *tables: Rows) -> tuple[Rows, list[Rows]]:
     largest = np.abs(offset).max(axis=0)  # divided out before squaring: so values of 1e200 have a deviation too
     deviation = (offset / largest).std(axis=0) * largest
     return deviation, [(table[:, kept] - center) / deviation for table in tables]
+
+
+def share_in(table: Rows, rows: Rows) -> float:
+    """The share of the rows that the table holds, missing values too; the table is read in parts."""
+    keys = row_keys(rows)
+    asked, known = set(keys), set[bytes]()
+    for start in range(0, len(table), _BLOCK_ROWS):
+        known |= asked.intersection(row_keys(table[start : start + _BLOCK_ROWS]))
+    return float(np.mean([key in known for key in keys]))
+
+
+def row_keys(rows: Rows) -> list[bytes]:
+    """Bytes of each row that are equal where all of its numbers are, missing ones too."""
+    canonical = np.ascontiguousarray(np.where(np.isnan(rows), np.nan, rows + 0.0))  # one NaN, and no negative zero
+    return [row.tobytes() for row in canonical]

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.evaluate.compared_rows import Rows, subset
+from sfg_dist.evaluate.compared_rows import Rows, share_in, subset
 from sfg_dist.evaluate.contest import NUM_PARTS, Contest, Estimate, mean_error, share_error
 from sfg_dist.evaluate.distances import area_and_variance
 from sfg_dist.evaluate.neighbours import LOOK_THROUGH, nearest_drawn, nearest_rows
@@ -15,7 +15,6 @@ from sfg_dist.evaluate.neighbours import LOOK_THROUGH, nearest_drawn, nearest_ro
 MAX_QUERIES = 2_500  # rows whose nearest rows are looked for
 REFERENCE_MAX_QUERIES = 1_000  # of copies and of independent columns
 FALSE_ALARMS = 0.01
-_BLOCK_ROWS = 10_000
 
 
 def nearer_to_train(contest: Contest, generator: np.random.Generator) -> dict[str, Estimate]:
@@ -56,27 +55,13 @@ def identical_share(contest: Contest, generator: np.random.Generator) -> dict[st
     rows, _ = contest.level(contest.known_train(), generator)
     train = contest.shared.all_train
     assert train is not None  # since some are known
-    share = _share_in(train, rows)
+    share = share_in(train, rows)
 
     def error() -> float:
         real = subset(contest.held_out, len(rows), generator)
-        return share_error((share + _share_in(train, real)) / 2, len(rows))
+        return share_error((share + share_in(train, real)) / 2, len(rows))
 
     return {"identical_share": Estimate(share, contest.error(error))}
-
-
-def _share_in(table: Rows, rows: Rows) -> float:
-    """The share of the rows that the table holds."""
-    keys = _keys(rows)
-    asked, known = set(keys), set[bytes]()
-    for start in range(0, len(table), _BLOCK_ROWS):
-        known |= asked.intersection(_keys(table[start : start + _BLOCK_ROWS]))
-    return float(np.mean([key in known for key in keys]))
-
-
-def _keys(rows: Rows) -> list[bytes]:
-    canonical = np.ascontiguousarray(np.where(np.isnan(rows), np.nan, rows + 0.0))  # one NaN, and no negative zero
-    return [row.tobytes() for row in canonical]
 
 
 def nearest_train_rows(contest: Contest, generator: np.random.Generator) -> dict[str, Estimate]:

@@ -17,6 +17,7 @@ from sfg_dist.data.naming import NoColumnError
 from sfg_dist.data.sources import is_text
 from sfg_dist.data.table import Table, open_table
 from sfg_dist.data.unfit import UnfitColumnsError
+from sfg_dist.evaluate.compared_rows import row_keys, share_in
 from sfg_dist.evaluate.judgement import ColumnKind, JudgedColumn, JudgedTables
 from sfg_dist.job.config import DataConfig
 from sfg_dist.job.errors import DataError
@@ -141,18 +142,15 @@ def _check_rows(table: Table) -> None:
 
 def _check_held_out(source: str, held_out: _Array, train_source: str, train: _Array) -> None:
     """Refuse held-out rows that are training rows; those of a table with few distinct rows may equal some by chance."""
-    counts = Counter(map(bytes, _canonical(train)))
-    shared = float(np.mean([bytes(row) in counts for row in _canonical(held_out)]))
-    repeated = sum(count for count in counts.values() if count > 1) / len(train)
-    if shared > _MOST_SHARED and repeated < _FEW_REPEATED:
+    shared = share_in(train, held_out)
+    if shared <= _MOST_SHARED:
+        return
+    repeated = sum(count for count in Counter(row_keys(train)).values() if count > 1) / len(train)
+    if repeated < _FEW_REPEATED:
         raise DataError(
             f"{source}: {100 * shared:.0f} % of the rows equal a row of {train_source}: --data must hold rows that the "
             f"generator was not fitted to"
         )
-
-
-def _canonical(rows: _Array) -> _Array:
-    return np.ascontiguousarray(np.where(np.isnan(rows), np.nan, rows + 0.0))  # one NaN, and no negative zero
 
 
 def _column(name: str, type_: ColumnType) -> JudgedColumn:

@@ -129,6 +129,7 @@ def test_clusters(unit, direction, settings):
     assert 0 < plain.bound <= 1e-3 * Reference(x).scale * (1 + 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", [1e-6, 1, 1e6])
 @pytest.mark.parametrize("direction", ["decode", "encode"])
 def test_rows_far_from_0(unit, direction):

@@ -87,6 +87,7 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     subprocess.run([sys.executable, "-c", code], check=True, timeout=patience(120))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_rows", [1, 31, 32, 33, 257, 5000])
 @pytest.mark.parametrize("dim", [1, 3, 9, 40])
 def test_nodes_hold_what_they_say(num_rows, dim):

@@ -147,6 +147,7 @@ def test_a_rows_bits_do_not_depend_on_the_number_of_rows(method, moons):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_containers_and_types(method, device):
     rows = np.array([[-1.0, 0.0], [1.0, 2.0]])

@@ -89,6 +89,7 @@ IN_STORE = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("key", "to"), IN_STORE)
 def test_a_link_in_a_store_is_named_and_set_aside_as_it_is(run, home, key, to):
     put_link(run, f"pairs.zarr/{key}", home, to)

@@ -133,6 +133,7 @@ TENSORS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TENSORS)
 def test_tensors_that_do_not_fit_are_refused(model, name):
     tensors, words = TENSORS[name]

@@ -116,6 +116,7 @@ def test_a_fit_ends_after_so_many_looks_at_a_row(fitted):
     assert within_looks(pairs, settings.model_copy(update={"cells": False})).num_epochs == 1000
 
 
+@pytest.mark.slow
 def test_looks_ahead_of_the_labels_count(fitted, tmp_path):
     folder, pipeline, _ = fitted
     pairs = open_pairs(pipeline.label().location.url)

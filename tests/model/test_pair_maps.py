@@ -62,6 +62,7 @@ def test_a_small_table_is_not_learnt_by_heart():
             np.testing.assert_allclose(drawn, expected, atol=0.12)
 
 
+@pytest.mark.slow
 def test_damaged_arrays_are_refused(maps):
     arrays = maps.to_arrays()
     for name, damaged in (("columns", arrays["columns"] - 5), ("means", arrays["means"][:, 1:]),

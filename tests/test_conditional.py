@@ -62,6 +62,7 @@ def test_mean_and_spread_are_those_of_the_known_law(finished):
         assert abs(drawn[:, 0].std() / spread - 1) < 0.05, place
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_calibration_is_measured_and_shown(finished):
     """The law is neither much too narrow nor much too wide, and far better than without its condition."""

@@ -169,9 +169,7 @@ class Contests:
 
     def of_copies(self) -> Contest:
         """Training rows in place of samples; ``NoFigureError`` without."""
-        if self.train is None:
-            raise NoFigureError("the training rows were not given")
-        return Contest(self, self.train, self.held_out, self.train, is_close=False)
+        return Contest(self, self.of_real().known_train(), self.held_out, self.train, is_close=False)
 
     def of_independent(self) -> Contest:
         """Real rows with each column permuted in place of samples."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from sfg_dist.flow.adaptive import integrate_adaptive
 from sfg_dist.flow.certificate import CHECKED_ROWS, EXACT_SHARE, Measured, fit_certificate, most_over
 from sfg_dist.flow.fitted_grid import NUM_PILOTS, FittedGrid, fit_grid
-from sfg_dist.flow.posterior.backends import Backend, choose_backend
+from sfg_dist.flow.posterior.backends import BY_ROW, Backend, choose_backend
 from sfg_dist.flow.posterior.posterior import posterior_moments
 from sfg_dist.flow.posterior.reference import PreparedReference, Rows, rows_and_reference
 from sfg_dist.flow.schedule import Schedule, ScheduleName
@@ -123,8 +123,8 @@ def label_latents(
     if grid is not time_grid:
         flow = replace(flow, time_grid=fit_time_grid(prepared, flow, backend=backend, tolerance=tolerance).points)
     measured = fit_certificate(prepared, flow, tolerance=tolerance) if whole else None
-    # Clusters take each row by itself, and step control fills up what it needs.
-    is_filled = choose_backend(prepared, backend, tolerance) != "sparse" and solver_tolerance is None
+    # Step control fills up what it needs.
+    is_filled = choose_backend(prepared, backend, tolerance) not in BY_ROW and solver_tolerance is None
     labels = torch.empty(start.shape, dtype=dtype, device=start.device)
     for first in range(0, len(start), batch_rows):
         part = slice(first, first + batch_rows)
@@ -170,7 +170,7 @@ def label_batch(
         rows: start points, shape (num_rows, dim). In float64 they keep the digits of a reference far from 0, whatever
             the arithmetic.
         batch_rows: a dense engine gets so many rows, because the shape of a matrix product decides its last bits. What
-            is missing is filled up with places amid the data. Clusters take one such row at most.
+            is missing is filled up with places amid the data. Engines BY_ROW take one such row at most.
         measured: a measured certificate. The errors of the first rows are measured again, and where it does not hold of
             them the whole batch goes by the bound.
 
@@ -179,7 +179,7 @@ def label_batch(
     """
     num_rows, schedule, is_decode = len(rows), flow.schedule, flow.direction == "decode"
     missing = max(0, batch_rows - num_rows)
-    if choose_backend(reference, backend, tolerance) == "sparse":
+    if choose_backend(reference, backend, tolerance) in BY_ROW:
         missing = min(missing, 1)
     rows = rows.to(reference.states_dtype)
     center, scale = reference.center.to(rows), reference.scale

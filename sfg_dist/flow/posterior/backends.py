@@ -13,6 +13,7 @@ Backend = Literal["auto", "dense", "sparse", "native", "fused", "blocked", "trit
 
 SPARSE_ROWS = 4096  # with fewer rows a dense pass costs no more than looking at the clusters
 SPARSE_DIM = 64  # in more columns the bounds leave out next to nothing
+BY_ROW: tuple[Backend, ...] = ("sparse", "native")  # a row's bits are its own there, whatever the batch's shape
 
 
 def choose_backend(reference: PreparedReference, backend: Backend, tolerance: float) -> Backend:

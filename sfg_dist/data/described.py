@@ -37,8 +37,9 @@ class RepeatedValues(TypedDict):
 class TableReport(TypedDict):
     """What was read, dropped, found and split.
 
-    ``missing`` has the share of the kept rows without a value by column, ``determined`` the column that determines
-    each one that the flow leaves out for that reason.
+    ``kept_words`` has the categories by column that elsewhere stand for a missing value, ``missing`` the share of the
+    kept rows without a value, ``determined`` the column that determines each one that the flow leaves out for that
+    reason.
     """
 
     source: str
@@ -47,6 +48,7 @@ class TableReport(TypedDict):
     num_rows_dropped: int
     constant: dict[str, float | str]
     categories: dict[str, int]
+    kept_words: dict[str, list[str]]
     missing: dict[str, float]
     determined: dict[str, str]
     ties: dict[str, Ties]

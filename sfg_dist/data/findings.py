@@ -12,6 +12,7 @@ from sfg_dist.data.association import Orders, find_orders
 from sfg_dist.data.bounds import Bounds, check_bounds, check_covers, moved_bounds
 from sfg_dist.data.cleaning import SCAN_ROWS, find_constants
 from sfg_dist.data.column_type import ColumnType
+from sfg_dist.data.csv_columns import MISSING
 from sfg_dist.data.dependencies import Lookup, find_lookups, first_value
 from sfg_dist.data.described import TableReport
 from sfg_dist.data.discreteness import Discreteness, check_dequantize, find_discreteness
@@ -158,6 +159,11 @@ class Findings:
                 if value == value and name not in determined
             },
             "categories": {name: len(type_.categories) for name, type_ in types.items() if type_.is_coded},
+            "kept_words": {
+                name: words
+                for name, type_ in types.items()
+                if (words := [text for text in type_.categories if text.strip() in MISSING])
+            },
             "missing": {name: number / num_rows for name, number in gaps if number},
             "determined": determined,
             "ties": {name: each.ties for name, each in self.found.items() if each.ties},

@@ -74,7 +74,9 @@ def category_words(report: Mapping[str, Any], limit: int = 8) -> list[str]:
     categories = [f"{name!r} {number:,}" for name, number in (report.get("categories") or {}).items()]
     missing = [f"{name!r} {100 * share:.1f} %" for name, share in (report.get("missing") or {}).items()]
     determined = [f"{name!r} from {by!r}" for name, by in (report.get("determined") or {}).items()]
+    kept = [f"{listed(words)} in {name!r}" for name, words in (report.get("kept_words") or {}).items()]
     told = [f"Categories: {some(categories)}."] if categories else []
+    told += [f"Categories, not missing values: {some(kept)}."] if kept else []
     told += [f"Missing values are learnt and drawn: {some(missing)}."] if missing else []
     return told + ([f"Looked up on the way back, and left out of the flow: {some(determined)}."] if determined else [])
 

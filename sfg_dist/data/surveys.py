@@ -221,7 +221,11 @@ def settled(source: str, surveys: Mapping[str, Survey], identifiers: str) -> dic
         )
     if dropped:
         word = "column" if len(dropped) == 1 else "columns"
-        warnings.warn(f"{source}: left out as identifiers: {word} {listed(dropped)} (data.identifiers)", stacklevel=2)
+        warnings.warn(
+            f"{source}: left out as identifiers: {word} {listed(dropped)}. To use such a column, write text whose "
+            f"values repeat, or whole numbers below 2^53",
+            stacklevel=2,
+        )
     return types
 
 

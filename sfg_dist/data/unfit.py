@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sfg_dist.job.errors import DataError
 
@@ -26,6 +26,9 @@ class UnfitColumnsError(DataError):
         self.fact, self.advice = fact, advice
         self.reasons = dict(reasons)
         self.names: tuple[str, ...] = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:  # an exception is made anew from its message alone
+        return type(self), (self.fact, self.reasons, self.advice), self.__dict__
 
 
 def each_fit(names: Iterable[str], use: Callable[[str], _T]) -> dict[str, _T]:

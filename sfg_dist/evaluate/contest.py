@@ -9,7 +9,7 @@ one footing, also where a figure depends on the number of rows, and its error is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,6 +22,7 @@ from sfg_dist.evaluate.embedding import Embedding
 from sfg_dist.evaluate.judgement import JudgedColumn, JudgedTables
 from sfg_dist.evaluate.rules import Rule, find_rules
 from sfg_dist.job.errors import DataError
+from sfg_dist.job.fingerprint import fingerprint
 
 JUDGED_MAX_ROWS = 20_000
 MAX_TABLE_ROWS = 200_000  # of a table that are kept: copies, codes and coordinates take its memory many times over
@@ -157,6 +158,13 @@ class Contests:
     def embedding(self) -> Embedding:
         """Distances are measured in columns that are scaled by the real rows."""
         return Embedding(self.columns, self.real, self.samples, self.held_out)
+
+    @cached_property
+    def footing(self) -> Hashable:
+        """What decides the figures of all contests but that of the samples."""
+        tables = (self.held_out, self.permuted, self.real if self.all_train is None else self.all_train)
+        sizes = (self.num_rows, self.num_fitted, self.all_train is None)
+        return (self.columns, self.target, sizes, self.embedding.layout, *(fingerprint(table) for table in tables))
 
     @cached_property
     def rules(self) -> tuple[Rule, ...]:

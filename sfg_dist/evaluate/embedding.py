@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import numpy as np
 
 from sfg_dist.evaluate.compared_rows import Rows
@@ -36,6 +38,11 @@ class Embedding:
                 points = generator.standard_normal((len(values), MAX_ONE_HOT))
                 points /= np.linalg.norm(points, axis=1, keepdims=True)
             self._points.append((values, points / np.sqrt(2)))
+
+    @property
+    def layout(self) -> Hashable:
+        """What the coordinates of the real rows depend on beside these: which columns have gaps, and the categories."""
+        return tuple(self._gaps), tuple(values.tobytes() for values, _ in self._points)
 
     def __call__(self, rows: Rows) -> Rows:
         """The points of rows, in the order of their columns."""

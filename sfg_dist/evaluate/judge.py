@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +16,27 @@ from sfg_dist.job.plan import Stream, random_generator
 
 _SPLIT_INDEX = 1000  # of the generators; those of ``metrics`` have lower numbers
 
-Measure = Callable[[Contest, np.random.Generator], Mapping[str, Estimate | NoFigureError]]
+Estimates = Mapping[str, Estimate | NoFigureError]
+Measure = Callable[[Contest, np.random.Generator], Estimates]
 Floor = Callable[[Contests], Contest]
+
+
+class References:
+    """What was measured of floors, copies and independent columns, for all samples that are judged beside one table.
+
+    They are the same for as many samples with the same categories and gaps. Others are measured for themselves.
+    """
+
+    def __init__(self) -> None:
+        self._measured: dict[Hashable, list[Estimates]] = {}
+
+    def measured(self, group: Group, contests: Contests, seed: int) -> list[Estimates]:
+        """The figures of a group in the order floor, copy, independent."""
+        key = (group.names, seed, contests.footing)
+        if key not in self._measured:
+            makers = (group.floor, Contests.of_copies, Contests.of_independent)
+            self._measured[key] = [_measured(group, maker, contests, seed) for maker in makers]
+        return self._measured[key]
 
 
 def judge(
@@ -26,6 +45,7 @@ def judge(
     seed: int = 0,
     figures: Sequence[str] = tuple(FIGURE_KINDS),
     on_step: Callable[[str], None] | None = None,
+    references: References | None = None,
 ) -> Judgement:
     """Measure the samples by every figure of ``FIGURE_KINDS``, and three other tables in their place beside.
 
@@ -49,6 +69,7 @@ def judge(
         seed: the job's seed.
         figures: names of ``FIGURE_KINDS``. The columns, pairs and rules come with "shape", "trend" and "broken_rules".
         on_step: told what is measured next.
+        references: keeps what is measured of the other three tables, and gives it to the next judgement.
 
     Raises:
         ConfigError: a name that is not a figure.
@@ -64,13 +85,14 @@ def judge(
             f"No figure has a value: there are {contests.num_rows} rows to compare, and at least {MIN_ROWS} are needed."
         )
         return Judgement(nothing, (), (), target=tables.target, notes=(note,))
+    references = References() if references is None else references
     found: dict[str, Figure] = {}
     notes: dict[str, list[str]] = {}
     for group in GROUPS:
         if any(name in figures for name in group.names):
             if on_step is not None:
                 on_step(f"evaluate: {', '.join(FIGURE_KINDS[name].title for name in group.names)}")
-            found |= _figures(group, contests, seed, notes)
+            found |= _figures(group, contests, seed, notes, references)
     return Judgement(
         figures={name: found[name] for name in FIGURE_KINDS if name in figures},
         shapes=_column_shapes(contests, seed) if "shape" in figures else (),
@@ -129,29 +151,32 @@ def figure_generator(seed: int, name: str) -> np.random.Generator:
     return random_generator(seed, Stream.EVALUATE, _SPLIT_INDEX + 1 + list(FIGURE_KINDS).index(name))
 
 
-def _figures(group: Group, contests: Contests, seed: int, notes: dict[str, list[str]]) -> dict[str, Figure]:
+def _measured(group: Group, made: Floor, contests: Contests, seed: int) -> Estimates:
+    try:
+        return group.measure(made(contests), figure_generator(seed, group.names[0]))
+    except NoFigureError as absent:
+        return dict.fromkeys(group.names, absent)
+
+
+def _figures(
+    group: Group, contests: Contests, seed: int, notes: dict[str, list[str]], references: References
+) -> dict[str, Figure]:
     """The figures of a group; why one has no value is added to ``notes``, the titles by their reason."""
-    estimates: list[Mapping[str, Estimate]] = []
-    for made in (Contests.of_samples, group.floor, Contests.of_copies, Contests.of_independent):
-        try:
-            measured = group.measure(made(contests), figure_generator(seed, group.names[0]))
-        except NoFigureError as absent:
-            measured = dict.fromkeys(group.names, absent)
-        estimates.append({name: found for name, found in measured.items() if isinstance(found, Estimate)})
-        if made is Contests.of_samples:
-            for name, found in measured.items():
-                if isinstance(found, NoFigureError):
-                    notes.setdefault(str(found), []).append(FIGURE_KINDS[name].title)
-            if not estimates[0]:
-                break
-    values = [{name: estimate.value for name, estimate in measured.items()} for measured in estimates]
-    values += [{}] * (4 - len(values))
+    of_samples = _measured(group, Contests.of_samples, contests, seed)
+    for name, absent in of_samples.items():
+        if isinstance(absent, NoFigureError):
+            notes.setdefault(str(absent), []).append(FIGURE_KINDS[name].title)
+    found = _known(of_samples)
+    others = [_known(each) for each in references.measured(group, contests, seed)] if found else [{}, {}, {}]
     figures = {}
     for name in group.names:
-        samples, floor, copies, independent = (measured.get(name) for measured in values)
-        error = None if samples is None else estimates[0][name].error
-        figures[name] = Figure(name, samples, error, floor, copies, independent)
+        value, floor, copies, independent = (each[name].value if name in each else None for each in (found, *others))
+        figures[name] = Figure(name, value, found[name].error if name in found else None, floor, copies, independent)
     return figures
+
+
+def _known(measured: Estimates) -> dict[str, Estimate]:
+    return {name: found for name, found in measured.items() if isinstance(found, Estimate)}
 
 
 def _column_shapes(contests: Contests, seed: int) -> tuple[ColumnShape, ...]:

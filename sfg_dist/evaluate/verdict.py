@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Literal
 
 from sfg_dist.evaluate.judgement import Figure
@@ -55,11 +56,26 @@ class _Deciding:
     worst: float  # the worst value that it can have
     bad: Literal["copy", "independent"] | None = None  # the model that it must tell from real rows
     bands: tuple[tuple[float, Grade], ...] = _BANDS
+    is_blunt: bool = False  # whether the bad model may come close to real rows, where other figures see it
 
     def grade(self, figure: Figure, best: float) -> Grade:
         """The grade of a value."""
         if figure.value is None:
             return "unknown"
+        gap, noise, reach = self._way(figure, best)
+        if reach <= 0:
+            return "unknown"
+        if gap <= noise:
+            return "unknown" if noise > _TOO_NOISY * reach else "good"
+        return next(grade for share, grade in self.bands if gap <= share * reach)
+
+    def times_as_many(self, figure: Figure, best: float) -> float:
+        """How many times the rows it takes until the figure of real rows is known: noise falls by the root of them."""
+        _, noise, reach = self._way(figure, best)
+        return (noise / (_TOO_NOISY * reach)) ** 2 if reach > 0 else 1.0
+
+    def _way(self, figure: Figure, best: float) -> tuple[float, float, float]:
+        """How far the value is from the floor, how far noise may take it, and how far the way goes."""
         sign = 1.0 if self.worst > best else -1.0
         floor = best if figure.floor is None else figure.floor
         floor = sign * max(sign * floor, sign * best)  # an AUC below one half is noise, and asks no more of samples
@@ -67,14 +83,10 @@ class _Deciding:
         whole = sign * (self.worst - floor)
         reach = whole
         bad = getattr(figure, self.bad) if self.bad else None
-        if bad is not None and (told := sign * (bad - floor)) > noise:
+        least = noise / _TOO_NOISY if self.is_blunt else noise
+        if bad is not None and (told := sign * (bad - floor)) > least:
             reach = max(told, _NARROW * whole)
-        if reach <= 0:
-            return "unknown"
-        gap = sign * (figure.value - floor)
-        if gap <= noise:
-            return "unknown" if noise > _TOO_NOISY * reach else "good"
-        return next(grade for share, grade in self.bands if gap <= share * reach)
+        return sign * ((floor if figure.value is None else figure.value) - floor), noise, reach
 
 
 FIDELITY = _Deciding("c2st_trees_held_out", 1.0, "independent")
@@ -83,7 +95,7 @@ DIVERSITY = _Deciding("beta_recall", 0.0)
 PRIVACY = (
     _Deciding("attack_auc", 1.0, "copy", _PRIVACY_BANDS),
     _Deciding("attack_at_1_percent", 1.0, "copy", _PRIVACY_BANDS),
-    _Deciding("nearer_to_train", 1.0, "copy", _PRIVACY_BANDS),
+    _Deciding("nearer_to_train", 1.0, "copy", _PRIVACY_BANDS, is_blunt=True),  # where most training rows are left out
     _Deciding("identical_share", 1.0, "copy", _IDENTICAL_BANDS),
     _Deciding("nearest_ratio", 0.0, "copy", _PRIVACY_BANDS),  # it sees few noisy copies, where the others do not
 )
@@ -192,6 +204,8 @@ def _privacy(figures: Mapping[str, Figure], has_train: bool) -> AspectVerdict:
         "bad": "Samples give many of the training rows away.",
         "unknown": "There are too few rows to tell whether samples give training rows away.",
     }[grade]
+    if grade == "unknown" and (times := max(way.times_as_many(figure, _BEST[way.name]) for way, figure in known)) > 1:
+        headline += f" About {ceil(10 * times) / 10:g} times as many samples and held-out rows would do."
     told = [name for name, each in grades.items() if each == grade] if grade in _ORDER[2:] else ["attack_auc"]
     words = {
         "attack_auc": "An attacker who holds the samples tells training rows from others with an AUC of {}",

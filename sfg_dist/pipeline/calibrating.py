@@ -12,7 +12,7 @@ from sfg_dist.evaluate.calibration import Calibration, Draws, calibration
 from sfg_dist.evaluate.embedding import Embedding
 from sfg_dist.evaluate.judgement import JudgedTables
 from sfg_dist.evaluate.neighbours import nearest_rows
-from sfg_dist.pipeline.judging import tables_of_run
+from sfg_dist.pipeline.judged_tables import tables_of_run
 from sfg_dist.pipeline.table import rows_of_generator
 
 if TYPE_CHECKING:

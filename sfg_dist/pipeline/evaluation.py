@@ -96,14 +96,14 @@ class Judged:
     @property
     def tables(self) -> JudgedTables:
         """Samples, held-out rows and training rows as a judgement takes them."""
-        from sfg_dist.pipeline.judging import tables_of_run
+        from sfg_dist.pipeline.judged_tables import tables_of_run
 
         return tables_of_run(self.prepared, self.samples, self.generator.types, self.job.evaluate.target)
 
     @property
     def plain_labels(self) -> NDArray[np.float64]:
         """The labels in the units of ``tables``."""
-        from sfg_dist.pipeline.judging import plain_rows
+        from sfg_dist.pipeline.judged_tables import plain_rows
 
         return plain_rows(self.labels, self.prepared.transform.types)
 

@@ -13,7 +13,7 @@ from sfg_dist.evaluate.judgement import JudgedTables
 from sfg_dist.job.errors import ConfigError
 from sfg_dist.job.version import versions
 from sfg_dist.pipeline.evaluation import METRICS_KEY, Metrics
-from sfg_dist.pipeline.judging import tables_of_files
+from sfg_dist.pipeline.judged_tables import tables_of_files
 from sfg_dist.pipeline.ownership import HEAD_BYTES, PAGE_MARK
 
 if TYPE_CHECKING:

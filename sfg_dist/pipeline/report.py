@@ -13,7 +13,7 @@ import numpy as np
 from sfg_dist.data.column_type import TEMPORAL
 from sfg_dist.data.naming import category_words, listed, repeated_values, value_words
 from sfg_dist.job.words import counted, duration, failure_line, size_of
-from sfg_dist.pipeline.judging import seconds_of
+from sfg_dist.pipeline.judged_tables import seconds_of
 from sfg_dist.store.event_log import executor_words
 
 if TYPE_CHECKING:

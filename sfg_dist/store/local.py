@@ -19,7 +19,7 @@ import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 MAX_LEVELS = 32
 """Levels of directories that are looked into; this package makes no more than six."""
@@ -57,6 +57,10 @@ class LinkError(OddFileError):
             f"remove it"
         )
         super().__init__(errno.ELOOP, why)
+        self._name = name
+
+    def __reduce__(self) -> tuple[Any, ...]:  # an OSError is made anew from its number and its message
+        return type(self), (self._name,), self.__dict__
 
 
 class LocalFiles:

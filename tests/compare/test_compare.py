@@ -10,11 +10,12 @@ import pytest
 from patience import patience
 
 from sfg_dist.data import prepare
+from sfg_dist.evaluate.contest import Contests
 from sfg_dist.evaluate.judgement import Judgement
 from sfg_dist.job.config import load_job, resolve_job
 from sfg_dist.job.errors import ConfigError, DataError, TrainingError
 from sfg_dist.pipeline.budget import next_target
-from sfg_dist.pipeline.judging import tables_of_run
+from sfg_dist.pipeline.judged_tables import tables_of_run
 from sfg_dist.store import Location
 from sfg_dist.studies.compare import compare, judged, own
 from sfg_dist.studies.compare.judging import Rules
@@ -47,9 +48,12 @@ def fitted(job):
 
 
 @pytest.mark.comparison
-def test_peers_beside_each_other(make_compare_job, tmp_path):
+def test_peers_beside_each_other(make_compare_job, tmp_path, monkeypatch):
+    permuted, of_independent = [], Contests.of_independent
+    monkeypatch.setattr(Contests, "of_independent", lambda tables: permuted.append(tables) or of_independent(tables))
     job = make_compare_job(compare={"methods": PEERS, "max_time_s": 0.3})
     document = to_json(compare(job))
+    assert len(permuted) == len(judged.SHOWN_FIGURES)  # once for all methods
     methods = document["methods"]
     assert list(methods) == PEERS
     for name, entry in methods.items():

@@ -74,6 +74,52 @@ def test_columns_pairs_and_rules_are_not_looked_at_where_nobody_asks(monkeypatch
     assert found.shapes == found.trends == found.rules == ()
 
 
+@pytest.mark.slow
+def test_the_floor_lies_within_two_errors_about_19_times_in_20():
+    names = ("shape", "c2st_linear_held_out", "alpha_precision", "beta_recall", "nearest_ratio", "attack_auc")
+    apart, errors = np.empty((2, 40, len(names)))
+    for draw in range(40):
+        samples, held_out, train = (rows(200, 1000 + 3 * draw + table) for table in range(3))
+        given = tables(samples=samples, held_out=held_out, train=train)
+        contests = Contests(given, np.random.default_rng(draw))
+        for place, name in enumerate(names):
+            group = next(group for group in judge_room.GROUPS if name in group.names)
+            value, floor = (
+                group.measure(contest, judge_room.figure_generator(draw, name))[name]
+                for contest in (contests.of_samples(), group.floor(contests))
+            )
+            apart[draw, place], errors[draw, place] = value.value - floor.value, value.error
+    assert 0.88 <= np.mean(np.abs(apart) <= 2 * errors) <= 0.99
+    spread = np.sqrt(np.mean(apart**2, axis=0) / np.mean(errors**2, axis=0))
+    assert ((spread > 0.7) & (spread < 1.4)).all(), dict(zip(names, spread, strict=True))
+
+
+SHARED = ["shape", "broken_rules", "beta_recall", "identical_share"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "is_anew"),
+    [
+        ({"samples": rows(120, 5)}, False),
+        ({"samples": rows(90, 5)}, True),
+        ({"samples": rows(120, 5, gaps=0.1)}, True),
+        ({"held_out": rows(120, 6)}, True),
+        ({"train": rows(120, 6)}, True),
+        ({"target": None}, True),
+    ],
+    ids=["other samples", "fewer samples", "gaps", "other held-out rows", "other training rows", "no target"],
+)
+def test_references_are_measured_once_for_samples_of_one_table(monkeypatch, changed, is_anew):
+    references, made = judge_room.References(), []
+    first = judge(tables(120), figures=SHARED, references=references)
+    assert first == judge(tables(120), figures=SHARED)
+    of_independent = Contests.of_independent
+    monkeypatch.setattr(Contests, "of_independent", lambda contests: made.append(contests) or of_independent(contests))
+    again = judge(tables(120, **changed), figures=SHARED, references=references)
+    assert bool(made) == is_anew
+    assert again == judge(tables(120, **changed), figures=SHARED)
+
+
 def test_what_is_measured_next_is_told():
     told = []
     judge(tables(60), figures=["nearest_ratio", "shape"], on_step=told.append)

@@ -77,7 +77,11 @@ def test_few_noisy_copies_of_many_training_rows_are_found():
     assert any("times as far from a sample" in sentence for sentence in copies.sentences)
     real = judge(replace(given, samples=rows(120, 2)), figures=PRIVACY).figures
     assert verdicts({"nearest_ratio": real["nearest_ratio"]}, None)[2].grade == "good"
-    assert verdicts(real, None)[2].grade not in ("close", "poor", "bad")  # too few rows for some of the others
+    unsure = verdicts(real, None)[2]
+    assert unsure.grade == "unknown"
+    assert unsure.headline.endswith("About 1.3 times as many samples and held-out rows would do.")
+    more = judge(replace(given, samples=rows(160, 2), held_out=rows(520, 1)), figures=PRIVACY).figures
+    assert verdicts(more, None)[2].grade == "good"
 
 
 def figure(name, value, error=0.01, floor=0.5, copy=None, independent=None):
@@ -132,6 +136,26 @@ def test_the_worst_figure_decides_privacy_and_is_named():
 )
 def test_a_little_beyond_the_noise_is_not_as_real_rows_in_privacy(name, value, floor, grade):
     assert verdicts({name: figure(name, value, 0.001, floor, copy=1.0)}, None)[2].grade == grade
+
+
+@pytest.mark.parametrize(
+    ("error", "copy", "grade", "times"),
+    [
+        (0.028, 0.53, "good", ""),  # copies are hardly told, and the attack sees them
+        (0.028, 0.6, "good", ""),
+        (0.028, 0.9, "good", ""),
+        (0.1, 0.6, "unknown", "About 2.3 times as many"),
+        (2.0, 0.6, "unknown", "About 900 times as many"),
+    ],
+)
+def test_few_rows_nearer_to_training_rows_say_how_many_would_do(error, copy, grade, times):
+    figures = {
+        "attack_auc": figure("attack_auc", 0.5, 0.02, copy=1.0),
+        "nearer_to_train": figure("nearer_to_train", 0.51, error, copy=copy),
+    }
+    found = verdicts(figures, None)[2]
+    assert found.grade == grade
+    assert times in found.headline
 
 
 def test_what_was_not_measured_is_said():

@@ -13,6 +13,7 @@ from pyarrow import parquet
 from sfg_dist.data import open_table, prepare
 from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.csv_dialect import TextFormat
+from sfg_dist.data.naming import category_words
 from sfg_dist.job.config import resolve_job
 from sfg_dist.job.errors import ConfigError, DataError
 from sfg_dist.model import MLP, Generator
@@ -161,3 +162,14 @@ def test_categories_that_are_given_in_a_csv_are_read_as_the_model_has_them(tmp_p
     (tmp_path / "given.csv").write_text("code\n" + "\n".join(codes))
     sfg(tmp_path, "sample", "model", "--given-table", "given.csv", "--out", "rows.parquet")
     assert parquet.read_table(tmp_path / "rows.parquet")["code"].to_pylist() == codes
+
+
+def test_words_of_a_parquet_are_categories_which_is_said(tmp_path):
+    towns = ["Oslo", "?", "None", " NA", None] * 20
+    parquet.write_table(pa.table({"town": towns, "x": np.linspace(0, 1, 100)}), tmp_path / "t.parquet")
+    report = prepare(tmp_path / "t.parquet").report
+    assert report["kept_words"] == {"town": [" NA", "?", "None"]}
+    assert report["missing"] == {"town": 0.2}
+    assert "Categories, not missing values: ' NA', '?', 'None' in 'town'." in category_words(report)
+    with pytest.raises(DataError, match=r"t.parquet: data.null_values is for .csv files: leave it out"):
+        open_table(tmp_path / "t.parquet", text=TextFormat(null_values=["?"]))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sfg_dist.data import Prepared, Transform
 from sfg_dist.evaluate import classifier_test, measure
+from sfg_dist.evaluate.judge import References
 from sfg_dist.evaluate.judgement import Figure
 from sfg_dist.job.errors import TrainingError
 from sfg_dist.job.reader import check_fields
@@ -125,8 +126,8 @@ class Cell(Judged):
         return from_json(cls, document | {"metrics": metrics}, name)
 
 
-def judge(fitted: Fitted, table: Prepared, rules: Rules) -> tuple[Cell, Rows]:
-    """What is found of a fitted method, and its samples.
+def judge(fitted: Fitted, table: Prepared, rules: Rules, references: References | None = None) -> tuple[Cell, Rows]:
+    """What is found of a fitted method, and its samples; ``references`` are shared by all methods.
 
     Raises:
         TrainingError: nearly all samples hold NaN or infinity.
@@ -146,7 +147,11 @@ def judge(fitted: Fitted, table: Prepared, rules: Rules) -> tuple[Cell, Rows]:
         c2st_auc_error=end.c2st_auc_error,
         metrics=found,
         figures=judged_figures(
-            drawn[np.isfinite(coded).all(axis=1)], table, target=rules.target, seed=rules.metric_seed
+            drawn[np.isfinite(coded).all(axis=1)],
+            table,
+            target=rules.target,
+            seed=rules.metric_seed,
+            references=references,
         ),
         test_log_likelihood=mean,
         test_log_likelihood_error=error,

@@ -234,7 +234,7 @@ def _configurations(document: Comparison) -> Iterator[tuple[str, str]]:
 def _facts(document: Comparison) -> dict[str, str]:
     budget = document.budget
     return {
-        "budget": f"{duration(budget.max_time_s)} for each method, labels included",
+        "budget": f"{duration(budget.max_time_s)} for each method, labels included; transforms are fitted outside it",
         "seeds": str(budget.num_seeds),
         "selection": f"fits of {budget.selection_time_s:g} s, outside the budget",
         **document.facts,

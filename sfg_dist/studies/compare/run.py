@@ -29,6 +29,7 @@ from sfg_dist.data import Prepared, prepare
 from sfg_dist.data.coding import are_plain
 from sfg_dist.distributed.machine import default_device
 from sfg_dist.evaluate import floor
+from sfg_dist.evaluate.judge import References
 from sfg_dist.job.config import MIXED_METHODS, NUMBER_METHODS, READING_KEYS, Job
 from sfg_dist.job.errors import ConfigError, DocumentError, TrainingError
 from sfg_dist.job.fingerprint import fingerprint
@@ -121,6 +122,11 @@ class ComparisonRun(OutputDirectory):
         """What every method is given and judged by."""
         job = self.job.evaluate
         return Rules(self.job.compare.max_time_s, MARKS, job.num_samples, list(job.metrics), job.seed, job.target)
+
+    @cached_property
+    def references(self) -> References:
+        """What the figures of all methods stand beside."""
+        return References()
 
     def run(self) -> Comparison:
         """All that is missing, then the document and the page."""
@@ -262,7 +268,7 @@ class ComparisonRun(OutputDirectory):
 
         found, samples = {}, {}
         for fitted in plan.fit(say):
-            found[fitted.name], samples[fitted.name] = judge(fitted, self.tables.any, self.rules)
+            found[fitted.name], samples[fitted.name] = judge(fitted, self.tables.any, self.rules, self.references)
             say(f"{fitted.name} judged", "")
         load_average = (round(load_before, 2), round(os.getloadavg()[0], 2))
         found = {row: replace(cell, load_average=load_average) for row, cell in found.items()}

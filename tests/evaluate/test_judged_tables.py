@@ -7,8 +7,8 @@ import pytest
 from sfg_dist.data.preparation import prepare
 from sfg_dist.data.table import open_table
 from sfg_dist.job.errors import DataError
-from sfg_dist.pipeline import judging
-from sfg_dist.pipeline.judging import tables_of_files, tables_of_run
+from sfg_dist.pipeline import judged_tables
+from sfg_dist.pipeline.judged_tables import tables_of_files, tables_of_run
 
 
 def frame(num_rows=60, seed=0, towns="abc"):
@@ -88,7 +88,9 @@ def test_every_table_is_read_once(write, monkeypatch, train):
     write("train.csv", frame(80, 2))
     samples = write("samples.csv", frame(seed=1).assign(town=7))
     read = []
-    monkeypatch.setattr(judging, "open_table", lambda source, **keys: read.append(source) or open_table(source, **keys))
+    monkeypatch.setattr(
+        judged_tables, "open_table", lambda source, **keys: read.append(source) or open_table(source, **keys)
+    )
     tables_of_files(samples, "data.csv", train)
     assert sorted(read) == sorted(name for name in (samples, "data.csv", train) if name)
 
@@ -187,6 +189,14 @@ def test_a_key_of_a_job_is_never_the_advice(write, tmp_path):
     write("few.csv", frame()[["x", "count"]])
     with pytest.raises(DataError, match=r"'count' holds text: '2 EUR'.*; leave the column out of the tables$"):
         tables_of_files("bad.csv", "few.csv")
+
+
+def test_identifiers_are_left_out_with_advice_that_needs_no_job(write):
+    write("data.csv", frame().assign(code=[f"k{row}" for row in range(60)]))
+    with pytest.warns(UserWarning, match="left out as identifiers: column 'code'.*write text whose values rep") as told:
+        tables = tables_of_files(write("samples.csv", frame(seed=1)), "data.csv")
+    assert not any("data.identifiers" in str(each.message) for each in told)
+    assert [column.name for column in tables.columns] == list(frame().columns)
 
 
 def test_a_run_has_the_same_units(write):

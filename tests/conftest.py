@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import collections
 import faulthandler
+import fcntl
 import functools
 import http.client
+import importlib.util
 import logging
 import os
 import re
@@ -42,6 +44,8 @@ SLOWER_S = {"hosts": 100.0, "slurm": 40.0, "alone": 30.0, "chaos": 20.0, "ray": 
 RARE = {"slurm", "hosts", "chaos", "alone", "notebooks", "cluster"}  # written out in the files that have them
 STDERR = pytest.StashKey[int]()
 PLACE = pytest.StashKey[tuple[str, str | None]]()  # a test's group, and what of SHARED it is
+HERE = Path(__file__).parent
+FRESH = "SFG_TEST_FRESH"  # is set where no bytecode of the tests was there when the session began
 
 
 def pytest_addoption(parser):
@@ -54,7 +58,10 @@ def pytest_configure(config):
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[STDERR] = os.dup(2)  # pytest puts a file of its own in its place while a test runs
+    os.fsync = os.fstat  # nobody cuts the power: to wait for the disk would take longer than most tests
     measure_slowness()  # before the workers of pytest-xdist, which inherit it, keep each other busy
+    if not Path(importlib.util.cache_from_source(str(HERE / "flow" / "any.py"))).parent.is_dir():
+        os.environ.setdefault(FRESH, "1")
 
 
 def pytest_report_header():
@@ -69,6 +76,19 @@ def pytest_ignore_collect(collection_path, config):
         return None
     text = collection_path.read_text(encoding="utf-8")
     return None if any(f"mark.{name}" in text for name in names) else True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session):
+    """In a fresh checkout one worker after the other: the first leaves the bytecode of all that is imported behind."""
+    if FRESH not in os.environ or not hasattr(session.config, "workerinput") or sys.dont_write_bytecode:
+        return (yield)
+    handle = os.open(HERE, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        return (yield)
+    finally:
+        os.close(handle)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # before pytest-xdist reads the groups

@@ -161,7 +161,7 @@ def test_a_near_row_in_a_far_node_is_not_lost():
     # A node whose centre is 126 powers of two off while its one near row holds two thirds of all weight: the bound of
     # its stand-in must not be the product of two clamped powers. Each of the many stands for 4096 rows.
     many, few, times = 512, 256, 4096
-    rows = np.zeros((many + few, 33), np.float32)
+    rows = np.zeros((many + few, 43), np.float32)
     rows[:many, 0] = -np.sqrt(2 * 22 * np.log(2))
     rows[many:, 0] = np.sqrt(2 * 148 * np.log(2))
     rows[many, 0] = 0
@@ -170,8 +170,8 @@ def test_a_near_row_in_a_far_node_is_not_lost():
     bounds = clusters.bounds.copy()
     for offset, nodes in zip(clusters.offsets, (many // LEAF_ROWS, many // (LEAF_ROWS * FAN)), strict=False):
         for node in range(offset, offset + nodes):
-            bounds[node // FAN, 3 * 33, node % FAN] *= times
-    request = Request(torch.zeros(1, 33), torch.ones(1, 1), torch.ones(1, 1))
+            bounds[node // FAN, 3 * 43, node % FAN] *= times
+    request = Request(torch.zeros(1, 43), torch.ones(1, 1), torch.ones(1, 1))
     weights = np.exp(-0.5 * rows[:, 0].astype(np.float64) ** 2) * np.where(np.arange(len(rows)) < many, times, 1)
     exact_mean = weights @ rows / weights.sum()
     for tolerance in (4.0, 2.0, 1.0):

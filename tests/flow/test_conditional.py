@@ -53,6 +53,7 @@ def test_the_posterior_mean_is_the_weighted_sum(bandwidth, neighbors):
         np.testing.assert_allclose(found[row], expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_kernel_as_wide_as_the_world_gives_the_unconditional_flow():
     rows = np.random.default_rng(0).standard_normal((400, 3)).astype(np.float32)
     reference = ConditionalReference(

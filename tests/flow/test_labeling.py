@@ -89,10 +89,10 @@ def test_row_bits_do_not_depend_on_the_number_of_rows(moons, rows):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_container_dtype_and_device_are_kept(dtype, device):
-    x = torch.tensor([[-3.0], [5.0]], dtype=dtype, device=device)
-    latents = torch.tensor([[-1.0], [1.0]], dtype=dtype, device=device)
+    x = torch.tensor([[-3.0, 0.0], [5.0, 1.0]], dtype=dtype, device=device)
+    latents = torch.tensor([[-1.0, 0.0], [1.0, 2.0]], dtype=dtype, device=device)
     labels = label_latents(latents, x, t_min=1e-3, sigma_data=1.0)
-    assert (labels.dtype, labels.device, labels.shape) == (dtype, latents.device, (2, 1))
+    assert (labels.dtype, labels.device, labels.shape) == (dtype, latents.device, (2, 2))
     array = label_latents(latents.cpu().numpy(), x.cpu().numpy(), t_min=1e-3, sigma_data=1.0)
     assert isinstance(array, np.ndarray)
     assert array.dtype == latents.cpu().numpy().dtype

@@ -138,7 +138,7 @@ def test_two_workers_of_ray_fit_what_one_fits(ray_cluster, fitted, tmp_path):
     """The loss is the same up to the order in which two ranks add up a gradient, and nearly all rows are."""
     folder, pipeline, _ = fitted
     url = pipeline.label().location.url
-    settings = job_of(f"{folder}/trees.csv", folder / "run", num_workers=2).train
+    settings = job_of(f"{folder}/trees.csv", folder / "run", num_workers=2, num_epochs=4).train
     alone, alone_history = fit_inline(url, tmp_path / "alone", settings)
     network, history = fit_with_workers(url, tmp_path / "c", settings, use_gpu=False)
     assert [entry["step"] for entry in history] == [entry["step"] for entry in alone_history]
@@ -166,6 +166,7 @@ def test_the_graph_draws_the_same_rows(fitted):
     assert alone.rows == agreement.rows
 
 
+@pytest.mark.slow
 def test_values_are_given_where_cells_are_not_wanted(fitted):
     folder, _, _ = fitted
     with pytest.warns(UserWarning, match="checkpoints of other train keys"):

@@ -1,12 +1,14 @@
 """Copies, independent columns and real rows of whole tables, by every figure of a judgement.
 
     python tests/benchmarks/judged_tables.py gas_turbine_emission.npz power_half_year.npz adult_train.parquet
+    python tests/benchmarks/judged_tables.py power_half_year.npz --independent     # and whether fidelity is bad
 
 A table is an npz file with an array X, or NAME_train.parquet with NAME_test.parquet beside it. The first are split by
 default_rng(0).permutation: the last tenth is held out and the tenth before it left out. power_half_year loses two of
 its columns, gains the minute of the day, and gets uniform noise of a step; beijing_multisite loses RAIN and rows with
-gaps, and gets noise too; miniboone_small has its own test rows. One half of the held-out rows stand for samples, so the
-figures of "samples" are those of real rows that nothing was fitted to.
+gaps, and gets noise too; miniboone_small has its own test rows. One half of the held-out rows stand for samples, so
+the figures of "samples" are those of real rows that nothing was fitted to. With --independent, training rows with each
+column permuted stand for samples, and all held-out rows are compared with.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.evaluate import judge
+from sfg_dist.evaluate import FIGURE_KINDS, judge
+from sfg_dist.evaluate.contest import JUDGED_MAX_ROWS
 from sfg_dist.evaluate.judgement import JudgedColumn, JudgedTables
+from sfg_dist.evaluate.verdict import summary, verdicts
 
 TARGETS = ("income", "Revenue", "pm2.5")
 Table = NDArray[np.float64]
@@ -81,6 +85,8 @@ def main() -> None:
     """Print the figures of each table, and write all of them."""
     options = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     options.add_argument("tables", nargs="+", type=Path)
+    options.add_argument("--independent", action="store_true")
+    options.add_argument("--figures", nargs="*", default=list(FIGURE_KINDS))
     options.add_argument("--output", type=Path, default=Path("runs/bench/judged_tables.json"))
     asked = options.parse_args()
     record = {}
@@ -88,9 +94,13 @@ def main() -> None:
         columns, train, held_out = numbers(path) if path.suffix == ".npz" else mixed(path)
         order = np.random.default_rng(1).permutation(len(held_out))
         samples, others = held_out[order[: len(order) // 2]], held_out[order[len(order) // 2 :]]
+        if asked.independent:
+            generator = np.random.default_rng(5)
+            samples = np.stack([generator.permutation(column) for column in train.T], axis=1)[:JUDGED_MAX_ROWS]
+            others = held_out
         target = next((column.name for column in columns if column.name in TARGETS), None)
         started = time.perf_counter()
-        found = judge(JudgedTables(columns, samples, others, train, target))
+        found = judge(JudgedTables(columns, samples, others, train, target), figures=asked.figures)
         seconds = time.perf_counter() - started
         print(f"\n{path.stem}: {len(train)} training rows, {len(others)} held out, {seconds:.1f} s")
         print(f"{'figure':26} {'samples':>9} {'error':>9} {'floor':>9} {'copy':>9} {'independent':>12}")
@@ -99,6 +109,7 @@ def main() -> None:
             if figure.value is not None:
                 shown = [f"{value:9.4f}" if value is not None else f"{'-':>9}" for value in values]
                 print(f"{name:26} {' '.join(shown[:4])}    {shown[4]}", flush=True)
+        print(summary(verdicts(found.figures, target)), flush=True)
         record[path.stem] = {"seconds": seconds, "figures": {n: asdict(f) for n, f in found.figures.items()}}
     asked.output.parent.mkdir(parents=True, exist_ok=True)
     asked.output.write_text(json.dumps(record, indent=1) + "\n")

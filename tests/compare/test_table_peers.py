@@ -1,6 +1,7 @@
 """Peers that take whole tables: what they draw of a small mixed one, and what is said where a package is missing."""
 
 import sys
+import types
 from dataclasses import replace
 from functools import partial
 
@@ -17,6 +18,7 @@ from sfg_dist.studies.compare import compare
 from sfg_dist.studies.compare.judging import Rules
 from sfg_dist.studies.compare.peers import tabddpm, table_peer
 from sfg_dist.studies.compare.peers.fitting import fit_peer
+from sfg_dist.studies.compare.peers.gan_and_vae import transform_fitted_once
 from sfg_dist.studies.compare.peers.plain_columns import PlainColumns
 from sfg_dist.studies.compare.peers.tabddpm import NUM_STEPS, TabularDiffusion
 from sfg_dist.studies.compare.peers.table_kinds import TABLE_PEERS
@@ -100,6 +102,34 @@ def test_a_peer_by_its_package_draws_rows_of_the_table(mixed, name):
     check_rows(mixed, rows)
     np.testing.assert_array_equal(rows, found.draw(800))
     assert found.facts.configuration["gaps in numbers"]
+
+
+class CountedTransform:
+    """Counts the fits of a transform that doubles rows."""
+
+    output_dimensions = 3
+
+    def __init__(self):
+        self.fits = []
+
+    def fit(self, rows, discrete):
+        self.fits.append((len(rows), discrete))
+
+    def transform(self, rows):
+        return 2 * rows + len(self.fits)
+
+
+def test_fits_of_a_package_share_one_transform(monkeypatch):
+    module = types.SimpleNamespace(DataTransformer=CountedTransform)
+    monkeypatch.setitem(sys.modules, "made_up_package", module)
+    rows = np.arange(4.0)
+    with transform_fitted_once("made_up_package"):
+        for _ in range(3):
+            transform = module.DataTransformer()
+            transform.fit(rows, ["1"])
+            np.testing.assert_array_equal(transform.transform(rows), 2 * rows + 1)
+        assert (transform.fits, transform.output_dimensions) == ([(4, ["1"])], 3)
+    assert module.DataTransformer is CountedTransform
 
 
 def test_a_plain_matrix_goes_back_to_the_rows(mixed):

@@ -206,6 +206,8 @@ def test_the_keys_of_the_condition_are_in_the_plan(make_job, key):
         ({"labels": {"direction": "both"}}, "labels.direction = 'both'"),
         ({"labels": {"latents": "a.npy"}}, "labels.latents = 'a.npy' .* leave it out"),
         ({"labels": {"t_min": "auto"}}, "labels.t_min = 'auto' .* take a number"),
+        ({"labels": {"debias": True}}, "labels.debias = True .* take false"),
+        ({"labels": {"debias": "auto"}}, "labels.debias = 'auto' .* take false"),
         ({"labels": {"time_grid": "fitted"}}, "labels.time_grid"),
         ({"labels": {"solver_tolerance": 1e-3}}, "labels.solver_tolerance"),
         ({"executor": {"actors_per_group": 2}}, "executor.actors_per_group"),

@@ -95,7 +95,23 @@ def test_a_budget_that_cannot_hold_a_measured_reference_is_refused_before_it_is_
         pipeline.label()
 
 
-@pytest.mark.parametrize("keys", [{"t_min": "auto"}, {"time_grid": "fitted"}])
+@pytest.mark.slow
+@pytest.mark.parametrize("certificate", ["bound", "measured"])
+def test_a_debiased_reference_has_the_bits_of_the_table_held_whole(
+    make_job, store_bytes, table, small, monkeypatch, tmp_path, certificate
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    labels = {"num_pairs": 128, "debias": True, "certificate": certificate}
+    stores = []
+    for name, keys in (("passes", {"memory_gib": 6.0}), ("whole", {})):
+        pipeline = Pipeline(make_job(name, data=table, labels=labels | keys, executor={"num_actors": 1}))
+        assert pipeline.prepared.is_whole == (name == "whole")
+        stores.append(pipeline.label())
+    assert stores[0].plan.is_debiased
+    assert store_bytes(stores[0].location.url) == store_bytes(stores[1].location.url)
+
+
+@pytest.mark.parametrize("keys", [{"t_min": "auto"}, {"debias": "auto"}, {"time_grid": "fitted"}])
 def test_what_is_chosen_for_a_table_needs_it_in_memory(make_job, table, small, keys):
     pipeline = Pipeline(make_job(data=table, labels={"memory_gib": 6.0, **keys}))
     with pytest.raises(ConfigError, match=f"labels.{next(iter(keys))} = .* needs the reference in memory"):

@@ -8,8 +8,9 @@ Conventions: rows are samples; t = 0 is data and t = 1 is noise; variances end i
 places and labels are in the reference's own coordinates. Below them all is centred and of spread 1 (see ``spread``).
 """
 
-from sfg_dist.flow.bandwidth import choose_t_min
+from sfg_dist.flow.bandwidth import choose_t_min, favours_debiasing
 from sfg_dist.flow.conditional import ConditionalReference, label_given
+from sfg_dist.flow.debias import debias, moved_rows
 from sfg_dist.flow.density import log_density
 from sfg_dist.flow.labeling import Effort, denoiser_of, fit_time_grid, label_batch, label_latents, label_paths, score
 from sfg_dist.flow.posterior.clusters import build_order
@@ -30,7 +31,9 @@ __all__ = [
     "block_ranges",
     "build_order",
     "choose_t_min",
+    "debias",
     "denoiser_of",
+    "favours_debiasing",
     "fit_time_grid",
     "graded_grid",
     "integrate",
@@ -39,6 +42,7 @@ __all__ = [
     "label_latents",
     "label_paths",
     "log_density",
+    "moved_rows",
     "posterior_mean",
     "posterior_moments",
     "score",

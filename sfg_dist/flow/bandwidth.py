@@ -3,19 +3,26 @@
 The label's law is the reference set blurred with sigma = s beta / alpha at the data end of the flow (see ``density``).
 If sigma is too small the labels are the training rows; if it is too large their structure is lost. The likelihood of
 each row under all the others is largest in between.
+
+A debiased reference (see ``debias``) has a likelihood of its own, whose blur is larger. There a row that is left out is
+also left out of the scores that the others are moved by.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sfg_dist.flow.posterior.reference import Rows, finite_table
+from sfg_dist.flow.debias import own_moments
+from sfg_dist.flow.posterior.reference import Reference, Rows, finite_table
 from sfg_dist.flow.schedule import Schedule, ScheduleName
 from sfg_dist.flow.spread import SigmaData, resolve_sigma_data, spreads_of
 
@@ -26,6 +33,7 @@ _TILE = {"cpu": (512, 2048), "cuda": (1024, 65536)}
 # float32; arithmetic on subnormal numbers is many times slower.
 _EXPONENT_FLOOR = -40.0
 _CEILING = 0.5  # the largest t_min allowed
+_MOST_SHARE = 1 - 1e-6  # of one row in the mean of another, which has its own kernel too
 _CHAIN = 6  # doublings of 1 / sigma^2 before the exponential is taken anew: 2^6 roundings of float32, 4e-6
 
 
@@ -42,6 +50,7 @@ class Bandwidth:
     log_likelihood: float
     candidates: tuple[tuple[float, float], ...]  # (t, leave-one-out mean) of all that was tried, by rising t
     num_duplicates: int  # rows that repeat an earlier one
+    debiased: bool  # whether all this is of the debiased reference
 
 
 def choose_t_min(
@@ -51,6 +60,7 @@ def choose_t_min(
     floor: float = 1e-5,
     max_queries: int = 1024,
     sigma_data: SigmaData = "auto",
+    debias: bool | Literal["auto"] = False,
 ) -> Bandwidth:
     """The t_min under which each row is likeliest given all the others.
 
@@ -60,7 +70,8 @@ def choose_t_min(
 
     The group of a row is the row and its g_i - 1 exact duplicates. A duplicate left in would make the likelihood grow
     without bound as sigma falls. Octaves of sigma^2 from the floor to the largest t_min come first, then quarter
-    octaves about the vertex of the parabola through the best three. The answer is the best of all that was tried.
+    octaves about the vertex of the parabola through the best three. The answer is the best of all that was tried. For a
+    debiased reference octaves go from the answer without it to where the likelihood falls.
 
     Args:
         rows: the reference set, shape (num_rows, dim), in the coordinates that the flow will see: columns of like
@@ -70,6 +81,7 @@ def choose_t_min(
             data keep their digits.
         max_queries: rows whose likelihood is taken, a seeded sample; all rows are always their references.
         sigma_data: s, as for ``label_latents``.
+        debias: whether the reference will be debiased; "auto" if that has the larger likelihood.
 
     Returns:
         The choice; see Bandwidth. The same for the same arguments, up to rounding between devices.
@@ -92,33 +104,82 @@ def choose_t_min(
     if max_queries < 1:
         raise ValueError(f"max_queries must be positive, got {max_queries}")
     low, high = _blur_sq(schedule, floor), _blur_sq(schedule, _CEILING)
-    table = finite_table(rows, "rows")
-    if 0 in table.shape:
-        raise ValueError(f"rows must be a non-empty table, got shape {tuple(table.shape)}")
-    scale = resolve_sigma_data(sigma_data, spreads_of(table))
-    sample = _Sample(table, scale, max_queries)
+    sample = _sample_of(rows, sigma_data, max_queries)
+    found, is_debiased = _candidates(sample, low, high), False
+    if debias:
+        start = max(found, key=lambda blur_sq: found[blur_sq])
+        moved = _climbed(sample.debiased_log_likelihood, start, low, high)
+        is_debiased = debias is True or max(moved.values()) > max(found.values())
+        found = moved if is_debiased else found
 
-    num_octaves = int(math.log2(high / low) * (1 + 1e-12))
-    octaves = [low * 2.0**k for k in range(num_octaves + 1)]
-    chains = [octaves[k : k + _CHAIN][::-1] for k in range(0, len(octaves), _CHAIN)]
-    grid = octaves if math.isclose(octaves[-1], high) else [*octaves, high]
-    found = sample.log_likelihood(chains if grid is octaves else [*chains, [high]])
-    middle = _vertex([math.log2(blur_sq) for blur_sq in grid], [found[blur_sq] for blur_sq in grid])
-    around = [min(max(2 ** (middle + step), low), high) for step in (-0.25, 0.0, 0.25)]
-    found |= sample.log_likelihood([[blur_sq] for blur_sq in sorted(set(around) - set(found))])
-
-    volume = table.shape[1] * math.log(scale)  # found is the density of rows / scale
+    volume = sample.dim * math.log(sample.scale)  # found is the density of rows / scale
     best = max(found, key=lambda blur_sq: found[blur_sq])
     # The bounds are given back as they came, not through the blur and back.
-    times = {blur_sq: _time_of_blur_sq(schedule, blur_sq) for blur_sq in found} | {grid[0]: floor, grid[-1]: _CEILING}
+    times = {blur_sq: _time_of_blur_sq(schedule, blur_sq) for blur_sq in found} | {low: floor, high: _CEILING}
     return Bandwidth(
         t_min=times[best],
-        is_floor=best == grid[0],
-        is_ceiling=best == grid[-1],
+        is_floor=best == low,
+        is_ceiling=best == high,
         log_likelihood=found[best] - volume,
         candidates=tuple((times[blur_sq], found[blur_sq] - volume) for blur_sq in sorted(found)),
         num_duplicates=sample.num_duplicates,
+        debiased=is_debiased,
     )
+
+
+def favours_debiasing(
+    rows: Rows, *, t_min: float, schedule: ScheduleName = "linear", max_queries: int = 1024,
+    sigma_data: SigmaData = "auto",
+) -> bool:  # fmt: skip
+    """Whether at this blur rows that are left out are likelier under the debiased reference; see ``choose_t_min``.
+
+    Raises:
+        ValueError: the rows are not a finite table with at least two different rows.
+    """
+    blur_sq, sample = _blur_sq(schedule, t_min), _sample_of(rows, sigma_data, max_queries)
+    return sample.debiased_log_likelihood(blur_sq) > sample.log_likelihood([[blur_sq]])[blur_sq]
+
+
+def _sample_of(rows: Rows, sigma_data: SigmaData, max_queries: int) -> _Sample:
+    table = finite_table(rows, "rows")
+    if 0 in table.shape:
+        raise ValueError(f"rows must be a non-empty table, got shape {tuple(table.shape)}")
+    return _Sample(table, resolve_sigma_data(sigma_data, spreads_of(table)), max_queries)
+
+
+def _candidates(sample: _Sample, low: float, high: float) -> dict[float, float]:
+    """The likelihood of octaves of sigma^2 from low to high, and of three quarter octaves about their vertex."""
+    num_octaves = int(math.log2(high / low) * (1 + 1e-12))
+    octaves = [low * 2.0**k for k in range(num_octaves + 1)]
+    if math.isclose(octaves[-1], high):
+        octaves[-1] = high
+    chains = [octaves[k : k + _CHAIN][::-1] for k in range(0, len(octaves), _CHAIN)]
+    found = sample.log_likelihood(chains if octaves[-1] == high else [*chains, [high]])
+    around = _around_vertex(found, low, high)
+    return found | sample.log_likelihood([[blur_sq] for blur_sq in around])
+
+
+def _climbed(log_likelihood: Callable[[float], float], start: float, low: float, high: float) -> dict[float, float]:
+    """The likelihood of octaves from ``start`` in the direction in which it grows, and of quarters about the best."""
+    found = {start: log_likelihood(start)}
+    for factor in (2.0, 0.5):
+        here = start
+        while (after := min(max(here * factor, low), high)) not in found:
+            found[after] = log_likelihood(after)
+            if found[after] <= found[here]:
+                break
+            here = after
+        if here != start:
+            break
+    return found | {blur_sq: log_likelihood(blur_sq) for blur_sq in _around_vertex(found, low, high)}
+
+
+def _around_vertex(found: dict[float, float], low: float, high: float) -> list[float]:
+    """Places a quarter octave apart about the vertex of what was found, without those that were found."""
+    places = sorted(found)
+    middle = _vertex([math.log2(blur_sq) for blur_sq in places], [found[blur_sq] for blur_sq in places])
+    around = {min(max(2 ** (middle + step), low), high) for step in (-0.25, 0.0, 0.25)}
+    return sorted(around - set(found))
 
 
 def _blur_sq(schedule: ScheduleName, t: float) -> float:
@@ -164,6 +225,7 @@ class _Sample:
         one = torch.ones_like(norm_sq)
         own = torch.from_numpy(group[index]).to(device)
         self.num_rows, self.dim = table.shape
+        self.table, self.scale, self.distinct, self.centred = table, scale, distinct, centred
         self.num_duplicates = len(table) - len(distinct)
         self.own = own
         self.counts = torch.from_numpy(counts).to(device)
@@ -205,6 +267,47 @@ class _Sample:
         constant = [self.dim / 2 * math.log(2 * math.pi * blur_sq) for blur_sq in blurs]
         means = (total / len(self.queries)).tolist()
         return {blur_sq: mean - c for blur_sq, mean, c in zip(blurs, means, constant, strict=True)}
+
+    @cached_property
+    def reference(self) -> Reference:
+        """All rows, which the scores are of."""
+        return Reference(self.table, device="cpu", sigma_data=self.scale)
+
+    def debiased_log_likelihood(self, blur_sq: float) -> float:
+        """Leave-one-out mean log likelihood of a sigma^2 under the debiased reference.
+
+        Without its row q the mean m_j of a row j is (m_j - w q) / (1 - w), w being the share of q and its duplicates in
+        it. With a = q - x_j, b = q - m_j and v = 1 / (1 - w) the distance of q to the moved row is |a + v b| / 2.
+        """
+        moments = own_moments(torch.from_numpy(self.distinct), self.reference, math.sqrt(blur_sq))
+        assert moments.log_kernel_sum is not None  # the reference is in this process
+        rows, mean = self.centred, moments.mean.to(self.centred)
+        log_sums = moments.log_kernel_sum.to(mean)
+        shift_sq = (mean - rows).square().sum(dim=1)
+        weights, log_weights = self.counts.double(), self.counts.double().log()
+        tile_queries, tile_keys = _TILE.get(rows.device.type, _TILE["cuda"])
+        total = 0.0
+        for own in self.own.split(tile_queries):
+            log_sum = rows.new_full((len(own),), -math.inf)
+            for first in range(0, len(rows), tile_keys):
+                part = slice(first, first + tile_keys)
+                near = _distances_sq(rows[own], rows[part])
+                inside = ((own >= first) & (own < first + len(near.T))).nonzero().squeeze(1)
+                near[inside, own[inside] - first] = math.inf
+                far = _distances_sq(rows[own], mean[part])
+                share = weights[own][:, None] * torch.exp(-near / (2 * blur_sq) - log_sums[part])
+                rest = 1 / (1 - share.clamp_max_(_MOST_SHARE))
+                distance_sq = (near + rest * (near + far - shift_sq[part]) + rest.square() * far) / 4
+                terms = log_weights[part] - distance_sq / (2 * blur_sq)
+                log_sum = torch.logaddexp(log_sum, torch.logsumexp(terms, dim=1))
+            total += float((log_sum - (self.num_rows - weights[own]).log()).sum())
+        return total / len(self.own) - self.dim / 2 * math.log(2 * math.pi * blur_sq)
+
+
+def _distances_sq(rows: Tensor, others: Tensor) -> Tensor:
+    """|x_i - y_j|^2, shape (len(rows), len(others)); in float64, where the products' rounding is nothing."""
+    squares = rows.square().sum(dim=1, keepdim=True) + others.square().sum(dim=1)
+    return torch.addmm(squares, rows, others.T, alpha=-2).clamp_min_(0)
 
 
 def _kernel_sums(beyond: Tensor, weights: Tensor, chains: list[list[float]]) -> list[Tensor]:

@@ -215,6 +215,9 @@ class LabelsConfig(_Section):
     t_min: Annotated[float, Field(ge=1e-30, lt=1)] | Literal["auto"] = 1e-3
     """The blur at which the flow ends: a variance, in units of the squared spread of the data. `auto` chooses it by
     leave-one-out likelihood."""
+    debias: bool | Literal["auto"] = False
+    """Whether each row is moved half way to its posterior mean at that blur before labels are made from it, which takes
+    away the blur's first error. `auto` does so where rows that are left out are likelier then. Since 0.2."""
     schedule: Literal["linear", "linear_floor"] = "linear"
     """The noise schedule: that of the paper (`linear`), or that of its authors' published code (`linear_floor`)."""
     estimator: Literal["full", "minibatch"] = "full"

@@ -49,6 +49,7 @@ _FIELDS = {
         },
         "data?": {"condition?": [str]}, "transform?": dict, "blur?": {"t_min": float}, "sigma_data?": float,
         "time_grid?": {str: [float]}, "reference?": str, "table?": str, "queries?": (str, None, bool),
+        "debiased?": str,
         "certificate?": {str: _CERTIFICATE},
     },
     "num_pairs": range(1, 2**62), "dim": _SIZE, "shard_rows": _SIZE, "columns": [str], "source": str,
@@ -113,9 +114,10 @@ class Plan:
     """What a store of pairs holds, written once when it is created."""
 
     # what decides the bits: tables ``data``, ``transform`` and ``labels`` of the job without the keys that do not, the
-    # fingerprints of the reference and of the user's query points, and what was chosen for the reference: t_min;
-    # sigma_data where no transform gives it spread 1; and for ``labels.time_grid = "fitted"`` the grid of each
-    # direction; and for ``labels.certificate = "measured"`` the thresholds of each direction
+    # fingerprints of the reference, of the debiased one if labels are made from it, and of the user's query points, and
+    # what was chosen for the reference: t_min; sigma_data where no transform gives it spread 1; and for
+    # ``labels.time_grid = "fitted"`` the grid of each direction; and for ``labels.certificate = "measured"`` the
+    # thresholds of each direction
     identity: Mapping[str, Any]
     num_pairs: int  # rows of latents and of labels, in all records together
     # columns of latents and of labels, the flow's dimension; those of ``condition`` are the last, and the same in both
@@ -190,6 +192,16 @@ class Plan:
     def t_min(self) -> float:
         """Where the flow ends: the job's number, or the one that was chosen for the table."""
         return float(self.identity["blur"]["t_min"])
+
+    @property
+    def is_debiased(self) -> bool:
+        """Whether labels follow the score of a debiased reference, which the store holds beside the reference."""
+        return "debiased" in self.identity
+
+    @property
+    def score_fingerprint(self) -> str:
+        """Of the rows whose score labels follow: the debiased ones, or those of the reference."""
+        return str(self.identity["debiased" if self.is_debiased else "reference"])
 
     @property
     def sigma_data(self) -> float:

@@ -11,8 +11,8 @@ from sfg_dist.job.errors import DocumentError
 from sfg_dist.job.reader import LONG_BYTES, read_json
 from sfg_dist.job.words import shown
 
-FORMAT_VERSION, MEASURED_FORMAT_VERSION = 2, 3
-"""Of stores, and of those under a measured certificate, which earlier versions cannot go on with."""
+FORMAT_VERSION, LATER_FORMAT_VERSION = 2, 3
+"""Of stores, and of those that earlier versions cannot go on with: under a measured certificate, or debiased."""
 
 
 def digest_of(value: Any) -> str:
@@ -33,9 +33,9 @@ def unseal(document: bytes, max_bytes: int = LONG_BYTES) -> dict[str, Any]:
     """
     fields: dict[str, Any] = read_json(document, "it", max_bytes=max_bytes, allow_nan=True)
     digest = fields.pop("sha256", None)
-    if (version := fields.get("format_version", FORMAT_VERSION)) not in (FORMAT_VERSION, MEASURED_FORMAT_VERSION):
+    if (version := fields.get("format_version", FORMAT_VERSION)) not in (FORMAT_VERSION, LATER_FORMAT_VERSION):
         raise DocumentError(
-            f"format {shown(version)}, this version reads format {FORMAT_VERSION} or {MEASURED_FORMAT_VERSION}"
+            f"format {shown(version)}, this version reads format {FORMAT_VERSION} or {LATER_FORMAT_VERSION}"
         )
     if digest is None:
         raise DocumentError("it has no digest")

@@ -101,6 +101,7 @@ def _check_condition(job: Job) -> None:
         ("labels.direction", labels.direction != "decode", 'take "decode"'),
         ("labels.latents", labels.latents is not None, "leave it out"),
         ("labels.t_min", labels.t_min == "auto", "take a number"),
+        ("labels.debias", labels.debias is not False, "take false"),
         ("labels.time_grid", labels.time_grid == "fitted", 'take "graded" or "uniform"'),
         ("labels.certificate", labels.certificate == "measured", 'take "bound"'),
         ("labels.solver_tolerance", labels.solver_tolerance is not None, "leave it out"),

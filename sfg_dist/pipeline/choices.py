@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Required, TypedDict
 
 import numpy as np
@@ -14,6 +15,7 @@ from sfg_dist.job.errors import ConfigError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from sfg_dist.flow.schedule import ScheduleName
     from sfg_dist.flow.spread import ColumnSpread
     from sfg_dist.store import Frame
 
@@ -22,11 +24,15 @@ _REMEDY = 'take transform.kind = "standardize" or "quantile"'
 
 
 class Blur(TypedDict, total=False):
-    """The entry ``blur`` of a plan's identity; the last two keys are there where ``t_min`` was chosen."""
+    """The entry ``blur`` of a plan's identity.
+
+    ``debias`` is there where that was chosen, the two keys before it where ``t_min`` was.
+    """
 
     t_min: Required[float]
     is_floor: bool
     is_ceiling: bool
+    debias: bool
 
 
 def measure_columns(blocks: Iterable[NDArray[np.float32]]) -> ColumnSpread:
@@ -93,38 +99,88 @@ def _num_targets(job: Job, columns: tuple[str, ...]) -> int:
 
 
 def choose_blur(job: Job, reference: NDArray[np.float32] | None, sigma_data: float) -> Blur:
-    """t_min, and for "auto" whether the leave-one-out likelihood ran into a limit.
+    """t_min and whether to debias; for t_min = "auto" also whether the leave-one-out likelihood ran into a limit.
 
     t_min has three digits: the likelihood is flat there, and another machine's last bits must not make another plan.
     """
-    if job.labels.t_min != "auto":
-        return {"t_min": job.labels.t_min}
-    if reference is None:
-        raise ConfigError('labels.t_min = "auto" needs the reference in memory: set a number')
-    from sfg_dist.flow import choose_t_min
+    from sfg_dist.flow import choose_t_min, favours_debiasing
 
+    t_min, debias, schedule = job.labels.t_min, job.labels.debias, job.labels.schedule
+    key = 'labels.t_min = "auto"' if t_min == "auto" else 'labels.debias = "auto"'
+    if "auto" in (t_min, debias) and reference is None:
+        advice = "set a number" if t_min == "auto" else "take true or false"
+        raise ConfigError(f"{key} needs the reference in memory: {advice}")
+    found: Blur
     try:
-        chosen = choose_t_min(reference, schedule=job.labels.schedule, sigma_data=sigma_data)
+        if t_min == "auto":
+            assert reference is not None
+            chosen = choose_t_min(reference, schedule=schedule, sigma_data=sigma_data, debias=debias)
+            found = {
+                "t_min": float(f"{chosen.t_min:.3g}"),
+                "is_floor": chosen.is_floor,
+                "is_ceiling": chosen.is_ceiling,
+            }
+            return found | {"debias": chosen.debiased} if debias == "auto" else found
+        if debias == "auto":
+            assert reference is not None
+            helps = favours_debiasing(reference, t_min=t_min, schedule=schedule, sigma_data=sigma_data)
+            return {"t_min": t_min, "debias": helps}
     except ValueError as error:
-        raise ConfigError(f'labels.t_min = "auto": {error}; name a number') from error
-    return {"t_min": float(f"{chosen.t_min:.3g}"), "is_floor": chosen.is_floor, "is_ceiling": chosen.is_ceiling}
+        raise ConfigError(f"{key}: {error}; {'name a number' if t_min == 'auto' else 'take true or false'}") from error
+    return {"t_min": t_min}
 
 
-def fit_grids(
-    job: Job,
-    reference: NDArray[np.float32],
-    t_min: float,
-    order: NDArray[np.int64] | None = None,
-    sigma_data: float = 1.0,
-) -> dict[str, list[float]]:
-    """The time grid fitted to the reference, for each direction of the job: log beta^2 from noise to data."""
+def debiased_frame(
+    frame: Frame, schedule: ScheduleName, t_min: float, sigma_data: float, *, is_in_memory: bool
+) -> Frame:
+    """A frame with its reference moved for labels that end at ``t_min``.
+
+    A reference in memory is moved there. A larger one is moved a block at a time, with the same bits, over its blocks
+    in a temporary file, and the moved rows go to another one.
+
+    Raises:
+        ConfigError: the directory for temporary files has no room.
+    """
+    import torch
+
+    from sfg_dist.distributed.labels.references import blocks_in_file
+    from sfg_dist.flow import Reference, Schedule, block_ranges, moved_rows
+    from sfg_dist.flow.posterior.mapped import Scratch, give_up
+    from sfg_dist.store import RowBlocks
+
+    blur, table = Schedule(schedule, t_min).blur, RowBlocks.of(frame.reference)
+    if is_in_memory:
+        assert isinstance(frame.reference, np.ndarray)
+        rows = torch.from_numpy(frame.reference)
+        moved = moved_rows(rows, Reference(rows, sigma_data=sigma_data), blur)
+        return replace(frame, debiased=moved.float().numpy())
+    scratch, ranges, prepared = Scratch(), block_ranges(table.num_rows), blocks_in_file(table, sigma_data)
+    places: NDArray[np.float32] = scratch.array((table.num_rows, table.dim))
+    for (start, stop), block in zip(ranges, table.cut(ranges[0][1]), strict=True):
+        places[start:stop] = moved_rows(torch.from_numpy(block), prepared, blur).float().numpy()
+        scratch.release()
+        give_up(block)
+    if isinstance(frame.reference, np.ndarray):
+        return replace(frame, debiased=places)
+    return replace(
+        frame, debiased=RowBlocks(table.num_rows, table.dim, lambda: (places[start:stop] for start, stop in ranges))
+    )
+
+
+def fit_grids(job: Job, frame: Frame, t_min: float, sigma_data: float) -> dict[str, list[float]]:
+    """The time grid fitted to the reference, which is in memory, for each direction of the job.
+
+    Grids are log beta^2 from noise to data.
+    """
     import torch
 
     from sfg_dist.flow import Flow, Reference, Schedule, fit_time_grid
     from sfg_dist.flow.solver import Direction
 
-    labels = job.labels
-    prepared = Reference(torch.from_numpy(reference), order=order, sigma_data=sigma_data)
+    labels, rows = job.labels, frame.score_rows
+    assert isinstance(rows, np.ndarray)
+    order = frame.order if frame.make_order is not None else None
+    prepared = Reference(torch.from_numpy(rows), order=order, sigma_data=sigma_data)
     directions: tuple[Direction, ...] = ("decode", "encode") if labels.direction == "both" else (labels.direction,)
     return {
         direction: list(
@@ -166,7 +222,7 @@ def measure_certificates(
     labels, grids = job.labels, identity.get("time_grid", {})
     schedule = Schedule(labels.schedule, identity["blur"]["t_min"])
     unit = identity.get("sigma_data", 1.0)
-    rows, has_clusters = frame.reference, frame.make_order is not None
+    rows, has_clusters = frame.score_rows, frame.make_order is not None
     assert isinstance(rows, np.ndarray)
     if is_mapped:
         give_up(rows)

@@ -1,7 +1,7 @@
 """The test log-likelihood of a run's encoder, and of other densities to compare it with.
 
     encoder   the density of Generator.log_prob, divided by its mass
-    kernel    the density of the blurred training rows, which is the exact law of the labels
+    kernel    the density of the blurred training rows (debiased, if labels are), which is the exact law of the labels
     ode       the same law along the probability-flow ODE, on fewer rows
     normal    a normal law in the flow's coordinates, with the training rows' mean and covariance
 
@@ -73,7 +73,7 @@ def likelihood_figures(generator: Generator, prepared: Prepared, pairs: Pairs) -
     figures: dict[str, Figure] = {"encoder": encoder}
     num_reference = pairs.num_reference
     if num_reference <= _MAX_REFERENCE and pairs.plan.labels["estimator"] == "full":
-        reference = pairs.reference.astype(np.float64)
+        reference = pairs.score_reference.astype(np.float64)
         budgets: dict[Method, float] = {"kernel": num_reference, "ode": num_reference * _ODE_EVALUATIONS}
         for method, row_pairs in budgets.items():
             part = slice(0, min(len(rows), max(20, int(_PAIRS / row_pairs))))

@@ -291,15 +291,17 @@ class Pipeline(OutputDirectory):
         self.require_own()
         table, frame = self.prepared, self.frame()
         existing = open_pairs(self.pairs_url).plan if self._has_store() else None
-        measuring = ", and measuring the certificate" if self.job.labels.certificate == "measured" else ""
-        self.step(f"label: planning, {self.job.labels.time_grid} time grid{measuring}")
-        plan = plan_of(self.job, table, frame, existing=existing)
+        labels = self.job.labels
+        debiasing = ", debiasing the reference" if labels.debias is not False and existing is None else ""
+        measuring = ", and measuring the certificate" if labels.certificate == "measured" else ""
+        self.step(f"label: planning, {labels.time_grid} time grid{debiasing}{measuring}")
+        plan, frame = plan_of(self.job, table, frame, existing=existing)
         require_budget(self.job, plan, table.num_train, has_clusters=frame.make_order is not None)
         self.step(f"label: writing the table into the store{', in clusters' if frame.make_order is not None else ''}")
         pairs = create_store(self.pairs_url, plan, frame)
         warn_of_old_store(pairs)
         self._write_job()
-        if self.job.labels.t_min == "auto":
+        if "auto" in (labels.t_min, labels.debias):
             self.emit("blur", **plan.identity["blur"])
         if "time_grid" in pairs.plan.identity:
             self.emit("time_grid", **pairs.plan.identity["time_grid"])

@@ -15,12 +15,13 @@ from sfg_dist.job.config import READING_KEYS, Job
 from sfg_dist.job.errors import ConfigError
 from sfg_dist.job.fingerprint import fingerprint
 from sfg_dist.job.plan import REFERENCE_BLOCK_ROWS, Plan
-from sfg_dist.job.seal import FORMAT_VERSION, MEASURED_FORMAT_VERSION
+from sfg_dist.job.seal import FORMAT_VERSION, LATER_FORMAT_VERSION
 from sfg_dist.job.version import versions
 from sfg_dist.pipeline.choices import (
     check_spreads,
     choose_blur,
     choose_unit,
+    debiased_frame,
     fit_grids,
     measure_certificates,
     measure_columns,
@@ -117,12 +118,13 @@ def cluster_order(job: Job, ray: Callable[[], AbstractContextManager[object]]) -
     return make_order
 
 
-def plan_of(job: Job, table: Prepared, frame: Frame, *, existing: Plan | None = None) -> Plan:
-    """The plan of a job over its prepared table.
+def plan_of(job: Job, table: Prepared, frame: Frame, *, existing: Plan | None = None) -> tuple[Plan, Frame]:
+    """The plan of a job over its prepared table, and the frame with the debiased reference if labels are made from one.
 
     The path of the table is no part of a plan: fingerprints say what was read from there. The reference's fingerprint
     alone would not do, since a quantile or standardizing transform takes away a change of units. The unit and a fitted
-    grid follow from the rest of the identity, so both are taken from a plan that is there already.
+    grid follow from the rest of the identity, so both are taken from a plan that is there already. So is what debiasing
+    gave, and the frame is then left as it is.
 
     Args:
         job: the checked job.
@@ -147,7 +149,10 @@ def plan_of(job: Job, table: Prepared, frame: Frame, *, existing: Plan | None = 
         spread = measure_columns(RowBlocks.of(frame.reference).read())
         unit = {"sigma_data": choose_unit(job, spread, names)}
     sigma_data = unit.get("sigma_data", 1.0)
-    blur = choose_blur(job, whole, sigma_data)
+    if existing is not None and job.labels.debias is not False:
+        blur = existing.identity["blur"]
+    else:
+        blur = choose_blur(job, whole, sigma_data)
     if spread is not None:
         check_spreads(job, spread, names, sigma_data, blur["t_min"])
     identity = {
@@ -160,13 +165,17 @@ def plan_of(job: Job, table: Prepared, frame: Frame, *, existing: Plan | None = 
     }
     if words := category_types(table):
         identity["types"] = words
+    if existing is not None:
+        identity |= {name: value for name, value in existing.identity.items() if name == "debiased"}
+    elif blur.get("debias", job.labels.debias):
+        in_memory = whole is not None
+        frame = debiased_frame(frame, job.labels.schedule, blur["t_min"], sigma_data, is_in_memory=in_memory)
+        identity["debiased"] = frame.score_fingerprint
     if job.labels.time_grid == "fitted":
         if existing is None and whole is None:
             raise ConfigError('labels.time_grid = "fitted" needs the reference in memory: take "graded"')
         if existing is None:
-            assert whole is not None
-            order = frame.order if frame.make_order is not None else None
-            identity["time_grid"] = fit_grids(job, whole, blur["t_min"], order, sigma_data)
+            identity["time_grid"] = fit_grids(job, frame, blur["t_min"], sigma_data)
         elif "time_grid" in existing.identity:
             identity["time_grid"] = existing.identity["time_grid"]
     if job.labels.certificate == "measured":
@@ -174,7 +183,8 @@ def plan_of(job: Job, table: Prepared, frame: Frame, *, existing: Plan | None = 
             identity |= {name: value for name, value in existing.identity.items() if name == "certificate"}
         else:
             identity["certificate"] = measure_certificates(job, frame, identity, is_mapped=whole is None)
-    return Plan(
+    is_later = job.labels.certificate == "measured" or "debiased" in identity
+    plan = Plan(
         identity=identity,
         num_pairs=job.labels.num_pairs if queries is None else len(queries),
         dim=table.transform.dim,
@@ -182,8 +192,9 @@ def plan_of(job: Job, table: Prepared, frame: Frame, *, existing: Plan | None = 
         columns=tuple(table.columns),
         source=job.data.source,
         versions=versions(),
-        format_version=MEASURED_FORMAT_VERSION if job.labels.certificate == "measured" else FORMAT_VERSION,
+        format_version=LATER_FORMAT_VERSION if is_later else FORMAT_VERSION,
     )
+    return plan, frame
 
 
 def identity_of_keys(job: Job) -> dict[str, dict[str, Any]]:
@@ -209,6 +220,8 @@ def identity_of_keys(job: Job) -> dict[str, dict[str, Any]]:
         tables["data"]["missing"] = "refuse"
     if job.labels.certificate == "bound":  # nor was there a choice of certificates
         del tables["labels"]["certificate"]
+    if job.labels.debias is False:
+        del tables["labels"]["debias"]
     if job.data.condition is not None:
         from sfg_dist.flow.conditional import DEFAULT_NEIGHBORS
 

@@ -15,6 +15,7 @@ from sfg_dist.job.config import Job, parse_job, resolve_job
 from sfg_dist.job.errors import ConfigError, SfgError, StoreError
 from sfg_dist.job.object_stores import absolute_url
 from sfg_dist.job.toml_documents import MAX_BYTES, text_of
+from sfg_dist.pipeline.choices import debiased_frame
 from sfg_dist.pipeline.plan import cluster_order, frame_of
 from sfg_dist.pipeline.table import prepare_table
 
@@ -131,14 +132,19 @@ def _mend_frame(pairs: Pairs, job: Job) -> None:
     from sfg_dist.store import mend_frame
 
     try:
-        frame = frame_of(job, prepare_table(job), cluster_order(job, lambda: ray_session(job.executor.address)))
+        table = prepare_table(job)
+        frame = frame_of(job, table, cluster_order(job, lambda: ray_session(job.executor.address)))
     except (SfgError, OSError) as error:
         raise StoreError(
             f"{pairs.location.url}: the reference or the transform is damaged. It can only be made again from the "
             f"table {job.data.source}, which cannot be read: {error}"
         ) from error
-    if frame.queries is None and pairs.plan.identity.get("queries"):
+    plan = pairs.plan
+    if frame.queries is None and plan.identity.get("queries"):
         frame = replace(frame, queries=_stored_queries(pairs))
+    if plan.is_debiased:
+        schedule = plan.labels["schedule"]
+        frame = debiased_frame(frame, schedule, plan.t_min, plan.sigma_data, is_in_memory=table.is_whole)
     mend_frame(pairs, frame)
 
 

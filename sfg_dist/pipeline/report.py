@@ -143,7 +143,7 @@ def _paths(pairs: Pairs, transform: Transform) -> tuple[NDArray[np.float64], NDA
     latents = torch.from_numpy(read_rows(pairs.latents, 0, min(NUM_PATHS, pairs.plan.num_pairs)))
     beta_sq, states = label_paths(
         latents,
-        Reference(torch.from_numpy(pairs.reference), sigma_data=pairs.plan.sigma_data),
+        Reference(torch.from_numpy(pairs.score_reference), sigma_data=pairs.plan.sigma_data),
         schedule=Schedule(settings["schedule"], pairs.plan.t_min),
         num_evaluations=96,
     )
@@ -159,10 +159,11 @@ def _evaluations(settings: Mapping[str, Any]) -> str:
 
 def _blur(plan: Plan) -> str:
     blur = plan.identity["blur"]
-    if "is_floor" not in blur:
-        return f"{blur['t_min']:g}"
-    end = "; at its floor" if blur["is_floor"] else "; at its ceiling" if blur["is_ceiling"] else ""
-    return f"{blur['t_min']:g}, by leave-one-out likelihood{end}"
+    words = f"{blur['t_min']:g}"
+    if "is_floor" in blur:
+        end = "; at its floor" if blur["is_floor"] else "; at its ceiling" if blur["is_ceiling"] else ""
+        words += f", by leave-one-out likelihood{end}"
+    return words + "; the reference is debiased" * plan.is_debiased
 
 
 def _time_grid(plan: Plan) -> dict[str, str]:

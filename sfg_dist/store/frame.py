@@ -93,10 +93,11 @@ class Frame:
     transform_arrays: Mapping[str, NDArray[Any]]  # the column transform's arrays
     transform_metadata: Mapping[str, Any]  # the rest of the transform, JSON
     queries: NDArray[np.float32] | RowBlocks | None = None  # the user's query points as the flow sees them, or None
-    # orders rows in compact clusters, where labels use some; called for each block of ``block_rows`` rows of the
-    # reference, whose clusters are its own
+    # orders rows in compact clusters, where labels use some; called for each block of ``block_rows`` rows of
+    # ``score_rows``, whose clusters are its own
     make_order: Callable[[NDArray[np.float32]], NDArray[np.int64]] | None = None
     block_rows: int = REFERENCE_BLOCK_ROWS  # all rows of the reference for labels under a measured certificate
+    debiased: NDArray[np.float32] | RowBlocks | None = None  # the reference set moved, where labels are made from that
 
     def arrays(self, plan: Plan) -> Mapping[str, NDArray[Any]]:
         """The transform's arrays that a store of this plan holds."""
@@ -116,7 +117,8 @@ class Frame:
         """(key, bytes) of each object, one after the other."""
         layouts = self.layouts(plan)
         yield from _metadata(plan, layouts, self.arrays(plan), self.transform_metadata)
-        for name, table in (("reference/rows", self.reference), ("queries/rows", self.queries)):
+        tables = (self.reference, self.debiased if plan.is_debiased else None, self.queries)
+        for name, table in zip(("reference/rows", "reference/debiased", "queries/rows"), tables, strict=True):
             if table is not None:
                 yield from _objects(name, layouts[name], RowBlocks.of(table).cut(layouts[name].object_rows))
         if self.make_order is not None:
@@ -132,6 +134,19 @@ class Frame:
         table = RowBlocks.of(self.reference)
         return fingerprint_of_blocks(table.read(), (table.num_rows, table.dim), "<f4")
 
+    @property
+    def score_rows(self) -> NDArray[np.float32] | RowBlocks:
+        """The rows whose score labels follow."""
+        return self.reference if self.debiased is None else self.debiased
+
+    @cached_property
+    def score_fingerprint(self) -> str:
+        """The identity of ``score_rows`` by content."""
+        if self.debiased is None:
+            return self.reference_fingerprint
+        table = RowBlocks.of(self.debiased)
+        return fingerprint_of_blocks(table.read(), (table.num_rows, table.dim), "<f4")
+
     @cached_property
     def order(self) -> NDArray[np.int64]:
         """The order of a reference in memory, made once: each block's own order of its rows, block after block."""
@@ -139,11 +154,11 @@ class Frame:
 
     def _orders(self) -> Iterator[NDArray[np.int64]]:
         """``order`` block by block; kept only where the reference itself is in memory."""
-        return iter([self.order]) if isinstance(self.reference, np.ndarray) else self._made_orders()
+        return iter([self.order]) if isinstance(self.score_rows, np.ndarray) else self._made_orders()
 
     def _made_orders(self) -> Iterator[NDArray[np.int64]]:
         assert self.make_order is not None
-        for block in RowBlocks.of(self.reference).cut(self.block_rows):
+        for block in RowBlocks.of(self.score_rows).cut(self.block_rows):
             yield np.ascontiguousarray(self.make_order(block), dtype=np.int64)
 
 
@@ -166,7 +181,9 @@ def frame_layouts(plan: Plan, **shape: Unpack[FrameShape]) -> dict[str, Layout]:
     """The arrays of a fresh store by name; nothing is read or written."""
     num_reference, num_queries = shape["num_reference"], shape.get("num_queries")
     layouts = {name: record_layout(plan, 0) for name in ARRAYS}
-    for name, num_rows in (("reference/rows", num_reference), ("queries/rows", num_queries)):
+    num_debiased = num_reference if plan.is_debiased else None
+    tables = {"reference/rows": num_reference, "reference/debiased": num_debiased, "queries/rows": num_queries}
+    for name, num_rows in tables.items():
         if num_rows is not None:
             chunk_rows = min(num_rows, max(1, arrays.MAX_CHUNK_BYTES // (4 * plan.dim)))
             layouts[name] = Layout((num_rows, plan.dim), "float32", max(1, chunk_rows))
@@ -277,7 +294,7 @@ def check_frame(location: Location, plan: Plan) -> None:
         StoreError: an object is missing, or has other bytes than it was laid out with.
     """
     manifest = read_manifest(location, plan)
-    of_reference = ("reference/rows/c", "reference/order/c")
+    of_reference = ("reference/rows/c", "reference/debiased/c", "reference/order/c")
     wanted = {key: entry.sha256 for key, entry in manifest.items() if not key.startswith(of_reference)}
     for record in range(1, len(plan.ends)):
         wanted |= {key: sha256(content) for key, content in extension_objects(plan.record_plan(record), record)}

@@ -9,6 +9,7 @@
         column/               names of their columns
         extensions/0001/      the latents and labels that an extension adds, on the same grid
         reference/rows        float32 (num_reference, dim): the data behind the score, as the flow sees them
+        reference/debiased    the same rows moved, where labels.debias makes labels from these
         reference/order       int64 (num_reference,): their order in compact clusters, where labels.tolerance uses some
         transform/            the column transform as plain arrays, its names in the group's attributes
         queries/rows          the user's own query points, when there are any
@@ -147,8 +148,16 @@ class Pairs:
         """
         return self._whole_rows("reference/rows", start, stop)
 
+    def score_rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows whose score labels follow, float32 (stop - start, dim): the debiased ones, or those of the reference.
+
+        Raises:
+            StoreError: they cannot be read, or are missing.
+        """
+        return self._whole_rows("reference/debiased" if self.plan.is_debiased else "reference/rows", start, stop)
+
     def order_rows(self, start: int, stop: int) -> NDArray[np.int64] | None:
-        """Entries of the clusters' order of the reference, int64 (stop - start,), or None where there is none.
+        """Entries of the clusters' order of ``score_rows``, int64 (stop - start,), or None where there is none.
 
         Each block of REFERENCE_BLOCK_ROWS rows has an order of its own, counted from the block's first row.
         """
@@ -164,8 +173,15 @@ class Pairs:
     @property
     def reference(self) -> NDArray[np.float32]:
         """The reference set as the flow sees it, checked against its fingerprint."""
-        rows = self.reference_rows(0, self.num_reference)
-        if fingerprint(rows) != self.plan.identity["reference"]:
+        return self._checked(self.reference_rows(0, self.num_reference), self.plan.identity["reference"])
+
+    @property
+    def score_reference(self) -> NDArray[np.float32]:
+        """All ``score_rows``, checked against their fingerprint."""
+        return self._checked(self.score_rows(0, self.num_reference), self.plan.score_fingerprint)
+
+    def _checked(self, rows: NDArray[np.float32], wanted: str) -> NDArray[np.float32]:
+        if fingerprint(rows) != wanted:
             raise StoreError(
                 f"{self.location.url}/reference is not the table that the plan was made for: it was changed or "
                 f"damaged; run `sfg verify` and `sfg repair` on the store"

@@ -6,6 +6,7 @@ import ctypes
 import math
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 from sfg_dist.distributed.labels import shared_blocks
 from sfg_dist.distributed.machine import resident_memory
 from sfg_dist.flow import PreparedReference, posterior_moments
-from sfg_dist.flow.posterior.backends import Backend
+from sfg_dist.flow.posterior.backends import SPARSE_DIM, SPARSE_ROWS, Backend
 from sfg_dist.flow.posterior.block_file import BlockFile, block_bytes, reference_bytes, write_blocks
 from sfg_dist.flow.posterior.clusters import clusters_shapes
 from sfg_dist.flow.posterior.mapped import BYTES_A_ROW, give_up, temporary_file, write_whole
@@ -30,7 +31,7 @@ from sfg_dist.flow.posterior.streaming import StreamedReference
 from sfg_dist.job.errors import LabelingError, StoreError
 from sfg_dist.job.fingerprint import TableDigest
 from sfg_dist.job.words import GIB
-from sfg_dist.store import Pairs
+from sfg_dist.store import Pairs, RowBlocks
 
 _M_MMAP_THRESHOLD = -3  # in glibc's malloc.h
 SHARED_BYTES = 64 << 20  # from here on a second copy on the node is worth a file
@@ -81,7 +82,7 @@ def _normals_bytes(num_reference: int, dim: int) -> int:
 
 
 class StoredReference:
-    """The reference of a store, read a block at a time; ``in_blocks`` though the plan has it whole."""
+    """The reference of a store's labels, read a block at a time; ``in_blocks`` though the plan has it whole."""
 
     def __init__(self, pairs: Pairs, *, in_blocks: bool = False) -> None:
         self._pairs = pairs
@@ -106,7 +107,7 @@ class StoredReference:
             return torch.from_numpy(rows)
 
         center = center_of(read, self.num_reference)
-        if digest.hexdigest() != self._pairs.plan.identity["reference"]:
+        if digest.hexdigest() != self._pairs.plan.score_fingerprint:
             raise StoreError(
                 f"{self._pairs.location.url}/reference is not the table that the plan was made for: it was changed or "
                 f"damaged; run `sfg verify` and `sfg repair` on the store"
@@ -115,7 +116,7 @@ class StoredReference:
 
     def rows(self, start: int, stop: int) -> NDArray[np.float32]:
         """Rows from ``start`` to ``stop``, shape (stop - start, dim)."""
-        return self._pairs.reference_rows(start, stop)
+        return self._pairs.score_rows(start, stop)
 
     def order(self, start: int, stop: int) -> NDArray[np.int64] | None:
         """The clusters' ordering of a block's rows, None where labels sum over every row."""
@@ -198,7 +199,7 @@ def prepared_reference(
         )
     total = reference_bytes(stored.num_reference, stored.dim, **size)
     shared = shared_blocks.blocks_directory(shared_blocks.SHARED_MEMORY) if total >= SHARED_BYTES else None
-    name = f"{pairs.plan.identity['reference'][:24]}-{pairs.plan.run_id[:24]}"
+    name = f"{pairs.plan.score_fingerprint[:24]}-{pairs.plan.run_id[:24]}"
     is_shared = shared is not None and shared_blocks.blocks_path(shared, name).exists()
     free = psutil.virtual_memory().available
     is_resident = need.resident <= room if room is not None else is_shared or need.resident <= free
@@ -281,6 +282,31 @@ def mapped_reference(
         lambda _: block, center=center, num_reference=len(rows), device=torch.device("cpu"), num_kept=1, scale=scale,
         whole=True, is_over=partial(_holds_over, memory_gib),
     )  # fmt: skip
+
+
+def blocks_in_file(table: RowBlocks, scale: float) -> StreamedReference:
+    """The reference of a table that is larger than memory: its blocks are built once, in a nameless temporary file.
+
+    Raises:
+        ConfigError: the directory for temporary files has no room.
+    """
+    block_rows = block_ranges(table.num_rows)[0][1]
+    has_clusters = table.num_rows >= SPARSE_ROWS and table.dim <= SPARSE_DIM
+    parts = table.cut(block_rows)
+    center = center_of(lambda *_: torch.from_numpy(next(parts)), table.num_rows)
+
+    def blocks() -> Iterator[ReferenceBlock]:
+        for rows in table.cut(block_rows):
+            yield ReferenceBlock(centred_keys(torch.from_numpy(rows), center, torch.float32, scale))
+            give_up(rows)
+
+    with temporary_file(reference_bytes(table.num_rows, table.dim, has_clusters=has_clusters)) as handle:
+        write_blocks(handle, blocks(), center, has_clusters=has_clusters)
+        built = BlockFile(handle)
+        mapped = [built.block(number) for number in range(len(block_ranges(table.num_rows)))]
+    return StreamedReference(
+        mapped.__getitem__, center=center, num_reference=table.num_rows, device=torch.device("cpu"), scale=scale
+    )
 
 
 def _holds_over(memory_gib: float | None) -> bool:

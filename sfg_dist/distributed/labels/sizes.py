@@ -32,7 +32,7 @@ class StoreBytes:
 
     latents: int
     labels: int
-    reference: int
+    reference: int  # with the debiased one, where there is one
     order: int  # the reference's order in clusters; 0 where labels use none
     transform: int  # the column transform's arrays
     queries: int  # the user's own query points; 0 where latents are drawn
@@ -72,7 +72,7 @@ def store_bytes(
     return StoreBytes(
         latents=arrays["latents"],
         labels=arrays["labels"],
-        reference=arrays["reference/rows"],
+        reference=arrays["reference/rows"] + arrays.get("reference/debiased", 0),
         order=arrays.get("reference/order", 0),
         transform=sum(size for name, size in arrays.items() if name.startswith("transform/")),
         queries=arrays.get("queries/rows", 0),

@@ -128,7 +128,7 @@ class _Subject:
         fits_grid = job.labels.time_grid == "fitted" and pairs is None
         # The default grid costs as many evaluations as one that is fitted first.
         planned = job.changed(labels={"time_grid": "graded"}) if fits_grid else job
-        plan = plan_of(planned, prepared, frame, existing=None if pairs is None else pairs.plan)
+        plan, frame = plan_of(planned, prepared, frame, existing=None if pairs is None else pairs.plan)
         if pairs is not None:
             pairs.require_plan(plan)
             plan = pairs.plan
@@ -170,7 +170,7 @@ class _Subject:
         Of one that is larger than memory it looks at the first block. Each block has clusters of its own, and rows come
         in no order, so that all blocks cost the same.
         """
-        reference = self.frame.reference
+        reference = self.frame.score_rows
         if not isinstance(reference, RowBlocks):
             return reference, 1.0
         first = next(reference.cut(REFERENCE_BLOCK_ROWS))
@@ -180,7 +180,8 @@ class _Subject:
         """The clusters' order of what a calibration looks at; None where there is nothing to calibrate for."""
         if not self.has_clusters or not self.pending:
             return None
-        frame = self.frame if reference is self.frame.reference else replace(self.frame, reference=reference)
+        is_whole = reference is self.frame.score_rows
+        frame = self.frame if is_whole else replace(self.frame, reference=reference, debiased=None)
         return frame.order
 
 

@@ -1,21 +1,29 @@
 """The encoder as a part of a run: trained, saved, resumed, judged and shown."""
 
 import time
+from importlib.resources import files
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from jinja2 import Template
 from patience import patience
 
 import sfg_dist
+from sfg_dist.data import prepare
 from sfg_dist.distributed.fit import encoder, encoder_process
 from sfg_dist.distributed.fit.encoder import fit_encoder
 from sfg_dist.distributed.fit.encoder_process import encoder_beside
 from sfg_dist.distributed.fit.generator import encoder_settings, fit_settings
+from sfg_dist.evaluate.plain_figures import costliest_rows, likelihood_rows
 from sfg_dist.job.config import TrainConfig
 from sfg_dist.job.errors import StoreError, TrainingError
+from sfg_dist.model import MLP, Generator
 from sfg_dist.model.encoder import Encoder
+from sfg_dist.model.likelihood import Mass
 from sfg_dist.pipeline.check import as_job
+from sfg_dist.pipeline.likelihood import likelihood_figures
 from sfg_dist.pipeline.pipeline import Pipeline
 
 TRAIN = {"encoder": True, "encoder_steps": 1200, "encoder_width": 48, "num_epochs": 40, "width": 48}
@@ -89,6 +97,30 @@ def test_a_finished_encoder_is_not_fitted_again(moons, monkeypatch):
     monkeypatch.setattr(encoder_process, "encoder_beside", lambda *_, **__: pytest.fail("it was fitted again"))
     pipeline.train()
     assert pipeline.output.read("model/model.safetensors") == before
+
+
+def test_the_rows_that_cost_most_are_named(tmp_path):
+    rows = np.random.default_rng(0).standard_normal((400, 2))
+    rows[np.random.default_rng(0).permutation(400)[-1], 1] = 50.0  # the last held-out row
+    np.save(tmp_path / "t.npy", rows)
+    table = prepare(tmp_path / "t.npy", seed=0)
+    encoder, mass = Encoder(2, width=8, depth=1).eval(), Mass(1.0, 0.01, 1.0, 0.01, 1000)
+    generator = Generator(MLP(2, width=8, depth=1).eval(), table.transform, encoder=encoder, mass=mass)
+    plan = SimpleNamespace(labels={"estimator": "minibatch"}, sigma_data=1.0)
+    reference = table.reference()
+    pairs = SimpleNamespace(plan=plan, num_reference=len(reference), reference_rows=lambda start, stop: reference)
+    figures = likelihood_figures(generator, table, pairs)
+    found, values = figures["encoder"], generator.log_prob(table.test, noise=table.noise("test"))
+    assert found["median"] == pytest.approx(np.median(values))
+    (first, *others) = found["costliest"]
+    assert rows[first["row"], 1] == 50
+    assert (first["column"], first["log_density"]) == (table.columns[1], pytest.approx(values.min()))
+    assert [row["log_density"] for row in others] == pytest.approx(np.sort(values)[1:5].tolist())
+    page = Template(files("sfg_dist.evaluate").joinpath("likelihood.html").read_text()).render(
+        likelihood=likelihood_rows(figures), costliest=costliest_rows(figures)
+    )
+    assert f"row {first['row']}</td>" in page
+    assert f"{-found['median']:.3f}" in page  # behind a minus sign
 
 
 @pytest.mark.slow

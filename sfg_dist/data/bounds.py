@@ -1,27 +1,21 @@
 """The range that a column's samples keep to, and how the map of the column ends there.
 
-    observed range    the quantile curve ends at the outermost training rows: a score beyond theirs gives them
-    wider range       beyond them a truncated exponential law, whose slope at the row is that of the curve:
-                      excess = -log(1 - (1 - r) (1 - exp(-rate room))) / rate,   r = exp((s_end^2 - s^2) / 2)
-    no curve          what lies beyond an end is reflected to the inside, as kernel estimates do it, by a depth of at
-                      most a quarter of the range
-
-Here s is the score, s_end that of the outermost row, room the distance from there to the end, and rate is s_end over
-the curve's slope dx/dz. r is about uniform beyond the outermost row. So a narrow room is filled evenly, and in a wide
-one the density falls off as a normal tail does.
+observed range    a score beyond those of the outermost training rows gives these rows
+wider range       beyond them a law that is fitted to the largest rows, cut off at the end of the range (``tails``)
+no curve          what lies beyond an end is reflected to the inside, as kernel estimates do it, by a depth of at
+                  most a quarter of the range
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data.column_type import FLOAT, ColumnType, UnfitValueError
 from sfg_dist.data.naming import check_columns
-from sfg_dist.data.quantile import MIN_GAP, Curve
+from sfg_dist.data.quantile import Curve
 from sfg_dist.job.errors import DataError
 
 _Array = NDArray[np.float64]
@@ -29,7 +23,6 @@ Bounds = str | Mapping[str, Sequence[float | str]]
 Range = tuple[float, float]
 
 FREE: Range = (-np.inf, np.inf)
-LEAST_TAIL = 2.0**-20  # of the tail's probability: a value at the very end goes to a score of about 6
 
 
 def check_bounds(source: str, names: Sequence[str], bounds: Bounds) -> None:
@@ -100,66 +93,6 @@ def range_of(name: str, values: _Array, bounds: Bounds) -> Range:
         return float(values.min()), float(values.max())
     low, high = bounds[name]
     return float(low), float(high)
-
-
-@dataclass(frozen=True)
-class Tail:
-    """The law beyond the outermost training row, where the range goes on."""
-
-    side: int  # 1 at the upper end, -1 at the lower one
-    value: float  # of the outermost row
-    score: float  # of the outermost row
-    rate: float  # of the exponential law, per unit of the column, > 0
-    room: float  # from the row to the end of the range, in units of 1 / rate
-
-    @classmethod
-    def of(cls, curve: Curve, end: float, side: int) -> Tail | None:
-        """The tail of a curve to an end of the range; None where the curve ends there itself, or goes on straight."""
-        inner, outer = (-2, -1) if side > 0 else (1, 0)
-        value, score = float(curve.values[inner]), float(curve.scores[inner])
-        is_atom = len(curve.atoms) and np.isinf((curve.atoms.high[-1], curve.atoms.low[0])[side < 0])
-        room = side * (end - value)
-        if is_atom or not 4 * abs(value) * MIN_GAP < room < np.inf:
-            return None
-        rate = abs(score) * abs(float((curve.scores[outer] - score) / (curve.values[outer] - value)))
-        return cls(side, value, score, rate, rate * room)
-
-    def to_values(self, scores: _Array, values: _Array) -> _Array:
-        """The values, with those replaced whose scores lie beyond the outermost row."""
-        beyond = self.side * (scores - self.score) > 0
-        fall = (scores[beyond] ** 2 - self.score**2) / 2
-        filled = np.log(np.maximum(-np.expm1(-fall), 1e-300))
-        values[beyond] = self.value - self.side * np.logaddexp(-fall, filled - self.room) / self.rate
-        return values
-
-    def to_scores(self, values: _Array, scores: _Array) -> _Array:
-        """The scores, with those replaced whose values lie beyond the outermost row."""
-        beyond, excess, left = self._beyond(values)
-        scores[beyond] = self.side * self._scores(excess, left)
-        return scores
-
-    def log_slope(self, values: _Array, slopes: _Array) -> _Array:
-        """log dz/dx, replaced where values lie beyond the outermost row."""
-        beyond, excess, left = self._beyond(values)
-        slopes[beyond] = np.log(self.rate / (left * self._scores(excess, left)))
-        return slopes
-
-    def _beyond(self, values: _Array) -> tuple[NDArray[np.bool_], _Array, _Array]:
-        """Which values lie beyond the row, how far, and the share of the law in the room that lies behind each."""
-        beyond = self.side * (values - self.value) > 0
-        excess = self.rate * self.side * (values[beyond] - self.value)
-        return beyond, excess, np.maximum(-np.expm1(np.minimum(excess - self.room, 0.0)), LEAST_TAIL)
-
-    def _scores(self, excess: _Array, left: _Array) -> _Array:
-        fall = excess - np.log(left) + np.log(-np.expm1(-self.room))
-        scores: _Array = np.sqrt(self.score**2 + 2 * fall)
-        return scores
-
-
-def tails(curve: Curve, ends: Range) -> list[Tail]:
-    """The tails of a curve within a range."""
-    found = [Tail.of(curve, end, side) for end, side in zip(ends, (-1, 1), strict=True)]
-    return [tail for tail in found if tail]
 
 
 def ends_of(curve: Curve, ends: Range) -> Range:

@@ -13,6 +13,7 @@ from sfg_dist.data.column_type import FLOAT, ColumnType
 from sfg_dist.data.discrete_curves import atoms_curve, with_missing
 from sfg_dist.data.grid import Grid, float32_spacing
 from sfg_dist.data.quantile import Curve, fit_curve
+from sfg_dist.data.tails import fit_tails
 from sfg_dist.job.errors import DataError
 
 KINDS = ("quantile", "standardize", "none")
@@ -53,6 +54,7 @@ class ColumnMap:
     location: float = 0.0
     scale: float = 1.0
     curve: Curve | None = None
+    tails: _Array = field(default_factory=lambda: np.zeros((2, 2)))
     coding: Coding = field(default_factory=Coding)
 
 
@@ -91,7 +93,8 @@ def fit_column(facts: ColumnFacts, values: _Array, kind: str, bounds: Bounds, no
         return ColumnMap(facts, cell_range, origin, ends)
     atoms = grid.coordinates(facts.atoms) if grid and facts.atoms is not None else facts.atoms
     curve = fit_curve(values, grid and grid.moved(origin), atoms)
-    return ColumnMap(facts, cell_range, origin, ends_of(curve, ends), curve=curve)
+    laws = fit_tails(values, curve)
+    return ColumnMap(facts, cell_range, origin, ends_of(curve, ends), curve=curve, tails=laws)
 
 
 def _fit_categories(facts: ColumnFacts, order: _Array, values: _Array, kind: str, noise: _Array | None) -> ColumnMap:
@@ -132,7 +135,7 @@ def _fit_with_missing(facts: ColumnFacts, values: _Array, kind: str, bounds: Bou
         curve = Curve(knots, atoms_curve(counts).scores) if kind == "quantile" else None
         location, scale = (0.0, 1.0) if kind != "standardize" else (low, apart)
         plain = replace(facts, grid=None)
-        return ColumnMap(plain, (0.0, 0.0), 0.0, ends, location, scale, curve, Coding(None, gap, low))
+        return ColumnMap(plain, (0.0, 0.0), 0.0, ends, location, scale, curve, coding=Coding(None, gap, low))
     inner = None if noise is None else noise[~is_gap]
     base = fit_column(replace(facts, missing=0), present, kind, bounds, inner)
     if base.curve is not None:

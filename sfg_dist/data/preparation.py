@@ -150,8 +150,11 @@ def _prepare_whole(source: str, settings: TableSettings, held: Table | None = No
     if table.sizes:
         train = rows[order[: sizes["train"]]]
         _, validation, test = np.split(rows, np.cumsum([len(part) for part in parts[:-1]]))
+        test_places = np.arange(len(test))
     else:
-        train, validation, test = _cut(rows[order[: settings.max_rows]], sizes)
+        places = order[: settings.max_rows]
+        train, validation, test = _cut(rows[places], sizes)
+        test_places = places[len(places) - len(test) :]
     transform = findings.fit(reader(train), column_ends(train), num_columns)
     ColumnSplit.of(transform, settings.condition or ())  # refuses conditions that no sample can be given
     return Prepared(
@@ -165,6 +168,7 @@ def _prepare_whole(source: str, settings: TableSettings, held: Table | None = No
         seed=settings.seed,
         report=findings.report(num_read, transform, sizes, num_duplicates(train)),
         sizes=sizes,
+        test_places=test_places,
     )
 
 
@@ -209,6 +213,7 @@ def prepare_in_passes(open_table: _Opener, settings: TableSettings, memory_bytes
         seed=settings.seed,
         report=findings.report(whole.num_rows, transform, sizes, None),  # all rows at once would show duplicates
         sizes=sizes,
+        test_places=starts[-1] + np.arange(len(test)),
         read_train=read_train,
     )
 

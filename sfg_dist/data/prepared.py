@@ -34,6 +34,9 @@ class Prepared:
     seed: int  # of the dequantization noise
     report: TableReport  # what was read, dropped, found and split
     sizes: Mapping[str, int]  # rows of each part
+    # where each row of ``test`` stands in the table, or in the part that it was read from, counted from 0 without
+    # incomplete rows
+    test_places: NDArray[np.intp]
     # for a table larger than memory, reads all training rows again, in blocks of so many rows. ``train``,
     # ``validation`` and ``test`` then hold the first rows of each part only.
     read_train: Callable[[int], Iterator[_Array]] | None = None

@@ -2,15 +2,17 @@
 
     z = Phi^-1(F(x)),    F the distribution function of the training rows
 
-F is read at knots: at most 800 equally spaced probabilities, 400 equally spaced normal scores (they resolve the
-tails), and around every value that holds a share of the rows above 1/500. Few rows get few knots, about 20 rows each
-in the bulk, since a curve through every row would fit its noise.
+F is read at knots: at most 800 equally spaced probabilities, half as many equally spaced normal scores (they resolve
+the tails), and around every value that holds a share of the rows above 1/500. Few rows get few knots, since a curve
+through every row would fit its noise: of 20, 50, 100 and 200 rows to a probability, the number by which the curve of
+each half of the rows gives the other half the highest likelihood.
 
 - Tied values are one knot at their mid-rank score.
 - A column on a grid is spread evenly over its cells. Cells with many rows have knots at their two edges, and F is
   exact there whatever noise was drawn. Cells without rows between two such cells get a sliver of the scores.
 - Beyond both ends the curve goes on straight. Its slope dx/dz is that of the last interval, limited to between 0.1 and
   1 times the middle slope, (x at z = 1.28 - x at z = -1.28) / 2.56. So an outlier does not throw samples beyond itself.
+  Where a law was fitted to an end (``tails``), it takes the straight line's place.
 - An atom, a value that repeats beside a continuum, is two knots of one value. All of the scores between them, with
   exactly its share, give it back. The rows between two atoms have a curve of their own. It ends as far from its last
   row as its eighth one lies, or at the atom if that is nearer: nothing lies between a sentinel and the rows.
@@ -33,7 +35,8 @@ from sfg_dist.job.errors import DataError
 
 _Array = NDArray[np.float64]
 
-_NUM_PROBABILITIES, _NUM_SCORES = 800, 400
+_NUM_PROBABILITIES, _NUM_SCORES, _LEAST_KNOTS = 800, 400, 10
+_SPACINGS = (20, 50, 100, 200)  # rows to a probability
 _HEAVY_SHARE, _HEAVY_COUNT = 1 / 500, 8
 _END_LEVEL = 0.25  # rows: the outer edges of the first and last cell lie this far inside ranks 0 and 1
 _MIDDLE_SCORE = 1.28
@@ -124,8 +127,10 @@ def fit_curve(values: _Array, grid: Grid | None, atoms: _Array | None = None) ->
     if grid is None and atoms is not None and len(atoms):
         return _fit_with_atoms(values, atoms)
     places, ranks, is_kept, lonely = _distribution(values, grid, atoms)
-    levels = np.concatenate([_levels(num_rows), ranks[is_kept], ranks[[0, -1]]])
-    knots = np.concatenate([np.interp(_levels(num_rows), ranks, places), places[is_kept], places[[0, -1]]])
+    free = values[np.isin(values, places[~is_kept])] if grid else values  # cells with many rows have their edges
+    read = _levels(num_rows, choose_spacing(free, num_rows))
+    levels = np.concatenate([read, ranks[is_kept], ranks[[0, -1]]])
+    knots = np.concatenate([np.interp(read, ranks, places), places[is_kept], places[[0, -1]]])
     order = np.lexsort([levels, knots])
     knots, levels = knots[order], levels[order]
     inside = (levels >= ranks[0]) & (levels <= ranks[-1])
@@ -145,6 +150,7 @@ def _fit_with_atoms(values: _Array, wanted: _Array) -> Curve:
     is_atom |= beside[:-2] & beside[2:]
     is_kept = counts >= max(_HEAVY_COUNT, num_rows * _HEAVY_SHARE)
     middle = _middle(distinct[~is_atom], (above - counts / 2)[~is_atom] / num_rows)
+    read = _levels(num_rows, choose_spacing(values[~np.isin(values, distinct[is_atom])], num_rows))
     knots, levels = [], []
     starts = np.flatnonzero(np.diff(is_atom, prepend=not is_atom[0]))
     for start, stop in zip(starts, np.append(starts[1:], len(distinct)), strict=True):
@@ -166,7 +172,7 @@ def _fit_with_atoms(values: _Array, wanted: _Array) -> Curve:
             points.append(np.array([edge]))
             kept.append(np.array([True]))
             ranks = np.append(ranks, above[stop - 1] / num_rows)
-        piece = _piece_knots(num_rows, np.concatenate(points), ranks, np.concatenate(kept), middle)
+        piece = _piece_knots(read, np.concatenate(points), ranks, np.concatenate(kept), middle)
         knots.append(piece[0])
         levels.append(piece[1])
     joined = np.concatenate(knots), np.concatenate(levels).clip(_END_LEVEL / num_rows, 1 - _END_LEVEL / num_rows)
@@ -175,11 +181,11 @@ def _fit_with_atoms(values: _Array, wanted: _Array) -> Curve:
 
 
 def _piece_knots(
-    num_rows: int, places: _Array, ranks: _Array, is_kept: NDArray[np.bool_], middle: float
+    read: _Array, places: _Array, ranks: _Array, is_kept: NDArray[np.bool_], middle: float
 ) -> tuple[_Array, _Array]:
-    """Knots and probabilities of the rows between two atoms, or beyond one."""
-    levels = _levels(num_rows)
-    levels = levels[(levels > ranks[0] + 0.1 / num_rows) & (levels < ranks[-1] - 0.1 / num_rows)]
+    """Knots and probabilities of the rows between two atoms, or beyond one; ``read`` are the probabilities of all."""
+    apart = 0.2 * read[0]  # a tenth of a row's share
+    levels = read[(read > ranks[0] + apart) & (read < ranks[-1] - apart)]
     is_kept[[0, -1]] = True
     knots = np.concatenate([np.interp(levels, ranks, places), places[is_kept]])
     levels = np.concatenate([levels, ranks[is_kept]])
@@ -190,13 +196,39 @@ def _piece_knots(
     return knots, levels
 
 
-def _levels(num_rows: int) -> _Array:
-    """Probabilities at which the distribution is read."""
+def _levels(num_rows: int, spacing: int) -> _Array:
+    """Probabilities at which the distribution is read, ascending from half a row's share."""
     ends = scipy.special.ndtri(0.5 / num_rows), scipy.special.ndtri(1 - 0.5 / num_rows)
-    num_probabilities = int(np.clip(num_rows // 20, 10, _NUM_PROBABILITIES))
+    num_probabilities = _num_probabilities(num_rows, spacing)
     probabilities = (np.arange(num_probabilities) + 0.5) / num_probabilities
-    scores: _Array = scipy.special.ndtr(np.linspace(*ends, int(np.clip(num_rows // 40, 10, _NUM_SCORES))))
+    num_scores = int(np.clip(num_rows // (2 * spacing), _LEAST_KNOTS, _NUM_SCORES))
+    scores: _Array = scipy.special.ndtr(np.linspace(*ends, num_scores))
     return np.sort(np.concatenate([probabilities, scores]))
+
+
+def _num_probabilities(num_rows: int, spacing: int) -> int:
+    return int(np.clip(num_rows // spacing, _LEAST_KNOTS, _NUM_PROBABILITIES))
+
+
+def choose_spacing(values: _Array, num_rows: int) -> int:
+    """How many of a column's ``num_rows`` rows there are to a probability, by ``values``, which are no atoms."""
+    halves = values[::2], values[1::2]
+    apart = {_num_probabilities(num_rows, spacing): spacing for spacing in reversed(_SPACINGS)}
+    if len(apart) == 1 or min(map(len, halves)) < 2 * _SPACINGS[-1]:
+        return _SPACINGS[0]
+    gains = dict.fromkeys(sorted(apart.values()), 0.0)
+    for known, held_out in (halves, halves[::-1]):
+        places, counts = np.unique(known, return_counts=True)
+        ranks = (np.cumsum(counts) - counts / 2) / len(known)
+        for spacing in gains:
+            levels = _levels(len(known), spacing)
+            knots, first = np.unique(np.interp(levels, ranks, places), return_index=True)
+            scores = scipy.special.ndtri(levels[first])
+            inside = held_out[(held_out > places[0]) & (held_out < places[-1])]
+            piece, slopes = _piece(inside, knots), np.diff(scores) / np.diff(knots)
+            found = scores[piece] + (inside - knots[piece]) * slopes[piece]
+            gains[spacing] += float((np.log(slopes[piece]) - found**2 / 2).sum())
+    return max(gains, key=lambda spacing: gains[spacing])
 
 
 def _distribution(

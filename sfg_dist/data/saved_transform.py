@@ -27,6 +27,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "bounds": (2,),
     "location": (),
     "scale": (),
+    "tails": (2, 2),
 }
 
 
@@ -42,7 +43,8 @@ def saved_fields(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any]
         types = tuple(ColumnType.from_dict(words) for words in metadata.get("types", ()))  # version 0.1.0 had none
         fields = {"constants": np.array(arrays["constants"], dtype=np.float64)}
         dim = int(np.isnan(fields["constants"]).sum())
-        later = {"origins": np.zeros(dim), "bounds": np.tile(FREE, (dim, 1))}  # not in models of 0.1.0
+        # not in models of 0.1.0
+        later = {"origins": np.zeros(dim), "bounds": np.tile(FREE, (dim, 1)), "tails": np.zeros((dim, 2, 2))}
         for name in SHAPES:
             array = arrays.get(name, later[name]) if name in later else arrays[name]
             if array.dtype != np.float64:
@@ -94,8 +96,8 @@ def _check_saved(
     finite = all(np.isfinite(fields[name]).all() for name in SHAPES if name != "bounds")
     if not finite or np.isinf(fields["constants"]).any():
         wrong = wrong or "a number is not finite"
-    if (fields["steps"] < 0).any() or (fields["scale"] <= 0).any():
-        wrong = wrong or "a step below 0, or a scale of 0"
+    if (fields["steps"] < 0).any() or (fields["scale"] <= 0).any() or (fields["tails"] < 0).any():
+        wrong = wrong or "a step or a tail below 0, or a scale of 0"
     if wrong:
         raise DataError(f"the saved transform is damaged: {wrong}")
 

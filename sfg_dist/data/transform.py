@@ -24,7 +24,7 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.data.bounds import FREE, Bounds, reflect, tails
+from sfg_dist.data.bounds import FREE, Bounds, reflect
 from sfg_dist.data.coding import Coding, are_plain, codings_to_arrays
 from sfg_dist.data.column_type import FLOAT, ColumnType
 from sfg_dist.data.dependencies import Lookup, lookups_to_arrays
@@ -32,6 +32,7 @@ from sfg_dist.data.fitting import KINDS, ColumnFacts, ColumnMap, fit_column
 from sfg_dist.data.grid import Grid
 from sfg_dist.data.quantile import Curve, curves_to_arrays
 from sfg_dist.data.saved_transform import SHAPES, saved_fields
+from sfg_dist.data.tails import Tail, tails
 from sfg_dist.job.errors import DataError
 
 MAX_VALUE = 1e100
@@ -63,6 +64,7 @@ class Transform:
     bounds: _Array  # smallest and largest value that inverse gives a column without a grid, shape (dim, 2)
     location: _Array  # subtracted from each flow column ("standardize"), shape (dim,)
     scale: _Array  # then divided by, > 0, shape (dim,)
+    tails: _Array  # scale and shape of the law beyond both ends of each curve, scale 0 for none, shape (dim, 2, 2)
     curves: tuple[Curve, ...]  # one a flow column ("quantile"), else empty
     # of the user's columns, whose value - offset the rows hold; float64 for all if not given
     types: tuple[ColumnType, ...] = ()
@@ -162,6 +164,7 @@ class Transform:
             bounds=np.array([each.bounds for each in flow]).reshape(-1, 2),
             location=np.array([each.location for each in flow]),
             scale=np.array([each.scale for each in flow]),
+            tails=np.array([each.tails for each in flow]).reshape(-1, 2, 2),
             curves=tuple(each.curve for each in flow if each.curve is not None),
             types=tuple(each.type for each in facts),
             codings=tuple(each.coding for each in flow),
@@ -180,9 +183,9 @@ class Transform:
         determine are not looked at; ``check_lookups`` does that.
 
         Where the noise puts a value at the very edge of its cell, and float32 would miss that cell, the value goes to
-        the middle of the cell. A value beyond the training rows goes on straight, or, within a wider range of
-        ``bounds``, as inverse comes out of it. ``noise`` lies in [0, 1), shape (num_rows, dim); None stands for the
-        middle of each value's cell, and for that of an atom's interval.
+        the middle of the cell. A value beyond the training rows follows the law of its end (``tails``).
+        ``noise`` lies in [0, 1), shape (num_rows, dim); None stands for the middle of each value's cell, and for that
+        of an atom's interval.
 
         Raises:
             DataError: the shape is wrong, a value is missing where the training rows had none, or is not finite or too
@@ -334,14 +337,14 @@ class Transform:
             spread[:, index] = column if coding.places is not None else coding.encode(column, name)
         return spread
 
-    def _ends(self, index: int) -> tuple[float, float]:
-        return float(self.bounds[index, 0]), float(self.bounds[index, 1])
+    def _tails(self, index: int) -> list[Tail]:
+        return tails(self.curves[index], self.bounds[index], self.tails[index])
 
     def _to_flow(self, index: int, values: _Array, noise: _Array) -> NDArray[np.float32]:
         if self.curves:
             curve = self.curves[index]
             mapped = curve.to_scores(values)
-            for tail in tails(curve, self._ends(index)):
+            for tail in self._tails(index):
                 mapped = tail.to_scores(values, mapped)
             if len(curve.atoms):
                 is_atom, which = curve.atoms.find(values)
@@ -359,19 +362,20 @@ class Transform:
         return mapped.astype(np.float32)
 
     def _from_flow(self, index: int, mapped: _Array) -> _Array:
-        ends = self._ends(index)
+        ends = float(self.bounds[index, 0]), float(self.bounds[index, 1])
         if not self.curves:
             values: _Array = mapped * self.scale[index] + self.location[index]
             return values if ends == FREE else reflect(values, ends)
         values = self.curves[index].to_values(mapped)
-        for tail in tails(self.curves[index], ends):
-            values = tail.to_values(mapped, values)
+        for tail in self._tails(index):
+            if tail.is_drawn:
+                values = tail.to_values(mapped, values)
         return values if ends == FREE else values.clip(*ends)
 
     def _log_slope(self, index: int, values: _Array, noise: _Array) -> _Array:
         curve = self.curves[index]
         slopes = curve.log_slope(values)
-        for tail in tails(curve, self._ends(index)):
+        for tail in self._tails(index):
             slopes = tail.log_slope(values, slopes)
         if len(curve.atoms):
             is_atom, which = curve.atoms.find(values)

@@ -161,7 +161,7 @@ _LIKELIHOODS = {
 
 
 def likelihood_rows(figures: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
-    """A row for each density: mean over held-out rows with its standard error, rows, and the mass."""
+    """A row for each density: mean over held-out rows with its standard error, median, rows, and the mass."""
     rows = []
     for name, (shown, meaning) in _LIKELIHOODS.items():
         if name not in figures:
@@ -178,8 +178,22 @@ def likelihood_rows(figures: Mapping[str, Mapping[str, Any]]) -> list[dict[str, 
                 "meaning": meaning,
                 "mean": shown_number(mean),
                 "error": shown_number(error),
+                "median": shown_number(figure_in(figures, name, "median")),
                 "num_rows": f"{figures[name]['num_rows']:,}",
                 "mass": said,
             }
         )
     return rows
+
+
+def costliest_rows(figures: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+    """The held-out rows to which the encoder gives least: number, log density, and the column farthest out."""
+    rows = (figures.get("encoder") or {}).get("costliest", ())
+    return [
+        {
+            "row": f"{row['row']:,}",
+            "log_density": shown_number(figure_in({"row": row}, "row", "log_density")),
+            "column": row["column"],
+        }
+        for row in rows
+    ]

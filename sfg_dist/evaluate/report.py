@@ -15,7 +15,14 @@ from numpy.typing import ArrayLike
 from sfg_dist.evaluate.document import figures_of
 from sfg_dist.evaluate.judged_figures import FigureRow, figure_rows, worst_rows
 from sfg_dist.evaluate.judgement import JudgedTables
-from sfg_dist.evaluate.plain_figures import figure_in, gap_words, likelihood_rows, metric_rows, verdict
+from sfg_dist.evaluate.plain_figures import (
+    costliest_rows,
+    figure_in,
+    gap_words,
+    likelihood_rows,
+    metric_rows,
+    verdict,
+)
 from sfg_dist.evaluate.report_pictures import Flow, LogDensity, ReportPictures, fit_pictures
 from sfg_dist.evaluate.templates import page_template
 from sfg_dist.evaluate.verdict import FIDELITY, AspectVerdict, summary, verdicts
@@ -91,6 +98,7 @@ def render_report(content: ReportContent) -> str:
         ),
         table=metric_rows(metrics),
         likelihood=likelihood_rows(metrics.get("likelihood") or {}),
+        costliest=costliest_rows(metrics.get("likelihood") or {}),
         cloud_pictures=list(shown.clouds(content.log_density, content.flow)),
         fit_pictures=list(fit_pictures(content.history, time_s)),
         job_toml=content.job_toml,

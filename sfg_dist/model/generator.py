@@ -271,8 +271,9 @@ class Generator(SavedGenerator):
         The mass is that of the first two terms, estimated when the encoder was fitted (``mass``): the network need not
         be one-to-one. A column on a grid counts as spread evenly over its cells, and a value that repeats beside a
         continuum as a point that has its share, as do a category and a missing value. A column that another one
-        determines adds nothing. Beyond the training rows the transform goes on straight, or into a
-        wider range of data.bounds, and so does the encoder, so the tails are those of a normal law.
+        determines adds nothing. Beyond the training rows each column of a quantile transform has a law of its own,
+        fitted to its largest and its smallest rows (``data/tails.py``). Under the other transforms the encoder's tails
+        are those of a normal law.
 
         Args:
             rows: as for ``encode``; memory does not grow with their number.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from sfg_dist.data.bounds import LEAST_TAIL, Tail
+from sfg_dist.data.tails import LARGEST_LOG, LEAST_TAIL, Tail
 from sfg_dist.data.transform import Transform
 from sfg_dist.job.errors import ExportError
 from sfg_dist.model.calibration import Calibration
@@ -266,13 +266,19 @@ def _add_tail(
     *,
     inverse: bool,
 ) -> Value:
-    """What a curve gives, but beyond the outermost rows the tail of columns whose range is wider than the rows'."""
-    found = [Tail.of(transform.curves[column], transform.bounds[column, max(side, 0)], side) for column in columns]
+    """What a curve gives, but beyond the outermost rows the law of its tail."""
+    of_side, curves = max(side, 0), transform.curves
+    ends, laws = transform.bounds[:, of_side], transform.tails[:, of_side]
+    found = [Tail.of(curves[column], ends[column], side, laws[column]) for column in columns]
+    if inverse:
+        found = [tail if tail and tail.is_drawn else None for tail in found]
     if not any(found):
         return mapped
     some = [tail or Tail(side, 0.0, 0.0, 1.0, 1.0) for tail in found]
-    value, score, rate, room = np.array([[tail.value, tail.score, tail.rate, tail.room] for tail in some]).T
-    zero, two, sign = (graph.constant(np.float64(number)) for number in (0, 2, side))
+    parts = [(tail.value, tail.score, tail.rate, tail.room, tail.shape or 1.0) for tail in some]
+    value, score, rate, room, shape = np.array(parts).T
+    has_shape = graph.constant(np.array([tail.shape > 0 for tail in some]))
+    zero, one, two, sign = (graph.constant(np.float64(number)) for number in (0, 1, 2, side))
     outside = (places - graph.constant(score if inverse else value)) * sign
     is_tail = graph.constant(np.array([tail is not None for tail in found]))
     beyond = graph.add("And", graph.add("Greater", outside, zero), is_tail)
@@ -280,14 +286,16 @@ def _add_tail(
     if inverse:
         fall = (squared - places * places) / two
         kept = graph.add("Exp", fall) * -np.expm1(-room)
-        excess = graph.add("Log", kept + np.exp(-room)) / (-side * rate)
-        tail = graph.constant(value) + excess
+        hazard = graph.add("Log", kept + np.exp(-room)) * np.float64(-1)
+        power = graph.add("Exp", graph.add("Min", hazard * shape, np.float64(LARGEST_LOG))) - one
+        excess = graph.add("Where", has_shape, power / shape, hazard)
+        tail = graph.constant(value) + excess / (side * rate)
     else:
         excess = graph.add("Max", outside, zero) * rate
-        left = graph.add("Exp", graph.add("Min", excess - room, zero))
-        left = graph.constant(np.float64(1)) - left
-        left = graph.add("Log", graph.add("Max", left, np.float64(LEAST_TAIL)))
-        fall = excess - left + np.log(-np.expm1(-room))
+        hazard = graph.add("Where", has_shape, graph.add("Log", excess * shape + one) / shape, excess)
+        left = graph.add("Exp", graph.add("Min", hazard - room, zero))
+        left = graph.add("Log", graph.add("Max", one - left, np.float64(LEAST_TAIL)))
+        fall = hazard - left + np.log(-np.expm1(-room))
         tail = graph.add("Sqrt", squared + fall * two) * sign
     return graph.add("Where", beyond, tail, mapped)
 

@@ -34,7 +34,11 @@ judgement (see ``evaluate/document.py``)."""
 _FIGURE = (MAYBE_NAN, None)
 _FIGURES = {f"{name}?": _FIGURE for name in METRICS}
 _ERROR = {"num_rows": int, "median": MAYBE_NAN, "percentile_90": MAYBE_NAN, "tolerance_reached": MAYBE_NAN}
-_LIKELIHOOD = {"mean": _FIGURE, "standard_error": _FIGURE, "num_rows": int, "mass_established?": bool}
+_COSTLY_ROW = {"row": int, "log_density": _FIGURE, "column": str}
+_LIKELIHOOD = {
+    "mean": _FIGURE, "median?": _FIGURE, "standard_error": _FIGURE, "num_rows": int, "mass_established?": bool,
+    "costliest?": [_COSTLY_ROW],
+}  # fmt: skip
 _FIELDS = {
     "floor": _FIGURES, "labels": _FIGURES, "samples": _FIGURES, "label_error": dict,
     "likelihood?": {str: _LIKELIHOOD}, "time_s": {str: MAYBE_NAN}, **JUDGEMENT_FIELDS,

@@ -6,7 +6,8 @@
     normal    a normal law in the flow's coordinates, with the training rows' mean and covariance
 
 All are in nats per unit volume of the user's columns, on held-out rows. A column on a grid counts as spread over its
-cells, and a value that repeats as a point with a share of its own.
+cells, and a value that repeats as a point with a share of its own. A few rows can decide a mean, so the median stands
+beside it, and the rows to which the encoder gives least are named.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from sfg_dist.store import Pairs
 
 MAX_ROWS = 10_000
+NUM_COSTLIEST = 5
 _PAIRS = 2e8  # pairs of a row and a reference that a figure may sum, over all evaluations
 _ODE_EVALUATIONS = 64
 _MAX_REFERENCE = 2**20
@@ -31,15 +33,26 @@ Method = Literal["kernel", "ode"]
 
 
 class Figure(TypedDict):
-    """A mean log-likelihood; None where it is not finite, which JSON cannot say."""
+    """A log-likelihood; None where it is not finite, which JSON cannot say."""
 
     mean: float | None
+    median: float | None
     standard_error: float | None
     num_rows: int
 
 
+class CostlyRow(TypedDict):
+    """A held-out row with little density."""
+
+    row: int  # its number in the table, as of ``Prepared.test_places``
+    log_density: float | None
+    column: str  # the column in which the flow has it farthest out
+
+
 class EncoderFigure(Figure):
     """The encoder's, with the mass of its density."""
+
+    costliest: list[CostlyRow]
 
     mass: float
     mass_error: float
@@ -62,8 +75,10 @@ def likelihood_figures(generator: Generator, prepared: Prepared, pairs: Pairs) -
     flow_rows = prepared.transform.forward(rows, noise=noise).astype(np.float64)
     mass = generator.mass
     assert mass is not None  # it has an encoder
+    found = generator.log_density(rows, noise=noise)
     encoder: EncoderFigure = {
-        **_figure(generator.log_density(rows, noise=noise)),
+        **_figure(found),
+        "costliest": _costliest(found, flow_rows, prepared),
         "mass": mass.value,
         "mass_error": mass.standard_error,
         "mass_plain": mass.plain,
@@ -84,7 +99,24 @@ def likelihood_figures(generator: Generator, prepared: Prepared, pairs: Pairs) -
 
 def _figure(values: NDArray[np.float64]) -> Figure:
     error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return {"mean": _number(float(values.mean())), "standard_error": _number(error), "num_rows": len(values)}
+    return {
+        "mean": _number(float(values.mean())),
+        "median": _number(float(np.median(values))),
+        "standard_error": _number(error),
+        "num_rows": len(values),
+    }
+
+
+def _costliest(values: NDArray[np.float64], flow_rows: NDArray[np.float64], prepared: Prepared) -> list[CostlyRow]:
+    names = prepared.transform.flow_columns
+    return [
+        {
+            "row": int(prepared.test_places[place]),
+            "log_density": _number(float(values[place])),
+            "column": names[int(np.abs(flow_rows[place]).argmax())],
+        }
+        for place in np.argsort(values, kind="stable")[:NUM_COSTLIEST]
+    ]
 
 
 def _number(value: float) -> float | None:

@@ -82,7 +82,7 @@ class RowBlocks:
             yield _joined(parts)
 
 
-_LATER_ARRAYS = ("origins", "bounds")  # of a transform; not in stores of version 0.1.0
+_LATER_ARRAYS = ("origins", "bounds", "tails")  # of a transform; not in stores of version 0.1.0
 
 
 @dataclass(frozen=True)

@@ -123,11 +123,11 @@ def test_the_log_slope_is_that_of_the_ends_too(bounds):
 
 def curve_scores(transform, places):
     """Forward, before it is rounded to float32."""
-    from sfg_dist.data.bounds import tails
+    from sfg_dist.data.tails import tails
 
     (curve,) = transform.curves
     found = curve.to_scores(places[:, 0])
-    for tail in tails(curve, tuple(transform.bounds[0])):
+    for tail in tails(curve, transform.bounds[0], transform.tails[0]):
         found = tail.to_scores(places[:, 0], found)
     return found[:, None]
 

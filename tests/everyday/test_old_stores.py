@@ -97,6 +97,7 @@ def test_the_bytes_of_an_old_store_are_counted_without_what_it_lacks(old_pipelin
         )
         for has_names in (False, True)
     }
-    later = [frame.transform_arrays[name].nbytes + 4 for name in ("origins", "bounds")]  # a checksum each
+    names = ("origins", "bounds", "tails")
+    later = [frame.transform_arrays[name].nbytes + 4 for name in names]  # a checksum each
     assert sizes[True].transform - sizes[False].transform == sum(later)
     assert sizes[False].column == 0

@@ -286,6 +286,18 @@ def test_tails_beyond_the_training_rows_are_finite_and_fall(kind):
     assert (np.diff(values) < 0).all()
 
 
+def test_a_few_rows_far_out_do_not_decide_the_mean():
+    """Heavy tails and a clip at one end."""
+    rows = np.random.default_rng(1).standard_t(1.5, (5000, 3))
+    rows[:, 1] = rows[:, 1].clip(-1, None)
+    transform = Transform.fit(rows[:1000], list("abc"), atoms={"b": np.array([-1.0])})
+    encoder, mass = Encoder(3, width=8, depth=1).eval(), Mass(1.0, 0.01, 1.0, 0.01, 1000)
+    generator = Generator(MLP(3, width=8, depth=1).eval(), transform, encoder=encoder, mass=mass)
+    values = generator.log_prob(rows[1000:])
+    assert values.min() > -60
+    assert values.mean() == pytest.approx(np.median(values), abs=1.5)
+
+
 def test_log_prob_of_many_rows_is_that_of_their_parts():
     generator, rows = make_generator()
     whole = generator.log_prob(rows)

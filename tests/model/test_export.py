@@ -183,6 +183,23 @@ def test_ends_of_ranges_in_the_graph_and_in_numpy(kind):
     if kind == "none":
         scores *= 3
     far = rows[:800] + np.linspace(-0.6, 0.6, 800)[:, None] * [0.0, 1, 1, 0]
+    assert_the_graph_is_the_transform(transform, scores, far)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bounds", ["observed", "none", {"a": (-np.inf, 1e6), "d": (-300, 300)}])
+def test_laws_of_the_tails_in_the_graph_and_in_numpy(bounds):
+    """Heavy tails far beyond the rows; and columns of an older model, which has no laws."""
+    rows = np.random.default_rng(0).standard_t(2, (3000, 4)).clip(-250, 250)
+    transform = Transform.fit(rows, tuple("abcd"), bounds=bounds)
+    transform.tails[[1, 3]] = 0
+    scores = np.linspace(-7, 7, 4001)[:, None] + np.zeros(4)
+    far = np.sinh(np.linspace(-7, 7, 801))[:, None].clip(-299, 299) + np.zeros(4)
+    assert_the_graph_is_the_transform(transform, scores, far)
+
+
+def assert_the_graph_is_the_transform(transform, scores, far):
+    """Of scores, and of rows beyond those that the transform was fitted to, shape (any, 4) each."""
     for add, fed, expected in (
         (onnx_graph.add_inverse, scores, transform.inverse(scores)),
         (onnx_graph.add_forward, far, transform.forward(far)),

@@ -36,7 +36,9 @@ def main() -> None:
         import ray
         from ray.cluster_utils import Cluster
 
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        # Without what takes a processor and serves nobody here.
+        head = {"num_cpus": 1, "include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
         ray.init(address=cluster.address, log_to_driver=False)
 
         elastic = settings.model_copy(update={"num_workers": [1, 2]})

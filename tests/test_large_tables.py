@@ -96,7 +96,7 @@ def test_a_budget_that_cannot_hold_a_measured_reference_is_refused_before_it_is_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("certificate", ["bound", "measured"])
+@pytest.mark.parametrize("certificate", ["bound", pytest.param("measured", marks=pytest.mark.long)])
 def test_a_debiased_reference_has_the_bits_of_the_table_held_whole(
     make_job, store_bytes, table, small, monkeypatch, tmp_path, certificate
 ):

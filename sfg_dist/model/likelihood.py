@@ -35,15 +35,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-NUM_COMPONENTS = 100
+NUM_COMPONENTS, COMPONENT_ROWS = 200, 5  # at most; rows for each component and column
 NUM_FIT_ROWS = 12_000
-NUM_FIT_ROUNDS = 25
+NUM_FIT_ROUNDS = 20
 DEGREES_OF_FREEDOM, WIDE_DEGREES = 20.0, 5.0
 INFLATION = 1.5  # of a wide mixture's covariances: a proposal's tails must reach as far as the encoder's law
 RIDGE = 1e-3  # added to the components' covariance, in units of a column's mean variance
 MASS_ROWS = 65_536
 LEAST_SHARE, NUM_SHARE_ROUNDS = 1e-3, 100  # of a blend, on either side
-_TANGENT_NUMBERS = 2**22  # of a layer that are held at once
+_TANGENT_NUMBERS = 2**22  # of a layer, or of a mixture's components, that are held at once
 
 JacobianMap = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Rows (num_rows, dim) to their images and Jacobians (num_rows, dim, dim)."""
@@ -74,25 +74,28 @@ class Mixture:
         """A Gaussian mixture, fitted by expectation and maximisation, whose tails are then made a little heavier.
 
         The rows are in the flow's coordinates, shape (num_rows, dim), 2 at least. There are ``num_components`` at most;
-        fewer where there are not 10 rows for each component and column.
+        fewer where there are not ``COMPONENT_ROWS`` for each component and column.
         """
         generator = np.random.default_rng(seed)
         chosen = rows[generator.permutation(len(rows))[:NUM_FIT_ROWS]]
         x = torch.from_numpy(np.ascontiguousarray(chosen)).double()
         num_rows, dim = x.shape
-        num = max(1, min(num_components, num_rows // (10 * dim)))
+        num = max(1, min(num_components, num_rows // (COMPONENT_ROWS * dim)))
         whole = torch.cov(x.t()).reshape(dim, dim)
         ridge = RIDGE * whole.diagonal().mean().clamp(min=1e-12) * torch.eye(dim, dtype=x.dtype)
         means = x[:num].clone()
         weights = torch.full((num,), 1 / num, dtype=x.dtype)
         factors = torch.linalg.cholesky((whole / num ** (2 / dim) + ridge).expand(num, dim, dim))
         for _ in range(NUM_FIT_ROUNDS if num > 1 else 0):
-            shares = _component_log_density(x, weights, means, factors).softmax(dim=1)
-            counts = shares.sum(dim=0) + 1e-9
-            weights, means = counts / counts.sum(), (shares.t() @ x) / counts[:, None]
-            covariances = torch.stack(
-                [(shares[:, k, None] * (x - means[k])).t() @ (x - means[k]) / counts[k] for k in range(num)]
-            )
+            counts, sums, squares = (torch.zeros(num, *more, dtype=x.dtype) for more in ((), (dim,), (dim * dim,)))
+            for part in x.split(_rows_at_once(num, dim)):
+                shares = _component_log_density(part, weights, means, factors).softmax(dim=1).t()
+                counts += shares.sum(dim=1)
+                sums += shares @ part
+                squares += shares @ (part[:, :, None] * part[:, None, :]).flatten(1)
+            counts += 1e-9
+            weights, means = counts / counts.sum(), sums / counts[:, None]
+            covariances = (squares / counts[:, None]).reshape(num, dim, dim) - means[:, :, None] * means[:, None, :]
             factors = torch.linalg.cholesky(covariances + ridge)
         if num == 1:
             means, factors = x.mean(dim=0, keepdim=True), torch.linalg.cholesky(whole + ridge)[None]
@@ -121,24 +124,25 @@ class Mixture:
         return rows, self.log_density(rows)
 
     def log_density(self, rows: Tensor) -> Tensor:
-        """In nats, float64 (num_rows,)."""
+        """In nats, float64 (num_rows,); products are in the rows' own precision."""
         arguments = self.weights, self.means, self.factors, self.degrees_of_freedom
-        return torch.cat([_component_log_density(part, *arguments).logsumexp(dim=1) for part in rows.split(8192)])
+        parts = rows.split(_rows_at_once(*self.means.shape))
+        return torch.cat([_component_log_density(part, *arguments).logsumexp(dim=1) for part in parts])
+
+
+def _rows_at_once(num_components: int, dim: int) -> int:
+    return max(16, _TANGENT_NUMBERS // (num_components * dim))
 
 
 def _component_log_density(
     rows: Tensor, weights: Tensor, means: Tensor, factors: Tensor, degrees: float = math.inf
 ) -> Tensor:
     """log of weight times density of each component, normal or t, shape (num_rows, num_components)."""
-    dim = rows.shape[1]
+    num, dim = means.shape
     inverses = torch.linalg.solve_triangular(factors, torch.eye(dim, dtype=factors.dtype), upper=False)
-    distances = torch.stack(
-        [
-            ((rows.double() - mean) @ inverse.t()).square().sum(dim=1)
-            for mean, inverse in zip(means, inverses, strict=True)
-        ],
-        dim=1,
-    )
+    centres = (inverses @ means[:, :, None]).flatten().to(rows.dtype)
+    away = rows @ inverses.reshape(num * dim, dim).t().to(rows.dtype) - centres
+    distances = away.square().reshape(len(rows), num, dim).sum(dim=2).double()
     log_scale = weights.log() - factors.diagonal(dim1=1, dim2=2).log().sum(dim=1)
     if math.isinf(degrees):
         return log_scale - 0.5 * distances - 0.5 * dim * math.log(2 * math.pi)

@@ -270,9 +270,8 @@ class EncoderTrainer:
         tensors = {"identity": _digest(identity), "progress": self._progress_tensor()}
         for name, values in self._groups().items():
             tensors |= {f"{name}.{index}": value for index, value in enumerate(values)}
-        tensors |= named_states(self.optimizers) | {
-            f"mixture.{name}": t for name, t in self.mixture.to_tensors().items()
-        }
+        tensors |= {f"mixture.{name}": tensor for name, tensor in self.mixture.to_tensors().items()}
+        tensors |= named_states(self.optimizers)
         # Copies, because no two tensors of a file may share memory.
         return saved_bytes({name: tensor.detach().clone() for name, tensor in tensors.items()})
 
@@ -331,7 +330,7 @@ def load_finished(encoder: Encoder, content: bytes, identity: Identity, limits: 
         mixture = mixture_of(under(tensors, "mixture."), encoder.dim)
     except Exception:  # whatever is wrong with it, the fit can go on or start anew
         return None
-    if progress.mass is None or progress.share is None:
+    if progress.mass is None or progress.share is None or not 0 < progress.share < 1:
         return None
     with torch.no_grad():
         for parameter, tensor in zip(encoder.parameters(), best, strict=True):

@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 NUM_COMPONENTS, COMPONENT_ROWS = 200, 5  # at most; rows for each component and column
+LEAST_ROWS = 5  # of a component: one of fewer would hold nearly a row of the table
 NUM_FIT_ROWS = 12_000
 NUM_FIT_ROUNDS = 20
 DEGREES_OF_FREEDOM, WIDE_DEGREES = 20.0, 5.0
@@ -98,8 +99,9 @@ class Mixture:
             covariances = (squares / counts[:, None]).reshape(num, dim, dim) - means[:, :, None] * means[:, None, :]
             factors = torch.linalg.cholesky(covariances + ridge)
         if num == 1:
-            means, factors = x.mean(dim=0, keepdim=True), torch.linalg.cholesky(whole + ridge)[None]
-        return cls(weights, means, factors)
+            return cls(weights, x.mean(dim=0, keepdim=True), torch.linalg.cholesky(whole + ridge)[None])
+        kept = weights * num_rows >= LEAST_ROWS
+        return cls(weights[kept] / weights[kept].sum(), means[kept], factors[kept])
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Its numbers, for a file of named tensors."""

@@ -122,6 +122,14 @@ def test_the_proposal_is_normalised_and_covers_the_data():
     assert float(proposal.log_density(torch.from_numpy(rows)).mean()) > -1.5  # one normal law for all gives -3.4
 
 
+def test_no_component_is_a_row():
+    """Rows far from all others would have components of their own, whose means are these rows."""
+    rows = np.concatenate([normal_rows(600, 2), 30 + 9 * normal_rows(3, 2, seed=1)]).astype(np.float32)
+    means = Mixture.fit(rows, seed=0).means
+    assert len(means) > 5
+    assert torch.cdist(means, torch.from_numpy(rows[-3:]).double()).min() > 1
+
+
 def test_a_proposal_of_few_rows_has_one_component():
     proposal = Mixture.fit(normal_rows(12, 5), seed=0)
     assert len(proposal.weights) == 1

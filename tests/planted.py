@@ -287,8 +287,8 @@ MODEL = (
         name="mass_added",
         file="sfg_dist/model/generator.py",
         why="log_prob adds the mass that it has to take off, and no longer integrates to one.",
-        old="return values.numpy() - np.log(mass.value) +",
-        new="return values.numpy() + np.log(mass.value) +",
+        old="values -= math.log(mass.value)",
+        new="values += math.log(mass.value)",
         tests=("tests/model/test_encoder.py::test_log_prob_integrates_over_the_users_units_to_one_over_the_mass",),
     ),
 )

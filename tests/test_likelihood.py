@@ -144,7 +144,7 @@ def test_a_stopped_encoder_goes_on_from_its_checkpoint(copy_labels, tmp_path, mo
     pairs = copy_labels()
     validation = np.zeros((0, 2), np.float32)
     settings = encoder_settings_of()
-    whole, _ = fit_encoder(pairs.location.url, tmp_path / "whole", settings, validation)
+    whole, *_ = fit_encoder(pairs.location.url, tmp_path / "whole", settings, validation)
     step, steps = encoder.EncoderTrainer.step, []
 
     def step_and_stop(self, done):
@@ -157,7 +157,7 @@ def test_a_stopped_encoder_goes_on_from_its_checkpoint(copy_labels, tmp_path, mo
     monkeypatch.setattr(encoder.EncoderTrainer, "step", step_and_stop)
     with pytest.raises(Stop):
         fit_encoder(pairs.location.url, tmp_path / "cut", settings, validation)
-    resumed, mass = fit_encoder(pairs.location.url, tmp_path / "cut", settings, validation)
+    resumed, mass, _ = fit_encoder(pairs.location.url, tmp_path / "cut", settings, validation)
     assert len(steps) == 61  # 60 steps, and the one that stopped
     assert mass.num_rows > 0
     assert isinstance(resumed, Encoder)
@@ -190,12 +190,14 @@ def small_fit(copy_labels, **changed):
 @pytest.mark.slow
 def test_a_fit_in_another_process_is_the_same_fit(copy_labels, tmp_path):
     pairs, settings, validation = small_fit(copy_labels)
-    alone, mass = fit_encoder(pairs.location.url, tmp_path / "alone", settings, validation)
+    alone, mass, blend = fit_encoder(pairs.location.url, tmp_path / "alone", settings, validation)
     told = []
     with encoder_beside(pairs.location.url, tmp_path / "beside", settings, validation, on_check=told.append) as beside:
-        encoder, same_mass = beside.wait()
+        encoder, same_mass, same_blend = beside.wait()
     assert [entry["step"] for entry in told] == [5 * check for check in range(1, 13)]
     assert same_mass == mass
+    assert same_blend.share == blend.share
+    assert torch.equal(same_blend.mixture.means, blend.mixture.means)
     for name, tensor in alone.state_dict().items():
         assert torch.equal(tensor, encoder.state_dict()[name]), name
 

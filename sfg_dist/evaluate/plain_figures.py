@@ -153,7 +153,7 @@ def metric_rows(metrics: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]
 
 
 _LIKELIHOODS = {
-    "encoder": ("Generator.log_prob", "the density of the encoder, divided by its mass"),
+    "encoder": ("Generator.log_prob", "the density of the encoder, divided by its mass, with a mixture"),
     "kernel": ("Blurred data", "the law of the labels, exactly: a Gaussian of the blur about every training row"),
     "ode": ("Blurred data, along the flow", "the same law by the change of variables along the ODE"),
     "normal": ("Normal law", "mean and covariance of the transformed training rows"),

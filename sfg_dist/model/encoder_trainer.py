@@ -43,8 +43,9 @@ from sfg_dist.model.encoder import Encoder
 from sfg_dist.model.likelihood import (
     MASS_FIELDS,
     MASS_ROWS,
+    Blend,
     Mass,
-    Proposal,
+    Mixture,
     batch_rows_of,
     estimate_mass,
     mapped_log_density,
@@ -53,7 +54,7 @@ from sfg_dist.model.likelihood import (
 )
 from sfg_dist.model.optimizers import split_optimizers, update_average
 from sfg_dist.model.precision import has_bfloat16
-from sfg_dist.model.saved import check_tensors, named_states, read_tensors, saved_bytes, states_of, under
+from sfg_dist.model.saved import check_tensors, mixture_of, named_states, read_tensors, saved_bytes, states_of, under
 
 IMITATION_STEPS, MAX_IMITATION_SHARE = 1500, 0.4  # of the training; a step costs a sixth of a later one
 IMITATION_ROWS, DATA_ROWS, PAIR_ROWS, PROPOSAL_ROWS = 256, 128, 128, 192
@@ -92,10 +93,11 @@ class EncoderProgress:
 
     step: int = 0  # steps done
     elapsed_s: float = 0.0  # training time spent, over all attempts
-    best: float = FAR_BEHIND  # validation log-likelihood of the best weights so far, nats, less the log of their mass
+    best: float = FAR_BEHIND  # validation log-likelihood of the best weights so far, blended with the mixture, nats
     history: list[dict[str, float]] = field(default_factory=list)  # one entry a check
     ended_by: Limits | None = None  # the limits by which it has run to its end; None while it has not
     mass: Mass | None = None  # of the best weights, once they are final
+    share: float | None = None  # of the mixture beside them, likewise
 
 
 class EncoderTrainer:
@@ -110,12 +112,14 @@ class EncoderTrainer:
         self.device = next(encoder.parameters()).device
         self.bfloat16 = has_bfloat16(self.device) if bfloat16 is None else bfloat16
         self.seed = seed
-        self.proposal = Proposal.fit(tables.reference, seed=seed)
+        self.mixture = Mixture.fit(tables.reference, seed=seed)
+        self.proposal = self.mixture.widened()
         pool, log_proposal = self.proposal.draw(NUM_POOL_ROWS, seed=seed)
         fitted = (tables.reference, tables.latents, tables.labels)
         self._reference, self._latents, self._labels = (self._to_device(rows) for rows in fitted)
         self._pool, self._log_proposal = pool.to(self.device), log_proposal.float().to(self.device)
         self._validation = torch.from_numpy(np.ascontiguousarray(tables.validation[:NUM_CHECK_ROWS]))
+        self._of_mixture = self.mixture.log_density(self._validation)
         self._parameters: list[Tensor] = list(encoder.parameters())
         self.optimizers = split_optimizers(
             encoder,
@@ -195,10 +199,14 @@ class EncoderTrainer:
         with torch.inference_mode():
             loss = float((self.encoder(self._labels[rows]) - self._latents[rows]).square().mean())
         self._swap(kept)
+        mass = 1 + 2 * float(folded)
+        of_encoder = density - math.log(mass)
+        blend = Blend.fit(self.mixture, of_encoder, self._of_mixture)
         entry = {
             "step": self.progress.step,
-            "log_likelihood": float(density.mean()),
-            "mass": 1 + 2 * float(folded),
+            "log_likelihood": float(blend.log_density(of_encoder, self._of_mixture).mean()),
+            "share": blend.share,
+            "mass": mass,
             "pair_loss": loss,
             "elapsed_s": round(self.progress.elapsed_s, 3),
         }
@@ -208,17 +216,16 @@ class EncoderTrainer:
                 "train.encoder = false; the generator's own fit is kept"
             )
         self.progress.history.append(entry)
-        score = entry["log_likelihood"] - math.log(entry["mass"])
-        if score >= self.progress.best:  # not so where a determinant is exactly zero
-            self.progress.best = score
+        if entry["log_likelihood"] >= self.progress.best:
+            self.progress.best = entry["log_likelihood"]
             self._best = [tensor.clone() for tensor in self._average]
         return entry
 
-    def finish(self) -> Mass:
-        """Give the encoder its best weights; returns their mass, from rows that no step has seen."""
+    def finish(self) -> tuple[Mass, Blend]:
+        """Give the encoder its best weights; returns their mass, from rows that no step has seen, and their blend."""
         self._last = self._swap(self._best)
         self.encoder.eval()
-        self.progress.mass = estimate_mass(
+        mass = estimate_mass(
             self.encoder.with_jacobian,
             self.proposal,
             degree=self.encoder.degree,
@@ -226,7 +233,10 @@ class EncoderTrainer:
             batch_rows=self._batch_rows,
             device=self.device,
         )
-        return self.progress.mass
+        density, _ = self._mapped(self._validation)
+        blend = Blend.fit(self.mixture, density - math.log(mass.value), self._of_mixture)
+        self.progress.mass, self.progress.share = mass, blend.share
+        return mass, blend
 
     def time_of_mass_s(self) -> float:
         """An estimate of the seconds that ``finish`` takes, from a small part of its work."""
@@ -260,6 +270,7 @@ class EncoderTrainer:
         tensors = {"identity": _digest(identity), "progress": self._progress_tensor()}
         for name, values in self._groups().items():
             tensors |= {f"{name}.{index}": value for index, value in enumerate(values)}
+        tensors |= {f"mixture.{name}": tensor for name, tensor in self.mixture.to_tensors().items()}
         tensors |= named_states(self.optimizers)
         # Copies, because no two tensors of a file may share memory.
         return saved_bytes({name: tensor.detach().clone() for name, tensor in tensors.items()})
@@ -305,8 +316,8 @@ def _bounded_exp(log_weights: Tensor) -> Tensor:
     return torch.where(log_weights > MAX_LOG_WEIGHT, tangent, log_weights.clamp(max=MAX_LOG_WEIGHT).exp())
 
 
-def load_finished(encoder: Encoder, content: bytes, identity: Identity, limits: Limits) -> Mass | None:
-    """Give an encoder the best weights of a checkpoint whose fit is over; their mass, or None where it is not over.
+def load_finished(encoder: Encoder, content: bytes, identity: Identity, limits: Limits) -> tuple[Mass, Blend] | None:
+    """Give an encoder the best weights of a checkpoint whose fit is over; their mass and blend, None if it is not over.
 
     ``content`` is as ``EncoderTrainer.state`` made it, of an encoder of this size, identity and limits.
     """
@@ -316,20 +327,21 @@ def load_finished(encoder: Encoder, content: bytes, identity: Identity, limits: 
         if not torch.equal(tensors["identity"], _digest(identity)) or progress.ended_by != limits:
             return None
         best = _numbered(list(encoder.parameters()), tensors, "best")
+        mixture = mixture_of(under(tensors, "mixture."), encoder.dim)
     except Exception:  # whatever is wrong with it, the fit can go on or start anew
         return None
-    if progress.mass is None:
+    if progress.mass is None or progress.share is None or not 0 < progress.share < 1:
         return None
     with torch.no_grad():
         for parameter, tensor in zip(encoder.parameters(), best, strict=True):
             parameter.copy_(tensor)
     encoder.eval()
-    return progress.mass
+    return progress.mass, Blend(progress.share, mixture)
 
 
 def _read_progress(tensor: Tensor) -> EncoderProgress:
     fields = {"step": int, "elapsed_s": float, "best": (float, None), "history": [{str: MAYBE_NAN}],
-              "ended_by": ([(float, None)], None), "mass": (MASS_FIELDS, None)}  # fmt: skip
+              "ended_by": ([(float, None)], None), "mass": (MASS_FIELDS, None), "share": (float, None)}  # fmt: skip
     document = read_json(tensor.numpy().tobytes(), "progress", fields, max_bytes=LONG_BYTES, allow_nan=True)
     best, mass = document["best"], document["mass"]
     return EncoderProgress(
@@ -339,6 +351,7 @@ def _read_progress(tensor: Tensor) -> EncoderProgress:
         document["history"],
         document["ended_by"],
         None if mass is None else Mass(**mass),
+        document["share"],
     )
 
 

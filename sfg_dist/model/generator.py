@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -266,14 +267,14 @@ class Generator(SavedGenerator):
     def log_prob(self, rows: Any, *, noise: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
         """Log density of rows, by the encoder E and its exact Jacobian J.
 
-            log p(x) = log N(E(u); 0, I) + log |det J(u)| - log mass + log |du/dx|,    u = the row as the flow sees it
+            p(x) = ((1 - share) N(E(u); 0, I) |det J(u)| / mass + share q(u)) |du/dx|
 
-        The mass is that of the first two terms, estimated when the encoder was fitted (``mass``): the network need not
-        be one-to-one. A column on a grid counts as spread evenly over its cells, and a value that repeats beside a
+        u is the row as the flow sees it. The mass is that of N(E(u)) |det J(u)|, estimated when the encoder was fitted
+        (``mass``): the network need not be one-to-one. q is a mixture of t distributions (``blend``), which earlier
+        models lack. A column on a grid counts as spread evenly over its cells, and a value that repeats beside a
         continuum as a point that has its share, as do a category and a missing value. A column that another one
         determines adds nothing. Beyond the training rows each column of a quantile transform has a law of its own,
-        fitted to its largest and its smallest rows (``data/tails.py``). Under the other transforms the encoder's tails
-        are those of a normal law.
+        fitted to its largest and its smallest rows (``data/tails.py``).
 
         Args:
             rows: as for ``encode``; memory does not grow with their number.
@@ -302,7 +303,10 @@ class Generator(SavedGenerator):
             batch_rows=batch_rows_of(encoder.dim, encoder.shape["width"]),
             device=next(encoder.parameters()).device,
         )
-        return values.numpy() - np.log(mass.value) + self.transform.log_det_jacobian(rows, noise=noise)
+        values -= math.log(mass.value)
+        if self.blend is not None:
+            values = self.blend.log_density(values, self.blend.mixture.log_density(labels))
+        return values.numpy() + self.transform.log_det_jacobian(rows, noise=noise)
 
     def _checked(self, rows: Any) -> NDArray[np.float64]:
         """Rows of the user as value - offset, with pairs of values that some row of the table had."""

@@ -23,6 +23,7 @@ from sfg_dist.job.reader import check_fields
 from sfg_dist.job.words import printable, shown
 from sfg_dist.model.cell_network import CellNetwork, Network
 from sfg_dist.model.encoder import Encoder
+from sfg_dist.model.likelihood import Mixture
 from sfg_dist.model.mlp import ACTIVATIONS, MLP
 from sfg_dist.store import Location
 
@@ -89,6 +90,24 @@ def network_of(document: Any, tensors: Mapping[str, Tensor], name: str) -> Netwo
 def encoder_of(document: Any, tensors: Mapping[str, Tensor]) -> Encoder:
     """The encoder that a document describes, likewise."""
     return _built(Encoder, document, _ENCODER, tensors, "encoder")
+
+
+def mixture_of(tensors: Mapping[str, Tensor], dim: int) -> Mixture:
+    """The mixture of ``dim`` columns that ``Mixture.to_tensors`` wrote.
+
+    Raises:
+        DocumentError: a tensor is missing or does not fit the others, or they are no mixture.
+    """
+    num = len(tensors["weights"]) if "weights" in tensors and tensors["weights"].ndim == 1 else 0
+    shapes = {"weights": (num,), "means": (num, dim), "factors": (num, dim, dim)}
+    with torch.device("meta"):
+        wanted = {name: torch.empty(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    check_tensors(wanted, tensors, "mixture")
+    weights, factors = tensors["weights"], tensors["factors"]
+    is_law = bool((weights > 0).all()) and abs(float(weights.sum()) - 1) < 1e-6
+    if not is_law or not bool((factors.diagonal(dim1=1, dim2=2) > 0).all()):
+        raise DocumentError("mixture: weights that do not sum to 1, or a component without width")
+    return Mixture(weights, tensors["means"], factors)
 
 
 def _built(kind: type[Any], document: Any, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str) -> Any:

@@ -1,7 +1,7 @@
 """The parts of a generator, and the two files that hold them without any code.
 
 model/
-    model.safetensors   network.*, transform.*, calibration.* and encoder.* arrays
+    model.safetensors   network.*, transform.*, calibration.*, encoder.* and mixture.* arrays
     generator.json      shapes, column names, the transform's names, the job and its figures
 """
 
@@ -31,21 +31,21 @@ from sfg_dist.job.words import printable, shown
 from sfg_dist.model.calibration import Calibration
 from sfg_dist.model.cell_network import CellNetwork, Network
 from sfg_dist.model.encoder import Encoder
-from sfg_dist.model.likelihood import MASS_FIELDS, Mass
-from sfg_dist.model.saved import arrays_of, encoder_of, network_of, read_file, read_tensors, saved_bytes
+from sfg_dist.model.likelihood import MASS_FIELDS, Blend, Mass
+from sfg_dist.model.saved import arrays_of, encoder_of, mixture_of, network_of, read_file, read_tensors, saved_bytes
 from sfg_dist.store import Location, places_of
 
 FORMAT_VERSION, MIXED_VERSION = 1, 2
 """The second is that of mixed tables, for which version 0.1.0 would give numbers of no meaning; see ``is_mixed``."""
 TENSORS_NAME, JSON_NAME = "model.safetensors", "generator.json"
-_PARTS = ("network", "transform", "calibration", "encoder")
+_PARTS = ("network", "transform", "calibration", "encoder", "mixture")
 _FIELDS = {
     "network": dict,
     "transform": dict,
     "condition?": [str],
     "job": dict,
     "metrics": dict,
-    "encoder?": ({"network": dict, "mass": MASS_FIELDS}, None),
+    "encoder?": ({"network": dict, "mass": MASS_FIELDS, "mixture_share?": float}, None),
     "container?": CONTAINER_FIELDS,
 }
 
@@ -64,6 +64,7 @@ class SavedGenerator:
     condition: tuple[str, ...] = ()  # names of the columns that a sample is given; the others are drawn
     encoder: Encoder | None = None  # maps labels to latents; None where train.encoder was false
     mass: Mass | None = None  # the integral of the encoder's density, by which ``log_prob`` divides
+    blend: Blend | None = None  # what ``log_prob`` blends it with; None in earlier models
     container: Container | None = None  # what ``sample`` gives rows as; None, as of models of files, for arrays
 
     @property
@@ -92,6 +93,8 @@ class SavedGenerator:
         tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         if self.encoder is not None:
             tensors |= {f"encoder.{name}": tensor for name, tensor in self.encoder.state_dict().items()}
+        if self.blend is not None:
+            tensors |= {f"mixture.{name}": tensor for name, tensor in self.blend.mixture.to_tensors().items()}
         arrays = {f"transform.{name}": array for name, array in self.transform.to_arrays().items()}
         if self.calibration is not None:
             arrays |= {f"calibration.{name}": array for name, array in self.calibration.to_arrays().items()}
@@ -118,7 +121,8 @@ class SavedGenerator:
         }
         if self.encoder is not None and self.mass is not None:
             shape = {"dim": self.encoder.dim, **self.encoder.shape}
-            document["encoder"] = {"network": shape, "mass": asdict(self.mass)}
+            share = {} if self.blend is None else {"mixture_share": self.blend.share}
+            document["encoder"] = {"network": shape, "mass": asdict(self.mass), **share}
         if self.container is not None:
             document["container"] = self.container.to_document()
         location.write(TENSORS_NAME, self._tensors())
@@ -176,11 +180,15 @@ class SavedGenerator:
         container = None
         if (kept := document.get("container")) is not None:
             container = Container.from_document(kept, transform.columns)
-        encoder, mass = None, None
+        encoder, mass, blend = None, None, None
         if (saved := document.get("encoder")) is not None:
             encoder, mass = encoder_of(saved["network"], parts["encoder"]), Mass(**saved["mass"])
             if encoder.dim != network.dim:
                 raise DocumentError(f"encoder: dim = {encoder.dim}, and the network's is {network.dim}")
+            if "mixture_share" in saved:
+                if not 0 < (share := saved["mixture_share"]) < 1:
+                    raise DocumentError(f"encoder.mixture_share is {share:g}, expected a number between 0 and 1")
+                blend = Blend(share, mixture_of(parts["mixture"], encoder.dim))
         return cls(
             network,
             transform,
@@ -190,6 +198,7 @@ class SavedGenerator:
             condition=condition,
             encoder=encoder,
             mass=mass,
+            blend=blend,
             container=container,
         )
 

@@ -1,6 +1,6 @@
 """The test log-likelihood of a run's encoder, and of other densities to compare it with.
 
-    encoder   the density of Generator.log_prob, divided by its mass
+    encoder   the density of Generator.log_prob: the encoder's, divided by its mass, and the mixture's beside it
     kernel    the density of the blurred training rows (debiased, if labels are), which is the exact law of the labels
     ode       the same law along the probability-flow ODE, on fewer rows
     normal    a normal law in the flow's coordinates, with the training rows' mean and covariance

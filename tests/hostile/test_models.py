@@ -21,12 +21,13 @@ from sfg_dist.model.early_stopping import EarlyStopping
 from sfg_dist.model.encoder import Encoder
 from sfg_dist.model.encoder_trainer import EncoderTrainer, Tables, load_finished
 from sfg_dist.model.generator import Generator
-from sfg_dist.model.likelihood import Mass
+from sfg_dist.model.likelihood import Blend, Mass, Mixture
 from sfg_dist.model.mlp import MLP
 from sfg_dist.model.pair_maps import PairMaps
 from sfg_dist.model.trainer import Progress, Trainer
 
 DIM = 3
+MASS = {"value": 1.0, "standard_error": 0.0, "plain": 1.0, "plain_error": 0.0, "num_rows": 10}
 
 
 def calibration():
@@ -52,6 +53,7 @@ def files(tmp_path_factory):
     generator = Generator(
         MLP(DIM, width=8, depth=1).eval(), transform, calibration(), {"train": {}}, {},
         encoder=Encoder(DIM, width=8, depth=1).eval(), mass=Mass(1.0, 0.0, 1.0, 0.0, 10),
+        blend=Blend(0.3, Mixture(ones(6) / 6, 0 * ones(6, DIM), torch.eye(DIM).double().expand(6, DIM, DIM))),
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("model")
     generator.save(folder)
@@ -125,6 +127,10 @@ TENSORS = {
     "half a name": ({"network": ones(1)}, "tensor  is no part of it"),
     "encoder's layer": ({"encoder.first.weight": ones(8, 1, dtype=torch.float32)}, "encoder: tensor first.weight is"),
     "encoder's skip": ({"encoder.skip.weight": None}, "encoder: tensor skip.weight is missing"),
+    "mixture of another width": ({"mixture.means": ones(6, 2)}, "mixture: tensor"),
+    "mixture without means": ({"mixture.means": None}, "mixture: tensor means is missing"),
+    "weights beyond 1": ({"mixture.weights": ones(6)}, "mixture: weights that do not sum to 1"),
+    "component without width": ({"mixture.factors": 0 * ones(6, DIM, DIM)}, "a component without width"),
     "one column more": ({"transform.constants": ones(4) * float("nan")}, "transform is damaged"),
     "constant column": ({"transform.constants": torch.tensor([1.0, float("nan"), float("nan")]).double()}, "transform"),
     "knots of no column": ({"transform.knot_counts": torch.tensor([4, 4])}, "transform is damaged"),
@@ -163,6 +169,8 @@ DOCUMENTS = {
     "job": ({"job": [1]}, "job must be a table"),
     "metrics": ({"metrics": "good"}, "metrics must be a table"),
     "encoder": ({"encoder": {"network": {"dim": DIM, "width": 900_000, "depth": 1}, "mass": 5}}, "mass must be"),
+    "share": ({"encoder": {"network": {"dim": DIM, "width": 8, "depth": 1}, "mass": MASS, "mixture_share": 1.0}},
+              "mixture_share is 1"),
     "mass": ({"encoder": {"network": {}, "mass": {"value": 0, "standard_error": "a"}}}, "encoder.mass"),
 }  # fmt: skip
 

@@ -1,5 +1,6 @@
 """The encoder: its Jacobian, the mass of its density, its fit, and what the generator says with it."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -13,7 +14,7 @@ from sfg_dist.job.errors import DataError, TrainingError
 from sfg_dist.model import MLP, Generator
 from sfg_dist.model.encoder import Encoder
 from sfg_dist.model.encoder_trainer import MAX_LOG_WEIGHT, EncoderTrainer, Tables, _bounded_exp
-from sfg_dist.model.likelihood import Mass, Proposal, estimate_mass, mapped_log_density
+from sfg_dist.model.likelihood import Blend, Mass, Mixture, estimate_mass, mapped_log_density
 
 
 def random_encoder(dim, *, depth=2, width=16, scale=0.5, seed=0):
@@ -65,7 +66,7 @@ def test_the_mass_of_a_folding_encoder_is_its_integral(seed):
     expected = integral(encoder)
     assert expected > 1.5  # it folds
     assert integral(encoder, encoder.degree) == pytest.approx((expected + 1) / 2, abs=0.01)
-    proposal = Proposal(torch.ones(1).double(), torch.zeros(1, 1).double(), torch.full((1, 1, 1), 6.0).double(), 5.0)
+    proposal = Mixture(torch.ones(1).double(), torch.zeros(1, 1).double(), torch.full((1, 1, 1), 6.0).double(), 5.0)
     mass = estimate_mass(encoder.with_jacobian, proposal, degree=encoder.degree, num_rows=100_000)
     assert abs(mass.value - expected) < 4 * mass.standard_error + 1e-3
     assert abs(mass.plain - expected) < 4 * mass.plain_error + 1e-3
@@ -80,7 +81,7 @@ def test_a_mirrored_encoder_has_degree_minus_one_and_the_same_mass():
             module.weight.neg_()
             module.bias.neg_()
     assert (encoder.degree, mirrored.degree) == (1, -1)
-    proposal = Proposal.fit(normal_rows(500, 1), seed=0)
+    proposal = Mixture.fit(normal_rows(500, 1), seed=0).widened()
     masses = [estimate_mass(e.with_jacobian, proposal, degree=e.degree).value for e in (encoder, mirrored)]
     assert masses[0] == pytest.approx(masses[1], rel=1e-6)
 
@@ -94,14 +95,14 @@ def test_a_map_that_covers_the_plane_twice_has_mass_two():
         jacobians = 2 * torch.stack([torch.stack([a, -b], dim=1), torch.stack([b, a], dim=1)], dim=1)
         return torch.stack([a * a - b * b, 2 * a * b], dim=1), jacobians
 
-    proposal = Proposal.fit(normal_rows(2000, 2), seed=0)
+    proposal = Mixture.fit(normal_rows(2000, 2), seed=0).widened()
     mass = estimate_mass(squared, proposal, degree=None, num_rows=100_000)
     assert mass.value == pytest.approx(2, abs=0.03)
     assert mass.standard_error < 0.01
 
 
 def test_a_mass_that_the_proposal_misses_is_not_established():
-    narrow = Proposal(torch.ones(1).double(), torch.full((1, 2), 9.0).double(), 0.1 * torch.eye(2)[None].double(), 50.0)
+    narrow = Mixture(torch.ones(1).double(), torch.full((1, 2), 9.0).double(), 0.1 * torch.eye(2)[None].double(), 50.0)
     encoder = Encoder(2, width=8, depth=1)
     mass = estimate_mass(encoder.with_jacobian, narrow, degree=1, num_rows=2000)
     assert mass.value == 1  # no row that it draws lies on a fold
@@ -112,7 +113,7 @@ def test_the_proposal_is_normalised_and_covers_the_data():
     rows = np.concatenate([normal_rows(1500, 2) * 0.1 - 2, normal_rows(1500, 2, 1) * [1.0, 0.05] + 1]).astype(
         np.float32
     )
-    proposal = Proposal.fit(rows, seed=0, num_components=8)
+    proposal = Mixture.fit(rows, seed=0, num_components=8)
     axis = torch.linspace(-40, 40, 801).double()
     grid = torch.cartesian_prod(axis, axis)
     assert float(proposal.log_density(grid).exp().sum()) * 0.1**2 == pytest.approx(1, abs=0.01)
@@ -121,10 +122,46 @@ def test_the_proposal_is_normalised_and_covers_the_data():
     assert float(proposal.log_density(torch.from_numpy(rows)).mean()) > -1.5  # one normal law for all gives -3.4
 
 
+def test_no_component_is_a_row():
+    """Rows far from all others would have components of their own, whose means are these rows."""
+    rows = np.concatenate([normal_rows(600, 2), 30 + 9 * normal_rows(3, 2, seed=1)]).astype(np.float32)
+    means = Mixture.fit(rows, seed=0).means
+    assert len(means) > 5
+    assert torch.cdist(means, torch.from_numpy(rows[-3:]).double()).min() > 1
+
+
 def test_a_proposal_of_few_rows_has_one_component():
-    proposal = Proposal.fit(normal_rows(12, 5), seed=0)
+    proposal = Mixture.fit(normal_rows(12, 5), seed=0)
     assert len(proposal.weights) == 1
     assert bool(torch.isfinite(proposal.log_density(torch.zeros(1, 5))).all())
+
+
+def test_the_share_of_a_blend_is_the_best_one():
+    draw = torch.Generator().manual_seed(0)
+    of_encoder, of_mixture = (torch.randn(400, generator=draw, dtype=torch.float64) - 3 for _ in range(2))
+    mixture = Mixture.fit(normal_rows(50, 2), seed=0)
+
+    def likelihood(share):
+        return float(Blend(share, mixture).log_density(of_encoder, of_mixture).mean())
+
+    best = Blend.fit(mixture, of_encoder, of_mixture).share
+    assert likelihood(best) > max(likelihood(best - 0.02), likelihood(best + 0.02))
+    assert Blend.fit(mixture, of_encoder, of_encoder - 50).share == 1e-3
+    assert Blend.fit(mixture, of_encoder - math.inf, of_encoder).share == 1 - 1e-3
+
+
+@pytest.mark.slow
+def test_a_blend_holds_what_an_encoder_that_knows_too_little_loses():
+    """Few rows of many columns, after a few steps: three heaps, and held-out rows between them."""
+    random = np.random.default_rng(0)
+    rows = (random.standard_normal((900, 8)) * 0.3 + random.integers(-1, 2, (900, 1))).astype(np.float32)
+    trainer = trainer_of(rows[:600], rows, rows, rows[600:700])
+    encoder, mass, blend = fit(trainer, 40)
+    held_out = torch.from_numpy(rows[700:])
+    alone = torch.from_numpy(np.asarray(log_densities(encoder, mass, rows[700:])))
+    blended = blend.log_density(alone, blend.mixture.log_density(held_out))
+    assert blended.mean() > alone.mean() + 0.5
+    assert trainer.progress.share == blend.share
 
 
 # The fit.
@@ -141,7 +178,7 @@ def fit(trainer, num_steps):
         trainer.step(number / num_steps)
         if (number + 1) % (num_steps // 5) == 0:
             trainer.check()
-    return trainer.encoder, trainer.finish()
+    return trainer.encoder, *trainer.finish()
 
 
 def log_densities(encoder, mass, rows):
@@ -161,7 +198,7 @@ def test_the_density_of_a_normal_law():
     latents = normal_rows(6000, 3, seed=1)
     labels = oracle.transport(torch.from_numpy(latents), (0.0, 1.0), (1.0, 0.0)).numpy()
     rows = oracle.transport(torch.from_numpy(normal_rows(6000, 3, seed=2)), (0.0, 1.0), (1.0, 0.0)).numpy()
-    encoder, mass = fit(trainer_of(rows[:5000], latents, labels, rows[5000:5500]), 400)
+    encoder, mass, _ = fit(trainer_of(rows[:5000], latents, labels, rows[5000:5500]), 400)
     truth = MixtureOracle(torch.ones(1), oracle.mean[None], oracle.variance[None]).log_density(
         torch.from_numpy(rows[5500:])
     )
@@ -185,7 +222,7 @@ def mixture_fit():
     latents = normal_rows(4000, 2, seed=3)
     labels = label_latents(latents, rows[:2500], t_min=1e-2, num_evaluations=12)
     trainer = trainer_of(rows[:4000], latents, labels, rows[4000:4500], width=48)
-    encoder, mass = fit(trainer, 1000)
+    encoder, mass, _ = fit(trainer, 1000)
     return oracle, encoder, mass, latents, labels
 
 
@@ -320,8 +357,13 @@ def test_a_column_on_a_grid_counts_as_spread_over_its_cells():
     assert generator.encode(row).shape == (1, 2)
 
 
-def test_save_and_load_keep_encoder_and_mass(tmp_path):
+@pytest.mark.parametrize("has_blend", [True, False], ids=["blended", "of an earlier version"])
+def test_save_and_load_keep_encoder_mass_and_blend(has_blend, tmp_path):
     generator, rows = make_generator()
+    if has_blend:
+        plain, mixture = generator.log_prob(rows), Mixture.fit(generator.transform.forward(rows), seed=0)
+        generator = dataclasses.replace(generator, blend=Blend(0.4, mixture))
+        assert np.abs(generator.log_prob(rows) - plain).max() > 0.1
     generator.save(tmp_path / "model")
     loaded = Generator.load(tmp_path)
     assert loaded.mass == generator.mass

@@ -21,7 +21,7 @@ from sfg_dist.job.errors import StoreError, TrainingError
 from sfg_dist.job.object_stores import reason_of
 from sfg_dist.model.encoder import Encoder
 from sfg_dist.model.encoder_trainer import NUM_CHECKS, EncoderTrainer, Identity, Limits, Tables, load_finished
-from sfg_dist.model.likelihood import Mass
+from sfg_dist.model.likelihood import Blend, Mass
 from sfg_dist.model.scaling import scaling_of
 from sfg_dist.model.trainer import Stopwatch
 from sfg_dist.store import Pairs, open_pairs, read_rows
@@ -33,6 +33,7 @@ HELD_OUT_SHARE = 0.05
 MIN_TRAINING_SHARE = 0.5  # of the time limit, where setting up and the mass would take more
 
 OnCheck = Callable[[dict[str, float]], None]
+FittedEncoder = tuple[Encoder, Mass, Blend]
 
 
 def fit_encoder(
@@ -43,7 +44,7 @@ def fit_encoder(
     *,
     on_check: OnCheck | None = None,
     begun_s: float = 0.0,
-) -> tuple[Encoder, Mass]:
+) -> FittedEncoder:
     """Fit an encoder to the pairs of a store and to its reference.
 
     Args:
@@ -56,7 +57,7 @@ def fit_encoder(
         begun_s: seconds of settings.max_time_s that were used before this call.
 
     Returns:
-        The encoder with its best weights, and the mass of its density.
+        The encoder with its best weights, the mass of its density, and what that is blended with.
 
     Raises:
         TrainingError: the fit diverged, or a checkpoint cannot be written.
@@ -87,7 +88,7 @@ def fit_encoder(
             raise TrainingError(f"cannot write {checkpoints}/{STATE_NAME}: {reason_of(error)}") from error
 
     if trainer.progress.ended_by != limits:
-        trainer.progress.ended_by = trainer.progress.mass = None
+        trainer.progress.ended_by = trainer.progress.mass = trainer.progress.share = None
         max_time_s = settings.max_time_s
         if max_time_s is not None:
             left_s = max_time_s - (time.monotonic() - started) - trainer.time_of_mass_s()
@@ -95,18 +96,18 @@ def fit_encoder(
         _run(trainer, settings, max_time_s, save, on_check)
         trainer.progress.ended_by = limits
         save()
-    mass = trainer.finish()
+    mass, blend = trainer.finish()
     save()
-    return encoder, mass
+    return encoder, mass, blend
 
 
-def finished_encoder(pairs: Pairs, checkpoints: Place, settings: TrainConfig) -> tuple[Encoder, Mass] | None:
-    """The encoder and its mass where the fit has run to its end by these settings; None where it has not."""
+def finished_encoder(pairs: Pairs, checkpoints: Place, settings: TrainConfig) -> FittedEncoder | None:
+    """What ``fit_encoder`` returns where the fit has run to its end by these settings; None where it has not."""
     encoder = _new_encoder(pairs, settings)
     content = open_checkpoints(checkpoints).read(STATE_NAME)
     identity, limits = _identity(pairs, settings), _limits(settings)
-    mass = None if content is None else load_finished(encoder, content, identity, limits)
-    return None if mass is None else (encoder, mass)
+    found = None if content is None else load_finished(encoder, content, identity, limits)
+    return None if found is None else (encoder, *found)
 
 
 def _new_encoder(pairs: Pairs, settings: TrainConfig) -> Encoder:

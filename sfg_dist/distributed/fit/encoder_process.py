@@ -19,12 +19,10 @@ from numpy.typing import NDArray
 
 from sfg_dist.distributed.child import Child, Message, Parent, serve
 from sfg_dist.distributed.fit.checkpoints import Place
-from sfg_dist.distributed.fit.encoder import fit_encoder
+from sfg_dist.distributed.fit.encoder import FittedEncoder, fit_encoder
 from sfg_dist.job.config import TrainConfig
 from sfg_dist.job.errors import TrainingError
-from sfg_dist.model.encoder import Encoder
 from sfg_dist.model.encoder_trainer import NUM_CHECK_ROWS
-from sfg_dist.model.likelihood import Mass
 
 OnCheck = Callable[[dict[str, float]], None]
 
@@ -49,7 +47,7 @@ class EncoderBeside:
         on_check: told every entry of the history, when ``poll`` is called.
     """
 
-    def __init__(self, child: Child, result: Callable[[], tuple[Encoder, Mass]], on_check: OnCheck) -> None:
+    def __init__(self, child: Child, result: Callable[[], FittedEncoder], on_check: OnCheck) -> None:
         self._child, self._result, self._on_check = child, result, on_check
         self._checks: list[Message] = []
         child.follow(self._checks.append)
@@ -59,8 +57,8 @@ class EncoderBeside:
         while self._checks:
             self._on_check(dict(self._checks.pop(0)))
 
-    def wait(self) -> tuple[Encoder, Mass]:
-        """The encoder with its best weights and the mass of its density, once they are there.
+    def wait(self) -> FittedEncoder:
+        """What ``fit_encoder`` returns, once it is there.
 
         Raises:
             SfgError: the fit has failed, as ``fit_encoder`` says.
@@ -90,7 +88,7 @@ def encoder_beside(
         threads = {} if settings.num_threads is None else {"OMP_NUM_THREADS": str(settings.num_threads)}
         with Child(__name__, task, threads) as child:
 
-            def result() -> tuple[Encoder, Mass]:
+            def result() -> FittedEncoder:
                 return fit_encoder(url, checkpoints, settings, validation, on_check=on_check)
 
             yield EncoderBeside(child, result, on_check)

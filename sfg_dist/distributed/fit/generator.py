@@ -15,11 +15,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from sfg_dist.distributed.fit.encoder import FittedEncoder
     from sfg_dist.job.config import Job, TrainConfig
     from sfg_dist.model.cell_network import Network
-    from sfg_dist.model.encoder import Encoder
     from sfg_dist.model.generator import Generator
-    from sfg_dist.model.likelihood import Mass
     from sfg_dist.store import Pairs
 
 Entry = Mapping[str, float]
@@ -100,7 +99,7 @@ def fit_generator(pairs: Pairs, job: Job, checkpoints: str, hooks: TrainHooks) -
             hooks.emit("calibrating")
             reference = pairs.reference if scaling is None else scaling(pairs.reference)
             calibration = Calibration.fit(network, reference, seed=job.train.seed)
-        encoder, mass = encoder_fit.result()
+        encoder, mass, blend = encoder_fit.result()
     transform = Transform.from_arrays(*pairs.transform)
     return Generator(
         network,
@@ -110,6 +109,7 @@ def fit_generator(pairs: Pairs, job: Job, checkpoints: str, hooks: TrainHooks) -
         condition=pairs.plan.condition,
         encoder=encoder,
         mass=mass,
+        blend=blend,
     )
 
 
@@ -139,15 +139,15 @@ def _fit_network(pairs: Pairs, job: Job, checkpoints: str, hooks: TrainHooks, po
 class _EncoderFit:
     """The encoder's fit, which may go on beside the other."""
 
-    # waits for the encoder and its mass; None each where the job wants none
-    result: Callable[[], tuple[Encoder | None, Mass | None]]
+    # waits for what ``fit_encoder`` returns; None each where the job wants none
+    result: Callable[[], FittedEncoder | tuple[None, None, None]]
     poll: Callable[[], None] = lambda: None  # passes on what the fit has said meanwhile
 
 
 @contextmanager
 def _encoder_fit(pairs: Pairs, job: Job, checkpoints: str, hooks: TrainHooks) -> Iterator[_EncoderFit]:
     if not job.train.encoder:
-        yield _EncoderFit(lambda: (None, None))
+        yield _EncoderFit(lambda: (None, None, None))
         return
     from sfg_dist.distributed.fit.encoder import finished_encoder, fit_encoder
     from sfg_dist.distributed.fit.encoder_process import encoder_beside
@@ -157,7 +157,7 @@ def _encoder_fit(pairs: Pairs, job: Job, checkpoints: str, hooks: TrainHooks) ->
     def on_check(entry: Entry) -> None:
         hooks.emit("encoder", **entry)
 
-    def with_mass(found: tuple[Encoder, Mass]) -> tuple[Encoder, Mass]:
+    def with_mass(found: FittedEncoder) -> FittedEncoder:
         hooks.emit("mass", **asdict(found[1]))
         return found
 

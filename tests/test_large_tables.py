@@ -74,7 +74,7 @@ def test_a_plan_looks_at_the_first_block(make_job, table, small):
     job = make_job(data=table, labels={"num_pairs": 300, "memory_gib": 6.0})
     estimate = estimate_job(job, seconds=0.1)
     assert estimate.work.num_reference == 7200
-    assert any("larger than labels.memory_gib" in note for note in estimate.notes)
+    assert any("took the first 4,000 rows of the reference" in note for note in estimate.notes)
 
 
 @pytest.mark.long

@@ -14,6 +14,8 @@ from sfg_dist.flow.posterior.cpu.traversal import LEAST_MASS
 from sfg_dist.flow.posterior.moments import Request
 from sfg_dist.flow.posterior.normals import NormalNodes
 
+ROWS_A_TASK = 256  # each node comes once from memory for so many rows
+
 
 def normal_sums(request: Request, clusters: Clusters, nodes: NormalNodes, threshold: float, tolerance: float) -> Sums:
     """Means within what was measured of ``threshold``; rows that it does not serve are within ``tolerance``, certified.
@@ -29,21 +31,22 @@ def normal_sums(request: Request, clusters: Clusters, nodes: NormalNodes, thresh
     sums = queries.room()
     if len(queries.rows):
         inv_sigma_sq = queries.inv_sigma_sq[queries.rows[0]]
-        laws = nodes.at(1 / inv_sigma_sq)
+        laws, terms = nodes.at(1 / inv_sigma_sq)
 
     def work(part: NDArray[np.int64]) -> None:
         found, counts, sums64 = sums.take(part), np.empty(len(part), np.int64), np.zeros((len(part), 2))
         normal_rows(
             queries.x[part], queries.inv_sigma_sq[part], threshold, clusters.offsets, clusters.sizes,
-            clusters.bounds.reshape(-1), laws, nodes.vectors, clusters.blocks.reshape(-1), *found[:3], found.work,
-            counts, sums64, _lists(len(part)), tuple(range(clusters.dim)), nodes.rank,
+            clusters.bounds.reshape(-1), laws, nodes.vectors, nodes.cumulants, terms, clusters.blocks.reshape(-1),
+            *found[:3], found.work, counts, sums64, _lists(len(part)), tuple(range(clusters.dim)), nodes.rank,
+            nodes.series,
         )  # fmt: skip
         found.log_kernel_sum[:] += queries.log_shift[part]
         served = (counts >= 0) & (sums64[:, 0] > LEAST_MASS) & np.isfinite(found.mean).all(axis=1)
         found.bound[:] = np.where(served, np.nan, -1)
         sums.put(part, found)
 
-    share_out(work, queries.rows)
+    share_out(work, queries.rows, ROWS_A_TASK)
     left = np.flatnonzero(sums.bound == -1)
     if len(left):
         import torch

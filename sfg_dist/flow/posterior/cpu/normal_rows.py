@@ -1,8 +1,9 @@
 """Rows of the posterior over nodes that stand for their rows as normal laws, within a threshold of expected error.
 
 Level by level from the top, a node either stands for its rows or is opened (``normal_laws.weigh``); the rows of opened
-leaves are summed. What a level's errors are compared with, the whole mass and a guess of the mean, is what the levels
-above say: their stand-ins, and their opened nodes as the laws that they would have stood for.
+leaves are summed. Third and fourth cumulants are added where they are worth it (``normal_series.correct``). What a
+level's errors are compared with, the whole mass and a guess of the mean, is what the levels above say: their stand-ins,
+and their opened nodes as the laws that they would have stood for.
 
 Several rows go through a level together, a window of nodes at a time, so that these come from the cache. A row's
 numbers do not depend on the rows beside it.
@@ -16,6 +17,7 @@ from numba import njit
 from sfg_dist.flow.posterior.cpu.kernels import LOG2E, finish
 from sfg_dist.flow.posterior.cpu.leaf_sums import HUGE, LEAF, SUMS, add_leaves, draw_in, fade
 from sfg_dist.flow.posterior.cpu.normal_laws import NUMBERS, weigh
+from sfg_dist.flow.posterior.cpu.normal_series import correct
 from sfg_dist.flow.posterior.cpu.simd import cached_njit, least, load, smaller, splat, store, total
 from sfg_dist.flow.posterior.cpu.traversal import descend
 
@@ -27,8 +29,8 @@ WINDOW_FLOATS = 1 << 16  # numbers of nodes read together: 256 KB, within a core
 
 @njit(nogil=True, error_model="numpy")
 def _visit(
-    bounds, laws, vectors, first_group, nodes, start, stop, opened, num_opened, row, states, lanes, saved, sums, side,
-    bits, is_last, axes, rank,
+    bounds, laws, vectors, cumulants, terms, first_group, first_own, nodes, start, stop, opened, num_opened, row,
+    states, lanes, saved, sums, side, bits, is_last, axes, rank, series,
 ):  # fmt: skip
     """Judge the children of nodes[row, start:stop]; the number of nodes in ``opened``, -1 if there is no room.
 
@@ -44,7 +46,7 @@ def _visit(
             other = min(i + 1, stop - 1)
             bits[(i - start) // 2] = weigh(
                 bounds, laws, vectors, first_group + nodes[row, i], first_group + nodes[row, other], states, at, lanes,
-                lane, other > i, is_last, axes, rank,
+                lane, other > i, is_last, axes, rank, series,
             )  # fmt: skip
         closest, slope = least(smaller(load(lanes, lane + size), load(lanes, lane + size + 8))), states[at]
         if not (states[at + 1] - closest) * slope > MARGIN:
@@ -56,7 +58,14 @@ def _visit(
         draw_in(states[at + 1], closest, slope, sums[row], side[row])
         states[at + 1] = closest
     for i in range(start, stop):
-        eight = (bits[(i - start) // 2] >> (8 * ((i - start) % 2))) & 255
+        sixteen = bits[(i - start) // 2] >> (8 * ((i - start) % 2))
+        worth = (sixteen >> 16) & 255
+        if worth != 0:
+            group = first_group + nodes[row, i]
+            correct(
+                bounds, laws, cumulants, terms, group, group - first_own, states, at, lanes, lane, worth, axes, series
+            )  # fmt: skip
+        eight = sixteen & 255
         if eight != 0:
             if num_opened + 8 > opened.shape[1]:
                 return -1
@@ -96,13 +105,14 @@ def _judge(row, states, lanes, sums, side, threshold):
 
 @cached_njit
 def normal_rows(
-    x, inv_sigma_sq, threshold, offsets, sizes, bounds, laws, vectors, blocks, mean, log_sum, variance, work, counts,
-    sums64, lists, axes, rank,
+    x, inv_sigma_sq, threshold, offsets, sizes, bounds, laws, vectors, cumulants, terms, blocks, mean, log_sum,
+    variance, work, counts, sums64, lists, axes, rank, series,
 ):  # fmt: skip
     """As ``kernels.dense_rows`` without variances, over nodes whose expected error is below ``threshold``.
 
     ``threshold`` is a share of the whole mass times a length. ``bounds``, ``laws`` and ``vectors`` (see
-    ``normal_laws``), and ``blocks`` are flat. ``work`` counts pairs, stand-ins and nodes of each row. ``counts`` is
+    ``normal_laws``), ``cumulants`` and ``terms`` (see ``normal_series``), and ``blocks`` are flat. ``series`` is (0,)
+    if there are cumulants, else (). ``work`` counts pairs, stand-ins and nodes of each row. ``counts`` is
     negative for rows whose float32 distances do not compare, and for those that open more nodes of a level than
     ``lists``, int32 of shape (2, rows, MOST_OPEN), has room for. ``sums64`` has each row's mass, relative to that of a
     near row, in its first place.
@@ -143,8 +153,9 @@ def normal_rows(
                 place[row] = stop
                 if stop > start and num_opened[row] >= 0:
                     num_opened[row] = _visit(
-                        bounds, laws, vectors, first_group, nodes, start, stop, opened, num_opened[row], row, states,
-                        lanes, saved, sums64, side64, bits, level == 0, axes, rank,
+                        bounds, laws, vectors, cumulants, terms, first_group, offsets[1] // 8, nodes, start, stop,
+                        opened, num_opened[row], row, states, lanes, saved, sums64, side64, bits, level == 0, axes,
+                        rank, series,
                     )  # fmt: skip
         for row in range(rows):
             if num_opened[row] < 0:

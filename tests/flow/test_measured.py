@@ -152,7 +152,7 @@ def test_a_certificate_of_another_table_is_caught():
     flow = Flow(SCHEDULE)
     measured = fit_certificate(Reference(mixture(1)), flow, tolerance=TOLERANCE)
     drifted = Reference(np.random.default_rng(5).integers(0, 40, (20_000, 2)).astype(float) ** 2)
-    loose = dataclasses.replace(measured, thresholds=tuple(16 * value for value in measured.thresholds))
+    loose = dataclasses.replace(measured, thresholds=tuple(64 * value for value in measured.thresholds))
     effort = Effort()
     ends = label_batch(latents, drifted, flow, tolerance=TOLERANCE, effort=effort, measured=loose)
     assert effort.over > most_over(effort.measured)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import threading
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from sfg_dist.flow.posterior.clusters import Clusters
 from sfg_dist.flow.posterior.cpu.engine import Sums, cluster_sums, queries_of, share_out
-from sfg_dist.flow.posterior.cpu.normal_rows import MOST_OPEN, normal_rows
+from sfg_dist.flow.posterior.cpu.normal_rows import MOST_OPEN, ROWS_TOGETHER, normal_rows
 from sfg_dist.flow.posterior.cpu.traversal import LEAST_MASS
 from sfg_dist.flow.posterior.moments import Request
 from sfg_dist.flow.posterior.normals import NormalNodes
 
-ROWS_A_TASK = 256  # each node comes once from memory for so many rows
+MOST_ROWS = 1024  # of a task: for so many each leaf comes from memory once
 
 
 def normal_sums(request: Request, clusters: Clusters, nodes: NormalNodes, threshold: float, tolerance: float) -> Sums:
@@ -38,7 +39,7 @@ def normal_sums(request: Request, clusters: Clusters, nodes: NormalNodes, thresh
         normal_rows(
             queries.x[part], queries.inv_sigma_sq[part], threshold, clusters.offsets, clusters.sizes,
             clusters.bounds.reshape(-1), laws, nodes.vectors, nodes.cumulants, terms, clusters.blocks.reshape(-1),
-            *found[:3], found.work, counts, sums64, _lists(len(part)), tuple(range(clusters.dim)), nodes.rank,
+            *found[:3], found.work, counts, sums64, *_lists(len(part)), tuple(range(clusters.dim)), nodes.rank,
             nodes.series,
         )  # fmt: skip
         found.log_kernel_sum[:] += queries.log_shift[part]
@@ -46,11 +47,10 @@ def normal_sums(request: Request, clusters: Clusters, nodes: NormalNodes, thresh
         found.bound[:] = np.where(served, np.nan, -1)
         sums.put(part, found)
 
-    share_out(work, queries.rows, ROWS_A_TASK)
+    each = -(-len(queries.rows) // (2 * torch.get_num_threads()))
+    share_out(work, queries.rows, min(MOST_ROWS, max(ROWS_TOGETHER, each)))
     left = np.flatnonzero(sums.bound == -1)
     if len(left):
-        import torch
-
         sums.put(left, cluster_sums(request.take(torch.from_numpy(left)), clusters, tolerance))
     return sums
 
@@ -58,12 +58,12 @@ def normal_sums(request: Request, clusters: Clusters, nodes: NormalNodes, thresh
 _room = threading.local()
 
 
-def _lists(rows: int) -> NDArray[np.int32]:
-    """A thread's own room for lists of nodes, int32, shape (2, rows, MOST_OPEN).
+def _lists(rows: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """A thread's own room for lists of nodes, int32, shapes (rows, MOST_OPEN) and (ROWS_TOGETHER, MOST_OPEN).
 
     It is kept from call to call: a system clears new memory before it is used, which would take as long as the sums.
     """
     kept: NDArray[np.int32] | None = getattr(_room, "lists", None)
-    if kept is None or kept.shape[1] < rows:
-        kept = _room.lists = np.empty((2, rows, MOST_OPEN), np.int32)
-    return kept
+    if kept is None or len(kept) < rows + ROWS_TOGETHER:
+        kept = _room.lists = np.empty((rows + ROWS_TOGETHER, MOST_OPEN), np.int32)
+    return kept[ROWS_TOGETHER:], kept[:ROWS_TOGETHER]

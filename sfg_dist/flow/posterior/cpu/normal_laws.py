@@ -54,7 +54,7 @@ F = np.float32
 NUMBERS = 4  # of a row's state, before x~ and the guess of its mean: slope, anchor, squared bar, 1 / sigma^2
 EXTRA = 5  # of a node's numbers, after Q: n sqrt(sigma^2k / det V), (k_j / sigma^(j-1))^2 for j = 2, 3, 4 and 6
 WIDE = 1e30  # k_3 of a node that is wide against sigma is above
-_WORTH = 0.3  # of the bar: stand-ins whose error is below go without their third and fourth cumulants
+_WORTH = 0.6  # of the bar: stand-ins whose error is below go without their third and fourth cumulants
 _MOST = 126.0
 
 
@@ -273,10 +273,27 @@ def arrays_of(context: Any, builder: Any, signature: Any, arguments: Any) -> lis
     ]
 
 
+def _bits(builder: Any, flags: Any) -> Any:
+    """Flags of nodes as the bits of a whole number."""
+    return builder.zext(builder.bitcast(flags, ir.IntType(flags.type.count)), ir.IntType(64))
+
+
+def _enough(builder: Any, flags: Any, least: Any) -> Any:
+    """For all nodes of both groups, whether so many of the own group's have their flag."""
+    halves, bits = [], _bits(builder, flags)
+    for group in range(2):
+        own = builder.trunc(builder.lshr(bits, word(LANES * group)), ir.IntType(LANES))
+        is_enough = builder.icmp_signed(">=", builder.zext(builder.ctpop(own), ir.IntType(64)), least)
+        halves.append(builder.sext(is_enough, ir.IntType(LANES)))
+    both = [builder.zext(half, ir.IntType(2 * LANES)) for half in halves]
+    whole = builder.or_(both[0], builder.shl(both[1], ir.Constant(ir.IntType(2 * LANES), LANES)))
+    return builder.bitcast(whole, flags.type)
+
+
 @intrinsic
 def weigh(
-    typing_context, bounds, laws, vectors, first, second, states, state_at, lanes, lanes_at, is_pair, is_last, axes,
-    rank, series,
+    typing_context, bounds, laws, vectors, first, second, states, state_at, lanes, lanes_at, is_pair, is_last,
+    least_worth, axes, rank, series,
 ):  # fmt: skip
     """Judge two groups of nodes for one row: bits of those to be opened. The others are added to ``lanes``.
 
@@ -286,13 +303,14 @@ def weigh(
     far as they are not wide, then the least mean square distances. Without ``is_pair`` the second group is left out.
     For the ``is_last`` level nothing is added for all nodes.
 
-    With ``series``, (0,) or (), sixteen more bits say which stand-ins above the last level are worth ``correct``.
+    With ``series``, (0,) or (), sixteen more bits say which stand-ins are worth ``correct``: those of a group with
+    ``least_worth`` of them.
     """
     dim = len(axes)
     place = types.intp
     signature = types.int64(
-        bounds, laws, vectors, place, place, states, place, lanes, place, types.boolean, types.boolean, axes, rank,
-        series,
+        bounds, laws, vectors, place, place, states, place, lanes, place, types.boolean, types.boolean,
+        place, axes, rank, series,
     )  # fmt: skip
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -311,21 +329,27 @@ def weigh(
         radius, third = nodes.bound(3 * dim + 1), nodes.law(nodes.head + 2)
         reach_sq = nodes.fma(radius, radius, off)
         shape, rest = nodes.shapes(builder.fmul(square, inv_sq), builder.fmul(off, inv_sq), third)
-        shape_left = builder.select(is_last, shape, rest) if len(series) else shape
-        error = builder.fmul(builder.fmul(lone, lone), reach_sq)
-        error = nodes.fma(builder.fmul(mass, mass), shape_left, error)
+        radius_error = builder.fmul(builder.fmul(lone, lone), reach_sq)
         is_narrow = builder.fcmp_ordered("<", third, nodes.number(WIDE))
         certain = builder.fmul(builder.fmul(most, most), reach_sq)
-        error = compare(builder, "<", builder.select(is_narrow, error, certain), certain)
-        opens = builder.fcmp_ordered(">", error, bar)
-        bits = builder.zext(builder.bitcast(opens, ir.IntType(2 * LANES)), ir.IntType(64))
+        mass_sq = builder.fmul(mass, mass)
+
+        def too_much(left_out: Any) -> Any:
+            error = builder.select(is_narrow, nodes.fma(mass_sq, left_out, radius_error), certain)
+            return builder.fcmp_ordered(">", compare(builder, "<", error, certain), bar)
+
+        opens, worth = too_much(shape), None
         if len(series):
+            corrected = too_much(compare(builder, "<", shape, rest))
             low_bar = builder.fmul(bar, nodes.number(_WORTH**2))
-            is_worth = builder.fcmp_ordered(">", builder.fmul(builder.fmul(mass, mass), shape), low_bar)
-            is_worth = builder.and_(is_worth, builder.and_(is_narrow, builder.not_(opens)))
-            worth = builder.zext(builder.bitcast(is_worth, ir.IntType(2 * LANES)), ir.IntType(64))
-            worth = builder.select(is_last, word(0), builder.shl(worth, word(2 * LANES)))
-            bits = builder.or_(bits, worth)
+            worth = builder.fcmp_ordered(">", builder.fmul(mass_sq, shape), low_bar)
+            worth = builder.and_(worth, builder.and_(is_narrow, builder.not_(corrected)))
+            enough = _enough(builder, worth, data[11])
+            worth = builder.and_(worth, enough)
+            opens = builder.select(enough, corrected, opens)
+        bits = _bits(builder, opens)
+        if worth is not None:
+            bits = builder.or_(bits, builder.shl(_bits(builder, worth), word(2 * LANES)))
         last = nodes.lanes(2 * (dim + 1))
         is_empty = builder.fcmp_ordered("<=", count, nodes.zero)
         jensen = builder.fadd(square, nodes.bound(3 * dim + 2))

@@ -300,8 +300,8 @@ def weigh(
     The code is unrolled for the number of columns, one item of ``axes`` each, so that d and Q d stay in registers. From
     ``state_at`` on ``states`` has NUMBERS numbers of the row, x~, and the guess of its mean. From ``lanes_at`` on
     ``lanes`` has mass and columns of the nodes that stand for their rows, 16 places each, then those of all nodes as
-    far as they are not wide, then the least mean square distances. Without ``is_pair`` the second group is left out.
-    For the ``is_last`` level nothing is added for all nodes.
+    far as they are neither wide nor far off, then the least mean square distances. Without ``is_pair`` the second group
+    is left out. For the ``is_last`` level nothing is added for all nodes.
 
     With ``series``, (0,) or (), sixteen more bits say which stand-ins are worth ``correct``: those of a group with
     ``least_worth`` of them.
@@ -328,7 +328,8 @@ def weigh(
         count, lone = nodes.bound(3 * dim), compare(builder, ">", builder.fsub(one_row, mass), nodes.zero)
         radius, third = nodes.bound(3 * dim + 1), nodes.law(nodes.head + 2)
         reach_sq = nodes.fma(radius, radius, off)
-        shape, rest = nodes.shapes(builder.fmul(square, inv_sq), builder.fmul(off, inv_sq), third)
+        u_sq = builder.fmul(square, inv_sq)
+        shape, rest = nodes.shapes(u_sq, builder.fmul(off, inv_sq), third)
         radius_error = builder.fmul(builder.fmul(lone, lone), reach_sq)
         is_narrow = builder.fcmp_ordered("<", third, nodes.number(WIDE))
         certain = builder.fmul(builder.fmul(most, most), reach_sq)
@@ -361,7 +362,9 @@ def weigh(
         mass = builder.fmul(mass, live)
         nodes.add(0, builder.select(opens, nodes.zero, mass), moved)
         with builder.if_then(builder.not_(is_last)):
-            nodes.add(dim + 1, builder.select(is_narrow, mass, nodes.zero), moved)
+            # Laws far from a row weigh more than their rows, beyond float32 where no node is near it.
+            is_near = builder.fcmp_ordered("<", u_sq, nodes.number(48.0 + 4 * dim))
+            nodes.add(dim + 1, builder.select(builder.and_(is_narrow, is_near), mass, nodes.zero), moved)
         return builder.select(pair, bits, builder.and_(bits, word(0x00FF00FF)))
 
     return signature, generate

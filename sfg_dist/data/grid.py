@@ -8,7 +8,7 @@ nearest double, are found by exact integers, up to 2^53.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -101,8 +101,10 @@ class Grid:
         return limited
 
 
-def find_grid(values: _Array) -> Grid | None:
-    """The grid that all values of a column lie on, with the largest decimal step that fits; None if there is none.
+def find_grid(distinct: _Array) -> Grid | None:
+    """The grid that the distinct values of a column, ascending, lie on; None if there is none.
+
+    It has the largest decimal step that fits.
 
     The fewest decimals are sought at which every value is whole up to rounding (of float32 if the column holds nothing
     finer), and at which that is not chance. The step is the greatest common divisor of the differences, and the offset
@@ -112,7 +114,6 @@ def find_grid(values: _Array) -> Grid | None:
         >>> find_grid(np.array([0.1, 0.3, 0.7]))
         Grid(step=0.2, offset=0.1)
     """
-    distinct = np.unique(values)
     largest = np.abs(distinct).max()
     if len(distinct) < 2 or not 1e-9 <= largest < _MAX_WHOLE:
         return None
@@ -159,6 +160,10 @@ def grid_of_type(distinct: _Array, unit: float) -> Grid | None:
 
 def _rounded_grid(distinct: _Array, largest: float) -> Grid | None:
     """The grid of values that are off by some units in the last place, of float32 if they hold nothing finer."""
+    few = _few(distinct)
+    loosest = 4 * np.spacing(largest) + (0.51 * float32_spacing(few) if is_float32(few) else np.zeros(len(few)))
+    if not any(_fits(few, loosest, decimals) for decimals in _decimals_within(largest, loosest.max())):
+        return None  # as on most columns, at a small share of the time
     exact = np.full(len(distinct), 4 * np.spacing(largest))
     grid = _decimal_grid(distinct, exact)
     if not is_float32(distinct):
@@ -200,11 +205,8 @@ def _decimal_grid(distinct: _Array, rounding: _Array) -> Grid | None:
     """The grid of distinct values that are off by at most ``rounding`` each."""
     largest, coarsest = np.abs(distinct).max(), rounding.max()
     few, few_rounding = _few(distinct), _few(rounding)
-    for decimals in range(_MAX_DECIMALS + 1 + max(0, -int(np.floor(np.log10(largest))))):
-        if largest * 10.0**decimals >= 2**52 or coarsest * 10.0**decimals >= 0.25:
-            return None
-        scaled, tolerance = few * 10.0**decimals, few_rounding * 10.0**decimals
-        if np.any(np.abs(scaled - np.rint(scaled)) > tolerance):
+    for decimals in _decimals_within(largest, coarsest):
+        if not _fits(few, few_rounding, decimals):
             continue
         scaled, tolerance = distinct * 10.0**decimals, rounding * 10.0**decimals
         whole = np.rint(scaled)
@@ -214,6 +216,20 @@ def _decimal_grid(distinct: _Array, rounding: _Array) -> Grid | None:
             scale = 10.0**decimals
             return Grid(divisor / scale, float(whole[0]) / scale) if divisor else None
     return None
+
+
+def _decimals_within(largest: float, coarsest: float) -> Iterator[int]:
+    """How many decimals values may have, of which the largest and the coarsest rounding are given."""
+    for decimals in range(_MAX_DECIMALS + 1 + max(0, -int(np.floor(np.log10(largest))))):
+        if largest * 10.0**decimals >= 2**52 or coarsest * 10.0**decimals >= 0.25:
+            return
+        yield decimals
+
+
+def _fits(values: _Array, rounding: _Array, decimals: int) -> bool:
+    """Whether values have so many decimals, up to their rounding."""
+    scaled = values * 10.0**decimals
+    return bool(np.all(np.abs(scaled - np.rint(scaled)) <= rounding * 10.0**decimals))
 
 
 def _few(values: _Array) -> _Array:

@@ -11,7 +11,7 @@ from sfg_dist.job.errors import DocumentError
 from sfg_dist.job.reader import LONG_BYTES, read_json
 from sfg_dist.job.words import shown
 
-FORMAT_VERSION, LATER_FORMAT_VERSION = 2, 3
+FORMAT_VERSION, LATER_FORMAT_VERSION = 2, 4
 """Of stores, and of those that earlier versions cannot go on with: under a measured certificate, or debiased."""
 
 

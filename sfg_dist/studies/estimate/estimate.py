@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 
 RAY_NICENESS = 15  # of its workers: they give way to other processes
 OTHER_CPUS = 0.2  # that others may take from the workers before it is said
+CALIBRATED_BLOCKS = 2  # of a reference in more: several go by other code than one
 FIT_ROWS = 4600  # labels' work that a fitted time grid costs, see flow.fit_time_grid
 
 
@@ -167,14 +168,15 @@ class _Subject:
     def calibrated_reference(self) -> tuple[NDArray[np.float32], float]:
         """The reference that a calibration looks at, and how many times as large the real one is.
 
-        Of one that is larger than memory it looks at the first block. Each block has clusters of its own, and rows come
-        in no order, so that all blocks cost the same.
+        Where each block has clusters of its own it looks at the first ones, and of a reference that is larger than
+        memory too. Rows come in no order, so that all blocks cost the same.
         """
-        reference = self.frame.score_rows
-        if not isinstance(reference, RowBlocks):
+        reference, size = self.frame.score_rows, CALIBRATED_BLOCKS * REFERENCE_BLOCK_ROWS
+        is_one = self.plan.is_whole or not self.has_clusters
+        if not isinstance(reference, RowBlocks) and (is_one or len(reference) <= size):
             return reference, 1.0
-        first = next(reference.cut(REFERENCE_BLOCK_ROWS))
-        return first, reference.num_rows / len(first)
+        first = next(RowBlocks.of(reference).cut(size))
+        return first, self.num_reference / len(first)
 
     def order_of(self, reference: NDArray[np.float32]) -> NDArray[np.int64] | None:
         """The clusters' order of what a calibration looks at; None where there is nothing to calibrate for."""
@@ -343,8 +345,7 @@ def _notes(
             )
     elif memory.total_bytes > machine.available_bytes:
         notes.append(
-            f"{memory.total_bytes / GIB:.2f} GiB are needed, and {machine.available_bytes / GIB:.2f} GiB of memory "
-            f"are free now"
+            f"{memory.total_bytes / GIB:.2f} GiB are needed, and {machine.available_bytes / GIB:.2f} GiB are free now"
         )
     if "://" in job.output.dir:
         notes.append("writing was timed on a local disk, not in the object store")
@@ -355,8 +356,8 @@ def _notes(
         )
     if blocks > 1:
         notes.append(
-            f"the reference is larger than labels.memory_gib: the calibration took its first {REFERENCE_BLOCK_ROWS:,} "
-            f"rows, and the times are {blocks:.1f} times as long"
+            f"the calibration took the first {CALIBRATED_BLOCKS * REFERENCE_BLOCK_ROWS:,} rows of the reference, and "
+            f"the times are {blocks:.1f} times as long"
         )
     if subject.fits_grid:
         notes.append(

@@ -246,12 +246,14 @@ def add_clusters(
     carried.sums[:] = sums64[:, :CARRIED]
 
 
-def share_out(work: Callable[[NDArray[np.int64]], None], rows: NDArray[np.int64]) -> None:
+def share_out(work: Callable[[NDArray[np.int64]], None], rows: NDArray[np.int64], most: int = _ROWS_A_TASK) -> None:
     """Call ``work`` on parts of the rows from as many threads as torch may use; each takes the next part there is.
+
+    A part has at most ``most`` rows.
 
     After an error no thread begins another part.
     """
-    parts = deque(np.split(rows, range(_ROWS_A_TASK, len(rows), _ROWS_A_TASK)) if len(rows) else [])
+    parts = deque(np.split(rows, range(most, len(rows), most)) if len(rows) else [])
     threads = min(torch.get_num_threads(), len(parts))
 
     def take() -> None:

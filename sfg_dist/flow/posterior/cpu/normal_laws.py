@@ -17,13 +17,14 @@ the square of the error in sum_j w_j (x_j - m) is about
 p_1 = u, p_2 = (u^2 + 1) / 2, p_3 = (u^3 + 3 u) / 6, p_4 = (u^4 + 6 u^2 + 3) / 24. A row near x~ that is far from the
 others of its node weighs more than the law knows. So what one row at the node's edge may weigh beyond the law's mass,
 times its distance to the mean, is added. This is no bound: the threshold that it is compared with is what was measured.
-Nodes that are wide against sigma, where the series says nothing, stand for their rows only where no row of their box
-weighs anything.
+Where a node keeps its third and fourth cumulants, these may be added (``normal_series``). Then what is left is counted
+as k_6^2 p_3^2 (p_2^2 + p_3^2 D^2) / sigma^10, with k_6^2 = k_3^4 / 20 + k_4^3 / 100, which served best. Nodes that are
+wide against sigma, where the series says nothing, stand for their rows only where no row of their box weighs anything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ from sfg_dist.flow.posterior.cpu.simd import (
     fma,
     load,
     root,
+    smaller,
     splat,
     spread,
     store,
@@ -50,8 +52,9 @@ from sfg_dist.flow.posterior.cpu.simd import (
 
 F = np.float32
 NUMBERS = 4  # of a row's state, before x~ and the guess of its mean: slope, anchor, squared bar, 1 / sigma^2
-EXTRA = 4  # of a node's numbers, after Q: n sqrt(sigma^2k / det V), (k_j / sigma^(j-1))^2 for j = 2, 3, 4
-_WIDE = 1e30  # k_3 of a node that is wide against sigma is above
+EXTRA = 5  # of a node's numbers, after Q: n sqrt(sigma^2k / det V), (k_j / sigma^(j-1))^2 for j = 2, 3, 4 and 6
+WIDE = 1e30  # k_3 of a node that is wide against sigma is above
+_WORTH = 0.6  # of the bar: stand-ins whose error is below go without their third and fourth cumulants
 _MOST = 126.0
 
 
@@ -112,63 +115,68 @@ def normal_laws(values, vectors, sizes, sigma_sq, axes, rank, laws):
         store(laws, law + 8 * (head + 1), second * second)
         store(laws, law + 8 * (head + 2), third * third)
         store(laws, law + 8 * (head + 3), fourth * fourth)
+        square = third * third * inv
+        sixth = fma(square * square, splat(F(1 / 20)), fourth * fourth * fourth * inv * splat(F(1 / 100)))
+        store(laws, law + 8 * (head + 4), smaller(sixth, splat(F(WIDE))))
         if num_wide > 0:
             for lane in range(8):
                 if sizes[is_wide + lane] > sigma:
                     laws[law + 8 * (head + 2) + lane] = HUGE
 
 
-class _Nodes:
-    """Emits what two groups of eight nodes are to one row; each method returns values that stay in registers.
+class Nodes:
+    """Emits what one or two groups of eight nodes are to one row; each method returns values that stay in registers.
 
     A group's own chain of dependent instructions is longer than a processor looks ahead; two hide each other's latency.
     With AVX-512 both are one vector.
     """
 
-    def __init__(self, context: Any, builder: Any, signature: Any, arguments: Any, dim: int, rank: int) -> None:
+    def __init__(self, builder: Any, arrays: Mapping[str, Any], groups: Sequence[Any], dim: int, rank: int) -> None:
         self.builder, self.dim, self.rank = builder, dim, rank
+        self._arrays, self._groups, self._width = arrays, groups, LANES * len(groups)
         self.zero = self.number(0.0)
         self._half = constant(0.0).type.as_pointer()
-        data = [
-            context.make_array(kind)(context, builder, value).data if isinstance(kind, types.Array) else value
-            for kind, value in zip(signature.args, arguments, strict=True)
-        ]
-        self._bounds, self._laws, self._vectors, first, second, states, state_at, lanes, lanes_at = data[:9]
-        self._groups = (first, second)
-        self._state = builder.gep(states, [state_at])
-        self._lanes = builder.gep(lanes, [lanes_at])
         self.head = law_rows(dim, rank) - EXTRA
 
     def number(self, value: float) -> Any:
-        return constant(value, 2 * LANES)
+        """The same number for every node."""
+        return constant(value, self._width)
 
-    def _both(self, array: Any, size: int, row: int) -> Any:
-        """One number of each node of both groups, of ``size`` numbers a node."""
-        halves = []
+    def read(self, name: str, size: int, row: int) -> Any:
+        """One number of each node of the groups, of ``size`` numbers a node in the array of this name."""
+        halves, array = [], self._arrays[name]
         for group in self._groups:
             place = self.builder.add(self.builder.mul(group, word(LANES * size)), word(LANES * row))
             pointer = self.builder.bitcast(self.builder.gep(array, [place]), self._half)
             halves.append(self.builder.load(pointer, align=4))
+        if len(halves) == 1:
+            return halves[0]
         every = ir.Constant(ir.VectorType(ir.IntType(32), 2 * LANES), [*range(2 * LANES)])
         return self.builder.shuffle_vector(*halves, every)
 
     def bound(self, row: int) -> Any:
-        return self._both(self._bounds, 3 * self.dim + 5, row)
+        """A row of ``Clusters.bounds``."""
+        return self.read("bounds", 3 * self.dim + 5, row)
 
     def law(self, row: int) -> Any:
-        return self._both(self._laws, self.head + EXTRA, row)
+        """One of the nodes' numbers, see ``normal_laws``."""
+        return self.read("laws", self.head + EXTRA, row)
 
     def _vector(self, axis: int, column: int) -> Any:
-        return self._both(self._vectors, self.rank * self.dim, axis * self.dim + column)
+        return self.read("vectors", self.rank * self.dim, axis * self.dim + column)
 
     def lanes(self, row: int) -> Any:
-        place = self.builder.gep(self._lanes, [word(2 * LANES * row)])
+        """Where a sum of the nodes lies."""
+        place = self.builder.gep(self._arrays["lanes"], [word(2 * LANES * row)])
         return self.builder.bitcast(place, self.zero.type.as_pointer())
 
     def state(self, place: int) -> Any:
-        return spread(self.builder, self.builder.load(self.builder.gep(self._state, [word(place)])), 2 * LANES)
+        """A number of the row's state, for every node."""
+        pointer = self.builder.gep(self._arrays["states"], [word(place)])
+        return spread(self.builder, self.builder.load(pointer), self._width)
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
+        """a b + c."""
         return call(self.builder, "fma", a, b, c)
 
     def distances(self) -> tuple[list[Any], Any, Any, Any]:
@@ -219,19 +227,30 @@ class _Nodes:
             near = self.fma(moved[k], steps[k], near)
         return moved.__getitem__, near
 
-    def shape(self, u_sq: Any, reach_sq: Any, third: Any) -> Any:
-        """The sum over the cumulants that are left out; see the module's text."""
+    def masses(self, gap: Any, square: Any, near: Any) -> tuple[Any, Any, Any]:
+        """The most that a row of each node may weigh, and all of its rows; and the mass of its law, capped by that."""
+        builder = self.builder
+        slope, level = self.state(0), self.state(1)
+        exponents = [builder.fmul(builder.fsub(level, value), slope) for value in (gap, builder.fsub(square, near))]
+        powers = finish(exp2_steps(builder, [compare(builder, "<", value, self.number(_MOST)) for value in exponents]))
+        most = builder.fmul(self.bound(3 * self.dim), powers[0])
+        # A normal law reaches beyond the box of its rows, and falls short of a row far from the others.
+        return powers[0], most, compare(builder, "<", builder.fmul(self.law(self.head), powers[1]), most)
+
+    def shapes(self, u_sq: Any, reach_sq: Any, third: Any) -> tuple[Any, Any]:
+        """The sums over the cumulants that are left out, without and with the series; see the module's text."""
         mul, add, number = self.builder.fmul, self.builder.fadd, self.number
         a, b = add(u_sq, number(1.0)), add(u_sq, number(3.0))
         c = self.fma(u_sq, add(u_sq, number(6.0)), number(3.0))
         p2 = mul(mul(a, a), number(1 / 4))
         p3 = mul(mul(u_sq, number(1 / 36)), mul(b, b))
         p4 = mul(mul(c, c), number(1 / 576))
-        shape = mul(third, self.fma(p3, reach_sq, p2))
-        shape = self.fma(self.law(self.head + 3), self.fma(p4, reach_sq, p3), shape)
+        weight = self.fma(p3, reach_sq, p2)
+        shape = self.fma(self.law(self.head + 3), self.fma(p4, reach_sq, p3), mul(third, weight))
         if self.rank:
             shape = self.fma(self.law(self.head + 1), self.fma(p2, reach_sq, u_sq), shape)
-        return compare(self.builder, "<", shape, number(_WIDE))
+        rest = mul(self.law(self.head + 4), mul(p3, weight))
+        return compare(self.builder, "<", shape, number(WIDE)), compare(self.builder, "<", rest, number(WIDE))
 
     def add(self, first: int, mass: Any, moved: Callable[[int], Any]) -> None:
         """Add masses, and masses times posterior means, to the lanes from ``first`` on."""
@@ -246,60 +265,106 @@ def _flag(builder: Any, value: Any) -> Any:
     return builder.trunc(value, ir.IntType(1)) if value.type.width > 1 else value
 
 
+def arrays_of(context: Any, builder: Any, signature: Any, arguments: Any) -> list[Any]:
+    """The data of arguments that are arrays, and the others as they are."""
+    return [
+        context.make_array(kind)(context, builder, value).data if isinstance(kind, types.Array) else value
+        for kind, value in zip(signature.args, arguments, strict=True)
+    ]
+
+
+def _bits(builder: Any, flags: Any) -> Any:
+    """Flags of nodes as the bits of a whole number."""
+    return builder.zext(builder.bitcast(flags, ir.IntType(flags.type.count)), ir.IntType(64))
+
+
+def _enough(builder: Any, flags: Any, least: Any) -> Any:
+    """For all nodes of both groups, whether so many of the own group's have their flag."""
+    halves, bits = [], _bits(builder, flags)
+    for group in range(2):
+        own = builder.trunc(builder.lshr(bits, word(LANES * group)), ir.IntType(LANES))
+        is_enough = builder.icmp_signed(">=", builder.zext(builder.ctpop(own), ir.IntType(64)), least)
+        halves.append(builder.sext(is_enough, ir.IntType(LANES)))
+    both = [builder.zext(half, ir.IntType(2 * LANES)) for half in halves]
+    whole = builder.or_(both[0], builder.shl(both[1], ir.Constant(ir.IntType(2 * LANES), LANES)))
+    return builder.bitcast(whole, flags.type)
+
+
 @intrinsic
 def weigh(
-    typing_context, bounds, laws, vectors, first, second, states, state_at, lanes, lanes_at, is_pair, is_last, axes,
-    rank,
+    typing_context, bounds, laws, vectors, first, second, states, state_at, lanes, lanes_at, is_pair, is_last,
+    least_worth, axes, rank, series,
 ):  # fmt: skip
     """Judge two groups of nodes for one row: bits of those to be opened. The others are added to ``lanes``.
 
     The code is unrolled for the number of columns, one item of ``axes`` each, so that d and Q d stay in registers. From
     ``state_at`` on ``states`` has NUMBERS numbers of the row, x~, and the guess of its mean. From ``lanes_at`` on
     ``lanes`` has mass and columns of the nodes that stand for their rows, 16 places each, then those of all nodes as
-    far as they are not wide, then the least mean square distances. Without ``is_pair`` the second group is left out.
-    For the ``is_last`` level nothing is added for all nodes.
+    far as they are neither wide nor far off, then the least mean square distances. Without ``is_pair`` the second group
+    is left out. For the ``is_last`` level nothing is added for all nodes.
+
+    With ``series``, (0,) or (), sixteen more bits say which stand-ins are worth ``correct``: those of a group with
+    ``least_worth`` of them.
     """
     dim = len(axes)
     place = types.intp
     signature = types.int64(
-        bounds, laws, vectors, place, place, states, place, lanes, place, types.boolean, types.boolean, axes, rank
+        bounds, laws, vectors, place, place, states, place, lanes, place, types.boolean, types.boolean,
+        place, axes, rank, series,
     )  # fmt: skip
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        nodes = _Nodes(context, builder, signature, arguments, dim, len(rank))
+        data = arrays_of(context, builder, signature, arguments)
+        arrays = {
+            "bounds": data[0], "laws": data[1], "vectors": data[2], "states": builder.gep(data[5], [data[6]]),
+            "lanes": builder.gep(data[7], [data[8]]),
+        }  # fmt: skip
+        nodes = Nodes(builder, arrays, data[3:5], dim, len(rank))
+        pair, is_last = (_flag(builder, arguments[place]) for place in (9, 10))
         steps, square, gap, off = nodes.distances()
         moved, near = nodes.shrunk(steps, square)
-        slope, level, bar, inv_sq = (nodes.state(k) for k in range(NUMBERS))
-        exponents = [builder.fmul(builder.fsub(level, value), slope) for value in (gap, builder.fsub(square, near))]
-        powers = finish(exp2_steps(builder, [compare(builder, "<", value, nodes.number(_MOST)) for value in exponents]))
-        count, law_count = nodes.bound(3 * dim), nodes.law(nodes.head)
-        # A normal law reaches beyond the box of its rows, and falls short of a row far from the others.
-        most = builder.fmul(count, powers[0])
-        mass = compare(builder, "<", builder.fmul(law_count, powers[1]), most)
-        lone = compare(builder, ">", builder.fsub(powers[0], mass), nodes.zero)
+        bar, inv_sq = nodes.state(2), nodes.state(3)
+        one_row, most, mass = nodes.masses(gap, square, near)
+        count, lone = nodes.bound(3 * dim), compare(builder, ">", builder.fsub(one_row, mass), nodes.zero)
         radius, third = nodes.bound(3 * dim + 1), nodes.law(nodes.head + 2)
         reach_sq = nodes.fma(radius, radius, off)
-        shape = nodes.shape(builder.fmul(square, inv_sq), builder.fmul(off, inv_sq), third)
-        error = builder.fmul(builder.fmul(lone, lone), reach_sq)
-        error = nodes.fma(builder.fmul(mass, mass), shape, error)
-        is_narrow = builder.fcmp_ordered("<", third, nodes.number(_WIDE))
+        u_sq = builder.fmul(square, inv_sq)
+        shape, rest = nodes.shapes(u_sq, builder.fmul(off, inv_sq), third)
+        radius_error = builder.fmul(builder.fmul(lone, lone), reach_sq)
+        is_narrow = builder.fcmp_ordered("<", third, nodes.number(WIDE))
         certain = builder.fmul(builder.fmul(most, most), reach_sq)
-        error = compare(builder, "<", builder.select(is_narrow, error, certain), certain)
-        opens = builder.fcmp_ordered(">", error, bar)
-        bits = builder.zext(builder.bitcast(opens, ir.IntType(2 * LANES)), ir.IntType(64))
+        mass_sq = builder.fmul(mass, mass)
+
+        def too_much(left_out: Any) -> Any:
+            error = builder.select(is_narrow, nodes.fma(mass_sq, left_out, radius_error), certain)
+            return builder.fcmp_ordered(">", compare(builder, "<", error, certain), bar)
+
+        opens, worth = too_much(shape), None
+        if len(series):
+            corrected = too_much(compare(builder, "<", shape, rest))
+            low_bar = builder.fmul(bar, nodes.number(_WORTH**2))
+            worth = builder.fcmp_ordered(">", builder.fmul(mass_sq, shape), low_bar)
+            worth = builder.and_(worth, builder.and_(is_narrow, builder.not_(corrected)))
+            enough = _enough(builder, worth, data[11])
+            worth = builder.and_(worth, enough)
+            opens = builder.select(enough, corrected, opens)
+        bits = _bits(builder, opens)
+        if worth is not None:
+            bits = builder.or_(bits, builder.shl(_bits(builder, worth), word(2 * LANES)))
         last = nodes.lanes(2 * (dim + 1))
         is_empty = builder.fcmp_ordered("<=", count, nodes.zero)
         jensen = builder.fadd(square, nodes.bound(3 * dim + 2))
         jensen = builder.select(is_empty, nodes.number(float(HUGE)), jensen)
         builder.store(compare(builder, "<", builder.load(last, align=4), jensen), last, align=4)
-        pair, is_last = (_flag(builder, arguments[place]) for place in (9, 10))
         one, none = constant(1.0), constant(0.0)
         every = ir.Constant(ir.VectorType(ir.IntType(32), 2 * LANES), [*range(2 * LANES)])
         live = builder.shuffle_vector(one, builder.select(pair, one, none), every)
         mass = builder.fmul(mass, live)
         nodes.add(0, builder.select(opens, nodes.zero, mass), moved)
         with builder.if_then(builder.not_(is_last)):
-            nodes.add(dim + 1, builder.select(is_narrow, mass, nodes.zero), moved)
-        return builder.select(pair, bits, builder.and_(bits, word(255)))
+            # Laws far from a row weigh more than their rows, beyond float32 where no node is near it.
+            is_near = builder.fcmp_ordered("<", u_sq, nodes.number(48.0 + 4 * dim))
+            nodes.add(dim + 1, builder.select(builder.and_(is_narrow, is_near), mass, nodes.zero), moved)
+        return builder.select(pair, bits, builder.and_(bits, word(0x00FF00FF)))
 
     return signature, generate

@@ -50,7 +50,8 @@ def cached_njit(function: Callable[..., Any]) -> Any:
 
 @cache
 def _sources() -> str:
-    names = ("simd", "leaf_sums", "kernels", "nodes", "traversal", "normal_laws", "normal_rows", "wide_sums")
+    names: tuple[str, ...] = ("simd", "leaf_sums", "kernels", "nodes", "traversal", "wide_sums")
+    names += ("normal_laws", "normal_series", "normal_rows")
     folder = resources.files("sfg_dist.flow.posterior.cpu")
     return hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in names)).hexdigest()
 

@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import Tensor
 
 from sfg_dist.evaluate import distances
-from sfg_dist.flow import Reference, choose_t_min, debias, label_latents, log_density, moved_rows
+from sfg_dist.flow import Reference, Schedule, choose_t_min, debias, label_latents, log_density, moved_rows
 from sfg_dist.flow.debias import own_moments
 from sfg_dist.job.config import load_job
 from sfg_dist.pipeline.table import prepare_table
@@ -127,7 +127,7 @@ def order(dim: int, sizes: list[int], num_tables: int) -> None:
     common.console.print(table)
 
 
-def judge(name: str, folder: Path, blurs: list[str], num_draws: int) -> None:
+def judge(name: str, folder: Path, blurs: list[str], num_draws: int, *, of_law: bool) -> None:
     job, file = TABLES[name]
     prepared = prepare_table(load_job(JOBS / f"{job}.toml", [f"data.source={folder / file}"]))
     generator = np.random.default_rng(0)
@@ -151,8 +151,13 @@ def judge(name: str, folder: Path, blurs: list[str], num_draws: int) -> None:
             reference = Reference(debias(rows, t_min=t_min, sigma_data=1.0) if is_debiased else rows, sigma_data=1.0)
             said, judged = f"{'debiased' if is_debiased else 'plain'} {asked} ({t_min:.2g})", []
             for seed in range(num_draws):
-                latents = np.random.default_rng(seed).standard_normal((num_labels, rows.shape[1]), dtype=np.float32)
-                labels = label_latents(latents, reference, t_min=t_min)
+                noise = np.random.default_rng(seed).standard_normal((num_labels, rows.shape[1]), dtype=np.float32)
+                if of_law:
+                    index = generator.integers(len(rows), size=num_labels)
+                    blur = Schedule("linear", t_min).blur
+                    labels = (reference.take(index).numpy() + blur * noise).astype(np.float32)
+                else:
+                    labels = label_latents(noise, reference, t_min=t_min)
                 judged.append(prepared.coded(prepared.transform.inverse(labels)))
         figure = np.mean([auc(table, seed) for seed, table in enumerate(judged)])
         common.console.print(f"{name}, {said}: {figure:.4f}")
@@ -167,13 +172,16 @@ def main() -> None:
     options.add_argument("--only", nargs="+", choices=TABLES, default=list(TABLES))
     options.add_argument("--blurs", nargs="+", default=["1e-3", "1e-2", "auto"])
     options.add_argument("--draws", type=int, default=1)
+    options.add_argument(
+        "--law", action="store_true", help="blurred rows, whose law is the labels', in place of labels"
+    )
     options.add_argument("--threads", type=int, default=1)
     arguments = options.parse_args()
     common.start(arguments.threads)
     for dim in arguments.dims:
         order(dim, arguments.sizes, arguments.repeats)
     for name in arguments.only if arguments.tables else []:
-        judge(name, arguments.tables, arguments.blurs, arguments.draws)
+        judge(name, arguments.tables, arguments.blurs, arguments.draws, of_law=arguments.law)
 
 
 if __name__ == "__main__":

@@ -85,12 +85,15 @@ def pytest_ignore_collect(collection_path, config):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection(session):
-    """In a fresh checkout one worker after the other: the first leaves the bytecode of all that is imported behind."""
+    """In a fresh checkout one worker goes first, and leaves the bytecode of all that is imported to the others."""
     if FRESH not in os.environ or not hasattr(session.config, "workerinput") or sys.dont_write_bytecode:
         return (yield)
     handle = os.open(HERE, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
     try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fcntl.flock(handle, fcntl.LOCK_SH)  # which the first one's end lets all others have at once
         return (yield)
     finally:
         os.close(handle)

@@ -58,10 +58,15 @@ def pytest_configure(config):
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[STDERR] = os.dup(2)  # pytest puts a file of its own in its place while a test runs
-    os.fsync = os.fstat  # nobody cuts the power: to wait for the disk would take longer than most tests
+    os.fsync = only_checked  # nobody cuts the power, and to wait for the disk takes longer than most tests
     measure_slowness()  # before the workers of pytest-xdist, which inherit it, keep each other busy
     if not Path(importlib.util.cache_from_source(str(HERE / "flow" / "any.py"))).parent.is_dir():
         os.environ.setdefault(FRESH, "1")
+
+
+def only_checked(file):
+    """In place of `os.fsync`: what is no open file is an error still."""
+    os.fstat(file if isinstance(file, int) else file.fileno())
 
 
 def pytest_report_header():
@@ -80,12 +85,15 @@ def pytest_ignore_collect(collection_path, config):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection(session):
-    """In a fresh checkout one worker after the other: the first leaves the bytecode of all that is imported behind."""
+    """In a fresh checkout one worker goes first, and leaves the bytecode of all that is imported to the others."""
     if FRESH not in os.environ or not hasattr(session.config, "workerinput") or sys.dont_write_bytecode:
         return (yield)
     handle = os.open(HERE, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
     try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fcntl.flock(handle, fcntl.LOCK_SH)  # which the first one's end lets all others have at once
         return (yield)
     finally:
         os.close(handle)

@@ -520,8 +520,9 @@ def test_a_store_of_the_first_version_goes_on_as_it_was_begun(tmp_path, make_job
     given = NONE | {"data": {"source": str(tmp_path / "x.npy"), "max_rows": 200}, "labels": LABELS}
 
     def early_plan(*arguments, **keywords):
-        plan = plan_of(*arguments, **keywords)
-        return replace(plan, identity={key: value for key, value in plan.identity.items() if key != "sigma_data"})
+        plan, frame = plan_of(*arguments, **keywords)
+        identity = {key: value for key, value in plan.identity.items() if key != "sigma_data"}
+        return replace(plan, identity=identity), frame
 
     monkeypatch.setattr("sfg_dist.pipeline.pipeline.plan_of", early_plan)
     begun = Pipeline(make_job(**given)).open_store()

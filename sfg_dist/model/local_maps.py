@@ -30,7 +30,7 @@ from sfg_dist.model.saved import check_arrays
 
 NUM_PARTS = 64
 WIDTH = 0.3
-MAX_REFERENCE_ROWS = 200_000
+MAX_REFERENCE_ROWS = 100_000  # whose weights take 50 MB
 MIN_ROWS_A_COLUMN = 20  # a part with fewer rows or samples moves nothing
 MAX_DIM = 32  # of a wider table the covariances are too many numbers
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sfg_dist.job.kernel_cache import cached_njit
 
 CELLS = 512  # of a table of first guesses
+LEAST_LOGIT = 25.0
 
 _Array = NDArray[np.float64]
 _compiled = cached_njit(nogil=True, error_model="numpy")
@@ -122,6 +123,34 @@ def move_columns(
         near, far = _first_guesses(center), _first_guesses(knot)
         for row in range(rows.shape[0]):
             rows[row, j] = _shifted(rows[row, i], rows[row, j], center, near, mean, spread, knot, far, shift)
+
+
+@_compiled
+def move_by_parts(rows: _Array, logits: _Array, maps: _Array, shifts: _Array) -> _Array:
+    """rows + sum over k of w_k (rows @ maps[k] + shifts[k]), w the softmax of logits (num_rows, num_parts).
+
+    Parts with a weight of less than exp(-LEAST_LOGIT) of the largest are passed over: most of them, in most rows.
+    """
+    num_rows, dim = rows.shape
+    moved = np.empty_like(rows)
+    change = np.empty(dim)
+    for row in range(num_rows):
+        largest, total = logits[row].max(), 0.0
+        change[:] = 0.0
+        for k in range(logits.shape[1]):
+            below = largest - logits[row, k]
+            if below < LEAST_LOGIT:
+                weight = np.exp(-below)
+                total += weight
+                for j in range(dim):
+                    change[j] += weight * shifts[k, j]
+                for i in range(dim):
+                    x = weight * rows[row, i]
+                    for j in range(dim):
+                        change[j] += x * maps[k, i, j]
+        for j in range(dim):
+            moved[row, j] = rows[row, j] + change[j] / total
+    return moved
 
 
 @_compiled

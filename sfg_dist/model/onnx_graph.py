@@ -19,6 +19,7 @@ from sfg_dist.data.tails import LARGEST_LOG, LEAST_TAIL, Tail
 from sfg_dist.data.transform import Transform
 from sfg_dist.job.errors import ExportError
 from sfg_dist.model.calibration import Calibration
+from sfg_dist.model.local_maps import LocalMaps
 from sfg_dist.model.mlp import MLP, ResidualBlock
 from sfg_dist.model.onnx_coding import add_decoded, add_ends, add_gaps, add_places
 from sfg_dist.model.pair_maps import PairMaps
@@ -136,13 +137,29 @@ def add_calibration(graph: Graph, calibration: Calibration, labels: Value) -> Va
     rounds = (calibration.centers, calibration.maps, calibration.shifts, calibration.knots, calibration.values)
     for center, linear, shift, knots, values in zip(*rounds, strict=True):
         rows = graph.add("MatMul", rows - center, linear) + shift
-        low, high = graph.constant(knots[:, 0]), graph.constant(knots[:, -1])
-        inside = rows.clipped(low, high)
-        mapped = add_curves(graph, list(knots), list(values), inside)
-        rows = mapped + (rows - inside)
+        rows = _add_column_maps(graph, knots, values, rows)
     if len(calibration.pairs):
         rows = _add_pair_maps(graph, calibration.pairs, rows, calibration.centers.shape[1])
+    if len(calibration.local):
+        rows = _add_local_maps(graph, calibration.local, rows)
     return rows.cast(TensorProto.FLOAT).cast(TensorProto.DOUBLE)
+
+
+def _add_column_maps(graph: Graph, knots: _Array, values: _Array, rows: Value) -> Value:
+    """``map_columns`` of rows, float64."""
+    inside = rows.clipped(graph.constant(knots[:, 0]), graph.constant(knots[:, -1]))
+    return add_curves(graph, list(knots), list(values), inside) + (rows - inside)
+
+
+def _add_local_maps(graph: Graph, local: LocalMaps, rows: Value) -> Value:
+    """``LocalMaps`` of rows, float64."""
+    num_parts, dim = local.parts.shape
+    logits = (graph.add("MatMul", rows, local.parts.T.copy()) - (local.parts**2).sum(axis=1) / 2) / local.width**2
+    weights = graph.add("Softmax", logits, axis=1)
+    by_part = graph.add("Unsqueeze", weights, np.array([2])) * graph.add("Unsqueeze", rows, np.array([1]))
+    weighted = graph.add("Reshape", by_part, np.array([-1, num_parts * dim]))
+    moved = rows + graph.add("MatMul", weighted, local.maps.reshape(-1, dim))
+    return _add_column_maps(graph, local.knots, local.values, moved + graph.add("MatMul", weights, local.shifts))
 
 
 def _add_pair_maps(graph: Graph, pairs: PairMaps, rows: Value, dim: int) -> Value:

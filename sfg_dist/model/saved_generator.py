@@ -109,8 +109,9 @@ class SavedGenerator:
             StoreError: the place cannot be written.
         """
         location = Location(place_of("directory", directory), create=True)
+        is_newer = self.is_mixed or (self.calibration is not None and len(self.calibration.local) > 0)
         document = {
-            "format": MIXED_VERSION if self.is_mixed else FORMAT_VERSION,
+            "format": MIXED_VERSION if is_newer else FORMAT_VERSION,
             "sfg_dist": __version__,
             "network": {"dim": self.network.dim, **self.network.shape},
             "columns": list(self.columns),

@@ -113,7 +113,7 @@ def test_damaged_moved_rows_are_found_and_made_again(make_job, tmp_path, store_b
         ShardLabeler(pairs.location.url)
     np.save(tmp_path / "other.npy", np.random.default_rng(1).standard_normal((300, 2)))
     other = job.changed(data={"source": str(tmp_path / "other.npy")})
-    with pytest.raises(StoreError, match="the debiased reference comes out with other bytes"):
+    with pytest.raises(StoreError, match="the debiased reference now has other bytes"):
         mend(pairs, other, emit=lambda *_, **__: None)
     mended = mend(pairs, job_beside(pairs), emit=lambda *_, **__: None)
     assert mended.frame == ("reference/debiased/c/0/0",)

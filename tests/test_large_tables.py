@@ -116,7 +116,7 @@ def test_a_debiased_reference_has_the_bits_of_the_table_held_whole(
 @pytest.mark.parametrize("keys", [{"t_min": "auto"}, {"debias": "auto"}, {"time_grid": "fitted"}])
 def test_what_is_chosen_for_a_table_needs_it_in_memory(make_job, table, small, keys):
     pipeline = Pipeline(make_job(data=table, labels={"memory_gib": 6.0, **keys}))
-    with pytest.raises(ConfigError, match=f"labels.{next(iter(keys))} = .* needs the reference in memory"):
+    with pytest.raises(ConfigError, match=f"labels.{next(iter(keys))} = .* must be in memory"):
         pipeline.label()
 
 

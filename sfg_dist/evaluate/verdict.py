@@ -205,7 +205,7 @@ def _privacy(figures: Mapping[str, Figure], has_train: bool) -> AspectVerdict:
         "unknown": "There are too few rows to tell whether samples give training rows away.",
     }[grade]
     if grade == "unknown" and (times := max(way.times_as_many(figure, _BEST[way.name]) for way, figure in known)) > 1:
-        headline += f" About {ceil(10 * times) / 10:g} times as many samples and held-out rows would do."
+        headline += f" About {ceil(10 * times) / 10:g} times as many samples and held-out rows would be enough to tell."
     told = [name for name, each in grades.items() if each == grade] if grade in _ORDER[2:] else ["attack_auc"]
     words = {
         "attack_auc": "An attacker who holds the samples tells training rows from others with an AUC of {}",

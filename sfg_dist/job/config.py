@@ -216,8 +216,9 @@ class LabelsConfig(_Section):
     """The blur at which the flow ends: a variance, in units of the squared spread of the data. `auto` chooses it by
     leave-one-out likelihood."""
     debias: bool | Literal["auto"] = False
-    """Whether each row is moved half way to its posterior mean at that blur before labels are made from it, which takes
-    away the blur's first error. `auto` does so where rows that are left out are likelier then. Since 0.2."""
+    """Whether labels are made from moved rows: each goes half way to its posterior mean at the blur `t_min`. That
+    removes the leading error of the blur. `auto` does so where it raises the leave-one-out likelihood, and needs the
+    table in memory. Since 0.2."""
     schedule: Literal["linear", "linear_floor"] = "linear"
     """The noise schedule: that of the paper (`linear`), or that of its authors' published code (`linear_floor`)."""
     estimator: Literal["full", "minibatch"] = "full"

@@ -106,10 +106,11 @@ def choose_blur(job: Job, reference: NDArray[np.float32] | None, sigma_data: flo
     from sfg_dist.flow import choose_t_min, favours_debiasing
 
     t_min, debias, schedule = job.labels.t_min, job.labels.debias, job.labels.schedule
-    key = 'labels.t_min = "auto"' if t_min == "auto" else 'labels.debias = "auto"'
-    if "auto" in (t_min, debias) and reference is None:
-        advice = "set a number" if t_min == "auto" else "take true or false"
-        raise ConfigError(f"{key} needs the reference in memory: {advice}")
+    asked = {'labels.t_min = "auto"': (t_min, "set a number"), 'labels.debias = "auto"': (debias, "take true or false")}
+    asked = {key: each for key, each in asked.items() if each[0] == "auto"}
+    keys, advice = " and ".join(asked), " and ".join(each[1] for each in asked.values())
+    if asked and reference is None:
+        raise ConfigError(f"{keys}: the reference must be in memory for that: {advice}")
     found: Blur
     try:
         if t_min == "auto":
@@ -126,7 +127,7 @@ def choose_blur(job: Job, reference: NDArray[np.float32] | None, sigma_data: flo
             helps = favours_debiasing(reference, t_min=t_min, schedule=schedule, sigma_data=sigma_data)
             return {"t_min": t_min, "debias": helps}
     except ValueError as error:
-        raise ConfigError(f"{key}: {error}; {'name a number' if t_min == 'auto' else 'take true or false'}") from error
+        raise ConfigError(f"{keys}: {error}; {advice}") from error
     return {"t_min": t_min}
 
 

@@ -173,7 +173,7 @@ def plan_of(job: Job, table: Prepared, frame: Frame, *, existing: Plan | None = 
         identity["debiased"] = frame.score_fingerprint
     if job.labels.time_grid == "fitted":
         if existing is None and whole is None:
-            raise ConfigError('labels.time_grid = "fitted" needs the reference in memory: take "graded"')
+            raise ConfigError('labels.time_grid = "fitted": the reference must be in memory for that: take "graded"')
         if existing is None:
             identity["time_grid"] = fit_grids(job, frame, blur["t_min"], sigma_data)
         elif "time_grid" in existing.identity:

@@ -64,8 +64,8 @@ def _require_reference(location: Location, plan: Plan, frame: Frame) -> None:
     """Refuse a reference that the plan was not made for."""
     if plan.is_debiased and frame.score_fingerprint != plan.score_fingerprint:
         raise StoreError(
-            f"{location.url}: the debiased reference comes out with other bytes than when the store was made: the "
-            "table changed since then, or another kind of CPU debiased it; mend it on a machine of that kind"
+            f"{location.url}: the debiased reference now has other bytes than when the store was made: restore the "
+            "table if it changed; else another kind of CPU made them: run `sfg repair` on a machine of that kind"
         )
     if frame.reference_fingerprint != plan.identity["reference"]:
         why = (

@@ -79,7 +79,7 @@ def test_few_noisy_copies_of_many_training_rows_are_found():
     assert verdicts({"nearest_ratio": real["nearest_ratio"]}, None)[2].grade == "good"
     unsure = verdicts(real, None)[2]
     assert unsure.grade == "unknown"
-    assert unsure.headline.endswith("About 1.3 times as many samples and held-out rows would do.")
+    assert unsure.headline.endswith("About 1.3 times as many samples and held-out rows would be enough to tell.")
     more = judge(replace(given, samples=rows(160, 2), held_out=rows(520, 1)), figures=PRIVACY).figures
     assert verdicts(more, None)[2].grade == "good"
 

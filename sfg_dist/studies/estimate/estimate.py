@@ -356,8 +356,8 @@ def _notes(
         )
     if blocks > 1:
         notes.append(
-            f"the calibration took the first {CALIBRATED_BLOCKS * REFERENCE_BLOCK_ROWS:,} rows of the reference, and "
-            f"the times are {blocks:.1f} times as long"
+            f"the first {CALIBRATED_BLOCKS * REFERENCE_BLOCK_ROWS:,} rows of the reference were timed, and their times "
+            f"were multiplied by {blocks:.1f} for all rows"
         )
     if subject.fits_grid:
         notes.append(

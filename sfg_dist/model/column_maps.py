@@ -14,7 +14,8 @@ _Array = NDArray[np.float64]
 def quantile_maps(rows: _Array, target: _Array) -> tuple[_Array, _Array]:
     """Knots of each column of the rows and their images, quantiles of the target's, both of shape (dim, num_knots)."""
     levels = _levels(min(len(target), len(rows)))
-    return np.quantile(rows, levels, axis=0).T, np.quantile(target, levels, axis=0).T
+    knots, values = (np.ascontiguousarray(np.quantile(table, levels, axis=0).T) for table in (rows, target))
+    return knots, values
 
 
 def _levels(num_rows: int) -> _Array:

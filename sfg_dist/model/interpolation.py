@@ -126,19 +126,26 @@ def move_columns(
 
 
 @_compiled
-def move_by_parts(rows: _Array, logits: _Array, maps: _Array, shifts: _Array) -> _Array:
-    """rows + sum over k of w_k (rows @ maps[k] + shifts[k]), w the softmax of logits (num_rows, num_parts).
+def move_by_parts(rows: _Array, parts: _Array, width: float, maps: _Array, shifts: _Array) -> _Array:
+    """rows + sum over k of w_k (rows @ maps[k] + shifts[k]), w_k in proportion to exp(-|row - parts[k]|^2 / 2 width^2).
 
-    Parts with a weight of less than exp(-LEAST_LOGIT) of the largest are passed over: most of them, in most rows.
+    Parts with a weight of less than exp(-LEAST_LOGIT) of the largest are passed over. A row has the same bits in any
+    company, which a matrix product of all rows would not promise.
     """
     num_rows, dim = rows.shape
     moved = np.empty_like(rows)
-    change = np.empty(dim)
+    change, far = np.empty(dim), np.empty(len(parts))
+    scale = 0.5 / width**2
     for row in range(num_rows):
-        largest, total = logits[row].max(), 0.0
+        for k in range(len(parts)):
+            square = 0.0
+            for i in range(dim):
+                square += (rows[row, i] - parts[k, i]) ** 2
+            far[k] = scale * square
+        nearest, total = far.min(), 0.0
         change[:] = 0.0
-        for k in range(logits.shape[1]):
-            below = largest - logits[row, k]
+        for k in range(len(parts)):
+            below = far[k] - nearest
             if below < LEAST_LOGIT:
                 weight = np.exp(-below)
                 total += weight

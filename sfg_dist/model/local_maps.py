@@ -32,6 +32,7 @@ NUM_PARTS = 64
 WIDTH = 0.3
 MAX_REFERENCE_ROWS = 100_000  # whose weights take 50 MB
 MIN_ROWS_A_COLUMN = 20  # a part with fewer rows or samples moves nothing
+MOST_GAIN = 8.0  # of a direction in which the samples of a part are too thin
 MAX_DIM = 32  # of a wider table the covariances are too many numbers
 
 TABLES = ("parts", "width", "maps", "shifts", "knots", "values")
@@ -69,6 +70,7 @@ class LocalMaps:
         """
         from scipy.special import softmax
         from sklearn.cluster import MiniBatchKMeans
+        from threadpoolctl import threadpool_limits
 
         dim = reference.shape[1]
         least = MIN_ROWS_A_COLUMN * dim
@@ -76,7 +78,9 @@ class LocalMaps:
             return cls.none()
         if len(reference) > MAX_REFERENCE_ROWS:
             reference = reference[np.random.default_rng(0).permutation(len(reference))[:MAX_REFERENCE_ROWS]]
-        means = MiniBatchKMeans(NUM_PARTS, random_state=0, n_init=1, batch_size=4096, max_iter=30).fit(reference)
+        means = MiniBatchKMeans(NUM_PARTS, random_state=0, n_init=1, batch_size=4096, max_iter=30)
+        with threadpool_limits(1):  # beside the encoder's fit more threads would wait for each other
+            means.fit(reference)
         parts = np.asarray(means.cluster_centers_, dtype=np.float64)
         square = float(((reference - parts[means.labels_]) ** 2).mean())
         if not square > 0:
@@ -89,7 +93,9 @@ class LocalMaps:
             if min(of_rows.sum(), of_reference.sum()) < least:
                 continue
             (mean, covariance), (wanted, wanted_covariance) = _moments(rows, of_rows), _moments(reference, of_reference)
-            linear = gaussian_map(covariance, wanted_covariance)
+            if not np.trace(wanted_covariance) > 0:
+                continue
+            linear = _bounded(gaussian_map(covariance, wanted_covariance))
             maps[k], shifts[k] = linear - np.eye(dim), wanted - mean @ linear
         found = cls(parts, width, maps, shifts, *np.zeros((2, dim, 2)))
         return cls(parts, width, maps, shifts, *quantile_maps(found._moved(rows), reference))
@@ -104,8 +110,9 @@ class LocalMaps:
     def _moved(self, rows: _Array) -> _Array:
         if rows.shape[1] != self.parts.shape[1]:  # compiled code looks at no bounds
             raise ValueError(f"rows have {rows.shape[1]} columns, the maps have {self.parts.shape[1]}")
-        logits = _logits(rows, self.parts, self.width)
-        moved: _Array = move_by_parts(np.ascontiguousarray(rows), logits, self.maps, self.shifts)
+        moved: _Array = move_by_parts(
+            np.ascontiguousarray(rows), self.parts, float(self.width[0]), self.maps, self.shifts
+        )
         return moved
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
@@ -133,6 +140,13 @@ class LocalMaps:
 def _logits(rows: _Array, parts: _Array, width: _Array) -> _Array:
     """Logarithms of w_k, shape (num_rows, num_parts), without what is the same for all parts of a row."""
     found: _Array = (rows @ parts.T - (parts**2).sum(axis=1) / 2) / width**2
+    return found
+
+
+def _bounded(linear: _Array) -> _Array:
+    """A symmetric map whose eigenvalues are at most MOST_GAIN."""
+    eigenvalues, vectors = np.linalg.eigh(linear)
+    found: _Array = (vectors * np.minimum(eigenvalues, MOST_GAIN)) @ vectors.T
     return found
 
 

@@ -25,6 +25,7 @@ from sfg_dist.model.onnx_coding import add_decoded, add_ends, add_gaps, add_plac
 from sfg_dist.model.pair_maps import PairMaps
 
 _Array = NDArray[np.float64]
+PARTS_AT_ONCE = 8  # of local maps, whose products with rows are held together
 
 OPSET, IR_VERSION = 20, 10
 
@@ -156,9 +157,13 @@ def _add_local_maps(graph: Graph, local: LocalMaps, rows: Value) -> Value:
     num_parts, dim = local.parts.shape
     logits = (graph.add("MatMul", rows, local.parts.T.copy()) - (local.parts**2).sum(axis=1) / 2) / local.width**2
     weights = graph.add("Softmax", logits, axis=1)
-    by_part = graph.add("Unsqueeze", weights, np.array([2])) * graph.add("Unsqueeze", rows, np.array([1]))
-    weighted = graph.add("Reshape", by_part, np.array([-1, num_parts * dim]))
-    moved = rows + graph.add("MatMul", weighted, local.maps.reshape(-1, dim))
+    row, moved = graph.add("Unsqueeze", rows, np.array([1])), rows
+    for first in range(0, num_parts, PARTS_AT_ONCE):
+        maps = local.maps[first : first + PARTS_AT_ONCE]
+        some = graph.add("Slice", weights, np.array([first]), np.array([first + len(maps)]), np.array([1]))
+        by_part = graph.add("Unsqueeze", some, np.array([2])) * row
+        weighted = graph.add("Reshape", by_part, np.array([-1, len(maps) * dim]))
+        moved = moved + graph.add("MatMul", weighted, maps.reshape(-1, dim))
     return _add_column_maps(graph, local.knots, local.values, moved + graph.add("MatMul", weights, local.shifts))
 
 

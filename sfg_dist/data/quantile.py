@@ -121,8 +121,8 @@ def fit_curve(values: _Array, grid: Grid | None, atoms: _Array | None = None) ->
 
     Examples:
         >>> curve = fit_curve(np.linspace(0.0, 1.0, 1001), None)
-        >>> curve.to_scores(np.array([0.5])).round(3).item()
-        0.0
+        >>> curve.to_scores(np.array([0.9])).round(1).item()
+        1.3
     """
     num_rows = len(values)
     if grid is None and atoms is not None and len(atoms):

@@ -93,8 +93,15 @@ def fit_column(facts: ColumnFacts, values: _Array, kind: str, bounds: Bounds, no
         return ColumnMap(facts, cell_range, origin, ends)
     atoms = grid.coordinates(facts.atoms) if grid and facts.atoms is not None else facts.atoms
     curve = fit_curve(values, grid and grid.moved(origin), atoms)
-    laws = fit_tails(values, curve)
+    edges = _cell_edges(grid.moved(origin), atoms, values) if grid and atoms is not None else None
+    laws = fit_tails(values, curve, edges)
     return ColumnMap(facts, cell_range, origin, ends_of(curve, ends), curve=curve, tails=laws)
+
+
+def _cell_edges(grid: Grid, atoms: _Array, values: _Array) -> _Array:
+    """Both edges of the cells of ``atoms`` that some of the values lie in, shape (2 * num_atoms,)."""
+    present = atoms[np.isin(atoms, grid.cells(values))]
+    return np.concatenate([grid.offset + (present + side) * grid.step for side in (0, 1)])
 
 
 def _fit_categories(facts: ColumnFacts, order: _Array, values: _Array, kind: str, noise: _Array | None) -> ColumnMap:

@@ -5,7 +5,8 @@
 F is read at knots: at most 800 equally spaced probabilities, half as many equally spaced normal scores (they resolve
 the tails), and around every value that holds a share of the rows above 1/500. Few rows get few knots, since a curve
 through every row would fit its noise: of 20, 50, 100 and 200 rows to a probability, the number by which the curve of
-each half of the rows gives the other half the highest likelihood.
+each half of the values gives the other half the highest likelihood. Equal rows are one value, and the halves do not
+depend on the order of the rows.
 
 - Tied values are one knot at their mid-rank score.
 - A column on a grid is spread evenly over its cells. Cells with many rows have knots at their two edges, and F is
@@ -120,8 +121,8 @@ def fit_curve(values: _Array, grid: Grid | None, atoms: _Array | None = None) ->
 
     Examples:
         >>> curve = fit_curve(np.linspace(0.0, 1.0, 1001), None)
-        >>> curve.to_scores(np.array([0.5])).round(3).item()
-        0.0
+        >>> curve.to_scores(np.array([0.9])).round(1).item()
+        1.3
     """
     num_rows = len(values)
     if grid is None and atoms is not None and len(atoms):
@@ -212,22 +213,22 @@ def _num_probabilities(num_rows: int, spacing: int) -> int:
 
 def choose_spacing(values: _Array, num_rows: int) -> int:
     """How many of a column's ``num_rows`` rows there are to a probability, by ``values``, which are no atoms."""
-    halves = values[::2], values[1::2]
+    distinct, counts = np.unique(values, return_counts=True)
+    is_second = np.random.default_rng(0).permutation(len(distinct)) % 2 == 1
+    halves = ~is_second, is_second
     apart = {_num_probabilities(num_rows, spacing): spacing for spacing in reversed(_SPACINGS)}
-    if len(apart) == 1 or min(map(len, halves)) < 2 * _SPACINGS[-1]:
+    if len(apart) == 1 or len(distinct) < 4 * _SPACINGS[-1]:
         return _SPACINGS[0]
     gains = dict.fromkeys(sorted(apart.values()), 0.0)
     for known, held_out in (halves, halves[::-1]):
-        places, counts = np.unique(known, return_counts=True)
-        ranks = (np.cumsum(counts) - counts / 2) / len(known)
+        places, number = distinct[known], int(counts[known].sum())
+        ranks = (np.cumsum(counts[known]) - counts[known] / 2) / number
+        inside = distinct[held_out & (distinct > places[0]) & (distinct < places[-1])]
         for spacing in gains:
-            levels = _levels(len(known), spacing)
+            levels = _levels(number, spacing)
             knots, first = np.unique(np.interp(levels, ranks, places), return_index=True)
-            scores = scipy.special.ndtri(levels[first])
-            inside = held_out[(held_out > places[0]) & (held_out < places[-1])]
-            piece, slopes = _piece(inside, knots), np.diff(scores) / np.diff(knots)
-            found = scores[piece] + (inside - knots[piece]) * slopes[piece]
-            gains[spacing] += float((np.log(slopes[piece]) - found**2 / 2).sum())
+            curve = Curve(knots, scipy.special.ndtri(levels[first]))
+            gains[spacing] += float((curve.log_slope(inside) - curve.to_scores(inside) ** 2 / 2).sum())
     return max(gains, key=lambda spacing: gains[spacing])
 
 

@@ -14,6 +14,7 @@ from sfg_dist.data.column_type import FLOAT, ColumnType
 from sfg_dist.data.dependencies import Lookup, lookups_from_arrays
 from sfg_dist.data.fitting import KINDS
 from sfg_dist.data.quantile import Curve, curves_from_arrays
+from sfg_dist.data.tails import MOST_SHAPE
 from sfg_dist.job.errors import DataError
 from sfg_dist.job.reader import check_fields
 
@@ -98,6 +99,12 @@ def _check_saved(
         wrong = wrong or "a number is not finite"
     if (fields["steps"] < 0).any() or (fields["scale"] <= 0).any() or (fields["tails"] < 0).any():
         wrong = wrong or "a step or a tail below 0, or a scale of 0"
+    if not wrong:
+        scales, shapes_of_tails = fields["tails"][..., 0], fields["tails"][..., 1]
+        with np.errstate(divide="ignore", over="ignore"):
+            is_law = (scales > 0) & np.isfinite(1 / scales) & (shapes_of_tails <= MOST_SHAPE)
+        if not (is_law | ((scales == 0) & (shapes_of_tails == 0))).all():
+            wrong = f"a tail whose scale is too small, or whose shape is above {MOST_SHAPE} or has no scale"
     if wrong:
         raise DataError(f"the saved transform is damaged: {wrong}")
 

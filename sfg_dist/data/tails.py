@@ -18,6 +18,10 @@ in which the outermost row has no weight, so that an outlier decides nothing. Th
 scale + shape y, but no further than to where so many rows may be expected to reach. The shape is held within
 ``LEAST_SHAPE`` and ``MOST_SHAPE``: with the least one, a row a thousand scales out costs 51 nats instead of a thousand.
 
+The rows of an atom, and those behind it, say nothing of a law beyond it. Where fewer than 12 rows are left, or the
+largest are equal, the law has the least shape, and its scale is that of the curve's own slope. An end that is itself an
+atom, or a missing value, has no law: a row beyond it costs half the square of its score.
+
 References:
     Pickands 1975, Statistical inference using extreme order statistics (the law of excesses); Hosking, Wallis 1987,
     Parameter and quantile estimation for the generalized Pareto distribution (moments weighted by probability);
@@ -59,13 +63,12 @@ class Tail:
     def of(cls, curve: Curve, end: float, side: int, law: _Array) -> Tail | None:
         """The tail of a curve towards an end of the range, by its scale and shape.
 
-        The scale is 0 in models of version 0.1.0 and where no law could be fitted. Then a range that has an end beyond
-        the row has an exponential law of the curve's own slope, and any other goes on straight: None. It is None
-        behind an atom too.
+        The scale is 0 in models of version 0.1.0. Then a range that has an end beyond the row has an exponential law of
+        the curve's own slope, and any other goes on straight: None. It is None behind an atom too.
         """
         inner, outer = (-2, -1) if side > 0 else (1, 0)
         value, score = float(curve.values[inner]), float(curve.scores[inner])
-        if len(curve.atoms) and np.isinf((curve.atoms.high[-1], curve.atoms.low[0])[side < 0]):
+        if _is_atom(curve, side):
             return None
         (scale, shape), room = law.tolist(), float(side * (end - value))
         is_drawn = room > 4 * abs(value) * MIN_GAP
@@ -128,11 +131,12 @@ def tails(curve: Curve, ends: _Array, laws: _Array) -> list[Tail]:
     return [tail for tail in found if tail]
 
 
-def fit_tails(values: _Array, curve: Curve) -> _Array:
+def fit_tails(values: _Array, curve: Curve, held: _Array | None = None) -> _Array:
     """Scale and shape beyond the lower and the upper end of a column's training values, shape (2, 2).
 
-    The values are those that the curve was fitted to, shape (num_rows,), two at least. A scale of 0 says that the
-    largest values are too few or too equal.
+    The values are those that the curve was fitted to, shape (num_rows,), two at least. No law is fitted to the values
+    ``held``, shape (num_held,), or across them; None stands for the curve's atoms. A scale of 0 says that an atom is
+    the end.
 
     Examples:
         >>> from sfg_dist.data.quantile import fit_curve
@@ -140,14 +144,32 @@ def fit_tails(values: _Array, curve: Curve) -> _Array:
         >>> fit_tails(values, fit_curve(values, None))[:, 1].round(1).tolist()  # 1 / 2 in truth
         [0.5, 0.5]
     """
-    return np.array([_fit_upper(side * values, float(side * curve.values[(1, -2)[side > 0]])) for side in (-1, 1)])
+    held = curve.atoms.values if held is None else held
+    laws = np.zeros((2, 2))
+    for place, side in enumerate((-1, 1)):
+        if _is_atom(curve, side):
+            continue
+        inner, outer = (-2, -1) if side > 0 else (1, 0)
+        end, score = float(curve.values[inner]), abs(float(curve.scores[inner]))
+        turned = side * values
+        law = _fit_upper(turned[turned > (side * held).max(initial=-np.inf)], side * end)
+        if not law:  # the curve goes on by one score, and an end's score near 0 would throw samples far out
+            law = abs(float(curve.values[outer]) - end) / max(score, 1.0), LEAST_SHAPE
+        least = max(4 * MIN_GAP * abs(end), 1e-100)  # beside a far outlier, less is lost in rounding
+        laws[place] = max(law[0], least), law[1]
+    return laws
 
 
-def _fit_upper(values: _Array, end: float) -> tuple[float, float]:
-    """Scale and shape beyond ``end``, where the curve's outermost knot lies."""
+def _is_atom(curve: Curve, side: int) -> bool:
+    """Whether the upper (1) or lower (-1) end of a curve is an atom."""
+    return len(curve.atoms) > 0 and bool(np.isinf((curve.atoms.high[-1], curve.atoms.low[0])[side < 0]))
+
+
+def _fit_upper(values: _Array, end: float) -> tuple[float, float] | None:
+    """Scale and shape beyond ``end``, where the curve's outermost knot lies; None for values too few or too equal."""
     num = min(int(_MOST_SHARE * len(values)), round(_FITTED_ROWS * math.sqrt(len(values))))
     if num < 3:
-        return 0.0, 0.0
+        return None
     largest = np.sort(np.partition(values, len(values) - num - 1)[-num - 1 :])
     with np.errstate(over="ignore"):
         excesses = largest[1:] - largest[0]
@@ -156,11 +178,10 @@ def _fit_upper(values: _Array, end: float) -> tuple[float, float]:
     first, second = float((weights * excesses).mean()), float((weights * (num - 2 - place) * excesses).mean())
     second /= num - 2
     if not (math.isfinite(first) and second > 0):
-        return 0.0, 0.0
+        return None
     ratio = 2 * first / (3 * second)
     shape = (2 * ratio - 3) / (ratio - 1) if ratio > 1 else -math.inf
     shape = min(max(shape, LEAST_SHAPE), MOST_SHAPE)
     scale = 2 * first * (2 - shape)
     reach = max(end - float(largest[0]), 0.0)
-    least = 4 * MIN_GAP * abs(end)  # beside a far outlier, less is lost in rounding
-    return max(min(scale + shape * reach, scale * (2 * num) ** shape), least), shape
+    return min(scale + shape * reach, scale * (2 * num) ** shape), shape

@@ -24,7 +24,7 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.data.bounds import FREE, Bounds, reflect
+from sfg_dist.data.bounds import FREE, Bounds, check_bounds, reflect
 from sfg_dist.data.coding import Coding, are_plain, codings_to_arrays
 from sfg_dist.data.column_type import FLOAT, ColumnType
 from sfg_dist.data.dependencies import Lookup, lookups_to_arrays
@@ -115,18 +115,18 @@ class Transform:
 
         Raises:
             DataError: a column is constant and not among ``constants``, holds a value that is not finite or beyond
-                1e100, or is mapped as it stands (kind "none") and float32 cannot tell its values apart.
+                1e100, or has values that float32 makes one (kind "none"). ``bounds`` have another form, or no column.
 
         Examples:
-            >>> rows = np.array([[1.0, 5.0], [2.0, 5.0], [4.0, 5.0]])
+            >>> rows = np.array([[1.0, 5.0], [2.0, 5.0]])
             >>> transform = Transform.fit(rows, ["a", "b"], kind="standardize", constants={"b": 5.0})
             >>> transform.inverse(transform.forward(rows)).round(5)
             array([[1., 5.],
-                   [2., 5.],
-                   [4., 5.]])
+                   [2., 5.]])
         """
         if kind not in KINDS:
             raise ValueError(f"unknown kind {kind!r}: expected one of {', '.join(KINDS)}")
+        check_bounds("Transform.fit", columns, bounds)
         rows = _check_rows(rows, len(columns), columns)
         if np.isnan(rows).any():
             raise DataError(

@@ -274,7 +274,8 @@ class Generator(SavedGenerator):
         models lack. A column on a grid counts as spread evenly over its cells, and a value that repeats beside a
         continuum as a point that has its share, as do a category and a missing value. A column that another one
         determines adds nothing. Beyond the training rows each column of a quantile transform has a law of its own,
-        fitted to its largest and its smallest rows (``data/tails.py``).
+        fitted to its largest and its smallest rows (``data/tails.py``). An end that is a value that repeats or a
+        missing value has none: a row beyond it costs half the square of its score.
 
         Args:
             rows: as for ``encode``; memory does not grow with their number.

@@ -207,3 +207,10 @@ class TestPrepared:
     def test_refused(self, path, bounds, message):
         with pytest.raises(DataError, match=message):
             prepare(path, bounds=bounds)
+
+
+@pytest.mark.parametrize("bounds", ["Observed", "free", {"b": (0.0, 9.0)}], ids=["case", "word", "column"])
+@pytest.mark.parametrize("steps", [{}, {"a": 1.0}], ids=["free", "grid"])
+def test_a_transform_refuses_bounds_that_it_would_not_follow(bounds, steps):
+    with pytest.raises(DataError, match=r"data\.bounds"):
+        Transform.fit(np.arange(9.0)[:, None], ["a"], bounds=bounds, steps=steps)

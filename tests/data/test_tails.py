@@ -7,6 +7,7 @@ from scipy import integrate, stats
 from sfg_dist.data import Transform, prepare
 from sfg_dist.data.quantile import fit_curve
 from sfg_dist.data.tails import LEAST_SHAPE, Tail, fit_tails, tails
+from sfg_dist.job.errors import DataError
 
 LAWS = {
     "cauchy": (stats.cauchy(), 1.0),
@@ -52,9 +53,31 @@ def test_an_outlier_decides_nothing():
 
 
 @pytest.mark.parametrize("values", [np.arange(8.0), np.repeat([0.0, 1.0], 500)], ids=["few", "equal"])
-def test_rows_that_are_few_or_equal_have_no_law(values):
-    curve = fit_curve(values + 1e-3 * np.arange(len(values)) * (len(values) < 10), None)
-    np.testing.assert_array_equal(fit_tails(values, curve)[:, 0], 0)
+def test_rows_that_are_few_or_equal_have_a_law_of_the_slope_of_the_curve(values):
+    """Straight on, the rows at 1e6 would cost more than 1e10 nats."""
+    transform = fit(values)
+    curve = transform.curves[0]
+    slopes = np.diff(curve.values)[[0, -1]] / np.maximum(np.abs(curve.scores[[1, -2]]), 1)
+    np.testing.assert_allclose(transform.tails[0], np.stack([slopes, [LEAST_SHAPE] * 2], axis=1))
+    assert (cost(transform, [-1e6, 1e6]) < 200).all()
+    # samples of an open range stay near the rows
+    assert np.abs(fit(values, "none").inverse(np.array([[-4.0], [4.0]]))).max() < 12 * np.ptp(values)
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+@pytest.mark.parametrize("steps", [{}, {"a": 2.0**-20}], ids=["free", "grid"])
+def test_an_atom_says_nothing_of_the_rows_beyond_it(side, steps):
+    """With the zeros among its largest rows the law had shape 1.5, and the largest sample was 170,246."""
+    random = np.random.default_rng(0)
+    known = np.round(random.exponential(size=60) * 2**20) / 2**20
+    values = side * np.concatenate([known, np.zeros(3940)])
+    transform = fit(values, "none", atoms={"a": np.zeros(1)}, steps=steps)
+    law = transform.tails[0, (side + 1) // 2]
+    expected = fit_tails(known, fit_curve(known, None))[1]
+    assert law[1] == expected[1]
+    assert law[0] == pytest.approx(expected[0], rel=1e-4)
+    if not steps:  # on a grid samples stay within the rows
+        assert transform.inverse(random.standard_normal((20_000, 1))).std() < 2 * values.std()
 
 
 @pytest.mark.parametrize("name", LAWS)
@@ -112,7 +135,40 @@ def test_a_saved_law_is_read_and_a_negative_one_refused():
         Transform.from_arrays(arrays | {"tails": -arrays["tails"]}, words)
 
 
-def test_a_missing_value_and_an_atom_have_no_law_behind_them():
+@pytest.mark.parametrize("law", [(1.0, 1.6), (0.0, 0.5), (1e-320, 0.5)], ids=["shape", "no_scale", "small_scale"])
+def test_a_saved_law_that_no_fit_gives_is_refused(law):
+    transform = fit(draw("t2", 2000), "none")
+    damaged = transform.to_arrays() | {"tails": np.array([[(1.0, 0.1), law]])}
+    with pytest.raises(DataError, match=r"the saved transform is damaged: a tail whose scale is too small, or whose"):
+        Transform.from_arrays(damaged, transform.to_metadata())
+
+
+def test_a_missing_value_has_no_law_behind_it(tmp_path):
+    rows = np.random.default_rng(0).standard_t(2, (2000, 3))
+    rows[:, 1:] = rows[:, :1] + 0.1 * rows[:, 1:]
+    rows[rows[:, 0] < -1, 1] = np.nan
+    rows[rows[:, 0] > 1, 2] = np.nan
+    np.save(tmp_path / "t.npy", rows)
+    transform = prepare(tmp_path / "t.npy", missing="keep", dequantize="none").transform
+    sides = []
+    for column in range(3):
+        found = tails(transform.curves[column], transform.bounds[column], transform.tails[column])
+        sides.append([tail.side for tail in found])
+    assert sides == [[-1, 1], [1], [-1]]
+    far = np.nanmedian(rows, axis=0) + np.array([[0.0, 1e6, -1e6]])
+    assert np.abs(transform.forward(far)).max() < 12
+
+
+def test_a_column_on_a_grid_has_laws():
+    values = np.round(draw("t2", 4000))
+    transform = fit(values, steps={"a": 1.0}, noise=np.random.default_rng(1).random((4000, 1)))
+    assert (transform.tails[0] > 0).all()
+    line = np.arange(-20_000.0, 20_000)
+    assert np.exp(-cost(transform, line)).sum() == pytest.approx(1, abs=0.01)
+    assert cost(transform, [-1e6, 1e6]).max() < 150
+
+
+def test_an_atom_has_no_law_behind_it():
     values = np.random.default_rng(0).standard_t(2, 3000).clip(-1, None)
     transform = fit(values, atoms={"a": np.array([-1.0])})
     found = tails(transform.curves[0], transform.bounds[0], transform.tails[0])

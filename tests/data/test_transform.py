@@ -100,7 +100,7 @@ def test_number_of_knots_is_bounded():
     assert len(fit_curve(RANDOM.standard_normal(300), None).values) < 40
 
 
-@pytest.mark.parametrize(("name", "least", "most"), [("normal", 10, 80), ("steps", 200, 900)])
+@pytest.mark.parametrize(("name", "least", "most"), [("normal", 10, 160), ("steps", 200, 900)])
 def test_the_knots_are_as_many_as_the_rows_bear_out(name, least, most):
     """Of a smooth law a few, which follow no noise; of 40 narrow heaps enough to tell them apart."""
     random = np.random.default_rng(0)

@@ -1,5 +1,7 @@
 """Stores of a debiased reference: what lies in them, who reads which rows, and how they go on and are mended."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,12 @@ import torch
 import sfg_dist
 from sfg_dist.distributed.fit.encoder import _tables
 from sfg_dist.distributed.labels.labeler import ShardLabeler, label_error
+from sfg_dist.distributed.labels.references import StoredReference
 from sfg_dist.distributed.labels.sharded_reference import ReferenceMember
 from sfg_dist.flow import Effort, build_order, choose_t_min, debias
 from sfg_dist.job.errors import PlanMismatchError, StoreError
 from sfg_dist.job.plan import Stream, normal_rows
+from sfg_dist.pipeline.choices import debiased_frame
 from sfg_dist.pipeline.pipeline import Pipeline
 from sfg_dist.pipeline.repair import job_beside, mend
 from sfg_dist.store.verify import verify
@@ -99,7 +103,23 @@ def test_the_blur_is_chosen_for_the_debiased_density(make_store, tmp_path):
     assert debiased.plan.t_min == pytest.approx(chosen.t_min, rel=1e-2)
 
 
-def test_damaged_moved_rows_are_found_and_made_again(make_job, tmp_path, store_bytes):
+def debiased_elsewhere(frame, *arguments, **keywords):
+    """The frame as a CPU makes it whose last bits are others."""
+    made = debiased_frame(frame, *arguments, **keywords)
+    return replace(made, debiased=np.nextafter(made.debiased, np.float32(np.inf)))
+
+
+def test_other_moved_rows_are_called_by_the_name_of_their_array(make_job):
+    pairs = Pipeline(make_job(labels=LABELS)).open_store()
+    moved = pairs.group["reference/debiased"]
+    moved[0, 0] = moved[0, 0] + 1
+    pairs = sfg_dist.open_pairs(pairs.location.url)
+    for read in (StoredReference(pairs).center, lambda: pairs.score_reference):
+        with pytest.raises(StoreError, match=r"pairs\.zarr/reference/debiased is not the table"):
+            read()
+
+
+def test_damaged_moved_rows_are_found_and_made_again(make_job, tmp_path, store_bytes, monkeypatch):
     np.save(tmp_path / "table.npy", np.random.default_rng(0).standard_normal((300, 2)))
     job = make_job(data={"source": str(tmp_path / "table.npy"), "max_rows": 300}, labels=LABELS | {"t_min": "auto"})
     pairs = Pipeline(job).label()
@@ -111,10 +131,16 @@ def test_damaged_moved_rows_are_found_and_made_again(make_job, tmp_path, store_b
     assert [finding.key for finding in verify(pairs).findings] == ["reference/debiased/c/0/0"]
     with pytest.raises(StoreError, match="reference/debiased cannot be read"):
         ShardLabeler(pairs.location.url)
+    with monkeypatch.context() as patch:
+        patch.setattr("sfg_dist.pipeline.repair.debiased_frame", debiased_elsewhere)
+        with pytest.raises(StoreError, match="the debiased reference has other bytes on this kind of CPU"):
+            mend(pairs, job, emit=lambda *_, **__: None)
     np.save(tmp_path / "other.npy", np.random.default_rng(1).standard_normal((300, 2)))
     other = job.changed(data={"source": str(tmp_path / "other.npy")})
-    with pytest.raises(StoreError, match="the debiased reference now has other bytes"):
-        mend(pairs, other, emit=lambda *_, **__: None)
+    with monkeypatch.context() as patch:
+        patch.setattr("sfg_dist.pipeline.repair.debiased_frame", pytest.fail)
+        with pytest.raises(StoreError, match="the reference is not the table that the plan was made for"):
+            mend(pairs, other, emit=lambda *_, **__: None)
     mended = mend(pairs, job_beside(pairs), emit=lambda *_, **__: None)
     assert mended.frame == ("reference/debiased/c/0/0",)
     assert store_bytes(tmp_path / "run") == before

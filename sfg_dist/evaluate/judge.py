@@ -34,8 +34,7 @@ class References:
         """The figures of a group in the order floor, copy, independent."""
         key = (group.names, seed, contests.footing)
         if key not in self._measured:
-            makers = (group.floor, Contests.of_copies, Contests.of_independent)
-            self._measured[key] = [_measured(group, maker, contests, seed) for maker in makers]
+            self._measured[key] = _others(group, contests, seed)
         return self._measured[key]
 
 
@@ -69,7 +68,8 @@ def judge(
         seed: the job's seed.
         figures: names of ``FIGURE_KINDS``. The columns, pairs and rules come with "shape", "trend" and "broken_rules".
         on_step: told what is measured next.
-        references: keeps what is measured of the other three tables, and gives it to the next judgement.
+        references: keeps what is measured of the other three tables, and gives it to the next judgement; None keeps
+            nothing.
 
     Raises:
         ConfigError: a name that is not a figure.
@@ -85,7 +85,6 @@ def judge(
             f"No figure has a value: there are {contests.num_rows} rows to compare, and at least {MIN_ROWS} are needed."
         )
         return Judgement(nothing, (), (), target=tables.target, notes=(note,))
-    references = References() if references is None else references
     found: dict[str, Figure] = {}
     notes: dict[str, list[str]] = {}
     for group in GROUPS:
@@ -158,8 +157,14 @@ def _measured(group: Group, made: Floor, contests: Contests, seed: int) -> Estim
         return dict.fromkeys(group.names, absent)
 
 
+def _others(group: Group, contests: Contests, seed: int) -> list[Estimates]:
+    """The figures of a group in the order floor, copy, independent."""
+    makers = (group.floor, Contests.of_copies, Contests.of_independent)
+    return [_measured(group, maker, contests, seed) for maker in makers]
+
+
 def _figures(
-    group: Group, contests: Contests, seed: int, notes: dict[str, list[str]], references: References
+    group: Group, contests: Contests, seed: int, notes: dict[str, list[str]], references: References | None
 ) -> dict[str, Figure]:
     """The figures of a group; why one has no value is added to ``notes``, the titles by their reason."""
     of_samples = _measured(group, Contests.of_samples, contests, seed)
@@ -167,7 +172,8 @@ def _figures(
         if isinstance(absent, NoFigureError):
             notes.setdefault(str(absent), []).append(FIGURE_KINDS[name].title)
     found = _known(of_samples)
-    others = [_known(each) for each in references.measured(group, contests, seed)] if found else [{}, {}, {}]
+    measured = _others if references is None else references.measured
+    others = [_known(each) for each in measured(group, contests, seed)] if found else [{}, {}, {}]
     figures = {}
     for name in group.names:
         value, floor, copies, independent = (each[name].value if name in each else None for each in (found, *others))

@@ -34,6 +34,8 @@ _TILE = {"cpu": (512, 2048), "cuda": (1024, 65536)}
 _EXPONENT_FLOOR = -40.0
 _CEILING = 0.5  # the largest t_min allowed
 _MOST_SHARE = 1 - 1e-6  # of one row in the mean of another, which has its own kernel too
+# What "auto" debiases for: nats a row, and a share of the likelihood, whose rounding in float32 is smaller.
+_LEAST_GAIN, _LEAST_SHARE = 1e-3, 1e-6
 _CHAIN = 6  # doublings of 1 / sigma^2 before the exponential is taken anew: 2^6 roundings of float32, 4e-6
 
 
@@ -81,7 +83,8 @@ def choose_t_min(
             data keep their digits.
         max_queries: rows whose likelihood is taken, a seeded sample; all rows are always their references.
         sigma_data: s, as for ``label_latents``.
-        debias: whether the reference will be debiased; "auto" if that has the larger likelihood.
+        debias: whether the reference will be debiased; "auto" if that raises the likelihood by more than 1e-3 nats a
+            row and a millionth of its size.
 
     Returns:
         The choice; see Bandwidth. The same for the same arguments, up to rounding between devices.
@@ -109,7 +112,7 @@ def choose_t_min(
     if debias:
         start = max(found, key=lambda blur_sq: found[blur_sq])
         moved = _climbed(sample.debiased_log_likelihood, start, low, high)
-        is_debiased = debias is True or max(moved.values()) > max(found.values())
+        is_debiased = debias is True or _is_gain(max(moved.values()), max(found.values()))
         found = moved if is_debiased else found
 
     volume = sample.dim * math.log(sample.scale)  # found is the density of rows / scale
@@ -131,13 +134,19 @@ def favours_debiasing(
     rows: Rows, *, t_min: float, schedule: ScheduleName = "linear", max_queries: int = 1024,
     sigma_data: SigmaData = "auto",
 ) -> bool:  # fmt: skip
-    """Whether at this blur rows that are left out are likelier under the debiased reference; see ``choose_t_min``.
+    """Whether at this blur rows that are left out are likelier under the debiased reference.
+
+    By more than 1e-3 nats a row and a millionth of the likelihood's size, as in ``choose_t_min``.
 
     Raises:
         ValueError: the rows are not a finite table with at least two different rows.
     """
     blur_sq, sample = _blur_sq(schedule, t_min), _sample_of(rows, sigma_data, max_queries)
-    return sample.debiased_log_likelihood(blur_sq) > sample.log_likelihood([[blur_sq]])[blur_sq]
+    return _is_gain(sample.debiased_log_likelihood(blur_sq), sample.log_likelihood([[blur_sq]])[blur_sq])
+
+
+def _is_gain(debiased: float, plain: float) -> bool:
+    return debiased - plain > max(_LEAST_GAIN, _LEAST_SHARE * abs(plain))
 
 
 def _sample_of(rows: Rows, sigma_data: SigmaData, max_queries: int) -> _Sample:

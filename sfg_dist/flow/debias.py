@@ -7,8 +7,8 @@ half way to its posterior mean:
 
     x + (h^2 / 2) S(x) = (x + m(x)) / 2
 
-The row itself is among those that m is a mean of, as in the published code. So a row on its own stays where it is.
-Without that it would go half way to the nearest other row, however far that is from it.
+The row itself is among those that m is a mean of, as in the published code. So a row on its own stays where it is,
+up to rounding of float32. Without that it would go half way to the nearest other row, however far that is from it.
 
 References:
     Epstein et al. 2025, SD-KDE: Score-Debiased Kernel Density Estimation, arXiv 2504.19084. Flash-SD-KDE, arXiv
@@ -57,7 +57,12 @@ def debias(rows: R, *, t_min: float = 1e-3, schedule: ScheduleName = "linear", s
                [ 5.  ]])
     """
     table = finite_table(rows, "rows")
-    reference = Reference(table, sigma_data=sigma_data)
+    if 0 in table.shape:
+        raise ValueError(f"rows must be a non-empty table, got shape {tuple(table.shape)}")
+    try:
+        reference = Reference(table, sigma_data=sigma_data)
+    except ValueError as error:
+        raise ValueError(str(error).replace("the reference", "the table of rows")) from None
     moved = moved_rows(table, reference, Schedule(schedule, t_min).blur)
     moved = moved.to(table.dtype) if table.is_floating_point() else moved
     return moved if isinstance(rows, Tensor) else moved.numpy()

@@ -38,10 +38,11 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.out = nn.Linear(width, dim)
         self.skip = nn.Linear(dim, dim)
-        nn.init.normal_(self.out.weight, std=0.02 / math.sqrt(width))
         nn.init.zeros_(self.out.bias)
-        nn.init.eye_(self.skip.weight)
         nn.init.zeros_(self.skip.bias)
+        if not self.out.weight.is_meta:  # there these would import torch's compiler, which takes a second
+            nn.init.normal_(self.out.weight, std=0.02 / math.sqrt(width))
+            nn.init.eye_(self.skip.weight)
 
     def forward(self, labels: Tensor) -> Tensor:
         """Latents, shape (num_rows, dim) in and out."""

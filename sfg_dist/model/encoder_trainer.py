@@ -341,7 +341,7 @@ def load_finished(encoder: Encoder, content: bytes, identity: Identity, limits: 
 
 def _read_progress(tensor: Tensor) -> EncoderProgress:
     fields = {"step": int, "elapsed_s": float, "best": (float, None), "history": [{str: MAYBE_NAN}],
-              "ended_by": ([(float, None)], None), "mass": (MASS_FIELDS, None), "share": (float, None)}  # fmt: skip
+              "ended_by": ([(float, None)], None), "mass": (MASS_FIELDS, None), "share?": (float, None)}  # fmt: skip
     document = read_json(tensor.numpy().tobytes(), "progress", fields, max_bytes=LONG_BYTES, allow_nan=True)
     best, mass = document["best"], document["mass"]
     return EncoderProgress(
@@ -351,7 +351,7 @@ def _read_progress(tensor: Tensor) -> EncoderProgress:
         document["history"],
         document["ended_by"],
         None if mass is None else Mass(**mass),
-        document["share"],
+        document.get("share"),  # checkpoints of earlier versions have none
     )
 
 

@@ -88,19 +88,19 @@ class Mixture:
         weights = torch.full((num,), 1 / num, dtype=x.dtype)
         factors = torch.linalg.cholesky((whole / num ** (2 / dim) + ridge).expand(num, dim, dim))
         for _ in range(NUM_FIT_ROUNDS if num > 1 else 0):
-            counts, sums, squares = (torch.zeros(num, *more, dtype=x.dtype) for more in ((), (dim,), (dim * dim,)))
+            counts, sums, squares = (torch.zeros(num, *more, dtype=x.dtype) for more in ((), (dim,), (dim, dim)))
             for part in x.split(_rows_at_once(num, dim)):
                 shares = _component_log_density(part, weights, means, factors).softmax(dim=1).t()
                 counts += shares.sum(dim=1)
                 sums += shares @ part
-                squares += shares @ (part[:, :, None] * part[:, None, :]).flatten(1)
+                squares += (shares[:, :, None] * part).transpose(1, 2) @ part
             counts += 1e-9
             weights, means = counts / counts.sum(), sums / counts[:, None]
-            covariances = (squares / counts[:, None]).reshape(num, dim, dim) - means[:, :, None] * means[:, None, :]
+            covariances = squares / counts[:, None, None] - means[:, :, None] * means[:, None, :]
             factors = torch.linalg.cholesky(covariances + ridge)
         if num == 1:
             return cls(weights, x.mean(dim=0, keepdim=True), torch.linalg.cholesky(whole + ridge)[None])
-        kept = weights * num_rows >= LEAST_ROWS
+        kept = weights * num_rows >= min(LEAST_ROWS, float(weights.max()) * num_rows)
         return cls(weights[kept] / weights[kept].sum(), means[kept], factors[kept])
 
     def to_tensors(self) -> dict[str, Tensor]:
@@ -163,11 +163,14 @@ class Blend:
     def fit(cls, mixture: Mixture, of_encoder: Tensor, of_mixture: Tensor) -> Blend:
         """With the share that gives held-out rows the highest likelihood, by expectation and maximisation.
 
-        Both densities of these rows are in nats, float64 of shape (num_rows,), at least 1.
+        Both densities of these rows are in nats, float64 of shape (num_rows,), at least 1. Rows are left out where
+        neither is finite; the share is 1/2 where no row is left.
         """
         share = 0.5
-        for _ in range(NUM_SHARE_ROUNDS):
-            odds = of_mixture - of_encoder + math.log(share / (1 - share))
+        ratio = of_mixture - of_encoder.nan_to_num(nan=-math.inf)
+        ratio = ratio[of_encoder.isfinite() | of_mixture.isfinite()]
+        for _ in range(NUM_SHARE_ROUNDS if len(ratio) else 0):
+            odds = ratio + math.log(share / (1 - share))
             share = min(max(float(torch.sigmoid(odds).mean()), LEAST_SHARE), 1 - LEAST_SHARE)
         return cls(share, mixture)
 

@@ -23,6 +23,7 @@ from sfg_dist.data.coding import are_plain
 from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.conditions import ColumnSplit
 from sfg_dist.data.frames import CONTAINER_FIELDS, Container
+from sfg_dist.data.tails import tails
 from sfg_dist.job.errors import DataError, DocumentError, StoreError
 from sfg_dist.job.paths import place_of
 from sfg_dist.job.reader import LONG_BYTES, check_fields, read_json
@@ -36,7 +37,7 @@ from sfg_dist.model.saved import arrays_of, encoder_of, mixture_of, network_of, 
 from sfg_dist.store import Location, places_of
 
 FORMAT_VERSION, MIXED_VERSION = 1, 2
-"""The second is that of mixed tables, for which version 0.1.0 would give numbers of no meaning; see ``is_mixed``."""
+"""The second is that of generators for which version 0.1.0 would give other numbers; see ``is_newer``."""
 TENSORS_NAME, JSON_NAME = "model.safetensors", "generator.json"
 _PARTS = ("network", "transform", "calibration", "encoder", "mixture")
 _FIELDS = {
@@ -84,6 +85,23 @@ class SavedGenerator:
         return isinstance(self.network, CellNetwork) or not is_plain or any(type_.categories for type_ in self.types)
 
     @property
+    def is_newer(self) -> bool:
+        """Whether version 0.1.0, which knows no cells, local maps, blends and laws of tails, would give other numbers.
+
+        A law counts where rows are mapped to the flow, for ``log_prob`` or as conditions, and where samples leave the
+        training rows' range.
+        """
+        transform = self.transform
+        each = zip(transform.curves, transform.bounds, transform.tails, strict=True) if transform.curves else ()
+        has_laws = bool(transform.tails.any()) and (
+            self.encoder is not None
+            or len(self.condition) > 0
+            or any(tail.is_drawn for column in each for tail in tails(*column))
+        )
+        has_maps = self.calibration is not None and len(self.calibration.local) > 0
+        return self.is_mixed or has_maps or self.blend is not None or has_laws
+
+    @property
     def digest(self) -> str:
         """sha256 of all its numbers, as ``save`` writes them."""
         return hashlib.sha256(self._tensors()).hexdigest()
@@ -109,9 +127,8 @@ class SavedGenerator:
             StoreError: the place cannot be written.
         """
         location = Location(place_of("directory", directory), create=True)
-        is_newer = self.is_mixed or (self.calibration is not None and len(self.calibration.local) > 0)
         document = {
-            "format": MIXED_VERSION if is_newer else FORMAT_VERSION,
+            "format": MIXED_VERSION if self.is_newer else FORMAT_VERSION,
             "sfg_dist": __version__,
             "network": {"dim": self.network.dim, **self.network.shape},
             "columns": list(self.columns),
@@ -190,6 +207,8 @@ class SavedGenerator:
                 if not 0 < (share := saved["mixture_share"]) < 1:
                     raise DocumentError(f"encoder.mixture_share is {share:g}, expected a number between 0 and 1")
                 blend = Blend(share, mixture_of(parts["mixture"], encoder.dim))
+        if parts["mixture"] and blend is None:
+            raise DocumentError("encoder.mixture_share is missing, and the file has tensors of a mixture")
         return cls(
             network,
             transform,

@@ -129,7 +129,7 @@ def mend(pairs: Pairs, job: Job, *, dry_run: bool = False, emit: Callable[..., N
 def _mend_frame(pairs: Pairs, job: Job) -> None:
     """Write damaged objects of the frame again, from the job's table."""
     from sfg_dist.distributed.cluster import ray_session
-    from sfg_dist.store import mend_frame
+    from sfg_dist.store import mend_frame, require_reference
 
     try:
         table = prepare_table(job)
@@ -143,6 +143,7 @@ def _mend_frame(pairs: Pairs, job: Job) -> None:
     if frame.queries is None and plan.identity.get("queries"):
         frame = replace(frame, queries=_stored_queries(pairs))
     if plan.is_debiased:
+        require_reference(pairs.location, plan.record_plan(0), frame)  # before a table is moved in vain
         schedule = plan.labels["schedule"]
         frame = debiased_frame(frame, schedule, plan.t_min, plan.sigma_data, is_in_memory=table.is_whole)
     mend_frame(pairs, frame)

@@ -9,7 +9,7 @@ neither ray nor torch.
 
 from sfg_dist.job.object_stores import reason_of
 from sfg_dist.store.arrays import object_bytes
-from sfg_dist.store.create import create_store, extend_store, mend_frame
+from sfg_dist.store.create import create_store, extend_store, mend_frame, require_reference
 from sfg_dist.store.frame import Frame, RowBlocks, metadata_bytes, store_bytes
 from sfg_dist.store.local import Entry
 from sfg_dist.store.location import Location, places_of
@@ -38,6 +38,7 @@ __all__ = [
     "read_rows",
     "reason_of",
     "repair_store",
+    "require_reference",
     "store_bytes",
     "sweep_partials",
     "verify",

@@ -44,7 +44,7 @@ def create_store(url: str | Path, plan: Plan, frame: Frame) -> Pairs:
 def _lay_out(location: Location, plan: Plan, frame: Frame) -> Plan:
     _require_own(location)
     _require_no_commits(location, plan)
-    _require_reference(location, plan, frame)
+    _require_frame(location, plan, frame)
     digest = write_frame(location, plan, frame, is_settled=lambda: location.exists(record_key(0)))
     if digest is not None:
         create_record(location, 0, replace(plan, frame=digest).to_json())
@@ -60,13 +60,12 @@ def _lay_out(location: Location, plan: Plan, frame: Frame) -> Plan:
     return existing
 
 
-def _require_reference(location: Location, plan: Plan, frame: Frame) -> None:
-    """Refuse a reference that the plan was not made for."""
-    if plan.is_debiased and frame.score_fingerprint != plan.score_fingerprint:
-        raise StoreError(
-            f"{location.url}: the debiased reference now has other bytes than when the store was made: restore the "
-            "table if it changed; else another kind of CPU made them: run `sfg repair` on a machine of that kind"
-        )
+def require_reference(location: Location, plan: Plan, frame: Frame) -> None:
+    """Refuse the reference of another table than the plan was made for.
+
+    Raises:
+        StoreError: it is of another table.
+    """
     if frame.reference_fingerprint != plan.identity["reference"]:
         why = (
             "it changed since then: run the same command again"
@@ -74,6 +73,16 @@ def _require_reference(location: Location, plan: Plan, frame: Frame) -> None:
             else f"it changed since then, or {OTHERWISE}: mend it with that version, or choose another output.dir"
         )
         raise StoreError(f"{location.url}: the reference is not the table that the plan was made for; {why}")
+
+
+def _require_frame(location: Location, plan: Plan, frame: Frame) -> None:
+    """Refuse a reference, or one that is debiased, that the plan was not made for."""
+    require_reference(location, plan, frame)
+    if plan.is_debiased and frame.score_fingerprint != plan.score_fingerprint:
+        raise StoreError(
+            f"{location.url}: the debiased reference has other bytes on this kind of CPU: run `sfg repair` on a "
+            "machine of the kind that made the store"
+        )
 
 
 def _require_own(location: Location) -> None:
@@ -113,7 +122,7 @@ def mend_frame(pairs: Pairs, frame: Frame) -> list[str]:
         StoreError: the table is not the one that the store was made from, so the frame cannot be made again.
     """
     location, plan = pairs.location, pairs.plan.record_plan(0)
-    _require_reference(location, plan, frame)
+    _require_frame(location, plan, frame)
     entries: list[ManifestEntry] = []
     bad: list[str] = []
     for key, content in frame.objects(plan):

@@ -154,7 +154,12 @@ class Pairs:
         Raises:
             StoreError: they cannot be read, or are missing.
         """
-        return self._whole_rows("reference/debiased" if self.plan.is_debiased else "reference/rows", start, stop)
+        return self._whole_rows(self.score_name, start, stop)
+
+    @property
+    def score_name(self) -> str:
+        """The array of ``score_rows``."""
+        return "reference/debiased" if self.plan.is_debiased else "reference/rows"
 
     def order_rows(self, start: int, stop: int) -> NDArray[np.int64] | None:
         """Entries of the clusters' order of ``score_rows``, int64 (stop - start,), or None where there is none.
@@ -173,17 +178,18 @@ class Pairs:
     @property
     def reference(self) -> NDArray[np.float32]:
         """The reference set as the flow sees it, checked against its fingerprint."""
-        return self._checked(self.reference_rows(0, self.num_reference), self.plan.identity["reference"])
+        rows = self.reference_rows(0, self.num_reference)
+        return self._checked("reference/rows", rows, self.plan.identity["reference"])
 
     @property
     def score_reference(self) -> NDArray[np.float32]:
         """All ``score_rows``, checked against their fingerprint."""
-        return self._checked(self.score_rows(0, self.num_reference), self.plan.score_fingerprint)
+        return self._checked(self.score_name, self.score_rows(0, self.num_reference), self.plan.score_fingerprint)
 
-    def _checked(self, rows: NDArray[np.float32], wanted: str) -> NDArray[np.float32]:
+    def _checked(self, name: str, rows: NDArray[np.float32], wanted: str) -> NDArray[np.float32]:
         if fingerprint(rows) != wanted:
             raise StoreError(
-                f"{self.location.url}/reference is not the table that the plan was made for: it was changed or "
+                f"{self.location.url}/{name} is not the table that the plan was made for: it was changed or "
                 f"damaged; run `sfg verify` and `sfg repair` on the store"
             )
         return rows

@@ -120,6 +120,11 @@ def test_references_are_measured_once_for_samples_of_one_table(monkeypatch, chan
     assert again == judge(tables(120, **changed), figures=SHARED)
 
 
+def test_nothing_is_told_apart_by_its_bytes_where_nothing_is_kept(monkeypatch):
+    monkeypatch.setattr("sfg_dist.evaluate.contest.fingerprint", lambda _: pytest.fail("not asked for"))
+    assert judge(tables(60), figures=["shape"]).figures["shape"].floor is not None
+
+
 def test_what_is_measured_next_is_told():
     told = []
     judge(tables(60), figures=["nearest_ratio", "shape"], on_step=told.append)

@@ -135,6 +135,22 @@ def test_auto_goes_by_the_likelihood_of_rows_left_out():
     assert [favours_debiasing(rows, t_min=t, sigma_data=1.0) for t in (0.1, 0.4)] == helps
 
 
+def test_auto_does_not_go_by_rounding():
+    two_rows = [table(2, 2, seed) for seed in (1, 2)]
+    lattice = np.indices((10, 10)).reshape(2, -1).T * 0.7
+    assert not any(choose_t_min(rows, debias="auto").debiased for rows in two_rows)
+    assert not any(favours_debiasing(rows, t_min=1e-5) for rows in (*two_rows, lattice))
+
+
+def test_what_is_refused_is_called_by_its_name():
+    for rows, words in (
+        (np.zeros((0, 2)), r"rows must be a non-empty table, got shape \(0, 2\)"),
+        (table(9, 2) * 1e150, r"the table of rows has spread .*e\+149"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            debias(rows)
+
+
 def plain_left_out(rows, t):
     blur = Schedule("linear", t).blur
     kernels = np.exp(-((rows[:, None] - rows[None]) ** 2).sum(axis=2) / (2 * blur**2))

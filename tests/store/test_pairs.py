@@ -218,7 +218,7 @@ def test_train_keys_never_refuse_a_store(make_store, full_pairs):
 def test_a_damaged_reference_is_seen(full_pairs):
     reference = full_pairs.group["reference/rows"]
     reference[0, 0] = reference[0, 0] + 1
-    with pytest.raises(StoreError, match="reference is not the table"):
+    with pytest.raises(StoreError, match="reference/rows is not the table"):
         _ = sfg_dist.open_pairs(full_pairs.location.url).reference
 
 

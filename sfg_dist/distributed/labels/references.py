@@ -109,8 +109,8 @@ class StoredReference:
         center = center_of(read, self.num_reference)
         if digest.hexdigest() != self._pairs.plan.score_fingerprint:
             raise StoreError(
-                f"{self._pairs.location.url}/reference is not the table that the plan was made for: it was changed or "
-                f"damaged; run `sfg verify` and `sfg repair` on the store"
+                f"{self._pairs.location.url}/{self._pairs.score_name} is not the table that the plan was made for: "
+                f"it was changed or damaged; run `sfg verify` and `sfg repair` on the store"
             )
         return center
 

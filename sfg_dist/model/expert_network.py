@@ -31,8 +31,8 @@ from sfg_dist.model.mlp import ACTIVATIONS, DEFAULT_SHAPE, MLP, Shape, predict
 TILE_ROWS = 32
 """Rows of one expert that go through one matrix product. Its size does not depend on the rows beside a row."""
 INPUT_STEP = 8
-"""The number of inputs of such a product is rounded up to a multiple of this. Else some products (MKL on AVX2, fewer than
-12 outputs, inputs no multiple of 4) give a row other bits at another place in its tile."""
+"""The number of inputs of such a product is rounded up to a multiple of this. Else some products (MKL on AVX2, with
+fewer than 12 outputs and no multiple of 4 inputs) give a row other bits at another place in its tile."""
 NUM_SHARE_ROWS = 50_000
 _GATE_WIDTH = 128
 _SKIP = 0.3  # a region has only a part of the spread of all labels

@@ -174,6 +174,18 @@ def test_a_fit_resumed_from_its_state_goes_on_to_the_same_bits():
     assert torch.equal(whole.average["thresholds"], whole.model.thresholds)
 
 
+def test_products_in_bfloat16_are_about_those_in_float32():
+    latents, labels = clusters(256)
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        network = ExpertNetwork.of_reference(labels, 2, experts=4, width=16, depth=1)
+        trainer = Trainer(network, TrainConfig(precision=precision))
+        losses.append([float(trainer.step(latents, labels, len(latents), 0.0)) for _ in range(5)])
+        losses[-1].append(trainer.validation_loss(latents, labels))
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("keys", "named"),
     [

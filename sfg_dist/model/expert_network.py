@@ -246,10 +246,11 @@ class ExpertNetwork(nn.Module):
 
     def expert(self, index: int) -> MLP:
         """One expert as a network of its own, with copies of its parameters."""
-        network = MLP(self.dim, **self._expert_shape)
+        with torch.device("meta"):  # which draws no random numbers
+            network = MLP(self.dim, **self._expert_shape)
         parameters = {name: value for name, value in self.state_dict().items() if name.partition(".")[0] in _OF_EXPERTS}
-        network.load_state_dict({name: value[index] for name, value in parameters.items()})
-        return network.to(self.offsets.device).eval()
+        network.load_state_dict({name: value[index].clone() for name, value in parameters.items()}, assign=True)
+        return network.eval()
 
     @property
     def num_parameters(self) -> int:

@@ -68,10 +68,11 @@ def test_a_row_goes_through_the_expert_that_the_gate_names(linear_skip):
     inputs = torch.randn(500, 4)
     chosen = network.logits(inputs).argmax(1)
     assert len(set(chosen.tolist())) > 3
-    labels = network(inputs)
+    labels, random_state = network(inputs), torch.random.get_rng_state()
     for index in set(chosen.tolist()):
         rows = chosen == index
         torch.testing.assert_close(labels[rows], network.expert(index)(inputs[rows]), rtol=1e-5, atol=1e-5)
+    assert torch.equal(torch.random.get_rng_state(), random_state)
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3])
@@ -127,6 +128,7 @@ def test_a_step_of_a_stack_is_that_of_its_matrices_alone():
     torch.testing.assert_close(stack.detach(), torch.stack([p.detach() for p in alone]))
 
 
+@pytest.mark.slow
 def test_a_cliff_is_learnt_sharply():
     latents, labels = clusters(2048)
     torch.manual_seed(0)
@@ -200,6 +202,7 @@ def test_keys_that_do_not_go_with_experts_are_named(keys, named):
         resolve_job({"data": {"source": "moons"}, "train": keys})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_conditions", [0, 1])
 def test_a_network_comes_back_from_its_file_and_has_its_graph(tmp_path, monkeypatch, num_conditions):
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -46,6 +46,19 @@ def draws_cells(transform: Transform, choice: bool | Literal["auto"]) -> bool:
     return choice
 
 
+def check_experts(transform: Transform, choice: bool | Literal["auto"], experts: int) -> None:
+    """Refuse ``train.experts`` for a table whose network draws cells.
+
+    Raises:
+        DataError: with what to take instead.
+    """
+    if experts > 1 and draws_cells(transform, choice):
+        raise DataError(
+            f"train.experts = {experts} does not go with a network that draws cells, as that of a table with "
+            f"categories or missing values does: take train.experts = 1, or train.cells = false"
+        )
+
+
 def cell_edges(transform: Transform, columns: NDArray[np.intp]) -> list[_Array]:
     """The probabilities between the cells of some flow columns, ascending, within (0, 1), one array a column.
 

@@ -318,6 +318,9 @@ class TrainConfig(_Section):
     cells: Literal["auto"] | bool = "auto"
     """Whether the network draws a cell of each column in turn instead of giving values. `auto`: where the table has
     categories or missing values."""
+    experts: Annotated[Literal[1, 2, 4, 8, 16, 32, 64], BeforeValidator(integral)] = 1
+    """The number of networks of which a gate picks one for each row: 1, or a power of two up to 64. With more than one,
+    `width` and `depth` are those of each; with 32, 64 and 2 are sensible. For tables of numbers."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """The optimiser: Muon for the matrices of inner layers and AdamW for the rest, or AdamW for all."""
     batch_size: PositiveInt = 2048
@@ -382,6 +385,11 @@ class TrainConfig(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
+        if self.experts > 1 and self.block != "residual":
+            raise ValueError(f'block = {self.block!r} does not go with experts = {self.experts}: take "residual", or '
+                             "experts = 1")  # fmt: skip
+        if self.experts > 1 and self.cells is True:
+            raise ValueError(f"cells = true does not go with experts = {self.experts}: take false, or experts = 1")
         if isinstance(self.num_workers, list) and not (
             len(self.num_workers) == 2 and self.num_workers[0] <= self.num_workers[1]
         ):

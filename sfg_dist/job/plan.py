@@ -73,6 +73,7 @@ class Stream(enum.IntEnum):
     CONDITION = 11
     ENCODER = 13
     CERTIFICATE = 14
+    GATE = 15
 
 
 def random_generator(seed: int, stream: Stream, index: int = 0) -> np.random.Generator:

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from sfg_dist.job.errors import DocumentError
 from sfg_dist.job.plan import Stream, normal_rows
 from sfg_dist.model.column_maps import gaussian_map, quantile_maps
+from sfg_dist.model.expert_network import ExpertNetwork
 from sfg_dist.model.interpolation import map_columns
 from sfg_dist.model.local_maps import LocalMaps
 from sfg_dist.model.mlp import MLP, predict
@@ -57,7 +58,7 @@ class Calibration:
     local: LocalMaps = field(default_factory=LocalMaps.none)  # the maps after these
 
     @classmethod
-    def fit(cls, network: MLP, reference: NDArray[np.float32], *, seed: int) -> Calibration:
+    def fit(cls, network: MLP | ExpertNetwork, reference: NDArray[np.float32], *, seed: int) -> Calibration:
         """Fit to a fitted network's own draws, which share no random numbers with samples or labels.
 
         ``reference`` has the training rows in the flow's coordinates, shape (num_reference, dim).

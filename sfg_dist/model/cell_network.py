@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sfg_dist.model.expert_network import ExpertNetwork
 from sfg_dist.model.mlp import ACTIVATIONS, DEFAULT_SHAPE, MLP, Shape, hidden_layers
 
 _STATE, _INNER = 128, 64
@@ -168,5 +169,5 @@ class CellNetwork(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
 
-Network = MLP | CellNetwork
-"""The network of a generator: labels of a continuous table, or cell by cell of a mixed one."""
+Network = MLP | ExpertNetwork | CellNetwork
+"""The network of a generator: labels of a continuous table, from one network or experts, or a mixed one's by cells."""

@@ -23,6 +23,7 @@ from sfg_dist.job.errors import ConfigError, ExportError
 from sfg_dist.job.plan import Stream, normal_rows
 from sfg_dist.job.version import __version__
 from sfg_dist.model.cell_network import CellNetwork, Network
+from sfg_dist.model.expert_network import ExpertNetwork
 from sfg_dist.model.generator import Generator
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-5
 MOVED_ROWS = 0.01
+CLOSE_LOGITS = 1e-4  # rounding may make the other of two experts the likelier
 CHECK_ROWS = 16_381
 _ROUNDING = 2.0**-22
 _FAR = 1.5  # every fourth checked latent is stretched, to reach the tails
@@ -41,7 +43,7 @@ class Agreement:
 
     rows: int  # rows compared
     # largest difference of the network's output, over max(1, its size), in the flow's coordinates; at most 1e-5, but
-    # of a network that draws cells, of rows in the same cells
+    # of a network that draws cells, of rows in the same cells, and of experts, of rows that are not between two of them
     raw_labels_max: float
     # largest difference of a value in the user's units, over the spread of its column plus its own size, in columns
     # without a step. Where a column's map is steep it enlarges a difference of labels.
@@ -188,7 +190,7 @@ def check_agreement(content: bytes, generator: Generator, *, network_only: bool 
     if network_only:
         (found,) = session.run(None, {"inputs": drawn})
         wanted = generator.predict_raw(drawn)
-        difference, _ = _labels_difference(network, found, wanted)
+        difference, _ = _labels_difference(network, drawn, found, wanted)
         return Agreement(len(drawn), difference, 0.0, 1.0, 0)
     latents, _, noise = np.split(drawn, np.cumsum([network.dim, network.num_conditions]), axis=1)
     feed: dict[str, NDArray[Any]] = {"latents": np.ascontiguousarray(latents)}
@@ -204,8 +206,9 @@ def check_agreement(content: bytes, generator: Generator, *, network_only: bool 
         again = session.run(["rows"], {name: array[:size] for name, array in feed.items()})[0]
         if again.shape != (size, len(generator.columns)):
             raise ExportError(f"the exported graph gives {again.shape} for {size} rows")
-    wanted = generator.predict_raw(generator.network_inputs(np.concatenate([latents, noise], axis=1), given))
-    difference, is_same = _labels_difference(network, raw, wanted)
+    network_inputs = generator.network_inputs(np.concatenate([latents, noise], axis=1), given)
+    wanted = generator.predict_raw(network_inputs)
+    difference, is_same = _labels_difference(network, network_inputs, raw, wanted)
     labels = generator.calibrate(raw)
     # Of the same raw labels, a value may be what the rounding of a label to float32 makes of it: each column's map is
     # monotone.
@@ -258,16 +261,26 @@ def _check_looked_up(rows: NDArray[np.float64], generator: Generator) -> None:
 
 
 def _labels_difference(
-    network: Network, found: NDArray[np.float32], wanted: NDArray[np.float32]
+    network: Network, inputs: NDArray[np.float32], found: NDArray[np.float32], wanted: NDArray[np.float32]
 ) -> tuple[float, NDArray[np.bool_]]:
-    """The largest difference of labels, and which rows have their labels in the same cells, where there are cells.
+    """The largest difference of labels, and the rows of which it is: those with labels in the same cells, where there
+    are cells, and those that are not between two experts, where there are experts.
 
     Raises:
         ExportError: labels differ by more than rounding explains.
     """
     difference = np.abs(found.astype(np.float64) - wanted) / np.maximum(1.0, np.abs(wanted))
-    largest = float(difference.max())
     is_same = np.ones(len(found), dtype=bool)
+    if isinstance(network, ExpertNetwork):
+        with torch.inference_mode():
+            best = network.logits(torch.from_numpy(inputs).to(network.offsets.device)).topk(2).values
+        is_same = (best[:, 0] - best[:, 1] > CLOSE_LOGITS).cpu().numpy()
+        if not is_same.mean() >= 1 - MOVED_ROWS:
+            raise ExportError(
+                f"the gate does not tell two experts apart for {1 - is_same.mean():.2%} of rows, which rounding sends "
+                f"to either; allowed are {MOVED_ROWS:.0%}"
+            )
+    largest = float(difference[is_same].max())
     if isinstance(network, CellNetwork):
         # A rounded logit may move a draw across the end of a cell, and in an unlikely cell its place.
         cells = [network.cells_of(torch.from_numpy(labels).to(network.edges.device)) for labels in (found, wanted)]

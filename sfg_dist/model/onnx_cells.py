@@ -15,6 +15,8 @@ import numpy as np
 from onnx import TensorProto
 
 from sfg_dist.model.cell_network import EDGE, CellNetwork, Network
+from sfg_dist.model.expert_network import ExpertNetwork
+from sfg_dist.model.onnx_experts import add_expert_network
 from sfg_dist.model.onnx_graph import Graph, Value, add_layer, add_network
 
 _MIDDLE_ABOVE = (-3.969683028665376e1, 2.209460984245205e2, -2.759285104469687e2, 1.383577518672690e2,
@@ -28,11 +30,13 @@ _TAIL = 0.02425
 
 
 def add_any_network(graph: Graph, network: Network, inputs: Value) -> Value:
-    """Labels of inputs, float32, of a network of either kind.
+    """Labels of inputs, float32, of a network of any kind.
 
     Raises:
         ExportError: the network has a layer that is not known here.
     """
+    if isinstance(network, ExpertNetwork):
+        return add_expert_network(graph, network, inputs)
     if not isinstance(network, CellNetwork):
         return add_network(graph, network, inputs)
     num_given = network.dim + network.num_conditions

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from sfg_dist.model.expert_network import ExpertNetwork
 from sfg_dist.model.precision import has_bfloat16
 
 OptimizerName = Literal["muon", "adamw"]
@@ -36,11 +37,12 @@ def make_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """The optimisers, "muon" or "adamw", that together hold every weight of the model once.
 
-    Muon takes the matrices of the model's part ``hidden`` but for the first, which reads the input. ``weight_decay`` is
-    decoupled from the gradient.
+    Muon takes the matrices of the model's part ``hidden`` but for the first, which reads the input; of experts, those
+    of each. ``weight_decay`` is decoupled from the gradient.
     """
+    num_axes = 3 if isinstance(model, ExpertNetwork) else 2
     named = dict(model.named_parameters()) if name == "muon" else {}
-    inner = [key for key, p in named.items() if key.startswith("hidden.") and p.ndim == 2]
+    inner = [key for key, p in named.items() if key.startswith("hidden.") and p.ndim == num_axes]
     matrices = [named[key] for key in inner if not key.startswith("hidden.0.")]
     return split_optimizers(
         model, matrices, learning_rate=learning_rate, inner_rate=learning_rate, weight_decay=weight_decay
@@ -71,7 +73,10 @@ def update_average(average: Sequence[Tensor], weights: Sequence[Tensor], *, step
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum of matrices made orthogonal, with Nesterov's look ahead; ``lr`` is on AdamW's scale."""
+    """Momentum of matrices made orthogonal, with Nesterov's look ahead; ``lr`` is on AdamW's scale.
+
+    A parameter is a matrix, or a stack of them.
+    """
 
     def __init__(self, params: Any, *, lr: float, weight_decay: float, momentum: float = 0.95) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
@@ -91,8 +96,9 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     shapes.setdefault(parameter.shape, []).append(parameter)
             for shape, parameters in shapes.items():
-                steps = orthogonal(torch.stack([self._momentum(p, group["momentum"]) for p in parameters]))
-                scale = group["lr"] * STEP_SIZE * max(shape) ** 0.5
+                momenta = torch.stack([self._momentum(p, group["momentum"]) for p in parameters])
+                steps = orthogonal(momenta.flatten(0, -3)).view_as(momenta)
+                scale = group["lr"] * STEP_SIZE * max(shape[-2:]) ** 0.5
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(parameters, list(steps.unbind()), alpha=-scale)
 

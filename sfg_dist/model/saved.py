@@ -23,6 +23,7 @@ from sfg_dist.job.reader import check_fields
 from sfg_dist.job.words import printable, shown
 from sfg_dist.model.cell_network import CellNetwork, Network
 from sfg_dist.model.encoder import Encoder
+from sfg_dist.model.expert_network import ExpertNetwork
 from sfg_dist.model.likelihood import Mixture
 from sfg_dist.model.mlp import ACTIVATIONS, MLP
 from sfg_dist.store import Location
@@ -35,6 +36,9 @@ _NETWORK = {
     "activation?": set(ACTIVATIONS), "linear_skip?": bool, "num_conditions?": _FEW, "num_noise?": _FEW,
 }  # fmt: skip
 _CELL_NETWORK = {name: kind for name, kind in _NETWORK.items() if name != "num_noise?"} | {"cells": [range(1, 1 << 20)]}
+_EXPERT_NETWORK = {name: kind for name, kind in _NETWORK.items() if name != "num_noise?"} | {
+    "block?": {"residual"}, "experts": range(2, 65),
+}  # fmt: skip
 _ENCODER = {"dim": _WIDTH, "width?": _WIDTH, "depth?": range(1 << 16)}
 State = dict[int, dict[str, Tensor]]
 """An optimiser's tensors by the number of their parameter and their name."""
@@ -76,6 +80,11 @@ def network_of(document: Any, tensors: Mapping[str, Tensor], name: str) -> Netwo
     Raises:
         DocumentError: the document describes no network, or the tensors do not fit it.
     """
+    if isinstance(document, Mapping) and "experts" in document:
+        check_fields(document, _EXPERT_NETWORK, name)
+        if document["experts"].bit_count() != 1:
+            raise DocumentError(f"{name}: experts = {document['experts']}, expected a power of two")
+        return _built(ExpertNetwork, document, _EXPERT_NETWORK, tensors, name)
     if not isinstance(document, Mapping) or "cells" not in document:
         return _built(MLP, document, _NETWORK, tensors, name)
     check_fields(document, _CELL_NETWORK, name)

@@ -51,3 +51,9 @@ def scaling_of(pairs: Pairs) -> Scaling | None:
         spreads = rows[:, -len(plan.condition) :].std(axis=0)
         scale[-len(plan.condition) :] = np.where(spreads > 0, spreads, 1.0)
     return Scaling(rows.mean(axis=0), scale)
+
+
+def scaled_reference(pairs: Pairs) -> NDArray[np.float32]:
+    """Up to 65,536 rows of a store's reference in the coordinates in which its networks are fitted."""
+    rows, scaling = pairs.reference_rows(0, min(pairs.num_reference, _MAX_ROWS)), scaling_of(pairs)
+    return rows if scaling is None else scaling(rows)

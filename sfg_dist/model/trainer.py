@@ -1,9 +1,10 @@
 """The supervised fit of the generator's network, one optimiser step a global batch.
 
 The trainer does not know where batches come from, nor how many ranks there are: each rank passes its part of a global
-batch and the number of rows of the whole. The loss is the mean squared error, or the cross-entropy of cells
-where the network draws them. It is scaled so that the mean of the ranks' gradients, which data-parallel training takes,
-is the gradient over the global batch. This also holds where the parts differ in size.
+batch and the number of rows of the whole. The loss is the mean squared error, and of experts the cross-entropy of their
+gate too, or the cross-entropy of cells where the network draws them. It is scaled so that the mean of the ranks'
+gradients, which data-parallel training takes, is the gradient over the global batch. This also holds where the parts
+differ in size.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from sfg_dist.job.errors import TrainingError
 from sfg_dist.job.reader import LONG_BYTES, MAYBE_NAN, read_json
 from sfg_dist.model.cell_network import CellNetwork, Network
+from sfg_dist.model.expert_network import ExpertNetwork
 from sfg_dist.model.optimizers import make_optimizers, update_average
 from sfg_dist.model.precision import has_bfloat16
 from sfg_dist.model.saved import check_tensors, named_states, read_tensors, saved_bytes, states_of, under
@@ -205,9 +207,9 @@ class Trainer:
             ) from error
 
     def _loss(self, network: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        if isinstance(self.model, CellNetwork):
-            entropies: Tensor = network(inputs, targets)
-            return entropies.sum()
+        if isinstance(self.model, CellNetwork | ExpertNetwork):
+            losses: Tensor = network(inputs, targets)
+            return losses.sum()
         return _squared_error(network, inputs, targets)
 
     def _on_device(self, scaling: Scaling | None) -> tuple[Tensor, Tensor] | None:

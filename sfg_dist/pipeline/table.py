@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sfg_dist.data.cells import check_experts
 from sfg_dist.data.naming import listed
 from sfg_dist.job.config import READING_KEYS, Job
 from sfg_dist.job.errors import DataError
@@ -38,6 +39,7 @@ def prepare_table(job: Job, held: Table | None = None) -> Prepared:
             f"to take fewer rows"
         ) from None
     check_target(prepared.source, prepared.columns, job.evaluate.target, "evaluate.target")
+    check_experts(prepared.transform, job.train.cells, job.train.experts)
     return prepared
 
 

@@ -4,9 +4,11 @@ import builtins
 import html
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from patience import patience
 
 from sfg_dist.data import prepare
@@ -14,6 +16,8 @@ from sfg_dist.evaluate.contest import Contests
 from sfg_dist.evaluate.judgement import Judgement
 from sfg_dist.job.config import load_job, resolve_job
 from sfg_dist.job.errors import ConfigError, DataError, TrainingError
+from sfg_dist.model import Calibration, Generator
+from sfg_dist.model.expert_network import ExpertNetwork
 from sfg_dist.pipeline.budget import next_target
 from sfg_dist.pipeline.judged_tables import tables_of_run
 from sfg_dist.store import Location
@@ -204,6 +208,25 @@ def test_labels_grow_by_the_pace_within_the_time_left():
     assert ask(160, 100.0, -3.0) == 160
     assert ask(1000, 1e9, 1e9) == 1000
     assert next_target(995, 1003, pace=1e9, left_s=1.0, shard_rows=10) == 1003  # a ragged last shard
+
+
+@pytest.mark.slow
+def test_experts_are_timed_and_shown_as_they_stood(make_compare_job):
+    job = make_compare_job(train={"experts": 4, "width": 8, "depth": 1})
+    assert job.train.experts == 4
+    prepared = prepare("moons", max_rows=1500)
+    assert own._calibration_time(job, prepared) > 0
+    reference = prepared.reference()
+    network = ExpertNetwork.of_reference(reference, 2, experts=4, width=8, depth=1)
+    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    generator = Generator(network, prepared.transform, Calibration.fit(network, reference, seed=0))
+    earlier = own._as_it_stood(generator, weights, prepared, job)
+    drawn = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(0))
+    shares = torch.bincount(earlier.network.logits(drawn).argmax(1), minlength=4) / 20_000
+    assert shares.tolist() == pytest.approx([0.25] * 4, abs=0.02)
+    assert not bool(network.offsets.any())
+    alone = own._as_it_stood(replace(generator, calibration=None), weights, prepared, job)
+    assert torch.equal(alone.network.offsets, earlier.network.offsets)
 
 
 def test_the_published_procedure_is_that_of_the_published_jobs(make_compare_job):

@@ -75,6 +75,8 @@ def identity_of(settings: TrainConfig) -> dict[str, Any]:
     network = {name: getattr(settings, name) for name in NETWORK_KEYS}
     if settings.cells != "auto":  # which earlier versions did not have
         network["cells"] = settings.cells
+    if settings.experts > 1:  # likewise
+        network["experts"] = settings.experts
     keys = {name: getattr(settings, name) for name in FIT_KEYS}
     fixed = {"direction": "decode", "objective": "mse"}
     return {"network": network | {"num_noise": 0}, **keys, **fixed, "optimizer": settings.optimizer}

@@ -87,15 +87,18 @@ def fit_generator(pairs: Pairs, job: Job, checkpoints: str, hooks: TrainHooks) -
     """
     from sfg_dist.data import Transform
     from sfg_dist.model.calibration import Calibration
+    from sfg_dist.model.cell_network import CellNetwork
+    from sfg_dist.model.expert_network import ExpertNetwork
     from sfg_dist.model.generator import Generator
-    from sfg_dist.model.mlp import MLP
-    from sfg_dist.model.scaling import scaling_of
+    from sfg_dist.model.scaling import scaled_reference, scaling_of
 
     with torch_threads(), _encoder_fit(pairs, job, checkpoints, hooks) as encoder_fit:
         network = _fit_network(pairs, job, checkpoints, hooks, encoder_fit.poll)
         scaling, calibration = scaling_of(pairs), None
+        if isinstance(network, ExpertNetwork):
+            network.match_shares(scaled_reference(pairs), seed=job.train.seed)
         # Given a condition, the law is not the whole table's; and cells have the shares that they were fitted to.
-        if job.train.calibrate and not pairs.plan.condition and isinstance(network, MLP):
+        if job.train.calibrate and not pairs.plan.condition and not isinstance(network, CellNetwork):
             hooks.emit("calibrating")
             reference = pairs.reference if scaling is None else scaling(pairs.reference)
             calibration = Calibration.fit(network, reference, seed=job.train.seed)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sfg_dist.data.cells import cell_edges, draws_cells
+from sfg_dist.data.cells import cell_edges, check_experts, draws_cells
 from sfg_dist.data.conditions import ColumnSplit
 from sfg_dist.data.transform import Transform
 from sfg_dist.distributed.fit.checkpoints import NETWORK_KEYS, Checkpoints, Place, load_fitted
@@ -34,8 +34,9 @@ from sfg_dist.job.config import TrainConfig
 from sfg_dist.job.errors import ClusterError, SfgError, StoreError, TrainingError
 from sfg_dist.job.object_stores import absolute_url
 from sfg_dist.model.cell_network import CellNetwork, Network
+from sfg_dist.model.expert_network import ExpertNetwork
 from sfg_dist.model.mlp import MLP
-from sfg_dist.model.scaling import scaling_of
+from sfg_dist.model.scaling import scaled_reference, scaling_of
 from sfg_dist.model.trainer import Trainer
 from sfg_dist.store import Pairs, PairStream, open_pairs, read_ranges
 
@@ -345,18 +346,22 @@ def _most_rows(pairs: Pairs, settings: TrainConfig) -> float | None:
 
 
 def _new_network(pairs: Pairs, settings: TrainConfig) -> Network:
-    """The network of a store's table, which draws cells or gives values (``train.cells``).
+    """The network of a store's table, which draws cells or gives values (``train.cells``), by experts or alone.
 
     Raises:
-        DataError: there are no cells for ``train.cells`` to ask for.
+        DataError: there are no cells for ``train.cells`` to ask for, or both cells and experts.
     """
     shape: dict[str, Any] = settings.model_dump(include=set(NETWORK_KEYS))
     shape["num_conditions"] = len(pairs.plan.condition)
     transform = Transform.from_arrays(*pairs.transform)
+    check_experts(transform, settings.cells, settings.experts)
     if draws_cells(transform, settings.cells):
         split = ColumnSplit.of(transform, pairs.plan.condition)
         return CellNetwork.of_edges(cell_edges(transform, split.targets), **shape)
-    return MLP(pairs.plan.dim - shape["num_conditions"], **shape)
+    dim = pairs.plan.dim - shape["num_conditions"]
+    if settings.experts > 1:
+        return ExpertNetwork.of_reference(scaled_reference(pairs), dim, experts=settings.experts, **shape)
+    return MLP(dim, **shape)
 
 
 @contextlib.contextmanager

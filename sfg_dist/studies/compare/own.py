@@ -26,6 +26,8 @@ from sfg_dist.job.config import ExecutorConfig, Job, resolve_job
 from sfg_dist.job.errors import TrainingError
 from sfg_dist.job.plan import Stream, normal_rows
 from sfg_dist.model import MLP, Calibration, Generator
+from sfg_dist.model.cell_network import CellNetwork
+from sfg_dist.model.expert_network import ExpertNetwork
 from sfg_dist.model.sampling import SAMPLE_ROWS, draw_ranges, unit_ranges
 from sfg_dist.pipeline.budget import compile_kernels, label_within
 from sfg_dist.pipeline.pipeline import Pipeline
@@ -49,7 +51,7 @@ PUBLISHED_TRAIN: Mapping[str, Any] = {
     "learning_rate_schedule": "constant", "ema_decay": 0, "calibrate": False,
 }  # fmt: skip
 SHOWN_LABELS = {"estimator", "solver", "num_evaluations", "schedule", "t_min"}
-SHOWN_TRAIN = {"width", "depth", "block", "activation", "optimizer", "batch_size",
+SHOWN_TRAIN = {"width", "depth", "block", "activation", "experts", "optimizer", "batch_size",
                "learning_rate", "learning_rate_schedule", "weight_decay", "ema_decay", "precision",
                "calibrate"}  # fmt: skip
 """Keys that the page shows beside the peers' configurations."""
@@ -181,11 +183,21 @@ def _calibration_time(job: Job, prepared: Prepared) -> float:
     if not job.train.calibrate or draws_cells(prepared.transform, job.train.cells):
         return 0.0
     shape = job.train.model_dump(include={"width", "depth", "block", "activation", "linear_skip"})
-    network, reference = MLP(prepared.transform.dim, **shape), prepared.reference()
-    Calibration.fit(network, reference, seed=job.train.seed)  # compiled now, or read from the cache
+    reference, experts = prepared.reference(), job.train.experts
+    network: MLP | ExpertNetwork = MLP(prepared.transform.dim, **shape)
+    if experts > 1:
+        network = ExpertNetwork.of_reference(reference, prepared.transform.dim, experts=experts, **shape)
+    _calibrated(network, reference, job.train.seed)  # compiled now, or read from the cache
     started = time.perf_counter()
-    Calibration.fit(network, reference, seed=job.train.seed)
+    _calibrated(network, reference, job.train.seed)
     return time.perf_counter() - started
+
+
+def _calibrated(network: MLP | ExpertNetwork, reference: NDArray[np.float32], seed: int) -> Calibration:
+    """What follows the last step of a fit."""
+    if isinstance(network, ExpertNetwork):
+        network.match_shares(reference, seed=seed)
+    return Calibration.fit(network, reference, seed=seed)
 
 
 class _Watcher:
@@ -220,8 +232,10 @@ def _as_it_stood(generator: Generator, weights: Mapping[str, Any], prepared: Pre
     network = copy.deepcopy(generator.network)
     network.load_state_dict(weights)
     calibration = None
-    if generator.calibration is not None and isinstance(network, MLP):
-        calibration = Calibration.fit(network, prepared.reference(), seed=job.train.seed)
+    if not isinstance(network, CellNetwork) and generator.calibration is not None:
+        calibration = _calibrated(network, prepared.reference(), job.train.seed)
+    elif isinstance(network, ExpertNetwork):
+        network.match_shares(prepared.reference(), seed=job.train.seed)
     return replace(generator, network=network, calibration=calibration)
 
 

@@ -32,12 +32,13 @@ from sfg_dist.job.words import printable, shown
 from sfg_dist.model.calibration import Calibration
 from sfg_dist.model.cell_network import CellNetwork, Network
 from sfg_dist.model.encoder import Encoder
+from sfg_dist.model.expert_network import ExpertNetwork
 from sfg_dist.model.likelihood import MASS_FIELDS, Blend, Mass
 from sfg_dist.model.saved import arrays_of, encoder_of, mixture_of, network_of, read_file, read_tensors, saved_bytes
 from sfg_dist.store import Location, places_of
 
-FORMAT_VERSION, MIXED_VERSION = 1, 2
-"""The second is that of generators for which version 0.1.0 would give other numbers; see ``is_newer``."""
+FORMAT_VERSION, LATER_VERSION = 1, 2
+"""The second is that of generators that version 0.1.0 cannot read, or would read wrongly; see ``is_newer``."""
 TENSORS_NAME, JSON_NAME = "model.safetensors", "generator.json"
 _PARTS = ("network", "transform", "calibration", "encoder", "mixture")
 _FIELDS = {
@@ -86,7 +87,7 @@ class SavedGenerator:
 
     @property
     def is_newer(self) -> bool:
-        """Whether version 0.1.0, which knows no cells, local maps, blends and laws of tails, would give other numbers.
+        """Whether version 0.1.0, which knows no cells, experts, local maps, blends and laws of tails, would go wrong.
 
         A law counts where rows are mapped to the flow, for ``log_prob`` or as conditions, and where samples leave the
         training rows' range.
@@ -99,7 +100,8 @@ class SavedGenerator:
             or any(tail.is_drawn for column in each for tail in tails(*column))
         )
         has_maps = self.calibration is not None and len(self.calibration.local) > 0
-        return self.is_mixed or has_maps or self.blend is not None or has_laws
+        has_experts = isinstance(self.network, ExpertNetwork)
+        return self.is_mixed or has_experts or has_maps or self.blend is not None or has_laws
 
     @property
     def digest(self) -> str:
@@ -128,7 +130,7 @@ class SavedGenerator:
         """
         location = Location(place_of("directory", directory), create=True)
         document = {
-            "format": MIXED_VERSION if self.is_newer else FORMAT_VERSION,
+            "format": LATER_VERSION if self.is_newer else FORMAT_VERSION,
             "sfg_dist": __version__,
             "network": {"dim": self.network.dim, **self.network.shape},
             "columns": list(self.columns),
@@ -165,9 +167,9 @@ class SavedGenerator:
                 max_bytes=LONG_BYTES,
                 allow_nan=True,
             )
-            if document["format"] not in (FORMAT_VERSION, MIXED_VERSION):
+            if document["format"] not in (FORMAT_VERSION, LATER_VERSION):
                 found, place = shown(document["format"]), f"{location.url}/{JSON_NAME}"
-                raise StoreError(f"{place} has format {found}, this version reads {FORMAT_VERSION} and {MIXED_VERSION}")
+                raise StoreError(f"{place} has format {found}, this version reads {FORMAT_VERSION} and {LATER_VERSION}")
             check_fields(document, _FIELDS, JSON_NAME)
             return cls._of(document, read_tensors(read_file(location, TENSORS_NAME), TENSORS_NAME))
         except (DocumentError, DataError) as error:

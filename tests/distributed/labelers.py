@@ -6,6 +6,8 @@ import os
 import time
 from pathlib import Path
 
+from patience import patience
+
 from sfg_dist.distributed.labels.labeler import ShardLabeler
 from sfg_dist.job.errors import NonFiniteLabelError, StoreFullError
 
@@ -53,4 +55,16 @@ class Unhurried(ShardLabeler):
     def label(self, shard, attempt=1):
         (self.pairs.location.root.parent / f"pid_{os.getpid()}").touch()
         time.sleep(0.2)
+        return super().label(shard, attempt)
+
+
+class Meeting(ShardLabeler):
+    """Waits with its shard until two processes have one."""
+
+    def label(self, shard, attempt=1):
+        folder = self.pairs.location.root.parent
+        (folder / f"pid_{os.getpid()}").touch()
+        deadline = time.monotonic() + patience(60)
+        while len(list(folder.glob("pid_*"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
         return super().label(shard, attempt)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from labelers import Hanging, Refusing, Troubled, Unhurried
+from labelers import Hanging, Meeting, Refusing, Troubled, Unhurried
 from patience import patience
 
 from sfg_dist.distributed.labels import choice, process_pool
@@ -34,7 +34,7 @@ def test_processes_give_the_bits_of_one_process(make_store, store_bytes, inline_
     """Forked from a template, or each started by itself where a fork is not safe."""
     monkeypatch.setattr(process_pool, "FORKS", forks)
     pairs = make_store("processes")
-    label_with_processes(pairs.location.url, 2, LabelSettings(on_event=events))
+    label_with_processes(pairs.location.url, 2, LabelSettings(labeler=Meeting, on_event=events))
     assert store_bytes(pairs.location.url) == inline_store
     assert len({started["pid"] for started in events.of("worker_started")} - {os.getpid()}) == 2
 

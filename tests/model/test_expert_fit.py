@@ -71,7 +71,7 @@ def test_a_row_has_its_own_bits_and_comes_back_from_its_file(fitted):
     np.testing.assert_array_equal(again.sample(5000, seed=2), rows)
     np.testing.assert_array_equal(again.sample(7, seed=2, start=4093), rows[4093:4100])
     document = json.loads((folder / "run" / "model" / "generator.json").read_text())
-    assert (document["format"], document["network"]["experts"]) == (1, 4)
+    assert (document["format"], document["network"]["experts"]) == (2, 4)
     assert pipeline.train().digest == generator.digest
 
 

@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from small_fits import fitted_run, rows_of_two_and_one, table_job
 
 import sfg_dist
-from sfg_dist.data.transform import Transform
 from sfg_dist.distributed.fit.checkpoints import Checkpoints, identity_of
-from sfg_dist.distributed.fit.training import fit_inline, fit_with_workers
-from sfg_dist.job.config import TrainConfig, resolve_job
+from sfg_dist.distributed.fit.training import fit_inline
+from sfg_dist.job.config import TrainConfig
 from sfg_dist.job.errors import DataError
 from sfg_dist.model.expert_network import ExpertNetwork
 from sfg_dist.model.scaling import scaled_reference
@@ -30,25 +30,14 @@ def write_table(path, num_rows=1500):
 
 
 def job_of(source, directory, *, kind="quantile", condition=None, **train):
-    data = {"source": source} | ({} if condition is None else {"condition": condition})
-    return resolve_job(
-        {
-            "data": data,
-            "transform": {"kind": kind},
-            "labels": {"num_pairs": 4096, "num_evaluations": 8, "t_min": 1e-3},
-            "train": TRAIN | train,
-            "executor": {"kind": "inline"},
-            "output": {"dir": str(directory)},
-        }
-    )
+    data = {} if condition is None else {"condition": condition}
+    return table_job(source, directory, TRAIN | train, data=data, transform={"kind": kind})
 
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("experts")
-    pipeline = Pipeline(job_of(write_table(folder / "t.csv"), folder / "run"))
-    pipeline.label()
-    return folder, pipeline, pipeline.train()
+    return folder, *fitted_run(job_of(write_table(folder / "t.csv"), folder / "run"))
 
 
 @pytest.mark.slow
@@ -108,19 +97,9 @@ def test_a_fit_that_was_stopped_goes_on_with_the_same_bits(fitted, tmp_path):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_two_workers_of_ray_fit_what_one_fits(ray_cluster, fitted, tmp_path):
-    """The loss is the same up to the order in which two ranks add up a gradient, and nearly all rows are."""
     folder, pipeline, _ = fitted
-    url = pipeline.label().location.url
     settings = job_of(f"{folder}/t.csv", folder / "run", num_workers=2, num_epochs=4).train
-    alone, alone_history = fit_inline(url, tmp_path / "alone", settings)
-    network, history = fit_with_workers(url, tmp_path / "c", settings, use_gpu=False)
-    assert [entry["step"] for entry in history] == [entry["step"] for entry in alone_history]
-    for two, one in zip(history, alone_history, strict=True):
-        for loss in ("train_loss", "validation_loss"):
-            assert two[loss] == pytest.approx(one[loss], rel=1e-3)
-    transform = Transform.from_arrays(*open_pairs(url).transform)
-    rows, alone_rows = (sfg_dist.Generator(each, transform).sample(5000, seed=1) for each in (network, alone))
-    assert (np.abs(rows - alone_rows) < 1e-2).all(axis=1).mean() > 0.98
+    rows_of_two_and_one(pipeline.label().location.url, settings, tmp_path)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from small_fits import fitted_run, rows_of_two_and_one, table_job
 
 import sfg_dist
 from sfg_dist.data.column_type import ColumnType
@@ -15,12 +16,10 @@ from sfg_dist.distributed.fit.ahead import train_ahead
 from sfg_dist.distributed.fit.checkpoints import Checkpoints, steps_ahead
 from sfg_dist.distributed.fit.training import (
     fit_inline,
-    fit_with_workers,
     most_steps_ahead,
     split_rows,
     within_looks,
 )
-from sfg_dist.job.config import resolve_job
 from sfg_dist.job.errors import StoreError
 from sfg_dist.model.cell_network import CellNetwork
 from sfg_dist.model.export_onnx import export_onnx
@@ -43,23 +42,13 @@ def write_table(path, num_rows=1500):
 
 
 def job_of(source, directory, **train):
-    return resolve_job(
-        {
-            "data": {"source": source},
-            "labels": {"num_pairs": 4096, "num_evaluations": 8, "t_min": 1e-3},
-            "train": TRAIN | train,
-            "executor": {"kind": "inline"},
-            "output": {"dir": str(directory)},
-        }
-    )
+    return table_job(source, directory, TRAIN | train)
 
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mixed")
-    pipeline = Pipeline(job_of(write_table(folder / "trees.csv"), folder / "run"))
-    pipeline.label()
-    return folder, pipeline, pipeline.train()
+    return folder, *fitted_run(job_of(write_table(folder / "trees.csv"), folder / "run"))
 
 
 @pytest.mark.slow
@@ -135,19 +124,9 @@ def test_looks_ahead_of_the_labels_count(fitted, tmp_path):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_two_workers_of_ray_fit_what_one_fits(ray_cluster, fitted, tmp_path):
-    """The loss is the same up to the order in which two ranks add up a gradient, and nearly all rows are."""
     folder, pipeline, _ = fitted
-    url = pipeline.label().location.url
     settings = job_of(f"{folder}/trees.csv", folder / "run", num_workers=2, num_epochs=4).train
-    alone, alone_history = fit_inline(url, tmp_path / "alone", settings)
-    network, history = fit_with_workers(url, tmp_path / "c", settings, use_gpu=False)
-    assert [entry["step"] for entry in history] == [entry["step"] for entry in alone_history]
-    for two, one in zip(history, alone_history, strict=True):
-        for loss in ("train_loss", "validation_loss"):
-            assert two[loss] == pytest.approx(one[loss], rel=1e-3)
-    transform = Transform.from_arrays(*open_pairs(url).transform)
-    rows, alone_rows = (sfg_dist.Generator(each, transform).sample(5000, seed=1) for each in (network, alone))
-    assert (np.abs(rows - alone_rows) < 1e-2).all(axis=1).mean() > 0.98
+    rows, alone_rows = rows_of_two_and_one(pipeline.label().location.url, settings, tmp_path)
     assert (rows[:, :2] == alone_rows[:, :2]).all(axis=1).mean() > 0.99
 
 

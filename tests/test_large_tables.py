@@ -76,7 +76,7 @@ def test_a_plan_looks_at_the_first_block(make_job, table, small, monkeypatch):
     monkeypatch.setattr("sfg_dist.studies.estimate.estimate.CALIBRATED_BLOCKS", 1)
     estimate = estimate_job(job, seconds=0.1)
     assert estimate.work.num_reference == 7200
-    assert any("took the first 2,000 rows of the reference" in note for note in estimate.notes)
+    assert any("the first 2,000 rows of the reference were timed" in note for note in estimate.notes)
 
 
 @pytest.mark.long

@@ -141,11 +141,16 @@ def prepare_jax(x: Tensor, tile_queries: int = 256) -> PosteriorMean:
 
 
 def exact_labels(latents: Tensor, table: Tensor, *, t_min: float, num_evaluations: int = 160) -> Tensor:
-    """Labels by float64 sums over every pair, classical RK4 in log t on a graded grid; nothing of the package."""
+    """Labels by float64 sums over every pair; nothing of the package."""
     table = table.double()
     center = table.mean(dim=0)
     mean_of = prepare_sdpa(table - center, value_column=True)
-    z, steps = latents.double(), num_evaluations // 4  # alpha is 0 at t = 1: a latent needs no recentring
+    return labels_by(mean_of, latents.double(), t_min=t_min, num_evaluations=num_evaluations) + center
+
+
+def labels_by(mean_of: PosteriorMean, latents: Tensor, *, t_min: float, num_evaluations: int) -> Tensor:
+    """Labels by classical RK4 in log t on a graded grid, of a reference whose mean is 0: at t = 1 no mean is asked."""
+    z, steps = latents, num_evaluations // 4
 
     def velocity(s: float, state: Tensor) -> Tensor:
         t = min(math.exp(s), 1.0)
@@ -160,7 +165,7 @@ def exact_labels(latents: Tensor, table: Tensor, *, t_min: float, num_evaluation
         k3 = velocity(s + h / 2, z + h / 2 * k2)
         k4 = velocity(s_next, z + h * k3)
         z = z + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
-    return z / (1 - t_min) + center
+    return z / (1 - t_min)
 
 
 def exact_log_density(labels: Tensor, table: Tensor, *, t_min: float, block: int = 64) -> Tensor:

@@ -18,18 +18,25 @@ import tables
 import torch
 
 HERE = Path(__file__).parent
-PARTS = ("dense", "label_time", "growth", "solvers", "plan_time", "driver", "stream", "neighbours", "gpu")
+PARTS = ("dense", "label_time", "growth", "nearest", "solvers", "plan_time", "driver", "stream", "neighbours", "gpu")
 SHARED = (
     "dense",
     "label_time",
     "growth",
+    "nearest",
     "solvers",
     "plan_time",
     "driver",
     "stream",
     "neighbours",
 )  # take the options of common.parser
-WITH_TABLES = {"label_time": tuple(tables.FILES), "growth": ("power",), "solvers": ("power",), "plan_time": ("power",)}
+WITH_TABLES = {
+    "label_time": tuple(tables.FILES),
+    "growth": ("power",),
+    "nearest": ("power",),
+    "solvers": ("power",),
+    "plan_time": ("power",),
+}
 
 
 def command(part: str, arguments: argparse.Namespace) -> list[str]:

@@ -54,14 +54,14 @@ class ArrayFile:
             raise DataError(f"{self.source} has no array {name!r}; {self.listing()}")
         dtype, shape = self.dtype(name), self.shape(name)
         label = f"{self.source}: array {name!r}"
+        if "values_block_0" in (dtype.names or ()):
+            raise DataError(f"{label} is a table of pandas: write it with format='fixed', or as .parquet")
         if dtype.names is not None and len(shape) == 1:
             return self.read(name)
         try:
             type_of_numpy(dtype)
         except UnfitValueError as error:
-            hint = "; a table of pandas is read where pandas wrote it with "
-            "format='fixed'" if name.endswith("/table") else ""
-            raise DataError(f"{label} {error}{hint}") from None
+            raise DataError(f"{label} {error}") from None
         if len(shape) not in (1, 2):
             raise DataError(f"{label} has shape {shape}: expected one or two dimensions, with one row for each sample")
         packing = self.packing(name, dtype)

@@ -347,7 +347,7 @@ def _low_words(column: pa.Array) -> NDArray[np.uint64]:
 
 
 def _days(column: pa.Array) -> pa.Array:
-    days = column.cast(pa.date32())
+    days = column.cast(pa.date32(), safe=False)
     if not days.cast(column.type).equals(column):
         raise UnfitValueError("holds dates with a time of day: expected whole days")
     return days

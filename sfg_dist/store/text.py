@@ -84,15 +84,21 @@ def csv_lines(types: Sequence[ColumnType], rows: Array) -> str:
 
 
 def _quoted(text: str, *, always: bool) -> str:
-    """A cell, in quotes where it holds a separator, a quote or the end of a line."""
-    return '"' + text.replace('"', '""') + '"' if always or _MARKED.search(text) else text
+    """A cell, in quotes where it holds a separator, a quote or the end of a line, or begins as a comment does."""
+    return '"' + text.replace('"', '""') + '"' if always or text.startswith("#") or _MARKED.search(text) else text
+
+
+def csv_header(columns: Sequence[str]) -> str:
+    """The line of a .csv with the names."""
+    names = [_quoted(name, always=len(columns) == 1 and not name) for name in columns]
+    return ",".join(names) + "\r\n"
 
 
 def check_csv(path: str, columns: Sequence[str], types: Sequence[ColumnType]) -> None:
-    """Say which categories a reader takes for a missing value unless it is told otherwise; refuse an empty one.
+    """Say which categories a reader takes for others unless it is told otherwise; refuse those that no .csv holds.
 
     Raises:
-        ConfigError: a column has an empty text as a category; the message names ``path``.
+        ConfigError: a column has a category that is empty or holds a zero byte; the message names ``path``.
     """
     for name, type_ in zip(columns, types, strict=True):
         words = [text for text in type_.categories if text.strip() in MISSING]
@@ -100,6 +106,14 @@ def check_csv(path: str, columns: Sequence[str], types: Sequence[ColumnType]) ->
             raise ConfigError(
                 f"{path}: column {name!r} has an empty text as a category, which a .csv has for a missing value; write "
                 "to .parquet or .zarr"
+            )
+        if any("\0" in text for text in type_.categories):
+            raise ConfigError(f"{path}: column {name!r} has a category with a zero byte; write to .parquet or .zarr")
+        if odd := [text for text in type_.categories if text != text.strip() or "\r" in text]:
+            warnings.warn(
+                f"{path}: column {name!r} has the category {odd[0]!r}, of which this tool reads neither the spaces "
+                "around it nor the kind of its line ends: write to .parquet or .zarr to keep them",
+                stacklevel=4,
             )
         if words:
             warnings.warn(
@@ -122,6 +136,8 @@ def npy_dtype(path: str, columns: Sequence[str], types: Sequence[ColumnType]) ->
                 f"{path}: column {name!r} holds {type_.words}, which a .npy has no type for; write to .parquet, .csv "
                 "or .zarr"
             )
+        if any(text.endswith("\0") for text in type_.categories):
+            raise ConfigError(f"{path}: column {name!r} has a category with a zero byte; write to .parquet or .zarr")
         dtypes.append(_numpy_dtype(type_))
     if len(set(dtypes)) <= 1:
         return dtypes[0] if dtypes else np.dtype(np.float64)

@@ -22,7 +22,7 @@ MISSING = (
 """Cells that stand for a missing value where a job names no others, as they stand or within spaces."""
 
 MAX_PLACES, MAX_DIGITS = 9, 15
-_MOST_EXACT = 17  # letters of a number with a decimal mark and 16 digits; all of 15 are held
+_MOST_EXACT = 16  # letters of the shortest number with more digits than doubles hold for certain
 _EXACT = 2.0**53
 _BLOCK = 1 << 14  # numbers at a time, few enough for the cache
 _WHOLE = r"^[+-]?[0-9]+$"
@@ -169,13 +169,13 @@ def advice_on(cell: str, decimal: str) -> str:
 
 
 def is_rounded(cell: str, decimal: str = ".") -> bool:
-    """Whether a cell is a number with decimals that the nearest double, written with as many digits, is not.
+    """Whether a cell is a number that the nearest double, written with as many digits, is not.
 
     Examples:
         >>> is_rounded("0.30000000000000004"), is_rounded("1234567890123456.78")
         (False, True)
     """
-    if len(cell) < _MOST_EXACT or cell.isdigit():
+    if len(cell) < _MOST_EXACT:
         return False
     plain = re.sub("[dD]", "e", cell.replace(decimal, ".").replace("\u2212", "-"))
     if not re.fullmatch(_PLAIN, plain):

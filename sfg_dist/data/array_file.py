@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.data.cf import Packing, packing_of
+from sfg_dist.data.cf import Packing, packing_of, unread_words
 from sfg_dist.data.column_type import ColumnType, UnfitValueError
 from sfg_dist.data.sources import suffix_of
 from sfg_dist.data.surveys import type_of_numpy
@@ -73,7 +73,10 @@ class ArrayFile:
     def packing(self, name: str, dtype: Any) -> Packing | None:
         """How an array's stored numbers stand for values; None if they are the values."""
         label = f"{self.source}: array {name!r}"
-        packing = packing_of(label, self.attributes(name), dtype, self.default_fill(dtype))
+        attributes = self.attributes(name)
+        for words in unread_words(attributes):
+            self.note(f"{name!r} read as {words}")
+        packing = packing_of(label, attributes, dtype, self.default_fill(dtype))
         if packing is not None and packing.words:
             self.note(f"{', '.join(packing.words)} of {name!r} applied")
         stored, total, fill = self.written(name)

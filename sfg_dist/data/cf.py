@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from sfg_dist.job.errors import DataError
 
+MEANINGS = ("units", "flag_meanings")
 KEYS = ("_FillValue", "missing_value", "valid_range", "valid_min", "valid_max", "scale_factor", "add_offset")
 # By type, what netCDF's library puts where nothing was written, unless _FillValue says otherwise.
 NETCDF_FILLS = {
@@ -123,6 +124,13 @@ def packing_of(label: str, attributes: Mapping[str, Any], dtype: Any, fill: Any 
         sign=sign,
         words=tuple(words),
     )
+
+
+def unread_words(attributes: Mapping[str, Any]) -> list[str]:
+    """What attributes say of numbers that is not read, in words: the day that they count from, and their meanings."""
+    units, meanings = _text(attributes.get("units")), _text(attributes.get("flag_meanings"))
+    words = [f"numbers of {units[:60]!r}"] if " since " in units else []
+    return words + ([f"numbers without their meanings ({meanings[:60]})"] if meanings else [])
 
 
 def _as_stored(fill: float | int, dtype: Any, sign: str) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data.array_file import ArrayFile, object_message, shape_text
-from sfg_dist.data.cf import KEYS, NETCDF_FILLS
+from sfg_dist.data.cf import KEYS, MEANINGS, NETCDF_FILLS
 from sfg_dist.data.declared_sizes import check_held, check_stored, declared_bytes
 from sfg_dist.data.naming import listed
 from sfg_dist.data.sources import reading, suffix_of
@@ -178,7 +178,7 @@ def read(source: str, dataset: Any) -> NDArray[Any]:
 
 def attributes(source: str, dataset: Any) -> Mapping[str, Any]:
     """The attributes that say what the values mean."""
-    found = {key: attribute(source, dataset, key) for key in (*KEYS, "_Unsigned")}
+    found = {key: attribute(source, dataset, key) for key in (*KEYS, *MEANINGS, "_Unsigned")}
     return {key: value for key, value in found.items() if value is not None}
 
 

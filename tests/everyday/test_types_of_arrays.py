@@ -134,3 +134,19 @@ def test_an_array_of_objects_is_named_for_what_it_is(tmp_path, open_):
     with pytest.raises(DataError) as caught:
         open_(tmp_path / "b.npy")
     assert "pandas" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".nc", ".zarr"])
+def test_days_and_meanings_that_are_not_read_are_said(tmp_path, suffix):
+    attributes = {"units": "days since 2000-01-01", "flag_meanings": "sea land"}
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".zarr":
+        zarr.create_group(str(path)).create_array("X", data=SMALL, attributes=attributes)
+    else:
+        with h5py.File(path, "w") as file:
+            file["X"] = SMALL
+            file["X"].attrs.update(attributes)
+    table = open_table(path)
+    assert table.values.tolist() == SMALL.tolist()
+    assert "'X' read as numbers of 'days since 2000-01-01'" in table.read_as
+    assert "'X' read as numbers without their meanings (sea land)" in table.read_as

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -76,7 +77,8 @@ def _array_file(source: str, file: Any) -> ArrayFile:
 
     def dtype_of(name: str) -> Any:
         if name in frames:
-            return frame_dtype(source, name, frames[name])
+            with reading(source):
+                return frame_dtype(source, name, frames[name])
         dtype = stored_dtype(datasets[name])
         if h5py.check_string_dtype(dtype):
             return np.dtype(str)
@@ -252,8 +254,14 @@ def frame_dtype(source: str, name: str, group: Any) -> np.dtype[Any]:
     """The records of a frame: its columns in their order, each in its own type.
 
     Raises:
-        DataError: a column is no field of records, or has values that pandas pickled, or stamps with a time zone.
+        DataError: the file declares more than it holds; or a column is no field of records, or has values that pandas
+            pickled, or stamps with a time zone.
     """
+    shape = frame_shape(group)
+    parts = (group[part] for part in group if _own(group, part) is not None)
+    stored = sum(part.id.get_storage_size() for part in parts if hasattr(part, "dtype"))
+    check_stored(source, f"frame {name!r}", shape, None, stored)
+    check_held(source, f"frame {name!r}", shape)
     kinds: dict[str, Any] = {}
     for items, block in _blocks(source, name, group):
         what = f"{source}: {'columns' if len(items) > 1 else 'column'} {listed(items)} of {name!r}"
@@ -268,19 +276,15 @@ def frame_dtype(source: str, name: str, group: Any) -> np.dtype[Any]:
             dtype = np.dtype(f"{said[1]}64[{said[3] or 'ns'}]")
         kinds |= dict.fromkeys(items, dtype)
     names = [_as_text(value) for value in read(source, group["axis0"])]
-    if odd := [each for each in names if not each or names.count(each) > 1 or each not in kinds]:
+    counts = Counter(names)
+    if odd := [each for each in names if not each or counts[each] > 1 or each not in kinds]:
         raise DataError(f"{source}: a column of {name!r} is named {odd[0]!r}: give each a name of its own")
     return np.dtype([(each, kinds[each]) for each in names])
 
 
 def read_frame(source: str, name: str, group: Any) -> NDArray[Any]:
     """The rows of a frame as records, the columns of its blocks in the order of their names."""
-    shape = frame_shape(group)
-    parts = (group[part] for part in group if _own(group, part) is not None)
-    stored = sum(part.id.get_storage_size() for part in parts if hasattr(part, "dtype"))
-    check_stored(source, f"frame {name!r}", shape, None, stored)
-    check_held(source, f"frame {name!r}", shape)
-    rows = np.empty(shape[0], frame_dtype(source, name, group))
+    rows = np.empty(frame_shape(group)[0], frame_dtype(source, name, group))
     for items, block in _blocks(source, name, group):
         values = read(source, block).reshape(len(rows), len(items))
         for place, item in enumerate(items):

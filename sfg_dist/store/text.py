@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.data.column_type import Array, ColumnType
+from sfg_dist.data.column_type import MAX_WHOLE, Array, ColumnType
 from sfg_dist.data.csv_columns import MISSING, looks_like_numbers, typed
 from sfg_dist.job.errors import ConfigError
 
@@ -31,8 +31,12 @@ def cells_of(type_: ColumnType, values: Array) -> list[Any]:
         return array.cast("string").to_pylist()
     if type_.kind == "float":
         numbers = array.to_numpy(zero_copy_only=False)
-        # the fewest digits that are this float32, not those of the double that it is
-        cells = numbers.tolist() if type_.dtype == "float64" else numbers.astype(type_.dtype).astype(str).tolist()
+        cells = numbers.tolist()
+        if type_.dtype != "float64":
+            # the fewest digits that are this float32, not those of the double that it is; whole numbers have all
+            wide = np.array(numbers, np.float64)
+            is_whole = (wide == np.rint(wide)) & (np.abs(wide) < MAX_WHOLE)
+            cells = np.where(is_whole, wide.astype(str), numbers.astype(type_.dtype).astype(str)).tolist()
     elif type_.kind == "decimal" and type_.dtype == "float64":
         cells = array.to_numpy(zero_copy_only=False).tolist()
         if type_.style == "fixed":

@@ -1,5 +1,6 @@
 """Cells of a .csv that are no plain numbers: none is changed, lost, merged with another or guessed in silence."""
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -250,3 +251,11 @@ def test_points_of_thousands_in_a_file_of_semicolons(tmp_path):
 def test_digits_that_doubles_do_not_hold_are_said(tmp_path, numbers, is_said):
     table = read(tmp_path, "a;b\n" + "".join(f"{number};1\n" for number in numbers), header=True)
     assert ("digits of 'a' beyond double precision not kept" in table.read_as) == is_said
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"), [("float32", [123456792.0, -16777218.0, 3.0]), ("float16", [65504.0, 2050.0])]
+)
+def test_whole_numbers_of_short_floats_have_all_digits(tmp_path, dtype, values):
+    table = table_of(tmp_path, {"a": pa.array(np.array(values, dtype))})
+    assert open_table(write(tmp_path / "s.csv", table)).values[:, 0].tolist() == values

@@ -75,7 +75,6 @@ class Dialect:
     has_comments: bool = False  # whether some lines below it are comments
     # the columns whose first cells are all in quotes, where those of others are not: digits there are text
     quoted: frozenset[int] = frozenset()
-    has_gaps: bool = False  # whether spaces stand between separators and quotes
     floats: frozenset[int] = frozenset()  # the columns whose first cells all have a decimal mark
     # digits behind the mark, of the columns whose first cells all have as many
     places: Mapping[int, int] = field(default_factory=dict)
@@ -137,7 +136,6 @@ def decide(source: str, data: bytes, text: TextFormat) -> Dialect:
             place for cells in judged for place, cell in enumerate(cells) if is_rounded(cell, dialect.decimal)
         ),
         quoted=frozenset(_quoted(lines[dialect.first_line - offset :][:_JUDGED_LINES], dialect, text.missing)),
-        has_gaps=any(f'{separator} "' in line or f'{separator}\t"' in line for line in lines),
     )
 
 

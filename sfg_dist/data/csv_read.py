@@ -244,10 +244,13 @@ def _body(file: _File) -> tuple[bytes, int, int]:
         file.notes.append(f"{counted(num_comments, 'comment line')} left out")
     if dialect.separator == " ":
         data, start = with_single_spaces(data[start:]), 0
-    elif dialect.has_gaps:
+    else:
         # To Arrow, a quote behind a space is a part of the cell.
-        gap = re.compile(rb'"(?:[^"]|"")*"|(?<=' + re.escape(dialect.separator.encode()) + rb')[ \t]+(?=")')
-        data, start = gap.sub(lambda match: match[0] if match[0].startswith(b'"') else b"", data[start:]), 0
+        space = rb" +" if dialect.separator == "\t" else rb"[ \t]+"
+        mark = re.escape(dialect.separator.encode())
+        if b'"' in data and re.search(mark + space + b'"', data):
+            gap = re.compile(rb'"(?:[^"]|"")*"|(?<=' + mark + b")" + space + rb'(?=")')
+            data, start = gap.sub(lambda match: match[0] if match[0].startswith(b'"') else b"", data[start:]), 0
     end = len(data)
     if data[-2:].isspace() or data[-1:] == b" ":  # blank lines at the end are no part of the table
         end = len(data.rstrip(b" \n")) if dialect.separator != "\t" else len(data.rstrip(b"\n"))

@@ -259,3 +259,14 @@ def test_digits_that_doubles_do_not_hold_are_said(tmp_path, numbers, is_said):
 def test_whole_numbers_of_short_floats_have_all_digits(tmp_path, dtype, values):
     table = table_of(tmp_path, {"a": pa.array(np.array(values, dtype))})
     assert open_table(write(tmp_path / "s.csv", table)).values[:, 0].tolist() == values
+
+
+@pytest.mark.parametrize("gap", [" ", "\t", "  "])
+def test_a_space_before_a_quote_far_down_is_no_part_of_the_cell(tmp_path, gap):
+    text = "x,a\n" + '1,"low"\n2,high\n' * 1500 + f'3,{gap}"low"\n'
+    assert cells(read(tmp_path, text))["a"][-1] == "low"
+
+
+def test_an_empty_cell_before_a_quote_in_a_file_of_tabs(tmp_path):
+    text = 'a\tb\tc\n1\t\t"x"\n2\t3\t"y"\n4\t5\t "x"\n'
+    assert cells(read(tmp_path, text)) == {"a": [1, 2, 4], "b": [None, 3, 5], "c": ["x", "y", "x"]}

@@ -96,14 +96,11 @@ class _File:
     def _text_found(self, name: str, row: int, cell: str) -> tuple[str, str]:
         """What is wrong with a cell, and what to do."""
         where = f"{_cut(cell)!r} in data row {row + 1} (counted from 1), line {self.line_of(row)} of the file"
-        if what := advice_on(cell, self.dialect.decimal):
-            pass
-        elif row == 0 and self.dialect.names is None:
+        what = advice_on(cell, self.dialect.decimal)
+        if not what and row == 0 and self.dialect.names is None:
             what = "set data.header = true if the first line holds names"
-        elif not self.dialect.separator_words:
+        elif not what and not self.dialect.separator_words:
             what = "cells are separated by commas, semicolons, tabs, bars or spaces, or as data.separator says"
-        else:
-            what = ""
         advice = f"{what}, or leave" if what else "leave"
         return (
             f"{self.source}: column {name!r} holds text: {where}; expected numbers",

@@ -180,9 +180,7 @@ def key_values(source: str, key: str, parts: Sequence[Part]) -> list[Any]:
     kind: Any = pa.string()
     if all(map(_WHOLE.fullmatch, given)):
         is_padded = any(re.match("-?0.", text) for text in given) and any(len(text) != 2 for text in given)
-        if not is_padded and all(
-            abs(int(text)) < 2**63 for text in given
-        ):  # as in a .csv, 007 is a code, and 07 a month
+        if not is_padded and all(len(text) < 19 for text in given):  # as in a .csv, 007 is a code, and 07 a month
             kind = pa.int64()
     elif all(map(_NUMBER.fullmatch, given)):
         kind = pa.float64()

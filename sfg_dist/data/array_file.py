@@ -46,7 +46,9 @@ class ArrayFile:
     notes: list[str] = field(default_factory=list)  # what was done to read the file, in words
 
     def matrix(self, name: str) -> NDArray[Any]:
-        """An array as it is stored, of shape (num_rows, num_columns); an array of one dimension is one column.
+        """The values of an array, of shape (num_rows, num_columns); an array of one dimension is one column.
+
+        Missing values are NaN, and masked where they are whole numbers.
 
         An array of records has one dimension, and its fields are the columns.
         """

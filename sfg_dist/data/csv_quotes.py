@@ -22,8 +22,9 @@ def loose_quote(data: bytes, start: int, end: int, separator: str) -> int | None
     text = np.frombuffer(data, np.uint8, end - start, start)
     quotes = np.flatnonzero(text == _QUOTE)
     inner = quotes[(quotes > 0) & (quotes < len(text) - 1)]
-    ends = [ord(separator), ord("\n"), _QUOTE]
-    if len(quotes) % 2 == 0 and not (~np.isin(text[inner - 1], ends) & ~np.isin(text[inner + 1], ends)).any():
+    is_end = np.zeros(256, dtype=bool)
+    is_end[[ord(separator), ord("\n"), _QUOTE]] = True
+    if len(quotes) % 2 == 0 and (is_end[text[inner - 1]] | is_end[text[inner + 1]]).all():
         return None
     mark = re.escape(separator).encode()
     spaces = b"" if separator in " \t" else rb"[ \t]*+"

@@ -23,7 +23,7 @@ def loose_quote(data: bytes, start: int, end: int, separator: str) -> int | None
     quotes = np.flatnonzero(text == _QUOTE)
     inner = quotes[(quotes > 0) & (quotes < len(text) - 1)]
     is_end = np.zeros(256, dtype=bool)
-    is_end[[ord(separator), ord("\n"), _QUOTE]] = True
+    is_end[[*separator.encode(), ord("\n"), _QUOTE]] = True
     if len(quotes) % 2 == 0 and (is_end[text[inner - 1]] | is_end[text[inner + 1]]).all():
         return None
     mark = re.escape(separator).encode()

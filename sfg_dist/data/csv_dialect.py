@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 _SAMPLE_BYTES, _SAMPLE_LINES, _FEWEST_LINES = 1 << 20, 2000, 20
 _JUDGED_LINES = 300
-_WORDS = {"\t": "tabs", ";": "semicolons", ",": "commas", "|": "bars", " ": "spaces"}  # the likelier ones first
+# those that text holds seldom first
+_WORDS = {"\t": "tabs", ";": "semicolons", "|": "bars", ",": "commas", " ": "spaces"}
 _SEP_LINE = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
 _COMMA_NUMBER = re.compile(r"[+-]?\d*,\d+([eEdD][+-]?\d+)?")
 _POINT_NUMBER = re.compile(r"[+-]?(\d+\.\d*|\.\d+)([eEdD][+-]?\d+)?")

@@ -270,3 +270,9 @@ def test_a_space_before_a_quote_far_down_is_no_part_of_the_cell(tmp_path, gap):
 def test_an_empty_cell_before_a_quote_in_a_file_of_tabs(tmp_path):
     text = 'a\tb\tc\n1\t\t"x"\n2\t3\t"y"\n4\t5\t "x"\n'
     assert cells(read(tmp_path, text)) == {"a": [1, 2, 4], "b": [None, 3, 5], "c": ["x", "y", "x"]}
+
+
+def test_commas_of_numbers_and_names_separate_none_beside_bars(tmp_path):
+    table = read(tmp_path, "a|p,q\n-0,0029|New York\n0,0011|Oslo\n0,0012|Oslo\n")
+    assert cells(table) == {"a": [-0.0029, 0.0011, 0.0012], "p,q": ["New York", "Oslo", "Oslo"]}
+    assert cells(read(tmp_path, "a,b\n1,x|y\n2,y|z\n"))["b"] == ["x|y", "y|z"]

@@ -394,3 +394,17 @@ def test_an_index_of_pandas_is_said(tmp_path, index, columns, words):
     assert (table.columns, table.read_as) == (columns, words)
     with open_rows(tmp_path / "t.parquet") as rows:
         assert (rows.columns, rows.read_as) == (columns, words)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_copies_of_rows_of_short_floats_are_seen_in_a_csv(tmp_path, dtype):
+    """Where a .csv has 0.1, the training table has 0.10000000149."""
+    from sfg_dist.pipeline.judged_tables import tables_of_files
+
+    numbers = np.random.default_rng(0).standard_normal((200, 2)).astype(dtype)
+    for name, rows in (("train", numbers[:100]), ("held_out", numbers[100:])):
+        parquet.write_table(pa.table({"a": rows[:, 0], "b": rows[:, 1]}), tmp_path / f"{name}.parquet")
+    copies = write(tmp_path / "samples.csv", pa.table({"a": numbers[:100, 0], "b": numbers[:100, 1]}))
+    tables = tables_of_files(copies, tmp_path / "held_out.parquet", tmp_path / "train.parquet")
+    np.testing.assert_array_equal(tables.samples, tables.train)
+    assert tables.train.tolist() == numbers[:100].astype(float).tolist()

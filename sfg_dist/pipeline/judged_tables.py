@@ -169,7 +169,13 @@ def _values(values: _Array, type_: ColumnType, left_off: int) -> _Array:
     Those of numbers are without ``left_off``.
     """
     if type_.kind in TEMPORAL:
-        return seconds_of(values + type_.offset, type_)
+        # Whole seconds and their parts apart, so that a stamp is one number whatever unit its file has.
+        per_second = PER_SECOND.get(type_.unit or "s", 1)
+        seconds, rest = divmod(type_.offset, per_second)
+        ticks = values + rest
+        whole = np.floor(ticks / per_second)
+        parts = (ticks - whole * per_second) / per_second
+        return (whole + seconds) * _DAY_S if type_.unit == "D" else whole + seconds + parts
     return values + float(type_.offset - left_off)
 
 

@@ -408,3 +408,17 @@ def test_copies_of_rows_of_short_floats_are_seen_in_a_csv(tmp_path, dtype):
     tables = tables_of_files(copies, tmp_path / "held_out.parquet", tmp_path / "train.parquet")
     np.testing.assert_array_equal(tables.samples, tables.train)
     assert tables.train.tolist() == numbers[:100].astype(float).tolist()
+
+
+def test_stamps_of_any_unit_are_one_number_when_they_are_judged():
+    from sfg_dist.pipeline.judged_tables import plain_rows
+
+    stamps = 1_704_067_200_000_000 + np.random.default_rng(0).integers(0, 10**12, 1000)
+    columns = [pa.array(stamps * 1000).cast(pa.timestamp("ns")), pa.array(stamps).cast(pa.timestamp("us"))]
+    of_ns, of_us = ((column, types_of(pa.table({"a": column}))) for column in columns)
+    rows = [plain_rows(types[0].to_float(column)[:, None], types) for column, types in (of_ns, of_us)]
+    np.testing.assert_array_equal(*rows)
+    np.testing.assert_allclose(rows[0][:, 0], stamps / 10**6, rtol=0, atol=3e-7)
+    days = pa.array([18_000, 19_000], pa.int32()).cast(pa.date32())
+    types = types_of(pa.table({"a": days}))
+    assert plain_rows(types[0].to_float(days)[:, None], types)[:, 0].tolist() == [18_000 * 86_400, 19_000 * 86_400]

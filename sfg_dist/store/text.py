@@ -127,6 +127,19 @@ def check_csv(path: str, columns: Sequence[str], types: Sequence[ColumnType]) ->
             )
 
 
+def check_parquet(path: str, columns: Sequence[str], types: Sequence[ColumnType]) -> None:
+    """Refuse decimals of tens and more, which no .parquet holds.
+
+    Raises:
+        ConfigError: with the column; the message names ``path``.
+    """
+    for name, type_ in zip(columns, types, strict=True):
+        if type_.kind == "decimal" and type_.dtype != "float64" and type_.arrow.scale < 0:
+            raise ConfigError(
+                f"{path}: column {name!r} holds {type_.dtype}, which a .parquet has no type for; write to .csv or .zarr"
+            )
+
+
 def npy_dtype(path: str, columns: Sequence[str], types: Sequence[ColumnType]) -> np.dtype[Any]:
     """The dtype of a .npy that carries all columns exactly: one for all of them, else records with a field for each.
 

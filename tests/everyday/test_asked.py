@@ -185,3 +185,9 @@ def test_text_read_as_numbers_keeps_its_digits_or_is_refused(text, tmp_path):
 def test_a_number_given_with_an_underscore_is_none():
     with pytest.raises(UnfitValueError, match="'1_0' is no number"):
         ColumnType().from_user("1_0")
+
+
+def test_an_order_that_names_a_value_twice_is_refused(tmp_path):
+    path = table_with(tmp_path, a=pa.array(["lo", "hi"] * (NUM_ROWS // 2)))
+    with pytest.raises(DataError, match=r"column 'a' has an order in data\.types that names 'lo' twice"):
+        open_table(path, asked={"a": ["lo", "lo", "hi"]})

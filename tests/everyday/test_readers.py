@@ -232,6 +232,14 @@ def test_npy_that_would_lose_something_is_refused_before_any_work(tmp_path, name
     assert not list(tmp_path.iterdir())
 
 
+def test_a_decimal_of_hundreds_is_refused_before_any_work(tmp_path):
+    table = pa.table({"price": pa.array([Decimal(1200), Decimal(3400)], pa.decimal128(5, -2))})
+    with pytest.raises(ConfigError, match=r"column 'price' holds decimal128\(5, -2\), .*write to \.csv or \.zarr"):
+        write(tmp_path / "rows.parquet", table)
+    assert not list(tmp_path.iterdir())
+    assert open_table(write(tmp_path / "rows.csv", table)).values[:, 0].tolist() == [1200, 3400]
+
+
 @pytest.mark.parametrize("consolidated", [None, True, False])
 def test_xarray_opens_a_table_with_the_names_of_its_columns(tmp_path, consolidated):
     xarray = pytest.importorskip("xarray")

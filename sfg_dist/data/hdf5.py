@@ -70,6 +70,8 @@ def _array_file(source: str, file: Any) -> ArrayFile:
     def read_named(name: str) -> NDArray[Any]:
         with reading(source):
             if name in frames:
+                if has_row_names(source, frames[name]):
+                    notes.append("row names of pandas left out")
                 return read_frame(source, name, frames[name])
             if names := h5py.check_enum_dtype(dtype_of(name)):
                 notes.append(f"{name!r} read as numbers without their names ({listed(sorted(names, key=names.get))})")
@@ -171,8 +173,9 @@ def read(source: str, dataset: Any) -> NDArray[Any]:
         values = np.asarray(dataset[()])
         return values.view(bool) if stored_dtype(dataset).kind == "b" else values
     texts: list[str] = []
+    named = dataset.asstr("utf-8")  # also where the file says ASCII, as PyTables does
     for start in range(0, dataset.size, _TEXTS_AT_ONCE):  # many texts may be one long text in the file
-        texts += map(str, dataset.asstr()[start : start + _TEXTS_AT_ONCE] if dataset.shape else [dataset.asstr()[()]])
+        texts += map(str, named[start : start + _TEXTS_AT_ONCE] if dataset.shape else [named[()]])
         if sum(map(len, texts)) > _MOST_TEXT:
             raise DataError(f"{source}: {dataset.name.lstrip('/')!r} holds more text than names of columns have")
     return np.asarray(texts, dtype=str).reshape(dataset.shape)
@@ -242,12 +245,24 @@ def default_fill(file: Any, is_netcdf: bool) -> Callable[[Any], Any]:
 
 def is_frame(node: Any) -> bool:
     """Whether a group is a frame that pandas wrote in its fixed format."""
-    return all(_own(node, name) is not None for name in ("axis0", "axis1", "block0_items", "block0_values"))
+    return _own(node, "block0_values") is not None and None not in (_axis(node, 0), _axis(node, 1))
+
+
+def _axis(group: Any, number: int) -> Any:
+    """The names of a frame's columns (0) or rows (1); where these have several levels, the codes of the first."""
+    plain = _own(group, f"axis{number}")
+    return _own(group, f"axis{number}_label0") if plain is None else plain
 
 
 def frame_shape(group: Any) -> tuple[int, int]:
     """Rows and columns of a frame."""
-    return len(group["axis1"]), len(group["axis0"])
+    return len(_axis(group, 1)), len(_axis(group, 0))
+
+
+def has_row_names(source: str, group: Any) -> bool:
+    """Whether the rows of a frame have names that do not only count them from 0."""
+    rows = _own(group, "axis1")
+    return rows is None or rows.dtype.kind not in "iu" or not np.array_equal(read(source, rows), np.arange(len(rows)))
 
 
 def frame_dtype(source: str, name: str, group: Any) -> np.dtype[Any]:
@@ -257,6 +272,11 @@ def frame_dtype(source: str, name: str, group: Any) -> np.dtype[Any]:
         DataError: the file declares more than it holds; or a column is no field of records, or has values that pandas
             pickled, or stamps with a time zone.
     """
+    if _own(group, "axis0") is None:
+        raise DataError(
+            f"{source}: the columns of {name!r} have names of several levels: join them before pandas writes the file, "
+            'as in frame.columns = frame.columns.map("_".join)'
+        )
     shape = frame_shape(group)
     parts = (group[part] for part in group if _own(group, part) is not None)
     stored = sum(part.id.get_storage_size() for part in parts if hasattr(part, "dtype"))
@@ -268,10 +288,11 @@ def frame_dtype(source: str, name: str, group: Any) -> np.dtype[Any]:
         dtype = stored_dtype(block)
         if dtype.kind not in "fiub":
             raise DataError(
-                f"{what} hold text or Python objects: leave them out before pandas writes the file, or write .parquet"
+                f"{what}: text and Python objects are not read from HDF5: leave them out before pandas writes the "
+                "file, or write .parquet"
             )
         if "tz" in block.attrs:
-            raise DataError(f"{what} hold stamps with a time zone, which are not read from HDF5: write .parquet")
+            raise DataError(f"{what}: stamps with a time zone are not read from HDF5: write .parquet")
         if said := _TICKS.fullmatch(_as_text(attribute(source, block, "value_type"))):
             dtype = np.dtype(f"{said[1]}64[{said[3] or 'ns'}]")
         kinds |= dict.fromkeys(items, dtype)

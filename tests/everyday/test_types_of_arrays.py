@@ -89,6 +89,7 @@ STAMPS = np.array(["2023-11-14T22:13:20.123456789", "2023-11-14T22:13:20.1234567
 def test_frames_of_pandas_keep_types(tmp_path, values, attributes, dtype, found):
     table = open_table(frame(tmp_path / "a.h5", "a", values, **attributes))
     assert table.columns == ("b", "a")
+    assert "row names" not in table.read_as
     assert [type_.dtype for type_ in table.types] == ["float64", dtype]
     again = table.types[1].from_float(table.values[:, 1])
     if isinstance(found, np.ndarray):
@@ -99,7 +100,7 @@ def test_frames_of_pandas_keep_types(tmp_path, values, attributes, dtype, found)
 
 def test_frames_that_are_not_read_are_named(tmp_path):
     path = frame(tmp_path / "a.h5", "a", np.arange(3), value_type="datetime64[ns]", tz="Europe/Berlin")
-    with pytest.raises(DataError, match=r"column 'a' of 'df' hold stamps with a time zone.*write \.parquet"):
+    with pytest.raises(DataError, match=r"column 'a' of 'df': stamps with a time zone .*write \.parquet"):
         open_table(path)
     with pytest.raises(DataError, match="a column of 'df' is named 'b': give each a name of its own"):
         open_table(frame(tmp_path / "b.h5", "b", np.arange(3)))
@@ -107,6 +108,21 @@ def test_frames_that_are_not_read_are_named(tmp_path):
         file["df/table"] = np.zeros(3, [("index", "i8"), ("values_block_0", "f8", 2)])
     with pytest.raises(DataError, match=r"'df/table' is a table of pandas: write it with format='fixed'"):
         open_table(tmp_path / "c.h5")
+
+
+def test_names_of_frames(tmp_path):
+    """PyTables says ASCII of names in UTF-8; rows may have names of several levels, columns must not."""
+    path = frame(tmp_path / "a.h5", "größe", np.arange(3))
+    with h5py.File(path, "r+") as file:
+        file["df"].move("axis1", "axis1_label0")
+    table = open_table(path)
+    assert table.columns == ("b", "größe")
+    assert "row names of pandas left out" in table.read_as
+    with h5py.File(path, "r+") as file:
+        file["df"].move("axis0", "axis0_label0")
+        file["df"].move("block0_items", "block0_items_label0")
+    with pytest.raises(DataError, match="the columns of 'df' have names of several levels: join them"):
+        open_table(path)
 
 
 def test_truth_values_of_pytables_are_bits(tmp_path):

@@ -59,7 +59,7 @@ def _array_file(source: str, file: Any) -> ArrayFile:
                 return
             if isinstance(node, h5py.Dataset):
                 datasets[name] = node
-            elif is_frame(node):
+            elif isinstance(node, h5py.Group) and is_frame(node):  # netCDF stores its types beside
                 frames[name] = node
 
         # visititems follows neither soft nor external links; check refuses the other ways to other files

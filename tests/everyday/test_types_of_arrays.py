@@ -141,6 +141,16 @@ def test_names_of_numbers_that_are_not_read_are_said(tmp_path):
     assert "'X' read as numbers without their names ('RED', 'GREEN')" in open_table(tmp_path / "a.h5").read_as
 
 
+def test_a_type_that_is_stored_beside_the_arrays_is_no_damage(tmp_path):
+    """As netCDF stores its enumerations and compounds."""
+    with h5py.File(tmp_path / "a.nc", "w") as file:
+        file["color"] = h5py.enum_dtype({"RED": 0, "GREEN": 1}, "i1")
+        file.create_dataset("X", data=[0, 1, 1], dtype=file["color"])
+    table = open_table(tmp_path / "a.nc")
+    assert table.values[:, 0].tolist() == [0, 1, 1]
+    assert "without their names ('RED', 'GREEN')" in table.read_as
+
+
 @pytest.mark.parametrize("open_", [open_table, lambda path: open_rows(path).__enter__()])
 def test_an_array_of_objects_is_named_for_what_it_is(tmp_path, open_):
     np.save(tmp_path / "a.npy", np.array([[1, "a"]], object))

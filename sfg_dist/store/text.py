@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.data.column_type import MAX_WHOLE, Array, ColumnType
+from sfg_dist.data.column_type import MAX_WHOLE, PER_SECOND, Array, ColumnType
 from sfg_dist.data.csv_columns import MISSING, looks_like_numbers, typed
 from sfg_dist.job.errors import ConfigError
 
+_FIRST_DAY, _LAST_DAY = -719_162, 2_932_896  # since 1970-01-01: those of the years 1 and 9999
 _MARKED = re.compile('[,"\r\n]')
 
 
@@ -25,6 +26,7 @@ def cells_of(type_: ColumnType, values: Array) -> list[Any]:
     the words of their source. Dates and times are ISO 8601, stamps with a zone in UTC with a Z. Durations are their
     number of ticks, as no text has a type for them.
     """
+    _check_days(type_, values)
     array = type_.from_float(values)
     cells: list[Any]
     if type_.is_coded:
@@ -60,6 +62,24 @@ def cells_of(type_: ColumnType, values: Array) -> list[Any]:
     if array.null_count:
         cells = [None if is_null else cell for cell, is_null in zip(cells, array.is_null().to_pylist(), strict=True)]
     return cells
+
+
+def _check_days(type_: ColumnType, values: Array) -> None:
+    """Refuse days that no text of ISO 8601 has.
+
+    Raises:
+        ConfigError: a day lies before the year 1 or after 9999.
+    """
+    if type_.kind not in ("date", "timestamp") or np.isnan(values).all():
+        return
+    per_day = 1 if type_.unit == "D" else 86_400 * PER_SECOND[str(type_.unit)]
+    ends = [(float(end) + type_.offset) / per_day for end in (np.nanmin(values), np.nanmax(values))]
+    if ends[0] < _FIRST_DAY or ends[1] >= _LAST_DAY + 1:
+        odd = ends[0] if ends[0] < _FIRST_DAY else ends[1]
+        raise ConfigError(
+            f"a .csv has no day before the year 1 or after 9999, and a column holds {odd:.0f} days since 1970-01-01: "
+            "write to .parquet or .zarr"
+        )
 
 
 def csv_lines(types: Sequence[ColumnType], rows: Array) -> str:

@@ -240,6 +240,29 @@ def test_a_decimal_of_hundreds_is_refused_before_any_work(tmp_path):
     assert open_table(write(tmp_path / "rows.csv", table)).values[:, 0].tolist() == [1200, 3400]
 
 
+@pytest.mark.parametrize(
+    ("column", "shown"),
+    [
+        (pa.array([2**31 - 1, 19_000], pa.int32()).cast(pa.date32()), "2147483647 days since 1970-01-01"),
+        (pa.array([570 * 10**9, 10**9]).cast(pa.timestamp("s")), "570000000000 s since 1970-01-01"),
+        (pa.array([2**50, 1]).cast(pa.duration("s")), "1125899906842624 s"),
+    ],
+    ids=["date", "stamp", "duration"],
+)
+def test_days_beyond_the_year_9999(tmp_path, column, shown):
+    """Postgres and DuckDB write infinity as such a day, for which Python has no date, and text no number."""
+    table = pa.table({"a": column})
+    type_ = types_of(table)[0]
+    assert type_.shown(float(type_.to_float(column).max())) == shown
+    np.testing.assert_array_equal(
+        open_table(write(tmp_path / "rows.parquet", table)).values[:, 0].argsort(), type_.to_float(column).argsort()
+    )
+    if type_.kind != "duration":
+        with pytest.raises(ConfigError, match=r"no day before the year 1 or after 9999.*write to \.parquet or \.zarr"):
+            write(tmp_path / "rows.csv", table)
+        assert [path.name for path in tmp_path.iterdir()] == ["rows.parquet"]
+
+
 @pytest.mark.parametrize("consolidated", [None, True, False])
 def test_xarray_opens_a_table_with_the_names_of_its_columns(tmp_path, consolidated):
     xarray = pytest.importorskip("xarray")

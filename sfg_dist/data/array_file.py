@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.data.cf import Packing, packing_of
+from sfg_dist.data.cf import Packing, packing_of, unread_words
 from sfg_dist.data.column_type import ColumnType, UnfitValueError
 from sfg_dist.data.sources import suffix_of
 from sfg_dist.data.surveys import type_of_numpy
@@ -46,7 +46,9 @@ class ArrayFile:
     notes: list[str] = field(default_factory=list)  # what was done to read the file, in words
 
     def matrix(self, name: str) -> NDArray[Any]:
-        """An array as it is stored, of shape (num_rows, num_columns); an array of one dimension is one column.
+        """The values of an array, of shape (num_rows, num_columns); an array of one dimension is one column.
+
+        Missing values are NaN, and masked where they are whole numbers.
 
         An array of records has one dimension, and its fields are the columns.
         """
@@ -54,14 +56,14 @@ class ArrayFile:
             raise DataError(f"{self.source} has no array {name!r}; {self.listing()}")
         dtype, shape = self.dtype(name), self.shape(name)
         label = f"{self.source}: array {name!r}"
+        if "values_block_0" in (dtype.names or ()):
+            raise DataError(f"{label} is a table of pandas: write it with format='fixed', or as .parquet")
         if dtype.names is not None and len(shape) == 1:
             return self.read(name)
         try:
             type_of_numpy(dtype)
         except UnfitValueError as error:
-            hint = "; a table of pandas is read where pandas wrote it with "
-            "format='fixed'" if name.endswith("/table") else ""
-            raise DataError(f"{label} {error}{hint}") from None
+            raise DataError(f"{label} {error}") from None
         if len(shape) not in (1, 2):
             raise DataError(f"{label} has shape {shape}: expected one or two dimensions, with one row for each sample")
         packing = self.packing(name, dtype)
@@ -73,7 +75,10 @@ class ArrayFile:
     def packing(self, name: str, dtype: Any) -> Packing | None:
         """How an array's stored numbers stand for values; None if they are the values."""
         label = f"{self.source}: array {name!r}"
-        packing = packing_of(label, self.attributes(name), dtype, self.default_fill(dtype))
+        attributes = self.attributes(name)
+        for words in unread_words(attributes):
+            self.note(f"{name!r} read as {words}")
+        packing = packing_of(label, attributes, dtype, self.default_fill(dtype))
         if packing is not None and packing.words:
             self.note(f"{', '.join(packing.words)} of {name!r} applied")
         stored, total, fill = self.written(name)

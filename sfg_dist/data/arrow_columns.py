@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from sfg_dist.data.categories import codes_from_user, codes_of, encoded, is_text, named_type, values_of
 from sfg_dist.data.column_type import MAX_DIGITS, MAX_WHOLE, PER_SECOND, TEMPORAL, Array, ColumnType, UnfitValueError
+from sfg_dist.data.csv_columns import is_rounded
 
 _FLOATS = {"halffloat": "float16", "float": "float32", "double": "float64"}
 _DAY_MS = 86_400_000
+_MOST_EXACT = 15  # letters of a number in text that float64 holds, whatever they are
 
 
 def type_of(arrow: pa.DataType, metadata: Mapping[bytes, bytes] | None = None) -> ColumnType:
@@ -96,6 +98,10 @@ def stored_column(type_: ColumnType, column: Any) -> pa.Array:
         values = pc.utf8_trim_whitespace(texts).cast(arrow_type(type_))
     except pa.ArrowInvalid as error:
         raise UnfitValueError(f"holds text that is none of {type_.words}: {str(error)[:200]}") from None
+    if pa.types.is_floating(values.type):
+        long = texts.filter(pc.greater(pc.utf8_length(texts), _MOST_EXACT)).drop_null().to_pylist()
+        if lost := next((text for text in long if is_rounded(text.strip())), None):
+            raise UnfitValueError(f"holds text such as {lost[:40]!r}, of which float64 does not hold all digits")
     return values.take(pa.array(places, mask=places < 0))
 
 
@@ -290,6 +296,8 @@ def _parsed(type_: ColumnType, texts: Sequence[str]) -> Array:
             raise UnfitValueError(
                 f"expected {type_.words}, got {texts[0]!r}: write ISO 8601, such as {example}"
             ) from error
+    if odd := [text for text in texts if "_" in text]:  # which Python takes for a number
+        raise UnfitValueError(f"{odd[0]!r} is no number")
     try:
         return np.array([float(Decimal(text) - type_.offset) if type_.offset else float(text) for text in texts])
     except (ValueError, ArithmeticError):
@@ -347,7 +355,7 @@ def _low_words(column: pa.Array) -> NDArray[np.uint64]:
 
 
 def _days(column: pa.Array) -> pa.Array:
-    days = column.cast(pa.date32())
+    days = column.cast(pa.date32(), safe=False)
     if not days.cast(column.type).equals(column):
         raise UnfitValueError("holds dates with a time of day: expected whole days")
     return days

@@ -206,15 +206,17 @@ def _check_text(values: pa.DataType) -> None:
 
 
 def texts_of(order: Sequence[Any], kind: pa.DataType) -> list[str]:
-    """The values of an order that the job gives, as the texts of their categories."""
+    """The values of an order that the job gives, as the texts of their categories, each of them once."""
     import pyarrow as pa
 
     from sfg_dist.data.categories import as_texts, is_text
 
     texts = [value if isinstance(value, str) else str(pa.scalar(value).cast(pa.string()).as_py()) for value in order]
-    if is_text(kind):
-        return texts
-    try:
-        return [str(text) for text in as_texts(pa.array(texts, pa.string()).cast(kind)).to_pylist()]
-    except pa.ArrowInvalid:
-        raise UnfitValueError(f"has type {kind}, which the order in data.types does not have") from None
+    if not is_text(kind):
+        try:
+            texts = [str(text) for text in as_texts(pa.array(texts, pa.string()).cast(kind)).to_pylist()]
+        except pa.ArrowInvalid:
+            raise UnfitValueError(f"has type {kind}, which the order in data.types does not have") from None
+    if twice := next((text for text in texts if texts.count(text) > 1), None):
+        raise UnfitValueError(f"has an order in data.types that names {twice!r} twice: name each value once")
+    return texts

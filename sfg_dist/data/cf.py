@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from sfg_dist.job.errors import DataError
 
+MEANINGS = ("units", "flag_meanings")
 KEYS = ("_FillValue", "missing_value", "valid_range", "valid_min", "valid_max", "scale_factor", "add_offset")
 # By type, what netCDF's library puts where nothing was written, unless _FillValue says otherwise.
 NETCDF_FILLS = {
@@ -44,11 +45,12 @@ class Packing:
     low: float  # of the range of valid values, infinite where there is none
     high: float  # likewise
     is_unpacked_range: bool  # whether that range is one of values, not of stored numbers
+    is_scaled: bool  # whether values are other numbers than those stored
     sign: str  # "u" or "i" where integers are to be read without or with a sign, else ""
     words: tuple[str, ...]  # the attributes that were used
 
-    def unpack(self, stored: NDArray[Any]) -> NDArray[np.float64]:
-        """The values, float64, missing ones NaN."""
+    def unpack(self, stored: NDArray[Any]) -> NDArray[Any]:
+        """The values: scaled ones float64, others of the type that is stored; missing ones NaN, or masked integers."""
         if self.sign and stored.dtype.kind in "iu":
             stored = stored.view(stored.dtype.str.replace(stored.dtype.kind, self.sign))
         is_missing = np.zeros(stored.shape, dtype=bool)
@@ -56,6 +58,10 @@ class Packing:
             is_missing |= stored == _as_stored(fill, stored.dtype, self.sign)
         if not self.is_unpacked_range:
             is_missing |= (stored < self.low) | (stored > self.high)
+        if not self.is_scaled and stored.dtype.kind in "iu":
+            return np.ma.masked_array(stored, is_missing) if is_missing.any() else stored
+        if not self.is_scaled and stored.dtype.kind == "f":
+            return np.where(is_missing, stored.dtype.type(np.nan), stored) if is_missing.any() else stored
         values = stored.astype(np.float64)
         if stored.dtype.kind in "iu" and stored.dtype.itemsize == 8 and np.any(np.abs(values[~is_missing]) > 2.0**53):
             raise DataError(f"{self.label} holds integers beyond 2^53 beside its attributes: float64 rounds them")
@@ -70,7 +76,8 @@ class Packing:
 
     def is_missing(self, stored: Any) -> bool:
         """Whether one stored value is missing."""
-        return bool(np.isnan(self.unpack(np.atleast_1d(np.asarray(stored)))[0]))
+        value = self.unpack(np.atleast_1d(np.asarray(stored)))
+        return bool(np.ma.getmaskarray(value)[0] or np.isnan(value[0]))
 
 
 def packing_of(label: str, attributes: Mapping[str, Any], dtype: Any, fill: Any = None) -> Packing | None:
@@ -112,10 +119,18 @@ def packing_of(label: str, attributes: Mapping[str, Any], dtype: Any, fill: Any 
         fills=tuple(value for key in ("_FillValue", "missing_value") for value in found.get(key, ())),
         low=low,
         high=high,
+        is_scaled=scales,
         is_unpacked_range=scales and np.dtype(dtype).kind in "iu" and any(isinstance(bound, float) for bound in bounds),
         sign=sign,
         words=tuple(words),
     )
+
+
+def unread_words(attributes: Mapping[str, Any]) -> list[str]:
+    """What attributes say of numbers that is not read, in words: the day that they count from, and their meanings."""
+    units, meanings = _text(attributes.get("units")), _text(attributes.get("flag_meanings"))
+    words = [f"numbers of {units[:60]!r}"] if " since " in units else []
+    return words + ([f"numbers without their meanings ({meanings[:60]})"] if meanings else [])
 
 
 def _as_stored(fill: float | int, dtype: Any, sign: str) -> Any:

@@ -257,7 +257,13 @@ class ColumnType:
         """A value - offset for a reader: as the file has it, if that is no plain number."""
         if self.is_coded:
             return self.categories[int(value)] if value == value else "missing"
-        return value if self.is_plain else str(self.from_float(np.array([value]))[0])
+        if self.is_plain:
+            return value
+        try:
+            return str(self.from_float(np.array([value]))[0])
+        except OverflowError:  # Python has no day after the year 9999
+            since = "" if self.kind == "duration" else " since 1970-01-01"
+            return f"{round(value) + self.offset} {'days' if self.unit == 'D' else self.unit}{since}"
 
 
 def asked_categories(names: Iterable[str], types: Iterable[ColumnType]) -> dict[str, str]:

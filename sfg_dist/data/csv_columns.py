@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Sequence
+from decimal import Context, Decimal
 from typing import Any
 
 import numpy as np
@@ -21,15 +22,26 @@ MISSING = (
 """Cells that stand for a missing value where a job names no others, as they stand or within spaces."""
 
 MAX_PLACES, MAX_DIGITS = 9, 15
+_MOST_EXACT = 16  # letters of the shortest number with more digits than doubles hold for certain
 _EXACT = 2.0**53
 _BLOCK = 1 << 14  # numbers at a time, few enough for the cache
 _WHOLE = r"^[+-]?[0-9]+$"
+_PLAIN = r"[+\-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+\-]?[0-9]{1,4})?"
 _MESSY = r"^[+\-\x{2212}]?([0-9]+\.?[0-9]*|\.[0-9]+)([eEdD][+\-]?[0-9]+)?$"
-_ODD = (
-    r"^([^\w\s.]?\s*[+\-]?[0-9.,'\x{00a0}\x{202f} ]*[0-9]\s*[^\w\s.]?"  # a number with a symbol or separators
-    r"|[0-9]{1,4}[./\-][0-9]{1,2}[./\-][0-9]{1,4}([ T].*)?"  # a day in another form than is read
-    r"|[0-9]{1,2}:[0-9]{2}(:[0-9]{2}([.,][0-9]+)?)?)$"
+_CURRENCY = r"(?:[^\w\s.]|[A-Z]{0,2}\$|kr\.?|Rs\.?|EUR|USD|GBP|CHF|JPY|CNY|INR|AUD|CAD|SEK|NOK|DKK|PLN|BRL)?"
+_MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec|Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*\.?"
+# What looks like a number, a day or a time in a form that is not read, for Arrow's regular expressions and Python's.
+_SPACES = " \N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}"
+_AMOUNT = rf"[+\-]?{_CURRENCY}\s*[+\-]?[0-9.,'{_SPACES}]*[0-9]\s*{_CURRENCY}|[0-9]{{1,3}}(?:_[0-9]{{3}})+"
+_DAY = (
+    r"[0-9]{1,4}[./\-][0-9]{1,2}[./\-][0-9]{1,4}(?:[ T].*)?"
+    rf"|[0-9]{{1,2}}[ /.\-]*{_MONTH}[ /.,\-]*[0-9]{{2,4}}(?:[ ,T].*)?|{_MONTH} *[0-9]{{1,2}},? +[0-9]{{4}}(?:[ ,T].*)?"
 )
+_CLOCK = r"[0-9]{1,2}:[0-9]{2}(?::[0-9]{2}(?:[.,][0-9]+)?)?(?: *[apAP]\.?[mM]\.?)?"
+_ODD = f"^(?:{_AMOUNT}|{_DAY}|{_CLOCK})$"
+_GROUPED = re.compile(r"[+-]?\d{1,3}([,. '_\u00a0\u202f]\d{3})+([.,]\d+)?")
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")  # may be three decimals too, and that would be a guess
+_DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
 _TIME = r"^[0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,9})?$"
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}([ T][0-9:.]+(Z|[+-][0-9:]+)?)?$")
 
@@ -47,20 +59,21 @@ def typed(cells: Any, decimal: str = ".", missing: Sequence[str] = MISSING) -> A
         return _with_places(cells)
     if decimal == "," or missing != MISSING:  # other words may be numbers
         cells = without_missing(cells, missing)
+    plain = cells
     if decimal == ",":
         if pc.any(pc.match_substring(cells, ".")).as_py():
             return cells
-        cells = pc.replace_substring(cells, ",", ".")
+        plain = pc.replace_substring(cells, ",", ".")
     for tidy in (lambda cells: cells, lambda cells: without_missing(cells, missing), _tidied):
-        cells = tidy(cells)
-        if cells.null_count == len(cells):
-            return pa.chunked_array([pa.nulls(len(cells))])
-        found = _numbers(cells)
+        plain = tidy(plain)
+        if plain.null_count == len(plain):
+            return pa.chunked_array([pa.nulls(len(plain))])
+        found = _numbers(plain)
         if found is None:
-            found = _others(cells)
+            found = _others(plain)
         if found is not None:
             return found
-    return cells
+    return without_missing(cells, missing)  # text keeps its commas
 
 
 def without_missing(cells: Any, missing: Sequence[str] = MISSING) -> Any:
@@ -80,6 +93,14 @@ def missing_words(cells: Any, missing: Sequence[str]) -> list[str]:
     distinct = pc.unique(pc.utf8_trim_whitespace(pc.unique(cells)))
     words: list[str] = distinct.filter(pc.is_in(distinct, value_set=pa.array(missing))).to_pylist()
     return [word for word in words if word]
+
+
+def has_outer_spaces(cells: Any) -> bool:
+    """Whether a cell of text has spaces around it, which are no part of a value."""
+    import pyarrow.compute as pc
+
+    distinct = pc.unique(cells)
+    return bool(pc.any(pc.not_equal(distinct, pc.utf8_trim_whitespace(distinct))).as_py())
 
 
 def first_text(cells: Any, decimal: str, missing: Sequence[str]) -> tuple[int, str]:
@@ -132,6 +153,37 @@ def looks_like_numbers(cells: Any, decimal: str) -> bool:
     return bool(2 * pc.sum(pc.match_substring_regex(distinct, _ODD)).as_py() >= len(distinct))
 
 
+def advice_on(cell: str, decimal: str) -> str:
+    """What to do about a cell that looks like a number, a day or a time, and is not read as one; empty for others."""
+    is_comma = decimal == "." and _DECIMAL_COMMA.fullmatch(cell) is not None
+    of_commas = 'a decimal comma is read with data.decimal = "," where all numbers of the file have it'
+    if is_comma and not _THOUSANDS.fullmatch(cell):
+        return of_commas
+    if _GROUPED.fullmatch(cell):
+        return "separators of thousands are not read: take them out" + (f"; {of_commas}" if is_comma else "")
+    if re.fullmatch(_DAY, cell):
+        return "days are read in the form 2024-06-01, and stamps as 2024-06-01T09:15:00"
+    if re.fullmatch(_CLOCK, cell):
+        return "times are read in the form 09:15:00, from 00:00:00 to 23:59:59"
+    return "take out what is no part of the number" if re.fullmatch(_AMOUNT, cell) else ""
+
+
+def is_rounded(cell: str, decimal: str = ".") -> bool:
+    """Whether a cell is a number that the nearest double, written with as many digits, is not.
+
+    Examples:
+        >>> is_rounded("0.30000000000000004"), is_rounded("1234567890123456.78")
+        (False, True)
+    """
+    if len(cell) < _MOST_EXACT:
+        return False
+    plain = re.sub("[dD]", "e", cell.replace(decimal, ".").replace("\u2212", "-"))
+    if not re.fullmatch(_PLAIN, plain):
+        return False
+    number = Decimal(plain)
+    return Context(prec=len(number.as_tuple().digits)).plus(Decimal(float(plain))) != number
+
+
 def has_padding(cells: Any) -> tuple[bool, bool]:
     """Whether whole numbers begin with a zero, and whether they are codes then, as all are but those of two digits.
 
@@ -179,7 +231,10 @@ def _numbers(cells: Any) -> Any:
     is_whole = len(finite) > 0 and (_largest(finite) >= _EXACT or np.array_equal(finite, np.rint(finite)))
     if is_whole and pc.all(pc.match_substring_regex(cells, _WHOLE)).as_py():
         plain = pc.replace_substring_regex(cells, r"^\+", "")
-        for kind in (pa.int64(), pa.uint64(), pa.decimal128(38, 0), pa.decimal256(76, 0)):
+        most = pc.max(pc.utf8_length(pc.replace_substring_regex(plain, "^-?0*", ""))).as_py()
+        # Arrow takes any number of digits for a decimal, and wraps around.
+        kinds = [pa.decimal128(38, 0)] * (most <= 38) + [pa.decimal256(76, 0)] * (most <= 76)
+        for kind in (pa.int64(), pa.uint64(), *kinds):
             exact = _cast(plain, kind)
             if exact is not None:
                 return exact
@@ -209,10 +264,11 @@ def decimal_places(values: NDArray[np.float64]) -> int | None:
     places = 0
     for start in range(0, len(finite), _BLOCK):
         part = finite[start : start + _BLOCK]
-        while np.any(_mantissas(part, places) / 10.0**places != part):
-            places += 1
-            if places > MAX_PLACES:
-                return None
+        with np.errstate(over="ignore"):  # of numbers such as 1e300
+            while np.any(_mantissas(part, places) / 10.0**places != part):
+                places += 1
+                if places > MAX_PLACES:
+                    return None
     return places if _largest(finite) * 10.0**places < 10.0**MAX_DIGITS else None
 
 
@@ -250,7 +306,7 @@ def _others(cells: Any) -> Any:
     from sfg_dist.data.arrow_columns import times_of_day
 
     some = str(next(chunk.drop_null()[0].as_py() for chunk in cells.chunks if chunk.null_count < len(chunk)))
-    if some[:1] in ("t", "f", "T", "F", "0", "1"):
+    if some[:1] in "tfTF" and pc.all(pc.match_substring_regex(cells, "^[a-zA-Z]+$")).as_py():  # Arrow takes 0 and 1 too
         found = _cast(cells, pa.bool_())
         if found is not None:
             return found

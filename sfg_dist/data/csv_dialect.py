@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from sfg_dist.data.csv_columns import MISSING
+from sfg_dist.data.csv_columns import MISSING, is_rounded
 from sfg_dist.data.csv_header import counts_rows, has_header
-from sfg_dist.data.csv_lines import NO_SEPARATOR, Record, cut, kind_of
+from sfg_dist.data.csv_lines import NO_SEPARATOR, Record, begins_as_comment, cut, kind_of
 from sfg_dist.job.errors import DataError
 from sfg_dist.job.words import counted
 
@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 
 _SAMPLE_BYTES, _SAMPLE_LINES, _FEWEST_LINES = 1 << 20, 2000, 20
 _JUDGED_LINES = 300
-_WORDS = {"\t": "tabs", ";": "semicolons", ",": "commas", "|": "bars", " ": "spaces"}  # the likelier ones first
+# those that text holds seldom first
+_WORDS = {"\t": "tabs", ";": "semicolons", "|": "bars", ",": "commas", " ": "spaces"}
 _SEP_LINE = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
 _COMMA_NUMBER = re.compile(r"[+-]?\d*,\d+([eEdD][+-]?\d+)?")
 _POINT_NUMBER = re.compile(r"[+-]?(\d+\.\d*|\.\d+)([eEdD][+-]?\d+)?")
 _QUOTED = re.compile('"[^"]*"')
+_GROUPED_BY_POINTS = re.compile(r"[+-]?[1-9]\d{0,2}\.\d{3}")
 _GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
 
 
@@ -74,10 +76,11 @@ class Dialect:
     has_comments: bool = False  # whether some lines below it are comments
     # the columns whose first cells are all in quotes, where those of others are not: digits there are text
     quoted: frozenset[int] = frozenset()
-    has_gaps: bool = False  # whether spaces stand between separators and quotes
     floats: frozenset[int] = frozenset()  # the columns whose first cells all have a decimal mark
     # digits behind the mark, of the columns whose first cells all have as many
     places: Mapping[int, int] = field(default_factory=dict)
+    # the columns whose first cells have digits that double precision does not hold
+    rounded: frozenset[int] = frozenset()
 
     @property
     def separator_words(self) -> str:
@@ -121,16 +124,19 @@ def decide(source: str, data: bytes, text: TextFormat) -> Dialect:
         source, dialect, plain, above, replace(text, header=True) if quoted and text.header == "auto" else text
     )
     dialect = _with_width(source, dialect, plain, text)
-    below = [record for record in marked if record.line > dialect.first_line]
+    below = [record for record in marked if record.line >= dialect.first_line]
     floats = _floats(plain[1 : 1 + _JUDGED_LINES], dialect, text.missing)
+    judged = [record.cells for record in plain[:_JUDGED_LINES] if record.line >= dialect.first_line]
     return replace(
         dialect,
         has_comments=any(map(dialect.is_comment, below)),
         # to whose reader a number is a number, whatever it stands for
         floats=frozenset() if any(kind_of(word, ()) == "number" for word in text.missing) else frozenset(floats),
         places={place: number for place, number in floats.items() if number is not None},
+        rounded=frozenset(
+            place for cells in judged for place, cell in enumerate(cells) if is_rounded(cell, dialect.decimal)
+        ),
         quoted=frozenset(_quoted(lines[dialect.first_line - offset :][:_JUDGED_LINES], dialect, text.missing)),
-        has_gaps=any(f'{separator} "' in line or f'{separator}\t"' in line for line in lines),
     )
 
 
@@ -168,13 +174,17 @@ def _find_separator(source: str, lines: list[str], offset: int, decimal: str) ->
             continue
         alike = sum(len(record.cells) == width for record in body) / len(body)
         fit = _fit(record.cells for record in body)
-        options.append((alike == 1, fit, len(records[0].cells) == width, alike, -order, separator, records))
-    single = [Record([line.strip()], place, place + 1) for place, line in enumerate(lines, offset) if line.strip()]
-    single = [record for record in single if not record.is_marked]
+        # a line of names with as many cells says more than cells that look like values: stamps hold spaces
+        options.append((alike == 1, len(records[0].cells) == width, fit, alike, -order, separator, records))
+    single = [
+        Record([line.strip()], place, place + 1)
+        for place, line in enumerate(lines, offset)
+        if line.strip() and not begins_as_comment(line)
+    ]
     fit_alone = _fit(record.cells for record in single[1:] or single)
     if not options:
         return NO_SEPARATOR, decimal
-    is_alike, fit, _, alike, _, separator, records = max(options, key=lambda option: option[:5])
+    is_alike, _, fit, alike, _, separator, records = max(options, key=lambda option: option[:5])
     if separator == "," and fit_alone == 1 and _width(records[1:] or records) == 2 and decimal != ".":
         return _pairs_or_decimals(source, single, decimal)
     if not is_alike and (fit_alone >= fit or alike < 0.5):
@@ -234,7 +244,14 @@ def _has_decimals(cells: Sequence[str]) -> bool:
 def _find_decimal(source: str, records: Sequence[Record], separator: str) -> str:
     cells = [(cell, record) for record in records for cell in record.cells if "," in cell or "." in cell]
     commas = [(cell, record) for cell, record in cells if _COMMA_NUMBER.fullmatch(cell)]
-    if not commas or any(_POINT_NUMBER.fullmatch(cell) for cell, _ in cells):
+    points = [(cell, record) for cell, record in cells if _POINT_NUMBER.fullmatch(cell)]
+    if separator == ";" and points and not commas and all(_GROUPED_BY_POINTS.fullmatch(cell) for cell, _ in points):
+        raise DataError(
+            f"{source}: line {points[0][1].line} holds {points[0][0]}, which may be a decimal point or a separator of "
+            'thousands, as where commas are decimal: set data.decimal = "." for the former, else take the separators '
+            "of thousands out"
+        )
+    if not commas or points:
         return "."
     cell, record = commas[0]
     if separator == NO_SEPARATOR and 2 * len(commas) < len(records):

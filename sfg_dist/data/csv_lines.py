@@ -15,7 +15,14 @@ NO_SEPARATOR = "\x1f"
 
 _NUMBER = re.compile(r"[+\-\u2212]?(\d+[.,]?\d*|[.,]\d+)([eEdD][+-]?\d+)?|[+-]?inf(inity)?", re.IGNORECASE)
 _DATE = re.compile(r"\d{4}-\d\d-\d\d([ T][\d:.]+(Z|[+-][\d:]+)?)?|\d\d:\d\d:\d\d(\.\d+)?")
+_SPACES = re.compile(rb'"[^"]*"|[ \t]+')
+_END_SPACES = re.compile(rb'"[^"]*"|^ | $', re.MULTILINE)
+_MOST_LETTERS = 1 << 24  # of a cell
 _TRUTH = frozenset(("true", "false"))
+# what begins as a comment and is a value: errors of spreadsheets, and colours
+_VALUE = re.compile(
+    r"#(N/A( N/A)?|NA|DIV/0!|VALUE!|REF!|NAME\?|NUM!|NULL!|[0-9A-Fa-f]{6}([0-9A-Fa-f]{2})?)\s*([,;|\t]|$)"
+)
 
 
 @dataclass(frozen=True)
@@ -25,20 +32,26 @@ class Record:
     cells: list[str]  # at least one
     line: int  # number of the line that it begins in, counted from 1
     end: int  # number of the first line after it
+    is_marked: bool = False  # whether it begins as a comment does
 
     @property
     def is_blank(self) -> bool:
         """Whether the line holds nothing but spaces."""
         return self.cells == [""]
 
-    @property
-    def is_marked(self) -> bool:
-        """Whether it begins as a comment does."""
-        return self.cells[0].startswith("#")
+
+def begins_as_comment(line: str) -> bool:
+    """Whether a line begins as a comment does. A # in quotes is text, and so are errors of spreadsheets and colours.
+
+    Examples:
+        >>> begins_as_comment("# made in 2024"), begins_as_comment('"#1",2'), begins_as_comment("#N/A,5")
+        (True, False, False)
+    """
+    return line.lstrip().startswith("#") and _VALUE.match(line.lstrip()) is None
 
 
 class _Feed:
-    """Lines for csv.reader; a comment's quotes mean nothing."""
+    """Lines for csv.reader; a quote that a comment does not close means nothing."""
 
     def __init__(self, lines: list[str], strip: bool) -> None:
         self._lines, self._strip, self.place, self.is_fresh = lines, strip, 0, True
@@ -51,7 +64,7 @@ class _Feed:
             raise StopIteration
         line = self._lines[self.place]
         self.place += 1
-        if self.is_fresh and line.lstrip().startswith("#"):
+        if self.is_fresh and line.lstrip().startswith("#") and line.count('"') % 2:
             line = line.replace('"', "")
         self.is_fresh = False
         return (line.replace("\t", " ").strip(" ") if self._strip else line) + "\n"
@@ -67,6 +80,8 @@ def cut(source: str, lines: list[str], separator: str, first_line: int = 1) -> I
     reader = csv.reader(feed, delimiter=separator, skipinitialspace=True)
     while True:
         feed.is_fresh, line = True, first_line + feed.place
+        is_marked = feed.place < len(lines) and begins_as_comment(lines[feed.place])
+        limit = csv.field_size_limit(_MOST_LETTERS)
         try:
             cells = next(reader)
         except StopIteration:
@@ -75,7 +90,9 @@ def cut(source: str, lines: list[str], separator: str, first_line: int = 1) -> I
             raise DataError(
                 f"{source} cannot be read as .csv: a cell that begins in line {line} has no end; is a quote not closed?"
             ) from error
-        yield Record([cell.strip() for cell in cells] or [""], line, first_line + feed.place)
+        finally:
+            csv.field_size_limit(limit)
+        yield Record([cell.strip() for cell in cells] or [""], line, first_line + feed.place, is_marked)
 
 
 def kind_of(cell: str, missing: Sequence[str] = MISSING) -> str:
@@ -87,3 +104,11 @@ def kind_of(cell: str, missing: Sequence[str] = MISSING) -> str:
     if cell.lower() in _TRUTH:
         return "truth"
     return "date" if _DATE.fullmatch(cell) else "text"
+
+
+def with_single_spaces(data: bytes) -> bytes:
+    """A text in which one space stands for several, and for tabs, outside of quotes."""
+    if b'"' not in data:
+        return b"\n".join([b" ".join(line.split()) for line in data.split(b"\n")])
+    data = _SPACES.sub(lambda match: match[0] if match[0].startswith(b'"') else b" ", data)
+    return _END_SPACES.sub(lambda match: match[0] if match[0].startswith(b'"') else b"", data)

@@ -15,7 +15,9 @@ from typing import Any
 
 from sfg_dist.data.csv_columns import (
     MAX_PLACES,
+    advice_on,
     first_text,
+    has_outer_spaces,
     has_padding,
     looks_like_numbers,
     missing_words,
@@ -23,7 +25,8 @@ from sfg_dist.data.csv_columns import (
     without_missing,
 )
 from sfg_dist.data.csv_dialect import Dialect, TextFormat, decide
-from sfg_dist.data.csv_lines import Record, cut
+from sfg_dist.data.csv_lines import Record, cut, with_single_spaces
+from sfg_dist.data.csv_quotes import loose_quote
 from sfg_dist.data.csv_text import Text, decode_text
 from sfg_dist.data.naming import check_columns, listed
 from sfg_dist.data.surveys import style_of
@@ -33,12 +36,6 @@ from sfg_dist.job.words import counted
 
 _BLOCK_BYTES = 1 << 20
 _MANY_ROWS, _NUM_THREADS = 100_000, 4
-_SPACES = re.compile(rb'"[^"]*"|[ \t]+')
-_END_SPACES = re.compile(rb'"[^"]*"|^ | $', re.MULTILINE)
-_COMMENT = re.compile(rb"^[ \t]*#[^\n]*\n?", re.MULTILINE)
-_GROUPED = re.compile(r"[+-]?\d{1,3}([,. '\u00a0\u202f]\d{3})+([.,]\d+)?")
-_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")  # may be three decimals too, and that would be a guess
-_DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
 
 
 @dataclass(eq=False)
@@ -72,6 +69,15 @@ class _File:
                 )
         return DataError(f"{self.source} cannot be read as .csv: a line does not have {expected}; are quotes closed?")
 
+    def loosely_quoted(self, cell: bytes) -> DataError:
+        """The refusal of a cell in quotes that holds a quote which is not doubled."""
+        line = self.text.data.count(b"\n", 0, max(0, self.text.data.find(cell))) + 1
+        return DataError(
+            f"{self.source} cannot be read as .csv: {cell.decode(errors='replace')!r} in line {line} begins with a "
+            "quote that is not closed, or goes on behind the next one: write a quote within a cell twice, as in "
+            '"5"" pipe"'
+        )
+
     def line_of(self, row: int) -> int:
         """The line that a data row begins in; both counted, lines from 1 and rows from 0."""
         return next((record.line for number, record in enumerate(self.records()) if number == row), 0)
@@ -90,22 +96,11 @@ class _File:
     def _text_found(self, name: str, row: int, cell: str) -> tuple[str, str]:
         """What is wrong with a cell, and what to do."""
         where = f"{_cut(cell)!r} in data row {row + 1} (counted from 1), line {self.line_of(row)} of the file"
-        if self.dialect.decimal == "." and _DECIMAL_COMMA.fullmatch(cell) and not _THOUSANDS.fullmatch(cell):
-            what = 'a decimal comma is read with data.decimal = "," where all numbers of the file have it'
-        elif _GROUPED.fullmatch(cell):
-            what = "separators of thousands are not read: take them out"
-            if self.dialect.decimal == "." and _DECIMAL_COMMA.fullmatch(cell):
-                what += '; a decimal comma is read with data.decimal = "," where all numbers of the file have it'
-        elif re.fullmatch(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}([ T].*)?", cell):
-            what = "days are read in the form 2024-06-01, and stamps as 2024-06-01T09:15:00"
-        elif re.fullmatch(r"[^\w\s.]?\s*[+-]?[\d.,]+\s*[^\w\s.]?", cell):
-            what = "take out what is no part of the number"
-        elif row == 0 and self.dialect.names is None:
+        what = advice_on(cell, self.dialect.decimal)
+        if not what and row == 0 and self.dialect.names is None:
             what = "set data.header = true if the first line holds names"
-        elif not self.dialect.separator_words:
+        elif not what and not self.dialect.separator_words:
             what = "cells are separated by commas, semicolons, tabs, bars or spaces, or as data.separator says"
-        else:
-            what = ""
         advice = f"{what}, or leave" if what else "leave"
         return (
             f"{self.source}: column {name!r} holds text: {where}; expected numbers",
@@ -144,14 +139,15 @@ def read_csv(
         with ThreadPoolExecutor(_NUM_THREADS) as pool:
             found = list(pool.map(typed_column, wanted))
     arrays = [column.values for column in found]
-    if texts := {name: column.cells for name, column in zip(wanted, found, strict=True) if column.values is None}:
-        error = file.texts_found(texts)
+    if odd := {name: column.cells for name, column in zip(wanted, found, strict=True) if column.values is None}:
+        error = file.texts_found(odd)
         error.names = tuple(kept)
         raise error
     file.notes.extend(column.note for column in found if column.note)
     if words := {word: None for column in found for word in column.words}:
         where = listed([name for name, column in zip(wanted, found, strict=True) if column.words])
         file.notes.append(f"{listed(list(words))} read as missing in {where} (data.null_values)")
+    file.notes.extend(_not_kept(file, table, {name: places[name] for name in wanted}, arrays))
     if len(kept) > 1 and kept[0] in wanted and _counts_rows(arrays[wanted.index(kept[0])]):
         file.notes.append(f"{kept[0]!r} counts the rows, and is kept (data.index = true leaves it out)")
     fields = [
@@ -213,6 +209,8 @@ def _cells(file: _File) -> Any:
             table = parsed(max(_BLOCK_BYTES, end - start), has_quotes, frozenset())
         except pa.ArrowInvalid as error:
             raise file.uneven() from error
+    if has_quotes and (place := loose_quote(data, start, end, dialect.separator)) is not None:
+        raise file.loosely_quoted(data[place : place + 40].partition(b"\n")[0])
     num_blank = num_lines - table.num_rows
     if has_quotes and num_blank:
         num_blank = len(blank) + len(re.findall(rb"\n(?=\n)", data[start:end].rstrip(b"\n")))
@@ -230,29 +228,30 @@ def _body(file: _File) -> tuple[bytes, int, int]:
 
         def without(match: re.Match[bytes]) -> bytes:
             nonlocal num_comments
+            if match[0].lstrip(b" \t")[:1] != b"#":  # a cell in quotes, which may hold several lines
+                return match[0]
             record = next(cut(file.source, [match[0].decode().rstrip("\n")], dialect.separator))
             num_comments += dialect.is_comment(record)
             return b"" if dialect.is_comment(record) else match[0]
 
-        data, start = _COMMENT.sub(without, data[start:]), 0
+        mark = re.escape(dialect.separator.encode())
+        quoted = rb"(?:(?<=[" + mark + rb'\n])|\A)"[^"]*(?:""[^"]*)*"|' if b'"' in data else b""
+        comment = re.compile(quoted + rb"^[ \t]*#[^\n]*\n?", re.MULTILINE)
+        data, start = comment.sub(without, data[start:]), 0
         file.notes.append(f"{counted(num_comments, 'comment line')} left out")
     if dialect.separator == " ":
-        data, start = _with_single_spaces(data[start:]), 0
-    elif dialect.has_gaps:
+        data, start = with_single_spaces(data[start:]), 0
+    else:
         # To Arrow, a quote behind a space is a part of the cell.
-        gap = re.compile(rb'"(?:[^"]|"")*"|(?<=' + re.escape(dialect.separator.encode()) + rb')[ \t]+(?=")')
-        data, start = gap.sub(lambda match: match[0] if match[0].startswith(b'"') else b"", data[start:]), 0
+        space = rb" +" if dialect.separator == "\t" else rb"[ \t]+"
+        mark = re.escape(dialect.separator.encode())
+        if b'"' in data and re.search(mark + space + b'"', data):
+            gap = re.compile(rb'"(?:[^"]|"")*"|(?<=' + mark + b")" + space + rb'(?=")')
+            data, start = gap.sub(lambda match: match[0] if match[0].startswith(b'"') else b"", data[start:]), 0
     end = len(data)
     if data[-2:].isspace() or data[-1:] == b" ":  # blank lines at the end are no part of the table
         end = len(data.rstrip(b" \n")) if dialect.separator != "\t" else len(data.rstrip(b"\n"))
     return data, start, max(start, end)
-
-
-def _with_single_spaces(data: bytes) -> bytes:
-    if b'"' not in data:
-        return b"\n".join([b" ".join(line.split()) for line in data.split(b"\n")])
-    data = _SPACES.sub(lambda match: match[0] if match[0].startswith(b'"') else b" ", data)
-    return _END_SPACES.sub(lambda match: match[0] if match[0].startswith(b'"') else b"", data)
 
 
 def _start(data: bytes, dialect: Dialect) -> int:
@@ -347,6 +346,25 @@ def _typed(file: _File, name: str, cells: Any, asked: Any, *, is_quoted: bool) -
         if is_padded:
             return _Column(cells, found, words, f"leading zeros in {name!r} not kept")
     return _Column(cells, found, words)
+
+
+def _not_kept(file: _File, table: Any, places: Mapping[str, int], values: Sequence[Any]) -> Iterator[str]:
+    """What of the cells their values do not have: spaces around text, and digits of numbers."""
+    import pyarrow as pa
+
+    found = dict(zip(places, values, strict=True))
+    spaces = [
+        name
+        for name, place in places.items()
+        if pa.types.is_string(found[name].type)
+        and has_outer_spaces(table.column(place))
+        and not has_outer_spaces(found[name])
+    ]
+    if spaces:
+        yield f"spaces around the cells of {listed(spaces)} not kept"
+    rounded = [name for name in places if places[name] in file.dialect.rounded]
+    if rounded := [name for name in rounded if pa.types.is_floating(found[name].type)]:
+        yield f"digits of {listed(rounded)} beyond double precision not kept"
 
 
 def _words(places: int | None, column: _Column) -> dict[str, str]:

@@ -132,12 +132,14 @@ def _to_utf8(source: str, raw: bytes, encoding: str) -> tuple[bytes, str]:
         encoding = marked[1] if marked else "utf-8"
     name = codecs.lookup(encoding).name
     if name == "utf-8":
-        data = raw.removeprefix(codecs.BOM_UTF8)
+        data = raw
+        while data.startswith(codecs.BOM_UTF8):  # of a file that was saved twice with a mark
+            data = data.removeprefix(codecs.BOM_UTF8)
         if not data.isascii():
             _check_utf8(source, data)
         return data, name
     try:
-        text = raw.decode(encoding).removeprefix("\ufeff")
+        text = raw.decode(encoding).lstrip("\ufeff")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{source} cannot be read as .csv: it is not {encoding} at byte {error.start}; set data.encoding to the "

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 from sfg_dist.data.csv_columns import MAX_DIGITS, MAX_PLACES
 from sfg_dist.data.declared_sizes import check_held
@@ -28,6 +29,8 @@ from sfg_dist.job.words import counted
 
 _KINDS = ((".parquet",), (".csv", ".tsv"), (".txt",))
 _MAGIC = re.compile(r"[*?\[]")
+_WHOLE = re.compile(r"-?[0-9]+")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|nan|[+-]?inf(inity)?", re.IGNORECASE)
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -174,12 +177,15 @@ def key_values(source: str, key: str, parts: Sequence[Part]) -> list[Any]:
 
     texts = [part.keys[key] for part in parts]
     given = [text for text in texts if text != _NO_VALUE]
-    if all(re.fullmatch(r"-?(0|[1-9]\d{0,17})", text) for text in given):
-        return [pa.scalar(None if text == _NO_VALUE else int(text), pa.int64()) for text in texts]
-    try:
-        return [pa.scalar(None if text == _NO_VALUE else float(text), pa.float64()) for text in texts]
-    except ValueError:
-        return [pa.scalar(None if text == _NO_VALUE else text, pa.string()) for text in texts]
+    kind: Any = pa.string()
+    if all(map(_WHOLE.fullmatch, given)):
+        is_padded = any(re.match("-?0.", text) for text in given) and any(len(text) != 2 for text in given)
+        if not is_padded and all(len(text) < 19 for text in given):  # as in a .csv, 007 is a code, and 07 a month
+            kind = pa.int64()
+    elif all(map(_NUMBER.fullmatch, given)):
+        kind = pa.float64()
+    make = {pa.int64(): int, pa.float64(): float}.get(kind, str)
+    return [pa.scalar(None if text == _NO_VALUE else make(text), kind) for text in texts]
 
 
 def _joined(parts: Sequence[Part], name: str, columns: Sequence[Any]) -> Any:
@@ -274,6 +280,7 @@ def common_type(parts: Sequence[Part], name: str, found: Sequence[tuple[Any, int
     raise UnfitColumnsError(
         f"{parts[place].source}: column {name!r} is {other}, in the files before {kinds[0]}: expected one type",
         {name: f"it is {other} in {parts[place].source}, in the files before {kinds[0]}"},
+        "write it with one type, or leave it out with data.columns",
     )
 
 
@@ -340,4 +347,5 @@ def _is_hidden(path: str) -> bool:
 
 def _keys_of(path: str) -> dict[str, str]:
     folders = PurePosixPath(path).parts[:-1]
-    return {key: value for folder in folders if folder.count("=") == 1 for key, _, value in [folder.partition("=")]}
+    found = [folder.partition("=") for folder in folders if folder.count("=") == 1]
+    return {unquote(key): unquote(value) for key, _, value in found}  # Hive writes São Paulo as S%C3%A3o%20Paulo

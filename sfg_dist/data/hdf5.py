@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,14 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data.array_file import ArrayFile, object_message, shape_text
-from sfg_dist.data.cf import KEYS, NETCDF_FILLS
+from sfg_dist.data.cf import KEYS, MEANINGS, NETCDF_FILLS
 from sfg_dist.data.declared_sizes import check_held, check_stored, declared_bytes
+from sfg_dist.data.naming import listed
 from sfg_dist.data.sources import reading, suffix_of
 from sfg_dist.data.unpacking import GROWTH, unpacked_bytes
 from sfg_dist.job.errors import DataError
 from sfg_dist.job.memory import usable_bytes
 from sfg_dist.job.words import size_of
 
+_TICKS = re.compile(r"(datetime|timedelta)64(\[(s|ms|us|ns)\])?")  # what pandas says of whole numbers
 _DEFLATE = 1  # HDF5's number of the filter
 _MOST_ATTRIBUTE = 1 << 16
 _TEXTS_AT_ONCE, _MOST_TEXT = 256, 16 << 20
@@ -55,23 +59,29 @@ def _array_file(source: str, file: Any) -> ArrayFile:
                 return
             if isinstance(node, h5py.Dataset):
                 datasets[name] = node
-            elif is_frame(node):
+            elif isinstance(node, h5py.Group) and is_frame(node):  # netCDF stores its types beside
                 frames[name] = node
 
         # visititems follows neither soft nor external links; check refuses the other ways to other files
         file.visititems(visit)
 
+    notes: list[str] = []
+
     def read_named(name: str) -> NDArray[Any]:
         with reading(source):
             if name in frames:
+                if has_row_names(source, frames[name]):
+                    notes.append("row names of pandas left out")
                 return read_frame(source, name, frames[name])
-            dtype_of(name)
+            if names := h5py.check_enum_dtype(dtype_of(name)):
+                notes.append(f"{name!r} read as numbers without their names ({listed(sorted(names, key=names.get))})")
             return read(source, datasets[name])
 
     def dtype_of(name: str) -> Any:
         if name in frames:
-            return np.dtype(np.float64)
-        dtype = datasets[name].dtype
+            with reading(source):
+                return frame_dtype(source, name, frames[name])
+        dtype = stored_dtype(datasets[name])
         if h5py.check_string_dtype(dtype):
             return np.dtype(str)
         if dtype.hasobject:
@@ -84,19 +94,20 @@ def _array_file(source: str, file: Any) -> ArrayFile:
         return shape_text(datasets[name].shape, datasets[name].dtype)
 
     def labels(name: str) -> tuple[str, ...] | None:
-        return frame_names(source, frames[name]) if name in frames else column_labels(source, datasets[name])
+        return None if name in frames else column_labels(source, datasets[name])
 
     return ArrayFile(
         source,
         (*frames, *datasets),
         read_named,
         describe,
-        lambda name: frame_shape(frames[name]) if name in frames else datasets[name].shape,
+        lambda name: frame_shape(frames[name])[:1] if name in frames else datasets[name].shape,
         dtype_of,
         attributes=lambda name: {} if name in frames else attributes(source, datasets[name]),
         labels=labels,
         written=lambda name: (1, 1, None) if name in frames else written_chunks(source, datasets[name]),
         default_fill=default_fill(file, suffix_of(source) == ".nc"),
+        notes=notes,
     )
 
 
@@ -159,10 +170,12 @@ def read(source: str, dataset: Any) -> NDArray[Any]:
     check(source, dataset)
     _check_chunks(source, dataset)
     if not h5py.check_string_dtype(dataset.dtype):
-        return np.asarray(dataset[()])
+        values = np.asarray(dataset[()])
+        return values.view(bool) if stored_dtype(dataset).kind == "b" else values
     texts: list[str] = []
+    named = dataset.asstr("utf-8")  # also where the file says ASCII, as PyTables does
     for start in range(0, dataset.size, _TEXTS_AT_ONCE):  # many texts may be one long text in the file
-        texts += map(str, dataset.asstr()[start : start + _TEXTS_AT_ONCE] if dataset.shape else [dataset.asstr()[()]])
+        texts += map(str, named[start : start + _TEXTS_AT_ONCE] if dataset.shape else [named[()]])
         if sum(map(len, texts)) > _MOST_TEXT:
             raise DataError(f"{source}: {dataset.name.lstrip('/')!r} holds more text than names of columns have")
     return np.asarray(texts, dtype=str).reshape(dataset.shape)
@@ -170,16 +183,27 @@ def read(source: str, dataset: Any) -> NDArray[Any]:
 
 def attributes(source: str, dataset: Any) -> Mapping[str, Any]:
     """The attributes that say what the values mean."""
-    found = {}
-    for key in (*KEYS, "_Unsigned"):
-        with reading(source):
-            if key not in dataset.attrs:
-                continue
-            identity = dataset.attrs.get_id(key)
-            if declared_bytes(identity.shape, identity.dtype) > _MOST_ATTRIBUTE:
-                raise DataError(f"{source}: the attribute {key} of {dataset.name.lstrip('/')!r} has no single value")
-            found[key] = dataset.attrs[key]
-    return found
+    found = {key: attribute(source, dataset, key) for key in (*KEYS, *MEANINGS, "_Unsigned")}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def attribute(source: str, dataset: Any, key: str) -> Any:
+    """An attribute of a dataset, None where it has none of that name."""
+    with reading(source):
+        if key not in dataset.attrs:
+            return None
+        identity = dataset.attrs.get_id(key)
+        if declared_bytes(identity.shape, identity.dtype) > _MOST_ATTRIBUTE:
+            raise DataError(f"{source}: the attribute {key} of {dataset.name.lstrip('/')!r} has no single value")
+        return dataset.attrs[key]
+
+
+def stored_dtype(dataset: Any) -> np.dtype[Any]:
+    """The type of a dataset's values: truth values where PyTables wrote them as bits, which h5py has as numbers."""
+    import h5py
+
+    is_bits = isinstance(dataset.id.get_type(), h5py.h5t.TypeBitfieldID) and dataset.dtype.itemsize == 1
+    return np.dtype(bool) if is_bits else dataset.dtype
 
 
 def _own(group: Any, name: str) -> Any:
@@ -221,40 +245,82 @@ def default_fill(file: Any, is_netcdf: bool) -> Callable[[Any], Any]:
 
 def is_frame(node: Any) -> bool:
     """Whether a group is a frame that pandas wrote in its fixed format."""
-    return all(_own(node, name) is not None for name in ("axis0", "axis1", "block0_items", "block0_values"))
+    return _own(node, "block0_values") is not None and None not in (_axis(node, 0), _axis(node, 1))
 
 
-def frame_names(source: str, group: Any) -> tuple[str, ...]:
-    """The names of a frame's columns."""
-    return tuple(_as_text(value) for value in read(source, group["axis0"]))
+def _axis(group: Any, number: int) -> Any:
+    """The names of a frame's columns (0) or rows (1); where these have several levels, the codes of the first."""
+    plain = _own(group, f"axis{number}")
+    return _own(group, f"axis{number}_label0") if plain is None else plain
 
 
 def frame_shape(group: Any) -> tuple[int, int]:
     """Rows and columns of a frame."""
-    return len(group["axis1"]), len(group["axis0"])
+    return len(_axis(group, 1)), len(_axis(group, 0))
 
 
-def read_frame(source: str, name: str, group: Any) -> NDArray[np.float64]:
-    """The values of a frame, its blocks put side by side in the order of its names."""
-    names, shape = frame_names(source, group), frame_shape(group)
+def has_row_names(source: str, group: Any) -> bool:
+    """Whether the rows of a frame have names that do not only count them from 0."""
+    rows = _own(group, "axis1")
+    return rows is None or rows.dtype.kind not in "iu" or not np.array_equal(read(source, rows), np.arange(len(rows)))
+
+
+def frame_dtype(source: str, name: str, group: Any) -> np.dtype[Any]:
+    """The records of a frame: its columns in their order, each in its own type.
+
+    Raises:
+        DataError: the file declares more than it holds; or a column is no field of records, or has values that pandas
+            pickled, or stamps with a time zone.
+    """
+    if _own(group, "axis0") is None:
+        raise DataError(
+            f"{source}: the columns of {name!r} have names of several levels: join them before pandas writes the file, "
+            'as in frame.columns = frame.columns.map("_".join)'
+        )
+    shape = frame_shape(group)
     parts = (group[part] for part in group if _own(group, part) is not None)
     stored = sum(part.id.get_storage_size() for part in parts if hasattr(part, "dtype"))
     check_stored(source, f"frame {name!r}", shape, None, stored)
     check_held(source, f"frame {name!r}", shape)
-    values = np.empty(shape)
+    kinds: dict[str, Any] = {}
+    for items, block in _blocks(source, name, group):
+        what = f"{source}: {'columns' if len(items) > 1 else 'column'} {listed(items)} of {name!r}"
+        dtype = stored_dtype(block)
+        if dtype.kind not in "fiub":
+            raise DataError(
+                f"{what}: text and Python objects are not read from HDF5: leave them out before pandas writes the "
+                "file, or write .parquet"
+            )
+        if "tz" in block.attrs:
+            raise DataError(f"{what}: stamps with a time zone are not read from HDF5: write .parquet")
+        if said := _TICKS.fullmatch(_as_text(attribute(source, block, "value_type"))):
+            dtype = np.dtype(f"{said[1]}64[{said[3] or 'ns'}]")
+        kinds |= dict.fromkeys(items, dtype)
+    names = [_as_text(value) for value in read(source, group["axis0"])]
+    counts = Counter(names)
+    if odd := [each for each in names if not each or counts[each] > 1 or each not in kinds]:
+        raise DataError(f"{source}: a column of {name!r} is named {odd[0]!r}: give each a name of its own")
+    return np.dtype([(each, kinds[each]) for each in names])
+
+
+def read_frame(source: str, name: str, group: Any) -> NDArray[Any]:
+    """The rows of a frame as records, the columns of its blocks in the order of their names."""
+    rows = np.empty(frame_shape(group)[0], frame_dtype(source, name, group))
+    for items, block in _blocks(source, name, group):
+        values = read(source, block).reshape(len(rows), len(items))
+        for place, item in enumerate(items):
+            rows[item] = values[:, place].view(rows.dtype[item]) if rows.dtype[item].kind in "mM" else values[:, place]
+    return rows
+
+
+def _blocks(source: str, name: str, group: Any) -> Iterator[tuple[list[str], Any]]:
+    """The columns of each block of a frame, and its values."""
     number = 0
     while (named := _own(group, f"block{number}_items")) is not None:
-        items = [_as_text(value) for value in read(source, named)]
         if (block := _own(group, f"block{number}_values")) is None:
             raise DataError(f"{source}: {name!r} lacks the values of its block {number}: the file is damaged")
-        if block.dtype.kind not in "fiub":
-            raise DataError(
-                f"{source}: columns {', '.join(items)} of {name!r} hold text or Python objects: leave them out before "
-                "pandas writes the file, or write .parquet"
-            )
-        values[:, [names.index(item) for item in items]] = read(source, block).reshape(len(values), len(items))
+        yield [_as_text(value) for value in read(source, named)], block
         number += 1
-    return values
 
 
 def _as_text(value: Any) -> str:

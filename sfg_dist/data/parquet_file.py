@@ -18,6 +18,8 @@ from sfg_dist.data.unfit import columns_are, each_fit
 from sfg_dist.job.errors import DataError
 from sfg_dist.job.words import counted
 
+_MOST_US = (2**63 - 1) // 1000  # microseconds that nanoseconds reach
+
 _Array = NDArray[np.float64]
 
 
@@ -31,13 +33,18 @@ def open_parquet(source: str, stream: Any) -> tuple[Any, Any, list[str]]:
 
     from sfg_dist.data.categories import is_text
 
+    stream.seek(0)
+    if stream.read(4) == b"PARE":
+        raise DataError(f"{source} is encrypted, which is not read: write it without encryption")
     with reading(source):
         file = parquet.ParquetFile(stream)
+        unit = _int96_unit(source, stream, file)
+        file = parquet.ParquetFile(stream, coerce_int96_timestamp_unit=unit) if unit else file
         schema = file.schema_arrow
         names = [name for name in schema.names if not name.startswith("__index_level_")]
         if texts := [field.name for field in schema if is_text(field.type)]:
             stream.seek(0)
-            file = parquet.ParquetFile(stream, read_dictionary=texts)
+            file = parquet.ParquetFile(stream, read_dictionary=texts, coerce_int96_timestamp_unit=unit)
             marks = {name: {b"stored": str(schema.field(name).type).encode()} for name in texts}
             schema = pa.schema(
                 [field.with_metadata({**(field.metadata or {}), **marks.get(field.name, {})}) for field in schema]
@@ -48,6 +55,36 @@ def open_parquet(source: str, stream: Any) -> tuple[Any, Any, list[str]]:
         raise DataError(f"{source} declares {shape[0]} rows: the file is damaged")
     check_stored(source, _words(*shape), shape, None, size)
     return file, schema, names
+
+
+def _int96_unit(source: str, stream: Any, file: Any) -> str | None:
+    """ "us" where stamps of 96 bits, as Spark writes them, lie beyond what nanoseconds reach: Arrow wraps these around.
+
+    None where all lie within, from 1677 to 2262.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    places = _places(file.metadata)
+    names = [name for name, place in places.items() if file.metadata.schema.column(place).physical_type == "INT96"]
+    if not names:
+        return None
+    coarse = parquet.ParquetFile(stream, coerce_int96_timestamp_unit="us")
+    found = None
+    for group in range(file.num_row_groups):
+        check_readable(source, file, names, [group])
+        stamps = coarse.read_row_group(group, columns=names), file.read_row_group(group, columns=names)
+        for name in names:
+            us, ns = (table.column(name).cast(pa.int64()).fill_null(0).to_numpy() for table in stamps)
+            if not len(us) or np.abs(us).max() <= _MOST_US:
+                continue
+            found = "us"
+            if (us.view(np.uint64) * np.uint64(1000) != ns.view(np.uint64)).any():
+                raise DataError(
+                    f"{source}: column {name!r} holds nanoseconds, and stamps beyond the years 1677 to 2262, which no "
+                    "type of 64 bits holds together: write it as timestamps of microseconds"
+                )
+    return found
 
 
 def check_readable(source: str, file: Any, names: Sequence[str], groups: Iterable[int] | None = None) -> None:
@@ -76,7 +113,8 @@ def parquet_words(file: Any, names: Sequence[str]) -> str:
     kept = [name for name in index if name in names]
     words = [counted(len(names), "column"), "parquet"]
     words += [f"with the index of pandas ({listed(kept)})"] if kept else []
-    return ", ".join([*words, *(["row names of pandas left out"] if len(kept) < len(index) else [])])
+    is_left = len(kept) < len(index) or len(names) < len(file.schema_arrow.names)
+    return ", ".join([*words, *(["row names of pandas left out"] if is_left else [])])
 
 
 def parquet_rows(source: str, stream: Any, choice: ColumnChoice) -> RowReader:

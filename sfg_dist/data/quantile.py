@@ -133,10 +133,12 @@ def fit_curve(values: _Array, grid: Grid | None, atoms: _Array | None = None) ->
     levels = np.concatenate([read, ranks[is_kept], ranks[[0, -1]]])
     knots = np.concatenate([np.interp(read, ranks, places), places[is_kept], places[[0, -1]]])
     order = np.lexsort([levels, knots])
-    knots, levels = knots[order], levels[order]
+    is_edge = (np.arange(len(knots)) >= len(read)) & (np.arange(len(knots)) < len(knots) - 2) & (grid is not None)
+    knots, levels, is_edge = knots[order], levels[order], is_edge[order]
     inside = (levels >= ranks[0]) & (levels <= ranks[-1])
     middle = _middle(places, ranks)
-    knots, levels = _merge_close(knots[inside], levels[inside], middle, grid.step / 4 if grid else np.inf)
+    most = grid.step / 4 if grid else np.inf
+    knots, levels = _merge_close(knots[inside], levels[inside], middle, most, is_edge[inside])
     scores = _separate(knots, scipy.special.ndtri(levels), grid, lonely)
     return _continue(knots, scores, middle)
 
@@ -282,13 +284,21 @@ def _least_gap(knots: _Array, middle: float) -> _Array:
     return np.maximum(gaps, 4 * np.spacing(np.abs(knots))) if middle else gaps
 
 
-def _merge_close(knots: _Array, levels: _Array, middle: float, most: float = np.inf) -> tuple[_Array, _Array]:
-    """Drop knots that lie too close behind another one; no distance above ``most`` is too close."""
+def _merge_close(
+    knots: _Array, levels: _Array, middle: float, most: float = np.inf, is_edge: NDArray[np.bool_] | None = None
+) -> tuple[_Array, _Array]:
+    """Drop knots that lie too close behind another one; no distance above ``most`` is too close.
+
+    The edge of a cell stays, and what lies too close before it goes: between its edges a cell has its share.
+    """
     kept = [0]
+    edges = np.zeros(len(knots), dtype=bool) if is_edge is None else is_edge
     tolerance = np.minimum(np.maximum(_least_gap(knots, middle), 1e-100), most)
     for index in range(1, len(knots)):
         if knots[index] - knots[kept[-1]] > tolerance[index] and levels[index] >= levels[kept[-1]]:
             kept.append(index)
+        elif edges[index] and not edges[kept[-1]] and len(kept) > 1:
+            kept[-1] = index
     if len(kept) == 1:
         kept = [0, len(knots) - 1]
     return knots[kept], levels[kept]

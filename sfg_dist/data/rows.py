@@ -29,7 +29,7 @@ from sfg_dist.data.declared_sizes import check_stored
 from sfg_dist.data.folder_rows import open_folder_rows
 from sfg_dist.data.folders import is_folder, is_prefix, parts_of
 from sfg_dist.data.naming import check_columns
-from sfg_dist.data.numpy_files import check_end
+from sfg_dist.data.numpy_files import check_end, open_npy
 from sfg_dist.data.parquet_file import parquet_rows
 from sfg_dist.data.row_reader import ColumnChoice, RowReader
 from sfg_dist.data.sources import existing_path, open_ranges, reading, suffix_of
@@ -97,6 +97,8 @@ def open_rows(
 
 def _npy_rows(source: str, choice: ColumnChoice) -> RowReader:
     path = existing_path(source)
+    with path.open("rb") as stream:
+        open_npy(source, stream).dtype(DEFAULT_ARRAY)  # refuses what cannot be mapped
     with reading(source):
         table: Any = np.load(path, mmap_mode="r", allow_pickle=False)
     check_end(source, path.stat().st_size > table.offset + table.nbytes)
@@ -119,7 +121,7 @@ def _zarr_rows(source: str, file: ArrayFile, array: str, choice: ColumnChoice) -
     names: tuple[str, ...] = table.dtype.names or file.column_names(name)
     packing = None if table.dtype.names else file.packing(name, table.dtype)
     is_typed = name == DEFAULT_ARRAY and file.types is not None and len(file.types) == width
-    if choice.types is None and (is_typed or packing is not None):
+    if choice.types is None and (is_typed or (packing is not None and packing.is_scaled)):
         known = dict(zip(names, (file.types if is_typed else None) or (FLOAT,) * width, strict=True))
         wanted = check_columns(source, names, choice.columns)
         choice = replace(choice, types={column: known[column] for column in wanted})

@@ -98,7 +98,7 @@ def open_ranges(source: str) -> Iterator[Any]:
         AbsentError: it does not exist.
     """
     if not is_url(source):
-        with existing_path(source).open("rb") as stream:
+        with open_bytes(source) as stream:
             yield stream
         return
     store, key = open_bucket(source)

@@ -62,13 +62,13 @@ class Survey:
             return
         try:
             column = stored_column(self.type, column)
+            if self.type.kind in TEMPORAL:
+                column = as_whole(self.type, column)
         except UnfitValueError as error:
             self._unfit = error
             return
         if pa.types.is_floating(column.type):  # float64 already
             return
-        if self.type.kind in TEMPORAL:
-            column = as_whole(self.type, column)
         self.add_ends(ends_of(column))
         if self.type.kind == "decimal":
             while self._places < column.type.scale and at_places(column, self._places) is None:
@@ -312,7 +312,8 @@ def float_block(
     """
     wanted = wanted or tuple(types)
     is_small = block.dtype.kind in "fiub" and (block.dtype.itemsize <= 4 or block.dtype == np.float64)
-    if block.dtype.names is None and is_small and all(types[name].is_plain for name in wanted):
+    is_small &= block.dtype.names is None and not np.ma.is_masked(block)
+    if is_small and all(types[name].is_plain for name in wanted):
         places = [list(names).index(name) for name in wanted]
         return np.ascontiguousarray(block if tuple(wanted) == tuple(names) else block[:, places], dtype=np.float64)
     values = np.empty((len(block), len(wanted)))
@@ -369,10 +370,11 @@ def column_of(source: str, block: NDArray[Any], index: int, name: str) -> NDArra
 
 
 def arrow_of(column: NDArray[Any]) -> pa.Array:
-    """A column of an array for Arrow, whatever its order of bytes."""
+    """A column of an array for Arrow, whatever its order of bytes; masked values are null."""
     import pyarrow as pa
 
-    return pa.array(np.ascontiguousarray(column, dtype=column.dtype.newbyteorder("=")))
+    mask = np.ma.getmaskarray(column) if np.ma.is_masked(column) else None
+    return pa.array(np.ascontiguousarray(column, dtype=column.dtype.newbyteorder("=")), mask=mask)
 
 
 def style_of(cells: Any, column: Any) -> str | None:

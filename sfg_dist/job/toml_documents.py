@@ -27,6 +27,7 @@ _ENCODINGS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 _MAX_PROBLEMS = 8
 _MAX_KEYS = 32
 _NAME = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
+_KEY_PART = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)'|([^.=]*))\s*([.=]|$)""")  # of a key in --set, and what follows it
 _DEEP = re.compile(rf"""(?<![\w"'.-])(?:{_NAME}[ \t]*+\.[ \t]*+){{{_MAX_KEYS - 1}}}""")
 # How a message of the parser begins, and what to tell the user instead.
 _REASONS = (
@@ -150,9 +151,8 @@ def apply_override(document: dict[str, Any], assignment: str, root: Model, *, op
     Raises:
         ConfigError: it is no such assignment.
     """
-    name, equals, text = assignment.partition("=")
-    keys = [key.strip() for key in name.split(".")]
-    if not equals or len(keys) < 2 or not all(keys):
+    keys, text = _split(assignment)
+    if text is None or len(keys) < 2 or not all(keys):
         raise ConfigError(f"{option} {shown(assignment)}: expected table.key=value, for example {_example(root)}")
     if len(keys) > 8:
         raise ConfigError(f"{option} {shown(assignment)}: no key lies so deep")
@@ -163,6 +163,18 @@ def apply_override(document: dict[str, Any], assignment: str, root: Model, *, op
             inner = table[key] = {}  # data.dequantize.AT=0.1 replaces dequantize="auto"
         table = inner
     table[keys[-1]] = _value(text.strip(), type_of_key(root, keys))
+
+
+def _split(assignment: str) -> tuple[list[str], str | None]:
+    """The names of a key, which may stand in quotes, and what stands behind its equals sign; None without one."""
+    keys: list[str] = []
+    place, end = 0, "."
+    while end == ".":
+        found = _KEY_PART.match(assignment, place)
+        assert found is not None  # it takes any text
+        keys.append(next(part for part in found.groups()[:3] if part is not None).strip())
+        place, end = found.end(), found[4]
+    return keys, assignment[place:] if end == "=" else None
 
 
 def _example(root: Model) -> str:
@@ -183,7 +195,7 @@ def _value(text: str, takes: Any) -> Any:
         value = text  # a bare word or a path is a string
         if kinds & {int, float} and re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text):
             return float(text)  # .5 and 5. and 01, which TOML does not know
-        if list in kinds and str not in kinds and re.fullmatch(r"\[[^\[\]'\"]+\]", text):
+        if list in kinds and str not in flat_union(takes) and re.fullmatch(r"\[[^\[\]'\"]+\]", text):
             return [word.strip() for word in text[1:-1].split(",")]  # a shell took the quotes away
     if str in kinds and isinstance(value, bool | int | float | datetime.date | datetime.time):
         return text

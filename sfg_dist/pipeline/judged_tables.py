@@ -169,7 +169,13 @@ def _values(values: _Array, type_: ColumnType, left_off: int) -> _Array:
     Those of numbers are without ``left_off``.
     """
     if type_.kind in TEMPORAL:
-        return seconds_of(values + type_.offset, type_)
+        # Whole seconds and their parts apart, so that a stamp is one number whatever unit its file has.
+        per_second = PER_SECOND.get(type_.unit or "s", 1)
+        seconds, rest = divmod(type_.offset, per_second)
+        ticks = values + rest
+        whole = np.floor(ticks / per_second)
+        parts = (ticks - whole * per_second) / per_second
+        return (whole + seconds) * _DAY_S if type_.unit == "D" else whole + seconds + parts
     return values + float(type_.offset - left_off)
 
 
@@ -212,6 +218,8 @@ def _joined(place: int, tables: Sequence[Table]) -> tuple[JudgedColumn, list[_Ar
         ]
     left_off = _left_off(first.values[:, place], types)
     values = [_values(table.values[:, place], type_, left_off) for table, type_ in zip(tables, types, strict=True)]
+    if types[0].kind == "float":  # a .csv has the fewest digits that are a float32, and copies of rows must be seen
+        values = [values[0], *(types[0].to_float(types[0].from_float(some)) for some in values[1:])]
     if column.kind == "boolean":
         for table, some in zip(tables, values, strict=True):
             if len(odd := some[~np.isin(some, (0, 1)) & ~np.isnan(some)]):

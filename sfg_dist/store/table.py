@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 import os
 import secrets
@@ -24,7 +23,7 @@ from sfg_dist.job.words import size_of
 from sfg_dist.store.checked import check_declared, checked_store, reading
 from sfg_dist.store.location import Location
 from sfg_dist.store.parts import Draw, ParquetTable, ParquetWriter, Progress, ZarrTable, attributes_of
-from sfg_dist.store.text import check_csv, csv_lines, npy_dtype, npy_rows
+from sfg_dist.store.text import check_csv, check_parquet, csv_header, csv_lines, npy_dtype, npy_rows
 
 _LEAST_BYTES = {".zarr": 8.0, ".csv": 2.0, ".parquet": 1 / 64}  # of a cell; a .parquet may write one value many times
 SUFFIXES = (".zarr", ".parquet", ".csv", ".npy")
@@ -73,6 +72,8 @@ def write_table(
     if suffix not in SUFFIXES:
         raise ConfigError(f"{path}: unknown format {suffix!r}; write to one of {', '.join(SUFFIXES)}")
     types = tuple(types) or (FLOAT,) * len(columns)
+    if suffix == ".parquet":
+        check_parquet(str(path), columns, types)
     is_in_parts = suffix == ".zarr" or (suffix == ".parquet" and (is_url(name) or name.endswith("/")))
     if not is_url(name):
         _require_kind(path, Path(place), is_folder=is_in_parts)
@@ -193,7 +194,7 @@ def _warn_of_formulas(path: str | Path, columns: Sequence[str]) -> None:
 
 def _write_csv(file: BinaryIO, columns: Sequence[str], types: Sequence[ColumnType], parts: Iterable[Array]) -> None:
     text = io.TextIOWrapper(file, newline="", encoding="utf-8")
-    csv.writer(text).writerow(columns)
+    text.write(csv_header(columns))
     for part in parts:
         text.write(csv_lines(types, part))
     text.flush()

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfg_dist.data.column_type import Array, ColumnType
+from sfg_dist.data.column_type import MAX_WHOLE, PER_SECOND, Array, ColumnType
 from sfg_dist.data.csv_columns import MISSING, looks_like_numbers, typed
 from sfg_dist.job.errors import ConfigError
 
+_FIRST_DAY, _LAST_DAY = -719_162, 2_932_896  # since 1970-01-01: those of the years 1 and 9999
 _MARKED = re.compile('[,"\r\n]')
 
 
@@ -25,14 +26,19 @@ def cells_of(type_: ColumnType, values: Array) -> list[Any]:
     the words of their source. Dates and times are ISO 8601, stamps with a zone in UTC with a Z. Durations are their
     number of ticks, as no text has a type for them.
     """
+    _check_days(type_, values)
     array = type_.from_float(values)
     cells: list[Any]
     if type_.is_coded:
         return array.cast("string").to_pylist()
     if type_.kind == "float":
         numbers = array.to_numpy(zero_copy_only=False)
-        # the fewest digits that are this float32, not those of the double that it is
-        cells = numbers.tolist() if type_.dtype == "float64" else numbers.astype(type_.dtype).astype(str).tolist()
+        cells = numbers.tolist()
+        if type_.dtype != "float64":
+            # the fewest digits that are this float32, not those of the double that it is; whole numbers have all
+            wide = np.array(numbers, np.float64)
+            is_whole = (wide == np.rint(wide)) & (np.abs(wide) < MAX_WHOLE)
+            cells = np.where(is_whole, wide.astype(str), numbers.astype(type_.dtype).astype(str)).tolist()
     elif type_.kind == "decimal" and type_.dtype == "float64":
         cells = array.to_numpy(zero_copy_only=False).tolist()
         if type_.style == "fixed":
@@ -56,6 +62,24 @@ def cells_of(type_: ColumnType, values: Array) -> list[Any]:
     if array.null_count:
         cells = [None if is_null else cell for cell, is_null in zip(cells, array.is_null().to_pylist(), strict=True)]
     return cells
+
+
+def _check_days(type_: ColumnType, values: Array) -> None:
+    """Refuse days that no text of ISO 8601 has.
+
+    Raises:
+        ConfigError: a day lies before the year 1 or after 9999.
+    """
+    if type_.kind not in ("date", "timestamp") or np.isnan(values).all():
+        return
+    per_day = 1 if type_.unit == "D" else 86_400 * PER_SECOND[str(type_.unit)]
+    ends = [(float(end) + type_.offset) / per_day for end in (np.nanmin(values), np.nanmax(values))]
+    if ends[0] < _FIRST_DAY or ends[1] >= _LAST_DAY + 1:
+        odd = ends[0] if ends[0] < _FIRST_DAY else ends[1]
+        raise ConfigError(
+            f"a .csv has no day before the year 1 or after 9999, and a column holds {odd:.0f} days since 1970-01-01: "
+            "write to .parquet or .zarr"
+        )
 
 
 def csv_lines(types: Sequence[ColumnType], rows: Array) -> str:
@@ -84,15 +108,21 @@ def csv_lines(types: Sequence[ColumnType], rows: Array) -> str:
 
 
 def _quoted(text: str, *, always: bool) -> str:
-    """A cell, in quotes where it holds a separator, a quote or the end of a line."""
-    return '"' + text.replace('"', '""') + '"' if always or _MARKED.search(text) else text
+    """A cell, in quotes where it holds a separator, a quote or the end of a line, or begins as a comment does."""
+    return '"' + text.replace('"', '""') + '"' if always or text.startswith("#") or _MARKED.search(text) else text
+
+
+def csv_header(columns: Sequence[str]) -> str:
+    """The line of a .csv with the names."""
+    names = [_quoted(name, always=len(columns) == 1 and not name) for name in columns]
+    return ",".join(names) + "\r\n"
 
 
 def check_csv(path: str, columns: Sequence[str], types: Sequence[ColumnType]) -> None:
-    """Say which categories a reader takes for a missing value unless it is told otherwise; refuse an empty one.
+    """Say which categories a reader takes for others unless it is told otherwise; refuse those that no .csv holds.
 
     Raises:
-        ConfigError: a column has an empty text as a category; the message names ``path``.
+        ConfigError: a column has a category that is empty or holds a zero byte; the message names ``path``.
     """
     for name, type_ in zip(columns, types, strict=True):
         words = [text for text in type_.categories if text.strip() in MISSING]
@@ -101,11 +131,32 @@ def check_csv(path: str, columns: Sequence[str], types: Sequence[ColumnType]) ->
                 f"{path}: column {name!r} has an empty text as a category, which a .csv has for a missing value; write "
                 "to .parquet or .zarr"
             )
+        if any("\0" in text for text in type_.categories):
+            raise ConfigError(f"{path}: column {name!r} has a category with a zero byte; write to .parquet or .zarr")
+        if odd := [text for text in type_.categories if text != text.strip() or "\r" in text]:
+            warnings.warn(
+                f"{path}: column {name!r} has the category {odd[0]!r}, of which this tool reads neither the spaces "
+                "around it nor the kind of its line ends: write to .parquet or .zarr to keep them",
+                stacklevel=4,
+            )
         if words:
             warnings.warn(
                 f"{path}: column {name!r} has the category {words[0]!r}, which readers take for a missing value: read "
                 "it with data.null_values = [], in pandas with keep_default_na=False, na_values=['']",
                 stacklevel=4,
+            )
+
+
+def check_parquet(path: str, columns: Sequence[str], types: Sequence[ColumnType]) -> None:
+    """Refuse decimals of tens and more, which no .parquet holds.
+
+    Raises:
+        ConfigError: with the column; the message names ``path``.
+    """
+    for name, type_ in zip(columns, types, strict=True):
+        if type_.kind == "decimal" and type_.dtype != "float64" and type_.arrow.scale < 0:
+            raise ConfigError(
+                f"{path}: column {name!r} holds {type_.dtype}, which a .parquet has no type for; write to .csv or .zarr"
             )
 
 
@@ -122,6 +173,8 @@ def npy_dtype(path: str, columns: Sequence[str], types: Sequence[ColumnType]) ->
                 f"{path}: column {name!r} holds {type_.words}, which a .npy has no type for; write to .parquet, .csv "
                 "or .zarr"
             )
+        if any(text.endswith("\0") for text in type_.categories):
+            raise ConfigError(f"{path}: column {name!r} has a category with a zero byte; write to .parquet or .zarr")
         dtypes.append(_numpy_dtype(type_))
     if len(set(dtypes)) <= 1:
         return dtypes[0] if dtypes else np.dtype(np.float64)

@@ -9,7 +9,7 @@ from commands import sfg
 from pyarrow import parquet
 
 from sfg_dist.data import open_table, prepare
-from sfg_dist.data.column_type import ColumnType
+from sfg_dist.data.column_type import ColumnType, UnfitValueError
 from sfg_dist.data.conditions import read_given
 from sfg_dist.job.config import resolve_job
 from sfg_dist.job.errors import ConfigError, DataError
@@ -173,3 +173,21 @@ def test_no_folder_is_named_like_a_variable(place):
 @pytest.mark.parametrize("place", ["a$b/x.csv", "$5 bills.csv", "100%_x%.csv", "s3://bucket/$x"])
 def test_other_names_with_such_marks_stand(place):
     assert expanded(place) == place
+
+
+@pytest.mark.parametrize("text", ["9007199254740993", "1234567890123456.78", "-0.12345678901234567891"])
+def test_text_read_as_numbers_keeps_its_digits_or_is_refused(text, tmp_path):
+    parquet.write_table(pa.table({"a": [text, "2"]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=f"column 'a' holds text such as '{text}', of which float64 does not hold all"):
+        open_table(tmp_path / "a.parquet", asked={"a": "number"})
+
+
+def test_a_number_given_with_an_underscore_is_none():
+    with pytest.raises(UnfitValueError, match="'1_0' is no number"):
+        ColumnType().from_user("1_0")
+
+
+def test_an_order_that_names_a_value_twice_is_refused(tmp_path):
+    path = table_with(tmp_path, a=pa.array(["lo", "hi"] * (NUM_ROWS // 2)))
+    with pytest.raises(DataError, match=r"column 'a' has an order in data\.types that names 'lo' twice"):
+        open_table(path, asked={"a": ["lo", "lo", "hi"]})

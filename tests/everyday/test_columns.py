@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from scipy.special import ndtri
 
 from sfg_dist.cli.display import Display
 from sfg_dist.data import prepare
@@ -231,3 +232,15 @@ def test_a_value_that_is_too_large_is_named_by_its_row_in_the_file(tmp_path):
     np.save(tmp_path / "t.npy", rows)
     with pytest.raises(DataError, match=r"t\.npy: column 'c1' holds -1e\+200 in row 7 \(counted from 0\)"):
         prepare(tmp_path / "t.npy", missing="drop")
+
+
+@pytest.mark.parametrize("span", [10**5, 10**9, 10**11, 10**13])
+@pytest.mark.parametrize("place", [0, 0.5, 1])
+def test_a_value_that_repeats_on_a_fine_grid_has_its_share(span, place, tmp_path):
+    """As a default among stamps in microseconds has it: no knot close to an edge of its cell takes the edge's place."""
+    random = np.random.default_rng(1)
+    value = 10**9 + round(place * span)
+    table = prepared(mixed(random, 10**9 + random.integers(0, span, NUM_ROWS), (0.2, value)), tmp_path)
+    scores = ndtri((np.arange(NUM_SAMPLES) + 0.5) / NUM_SAMPLES)
+    samples = table.transform.inverse(np.stack([scores, np.zeros(NUM_SAMPLES)], axis=1))[:, 0]
+    assert np.mean(samples == value) == pytest.approx(np.mean(table.train[:, 0] == value), abs=3e-4)

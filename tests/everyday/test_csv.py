@@ -308,6 +308,7 @@ class TestBytes:
             (b"PAR1...", "a parquet file"),
             (b"\n<!doctype html><html>", "an HTML page"),
             (b'"' + b"1,2\n" * 40_000, "is a quote not closed|expected"),
+            (b'a,b\n1,2\n3,"4\n5,6\n7,8\n', "in line 3 begins with a quote that is not closed"),  # turicreate 1692
         ],
         ids=lambda value: repr(value)[:20],
     )
@@ -421,7 +422,6 @@ def test_reported_elsewhere_and_read(tmp_path, text, names, values):
         ("A\n1\n2,3\n4\n", r"line 3 holds 2,3, most others have no comma.*data\.separator"),  # polars 10585
         ("Report of 2025-01-06\nid;x\n1;2\n3;4\n", "line 1 holds 1 name, line 2 2 cells"),  # duckdb 15576
         ("a;b\n1;1,20\n2;22,3\n3;1.234,56\n", "'1.234,56' in data row 3 .*line 4"),  # pandas 59299
-        ('a,b\n1,2\n3,"4\n5,6\n7,8\n', "column 'b' holds text: .*line 3"),  # turicreate 1692
         ('a,b\n"10,000",5\n"20,500",7\n', "line 2 holds 10,000, .*separator of thousands"),  # CSV.jl 217
         ("a\tb\n1\t+\n2\t5\n", r"column 'b' holds text: '\+'"),  # readr 297
         ("a,b\n1,2\nTotal,3\n", "'Total' in data row 2 .*line 3"),  # a footer

@@ -232,6 +232,37 @@ def test_npy_that_would_lose_something_is_refused_before_any_work(tmp_path, name
     assert not list(tmp_path.iterdir())
 
 
+def test_a_decimal_of_hundreds_is_refused_before_any_work(tmp_path):
+    table = pa.table({"price": pa.array([Decimal(1200), Decimal(3400)], pa.decimal128(5, -2))})
+    with pytest.raises(ConfigError, match=r"column 'price' holds decimal128\(5, -2\), .*write to \.csv or \.zarr"):
+        write(tmp_path / "rows.parquet", table)
+    assert not list(tmp_path.iterdir())
+    assert open_table(write(tmp_path / "rows.csv", table)).values[:, 0].tolist() == [1200, 3400]
+
+
+@pytest.mark.parametrize(
+    ("column", "shown"),
+    [
+        (pa.array([2**31 - 1, 19_000], pa.int32()).cast(pa.date32()), "2147483647 days since 1970-01-01"),
+        (pa.array([570 * 10**9, 10**9]).cast(pa.timestamp("s")), "570000000000 s since 1970-01-01"),
+        (pa.array([2**50, 1]).cast(pa.duration("s")), "1125899906842624 s"),
+    ],
+    ids=["date", "stamp", "duration"],
+)
+def test_days_beyond_the_year_9999(tmp_path, column, shown):
+    """Postgres and DuckDB write infinity as such a day, for which Python has no date, and text no number."""
+    table = pa.table({"a": column})
+    type_ = types_of(table)[0]
+    assert type_.shown(float(type_.to_float(column).max())) == shown
+    np.testing.assert_array_equal(
+        open_table(write(tmp_path / "rows.parquet", table)).values[:, 0].argsort(), type_.to_float(column).argsort()
+    )
+    if type_.kind != "duration":
+        with pytest.raises(ConfigError, match=r"no day before the year 1 or after 9999.*write to \.parquet or \.zarr"):
+            write(tmp_path / "rows.csv", table)
+        assert [path.name for path in tmp_path.iterdir()] == ["rows.parquet"]
+
+
 @pytest.mark.parametrize("consolidated", [None, True, False])
 def test_xarray_opens_a_table_with_the_names_of_its_columns(tmp_path, consolidated):
     xarray = pytest.importorskip("xarray")
@@ -394,3 +425,31 @@ def test_an_index_of_pandas_is_said(tmp_path, index, columns, words):
     assert (table.columns, table.read_as) == (columns, words)
     with open_rows(tmp_path / "t.parquet") as rows:
         assert (rows.columns, rows.read_as) == (columns, words)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_copies_of_rows_of_short_floats_are_seen_in_a_csv(tmp_path, dtype):
+    """Where a .csv has 0.1, the training table has 0.10000000149."""
+    from sfg_dist.pipeline.judged_tables import tables_of_files
+
+    numbers = np.random.default_rng(0).standard_normal((200, 2)).astype(dtype)
+    for name, rows in (("train", numbers[:100]), ("held_out", numbers[100:])):
+        parquet.write_table(pa.table({"a": rows[:, 0], "b": rows[:, 1]}), tmp_path / f"{name}.parquet")
+    copies = write(tmp_path / "samples.csv", pa.table({"a": numbers[:100, 0], "b": numbers[:100, 1]}))
+    tables = tables_of_files(copies, tmp_path / "held_out.parquet", tmp_path / "train.parquet")
+    np.testing.assert_array_equal(tables.samples, tables.train)
+    assert tables.train.tolist() == numbers[:100].astype(float).tolist()
+
+
+def test_stamps_of_any_unit_are_one_number_when_they_are_judged():
+    from sfg_dist.pipeline.judged_tables import plain_rows
+
+    stamps = 1_704_067_200_000_000 + np.random.default_rng(0).integers(0, 10**12, 1000)
+    columns = [pa.array(stamps * 1000).cast(pa.timestamp("ns")), pa.array(stamps).cast(pa.timestamp("us"))]
+    of_ns, of_us = ((column, types_of(pa.table({"a": column}))) for column in columns)
+    rows = [plain_rows(types[0].to_float(column)[:, None], types) for column, types in (of_ns, of_us)]
+    np.testing.assert_array_equal(*rows)
+    np.testing.assert_allclose(rows[0][:, 0], stamps / 10**6, rtol=0, atol=3e-7)
+    days = pa.array([18_000, 19_000], pa.int32()).cast(pa.date32())
+    types = types_of(pa.table({"a": days}))
+    assert plain_rows(types[0].to_float(days)[:, None], types)[:, 0].tolist() == [18_000 * 86_400, 19_000 * 86_400]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data.column_type import ColumnType, UnfitValueError
+from sfg_dist.data.frames.kinds import KINDS, SOURCES, is_installed, kind_of, require
 from sfg_dist.data.naming import check_columns
 from sfg_dist.data.surveys import to_float
 from sfg_dist.data.unfit import UnfitColumnsError, each_fit
-from sfg_dist.job.errors import ConfigError, DataError, DocumentError, StoreError
+from sfg_dist.job.errors import ConfigError, DocumentError, StoreError
 from sfg_dist.job.words import shown
 
 if TYPE_CHECKING:
@@ -25,14 +24,13 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 
-KINDS = ("arrow", "pandas", "polars", "numpy")
 _LABEL = (str, range(-(2**63), 2**63))
 CONTAINER_FIELDS = {
     "kind": set(KINDS),
     "columns": [
         {
             "name": str, "type": str, "nullable": bool, "metadata?": {str: str}, "dtype?": str, "label?": _LABEL,
-            "dictionary?": [(*_LABEL, None)],
+            "dictionary?": [(*_LABEL, None)], "nan?": bool,
         }
     ],
     "metadata?": {str: str},
@@ -40,8 +38,6 @@ CONTAINER_FIELDS = {
 }  # fmt: skip
 """What ``Container.to_document`` writes, for ``check_fields``."""
 
-_SOURCES = {"arrow": "the Arrow table", "pandas": "the pandas frame", "polars": "the polars frame",
-            "numpy": "the array"}  # fmt: skip
 _DTYPE = re.compile(r"[\w\[\], :/+.<>|=-]{1,200}")
 
 
@@ -55,11 +51,12 @@ class Container:
     labels: tuple[str | int, ...] = ()  # of pandas: the names of the columns, some of which may be numbers
     dtypes: tuple[str, ...] = ()  # of pandas, polars and numpy: one a column, as text
     records: bool = False  # of numpy: whether the rows are records
+    nans: frozenset[str] = frozenset()  # columns of numbers whose missing values are NaN, not null
 
     @property
     def source(self) -> str:
         """What messages call the table."""
-        return _SOURCES[self.kind]
+        return SOURCES[self.kind]
 
     @property
     def is_default(self) -> bool:
@@ -87,6 +84,7 @@ class Container:
             dictionaries={name: values for name, values in self.dictionaries.items() if name in wanted},
             labels=tuple(self.labels[place] for place in places) if self.labels else (),
             dtypes=tuple(self.dtypes[place] for place in places) if self.dtypes else (),
+            nans=self.nans & wanted,
         )
 
     def give(self, table: pa.Table, kind: str | None = None, gaps: Collection[str] = ()) -> Any:
@@ -100,20 +98,21 @@ class Container:
         """
         import pyarrow as pa
 
-        from sfg_dist.data.frames.plain_columns import as_type
+        from sfg_dist.data.frames.plain_columns import as_type, with_nan
 
         columns = []
         for place, name in enumerate(self.schema.names):
             try:
                 type_ = self.schema.field(place).type
-                columns.append(as_type(table.column(name), type_, self.dictionaries.get(name)))
+                column = as_type(table.column(name), type_, self.dictionaries.get(name))
+                columns.append(with_nan(column) if name in self.nans and kind in (None, self.kind) else column)
             except (pa.ArrowException, ValueError, LookupError, OverflowError) as error:
                 raise StoreError(f"column {name!r} cannot be given back as {type_}: {error}") from error
         typed = pa.table(columns, schema=self.schema)
-        if kind is None and not _is_installed(self.kind):
+        if kind is None and not is_installed(self.kind):
             warnings.warn(f"{self.kind} is not installed, so the rows are given as a table of pyarrow", stacklevel=3)
             return typed
-        _require(kind or self.kind)
+        require(kind or self.kind)
         try:
             return self._give(typed, kind or self.kind, gaps)
         except Exception as error:  # whatever a library says of a dtype that is none of the column's
@@ -147,6 +146,8 @@ class Container:
                 words["metadata"] = bytes_to_words(field_.metadata)
             if field_.name in self.dictionaries:
                 words["dictionary"] = words_of_values(self.dictionaries[field_.name])
+            if field_.name in self.nans:
+                words["nan"] = True
             if self.dtypes:
                 words["dtype"] = self.dtypes[place]
             if self.labels:
@@ -189,34 +190,8 @@ class Container:
             tuple(words["label"] for words in found if "label" in words),
             dtypes,
             bool(document.get("records")),
+            frozenset(words["name"] for words in found if words.get("nan")),
         )
-
-
-def check_container(kind: str | None) -> str | None:
-    """The kind of a container as it was asked for.
-
-    Raises:
-        ConfigError: there is none of that name.
-    """
-    if kind is not None and kind not in KINDS:
-        raise ConfigError(f"container = {shown(kind)}: expected one of {', '.join(KINDS)}")
-    return kind
-
-
-def is_frame(rows: object) -> bool:
-    """Whether rows are a table in memory whose columns say their types: any but an array of plain numbers."""
-    if isinstance(rows, np.ndarray):
-        return rows.dtype.names is not None or rows.dtype.kind in "UTSmM"
-    return _is_of(rows, "pandas", "DataFrame") or hasattr(rows, "__arrow_c_stream__")
-
-
-def source_of(frame: object) -> str:
-    """What messages call a table in memory.
-
-    Raises:
-        DataError: it is none.
-    """
-    return _SOURCES[_kind_of(frame)]
 
 
 def open_frame(frame: object, wanted: Sequence[str] | None = None) -> tuple[Container, pa.Table]:
@@ -231,8 +206,8 @@ def open_frame(frame: object, wanted: Sequence[str] | None = None) -> tuple[Cont
     """
     import pyarrow as pa
 
-    kind = _kind_of(frame)
-    source, records = _SOURCES[kind], False
+    kind = kind_of(frame)
+    source, records = SOURCES[kind], False
     labels: list[str | int] = []
     dtypes: list[str] = []
     if kind == "pandas":
@@ -263,8 +238,23 @@ def open_frame(frame: object, wanted: Sequence[str] | None = None) -> tuple[Cont
         tuple(labels),
         tuple(dtypes),
         records,
+        frozenset(name for name in table.column_names if _has_nan_alone(source, name, table.column(name))),
     )
     return container, plain
+
+
+def _has_nan_alone(source: str, name: str, column: Any) -> bool:
+    """Whether the missing values of a column are NaN; beside null they come back as null, which is said."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    is_nan = pa.types.is_floating(column.type) and pc.any(pc.is_nan(column.cast(pa.float64()))).as_py() is True
+    if is_nan and column.null_count:
+        warnings.warn(
+            f"{source}: column {name!r} holds NaN beside null: both are missing values, and come back as null",
+            stacklevel=4,
+        )
+    return is_nan and not column.null_count
 
 
 def _plain(source: str, name: str, column: Any) -> Any:
@@ -313,32 +303,6 @@ def _not_kept(type_: pa.DataType, values: pa.Array | None) -> str:
     return ""
 
 
-def _kind_of(frame: object) -> str:
-    """The kind of a table in memory."""
-    if isinstance(frame, np.ndarray):
-        return "numpy"
-    for module, name, advice in (
-        ("pandas", "Series", "frame.to_frame()"),
-        ("polars", "Series", "frame.to_frame()"),
-        ("polars", "LazyFrame", "frame.collect()"),
-    ):
-        if _is_of(frame, module, name):
-            raise DataError(f"expected a table, got a {name} of {module}: take {advice}")
-    for module, name in (("pandas", "DataFrame"), ("polars", "DataFrame")):
-        if _is_of(frame, module, name):
-            return module
-    if hasattr(frame, "__arrow_c_stream__") and not hasattr(frame, "type"):
-        return "arrow"
-    advice = ""
-    if isinstance(frame, str) or hasattr(frame, "__fspath__"):
-        advice = '; a file is named in a job: sfg_dist.run({"data": {"source": "table.csv"}})'
-    elif isinstance(frame, Mapping | list | tuple):
-        advice = "; pandas.DataFrame and numpy.asarray make such tables"
-    raise DataError(
-        f"expected a frame of pandas or polars, a table of pyarrow or an array of numpy, got {shown(frame)}{advice}"
-    )
-
-
 def columns_of_rows(columns: Sequence[str], types: Sequence[ColumnType], parts: Iterable[Array]) -> pa.Table:
     """Rows of value - offset, in parts, as columns of the types of their file."""
     import pyarrow as pa
@@ -372,7 +336,7 @@ def plain_frame(table: pa.Table, kind: str, gaps: Collection[str] = ()) -> Any:
         ConfigError: the library is not installed.
         DocumentError: the library does not take a column.
     """
-    _require(kind)
+    require(kind)
     if kind == "arrow":
         return table
     if kind == "pandas":
@@ -382,19 +346,3 @@ def plain_frame(table: pa.Table, kind: str, gaps: Collection[str] = ()) -> Any:
     from sfg_dist.data.frames.polars_columns import polars_of_columns
 
     return polars_of_columns(table)
-
-
-def _require(kind: str) -> None:
-    """Refuse a container whose library is not installed."""
-    if not _is_installed(kind):
-        raise ConfigError(f"container = {kind!r}: {kind} is not installed")
-
-
-def _is_installed(kind: str) -> bool:
-    """Whether the library of a container is there; those of arrow and numpy are, as this package needs them."""
-    return kind in ("arrow", "numpy") or kind in sys.modules or importlib.util.find_spec(kind) is not None
-
-
-def _is_of(value: object, module: str, name: str) -> bool:
-    """Whether a value is of a class of a library that may not be there; one of it brings the library with it."""
-    return module in sys.modules and isinstance(value, getattr(sys.modules[module], name))

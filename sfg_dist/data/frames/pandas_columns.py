@@ -51,8 +51,10 @@ def columns_of_pandas(
 
 
 def _warn_of_index(frame: pd.DataFrame) -> None:
-    """Say that an index is left out, unless it only numbers rows."""
+    """Say that an index is left out, unless it only numbers rows, and so is the name of the columns' index."""
     index = frame.index
+    if frame.columns.name is not None:
+        warnings.warn(f"the name {frame.columns.name!r} of the frame's columns is left out", stacklevel=6)
     if index.nlevels > 1 or index.name is not None or (len(index) and index.dtype.kind not in "iu"):
         name = f" {index.name!r}" if index.name is not None else ""
         warnings.warn(
@@ -68,6 +70,8 @@ def _column(source: str, name: str, series: pd.Series[Any]) -> tuple[Any, str]:
     try:
         column = pa.array(series, from_pandas=True)
         column = column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
+        if dtype.kind == "O" and not hasattr(dtype, "__from_arrow__"):
+            _check_objects(series, column)
         words = _words_of(dtype)
         is_same = dtype_of(words, column.type, dictionary_values(column)) == dtype
     except (pa.ArrowException, TypeError, ValueError, NotImplementedError, OverflowError) as error:
@@ -83,6 +87,19 @@ def _column(source: str, name: str, series: pd.Series[Any]) -> tuple[Any, str]:
             {name: f"it has dtype {dtype}"},
         )
     return column, words
+
+
+def _check_objects(series: pd.Series[Any], column: pa.ChunkedArray) -> None:
+    """Refuse objects that Arrow takes for others: it drops times of dates, zones and nanoseconds.
+
+    Raises:
+        ValueError: with the first such object, and what would come back.
+    """
+    if not pa.types.is_temporal(column.type):
+        return
+    for value, again in zip(series.tolist(), column.to_pylist(), strict=True):
+        if again is not None and value != again:
+            raise ValueError(f"it holds {value!r} beside others, which would come back as {again!r}")
 
 
 def _reason(error: Exception) -> str:

@@ -71,6 +71,11 @@ def dictionary_values(column: Any) -> pa.Array | None:
     return plain.chunk(0).dictionary if plain.num_chunks else pa.nulls(0, plain.type.value_type)
 
 
+def with_nan(column: Any) -> Any:
+    """A column of floats with NaN for null."""
+    return pa.chunked_array([pa.array(column.to_numpy())], column.type) if column.null_count else column
+
+
 def as_type(column: Any, wanted: pa.DataType, dictionary: pa.Array | None = None) -> Any:
     """Plain values as a column of a type that ``plain_values`` made plain, with the values of its dictionary.
 

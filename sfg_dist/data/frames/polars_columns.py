@@ -74,6 +74,8 @@ def polars_of_columns(
             columns[name] = plain_values(columns[name]).cast(pa.string())
             casts[name] = pl.Enum(values.cast(pa.string()).to_pylist()) if words == _ENUM else pl.Categorical()
     try:
-        return pl.DataFrame(pa.table(columns)).cast(casts)
+        frame = pl.DataFrame(pa.table(columns))
+        frame.columns = list(columns)  # polars names a column itself whose name is empty
+        return frame.cast(casts)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise DocumentError(f"polars does not take the columns: {str(error)[:100]}") from error

@@ -1,0 +1,99 @@
+"""Folders' names as columns, stamps of 96 bits, and keys of --set for columns of any name."""
+
+import datetime as dt
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from sfg_dist.data import open_rows, open_table
+from sfg_dist.job.config import parse_job
+from sfg_dist.job.errors import ConfigError, DataError
+
+PART = pa.table({"a": [1, 2]})
+
+
+@pytest.mark.parametrize(
+    ("names", "values"),
+    [
+        (["007", "010"], ["007", "010"]),
+        (["01", "12"], [1, 12]),
+        (["-5", "7"], [-5, 7]),
+        (["1_000", "2"], ["1_000", "2"]),
+        (["1e3", "2.5"], [1000.0, 2.5]),
+        (["9007199254740993", "5"], [9007199254740993, 5]),
+        (["99999999999999999999", "5"], ["99999999999999999999", "5"]),
+        (["Oslo", "S%C3%A3o%20Paulo"], ["Oslo", "São Paulo"]),
+        (["__HIVE_DEFAULT_PARTITION__", "007"], [None, "007"]),
+    ],
+)
+def test_names_of_folders_keep_what_they_say(tmp_path, names, values):
+    for name in names:
+        (tmp_path / f"z%20z={name}").mkdir()
+        parquet.write_table(PART, tmp_path / f"z%20z={name}" / "p.parquet")
+    table = open_table(tmp_path)
+    assert table.columns == ("a", "z z")
+    found = table.types[1].from_float(table.values[:, 1]).to_pylist()
+    by_file = dict(zip(sorted(names), found[::2], strict=True))
+    assert by_file == dict(zip(names, values, strict=True))
+    with open_rows(tmp_path) as rows:
+        assert rows.read(0, 4).tobytes() == table.values.tobytes()
+
+
+@pytest.mark.parametrize("years", [(9999, 2023), (1, 2023), (1970, 2023)])
+def test_stamps_of_96_bits_do_not_wrap_around(tmp_path, years):
+    """Spark writes them, and 9999-12-31 for "no end"; Arrow reads that as a day of 1816."""
+    stamps = [*(dt.datetime(year, 12, 31) for year in years), None]
+    table = pa.table({"a": pa.array(stamps, pa.timestamp("us")), "b": ["x", "y", "x"]})
+    parquet.write_table(table, tmp_path / "a.parquet", use_deprecated_int96_timestamps=True)
+    found = open_table(tmp_path / "a.parquet")
+    column = found.types[0].from_float(found.values[:, 0]).cast(pa.timestamp("us"))
+    assert column.to_pylist() == stamps
+    with open_rows(tmp_path / "a.parquet") as rows:
+        assert rows.types == found.types
+        assert rows.read(0, 3).tobytes() == found.values.tobytes()
+
+
+def test_parquet_files_are_named_for_what_they_are(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PARE" + bytes(40) + b"PARE")
+    (tmp_path / "b.parquet").write_bytes(b"")
+    for open_ in (open_table, lambda path: open_rows(path).__enter__()):
+        with pytest.raises(DataError, match=r"a\.parquet is encrypted, which is not read"):
+            open_(tmp_path / "a.parquet")
+        with pytest.raises(DataError, match=r"b\.parquet is empty \(0 bytes\)"):
+            open_(tmp_path / "b.parquet")
+
+
+def test_row_names_of_pandas_are_said_without_its_metadata(tmp_path):
+    parquet.write_table(pa.table({"__index_level_0__": [5, 7], "a": [1, 2]}), tmp_path / "a.parquet")
+    table = open_table(tmp_path / "a.parquet")
+    assert table.columns == ("a",)
+    assert "row names of pandas left out" in table.read_as
+
+
+@pytest.mark.parametrize(
+    ("assignment", "types"),
+    [
+        ("data.types.grade=[low, mid, high]", {"grade": ["low", "mid", "high"]}),
+        ('data.types."a.b"=category', {"a.b": "category"}),
+        ("data.types.'a = b' = category", {"a = b": "category"}),
+        ('data.types.5" pipe=category', {'5" pipe': "category"}),
+        ("data.types.größe (cm)=number", {"größe (cm)": "number"}),
+        ('data.types={a = "category", "b.c" = ["x", "y"]}', {"a": "category", "b.c": ["x", "y"]}),
+    ],
+)
+def test_columns_of_any_name_are_given_types(assignment, types):
+    assert parse_job('[data]\nsource = "a.csv"\n', [assignment], origin="job").data.types == types
+
+
+def test_words_for_missing_values_need_no_quotes():
+    assert parse_job('[data]\nsource = "a.csv"\n', ["data.null_values=[-999, NA]"], origin="job").data.null_values == [
+        "-999",
+        "NA",
+    ]
+
+
+@pytest.mark.parametrize("assignment", ["labels.num_pairs", "=3", "labels=3", 'labels."num_pairs"', "labels..a=3", ""])
+def test_what_sets_no_key_is_refused(assignment):
+    with pytest.raises(ConfigError, match=r"expected table\.key=value"):
+        parse_job('[data]\nsource = "a.csv"\n', [assignment], origin="job")

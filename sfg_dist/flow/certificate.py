@@ -4,12 +4,13 @@ A certified bound may not count on errors that cancel: on real tables it is 10 t
 the clusters stands for its rows as a normal law where the error that it is expected to add, relative to the whole mass,
 is below a threshold (``posterior.normals``). An error of the posterior mean is worth what it does to the label. So
 pilots go through the whole flow under exact sums, and at each time the largest threshold is taken that keeps their
-means within a multiple of the tolerance. The multiple is the largest, the same for all times, that keeps their labels.
+means within a multiple of the tolerance. The multiple is the same for all times: the largest under which enough of the
+pilots' labels keep the tolerance.
 
 Then fresh pilots, which played no part in that choice, are labelled under the thresholds and under exact sums. The
-thresholds are kept if the share of labels that differ by more than the tolerance, at its upper confidence limit
-(Clopper, Pearson 1934, Biometrika 26), is at most 1 - ``KEPT``. Else lower ones are tried on other pilots, and at
-last the certified bound serves. The errors of the fresh pilots' posterior means say what is expected at each time:
+thresholds are kept if the shares of labels that differ by more than ``MULTIPLES`` of the tolerance, at their upper
+confidence limits (Clopper, Pearson 1934, Biometrika 26), leave ``SHARES``. Else lower ones are tried on other pilots,
+and at last the certified bound serves. The errors of the fresh pilots' means say what is expected at each time, and
 batches of labels are measured against that. What is called exact is itself within a share of that error, certified,
 and the share counts as error.
 """
@@ -32,13 +33,13 @@ from sfg_dist.flow.posterior.reference import PreparedReference
 from sfg_dist.flow.solver import Denoiser, Flow, integrate
 from sfg_dist.job.plan import Stream, random_generator
 
-MULTIPLES, SHARES = (1.0, 5.0), (0.5, 0.9)  # so many labels keep the tolerance, and so many five times it
+MULTIPLES, SHARES = (1.0, 10.0), (2 / 3, 0.9)  # of the tolerance, and of the labels that keep them
 CONFIDENCE = 0.95
 QUANTILE = 0.99  # of evaluations: so many have the error that is expected at their time, or a smaller one
 NUM_FIT, NUM_FRESH = 96, 192  # pilots, each through the whole flow
 CHECKED_ROWS = 4  # of each batch; each evaluation is measured again for one of them, in turn
 EXACT_SHARE = 0.1  # of the error that is allowed: the bound of what errors are measured against
-_AIMS = (0.6, 0.95)  # the same shares of the pilots that thresholds are fitted on
+_AIMS = (0.75, 0.95)  # the same shares of the pilots that thresholds are fitted on
 _ROOM = 0.8  # the error at the quantile, of the one that is said to be expected
 _STRIDE = 2**0.5  # thresholds, and errors allowed at an evaluation, are tried in powers of it
 _FIRST, _STEPS = 1e-3, (-40, 20)  # the threshold that is tried first, and the least and largest powers

@@ -33,13 +33,13 @@ from sfg_dist.flow.posterior.reference import PreparedReference
 from sfg_dist.flow.solver import Denoiser, Flow, integrate
 from sfg_dist.job.plan import Stream, random_generator
 
-MULTIPLES, SHARES = (1.0, 10.0), (2 / 3, 0.9)  # of the tolerance, and of the labels that keep them
+MULTIPLES, SHARES = (1.0, 10.0), (0.5, 0.9)  # of the tolerance, and of the labels that keep them
 CONFIDENCE = 0.95
 QUANTILE = 0.99  # of evaluations: so many have the error that is expected at their time, or a smaller one
 NUM_FIT, NUM_FRESH = 96, 192  # pilots, each through the whole flow
 CHECKED_ROWS = 4  # of each batch; each evaluation is measured again for one of them, in turn
 EXACT_SHARE = 0.1  # of the error that is allowed: the bound of what errors are measured against
-_AIMS = (0.75, 0.95)  # the same shares of the pilots that thresholds are fitted on
+_AIMS = (0.6, 0.95)  # the same shares of the pilots that thresholds are fitted on
 _ROOM = 0.8  # the error at the quantile, of the one that is said to be expected
 _STRIDE = 2**0.5  # thresholds, and errors allowed at an evaluation, are tried in powers of it
 _FIRST, _STEPS = 1e-3, (-40, 20)  # the threshold that is tried first, and the least and largest powers

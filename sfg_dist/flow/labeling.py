@@ -93,8 +93,8 @@ def label_latents(
         solver_tolerance: with it each row chooses its own steps, for errors of about this size, in units of s.
         effort: counts what was done.
         sigma_data: s, the unit of the flow; "auto" is the reference's spread (``spread``). A Reference brings its own.
-        certificate: whether the tolerance is that certified bound ("bound"), or the error that two thirds of the labels
-            keep against those of exact sums, as measured, faster on large references ("measured"; see ``certificate``).
+        certificate: whether the tolerance is that certified bound ("bound"), or the error that half of the labels keep
+            against those of exact sums, as measured, faster on large references ("measured"; see ``certificate``).
 
     Returns:
         End points, shape of ``latents``, same container, device and dtype (of the arithmetic, for integer latents).

@@ -230,8 +230,8 @@ class LabelsConfig(_Section):
     """The error that sums over fewer than all rows may cause, in units of the spread; `certificate` says where it is
     counted. With 0 every row is summed."""
     certificate: Literal["bound", "measured"] = "bound"
-    """What keeps the tolerance: the posterior mean at every evaluation, certified (`bound`), or two labels of three
-    against labels by exact sums, as measured (`measured`). The latter is faster on large tables, on CPUs."""
+    """What keeps the tolerance: the posterior mean at every evaluation, certified (`bound`), or the median of
+    labels against those by exact sums, as measured (`measured`). The latter is faster on large tables, on CPUs."""
     solver: Literal[SOLVER_NAMES] = "exp_abm4"  # type: ignore[valid-type]
     """The method that integrates the flow."""
     solver_tolerance: PositiveFloat | None = None

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,8 @@ class Measured:
         return max(self.expected[i] for i in about) if about else self.tolerance
 
     def _about(self, beta_sq: float) -> tuple[int, ...]:
+        if beta_sq in self.beta_sq:
+            return (self.beta_sq.index(beta_sq),)
         falling = np.array(self.beta_sq)
         exact = np.flatnonzero(np.isclose(falling, beta_sq, rtol=1e-9, atol=0))
         if len(exact):
@@ -151,6 +154,7 @@ class Watch:
         return self.over <= most_over(self.num_measured)
 
 
+@cache
 def most_over(num_measured: int) -> int:
     """So many of the measured evaluations may be over before the certificate no longer holds of them."""
     from scipy import stats

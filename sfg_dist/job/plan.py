@@ -38,7 +38,7 @@ MAX_SHARDS = 10_000_000
 _SIZE = range(1, 2**53)
 _CERTIFICATE = {
     "seed": int, "quantile?": float, "confidence": float, "tolerance": float, "beta_sq": [float], "thresholds": [float],
-    "num_fresh": _SIZE, "num_over?": [int], "largest": float, "expected?": [float],
+    "num_fresh": range(2**53), "num_over?": [int], "largest": float, "expected?": [float],
     "multiples?": [float], "shares?": [float], "labels_over?": [int],
 }  # fmt: skip
 _FIELDS = {

@@ -157,6 +157,17 @@ def test_a_store_of_the_earlier_rule_goes_on(make_store, monkeypatch):
     assert label_error(pairs)["measured"] == 4 * 7
 
 
+@pytest.mark.slow
+def test_thresholds_that_no_pilots_keep_leave_the_bound(make_store, monkeypatch):
+    bounded = make_store("bound", data=TABLE, labels=BOUND)
+    monkeypatch.setattr("sfg_dist.flow.certificate._Fit._test", lambda *_: None)
+    pairs = make_store("measured", data=TABLE, labels=LABELS)
+    for store in (pairs, bounded):
+        label_inline(store.location.url)
+    assert open_pairs(pairs.location.url).plan.certificate("decode")["thresholds"] == [0.0] * 7
+    assert np.array_equal(labels_of(open_pairs(pairs.location.url)), labels_of(open_pairs(bounded.location.url)))
+
+
 def test_a_store_under_the_bound_has_the_plan_it_had(make_store):
     plan = make_store(data=TABLE, labels=BOUND).plan
     assert "certificate" not in plan.labels

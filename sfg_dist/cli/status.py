@@ -70,9 +70,9 @@ def made_by(provenance: Provenance, num_rows: int) -> Iterator[str]:
     if provenance.tolerance_reached:
         parts.append(f"posterior mean within {provenance.tolerance_reached:.1e} of exact, certified")
     if provenance.measured:
+        share = 1 - provenance.measured_over / provenance.measured
         parts.append(
-            f"posterior mean within labels.tolerance at {1 - provenance.measured_over / provenance.measured:.2%} of "
-            f"{provenance.measured:,} evaluations measured"
+            f"posterior mean as near as the plan expects at {share:.2%} of {provenance.measured:,} evaluations measured"
         )
     if provenance.rows_bounded:
         parts.append(f"{provenance.rows_bounded:,} rows by the certified bound")

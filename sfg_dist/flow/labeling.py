@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfg_dist.flow.adaptive import integrate_adaptive
-from sfg_dist.flow.certificate import CHECKED_ROWS, EXACT_SHARE, Measured, fit_certificate, most_over
+from sfg_dist.flow.certificate import CHECKED_ROWS, Measured, Watch, fit_certificate
 from sfg_dist.flow.fitted_grid import NUM_PILOTS, FittedGrid, fit_grid
 from sfg_dist.flow.posterior.backends import BY_ROW, Backend, choose_backend
 from sfg_dist.flow.posterior.posterior import posterior_moments
@@ -48,7 +48,7 @@ class Effort:
     bound: float = 0.0
     exceeded: int = 0  # rows whose step control used up its evaluations
     measured: int = 0  # evaluations whose error was measured, for labels under a measured certificate
-    over: int = 0  # those of them whose error was above the tolerance
+    over: int = 0  # those of them whose error was above what the certificate expects
     largest: float = 0.0  # the largest measured error, in units of sigma_data
     bounded: int = 0  # rows that were integrated under the certified bound because too many of their batch were over
 
@@ -93,8 +93,8 @@ def label_latents(
         solver_tolerance: with it each row chooses its own steps, for errors of about this size, in units of s.
         effort: counts what was done.
         sigma_data: s, the unit of the flow; "auto" is the reference's spread (``spread``). A Reference brings its own.
-        certificate: whether the tolerance is a certified bound ("bound"), or what errors keep as measured at 99 % of
-            the evaluations, faster on large references ("measured"; see ``certificate``).
+        certificate: whether the tolerance is that certified bound ("bound"), or the error that half of the labels keep
+            against those of exact sums, as measured, faster on large references ("measured"; see ``certificate``).
 
     Returns:
         End points, shape of ``latents``, same container, device and dtype (of the arithmetic, for integer latents).
@@ -171,8 +171,8 @@ def label_batch(
             the arithmetic.
         batch_rows: a dense engine gets so many rows, because the shape of a matrix product decides its last bits. What
             is missing is filled up with places amid the data. Engines BY_ROW take one such row at most.
-        measured: a measured certificate. The errors of the first rows are measured again, and where it does not hold of
-            them the whole batch goes by the bound.
+        measured: a measured certificate. Evaluations are measured again for the first rows, and where it does not hold
+            of them the whole batch goes by the bound.
 
     Returns:
         End points, shape (num_rows, dim), in the precision that the reference centres rows in.
@@ -191,47 +191,31 @@ def label_batch(
     z = z.to(reference.dtype)
     effort = effort or Effort()
     effort.rows += len(rows)
-    if measured is not None and not _holds(measured, z[: min(CHECKED_ROWS, num_rows)], reference, flow, effort):
-        measured = None
-        effort.bounded += num_rows
-    denoiser = denoiser_of(reference, backend, tolerance, effort, measured)
-    if flow.solver_tolerance is None:
-        z = integrate(denoiser, z, flow)
+    if measured is None:
+        ends = _solve(z, reference, flow, backend, tolerance, effort)
     else:
-        result = integrate_adaptive(denoiser, z, flow)
-        z = result.states
-        effort.exceeded += int(result.exceeded.sum())
-    z = z[:num_rows].to(rows)
+        watch = Watch(measured, reference, min(CHECKED_ROWS, num_rows))
+        ends = integrate(watch.beside(denoiser_of(reference, backend, tolerance, effort, measured)), z, flow)
+        effort.measured += watch.num_measured
+        effort.over += watch.over
+        effort.largest = max(effort.largest, watch.largest)
+        if not watch.holds():
+            ends = _solve(z, reference, flow, backend, tolerance, effort)
+            effort.bounded += num_rows
+    z = ends[:num_rows].to(rows)
     return scale * (z / alpha) + center if is_decode else z + alpha_noise * (center / scale)
 
 
-def _holds(measured: Measured, z: Tensor, reference: PreparedReference, flow: Flow, effort: Effort) -> bool:
-    """Whether no more evaluations on the way of these states are over the tolerance than the certificate says.
-
-    Each evaluation is measured for one of the states, in turn: what errors are measured against costs most.
-    """
-    tolerance = measured.tolerance
-    errors: list[Tensor] = []
-    measured_mean = denoiser_of(reference, "sparse", tolerance, None, measured)
-    exact_mean = denoiser_of(reference, "sparse", EXACT_SHARE * tolerance)
-
-    def denoiser(z_t: Tensor, alpha: float, beta_sq: float) -> Tensor:
-        mean = measured_mean(z_t, alpha, beta_sq)
-        if alpha > 0:
-            one = slice(len(errors) % len(z), len(errors) % len(z) + 1)
-            difference = mean[one] - exact_mean(z_t[one], alpha, beta_sq)
-            errors.append(torch.linalg.vector_norm(difference.double(), dim=1))
-        return mean
-
-    integrate(denoiser, z, flow)
-    if not errors:  # at alpha = 0 alone, where the mean is known
-        return True
-    found = torch.cat(errors) + EXACT_SHARE * tolerance
-    over = int((~(found <= tolerance)).sum())
-    effort.measured += len(found)
-    effort.over += over
-    effort.largest = max(effort.largest, float(found.nan_to_num(math.inf).max()))
-    return over <= most_over(len(found))
+def _solve(
+    z: Tensor, reference: PreparedReference, flow: Flow, backend: Backend, tolerance: float, effort: Effort
+) -> Tensor:
+    """The states at the other end of the flow, by the bound or exactly."""
+    denoiser = denoiser_of(reference, backend, tolerance, effort)
+    if flow.solver_tolerance is None:
+        return integrate(denoiser, z, flow)
+    result = integrate_adaptive(denoiser, z, flow)
+    effort.exceeded += int(result.exceeded.sum())
+    return result.states
 
 
 def fit_time_grid(

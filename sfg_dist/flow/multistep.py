@@ -19,6 +19,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from torch import Tensor
@@ -102,8 +103,14 @@ def adams_weights(schedule: Schedule, at: float, to: float, nodes: Sequence[floa
     return weights
 
 
+@lru_cache(maxsize=1 << 10)
+def _kept_weights(schedule: Schedule, at: float, to: float, nodes: tuple[float, ...]) -> list[float]:
+    """``adams_weights``, which are the same for each batch."""
+    return adams_weights(schedule, at, to, nodes)
+
+
 def _step(schedule: Schedule, z: Tensor, at: float, to: float, past: list[tuple[float, Tensor]]) -> Tensor:
-    weights = adams_weights(schedule, at, to, [node for node, _ in past])
+    weights = _kept_weights(schedule, at, to, tuple(node for node, _ in past))
     z = math.exp((to - at) / 2) * z
     for weight, (_, mean) in zip(weights, past, strict=True):
         z = z + weight * mean

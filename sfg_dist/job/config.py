@@ -227,11 +227,11 @@ class LabelsConfig(_Section):
     num_reference: PositiveInt = 1000
     """The number of rows in such a mini-batch."""
     tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-3
-    """The most that the posterior mean may be off at an evaluation, in units of the spread; `certificate` says how that
-    is kept. With 0 every row is summed."""
+    """The error that sums over fewer than all rows may cause, in units of the spread; `certificate` says where it is
+    counted. With 0 every row is summed."""
     certificate: Literal["bound", "measured"] = "bound"
-    """How the tolerance is kept: certified at every evaluation (`bound`), or measured at 99 % of them (`measured`). The
-    latter is faster on large tables, on CPUs."""
+    """What keeps the tolerance: the posterior mean at every evaluation, certified (`bound`), or the median of
+    labels against those by exact sums, as measured (`measured`). The latter is faster on large tables, on CPUs."""
     solver: Literal[SOLVER_NAMES] = "exp_abm4"  # type: ignore[valid-type]
     """The method that integrates the flow."""
     solver_tolerance: PositiveFloat | None = None

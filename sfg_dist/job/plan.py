@@ -37,8 +37,9 @@ MAX_SHARDS = 10_000_000
 """Of a store: whoever looks at it has some tens of bytes in memory for each."""
 _SIZE = range(1, 2**53)
 _CERTIFICATE = {
-    "seed": int, "quantile": float, "confidence": float, "tolerance": float, "beta_sq": [float], "thresholds": [float],
-    "num_fresh": _SIZE, "num_over": [int], "largest": float,
+    "seed": int, "quantile?": float, "confidence": float, "tolerance": float, "beta_sq": [float], "thresholds": [float],
+    "num_fresh": range(2**53), "num_over?": [int], "largest": float, "expected?": [float],
+    "multiples?": [float], "shares?": [float], "labels_over?": [int],
 }  # fmt: skip
 _FIELDS = {
     "identity": {

@@ -203,7 +203,7 @@ def _accuracy(settings: Mapping[str, Any], error: Mapping[str, Any]) -> dict[str
         certified = "every neighbour summed"
     elif error.get("measured"):
         share = 1 - error["measured_over"] / error["measured"]
-        certified = f"within {asked:g} of exact at {share:.2%} of {error['measured']:,} evaluations measured"
+        certified = f"as near as the plan expects at {share:.2%} of {error['measured']:,} evaluations measured"
     else:
         bound = f"certified within {reached:.1e} of exact ({asked:g} was asked for)"
         certified = bound if reached else "every row summed"

@@ -38,7 +38,7 @@ class Provenance:
     # the largest certified bound of an error of the posterior mean; 0 where errors are measured
     tolerance_reached: float
     measured: int  # evaluations whose error was measured
-    measured_over: int  # those of them above labels.tolerance
+    measured_over: int  # those of them with larger errors than the plan expects
     rows_bounded: int  # rows that went by the bound because too many of their batch were above it
     step_control_exceeded: int  # rows whose estimated error stayed above labels.solver_tolerance
     num_retried: int  # shards that took more than one attempt

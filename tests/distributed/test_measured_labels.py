@@ -9,14 +9,14 @@ from sfg_dist.distributed.labels import references, shared_blocks
 from sfg_dist.distributed.labels.inline import label_inline, label_with_processes
 from sfg_dist.distributed.labels.labeler import ShardLabeler, label_error
 from sfg_dist.flow import build_order
-from sfg_dist.flow.certificate import NUM_FRESH
+from sfg_dist.flow.certificate import NUM_FRESH, Measured
 from sfg_dist.job.config import Job
 from sfg_dist.job.errors import ConfigError, LabelingError
 from sfg_dist.job.plan import Plan
 from sfg_dist.job.seal import LATER_FORMAT_VERSION
 from sfg_dist.job.words import GIB
 from sfg_dist.pipeline.check import check_job
-from sfg_dist.store import open_pairs, read_rows
+from sfg_dist.store import open_pairs, read_rows, verify
 
 TABLE = {"source": "moons", "max_rows": 6000}
 BOUND = {"num_pairs": 256, "shard_rows": 64, "batch_size": 64, "num_evaluations": 8, "t_min": 1e-3}
@@ -32,8 +32,8 @@ def test_plan_records_and_error(make_store):
     pairs = make_store(data=TABLE, labels=LABELS)
     assert pairs.plan.format_version == LATER_FORMAT_VERSION
     measured = pairs.plan.certificate("decode")
-    assert len(measured["thresholds"]) == len(measured["num_over"]) == 7
-    assert 7 * measured["num_fresh"] >= NUM_FRESH
+    assert len(measured["thresholds"]) == len(measured["expected"]) == 7
+    assert measured["num_fresh"] == NUM_FRESH
     assert max(measured["thresholds"]) > 0
     label_inline(pairs.location.url)
     records = [pairs.commit_record(shard) for shard in range(pairs.plan.num_shards)]
@@ -133,6 +133,38 @@ def test_shards_over_the_tolerance_go_by_the_bound(make_store, monkeypatch):
     assert record["measured_over"] > 2  # of 7
     assert record["measured_largest"] > 1e-3
     assert record["rows_bounded"] >= 64
+    assert np.array_equal(labels_of(open_pairs(pairs.location.url)), labels_of(open_pairs(bounded.location.url)))
+
+
+@pytest.mark.slow
+def test_a_store_of_the_earlier_rule_goes_on(make_store, monkeypatch):
+    """Its plan says nothing of labels: the posterior mean was to be within the tolerance at each time."""
+    fitted = Measured.to_record
+
+    def earlier(measured):
+        record = fitted(measured)
+        del record["expected"], record["labels_over"]
+        thresholds = [value / 256 for value in record["thresholds"]]
+        return record | {"num_over": [0] * len(thresholds), "thresholds": thresholds}
+
+    monkeypatch.setattr(Measured, "to_record", earlier)
+    pairs = make_store(data=TABLE, labels=LABELS)
+    label_inline(pairs.location.url)
+    record = pairs.commit_record(0)
+    assert record["rows_bounded"] == 0
+    assert record["measured_over"] == 0
+    assert verify(open_pairs(pairs.location.url)).findings == ()
+    assert label_error(pairs)["measured"] == 4 * 7
+
+
+@pytest.mark.slow
+def test_thresholds_that_no_pilots_keep_leave_the_bound(make_store, monkeypatch):
+    bounded = make_store("bound", data=TABLE, labels=BOUND)
+    monkeypatch.setattr("sfg_dist.flow.certificate._Fit._test", lambda *_: None)
+    pairs = make_store("measured", data=TABLE, labels=LABELS)
+    for store in (pairs, bounded):
+        label_inline(store.location.url)
+    assert open_pairs(pairs.location.url).plan.certificate("decode")["thresholds"] == [0.0] * 7
     assert np.array_equal(labels_of(open_pairs(pairs.location.url)), labels_of(open_pairs(bounded.location.url)))
 
 

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from families import EVERY_FAMILY, FAMILIES
+from scipy import stats
 
 from sfg_dist.flow import Effort, Flow, Reference, Schedule, label_batch, label_latents, posterior_moments
 from sfg_dist.flow.certificate import (
+    MULTIPLES,
     NUM_FRESH,
-    QUANTILE,
+    SHARES,
     Measured,
-    evaluation_times,
     fit_certificate,
     most_over,
     share_limit,
@@ -122,12 +123,14 @@ def test_the_share_over_the_tolerance_is_what_is_stated(name):
         pytest.skip("no second moments are kept in so many columns")
     reference, flow = Reference(rows), Flow(SCHEDULE, num_evaluations=5)
     measured = fit_certificate(reference, flow, tolerance=TOLERANCE)
-    over, total = 0, 0
-    for (alpha, beta_sq), threshold in zip(evaluation_times(flow), measured.thresholds, strict=True):
-        if threshold > 0:
-            found = errors(reference, alpha, beta_sq, threshold, seed=11)
-            over, total = over + int((found > TOLERANCE).sum()), total + len(found)
-    assert over <= most_over(total) if total else measured.thresholds == (0.0,) * len(measured.thresholds)
+    latents = torch.from_numpy(np.random.default_rng(11).standard_normal((256, rows.shape[1])))
+    effort = Effort()
+    found = label_batch(latents, reference, flow, tolerance=TOLERANCE, effort=effort, measured=measured)
+    exact = label_batch(latents, reference, flow, backend="dense")
+    error = (found - exact).norm(dim=1) / (TOLERANCE * reference.scale)
+    assert effort.bounded == 0
+    for multiple, share in zip(MULTIPLES, SHARES, strict=True):
+        assert int((error > multiple).sum()) <= stats.binom.ppf(1 - 1e-4, len(latents), 1 - share)
 
 
 @pytest.mark.slow
@@ -174,16 +177,26 @@ def test_a_row_has_its_own_bits_whatever_is_beside_it():
 
 
 def test_thresholds_between_times_are_the_lower_ones():
-    measured = Measured(1e-3, (0.9, 0.5, 0.1), (3e-4, 1e-4, 2e-4), (0, 1, 0), 9e-4, num_fresh=342)
+    measured = Measured(1e-3, (0.9, 0.5, 0.1), (3e-4, 1e-4, 2e-4), (2e-3, 6e-3, 4e-3))
     assert measured.threshold(0.5) == 1e-4
     assert measured.threshold(0.7) == measured.threshold(0.2) == 1e-4
     assert measured.threshold(0.95) == measured.threshold(0.05) == 0
+    assert (measured.expected_at(0.9), measured.expected_at(0.7), measured.expected_at(0.2)) == (2e-3, 6e-3, 6e-3)
+    assert measured.expected_at(0.95) == measured.expected_at(0.05) == 1e-3
+
+
+def test_a_record_of_an_earlier_plan_expects_the_tolerance_at_all_times():
+    record = {"seed": 0, "quantile": 0.99, "confidence": 0.95, "tolerance": 1e-3, "beta_sq": [0.9, 0.5],
+              "thresholds": [3e-4, 1e-4], "num_fresh": 512, "num_over": [0, 1], "largest": 9e-4}  # fmt: skip
+    measured = Measured.from_record(record)
+    assert measured.expected == (1e-3, 1e-3)
+    assert measured.thresholds == (3e-4, 1e-4)
 
 
 def test_limits_of_a_share():
     assert share_limit(0, 512) == pytest.approx(1 - 0.05 ** (1 / 512))
-    assert share_limit(1, 512) < 1 - QUANTILE < share_limit(2, 512)
-    assert share_limit(4, NUM_FRESH) < 1 - QUANTILE < share_limit(5, NUM_FRESH)
+    assert share_limit(1, 512) < 0.01 < share_limit(2, 512)
+    assert share_limit(12, NUM_FRESH) < 1 - SHARES[1] < share_limit(13, NUM_FRESH)
 
 
 @pytest.mark.parametrize(

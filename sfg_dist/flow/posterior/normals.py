@@ -47,9 +47,12 @@ class NormalNodes:
         for first in range(0, num_groups, _GROUPS):
             self._fill(clusters, slice(first, min(first + _GROUPS, num_groups)), num_axes)
             done()
+        from sfg_dist.flow.posterior.cpu.normal_series import contractions
+
         self.series = (0,) if clusters.moment_order >= 3 else ()
         self._first = int(clusters.offsets[1]) // FAN
         self.cumulants = self._cumulants(clusters, done) if self.series else np.empty(0, F)
+        self._contractions = contractions(dim) if self.series else np.empty(0, np.int64)
 
     def _fill(self, clusters: Clusters, groups: slice, num_axes: int) -> None:
         """Write what some groups of nodes are."""
@@ -105,7 +108,7 @@ class NormalNodes:
         See ``cpu.normal_laws.normal_laws`` and ``cpu.normal_series.series_terms``.
         """
         from sfg_dist.flow.posterior.cpu.normal_laws import law_rows, normal_laws
-        from sfg_dist.flow.posterior.cpu.normal_series import contractions, num_cumulants, num_terms, series_terms
+        from sfg_dist.flow.posterior.cpu.normal_series import num_cumulants, num_terms, series_terms
 
         dim = len(self._axes)
         law_size = law_rows(dim, len(self.rank))
@@ -116,7 +119,7 @@ class NormalNodes:
         num = num_cumulants(dim)
         terms = np.empty(len(self.cumulants) // num * num_terms(dim), F)
         series_terms(
-            laws, law_size, self._first, self.cumulants, num, contractions(dim), float(sigma_sq), terms, self._axes
+            laws, law_size, self._first, self.cumulants, num, self._contractions, float(sigma_sq), terms, self._axes
         )
         return laws, terms
 

@@ -217,6 +217,7 @@ def main() -> None:
     parser.add_argument("tables", nargs=2, metavar=("TRAIN", "TEST"))
     parser.add_argument("kinds", nargs="+", choices=KINDS)
     parser.add_argument("--pairs", type=int, default=16384)
+    parser.add_argument("--t-min", type=float, default=1e-3)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--agree", nargs="*", default=[])
     arguments = parser.parse_args()
@@ -237,7 +238,7 @@ def main() -> None:
         random = np.random.default_rng(0)
         latents = random.standard_normal((arguments.pairs, spread.shape[1]), dtype=np.float32)
         fresh = random.standard_normal((min(len(train), MOST_SAMPLES), spread.shape[1]), dtype=np.float32)
-        labels = label_latents(latents, spread, t_min=1e-3, num_evaluations=16)
+        labels = label_latents(latents, spread, t_min=arguments.t_min, num_evaluations=16)
         torch.manual_seed(0)
         if kind == "snapped":
             labels = spread[cKDTree(spread).query(labels)[1]]
@@ -261,7 +262,17 @@ def main() -> None:
             figures |= {",".join(columns): unseen(frame, train, columns) for columns in groups}
             line = {name: round(value, 4) for name, value in figures.items()}
             print(
-                json.dumps({"kind": kind, "read": name, "columns": spread.shape[1], "steps": steps, **line}), flush=True
+                json.dumps(
+                    {
+                        "kind": kind,
+                        "t_min": arguments.t_min,
+                        "read": name,
+                        "columns": spread.shape[1],
+                        "steps": steps,
+                        **line,
+                    }
+                ),
+                flush=True,
             )
 
 

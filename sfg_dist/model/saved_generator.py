@@ -202,7 +202,7 @@ class SavedGenerator:
             container = Container.from_document(kept, transform.columns)
         encoder, mass, blend = None, None, None
         if (saved := document.get("encoder")) is not None:
-            encoder, mass = encoder_of(saved["network"], parts["encoder"]), Mass(**saved["mass"])
+            encoder, mass = encoder_of(saved["network"], parts["encoder"]), Mass.of(saved["mass"])
             if encoder.dim != network.dim:
                 raise DocumentError(f"encoder: dim = {encoder.dim}, and the network's is {network.dim}")
             if "mixture_share" in saved:

@@ -49,7 +49,9 @@ _KNOWN: dict[str, Callable[[bytes], bool]] = {
     "checkpoints/history.jsonl": _begins(rb'[^\n]*"step": '),
     "checkpoints/encoder.safetensors": _holds(rb'"identity"'),
     "compare/compare.html": _holds(PAGE_MARK.pattern),
+    "compare/compare.json": _begins(rb'\{\s*"methods":'),
     "scale/scale.html": _holds(PAGE_MARK.pattern),
+    "scale/scale.json": _begins(rb'\{\s*"runs":'),
 }
 """Files that a run writes over or adds to, each with a test of its first bytes."""
 _BESIDE_FIT = re.compile(r"checkpoints/(step_\d+/progress\.json|fitted\.safetensors|live\.json|failed\.txt)")

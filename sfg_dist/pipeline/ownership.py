@@ -17,7 +17,7 @@ import tomli_w
 
 from sfg_dist.job.config import Job, parse_job
 from sfg_dist.job.errors import ConfigError, StoreLinkError
-from sfg_dist.job.words import printable
+from sfg_dist.job.words import as_line
 
 if TYPE_CHECKING:
     from sfg_dist.store import Location
@@ -68,7 +68,7 @@ def require_own(output: Location) -> None:
         output.look(name)  # refuses a link
     # The writers of a store look through it themselves.
     for entry in chain.from_iterable(map(output.oddities, OWN_FOLDERS)):
-        place = f"{output.url}/{printable(entry.key)}"
+        place = f"{output.url}/{as_line(entry.key)}"
         raise StoreLinkError(f"output.dir: {place} {entry.oddity}: remove it, or choose another output.dir")
     for key, is_own in _KNOWN.items():
         head = output.beginning(key, HEAD_BYTES)

@@ -58,13 +58,15 @@ def checked_store(location: Location, *, read_only: bool = False) -> Any:
 
 
 def check_kind(location: Location, name: str, array: Any, columns: tuple[int, ...], dtype: type[np.generic]) -> None:
-    """Refuse a table of other columns or another type than the plan says: compiled code looks at no bounds.
+    """Refuse a table without rows, or of other columns or another type than the plan says.
+
+    Compiled code looks at no bounds.
 
     Raises:
         StoreError: with both.
     """
-    if array.ndim != 1 + len(columns) or array.shape[1:] != columns or array.dtype != dtype:
-        wanted = ", ".join(["any number", *map(str, columns)])
+    if array.ndim != 1 + len(columns) or not array.shape[0] or array.shape[1:] != columns or array.dtype != dtype:
+        wanted = ", ".join(["1 or more", *map(str, columns)])
         raise StoreError(
             f"{location.url}/{name} is {array.dtype} of shape {array.shape}, and the plan says {np.dtype(dtype)} of "
             f"shape ({wanted}): {ADVICE}"

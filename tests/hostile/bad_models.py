@@ -62,11 +62,9 @@ def _local(**spoilt: Any) -> Callable[[Tensors], None]:
     shapes |= {"knots": (2, 4), "values": (2, 4)}
 
     def edit(tensors: Tensors) -> None:
-        for name, shape in shapes.items():
-            tensors[f"calibration.local_{name}"] = torch.ones(spoilt.get(name, shape), dtype=torch.float64)
-        for name, value in spoilt.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"calibration.local_{name}"] = value
+        for name, found in (shapes | spoilt).items():
+            is_made = isinstance(found, torch.Tensor)
+            tensors[f"calibration.local_{name}"] = found if is_made else torch.ones(found, dtype=torch.float64)
 
     return edit
 

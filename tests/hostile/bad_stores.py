@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -251,6 +252,9 @@ def _other_table(name: str, rows: np.ndarray, fingerprint: str, world: World) ->
     A damaged shard is labelled again by it.
     """
     store = world.run / STORE
+    if not (store / name).exists():  # query points, as a store of drawn latents has none
+        shutil.copytree(store / "reference/rows", store / name)
+        shutil.copy(store / "reference/zarr.json", (store / name).parent)
     world.in_place_of(f"{STORE}/{name}/c/0/0")
     world.in_place_of(f"{STORE}/{name}/c/0").mkdir()
     content = rows.tobytes()

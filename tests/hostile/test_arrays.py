@@ -730,3 +730,22 @@ def test_text_of_numpy_that_is_none(tmp_path, descr, letters):
         np.lib.format.write_array_header_1_0(file, header)
         file.write((letters + bytes(8)) * 30)
     refused(tmp_path / "t.npy", "column 'a' holds the bytes", "which are no text")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"places": b"many", "text": b"1"},
+        {"stored": b"os.system"},
+        {"stored": b"\xff", "style": b"\x1b[2J"},
+        {"\x1b": b"\xff"},
+    ],
+    ids=str,
+)
+def test_what_a_parquet_file_says_of_its_fields_is_not_believed(tmp_path, words):
+    """These are words by which the readers of this package tell each other what they saw."""
+    fields = [pa.field(name, pa.float64(), metadata=words) for name in "ab"]
+    parquet.write_table(pa.table([ROWS[:, 0], ROWS[:, 1]], schema=pa.schema(fields)), tmp_path / "t.parquet")
+    assert np.array_equal(open_table(tmp_path / "t.parquet").values, ROWS)
+    with open_rows(tmp_path / "t.parquet") as rows:
+        assert np.array_equal(rows.read(0, 60), ROWS)

@@ -135,20 +135,20 @@ def test_labels_by_processes_of_this_machine_listen_nowhere(make_store):
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [("plan",), ("label",), ("train",), ("run", "--overlap")], ids=" ".join)
 def test_commands_without_ray_listen_nowhere(tmp_path, make_job, words):
-    """The children of a calibration and of labels, the fit beside them, and the encoder's are joined by pipes."""
+    """The children of a calibration, and the fit beside labels, are joined by pipes."""
     job = make_job(
         output={"dir": str(tmp_path / "run")}, executor={"kind": "inline"}, evaluate={"metrics": ["ks_mean"]},
-        train={"num_epochs": 1, "encoder": True, "num_threads": 1},
+        train={"num_epochs": 1, "num_threads": 1},
     )  # fmt: skip
     (tmp_path / "job.toml").write_text(job.to_toml())
     environment = {**os.environ, "PYTHONPATH": PACKAGE_ROOT}
     command = [sys.executable, "-m", "sfg_dist", words[0], "job.toml", *words[1:]]
     if words[0] == "train":
         sfg(tmp_path, "label", "job.toml")
-    status, seen, most = watched(command, tmp_path, environment, tmp_path, every_s=0.05)
+    status, seen, most = watched(command, tmp_path, environment, tmp_path, every_s=0.2)
     assert status == 0, (tmp_path / "log").read_text()
     assert seen == set()
-    assert words == ("label",) or most >= 2, most
+    assert most >= 2 or words in (("label",), ("train",)), most
 
 
 EARLY = """

@@ -11,6 +11,7 @@ import typer
 from sfg_dist.cli.command import aligned, say
 from sfg_dist.cli.display import Display
 from sfg_dist.job.errors import ConfigError
+from sfg_dist.job.words import as_line
 
 if TYPE_CHECKING:
     from sfg_dist.pipeline.judged_files import FilesJudgement
@@ -91,9 +92,9 @@ def _lines(judged: FilesJudgement) -> list[str]:
         [_HEADINGS, *((row.title, row.value, row.error, row.floor, row.copy, row.independent) for row in rows)],
         numbers=True,
     )
-    lines += ["", *(f"{each.aspect}: {each.word}. {each.headline}" for each in judged.verdict)]
+    lines += ["", *(as_line(f"{each.aspect}: {each.word}. {each.headline}") for each in judged.verdict)]
     lines += [f"The worst {name} is {_worst(record)}." for name, record in _firsts(judged.metrics)]
-    return [*lines, *judged.metrics["left_out"]]
+    return [*lines, *map(as_line, judged.metrics["left_out"])]
 
 
 def _firsts(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -104,4 +105,4 @@ def _firsts(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 def _worst(record: Mapping[str, Any]) -> str:
     name = record["column"] if "column" in record else " and ".join(record["columns"])
     floor = "none" if record["floor"] is None else f"{record['floor']:.3f}"
-    return f"{name}: {record['score']:.3f}, where real rows have {floor}"
+    return f"{as_line(name)}: {record['score']:.3f}, where real rows have {floor}"

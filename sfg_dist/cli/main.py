@@ -36,7 +36,7 @@ from sfg_dist.distributed.stopping import granted_s
 from sfg_dist.job.errors import ConfigError
 from sfg_dist.job.paths import spare_home
 from sfg_dist.job.threads import wait_passively
-from sfg_dist.job.words import printable
+from sfg_dist.job.words import as_line
 
 if TYPE_CHECKING:
     from sfg_dist.job.config import Job
@@ -277,7 +277,7 @@ def show_warnings_in_a_line() -> None:
 def _show_warning(message: Warning | str) -> None:
     from sfg_dist.job.object_stores import without_credentials
 
-    print(f"sfg: warning: {printable(without_credentials(str(message)))}", file=sys.stderr)
+    print(f"sfg: warning: {as_line(without_credentials(str(message)))}", file=sys.stderr)
 
 
 def _interrupt(*_: object) -> None:

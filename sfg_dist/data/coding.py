@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sfg_dist.data.end_to_end import cut
 from sfg_dist.job.errors import DataError
 
 _Array = NDArray[np.float64]
@@ -103,10 +104,10 @@ def codings_from_arrays(arrays: Mapping[str, NDArray[Any]], dim: int) -> tuple[C
     is_whole = missing.shape == (dim, 2) and counts.shape == (dim,) and counts.dtype.kind == "i" and places.ndim == 1
     if not is_whole or missing.dtype != np.float64 or places.dtype != np.float64:
         raise DataError("the saved transform is damaged: its codings have no common shape")
-    if (counts < 0).any() or counts.sum() != len(places) or np.isinf(missing).any():
-        raise DataError("the saved transform is damaged: places of categories are missing")
+    if np.isinf(missing).any():
+        raise DataError("the saved transform is damaged: a missing value is infinite")
     found = []
-    for (gap, end), some in zip(missing.tolist(), np.split(places, np.cumsum(counts)[:-1]), strict=True):
+    for (gap, end), some in zip(missing.tolist(), cut(places, counts, "places of categories"), strict=True):
         line = some if np.isnan(gap) else np.append(some, gap)
         if len(some) and not np.array_equal(np.sort(line), np.arange(len(line))):
             raise DataError("the saved transform is damaged: two categories at one place")

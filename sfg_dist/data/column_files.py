@@ -98,13 +98,17 @@ def read_file(
     if text.given:
         raise DataError(f"{source}: {text.given[0]} is for .csv files: leave it out")
     with open_bytes(source) as stream:
-        return _read_parquet(source, stream, columns)
+        return _read_parquet(source, stream, columns, asked)
 
 
-def _read_parquet(source: str, stream: Any, columns: Sequence[str] | None) -> tuple[Any, str]:
+def _read_parquet(
+    source: str, stream: Any, columns: Sequence[str] | None, asked: Mapping[str, Any] | None
+) -> tuple[Any, str]:
     file, schema, names = open_parquet(source, stream)
     wanted = check_columns(source, names, columns)
     check_readable(source, file, wanted)
+    with columns_are(names):  # a column of lists may hold far more values than rows: it is refused unread
+        each_fit(wanted, lambda name: survey_of(source, name, schema.field(name), schema.field(name).metadata, asked))
     with reading(source):
         table = file.read(columns=list(wanted)).select(list(wanted))
     for place, name in enumerate(wanted):

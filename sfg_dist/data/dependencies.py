@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.data.column_type import ColumnType
+from sfg_dist.data.end_to_end import cut
 from sfg_dist.data.grid import float32_spacing
 from sfg_dist.data.row_reader import RowReader
 from sfg_dist.job.errors import DataError
@@ -215,15 +216,12 @@ def lookups_from_arrays(arrays: Mapping[str, NDArray[Any]], constants: _Array) -
     if not is_whole or keys.ndim != 1 or keys.shape != values.shape or {keys.dtype, values.dtype} != {np.dtype(float)}:
         raise DataError("the saved transform is damaged: its lookups have no common shape")
     places, counts = columns[:, :2], columns[:, 2]
-    if (columns < 0).any() or (counts < 1).any() or counts.sum() != len(keys) or (places >= len(constants)).any():
+    if (columns < 0).any() or (counts < 1).any() or (places >= len(constants)).any():
         raise DataError("the saved transform is damaged: its lookups are none of its columns")
     if np.isnan(constants[places[:, 0]]).any() or not np.isnan(constants[places[:, 1]]).all():
         raise DataError("the saved transform is damaged: a column is looked up by one that the flow does not see")
-    ends = np.cumsum(counts)[:-1]
-    found = []
-    for (column, by, _), some, given in zip(
-        columns.tolist(), np.split(keys, ends), np.split(values, ends), strict=True
-    ):
+    found, parts = [], [cut(some, counts, "values of lookups") for some in (keys, values)]
+    for (column, by, _), some, given in zip(columns.tolist(), *parts, strict=True):
         inner = some[:-1] if np.isnan(some[-1]) else some
         if not len(inner) or not np.isfinite(inner).all() or (np.diff(inner) <= 0).any() or np.isinf(given).any():
             raise DataError("the saved transform is damaged: keys of a lookup that do not ascend")

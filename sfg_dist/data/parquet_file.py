@@ -26,7 +26,8 @@ _Array = NDArray[np.float64]
 def open_parquet(source: str, stream: Any) -> tuple[Any, Any, list[str]]:
     """The file, its Arrow schema, and its columns without the index that pandas writes.
 
-    Text is read as dictionaries, which take no more memory than what the file holds.
+    Text is read as dictionaries, which take no more memory than what the file holds. The metadata of the schema's
+    fields are for ``survey_of``: what the file itself has there is left out.
     """
     import pyarrow as pa
     from pyarrow import parquet
@@ -42,13 +43,11 @@ def open_parquet(source: str, stream: Any) -> tuple[Any, Any, list[str]]:
         file = parquet.ParquetFile(stream, coerce_int96_timestamp_unit=unit) if unit else file
         schema = file.schema_arrow
         names = [name for name in schema.names if not name.startswith("__index_level_")]
-        if texts := [field.name for field in schema if is_text(field.type)]:
+        marks = {field.name: {b"stored": str(field.type).encode()} for field in schema if is_text(field.type)}
+        schema = pa.schema([field.with_metadata(marks.get(field.name)) for field in schema])
+        if marks:
             stream.seek(0)
-            file = parquet.ParquetFile(stream, read_dictionary=texts, coerce_int96_timestamp_unit=unit)
-            marks = {name: {b"stored": str(schema.field(name).type).encode()} for name in texts}
-            schema = pa.schema(
-                [field.with_metadata({**(field.metadata or {}), **marks.get(field.name, {})}) for field in schema]
-            )
+            file = parquet.ParquetFile(stream, read_dictionary=list(marks), coerce_int96_timestamp_unit=unit)
         size = stream.seek(0, io.SEEK_END)
     shape = (file.metadata.num_rows, len(names))
     if min(shape) < 0:
@@ -89,17 +88,21 @@ def _int96_unit(source: str, stream: Any, file: Any) -> str | None:
 
 def check_readable(source: str, file: Any, names: Sequence[str], groups: Iterable[int] | None = None) -> None:
     """Refuse columns, of some row groups or of all, that memory does not hold, as values or as unpacked pages."""
-    metadata = file.metadata
-    groups = list(range(metadata.num_row_groups)) if groups is None else list(groups)
-    rows = sum(metadata.row_group(group).num_rows for group in groups)
+    metadata, places = file.metadata, _places(file.metadata)
+    rows = pages = 0
+    for group in map(metadata.row_group, range(metadata.num_row_groups) if groups is None else groups):
+        rows += group.num_rows
+        for name in names:
+            if name not in places:
+                continue
+            column = group.column(places[name])
+            pages += column.total_uncompressed_size
+            if column.num_values != group.num_rows:  # Arrow would read as many, whatever the number of rows
+                raise DataError(
+                    f"{source}: column {name!r} has {column.num_values:,} values in {group.num_rows:,} rows: the file "
+                    "is damaged"
+                )
     check_held(source, _words(rows, len(names)), (rows, len(names)))
-    places = _places(metadata)
-    pages = sum(
-        metadata.row_group(group).column(places[name]).total_uncompressed_size
-        for group in groups
-        for name in names
-        if name in places
-    )
     check_held(source, f"what the {len(names)} columns hold unpacked", (-(-pages // 8),))
 
 

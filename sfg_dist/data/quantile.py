@@ -31,6 +31,7 @@ import scipy  # its parts are imported when they are first used
 from numpy.typing import NDArray
 
 from sfg_dist.data.atoms import Atoms
+from sfg_dist.data.end_to_end import cut
 from sfg_dist.data.grid import Grid
 from sfg_dist.job.errors import DataError
 
@@ -102,10 +103,9 @@ def curves_from_arrays(arrays: Mapping[str, NDArray[Any]]) -> tuple[Curve, ...]:
         raise DataError("the saved transform is damaged: its knots have other types than were saved")
     if not (counts.ndim == values.ndim == 1 and values.shape == scores.shape and (counts > 3).all()):
         raise DataError("the saved transform is damaged: its knots have no common shape")
-    if counts.sum() != len(values) or not np.isfinite(values).all() or not np.isfinite(scores).all():
+    if not np.isfinite(values).all() or not np.isfinite(scores).all():
         raise DataError("the saved transform is damaged: knots are missing")
-    ends = np.cumsum(counts)[:-1]
-    curves = tuple(map(Curve, np.split(values, ends), np.split(scores, ends)))
+    curves = tuple(map(Curve, cut(values, counts, "knots"), cut(scores, counts, "knots")))
     if any((np.diff(knots) < 0).any() for curve in curves for knots in (curve.values, curve.scores)):
         raise DataError("the saved transform is damaged: knots that do not ascend")
     if any((np.diff(knots)[[0, -1]] <= 0).any() for curve in curves for knots in (curve.values, curve.scores)):

@@ -360,12 +360,15 @@ def column_of(source: str, block: NDArray[Any], index: int, name: str) -> NDArra
     """A column of an array, or a field of one of records; bytes as the text that they are in UTF-8."""
     column: NDArray[Any] = block[:, index] if block.dtype.names is None else block[name]
     try:
+        if column.dtype.kind == "U":
+            np.ascontiguousarray(column).tobytes().decode(f"utf-32-{'be' if column.dtype.byteorder == '>' else 'le'}")
         return np.char.decode(column, "utf-8") if column.dtype.kind == "S" else column
     except UnicodeDecodeError as error:
+        part = error.object[error.start : error.start + 40]
         raise UnfitColumnsError(
-            f"{source}: column {name!r} holds the bytes {error.object[:40]!r}, which are no text in UTF-8: write it as "
-            "text of numpy, or leave it out with data.columns",
-            {name: "it holds bytes that are no text in UTF-8"},
+            f"{source}: column {name!r} holds the bytes {part!r}, which are no text: write it as text of numpy, or "
+            "leave it out with data.columns",
+            {name: "it holds bytes that are no text"},
         ) from None
 
 

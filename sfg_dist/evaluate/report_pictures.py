@@ -13,6 +13,7 @@ from sfg_dist.evaluate import pictures
 from sfg_dist.evaluate.compared_rows import Rows, checked_rows, subset
 from sfg_dist.evaluate.judgement import JudgedTables
 from sfg_dist.evaluate.pictures import Picture
+from sfg_dist.evaluate.plain_figures import shown_number
 from sfg_dist.evaluate.shown_columns import SHOWN_SHARE, ShownColumn, short_name, shown_columns
 from sfg_dist.job.errors import DataError
 from sfg_dist.job.plan import Stream, random_generator
@@ -73,7 +74,7 @@ class ReportPictures:
             figure = pictures.new_figure(pictures.SMALL_WIDTH, 2.5)
             pictures.draw_column(figure.subplots(), column, short_name(column.name))
             pictures.add_legend(figure, ("held-out data", pictures.DATA_COLOR), ("samples", pictures.SAMPLES_COLOR))
-            caption = f"{column.name}: {record['score']:.3f}, real rows {record['floor']:.3f}"
+            caption = f"{column.name}: {shown_number(record['score'])}, real rows {shown_number(record['floor'])}"
             found.append(pictures.picture(figure, f"Histogram of {column.name}, data against samples", caption))
         return found
 
@@ -86,7 +87,7 @@ class ReportPictures:
             first, second = (self._of(name) for name in record["columns"])
             names = f"{first.name} and {second.name}"
             figure = clouds.pair_panels(first, second, generator=self._generator)
-            caption = f"{names}: {record['score']:.3f}, real rows {record['floor']:.3f}"
+            caption = f"{names}: {shown_number(record['score'])}, real rows {shown_number(record['floor'])}"
             found.append(pictures.picture(figure, f"Points of {names}, data above and samples below", caption))
         return found
 

@@ -23,7 +23,7 @@ from sfg_dist.job.errors import ConfigError
 from sfg_dist.job.key_types import MustBe
 from sfg_dist.job.paths import expanded, require_no_secrets
 from sfg_dist.job.toml_documents import apply_override, checked, parse_document, read_document
-from sfg_dist.job.words import printable, shown
+from sfg_dist.job.words import as_line, shown
 
 
 def integral(value: Any) -> Any:
@@ -532,7 +532,7 @@ def stored_job(text: str, overrides: Iterable[str], *, origin: str, default_dir:
     is_asked_for = any(assignment.partition("=")[0].strip() == "executor.address" for assignment in overrides)
     if job.executor.address is not None and job.executor.kind != "inline" and not is_asked_for:
         raise ConfigError(
-            f"{printable(origin)}: executor.address = {shown(job.executor.address)} is not taken from a file: a job "
+            f"{as_line(origin)}: executor.address = {shown(job.executor.address)} is not taken from a file: a job "
             f"file may come from anywhere, and your Ray token would be sent there. To run on that cluster, leave the "
             f"key out and give --set executor.address=ADDRESS"
         )

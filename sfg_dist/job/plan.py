@@ -24,9 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfg_dist.job.errors import ConfigError, DocumentError
-from sfg_dist.job.reader import check_fields
+from sfg_dist.job.plan_fields import check_plan
 from sfg_dist.job.seal import FORMAT_VERSION, digest_of, seal, unseal
-from sfg_dist.job.words import shown
 
 DRAW_ROWS = 1024
 REFERENCE_BLOCK_ROWS = 2**20
@@ -35,27 +34,6 @@ REFERENCE_BLOCK_ROWS = 2**20
 
 MAX_SHARDS = 10_000_000
 """Of a store: whoever looks at it has some tens of bytes in memory for each."""
-_SIZE = range(1, 2**53)
-_CERTIFICATE = {
-    "seed": int, "quantile?": float, "confidence": float, "tolerance": float, "beta_sq": [float], "thresholds": [float],
-    "num_fresh": range(2**53), "num_over?": [int], "largest": float, "expected?": [float],
-    "multiples?": [float], "shares?": [float], "labels_over?": [int],
-}  # fmt: skip
-_FIELDS = {
-    "identity": {
-        "labels": {
-            "batch_size": _SIZE, "direction?": {"decode", "encode", "both"}, "seed?": int,
-            "gpu_batch_size?": (_SIZE, None), "time_grid?": str, "tolerance?": float,
-            "certificate?": {"measured"},
-        },
-        "data?": {"condition?": [str]}, "transform?": dict, "blur?": {"t_min": float}, "sigma_data?": float,
-        "time_grid?": {str: [float]}, "reference?": str, "table?": str, "queries?": (str, None, bool),
-        "debiased?": str,
-        "certificate?": {str: _CERTIFICATE},
-    },
-    "num_pairs": range(1, 2**62), "dim": _SIZE, "shard_rows": _SIZE, "columns": [str], "source": str,
-    "versions": {str: str}, "format_version": int, "frame?": str, "has_names?": bool, "run_id": str,
-}  # fmt: skip
 
 
 class Stream(enum.IntEnum):
@@ -313,11 +291,9 @@ class Plan:
         """
         try:
             fields = unseal(document)
-            check_fields(fields, _FIELDS, "it")
+            check_plan(fields)
         except DocumentError as error:
             raise DocumentError(f"not a plan: {error}") from None
-        if unknown := fields.keys() - {name.removesuffix("?") for name in _FIELDS}:
-            raise DocumentError(f"not a plan: it has a key that this version does not know, {shown(min(unknown))}")
         run_id = fields.pop("run_id")
         plan = cls(**({"has_names": False} | fields | {"columns": tuple(fields["columns"])}))
         if plan.dim > len(plan.columns):

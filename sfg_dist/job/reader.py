@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sfg_dist.job.errors import DocumentError
-from sfg_dist.job.words import printable, shown
+from sfg_dist.job.words import as_line, printable, shown
 
 MAX_BYTES = 1 << 20
 """Of a document that has no reason to be long."""
@@ -161,7 +161,7 @@ def _problem(value: Any, fields: Fields, path: tuple[str, ...]) -> str:
         return _problem(value, fields[0], path)
     for key, each in inner:
         if not _fits(value[key], each):
-            return _problem(value[key], each, (*path, printable(str(key)[:_KEY])))
+            return _problem(value[key], each, (*path, as_line(str(key)[:_KEY])))
     where = f": {'.'.join(path)}" if path else ""
     return f"{where} must be {_words(fields)}, got {shown(value)}"
 

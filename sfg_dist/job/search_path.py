@@ -32,8 +32,9 @@ def without_users_files(path: Iterable[str]) -> list[str]:
 
 
 def clean() -> None:
-    """Keep this process, which is the command line's, from importing from the user's directories."""
+    """Keep this process, which is the command line's, and all that it starts from importing the user's files."""
     sys.path[:] = without_users_files(sys.path)
+    os.environ["PYTHONSAFEPATH"] = "1"  # for children that libraries start by ``python -m`` or ``-c``, as joblib does
     if "PYTHONPATH" in os.environ:  # of children, which look there before any line of ours
         os.environ["PYTHONPATH"] = inherited_path()
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from sfg_dist.job.arguments import plain
 from sfg_dist.job.errors import ConfigError
 from sfg_dist.job.key_types import close_name, expected, flat_union, inner_model, type_of_key, user_key, value_kinds
-from sfg_dist.job.words import printable, shown
+from sfg_dist.job.words import as_line, shown
 
 Model = type[BaseModel]
 _T = TypeVar("_T", bound=BaseModel)
@@ -54,7 +54,7 @@ def read_document(path: str | Path, what: str) -> str:
     Raises:
         ConfigError: it cannot be read, or is not in UTF-8.
     """
-    name = f"{what} {printable(str(path))}"
+    name = f"{what} {as_line(path)}"
     try:
         with Path(path).open("rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -133,7 +133,7 @@ def checked(root: type[_T], document: Mapping[str, Any], origin: str) -> _T:
     lines = list(dict.fromkeys(lines))  # a union reports one problem once per member
     if len(lines) > _MAX_PROBLEMS:
         lines = [*lines[:_MAX_PROBLEMS], f"and {len(lines) - _MAX_PROBLEMS:,} problems more"]
-    raise ConfigError(f"{printable(origin)}: " + ("\n  ".join(["", *lines]) if len(lines) > 1 else lines[0])) from None
+    raise ConfigError(f"{as_line(origin)}: " + ("\n  ".join(["", *lines]) if len(lines) > 1 else lines[0])) from None
 
 
 def apply_override(document: dict[str, Any], assignment: str, root: Model, *, option: str = "--set") -> None:
@@ -227,7 +227,7 @@ def _describe(root: Model, problem: Mapping[str, Any]) -> str:
         return _describe_unknown(root, location)
     # A union adds the name of the member it tried; the user's key ends before it.
     path, field = user_key(root, location)
-    key = ".".join(printable(part) for part in path)
+    key = ".".join(as_line(part) for part in path)
     if kind == "missing":
         return f"{key} is required and has no default"
     if kind == "value_error":
@@ -265,4 +265,4 @@ def _describe_unknown(root: Model, location: list[str]) -> str:
     else:
         table = found[0].partition(".")[0] if found else parent[0] if parent else ""
         meant += f"{'' if meant else ';'} `{f'sfg keys {table}'.rstrip()}` lists the keys{' there' if table else ''}"
-    return f"unknown key {prefix}{printable(name[:80])}{meant}"
+    return f"unknown key {prefix}{as_line(name[:80])}{meant}"

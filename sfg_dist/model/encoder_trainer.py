@@ -350,7 +350,7 @@ def _read_progress(tensor: Tensor) -> EncoderProgress:
         FAR_BEHIND if best is None else best,
         document["history"],
         document["ended_by"],
-        None if mass is None else Mass(**mass),
+        None if mass is None else Mass.of(mass),
         document.get("share"),  # checkpoints of earlier versions have none
     )
 

@@ -27,13 +27,16 @@ right and never far off.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from sfg_dist.job.errors import DocumentError
 
 NUM_COMPONENTS, COMPONENT_ROWS = 200, 5  # at most; rows for each component and column
 LEAST_ROWS = 5  # of a component: one of fewer would hold nearly a row of the table
@@ -193,6 +196,17 @@ class Mass:
     plain: float
     plain_error: float
     num_rows: int  # rows of the proposal that were drawn
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Mass:
+        """From a document with ``MASS_FIELDS``; other keys are passed over.
+
+        Raises:
+            DocumentError: the mass is not above 0.
+        """
+        if not document["value"] > 0:
+            raise DocumentError(f"mass.value is {document['value']:g}, expected a number above 0")
+        return cls(**{name: document[name] for name in MASS_FIELDS})
 
     @property
     def is_established(self) -> bool:

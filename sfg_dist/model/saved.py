@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sfg_dist.job.errors import DocumentError
 from sfg_dist.job.memory import usable_bytes
 from sfg_dist.job.reader import check_fields
-from sfg_dist.job.words import printable, shown
+from sfg_dist.job.words import as_line, shown
 from sfg_dist.model.cell_network import CellNetwork, Network
 from sfg_dist.model.encoder import Encoder
 from sfg_dist.model.expert_network import ExpertNetwork
@@ -162,7 +162,7 @@ def states_of(optimizers: Sequence[torch.optim.Optimizer], tensors: Mapping[str,
     for key, tensor in under(tensors, "optimizer.").items():
         words = key.split(".")
         if len(words) != 3 or not all(word.isdigit() and len(word) < 7 for word in words[:2]):
-            raise DocumentError(f"{name}: tensor optimizer.{printable(key)} is no part of it")
+            raise DocumentError(f"{name}: tensor optimizer.{as_line(key)} is no part of it")
         if int(words[0]) >= len(states):
             raise DocumentError(f"{name}: there is no optimiser {words[0]}")
         states[int(words[0])].setdefault(int(words[1]), {})[words[2]] = tensor
@@ -185,7 +185,7 @@ def check_tensors(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], nam
     """
     if different := wanted.keys() ^ found.keys():
         key = min(different)
-        raise DocumentError(f"{name}: tensor {printable(key)} {'is missing' if key in wanted else 'is no part of it'}")
+        raise DocumentError(f"{name}: tensor {as_line(key)} {'is missing' if key in wanted else 'is no part of it'}")
     for key, tensor in wanted.items():
         _check_tensor(found[key], tensor, f"{name}: tensor {key}")
 

@@ -28,7 +28,7 @@ from sfg_dist.job.errors import DataError, DocumentError, StoreError
 from sfg_dist.job.paths import place_of
 from sfg_dist.job.reader import LONG_BYTES, check_fields, read_json
 from sfg_dist.job.version import __version__
-from sfg_dist.job.words import printable, shown
+from sfg_dist.job.words import as_line, shown
 from sfg_dist.model.calibration import Calibration
 from sfg_dist.model.cell_network import CellNetwork, Network
 from sfg_dist.model.encoder import Encoder
@@ -186,7 +186,7 @@ class SavedGenerator:
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
             if part not in parts:
-                raise DocumentError(f"{TENSORS_NAME}: tensor {printable(name)} belongs to no part of a generator")
+                raise DocumentError(f"{TENSORS_NAME}: tensor {as_line(name)} belongs to no part of a generator")
             parts[part][rest] = tensor
         arrays = {part: arrays_of(parts[part], part) for part in ("transform", "calibration")}
         network = network_of(document["network"], parts["network"], "network")
@@ -202,7 +202,7 @@ class SavedGenerator:
             container = Container.from_document(kept, transform.columns)
         encoder, mass, blend = None, None, None
         if (saved := document.get("encoder")) is not None:
-            encoder, mass = encoder_of(saved["network"], parts["encoder"]), Mass(**saved["mass"])
+            encoder, mass = encoder_of(saved["network"], parts["encoder"]), Mass.of(saved["mass"])
             if encoder.dim != network.dim:
                 raise DocumentError(f"encoder: dim = {encoder.dim}, and the network's is {network.dim}")
             if "mixture_share" in saved:

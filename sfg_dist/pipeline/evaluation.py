@@ -33,7 +33,8 @@ judgement (see ``evaluate/document.py``)."""
 
 _FIGURE = (MAYBE_NAN, None)
 _FIGURES = {f"{name}?": _FIGURE for name in METRICS}
-_ERROR = {"num_rows": int, "median": MAYBE_NAN, "percentile_90": MAYBE_NAN, "tolerance_reached": MAYBE_NAN}
+_ERROR = {"num_rows": int, "median": MAYBE_NAN, "percentile_90": MAYBE_NAN, "tolerance_reached": MAYBE_NAN,
+          "measured?": int, "measured_over?": int}  # fmt: skip
 _COSTLY_ROW = {"row": int, "log_density": _FIGURE, "column": str}
 _LIKELIHOOD = {
     "mean": _FIGURE, "median?": _FIGURE, "standard_error": _FIGURE, "num_rows": int, "mass_established?": bool,

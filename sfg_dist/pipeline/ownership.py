@@ -17,7 +17,7 @@ import tomli_w
 
 from sfg_dist.job.config import Job, parse_job
 from sfg_dist.job.errors import ConfigError, StoreLinkError
-from sfg_dist.job.words import printable
+from sfg_dist.job.words import as_line
 
 if TYPE_CHECKING:
     from sfg_dist.store import Location
@@ -49,7 +49,9 @@ _KNOWN: dict[str, Callable[[bytes], bool]] = {
     "checkpoints/history.jsonl": _begins(rb'[^\n]*"step": '),
     "checkpoints/encoder.safetensors": _holds(rb'"identity"'),
     "compare/compare.html": _holds(PAGE_MARK.pattern),
+    "compare/compare.json": _begins(rb'\{\s*"methods":'),
     "scale/scale.html": _holds(PAGE_MARK.pattern),
+    "scale/scale.json": _begins(rb'\{\s*"runs":'),
 }
 """Files that a run writes over or adds to, each with a test of its first bytes."""
 _BESIDE_FIT = re.compile(r"checkpoints/(step_\d+/progress\.json|fitted\.safetensors|live\.json|failed\.txt)")
@@ -66,7 +68,7 @@ def require_own(output: Location) -> None:
         output.look(name)  # refuses a link
     # The writers of a store look through it themselves.
     for entry in chain.from_iterable(map(output.oddities, OWN_FOLDERS)):
-        place = f"{output.url}/{printable(entry.key)}"
+        place = f"{output.url}/{as_line(entry.key)}"
         raise StoreLinkError(f"output.dir: {place} {entry.oddity}: remove it, or choose another output.dir")
     for key, is_own in _KNOWN.items():
         head = output.beginning(key, HEAD_BYTES)

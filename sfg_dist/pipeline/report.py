@@ -202,7 +202,7 @@ def _accuracy(settings: Mapping[str, Any], error: Mapping[str, Any]) -> dict[str
     if "condition_neighbors" in settings:
         certified = "every neighbour summed"
     elif error.get("measured"):
-        share = 1 - error["measured_over"] / error["measured"]
+        share = 1 - error.get("measured_over", 0) / error["measured"]
         certified = f"as near as the plan expects at {share:.2%} of {error['measured']:,} evaluations measured"
     else:
         bound = f"certified within {reached:.1e} of exact ({asked:g} was asked for)"

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 from sfg_dist.data.declared_sizes import SMALL_BYTES
 from sfg_dist.data.zarr_codecs import OF_STORES
 from sfg_dist.job.errors import StoreError, StoreLinkError, StoreUnavailableError
@@ -53,6 +55,22 @@ def checked_store(location: Location, *, read_only: bool = False) -> Any:
 
     store = location.zarr_store(read_only=read_only)
     return CheckedStore(store, location.url, codecs=OF_STORES, refusal=StoreError)
+
+
+def check_kind(location: Location, name: str, array: Any, columns: tuple[int, ...], dtype: type[np.generic]) -> None:
+    """Refuse a table without rows, or of other columns or another type than the plan says.
+
+    Compiled code looks at no bounds.
+
+    Raises:
+        StoreError: with both.
+    """
+    if array.ndim != 1 + len(columns) or not array.shape[0] or array.shape[1:] != columns or array.dtype != dtype:
+        wanted = ", ".join(["1 or more", *map(str, columns)])
+        raise StoreError(
+            f"{location.url}/{name} is {array.dtype} of shape {array.shape}, and the plan says {np.dtype(dtype)} of "
+            f"shape ({wanted}): {ADVICE}"
+        )
 
 
 def check_declared(location: Location, name: str, array: Any) -> None:

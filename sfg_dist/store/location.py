@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfg_dist.job.errors import ConfigError, StoreError, StoreFullError, StoreLinkError, StoreUnavailableError
 from sfg_dist.job.object_stores import is_url, open_objects, reason_of, trouble_of, without_secrets
-from sfg_dist.job.words import printable
+from sfg_dist.job.words import as_line
 from sfg_dist.store.local import PARTIAL, Entry, LinkError, LocalFiles
 
 QUARANTINE = "quarantine/"
@@ -279,7 +279,7 @@ class Location:
         """
         for entry in self.walk() if found is None else found:
             if entry.oddity not in ("", PARTIAL) and not entry.key.startswith(QUARANTINE):
-                place = f"{self.url}/{printable(entry.key)}"
+                place = f"{self.url}/{as_line(entry.key)}"
                 raise StoreLinkError(f"{place} {entry.oddity}: `sfg repair` moves it to {QUARANTINE}")
 
     def remove_partials(self) -> None:
@@ -323,7 +323,7 @@ class Location:
                 raise
             kinds = {"full": StoreFullError, "unavailable": StoreUnavailableError, "other": StoreError}
             kind = StoreLinkError if isinstance(error, LinkError) else kinds[trouble_of(error)]
-            place = printable(f"{self.url}/{key}".rstrip("/"))
+            place = as_line(f"{self.url}/{key}".rstrip("/"))
             raise kind(f"cannot {verb} {place}: {reason_of(error)}") from error
 
 

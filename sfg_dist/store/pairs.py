@@ -41,7 +41,7 @@ from sfg_dist.job.paths import place_of
 from sfg_dist.job.plan import Plan
 from sfg_dist.job.reader import LONG_BYTES, read_json
 from sfg_dist.store.arrays import ARRAYS, object_bytes, object_key, record_layout, record_prefix
-from sfg_dist.store.checked import check_declared, checked_store, reading
+from sfg_dist.store.checked import check_declared, check_kind, checked_store, reading
 from sfg_dist.store.commits import CommitRecord, ShardContent, find_record, find_records
 from sfg_dist.store.frame import check_frame
 from sfg_dist.store.keys import shard_of_commit, shard_of_object
@@ -138,7 +138,7 @@ class Pairs:
     def num_reference(self) -> int:
         """Rows of the reference set."""
         with self._reading("reference/rows"):
-            return int(self._looked_at("reference/rows", self.group["reference/rows"]).shape[0])
+            return int(self._table("reference/rows").shape[0])
 
     def reference_rows(self, start: int, stop: int) -> NDArray[np.float32]:
         """Rows of the reference as the flow sees them, float32 (stop - start, dim).
@@ -328,7 +328,16 @@ class Pairs:
 
     def _rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         with self._reading(name):
-            return np.ascontiguousarray(self._looked_at(name, self.group[name])[start:stop])
+            return np.ascontiguousarray(self._table(name)[start:stop])
+
+    def _table(self, name: str) -> Any:
+        """The Zarr array of a table of the frame, which is of the plan's columns and type."""
+        array = self._looked_at(name, self.group[name])
+        if name == "reference/order":
+            check_kind(self.location, name, array, (), np.int64)
+        else:
+            check_kind(self.location, name, array, (self.plan.dim,), np.float32)
+        return array
 
     def _whole_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         rows: NDArray[np.float32] = self._rows(name, start, stop)

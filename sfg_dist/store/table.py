@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import secrets
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -26,6 +27,7 @@ from sfg_dist.store.parts import Draw, ParquetTable, ParquetWriter, Progress, Za
 from sfg_dist.store.text import check_csv, check_parquet, csv_header, csv_lines, npy_dtype, npy_rows
 
 _LEAST_BYTES = {".zarr": 8.0, ".csv": 2.0, ".parquet": 1 / 64}  # of a cell; a .parquet may write one value many times
+_FORMULA = re.compile(r"[=@\t\r]|[+-](?![\d.,]*$)")  # signed numbers are none
 SUFFIXES = (".zarr", ".parquet", ".csv", ".npy")
 
 
@@ -103,7 +105,7 @@ def _write_file(path: Path, columns: Sequence[str], types: Sequence[ColumnType],
     dtype = npy_dtype(str(path), columns, types) if suffix == ".npy" else np.dtype(np.float64)
     if suffix == ".csv":
         check_csv(str(path), columns, types)
-        _warn_of_formulas(path, columns)
+        _warn_of_formulas(path, columns, types)
     writers: dict[str, Callable[[BinaryIO], None]] = {
         ".parquet": lambda file: _write_parquet(file, columns, types, parts),
         ".csv": lambda file: _write_csv(file, columns, types, parts),
@@ -182,14 +184,15 @@ def _write_parquet(file: BinaryIO, columns: Sequence[str], types: Sequence[Colum
             write(part)
 
 
-def _warn_of_formulas(path: str | Path, columns: Sequence[str]) -> None:
-    """Say which names a spreadsheet would take for formulas: they are written as they were given, to be read again."""
-    if formulas := [name for name in columns if name.startswith(("=", "+", "-", "@", "\t", "\r"))]:
-        warnings.warn(
-            f"{path}: {listed(formulas)} would be taken for a formula by a spreadsheet, and names are written as "
-            "they are: import the file as text, or rename the columns",
-            stacklevel=4,
-        )
+def _warn_of_formulas(path: str | Path, columns: Sequence[str], types: Sequence[ColumnType]) -> None:
+    """Say which texts a spreadsheet would take for formulas: they are written as they were given, to be read again."""
+    for what, texts in (("names", columns), ("categories", [text for type_ in types for text in type_.categories])):
+        if formulas := [text for text in texts if _FORMULA.match(text)]:
+            warnings.warn(
+                f"{path}: {listed(formulas)} would be taken for a formula by a spreadsheet, and {what} are written as "
+                f"they are: import the file as text, or give them other {what}",
+                stacklevel=4,
+            )
 
 
 def _write_csv(file: BinaryIO, columns: Sequence[str], types: Sequence[ColumnType], parts: Iterable[Array]) -> None:

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from sfg_dist.job.errors import DocumentError
 from sfg_dist.job.reader import LONG_BYTES, Fields, read_json
-from sfg_dist.job.words import printable, shown
+from sfg_dist.job.words import as_line, shown
 
 if TYPE_CHECKING:
     from sfg_dist.store import Location
@@ -68,7 +68,7 @@ def from_json(kind: type[T], value: object, name: str) -> T:
         return TypeAdapter(kind).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         problem = error.errors()[0]
-        place = ".".join(printable(str(part)[:64]) for part in problem["loc"])
+        place = ".".join(as_line(str(part)[:64]) for part in problem["loc"])
         is_missing = problem["type"] == "missing"
         wrong = "is missing" if is_missing else f"has the wrong type or size: {shown(problem['input'])}"
         raise DocumentError(f"{name}: {place} {wrong}") from None

@@ -182,6 +182,97 @@ def _plans() -> Iterator[Case]:
         yield Case(f"plan: {name}", partial(_edit_plan, edits[name]), ("prometheus", "repair"), "pairs.zarr|job.toml")
 
 
+def _measured(**spoilt: Any) -> Callable[[Document], None]:
+    """A measured certificate of two times, some of whose fields are of a stranger's choice."""
+    record = {"seed": 0, "quantile": 0.99, "confidence": 0.95, "beta_sq": [0.5, 0.1], "thresholds": [1e-3, 1e-3],
+              "num_fresh": 48, "num_over": [0, 0], "largest": 0.0}  # fmt: skip
+
+    def edit(plan: Document) -> None:
+        labels = plan["identity"]["labels"]
+        labels["certificate"] = "measured"
+        plan["identity"]["certificate"] = {"decode": {**record, "tolerance": labels["tolerance"], **spoilt}}
+        plan["format_version"] = 4
+
+    return edit
+
+
+def _fitted(grids: Any) -> Callable[[Document], None]:
+    """Time grids of a stranger's choice."""
+
+    def edit(plan: Document) -> None:
+        plan["identity"]["labels"]["time_grid"] = "fitted"
+        plan["identity"]["time_grid"] = grids
+
+    return edit
+
+
+def _fits() -> Iterator[Case]:
+    """Plans whose certificates and time grids do not fit their labels; a damaged shard is labelled again by them."""
+    for name, edit in {
+        "fewer thresholds than times": _measured(thresholds=[1e-3]),
+        "no times": _measured(beta_sq=[], thresholds=[1.0] * 3, num_over=[]),
+        "times that rise": _measured(beta_sq=[0.1, 0.5]),
+        "thresholds below nothing": _measured(thresholds=[-1.0, -1.0]),
+        "thresholds in words": _measured(thresholds=["all", "none"]),
+        "a tolerance without end": _measured(tolerance=1e300),
+        "a seed without end": _measured(seed=2**70),
+        "a certificate of no direction": lambda plan: (_measured()(plan), plan["identity"].update(certificate={})),
+        "a certificate of another direction": lambda plan: (
+            _measured()(plan),
+            plan["identity"].update(certificate={"encode": plan["identity"]["certificate"]["decode"]}),
+        ),
+        "a certificate that nobody asked for": lambda plan: (
+            _measured()(plan), plan["identity"]["labels"].pop("certificate")
+        ),
+        "a time grid of no direction": _fitted({}),
+        "a time grid of another direction": _fitted({"encode": [0.0, -1.0]}),
+        "a time grid without points": _fitted({"decode": []}),
+        "a time grid that rises": _fitted({"decode": [float(n) for n in range(23)]}),
+        "a time grid in words": _fitted({"decode": ["a"]}),
+        "a reference that is a path": put("identity", "reference", value="../../../victim/x"),
+        "a debiased reference that is not there": put("identity", "debiased", value="0" * 64),
+        "a debiased reference that is a path": put("identity", "debiased", value="../../../victim/x"),
+    }.items():  # fmt: skip
+        spoil = partial(_damaged_and_edited, edit)
+        commands = ("verify", "repair") if "debiased" in name else ("verify", "label", "repair")
+        yield Case(f"plan: {name}", spoil, commands, "pairs.zarr|job.toml", (1, 2))
+
+
+def _damaged_and_edited(edit: Callable[[Document], Any], world: World) -> None:
+    path = world.run / "pairs.zarr/labels/c/2/0"
+    path.write_bytes(path.read_bytes()[:-9] + b"123456789")
+    change_plan(world, edit)
+    change_commit(world, put("run_id", value=json.loads((world.run / "pairs.zarr/plan.json").read_bytes())["run_id"]))
+
+
+def _figures() -> Iterator[Case]:
+    """Figures of a stranger, of which `sfg report` draws a page."""
+    figure = {"value": 0.5, "error": 0.1, "floor": 0.5, "copy": None, "independent": None}
+    far = {"value": 1e308, "error": -1e308, "floor": float("inf"), "copy": float("nan"), "independent": 0}
+    for name, edit in {
+        "floors that are none": put("columns", value=[{"column": "x", "score": 0.5, "floor": None}]),
+        "columns that it has not": put("columns", value=[{"column": ESCAPES, "score": 0.5, "floor": 0.5}]),
+        "pairs of one column": put("pairs", value=[{"columns": ["x"], "score": 0.5, "floor": None}]),
+        "pairs of no column": put("pairs", value=[{"columns": [], "score": 0.5, "floor": None}]),
+        "a pair of one column twice": put("pairs", value=[{"columns": ["x", "x"], "score": 0.5, "floor": None}]),
+        "scores without end": put("columns", value=[{"column": "x", "score": float("inf"), "floor": float("nan")}]),
+        "figures of their own": put("figures", value={"<script>": figure, "shape": figure}),
+        "figures without end": put("figures", value={"shape": far, "c2st_trees_held_out": far, "attack_auc": far}),
+        "rules of their own": put("rules", value=[{"rule": f"<b>{ESCAPES}", "share": 1e308, "floor": float("nan")}]),
+        "an error of labels that was half measured": put("label_error", "measured", value=5),
+        "an error of labels that was measured in words": put("label_error", "measured", value="all"),
+        "seconds without end": put("time_s", value={ESCAPES: 1e308, "label": float("nan")}),
+        "a calibration of nothing": put(
+            "calibration", value={"figures": {}, "columns": [], "num_rows": 0, "num_draws": 0}
+        ),
+        "a target that it has not": put("target", value="<script>"),
+        "sentences of their own": put("left_out", value=["<script>alert(1)</script>", ESCAPES]),
+        "a likelihood of their own": put("likelihood", value={"<i>": {"mean": None, "num_rows": 2**62}}),
+    }.items():
+        spoil = partial(lambda edit, world: change(world, "metrics.json", edit), edit)
+        yield Case(f"figures: {name}", spoil, ("report",), "metrics.json")
+
+
 def _edit_plan(edit: Callable[[Document], Any], world: World) -> None:
     change_plan(world, edit)
 
@@ -278,4 +369,4 @@ def _jobs() -> Iterator[Case]:
                    ("repair", "repair_dry"), "job.toml")  # fmt: skip
 
 
-CASES = [*_wholes(), *_plans(), *_commits(), *_snapshots(), *_logs(), *_jobs()]
+CASES = [*_wholes(), *_plans(), *_fits(), *_figures(), *_commits(), *_snapshots(), *_logs(), *_jobs()]

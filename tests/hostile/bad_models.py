@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from bad_documents import ESCAPES, STEP, change, put, remove, write
-from harness import Case, World
+from harness import REFUSED, Case, World
 from safetensors.torch import load, save
 
 MODEL, STATE = "model/model.safetensors", f"{STEP}/state.safetensors"
@@ -54,6 +54,140 @@ def _pairs(columns: list[list[int]], knots: int = 4) -> Callable[[Tensors], None
             tensors[f"calibration.pair_{name}"] = torch.zeros(shape, dtype=torch.float64)
 
     return edit
+
+
+def _local(**spoilt: Any) -> Callable[[Tensors], None]:
+    """Local maps of three parts of the plane, with some arrays of a stranger's choice."""
+    shapes: dict[str, tuple[int, ...]] = {"parts": (3, 2), "width": (1,), "maps": (3, 2, 2), "shifts": (3, 2)}
+    shapes |= {"knots": (2, 4), "values": (2, 4)}
+
+    def edit(tensors: Tensors) -> None:
+        for name, found in (shapes | spoilt).items():
+            is_made = isinstance(found, torch.Tensor)
+            tensors[f"calibration.local_{name}"] = found if is_made else torch.ones(found, dtype=torch.float64)
+
+    return edit
+
+
+def _coded(counts: list[int], places: list[float], missing: list[list[float]]) -> Callable[[Tensors], None]:
+    """Codings of the two columns."""
+    return lambda tensors: tensors.update({
+        "transform.code_counts": torch.tensor(counts), "transform.code_places": torch.tensor(places).double(),
+        "transform.missing": torch.tensor(missing).double(),
+    })  # fmt: skip
+
+
+def _looked_up(columns: list[list[int]], keys: list[float]) -> Callable[[Tensors], None]:
+    """Lookups of the second column, which the flow does not see."""
+
+    def edit(tensors: Tensors) -> None:
+        tensors["transform.constants"] = torch.tensor([float("nan"), 1.0]).double()
+        tensors["transform.lookup_columns"] = torch.tensor(columns)
+        for name in ("keys", "values"):
+            tensors[f"transform.lookup_{name}"] = torch.tensor(keys).double()
+
+    return edit
+
+
+NAN, FAR = float("nan"), 2**62
+
+
+def _new_tensors_of_a_model() -> Iterator[Case]:
+    """Local maps, codings, lookups and tails."""
+    float64 = torch.float64
+    for name, edit in {
+        "local maps of another plane": _local(parts=(3, 9), shifts=(3, 9), maps=(3, 9, 9)),
+        "local maps of fewer parts": _local(maps=(1, 2, 2)),
+        "local shifts of one column": _local(shifts=(3, 1)),
+        "local knots of one column": _local(knots=(1, 4), values=(1, 4)),
+        "fewer local values than knots": _local(values=(2, 1)),
+        "local maps without a part": _local(parts=(0, 2), shifts=(0, 2), maps=(0, 2, 2)),
+        "local maps without a width": _local(width=torch.zeros(1, dtype=float64)),
+        "a local width that is no number": _local(width=torch.full((1,), NAN, dtype=float64)),
+        "local widths of each part": _local(width=(3,)),
+        "local maps in float32": _local(maps=torch.ones(3, 2, 2)),
+        "local knots that fall": _local(knots=torch.tensor([[3.0, 2.0, 1.0, 0.0]] * 2, dtype=float64)),
+        "local parts that are no table": _local(parts=(3,)),
+        "counts of knots that run over": to("transform.knot_counts", torch.tensor([FAR, FAR, FAR, FAR + 76])),
+        "no knots at all": lambda ts: [
+            to("transform.constants", torch.ones(2).double())(ts),
+            to("transform.knot_counts", torch.zeros(0, dtype=torch.int64))(ts),
+            *(to(f"transform.knot_{part}", lambda t: t[:0])(ts) for part in ("values", "scores")),
+            *(
+                ts.update({key: t[:0]})
+                for key, t in list(ts.items())
+                if key.startswith("transform.")
+                and t.ndim
+                and key.split(".")[1]
+                in ("steps", "offsets", "cell_ranges", "origins", "bounds", "location", "scale", "tails")
+            ),
+        ],
+        "codes of categories that it has not": _coded([2, 0], [0, 1], [[NAN, NAN]] * 2),
+        "counts of categories that run over": _coded([-FAR, FAR + 2], [0, 1], [[NAN, NAN]] * 2),
+        "categories at places beyond": _coded([2, 0], [0, 1e300], [[NAN, NAN]] * 2),
+        "categories at places that are no numbers": _coded([2, 0], [0, NAN], [[NAN, NAN]] * 2),
+        "a missing value of another shape": _coded([0, 0], [], [[NAN, NAN]]),
+        "a missing value that is infinite": _coded([0, 0], [], [[float("inf"), 0.0], [NAN, NAN]]),
+        "lookups of a column beyond": _looked_up([[7, 0, 2]], [0.0, 1.0]),
+        "lookups by a column below": _looked_up([[1, -1, 2]], [0.0, 1.0]),
+        "lookups of themselves": _looked_up([[0, 0, 2]], [0.0, 1.0]),
+        "lookups without a key": _looked_up([[1, 0, 0]], []),
+        "lookups of counts that run over": _looked_up([[1, 0, FAR]] * 4, []),
+        "lookups by keys that fall": _looked_up([[1, 0, 2]], [1.0, 0.0]),
+        "lookups by keys that are no numbers": _looked_up([[1, 0, 2]], [NAN, NAN]),
+        "tails of a shape without end": to("transform.tails", torch.full((2, 2, 2), 1e300, dtype=float64)),
+        "tails of a scale near nothing": to("transform.tails", torch.full((2, 2, 2), 5e-324, dtype=float64)),
+        "tails of one column": to("transform.tails", torch.zeros(1, 2, 2, dtype=float64)),
+        "tails in float32": to("transform.tails", torch.zeros(2, 2, 2)),
+    }.items():
+        yield Case(f"model with {name}", partial(change_tensors, MODEL, edit), ("draw",), "model", REFUSED)
+    width, depth = {"width": 16}, {"depth": 1}
+    for name, network in {
+        "three experts": {"dim": 2, "experts": 3},
+        "a million experts": {"dim": 2, "experts": 2**20},
+        "experts in quotes": {"dim": 2, "experts": "4"},
+        "true experts": {"dim": 2, "experts": True},
+        "experts of blocks of their own": {"dim": 2, "experts": 4, "block": "plain"},
+        "experts that are not there": {"dim": 2, "experts": 4, **width, **depth},
+        "experts and cells": {"dim": 2, "experts": 4, "cells": [2, 2]},
+        "experts of 10^6 columns": {"dim": 10**6, "experts": 64, "width": 10**6},
+        "cells of one column": {"dim": 2, "cells": [4]},
+        "cells of none": {"dim": 2, "cells": [0, 4]},
+        "cells below none": {"dim": 2, "cells": [-4, 4]},
+        "cells without end": {"dim": 2, "cells": [2**19, 2**19]},
+        "cells in quotes": {"dim": 2, "cells": "44"},
+        "cells that are not there": {"dim": 2, "cells": [4, 4], **width, **depth},
+    }.items():
+        spoil = partial(_document, put("network", value=network))
+        yield Case(f"model: {name}", spoil, ("draw",), "model|generator.json", REFUSED)
+    plain = {"name": "x", "type": "double", "nullable": True}
+    for name, container in {
+        "of other columns": {"kind": "arrow", "columns": [plain]},
+        "of types that are none": {
+            "kind": "arrow",
+            "columns": [{**plain, "type": "x" * 10_000}, {**plain, "name": "y"}],
+        },
+        "of dtypes that are code": {
+            "kind": "pandas",
+            "columns": [{**plain, "name": name, "dtype": "__import__('os')", "label": name} for name in "xy"],
+        },
+        "of dictionaries in one another": {
+            "kind": "arrow",
+            "columns": [
+                {
+                    **plain,
+                    "name": name,
+                    "type": "dictionary<values=dictionary<values=string, indices=int8, ordered=0>, "
+                    "indices=int8, ordered=0>",
+                }
+                for name in "xy"
+            ],
+        },
+        "that is a list": [],
+        "of a kind of its own": {"kind": "pickle", "columns": []},
+    }.items():
+        spoil = partial(_document, put("container", value=container))
+        yield Case(f"model: a container {name}", spoil, ("draw",), "model|generator.json", REFUSED)
 
 
 def _tensors_of_a_model() -> Iterator[Case]:
@@ -249,6 +383,7 @@ def _history(world: World) -> None:
 
 CASES = [
     *_tensors_of_a_model(),
+    *_new_tensors_of_a_model(),
     *_documents_of_a_model(),
     *_headers(),
     *_checkpoints(),

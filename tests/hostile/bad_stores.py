@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
+import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -244,4 +246,48 @@ def _values() -> Iterator[Case]:
         yield Case(f"a transform whose {name} is {value}", spoil, ("refit", "extend"), "transform")
 
 
-CASES = [*_arrays(), *_pickles(), *_manifests(), *_values()]
+def _other_table(name: str, rows: np.ndarray, fingerprint: str, world: World) -> None:
+    """A table of the frame that is of other columns or another type, with a fingerprint and seals that fit.
+
+    A damaged shard is labelled again by it.
+    """
+    store = world.run / STORE
+    if not (store / name).exists():  # query points, as a store of drawn latents has none
+        shutil.copytree(store / "reference/rows", store / name)
+        shutil.copy(store / "reference/zarr.json", (store / name).parent)
+    world.in_place_of(f"{STORE}/{name}/c/0/0")
+    world.in_place_of(f"{STORE}/{name}/c/0").mkdir()
+    content = rows.tobytes()
+    key = "c/" + "/".join(["0"] * rows.ndim)
+    world.in_place_of(f"{STORE}/{name}/{key}").write_bytes(content + google_crc32c.value(content).to_bytes(4, "little"))
+    kind = {"f4": "float32", "f8": "float64", "i8": "int64", "i4": "int32"}[rows.dtype.str[1:]]
+
+    def edit(document: dict[str, Any]) -> None:
+        document.update(shape=list(rows.shape), data_type=kind, fill_value=0, dimension_names=None)
+        document["chunk_grid"]["configuration"]["chunk_shape"] = list(rows.shape)
+
+    change_array(world, name, edit)
+    digest = hashlib.sha256(f"{(len(rows), 2)}<f4".encode() + rows.astype("<f4").tobytes()).hexdigest()
+    change_plan(world, put("identity", fingerprint, value=digest))
+    reseal(world)
+    labels = store / "labels/c/2/0"
+    labels.write_bytes(labels.read_bytes()[:-9] + b"123456789")
+    run_id = json.loads((store / "plan.json").read_bytes())["run_id"]
+    change_commit(world, put("run_id", value=run_id))
+
+
+def _other_tables() -> Iterator[Case]:
+    normal = np.random.default_rng(0).standard_normal
+    for what, name, rows, fingerprint in (
+        ("a reference of one column", "reference/rows", normal((700, 1)).astype("<f4"), "reference"),
+        ("a reference of three columns", "reference/rows", normal((700, 3)).astype("<f4"), "reference"),
+        ("a reference of no column", "reference/rows", np.zeros((700, 0), "<f4"), "reference"),
+        ("a reference of a cube", "reference/rows", normal((700, 2, 2)).astype("<f4"), "reference"),
+        ("a reference in float64", "reference/rows", normal((700, 2)), "reference"),
+        ("a reference without rows", "reference/rows", np.zeros((0, 2), "<f4"), "reference"),
+        ("query points of three columns", "queries/rows", normal((1000, 3)).astype("<f4"), "queries"),
+    ):
+        yield Case(what, partial(_other_table, name, rows, fingerprint), ("repair",), f"{name}|job.toml", (1, 2))
+
+
+CASES = [*_arrays(), *_pickles(), *_other_tables(), *_manifests(), *_values()]

@@ -265,6 +265,31 @@ def _parquet_repeated(_: World, place: Path) -> None:
             writer.write_table(rows)
 
 
+def _parquet_more_values(_: World, place: Path) -> None:
+    """A footer that speaks of 3 rows, and columns of 20,000 values; with more, they would fill the memory."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    column = np.full(20_000, 1.5)
+    parquet.write_table(pa.table({"x": column, "y": column}), place, write_statistics=False)
+    content = place.read_bytes()
+    start = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    told = _varint(2 * len(column))
+    few = bytes([6 | 0x80, *[0x80] * (len(told) - 2), 0])  # 3 rows, in as many bytes
+    first, *columns, last = content[start:-8].split(told)  # at the rows of the file, and last of the group
+    place.write_bytes(content[:start] + first + few + told.join(columns) + few + last + content[-8:])
+    metadata = parquet.ParquetFile(place).metadata
+    assert metadata.num_rows == metadata.row_group(0).num_rows == 3
+
+
+def _varint(number: int) -> bytes:
+    found = []
+    while number > 127:
+        found.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*found, number])
+
+
 def _tables() -> Iterator[Case]:
     plain = {"descr": "<f8", "fortran_order": False}
     laid: list[tuple[str, str, Make]] = [
@@ -313,6 +338,7 @@ def _tables() -> Iterator[Case]:
         ("zarr", "attributes that are none", _zarr_attributes),
         ("parquet", "a footer without end", _parquet(lambda content: content[:-8] + b"\xff\xff\xff\x7fPAR1")),
         ("parquet", "bytes of others in its footer", _parquet(lambda found: found[:-60] + bytes(52) + found[-8:])),
+        ("parquet", "more values than rows", _parquet_more_values),
         ("parquet", "bytes of others in its pages", _parquet(lambda content: content[:4] + bytes(64) + content[68:])),
     ]  # fmt: skip
     harmless = {

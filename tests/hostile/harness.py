@@ -191,6 +191,7 @@ def require_harmless(seen: Seen, *, names: str = "", statuses: Sequence[int] = (
     said = seen.said
     assert not (found := LIBRARY_WORDS.search(said)), f"{found[0]!r} is no plain word: {said}"
     assert not (control := CONTROL.search(said)), f"prints the control character {control[0]!r}"
+    assert "\nsfg: all is well" not in f"\n{said}", f"a line that the stranger wrote: {said}"
     assert seen.done.returncode in statuses, f"exit status {seen.done.returncode}: {said}"
     if seen.done.returncode and names:
         assert any(name in said for name in names.split("|")), f"names none of {names}: {said}"

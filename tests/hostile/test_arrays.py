@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from pyarrow import csv, parquet
 
 from sfg_dist import open_pairs
 from sfg_dist.data import open_rows, open_table
+from sfg_dist.data.column_type import ColumnType
 from sfg_dist.job import memory
 from sfg_dist.job.errors import DataError, StoreError
 from sfg_dist.store.table import read_table, write_table
@@ -704,3 +706,46 @@ def test_hostile_tables_take_little_memory(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     *_, taken = done.stdout.split()
     assert int(taken) < 512, done.stdout
+
+
+def test_a_column_of_lists_is_refused_unread(tmp_path, monkeypatch):
+    """A list may hold more numbers than memory in a row of a few bytes."""
+    parquet.write_table(pa.table({"a": [[1.0, 2.0]] * 30, "b": np.arange(30.0)}), tmp_path / "t.parquet")
+    monkeypatch.setattr(parquet.ParquetFile, "read", lambda *_, **__: pytest.fail("it was read"))
+    refused(tmp_path / "t.parquet", "column 'a' has type list<element: double>")
+
+
+def test_categories_that_are_formulas_are_said(tmp_path):
+    """A generator of a stranger gives the categories that he wrote."""
+    type_ = ColumnType("category", "string", categories=("=cmd|' /c calc'!A1", "-1", "+2.5", "plain"))
+    with pytest.warns(UserWarning, match=re.escape("""csv: "=cmd|' /c calc'!A1" would be taken""")):
+        write_table(tmp_path / "t.csv", ["a"], 2, lambda _: [np.zeros((2, 1))], source="s", types=[type_])
+
+
+@pytest.mark.parametrize("descr", ["<U2", ">U2"])
+@pytest.mark.parametrize("letters", [b"\xff" * 8, b"\x00\xd8\x00\x00" * 2], ids=["beyond", "half"])
+def test_text_of_numpy_that_is_none(tmp_path, descr, letters):
+    header = {"descr": [("a", descr), ("b", "<f8")], "fortran_order": False, "shape": (30,)}
+    with (tmp_path / "t.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write((letters + bytes(8)) * 30)
+    refused(tmp_path / "t.npy", "column 'a' holds the bytes", "which are no text")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"places": b"many", "text": b"1"},
+        {"stored": b"os.system"},
+        {"stored": b"\xff", "style": b"\x1b[2J"},
+        {"\x1b": b"\xff"},
+    ],
+    ids=str,
+)
+def test_what_a_parquet_file_says_of_its_fields_is_not_believed(tmp_path, words):
+    """These are words by which the readers of this package tell each other what they saw."""
+    fields = [pa.field(name, pa.float64(), metadata=words) for name in "ab"]
+    parquet.write_table(pa.table([ROWS[:, 0], ROWS[:, 1]], schema=pa.schema(fields)), tmp_path / "t.parquet")
+    assert np.array_equal(open_table(tmp_path / "t.parquet").values, ROWS)
+    with open_rows(tmp_path / "t.parquet") as rows:
+        assert np.array_equal(rows.read(0, 60), ROWS)

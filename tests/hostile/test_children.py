@@ -167,9 +167,31 @@ def test_clusters_run_the_command_that_looks_nowhere_else(told, to):
 def test_the_command_line_hands_no_such_path_on(told, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", os.getcwd(), "/else/where", "."]))
+    monkeypatch.setenv("PYTHONSAFEPATH", "")
     search_path.clean()
     assert os.environ["PYTHONPATH"] == "/else/where"
+    assert os.environ["PYTHONSAFEPATH"] == "1"
     monkeypatch.delenv("PYTHONPATH")
     search_path.clean()
     assert "PYTHONPATH" not in os.environ
     assert search_path.child_environment() == dict(os.environ)
+
+
+BY_JOBLIB = """
+from sfg_dist.job.search_path import clean
+clean()
+from joblib import Parallel, delayed
+assert Parallel(n_jobs=2, timeout=60)(delayed(abs)(number) for number in (-1, -2)) == [1, 2]
+"""
+
+
+@pytest.mark.slow
+def test_children_that_libraries_start(told):
+    """joblib, by which peers of a comparison work, starts its children by ``python -m`` and ``-c``."""
+    program = told.parent / "elsewhere" / "program.py"
+    program.parent.mkdir()
+    program.write_text(BY_JOBLIB)
+    environment = {**os.environ, "PYTHONPATH": search_path.PACKAGE_ROOT}
+    environment.pop("PYTHONSAFEPATH", None)
+    subprocess.run([sys.executable, program], env=environment, check=True)
+    assert not told.exists(), told.read_text()

@@ -191,6 +191,12 @@ def with_labels(plan, **labels):
     return {**plan.identity, "labels": {**plan.identity["labels"], **labels}}
 
 
+def measured(plan, **changes):
+    record = {"seed": 0, "quantile": 0.99, "confidence": 0.95, "beta_sq": [0.5, 0.1], "thresholds": [0.1, 0.1],
+              "num_fresh": 48, "num_over": [0, 0], "largest": 0.0, "tolerance": plan.labels["tolerance"]}  # fmt: skip
+    return with_labels(plan, certificate="measured") | {"certificate": {"decode": record | changes}}
+
+
 PLANS = {
     "num_pairs": (lambda plan: {"num_pairs": "many"}, "num_pairs must be a whole number"),
     "num_pairs beyond": (lambda plan: {"num_pairs": 2**70}, "num_pairs must be a whole number"),
@@ -211,6 +217,19 @@ PLANS = {
     "direction": (lambda plan: {"identity": with_labels(plan, direction=["decode"])}, r"labels\.direction must be one"),
     "t_min": (lambda plan: {"identity": {**plan.identity, "blur": {"t_min": float("inf")}}}, r"blur\.t_min must be"),
     "time_grid": (lambda plan: {"identity": {**plan.identity, "time_grid": {"decode": 5}}}, r"time_grid\.decode must"),
+    "grid of another direction": (
+        lambda plan: {"identity": with_labels(plan, time_grid="fitted") | {"time_grid": {"encode": [0.0, -1.0]}}},
+        r"identity\.time_grid is not of the directions",
+    ),
+    "grids without end": (
+        lambda plan: {"identity": {**plan.identity, "time_grid": {"decode": [0.0]}}},
+        "is not of the",
+    ),
+    "certificate of nobody": (lambda plan: {"identity": with_labels(plan, certificate="measured")}, "is not of the"),
+    "fewer thresholds": (lambda plan: {"identity": measured(plan, thresholds=[0.1])}, "one threshold of 0 or more for"),
+    "thresholds below 0": (lambda plan: {"identity": measured(plan, thresholds=[0.1, -1])}, "one threshold of 0 or mo"),
+    "times that rise": (lambda plan: {"identity": measured(plan, beta_sq=[0.1, 0.5])}, "times that do not fall"),
+    "tolerance": (lambda plan: {"identity": measured(plan, tolerance=1e300)}, "of another tolerance than its labels"),
     "condition": (lambda plan: {"identity": {**plan.identity, "data": {"condition": 5}}}, r"data\.condition must be"),
     "deep": (lambda plan: {"identity": {**plan.identity, "data": json.loads(HALF_DEEP)}}, "too deep"),
     "unknown key": (lambda plan: {"owner": "me"}, "a key that this version does not know, 'owner'"),

@@ -38,6 +38,7 @@ COMMANDS = {
     "draw_parts": ("sample", "run", "-n", "20", "--out", "run/rows.zarr"),
     "evaluate": ("evaluate", "job.toml", *FEW_FIGURES[:2], *FEW_FIGURES[4:]),
     "export": ("export", "run"),
+    "report": ("report", "run"),
     "plan": ("plan", "table.toml"),
     "label_table": ("label", "table.toml"),
     "compare": ("compare", "job.toml", "--set", 'compare.methods=["sfg"]', "--set", "compare.max_time_s=1"),

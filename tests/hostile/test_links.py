@@ -10,16 +10,19 @@ import stat
 import subprocess
 import threading
 import time
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from commands import sfg
 from conftest import copy_run
 from told import failed, snapshot
 
 from sfg_dist.distributed.fit.tensorboard import Board
+from sfg_dist.distributed.labels import references, shared_blocks
 from sfg_dist.distributed.labels.monitor import Monitor
 from sfg_dist.job.config import resolve_job
 from sfg_dist.job.errors import ConfigError, StoreError, StoreLinkError
@@ -446,6 +449,8 @@ FOREIGN = {
     "checkpoints/fitted.safetensors": b"weights",
     "checkpoints/step_000000100/progress.json": b"{}",
     "checkpoints/encoder.safetensors": b"weights",
+    "compare/compare.json": b'{"apples": "pears"}',
+    "scale/scale.json": b'{"kitchen": 3}',
     "pairs.zarr/zarr.json": b'{"zarr_format": 3, "node_type": "group", "attributes": {}}',
     "pairs.zarr/notes.txt": b"mine",
 }
@@ -602,3 +607,33 @@ def test_a_pipe_in_the_place_of_a_file_is_named_and_set_aside(run):
     }
     assert repair_store(pairs, report) == [3]
     assert {finding.kind for finding in verify(open_pairs(run)).findings} == {"missing_data"}
+
+
+# What lies outside of the output directory: files of the node, the folder of a judgement.
+
+
+@pytest.mark.parametrize("name", ["reference", "debiased"])
+def test_a_plan_does_not_name_the_file_of_its_reference(small_labels, tmp_path, monkeypatch, name):
+    """Its fingerprints may be paths, and the file is made before the rows are read."""
+    pairs = open_pairs(copy_run(small_labels(8), tmp_path / "run"))
+    forged = replace(pairs, plan=replace(pairs.plan, identity={**pairs.plan.identity, name: "../../../home/x"}))
+    names = []
+    monkeypatch.setattr(references, "SHARED_BYTES", 0)
+    monkeypatch.setattr(shared_blocks, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(shared_blocks, "open_shared_blocks", lambda folder, name, *_: names.append(folder / name))
+    with pytest.raises(StoreError):
+        references.prepared_reference(forged, device=torch.device("cpu"))
+    assert [place.resolve().parent.parent for place in names] == [tmp_path]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["report.html", "metrics.json"])
+def test_a_judgement_of_files_is_not_written_through_a_link(tmp_path, home, no_pictures, key):
+    (tmp_path / "page").mkdir()
+    (tmp_path / "page" / key).symlink_to(home / "notes.txt")
+    rows = np.random.default_rng(0).standard_normal((60, 2))
+    for name in ("a.npy", "b.npy"):
+        np.save(tmp_path / name, rows + (name == "b.npy"))
+    done = sfg(tmp_path, "evaluate", "--samples", "a.npy", "--data", "b.npy", "--out", "page", check=None)
+    assert done.returncode in (1, 2)
+    assert key in done.stderr

@@ -7,19 +7,23 @@ import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from commands import sfg
 from safetensors.torch import load, save
 
 from sfg_dist.data import Transform
+from sfg_dist.data.frames import numpy_columns
 from sfg_dist.distributed.fit.checkpoints import load_average, load_fitted, resume, save_fitted
 from sfg_dist.job.config import TrainConfig
-from sfg_dist.job.errors import StoreError, TrainingError
+from sfg_dist.job.errors import DocumentError, StoreError, TrainingError
 from sfg_dist.model.calibration import Calibration
+from sfg_dist.model.cell_network import CellNetwork
 from sfg_dist.model.early_stopping import EarlyStopping
 from sfg_dist.model.encoder import Encoder
 from sfg_dist.model.encoder_trainer import EncoderTrainer, Tables, load_finished
+from sfg_dist.model.expert_network import ExpertNetwork
 from sfg_dist.model.generator import Generator
 from sfg_dist.model.likelihood import Blend, Mass, Mixture
 from sfg_dist.model.mlp import MLP
@@ -171,6 +175,7 @@ DOCUMENTS = {
     "encoder": ({"encoder": {"network": {"dim": DIM, "width": 900_000, "depth": 1}, "mass": 5}}, "mass must be"),
     "share": ({"encoder": {"network": {"dim": DIM, "width": 8, "depth": 1}, "mass": MASS, "mixture_share": 1.0}},
               "mixture_share is 1"),
+    "mass of nothing": ({"encoder": {"network": SMALL, "mass": {**MASS, "value": 0.0}}}, "mass.value is 0"),
     "mass": ({"encoder": {"network": {}, "mass": {"value": 0, "standard_error": "a"}}}, "encoder.mass"),
 }  # fmt: skip
 
@@ -185,6 +190,56 @@ def test_documents_that_do_not_fit_are_refused_without_memory(model, name):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 16 << 20
+
+
+def test_a_key_of_a_mass_that_is_not_known_is_passed_over(model):
+    encoder = {"network": SMALL, "mass": {**MASS, "__init__": 1}, "mixture_share": 0.3}
+    assert Generator.load(model(encoder=encoder)).mass == Mass(**MASS)
+
+
+NETWORKS = {
+    "experts": lambda: ExpertNetwork(DIM, experts=4, width=8, depth=1),
+    "cells": lambda: CellNetwork.of_edges([np.array([0.25, 0.5]), np.array([]), np.array([0.5])], width=8, depth=1),
+}
+PARTS = {
+    "experts in one": ("experts", "out.weight", lambda t: t[:1], "tensor out.weight"),
+    "experts beyond": ("experts", "hidden.0.weight", lambda t: torch.cat([t, t]), "tensor hidden.0.weight"),
+    "a gate of more": ("experts", "gate.4.weight", lambda t: torch.cat([t, t]), "tensor gate.4.weight"),
+    "a tree of fewer nodes": ("experts", "directions", lambda t: t[:2], "tensor directions"),
+    "thresholds that are no numbers": ("experts", "thresholds", lambda t: t * float("nan"), "not finite"),
+    "offsets without end": ("experts", "offsets", lambda t: t + float("inf"), "not finite"),
+    "offsets in words": ("experts", "offsets", lambda t: t.long(), "tensor offsets is int64"),
+    "no offsets": ("experts", "offsets", None, "tensor offsets is missing"),
+    "fewer cells embedded": ("cells", "embed.weight", lambda t: t[:1], "tensor embed.weight"),
+    "fewer logits": ("cells", "logits.0.weight", lambda t: t[:1], "tensor logits.0.weight"),
+    "edges that fall": ("cells", "edges", lambda t: t.flip(0), "edges of cells that do not ascend"),
+    "edges beyond 1": ("cells", "edges", lambda t: t + 1, "edges of cells that do not ascend"),
+    "edges that are equal": ("cells", "edges", lambda t: t * 0 + 0.5, "edges of cells that do not ascend"),
+    "edges that are no numbers": ("cells", "edges", lambda t: t * float("nan"), "not finite"),
+    "fewer edges": ("cells", "edges", lambda t: t[:2], "tensor edges"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_networks_of_experts_and_cells_that_do_not_fit(model, files, name):
+    kind, part, spoil, words = PARTS[name]
+    network = NETWORKS[kind]()
+    document = {"dim": DIM, **network.shape}
+    tensors = {key: None for key in files[1] if key.startswith("network.")}
+    tensors |= {f"network.{key}": value.clone() for key, value in network.state_dict().items()}
+    assert type(Generator.load(model(tensors, network=document)).network) is type(network)
+    tensors[f"network.{part}"] = None if spoil is None else spoil(tensors[f"network.{part}"])
+    with pytest.raises(StoreError, match=f"is damaged or of another version: .*{words}"):
+        Generator.load(model(tensors, network=document))
+
+
+def test_a_dtype_of_a_container_that_fills_the_memory(monkeypatch):
+    """A million letters a value, of which three are used."""
+    table = pa.table({"a": ["abc"] * 4})
+    monkeypatch.setattr(numpy_columns, "usable_bytes", lambda: 1 << 20)
+    assert numpy_columns.array_of_columns(table, ["<U9"], records=False).tolist() == [["abc"]] * 4
+    with pytest.raises(DocumentError, match=r"the rows take 15\.3 MiB in the dtypes of the container"):
+        numpy_columns.array_of_columns(table, ["<U1000000"], records=False)
 
 
 def test_no_weight_is_made_before_the_shapes_fit(model, monkeypatch):

@@ -50,6 +50,30 @@ def is_loopback(address):
     return (getattr(found, "ipv4_mapped", None) or found).is_loopback
 
 
+def watched(command, here, environment, told, *, every_s):
+    """The status of a command, what listened in its process tree, and the most processes in that; both are printed.
+
+    What it says goes to the files answer and log in the folder ``told``.
+    """
+    seen, most = set(), 0
+    with (told / "answer").open("w") as answer, (told / "log").open("w") as log:
+        started = psutil.Popen(command, cwd=here, env=environment, stdout=answer, stderr=log)
+        try:
+            deadline = time.monotonic() + patience(200)
+            while started.poll() is None and time.monotonic() < deadline:
+                seen |= listeners(started)
+                with contextlib.suppress(psutil.Error):
+                    most = max(most, 1 + len(started.children(recursive=True)))
+                time.sleep(every_s)
+        finally:
+            for each in [*started.children(recursive=True), started] if started.poll() is None else []:
+                with contextlib.suppress(psutil.Error):
+                    each.kill()
+            status = started.wait()
+    print(f"{' '.join(map(str, command[1:]))}: {most} processes at most", *sorted(seen), sep="\n")
+    return status, seen, most
+
+
 @pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.slow
@@ -75,20 +99,7 @@ def test_a_run_into_a_bucket_listens_on_loopback_alone_and_leaves_nothing(tmp_pa
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "GLOO_", "NCCL_"))}
     environment |= {"PYTHONPATH": PACKAGE_ROOT, "HOME": str(home), "TMPDIR": str(odd)}
     command = [sys.executable, "-m", "sfg_dist", "run", "../jobs/job.toml", "--overlap", "--json"]
-    seen = set()
-    with (tmp_path / "answer").open("w") as answer, (tmp_path / "log").open("w") as log:
-        started = psutil.Popen(command, cwd=here, env=environment, stdout=answer, stderr=log)
-        try:
-            deadline = time.monotonic() + patience(200)
-            while started.poll() is None and time.monotonic() < deadline:
-                seen |= listeners(started)
-                time.sleep(1.0)
-        finally:
-            for each in [*started.children(recursive=True), started] if started.poll() is None else []:
-                with contextlib.suppress(psutil.Error):
-                    each.kill()
-            status = started.wait()
-    print(*sorted(seen), sep="\n")
+    status, seen, _ = watched(command, here, environment, tmp_path, every_s=1.0)
     assert not (tmp_path / "told").exists(), (tmp_path / "told").read_text()
     assert status == 0, (tmp_path / "log").read_text()
     assert {address for _, address in seen if not is_loopback(address)} == set()
@@ -118,6 +129,26 @@ def test_labels_by_processes_of_this_machine_listen_nowhere(make_store):
     label_with_processes(pairs.location.url, 2, LabelSettings(on_event=look))
     assert most >= 3  # a template and the two that it forks
     assert seen == set()
+
+
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [("plan",), ("label",), ("train",), ("run", "--overlap")], ids=" ".join)
+def test_commands_without_ray_listen_nowhere(tmp_path, make_job, words):
+    """The children of a calibration, and the fit beside labels, are joined by pipes."""
+    job = make_job(
+        output={"dir": str(tmp_path / "run")}, executor={"kind": "inline"}, evaluate={"metrics": ["ks_mean"]},
+        train={"num_epochs": 1, "num_threads": 1},
+    )  # fmt: skip
+    (tmp_path / "job.toml").write_text(job.to_toml())
+    environment = {**os.environ, "PYTHONPATH": PACKAGE_ROOT}
+    command = [sys.executable, "-m", "sfg_dist", words[0], "job.toml", *words[1:]]
+    if words[0] == "train":
+        sfg(tmp_path, "label", "job.toml")
+    status, seen, most = watched(command, tmp_path, environment, tmp_path, every_s=0.2)
+    assert status == 0, (tmp_path / "log").read_text()
+    assert seen == set()
+    assert most >= 2 or words in (("label",), ("train",)), most
 
 
 EARLY = """

@@ -6,8 +6,11 @@ import os
 import urllib.parse
 import warnings
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from commands import sfg
+from pyarrow import parquet
 from rich.console import Console
 from told import failed, snapshot
 
@@ -301,3 +304,15 @@ def test_findings_about_foreign_names_are_shown_as_they_are(copy_labels):
     done = sfg(pairs.location.root.parent, "verify", ".", check=1)
     assert is_safe(done.stdout + done.stderr)
     assert "[red]" in done.stdout
+
+
+def test_names_in_a_judgement_of_files_are_one_line_each(tmp_path, no_pictures):
+    name = f"{ODD}\nFidelity: passed. All is well."
+    rng = np.random.default_rng(0)
+    for file in ("a", "b"):
+        columns = {name: rng.standard_normal(200), "b\nc": rng.choice(["x\ny", "<b>"], 200)}
+        parquet.write_table(pa.table(columns), tmp_path / f"{file}.parquet")
+    done = sfg(tmp_path, "evaluate", "--samples", "a.parquet", "--data", "b.parquet")
+    assert is_safe(done.stdout + done.stderr)
+    assert "All is well." in done.stdout
+    assert not any(line.startswith(("Fidelity: passed. All", "c", "y")) for line in done.stdout.splitlines())

@@ -13,6 +13,8 @@ from sfg_dist.data.naming import check_columns
 from sfg_dist.data.surveys import arrow_of, column_of, numpy_survey
 from sfg_dist.data.unfit import each_fit
 from sfg_dist.job.errors import DataError, DocumentError
+from sfg_dist.job.memory import usable_bytes
+from sfg_dist.job.words import size_of
 
 Array = NDArray[Any]
 
@@ -58,12 +60,18 @@ def array_of_columns(table: pa.Table, dtypes: Sequence[str], *, records: bool) -
     """Columns as an array of dtypes by their names, one a column: of records, else with one dtype for all.
 
     Raises:
-        DocumentError: there is no such dtype.
+        DocumentError: there is no such dtype, or memory does not hold the rows in them.
     """
     try:
         wanted = [np.dtype(dtype) for dtype in dtypes]
     except (TypeError, ValueError, SyntaxError) as error:
         raise DocumentError("the container has a dtype that numpy does not know") from error
+    num_bytes = table.num_rows * sum(dtype.itemsize for dtype in wanted)
+    if num_bytes > usable_bytes():
+        raise DocumentError(
+            f"the rows take {size_of(num_bytes)} in the dtypes of the container, and {size_of(usable_bytes())} are all "
+            f"the memory that may be used"
+        )
     if not records:
         array = np.empty((table.num_rows, table.num_columns), wanted[0] if wanted else np.float64)
         for index, column in enumerate(table.columns):

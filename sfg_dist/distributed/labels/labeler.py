@@ -72,6 +72,13 @@ class ShardLabeler:
         self.pairs: Pairs = open_pairs(url)
         self.pairs.check_frame()
         self.plan: Plan = self.pairs.plan
+        try:
+            for direction in {self.plan.shard_direction(shard) for shard in range(min(2, self.plan.num_shards))}:
+                flow = self._flow(direction)
+                if flow.solver_tolerance is None:  # else each row chooses its own steps
+                    flow.grid()
+        except ValueError as error:  # of a plan of other settings than any job's
+            raise LabelingError(f"{self.pairs.location.url}: no labels can be made by its plan: {error}") from error
         self.num_threads = num_threads
         self.device = device or default_device()
         self.members = tuple(members)
@@ -84,7 +91,6 @@ class ShardLabeler:
                 self.reference, self._table = ShardedReference(StoredReference(self.pairs), members), None
             else:
                 self.reference, self._table = prepared_reference(self.pairs, device=self.device, memory_gib=memory_gib)
-        self.schedule = Schedule(self.plan.labels["schedule"], self.plan.t_min)
         if self.plan.is_whole and self.device.type != "cpu":
             raise LabelingError(
                 f'labels.certificate = "measured" works on CPUs, not on {self.device.type}: take "bound", in another '
@@ -185,32 +191,36 @@ class ShardLabeler:
             return noise
         # A draw of the blurred data, whose latent is then N(0, I) as the decoder's are: x_j + (beta / alpha) s eps.
         index = integer_rows(seed, Stream.ENCODE, first, stop, self.reference.num_reference)
-        blur = self.plan.sigma_data * self.schedule.blur
+        blur = self.plan.sigma_data * self._flow("encode").schedule.blur
         return (self.reference.take(index).numpy() + blur * noise).astype(np.float32)
 
     def _integrate(self, shard: int, first: int, rows: NDArray[np.float32], effort: Effort) -> NDArray[np.float32]:
         """One batch, padded to the plan's size, since the shape of a matrix product decides its last bits."""
-        settings, direction = self.plan.labels, self.plan.shard_direction(shard)
+        direction = self.plan.shard_direction(shard)
         batch_rows, start = self.plan.batch_rows(self.device.type), torch.from_numpy(rows).to(self.device)
-        flow = Flow(
-            self.schedule,
-            settings["solver"],
-            settings["num_evaluations"],
-            self.plan.time_grid(direction),  # type: ignore[arg-type]
-            direction,  # type: ignore[arg-type]
-            settings.get("solver_tolerance"),
-        )
+        flow = self._flow(direction)
         if isinstance(self.reference, ConditionalReference):
             padded = torch.zeros(batch_rows, self.plan.dim, device=self.device)
             padded[: len(rows)] = start
             return label_given(padded, self.reference, flow, effort=effort)[: len(rows)].cpu().numpy()
-        reference, tolerance = self._batch_reference(first), settings["tolerance"]
+        reference, tolerance = self._batch_reference(first), self.plan.labels["tolerance"]
         record = self.plan.certificate(direction)
         ends = label_batch(
             start, reference, flow, batch_rows=batch_rows, tolerance=tolerance, effort=effort,
             measured=None if record is None else Measured.from_record(record),
         )  # fmt: skip
         return ends.float().cpu().numpy()
+
+    def _flow(self, direction: str) -> Flow:
+        settings = self.plan.labels
+        return Flow(
+            Schedule(settings["schedule"], self.plan.t_min),
+            settings["solver"],
+            settings["num_evaluations"],
+            self.plan.time_grid(direction),  # type: ignore[arg-type]
+            direction,  # type: ignore[arg-type]
+            settings.get("solver_tolerance"),
+        )
 
     def _batch_reference(self, first: int) -> PreparedReference:
         """The whole reference, or the published mini-batch of it, drawn anew for every batch."""

@@ -199,7 +199,7 @@ def prepared_reference(
         )
     total = reference_bytes(stored.num_reference, stored.dim, **size)
     shared = shared_blocks.blocks_directory(shared_blocks.SHARED_MEMORY) if total >= SHARED_BYTES else None
-    name = f"{pairs.plan.score_fingerprint[:24]}-{pairs.plan.run_id[:24]}"
+    name = pairs.plan.run_id  # a digest made here of all that decides the blocks; what the plan says may be a path
     is_shared = shared is not None and shared_blocks.blocks_path(shared, name).exists()
     free = psutil.virtual_memory().available
     is_resident = need.resident <= room if room is not None else is_shared or need.resident <= free

@@ -30,7 +30,7 @@ import pandas as pd
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
-from mixed import as_compared, auc, quality
+from mixed import as_compared, auc, nearest, quality
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.spatial import cKDTree
@@ -47,7 +47,7 @@ from sfg_dist.model.trainer import Trainer
 
 KINDS = ("frequency", "intervals", "circle", "points", "embeddings", "onehot", "cells", "snapped")
 BINS, POINT_DIMENSIONS, EMBEDDING_DIMENSIONS = 8, 3, 4
-BATCH_ROWS, MOST_SAMPLES = 2048, 8192
+BATCH_ROWS, MOST_SAMPLES, MOST_NEAR = 2048, 8192, 1000
 
 Points = dict[int, NDArray[np.float64]]  # of the categories of a flow column, shape (number of categories, dimensions)
 Places = dict[int, NDArray[np.intp]]  # of the training rows' categories, by flow column
@@ -125,7 +125,7 @@ def points_of(kind: str, prepared: Prepared, places: Places) -> Points:
     return {index: some / some[places[index]].std(axis=0).clip(1e-9) for index, some in points.items()}
 
 
-def nearest(rows: NDArray[np.float32], points: NDArray[np.float64]) -> NDArray[np.intp]:
+def nearest_point(rows: NDArray[np.float32], points: NDArray[np.float64]) -> NDArray[np.intp]:
     """The nearest point of each row."""
     return ((points**2).sum(axis=1) - 2 * rows @ points.T).argmin(axis=1)
 
@@ -166,7 +166,7 @@ def frame_of(prepared: Prepared, points: Points, found: NDArray[np.float32]) -> 
     flow[:, numbers] = found[:, :start]
     rows = transform.inverse(flow)
     for index, some in points.items():
-        place = nearest(found[:, start : start + some.shape[1]], some)
+        place = nearest_point(found[:, start : start + some.shape[1]], some)
         start += some.shape[1]
         column = prepared.columns.index(transform.flow_columns[index])
         rows[:, column] = transform.codings[index].decode(place.astype(np.float64))
@@ -224,6 +224,8 @@ def main() -> None:
     torch.set_num_threads(1)
     read = [pd.read_parquet(path) for path in arguments.tables]
     train, test = (as_compared(frame, read[0]) for frame in read)
+    scale = train.select_dtypes("float").std()
+    real_distance = float(np.median(nearest(test[:MOST_NEAR], train, scale)))
     groups = [group.split(",") for group in arguments.agree]
     agree = {",".join(columns): unseen(test, train, columns) for columns in groups}
     print(json.dumps({"rows": len(train), "test rows' unseen": agree}), flush=True)
@@ -259,6 +261,7 @@ def main() -> None:
             if name in ("calibrated", "likeliest", "drawn"):
                 shape, trend = quality(frame, train)
                 figures |= {"auc_test": auc(frame, test), "shape": shape, "trend": trend}
+                figures["distance"] = float(np.median(nearest(frame[:MOST_NEAR], train, scale))) / real_distance
             figures |= {",".join(columns): unseen(frame, train, columns) for columns in groups}
             line = {name: round(value, 4) for name, value in figures.items()}
             print(

@@ -376,8 +376,8 @@ def arrow_of(column: NDArray[Any]) -> pa.Array:
     """A column of an array for Arrow, whatever its order of bytes; masked values are null."""
     import pyarrow as pa
 
-    mask = np.ma.getmaskarray(column) if np.ma.is_masked(column) else None
-    return pa.array(np.ascontiguousarray(column, dtype=column.dtype.newbyteorder("=")), mask=mask)
+    plain = np.ascontiguousarray(column, dtype=column.dtype.newbyteorder("="))
+    return pa.array(plain, mask=column.mask if np.ma.is_masked(column) else None)
 
 
 def style_of(cells: Any, column: Any) -> str | None:

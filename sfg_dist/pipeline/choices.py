@@ -5,20 +5,26 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Required, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, Required, TypedDict, cast
 
 import numpy as np
 
+from sfg_dist.data.cells import draws_cells
 from sfg_dist.job.config import Job
 from sfg_dist.job.errors import ConfigError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from sfg_dist.data import Prepared
     from sfg_dist.flow.schedule import ScheduleName
     from sfg_dist.flow.spread import ColumnSpread
+    from sfg_dist.job.plan import Plan
     from sfg_dist.store import Frame
 
+T_MIN, CELLS_T_MIN = 1e-3, 1e-6
+"""Where a job names no ``labels.t_min``. The blur of the first, 0.03, is as wide as the interval of a category with a
+share of 1 %. At the second labels keep such categories apart."""
 _COARSEST = 0.01  # of a column's spread, the grid that float32 may put on it
 _REMEDY = 'take transform.kind = "standardize" or "quantile"'
 
@@ -98,6 +104,16 @@ def _num_targets(job: Job, columns: tuple[str, ...]) -> int:
     return len(columns) - len(job.data.condition or ())
 
 
+def t_min_of(job: Job, table: Prepared, existing: Plan | None) -> float | Literal["auto"]:
+    """``labels.t_min``: that of the job, else of the plan that is there already, else one that suits the columns."""
+    if job.labels.t_min is not None:
+        return job.labels.t_min
+    if existing is not None:
+        return cast("float", existing.labels["t_min"])
+    has_cells = job.data.condition is None and draws_cells(table.transform, "auto")
+    return CELLS_T_MIN if has_cells else T_MIN
+
+
 def choose_blur(job: Job, reference: NDArray[np.float32] | None, sigma_data: float) -> Blur:
     """t_min and whether to debias; for t_min = "auto" also whether the leave-one-out likelihood ran into a limit.
 
@@ -106,6 +122,7 @@ def choose_blur(job: Job, reference: NDArray[np.float32] | None, sigma_data: flo
     from sfg_dist.flow import choose_t_min, favours_debiasing
 
     t_min, debias, schedule = job.labels.t_min, job.labels.debias, job.labels.schedule
+    assert t_min is not None
     asked = {'labels.t_min = "auto"': (t_min, "set a number"), 'labels.debias = "auto"': (debias, "take true or false")}
     asked = {key: each for key, each in asked.items() if each[0] == "auto"}
     keys, advice = " and ".join(asked), " and ".join(each[1] for each in asked.values())

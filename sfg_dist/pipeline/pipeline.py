@@ -333,7 +333,9 @@ class Pipeline(OutputDirectory):
         pairs = self._open_existing()
         # The check is that of labelling, without the table itself, so that training need not read it again.
         plan = pairs.plan
-        wanted = replace(plan, identity={**plan.identity, **identity_of_keys(self.job)})
+        keys = identity_of_keys(self.job)
+        keys["labels"].setdefault("t_min", plan.labels["t_min"])  # which the columns decided
+        wanted = replace(plan, identity={**plan.identity, **keys})
         if not may_differ_in_length and not self.job.labels.latents:
             wanted = replace(wanted, num_pairs=self.job.labels.num_pairs)
         pairs.require_plan(wanted)

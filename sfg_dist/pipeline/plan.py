@@ -25,6 +25,7 @@ from sfg_dist.pipeline.choices import (
     fit_grids,
     measure_certificates,
     measure_columns,
+    t_min_of,
 )
 from sfg_dist.pipeline.table import category_types, text_format
 
@@ -138,6 +139,7 @@ def plan_of(job: Job, table: Prepared, frame: Frame, *, existing: Plan | None = 
     """
     from sfg_dist.store import RowBlocks
 
+    job = job.changed(labels={"t_min": t_min_of(job, table, existing)})
     whole = frame.reference if table.is_whole and isinstance(frame.reference, np.ndarray) else None
     queries = frame.queries
     assert queries is None or isinstance(queries, np.ndarray)

@@ -29,7 +29,7 @@ FAMILIES = {
     ),
     "43 columns": lambda rng, n: rng.standard_normal((n, 43)) * np.geomspace(1, 0.01, 43),
 }
-# Kernels are compiled for each number of columns, 12 s of it in a fresh checkout: two of them do for every day.
+# Kernels are compiled for each number of columns, 10 s of it in a fresh checkout: two of them do for every day.
 EVERY_FAMILY = [
     pytest.param(name, marks=pytest.mark.long if name.startswith(("one column", "six", "21", "43")) else ())
     for name in FAMILIES

@@ -80,7 +80,7 @@ class Layout:
     @cached_property
     def metadata(self) -> bytes:
         """The array's zarr.json."""
-        return self._in_memory(self.shape)[0]["a/zarr.json"].to_bytes()
+        return _in_memory(self, self.shape)["a/zarr.json"].to_bytes()
 
     def encode(self, rows: NDArray[Any], first: int = 0) -> bytes | None:
         """The bytes of one object that holds these rows, ``first`` rows after its start; the rest of it is fill value.
@@ -131,34 +131,32 @@ class Layout:
         import zarr
         from zarr.storage import MemoryStore
 
-        content = dict(self._one_object_metadata)
+        content = dict(_in_memory(self, (self.object_rows, *self.shape[1:]) if self.shape else ()))
         array = zarr.open_array(MemoryStore(content), path="a", mode="r+")
         return content, array
 
-    @cached_property
-    def _one_object_metadata(self) -> Mapping[str, Any]:
-        content, _ = self._in_memory((self.object_rows, *self.shape[1:]) if self.shape else ())
-        return content
 
-    def _in_memory(self, shape: tuple[int, ...]) -> tuple[dict[str, Any], zarr.Array[Any]]:
-        import zarr
-        from zarr.codecs import Crc32cCodec
-        from zarr.storage import MemoryStore
+@lru_cache(maxsize=64)  # which cost more to make than a small array
+def _in_memory(layout: Layout, shape: tuple[int, ...]) -> Mapping[str, Any]:
+    """A store in memory that holds the metadata of the array ``a``, laid out so, of this shape."""
+    import zarr
+    from zarr.codecs import Crc32cCodec
+    from zarr.storage import MemoryStore
 
-        content: dict[str, Any] = {}
-        trailing = tuple(max(1, size) for size in self.shape[1:])
-        array = zarr.create_array(
-            MemoryStore(content),
-            name="a",
-            shape=shape,
-            dtype=self.dtype,
-            chunks=(max(1, self.chunk_rows), *trailing) if self.shape else (),
-            shards=(self.object_rows, *trailing) if self.shape and self.is_cut else None,
-            compressors=[Crc32cCodec()],  # noise does not compress, and zarr's default checks no data
-            fill_value=np.nan if np.dtype(self.dtype).kind == "f" else 0,
-            dimension_names=self.dims,
-        )
-        return content, array
+    content: dict[str, Any] = {}
+    trailing = tuple(max(1, size) for size in layout.shape[1:])
+    zarr.create_array(
+        MemoryStore(content),
+        name="a",
+        shape=shape,
+        dtype=layout.dtype,
+        chunks=(max(1, layout.chunk_rows), *trailing) if layout.shape else (),
+        shards=(layout.object_rows, *trailing) if layout.shape and layout.is_cut else None,
+        compressors=[Crc32cCodec()],  # noise does not compress, and zarr's default checks no data
+        fill_value=np.nan if np.dtype(layout.dtype).kind == "f" else 0,
+        dimension_names=layout.dims,
+    )
+    return content
 
 
 def group_metadata(attributes: Mapping[str, Any], members: Mapping[str, bytes] | None = None) -> bytes:

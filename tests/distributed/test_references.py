@@ -158,6 +158,7 @@ def test_a_planted_error_is_measured(make_store):
     assert label_error(pairs)["median"] == pytest.approx(0.5, abs=5e-3)
 
 
+@pytest.mark.slow
 def test_as_many_blocks_are_kept_as_fit(make_store, monkeypatch):
     stored = references.StoredReference(make_store(data=TABLE, labels=LABELS))
     block = 1500 * 3 * 8
@@ -183,6 +184,7 @@ def test_a_shard_that_is_done_is_not_done_again(make_store, monkeypatch):
     assert record["memory_peak"] > 10**8
 
 
+@pytest.mark.slow
 def test_a_budget_below_one_block_is_refused_with_what_would_do(make_store, monkeypatch):
     pairs = make_store(data=TABLE, labels=LABELS)
     monkeypatch.setattr(references, "base_bytes", lambda dim, has_clusters: GIB)
@@ -190,6 +192,7 @@ def test_a_budget_below_one_block_is_refused_with_what_would_do(make_store, monk
         ShardLabeler(pairs.location.url, memory_gib=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["rows", "order"])
 def test_a_damaged_reference_is_refused(make_store, place):
     pairs = make_store(data=TABLE, labels=LABELS)
@@ -235,6 +238,7 @@ def make_file(make_store):
     return make
 
 
+@pytest.mark.slow
 def test_a_file_is_made_once_and_again_where_its_maker_died(tmp_path, make_file):
     (tmp_path / "held.blocks").write_bytes(b"cut off")
     first = shared_blocks.open_shared_blocks(tmp_path, "held", 10, make_file)
@@ -270,6 +274,7 @@ def test_a_file_outlives_a_killed_user_no_longer_than_the_next_sweep(tmp_path, m
         queue.join_thread()
 
 
+@pytest.mark.slow
 def test_no_room_means_no_file(tmp_path, monkeypatch, make_file):
     assert shared_blocks.open_shared_blocks(tmp_path, "large", 1 << 60, make_file) is None
     assert not list(tmp_path.glob("*.blocks"))
@@ -293,6 +298,7 @@ def test_a_directory_that_others_can_read_is_not_used(tmp_path):
     assert shared_blocks.blocks_directory(tmp_path) is None
 
 
+@pytest.mark.slow
 def test_a_file_removed_between_two_locks_is_made_again(tmp_path, make_file, monkeypatch):
     flock, removed = fcntl.flock, []
 

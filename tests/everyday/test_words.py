@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import typer
 from commands import sfg
+from examples import PROFILE
 from pydantic import BaseModel, ConfigDict
 
 import sfg_dist
@@ -96,7 +97,8 @@ def test_every_key_refuses_in_words(root):
     document = {"data": {"source": "moons"}} if root is Job else {}
     for number, key in enumerate(leaves(root)):
         refused = 0
-        for value in (value for place, value in enumerate(VALUES) if (place + number) % 4):
+        kept = 1 if PROFILE == "check" else 3  # of each four values
+        for value in (value for place, value in enumerate(VALUES) if (place + number) % 4 < kept):
             tables = {name: dict(table) for name, table in document.items()}
             message = refusal(override, tables, f"{key}={value}", root)
             if message is not None:

@@ -129,6 +129,7 @@ def test_labels_over_blocks_are_those_of_one_block(monkeypatch):
     assert np.median(gap) < 1e-3
 
 
+@pytest.mark.slow
 def test_an_order_made_earlier_is_taken_block_by_block():
     rows = table(4000, 3)
     orders = np.concatenate([build_order(rows[start:stop]) for start, stop in block_ranges(len(rows))])
@@ -147,7 +148,7 @@ def test_blocks_are_loaded_one_by_one_and_kept_as_told():
 
 
 @pytest.mark.parametrize("dim", [1, 3, 9, 40])
-@pytest.mark.parametrize("has_clusters", [True, False])
+@pytest.mark.parametrize("has_clusters", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_the_size_of_a_file_is_known_beforehand(dim, has_clusters, mapped, tmp_path):
     mapped(table(5003, dim), has_clusters)
     size = (tmp_path / "0.blocks").stat().st_size
@@ -159,7 +160,7 @@ def test_the_size_of_a_file_is_known_beforehand(dim, has_clusters, mapped, tmp_p
 
 
 def test_a_file_that_was_cut_off_is_refused(mapped, tmp_path):
-    mapped(table(3000, 2))
+    mapped(table(3000, 2), has_clusters=False)
     path = tmp_path / "0.blocks"
     os.truncate(path, path.stat().st_size - 1)
     with path.open("rb") as file, pytest.raises(ValueError, match="not a whole file"):

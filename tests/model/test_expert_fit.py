@@ -98,7 +98,7 @@ def test_a_fit_that_was_stopped_goes_on_with_the_same_bits(fitted, tmp_path):
 @pytest.mark.slow
 def test_two_workers_of_ray_fit_what_one_fits(ray_cluster, fitted, tmp_path):
     folder, pipeline, _ = fitted
-    settings = job_of(f"{folder}/t.csv", folder / "run", num_workers=2, num_epochs=4).train
+    settings = job_of(f"{folder}/t.csv", folder / "run", num_workers=2, num_epochs=4, num_threads=1).train
     rows_of_two_and_one(pipeline.label().location.url, settings, tmp_path)
 
 

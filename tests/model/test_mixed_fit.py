@@ -125,7 +125,7 @@ def test_looks_ahead_of_the_labels_count(fitted, tmp_path):
 @pytest.mark.slow
 def test_two_workers_of_ray_fit_what_one_fits(ray_cluster, fitted, tmp_path):
     folder, pipeline, _ = fitted
-    settings = job_of(f"{folder}/trees.csv", folder / "run", num_workers=2, num_epochs=4).train
+    settings = job_of(f"{folder}/trees.csv", folder / "run", num_workers=2, num_epochs=4, num_threads=1).train
     rows, alone_rows = rows_of_two_and_one(pipeline.label().location.url, settings, tmp_path)
     assert (rows[:, :2] == alone_rows[:, :2]).all(axis=1).mean() > 0.99
 

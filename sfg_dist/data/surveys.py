@@ -364,10 +364,9 @@ def column_of(source: str, block: NDArray[Any], index: int, name: str) -> NDArra
             np.ascontiguousarray(column).tobytes().decode(f"utf-32-{'be' if column.dtype.byteorder == '>' else 'le'}")
         return np.char.decode(column, "utf-8") if column.dtype.kind == "S" else column
     except UnicodeDecodeError as error:
-        part = error.object[error.start : error.start + 40]
         raise UnfitColumnsError(
-            f"{source}: column {name!r} holds the bytes {part!r}, which are no text: write it as text of numpy, or "
-            "leave it out with data.columns",
+            f"{source}: column {name!r} holds the bytes {error.object[error.start :][:40]!r}, which are no text: write "
+            "it as text of numpy, or leave it out with data.columns",
             {name: "it holds bytes that are no text"},
         ) from None
 
@@ -377,7 +376,7 @@ def arrow_of(column: NDArray[Any]) -> pa.Array:
     import pyarrow as pa
 
     plain = np.ascontiguousarray(column, dtype=column.dtype.newbyteorder("="))
-    return pa.array(plain, mask=column.mask if np.ma.is_masked(column) else None)
+    return pa.array(plain, mask=np.ma.getmaskarray(column) if np.ma.is_masked(column) else None)
 
 
 def style_of(cells: Any, column: Any) -> str | None:
